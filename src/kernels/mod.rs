@@ -1,0 +1,38 @@
+//! The only custom ops and the only `unsafe`.
+
+use std::ops::Range;
+
+/// One run of tokens of a packed batch `[T, D]` and what it may attend to.
+///
+/// A token at `tokens.start + i` sees every token of `context` and the tokens `tokens.start ..= tokens.start + i`.
+/// Sequences with a common prefix share it: the prefix is a segment of its own, and stands in the `context` of the others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Segment {
+    /// Rows of the batch; the segments of a batch tile `0..T` in order.
+    pub tokens: Range<usize>,
+    /// Earlier rows of the batch that come before this segment in its sequence, first to last; the position of the segment's
+    /// first token is the sum of their lengths.
+    pub context: Vec<Range<usize>>,
+}
+
+/// What the model believed about one target token. Natural logarithms; sums over the whole vocabulary `V`.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct TokenStatistics {
+    /// ln p(target)
+    pub logprob: f32,
+    /// -sum p ln p, nats; 0 ln 0 = 0
+    pub entropy: f32,
+    /// Entropy of the softmax over the K largest logits, divided by ln K: the EAFT gate (arXiv 2601.02151), K = 20 by default.
+    pub entropy_topk: f32,
+    /// 1 + number of tokens with a larger logit
+    pub rank: u32,
+    /// Probability mass of all tokens no more probable than the target (ties and the target included)
+    pub tail: f32,
+    /// Variance of -ln p under the model: sum p (ln p)^2 - H^2
+    pub varentropy: f32,
+    /// L2 norm of the gradient of -ln p(target) with respect to the logits: sqrt(1 - 2 p + sum p^2)
+    pub grad: f32,
+    /// The model's first choice; the lowest id among ties
+    pub top_id: u32,
+    pub top_logprob: f32,
+}

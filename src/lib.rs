@@ -1,0 +1,21 @@
+//! Token diagnostics for supervised fine-tuning.
+//!
+//! The data go through the modules in the order in which they are declared here:
+//!
+//! ```text
+//! dataset -> tokens -> engine -> scores -> quadrants -> maps, report
+//! ```
+
+pub mod error;
+
+pub mod dataset;
+pub mod tokens;
+
+pub mod kernels;
+pub mod model;
+
+pub mod engine;
+
+pub mod scores;
+
+pub use error::{Context, Error, Result};
