@@ -1,6 +1,20 @@
 //! The only custom ops and the only `unsafe`.
 
+pub mod exp;
+pub(crate) mod lanes;
+pub mod level;
+
 use std::ops::Range;
+
+/// Which implementation of the operations runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Kernels {
+    /// Plain compositions of tensor operations: slow, readable, on any device.
+    Reference,
+    /// The fused kernels of this room: f32 on the CPU.
+    #[default]
+    Fused,
+}
 
 /// One run of tokens of a packed batch `[T, D]` and what it may attend to.
 ///

@@ -1,0 +1,378 @@
+//! A vector of f32 lanes: the alphabet in which the kernels are written once and compiled for each [`Level`](super::level::Level).
+//!
+//! | type | lanes | instructions |
+//! |---|---|---|
+//! | [`F32x16`] | 16 | AVX-512 F, BW, DQ, VL |
+//! | [`F32x8`] | 8 | AVX2, FMA |
+//! | [`F32x4`] | 4 | none of its own: four floats that the compiler turns into SSE2 or NEON |
+//!
+//! Making a vector is unsafe: the caller promises that the processor has its instructions. Whoever holds one may therefore
+//! calculate with it safely. `F32x4` rounds the product of a fused multiply-add on x86-64, where a true one without the
+//! instruction is a slow library call; results differ between levels in the last bits, never between runs of one level.
+
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+
+pub(crate) trait Lanes: Copy {
+    /// Number of lanes.
+    const N: usize;
+
+    /// # Safety
+    /// The processor must have this type's instructions.
+    unsafe fn splat(x: f32) -> Self;
+
+    /// # Safety
+    /// As [`Lanes::splat`]; `N` floats must be readable at `from`.
+    unsafe fn load(from: *const f32) -> Self;
+
+    /// The first `n <= N` lanes from memory, zeros after them.
+    ///
+    /// # Safety
+    /// As [`Lanes::splat`]; `n` floats must be readable at `from`.
+    unsafe fn load_first(from: *const f32, n: usize) -> Self;
+
+    /// # Safety
+    /// `N` floats must be writable at `to`.
+    unsafe fn store(self, to: *mut f32);
+
+    /// # Safety
+    /// `n <= N` floats must be writable at `to`.
+    unsafe fn store_first(self, to: *mut f32, n: usize);
+
+    fn add(self, other: Self) -> Self;
+    fn sub(self, other: Self) -> Self;
+    fn mul(self, other: Self) -> Self;
+    fn div(self, other: Self) -> Self;
+    /// `self * factor + summand`
+    fn mul_add(self, factor: Self, summand: Self) -> Self;
+    /// The larger lane; which operand comes out if one is NaN is not specified.
+    fn max(self, other: Self) -> Self;
+    /// Where `self < bound` (never for NaN) the lane of `then`, elsewhere that of `otherwise`.
+    fn if_less(self, bound: Self, then: Self, otherwise: Self) -> Self;
+    /// Where `self` is NaN the lane of `then`, elsewhere that of `otherwise`.
+    fn if_nan(self, then: Self, otherwise: Self) -> Self;
+    /// Lanes `first..end` of `self`, the others from `fill`; `first <= end <= N`.
+    fn keep(self, first: usize, end: usize, fill: Self) -> Self;
+    /// Adds the lowest bits of `n`'s representation to the exponent: see [`exp`](super::exp::exp).
+    fn add_to_exponent(self, n: Self) -> Self;
+    /// The sum over the lanes, by halves: a fixed order.
+    fn sum(self) -> f32;
+    /// The largest lane, unspecified if one is NaN.
+    fn maximum(self) -> f32;
+}
+
+/// AVX-512.
+#[cfg(target_arch = "x86_64")]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct F32x16(__m512);
+
+#[cfg(target_arch = "x86_64")]
+impl F32x16 {
+    /// # Safety
+    /// The processor must have AVX-512.
+    #[inline(always)]
+    pub unsafe fn new(vector: __m512) -> Self {
+        Self(vector)
+    }
+
+    #[inline(always)]
+    pub fn get(self) -> __m512 {
+        self.0
+    }
+
+    #[inline(always)]
+    fn first(n: usize) -> __mmask16 {
+        ((1u32 << n) - 1) as __mmask16
+    }
+}
+
+// SAFETY of every block in this implementation: a vector exists only on a processor with AVX-512 (the constructors' contract),
+// and the constructors themselves are unsafe; pointers are valid by the contracts in the trait.
+#[cfg(target_arch = "x86_64")]
+impl Lanes for F32x16 {
+    const N: usize = 16;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        Self(unsafe { _mm512_set1_ps(x) })
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        Self(unsafe { _mm512_loadu_ps(from) })
+    }
+    #[inline(always)]
+    unsafe fn load_first(from: *const f32, n: usize) -> Self {
+        Self(unsafe { _mm512_maskz_loadu_ps(Self::first(n), from) })
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        unsafe { _mm512_storeu_ps(to, self.0) }
+    }
+    #[inline(always)]
+    unsafe fn store_first(self, to: *mut f32, n: usize) {
+        unsafe { _mm512_mask_storeu_ps(to, Self::first(n), self.0) }
+    }
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        Self(unsafe { _mm512_add_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn sub(self, other: Self) -> Self {
+        Self(unsafe { _mm512_sub_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn mul(self, other: Self) -> Self {
+        Self(unsafe { _mm512_mul_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn div(self, other: Self) -> Self {
+        Self(unsafe { _mm512_div_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn mul_add(self, factor: Self, summand: Self) -> Self {
+        Self(unsafe { _mm512_fmadd_ps(self.0, factor.0, summand.0) })
+    }
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        Self(unsafe { _mm512_max_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn if_less(self, bound: Self, then: Self, otherwise: Self) -> Self {
+        Self(unsafe { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(self.0, bound.0), otherwise.0, then.0) })
+    }
+    #[inline(always)]
+    fn if_nan(self, then: Self, otherwise: Self) -> Self {
+        Self(unsafe { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_UNORD_Q>(self.0, self.0), otherwise.0, then.0) })
+    }
+    #[inline(always)]
+    fn keep(self, first: usize, end: usize, fill: Self) -> Self {
+        Self(unsafe { _mm512_mask_blend_ps(Self::first(end) & !Self::first(first), fill.0, self.0) })
+    }
+    #[inline(always)]
+    fn add_to_exponent(self, n: Self) -> Self {
+        Self(unsafe {
+            let n = _mm512_slli_epi32::<23>(_mm512_castps_si512(n.0));
+            _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(self.0), n))
+        })
+    }
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        unsafe { _mm512_reduce_add_ps(self.0) }
+    }
+    #[inline(always)]
+    fn maximum(self) -> f32 {
+        unsafe { _mm512_reduce_max_ps(self.0) }
+    }
+}
+
+/// AVX2 and FMA.
+#[cfg(target_arch = "x86_64")]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct F32x8(__m256);
+
+#[cfg(target_arch = "x86_64")]
+impl F32x8 {
+    /// # Safety
+    /// The processor must have AVX2 and FMA.
+    #[inline(always)]
+    pub unsafe fn new(vector: __m256) -> Self {
+        Self(vector)
+    }
+
+    #[inline(always)]
+    pub fn get(self) -> __m256 {
+        self.0
+    }
+
+    /// All bits set in the first `n` lanes.
+    ///
+    /// # Safety
+    /// The processor must have AVX2.
+    #[inline(always)]
+    unsafe fn first(n: usize) -> __m256i {
+        unsafe { _mm256_cmpgt_epi32(_mm256_set1_epi32(n as i32), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)) }
+    }
+}
+
+// SAFETY of every block in this implementation: as for `F32x16`, with AVX2 and FMA.
+#[cfg(target_arch = "x86_64")]
+impl Lanes for F32x8 {
+    const N: usize = 8;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        Self(unsafe { _mm256_set1_ps(x) })
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        Self(unsafe { _mm256_loadu_ps(from) })
+    }
+    #[inline(always)]
+    unsafe fn load_first(from: *const f32, n: usize) -> Self {
+        Self(unsafe { _mm256_maskload_ps(from, Self::first(n)) })
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        unsafe { _mm256_storeu_ps(to, self.0) }
+    }
+    #[inline(always)]
+    unsafe fn store_first(self, to: *mut f32, n: usize) {
+        unsafe { _mm256_maskstore_ps(to, Self::first(n), self.0) }
+    }
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        Self(unsafe { _mm256_add_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn sub(self, other: Self) -> Self {
+        Self(unsafe { _mm256_sub_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn mul(self, other: Self) -> Self {
+        Self(unsafe { _mm256_mul_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn div(self, other: Self) -> Self {
+        Self(unsafe { _mm256_div_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn mul_add(self, factor: Self, summand: Self) -> Self {
+        Self(unsafe { _mm256_fmadd_ps(self.0, factor.0, summand.0) })
+    }
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        Self(unsafe { _mm256_max_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn if_less(self, bound: Self, then: Self, otherwise: Self) -> Self {
+        Self(unsafe { _mm256_blendv_ps(otherwise.0, then.0, _mm256_cmp_ps::<_CMP_LT_OQ>(self.0, bound.0)) })
+    }
+    #[inline(always)]
+    fn if_nan(self, then: Self, otherwise: Self) -> Self {
+        Self(unsafe { _mm256_blendv_ps(otherwise.0, then.0, _mm256_cmp_ps::<_CMP_UNORD_Q>(self.0, self.0)) })
+    }
+    #[inline(always)]
+    fn keep(self, first: usize, end: usize, fill: Self) -> Self {
+        Self(unsafe {
+            let keep = _mm256_andnot_si256(Self::first(first), Self::first(end));
+            _mm256_blendv_ps(fill.0, self.0, _mm256_castsi256_ps(keep))
+        })
+    }
+    #[inline(always)]
+    fn add_to_exponent(self, n: Self) -> Self {
+        Self(unsafe {
+            let n = _mm256_slli_epi32::<23>(_mm256_castps_si256(n.0));
+            _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(self.0), n))
+        })
+    }
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        let mut lanes = [0.0; 8];
+        // SAFETY: eight floats are there.
+        unsafe { self.store(lanes.as_mut_ptr()) };
+        let four: [f32; 4] = std::array::from_fn(|i| lanes[i] + lanes[i + 4]);
+        (four[0] + four[2]) + (four[1] + four[3])
+    }
+    #[inline(always)]
+    fn maximum(self) -> f32 {
+        let mut lanes = [0.0; 8];
+        // SAFETY: eight floats are there.
+        unsafe { self.store(lanes.as_mut_ptr()) };
+        lanes.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    }
+}
+
+/// Plain floats; safe on every machine, so nothing below relies on the constructors' contract except for its pointers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct F32x4([f32; 4]);
+
+impl F32x4 {
+    #[inline(always)]
+    fn zip(self, other: Self, f: impl Fn(f32, f32) -> f32) -> Self {
+        Self(std::array::from_fn(|i| f(self.0[i], other.0[i])))
+    }
+}
+
+impl Lanes for F32x4 {
+    const N: usize = 4;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        Self([x; 4])
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: four floats are readable by contract; the type has no alignment beyond theirs.
+        Self(unsafe { from.cast::<[f32; 4]>().read_unaligned() })
+    }
+    #[inline(always)]
+    unsafe fn load_first(from: *const f32, n: usize) -> Self {
+        // SAFETY: `i < n` floats are readable by contract.
+        Self(std::array::from_fn(|i| if i < n { unsafe { *from.add(i) } } else { 0.0 }))
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: four floats are writable by contract.
+        unsafe { to.cast::<[f32; 4]>().write_unaligned(self.0) }
+    }
+    #[inline(always)]
+    unsafe fn store_first(self, to: *mut f32, n: usize) {
+        for (i, x) in self.0.into_iter().take(n).enumerate() {
+            // SAFETY: `i < n` floats are writable by contract.
+            unsafe { *to.add(i) = x }
+        }
+    }
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        self.zip(other, |a, b| a + b)
+    }
+    #[inline(always)]
+    fn sub(self, other: Self) -> Self {
+        self.zip(other, |a, b| a - b)
+    }
+    #[inline(always)]
+    fn mul(self, other: Self) -> Self {
+        self.zip(other, |a, b| a * b)
+    }
+    #[inline(always)]
+    fn div(self, other: Self) -> Self {
+        self.zip(other, |a, b| a / b)
+    }
+    #[inline(always)]
+    fn mul_add(self, factor: Self, summand: Self) -> Self {
+        if cfg!(any(target_arch = "aarch64", target_feature = "fma")) {
+            Self(std::array::from_fn(|i| self.0[i].mul_add(factor.0[i], summand.0[i])))
+        } else {
+            Self(std::array::from_fn(|i| self.0[i] * factor.0[i] + summand.0[i]))
+        }
+    }
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        // The comparison compiles to one instruction; `f32::max` has to look for NaN.
+        self.zip(other, |a, b| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    fn if_less(self, bound: Self, then: Self, otherwise: Self) -> Self {
+        Self(std::array::from_fn(|i| if self.0[i] < bound.0[i] { then.0[i] } else { otherwise.0[i] }))
+    }
+    #[inline(always)]
+    fn if_nan(self, then: Self, otherwise: Self) -> Self {
+        Self(std::array::from_fn(|i| if self.0[i].is_nan() { then.0[i] } else { otherwise.0[i] }))
+    }
+    #[inline(always)]
+    fn keep(self, first: usize, end: usize, fill: Self) -> Self {
+        Self(std::array::from_fn(|i| if (first..end).contains(&i) { self.0[i] } else { fill.0[i] }))
+    }
+    #[inline(always)]
+    fn add_to_exponent(self, n: Self) -> Self {
+        self.zip(n, |x, n| f32::from_bits(x.to_bits().wrapping_add(n.to_bits() << 23)))
+    }
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        (self.0[0] + self.0[2]) + (self.0[1] + self.0[3])
+    }
+    #[inline(always)]
+    fn maximum(self) -> f32 {
+        self.0.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    }
+}
