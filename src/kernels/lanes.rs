@@ -39,6 +39,18 @@ pub(crate) trait Lanes: Copy {
     /// `n <= N` floats must be writable at `to`.
     unsafe fn store_first(self, to: *mut f32, n: usize);
 
+    /// The bf16 numbers in the low halves of `N` words.
+    ///
+    /// # Safety
+    /// As [`Lanes::splat`]; `N` words must be readable at `from`.
+    unsafe fn load_low_halves(from: *const u32) -> Self;
+
+    /// The bf16 numbers in the high halves of `N` words.
+    ///
+    /// # Safety
+    /// As [`Lanes::splat`]; `N` words must be readable at `from`.
+    unsafe fn load_high_halves(from: *const u32) -> Self;
+
     fn add(self, other: Self) -> Self;
     fn sub(self, other: Self) -> Self;
     fn mul(self, other: Self) -> Self;
@@ -111,6 +123,15 @@ impl Lanes for F32x16 {
     #[inline(always)]
     unsafe fn store_first(self, to: *mut f32, n: usize) {
         unsafe { _mm512_mask_storeu_ps(to, Self::first(n), self.0) }
+    }
+    #[inline(always)]
+    unsafe fn load_low_halves(from: *const u32) -> Self {
+        Self(unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_loadu_si512(from.cast()))) })
+    }
+    #[inline(always)]
+    unsafe fn load_high_halves(from: *const u32) -> Self {
+        let words = unsafe { _mm512_loadu_si512(from.cast()) };
+        Self(unsafe { _mm512_castsi512_ps(_mm512_and_si512(words, _mm512_set1_epi32(0xffff_0000_u32 as i32))) })
     }
     #[inline(always)]
     fn add(self, other: Self) -> Self {
@@ -220,6 +241,15 @@ impl Lanes for F32x8 {
         unsafe { _mm256_maskstore_ps(to, Self::first(n), self.0) }
     }
     #[inline(always)]
+    unsafe fn load_low_halves(from: *const u32) -> Self {
+        Self(unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_loadu_si256(from.cast()))) })
+    }
+    #[inline(always)]
+    unsafe fn load_high_halves(from: *const u32) -> Self {
+        let words = unsafe { _mm256_loadu_si256(from.cast()) };
+        Self(unsafe { _mm256_castsi256_ps(_mm256_and_si256(words, _mm256_set1_epi32(0xffff_0000_u32 as i32))) })
+    }
+    #[inline(always)]
     fn add(self, other: Self) -> Self {
         Self(unsafe { _mm256_add_ps(self.0, other.0) })
     }
@@ -321,6 +351,18 @@ impl Lanes for F32x4 {
             // SAFETY: `i < n` floats are writable by contract.
             unsafe { *to.add(i) = x }
         }
+    }
+    #[inline(always)]
+    unsafe fn load_low_halves(from: *const u32) -> Self {
+        // SAFETY: four words are readable by contract.
+        let words = unsafe { from.cast::<[u32; 4]>().read_unaligned() };
+        Self(words.map(|word| f32::from_bits(word << 16)))
+    }
+    #[inline(always)]
+    unsafe fn load_high_halves(from: *const u32) -> Self {
+        // SAFETY: four words are readable by contract.
+        let words = unsafe { from.cast::<[u32; 4]>().read_unaligned() };
+        Self(words.map(|word| f32::from_bits(word & 0xffff_0000)))
     }
     #[inline(always)]
     fn add(self, other: Self) -> Self {

@@ -1,19 +1,33 @@
 //! The only custom ops and the only `unsafe`.
 
 pub mod exp;
+pub mod head;
 pub(crate) mod lanes;
 pub mod level;
+pub mod matmul;
 
+use std::fmt;
 use std::ops::Range;
+use std::str::FromStr;
+
+use crate::error::{Error, Result};
 
 /// Which implementation of the operations runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Kernels {
     /// Plain compositions of tensor operations: slow, readable, on any device.
     Reference,
-    /// The fused kernels of this room: f32 on the CPU.
+    /// The fused kernels of this room: on the CPU.
     #[default]
     Fused,
+}
+
+/// What a weight is stored and multiplied in. `Bf16` rounds both factors of every product to bfloat16 and adds in f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Dtype {
+    #[default]
+    F32,
+    Bf16,
 }
 
 /// One run of tokens of a packed batch `[T, D]` and what it may attend to.
@@ -49,4 +63,46 @@ pub struct TokenStatistics {
     /// The model's first choice; the lowest id among ties
     pub top_id: u32,
     pub top_logprob: f32,
+}
+
+impl fmt::Display for Kernels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Kernels::Reference => "reference",
+            Kernels::Fused => "fused",
+        })
+    }
+}
+
+impl FromStr for Kernels {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "reference" => Ok(Kernels::Reference),
+            "fused" => Ok(Kernels::Fused),
+            _ => Err(Error::usage(format!("there are no kernels called `{name}`")).cure("Give `reference` or `fused`.")),
+        }
+    }
+}
+
+impl fmt::Display for Dtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Dtype::F32 => "f32",
+            Dtype::Bf16 => "bf16",
+        })
+    }
+}
+
+impl FromStr for Dtype {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "f32" => Ok(Dtype::F32),
+            "bf16" => Ok(Dtype::Bf16),
+            _ => Err(Error::usage(format!("there is no number format called `{name}`")).cure("Give `f32` or `bf16`.")),
+        }
+    }
 }

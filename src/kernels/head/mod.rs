@@ -1,0 +1,62 @@
+//! The head: hidden states against the vocabulary matrix, and what the model believed about each target token.
+//!
+//! Shapes: `N` tokens, `D` width, `V` vocabulary; `hidden_nd`, `head_vd`, `logits_nv = hidden_nd head_vd^T`. Natural logarithms.
+//! The plain expression is [`statistics_of_logits`] on every row of `logits_nv`. [`Kernels::Fused`](super::Kernels) never
+//! stores `logits_nv`: a tile of it is computed, folded into running sums while it is in the cache, and forgotten, as in
+//! Cut Cross-Entropy (arXiv 2411.09009), here with more statistics and no gradient.
+
+mod reference;
+
+use candle_core::Tensor;
+
+pub use reference::statistics_of_logits;
+
+use super::TokenStatistics;
+use super::matmul::Matrix;
+use crate::error::{Error, Result};
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct HeadOptions {
+    /// `K` of `entropy_topk`.
+    pub top_k: usize,
+    /// `logit <- cap tanh(logit / cap)`, as Gemma does.
+    pub softcap: Option<f32>,
+}
+
+impl Default for HeadOptions {
+    fn default() -> Self {
+        HeadOptions { top_k: 20, softcap: None }
+    }
+}
+
+/// What the model believed about `targets[n]` at `hidden_nd[n]`; `[N, D]` f32 in, `N` statistics out.
+pub fn head_statistics(
+    hidden_nd: &Tensor,
+    head_vd: &Matrix,
+    targets: &[u32],
+    options: &HeadOptions,
+) -> Result<Vec<TokenStatistics>> {
+    check(hidden_nd, head_vd, targets, options)?;
+    reference::head_statistics(hidden_nd, head_vd, targets, options)
+}
+
+/// Entropy, in nats, of the softmax over the `K` largest logits, for `K = 1 ..= k_max`, of each token: `[N][k_max]`.
+/// Where `K` exceeds the vocabulary the whole vocabulary counts. For small samples: it goes through whole rows of logits.
+pub fn topk_entropies(hidden_nd: &Tensor, head_vd: &Matrix, k_max: usize, options: &HeadOptions) -> Result<Vec<Vec<f32>>> {
+    reference::topk_entropies(hidden_nd, head_vd, k_max, options)
+}
+
+fn check(hidden_nd: &Tensor, head_vd: &Matrix, targets: &[u32], options: &HeadOptions) -> Result<()> {
+    let (n_rows, vocabulary) = (hidden_nd.dims2()?.0, head_vd.out_features());
+    if n_rows != targets.len() {
+        return Err(Error::new(format!("{n_rows} hidden states came with {} targets", targets.len())));
+    }
+    if let Some(target) = targets.iter().find(|&&target| target as usize >= vocabulary) {
+        return Err(Error::new(format!("token id {target} lies outside the model's vocabulary of {vocabulary}"))
+            .cure("The tokenizer and the weights do not belong together."));
+    }
+    if options.top_k == 0 {
+        return Err(Error::new("the entropy over the K largest logits needs K >= 1, and got K = 0"));
+    }
+    Ok(())
+}

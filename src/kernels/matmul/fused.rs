@@ -1,0 +1,198 @@
+//! The fused product: tiles of the output over all cores, the residual added as a tile is stored.
+
+use rayon::prelude::*;
+
+use super::pack::{PANEL, Panels, bf16_pair};
+use super::tile::{Product, ProductKernel, dispatch, tile};
+use crate::kernels::Dtype;
+use crate::kernels::lanes::Lanes;
+use crate::kernels::level::Level;
+
+/// Words of `k` per block: a panel's share (144 KiB) stays in the second-level cache while all rows of a task go past it.
+/// The sums of the blocks before come back from the output, to the bit, so the block size changes no result.
+const DEPTH_BLOCK: usize = 768;
+/// Rows per task: with `DEPTH_BLOCK` words each (288 KiB) they stay in the second-level cache too.
+const ROW_BLOCK: usize = 96;
+/// Panels per task.
+const PANEL_BLOCK: usize = 16;
+
+/// `x W^T`, plus `residual_tn` if there is one. `x_tk` is `[T, K]` row-major; the result is `[T, N]`.
+pub(super) fn multiply(level: Level, x_tk: &[f32], n_rows: usize, weight: &Panels, residual_tn: Option<&[f32]>) -> Vec<f32> {
+    let n = weight.out_features();
+    assert!(residual_tn.is_none_or(|residual| residual.len() == n_rows * n), "the residual has the output's shape");
+    let x = Rows::new(x_tk, n_rows, weight);
+    // Not zeroed: the tiles write every element.
+    let mut y_tn: Vec<f32> = Vec::with_capacity(n_rows * n);
+    let output = Output(y_tn.as_mut_ptr());
+
+    let row_blocks = n_rows.div_ceil(ROW_BLOCK);
+    let panel_blocks = weight.n_panels().div_ceil(PANEL_BLOCK);
+    // Row blocks vary fastest: a block of panels comes from memory once and serves them all.
+    (0..row_blocks * panel_blocks).into_par_iter().with_max_len(1).for_each(|task| {
+        let first_row = task % row_blocks * ROW_BLOCK;
+        let first_panel = task / row_blocks * PANEL_BLOCK;
+        let block = Block {
+            x: &x,
+            weight,
+            residual_tn,
+            output,
+            first_row,
+            end_row: (first_row + ROW_BLOCK).min(n_rows),
+            first_panel,
+            end_panel: (first_panel + PANEL_BLOCK).min(weight.n_panels()),
+        };
+        dispatch(level, weight.dtype(), block);
+    });
+    // SAFETY: the tasks cover all rows and all panels, and a tile writes each of its elements; the capacity was asked for above.
+    unsafe { y_tn.set_len(n_rows * n) };
+    y_tn
+}
+
+/// The input in words: f32 as it is, or pairs of bf16.
+pub(crate) struct Rows<'a> {
+    words: std::borrow::Cow<'a, [u32]>,
+    n_rows: usize,
+    /// Words from one row to the next.
+    stride: usize,
+}
+
+impl<'a> Rows<'a> {
+    pub fn new(x_tk: &'a [f32], n_rows: usize, weight: &Panels) -> Rows<'a> {
+        let (k, depth) = (weight.in_features(), weight.depth());
+        assert_eq!(x_tk.len(), n_rows * k);
+        match weight.dtype() {
+            Dtype::F32 => {
+                // SAFETY: f32 and u32 have one size and alignment, and every pattern of bits is a u32.
+                let words = unsafe { std::slice::from_raw_parts(x_tk.as_ptr().cast::<u32>(), x_tk.len()) };
+                Rows { words: words.into(), n_rows, stride: k }
+            }
+            Dtype::Bf16 => {
+                let mut words = vec![0; n_rows * depth];
+                if k > 0 {
+                    words.par_chunks_mut(depth).zip(x_tk.par_chunks(k)).with_min_len(16).for_each(|(words, x)| {
+                        words.iter_mut().zip(x.chunks(2)).for_each(|(word, x)| *word = bf16_pair(x));
+                    });
+                }
+                Rows { words: words.into(), n_rows, stride: depth }
+            }
+        }
+    }
+
+    pub fn stride(&self) -> usize {
+        self.stride
+    }
+
+    pub fn row(&self, row: usize) -> &[u32] {
+        assert!(row < self.n_rows);
+        &self.words[row * self.stride..][..self.stride]
+    }
+
+    /// The first of `n` rows, `stride` words apart.
+    pub fn rows(&self, first: usize, n: usize) -> *const u32 {
+        assert!(first + n <= self.n_rows);
+        self.words[first * self.stride..].as_ptr()
+    }
+}
+
+/// Where the tasks write, each its own elements.
+#[derive(Clone, Copy)]
+struct Output(*mut f32);
+
+// SAFETY: the blocks of two tasks share no element, and nobody reads before all have ended.
+unsafe impl Send for Output {}
+// SAFETY: as above.
+unsafe impl Sync for Output {}
+
+struct Block<'a> {
+    x: &'a Rows<'a>,
+    weight: &'a Panels,
+    residual_tn: Option<&'a [f32]>,
+    output: Output,
+    first_row: usize,
+    end_row: usize,
+    first_panel: usize,
+    end_panel: usize,
+}
+
+impl ProductKernel for Block<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<P: Product>(self) {
+        let depth = self.weight.depth();
+        let mut first_k = 0;
+        loop {
+            let end_k = (first_k + DEPTH_BLOCK).min(depth);
+            for panel in self.first_panel..self.end_panel {
+                let mut row = self.first_row;
+                while row < self.end_row {
+                    let n_rows = P::MAX_ROWS.min(self.end_row - row);
+                    // SAFETY: the rows and the panel exist, `end_k <= depth`, and the caller vouches for the instructions.
+                    row += unsafe {
+                        match n_rows {
+                            8.. => self.tile::<P, 8>(row, panel, first_k, end_k),
+                            4.. => self.tile::<P, 4>(row, panel, first_k, end_k),
+                            2.. => self.tile::<P, 2>(row, panel, first_k, end_k),
+                            _ => self.tile::<P, 1>(row, panel, first_k, end_k),
+                        }
+                    };
+                }
+            }
+            first_k = end_k;
+            if first_k >= depth {
+                break;
+            }
+        }
+    }
+}
+
+impl Block<'_> {
+    /// Adds `first_k..end_k` to `R` rows from `row` on; returns `R`.
+    ///
+    /// # Safety
+    /// The rows, the panel and the words exist; the processor has `P`'s instructions.
+    #[inline(always)]
+    unsafe fn tile<P: Product, const R: usize>(&self, row: usize, panel: usize, first_k: usize, end_k: usize) -> usize {
+        let n = self.weight.out_features();
+        let first_column = panel * PANEL;
+        let n_columns = PANEL.min(n - first_column);
+        let last = end_k == self.weight.depth();
+        let lanes = |column: usize| n_columns.saturating_sub(column).min(P::V::N);
+        let at = |r: usize, column: usize| (row + r) * n + first_column + column;
+        let w = &self.weight.panel(panel)[first_k * PANEL..end_k * PANEL];
+        let x = self.x.rows(row, R);
+        // SAFETY: `lanes(column)` elements from `at(r, column)` on lie in row `row + r` of the output, and of the residual, which
+        // has its shape; blocks of `k` after the first read what the first has written; the slices vouch for `x` and `w`.
+        unsafe {
+            tile::<P, R>(
+                x.add(first_k),
+                self.x.stride(),
+                w.as_ptr(),
+                end_k - first_k,
+                #[inline(always)]
+                |r, column| match first_k {
+                    0 => P::V::splat(0.0),
+                    _ if lanes(column) == P::V::N => P::V::load(self.output.0.add(at(r, column))),
+                    _ if lanes(column) == 0 => P::V::splat(0.0),
+                    _ => P::V::load_first(self.output.0.add(at(r, column)), lanes(column)),
+                },
+                #[inline(always)]
+                |r, column, mut sums| {
+                    let n_lanes = lanes(column);
+                    if n_lanes == P::V::N {
+                        if last && let Some(residual) = self.residual_tn {
+                            sums = P::V::load(residual.as_ptr().add(at(r, column))).add(sums);
+                        }
+                        sums.store(self.output.0.add(at(r, column)));
+                    } else if n_lanes > 0 {
+                        if last && let Some(residual) = self.residual_tn {
+                            sums = P::V::load_first(residual.as_ptr().add(at(r, column)), n_lanes).add(sums);
+                        }
+                        sums.store_first(self.output.0.add(at(r, column)), n_lanes);
+                    }
+                },
+            );
+        }
+        R
+    }
+}

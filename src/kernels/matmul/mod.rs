@@ -1,0 +1,265 @@
+//! `x W^T` against a weight matrix that is stored once.
+//!
+//! Shapes: `T` tokens, `K` inputs, `N` outputs; `x_tk`, `w_nk`, `y_tn`. The plain expression is `x.matmul(&w.t())`.
+//! [`Kernels::Fused`] packs the weight at load time into panels of 48 outputs, which the processor reads front to back, and
+//! keeps no second copy; [`Kernels::Reference`] is the candle product, on any device, and passes gradients to the weight. The
+//! fused weight is frozen: gradients pass through to the input only.
+//!
+//! In bf16 both factors are rounded to bfloat16 and the products added in f32, whichever kernels run.
+
+mod fused;
+mod pack;
+mod tile;
+
+use std::sync::Arc;
+
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Device, Layout, Shape, Storage, Tensor};
+use rayon::prelude::*;
+
+pub(super) use fused::Rows;
+pub(super) use pack::{PANEL, Panels};
+pub(super) use tile::{Product, ProductKernel, VECTORS, dispatch, tile};
+
+use super::level::Level;
+use super::{Dtype, Kernels};
+use crate::error::{Error, Result};
+
+/// A weight matrix `W [N, K]`: `N` outputs, `K` inputs.
+#[derive(Debug, Clone)]
+pub struct Matrix {
+    out_features: usize,
+    in_features: usize,
+    dtype: Dtype,
+    store: Store,
+}
+
+#[derive(Debug, Clone)]
+enum Store {
+    /// `[N, K]`, f32 or bf16.
+    Plain(Tensor),
+    Packed(Arc<Panels>),
+}
+
+impl Matrix {
+    /// Joins `parts` (`[N_i, K]` each, any float type) along `N`. The parts are asked for one by one and dropped once they are
+    /// stored, so that only one of them need be alive beside the result.
+    pub fn new(parts: impl IntoIterator<Item = Result<Tensor>>, dtype: Dtype, kernels: Kernels) -> Result<Matrix> {
+        let mut parts = parts.into_iter();
+        let first = parts.next().ok_or_else(|| Error::new("a weight matrix was asked for with no parts"))??;
+        let in_features = first.dims2()?.1;
+        let store = match kernels {
+            Kernels::Reference => Store::Plain(join(first, parts, dtype)?),
+            Kernels::Fused => Store::Packed(Arc::new(pack(first, parts, dtype)?)),
+        };
+        let out_features = match &store {
+            Store::Plain(weight) => weight.dims2()?.0,
+            Store::Packed(panels) => panels.out_features(),
+        };
+        Ok(Matrix { out_features, in_features, dtype, store })
+    }
+
+    /// `x W^T`: `[T, K]` f32 -> `[T, N]` f32.
+    pub fn forward(&self, x_tk: &Tensor) -> Result<Tensor> {
+        self.check_input(x_tk)?;
+        match &self.store {
+            Store::Plain(weight) => plain_forward(weight, x_tk, self.dtype),
+            Store::Packed(panels) => Ok(x_tk.contiguous()?.apply_op1(Linear { panels: panels.clone() })?),
+        }
+    }
+
+    /// `residual + x W^T`: `[T, K]`, `[T, N]` f32 -> `[T, N]` f32.
+    pub fn forward_add(&self, x_tk: &Tensor, residual_tn: &Tensor) -> Result<Tensor> {
+        self.check_input(x_tk)?;
+        let expected = [x_tk.dims()[0], self.out_features];
+        if residual_tn.dims() != expected || residual_tn.dtype() != DType::F32 {
+            return Err(Error::new(format!(
+                "a residual of {expected:?} f32 was expected, and {:?} {:?} found",
+                residual_tn.dims(),
+                residual_tn.dtype()
+            )));
+        }
+        match &self.store {
+            Store::Plain(weight) => Ok((residual_tn + plain_forward(weight, x_tk, self.dtype)?)?),
+            Store::Packed(panels) => {
+                Ok(x_tk.contiguous()?.apply_op2(&residual_tn.contiguous()?, Linear { panels: panels.clone() })?)
+            }
+        }
+    }
+
+    /// Rows of `W` as they are stored, `[ids.len(), K]` f32: the embedding of a model whose head and embedding are one matrix.
+    pub fn rows(&self, ids: &[u32]) -> Result<Tensor> {
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= self.out_features) {
+            return Err(Error::new(format!("row {id} was asked of a matrix of {} rows", self.out_features)));
+        }
+        match &self.store {
+            Store::Plain(weight) => {
+                let ids = Tensor::new(ids, weight.device())?;
+                Ok(weight.index_select(&ids, 0)?.to_dtype(DType::F32)?)
+            }
+            Store::Packed(panels) => {
+                let mut rows = vec![0.0; ids.len() * self.in_features];
+                if self.in_features > 0 {
+                    rows.par_chunks_mut(self.in_features).zip(ids).for_each(|(row, &id)| panels.row_into(id as usize, row));
+                }
+                Ok(Tensor::from_vec(rows, (ids.len(), self.in_features), &Device::Cpu)?)
+            }
+        }
+    }
+
+    pub fn out_features(&self) -> usize {
+        self.out_features
+    }
+
+    pub fn in_features(&self) -> usize {
+        self.in_features
+    }
+
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// Memory the weight takes.
+    pub fn bytes(&self) -> usize {
+        match &self.store {
+            Store::Plain(weight) => weight.elem_count() * weight.dtype().size_in_bytes(),
+            Store::Packed(panels) => panels.bytes(),
+        }
+    }
+
+    /// The panels of a fused matrix.
+    pub(super) fn panels(&self) -> Option<&Panels> {
+        match &self.store {
+            Store::Plain(_) => None,
+            Store::Packed(panels) => Some(panels),
+        }
+    }
+
+    fn check_input(&self, x_tk: &Tensor) -> Result<()> {
+        match x_tk.dims() {
+            [_, k] if *k == self.in_features && x_tk.dtype() == DType::F32 => Ok(()),
+            found => Err(Error::new(format!(
+                "a matrix with {k} inputs takes [T, {k}] f32, and got {found:?} {dtype:?}",
+                k = self.in_features,
+                dtype = x_tk.dtype()
+            ))),
+        }
+    }
+}
+
+/// The slow readable product.
+fn plain_forward(weight_nk: &Tensor, x_tk: &Tensor, dtype: Dtype) -> Result<Tensor> {
+    Ok(match dtype {
+        Dtype::F32 => x_tk.matmul(&weight_nk.t()?)?,
+        Dtype::Bf16 => x_tk.to_dtype(DType::BF16)?.to_dtype(DType::F32)?.matmul(&weight_nk.to_dtype(DType::F32)?.t()?)?,
+    })
+}
+
+fn join(first: Tensor, rest: impl Iterator<Item = Result<Tensor>>, dtype: Dtype) -> Result<Tensor> {
+    let dtype = match dtype {
+        Dtype::F32 => DType::F32,
+        Dtype::Bf16 => DType::BF16,
+    };
+    let mut parts = vec![first.to_dtype(dtype)?];
+    drop(first);
+    for part in rest {
+        parts.push(part?.to_dtype(dtype)?);
+    }
+    Ok(if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(&parts, 0)? })
+}
+
+fn pack(first: Tensor, rest: impl Iterator<Item = Result<Tensor>>, dtype: Dtype) -> Result<Panels> {
+    let in_features = first.dims2()?.1;
+    let mut panels = Panels::new(in_features, dtype);
+    for part in std::iter::once(Ok(first)).chain(rest) {
+        let part = part?;
+        if part.dims2()?.1 != in_features {
+            return Err(Error::new(format!("weights of {:?} cannot follow others with {in_features} inputs", part.dims())));
+        }
+        if !part.device().is_cpu() {
+            return Err(Error::new("the fused kernels work on the CPU only").cure("Use `--kernels reference` on this device."));
+        }
+        let part = part.to_dtype(DType::F32)?.contiguous()?;
+        let (storage, layout) = part.storage_and_layout();
+        match &*storage {
+            Storage::Cpu(storage) => panels.push(contiguous_f32(storage, layout)?),
+            _ => unreachable!("the device is the CPU"),
+        }
+    }
+    Ok(panels)
+}
+
+/// The elements of a contiguous tensor.
+fn contiguous_f32<'a>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&'a [f32]> {
+    let (begin, end) =
+        layout.contiguous_offsets().ok_or_else(|| candle_core::Error::Msg("a contiguous tensor was expected".into()))?;
+    Ok(&storage.as_slice::<f32>()?[begin..end])
+}
+
+/// The fused product as a tensor operation: `x W^T` of one argument, `residual + x W^T` of two.
+struct Linear {
+    panels: Arc<Panels>,
+}
+
+impl Linear {
+    /// `dx = dy W`, from the packed weight a few hundred outputs at a time: `W` is unpacked, but never as a whole.
+    fn input_gradient(&self, dy_tn: &Tensor) -> candle_core::Result<Tensor> {
+        const CHUNK: usize = 16 * PANEL;
+        let (n, k) = (self.panels.out_features(), self.panels.in_features());
+        let mut dx_tk = Tensor::zeros((dy_tn.dim(0)?, k), DType::F32, &Device::Cpu)?;
+        for begin in (0..n).step_by(CHUNK) {
+            let n_outputs = CHUNK.min(n - begin);
+            let mut w_nk = vec![0.0; n_outputs * k];
+            if k > 0 {
+                w_nk.par_chunks_mut(k).enumerate().for_each(|(i, row)| self.panels.row_into(begin + i, row));
+            }
+            let w_nk = Tensor::from_vec(w_nk, (n_outputs, k), &Device::Cpu)?;
+            dx_tk = (dx_tk + dy_tn.narrow(1, begin, n_outputs)?.contiguous()?.matmul(&w_nk)?)?;
+        }
+        Ok(dx_tk)
+    }
+}
+
+impl CustomOp1 for Linear {
+    fn name(&self) -> &'static str {
+        "packed-linear"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        let n_rows = layout.dims()[0];
+        let y = fused::multiply(Level::current(), contiguous_f32(x, layout)?, n_rows, &self.panels, None);
+        Ok((CpuStorage::F32(y), (n_rows, self.panels.out_features()).into()))
+    }
+
+    fn bwd(&self, _x: &Tensor, _y: &Tensor, dy: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        Ok(Some(self.input_gradient(dy)?))
+    }
+}
+
+impl CustomOp2 for Linear {
+    fn name(&self) -> &'static str {
+        "packed-linear-add"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        residual: &CpuStorage,
+        residual_layout: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        let n_rows = x_layout.dims()[0];
+        let residual = contiguous_f32(residual, residual_layout)?;
+        let y = fused::multiply(Level::current(), contiguous_f32(x, x_layout)?, n_rows, &self.panels, Some(residual));
+        Ok((CpuStorage::F32(y), (n_rows, self.panels.out_features()).into()))
+    }
+
+    fn bwd(
+        &self,
+        _x: &Tensor,
+        _residual: &Tensor,
+        _y: &Tensor,
+        dy: &Tensor,
+    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
+        Ok((Some(self.input_gradient(dy)?), Some(dy.clone())))
+    }
+}

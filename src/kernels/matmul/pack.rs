@@ -1,0 +1,145 @@
+//! The stored form of a weight matrix: panels of 48 outputs, `k` outermost, so that a register tile reads them front to back.
+//!
+//! ```text
+//!   panel 0                       panel 1
+//!   k = 0: w[0][0]  .. w[47][0]   w[48][0] .. w[95][0]
+//!   k = 1: w[0][1]  .. w[47][1]   w[48][1] .. w[95][1]
+//! ```
+//!
+//! In bf16 a 32-bit word holds two neighbouring `k` of one output, the even one in the low half: the operand of `vdpbf16ps`.
+//! An odd `K` and the last panel are filled up with zeros. 48 outputs are three AVX-512 vectors, and with 8 rows of the input
+//! 24 of the 32 registers hold sums.
+
+use half::bf16;
+use rayon::prelude::*;
+
+use crate::kernels::Dtype;
+
+/// Outputs in a panel.
+pub(crate) const PANEL: usize = 48;
+
+/// Words (f32, or two bf16) in a cache line.
+const LINE: usize = 16;
+const LINES_PER_DEPTH: usize = PANEL / LINE;
+
+/// A cache line, for its alignment: a vector that straddles two lines costs two loads.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u32; LINE]);
+
+/// `W [N, K]`, packed.
+#[derive(Debug)]
+pub(crate) struct Panels {
+    lines: Vec<Line>,
+    out_features: usize,
+    in_features: usize,
+    dtype: Dtype,
+}
+
+impl Panels {
+    pub fn new(in_features: usize, dtype: Dtype) -> Panels {
+        Panels { lines: Vec::new(), out_features: 0, in_features, dtype }
+    }
+
+    /// Appends outputs: `part_nk` is `[n, K]`, row-major.
+    pub fn push(&mut self, part_nk: &[f32]) {
+        let (k, depth, dtype) = (self.in_features, self.depth(), self.dtype);
+        let before = self.out_features;
+        let after = before + part_nk.len().checked_div(k).unwrap_or(0);
+        let panel_lines = depth * LINES_PER_DEPTH;
+        let n_lines = after.div_ceil(PANEL) * panel_lines;
+        // Exactly: growing by doubling would hold up to twice the weight.
+        self.lines.reserve_exact(n_lines - self.lines.len());
+        self.lines.resize(n_lines, Line([0; LINE]));
+        self.out_features = after;
+        let first_panel = before / PANEL;
+        if panel_lines == 0 {
+            return;
+        }
+        self.lines[first_panel * panel_lines..].par_chunks_mut(panel_lines).enumerate().for_each(|(i, lines)| {
+            let first_output = (first_panel + i) * PANEL;
+            let words = lines.as_flattened_words();
+            for output in first_output.max(before)..(first_output + PANEL).min(after) {
+                let row = &part_nk[(output - before) * k..][..k];
+                let column = output - first_output;
+                match dtype {
+                    Dtype::F32 => row.iter().enumerate().for_each(|(k, w)| words[k * PANEL + column] = w.to_bits()),
+                    Dtype::Bf16 => {
+                        row.chunks(2).enumerate().for_each(|(pair, w)| words[pair * PANEL + column] = bf16_pair(w));
+                    }
+                }
+            }
+        });
+    }
+
+    pub fn out_features(&self) -> usize {
+        self.out_features
+    }
+
+    pub fn in_features(&self) -> usize {
+        self.in_features
+    }
+
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// Words of one output: `K` in f32, half of it, rounded up, in bf16.
+    pub fn depth(&self) -> usize {
+        match self.dtype {
+            Dtype::F32 => self.in_features,
+            Dtype::Bf16 => self.in_features.div_ceil(2),
+        }
+    }
+
+    pub fn n_panels(&self) -> usize {
+        self.out_features.div_ceil(PANEL)
+    }
+
+    /// `[depth, PANEL]` words.
+    pub fn panel(&self, panel: usize) -> &[u32] {
+        let panel_lines = self.depth() * LINES_PER_DEPTH;
+        self.lines[panel * panel_lines..][..panel_lines].as_words()
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.lines.len() * size_of::<Line>()
+    }
+
+    /// Output `n`, `[K]`, as it is stored.
+    pub fn row_into(&self, n: usize, row: &mut [f32]) {
+        let panel = self.panel(n / PANEL);
+        for (k, x) in row.iter_mut().enumerate() {
+            *x = match self.dtype {
+                Dtype::F32 => f32::from_bits(panel[k * PANEL + n % PANEL]),
+                Dtype::Bf16 => {
+                    let pair = panel[k / 2 * PANEL + n % PANEL];
+                    f32::from_bits(if k % 2 == 0 { pair << 16 } else { pair & 0xffff_0000 })
+                }
+            };
+        }
+    }
+}
+
+/// One or two neighbouring inputs, rounded to the nearest bf16, the first in the low half.
+pub(super) fn bf16_pair(w: &[f32]) -> u32 {
+    let half = |i: usize| w.get(i).map_or(0, |&w| u32::from(bf16::from_f32(w).to_bits()));
+    half(0) | half(1) << 16
+}
+
+trait Words {
+    fn as_words(&self) -> &[u32];
+    fn as_flattened_words(&mut self) -> &mut [u32];
+}
+
+impl Words for [Line] {
+    fn as_words(&self) -> &[u32] {
+        // SAFETY: `Line` is `repr(C)` around `[u32; LINE]`, whose 64 bytes its alignment does not pad.
+        unsafe { std::slice::from_raw_parts(self.as_ptr().cast(), self.len() * LINE) }
+    }
+
+    fn as_flattened_words(&mut self) -> &mut [u32] {
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts_mut(self.as_mut_ptr().cast(), self.len() * LINE) }
+    }
+}

@@ -1,0 +1,238 @@
+//! The register tile: up to 8 rows of the input times one panel of 48 outputs, all sums in registers.
+//!
+//! Every output is the sum over `k` in ascending order, one multiply-add after the other, whatever the tile's height and wherever
+//! it lies. A row's result therefore depends neither on its batch nor on the number of threads.
+
+use super::pack::PANEL;
+use crate::kernels::Dtype;
+use crate::kernels::lanes::Lanes;
+use crate::kernels::level::{Kernel, Level};
+
+/// Vectors of a tile's row: all 48 outputs with AVX-512, 24 or 12 of them where registers are shorter and fewer.
+pub(crate) const VECTORS: usize = 3;
+
+/// One way to multiply packed words.
+pub(crate) trait Product {
+    type V: Lanes;
+    /// Rows of the highest tile whose sums fit the registers.
+    const MAX_ROWS: usize;
+
+    /// `sums[r][c] += sum over k < depth of x[r][k] w[k][c]`; `x` has a word for each word of `w` (f32 or a pair of bf16).
+    ///
+    /// # Safety
+    /// The processor has the product's instructions; `R` rows of `depth` words, `stride` words apart, are readable at `x`, and
+    /// `depth` rows of `VECTORS` vectors, `PANEL` words apart, at `w`.
+    unsafe fn accumulate<const R: usize>(
+        sums: &mut [[Self::V; VECTORS]; R],
+        x: *const u32,
+        stride: usize,
+        w: *const u32,
+        depth: usize,
+    );
+}
+
+/// Code that [`dispatch`] compiles once per product; the rules of [`Kernel`] hold.
+pub(crate) trait ProductKernel {
+    type Output;
+
+    /// # Safety
+    /// The processor must have `P`'s instructions.
+    unsafe fn run<P: Product>(self) -> Self::Output;
+}
+
+/// Runs `kernel` with the product for words of `dtype` at `level`.
+pub(crate) fn dispatch<K: ProductKernel>(level: Level, dtype: Dtype, kernel: K) -> K::Output {
+    match (level, dtype) {
+        #[cfg(target_arch = "x86_64")]
+        (Level::Avx512Bf16, Dtype::Bf16) => bf16_dot::dispatch(kernel),
+        (_, Dtype::F32) => level.run(F32Kernel(kernel)),
+        (_, Dtype::Bf16) => level.run(WidenedKernel(kernel)),
+    }
+}
+
+/// Multiplies a tile of up to [`Product::MAX_ROWS`] rows and hands each vector of sums to `finish(row, column, sums)`.
+///
+/// # Safety
+/// As [`Product::accumulate`], for `R` rows and a whole panel at `w`.
+#[inline(always)]
+pub(crate) unsafe fn tile<P: Product, const R: usize>(
+    x: *const u32,
+    stride: usize,
+    w: *const u32,
+    depth: usize,
+    start: impl Fn(usize, usize) -> P::V,
+    mut finish: impl FnMut(usize, usize, P::V),
+) {
+    let width = VECTORS * P::V::N;
+    for column in (0..PANEL).step_by(width) {
+        // SAFETY: `column` lies in the panel; the rest is the caller's promise.
+        unsafe {
+            let mut sums = [[P::V::splat(0.0); VECTORS]; R];
+            for r in 0..R {
+                for c in 0..VECTORS {
+                    sums[r][c] = start(r, column + c * P::V::N);
+                }
+            }
+            P::accumulate(&mut sums, x, stride, w.add(column), depth);
+            for r in 0..R {
+                for c in 0..VECTORS {
+                    finish(r, column + c * P::V::N, sums[r][c]);
+                }
+            }
+        }
+    }
+}
+
+struct F32Kernel<K>(K);
+
+impl<K: ProductKernel> Kernel for F32Kernel<K> {
+    type Output = K::Output;
+
+    #[inline(always)]
+    unsafe fn run<V: Lanes>(self) -> K::Output {
+        // SAFETY: `F32Product<V>` needs the instructions of `V`.
+        unsafe { self.0.run::<F32Product<V>>() }
+    }
+}
+
+struct WidenedKernel<K>(K);
+
+impl<K: ProductKernel> Kernel for WidenedKernel<K> {
+    type Output = K::Output;
+
+    #[inline(always)]
+    unsafe fn run<V: Lanes>(self) -> K::Output {
+        // SAFETY: `WidenedProduct<V>` needs the instructions of `V`.
+        unsafe { self.0.run::<WidenedProduct<V>>() }
+    }
+}
+
+const fn max_rows<V: Lanes>() -> usize {
+    // 24 of AVX-512's 32 registers for sums, 12 of the 16 elsewhere.
+    if V::N == 16 { 8 } else { 4 }
+}
+
+/// f32 words.
+struct F32Product<V>(V);
+
+impl<V: Lanes> Product for F32Product<V> {
+    type V = V;
+    const MAX_ROWS: usize = max_rows::<V>();
+
+    #[inline(always)]
+    unsafe fn accumulate<const R: usize>(
+        sums: &mut [[V; VECTORS]; R],
+        x: *const u32,
+        stride: usize,
+        w: *const u32,
+        depth: usize,
+    ) {
+        let (x, w) = (x.cast::<f32>(), w.cast::<f32>());
+        for k in 0..depth {
+            // SAFETY: the caller's promise, for `k < depth` and `r < R`.
+            unsafe {
+                let w = w.add(k * PANEL);
+                let w = [V::load(w), V::load(w.add(V::N)), V::load(w.add(2 * V::N))];
+                for r in 0..R {
+                    let x = V::splat(*x.add(r * stride + k));
+                    for c in 0..VECTORS {
+                        sums[r][c] = x.mul_add(w[c], sums[r][c]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Pairs of bf16, widened to f32: a bf16 is the upper half of an f32. The odd `k` of a pair goes first, as in `vdpbf16ps`.
+struct WidenedProduct<V>(V);
+
+impl<V: Lanes> Product for WidenedProduct<V> {
+    type V = V;
+    const MAX_ROWS: usize = max_rows::<V>();
+
+    #[inline(always)]
+    unsafe fn accumulate<const R: usize>(
+        sums: &mut [[V; VECTORS]; R],
+        x: *const u32,
+        stride: usize,
+        w: *const u32,
+        depth: usize,
+    ) {
+        for k in 0..depth {
+            // SAFETY: the caller's promise, for `k < depth` and `r < R`.
+            unsafe {
+                let w = w.add(k * PANEL);
+                let odd = [V::load_high_halves(w), V::load_high_halves(w.add(V::N)), V::load_high_halves(w.add(2 * V::N))];
+                for r in 0..R {
+                    let x = V::splat(f32::from_bits(*x.add(r * stride + k) & 0xffff_0000));
+                    for c in 0..VECTORS {
+                        sums[r][c] = x.mul_add(odd[c], sums[r][c]);
+                    }
+                }
+                let even = [V::load_low_halves(w), V::load_low_halves(w.add(V::N)), V::load_low_halves(w.add(2 * V::N))];
+                for r in 0..R {
+                    let x = V::splat(f32::from_bits(*x.add(r * stride + k) << 16));
+                    for c in 0..VECTORS {
+                        sums[r][c] = x.mul_add(even[c], sums[r][c]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Pairs of bf16 with the instruction made for them: twice the rate of f32.
+#[cfg(target_arch = "x86_64")]
+mod bf16_dot {
+    use std::arch::x86_64::*;
+    use std::mem::transmute;
+
+    use super::{PANEL, Product, ProductKernel, VECTORS};
+    use crate::kernels::lanes::F32x16;
+    use crate::kernels::level::Level;
+
+    pub(super) fn dispatch<K: ProductKernel>(kernel: K) -> K::Output {
+        // As in `Level::run`: one comparison keeps this sound whatever level was passed in.
+        assert!(Level::available().contains(&Level::Avx512Bf16), "this processor cannot run avx512bf16 kernels");
+        // SAFETY: the processor has the instructions.
+        unsafe { run(kernel) }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+    fn run<K: ProductKernel>(kernel: K) -> K::Output {
+        // SAFETY: this function's own target features are those of `Bf16Dot`.
+        unsafe { kernel.run::<Bf16Dot>() }
+    }
+
+    struct Bf16Dot;
+
+    impl Product for Bf16Dot {
+        type V = F32x16;
+        const MAX_ROWS: usize = 8;
+
+        #[inline(always)]
+        unsafe fn accumulate<const R: usize>(
+            sums: &mut [[F32x16; VECTORS]; R],
+            x: *const u32,
+            stride: usize,
+            w: *const u32,
+            depth: usize,
+        ) {
+            for k in 0..depth {
+                // SAFETY: the caller's promise, for `k < depth` and `r < R`; `__m512i` and `__m512bh` are the same 64 bytes.
+                unsafe {
+                    let w = w.add(k * PANEL).cast::<__m512i>();
+                    let w = [_mm512_loadu_si512(w), _mm512_loadu_si512(w.add(1)), _mm512_loadu_si512(w.add(2))];
+                    for r in 0..R {
+                        let x = _mm512_set1_epi32(*x.add(r * stride + k) as i32);
+                        for c in 0..VECTORS {
+                            let (x, w) = (transmute::<__m512i, __m512bh>(x), transmute::<__m512i, __m512bh>(w[c]));
+                            sums[r][c] = F32x16::new(_mm512_dpbf16_ps(sums[r][c].get(), x, w));
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
