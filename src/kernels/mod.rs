@@ -1,8 +1,12 @@
 //! The only custom ops and the only `unsafe`.
 
+pub mod attention;
 pub mod exp;
+pub mod gated;
 pub(crate) mod lanes;
 pub mod level;
+pub mod norm;
+pub mod rotary;
 
 use std::ops::Range;
 
