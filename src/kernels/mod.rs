@@ -1,12 +1,15 @@
 //! The only custom ops and the only `unsafe`.
 
 pub mod attention;
+pub(crate) mod cpu;
 pub mod exp;
 pub mod gated;
 pub(crate) mod lanes;
 pub mod level;
 pub mod norm;
 pub mod rotary;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::ops::Range;
 
