@@ -73,6 +73,38 @@ pub(crate) trait Lanes: Copy {
     fn maximum(self) -> f32;
 }
 
+/// Calls `f(start, n)` for each vector of `len` elements; `n` is `N` for all but perhaps the last.
+#[inline(always)]
+pub(crate) fn for_lanes<V: Lanes>(len: usize, mut f: impl FnMut(usize, usize)) {
+    let whole = len - len % V::N;
+    for i in (0..whole).step_by(V::N) {
+        f(i, V::N);
+    }
+    if whole < len {
+        f(whole, len - whole);
+    }
+}
+
+/// Elements `i..i + n` of a slice, zeros after them.
+///
+/// # Safety
+/// The processor must have `V`'s instructions; `i + n <= from.len()`.
+#[inline(always)]
+pub(crate) unsafe fn load<V: Lanes>(from: &[f32], i: usize, n: usize) -> V {
+    // SAFETY: by contract.
+    unsafe { if n == V::N { V::load(from.as_ptr().add(i)) } else { V::load_first(from.as_ptr().add(i), n) } }
+}
+
+/// Writes the first `n` lanes to `to[i..i + n]`.
+///
+/// # Safety
+/// `i + n` floats must be writable at `to`.
+#[inline(always)]
+pub(crate) unsafe fn store<V: Lanes>(x: V, to: *mut f32, i: usize, n: usize) {
+    // SAFETY: by contract.
+    unsafe { if n == V::N { x.store(to.add(i)) } else { x.store_first(to.add(i), n) } }
+}
+
 /// AVX-512.
 #[cfg(target_arch = "x86_64")]
 #[derive(Debug, Clone, Copy)]
