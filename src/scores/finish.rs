@@ -1,0 +1,158 @@
+//! Parts, or a finished table under other thresholds -> tokens.parquet with its quadrant column, and rows.parquet.
+//!
+//! Streams row group by row group; only the sums per example are kept. Both files are replaced whole or not at all, and the
+//! parts go away only after both are there, so a run killed at any point finishes from what it finds.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use polars::prelude as pl;
+use polars::prelude::IntoColumn;
+
+use super::read::RowGroups;
+use super::rows::{RowMass, RowMasses, add_masses, read_rows, write_rows};
+use super::write::{TextColumn, finished_parts, write_frames};
+use super::{Column, PARTS_FOLDER, Quadrant, ROW_GROUP_TOKENS, ROWS_FILE, TOKENS_FILE, read_provenance};
+use crate::{Context, Error, Result};
+
+/// What a finished run holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Finished {
+    pub tokens: usize,
+    pub rows: usize,
+}
+
+/// Joins the parts of a run into its two tables; `label(logprob, entropy, tail)` gives each token's quadrant.
+///
+/// A run whose parts have been joined already is labelled again.
+pub fn finish(run: &Path, label: impl Fn(f32, f32, f32) -> Quadrant) -> Result<Finished> {
+    let parts = finished_parts(run)?;
+    if parts.is_empty() {
+        return sort_again(run, label);
+    }
+    let tokens: Vec<PathBuf> = parts.iter().map(|part| part.tokens.clone()).collect();
+    let rows: Vec<PathBuf> = parts.iter().map(|part| part.rows.clone()).collect();
+    let finished = write_tables(run, &tokens, &rows, label)?;
+    // One rename takes all parts out of sight: half a folder of parts must never look like a run to be finished.
+    let parts = run.join(PARTS_FOLDER);
+    let retired = run.join(".parts.joined");
+    if retired.exists() {
+        fs::remove_dir_all(&retired).context_at(&retired, "cannot remove the folder")?;
+    }
+    fs::rename(&parts, &retired).context_at(&parts, "cannot put the joined parts away")?;
+    fs::remove_dir_all(&retired).context_at(&retired, "cannot remove the folder")?;
+    Ok(finished)
+}
+
+/// Gives every token of a finished run a new quadrant. No model is needed.
+pub fn sort_again(run: &Path, label: impl Fn(f32, f32, f32) -> Quadrant) -> Result<Finished> {
+    let tokens = run.join(TOKENS_FILE);
+    if !tokens.exists() {
+        return Err(Error::new(format!("there is no {TOKENS_FILE} in this run folder"))
+            .at(run)
+            .cure("Score the data first: `diagnose DATASET --out FOLDER`."));
+    }
+    write_tables(run, &[tokens], &[run.join(ROWS_FILE)], label)
+}
+
+fn write_tables(run: &Path, tokens: &[PathBuf], rows: &[PathBuf], label: impl Fn(f32, f32, f32) -> Quadrant) -> Result<Finished> {
+    let provenance = match tokens.first() {
+        Some(path) => read_provenance(path)?,
+        None => Vec::new(),
+    };
+    // The dictionary of the text columns lives as long as somebody holds it: keeping it here lets all row groups share one.
+    let _dictionary = TextColumn::new();
+    let (n_tokens, masses) = write_tokens(&run.join(TOKENS_FILE), tokens, &provenance, label)?;
+    let mut all_rows = Vec::new();
+    for path in rows {
+        all_rows.extend(read_rows(path)?);
+    }
+    add_masses(&mut all_rows, &masses);
+    write_rows(&run.join(ROWS_FILE), &all_rows, &provenance)?;
+    Ok(Finished { tokens: n_tokens, rows: all_rows.len() })
+}
+
+fn write_tokens(
+    path: &Path,
+    inputs: &[PathBuf],
+    provenance: &[(String, String)],
+    label: impl Fn(f32, f32, f32) -> Quadrant,
+) -> Result<(usize, RowMasses)> {
+    let stored: Vec<&'static str> =
+        Column::ALL.iter().filter(|(column, ..)| *column != Column::Quadrant).map(|(_, name, ..)| *name).collect();
+    let quadrant_type = quadrant_type()?;
+    let mut row_groups = RowGroups::of(inputs, stored);
+    let mut masses = RowMasses::new();
+    let mut n_tokens = 0;
+    let mut label_frame = |frame: &mut pl::DataFrame, path: &Path| -> Result<()> {
+        let labels = label_tokens(frame, &label, &mut masses).map_err(|error| error.at(path))?;
+        let codes = pl::UInt8Chunked::from_vec(Column::Quadrant.name().into(), labels);
+        frame.with_column(pl::Categorical8Chunked::from_cats_and_dtype(codes, quadrant_type.clone()).into_column())?;
+        n_tokens += frame.height();
+        Ok(())
+    };
+    let schema = schema(quadrant_type.clone());
+    write_frames(path, &schema, provenance, |writer| {
+        let mut group = pl::DataFrame::empty_with_schema(&schema);
+        loop {
+            let frames = row_groups.next_frames()?;
+            let at_end = frames.is_empty();
+            for (path, mut frame) in frames {
+                label_frame(&mut frame, &path)?;
+                if group.height() > 0 && group.height() + frame.height() > ROW_GROUP_TOKENS {
+                    let mut full = std::mem::replace(&mut group, frame);
+                    full.rechunk_mut_par();
+                    writer.write_batch(&full)?;
+                } else if group.height() == 0 {
+                    group = frame;
+                } else {
+                    group.vstack_mut_owned(frame)?;
+                }
+            }
+            if at_end {
+                group.rechunk_mut_par();
+                return Ok(writer.write_batch(&group)?);
+            }
+        }
+    })?;
+    Ok((n_tokens, masses))
+}
+
+/// Category codes of the quadrants; adds the conflicts to the sums of their rows.
+fn label_tokens(frame: &pl::DataFrame, label: &impl Fn(f32, f32, f32) -> Quadrant, masses: &mut RowMasses) -> Result<Vec<u8>> {
+    let floats = |column: Column| -> Result<&[f32]> { Ok(frame.column(column.name())?.f32()?.cont_slice()?) };
+    let rows = frame.column(Column::Row.name())?.u32()?.cont_slice()?;
+    let (logprob, entropy) = (floats(Column::Logprob)?, floats(Column::Entropy)?);
+    let (tail, grad) = (floats(Column::Tail)?, floats(Column::Grad)?);
+    let mut codes = Vec::with_capacity(rows.len());
+    for i in 0..rows.len() {
+        let quadrant = label(logprob[i], entropy[i], tail[i]);
+        if quadrant == Quadrant::ConfidentConflict {
+            let mass: &mut RowMass = masses.entry(rows[i]).or_default();
+            mass.conflicts += 1;
+            mass.loss -= f64::from(logprob[i]);
+            mass.surplus -= f64::from(logprob[i]) + f64::from(entropy[i]);
+            mass.grad += f64::from(grad[i]);
+        }
+        codes.push(quadrant.index() as u8);
+    }
+    Ok(codes)
+}
+
+fn quadrant_type() -> Result<pl::DataType> {
+    let names = pl::FrozenCategories::new(Quadrant::ALL.map(Quadrant::name))?;
+    Ok(pl::DataType::from_frozen_categories(names))
+}
+
+fn schema(quadrant_type: pl::DataType) -> pl::Schema {
+    use super::ColumnType;
+    let text = pl::DataType::from_categories(pl::Categories::global());
+    let dtype = |column_type| match column_type {
+        ColumnType::U16 => pl::DataType::UInt16,
+        ColumnType::U32 => pl::DataType::UInt32,
+        ColumnType::F32 => pl::DataType::Float32,
+        ColumnType::Text => text.clone(),
+        ColumnType::Label => quadrant_type.clone(),
+    };
+    Column::ALL.iter().map(|(_, name, column_type, _)| pl::Field::new((*name).into(), dtype(*column_type))).collect()
+}

@@ -1,0 +1,191 @@
+//! The token table: what the model believed about every supervised token, one row each, and one row per example beside it.
+//!
+//! ```text
+//! scored examples -> parts/tokens-00000.parquet, parts/rows-00000.parquet, ...   (write.rs, while the engine runs)
+//!                 -> tokens.parquet with the quadrant column, rows.parquet       (finish.rs, at the end, and again when re-sorted)
+//!                 -> chunks of the columns a later pass needs                    (read.rs)
+//! ```
+//!
+//! Left out here: which quadrant a token belongs to is decided in `quadrants`; this room only stores the answer. The text
+//! columns are Parquet dictionaries (`category` in pandas): at a few bytes a row instead of a string each they keep a table of
+//! fifty million tokens usable in a notebook, and nothing has to hash a string per row on the way.
+
+mod atomic;
+mod finish;
+mod quantiles;
+mod read;
+mod rows;
+mod write;
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+pub use atomic::write_atomically;
+pub use finish::{Finished, finish, sort_again};
+pub use quantiles::quantiles;
+pub use read::{Chunks, read_chunks, read_provenance, texts_of};
+pub use rows::{Row, RowMasses, read_rows};
+pub use write::{Part, PartWriter, ScoredExample, SkippedExample, finished_parts};
+
+/// Names of the files in a run folder.
+pub const TOKENS_FILE: &str = "tokens.parquet";
+pub const ROWS_FILE: &str = "rows.parquet";
+pub const PARTS_FOLDER: &str = "parts";
+
+/// Tokens per row group of a finished table: 20 MB decoded, so that a streaming pass stays small whatever the table's size.
+pub const ROW_GROUP_TOKENS: usize = 1 << 18;
+
+/// Where a token stands by low or high probability and low or high entropy; see `quadrants` for the thresholds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Quadrant {
+    /// Low p, low H: the model is sure, and the data says otherwise.
+    ConfidentConflict,
+    /// Low p, high H: the model does not know.
+    Uncertain,
+    /// High p, low H: the model knows already.
+    Confident,
+    /// High p, high H: the model's first choice, without conviction.
+    Hesitant,
+}
+
+impl Quadrant {
+    /// In the order of the stored category codes.
+    pub const ALL: [Quadrant; 4] = [Quadrant::ConfidentConflict, Quadrant::Uncertain, Quadrant::Confident, Quadrant::Hesitant];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Quadrant::ConfidentConflict => "confident_conflict",
+            Quadrant::Uncertain => "uncertain",
+            Quadrant::Confident => "confident",
+            Quadrant::Hesitant => "hesitant",
+        }
+    }
+
+    /// Position in [`Quadrant::ALL`]; also the stored category code.
+    pub fn index(self) -> usize {
+        self as usize
+    }
+}
+
+impl std::fmt::Display for Quadrant {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// A column of the token table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Column {
+    Row,
+    Turn,
+    Pos,
+    Source,
+    TokenId,
+    Token,
+    Begin,
+    End,
+    Logprob,
+    Entropy,
+    EntropyTopk,
+    Rank,
+    Tail,
+    Varentropy,
+    Grad,
+    TopId,
+    Top,
+    TopLogprob,
+    Quadrant,
+}
+
+/// How a column is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ColumnType {
+    U16,
+    U32,
+    F32,
+    /// Strings from a growing dictionary.
+    Text,
+    /// One of the four names of [`Quadrant`].
+    Label,
+}
+
+impl Column {
+    /// The columns in stored order: name, type, meaning and unit (natural logarithms; nats).
+    pub const ALL: [(Column, &'static str, ColumnType, &'static str); 19] = {
+        use Column::*;
+        use ColumnType::*;
+        [
+            (Row, "row", U32, "example, numbered over the whole input"),
+            (Turn, "turn", U16, "turn in the example"),
+            (Pos, "pos", U32, "index of the token in the rendered sequence"),
+            (Source, "source", Text, "file, or the row's own source field"),
+            (TokenId, "token_id", U32, "target token"),
+            (Token, "token", Text, "text of the target token"),
+            (Begin, "begin", U32, "first byte in the turn's text"),
+            (End, "end", U32, "byte after the last; equal to begin where the token is part of the template"),
+            (Logprob, "logprob", F32, "ln p(target)"),
+            (Entropy, "entropy", F32, "entropy over the whole vocabulary, nats"),
+            (EntropyTopk, "entropy_topk", F32, "entropy of the renormalised top K, divided by ln K: 0..1"),
+            (Rank, "rank", U32, "1 + number of tokens with a larger logit"),
+            (Tail, "tail", F32, "probability mass of all tokens no more probable than the target"),
+            (Varentropy, "varentropy", F32, "variance of -ln p under the model, nats^2"),
+            (Grad, "grad", F32, "L2 norm of the cross-entropy gradient with respect to the logits"),
+            (TopId, "top_id", U32, "the model's first choice"),
+            (Top, "top", Text, "text of the model's first choice"),
+            (TopLogprob, "top_logprob", F32, "ln p of the model's first choice"),
+            (Quadrant, "quadrant", Label, "confident_conflict, uncertain, confident or hesitant"),
+        ]
+    };
+
+    pub fn name(self) -> &'static str {
+        Self::ALL[self as usize].1
+    }
+
+    pub fn column_type(self) -> ColumnType {
+        Self::ALL[self as usize].2
+    }
+}
+
+/// Columns of a run of tokens, plain vectors so that later passes are loops over slices. A column that was not asked for is
+/// empty; every other one has [`TokenChunk::len`] entries. Units are those of [`Column::ALL`].
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct TokenChunk {
+    pub row: Vec<u32>,
+    pub turn: Vec<u16>,
+    pub pos: Vec<u32>,
+    /// Index into [`TokenChunk::sources`].
+    pub source: Vec<u32>,
+    pub token_id: Vec<u32>,
+    pub begin: Vec<u32>,
+    pub end: Vec<u32>,
+    pub logprob: Vec<f32>,
+    pub entropy: Vec<f32>,
+    pub entropy_topk: Vec<f32>,
+    pub rank: Vec<u32>,
+    pub tail: Vec<f32>,
+    pub varentropy: Vec<f32>,
+    pub grad: Vec<f32>,
+    pub top_id: Vec<u32>,
+    pub top_logprob: Vec<f32>,
+    pub quadrant: Vec<Quadrant>,
+    /// Names of the sources seen so far in this read. Later chunks only append, so an index means the same in all of them.
+    pub sources: Arc<Vec<String>>,
+    len: usize,
+}
+
+impl TokenChunk {
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;

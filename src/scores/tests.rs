@@ -1,0 +1,190 @@
+//! The table as a whole: what goes in comes out, through parts, finishing and sorting again.
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::PathBuf;
+
+use super::testing::{Example, push, random_examples, token, write_parts};
+use super::*;
+use crate::Result;
+
+const EVERY_COLUMN: [Column; 17] = {
+    use Column::*;
+    [
+        Row,
+        Turn,
+        Pos,
+        Source,
+        TokenId,
+        Begin,
+        End,
+        Logprob,
+        Entropy,
+        EntropyTopk,
+        Rank,
+        Tail,
+        Varentropy,
+        Grad,
+        TopId,
+        TopLogprob,
+        Quadrant,
+    ]
+};
+
+fn by_p_and_h(logprob: f32, entropy: f32, _tail: f32) -> Quadrant {
+    match (logprob <= 0.25f32.ln(), entropy <= 1.0) {
+        (true, true) => Quadrant::ConfidentConflict,
+        (true, false) => Quadrant::Uncertain,
+        (false, true) => Quadrant::Confident,
+        (false, false) => Quadrant::Hesitant,
+    }
+}
+
+fn read_all(paths: &[PathBuf], columns: &[Column]) -> Vec<TokenChunk> {
+    read_chunks(paths, columns).collect::<Result<_>>().unwrap()
+}
+
+#[test]
+fn two_rows_by_hand() {
+    let run = tempfile::tempdir().unwrap();
+    let conflict = token(5, 0.125, 0.5);
+    let known = token(6, 0.5, 0.25);
+    // The engine may score the later row first; the part is sorted all the same.
+    let rows = [
+        Example { row: 1, source: "b", tokens: vec![known] },
+        Example { row: 0, source: "a", tokens: vec![known, conflict] },
+        Example { row: 2, source: "b", tokens: vec![] },
+    ];
+    write_parts(run.path(), &[&rows]);
+    assert_eq!(finish(run.path(), by_p_and_h).unwrap(), Finished { tokens: 3, rows: 3 });
+
+    let tokens = run.path().join(TOKENS_FILE);
+    let chunks = read_all(std::slice::from_ref(&tokens), &EVERY_COLUMN);
+    assert_eq!(chunks.len(), 1);
+    let chunk = &chunks[0];
+    assert_eq!(chunk.row, [0, 0, 1]);
+    assert_eq!(chunk.pos, [1, 2, 1]);
+    assert_eq!(chunk.turn, [1, 1, 1]);
+    assert_eq!(chunk.token_id, [6, 5, 6]);
+    assert_eq!(chunk.logprob, [0.5f32.ln(), 0.125f32.ln(), 0.5f32.ln()]);
+    assert_eq!(chunk.tail, [0.5, 0.125, 0.5]);
+    assert_eq!(chunk.source.iter().map(|source| chunk.sources[*source as usize].as_str()).collect::<Vec<_>>(), ["a", "a", "b"]);
+    assert_eq!(chunk.quadrant, [Quadrant::Confident, Quadrant::ConfidentConflict, Quadrant::Confident]);
+
+    let rows = read_rows(&run.path().join(ROWS_FILE)).unwrap();
+    assert_eq!(
+        rows.iter().map(|row| (row.row, row.conflicts, row.supervised)).collect::<Vec<_>>(),
+        [(0, 1, 2), (1, 0, 1), (2, 0, 0)]
+    );
+    let loss = 8f32.ln();
+    assert!((rows[0].conflict_loss - loss).abs() < 1e-6);
+    assert!((rows[0].conflict_surplus - (loss - 0.5)).abs() < 1e-6);
+    assert!((rows[0].perplexity.unwrap() - 4.0).abs() < 1e-5, "sqrt(2 * 8) is 4");
+    assert_eq!((rows[2].skipped.as_deref(), rows[2].line, rows[2].perplexity), (Some("nothing to score"), 3, None));
+
+    let texts = texts_of(&[tokens.clone()], &HashSet::from([5, 7, 1000])).unwrap();
+    assert_eq!(texts, [(5, "t5".to_owned()), (7, "t7".to_owned())].into());
+    assert!(read_provenance(&tokens).unwrap().contains(&("diagnose.model".to_owned(), "a test".to_owned())));
+    assert!(!run.path().join(PARTS_FOLDER).exists());
+}
+
+#[test]
+fn parts_and_one_piece_give_the_same_table() {
+    let examples = random_examples(1, 0..60);
+    let (whole, split) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    write_parts(whole.path(), &[&examples]);
+    write_parts(split.path(), &[&examples[..20], &examples[20..45], &examples[45..]]);
+    let paths = |parts: &[Part]| parts.iter().map(|part| part.tokens.clone()).collect::<Vec<_>>();
+    let stored = &EVERY_COLUMN[..16];
+    let parts = read_all(&paths(&finished_parts(split.path()).unwrap()), stored);
+    assert_eq!(parts.len(), 3);
+    // An index into the sources means the same in every chunk of one read.
+    assert!(parts.windows(2).all(|pair| pair[1].sources.starts_with(&pair[0].sources)));
+
+    let of = |run: &std::path::Path| {
+        finish(run, by_p_and_h).unwrap();
+        (read_all(&[run.join(TOKENS_FILE)], &EVERY_COLUMN), read_rows(&run.join(ROWS_FILE)).unwrap())
+    };
+    let (whole, split) = (of(whole.path()), of(split.path()));
+    assert_eq!(whole, split);
+    assert_eq!(whole.0[0].row, parts.iter().flat_map(|chunk| chunk.row.clone()).collect::<Vec<_>>());
+}
+
+#[test]
+fn sorting_again_equals_a_fresh_sort() {
+    let examples = random_examples(2, 0..40);
+    let other = |logprob: f32, entropy: f32, tail: f32| by_p_and_h(logprob * 0.5, entropy * 2.0, tail);
+    let (fresh, sorted) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    write_parts(fresh.path(), &[&examples]);
+    write_parts(sorted.path(), &[&examples[..7], &examples[7..]]);
+    finish(fresh.path(), other).unwrap();
+    finish(sorted.path(), by_p_and_h).unwrap();
+    sort_again(sorted.path(), other).unwrap();
+    for file in [TOKENS_FILE, ROWS_FILE] {
+        assert_eq!(fs::read(fresh.path().join(file)).unwrap(), fs::read(sorted.path().join(file)).unwrap(), "{file}");
+    }
+}
+
+#[test]
+fn a_writer_goes_on_after_the_complete_parts() {
+    let examples = random_examples(3, 0..9);
+    let run = tempfile::tempdir().unwrap();
+    write_parts(run.path(), &[&examples[..3], &examples[3..6]]);
+    // A part without its rows is what a kill between the two renames leaves.
+    fs::remove_file(run.path().join(PARTS_FOLDER).join("rows-00001.parquet")).unwrap();
+    let done: Vec<usize> = finished_parts(run.path()).unwrap().iter().map(|part| part.number).collect();
+    assert_eq!(done, [0]);
+    write_parts(run.path(), &[&examples[3..]]);
+    let straight = tempfile::tempdir().unwrap();
+    write_parts(straight.path(), &[&examples]);
+    finish(run.path(), by_p_and_h).unwrap();
+    finish(straight.path(), by_p_and_h).unwrap();
+    let tokens = |run: &tempfile::TempDir| read_all(&[run.path().join(TOKENS_FILE)], &EVERY_COLUMN);
+    assert_eq!(tokens(&run), tokens(&straight));
+}
+
+#[test]
+fn a_table_without_tokens_is_a_table() {
+    let run = tempfile::tempdir().unwrap();
+    write_parts(run.path(), &[&[Example { row: 0, source: "a", tokens: vec![] }]]);
+    assert_eq!(finish(run.path(), by_p_and_h).unwrap(), Finished { tokens: 0, rows: 1 });
+    assert_eq!(read_all(&[run.path().join(TOKENS_FILE)], &EVERY_COLUMN), []);
+    let message = quantiles(&[run.path().join(TOKENS_FILE)], &[(Column::Entropy, 0.15)]).unwrap_err().to_string();
+    assert!(message.contains("has no tokens"), "{message}");
+}
+
+#[test]
+fn what_is_wrong_with_a_file_is_said_with_its_name() {
+    let run = tempfile::tempdir().unwrap();
+    let error = |name: &str, columns: &[Column]| {
+        let failed = read_chunks(&[run.path().join(name)], columns).find_map(Result::err);
+        failed.unwrap_or_else(|| panic!("{name} was read")).to_string()
+    };
+    fs::write(run.path().join("noise.parquet"), b"not a table").unwrap();
+    write_parts(run.path(), &[&random_examples(4, 0..3)]);
+    for (message, expected) in [
+        (error("absent.parquet", &[Column::Row]), "absent.parquet: cannot open the token table"),
+        (error("noise.parquet", &[Column::Row]), "noise.parquet: this is not a complete Parquet table"),
+        (
+            error("parts/tokens-00000.parquet", &[Column::Quadrant]),
+            "tokens-00000.parquet: the token table has no column `quadrant`",
+        ),
+        (error("parts/rows-00000.parquet", &[Column::Logprob]), "rows-00000.parquet: the token table has no column `logprob`"),
+        (sort_again(run.path(), by_p_and_h).unwrap_err().to_string(), "there is no tokens.parquet in this run folder"),
+    ] {
+        assert!(message.contains(expected), "{message}");
+    }
+}
+
+#[test]
+fn a_sequence_and_its_statistics_must_agree() {
+    let run = tempfile::tempdir().unwrap();
+    let mut writer = PartWriter::create(run.path(), Box::new(|id| id.to_string()), Vec::new()).unwrap();
+    push(&mut writer, &random_examples(5, 0..1).remove(0));
+    let sequence =
+        crate::tokens::Sequence { row: 8, ids: vec![1, 2], supervised: vec![false, true], spans: vec![Default::default(); 2] };
+    let place = crate::dataset::Place { path: Arc::new(PathBuf::from("d.jsonl")), line: 9 };
+    let example = ScoredExample { sequence: &sequence, statistics: &[], id: None, source: "d", place: &place, truncated: false };
+    let message = writer.push(&example).unwrap_err().to_string();
+    assert_eq!(message, "d.jsonl:9: row 8 has 1 supervised tokens of 2, but 0 token statistics");
+}

@@ -1,0 +1,322 @@
+//! Scored examples -> numbered parts of the two tables, each of which appears whole or not at all.
+//!
+//! The engine pushes the examples of one stretch of the data set in whatever order it scored them, then finishes the part:
+//! inside a part the rows are sorted, so that the same stretches give the same table however often the run was interrupted.
+//! `rows-00000.parquet` is written after `tokens-00000.parquet`; a part counts once both are there.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::BufWriter;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use polars::prelude as pl;
+use polars::prelude::IntoColumn;
+
+use super::rows::{Row, write_rows};
+use super::{PARTS_FOLDER, TokenChunk, write_atomically};
+use crate::dataset::Place;
+use crate::kernels::TokenStatistics;
+use crate::tokens::Sequence;
+use crate::{Context, Error, Result};
+
+/// What the engine hands over for one example.
+pub struct ScoredExample<'a> {
+    pub sequence: &'a Sequence,
+    /// One entry per supervised token of the sequence, in order.
+    pub statistics: &'a [TokenStatistics],
+    pub id: Option<&'a str>,
+    pub source: &'a str,
+    pub place: &'a Place,
+    /// Was the sequence cut at the maximal length?
+    pub truncated: bool,
+}
+
+/// An example that could not be scored, or that has nothing to score.
+pub struct SkippedExample<'a> {
+    pub row: u32,
+    pub id: Option<&'a str>,
+    pub source: &'a str,
+    pub place: &'a Place,
+    /// Length of the rendered sequence, 0 if it never came to that.
+    pub tokens: u32,
+    pub reason: &'a str,
+}
+
+/// Collects examples and writes them in parts under `RUN/parts`.
+pub struct PartWriter {
+    folder: PathBuf,
+    next_part: usize,
+    text_of: Box<dyn Fn(u32) -> String + Send>,
+    provenance: Vec<(String, String)>,
+    texts: TextColumn,
+    /// Category code of each token's text, filled on first use.
+    codes: HashMap<u32, u32>,
+    pending: PendingTokens,
+    rows: Vec<Row>,
+}
+
+/// A finished part: both files are complete.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    pub number: usize,
+    pub tokens: PathBuf,
+    pub rows: PathBuf,
+}
+
+/// The complete parts of a run folder by number. What a killed run left half-done is not among them.
+pub fn finished_parts(run: &Path) -> Result<Vec<Part>> {
+    let folder = run.join(PARTS_FOLDER);
+    if !folder.exists() {
+        return Ok(Vec::new());
+    }
+    let mut parts = Vec::new();
+    for entry in fs::read_dir(&folder).context_at(&folder, "cannot list the folder")? {
+        let name = entry.context_at(&folder, "cannot list the folder")?.file_name();
+        let number = name.to_str().and_then(|name| name.strip_prefix("rows-")?.strip_suffix(".parquet")?.parse().ok());
+        let Some(part) = number.map(|number| part(&folder, number)) else { continue };
+        if part.tokens.exists() {
+            parts.push(part);
+        }
+    }
+    parts.sort_by_key(|part| part.number);
+    Ok(parts)
+}
+
+impl PartWriter {
+    /// `text_of` turns a token id into what a person reads; `provenance` (names and values: model, template hash, ...) goes
+    /// into the files' key-value metadata. Goes on after the parts that are there already.
+    pub fn create(
+        run: &Path,
+        text_of: Box<dyn Fn(u32) -> String + Send>,
+        provenance: Vec<(String, String)>,
+    ) -> Result<PartWriter> {
+        let folder = run.join(PARTS_FOLDER);
+        fs::create_dir_all(&folder).context_at(&folder, "cannot create the folder")?;
+        let next_part = finished_parts(run)?.last().map_or(0, |part| part.number + 1);
+        Ok(PartWriter {
+            folder,
+            next_part,
+            text_of,
+            provenance,
+            texts: TextColumn::new(),
+            codes: HashMap::new(),
+            pending: PendingTokens::default(),
+            rows: Vec::new(),
+        })
+    }
+
+    /// Supervised tokens pushed since the last finished part.
+    pub fn pending_tokens(&self) -> usize {
+        self.pending.chunk.logprob.len()
+    }
+
+    pub fn push(&mut self, example: &ScoredExample) -> Result<()> {
+        let Sequence { row, ids, supervised, spans } = example.sequence;
+        let n_supervised = supervised.iter().filter(|supervised| **supervised).count();
+        if n_supervised != example.statistics.len() || ids.len() != spans.len() || ids.len() != supervised.len() {
+            return Err(Error::new(format!(
+                "row {row} has {n_supervised} supervised tokens of {}, but {} token statistics",
+                ids.len(),
+                example.statistics.len()
+            ))
+            .at_line(&*example.place.path, example.place.line));
+        }
+        let source = self.texts.code(example.source)?;
+        let first = self.pending_tokens();
+        let targets = (0..ids.len()).filter(|pos| supervised[*pos]);
+        for (pos, statistics) in targets.zip(example.statistics) {
+            let token = self.code_of_token(ids[pos])?;
+            let top = self.code_of_token(statistics.top_id)?;
+            let PendingTokens { chunk, source: sources, token: tokens, top: tops, .. } = &mut self.pending;
+            chunk.row.push(*row);
+            chunk.turn.push(spans[pos].turn);
+            chunk.pos.push(pos as u32);
+            sources.push(source);
+            chunk.token_id.push(ids[pos]);
+            tokens.push(token);
+            chunk.begin.push(spans[pos].begin);
+            chunk.end.push(spans[pos].end);
+            chunk.logprob.push(statistics.logprob);
+            chunk.entropy.push(statistics.entropy);
+            chunk.entropy_topk.push(statistics.entropy_topk);
+            chunk.rank.push(statistics.rank);
+            chunk.tail.push(statistics.tail);
+            chunk.varentropy.push(statistics.varentropy);
+            chunk.grad.push(statistics.grad);
+            chunk.top_id.push(statistics.top_id);
+            tops.push(top);
+            chunk.top_logprob.push(statistics.top_logprob);
+        }
+        self.pending.examples.push((*row, first..self.pending_tokens()));
+
+        let mean = |of: fn(&TokenStatistics) -> f32| {
+            let sum: f64 = example.statistics.iter().map(|statistics| f64::from(of(statistics))).sum();
+            (n_supervised > 0).then(|| sum / n_supervised as f64)
+        };
+        let mean_logprob = mean(|statistics| statistics.logprob);
+        self.rows.push(Row {
+            row: *row,
+            id: example.id.map(str::to_owned),
+            source: example.source.to_owned(),
+            path: example.place.path.display().to_string(),
+            line: example.place.line,
+            tokens: ids.len() as u32,
+            supervised: n_supervised as u32,
+            truncated: example.truncated,
+            mean_logprob: mean_logprob.map(|mean| mean as f32),
+            perplexity: mean_logprob.map(|mean| (-mean).exp() as f32),
+            mean_entropy: mean(|statistics| statistics.entropy).map(|mean| mean as f32),
+            ..Row::default()
+        });
+        Ok(())
+    }
+
+    pub fn push_skipped(&mut self, example: &SkippedExample) {
+        self.rows.push(Row {
+            row: example.row,
+            id: example.id.map(str::to_owned),
+            source: example.source.to_owned(),
+            path: example.place.path.display().to_string(),
+            line: example.place.line,
+            tokens: example.tokens,
+            skipped: Some(example.reason.to_owned()),
+            ..Row::default()
+        });
+    }
+
+    /// Writes what was pushed as one more part. Nothing happens when nothing was pushed.
+    pub fn finish_part(&mut self) -> Result<()> {
+        if self.rows.is_empty() {
+            return Ok(());
+        }
+        let part = part(&self.folder, self.next_part);
+        let frame = std::mem::take(&mut self.pending).into_sorted_frame(&self.texts)?;
+        write_frames(&part.tokens, frame.schema(), &self.provenance, |writer| Ok(writer.write_batch(&frame)?))?;
+        let mut rows = std::mem::take(&mut self.rows);
+        rows.sort_by_key(|row| row.row);
+        write_rows(&part.rows, &rows, &self.provenance)?;
+        self.next_part += 1;
+        Ok(())
+    }
+
+    fn code_of_token(&mut self, id: u32) -> Result<u32> {
+        if let Some(code) = self.codes.get(&id) {
+            return Ok(*code);
+        }
+        let code = self.texts.code(&(self.text_of)(id))?;
+        self.codes.insert(id, code);
+        Ok(code)
+    }
+}
+
+/// The tokens of a part in the order in which they came, text columns as category codes.
+#[derive(Default)]
+struct PendingTokens {
+    chunk: TokenChunk,
+    source: Vec<u32>,
+    token: Vec<u32>,
+    top: Vec<u32>,
+    /// Row and range of tokens of each example.
+    examples: Vec<(u32, Range<usize>)>,
+}
+
+impl PendingTokens {
+    /// All columns but the quadrant, in the order of [`super::Column::ALL`].
+    fn into_sorted_frame(mut self, texts: &TextColumn) -> Result<pl::DataFrame> {
+        self.examples.sort_by_key(|(row, _)| *row);
+        let ranges: Vec<Range<usize>> = self.examples.into_iter().map(|(_, range)| range).collect();
+        let chunk = self.chunk;
+        let n_tokens = chunk.row.len();
+        let columns = vec![
+            column("row", gather(&chunk.row, &ranges)),
+            column("turn", gather(&chunk.turn, &ranges)),
+            column("pos", gather(&chunk.pos, &ranges)),
+            texts.column("source", gather(&self.source, &ranges)),
+            column("token_id", gather(&chunk.token_id, &ranges)),
+            texts.column("token", gather(&self.token, &ranges)),
+            column("begin", gather(&chunk.begin, &ranges)),
+            column("end", gather(&chunk.end, &ranges)),
+            column("logprob", gather(&chunk.logprob, &ranges)),
+            column("entropy", gather(&chunk.entropy, &ranges)),
+            column("entropy_topk", gather(&chunk.entropy_topk, &ranges)),
+            column("rank", gather(&chunk.rank, &ranges)),
+            column("tail", gather(&chunk.tail, &ranges)),
+            column("varentropy", gather(&chunk.varentropy, &ranges)),
+            column("grad", gather(&chunk.grad, &ranges)),
+            column("top_id", gather(&chunk.top_id, &ranges)),
+            texts.column("top", gather(&self.top, &ranges)),
+            column("top_logprob", gather(&chunk.top_logprob, &ranges)),
+        ];
+        Ok(pl::DataFrame::new(n_tokens, columns)?)
+    }
+}
+
+fn gather<T: Copy>(values: &[T], ranges: &[Range<usize>]) -> Vec<T> {
+    ranges.iter().flat_map(|range| values[range.clone()].iter().copied()).collect()
+}
+
+fn column<T>(name: &str, values: Vec<T>) -> pl::Column
+where
+    T: pl::NumericNative,
+    T::PolarsType: pl::PolarsNumericType<Native = T>,
+{
+    pl::ChunkedArray::<T::PolarsType>::from_vec(name.into(), values).into_column()
+}
+
+/// A dictionary of strings and the columns made of its codes.
+pub(super) struct TextColumn {
+    dtype: pl::DataType,
+    mapping: std::sync::Arc<pl::CategoricalMapping>,
+}
+
+impl TextColumn {
+    pub(super) fn new() -> TextColumn {
+        let categories = pl::Categories::global();
+        let mapping = categories.mapping();
+        TextColumn { dtype: pl::DataType::from_categories(categories), mapping }
+    }
+
+    fn code(&self, text: &str) -> Result<u32> {
+        Ok(self.mapping.insert_cat(text)?)
+    }
+
+    fn column(&self, name: &str, codes: Vec<u32>) -> pl::Column {
+        let codes = pl::UInt32Chunked::from_vec(name.into(), codes);
+        pl::Categorical32Chunked::from_cats_and_dtype(codes, self.dtype.clone()).into_column()
+    }
+}
+
+pub(super) fn text_column<'a>(name: &str, texts: impl Iterator<Item = &'a str>) -> Result<pl::Column> {
+    let dictionary = TextColumn::new();
+    let codes = texts.map(|text| dictionary.code(text)).collect::<Result<Vec<u32>>>()?;
+    Ok(dictionary.column(name, codes))
+}
+
+/// Writes a Parquet file atomically; `fill` puts the batches in, one row group each.
+pub(super) fn write_frames(
+    path: &Path,
+    schema: &pl::Schema,
+    provenance: &[(String, String)],
+    fill: impl FnOnce(&mut pl::BatchedWriter<&mut BufWriter<File>>) -> Result<()>,
+) -> Result<()> {
+    write_atomically(path, |file| {
+        let mut writer = pl::ParquetWriter::new(file)
+            .with_compression(COMPRESSION)
+            .with_key_value_metadata(Some(pl::KeyValueMetadata::from_static(provenance.to_vec())))
+            .batched(schema)
+            .context("cannot start the table")?;
+        fill(&mut writer)?;
+        writer.finish().context("cannot write the table")?;
+        Ok(())
+    })
+}
+
+/// Most of the table is the random mantissas of floats, which nothing compresses; LZ4 is the quickest to say so and shrinks the
+/// codes and positions as well as any.
+const COMPRESSION: pl::ParquetCompression = pl::ParquetCompression::Lz4Raw;
+
+fn part(folder: &Path, number: usize) -> Part {
+    let file = |table: &str| folder.join(format!("{table}-{number:05}.parquet"));
+    Part { number, tokens: file("tokens"), rows: file("rows") }
+}
