@@ -161,7 +161,8 @@ mod tests {
     #[test]
     fn the_innermost_place_wins_and_the_cure_comes_last() {
         let io = std::io::Error::other("disk on fire");
-        let error = Error::new("cannot read the row").at_line("a.jsonl", 3).at_line("b.jsonl", 9).caused_by(io).cure("Buy a new disk.");
+        let error =
+            Error::new("cannot read the row").at_line("a.jsonl", 3).at_line("b.jsonl", 9).caused_by(io).cure("Buy a new disk.");
         assert_eq!(error.to_string(), "a.jsonl:3: cannot read the row\n  caused by: disk on fire\n  Buy a new disk.");
         assert_eq!(error.exit_code(), 1);
         assert_eq!(Error::usage("?").exit_code(), 2);
