@@ -1,9 +1,233 @@
 //! Files in any common SFT format -> [`Example`].
+//!
+//! A file passes three stations, each in a file of its own:
+//!
+//! ```text
+//! files       what the user named -> bytes: globs, stdin, gzip, zstd
+//! container   bytes -> one JSON object per record: JSON Lines, JSON array, CSV, Parquet, plain text
+//! format      JSON object -> Example: chat messages, ShareGPT, Alpaca, ...; by way of the user's own field map
+//! ```
+//!
+//! Everything streams: the memory needed is that of one record (one row group for Parquet), whatever the size of the file.
+//! The exception is `oasst`, whose rows are loose messages that have to be linked by their ids.
+//! A bad row is a value ([`Record::example`] is an error with file and line), a broken file is an error of the iterator.
+//!
+//! Left out: images and audio, and data sets by hub name (download them first).
+
+mod chat;
+mod container;
+mod delimited;
+mod fields;
+mod files;
+mod format;
+mod json;
+mod lines;
+mod mapping;
+mod pairs;
+mod parquet;
+mod tools;
+mod trees;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde_json::Value;
+
+use crate::error::{Error, Result};
+
+pub use container::Container;
+pub use files::Compression;
+pub use format::Format;
+pub use mapping::FieldMap;
+
+/// How to read the files; the default detects everything.
+#[derive(Debug, Clone, Default)]
+pub struct ReadOptions {
+    /// Forces the format instead of detecting it file by file.
+    pub format: Option<Format>,
+    /// Builds the fields of a known format out of other columns.
+    pub mapping: FieldMap,
+    /// A bad row ends the reading.
+    pub strict: bool,
+}
+
+/// The input files, opened, recognised and hashed, but not read.
+#[derive(Debug)]
+pub struct Dataset {
+    files: Vec<DataFile>,
+    stores: Vec<files::Store>,
+    options: ReadOptions,
+}
+
+/// What one input file is.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct DataFile {
+    /// As the user named it; `-` is the standard input.
+    pub path: PathBuf,
+    pub container: Container,
+    pub compression: Compression,
+    pub format: Format,
+    /// SHA-256 of the bytes as they lie there (compressed, if they are), in hexadecimal.
+    pub sha256: String,
+    /// Size of the same bytes.
+    pub bytes: u64,
+}
+
+/// One record of the input, good or bad.
+#[derive(Debug)]
+pub struct Record {
+    /// Counts all records of all files from 0, bad ones too.
+    pub row: u32,
+    pub place: Place,
+    pub example: Result<Example>,
+}
+
+impl Dataset {
+    /// Finds and recognises the files. `inputs` are paths, glob patterns, or `-` for the standard input.
+    ///
+    /// Only the first records of each file are parsed here, but all its bytes are hashed.
+    pub fn open(inputs: &[String], options: &ReadOptions) -> Result<Dataset> {
+        let mut dataset = Dataset { files: Vec::new(), stores: Vec::new(), options: options.clone() };
+        for path in files::expand(inputs)? {
+            let mut store = files::Store::open(&path)?;
+            let (sha256, bytes) = store.digest().map_err(|error| error.at(&path))?;
+            let (container, format) = recognise(&path, &mut store, options).map_err(|error| error.at(&path))?;
+            dataset.files.push(DataFile { path, container, compression: store.compression, format, sha256, bytes });
+            dataset.stores.push(store);
+        }
+        Ok(dataset)
+    }
+
+    pub fn files(&self) -> &[DataFile] {
+        &self.files
+    }
+
+    /// All records in order. An `Err` means that a file broke off (a damaged archive, a failing disk, or a bad row under
+    /// `strict`); the iterator goes on with the next file, or ends under `strict`.
+    pub fn records(&self) -> impl Iterator<Item = Result<Record>> + Send + use<> {
+        let files: Vec<_> = self.files.iter().cloned().zip(self.stores.iter().cloned()).collect();
+        Records { files: files.into_iter(), current: None, next_row: 0, options: self.options.clone() }
+    }
+}
+
+/// What a record becomes: the line of its first byte, and the example or the reason why there is none.
+type Parsed = (u64, Result<Example>);
+type ParsedRecords = Box<dyn Iterator<Item = Result<Parsed>> + Send>;
+
+struct Records {
+    files: std::vec::IntoIter<(DataFile, files::Store)>,
+    current: Option<(Arc<PathBuf>, ParsedRecords)>,
+    next_row: u32,
+    options: ReadOptions,
+}
+
+impl Iterator for Records {
+    type Item = Result<Record>;
+
+    fn next(&mut self) -> Option<Result<Record>> {
+        loop {
+            let Some((path, records)) = &mut self.current else {
+                let (file, store) = self.files.next()?;
+                match open_records(&file, &store, &self.options) {
+                    Ok(records) => self.current = Some((Arc::new(file.path), records)),
+                    Err(error) => return Some(Err(self.broken(error.at(&file.path)))),
+                }
+                continue;
+            };
+            let path = path.clone();
+            match records.next() {
+                None => self.current = None,
+                Some(Err(error)) => return Some(Err(self.broken(error.at(&*path)))),
+                Some(Ok((line, Err(error)))) if self.options.strict => {
+                    return Some(Err(self.broken(error.at_line(&*path, line))));
+                }
+                Some(Ok((line, example))) => {
+                    let row = self.next_row;
+                    let Some(next_row) = row.checked_add(1) else {
+                        let error = Error::new("expected fewer than 4,294,967,295 rows").cure("Give the files to several runs.");
+                        self.files = Vec::new().into_iter();
+                        return Some(Err(self.broken(error)));
+                    };
+                    self.next_row = next_row;
+                    let example = example.map_err(|error| error.at_line(&*path, line));
+                    return Some(Ok(Record { row, place: Place { path, line }, example }));
+                }
+            }
+        }
+    }
+}
+
+impl Records {
+    /// Gives up the current file, and under `strict` the others.
+    fn broken(&mut self, error: Error) -> Error {
+        self.current = None;
+        if self.options.strict {
+            self.files = Vec::new().into_iter();
+        }
+        error
+    }
+}
+
+fn open_records(file: &DataFile, store: &files::Store, options: &ReadOptions) -> Result<ParsedRecords> {
+    let raw = container::open(file.container, store)?;
+    let mapping = options.mapping.clone();
+    let source = files::display_name(&file.path);
+    let format = file.format;
+    let rows = raw.map(move |raw| {
+        let container::Raw { line, value } = raw?;
+        Ok((line, value.and_then(fields::into_object).and_then(|row| mapping.apply(row))))
+    });
+    if format == Format::Oasst {
+        return Ok(Box::new(trees::conversations(rows, source)));
+    }
+    Ok(Box::new(rows.flat_map(move |row| {
+        let (line, row) = match row {
+            Ok(row) => row,
+            Err(error) => return vec![Err(error)],
+        };
+        match row.and_then(|row| format.examples(&row, &source)) {
+            Ok(examples) => examples.into_iter().map(|example| Ok((line, Ok(example)))).collect(),
+            Err(error) => vec![Ok((line, Err(error)))],
+        }
+    })))
+}
+
+/// Bad records that are passed over in search of one that shows the format.
+const N_RECORDS_SEEN: usize = 100;
+
+/// Container by extension and first bytes, format by the first record that tells.
+fn recognise(path: &std::path::Path, store: &mut files::Store, options: &ReadOptions) -> Result<(Container, Format)> {
+    let container = container::detect(path, store, options)?;
+    if container == Container::Parquet {
+        store.decompress()?;
+    }
+    let mut first_reason = None;
+    let mut is_empty = true;
+    for raw in container::open(container, store)?.take(N_RECORDS_SEEN) {
+        let container::Raw { line, value } = raw?;
+        is_empty = false;
+        if container == Container::Text {
+            return match options.format {
+                None | Some(Format::Text) => Ok((container, Format::Text)),
+                Some(format) => Err(Error::new(format!("expected records of the format `{format}`, found plain text"))
+                    .cure("Use --format text, or give the data as JSON Lines.")),
+            };
+        }
+        if let Some(format) = options.format {
+            return Ok((container, format));
+        }
+        let row = value.and_then(fields::into_object);
+        match row.and_then(|row| Format::detect(&options.mapping.apply(row)?, &options.mapping)) {
+            Ok(format) => return Ok((container, format)),
+            Err(error) => first_reason = first_reason.or(Some(error.at_line(path, line))),
+        }
+    }
+    match first_reason {
+        Some(reason) => Err(reason),
+        None if is_empty => Err(Error::new("expected at least one record, found an empty file")),
+        None => Err(Error::new("expected at least one readable record among the first ones")),
+    }
+}
 
 /// Where a record stands: the file as the user named it, and the line of its first byte, counted from 1.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,0 +1,147 @@
+//! Fields of a JSON object, with errors that say where, what was expected and what was found.
+//!
+//! `null` and a missing key mean the same: Parquet and pandas write the one for the other.
+//! Where a list or an object is expected, a string that holds its JSON will do: CSV has nothing else, and ShareGPT files
+//! keep their tools that way.
+
+use std::borrow::Cow;
+
+use serde_json::{Map, Value};
+
+use super::PlantedSpan;
+use crate::error::{Error, Result};
+
+pub type Object = Map<String, Value>;
+
+pub fn into_object(value: Value) -> Result<Object> {
+    match value {
+        Value::Object(object) => Ok(object),
+        other => Err(Error::new(format!("expected an object with named fields, found {}", kind(&other)))),
+    }
+}
+
+/// The JSON type, as it is said in a sentence.
+pub fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+/// `keys` as they are shown in messages.
+pub fn list_keys<'a>(keys: impl Iterator<Item = &'a String>) -> String {
+    const N_SHOWN: usize = 12;
+    let keys: Vec<_> = keys.map(|key| format!("`{key}`")).collect();
+    match keys.len() {
+        0 => "no keys".to_owned(),
+        1..=N_SHOWN => keys.join(", "),
+        n => format!("{} and {} more", keys[..N_SHOWN].join(", "), n - N_SHOWN),
+    }
+}
+
+pub fn wrong_type(path: &str, expected: &str, found: &Value) -> Error {
+    Error::new(format!("`{path}`: expected {expected}, found {}", kind(found)))
+}
+
+pub fn missing(row: &Object, path: &str) -> Error {
+    Error::new(format!("missing field `{path}`, found {}", list_keys(row.keys())))
+}
+
+/// The first of `keys` that is there and not null.
+pub fn first<'a, 'k>(row: &'a Object, keys: &[&'k str]) -> Option<(&'k str, &'a Value)> {
+    keys.iter().find_map(|&key| row.get(key).filter(|value| !value.is_null()).map(|value| (key, value)))
+}
+
+/// The first of `keys` that is there, as text.
+pub fn optional_text<'a>(row: &'a Object, keys: &[&str], prefix: &str) -> Result<Option<&'a str>> {
+    match first(row, keys) {
+        None => Ok(None),
+        Some((_, Value::String(text))) => Ok(Some(text)),
+        Some((key, other)) => Err(wrong_type(&format!("{prefix}{key}"), "a string", other)),
+    }
+}
+
+/// The first of `keys`, one of which must be there.
+pub fn required<'a, 'k>(row: &'a Object, keys: &[&'k str], prefix: &str) -> Result<(&'k str, &'a Value)> {
+    let name = keys.first().copied().unwrap_or_default();
+    first(row, keys).ok_or_else(|| match row.get(name) {
+        Some(null) => wrong_type(&format!("{prefix}{name}"), "a value", null),
+        None => missing(row, &format!("{prefix}{name}")),
+    })
+}
+
+pub fn required_text<'a>(row: &'a Object, keys: &[&str], prefix: &str) -> Result<&'a str> {
+    let (key, value) = required(row, keys, prefix)?;
+    value.as_str().ok_or_else(|| wrong_type(&format!("{prefix}{key}"), "a string", value))
+}
+
+/// A list, or a string that holds one in JSON.
+pub fn list<'a>(value: &'a Value, path: &str) -> Result<Cow<'a, [Value]>> {
+    match value {
+        Value::Array(list) => Ok(Cow::Borrowed(list)),
+        Value::String(text) => match serde_json::from_str(text) {
+            Ok(Value::Array(list)) => Ok(Cow::Owned(list)),
+            Ok(other) => Err(wrong_type(path, "a list", &other)),
+            Err(_) => Err(Error::new(format!("`{path}`: expected a list, found a string that is not the JSON of one"))),
+        },
+        other => Err(wrong_type(path, "a list", other)),
+    }
+}
+
+pub fn object<'a>(value: &'a Value, path: &str) -> Result<&'a Object> {
+    value.as_object().ok_or_else(|| wrong_type(path, "an object", value))
+}
+
+/// A string or a number as an identifier; anything else does not name the row.
+pub fn label(row: &Object, key: &str) -> Option<String> {
+    match row.get(key)? {
+        Value::String(text) if !text.is_empty() => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        _ => None,
+    }
+}
+
+/// `planted`: a list of `{"turn", "begin", "end"}`, in bytes of that turn's content.
+pub fn planted(row: &Object, contents: &[&str]) -> Result<Vec<PlantedSpan>> {
+    let Some((_, value)) = first(row, &["planted"]) else { return Ok(Vec::new()) };
+    // An empty cell of a CSV file.
+    if value.as_str() == Some("") {
+        return Ok(Vec::new());
+    }
+    let mut spans = Vec::new();
+    for (idx, span) in list(value, "planted")?.iter().enumerate() {
+        let path = format!("planted[{idx}]");
+        let span = object(span, &path)?;
+        let number = |key: &str| {
+            let (_, value) = required(span, &[key], &format!("{path}."))?;
+            let number = value.as_u64().and_then(|number| usize::try_from(number).ok());
+            number.ok_or_else(|| Error::new(format!("`{path}.{key}`: expected a whole number from 0, found {value}")))
+        };
+        let (turn, begin, end) = (number("turn")?, number("begin")?, number("end")?);
+        let Some(content) = contents.get(turn) else {
+            return Err(Error::new(format!(
+                "`{path}.turn`: expected less than {}, the number of turns, found {turn}",
+                contents.len()
+            )));
+        };
+        if begin >= end || end > content.len() {
+            let found = format!("found {begin}..{end}");
+            return Err(Error::new(format!(
+                "`{path}`: expected begin < end <= {}, the bytes of turn {turn}, {found}",
+                content.len()
+            )));
+        }
+        if !content.is_char_boundary(begin) || !content.is_char_boundary(end) {
+            return Err(Error::new(format!("`{path}`: expected bytes that begin and end characters, found {begin}..{end}")));
+        }
+        let (Ok(turn), Ok(begin), Ok(end)) = (u16::try_from(turn), u32::try_from(begin), u32::try_from(end)) else {
+            return Err(Error::new(format!("`{path}`: expected at most 65,536 turns of 4 GiB, found a span beyond them")));
+        };
+        spans.push(PlantedSpan { turn, begin, end });
+    }
+    Ok(spans)
+}

@@ -1,0 +1,200 @@
+//! What the user named -> bytes: paths, glob patterns, the standard input; plain, gzip or zstd.
+//!
+//! Compression is recognised by its first bytes, never by the file's name. What can be read only once (the standard input,
+//! a pipe) is copied to a temporary file, because every file is read three times: to hash it, to recognise it, to read it.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+use tempfile::{NamedTempFile, TempPath};
+
+use crate::error::{Context, Error, Result};
+
+pub type Reader = Box<dyn BufRead + Send>;
+
+const BUFFER_BYTES: usize = 256 << 10;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Compression {
+    None,
+    Gzip,
+    Zstd,
+}
+
+/// Where the bytes of one input lie.
+#[derive(Debug, Clone)]
+pub struct Store {
+    path: Arc<PathBuf>,
+    pub compression: Compression,
+    /// How the bytes at `path` are compressed; differs from `compression` once they have been unpacked.
+    packed: Compression,
+    /// Removes the temporary copy, if there is one, when the last reader is done.
+    temporary: Option<Arc<TempPath>>,
+}
+
+/// Files behind the user's inputs, in the order given; matches of a pattern in alphabetical order.
+pub fn expand(inputs: &[String]) -> Result<Vec<PathBuf>> {
+    if inputs.is_empty() {
+        return Err(Error::usage("expected at least one data file, found none"));
+    }
+    if inputs.iter().filter(|input| *input == "-").count() > 1 {
+        return Err(Error::usage("`-` names the standard input twice").cure("Give `-` once."));
+    }
+    let mut paths = Vec::new();
+    for input in inputs {
+        let is_pattern = input.contains(['*', '?', '[']) && !Path::new(input).exists();
+        if !is_pattern {
+            paths.push(PathBuf::from(input));
+            continue;
+        }
+        let matches = glob::glob(input).map_err(|error| {
+            Error::usage(format!("`{input}` is not a valid pattern")).caused_by(error).cure("Patterns use *, ?, [abc] and **.")
+        })?;
+        let n_before = paths.len();
+        for path in matches {
+            let path = path.map_err(|error| Error::new("cannot look for files").at(error.path().to_owned()).caused_by(error))?;
+            if path.is_file() {
+                paths.push(path);
+            }
+        }
+        if paths.len() == n_before {
+            return Err(
+                Error::new(format!("expected files that match `{input}`, found none")).cure("Check the folder and the pattern.")
+            );
+        }
+    }
+    Ok(paths)
+}
+
+/// The `source` of rows that do not name their own.
+pub fn display_name(path: &Path) -> String {
+    if path == Path::new("-") {
+        return "stdin".to_owned();
+    }
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+}
+
+impl Store {
+    pub fn open(path: &Path) -> Result<Store> {
+        let temporary = if path == Path::new("-") {
+            Some(spool(io::stdin().lock()).map_err(|error| error.at(path))?)
+        } else {
+            let metadata = std::fs::metadata(path).map_err(|error| {
+                let cure = "Check the name; relative names start from the current folder.";
+                Error::new("expected a data file, cannot open it").at(path).caused_by(error).cure(cure)
+            })?;
+            if metadata.is_dir() {
+                let pattern = path.join("*.jsonl");
+                return Err(Error::new("expected a data file, found a folder")
+                    .at(path)
+                    .cure(format!("Name the files in it, for example '{}'.", pattern.display())));
+            }
+            let file = File::open(path).context_at(path, "cannot open the data file")?;
+            if metadata.is_file() { None } else { Some(spool(file).map_err(|error| error.at(path))?) }
+        };
+        let place = match &temporary {
+            Some(temporary) => temporary.to_path_buf(),
+            None => path.to_owned(),
+        };
+        let compression = compression(&place).map_err(|error| error.at(path))?;
+        Ok(Store { path: Arc::new(place), compression, packed: compression, temporary: temporary.map(Arc::new) })
+    }
+
+    /// SHA-256 in hexadecimal and length of the stored bytes.
+    pub fn digest(&self) -> Result<(String, u64)> {
+        let mut reader = File::open(&*self.path).context("cannot open the data file")?;
+        let mut hasher = Sha256::new();
+        let mut buffer = vec![0; BUFFER_BYTES];
+        let mut n_bytes = 0;
+        loop {
+            let n_read = match reader.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(n_read) => n_read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(Error::new("cannot read the data file").caused_by(error)),
+            };
+            hasher.update(&buffer[..n_read]);
+            n_bytes += n_read as u64;
+        }
+        Ok((hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect(), n_bytes))
+    }
+
+    /// The unpacked bytes, without a byte order mark.
+    pub fn reader(&self) -> Result<Reader> {
+        let file = File::open(&*self.path).context("cannot open the data file")?;
+        let mut reader: Reader = match self.packed {
+            Compression::None => Box::new(BufReader::with_capacity(BUFFER_BYTES, file)),
+            Compression::Gzip => {
+                let decoder = flate2::bufread::MultiGzDecoder::new(BufReader::with_capacity(BUFFER_BYTES, file));
+                Box::new(BufReader::with_capacity(BUFFER_BYTES, decoder))
+            }
+            Compression::Zstd => {
+                let decoder = zstd::stream::read::Decoder::new(file).context("cannot start to unpack the zstd file")?;
+                Box::new(BufReader::with_capacity(BUFFER_BYTES, decoder))
+            }
+        };
+        let mut start = Vec::new();
+        reader.by_ref().take(3).read_to_end(&mut start).map_err(broken)?;
+        if start == b"\xEF\xBB\xBF" {
+            return Ok(reader);
+        }
+        if start.starts_with(b"\xFF\xFE") || start.starts_with(b"\xFE\xFF") {
+            return Err(Error::new("expected UTF-8, found UTF-16").cure("Convert the file: iconv -f UTF-16 -t UTF-8."));
+        }
+        Ok(Box::new(io::Cursor::new(start).chain(reader)))
+    }
+
+    /// For containers that need to seek: replaces packed bytes by an unpacked temporary copy.
+    pub fn decompress(&mut self) -> Result<()> {
+        if self.packed != Compression::None {
+            let temporary = spool(self.reader()?)?;
+            self.path = Arc::new(temporary.to_path_buf());
+            self.temporary = Some(Arc::new(temporary));
+            self.packed = Compression::None;
+        }
+        Ok(())
+    }
+
+    /// A seekable file; `decompress` comes first.
+    pub fn file(&self) -> Result<File> {
+        File::open(&*self.path).context("cannot open the data file")
+    }
+}
+
+/// A read that failed half-way: a damaged archive or a failing disk.
+pub fn broken(error: io::Error) -> Error {
+    let cure = "The rows before this place were read; fetch or pack the file again.";
+    Error::new("cannot read on: the file is damaged or cut short").caused_by(error).cure(cure)
+}
+
+fn spool(mut reader: impl Read) -> Result<TempPath> {
+    let mut file = NamedTempFile::new().context("cannot create a temporary file for the input")?;
+    let cure = "The copy lies in the folder that TMPDIR names; it needs the unpacked size of the input.";
+    io::copy(&mut reader, &mut file)
+        .and_then(|_| file.flush())
+        .map_err(|error| Error::new("cannot copy the input to a temporary file").caused_by(error).cure(cure))?;
+    Ok(file.into_temp_path())
+}
+
+fn compression(path: &Path) -> Result<Compression> {
+    let mut start = Vec::new();
+    let file = File::open(path).context("cannot open the data file")?;
+    file.take(6).read_to_end(&mut start).context("cannot read the data file")?;
+    let unsupported = |name: &str| {
+        Err(Error::new(format!("expected plain, gzip or zstd data, found {name}"))
+            .cure("Unpack the file, or pack it with gzip or zstd."))
+    };
+    match start.as_slice() {
+        [0x1F, 0x8B, ..] => Ok(Compression::Gzip),
+        [0x28, 0xB5, 0x2F, 0xFD, ..] => Ok(Compression::Zstd),
+        [b'B', b'Z', b'h', b'1'..=b'9', ..] => unsupported("bzip2"),
+        [0xFD, b'7', b'z', b'X', b'Z', ..] => unsupported("xz"),
+        [b'P', b'K', 3, 4, ..] => unsupported("a zip archive"),
+        [b'7', b'z', 0xBC, 0xAF, ..] => unsupported("a 7-zip archive"),
+        _ => Ok(Compression::None),
+    }
+}

@@ -1,0 +1,62 @@
+//! Bytes -> lines, split on `\n` only: strings in the wild hold U+2028 and other characters that count as line ends elsewhere.
+
+use std::io::{self, BufRead, Read};
+
+use crate::error::{Error, Result};
+
+/// A record longer than this is not data but a file that lost its separators; without a limit it would fill the memory.
+pub const MAX_RECORD_BYTES: usize = 256 << 20;
+
+pub struct Lines<R> {
+    reader: R,
+    /// Number of the line read last, from 1.
+    number: u64,
+    buffer: Vec<u8>,
+}
+
+impl<R: BufRead> Lines<R> {
+    pub fn new(reader: R) -> Self {
+        Lines { reader, number: 0, buffer: Vec::new() }
+    }
+
+    /// The next line that is not blank, without its end: its number and its bytes, or why they are unusable.
+    pub fn next_line(&mut self) -> io::Result<Option<(u64, Result<&[u8]>)>> {
+        loop {
+            // One huge row must not hold its memory for the rest of the file.
+            if self.buffer.capacity() > (1 << 20) && self.buffer.len() < (1 << 16) {
+                self.buffer = Vec::new();
+            }
+            self.buffer.clear();
+            let n_read = self.reader.by_ref().take(MAX_RECORD_BYTES as u64 + 1).read_until(b'\n', &mut self.buffer)?;
+            if n_read == 0 {
+                return Ok(None);
+            }
+            self.number += 1;
+            if n_read > MAX_RECORD_BYTES {
+                if self.buffer.last() != Some(&b'\n') {
+                    self.reader.skip_until(b'\n')?;
+                }
+                return Ok(Some((self.number, Err(too_long()))));
+            }
+            if self.buffer.iter().all(u8::is_ascii_whitespace) {
+                continue;
+            }
+            let line = self.buffer.strip_suffix(b"\n").unwrap_or(&self.buffer);
+            return Ok(Some((self.number, Ok(line.strip_suffix(b"\r").unwrap_or(line)))));
+        }
+    }
+}
+
+pub fn too_long() -> Error {
+    Error::new(format!("expected a record of at most {} MiB, found a longer one", MAX_RECORD_BYTES >> 20))
+}
+
+/// The bytes as text, or what is wrong with them.
+pub fn utf8(bytes: &[u8]) -> Result<&str> {
+    if let Some(position) = bytes.iter().position(|&byte| byte == 0) {
+        return Err(Error::new(format!("expected text, found a NUL byte at byte {position} of the record")));
+    }
+    std::str::from_utf8(bytes).map_err(|error| {
+        Error::new(format!("expected UTF-8, found an invalid byte at byte {} of the record", error.valid_up_to()))
+    })
+}

@@ -1,0 +1,302 @@
+//! `--map FIELD=COLUMN` and `--map FIELD=TEMPLATE`: the fields of a known format, built out of a row's own columns.
+//!
+//! ```text
+//! prompt=query                      the column itself, of whatever type
+//! prompt=meta.query                 a column inside an object
+//! prompt={question}\nA. {opa}       a text with columns in it; \n, \t, \\, \{, \} and \| mean what they mean in JSON
+//! completion={cop:A|B|C|D}          a choice: the column holds the number of the alternative, counted from 0
+//! completion={cop:{opa}|{opb}}      alternatives are templates too
+//! ```
+//!
+//! So the raw MedMCQA rows (`question`, `opa` to `opd`, `cop`, `exp`) are read with
+//!
+//! ```text
+//! --map 'prompt={question}\nA. {opa}\nB. {opb}\nC. {opc}\nD. {opd}'
+//! --map 'completion={exp}\n\nAnswer: {cop:A. {opa}|B. {opb}|C. {opc}|D. {opd}}'
+//! ```
+
+use std::iter::Peekable;
+use std::str::Chars;
+
+use serde_json::Value;
+
+use super::fields::{Object, kind, list_keys};
+use crate::error::{Error, Result};
+
+/// Rules in the order given; empty means that rows stay as they are.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct FieldMap {
+    rules: Vec<(String, Rule)>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Rule {
+    Column(String),
+    Template(Vec<Part>),
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Part {
+    Text(String),
+    Column(String),
+    Choice { column: String, alternatives: Vec<Vec<Part>> },
+}
+
+/// Fields that some format reads.
+const FIELDS: [&str; 25] = [
+    "messages",
+    "conversations",
+    "system",
+    "tools",
+    "prompt",
+    "completion",
+    "chosen",
+    "question",
+    "answer",
+    "instruction",
+    "input",
+    "output",
+    "response",
+    "history",
+    "instances",
+    "text",
+    "role",
+    "message_id",
+    "parent_id",
+    "id",
+    "source",
+    "planted",
+    "functions",
+    "context",
+    "system_prompt",
+];
+
+impl FieldMap {
+    /// Reads the values of repeated `--map` options.
+    pub fn parse(rules: &[String]) -> Result<FieldMap> {
+        Ok(FieldMap { rules: rules.iter().map(|rule| parse_rule(rule)).collect::<Result<_>>()? })
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.rules.is_empty()
+    }
+
+    pub(super) fn has_target(&self, field: &str) -> bool {
+        self.rules.iter().any(|(target, _)| target == field)
+    }
+
+    /// The row with the mapped fields set. All rules see the row's own columns, not one another's results.
+    pub(super) fn apply(&self, row: Object) -> Result<Object> {
+        if self.is_empty() {
+            return Ok(row);
+        }
+        let mut mapped = Vec::with_capacity(self.rules.len());
+        for (target, rule) in &self.rules {
+            let value = match rule {
+                Rule::Column(name) => column(&row, name).map(Value::clone),
+                Rule::Template(parts) => fill(parts, &row).map(Value::String),
+            };
+            let value = value.map_err(|error| Error::new(format!("field map for `{target}`: {}", error.message())))?;
+            mapped.push((target.clone(), value));
+        }
+        let mut row = row;
+        row.extend(mapped);
+        Ok(row)
+    }
+}
+
+fn fill(parts: &[Part], row: &Object) -> Result<String> {
+    let mut text = String::new();
+    for part in parts {
+        match part {
+            Part::Text(literal) => text.push_str(literal),
+            Part::Column(name) => match column(row, name)? {
+                Value::Null => return Err(Error::new(format!("expected a value in the column `{name}`, found null"))),
+                Value::String(value) => text.push_str(value),
+                other => text.push_str(&other.to_string()),
+            },
+            Part::Choice { column: name, alternatives } => {
+                let value = column(row, name)?;
+                let chosen = index(value).and_then(|idx| alternatives.get(idx)).ok_or_else(|| {
+                    let found = if matches!(value, Value::Number(_) | Value::String(_)) {
+                        value.to_string()
+                    } else {
+                        kind(value).to_owned()
+                    };
+                    let n = alternatives.len();
+                    Error::new(format!(
+                        "expected a number from 0 to {} in the column `{name}`, found {found}",
+                        n.saturating_sub(1)
+                    ))
+                })?;
+                text.push_str(&fill(chosen, row)?);
+            }
+        }
+    }
+    Ok(text)
+}
+
+fn index(value: &Value) -> Option<usize> {
+    match value {
+        Value::Number(number) => number.as_u64().and_then(|number| usize::try_from(number).ok()),
+        Value::String(text) => text.trim().parse().ok(),
+        Value::Bool(value) => Some(usize::from(*value)),
+        _ => None,
+    }
+}
+
+/// A column by its name, or by a path of names with dots between them.
+fn column<'a>(row: &'a Object, name: &str) -> Result<&'a Value> {
+    let nested = || {
+        let (first, rest) = name.split_once('.')?;
+        rest.split('.').try_fold(row.get(first)?, |value, key| value.get(key))
+    };
+    row.get(name)
+        .or_else(nested)
+        .ok_or_else(|| Error::new(format!("expected a column `{name}`, found {}", list_keys(row.keys()))))
+}
+
+fn parse_rule(rule: &str) -> Result<(String, Rule)> {
+    let cure = "Write --map FIELD=COLUMN or --map 'FIELD=text with {column}', for example --map 'prompt={question}'.";
+    let Some((target, definition)) = rule.split_once('=') else {
+        return Err(Error::usage(format!("expected FIELD=COLUMN or FIELD=TEMPLATE, found `{rule}`")).cure(cure));
+    };
+    let target = target.trim();
+    if !FIELDS.contains(&target) {
+        return Err(Error::usage(format!("expected a field of a known format, found `{target}` in `{rule}`"))
+            .cure(format!("Fields: {}.", FIELDS.join(", "))));
+    }
+    if definition.is_empty() {
+        return Err(Error::usage(format!("expected a column or a template after `=`, found nothing in `{rule}`")).cure(cure));
+    }
+    if !definition.contains(['{', '}', '\\']) {
+        return Ok((target.to_owned(), Rule::Column(definition.to_owned())));
+    }
+    let parts = parse_template(&mut definition.chars().peekable(), 0);
+    let parts =
+        parts.map_err(|reason| Error::usage(format!("expected a template, found `{definition}`: {reason}")).cure(cure))?;
+    Ok((target.to_owned(), Rule::Template(parts)))
+}
+
+/// Reads up to the end or, inside a choice, up to the `|` or `}` that ends the alternative.
+fn parse_template(chars: &mut Peekable<Chars>, depth: u8) -> Result<Vec<Part>, String> {
+    let mut parts = Vec::new();
+    let mut text = String::new();
+    while let Some(&next) = chars.peek() {
+        if depth > 0 && matches!(next, '|' | '}') {
+            break;
+        }
+        chars.next();
+        match next {
+            '\\' => text.push(match chars.next() {
+                Some('n') => '\n',
+                Some('t') => '\t',
+                Some(plain @ ('\\' | '{' | '}' | '|')) => plain,
+                Some(other) => return Err(format!("unknown escape \\{other}")),
+                None => return Err("it ends in a single backslash".to_owned()),
+            }),
+            '{' => {
+                if !text.is_empty() {
+                    parts.push(Part::Text(std::mem::take(&mut text)));
+                }
+                parts.push(parse_hole(chars, depth)?);
+            }
+            '}' => return Err("a `}` without its `{`; a literal one is \\}".to_owned()),
+            plain => text.push(plain),
+        }
+    }
+    if !text.is_empty() {
+        parts.push(Part::Text(text));
+    }
+    Ok(parts)
+}
+
+/// `column}` or `column:first|second}`; the opening brace has been read.
+fn parse_hole(chars: &mut Peekable<Chars>, depth: u8) -> Result<Part, String> {
+    const MAX_DEPTH: u8 = 8;
+    if depth == MAX_DEPTH {
+        return Err(format!("choices inside choices go {MAX_DEPTH} deep at most"));
+    }
+    let mut column = String::new();
+    let end = loop {
+        match chars.next() {
+            Some(end @ ('}' | ':')) => break end,
+            Some('{') => return Err("a `{` inside the name of a column".to_owned()),
+            Some(other) => column.push(other),
+            None => return Err("a `{` without its `}`".to_owned()),
+        }
+    };
+    let column = column.trim().to_owned();
+    if column.is_empty() {
+        return Err("braces without the name of a column".to_owned());
+    }
+    if end == '}' {
+        return Ok(Part::Column(column));
+    }
+    let mut alternatives = Vec::new();
+    loop {
+        alternatives.push(parse_template(chars, depth + 1)?);
+        match chars.next() {
+            Some('|') => {}
+            Some(_) => return Ok(Part::Choice { column, alternatives }),
+            None => return Err("a `{` without its `}`".to_owned()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(rules: &[&str], row: Value) -> Result<Value> {
+        let rules: Vec<String> = rules.iter().map(|rule| (*rule).to_owned()).collect();
+        FieldMap::parse(&rules)?.apply(row.as_object().unwrap().clone()).map(Value::Object)
+    }
+
+    #[test]
+    fn columns_templates_and_choices() {
+        let row = || serde_json::json!({"q": "Why?", "a": "x", "b": "y", "cop": 1, "meta": {"w": [1, 2]}});
+        let check =
+            |rule: &str, field: &str, expected: Value| assert_eq!(map(&[rule], row()).unwrap()[field], expected, "{rule}");
+        check("prompt=q", "prompt", "Why?".into());
+        check("messages=meta.w", "messages", serde_json::json!([1, 2]));
+        check("prompt={q}\\n1. {a}\n\\{{cop}\\}", "prompt", "Why?\n1. x\n{1}".into());
+        check("completion={cop:A|B}", "completion", "B".into());
+        check("completion=It is {cop:A. {a}|B. {b}}.", "completion", "It is B. y.".into());
+        check("completion={cop:|{cop:|deep}}", "completion", "deep".into());
+        check("text={meta.w}", "text", "[1,2]".into());
+    }
+
+    #[test]
+    fn rules_see_the_original_columns() {
+        let swapped = map(&["prompt=completion", "completion=prompt"], serde_json::json!({"prompt": "a", "completion": "b"}));
+        assert_eq!(swapped.unwrap(), serde_json::json!({"prompt": "b", "completion": "a"}));
+    }
+
+    #[test]
+    fn bad_rules_are_wrong_usage_and_bad_rows_are_not() {
+        for (rule, expected) in [
+            ("prompt", "expected FIELD=COLUMN"),
+            ("promt=q", "expected a field of a known format"),
+            ("prompt=", "found nothing"),
+            ("prompt={q", "without its `}`"),
+            ("prompt=q}", "without its `{`"),
+            ("prompt={}", "without the name of a column"),
+            ("prompt=a\\x", "unknown escape"),
+            ("prompt={q:a|b", "without its `}`"),
+        ] {
+            let error = map(&[rule], serde_json::json!({})).unwrap_err();
+            assert!(error.message().contains(expected), "{rule}: {error}");
+            assert_eq!(error.exit_code(), 2);
+        }
+        for (rule, expected) in [
+            ("prompt=q", "expected a column `q`, found `cop`, `e`"),
+            ("prompt={e}", "found null"),
+            ("prompt={cop:a|b}", "expected a number from 0 to 1 in the column `cop`, found 7"),
+        ] {
+            let error = map(&[rule], serde_json::json!({"cop": 7, "e": null})).unwrap_err();
+            assert!(error.message().contains(expected), "{rule}: {error}");
+            assert_eq!(error.exit_code(), 1);
+        }
+    }
+}
