@@ -68,11 +68,9 @@ impl<'a> Rows<'a> {
             }
             Dtype::Bf16 => {
                 let mut words = vec![0; n_rows * depth];
-                if k > 0 {
-                    words.par_chunks_mut(depth).zip(x_tk.par_chunks(k)).with_min_len(16).for_each(|(words, x)| {
-                        words.iter_mut().zip(x.chunks(2)).for_each(|(word, x)| *word = bf16_pair(x));
-                    });
-                }
+                words.par_chunks_mut(depth).zip(x_tk.par_chunks(k)).with_min_len(16).for_each(|(words, x)| {
+                    words.iter_mut().zip(x.chunks(2)).for_each(|(word, x)| *word = bf16_pair(x));
+                });
                 Rows { words: words.into(), n_rows, stride: depth }
             }
         }

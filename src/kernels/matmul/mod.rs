@@ -47,6 +47,9 @@ impl Matrix {
         let mut parts = parts.into_iter();
         let first = parts.next().ok_or_else(|| Error::new("a weight matrix was asked for with no parts"))??;
         let in_features = first.dims2()?.1;
+        if in_features == 0 {
+            return Err(Error::new(format!("a weight matrix of shape {:?} has no inputs", first.dims())));
+        }
         let store = match kernels {
             Kernels::Reference => Store::Plain(join(first, parts, dtype)?),
             Kernels::Fused => Store::Packed(Arc::new(pack(first, parts, dtype)?)),
@@ -98,9 +101,7 @@ impl Matrix {
             }
             Store::Packed(panels) => {
                 let mut rows = vec![0.0; ids.len() * self.in_features];
-                if self.in_features > 0 {
-                    rows.par_chunks_mut(self.in_features).zip(ids).for_each(|(row, &id)| panels.row_into(id as usize, row));
-                }
+                rows.par_chunks_mut(self.in_features).zip(ids).for_each(|(row, &id)| panels.row_into(id as usize, row));
                 Ok(Tensor::from_vec(rows, (ids.len(), self.in_features), &Device::Cpu)?)
             }
         }
@@ -209,9 +210,7 @@ impl Linear {
         for begin in (0..n).step_by(CHUNK) {
             let n_outputs = CHUNK.min(n - begin);
             let mut w_nk = vec![0.0; n_outputs * k];
-            if k > 0 {
-                w_nk.par_chunks_mut(k).enumerate().for_each(|(i, row)| self.panels.row_into(begin + i, row));
-            }
+            w_nk.par_chunks_mut(k).enumerate().for_each(|(i, row)| self.panels.row_into(begin + i, row));
             let w_nk = Tensor::from_vec(w_nk, (n_outputs, k), &Device::Cpu)?;
             dx_tk = (dx_tk + dy_tn.narrow(1, begin, n_outputs)?.contiguous()?.matmul(&w_nk)?)?;
         }
@@ -263,3 +262,6 @@ impl CustomOp2 for Linear {
         Ok((Some(self.input_gradient(dy)?), Some(dy.clone())))
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests;

@@ -37,6 +37,7 @@ pub(crate) struct Panels {
 }
 
 impl Panels {
+    /// `in_features` is at least 1.
     pub fn new(in_features: usize, dtype: Dtype) -> Panels {
         Panels { lines: Vec::new(), out_features: 0, in_features, dtype }
     }
@@ -45,7 +46,7 @@ impl Panels {
     pub fn push(&mut self, part_nk: &[f32]) {
         let (k, depth, dtype) = (self.in_features, self.depth(), self.dtype);
         let before = self.out_features;
-        let after = before + part_nk.len().checked_div(k).unwrap_or(0);
+        let after = before + part_nk.len() / k;
         let panel_lines = depth * LINES_PER_DEPTH;
         let n_lines = after.div_ceil(PANEL) * panel_lines;
         // Exactly: growing by doubling would hold up to twice the weight.
@@ -53,9 +54,6 @@ impl Panels {
         self.lines.resize(n_lines, Line([0; LINE]));
         self.out_features = after;
         let first_panel = before / PANEL;
-        if panel_lines == 0 {
-            return;
-        }
         self.lines[first_panel * panel_lines..].par_chunks_mut(panel_lines).enumerate().for_each(|(i, lines)| {
             let first_output = (first_panel + i) * PANEL;
             let words = lines.as_flattened_words();
