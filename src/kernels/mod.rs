@@ -10,6 +10,7 @@ pub mod norm;
 pub mod rotary;
 #[cfg(test)]
 pub(crate) mod testing;
+pub(crate) mod tile;
 
 use std::ops::Range;
 
