@@ -12,6 +12,7 @@ pub mod norm;
 pub mod rotary;
 #[cfg(test)]
 pub(crate) mod testing;
+pub(crate) mod tile;
 
 use std::fmt;
 use std::ops::Range;

@@ -68,6 +68,25 @@ impl Rotary {
         }
     }
 
+    /// Rotates one head in place; the inverse rotation (for gradients, the transpose) if `sign` is -1.
+    #[inline(always)]
+    pub(crate) fn rotate_head(&self, head: &mut [f32], position: usize, sign: f32) {
+        let table = position * self.pairs..(position + 1) * self.pairs;
+        let turns = self.cos[table.clone()].iter().zip(&self.sin[table]);
+        let turning = &mut head[..2 * self.pairs];
+        let turn = |a: &mut f32, b: &mut f32, cos: f32, sin: f32| (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+        match self.style {
+            RotaryStyle::Half => {
+                let (first, second) = turning.split_at_mut(self.pairs);
+                first.iter_mut().zip(second).zip(turns).for_each(|((a, b), (cos, sin))| turn(a, b, *cos, sign * sin));
+            }
+            RotaryStyle::Interleaved => {
+                let (pairs, _) = turning.as_chunks_mut::<2>();
+                pairs.iter_mut().zip(turns).for_each(|([a, b], (cos, sin))| turn(a, b, *cos, sign * sin));
+            }
+        }
+    }
+
     /// The plain rotation: `x [T, heads, head_dim]`, f32; row `t` stands at `positions[t]`.
     pub(crate) fn rotate(&self, x: &Tensor, positions: &[usize]) -> Result<Tensor> {
         if self.pairs == 0 {

@@ -3,12 +3,19 @@
 //! Shapes: `T` tokens of the batch, `q | k | v` the columns of one fused projection. Sequences lie one after the other without
 //! padding; [`Segment`]s say who sees whom, so a shared prefix is stored and projected once and read by many.
 
+mod fused;
+mod pack;
+mod plan;
 mod reference;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
-use candle_core::Tensor;
+use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
 
+use super::cpu::{contiguous, floats, output};
+use super::level::Level;
 use super::rotary::Rotary;
 use super::{Kernels, Segment};
 use crate::error::{Error, Result};
@@ -31,6 +38,11 @@ impl AttentionShape {
     /// Columns of the fused projection: all query heads, all key heads, all value heads.
     pub fn columns(&self) -> usize {
         (self.heads + 2 * self.kv_heads) * self.head_dim
+    }
+
+    /// Query heads that share one key and value head.
+    pub(crate) fn group(&self) -> usize {
+        self.heads / self.kv_heads
     }
 
     fn check(&self) -> Result<()> {
@@ -67,7 +79,32 @@ pub fn attention(
     let positions = positions(segments, tokens)?;
     rotary.check(shape.head_dim, &positions)?;
     match kernels {
-        Kernels::Reference | Kernels::Fused => reference::attention(qkv, segments, &positions, rotary, shape),
+        Kernels::Reference => reference::attention(qkv, segments, &positions, rotary, shape),
+        Kernels::Fused => {
+            let (segments, rotary) = (segments.clone(), rotary.clone());
+            let op = Attention { segments, positions, rotary, shape: *shape, level: Level::current() };
+            Ok(contiguous(qkv)?.apply_op1(op)?)
+        }
+    }
+}
+
+struct Attention {
+    segments: Arc<[Segment]>,
+    positions: Vec<usize>,
+    rotary: Rotary,
+    shape: AttentionShape,
+    level: Level,
+}
+
+impl CustomOp1 for Attention {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn cpu_fwd(&self, qkv: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        let qkv = floats(qkv, layout)?;
+        let values = fused::attention(self.level, qkv, &self.segments, &self.positions, &self.rotary, &self.shape);
+        Ok(output(values, (self.positions.len(), self.shape.heads * self.shape.head_dim)))
     }
 }
 
@@ -96,19 +133,4 @@ pub fn positions(segments: &[Segment], tokens: usize) -> Result<Vec<usize>> {
         return Err(Error::new(format!("the segments cover {} tokens of a batch of {tokens}", positions.len())));
     }
     Ok(positions)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn positions_continue_the_context() {
-        let segment = |tokens, context| Segment { tokens, context };
-        let tree = [segment(0..3, vec![]), segment(3..5, vec![0..3]), segment(5..6, vec![0..3, 3..4])];
-        assert_eq!(positions(&tree, 6).unwrap(), [0, 1, 2, 3, 4, 4]);
-        assert!(positions(&tree, 7).is_err());
-        assert!(positions(&tree[1..], 6).is_err());
-        assert!(positions(&[segment(0..3, vec![0..1])], 3).unwrap_err().message().contains("before it"));
-    }
 }
