@@ -18,4 +18,6 @@ pub mod engine;
 
 pub mod scores;
 
+pub mod quadrants;
+
 pub use error::{Context, Error, Result};
