@@ -1,4 +1,26 @@
 //! Chat template, supervised mask, mask audit: [`Example`](crate::dataset::Example) -> [`Sequence`].
+//!
+//! An example becomes text through the model's own chat template (`template`), the places of the answers in that text are found
+//! by rendering prefixes of the conversation (`turns`), and the text is tokenised so that every answer begins on a token boundary
+//! (`render`). What looks wrong on the way is counted (`audit`).
+//!
+//! The room knows nothing of model files: a vocabulary comes from a tokenizer.json or as the plain struct [`GgufVocabulary`].
+
+mod audit;
+mod gguf;
+mod python;
+mod render;
+mod template;
+#[cfg(test)]
+mod test_models;
+mod tokenizer;
+mod turns;
+
+pub use audit::{Audit, Finding, RowAudit};
+pub use gguf::GgufVocabulary;
+pub use render::{RenderOptions, Rendered, Renderer, Supervise};
+pub use template::ChatTemplate;
+pub use tokenizer::{Token, Tokenizer};
 
 /// A rendered and tokenised example.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,0 +1,261 @@
+//! The tokenizer that a GGUF file describes.
+//!
+//! A GGUF file holds the vocabulary, but of the splitting rules only a name; [`PRE_TOKENIZERS`] says what each name means. Covered:
+//! byte-level BPE (`gpt2`) with the names of the table, and BPE by SentencePiece scores (`llama`, which is also Gemma's).
+//! Left out, and refused by name: unigram (`t5`), WordPiece (`bert`), RWKV.
+//!
+//! Names and expressions are those of llama.cpp (src/llama-vocab.cpp, `llama_vocab::impl::load` and `llm_tokenizer_bpe`), in the
+//! spelling of the model's own tokenizer.json where llama.cpp had to rewrite them. What a table row says beyond the expression
+//! is the tokenizer.json's too: the aim is to split as Transformers does.
+
+use std::collections::HashMap;
+
+use tokenizers::models::bpe::{BPE, Vocab};
+use tokenizers::normalizers::{NormalizerWrapper, Prepend, Replace, Sequence as Normalizers, unicode::NFC};
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::sequence::Sequence;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer as Inner};
+
+use super::tokenizer::{Parts, PrefixSpace, Spelling};
+use crate::error::{Context, Error, Result};
+
+/// The tokenizer's metadata of a GGUF file; each field is named after its key `tokenizer.ggml.*`.
+#[derive(Debug, Clone, Default)]
+pub struct GgufVocabulary {
+    /// Kind of vocabulary: `gpt2` (byte-level BPE) or `llama` (SentencePiece).
+    pub model: String,
+    /// Name of the pre-tokenizer: `smollm`, `llama-bpe`, `qwen2`, ...
+    pub pre: Option<String>,
+    pub tokens: Vec<String>,
+    /// 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte. Empty where the file has none: all normal.
+    pub token_types: Vec<i32>,
+    /// For `llama`: a larger score is merged earlier.
+    pub scores: Vec<f32>,
+    /// For `gpt2`: `left right`, first merge first.
+    pub merges: Vec<String>,
+    pub bos: Option<u32>,
+    pub eos: Option<u32>,
+    pub add_bos: Option<bool>,
+    pub add_space_prefix: Option<bool>,
+}
+
+/// What a pre-tokenizer's name means.
+struct PreTokenizer {
+    names: &'static [&'static str],
+    /// Applied one after the other; each match becomes a piece, and what lies between matches too.
+    splits: &'static [&'static str],
+    /// Normalise to NFC first.
+    nfc: bool,
+    /// A piece that is a token stays whole, whatever the merges say.
+    ignore_merges: bool,
+    /// Does the model expect a beginning token, where the file does not say?
+    adds_bos: bool,
+}
+
+/// openai/gpt-2, src/encoder.py
+const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+/// meta-llama/Meta-Llama-3-8B, tokenizer.json; it is cl100k of openai/tiktoken, tiktoken_ext/openai_public.py
+const LLAMA3: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// Qwen/Qwen2-7B, tokenizer.json: cl100k with digits one by one
+const QWEN2: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// mistralai/Mistral-Nemo-Base-2407, tokenizer.json
+const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// Digits one by one, before anything else.
+const DIGIT: &str = r"\p{N}";
+
+const PRE_TOKENIZERS: &[PreTokenizer] = &[
+    PreTokenizer {
+        // HuggingFaceTB/SmolLM2-135M-Instruct, tokenizer.json: Digits(individual_digits), then ByteLevel with GPT-2's expression.
+        names: &["smollm", "starcoder", "refact", "command-r", "codeshell"],
+        splits: &[DIGIT, GPT2],
+        nfc: false,
+        ignore_merges: false,
+        adds_bos: false,
+    },
+    PreTokenizer { names: &["gpt-2"], splits: &[GPT2], nfc: false, ignore_merges: false, adds_bos: false },
+    PreTokenizer {
+        names: &["llama-bpe", "llama3", "llama-v3", "falcon3"],
+        splits: &[LLAMA3],
+        nfc: false,
+        ignore_merges: true,
+        adds_bos: true,
+    },
+    PreTokenizer { names: &["qwen2", "deepseek-r1-qwen"], splits: &[QWEN2], nfc: true, ignore_merges: false, adds_bos: false },
+    PreTokenizer {
+        // Made from a tiktoken file by Transformers' TikTokenConverter, which sets ignore_merges.
+        names: &["glm4", "chatglm-bpe"],
+        splits: &[LLAMA3],
+        nfc: false,
+        ignore_merges: true,
+        adds_bos: false,
+    },
+    PreTokenizer { names: &["tekken"], splits: &[TEKKEN], nfc: false, ignore_merges: true, adds_bos: true },
+];
+
+const UNKNOWN: i32 = 2;
+const CONTROL: i32 = 3;
+const USER_DEFINED: i32 = 4;
+
+pub(super) fn inner_from_gguf(vocabulary: GgufVocabulary) -> Result<Parts> {
+    let n_tokens = vocabulary.tokens.len();
+    if n_tokens == 0 {
+        return Err(broken("expected a vocabulary in tokenizer.ggml.tokens, found none"));
+    }
+    if !matches!(vocabulary.token_types.len(), n if n == 0 || n == n_tokens) {
+        let n_types = vocabulary.token_types.len();
+        return Err(broken(format!("expected one token type for each of {n_tokens} tokens, found {n_types}")));
+    }
+    for (name, id) in [("bos", vocabulary.bos), ("eos", vocabulary.eos)] {
+        if let Some(id) = id.filter(|&id| id as usize >= n_tokens) {
+            return Err(broken(format!("tokenizer.ggml.{name}_token_id is {id}, but there are {n_tokens} tokens")));
+        }
+    }
+    match vocabulary.model.as_str() {
+        "gpt2" => byte_level(vocabulary),
+        "llama" => sentence_piece(vocabulary),
+        other => Err(Error::new(format!("the tokenizer kind {other:?} (tokenizer.ggml.model) is not supported"))
+            .cure("Supported are \"gpt2\" and \"llama\". A folder with the model's tokenizer.json works for every kind.")),
+    }
+}
+
+fn byte_level(vocabulary: GgufVocabulary) -> Result<Parts> {
+    let rules = pre_tokenizer(vocabulary.pre.as_deref())?;
+    let merges = vocabulary
+        .merges
+        .iter()
+        .map(|merge| match merge.split_once(' ') {
+            Some((left, right)) => Ok((left.to_owned(), right.to_owned())),
+            None => Err(broken(format!("expected two tokens in the merge {merge:?}"))),
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let bpe = BPE::builder()
+        .vocab_and_merges(ids(&vocabulary.tokens), merges)
+        .ignore_merges(rules.ignore_merges)
+        .build()
+        .context("the vocabulary and the merges of the GGUF file do not fit together")?;
+    let mut inner = Inner::new(bpe);
+    if rules.nfc {
+        set_normalizer(&mut inner, NFC.into())?;
+    }
+    let mut steps: Vec<PreTokenizerWrapper> = Vec::new();
+    for split in rules.splits {
+        let split = Split::new(SplitPattern::Regex((*split).to_owned()), SplitDelimiterBehavior::Isolated, false)
+            .context("cannot compile a pre-tokenizer")?;
+        steps.push(split.into());
+    }
+    steps.push(ByteLevel::new(false, false, false).into());
+    inner.with_pre_tokenizer(Some(Sequence::new(steps)));
+    add_tokens(&mut inner, &vocabulary)?;
+    Ok(Parts {
+        inner,
+        continuation: None,
+        prefix_space: PrefixSpace::Never,
+        spelling: Spelling::ByteLevel,
+        bos: vocabulary.bos,
+        eos: vocabulary.eos,
+        adds_bos: vocabulary.add_bos.unwrap_or(rules.adds_bos),
+    })
+}
+
+/// As Transformers does it (convert_slow_tokenizer.py, `SpmConverter` and `LlamaConverter`): spaces become `▁`, and the merges
+/// follow from the scores.
+fn sentence_piece(vocabulary: GgufVocabulary) -> Result<Parts> {
+    let (n_tokens, n_scores) = (vocabulary.tokens.len(), vocabulary.scores.len());
+    if n_scores != n_tokens {
+        return Err(broken(format!("expected one score for each of {n_tokens} tokens, found {n_scores}")));
+    }
+    let build = |prefix_space: bool| -> Result<Inner> {
+        let mut builder = BPE::builder()
+            .vocab_and_merges(ids(&vocabulary.tokens), merges_by_score(&vocabulary))
+            .byte_fallback(true)
+            .fuse_unk(true);
+        if let Some(unknown) = vocabulary.token_types.iter().position(|&kind| kind == UNKNOWN) {
+            builder = builder.unk_token(vocabulary.tokens[unknown].clone());
+        }
+        let mut inner = Inner::new(builder.build().context("the vocabulary of the GGUF file is inconsistent")?);
+        let space = Replace::new(" ", "▁").context("cannot compile a normalizer")?;
+        let mut steps: Vec<NormalizerWrapper> = Vec::new();
+        if prefix_space {
+            steps.push(Prepend::new("▁".to_owned()).into());
+        }
+        steps.push(space.into());
+        set_normalizer(&mut inner, Normalizers::new(steps).into())?;
+        add_tokens(&mut inner, &vocabulary)?;
+        Ok(inner)
+    };
+    let prefix_space = vocabulary.add_space_prefix.unwrap_or(true);
+    Ok(Parts {
+        inner: build(prefix_space)?,
+        continuation: if prefix_space { Some(Box::new(build(false)?)) } else { None },
+        prefix_space: if prefix_space { PrefixSpace::EveryFragment } else { PrefixSpace::Never },
+        spelling: Spelling::SentencePiece,
+        bos: vocabulary.bos,
+        eos: vocabulary.eos,
+        adds_bos: vocabulary.add_bos.unwrap_or(true),
+    })
+}
+
+/// All ways to put a token together from two others, the token with the largest score first.
+///
+/// Ties are broken as in Transformers (`generate_merges`): longer left part, longer right part, then the order of the vocabulary.
+fn merges_by_score(vocabulary: &GgufVocabulary) -> Vec<(String, String)> {
+    let id_of: HashMap<&str, usize> = vocabulary.tokens.iter().enumerate().map(|(id, token)| (token.as_str(), id)).collect();
+    let mut merges = Vec::new();
+    for (token, &score) in vocabulary.tokens.iter().zip(&vocabulary.scores) {
+        let first = merges.len();
+        for (at, _) in token.char_indices().skip(1) {
+            let (left, right) = token.split_at(at);
+            if let (Some(&left_id), Some(&right_id)) = (id_of.get(left), id_of.get(right)) {
+                merges.push((score, left, right, left_id, right_id));
+            }
+        }
+        merges[first..].sort_by_key(|merge| (merge.3, merge.4));
+    }
+    let n_chars = |text: &str| text.chars().count();
+    // A stable sort keeps the order of the vocabulary among equals.
+    merges.sort_by(|a, b| b.0.total_cmp(&a.0).then(n_chars(b.1).cmp(&n_chars(a.1))).then(n_chars(b.2).cmp(&n_chars(a.2))));
+    merges.into_iter().map(|(_, left, right, _, _)| (left.to_owned(), right.to_owned())).collect()
+}
+
+/// Control tokens and user-defined tokens are found in the text before it is split.
+fn add_tokens(inner: &mut Inner, vocabulary: &GgufVocabulary) -> Result<()> {
+    let of_kind = |kind: i32, special: bool| {
+        let tokens = vocabulary.tokens.iter().zip(&vocabulary.token_types);
+        tokens.filter(move |(token, k)| **k == kind && !token.is_empty()).map(move |(token, _)| {
+            // Found in the text as it was written, before a normaliser changes it.
+            AddedToken::from(token.clone(), special).normalized(false)
+        })
+    };
+    let refused = "the tokenizers library refused the added tokens of the GGUF file";
+    inner.add_special_tokens(of_kind(CONTROL, true)).context(refused)?;
+    inner.add_tokens(of_kind(USER_DEFINED, false)).context(refused)?;
+    Ok(())
+}
+
+fn set_normalizer(inner: &mut Inner, normalizer: NormalizerWrapper) -> Result<()> {
+    inner.with_normalizer(Some(normalizer)).context("cannot set the normalizer")?;
+    Ok(())
+}
+
+fn ids(tokens: &[String]) -> Vocab {
+    tokens.iter().enumerate().map(|(id, token)| (token.clone(), id as u32)).collect()
+}
+
+fn pre_tokenizer(name: Option<&str>) -> Result<&'static PreTokenizer> {
+    let Some(name) = name else {
+        return Err(broken("the GGUF file does not name its pre-tokenizer (tokenizer.ggml.pre)"));
+    };
+    PRE_TOKENIZERS.iter().find(|rules| rules.names.contains(&name)).ok_or_else(|| {
+        let known = PRE_TOKENIZERS.iter().flat_map(|rules| rules.names).copied().collect::<Vec<_>>().join(", ");
+        Error::new(format!("the pre-tokenizer {name:?} (tokenizer.ggml.pre) is not known, and a guess would split words wrongly"))
+            .cure(format!("Known are {known}. A folder with the model's tokenizer.json works for every one."))
+    })
+}
+
+fn broken(message: impl Into<String>) -> Error {
+    Error::new(message).cure("The GGUF file is incomplete or from an old converter: convert it again, or use the model's folder.")
+}

@@ -1,0 +1,322 @@
+//! What chat templates expect of Python: `json.dumps` and `strftime`.
+//!
+//! Templates were written for Transformers, and a model has learnt its tool schemas in the very spacing of `json.dumps`, so the
+//! two are imitated to the byte. Left out of `strftime`: what depends on the locale.
+
+use std::fmt::Write;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use minijinja::value::{Kwargs, Value, ValueKind};
+use minijinja::{Error, ErrorKind};
+
+/// JSON as templates see it; maps keep their order.
+pub(super) fn from_json(json: &serde_json::Value) -> Value {
+    use serde_json::Value as Json;
+    match json {
+        Json::Null => Value::from(()),
+        Json::Bool(value) => Value::from(*value),
+        Json::Number(number) => match (number.as_i64(), number.as_u64()) {
+            (Some(integer), _) => Value::from(integer),
+            (None, Some(integer)) => Value::from(integer),
+            (None, None) => Value::from(number.as_f64().unwrap_or(f64::NAN)),
+        },
+        Json::String(text) => Value::from(text.as_str()),
+        Json::Array(items) => items.iter().map(from_json).collect(),
+        Json::Object(fields) => Value::from_pairs(fields.iter().map(|(key, value)| (key.as_str(), from_json(value)))),
+    }
+}
+
+/// The filter `tojson(ensure_ascii=False, indent=None, separators=None, sort_keys=False)` of Transformers
+/// (utils/chat_template_utils.py), which is `json.dumps` with these arguments.
+pub(super) fn tojson(value: &Value, arguments: Kwargs) -> Result<String, Error> {
+    let indent: Option<Value> = arguments.get("indent")?;
+    let separators: Option<Vec<String>> = arguments.get("separators")?;
+    let layout = Layout {
+        ensure_ascii: arguments.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
+        sort_keys: arguments.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
+        indent: match indent.filter(|indent| !indent.is_none()) {
+            None => None,
+            Some(indent) => match indent.as_str() {
+                Some(text) => Some(text.to_owned()),
+                None => Some(" ".repeat(usize::try_from(indent)?)),
+            },
+        },
+        item: ", ".to_owned(),
+        key: ": ".to_owned(),
+    };
+    arguments.assert_all_used()?;
+    let layout = match separators.as_deref() {
+        Some([item, key]) => Layout { item: item.clone(), key: key.clone(), ..layout },
+        Some(_) => return Err(Error::new(ErrorKind::InvalidOperation, "tojson: separators must be a pair")),
+        // Python leaves no space at the end of a line.
+        None if layout.indent.is_some() => Layout { item: ",".to_owned(), ..layout },
+        None => layout,
+    };
+    let mut out = String::new();
+    write_json(&mut out, value, &layout, 0)?;
+    Ok(out)
+}
+
+struct Layout {
+    ensure_ascii: bool,
+    sort_keys: bool,
+    indent: Option<String>,
+    item: String,
+    key: String,
+}
+
+fn write_json(out: &mut String, value: &Value, layout: &Layout, depth: usize) -> Result<(), Error> {
+    match value.kind() {
+        ValueKind::None => out.push_str("null"),
+        ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
+        ValueKind::Number if value.is_integer() => out.push_str(&value.to_string()),
+        ValueKind::Number => out.push_str(&float_repr(f64::try_from(value.clone())?)),
+        ValueKind::String => write_string(out, value.as_str().unwrap_or_default(), layout.ensure_ascii),
+        ValueKind::Seq | ValueKind::Iterable => {
+            let items: Vec<Value> = value.try_iter()?.collect();
+            write_items(out, "[]", &items, layout, depth, |out, item| write_json(out, item, layout, depth + 1))?;
+        }
+        ValueKind::Map => {
+            let mut keys: Vec<Value> = value.try_iter()?.collect();
+            if layout.sort_keys {
+                keys.sort();
+            }
+            write_items(out, "{}", &keys, layout, depth, |out, key| {
+                write_string(out, &key.to_string(), layout.ensure_ascii);
+                out.push_str(&layout.key);
+                write_json(out, &value.get_item(key)?, layout, depth + 1)
+            })?;
+        }
+        kind => return Err(Error::new(ErrorKind::InvalidOperation, format!("tojson: a value of kind {kind} has no JSON form"))),
+    }
+    Ok(())
+}
+
+fn write_items(
+    out: &mut String,
+    brackets: &str,
+    items: &[Value],
+    layout: &Layout,
+    depth: usize,
+    mut write_item: impl FnMut(&mut String, &Value) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let (open, close) = brackets.split_at(1);
+    out.push_str(open);
+    let new_line = |out: &mut String, depth: usize| {
+        if let Some(indent) = &layout.indent {
+            out.push('\n');
+            out.push_str(&indent.repeat(depth));
+        }
+    };
+    for (idx, item) in items.iter().enumerate() {
+        if idx > 0 {
+            out.push_str(&layout.item);
+        }
+        new_line(out, depth + 1);
+        write_item(out, item)?;
+    }
+    if !items.is_empty() {
+        new_line(out, depth);
+    }
+    out.push_str(close);
+    Ok(())
+}
+
+fn write_string(out: &mut String, text: &str, ensure_ascii: bool) {
+    out.push('"');
+    for c in text.chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            '\u{8}' => out.push_str("\\b"),
+            '\u{c}' => out.push_str("\\f"),
+            c if c < ' ' || (ensure_ascii && c > '~') => {
+                for unit in c.encode_utf16(&mut [0; 2]) {
+                    // Writing to a string cannot fail.
+                    let _ = write!(out, "\\u{unit:04x}");
+                }
+            }
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+}
+
+/// Python's `repr(float)`: the shortest digits that read back, with an exponent below 1e-4 and from 1e16 on.
+fn float_repr(x: f64) -> String {
+    if !x.is_finite() {
+        return if x.is_nan() {
+            "NaN"
+        } else if x > 0.0 {
+            "Infinity"
+        } else {
+            "-Infinity"
+        }
+        .to_owned();
+    }
+    let scientific = format!("{x:e}");
+    let (digits, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
+    match exponent.parse::<i32>().unwrap_or(0) {
+        exponent @ -4..=15 if x != 0.0 || exponent == 0 => {
+            let plain = format!("{x}");
+            if plain.contains('.') { plain } else { format!("{plain}.0") }
+        }
+        exponent => format!("{digits}e{}{:02}", if exponent < 0 { '-' } else { '+' }, exponent.abs()),
+    }
+}
+
+/// Seconds since 1970, UTC.
+pub(super) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}
+
+/// `datetime.strftime` in the C locale, for a time in UTC.
+pub(super) fn strftime(seconds: u64, format: &str) -> Result<String, Error> {
+    const MONTHS: [&str; 12] = [
+        "January",
+        "February",
+        "March",
+        "April",
+        "May",
+        "June",
+        "July",
+        "August",
+        "September",
+        "October",
+        "November",
+        "December",
+    ];
+    const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
+    let (days, second_of_day) = (seconds / 86_400, seconds % 86_400);
+    let (hour, minute, second) = (second_of_day / 3600, second_of_day / 60 % 60, second_of_day % 60);
+    let (year, month, day) = civil_from_days(days);
+    // 1970 began on a Thursday.
+    let week_day = DAYS[(days % 7) as usize];
+    let month_name = MONTHS[month as usize - 1];
+    let hour_12 = if hour % 12 == 0 { 12 } else { hour % 12 };
+    let day_of_year = (1..month).map(|month| days_in_month(year, month)).sum::<u64>() + day;
+
+    let mut out = String::new();
+    let mut chars = format.chars();
+    while let Some(c) = chars.next() {
+        if c != '%' {
+            out.push(c);
+            continue;
+        }
+        let text = match chars.next() {
+            Some('Y') => year.to_string(),
+            Some('y') => format!("{:02}", year % 100),
+            Some('m') => format!("{month:02}"),
+            Some('d') => format!("{day:02}"),
+            Some('e') => format!("{day:2}"),
+            Some('j') => format!("{day_of_year:03}"),
+            Some('B') => month_name.to_owned(),
+            Some('b' | 'h') => month_name[..3].to_owned(),
+            Some('A') => week_day.to_owned(),
+            Some('a') => week_day[..3].to_owned(),
+            Some('H') => format!("{hour:02}"),
+            Some('I') => format!("{hour_12:02}"),
+            Some('p') => if hour < 12 { "AM" } else { "PM" }.to_owned(),
+            Some('M') => format!("{minute:02}"),
+            Some('S') => format!("{second:02}"),
+            Some('F') => format!("{year}-{month:02}-{day:02}"),
+            Some('T') => format!("{hour:02}:{minute:02}:{second:02}"),
+            Some('Z') => "UTC".to_owned(),
+            Some('z') => "+0000".to_owned(),
+            Some('%') => "%".to_owned(),
+            // glibc's flag for "no padding", which templates use for the day.
+            Some('-') => match chars.next() {
+                Some('d' | 'e') => day.to_string(),
+                Some('m') => month.to_string(),
+                Some('H') => hour.to_string(),
+                Some('I') => hour_12.to_string(),
+                Some('M') => minute.to_string(),
+                other => return Err(unknown_directive('-', other)),
+            },
+            other => return Err(unknown_directive('%', other)),
+        };
+        out.push_str(&text);
+    }
+    Ok(out)
+}
+
+fn unknown_directive(before: char, directive: Option<char>) -> Error {
+    let directive = directive.map_or("the end".to_owned(), |c| c.to_string());
+    Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {directive} after {before} is not supported"))
+}
+
+fn civil_from_days(mut days: u64) -> (u64, u64, u64) {
+    let mut year = 1970;
+    while days >= 365 + leap(year) {
+        days -= 365 + leap(year);
+        year += 1;
+    }
+    let mut month = 1;
+    while days >= days_in_month(year, month) {
+        days -= days_in_month(year, month);
+        month += 1;
+    }
+    (year, month, days + 1)
+}
+
+fn leap(year: u64) -> u64 {
+    u64::from(year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400)))
+}
+
+fn days_in_month(year: u64, month: u64) -> u64 {
+    match month {
+        2 => 28 + leap(year),
+        4 | 6 | 9 | 11 => 30,
+        _ => 31,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_is_spelled_as_in_python() {
+        // json.dumps({"a": [1, 2.0, 1e16, 1e-5, 0.1], "b": "é\n<", "c": {}, "d": None, "e": True}, ensure_ascii=False)
+        let value: serde_json::Value =
+            serde_json::from_str(r#"{"a": [1, 2.0, 1e16, 1e-5, 0.1], "b": "é\n<", "c": {}, "d": null, "e": true}"#).unwrap();
+        let value = from_json(&value);
+        let mut env = minijinja::Environment::new();
+        env.add_filter("tojson", tojson);
+        let check = |expression: &str, expected: &str| {
+            assert_eq!(env.render_str(expression, minijinja::context! { v => value.clone() }).unwrap(), expected, "{expression}");
+        };
+        check("{{ v|tojson }}", r#"{"a": [1, 2.0, 1e+16, 1e-05, 0.1], "b": "é\n<", "c": {}, "d": null, "e": true}"#);
+        check("{{ v.b|tojson(ensure_ascii=True) }}", r#""\u00e9\n<""#);
+        check("{{ v.a|tojson(indent=2) }}", "[\n  1,\n  2.0,\n  1e+16,\n  1e-05,\n  0.1\n]");
+        check("{{ {'b': 1, 'a': []}|tojson(sort_keys=true, separators=(',', ':')) }}", r#"{"a":[],"b":1}"#);
+    }
+
+    #[test]
+    fn floats_are_spelled_as_in_python() {
+        for (x, expected) in [
+            (0.0, "0.0"),
+            (-0.0, "-0.0"),
+            (123456789012345680.0, "1.2345678901234568e+17"),
+            (1e15, "1000000000000000.0"),
+            (0.0001, "0.0001"),
+            (-2.5e-7, "-2.5e-07"),
+            (1e300, "1e+300"),
+        ] {
+            assert_eq!(float_repr(x), expected);
+        }
+    }
+
+    #[test]
+    fn dates_are_right_across_leap_years() {
+        // date -u -d @951782400
+        let check = |seconds, format: &str, expected: &str| assert_eq!(strftime(seconds, format).unwrap(), expected);
+        check(951_782_400, "%d %b %Y, %A %j", "29 Feb 2000, Tuesday 060");
+        check(0, "%Y-%m-%d %H:%M:%S %a", "1970-01-01 00:00:00 Thu");
+        check(1_735_689_599, "%B %-d, %Y %I:%M %p %%", "December 31, 2024 11:59 PM %");
+        assert!(strftime(0, "%Q").is_err());
+    }
+}

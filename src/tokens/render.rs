@@ -1,0 +1,324 @@
+//! From a conversation to token ids, the supervised mask and the spans.
+//!
+//! A text is tokenised apart at the beginning and the end of every answer: at inference the prompt is tokenised alone, so no token
+//! may straddle the boundary. Special tokens that are spelled out in the data are parsed as such, as Transformers does, and counted.
+//!
+//! Without a chat template (a base model) the turns are put one after the other with nothing between them, the beginning token in
+//! front if the tokenizer adds one, and the end token, if there is one, after each answer. A plain text ([`Role::Text`]) is
+//! never put through the template: the beginning token and the text, all of it supervised.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use minijinja::Value;
+
+use super::audit::RowAudit;
+use super::template::{ChatTemplate, is_mark};
+use super::tokenizer::{Token, Tokenizer};
+use super::turns::{Answer, Conversation, Habits, Layout, Placed, lay_out};
+use super::{Sequence, Span, python};
+use crate::dataset::{Example, Role, Turn};
+use crate::error::{Error, Result};
+
+/// Which tokens are targets of the loss.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Supervise {
+    /// Every assistant turn: its content and its end-of-turn token.
+    #[default]
+    Assistant,
+    /// The last assistant turn only.
+    Last,
+    /// The whole text, template included.
+    All,
+}
+
+#[derive(Debug, Clone)]
+pub struct RenderOptions {
+    /// Put in front of conversations that have no system turn.
+    pub system: Option<String>,
+    /// Longer sequences are cut on the right.
+    pub max_len: usize,
+    pub supervise: Supervise,
+}
+
+/// Renders and tokenises examples; may be shared between threads.
+pub struct Renderer {
+    tokenizer: Arc<Tokenizer>,
+    template: Option<(ChatTemplate, Habits)>,
+    options: RenderOptions,
+}
+
+/// A sequence, and what is odd about it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rendered {
+    pub sequence: Sequence,
+    pub audit: RowAudit,
+}
+
+impl Renderer {
+    /// Tries the template on a conversation of its own, so that a template that cannot work fails here and not on every row.
+    pub fn new(tokenizer: Arc<Tokenizer>, template: Option<ChatTemplate>, options: RenderOptions) -> Result<Self> {
+        if options.max_len == 0 {
+            return Err(Error::usage("the maximal length of a sequence must be at least 1 token"));
+        }
+        let template = match template {
+            Some(template) => {
+                let habits = Habits::learn(&template, tokenizer.special_tokens().filter(|token| !token.is_empty()).collect())?;
+                Some((template, habits))
+            }
+            None => None,
+        };
+        Ok(Self { tokenizer, template, options })
+    }
+
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// `row` is the number of the record in the whole input.
+    pub fn render(&self, row: u32, example: &Example) -> Result<Rendered> {
+        check(example)?;
+        let is_text = example.turns.iter().any(|turn| turn.role == Role::Text);
+        let layout = match &self.template {
+            _ if is_text => self.lay_out_text(&example.turns)?,
+            Some((template, habits)) => {
+                let tools = example.tools.as_ref().map(python::from_json);
+                let conversation = self.conversation(&example.turns, tools.as_ref());
+                lay_out(template, habits, &conversation)?
+            }
+            None => self.lay_out_plain(example)?,
+        };
+        let supervised = self.supervised_answers(&layout, &example.turns);
+        let tokens = self.tokenize(&layout)?;
+        let mut rendered = Rendered {
+            sequence: Sequence {
+                row,
+                ids: tokens.iter().map(|token| token.id).collect(),
+                supervised: tokens.iter().map(|token| self.is_target(token, &layout, &supervised, &example.turns)).collect(),
+                spans: spans(&tokens, &layout),
+            },
+            audit: RowAudit::default(),
+        };
+        if let Some(first) = rendered.sequence.supervised.first_mut() {
+            *first = false;
+        }
+        rendered.audit = self.audit(&rendered.sequence, &tokens, &layout, &supervised, is_text);
+        truncate(&mut rendered, self.options.max_len);
+        Ok(rendered)
+    }
+
+    fn conversation<'a>(&self, turns: &'a [Turn], tools: Option<&'a Value>) -> Conversation<'a> {
+        let mut messages = Vec::with_capacity(turns.len() + 1);
+        let mut turn_of = Vec::with_capacity(turns.len() + 1);
+        if let Some(system) = self.missing_system(turns) {
+            messages.push(minijinja::context! { role => "system", content => system });
+            turn_of.push(None);
+        }
+        messages.extend(turns.iter().map(message));
+        turn_of.extend((0..turns.len()).map(Some));
+        Conversation { messages, turn_of, turns, tools }
+    }
+
+    fn missing_system(&self, turns: &[Turn]) -> Option<&str> {
+        self.options.system.as_deref().filter(|_| turns.iter().all(|turn| turn.role != Role::System))
+    }
+
+    /// A row of plain text: one answer, so to speak, with no end.
+    fn lay_out_text(&self, turns: &[Turn]) -> Result<Layout> {
+        let [turn] = turns else {
+            return Err(Error::new(format!("expected one turn of plain text, found {} turns", turns.len())));
+        };
+        let mut layout = Layout { text: self.leading_bos(), ..Layout::default() };
+        let at = layout.text.len();
+        layout.text.push_str(&turn.content);
+        layout.answers.push(Answer { turn: 0, range: at..layout.text.len(), ends_turn: false });
+        layout.contents.push(Placed { turn: 0, at, begin: 0, len: turn.content.len() });
+        Ok(layout)
+    }
+
+    fn lay_out_plain(&self, example: &Example) -> Result<Layout> {
+        let cure = "Use a model with a chat template.";
+        if example.tools.is_some() || example.turns.iter().any(|turn| turn.tool_calls.is_some() || turn.reasoning.is_some()) {
+            return Err(Error::new("tools and reasoning have no plain form, and the model has no chat template").cure(cure));
+        }
+        let mut layout = Layout { text: self.leading_bos(), ..Layout::default() };
+        layout.text.push_str(self.missing_system(&example.turns).unwrap_or_default());
+        let end_of_turn = self.tokenizer.eos().map(|eos| self.tokenizer.text(eos));
+        for (turn_idx, turn) in example.turns.iter().enumerate() {
+            let at = layout.text.len();
+            layout.text.push_str(&turn.content);
+            layout.contents.push(Placed { turn: turn_idx, at, begin: 0, len: turn.content.len() });
+            if turn.role == Role::Assistant {
+                layout.text.push_str(end_of_turn.as_deref().unwrap_or_default());
+                layout.answers.push(Answer { turn: turn_idx, range: at..layout.text.len(), ends_turn: end_of_turn.is_some() });
+            }
+        }
+        Ok(layout)
+    }
+
+    fn leading_bos(&self) -> String {
+        self.tokenizer.leading_bos().map(|bos| self.tokenizer.text(bos)).unwrap_or_default()
+    }
+
+    /// For each answer: is it a target?
+    fn supervised_answers(&self, layout: &Layout, turns: &[Turn]) -> Vec<bool> {
+        let last = layout.answers.last().map(|answer| answer.turn);
+        let chosen = |turn: usize| self.options.supervise != Supervise::Last || Some(turn) == last;
+        layout.answers.iter().map(|answer| turns[answer.turn].weight != 0.0 && chosen(answer.turn)).collect()
+    }
+
+    fn is_target(&self, token: &Token, layout: &Layout, supervised: &[bool], turns: &[Turn]) -> bool {
+        let answer = layout.answers.iter().position(|answer| holds(&answer.range, token));
+        match (self.options.supervise, answer) {
+            (_, Some(answer)) => supervised[answer],
+            (Supervise::All, None) => {
+                let content = layout.contents.iter().find(|placed| holds(&(placed.at..placed.at + placed.len), token));
+                content.is_none_or(|placed| turns[placed.turn].weight != 0.0)
+            }
+            (_, None) => false,
+        }
+    }
+
+    /// Tokenises the text so that each answer begins and ends on a token boundary.
+    fn tokenize(&self, layout: &Layout) -> Result<Vec<Token>> {
+        let text = &layout.text;
+        let mut cuts: Vec<usize> = layout.answers.iter().flat_map(|answer| [answer.range.start, answer.range.end]).collect();
+        cuts.retain(|&cut| 0 < cut && cut < text.len());
+        cuts.dedup();
+        if self.tokenizer.has_prefix_space() {
+            // Here a piece on its own is not what it is in its text: cut only where the whole cannot be used.
+            let whole = self.tokenizer.encode(text)?;
+            let mut fits = true;
+            for &cut in &cuts {
+                let n_before = whole.partition_point(|token| token.end <= cut);
+                let alone = self.tokenizer.encode(&text[..cut])?;
+                fits &= alone.iter().map(|token| token.id).eq(whole[..n_before].iter().map(|token| token.id));
+            }
+            if fits {
+                return Ok(whole);
+            }
+        }
+        let mut tokens: Vec<Token> = Vec::new();
+        let mut begin = 0;
+        for end in cuts.into_iter().chain([text.len()]) {
+            let piece = &text[begin..end];
+            let piece = match tokens.last() {
+                None => self.tokenizer.encode(piece)?,
+                Some(before) => self.tokenizer.encode_after(before.id, piece)?,
+            };
+            tokens.extend(piece.iter().map(|token| Token { id: token.id, begin: token.begin + begin, end: token.end + begin }));
+            begin = end;
+        }
+        Ok(tokens)
+    }
+
+    fn audit(&self, sequence: &Sequence, tokens: &[Token], layout: &Layout, supervised: &[bool], is_text: bool) -> RowAudit {
+        let chosen = || layout.answers.iter().zip(supervised).filter(|(_, supervised)| **supervised).map(|(answer, _)| answer);
+        let mut answers_by_turn: Vec<&Answer> = chosen().collect();
+        // Of several blocks of one turn, the last one must end it.
+        answers_by_turn.reverse();
+        answers_by_turn.dedup_by_key(|answer| answer.turn);
+        let whole_text = is_text || self.options.supervise == Supervise::All;
+        let in_content = |token: &Token| layout.contents.iter().any(|p| holds(&(p.at..p.at + p.len), token));
+        RowAudit {
+            empty_mask: !sequence.supervised.contains(&true),
+            full_mask: !whole_text
+                && sequence.supervised.len() > 1
+                && sequence.supervised[1..].iter().all(|supervised| *supervised),
+            missing_end_of_turn: !is_text && answers_by_turn.iter().any(|answer| !answer.ends_turn),
+            empty_think_supervised: !is_text && chosen().any(|answer| has_empty_think(&layout.text[answer.range.clone()])),
+            special_in_content: tokens.iter().any(|token| self.tokenizer.is_special(token.id) && in_content(token)),
+            unlike_prompt: layout.unlike_prompt,
+            truncated: None,
+            answer_cut: false,
+        }
+    }
+}
+
+/// Does the token belong to this range? A token without bytes belongs to what it stands before.
+fn holds(range: &Range<usize>, token: &Token) -> bool {
+    range.start <= token.begin && token.end <= range.end && token.begin < range.end
+}
+
+/// A turn as templates know it.
+fn message(turn: &Turn) -> Value {
+    let role = match turn.role {
+        Role::System => "system",
+        Role::User => "user",
+        Role::Assistant => "assistant",
+        Role::Tool => "tool",
+        Role::Text => "text",
+    };
+    // Templates ask whether a key is there, so that an absent one must stay away.
+    let mut fields = vec![("role", Value::from(role)), ("content", Value::from(turn.content.as_str()))];
+    if let Some(reasoning) = &turn.reasoning {
+        fields.push(("reasoning_content", Value::from(reasoning.as_str())));
+        // gpt-oss's name for it, which Transformers fills in too.
+        fields.push(("thinking", Value::from(reasoning.as_str())));
+    }
+    fields.extend(turn.tool_calls.as_ref().map(|calls| ("tool_calls", python::from_json(calls))));
+    fields.extend(turn.tool_call_id.as_ref().map(|id| ("tool_call_id", Value::from(id.as_str()))));
+    fields.extend(turn.name.as_ref().map(|name| ("name", Value::from(name.as_str()))));
+    Value::from_pairs(fields)
+}
+
+fn check(example: &Example) -> Result<()> {
+    if example.turns.len() > usize::from(u16::MAX) {
+        return Err(Error::new(format!("expected at most {} turns, found {}", u16::MAX, example.turns.len())));
+    }
+    for turn in &example.turns {
+        if u32::try_from(turn.content.len()).is_err() {
+            return Err(Error::new(format!("expected at most 4 GiB of text in a turn, found {} bytes", turn.content.len())));
+        }
+        if turn.content.contains(is_mark) || turn.reasoning.as_ref().is_some_and(|reasoning| reasoning.contains(is_mark)) {
+            return Err(Error::new("the text contains a Unicode noncharacter (U+FDD0 to U+FDD2)")
+                .cure("No text should: it is the trace of a broken conversion. Remove it."));
+        }
+    }
+    Ok(())
+}
+
+/// Where each token comes from. A token that is part of the template gets the turn that it belongs to or follows.
+fn spans(tokens: &[Token], layout: &Layout) -> Vec<Span> {
+    let mut turn = 0;
+    tokens
+        .iter()
+        .map(|token| {
+            let content = layout.contents.iter().find(|p| p.at < token.end && token.begin < p.at + p.len);
+            if let Some(placed) = content {
+                turn = placed.turn;
+                // A token can reach over the edge of the content, such as a space of the template and the first word.
+                let inside = |at: usize| (placed.begin + at.clamp(placed.at, placed.at + placed.len) - placed.at) as u32;
+                return Span { turn: turn as u16, begin: inside(token.begin), end: inside(token.end) };
+            }
+            if let Some(answer) = layout.answers.iter().find(|answer| holds(&answer.range, token)) {
+                turn = answer.turn;
+            }
+            Span { turn: turn as u16, begin: 0, end: 0 }
+        })
+        .collect()
+}
+
+fn has_empty_think(answer: &str) -> bool {
+    answer.split("<think>").skip(1).any(|after| after.trim_start().starts_with("</think>"))
+}
+
+fn truncate(rendered: &mut Rendered, max_len: usize) {
+    let Rendered { sequence, audit } = rendered;
+    let n_tokens = sequence.ids.len();
+    if n_tokens <= max_len {
+        return;
+    }
+    audit.truncated = Some(n_tokens);
+    audit.answer_cut = sequence.supervised[max_len..].contains(&true);
+    sequence.ids.truncate(max_len);
+    sequence.supervised.truncate(max_len);
+    sequence.spans.truncate(max_len);
+    audit.empty_mask = !sequence.supervised.contains(&true);
+    // What was cut off cannot be missing as well.
+    audit.missing_end_of_turn &= !audit.answer_cut;
+}
+
+#[cfg(test)]
+#[path = "render_tests.rs"]
+mod tests;

@@ -1,0 +1,297 @@
+//! Every template style, through one check: what is supervised, and which bytes of the contents the tokens cover.
+
+use serde_json::json;
+
+use super::*;
+use crate::tokens::GgufVocabulary;
+use crate::tokens::test_models::*;
+
+fn renderer(source: &str, options: RenderOptions) -> Renderer {
+    let template = ChatTemplate::new(source, Some("<s>"), Some("</s>")).unwrap();
+    Renderer::new(byte_tokenizer(), Some(template), options).unwrap()
+}
+
+fn options() -> RenderOptions {
+    RenderOptions { system: None, max_len: 10_000, supervise: Supervise::Assistant }
+}
+
+/// The supervised stretches of a sequence, as text.
+fn supervised(tokenizer: &Tokenizer, sequence: &Sequence) -> Vec<String> {
+    assert_eq!(sequence.ids.len(), sequence.supervised.len());
+    assert_eq!(sequence.ids.len(), sequence.spans.len());
+    let mut runs: Vec<Vec<u8>> = Vec::new();
+    let mut before = false;
+    for (&id, &supervised) in sequence.ids.iter().zip(&sequence.supervised) {
+        if supervised {
+            if !before {
+                runs.push(Vec::new());
+            }
+            runs.last_mut().unwrap().extend(tokenizer.bytes(id));
+        }
+        before = supervised;
+    }
+    runs.into_iter().map(|run| String::from_utf8(run).unwrap()).collect()
+}
+
+/// The text of a turn that its spans cover, in order; panics where they overlap.
+fn covered(sequence: &Sequence, turns: &[Turn], turn: usize) -> String {
+    let mut text = String::new();
+    let mut cursor = 0;
+    let mut bytes = Vec::new();
+    for span in sequence.spans.iter().filter(|span| usize::from(span.turn) == turn && span.begin < span.end) {
+        assert!(span.begin >= cursor, "spans overlap at {}", span.begin);
+        bytes.extend(&turns[turn].content.as_bytes()[span.begin as usize..span.end as usize]);
+        cursor = span.end;
+    }
+    text.push_str(std::str::from_utf8(&bytes).unwrap());
+    text
+}
+
+/// Renders `turns` with `source` and compares the supervised text; every content must be covered as `contents` says.
+fn check(source: &str, turns: Vec<Turn>, expected: &[&str]) -> Rendered {
+    let renderer = renderer(source, options());
+    let example = example(turns);
+    let rendered = renderer.render(7, &example).unwrap();
+    assert_eq!(supervised(renderer.tokenizer(), &rendered.sequence), expected);
+    assert_eq!(rendered.sequence.row, 7);
+    for (idx, turn) in example.turns.iter().enumerate() {
+        if turn.reasoning.is_none() && !turn.content.contains("</think>") {
+            assert_eq!(covered(&rendered.sequence, &example.turns, idx), turn.content, "turn {idx}");
+        }
+    }
+    rendered
+}
+
+fn clean(rendered: &Rendered) {
+    assert_eq!(rendered.audit, RowAudit::default());
+}
+
+fn two_rounds() -> Vec<Turn> {
+    vec![user("hello"), assistant("the 12 你好"), user("s"), assistant("user")]
+}
+
+#[test]
+fn chatml_supervises_content_and_end_but_not_the_newline_after_it() {
+    let rendered = check(CHATML, vec![user("hello"), assistant("the\n")], &["the\n<|im_end|>"]);
+    clean(&rendered);
+    clean(&check(CHATML, two_rounds(), &["the 12 你好<|im_end|>", "user<|im_end|>"]));
+    let system = vec![turn(Role::System, "the"), user("hello"), assistant("hell")];
+    clean(&check(CHATML, system, &["hell<|im_end|>"]));
+}
+
+#[test]
+fn an_answer_that_starts_the_conversation_does_not_include_its_header() {
+    check(CHATML, vec![assistant("the"), user("hello"), assistant("hell")], &["the<|im_end|>", "hell<|im_end|>"]);
+}
+
+#[test]
+fn a_template_that_ignores_the_generation_prompt_hides_its_header() {
+    clean(&check(UNPROMPTED, two_rounds(), &["the 12 你好<|im_end|>", "user<|im_end|>"]));
+    check(UNPROMPTED, vec![assistant("assistant"), user("hello")], &["assistant<|im_end|>"]);
+}
+
+#[test]
+fn llama3_trims_contents() {
+    let rendered = check(LLAMA3, two_rounds(), &["the 12 你好<|eot_id|>", "user<|eot_id|>"]);
+    clean(&rendered);
+    let renderer = renderer(LLAMA3, options());
+    let turns = vec![user(" hello "), assistant("\n the \n")];
+    let rendered = renderer.render(0, &example(turns.clone())).unwrap();
+    assert_eq!(supervised(renderer.tokenizer(), &rendered.sequence), ["the<|eot_id|>"]);
+    assert_eq!(covered(&rendered.sequence, &turns, 1), "the");
+    assert_eq!(rendered.sequence.spans.iter().filter(|span| span.turn == 1 && span.begin == 2).count(), 1);
+}
+
+#[test]
+fn tool_calls_are_supervised_and_count_as_template() {
+    let call = json!([{"type": "function", "function": {"name": "look", "arguments": {"at": "the é", "n": 1}}}]);
+    let calling = Turn { tool_calls: Some(call), ..assistant("hello") };
+    let silent = Turn { content: String::new(), ..calling.clone() };
+    let tool = turn(Role::Tool, "12");
+    let text = "\n<tool_call>\n{\"name\": \"look\", \"arguments\": {\"at\": \"the é\", \"n\": 1}}\n</tool_call><|im_end|>";
+    // Qwen2.5's own template puts the newline of the header with the answer when it renders tool calls.
+    let rendered =
+        check(QWEN2, vec![user("s"), calling, tool.clone(), assistant("the")], &[&format!("hello{text}"), "the<|im_end|>"]);
+    clean(&rendered);
+    check(QWEN2, vec![user("s"), silent, tool, assistant("the")], &[&text[1..], "the<|im_end|>"]);
+
+    let renderer = renderer(QWEN2, options());
+    let tools = json!([{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]);
+    let with_tools = Example { tools: Some(tools), ..example(vec![user("s"), assistant("the")]) };
+    let rendered = renderer.render(0, &with_tools).unwrap();
+    let bytes: Vec<u8> = rendered.sequence.ids.iter().flat_map(|&id| renderer.tokenizer().bytes(id)).copied().collect();
+    let expected = "<|im_start|>system\nTools:\n{\"type\": \"function\", \"function\": {\"name\": \"look\", \"parameters\": {\"type\": \"object\"}}}<|im_end|>\n";
+    assert!(String::from_utf8(bytes).unwrap().starts_with(expected));
+}
+
+#[test]
+fn qwen3_strips_the_reasoning_of_earlier_turns() {
+    let thinking = |reasoning: &str, content: &str| Turn { reasoning: Some(reasoning.into()), ..assistant(content) };
+    let turns = vec![user("s"), thinking("hell", "the"), user("t"), thinking("hello", "he")];
+    clean(&check(QWEN3, turns, &["the<|im_end|>", "<think>\nhello\n</think>\n\nhe<|im_end|>"]));
+    // The same with the reasoning written into the content.
+    let turns =
+        vec![user("s"), assistant("<think>\nhell\n</think>\n\nthe"), user("t"), assistant("<think>\nhello\n</think>\n\nhe")];
+    let rendered = check(QWEN3, turns.clone(), &["the<|im_end|>", "<think>\nhello\n</think>\n\nhe<|im_end|>"]);
+    clean(&rendered);
+    assert_eq!(covered(&rendered.sequence, &turns, 1), "the");
+    assert_eq!(covered(&rendered.sequence, &turns, 3), turns[3].content);
+    // Without any, the last answer gets an empty block, which is supervised and reported.
+    let rendered = check(
+        QWEN3,
+        vec![user("s"), assistant("the"), user("t"), assistant("k")],
+        &["the<|im_end|>", "<think>\n\n</think>\n\nk<|im_end|>"],
+    );
+    assert_eq!(rendered.audit, RowAudit { empty_think_supervised: true, ..RowAudit::default() });
+}
+
+#[test]
+fn a_generation_prompt_that_no_answer_follows_is_reported() {
+    let turns = vec![user("s"), assistant("<think>\nhell</think>the"), user("t"), assistant("hello")];
+    let rendered = check(THINK_PROMPT, turns, &["the<|end|>", "hello<|end|>"]);
+    assert_eq!(rendered.audit, RowAudit { unlike_prompt: true, ..RowAudit::default() });
+}
+
+#[test]
+fn mistral_gives_the_answer_its_space_and_needs_alternation() {
+    clean(&check(MISTRAL, two_rounds(), &[" the 12 你好</s>", " user</s>"]));
+    let error = renderer(MISTRAL, options()).render(0, &example(vec![user("s"), user("t"), assistant("he")])).unwrap_err();
+    assert!(error.to_string().contains("roles must alternate"), "{error}");
+}
+
+#[test]
+fn gemma_calls_the_assistant_model_and_refuses_a_system_turn() {
+    clean(&check(GEMMA, two_rounds(), &["the 12 你好<end_of_turn>", "user<end_of_turn>"]));
+    let options = RenderOptions { system: Some("the".into()), ..options() };
+    let error = renderer(GEMMA, options).render(0, &example(two_rounds())).unwrap_err();
+    assert!(error.to_string().contains("System role not supported"), "{error}");
+}
+
+#[test]
+fn generation_tags_decide_alone() {
+    clean(&check(GENERATION, two_rounds(), &["the 12 你好<|end|>", "user<|end|>"]));
+    let open = GENERATION.replace(
+        "{{ message.content + '<|end|>' }}{% endgeneration %}",
+        "{{ message.content }}{% endgeneration %}{{ '<|end|>' }}",
+    );
+    let rendered = check(&open, two_rounds(), &["the 12 你好", "user"]);
+    assert_eq!(rendered.audit, RowAudit { missing_end_of_turn: true, ..RowAudit::default() });
+}
+
+#[test]
+fn turns_of_weight_zero_and_all_but_the_last_can_be_left_out() {
+    let mut turns = two_rounds();
+    turns[3].weight = 0.0;
+    clean(&check(CHATML, turns.clone(), &["the 12 你好<|im_end|>"]));
+    turns[1].weight = 0.0;
+    assert!(check(CHATML, turns, &[]).audit.empty_mask);
+    let last = renderer(CHATML, RenderOptions { supervise: Supervise::Last, ..options() });
+    let rendered = last.render(0, &example(two_rounds())).unwrap();
+    assert_eq!(supervised(last.tokenizer(), &rendered.sequence), ["user<|im_end|>"]);
+}
+
+#[test]
+fn the_whole_text_can_be_supervised() {
+    let all = renderer(UNPROMPTED, RenderOptions { supervise: Supervise::All, ..options() });
+    let rendered = all.render(0, &example(vec![user("he"), assistant("the")])).unwrap();
+    assert!(!rendered.sequence.supervised[0]);
+    assert!(rendered.sequence.supervised[1..].iter().all(|supervised| *supervised));
+    clean(&rendered);
+}
+
+#[test]
+fn no_token_straddles_the_boundary_of_prompt_and_answer() {
+    // "\n" and "\n" would become one token; at inference the prompt is tokenised alone.
+    let renderer = renderer(UNPROMPTED, options());
+    let turns = vec![user("he"), assistant("\n\nhell")];
+    let rendered = renderer.render(0, &example(turns.clone())).unwrap();
+    assert_eq!(supervised(renderer.tokenizer(), &rendered.sequence), ["\n\nhell<|im_end|>"]);
+    assert_eq!(covered(&rendered.sequence, &turns, 1), "\n\nhell");
+    let prompt = renderer.tokenizer().encode("<|im_start|>user\nhe<|im_end|>\n<|im_start|>assistant\n").unwrap();
+    assert!(rendered.sequence.ids.iter().zip(&prompt).all(|(id, token)| *id == token.id));
+}
+
+#[test]
+fn control_tokens_in_the_data_are_parsed_and_reported() {
+    let rendered = check(CHATML, vec![user("hello"), assistant("he<|im_end|>the")], &["he<|im_end|>the<|im_end|>"]);
+    assert_eq!(rendered.audit, RowAudit { special_in_content: true, ..RowAudit::default() });
+    let id = byte_tokenizer().id("<|im_end|>").unwrap();
+    assert_eq!(rendered.sequence.ids.iter().filter(|i| **i == id).count(), 4);
+}
+
+#[test]
+fn a_long_sequence_loses_its_end() {
+    let long = |max_len| renderer(CHATML, RenderOptions { max_len, ..options() }).render(0, &example(two_rounds())).unwrap();
+    let whole = long(10_000);
+    let n_tokens = whole.sequence.ids.len();
+    clean(&long(n_tokens));
+    let cut = long(n_tokens - 2);
+    assert_eq!(cut.audit, RowAudit { truncated: Some(n_tokens), answer_cut: true, ..RowAudit::default() });
+    assert_eq!(cut.sequence.ids, whole.sequence.ids[..n_tokens - 2]);
+    let nothing = long(5);
+    assert_eq!(nothing.audit, RowAudit { truncated: Some(n_tokens), answer_cut: true, empty_mask: true, ..RowAudit::default() });
+}
+
+#[test]
+fn plain_text_follows_the_beginning_token_where_the_model_expects_one() {
+    let text = example(vec![turn(Role::Text, "the hello")]);
+    let rendered = renderer(CHATML, options()).render(0, &text).unwrap();
+    assert_eq!(supervised(&byte_tokenizer(), &rendered.sequence), ["he hello"]);
+    clean(&rendered);
+
+    let vocabulary = GgufVocabulary { add_bos: Some(true), ..byte_vocabulary() };
+    let tokenizer = Arc::new(Tokenizer::from_gguf(vocabulary).unwrap());
+    let with_bos = Renderer::new(tokenizer, None, options()).unwrap();
+    let rendered = with_bos.render(0, &text).unwrap();
+    assert_eq!(rendered.sequence.ids[0], 2);
+    assert_eq!(supervised(with_bos.tokenizer(), &rendered.sequence), ["the hello"]);
+    assert_eq!(rendered.sequence.spans[1], Span { turn: 0, begin: 0, end: 1 });
+
+    let rendered = with_bos.render(0, &example(vec![user("he "), assistant("the")])).unwrap();
+    assert_eq!(supervised(with_bos.tokenizer(), &rendered.sequence), ["the</s>"]);
+    clean(&rendered);
+}
+
+#[test]
+fn a_prefix_space_is_not_put_into_the_middle() {
+    let tokenizer = Arc::new(Tokenizer::from_gguf(sentence_vocabulary()).unwrap());
+    let source = "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}\
+                  {% else %}{{ m.content + eos_token }}{% endif %}{% endfor %}";
+    let template = ChatTemplate::new(source, Some("<s>"), Some("</s>")).unwrap();
+    let renderer = Renderer::new(tokenizer.clone(), Some(template), options()).unwrap();
+    let turns = vec![user("hello"), assistant("hello"), user("the"), assistant(" the")];
+    let rendered = renderer.render(0, &example(turns)).unwrap();
+    let texts: Vec<String> = rendered.sequence.ids.iter().map(|&id| tokenizer.text(id)).collect();
+    let expected: [&[&str]; 2] = [
+        &["<s>", " [INST", "]", " hello", " ", "[", "/", "INST", "]", "hello", "</s>"],
+        &[" [INST", "]", " the", " ", "[", "/", "INST", "]", " the", "</s>"],
+    ];
+    assert_eq!(texts, expected.concat());
+    assert_eq!(supervised(&tokenizer, &rendered.sequence), ["hello</s>", " the</s>"]);
+
+    // The prompt ends in " t": "he" must not become " the", and what follows "</s>" still gets its space.
+    let template = ChatTemplate::new(&source.replace("[/INST]", "t"), Some("<s>"), Some("</s>")).unwrap();
+    let renderer = Renderer::new(tokenizer.clone(), Some(template), options()).unwrap();
+    let rendered = renderer.render(0, &example(vec![user("hello"), assistant("he"), user("hello"), assistant("he")])).unwrap();
+    let texts: Vec<String> = rendered.sequence.ids.iter().map(|&id| tokenizer.text(id)).collect();
+    let expected: [&[&str]; 2] =
+        [&["<s>", " [INST", "]", " hello", " t", "he", "</s>"], &[" [INST", "]", " hello", " t", "he", "</s>"]];
+    assert_eq!(texts, expected.concat());
+}
+
+#[test]
+fn rows_that_cannot_be_rendered_are_refused_with_a_reason() {
+    let refused =
+        |source: &str, turns: Vec<Turn>| renderer(source, options()).render(0, &example(turns)).unwrap_err().to_string();
+    assert!(refused(CHATML, vec![user("\u{FDD0}"), assistant("he")]).contains("noncharacter"));
+    assert!(refused(CHATML, vec![turn(Role::Text, "he"), assistant("he")]).contains("one turn of plain text"));
+    // A template that rewrites what it is given: nothing says where the answer stands.
+    let upper = "{% for m in messages %}{{ loop.length ~ m.role ~ '<|user|>' ~ m.content.upper() }}{% endfor %}";
+    assert!(refused(upper, vec![user("s"), assistant("he"), user("t")]).contains("rewrites it"));
+    let template = ChatTemplate::new("{{ messages[0].content }}", None, None).unwrap();
+    assert!(Renderer::new(byte_tokenizer(), Some(template), options()).is_err());
+    assert!(Renderer::new(byte_tokenizer(), None, RenderOptions { max_len: 0, ..options() }).is_err());
+    let no_template = Renderer::new(byte_tokenizer(), None, options()).unwrap();
+    let thinking = Turn { reasoning: Some("he".into()), ..assistant("he") };
+    assert!(no_template.render(0, &example(vec![thinking])).is_err());
+}

@@ -1,0 +1,208 @@
+//! A model's chat template, run as Transformers runs it.
+//!
+//! The environment is the one of Transformers (utils/chat_template_utils.py, `_cached_compile_jinja_template`): trimmed blocks, the
+//! methods of Python's strings and dictionaries, `tojson`, `raise_exception`, `strftime_now`, loop controls. `strftime_now`
+//! differs in one point: it gives the time (in UTC) at which the template was compiled, so that all rows of a run agree.
+//!
+//! `{% generation %} ... {% endgeneration %}` marks what the model is to write. minijinja has no such tag; before compiling, the
+//! tags are replaced by two marks that no text can contain, and [`ChatTemplate::render_marked`] reads the places off them.
+
+use std::ops::Range;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::{Environment, ErrorKind, Value};
+use sha2::{Digest, Sha256};
+
+use super::python;
+use crate::error::{Context, Error, Result};
+
+/// A compiled chat template.
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    sha256: String,
+    has_generation_tags: bool,
+    bos: Option<String>,
+    eos: Option<String>,
+}
+
+/// Unicode noncharacters: no text that is meant to be read contains them, and rows that do are refused.
+pub(super) const GENERATION_BEGIN: char = '\u{FDD0}';
+pub(super) const GENERATION_END: char = '\u{FDD1}';
+/// Stands for a message's content where a rendering shows the place of it.
+pub(super) const CONTENT: char = '\u{FDD2}';
+
+const NAME: &str = "chat_template";
+
+impl ChatTemplate {
+    /// `bos` and `eos` are the strings of the special tokens, for templates that write them.
+    pub fn new(source: &str, bos: Option<&str>, eos: Option<&str>) -> Result<Self> {
+        let cure =
+            "The template comes from the model's chat_template.jinja, tokenizer_config.json or GGUF file; correct it there.";
+        if source.contains(is_mark) {
+            return Err(Error::new("the chat template contains a Unicode noncharacter (U+FDD0 to U+FDD2)").cure(cure));
+        }
+        let (marked, has_generation_tags) = replace_generation_tags(source);
+        let mut environment = Environment::new();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().context("no syntax")?;
+        environment.set_syntax(syntax);
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.add_filter("tojson", python::tojson);
+        environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
+            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+        });
+        let now = python::now();
+        environment.add_function("strftime_now", move |format: String| python::strftime(now, &format));
+        environment
+            .add_template_owned(NAME, marked)
+            .context("the chat template does not compile")
+            .map_err(|error| error.cure(cure))?;
+        Ok(Self {
+            environment,
+            sha256: Sha256::digest(source).iter().map(|byte| format!("{byte:02x}")).collect(),
+            has_generation_tags,
+            bos: bos.map(str::to_owned),
+            eos: eos.map(str::to_owned),
+        })
+    }
+
+    /// SHA-256 of the template's source, in hexadecimal.
+    pub fn sha256(&self) -> &str {
+        &self.sha256
+    }
+
+    pub fn has_generation_tags(&self) -> bool {
+        self.has_generation_tags
+    }
+
+    /// The text of a conversation. `messages` are the template's own: maps with `role`, `content` and so on.
+    pub fn render(&self, messages: &[Value], tools: Option<&Value>, add_generation_prompt: bool) -> Result<String> {
+        let mut text = self.run(messages, tools, add_generation_prompt)?;
+        if self.has_generation_tags {
+            text.retain(|c| !matches!(c, GENERATION_BEGIN | GENERATION_END));
+        }
+        Ok(text)
+    }
+
+    /// The text of a conversation, and the byte ranges of it that the template marks as the model's.
+    pub fn render_marked(&self, messages: &[Value], tools: Option<&Value>) -> Result<(String, Vec<Range<usize>>)> {
+        let marked = self.run(messages, tools, false)?;
+        let mut text = String::with_capacity(marked.len());
+        let (mut open, mut blocks) = (None, Vec::new());
+        for c in marked.chars() {
+            match c {
+                GENERATION_BEGIN => open = Some(text.len()),
+                GENERATION_END => blocks.extend(open.take().map(|begin| begin..text.len())),
+                c => text.push(c),
+            }
+        }
+        Ok((text, blocks))
+    }
+
+    fn run(&self, messages: &[Value], tools: Option<&Value>, add_generation_prompt: bool) -> Result<String> {
+        let template = self.environment.get_template(NAME).context("the chat template is gone")?;
+        let context = minijinja::context! {
+            messages => Value::from(messages.to_vec()),
+            tools => tools,
+            documents => Value::from(()),
+            add_generation_prompt => add_generation_prompt,
+            // An absent token is undefined, as in Transformers, and prints as nothing.
+            bos_token => self.bos.as_deref().map_or(Value::UNDEFINED, Value::from),
+            eos_token => self.eos.as_deref().map_or(Value::UNDEFINED, Value::from),
+        };
+        template.render(context).context("the chat template refused the conversation")
+    }
+}
+
+/// Is the character one of the three that this room uses as marks?
+pub(super) fn is_mark(c: char) -> bool {
+    matches!(c, GENERATION_BEGIN | GENERATION_END | CONTENT)
+}
+
+/// Replaces each tag by a block tag with the same whitespace control on its outer sides, and a mark in it. `with` because
+/// Transformers' tag opens a scope too.
+fn replace_generation_tags(source: &str) -> (String, bool) {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    let mut found = false;
+    while let Some(at) = rest.find("{%") {
+        let (before, tag) = rest.split_at(at);
+        out.push_str(before);
+        let Some(end) = tag.find("%}") else {
+            rest = tag;
+            break;
+        };
+        let (inside, after) = (&tag[2..end], &tag[end + 2..]);
+        let left = inside.chars().next().filter(|c| matches!(c, '-' | '+')).map(String::from).unwrap_or_default();
+        let right = inside.chars().last().filter(|c| matches!(c, '-' | '+')).map(String::from).unwrap_or_default();
+        match inside.trim_matches(['-', '+']).trim() {
+            "generation" => {
+                out.push_str(&format!("{{%{left} with %}}{{{{ '{GENERATION_BEGIN}' }}}}{{% if true {right}%}}"));
+                found = true;
+            }
+            "endgeneration" => {
+                out.push_str(&format!("{{%{left} endif %}}{{{{ '{GENERATION_END}' }}}}{{% endwith {right}%}}"));
+            }
+            _ => {
+                // A tag can hold "%}" in a string; then what follows has no tag start that could be mistaken.
+                out.push_str(&tag[..end + 2]);
+            }
+        }
+        rest = after;
+    }
+    out.push_str(rest);
+    (out, found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tokens::test_models::{GENERATION, message};
+
+    #[test]
+    fn generation_tags_mark_the_answer_and_change_nothing_else() {
+        let template = ChatTemplate::new(GENERATION, None, None).unwrap();
+        let messages =
+            [message("user", "Hi"), message("assistant", "Hello"), message("user", "Bye"), message("assistant", "So long")];
+        let (text, blocks) = template.render_marked(&messages, None).unwrap();
+        assert_eq!(text, "<|user|>Hi<|end|>\n<|assistant|>Hello<|end|>\n<|user|>Bye<|end|>\n<|assistant|>So long<|end|>\n");
+        let marked: Vec<&str> = blocks.iter().map(|block| &text[block.clone()]).collect();
+        assert_eq!(marked, ["Hello<|end|>", "So long<|end|>"]);
+        assert_eq!(template.render(&messages, None, false).unwrap(), text);
+    }
+
+    #[test]
+    fn tags_keep_their_whitespace_control() {
+        let template = ChatTemplate::new("a\n{%- generation -%}\n b\n  {%+ endgeneration %}\nc", None, None).unwrap();
+        let (text, blocks) = template.render_marked(&[], None).unwrap();
+        assert_eq!((text.as_str(), blocks), ("ab\n  c", vec![1..5]));
+    }
+
+    #[test]
+    fn the_environment_is_the_one_of_transformers() {
+        let check = |source: &str, expected: &str| {
+            let template = ChatTemplate::new(source, Some("<s>"), None).unwrap();
+            assert_eq!(template.render(&[message("user", " Hi ")], None, true).unwrap(), expected, "{source}");
+        };
+        check("{{ bos_token }}{{ eos_token }}{{ messages[0].content.strip() }}", "<s>Hi");
+        check("{% if tools is none and not documents %}\n  yes\n{% endif %}", "  yes\n");
+        check("{% for i in range(5) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}", "01");
+        check("{{ messages[0]['role'].startswith('us') }} {{ none }}", "True None");
+        check("{{ messages[::-1][0].role }}{{ add_generation_prompt }}", "userTrue");
+        check("{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}", "1");
+    }
+
+    #[test]
+    fn a_template_can_refuse_and_its_words_are_kept() {
+        let template = ChatTemplate::new("{{ raise_exception('roles must alternate') }}", None, None).unwrap();
+        let error = template.render(&[], None, false).unwrap_err().to_string();
+        assert!(error.contains("roles must alternate"), "{error}");
+        assert!(ChatTemplate::new("{% if %}", None, None).is_err());
+    }
+
+    #[test]
+    fn the_hash_is_the_one_of_the_source() {
+        // printf abc | sha256sum
+        let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(ChatTemplate::new("abc", None, None).unwrap().sha256(), expected);
+    }
+}

@@ -1,0 +1,426 @@
+//! A vocabulary and its splitting rules: text -> token ids with byte spans, token id -> what a person sees.
+//!
+//! The splitting is the `tokenizers` library's. Two things are added. Spans tile the text: where one character is split over
+//! several tokens the library gives each of them the whole character, here each gets the bytes that it stands for. And a text
+//! can be encoded as the continuation of another one ([`Tokenizer::encode_after`]), without the space that
+//! SentencePiece-style vocabularies put before the first word.
+//!
+//! Left out: beginning and end tokens. Nothing is added to the text here; see [`Tokenizer::leading_bos`].
+
+use std::path::Path;
+
+use serde_json::Value;
+use tokenizers::Tokenizer as Inner;
+
+use super::gguf::{GgufVocabulary, inner_from_gguf};
+use crate::error::{Context, Error, Result};
+
+/// One token of a text: bytes `begin..end` of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Token {
+    pub id: u32,
+    pub begin: usize,
+    pub end: usize,
+}
+
+pub struct Tokenizer {
+    inner: Inner,
+    /// The same without a prefix space; only for vocabularies that have one.
+    continuation: Option<Box<Inner>>,
+    prefix_space: PrefixSpace,
+    /// The bytes of the text that each id stands for.
+    bytes: Vec<Box<[u8]>>,
+    /// Is the id a control token, such as `<|im_end|>`?
+    special: Vec<bool>,
+    bos: Option<u32>,
+    eos: Option<u32>,
+    adds_bos: bool,
+}
+
+/// Where a vocabulary puts a space that is not in the text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PrefixSpace {
+    Never,
+    /// Before the first word of a text.
+    First,
+    /// Before the first word of a text, and of the text after each special token.
+    EveryFragment,
+}
+
+/// How the strings of a vocabulary stand for bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Spelling {
+    /// Each character is one byte, by GPT-2's table.
+    ByteLevel,
+    /// `▁` is a space, `<0x0A>` a byte.
+    SentencePiece,
+    Plain,
+}
+
+/// What both kinds of file are read into.
+pub(super) struct Parts {
+    pub inner: Inner,
+    pub continuation: Option<Box<Inner>>,
+    pub prefix_space: PrefixSpace,
+    pub spelling: Spelling,
+    pub bos: Option<u32>,
+    pub eos: Option<u32>,
+    pub adds_bos: bool,
+}
+
+impl Tokenizer {
+    /// Reads a tokenizer.json. The tokenizer_config.json beside it, if there is one, names the beginning and end tokens.
+    pub fn from_file(path: &Path) -> Result<Self> {
+        let bytes = std::fs::read(path).context_at(path, "cannot read the tokenizer")?;
+        let config_path = path.with_file_name("tokenizer_config.json");
+        let config = match std::fs::read(&config_path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).context_at(&config_path, "expected JSON")?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Value::Null,
+            Err(error) => return Err(Error::new("cannot read the tokenizer's settings").at(config_path).caused_by(error)),
+        };
+        parts_from_json(&bytes, &config).map(Self::from_parts).map_err(|error| error.at(path))
+    }
+
+    /// Builds the tokenizer that a GGUF file describes. A pre-tokenizer that is not known is refused by its name.
+    pub fn from_gguf(vocabulary: GgufVocabulary) -> Result<Self> {
+        inner_from_gguf(vocabulary).map(Self::from_parts)
+    }
+
+    fn from_parts(parts: Parts) -> Self {
+        let added = parts.inner.get_added_tokens_decoder();
+        let vocabulary = parts.inner.get_vocab(true);
+        let n_ids = vocabulary.values().max().map_or(0, |&id| id as usize + 1);
+        let mut bytes = vec![Box::default(); n_ids];
+        let mut special = vec![false; n_ids];
+        let table = byte_of_char();
+        for (token, id) in vocabulary {
+            bytes[id as usize] = match added.get(&id) {
+                Some(added) => added.content.as_bytes().into(),
+                None => spelled_bytes(&token, parts.spelling, &table),
+            };
+        }
+        for (&id, token) in added.iter().filter(|(_, token)| token.special) {
+            // An id can have several strings; the added one is the one that stands in a text.
+            if let Some(flag) = special.get_mut(id as usize) {
+                *flag = true;
+                bytes[id as usize] = token.content.as_bytes().into();
+            }
+        }
+        Self {
+            inner: parts.inner,
+            continuation: parts.continuation,
+            prefix_space: parts.prefix_space,
+            bytes,
+            special,
+            bos: parts.bos,
+            eos: parts.eos,
+            adds_bos: parts.adds_bos,
+        }
+    }
+
+    /// Splits a text that stands at the beginning of a sequence. Special tokens that are spelled out in the text are recognised,
+    /// as Transformers does; none is added.
+    pub fn encode(&self, text: &str) -> Result<Vec<Token>> {
+        let encoding = self.inner.encode(text, false).context("the tokenizer refused the text")?;
+        Ok(self.tile(text, encoding.get_ids(), encoding.get_offsets()))
+    }
+
+    /// Splits a text that follows the token `before`: its first word gets no space that is not there.
+    pub fn encode_after(&self, before: u32, text: &str) -> Result<Vec<Token>> {
+        let Some(continuation) = &self.continuation else { return self.encode(text) };
+        let every_fragment = self.prefix_space == PrefixSpace::EveryFragment;
+        if every_fragment && self.is_special(before) {
+            return self.encode(text);
+        }
+        let encoding = continuation.encode(text, false).context("the tokenizer refused the text")?;
+        let mut tokens = self.tile(text, encoding.get_ids(), encoding.get_offsets());
+        if every_fragment && let Some(n_before) = tokens.iter().position(|token| self.is_special(token.id)) {
+            // What comes after the first special token is a fragment of its own, and gets its space again.
+            let begin = tokens[n_before].begin;
+            tokens.truncate(n_before);
+            let rest = self.encode(&text[begin..])?;
+            tokens.extend(rest.into_iter().map(|t| Token { id: t.id, begin: t.begin + begin, end: t.end + begin }));
+        }
+        Ok(tokens)
+    }
+
+    /// Can [`Self::encode`] and [`Self::encode_after`] differ?
+    pub fn has_prefix_space(&self) -> bool {
+        self.continuation.is_some()
+    }
+
+    /// What a person sees, for example ` the`, `\n`, `<|im_end|>`; bytes that are no whole character as `<0xE4>`.
+    pub fn text(&self, id: u32) -> String {
+        let mut text = String::new();
+        for chunk in self.bytes(id).utf8_chunks() {
+            text.push_str(chunk.valid());
+            for byte in chunk.invalid() {
+                text.push_str(&format!("<0x{byte:02X}>"));
+            }
+        }
+        text
+    }
+
+    /// The bytes of the text that a token stands for; empty for an id outside the vocabulary.
+    pub fn bytes(&self, id: u32) -> &[u8] {
+        self.bytes.get(id as usize).map_or(&[], |bytes| bytes)
+    }
+
+    /// One more than the largest id.
+    pub fn vocab_size(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// The id of a token by its string in the vocabulary, such as `<|im_end|>`.
+    pub fn id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    pub fn bos(&self) -> Option<u32> {
+        self.bos
+    }
+
+    pub fn eos(&self) -> Option<u32> {
+        self.eos
+    }
+
+    /// The token that the model expects before a plain text, if it does.
+    pub fn leading_bos(&self) -> Option<u32> {
+        self.bos.filter(|_| self.adds_bos)
+    }
+
+    /// Is it a control token, such as `<|im_end|>`?
+    pub fn is_special(&self, id: u32) -> bool {
+        self.special.get(id as usize).copied().unwrap_or(false)
+    }
+
+    /// The strings of all control tokens.
+    pub fn special_tokens(&self) -> impl Iterator<Item = String> {
+        self.special.iter().enumerate().filter(|(_, special)| **special).map(|(id, _)| self.text(id as u32))
+    }
+
+    /// Gives each token its own bytes, in order and without overlap.
+    ///
+    /// The library's offsets say where a token's characters stand; inside them, a token whose bytes continue the text at the
+    /// cursor has exactly these. A token that a normaliser has changed takes what the library says, from the cursor on.
+    fn tile(&self, text: &str, ids: &[u32], offsets: &[(usize, usize)]) -> Vec<Token> {
+        let mut cursor = 0;
+        let mut tokens = Vec::with_capacity(ids.len());
+        for (&id, &(low, high)) in ids.iter().zip(offsets) {
+            let bytes = self.bytes(id);
+            let own = cursor + bytes.len();
+            let continues = low <= cursor && own <= high && text.as_bytes()[cursor..].starts_with(bytes);
+            let end = if continues { own } else { high.clamp(cursor, text.len()) };
+            tokens.push(Token { id, begin: cursor, end });
+            cursor = end;
+        }
+        tokens
+    }
+}
+
+fn parts_from_json(bytes: &[u8], config: &Value) -> Result<Parts> {
+    let json: Value = serde_json::from_slice(bytes).context("expected the JSON of a tokenizer")?;
+    let inner = Inner::from_bytes(bytes).context("the tokenizers library refused the file")?;
+    let prefix_space = prefix_space_of(&json);
+    let continuation = match prefix_space {
+        PrefixSpace::Never => None,
+        PrefixSpace::First | PrefixSpace::EveryFragment => {
+            let mut json = json.clone();
+            remove_prefix_space(&mut json);
+            let bytes = serde_json::to_vec(&json).context("cannot rewrite the tokenizer")?;
+            Some(Box::new(Inner::from_bytes(bytes).context("the tokenizers library refused the file without its prefix space")?))
+        }
+    };
+    let named = |key: &str| {
+        let token = &config[key];
+        token.as_str().or(token["content"].as_str()).and_then(|token| inner.token_to_id(token))
+    };
+    // The post-processor shows what it adds in front of an empty text.
+    let leading = inner.encode("", true).context("the tokenizer refused an empty text")?.get_ids().first().copied();
+    let (bos, eos) = (named("bos_token"), named("eos_token"));
+    let (bos, adds_bos) = match config["add_bos_token"].as_bool() {
+        Some(adds) => (bos, adds),
+        None => (bos, leading.is_some() && leading == bos),
+    };
+    let spelling = if mentions(&json["pre_tokenizer"], "ByteLevel") || mentions(&json["decoder"], "ByteLevel") {
+        Spelling::ByteLevel
+    } else if mentions(&json["decoder"], "Metaspace") || mentions(&json["decoder"], "ByteFallback") {
+        Spelling::SentencePiece
+    } else {
+        Spelling::Plain
+    };
+    Ok(Parts { inner, continuation, prefix_space, spelling, bos, eos, adds_bos })
+}
+
+/// Does a part of the pipeline, or a step of its sequence, have this `type`?
+fn mentions(part: &Value, kind: &str) -> bool {
+    steps(part).any(|step| step["type"] == kind)
+}
+
+/// A part of the pipeline and, where it is a sequence, the parts in it.
+fn steps(part: &Value) -> impl Iterator<Item = &Value> {
+    let inner = ["normalizers", "pretokenizers", "decoders"].iter().filter_map(|key| part[*key].as_array()).flatten();
+    std::iter::once(part).chain(inner)
+}
+
+fn prefix_space_of(json: &Value) -> PrefixSpace {
+    if mentions(&json["normalizer"], "Prepend") {
+        return PrefixSpace::EveryFragment;
+    }
+    for step in steps(&json["pre_tokenizer"]) {
+        match (step["type"].as_str(), step["prepend_scheme"].as_str(), step["add_prefix_space"].as_bool()) {
+            (Some("Metaspace"), Some("first"), _) => return PrefixSpace::First,
+            (Some("Metaspace"), Some("always"), _) | (Some("Metaspace"), None, None | Some(true)) => {
+                return PrefixSpace::EveryFragment;
+            }
+            (Some("ByteLevel"), _, Some(true)) => return PrefixSpace::EveryFragment,
+            _ => {}
+        }
+    }
+    PrefixSpace::Never
+}
+
+fn remove_prefix_space(json: &mut Value) {
+    let normalizer = &mut json["normalizer"];
+    if normalizer["type"] == "Prepend" {
+        *normalizer = Value::Null;
+    } else if let Some(steps) = normalizer.get_mut("normalizers").and_then(Value::as_array_mut) {
+        steps.retain(|step| step["type"] != "Prepend");
+    }
+    fn change(step: &mut Value) {
+        match step["type"].as_str() {
+            Some("Metaspace") => {
+                step["prepend_scheme"] = "never".into();
+                if step.get("add_prefix_space").is_some() {
+                    step["add_prefix_space"] = false.into();
+                }
+            }
+            Some("ByteLevel") => step["add_prefix_space"] = false.into(),
+            _ => {}
+        }
+    }
+    let Some(pre_tokenizer) = json.get_mut("pre_tokenizer").filter(|part| !part.is_null()) else { return };
+    change(pre_tokenizer);
+    if let Some(steps) = pre_tokenizer.get_mut("pretokenizers").and_then(Value::as_array_mut) {
+        steps.iter_mut().for_each(change);
+    }
+}
+
+fn spelled_bytes(token: &str, spelling: Spelling, table: &[Option<u8>; 512]) -> Box<[u8]> {
+    match spelling {
+        Spelling::ByteLevel => {
+            let bytes: Option<Vec<u8>> = token.chars().map(|c| table.get(c as usize).copied().flatten()).collect();
+            // A string outside the table was added to the vocabulary as it is.
+            bytes.unwrap_or_else(|| token.as_bytes().to_vec()).into()
+        }
+        Spelling::SentencePiece => match byte_fallback(token) {
+            Some(byte) => [byte].into(),
+            None => token.replace('▁', " ").into_bytes().into(),
+        },
+        Spelling::Plain => token.as_bytes().into(),
+    }
+}
+
+/// `<0x0A>` -> 10
+fn byte_fallback(token: &str) -> Option<u8> {
+    let hex = token.strip_prefix("<0x")?.strip_suffix('>')?;
+    if hex.len() == 2 { u8::from_str_radix(hex, 16).ok() } else { None }
+}
+
+/// GPT-2's table, from characters to bytes (`bytes_to_unicode` in openai/gpt-2, src/encoder.py): printable bytes stand for
+/// themselves, the others for the characters from U+0100 on, in order.
+pub(super) fn byte_of_char() -> [Option<u8>; 512] {
+    let mut table = [None; 512];
+    let mut n_moved = 0;
+    for byte in 0..=255u8 {
+        let printable = matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
+        let character = if printable { byte as usize } else { 256 + n_moved };
+        n_moved += usize::from(!printable);
+        table[character] = Some(byte);
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tokens::test_models::{byte_tokenizer, byte_vocabulary, sentence_vocabulary};
+
+    /// The tokens of a text as a person sees them, after checking that their spans tile it.
+    fn tokens(tokenizer: &Tokenizer, text: &str) -> Vec<String> {
+        let tokens = tokenizer.encode(text).unwrap();
+        let mut cursor = 0;
+        for token in &tokens {
+            assert_eq!(token.begin, cursor, "{text:?}");
+            cursor = token.end;
+        }
+        assert_eq!(cursor, text.len(), "{text:?}");
+        tokens.iter().map(|token| tokenizer.text(token.id)).collect()
+    }
+
+    #[test]
+    fn smollm_splits_digits_one_by_one_and_keeps_words_with_their_space() {
+        let tokenizer = byte_tokenizer();
+        let check = |text: &str, expected: &[&str]| assert_eq!(tokens(&tokenizer, text), expected, "{text:?}");
+        check("hello the", &["hello", " the"]);
+        // There is a merge of 1 and 2, but the pre-tokenizer has cut between them.
+        check("12 the", &["1", "2", " the"]);
+        // Two newlines are one token; before a word the last space belongs to it.
+        check("he\n\n  the", &["he", "\n\n", " ", " the"]);
+        check("", &[]);
+        check("<|im_start|>hello<|im_end|>", &["<|im_start|>", "hello", "<|im_end|>"]);
+        check("<tool_call>he", &["<tool_call>", "he"]);
+    }
+
+    #[test]
+    fn a_character_split_over_tokens_is_shared_out_byte_by_byte() {
+        let tokenizer = byte_tokenizer();
+        // 你 is E4 BD A0 and has a token, 好 is E5 A5 BD and has none.
+        assert_eq!(tokens(&tokenizer, "你好"), ["你", "<0xE5>", "<0xA5>", "<0xBD>"]);
+        let spans: Vec<_> = tokenizer.encode("a你好").unwrap().iter().map(|token| (token.begin, token.end)).collect();
+        assert_eq!(spans, [(0, 1), (1, 4), (4, 5), (5, 6), (6, 7)]);
+    }
+
+    #[test]
+    fn sentence_piece_puts_a_space_before_the_first_word_only() {
+        let tokenizer = Tokenizer::from_gguf(sentence_vocabulary()).unwrap();
+        assert!(tokenizer.has_prefix_space());
+        let texts = |tokens: Vec<Token>| tokens.iter().map(|token| tokenizer.text(token.id)).collect::<Vec<_>>();
+        assert_eq!(texts(tokenizer.encode("hello the").unwrap()), [" hello", " the"]);
+        let (word, end) = (tokenizer.id("he").unwrap(), tokenizer.id("</s>").unwrap());
+        assert_eq!(texts(tokenizer.encode_after(word, "hello the").unwrap()), ["hello", " the"]);
+        assert_eq!(texts(tokenizer.encode("é").unwrap()), [" ", "<0xC3>", "<0xA9>"]);
+        // After a special token a fragment begins, which has its own space.
+        assert_eq!(texts(tokenizer.encode_after(word, "hello</s>hello").unwrap()), ["hello", "</s>", " hello"]);
+        assert_eq!(texts(tokenizer.encode_after(end, "hello").unwrap()), [" hello"]);
+        let spans: Vec<_> = tokenizer.encode("hello é").unwrap().iter().map(|token| (token.begin, token.end)).collect();
+        assert_eq!(spans, [(0, 5), (5, 6), (6, 7), (7, 8)]);
+    }
+
+    #[test]
+    fn what_the_vocabulary_says_about_itself() {
+        let tokenizer = byte_tokenizer();
+        assert_eq!(tokenizer.vocab_size(), byte_vocabulary().tokens.len());
+        assert_eq!(tokenizer.id("<|im_end|>"), Some(1));
+        assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.leading_bos()), (Some(2), Some(3), None));
+        assert_eq!(tokenizer.text(1_000_000), "");
+        assert!(tokenizer.is_special(1) && !tokenizer.is_special(16));
+    }
+
+    #[test]
+    fn vocabularies_that_cannot_work_are_refused_by_name() {
+        let check = |vocabulary: GgufVocabulary, expected: &str| {
+            let Err(error) = Tokenizer::from_gguf(vocabulary) else { panic!("expected {expected}") };
+            assert!(error.to_string().contains(expected), "{error}");
+        };
+        check(GgufVocabulary { pre: Some("klingon".into()), ..byte_vocabulary() }, "\"klingon\"");
+        check(GgufVocabulary { pre: None, ..byte_vocabulary() }, "tokenizer.ggml.pre");
+        check(GgufVocabulary { model: "bert".into(), ..byte_vocabulary() }, "\"bert\"");
+        check(GgufVocabulary { merges: vec!["x".into()], ..byte_vocabulary() }, "\"x\"");
+        check(GgufVocabulary { merges: vec!["q zz".into()], ..byte_vocabulary() }, "do not fit together");
+        check(GgufVocabulary { scores: vec![], ..sentence_vocabulary() }, "one score");
+        check(GgufVocabulary { eos: Some(9999), ..byte_vocabulary() }, "9999");
+        check(GgufVocabulary { token_types: vec![1], ..byte_vocabulary() }, "one token type");
+        check(GgufVocabulary { tokens: vec![], ..byte_vocabulary() }, "found none");
+    }
+}

@@ -1,0 +1,341 @@
+//! Where the answers stand in a rendered conversation.
+//!
+//! With `{% generation %}` tags the template says it itself. Without, two renderings of prefixes show it: the text before answer `i`
+//! is `messages[..i]` with the generation prompt, which is what the model sees when it is to answer, and the answer ends
+//! where `messages[..=i]` ends, less what follows the end-of-turn token. Everything is checked against the whole rendering.
+//! Where a template is not stable under prefixes (Qwen3 drops the reasoning of earlier turns, DeepSeek-R1 opens a reasoning
+//! block in the generation prompt), the answer is found by its header and by its content instead; if that fails too, the row
+//! is refused rather than masked wrongly.
+//!
+//! The first rendering, of a conversation of our own, teaches what the template does ([`Habits`]).
+
+use std::ops::Range;
+
+use minijinja::Value;
+
+use super::template::{CONTENT, ChatTemplate};
+use crate::dataset::{Role, Turn};
+use crate::error::{Context, Error, Result};
+
+/// A rendered conversation and what is known about the places in it. Ranges are bytes of `text`, in order, and do not overlap.
+#[derive(Debug, Default)]
+pub(super) struct Layout {
+    pub text: String,
+    pub answers: Vec<Answer>,
+    pub contents: Vec<Placed>,
+    /// An answer follows another text than the generation prompt that the model is given when it is to answer.
+    pub unlike_prompt: bool,
+}
+
+/// What the model is to write in one turn: reasoning, content, tool calls and the end-of-turn token, as far as they are rendered.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Answer {
+    pub turn: usize,
+    pub range: Range<usize>,
+    pub ends_turn: bool,
+}
+
+/// `content[begin..][..len]` of a turn stands at `at` in the text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Placed {
+    pub turn: usize,
+    pub at: usize,
+    pub begin: usize,
+    pub len: usize,
+}
+
+/// A conversation as the template wants it.
+pub(super) struct Conversation<'a> {
+    pub messages: Vec<Value>,
+    /// Index in `turns` of each message; a system message of our own has none.
+    pub turn_of: Vec<Option<usize>>,
+    pub turns: &'a [Turn],
+    pub tools: Option<&'a Value>,
+}
+
+impl Conversation<'_> {
+    fn answer_idxs(&self) -> impl Iterator<Item = (usize, usize)> {
+        self.turn_of.iter().enumerate().filter_map(|(idx, turn)| {
+            let turn = (*turn)?;
+            (self.turns[turn].role == Role::Assistant).then_some((idx, turn))
+        })
+    }
+}
+
+/// What a template does with the simplest conversation.
+#[derive(Debug, Default)]
+pub(super) struct Habits {
+    /// What the generation prompt adds, such as `<|im_start|>assistant\n`; empty for templates that ignore it or need none.
+    generation_prompt: String,
+    /// What stands between a user's turn and the answer to it.
+    header: String,
+    /// The header of a template that ignores `add_generation_prompt`: it belongs to no answer, though no prompt shows it.
+    hidden_header: String,
+    /// The first special token after an answer.
+    end_of_turn: Option<String>,
+    /// All special tokens.
+    special_tokens: Vec<String>,
+}
+
+impl Habits {
+    pub fn learn(template: &ChatTemplate, special_tokens: Vec<String>) -> Result<Self> {
+        let mark = CONTENT.to_string();
+        let message = |role: &str, content: &str| minijinja::context! { role => role, content => content };
+        let (system, user, answer) = (message("system", "Be brief."), message("user", "Hi"), message("assistant", &mark));
+        // Some templates want a system message, most do without.
+        let simplest = [vec![user.clone()], vec![system, user]].into_iter().map(|before| {
+            let whole = [before.as_slice(), std::slice::from_ref(&answer)].concat();
+            Ok((
+                template.render(&whole, None, false)?,
+                template.render(&before, None, true)?,
+                template.render(&before, None, false).ok(),
+            ))
+        });
+        let (whole, prompt, bare) = first_success(simplest)?;
+        let (before, after) = whole.split_once(CONTENT).ok_or_else(|| {
+            Error::new("the chat template does not render the content of an assistant's message")
+                .cure("It cannot be used for fine-tuning on answers: give another template, or none.")
+        })?;
+        let bare = bare.unwrap_or_default();
+        let generation_prompt = prompt.strip_prefix(bare.as_str()).unwrap_or_default().to_owned();
+        let unprompted = before.strip_prefix(prompt.as_str()).unwrap_or_default();
+        // A space before the answer is the answer's own: the model writes it.
+        let hides_header = generation_prompt.is_empty() && !unprompted.trim().is_empty();
+        let hidden_header = if hides_header { unprompted.to_owned() } else { String::new() };
+        let end_of_turn = special_tokens
+            .iter()
+            .filter_map(|token| Some((after.find(token.as_str())?, std::cmp::Reverse(token.len()), token)))
+            .min()
+            .map(|(_, _, token)| token.clone());
+        let header = before.strip_prefix(bare.as_str()).unwrap_or_default().to_owned();
+        Ok(Self { generation_prompt, header, hidden_header, end_of_turn, special_tokens })
+    }
+
+    /// Splits the text of an answer, with whatever the template puts after it, before the first special token that closes it.
+    /// Returns where the content may end and where the answer ends.
+    fn split_end_of_turn(&self, region: &str) -> Option<(usize, usize)> {
+        let mut last = None;
+        let mut end = region.trim_end().len();
+        // The special tokens at the end, from the last one backwards.
+        while let Some(token) =
+            self.special_tokens.iter().filter(|token| region[..end].ends_with(token.as_str())).max_by_key(|t| t.len())
+        {
+            let begin = end - token.len();
+            if last.is_none() || self.end_of_turn.as_ref() == Some(token) {
+                last = Some((begin, end));
+            }
+            end = region[..begin].trim_end().len();
+        }
+        last
+    }
+}
+
+/// Renders the whole conversation and finds every answer and every content in it.
+pub(super) fn lay_out(template: &ChatTemplate, habits: &Habits, conversation: &Conversation) -> Result<Layout> {
+    if template.has_generation_tags() {
+        return lay_out_tagged(template, habits, conversation);
+    }
+    let (messages, tools) = (&conversation.messages, conversation.tools);
+    let text = template.render(messages, tools, false)?;
+    let mut layout = Layout { text, ..Layout::default() };
+    let mut cursor = 0;
+    for (idx, turn) in conversation.answer_idxs() {
+        let (begin, unlike_prompt) = find_begin(template, habits, conversation, &layout.text, idx)?;
+        if begin < cursor {
+            return Err(lost(turn));
+        }
+        let end = find_end(template, habits, conversation, &layout.text, idx, begin)?;
+        let region = &layout.text[begin..end];
+        let (content_end, answer_end, ends_turn) = match habits.split_end_of_turn(region) {
+            Some((content_end, answer_end)) => (content_end, answer_end, true),
+            None => (region.len(), region.trim_end().len(), false),
+        };
+        let placed = place_content(&region[..content_end], &conversation.turns[turn]).map(|placed| Placed {
+            turn,
+            at: placed.at + begin,
+            ..placed
+        });
+        // Without an end-of-turn token the answer ends with its content, white space and all, or with its tool calls.
+        let written = placed.filter(|_| !ends_turn).map_or(0, |placed| placed.at + placed.len - begin);
+        layout.answers.push(Answer { turn, range: begin..begin + answer_end.max(written), ends_turn });
+        layout.contents.extend(placed);
+        layout.unlike_prompt |= unlike_prompt;
+        cursor = begin + answer_end.max(written);
+    }
+    place_other_contents(template, conversation, &mut layout);
+    Ok(layout)
+}
+
+fn lay_out_tagged(template: &ChatTemplate, habits: &Habits, conversation: &Conversation) -> Result<Layout> {
+    let (messages, tools) = (&conversation.messages, conversation.tools);
+    let (text, blocks) = template.render_marked(messages, tools)?;
+    let mut layout = Layout { text, ..Layout::default() };
+    let answers: Vec<(usize, usize)> = conversation.answer_idxs().collect();
+    // Most templates have one block an answer. Others show by prefixes how many each message adds.
+    let turns_of_blocks: Vec<usize> = if answers.len() == blocks.len() {
+        answers.iter().map(|&(_, turn)| turn).collect()
+    } else {
+        let mut turns = Vec::new();
+        for &(idx, turn) in &answers {
+            let (_, so_far) = template.render_marked(&messages[..=idx], tools)?;
+            turns.resize(so_far.len().max(turns.len()), turn);
+        }
+        if turns.len() != blocks.len() {
+            return Err(Error::new("the generation blocks of the chat template do not belong to the assistant's messages")
+                .cure("Check where the template has its {% generation %} tags."));
+        }
+        turns
+    };
+    for (block, turn) in blocks.into_iter().zip(turns_of_blocks) {
+        let region = &layout.text[block.clone()];
+        let end_of_turn = habits.split_end_of_turn(region);
+        let content_end = end_of_turn.map_or(region.len(), |(content_end, _)| content_end);
+        if let Some(placed) = place_content(&region[..content_end], &conversation.turns[turn]) {
+            layout.contents.push(Placed { turn, at: placed.at + block.start, ..placed });
+        }
+        layout.answers.push(Answer { turn, range: block, ends_turn: end_of_turn.is_some() });
+    }
+    place_other_contents(template, conversation, &mut layout);
+    Ok(layout)
+}
+
+/// Where answer `idx` begins, and whether it follows another text than its generation prompt.
+fn find_begin(
+    template: &ChatTemplate,
+    habits: &Habits,
+    conversation: &Conversation,
+    text: &str,
+    idx: usize,
+) -> Result<(usize, bool)> {
+    // With nothing before it there is no prompt to compare with: an empty text is a prefix of everything.
+    if idx > 0
+        && let Ok(prompt) = template.render(&conversation.messages[..idx], conversation.tools, true)
+        && let Some(rest) = text.strip_prefix(prompt.as_str())
+        && rest.starts_with(&habits.hidden_header)
+    {
+        return Ok((prompt.len() + habits.hidden_header.len(), false));
+    }
+    // Mark the content: before the mark stands the header, whatever else has changed further back.
+    let mut messages = conversation.messages.clone();
+    messages[idx] = minijinja::context! { role => "assistant", content => CONTENT.to_string() };
+    let marked = template.render(&messages, conversation.tools, false)?;
+    let before = marked.split_once(CONTENT).map_or("", |(before, _)| before);
+    for header in [&habits.generation_prompt, &habits.hidden_header, &habits.header] {
+        if let Some(at) = before.rfind(header.as_str()).filter(|_| !header.is_empty()) {
+            let begin = at + header.len();
+            if text.starts_with(&before[..begin]) {
+                return Ok((begin, idx > 0));
+            }
+        }
+    }
+    Err(lost(idx))
+}
+
+/// Where the text of message `idx` ends, what the template puts behind the end-of-turn token included.
+fn find_end(
+    template: &ChatTemplate,
+    habits: &Habits,
+    conversation: &Conversation,
+    text: &str,
+    idx: usize,
+    begin: usize,
+) -> Result<usize> {
+    if idx + 1 == conversation.messages.len() {
+        return Ok(text.len());
+    }
+    let end_of_turn = habits.end_of_turn.as_deref();
+    if let Ok(so_far) = template.render(&conversation.messages[..=idx], conversation.tools, false)
+        && so_far.len() > begin
+        && let Some(rest) = text.strip_prefix(so_far.as_str())
+    {
+        // Some templates leave the last message open: the token that closes it comes with the next message.
+        let closing = end_of_turn.filter(|token| rest.trim_start().starts_with(token));
+        let open = habits.split_end_of_turn(&so_far[begin..]).is_none();
+        let more = closing.filter(|_| open).map_or(0, |token| rest.len() - rest.trim_start().len() + token.len());
+        return Ok(so_far.len() + more);
+    }
+    // The message is rendered otherwise when others follow: it ends with the first end of a turn behind its content.
+    let region = &text[begin..];
+    let turn = conversation.turn_of[idx].map(|turn| &conversation.turns[turn]);
+    let holds_content =
+        |answer: &str| turn.is_none_or(|turn| turn.content.trim().is_empty() || place_content(answer, turn).is_some());
+    let ends = end_of_turn.into_iter().flat_map(|token| region.match_indices(token));
+    let (at, token) = ends.into_iter().find(|(at, _)| holds_content(&region[..*at])).ok_or_else(|| lost(idx))?;
+    Ok(begin + at + token.len())
+}
+
+fn lost(idx: usize) -> Error {
+    Error::new(format!("cannot tell which part of the rendered text is the assistant's message {idx}: the template rewrites it")).cure(
+        "Put {% generation %} ... {% endgeneration %} around the assistant's text in the chat template, or supervise the whole text.",
+    )
+}
+
+/// Finds a turn's content in the text of its answer, which ends with it unless tool calls follow.
+fn place_content(region: &str, turn: &Turn) -> Option<Placed> {
+    if turn.tool_calls.is_some() {
+        return place_first(region, turn);
+    }
+    forms(&turn.content).find_map(|(begin, form)| Some(Placed { turn: 0, at: region.rfind(form)?, begin, len: form.len() }))
+}
+
+/// Finds the first place of a turn's content, behind its reasoning.
+fn place_first(region: &str, turn: &Turn) -> Option<Placed> {
+    let reasoning = turn.reasoning.as_deref().map(str::trim).filter(|reasoning| !reasoning.is_empty());
+    let from = reasoning.and_then(|reasoning| Some(region.find(reasoning)? + reasoning.len())).unwrap_or(0);
+    forms(&turn.content)
+        .find_map(|(begin, form)| Some(Placed { turn: 0, at: from + region[from..].find(form)?, begin, len: form.len() }))
+}
+
+/// The forms in which templates render a content, the fullest first, each with its place in the content: as it is, without the
+/// white space around it, and without the reasoning that stands in it.
+fn forms(content: &str) -> impl Iterator<Item = (usize, &str)> {
+    let trimmed = |text: &str, begin: usize| (begin + text.len() - text.trim_start().len(), text.trim().len());
+    let answer = content.rfind("</think>").map(|at| at + "</think>".len());
+    let mut ranges = vec![(0, content.len()), trimmed(content, 0)];
+    ranges.extend(answer.map(|at| trimmed(&content[at..], at)));
+    ranges.into_iter().filter(|&(_, len)| len > 0).map(|(begin, len)| (begin, &content[begin..begin + len]))
+}
+
+/// Places the contents that no answer holds, by a rendering with marks in their stead. What cannot be placed that way counts as
+/// template: nothing but the spans of unsupervised tokens depends on it.
+fn place_other_contents(template: &ChatTemplate, conversation: &Conversation, layout: &mut Layout) {
+    let mut messages = conversation.messages.clone();
+    let mut marked_turns = Vec::new();
+    for (idx, turn) in conversation.turn_of.iter().enumerate() {
+        if let Some(turn) = *turn
+            && conversation.turns[turn].role != Role::Assistant
+            && !conversation.turns[turn].content.trim().is_empty()
+        {
+            let role = messages[idx].get_attr("role").unwrap_or_default();
+            messages[idx] = minijinja::context! { role => role, content => CONTENT.to_string(), ..messages[idx].clone() };
+            marked_turns.push(turn);
+        }
+    }
+    let Ok(marked) = template.render(&messages, conversation.tools, false) else { return };
+    let mut pieces = marked.split(CONTENT);
+    let mut cursor = pieces.next().unwrap_or_default().len();
+    if !layout.text.starts_with(&marked[..cursor]) {
+        return;
+    }
+    for (turn, after) in marked_turns.into_iter().zip(pieces) {
+        let content = &conversation.turns[turn].content;
+        let Some((begin, form)) =
+            forms(content).find(|(_, form)| layout.text[cursor..].strip_prefix(form).is_some_and(|rest| rest.starts_with(after)))
+        else {
+            break;
+        };
+        layout.contents.push(Placed { turn, at: cursor, begin, len: form.len() });
+        cursor += form.len() + after.len();
+    }
+    layout.contents.sort_by_key(|placed| placed.at);
+}
+
+fn first_success<T>(mut attempts: impl Iterator<Item = Result<T>>) -> Result<T> {
+    let first = attempts.next().unwrap_or_else(|| Err(Error::new("nothing to try")));
+    match first {
+        Ok(value) => Ok(value),
+        Err(error) => {
+            attempts.find_map(Result::ok).ok_or(error).context("the chat template refuses even a greeting and its answer")
+        }
+    }
+}
