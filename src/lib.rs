@@ -20,4 +20,6 @@ pub mod scores;
 
 pub mod quadrants;
 
+pub mod gate;
+
 pub use error::{Context, Error, Result};
