@@ -23,7 +23,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::quadrants::PILOT_SHARE;
 use crate::scores::{Column, quantiles, read_chunks};
@@ -52,7 +52,7 @@ pub enum Gate {
 }
 
 /// A gate with its numbers filled in: a function of one token.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "function")]
 pub enum Weight {
     /// 1

@@ -22,4 +22,6 @@ pub mod quadrants;
 
 pub mod gate;
 
+pub mod report;
+
 pub use error::{Context, Error, Result};
