@@ -20,4 +20,8 @@ pub mod scores;
 
 pub mod quadrants;
 
+pub mod gate;
+
+pub mod report;
+
 pub use error::{Context, Error, Result};

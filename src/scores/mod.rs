@@ -183,6 +183,49 @@ impl TokenChunk {
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
+
+    /// Drops the tokens one of whose fractions is infinite or not a number, and says how many.
+    pub fn retain_finite(&mut self) -> usize {
+        let fractions: [&[f32]; 7] = [
+            &self.logprob,
+            &self.entropy,
+            &self.entropy_topk,
+            &self.tail,
+            &self.varentropy,
+            &self.grad,
+            &self.top_logprob,
+        ];
+        // Nearly always there is nothing to drop.
+        if fractions.iter().all(|column| column.iter().all(|value| value.is_finite())) {
+            return 0;
+        }
+        let is_finite = |i: usize| fractions.iter().all(|column| column.get(i).is_none_or(|value| value.is_finite()));
+        let keep: Vec<bool> = (0..self.len).map(is_finite).collect();
+        fn retain<T>(column: &mut Vec<T>, keep: &[bool]) {
+            let mut keep = keep.iter();
+            column.retain(|_| keep.next().is_none_or(|keep| *keep));
+        }
+        retain(&mut self.row, &keep);
+        retain(&mut self.turn, &keep);
+        retain(&mut self.pos, &keep);
+        retain(&mut self.source, &keep);
+        retain(&mut self.token_id, &keep);
+        retain(&mut self.begin, &keep);
+        retain(&mut self.end, &keep);
+        retain(&mut self.logprob, &keep);
+        retain(&mut self.entropy, &keep);
+        retain(&mut self.entropy_topk, &keep);
+        retain(&mut self.rank, &keep);
+        retain(&mut self.tail, &keep);
+        retain(&mut self.varentropy, &keep);
+        retain(&mut self.grad, &keep);
+        retain(&mut self.top_id, &keep);
+        retain(&mut self.top_logprob, &keep);
+        retain(&mut self.quadrant, &keep);
+        let n_dropped = keep.iter().filter(|keep| !**keep).count();
+        self.len -= n_dropped;
+        n_dropped
+    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,145 @@
+//! What each loss would do with the data: how much weight, loss and gradient it leaves in each quadrant, and where the rest went.
+//!
+//! Sums run over the supervised tokens. "Gradient" is the sum over tokens of the L2 norms of the cross-entropy gradient with
+//! respect to the logits, weighted like the loss: the most that a step can move, since norms of sums are at most sums of norms.
+//! All losses are taken as sums divided by the number of supervised tokens, weights of zero included.
+
+use serde::{Deserialize, Serialize};
+
+use super::summary::{ByQuadrant, share};
+use crate::gate::{Gate, Weight};
+use crate::scores::{Quadrant, TokenChunk};
+
+/// One gate over the whole data set.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GatePreview {
+    /// As for `--gate`.
+    pub gate: String,
+    /// The same with its thresholds filled in.
+    pub weight: Weight,
+    /// (sum w)^2 / sum w^2: as many equally weighted tokens would give a mean of the same variance (Kish, 1965).
+    pub effective_tokens: f64,
+    pub mean_weight: f64,
+    /// Multiply SFT's learning rate by this for the same sum of gradient norms. Absent if the gate leaves nothing.
+    pub learning_rate_factor: Option<f64>,
+    /// Of the loss and of the gradient of each quadrant, the fraction that remains: above 1 where weights are.
+    pub kept: ByQuadrant<LossAndGrad>,
+    /// Of what remains in all, the share of each quadrant. Adds to 1 over the quadrants.
+    pub share: ByQuadrant<LossAndGrad>,
+    pub taken: GateAttribution,
+}
+
+/// Where the things fall that a gate takes away: the sums of (1 - w), (1 - w) loss and (1 - w) gradient over tokens with w < 1.
+///
+/// A gate against forgetting should take from the conflicts. What it takes from `confident` are tokens the model already knows:
+/// little loss, but often most of the weight.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GateAttribution {
+    /// Fraction of all tokens' weight that is taken away.
+    pub weight: f64,
+    /// Fraction of all loss that is taken away.
+    pub loss: f64,
+    /// Fraction of all gradient that is taken away.
+    pub grad: f64,
+    /// Fraction of all gradient that is *added*, by weights above 1 (axolotl's normalisation).
+    pub grad_added: f64,
+    /// Of what is taken away, the share of each quadrant. Adds to 1, or to 0 if nothing is taken.
+    pub share: ByQuadrant<WeightLossAndGrad>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct LossAndGrad {
+    pub loss: f64,
+    pub grad: f64,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct WeightLossAndGrad {
+    pub weight: f64,
+    pub loss: f64,
+    pub grad: f64,
+}
+
+/// Running sums of one gate.
+pub(super) struct GateSums {
+    gate: Gate,
+    weight: Weight,
+    squares: f64,
+    total: [WeightLossAndGrad; 4],
+    remaining: [WeightLossAndGrad; 4],
+    taken: [WeightLossAndGrad; 4],
+}
+
+impl GateSums {
+    pub(super) fn new(gate: Gate, weight: Weight) -> GateSums {
+        GateSums {
+            gate,
+            weight,
+            squares: 0.0,
+            total: Default::default(),
+            remaining: Default::default(),
+            taken: Default::default(),
+        }
+    }
+
+    pub(super) fn add(&mut self, chunk: &TokenChunk, labels: &[Quadrant]) {
+        for i in 0..chunk.len() {
+            let weight = f64::from(self.weight.of(chunk.logprob[i], chunk.entropy[i], chunk.entropy_topk[i]));
+            let (loss, grad) = (-f64::from(chunk.logprob[i]), f64::from(chunk.grad[i]));
+            let quadrant = labels[i].index();
+            self.squares += weight * weight;
+            self.total[quadrant].add(1.0, loss, grad);
+            self.remaining[quadrant].add(weight, loss, grad);
+            self.taken[quadrant].add((1.0 - weight).max(0.0), loss, grad);
+        }
+    }
+
+    pub(super) fn finish(self) -> GatePreview {
+        let sum = |parts: &[WeightLossAndGrad; 4]| {
+            parts.iter().fold(WeightLossAndGrad::default(), |sum, part| WeightLossAndGrad {
+                weight: sum.weight + part.weight,
+                loss: sum.loss + part.loss,
+                grad: sum.grad + part.grad,
+            })
+        };
+        let (total, remaining, taken) = (sum(&self.total), sum(&self.remaining), sum(&self.taken));
+        GatePreview {
+            gate: self.gate.to_string(),
+            weight: self.weight,
+            effective_tokens: share(remaining.weight * remaining.weight, self.squares),
+            mean_weight: share(remaining.weight, total.weight),
+            learning_rate_factor: (remaining.grad > 0.0).then(|| total.grad / remaining.grad),
+            kept: ByQuadrant::from_fn(|quadrant| {
+                let (of, all) = (self.remaining[quadrant.index()], self.total[quadrant.index()]);
+                LossAndGrad { loss: share(of.loss, all.loss), grad: share(of.grad, all.grad) }
+            }),
+            share: ByQuadrant::from_fn(|quadrant| {
+                let of = self.remaining[quadrant.index()];
+                LossAndGrad { loss: share(of.loss, remaining.loss), grad: share(of.grad, remaining.grad) }
+            }),
+            taken: GateAttribution {
+                weight: share(taken.weight, total.weight),
+                loss: share(taken.loss, total.loss),
+                grad: share(taken.grad, total.grad),
+                grad_added: share(remaining.grad - (total.grad - taken.grad), total.grad).max(0.0),
+                share: ByQuadrant::from_fn(|quadrant| {
+                    let of = self.taken[quadrant.index()];
+                    WeightLossAndGrad {
+                        weight: share(of.weight, taken.weight),
+                        loss: share(of.loss, taken.loss),
+                        grad: share(of.grad, taken.grad),
+                    }
+                }),
+            },
+        }
+    }
+}
+
+impl WeightLossAndGrad {
+    /// Adds a token's loss and gradient at this weight.
+    fn add(&mut self, weight: f64, loss: f64, grad: f64) {
+        self.weight += weight;
+        self.loss += weight * loss;
+        self.grad += weight * grad;
+    }
+}

@@ -1,0 +1,4 @@
+//! Finished numbers -> terminal, Markdown, JSON.
+
+pub mod gates;
+pub mod summary;

@@ -1,0 +1,535 @@
+//! The token table -> summary.json: how much of the tokens, of the loss and of the gradient falls into each quadrant, where,
+//! on which tokens, and what each loss would do about it.
+//!
+//! One streaming pass, plus the quantile passes that some gates need. Kept in memory: sums per source and turn, one counter per
+//! distinct token, and one per distinct (target, model's choice) pair of the conflicts. Tokens whose numbers are not finite are
+//! counted and otherwise left out. Left out here: everything for the eye (`report::markdown`, `maps`).
+
+use std::cmp::Reverse;
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::gates::{GatePreview, GateSums};
+use crate::Result;
+use crate::gate::{Gate, Population};
+use crate::quadrants::Resolved;
+use crate::scores::{Column, Quadrant, Row, TokenChunk, read_chunks, texts_of};
+
+/// What summary.json holds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    pub thresholds: Resolved,
+    /// For the preset `groups`: tokens between its low and its high entropy, which belong to neither group of the paper.
+    pub tokens_between_groups: Option<u64>,
+    /// Tokens left out because a number is infinite or not a number. Anything but 0 is a defect of the model or of a kernel.
+    pub tokens_not_finite: u64,
+    pub overall: Breakdown,
+    /// In order of first appearance.
+    pub sources: Vec<SourceBreakdown>,
+    /// By the number of the turn in its example.
+    pub turns: Vec<TurnBreakdown>,
+    /// The most frequent target tokens of each quadrant.
+    pub frequent_tokens: ByQuadrant<Vec<FrequentToken>>,
+    /// What the data says instead of what the model was sure of, most frequent first.
+    pub conflict_pairs: Vec<ConflictPair>,
+    /// The examples with the most conflict mass, most first.
+    pub conflict_rows: Vec<ConflictRow>,
+    pub gates: Vec<GatePreview>,
+}
+
+/// Length of each list of tokens, pairs and rows.
+const LIST_LENGTH: usize = 20;
+
+/// Sums over some of the supervised tokens. Shares are of the totals given here, and 0 where a total is 0.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Breakdown {
+    pub tokens: u64,
+    /// Sum of -ln p, nats.
+    pub loss: f64,
+    /// Sum of the L2 norms of the cross-entropy gradient with respect to the logits.
+    pub grad: f64,
+    /// exp of the mean loss per token.
+    pub perplexity: f64,
+    /// Nats per token.
+    pub mean_entropy: f64,
+    /// Mean of -ln p - H, nats per token: 0 on the model's own text, above it on text that surprises the model.
+    pub mean_surplus: f64,
+    pub quadrants: ByQuadrant<Cell>,
+}
+
+/// One quadrant of a [`Breakdown`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Cell {
+    pub tokens: u64,
+    pub token_share: f64,
+    pub loss: f64,
+    pub loss_share: f64,
+    pub grad: f64,
+    pub grad_share: f64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SourceBreakdown {
+    pub source: String,
+    #[serde(flatten)]
+    pub breakdown: Breakdown,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TurnBreakdown {
+    pub turn: u16,
+    #[serde(flatten)]
+    pub breakdown: Breakdown,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FrequentToken {
+    pub token_id: u32,
+    pub token: String,
+    /// Occurrences in this quadrant.
+    pub count: u64,
+    /// The same as a share of all occurrences of the token.
+    pub share_of_token: f64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ConflictPair {
+    pub token_id: u32,
+    pub token: String,
+    pub top_id: u32,
+    pub top: String,
+    pub count: u64,
+    /// Sum of -ln p - H over these tokens, nats.
+    pub surplus: f64,
+}
+
+/// An example by its conflict mass: the sum of -ln p - H over its confident conflicts. The sum of the loss alone would also
+/// count the nats that the model expected to lose there.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ConflictRow {
+    pub row: u32,
+    pub id: Option<String>,
+    pub source: String,
+    pub path: String,
+    pub line: u64,
+    pub supervised: u32,
+    pub conflicts: u32,
+    pub conflict_loss: f32,
+    pub conflict_surplus: f32,
+}
+
+/// One thing per quadrant.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct ByQuadrant<T> {
+    pub confident_conflict: T,
+    pub uncertain: T,
+    pub confident: T,
+    pub hesitant: T,
+}
+
+impl<T> ByQuadrant<T> {
+    pub fn from_fn(mut of: impl FnMut(Quadrant) -> T) -> ByQuadrant<T> {
+        ByQuadrant {
+            confident_conflict: of(Quadrant::ConfidentConflict),
+            uncertain: of(Quadrant::Uncertain),
+            confident: of(Quadrant::Confident),
+            hesitant: of(Quadrant::Hesitant),
+        }
+    }
+
+    pub fn get(&self, quadrant: Quadrant) -> &T {
+        match quadrant {
+            Quadrant::ConfidentConflict => &self.confident_conflict,
+            Quadrant::Uncertain => &self.uncertain,
+            Quadrant::Confident => &self.confident,
+            Quadrant::Hesitant => &self.hesitant,
+        }
+    }
+}
+
+/// The columns that a summary reads.
+const COLUMNS: [Column; 10] = [
+    Column::Row,
+    Column::Turn,
+    Column::Source,
+    Column::TokenId,
+    Column::Logprob,
+    Column::Entropy,
+    Column::EntropyTopk,
+    Column::Tail,
+    Column::Grad,
+    Column::TopId,
+];
+
+/// Sums up the tables. `rows` is rows.parquet of the same run, sorted under the same thresholds.
+pub fn summarise(tables: &[PathBuf], rows: &[Row], thresholds: &Resolved) -> Result<Summary> {
+    let mut sums = Sums::default();
+    let mut gates: Vec<GateSums> = Vec::new();
+    for chunk in read_chunks(tables, &COLUMNS) {
+        let mut chunk = chunk?;
+        if gates.is_empty() {
+            // Not before the first token: an empty table has no quantiles, but a summary all the same.
+            let population = Population::of_tables(tables, &Gate::PREVIEW)?;
+            for gate in Gate::PREVIEW {
+                gates.push(GateSums::new(gate, gate.bind(&population)?));
+            }
+        }
+        sums.not_finite += chunk.retain_finite() as u64;
+        let label = |i: usize| thresholds.label(chunk.logprob[i], chunk.entropy[i], chunk.tail[i]);
+        let labels: Vec<Quadrant> = (0..chunk.len()).map(label).collect();
+        rayon::join(|| sums.add(&chunk, &labels, thresholds), || gates.par_iter_mut().for_each(|gate| gate.add(&chunk, &labels)));
+    }
+    let gates = gates.into_iter().map(GateSums::finish).collect();
+    sums.finish(tables, rows, thresholds, gates)
+}
+
+/// `part / whole`, and 0 of nothing.
+pub(super) fn share(part: f64, whole: f64) -> f64 {
+    if whole == 0.0 { 0.0 } else { part / whole }
+}
+
+/// What one pass over the tokens collects.
+#[derive(Default)]
+struct Sums {
+    not_finite: u64,
+    between: u64,
+    source_names: Arc<Vec<String>>,
+    sources: Vec<Quarters>,
+    turns: Vec<Quarters>,
+    /// Occurrences of each target token by quadrant.
+    tokens: HashMap<u32, [u64; 4]>,
+    /// Number and surplus of the conflicts by (target, model's choice).
+    pairs: HashMap<(u32, u32), (u64, f64)>,
+}
+
+/// Sums by quadrant.
+type Quarters = [Quarter; 4];
+
+#[derive(Clone, Copy, Default)]
+struct Quarter {
+    tokens: u64,
+    loss: f64,
+    grad: f64,
+    entropy: f64,
+}
+
+impl Sums {
+    fn add(&mut self, chunk: &TokenChunk, labels: &[Quadrant], thresholds: &Resolved) {
+        self.source_names = Arc::clone(&chunk.sources);
+        self.sources.resize(chunk.sources.len().max(self.sources.len()), Quarters::default());
+        let n_turns = chunk.turn.iter().max().map_or(0, |turn| usize::from(*turn) + 1);
+        self.turns.resize(n_turns.max(self.turns.len()), Quarters::default());
+        for (i, quadrant) in labels.iter().enumerate() {
+            let (logprob, entropy) = (f64::from(chunk.logprob[i]), f64::from(chunk.entropy[i]));
+            let q = quadrant.index();
+            for quarter in [&mut self.sources[chunk.source[i] as usize][q], &mut self.turns[usize::from(chunk.turn[i])][q]] {
+                quarter.tokens += 1;
+                quarter.loss -= logprob;
+                quarter.grad += f64::from(chunk.grad[i]);
+                quarter.entropy += entropy;
+            }
+            self.tokens.entry(chunk.token_id[i]).or_default()[q] += 1;
+            if *quadrant == Quadrant::ConfidentConflict {
+                let (count, surplus) = self.pairs.entry((chunk.token_id[i], chunk.top_id[i])).or_default();
+                *count += 1;
+                *surplus -= logprob + entropy;
+            }
+        }
+        if let Some(high) = thresholds.entropy_high {
+            let between = chunk.entropy.iter().filter(|entropy| **entropy > thresholds.entropy && **entropy < high);
+            self.between += between.count() as u64;
+        }
+    }
+
+    fn finish(self, tables: &[PathBuf], rows: &[Row], thresholds: &Resolved, gates: Vec<GatePreview>) -> Result<Summary> {
+        let frequent = ByQuadrant::from_fn(|quadrant| self.frequent_tokens(quadrant));
+        let mut pairs: Vec<((u32, u32), (u64, f64))> = self.pairs.iter().map(|(pair, sums)| (*pair, *sums)).collect();
+        pairs.sort_unstable_by_key(|(pair, (count, _))| (Reverse(*count), *pair));
+        pairs.truncate(LIST_LENGTH);
+
+        let of_frequent = Quadrant::ALL.iter().flat_map(|quadrant| frequent.get(*quadrant)).map(|(id, ..)| *id);
+        let ids: HashSet<u32> = of_frequent.chain(pairs.iter().flat_map(|((target, top), _)| [*target, *top])).collect();
+        let texts = texts_of(tables, &ids)?;
+        let text = |id: u32| texts.get(&id).cloned().unwrap_or_default();
+
+        let overall = self.sources.iter().fold(Quarters::default(), |mut overall, source| {
+            for (sum, quarter) in overall.iter_mut().zip(source) {
+                sum.tokens += quarter.tokens;
+                sum.loss += quarter.loss;
+                sum.grad += quarter.grad;
+                sum.entropy += quarter.entropy;
+            }
+            overall
+        });
+        Ok(Summary {
+            thresholds: thresholds.clone(),
+            tokens_between_groups: thresholds.entropy_high.map(|_| self.between),
+            tokens_not_finite: self.not_finite,
+            overall: breakdown(&overall),
+            sources: self
+                .source_names
+                .iter()
+                .zip(&self.sources)
+                .map(|(name, sums)| SourceBreakdown { source: name.clone(), breakdown: breakdown(sums) })
+                .collect(),
+            turns: (0..)
+                .zip(&self.turns)
+                .map(|(turn, sums)| TurnBreakdown { turn, breakdown: breakdown(sums) })
+                .filter(|turn| turn.breakdown.tokens > 0)
+                .collect(),
+            frequent_tokens: ByQuadrant::from_fn(|quadrant| {
+                let tokens = frequent.get(quadrant).iter();
+                tokens
+                    .map(|(id, count, all)| FrequentToken {
+                        token_id: *id,
+                        token: text(*id),
+                        count: *count,
+                        share_of_token: share(*count as f64, *all as f64),
+                    })
+                    .collect()
+            }),
+            conflict_pairs: pairs
+                .into_iter()
+                .map(|((target, top), (count, surplus))| ConflictPair {
+                    token_id: target,
+                    token: text(target),
+                    top_id: top,
+                    top: text(top),
+                    count,
+                    surplus,
+                })
+                .collect(),
+            conflict_rows: conflict_rows(rows),
+            gates,
+        })
+    }
+
+    /// (id, occurrences in the quadrant, occurrences in all), most frequent first, equal ones by id.
+    fn frequent_tokens(&self, quadrant: Quadrant) -> Vec<(u32, u64, u64)> {
+        let in_quadrant = self.tokens.iter().filter(|(_, counts)| counts[quadrant.index()] > 0);
+        let mut tokens: Vec<(u32, u64, u64)> =
+            in_quadrant.map(|(id, counts)| (*id, counts[quadrant.index()], counts.iter().sum())).collect();
+        tokens.sort_unstable_by_key(|(id, count, _)| (Reverse(*count), *id));
+        tokens.truncate(LIST_LENGTH);
+        tokens
+    }
+}
+
+fn breakdown(quarters: &Quarters) -> Breakdown {
+    let tokens: u64 = quarters.iter().map(|quarter| quarter.tokens).sum();
+    let sum = |of: fn(&Quarter) -> f64| quarters.iter().map(of).sum::<f64>();
+    let (loss, grad, entropy) = (sum(|quarter| quarter.loss), sum(|quarter| quarter.grad), sum(|quarter| quarter.entropy));
+    let n = tokens as f64;
+    Breakdown {
+        tokens,
+        loss,
+        grad,
+        perplexity: share(loss, n).exp(),
+        mean_entropy: share(entropy, n),
+        mean_surplus: share(loss - entropy, n),
+        quadrants: ByQuadrant::from_fn(|quadrant| {
+            let quarter = quarters[quadrant.index()];
+            Cell {
+                tokens: quarter.tokens,
+                token_share: share(quarter.tokens as f64, n),
+                loss: quarter.loss,
+                loss_share: share(quarter.loss, loss),
+                grad: quarter.grad,
+                grad_share: share(quarter.grad, grad),
+            }
+        }),
+    }
+}
+
+fn conflict_rows(rows: &[Row]) -> Vec<ConflictRow> {
+    let mut rows: Vec<&Row> = rows.iter().filter(|row| row.conflicts > 0).collect();
+    rows.sort_by(|a, b| b.conflict_surplus.total_cmp(&a.conflict_surplus).then(a.row.cmp(&b.row)));
+    rows.truncate(LIST_LENGTH);
+    rows.into_iter()
+        .map(|row| ConflictRow {
+            row: row.row,
+            id: row.id.clone(),
+            source: row.source.clone(),
+            path: row.path.clone(),
+            line: row.line,
+            supervised: row.supervised,
+            conflicts: row.conflicts,
+            conflict_loss: row.conflict_loss,
+            conflict_surplus: row.conflict_surplus,
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quadrants::{Thresholds, resolve};
+    use crate::scores::testing::{Example, random_examples, token, write_parts};
+    use crate::scores::{ROWS_FILE, TOKENS_FILE, finish, read_rows};
+
+    fn summary_of(examples: &[Example], thresholds: Thresholds) -> Summary {
+        let run = tempfile::tempdir().unwrap();
+        let half = examples.len() / 2;
+        write_parts(run.path(), &[&examples[..half], &examples[half..]]);
+        let parts: Vec<PathBuf> =
+            crate::scores::finished_parts(run.path()).unwrap().into_iter().map(|part| part.tokens).collect();
+        let resolved = resolve(thresholds, &parts).unwrap();
+        finish(run.path(), |logprob, entropy, tail| resolved.label(logprob, entropy, tail)).unwrap();
+        let rows = read_rows(&run.path().join(ROWS_FILE)).unwrap();
+        summarise(&[run.path().join(TOKENS_FILE)], &rows, &resolved).unwrap()
+    }
+
+    fn assert_close(value: f64, expected: f64) {
+        assert!((value - expected).abs() < 1e-6, "{value}, expected {expected}");
+    }
+
+    /// One token in each quadrant; the loss counts in ln 2.
+    fn one_of_each() -> Vec<Example> {
+        let of = |id, p, entropy| token(id, p, entropy);
+        vec![
+            Example { row: 0, source: "a", tokens: vec![of(1, 0.125, 0.5), of(2, 0.5, 0.5)] },
+            Example { row: 1, source: "b", tokens: vec![of(1, 0.0625, 2.0), of(4, 0.5, 1.5)] },
+        ]
+    }
+
+    #[test]
+    fn four_tokens_by_hand() {
+        let summary = summary_of(&one_of_each(), Thresholds::Fixed);
+        let ln_2 = 2f64.ln();
+        assert_eq!(summary.overall.tokens, 4);
+        assert_close(summary.overall.loss, 9.0 * ln_2);
+        assert_close(summary.overall.perplexity, 2f64.powf(9.0 / 4.0));
+        assert_close(summary.overall.mean_entropy, 4.5 / 4.0);
+        assert_close(summary.overall.mean_surplus, (9.0 * ln_2 - 4.5) / 4.0);
+        let quadrants = summary.overall.quadrants;
+        assert_close(quadrants.confident_conflict.loss_share, 3.0 / 9.0);
+        assert_close(quadrants.uncertain.loss_share, 4.0 / 9.0);
+        assert_close(quadrants.confident.loss_share, 1.0 / 9.0);
+        assert_close(quadrants.hesitant.token_share, 0.25);
+        // The test tokens have the gradient norm 1 - p: 0.875, 0.9375, 0.5, 0.5.
+        assert_close(quadrants.confident_conflict.grad_share, 0.875 / 2.8125);
+
+        assert_eq!(summary.sources.iter().map(|source| source.source.as_str()).collect::<Vec<_>>(), ["a", "b"]);
+        assert_close(summary.sources[0].breakdown.loss, 4.0 * ln_2);
+        assert_eq!(summary.turns.len(), 1);
+        assert_eq!((summary.turns[0].turn, summary.turns[0].breakdown), (1, summary.overall));
+
+        let conflict = &summary.frequent_tokens.confident_conflict;
+        assert_eq!((conflict.len(), conflict[0].token.as_str(), conflict[0].count), (1, "t1", 1));
+        assert_close(conflict[0].share_of_token, 0.5);
+        let pair = &summary.conflict_pairs[0];
+        assert_eq!((pair.token.as_str(), pair.top.as_str(), pair.count), ("t1", "t7", 1));
+        assert_close(pair.surplus, 3.0 * ln_2 - 0.5);
+        let rows = &summary.conflict_rows;
+        assert_eq!((rows.len(), rows[0].row, rows[0].line, rows[0].path.as_str()), (1, 0, 1, "data.jsonl"));
+    }
+
+    #[test]
+    fn gates_of_four_tokens_by_hand() {
+        let summary = summary_of(&one_of_each(), Thresholds::Fixed);
+        let gate = |name: &str| summary.gates.iter().find(|gate| gate.gate == name).unwrap();
+        let sft = gate("sft");
+        assert_close(sft.effective_tokens, 4.0);
+        assert_close(sft.mean_weight, 1.0);
+        assert_eq!(sft.learning_rate_factor, Some(1.0));
+        assert_eq!(sft.taken.share, ByQuadrant::default());
+        // DFT: the weights are p = 1/8, 1/16, 1/2, 1/2; the losses 3, 4, 1, 1 ln 2; the gradients 1 - p.
+        let dft = gate("dft");
+        assert_close(dft.mean_weight, 1.1875 / 4.0);
+        assert_close(dft.effective_tokens, 1.1875 * 1.1875 / (1.0 / 64.0 + 1.0 / 256.0 + 0.5));
+        let grad = [0.875 / 8.0, 0.9375 / 16.0, 0.25, 0.25];
+        assert_close(dft.learning_rate_factor.unwrap(), 2.8125 / grad.iter().sum::<f64>());
+        assert_close(dft.kept.confident_conflict.loss, 0.125);
+        assert_close(dft.share.uncertain.grad, grad[1] / grad.iter().sum::<f64>());
+        assert_close(dft.taken.weight, (4.0 - 1.1875) / 4.0);
+        assert_close(dft.taken.loss, (3.0 * 7.0 / 8.0 + 4.0 * 15.0 / 16.0 + 0.5 + 0.5) / 9.0);
+        assert_close(dft.taken.share.confident.weight, 0.5 / 2.8125);
+        assert_close(dft.taken.grad_added, 0.0);
+        // The smallest H~ belongs to the conflict and to the known token; the mask takes both, the pilot mask neither:
+        // 15 % of four tokens is one, and the least probable of them is not among the surest.
+        let mask = gate("eaft:mask:0.15");
+        assert_close(mask.kept.confident_conflict.loss, 0.0);
+        assert_close(mask.kept.confident.loss, 0.0);
+        assert_close(mask.taken.share.confident.weight, 0.5);
+        assert_close(gate("pilot").taken.weight, 0.0);
+        // ln 20 times H~ is the top-K entropy in nats, which in these tokens is H: 0.5, 2, 0.5, 1.5.
+        let axolotl = gate("eaft:axolotl");
+        assert_close(axolotl.mean_weight, 4.5 / 4.0);
+        assert_close(axolotl.taken.grad, (0.5 * 0.875 + 0.5 * 0.5) / 2.8125);
+        assert_close(axolotl.taken.grad_added, (0.9375 + 0.5 * 0.5) / 2.8125);
+    }
+
+    #[test]
+    fn shares_add_to_one_and_parts_to_the_whole() {
+        for thresholds in ["fixed", "pilot", "groups", "tail:0.2", "p=0.4,H=2"] {
+            let summary = summary_of(&random_examples(21, 0..120), thresholds.parse().unwrap());
+            let over = |of: &dyn Fn(Quadrant) -> f64| Quadrant::ALL.map(of).iter().sum::<f64>();
+            let breakdowns = summary.sources.iter().map(|source| &source.breakdown);
+            for breakdown in breakdowns.chain(summary.turns.iter().map(|turn| &turn.breakdown)).chain([&summary.overall]) {
+                assert_close(over(&|quadrant| breakdown.quadrants.get(quadrant).token_share), 1.0);
+                assert_close(over(&|quadrant| breakdown.quadrants.get(quadrant).loss_share), 1.0);
+                assert_close(over(&|quadrant| breakdown.quadrants.get(quadrant).grad_share), 1.0);
+            }
+            let of_sources: f64 = summary.sources.iter().map(|source| source.breakdown.loss).sum();
+            assert_close(of_sources / summary.overall.loss, 1.0);
+            let of_turns: u64 = summary.turns.iter().map(|turn| turn.breakdown.tokens).sum();
+            assert_eq!(of_turns, summary.overall.tokens);
+            for gate in &summary.gates {
+                assert_close(over(&|quadrant| gate.share.get(quadrant).grad), 1.0);
+                let taken = if gate.taken.weight > 0.0 { 1.0 } else { 0.0 };
+                assert_close(over(&|quadrant| gate.taken.share.get(quadrant).weight), taken);
+                let kept = over(&|quadrant| gate.kept.get(quadrant).loss * summary.overall.quadrants.get(quadrant).loss_share);
+                if gate.taken.grad_added == 0.0 {
+                    assert_close(kept + gate.taken.loss, 1.0);
+                }
+                assert!(gate.effective_tokens <= summary.overall.tokens as f64 * (1.0 + 1e-12));
+            }
+            assert_eq!(summary.tokens_between_groups.is_some(), thresholds == "groups");
+            let text = serde_json::to_string(&summary).unwrap();
+            let again: Summary = serde_json::from_str(&text).unwrap();
+            assert_eq!(again.thresholds, summary.thresholds);
+            assert_eq!(again.overall.tokens, summary.overall.tokens);
+        }
+    }
+
+    #[test]
+    fn the_labels_of_the_table_are_those_of_the_summary() {
+        let run = tempfile::tempdir().unwrap();
+        write_parts(run.path(), &[&random_examples(22, 0..50)]);
+        let resolved = resolve(Thresholds::Fixed, &[]).unwrap();
+        finish(run.path(), |logprob, entropy, tail| resolved.label(logprob, entropy, tail)).unwrap();
+        let tables = [run.path().join(TOKENS_FILE)];
+        let rows = read_rows(&run.path().join(ROWS_FILE)).unwrap();
+        let summary = summarise(&tables, &rows, &resolved).unwrap();
+        let mut counts = [0; 4];
+        for chunk in read_chunks(&tables, &[Column::Quadrant]) {
+            chunk.unwrap().quadrant.iter().for_each(|quadrant| counts[quadrant.index()] += 1);
+        }
+        assert_eq!(counts, Quadrant::ALL.map(|quadrant| summary.overall.quadrants.get(quadrant).tokens));
+        let of_rows: u64 = rows.iter().map(|row| u64::from(row.conflicts)).sum();
+        assert_eq!(of_rows, counts[0]);
+    }
+
+    #[test]
+    fn tokens_that_are_not_numbers_are_counted_and_left_out() {
+        let mut examples = one_of_each();
+        let whole = summary_of(&examples, Thresholds::Fixed);
+        let mut broken = token(9, 0.5, f32::NAN);
+        broken.statistics.grad = f32::INFINITY;
+        examples[0].tokens.insert(1, broken);
+        let summary = summary_of(&examples, Thresholds::Fixed);
+        assert_eq!(summary.tokens_not_finite, 1);
+        assert_eq!(summary.overall, whole.overall);
+        assert_eq!(summary.gates.len(), whole.gates.len());
+    }
+
+    #[test]
+    fn nothing_scored_is_a_summary_of_zeros() {
+        let summary = summary_of(&[Example { row: 0, source: "a", tokens: vec![] }], Thresholds::Fixed);
+        assert_eq!((summary.overall.tokens, summary.overall.perplexity, summary.gates.len()), (0, 1.0, 0));
+    }
+}
