@@ -16,6 +16,7 @@ pub mod model;
 
 pub mod engine;
 
+pub mod maps;
 pub mod scores;
 
 pub mod quadrants;

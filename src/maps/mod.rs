@@ -1,0 +1,37 @@
+//! The figures: one file per figure, numbers in, picture out.
+//!
+//! Every figure has a data type that is filled in one streaming pass (or is a plain list of finished numbers) and a
+//! `draw(&data, .., &Caption, path)` that writes a PNG or an SVG, by the extension of the path, and never leaves a
+//! half-written file under that name. Nothing here reads a score table or knows a threshold's origin: the caller passes
+//! plain numbers.
+//!
+//! ```text
+//! density   where the tokens lie in the plane of probability and entropy      (the paper's figure 1b)
+//! gradient  where the gradient norm lies in that plane, SFT beside a gate     (figure 3)
+//! tokens    the most frequent tokens of each quadrant                         (figure 7)
+//! fidelity  how well the top-K entropy stands in for the full entropy         (figure 6)
+//! tail      are the targets as improbable as the model says they should be?
+//! ```
+//!
+//! Below them: `grid` counts, `plane` knows the plane's axes and bounds, `axes` draws axes, `scene` is the list of shapes
+//! that becomes a PNG or an SVG, `font` and `style` hold the looks, once.
+
+pub mod density;
+pub mod fidelity;
+pub mod gradient;
+pub mod tail;
+pub mod tokens;
+
+pub mod grid;
+pub mod plane;
+
+mod axes;
+mod font;
+mod scene;
+pub mod style;
+
+pub use plane::{Cuts, QUADRANT_NAMES};
+pub use style::Caption;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,221 @@
+//! The plane of probability and entropy: its axes, its bounds, its cells and its quadrants.
+//!
+//! The paper (arXiv 2601.02151, figure 1b) draws p on a linear axis, which piles nearly all tokens up on its two ends. Here
+//! x is ln(p / (1 - p)): it opens both ends alike, so that a token the model held for impossible (p = 10⁻⁶) and one it held
+//! for certain (p = 0.9999) are as far from the middle as they deserve. y is the square root of the entropy, which gives the
+//! nat below H = 1, where conflicts live, a third of the height and still shows H = 0.
+//!
+//! What is possible at all: let a distribution over V tokens have one token of probability p. With h(p) = -p ln p -
+//! (1-p) ln(1-p), its entropy is h(p) + (1-p) H(rest), where H(rest) is the entropy of the others, renormalised. That is 0
+//! at least (all the rest on one token) and ln(V-1) at most (the rest uniform), so for every p
+//!
+//! ```text
+//! h(p)  <=  H  <=  h(p) + (1-p) ln(V-1)
+//! ```
+
+use super::axes::{Axis, Frame};
+use super::grid::{Bins, Grid};
+use super::scene::{Anchor, Point, Scene, Text};
+use super::style::{self, INK, LogScale, NOTE_SIZE, SOFT_INK};
+
+/// Low p and low H, low p and high H, high p and low H, both high: the order of every `[f64; 4]` and `[u64; 4]` of the maps.
+pub const QUADRANT_NAMES: [&str; 4] = ["confident conflict", "uncertain", "confident", "hesitant"];
+
+/// Where the lines go; a preset without a line of one kind (its p-value is neither p nor H) leaves it out.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Cuts {
+    pub probability: Option<f64>,
+    /// Nats; two of them where the preset leaves a band between low and high.
+    pub entropies: Vec<f64>,
+    /// Drawn in the figure of `tail`.
+    pub tail: Option<f64>,
+}
+
+/// The least and the greatest probability with a column of its own; f32 log-probabilities resolve 1 - p no further.
+const LEAST_P: f64 = 1e-7;
+const GREATEST_P: f64 = 1.0 - 1e-5;
+pub const X_BINS: usize = 160;
+pub const Y_BINS: usize = 112;
+
+/// An empty grid over the plane of a model with `vocab_size` tokens.
+pub fn grid(vocab_size: usize) -> Grid {
+    let x = Bins { from: logit(LEAST_P), to: logit(GREATEST_P), count: X_BINS };
+    Grid::new(x, Bins { from: 0.0, to: greatest_entropy(vocab_size).sqrt(), count: Y_BINS })
+}
+
+/// The place of a token: ln(p / (1 - p)) and sqrt(H). Rounding above p = 1 or below H = 0 is taken back.
+pub fn coordinates(logprob: f32, entropy: f32) -> (f64, f64) {
+    let (logprob, entropy) = (f64::from(logprob), f64::from(entropy));
+    let x = if logprob >= 0.0 { f64::INFINITY } else { logprob - (-logprob.exp_m1()).ln() };
+    let y = if entropy < 0.0 { 0.0 } else { entropy.sqrt() };
+    (x, y)
+}
+
+pub fn logit(p: f64) -> f64 {
+    p.ln() - (-p).ln_1p()
+}
+
+/// h(p), the least entropy of a distribution in which one token has the probability with this logit; 0 ln 0 = 0.
+pub fn lower_bound(x: f64) -> f64 {
+    // -ln p = ln(1 + e^-x) and -ln(1-p) = ln(1 + e^x), each exact where the other loses its digits.
+    let (p, rest) = (1.0 / (1.0 + (-x).exp()), 1.0 / (1.0 + x.exp()));
+    let term = |p: f64, x: f64| if p == 0.0 { 0.0 } else { p * (-x).exp().ln_1p() };
+    term(p, x) + term(rest, -x)
+}
+
+/// h(p) + (1-p) ln(V-1), the greatest.
+pub fn upper_bound(x: f64, vocab_size: usize) -> f64 {
+    lower_bound(x) + (vocab_size.max(2) as f64 - 1.0).ln() / (1.0 + x.exp())
+}
+
+fn greatest_entropy(vocab_size: usize) -> f64 {
+    (vocab_size.max(2) as f64).ln()
+}
+
+/// The frame of a plane whose cells are `cell` pixels wide and high, for a grid of [`grid`].
+pub(super) fn frame(grid: &Grid, left: f64, top: f64, cell: f64, x_ticks: &[f64], y_label: &str) -> Frame {
+    let x = Axis {
+        label: "probability p of the data's token (logit axis)".to_owned(),
+        from: grid.x.from,
+        to: grid.x.to,
+        ticks: x_ticks.iter().map(|p| (logit(*p), probability_label(*p))).collect(),
+    };
+    let entropies = [0.0f64, 0.1, 0.5, 1.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0];
+    let y = Axis {
+        label: y_label.to_owned(),
+        from: grid.y.from,
+        to: grid.y.to,
+        ticks: entropies.map(|h| (h.sqrt(), format!("{h}"))).into_iter().filter(|(y, _)| *y <= grid.y.to).collect(),
+    };
+    Frame { left, top, width: cell * grid.x.count as f64, height: cell * grid.y.count as f64, x, y }
+}
+
+pub(super) const Y_LABEL: &str = "entropy H, nats (square-root axis)";
+
+fn probability_label(p: f64) -> String {
+    if p < 0.9e-3 { super::axes::power_of_ten(p.log10().round() as i32) } else { format!("{p}") }
+}
+
+/// One rectangle for each run of neighbouring cells of one colour; empty cells stay paper.
+pub(super) fn draw_cells(scene: &mut Scene, frame: &Frame, grid: &Grid, scale: &LogScale) {
+    let x_edge = |idx: usize| frame.left + frame.width * idx as f64 / grid.x.count as f64;
+    let y_edge = |idx: usize| frame.bottom() - frame.height * idx as f64 / grid.y.count as f64;
+    let mut steps = Vec::with_capacity(grid.x.count);
+    for (y_idx, row) in grid.cells.chunks_exact(grid.x.count).enumerate() {
+        steps.clear();
+        steps.extend(row.iter().map(|amount| (*amount > 0.0).then(|| scale.step(*amount))));
+        let mut from = 0;
+        for run in steps.chunk_by(|a, b| a == b) {
+            let to = from + run.len();
+            if let Some(step) = run[0] {
+                scene.rect(x_edge(from), y_edge(y_idx + 1), x_edge(to), y_edge(y_idx), LogScale::paint(step));
+            }
+            from = to;
+        }
+    }
+}
+
+/// Both bounds as lines.
+pub(super) fn draw_bounds(scene: &mut Scene, frame: &Frame, vocab_size: usize) {
+    let curve = |bound: &dyn Fn(f64) -> f64| -> Vec<Point> {
+        const N_SEGMENTS: u32 = 240;
+        let x_at = |idx| frame.x.from + (frame.x.to - frame.x.from) * f64::from(idx) / f64::from(N_SEGMENTS);
+        (0..=N_SEGMENTS).map(|idx| frame.at(x_at(idx), bound(x_at(idx)).sqrt())).collect()
+    };
+    scene.line(&curve(&lower_bound), 1.5, INK);
+    scene.line(&curve(&|x| upper_bound(x, vocab_size)), 1.5, INK);
+}
+
+/// Names the bounds where nothing can lie: above the upper, below the lower.
+pub(super) fn label_bounds(scene: &mut Scene, frame: &Frame, vocab_size: usize) {
+    let small = Text { size: NOTE_SIZE, ..Text::small(SOFT_INK) };
+    let x = logit(0.86);
+    let (right, y) = frame.at(x, upper_bound(x, vocab_size).sqrt());
+    scene.text(right + 12.0, y - 2.0, "upper bound h(p) + (1−p) ln(V−1)", small);
+    scene.text(frame.x_at(logit(0.3)), frame.bottom() - 12.0, "lower bound h(p)", small);
+}
+
+/// The lines between the quadrants, and in the outer corners their names and shares.
+pub(super) fn draw_quadrants(scene: &mut Scene, frame: &Frame, cuts: &Cuts, labels: &[[String; 2]; 4]) {
+    if let Some(p) = cuts.probability.filter(|p| *p > 0.0 && *p < 1.0) {
+        let x = frame.x_at(logit(p));
+        scene.dashes((x, frame.top), (x, frame.bottom()), 1.5, style::CUT);
+    }
+    for entropy in cuts.entropies.iter().filter(|entropy| **entropy > 0.0) {
+        let y = frame.y_at(entropy.sqrt());
+        scene.dashes((frame.left, y), (frame.right(), y), 1.5, style::CUT);
+    }
+    // The tokens gather in the lower right corner, so that the label of that quadrant goes below its upper edge.
+    let below_cut =
+        cuts.entropies.first().map_or(frame.y_at(1.0), |entropy| frame.y_at(entropy.sqrt())).min(frame.bottom() - 90.0);
+    let (top, bottom) = (frame.top + 22.0, frame.bottom() - 30.0);
+    let places = [(frame.left, bottom), (frame.left, top), (frame.right(), below_cut + 24.0), (frame.right(), top)];
+    for (idx, ((x, y), [name, share])) in places.into_iter().zip(labels).enumerate() {
+        let (anchor, x) = if idx < 2 { (Anchor::Left, x + 10.0) } else { (Anchor::Right, x - 10.0) };
+        scene.veiled_text(x, y, name, Text { bold: true, anchor, ..Text::body(INK) });
+        scene.veiled_text(x, y + 20.0, share, Text::body(INK).anchored(anchor));
+    }
+}
+
+/// For the small print: points at the edges and points left out.
+pub(super) fn tally_note(grid: &Grid) -> String {
+    let edges = format!("p < 10⁻⁷ or p > 0.99999: {} drawn in the edge cells", style::n_tokens(grid.tally.clipped));
+    match grid.tally.ignored {
+        0 => format!("{edges}."),
+        ignored => format!("{edges}; {} with a NaN left out.", style::n_tokens(ignored)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_place_of_a_token_is_its_logit_and_the_root_of_its_entropy() {
+        let check = |logprob: f64, entropy: f32, (x, y): (f64, f64)| {
+            let (got_x, got_y) = coordinates(logprob as f32, entropy);
+            // f32 carries seven digits of ln p.
+            assert!(got_x == x || (got_x - x).abs() < 1e-6, "{got_x} for {x}");
+            assert_eq!(got_y, y);
+        };
+        check(0.5f64.ln(), 4.0, (0.0, 2.0));
+        check(0.25f64.ln(), 0.0, (-(3.0f64.ln()), 0.0));
+        check(0.75f64.ln(), -1e-7, (3.0f64.ln(), 0.0));
+        check(0.0, 0.0, (f64::INFINITY, 0.0));
+        check(1e-6, 0.0, (f64::INFINITY, 0.0));
+        check(f64::NEG_INFINITY, 1.0, (f64::NEG_INFINITY, 1.0));
+        assert!(coordinates(f32::NAN, 1.0).0.is_nan() && coordinates(-1.0, f32::NAN).1.is_nan());
+    }
+
+    #[test]
+    fn the_bounds_are_those_of_hand_made_distributions() {
+        let entropy = |ps: &[f64]| ps.iter().map(|p| -p * p.ln()).sum::<f64>();
+        let close = |a: f64, b: f64| assert!((a - b).abs() < 1e-12, "{a} {b}");
+        close(lower_bound(logit(0.5)), 2f64.ln());
+        close(lower_bound(logit(0.1)), entropy(&[0.1, 0.9]));
+        close(upper_bound(logit(0.1), 4), entropy(&[0.1, 0.3, 0.3, 0.3]));
+        close(upper_bound(logit(0.7), 4), entropy(&[0.7, 0.1, 0.1, 0.1]));
+        close(upper_bound(logit(0.25), 4), 4f64.ln());
+        close(upper_bound(logit(0.3), 2), lower_bound(logit(0.3)));
+        assert_eq!([lower_bound(f64::INFINITY), lower_bound(f64::NEG_INFINITY)], [0.0, 0.0]);
+    }
+
+    /// Distributions with one atom of mass p and random rests, drawn by a fixed linear congruential generator.
+    #[test]
+    fn no_distribution_leaves_the_bounds() {
+        let mut state = 1u64;
+        let mut random = || {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 11) as f64 / (1u64 << 53) as f64
+        };
+        for _ in 0..2000 {
+            let (p, power) = (random(), 1.0 + 40.0 * random());
+            let rest: Vec<f64> = (0..7).map(|_| random().powf(power)).collect();
+            let sum: f64 = rest.iter().sum();
+            let probabilities = rest.iter().map(|r| r / sum * (1.0 - p)).chain([p]);
+            let entropy: f64 = probabilities.filter(|p| *p > 0.0).map(|p| -p * p.ln()).sum();
+            let x = logit(p);
+            assert!(lower_bound(x) <= entropy + 1e-12 && entropy <= upper_bound(x, 8) + 1e-12, "p {p}, H {entropy}");
+        }
+    }
+}

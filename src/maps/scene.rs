@@ -1,0 +1,379 @@
+//! A figure as a list of shapes, and the one place where it becomes a PNG or an SVG.
+//!
+//! Figures are plain functions that push shapes in pixels of the finished picture (y downwards), which keeps them free of
+//! the two backends' types and lets tests read what is on a picture. A PNG is drawn at twice its size and averaged down,
+//! since the bitmap backend works in whole pixels; an SVG gets the same doubled coordinates and halves them in its header.
+//! Text of a PNG is set here glyph by glyph: plotters drops the glyphs' left bearings, which makes the letters dance.
+
+use std::error::Error as StdError;
+use std::fs;
+use std::path::Path;
+
+use plotters::prelude::{BitMapBackend, DrawingBackend, SVGBackend};
+use plotters::style::text_anchor::{HPos, Pos, VPos};
+use plotters::style::{Color, FontStyle, FontTransform, RGBAColor, ShapeStyle, TextStyle};
+
+use super::{font, style};
+use crate::error::{Context, Error, Result};
+
+pub type Point = (f64, f64);
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Paint {
+    pub rgb: u32,
+    pub alpha: f64,
+}
+
+impl Paint {
+    pub const fn opaque(rgb: u32) -> Self {
+        Self { rgb, alpha: 1.0 }
+    }
+
+    pub fn with_alpha(self, alpha: f64) -> Self {
+        Self { alpha, ..self }
+    }
+
+    fn colour(self) -> RGBAColor {
+        RGBAColor((self.rgb >> 16) as u8, (self.rgb >> 8) as u8, self.rgb as u8, self.alpha)
+    }
+
+    fn shape(self, stroke_width: u32) -> ShapeStyle {
+        ShapeStyle { color: self.colour(), filled: true, stroke_width }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Anchor {
+    Left,
+    Middle,
+    Right,
+}
+
+/// How a text is set; its place is the anchor on the baseline. Vertical text reads upwards.
+#[derive(Debug, Clone, Copy)]
+pub struct Text {
+    pub size: f64,
+    pub bold: bool,
+    pub vertical: bool,
+    pub anchor: Anchor,
+    pub paint: Paint,
+}
+
+impl Text {
+    pub fn label(paint: Paint) -> Self {
+        Self { size: style::LABEL_SIZE, bold: false, vertical: false, anchor: Anchor::Left, paint }
+    }
+
+    pub fn body(paint: Paint) -> Self {
+        Self { size: style::TEXT_SIZE, ..Self::label(paint) }
+    }
+
+    pub fn small(paint: Paint) -> Self {
+        Self { size: style::NOTE_SIZE, ..Self::label(paint) }
+    }
+
+    pub fn anchored(self, anchor: Anchor) -> Self {
+        Self { anchor, ..self }
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Shape {
+    Rect { from: Point, to: Point, paint: Paint },
+    Path { points: Vec<Point>, width: f64, paint: Paint },
+    Polygon { points: Vec<Point>, paint: Paint },
+    Text { at: Point, text: String, style: Text },
+}
+
+#[derive(Debug, Clone)]
+pub struct Scene {
+    width: u32,
+    height: u32,
+    shapes: Vec<Shape>,
+}
+
+impl Scene {
+    pub fn new(height: u32) -> Self {
+        let mut scene = Self { width: style::WIDTH, height, shapes: Vec::new() };
+        scene.rect(0.0, 0.0, scene.width(), scene.height(), style::PAPER);
+        scene
+    }
+
+    pub fn width(&self) -> f64 {
+        f64::from(self.width)
+    }
+
+    pub fn height(&self) -> f64 {
+        f64::from(self.height)
+    }
+
+    /// A filled rectangle.
+    pub fn rect(&mut self, left: f64, top: f64, right: f64, bottom: f64, paint: Paint) {
+        self.shapes.push(Shape::Rect { from: (left, top), to: (right, bottom), paint });
+    }
+
+    pub fn outline(&mut self, left: f64, top: f64, right: f64, bottom: f64, width: f64, paint: Paint) {
+        self.line(&[(left, top), (right, top), (right, bottom), (left, bottom), (left, top)], width, paint);
+    }
+
+    pub fn line(&mut self, points: &[Point], width: f64, paint: Paint) {
+        self.shapes.push(Shape::Path { points: points.to_vec(), width, paint });
+    }
+
+    /// A straight line in dashes.
+    pub fn dashes(&mut self, from: Point, to: Point, width: f64, paint: Paint) {
+        const DASH: f64 = 7.0;
+        const PERIOD: f64 = 12.0;
+        let length = (to.0 - from.0).hypot(to.1 - from.1);
+        let along = |at: f64| (from.0 + (to.0 - from.0) * at / length, from.1 + (to.1 - from.1) * at / length);
+        let mut at = 0.0;
+        while at < length {
+            self.line(&[along(at), along((at + DASH).min(length))], width, paint);
+            at += PERIOD;
+        }
+    }
+
+    pub fn polygon(&mut self, points: Vec<Point>, paint: Paint) {
+        self.shapes.push(Shape::Polygon { points, paint });
+    }
+
+    /// A filled disc, as a polygon of 24 corners.
+    pub fn dot(&mut self, at: Point, radius: f64, paint: Paint) {
+        let corner = |idx: i32| {
+            let (sin, cos) = (f64::from(idx) * std::f64::consts::TAU / 24.0).sin_cos();
+            (at.0 + radius * cos, at.1 + radius * sin)
+        };
+        self.polygon((0..24).map(corner).collect(), paint);
+    }
+
+    /// `text` is shown as it is: escape it with [`font::printable`] when it comes from outside.
+    pub fn text(&mut self, x: f64, baseline: f64, text: &str, style: Text) {
+        self.shapes.push(Shape::Text { at: (x, baseline), text: text.to_owned(), style });
+    }
+
+    /// Text on a veil that keeps it readable above data.
+    pub fn veiled_text(&mut self, x: f64, baseline: f64, text: &str, style: Text) {
+        let (left, top, right, bottom) = text_box((x, baseline), text, &style);
+        self.rect(left - 4.0, top - 2.0, right + 4.0, bottom + 2.0, style::VEIL);
+        self.text(x, baseline, text, style);
+    }
+
+    /// Writes `.png` or `.svg`, by the extension, through a temporary name in the same folder.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default().to_ascii_lowercase();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let partial = path.with_file_name(format!(".{name}.{}.{extension}", std::process::id()));
+        let drawn = match extension.as_str() {
+            "png" => self.write_png(&partial),
+            "svg" => self.to_svg().and_then(|svg| Ok(fs::write(&partial, svg)?)),
+            _ => {
+                return Err(Error::new(format!("expected a picture named .png or .svg, found `{name}`"))
+                    .at(path)
+                    .cure("Give the picture one of these extensions."));
+            }
+        };
+        let finished = drawn.and_then(|()| Ok(fs::rename(&partial, path)?));
+        if finished.is_err() {
+            // Nothing more can be done about a leftover than to try.
+            let _ = fs::remove_file(&partial);
+        }
+        finished
+            .context_at(path, "cannot write the picture")
+            .map_err(|error| error.cure("Check that the folder exists and has room."))
+    }
+
+    fn write_png(&self, path: &Path) -> Result<(), Cause> {
+        let doubled = (self.width * SCALE, self.height * SCALE);
+        let mut pixels = vec![255; doubled.0 as usize * doubled.1 as usize * 3];
+        let mut canvas = BitMapBackend::with_buffer(&mut pixels, doubled);
+        self.shapes.iter().try_for_each(|shape| draw_on_bitmap(&mut canvas, shape))?;
+        canvas.present()?;
+        drop(canvas);
+
+        let mut picture = BitMapBackend::new(path, (self.width, self.height));
+        picture.blit_bitmap((0, 0), (self.width, self.height), &halve(&pixels, self.width as usize, self.height as usize))?;
+        Ok(picture.present()?)
+    }
+
+    fn to_svg(&self) -> Result<String, Cause> {
+        let mut svg = String::new();
+        let (width, height) = (self.width * SCALE, self.height * SCALE);
+        let mut canvas = SVGBackend::with_string(&mut svg, (width, height));
+        self.shapes.iter().try_for_each(|shape| draw_on_svg(&mut canvas, shape))?;
+        canvas.present()?;
+        drop(canvas);
+        let doubled = format!(r#"width="{width}" height="{height}""#);
+        Ok(svg.replacen(&doubled, &format!(r#"width="{}" height="{}""#, self.width, self.height), 1))
+    }
+}
+
+/// Pixels on the canvas per pixel of the finished picture.
+const SCALE: u32 = 2;
+
+type Cause = Box<dyn StdError + Send + Sync>;
+
+fn draw_on_bitmap(canvas: &mut BitMapBackend, shape: &Shape) -> Result<(), Cause> {
+    match shape {
+        Shape::Text { at, text, style } => {
+            let size = style.size * f64::from(SCALE);
+            let shift = (anchor_shift(text, style) * f64::from(SCALE)).round() as i32;
+            let (x, y) = on_canvas(*at);
+            let mut outcome = Ok(());
+            font::rasterise(text, size, style.bold, |right, down, coverage| {
+                let (dx, dy) = if style.vertical { (down, -(right + shift)) } else { (right + shift, down) };
+                let colour = style.paint.with_alpha(style.paint.alpha * f64::from(coverage)).colour();
+                if outcome.is_ok() {
+                    outcome = canvas.draw_pixel((x + dx, y + dy), colour.to_backend_color());
+                }
+            });
+            outcome?;
+        }
+        textless => draw_textless(canvas, textless)?,
+    }
+    Ok(())
+}
+
+fn draw_on_svg(canvas: &mut SVGBackend, shape: &Shape) -> Result<(), Cause> {
+    match shape {
+        Shape::Text { at, text, style } => {
+            // plotters writes `font-size = size / 1.24` and hangs a text with top anchor 0.76 em above its baseline.
+            let size = style.size * f64::from(SCALE);
+            let h_pos = match style.anchor {
+                Anchor::Left => HPos::Left,
+                Anchor::Middle => HPos::Center,
+                Anchor::Right => HPos::Right,
+            };
+            let hang = 0.76 * style.size;
+            let at = if style.vertical { (at.0 - hang, at.1) } else { (at.0, at.1 - hang) };
+            let weight = if style.bold { FontStyle::Bold } else { FontStyle::Normal };
+            let turn = if style.vertical { FontTransform::Rotate270 } else { FontTransform::None };
+            let colour = style.paint.colour();
+            let text_style = TextStyle::from((font::FAMILY, size * 1.24, weight))
+                .transform(turn)
+                .color(&colour)
+                .pos(Pos::new(h_pos, VPos::Top));
+            canvas.draw_text(text, &text_style, on_canvas(at))?;
+        }
+        textless => draw_textless(canvas, textless)?,
+    }
+    Ok(())
+}
+
+fn draw_textless<B: DrawingBackend>(canvas: &mut B, shape: &Shape) -> Result<(), Cause>
+where
+    B::ErrorType: 'static,
+{
+    match shape {
+        Shape::Rect { from, to, paint } => canvas.draw_rect(on_canvas(*from), on_canvas(*to), &paint.shape(1), true)?,
+        Shape::Path { points, width, paint } => {
+            let width = (width * f64::from(SCALE)).round().max(1.0) as u32;
+            // Equal neighbours have no direction, which the bitmap backend's thick lines need.
+            let mut points: Vec<_> = points.iter().map(|point| on_canvas(*point)).collect();
+            points.dedup();
+            if points.len() > 1 {
+                canvas.draw_path(points, &paint.shape(width))?;
+            }
+        }
+        Shape::Polygon { points, paint } => {
+            canvas.fill_polygon(points.iter().map(|point| on_canvas(*point)), &paint.shape(1))?;
+        }
+        Shape::Text { .. } => {}
+    }
+    Ok(())
+}
+
+fn on_canvas((x, y): Point) -> (i32, i32) {
+    ((x * f64::from(SCALE)).round() as i32, (y * f64::from(SCALE)).round() as i32)
+}
+
+/// Averages 2 by 2 pixels of three bytes; `width` and `height` are those of the result.
+fn halve(pixels: &[u8], width: usize, height: usize) -> Vec<u8> {
+    let mut halved = Vec::with_capacity(width * height * 3);
+    for rows in pixels.chunks_exact(2 * 2 * width * 3) {
+        let (upper, lower) = rows.split_at(2 * width * 3);
+        for (above, below) in upper.chunks_exact(6).zip(lower.chunks_exact(6)) {
+            for channel in 0..3 {
+                let sum =
+                    [above[channel], above[channel + 3], below[channel], below[channel + 3]].map(u16::from).iter().sum::<u16>();
+                halved.push(((sum + 2) / 4) as u8);
+            }
+        }
+    }
+    halved
+}
+
+/// From the anchor to where the text begins, along the baseline.
+fn anchor_shift(text: &str, style: &Text) -> f64 {
+    let width = font::width(text, style.size, style.bold);
+    match style.anchor {
+        Anchor::Left => 0.0,
+        Anchor::Middle => -width / 2.0,
+        Anchor::Right => -width,
+    }
+}
+
+/// Left, top, right, bottom of a text: from the height of its capitals to a little below the baseline.
+fn text_box((x, y): Point, text: &str, style: &Text) -> (f64, f64, f64, f64) {
+    let (begin, width) = (anchor_shift(text, style), font::width(text, style.size, style.bold));
+    let (rise, drop) = (0.76 * style.size, 0.2 * style.size);
+    match style.vertical {
+        false => (x + begin, y - rise, x + begin + width, y + drop),
+        true => (x - rise, y - begin - width, x + drop, y - begin),
+    }
+}
+
+#[cfg(test)]
+impl Scene {
+    pub fn texts(&self) -> Vec<&str> {
+        let mut texts = Vec::new();
+        for shape in &self.shapes {
+            if let Shape::Text { text, .. } = shape {
+                texts.push(text.as_str());
+            }
+        }
+        texts
+    }
+
+    /// Panics where two texts touch or one leaves the picture.
+    pub fn check_texts(&self) {
+        let boxes: Vec<_> = self
+            .shapes
+            .iter()
+            .filter_map(|shape| match shape {
+                Shape::Text { at, text, style } => Some((text, text_box(*at, text, style))),
+                _ => None,
+            })
+            .collect();
+        for (idx, (text, a)) in boxes.iter().enumerate() {
+            assert!(
+                a.0 >= 0.0 && a.1 >= 0.0 && a.2 <= self.width() && a.3 <= self.height(),
+                "`{text}` leaves the picture: {a:?}"
+            );
+            for (other, b) in &boxes[idx + 1..] {
+                assert!(a.2 <= b.0 || b.2 <= a.0 || a.3 <= b.1 || b.3 <= a.1, "`{text}` {a:?} touches `{other}` {b:?}");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn halving_averages_squares_of_four_pixels() {
+        let pixels = [[0, 0, 0], [10, 20, 30], [20, 40, 60], [30, 60, 90]].concat();
+        assert_eq!(halve(&pixels, 1, 1), [15, 30, 45]);
+    }
+
+    #[test]
+    fn a_picture_is_a_png_or_an_svg_and_the_folder_must_exist() {
+        let folder = tempfile::tempdir().unwrap();
+        let scene = Scene::new(100);
+        let wrong = scene.save(&folder.path().join("map.gif")).unwrap_err();
+        assert!(wrong.message().contains("expected a picture named .png or .svg, found `map.gif`"), "{wrong}");
+        let absent = scene.save(&folder.path().join("absent/map.png")).unwrap_err();
+        assert!(absent.to_string().contains("cannot write the picture"), "{absent}");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is left behind");
+    }
+}
