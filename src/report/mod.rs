@@ -1,4 +1,5 @@
 //! Finished numbers -> terminal, Markdown, JSON.
 
 pub mod gates;
+pub mod planted;
 pub mod summary;

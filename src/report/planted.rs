@@ -1,0 +1,306 @@
+//! How well each ranking finds conflicts that were planted on purpose: AUROC, and precision and recall at 1 % of the tokens.
+//!
+//! A demo row carries the byte spans of a changed fact, digit or argument. Two questions are asked of every ranking:
+//!
+//! - `any_token`: a token is a hit when its bytes overlap a span. Simple, but harsh: once the first wrong token is read, the model
+//!   often expects the rest of the wrong word, and no ranking should call that rest surprising.
+//! - `first_token`: the first token of a span is a hit, its other tokens count neither way. The first overlapping token is where
+//!   the text first differs from what the model would have said, so this is the fairer question and the one to choose by.
+//!
+//! Left out: precision over rows, and spans in text that is not supervised (they are counted, `spans_without_tokens`).
+//! Keeps one score per token in memory and sorts it, for data sets of the size that people plant conflicts in.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Result;
+use crate::dataset::PlantedSpan;
+use crate::quadrants::Resolved;
+use crate::scores::{Column, Quadrant, TokenChunk, read_chunks};
+
+/// A score of tokens, larger where a conflict is more likely.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ranking {
+    /// -ln p - H: the nats beyond what the model expected.
+    Surplus,
+    /// The same in standard deviations: divided by sqrt(varentropy).
+    SurplusOverSd,
+    /// The tail probability, smallest first.
+    Tail,
+    /// -ln p
+    Loss,
+    /// -H: lowest entropy first.
+    LowEntropy,
+    /// Conflicts first, then uncertain, hesitant and confident tokens.
+    Quadrant,
+}
+
+impl Ranking {
+    pub const ALL: [Ranking; 6] =
+        [Ranking::Surplus, Ranking::SurplusOverSd, Ranking::Tail, Ranking::Loss, Ranking::LowEntropy, Ranking::Quadrant];
+
+    /// For tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Ranking::Surplus => "surplus",
+            Ranking::SurplusOverSd => "surplus / sd",
+            Ranking::Tail => "tail",
+            Ranking::Loss => "-ln p",
+            Ranking::LowEntropy => "low entropy",
+            Ranking::Quadrant => "quadrant",
+        }
+    }
+
+    fn score(self, chunk: &TokenChunk, i: usize, thresholds: &Resolved) -> f32 {
+        let (logprob, entropy) = (chunk.logprob[i], chunk.entropy[i]);
+        match self {
+            Ranking::Surplus => -logprob - entropy,
+            // A model that is as good as certain has a varentropy of 0, up to the rounding that the floor stands above.
+            Ranking::SurplusOverSd => (-logprob - entropy) / chunk.varentropy[i].max(SMALLEST_VARENTROPY).sqrt(),
+            Ranking::Tail => -chunk.tail[i],
+            Ranking::Loss => -logprob,
+            Ranking::LowEntropy => -entropy,
+            Ranking::Quadrant => match thresholds.label(logprob, entropy, chunk.tail[i]) {
+                Quadrant::ConfidentConflict => 3.0,
+                Quadrant::Uncertain => 2.0,
+                Quadrant::Hesitant => 1.0,
+                Quadrant::Confident => 0.0,
+            },
+        }
+    }
+}
+
+const SMALLEST_VARENTROPY: f32 = 1e-6;
+/// The share of all tokens that a person would look at.
+const LOOKED_AT: f64 = 0.01;
+
+/// Quality of every ranking against the planted spans.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RankingQuality {
+    pub spans: usize,
+    /// Spans that no supervised token overlaps: cut off, or in a turn that is not supervised.
+    pub spans_without_tokens: usize,
+    pub tokens: usize,
+    pub rankings: Vec<RankingScores>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct RankingScores {
+    pub ranking: Ranking,
+    pub any_token: Scores,
+    pub first_token: Scores,
+}
+
+/// Numbers are absent where there are no hits, or nothing but hits.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Scores {
+    pub hits: usize,
+    /// Probability that a hit scores above a token that is none, ties counting half (Mann and Whitney, 1947).
+    pub auroc: Option<f64>,
+    /// Of the top 1 % of the tokens (rounded up), the share that are hits. Tokens tied at the cut count by their average.
+    pub precision_at_1_percent: Option<f64>,
+    /// Of the hits, the share that are in the top 1 %.
+    pub recall_at_1_percent: Option<f64>,
+}
+
+impl RankingQuality {
+    /// The ranking with the best AUROC on first tokens; of equals the earlier.
+    pub fn best(&self) -> Option<Ranking> {
+        let auroc = |scores: &RankingScores| scores.first_token.auroc.unwrap_or(f64::NEG_INFINITY);
+        self.rankings
+            .iter()
+            .filter(|scores| scores.first_token.auroc.is_some())
+            .reduce(|best, scores| if auroc(scores) > auroc(best) { scores } else { best })
+            .map(|scores| scores.ranking)
+    }
+}
+
+/// Measures the rankings. `planted` gives the row of each span.
+pub fn ranking_quality(tables: &[PathBuf], planted: &[(u32, PlantedSpan)], thresholds: &Resolved) -> Result<RankingQuality> {
+    let mut spans_of_turn: HashMap<(u32, u16), Vec<usize>> = HashMap::new();
+    for (i, (row, span)) in planted.iter().enumerate() {
+        spans_of_turn.entry((*row, span.turn)).or_default().push(i);
+    }
+    let mut scores: [Vec<f32>; 6] = Default::default();
+    let mut marks = Vec::new();
+    let mut is_found = vec![false; planted.len()];
+    for chunk in read_chunks(tables, &COLUMNS) {
+        let mut chunk = chunk?;
+        chunk.retain_finite();
+        for i in 0..chunk.len() {
+            for (ranking, scores) in Ranking::ALL.iter().zip(&mut scores) {
+                scores.push(ranking.score(&chunk, i, thresholds));
+            }
+            let mut mark = Mark::Other;
+            for span_idx in spans_of_turn.get(&(chunk.row[i], chunk.turn[i])).into_iter().flatten() {
+                let span = planted[*span_idx].1;
+                if chunk.begin[i] < span.end && span.begin < chunk.end[i] {
+                    // The tokens of a row come in the order of the text, so the first one seen is the first of the span.
+                    if !std::mem::replace(&mut is_found[*span_idx], true) {
+                        mark = Mark::First;
+                    } else if mark == Mark::Other {
+                        mark = Mark::Rest;
+                    }
+                }
+            }
+            marks.push(mark);
+        }
+    }
+    let rankings = Ranking::ALL.iter().zip(&scores).map(|(ranking, scores)| {
+        let all = scores.iter().copied().zip(&marks);
+        let any = all.clone().map(|(score, mark)| (score, *mark != Mark::Other)).collect();
+        let first = all.filter(|(_, mark)| **mark != Mark::Rest).map(|(score, mark)| (score, *mark == Mark::First)).collect();
+        RankingScores { ranking: *ranking, any_token: score_ranking(any), first_token: score_ranking(first) }
+    });
+    Ok(RankingQuality {
+        spans: planted.len(),
+        spans_without_tokens: is_found.iter().filter(|is_found| !**is_found).count(),
+        tokens: marks.len(),
+        rankings: rankings.collect(),
+    })
+}
+
+const COLUMNS: [Column; 8] =
+    [Column::Row, Column::Turn, Column::Begin, Column::End, Column::Logprob, Column::Entropy, Column::Tail, Column::Varentropy];
+
+/// What a token is to the planted spans.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mark {
+    First,
+    /// A later token of a span.
+    Rest,
+    Other,
+}
+
+/// AUROC from the ranks, and the head of the ranking, of `(score, is a hit)`.
+fn score_ranking(mut tokens: Vec<(f32, bool)>) -> Scores {
+    tokens.sort_unstable_by(|a, b| b.0.total_cmp(&a.0));
+    let n = tokens.len();
+    let hits = tokens.iter().filter(|(_, is_hit)| *is_hit).count();
+    let others = n - hits;
+    if hits == 0 || others == 0 {
+        return Scores { hits, auroc: None, precision_at_1_percent: None, recall_at_1_percent: None };
+    }
+    let looked_at = ((LOOKED_AT * n as f64).ceil() as usize).max(1);
+    // From the best score down, one group of equal scores at a time.
+    let (mut seen, mut seen_hits) = (0, 0);
+    let mut pairs_won = 0.0;
+    let mut found = 0.0;
+    for group in tokens.chunk_by(|a, b| a.0 == b.0) {
+        let group_hits = group.iter().filter(|(_, is_hit)| *is_hit).count();
+        let group_others = group.len() - group_hits;
+        let others_below = others - (seen - seen_hits) - group_others;
+        pairs_won += group_hits as f64 * (others_below as f64 + group_others as f64 / 2.0);
+        let room = looked_at.saturating_sub(seen).min(group.len());
+        found += group_hits as f64 * room as f64 / group.len() as f64;
+        seen += group.len();
+        seen_hits += group_hits;
+    }
+    Scores {
+        hits,
+        auroc: Some(pairs_won / (hits as f64 * others as f64)),
+        precision_at_1_percent: Some(found / looked_at as f64),
+        recall_at_1_percent: Some(found / hits as f64),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quadrants::{Thresholds, resolve};
+    use crate::scores::finished_parts;
+    use crate::scores::testing::{Example, random, token, write_parts};
+
+    #[test]
+    fn small_rankings_by_hand() {
+        // Hits at ranks 1 and 3 of 4: of the four pairs three are won.
+        let scores = score_ranking(vec![(4.0, true), (3.0, false), (2.0, true), (1.0, false)]);
+        assert_eq!(scores.auroc, Some(0.75));
+        assert_eq!((scores.precision_at_1_percent, scores.recall_at_1_percent), (Some(1.0), Some(0.5)));
+        // All tied: a coin.
+        let tied = score_ranking(vec![(0.0, true), (0.0, false), (0.0, false), (0.0, false)]);
+        assert_eq!((tied.auroc, tied.precision_at_1_percent), (Some(0.5), Some(0.25)));
+        assert_eq!(score_ranking(vec![(1.0, true)]).auroc, None);
+        assert_eq!(score_ranking(vec![]).auroc, None);
+        assert_eq!(score_ranking(vec![(0.0, false), (-0.0, true)]).auroc, Some(0.5), "the two zeros are equal");
+    }
+
+    #[test]
+    fn equals_counting_every_pair() {
+        let mut random = random(5);
+        for n in [2, 10, 333] {
+            // Rounding makes ties.
+            let mut tokens: Vec<(f32, bool)> = (0..n).map(|_| ((random() * 12.0).round(), random() < 0.2)).collect();
+            tokens[0].1 = true;
+            tokens[1].1 = false;
+            let mut won = 0.0;
+            let mut pairs = 0.0;
+            for (hit, _) in tokens.iter().filter(|token| token.1) {
+                for (other, _) in tokens.iter().filter(|token| !token.1) {
+                    pairs += 1.0;
+                    won += if hit > other {
+                        1.0
+                    } else if hit == other {
+                        0.5
+                    } else {
+                        0.0
+                    };
+                }
+            }
+            let auroc = score_ranking(tokens).auroc.unwrap();
+            assert!((auroc - won / pairs).abs() < 1e-12, "n {n}");
+        }
+    }
+
+    /// 199 plain tokens and a span over the bytes of two: a sharp conflict and the rest of its word.
+    fn planted_run(run: &std::path::Path) -> (Vec<PathBuf>, Vec<(u32, PlantedSpan)>) {
+        let mut random = random(9);
+        let mut tokens: Vec<_> = (0..201).map(|i| token(i, 0.3 + 0.6 * random(), 1.0 + random())).collect();
+        tokens[100] = token(100, 0.001, 0.1);
+        tokens[101] = token(101, 0.99, 0.05);
+        for (i, token) in tokens.iter_mut().enumerate() {
+            (token.begin, token.end) = (i as u32 * 4, i as u32 * 4 + 4);
+        }
+        write_parts(run, &[&[Example { row: 3, source: "a", tokens }]]);
+        let tables = finished_parts(run).unwrap().into_iter().map(|part| part.tokens).collect();
+        // The first byte of token 100 is the space before the word.
+        let span = |turn, begin, end| (3, PlantedSpan { turn, begin, end });
+        (tables, vec![span(1, 401, 408), span(0, 401, 408), span(1, 5000, 5004)])
+    }
+
+    #[test]
+    fn the_rest_of_a_word_counts_only_when_asked() {
+        let run = tempfile::tempdir().unwrap();
+        let (tables, planted) = planted_run(run.path());
+        let thresholds = resolve(Thresholds::Fixed, &[]).unwrap();
+        let quality = ranking_quality(&tables, &planted, &thresholds).unwrap();
+        assert_eq!((quality.spans, quality.spans_without_tokens, quality.tokens), (3, 2, 201));
+        let of = |ranking| quality.rankings.iter().find(|scores| scores.ranking == ranking).unwrap();
+        let surplus = of(Ranking::Surplus);
+        assert_eq!((surplus.first_token.hits, surplus.any_token.hits), (1, 2));
+        assert_eq!(surplus.first_token.auroc, Some(1.0));
+        // Top 1 % of 200 tokens are 2, one of which can be the hit.
+        assert_eq!(surplus.first_token.precision_at_1_percent, Some(0.5));
+        assert_eq!(surplus.first_token.recall_at_1_percent, Some(1.0));
+        // The known rest of the word has more surplus than most open tokens, and less loss than all.
+        assert_eq!(of(Ranking::Loss).any_token.auroc, Some(0.5));
+        assert_eq!(of(Ranking::Tail).any_token.auroc, Some(0.5));
+        assert_eq!(of(Ranking::LowEntropy).any_token.auroc, Some(1.0));
+        assert_eq!(of(Ranking::LowEntropy).first_token.auroc, Some(1.0));
+        assert_eq!(of(Ranking::Quadrant).first_token.auroc, Some(1.0));
+        assert_eq!(quality.best(), Some(Ranking::Surplus));
+        let again: RankingQuality = serde_json::from_str(&serde_json::to_string(&quality).unwrap()).unwrap();
+        assert_eq!(again, quality);
+    }
+
+    #[test]
+    fn without_spans_there_is_nothing_to_say() {
+        let run = tempfile::tempdir().unwrap();
+        let (tables, _) = planted_run(run.path());
+        let quality = ranking_quality(&tables, &[], &resolve(Thresholds::Fixed, &[]).unwrap()).unwrap();
+        assert_eq!((quality.best(), quality.rankings[0].any_token.auroc), (None, None));
+    }
+}
