@@ -16,13 +16,18 @@ pub mod model;
 
 pub mod engine;
 
-pub mod maps;
 pub mod scores;
 
 pub mod quadrants;
 
 pub mod gate;
 
+pub mod maps;
+
 pub mod report;
+
+pub mod run;
+
+pub mod cli;
 
 pub use error::{Context, Error, Result};

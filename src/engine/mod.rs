@@ -1,1 +1,83 @@
-//! (under construction)
+//! One forward pass over a data set: sequences -> what the model believed about every supervised token.
+//!
+//! `batch.rs` packs sequences into batches that share prefixes; this file runs them. Leaves out generation.
+
+mod batch;
+
+use std::time::Instant;
+
+use crate::error::{Error, Result};
+use crate::kernels::TokenStatistics;
+use crate::kernels::head::{head_statistics, topk_entropies};
+use crate::model::Model;
+use crate::tokens::Sequence;
+
+pub use batch::{Packed, pack};
+
+/// The EAFT gate's K (arXiv 2601.02151, section 3).
+pub const TOP_K: usize = 20;
+
+/// Tokens of a batch. Products reach their peak rate at about a thousand rows; more costs memory and gains nothing.
+pub const TOKEN_BUDGET: usize = 2048;
+
+/// How much was computed and how long it took.
+#[derive(Debug, Clone, Copy, Default, serde::Serialize)]
+pub struct Work {
+    /// Tokens that went through the decoder: less than the input where prefixes were shared or nothing supervised followed.
+    pub computed_tokens: u64,
+    pub decoder_seconds: f64,
+    pub head_seconds: f64,
+}
+
+/// Statistics of the supervised tokens of each sequence, in order: `scores[i].len()` is the number of `true`s in
+/// `sequences[i].supervised`. A sequence's scores do not depend on the others. After each batch `progress` is told the number of
+/// input tokens done.
+pub fn score(
+    model: &Model,
+    sequences: &[Sequence],
+    work: &mut Work,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Vec<Vec<TokenStatistics>>> {
+    let mut done = 0;
+    let mut scores: Vec<Vec<TokenStatistics>> = sequences.iter().map(|_| Vec::new()).collect();
+    for packed in pack(sequences, TOKEN_BUDGET) {
+        let began = Instant::now();
+        let hidden_nd = model.hidden(&packed.batch, &packed.rows)?;
+        work.decoder_seconds += began.elapsed().as_secs_f64();
+        let began = Instant::now();
+        let statistics = head_statistics(&hidden_nd, model.head(), &packed.targets, &model.head_options(TOP_K))?;
+        work.head_seconds += began.elapsed().as_secs_f64();
+        work.computed_tokens += packed.batch.ids.len() as u64;
+        if let Some(bad) = statistics.iter().position(|token| token.logprob.is_nan()) {
+            return Err(Error::new(format!(
+                "the model's logits are not numbers (first at target token {})",
+                packed.targets[bad]
+            ))
+            .cure("The weights are damaged, or overflow: check the model file."));
+        }
+        for (sequence, targets) in &packed.scatter {
+            scores[*sequence] = targets.iter().map(|&target| statistics[target as usize]).collect();
+            done += sequences[*sequence].ids.len() as u64;
+        }
+        progress(done);
+    }
+    Ok(scores)
+}
+
+/// For the figure on top-K fidelity: of up to `limit` supervised tokens, the entropies (nats) of the top 1, 2, .. `k_max`
+/// renormalised, beside the entropy over the whole vocabulary.
+pub fn topk_curves(model: &Model, sequences: &[Sequence], k_max: usize, limit: usize) -> Result<Vec<(Vec<f32>, f32)>> {
+    let mut curves = Vec::new();
+    for packed in pack(sequences, TOKEN_BUDGET) {
+        let n = packed.rows.len().min(limit - curves.len());
+        if n == 0 {
+            break;
+        }
+        let hidden_nd = model.hidden(&packed.batch, &packed.rows[..n])?;
+        let options = model.head_options(TOP_K);
+        let full = head_statistics(&hidden_nd, model.head(), &packed.targets[..n], &options)?;
+        let by_k = topk_entropies(&hidden_nd, model.head(), k_max, &options)?;
+        curves.extend(by_k.into_iter().zip(full.iter().map(|token| token.entropy)));
+    }
+    Ok(curves)
+}

@@ -24,7 +24,7 @@ pub struct Fidelity {
 }
 
 /// What figure and report show of one K.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct FidelityAtK {
     pub k: usize,
     pub n: u64,

@@ -8,9 +8,11 @@
 //! never put through the template: the beginning token and the text, all of it supervised.
 
 use std::ops::Range;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use minijinja::Value;
+use serde::Serialize;
 
 use super::audit::RowAudit;
 use super::template::{ChatTemplate, is_mark};
@@ -21,7 +23,8 @@ use crate::dataset::{Example, Role, Turn};
 use crate::error::{Error, Result};
 
 /// Which tokens are targets of the loss.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Supervise {
     /// Every assistant turn: its content and its end-of-turn token.
     #[default]
@@ -30,6 +33,19 @@ pub enum Supervise {
     Last,
     /// The whole text, template included.
     All,
+}
+
+impl FromStr for Supervise {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "assistant" => Ok(Self::Assistant),
+            "last" => Ok(Self::Last),
+            "all" => Ok(Self::All),
+            other => Err(Error::usage(format!("expected assistant, last or all, found `{other}`"))),
+        }
+    }
 }
 
 #[derive(Debug, Clone)]

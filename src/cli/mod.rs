@@ -1,0 +1,40 @@
+//! The command line: one file per subcommand, each with its help text and one `run`. The rest of the library knows no flag.
+
+mod progress;
+mod score;
+
+use clap::{CommandFactory, FromArgMatches, Parser};
+
+use crate::error::{Error, Result};
+use crate::kernels::level::Level;
+
+/// Look before you fine-tune: find the tokens of a data set that a language model is sure to disagree with.
+///
+/// Scores every supervised token of the data set for probability and entropy, sorts them into confident conflicts, uncertain,
+/// confident and hesitant ones, draws the maps and writes a report into a run folder.
+#[derive(Parser)]
+#[command(name = "diagnose", version, max_term_width = 110)]
+struct Cli {
+    #[command(flatten)]
+    score: score::Args,
+}
+
+/// Runs what the command line asks for.
+pub fn run() -> Result<()> {
+    let command = Cli::command();
+    let matches = command.get_matches();
+    let cli = Cli::from_arg_matches(&matches).map_err(|error| Error::usage(error.to_string()))?;
+    // Asked for early, so that a misspelt level is an error and not a slow run.
+    Level::from_env()?;
+    let command_line = std::env::args().map(|argument| quoted(&argument)).collect::<Vec<_>>().join(" ");
+    score::run(cli.score, &command_line)
+}
+
+/// The argument as one would type it in a shell.
+fn quoted(argument: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@%+".contains(c);
+    match !argument.is_empty() && argument.chars().all(plain) {
+        true => argument.to_owned(),
+        false => format!("'{}'", argument.replace('\'', r"'\''")),
+    }
+}

@@ -1,0 +1,106 @@
+//! Progress on stderr: bars on a terminal, a line now and then elsewhere.
+
+use std::io::IsTerminal;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::run::{Plan, Watch};
+use crate::tokens::Audit;
+
+pub struct Terminal {
+    bar: Mutex<Option<ProgressBar>>,
+    is_terminal: bool,
+    /// When the last line was written to something that is not a terminal.
+    last_line: Mutex<Instant>,
+}
+
+/// In a log file, one line of progress in this time is enough.
+const LINE_INTERVAL: Duration = Duration::from_secs(30);
+
+impl Terminal {
+    pub fn new() -> Terminal {
+        Terminal { bar: Mutex::new(None), is_terminal: std::io::stderr().is_terminal(), last_line: Mutex::new(Instant::now()) }
+    }
+
+    /// Shows `done` of `total` under `what`; a new `what` begins a new bar.
+    fn show(&self, what: &str, done: u64, total: u64, style: &str) {
+        if !self.is_terminal {
+            return self.line(what, done, total);
+        }
+        let Ok(mut bar) = self.bar.lock() else { return };
+        if bar.as_ref().is_none_or(|bar| bar.message() != what) {
+            let new = ProgressBar::new(total).with_message(what.to_owned());
+            if let Ok(style) = ProgressStyle::with_template(style) {
+                new.set_style(style.progress_chars("━━─"));
+            }
+            if let Some(old) = bar.replace(new) {
+                old.finish_and_clear();
+            }
+        }
+        if let Some(bar) = bar.as_ref() {
+            bar.set_position(done);
+            if done >= total {
+                bar.finish_and_clear();
+            }
+        }
+    }
+
+    fn line(&self, what: &str, done: u64, total: u64) {
+        let Ok(mut last) = self.last_line.lock() else { return };
+        if last.elapsed() >= LINE_INTERVAL {
+            *last = Instant::now();
+            eprintln!("{what}: {:.0} %", 100.0 * done as f64 / total.max(1) as f64);
+        }
+    }
+
+    fn clear(&self) {
+        if let Ok(mut bar) = self.bar.lock()
+            && let Some(bar) = bar.take()
+        {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl Watch for Terminal {
+    fn fetching(&self, what: &str, done: u64, total: u64) {
+        self.show(what, done, total, "{msg} {bar:30.cyan} {bytes} of {total_bytes}, {eta} left");
+    }
+
+    fn audited(&self, plan: &Plan, audit: &Audit) {
+        self.clear();
+        for file in plan.dataset.files() {
+            eprintln!("Reading {} ({})", file.path.display(), file.format);
+        }
+        for line in audit.lines() {
+            eprintln!("{line}");
+        }
+        eprintln!(
+            "Scoring {} supervised tokens of {} in {} rows with {} -> {}",
+            plan.totals.supervised,
+            plan.totals.tokens,
+            plan.totals.scored,
+            plan.model.info.name,
+            plan.out.display()
+        );
+    }
+
+    fn scoring(&self, done: u64, total: u64) {
+        self.show("Scoring", done, total, "{msg} {bar:30.cyan} {percent} %, {per_sec} tokens, {eta} left");
+    }
+
+    fn finishing(&self, what: &str) {
+        self.clear();
+        if self.is_terminal {
+            self.show(what, 0, 1, "{msg} ..");
+        }
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}

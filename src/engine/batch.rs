@@ -1,0 +1,244 @@
+//! Packing: sequences -> batches of about a token budget, without padding, prefixes computed once.
+//!
+//! Sequences are sorted by their tokens, so that those with a common prefix lie side by side; a batch is then a forest in which
+//! every common prefix of [`MIN_SHARED`] tokens or more is one segment. Tokens behind the last supervised one are left out, and so
+//! is that one itself: nothing is predicted from it.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use crate::kernels::Segment;
+use crate::model::Batch;
+use crate::tokens::Sequence;
+
+/// A shorter common prefix is computed again: a segment has its own cost.
+const MIN_SHARED: usize = 8;
+
+/// A batch and what to read from it.
+pub struct Packed {
+    pub batch: Batch,
+    /// Rows of the batch that predict a target, each `(row, target)` once. Length `N`.
+    pub rows: Vec<u32>,
+    /// The tokens they predict. Length `N`.
+    pub targets: Vec<u32>,
+    /// Number of the sequence in the input; for each of its supervised tokens the index into `rows` and `targets`.
+    pub scatter: Vec<(usize, Vec<u32>)>,
+}
+
+/// Packs the sequences that have supervised tokens. A sequence longer than `budget` gets a batch to itself.
+pub fn pack(sequences: &[Sequence], budget: usize) -> Vec<Packed> {
+    let inputs: Vec<&[u32]> = sequences.iter().map(input).collect();
+    let mut order: Vec<usize> = (0..sequences.len()).filter(|&i| !inputs[i].is_empty()).collect();
+    order.sort_by_key(|&i| inputs[i]);
+
+    // What each sequence adds to those before it, if they are in one batch.
+    let added = |position: usize| {
+        let own = inputs[order[position]];
+        let shared = if position == 0 { 0 } else { common_prefix(inputs[order[position - 1]], own) };
+        own.len() - if shared < MIN_SHARED { 0 } else { shared }
+    };
+    // Batches of equal size rather than full ones and a rest.
+    let total: usize = (0..order.len()).map(added).sum();
+    let share = total.div_ceil(total.div_ceil(budget).max(1));
+    let mut groups: Vec<Range<usize>> = Vec::new();
+    let (mut begin, mut tokens) = (0, 0);
+    for position in 0..order.len() {
+        if position > begin && tokens + added(position) / 2 > share {
+            groups.push(begin..position);
+            (begin, tokens) = (position, 0);
+        }
+        tokens += if position == begin { inputs[order[position]].len() } else { added(position) };
+    }
+    groups.push(begin..order.len());
+    groups.into_iter().filter(|group| !group.is_empty()).map(|group| pack_group(sequences, &inputs, &order[group])).collect()
+}
+
+/// The tokens that predict something supervised.
+fn input(sequence: &Sequence) -> &[u32] {
+    let last = sequence.supervised.iter().rposition(|&supervised| supervised).unwrap_or(0);
+    &sequence.ids[..last]
+}
+
+fn common_prefix(a: &[u32], b: &[u32]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}
+
+/// `members` are numbers of sequences, sorted by their input tokens.
+fn pack_group(sequences: &[Sequence], inputs: &[&[u32]], members: &[usize]) -> Packed {
+    let mut forest = Forest { inputs, ids: Vec::new(), segments: Vec::new(), paths: HashMap::new() };
+    forest.grow(members, 0, &[]);
+
+    let mut packed = Packed {
+        batch: Batch { ids: forest.ids, segments: forest.segments.into() },
+        rows: Vec::new(),
+        targets: Vec::new(),
+        scatter: Vec::with_capacity(members.len()),
+    };
+    // Sequences that share a prefix may supervise the same token of it.
+    let mut seen: HashMap<(u32, u32), u32> = HashMap::new();
+    for &member in members {
+        let sequence = &sequences[member];
+        let batch_rows: Vec<usize> = forest.paths[&member].iter().cloned().flatten().collect();
+        let mut indices = Vec::new();
+        for position in (1..=batch_rows.len()).filter(|&position| sequence.supervised[position]) {
+            let (row, target) = (batch_rows[position - 1] as u32, sequence.ids[position]);
+            indices.push(*seen.entry((row, target)).or_insert_with(|| {
+                packed.rows.push(row);
+                packed.targets.push(target);
+                packed.rows.len() as u32 - 1
+            }));
+        }
+        packed.scatter.push((member, indices));
+    }
+    packed
+}
+
+/// The batch under construction.
+struct Forest<'a> {
+    inputs: &'a [&'a [u32]],
+    ids: Vec<u32>,
+    segments: Vec<Segment>,
+    /// Of each finished sequence, the batch rows of its tokens, first to last.
+    paths: HashMap<usize, Vec<Range<usize>>>,
+}
+
+impl Forest<'_> {
+    /// Lays out the tokens from `depth` on of `members`, which are sorted, agree before `depth`, and have that part at the rows
+    /// `context` already.
+    fn grow(&mut self, members: &[usize], depth: usize, context: &[Range<usize>]) {
+        let (Some(&first), Some(&last)) = (members.first(), members.last()) else { return };
+        // They are sorted, so what the first and the last have in common all have.
+        let shared = common_prefix(self.inputs[first], self.inputs[last]);
+        if members.len() == 1 || shared - depth >= MIN_SHARED {
+            let mut path = context.to_vec();
+            if shared > depth {
+                let rows = self.ids.len()..self.ids.len() + shared - depth;
+                self.ids.extend_from_slice(&self.inputs[first][depth..shared]);
+                self.segments.push(Segment { tokens: rows.clone(), context: context.to_vec() });
+                path.push(rows);
+            }
+            let ended = members.iter().take_while(|&&member| self.inputs[member].len() == shared).count();
+            for &member in &members[..ended] {
+                self.paths.insert(member, path.clone());
+            }
+            self.grow_apart(&members[ended..], shared, shared, &path);
+        } else {
+            // Too little in common: each goes on from `depth`, with those that share more.
+            let ended = members.iter().take_while(|&&member| self.inputs[member].len() == shared).count();
+            for member in &members[..ended] {
+                self.grow(std::slice::from_ref(member), depth, context);
+            }
+            self.grow_apart(&members[ended..], shared, depth, context);
+        }
+    }
+
+    /// Grows the groups of `members` that have the same token at `branch`.
+    fn grow_apart(&mut self, members: &[usize], branch: usize, depth: usize, context: &[Range<usize>]) {
+        let inputs = self.inputs;
+        for group in members.chunk_by(|&a, &b| inputs[a][branch] == inputs[b][branch]) {
+            self.grow(group, depth, context);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tokens::Span;
+
+    fn sequence(ids: &[u32], supervised_from: usize) -> Sequence {
+        Sequence {
+            row: 0,
+            ids: ids.to_vec(),
+            supervised: (0..ids.len()).map(|t| t >= supervised_from && t > 0).collect(),
+            spans: vec![Span::default(); ids.len()],
+        }
+    }
+
+    /// Every supervised token must be predicted from the tokens before it, in order, and nothing else.
+    fn check(sequences: &[Sequence], budget: usize) -> Vec<Packed> {
+        let batches = pack(sequences, budget);
+        let mut found = 0;
+        for packed in &batches {
+            assert_eq!(packed.batch.segments.iter().map(|s| s.tokens.len()).sum::<usize>(), packed.batch.ids.len());
+            for (sequence, targets) in &packed.scatter {
+                let sequence = &sequences[*sequence];
+                let supervised: Vec<usize> = (0..sequence.ids.len()).filter(|&t| sequence.supervised[t]).collect();
+                assert_eq!(supervised.len(), targets.len());
+                for (&t, &target) in supervised.iter().zip(targets) {
+                    assert_eq!(packed.targets[target as usize], sequence.ids[t]);
+                    let row = packed.rows[target as usize] as usize;
+                    let segment = packed.batch.segments.iter().find(|s| s.tokens.contains(&row)).unwrap();
+                    let seen = segment.context.iter().cloned().flatten().chain(segment.tokens.start..=row);
+                    let seen: Vec<u32> = seen.map(|row| packed.batch.ids[row]).collect();
+                    assert_eq!(seen, sequence.ids[..t]);
+                    found += 1;
+                }
+            }
+        }
+        assert_eq!(found, sequences.iter().flat_map(|s| &s.supervised).filter(|&&s| s).count());
+        batches
+    }
+
+    #[test]
+    fn a_common_prefix_is_computed_once() {
+        let prefix: Vec<u32> = (0..20).collect();
+        let with = |tail: &[u32]| sequence(&[&prefix, tail].concat(), 20);
+        let batches = check(&[with(&[7, 8, 9]), with(&[5, 6]), with(&[7, 8, 4]), with(&[7, 8, 9])], 1000);
+        assert_eq!(batches.len(), 1);
+        // 20 shared, then [7, 8] twice (two tokens are too few to share between 9 and 4, and the last token predicts nothing), 5.
+        assert_eq!(batches[0].batch.ids.len(), 20 + 2 + 1);
+        // The two equal sequences and the third have the rows of 7 and 8 in common: (19, 7), (7, 8), (8, 9), (8, 4), (19, 5), (5, 6).
+        assert_eq!(batches[0].rows.len(), 6);
+    }
+
+    #[test]
+    fn a_tree_two_levels_deep() {
+        let a: Vec<u32> = (0..10).collect();
+        let b: Vec<u32> = (100..112).collect();
+        let join = |parts: &[&[u32]]| sequence(&parts.concat(), 5);
+        let sequences = [join(&[&a, &b, &[1, 2]]), join(&[&a, &b, &[3, 4]]), join(&[&a, &[50, 51]]), join(&[&a])];
+        let batches = check(&sequences, 1000);
+        assert_eq!(batches[0].batch.ids.len(), 10 + 12 + 1 + 1 + 1);
+        assert!(batches[0].batch.segments.iter().any(|s| s.context.len() == 2));
+    }
+
+    #[test]
+    fn unsupervised_ends_and_rows_are_left_out() {
+        let mut cut = sequence(&[1, 2, 3, 4, 5, 6], 2);
+        cut.supervised[4..].fill(false);
+        let none = sequence(&[1, 2, 3], 9);
+        let batches = check(&[cut, none], 100);
+        assert_eq!(batches[0].batch.ids, [1, 2, 3]);
+        assert!(pack(&[], 100).is_empty());
+        assert!(pack(&[sequence(&[1], 0)], 100).is_empty());
+    }
+
+    #[test]
+    fn batches_keep_to_the_budget_or_hold_one_long_sequence() {
+        let mut state = 1u32;
+        let mut random = |n: u32| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 16) % n
+        };
+        // Few different tokens, so that prefixes of every length occur.
+        let sequences: Vec<Sequence> = (0..300)
+            .map(|_| {
+                let length = 2 + random(60) as usize;
+                let ids: Vec<u32> =
+                    (0..length).map(|t| if t < 12 { random(2) * u32::from(t % 4 == 0) } else { random(3) }).collect();
+                sequence(&ids, 1 + random(5) as usize)
+            })
+            .chain([sequence(&(0..900).collect::<Vec<u32>>(), 3)])
+            .collect();
+        for budget in [1, 64, 500, 100_000] {
+            for packed in check(&sequences, budget) {
+                let tokens = packed.batch.ids.len();
+                assert!(
+                    packed.scatter.len() == 1 || tokens <= budget + budget / 2 + 62,
+                    "{tokens} tokens for a budget of {budget}"
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! A Hugging Face model folder as a [`Source`].
+
+use std::path::{Path, PathBuf};
+
+use candle_core::Tensor;
+use serde_json::Value;
+
+use super::Source;
+use super::config::Config;
+use super::safetensors::Shards;
+use crate::error::{Context, Error, Result};
+use crate::tokens::{ChatTemplate, Tokenizer};
+
+pub struct Folder {
+    path: PathBuf,
+    shards: Shards,
+}
+
+impl Folder {
+    pub fn open(path: &Path) -> Result<Folder> {
+        Ok(Folder { path: path.to_owned(), shards: Shards::open(path)? })
+    }
+
+    fn json(&self, name: &str) -> Result<Option<Value>> {
+        let path = self.path.join(name);
+        match std::fs::read_to_string(&path) {
+            Ok(text) => serde_json::from_str(&text).context_at(&path, "this is not JSON").map(Some),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::new("cannot read the file").at(&path).caused_by(error)),
+        }
+    }
+}
+
+impl Source for Folder {
+    fn config(&self) -> Result<Config> {
+        let json = self.json("config.json")?.ok_or_else(|| {
+            Error::new("the folder holds no config.json").at(&self.path).cure("Name a Hugging Face model folder or a .gguf file.")
+        })?;
+        Config::from_json(&json).map_err(|error| error.at(self.path.join("config.json")))
+    }
+
+    fn tokenizer(&self) -> Result<Tokenizer> {
+        let path = self.path.join("tokenizer.json");
+        if !path.is_file() {
+            return Err(Error::new("the folder holds no tokenizer.json")
+                .at(&self.path)
+                .cure("Save the tokenizer with Transformers' AutoTokenizer.from_pretrained(..).save_pretrained(folder)."));
+        }
+        Tokenizer::from_file(&path)
+    }
+
+    fn template(&self, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>> {
+        let config = self.json("tokenizer_config.json")?.unwrap_or(Value::Null);
+        let jinja = self.path.join("chat_template.jinja");
+        let source = match std::fs::read_to_string(&jinja) {
+            Ok(source) => source,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => match named_template(config.get("chat_template")) {
+                Some(source) => source.to_owned(),
+                None => return Ok(None),
+            },
+            Err(error) => return Err(Error::new("cannot read the chat template").at(&jinja).caused_by(error)),
+        };
+        let token = |key: &str, id: Option<u32>| match config.get(key) {
+            Some(Value::String(text)) => Some(text.clone()),
+            Some(Value::Object(token)) => token.get("content").and_then(Value::as_str).map(str::to_owned),
+            _ => id.map(|id| tokenizer.text(id)),
+        };
+        let (bos, eos) = (token("bos_token", tokenizer.bos()), token("eos_token", tokenizer.eos()));
+        ChatTemplate::new(&source, bos.as_deref(), eos.as_deref()).map(Some).map_err(|error| error.at(&self.path))
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.shards.has(name)
+    }
+
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        self.shards.tensor(name, shape)
+    }
+
+    fn parameters(&self) -> u64 {
+        self.shards.parameters()
+    }
+}
+
+/// `chat_template` is a text, or a list of `{"name", "template"}` of which `default` is meant for chats.
+fn named_template(value: Option<&Value>) -> Option<&str> {
+    match value? {
+        Value::String(source) => Some(source),
+        Value::Array(templates) => templates
+            .iter()
+            .find(|template| template.get("name").and_then(Value::as_str) == Some("default"))
+            .and_then(|template| template.get("template"))
+            .and_then(Value::as_str),
+        _ => None,
+    }
+}

@@ -1,0 +1,154 @@
+//! Safetensors files, single or sharded by an index, read one tensor at a time with positioned reads.
+//!
+//! Reads rather than memory maps: a map needs `unsafe`, dies with a signal when the file is cut short under it, and saves
+//! nothing here, since every tensor is converted or packed as soon as it is read.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::error::{Context, Error, Result};
+
+pub struct Shards {
+    /// Tensor name -> number of the file that holds it.
+    index: HashMap<String, usize>,
+    files: Vec<Shard>,
+}
+
+struct Shard {
+    path: PathBuf,
+    tensors: HashMap<String, TensorInfo>,
+    /// Where the tensors' bytes begin.
+    data_start: u64,
+}
+
+/// One entry of the header (github.com/huggingface/safetensors, "Format").
+#[derive(Deserialize)]
+struct TensorInfo {
+    dtype: String,
+    shape: Vec<usize>,
+    /// Bytes from `data_start`.
+    data_offsets: (u64, u64),
+}
+
+impl Shards {
+    /// Opens `model.safetensors`, or every shard that `model.safetensors.index.json` names.
+    pub fn open(folder: &Path) -> Result<Shards> {
+        let paths = shard_paths(folder)?;
+        let files = paths.into_iter().map(Shard::open).collect::<Result<Vec<_>>>()?;
+        let mut index = HashMap::new();
+        for (number, shard) in files.iter().enumerate() {
+            index.extend(shard.tensors.keys().map(|name| (name.clone(), number)));
+        }
+        Ok(Shards { index, files })
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.index.contains_key(name)
+    }
+
+    /// The tensor as f32 on the CPU.
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let Some(&number) = self.index.get(name) else {
+            let folder = self.files.first().and_then(|shard| shard.path.parent()).unwrap_or(Path::new("."));
+            return Err(Error::new(format!("the weights hold no tensor `{name}`")).at(folder));
+        };
+        self.files[number].tensor(name, shape)
+    }
+
+    pub fn parameters(&self) -> u64 {
+        let tensors = self.files.iter().flat_map(|shard| shard.tensors.values());
+        tensors.map(|info| info.shape.iter().product::<usize>() as u64).sum()
+    }
+}
+
+impl Shard {
+    fn open(path: PathBuf) -> Result<Shard> {
+        let mut file = File::open(&path).context_at(&path, "cannot open the weights")?;
+        let broken = |cause: Box<dyn std::error::Error + Send + Sync>| {
+            Error::new("this is not a whole safetensors file")
+                .at(&path)
+                .caused_by(cause)
+                .cure("Fetch the file again; a broken download is the usual reason.")
+        };
+        let bytes = file.metadata().context_at(&path, "cannot read the size")?.len();
+        let mut length = [0; 8];
+        file.read_exact(&mut length).map_err(|cause| broken(cause.into()))?;
+        let header_length = u64::from_le_bytes(length);
+        if header_length > bytes.saturating_sub(8) {
+            return Err(broken(format!("its header should be {header_length} bytes long, the file has {bytes}").into()));
+        }
+        let mut header = vec![0; header_length as usize];
+        file.read_exact(&mut header).map_err(|cause| broken(cause.into()))?;
+        let mut entries: HashMap<String, Value> = serde_json::from_slice(&header).map_err(|cause| broken(cause.into()))?;
+        entries.remove("__metadata__");
+        let mut tensors = HashMap::with_capacity(entries.len());
+        for (name, entry) in entries {
+            let info: TensorInfo = serde_json::from_value(entry).map_err(|cause| broken(cause.into()))?;
+            let (begin, end) = info.data_offsets;
+            if begin > end || 8 + header_length + end > bytes {
+                return Err(broken(format!("tensor `{name}` should lie at bytes {begin}..{end} behind the header").into()));
+            }
+            tensors.insert(name, info);
+        }
+        Ok(Shard { path, tensors, data_start: 8 + header_length })
+    }
+
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let info = self.tensors.get(name).ok_or_else(|| Error::new(format!("no tensor `{name}`")).at(&self.path))?;
+        if info.shape != shape {
+            return Err(Error::new(format!("tensor `{name}`: expected shape {shape:?}, found {:?}", info.shape)).at(&self.path));
+        }
+        let dtype = match info.dtype.as_str() {
+            "F32" => DType::F32,
+            "F16" => DType::F16,
+            "BF16" => DType::BF16,
+            other => {
+                return Err(Error::new(format!("tensor `{name}` has the type {other}; expected F32, F16 or BF16"))
+                    .at(&self.path)
+                    .cure("Save the model in one of these types."));
+            }
+        };
+        let (begin, end) = info.data_offsets;
+        let expected = shape.iter().product::<usize>() * dtype.size_in_bytes();
+        if end - begin != expected as u64 {
+            return Err(
+                Error::new(format!("tensor `{name}` should be {expected} bytes long, not {}", end - begin)).at(&self.path)
+            );
+        }
+        let mut bytes = vec![0; expected];
+        let mut file = File::open(&self.path).context_at(&self.path, "cannot open the weights")?;
+        file.seek(SeekFrom::Start(self.data_start + begin)).context_at(&self.path, "cannot seek in the weights")?;
+        file.read_exact(&mut bytes).context_at(&self.path, format!("cannot read the tensor `{name}`"))?;
+        Ok(Tensor::from_raw_buffer(&bytes, dtype, shape, &Device::Cpu)?.to_dtype(DType::F32)?)
+    }
+}
+
+/// The weight files of a folder, in the order of their names.
+pub fn shard_paths(folder: &Path) -> Result<Vec<PathBuf>> {
+    let single = folder.join("model.safetensors");
+    if single.is_file() {
+        return Ok(vec![single]);
+    }
+    let index = folder.join("model.safetensors.index.json");
+    if !index.is_file() {
+        return Err(Error::new("the folder holds neither model.safetensors nor model.safetensors.index.json").at(folder).cure(
+            "Name a Hugging Face model folder or a .gguf file; save older .bin checkpoints again with safe_serialization=True.",
+        ));
+    }
+    let text = std::fs::read_to_string(&index).context_at(&index, "cannot read the index of the weights")?;
+    let json: serde_json::Value = serde_json::from_str(&text).context_at(&index, "this is not JSON")?;
+    let map = json
+        .get("weight_map")
+        .and_then(serde_json::Value::as_object)
+        .ok_or_else(|| Error::new("expected an object `weight_map` from tensor names to file names").at(&index))?;
+    let mut names: Vec<&str> = map.values().filter_map(serde_json::Value::as_str).collect();
+    names.sort_unstable();
+    names.dedup();
+    Ok(names.into_iter().map(|name| folder.join(name)).collect())
+}

@@ -1,0 +1,313 @@
+//! report.md: the run for a person, with the figures, the tables, and what the numbers mean in plain words.
+
+use std::fmt::Write;
+
+use super::gates::GatePreview;
+use super::planted::RankingQuality;
+use super::summary::{Breakdown, Summary};
+use super::terminal::name;
+use super::{Report, percent, quoted, thousands};
+use crate::engine::TOP_K;
+use crate::scores::Quadrant;
+
+/// Where the numbers come from.
+pub struct Origin {
+    /// The command that made this report, and the one that scored the data (the same, unless it was sorted again).
+    pub command: String,
+    pub scored_by: String,
+    pub model: String,
+    pub model_sha256: String,
+    pub data: String,
+    pub dtype: String,
+    pub version: String,
+    /// The findings of the mask audit.
+    pub audit: Vec<String>,
+    pub records: u64,
+    pub scored: u64,
+    pub tokens: u64,
+    pub tokens_per_second: f64,
+}
+
+/// Rows of the longer tables.
+const SHOWN: usize = 12;
+
+pub fn report(report: &Report, origin: &Origin) -> String {
+    let summary = &report.summary;
+    let mut text = String::new();
+    head(&mut text, summary, origin);
+    audit(&mut text, origin);
+    quadrants(&mut text, summary);
+    conflicts(&mut text, summary);
+    if let Some(planted) = &report.planted {
+        rankings(&mut text, planted);
+    }
+    gates(&mut text, summary);
+    breakdowns(&mut text, summary);
+    calibration(&mut text, report);
+    text
+}
+
+/// Appends lines; writing to a String cannot fail.
+macro_rules! add {
+    ($text:expr, $($arguments:tt)*) => {{
+        let _ = writeln!($text, $($arguments)*);
+    }};
+}
+
+fn head(text: &mut String, summary: &Summary, origin: &Origin) {
+    let overall = &summary.overall;
+    let conflict = &overall.quadrants.confident_conflict;
+    add!(text, "# {} seen by {}\n", escaped(&origin.data), escaped(&origin.model));
+    add!(
+        text,
+        "**{} of {} supervised tokens ({}) are confident conflicts**: the model is sure of something else. They carry {} of the \
+         loss and {} of the gradient of plain fine-tuning.\n",
+        thousands(conflict.tokens),
+        thousands(overall.tokens),
+        percent(conflict.token_share),
+        percent(conflict.loss_share),
+        percent(conflict.grad_share)
+    );
+    add!(text, "| | |\n|---|---|");
+    add!(text, "| rows scored | {} of {} |", thousands(origin.scored), thousands(origin.records));
+    add!(text, "| tokens, of them supervised | {}, {} |", thousands(origin.tokens), thousands(overall.tokens));
+    add!(text, "| perplexity | {:.3} |", overall.perplexity);
+    add!(text, "| mean entropy | {:.3} nat |", overall.mean_entropy);
+    add!(text, "| mean surplus (loss beyond the entropy) | {:.3} nat |", overall.mean_surplus);
+    add!(text, "| thresholds | {} |", summary.thresholds);
+    if let Some(between) = summary.tokens_between_groups {
+        add!(text, "| tokens between the two entropy groups | {} |", thousands(between));
+    }
+    if summary.tokens_not_finite > 0 {
+        add!(text, "| **tokens left out: not finite** | {} |", thousands(summary.tokens_not_finite));
+    }
+    add!(
+        text,
+        "| model | {} ({}), SHA-256 {} |",
+        escaped(&origin.model),
+        origin.dtype,
+        &origin.model_sha256[..12.min(origin.model_sha256.len())]
+    );
+    add!(text, "| speed | {:.0} tokens per second |\n", origin.tokens_per_second);
+    add!(text, "Made by diagnose {} with\n\n```\n{}\n```\n", origin.version, origin.command);
+    if origin.scored_by != origin.command {
+        add!(text, "from scores made with\n\n```\n{}\n```\n", origin.scored_by);
+    }
+}
+
+fn audit(text: &mut String, origin: &Origin) {
+    add!(text, "## The mask\n");
+    match origin.audit.as_slice() {
+        [] => add!(text, "The mask audit found nothing odd: every row has an answer, and every answer its end-of-turn token.\n"),
+        findings => {
+            for finding in findings {
+                add!(text, "- {}", escaped(finding));
+            }
+            add!(text, "");
+        }
+    }
+}
+
+fn quadrants(text: &mut String, summary: &Summary) {
+    add!(text, "## Where the tokens lie\n\n![entropy-probability density](maps/density.png)\n");
+    add!(text, "| quadrant | tokens | share | of the loss | of the gradient |\n|---|---:|---:|---:|---:|");
+    for quadrant in Quadrant::ALL {
+        let cell = summary.overall.quadrants.get(quadrant);
+        add!(
+            text,
+            "| {} | {} | {} | {} | {} |",
+            name(quadrant),
+            thousands(cell.tokens),
+            percent(cell.token_share),
+            percent(cell.loss_share),
+            percent(cell.grad_share)
+        );
+    }
+    add!(
+        text,
+        "\n- **Confident conflict** (low p, low H): the model is sure, and the data says otherwise. Wrong facts, broken templates, \
+         another tokenisation or style, or the new knowledge you want to teach: look at them before training on them.\n\
+         - **Uncertain** (low p, high H): the model does not know. This is what fine-tuning is for.\n\
+         - **Confident** (high p, low H): the model knows it already; little to learn, little harm.\n\
+         - **Hesitant** (high p, high H): the model's first choice, without conviction.\n"
+    );
+    add!(text, "![gradient landscape](maps/gradient.png)\n\n![most frequent tokens](maps/tokens.png)\n");
+}
+
+fn conflicts(text: &mut String, summary: &Summary) {
+    add!(text, "## The conflicts\n");
+    if summary.conflict_pairs.is_empty() {
+        add!(text, "There are none under these thresholds.\n");
+        return;
+    }
+    add!(text, "What the data says, and what the model was sure of:\n");
+    add!(text, "| data | model | times | surplus, nat |\n|---|---|---:|---:|");
+    for pair in summary.conflict_pairs.iter().take(SHOWN) {
+        add!(text, "| {} | {} | {} | {:.1} |", cell(&pair.token), cell(&pair.top), thousands(pair.count), pair.surplus);
+    }
+    add!(text, "\nThe rows with the most conflict mass (the sum of -ln p - H over their conflicts):\n");
+    add!(text, "| row | where | conflicts | of tokens | mass, nat |\n|---:|---|---:|---:|---:|");
+    for row in summary.conflict_rows.iter().take(SHOWN) {
+        let id = row.id.as_deref().map_or(String::new(), |id| format!(" ({})", escaped(id)));
+        add!(
+            text,
+            "| {} | {}:{}{id} | {} | {} | {:.1} |",
+            row.row,
+            escaped(&row.path),
+            row.line,
+            row.conflicts,
+            row.supervised,
+            row.conflict_surplus
+        );
+    }
+    add!(text, "");
+}
+
+fn rankings(text: &mut String, planted: &RankingQuality) {
+    add!(text, "## Planted conflicts\n");
+    add!(
+        text,
+        "{} spans of these data are marked as planted: changed on purpose to what a competent model should doubt. How well each \
+         ranking of the tokens finds the first token of each span (AUROC; precision and recall among the top 1 % of the tokens):\n",
+        planted.spans
+    );
+    add!(text, "| ranking | AUROC | precision at 1 % | recall at 1 % | AUROC, any token of a span |\n|---|---:|---:|---:|---:|");
+    let number = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.4}"));
+    for scores in &planted.rankings {
+        let first = &scores.first_token;
+        add!(
+            text,
+            "| {} | {} | {} | {} | {} |",
+            scores.ranking.name(),
+            number(first.auroc),
+            first.precision_at_1_percent.map_or("-".to_owned(), percent),
+            first.recall_at_1_percent.map_or("-".to_owned(), percent),
+            number(scores.any_token.auroc)
+        );
+    }
+    add!(text, "");
+}
+
+fn gates(text: &mut String, summary: &Summary) {
+    add!(text, "## What each loss would do with these data\n");
+    add!(
+        text,
+        "Every loss weighs each token's cross-entropy. *Effective tokens* is (sum w)² / sum w²; *gradient kept* is what remains of each \
+         quadrant's gradient; the *learning-rate factor* gives the same sum of gradient norms as plain SFT.\n"
+    );
+    add!(
+        text,
+        "| loss | effective tokens | mean weight | gradient kept: conflict | uncertain | confident | hesitant | learning-rate factor |"
+    );
+    add!(text, "|---|---:|---:|---:|---:|---:|---:|---:|");
+    for GatePreview { gate, effective_tokens, mean_weight, learning_rate_factor, kept, .. } in &summary.gates {
+        let kept = Quadrant::ALL.map(|quadrant| percent(kept.get(quadrant).grad)).join(" | ");
+        let factor = learning_rate_factor.map_or("-".to_owned(), |factor| format!("{factor:.2}"));
+        add!(text, "| {gate} | {} | {mean_weight:.3} | {kept} | {factor} |", thousands(*effective_tokens as u64));
+    }
+    add!(
+        text,
+        "\nOf everything a gate takes away, how much falls on conflicts, and how much on tokens the model already knows:\n\n\
+         | loss | gradient taken | of it conflicts | uncertain | already known | weight taken | of it conflicts | already known |\n\
+         |---|---:|---:|---:|---:|---:|---:|---:|"
+    );
+    for GatePreview { gate, taken, .. } in summary.gates.iter().filter(|preview| preview.taken.weight > 0.0) {
+        let share = &taken.share;
+        add!(
+            text,
+            "| {gate} | {} | {} | {} | {} | {} | {} | {} |",
+            percent(taken.grad),
+            percent(share.confident_conflict.grad),
+            percent(share.uncertain.grad),
+            percent(share.confident.grad),
+            percent(taken.weight),
+            percent(share.confident_conflict.weight),
+            percent(share.confident.weight)
+        );
+    }
+    add!(text, "");
+}
+
+fn breakdowns(text: &mut String, summary: &Summary) {
+    let row = |text: &mut String, title: &str, breakdown: &Breakdown| {
+        let conflict = &breakdown.quadrants.confident_conflict;
+        add!(
+            text,
+            "| {title} | {} | {:.2} | {:.2} | {} | {} | {} |",
+            thousands(breakdown.tokens),
+            breakdown.perplexity,
+            breakdown.mean_entropy,
+            percent(conflict.token_share),
+            percent(conflict.loss_share),
+            percent(conflict.grad_share)
+        );
+    };
+    let columns =
+        "tokens | perplexity | entropy | conflicts | of the loss | of the gradient |\n|---|---:|---:|---:|---:|---:|---:|";
+    if summary.sources.len() > 1 {
+        add!(text, "## By source\n\n| source | {columns}");
+        for source in &summary.sources {
+            row(text, &escaped(&source.source), &source.breakdown);
+        }
+        add!(text, "");
+    }
+    if summary.turns.len() > 1 {
+        add!(text, "## By turn\n\n| turn | {columns}");
+        for turn in summary.turns.iter().take(SHOWN) {
+            row(text, &turn.turn.to_string(), &turn.breakdown);
+        }
+        add!(text, "");
+    }
+}
+
+fn calibration(text: &mut String, report: &Report) {
+    add!(text, "## Can the model's own numbers be trusted?\n\n![distribution of the tail probability](maps/tail.png)\n");
+    add!(
+        text,
+        "`tail` is each token's p-value if the model had written the text: uniform on its own text, so an excess of small values \
+         is what the data say against the model.\n"
+    );
+    if let Some(at_k) = report.topk_fidelity.iter().find(|at_k| at_k.k == TOP_K) {
+        add!(text, "![top-K entropy against the full entropy](maps/fidelity.png)\n");
+        let pearson = at_k.pearson.map_or("-".to_owned(), |pearson| format!("{pearson:.4}"));
+        add!(
+            text,
+            "EAFT gates by the entropy of the {TOP_K} most probable tokens. On {} tokens of these data it correlates with the entropy \
+             of the whole vocabulary by r = {pearson} and lies {:.3} nat from it on average.\n",
+            thousands(at_k.n),
+            at_k.mean_abs_error
+        );
+    }
+}
+
+/// A token in a table.
+fn cell(token: &str) -> String {
+    quoted(token).replace('|', "\\|")
+}
+
+/// Text of the user's that must not turn into markup.
+fn escaped(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\n' | '\r' => escaped.push(' '),
+            '|' | '<' | '*' | '_' | '`' | '[' | '#' | '\\' => {
+                escaped.push('\\');
+                escaped.push(c);
+            }
+            c => escaped.push(c),
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_users_text_stays_text() {
+        assert_eq!(escaped("a|b_c\nd"), "a\\|b\\_c d");
+        assert_eq!(cell("a|b"), "`a\\|b`");
+    }
+}

@@ -1,0 +1,102 @@
+//! The short summary on stdout: what was found, where to look next.
+
+use std::fmt::Write;
+
+use super::summary::{Cell, Summary};
+use super::{Report, percent, quoted, thousands};
+use crate::scores::Quadrant;
+
+/// What stands above the numbers.
+pub struct Heading {
+    pub data: String,
+    pub model: String,
+    /// The run folder.
+    pub out: String,
+    pub scored: u64,
+    pub records: u64,
+    pub tokens_per_second: f64,
+}
+
+/// ANSI codes, or nothing.
+struct Colours {
+    bold: &'static str,
+    dim: &'static str,
+    red: &'static str,
+    reset: &'static str,
+}
+
+const COLOURS: Colours = Colours { bold: "\x1b[1m", dim: "\x1b[2m", red: "\x1b[1;31m", reset: "\x1b[0m" };
+const PLAIN: Colours = Colours { bold: "", dim: "", red: "", reset: "" };
+
+/// How many of each list are shown; the report has more.
+const SHOWN: usize = 5;
+
+pub fn summary(heading: &Heading, report: &Report, coloured: bool) -> String {
+    let Colours { bold, dim, red, reset } = if coloured { COLOURS } else { PLAIN };
+    let summary = &report.summary;
+    let overall = &summary.overall;
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    let mut line = |content: String| {
+        let _ = writeln!(text, "{content}");
+    };
+    line(format!("{bold}{}{reset} seen by {bold}{}{reset}", heading.data, heading.model));
+    line(format!(
+        "{dim}{} of {} rows, {} supervised tokens, perplexity {:.2}, mean entropy {:.2} nat, {:.0} tokens/s{reset}",
+        thousands(heading.scored),
+        thousands(heading.records),
+        thousands(overall.tokens),
+        overall.perplexity,
+        overall.mean_entropy,
+        heading.tokens_per_second
+    ));
+    line(format!("{dim}{}{reset}", summary.thresholds));
+    line(String::new());
+    line(format!("{bold}{:<20}{:>10}{:>10}{:>10}{:>10}{reset}", "quadrant", "tokens", "share", "of loss", "of grad"));
+    for quadrant in Quadrant::ALL {
+        let Cell { tokens, token_share, loss_share, grad_share, .. } = *overall.quadrants.get(quadrant);
+        let (on, off) = if quadrant == Quadrant::ConfidentConflict { (red, reset) } else { ("", "") };
+        line(format!(
+            "{on}{:<20}{off}{:>10}{:>10}{:>10}{:>10}",
+            name(quadrant),
+            thousands(tokens),
+            percent(token_share),
+            percent(loss_share),
+            percent(grad_share)
+        ));
+    }
+    if !summary.conflict_pairs.is_empty() {
+        line(String::new());
+        line(format!("{bold}the data says .. where the model is sure of{reset}"));
+        for pair in summary.conflict_pairs.iter().take(SHOWN) {
+            line(format!("{:>6} x  {} .. {}", pair.count, quoted(&pair.token), quoted(&pair.top)));
+        }
+    }
+    rows(summary, &mut line, bold, reset);
+    if let Some(planted) = &report.planted
+        && let Some(best) = planted.best()
+    {
+        line(String::new());
+        line(format!("{bold}planted conflicts{reset}: best found by {}; all rankings in the report", best.name()));
+    }
+    line(String::new());
+    line(format!("report   {bold}{}/report.md{reset}", heading.out));
+    line(format!("maps     {}/maps/density.png and others", heading.out));
+    text
+}
+
+fn rows(summary: &Summary, line: &mut impl FnMut(String), bold: &str, reset: &str) {
+    if summary.conflict_rows.is_empty() {
+        return;
+    }
+    line(String::new());
+    line(format!("{bold}rows with the most conflict mass (nats beyond what the model expected){reset}"));
+    for row in summary.conflict_rows.iter().take(SHOWN) {
+        line(format!("{:>8.1}  {}:{}  {} of {} tokens", row.conflict_surplus, row.path, row.line, row.conflicts, row.supervised));
+    }
+}
+
+/// `confident conflict`
+pub(super) fn name(quadrant: Quadrant) -> String {
+    quadrant.name().replace('_', " ")
+}

@@ -1,0 +1,285 @@
+//! Parts -> tables, summary, figures, report. The same for a finished run under other thresholds: nothing here needs the model.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::Watch;
+use super::plan::{Plan, Planted, Totals};
+use super::score::{FIDELITY_FILE, Stages, write_json};
+use crate::dataset::PlantedSpan;
+use crate::engine::TOP_K;
+use crate::error::{Context, Error, Result};
+use crate::gate::{Gate, Population};
+use crate::maps::density::Density;
+use crate::maps::fidelity::Fidelity;
+use crate::maps::gradient::Gradient;
+use crate::maps::tail::Tail;
+use crate::maps::tokens::{FrequentTokens, TokenCount};
+use crate::maps::{Caption, Cuts, density, fidelity, gradient, tail, tokens};
+use crate::model::Info;
+use crate::quadrants::{Resolved, Thresholds, resolve};
+use crate::report::Report;
+use crate::report::markdown;
+use crate::report::planted::{RankingQuality, ranking_quality};
+use crate::report::summary::{Summary, summarise};
+use crate::report::terminal::Heading;
+use crate::scores::{
+    Column, Quadrant, ROWS_FILE, TOKENS_FILE, finish as join_parts, finished_parts, read_chunks, read_rows, write_atomically,
+};
+
+pub const RUN_FILE: &str = "run.json";
+const SUMMARY_FILE: &str = "summary.json";
+const PLANTED_FILE: &str = "planted.json";
+const MAPS_FOLDER: &str = "maps";
+
+/// What made a run: run.json.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RunRecord {
+    pub program: String,
+    pub version: String,
+    /// The command that scored the data.
+    pub command: String,
+    pub identity: String,
+    pub model: Info,
+    /// The data files as [`crate::dataset::DataFile`] writes them.
+    pub data: Value,
+    pub template_sha256: Option<String>,
+    pub system: Option<String>,
+    pub max_len: usize,
+    pub supervise: Value,
+    pub limit: Option<u64>,
+    pub dtype: String,
+    pub kernels: String,
+    pub device: String,
+    /// Nothing in scoring is random.
+    pub seed: Option<u64>,
+    pub vocab_size: usize,
+    pub counts: Totals,
+    pub audit: Value,
+    /// One line per finding of the mask audit.
+    pub audit_lines: Vec<String>,
+    pub seconds: Stages,
+    /// All input tokens over the wall time after the model is loaded.
+    pub tokens_per_second: f64,
+    /// Largest resident set of the scoring process; absent where the system does not tell.
+    pub peak_memory_bytes: Option<u64>,
+}
+
+/// A finished run, for the terminal.
+pub struct Outcome {
+    pub out: PathBuf,
+    pub record: RunRecord,
+    pub report: Report,
+}
+
+/// Joins the parts if there are any, then sorts, sums up, draws and reports.
+pub fn finish(plan: &Plan, stages: Option<Stages>, watch: &dyn Watch) -> Result<Outcome> {
+    let path = plan.out.join(RUN_FILE);
+    let record = match stages {
+        Some(seconds) if seconds.input_tokens > 0 || !path.exists() => record(plan, seconds)?,
+        // Scored before: what was measured then still describes the table.
+        _ => read_record(&path)?,
+    };
+    if !plan.planted.is_empty() {
+        write_json(&plan.out.join(PLANTED_FILE), &plan.planted)?;
+    }
+    write_json(&path, &record)?;
+    sort(&plan.out, record, plan.thresholds, &plan.command, watch)
+}
+
+/// Sorts a finished run under other thresholds.
+pub fn sort_again(out: &Path, thresholds: Thresholds, command: &str, watch: &dyn Watch) -> Result<Outcome> {
+    sort(out, read_record(&out.join(RUN_FILE))?, thresholds, command, watch)
+}
+
+fn sort(out: &Path, record: RunRecord, thresholds: Thresholds, command: &str, watch: &dyn Watch) -> Result<Outcome> {
+    watch.finishing("Sorting");
+    let parts: Vec<PathBuf> = finished_parts(out)?.into_iter().map(|part| part.tokens).collect();
+    let table = out.join(TOKENS_FILE);
+    let resolved = resolve(thresholds, if parts.is_empty() { std::slice::from_ref(&table) } else { &parts })?;
+    join_parts(out, |logprob, entropy, tail| resolved.label(logprob, entropy, tail))?;
+
+    watch.finishing("Summing up");
+    let tables = [table];
+    let summary = summarise(&tables, &read_rows(&out.join(ROWS_FILE))?, &resolved)?;
+    let planted = planted_quality(out, &tables, &resolved)?;
+    let fidelity: Option<Fidelity> = read_json(&out.join(FIDELITY_FILE))?;
+
+    watch.finishing("Drawing");
+    draw_maps(out, &record, &summary, fidelity.as_ref(), &tables)?;
+    let report = Report { summary, planted, topk_fidelity: fidelity.map(|fidelity| fidelity.summary()).unwrap_or_default() };
+    write_json(&out.join(SUMMARY_FILE), &report)?;
+    let text = markdown::report(&report, &record.description(command));
+    write_atomically(&out.join("report.md"), |file| {
+        std::io::Write::write_all(file, text.as_bytes()).context("cannot write the report")
+    })?;
+    Ok(Outcome { out: out.to_owned(), record, report })
+}
+
+fn record(plan: &Plan, seconds: Stages) -> Result<RunRecord> {
+    let json = |what: serde_json::Result<Value>| what.context("cannot write down the run");
+    Ok(RunRecord {
+        program: env!("CARGO_PKG_NAME").to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        command: plan.command.clone(),
+        identity: plan.identity.clone(),
+        model: plan.model.info.clone(),
+        data: json(serde_json::to_value(plan.dataset.files()))?,
+        template_sha256: plan.template_sha256.clone(),
+        system: plan.render.system.clone(),
+        max_len: plan.render.max_len,
+        supervise: json(serde_json::to_value(plan.render.supervise))?,
+        limit: plan.limit,
+        dtype: plan.dtype.to_string(),
+        kernels: plan.kernels.to_string(),
+        device: "cpu".to_owned(),
+        seed: None,
+        vocab_size: plan.model.config.vocab_size,
+        counts: plan.totals,
+        audit: json(serde_json::to_value(&plan.audit))?,
+        audit_lines: plan.audit.lines(),
+        tokens_per_second: seconds.input_tokens as f64 / seconds.wall,
+        seconds,
+        peak_memory_bytes: peak_memory_bytes(),
+    })
+}
+
+/// The high-water mark of this process's resident set, where the kernel tells (Linux).
+fn peak_memory_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kibibytes * 1024)
+}
+
+fn read_record(path: &Path) -> Result<RunRecord> {
+    read_json(path)?.ok_or_else(|| {
+        Error::new("the run folder holds no run.json: the run was not finished")
+            .at(path)
+            .cure("Give the command that began it again.")
+    })
+}
+
+fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    match std::fs::read(path) {
+        Ok(bytes) => {
+            serde_json::from_slice(&bytes).context_at(path, "the file does not hold what this version writes there").map(Some)
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::new("cannot read the file").at(path).caused_by(error)),
+    }
+}
+
+fn planted_quality(out: &Path, tables: &[PathBuf], resolved: &Resolved) -> Result<Option<RankingQuality>> {
+    let Some(planted) = read_json::<Vec<Planted>>(&out.join(PLANTED_FILE))? else { return Ok(None) };
+    let spans: Vec<(u32, PlantedSpan)> =
+        planted.iter().map(|&Planted { row, turn, begin, end }| (row, PlantedSpan { turn, begin, end })).collect();
+    ranking_quality(tables, &spans, resolved).map(Some)
+}
+
+/// Everything the figures show, gathered in one pass over the table.
+fn draw_maps(out: &Path, record: &RunRecord, summary: &Summary, topk: Option<&Fidelity>, tables: &[PathBuf]) -> Result<()> {
+    let gate = Gate::EaftPower { exponent: 1.0 };
+    let weight = gate.bind(&Population::of_tables(tables, &[gate])?)?;
+    let (mut plane, mut landscape) = (Density::new(record.vocab_size), Gradient::new(record.vocab_size));
+    let mut tails = Tail::default();
+    for chunk in read_chunks(tables, &[Column::Logprob, Column::Entropy, Column::EntropyTopk, Column::Grad, Column::Tail]) {
+        let chunk = chunk?;
+        for i in 0..chunk.len() {
+            let (logprob, entropy) = (chunk.logprob[i], chunk.entropy[i]);
+            plane.add(logprob, entropy);
+            landscape.add(logprob, entropy, chunk.grad[i], weight.of(logprob, entropy, chunk.entropy_topk[i]));
+            tails.add(chunk.tail[i], logprob);
+        }
+    }
+    let thresholds = &summary.thresholds;
+    let caption = Caption { model: record.model.name.clone(), data: record.data_names(), thresholds: thresholds.to_string() };
+    let entropies = [Some(thresholds.entropy), thresholds.entropy_high].into_iter().flatten().map(f64::from).collect();
+    let cuts = Cuts { probability: thresholds.p.map(f64::from), entropies, tail: thresholds.tail.map(f64::from) };
+    let by_quadrant = |of: &dyn Fn(Quadrant) -> f64| Quadrant::ALL.map(of);
+    let cells = &summary.overall.quadrants;
+    let shares = by_quadrant(&|quadrant| cells.get(quadrant).token_share);
+    let gradients = by_quadrant(&|quadrant| cells.get(quadrant).grad_share);
+    let kept = summary.gates.iter().find(|preview| preview.gate == gate.to_string());
+    let gated =
+        by_quadrant(&|quadrant| cells.get(quadrant).grad_share * kept.map_or(0.0, |preview| preview.kept.get(quadrant).grad));
+    let frequent = frequent_tokens(summary);
+
+    let folder = out.join(MAPS_FOLDER);
+    std::fs::create_dir_all(&folder).context_at(&folder, "cannot create the folder of the figures")?;
+    for extension in ["png", "svg"] {
+        let path = |name: &str| folder.join(format!("{name}.{extension}"));
+        density::draw(&plane, shares, &cuts, &caption, &path("density"))?;
+        gradient::draw(&landscape, "EAFT, linear", gradients, gated, &cuts, &caption, &path("gradient"))?;
+        tokens::draw(&frequent, &caption, &path("tokens"))?;
+        tail::draw(&tails, &cuts, &caption, &path("tail"))?;
+        if let Some(topk) = topk {
+            fidelity::draw(topk, TOP_K, &caption, &path("fidelity"))?;
+        }
+    }
+    Ok(())
+}
+
+fn frequent_tokens(summary: &Summary) -> FrequentTokens {
+    let tokens = |quadrant: Quadrant| {
+        let list = summary.frequent_tokens.get(quadrant).iter();
+        list.map(|token| TokenCount { id: token.token_id, text: token.token.clone(), count: token.count }).collect()
+    };
+    FrequentTokens {
+        tokens: Quadrant::ALL.map(tokens),
+        totals: Quadrant::ALL.map(|quadrant| summary.overall.quadrants.get(quadrant).tokens),
+    }
+}
+
+impl Outcome {
+    /// What stands above the numbers on the terminal.
+    pub fn heading(&self) -> Heading {
+        let RunRecord { model, counts, tokens_per_second, .. } = &self.record;
+        Heading {
+            data: self.record.data_names(),
+            model: model.name.clone(),
+            out: self.out.display().to_string(),
+            scored: counts.scored,
+            records: counts.records,
+            tokens_per_second: *tokens_per_second,
+        }
+    }
+}
+
+impl RunRecord {
+    /// The names of the data files, short enough for a caption.
+    pub fn data_names(&self) -> String {
+        let names: Vec<&str> = self
+            .data
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|file| file["path"].as_str())
+            .map(|path| path.rsplit('/').next().unwrap_or(path))
+            .collect();
+        match names.as_slice() {
+            [] => "-".to_owned(),
+            [first, rest @ ..] if rest.len() > 2 => format!("{first} and {} more", rest.len()),
+            names => names.join(", "),
+        }
+    }
+
+    fn description(&self, command: &str) -> markdown::Origin {
+        markdown::Origin {
+            command: command.to_owned(),
+            scored_by: self.command.clone(),
+            model: self.model.name.clone(),
+            model_sha256: self.model.sha256.clone(),
+            data: self.data_names(),
+            dtype: self.dtype.clone(),
+            version: self.version.clone(),
+            audit: self.audit_lines.clone(),
+            records: self.counts.records,
+            scored: self.counts.scored,
+            tokens: self.counts.tokens,
+            tokens_per_second: self.tokens_per_second,
+        }
+    }
+}

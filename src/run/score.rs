@@ -1,0 +1,257 @@
+//! Reader -> engine -> writer, each on a thread of its own, so that the engine does not wait for the others.
+//!
+//! The unit of work is a part: consecutive records of about [`PART_TOKENS`] tokens, whose tables appear together under their final
+//! names. A run that was killed goes on behind its last part; since a record's scores do not depend on its neighbours, the table
+//! comes out the same.
+
+use std::path::Path;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::Watch;
+use super::plan::{Item, Plan, rendered};
+use crate::engine::{self, Work};
+use crate::error::{Context, Error, Result};
+use crate::kernels::TokenStatistics;
+use crate::maps::fidelity::Fidelity;
+use crate::scores::{
+    PARTS_FOLDER, PartWriter, ScoredExample, SkippedExample, TOKENS_FILE, finished_parts, read_rows, write_atomically,
+};
+use crate::tokens::Sequence;
+
+/// What a kill can cost: half a minute of work at a few hundred tokens per second.
+const PART_TOKENS: usize = 16_384;
+const PART_RECORDS: usize = 4_096;
+
+/// Tokens of the sample on which the top-K entropies are compared with the full one, and the largest K.
+const FIDELITY_TOKENS: usize = 2_000;
+pub const FIDELITY_K: usize = 64;
+
+/// Says whose parts these are.
+const IDENTITY_FILE: &str = "identity.json";
+pub const FIDELITY_FILE: &str = "fidelity.json";
+
+/// Where the time went, in seconds; the reader and the writer work beside the engine.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Stages {
+    /// From the first record to the last part.
+    pub wall: f64,
+    pub read_and_tokenise: f64,
+    pub decoder: f64,
+    pub head: f64,
+    pub write: f64,
+    /// The engine had nothing to do.
+    pub engine_waited: f64,
+    /// Input tokens scored by this process: fewer than the run's if it went on with an earlier one's parts.
+    pub input_tokens: u64,
+    /// Tokens that went through the decoder.
+    pub computed_tokens: u64,
+}
+
+/// Consecutive records on their way through the threads.
+struct Part {
+    items: Vec<Item>,
+    /// Of the items with something to score, in order.
+    sequences: Vec<Sequence>,
+    scores: Vec<Vec<TokenStatistics>>,
+}
+
+/// Scores what is not scored yet. `None` if the run was finished before.
+pub fn score(plan: &Plan, watch: &dyn Watch) -> Result<Option<Stages>> {
+    if is_finished(plan)? {
+        return Ok(None);
+    }
+    claim(plan)?;
+    let (mut done_records, mut done_tokens) = (0, 0);
+    for part in finished_parts(&plan.out)? {
+        for row in read_rows(&part.rows)? {
+            done_records += 1;
+            done_tokens += if row.skipped.is_none() { u64::from(row.tokens) } else { 0 };
+        }
+    }
+    let provenance = vec![
+        ("diagnose.version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
+        ("diagnose.identity".to_owned(), plan.identity.clone()),
+        ("diagnose.model".to_owned(), plan.model.info.name.clone()),
+        ("diagnose.model_sha256".to_owned(), plan.model.info.sha256.clone()),
+    ];
+    let tokenizer = plan.model.tokenizer.clone();
+    let writer = PartWriter::create(&plan.out, Box::new(move |id| tokenizer.text(id)), provenance)?;
+
+    let began = Instant::now();
+    // One part waits on either side of the engine while it works on a third: that bounds the memory.
+    let (to_engine, from_reader) = sync_channel::<Part>(1);
+    let (to_writer, from_engine) = sync_channel::<Part>(1);
+    let mut stages = std::thread::scope(|scope| {
+        let reader = scope.spawn(|| read(plan, done_records, to_engine));
+        let writer = scope.spawn(|| write(writer, from_engine));
+        let engine = run_engine(plan, from_reader, to_writer, done_tokens, watch);
+        // A thread that fails closes its channel, which stops the others: its own error is the one to report.
+        let read_seconds = join(reader)?;
+        let write_seconds = join(writer)?;
+        engine.map(|stages| Stages { read_and_tokenise: read_seconds, write: write_seconds, ..stages })
+    })?;
+    stages.wall = began.elapsed().as_secs_f64();
+    Ok(Some(stages))
+}
+
+fn join<T>(thread: std::thread::ScopedJoinHandle<Result<T>>) -> Result<T> {
+    // A panic is a bug of ours: it goes on as one.
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// Were these very scores finished before? A folder of other scores is refused rather than overwritten.
+fn is_finished(plan: &Plan) -> Result<bool> {
+    let tokens = plan.out.join(TOKENS_FILE);
+    if !tokens.exists() {
+        return Ok(false);
+    }
+    let found = crate::scores::read_provenance(&tokens)?;
+    match found.iter().find(|(name, _)| name == "diagnose.identity") {
+        // Parts beside a finished table are what a killed run had not put away yet: the finishing pass does.
+        Some((_, identity)) if *identity == plan.identity => Ok(!plan.out.join(PARTS_FOLDER).exists()),
+        _ => Err(other_run(&plan.out)),
+    }
+}
+
+fn other_run(out: &Path) -> Error {
+    Error::new("the folder holds another run: other data, model, or options, or another version of the program")
+        .at(out)
+        .cure("Name another folder with --out, or remove this one.")
+}
+
+/// Creates the run folder, or checks that the parts in it are of the same command.
+fn claim(plan: &Plan) -> Result<()> {
+    let parts = plan.out.join(PARTS_FOLDER);
+    std::fs::create_dir_all(&parts).context_at(&parts, "cannot create the run folder")?;
+    let path = parts.join(IDENTITY_FILE);
+    match std::fs::read_to_string(&path) {
+        Ok(text) => {
+            let found: serde_json::Value = serde_json::from_str(&text).context_at(&path, "this is not JSON")?;
+            if found["identity"] != plan.identity.as_str() {
+                return Err(other_run(&plan.out));
+            }
+            Ok(())
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => write_json(&path, &json!({ "identity": plan.identity })),
+        Err(error) => Err(Error::new("cannot read the file").at(&path).caused_by(error)),
+    }
+}
+
+pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    write_atomically(path, |file| {
+        serde_json::to_writer_pretty(&mut *file, value).context("cannot write JSON")?;
+        std::io::Write::write_all(file, b"\n").context("cannot write JSON")
+    })
+}
+
+/// Reads, renders and tokenises ahead of the engine. Gives the seconds spent on it.
+fn read(plan: &Plan, done_records: u64, to_engine: SyncSender<Part>) -> Result<f64> {
+    let mut seconds = 0.0;
+    let mut began = Instant::now();
+    let (mut items, mut tokens) = (Vec::new(), 0);
+    // False once the engine has stopped listening: it failed, and says why itself.
+    let mut send = |items: &mut Vec<Item>, began: &mut Instant| {
+        let items = std::mem::take(items);
+        let sequences = items.iter().filter_map(scorable).cloned().collect();
+        seconds += began.elapsed().as_secs_f64();
+        let sent = to_engine.send(Part { items, sequences, scores: Vec::new() }).is_ok();
+        *began = Instant::now();
+        sent
+    };
+    for chunk in rendered(&plan.dataset, &plan.renderer, done_records, plan.limit) {
+        for item in chunk? {
+            tokens += scorable(&item).map_or(0, |sequence| sequence.ids.len());
+            items.push(item);
+            if tokens >= PART_TOKENS || items.len() >= PART_RECORDS {
+                tokens = 0;
+                if !send(&mut items, &mut began) {
+                    return Ok(0.0);
+                }
+            }
+        }
+    }
+    if !items.is_empty() {
+        send(&mut items, &mut began);
+    }
+    Ok(seconds)
+}
+
+/// The sequence of an item, if anything in it is supervised.
+fn scorable(item: &Item) -> Option<&Sequence> {
+    item.rendered.as_ref().ok().map(|rendered| &rendered.sequence).filter(|sequence| sequence.supervised.contains(&true))
+}
+
+fn run_engine(
+    plan: &Plan,
+    from_reader: Receiver<Part>,
+    to_writer: SyncSender<Part>,
+    done_tokens: u64,
+    watch: &dyn Watch,
+) -> Result<Stages> {
+    let (mut stages, mut work) = (Stages::default(), Work::default());
+    let mut needs_sample = !plan.out.join(FIDELITY_FILE).exists();
+    loop {
+        let began = Instant::now();
+        let Ok(mut part) = from_reader.recv() else { break };
+        stages.engine_waited += began.elapsed().as_secs_f64();
+        if std::mem::take(&mut needs_sample) {
+            sample_fidelity(plan, &part.sequences)?;
+        }
+        let before = done_tokens + stages.input_tokens;
+        part.scores = engine::score(&plan.model, &part.sequences, &mut work, &mut |tokens| {
+            watch.scoring(before + tokens, plan.totals.tokens);
+        })?;
+        stages.input_tokens += part.sequences.iter().map(|sequence| sequence.ids.len() as u64).sum::<u64>();
+        if to_writer.send(part).is_err() {
+            break;
+        }
+    }
+    Ok(Stages { decoder: work.decoder_seconds, head: work.head_seconds, computed_tokens: work.computed_tokens, ..stages })
+}
+
+/// How well the top-K entropy stands for the full one on the run's first tokens, for K = 1 to [`FIDELITY_K`].
+fn sample_fidelity(plan: &Plan, sequences: &[Sequence]) -> Result<()> {
+    let mut fidelity = Fidelity::default();
+    for (by_k, entropy) in engine::topk_curves(&plan.model, sequences, FIDELITY_K, FIDELITY_TOKENS)? {
+        fidelity.add(&by_k, entropy);
+    }
+    write_json(&plan.out.join(FIDELITY_FILE), &fidelity)
+}
+
+/// Writes part after part behind the engine. Gives the seconds spent on it.
+fn write(mut writer: PartWriter, from_engine: Receiver<Part>) -> Result<f64> {
+    let mut seconds = 0.0;
+    for part in from_engine {
+        let began = Instant::now();
+        let mut scored = part.sequences.iter().zip(&part.scores);
+        for item in &part.items {
+            let Item { row, place, example, .. } = item;
+            let row = *row;
+            let id = example.as_ref().and_then(|example| example.id.as_deref());
+            let source = example.as_ref().map_or("", |example| example.source.as_str());
+            match (&item.rendered, scorable(item)) {
+                (Ok(rendered), Some(_)) => {
+                    let Some((sequence, statistics)) = scored.next() else {
+                        return Err(Error::new("the engine returned fewer sequences than it was given"));
+                    };
+                    let truncated = rendered.audit.truncated.is_some();
+                    writer.push(&ScoredExample { sequence, statistics, id, source, place, truncated })?;
+                }
+                (Ok(rendered), None) => {
+                    let tokens = rendered.sequence.ids.len() as u32;
+                    writer.push_skipped(&SkippedExample { row, id, source, place, tokens, reason: "nothing is supervised" });
+                }
+                (Err(error), _) => {
+                    writer.push_skipped(&SkippedExample { row, id, source, place, tokens: 0, reason: &error.reason() });
+                }
+            }
+        }
+        writer.finish_part()?;
+        seconds += began.elapsed().as_secs_f64();
+    }
+    Ok(seconds)
+}

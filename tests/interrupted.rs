@@ -1,0 +1,86 @@
+//! What a run leaves when it is killed: whole files only, and the same table after the same command.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::tiny_model;
+use crate::workdir::Workdir;
+
+const ROWS: usize = 2_000;
+
+fn data() -> String {
+    let row = |i: usize| {
+        let answer = "the quick brown fox jumps over the lazy dog ".repeat(1 + i % 3);
+        format!(r#"{{"messages":[{{"role":"user","content":"Question {i}?"}},{{"role":"assistant","content":"{i} {answer}"}}]}}"#)
+    };
+    (0..ROWS).map(row).collect::<Vec<_>>().join("\n")
+}
+
+/// Every file under its final name can be read to its end.
+fn check_whole(run: &Path) {
+    let Ok(entries) = std::fs::read_dir(run) else { return };
+    for entry in entries {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        if path.is_dir() {
+            check_whole(&path);
+        } else if name.starts_with('.') {
+            continue;
+        } else if name.ends_with(".json") {
+            let text = std::fs::read_to_string(&path).unwrap();
+            serde_json::from_str::<serde_json::Value>(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        } else if name.ends_with(".parquet") {
+            let bytes = std::fs::read(&path).unwrap();
+            assert!(bytes.starts_with(b"PAR1") && bytes.ends_with(b"PAR1"), "{} is cut short", path.display());
+        } else if name.ends_with(".png") {
+            let bytes = std::fs::read(&path).unwrap();
+            assert!(bytes.windows(4).any(|window| window == b"IEND"), "{} is cut short", path.display());
+        }
+    }
+}
+
+#[test]
+fn killed_at_ten_moments_and_run_again_gives_the_same_table() {
+    let workdir = Workdir::new();
+    tiny_model::write(&workdir.path(""));
+    workdir.write("rows.jsonl", data());
+    let arguments = |out: &'static str| ["rows.jsonl", "--model", "tiny.gguf", "--out", out];
+
+    let began = Instant::now();
+    workdir.run(&arguments("undisturbed")).ok();
+    let whole = began.elapsed();
+
+    for moment in 0..10u32 {
+        let mut child = workdir.command(&arguments("killed")).stderr(std::process::Stdio::null()).spawn().unwrap();
+        // Spread over the run and beyond the start, which the later ones mostly see.
+        std::thread::sleep(whole * (moment + 1) / 11 + Duration::from_millis(u64::from(moment * 7 % 5)));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        check_whole(&workdir.path("killed"));
+    }
+    workdir.run(&arguments("killed")).ok();
+    for name in ["tokens.parquet", "rows.parquet"] {
+        let read = |run: &str| std::fs::read(workdir.path(run).join(name)).unwrap();
+        assert!(read("undisturbed") == read("killed"), "{name} differs after the kills");
+    }
+    let parts = workdir.path("killed").join("parts");
+    assert!(!parts.exists(), "the parts are still there");
+}
+
+#[test]
+fn a_finished_run_is_not_scored_again_and_another_command_is_refused_its_folder() {
+    let workdir = Workdir::new();
+    tiny_model::write(&workdir.path(""));
+    workdir.write("rows.jsonl", data().lines().take(5).collect::<Vec<_>>().join("\n"));
+    let arguments = ["rows.jsonl", "--model", "tiny.gguf", "--out", "run"];
+    workdir.run(&arguments).ok();
+    let table = workdir.path("run").join("tokens.parquet");
+    let before = std::fs::read(&table).unwrap();
+    workdir.run(&arguments).ok();
+    assert!(before == std::fs::read(&table).unwrap());
+
+    let other = workdir.run(&[&arguments[..], &["--max-len", "20"]].concat());
+    assert_eq!(other.code, Some(1));
+    assert!(other.stderr.contains("holds another run"), "{}", other.stderr);
+    assert!(before == std::fs::read(&table).unwrap(), "the refused command changed the table");
+}

@@ -1,0 +1,149 @@
+//! The scores of the default model against Hugging Face Transformers on the same rows, and fused against reference kernels.
+
+use std::path::Path;
+
+use diagnose::scores::{Column, TokenChunk, read_chunks};
+
+use crate::workdir::{Workdir, default_model, shared};
+
+/// What must hold between two runs on the same tokens.
+struct Bounds {
+    max_logprob: f32,
+    mean_logprob: f64,
+    equal_ranks: f64,
+}
+
+#[test]
+fn transformers_gives_the_same_numbers() {
+    let (Some(_), Some(rows), Some(expected)) =
+        (default_model(), shared("reference/smollm2_alpaca200.jsonl"), shared("reference/smollm2_alpaca200_f32.parquet"))
+    else {
+        return;
+    };
+    let workdir = Workdir::new();
+    workdir.run(&[rows.to_str().unwrap(), "--out", "run", "--max-len", "512"]).ok();
+    let ours = table(&workdir.path("run").join("tokens.parquet"));
+    let theirs = reference(&expected);
+    // The reference also supervises the newline behind <|im_end|>: one token a row.
+    let common: Vec<_> = theirs.iter().filter_map(|t| Some((t, find(&ours, t.row, t.pos)?))).collect();
+    assert_eq!(common.len(), ours.row.len(), "a token of ours is not in the reference");
+    assert!(theirs.len() - common.len() <= 200);
+    for (theirs, i) in &common {
+        assert_eq!(theirs.token_id, ours.token_id[*i], "row {} position {}", theirs.row, theirs.pos);
+    }
+    let n = common.len() as f64;
+    // f32 on both sides, sums in another order. The bars.
+    let bounds = Bounds { max_logprob: 2e-3, mean_logprob: 2e-5, equal_ranks: 0.999 };
+    for (name, theirs, ours) in [
+        ("logprob", column(&common, |t| t.logprob), column_of(&common, &ours.logprob)),
+        ("entropy", column(&common, |t| t.entropy), column_of(&common, &ours.entropy)),
+        ("entropy_topk", column(&common, |t| t.entropy_topk), column_of(&common, &ours.entropy_topk)),
+    ] {
+        let differences = theirs.iter().zip(&ours).map(|(a, b)| (a - b).abs());
+        let max = differences.clone().fold(0.0, f32::max);
+        let mean = differences.map(f64::from).sum::<f64>() / n;
+        println!("{name}: max {max:.2e}, mean {mean:.2e} on {n} tokens");
+        assert!(max <= bounds.max_logprob && mean <= bounds.mean_logprob, "{name}: max {max:.2e}, mean {mean:.2e}");
+    }
+    let equal = common.iter().filter(|(theirs, i)| theirs.rank == ours.rank[*i]).count() as f64 / n;
+    println!("rank equal on {:.4} %", 100.0 * equal);
+    assert!(equal >= bounds.equal_ranks, "{equal}");
+}
+
+fn table(path: &Path) -> TokenChunk {
+    let columns =
+        [Column::Row, Column::Pos, Column::TokenId, Column::Logprob, Column::Entropy, Column::EntropyTopk, Column::Rank];
+    let mut table = TokenChunk::default();
+    for chunk in read_chunks(&[path.to_owned()], &columns) {
+        let chunk = chunk.unwrap();
+        table.row.extend(chunk.row);
+        table.pos.extend(chunk.pos);
+        table.token_id.extend(chunk.token_id);
+        table.logprob.extend(chunk.logprob);
+        table.entropy.extend(chunk.entropy);
+        table.entropy_topk.extend(chunk.entropy_topk);
+        table.rank.extend(chunk.rank);
+    }
+    table
+}
+
+fn find(table: &TokenChunk, row: u32, pos: u32) -> Option<usize> {
+    let first = table.row.partition_point(|&r| r < row);
+    let last = table.row.partition_point(|&r| r <= row);
+    (first..last).find(|&i| table.pos[i] == pos)
+}
+
+/// A token of the reference file.
+struct Reference {
+    row: u32,
+    pos: u32,
+    token_id: u32,
+    logprob: f32,
+    entropy: f32,
+    entropy_topk: f32,
+    rank: u32,
+}
+
+fn reference(path: &Path) -> Vec<Reference> {
+    use polars::prelude::{DataType, ParquetReader, SerReader};
+    let frame = ParquetReader::new(std::fs::File::open(path).unwrap()).finish().unwrap();
+    let whole = |name: &str| -> Vec<u32> {
+        let column = frame.column(name).unwrap().cast(&DataType::UInt32).unwrap();
+        column.u32().unwrap().into_no_null_iter().collect()
+    };
+    let float = |name: &str| -> Vec<f32> {
+        let column = frame.column(name).unwrap().cast(&DataType::Float32).unwrap();
+        column.f32().unwrap().into_no_null_iter().collect()
+    };
+    let (rows, positions, ids, ranks) = (whole("row"), whole("position"), whole("token_id"), whole("rank"));
+    let (logprobs, entropies, topk) = (float("logprob"), float("entropy"), float("entropy_top20"));
+    (0..rows.len())
+        .map(|i| Reference {
+            row: rows[i],
+            pos: positions[i],
+            token_id: ids[i],
+            logprob: logprobs[i],
+            entropy: entropies[i],
+            entropy_topk: topk[i],
+            rank: ranks[i],
+        })
+        .collect()
+}
+
+fn column(common: &[(&Reference, usize)], value: fn(&Reference) -> f32) -> Vec<f32> {
+    common.iter().map(|(theirs, _)| value(theirs)).collect()
+}
+
+fn column_of(common: &[(&Reference, usize)], ours: &[f32]) -> Vec<f32> {
+    common.iter().map(|(_, i)| ours[*i]).collect()
+}
+
+#[test]
+fn fused_and_reference_kernels_give_the_same_numbers() {
+    if default_model().is_none() {
+        return;
+    }
+    let workdir = Workdir::new();
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/demo.jsonl");
+    let run = |out: &str, kernels: &str, dtype: &str| {
+        let demo = demo.to_str().unwrap();
+        workdir.run(&[demo, "--out", out, "--limit", "12", "--kernels", kernels, "--dtype", dtype]).ok();
+        table(&workdir.path(out).join("tokens.parquet"))
+    };
+    let reference = run("reference", "reference", "f32");
+    // (dtype, bounds): f32 differs by the order of sums; bf16 by the rounding of both factors of every product.
+    for (dtype, bounds) in [
+        ("f32", Bounds { max_logprob: 2e-3, mean_logprob: 2e-5, equal_ranks: 0.999 }),
+        ("bf16", Bounds { max_logprob: 0.5, mean_logprob: 2e-2, equal_ranks: 0.9 }),
+    ] {
+        let fused = run(&format!("fused-{dtype}"), "fused", dtype);
+        assert_eq!((&reference.row, &reference.token_id), (&fused.row, &fused.token_id));
+        let n = fused.row.len();
+        let differences = (0..n).map(|i| (reference.logprob[i] - fused.logprob[i]).abs());
+        let max = differences.clone().fold(0.0, f32::max);
+        let mean = differences.map(f64::from).sum::<f64>() / n as f64;
+        let equal = (0..n).filter(|&i| reference.rank[i] == fused.rank[i]).count() as f64 / n as f64;
+        println!("{dtype}: max {max:.2e}, mean {mean:.2e}, ranks equal {:.2} % of {n}", 100.0 * equal);
+        assert!(max <= bounds.max_logprob && mean <= bounds.mean_logprob && equal >= bounds.equal_ranks);
+    }
+}

@@ -1,0 +1,104 @@
+//! A random Llama of a few thousand weights with a byte vocabulary: whole runs in milliseconds, without a download.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::quantized::gguf_file::{self, Value};
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{Device, Tensor};
+
+const WIDTH: usize = 24;
+const INNER: usize = 40;
+const HEADS: usize = 3;
+const KV_HEADS: usize = 1;
+const LAYERS: usize = 2;
+
+/// ChatML without a default system prompt.
+pub const TEMPLATE: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+
+/// Writes `tiny.gguf` into `folder`. Always the same weights.
+pub fn write(folder: &Path) -> PathBuf {
+    let path = folder.join("tiny.gguf");
+    let tokens = vocabulary();
+    let metadata = metadata(&tokens);
+    let metadata: Vec<(&str, &Value)> = metadata.iter().map(|(key, value)| (*key, value)).collect();
+    let tensors = tensors(tokens.len());
+    let tensors: Vec<(&str, &QTensor)> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    let mut file = std::fs::File::create(&path).unwrap();
+    gguf_file::write(&mut file, &metadata, &tensors).unwrap();
+    path
+}
+
+/// GPT-2's letters for the 256 bytes, then the special tokens.
+fn vocabulary() -> Vec<String> {
+    let printable = |byte: &u32| (33..=126).contains(byte) || (161..=172).contains(byte) || (174..=255).contains(byte);
+    let mut next = 256;
+    let letter = |byte: u32| {
+        let code = if printable(&byte) {
+            byte
+        } else {
+            next += 1;
+            next - 1
+        };
+        char::from_u32(code).unwrap().to_string()
+    };
+    let mut tokens: Vec<String> = (0..256).map(letter).collect();
+    tokens.extend(["<|endoftext|>", "<|im_start|>", "<|im_end|>"].map(str::to_owned));
+    tokens
+}
+
+fn metadata(tokens: &[String]) -> Vec<(&'static str, Value)> {
+    let text = |text: &str| Value::String(text.to_owned());
+    let types = (0..tokens.len()).map(|id| Value::I32(if id < 256 { 1 } else { 3 })).collect();
+    vec![
+        ("general.architecture", text("llama")),
+        ("llama.context_length", Value::U32(4096)),
+        ("llama.embedding_length", Value::U32(WIDTH as u32)),
+        ("llama.feed_forward_length", Value::U32(INNER as u32)),
+        ("llama.block_count", Value::U32(LAYERS as u32)),
+        ("llama.attention.head_count", Value::U32(HEADS as u32)),
+        ("llama.attention.head_count_kv", Value::U32(KV_HEADS as u32)),
+        ("llama.attention.layer_norm_rms_epsilon", Value::F32(1e-5)),
+        ("llama.rope.freq_base", Value::F32(10_000.0)),
+        ("tokenizer.ggml.model", text("gpt2")),
+        ("tokenizer.ggml.pre", text("smollm")),
+        ("tokenizer.ggml.tokens", Value::Array(tokens.iter().map(|token| text(token)).collect())),
+        ("tokenizer.ggml.token_type", Value::Array(types)),
+        ("tokenizer.ggml.merges", Value::Array(vec![text("a b"), text("Ġ t")])),
+        ("tokenizer.ggml.bos_token_id", Value::U32(257)),
+        ("tokenizer.ggml.eos_token_id", Value::U32(258)),
+        ("tokenizer.chat_template", text(TEMPLATE)),
+    ]
+}
+
+fn tensors(vocabulary: usize) -> Vec<(String, QTensor)> {
+    let head = WIDTH / HEADS;
+    let mut shapes =
+        vec![("token_embd.weight".to_owned(), vec![vocabulary, WIDTH]), ("output_norm.weight".to_owned(), vec![WIDTH])];
+    for layer in 0..LAYERS {
+        let mut add = |name: &str, shape: &[usize]| shapes.push((format!("blk.{layer}.{name}.weight"), shape.to_vec()));
+        add("attn_norm", &[WIDTH]);
+        add("attn_q", &[HEADS * head, WIDTH]);
+        add("attn_k", &[KV_HEADS * head, WIDTH]);
+        add("attn_v", &[KV_HEADS * head, WIDTH]);
+        add("attn_output", &[WIDTH, HEADS * head]);
+        add("ffn_norm", &[WIDTH]);
+        add("ffn_gate", &[INNER, WIDTH]);
+        add("ffn_up", &[INNER, WIDTH]);
+        add("ffn_down", &[WIDTH, INNER]);
+    }
+    let mut state = 0x2545_F491_4F6C_DD1Du64;
+    let mut random = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1u32 << 24) as f32 - 0.5
+    };
+    let mut tensor = |(name, shape): (String, Vec<usize>)| {
+        let n = shape.iter().product();
+        let around = if shape.len() == 1 { 1.0 } else { 0.0 };
+        let values: Vec<f32> = (0..n).map(|_| around + random()).collect();
+        let tensor = Tensor::from_vec(values, shape, &Device::Cpu).unwrap();
+        (name, QTensor::quantize(&tensor, GgmlDType::F32).unwrap())
+    };
+    shapes.into_iter().map(&mut tensor).collect()
+}
