@@ -31,6 +31,8 @@ fn damaged_files_never_panic_and_always_end() {
             _ => {}
         }
         let path = folder.path().join(name);
+        // A new file each time: some file systems wait for the disk when an old one is overwritten.
+        let _ = fs::remove_file(&path);
         fs::write(&path, &bytes).unwrap();
         let rules = if random.below(8) == 0 { vec!["prompt={text:a|{text}}\\n".to_owned()] } else { Vec::new() };
         let options = ReadOptions {
