@@ -93,8 +93,12 @@ pub fn detect(path: &Path, store: &Store, options: &ReadOptions) -> Result<Conta
     if options.format == Some(Format::Text) {
         return Ok(Container::Text);
     }
-    if delimited::header(text).is_some_and(|names| Format::of_keys(&|key| names.iter().any(|name| name == key)).is_some()) {
-        return Ok(Container::Csv);
+    if let Some(names) = delimited::header(text) {
+        let is_known = Format::of_keys(&|key| names.iter().any(|name| name == key)).is_some();
+        let is_wanted = !options.mapping.is_empty() || options.format.is_some();
+        if is_known || (is_wanted && names.len() > 1) {
+            return Ok(Container::Csv);
+        }
     }
     Err(Error::new("expected JSON Lines, a JSON array, CSV or Parquet, found something else")
         .cure("For plain text use --format text; CSV needs the extension .csv or a header with known columns."))

@@ -4,7 +4,7 @@ use std::io::{self, BufRead, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use csv::{ByteRecord, ReaderBuilder};
+use csv::{ByteRecord, ReaderBuilder, Terminator};
 use serde_json::{Map, Value};
 
 use super::container::Raw;
@@ -15,26 +15,53 @@ use crate::error::{Error, Result};
 pub fn records(mut reader: Reader) -> Result<impl Iterator<Item = Result<Raw>> + Send> {
     let delimiter = delimiter(reader.fill_buf().map_err(broken)?);
     let budget = Arc::new(AtomicU64::new(MAX_RECORD_BYTES as u64));
-    let limited = Limited { reader, budget: budget.clone() };
-    let mut reader = ReaderBuilder::new().delimiter(delimiter).flexible(true).has_headers(false).from_reader(limited);
+    let limited = Limited { reader, budget: budget.clone() }.chain(END_MARK);
+    let mut reader = ReaderBuilder::new()
+        .delimiter(delimiter)
+        .terminator(Terminator::Any(b'\n'))
+        .flexible(true)
+        .has_headers(false)
+        .from_reader(limited);
     let mut record = ByteRecord::new();
     reader.read_byte_record(&mut record).map_err(csv_broken)?;
-    let names = record.iter().map(|name| utf8(name).map(|name| name.trim().to_owned())).collect::<Result<Vec<_>>>();
+    let names = cells(&record).map(|name| utf8(name).map(|name| name.trim().to_owned())).collect::<Result<Vec<_>>>();
     let names = names.map_err(|error| Error::new(format!("expected a header with column names, {}", error.message())))?;
     if let Some(name) = names.iter().enumerate().find_map(|(idx, name)| names[..idx].contains(name).then_some(name)) {
         return Err(Error::new(format!("expected different column names, found `{name}` twice")));
     }
     Ok(std::iter::from_fn(move || {
-        budget.store(MAX_RECORD_BYTES as u64, Ordering::Relaxed);
-        match reader.read_byte_record(&mut record) {
-            Ok(false) => None,
-            Ok(true) => {
-                let line = record.position().map_or(0, |position| position.line());
-                Some(Ok(Raw { line, value: row(&names, &record) }))
+        loop {
+            budget.store(MAX_RECORD_BYTES as u64, Ordering::Relaxed);
+            match reader.read_byte_record(&mut record) {
+                Ok(false) => return None,
+                Ok(true) if record.as_slice() == b"\r" => continue,
+                Ok(true) if record.as_slice() == b"\0" => return None,
+                Ok(true) => {
+                    // The record's own position would be that of the blank lines before it.
+                    let n_line_ends = record.as_slice().iter().filter(|&&byte| byte == b'\n').count() as u64;
+                    let is_open = record.as_slice().ends_with(END_MARK);
+                    let line = reader.position().line().saturating_sub(n_line_ends + u64::from(!is_open));
+                    let value = if is_open { Err(open_quote()) } else { row(&names, &record) };
+                    return Some(Ok(Raw { line, value }));
+                }
+                Err(error) => return Some(Err(csv_broken(error))),
             }
-            Err(error) => Some(Err(csv_broken(error))),
         }
     }))
+}
+
+/// Put after the file. A record of its own, it is the end; inside another record, that record has a quote that was never
+/// closed, which the CSV rules would take for a cell that reaches to the end of the file.
+const END_MARK: &[u8] = b"\n\0";
+
+fn open_quote() -> Error {
+    Error::new("expected a closing quote, found the end of the file").cure("A quote inside a cell is written twice.")
+}
+
+/// The cells without the carriage return of a Windows line end.
+fn cells(record: &ByteRecord) -> impl Iterator<Item = &[u8]> {
+    let last = record.len().saturating_sub(1);
+    record.iter().enumerate().map(move |(idx, cell)| if idx == last { cell.strip_suffix(b"\r").unwrap_or(cell) } else { cell })
 }
 
 /// Column names of the first line, if it looks like CSV with more than one column.
@@ -54,7 +81,7 @@ fn row(names: &[String], record: &ByteRecord) -> Result<Value> {
         Ok(text) => Ok((name.clone(), Value::String(text.to_owned()))),
         Err(error) => Err(Error::new(format!("column `{name}`: {}", error.message()))),
     };
-    Ok(Value::Object(names.iter().zip(record).map(cell).collect::<Result<Map<_, _>>>()?))
+    Ok(Value::Object(names.iter().zip(cells(record)).map(cell).collect::<Result<Map<_, _>>>()?))
 }
 
 /// The separator that the first line holds most of.
@@ -107,6 +134,8 @@ mod tests {
     fn quotes_line_ends_and_delimiters() {
         assert_eq!(read("a,b\n1,\"x,\n\"\"y\"\"\"\n\n2,z\n"), r#"2: {"a":"1","b":"x,\n\"y\""}; 5: {"a":"2","b":"z"}"#);
         assert_eq!(read("a\tb,c\td\n1\t2\t3\r\n"), r#"2: {"a":"1","b,c":"2","d":"3"}"#);
+        assert_eq!(read("a,b\r\n\r\n1,\"x\r\n\"\r\n2,y"), r#"3: {"a":"1","b":"x\r\n"}; 5: {"a":"2","b":"y"}"#);
+        assert_eq!(read("a,b\n1,\"2\n3\n"), "2: expected a closing quote, found the end of the file");
         assert_eq!(read("a;b\n1;2"), r#"2: {"a":"1","b":"2"}"#);
         assert_eq!(read("a,b\n1\n1,2"), r#"2: expected 2 cells as in the header, found 1; 3: {"a":"1","b":"2"}"#);
     }

@@ -141,10 +141,9 @@ fn of_row(row: &Object) -> Option<Format> {
             _ => {}
         }
     }
-    Format::of_keys(&|key| {
-        row.get(key).is_some_and(|value| !value.is_null())
-            || (key == "parent_message_id" || key == "parent_id") && row.contains_key(key)
-    })
+    // The root of a tree names no parent, but it has the column.
+    let may_be_null = |key: &str| matches!(key, "parent_id" | "parent_message_id");
+    Format::of_keys(&|key| row.get(key).is_some_and(|value| !value.is_null() || may_be_null(key)))
 }
 
 impl fmt::Display for Format {

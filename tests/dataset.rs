@@ -1,0 +1,523 @@
+//! What belongs here: reading whole files through `Dataset`, good ones of every format and container, and bad ones with the
+//! message that they must give. What a single reader does inside is tested beside its code.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use diagnose::Error;
+use diagnose::dataset::{Compression, Container, Dataset, Example, FieldMap, Format, ReadOptions, Record, Role};
+use serde_json::{Value, json};
+
+#[test]
+fn every_shared_file_loads_whole_and_in_its_own_format() {
+    let mut n_missing = 0;
+    for (file, format, n_examples, n_turns) in [
+        ("sft/agentic/glaive_toolcall_en_demo.json", Format::ShareGpt, 225, 1454),
+        ("sft/agentic/glaive_toolcall_zh_demo.json", Format::ShareGpt, 225, 1380),
+        ("sft/agentic/reason_tool_use_demo.jsonl", Format::Messages, 36, 200),
+        ("sft/agentic/tau_airline_gpt4o.jsonl", Format::Messages, 60, 1290),
+        ("sft/agentic/toolbench_examples.jsonl", Format::Messages, 10, 94),
+        ("sft/general/alpaca_en_demo.json", Format::Alpaca, 720, 1440),
+        ("sft/general/alpaca_zh_demo.json", Format::Alpaca, 720, 1440),
+        ("sft/general/dummy_conversation.json", Format::ShareGpt, 500, 2000),
+        ("sft/general/gpteacher_roleplay.json", Format::Alpaca, 700, 1400),
+        ("sft/general/identity.json", Format::Alpaca, 91, 182),
+        ("sft/general/oasst_seed_dialogues.json", Format::Oasst, 158, 764),
+        ("sft/general/seed_tasks.jsonl", Format::SelfInstruct, 175, 350),
+        ("sft/general/v1_sft_demo.jsonl", Format::Messages, 430, 860),
+        ("sft/general/wikisql_text.jsonl", Format::Text, 1000, 1000),
+        ("sft/math/gsm8k_train.jsonl", Format::QuestionAnswer, 5000, 10_000),
+        ("sft/medical/medmcqa_messages.jsonl", Format::Messages, 1400, 2800),
+        ("sft/medical/medquad_prompt_completion.jsonl", Format::PromptCompletion, 1200, 2400),
+        ("sft/medical/pubmedqa_alpaca.json", Format::Alpaca, 350, 700),
+        ("text/c4_demo.jsonl", Format::Text, 220, 220),
+        ("text/wiki_demo.txt", Format::Text, 30, 30),
+    ] {
+        let Some(path) = shared(file) else {
+            n_missing += 1;
+            continue;
+        };
+        let dataset = open(&path, &ReadOptions::default()).unwrap();
+        let examples: Vec<Example> = dataset.records().map(|record| record.unwrap().example.unwrap()).collect();
+        let turns = examples.iter().map(|example| example.turns.len()).sum::<usize>();
+        let data_file = &dataset.files()[0];
+        println!("{file}: {:?}, {}, {} examples, {turns} turns", data_file.container, data_file.format, examples.len());
+        assert_eq!(data_file.format, format, "{file}");
+        assert_eq!((examples.len(), turns), (n_examples, n_turns), "{file}");
+    }
+    if let (0, Some(folder)) = (n_missing, shared("sft")) {
+        let n_files: usize =
+            fs::read_dir(folder).unwrap().map(|entry| fs::read_dir(entry.unwrap().path()).unwrap().count()).sum();
+        assert_eq!(n_files, 19, "a file under sft is not in the table above (the raw MedMCQA rows have a test of their own)");
+    }
+}
+
+#[test]
+fn raw_medmcqa_rows_become_the_published_messages() {
+    let raw = shared("sft/medical/medmcqa_explained.jsonl");
+    let messages = shared("sft/medical/medmcqa_messages.jsonl");
+    let (Some(raw), Some(messages)) = (raw, messages) else { return };
+    let error = open(&raw, &ReadOptions::default()).unwrap_err().to_string();
+    assert!(error.contains("`opa`") && error.contains("--map") && error.contains("--format"), "{error}");
+
+    let rules = [
+        r"prompt={question}\nA. {opa}\nB. {opb}\nC. {opc}\nD. {opd}".to_owned(),
+        r"completion={exp}\n\nAnswer: {cop:A. {opa}|B. {opb}|C. {opc}|D. {opd}}".to_owned(),
+    ];
+    let options = ReadOptions { mapping: FieldMap::parse(&rules).unwrap(), ..ReadOptions::default() };
+    let mapped = open(&raw, &options).unwrap();
+    assert_eq!(mapped.files()[0].format, Format::PromptCompletion);
+    let expected = open(&messages, &ReadOptions::default()).unwrap();
+    let mut n_rows = 0;
+    for (mapped, expected) in mapped.records().zip(expected.records()) {
+        let (mapped, expected) = (mapped.unwrap().example.unwrap(), expected.unwrap().example.unwrap());
+        assert_eq!((mapped.id, mapped.turns), (expected.id, expected.turns));
+        n_rows += 1;
+    }
+    assert_eq!(n_rows, 1400);
+}
+
+#[test]
+fn tool_calls_of_all_styles_become_one() {
+    let call = |id: Option<&str>| {
+        let mut call = json!({"type": "function"});
+        if let Some(id) = id {
+            call["id"] = json!(id);
+        }
+        call["function"] = json!({"name": "add", "arguments": {"b": 1, "a": "x"}});
+        Some(json!([call]))
+    };
+    let text = r#"{"b": 1, "a": "x"}"#;
+    let flat = json!({"name": "add", "arguments": {"b": 1, "a": "x"}});
+    let check = |turn: Value, id: Option<&str>| {
+        let example = example(json!({"messages": [{"role": "user", "content": "?"}, turn]}));
+        assert_eq!(example.turns[1].tool_calls, call(id), "{turn}");
+        // Chat templates print arguments in the order of the row.
+        assert!(example.turns[1].tool_calls.as_ref().unwrap().to_string().contains(r#"{"b":1,"a":"x"}"#));
+    };
+    check(
+        json!({"role": "assistant", "content": null, "tool_calls": [{"id": "7", "type": "function", "function": flat}]}),
+        Some("7"),
+    );
+    check(json!({"role": "assistant", "tool_calls": [{"function": {"name": "add", "arguments": text}}]}), None);
+    check(json!({"role": "assistant", "content": "", "tool_calls": [flat]}), None);
+    check(json!({"role": "assistant", "content": null, "function_call": {"name": "add", "arguments": text}}), None);
+    check(json!({"role": "assistant", "content": [{"type": "tool_call", "value": flat.to_string()}]}), None);
+    check(json!({"role": "tool_call", "content": flat.to_string()}), None);
+
+    let example = example(json!({
+        "conversations": [
+            {"from": "human", "value": "1 + x?"},
+            {"from": "function_call", "value": flat.to_string()},
+            {"from": "observation", "value": "{\"sum\": 2}"},
+            {"from": "gpt", "value": "2"},
+        ],
+        "tools": "[{\"name\": \"add\", \"parameters\": {}}]",
+        "system": "Be brief.",
+    }));
+    assert_eq!(script(&example), ["System: Be brief.", "User: 1 + x?", "Assistant: ", "Tool: {\"sum\": 2}", "Assistant: 2"]);
+    assert_eq!(example.turns[2].tool_calls, call(None));
+    assert_eq!(example.tools, Some(json!([{"type": "function", "function": {"name": "add", "parameters": {}}}])));
+}
+
+#[test]
+fn tool_results_and_empty_tool_lists() {
+    let example = example(json!({
+        "messages": [
+            {"role": "user", "content": "?"},
+            {"role": "assistant", "content": null, "function_call": {"name": "f", "arguments": ""}},
+            {"role": "function", "name": "f", "content": {"ok": true}},
+            {"role": "tool", "tool_call_id": "c1", "content": [1, 2]},
+        ],
+        "functions": [],
+    }));
+    assert_eq!(script(&example)[2..], ["Tool: {\"ok\":true}", "Tool: [1,2]"]);
+    assert_eq!(example.turns[1].tool_calls.as_ref().unwrap()[0]["function"]["arguments"], json!({}));
+    assert_eq!((example.turns[2].name.as_deref(), example.turns[3].tool_call_id.as_deref()), (Some("f"), Some("c1")));
+    assert_eq!(example.tools, None);
+}
+
+#[test]
+fn typed_parts_reasoning_and_weights() {
+    let example = example(json!({"messages": [
+        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "value": "b"}, "c"], "loss_weight": 0.0},
+        {"role": "assistant", "content": [{"type": "reasoning", "value": "hm"}, {"type": "text", "text": "d"}], "weight": 0.5},
+        {"role": "assistant", "content": "e", "reasoning_content": "so", "train": false},
+        {"role": "assistant", "content": "f", "train": true},
+    ]}));
+    assert_eq!(script(&example), ["User: abc", "Assistant: d", "Assistant: e", "Assistant: f"]);
+    assert_eq!(example.turns.iter().map(|turn| turn.weight).collect::<Vec<_>>(), [0.0, 0.5, 0.0, 1.0]);
+    assert_eq!((example.turns[1].reasoning.as_deref(), example.turns[2].reasoning.as_deref()), (Some("hm"), Some("so")));
+}
+
+#[test]
+fn columns_become_turns() {
+    let check = |row: Value, expected: &[&str]| assert_eq!(script(&example(row.clone())), expected, "{row}");
+    check(json!({"instruction": "a", "input": "", "output": "c"}), &["User: a", "Assistant: c"]);
+    check(json!({"instruction": "a", "input": "b", "response": "c"}), &["User: a\nb", "Assistant: c"]);
+    check(
+        json!({"instruction": "a", "input": null, "output": "c", "system": "s", "history": [["x", "y"]]}),
+        &["System: s", "User: x", "Assistant: y", "User: a", "Assistant: c"],
+    );
+    check(json!({"prompt": "a", "completion": "b"}), &["User: a", "Assistant: b"]);
+    check(json!({"system_prompt": "s", "question": "a", "response": "b"}), &["System: s", "User: a", "Assistant: b"]);
+    let (user, assistant) = (json!({"role": "user", "content": "a"}), json!({"role": "assistant", "content": "b"}));
+    check(json!({"prompt": [user], "completion": [assistant]}), &["User: a", "Assistant: b"]);
+    check(json!({"prompt": "a", "chosen": [user, assistant], "rejected": []}), &["User: a", "Assistant: b"]);
+    check(json!({"prompt": "a", "chosen": "b", "rejected": "c"}), &["User: a", "Assistant: b"]);
+    check(json!({"text": "all"}), &["Text: all"]);
+    check(json!({"messages": [user]}), &["User: a"]);
+}
+
+#[test]
+fn oasst_messages_are_linked_in_any_order() {
+    let row = |id: &str, parent: Value, role: &str| {
+        json!({"message_id": id, "parent_id": parent, "role": role, "text": id}).to_string()
+    };
+    let rows = [
+        row("b", json!("a"), "assistant"),
+        row("a", json!(null), "prompter"),
+        row("c", json!("a"), "assistant"),
+        row("d", json!("c"), "prompter"),
+        row("e", json!("lost"), "assistant"),
+        row("f", json!("g"), "assistant"),
+        row("g", json!("f"), "prompter"),
+        row("a", json!(null), "prompter"),
+    ];
+    let (_, records) = read_bytes("trees.jsonl", rows.join("\n").as_bytes(), &ReadOptions::default()).unwrap();
+    let show = |record: &Record| match &record.example {
+        Ok(example) => format!("{}: {}", record.place.line, script(example).join(" > ")),
+        Err(error) => format!("{}: {}", record.place.line, error.message()),
+    };
+    let expected = [
+        "1: User: a > Assistant: b",
+        "4: User: a > Assistant: c > User: d",
+        "5: expected the message `lost`, the parent of `e`, found none with this id",
+        "6: expected a root above the message `f`, found a circle of parents",
+        "7: expected a root above the message `g`, found a circle of parents",
+        "8: expected a new message id, found `a` of line 2 again",
+    ];
+    assert_eq!(records.iter().map(show).collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn sources_ids_and_planted_spans() {
+    let rows = concat!(
+        r#"{"id": 7, "source": "exam", "prompt": "a", "completion": "né", "planted": [{"turn": 1, "begin": 1, "end": 3}]}"#,
+        "\n",
+        r#"{"prompt": "a", "completion": "b", "prompt": "twice"}"#,
+    );
+    let examples = examples("rows.jsonl", rows.as_bytes());
+    assert_eq!((examples[0].id.as_deref(), examples[0].source.as_str()), (Some("7"), "exam"));
+    let span = examples[0].planted[0];
+    assert_eq!(&examples[0].turns[1].content[span.begin as usize..span.end as usize], "é");
+    assert_eq!((examples[1].id.as_deref(), examples[1].source.as_str()), (None, "rows.jsonl"));
+    assert_eq!(examples[1].turns[0].content, "twice", "the last of equal keys wins, as in Python");
+}
+
+#[test]
+fn the_same_rows_from_every_container_and_packing() {
+    let lines = "{\"prompt\": \"1,\u{2028}\\\"\", \"completion\": \"b\"}\r\n\n  \n{\"prompt\": \"c\", \"completion\": \"\"}";
+    let array = "[{\"prompt\": \"1,\\u2028\\\"\", \"completion\": \"b\"},\n {\"prompt\": \"c\", \"completion\": \"\"}]";
+    let objects = "{\n\"prompt\": \"1,\u{2028}\\\"\",\n\"completion\": \"b\"}\n{\n\"prompt\": \"c\", \"completion\": \"\"}\n";
+    let csv = "prompt,completion,x\n\"1,\u{2028}\"\"\",b,\nc,,\n";
+    let expected = [["User: 1,\u{2028}\"", "Assistant: b"], ["User: c", "Assistant: "]];
+    for (name, bytes, container) in [
+        ("a.jsonl", lines.as_bytes(), Container::JsonLines),
+        ("a.json", lines.as_bytes(), Container::JsonLines),
+        ("a", lines.as_bytes(), Container::JsonLines),
+        ("a.json", array.as_bytes(), Container::JsonArray),
+        ("a.jsonl", array.as_bytes(), Container::JsonArray),
+        ("a.json", objects.as_bytes(), Container::JsonObjects),
+        ("a.csv", csv.as_bytes(), Container::Csv),
+        ("a.dat", csv.as_bytes(), Container::Csv),
+        ("a.parquet", &pairs_as_parquet(), Container::Parquet),
+    ] {
+        let with_mark = [b"\xEF\xBB\xBF", bytes].concat();
+        let half = bytes.len() / 2;
+        let members = [gzip(&bytes[..half]), gzip(&bytes[half..])].concat();
+        for (bytes, compression) in [
+            (bytes.to_vec(), Compression::None),
+            (if container == Container::Parquet { bytes.to_vec() } else { with_mark }, Compression::None),
+            (members, Compression::Gzip),
+            (zstd::encode_all(bytes, 1).unwrap(), Compression::Zstd),
+        ] {
+            let (dataset, records) = read_bytes(name, &bytes, &ReadOptions::default()).unwrap();
+            let file = &dataset.files()[0];
+            assert_eq!((file.container, file.compression), (container, compression), "{name}");
+            assert_eq!((file.format, file.bytes), (Format::PromptCompletion, bytes.len() as u64));
+            let found: Vec<_> = records.iter().map(|record| script(record.example.as_ref().unwrap())).collect();
+            assert_eq!(found, expected, "{name} {compression:?}");
+        }
+    }
+}
+
+fn pairs_as_parquet() -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut frame = polars::df!("prompt" => ["1,\u{2028}\"", "c"], "completion" => ["b", ""], "x" => [Some(1), None]).unwrap();
+    polars::prelude::ParquetWriter::new(&mut bytes).finish(&mut frame).unwrap();
+    bytes
+}
+
+#[test]
+fn plain_text_is_one_record_a_line() {
+    let (dataset, records) = read_bytes("a.txt", b"[first]\n\n second\r\n", &ReadOptions::default()).unwrap();
+    assert_eq!((dataset.files()[0].container, dataset.files()[0].format), (Container::Text, Format::Text));
+    let turn = |record: &Record| (record.place.line, record.example.as_ref().unwrap().turns[0].clone());
+    let turns: Vec<_> = records.iter().map(turn).map(|(line, turn)| (line, turn.role, turn.content)).collect();
+    assert_eq!(turns, [(1, Role::Text, "[first]".to_owned()), (3, Role::Text, " second".to_owned())]);
+}
+
+#[test]
+fn several_files_and_patterns_count_rows_on() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("b.jsonl"), "{\"text\": \"3\"}\n").unwrap();
+    fs::write(folder.path().join("a.jsonl"), "{\"text\": \"1\"}\n{\"text\": 2}\n").unwrap();
+    let pattern = format!("{}/*.jsonl", folder.path().display());
+    let dataset = Dataset::open(&[pattern], &ReadOptions::default()).unwrap();
+    let rows: Vec<_> =
+        dataset.records().map(|record| record.unwrap()).map(|r| (r.row, r.place.line, r.example.is_ok())).collect();
+    assert_eq!(rows, [(0, 1, true), (1, 2, false), (2, 1, true)]);
+    // From: printf '{"text": "3"}\n' | sha256sum
+    assert_eq!(dataset.files()[1].sha256, "697dbd16700acb61c389b3bf62d1965dd3ade195a42257bf12e1112f96016406");
+    let file = serde_json::to_value(&dataset.files()[1]).unwrap();
+    assert_eq!(
+        (&file["container"], &file["compression"], &file["format"]),
+        (&json!("json-lines"), &json!("none"), &json!("text"))
+    );
+}
+
+#[test]
+fn a_row_of_ten_megabytes_is_a_row() {
+    let rows = format!("{{\"text\": \"{}\"}}\n{{\"text\": \"b\"}}", "a".repeat(10 << 20));
+    let lengths: Vec<_> = examples("a.jsonl", rows.as_bytes()).iter().map(|example| example.turns[0].content.len()).collect();
+    assert_eq!(lengths, [10 << 20, 1]);
+}
+
+/// A bad row has its reason and its place, and the good row after it is read all the same.
+#[test]
+fn bad_chat_rows_say_where_and_why() {
+    let good = r#"{"messages": [{"role": "assistant", "content": "good"}]}"#;
+    let check = |row: &str, expected: &str| check_bad_row("a.jsonl", format!("{good}\n{row}\n{good}").as_bytes(), expected);
+    check(r#"{"messages": [{"role": "us"#, "expected valid JSON, found EOF while parsing a string (line 2, column 26)");
+    check(r#"{"messages": }"#, "expected valid JSON, found expected value (line 2, column 14)");
+    check("{\"messages\": \"\0\"}", "found a NUL byte at byte 14");
+    check(r#"{"messages": "\ud800"}"#, "expected valid JSON");
+    check(r#"{"messages": NaN}"#, "expected valid JSON");
+    check(&format!("{}1{}", "[".repeat(9999), "]".repeat(9999)), "recursion limit exceeded");
+    check("[1, 2]", "expected an object with named fields, found a list");
+    check("\"text\"", "expected an object with named fields, found a string");
+    check("{}", "missing field `messages`, found no keys");
+    check(r#"{"prompt": "a", "completion": "b"}"#, "missing field `messages`, found `prompt`, `completion`");
+    check(r#"{"messages": null}"#, "`messages`: expected a value, found null");
+    check(r#"{"messages": 7}"#, "`messages`: expected a list, found a number");
+    check(r#"{"messages": "hello"}"#, "`messages`: expected a list, found a string that is not the JSON of one");
+    check(r#"{"messages": []}"#, "`messages`: expected at least one turn, found an empty list");
+
+    let check_turn =
+        |turn: &str, expected: &str| check(&format!(r#"{{"messages": [{{"role": "user", "content": "a"}}, {turn}]}}"#), expected);
+    check_turn("3", "`messages[1]`: expected an object, found a number");
+    check_turn(r#"{"content": "b"}"#, "missing field `messages[1].role`, found `content`");
+    check_turn(r#"{"role": "narrator", "content": "b"}"#, "`messages[1].role`: expected a role (system, user");
+    check_turn(r#"{"role": 1, "content": "b"}"#, "`messages[1].role`: expected a string, found a number");
+    check_turn(r#"{"role": "assistant"}"#, "`messages[1].content`: expected text, found `role`");
+    check_turn(r#"{"role": "assistant", "content": null}"#, "found null without tool calls");
+    check_turn(r#"{"role": "assistant", "content": 4.5}"#, "expected a string or a list of parts, found a number");
+    check_turn(r#"{"role": "user", "content": {"a": 1}}"#, "expected a string or a list of parts, found an object");
+    check_turn(
+        r#"{"role": "user", "content": [{"type": "image_url"}]}"#,
+        "`messages[1].content[0].type`: expected text, reasoning or tool_call, found `image_url`",
+    );
+    check_turn(r#"{"role": "user", "content": [{"type": "text"}]}"#, "missing field `messages[1].content[0].text`");
+    check_turn(r#"{"role": "user", "content": "", "tool_calls": [{"name": "f", "arguments": {}}]}"#, "in assistant turns only");
+    check_turn(r#"{"role": "function_call", "content": "f(1)"}"#, "expected a tool call as JSON, found text that is not JSON");
+    check_turn(
+        r#"{"role": "assistant", "content": "", "weight": -1}"#,
+        "`messages[1].weight`: expected a finite number from 0, found -1",
+    );
+    check_turn(
+        r#"{"role": "assistant", "content": "", "train": "yes"}"#,
+        "expected a number from 0 or a boolean, found a string",
+    );
+    check_turn(
+        r#"{"role": "tool", "content": "b", "tool_call_id": 4}"#,
+        "`messages[1].tool_call_id`: expected a string, found a number",
+    );
+
+    let check_call = |call: &str, expected: &str| {
+        check_turn(&format!(r#"{{"role": "assistant", "content": "", "tool_calls": {call}}}"#), expected)
+    };
+    check_call("\"f()\"", "`messages[1].tool_calls`: expected a list");
+    check_call("[{}]", "missing field `messages[1].tool_calls[0].name`");
+    check_call(r#"[{"name": "f"}]"#, "missing field `messages[1].tool_calls[0].arguments`");
+    check_call(r#"[{"name": "f", "arguments": "{x"}]"#, "expected an object, found a string that is not JSON");
+    check_call(r#"[{"name": "f", "arguments": [1]}]"#, "expected an object, found a list");
+
+    let check_field = |field: &str, expected: &str| {
+        check(&format!(r#"{{"messages": [{{"role": "user", "content": "né"}}], {field}}}"#), expected)
+    };
+    check_field(r#""tools": "add""#, "`tools`: expected a list, found a string");
+    check_field(r#""tools": [1]"#, "`tools[0]`: expected an object, found a number");
+    check_field(r#""planted": 3"#, "`planted`: expected a list, found a number");
+    check_field(r#""planted": [{"turn": 0, "begin": 0}]"#, "missing field `planted[0].end`");
+    check_field(
+        r#""planted": [{"turn": 1, "begin": 0, "end": 1}]"#,
+        "`planted[0].turn`: expected less than 1, the number of turns, found 1",
+    );
+    check_field(
+        r#""planted": [{"turn": 0, "begin": 0, "end": 9}]"#,
+        "expected begin < end <= 3, the bytes of turn 0, found 0..9",
+    );
+    check_field(r#""planted": [{"turn": 0, "begin": 1, "end": 2}]"#, "expected bytes that begin and end characters, found 1..2");
+    check_field(
+        r#""planted": [{"turn": 0, "begin": -1, "end": 2}]"#,
+        "`planted[0].begin`: expected a whole number from 0, found -1",
+    );
+}
+
+#[test]
+fn bad_rows_of_other_formats_and_containers() {
+    let good = r#"{"instruction": "a", "output": "b"}"#;
+    let check = |row: &str, expected| check_bad_row("a.jsonl", format!("{good}\n{row}\n{good}").as_bytes(), expected);
+    check(r#"{"instruction": "a"}"#, "missing field `output`, found `instruction`");
+    check(r#"{"instruction": "a", "output": 42}"#, "`output`: expected a string, found a number");
+    check(r#"{"instruction": null, "output": "b"}"#, "`instruction`: expected a value, found null");
+    check(r#"{"instruction": "a", "input": [], "output": "b"}"#, "`input`: expected a string, found a list");
+    check(r#"{"instruction": "a", "output": "b", "history": [["x"]]}"#, "`history[0]`: expected two strings, found 1 values");
+    let tasks = r#"{"instruction": "a", "instances": [{"output": "b"}]}"#;
+    let check = |row: &str, expected| check_bad_row("a.jsonl", format!("{tasks}\n{row}\n{tasks}").as_bytes(), expected);
+    check(r#"{"instruction": "a", "instances": []}"#, "`instances`: expected at least one instance, found an empty list");
+    check(r#"{"instruction": "a", "instances": [{"input": "b"}]}"#, "missing field `instances[0].output`, found `input`");
+    let invalid = [good.as_bytes(), b"\n{\"instruction\": \"\xFF\"}\n", good.as_bytes()].concat();
+    check_bad_row("a.jsonl", &invalid, "expected UTF-8, found an invalid byte at byte 17");
+    check_bad_row("a.json", format!("[{good},\n{{\"instruction\": }},\n{good}]").as_bytes(), "expected valid JSON");
+    check_bad_row("a.csv", b"text,x\na,1\nb\nc,1\n", "expected 2 cells as in the header, found 1");
+    check_bad_row("a.csv", b"text,x\na,1\n\xFF,1\nc,1\n", "column `text`: expected UTF-8");
+    check_bad_row("a.txt", b"a\n\0\nb", "found a NUL byte");
+}
+
+/// The second of three rows is bad; under `strict` it ends the reading.
+fn check_bad_row(name: &str, bytes: &[u8], expected: &str) {
+    let (_, records) = read_bytes(name, bytes, &ReadOptions::default()).unwrap();
+    let is_good: Vec<_> = records.iter().map(|record| record.example.is_ok()).collect();
+    assert_eq!(is_good, [true, false, true], "{expected}");
+    let error = records[1].example.as_ref().unwrap_err();
+    assert!(error.message().contains(expected), "expected: {expected}\nfound: {error}");
+    let place = format!("{name}:{}: ", records[1].place.line);
+    assert!(error.to_string().contains(&place), "expected the place {place} in: {error}");
+    let strict = ReadOptions { strict: true, ..ReadOptions::default() };
+    let error = read_bytes(name, bytes, &strict).unwrap_err();
+    assert!(error.to_string().contains(&place) && error.message().contains(expected), "strict: {error}");
+}
+
+/// Files that cannot be read at all, or not to their end.
+#[test]
+fn bad_files_are_errors_that_name_the_file() {
+    let rows: String = (0..50).map(|i| format!("{{\"text\": \"{}\"}}\n", i * 7919 % 10_007)).collect();
+    let (packed, zstd) = (gzip(rows.as_bytes()), zstd::encode_all(rows.as_bytes(), 1).unwrap());
+    let empty = "expected at least one record, found an empty file";
+    let cases: [(&str, &[u8], &str); 17] = [
+        ("a.jsonl", b"", empty),
+        ("a.jsonl", b"\n  \n\r\n", empty),
+        ("a.jsonl", b"\xEF\xBB\xBF", empty),
+        ("a.json", b"[]", empty),
+        ("a.csv", b"prompt,completion\n", empty),
+        ("a.jsonl", b"{\"a\": 1, \"b\": 2}", "cannot tell the format from the columns `a`, `b`"),
+        ("a.jsonl", b"{\"text\": \"a", "expected valid JSON, found EOF"),
+        ("a.jsonl", b"\xFF\xFE{\0", "expected UTF-8, found UTF-16"),
+        ("a.csv", b"text,text\na,b\n", "expected different column names, found `text` twice"),
+        ("a.parquet", b"{\"text\": \"a\"}", "expected a Parquet file, which begins with `PAR1`"),
+        ("a.parquet", b"PAR1 and then nothing", "cannot read the Parquet file: it is damaged"),
+        ("a.bin", b"\x7FELF\0\0", "expected JSON Lines, a JSON array, CSV or Parquet, found something else"),
+        ("a.jsonl.gz", &packed[..packed.len() / 2], "cannot read on: the file is damaged or cut short"),
+        ("a.jsonl.zst", &zstd[..zstd.len() / 2], "cannot read on: the file is damaged or cut short"),
+        ("a.jsonl.gz", b"\x1F\x8B\x08 not really", "cannot read on: the file is damaged"),
+        ("a.jsonl.bz2", b"BZh91AY&SY", "expected plain, gzip or zstd data, found bzip2"),
+        ("a.zip", b"PK\x03\x04rest", "found a zip archive"),
+    ];
+    for (name, bytes, expected) in cases {
+        let error = read_bytes(name, bytes, &ReadOptions::default()).unwrap_err();
+        assert!(error.message().contains(expected), "{name}, expected: {expected}\nfound: {error}");
+        assert!(error.to_string().contains(name), "{error}");
+        assert_eq!(error.exit_code(), 1);
+    }
+    let forced = ReadOptions { format: Some(Format::Alpaca), ..ReadOptions::default() };
+    let error = read_bytes("a.txt", b"text", &forced).unwrap_err();
+    assert!(error.message().contains("expected records of the format `alpaca`, found plain text"), "{error}");
+}
+
+#[test]
+fn bad_inputs_are_told_apart() {
+    let check = |inputs: &[&str], expected: &str, exit_code| {
+        let inputs: Vec<String> = inputs.iter().map(|input| (*input).to_owned()).collect();
+        let error = Dataset::open(&inputs, &ReadOptions::default()).unwrap_err();
+        assert!(error.to_string().contains(expected), "{error}");
+        assert_eq!(error.exit_code(), exit_code, "{error}");
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path().to_str().unwrap();
+    check(&[], "expected at least one data file", 2);
+    check(&["-", "-"], "`-` names the standard input twice", 2);
+    check(&["no/such/file.jsonl"], "no/such/file.jsonl: expected a data file, cannot open it", 1);
+    check(&[folder], "expected a data file, found a folder", 1);
+    check(&[&format!("{folder}/*.jsonl")], "expected files that match", 1);
+    check(&["a**b"], "is not a valid pattern", 2);
+}
+
+#[test]
+fn the_rows_before_the_damage_are_read() {
+    let rows: String = (0..20_000).map(|i| format!("{{\"text\": \"{}\"}}\n", i * 7919 % 10_007)).collect();
+    let packed = gzip(rows.as_bytes());
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.jsonl.gz");
+    fs::write(&path, &packed[..packed.len() - 100]).unwrap();
+    let records: Vec<_> = open(&path, &ReadOptions::default()).unwrap().records().collect();
+    assert!(records.len() > 10_000 && records[..records.len() - 1].iter().all(Result::is_ok));
+    let error = records.last().unwrap().as_ref().unwrap_err().to_string();
+    assert!(error.contains("a.jsonl.gz: cannot read on"), "{error}");
+}
+
+fn shared(file: &str) -> Option<PathBuf> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data").join(file);
+    if !path.exists() {
+        println!("skipped: {} is not there", path.display());
+        return None;
+    }
+    Some(path)
+}
+
+fn open(path: &Path, options: &ReadOptions) -> Result<Dataset, Error> {
+    Dataset::open(&[path.to_str().unwrap().to_owned()], options)
+}
+
+/// Writes `bytes` under `name` in a folder of its own and reads them back.
+fn read_bytes(name: &str, bytes: &[u8], options: &ReadOptions) -> Result<(Dataset, Vec<Record>), Error> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(name);
+    fs::write(&path, bytes).unwrap();
+    let dataset = open(&path, options)?;
+    let records = dataset.records().collect::<Result<_, _>>()?;
+    Ok((dataset, records))
+}
+
+/// The examples of a file that has no bad rows.
+fn examples(name: &str, bytes: &[u8]) -> Vec<Example> {
+    let (_, records) = read_bytes(name, bytes, &ReadOptions::default()).unwrap();
+    records.into_iter().map(|record| record.example.unwrap()).collect()
+}
+
+fn example(row: Value) -> Example {
+    examples("row.jsonl", row.to_string().as_bytes()).remove(0)
+}
+
+/// `role: content` for each turn.
+fn script(example: &Example) -> Vec<String> {
+    example.turns.iter().map(|turn| format!("{:?}: {}", turn.role, turn.content)).collect()
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
