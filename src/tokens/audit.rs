@@ -22,6 +22,8 @@ pub struct RowAudit {
     pub special_in_content: bool,
     /// An answer follows another text than the generation prompt.
     pub unlike_prompt: bool,
+    /// The row has tools, tool calls or reasoning that the template does not render.
+    pub dropped_fields: bool,
     /// The original length, in tokens, of a sequence that was cut.
     pub truncated: Option<usize>,
     /// The cut took supervised tokens away.
@@ -101,6 +103,13 @@ const CHECKS: &[Check] = &[
         finding: "have an answer that does not follow the template's generation prompt",
         meaning: "The model sees another text before the answer when it is used than when it is trained.",
         cure: "Compare the template's rendering of an answer with its add_generation_prompt part.",
+    },
+    Check {
+        name: "dropped_fields",
+        holds: |row| row.dropped_fields,
+        finding: "have tools, tool calls or reasoning that the template does not render",
+        meaning: "The model sees and learns nothing of them; the rest of the answer may make no sense alone.",
+        cure: "Use a model whose template knows them, or write them into the content.",
     },
     Check {
         name: "truncated",

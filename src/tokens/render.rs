@@ -118,7 +118,7 @@ impl Renderer {
         if let Some(first) = rendered.sequence.supervised.first_mut() {
             *first = false;
         }
-        rendered.audit = self.audit(&rendered.sequence, &tokens, &layout, &supervised, is_text);
+        rendered.audit = self.audit(example, &rendered.sequence, &tokens, &layout, &supervised);
         truncate(&mut rendered, self.options.max_len);
         Ok(rendered)
     }
@@ -228,7 +228,8 @@ impl Renderer {
         Ok(tokens)
     }
 
-    fn audit(&self, sequence: &Sequence, tokens: &[Token], layout: &Layout, supervised: &[bool], is_text: bool) -> RowAudit {
+    fn audit(&self, example: &Example, sequence: &Sequence, tokens: &[Token], layout: &Layout, supervised: &[bool]) -> RowAudit {
+        let is_text = example.turns.iter().any(|turn| turn.role == Role::Text);
         let chosen = || layout.answers.iter().zip(supervised).filter(|(_, supervised)| **supervised).map(|(answer, _)| answer);
         let mut answers_by_turn: Vec<&Answer> = chosen().collect();
         // Of several blocks of one turn, the last one must end it.
@@ -245,6 +246,7 @@ impl Renderer {
             empty_think_supervised: !is_text && chosen().any(|answer| has_empty_think(&layout.text[answer.range.clone()])),
             special_in_content: tokens.iter().any(|token| self.tokenizer.is_special(token.id) && in_content(token)),
             unlike_prompt: layout.unlike_prompt,
+            dropped_fields: drops_fields(example, &layout.text),
             truncated: None,
             answer_cut: false,
         }
@@ -317,6 +319,20 @@ fn spans(tokens: &[Token], layout: &Layout) -> Vec<Span> {
 
 fn has_empty_think(answer: &str) -> bool {
     answer.split("<think>").skip(1).any(|after| after.trim_start().starts_with("</think>"))
+}
+
+/// Does the text lack the row's tools, a tool call, or all of its reasoning? Reasoning of earlier turns is left out by intent.
+fn drops_fields(example: &Example, text: &str) -> bool {
+    let name_of = |call: &serde_json::Value| {
+        let function = call.get("function").unwrap_or(call);
+        function.get("name").and_then(serde_json::Value::as_str).map(str::to_owned)
+    };
+    let calls = example.turns.iter().filter_map(|turn| turn.tool_calls.as_ref()).chain(&example.tools);
+    let mut names = calls.filter_map(|calls| calls.as_array()).flatten().filter_map(name_of);
+    let mut reasoning =
+        example.turns.iter().filter_map(|turn| turn.reasoning.as_deref()).map(str::trim).filter(|r| !r.is_empty()).peekable();
+    names.any(|name| !text.contains(&name))
+        || (reasoning.peek().is_some() && !reasoning.any(|reasoning| text.contains(reasoning)))
 }
 
 fn truncate(rendered: &mut Rendered, max_len: usize) {

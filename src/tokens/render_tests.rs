@@ -35,7 +35,6 @@ fn supervised(tokenizer: &Tokenizer, sequence: &Sequence) -> Vec<String> {
 
 /// The text of a turn that its spans cover, in order; panics where they overlap.
 fn covered(sequence: &Sequence, turns: &[Turn], turn: usize) -> String {
-    let mut text = String::new();
     let mut cursor = 0;
     let mut bytes = Vec::new();
     for span in sequence.spans.iter().filter(|span| usize::from(span.turn) == turn && span.begin < span.end) {
@@ -43,11 +42,10 @@ fn covered(sequence: &Sequence, turns: &[Turn], turn: usize) -> String {
         bytes.extend(&turns[turn].content.as_bytes()[span.begin as usize..span.end as usize]);
         cursor = span.end;
     }
-    text.push_str(std::str::from_utf8(&bytes).unwrap());
-    text
+    String::from_utf8(bytes).unwrap()
 }
 
-/// Renders `turns` with `source` and compares the supervised text; every content must be covered as `contents` says.
+/// Renders `turns` with `source` and compares the supervised text; the spans must cover every content.
 fn check(source: &str, turns: Vec<Turn>, expected: &[&str]) -> Rendered {
     let renderer = renderer(source, options());
     let example = example(turns);
@@ -122,6 +120,17 @@ fn tool_calls_are_supervised_and_count_as_template() {
     let bytes: Vec<u8> = rendered.sequence.ids.iter().flat_map(|&id| renderer.tokenizer().bytes(id)).copied().collect();
     let expected = "<|im_start|>system\nTools:\n{\"type\": \"function\", \"function\": {\"name\": \"look\", \"parameters\": {\"type\": \"object\"}}}<|im_end|>\n";
     assert!(String::from_utf8(bytes).unwrap().starts_with(expected));
+}
+
+#[test]
+fn what_the_template_does_not_render_is_reported() {
+    let dropped = RowAudit { dropped_fields: true, ..RowAudit::default() };
+    let thinking = Turn { reasoning: Some("hell".into()), ..assistant("the") };
+    assert_eq!(check(CHATML, vec![user("s"), thinking.clone()], &["the<|im_end|>"]).audit, dropped);
+    clean(&check(QWEN3, vec![user("s"), thinking], &["<think>\nhell\n</think>\n\nthe<|im_end|>"]));
+    let call = json!([{"type": "function", "function": {"name": "look", "arguments": {}}}]);
+    let calling = Turn { tool_calls: Some(call), ..assistant("") };
+    assert_eq!(check(CHATML, vec![user("s"), calling], &["<|im_end|>"]).audit, dropped);
 }
 
 #[test]

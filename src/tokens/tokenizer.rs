@@ -199,20 +199,25 @@ impl Tokenizer {
         self.special.iter().enumerate().filter(|(_, special)| **special).map(|(id, _)| self.text(id as u32))
     }
 
-    /// Gives each token its own bytes, in order and without overlap.
+    /// Gives each token its own bytes, in order and without overlap or gap.
     ///
     /// The library's offsets say where a token's characters stand; inside them, a token whose bytes continue the text at the
-    /// cursor has exactly these. A token that a normaliser has changed takes what the library says, from the cursor on.
+    /// cursor has exactly these. A token that a normaliser has changed takes what the library says, and what lies before the
+    /// next token, such as an accent that has been merged into its letter.
     fn tile(&self, text: &str, ids: &[u32], offsets: &[(usize, usize)]) -> Vec<Token> {
         let mut cursor = 0;
         let mut tokens = Vec::with_capacity(ids.len());
-        for (&id, &(low, high)) in ids.iter().zip(offsets) {
+        for (idx, (&id, &(low, high))) in ids.iter().zip(offsets).enumerate() {
             let bytes = self.bytes(id);
             let own = cursor + bytes.len();
+            let next = offsets.get(idx + 1).map_or(text.len(), |next| next.0);
             let continues = low <= cursor && own <= high && text.as_bytes()[cursor..].starts_with(bytes);
-            let end = if continues { own } else { high.clamp(cursor, text.len()) };
+            let end = if continues { own } else { high.max(next).clamp(cursor, text.len()) };
             tokens.push(Token { id, begin: cursor, end });
             cursor = end;
+        }
+        if let Some(last) = tokens.last_mut() {
+            last.end = text.len();
         }
         tokens
     }
