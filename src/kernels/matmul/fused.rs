@@ -80,11 +80,6 @@ impl<'a> Rows<'a> {
         self.stride
     }
 
-    pub fn row(&self, row: usize) -> &[u32] {
-        assert!(row < self.n_rows);
-        &self.words[row * self.stride..][..self.stride]
-    }
-
     /// The first of `n` rows, `stride` words apart.
     pub fn rows(&self, first: usize, n: usize) -> *const u32 {
         assert!(first + n <= self.n_rows);
