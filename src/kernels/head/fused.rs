@@ -31,7 +31,7 @@ pub(super) fn head_statistics(
     options: &HeadOptions,
 ) -> Vec<TokenStatistics> {
     let n_rows = targets.len();
-    let rows = Rows::new(hidden_nd, n_rows, head_vd);
+    let rows = Rows::new(level, hidden_nd, n_rows, head_vd);
     let logits = Logits { rows: &rows, head_vd, softcap: options.softcap };
     let tokens: Vec<(u32, f32)> = targets
         .par_chunks(MAX_ROWS)
