@@ -61,6 +61,8 @@ pub(crate) trait Lanes: Copy {
     fn max(self, other: Self) -> Self;
     /// Where `self < bound` (never for NaN) the lane of `then`, elsewhere that of `otherwise`.
     fn if_less(self, bound: Self, then: Self, otherwise: Self) -> Self;
+    /// One bit per lane, the lowest for the first: is `self < bound`? Never for NaN.
+    fn less_bits(self, bound: Self) -> u32;
     /// Where `self` is NaN the lane of `then`, elsewhere that of `otherwise`.
     fn if_nan(self, then: Self, otherwise: Self) -> Self;
     /// Lanes `first..end` of `self`, the others from `fill`; `first <= end <= N`.
@@ -194,6 +196,10 @@ impl Lanes for F32x16 {
         Self(unsafe { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(self.0, bound.0), otherwise.0, then.0) })
     }
     #[inline(always)]
+    fn less_bits(self, bound: Self) -> u32 {
+        u32::from(unsafe { _mm512_cmp_ps_mask::<_CMP_LT_OQ>(self.0, bound.0) })
+    }
+    #[inline(always)]
     fn if_nan(self, then: Self, otherwise: Self) -> Self {
         Self(unsafe { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_UNORD_Q>(self.0, self.0), otherwise.0, then.0) })
     }
@@ -308,6 +314,10 @@ impl Lanes for F32x8 {
     #[inline(always)]
     fn if_less(self, bound: Self, then: Self, otherwise: Self) -> Self {
         Self(unsafe { _mm256_blendv_ps(otherwise.0, then.0, _mm256_cmp_ps::<_CMP_LT_OQ>(self.0, bound.0)) })
+    }
+    #[inline(always)]
+    fn less_bits(self, bound: Self) -> u32 {
+        (unsafe { _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(self.0, bound.0)) }) as u32
     }
     #[inline(always)]
     fn if_nan(self, then: Self, otherwise: Self) -> Self {
@@ -428,6 +438,10 @@ impl Lanes for F32x4 {
     #[inline(always)]
     fn if_less(self, bound: Self, then: Self, otherwise: Self) -> Self {
         Self(std::array::from_fn(|i| if self.0[i] < bound.0[i] { then.0[i] } else { otherwise.0[i] }))
+    }
+    #[inline(always)]
+    fn less_bits(self, bound: Self) -> u32 {
+        (0..4).fold(0, |bits, i| bits | u32::from(self.0[i] < bound.0[i]) << i)
     }
     #[inline(always)]
     fn if_nan(self, then: Self, otherwise: Self) -> Self {

@@ -5,14 +5,17 @@
 //! stores `logits_nv`: a tile of it is computed, folded into running sums while it is in the cache, and forgotten, as in
 //! Cut Cross-Entropy (arXiv 2411.09009), here with more statistics and no gradient.
 
+mod fused;
 mod reference;
+mod running;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 pub use reference::statistics_of_logits;
 
 use super::TokenStatistics;
-use super::matmul::Matrix;
+use super::level::Level;
+use super::matmul::{Matrix, with_elements};
 use crate::error::{Error, Result};
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -37,17 +40,23 @@ pub fn head_statistics(
     options: &HeadOptions,
 ) -> Result<Vec<TokenStatistics>> {
     check(hidden_nd, head_vd, targets, options)?;
-    reference::head_statistics(hidden_nd, head_vd, targets, options)
+    match head_vd.panels() {
+        None => reference::head_statistics(hidden_nd, head_vd, targets, options),
+        Some(panels) => {
+            with_elements(hidden_nd, |hidden_nd| fused::head_statistics(Level::current(), hidden_nd, panels, targets, options))
+        }
+    }
 }
 
 /// Entropy, in nats, of the softmax over the `K` largest logits, for `K = 1 ..= k_max`, of each token: `[N][k_max]`.
 /// Where `K` exceeds the vocabulary the whole vocabulary counts. For small samples: it goes through whole rows of logits.
 pub fn topk_entropies(hidden_nd: &Tensor, head_vd: &Matrix, k_max: usize, options: &HeadOptions) -> Result<Vec<Vec<f32>>> {
+    check_hidden(hidden_nd, head_vd)?;
     reference::topk_entropies(hidden_nd, head_vd, k_max, options)
 }
 
 fn check(hidden_nd: &Tensor, head_vd: &Matrix, targets: &[u32], options: &HeadOptions) -> Result<()> {
-    let (n_rows, vocabulary) = (hidden_nd.dims2()?.0, head_vd.out_features());
+    let (n_rows, vocabulary) = (check_hidden(hidden_nd, head_vd)?, head_vd.out_features());
     if n_rows != targets.len() {
         return Err(Error::new(format!("{n_rows} hidden states came with {} targets", targets.len())));
     }
@@ -60,3 +69,18 @@ fn check(hidden_nd: &Tensor, head_vd: &Matrix, targets: &[u32], options: &HeadOp
     }
     Ok(())
 }
+
+/// Returns the number of hidden states.
+fn check_hidden(hidden_nd: &Tensor, head_vd: &Matrix) -> Result<usize> {
+    match hidden_nd.dims() {
+        [n_rows, width] if *width == head_vd.in_features() && hidden_nd.dtype() == DType::F32 => Ok(*n_rows),
+        found => Err(Error::new(format!(
+            "a head of width {width} takes hidden states [N, {width}] f32, and got {found:?} {dtype:?}",
+            width = head_vd.in_features(),
+            dtype = hidden_nd.dtype()
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests;

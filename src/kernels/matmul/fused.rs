@@ -6,7 +6,7 @@ use super::pack::{PANEL, Panels, bf16_pair};
 use super::tile::{Product, ProductKernel, dispatch, tile};
 use crate::kernels::Dtype;
 use crate::kernels::lanes::Lanes;
-use crate::kernels::level::Level;
+use crate::kernels::level::{Kernel, Level};
 
 /// Words of `k` per block: a panel's share (144 KiB) stays in the second-level cache while all rows of a task go past it.
 /// The sums of the blocks before come back from the output, to the bit, so the block size changes no result.
@@ -15,12 +15,14 @@ const DEPTH_BLOCK: usize = 768;
 const ROW_BLOCK: usize = 96;
 /// Panels per task.
 const PANEL_BLOCK: usize = 16;
+/// Rows rounded to bf16 per task.
+const ROUND_BLOCK: usize = 32;
 
 /// `x W^T`, plus `residual_tn` if there is one. `x_tk` is `[T, K]` row-major; the result is `[T, N]`.
 pub(super) fn multiply(level: Level, x_tk: &[f32], n_rows: usize, weight: &Panels, residual_tn: Option<&[f32]>) -> Vec<f32> {
     let n = weight.out_features();
     assert!(residual_tn.is_none_or(|residual| residual.len() == n_rows * n), "the residual has the output's shape");
-    let x = Rows::new(x_tk, n_rows, weight);
+    let x = Rows::new(level, x_tk, n_rows, weight);
     // Not zeroed: the tiles write every element.
     let mut y_tn: Vec<f32> = Vec::with_capacity(n_rows * n);
     let output = Output(y_tn.as_mut_ptr());
@@ -57,7 +59,7 @@ pub(crate) struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
-    pub fn new(x_tk: &'a [f32], n_rows: usize, weight: &Panels) -> Rows<'a> {
+    pub fn new(level: Level, x_tk: &'a [f32], n_rows: usize, weight: &Panels) -> Rows<'a> {
         let (k, depth) = (weight.in_features(), weight.depth());
         assert_eq!(x_tk.len(), n_rows * k);
         match weight.dtype() {
@@ -68,9 +70,10 @@ impl<'a> Rows<'a> {
             }
             Dtype::Bf16 => {
                 let mut words = vec![0; n_rows * depth];
-                words.par_chunks_mut(depth).zip(x_tk.par_chunks(k)).with_min_len(16).for_each(|(words, x)| {
-                    words.iter_mut().zip(x.chunks(2)).for_each(|(word, x)| *word = bf16_pair(x));
-                });
+                words
+                    .par_chunks_mut(ROUND_BLOCK * depth)
+                    .zip(x_tk.par_chunks(ROUND_BLOCK * k))
+                    .for_each(|(words, x_tk)| level.run(RoundToBf16 { x_tk, k, words }));
                 Rows { words: words.into(), n_rows, stride: depth }
             }
         }
@@ -80,15 +83,34 @@ impl<'a> Rows<'a> {
         self.stride
     }
 
-    pub fn row(&self, row: usize) -> &[u32] {
-        assert!(row < self.n_rows);
-        &self.words[row * self.stride..][..self.stride]
-    }
-
     /// The first of `n` rows, `stride` words apart.
     pub fn rows(&self, first: usize, n: usize) -> *const u32 {
         assert!(first + n <= self.n_rows);
         self.words[first * self.stride..].as_ptr()
+    }
+}
+
+/// Rows of `k` numbers to rows of pairs, each row filled up with a zero if `k` is odd.
+struct RoundToBf16<'a> {
+    x_tk: &'a [f32],
+    k: usize,
+    words: &'a mut [u32],
+}
+
+impl Kernel for RoundToBf16<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Lanes>(self) {
+        for (words, x) in self.words.chunks_exact_mut(self.k.div_ceil(2)).zip(self.x_tk.chunks_exact(self.k)) {
+            let (pairs, odd) = x.as_chunks::<2>();
+            for (word, &[a, b]) in words.iter_mut().zip(pairs) {
+                *word = bf16_pair(a, b);
+            }
+            for &a in odd {
+                words[pairs.len()] = bf16_pair(a, 0.0);
+            }
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use rayon::prelude::*;
 
 pub(super) use fused::Rows;
 pub(super) use pack::{PANEL, Panels};
-pub(super) use tile::{Product, ProductKernel, VECTORS, dispatch, tile};
+pub(super) use tile::{Product, ProductKernel, dispatch, tile};
 
 use super::level::Level;
 use super::{Dtype, Kernels};
@@ -176,17 +176,19 @@ fn pack(first: Tensor, rest: impl Iterator<Item = Result<Tensor>>, dtype: Dtype)
         if part.dims2()?.1 != in_features {
             return Err(Error::new(format!("weights of {:?} cannot follow others with {in_features} inputs", part.dims())));
         }
-        if !part.device().is_cpu() {
-            return Err(Error::new("the fused kernels work on the CPU only").cure("Use `--kernels reference` on this device."));
-        }
-        let part = part.to_dtype(DType::F32)?.contiguous()?;
-        let (storage, layout) = part.storage_and_layout();
-        match &*storage {
-            Storage::Cpu(storage) => panels.push(contiguous_f32(storage, layout)?),
-            _ => unreachable!("the device is the CPU"),
-        }
+        with_elements(&part.to_dtype(DType::F32)?, |part_nk| panels.push(part_nk))?;
     }
     Ok(panels)
+}
+
+/// Lends the elements of an f32 tensor on the CPU, row-major.
+pub(super) fn with_elements<R>(tensor: &Tensor, use_elements: impl FnOnce(&[f32]) -> R) -> Result<R> {
+    let tensor = tensor.contiguous()?;
+    let (storage, layout) = tensor.storage_and_layout();
+    match &*storage {
+        Storage::Cpu(storage) => Ok(use_elements(contiguous_f32(storage, layout)?)),
+        _ => Err(Error::new("the fused kernels work on the CPU only").cure("Use `--kernels reference` on this device.")),
+    }
 }
 
 /// The elements of a contiguous tensor.

@@ -10,7 +10,6 @@
 //! An odd `K` and the last panel are filled up with zeros. 48 outputs are three AVX-512 vectors, and with 8 rows of the input
 //! 24 of the 32 registers hold sums.
 
-use half::bf16;
 use rayon::prelude::*;
 
 use crate::kernels::Dtype;
@@ -63,7 +62,9 @@ impl Panels {
                 match dtype {
                     Dtype::F32 => row.iter().enumerate().for_each(|(k, w)| words[k * PANEL + column] = w.to_bits()),
                     Dtype::Bf16 => {
-                        row.chunks(2).enumerate().for_each(|(pair, w)| words[pair * PANEL + column] = bf16_pair(w));
+                        let (pairs, odd) = row.as_chunks::<2>();
+                        pairs.iter().enumerate().for_each(|(k, &[a, b])| words[k * PANEL + column] = bf16_pair(a, b));
+                        odd.iter().for_each(|&a| words[pairs.len() * PANEL + column] = bf16_pair(a, 0.0));
                     }
                 }
             }
@@ -119,10 +120,19 @@ impl Panels {
     }
 }
 
-/// One or two neighbouring inputs, rounded to the nearest bf16, the first in the low half.
-pub(super) fn bf16_pair(w: &[f32]) -> u32 {
-    let half = |i: usize| w.get(i).map_or(0, |&w| u32::from(bf16::from_f32(w).to_bits()));
-    half(0) | half(1) << 16
+/// Neighbouring numbers rounded to the nearest bf16 (to the even one of two), the first in the low half.
+#[inline(always)]
+pub(super) fn bf16_pair(first: f32, second: f32) -> u32 {
+    bf16_bits(first) >> 16 | bf16_bits(second) & 0xffff_0000
+}
+
+/// The nearest bf16 in the upper half. Without branches, so that the compiler makes vectors of it.
+#[inline(always)]
+fn bf16_bits(x: f32) -> u32 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
+    // Rounding must not carry a NaN over into infinity.
+    if x.is_nan() { bits | 0x40_0000 } else { rounded }
 }
 
 trait Words {
@@ -139,5 +149,22 @@ impl Words for [Line] {
     fn as_flattened_words(&mut self) -> &mut [u32] {
         // SAFETY: as above.
         unsafe { std::slice::from_raw_parts_mut(self.as_mut_ptr().cast(), self.len() * LINE) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounding_is_that_of_the_half_crate() {
+        let edges = [0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN_POSITIVE, 1e-45, f32::NAN, 1.003_906_2];
+        let nans = [0x7f80_0001, 0xffff_ffff, 0x7fff_8000].map(f32::from_bits);
+        let all = (0..=u32::MAX).step_by(65_521).map(f32::from_bits);
+        for x in all.chain(edges).chain(nans) {
+            let bits = |x: f32| u32::from(half::bf16::from_f32(x).to_bits());
+            assert_eq!(bf16_pair(x, 1.0), bits(x) | bits(1.0) << 16, "{x}");
+            assert_eq!(bf16_pair(1.0, x), bits(1.0) | bits(x) << 16, "{x}");
+        }
     }
 }

@@ -1,0 +1,243 @@
+//! One pass over the vocabulary, a tile of logits at a time.
+//!
+//! For a tile (8 tokens by a few hundred words) the logits are computed into a buffer in the first-level cache, and each
+//! token's [`Running`] statistics take them in. The vocabulary is cut into spans of fixed size, so that a few tokens keep all
+//! cores busy; [`Running::join`] puts the spans together in f64, always in the same order. Which tokens share a call, and how
+//! many threads work on it, changes no bit of the result.
+
+use rayon::prelude::*;
+
+use super::running::Running;
+use super::{HeadOptions, TokenStatistics};
+use crate::kernels::exp::tanh;
+use crate::kernels::lanes::Lanes;
+use crate::kernels::level::Level;
+use crate::kernels::matmul::{PANEL, Panels, Product, ProductKernel, Rows, dispatch, tile};
+
+/// Panels whose logits are joined at the end: 24,576 words.
+const SPAN_PANELS: usize = 512;
+/// A tile's share of the weight stays in the second-level cache while all rows of a task go past it.
+const TILE_BYTES: usize = 512 << 10;
+const MAX_TILE_PANELS: usize = 8;
+const MAX_ROWS: usize = 8;
+/// Rows of a task. The weight comes from memory once for all of them, so few rows would wait for it.
+const ROW_BLOCK: std::ops::RangeInclusive<usize> = 32..=256;
+
+pub(super) fn head_statistics(
+    level: Level,
+    hidden_nd: &[f32],
+    head_vd: &Panels,
+    targets: &[u32],
+    options: &HeadOptions,
+) -> Vec<TokenStatistics> {
+    let n_rows = targets.len();
+    let rows = Rows::new(level, hidden_nd, n_rows, head_vd);
+    let logits = Logits { rows: &rows, head_vd, softcap: options.softcap };
+    let tokens: Vec<(u32, f32)> = targets
+        .par_chunks(MAX_ROWS)
+        .enumerate()
+        .flat_map_iter(|(i, targets)| {
+            let kernel = TargetLogits { logits, targets, first_row: i * MAX_ROWS };
+            targets.iter().copied().zip(dispatch(level, head_vd.dtype(), kernel))
+        })
+        .collect();
+
+    let n_spans = head_vd.n_panels().div_ceil(SPAN_PANELS);
+    // Four tasks a thread, if that leaves them enough rows.
+    let row_block = (n_rows * n_spans).div_ceil(4 * rayon::current_num_threads()).next_multiple_of(MAX_ROWS);
+    let row_block = row_block.clamp(*ROW_BLOCK.start(), *ROW_BLOCK.end());
+    let n_blocks = n_rows.div_ceil(row_block);
+    let swept: Vec<Vec<Running>> = (0..n_blocks * n_spans)
+        .into_par_iter()
+        .with_max_len(1)
+        .map(|task| {
+            let (block, span) = (task % n_blocks, task / n_blocks);
+            let first_row = block * row_block;
+            let first_panel = span * SPAN_PANELS;
+            let sweep = Sweep {
+                logits,
+                tokens: &tokens[first_row..(first_row + row_block).min(n_rows)],
+                first_row,
+                first_panel,
+                end_panel: (first_panel + SPAN_PANELS).min(head_vd.n_panels()),
+                top_k: options.top_k,
+            };
+            dispatch(level, head_vd.dtype(), sweep)
+        })
+        .collect();
+
+    tokens
+        .par_iter()
+        .enumerate()
+        .map(|(row, &(target, target_logit))| {
+            let of_span = |span: usize| &swept[span * n_blocks + row / row_block][row % row_block];
+            let whole = (1..n_spans).fold(of_span(0).clone(), |whole, span| whole.join(of_span(span)));
+            whole.finish(target, target_logit, options.top_k.min(head_vd.out_features()))
+        })
+        .collect()
+}
+
+/// The matrix of logits that nobody stores.
+#[derive(Clone, Copy)]
+struct Logits<'a> {
+    rows: &'a Rows<'a>,
+    head_vd: &'a Panels,
+    softcap: Option<f32>,
+}
+
+impl Logits<'_> {
+    /// Logits of `R` rows against one panel, handed over a vector at a time: `store(row, column, logits)`.
+    ///
+    /// # Safety
+    /// The processor has `P`'s instructions.
+    #[inline(always)]
+    unsafe fn compute<P: Product, const R: usize>(
+        &self,
+        first_row: usize,
+        panel: usize,
+        mut store: impl FnMut(usize, usize, P::V),
+    ) {
+        let w = self.head_vd.panel(panel);
+        let x = self.rows.rows(first_row, R);
+        // SAFETY: `rows` and `panel` have checked that they are there; the instructions are there by contract.
+        unsafe {
+            tile::<P, R>(
+                x,
+                self.rows.stride(),
+                w.as_ptr(),
+                self.head_vd.depth(),
+                #[inline(always)]
+                |_, _| P::V::splat(0.0),
+                #[inline(always)]
+                |r, column, logits| {
+                    let logits = match self.softcap {
+                        None => logits,
+                        Some(cap) => tanh(logits.div(P::V::splat(cap))).mul(P::V::splat(cap)),
+                    };
+                    store(r, column, logits);
+                },
+            );
+        }
+    }
+}
+
+/// The logit of each target: the sweep needs it from the start, to the bit as it will meet it there.
+struct TargetLogits<'a> {
+    logits: Logits<'a>,
+    targets: &'a [u32],
+    first_row: usize,
+}
+
+impl ProductKernel for TargetLogits<'_> {
+    type Output = Vec<f32>;
+
+    #[inline(always)]
+    unsafe fn run<P: Product>(self) -> Vec<f32> {
+        let mut target_logits = Vec::with_capacity(self.targets.len());
+        for (i, &target) in self.targets.iter().enumerate() {
+            let mut logits = [0.0; PANEL];
+            let to = logits.as_mut_ptr();
+            // SAFETY: `column + N <= PANEL` in every call; the instructions are there by contract.
+            unsafe {
+                self.logits.compute::<P, 1>(
+                    self.first_row + i,
+                    target as usize / PANEL,
+                    #[inline(always)]
+                    |_, column, logits| logits.store(to.add(column)),
+                );
+            }
+            target_logits.push(logits[target as usize % PANEL]);
+        }
+        target_logits
+    }
+}
+
+/// Some rows against one span of the vocabulary.
+struct Sweep<'a> {
+    logits: Logits<'a>,
+    /// Target and its logit of each row.
+    tokens: &'a [(u32, f32)],
+    first_row: usize,
+    first_panel: usize,
+    end_panel: usize,
+    top_k: usize,
+}
+
+/// Logits of a tile, `[MAX_ROWS][MAX_TILE_PANELS * PANEL]`: 12 KiB.
+#[repr(align(64))]
+struct Tile([[f32; MAX_TILE_PANELS * PANEL]; MAX_ROWS]);
+
+impl ProductKernel for Sweep<'_> {
+    type Output = Vec<Running>;
+
+    #[inline(always)]
+    unsafe fn run<P: Product>(self) -> Vec<Running> {
+        let panel_bytes = self.logits.head_vd.depth() * PANEL * size_of::<u32>();
+        let tile_panels = (TILE_BYTES / panel_bytes).clamp(1, MAX_TILE_PANELS);
+        let mut running: Vec<Running> = self.tokens.iter().map(|&(_, logit)| Running::new(logit, self.top_k)).collect();
+        let mut buffer = Tile([[0.0; MAX_TILE_PANELS * PANEL]; MAX_ROWS]);
+        let mut panel = self.first_panel;
+        while panel < self.end_panel {
+            let end_panel = (panel + tile_panels).min(self.end_panel);
+            let mut row = 0;
+            while row < running.len() {
+                let n_rows = P::MAX_ROWS.min(running.len() - row);
+                // SAFETY: the instructions are there by contract.
+                row += unsafe {
+                    match n_rows {
+                        8.. => self.rows::<P, 8>(&mut buffer, row, panel, end_panel, &mut running[row..]),
+                        4.. => self.rows::<P, 4>(&mut buffer, row, panel, end_panel, &mut running[row..]),
+                        2.. => self.rows::<P, 2>(&mut buffer, row, panel, end_panel, &mut running[row..]),
+                        _ => self.rows::<P, 1>(&mut buffer, row, panel, end_panel, &mut running[row..]),
+                    }
+                };
+            }
+            panel = end_panel;
+        }
+        running
+    }
+}
+
+impl Sweep<'_> {
+    /// Takes the words of `first_panel..end_panel` into the statistics of `R` rows; returns `R`.
+    ///
+    /// # Safety
+    /// The processor has `P`'s instructions.
+    #[inline(always)]
+    unsafe fn rows<P: Product, const R: usize>(
+        &self,
+        buffer: &mut Tile,
+        row: usize,
+        first_panel: usize,
+        end_panel: usize,
+        running: &mut [Running],
+    ) -> usize {
+        for panel in first_panel..end_panel {
+            let offset = (panel - first_panel) * PANEL;
+            let rows: [*mut f32; MAX_ROWS] = buffer.0.each_mut().map(|row| row[offset..offset + PANEL].as_mut_ptr());
+            // SAFETY: `column + N <= PANEL` in every call; the instructions are there by contract.
+            unsafe {
+                self.logits.compute::<P, R>(
+                    self.first_row + row,
+                    panel,
+                    #[inline(always)]
+                    |r, column, logits| logits.store(rows[r].add(column)),
+                );
+            }
+        }
+        let first_id = first_panel * PANEL;
+        let n_words = (end_panel * PANEL).min(self.logits.head_vd.out_features()) - first_id;
+        for r in 0..R {
+            let logits = &mut buffer.0[r][..(end_panel - first_panel) * PANEL];
+            // The last panel's padding is no word of the vocabulary, and the target is counted at the end, apart from the others.
+            logits[n_words..].fill(f32::NEG_INFINITY);
+            let (target, target_logit) = self.tokens[row + r];
+            if let Some(logit) = (target as usize).checked_sub(first_id).and_then(|i| logits[..n_words].get_mut(i)) {
+                *logit = f32::NEG_INFINITY;
+            }
+            // SAFETY: the tile's width is a multiple of the panel's, which all vector lengths divide.
+            unsafe { running[r].take::<P::V>(logits, first_id as u32, target_logit) };
+        }
+        R
+    }
+}

@@ -1,0 +1,224 @@
+//! What has been seen of one row of logits so far: sums relative to the largest logit, rescaled when a larger one turns up.
+//!
+//! With `m` the largest logit yet (the target's included), `d_v = logit_v - m` and `e_v = exp(d_v)`, over all words but the target:
+//!
+//! | sum of | gives |
+//! |---|---|
+//! | `e` | the normaliser, and `1 - p` of the target without cancellation |
+//! | `e d`, `e d^2` | entropy `ln sum e - sum e d / sum e`, two terms of one sign; varentropy |
+//! | `e^2` | the gradient's norm |
+//! | `e` where the logit is at most the target's | the tail |
+//!
+//! The terms of a tile are added up in f32, lane by lane, and the tiles in f64.
+
+use super::TokenStatistics;
+use super::reference::topk_entropies_of_logits;
+use crate::kernels::exp::exp;
+use crate::kernels::lanes::Lanes;
+
+/// `exp` of this is 0 in f32, and so is its product with its argument, which would be NaN for -inf.
+const NO_MASS: f32 = -100.0;
+
+#[derive(Debug, Clone)]
+pub(super) struct Running {
+    /// `m`. At least `f32::MIN`, so that a row that begins with -inf has finite differences.
+    reference: f32,
+    /// The largest logit of a word other than the target, and the lowest id that has it.
+    largest: f32,
+    largest_id: u32,
+    n_larger: u32,
+    sums: Sums,
+    top: Largest,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Sums {
+    e: f64,
+    e_d: f64,
+    e_dd: f64,
+    e_e: f64,
+    tail: f64,
+}
+
+impl Running {
+    pub fn new(target_logit: f32, top_k: usize) -> Running {
+        Running {
+            reference: target_logit.max(f32::MIN),
+            largest: f32::NEG_INFINITY,
+            largest_id: u32::MAX,
+            n_larger: 0,
+            sums: Sums::default(),
+            top: Largest::new(top_k),
+        }
+    }
+
+    /// Takes in the logits of the words from `first_id` on; the target's place, and places of no word, hold -inf.
+    ///
+    /// # Safety
+    /// `V::N` divides `logits.len()`, and the processor has `V`'s instructions.
+    #[inline(always)]
+    pub unsafe fn take<V: Lanes>(&mut self, logits: &[f32], first_id: u32, target_logit: f32) {
+        debug_assert!(logits.len().is_multiple_of(V::N));
+        // SAFETY: `i + N <= logits.len()` wherever `load` is called; the instructions are there by contract.
+        unsafe {
+            let load = |i: usize| V::load(logits.as_ptr().add(i));
+            let (zero, one, target) = (V::splat(0.0), V::splat(1.0), V::splat(target_logit));
+            let mut largest = V::splat(f32::NEG_INFINITY);
+            let mut n_larger = zero;
+            for i in (0..logits.len()).step_by(V::N) {
+                largest = largest.max(load(i));
+                n_larger = n_larger.add(target.if_less(load(i), one, zero));
+            }
+            self.n_larger += n_larger.sum() as u32;
+            let largest = largest.maximum();
+            if largest > self.largest {
+                self.largest = largest;
+                self.largest_id = first_id + logits.iter().position(|&logit| logit == largest).unwrap_or(0) as u32;
+                self.refer_to(largest);
+            }
+            if largest > self.top.threshold {
+                for i in (0..logits.len()).step_by(V::N) {
+                    let mut larger = V::splat(self.top.threshold).less_bits(load(i));
+                    while larger != 0 {
+                        self.top.push(logits[i + larger.trailing_zeros() as usize]);
+                        larger &= larger - 1;
+                    }
+                }
+            }
+
+            let (reference, no_mass) = (V::splat(self.reference), V::splat(NO_MASS));
+            let (mut e_sum, mut e_d, mut e_dd, mut e_e, mut tail) = (zero, zero, zero, zero, zero);
+            for i in (0..logits.len()).step_by(V::N) {
+                let logit = load(i);
+                let d = logit.sub(reference);
+                let d = d.if_less(no_mass, no_mass, d);
+                let e = exp(d);
+                let ed = e.mul(d);
+                e_sum = e_sum.add(e);
+                e_d = e_d.add(ed);
+                e_dd = ed.mul_add(d, e_dd);
+                e_e = e.mul_add(e, e_e);
+                tail = tail.add(target.if_less(logit, zero, e));
+            }
+            self.sums.e += f64::from(e_sum.sum());
+            self.sums.e_d += f64::from(e_d.sum());
+            self.sums.e_dd += f64::from(e_dd.sum());
+            self.sums.e_e += f64::from(e_e.sum());
+            self.sums.tail += f64::from(tail.sum());
+        }
+    }
+
+    /// The statistics over both spans; `self`'s words come before `other`'s.
+    pub fn join(mut self, other: &Running) -> Running {
+        let mut other = other.clone();
+        self.refer_to(other.reference);
+        other.refer_to(self.reference);
+        if other.largest > self.largest {
+            (self.largest, self.largest_id) = (other.largest, other.largest_id);
+        }
+        self.n_larger += other.n_larger;
+        self.sums = Sums {
+            e: self.sums.e + other.sums.e,
+            e_d: self.sums.e_d + other.sums.e_d,
+            e_dd: self.sums.e_dd + other.sums.e_dd,
+            e_e: self.sums.e_e + other.sums.e_e,
+            tail: self.sums.tail + other.sums.tail,
+        };
+        other.top.values.iter().for_each(|&value| self.top.push(value));
+        self
+    }
+
+    /// Adds the target itself. `top_k` is at most the size of the vocabulary.
+    pub fn finish(mut self, target: u32, target_logit: f32, top_k: usize) -> TokenStatistics {
+        let others = self.sums;
+        let d = f64::from(target_logit) - f64::from(self.reference);
+        let e = d.exp();
+        let total = others.e + e;
+        // Also false if it is NaN, which it is after one NaN or +inf.
+        let is_sound = total > 0.0 && total.is_finite() && !target_logit.is_nan();
+        if !is_sound {
+            return TokenStatistics::nan();
+        }
+        // -inf has no mass: 0 ln 0 = 0.
+        let (ed, edd) = if e > 0.0 { (e * d, e * d * d) } else { (0.0, 0.0) };
+        let target_is_top = target_logit > self.largest || (target_logit == self.largest && target < self.largest_id);
+        // ln p = -ln(1 + others / e), exact also where p is close to 1.
+        let ln_total = if d == 0.0 { others.e.ln_1p() } else { total.ln() };
+        let logprob = if e > 0.0 { -(others.e / e).ln_1p() } else { d - ln_total };
+        let mean_d = (others.e_d + ed) / total;
+        let not_target = others.e / total;
+        self.top.push(target_logit);
+        TokenStatistics {
+            logprob: logprob as f32,
+            entropy: (ln_total - mean_d) as f32,
+            entropy_topk: self.top.normalised_entropy(top_k) as f32,
+            rank: 1 + self.n_larger,
+            tail: ((others.tail + e) / total).min(1.0) as f32,
+            varentropy: ((others.e_dd + edd) / total - mean_d * mean_d).max(0.0) as f32,
+            grad: (not_target * not_target + others.e_e / (total * total)).sqrt() as f32,
+            top_id: if target_is_top { target } else { self.largest_id },
+            top_logprob: -ln_total as f32,
+        }
+    }
+
+    /// Makes `m` at least `logit`. With `s = m' - m`: `d' = d - s` and `e' = e exp(-s)`; no term cancels, for `d <= 0 <= s`.
+    fn refer_to(&mut self, logit: f32) {
+        if logit <= self.reference {
+            return;
+        }
+        let s = f64::from(logit) - f64::from(self.reference);
+        let scale = (-s).exp();
+        let Sums { e, e_d, e_dd, e_e, tail } = self.sums;
+        self.reference = logit;
+        self.sums = Sums {
+            e: scale * e,
+            e_d: scale * (e_d - s * e),
+            e_dd: scale * (e_dd - 2.0 * s * e_d + s * s * e),
+            e_e: scale * scale * e_e,
+            tail: scale * tail,
+        };
+    }
+}
+
+/// The `K` largest values of a stream. Values above the threshold are collected; when the buffer is full, the `K` largest stay
+/// and the least of them is the new threshold. A random stream of `V` values fills the buffer about `ln(V / K) / ln 4` times.
+#[derive(Debug, Clone)]
+struct Largest {
+    values: Vec<f32>,
+    k: usize,
+    threshold: f32,
+}
+
+impl Largest {
+    fn new(k: usize) -> Largest {
+        Largest { values: Vec::new(), k, threshold: f32::NEG_INFINITY }
+    }
+
+    #[inline]
+    fn push(&mut self, value: f32) {
+        if value > self.threshold {
+            self.values.push(value);
+            if self.values.len() >= 4 * self.k + 64 {
+                self.shrink();
+            }
+        }
+    }
+
+    #[cold]
+    fn shrink(&mut self) {
+        if self.values.len() > self.k {
+            let (_, least, _) = self.values.select_nth_unstable_by(self.k - 1, |a, b| b.total_cmp(a));
+            self.threshold = *least;
+            self.values.truncate(self.k);
+        }
+    }
+
+    /// Entropy of their softmax over `ln k`; `k` at most `self.k`. Values that are missing were -inf and have no mass.
+    fn normalised_entropy(mut self, k: usize) -> f64 {
+        self.shrink();
+        match topk_entropies_of_logits(&self.values, k.min(self.values.len())).last() {
+            Some(entropy) if k > 1 => entropy / (k as f64).ln(),
+            _ => 0.0,
+        }
+    }
+}
