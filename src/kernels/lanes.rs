@@ -39,6 +39,12 @@ pub(crate) trait Lanes: Copy {
     /// `n <= N` floats must be writable at `to`.
     unsafe fn store_first(self, to: *mut f32, n: usize);
 
+    /// `value` in every lane. Safe, because `self` shows that the processor has the instructions.
+    #[inline(always)]
+    fn filled(self, value: f32) -> Self {
+        // SAFETY: `self` exists.
+        unsafe { Self::splat(value) }
+    }
     fn add(self, other: Self) -> Self;
     fn sub(self, other: Self) -> Self;
     fn mul(self, other: Self) -> Self;
