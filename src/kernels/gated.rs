@@ -100,8 +100,8 @@ impl Kernel for Forward<'_> {
         // SAFETY: the instructions are there by contract.
         unsafe {
             match self.activation {
-                Activation::Silu => self.rows(|x: V| silu(x).0),
-                Activation::GeluTanh => self.rows(|x: V| gelu(x).0),
+                Activation::Silu => self.rows(#[inline(always)] |x: V| silu(x).0),
+                Activation::GeluTanh => self.rows(#[inline(always)] |x: V| gelu(x).0),
             }
         }
     }
@@ -116,7 +116,7 @@ impl Forward<'_> {
         for (gate_up, y) in self.gate_up.chunks_exact(2 * self.width).zip(self.y.chunks_exact_mut(self.width)) {
             let (gate, up) = gate_up.split_at(self.width);
             // SAFETY: all three slices hold `width` elements.
-            for_lanes::<V>(self.width, |i, n| unsafe {
+            for_lanes::<V>(self.width, #[inline(always)] |i, n| unsafe {
                 store(activate(load(gate, i, n)).mul(load(up, i, n)), y.as_mut_ptr().cast(), i, n);
             });
         }
@@ -154,7 +154,7 @@ impl Kernel for Backward<'_> {
             let (gate, up) = gate_up.split_at(width);
             let (d_gate, d_up) = d_gate_up.split_at_mut(width);
             // SAFETY: all five slices hold `width` elements; the instructions are there by contract.
-            for_lanes::<V>(width, |i, n| unsafe {
+            for_lanes::<V>(width, #[inline(always)] |i, n| unsafe {
                 let (gate, up, dy): (V, V, V) = (load(gate, i, n), load(up, i, n), load(dy, i, n));
                 let (activated, slope) = match activation {
                     Activation::Silu => silu(gate),
@@ -170,8 +170,7 @@ impl Kernel for Backward<'_> {
 /// The function and its derivative; whichever is not used is not computed.
 #[inline(always)]
 fn silu<V: Lanes>(x: V) -> (V, V) {
-    // SAFETY: `x` is there, so the processor has its instructions.
-    let (zero, one) = unsafe { (V::splat(0.0), V::splat(1.0)) };
+    let (zero, one) = (x.filled(0.0), x.filled(1.0));
     let denominator = one.add(exp(zero.sub(x)));
     let value = x.div(denominator);
     let sigmoid = one.div(denominator);
@@ -183,15 +182,13 @@ fn silu<V: Lanes>(x: V) -> (V, V) {
 #[inline(always)]
 fn gelu<V: Lanes>(x: V) -> (V, V) {
     const CUBIC: f32 = 0.044_715;
-    // SAFETY: `x` is there, so the processor has its instructions.
-    let c = |value: f32| unsafe { V::splat(value) };
-    let scale = c(FRAC_2_PI.sqrt());
+    let scale = x.filled(FRAC_2_PI.sqrt());
     let square = x.mul(x);
-    let tanh = tanh(square.mul_add(c(CUBIC), c(1.0)).mul(x).mul(scale));
-    let half_cdf = tanh.mul_add(c(0.5), c(0.5));
-    let inner_slope = square.mul_add(c(3.0 * CUBIC), c(1.0)).mul(scale);
-    let sech_squared = c(1.0).sub(tanh.mul(tanh));
-    (x.mul(half_cdf), x.mul(c(0.5)).mul(sech_squared).mul_add(inner_slope, half_cdf))
+    let tanh = tanh(square.mul_add(x.filled(CUBIC), x.filled(1.0)).mul(x).mul(scale));
+    let half_cdf = tanh.mul_add(x.filled(0.5), x.filled(0.5));
+    let inner_slope = square.mul_add(x.filled(3.0 * CUBIC), x.filled(1.0)).mul(scale);
+    let sech_squared = x.filled(1.0).sub(tanh.mul(tanh));
+    (x.mul(half_cdf), x.mul(x.filled(0.5)).mul(sech_squared).mul_add(inner_slope, half_cdf))
 }
 
 #[cfg(test)]

@@ -51,6 +51,12 @@ pub(crate) trait Lanes: Copy {
     /// As [`Lanes::splat`]; `N` words must be readable at `from`.
     unsafe fn load_high_halves(from: *const u32) -> Self;
 
+    /// `value` in every lane. Safe, because `self` shows that the processor has the instructions.
+    #[inline(always)]
+    fn filled(self, value: f32) -> Self {
+        // SAFETY: `self` exists.
+        unsafe { Self::splat(value) }
+    }
     fn add(self, other: Self) -> Self;
     fn sub(self, other: Self) -> Self;
     fn mul(self, other: Self) -> Self;
