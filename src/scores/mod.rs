@@ -186,15 +186,8 @@ impl TokenChunk {
 
     /// Drops the tokens one of whose fractions is infinite or not a number, and says how many.
     pub fn retain_finite(&mut self) -> usize {
-        let fractions: [&[f32]; 7] = [
-            &self.logprob,
-            &self.entropy,
-            &self.entropy_topk,
-            &self.tail,
-            &self.varentropy,
-            &self.grad,
-            &self.top_logprob,
-        ];
+        let fractions: [&[f32]; 7] =
+            [&self.logprob, &self.entropy, &self.entropy_topk, &self.tail, &self.varentropy, &self.grad, &self.top_logprob];
         // Nearly always there is nothing to drop.
         if fractions.iter().all(|column| column.iter().all(|value| value.is_finite())) {
             return 0;
