@@ -1,7 +1,8 @@
 //! How long the tables of a large run take: `cargo bench --bench tables -- [MILLIONS OF TOKENS] [FOLDER]`.
 //!
-//! Writes a synthetic run in parts of half a million tokens, then finishes it, finds quantiles and summarises it, and prints
-//! the seconds and the peak memory after each step. Not a criterion benchmark: one step takes seconds, and memory is the point.
+//! Writes a synthetic run in parts of half a million tokens, sorts it into quadrants by its own quantiles and summarises it, and
+//! prints the seconds and the peak memory after each step. A folder that has a run already is sorted again. Not a criterion
+//! benchmark: one step takes seconds, and memory is the point.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,7 +10,9 @@ use std::time::Instant;
 
 use diagnose::dataset::Place;
 use diagnose::kernels::TokenStatistics;
-use diagnose::scores::{self, Column, PartWriter, ScoredExample};
+use diagnose::quadrants::{Thresholds, resolve};
+use diagnose::report::summary::summarise;
+use diagnose::scores::{self, PartWriter, ScoredExample};
 use diagnose::tokens::{Sequence, Span};
 
 const TOKENS_PER_ROW: usize = 200;
@@ -22,24 +25,28 @@ fn main() -> diagnose::Result<()> {
     let folder = arguments.get(1).map_or_else(|| std::env::temp_dir().join("diagnose-bench-tables"), PathBuf::from);
     let n_rows = (millions * 1_000_000 / TOKENS_PER_ROW) as u32;
 
-    if !folder.join(scores::TOKENS_FILE).exists() {
-        step("write parts", || write_parts(&folder, n_rows))?;
-        step("finish", || scores::finish(&folder, |_, entropy, _| scores::Quadrant::ALL[usize::from(entropy > 1.0)]).map(drop))?;
-    }
     let tokens = [folder.join(scores::TOKENS_FILE)];
-    step("sort again", || {
-        scores::sort_again(&folder, |_, entropy, _| scores::Quadrant::ALL[usize::from(entropy > 1.5)]).map(drop)
-    })?;
-    let wanted = [(Column::Logprob, 0.15), (Column::Entropy, 0.15), (Column::EntropyTopk, 0.15)];
-    step("quantiles", || scores::quantiles(&tokens, &wanted).map(drop))?;
+    if !tokens[0].exists() {
+        step("write parts", || write_parts(&folder, n_rows))?;
+    }
+    let tables: Vec<PathBuf> = match scores::finished_parts(&folder)?.as_slice() {
+        [] => tokens.to_vec(),
+        parts => parts.iter().map(|part| part.tokens.clone()).collect(),
+    };
+    let thresholds = step("thresholds", || resolve(Thresholds::Pilot, &tables))?;
+    step("quadrants", || scores::finish(&folder, |logprob, entropy, tail| thresholds.label(logprob, entropy, tail)).map(drop))?;
+    let rows = step("rows", || scores::read_rows(&folder.join(scores::ROWS_FILE)))?;
+    let summary = step("summary", || summarise(&tokens, &rows, &thresholds))?;
+    let conflicts = summary.overall.quadrants.confident_conflict.tokens;
+    println!("{} tokens, {conflicts} confident conflicts ({thresholds})", summary.overall.tokens);
     Ok(())
 }
 
-fn step(name: &str, work: impl FnOnce() -> diagnose::Result<()>) -> diagnose::Result<()> {
+fn step<T>(name: &str, work: impl FnOnce() -> diagnose::Result<T>) -> diagnose::Result<T> {
     let start = Instant::now();
-    work()?;
+    let result = work()?;
     println!("{name:<12} {:6.1} s, peak {} MB so far", start.elapsed().as_secs_f64(), peak_memory_mb());
-    Ok(())
+    Ok(result)
 }
 
 fn write_parts(folder: &Path, n_rows: u32) -> diagnose::Result<()> {

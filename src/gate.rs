@@ -305,7 +305,7 @@ mod tests {
             ("eaft:sigmoid:30,0.17", 0.916_827_3),
             ("eaft:mask:0.15", 1.0),
             ("eaft:llama-factory", 0.249_644_36),
-            ("eaft:axolotl", 0.748_933_08),
+            ("eaft:axolotl", 0.748_933_1),
             ("pilot", 1.0),
             ("dft", 0.5),
             // 0.5^(1 / 0.5)

@@ -83,10 +83,10 @@ impl GateSums {
     }
 
     pub(super) fn add(&mut self, chunk: &TokenChunk, labels: &[Quadrant]) {
-        for i in 0..chunk.len() {
+        for (i, quadrant) in labels.iter().enumerate() {
             let weight = f64::from(self.weight.of(chunk.logprob[i], chunk.entropy[i], chunk.entropy_topk[i]));
             let (loss, grad) = (-f64::from(chunk.logprob[i]), f64::from(chunk.grad[i]));
-            let quadrant = labels[i].index();
+            let quadrant = quadrant.index();
             self.squares += weight * weight;
             self.total[quadrant].add(1.0, loss, grad);
             self.remaining[quadrant].add(weight, loss, grad);

@@ -64,11 +64,7 @@ impl Chunks {
                 Column::Row => chunk.row = numbers::<pl::UInt32Type>(series)?,
                 Column::Turn => chunk.turn = numbers::<pl::UInt16Type>(series)?,
                 Column::Pos => chunk.pos = numbers::<pl::UInt32Type>(series)?,
-                Column::Source => {
-                    let codes = text_codes(series)?;
-                    let index_of_code = self.source_index_of(series, &codes)?;
-                    chunk.source = codes.into_iter().map(|code| index_of_code[&code]).collect();
-                }
+                Column::Source => chunk.source = self.source_indices(series)?,
                 Column::TokenId => chunk.token_id = numbers::<pl::UInt32Type>(series)?,
                 Column::Begin => chunk.begin = numbers::<pl::UInt32Type>(series)?,
                 Column::End => chunk.end = numbers::<pl::UInt32Type>(series)?,
@@ -90,17 +86,14 @@ impl Chunks {
         Ok(chunk)
     }
 
-    /// Our index for each category code that occurs. Codes belong to a process, our indices to this read.
-    fn source_index_of(&mut self, series: &pl::Series, codes: &[u32]) -> Result<HashMap<u32, u32>> {
+    /// Category codes belong to a process, our indices to this read.
+    fn source_indices(&mut self, series: &pl::Series) -> Result<Vec<u32>> {
         let mapping = series.cat32()?.get_mapping();
-        let mut index_of_code = HashMap::new();
-        let mut last = None;
-        for code in codes {
-            if last == Some(*code) || index_of_code.contains_key(code) {
-                continue;
-            }
-            last = Some(*code);
-            let name = mapping.cat_to_str(*code).unwrap_or_default();
+        let codes = series.cat32()?.physical().cont_slice()?;
+        let mut indices = Vec::with_capacity(codes.len());
+        // A source has many tokens in a row, so that the names are looked up once per run of equal codes.
+        for run in codes.chunk_by(|a, b| a == b) {
+            let name = mapping.cat_to_str(run[0]).unwrap_or_default();
             let index = match self.source_index.get(name) {
                 Some(index) => *index,
                 None => {
@@ -110,9 +103,9 @@ impl Chunks {
                     index
                 }
             };
-            index_of_code.insert(*code, index);
+            indices.extend(std::iter::repeat_n(index, run.len()));
         }
-        Ok(index_of_code)
+        Ok(indices)
     }
 }
 
@@ -122,10 +115,9 @@ impl Chunks {
 pub fn texts_of(paths: &[PathBuf], ids: &HashSet<u32>) -> Result<HashMap<u32, String>> {
     let mut texts = HashMap::new();
     for (id_column, text_column) in [(Column::TokenId, Column::Token), (Column::TopId, Column::Top)] {
-        let mut wanted = vec![false; ids.iter().max().map_or(0, |id| *id as usize + 1)];
-        ids.iter().filter(|id| !texts.contains_key(*id)).for_each(|id| wanted[*id as usize] = true);
+        let mut missing: HashSet<u32> = ids.iter().filter(|id| !texts.contains_key(*id)).copied().collect();
         let mut row_groups = RowGroups::of(paths, vec![id_column.name(), text_column.name()]);
-        while texts.len() < ids.len() {
+        while !missing.is_empty() {
             let frames = row_groups.next_frames()?;
             if frames.is_empty() {
                 break;
@@ -133,13 +125,11 @@ pub fn texts_of(paths: &[PathBuf], ids: &HashSet<u32>) -> Result<HashMap<u32, St
             for (path, frame) in &frames {
                 let mut look_up = || -> Result<()> {
                     let token_ids = numbers::<pl::UInt32Type>(column_of(frame, id_column)?)?;
-                    let series = column_of(frame, text_column)?;
-                    let codes = text_codes(series)?;
-                    let mapping = series.cat32()?.get_mapping();
-                    for (id, code) in token_ids.into_iter().zip(codes) {
-                        if let Some(wanted) = wanted.get_mut(id as usize).filter(|wanted| **wanted) {
-                            *wanted = false;
-                            texts.insert(id, mapping.cat_to_str(code).unwrap_or_default().to_owned());
+                    let texts_of_tokens = column_of(frame, text_column)?.cat32()?;
+                    for (id, code) in token_ids.iter().zip(texts_of_tokens.physical().cont_slice()?) {
+                        if missing.remove(id) {
+                            let text = texts_of_tokens.get_mapping().cat_to_str(*code).unwrap_or_default();
+                            texts.insert(*id, text.to_owned());
                         }
                     }
                     Ok(())
@@ -273,10 +263,6 @@ fn column_of(frame: &pl::DataFrame, column: Column) -> Result<&pl::Series> {
 fn numbers<T: pl::PolarsNumericType>(series: &pl::Series) -> Result<Vec<T::Native>> {
     let array: &pl::ChunkedArray<T> = series.as_ref().as_ref();
     Ok(array.cont_slice()?.to_vec())
-}
-
-fn text_codes(series: &pl::Series) -> Result<Vec<u32>> {
-    Ok(series.cat32()?.physical().cont_slice()?.to_vec())
 }
 
 fn quadrants(series: &pl::Series) -> Result<Vec<Quadrant>> {

@@ -82,7 +82,7 @@ fn two_rows_by_hand() {
     assert!((rows[0].perplexity.unwrap() - 4.0).abs() < 1e-5, "sqrt(2 * 8) is 4");
     assert_eq!((rows[2].skipped.as_deref(), rows[2].line, rows[2].perplexity), (Some("nothing to score"), 3, None));
 
-    let texts = texts_of(&[tokens.clone()], &HashSet::from([5, 7, 1000])).unwrap();
+    let texts = texts_of(std::slice::from_ref(&tokens), &HashSet::from([5, 7, 1000])).unwrap();
     assert_eq!(texts, [(5, "t5".to_owned()), (7, "t7".to_owned())].into());
     assert!(read_provenance(&tokens).unwrap().contains(&("diagnose.model".to_owned(), "a test".to_owned())));
     assert!(!run.path().join(PARTS_FOLDER).exists());
