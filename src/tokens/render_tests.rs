@@ -289,6 +289,12 @@ fn a_prefix_space_is_not_put_into_the_middle() {
 }
 
 #[test]
+fn threads_share_a_renderer() {
+    fn shared<T: Send + Sync>() {}
+    shared::<Renderer>();
+}
+
+#[test]
 fn rows_that_cannot_be_rendered_are_refused_with_a_reason() {
     let refused =
         |source: &str, turns: Vec<Turn>| renderer(source, options()).render(0, &example(turns)).unwrap_err().to_string();

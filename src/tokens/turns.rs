@@ -20,6 +20,8 @@ use crate::error::{Context, Error, Result};
 /// A rendered conversation and what is known about the places in it. Ranges are bytes of `text`, in order, and do not overlap.
 #[derive(Debug, Default)]
 pub(super) struct Layout {
+    /// The beginning token, where the text does not spell it.
+    pub leading_bos: Option<u32>,
     pub text: String,
     pub answers: Vec<Answer>,
     pub contents: Vec<Placed>,
@@ -142,7 +144,7 @@ pub(super) fn lay_out(template: &ChatTemplate, habits: &Habits, conversation: &C
     for (idx, turn) in conversation.answer_idxs() {
         let (begin, unlike_prompt) = find_begin(template, habits, conversation, &layout.text, idx)?;
         if begin < cursor {
-            return Err(lost(turn));
+            return Err(lost(idx));
         }
         let end = find_end(template, habits, conversation, &layout.text, idx, begin)?;
         let region = &layout.text[begin..end];
@@ -265,9 +267,11 @@ fn find_end(
 }
 
 fn lost(idx: usize) -> Error {
-    Error::new(format!("cannot tell which part of the rendered text is the assistant's message {idx}: the template rewrites it")).cure(
-        "Put {% generation %} ... {% endgeneration %} around the assistant's text in the chat template, or supervise the whole text.",
-    )
+    Error::new(format!(
+        "cannot tell which part of the rendered text is message {} of the conversation: the template rewrites it",
+        idx + 1
+    ))
+    .cure("Put {% generation %} ... {% endgeneration %} around the assistant's text in the chat template.")
 }
 
 /// Finds a turn's content in the text of its answer, which ends with it unless tool calls follow.
