@@ -108,7 +108,7 @@ fn example(line: &str) -> Example {
     Example { id: None, source: "reference".into(), turns: turns.collect(), tools: None, planted: Vec::new() }
 }
 
-pub fn vocabulary(content: &Content) -> GgufVocabulary {
+fn vocabulary(content: &Content) -> GgufVocabulary {
     let get = |key: &str| content.metadata.get(&format!("tokenizer.ggml.{key}"));
     let list = |key: &str| get(key).map_or(&[][..], |value| value.to_vec().unwrap());
     let strings = |key: &str| list(key).iter().map(|value| value.to_string().unwrap().clone()).collect();

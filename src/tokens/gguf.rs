@@ -168,11 +168,10 @@ fn sentence_piece(vocabulary: GgufVocabulary) -> Result<Parts> {
     if n_scores != n_tokens {
         return Err(broken(format!("expected one score for each of {n_tokens} tokens, found {n_scores}")));
     }
+    let merges = merges_by_score(&vocabulary);
     let build = |prefix_space: bool| -> Result<Inner> {
-        let mut builder = BPE::builder()
-            .vocab_and_merges(ids(&vocabulary.tokens), merges_by_score(&vocabulary))
-            .byte_fallback(true)
-            .fuse_unk(true);
+        let mut builder =
+            BPE::builder().vocab_and_merges(ids(&vocabulary.tokens), merges.clone()).byte_fallback(true).fuse_unk(true);
         if let Some(unknown) = vocabulary.token_types.iter().position(|&kind| kind == UNKNOWN) {
             builder = builder.unk_token(vocabulary.tokens[unknown].clone());
         }
@@ -207,18 +206,19 @@ fn merges_by_score(vocabulary: &GgufVocabulary) -> Vec<(String, String)> {
     let mut merges = Vec::new();
     for (token, &score) in vocabulary.tokens.iter().zip(&vocabulary.scores) {
         let first = merges.len();
-        for (at, _) in token.char_indices().skip(1) {
+        let n_chars = token.chars().count();
+        for (n_left, (at, _)) in token.char_indices().enumerate().skip(1) {
             let (left, right) = token.split_at(at);
             if let (Some(&left_id), Some(&right_id)) = (id_of.get(left), id_of.get(right)) {
-                merges.push((score, left, right, left_id, right_id));
+                merges.push((score, (n_left, n_chars - n_left), (left_id, right_id)));
             }
         }
-        merges[first..].sort_by_key(|merge| (merge.3, merge.4));
+        merges[first..].sort_by_key(|&(_, _, ids)| ids);
     }
-    let n_chars = |text: &str| text.chars().count();
     // A stable sort keeps the order of the vocabulary among equals.
-    merges.sort_by(|a, b| b.0.total_cmp(&a.0).then(n_chars(b.1).cmp(&n_chars(a.1))).then(n_chars(b.2).cmp(&n_chars(a.2))));
-    merges.into_iter().map(|(_, left, right, _, _)| (left.to_owned(), right.to_owned())).collect()
+    merges.sort_by(|(score_a, n_chars_a, _), (score_b, n_chars_b, _)| score_b.total_cmp(score_a).then(n_chars_b.cmp(n_chars_a)));
+    let token = |id: usize| vocabulary.tokens[id].clone();
+    merges.into_iter().map(|(_, _, (left, right))| (token(left), token(right))).collect()
 }
 
 /// Control tokens and user-defined tokens are found in the text before it is split.

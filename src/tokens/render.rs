@@ -144,12 +144,10 @@ impl Renderer {
         let [turn] = turns else {
             return Err(Error::new(format!("expected one turn of plain text, found {} turns", turns.len())));
         };
-        let mut layout = Layout { text: self.leading_bos(), ..Layout::default() };
-        let at = layout.text.len();
-        layout.text.push_str(&turn.content);
-        layout.answers.push(Answer { turn: 0, range: at..layout.text.len(), ends_turn: false });
-        layout.contents.push(Placed { turn: 0, at, begin: 0, len: turn.content.len() });
-        Ok(layout)
+        let (text, len) = (turn.content.clone(), turn.content.len());
+        let answers = vec![Answer { turn: 0, range: 0..len, ends_turn: false }];
+        let contents = vec![Placed { turn: 0, at: 0, begin: 0, len }];
+        Ok(Layout { leading_bos: self.tokenizer.leading_bos(), text, answers, contents, unlike_prompt: false })
     }
 
     fn lay_out_plain(&self, example: &Example) -> Result<Layout> {
@@ -157,7 +155,7 @@ impl Renderer {
         if example.tools.is_some() || example.turns.iter().any(|turn| turn.tool_calls.is_some() || turn.reasoning.is_some()) {
             return Err(Error::new("tools and reasoning have no plain form, and the model has no chat template").cure(cure));
         }
-        let mut layout = Layout { text: self.leading_bos(), ..Layout::default() };
+        let mut layout = Layout { leading_bos: self.tokenizer.leading_bos(), ..Layout::default() };
         layout.text.push_str(self.missing_system(&example.turns).unwrap_or_default());
         let end_of_turn = self.tokenizer.eos().map(|eos| self.tokenizer.text(eos));
         for (turn_idx, turn) in example.turns.iter().enumerate() {
@@ -170,10 +168,6 @@ impl Renderer {
             }
         }
         Ok(layout)
-    }
-
-    fn leading_bos(&self) -> String {
-        self.tokenizer.leading_bos().map(|bos| self.tokenizer.text(bos)).unwrap_or_default()
     }
 
     /// For each answer: is it a target?
@@ -198,6 +192,7 @@ impl Renderer {
     /// Tokenises the text so that each answer begins and ends on a token boundary.
     fn tokenize(&self, layout: &Layout) -> Result<Vec<Token>> {
         let text = &layout.text;
+        let mut tokens: Vec<Token> = layout.leading_bos.map(|id| Token { id, begin: 0, end: 0 }).into_iter().collect();
         let mut cuts: Vec<usize> = layout.answers.iter().flat_map(|answer| [answer.range.start, answer.range.end]).collect();
         cuts.retain(|&cut| 0 < cut && cut < text.len());
         cuts.dedup();
@@ -211,16 +206,16 @@ impl Renderer {
                 fits &= alone.iter().map(|token| token.id).eq(whole[..n_before].iter().map(|token| token.id));
             }
             if fits {
-                return Ok(whole);
+                tokens.extend(whole);
+                return Ok(tokens);
             }
         }
-        let mut tokens: Vec<Token> = Vec::new();
         let mut begin = 0;
         for end in cuts.into_iter().chain([text.len()]) {
             let piece = &text[begin..end];
             let piece = match tokens.last() {
-                None => self.tokenizer.encode(piece)?,
-                Some(before) => self.tokenizer.encode_after(before.id, piece)?,
+                Some(before) if begin > 0 => self.tokenizer.encode_after(before.id, piece)?,
+                _ => self.tokenizer.encode(piece)?,
             };
             tokens.extend(piece.iter().map(|token| Token { id: token.id, begin: token.begin + begin, end: token.end + begin }));
             begin = end;
@@ -236,7 +231,8 @@ impl Renderer {
         answers_by_turn.reverse();
         answers_by_turn.dedup_by_key(|answer| answer.turn);
         let whole_text = is_text || self.options.supervise == Supervise::All;
-        let in_content = |token: &Token| layout.contents.iter().any(|p| holds(&(p.at..p.at + p.len), token));
+        let in_content =
+            |token: &Token| token.begin < token.end && layout.contents.iter().any(|p| holds(&(p.at..p.at + p.len), token));
         RowAudit {
             empty_mask: !sequence.supervised.contains(&true),
             full_mask: !whole_text

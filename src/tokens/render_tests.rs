@@ -226,6 +226,9 @@ fn control_tokens_in_the_data_are_parsed_and_reported() {
     assert_eq!(rendered.audit, RowAudit { special_in_content: true, ..RowAudit::default() });
     let id = byte_tokenizer().id("<|im_end|>").unwrap();
     assert_eq!(rendered.sequence.ids.iter().filter(|i| **i == id).count(), 4);
+    // A common slip: the data bring the end of the turn along, and the template adds its own.
+    let rendered = check(CHATML, vec![user("hello"), assistant("he<|im_end|>")], &["he<|im_end|><|im_end|>"]);
+    assert_eq!(rendered.audit, RowAudit { special_in_content: true, ..RowAudit::default() });
 }
 
 #[test]
@@ -286,6 +289,12 @@ fn a_prefix_space_is_not_put_into_the_middle() {
     let expected: [&[&str]; 2] =
         [&["<s>", " [INST", "]", " hello", " t", "he", "</s>"], &[" [INST", "]", " hello", " t", "he", "</s>"]];
     assert_eq!(texts, expected.concat());
+}
+
+#[test]
+fn threads_share_a_renderer() {
+    fn shared<T: Send + Sync>() {}
+    shared::<Renderer>();
 }
 
 #[test]

@@ -348,6 +348,8 @@ pub(super) fn byte_of_char() -> [Option<u8>; 512] {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::tokens::test_models::{byte_tokenizer, byte_vocabulary, sentence_vocabulary};
 
@@ -410,6 +412,51 @@ mod tests {
         assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.leading_bos()), (Some(2), Some(3), None));
         assert_eq!(tokenizer.text(1_000_000), "");
         assert!(tokenizer.is_special(1) && !tokenizer.is_special(16));
+    }
+
+    #[test]
+    fn a_tokenizer_json_splits_like_the_gguf_file_it_came_from() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokenizer.json");
+        let load = |vocabulary: GgufVocabulary, change: &dyn Fn(&mut Value), config: Value| {
+            let inner = inner_from_gguf(vocabulary).unwrap().inner;
+            let mut json = serde_json::from_str(&inner.to_string(false).unwrap()).unwrap();
+            change(&mut json);
+            std::fs::write(&path, json.to_string()).unwrap();
+            std::fs::write(folder.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+            Tokenizer::from_file(&path).unwrap()
+        };
+        let config = json!({"bos_token": {"content": "<s>"}, "eos_token": "</s>"});
+        let text = "<s>hello the 12 你好";
+
+        let decoder = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+        let bytes = load(byte_vocabulary(), &|json| json["decoder"] = decoder.clone(), config.clone());
+        assert_eq!(bytes.encode(text).unwrap(), byte_tokenizer().encode(text).unwrap());
+        assert_eq!((bytes.bos(), bytes.eos(), bytes.leading_bos()), (Some(2), Some(3), None));
+        assert!(!bytes.has_prefix_space() && bytes.text(20) == byte_tokenizer().text(20));
+
+        let decoder = json!({"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]});
+        let add_bos = json!({"bos_token": "<s>", "add_bos_token": true});
+        let sentences = load(sentence_vocabulary(), &|json| json["decoder"] = decoder.clone(), add_bos);
+        let reference = Tokenizer::from_gguf(sentence_vocabulary()).unwrap();
+        assert_eq!(sentences.encode(text).unwrap(), reference.encode(text).unwrap());
+        assert_eq!(sentences.encode_after(9, text).unwrap(), reference.encode_after(9, text).unwrap());
+        assert_eq!((sentences.leading_bos(), sentences.eos()), (Some(1), None));
+
+        // Transformers' newer form: a space at the beginning of the text only.
+        let first = |json: &mut Value| {
+            json["normalizer"] = Value::Null;
+            json["pre_tokenizer"] = json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": false});
+            json["decoder"] = decoder.clone();
+        };
+        let first = load(sentence_vocabulary(), &first, config);
+        assert_eq!(tokens(&first, "hello<s>hello"), [" hello", "<s>", "hello"]);
+        let after: Vec<_> = first.encode_after(1, "hello").unwrap().iter().map(|token| first.text(token.id)).collect();
+        assert_eq!(after, ["hello"]);
+
+        std::fs::write(&path, "{").unwrap();
+        let Err(error) = Tokenizer::from_file(&path) else { panic!("half a file was read") };
+        assert!(error.to_string().contains("tokenizer.json"), "{error}");
     }
 
     #[test]

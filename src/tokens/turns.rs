@@ -20,6 +20,8 @@ use crate::error::{Context, Error, Result};
 /// A rendered conversation and what is known about the places in it. Ranges are bytes of `text`, in order, and do not overlap.
 #[derive(Debug, Default)]
 pub(super) struct Layout {
+    /// The beginning token, where the text does not spell it.
+    pub leading_bos: Option<u32>,
     pub text: String,
     pub answers: Vec<Answer>,
     pub contents: Vec<Placed>,
@@ -111,22 +113,24 @@ impl Habits {
         Ok(Self { generation_prompt, header, hidden_header, end_of_turn, special_tokens })
     }
 
-    /// Splits the text of an answer, with whatever the template puts after it, before the first special token that closes it.
-    /// Returns where the content may end and where the answer ends.
-    fn split_end_of_turn(&self, region: &str) -> Option<(usize, usize)> {
-        let mut last = None;
+    /// Finds the special token that closes an answer, in the text of the answer with whatever the template puts after it.
+    ///
+    /// Several special tokens can stand at the end: the template adds another one, or the data spell one out. The right one is
+    /// the first end-of-turn token behind the content.
+    fn find_end_of_turn(&self, region: &str, turn: Option<&Turn>) -> Option<Range<usize>> {
+        let mut tokens = Vec::new();
         let mut end = region.trim_end().len();
-        // The special tokens at the end, from the last one backwards.
         while let Some(token) =
-            self.special_tokens.iter().filter(|token| region[..end].ends_with(token.as_str())).max_by_key(|t| t.len())
+            self.special_tokens.iter().filter(|token| region[..end].ends_with(token.as_str())).max_by_key(|token| token.len())
         {
             let begin = end - token.len();
-            if last.is_none() || self.end_of_turn.as_ref() == Some(token) {
-                last = Some((begin, end));
-            }
+            tokens.push((begin..end, token));
             end = region[..begin].trim_end().len();
         }
-        last
+        let closing =
+            || tokens.iter().rev().filter(|(_, token)| self.end_of_turn.as_ref() == Some(token)).map(|(range, _)| range);
+        let behind_content = closing().find(|range| turn.is_some_and(|turn| holds_content(&region[..range.start], turn)));
+        behind_content.or_else(|| closing().next()).or_else(|| tokens.first().map(|(range, _)| range)).cloned()
     }
 }
 
@@ -142,12 +146,12 @@ pub(super) fn lay_out(template: &ChatTemplate, habits: &Habits, conversation: &C
     for (idx, turn) in conversation.answer_idxs() {
         let (begin, unlike_prompt) = find_begin(template, habits, conversation, &layout.text, idx)?;
         if begin < cursor {
-            return Err(lost(turn));
+            return Err(lost(idx));
         }
         let end = find_end(template, habits, conversation, &layout.text, idx, begin)?;
         let region = &layout.text[begin..end];
-        let (content_end, answer_end, ends_turn) = match habits.split_end_of_turn(region) {
-            Some((content_end, answer_end)) => (content_end, answer_end, true),
+        let (content_end, answer_end, ends_turn) = match habits.find_end_of_turn(region, Some(&conversation.turns[turn])) {
+            Some(end_of_turn) => (end_of_turn.start, end_of_turn.end, true),
             None => (region.len(), region.trim_end().len(), false),
         };
         let placed = place_content(&region[..content_end], &conversation.turns[turn]).map(|placed| Placed {
@@ -188,8 +192,8 @@ fn lay_out_tagged(template: &ChatTemplate, habits: &Habits, conversation: &Conve
     };
     for (block, turn) in blocks.into_iter().zip(turns_of_blocks) {
         let region = &layout.text[block.clone()];
-        let end_of_turn = habits.split_end_of_turn(region);
-        let content_end = end_of_turn.map_or(region.len(), |(content_end, _)| content_end);
+        let end_of_turn = habits.find_end_of_turn(region, Some(&conversation.turns[turn]));
+        let content_end = end_of_turn.as_ref().map_or(region.len(), |end_of_turn| end_of_turn.start);
         if let Some(placed) = place_content(&region[..content_end], &conversation.turns[turn]) {
             layout.contents.push(Placed { turn, at: placed.at + block.start, ..placed });
         }
@@ -250,24 +254,29 @@ fn find_end(
     {
         // Some templates leave the last message open: the token that closes it comes with the next message.
         let closing = end_of_turn.filter(|token| rest.trim_start().starts_with(token));
-        let open = habits.split_end_of_turn(&so_far[begin..]).is_none();
+        let open = habits.find_end_of_turn(&so_far[begin..], None).is_none();
         let more = closing.filter(|_| open).map_or(0, |token| rest.len() - rest.trim_start().len() + token.len());
         return Ok(so_far.len() + more);
     }
     // The message is rendered otherwise when others follow: it ends with the first end of a turn behind its content.
     let region = &text[begin..];
     let turn = conversation.turn_of[idx].map(|turn| &conversation.turns[turn]);
-    let holds_content =
-        |answer: &str| turn.is_none_or(|turn| turn.content.trim().is_empty() || place_content(answer, turn).is_some());
     let ends = end_of_turn.into_iter().flat_map(|token| region.match_indices(token));
-    let (at, token) = ends.into_iter().find(|(at, _)| holds_content(&region[..*at])).ok_or_else(|| lost(idx))?;
+    let (at, token) =
+        ends.into_iter().find(|(at, _)| turn.is_none_or(|turn| holds_content(&region[..*at], turn))).ok_or_else(|| lost(idx))?;
     Ok(begin + at + token.len())
 }
 
 fn lost(idx: usize) -> Error {
-    Error::new(format!("cannot tell which part of the rendered text is the assistant's message {idx}: the template rewrites it")).cure(
-        "Put {% generation %} ... {% endgeneration %} around the assistant's text in the chat template, or supervise the whole text.",
-    )
+    Error::new(format!(
+        "cannot tell which part of the rendered text is message {} of the conversation: the template rewrites it",
+        idx + 1
+    ))
+    .cure("Put {% generation %} ... {% endgeneration %} around the assistant's text in the chat template.")
+}
+
+fn holds_content(region: &str, turn: &Turn) -> bool {
+    turn.content.trim().is_empty() || place_content(region, turn).is_some()
 }
 
 /// Finds a turn's content in the text of its answer, which ends with it unless tool calls follow.
