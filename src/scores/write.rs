@@ -14,7 +14,7 @@ use polars::prelude as pl;
 use polars::prelude::IntoColumn;
 
 use super::rows::{Row, write_rows};
-use super::{PARTS_FOLDER, TokenChunk, write_atomically};
+use super::{PARTS_FOLDER, ROW_GROUP_TOKENS, TokenChunk, write_atomically};
 use crate::dataset::Place;
 use crate::kernels::TokenStatistics;
 use crate::tokens::Sequence;
@@ -192,7 +192,12 @@ impl PartWriter {
         }
         let part = part(&self.folder, self.next_part);
         let frame = std::mem::take(&mut self.pending).into_sorted_frame(&self.texts)?;
-        write_frames(&part.tokens, frame.schema(), &self.provenance, |writer| Ok(writer.write_batch(&frame)?))?;
+        write_frames(&part.tokens, frame.schema(), &self.provenance, |writer| {
+            for begin in (0..frame.height()).step_by(ROW_GROUP_TOKENS) {
+                writer.write_batch(&frame.slice(begin as i64, ROW_GROUP_TOKENS))?;
+            }
+            Ok(())
+        })?;
         let mut rows = std::mem::take(&mut self.rows);
         rows.sort_by_key(|row| row.row);
         write_rows(&part.rows, &rows, &self.provenance)?;
