@@ -47,41 +47,49 @@ const LN2_LOW: f32 = -2.121_944_4e-4;
 /// `exp` of every lane.
 #[inline(always)]
 pub(crate) fn exp<V: Lanes>(x: V) -> V {
-    // SAFETY: `x` is there, so the processor has its instructions.
-    let c = |value: f32| unsafe { V::splat(value) };
-    let rounded = x.mul_add(c(std::f32::consts::LOG2_E), c(ROUND));
-    let n = rounded.sub(c(ROUND));
-    let r = n.mul_add(c(-LN2_HIGH), x);
-    let r = n.mul_add(c(-LN2_LOW), r);
-    let mut p = c(1.987_569_1e-4);
+    let y = exp_in_range(x);
+    let y = x.if_less(x.filled(LOWEST), x.filled(0.0), y);
+    let y = x.filled(HIGHEST).if_less(x, x.filled(f32::INFINITY), y);
+    x.if_nan(x, y)
+}
+
+/// `exp` of every lane, of which none is positive, and for which a lane that is NaN may come out as anything.
+#[inline(always)]
+pub(crate) fn exp_of_nonpositive<V: Lanes>(x: V) -> V {
+    x.filled(LOWEST).if_less(x, exp_in_range(x), x.filled(0.0))
+}
+
+/// `exp` of every lane between `LOWEST` and `HIGHEST`; of others anything.
+#[inline(always)]
+fn exp_in_range<V: Lanes>(x: V) -> V {
+    let rounded = x.mul_add(x.filled(std::f32::consts::LOG2_E), x.filled(ROUND));
+    let n = rounded.sub(x.filled(ROUND));
+    let r = n.mul_add(x.filled(-LN2_HIGH), x);
+    let r = n.mul_add(x.filled(-LN2_LOW), r);
+    let mut p = x.filled(1.987_569_1e-4);
     for coefficient in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
-        p = p.mul_add(r, c(coefficient));
+        p = p.mul_add(r, x.filled(coefficient));
     }
-    let p = p.mul_add(r.mul(r), r).add(c(1.0));
+    let p = p.mul_add(r.mul(r), r).add(x.filled(1.0));
     // `n` is the low bits of `rounded`. At both ends of the range the sum stays a normal number: at n = 128 p is below 1, at
     // n = -126 it is not.
-    let y = p.add_to_exponent(rounded);
-    let y = x.if_less(c(LOWEST), c(0.0), y);
-    let y = c(HIGHEST).if_less(x, c(f32::INFINITY), y);
-    x.if_nan(x, y)
+    p.add_to_exponent(rounded)
 }
 
 /// `tanh` of every lane.
 #[inline(always)]
 pub(crate) fn tanh<V: Lanes>(x: V) -> V {
-    // SAFETY: `x` is there, so the processor has its instructions.
-    let c = |value: f32| unsafe { V::splat(value) };
-    let magnitude = x.max(c(0.0).sub(x));
+    let magnitude = x.max(x.filled(0.0).sub(x));
     // Near zero 1 - 2 / (exp(2x) + 1) would cancel.
     let z = x.mul(x);
-    let mut p = c(-5.704_988_7e-3);
+    let mut p = x.filled(-5.704_988_7e-3);
     for coefficient in [2.063_908_9e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328_2e-1] {
-        p = p.mul_add(z, c(coefficient));
+        p = p.mul_add(z, x.filled(coefficient));
     }
     let small = p.mul(z).mul_add(x, x);
-    let large = c(1.0).sub(c(2.0).div(exp(magnitude.add(magnitude)).add(c(1.0))));
-    let large = x.if_less(c(0.0), c(0.0).sub(large), large);
-    let y = magnitude.if_less(c(0.625), small, large);
+    let large = x.filled(1.0).sub(x.filled(2.0).div(exp(magnitude.add(magnitude)).add(x.filled(1.0))));
+    let large = x.if_less(x.filled(0.0), x.filled(0.0).sub(large), large);
+    let y = magnitude.if_less(x.filled(0.625), small, large);
     x.if_nan(x, y)
 }
 
@@ -103,14 +111,17 @@ impl Kernel for Map<'_> {
 
     #[inline(always)]
     unsafe fn run<V: Lanes>(self) {
-        let apply = |x: V| match self.function {
-            Function::Exp => exp(x),
-            #[cfg(test)]
-            Function::Tanh => tanh(x),
-        };
         for chunk in self.values.chunks_mut(V::N) {
             // SAFETY: `chunk` holds `chunk.len() <= N` floats; the instructions are there by contract.
-            unsafe { apply(V::load_first(chunk.as_ptr(), chunk.len())).store_first(chunk.as_mut_ptr(), chunk.len()) };
+            unsafe {
+                let x = V::load_first(chunk.as_ptr(), chunk.len());
+                let y = match self.function {
+                    Function::Exp => exp(x),
+                    #[cfg(test)]
+                    Function::Tanh => tanh(x),
+                };
+                y.store_first(chunk.as_mut_ptr(), chunk.len());
+            }
         }
     }
 }

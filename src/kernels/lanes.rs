@@ -51,13 +51,20 @@ pub(crate) trait Lanes: Copy {
     /// As [`Lanes::splat`]; `N` words must be readable at `from`.
     unsafe fn load_high_halves(from: *const u32) -> Self;
 
+    /// `value` in every lane. Safe, because `self` shows that the processor has the instructions.
+    #[inline(always)]
+    fn filled(self, value: f32) -> Self {
+        // SAFETY: `self` exists.
+        unsafe { Self::splat(value) }
+    }
+
     fn add(self, other: Self) -> Self;
     fn sub(self, other: Self) -> Self;
     fn mul(self, other: Self) -> Self;
     fn div(self, other: Self) -> Self;
     /// `self * factor + summand`
     fn mul_add(self, factor: Self, summand: Self) -> Self;
-    /// The larger lane; which operand comes out if one is NaN is not specified.
+    /// The larger lane; `other` if one of the two is NaN.
     fn max(self, other: Self) -> Self;
     /// Where `self < bound` (never for NaN) the lane of `then`, elsewhere that of `otherwise`.
     fn if_less(self, bound: Self, then: Self, otherwise: Self) -> Self;
@@ -73,6 +80,38 @@ pub(crate) trait Lanes: Copy {
     fn sum(self) -> f32;
     /// The largest lane, unspecified if one is NaN.
     fn maximum(self) -> f32;
+}
+
+/// Calls `f(start, n)` for each vector of `len` elements; `n` is `N` for all but perhaps the last.
+#[inline(always)]
+pub(crate) fn for_lanes<V: Lanes>(len: usize, mut f: impl FnMut(usize, usize)) {
+    let whole = len - len % V::N;
+    for i in (0..whole).step_by(V::N) {
+        f(i, V::N);
+    }
+    if whole < len {
+        f(whole, len - whole);
+    }
+}
+
+/// Elements `i..i + n` of a slice, zeros after them.
+///
+/// # Safety
+/// The processor must have `V`'s instructions; `i + n <= from.len()`.
+#[inline(always)]
+pub(crate) unsafe fn load<V: Lanes>(from: &[f32], i: usize, n: usize) -> V {
+    // SAFETY: by contract.
+    unsafe { if n == V::N { V::load(from.as_ptr().add(i)) } else { V::load_first(from.as_ptr().add(i), n) } }
+}
+
+/// Writes the first `n` lanes to `to[i..i + n]`.
+///
+/// # Safety
+/// `i + n` floats must be writable at `to`.
+#[inline(always)]
+pub(crate) unsafe fn store<V: Lanes>(x: V, to: *mut f32, i: usize, n: usize) {
+    // SAFETY: by contract.
+    unsafe { if n == V::N { x.store(to.add(i)) } else { x.store_first(to.add(i), n) } }
 }
 
 /// AVX-512.

@@ -1,10 +1,18 @@
 //! The only custom ops and the only `unsafe`.
 
+pub mod attention;
+pub(crate) mod cpu;
 pub mod exp;
+pub mod gated;
 pub mod head;
 pub(crate) mod lanes;
 pub mod level;
 pub mod matmul;
+pub mod norm;
+pub mod rotary;
+#[cfg(test)]
+pub(crate) mod testing;
+pub(crate) mod tile;
 
 use std::fmt;
 use std::ops::Range;

@@ -1,0 +1,253 @@
+//! Attention against the formula in f64: odd sizes, trees of segments, windows, every level.
+
+use candle_core::{Device, Tensor};
+
+use super::*;
+use crate::kernels::rotary::RotaryStyle;
+use crate::kernels::testing::{close, noise};
+
+fn segment(tokens: std::ops::Range<usize>, context: Vec<std::ops::Range<usize>>) -> Segment {
+    Segment { tokens, context }
+}
+
+/// Sequences of the given lengths that share nothing.
+fn sequences(lengths: &[usize]) -> Vec<Segment> {
+    let mut end = 0;
+    let next = |n: &usize| {
+        end += n;
+        segment(end - n..end, vec![])
+    };
+    lengths.iter().map(next).collect()
+}
+
+fn shape(heads: usize, kv_heads: usize, head_dim: usize) -> AttentionShape {
+    AttentionShape { heads, kv_heads, head_dim, scale: 1.0 / (head_dim as f32).sqrt(), window: None, softcap: None }
+}
+
+/// Frequencies for `pairs` pairs; the usual base 10000.
+fn frequencies(pairs: usize) -> Vec<f64> {
+    (0..pairs).map(|i| 10000f64.powf(-(i as f64) / pairs as f64)).collect()
+}
+
+/// The formula, token by token, in f64.
+fn truth(qkv: &[f32], segments: &[Segment], rotary: (&[f64], RotaryStyle), shape: &AttentionShape) -> Vec<f64> {
+    let AttentionShape { heads, kv_heads, head_dim, .. } = *shape;
+    let columns = shape.columns();
+    let head = |token: usize, head: usize| -> Vec<f64> {
+        qkv[token * columns + head * head_dim..][..head_dim].iter().map(|&x| f64::from(x)).collect()
+    };
+    let turned = |token: usize, i: usize, position: usize| {
+        let mut x = head(token, i);
+        for (pair, frequency) in rotary.0.iter().enumerate() {
+            let (a, b) = match rotary.1 {
+                RotaryStyle::Half => (pair, pair + rotary.0.len()),
+                RotaryStyle::Interleaved => (2 * pair, 2 * pair + 1),
+            };
+            let (sin, cos) = (position as f64 * frequency).sin_cos();
+            (x[a], x[b]) = (x[a] * cos - x[b] * sin, x[b] * cos + x[a] * sin);
+        }
+        x
+    };
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let mut output = Vec::new();
+    // Every row's own position decides its key's rotation, whoever looks at it.
+    let positions = positions(segments, qkv.len() / columns).unwrap();
+    let keys: Vec<Vec<Vec<f64>>> =
+        (0..positions.len()).map(|t| (0..kv_heads).map(|g| turned(t, heads + g, positions[t])).collect()).collect();
+    for segment in segments {
+        for token in segment.tokens.clone() {
+            let context = segment.context.iter().flat_map(|range| range.clone());
+            let seen: Vec<usize> = context.chain(segment.tokens.start..=token).collect();
+            let window = shape.window.unwrap_or(seen.len()).min(seen.len());
+            let seen = &seen[seen.len() - window..];
+            for h in 0..heads {
+                let g = h / (heads / kv_heads);
+                let query = turned(token, h, positions[token]);
+                let score = |&t: &usize| {
+                    let score = dot(&query, &keys[t][g]) * f64::from(shape.scale);
+                    shape.softcap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
+                };
+                let scores: Vec<f64> = seen.iter().map(score).collect();
+                let maximum = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let weights: Vec<f64> = scores.iter().map(|s| (s - maximum).exp()).collect();
+                let sum: f64 = weights.iter().sum();
+                let mut row = vec![0.0; head_dim];
+                for (&t, weight) in seen.iter().zip(&weights) {
+                    row.iter_mut().zip(head(t, heads + kv_heads + g)).for_each(|(x, v)| *x += weight / sum * v);
+                }
+                output.extend(row);
+            }
+        }
+    }
+    output
+}
+
+/// Every level and the reference against the truth. Scores of size 3 carry a relative error of 1e-6 into the weights.
+fn check(segments: &[Segment], pairs: usize, style: RotaryStyle, shape: &AttentionShape) {
+    let tokens = segments.last().unwrap().tokens.end;
+    let qkv = noise(tokens * shape.columns(), 2.0, tokens as u64);
+    let frequencies = frequencies(pairs);
+    let expected = truth(&qkv, segments, (&frequencies, style), shape);
+    let rotary = Rotary::new(&frequencies, tokens, style, 1.0);
+    let positions = positions(segments, tokens).unwrap();
+    for level in Level::available() {
+        let got = fused::attention(level, &qkv, segments, &positions, &rotary, shape);
+        close(&got, &expected, 1e-5, &format!("{level} {tokens} tokens {shape:?}"));
+    }
+    let qkv = Tensor::from_vec(qkv, (tokens, shape.columns()), &Device::Cpu).unwrap();
+    for kernels in [Kernels::Reference, Kernels::Fused] {
+        let got = attention(&qkv, &segments.into(), &rotary, shape, kernels).unwrap();
+        close(&got.flatten_all().unwrap().to_vec1().unwrap(), &expected, 1e-5, &format!("{kernels:?} {tokens} tokens {shape:?}"));
+    }
+}
+
+#[test]
+fn by_hand() {
+    // Equal keys, so each token averages the values it sees: 1; (1 + 3) / 2; (1 + 3 + 8) / 3.
+    let qkv = Tensor::new(&[[0f32, 1.0, 1.0], [5.0, 1.0, 3.0], [-5.0, 1.0, 8.0]], &Device::Cpu).unwrap();
+    let rotary = Rotary::new(&[], 0, RotaryStyle::Half, 1.0);
+    for kernels in [Kernels::Reference, Kernels::Fused] {
+        let y = attention(&qkv, &sequences(&[3]).into(), &rotary, &shape(1, 1, 1), kernels).unwrap();
+        close(&y.flatten_all().unwrap().to_vec1().unwrap(), &[1.0, 2.0, 4.0], 1e-6, "by hand");
+    }
+}
+
+#[test]
+fn lengths_around_every_boundary() {
+    for n in [1, 2, 5, 6, 15, 16, 17, 31, 33, 47, 48, 49, 63, 255, 256, 257, 577] {
+        check(&sequences(&[n]), 8, RotaryStyle::Half, &shape(3, 1, 16));
+    }
+}
+
+#[test]
+fn groups_and_widths() {
+    for (heads, kv_heads) in [(1, 1), (3, 3), (3, 1), (9, 3), (9, 1), (14, 2), (64, 1)] {
+        check(&sequences(&[37, 1, 16, 70]), 8, RotaryStyle::Half, &shape(heads, kv_heads, 32));
+    }
+    for head_dim in [1, 2, 15, 16, 17, 48, 63, 64, 65, 80, 128, 256] {
+        check(&sequences(&[20, 65]), head_dim / 2, RotaryStyle::Half, &shape(2, 1, head_dim));
+    }
+}
+
+#[test]
+fn rotary_styles_whole_and_partial() {
+    for style in [RotaryStyle::Half, RotaryStyle::Interleaved] {
+        for pairs in [0, 3, 8, 16] {
+            check(&sequences(&[50, 3]), pairs, style, &shape(4, 2, 32));
+        }
+    }
+}
+
+#[test]
+fn windows_and_softcaps() {
+    for window in [1, 2, 15, 16, 17, 100, 300, 5000] {
+        let shape = AttentionShape { window: Some(window), ..shape(3, 1, 16) };
+        check(&sequences(&[400, 17]), 8, RotaryStyle::Half, &shape);
+        let tree = [segment(0..290, vec![]), segment(290..310, vec![0..290]), segment(310..330, vec![0..290, 290..305])];
+        check(&tree, 8, RotaryStyle::Half, &shape);
+    }
+    check(&sequences(&[70]), 8, RotaryStyle::Half, &AttentionShape { softcap: Some(1.5), ..shape(3, 1, 16) });
+}
+
+#[test]
+fn contexts_of_any_cut() {
+    let cuts = [
+        segment(0..20, vec![]),
+        segment(20..20, vec![]),
+        segment(20..50, vec![0..20]),
+        segment(50..51, vec![0..20, 20..33]),
+        segment(51..90, vec![3..50]),
+        segment(90..93, vec![1..2, 1..2, 60..61]),
+    ];
+    // Only where contexts keep the positions their rows were made with is this a real sequence, but the formula does not mind.
+    check(&cuts, 8, RotaryStyle::Half, &shape(3, 1, 16));
+}
+
+#[test]
+fn a_long_sequence() {
+    check(&sequences(&[4096]), 8, RotaryStyle::Half, &shape(1, 1, 16));
+}
+
+/// Rows of `qkv` in another order, as when a prefix is written out again for every sequence.
+fn gather(qkv: &[f32], columns: usize, rows: impl IntoIterator<Item = usize>) -> Vec<f32> {
+    rows.into_iter().flat_map(|t| qkv[t * columns..(t + 1) * columns].to_vec()).collect()
+}
+
+#[test]
+fn a_tree_equals_its_unshared_sequences() {
+    let shape = shape(9, 3, 64);
+    let rotary = Rotary::new(&frequencies(32), 1000, RotaryStyle::Half, 1.0);
+    let tree = [
+        segment(0..100, vec![]),
+        segment(100..133, vec![0..100]),
+        segment(133..150, vec![0..100, 100..133]),
+        segment(150..180, vec![0..100, 100..133]),
+        segment(180..185, vec![0..100]),
+    ];
+    let qkv = noise(185 * shape.columns(), 2.0, 1);
+    for level in Level::available() {
+        let run = |qkv: &[f32], segments: &[Segment]| {
+            let positions = positions(segments, qkv.len() / shape.columns()).unwrap();
+            fused::attention(level, qkv, segments, &positions, &rotary, &shape)
+        };
+        let shared = run(&qkv, &tree);
+        for segment in &tree {
+            let rows: Vec<usize> = segment.context.iter().chain([&segment.tokens]).flat_map(|range| range.clone()).collect();
+            let alone = run(&gather(&qkv, shape.columns(), rows.iter().copied()), &sequences(&[rows.len()]));
+            let own = segment.tokens.start * 576..segment.tokens.end * 576;
+            let expected: Vec<f64> = alone[alone.len() - own.len()..].iter().map(|&x| f64::from(x)).collect();
+            close(&shared[own], &expected, 1e-5, level.name());
+        }
+    }
+}
+
+#[test]
+fn neither_neighbours_nor_threads_change_a_bit() {
+    let shape = shape(9, 3, 64);
+    let rotary = Rotary::new(&frequencies(32), 1000, RotaryStyle::Half, 1.0);
+    let lengths = [199, 7, 300, 48];
+    let qkv = noise(554 * shape.columns(), 2.0, 1);
+    for level in Level::available() {
+        let run = |qkv: &[f32], segments: &[Segment]| {
+            let positions = positions(segments, qkv.len() / shape.columns()).unwrap();
+            fused::attention(level, qkv, segments, &positions, &rotary, &shape)
+        };
+        let segments = sequences(&lengths);
+        let together = run(&qkv, &segments);
+        let single = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        assert!(single.install(|| run(&qkv, &segments)) == together, "{level}: one thread");
+        for segment in &segments {
+            let rows = segment.tokens.clone();
+            let alone = run(&gather(&qkv, shape.columns(), rows.clone()), &sequences(&[rows.len()]));
+            assert!(alone == together[rows.start * 576..rows.end * 576], "{level}: {rows:?} alone");
+            // Nor do later tokens of the same sequence.
+            let half = rows.start..rows.start + rows.len() / 2;
+            let alone = run(&gather(&qkv, shape.columns(), half.clone()), &sequences(&[half.len()]));
+            assert!(alone == together[half.start * 576..half.end * 576], "{level}: {half:?} alone");
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_computed_is_refused() {
+    let rotary = Rotary::new(&[1.0], 2, RotaryStyle::Half, 1.0);
+    let qkv = Tensor::zeros((3, 12), candle_core::DType::F32, &Device::Cpu).unwrap();
+    let fails = |lengths: &[usize], shape| {
+        attention(&qkv, &sequences(lengths).into(), &rotary, &shape, Kernels::Fused).unwrap_err().to_string()
+    };
+    assert!(fails(&[3], shape(4, 1, 2)).contains("position 2"));
+    assert!(fails(&[2], shape(4, 1, 2)).contains("cover 2 tokens"));
+    assert!(fails(&[2, 1], shape(3, 1, 2)).contains("expected 10"));
+    assert!(fails(&[2, 1], shape(3, 2, 2)).contains("evenly"));
+    assert!(fails(&[2, 1], AttentionShape { window: Some(0), ..shape(4, 1, 2) }).contains("window"));
+    assert!(fails(&[2, 1], shape(10, 1, 1)).contains("turns 2"));
+}
+
+#[test]
+fn positions_continue_the_context() {
+    let tree = [segment(0..3, vec![]), segment(3..5, vec![0..3]), segment(5..6, vec![0..3, 3..4])];
+    assert_eq!(positions(&tree, 6).unwrap(), [0, 1, 2, 3, 4, 4]);
+    assert!(positions(&tree, 7).is_err());
+    assert!(positions(&tree[1..], 6).is_err());
+    assert!(positions(&[segment(0..3, vec![0..1])], 3).unwrap_err().message().contains("before it"));
+}

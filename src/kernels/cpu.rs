@@ -1,0 +1,58 @@
+//! What every custom op needs around its kernel: contiguous f32 slices in, a freshly written vector out, gradients as tensors.
+
+use std::mem::MaybeUninit;
+
+use candle_core::{CpuStorage, DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
+
+/// The tensor as the fused kernels want it: contiguous f32 on the CPU. Copies only if it must.
+pub(crate) fn contiguous(x: &Tensor) -> crate::error::Result<Tensor> {
+    if x.dtype() != DType::F32 || !x.device().is_cpu() {
+        return Err(crate::error::Error::new(format!(
+            "the fused kernels compute in f32 on the CPU, found {:?} on {:?}",
+            x.dtype(),
+            x.device().location()
+        ))
+        .cure("Use the reference kernels: --kernels reference."));
+    }
+    Ok(x.contiguous()?)
+}
+
+/// The elements of a contiguous f32 tensor inside a custom op.
+pub(crate) fn floats<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
+        None => bail!("a fused kernel got a strided tensor"),
+    }
+}
+
+/// Calls `f` with the elements of a tensor; used in backward passes, which get tensors in any layout.
+pub(crate) fn with_floats<R>(x: &Tensor, f: impl FnOnce(&[f32]) -> R) -> Result<R> {
+    let x = x.contiguous()?;
+    let (storage, layout) = x.storage_and_layout();
+    match &*storage {
+        Storage::Cpu(storage) => Ok(f(floats(storage, layout)?)),
+        _ => bail!("a fused kernel got a tensor that is not on the CPU"),
+    }
+}
+
+/// What a custom op's forward pass returns.
+pub(crate) fn output(values: Vec<f32>, shape: impl Into<Shape>) -> (CpuStorage, Shape) {
+    (CpuStorage::F32(values), shape.into())
+}
+
+/// A gradient of the given shape.
+pub(crate) fn gradient(values: Vec<f32>, like: &Tensor) -> Result<Tensor> {
+    Tensor::from_vec(values, like.shape(), &Device::Cpu)
+}
+
+/// A vector of `n` floats written by `fill`, without a pass over the memory that only sets zeros.
+///
+/// # Safety
+/// `fill` must write every element.
+pub(crate) unsafe fn written(n: usize, fill: impl FnOnce(&mut [MaybeUninit<f32>])) -> Vec<f32> {
+    let mut values = Vec::with_capacity(n);
+    fill(&mut values.spare_capacity_mut()[..n]);
+    // SAFETY: the capacity is at least `n`, and `fill` has written all elements by contract.
+    unsafe { values.set_len(n) };
+    values
+}

@@ -1,0 +1,27 @@
+//! Inputs and comparisons shared by the kernels' tests.
+
+/// `n` numbers spread evenly over `-amplitude .. amplitude`, always the same for one seed.
+pub(crate) fn noise(n: usize, amplitude: f32, seed: u64) -> Vec<f32> {
+    // Steele, Lea and Flood's SplitMix64.
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mut next = || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    };
+    (0..n).map(|_| ((next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0) * amplitude).collect()
+}
+
+/// Panics at the first element that is off by more than `tolerance * max(1, |expected|)`.
+#[track_caller]
+pub(crate) fn close(got: &[f32], expected: &[f64], tolerance: f64, what: &str) {
+    assert_eq!(got.len(), expected.len(), "{what}: number of elements");
+    for (i, (&got, &expected)) in got.iter().zip(expected).enumerate() {
+        let error = (f64::from(got) - expected).abs();
+        assert!(
+            error <= tolerance * expected.abs().max(1.0),
+            "{what}: element {i} is {got}, expected {expected}, off by {error:e}"
+        );
+    }
+}
