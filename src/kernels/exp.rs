@@ -47,6 +47,21 @@ const LN2_LOW: f32 = -2.121_944_4e-4;
 /// `exp` of every lane.
 #[inline(always)]
 pub(crate) fn exp<V: Lanes>(x: V) -> V {
+    let y = exp_in_range(x);
+    let y = x.if_less(x.filled(LOWEST), x.filled(0.0), y);
+    let y = x.filled(HIGHEST).if_less(x, x.filled(f32::INFINITY), y);
+    x.if_nan(x, y)
+}
+
+/// `exp` of every lane, of which none is positive, and for which a lane that is NaN may come out as anything.
+#[inline(always)]
+pub(crate) fn exp_of_nonpositive<V: Lanes>(x: V) -> V {
+    x.filled(LOWEST).if_less(x, exp_in_range(x), x.filled(0.0))
+}
+
+/// `exp` of every lane between `LOWEST` and `HIGHEST`; of others anything.
+#[inline(always)]
+fn exp_in_range<V: Lanes>(x: V) -> V {
     let rounded = x.mul_add(x.filled(std::f32::consts::LOG2_E), x.filled(ROUND));
     let n = rounded.sub(x.filled(ROUND));
     let r = n.mul_add(x.filled(-LN2_HIGH), x);
@@ -58,10 +73,7 @@ pub(crate) fn exp<V: Lanes>(x: V) -> V {
     let p = p.mul_add(r.mul(r), r).add(x.filled(1.0));
     // `n` is the low bits of `rounded`. At both ends of the range the sum stays a normal number: at n = 128 p is below 1, at
     // n = -126 it is not.
-    let y = p.add_to_exponent(rounded);
-    let y = x.if_less(x.filled(LOWEST), x.filled(0.0), y);
-    let y = x.filled(HIGHEST).if_less(x, x.filled(f32::INFINITY), y);
-    x.if_nan(x, y)
+    p.add_to_exponent(rounded)
 }
 
 /// `tanh` of every lane.

@@ -57,13 +57,14 @@ pub(crate) trait Lanes: Copy {
         // SAFETY: `self` exists.
         unsafe { Self::splat(value) }
     }
+
     fn add(self, other: Self) -> Self;
     fn sub(self, other: Self) -> Self;
     fn mul(self, other: Self) -> Self;
     fn div(self, other: Self) -> Self;
     /// `self * factor + summand`
     fn mul_add(self, factor: Self, summand: Self) -> Self;
-    /// The larger lane; which operand comes out if one is NaN is not specified.
+    /// The larger lane; `other` if one of the two is NaN.
     fn max(self, other: Self) -> Self;
     /// Where `self < bound` (never for NaN) the lane of `then`, elsewhere that of `otherwise`.
     fn if_less(self, bound: Self, then: Self, otherwise: Self) -> Self;

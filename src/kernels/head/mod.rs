@@ -14,8 +14,9 @@ use candle_core::{DType, Tensor};
 pub use reference::statistics_of_logits;
 
 use super::TokenStatistics;
+use super::cpu::{contiguous, with_floats};
 use super::level::Level;
-use super::matmul::{Matrix, with_elements};
+use super::matmul::Matrix;
 use crate::error::{Error, Result};
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -43,7 +44,8 @@ pub fn head_statistics(
     match head_vd.panels() {
         None => reference::head_statistics(hidden_nd, head_vd, targets, options),
         Some(panels) => {
-            with_elements(hidden_nd, |hidden_nd| fused::head_statistics(Level::current(), hidden_nd, panels, targets, options))
+            let run = |hidden_nd: &[f32]| fused::head_statistics(Level::current(), hidden_nd, panels, targets, options);
+            Ok(with_floats(&contiguous(hidden_nd)?, run)?)
         }
     }
 }

@@ -13,7 +13,7 @@
 
 use super::TokenStatistics;
 use super::reference::topk_entropies_of_logits;
-use crate::kernels::exp::exp;
+use crate::kernels::exp::exp_of_nonpositive;
 use crate::kernels::lanes::Lanes;
 
 /// `exp` of this is 0 in f32, and so is its product with its argument, which would be NaN for -inf.
@@ -87,18 +87,19 @@ impl Running {
             }
 
             let (reference, no_mass) = (V::splat(self.reference), V::splat(NO_MASS));
+            // `logit <= target_logit`
+            let above_target = V::splat(target_logit.next_up());
             let (mut e_sum, mut e_d, mut e_dd, mut e_e, mut tail) = (zero, zero, zero, zero, zero);
             for i in (0..logits.len()).step_by(V::N) {
                 let logit = load(i);
-                let d = logit.sub(reference);
-                let d = d.if_less(no_mass, no_mass, d);
-                let e = exp(d);
+                let d = no_mass.max(logit.sub(reference));
+                let e = exp_of_nonpositive(d);
                 let ed = e.mul(d);
                 e_sum = e_sum.add(e);
                 e_d = e_d.add(ed);
                 e_dd = ed.mul_add(d, e_dd);
                 e_e = e.mul_add(e, e_e);
-                tail = tail.add(target.if_less(logit, zero, e));
+                tail = tail.add(logit.if_less(above_target, e, zero));
             }
             self.sums.e += f64::from(e_sum.sum());
             self.sums.e_d += f64::from(e_d.sum());
@@ -134,8 +135,8 @@ impl Running {
         let d = f64::from(target_logit) - f64::from(self.reference);
         let e = d.exp();
         let total = others.e + e;
-        // Also false if it is NaN, which it is after one NaN or +inf.
-        let is_sound = total > 0.0 && total.is_finite() && !target_logit.is_nan();
+        // One NaN or +inf makes `e d` NaN; nothing but -inf leaves no mass.
+        let is_sound = total > 0.0 && others.e_d.is_finite() && !target_logit.is_nan();
         if !is_sound {
             return TokenStatistics::nan();
         }

@@ -3,8 +3,13 @@
 use candle_core::Device;
 
 use super::*;
-use crate::kernels::matmul::tests::numbers;
+use crate::kernels::testing::noise;
 use crate::kernels::{Dtype, Kernels};
+
+/// Reproducible numbers in [-1, 1).
+fn numbers(n: usize, seed: u64) -> Vec<f32> {
+    noise(n, 1.0, seed)
+}
 
 fn tensor(values: &[f32], rows: usize, columns: usize) -> Tensor {
     Tensor::from_slice(values, (rows, columns), &Device::Cpu).unwrap()

@@ -13,13 +13,14 @@ mod tile;
 
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Device, Layout, Shape, Storage, Tensor};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Device, Layout, Shape, Tensor};
 use rayon::prelude::*;
 
 pub(super) use fused::Rows;
 pub(super) use pack::{PANEL, Panels};
 pub(super) use tile::{Product, ProductKernel, dispatch, tile};
 
+use super::cpu::{contiguous, floats, output, with_floats};
 use super::level::Level;
 use super::{Dtype, Kernels};
 use crate::error::{Error, Result};
@@ -66,7 +67,7 @@ impl Matrix {
         self.check_input(x_tk)?;
         match &self.store {
             Store::Plain(weight) => plain_forward(weight, x_tk, self.dtype),
-            Store::Packed(panels) => Ok(x_tk.contiguous()?.apply_op1(Linear { panels: panels.clone() })?),
+            Store::Packed(panels) => Ok(contiguous(x_tk)?.apply_op1(Linear { panels: panels.clone() })?),
         }
     }
 
@@ -84,7 +85,7 @@ impl Matrix {
         match &self.store {
             Store::Plain(weight) => Ok((residual_tn + plain_forward(weight, x_tk, self.dtype)?)?),
             Store::Packed(panels) => {
-                Ok(x_tk.contiguous()?.apply_op2(&residual_tn.contiguous()?, Linear { panels: panels.clone() })?)
+                Ok(contiguous(x_tk)?.apply_op2(&contiguous(residual_tn)?, Linear { panels: panels.clone() })?)
             }
         }
     }
@@ -176,26 +177,9 @@ fn pack(first: Tensor, rest: impl Iterator<Item = Result<Tensor>>, dtype: Dtype)
         if part.dims2()?.1 != in_features {
             return Err(Error::new(format!("weights of {:?} cannot follow others with {in_features} inputs", part.dims())));
         }
-        with_elements(&part.to_dtype(DType::F32)?, |part_nk| panels.push(part_nk))?;
+        with_floats(&contiguous(&part.to_dtype(DType::F32)?)?, |part_nk| panels.push(part_nk))?;
     }
     Ok(panels)
-}
-
-/// Lends the elements of an f32 tensor on the CPU, row-major.
-pub(super) fn with_elements<R>(tensor: &Tensor, use_elements: impl FnOnce(&[f32]) -> R) -> Result<R> {
-    let tensor = tensor.contiguous()?;
-    let (storage, layout) = tensor.storage_and_layout();
-    match &*storage {
-        Storage::Cpu(storage) => Ok(use_elements(contiguous_f32(storage, layout)?)),
-        _ => Err(Error::new("the fused kernels work on the CPU only").cure("Use `--kernels reference` on this device.")),
-    }
-}
-
-/// The elements of a contiguous tensor.
-fn contiguous_f32<'a>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&'a [f32]> {
-    let (begin, end) =
-        layout.contiguous_offsets().ok_or_else(|| candle_core::Error::Msg("a contiguous tensor was expected".into()))?;
-    Ok(&storage.as_slice::<f32>()?[begin..end])
 }
 
 /// The fused product as a tensor operation: `x W^T` of one argument, `residual + x W^T` of two.
@@ -227,8 +211,8 @@ impl CustomOp1 for Linear {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
         let n_rows = layout.dims()[0];
-        let y = fused::multiply(Level::current(), contiguous_f32(x, layout)?, n_rows, &self.panels, None);
-        Ok((CpuStorage::F32(y), (n_rows, self.panels.out_features()).into()))
+        let y = fused::multiply(Level::current(), floats(x, layout)?, n_rows, &self.panels, None);
+        Ok(output(y, (n_rows, self.panels.out_features())))
     }
 
     fn bwd(&self, _x: &Tensor, _y: &Tensor, dy: &Tensor) -> candle_core::Result<Option<Tensor>> {
@@ -249,9 +233,9 @@ impl CustomOp2 for Linear {
         residual_layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
         let n_rows = x_layout.dims()[0];
-        let residual = contiguous_f32(residual, residual_layout)?;
-        let y = fused::multiply(Level::current(), contiguous_f32(x, x_layout)?, n_rows, &self.panels, Some(residual));
-        Ok((CpuStorage::F32(y), (n_rows, self.panels.out_features()).into()))
+        let residual = floats(residual, residual_layout)?;
+        let y = fused::multiply(Level::current(), floats(x, x_layout)?, n_rows, &self.panels, Some(residual));
+        Ok(output(y, (n_rows, self.panels.out_features())))
     }
 
     fn bwd(
@@ -266,4 +250,4 @@ impl CustomOp2 for Linear {
 }
 
 #[cfg(test)]
-pub(super) mod tests;
+mod tests;

@@ -1,19 +1,11 @@
 //! Fused and reference products against sums in f64.
 
 use super::*;
+use crate::kernels::testing::noise;
 
 /// Reproducible numbers in [-1, 1).
-pub(in crate::kernels) fn numbers(n: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    (0..n)
-        .map(|_| {
-            // xorshift64 (Marsaglia 2003)
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-        })
-        .collect()
+fn numbers(n: usize, seed: u64) -> Vec<f32> {
+    noise(n, 1.0, seed)
 }
 
 fn tensor(values: &[f32], rows: usize, columns: usize) -> Tensor {
