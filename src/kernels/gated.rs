@@ -100,8 +100,14 @@ impl Kernel for Forward<'_> {
         // SAFETY: the instructions are there by contract.
         unsafe {
             match self.activation {
-                Activation::Silu => self.rows(#[inline(always)] |x: V| silu(x).0),
-                Activation::GeluTanh => self.rows(#[inline(always)] |x: V| gelu(x).0),
+                Activation::Silu => self.rows(
+                    #[inline(always)]
+                    |x: V| silu(x).0,
+                ),
+                Activation::GeluTanh => self.rows(
+                    #[inline(always)]
+                    |x: V| gelu(x).0,
+                ),
             }
         }
     }
@@ -116,9 +122,13 @@ impl Forward<'_> {
         for (gate_up, y) in self.gate_up.chunks_exact(2 * self.width).zip(self.y.chunks_exact_mut(self.width)) {
             let (gate, up) = gate_up.split_at(self.width);
             // SAFETY: all three slices hold `width` elements.
-            for_lanes::<V>(self.width, #[inline(always)] |i, n| unsafe {
-                store(activate(load(gate, i, n)).mul(load(up, i, n)), y.as_mut_ptr().cast(), i, n);
-            });
+            for_lanes::<V>(
+                self.width,
+                #[inline(always)]
+                |i, n| unsafe {
+                    store(activate(load(gate, i, n)).mul(load(up, i, n)), y.as_mut_ptr().cast(), i, n);
+                },
+            );
         }
     }
 }
@@ -154,15 +164,19 @@ impl Kernel for Backward<'_> {
             let (gate, up) = gate_up.split_at(width);
             let (d_gate, d_up) = d_gate_up.split_at_mut(width);
             // SAFETY: all five slices hold `width` elements; the instructions are there by contract.
-            for_lanes::<V>(width, #[inline(always)] |i, n| unsafe {
-                let (gate, up, dy): (V, V, V) = (load(gate, i, n), load(up, i, n), load(dy, i, n));
-                let (activated, slope) = match activation {
-                    Activation::Silu => silu(gate),
-                    Activation::GeluTanh => gelu(gate),
-                };
-                store(dy.mul(up).mul(slope), d_gate.as_mut_ptr().cast(), i, n);
-                store(dy.mul(activated), d_up.as_mut_ptr().cast(), i, n);
-            });
+            for_lanes::<V>(
+                width,
+                #[inline(always)]
+                |i, n| unsafe {
+                    let (gate, up, dy): (V, V, V) = (load(gate, i, n), load(up, i, n), load(dy, i, n));
+                    let (activated, slope) = match activation {
+                        Activation::Silu => silu(gate),
+                        Activation::GeluTanh => gelu(gate),
+                    };
+                    store(dy.mul(up).mul(slope), d_gate.as_mut_ptr().cast(), i, n);
+                    store(dy.mul(activated), d_up.as_mut_ptr().cast(), i, n);
+                },
+            );
         }
     }
 }

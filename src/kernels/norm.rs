@@ -237,10 +237,14 @@ impl Kernel for Forward<'_> {
                 // SAFETY: the instructions are there by contract; all three slices are as long as `weight`.
                 unsafe {
                     let r = V::splat(inverse_rms::<V>(x, eps));
-                    for_lanes::<V>(x.len(), #[inline(always)] |i, n| {
-                        let normalised = load::<V>(x, i, n).mul(r);
-                        store(normalised.mul(load::<V>(weight, i, n)), y.as_mut_ptr().cast(), i, n);
-                    });
+                    for_lanes::<V>(
+                        x.len(),
+                        #[inline(always)]
+                        |i, n| {
+                            let normalised = load::<V>(x, i, n).mul(r);
+                            store(normalised.mul(load::<V>(weight, i, n)), y.as_mut_ptr().cast(), i, n);
+                        },
+                    );
                 }
             }
             y[passed..].write_copy_of_slice(&x[passed..]);
@@ -295,17 +299,25 @@ impl Kernel for Backward<'_> {
                 unsafe {
                     let r = inverse_rms::<V>(x, eps);
                     let mut dot = V::splat(0.0);
-                    for_lanes::<V>(width, #[inline(always)] |i, n| {
-                        dot = load::<V>(dy, i, n).mul(load::<V>(weight, i, n)).mul_add(load::<V>(x, i, n), dot);
-                    });
+                    for_lanes::<V>(
+                        width,
+                        #[inline(always)]
+                        |i, n| {
+                            dot = load::<V>(dy, i, n).mul(load::<V>(weight, i, n)).mul_add(load::<V>(x, i, n), dot);
+                        },
+                    );
                     let shrink = V::splat(-r * r * dot.sum() / width as f32);
                     let r = V::splat(r);
-                    for_lanes::<V>(width, #[inline(always)] |i, n| {
-                        let (x, dy) = (load::<V>(x, i, n), load::<V>(dy, i, n));
-                        let dx_lanes = x.mul_add(shrink, dy.mul(load::<V>(weight, i, n))).mul(r);
-                        store(dx_lanes, dx.as_mut_ptr().cast(), i, n);
-                        store(dy.mul(x).mul_add(r, load::<V>(dw, i, n)), dw.as_mut_ptr(), i, n);
-                    });
+                    for_lanes::<V>(
+                        width,
+                        #[inline(always)]
+                        |i, n| {
+                            let (x, dy) = (load::<V>(x, i, n), load::<V>(dy, i, n));
+                            let dx_lanes = x.mul_add(shrink, dy.mul(load::<V>(weight, i, n))).mul(r);
+                            store(dx_lanes, dx.as_mut_ptr().cast(), i, n);
+                            store(dy.mul(x).mul_add(r, load::<V>(dw, i, n)), dw.as_mut_ptr(), i, n);
+                        },
+                    );
                 }
             }
             dx[passed..].write_copy_of_slice(&dy[passed..]);
@@ -323,11 +335,15 @@ unsafe fn inverse_rms<V: Lanes>(x: &[f32], eps: f32) -> f32 {
     unsafe {
         // Two sums, so that one addition need not wait for the other.
         let mut sums = [V::splat(0.0); 2];
-        for_lanes::<V>(x.len(), #[inline(always)] |i, n| {
-            let x = load::<V>(x, i, n);
-            let sum = &mut sums[i / V::N % 2];
-            *sum = x.mul_add(x, *sum);
-        });
+        for_lanes::<V>(
+            x.len(),
+            #[inline(always)]
+            |i, n| {
+                let x = load::<V>(x, i, n);
+                let sum = &mut sums[i / V::N % 2];
+                *sum = x.mul_add(x, *sum);
+            },
+        );
         1.0 / (sums[0].add(sums[1]).sum() / x.len() as f32 + eps).sqrt()
     }
 }
