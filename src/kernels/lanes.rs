@@ -114,6 +114,21 @@ pub(crate) unsafe fn store<V: Lanes>(x: V, to: *mut f32, i: usize, n: usize) {
     unsafe { if n == V::N { x.store(to.add(i)) } else { x.store_first(to.add(i), n) } }
 }
 
+/// Asks the processor to fetch these floats into its nearest cache; never changes a result.
+#[inline(always)]
+pub(crate) fn prefetch(values: &[f32]) {
+    // 16 floats to a cache line.
+    for line in values.chunks(16) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: SSE is part of x86-64, and a prefetch may name any address.
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast());
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = line;
+    }
+}
+
 /// AVX-512.
 #[cfg(target_arch = "x86_64")]
 #[derive(Debug, Clone, Copy)]

@@ -5,20 +5,19 @@ use super::lanes::Lanes;
 /// `acc[r][c] += sum over k < depth of a[r * a_row + k * a_step] * b[c][k * b_step ..][..N]`
 ///
 /// Each element is one chain of multiply-adds over `k` in order: a result does not depend on the shape of the tile it is
-/// computed in.
+/// computed in. (The tile comes by reference: returned by value, it was copied through memory twice.)
 ///
 /// # Safety
 /// The processor must have `V`'s instructions, and all addresses named above must be readable.
 #[inline(always)]
 pub(crate) unsafe fn multiply_add<V: Lanes, const R: usize, const C: usize>(
     depth: usize,
-    (a, a_row, a_step): (*const f32, usize, usize),
+    (mut a, a_row, a_step): (*const f32, usize, usize),
     (mut b, b_step): ([*const f32; C], usize),
-    mut acc: [[V; C]; R],
-) -> [[V; C]; R] {
+    acc: &mut [[V; C]; R],
+) {
     // SAFETY: by contract; the last step leaves the pointers past the end, where `wrapping_add` may point.
     unsafe {
-        let mut a = a;
         for _ in 0..depth {
             let mut columns = [V::splat(0.0); C];
             for c in 0..C {
@@ -34,5 +33,4 @@ pub(crate) unsafe fn multiply_add<V: Lanes, const R: usize, const C: usize>(
             a = a.wrapping_add(a_step);
         }
     }
-    acc
 }

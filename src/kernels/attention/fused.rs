@@ -20,25 +20,25 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::AttentionShape;
-use super::pack::{self, Part, padded};
+use super::pack::{Packed, Part, padded};
 use super::plan::{GRANULE, Keys, Plan};
 use crate::kernels::Segment;
 use crate::kernels::cpu::written;
 use crate::kernels::exp::{exp, tanh};
-use crate::kernels::lanes::Lanes;
+use crate::kernels::lanes::{Lanes, for_lanes, load, prefetch, store};
 use crate::kernels::level::{Kernel, Level};
 use crate::kernels::rotary::Rotary;
 use crate::kernels::tile::multiply_add;
 
-/// Rows of a register tile: with four AVX-512 or two AVX2 vectors beside each other the accumulators fill the registers.
+/// Query rows of a register tile: with four AVX-512 or two AVX2 vectors beside each other the accumulators fill the registers.
+/// A strip goes through all its keys before the next one starts, so its scores stay in the nearest cache.
 const STRIP: usize = 6;
-/// Aim for this many query rows (tokens times heads of a group) in a block, so that a tile of keys is read from the nearest
-/// cache eight times.
-const BLOCK_ROWS: usize = 8 * STRIP;
+/// Strips in a task of its own: coarse enough to be worth handing to a thread, fine enough to balance threads.
+const STRIPS: usize = 8;
 /// Granules in a tile of keys: 256 keys.
 const TILE: usize = 16;
-/// From one row of scores to the next; not a power of two, which would put rows on the same cache sets.
-const SCORE_STRIDE: usize = TILE * GRANULE + GRANULE;
+/// From one row of scores to the next; not a power of two, which would put all rows on the same cache sets.
+const STRIDE: usize = TILE * GRANULE + GRANULE;
 
 /// `qkv [T, columns] -> [T, heads * head_dim]`; everything has been checked.
 pub fn attention(
@@ -50,41 +50,30 @@ pub fn attention(
     shape: &AttentionShape,
 ) -> Vec<f32> {
     let plan = Plan::new(segments);
-    let keys = pack::by_column(level, qkv, &plan, shape, Part::Keys(rotary, positions));
-    let values = pack::by_row(level, qkv, &plan, shape, Part::Values);
+    let keys = Packed::by_column(level, qkv, &plan, shape, Part::Keys(rotary, positions));
+    let values = Packed::by_row(level, qkv, &plan, shape, Part::Values);
     let blocks = blocks(segments, shape);
     let fill = |output: &mut [MaybeUninit<f32>]| {
         let output = Output(output.as_mut_ptr().cast());
-        blocks.par_iter().with_max_len(1).for_each_init(Vec::new, |scratch, block| {
-            let packed = block.kv_head * plan.rows.len() * GRANULE;
-            level.run(Forward {
-                qkv,
-                shape,
-                rotary,
-                positions,
-                seen: &plan.keys[block.segment],
-                keys: &keys[packed * shape.head_dim..],
-                values: &values[packed * padded(shape.head_dim)..],
-                block,
-                scratch,
-                output: &output,
-            });
+        blocks.par_iter().with_max_len(1).for_each(|block| {
+            let seen = &plan.keys[block.segment];
+            level.run(Forward { qkv, shape, rotary, positions, seen, keys: &keys, values: &values, block, output: &output });
         });
     };
     // SAFETY: the blocks cover every token and every head, and each writes its own.
     unsafe { written(positions.len() * shape.heads * shape.head_dim, fill) }
 }
 
-/// The unit of work: some tokens, all query heads of one kv head.
-pub struct Block {
-    pub segment: usize,
-    pub kv_head: usize,
-    pub tokens: Range<usize>,
+/// The unit of work: some tokens of a segment, all query heads of one kv head.
+struct Block {
+    segment: usize,
+    kv_head: usize,
+    tokens: Range<usize>,
 }
 
-/// Blocks are counted from each segment's start, and neighbours share their keys and values.
+/// Blocks are counted from each segment's start; neighbours share their keys and values.
 fn blocks(segments: &[Segment], shape: &AttentionShape) -> Vec<Block> {
-    let size = (BLOCK_ROWS / shape.group()).max(1);
+    let size = (STRIPS * STRIP / shape.group()).max(1);
     let mut blocks = Vec::new();
     for (segment, Segment { tokens, .. }) in segments.iter().enumerate() {
         for kv_head in 0..shape.kv_heads {
@@ -107,13 +96,11 @@ struct Forward<'a> {
     rotary: &'a Rotary,
     positions: &'a [usize],
     seen: &'a [Keys],
-    /// Of the block's kv head: `[granules, head_dim, 16]`.
-    keys: &'a [f32],
-    /// Of the block's kv head: `[granules, 16, padded head_dim]`.
-    values: &'a [f32],
+    /// Each granule `[head_dim, 16]`.
+    keys: &'a Packed,
+    /// Each granule `[16, padded head_dim]`.
+    values: &'a Packed,
     block: &'a Block,
-    /// Kept between blocks to save the allocation.
-    scratch: &'a mut Vec<f32>,
     output: &'a Output,
 }
 
@@ -124,7 +111,7 @@ impl Kernel for Forward<'_> {
     unsafe fn run<V: Lanes>(self) {
         // The column vectors of a register tile: as many as leave registers for the operands.
         // SAFETY: by contract.
-        unsafe { if V::N == 16 { self.columns::<V, 4>() } else { self.columns::<V, 2>() } }
+        unsafe { if V::N == 16 { self.strips::<V, 4>() } else { self.strips::<V, 2>() } }
     }
 }
 
@@ -132,179 +119,188 @@ impl Forward<'_> {
     /// # Safety
     /// The processor must have `V`'s instructions.
     #[inline(always)]
-    unsafe fn columns<V: Lanes, const C: usize>(self) {
-        let Forward { shape, seen, block, .. } = self;
-        let (head_dim, group) = (shape.head_dim, shape.group());
+    unsafe fn strips<V: Lanes, const C: usize>(self) {
+        let Forward { shape, block, .. } = self;
+        let (head_dim, group, kv_head) = (shape.head_dim, shape.group(), block.kv_head);
         let width = padded(head_dim);
-        let n_rows = block.tokens.len() * group;
-        let n_padded = n_rows.next_multiple_of(STRIP);
-
-        self.scratch.clear();
-        self.scratch.resize(n_padded * (head_dim + SCORE_STRIDE + width + 3), 0.0);
-        let (queries, rest) = self.scratch.split_at_mut(n_padded * head_dim);
-        let (scores, rest) = rest.split_at_mut(n_padded * SCORE_STRIDE);
-        let (outputs, rest) = rest.split_at_mut(n_padded * width);
-        let (maxima, rest) = rest.split_at_mut(n_padded);
-        let (sums, shrinks) = rest.split_at_mut(n_padded);
-        maxima.fill(f32::NEG_INFINITY);
-
-        // Row `token * group + head`; the rows that fill the last strip stay zero and are dropped at the end.
-        for (row, query) in queries.chunks_exact_mut(head_dim).take(n_rows).enumerate() {
-            let token = block.tokens.start + row / group;
-            let head = block.kv_head * group + row % group;
-            query.copy_from_slice(&self.qkv[token * shape.columns() + head * head_dim..][..head_dim]);
-            self.rotary.rotate_head(query, self.positions[token], 1.0);
-            query.iter_mut().for_each(|x| *x *= shape.scale);
-        }
-
         let window = shape.window.unwrap_or(usize::MAX);
-        let first_position = self.positions[block.tokens.start];
-        let position = |row: usize| first_position + (row / group).min(block.tokens.len() - 1);
-        let oldest = (first_position + 1).saturating_sub(window);
-        let first = seen.partition_point(|keys| keys.position + keys.lanes.len() <= oldest);
-        let end = seen.partition_point(|keys| keys.position <= position(n_rows - 1));
-        for tile in seen[first..end].chunks(TILE) {
-            // How many of the tile's granules the strip that starts at `row` sees.
-            let n_seen = |row: usize| tile.partition_point(|keys| keys.position <= position(row + STRIP - 1));
+        let mut scores = [0.0; STRIP * STRIDE];
+        let mut queries = vec![0.0; STRIP * (head_dim + width)];
+        let (queries, outputs) = queries.split_at_mut(STRIP * head_dim);
 
-            // SAFETY: the instructions are there by contract; granule indices come from the plan, which the packed arrays were
-            // made by; vectors stay within a granule, rows within the scratch.
-            unsafe {
-                let vectors = tile.len() * GRANULE / V::N;
-                let key = |vector: usize| {
-                    let lane = vector * V::N;
-                    self.keys.as_ptr().add(tile[lane / GRANULE].granule * head_dim * GRANULE + lane % GRANULE)
-                };
-                let whole = vectors - vectors % C;
-                for vector in (0..whole).step_by(C) {
-                    let mut columns = [self.keys.as_ptr(); C];
-                    for c in 0..C {
-                        columns[c] = key(vector + c);
+        // Row `token * group + head`. A last strip that is not full repeats its last row and does not write it again.
+        let n_rows = block.tokens.len() * group;
+        for start in (0..n_rows).step_by(STRIP) {
+            let place = |r: usize| {
+                let row = (start + r).min(n_rows - 1);
+                (block.tokens.start + row / group, kv_head * group + row % group)
+            };
+            let query_of = |r: usize| {
+                let (token, head) = place(r);
+                &self.qkv[token * shape.columns() + head * head_dim..][..head_dim]
+            };
+            let mut positions = [0; STRIP];
+            for (r, query) in queries.chunks_exact_mut(head_dim).enumerate() {
+                positions[r] = self.positions[place(r).0];
+                query.copy_from_slice(query_of(r));
+                self.rotary.rotate_head(query, positions[r], 1.0);
+                query.iter_mut().for_each(|x| *x *= shape.scale);
+            }
+            for r in STRIP..2 * STRIP {
+                prefetch(query_of(r));
+            }
+            let oldest = (positions[0] + 1).saturating_sub(window);
+            let first = self.seen.partition_point(|keys| keys.position + keys.lanes.len() <= oldest);
+            let end = self.seen.partition_point(|keys| keys.position <= positions[STRIP - 1]);
+            let mut running = [Running { maximum: f32::NEG_INFINITY, sum: 0.0, shrink: 0.0 }; STRIP];
+            outputs.fill(0.0);
+            for tile in self.seen[first..end].chunks(TILE) {
+                // SAFETY: the instructions are there by contract; queries, scores and outputs hold a strip, scores a tile of keys.
+                unsafe {
+                    products::<V, C>(self.keys, kv_head, tile, (queries, head_dim), &mut scores);
+                    for r in 0..STRIP {
+                        running[r] =
+                            softmax::<V>(&mut scores[r * STRIDE..], tile, positions[r], window, shape.softcap, running[r]);
                     }
-                    for row in (0..n_padded).step_by(STRIP) {
-                        if vector * V::N < n_seen(row) * GRANULE {
-                            let query = queries.as_ptr().add(row * head_dim);
-                            let zero = [[V::splat(0.0); C]; STRIP];
-                            let tile = multiply_add(head_dim, (query, head_dim, 1), (columns, GRANULE), zero);
-                            put(tile, scores.as_mut_ptr().add(row * SCORE_STRIDE + vector * V::N), SCORE_STRIDE);
-                        }
-                    }
-                }
-                for vector in whole..vectors {
-                    for row in (0..n_padded).step_by(STRIP) {
-                        if vector * V::N < n_seen(row) * GRANULE {
-                            let query = queries.as_ptr().add(row * head_dim);
-                            let zero = [[V::splat(0.0); 1]; STRIP];
-                            let tile = multiply_add(head_dim, (query, head_dim, 1), ([key(vector)], GRANULE), zero);
-                            put(tile, scores.as_mut_ptr().add(row * SCORE_STRIDE + vector * V::N), SCORE_STRIDE);
-                        }
-                    }
-                }
-
-                for row in 0..n_padded {
-                    let strip = row - row % STRIP;
-                    let scores = &mut scores[row * SCORE_STRIDE..][..n_seen(strip) * GRANULE];
-                    let new = softmax::<V>(scores, &tile[..n_seen(strip)], position(row), window, shape.softcap, maxima[row]);
-                    shrinks[row] = exp(V::splat(maxima[row] - new.maximum)).maximum();
-                    if new.maximum == f32::NEG_INFINITY {
-                        shrinks[row] = 1.0;
-                    }
-                    maxima[row] = new.maximum;
-                    sums[row] = sums[row] * shrinks[row] + new.sum;
-                }
-
-                for row in (0..n_padded).step_by(STRIP) {
-                    let weights = scores.as_ptr().add(row * SCORE_STRIDE);
-                    let n_seen = n_seen(row);
-                    let last = position(row + STRIP - 1);
-                    let mut column = 0;
-                    while column < width {
-                        let output = outputs.as_mut_ptr().add(row * width + column);
-                        if column + C * V::N <= width {
-                            weigh::<V, C>(self.values, width, &tile[..n_seen], last, weights, &shrinks[row..], column, output);
-                            column += C * V::N;
-                        } else {
-                            weigh::<V, 1>(self.values, width, &tile[..n_seen], last, weights, &shrinks[row..], column, output);
-                            column += V::N;
-                        }
-                    }
+                    weighted_sums::<V, C>(self.values, kv_head, tile, &scores, &running, positions[STRIP - 1], (outputs, width));
                 }
             }
-        }
-
-        for row in 0..n_rows {
-            let token = block.tokens.start + row / group;
-            let head = block.kv_head * group + row % group;
-            let share = 1.0 / sums[row];
-            let from = &outputs[row * width..][..head_dim];
-            // SAFETY: this row and head belong to this block alone.
-            let to = unsafe {
-                std::slice::from_raw_parts_mut(
-                    self.output.0.add((token * shape.heads + head) * head_dim).cast::<MaybeUninit<f32>>(),
-                    head_dim,
-                )
-            };
-            for (to, from) in to.iter_mut().zip(from) {
-                to.write(from * share);
+            for r in 0..STRIP.min(n_rows - start) {
+                let (token, head) = place(r);
+                // SAFETY: the instructions are there by contract, and this row and head belong to this block alone.
+                unsafe {
+                    let share = V::splat(1.0 / running[r].sum);
+                    let to = self.output.0.add((token * shape.heads + head) * head_dim);
+                    for_lanes::<V>(
+                        head_dim,
+                        #[inline(always)]
+                        |d, n| store(load::<V>(&outputs[r * width..], d, n).mul(share), to, d, n),
+                    );
+                }
             }
         }
     }
 }
 
-/// `outputs = outputs * shrink + weights x values` for one strip and `C` vectors of columns.
+/// `scores[r][key] = queries[r] . keys[key]` for the keys of a tile.
 ///
 /// # Safety
-/// The processor must have `V`'s instructions; the pointers must cover a strip.
+/// The processor must have `V`'s instructions; `queries` and `scores` must hold a strip, `scores` the tile.
 #[inline(always)]
-unsafe fn weigh<V: Lanes, const C: usize>(
-    values: &[f32],
-    width: usize,
+unsafe fn products<V: Lanes, const C: usize>(
+    keys: &Packed,
+    kv_head: usize,
     tile: &[Keys],
+    (queries, head_dim): (&[f32], usize),
+    scores: &mut [f32; STRIP * STRIDE],
+) {
+    // SAFETY: by contract; a vector of keys lies within a granule.
+    unsafe {
+        let key = |vector: usize| {
+            let lane = vector * V::N;
+            keys.of(tile[lane / GRANULE].granule, kv_head).as_ptr().add(lane % GRANULE)
+        };
+        let vectors = tile.len() * (GRANULE / V::N);
+        let mut vector = 0;
+        while vector + C <= vectors {
+            let mut columns = [std::ptr::null(); C];
+            for c in 0..C {
+                columns[c] = key(vector + c);
+            }
+            let mut acc = [[V::splat(0.0); C]; STRIP];
+            multiply_add(head_dim, (queries.as_ptr(), head_dim, 1), (columns, GRANULE), &mut acc);
+            put(&acc, scores.as_mut_ptr().add(vector * V::N), STRIDE);
+            vector += C;
+        }
+        while vector < vectors {
+            let mut acc = [[V::splat(0.0); 1]; STRIP];
+            multiply_add(head_dim, (queries.as_ptr(), head_dim, 1), ([key(vector)], GRANULE), &mut acc);
+            put(&acc, scores.as_mut_ptr().add(vector * V::N), STRIDE);
+            vector += 1;
+        }
+    }
+}
+
+/// `outputs = outputs * shrink + weights x values` over the keys of a tile, none after the position `last`.
+///
+/// # Safety
+/// The processor must have `V`'s instructions; `weights` must hold a strip of the tile, `outputs` a strip.
+#[inline(always)]
+unsafe fn weighted_sums<V: Lanes, const C: usize>(
+    values: &Packed,
+    kv_head: usize,
+    tile: &[Keys],
+    weights: &[f32; STRIP * STRIDE],
+    running: &[Running; STRIP],
     last: usize,
-    weights: *const f32,
-    shrinks: &[f32],
+    (outputs, width): (&mut [f32], usize),
+) {
+    // SAFETY: by contract; `width` is a whole number of vectors.
+    unsafe {
+        let mut column = 0;
+        while column + C * V::N <= width {
+            weighted_sum::<V, C>(values, kv_head, tile, weights, running, last, (outputs.as_mut_ptr(), width), column);
+            column += C * V::N;
+        }
+        while column < width {
+            weighted_sum::<V, 1>(values, kv_head, tile, weights, running, last, (outputs.as_mut_ptr(), width), column);
+            column += V::N;
+        }
+    }
+}
+
+/// The same for `C` vectors of columns.
+///
+/// # Safety
+/// As above.
+#[inline(always)]
+unsafe fn weighted_sum<V: Lanes, const C: usize>(
+    values: &Packed,
+    kv_head: usize,
+    tile: &[Keys],
+    weights: &[f32; STRIP * STRIDE],
+    running: &[Running; STRIP],
+    last: usize,
+    (outputs, width): (*mut f32, usize),
     column: usize,
-    output: *mut f32,
 ) {
     // SAFETY: by contract.
     unsafe {
+        let outputs = outputs.add(column);
         let mut acc = [[V::splat(0.0); C]; STRIP];
         for r in 0..STRIP {
-            let shrink = V::splat(shrinks[r]);
+            let shrink = V::splat(running[r].shrink);
             for c in 0..C {
-                acc[r][c] = V::load(output.add(r * width + c * V::N)).mul(shrink);
+                acc[r][c] = V::load(outputs.add(r * width + c * V::N)).mul(shrink);
             }
         }
-        let mut g = 0;
-        while g < tile.len() {
-            // Granules that lie behind each other are one long product.
-            let start = g;
-            let mut rows = 0;
-            while g < tile.len() && tile[g].granule == tile[start].granule + (g - start) {
-                rows = (g - start) * GRANULE + tile[g].visible(last, usize::MAX).end;
-                g += 1;
-            }
-            let value = values.as_ptr().add(tile[start].granule * GRANULE * width + column);
+        for (g, keys) in tile.iter().enumerate() {
+            let value = values.of(keys.granule, kv_head).as_ptr().add(column);
             let mut columns = [value; C];
             for c in 0..C {
                 columns[c] = value.add(c * V::N);
             }
-            acc = multiply_add(rows, (weights.add(start * GRANULE), SCORE_STRIDE, 1), (columns, width), acc);
+            let rows = keys.visible(last, usize::MAX).end;
+            multiply_add(rows, (weights.as_ptr().add(g * GRANULE), STRIDE, 1), (columns, width), &mut acc);
         }
-        put(acc, output, width);
+        put(&acc, outputs, width);
     }
 }
 
+/// Where one row's softmax stands.
+#[derive(Clone, Copy)]
 struct Running {
     maximum: f32,
-    /// Of this tile's weights.
+    /// Of `exp(score - maximum)` over all keys so far.
     sum: f32,
+    /// What everything before the last tile was multiplied with when that tile raised the maximum.
+    shrink: f32,
 }
 
-/// Turns one row's scores into weights `exp(score - maximum)`, 0 where the row may not look.
+/// Turns one row's scores of a tile into weights `exp(score - maximum)`, 0 where the row may not look.
 ///
 /// # Safety
-/// The processor must have `V`'s instructions; `scores` must hold a granule for each element of `tile`.
+/// The processor must have `V`'s instructions; `scores` must hold the tile.
 #[inline(always)]
 unsafe fn softmax<V: Lanes>(
     scores: &mut [f32],
@@ -312,7 +308,7 @@ unsafe fn softmax<V: Lanes>(
     position: usize,
     window: usize,
     softcap: Option<f32>,
-    maximum: f32,
+    before: Running,
 ) -> Running {
     let scores = scores.as_mut_ptr();
     // SAFETY: by contract.
@@ -337,17 +333,18 @@ unsafe fn softmax<V: Lanes>(
                 maxima = maxima.max(score);
             }
         }
-        let maximum = maximum.max(maxima.maximum());
+        let maximum = before.maximum.max(maxima.maximum());
         // A row that has seen nothing yet must not compute -inf - -inf.
-        let subtracted = V::splat(if maximum == f32::NEG_INFINITY { 0.0 } else { maximum });
+        let subtracted = if maximum == f32::NEG_INFINITY { 0.0 } else { maximum };
+        let shrink = exp(V::splat(before.maximum - subtracted)).maximum();
         let mut sum = V::splat(0.0);
-        for vector in 0..tile.len() * GRANULE / V::N {
+        for vector in 0..tile.len() * (GRANULE / V::N) {
             let at = scores.add(vector * V::N);
-            let weight = exp(V::load(at).sub(subtracted));
+            let weight = exp(V::load(at).sub(V::splat(subtracted)));
             weight.store(at);
             sum = sum.add(weight);
         }
-        Running { maximum, sum: sum.sum() }
+        Running { maximum, sum: before.sum * shrink + sum.sum(), shrink }
     }
 }
 
@@ -356,11 +353,11 @@ unsafe fn softmax<V: Lanes>(
 /// # Safety
 /// The processor must have `V`'s instructions; the rows must be writable.
 #[inline(always)]
-unsafe fn put<V: Lanes, const R: usize, const C: usize>(tile: [[V; C]; R], to: *mut f32, stride: usize) {
-    for (r, row) in tile.into_iter().enumerate() {
-        for (c, x) in row.into_iter().enumerate() {
+unsafe fn put<V: Lanes, const R: usize, const C: usize>(tile: &[[V; C]; R], to: *mut f32, stride: usize) {
+    for r in 0..R {
+        for c in 0..C {
             // SAFETY: by contract.
-            unsafe { x.store(to.add(r * stride + c * V::N)) };
+            unsafe { tile[r][c].store(to.add(r * stride + c * V::N)) };
         }
     }
 }

@@ -1,102 +1,129 @@
 //! The keys and values of a batch in the order in which the register tiles read them.
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::AttentionShape;
 use super::plan::{GRANULE, Plan};
 use crate::kernels::cpu::written;
-use crate::kernels::lanes::Lanes;
+use crate::kernels::lanes::{Lanes, prefetch};
 use crate::kernels::level::{Kernel, Level};
 use crate::kernels::rotary::Rotary;
+
+/// The rows of one part of the projection, granule by granule and in each head by head.
+pub struct Packed {
+    values: Vec<f32>,
+    kv_heads: usize,
+    /// Floats of one head in one granule.
+    size: usize,
+}
+
+/// Which columns of the projection, and what to do with them.
+#[derive(Clone, Copy)]
+pub enum Part<'a> {
+    /// Turned by each row's position.
+    Keys(&'a Rotary, &'a [usize]),
+    Values,
+}
+
+impl Packed {
+    /// Each granule and head `[16, padded head_dim]`; zeros where there is nothing.
+    pub fn by_row(level: Level, qkv: &[f32], plan: &Plan, shape: &AttentionShape, part: Part) -> Packed {
+        pack(level, qkv, plan, shape, part, Order::Rows, padded(shape.head_dim))
+    }
+
+    /// Each granule and head `[head_dim, 16]`, that is, transposed; zeros where there is nothing.
+    pub fn by_column(level: Level, qkv: &[f32], plan: &Plan, shape: &AttentionShape, part: Part) -> Packed {
+        pack(level, qkv, plan, shape, part, Order::Columns, shape.head_dim)
+    }
+
+    /// One head's part of one granule.
+    #[inline(always)]
+    pub fn of(&self, granule: usize, kv_head: usize) -> &[f32] {
+        &self.values[(granule * self.kv_heads + kv_head) * self.size..][..self.size]
+    }
+}
 
 /// Rows of a head padded with zeros to whole granules of columns, so that no vector is partial.
 pub fn padded(head_dim: usize) -> usize {
     head_dim.next_multiple_of(GRANULE)
 }
 
-/// `[kv_heads, granules, 16, padded head_dim]`: the rows of one part of the projection (keys or values), rotated if `rotary` is
-/// given; zeros where a granule has no row.
-pub fn by_row(level: Level, qkv: &[f32], plan: &Plan, shape: &AttentionShape, part: Part) -> Vec<f32> {
-    let padded = padded(shape.head_dim);
-    pack(level, qkv, plan, shape, part, Order { lane_step: padded, element_step: 1, elements: padded })
-}
-
-/// `[kv_heads, granules, head_dim, 16]`: the same, transposed within each granule.
-pub fn by_column(level: Level, qkv: &[f32], plan: &Plan, shape: &AttentionShape, part: Part) -> Vec<f32> {
-    pack(level, qkv, plan, shape, part, Order { lane_step: 1, element_step: GRANULE, elements: shape.head_dim })
-}
-
-/// Which columns of the projection, and what to do with them.
 #[derive(Clone, Copy)]
-pub enum Part<'a> {
-    /// Rotated by each row's position.
-    Keys(&'a Rotary, &'a [usize]),
-    Values,
+enum Order {
+    Rows,
+    Columns,
 }
 
-#[derive(Clone, Copy)]
-struct Order {
-    lane_step: usize,
-    element_step: usize,
-    /// Elements of a row, at least `head_dim`.
-    elements: usize,
-}
-
-fn pack(level: Level, qkv: &[f32], plan: &Plan, shape: &AttentionShape, part: Part, order: Order) -> Vec<f32> {
-    let granules = plan.rows.len();
-    let size = order.elements * GRANULE;
-    let first_head = match part {
-        Part::Keys(..) => shape.heads,
-        Part::Values => shape.heads + shape.kv_heads,
-    };
+fn pack(level: Level, qkv: &[f32], plan: &Plan, shape: &AttentionShape, part: Part, order: Order, width: usize) -> Packed {
+    let (kv_heads, size) = (shape.kv_heads, width * GRANULE);
     let fill = |packed: &mut [MaybeUninit<f32>]| {
-        packed.par_chunks_mut(size).enumerate().with_min_len(4).for_each_init(
-            || vec![0.0; shape.head_dim],
-            |head, (i, granule)| {
-                let column = (first_head + i / granules) * shape.head_dim;
-                let rows = plan.rows[i % granules].clone();
-                let row = |t: usize| &qkv[t * shape.columns() + column..][..shape.head_dim];
-                level.run(Pack { row, rows, part, order, head, granule });
-            },
+        // All heads of a granule in one task: so the projection is read from front to back.
+        let granules = packed.par_chunks_mut(kv_heads * size).zip(&plan.rows);
+        granules.with_min_len(4).for_each_init(
+            || vec![0.0; GRANULE * shape.head_dim],
+            |rows, (packed, tokens)| level.run(Pack { qkv, tokens: tokens.clone(), shape, part, order, rows, packed }),
         );
     };
     // SAFETY: `Pack` writes every element of its granule.
-    unsafe { written(shape.kv_heads * granules * size, fill) }
+    let values = unsafe { written(plan.rows.len() * kv_heads * size, fill) };
+    Packed { values, kv_heads, size }
 }
 
-struct Pack<'a, F> {
-    row: F,
-    rows: std::ops::Range<usize>,
+struct Pack<'a> {
+    qkv: &'a [f32],
+    tokens: Range<usize>,
+    shape: &'a AttentionShape,
     part: Part<'a>,
     order: Order,
-    head: &'a mut [f32],
-    granule: &'a mut [MaybeUninit<f32>],
+    /// Scratch for one granule of one head.
+    rows: &'a mut [f32],
+    /// One granule.
+    packed: &'a mut [MaybeUninit<f32>],
 }
 
-impl<'a, F: Fn(usize) -> &'a [f32]> Kernel for Pack<'a, F> {
+impl Kernel for Pack<'_> {
     type Output = ();
 
+    /// Mostly moving data: no vectors named here, but the compiler may use them.
     #[inline(always)]
     unsafe fn run<V: Lanes>(self) {
-        let Pack { row, rows, part, order, head, granule } = self;
-        for lane in 0..GRANULE {
-            let start = lane * order.lane_step;
-            let mut written = 0;
-            if lane < rows.len() {
-                let token = rows.start + lane;
-                head.copy_from_slice(row(token));
+        let Pack { qkv, tokens, shape, part, order, rows, packed } = self;
+        let AttentionShape { heads, kv_heads, head_dim, .. } = *shape;
+        let first_head = match part {
+            Part::Keys(..) => heads,
+            Part::Values => heads + kv_heads,
+        };
+        // The rows lie a projection apart, too far for the hardware to guess the next.
+        for row in qkv.chunks_exact(shape.columns()).skip(tokens.end).take(GRANULE) {
+            prefetch(&row[first_head * head_dim..(first_head + kv_heads) * head_dim]);
+        }
+        rows[tokens.len() * head_dim..].fill(0.0);
+        for (kv_head, packed) in packed.chunks_exact_mut(packed.len() / kv_heads).enumerate() {
+            for (token, row) in tokens.clone().zip(rows.chunks_exact_mut(head_dim)) {
+                row.copy_from_slice(&qkv[token * shape.columns() + (first_head + kv_head) * head_dim..][..head_dim]);
                 if let Part::Keys(rotary, positions) = part {
-                    rotary.rotate_head(head, positions[token], 1.0);
+                    rotary.rotate_head(row, positions[token], 1.0);
                 }
-                for (d, &x) in head.iter().enumerate() {
-                    granule[start + d * order.element_step].write(x);
-                }
-                written = head.len();
             }
-            for d in written..order.elements {
-                granule[start + d * order.element_step].write(0.0);
+            match order {
+                Order::Rows => {
+                    for (to, row) in packed.chunks_exact_mut(packed.len() / GRANULE).zip(rows.chunks_exact(head_dim)) {
+                        let (to, padding) = to.split_at_mut(head_dim);
+                        to.write_copy_of_slice(row);
+                        padding.iter_mut().for_each(|x| _ = x.write(0.0));
+                    }
+                }
+                Order::Columns => {
+                    let (columns, _) = packed.as_chunks_mut::<GRANULE>();
+                    for (d, column) in columns.iter_mut().enumerate() {
+                        for lane in 0..GRANULE {
+                            column[lane].write(rows[lane * head_dim + d]);
+                        }
+                    }
+                }
             }
         }
     }
