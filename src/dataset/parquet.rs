@@ -3,8 +3,10 @@
 //! Row groups that are larger than a quarter of a gigabyte are read in slices. Columns of types that no format uses
 //! (dates, decimals, maps) are left out.
 
+use std::cell::Cell;
 use std::fs::File;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
+use std::sync::Once;
 
 use polars::datatypes::ArrowDataType;
 use polars::prelude::{AnyValue, DataFrame, ParallelStrategy, ParquetReader, SerReader};
@@ -24,13 +26,13 @@ pub fn records(file: File) -> Result<impl Iterator<Item = Result<Raw>> + Send> {
     let mut current: Option<(DataFrame, usize, usize)> = None;
     Ok(std::iter::from_fn(move || {
         loop {
-            if let Some((frame, first_row, idx)) = &mut current {
-                if *idx < frame.height() {
-                    let line = (*first_row + *idx + 1) as u64;
-                    let value = guarded(|| row(frame, *idx));
-                    *idx += 1;
-                    return Some(Ok(Raw { line, value }));
-                }
+            if let Some((frame, first_row, idx)) = &mut current
+                && *idx < frame.height()
+            {
+                let line = (*first_row + *idx + 1) as u64;
+                let value = guarded(|| row(frame, *idx));
+                *idx += 1;
+                return Some(Ok(Raw { line, value }));
             }
             let slice = slices.next()?;
             match guarded(|| read(&file, &columns, slice)) {
@@ -116,7 +118,21 @@ fn json(value: AnyValue) -> Value {
     }
 }
 
-/// The Parquet reader panics on some damaged files; to the user they are damaged files like others.
+/// The Parquet reader panics on some damaged files; to the user they are damaged files like others, so the panic becomes an
+/// error and its message is not printed.
 fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(Error::new(DAMAGED)))
+    thread_local!(static IS_GUARDED: Cell<bool> = const { Cell::new(false) });
+    static QUIET: Once = Once::new();
+    QUIET.call_once(|| {
+        let usual = take_hook();
+        set_hook(Box::new(move |panic| {
+            if !IS_GUARDED.get() {
+                usual(panic);
+            }
+        }));
+    });
+    IS_GUARDED.set(true);
+    let outcome = catch_unwind(AssertUnwindSafe(work));
+    IS_GUARDED.set(false);
+    outcome.unwrap_or_else(|_| Err(Error::new(DAMAGED)))
 }
