@@ -85,6 +85,7 @@ fn is_readable(kind: &ArrowDataType) -> bool {
         Kind::Null | Kind::Boolean | Kind::Utf8 | Kind::LargeUtf8 | Kind::Utf8View => true,
         Kind::Int32 | Kind::Int64 | Kind::UInt16 | Kind::UInt32 | Kind::UInt64 | Kind::Float32 | Kind::Float64 => true,
         Kind::List(item) | Kind::LargeList(item) => is_readable(&item.dtype),
+        Kind::Struct(fields) => fields.iter().all(|field| is_readable(&field.dtype)),
         Kind::Dictionary(_, values, _) => matches!(**values, Kind::Utf8 | Kind::LargeUtf8 | Kind::Utf8View),
         _ => false,
     }
@@ -112,6 +113,13 @@ fn json(value: AnyValue) -> Value {
         AnyValue::Int64(value) => value.into(),
         AnyValue::Float32(value) => value.into(),
         AnyValue::Float64(value) => value.into(),
+        AnyValue::Struct(..) => json(value.into_static()),
+        // In a column of structs every row has every key, so that null is the only way to leave one out.
+        AnyValue::StructOwned(payload) => {
+            let (values, fields) = *payload;
+            let fields = fields.into_iter().zip(values).filter(|(_, value)| !value.is_null());
+            Value::Object(fields.map(|(field, value)| (field.name().to_string(), json(value))).collect())
+        }
         AnyValue::List(list) => Value::Array(list.iter().map(json).collect()),
         AnyValue::Categorical(..) | AnyValue::CategoricalOwned(..) => value.get_str().map_or(Value::Null, Value::from),
         other => other.to_string().into(),
