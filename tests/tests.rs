@@ -1,10 +1,13 @@
 //! Runs the program as a user does, in temporary folders. One test binary; each module says what belongs in it.
 
+mod dataset;
 mod engine;
+mod fuzz_readers;
 mod interrupted;
 mod layers;
 mod malformed;
 mod parity;
 mod score;
 mod tiny_model;
+mod tokens;
 mod workdir;
