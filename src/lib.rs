@@ -1,10 +1,20 @@
 //! Token diagnostics for supervised fine-tuning.
 //!
+//! `diagnose` reads a data set, runs a causal language model once over it, and says for every token that would be trained on what
+//! the model believed: how probable the token was, how uncertain the model was, and hence whether the token is known, open, or a
+//! *confident conflict* (the model is sure, and the data says otherwise; arXiv 2601.02151).
+//!
 //! The data go through the modules in the order in which they are declared here:
 //!
 //! ```text
-//! dataset -> tokens -> engine -> scores -> quadrants -> maps, report
+//! files --dataset--> Example --tokens--> Sequence --engine--> TokenStatistics --scores--> tables
+//!                                           |                                               |
+//!                                  model, kernels run it          quadrants, gate, maps, report read them
 //! ```
+//!
+//! A module uses only modules above it, and each foreign world stays in its rooms: candle in `kernels`, `model` and `engine`,
+//! polars from `scores` on, plotters in `maps`, clap and indicatif in `cli`, tokenizers and minijinja in `tokens`, `unsafe` in
+//! `kernels`. A test reads the `use` lines (`tests/layers.rs`).
 
 pub mod error;
 

@@ -260,6 +260,31 @@ fn pairs_as_parquet() -> Vec<u8> {
     bytes
 }
 
+/// Messages as the hub keeps them: a list of structs in which absent fields are null.
+#[test]
+fn parquet_rows_may_hold_lists_of_structs() {
+    use polars::prelude::{Column, DataFrame, IntoSeries, NamedFrom, ParquetWriter, Series, StructChunked};
+    let turns = |role: &[&str], content: &[Option<&str>], weight: &[Option<f64>]| {
+        let fields =
+            [Series::new("role".into(), role), Series::new("content".into(), content), Series::new("weight".into(), weight)];
+        StructChunked::from_series("".into(), role.len(), fields.iter()).unwrap().into_series()
+    };
+    let rows = [
+        turns(&["user", "assistant"], &[Some("a"), Some("b")], &[None, Some(0.5)]),
+        turns(&["assistant"], &[None], &[None]),
+        turns(&["assistant"], &[Some("c")], &[None]),
+    ];
+    let mut frame = DataFrame::new_infer_height(vec![Column::from(Series::new("messages".into(), rows))]).unwrap();
+    let mut bytes = Vec::new();
+    ParquetWriter::new(&mut bytes).with_row_group_size(Some(2)).finish(&mut frame).unwrap();
+    check_bad_row("a.parquet", &bytes, "`messages[0].content`: expected text, found `role`");
+    let (_, records) = read_bytes("a.parquet", &bytes, &ReadOptions::default()).unwrap();
+    let example = records[0].example.as_ref().unwrap();
+    assert_eq!(script(example), ["User: a", "Assistant: b"]);
+    assert_eq!(example.turns.iter().map(|turn| turn.weight).collect::<Vec<_>>(), [1.0, 0.5]);
+    assert_eq!(records[2].place.line, 3);
+}
+
 #[test]
 fn plain_text_is_one_record_a_line() {
     let (dataset, records) = read_bytes("a.txt", b"[first]\n\n second\r\n", &ReadOptions::default()).unwrap();

@@ -56,7 +56,7 @@ pub fn expand(inputs: &[String]) -> Result<Vec<PathBuf>> {
         })?;
         let n_before = paths.len();
         for path in matches {
-            let path = path.map_err(|error| Error::new("cannot look for files").at(error.path().to_owned()).caused_by(error))?;
+            let path = path.map_err(|error| Error::new("cannot look for files").at(error.path()).caused_by(error))?;
             if path.is_file() {
                 paths.push(path);
             }

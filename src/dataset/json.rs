@@ -44,6 +44,9 @@ pub fn parse(bytes: &[u8], line: u64) -> Result<Value> {
     })
 }
 
+/// The line where an element starts, and its bytes or why they are unusable.
+type Element = (u64, Result<Vec<u8>>);
+
 #[derive(Clone, Copy, PartialEq)]
 enum Stage {
     /// Before the opening bracket.
@@ -62,8 +65,7 @@ struct Scanner {
 }
 
 impl Scanner {
-    /// The bytes of the next element and the line where it starts.
-    fn next_element(&mut self) -> io::Result<Option<(u64, Result<Vec<u8>>)>> {
+    fn next_element(&mut self) -> io::Result<Option<Element>> {
         if self.stage == Stage::Before {
             if self.skip_space()? == Some(b'[') {
                 self.reader.consume(1);
@@ -103,7 +105,7 @@ impl Scanner {
     }
 
     /// Cuts at the comma or bracket that ends the element; without an array, at its own closing bracket or the line's end.
-    fn element(&mut self) -> io::Result<(u64, Result<Vec<u8>>)> {
+    fn element(&mut self) -> io::Result<Element> {
         let start_line = self.line;
         let mut bytes = Vec::new();
         let (mut depth, mut in_string, mut is_escaped) = (0_usize, false, false);

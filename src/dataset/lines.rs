@@ -7,6 +7,9 @@ use crate::error::{Error, Result};
 /// A record longer than this is not data but a file that lost its separators; without a limit it would fill the memory.
 pub const MAX_RECORD_BYTES: usize = 256 << 20;
 
+/// The number of a line, and its bytes or why they are unusable.
+pub type Line<'a> = (u64, Result<&'a [u8]>);
+
 pub struct Lines<R> {
     reader: R,
     /// Number of the line read last, from 1.
@@ -19,8 +22,8 @@ impl<R: BufRead> Lines<R> {
         Lines { reader, number: 0, buffer: Vec::new() }
     }
 
-    /// The next line that is not blank, without its end: its number and its bytes, or why they are unusable.
-    pub fn next_line(&mut self) -> io::Result<Option<(u64, Result<&[u8]>)>> {
+    /// The next line that is not blank, without its end.
+    pub fn next_line(&mut self) -> io::Result<Option<Line<'_>>> {
         loop {
             // One huge row must not hold its memory for the rest of the file.
             if self.buffer.capacity() > (1 << 20) && self.buffer.len() < (1 << 16) {

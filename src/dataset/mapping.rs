@@ -93,7 +93,7 @@ impl FieldMap {
         let mut mapped = Vec::with_capacity(self.rules.len());
         for (target, rule) in &self.rules {
             let value = match rule {
-                Rule::Column(name) => column(&row, name).map(Value::clone),
+                Rule::Column(name) => column(&row, name).cloned(),
                 Rule::Template(parts) => fill(parts, &row).map(Value::String),
             };
             let value = value.map_err(|error| Error::new(format!("field map for `{target}`: {}", error.message())))?;

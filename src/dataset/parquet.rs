@@ -3,8 +3,10 @@
 //! Row groups that are larger than a quarter of a gigabyte are read in slices. Columns of types that no format uses
 //! (dates, decimals, maps) are left out.
 
+use std::cell::Cell;
 use std::fs::File;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
+use std::sync::Once;
 
 use polars::datatypes::ArrowDataType;
 use polars::prelude::{AnyValue, DataFrame, ParallelStrategy, ParquetReader, SerReader};
@@ -24,13 +26,13 @@ pub fn records(file: File) -> Result<impl Iterator<Item = Result<Raw>> + Send> {
     let mut current: Option<(DataFrame, usize, usize)> = None;
     Ok(std::iter::from_fn(move || {
         loop {
-            if let Some((frame, first_row, idx)) = &mut current {
-                if *idx < frame.height() {
-                    let line = (*first_row + *idx + 1) as u64;
-                    let value = guarded(|| row(frame, *idx));
-                    *idx += 1;
-                    return Some(Ok(Raw { line, value }));
-                }
+            if let Some((frame, first_row, idx)) = &mut current
+                && *idx < frame.height()
+            {
+                let line = (*first_row + *idx + 1) as u64;
+                let value = guarded(|| row(frame, *idx));
+                *idx += 1;
+                return Some(Ok(Raw { line, value }));
             }
             let slice = slices.next()?;
             match guarded(|| read(&file, &columns, slice)) {
@@ -83,6 +85,7 @@ fn is_readable(kind: &ArrowDataType) -> bool {
         Kind::Null | Kind::Boolean | Kind::Utf8 | Kind::LargeUtf8 | Kind::Utf8View => true,
         Kind::Int32 | Kind::Int64 | Kind::UInt16 | Kind::UInt32 | Kind::UInt64 | Kind::Float32 | Kind::Float64 => true,
         Kind::List(item) | Kind::LargeList(item) => is_readable(&item.dtype),
+        Kind::Struct(fields) => fields.iter().all(|field| is_readable(&field.dtype)),
         Kind::Dictionary(_, values, _) => matches!(**values, Kind::Utf8 | Kind::LargeUtf8 | Kind::Utf8View),
         _ => false,
     }
@@ -110,13 +113,34 @@ fn json(value: AnyValue) -> Value {
         AnyValue::Int64(value) => value.into(),
         AnyValue::Float32(value) => value.into(),
         AnyValue::Float64(value) => value.into(),
+        AnyValue::Struct(..) => json(value.into_static()),
+        // In a column of structs every row has every key, so that null is the only way to leave one out.
+        AnyValue::StructOwned(payload) => {
+            let (values, fields) = *payload;
+            let fields = fields.into_iter().zip(values).filter(|(_, value)| !value.is_null());
+            Value::Object(fields.map(|(field, value)| (field.name().to_string(), json(value))).collect())
+        }
         AnyValue::List(list) => Value::Array(list.iter().map(json).collect()),
         AnyValue::Categorical(..) | AnyValue::CategoricalOwned(..) => value.get_str().map_or(Value::Null, Value::from),
         other => other.to_string().into(),
     }
 }
 
-/// The Parquet reader panics on some damaged files; to the user they are damaged files like others.
+/// The Parquet reader panics on some damaged files; to the user they are damaged files like others, so the panic becomes an
+/// error and its message is not printed.
 fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(Error::new(DAMAGED)))
+    thread_local!(static IS_GUARDED: Cell<bool> = const { Cell::new(false) });
+    static QUIET: Once = Once::new();
+    QUIET.call_once(|| {
+        let usual = take_hook();
+        set_hook(Box::new(move |panic| {
+            if !IS_GUARDED.get() {
+                usual(panic);
+            }
+        }));
+    });
+    IS_GUARDED.set(true);
+    let outcome = catch_unwind(AssertUnwindSafe(work));
+    IS_GUARDED.set(false);
+    outcome.unwrap_or_else(|_| Err(Error::new(DAMAGED)))
 }

@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use super::gates::GatePreview;
 use super::planted::RankingQuality;
+use super::ranking::Ranking;
 use super::summary::{Breakdown, Summary};
 use super::terminal::name;
 use super::{Report, percent, quoted, thousands};
@@ -158,6 +159,28 @@ fn conflicts(text: &mut String, summary: &Summary) {
             row.conflicts,
             row.supervised,
             row.conflict_surplus
+        );
+    }
+    add!(
+        text,
+        "\nThe most surprising tokens, by {} (how many standard deviations the loss lies beyond what the model expected):\n",
+        Ranking::DEFAULT.name()
+    );
+    add!(text, "| where | turn, bytes | data | model | p | entropy, nat | score |\n|---|---|---|---|---:|---:|---:|");
+    for surprise in summary.surprises.iter().take(SHOWN) {
+        add!(
+            text,
+            "| {}:{} | {}, {}..{} | {} | {} | {:.1e} | {:.2} | {:.1} |",
+            escaped(&surprise.path),
+            surprise.line,
+            surprise.turn,
+            surprise.begin,
+            surprise.end,
+            cell(&surprise.token),
+            cell(&surprise.top),
+            surprise.logprob.exp(),
+            surprise.entropy,
+            surprise.score
         );
     }
     add!(text, "");

@@ -3,6 +3,7 @@
 pub mod gates;
 pub mod markdown;
 pub mod planted;
+pub mod ranking;
 pub mod summary;
 pub mod terminal;
 

@@ -14,6 +14,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::gates::{GatePreview, GateSums};
+use super::ranking::Ranking;
 use crate::Result;
 use crate::gate::{Gate, Population};
 use crate::quadrants::Resolved;
@@ -38,6 +39,8 @@ pub struct Summary {
     pub conflict_pairs: Vec<ConflictPair>,
     /// The examples with the most conflict mass, most first.
     pub conflict_rows: Vec<ConflictRow>,
+    /// The tokens that come first by [`Ranking::DEFAULT`], whatever their quadrant.
+    pub surprises: Vec<Surprise>,
     pub gates: Vec<GatePreview>,
 }
 
@@ -122,6 +125,27 @@ pub struct ConflictRow {
     pub conflict_surplus: f32,
 }
 
+/// A token that the data contains and the model did not expect.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Surprise {
+    pub row: u32,
+    pub id: Option<String>,
+    pub path: String,
+    pub line: u64,
+    pub turn: u16,
+    /// Bytes of the turn's text.
+    pub begin: u32,
+    pub end: u32,
+    pub token_id: u32,
+    pub token: String,
+    pub top_id: u32,
+    pub top: String,
+    pub logprob: f32,
+    pub entropy: f32,
+    /// By [`Ranking::DEFAULT`].
+    pub score: f32,
+}
+
 /// One thing per quadrant.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct ByQuadrant<T> {
@@ -152,11 +176,14 @@ impl<T> ByQuadrant<T> {
 }
 
 /// The columns that a summary reads.
-const COLUMNS: [Column; 10] = [
+const COLUMNS: [Column; 13] = [
     Column::Row,
     Column::Turn,
     Column::Source,
     Column::TokenId,
+    Column::Begin,
+    Column::End,
+    Column::Varentropy,
     Column::Logprob,
     Column::Entropy,
     Column::EntropyTopk,
@@ -204,6 +231,8 @@ struct Sums {
     tokens: HashMap<u32, [u64; 4]>,
     /// Number and surplus of the conflicts by (target, model's choice).
     pairs: HashMap<(u32, u32), (u64, f64)>,
+    /// The [`LIST_LENGTH`] tokens with the best score so far, best first; their texts and places are filled in at the end.
+    surprises: Vec<Surprise>,
 }
 
 /// Sums by quadrant.
@@ -239,22 +268,64 @@ impl Sums {
                 *surplus -= logprob + entropy;
             }
         }
+        self.add_surprises(chunk, thresholds);
         if let Some(high) = thresholds.entropy_high {
             let between = chunk.entropy.iter().filter(|entropy| **entropy > thresholds.entropy && **entropy < high);
             self.between += between.count() as u64;
         }
     }
 
-    fn finish(self, tables: &[PathBuf], rows: &[Row], thresholds: &Resolved, gates: Vec<GatePreview>) -> Result<Summary> {
+    fn add_surprises(&mut self, chunk: &TokenChunk, thresholds: &Resolved) {
+        for i in 0..chunk.len() {
+            let score = Ranking::DEFAULT.score(chunk, i, thresholds);
+            // Equal scores keep the order of the table.
+            let place = self.surprises.partition_point(|surprise| surprise.score >= score);
+            if place == LIST_LENGTH {
+                continue;
+            }
+            self.surprises.truncate(LIST_LENGTH - 1);
+            self.surprises.insert(
+                place,
+                Surprise {
+                    row: chunk.row[i],
+                    id: None,
+                    path: String::new(),
+                    line: 0,
+                    turn: chunk.turn[i],
+                    begin: chunk.begin[i],
+                    end: chunk.end[i],
+                    token_id: chunk.token_id[i],
+                    token: String::new(),
+                    top_id: chunk.top_id[i],
+                    top: String::new(),
+                    logprob: chunk.logprob[i],
+                    entropy: chunk.entropy[i],
+                    score,
+                },
+            );
+        }
+    }
+
+    fn finish(mut self, tables: &[PathBuf], rows: &[Row], thresholds: &Resolved, gates: Vec<GatePreview>) -> Result<Summary> {
         let frequent = ByQuadrant::from_fn(|quadrant| self.frequent_tokens(quadrant));
         let mut pairs: Vec<((u32, u32), (u64, f64))> = self.pairs.iter().map(|(pair, sums)| (*pair, *sums)).collect();
         pairs.sort_unstable_by_key(|(pair, (count, _))| (Reverse(*count), *pair));
         pairs.truncate(LIST_LENGTH);
 
         let of_frequent = Quadrant::ALL.iter().flat_map(|quadrant| frequent.get(*quadrant)).map(|(id, ..)| *id);
-        let ids: HashSet<u32> = of_frequent.chain(pairs.iter().flat_map(|((target, top), _)| [*target, *top])).collect();
+        let of_pairs = pairs.iter().flat_map(|((target, top), _)| [*target, *top]);
+        let of_surprises = self.surprises.iter().flat_map(|surprise| [surprise.token_id, surprise.top_id]);
+        let ids: HashSet<u32> = of_frequent.chain(of_pairs).chain(of_surprises).collect();
         let texts = texts_of(tables, &ids)?;
         let text = |id: u32| texts.get(&id).cloned().unwrap_or_default();
+        for surprise in &mut self.surprises {
+            (surprise.token, surprise.top) = (text(surprise.token_id), text(surprise.top_id));
+            if let Ok(found) = rows.binary_search_by_key(&surprise.row, |row| row.row) {
+                surprise.id.clone_from(&rows[found].id);
+                surprise.path.clone_from(&rows[found].path);
+                surprise.line = rows[found].line;
+            }
+        }
 
         let overall = self.sources.iter().fold(Quarters::default(), |mut overall, source| {
             for (sum, quarter) in overall.iter_mut().zip(source) {
@@ -304,6 +375,7 @@ impl Sums {
                 })
                 .collect(),
             conflict_rows: conflict_rows(rows),
+            surprises: self.surprises,
             gates,
         })
     }

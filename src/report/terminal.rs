@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use super::summary::{Cell, Summary};
+use super::ranking::Ranking;
+use super::summary::{Cell, Summary, Surprise};
 use super::{Report, percent, quoted, thousands};
 use crate::scores::Quadrant;
 
@@ -70,6 +71,13 @@ pub fn summary(heading: &Heading, report: &Report, coloured: bool) -> String {
         line(format!("{bold}the data says .. where the model is sure of{reset}"));
         for pair in summary.conflict_pairs.iter().take(SHOWN) {
             line(format!("{:>6} x  {} .. {}", pair.count, quoted(&pair.token), quoted(&pair.top)));
+        }
+    }
+    if !summary.surprises.is_empty() {
+        line(String::new());
+        line(format!("{bold}most surprising tokens ({}){reset}", Ranking::DEFAULT.name()));
+        for Surprise { path, line: at, token, top, logprob, score, .. } in summary.surprises.iter().take(SHOWN) {
+            line(format!("{score:>8.1}  {path}:{at}  {} .. {}, p = {:.1e}", quoted(token), quoted(top), logprob.exp()));
         }
     }
     rows(summary, &mut line, bold, reset);

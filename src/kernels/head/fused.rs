@@ -60,7 +60,7 @@ pub(super) fn head_statistics(
                 first_row,
                 first_panel,
                 end_panel: (first_panel + SPAN_PANELS).min(head_vd.n_panels()),
-                top_k: options.top_k,
+                top_k: options.top_k.min(head_vd.out_features()),
             };
             dispatch(level, head_vd.dtype(), sweep)
         })
@@ -72,7 +72,7 @@ pub(super) fn head_statistics(
         .map(|(row, &(target, target_logit))| {
             let of_span = |span: usize| &swept[span * n_blocks + row / row_block][row % row_block];
             let whole = (1..n_spans).fold(of_span(0).clone(), |whole, span| whole.join(of_span(span)));
-            whole.finish(target, target_logit, options.top_k.min(head_vd.out_features()))
+            whole.finish(target, target_logit)
         })
         .collect()
 }

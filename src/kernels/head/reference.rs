@@ -48,7 +48,7 @@ pub fn statistics_of_logits(logits: &[f32], target: u32, top_k: usize) -> TokenS
 }
 
 /// `ln K` is the largest entropy `K` tokens can have; over a single token both are 0, and so is the result.
-fn normalised_topk_entropy(logits: &[f32], top_k: usize) -> f64 {
+pub(super) fn normalised_topk_entropy(logits: &[f32], top_k: usize) -> f64 {
     let k = top_k.min(logits.len());
     match topk_entropies_of_logits(logits, k).last() {
         Some(entropy) if k > 1 => entropy / (k as f64).ln(),
@@ -57,7 +57,7 @@ fn normalised_topk_entropy(logits: &[f32], top_k: usize) -> f64 {
 }
 
 /// Entropy of the softmax over the `K` largest logits for `K = 1 ..= k_max`; `k_max` at most `logits.len()`.
-pub(super) fn topk_entropies_of_logits(logits: &[f32], k_max: usize) -> Vec<f64> {
+fn topk_entropies_of_logits(logits: &[f32], k_max: usize) -> Vec<f64> {
     let mut largest = logits.to_vec();
     if k_max < largest.len() {
         largest.select_nth_unstable_by(k_max, |a, b| b.total_cmp(a));

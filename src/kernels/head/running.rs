@@ -12,7 +12,7 @@
 //! The terms of a tile are added up in f32, lane by lane, and the tiles in f64.
 
 use super::TokenStatistics;
-use super::reference::topk_entropies_of_logits;
+use super::reference::normalised_topk_entropy;
 use crate::kernels::exp::exp_of_nonpositive;
 use crate::kernels::lanes::Lanes;
 
@@ -41,6 +41,7 @@ struct Sums {
 }
 
 impl Running {
+    /// `top_k` is at most the size of the vocabulary.
     pub fn new(target_logit: f32, top_k: usize) -> Running {
         Running {
             reference: target_logit.max(f32::MIN),
@@ -76,9 +77,9 @@ impl Running {
                 self.largest_id = first_id + logits.iter().position(|&logit| logit == largest).unwrap_or(0) as u32;
                 self.refer_to(largest);
             }
-            if largest > self.top.threshold {
+            if largest > self.top.threshold() {
                 for i in (0..logits.len()).step_by(V::N) {
-                    let mut larger = V::splat(self.top.threshold).less_bits(load(i));
+                    let mut larger = V::splat(self.top.threshold()).less_bits(load(i));
                     while larger != 0 {
                         self.top.push(logits[i + larger.trailing_zeros() as usize]);
                         larger &= larger - 1;
@@ -125,12 +126,12 @@ impl Running {
             e_e: self.sums.e_e + other.sums.e_e,
             tail: self.sums.tail + other.sums.tail,
         };
-        other.top.values.iter().for_each(|&value| self.top.push(value));
+        other.top.0.iter().for_each(|&value| self.top.push(value));
         self
     }
 
-    /// Adds the target itself. `top_k` is at most the size of the vocabulary.
-    pub fn finish(mut self, target: u32, target_logit: f32, top_k: usize) -> TokenStatistics {
+    /// Adds the target itself.
+    pub fn finish(mut self, target: u32, target_logit: f32) -> TokenStatistics {
         let others = self.sums;
         let d = f64::from(target_logit) - f64::from(self.reference);
         let e = d.exp();
@@ -152,7 +153,7 @@ impl Running {
         TokenStatistics {
             logprob: logprob as f32,
             entropy: (ln_total - mean_d) as f32,
-            entropy_topk: self.top.normalised_entropy(top_k) as f32,
+            entropy_topk: self.top.normalised_entropy() as f32,
             rank: 1 + self.n_larger,
             tail: ((others.tail + e) / total).min(1.0) as f32,
             varentropy: ((others.e_dd + edd) / total - mean_d * mean_d).max(0.0) as f32,
@@ -181,45 +182,32 @@ impl Running {
     }
 }
 
-/// The `K` largest values of a stream. Values above the threshold are collected; when the buffer is full, the `K` largest stay
-/// and the least of them is the new threshold. A random stream of `V` values fills the buffer about `ln(V / K) / ln 4` times.
+/// The `K` largest values of a stream, largest first; -inf until `K` have come. Of `V` values in random order about
+/// `K (1 + ln(V / K))` get in, and half of the others must move for each.
 #[derive(Debug, Clone)]
-struct Largest {
-    values: Vec<f32>,
-    k: usize,
-    threshold: f32,
-}
+struct Largest(Vec<f32>);
 
 impl Largest {
     fn new(k: usize) -> Largest {
-        Largest { values: Vec::new(), k, threshold: f32::NEG_INFINITY }
+        Largest(vec![f32::NEG_INFINITY; k])
     }
 
-    #[inline]
+    /// Values up to this one do not get in.
+    fn threshold(&self) -> f32 {
+        self.0.last().copied().unwrap_or(f32::INFINITY)
+    }
+
     fn push(&mut self, value: f32) {
-        if value > self.threshold {
-            self.values.push(value);
-            if self.values.len() >= 4 * self.k + 64 {
-                self.shrink();
-            }
+        let Some(mut place) = self.0.len().checked_sub(1).filter(|&last| value > self.0[last]) else { return };
+        while place > 0 && value > self.0[place - 1] {
+            self.0[place] = self.0[place - 1];
+            place -= 1;
         }
+        self.0[place] = value;
     }
 
-    #[cold]
-    fn shrink(&mut self) {
-        if self.values.len() > self.k {
-            let (_, least, _) = self.values.select_nth_unstable_by(self.k - 1, |a, b| b.total_cmp(a));
-            self.threshold = *least;
-            self.values.truncate(self.k);
-        }
-    }
-
-    /// Entropy of their softmax over `ln k`; `k` at most `self.k`. Values that are missing were -inf and have no mass.
-    fn normalised_entropy(mut self, k: usize) -> f64 {
-        self.shrink();
-        match topk_entropies_of_logits(&self.values, k.min(self.values.len())).last() {
-            Some(entropy) if k > 1 => entropy / (k as f64).ln(),
-            _ => 0.0,
-        }
+    /// Entropy of their softmax, divided by `ln K`.
+    fn normalised_entropy(&self) -> f64 {
+        normalised_topk_entropy(&self.0, self.0.len())
     }
 }

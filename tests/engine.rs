@@ -1,0 +1,109 @@
+//! The engine through the library: what is packed together must not show in the scores, and candle-transformers agrees.
+
+use std::path::Path;
+
+use candle_core::quantized::gguf_file;
+use candle_core::{Device, Tensor};
+use candle_transformers::models::quantized_llama::ModelWeights;
+use diagnose::engine::{Work, score};
+use diagnose::kernels::head::statistics_of_logits;
+use diagnose::kernels::{Dtype, Kernels, TokenStatistics};
+use diagnose::model::{LoadOptions, Model, Reference};
+use diagnose::tokens::{Sequence, Span};
+
+use crate::tiny_model;
+
+fn load(path: &Path, kernels: Kernels, dtype: Dtype) -> Model {
+    let reference = Reference::resolve(Some(path.to_str().unwrap()), &|_, _, _| {}).unwrap();
+    Model::load(&reference, LoadOptions { dtype, kernels }, 4096).unwrap()
+}
+
+fn sequence(row: u32, ids: Vec<u32>, supervised_from: usize) -> Sequence {
+    let supervised = (0..ids.len()).map(|t| t >= supervised_from).collect();
+    Sequence { row, spans: vec![Span::default(); ids.len()], supervised, ids }
+}
+
+/// Deterministic noise below `below`.
+fn ids(seed: u32, n: usize, below: u32) -> Vec<u32> {
+    let mut state = seed.wrapping_mul(2_654_435_761) | 1;
+    let next = || {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        state % below
+    };
+    std::iter::repeat_with(next).take(n).collect()
+}
+
+/// Questions with four answers each: a long context in common, an instruction in common to all.
+fn questions(n: u32, context: usize, answer: usize, vocabulary: u32) -> Vec<Sequence> {
+    let instruction = ids(999, 20, vocabulary);
+    let question = |q: u32| {
+        let context = [instruction.clone(), ids(q, context, vocabulary)].concat();
+        let choice = move |c: u32| {
+            let ids = [context.clone(), ids(1000 + 4 * q + c, answer, vocabulary)].concat();
+            sequence(4 * q + c, ids, context.len())
+        };
+        (0..4).map(choice).collect::<Vec<_>>()
+    };
+    (0..n).flat_map(question).collect()
+}
+
+fn alone(model: &Model, sequences: &[Sequence]) -> Vec<Vec<TokenStatistics>> {
+    let one =
+        |sequence: &Sequence| score(model, std::slice::from_ref(sequence), &mut Work::default(), &mut |_| {}).unwrap().remove(0);
+    sequences.iter().map(one).collect()
+}
+
+#[test]
+fn a_shared_prefix_changes_no_score() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = tiny_model::write(folder.path());
+    for kernels in [Kernels::Reference, Kernels::Fused] {
+        let model = load(&path, kernels, Dtype::F32);
+        let sequences = questions(5, 60, 7, 250);
+        let mut work = Work::default();
+        let together = score(&model, &sequences, &mut work, &mut |_| {}).unwrap();
+        // 20 + 5 x 60 in common, and 6 tokens of each of 20 answers: the last predicts nothing.
+        assert_eq!(work.computed_tokens, 20 + 5 * 60 + 20 * 6);
+        for (together, alone) in together.iter().flatten().zip(alone(&model, &sequences).iter().flatten()) {
+            // The bar; the fused kernels promise the very same bits.
+            let bound = if kernels == Kernels::Fused { 0.0 } else { 1e-5 };
+            assert!((together.logprob - alone.logprob).abs() <= bound, "{together:?} {alone:?}");
+            assert!((together.entropy - alone.entropy).abs() <= bound, "{together:?} {alone:?}");
+        }
+    }
+}
+
+#[test]
+fn candle_transformers_gives_the_same_distributions() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = tiny_model::write(folder.path());
+    let text = ids(7, 40, 250);
+    let sequence = sequence(0, text.clone(), 1);
+    let ours = score(&load(&path, Kernels::Fused, Dtype::F32), &[sequence], &mut Work::default(), &mut |_| {}).unwrap();
+
+    // Their model gives the last position only: once for every prefix.
+    for (t, ours) in ours[0].iter().enumerate() {
+        // A fresh one each time, for it keeps a cache.
+        let mut file = std::fs::File::open(&path).unwrap();
+        let content = gguf_file::Content::read(&mut file).unwrap();
+        let mut theirs = ModelWeights::from_gguf(content, &mut file, &Device::Cpu).unwrap();
+        let input = Tensor::new(&text[..=t], &Device::Cpu).unwrap().unsqueeze(0).unwrap();
+        let logits = theirs.forward(&input, 0).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let expected = statistics_of_logits(&logits, text[t + 1], 20);
+        // f32 on both sides, sums in another order.
+        for (name, ours, expected) in [
+            ("logprob", ours.logprob, expected.logprob),
+            ("entropy", ours.entropy, expected.entropy),
+            ("entropy_topk", ours.entropy_topk, expected.entropy_topk),
+            ("tail", ours.tail, expected.tail),
+            ("grad", ours.grad, expected.grad),
+            ("varentropy", ours.varentropy, expected.varentropy),
+            ("top_logprob", ours.top_logprob, expected.top_logprob),
+        ] {
+            assert!((ours - expected).abs() <= 1e-4, "token {t}, {name}: {ours}, candle-transformers {expected}");
+        }
+        assert_eq!((ours.rank, ours.top_id), (expected.rank, expected.top_id), "token {t}");
+    }
+}
