@@ -35,10 +35,10 @@ pub(crate) fn exp<V: Lanes>(x: V) -> V {
     x.if_nan(x, y)
 }
 
-/// `exp` of every lane, of which none is positive, and for which a lane that is NaN may come out as anything.
+/// `exp` of every lane, of which none is positive. A NaN that arithmetic has made stays NaN; one with a payload need not.
 #[inline(always)]
 pub(crate) fn exp_of_nonpositive<V: Lanes>(x: V) -> V {
-    x.filled(LOWEST).if_less(x, exp_in_range(x), x.filled(0.0))
+    x.if_less(x.filled(LOWEST), x.filled(0.0), exp_in_range(x))
 }
 
 /// `exp` of every lane between `LOWEST` and `HIGHEST`; of others anything.

@@ -25,7 +25,7 @@ use super::strip::{STRIDE, STRIP, TILE, View, look, products, weighted_sums};
 use super::{AttentionShape, Problem};
 use crate::kernels::Segment;
 use crate::kernels::cpu::{Shared, written};
-use crate::kernels::exp::exp;
+use crate::kernels::exp::exp_of_nonpositive;
 use crate::kernels::lanes::{Lanes, for_lanes, load, prefetch, store};
 use crate::kernels::level::Kernel;
 
@@ -208,11 +208,11 @@ impl Running {
         let subtracted = if self.maximum == f32::NEG_INFINITY { 0.0 } else { self.maximum };
         // SAFETY: by contract.
         unsafe {
-            let shrink = exp(V::splat(before - subtracted)).maximum();
+            let shrink = exp_of_nonpositive(V::splat(before - subtracted)).maximum();
             let mut sum = V::splat(0.0);
             for vector in (0..scores.len()).step_by(V::N) {
                 let at = scores.as_mut_ptr().add(vector);
-                let weight = exp(V::load(at).sub(V::splat(subtracted)));
+                let weight = exp_of_nonpositive(V::load(at).sub(V::splat(subtracted)));
                 weight.store(at);
                 sum = sum.add(weight);
             }

@@ -272,6 +272,29 @@ fn gradients_match_the_reference() {
 }
 
 #[test]
+fn nan_reaches_those_who_see_it_and_nobody_else() {
+    let shape = shape(3, 1, 16);
+    let segments = sequences(&[40, 20]);
+    let rotary = Rotary::new(&frequencies(8), 60, RotaryStyle::Half, 1.0);
+    let mut qkv = noise(60 * shape.columns(), 2.0, 1);
+    qkv[20 * shape.columns() + 3 * 16] = f32::NAN; // the key of token 20
+    for level in Level::available() {
+        let positions = positions(&segments, 60).unwrap();
+        let y = fused::attention(&Problem {
+            qkv: &qkv,
+            segments: &segments,
+            positions: &positions,
+            rotary: &rotary,
+            shape: &shape,
+            level,
+        });
+        for (token, row) in y.chunks(48).enumerate() {
+            assert!(row.iter().all(|x| x.is_nan() == (20..40).contains(&token)), "{level}: token {token}");
+        }
+    }
+}
+
+#[test]
 fn what_cannot_be_computed_is_refused() {
     let rotary = Rotary::new(&[1.0], 2, RotaryStyle::Half, 1.0);
     let qkv = Tensor::zeros((3, 12), candle_core::DType::F32, &Device::Cpu).unwrap();
