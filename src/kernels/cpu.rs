@@ -56,3 +56,29 @@ pub(crate) unsafe fn written(n: usize, fill: impl FnOnce(&mut [MaybeUninit<f32>]
     unsafe { values.set_len(n) };
     values
 }
+
+/// An array under construction that all threads write, each in places of its own.
+pub(crate) struct Shared {
+    start: *mut f32,
+    len: usize,
+}
+
+// SAFETY: nothing is read or written through it but by `at`, whose callers promise not to meet.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    pub fn new(values: &mut [MaybeUninit<f32>]) -> Self {
+        Self { start: values.as_mut_ptr().cast(), len: values.len() }
+    }
+
+    /// The `n` floats from `start` on.
+    ///
+    /// # Safety
+    /// No other thread may use them at the same time, and they must be written before they are read.
+    #[inline(always)]
+    pub unsafe fn at(&self, start: usize, n: usize) -> *mut f32 {
+        assert!(start + n <= self.len);
+        // SAFETY: inside the array.
+        unsafe { self.start.add(start) }
+    }
+}

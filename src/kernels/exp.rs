@@ -16,24 +16,6 @@ pub fn exp_slice(level: Level, values: &mut [f32]) {
     level.run(Map { values, function: Function::Exp });
 }
 
-/// `exp` of 16 floats, for kernels written for AVX-512 alone.
-#[cfg(target_arch = "x86_64")]
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-pub(crate) fn exp_avx512(x: std::arch::x86_64::__m512) -> std::arch::x86_64::__m512 {
-    // SAFETY: this function's target features are those of `F32x16`.
-    unsafe { exp(super::lanes::F32x16::new(x)).get() }
-}
-
-/// `exp` of 8 floats, for kernels written for AVX2 alone.
-#[cfg(target_arch = "x86_64")]
-#[inline]
-#[target_feature(enable = "avx2,fma")]
-pub(crate) fn exp_avx2(x: std::arch::x86_64::__m256) -> std::arch::x86_64::__m256 {
-    // SAFETY: this function's target features are those of `F32x8`.
-    unsafe { exp(super::lanes::F32x8::new(x)).get() }
-}
-
 /// The smallest f32 whose exponential is a normal number, 2^-126 = exp(-87.3365447...).
 const LOWEST: f32 = -87.336_54;
 /// The largest f32 whose exponential is finite.
@@ -41,7 +23,7 @@ const HIGHEST: f32 = 88.722_83;
 /// 1.5 * 2^23: adding it rounds to an integer, which then stands in the lowest bits of the sum.
 const ROUND: f32 = 12_582_912.0;
 /// ln 2 in two parts; the first has nine bits, so that `n * LN2_HIGH` is exact even without a fused multiply-add.
-const LN2_HIGH: f32 = 0.693_359_375;
+const LN2_HIGH: f32 = 355.0 / 512.0;
 const LN2_LOW: f32 = -2.121_944_4e-4;
 
 /// `exp` of every lane.
@@ -53,10 +35,10 @@ pub(crate) fn exp<V: Lanes>(x: V) -> V {
     x.if_nan(x, y)
 }
 
-/// `exp` of every lane, of which none is positive, and for which a lane that is NaN may come out as anything.
+/// `exp` of every lane, of which none is positive. A NaN that arithmetic has made stays NaN; one with a payload need not.
 #[inline(always)]
 pub(crate) fn exp_of_nonpositive<V: Lanes>(x: V) -> V {
-    x.filled(LOWEST).if_less(x, exp_in_range(x), x.filled(0.0))
+    x.if_less(x.filled(LOWEST), x.filled(0.0), exp_in_range(x))
 }
 
 /// `exp` of every lane between `LOWEST` and `HIGHEST`; of others anything.
@@ -83,7 +65,7 @@ pub(crate) fn tanh<V: Lanes>(x: V) -> V {
     // Near zero 1 - 2 / (exp(2x) + 1) would cancel.
     let z = x.mul(x);
     let mut p = x.filled(-5.704_988_7e-3);
-    for coefficient in [2.063_908_9e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328_2e-1] {
+    for coefficient in [2.063_909e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328e-1] {
         p = p.mul_add(z, x.filled(coefficient));
     }
     let small = p.mul(z).mul_add(x, x);

@@ -27,7 +27,7 @@ pub enum Activation {
 /// `gate_up [T, 2F]`, the gate in the first `F` columns `-> activation(gate) * up [T, F]`, with its gradient.
 pub fn gated(gate_up: &Tensor, activation: Activation, kernels: Kernels) -> Result<Tensor> {
     let (_, columns) = gate_up.dims2()?;
-    if columns % 2 != 0 {
+    if !columns.is_multiple_of(2) {
         return Err(Error::new(format!("gate and up need an even number of columns, found {columns}")));
     }
     match kernels {

@@ -253,18 +253,6 @@ pub(crate) struct F32x8(__m256);
 
 #[cfg(target_arch = "x86_64")]
 impl F32x8 {
-    /// # Safety
-    /// The processor must have AVX2 and FMA.
-    #[inline(always)]
-    pub unsafe fn new(vector: __m256) -> Self {
-        Self(vector)
-    }
-
-    #[inline(always)]
-    pub fn get(self) -> __m256 {
-        self.0
-    }
-
     /// All bits set in the first `n` lanes.
     ///
     /// # Safety

@@ -43,7 +43,7 @@ pub fn qk_norm(
 ) -> Result<Tensor> {
     let (tokens, columns) = qkv.dims2()?;
     let all_heads = heads + 2 * kv_heads;
-    if all_heads == 0 || columns % all_heads != 0 {
+    if all_heads == 0 || !columns.is_multiple_of(all_heads) {
         return Err(Error::new(format!(
             "{columns} columns do not split into {heads} query, {kv_heads} key and {kv_heads} value heads"
         )));

@@ -1,4 +1,5 @@
 //! The register tile under the attention products.
+#![allow(clippy::needless_range_loop, reason = "indices over register tiles read like the formulas")]
 
 use super::lanes::Lanes;
 

@@ -1,15 +1,15 @@
 //! Fused attention: rotary embedding, scores, softmax and weighted values in one pass over tiles of keys.
 //!
 //! ```text
-//! pack    every key row rotated and transposed, every value row copied        once per row and kv head
-//! block   some tokens of a segment x the query heads of one kv head:          one task
-//!           rotate and scale the queries
-//!           for each tile of keys:  scores -> running softmax -> outputs += weights x values
+//! pack    every key row turned and transposed, every value row copied          once per row and kv head
+//! block   some tokens of a segment x the query heads of one kv head            one task
+//! strip     six query rows: turn, scale
+//! tile        256 keys: scores -> running softmax -> outputs += weights x values
 //! ```
 //!
 //! The running softmax (Milakov and Gimelshein 2018, arXiv 1805.02867; FlashAttention, Dao et al. 2022, arXiv 2205.14135) keeps
-//! each row's maximum `m` and sum `l`, and scales what it has when a later tile raises the maximum. Memory beyond the packed
-//! keys and values is one block's scores.
+//! each row's maximum and sum, and shrinks what it has when a later tile raises the maximum. Memory beyond the packed keys and
+//! values is one strip's scores of one tile.
 //!
 //! Each row's sums run over its own keys in tiles counted from its sequence's start, in order. So neither the other rows of the
 //! batch nor the threads change a bit of its result. Masked keys get weight 0; their values must be finite (0 * NaN = NaN).
@@ -19,49 +19,34 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::AttentionShape;
 use super::pack::{Packed, Part, padded};
 use super::plan::{GRANULE, Keys, Plan};
+use super::strip::{STRIDE, STRIP, TILE, View, look, products, weighted_sums};
+use super::{AttentionShape, Problem};
 use crate::kernels::Segment;
-use crate::kernels::cpu::written;
-use crate::kernels::exp::{exp, tanh};
+use crate::kernels::cpu::{Shared, written};
+use crate::kernels::exp::exp_of_nonpositive;
 use crate::kernels::lanes::{Lanes, for_lanes, load, prefetch, store};
-use crate::kernels::level::{Kernel, Level};
-use crate::kernels::rotary::Rotary;
-use crate::kernels::tile::multiply_add;
+use crate::kernels::level::Kernel;
 
-/// Query rows of a register tile: with four AVX-512 or two AVX2 vectors beside each other the accumulators fill the registers.
-/// A strip goes through all its keys before the next one starts, so its scores stay in the nearest cache.
-const STRIP: usize = 6;
 /// Strips in a task of its own: coarse enough to be worth handing to a thread, fine enough to balance threads.
 const STRIPS: usize = 8;
-/// Granules in a tile of keys: 256 keys.
-const TILE: usize = 16;
-/// From one row of scores to the next; not a power of two, which would put all rows on the same cache sets.
-const STRIDE: usize = TILE * GRANULE + GRANULE;
 
-/// `qkv [T, columns] -> [T, heads * head_dim]`; everything has been checked.
-pub fn attention(
-    level: Level,
-    qkv: &[f32],
-    segments: &[Segment],
-    positions: &[usize],
-    rotary: &Rotary,
-    shape: &AttentionShape,
-) -> Vec<f32> {
-    let plan = Plan::new(segments);
-    let keys = Packed::by_column(level, qkv, &plan, shape, Part::Keys(rotary, positions));
-    let values = Packed::by_row(level, qkv, &plan, shape, Part::Values);
-    let blocks = blocks(segments, shape);
+/// `[T, heads * head_dim]`
+pub fn attention(problem: &Problem) -> Vec<f32> {
+    let plan = Plan::new(problem.segments);
+    let keys = Packed::by_column(problem, &plan, Part::Keys);
+    let values = Packed::by_row(problem, &plan, Part::Values);
+    let blocks = blocks(problem.segments, problem.shape);
     let fill = |output: &mut [MaybeUninit<f32>]| {
-        let output = Output(output.as_mut_ptr().cast());
+        let output = Shared::new(output);
         blocks.par_iter().with_max_len(1).for_each(|block| {
             let seen = &plan.keys[block.segment];
-            level.run(Forward { qkv, shape, rotary, positions, seen, keys: &keys, values: &values, block, output: &output });
+            problem.level.run(Forward { problem, seen, keys: &keys, values: &values, block, output: &output });
         });
     };
     // SAFETY: the blocks cover every token and every head, and each writes its own.
-    unsafe { written(positions.len() * shape.heads * shape.head_dim, fill) }
+    unsafe { written(problem.positions.len() * problem.shape.heads * problem.shape.head_dim, fill) }
 }
 
 /// The unit of work: some tokens of a segment, all query heads of one kv head.
@@ -84,24 +69,15 @@ fn blocks(segments: &[Segment], shape: &AttentionShape) -> Vec<Block> {
     blocks
 }
 
-/// The output under construction, written by all threads in different places.
-struct Output(*mut f32);
-
-// SAFETY: each block writes only the rows and columns that are its own.
-unsafe impl Sync for Output {}
-
 struct Forward<'a> {
-    qkv: &'a [f32],
-    shape: &'a AttentionShape,
-    rotary: &'a Rotary,
-    positions: &'a [usize],
+    problem: &'a Problem<'a>,
     seen: &'a [Keys],
-    /// Each granule `[head_dim, 16]`.
+    /// By column.
     keys: &'a Packed,
-    /// Each granule `[16, padded head_dim]`.
+    /// By row.
     values: &'a Packed,
     block: &'a Block,
-    output: &'a Output,
+    output: &'a Shared,
 }
 
 impl Kernel for Forward<'_> {
@@ -120,57 +96,51 @@ impl Forward<'_> {
     /// The processor must have `V`'s instructions.
     #[inline(always)]
     unsafe fn strips<V: Lanes, const C: usize>(self) {
-        let Forward { shape, block, .. } = self;
-        let (head_dim, group, kv_head) = (shape.head_dim, shape.group(), block.kv_head);
+        let Forward { problem, seen, block, .. } = self;
+        let AttentionShape { heads, head_dim, scale, softcap, .. } = *problem.shape;
         let width = padded(head_dim);
-        let window = shape.window.unwrap_or(usize::MAX);
+        let (keys, values) = (self.keys.head(block.kv_head), self.values.head(block.kv_head));
         let mut scores = [0.0; STRIP * STRIDE];
-        let mut queries = vec![0.0; STRIP * (head_dim + width)];
-        let (queries, outputs) = queries.split_at_mut(STRIP * head_dim);
+        let mut rows = vec![0.0; 2 * STRIP * width];
+        let (queries, outputs) = rows.split_at_mut(STRIP * width);
 
-        // Row `token * group + head`. A last strip that is not full repeats its last row and does not write it again.
-        let n_rows = block.tokens.len() * group;
-        for start in (0..n_rows).step_by(STRIP) {
-            let place = |r: usize| {
-                let row = (start + r).min(n_rows - 1);
-                (block.tokens.start + row / group, kv_head * group + row % group)
-            };
-            let query_of = |r: usize| {
-                let (token, head) = place(r);
-                &self.qkv[token * shape.columns() + head * head_dim..][..head_dim]
-            };
+        let rows = QueryRows::new(block.tokens.clone(), block.kv_head, problem.shape);
+        for start in (0..rows.len()).step_by(STRIP) {
             let mut positions = [0; STRIP];
-            for (r, query) in queries.chunks_exact_mut(head_dim).enumerate() {
-                positions[r] = self.positions[place(r).0];
-                query.copy_from_slice(query_of(r));
-                self.rotary.rotate_head(query, positions[r], 1.0);
-                query.iter_mut().for_each(|x| *x *= shape.scale);
+            for (r, query) in queries.chunks_exact_mut(width).enumerate() {
+                let (token, head) = rows.place(start + r);
+                positions[r] = problem.positions[token];
+                let query = &mut query[..head_dim];
+                query.copy_from_slice(problem.query(token, head));
+                problem.rotary.rotate_head(query, positions[r], 1.0);
+                query.iter_mut().for_each(|x| *x *= scale);
             }
             for r in STRIP..2 * STRIP {
-                prefetch(query_of(r));
+                let (token, head) = rows.place(start + r);
+                prefetch(problem.query(token, head));
             }
-            let oldest = (positions[0] + 1).saturating_sub(window);
-            let first = self.seen.partition_point(|keys| keys.position + keys.lanes.len() <= oldest);
-            let end = self.seen.partition_point(|keys| keys.position <= positions[STRIP - 1]);
-            let mut running = [Running { maximum: f32::NEG_INFINITY, sum: 0.0, shrink: 0.0 }; STRIP];
+            let window = problem.shape.window.unwrap_or(usize::MAX);
+            let mut running = [Running::START; STRIP];
+            let mut shrinks = [0.0; STRIP];
             outputs.fill(0.0);
-            for tile in self.seen[first..end].chunks(TILE) {
-                // SAFETY: the instructions are there by contract; queries, scores and outputs hold a strip, scores a tile of keys.
+            for tile in in_reach(seen, &positions, window).chunks(TILE) {
+                // SAFETY: the instructions are there by contract; keys are packed by column, values by row.
                 unsafe {
-                    products::<V, C>(self.keys, kv_head, tile, (queries, head_dim), &mut scores);
+                    products::<V, C>(keys, tile, queries, head_dim, &mut scores);
                     for r in 0..STRIP {
-                        running[r] =
-                            softmax::<V>(&mut scores[r * STRIDE..], tile, positions[r], window, shape.softcap, running[r]);
+                        let row = &mut scores[r * STRIDE..][..tile.len() * GRANULE];
+                        let highest = look::<V>(row, tile, View { position: positions[r], window, softcap });
+                        shrinks[r] = running[r].weigh::<V>(row, highest);
                     }
-                    weighted_sums::<V, C>(self.values, kv_head, tile, &scores, &running, positions[STRIP - 1], (outputs, width));
+                    weighted_sums::<V, C>(values, tile, &scores, positions[STRIP - 1], &shrinks, outputs);
                 }
             }
-            for r in 0..STRIP.min(n_rows - start) {
-                let (token, head) = place(r);
-                // SAFETY: the instructions are there by contract, and this row and head belong to this block alone.
+            for r in 0..STRIP.min(rows.len() - start) {
+                let (token, head) = rows.place(start + r);
+                // SAFETY: the instructions are there by contract; this row and head belong to this block alone.
                 unsafe {
                     let share = V::splat(1.0 / running[r].sum);
-                    let to = self.output.0.add((token * shape.heads + head) * head_dim);
+                    let to = self.output.at((token * heads + head) * head_dim, head_dim);
                     for_lanes::<V>(
                         head_dim,
                         #[inline(always)]
@@ -182,182 +152,72 @@ impl Forward<'_> {
     }
 }
 
-/// `scores[r][key] = queries[r] . keys[key]` for the keys of a tile.
-///
-/// # Safety
-/// The processor must have `V`'s instructions; `queries` and `scores` must hold a strip, `scores` the tile.
-#[inline(always)]
-unsafe fn products<V: Lanes, const C: usize>(
-    keys: &Packed,
-    kv_head: usize,
-    tile: &[Keys],
-    (queries, head_dim): (&[f32], usize),
-    scores: &mut [f32; STRIP * STRIDE],
-) {
-    // SAFETY: by contract; a vector of keys lies within a granule.
-    unsafe {
-        let key = |vector: usize| {
-            let lane = vector * V::N;
-            keys.of(tile[lane / GRANULE].granule, kv_head).as_ptr().add(lane % GRANULE)
-        };
-        let vectors = tile.len() * (GRANULE / V::N);
-        let mut vector = 0;
-        while vector + C <= vectors {
-            let mut columns = [std::ptr::null(); C];
-            for c in 0..C {
-                columns[c] = key(vector + c);
-            }
-            let mut acc = [[V::splat(0.0); C]; STRIP];
-            multiply_add(head_dim, (queries.as_ptr(), head_dim, 1), (columns, GRANULE), &mut acc);
-            put(&acc, scores.as_mut_ptr().add(vector * V::N), STRIDE);
-            vector += C;
-        }
-        while vector < vectors {
-            let mut acc = [[V::splat(0.0); 1]; STRIP];
-            multiply_add(head_dim, (queries.as_ptr(), head_dim, 1), ([key(vector)], GRANULE), &mut acc);
-            put(&acc, scores.as_mut_ptr().add(vector * V::N), STRIDE);
-            vector += 1;
-        }
+/// The query rows of some tokens and the heads of one group: row `token * group + head`.
+pub struct QueryRows {
+    tokens: Range<usize>,
+    first_head: usize,
+    group: usize,
+}
+
+impl QueryRows {
+    pub fn new(tokens: Range<usize>, kv_head: usize, shape: &AttentionShape) -> QueryRows {
+        QueryRows { tokens, first_head: kv_head * shape.group(), group: shape.group() }
+    }
+
+    pub fn len(&self) -> usize {
+        self.tokens.len() * self.group
+    }
+
+    /// Token and head of a row; rows past the end are the last one again, so that every strip can be full.
+    #[inline(always)]
+    pub fn place(&self, row: usize) -> (usize, usize) {
+        let row = row.min(self.len() - 1);
+        (self.tokens.start + row / self.group, self.first_head + row % self.group)
     }
 }
 
-/// `outputs = outputs * shrink + weights x values` over the keys of a tile, none after the position `last`.
-///
-/// # Safety
-/// The processor must have `V`'s instructions; `weights` must hold a strip of the tile, `outputs` a strip.
-#[inline(always)]
-unsafe fn weighted_sums<V: Lanes, const C: usize>(
-    values: &Packed,
-    kv_head: usize,
-    tile: &[Keys],
-    weights: &[f32; STRIP * STRIDE],
-    running: &[Running; STRIP],
-    last: usize,
-    (outputs, width): (&mut [f32], usize),
-) {
-    // SAFETY: by contract; `width` is a whole number of vectors.
-    unsafe {
-        let mut column = 0;
-        while column + C * V::N <= width {
-            weighted_sum::<V, C>(values, kv_head, tile, weights, running, last, (outputs.as_mut_ptr(), width), column);
-            column += C * V::N;
-        }
-        while column < width {
-            weighted_sum::<V, 1>(values, kv_head, tile, weights, running, last, (outputs.as_mut_ptr(), width), column);
-            column += V::N;
-        }
-    }
+/// The granules of which at least one key is seen from at least one of these positions, which ascend.
+pub fn in_reach<'a>(seen: &'a [Keys], positions: &[usize; STRIP], window: usize) -> &'a [Keys] {
+    let oldest = (positions[0] + 1).saturating_sub(window);
+    let first = seen.partition_point(|keys| keys.position + keys.lanes.len() <= oldest);
+    let end = seen.partition_point(|keys| keys.position <= positions[STRIP - 1]);
+    &seen[first..end]
 }
 
-/// The same for `C` vectors of columns.
-///
-/// # Safety
-/// As above.
-#[inline(always)]
-unsafe fn weighted_sum<V: Lanes, const C: usize>(
-    values: &Packed,
-    kv_head: usize,
-    tile: &[Keys],
-    weights: &[f32; STRIP * STRIDE],
-    running: &[Running; STRIP],
-    last: usize,
-    (outputs, width): (*mut f32, usize),
-    column: usize,
-) {
-    // SAFETY: by contract.
-    unsafe {
-        let outputs = outputs.add(column);
-        let mut acc = [[V::splat(0.0); C]; STRIP];
-        for r in 0..STRIP {
-            let shrink = V::splat(running[r].shrink);
-            for c in 0..C {
-                acc[r][c] = V::load(outputs.add(r * width + c * V::N)).mul(shrink);
-            }
-        }
-        for (g, keys) in tile.iter().enumerate() {
-            let value = values.of(keys.granule, kv_head).as_ptr().add(column);
-            let mut columns = [value; C];
-            for c in 0..C {
-                columns[c] = value.add(c * V::N);
-            }
-            let rows = keys.visible(last, usize::MAX).end;
-            multiply_add(rows, (weights.as_ptr().add(g * GRANULE), STRIDE, 1), (columns, width), &mut acc);
-        }
-        put(&acc, outputs, width);
-    }
-}
-
-/// Where one row's softmax stands.
+/// One row's softmax as far as it has got.
 #[derive(Clone, Copy)]
-struct Running {
-    maximum: f32,
-    /// Of `exp(score - maximum)` over all keys so far.
-    sum: f32,
-    /// What everything before the last tile was multiplied with when that tile raised the maximum.
-    shrink: f32,
+pub struct Running {
+    pub maximum: f32,
+    /// Of `exp(score - maximum)`.
+    pub sum: f32,
 }
 
-/// Turns one row's scores of a tile into weights `exp(score - maximum)`, 0 where the row may not look.
-///
-/// # Safety
-/// The processor must have `V`'s instructions; `scores` must hold the tile.
-#[inline(always)]
-unsafe fn softmax<V: Lanes>(
-    scores: &mut [f32],
-    tile: &[Keys],
-    position: usize,
-    window: usize,
-    softcap: Option<f32>,
-    before: Running,
-) -> Running {
-    let scores = scores.as_mut_ptr();
-    // SAFETY: by contract.
-    unsafe {
-        let nothing = V::splat(f32::NEG_INFINITY);
-        let mut maxima = nothing;
-        for (g, keys) in tile.iter().enumerate() {
-            let visible = keys.visible(position, window);
-            for lane in (0..GRANULE).step_by(V::N) {
-                let at = scores.add(g * GRANULE + lane);
-                let mut score = V::load(at);
-                if let Some(cap) = softcap {
-                    score = tanh(score.mul(V::splat(1.0 / cap))).mul(V::splat(cap));
-                }
-                if visible.len() < GRANULE {
-                    let within = |x: usize| x.saturating_sub(lane).min(V::N);
-                    score = score.keep(within(visible.start), within(visible.end), nothing);
-                }
-                if softcap.is_some() || visible.len() < GRANULE {
-                    score.store(at);
-                }
-                maxima = maxima.max(score);
-            }
-        }
-        let maximum = before.maximum.max(maxima.maximum());
+impl Running {
+    pub const START: Running = Running { maximum: f32::NEG_INFINITY, sum: 0.0 };
+
+    /// Turns the scores of a tile, of which `highest` is the highest, into weights `exp(score - maximum)`. Returns what earlier
+    /// weights shrink by because this tile has raised the maximum.
+    ///
+    /// # Safety
+    /// The processor must have `V`'s instructions; `scores` must be whole vectors.
+    #[inline(always)]
+    pub unsafe fn weigh<V: Lanes>(&mut self, scores: &mut [f32], highest: f32) -> f32 {
+        let before = self.maximum;
+        self.maximum = before.max(highest);
         // A row that has seen nothing yet must not compute -inf - -inf.
-        let subtracted = if maximum == f32::NEG_INFINITY { 0.0 } else { maximum };
-        let shrink = exp(V::splat(before.maximum - subtracted)).maximum();
-        let mut sum = V::splat(0.0);
-        for vector in 0..tile.len() * (GRANULE / V::N) {
-            let at = scores.add(vector * V::N);
-            let weight = exp(V::load(at).sub(V::splat(subtracted)));
-            weight.store(at);
-            sum = sum.add(weight);
-        }
-        Running { maximum, sum: before.sum * shrink + sum.sum(), shrink }
-    }
-}
-
-/// Stores a register tile.
-///
-/// # Safety
-/// The processor must have `V`'s instructions; the rows must be writable.
-#[inline(always)]
-unsafe fn put<V: Lanes, const R: usize, const C: usize>(tile: &[[V; C]; R], to: *mut f32, stride: usize) {
-    for r in 0..R {
-        for c in 0..C {
-            // SAFETY: by contract.
-            unsafe { tile[r][c].store(to.add(r * stride + c * V::N)) };
+        let subtracted = if self.maximum == f32::NEG_INFINITY { 0.0 } else { self.maximum };
+        // SAFETY: by contract.
+        unsafe {
+            let shrink = exp_of_nonpositive(V::splat(before - subtracted)).maximum();
+            let mut sum = V::splat(0.0);
+            for vector in (0..scores.len()).step_by(V::N) {
+                let at = scores.as_mut_ptr().add(vector);
+                let weight = exp_of_nonpositive(V::load(at).sub(V::splat(subtracted)));
+                weight.store(at);
+                sum = sum.add(weight);
+            }
+            self.sum = self.sum * shrink + sum.sum();
+            shrink
         }
     }
 }

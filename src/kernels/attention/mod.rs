@@ -3,10 +3,12 @@
 //! Shapes: `T` tokens of the batch, `q | k | v` the columns of one fused projection. Sequences lie one after the other without
 //! padding; [`Segment`]s say who sees whom, so a shared prefix is stored and projected once and read by many.
 
+mod backward;
 mod fused;
 mod pack;
 mod plan;
 mod reference;
+mod strip;
 #[cfg(test)]
 mod tests;
 
@@ -14,7 +16,7 @@ use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
 
-use super::cpu::{contiguous, floats, output};
+use super::cpu::{contiguous, floats, gradient, output, with_floats};
 use super::level::Level;
 use super::rotary::Rotary;
 use super::{Kernels, Segment};
@@ -46,7 +48,7 @@ impl AttentionShape {
     }
 
     fn check(&self) -> Result<()> {
-        if self.heads == 0 || self.kv_heads == 0 || self.head_dim == 0 || self.heads % self.kv_heads != 0 {
+        if self.heads == 0 || self.kv_heads == 0 || self.head_dim == 0 || !self.heads.is_multiple_of(self.kv_heads) {
             return Err(Error::new(format!(
                 "{} query heads of width {} cannot share {} key and value heads evenly",
                 self.heads, self.head_dim, self.kv_heads
@@ -81,8 +83,8 @@ pub fn attention(
     match kernels {
         Kernels::Reference => reference::attention(qkv, segments, &positions, rotary, shape),
         Kernels::Fused => {
-            let (segments, rotary) = (segments.clone(), rotary.clone());
-            let op = Attention { segments, positions, rotary, shape: *shape, level: Level::current() };
+            let (segments, rotary, shape) = (segments.clone(), rotary.clone(), *shape);
+            let op = Attention { segments, positions, rotary, shape, level: Level::current() };
             Ok(contiguous(qkv)?.apply_op1(op)?)
         }
     }
@@ -102,9 +104,40 @@ impl CustomOp1 for Attention {
     }
 
     fn cpu_fwd(&self, qkv: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
-        let qkv = floats(qkv, layout)?;
-        let values = fused::attention(self.level, qkv, &self.segments, &self.positions, &self.rotary, &self.shape);
+        let values = fused::attention(&self.problem(floats(qkv, layout)?));
         Ok(output(values, (self.positions.len(), self.shape.heads * self.shape.head_dim)))
+    }
+
+    fn bwd(&self, qkv: &Tensor, y: &Tensor, dy: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        let values =
+            with_floats(qkv, |qkv| with_floats(y, |y| with_floats(dy, |dy| backward::gradient(&self.problem(qkv), y, dy))))???;
+        Ok(Some(gradient(values, qkv)?))
+    }
+}
+
+impl Attention {
+    fn problem<'a>(&'a self, qkv: &'a [f32]) -> Problem<'a> {
+        let Attention { segments, positions, rotary, shape, level } = self;
+        Problem { qkv, segments, positions, rotary, shape, level: *level }
+    }
+}
+
+/// What the fused kernels are given; everything has been checked.
+struct Problem<'a> {
+    qkv: &'a [f32],
+    segments: &'a [Segment],
+    positions: &'a [usize],
+    rotary: &'a Rotary,
+    shape: &'a AttentionShape,
+    level: Level,
+}
+
+impl<'a> Problem<'a> {
+    /// One query head of one token.
+    #[inline(always)]
+    fn query(&self, token: usize, head: usize) -> &'a [f32] {
+        let AttentionShape { head_dim, .. } = *self.shape;
+        &self.qkv[token * self.shape.columns() + head * head_dim..][..head_dim]
     }
 }
 

@@ -5,12 +5,11 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::AttentionShape;
 use super::plan::{GRANULE, Plan};
+use super::{AttentionShape, Problem};
 use crate::kernels::cpu::written;
 use crate::kernels::lanes::{Lanes, prefetch};
-use crate::kernels::level::{Kernel, Level};
-use crate::kernels::rotary::Rotary;
+use crate::kernels::level::Kernel;
 
 /// The rows of one part of the projection, granule by granule and in each head by head.
 pub struct Packed {
@@ -22,27 +21,40 @@ pub struct Packed {
 
 /// Which columns of the projection, and what to do with them.
 #[derive(Clone, Copy)]
-pub enum Part<'a> {
+pub enum Part {
     /// Turned by each row's position.
-    Keys(&'a Rotary, &'a [usize]),
+    Keys,
     Values,
 }
 
 impl Packed {
     /// Each granule and head `[16, padded head_dim]`; zeros where there is nothing.
-    pub fn by_row(level: Level, qkv: &[f32], plan: &Plan, shape: &AttentionShape, part: Part) -> Packed {
-        pack(level, qkv, plan, shape, part, Order::Rows, padded(shape.head_dim))
+    pub fn by_row(problem: &Problem, plan: &Plan, part: Part) -> Packed {
+        pack(problem, plan, part, Order::Rows, padded(problem.shape.head_dim))
     }
 
     /// Each granule and head `[head_dim, 16]`, that is, transposed; zeros where there is nothing.
-    pub fn by_column(level: Level, qkv: &[f32], plan: &Plan, shape: &AttentionShape, part: Part) -> Packed {
-        pack(level, qkv, plan, shape, part, Order::Columns, shape.head_dim)
+    pub fn by_column(problem: &Problem, plan: &Plan, part: Part) -> Packed {
+        pack(problem, plan, part, Order::Columns, problem.shape.head_dim)
     }
 
-    /// One head's part of one granule.
+    pub fn head(&self, kv_head: usize) -> Head<'_> {
+        Head { packed: self, kv_head }
+    }
+}
+
+/// One head of it.
+#[derive(Clone, Copy)]
+pub struct Head<'a> {
+    packed: &'a Packed,
+    kv_head: usize,
+}
+
+impl<'a> Head<'a> {
     #[inline(always)]
-    pub fn of(&self, granule: usize, kv_head: usize) -> &[f32] {
-        &self.values[(granule * self.kv_heads + kv_head) * self.size..][..self.size]
+    pub fn granule(self, granule: usize) -> &'a [f32] {
+        let Packed { values, kv_heads, size } = self.packed;
+        &values[(granule * kv_heads + self.kv_head) * size..][..*size]
     }
 }
 
@@ -57,14 +69,14 @@ enum Order {
     Columns,
 }
 
-fn pack(level: Level, qkv: &[f32], plan: &Plan, shape: &AttentionShape, part: Part, order: Order, width: usize) -> Packed {
-    let (kv_heads, size) = (shape.kv_heads, width * GRANULE);
+fn pack(problem: &Problem, plan: &Plan, part: Part, order: Order, width: usize) -> Packed {
+    let (kv_heads, size) = (problem.shape.kv_heads, width * GRANULE);
     let fill = |packed: &mut [MaybeUninit<f32>]| {
         // All heads of a granule in one task: so the projection is read from front to back.
         let granules = packed.par_chunks_mut(kv_heads * size).zip(&plan.rows);
         granules.with_min_len(4).for_each_init(
-            || vec![0.0; GRANULE * shape.head_dim],
-            |rows, (packed, tokens)| level.run(Pack { qkv, tokens: tokens.clone(), shape, part, order, rows, packed }),
+            || vec![0.0; GRANULE * problem.shape.head_dim],
+            |rows, (packed, tokens)| problem.level.run(Pack { problem, tokens: tokens.clone(), part, order, rows, packed }),
         );
     };
     // SAFETY: `Pack` writes every element of its granule.
@@ -73,10 +85,9 @@ fn pack(level: Level, qkv: &[f32], plan: &Plan, shape: &AttentionShape, part: Pa
 }
 
 struct Pack<'a> {
-    qkv: &'a [f32],
+    problem: &'a Problem<'a>,
     tokens: Range<usize>,
-    shape: &'a AttentionShape,
-    part: Part<'a>,
+    part: Part,
     order: Order,
     /// Scratch for one granule of one head.
     rows: &'a mut [f32],
@@ -90,10 +101,11 @@ impl Kernel for Pack<'_> {
     /// Mostly moving data: no vectors named here, but the compiler may use them.
     #[inline(always)]
     unsafe fn run<V: Lanes>(self) {
-        let Pack { qkv, tokens, shape, part, order, rows, packed } = self;
+        let Pack { problem, tokens, part, order, rows, packed } = self;
+        let Problem { qkv, rotary, positions, shape, .. } = *problem;
         let AttentionShape { heads, kv_heads, head_dim, .. } = *shape;
         let first_head = match part {
-            Part::Keys(..) => heads,
+            Part::Keys => heads,
             Part::Values => heads + kv_heads,
         };
         // The rows lie a projection apart, too far for the hardware to guess the next.
@@ -104,7 +116,7 @@ impl Kernel for Pack<'_> {
         for (kv_head, packed) in packed.chunks_exact_mut(packed.len() / kv_heads).enumerate() {
             for (token, row) in tokens.clone().zip(rows.chunks_exact_mut(head_dim)) {
                 row.copy_from_slice(&qkv[token * shape.columns() + (first_head + kv_head) * head_dim..][..head_dim]);
-                if let Part::Keys(rotary, positions) = part {
+                if let Part::Keys = part {
                     rotary.rotate_head(row, positions[token], 1.0);
                 }
             }

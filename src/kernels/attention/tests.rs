@@ -1,6 +1,6 @@
 //! Attention against the formula in f64: odd sizes, trees of segments, windows, every level.
 
-use candle_core::{Device, Tensor};
+use candle_core::{Device, Tensor, Var};
 
 use super::*;
 use crate::kernels::rotary::RotaryStyle;
@@ -91,7 +91,7 @@ fn check(segments: &[Segment], pairs: usize, style: RotaryStyle, shape: &Attenti
     let rotary = Rotary::new(&frequencies, tokens, style, 1.0);
     let positions = positions(segments, tokens).unwrap();
     for level in Level::available() {
-        let got = fused::attention(level, &qkv, segments, &positions, &rotary, shape);
+        let got = fused::attention(&Problem { qkv: &qkv, segments, positions: &positions, rotary: &rotary, shape, level });
         close(&got, &expected, 1e-5, &format!("{level} {tokens} tokens {shape:?}"));
     }
     let qkv = Tensor::from_vec(qkv, (tokens, shape.columns()), &Device::Cpu).unwrap();
@@ -188,7 +188,7 @@ fn a_tree_equals_its_unshared_sequences() {
     for level in Level::available() {
         let run = |qkv: &[f32], segments: &[Segment]| {
             let positions = positions(segments, qkv.len() / shape.columns()).unwrap();
-            fused::attention(level, qkv, segments, &positions, &rotary, &shape)
+            fused::attention(&Problem { qkv, segments, positions: &positions, rotary: &rotary, shape: &shape, level })
         };
         let shared = run(&qkv, &tree);
         for segment in &tree {
@@ -210,7 +210,7 @@ fn neither_neighbours_nor_threads_change_a_bit() {
     for level in Level::available() {
         let run = |qkv: &[f32], segments: &[Segment]| {
             let positions = positions(segments, qkv.len() / shape.columns()).unwrap();
-            fused::attention(level, qkv, segments, &positions, &rotary, &shape)
+            fused::attention(&Problem { qkv, segments, positions: &positions, rotary: &rotary, shape: &shape, level })
         };
         let segments = sequences(&lengths);
         let together = run(&qkv, &segments);
@@ -224,6 +224,72 @@ fn neither_neighbours_nor_threads_change_a_bit() {
             let half = rows.start..rows.start + rows.len() / 2;
             let alone = run(&gather(&qkv, shape.columns(), half.clone()), &sequences(&[half.len()]));
             assert!(alone == together[half.start * 576..half.end * 576], "{level}: {half:?} alone");
+        }
+    }
+}
+
+/// The gradient of a weighted sum of the outputs.
+fn gradient(qkv: &Var, segments: &[Segment], rotary: &Rotary, shape: &AttentionShape, kernels: Kernels) -> Vec<f32> {
+    let y = attention(qkv, &segments.into(), rotary, shape, kernels).unwrap();
+    let upstream = Tensor::from_vec(noise(y.elem_count(), 1.0, 9), y.shape(), &Device::Cpu).unwrap();
+    let gradients = (y * upstream).unwrap().sum_all().unwrap().backward().unwrap();
+    gradients.get(qkv).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// Every level against what candle derives from the reference.
+fn check_gradient(segments: &[Segment], pairs: usize, style: RotaryStyle, shape: &AttentionShape) {
+    let tokens = segments.last().unwrap().tokens.end;
+    let values = noise(tokens * shape.columns(), 2.0, tokens as u64);
+    let qkv = Var::from_slice(&values, (tokens, shape.columns()), &Device::Cpu).unwrap();
+    let rotary = Rotary::new(&frequencies(pairs), tokens, style, 1.0);
+    let expected = gradient(&qkv, segments, &rotary, shape, Kernels::Reference).into_iter().map(f64::from).collect::<Vec<_>>();
+    let what = format!("gradient of {tokens} tokens {shape:?}");
+    close(&gradient(&qkv, segments, &rotary, shape, Kernels::Fused), &expected, 1e-4, &what);
+    let positions = positions(segments, tokens).unwrap();
+    for level in Level::available() {
+        let problem = Problem { qkv: &values, segments, positions: &positions, rotary: &rotary, shape, level };
+        let y = fused::attention(&problem);
+        let got = backward::gradient(&problem, &y, &noise(y.len(), 1.0, 9));
+        close(&got, &expected, 1e-4, &format!("{level} {what}"));
+    }
+}
+
+#[test]
+fn gradients_match_the_reference() {
+    for n in [1, 2, 15, 16, 17, 63, 257, 300] {
+        check_gradient(&sequences(&[n]), 8, RotaryStyle::Half, &shape(3, 1, 16));
+    }
+    for (heads, kv_heads, head_dim) in [(1, 1, 1), (4, 4, 17), (9, 3, 64), (14, 2, 33), (4, 1, 128)] {
+        check_gradient(&sequences(&[37, 1, 20]), head_dim / 4, RotaryStyle::Interleaved, &shape(heads, kv_heads, head_dim));
+    }
+    let tree =
+        [segment(0..29, vec![]), segment(29..31, vec![]), segment(31..50, vec![0..29]), segment(50..70, vec![0..29, 31..45])];
+    check_gradient(&tree, 8, RotaryStyle::Half, &shape(3, 1, 16));
+    for window in [1, 5, 20] {
+        check_gradient(&tree, 8, RotaryStyle::Half, &AttentionShape { window: Some(window), ..shape(3, 1, 16) });
+    }
+    check_gradient(&tree, 8, RotaryStyle::Half, &AttentionShape { softcap: Some(1.5), ..shape(3, 1, 16) });
+}
+
+#[test]
+fn nan_reaches_those_who_see_it_and_nobody_else() {
+    let shape = shape(3, 1, 16);
+    let segments = sequences(&[40, 20]);
+    let rotary = Rotary::new(&frequencies(8), 60, RotaryStyle::Half, 1.0);
+    let mut qkv = noise(60 * shape.columns(), 2.0, 1);
+    qkv[20 * shape.columns() + 3 * 16] = f32::NAN; // the key of token 20
+    for level in Level::available() {
+        let positions = positions(&segments, 60).unwrap();
+        let y = fused::attention(&Problem {
+            qkv: &qkv,
+            segments: &segments,
+            positions: &positions,
+            rotary: &rotary,
+            shape: &shape,
+            level,
+        });
+        for (token, row) in y.chunks(48).enumerate() {
+            assert!(row.iter().all(|x| x.is_nan() == (20..40).contains(&token)), "{level}: token {token}");
         }
     }
 }

@@ -1,0 +1,82 @@
+//! Attention over packed batches. The throughput criterion prints in Gelem/s is GFLOP/s, counting the multiplications and
+//! additions of the two products for the keys each token really sees; rotary embedding and softmax come for free.
+
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor, Var};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use diagnose::kernels::attention::{AttentionShape, attention};
+use diagnose::kernels::rotary::{Rotary, RotaryStyle};
+use diagnose::kernels::{Kernels, Segment};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Sequences of one length with SmolLM2-135M's heads (Qwen 3's in the last), all of about 2,000 tokens.
+const CASES: [(usize, usize, (usize, usize, usize)); 6] = [
+    (32, 64, (9, 3, 64)),
+    (10, 199, (9, 3, 64)),
+    (4, 512, (9, 3, 64)),
+    (1, 2048, (9, 3, 64)),
+    (1, 4096, (9, 3, 64)),
+    (10, 199, (16, 8, 128)),
+];
+
+fn forward(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("attention");
+    for (sequences, length, heads) in CASES {
+        let case = Case::new(sequences, length, heads);
+        group.throughput(Throughput::Elements(case.flop));
+        for kernels in [Kernels::Fused, Kernels::Reference] {
+            group.bench_function(BenchmarkId::new(kernels.to_string(), &case.name), |b| b.iter(|| case.run(&case.qkv, kernels)));
+        }
+    }
+}
+
+/// Forward and backward; the backward pass has five products to the forward's two.
+fn backward(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("attention with gradient");
+    for (sequences, length, heads) in [CASES[1], CASES[2]] {
+        let case = Case::new(sequences, length, heads);
+        let qkv = Var::from_tensor(&case.qkv).unwrap();
+        group.throughput(Throughput::Elements(case.flop * 7 / 2));
+        for kernels in [Kernels::Fused, Kernels::Reference] {
+            group.bench_function(BenchmarkId::new(kernels.to_string(), &case.name), |b| {
+                b.iter(|| case.run(&qkv, kernels).sum_all().unwrap().backward().unwrap())
+            });
+        }
+    }
+}
+
+struct Case {
+    name: String,
+    qkv: Tensor,
+    segments: Arc<[Segment]>,
+    rotary: Rotary,
+    shape: AttentionShape,
+    flop: u64,
+}
+
+impl Case {
+    fn new(sequences: usize, length: usize, (heads, kv_heads, head_dim): (usize, usize, usize)) -> Case {
+        let shape =
+            AttentionShape { heads, kv_heads, head_dim, scale: 1.0 / (head_dim as f32).sqrt(), window: None, softcap: None };
+        let segment = |i| Segment { tokens: i * length..(i + 1) * length, context: vec![] };
+        let frequencies: Vec<f64> = (0..head_dim / 2).map(|i| 1e5f64.powf(-2.0 * i as f64 / head_dim as f64)).collect();
+        Case {
+            name: format!("{sequences} x {length} tokens, {heads} heads of {head_dim} on {kv_heads}"),
+            qkv: Tensor::randn(0f32, 1.0, (sequences * length, shape.columns()), &Device::Cpu).unwrap(),
+            segments: (0..sequences).map(segment).collect(),
+            rotary: Rotary::new(&frequencies, length, RotaryStyle::Half, 1.0),
+            shape,
+            flop: (sequences * length * (length + 1) / 2 * 4 * heads * head_dim) as u64,
+        }
+    }
+
+    fn run(&self, qkv: &Tensor, kernels: Kernels) -> Tensor {
+        attention(qkv, &self.segments, &self.rotary, &self.shape, kernels).unwrap()
+    }
+}
+
+criterion_group!(benches, forward, backward);
+criterion_main!(benches);
