@@ -1,5 +1,7 @@
 //! Runs the program as a user does, in temporary folders. One test binary; each module says what belongs in it.
 
+mod adapter;
+mod hub;
 mod interrupted;
 mod layers;
 mod malformed;
