@@ -1,8 +1,10 @@
 //! Runs the program as a user does, in temporary folders. One test binary; each module says what belongs in it.
 
+mod adapter;
 mod dataset;
 mod engine;
 mod fuzz_readers;
+mod hub;
 mod interrupted;
 mod layers;
 mod malformed;

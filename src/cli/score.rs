@@ -19,7 +19,8 @@ pub struct Args {
     #[arg(required = true, value_name = "DATASET")]
     datasets: Vec<String>,
 
-    /// A Hugging Face model folder or a .gguf file; SmolLM2-135M-Instruct by default, fetched once
+    /// A Hugging Face model folder, a .gguf file, a LoRA adapter folder, or a hub id (org/name, org/name@revision, org/name:file.gguf);
+    /// SmolLM2-135M-Instruct by default, fetched once
     #[arg(long, value_name = "REF")]
     model: Option<String>,
 

@@ -1,7 +1,9 @@
 //! Weights and families: a reference to a model -> a decoder with its tokenizer and chat template.
 //!
 //! ```text
-//! reference.rs    what the user wrote after --model -> files, by way of default_model.rs where nothing was written
+//! reference.rs    what the user wrote after --model -> files, by way of default_model.rs where nothing was written, and of hub/
+//! adapter.rs      a LoRA adapter folder, applied to a base
+//! memory.rs       refuses what does not fit
 //! gguf.rs         a .gguf file: config, vocabulary, template, tensors by their Hugging Face names
 //! folder.rs       a Hugging Face folder: config.json, tokenizer files, safetensors.rs
 //! config.rs       what the families need to know, from either
@@ -9,12 +11,15 @@
 //! llama.rs        one family a file; the file name is config.json's `model_type`
 //! ```
 
+mod adapter;
 mod config;
 mod default_model;
 mod folder;
 mod gguf;
+mod hub;
 mod layers;
 mod llama;
+mod memory;
 mod reference;
 mod safetensors;
 
@@ -45,12 +50,12 @@ pub struct Model {
 /// What made the numbers: goes into run.json.
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub struct Info {
-    /// A short name for people: the file's or the folder's.
+    /// A short name for people: see [`Reference`].
     pub name: String,
     /// What the user wrote, or the default model's name.
     pub reference: String,
     pub path: PathBuf,
-    /// Of the weight file; of the list of the shards' hashes where there are several.
+    /// Of the weight file; of the list of the files' hashes where there are several.
     pub sha256: String,
     pub architecture: String,
     pub parameters: u64,
@@ -102,10 +107,12 @@ impl Model {
             .at(&reference.path));
         }
         let template = source.template(&tokenizer)?;
+        memory::check(&reference.name, &config, source.parameters(), options.dtype, max_positions)?;
         let decoder: Box<dyn Decoder> = match config.family.as_str() {
             "llama" => Box::new(llama::Llama::load(&config, source.as_ref(), options, max_positions)?),
             other => return Err(config::unknown_family(other).at(&reference.path)),
         };
+        source.check_all_used()?;
         let info = Info {
             name: reference.name.clone(),
             reference: reference.written.clone(),
@@ -144,4 +151,8 @@ pub(crate) trait Source {
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor>;
     /// Number of weights in the file.
     fn parameters(&self) -> u64;
+    /// An error if the source brings changes to tensors that the family has not asked for.
+    fn check_all_used(&self) -> Result<()> {
+        Ok(())
+    }
 }
