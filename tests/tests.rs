@@ -1,5 +1,6 @@
 //! Runs the program as a user does, in temporary folders. One test binary; each module says what belongs in it.
 
+mod families;
 mod interrupted;
 mod layers;
 mod malformed;
