@@ -3,6 +3,7 @@
 mod adapter;
 mod dataset;
 mod engine;
+mod families;
 mod fuzz_readers;
 mod hub;
 mod interrupted;
