@@ -4,6 +4,7 @@
 //!
 //! ```text
 //! dataset -> tokens -> engine -> scores -> quadrants -> maps, report
+//!                       \-> eval
 //! ```
 
 pub mod error;
@@ -23,6 +24,8 @@ pub mod quadrants;
 pub mod gate;
 
 pub mod maps;
+
+pub mod eval;
 
 pub mod report;
 

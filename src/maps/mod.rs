@@ -11,6 +11,7 @@
 //! tokens    the most frequent tokens of each quadrant                         (figure 7)
 //! fidelity  how well the top-K entropy stands in for the full entropy         (figure 6)
 //! tail      are the targets as improbable as the model says they should be?
+//! forest    how much each score of an evaluation changed, with its interval
 //! ```
 //!
 //! Below them: `grid` counts, `plane` knows the plane's axes and bounds, `axes` draws axes, `scene` is the list of shapes
@@ -18,6 +19,7 @@
 
 pub mod density;
 pub mod fidelity;
+pub mod forest;
 pub mod gradient;
 pub mod tail;
 pub mod tokens;
