@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use crate::error::{Context, Error, Result};
+use crate::eval::compare::Side;
 use crate::eval::results::SCORES_FILE;
-use crate::eval::{compare, movement};
+use crate::eval::{compare, harness, movement};
 use crate::report::diff::{Diff, terminal, write};
 use crate::scores::TOKENS_FILE;
 
@@ -15,7 +16,7 @@ use crate::scores::TOKENS_FILE;
 /// quadrants.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The folder of an evaluation or of a score run
+    /// The folder of an evaluation or of a score run; or samples_TASK_TIME.jsonl of lm-evaluation-harness, or a folder of these
     before: PathBuf,
 
     /// The other one, of the same kind
@@ -41,10 +42,11 @@ pub fn run(args: Args, command_line: &str) -> Result<()> {
     }
     let kinds = [kind(&args.before)?, kind(&args.after)?];
     let diff = match kinds {
-        [Kind::Evaluation, Kind::Evaluation] => {
-            Diff::Evaluations(compare::compare(&compare::read_side(&args.before)?, &compare::read_side(&args.after)?)?)
-        }
         [Kind::ScoreRun, Kind::ScoreRun] => Diff::Scores(movement::compare(&args.before, &args.after)?),
+        [Kind::Evaluation | Kind::Harness, Kind::Evaluation | Kind::Harness] => {
+            let [before, after] = kinds;
+            Diff::Evaluations(compare::compare(&side(before, &args.before)?, &side(after, &args.after)?)?)
+        }
         _ => {
             return Err(Error::usage("one folder is an evaluation, the other a score run")
                 .cure("Compare two folders of `diagnose eval`, or two of `diagnose DATASET`."));
@@ -66,9 +68,19 @@ pub fn run(args: Args, command_line: &str) -> Result<()> {
     }
 }
 
+#[derive(Clone, Copy)]
 enum Kind {
     Evaluation,
+    /// Sample files of lm-evaluation-harness.
+    Harness,
     ScoreRun,
+}
+
+fn side(kind: Kind, path: &Path) -> Result<Side> {
+    match kind {
+        Kind::Harness => harness::read_side(path),
+        _ => compare::read_side(path),
+    }
 }
 
 fn kind(folder: &Path) -> Result<Kind> {
@@ -76,9 +88,12 @@ fn kind(folder: &Path) -> Result<Kind> {
         Ok(Kind::Evaluation)
     } else if folder.join(TOKENS_FILE).is_file() {
         Ok(Kind::ScoreRun)
+    } else if harness::is_harness(folder) {
+        Ok(Kind::Harness)
     } else {
-        Err(Error::usage(format!("expected a folder with {SCORES_FILE} or {TOKENS_FILE}, found none"))
-            .at(folder)
-            .cure("Give the --out folder of a finished `diagnose eval` or `diagnose DATASET`."))
+        Err(Error::usage(format!("expected a folder with {SCORES_FILE} or {TOKENS_FILE}, found none")).at(folder).cure(
+            "Give the --out folder of a finished `diagnose eval` or `diagnose DATASET`, or the samples_*.jsonl files of \
+                 lm-evaluation-harness.",
+        ))
     }
 }

@@ -9,12 +9,14 @@
 //! samples.rs    samples.parquet
 //! results.rs    scores.json; a folder that can be resumed and added to
 //! compare.rs    two evaluations of the same items -> paired differences
+//! harness.rs    the sample files of lm-evaluation-harness as one side of that
 //! movement.rs   two scorings of the same tokens -> how they moved between the quadrants
 //! ```
 //!
 //! Left out: generation, and fetching benchmarks by name.
 
 pub mod compare;
+pub mod harness;
 pub mod metrics;
 pub mod movement;
 pub mod requests;
