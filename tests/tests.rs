@@ -2,7 +2,9 @@
 
 mod adapter;
 mod dataset;
+mod diff;
 mod engine;
+mod eval;
 mod families;
 mod fuzz_readers;
 mod hub;

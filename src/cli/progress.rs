@@ -24,6 +24,11 @@ impl Terminal {
         Terminal { bar: Mutex::new(None), is_terminal: std::io::stderr().is_terminal(), last_line: Mutex::new(Instant::now()) }
     }
 
+    /// Tokens of an evaluation.
+    pub fn evaluating(&self, what: &str, done: u64, total: u64) {
+        self.show(what, done, total, "{msg} {bar:30.cyan} {percent} %, {per_sec} tokens, {eta} left");
+    }
+
     /// Shows `done` of `total` (`u64::MAX` if that is not known) under `what`; a new `what` begins a new bar.
     fn show(&self, what: &str, done: u64, total: u64, style: &str) {
         if !self.is_terminal {
