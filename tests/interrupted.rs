@@ -79,7 +79,7 @@ fn a_finished_run_is_not_scored_again_and_another_command_is_refused_its_folder(
     workdir.run(&arguments).ok();
     assert!(before == std::fs::read(&table).unwrap());
 
-    let other = workdir.run(&[&arguments[..], &["--max-len", "20"]].concat());
+    let other = workdir.run(&[&arguments[..], &["--max-len", "60"]].concat());
     assert_eq!(other.code, Some(1));
     assert!(other.stderr.contains("holds another run"), "{}", other.stderr);
     assert!(before == std::fs::read(&table).unwrap(), "the refused command changed the table");

@@ -154,10 +154,8 @@ fn broken_models_are_refused() {
     check_gguf(&[0xff; 512], &["not a whole GGUF"]);
     check_gguf(&whole[..whole.len() / 2], &[]);
     check_gguf(&whole[..whole.len() - 64], &["cannot read the tensor"]);
-    let other = String::from_utf8_lossy(&whole).contains("llama.block_count");
-    assert!(other, "the tiny model has lost its metadata");
-    let renamed: Vec<u8> = replace(&whole, b"llama.block_count", b"llama.block_crunt");
-    check_gguf(&renamed, &["llama.block_count"]);
+    let renamed = replace(&whole, b"llama.block_count", b"llama.block_crunt");
+    check_gguf(&renamed, &["llama.block_crunt"]);
     check_gguf(&replace(&whole, b"blk.1.attn_v.weight", b"blk.1.attn_w.weight"), &["blk.1.attn_v.weight"]);
     check_gguf(&replace(&whole, b"smollm", b"smallm"), &["smallm"]);
 

@@ -59,6 +59,7 @@ fn metadata(tokens: &[String]) -> Vec<(&'static str, Value)> {
         ("llama.attention.head_count_kv", Value::U32(KV_HEADS as u32)),
         ("llama.attention.layer_norm_rms_epsilon", Value::F32(1e-5)),
         ("llama.rope.freq_base", Value::F32(10_000.0)),
+        ("llama.rope.dimension_count", Value::U32((WIDTH / HEADS) as u32)),
         ("tokenizer.ggml.model", text("gpt2")),
         ("tokenizer.ggml.pre", text("smollm")),
         ("tokenizer.ggml.tokens", Value::Array(tokens.iter().map(|token| text(token)).collect())),

@@ -109,7 +109,8 @@ impl Forest<'_> {
         let (Some(&first), Some(&last)) = (members.first(), members.last()) else { return };
         // They are sorted, so what the first and the last have in common all have.
         let shared = common_prefix(self.inputs[first], self.inputs[last]);
-        if members.len() == 1 || shared - depth >= MIN_SHARED {
+        let all_end = self.inputs[last].len() == shared;
+        if all_end || shared - depth >= MIN_SHARED {
             let mut path = context.to_vec();
             if shared > depth {
                 let rows = self.ids.len()..self.ids.len() + shared - depth;
@@ -197,7 +198,7 @@ mod tests {
         let a: Vec<u32> = (0..10).collect();
         let b: Vec<u32> = (100..112).collect();
         let join = |parts: &[&[u32]]| sequence(&parts.concat(), 5);
-        let sequences = [join(&[&a, &b, &[1, 2]]), join(&[&a, &b, &[3, 4]]), join(&[&a, &[50, 51]]), join(&[&a])];
+        let sequences = [join(&[&a, &b, &[1, 2]]), join(&[&a, &b, &[3, 4]]), join(&[&a, &[50, 51]]), join(&[&a, &[77]])];
         let batches = check(&sequences, 1000);
         assert_eq!(batches[0].batch.ids.len(), 10 + 12 + 1 + 1 + 1);
         assert!(batches[0].batch.segments.iter().any(|s| s.context.len() == 2));

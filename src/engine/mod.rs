@@ -30,8 +30,8 @@ pub struct Work {
 }
 
 /// Statistics of the supervised tokens of each sequence, in order: `scores[i].len()` is the number of `true`s in
-/// `sequences[i].supervised`. A sequence's scores do not depend on the others. After each batch `progress` is told the number of
-/// input tokens done.
+/// `sequences[i].supervised`. The same sequences give the same bits; beside other sequences, with which a prefix is shared, a score may
+/// move by the rounding of attention's sums (below 1e-5). After each batch `progress` is told the number of input tokens done.
 pub fn score(
     model: &Model,
     sequences: &[Sequence],

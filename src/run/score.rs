@@ -1,8 +1,8 @@
 //! Reader -> engine -> writer, each on a thread of its own, so that the engine does not wait for the others.
 //!
 //! The unit of work is a part: consecutive records of about [`PART_TOKENS`] tokens, whose tables appear together under their final
-//! names. A run that was killed goes on behind its last part; since a record's scores do not depend on its neighbours, the table
-//! comes out the same.
+//! names. A run that was killed goes on behind its last part, and the parts begin and end at the same records as in an undisturbed
+//! run, so the table comes out the same to the bit.
 
 use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
