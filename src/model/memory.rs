@@ -48,12 +48,14 @@ fn needed_bytes(config: &Config, parameters: u64, dtype: Dtype, max_tokens: usiz
         Dtype::Bf16 => 2,
     };
     let weights = parameters.saturating_mul(bytes);
-    // The largest matrix as it is stored, and as f32, beside the matrix that it becomes.
-    let loading = vocabulary.saturating_mul(width).saturating_mul(4 + 4);
     // Residual stream, normed copy, queries to values, mixed heads; gate, up and their product.
     let per_token = (6 * width).saturating_add(3 * inner).saturating_mul(4);
     let activations = BATCH_TOKENS.max(max_tokens as u64).saturating_mul(per_token);
-    weights.saturating_add(loading.max(activations)).saturating_add(PROGRAM_BYTES)
+    // A matrix as it is stored and as f32, beside what it becomes: of a layer, on top of all layers before it; of the vocabulary,
+    // which is loaded first, alone.
+    let layer = width.saturating_mul(inner).saturating_mul(4 + 4);
+    let embedding = vocabulary.saturating_mul(width).saturating_mul(4 + 4 + bytes);
+    weights.saturating_add(layer.max(activations)).max(embedding).saturating_add(PROGRAM_BYTES)
 }
 
 /// What can still be had: the least of the machine's and of the container's. `None` where neither is known.
@@ -116,10 +118,12 @@ mod tests {
             "num_hidden_layers": 2, "num_attention_heads": 8, "vocab_size": 65536, "max_position_embeddings": 8192,
             "rms_norm_eps": 1e-5}));
         let config = config.unwrap();
-        // Loading: 65536 * 1024 * 8 = 0.5 GiB; activations: 3072 tokens * (6 * 1024 + 3 * 4096) * 4 bytes = 0.2 GiB, the less.
-        let rest = GIB / 2 + PROGRAM_BYTES;
+        // 3072 tokens * (6 * 1024 + 3 * 4096) * 4 bytes = 216 MiB; a matrix of a layer takes 1024 * 4096 * 8 = 32 MiB, the less.
+        let rest = (216 << 20) + PROGRAM_BYTES;
         assert_eq!(needed_bytes(&config, 2 * GIB, Dtype::F32, 2048), 8 * GIB + rest);
         assert_eq!(needed_bytes(&config, 2 * GIB, Dtype::Bf16, 2048), 4 * GIB + rest);
+        // Little but a vocabulary: 65536 * 1024 * (8 + 4) = 768 MiB.
+        assert_eq!(needed_bytes(&config, GIB / 16, Dtype::F32, 2048), (768 << 20) + PROGRAM_BYTES);
         // 32768 tokens * 18432 * 4 bytes = 2.25 GiB, the more.
         assert_eq!(needed_bytes(&config, 2 * GIB, Dtype::Bf16, 32768), 4 * GIB + 9 * GIB / 4 + PROGRAM_BYTES);
     }
