@@ -9,7 +9,8 @@
 //! ```text
 //! files --dataset--> Example --tokens--> Sequence --engine--> TokenStatistics --scores--> tables
 //!                                           |                                               |
-//!                                  model, kernels run it          quadrants, gate, maps, report read them
+//!                          model, kernels run it; eval scores            quadrants, gate, maps, report read them
+//!                                    benchmarks with it
 //! ```
 //!
 //! A module uses only modules above it, and each foreign world stays in its rooms: candle in `kernels`, `model` and `engine`,
@@ -33,6 +34,8 @@ pub mod quadrants;
 pub mod gate;
 
 pub mod maps;
+
+pub mod eval;
 
 pub mod report;
 

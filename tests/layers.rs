@@ -4,14 +4,28 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The reading order of lib.rs.
-const ORDER: &[&str] =
-    &["error", "dataset", "tokens", "kernels", "model", "engine", "scores", "quadrants", "gate", "maps", "report", "run", "cli"];
+const ORDER: &[&str] = &[
+    "error",
+    "dataset",
+    "tokens",
+    "kernels",
+    "model",
+    "engine",
+    "scores",
+    "quadrants",
+    "gate",
+    "maps",
+    "eval",
+    "report",
+    "run",
+    "cli",
+];
 
 /// Crates that may be named in a few rooms only, and those rooms. `error` turns foreign errors into ours.
 const ROOMS: &[(&str, &[&str])] = &[
     ("candle_core", &["error", "kernels", "model", "engine"]),
     // The one reader of Parquet files is the table library's.
-    ("polars", &["error", "dataset/parquet.rs", "scores", "quadrants", "maps", "report"]),
+    ("polars", &["error", "dataset/parquet.rs", "scores", "quadrants", "maps", "eval", "report"]),
     ("plotters", &["maps"]),
     ("clap", &["cli"]),
     ("indicatif", &["cli"]),

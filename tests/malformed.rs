@@ -126,7 +126,10 @@ fn absent_and_closed_paths_are_named() {
     check(&["absent.jsonl", "--model", "tiny.gguf"], &["absent.jsonl"]);
     check(&["nothing-*.jsonl", "--model", "tiny.gguf"], &["nothing-*.jsonl"]);
     check(&["rows.jsonl", "--model", "absent.gguf"], &["absent.gguf"]);
-    check(&["rows.jsonl", "--model", "some/hub-id"], &["some/hub-id"]);
+    // Neither a folder nor, with nobody at the hub's address, a hub id.
+    let mut command = workdir.command(&["rows.jsonl", "--model", "some/hub-id"]);
+    let ran = Ran::of(command.env("HF_HOME", workdir.path("hf")).env("HF_ENDPOINT", crate::hub::CLOSED).output().unwrap());
+    check_message(&ran, 1, &["some/hub-id", "no folder", "cannot be reached"]);
     check(&["rows.jsonl", "--model", "rows.jsonl"], &["rows.jsonl", ".gguf"]);
     // A file where the run folder should be.
     check(&["rows.jsonl", "--model", "tiny.gguf", "--out", "rows.jsonl"], &["rows.jsonl"]);

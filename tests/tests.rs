@@ -1,10 +1,18 @@
 //! Runs the program as a user does, in temporary folders. One test binary; each module says what belongs in it.
 
+mod adapter;
+mod dataset;
+mod diff;
 mod engine;
+mod eval;
+mod families;
+mod fuzz_readers;
+mod hub;
 mod interrupted;
 mod layers;
 mod malformed;
 mod parity;
 mod score;
 mod tiny_model;
+mod tokens;
 mod workdir;

@@ -28,7 +28,7 @@ pub fn write(folder: &Path) -> PathBuf {
     path
 }
 
-/// GPT-2's letters for the 256 bytes, then the special tokens.
+/// GPT-2's letters for the 256 bytes, the special tokens, and what the two merges make.
 fn vocabulary() -> Vec<String> {
     let printable = |byte: &u32| (33..=126).contains(byte) || (161..=172).contains(byte) || (174..=255).contains(byte);
     let mut next = 256;
@@ -42,13 +42,13 @@ fn vocabulary() -> Vec<String> {
         char::from_u32(code).unwrap().to_string()
     };
     let mut tokens: Vec<String> = (0..256).map(letter).collect();
-    tokens.extend(["<|endoftext|>", "<|im_start|>", "<|im_end|>"].map(str::to_owned));
+    tokens.extend(["<|endoftext|>", "<|im_start|>", "<|im_end|>", "ab", "Ġt"].map(str::to_owned));
     tokens
 }
 
 fn metadata(tokens: &[String]) -> Vec<(&'static str, Value)> {
     let text = |text: &str| Value::String(text.to_owned());
-    let types = (0..tokens.len()).map(|id| Value::I32(if id < 256 { 1 } else { 3 })).collect();
+    let types = (0..tokens.len()).map(|id| Value::I32(if (256..259).contains(&id) { 3 } else { 1 })).collect();
     vec![
         ("general.architecture", text("llama")),
         ("llama.context_length", Value::U32(4096)),

@@ -1,11 +1,15 @@
 //! The command line: one file per subcommand, each with its help text and one `run`. The rest of the library knows no flag.
 
+mod diff;
+mod eval;
 mod progress;
 mod score;
 
-use clap::{CommandFactory, FromArgMatches, Parser};
+use std::io::{IsTerminal, Write};
 
-use crate::error::{Error, Result};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::error::{Context, Error, Result};
 use crate::kernels::level::Level;
 
 /// Look before you fine-tune: find the tokens of a data set that a language model is sure to disagree with.
@@ -13,10 +17,25 @@ use crate::kernels::level::Level;
 /// Scores every supervised token of the data set for probability and entropy, sorts them into confident conflicts, uncertain,
 /// confident and hesitant ones, draws the maps and writes a report into a run folder.
 #[derive(Parser)]
-#[command(name = "diagnose", version, max_term_width = 110)]
+#[command(
+    name = "diagnose",
+    version,
+    max_term_width = 110,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
 struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+
     #[command(flatten)]
     score: score::Args,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Eval(eval::Args),
+    Diff(diff::Args),
 }
 
 /// Runs what the command line asks for.
@@ -27,7 +46,24 @@ pub fn run() -> Result<()> {
     // Asked for early, so that a misspelt level is an error and not a slow run.
     Level::from_env()?;
     let command_line = std::env::args().map(|argument| quoted(&argument)).collect::<Vec<_>>().join(" ");
-    score::run(cli.score, &command_line)
+    match cli.command {
+        None => score::run(cli.score, &command_line),
+        Some(Command::Eval(arguments)) => eval::run(arguments, &command_line),
+        Some(Command::Diff(arguments)) => diff::run(arguments, &command_line),
+    }
+}
+
+/// Prints a summary. Standard output that was closed has been read enough.
+fn print(text: &str) -> Result<()> {
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("cannot print the summary"),
+    }
+}
+
+/// Colours on a terminal, unless the user does not want them.
+fn coloured() -> bool {
+    std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
 }
 
 /// The argument as one would type it in a shell.

@@ -24,7 +24,12 @@ impl Terminal {
         Terminal { bar: Mutex::new(None), is_terminal: std::io::stderr().is_terminal(), last_line: Mutex::new(Instant::now()) }
     }
 
-    /// Shows `done` of `total` under `what`; a new `what` begins a new bar.
+    /// Tokens of an evaluation.
+    pub fn evaluating(&self, what: &str, done: u64, total: u64) {
+        self.show(what, done, total, "{msg} {bar:30.cyan} {percent} %, {per_sec} tokens, {eta} left");
+    }
+
+    /// Shows `done` of `total` (`u64::MAX` if that is not known) under `what`; a new `what` begins a new bar.
     fn show(&self, what: &str, done: u64, total: u64, style: &str) {
         if !self.is_terminal {
             return self.line(what, done, total);
@@ -51,7 +56,10 @@ impl Terminal {
         let Ok(mut last) = self.last_line.lock() else { return };
         if last.elapsed() >= LINE_INTERVAL {
             *last = Instant::now();
-            eprintln!("{what}: {:.0} %", 100.0 * done as f64 / total.max(1) as f64);
+            match total {
+                u64::MAX => eprintln!("{what}: {done}"),
+                _ => eprintln!("{what}: {:.0} %", 100.0 * done as f64 / total.max(1) as f64),
+            }
         }
     }
 
@@ -67,6 +75,11 @@ impl Terminal {
 impl Watch for Terminal {
     fn fetching(&self, what: &str, done: u64, total: u64) {
         self.show(what, done, total, "{msg} {bar:30.cyan} {bytes} of {total_bytes}, {eta} left");
+    }
+
+    fn auditing(&self, records: u64) {
+        // The number of records is not known before the end: a spinner's worth of news.
+        self.show("Checking the mask", records, u64::MAX, "{msg}: {pos} rows");
     }
 
     fn audited(&self, plan: &Plan, audit: &Audit) {

@@ -1,6 +1,5 @@
 //! `diagnose DATASET...`: score, sort, map, report. `diagnose RUN_FOLDER --thresholds ..` sorts a finished run again.
 
-use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use super::progress::Terminal;
@@ -19,7 +18,8 @@ pub struct Args {
     #[arg(required = true, value_name = "DATASET")]
     datasets: Vec<String>,
 
-    /// A Hugging Face model folder or a .gguf file; SmolLM2-135M-Instruct by default, fetched once
+    /// A Hugging Face model folder, a .gguf file, a LoRA adapter folder, or a hub id (org/name, org/name@revision, org/name:file.gguf);
+    /// SmolLM2-135M-Instruct by default, fetched once
     #[arg(long, value_name = "REF")]
     model: Option<String>,
 
@@ -117,17 +117,9 @@ fn job(args: Args, command_line: &str) -> Result<Job> {
 }
 
 fn print(outcome: &Outcome, json: bool) -> Result<()> {
-    let stdout = std::io::stdout();
     let text = match json {
         true => serde_json::to_string_pretty(&outcome.report).context("cannot write JSON")? + "\n",
-        false => {
-            let coloured = stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none();
-            terminal::summary(&outcome.heading(), &outcome.report, coloured)
-        }
+        false => terminal::summary(&outcome.heading(), &outcome.report, super::coloured()),
     };
-    match stdout.lock().write_all(text.as_bytes()) {
-        // Whoever reads us has read enough.
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        written => written.context("cannot print the summary"),
-    }
+    super::print(&text)
 }

@@ -73,6 +73,9 @@ impl Frame {
                 scene.text(self.left - 9.0, y + 5.5, label, Text::body(INK).anchored(Anchor::Right));
             }
         }
+        if self.y.label.is_empty() {
+            return;
+        }
         let vertical = Text { vertical: true, anchor: Anchor::Middle, ..Text::label(INK) };
         let widest = self.y.ticks.iter().map(|(_, label)| font::width(label, TEXT_SIZE, false)).fold(30.0, f64::max);
         scene.text(self.left - 25.0 - widest, self.top + self.height / 2.0, &self.y.label, vertical);

@@ -21,6 +21,13 @@ impl Folder {
         Ok(Folder { path: path.to_owned(), shards: Shards::open(path)? })
     }
 
+    /// The language model within a multimodal checkpoint has another prefix: Transformers 4's, then 5's.
+    fn stored_name(&self, name: &str) -> Option<String> {
+        let inner = name.strip_prefix("model.").unwrap_or(name);
+        let names = [name.to_owned(), format!("language_model.{name}"), format!("model.language_model.{inner}")];
+        names.into_iter().find(|name| self.shards.has(name))
+    }
+
     fn json(&self, name: &str) -> Result<Option<Value>> {
         let path = self.path.join(name);
         match std::fs::read_to_string(&path) {
@@ -70,11 +77,13 @@ impl Source for Folder {
     }
 
     fn has(&self, name: &str) -> bool {
-        self.shards.has(name)
+        self.stored_name(name).is_some()
     }
 
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        self.shards.tensor(name, shape)
+        // Where none is there, the error should name the plain one.
+        let stored = self.stored_name(name);
+        self.shards.tensor(stored.as_deref().unwrap_or(name), shape)
     }
 
     fn parameters(&self) -> u64 {

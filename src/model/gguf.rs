@@ -11,7 +11,10 @@ use candle_core::quantized::gguf_file::{Content, Value};
 use candle_core::{Device, Tensor};
 
 use super::Source;
-use super::config::{Config, Rope, RopeScaling, unknown_family};
+use super::config::Config;
+use super::family::{self, Family};
+use super::gguf_keys;
+use super::rope::{Rope, RopeScaling, yarn_attention_factor};
 use crate::error::{Context, Error, Result};
 use crate::tokens::{ChatTemplate, GgufVocabulary, Tokenizer};
 
@@ -34,8 +37,36 @@ impl Gguf {
         Ok(Gguf { path: path.to_owned(), content, reader: RefCell::new(reader) })
     }
 
+    /// Is there a tensor that llama.cpp calls `name`?
+    pub fn holds(&self, name: &str) -> bool {
+        self.content.tensor_infos.contains_key(name)
+    }
+
+    /// A whole number under `{architecture}.{name}`.
+    pub fn arch_count(&self, name: &str) -> Result<Option<usize>> {
+        self.count(&self.key(name)?)
+    }
+
+    pub fn required_count(&self, name: &str) -> Result<usize> {
+        let key = self.key(name)?;
+        self.count(&key)?.ok_or_else(|| self.missing(&key))
+    }
+
+    /// A number under `{architecture}.{name}`.
+    pub fn arch_number(&self, name: &str) -> Result<Option<f64>> {
+        self.number(&self.key(name)?)
+    }
+
+    fn key(&self, name: &str) -> Result<String> {
+        Ok(format!("{}.{name}", self.architecture()?))
+    }
+
     fn architecture(&self) -> Result<&str> {
         self.text("general.architecture")?.ok_or_else(|| self.missing("general.architecture"))
+    }
+
+    fn family(&self) -> Result<&'static Family> {
+        family::by_architecture(self.architecture()?).map_err(|error| error.at(&self.path))
     }
 
     fn missing(&self, key: &str) -> Error {
@@ -126,62 +157,102 @@ impl Gguf {
     }
 }
 
-impl Source for Gguf {
-    fn config(&self) -> Result<Config> {
-        let architecture = self.architecture()?;
-        let family = match architecture {
-            "llama" => "llama",
-            other => return Err(unknown_family(other).at(&self.path)),
+impl Gguf {
+    fn rope(&self) -> Result<Rope> {
+        let theta = self.arch_number("rope.freq_base")?.unwrap_or(10_000.0);
+        let required = |name: &str| -> Result<f64> {
+            let key = self.key(name)?;
+            self.number(&key)?.ok_or_else(|| self.missing(&key))
         };
-        let key = |name: &str| format!("{architecture}.{name}");
-        let required = |name: &str| self.count(&key(name))?.ok_or_else(|| self.missing(&key(name)));
-        let heads = required("attention.head_count")?;
-        let hidden_size = required("embedding_length")?;
-        let head_dim = match self.count(&key("attention.key_length"))? {
-            Some(head_dim) => head_dim,
-            None => hidden_size / heads.max(1),
-        };
-        if let Some(rotary_dim) = self.count(&key("rope.dimension_count"))?.filter(|&n| n != head_dim) {
-            return Err(
-                Error::new(format!("rotary embedding of {rotary_dim} of {head_dim} dimensions is not supported")).at(&self.path)
-            );
-        }
-        let scaling = match self.text(&key("rope.scaling.type"))? {
-            _ if self.content.tensor_infos.contains_key("rope_freqs.weight") => {
+        let scaling = match self.text(&self.key("rope.scaling.type")?)? {
+            _ if self.holds("rope_freqs.weight") => {
                 let divisors = self.read("rope_freqs.weight")?.flatten_all()?.to_vec1::<f32>()?;
                 RopeScaling::Divisors(divisors.into_iter().map(f64::from).collect())
             }
             None | Some("none") => RopeScaling::None,
-            Some("linear") => RopeScaling::Linear {
-                factor: self.number(&key("rope.scaling.factor"))?.ok_or_else(|| self.missing(&key("rope.scaling.factor")))?,
-            },
+            Some("linear") => RopeScaling::Linear { factor: required("rope.scaling.factor")? },
+            Some("yarn") => {
+                let factor = required("rope.scaling.factor")?;
+                RopeScaling::Yarn {
+                    factor,
+                    original_max_positions: self.required_count("rope.scaling.original_context_length")? as f64,
+                    beta_fast: self.arch_number("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
+                    beta_slow: self.arch_number("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
+                    attention_factor: yarn_attention_factor(factor)
+                        * self.arch_number("rope.scaling.attn_factor")?.unwrap_or(1.0),
+                }
+            }
             Some(other) => {
-                return Err(Error::new(format!("rope scaling `{other}` is not supported; known are none, linear")).at(&self.path));
+                return Err(
+                    Error::new(format!("rope scaling `{other}` is not supported; known are none, linear, yarn")).at(&self.path)
+                );
             }
         };
+        Ok(Rope { theta, scaling })
+    }
+
+    /// A tensor that is stored as rows of a larger one: first row and the larger one's name.
+    ///
+    /// Files of the `chatglm` architecture may hold queries, keys and values as one.
+    fn part_of(&self, name: &str, rows: usize) -> Result<Option<(usize, String)>> {
+        let Some((block, rest)) = name.split_once(".attn_") else { return Ok(None) };
+        let Some((part, kind)) = rest.split_once('.') else { return Ok(None) };
+        let whole = format!("{block}.attn_qkv.{kind}");
+        let Some(info) = self.content.tensor_infos.get(&whole) else { return Ok(None) };
+        let all_rows = info.shape.dims().first().copied().unwrap_or(0);
+        let heads = self.required_count("attention.head_count")?;
+        let kv_heads = self.arch_count("attention.head_count_kv")?.unwrap_or(heads);
+        let kv_rows = all_rows / (heads + 2 * kv_heads).max(1) * kv_heads;
+        let first = match part {
+            "q" => 0,
+            "k" => all_rows - 2 * kv_rows,
+            "v" => all_rows - kv_rows,
+            _ => return Ok(None),
+        };
+        if first + rows > all_rows {
+            return Err(
+                Error::new(format!("tensor `{whole}` has {all_rows} rows; expected {} or more", first + rows)).at(&self.path)
+            );
+        }
+        Ok(Some((first, whole)))
+    }
+}
+
+impl Source for Gguf {
+    fn config(&self) -> Result<Config> {
+        let family = self.family()?;
+        let in_file = |error: Error| error.at(&self.path);
+        let prefix = format!("{}.", family.architecture);
+        let settings = self.content.metadata.iter().filter_map(|(key, value)| Some((key.strip_prefix(&prefix)?, value)));
+        gguf_keys::check(family.architecture, settings).map_err(in_file)?;
+        let heads = self.required_count("attention.head_count")?;
+        let hidden_size = self.required_count("embedding_length")?;
+        let head_dim = self.arch_count("attention.key_length")?.unwrap_or(hidden_size / heads.max(1));
+        if let Some(value_dim) = self.arch_count("attention.value_length")?.filter(|&dim| dim != head_dim) {
+            return Err(in_file(Error::new(format!(
+                "values of {value_dim} dimensions beside keys of {head_dim} (attention.value_length) are not supported"
+            ))));
+        }
         let embedding = self.content.tensor_infos.get("token_embd.weight").ok_or_else(|| {
-            Error::new("the file holds no tensor `token_embd.weight`: it is not a whole language model").at(&self.path)
+            in_file(Error::new("the file holds no tensor `token_embd.weight`: it is not a whole language model"))
         })?;
-        let config = Config {
-            family: family.to_owned(),
+        let layers = self.required_count("block_count")?;
+        let max_positions = self.required_count("context_length")?;
+        let epsilon = "attention.layer_norm_rms_epsilon";
+        let mut config = Config {
             vocab_size: embedding.shape.dims().first().copied().unwrap_or(0),
             hidden_size,
-            intermediate_size: required("feed_forward_length")?,
-            layers: required("block_count")?,
+            intermediate_size: self.required_count("feed_forward_length")?,
             heads,
-            kv_heads: self.count(&key("attention.head_count_kv"))?.unwrap_or(heads),
-            head_dim,
-            rms_norm_eps: self
-                .number(&key("attention.layer_norm_rms_epsilon"))?
-                .ok_or_else(|| self.missing(&key("attention.layer_norm_rms_epsilon")))?,
-            rope: Rope { theta: self.number(&key("rope.freq_base"))?.unwrap_or(10_000.0), scaling },
-            attention_bias: self.content.tensor_infos.contains_key("blk.0.attn_q.bias"),
-            mlp_bias: self.content.tensor_infos.contains_key("blk.0.ffn_down.bias"),
-            tied: !self.content.tensor_infos.contains_key("output.weight"),
-            max_positions: required("context_length")?,
-            final_softcap: None,
+            kv_heads: self.arch_count("attention.head_count_kv")?.unwrap_or(heads),
+            rms_norm_eps: self.arch_number(epsilon)?.ok_or_else(|| self.missing(epsilon))?,
+            rope: self.rope()?,
+            rotary_dim: self.arch_count("rope.dimension_count")?.unwrap_or(head_dim),
+            tied: !self.holds("output.weight"),
+            ..Config::plain(family, layers, head_dim, max_positions)
         };
-        config.check().map_err(|error| error.at(&self.path))?;
+        (family.configure_gguf)(&mut config, self).map_err(in_file)?;
+        config.check().map_err(in_file)?;
         Ok(config)
     }
 
@@ -197,18 +268,22 @@ impl Source for Gguf {
     }
 
     fn has(&self, name: &str) -> bool {
-        gguf_name(name).is_some_and(|name| self.content.tensor_infos.contains_key(&name))
+        self.family().ok().and_then(|family| gguf_name(family, name)).is_some_and(|name| self.holds(&name))
     }
 
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        let Some(stored) = gguf_name(name) else {
+        let family = self.family()?;
+        let Some(stored) = gguf_name(family, name) else {
             return Err(Error::new(format!("GGUF has no name for the tensor `{name}`")).at(&self.path));
         };
-        let info = self
-            .content
-            .tensor_infos
-            .get(&stored)
-            .ok_or_else(|| Error::new(format!("the file holds no tensor `{stored}` (`{name}`)")).at(&self.path))?;
+        let Some(info) = self.content.tensor_infos.get(&stored) else {
+            if let Some(&rows) = shape.first()
+                && let Some((first, whole)) = self.part_of(&stored, rows)?
+            {
+                return Ok(self.read(&whole)?.narrow(0, first, rows)?);
+            }
+            return Err(Error::new(format!("the file holds no tensor `{stored}` (`{name}`)")).at(&self.path));
+        };
         if info.shape.dims() != shape {
             return Err(
                 Error::new(format!("tensor `{stored}`: expected shape {shape:?}, found {:?}", info.shape.dims())).at(&self.path)
@@ -216,14 +291,11 @@ impl Source for Gguf {
         }
         let tensor = self.read(&stored)?;
         // llama.cpp's converter stores the query and key rows of this architecture for interleaved rotary embedding.
-        let is_query = name.ends_with("q_proj.weight");
-        if self.architecture()? == "llama" && (is_query || name.ends_with("k_proj.weight")) {
-            let config_key = if is_query { "llama.attention.head_count" } else { "llama.attention.head_count_kv" };
-            let heads = match self.count(config_key)? {
-                Some(heads) => heads,
-                None => self.count("llama.attention.head_count")?.unwrap_or(1),
-            };
-            return halves_from_interleaved(&tensor, heads);
+        if family.architecture == "llama" && (name.contains("q_proj.") || name.contains("k_proj.")) {
+            let all_heads = self.required_count("attention.head_count")?;
+            let kv_heads = self.arch_count("attention.head_count_kv")?.unwrap_or(all_heads);
+            let heads = if name.contains("q_proj.") { all_heads } else { kv_heads };
+            return halves_from_interleaved(&tensor, heads.max(1));
         }
         Ok(tensor)
     }
@@ -234,38 +306,40 @@ impl Source for Gguf {
 }
 
 /// Rows of each head from (0, d/2, 1, d/2 + 1, ..) back to (0, 1, .., d/2, d/2 + 1, ..): undoes `LlamaModel.permute` of llama.cpp's
-/// `convert_hf_to_gguf.py`. `weight` is `[heads * d, K]`.
+/// `convert_hf_to_gguf.py`. `weight` is `[heads * d, K]`, or a bias `[heads * d]`.
 fn halves_from_interleaved(weight: &Tensor, heads: usize) -> Result<Tensor> {
-    let (rows, columns) = weight.dims2()?;
+    let rows = weight.dim(0)?;
     let half = rows / heads / 2;
-    Ok(weight.reshape((heads, half, 2, columns))?.transpose(1, 2)?.contiguous()?.reshape((rows, columns))?)
+    let pairs = weight.reshape((heads, half, 2, weight.elem_count() / rows.max(1)))?;
+    Ok(pairs.transpose(1, 2)?.contiguous()?.reshape(weight.shape())?)
 }
 
+/// Transformers' names of a block's modules, and llama.cpp's. A family's own list comes first.
+const NAMES: &[(&str, &str)] = &[
+    ("self_attn.q_proj", "attn_q"),
+    ("self_attn.k_proj", "attn_k"),
+    ("self_attn.v_proj", "attn_v"),
+    ("self_attn.o_proj", "attn_output"),
+    ("self_attn.q_norm", "attn_q_norm"),
+    ("self_attn.k_norm", "attn_k_norm"),
+    ("mlp.gate_proj", "ffn_gate"),
+    ("mlp.up_proj", "ffn_up"),
+    ("mlp.down_proj", "ffn_down"),
+    ("input_layernorm", "attn_norm"),
+    ("post_attention_layernorm", "ffn_norm"),
+];
+
 /// llama.cpp's name of the tensor that Transformers calls `name`.
-fn gguf_name(name: &str) -> Option<String> {
-    let plain = match name {
-        "model.embed_tokens.weight" => "token_embd.weight",
-        "model.norm.weight" => "output_norm.weight",
-        "lm_head.weight" => "output.weight",
-        _ => "",
-    };
-    if !plain.is_empty() {
-        return Some(plain.to_owned());
+fn gguf_name(family: &Family, name: &str) -> Option<String> {
+    match name {
+        "model.embed_tokens.weight" => return Some("token_embd.weight".to_owned()),
+        "model.norm.weight" => return Some("output_norm.weight".to_owned()),
+        "lm_head.weight" => return Some("output.weight".to_owned()),
+        _ => {}
     }
     let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
     let (module, kind) = rest.rsplit_once('.')?;
-    let module = match module {
-        "self_attn.q_proj" => "attn_q",
-        "self_attn.k_proj" => "attn_k",
-        "self_attn.v_proj" => "attn_v",
-        "self_attn.o_proj" => "attn_output",
-        "mlp.gate_proj" => "ffn_gate",
-        "mlp.up_proj" => "ffn_up",
-        "mlp.down_proj" => "ffn_down",
-        "input_layernorm" => "attn_norm",
-        "post_attention_layernorm" => "ffn_norm",
-        _ => return None,
-    };
+    let (_, module) = family.gguf_names.iter().chain(NAMES).find(|(name, _)| *name == module)?;
     Some(format!("blk.{layer}.{module}.{kind}"))
 }
 
@@ -289,12 +363,17 @@ mod tests {
 
     #[test]
     fn names_of_tensors() {
-        let check = |name: &str, expected: Option<&str>| assert_eq!(gguf_name(name).as_deref(), expected);
+        let check = |name: &str, expected: Option<&str>| {
+            assert_eq!(gguf_name(family::by_architecture("llama").unwrap(), name).as_deref(), expected);
+        };
         check("model.embed_tokens.weight", Some("token_embd.weight"));
         check("model.layers.12.self_attn.q_proj.weight", Some("blk.12.attn_q.weight"));
         check("model.layers.0.mlp.down_proj.bias", Some("blk.0.ffn_down.bias"));
         check("model.layers.0.mlp.router.weight", None);
         check("visual.patch_embed.weight", None);
+        let glm4 = family::by_architecture("glm4").unwrap();
+        let name = gguf_name(glm4, "model.layers.3.post_mlp_layernorm.weight");
+        assert_eq!(name.as_deref(), Some("blk.3.post_ffw_norm.weight"));
     }
 
     #[test]

@@ -1,21 +1,56 @@
 //! Weights and families: a reference to a model -> a decoder with its tokenizer and chat template.
 //!
 //! ```text
-//! reference.rs    what the user wrote after --model -> files, by way of default_model.rs where nothing was written
-//! gguf.rs         a .gguf file: config, vocabulary, template, tensors by their Hugging Face names
+//! reference.rs    what the user wrote after --model -> files, by way of default_model.rs where nothing was written, and of hub/
+//! adapter.rs      a LoRA adapter folder, applied to a base
+//! memory.rs       refuses what does not fit
+//! gguf.rs         a .gguf file: config, vocabulary, template, tensors by their Hugging Face names; its settings: gguf_keys.rs
 //! folder.rs       a Hugging Face folder: config.json, tokenizer files, safetensors.rs
-//! config.rs       what the families need to know, from either
-//! layers.rs       blocks that the families share
-//! llama.rs        one family a file; the file name is config.json's `model_type`
+//! config.rs       what the families need to know, from either; rope.rs for rotary embeddings
+//! keys.rs         which settings of config.json are honoured, refused, irrelevant
+//! family.rs       the table of families
+//! decoder.rs      the decoder that all families are, of layers.rs and experts.rs
+//! llama.rs, ..    one family a file; the file name is config.json's `model_type`
 //! ```
+//!
+//! # Adding a family
+//!
+//! For models that are pre-norm decoders with grouped-query attention and a gated feed-forward network:
+//!
+//! 1. A file `src/model/{model_type}.rs` with `pub const FAMILY: Family`; copy the nearest one. `keys` says of each setting of the
+//!    model's config class in Transformers whether it is `Honoured` (then `configure` reads it), taken at some values `Only`, or
+//!    `Irrelevant`; a setting that stands nowhere is refused with its name. `block` puts the parts of `layers.rs` together. What
+//!    no part does yet becomes a part, or a field of `Config`, not a special case. `configure_gguf` and `gguf_names` read
+//!    llama.cpp's files (`src/models/{architecture}.cpp` and `gguf-py/gguf/tensor_mapping.py` there).
+//! 2. A row in `FAMILIES` (`family.rs`), and a `mod` line below.
+//! 3. A fixture `tests/fixtures/families/{model_type}`: a random checkpoint of a few thousand weights with the logits that
+//!    Transformers gives it. Add it to `make.py` there and run that. `tests/families.rs` then compares every logit.
+//!
+//! `cargo test families` and `cargo test family` fail while one of the three is missing.
 
+mod adapter;
 mod config;
+mod decoder;
 mod default_model;
+mod experts;
+mod family;
 mod folder;
+mod gemma3_text;
 mod gguf;
+mod gguf_keys;
+mod glm;
+mod glm4;
+mod hub;
+mod keys;
 mod layers;
 mod llama;
+mod memory;
+mod mistral;
+mod qwen2;
+mod qwen3;
+mod qwen3_moe;
 mod reference;
+mod rope;
 mod safetensors;
 
 use std::path::PathBuf;
@@ -29,6 +64,8 @@ use crate::kernels::matmul::Matrix;
 use crate::kernels::{Dtype, Kernels, Segment};
 use crate::tokens::{ChatTemplate, Tokenizer};
 
+use decoder::Decoder;
+
 pub use config::Config;
 pub use default_model::DEFAULT_MODEL;
 pub use reference::{Progress, Reference};
@@ -39,18 +76,18 @@ pub struct Model {
     pub config: Config,
     pub tokenizer: Arc<Tokenizer>,
     pub template: Option<ChatTemplate>,
-    decoder: Box<dyn Decoder>,
+    decoder: Decoder,
 }
 
 /// What made the numbers: goes into run.json.
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub struct Info {
-    /// A short name for people: the file's or the folder's.
+    /// A short name for people: see [`Reference`].
     pub name: String,
     /// What the user wrote, or the default model's name.
     pub reference: String,
     pub path: PathBuf,
-    /// Of the weight file; of the list of the shards' hashes where there are several.
+    /// Of the weight file; of the list of the files' hashes where there are several.
     pub sha256: String,
     pub architecture: String,
     pub parameters: u64,
@@ -70,14 +107,6 @@ pub struct Batch {
     pub ids: Vec<u32>,
     /// They tile `0..T`.
     pub segments: Arc<[Segment]>,
-}
-
-/// A family: token ids in, final hidden states out.
-pub(crate) trait Decoder: Send + Sync {
-    /// Hidden states `[rows.len(), D]` after the final norm, at `rows` of the batch only.
-    fn hidden(&self, batch: &Batch, rows: &Tensor) -> Result<Tensor>;
-    /// The vocabulary matrix `[V, D]`.
-    fn head(&self) -> &Matrix;
 }
 
 impl Model {
@@ -102,16 +131,15 @@ impl Model {
             .at(&reference.path));
         }
         let template = source.template(&tokenizer)?;
-        let decoder: Box<dyn Decoder> = match config.family.as_str() {
-            "llama" => Box::new(llama::Llama::load(&config, source.as_ref(), options, max_positions)?),
-            other => return Err(config::unknown_family(other).at(&reference.path)),
-        };
+        memory::check(&reference.name, &config, source.parameters(), options.dtype, max_positions)?;
+        let decoder = Decoder::load(&config, source.as_ref(), options, max_positions)?;
+        source.check_all_used()?;
         let info = Info {
             name: reference.name.clone(),
             reference: reference.written.clone(),
             path: reference.path.clone(),
             sha256: reference.sha256()?,
-            architecture: config.family.clone(),
+            architecture: config.family.to_owned(),
             parameters: source.parameters(),
         };
         Ok(Model { info, config, tokenizer: Arc::new(tokenizer), template, decoder })
@@ -126,6 +154,16 @@ impl Model {
     /// The vocabulary matrix `[V, D]`.
     pub fn head(&self) -> &Matrix {
         self.decoder.head()
+    }
+
+    /// Logits `[rows.len(), V]` at `rows` of the batch: for tests and small checks, as they take much memory and are not needed
+    /// for statistics.
+    pub fn logits(&self, batch: &Batch, rows: &[u32]) -> Result<Tensor> {
+        let logits = self.head().forward(&self.hidden(batch, rows)?)?;
+        Ok(match self.config.final_softcap {
+            Some(cap) => ((logits / f64::from(cap))?.tanh()? * f64::from(cap))?,
+            None => logits,
+        })
     }
 
     pub fn head_options(&self, top_k: usize) -> HeadOptions {
@@ -144,4 +182,8 @@ pub(crate) trait Source {
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor>;
     /// Number of weights in the file.
     fn parameters(&self) -> u64;
+    /// An error if the source brings changes to tensors that the family has not asked for.
+    fn check_all_used(&self) -> Result<()> {
+        Ok(())
+    }
 }

@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
+use super::adapter::{self, Adapter};
 use super::folder::Folder;
 use super::gguf::Gguf;
+use super::hub::{self, HubId};
 use super::safetensors::shard_paths;
 use super::{Source, default_model};
 use crate::error::{Context, Error, Result};
@@ -17,74 +19,133 @@ use crate::error::{Context, Error, Result};
 pub struct Reference {
     /// What the user wrote, or the default model's name.
     pub written: String,
-    /// A short name for people: the file's or the folder's.
+    /// A short name for people: the file's, the folder's, or the hub id's; of an adapter, the base's and its own.
     pub name: String,
     pub path: PathBuf,
     kind: Kind,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone)]
 enum Kind {
     /// Its hash was checked when it was fetched.
     Default,
     Gguf,
     Folder,
+    /// A LoRA adapter and the model that it changes.
+    Adapter(Box<Reference>),
 }
 
 /// Told about long waits: what is being done, bytes so far, bytes in all.
 pub type Progress<'a> = &'a dyn Fn(&str, u64, u64);
 
+const EXPECTED: &str = "--model takes a Hugging Face model folder, a LoRA adapter folder, a .gguf file, or a hub id such as \
+                        org/name, org/name@revision, org/name:file.gguf.";
+
 impl Reference {
-    /// Finds the model that `written` names; `None` stands for the default model, which is fetched if it is not in the cache.
+    /// Finds the model that `written` names; `None` stands for the default model. What is not on this machine is fetched.
     pub fn resolve(written: Option<&str>, progress: Progress) -> Result<Reference> {
         let Some(written) = written else {
             let path = default_model::fetch(progress)?;
             let name = default_model::DEFAULT_MODEL.to_owned();
             return Ok(Reference { written: name.clone(), name, path, kind: Kind::Default });
         };
-        let path = Path::new(written);
-        let is_gguf = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
-        let kind = match std::fs::metadata(path) {
-            Ok(metadata) if metadata.is_dir() => Kind::Folder,
-            Ok(_) if is_gguf => Kind::Gguf,
-            Ok(_) => {
-                return Err(Error::new("this is neither a folder nor a .gguf file")
-                    .at(path)
-                    .cure("--model takes a Hugging Face model folder or a .gguf file."));
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Err(Error::new(format!("there is no model at `{written}`"))
-                    .cure("--model takes a Hugging Face model folder or a .gguf file; without it the default model is used."));
-            }
-            Err(error) => return Err(Error::new("cannot look at the model").at(path).caused_by(error)),
-        };
-        let resolved = std::fs::canonicalize(path).context_at(path, "cannot look at the model")?;
-        let name = if kind == Kind::Gguf { resolved.file_stem() } else { resolved.file_name() };
-        let name = name.map_or_else(|| written.to_owned(), |name| name.to_string_lossy().into_owned());
-        Ok(Reference { written: written.to_owned(), name, path: path.to_owned(), kind })
+        let found = find(written, progress)?;
+        match found.kind {
+            Kind::Folder if adapter::is_adapter(&found.path) => with_base(found, progress),
+            _ => Ok(found),
+        }
     }
 
     pub(super) fn open(&self) -> Result<Box<dyn Source>> {
-        Ok(match self.kind {
+        Ok(match &self.kind {
             Kind::Default | Kind::Gguf => Box::new(Gguf::open(&self.path)?),
             Kind::Folder => Box::new(Folder::open(&self.path)?),
+            Kind::Adapter(base) => Box::new(Adapter::open(&self.path, base.open()?)?),
         })
     }
 
-    /// SHA-256 of the weight file in hexadecimal; of several shards, of the list of their hashes.
+    /// SHA-256 of the weight file in hexadecimal; of several files (shards, a base and its adapter), of the list of their hashes.
     pub fn sha256(&self) -> Result<String> {
-        match self.kind {
-            Kind::Default => Ok(default_model::GGUF_SHA256.to_owned()),
-            Kind::Gguf => file_sha256(&self.path),
-            Kind::Folder => {
-                let hashes = shard_paths(&self.path)?.iter().map(|path| file_sha256(path)).collect::<Result<Vec<_>>>()?;
-                match <[String; 1]>::try_from(hashes) {
-                    Ok([single]) => Ok(single),
-                    Err(several) => Ok(hex(&Sha256::digest(several.join("\n")))),
-                }
-            }
+        let hashes = match &self.kind {
+            Kind::Default => return Ok(default_model::GGUF_SHA256.to_owned()),
+            Kind::Gguf => return file_sha256(&self.path),
+            Kind::Folder => shard_paths(&self.path)?.iter().map(|path| file_sha256(path)).collect::<Result<Vec<_>>>()?,
+            // The config holds the scale.
+            Kind::Adapter(base) => vec![
+                base.sha256()?,
+                file_sha256(&self.path.join(adapter::CONFIG))?,
+                file_sha256(&self.path.join(adapter::WEIGHTS))?,
+            ],
+        };
+        match <[String; 1]>::try_from(hashes) {
+            Ok([single]) => Ok(single),
+            Err(several) => Ok(hex(&Sha256::digest(several.join("\n")))),
         }
     }
+}
+
+/// The path or the hub id `written`; a path that exists wins. An adapter is not yet told from a model.
+fn find(written: &str, progress: Progress) -> Result<Reference> {
+    let path = Path::new(written);
+    match std::fs::metadata(path) {
+        Ok(metadata) => {
+            let kind = kind_of(path, &metadata)?;
+            // `.` and the like have no name of their own.
+            let named = match path.file_name() {
+                Some(_) => path.to_owned(),
+                None => std::fs::canonicalize(path).context_at(path, "cannot look at the model")?,
+            };
+            let name = if matches!(kind, Kind::Gguf) { named.file_stem() } else { named.file_name() };
+            let name = name.map_or_else(|| written.to_owned(), |name| name.to_string_lossy().into_owned());
+            Ok(Reference { written: written.to_owned(), name, path: path.to_owned(), kind })
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => match HubId::parse(written) {
+            Some(id) => {
+                let path = hub::fetch(&id, progress)?;
+                let metadata = std::fs::metadata(&path).context_at(&path, "cannot look at the fetched model")?;
+                let kind = kind_of(&path, &metadata)?;
+                Ok(Reference { written: written.to_owned(), name: id.short_name().to_owned(), path, kind })
+            }
+            None => Err(Error::new(format!("there is no model at `{written}`"))
+                .cure(format!("{EXPECTED} Without it the default model is used."))),
+        },
+        Err(error) => Err(Error::new("cannot look at the model").at(path).caused_by(error)),
+    }
+}
+
+fn kind_of(path: &Path, metadata: &std::fs::Metadata) -> Result<Kind> {
+    if metadata.is_dir() {
+        return Ok(Kind::Folder);
+    }
+    match path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
+        true => Ok(Kind::Gguf),
+        false => Err(Error::new("this is neither a folder nor a .gguf file").at(path).cure(EXPECTED)),
+    }
+}
+
+/// Finds the model that the adapter was trained on: a path from here, a path from the adapter's folder, or a hub id.
+fn with_base(found: Reference, progress: Progress) -> Result<Reference> {
+    let named = adapter::base_of(&found.path)?;
+    let beside = found.path.join(&named.name);
+    let written = match named.revision {
+        _ if Path::new(&named.name).exists() => named.name,
+        _ if beside.exists() => beside.to_string_lossy().into_owned(),
+        Some(revision) => format!("{}@{revision}", named.name),
+        None => named.name,
+    };
+    let base = find(&written, progress).map_err(|error| {
+        Error::new(format!("cannot find the adapter's base model `{written}`"))
+            .at(found.path.join(adapter::CONFIG))
+            .caused_by(error)
+            .cure("Set base_model_name_or_path there to the base model's folder or hub id.")
+    })?;
+    if matches!(base.kind, Kind::Folder) && adapter::is_adapter(&base.path) {
+        return Err(Error::new(format!("the base model `{written}` is an adapter itself"))
+            .at(found.path.join(adapter::CONFIG))
+            .cure("Merge the base with PEFT's merge_and_unload() and name the merged model."));
+    }
+    let name = format!("{} + {}", base.name, found.name);
+    Ok(Reference { name, kind: Kind::Adapter(Box::new(base)), ..found })
 }
 
 /// SHA-256 of a file's bytes in hexadecimal.

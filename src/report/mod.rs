@@ -1,5 +1,7 @@
 //! Finished numbers -> terminal, Markdown, JSON.
 
+pub mod diff;
+pub mod eval;
 pub mod gates;
 pub mod markdown;
 pub mod planted;

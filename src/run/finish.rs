@@ -61,7 +61,7 @@ pub struct RunRecord {
     /// One line per finding of the mask audit.
     pub audit_lines: Vec<String>,
     pub seconds: Stages,
-    /// All input tokens over the wall time after the model is loaded.
+    /// Input tokens over the wall time after the model is loaded: audit, scoring and writing.
     pub tokens_per_second: f64,
     /// Largest resident set of the scoring process; absent where the system does not tell.
     pub peak_memory_bytes: Option<u64>,
@@ -140,7 +140,7 @@ fn record(plan: &Plan, seconds: Stages) -> Result<RunRecord> {
         counts: plan.totals,
         audit: json(serde_json::to_value(&plan.audit))?,
         audit_lines: plan.audit.lines(),
-        tokens_per_second: seconds.input_tokens as f64 / seconds.wall,
+        tokens_per_second: seconds.input_tokens as f64 / (seconds.audit + seconds.wall),
         seconds,
         peak_memory_bytes: peak_memory_bytes(),
     })

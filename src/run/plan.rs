@@ -1,6 +1,7 @@
 //! What the user asked for -> everything opened and checked before the long work, and an identity that two equal commands share.
 
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -44,6 +45,9 @@ pub struct Plan {
     /// Of all that decides the scores: equal identities give equal tables.
     pub identity: String,
     pub planted: Vec<Planted>,
+    /// To load the model, and to read and render everything for the audit.
+    pub load_seconds: f64,
+    pub audit_seconds: f64,
     pub template_sha256: Option<String>,
     pub render: RenderOptions,
     pub dtype: Dtype,
@@ -81,11 +85,15 @@ impl Plan {
     pub fn make(job: &Job, watch: &dyn Watch) -> Result<Plan> {
         let dataset = Dataset::open(&job.inputs, &job.read)?;
         let reference = Reference::resolve(job.model.as_deref(), &|what, done, total| watch.fetching(what, done, total))?;
+        let began = Instant::now();
         let options = LoadOptions { dtype: job.dtype, kernels: job.kernels };
         let mut model = Model::load(&reference, options, job.render.max_len)?;
         let template_sha256 = model.template.as_ref().map(|template| template.sha256().to_owned());
         let renderer = Renderer::new(model.tokenizer.clone(), model.template.take(), job.render.clone())?;
+        let load_seconds = began.elapsed().as_secs_f64();
+        let began = Instant::now();
         let (audit, totals, planted) = survey(&dataset, &renderer, job, watch)?;
+        let audit_seconds = began.elapsed().as_secs_f64();
         if totals.supervised == 0 {
             let reasons = audit.lines().join("\n  ");
             return Err(Error::new("no token of this data set would be trained on: there is nothing to score").cure(reasons));
@@ -104,6 +112,8 @@ impl Plan {
             out,
             identity,
             planted,
+            load_seconds,
+            audit_seconds,
             template_sha256,
             render: job.render.clone(),
             dtype: job.dtype,

@@ -37,7 +37,10 @@ pub const FIDELITY_FILE: &str = "fidelity.json";
 /// Where the time went, in seconds; the reader and the writer work beside the engine.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Stages {
-    /// From the first record to the last part.
+    /// Before the others: loading the model, and reading and rendering everything once for the mask audit.
+    pub load: f64,
+    pub audit: f64,
+    /// Scoring, from the first record to the last part.
     pub wall: f64,
     pub read_and_tokenise: f64,
     pub decoder: f64,
@@ -95,6 +98,7 @@ pub fn score(plan: &Plan, watch: &dyn Watch) -> Result<Option<Stages>> {
         engine.map(|stages| Stages { read_and_tokenise: read_seconds, write: write_seconds, ..stages })
     })?;
     stages.wall = began.elapsed().as_secs_f64();
+    (stages.load, stages.audit) = (plan.load_seconds, plan.audit_seconds);
     Ok(Some(stages))
 }
 

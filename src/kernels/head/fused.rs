@@ -187,6 +187,7 @@ impl ProductKernel for Sweep<'_> {
                     match n_rows {
                         8.. => self.rows::<P, 8>(&mut buffer, row, panel, end_panel, &mut running[row..]),
                         4.. => self.rows::<P, 4>(&mut buffer, row, panel, end_panel, &mut running[row..]),
+                        3.. => self.rows::<P, 3>(&mut buffer, row, panel, end_panel, &mut running[row..]),
                         2.. => self.rows::<P, 2>(&mut buffer, row, panel, end_panel, &mut running[row..]),
                         _ => self.rows::<P, 1>(&mut buffer, row, panel, end_panel, &mut running[row..]),
                     }
@@ -227,7 +228,7 @@ impl Sweep<'_> {
         }
         let first_id = first_panel * PANEL;
         let n_words = (end_panel * PANEL).min(self.logits.head_vd.out_features()) - first_id;
-        for r in 0..R {
+        for (r, running) in running.iter_mut().take(R).enumerate() {
             let logits = &mut buffer.0[r][..(end_panel - first_panel) * PANEL];
             // The last panel's padding is no word of the vocabulary, and the target is counted at the end, apart from the others.
             logits[n_words..].fill(f32::NEG_INFINITY);
@@ -236,7 +237,7 @@ impl Sweep<'_> {
                 *logit = f32::NEG_INFINITY;
             }
             // SAFETY: the tile's width is a multiple of the panel's, which all vector lengths divide.
-            unsafe { running[r].take::<P::V>(logits, first_id as u32, target_logit) };
+            unsafe { running.take::<P::V>(logits, first_id as u32, target_logit) };
         }
         R
     }

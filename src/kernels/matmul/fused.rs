@@ -8,10 +8,13 @@ use crate::kernels::Dtype;
 use crate::kernels::lanes::Lanes;
 use crate::kernels::level::{Kernel, Level};
 
-/// Words of `k` per block: a panel's share (144 KiB) stays in the second-level cache while all rows of a task go past it.
-/// The sums of the blocks before come back from the output, to the bit, so the block size changes no result.
-const DEPTH_BLOCK: usize = 768;
-/// Rows per task: with `DEPTH_BLOCK` words each (288 KiB) they stay in the second-level cache too.
+/// Words of `k` per block. A panel's share stays in a cache while all rows of a task go past it: the second-level cache
+/// (144 KiB) where eight rows share what is read, the first (24 KiB) where registers hold fewer. The sums of the blocks before
+/// come back from the output, to the bit, so the block size changes no result.
+const fn depth_block<P: Product>() -> usize {
+    if P::V::N == 16 { 768 } else { 128 }
+}
+/// Rows per task: 288 KiB in the larger block, for the second-level cache too.
 const ROW_BLOCK: usize = 96;
 /// Panels per task.
 const PANEL_BLOCK: usize = 16;
@@ -142,7 +145,7 @@ impl ProductKernel for Block<'_> {
         let depth = self.weight.depth();
         let mut first_k = 0;
         loop {
-            let end_k = (first_k + DEPTH_BLOCK).min(depth);
+            let end_k = (first_k + depth_block::<P>()).min(depth);
             for panel in self.first_panel..self.end_panel {
                 let mut row = self.first_row;
                 while row < self.end_row {
@@ -152,6 +155,7 @@ impl ProductKernel for Block<'_> {
                         match n_rows {
                             8.. => self.tile::<P, 8>(row, panel, first_k, end_k),
                             4.. => self.tile::<P, 4>(row, panel, first_k, end_k),
+                            3.. => self.tile::<P, 3>(row, panel, first_k, end_k),
                             2.. => self.tile::<P, 2>(row, panel, first_k, end_k),
                             _ => self.tile::<P, 1>(row, panel, first_k, end_k),
                         }

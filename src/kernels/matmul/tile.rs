@@ -68,15 +68,15 @@ pub(crate) unsafe fn tile<P: Product, const R: usize>(
         // SAFETY: `column` lies in the panel; the rest is the caller's promise.
         unsafe {
             let mut sums = [[P::V::splat(0.0); VECTORS]; R];
-            for r in 0..R {
-                for c in 0..VECTORS {
-                    sums[r][c] = start(r, column + c * P::V::N);
+            for (r, sums) in sums.iter_mut().enumerate() {
+                for (c, sum) in sums.iter_mut().enumerate() {
+                    *sum = start(r, column + c * P::V::N);
                 }
             }
             P::accumulate(&mut sums, x, stride, w.add(column), depth);
-            for r in 0..R {
-                for c in 0..VECTORS {
-                    finish(r, column + c * P::V::N, sums[r][c]);
+            for (r, sums) in sums.into_iter().enumerate() {
+                for (c, sum) in sums.into_iter().enumerate() {
+                    finish(r, column + c * P::V::N, sum);
                 }
             }
         }
@@ -107,17 +107,13 @@ impl<K: ProductKernel> Kernel for WidenedKernel<K> {
     }
 }
 
-const fn max_rows<V: Lanes>() -> usize {
-    // 24 of AVX-512's 32 registers for sums, 12 of the 16 elsewhere.
-    if V::N == 16 { 8 } else { 4 }
-}
-
 /// f32 words.
 struct F32Product<V>(V);
 
 impl<V: Lanes> Product for F32Product<V> {
     type V = V;
-    const MAX_ROWS: usize = max_rows::<V>();
+    /// 24 of AVX-512's 32 registers for sums; 9 of 16 elsewhere: with 12 the compiler runs out and spills.
+    const MAX_ROWS: usize = if V::N == 16 { 8 } else { 3 };
 
     #[inline(always)]
     unsafe fn accumulate<const R: usize>(
@@ -133,10 +129,10 @@ impl<V: Lanes> Product for F32Product<V> {
             unsafe {
                 let w = w.add(k * PANEL);
                 let w = [V::load(w), V::load(w.add(V::N)), V::load(w.add(2 * V::N))];
-                for r in 0..R {
+                for (r, sums) in sums.iter_mut().enumerate() {
                     let x = V::splat(*x.add(r * stride + k));
-                    for c in 0..VECTORS {
-                        sums[r][c] = x.mul_add(w[c], sums[r][c]);
+                    for (sum, w) in sums.iter_mut().zip(w) {
+                        *sum = x.mul_add(w, *sum);
                     }
                 }
             }
@@ -149,7 +145,8 @@ struct WidenedProduct<V>(V);
 
 impl<V: Lanes> Product for WidenedProduct<V> {
     type V = V;
-    const MAX_ROWS: usize = max_rows::<V>();
+    /// Both halves of three words, a row and a mask leave no room for 24 sums.
+    const MAX_ROWS: usize = if V::N == 16 { 4 } else { 2 };
 
     #[inline(always)]
     unsafe fn accumulate<const R: usize>(
@@ -164,17 +161,17 @@ impl<V: Lanes> Product for WidenedProduct<V> {
             unsafe {
                 let w = w.add(k * PANEL);
                 let odd = [V::load_high_halves(w), V::load_high_halves(w.add(V::N)), V::load_high_halves(w.add(2 * V::N))];
-                for r in 0..R {
+                for (r, sums) in sums.iter_mut().enumerate() {
                     let x = V::splat(f32::from_bits(*x.add(r * stride + k) & 0xffff_0000));
-                    for c in 0..VECTORS {
-                        sums[r][c] = x.mul_add(odd[c], sums[r][c]);
+                    for (sum, w) in sums.iter_mut().zip(odd) {
+                        *sum = x.mul_add(w, *sum);
                     }
                 }
                 let even = [V::load_low_halves(w), V::load_low_halves(w.add(V::N)), V::load_low_halves(w.add(2 * V::N))];
-                for r in 0..R {
+                for (r, sums) in sums.iter_mut().enumerate() {
                     let x = V::splat(f32::from_bits(*x.add(r * stride + k) << 16));
-                    for c in 0..VECTORS {
-                        sums[r][c] = x.mul_add(even[c], sums[r][c]);
+                    for (sum, w) in sums.iter_mut().zip(even) {
+                        *sum = x.mul_add(w, *sum);
                     }
                 }
             }
@@ -224,11 +221,10 @@ mod bf16_dot {
                 unsafe {
                     let w = w.add(k * PANEL).cast::<__m512i>();
                     let w = [_mm512_loadu_si512(w), _mm512_loadu_si512(w.add(1)), _mm512_loadu_si512(w.add(2))];
-                    for r in 0..R {
-                        let x = _mm512_set1_epi32(*x.add(r * stride + k) as i32);
-                        for c in 0..VECTORS {
-                            let (x, w) = (transmute::<__m512i, __m512bh>(x), transmute::<__m512i, __m512bh>(w[c]));
-                            sums[r][c] = F32x16::new(_mm512_dpbf16_ps(sums[r][c].get(), x, w));
+                    for (r, sums) in sums.iter_mut().enumerate() {
+                        let x = transmute::<__m512i, __m512bh>(_mm512_set1_epi32(*x.add(r * stride + k) as i32));
+                        for (sum, w) in sums.iter_mut().zip(w) {
+                            *sum = F32x16::new(_mm512_dpbf16_ps(sum.get(), x, transmute::<__m512i, __m512bh>(w)));
                         }
                     }
                 }

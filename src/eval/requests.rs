@@ -1,0 +1,149 @@
+//! Requests -> token sequences, cut where lm-evaluation-harness cuts.
+//!
+//! `lm_eval/api/model.py` (`TemplateLM._encode_pair`): spaces at the end of the context go over to the continuation; the two are
+//! tokenised together and cut at the length of the context's own encoding. `lm_eval/utils.py` (`get_rolling_token_windows`,
+//! `make_disjoint_window`): a text is scored in windows that predict every token once.
+
+use std::ops::Range;
+
+use crate::error::{Error, Result};
+use crate::tokens::{Sequence, Span, Token, Tokenizer};
+
+/// The tokens of a request; the last `n_targets` are those of the continuation.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Encoded {
+    pub ids: Vec<u32>,
+    pub n_targets: usize,
+    /// The beginning of the context was cut off.
+    pub truncated: bool,
+}
+
+/// `context` and `continuation` as the model sees them; at most `max_len` tokens go into it, the last ones.
+pub fn encode(tokenizer: &Tokenizer, context: &str, continuation: &str, max_len: usize) -> Result<Encoded> {
+    let kept = context.trim_end_matches(is_python_space);
+    let continuation = format!("{}{continuation}", &context[kept.len()..]);
+    let mut ids;
+    let n_targets;
+    if kept.is_empty() {
+        ids = vec![prefix_token(tokenizer)?];
+        let rest = ids_of(&tokenizer.encode(&continuation)?);
+        n_targets = rest.len();
+        ids.extend(rest);
+    } else {
+        ids = tokenizer.leading_bos().into_iter().collect::<Vec<_>>();
+        let own = tokenizer.encode(kept)?;
+        let whole = tokenizer.encode(&format!("{kept}{continuation}"))?;
+        let rest = whole.get(own.len()..).unwrap_or_default();
+        n_targets = rest.len();
+        ids.extend(ids_of(&own));
+        ids.extend(ids_of(rest));
+    }
+    if n_targets == 0 {
+        return Err(Error::new("the continuation has no token of its own: it melts into the last token of the context"));
+    }
+    if n_targets > max_len {
+        return Err(Error::new(format!("the continuation has {n_targets} tokens, more than --max-len {max_len}"))
+            .cure("Give a larger --max-len."));
+    }
+    // The last token is predicted only, and never goes into the model.
+    let surplus = ids.len().saturating_sub(max_len + 1);
+    ids.drain(..surplus);
+    Ok(Encoded { ids, n_targets, truncated: surplus > 0 })
+}
+
+/// A text cut into windows that predict each of its tokens once: the first after the prefix token, every other one with as many
+/// tokens before it as fit into `max_len` with those it predicts. The ranges are bytes of the text.
+pub fn windows(tokenizer: &Tokenizer, text: &str, max_len: usize) -> Result<Vec<(Encoded, Range<usize>)>> {
+    let tokens = tokenizer.encode(text)?;
+    let mut all = vec![prefix_token(tokenizer)?];
+    all.extend(ids_of(&tokens));
+    let starts = (0..tokens.len()).step_by(max_len);
+    let window = |start: usize| {
+        let end = (start + max_len).min(tokens.len());
+        // `all` is one ahead of `tokens`: the token before the window is `all[start]`.
+        let ids = all[(end + 1).saturating_sub(max_len + 1)..=end].to_vec();
+        let encoded = Encoded { ids, n_targets: end - start, truncated: false };
+        (encoded, tokens[start].begin..tokens[end - 1].end)
+    };
+    Ok(starts.map(window).collect())
+}
+
+/// Stands for the empty context, as in the harness: the beginning token, or else the end token.
+fn prefix_token(tokenizer: &Tokenizer) -> Result<u32> {
+    let prefix = tokenizer.bos().or(tokenizer.eos());
+    prefix.ok_or_else(|| {
+        Error::new("an empty context stands for the beginning or end token, but the tokenizer names neither")
+            .cure("Set bos_token or eos_token in tokenizer_config.json.")
+    })
+}
+
+fn ids_of(tokens: &[Token]) -> Vec<u32> {
+    tokens.iter().map(|token| token.id).collect()
+}
+
+/// What `str.rstrip` of Python takes away: Unicode's white space, and four separators that Rust does not count.
+pub(super) fn is_python_space(c: char) -> bool {
+    c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
+}
+
+impl Encoded {
+    pub fn sequence(self, row: u32) -> Sequence {
+        let n = self.ids.len();
+        let supervised = (0..n).map(|t| t >= n - self.n_targets).collect();
+        Sequence { row, ids: self.ids, supervised, spans: vec![Span::default(); n] }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tokens::GgufVocabulary;
+
+    /// Six letters, `" t"`, `"th"` and a beginning token with id 0.
+    fn tokenizer() -> Tokenizer {
+        let tokens = ["<s>", "a", "b", "t", "h", "Ġ", "Ċ", "Ġt", "th"].map(str::to_owned).to_vec();
+        let mut token_types = vec![1; tokens.len()];
+        token_types[0] = 3;
+        Tokenizer::from_gguf(GgufVocabulary {
+            model: "gpt2".into(),
+            pre: Some("gpt-2".into()),
+            tokens,
+            token_types,
+            merges: vec!["Ġ t".into(), "t h".into()],
+            bos: Some(0),
+            ..GgufVocabulary::default()
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn the_cut_is_at_the_length_of_the_contexts_own_encoding() {
+        let tokenizer = tokenizer();
+        let check = |context: &str, continuation: &str, max_len, ids: &[u32], n_targets, truncated| {
+            let encoded = encode(&tokenizer, context, continuation, max_len).unwrap();
+            assert_eq!(encoded, Encoded { ids: ids.to_vec(), n_targets, truncated });
+        };
+        check("ab", " t", 9, &[1, 2, 7], 1, false);
+        // Spaces at the end of the context belong to the continuation: " " + " t".
+        check("ab ", " t", 9, &[1, 2, 5, 7], 2, false);
+        // A merge over the boundary: "t" + "h" is one token, so that nothing is left for the continuation.
+        assert!(encode(&tokenizer, "t", "h", 9).unwrap_err().to_string().contains("melts"));
+        // .. and with more behind it, the context keeps its own encoding and the continuation starts after as many tokens.
+        check("t", "ha", 9, &[3, 1], 1, false);
+        check("", " a", 9, &[0, 5, 1], 2, false);
+        check(" \n", " a", 9, &[0, 5, 6, 5, 1], 4, false);
+        // One more token than the model takes is the last target.
+        check("abab", " a", 3, &[1, 2, 5, 1], 2, true);
+        assert!(encode(&tokenizer, "a", "bbbb", 3).unwrap_err().to_string().contains("--max-len 3"));
+    }
+
+    #[test]
+    fn windows_predict_every_token_once() {
+        let tokenizer = tokenizer();
+        let found: Vec<_> =
+            windows(&tokenizer, "abaabba", 3).unwrap().into_iter().map(|(e, bytes)| (e.ids, e.n_targets, bytes)).collect();
+        // By hand from get_rolling_token_windows with max_seq_len 3, context_len 1; then make_disjoint_window.
+        let expected = [(vec![0, 1, 2, 1], 3, 0..3), (vec![1, 1, 2, 2], 3, 3..6), (vec![1, 2, 2, 1], 1, 6..7)];
+        assert_eq!(found, expected);
+    }
+}

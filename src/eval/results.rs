@@ -1,0 +1,179 @@
+//! scores.json: what an evaluation found, and the folder that holds it.
+//!
+//! A folder belongs to one model at one precision. Tasks that it holds already are not evaluated again, so that an interrupted
+//! command goes on where it stopped, and another one adds its tasks. samples.parquet is written before scores.json: samples
+//! without a score are those of a task that was cut off, and are dropped.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::metrics::{Sample, metrics, primary};
+use super::samples::{self, SAMPLES_FILE};
+use super::score::Scored;
+use super::stats::{Estimate, estimate, ratio};
+use super::tasks::{Kind, Task};
+use crate::error::{Context, Error, Result};
+use crate::scores::write_atomically;
+
+pub const SCORES_FILE: &str = "scores.json";
+
+/// scores.json.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Scores {
+    pub program: String,
+    /// Of the program.
+    pub version: String,
+    /// The command that wrote the file last.
+    pub command: String,
+    #[serde(flatten)]
+    pub identity: Identity,
+    pub tasks: Tasks,
+}
+
+/// By name.
+pub type Tasks = BTreeMap<String, TaskScores>;
+
+/// What decides the numbers besides the task: equal identities give equal scores.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Identity {
+    /// The model's short name.
+    pub model: String,
+    /// What the user wrote after --model.
+    pub model_reference: String,
+    pub model_sha256: String,
+    pub dtype: String,
+    pub kernels: String,
+    pub max_len: usize,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TaskScores {
+    /// Items; windows, where it is a text.
+    pub n: usize,
+    pub metrics: BTreeMap<String, Estimate>,
+    /// The metric that is usually quoted.
+    pub primary: String,
+    /// `acc` of the groups that the file names: subjects, paradigms.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub groups: BTreeMap<String, GroupScore>,
+    pub kind: Kind,
+    pub version: u32,
+    pub data: String,
+    pub data_sha256: String,
+    /// Prompts are taken as the file has them.
+    pub few_shot: u32,
+    pub limit: Option<usize>,
+    /// Requests whose context lost its beginning.
+    pub truncated: u64,
+    pub tokens: u64,
+    /// Less than `tokens` where requests share a prefix.
+    pub computed_tokens: u64,
+    pub seconds: f64,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct GroupScore {
+    pub n: usize,
+    pub value: f64,
+}
+
+impl TaskScores {
+    pub fn new(task: &Task, scored: &Scored, limit: Option<usize>, seconds: f64) -> TaskScores {
+        let all = metrics(task.kind, &scored.samples);
+        TaskScores {
+            n: scored.samples.len(),
+            metrics: all.iter().map(|metric| (metric.name.to_owned(), estimate(&metric.terms, metric.link))).collect(),
+            primary: primary(task.kind, &task.name).to_owned(),
+            groups: groups(task.kind, &scored.samples),
+            kind: task.kind,
+            version: task.version,
+            data: task.path.clone(),
+            data_sha256: task.sha256.clone(),
+            few_shot: 0,
+            limit,
+            truncated: scored.truncated,
+            tokens: scored.tokens,
+            computed_tokens: scored.computed_tokens,
+            seconds,
+        }
+    }
+}
+
+fn groups(kind: Kind, samples: &[Sample]) -> BTreeMap<String, GroupScore> {
+    let mut members: BTreeMap<&str, Vec<Sample>> = BTreeMap::new();
+    for sample in samples {
+        if let Some(group) = &sample.group {
+            members.entry(group).or_default().push(sample.clone());
+        }
+    }
+    let score = |samples: &[Sample]| {
+        let first = &metrics(kind, samples)[0];
+        GroupScore { n: samples.len(), value: ratio(&first.terms, first.link) }
+    };
+    members.iter().map(|(group, samples)| (group.to_string(), score(samples))).collect()
+}
+
+/// An evaluation folder that is being written.
+pub struct Folder {
+    path: PathBuf,
+    pub scores: Scores,
+    samples: HashMap<String, Vec<Sample>>,
+}
+
+impl Folder {
+    /// A new folder, or one that an evaluation of the same model has left.
+    pub fn open(path: &Path, identity: Identity, command: &str) -> Result<Folder> {
+        std::fs::create_dir_all(path).context_at(path, "cannot create the folder")?;
+        let mut folder = Folder {
+            path: path.to_owned(),
+            scores: Scores {
+                program: env!("CARGO_PKG_NAME").to_owned(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                command: command.to_owned(),
+                identity,
+                tasks: Tasks::new(),
+            },
+            samples: HashMap::new(),
+        };
+        if path.join(SCORES_FILE).exists() {
+            let before = read_scores(path)?;
+            if (&before.identity, &before.version) != (&folder.scores.identity, &folder.scores.version) {
+                let Identity { model, dtype, .. } = &before.identity;
+                return Err(Error::new(format!("the folder holds the scores of another evaluation: {model}, {dtype}"))
+                    .at(path)
+                    .cure("Give another --out, or the same --model, --dtype, --kernels and --max-len."));
+            }
+            folder.scores.tasks = before.tasks;
+            folder.samples = samples::read(&path.join(SAMPLES_FILE))?;
+        }
+        Ok(folder)
+    }
+
+    /// Has this task been evaluated, on the same items?
+    pub fn holds(&self, task: &Task, limit: Option<usize>) -> bool {
+        self.scores.tasks.get(&task.name).is_some_and(|scores| {
+            (scores.version, &scores.data_sha256, scores.limit) == (task.version, &task.sha256, limit)
+                && self.samples.get(&task.name).is_some_and(|samples| samples.len() == scores.n)
+        })
+    }
+
+    /// Writes a finished task, in the place of an older one of that name.
+    pub fn add(&mut self, name: &str, scores: TaskScores, samples: Vec<Sample>) -> Result<()> {
+        self.scores.tasks.insert(name.to_owned(), scores);
+        self.samples.insert(name.to_owned(), samples);
+        let samples_of = |name: &String| self.samples.get(name).map_or(&[][..], Vec::as_slice);
+        let tables: Vec<(&str, &[Sample])> = self.scores.tasks.keys().map(|name| (name.as_str(), samples_of(name))).collect();
+        samples::write(&self.path.join(SAMPLES_FILE), &tables)?;
+        let json = serde_json::to_string_pretty(&self.scores).context("cannot write down the scores")?;
+        write_atomically(&self.path.join(SCORES_FILE), |file| writeln!(file, "{json}").context("cannot write the scores"))
+    }
+}
+
+pub fn read_scores(folder: &Path) -> Result<Scores> {
+    let path = folder.join(SCORES_FILE);
+    let bytes = std::fs::read(&path).context_at(&path, "cannot read the scores")?;
+    serde_json::from_slice(&bytes).context_at(&path, "the file does not hold what this version writes there")
+}

@@ -1,0 +1,139 @@
+//! samples.parquet: one row per item and choice, with which every score of the folder can be made again.
+//!
+//! | column | meaning |
+//! |---|---|
+//! | task, id, group str | group: the subject or paradigm, null where there is none |
+//! | choice, answer u32 | both count from 0 |
+//! | logprob f64 | ln P(continuation given context) |
+//! | greedy bool | every token of the continuation is the model's first choice |
+//! | tokens, chars, bytes, words u32 | of the choice without the space before it; tokens: those that were scored |
+//! | picked, picked_norm bool | the choice with the highest logprob of its item, in all and per character |
+//!
+//! A text has one row per window, `choice` 0.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use polars::prelude as pl;
+use polars::prelude::SerReader;
+
+use super::metrics::{ChoiceScore, Sample};
+use crate::error::{Context, Error, Result};
+use crate::scores::write_atomically;
+
+pub const SAMPLES_FILE: &str = "samples.parquet";
+
+/// `tasks` are names with their samples, in the order in which they are written.
+pub fn write(path: &Path, tasks: &[(&str, &[Sample])]) -> Result<()> {
+    struct Row<'a> {
+        task: &'a str,
+        sample: &'a Sample,
+        choice: usize,
+        picked: bool,
+        picked_norm: bool,
+    }
+    let mut rows = Vec::new();
+    for (task, samples) in tasks {
+        for sample in *samples {
+            let (picked, picked_norm) = (sample.picked(|_| 1.0), sample.picked(|score| f64::from(score.chars)));
+            rows.extend((0..sample.choices.len()).map(|choice| Row {
+                task,
+                sample,
+                choice,
+                picked: choice == picked,
+                picked_norm: choice == picked_norm,
+            }));
+        }
+    }
+    macro_rules! column {
+        ($name:literal, $row:ident, $value:expr) => {
+            pl::Column::new($name.into(), rows.iter().map(|$row| $value).collect::<Vec<_>>())
+        };
+    }
+    let columns = vec![
+        column!("task", row, row.task),
+        column!("id", row, row.sample.id.as_str()),
+        column!("group", row, row.sample.group.as_deref()),
+        column!("choice", row, row.choice as u32),
+        column!("answer", row, row.sample.answer),
+        column!("logprob", row, row.sample.choices[row.choice].logprob),
+        column!("greedy", row, row.sample.choices[row.choice].greedy),
+        column!("tokens", row, row.sample.choices[row.choice].tokens),
+        column!("chars", row, row.sample.choices[row.choice].chars),
+        column!("bytes", row, row.sample.choices[row.choice].bytes),
+        column!("words", row, row.sample.choices[row.choice].words),
+        column!("picked", row, row.picked),
+        column!("picked_norm", row, row.picked_norm),
+    ];
+    let mut frame = pl::DataFrame::new(rows.len(), columns)?;
+    write_atomically(path, |file| {
+        pl::ParquetWriter::new(file).finish(&mut frame)?;
+        Ok(())
+    })
+}
+
+/// The samples of each task by its name.
+pub fn read(path: &Path) -> Result<HashMap<String, Vec<Sample>>> {
+    let file = std::fs::File::open(path).context_at(path, "cannot open the table of samples")?;
+    let frame = pl::ParquetReader::new(file).finish().context_at(path, "cannot read the table of samples")?;
+    samples_of(&frame).map_err(|error| error.at(path))
+}
+
+fn samples_of(frame: &pl::DataFrame) -> Result<HashMap<String, Vec<Sample>>> {
+    let column = |name: &str| {
+        frame.column(name).map_err(|_| {
+            Error::new(format!("the table of samples has no column `{name}`"))
+                .cure("Make it again with this version of the program.")
+        })
+    };
+    let (task, id, group) = (column("task")?.str()?, column("id")?.str()?, column("group")?.cast(&pl::DataType::String)?);
+    let group = group.str()?;
+    let (choice, answer, greedy) = (column("choice")?.u32()?, column("answer")?.u32()?, column("greedy")?.bool()?);
+    let (logprob, tokens) = (column("logprob")?.f64()?, column("tokens")?.u32()?);
+    let (chars, bytes, words) = (column("chars")?.u32()?, column("bytes")?.u32()?, column("words")?.u32()?);
+    let mut tasks: HashMap<String, Vec<Sample>> = HashMap::new();
+    for row in 0..frame.height() {
+        let whole = |column: &pl::UInt32Chunked| column.get(row).unwrap_or_default();
+        let samples = tasks.entry(task.get(row).unwrap_or_default().to_owned()).or_default();
+        if whole(choice) == 0 {
+            samples.push(Sample {
+                id: id.get(row).unwrap_or_default().to_owned(),
+                group: group.get(row).map(str::to_owned),
+                answer: whole(answer),
+                choices: Vec::new(),
+            });
+        }
+        let score = ChoiceScore {
+            logprob: logprob.get(row).unwrap_or(f64::NAN),
+            greedy: greedy.get(row).unwrap_or_default(),
+            tokens: whole(tokens),
+            chars: whole(chars),
+            bytes: whole(bytes),
+            words: whole(words),
+        };
+        match samples.last_mut() {
+            Some(sample) if sample.choices.len() == whole(choice) as usize => sample.choices.push(score),
+            _ => return Err(Error::new(format!("row {row} of the table of samples is not the next choice of its item"))),
+        }
+    }
+    Ok(tasks)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        let score = |logprob, chars| ChoiceScore { logprob, greedy: chars > 1, tokens: 3, chars, bytes: 9, words: 1 };
+        let sample =
+            |id: &str, group: Option<&str>, choices| Sample { id: id.into(), group: group.map(Into::into), answer: 1, choices };
+        let a = vec![sample("x", Some("law"), vec![score(-1.5, 1), score(-2.0, 4)]), sample("y", None, vec![score(-0.25, 2)])];
+        let b = vec![sample("x", None, vec![score(f64::NEG_INFINITY, 1)])];
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(SAMPLES_FILE);
+        write(&path, &[("a", &a), ("b", &b)]).unwrap();
+        let mut found = read(&path).unwrap();
+        assert_eq!((found.remove("a").unwrap(), found.remove("b").unwrap(), found.len()), (a, b, 0));
+    }
+}

@@ -1,0 +1,334 @@
+//! Files -> tasks: items that ask for the log-likelihood of continuations.
+//!
+//! Three forms of JSON Lines, told apart by their keys, and plain text:
+//!
+//! ```text
+//! {"id", "context", "choices": [..], "answer": 0}                                 choices; `answer` counts from 0
+//! {"id", "choices": [..], "continuation", "answer": 0, "scoring": "partial"}      each choice is a context (WinoGrande)
+//! {"context", "continuation"}                                                     the last word of a passage (LAMBADA)
+//! {"text"}, or a .txt file as a whole                                             perplexity in a rolling window
+//! ```
+//!
+//! The conventions are those of lm-evaluation-harness (github.com/EleutherAI/lm-evaluation-harness): one space stands between
+//! context and continuation, choices are not stripped, no chat template. Left out: prompts are taken as the file has them, so
+//! that few-shot examples are the file's business, and so is generation.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+
+use crate::error::{Context, Error, Result};
+
+/// Items that are scored and summed up together.
+#[derive(Debug, Clone)]
+pub struct Task {
+    /// The file's name up to its first dot.
+    pub name: String,
+    /// Rises when a change of this program changes the scores of the same file.
+    pub version: u32,
+    /// Where the items come from, for people.
+    pub path: String,
+    /// Of the file.
+    pub sha256: String,
+    pub kind: Kind,
+    pub items: Vec<Item>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// Which continuation of one context is the most probable?
+    Choice,
+    /// After which context is one continuation the most probable?
+    Partial,
+    /// Is the continuation the model's own first choice, token by token?
+    LastWord,
+    /// How probable is the text?
+    Text,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Item {
+    /// Unique in its task.
+    pub id: String,
+    /// Items that are also summed up on their own: the subject of MMLU, the paradigm of BLiMP.
+    pub group: Option<String>,
+    pub requests: Vec<Request>,
+    /// Index of the right request.
+    pub answer: usize,
+}
+
+/// Asks for ln P(`continuation` | `context`).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Request {
+    pub context: String,
+    /// Begins with the space that belongs between the two; a text has none.
+    pub continuation: String,
+}
+
+/// The questions that ship with the program.
+pub const PROBE: &str = "probe";
+const PROBE_ITEMS: &str = include_str!("../../data/probe/general.jsonl");
+
+/// Version of the forms above.
+const VERSION: u32 = 1;
+
+/// The tasks that the user named: `probe`, files, and globs of files.
+pub fn load(names: &[String]) -> Result<Vec<Task>> {
+    let mut tasks: Vec<Task> = Vec::new();
+    for name in names {
+        let found = match Path::new(name).exists() {
+            true => vec![read(Path::new(name))?],
+            false if name == PROBE => vec![parse(PROBE, "data/probe/general.jsonl", PROBE_ITEMS.as_bytes())?],
+            false => expand(name)?.iter().map(|path| read(path)).collect::<Result<Vec<_>>>()?,
+        };
+        tasks.extend(found);
+    }
+    let mut paths: HashMap<&str, &str> = HashMap::new();
+    for task in &tasks {
+        if let Some(other) = paths.insert(&task.name, &task.path) {
+            let (name, path) = (&task.name, &task.path);
+            return Err(Error::usage(format!("two tasks are called `{name}`: {other} and {path}"))
+                .cure("A task is named after its file: rename one of them, or evaluate it into another folder."));
+        }
+    }
+    Ok(tasks)
+}
+
+fn expand(pattern: &str) -> Result<Vec<PathBuf>> {
+    let unknown = || {
+        Error::usage(format!("there is no task and no file called `{pattern}`")).cure(format!(
+            "--tasks takes `{PROBE}` (questions that ship with the program) and files: .uniform.jsonl, .jsonl with `context` and \
+             `continuation` or with `text`, .txt. Benchmarks are not fetched by name yet: give their files."
+        ))
+    };
+    let paths = glob::glob(pattern).map_err(|cause| unknown().caused_by(cause))?;
+    let paths: Vec<PathBuf> = paths.filter_map(|path| path.ok()).filter(|path| path.is_file()).collect();
+    if paths.is_empty() { Err(unknown()) } else { Ok(paths) }
+}
+
+fn read(path: &Path) -> Result<Task> {
+    let bytes = std::fs::read(path).context_at(path, "cannot read the task")?;
+    let file = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let name = file.split('.').find(|part| !part.is_empty()).unwrap_or("task");
+    parse(name, &path.to_string_lossy(), &bytes)
+}
+
+/// A task from the bytes of its file; `path` decides between text and JSON Lines and is named in errors.
+pub fn parse(name: &str, path: &str, bytes: &[u8]) -> Result<Task> {
+    let sha256 = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
+    let text = std::str::from_utf8(bytes).map_err(|error| {
+        let line = 1 + bytes[..error.valid_up_to()].iter().filter(|&&byte| byte == b'\n').count();
+        Error::new("expected UTF-8, found an invalid byte").at_line(path, line as u64).cure("Convert the file to UTF-8.")
+    })?;
+    let (kind, items) = match Path::new(path).extension().and_then(|extension| extension.to_str()) {
+        Some("txt") => (Kind::Text, vec![text_item("0".to_owned(), text).map_err(|error| error.at(path))?]),
+        Some("jsonl") => json_lines(path, text)?,
+        _ => {
+            return Err(Error::usage("expected a task named .jsonl or .txt")
+                .at(path)
+                .cure("Rename the file, if it holds one JSON object a line, or plain text."));
+        }
+    };
+    Ok(Task { name: name.to_owned(), version: VERSION, path: path.to_owned(), sha256, kind, items })
+}
+
+fn json_lines(path: &str, text: &str) -> Result<(Kind, Vec<Item>)> {
+    let mut items: Vec<Item> = Vec::new();
+    let mut kind = None;
+    let mut lines_of_ids: HashMap<String, u64> = HashMap::new();
+    // Split on `\n` only: strings may hold U+2028 and other characters that end lines elsewhere.
+    for (line, number) in text.split('\n').zip(1u64..).filter(|(line, _)| !line.trim().is_empty()) {
+        let (own_kind, item) = item(line, items.len()).map_err(|error| error.at_line(path, number))?;
+        let kind = *kind.get_or_insert(own_kind);
+        if own_kind != kind {
+            return Err(Error::new(format!("expected {} as in the lines above, found {}", kind.name(), own_kind.name()))
+                .at_line(path, number)
+                .cure("Keep each kind of item in a file of its own."));
+        }
+        if let Some(before) = lines_of_ids.insert(item.id.clone(), number) {
+            return Err(Error::new(format!("the id `{}` is that of line {before}, too", item.id))
+                .at_line(path, number)
+                .cure("Give every item an id of its own: comparisons pair items by their ids."));
+        }
+        items.push(item);
+    }
+    match kind {
+        Some(kind) => Ok((kind, items)),
+        None => Err(Error::new("expected one JSON object a line, found none").at(path)),
+    }
+}
+
+fn item(line: &str, index: usize) -> Result<(Kind, Item)> {
+    let row: Map<String, Value> = serde_json::from_str(line).context("expected a JSON object")?;
+    let id = match row.get("id") {
+        None | Some(Value::Null) => index.to_string(),
+        Some(Value::String(id)) => id.clone(),
+        Some(Value::Number(id)) => id.to_string(),
+        Some(other) => return Err(expected("id", "a string or a number", other)),
+    };
+    let group = ["subject", "paradigm", "group"].iter().find_map(|key| row.get(*key)?.as_str()).map(str::to_owned);
+    let partial = match row.get("scoring") {
+        None | Some(Value::Null) => false,
+        Some(Value::String(scoring)) if scoring == "partial" => true,
+        Some(other) => return Err(expected("scoring", "\"partial\" or no such key", other)),
+    };
+    if row.contains_key("choices") {
+        let choices = choices(&row)?;
+        let answer = answer(&row, choices.len())?;
+        let request = |context: &str, rest: &str| Request { context: context.to_owned(), continuation: format!(" {rest}") };
+        let (kind, requests) = match partial {
+            true => {
+                let continuation = filled(&row, "continuation")?;
+                (Kind::Partial, choices.iter().map(|choice| request(choice, continuation)).collect())
+            }
+            false => {
+                let context = text(&row, "context")?;
+                (Kind::Choice, choices.iter().map(|choice| request(context, choice)).collect())
+            }
+        };
+        return Ok((kind, Item { id, group, requests, answer }));
+    }
+    if row.contains_key("continuation") {
+        let request =
+            Request { context: text(&row, "context")?.to_owned(), continuation: format!(" {}", filled(&row, "continuation")?) };
+        return Ok((Kind::LastWord, Item { id, group, requests: vec![request], answer: 0 }));
+    }
+    if row.contains_key("text") {
+        return Ok((Kind::Text, Item { group, ..text_item(id, text(&row, "text")?)? }));
+    }
+    let keys = row.keys().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
+    Err(Error::new(format!("expected `choices`, `continuation` or `text`, found the keys {keys}")))
+}
+
+fn text_item(id: String, text: &str) -> Result<Item> {
+    if text.is_empty() {
+        return Err(Error::new("expected a text, found an empty one"));
+    }
+    let request = Request { context: String::new(), continuation: text.to_owned() };
+    Ok(Item { id, group: None, requests: vec![request], answer: 0 })
+}
+
+fn choices(row: &Map<String, Value>) -> Result<Vec<&str>> {
+    let Some(Value::Array(values)) = row.get("choices") else {
+        return Err(expected("choices", "a list of strings", row.get("choices").unwrap_or(&Value::Null)));
+    };
+    if values.len() < 2 {
+        return Err(Error::new(format!("expected two `choices` or more, found {}", values.len())));
+    }
+    let texts = values.iter().enumerate().map(|(idx, value)| match value {
+        Value::String(text) if text.is_empty() => Err(Error::new(format!("choice {idx} is empty"))),
+        Value::String(text) => Ok(text.as_str()),
+        other => Err(expected(&format!("choices[{idx}]"), "a string", other)),
+    });
+    texts.collect()
+}
+
+fn answer(row: &Map<String, Value>, n_choices: usize) -> Result<usize> {
+    let value =
+        row.get("answer").ok_or_else(|| Error::new("expected `answer`, the index of the right choice; found no such key"))?;
+    let answer = value.as_u64().ok_or_else(|| expected("answer", "the index of the right choice, counted from 0", value))?;
+    match usize::try_from(answer) {
+        Ok(answer) if answer < n_choices => Ok(answer),
+        _ => Err(Error::new(format!("`answer` is {answer}, but there are {n_choices} choices, counted from 0"))),
+    }
+}
+
+fn text<'a>(row: &'a Map<String, Value>, key: &str) -> Result<&'a str> {
+    match row.get(key) {
+        Some(Value::String(text)) => Ok(text),
+        Some(other) => Err(expected(key, "a string", other)),
+        None => Err(Error::new(format!("expected `{key}`, found no such key"))),
+    }
+}
+
+fn filled<'a>(row: &'a Map<String, Value>, key: &str) -> Result<&'a str> {
+    match text(row, key)? {
+        "" => Err(Error::new(format!("`{key}` is empty"))),
+        text => Ok(text),
+    }
+}
+
+fn expected(key: &str, what: &str, found: &Value) -> Error {
+    let found: String = found.to_string().chars().take(60).collect();
+    Error::new(format!("expected `{key}` to be {what}, found {found}"))
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Kind::Choice => "`context` and `choices`",
+            Kind::Partial => "`choices` and `continuation`",
+            Kind::LastWord => "`context` and `continuation`",
+            Kind::Text => "`text`",
+        }
+    }
+}
+
+impl Request {
+    /// The choice as the file has it, without the space before it.
+    pub fn choice(&self) -> &str {
+        self.continuation.strip_prefix(' ').unwrap_or(&self.continuation)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_forms_are_told_apart_by_their_keys() {
+        let check = |line: &str, kind: Kind, requests: &[(&str, &str)], answer: usize| {
+            let task = parse("t", "t.jsonl", line.as_bytes()).unwrap();
+            let found: Vec<_> = task.items[0].requests.iter().map(|r| (r.context.as_str(), r.continuation.as_str())).collect();
+            assert_eq!((task.kind, found.as_slice(), task.items[0].answer), (kind, requests, answer));
+        };
+        check(r#"{"id":7,"context":"Q","choices":["a"," b "],"answer":1}"#, Kind::Choice, &[("Q", " a"), ("Q", "  b ")], 1);
+        let partial = r#"{"id":"w","context":"","choices":["x","y"],"answer":0,"continuation":"z","scoring":"partial"}"#;
+        check(partial, Kind::Partial, &[("x", " z"), ("y", " z")], 0);
+        check(r#"{"context":"I saw the","continuation":"sea"}"#, Kind::LastWord, &[("I saw the", " sea")], 0);
+        check("\n{\"text\":\"a\u{2028}b\"}\n", Kind::Text, &[("", "a\u{2028}b")], 0);
+        assert_eq!(parse("t", "a/t.txt", b"two\nlines").unwrap().items[0].requests[0].continuation, "two\nlines");
+    }
+
+    #[test]
+    fn the_probe_is_whole() {
+        let probe = &load(&[PROBE.to_owned()]).unwrap()[0];
+        assert_eq!((probe.name.as_str(), probe.kind, probe.items.len()), ("probe", Kind::Choice, 320));
+    }
+
+    #[test]
+    fn malformed_tasks_are_refused_with_the_line() {
+        let check = |line: &str, expected: &str| {
+            let good = r#"{"id":"a","context":"","choices":["x","y"],"answer":0}"#;
+            let error = parse("t", "t.jsonl", format!("{good}\n\n{line}\n").as_bytes()).unwrap_err().to_string();
+            assert!(error.starts_with("t.jsonl:3: ") && error.contains(expected), "{error}");
+        };
+        check(r#"{"id":"b","context":"","choices":[],"answer":0}"#, "two `choices` or more, found 0");
+        check(r#"{"id":"b","context":"","choices":["x","y"],"answer":2}"#, "`answer` is 2, but there are 2 choices");
+        check(r#"{"id":"b","context":"","choices":["x","y"],"answer":-1}"#, "counted from 0, found -1");
+        check(r#"{"id":"b","context":"","choices":["x","y"],"answer":"B"}"#, "found \"B\"");
+        check(r#"{"id":"b","context":"","choices":["x","y"]}"#, "expected `answer`");
+        check(r#"{"id":"a","context":"","choices":["x","y"],"answer":0}"#, "that of line 1, too");
+        check(r#"{"id":"b","context":3,"choices":["x","y"],"answer":0}"#, "`context` to be a string, found 3");
+        check(r#"{"id":"b","choices":["x","y"],"answer":0}"#, "expected `context`");
+        check(r#"{"id":"b","context":"","choices":["x",""],"answer":0}"#, "choice 1 is empty");
+        check(r#"{"id":"b","context":"","choices":["x",4],"answer":0}"#, "`choices[1]` to be a string");
+        check(r#"{"id":"b","context":"","choices":"xy","answer":0}"#, "`choices` to be a list");
+        check(r#"{"id":"b","choices":["x","y"],"answer":0,"scoring":"partial"}"#, "expected `continuation`");
+        check(r#"{"id":"b","choices":["x","y"],"answer":0,"scoring":"full"}"#, "`scoring`");
+        check(r#"{"id":["b"],"context":"","choices":["x","y"],"answer":0}"#, "`id`");
+        check(r#"{"id":"b","context":"x","continuation":"y"}"#, "as in the lines above");
+        check(r#"{"id":"b","question":"x"}"#, "found the keys `id`, `question`");
+        check("[1]", "expected a JSON object");
+        check("{", "expected a JSON object");
+        assert!(parse("t", "t.jsonl", b"\n").is_err() && parse("t", "t.txt", b"").is_err() && parse("t", "t.csv", b"a").is_err());
+        assert!(parse("t", "t.jsonl", b"\n\xff").unwrap_err().to_string().starts_with("t.jsonl:2: expected UTF-8"));
+        assert!(load(&["hellaswag".to_owned()]).unwrap_err().to_string().contains("not fetched by name yet"));
+        assert!(load(&[PROBE.to_owned(), PROBE.to_owned()]).unwrap_err().to_string().contains("two tasks"));
+    }
+}

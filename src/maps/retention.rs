@@ -1,0 +1,107 @@
+//! What a fine-tuning gained on its target against what it lost in general: one point with error bars per run.
+//!
+//! The paper's Figures 2 and 5. The upper right corner is good: a gain on the target, nothing lost.
+
+use std::path::Path;
+
+use super::axes::{Axis, Frame, round_ticks};
+use super::font;
+use super::scene::{Paint, Scene, Text};
+use super::style::{self, BLUE, GREEN, HEADER_HEIGHT, INK, MARGIN, ORANGE, SOFT_INK, TITLE_SIZE, VERMILLION};
+use crate::error::Result;
+
+/// A run: changes against the model before, in points, with their 95 % intervals.
+#[derive(Debug, Clone)]
+pub struct Run {
+    pub name: String,
+    pub target: Change,
+    pub general: Change,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct Change {
+    pub value: f64,
+    pub low: f64,
+    pub high: f64,
+}
+
+/// `base` names the model before.
+pub fn draw(runs: &[Run], base: &str, path: &Path) -> Result<()> {
+    scene(runs, base).save(path)
+}
+
+pub(super) fn scene(runs: &[Run], base: &str) -> Scene {
+    const HEIGHT: u32 = 760;
+    let mut scene = Scene::new(HEIGHT);
+    let width = scene.width() - 2.0 * MARGIN;
+    let mut header = |y: f64, text: &str, style: Text| {
+        scene.text(MARGIN, y, &font::elide(text, style.size, style.bold, width), style);
+    };
+    header(40.0, "What was gained and what was forgotten", Text { size: TITLE_SIZE, bold: true, ..Text::label(INK) });
+    let origin = format!("{} runs   ·   changes against {}", runs.len(), font::printable(base));
+    header(67.0, &origin, Text::body(SOFT_INK));
+
+    let axis = |label: &str, of: fn(&Run) -> Change| {
+        let (low, high) = runs.iter().map(of).fold((-1.0f64, 1.0f64), |(low, high), c| (low.min(c.low), high.max(c.high)));
+        let room = 0.06 * (high - low);
+        let (from, to) = (low - room, high + room);
+        Axis { label: label.to_owned(), from, to, ticks: round_ticks(from, to, 7) }
+    };
+    let x = axis("target, points gained", |run| run.target);
+    let y = axis("general ability, points", |run| run.general);
+    let frame = Frame { left: 118.0, top: HEADER_HEIGHT, width: 720.0, height: f64::from(HEIGHT) - HEADER_HEIGHT - 122.0, x, y };
+    frame.draw_grid(&mut scene);
+    scene.line(&[frame.at(0.0, frame.y.from), frame.at(0.0, frame.y.to)], 1.5, SOFT_INK);
+    scene.line(&[frame.at(frame.x.from, 0.0), frame.at(frame.x.to, 0.0)], 1.5, SOFT_INK);
+    for (idx, run) in runs.iter().enumerate() {
+        draw_run(&mut scene, &frame, idx, run);
+    }
+    frame.draw_axes(&mut scene);
+    let note = "Bars: 95 % intervals. Right of the vertical line the target was gained; below the horizontal line something was forgotten.";
+    style::notes(&mut scene, &[note.to_owned()]);
+    scene
+}
+
+/// Points are numbered, since they may lie close together; the names stand at the right.
+fn draw_run(scene: &mut Scene, frame: &Frame, idx: usize, run: &Run) {
+    const PAINTS: [Paint; 4] = [BLUE, VERMILLION, GREEN, ORANGE];
+    let paint = PAINTS[idx % PAINTS.len()];
+    let (x, y) = frame.at(run.target.value, run.general.value);
+    scene.line(&[(frame.x_at(run.target.low), y), (frame.x_at(run.target.high), y)], 2.0, paint);
+    scene.line(&[(x, frame.y_at(run.general.low)), (x, frame.y_at(run.general.high))], 2.0, paint);
+    scene.dot((x, y), 6.0, paint);
+    let left = frame.right() + 24.0;
+    let top = frame.top + 22.0 + 26.0 * idx as f64;
+    // More runs than lines: their points are drawn, their names are not.
+    if top < frame.bottom() {
+        scene.dot((left, top - 5.0), 6.0, paint);
+        let name = format!("{}  ({:+.1}, {:+.1})", font::printable(&run.name), run.target.value, run.general.value);
+        let style = Text::body(INK);
+        scene.text(left + 14.0, top, &font::elide(&name, style.size, false, scene.width() - left - 14.0 - MARGIN), style);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_run_is_named_with_its_changes() {
+        let change = |value: f64, width: f64| Change { value, low: value - width, high: value + width };
+        let run =
+            |name: &str, target, general| Run { name: name.into(), target: change(target, 2.0), general: change(general, 0.8) };
+        let runs = [
+            run("SFT", 9.0, -6.1),
+            run("EAFT", 8.7, -1.2),
+            run("DFT", 4.0, -2.0),
+            run("asft, a longer name for a run", 6.0, -3.0),
+        ];
+        let scene = scene(&runs, "SmolLM2-135M-Instruct");
+        scene.check_texts();
+        assert!(scene.texts().contains(&"EAFT  (+8.7, -1.2)"));
+        if let Some(folder) = std::env::var_os("MAPS_OUT") {
+            scene.save(&Path::new(&folder).join("retention.png")).unwrap();
+        }
+        super::scene(&[], "").check_texts();
+    }
+}

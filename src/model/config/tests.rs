@@ -1,0 +1,165 @@
+//! Every key of every family's config: honoured, refused or irrelevant.
+
+use serde_json::{Value, json};
+
+use super::super::family::FAMILIES;
+use super::super::keys::{COMMON, Rule, rule};
+use super::*;
+
+/// A config that every family takes, with the settings of all of them at values that are not the defaults.
+fn config_of(family: &Family) -> Value {
+    let mut config = json!({
+        "model_type": family.model_type, "vocab_size": 99, "hidden_size": 48, "intermediate_size": 40, "num_hidden_layers": 4,
+        "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 8, "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 512, "tie_word_embeddings": false,
+    });
+    let settings = config.as_object_mut().unwrap();
+    for (key, value) in [
+        ("num_experts", json!(4)),
+        ("num_experts_per_tok", json!(2)),
+        ("moe_intermediate_size", json!(16)),
+        ("use_sliding_window", json!(family.model_type != "qwen3_moe")),
+        ("sliding_window", json!(64)),
+        ("max_window_layers", json!(1)),
+    ] {
+        if family.keys.iter().any(|(name, rule)| *name == key && *rule == Rule::Honoured) {
+            settings.insert(key.to_owned(), value);
+        }
+    }
+    config
+}
+
+/// Another valid value for a setting that is honoured.
+fn another(key: &str, family: &str) -> Value {
+    match key {
+        "hidden_size" => json!(96),
+        "num_attention_heads" => json!(4),
+        "num_key_value_heads" => json!(3),
+        "num_hidden_layers" => json!(2),
+        "head_dim" => json!(16),
+        "partial_rotary_factor" => json!(0.25),
+        "rms_norm_eps" | "rope_theta" | "query_pre_attn_scalar" | "rope_local_base_freq" => json!(12345.0),
+        "final_logit_softcapping" => json!(30.0),
+        "tie_word_embeddings" | "attention_bias" | "mlp_bias" | "norm_topk_prob" => json!(true),
+        "use_sliding_window" => json!(false),
+        "rope_scaling" => json!({"type": "linear", "factor": 2.0}),
+        "rope_parameters" if family == "gemma3_text" => json!({"full_attention": {"rope_theta": 7.0}}),
+        "rope_parameters" => json!({"rope_type": "default", "rope_theta": 7.0}),
+        "layer_types" => json!(["full_attention", "full_attention", "sliding_attention", "full_attention"]),
+        "mlp_only_layers" => json!([1]),
+        "num_experts_per_tok" => json!(3),
+        _ => json!(3),
+    }
+}
+
+#[test]
+fn every_key_is_honoured_or_refused_or_irrelevant() {
+    for family in FAMILIES {
+        let plain_json = config_of(family);
+        let plain = Config::from_json(&plain_json).unwrap();
+        let with = |key: &str, value: Value| {
+            let mut json = plain_json.clone();
+            json[key] = value;
+            Config::from_json(&json)
+        };
+        for (key, _) in family.keys.iter().chain(COMMON) {
+            let name = family.model_type;
+            match rule(key, family).unwrap() {
+                Rule::Honoured if *key == "model_type" => {}
+                Rule::Honoured => {
+                    let mut value = another(key, name);
+                    // GLM has biases unless told otherwise, Gemma is tied unless told otherwise.
+                    if name.starts_with("glm") && *key == "attention_bias" {
+                        value = json!(false);
+                    }
+                    assert_ne!(with(key, value).unwrap(), plain, "{name} does not honour {key}");
+                }
+                Rule::Only(taken) => {
+                    let message = with(key, json!("something else")).unwrap_err().to_string();
+                    assert!(message.contains(&format!("`{key}` = \"something else\" is not supported")), "{message}");
+                    for text in taken {
+                        let value = serde_json::from_str(text).unwrap_or_else(|_| json!(text));
+                        assert_eq!(with(key, value).unwrap(), plain, "{name}: {key} = {text} changes something");
+                    }
+                }
+                Rule::Irrelevant => assert_eq!(with(key, json!("anything")).unwrap(), plain, "{name} reads {key}"),
+            }
+        }
+        let message = with("mup_scale", json!(2)).unwrap_err().to_string();
+        assert!(message.contains("`mup_scale` = 2 is not a setting that is known"), "{message}");
+    }
+}
+
+#[test]
+fn windows_are_where_the_family_puts_them() {
+    let windows = |model_type: &str, key: &str, value: Value| {
+        let mut json = config_of(by_name(model_type));
+        json[key] = value;
+        Config::from_json(&json).unwrap().windows
+    };
+    let (none, some) = (None, Some(64));
+    assert_eq!(windows("llama", "model_type", json!("llama")), [none; 4]);
+    assert_eq!(windows("mistral", "model_type", json!("mistral")), [some; 4]);
+    assert_eq!(windows("mistral", "sliding_window", Value::Null), [none; 4]);
+    assert_eq!(windows("qwen2", "max_window_layers", json!(2)), [none, none, some, some]);
+    assert_eq!(windows("qwen2", "use_sliding_window", json!(false)), [none; 4]);
+    assert_eq!(windows("gemma3_text", "sliding_window_pattern", json!(2)), [some, none, some, none]);
+    assert_eq!(windows("gemma3_text", "sliding_window_pattern", json!(6)), [some; 4]);
+}
+
+#[test]
+fn experts_are_where_the_config_puts_them() {
+    let mut json = config_of(by_name("qwen3_moe"));
+    json["decoder_sparse_step"] = json!(2);
+    json["mlp_only_layers"] = json!([3]);
+    assert_eq!(Config::from_json(&json).unwrap().experts.unwrap().routed, [false, true, false, false]);
+}
+
+/// google/gemma-3-4b-it leaves out what is the default.
+#[test]
+fn the_text_half_of_a_multimodal_config() {
+    let json = json!({
+        "architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "vision_config": {"hidden_size": 1152},
+        "text_config": {"hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text", "num_hidden_layers": 34,
+                        "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024},
+    });
+    let config = Config::from_json(&json).unwrap();
+    assert_eq!((config.family, config.heads, config.kv_heads, config.head_dim), ("gemma3_text", 8, 4, 256));
+    assert_eq!((config.hidden_size, config.tied, config.windows[5], config.windows[6]), (2560, true, None, Some(1024)));
+    assert_eq!(config.rope, Rope { theta: 1e6, scaling: super::super::rope::RopeScaling::Linear { factor: 8.0 } });
+}
+
+#[test]
+fn what_cannot_be_honoured_is_refused_by_name() {
+    let check = |key: &str, value: Value, expected: &str| {
+        let mut json = config_of(by_name("llama"));
+        json[key] = value;
+        let message = Config::from_json(&json).unwrap_err().to_string();
+        assert!(message.contains(expected), "{message}");
+    };
+    check("rope_scaling", json!({"type": "dynamic", "factor": 4.0}), "`dynamic` is not supported");
+    check("hidden_act", json!("gelu"), "`hidden_act` = \"gelu\"");
+    check("model_type", json!("mamba"), "family `mamba`");
+    check("hidden_size", json!("large"), "found \"large\"");
+    check("num_key_value_heads", json!(4), "cannot share");
+    check("vocab_size", Value::Null, "`vocab_size` is missing");
+    check("quantization_config", json!({"quant_method": "gptq"}), "`quantization_config`");
+    check("head_dim", json!(7), "even number of rotary dimensions");
+}
+
+/// The fixtures hold each config in both spellings.
+#[test]
+fn transformers_4_and_5_say_the_same() {
+    for family in FAMILIES {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families").join(family.model_type);
+        let read = |name: &str| {
+            let text = std::fs::read_to_string(folder.join(name)).unwrap();
+            Config::from_json(&serde_json::from_str(&text).unwrap()).unwrap()
+        };
+        assert_eq!(read("config.json"), read("config.transformers4.json"));
+    }
+}
+
+fn by_name(model_type: &str) -> &'static Family {
+    super::family::by_model_type(model_type).unwrap()
+}

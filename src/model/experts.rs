@@ -1,0 +1,126 @@
+//! A routed feed-forward network: a router picks a few of many small networks for each token.
+//!
+//! Shapes: `T` tokens, `D` hidden width, `E` experts, `F` an expert's width. For each token
+//! `sum over its experts of weight * expert(x)`, the weights being the router's softmax over all `E`. The experts run one after
+//! the other, each on the tokens that chose it; sums are in the order of the experts, so a token's result does not depend on
+//! the others.
+
+use candle_core::{DType, Device, Tensor};
+
+use super::config::ExpertsConfig;
+use super::layers::{Layer, Linear, Mlp};
+use crate::error::{Error, Result};
+use crate::kernels::Dtype;
+use crate::kernels::gated::Activation;
+
+pub struct Experts {
+    router: Linear,
+    experts: Vec<Mlp>,
+    per_token: usize,
+    normalise: bool,
+}
+
+impl Experts {
+    /// From `mlp.gate` and `mlp.experts`, in whichever of three layouts the weights are.
+    pub fn load(layer: &Layer, config: &ExpertsConfig, activation: Activation) -> Result<Experts> {
+        let (width, inner, count) = (layer.config.hidden_size, config.intermediate_size, config.count);
+        let router = layer.source.tensor(&layer.name("mlp.gate.weight"), &[count, width]);
+        // A rounded router would send tokens to other experts, and it is small.
+        let router = Linear::from_weights([router], super::LoadOptions { dtype: Dtype::F32, ..layer.options })?;
+        let has = |name: &str| layer.source.has(&layer.name(name));
+        let stacked = |name: &str, out: usize, input: usize| layer.source.tensor(&layer.name(name), &[count, out, input]);
+        let slice = |stack: &Tensor, expert: usize| -> Result<Tensor> { Ok(stack.get(expert)?) };
+        let mlp = |gate_up: Vec<Result<Tensor>>, down: Result<Tensor>| -> Result<Mlp> {
+            let gate_up = Linear::from_weights(gate_up, layer.options)?;
+            Ok(Mlp::new(gate_up, Linear::from_weights([down], layer.options)?, activation, layer.options.kernels))
+        };
+        let experts: Result<Vec<Mlp>> = if has("mlp.experts.gate_up_proj") {
+            // Transformers 5.
+            let gate_up = stacked("mlp.experts.gate_up_proj", 2 * inner, width)?;
+            let down = stacked("mlp.experts.down_proj", width, inner)?;
+            (0..count).map(|expert| mlp(vec![slice(&gate_up, expert)], slice(&down, expert))).collect()
+        } else if has("mlp.experts.gate_proj.weight") {
+            // GGUF.
+            let gate = stacked("mlp.experts.gate_proj.weight", inner, width)?;
+            let up = stacked("mlp.experts.up_proj.weight", inner, width)?;
+            let down = stacked("mlp.experts.down_proj.weight", width, inner)?;
+            let load = |expert| mlp(vec![slice(&gate, expert), slice(&up, expert)], slice(&down, expert));
+            (0..count).map(load).collect()
+        } else {
+            // Transformers 4: each expert by itself.
+            let load = |expert: usize| {
+                let tensor = |module: &str, shape: [usize; 2]| {
+                    layer.source.tensor(&layer.name(&format!("mlp.experts.{expert}.{module}.weight")), &shape)
+                };
+                let gate_up = vec![tensor("gate_proj", [inner, width]), tensor("up_proj", [inner, width])];
+                mlp(gate_up, tensor("down_proj", [width, inner]))
+            };
+            (0..count).map(load).collect()
+        };
+        Ok(Experts { router, experts: experts?, per_token: config.per_token, normalise: config.normalise })
+    }
+
+    /// `residual + experts(x)`, `x` and `residual [T, D]`
+    pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        let logits_te = self.router.forward(x)?;
+        let exp_te = logits_te.broadcast_sub(&logits_te.max_keepdim(1)?)?.exp()?;
+        let probabilities_te = exp_te.broadcast_div(&exp_te.sum_keepdim(1)?)?;
+        let chosen = choose(&probabilities_te.to_vec2::<f32>()?, self.per_token)?;
+        let mut weights_te = (&probabilities_te * mask(&chosen, self.experts.len(), x)?)?;
+        if self.normalise {
+            weights_te = weights_te.broadcast_div(&weights_te.sum_keepdim(1)?)?;
+        }
+        let mut sum = residual.clone();
+        for (e, expert) in self.experts.iter().enumerate() {
+            let rows: Vec<u32> = (0u32..).zip(&chosen).filter(|(_, chosen)| chosen.contains(&e)).map(|(t, _)| t).collect();
+            if rows.is_empty() {
+                continue;
+            }
+            let rows = Tensor::new(rows, x.device())?;
+            let weight = weights_te.index_select(&rows, 0)?.narrow(1, e, 1)?;
+            let y = expert.forward(&x.index_select(&rows, 0)?)?.broadcast_mul(&weight)?;
+            sum = sum.index_add(&rows, &y, 0)?;
+        }
+        Ok(sum)
+    }
+}
+
+/// The `k` most probable experts of each token; of equals the first.
+fn choose(probabilities: &[Vec<f32>], k: usize) -> Result<Vec<Vec<usize>>> {
+    if probabilities.iter().flatten().any(|p| p.is_nan()) {
+        return Err(Error::new("the router's probabilities are not numbers")
+            .cure("The weights are damaged, or overflow: check the model file."));
+    }
+    let top = |row: &Vec<f32>| {
+        let mut order: Vec<usize> = (0..row.len()).collect();
+        order.sort_by(|&a, &b| row[b].total_cmp(&row[a]));
+        order.truncate(k);
+        order
+    };
+    Ok(probabilities.iter().map(top).collect())
+}
+
+/// `[T, E]`: 1 where the expert was chosen, else 0.
+fn mask(chosen: &[Vec<usize>], n_experts: usize, x: &Tensor) -> Result<Tensor> {
+    let mut mask = vec![0f32; chosen.len() * n_experts];
+    for (t, experts) in chosen.iter().enumerate() {
+        for e in experts {
+            mask[t * n_experts + e] = 1.0;
+        }
+    }
+    Ok(Tensor::from_vec(mask, (chosen.len(), n_experts), &Device::Cpu)?.to_dtype(DType::F32)?.to_device(x.device())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_most_probable_experts_are_chosen() {
+        let chosen = choose(&[vec![0.1, 0.4, 0.2, 0.3], vec![0.3, 0.3, 0.3, 0.1]], 2).unwrap();
+        assert_eq!(chosen, [vec![1, 3], vec![0, 1]]);
+        assert!(choose(&[vec![f32::NAN]], 1).is_err());
+        let x = Tensor::zeros(1, DType::F32, &Device::Cpu).unwrap();
+        assert_eq!(mask(&chosen, 4, &x).unwrap().to_vec2::<f32>().unwrap(), [[0., 1., 0., 1.], [1., 1., 0., 0.]]);
+    }
+}

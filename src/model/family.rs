@@ -1,0 +1,110 @@
+//! The table of families, and what a row says.
+
+use serde_json::Value;
+
+use super::config::Config;
+use super::decoder::Block;
+use super::gguf::Gguf;
+use super::keys::Rules;
+use super::layers::Layer;
+use super::{gemma3_text, glm, glm4, llama, mistral, qwen2, qwen3, qwen3_moe};
+use crate::error::{Error, Result};
+use crate::kernels::rotary::RotaryStyle;
+
+/// One row per file.
+pub const FAMILIES: &[Family] = &[
+    llama::FAMILY,
+    mistral::FAMILY,
+    qwen2::FAMILY,
+    qwen3::FAMILY,
+    qwen3_moe::FAMILY,
+    glm::FAMILY,
+    glm4::FAMILY,
+    gemma3_text::FAMILY,
+];
+
+/// What is particular to a family. All families are pre-norm decoders that [`super::decoder`] runs.
+pub struct Family {
+    /// config.json's `model_type`, which is also the name of the family's file.
+    pub model_type: &'static str,
+    /// The same for GGUF: its `general.architecture`. Empty where another family reads those files.
+    pub architecture: &'static str,
+    /// What becomes of the keys of config.json that are not as in `keys::COMMON`.
+    pub keys: Rules,
+    /// JSON: what Transformers' config class takes for keys that config.json may leave out.
+    pub defaults: &'static str,
+    pub rotary: RotaryStyle,
+    /// Reads what is particular from config.json.
+    pub configure: fn(&mut Config, &Value) -> Result<()>,
+    /// The same from GGUF metadata.
+    pub configure_gguf: fn(&mut Config, &Gguf) -> Result<()>,
+    /// Transformers' names of a block's modules and llama.cpp's, where `gguf::NAMES` does not hold.
+    pub gguf_names: &'static [(&'static str, &'static str)],
+    /// Loads one block.
+    pub block: fn(&Layer) -> Result<Block>,
+}
+
+pub fn by_model_type(model_type: &str) -> Result<&'static Family> {
+    // The multimodal Gemma 3 is the text model with an image encoder beside it.
+    let searched = if model_type == "gemma3" { "gemma3_text" } else { model_type };
+    FAMILIES.iter().find(|family| family.model_type == searched).ok_or_else(|| unknown(model_type))
+}
+
+pub fn by_architecture(architecture: &str) -> Result<&'static Family> {
+    FAMILIES.iter().find(|family| family.architecture == architecture).ok_or_else(|| unknown(architecture))
+}
+
+/// The part of config.json that describes the language model.
+pub fn text_config(family: &Family, json: &Value) -> Result<Value> {
+    match json.get("text_config") {
+        Some(text) if family.model_type == "gemma3_text" => {
+            let mut text = text.clone();
+            if let (Some(text), Some(tied)) = (text.as_object_mut(), json.get("tie_word_embeddings")) {
+                text.entry("tie_word_embeddings").or_insert_with(|| tied.clone());
+            }
+            Ok(text)
+        }
+        _ => Ok(json.clone()),
+    }
+}
+
+fn unknown(found: &str) -> Error {
+    let known: Vec<&str> = FAMILIES.iter().map(|family| family.model_type).collect();
+    Error::new(format!("this model is of the family `{found}`; known are: {}", known.join(", ")))
+        .cure("Use a model of a known family, or add the family: src/model/mod.rs says how.")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// The newcomer's guide in mod.rs promises a file, a row and a fixture for each family.
+    #[test]
+    fn every_family_has_its_file_its_row_and_its_fixture() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let mut files = Vec::new();
+        for entry in std::fs::read_dir(root.join("src/model")).unwrap() {
+            let path = entry.unwrap().path();
+            let text = if path.is_file() { std::fs::read_to_string(&path).unwrap() } else { String::new() };
+            if text.contains("\npub const FAMILY: Family = Family {") {
+                assert!(text.contains("Reference: Transformers `models/"), "{} names no reference", path.display());
+                files.push(path.file_stem().unwrap().to_string_lossy().into_owned());
+            }
+        }
+        let mut rows: Vec<&str> = FAMILIES.iter().map(|family| family.model_type).collect();
+        files.sort();
+        rows.sort_unstable();
+        assert_eq!(files, rows, "files of src/model with a FAMILY, and rows of FAMILIES");
+        for family in FAMILIES {
+            let fixture = root.join("tests/fixtures/families").join(family.model_type);
+            let mut needed = vec!["config.json", "model.safetensors", "tokenizer.json", "logits.safetensors"];
+            needed.extend((!family.architecture.is_empty()).then_some("model.gguf"));
+            for name in needed {
+                let path = fixture.join(name);
+                assert!(path.is_file(), "{} is missing: make.py there writes it", path.display());
+            }
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! Gemma 3, the language model: five layers with a window and a rotary base of their own to one without, norms before and behind
+//! everything, on queries and on keys, scaled embeddings, GELU. Of the multimodal `gemma3` the text half is read.
+//! Reference: Transformers `models/gemma3/modeling_gemma3.py`; for GGUF, llama.cpp `src/models/gemma3.cpp`.
+
+use serde_json::Value;
+
+use super::config::{Config, flag, number, optional_count};
+use super::decoder::{Block, FeedForward};
+use super::family::Family;
+use super::gguf::Gguf;
+use super::keys::Rule::{Honoured, Only};
+use super::layers::{Attention, Layer, Mlp};
+use super::rope::{Rope, RopeScaling, present};
+use crate::error::{Error, Result};
+use crate::kernels::gated::Activation;
+use crate::kernels::rotary::RotaryStyle;
+
+pub const FAMILY: Family = Family {
+    model_type: "gemma3_text",
+    architecture: "gemma3",
+    keys: &[
+        ("attention_bias", Honoured),
+        // Transformers reads it and does not use it.
+        ("attn_logit_softcapping", Only(&[])),
+        ("final_logit_softcapping", Honoured),
+        ("query_pre_attn_scalar", Honoured),
+        ("sliding_window", Honoured),
+        ("sliding_window_pattern", Honoured),
+        ("_sliding_window_pattern", Honoured),
+        ("layer_types", Honoured),
+        ("rope_local_base_freq", Honoured),
+        ("hidden_activation", Only(&["gelu_pytorch_tanh"])),
+        ("hidden_act", Only(&["gelu_pytorch_tanh"])),
+        ("use_bidirectional_attention", Only(&["false"])),
+    ],
+    // The multimodal checkpoints rely on these.
+    defaults: r#"{"vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
+                  "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "max_position_embeddings": 131072,
+                  "rms_norm_eps": 0.000001, "tie_word_embeddings": true, "query_pre_attn_scalar": 256,
+                  "sliding_window": 4096, "rope_theta": 1000000.0, "rope_local_base_freq": 10000.0}"#,
+    rotary: RotaryStyle::Half,
+    configure,
+    configure_gguf,
+    gguf_names: &[
+        ("post_attention_layernorm", "post_attention_norm"),
+        ("pre_feedforward_layernorm", "ffn_norm"),
+        ("post_feedforward_layernorm", "post_ffw_norm"),
+    ],
+    block,
+};
+
+/// Layers with a window between two without, where the file does not say, and the base of their rotary embedding.
+const PATTERN: usize = 6;
+const WINDOW_THETA: f64 = 10_000.0;
+
+fn configure(config: &mut Config, json: &Value) -> Result<()> {
+    let theta = number(json, "rope_theta")?.unwrap_or(1_000_000.0);
+    let window_theta = number(json, "rope_local_base_freq")?.unwrap_or(WINDOW_THETA);
+    let rope = |parameters, theta| Rope::from_parameters(parameters, theta, config.max_positions);
+    (config.rope, config.window_rope) = match present(json, "rope_parameters") {
+        // Transformers 5: a set for each kind of layer.
+        Some(sets) => {
+            let known = ["full_attention", "sliding_attention"];
+            if let Some(kind) =
+                sets.as_object().into_iter().flatten().map(|(kind, _)| kind).find(|kind| !known.contains(&kind.as_str()))
+            {
+                return Err(Error::new(format!("`rope_parameters` holds `{kind}`; expected {}", known.join(" and "))));
+            }
+            (rope(present(sets, known[0]), theta)?, Some(rope(present(sets, known[1]), window_theta)?))
+        }
+        // Transformers 4: the scaling is for layers without a window.
+        None => (rope(present(json, "rope_scaling"), theta)?, Some(rope(None, window_theta)?)),
+    };
+    config.norm_offset = true;
+    config.embedding_scale = (config.hidden_size as f64).sqrt();
+    let scalar = number(json, "query_pre_attn_scalar")?.unwrap_or(256.0);
+    if scalar <= 0.0 {
+        return Err(Error::new(format!("`query_pre_attn_scalar` is {scalar}; expected a positive number")));
+    }
+    config.attention_scale = (1.0 / scalar.sqrt()) as f32;
+    config.final_softcap = number(json, "final_logit_softcapping")?.map(|cap| cap as f32);
+    config.qkv_bias = flag(json, "attention_bias")?.unwrap_or(false);
+    config.output_bias = config.qkv_bias;
+    let pattern = match optional_count(json, "sliding_window_pattern")? {
+        Some(pattern) => pattern,
+        None => optional_count(json, "_sliding_window_pattern")?.unwrap_or(PATTERN),
+    };
+    let window = optional_count(json, "sliding_window")?;
+    config.read_windows(json, window, |layer| !(layer + 1).is_multiple_of(pattern))
+}
+
+fn configure_gguf(config: &mut Config, file: &Gguf) -> Result<()> {
+    // The converter has added the 1 to the norms already.
+    config.norm_offset = false;
+    config.embedding_scale = (config.hidden_size as f64).sqrt();
+    // The 27B model alone scales by the width per head; it is told by its layers, as llama.cpp does.
+    if config.layers == 62 {
+        config.attention_scale = 1.0 / ((config.hidden_size / config.heads.max(1)) as f32).sqrt();
+    }
+    config.final_softcap = file.arch_number("final_logit_softcapping")?.map(|cap| cap as f32);
+    let window = file.arch_count("attention.sliding_window")?;
+    let pattern = file.arch_count("attention.sliding_window_pattern")?.unwrap_or(PATTERN);
+    config.windows = (0..config.layers).map(|layer| window.filter(|_| !(layer + 1).is_multiple_of(pattern))).collect();
+    let theta = file.arch_number("rope.freq_base_swa")?.unwrap_or(WINDOW_THETA);
+    config.window_rope = Some(Rope { theta, scaling: RopeScaling::None });
+    Ok(())
+}
+
+fn block(layer: &Layer) -> Result<Block> {
+    Ok(Block {
+        attention_norm: layer.norm("input_layernorm")?,
+        attention: Attention::load_with_norms(layer)?,
+        attention_post_norm: Some(layer.norm("post_attention_layernorm")?),
+        mlp_norm: layer.norm("pre_feedforward_layernorm")?,
+        mlp: FeedForward::Dense(Mlp::load(layer, Activation::GeluTanh)?),
+        mlp_post_norm: Some(layer.norm("post_feedforward_layernorm")?),
+    })
+}

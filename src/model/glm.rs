@@ -1,0 +1,50 @@
+//! GLM-4-9B: half of each head turns, in neighbouring pairs; gate and up are one matrix.
+//! Reference: Transformers `models/glm/modeling_glm.py`.
+
+use serde_json::Value;
+
+use super::config::{Config, flag};
+use super::decoder::{Block, FeedForward};
+use super::family::Family;
+use super::gguf::Gguf;
+use super::keys::Rule::Honoured;
+use super::layers::{Attention, Layer, Mlp};
+use super::rope::{Rope, partial_rotary_factor};
+use crate::error::Result;
+use crate::kernels::gated::Activation;
+use crate::kernels::rotary::RotaryStyle;
+
+pub const FAMILY: Family = Family {
+    model_type: "glm",
+    architecture: "chatglm",
+    keys: &[("attention_bias", Honoured), ("partial_rotary_factor", Honoured)],
+    defaults: r#"{"head_dim": 128, "num_key_value_heads": 2, "rms_norm_eps": 0.00000015625}"#,
+    rotary: RotaryStyle::Interleaved,
+    configure,
+    configure_gguf,
+    gguf_names: &[("mlp.gate_up_proj", "ffn_up")],
+    block,
+};
+
+pub fn configure(config: &mut Config, json: &Value) -> Result<()> {
+    config.rope = Rope::from_json(json, config.max_positions)?;
+    config.rotary_dim = (config.head_dim as f64 * partial_rotary_factor(json)?.unwrap_or(0.5)) as usize;
+    config.qkv_bias = flag(json, "attention_bias")?.unwrap_or(true);
+    Ok(())
+}
+
+pub fn configure_gguf(config: &mut Config, file: &Gguf) -> Result<()> {
+    config.qkv_bias = file.holds("blk.0.attn_q.bias") || file.holds("blk.0.attn_qkv.bias");
+    Ok(())
+}
+
+fn block(layer: &Layer) -> Result<Block> {
+    Ok(Block {
+        attention_norm: layer.norm("input_layernorm")?,
+        attention: Attention::load(layer)?,
+        attention_post_norm: None,
+        mlp_norm: layer.norm("post_attention_layernorm")?,
+        mlp: FeedForward::Dense(Mlp::load_fused(layer, Activation::Silu)?),
+        mlp_post_norm: None,
+    })
+}

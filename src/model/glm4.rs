@@ -1,0 +1,38 @@
+//! GLM-4-0414: GLM with a second norm behind the attention and behind the feed-forward network.
+//! Reference: Transformers `models/glm4/modeling_glm4.py`.
+
+use super::decoder::{Block, FeedForward};
+use super::family::Family;
+use super::glm;
+use super::keys::Rule::Honoured;
+use super::layers::{Attention, Layer, Mlp};
+use crate::error::Result;
+use crate::kernels::gated::Activation;
+use crate::kernels::rotary::RotaryStyle;
+
+pub const FAMILY: Family = Family {
+    model_type: "glm4",
+    architecture: "glm4",
+    keys: &[("attention_bias", Honoured), ("partial_rotary_factor", Honoured)],
+    defaults: r#"{"head_dim": 128, "num_key_value_heads": 2, "rms_norm_eps": 0.00000015625}"#,
+    rotary: RotaryStyle::Interleaved,
+    configure: glm::configure,
+    configure_gguf: glm::configure_gguf,
+    gguf_names: &[
+        ("mlp.gate_up_proj", "ffn_up"),
+        ("post_self_attn_layernorm", "post_attention_norm"),
+        ("post_mlp_layernorm", "post_ffw_norm"),
+    ],
+    block,
+};
+
+fn block(layer: &Layer) -> Result<Block> {
+    Ok(Block {
+        attention_norm: layer.norm("input_layernorm")?,
+        attention: Attention::load(layer)?,
+        attention_post_norm: Some(layer.norm("post_self_attn_layernorm")?),
+        mlp_norm: layer.norm("post_attention_layernorm")?,
+        mlp: FeedForward::Dense(Mlp::load_fused(layer, Activation::Silu)?),
+        mlp_post_norm: Some(layer.norm("post_mlp_layernorm")?),
+    })
+}

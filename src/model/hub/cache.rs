@@ -1,0 +1,205 @@
+//! The cache folder of Hugging Face's Python library, so that nobody keeps a model twice.
+//!
+//! ```text
+//! HF_HUB_CACHE/models--org--name/blobs/ETAG                     the bytes; `ETAG.incomplete` while they are coming
+//! HF_HUB_CACHE/models--org--name/refs/REVISION                  the commit that a branch or a tag stood for
+//! HF_HUB_CACHE/models--org--name/snapshots/COMMIT/FILE          a relative link to the blob
+//! HF_HUB_CACHE/.locks/models--org--name/ETAG.lock               held while the blob is fetched
+//! ```
+
+use std::fs::File;
+use std::path::{Component, Path, PathBuf};
+
+use crate::error::{Context, Error, Result};
+
+/// The part of the cache that belongs to one repository.
+#[derive(Debug, Clone)]
+pub struct Cache {
+    root: PathBuf,
+    folder: String,
+}
+
+impl Cache {
+    /// Where the environment puts the cache: HF_HUB_CACHE, HF_HOME, XDG_CACHE_HOME, or the home folder.
+    pub fn from_env(repo: &str) -> Result<Cache> {
+        let root = match variable("HF_HUB_CACHE").or_else(|| variable("HUGGINGFACE_HUB_CACHE")) {
+            Some(root) => root,
+            None => home()
+                .ok_or_else(|| Error::new("no folder to keep models in: neither HF_HOME nor HOME is set").cure("Set HF_HOME."))?
+                .join("hub"),
+        };
+        Ok(Cache { root, folder: format!("models--{}", repo.replace('/', "--")) })
+    }
+
+    pub fn repo_folder(&self) -> PathBuf {
+        self.root.join(&self.folder)
+    }
+
+    pub fn blob(&self, etag: &str) -> PathBuf {
+        self.repo_folder().join("blobs").join(etag)
+    }
+
+    pub fn snapshot(&self, commit: &str) -> PathBuf {
+        self.repo_folder().join("snapshots").join(commit)
+    }
+
+    /// The commit that `revision` stands for, as far as the cache knows.
+    pub fn commit(&self, revision: &str) -> Option<String> {
+        if is_commit(revision) {
+            return Some(revision.to_owned());
+        }
+        let commit = std::fs::read_to_string(self.repo_folder().join("refs").join(revision)).ok()?;
+        Some(commit.trim().to_owned()).filter(|commit| is_commit(commit))
+    }
+
+    pub fn set_ref(&self, revision: &str, commit: &str) -> Result<()> {
+        if self.commit(revision).as_deref() == Some(commit) {
+            return Ok(());
+        }
+        let path = self.repo_folder().join("refs").join(revision);
+        let folder = create_parent(&path)?;
+        let written = tempfile::NamedTempFile::new_in(folder).and_then(|file| {
+            std::fs::write(file.path(), commit)?;
+            file.persist(&path).map_err(|error| error.error)
+        });
+        written.map(drop).context_at(&path, "cannot write to the cache of models")
+    }
+
+    /// The files of a snapshot by their names in the repository, of those that are really there.
+    pub fn files(&self, commit: &str) -> Vec<String> {
+        fn walk(folder: &Path, prefix: &str, names: &mut Vec<String>) {
+            let Ok(entries) = std::fs::read_dir(folder) else { return };
+            for entry in entries.filter_map(|entry| entry.ok()) {
+                let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
+                let path = entry.path();
+                if path.is_dir() {
+                    walk(&path, &format!("{name}/"), names);
+                } else if path.is_file() {
+                    names.push(name);
+                }
+            }
+        }
+        let mut names = Vec::new();
+        walk(&self.snapshot(commit), "", &mut names);
+        names.sort_unstable();
+        names
+    }
+
+    /// Holds off others who would fetch the same blob, Python's library among them, until the file is dropped.
+    pub fn lock(&self, etag: &str) -> Result<File> {
+        let path = self.root.join(".locks").join(&self.folder).join(format!("{etag}.lock"));
+        create_parent(&path)?;
+        let file = File::options().create(true).append(true).open(&path).context_at(&path, "cannot create a lock file")?;
+        // Some network file systems know no locks. Then two processes may fetch the same file; the hash tells if they mixed it up.
+        let _ = file.lock();
+        Ok(file)
+    }
+
+    /// Makes `name` of the snapshot stand for `blob`.
+    pub fn link(&self, blob: &Path, commit: &str, name: &str) -> Result<()> {
+        let path = self.snapshot(commit).join(name);
+        create_parent(&path)?;
+        // A link whose blob has been deleted is in the way.
+        let _ = std::fs::remove_file(&path);
+        link(blob, &path, name).context_at(&path, "cannot write to the cache of models")
+    }
+}
+
+#[cfg(unix)]
+fn link(blob: &Path, path: &Path, name: &str) -> std::io::Result<()> {
+    // From snapshots/COMMIT/NAME up to the repository's folder, so that the cache can be moved.
+    let up = "../".repeat(2 + name.matches('/').count());
+    let etag = blob.file_name().unwrap_or_default();
+    match std::os::unix::fs::symlink(Path::new(&up).join("blobs").join(etag), path) {
+        // Another process was faster.
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        linked => linked,
+    }
+}
+
+/// Python's library does the same where links need rights that people do not have.
+#[cfg(not(unix))]
+fn link(blob: &Path, path: &Path, _name: &str) -> std::io::Result<()> {
+    std::fs::copy(blob, path).map(drop)
+}
+
+/// 40 hexadecimal digits.
+pub fn is_commit(revision: &str) -> bool {
+    revision.len() == 40 && revision.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// A name that stays within the folder it is joined to.
+pub fn is_relative(name: &str) -> bool {
+    let plain = |component| matches!(component, Component::Normal(_));
+    !name.is_empty() && !name.contains(['\\', ':', '\0']) && Path::new(name).components().all(plain)
+}
+
+/// HF_HOME or its default, which holds the cache and the token.
+pub fn home() -> Option<PathBuf> {
+    variable("HF_HOME").or_else(|| {
+        let base = variable("XDG_CACHE_HOME").or_else(|| user_home().map(|home| home.join(".cache")));
+        base.map(|base| base.join("huggingface"))
+    })
+}
+
+/// A variable that names a path; `~` is the home folder, as in Python's library.
+pub fn variable(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)?;
+    match path.strip_prefix("~") {
+        Ok(rest) => user_home().map(|home| home.join(rest)),
+        Err(_) => Some(path),
+    }
+}
+
+fn user_home() -> Option<PathBuf> {
+    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    variable("HOME").or_else(|| variable("USERPROFILE"))
+}
+
+fn create_parent(path: &Path) -> Result<&Path> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    std::fs::create_dir_all(folder).map_err(|cause| {
+        Error::new("cannot create the folder").at(folder).caused_by(cause).cure("Set HF_HOME to a folder that can be written to.")
+    })?;
+    Ok(folder)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_layout_is_that_of_the_python_library() {
+        let root = tempfile::tempdir().unwrap();
+        let cache = Cache { root: root.path().to_owned(), folder: "models--org--name".to_owned() };
+        let commit = "0123456789abcdef0123456789abcdef01234567";
+        let blob = cache.blob("e7a6");
+        create_parent(&blob).unwrap();
+        std::fs::write(&blob, "bytes").unwrap();
+        cache.link(&blob, commit, "config.json").unwrap();
+        cache.link(&blob, commit, "q4/model.gguf").unwrap();
+        cache.set_ref("refs/pr/1", commit).unwrap();
+        let snapshot = root.path().join("models--org--name/snapshots").join(commit);
+        let target = |name: &str| std::fs::read_link(snapshot.join(name)).unwrap();
+        assert_eq!(target("config.json"), Path::new("../../blobs/e7a6"));
+        assert_eq!(target("q4/model.gguf"), Path::new("../../../blobs/e7a6"));
+        assert_eq!(std::fs::read_to_string(snapshot.join("q4/model.gguf")).unwrap(), "bytes");
+        assert_eq!(std::fs::read_to_string(root.path().join("models--org--name/refs/refs/pr/1")).unwrap(), commit);
+        assert_eq!(cache.commit("refs/pr/1").as_deref(), Some(commit));
+        assert_eq!(cache.files(commit), ["config.json", "q4/model.gguf"]);
+        // A link whose blob was deleted is no file.
+        std::fs::remove_file(&blob).unwrap();
+        assert!(cache.files(commit).is_empty());
+        assert_eq!(cache.commit("main"), None);
+    }
+
+    #[test]
+    fn names_that_lead_out_of_the_folder() {
+        for name in ["a", "a/b.json", "refs/pr/1"] {
+            assert!(is_relative(name), "{name}");
+        }
+        for name in ["", "/a", "../a", "a/../b", "a\\b", "c:x", "./a", "."] {
+            assert!(!is_relative(name), "{name}");
+        }
+    }
+}

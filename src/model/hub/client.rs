@@ -1,0 +1,419 @@
+//! The hub's protocol, after huggingface_hub's `file_download.py` and `utils/_http.py`.
+//!
+//! `GET /api/models/ID/revision/REVISION` tells the commit and the files. `HEAD /ID/resolve/COMMIT/FILE` tells what a file should
+//! be: its size and its ETag, which is the SHA-256 of a large file (`X-Linked-ETag`) and git's blob hash of a small one. `GET` of
+//! the same address leads, for a large file, to another host. Both hashes are compared before a file gets its name.
+//!
+//! The token goes to the hub's own origin only, never along with a redirect to another, and into no message.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Value;
+use sha1::Sha1;
+use sha2::{Digest, Sha256};
+use ureq::http::{Response, Uri};
+use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
+use ureq::{Agent, Body};
+
+use super::HubId;
+use super::cache::{self, is_commit};
+use crate::error::{Context, Error, Result};
+
+/// A connection to one repository.
+pub struct Client {
+    agent: Agent,
+    /// Scheme and host, without a slash at the end.
+    endpoint: String,
+    token: Option<String>,
+    id: HubId,
+}
+
+/// A repository at one commit.
+pub struct Listing {
+    pub commit: String,
+    pub files: Vec<String>,
+}
+
+/// What a file of the hub should be.
+pub struct Remote {
+    url: String,
+    pub etag: String,
+    pub size: Option<u64>,
+}
+
+/// How a transfer ended.
+enum Transfer {
+    Whole,
+    /// Worth another try.
+    Broken(Error),
+}
+
+/// Tries in a row that bring no new byte before a transfer is given up.
+const TRIES: u32 = 4;
+const PAUSE: Duration = Duration::from_millis(500);
+const REDIRECTS: usize = 8;
+const WAIT_TO_CONNECT: Duration = Duration::from_secs(10);
+const WAIT_FOR_BYTES: Duration = Duration::from_secs(60);
+/// A listing is a few hundred names.
+const LISTING_BYTES: u64 = 64 << 20;
+
+/// HF_HUB_OFFLINE, or Transformers' older name for it.
+pub fn offline() -> bool {
+    let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let value = set("HF_HUB_OFFLINE").or_else(|| set("TRANSFORMERS_OFFLINE")).unwrap_or_default();
+    ["1", "ON", "YES", "TRUE"].contains(&value.to_ascii_uppercase().as_str())
+}
+
+impl Client {
+    /// Reads HF_ENDPOINT, the token, SSL_CERT_FILE; ureq reads the proxy variables.
+    pub fn from_env(id: &HubId) -> Result<Client> {
+        let endpoint = std::env::var("HF_ENDPOINT").ok().filter(|value| !value.is_empty());
+        let endpoint = endpoint.unwrap_or_else(|| "https://huggingface.co".to_owned()).trim_end_matches('/').to_owned();
+        if origin(&endpoint).is_none() {
+            return Err(Error::new(format!("HF_ENDPOINT is `{endpoint}`; expected an address such as https://huggingface.co")));
+        }
+        let config = Agent::config_builder()
+            .http_status_as_error(false)
+            // Redirects are followed by hand: they decide where the token goes.
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .user_agent(concat!("diagnose/", env!("CARGO_PKG_VERSION")))
+            // Sizes and hashes are those of the file, not of a compressed copy.
+            .accept_encoding("identity")
+            .timeout_connect(Some(WAIT_TO_CONNECT))
+            .timeout_recv_response(Some(WAIT_FOR_BYTES))
+            .timeout_per_read(Some(WAIT_FOR_BYTES))
+            .tls_config(TlsConfig::builder().root_certs(root_certificates()?).build())
+            .build();
+        Ok(Client { agent: config.into(), endpoint, token: token()?, id: id.clone() })
+    }
+
+    pub fn repo(&self) -> &str {
+        &self.id.repo
+    }
+
+    /// The commit that the revision stands for now, and its files.
+    pub fn listing(&self) -> Result<Listing> {
+        let HubId { repo, revision, .. } = &self.id;
+        let url = format!("{}/api/models/{repo}/revision/{}", self.endpoint, percent_encoded(revision, ""));
+        let mut response = self.request(false, &url, None).map_err(|cause| self.unreachable(cause))?;
+        if !response.status().is_success() {
+            return Err(self.refusal(&response, None));
+        }
+        let mut text = String::new();
+        response.body_mut().as_reader().take(LISTING_BYTES).read_to_string(&mut text).map_err(|cause| self.unreachable(cause))?;
+        let odd =
+            || Error::new(format!("{url} did not answer as the hub does")).cure("Check HF_ENDPOINT and the proxy variables.");
+        let json: Value = serde_json::from_str(&text).map_err(|cause| odd().caused_by(cause))?;
+        let commit = json.get("sha").and_then(Value::as_str).filter(|sha| is_commit(sha)).ok_or_else(odd)?;
+        let siblings = json.get("siblings").and_then(Value::as_array).ok_or_else(odd)?;
+        let files = siblings.iter().filter_map(|sibling| sibling.get("rfilename").and_then(Value::as_str));
+        let files = files.filter(|name| cache::is_relative(name)).map(str::to_owned).collect();
+        Ok(Listing { commit: commit.to_owned(), files })
+    }
+
+    /// Size and hash of `file`.
+    pub fn remote(&self, commit: &str, file: &str) -> Result<Remote> {
+        let url = format!("{}/{}/resolve/{commit}/{}", self.endpoint, self.id.repo, percent_encoded(file, "/"));
+        let response = self.request(true, &url, None).map_err(|cause| self.unreachable(cause))?;
+        let status = response.status();
+        if !status.is_success() && !status.is_redirection() {
+            return Err(self.refusal(&response, Some(file)));
+        }
+        let own_length = if status.is_redirection() { None } else { header(&response, "content-length") };
+        let size = header(&response, "x-linked-size").or(own_length).and_then(|size| size.parse().ok());
+        let etag = header(&response, "x-linked-etag").or_else(|| header(&response, "etag")).unwrap_or_default();
+        let etag = etag.trim_start_matches("W/").trim_matches('"').to_owned();
+        // It becomes a file name.
+        if etag.is_empty() || !etag.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
+            return Err(Error::new(format!("the hub gives no usable ETag for `{file}` of `{}`", self.id.repo))
+                .cure("Check HF_ENDPOINT and the proxy variables: an ETag in between may have been removed."));
+        }
+        Ok(Remote { url, etag, size })
+    }
+
+    /// Fetches the file to `blob`, going on with what an earlier, broken transfer has left. `tick` gets the bytes so far.
+    pub fn download(&self, file: &str, remote: &Remote, blob: &Path, tick: &dyn Fn(u64)) -> Result<()> {
+        let incomplete = blob.with_file_name(format!("{}.incomplete", remote.etag));
+        let folder = blob.parent().unwrap_or(Path::new("."));
+        std::fs::create_dir_all(folder).context_at(folder, "cannot create the cache folder")?;
+        let mut tries = 0;
+        loop {
+            let before = length(&incomplete);
+            let broken = match self.transfer(file, remote, &incomplete, tick)? {
+                Transfer::Whole => break,
+                Transfer::Broken(error) => error,
+            };
+            tries = if length(&incomplete) > before { 0 } else { tries + 1 };
+            if tries == TRIES {
+                return Err(broken.cure("Give the same command again: it goes on where the transfer broke off."));
+            }
+            std::thread::sleep(PAUSE * tries);
+        }
+        if let Err(error) = self.verify(file, remote, &incomplete) {
+            // What is wrong must not be gone on with.
+            let _ = std::fs::remove_file(&incomplete);
+            return Err(error);
+        }
+        std::fs::rename(&incomplete, blob).context_at(blob, "cannot move the fetched file to its place")
+    }
+
+    /// One request for what is missing of `incomplete`.
+    fn transfer(&self, file: &str, remote: &Remote, incomplete: &Path, tick: &dyn Fn(u64)) -> Result<Transfer> {
+        let mut have = length(incomplete);
+        if have > 0 && remote.size == Some(have) {
+            return Ok(Transfer::Whole);
+        }
+        if remote.size.is_some_and(|size| size < have) {
+            have = 0;
+        }
+        let mut response = match self.request(false, &remote.url, (have > 0).then_some(have)) {
+            Ok(response) => response,
+            Err(cause) => return Ok(Transfer::Broken(self.unreachable(cause))),
+        };
+        match response.status().as_u16() {
+            206 if header(&response, "content-range").is_some_and(|range| range.starts_with(&format!("bytes {have}-"))) => {}
+            200 => have = 0,
+            // The server cannot go on from here: the next try starts anew.
+            206 | 416 => {
+                let _ = std::fs::remove_file(incomplete);
+                return Ok(Transfer::Broken(self.refusal(&response, Some(file))));
+            }
+            429 | 500..=599 => return Ok(Transfer::Broken(self.refusal(&response, Some(file)))),
+            _ => return Err(self.refusal(&response, Some(file))),
+        }
+        let cannot_write = "cannot write the fetched file";
+        let mut output =
+            OpenOptions::new().create(true).append(true).open(incomplete).context_at(incomplete, "cannot create the file")?;
+        output.set_len(have).context_at(incomplete, cannot_write)?;
+        let mut body = response.body_mut().as_reader();
+        let mut buffer = vec![0; 1 << 18];
+        let broken = loop {
+            match body.read(&mut buffer) {
+                Ok(0) => break None,
+                Ok(n) => {
+                    output.write_all(&buffer[..n]).context_at(incomplete, cannot_write)?;
+                    have += n as u64;
+                    tick(have);
+                }
+                Err(cause) => break Some(cause),
+            }
+        };
+        output.sync_all().context_at(incomplete, cannot_write)?;
+        let of = remote.size.map_or_else(String::new, |size| format!(" of {size}"));
+        let broke_off = || Error::new(format!("the transfer of `{file}` of `{}` broke off after {have}{of} bytes", self.id.repo));
+        match broken {
+            Some(cause) => Ok(Transfer::Broken(broke_off().caused_by(cause))),
+            None if remote.size.is_some_and(|size| size != have) => Ok(Transfer::Broken(broke_off())),
+            None => Ok(Transfer::Whole),
+        }
+    }
+
+    /// Compares the file with its ETag: SHA-256 of large files, git's blob hash of small ones. A mirror's own tag says nothing.
+    fn verify(&self, file: &str, remote: &Remote, path: &Path) -> Result<()> {
+        let (kind, found) = match remote.etag.len() {
+            64 => ("SHA-256", digest(Sha256::new(), path)?),
+            40 => ("git hash", digest(Sha1::new().chain_update(format!("blob {}\0", length(path))), path)?),
+            _ => return Ok(()),
+        };
+        if found.eq_ignore_ascii_case(&remote.etag) {
+            return Ok(());
+        }
+        Err(Error::new(format!(
+            "`{file}` of `{}` came with the {kind} {found}; the hub says {}: it was changed or damaged on the way, and is not kept",
+            self.id.repo, remote.etag
+        ))
+        .cure("Give the same command again; if it stays wrong, check HF_ENDPOINT and the proxy."))
+    }
+
+    /// GET or HEAD, following redirects: HEAD within the hub only, since what lies behind tells nothing of hashes.
+    fn request(&self, head: bool, url: &str, from_byte: Option<u64>) -> std::result::Result<Response<Body>, ureq::Error> {
+        let ours = origin(&self.endpoint);
+        let mut url = url.to_owned();
+        for _ in 0..REDIRECTS {
+            let mut request = if head { self.agent.head(&url) } else { self.agent.get(&url) };
+            if let Some(token) = self.token.as_ref().filter(|_| origin(&url) == ours) {
+                request = request.header("authorization", format!("Bearer {token}"));
+            }
+            if let Some(from) = from_byte {
+                request = request.header("range", format!("bytes={from}-"));
+            }
+            let response = request.call()?;
+            let location = header(&response, "location").filter(|_| response.status().is_redirection());
+            match location.and_then(|location| joined(&url, location)) {
+                Some(next) if !head || origin(&next) == ours => url = next,
+                _ => return Ok(response),
+            }
+        }
+        Err(ureq::Error::TooManyRedirects)
+    }
+
+    fn unreachable(&self, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+        let HubId { repo, .. } = &self.id;
+        Error::new(format!("there is no folder `{repo}` here, and the hub at {} cannot be reached", self.endpoint))
+            .caused_by(cause)
+            .cure(format!(
+                "If `{repo}` is a folder, check its path. If it is a hub id, check the network, HF_ENDPOINT and HTTPS_PROXY, \
+                 or fetch it where there is a network (`hf download {repo}`) and copy the cache (HF_HOME)."
+            ))
+    }
+
+    /// What a status that is not a success means.
+    fn refusal(&self, response: &Response<Body>, file: Option<&str>) -> Error {
+        let HubId { repo, revision, .. } = &self.id;
+        let status = response.status();
+        let code = header(response, "x-error-code").unwrap_or_default();
+        let log_in = match self.token {
+            Some(_) => "Your token was sent: check with `hf auth whoami` whose it is and what it may read.",
+            None => "No token was sent: set HF_TOKEN, or log in with `hf auth login`.",
+        };
+        let name = file.map_or_else(|| format!("`{repo}`"), |file| format!("`{file}` of `{repo}`"));
+        match (status.as_u16(), code) {
+            (_, "GatedRepo") => Error::new(format!("{repo} is gated: its owners ask you to accept their terms first ({status})"))
+                .cure(format!("Accept them at {}/{repo} in a browser. {log_in}", self.endpoint)),
+            (_, "RevisionNotFound") => Error::new(format!("the hub's `{repo}` has no revision `{revision}` ({status})"))
+                .cure("Name a branch, a tag or a whole commit behind the `@`."),
+            (404, "EntryNotFound") => Error::new(format!("the hub has no {name} ({status})")),
+            (401 | 404, _) => Error::new(format!(
+                "there is no folder `{repo}` here, and the hub at {} shows no repository of that name ({status})",
+                self.endpoint
+            ))
+            .cure(format!(
+                "If it is a folder, check its path. If it is a hub id, check its spelling; it may be private. {log_in}"
+            )),
+            (403, _) => Error::new(format!("the hub does not let us read {name} ({status})")).cure(log_in),
+            (429, _) => Error::new(format!("the hub asks for patience with {name} ({status})"))
+                .cure(format!("Try again in some minutes. {log_in}")),
+            _ => Error::new(format!("the hub could not serve {name} ({status})")).cure("Try again later, or check HF_ENDPOINT."),
+        }
+    }
+}
+
+/// HF_TOKEN, or what `hf auth login` left.
+fn token() -> Result<Option<String>> {
+    let set = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
+    let token = set("HF_TOKEN").or_else(|| set("HUGGING_FACE_HUB_TOKEN")).or_else(|| {
+        let path = cache::variable("HF_TOKEN_PATH").or_else(|| cache::home().map(|home| home.join("token")))?;
+        std::fs::read_to_string(path).ok()
+    });
+    let token = token.map(|token| token.trim().to_owned()).filter(|token| !token.is_empty());
+    // It is not shown: a message ends up in logs.
+    match token {
+        Some(token) if !token.bytes().all(|byte| byte.is_ascii_graphic()) => {
+            Err(Error::new("the Hugging Face token holds characters that no token has")
+                .cure("Check HF_TOKEN, or log in again with `hf auth login`."))
+        }
+        token => Ok(token),
+    }
+}
+
+/// Mozilla's authorities, or those of the file that companies with a proxy of their own name.
+fn root_certificates() -> Result<RootCerts> {
+    let Some(path) = cache::variable("SSL_CERT_FILE").or_else(|| cache::variable("REQUESTS_CA_BUNDLE")) else {
+        return Ok(RootCerts::WebPki);
+    };
+    let pem = std::fs::read(&path).context_at(&path, "cannot read the certificates (SSL_CERT_FILE)")?;
+    let certificates = parse_pem(&pem).filter_map(|item| match item {
+        Ok(PemItem::Certificate(certificate)) => Some(certificate),
+        _ => None,
+    });
+    Ok(RootCerts::Specific(Arc::new(certificates.collect())))
+}
+
+fn header<'a>(response: &'a Response<Body>, name: &str) -> Option<&'a str> {
+    response.headers().get(name).and_then(|value| value.to_str().ok())
+}
+
+/// Scheme, host and port.
+fn origin(url: &str) -> Option<(String, String, u16)> {
+    let uri: Uri = url.parse().ok()?;
+    let scheme = uri.scheme_str()?.to_ascii_lowercase();
+    let port = uri.port_u16().or(match scheme.as_str() {
+        "http" => Some(80),
+        "https" => Some(443),
+        _ => None,
+    })?;
+    Some((scheme, uri.host()?.to_ascii_lowercase(), port))
+}
+
+/// The address that `location` means when `url` answers with it.
+fn joined(url: &str, location: &str) -> Option<String> {
+    if location.contains("://") {
+        return Some(location.to_owned());
+    }
+    let (scheme, rest) = url.split_once("://")?;
+    let host = rest.split('/').next()?;
+    match location {
+        _ if location.starts_with("//") => Some(format!("{scheme}:{location}")),
+        _ if location.starts_with('/') => Some(format!("{scheme}://{host}{location}")),
+        _ => None,
+    }
+}
+
+/// `%2F` and the like for every byte but letters, digits, `-._~` and those of `kept`.
+fn percent_encoded(text: &str, kept: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) || kept.as_bytes().contains(&byte);
+    text.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
+}
+
+/// Zero where there is no file.
+fn length(path: &Path) -> u64 {
+    std::fs::metadata(path).map_or(0, |metadata| metadata.len())
+}
+
+/// The hash in hexadecimal of what `hasher` has seen and the file's bytes after it.
+fn digest<D: Digest>(mut hasher: D, path: &Path) -> Result<String> {
+    let mut file = File::open(path).context_at(path, "cannot open the fetched file")?;
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer).context_at(path, "cannot read the fetched file")? {
+            0 => return Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()),
+            n => hasher.update(&buffer[..n]),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hashes_are_those_of_git_and_of_sha256sum() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        std::fs::write(&path, "hello\n").unwrap();
+        // `echo hello | git hash-object --stdin`, `echo hello | sha256sum`
+        let git = digest(Sha1::new().chain_update(format!("blob {}\0", length(&path))), &path).unwrap();
+        assert_eq!(git, "ce013625030ba8dba906f756967f9e9ca394464a");
+        let sha256 = digest(Sha256::new(), &path).unwrap();
+        assert_eq!(sha256, "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03");
+    }
+
+    #[test]
+    fn the_origin_decides_about_the_token() {
+        let same = |a: &str, b: &str| origin(a) == origin(b);
+        assert!(same("https://huggingface.co", "https://HuggingFace.co:443/a/b?c"));
+        assert!(!same("https://huggingface.co", "http://huggingface.co"));
+        assert!(!same("https://huggingface.co", "https://huggingface.co.evil.org"));
+        assert!(!same("https://huggingface.co", "https://huggingface.co@evil.org/"));
+        assert!(!same("http://127.0.0.1:1", "http://127.0.0.1:2"));
+        assert_eq!(origin("not an address"), None);
+    }
+
+    #[test]
+    fn addresses_of_redirects_and_revisions() {
+        let check = |location: &str, expected: Option<&str>| {
+            assert_eq!(joined("https://hub:8/a/b?c", location).as_deref(), expected, "{location}");
+        };
+        check("https://other/x", Some("https://other/x"));
+        check("/x/y", Some("https://hub:8/x/y"));
+        check("//other/x", Some("https://other/x"));
+        check("x", None);
+        assert_eq!(percent_encoded("refs/pr/1", ""), "refs%2Fpr%2F1");
+        assert_eq!(percent_encoded("q 4/é.gguf", "/"), "q%204/%C3%A9.gguf");
+    }
+}

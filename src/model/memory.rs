@@ -1,0 +1,167 @@
+//! Refuses a model that does not fit before the kernel ends the process.
+//!
+//! An estimate of what the weights take in the chosen precision, of the copies made while they are loaded, and of the hidden
+//! states of one batch, against what Linux says is available (`MemAvailable`) and what the container allows (cgroup 1 and 2).
+//! Elsewhere nothing is known and nothing refused. `DIAGNOSE_IGNORE_MEMORY=1` loads in any case.
+
+use std::path::Path;
+
+use super::config::Config;
+use crate::error::{Error, Result};
+use crate::kernels::Dtype;
+
+/// Tokens of a batch at most, unless one sequence is longer: half more than the engine packs on purpose.
+const BATCH_TOKENS: u64 = 3072;
+/// Code, tokenizer, tables and the data set's own rows.
+const PROGRAM_BYTES: u64 = 128 << 20;
+
+/// An error if a model of `parameters` weights in `dtype` needs more memory than there is.
+pub fn check(name: &str, config: &Config, parameters: u64, dtype: Dtype, max_tokens: usize) -> Result<()> {
+    if std::env::var_os("DIAGNOSE_IGNORE_MEMORY").is_some_and(|value| value == "1") {
+        return Ok(());
+    }
+    let need = |dtype| needed_bytes(config, parameters, dtype, max_tokens);
+    match available_bytes(Path::new("/")) {
+        Some(available) => refuse(name, need, dtype, available),
+        None => Ok(()),
+    }
+}
+
+fn refuse(name: &str, need: impl Fn(Dtype) -> u64, dtype: Dtype, available: u64) -> Result<()> {
+    let needed = need(dtype);
+    if needed <= available {
+        return Ok(());
+    }
+    let bf16 = match dtype {
+        Dtype::F32 => format!("Give --dtype bf16 (about {}), use a smaller model", gib(need(Dtype::Bf16))),
+        Dtype::Bf16 => "Use a smaller model".to_owned(),
+    };
+    Err(Error::new(format!("{name} needs about {} of memory in {dtype}; {} are available", gib(needed), gib(available)))
+        .cure(format!("{bf16}, or end other programs. DIAGNOSE_IGNORE_MEMORY=1 loads it all the same.")))
+}
+
+/// What the process grows to.
+fn needed_bytes(config: &Config, parameters: u64, dtype: Dtype, max_tokens: usize) -> u64 {
+    let [vocabulary, width, inner] = [config.vocab_size, config.hidden_size, config.intermediate_size].map(|n| n as u64);
+    let bytes = match dtype {
+        Dtype::F32 => 4,
+        Dtype::Bf16 => 2,
+    };
+    let weights = parameters.saturating_mul(bytes);
+    // The largest matrix as it is stored, and as f32, beside the matrix that it becomes.
+    let loading = vocabulary.saturating_mul(width).saturating_mul(4 + 4);
+    // Residual stream, normed copy, queries to values, mixed heads; gate, up and their product.
+    let per_token = (6 * width).saturating_add(3 * inner).saturating_mul(4);
+    let activations = BATCH_TOKENS.max(max_tokens as u64).saturating_mul(per_token);
+    weights.saturating_add(loading.max(activations)).saturating_add(PROGRAM_BYTES)
+}
+
+/// What can still be had: the least of the machine's and of the container's. `None` where neither is known.
+fn available_bytes(root: &Path) -> Option<u64> {
+    let machine = std::fs::read_to_string(root.join("proc/meminfo")).ok().and_then(|text| mem_available(&text));
+    let container = std::fs::read_to_string(root.join("proc/self/cgroup")).ok().and_then(|text| {
+        let fs = root.join("sys/fs/cgroup");
+        text.lines().filter_map(|line| group_available(&fs, line)).min()
+    });
+    machine.into_iter().chain(container).min()
+}
+
+/// `MemAvailable:   19911200 kB`
+fn mem_available(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.saturating_mul(1024))
+}
+
+/// What the group of one line of /proc/self/cgroup, `ID:CONTROLLERS:PATH`, and the groups above it still allow.
+fn group_available(fs: &Path, line: &str) -> Option<u64> {
+    let mut fields = line.splitn(3, ':').skip(1);
+    let (controllers, path) = (fields.next()?, fields.next()?);
+    let (mount, limit, usage, prefix) = match controllers {
+        "" => (fs.to_owned(), "memory.max", "memory.current", ""),
+        _ if controllers.split(',').any(|name| name == "memory") => {
+            (fs.join("memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+        }
+        _ => return None,
+    };
+    let groups = Path::new(path.trim_start_matches('/')).ancestors().map(|group| mount.join(group));
+    let room = groups.filter_map(|group| {
+        let number = |name: &str| std::fs::read_to_string(group.join(name)).ok()?.trim().parse::<u64>().ok();
+        let (limit, used) = (number(limit)?, number(usage)?);
+        // Cached files count as used and are given up when memory runs short.
+        let stat = std::fs::read_to_string(group.join("memory.stat")).unwrap_or_default();
+        let files = |kind: &str| {
+            let key = format!("{prefix}{kind}_file");
+            stat.lines().find_map(|line| line.strip_prefix(&key)?.trim().parse::<u64>().ok()).unwrap_or(0)
+        };
+        Some(limit.saturating_sub(used.saturating_sub(files("active") + files("inactive"))))
+    });
+    room.min()
+}
+
+fn gib(bytes: u64) -> String {
+    format!("{:.1} GiB", bytes as f64 / (1u64 << 30) as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    #[test]
+    fn what_is_needed_by_hand() {
+        let config = Config::from_json(&json!({"model_type": "llama", "hidden_size": 1024, "intermediate_size": 4096,
+            "num_hidden_layers": 2, "num_attention_heads": 8, "vocab_size": 65536, "max_position_embeddings": 8192,
+            "rms_norm_eps": 1e-5}));
+        let config = config.unwrap();
+        // Loading: 65536 * 1024 * 8 = 0.5 GiB; activations: 3072 tokens * (6 * 1024 + 3 * 4096) * 4 bytes = 0.2 GiB, the less.
+        let rest = GIB / 2 + PROGRAM_BYTES;
+        assert_eq!(needed_bytes(&config, 2 * GIB, Dtype::F32, 2048), 8 * GIB + rest);
+        assert_eq!(needed_bytes(&config, 2 * GIB, Dtype::Bf16, 2048), 4 * GIB + rest);
+        // 32768 tokens * 18432 * 4 bytes = 2.25 GiB, the more.
+        assert_eq!(needed_bytes(&config, 2 * GIB, Dtype::Bf16, 32768), 4 * GIB + 9 * GIB / 4 + PROGRAM_BYTES);
+    }
+
+    #[test]
+    fn a_refusal_names_both_sizes_and_the_ways_out() {
+        let need = |dtype| if dtype == Dtype::F32 { 20 * GIB } else { 10 * GIB };
+        assert!(refuse("big", need, Dtype::F32, 20 * GIB).is_ok());
+        let message = refuse("big", need, Dtype::F32, 12 * GIB).unwrap_err().to_string();
+        for part in
+            ["big needs about 20.0 GiB", "f32", "12.0 GiB are available", "bf16 (about 10.0 GiB)", "DIAGNOSE_IGNORE_MEMORY=1"]
+        {
+            assert!(message.contains(part), "expected `{part}` in {message}");
+        }
+        let message = refuse("big", need, Dtype::Bf16, 9 * GIB).unwrap_err().to_string();
+        assert!(message.contains("smaller model") && !message.contains("--dtype"), "{message}");
+    }
+
+    #[test]
+    fn the_least_of_machine_and_container_counts() {
+        let root = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = root.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        assert_eq!(available_bytes(root.path()), None);
+        write("proc/meminfo", "MemTotal:       8000000 kB\nMemAvailable:   4194304 kB\n");
+        assert_eq!(available_bytes(root.path()), Some(4 * GIB));
+        // Version 2: no limit of its own, 3 GiB above, of which 2 are used, half a GiB of that by cached files.
+        write("proc/self/cgroup", "0::/job/step\n");
+        write("sys/fs/cgroup/job/step/memory.max", "max\n");
+        write("sys/fs/cgroup/job/step/memory.current", "1000\n");
+        write("sys/fs/cgroup/job/memory.max", &(3 * GIB).to_string());
+        write("sys/fs/cgroup/job/memory.current", &(2 * GIB).to_string());
+        write("sys/fs/cgroup/job/memory.stat", &format!("anon 7\ninactive_file {}\nactive_file {}\n", GIB / 4, GIB / 4));
+        assert_eq!(available_bytes(root.path()), Some(3 * GIB / 2));
+        // Version 1.
+        write("proc/self/cgroup", "5:cpuset:/\n4:cpu,memory:/box\n0::/\n");
+        write("sys/fs/cgroup/memory/box/memory.limit_in_bytes", &(2 * GIB).to_string());
+        write("sys/fs/cgroup/memory/box/memory.usage_in_bytes", &(GIB + GIB / 2).to_string());
+        write("sys/fs/cgroup/memory/box/memory.stat", &format!("active_file 0\ntotal_active_file {}\n", GIB / 4));
+        assert_eq!(available_bytes(root.path()), Some(3 * GIB / 4));
+    }
+}

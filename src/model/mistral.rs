@@ -1,0 +1,30 @@
+//! Mistral: Llama with an optional window in every layer. In GGUF it calls itself `llama`.
+//! Reference: Transformers `models/mistral/modeling_mistral.py`.
+
+use serde_json::Value;
+
+use super::config::{Config, optional_count};
+use super::family::Family;
+use super::keys::Rule::Honoured;
+use super::llama;
+use super::rope::Rope;
+use crate::error::Result;
+use crate::kernels::rotary::RotaryStyle;
+
+pub const FAMILY: Family = Family {
+    model_type: "mistral",
+    architecture: "",
+    keys: &[("sliding_window", Honoured)],
+    defaults: r#"{"num_key_value_heads": 8, "sliding_window": 4096}"#,
+    rotary: RotaryStyle::Half,
+    configure,
+    configure_gguf: |_, _| Ok(()),
+    gguf_names: &[],
+    block: llama::block,
+};
+
+fn configure(config: &mut Config, json: &Value) -> Result<()> {
+    config.rope = Rope::from_json(json, config.max_positions)?;
+    config.windows = vec![optional_count(json, "sliding_window")?; config.layers];
+    Ok(())
+}

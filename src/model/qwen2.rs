@@ -1,0 +1,47 @@
+//! Qwen 2 and 2.5: Llama with biases on queries, keys and values, and optional windows in the later layers.
+//! Reference: Transformers `models/qwen2/modeling_qwen2.py`.
+
+use serde_json::Value;
+
+use super::config::{Config, count, flag, optional_count};
+use super::family::Family;
+use super::keys::Rule::{Honoured, Only};
+use super::llama;
+use super::rope::Rope;
+use crate::error::Result;
+use crate::kernels::rotary::RotaryStyle;
+
+pub const FAMILY: Family = Family {
+    model_type: "qwen2",
+    architecture: "qwen2",
+    keys: &[
+        ("use_sliding_window", Honoured),
+        ("sliding_window", Honoured),
+        ("max_window_layers", Honoured),
+        ("layer_types", Honoured),
+        ("use_mrope", Only(&["false"])),
+    ],
+    defaults: r#"{"sliding_window": 4096, "max_window_layers": 28}"#,
+    rotary: RotaryStyle::Half,
+    configure,
+    configure_gguf: |config, _| {
+        config.qkv_bias = true;
+        Ok(())
+    },
+    gguf_names: &[],
+    block: llama::block,
+};
+
+fn configure(config: &mut Config, json: &Value) -> Result<()> {
+    config.rope = Rope::from_json(json, config.max_positions)?;
+    config.qkv_bias = true;
+    read_windows(config, json)
+}
+
+/// Layers from `max_window_layers` on have a window, if `use_sliding_window`.
+pub fn read_windows(config: &mut Config, json: &Value) -> Result<()> {
+    let used = flag(json, "use_sliding_window")?.unwrap_or(false);
+    let window = if used { optional_count(json, "sliding_window")? } else { None };
+    let first = count(json, "max_window_layers")?;
+    config.read_windows(json, window, |layer| layer >= first)
+}

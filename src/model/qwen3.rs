@@ -1,0 +1,50 @@
+//! Qwen 3: norms on queries and keys in place of Qwen 2's biases. Reference: Transformers `models/qwen3/modeling_qwen3.py`.
+
+use serde_json::Value;
+
+use super::config::{Config, flag};
+use super::decoder::{Block, FeedForward};
+use super::family::Family;
+use super::keys::Rule::Honoured;
+use super::layers::{Attention, Layer, Mlp};
+use super::qwen2;
+use super::rope::Rope;
+use crate::error::Result;
+use crate::kernels::gated::Activation;
+use crate::kernels::rotary::RotaryStyle;
+
+pub const FAMILY: Family = Family {
+    model_type: "qwen3",
+    architecture: "qwen3",
+    keys: &[
+        ("attention_bias", Honoured),
+        ("use_sliding_window", Honoured),
+        ("sliding_window", Honoured),
+        ("max_window_layers", Honoured),
+        ("layer_types", Honoured),
+    ],
+    defaults: r#"{"head_dim": 128, "sliding_window": 4096, "max_window_layers": 28}"#,
+    rotary: RotaryStyle::Half,
+    configure,
+    configure_gguf: |_, _| Ok(()),
+    gguf_names: &[],
+    block,
+};
+
+fn configure(config: &mut Config, json: &Value) -> Result<()> {
+    config.rope = Rope::from_json(json, config.max_positions)?;
+    config.qkv_bias = flag(json, "attention_bias")?.unwrap_or(false);
+    config.output_bias = config.qkv_bias;
+    qwen2::read_windows(config, json)
+}
+
+fn block(layer: &Layer) -> Result<Block> {
+    Ok(Block {
+        attention_norm: layer.norm("input_layernorm")?,
+        attention: Attention::load_with_norms(layer)?,
+        attention_post_norm: None,
+        mlp_norm: layer.norm("post_attention_layernorm")?,
+        mlp: FeedForward::Dense(Mlp::load(layer, Activation::Silu)?),
+        mlp_post_norm: None,
+    })
+}

@@ -1,0 +1,103 @@
+//! Qwen 3 with experts in place of the feed-forward network of some or all layers.
+//! Reference: Transformers `models/qwen3_moe/modeling_qwen3_moe.py`.
+
+use serde_json::Value;
+
+use super::config::{Config, ExpertsConfig, count, flag, optional_count};
+use super::decoder::{Block, FeedForward};
+use super::experts::Experts;
+use super::family::Family;
+use super::gguf::Gguf;
+use super::keys::Rule::{Honoured, Irrelevant, Only};
+use super::layers::{Attention, Layer, Mlp};
+use super::rope::{Rope, present};
+use crate::error::{Error, Result};
+use crate::kernels::gated::Activation;
+use crate::kernels::rotary::RotaryStyle;
+
+pub const FAMILY: Family = Family {
+    model_type: "qwen3_moe",
+    architecture: "qwen3moe",
+    keys: &[
+        ("attention_bias", Honoured),
+        ("num_experts", Honoured),
+        ("num_local_experts", Honoured),
+        ("num_experts_per_tok", Honoured),
+        ("moe_intermediate_size", Honoured),
+        ("norm_topk_prob", Honoured),
+        ("decoder_sparse_step", Honoured),
+        ("mlp_only_layers", Honoured),
+        ("use_sliding_window", Only(&["false"])),
+        // Without use_sliding_window these mean nothing.
+        ("sliding_window", Irrelevant),
+        ("max_window_layers", Irrelevant),
+        ("layer_types", Irrelevant),
+    ],
+    defaults: "{}",
+    rotary: RotaryStyle::Half,
+    configure,
+    configure_gguf,
+    gguf_names: &[
+        ("mlp.gate", "ffn_gate_inp"),
+        ("mlp.experts.gate_proj", "ffn_gate_exps"),
+        ("mlp.experts.up_proj", "ffn_up_exps"),
+        ("mlp.experts.down_proj", "ffn_down_exps"),
+    ],
+    block,
+};
+
+fn configure(config: &mut Config, json: &Value) -> Result<()> {
+    config.rope = Rope::from_json(json, config.max_positions)?;
+    config.qkv_bias = flag(json, "attention_bias")?.unwrap_or(false);
+    config.output_bias = config.qkv_bias;
+    let n_experts = match optional_count(json, "num_local_experts")? {
+        Some(count) => count,
+        None => count(json, "num_experts")?,
+    };
+    let step = optional_count(json, "decoder_sparse_step")?.unwrap_or(1);
+    if step == 0 {
+        return Err(Error::new("`decoder_sparse_step` is 0; expected 1 or more"));
+    }
+    let dense: Vec<usize> = match present(json, "mlp_only_layers") {
+        None => Vec::new(),
+        Some(layers) => serde_json::from_value(layers.clone())
+            .map_err(|_| Error::new(format!("expected a list of layer numbers for `mlp_only_layers`, found {layers}")))?,
+    };
+    if n_experts > 0 {
+        config.experts = Some(ExpertsConfig {
+            count: n_experts,
+            per_token: count(json, "num_experts_per_tok")?,
+            intermediate_size: count(json, "moe_intermediate_size")?,
+            normalise: flag(json, "norm_topk_prob")?.unwrap_or(false),
+            routed: (0..config.layers).map(|layer| (layer + 1) % step == 0 && !dense.contains(&layer)).collect(),
+        });
+    }
+    Ok(())
+}
+
+fn configure_gguf(config: &mut Config, file: &Gguf) -> Result<()> {
+    config.experts = Some(ExpertsConfig {
+        count: file.required_count("expert_count")?,
+        per_token: file.required_count("expert_used_count")?,
+        intermediate_size: file.required_count("expert_feed_forward_length")?,
+        // llama.cpp, src/models/qwen3moe.cpp: norm_w is true.
+        normalise: true,
+        routed: (0..config.layers).map(|layer| file.holds(&format!("blk.{layer}.ffn_gate_inp.weight"))).collect(),
+    });
+    Ok(())
+}
+
+fn block(layer: &Layer) -> Result<Block> {
+    let mlp = match &layer.config.experts {
+        Some(experts) if experts.routed[layer.index] => FeedForward::Routed(Experts::load(layer, experts, Activation::Silu)?),
+        _ => FeedForward::Dense(Mlp::load(layer, Activation::Silu)?),
+    };
+    Ok(Block {
+        attention_norm: layer.norm("input_layernorm")?,
+        attention: Attention::load_with_norms(layer)?,
+        attention_post_norm: None,
+        mlp_norm: layer.norm("post_attention_layernorm")?,
+        mlp,
+        mlp_post_norm: None,
+    })
+}

@@ -1,0 +1,54 @@
+//! The table of an evaluation on the terminal.
+
+use std::fmt::Write;
+
+use crate::eval::results::{Scores, TaskScores};
+use crate::eval::stats::Estimate;
+use crate::eval::tasks::Kind;
+
+/// `out` is the folder that holds the scores.
+pub fn table(scores: &Scores, out: &str, coloured: bool) -> String {
+    let (bold, dim, reset) = if coloured { ("\x1b[1m", "\x1b[2m", "\x1b[0m") } else { ("", "", "") };
+    let width = scores.tasks.keys().map(|name| name.chars().count()).fold(4, usize::max);
+    let identity = &scores.identity;
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    let mut line = |content: String| {
+        let _ = writeln!(text, "{content}");
+    };
+    line(format!(
+        "{bold}{}{reset} {dim}{}, at most {} tokens at once{reset}\n",
+        identity.model, identity.dtype, identity.max_len
+    ));
+    line(format!("{bold}{:<width$} {:>7}  {:<16}{:>10}{:>10}   95 % interval{reset}", "task", "n", "metric", "value", "stderr"));
+    for (name, task) in &scores.tasks {
+        for (idx, (metric, estimate)) in shown(task).into_iter().enumerate() {
+            let (name, n) = if idx == 0 { (name.as_str(), task.n.to_string()) } else { ("", String::new()) };
+            line(format!("{name:<width$} {n:>7}  {metric:<16}{}", numbers(metric, estimate)));
+        }
+        if task.truncated > 0 {
+            line(format!("{dim}{:width$}          {} contexts were cut at their beginning{reset}", "", task.truncated));
+        }
+    }
+    line(format!("\nscores   {bold}{out}/scores.json{reset}"));
+    line(format!("samples  {out}/samples.parquet"));
+    text
+}
+
+/// The primary metric first.
+fn shown(task: &TaskScores) -> Vec<(&str, &Estimate)> {
+    let mut metrics: Vec<(&str, &Estimate)> = task.metrics.iter().map(|(name, estimate)| (name.as_str(), estimate)).collect();
+    // Bytes and characters differ for texts beyond ASCII only; the file has both.
+    metrics.retain(|(name, _)| task.kind != Kind::Choice || *name != "acc_bytes");
+    metrics.sort_by_key(|(name, _)| *name != task.primary);
+    metrics
+}
+
+/// Accuracies in per cent, everything else as it is.
+fn numbers(metric: &str, estimate: &Estimate) -> String {
+    let (scale, unit) = if metric.starts_with("acc") { (100.0, " %") } else { (1.0, "") };
+    let number = |value: f64| format!("{:.*}", if unit.is_empty() { 4 } else { 2 }, scale * value);
+    let stderr = estimate.stderr.map_or_else(|| "-".to_owned(), number);
+    let interval = estimate.ci95.map_or_else(|| "-".to_owned(), |[low, high]| format!("{} to {}", number(low), number(high)));
+    format!("{:>10}{stderr:>10}   {interval}", number(estimate.value) + unit)
+}

@@ -1,0 +1,126 @@
+//! `diagnose diff` as a user runs it: two evaluations, two score runs, and what does not fit together.
+
+use crate::tiny_model;
+use crate::workdir::Workdir;
+
+/// Forty questions about nothing.
+fn workdir() -> Workdir {
+    let workdir = Workdir::new();
+    tiny_model::write(&workdir.path(""));
+    let item = |i: usize| {
+        format!(
+            "{{\"id\":\"q{i}\",\"context\":\"item {i}\",\"choices\":[\"a{i}\",\"b{}\",\"cc\"],\"answer\":{}}}\n",
+            i * 7,
+            i % 3
+        )
+    };
+    workdir.write("items.uniform.jsonl", (0..40).map(item).collect::<String>());
+    workdir
+}
+
+fn eval(workdir: &Workdir, out: &str, more: &[&str]) {
+    workdir.run(&[&["eval", "--model", "tiny.gguf", "--tasks", "items.uniform.jsonl", "--out", out], more].concat()).ok();
+}
+
+#[test]
+fn a_model_against_itself_differs_by_nothing() {
+    let workdir = workdir();
+    eval(&workdir, "a", &[]);
+    eval(&workdir, "b", &[]);
+    let ran = workdir.run(&["diff", "a", "b", "--out", "d", "--fail-on-drop", "0", "--json"]).ok();
+    let found = ran.json();
+    let task = &found["tasks"]["items"];
+    assert_eq!((&task["n"], &task["metrics"]["acc"]["difference"]["value"]), (&40.into(), &0.0.into()));
+    assert!(task["flips"]["lost"].as_array().unwrap().is_empty() && task["flips"]["gained"].as_array().unwrap().is_empty());
+    assert_eq!((&task["metrics"]["acc"]["p"], &found["macro_average"]["difference"]["value"]), (&1.0.into(), &0.0.into()));
+    for file in ["diff.json", "diff.md", "forest.png", "forest.svg"] {
+        assert!(workdir.path("d").join(file).exists(), "{file}");
+    }
+}
+
+/// The answers are the choices that the model picks; in the copy that it is compared with, all but one are wrong.
+#[test]
+fn a_drop_is_found_and_fails_the_check() {
+    let workdir = workdir();
+    eval(&workdir, "first", &[]);
+    let picked = diagnose::eval::samples::read(&workdir.path("first").join("samples.parquet")).unwrap();
+    let rewrite = |answer: &dyn Fn(usize, usize) -> usize| -> String {
+        let lines = std::fs::read_to_string(workdir.path("items.uniform.jsonl")).unwrap();
+        let item = |(i, line): (usize, &str)| {
+            let mut row: serde_json::Value = serde_json::from_str(line).unwrap();
+            row["answer"] = answer(i, picked["items"][i].picked(|_| 1.0)).into();
+            format!("{row}\n")
+        };
+        lines.lines().enumerate().map(item).collect()
+    };
+    let right = rewrite(&|_, picked| picked);
+    // The order of the choices turned round, the answer staying where it was: the model picks something else.
+    let turned: String = right
+        .lines()
+        .map(|line| {
+            let mut row: serde_json::Value = serde_json::from_str(line).unwrap();
+            let choices = row["choices"].as_array_mut().unwrap();
+            choices.rotate_left(1);
+            format!("{row}\n")
+        })
+        .collect();
+    workdir.write("items.uniform.jsonl", right);
+    eval(&workdir, "before", &[]);
+    workdir.write("items.uniform.jsonl", turned);
+    eval(&workdir, "after", &["--limit", "30"]);
+    let ran = workdir.run(&["diff", "before", "after", "--fail-on-drop", "2.0", "--out", "d"]);
+    assert!(ran.code == Some(3) && ran.stderr.contains("with confidence by more than 2"), "{:?} {}", ran.code, ran.stderr);
+    // Written and shown all the same, with what is on one side only.
+    assert!(ran.stdout.contains("items of items only before: 10 (q30"), "{}", ran.stdout);
+    assert!(ran.stdout.contains("another one"), "{}", ran.stdout);
+    let report = std::fs::read_to_string(workdir.path("d/diff.md")).unwrap();
+    assert!(report.contains("lost (30): `q0`, `q1`"), "{report}");
+    workdir.run(&["diff", "after", "before", "--fail-on-drop", "2.0"]).ok();
+}
+
+#[test]
+fn score_runs_show_how_tokens_moved() {
+    let workdir = workdir();
+    let row = |i: usize| {
+        format!(
+            "{{\"messages\":[{{\"role\":\"user\",\"content\":\"say {i}\"}},{{\"role\":\"assistant\",\"content\":\"{}\"}}]}}\n",
+            i * 31
+        )
+    };
+    workdir.write("rows.jsonl", (0..6).map(row).collect::<String>());
+    let score = |out: &str, more: &[&str]| {
+        workdir.run(&[&["rows.jsonl", "--model", "tiny.gguf", "--out", out], more].concat()).ok();
+    };
+    score("a", &[]);
+    score("b", &["--limit", "4", "--thresholds", "p=0.001,H=9"]);
+    let found = workdir.run(&["diff", "a", "b", "--json", "--out", "d"]).ok().json();
+    let moved: u64 =
+        found["moved"].as_array().unwrap().iter().flat_map(|row| row.as_array().unwrap()).map(|n| n.as_u64().unwrap()).sum();
+    assert_eq!(found["tokens"].as_u64(), Some(moved));
+    assert!(moved > 0 && found["tokens_only_before"].as_u64().unwrap() > 0 && found["tokens_only_after"] == 0);
+    // The same model: nothing but the thresholds moved them, from low p and high H ..
+    assert_eq!((&found["overall"]["logprob"], &found["overall"]["entropy"]), (&0.0.into(), &0.0.into()));
+    let diagonal: u64 = (0..4).map(|i| found["moved"][i][i].as_u64().unwrap()).sum();
+    assert!(diagonal < moved);
+    let same = workdir.run(&["diff", "a", "a"]).ok();
+    assert!(same.stdout.contains("0 only before, 0 only after") && same.stdout.contains("logprob +0.0000"), "{}", same.stdout);
+}
+
+#[test]
+fn what_does_not_fit_together_is_refused() {
+    let workdir = workdir();
+    eval(&workdir, "a", &["--limit", "2"]);
+    std::fs::create_dir(workdir.path("empty")).unwrap();
+    let check = |arguments: &[&str], code: i32, expected: &str| {
+        let ran = workdir.run(&[&["diff"], arguments].concat());
+        assert!(ran.code == Some(code) && ran.stderr.contains(expected), "{:?} {}", ran.code, ran.stderr);
+    };
+    check(&["a", "empty"], 2, "expected a folder with scores.json or tokens.parquet");
+    check(&["a", "nowhere"], 2, "nowhere");
+    check(&["a", "a", "--fail-on-drop", "-1"], 2, "");
+    workdir.write("other.jsonl", "{\"context\":\"x\",\"continuation\":\"y\"}\n");
+    workdir.run(&["eval", "--model", "tiny.gguf", "--tasks", "other.jsonl", "--out", "b"]).ok();
+    check(&["a", "b"], 1, "no item in common");
+    std::fs::remove_file(workdir.path("b/samples.parquet")).unwrap();
+    check(&["a", "b"], 1, "samples.parquet");
+}
