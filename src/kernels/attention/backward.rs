@@ -266,6 +266,7 @@ unsafe fn score_gradients<V: Lanes>(scores: &mut [f32], d_weights: &mut [f32], r
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "a context is a list of ranges")]
 mod tests {
     use super::*;
 

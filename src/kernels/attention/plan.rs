@@ -76,6 +76,7 @@ impl Keys {
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "a context is a list of ranges")]
 mod tests {
     use super::*;
 

@@ -1,4 +1,5 @@
 //! Attention against the formula in f64: odd sizes, trees of segments, windows, every level.
+#![allow(clippy::single_range_in_vec_init, reason = "a context is a list of ranges")]
 
 use candle_core::{Device, Tensor, Var};
 
