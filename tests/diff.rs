@@ -98,8 +98,10 @@ fn score_runs_show_how_tokens_moved() {
         found["moved"].as_array().unwrap().iter().flat_map(|row| row.as_array().unwrap()).map(|n| n.as_u64().unwrap()).sum();
     assert_eq!(found["tokens"].as_u64(), Some(moved));
     assert!(moved > 0 && found["tokens_only_before"].as_u64().unwrap() > 0 && found["tokens_only_after"] == 0);
-    // The same model: nothing but the thresholds moved them, from low p and high H ..
-    assert_eq!((&found["overall"]["logprob"], &found["overall"]["entropy"]), (&0.0.into(), &0.0.into()));
+    // The same model: nothing but the thresholds moved them. Other batches sum in another order.
+    for mean in ["logprob", "entropy"] {
+        assert!(found["overall"][mean].as_f64().unwrap().abs() < 1e-5, "{found}");
+    }
     let diagonal: u64 = (0..4).map(|i| found["moved"][i][i].as_u64().unwrap()).sum();
     assert!(diagonal < moved);
     let same = workdir.run(&["diff", "a", "a"]).ok();
