@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use diagnose::engine::{Work, score};
 use diagnose::kernels::{Dtype, Kernels};
-use diagnose::model::{LoadOptions, Model, Reference};
+use diagnose::model::{LoadOptions, Model, Placement, Reference};
 use diagnose::tokens::{Sequence, Span};
 
 const QUESTIONS: u32 = 6;
@@ -22,7 +22,7 @@ fn main() {
     let model = std::env::args().skip(1).find(|argument| !argument.starts_with("--"));
     let reference = Reference::resolve(model.as_deref(), &|_, _, _| {}).expect("no model");
     for dtype in [Dtype::F32, Dtype::Bf16] {
-        let options = LoadOptions { dtype, kernels: Kernels::Fused };
+        let options = LoadOptions { dtype, kernels: Kernels::Fused, device: Placement::Cpu };
         let model = Model::load(&reference, options, 1024).expect("the model does not load");
         let sequences = questions(model.config.vocab_size as u32);
         let (mut together_seconds, mut alone_seconds) = (Vec::new(), Vec::new());

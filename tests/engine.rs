@@ -8,14 +8,14 @@ use candle_transformers::models::quantized_llama::ModelWeights;
 use diagnose::engine::{Work, score};
 use diagnose::kernels::head::statistics_of_logits;
 use diagnose::kernels::{Dtype, Kernels, TokenStatistics};
-use diagnose::model::{LoadOptions, Model, Reference};
+use diagnose::model::{LoadOptions, Model, Placement, Reference};
 use diagnose::tokens::{Sequence, Span};
 
 use crate::tiny_model;
 
 fn load(path: &Path, kernels: Kernels, dtype: Dtype) -> Model {
     let reference = Reference::resolve(Some(path.to_str().unwrap()), &|_, _, _| {}).unwrap();
-    Model::load(&reference, LoadOptions { dtype, kernels }, 4096).unwrap()
+    Model::load(&reference, LoadOptions { dtype, kernels, device: Placement::Cpu }, 4096).unwrap()
 }
 
 fn sequence(row: u32, ids: Vec<u32>, supervised_from: usize) -> Sequence {

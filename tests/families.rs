@@ -5,7 +5,7 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use diagnose::kernels::{Dtype, Kernels, Segment};
-use diagnose::model::{Batch, LoadOptions, Model, Reference};
+use diagnose::model::{Batch, LoadOptions, Model, Placement, Reference};
 
 /// Of any logit; f32 on both sides, sums in another order.
 const TOLERANCE: f32 = 1e-4;
@@ -38,7 +38,7 @@ fn every_logit_is_that_of_transformers() {
 /// The largest difference of any logit at any position of the three sequences.
 fn worst(path: &Path, expected: &Path, kernels: Kernels) -> f32 {
     let reference = Reference::resolve(path.to_str(), &|_, _, _| {}).unwrap();
-    let model = Model::load(&reference, LoadOptions { dtype: Dtype::F32, kernels }, 64).unwrap();
+    let model = Model::load(&reference, LoadOptions { dtype: Dtype::F32, kernels, device: Placement::Cpu }, 64).unwrap();
     let expected = candle_core::safetensors::load(expected, &Device::Cpu).unwrap();
     let ids = |n: usize| -> Vec<u32> {
         let ids = expected[&format!("ids.{n}")].to_vec1::<i64>().unwrap();

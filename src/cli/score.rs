@@ -6,6 +6,7 @@ use super::progress::Terminal;
 use crate::dataset::{FieldMap, Format, ReadOptions};
 use crate::error::{Context, Error, Result};
 use crate::kernels::{Dtype, Kernels};
+use crate::model::Placement;
 use crate::quadrants::Thresholds;
 use crate::report::terminal;
 use crate::run::{self, Job, Outcome};
@@ -34,6 +35,10 @@ pub struct Args {
     /// Implementation of the operations: fused or reference (slow and plain)
     #[arg(long, default_value = "fused", hide_short_help = true)]
     kernels: Kernels,
+
+    /// Where the model runs: cpu, cuda or metal (a build with that feature, and --kernels reference)
+    #[arg(long, default_value = "cpu", hide_short_help = true)]
+    device: Placement,
 
     /// Longest sequence in tokens; what is longer is cut at its end and counted
     #[arg(long, value_name = "TOKENS", default_value_t = 2048)]
@@ -109,6 +114,7 @@ fn job(args: Args, command_line: &str) -> Result<Job> {
         out: args.out,
         dtype: args.dtype,
         kernels: args.kernels,
+        device: args.device,
         render: RenderOptions { system: args.system, max_len: args.max_len, supervise: args.supervise },
         limit: args.limit,
         thresholds: args.thresholds,

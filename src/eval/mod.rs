@@ -30,7 +30,7 @@ use std::path::PathBuf;
 
 use crate::error::Result;
 use crate::kernels::{Dtype, Kernels};
-use crate::model::{LoadOptions, Model, Reference};
+use crate::model::{LoadOptions, Model, Placement, Reference};
 use results::{Folder, Identity, TaskScores};
 
 /// An evaluation as the user asked for it.
@@ -60,7 +60,7 @@ pub fn evaluate(job: &Job, fetching: Progress, scoring: Progress) -> Result<resu
         task.items.truncate(job.limit.unwrap_or(usize::MAX));
     }
     let reference = Reference::resolve(job.model.as_deref(), fetching)?;
-    let options = LoadOptions { dtype: job.dtype, kernels: job.kernels };
+    let options = LoadOptions { dtype: job.dtype, kernels: job.kernels, device: Placement::Cpu };
     let identity = Identity {
         model: reference.name.clone(),
         model_reference: reference.written.clone(),

@@ -4,6 +4,7 @@
 //! reference.rs    what the user wrote after --model -> files, by way of default_model.rs where nothing was written, and of hub/
 //! adapter.rs      a LoRA adapter folder, applied to a base
 //! memory.rs       refuses what does not fit
+//! device.rs       where a model runs
 //! gguf.rs         a .gguf file: config, vocabulary, template, tensors by their Hugging Face names; its settings: gguf_keys.rs
 //! folder.rs       a Hugging Face folder: config.json, tokenizer files, safetensors.rs
 //! config.rs       what the families need to know, from either; rope.rs for rotary embeddings
@@ -32,6 +33,7 @@ mod adapter;
 mod config;
 mod decoder;
 mod default_model;
+mod device;
 mod experts;
 mod family;
 mod folder;
@@ -58,6 +60,7 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 
+use self::device::OnDevice;
 use crate::error::{Error, Result};
 use crate::kernels::head::HeadOptions;
 use crate::kernels::matmul::Matrix;
@@ -68,6 +71,7 @@ use decoder::Decoder;
 
 pub use config::Config;
 pub use default_model::DEFAULT_MODEL;
+pub use device::Placement;
 pub use reference::{Progress, Reference};
 
 /// A model that is ready to score, and what it needs to read text.
@@ -77,6 +81,7 @@ pub struct Model {
     pub tokenizer: Arc<Tokenizer>,
     pub template: Option<ChatTemplate>,
     decoder: Decoder,
+    device: Device,
 }
 
 /// What made the numbers: goes into run.json.
@@ -98,6 +103,8 @@ pub struct Info {
 pub struct LoadOptions {
     pub dtype: Dtype,
     pub kernels: Kernels,
+    /// Anything but the CPU runs the reference kernels.
+    pub device: Placement,
 }
 
 /// Rows of a packed batch: `T` tokens of several sequences, cut into segments that share prefixes.
@@ -132,7 +139,13 @@ impl Model {
         }
         let template = source.template(&tokenizer)?;
         memory::check(&reference.name, &config, source.parameters(), options.dtype, max_positions)?;
-        let decoder = Decoder::load(&config, source.as_ref(), options, max_positions)?;
+        let device = options.device.open()?;
+        if options.device != Placement::Cpu && options.kernels != Kernels::Reference {
+            return Err(Error::usage(format!("the fused kernels run on the CPU only, not on `{}`", options.device))
+                .cure("Give --kernels reference."));
+        }
+        let on_device = OnDevice { source: source.as_ref(), device: &device };
+        let decoder = Decoder::load(&config, &on_device, options, max_positions)?;
         source.check_all_used()?;
         let info = Info {
             name: reference.name.clone(),
@@ -142,12 +155,12 @@ impl Model {
             architecture: config.family.to_owned(),
             parameters: source.parameters(),
         };
-        Ok(Model { info, config, tokenizer: Arc::new(tokenizer), template, decoder })
+        Ok(Model { info, config, tokenizer: Arc::new(tokenizer), template, decoder, device })
     }
 
     /// Hidden states `[rows.len(), D]` after the final norm, at `rows` of the batch.
     pub fn hidden(&self, batch: &Batch, rows: &[u32]) -> Result<Tensor> {
-        let rows = Tensor::from_slice(rows, rows.len(), &Device::Cpu)?;
+        let rows = Tensor::from_slice(rows, rows.len(), &self.device)?;
         self.decoder.hidden(batch, &rows)
     }
 

@@ -134,7 +134,7 @@ fn record(plan: &Plan, seconds: Stages) -> Result<RunRecord> {
         limit: plan.limit,
         dtype: plan.dtype.to_string(),
         kernels: plan.kernels.to_string(),
-        device: "cpu".to_owned(),
+        device: plan.device.to_string(),
         seed: None,
         vocab_size: plan.model.config.vocab_size,
         counts: plan.totals,

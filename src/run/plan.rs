@@ -11,7 +11,7 @@ use super::Watch;
 use crate::dataset::{Dataset, Example, Place, PlantedSpan, ReadOptions, Record};
 use crate::error::{Context, Error, Result};
 use crate::kernels::{Dtype, Kernels};
-use crate::model::{LoadOptions, Model, Reference};
+use crate::model::{LoadOptions, Model, Placement, Reference};
 use crate::quadrants::Thresholds;
 use crate::tokens::{Audit, RenderOptions, Rendered, Renderer};
 
@@ -26,6 +26,7 @@ pub struct Job {
     pub out: Option<PathBuf>,
     pub dtype: Dtype,
     pub kernels: Kernels,
+    pub device: Placement,
     pub render: RenderOptions,
     /// Records to read at most.
     pub limit: Option<u64>,
@@ -52,6 +53,7 @@ pub struct Plan {
     pub render: RenderOptions,
     pub dtype: Dtype,
     pub kernels: Kernels,
+    pub device: Placement,
     pub limit: Option<u64>,
     pub thresholds: Thresholds,
     pub command: String,
@@ -86,7 +88,7 @@ impl Plan {
         let dataset = Dataset::open(&job.inputs, &job.read)?;
         let reference = Reference::resolve(job.model.as_deref(), &|what, done, total| watch.fetching(what, done, total))?;
         let began = Instant::now();
-        let options = LoadOptions { dtype: job.dtype, kernels: job.kernels };
+        let options = LoadOptions { dtype: job.dtype, kernels: job.kernels, device: job.device };
         let mut model = Model::load(&reference, options, job.render.max_len)?;
         let template_sha256 = model.template.as_ref().map(|template| template.sha256().to_owned());
         let renderer = Renderer::new(model.tokenizer.clone(), model.template.take(), job.render.clone())?;
@@ -118,6 +120,7 @@ impl Plan {
             render: job.render.clone(),
             dtype: job.dtype,
             kernels: job.kernels,
+            device: job.device,
             limit: job.limit,
             thresholds: job.thresholds,
             command: job.command.clone(),
@@ -227,6 +230,7 @@ fn identity(job: &Job, dataset: &Dataset, model: &Model, template: Option<&str>)
         "supervise": job.render.supervise,
         "dtype": job.dtype.to_string(),
         "kernels": job.kernels.to_string(),
+        "device": job.device.to_string(),
     });
     let text = serde_json::to_string(&what).context("cannot write down what identifies the run")?;
     Ok(Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect())
