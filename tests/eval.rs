@@ -151,7 +151,10 @@ fn the_harness_gives_the_same_log_likelihoods() {
 #[test]
 fn the_harness_gives_the_same_perplexity_in_rolling_windows() {
     let (Some(_), Some(fixture)) = (default_model(), fixture()) else { return };
-    let rolling = &fixture["rolling"];
+    let Some(rolling) = fixture.get("rolling") else {
+        println!("skipped: harness.json was made before the script knew of rolling windows; make it again");
+        return;
+    };
     let Some(file) = shared(&format!("data/{}", rolling["file"].as_str().unwrap())) else { return };
     let workdir = Workdir::new();
     let (n, window) = (rolling["n"].to_string(), rolling["window"].to_string());
