@@ -165,7 +165,9 @@ fn download(client: &Client, cache: &Cache, commit: &str, files: &[String], id: 
     let folder = cache.snapshot(commit);
     let choice = choose(files, id)?;
     let weights = match &choice {
-        Choice::Gguf(file) => return fetch_all(client, cache, commit, std::slice::from_ref(file), progress).map(|()| folder.join(file)),
+        Choice::Gguf(file) => {
+            return fetch_all(client, cache, commit, std::slice::from_ref(file), progress).map(|()| folder.join(file));
+        }
         Choice::Folder(weights) => *weights,
     };
     let mut small: Vec<String> =
