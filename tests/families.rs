@@ -51,8 +51,8 @@ fn worst(path: &Path, expected: &Path, kernels: Kernels) -> f32 {
     let all = [&a[..shared], &a[shared..], &b[shared..], &c].concat();
     let mut segments = Vec::new();
     let mut begin = 0;
+    let prefix = 0..shared;
     for (length, context) in
-        let prefix = 0..shared;
         [(shared, vec![]), (a.len() - shared, vec![prefix.clone()]), (b.len() - shared, vec![prefix.clone()]), (c.len(), vec![])]
     {
         segments.push(Segment { tokens: begin..begin + length, context });
