@@ -68,6 +68,14 @@ pub fn score(
 /// renormalised, beside the entropy over the whole vocabulary.
 pub fn topk_curves(model: &Model, sequences: &[Sequence], k_max: usize, limit: usize) -> Result<Vec<(Vec<f32>, f32)>> {
     let mut curves = Vec::new();
+    // As many sequences as hold the sample.
+    let mut supervised = 0;
+    let enough = sequences.iter().take_while(|sequence| {
+        let before = supervised;
+        supervised += sequence.supervised.iter().filter(|&&supervised| supervised).count();
+        before < limit
+    });
+    let sequences = &sequences[..enough.count()];
     for packed in pack(sequences, TOKEN_BUDGET) {
         let n = packed.rows.len().min(limit - curves.len());
         if n == 0 {

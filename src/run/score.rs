@@ -27,7 +27,7 @@ const PART_TOKENS: usize = 16_384;
 const PART_RECORDS: usize = 4_096;
 
 /// Tokens of the sample on which the top-K entropies are compared with the full one, and the largest K.
-const FIDELITY_TOKENS: usize = 2_000;
+const FIDELITY_TOKENS: usize = 512;
 pub const FIDELITY_K: usize = 64;
 
 /// Says whose parts these are.
@@ -45,6 +45,8 @@ pub struct Stages {
     pub read_and_tokenise: f64,
     pub decoder: f64,
     pub head: f64,
+    /// Comparing the top-K entropies with the full one on a sample.
+    pub sample: f64,
     pub write: f64,
     /// The engine had nothing to do.
     pub engine_waited: f64,
@@ -203,7 +205,9 @@ fn run_engine(
         let Ok(mut part) = from_reader.recv() else { break };
         stages.engine_waited += began.elapsed().as_secs_f64();
         if std::mem::take(&mut needs_sample) {
+            let began = Instant::now();
             sample_fidelity(plan, &part.sequences)?;
+            stages.sample = began.elapsed().as_secs_f64();
         }
         let before = done_tokens + stages.input_tokens;
         part.scores = engine::score(&plan.model, &part.sequences, &mut work, &mut |tokens| {

@@ -16,6 +16,7 @@ process's high-water mark.
 """
 
 import argparse
+import copy
 import json
 import os
 import shutil
@@ -46,7 +47,13 @@ def transformers_folder(gguf, folder):
     digits = pre_tokenizers.Digits(individual_digits=True)
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, tokenizer.backend_tokenizer.pre_tokenizer])
     tokenizer.save_pretrained(folder)
-    AutoModelForCausalLM.from_pretrained(**source, dtype="float32").save_pretrained(folder)
+    dequantised = AutoModelForCausalLM.from_pretrained(**source, dtype="float32")
+    # What came out of a GGUF refuses to be saved, so a plain model takes its weights.
+    config = copy.deepcopy(dequantised.config)
+    config.__dict__.pop("quantization_config", None)
+    plain = AutoModelForCausalLM.from_config(config)
+    plain.load_state_dict(dequantised.state_dict())
+    plain.save_pretrained(folder)
 
 
 def sequences(rows, folder, max_len):
