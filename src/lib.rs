@@ -18,6 +18,7 @@
 //! `kernels`. A test reads the `use` lines (`tests/layers.rs`).
 
 pub mod error;
+pub mod hash;
 
 pub mod dataset;
 pub mod tokens;

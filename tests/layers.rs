@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 /// The reading order of lib.rs.
 const ORDER: &[&str] = &[
     "error",
+    "hash",
     "dataset",
     "tokens",
     "kernels",

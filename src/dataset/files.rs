@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use tempfile::{NamedTempFile, TempPath};
 
 use crate::error::{Context, Error, Result};
+use crate::hash::hex;
 
 pub type Reader = Box<dyn BufRead + Send>;
 
@@ -120,7 +121,7 @@ impl Store {
             hasher.update(&buffer[..n_read]);
             n_bytes += n_read as u64;
         }
-        Ok((hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect(), n_bytes))
+        Ok((hex(&hasher.finalize()), n_bytes))
     }
 
     /// The unpacked bytes, without a byte order mark.

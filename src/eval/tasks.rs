@@ -18,9 +18,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use sha2::{Digest, Sha256};
 
 use crate::error::{Context, Error, Result};
+use crate::hash;
 
 /// Items that are scored and summed up together.
 #[derive(Debug, Clone)]
@@ -119,7 +119,7 @@ fn read(path: &Path) -> Result<Task> {
 
 /// A task from the bytes of its file; `path` decides between text and JSON Lines and is named in errors.
 pub fn parse(name: &str, path: &str, bytes: &[u8]) -> Result<Task> {
-    let sha256 = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    let sha256 = hash::sha256(bytes);
     let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
     let text = std::str::from_utf8(bytes).map_err(|error| {
         let line = 1 + bytes[..error.valid_up_to()].iter().filter(|&&byte| byte == b'\n').count();

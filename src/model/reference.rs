@@ -13,6 +13,7 @@ use super::hub::{self, HubId};
 use super::safetensors::shard_paths;
 use super::{Source, default_model};
 use crate::error::{Context, Error, Result};
+use crate::hash::{self, hex};
 
 /// A model's files, found but not read.
 #[derive(Debug, Clone)]
@@ -79,7 +80,7 @@ impl Reference {
         };
         match <[String; 1]>::try_from(hashes) {
             Ok([single]) => Ok(single),
-            Err(several) => Ok(hex(&Sha256::digest(several.join("\n")))),
+            Err(several) => Ok(hash::sha256(several.join("\n"))),
         }
     }
 }
@@ -159,8 +160,4 @@ pub fn file_sha256(path: &Path) -> Result<String> {
             n => hasher.update(&buffer[..n]),
         }
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -12,6 +12,7 @@ pub mod terminal;
 use serde::{Deserialize, Serialize};
 
 use crate::maps::fidelity::FidelityAtK;
+use crate::maps::style::thousands;
 
 /// Everything a run found out: summary.json.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -22,19 +23,6 @@ pub struct Report {
     pub planted: Option<planted::RankingQuality>,
     /// Top-K entropy against the full entropy on a sample, K = 1, 2, ..
     pub topk_fidelity: Vec<FidelityAtK>,
-}
-
-/// `12,345`
-fn thousands(n: u64) -> String {
-    let digits = n.to_string();
-    let mut text = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }
 
 /// `4.2 %`

@@ -5,11 +5,11 @@ use std::time::Instant;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use super::Watch;
 use crate::dataset::{Dataset, Example, Place, PlantedSpan, ReadOptions, Record};
 use crate::error::{Context, Error, Result};
+use crate::hash;
 use crate::kernels::{Dtype, Kernels};
 use crate::model::{LoadOptions, Model, Placement, Reference};
 use crate::quadrants::Thresholds;
@@ -233,5 +233,5 @@ fn identity(job: &Job, dataset: &Dataset, model: &Model, template: Option<&str>)
         "device": job.device.to_string(),
     });
     let text = serde_json::to_string(&what).context("cannot write down what identifies the run")?;
-    Ok(Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hash::sha256(text))
 }

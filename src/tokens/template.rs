@@ -11,10 +11,10 @@ use std::ops::Range;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, ErrorKind, Value};
-use sha2::{Digest, Sha256};
 
 use super::python;
 use crate::error::{Context, Error, Result};
+use crate::hash;
 
 /// A compiled chat template.
 pub struct ChatTemplate {
@@ -58,7 +58,7 @@ impl ChatTemplate {
             .map_err(|error| error.cure(cure))?;
         Ok(Self {
             environment,
-            sha256: Sha256::digest(source).iter().map(|byte| format!("{byte:02x}")).collect(),
+            sha256: hash::sha256(source),
             has_generation_tags,
             bos: bos.map(str::to_owned),
             eos: eos.map(str::to_owned),

@@ -22,6 +22,7 @@ use ureq::{Agent, Body};
 use super::HubId;
 use super::cache::{self, is_commit};
 use crate::error::{Context, Error, Result};
+use crate::hash::hex;
 
 /// A connection to one repository.
 pub struct Client {
@@ -371,7 +372,7 @@ fn digest<D: Digest>(mut hasher: D, path: &Path) -> Result<String> {
     let mut buffer = vec![0; 1 << 20];
     loop {
         match file.read(&mut buffer).context_at(path, "cannot read the fetched file")? {
-            0 => return Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()),
+            0 => return Ok(hex(&hasher.finalize())),
             n => hasher.update(&buffer[..n]),
         }
     }
