@@ -67,6 +67,7 @@ pub const COMMON: Rules = &[
     ("eos_token_id", Irrelevant),
     ("pad_token_id", Irrelevant),
     ("sep_token_id", Irrelevant),
+    ("unk_token_id", Irrelevant),
     ("decoder_start_token_id", Irrelevant),
     ("tokenizer_class", Irrelevant),
     ("prefix", Irrelevant),
