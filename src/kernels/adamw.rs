@@ -9,8 +9,6 @@
 //! exact. Rounded to the nearest, a second moment would never shrink: with b2 = 0.999 a step changes it by less than half a unit in the
 //! last place. The draws follow from the step and the place, so equal runs give equal bits.
 
-use rayon::prelude::*;
-
 use super::lanes::Lanes;
 use super::level::{Kernel, Level};
 
@@ -45,29 +43,38 @@ impl Moments {
     pub fn zeros(len: usize, bf16: bool) -> Moments {
         if bf16 { Moments::Bf16([vec![0; len], vec![0; len]]) } else { Moments::F32([vec![0.0; len], vec![0.0; len]]) }
     }
+
+    /// Cut into blocks of `len` numbers.
+    pub fn blocks(&mut self, len: usize) -> Vec<BlockMoments<'_>> {
+        match self {
+            Moments::F32([m, v]) => m.chunks_mut(len).zip(v.chunks_mut(len)).map(|(m, v)| BlockMoments::F32([m, v])).collect(),
+            Moments::Bf16([m, v]) => {
+                let blocks = m.chunks_mut(len).zip(v.chunks_mut(len)).enumerate();
+                blocks.map(|(i, (m, v))| BlockMoments::Bf16 { moments: [m, v], first: (i * len) as u32 }).collect()
+            }
+        }
+    }
 }
 
-/// Numbers of a task.
-const BLOCK: usize = 1 << 14;
+/// The moments of one block of an array.
+pub enum BlockMoments<'a> {
+    F32([&'a mut [f32]; 2]),
+    Bf16 {
+        moments: [&'a mut [u16]; 2],
+        /// Place of the block in the array: no two draws are the same.
+        first: u32,
+    },
+}
 
-/// Updates `values` with `gradient`, which becomes 0; all arrays are equally long.
-pub fn adamw(values: &mut [f32], gradient: &mut [f32], moments: &mut Moments, update: &Update) {
+/// Updates a block of `values` with its `gradient`, which becomes 0; all are equally long.
+pub fn adamw(values: &mut [f32], gradient: &mut [f32], moments: BlockMoments, update: &Update) {
     run(Level::current(), values, gradient, moments, update);
 }
 
-fn run(level: Level, values: &mut [f32], gradient: &mut [f32], moments: &mut Moments, update: &Update) {
-    let blocks = values.par_chunks_mut(BLOCK).zip(gradient.par_chunks_mut(BLOCK)).enumerate();
+fn run(level: Level, w: &mut [f32], g: &mut [f32], moments: BlockMoments, update: &Update) {
     match moments {
-        Moments::F32([m, v]) => {
-            let moments = m.par_chunks_mut(BLOCK).zip(v.par_chunks_mut(BLOCK));
-            blocks.zip(moments).for_each(|((_, (w, g)), (m, v))| level.run(Whole { w, g, m, v, update: *update }));
-        }
-        Moments::Bf16([m, v]) => {
-            let moments = m.par_chunks_mut(BLOCK).zip(v.par_chunks_mut(BLOCK));
-            blocks.zip(moments).for_each(|((block, (w, g)), (m, v))| {
-                level.run(Halves { w, g, m, v, update: *update, first: (block * BLOCK) as u32 });
-            });
-        }
+        BlockMoments::F32([m, v]) => level.run(Whole { w, g, m, v, update: *update }),
+        BlockMoments::Bf16 { moments: [m, v], first } => level.run(Halves { w, g, m, v, update: *update, first }),
     }
 }
 
@@ -170,7 +177,7 @@ mod tests {
             for level in Level::available() {
                 let (mut w, mut g) = (vec![1.0f32, -1.0, 2.0], vec![4.0f32, -8.0, 0.0]);
                 let mut moments = Moments::zeros(3, bf16);
-                run(level, &mut w, &mut g, &mut moments, &UPDATE);
+                run(level, &mut w, &mut g, moments.blocks(3).remove(0), &UPDATE);
                 for (found, expected) in w.iter().zip([0.999 - 0.001, -0.999 + 0.001, 1.998]) {
                     assert!((found - expected).abs() < 1e-6, "{level} {found} {expected}");
                 }
@@ -186,7 +193,9 @@ mod tests {
             let (mut w, mut moments) = (noise(n, 1.0, 1), Moments::zeros(n, bf16));
             for step in 0..200u32 {
                 let mut g = noise(n, 1.0, 2 + u64::from(step));
-                run(level, &mut w, &mut g, &mut moments, &Update { key: step, ..UPDATE });
+                let update = Update { key: step, ..UPDATE };
+                let blocks = w.chunks_mut(1000).zip(g.chunks_mut(1000)).zip(moments.blocks(1000));
+                blocks.for_each(|((w, g), moments)| run(level, w, g, moments, &update));
             }
             (w, moments)
         };

@@ -57,8 +57,7 @@ impl Decoder {
         let tied = config.tied || !source.has("lm_head.weight");
         let block = |index: usize| {
             let rotary = windowed.as_ref().filter(|_| config.windows[index].is_some()).unwrap_or(&full);
-            // What the first block rounds off goes through all the others: its products stay in f32, for a small part of the time.
-            let options = if index == 0 { LoadOptions { dtype: Dtype::F32, ..options } } else { options };
+            let options = LoadOptions { dtype: product_dtype(index, options.dtype), ..options };
             (family.block)(&Layer { config, source, options, index, rotary })
         };
         Ok(Decoder {
@@ -128,8 +127,8 @@ impl Decoder {
             Ok(Parameter::matrix(matrix.train(dtype)?, vec![Part::rows(name.to_owned(), 0..rows, width)]))
         };
         parameters.push(vocabulary(&mut self.embedding, "model.embed_tokens.weight")?);
-        for block in &mut self.blocks {
-            block.train(dtype, &mut parameters)?;
+        for (index, block) in self.blocks.iter_mut().enumerate() {
+            block.train(product_dtype(index, dtype), &mut parameters)?;
         }
         self.norm.train(&mut parameters)?;
         if let Some(head) = &mut self.head {
@@ -150,6 +149,12 @@ impl Decoder {
         }
         Ok(parameters)
     }
+}
+
+/// Precision of a block's products: what the first block rounds off goes through all the others, so that it stays in f32, for a small
+/// part of the time.
+fn product_dtype(index: usize, dtype: Dtype) -> Dtype {
+    if index == 0 { Dtype::F32 } else { dtype }
 }
 
 /// What a block's backward pass needs of its forward pass; norms and activations are computed again.

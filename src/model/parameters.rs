@@ -91,22 +91,47 @@ impl Parameter {
         }
     }
 
-    /// Lets `change` alter `(values, gradient)`, flat arrays of [`Parameter::len`] numbers.
-    pub fn update<R>(&self, change: impl FnOnce(&mut [f32], &mut [f32]) -> R) -> Result<R> {
+    /// Numbers that [`Parameter::update`] hands out at a time.
+    pub fn block_len(&self) -> usize {
         match &self.store {
-            Store::Matrix(trained) => trained.update(change),
-            Store::Vector(vector) => vector.update(change),
+            Store::Matrix(trained) => trained.panel_len(),
+            Store::Vector(vector) => vector.len(),
         }
     }
 
-    /// Reads `(values, gradient)`.
-    pub fn read<R>(&self, look: impl FnOnce(&[f32], &[f32]) -> R) -> Result<R> {
+    /// Runs `step(values, gradient, companion)` on one block of [`Parameter::block_len`] numbers after the other, on all threads.
+    pub fn update<C: Send>(&self, companions: Vec<C>, step: impl Fn(&mut [f32], &mut [f32], C) + Sync) -> Result<()> {
         match &self.store {
-            Store::Matrix(trained) => Ok(trained.read(look)),
+            Store::Matrix(trained) => trained.update(companions, step),
             Store::Vector(vector) => {
-                let values = vector.get().to_vec1::<f32>()?;
-                Ok(look(&values, lock(&vector.gradient).as_deref().unwrap_or(&[])))
+                let mut gradient = lock(&vector.gradient);
+                let gradient = gradient.as_deref_mut().unwrap_or(&mut []);
+                vector.change(|values| companions.into_iter().for_each(|companion| step(values, gradient, companion)))
             }
+        }
+    }
+
+    /// Lets `change` alter the values, a flat array of [`Parameter::len`] numbers.
+    pub fn change<R>(&self, change: impl FnOnce(&mut [f32]) -> R) -> Result<R> {
+        match &self.store {
+            Store::Matrix(trained) => trained.change(change),
+            Store::Vector(vector) => vector.change(change),
+        }
+    }
+
+    /// Reads the values.
+    pub fn values<R>(&self, look: impl FnOnce(&[f32]) -> R) -> Result<R> {
+        match &self.store {
+            Store::Matrix(trained) => Ok(trained.values(look)),
+            Store::Vector(vector) => Ok(look(&vector.get().to_vec1::<f32>()?)),
+        }
+    }
+
+    /// Reads the gradient.
+    pub fn gradient<R>(&self, look: impl FnOnce(&[f32]) -> R) -> R {
+        match &self.store {
+            Store::Matrix(trained) => trained.gradient(look),
+            Store::Vector(vector) => look(lock(&vector.gradient).as_deref().unwrap_or(&[])),
         }
     }
 
@@ -123,7 +148,7 @@ impl Parameter {
 
     /// The numbers of one tensor as the checkpoint stores them.
     pub fn saved(&self, part: &Part) -> Result<Vec<f32>> {
-        let mut values = self.read(|values, _| self.tensor_of(part, values))?;
+        let mut values = self.values(|values| self.tensor_of(part, values))?;
         if let Store::Vector(vector) = &self.store {
             values.iter_mut().for_each(|value| *value -= vector.offset);
         }
@@ -136,7 +161,7 @@ impl Parameter {
         let part = part.filter(|part| part.shape.iter().product::<usize>() == numbers.len());
         let part = part.ok_or_else(|| Error::new(format!("no tensor `{name}` of {} numbers is trained here", numbers.len())))?;
         let width = part.columns.len();
-        self.update(|values, _| match &self.store {
+        self.change(|values| match &self.store {
             Store::Matrix(trained) => {
                 for (row, numbers) in part.rows.clone().zip(numbers.chunks_exact(width)) {
                     let places = part.columns.clone().map(|column| trained.place(row, column));
@@ -188,9 +213,9 @@ impl Vector {
         lock(&self.gradient).get_or_insert_with(|| vec![0.0; self.len()]);
     }
 
-    fn update<R>(&self, change: impl FnOnce(&mut [f32], &mut [f32]) -> R) -> Result<R> {
+    fn change<R>(&self, change: impl FnOnce(&mut [f32]) -> R) -> Result<R> {
         let mut values = self.get().to_vec1::<f32>()?;
-        let result = change(&mut values, lock(&self.gradient).as_deref_mut().unwrap_or(&mut []));
+        let result = change(&mut values);
         let len = values.len();
         *self.value.write().unwrap_or_else(PoisonError::into_inner) = Tensor::from_vec(values, len, &Device::Cpu)?;
         Ok(result)

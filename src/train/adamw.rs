@@ -57,19 +57,21 @@ impl AdamW {
                 eps: eps as f32,
                 key: (self.step as u32).wrapping_mul(0x85eb_ca77).wrapping_add(number),
             };
-            parameter.update(|values, gradient| adamw(values, gradient, moments, &update))?;
+            parameter.update(moments.blocks(parameter.block_len()), |values, gradient, moments| {
+                adamw(values, gradient, moments, &update)
+            })?;
         }
         Ok(())
     }
 }
 
 /// The L2 norm of all gradients.
-pub fn gradient_norm(parameters: &[Parameter]) -> Result<f64> {
+pub fn gradient_norm(parameters: &[Parameter]) -> f64 {
     let mut sum = 0.0;
     for parameter in parameters {
         let of_block = |block: &[f32]| block.iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>();
-        let blocks: Vec<f64> = parameter.read(|_, gradient| gradient.par_chunks(BLOCK).map(of_block).collect())?;
+        let blocks: Vec<f64> = parameter.gradient(|gradient| gradient.par_chunks(BLOCK).map(of_block).collect());
         sum += blocks.iter().sum::<f64>();
     }
-    Ok(sum.sqrt())
+    sum.sqrt()
 }

@@ -62,7 +62,7 @@ pub fn save(out: &Path, progress: &Progress, parameters: &[Parameter], optimizer
         write(file, &(header.len() as u64).to_le_bytes())?;
         write(file, &header)?;
         for (parameter, moments) in parameters.iter().zip(&optimizer.moments) {
-            parameter.read(|values, _| numbers(file, values, f32::to_le_bytes))??;
+            parameter.values(|values| numbers(file, values, f32::to_le_bytes))??;
             match moments {
                 Moments::F32(moments) => moments.iter().try_for_each(|moment| numbers(file, moment, f32::to_le_bytes))?,
                 Moments::Bf16(moments) => moments.iter().try_for_each(|moment| numbers(file, moment, u16::to_le_bytes))?,
@@ -109,7 +109,7 @@ fn read(path: &Path, identity: &str, parameters: &[Parameter], optimizer: &mut A
         return Err(wrong());
     }
     for (parameter, moments) in parameters.iter().zip(&mut optimizer.moments) {
-        parameter.update(|values, _| read_into(&mut file, values, f32::from_le_bytes))??;
+        parameter.change(|values| read_into(&mut file, values, f32::from_le_bytes))??;
         match moments {
             Moments::F32(moments) => {
                 moments.iter_mut().try_for_each(|moment| read_into(&mut file, moment, f32::from_le_bytes))?

@@ -1,29 +1,35 @@
 //! How far training has moved the model on general text: the mean KL(base || model) over a fixed sample of tokens.
 //!
 //! The text is the probe of general knowledge that ships with the program (`data/probe`), each question with its right answer. The base
-//! model's logits of the sample are kept from before the first step.
+//! model's logits of the sample are kept from before the first step, in a file: a hundred megabytes with a vocabulary of 49,152, five
+//! hundred with one of 262,144.
 
-use crate::engine::{TOKEN_BUDGET, pack};
-use crate::error::{Error, Result};
+use std::fs::File;
+use std::io::{BufWriter, Read, Seek, Write};
+use std::path::Path;
+
+use candle_core::Tensor;
+
+use crate::engine::{Packed, TOKEN_BUDGET, pack};
+use crate::error::{Context, Result};
 use crate::eval::tasks;
-use crate::kernels::head::{divergences, logits};
+use crate::kernels::head::{chunk_rows, divergences, logits};
 use crate::model::Model;
 use crate::tokens::Sequence;
 
 use super::metrics::Drift;
 
-/// Tokens of the sample: their logits take 50 MB with a vocabulary of 49,152.
-const SAMPLE_TOKENS: usize = 256;
+const SAMPLE_TOKENS: usize = 512;
 
 pub struct DriftProbe {
-    sequences: Vec<Sequence>,
-    /// The base model's logits at the sample's tokens, `[n, V]`, in the order of the packs.
-    base_logits: Vec<f32>,
+    packs: Vec<Packed>,
+    /// The base model's logits at the packs' targets, `[n, V]` f32, little-endian. The file has no name, and goes with the process.
+    base_logits: File,
 }
 
 impl DriftProbe {
-    /// Samples the probe, its items cut to `max_len` tokens, and keeps what `base` says of it now.
-    pub fn new(base: &Model, max_len: usize) -> Result<DriftProbe> {
+    /// Samples the probe, its items cut to `max_len` tokens, and keeps what `base` says of it now in `folder`.
+    pub fn new(base: &Model, max_len: usize, folder: &Path) -> Result<DriftProbe> {
         let probe = tasks::probe()?;
         let items = &probe.items;
         // Every seventh item: all fields and both languages are among them.
@@ -41,34 +47,52 @@ impl DriftProbe {
                 break;
             }
         }
-        let mut base_logits = Vec::new();
-        for packed in pack(&sequences, TOKEN_BUDGET) {
-            let hidden = base.hidden(&packed.batch, &packed.rows)?;
-            base_logits.extend(logits(&hidden, base.head(), &base.head_options(1))?);
-        }
-        Ok(DriftProbe { sequences, base_logits })
+        let packs = pack(&sequences, TOKEN_BUDGET);
+        let mut file = BufWriter::new(tempfile::tempfile_in(folder).context_at(folder, "cannot write the base model's logits")?);
+        let options = base.head_options(1);
+        each_chunk(base, &packs, |hidden, _| {
+            for logit in logits(&hidden, base.head(), &options)? {
+                file.write_all(&logit.to_le_bytes()).context_at(folder, "cannot write the base model's logits")?;
+            }
+            Ok(())
+        })?;
+        let base_logits = file.into_inner().map_err(|error| error.into_error());
+        Ok(DriftProbe { packs, base_logits: base_logits.context_at(folder, "cannot write the base model's logits")? })
     }
 
     /// How far `model` is from the base now.
     pub fn measure(&self, model: &Model) -> Result<Drift> {
-        let vocabulary = model.head().out_features();
+        let (head, options) = (model.head(), model.head_options(1));
         let (mut kl, mut cross_entropy, mut tokens) = (0.0, 0.0, 0);
-        let mut base_logits = self.base_logits.as_slice();
-        for packed in pack(&self.sequences, TOKEN_BUDGET) {
-            let hidden = model.hidden(&packed.batch, &packed.rows)?;
-            let n = packed.targets.len();
-            let (of_pack, rest) = base_logits
-                .split_at_checked(n * vocabulary)
-                .ok_or_else(|| Error::new("the drift probe was made with another vocabulary"))?;
-            base_logits = rest;
-            for (statistics, divergence) in divergences(&hidden, model.head(), &packed.targets, of_pack, &model.head_options(1))?
-            {
+        let mut file = &self.base_logits;
+        file.rewind().context("cannot read the base model's logits")?;
+        each_chunk(model, &self.packs, |hidden, targets| {
+            let mut row = vec![0; 4 * head.out_features()];
+            let mut of_base: Vec<f32> = Vec::with_capacity(targets.len() * head.out_features());
+            for _ in targets {
+                file.read_exact(&mut row).context("cannot read the base model's logits")?;
+                of_base.extend(row.as_chunks().0.iter().map(|&logit| f32::from_le_bytes(logit)));
+            }
+            for (statistics, divergence) in divergences(&hidden, head, targets, &of_base, &options)? {
                 kl += f64::from(divergence.from_reference);
                 cross_entropy -= f64::from(statistics.logprob);
             }
-            tokens += n as u64;
-        }
+            tokens += targets.len() as u64;
+            Ok(())
+        })?;
         let mean = |sum: f64| sum / tokens.max(1) as f64;
         Ok(Drift { kl: mean(kl), cross_entropy: mean(cross_entropy), tokens })
     }
+}
+
+/// Hidden states `[n, D]` and targets of all packs, as many at a time as logits are to be in memory.
+fn each_chunk(model: &Model, packs: &[Packed], mut work: impl FnMut(Tensor, &[u32]) -> Result<()>) -> Result<()> {
+    let chunk = chunk_rows(model.head().out_features());
+    for packed in packs {
+        let hidden = model.hidden(&packed.batch, &packed.rows)?;
+        for (i, targets) in packed.targets.chunks(chunk).enumerate() {
+            work(hidden.narrow(0, i * chunk, targets.len())?, targets)?;
+        }
+    }
+    Ok(())
 }

@@ -252,7 +252,7 @@ impl Trainer {
             file.write_all(options.as_bytes()).context("cannot write the options")
         })?;
         // Before a checkpoint replaces the base's weights.
-        let drift = DriftProbe::new(&self.model, self.options.max_len)?;
+        let drift = DriftProbe::new(&self.model, self.options.max_len, &self.out)?;
         let mut optimizer = AdamW::new(self.options.adamw()?, &self.parameters);
         let resumed = checkpoint::load(&self.out, &self.identity, &self.parameters, &mut optimizer)?;
         let mut progress = resumed.unwrap_or_else(|| Progress {
@@ -340,7 +340,7 @@ impl Trainer {
         if let Some(switch) = &self.switch {
             switch.set_dropout(None);
         }
-        let norm = gradient_norm(&self.parameters)?;
+        let norm = gradient_norm(&self.parameters);
         if !norm.is_finite() {
             return Err(Error::new(format!("the gradient is not a number at step {}", step + 1))
                 .cure("Training has diverged: give a smaller --lr, and look at metrics.jsonl."));

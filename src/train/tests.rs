@@ -61,16 +61,18 @@ fn step_options<'a>(loss: &'a Loss, pack_tokens: usize, activation_bytes: usize)
 /// All gradients, by the names of the checkpoint.
 fn gradients(parameters: &[Parameter]) -> HashMap<String, Vec<f32>> {
     let of = |parameter: &Parameter| -> Vec<(String, Vec<f32>)> {
-        let part = |part: &crate::model::Part| {
-            (part.name.clone(), parameter.read(|_, gradient| parameter.tensor_of(part, gradient)).unwrap())
-        };
+        let part =
+            |part: &crate::model::Part| (part.name.clone(), parameter.gradient(|gradient| parameter.tensor_of(part, gradient)));
         parameter.parts.iter().map(part).collect()
     };
     parameters.iter().flat_map(of).collect()
 }
 
 fn clear(parameters: &[Parameter]) {
-    parameters.iter().for_each(|parameter| parameter.update(|_, gradient| gradient.fill(0.0)).unwrap());
+    for parameter in parameters {
+        let blocks = vec![(); parameter.len() / parameter.block_len()];
+        parameter.update(blocks, |_, gradient, ()| gradient.fill(0.0)).unwrap();
+    }
 }
 
 /// Gradients of `sum w (-ln p) / N` with given weights: the fixture's loss.
@@ -122,15 +124,14 @@ fn every_gradient_of_every_family_is_pytorchs() {
         // And along their own direction they are what the loss does.
         clear(&parameters);
         weighted_gradients(&model, &sequences, n);
-        let directions: Vec<Vec<f32>> =
-            parameters.iter().map(|parameter| parameter.read(|_, gradient| gradient.to_vec()).unwrap()).collect();
+        let directions: Vec<Vec<f32>> = parameters.iter().map(|parameter| parameter.gradient(<[f32]>::to_vec)).collect();
         for (parameter, direction) in parameters.iter().zip(directions) {
             let norm = direction.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
             let at = |step: f64| {
-                let shift = |values: &mut [f32], _: &mut [f32]| {
+                let shift = |values: &mut [f32]| {
                     values.iter_mut().zip(&direction).for_each(|(w, g)| *w += (step / norm) as f32 * g);
                 };
-                parameter.update(shift).unwrap();
+                parameter.change(shift).unwrap();
                 weighted_gradients(&model, &sequences, n)
             };
             const STEP: f64 = 2e-3;
@@ -333,7 +334,7 @@ fn ten_steps_follow_pytorch() {
         let steps = run["steps"].as_array().unwrap_or_else(|| panic!("{name}: {:?}", run.as_object().unwrap().keys()));
         for (step, (batch, expected)) in batches.iter().zip(steps).enumerate() {
             let result = accumulate(&model, batch, &vec![1.0; batch.len()], &step_options(&loss, 1000, 0)).unwrap();
-            let norm = gradient_norm(&parameters).unwrap();
+            let norm = gradient_norm(&parameters);
             let rate = schedule.rate(step as u64);
             let close = |found: f64, key: &str, tolerance: f64| {
                 let expected = expected[key].as_f64().unwrap();

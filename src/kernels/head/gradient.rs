@@ -12,6 +12,8 @@
 //! gradient in place: three products, and never tokens by vocabulary (Liger Kernel's chunking, arXiv 2410.10989). The statistics are
 //! those of [`head_statistics`](super::head_statistics), to the bit.
 
+use std::sync::Arc;
+
 use candle_core::Tensor;
 use rayon::prelude::*;
 
@@ -67,7 +69,6 @@ pub fn head_gradient(
     loss: &(dyn Fn(usize, &TokenStatistics, &Divergence) -> TokenLoss + Sync),
 ) -> Result<HeadGradient> {
     check(hidden_nd, head_vd, targets, options)?;
-    let packed = |matrix: &Matrix| matrix.panels().ok_or_else(|| Error::new("training needs the fused kernels"));
     let panels = packed(head_vd)?;
     let reference = match reference {
         None => None,
@@ -80,7 +81,7 @@ pub fn head_gradient(
     };
     let hidden_nd = contiguous(hidden_nd)?;
     let (level, width, vocabulary) = (Level::current(), head_vd.in_features(), head_vd.out_features());
-    let chunk = (CHUNK_BYTES / (4 * vocabulary)).next_multiple_of(8);
+    let chunk = chunk_rows(vocabulary);
     let mut statistics = Vec::with_capacity(targets.len());
     let mut divergences = Vec::with_capacity(targets.len());
     let mut d_hidden: Vec<f32> = Vec::with_capacity(targets.len() * width);
@@ -114,15 +115,26 @@ pub fn head_gradient(
     Ok(HeadGradient { statistics, divergences, d_hidden: gradient(d_hidden, &hidden_nd)? })
 }
 
-/// Logits `[N, V]`, softcap included: for small samples, as they take much memory.
+/// Rows whose logits, in a vocabulary of so many words, are in memory at a time.
+pub fn chunk_rows(vocabulary: usize) -> usize {
+    (CHUNK_BYTES / (4 * vocabulary)).next_multiple_of(8)
+}
+
+/// Logits `[N, V]`, softcap included: for [`chunk_rows`] rows at a time, as they take much memory.
 pub fn logits(hidden_nd: &Tensor, head_vd: &Matrix, options: &HeadOptions) -> Result<Vec<f32>> {
     let n_rows = check_hidden(hidden_nd, head_vd)?;
-    let panels = head_vd.panels().ok_or_else(|| Error::new("this head is not packed: logits need the fused kernels"))?;
+    logits_of(hidden_nd, n_rows, &*packed(head_vd)?, options)
+}
+
+fn packed(head_vd: &Matrix) -> Result<Arc<Panels>> {
+    head_vd.panels().ok_or_else(|| Error::new("this head is not packed: logits need the fused kernels"))
+}
+
+fn logits_of(hidden_nd: &Tensor, n_rows: usize, panels: &Panels, options: &HeadOptions) -> Result<Vec<f32>> {
     let level = Level::current();
-    let hidden_nd = contiguous(hidden_nd)?;
-    let mut logits = with_floats(&hidden_nd, |hidden| multiply(level, hidden, n_rows, &panels, None))?;
+    let mut logits = with_floats(&contiguous(hidden_nd)?, |hidden| multiply(level, hidden, n_rows, panels, None))?;
     if let Some(cap) = options.softcap {
-        logits.par_chunks_mut(head_vd.out_features()).for_each(|row| level.run(Bend { row, cap }));
+        logits.par_chunks_mut(panels.out_features()).for_each(|row| level.run(Bend { row, cap }));
     }
     Ok(logits)
 }
@@ -140,8 +152,8 @@ pub fn divergences(
     if reference_logits.len() != targets.len() * vocabulary {
         return Err(Error::new("the reference's logits are of other tokens or of another vocabulary"));
     }
-    let panels = head_vd.panels().ok_or_else(|| Error::new("this head is not packed: divergences need the fused kernels"))?;
-    let (level, own) = (Level::current(), logits(hidden_nd, head_vd, options)?);
+    let (level, panels) = (Level::current(), packed(head_vd)?);
+    let own = logits_of(hidden_nd, targets.len(), &panels, options)?;
     let rows = own.par_chunks(vocabulary).zip(reference_logits.par_chunks(vocabulary)).zip(targets);
     let of_row = |((row, other), &target): ((&[f32], &[f32]), &u32)| {
         level.run(Compare { row, other, target, head_vd: &panels, top_k: options.top_k })
@@ -455,7 +467,7 @@ mod tests {
             // Sums of up to 401 terms of order 1 in f32.
             close(&d_hidden, &expected, 1e-4, "dh");
             let expected: Vec<f64> = (0..w.len()).map(|i| difference(&mut h64, &mut w64, false, i)).collect();
-            let d_head = trained.read(|_, gradient| trained.rows_of(gradient, 0..vocabulary));
+            let d_head = trained.gradient(|gradient| trained.rows_of(gradient, 0..vocabulary));
             close(&d_head, &expected, 1e-4, "dW");
         }
     }

@@ -13,7 +13,7 @@ mod running;
 
 use candle_core::{DType, Tensor};
 
-pub use gradient::{Divergence, HeadGradient, TokenLoss, divergences, head_gradient, logits};
+pub use gradient::{Divergence, HeadGradient, TokenLoss, chunk_rows, divergences, head_gradient, logits};
 pub use reference::statistics_of_logits;
 
 use super::TokenStatistics;

@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn transposing_and_rounding_move_every_number_to_its_place() {
+    fn transposing_moves_every_number_to_its_place() {
         for (n, k) in [(1, 1), (3, 2), (49, 47), (96, 5), (100, 97)] {
             let w = noise(n * k, 1.0, 4);
             for dtype in [Dtype::F32, Dtype::Bf16] {
@@ -227,12 +227,6 @@ mod tests {
                     assert_eq!(rows[i], columns[i % k * n + i / k], "{dtype} [{n}, {k}] element {i}");
                 }
             }
-            let (mut master, mut stored) = (Panels::new(k, Dtype::F32), Panels::new(k, Dtype::Bf16));
-            master.push(&w);
-            stored.push(&w);
-            let mut rounded = Panels::zeros(n, k, Dtype::Bf16);
-            rounded.round_from(&master);
-            assert_eq!(rows_of(&rounded), rows_of(&stored));
         }
     }
 }

@@ -16,6 +16,8 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::kernels::Dtype;
+use crate::kernels::lanes::Lanes;
+use crate::kernels::level::{Kernel, Level};
 
 /// Outputs in a panel.
 pub(crate) const PANEL: usize = 48;
@@ -136,20 +138,28 @@ impl Panels {
         unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.lines.len() * LINE) }
     }
 
-    /// Writes the numbers of an f32 matrix of the same shape, rounded, into this one of bf16.
-    pub fn round_from(&mut self, master: &Panels) {
-        assert_eq!((self.dtype, self.out_features, self.in_features), (Dtype::Bf16, master.out_features, master.in_features));
-        let (panel_words, depth) = (self.depth() * PANEL, self.depth());
-        let words = self.lines.as_flattened_words();
-        words.par_chunks_mut(panel_words).zip(master.floats().par_chunks(master.depth() * PANEL)).for_each(|(words, floats)| {
-            for (k, words) in words.chunks_exact_mut(PANEL).enumerate().take(depth) {
-                let even = &floats[2 * k * PANEL..][..PANEL];
-                match floats.get((2 * k + 1) * PANEL..(2 * k + 2) * PANEL) {
-                    Some(odd) => words.iter_mut().zip(even.iter().zip(odd)).for_each(|(word, (&a, &b))| *word = bf16_pair(a, b)),
-                    None => words.iter_mut().zip(even).for_each(|(word, &a)| *word = bf16_pair(a, 0.0)),
-                }
-            }
-        });
+    /// An f32 matrix as two: the nearest bf16, and in the same places what rounding took, in units of the f32's last bit. A number
+    /// midway between two bf16 may lose that bit; all others come back as they were.
+    pub fn split(&self) -> (Panels, Panels) {
+        let mut upper = Panels::zeros(self.out_features, self.in_features, Dtype::Bf16);
+        let mut lower = Panels::zeros(self.out_features, self.in_features, Dtype::Bf16);
+        let floats = self.floats().par_chunks(self.depth() * PANEL);
+        upper.words_mut().zip(lower.words_mut()).zip(floats).for_each(|((upper, lower), floats)| split(floats, upper, lower));
+        (upper, lower)
+    }
+
+    /// The way back of [`Panels::split`].
+    pub fn joined(upper: &Panels, lower: &Panels) -> Panels {
+        let mut whole = Panels::zeros(upper.out_features, upper.in_features, Dtype::F32);
+        let panels = whole.floats_mut().par_chunks_mut(upper.in_features * PANEL).enumerate();
+        panels.for_each(|(i, floats)| join(upper.panel(i), lower.panel(i), floats));
+        whole
+    }
+
+    /// The panels one by one, `[depth, PANEL]` words each.
+    pub fn words_mut(&mut self) -> impl IndexedParallelIterator<Item = &mut [u32]> {
+        let panel_words = self.depth() * PANEL;
+        self.lines.as_flattened_words().par_chunks_mut(panel_words)
     }
 
     /// Rows `outputs` of `W` as the columns of a matrix of their own, `[K, outputs.len()]`, in the same number format; `outputs`
@@ -204,6 +214,75 @@ impl Panels {
                     f32::from_bits(if k % 2 == 0 { pair << 16 } else { pair & 0xffff_0000 })
                 }
             };
+        }
+    }
+}
+
+/// One panel of [`Panels::split`].
+pub(super) fn split(floats: &[f32], upper: &mut [u32], lower: &mut [u32]) {
+    Level::current().run(Split { floats, upper, lower });
+}
+
+/// One panel of [`Panels::joined`].
+pub(super) fn join(upper: &[u32], lower: &[u32], floats: &mut [f32]) {
+    Level::current().run(Join { upper, lower, floats });
+}
+
+struct Split<'a> {
+    floats: &'a [f32],
+    upper: &'a mut [u32],
+    lower: &'a mut [u32],
+}
+
+impl Kernel for Split<'_> {
+    type Output = ();
+
+    // Plain loops over whole rows of a panel: compiled with the level's instructions, they become vectors by themselves.
+    #[inline(always)]
+    unsafe fn run<V: Lanes>(self) {
+        let rest = |x: f32, upper: u32| {
+            let rest = x.to_bits().wrapping_sub(upper) as i32;
+            if x.is_nan() { 0 } else { rest.min(0x7fff) as u32 }
+        };
+        let words = self.upper.as_chunks_mut::<PANEL>().0.iter_mut().zip(self.lower.as_chunks_mut::<PANEL>().0);
+        for ((upper, lower), floats) in words.zip(self.floats.chunks(2 * PANEL)) {
+            let (even, odd) = floats.split_at(PANEL);
+            let (even, odd) = (first_row(even), first_row(odd));
+            for i in 0..PANEL {
+                let pair = bf16_pair(even[i], odd[i]);
+                upper[i] = pair;
+                lower[i] = rest(even[i], pair << 16) & 0xffff | rest(odd[i], pair & 0xffff_0000) << 16;
+            }
+        }
+    }
+}
+
+/// A row of a panel; zeros beside the last one if their number is odd.
+#[inline(always)]
+fn first_row(row: &[f32]) -> &[f32; PANEL] {
+    row.first_chunk().unwrap_or(&[0.0; PANEL])
+}
+
+struct Join<'a> {
+    upper: &'a [u32],
+    lower: &'a [u32],
+    floats: &'a mut [f32],
+}
+
+impl Kernel for Join<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Lanes>(self) {
+        let words = self.upper.as_chunks::<PANEL>().0.iter().zip(self.lower.as_chunks::<PANEL>().0);
+        for ((upper, lower), floats) in words.zip(self.floats.chunks_mut(2 * PANEL)) {
+            let (even, odd) = floats.split_at_mut(PANEL);
+            for (x, (upper, lower)) in even.iter_mut().zip(upper.iter().zip(lower)) {
+                *x = f32::from_bits((upper << 16).wrapping_add_signed((lower << 16) as i32 >> 16));
+            }
+            for (x, (upper, lower)) in odd.iter_mut().zip(upper.iter().zip(lower)) {
+                *x = f32::from_bits((upper & 0xffff_0000).wrapping_add_signed(*lower as i32 >> 16));
+            }
         }
     }
 }

@@ -1,13 +1,18 @@
 //! A weight that is being trained: its f32 master in panels, the gradient in the same places.
 //!
 //! An optimiser goes over both as flat arrays, number by number, and need not know where a number of `W [N, K]` stands; the places
-//! that fill up the last panel have gradient 0. In bf16 the products read a rounded copy, made anew after each change.
-//! Gradients are added up in the order of the calls, so equal runs give equal bits.
+//! that fill up the last panel have gradient 0. Gradients are added up in the order of the calls, so equal runs give equal bits.
+//!
+//! In bf16 the master is two matrices: the rounded weight, which products read, and what rounding took from it. Together they are no
+//! larger than the master alone, and a rounded copy beside it would be half as large again (the split of Kalamkar et al. 2020,
+//! "Optimizing Deep Learning Recommender Systems Training on CPU Cluster Architectures", arXiv 2005.04680, but rounded to the nearest).
 
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
+
+use rayon::prelude::*;
 
 use super::gradient::add_weight_gradient;
-use super::pack::{PANEL, Panels};
+use super::pack::{PANEL, Panels, join, split};
 use crate::error::{Error, Result};
 use crate::kernels::Dtype;
 use crate::kernels::cpu::lock;
@@ -18,32 +23,34 @@ pub struct Trained {
     dtype: Dtype,
     out_features: usize,
     in_features: usize,
-    /// What products read: the master itself in f32, its rounded copy in bf16.
-    panels: RwLock<Arc<Panels>>,
-    /// In bf16 only.
-    master: Mutex<Option<Panels>>,
+    master: RwLock<Master>,
     gradient: Mutex<Panels>,
     /// Outputs and inputs of the blocks on the diagonal, if the rest of the matrix is to stay zero.
     blocks: Vec<(usize, usize)>,
 }
 
+#[derive(Debug)]
+enum Master {
+    /// f32.
+    Whole(Arc<Panels>),
+    /// The nearest bf16, and the rest.
+    Split { upper: Arc<Panels>, lower: Panels },
+}
+
 impl Trained {
     pub(super) fn new(master: Panels, dtype: Dtype) -> Trained {
         let (out_features, in_features) = (master.out_features(), master.in_features());
-        let (panels, master) = match dtype {
-            Dtype::F32 => (master, None),
-            Dtype::Bf16 => {
-                let mut rounded = Panels::zeros(out_features, in_features, dtype);
-                rounded.round_from(&master);
-                (rounded, Some(master))
-            }
-        };
         Trained {
             dtype,
             out_features,
             in_features,
-            panels: RwLock::new(Arc::new(panels)),
-            master: Mutex::new(master),
+            master: RwLock::new(match dtype {
+                Dtype::F32 => Master::Whole(Arc::new(master)),
+                Dtype::Bf16 => {
+                    let (upper, lower) = master.split();
+                    Master::Split { upper: Arc::new(upper), lower }
+                }
+            }),
             gradient: Mutex::new(Panels::zeros(out_features, in_features, Dtype::F32)),
             blocks: Vec::new(),
         }
@@ -78,53 +85,86 @@ impl Trained {
         self.dtype
     }
 
-    /// Memory of the weight, its rounded copy and its gradient.
+    /// Memory of the weight and its gradient.
     pub fn bytes(&self) -> usize {
-        let master = lock(&self.master).as_ref().map_or(0, Panels::bytes);
-        self.panels().bytes() + master + lock(&self.gradient).bytes()
+        let master = match &*self.master() {
+            Master::Whole(panels) => panels.bytes(),
+            Master::Split { upper, lower } => upper.bytes() + lower.bytes(),
+        };
+        master + lock(&self.gradient).bytes()
     }
 
-    /// Numbers in the arrays that [`Trained::update`] hands out: `N` rounded up to whole panels times `K`.
+    /// Numbers in a flat array: `N` rounded up to whole panels times `K`.
     pub fn len(&self) -> usize {
-        self.out_features.div_ceil(PANEL) * PANEL * self.in_features
+        self.out_features.div_ceil(PANEL) * self.panel_len()
     }
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Lets `change` alter the weight, seeing its gradient: `(values, gradient)`, each of [`Trained::len`] numbers in the same
-    /// order. An error if the weight is still in use: a graph that goes through it must be dropped first.
-    pub fn update<R>(&self, change: impl FnOnce(&mut [f32], &mut [f32]) -> R) -> Result<R> {
-        let mut gradient = lock(&self.gradient);
-        let mut shared = self.panels.write().unwrap_or_else(PoisonError::into_inner);
-        let panels =
-            Arc::get_mut(&mut shared).ok_or_else(|| Error::new("a weight cannot change while a graph goes through it"))?;
-        Ok(match lock(&self.master).as_mut() {
-            None => change(panels.floats_mut(), gradient.floats_mut()),
-            Some(master) => {
-                let result = change(master.floats_mut(), gradient.floats_mut());
-                panels.round_from(master);
-                result
-            }
-        })
+    /// Numbers in a panel: what [`Trained::update`] hands out at a time.
+    pub fn panel_len(&self) -> usize {
+        PANEL * self.in_features
     }
 
-    /// Reads `(values, gradient)`, ordered as in [`Trained::update`].
-    pub fn read<R>(&self, look: impl FnOnce(&[f32], &[f32]) -> R) -> R {
-        let gradient = lock(&self.gradient);
-        match lock(&self.master).as_ref() {
-            None => look(self.panels().floats(), gradient.floats()),
-            Some(master) => look(master.floats(), gradient.floats()),
+    /// Runs `step(values, gradient, companion)` on each panel, on all threads; there is a companion for each. An error if the weight
+    /// is still in use: a graph that goes through it must be dropped first.
+    pub fn update<C: Send>(&self, companions: Vec<C>, step: impl Fn(&mut [f32], &mut [f32], C) + Sync) -> Result<()> {
+        let len = self.panel_len();
+        let mut gradient = lock(&self.gradient);
+        let panels = gradient.floats_mut().par_chunks_mut(len).zip(companions);
+        match &mut *self.master.write().unwrap_or_else(PoisonError::into_inner) {
+            Master::Whole(master) => {
+                let values = owned(master)?.floats_mut().par_chunks_mut(len);
+                values.zip(panels).for_each(|(values, (gradient, companion))| step(values, gradient, companion));
+            }
+            Master::Split { upper, lower } => {
+                let halves = owned(upper)?.words_mut().zip(lower.words_mut());
+                halves.zip(panels).for_each_init(
+                    || vec![0.0; len],
+                    |values, ((upper, lower), (gradient, companion))| {
+                        join(upper, lower, values);
+                        step(values, gradient, companion);
+                        split(values, upper, lower);
+                    },
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets `change` alter the weight as a whole.
+    pub fn change<R>(&self, change: impl FnOnce(&mut [f32]) -> R) -> Result<R> {
+        match &mut *self.master.write().unwrap_or_else(PoisonError::into_inner) {
+            Master::Whole(master) => Ok(change(owned(master)?.floats_mut())),
+            Master::Split { upper, lower } => {
+                let mut whole = Panels::joined(upper, lower);
+                let result = change(whole.floats_mut());
+                let halves = whole.split();
+                (*upper, *lower) = (Arc::new(halves.0), halves.1);
+                Ok(result)
+            }
         }
     }
 
-    /// Outputs `rows` of a matrix whose numbers are ordered as in [`Trained::update`], row-major `[rows.len(), K]`.
+    pub fn values<R>(&self, look: impl FnOnce(&[f32]) -> R) -> R {
+        match &*self.master() {
+            Master::Whole(master) => look(master.floats()),
+            Master::Split { upper, lower } => look(Panels::joined(upper, lower).floats()),
+        }
+    }
+
+    pub fn gradient<R>(&self, look: impl FnOnce(&[f32]) -> R) -> R {
+        look(lock(&self.gradient).floats())
+    }
+
+    /// Outputs `rows` of a flat array as a matrix, row-major `[rows.len(), K]`.
     pub fn rows_of(&self, values: &[f32], rows: std::ops::Range<usize>) -> Vec<f32> {
         rows.flat_map(|n| (0..self.in_features).map(move |k| values[self.place(n, k)])).collect()
     }
 
-    /// Where `w_nk` stands in the arrays of [`Trained::update`].
+    /// Where `w_nk` stands in a flat array.
     pub fn place(&self, n: usize, k: usize) -> usize {
         n / PANEL * PANEL * self.in_features + k * PANEL + n % PANEL
     }
@@ -158,7 +198,65 @@ impl Trained {
         }
     }
 
+    /// What products read.
     pub(super) fn panels(&self) -> Arc<Panels> {
-        self.panels.read().unwrap_or_else(PoisonError::into_inner).clone()
+        match &*self.master() {
+            Master::Whole(panels) | Master::Split { upper: panels, .. } => panels.clone(),
+        }
+    }
+
+    fn master(&self) -> RwLockReadGuard<'_, Master> {
+        self.master.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn owned(panels: &mut Arc<Panels>) -> Result<&mut Panels> {
+    Arc::get_mut(panels).ok_or_else(|| Error::new("a weight cannot change while a graph goes through it"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::testing::noise;
+
+    #[test]
+    fn the_two_halves_hold_every_bit_and_products_read_the_nearest_bf16() {
+        for (n, k) in [(1, 1), (49, 47), (96, 5), (100, 64)] {
+            let mut master = Panels::new(k, Dtype::F32);
+            let mut numbers = noise(n * k, 1.0, 5);
+            numbers[0] = f32::MAX;
+            master.push(&numbers);
+            let mut nearest = Panels::new(k, Dtype::Bf16);
+            nearest.push(&numbers);
+            let expected = master.floats().to_vec();
+            let trained = Trained::new(master, Dtype::Bf16);
+            assert_eq!(trained.values(<[f32]>::to_vec), expected);
+            assert_eq!(trained.bytes(), 2 * 4 * trained.len() + if k % 2 == 1 { n.div_ceil(PANEL) * PANEL * 4 } else { 0 });
+            let row = |panels: &Panels, n: usize| {
+                let mut row = vec![0.0; k];
+                panels.row_into(n, &mut row);
+                row
+            };
+            assert!((0..n).all(|n| row(&trained.panels(), n) == row(&nearest, n)));
+
+            // Panel by panel and as a whole: the same change.
+            let halve = |values: &mut [f32]| values.iter_mut().for_each(|x| *x *= 0.3);
+            let panels = vec![(); n.div_ceil(PANEL)];
+            trained.update(panels, |values, _, ()| halve(values)).unwrap();
+            let once: Vec<f32> = expected.iter().map(|x| x * 0.3).collect();
+            assert_eq!(trained.values(<[f32]>::to_vec), once);
+            trained.change(halve).unwrap();
+            assert_eq!(trained.values(<[f32]>::to_vec), once.iter().map(|x| x * 0.3).collect::<Vec<f32>>());
+        }
+    }
+
+    #[test]
+    fn a_number_midway_between_two_bf16_moves_by_its_last_bit_at_most() {
+        // 1 + 2^-8 lies between 1 and 1 + 2^-7; the even one is 1, and the rest is half a unit, which the lower half lacks room for.
+        let mut master = Panels::new(2, Dtype::F32);
+        master.push(&[1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0]);
+        let trained = Trained::new(master, Dtype::Bf16);
+        let values = trained.values(|values| [values[0], values[PANEL]]);
+        assert_eq!(values, [1.0 + 1.0 / 256.0 - f32::EPSILON, 1.0 + 3.0 / 256.0]);
     }
 }
