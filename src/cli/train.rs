@@ -24,7 +24,7 @@ pub struct Args {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     datasets: Vec<String>,
 
-    /// Options from a TOML file; those on the command line go over it
+    /// Options from a TOML or YAML file; those on the command line go over it
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     config: Option<PathBuf>,

@@ -1,5 +1,5 @@
-//! What a training run is told: a TOML file, the command line over it, defaults under both. The resolved options are saved beside
-//! the results as `train.toml`, which `--config` takes again.
+//! What a training run is told: a TOML or YAML file, the command line over it, defaults under both. The resolved options are saved
+//! beside the results as `train.toml`, which `--config` takes again.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -156,13 +156,7 @@ impl Default for Options {
 impl Options {
     /// Reads `file`, puts `overrides` (keys as in the file) over it, and checks the whole.
     pub fn resolve(file: Option<&Path>, overrides: toml::Table) -> Result<Options> {
-        let mut table = match file {
-            None => toml::Table::new(),
-            Some(path) => {
-                let text = std::fs::read_to_string(path).context_at(path, "cannot read the configuration")?;
-                text.parse::<toml::Table>().context_at(path, "this is not TOML")?
-            }
-        };
+        let mut table = file.map_or(Ok(toml::Table::new()), read_table)?;
         table.extend(overrides);
         let options: Options = table.try_into().map_err(|error: toml::de::Error| {
             let wrong = Error::usage(format!("wrong option: {}", error.message()));
@@ -296,6 +290,22 @@ impl Options {
     }
 }
 
+/// Options as a file has them, by names with dashes; underscores are taken for dashes, as other programs' files have them, and in YAML
+/// `null` for an option left out.
+fn read_table(path: &Path) -> Result<toml::Table> {
+    let text = std::fs::read_to_string(path).context_at(path, "cannot read the configuration")?;
+    let is_yaml = path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml");
+    let table = match is_yaml {
+        true => {
+            let entries: BTreeMap<String, Option<toml::Value>> = serde_saphyr::from_str(&text)
+                .map_err(|error| Error::usage("this is not a YAML mapping").at(path).caused_by(error))?;
+            entries.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+        }
+        false => text.parse::<toml::Table>().map_err(|error| Error::usage("this is not TOML").at(path).caused_by(error))?,
+    };
+    Ok(table.into_iter().map(|(name, value)| (name.replace('_', "-"), value)).collect())
+}
+
 fn below(bound: f64) -> String {
     if bound.is_finite() { format!(" and less than {bound}") } else { String::new() }
 }
@@ -316,9 +326,33 @@ mod tests {
         let options = Options::resolve(Some(&file), table("method = 'sft-kl'\nkl-weight = 0.25")).unwrap();
         assert_eq!((options.method, options.kl_weight, options.learning_rate()), (Method::SftKl, Some(0.25), 1e-3));
         assert_eq!((options.mix["chat"], options.batch_size), (0.5, 16));
+        let yaml = folder.path().join("train.yaml");
+        std::fs::write(
+            &yaml,
+            "datasets: [a.jsonl]\nmethod: sft-kl\nkl_weight: 0.25 # comment\ngate: null\nlr: 1e-3\nmix:\n  chat: 0.5\n",
+        )
+        .unwrap();
+        assert_eq!(Options::resolve(Some(&yaml), toml::Table::new()).unwrap(), options);
         let again = folder.path().join("again.toml");
         std::fs::write(&again, options.to_toml().unwrap()).unwrap();
         assert_eq!(Options::resolve(Some(&again), toml::Table::new()).unwrap(), options);
+    }
+
+    #[test]
+    fn broken_files_are_refused_with_their_name() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, text, expected) in [
+            ("a.toml", "datasets = [", "not TOML"),
+            ("a.yaml", "datasets: [a\nmethod: sft", "not a YAML mapping"),
+            ("b.yaml", "- a.jsonl", "not a YAML mapping"),
+            ("c.yaml", "datasets: [a.jsonl]\nbatch_size: many", "invalid type"),
+        ] {
+            let file = folder.path().join(name);
+            std::fs::write(&file, text).unwrap();
+            let error = Options::resolve(Some(&file), toml::Table::new()).unwrap_err();
+            let message = error.to_string();
+            assert!(message.contains(expected) && message.contains(name) && error.exit_code() == 2, "{message}");
+        }
     }
 
     #[test]
