@@ -107,24 +107,30 @@ fn wait_for(child: &mut Child, ready: impl Fn() -> bool) {
 #[test]
 fn the_first_loss_is_the_weighted_sum_over_the_score_table() {
     let workdir = prepared(12);
-    workdir.run(&["rows.jsonl", "--model", "tiny.gguf", "--out", "scores"]).ok();
-    let tables = [workdir.path("scores").join("tokens.parquet")];
-    let (mut weighted, mut plain, mut n) = (0.0, 0.0, 0);
-    for chunk in read_chunks(&tables, &[Column::Logprob, Column::EntropyTopk]) {
-        let chunk = chunk.unwrap();
-        for (logprob, entropy) in chunk.logprob.iter().zip(&chunk.entropy_topk) {
-            weighted += f64::from(*entropy) * -f64::from(*logprob);
-            plain -= f64::from(*logprob);
-            n += 1;
+    for dtype in ["f32", "bf16"] {
+        let scores = format!("scores-{dtype}");
+        workdir.run(&["rows.jsonl", "--model", "tiny.gguf", "--dtype", dtype, "--out", &scores]).ok();
+        let (mut weighted, mut plain, mut n) = (0.0, 0.0, 0);
+        for chunk in read_chunks(&[workdir.path(&scores).join("tokens.parquet")], &[Column::Logprob, Column::EntropyTopk]) {
+            let chunk = chunk.unwrap();
+            for (logprob, entropy) in chunk.logprob.iter().zip(&chunk.entropy_topk) {
+                weighted += f64::from(*entropy) * -f64::from(*logprob);
+                plain -= f64::from(*logprob);
+                n += 1;
+            }
         }
-    }
-    for (method, sum) in [("eaft", weighted), ("sft", plain)] {
-        workdir.run(&arguments(&["--out", method, "--method", method, "--batch-size", "12"])).ok();
-        let first = &metrics(&workdir.path(method))[0];
-        // The same statistics to the bit; only the order of the sum differs.
-        assert!((number(&first["loss"]) - sum / n as f64).abs() < 1e-9, "{method}: {first}");
-        assert_eq!(first["supervised"], n);
-        assert!((number(&first["cross_entropy"]) - plain / n as f64).abs() < 1e-9);
+        for (method, sum) in [("eaft", weighted), ("sft", plain)] {
+            for kind in [&[][..], &["--lora"]] {
+                let out = format!("{method}-{dtype}{}", kind.concat());
+                let options = ["--out", &out, "--method", method, "--batch-size", "12", "--dtype", dtype];
+                workdir.run(&arguments(&[&options[..], kind].concat())).ok();
+                let first = &metrics(&workdir.path(&out))[0];
+                // The same statistics to the bit; only the order of the sum differs.
+                assert!((number(&first["loss"]) - sum / n as f64).abs() < 1e-9, "{out}: {first}");
+                assert_eq!(first["supervised"], n);
+                assert!((number(&first["cross_entropy"]) - plain / n as f64).abs() < 1e-9);
+            }
+        }
     }
 }
 
@@ -161,6 +167,53 @@ fn what_is_trained_is_learned_saved_and_read_again() {
         let mean = sum / f64::from(n);
         assert!((mean - last).abs() < 0.1 * last, "{out}: the saved model's cross-entropy is {mean}, the run's {last}");
     }
+}
+
+#[test]
+fn twenty_rows_can_be_learnt_by_heart() {
+    let workdir = prepared(20);
+    // Adapters leave the random vocabulary matrix and the last norm as they are, and so the largest logit.
+    for (out, kind, near_zero) in [
+        ("full", vec!["--lr", "5e-3"], 0.02),
+        ("bf16", vec!["--lr", "5e-3", "--dtype", "bf16"], 0.02),
+        ("lora", vec!["--lora", "--lr", "1e-2"], 0.4),
+    ] {
+        let common = ["--out", out, "--method", "sft", "--batch-size", "5", "--epochs", "100"];
+        workdir.run(&arguments(&[&common[..], &kind[..]].concat())).ok();
+        let steps = metrics(&workdir.path(out));
+        let last = number(&steps.last().unwrap()["cross_entropy"]);
+        assert!(last < near_zero, "{out}: cross-entropy {} at first, {last} at last", steps[0]["cross_entropy"]);
+    }
+}
+
+#[test]
+fn divergence_is_caught_with_its_step_and_rows_and_the_last_checkpoint_is_kept() {
+    let workdir = prepared(12);
+    let options =
+        ["--out", "run", "--batch-size", "2", "--lr", "1e30", "--warmup-steps", "4", "--save-every", "1", "--method", "sft"];
+    let ran = workdir.run(&arguments(&options));
+    assert_eq!(ran.code, Some(1), "{}", ran.stderr);
+    // The first step has a learning rate of 0; the weights are huge after the second.
+    for expected in ["training has diverged", "at step 3", "rows.jsonl:", "The checkpoint of step 2 is kept", "--lr"] {
+        assert!(ran.stderr.contains(expected), "{expected}: {}", ran.stderr);
+    }
+    assert_eq!(metrics(&workdir.path("run")).len(), 2);
+    assert!(workdir.path("run/checkpoints/step-00000002.safetensors").is_file());
+}
+
+#[test]
+fn rows_whose_conflicts_are_intended_count_fully() {
+    let workdir = prepared(12);
+    let first = |out: &str, more: &[&str]| {
+        let options = ["--out", out, "--batch-size", "12"];
+        workdir.run(&arguments(&[&options[..], more].concat())).ok();
+        number(&metrics(&workdir.path(out))[0]["loss"])
+    };
+    let (sft, eaft) = (first("sft", &["--method", "sft"]), first("eaft", &[]));
+    let some = first("some", &["--intended", "rows.jsonl:3", "--intended", "rows.jsonl:7"]);
+    assert!(eaft < some && some < sft, "{eaft} {some} {sft}");
+    assert_eq!(first("all", &["--intended", "rows.jsonl"]), sft);
+    refused(workdir.run(&arguments(&["--out", "none", "--intended", "rows.jsonl:99"])), 2, "rows.jsonl:99");
 }
 
 #[test]
@@ -221,7 +274,7 @@ fn wrong_use_is_refused_by_name() {
     for (more, expected) in [
         (vec!["--method", "magic"], "magic"),
         (vec!["--method", "sft", "--gate", "power:2"], "--gate"),
-        (vec!["--lora", "--lora-targets", "q_projj"], "q_projj"),
+        (vec!["--lora", "--lora-targets", "q_projj", "--method", "flow"], "q_projj"),
         (vec!["--batch-size", "0"], "batch-size"),
         (vec!["--mix", "chat=0.5"], "chat"),
         (vec!["--mix", "chat"], "SOURCE=WEIGHT"),

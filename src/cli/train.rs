@@ -11,7 +11,7 @@ use crate::error::{Context, Error, Result};
 use crate::report::thousands;
 use crate::run;
 use crate::tokens::Audit;
-use crate::train::{self, Options, Outcome, Plan, StepMetrics, TrainRecord, Trainer};
+use crate::train::{self, Job, Options, Outcome, Plan, StepMetrics, TrainRecord, Trainer};
 
 /// Fine-tune a model on the data: full or with low-rank adapters, with EAFT or the losses it is compared with
 ///
@@ -83,6 +83,12 @@ pub struct Args {
     #[arg(long, help_heading = "Loss")]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     spare_known: bool,
+
+    /// Rows whose conflicts are meant to be learnt, such as knowledge edits: they get full weight. A source (as in --mix), a
+    /// row's own id, or a place such as edits.jsonl:17; may be given several times
+    #[arg(long, value_name = "ROWS", help_heading = "Loss")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    intended: Vec<String>,
 
     /// Train low-rank adapters instead of all weights
     #[arg(long, help_heading = "LoRA")]
@@ -169,7 +175,8 @@ pub struct Args {
     #[serde(skip_serializing_if = "Option::is_none")]
     weight_decay: Option<f64>,
 
-    /// Number format of the optimiser's moments: f32, or bf16 (rounded at random) for a quarter less memory  [default: f32]
+    /// Number format of the optimiser's moments: f32, or bf16 (rounded at random) for a quarter less memory  [default: f32 for
+    /// LoRA, else bf16]
     #[arg(long, value_name = "DTYPE", help_heading = "Speed and memory")]
     #[serde(skip_serializing_if = "Option::is_none")]
     moments: Option<String>,
@@ -280,12 +287,18 @@ pub fn run(args: Args, command_line: &str) -> Result<()> {
         return emit(program, &options);
     }
     let watch = Progress::new()?;
-    let trainer = Trainer::prepare(options, command_line, &watch)?;
+    let job = Job::open(options, &watch)?;
+    if !args.dry_run {
+        if let Some(record) = job.record()? {
+            return super::print(&record_text(&record, args.json)?);
+        }
+        if args.resume && !job.can_resume()? {
+            return Err(Error::usage("there is no checkpoint to resume from").at(&job.out).cure("Leave out --resume to begin."));
+        }
+    }
+    let trainer = Trainer::prepare(job, command_line, &watch)?;
     if args.dry_run {
         return super::print(&plan_text(&trainer.plan, args.json)?);
-    }
-    if args.resume && !trainer.can_resume()? {
-        return Err(Error::usage("there is no checkpoint to resume from").at(&trainer.out).cure("Leave out --resume to begin."));
     }
     eprintln!("Run folder {}", trainer.out.display());
     match trainer.run(&watch)? {

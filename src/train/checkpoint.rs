@@ -32,6 +32,17 @@ pub struct Progress {
     pub seconds: f64,
 }
 
+impl Progress {
+    /// Refuses the progress of another run.
+    pub fn check(&self, identity: &str) -> Result<()> {
+        if self.identity != identity {
+            return Err(Error::new("this checkpoint belongs to another training run")
+                .cure("Give another --out, or remove the folder to begin anew."));
+        }
+        Ok(())
+    }
+}
+
 #[derive(Serialize, Deserialize)]
 struct Array {
     dtype: String,
@@ -96,10 +107,7 @@ pub fn latest(out: &Path) -> Result<Option<Progress>> {
 fn read(path: &Path, identity: &str, parameters: &[Parameter], optimizer: &mut AdamW) -> Result<Progress> {
     let mut file = File::open(path).context("cannot open the checkpoint")?;
     let (progress, arrays_found) = header(&mut file)?;
-    if progress.identity != identity {
-        return Err(Error::new("this checkpoint belongs to another training run")
-            .cure("Give another --out, or remove the folder to begin anew."));
-    }
+    progress.check(identity)?;
     let wrong = || Error::new("the checkpoint does not fit the model").cure("Remove it to begin anew.");
     let expected = arrays(parameters, optimizer).map(|(parameter, moments, what)| {
         (name(parameter, what), parameter.len(), if what == VALUES { "F32" } else { dtype(moments).0 })

@@ -5,9 +5,11 @@
 //! rows twice.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
 
 use super::step::supervised;
-use crate::dataset::Dataset;
+use crate::dataset::{Dataset, Place};
 use crate::error::{Error, Result};
 use crate::eval::stats::SplitMix;
 use crate::run::rendered;
@@ -19,8 +21,18 @@ pub struct TrainingSet {
     /// Of each sequence, the index into `sources`.
     source_of: Vec<usize>,
     pub sources: Vec<String>,
+    /// Of each sequence.
+    pub names: Vec<RowName>,
     pub validation: Vec<Sequence>,
     pub audit: Audit,
+}
+
+/// How people find a row again.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RowName {
+    pub place: Place,
+    /// The row's own `id`, if it has one.
+    pub id: Option<String>,
 }
 
 /// What one epoch holds.
@@ -46,6 +58,7 @@ impl TrainingSet {
             sequences: Vec::new(),
             source_of: Vec::new(),
             sources: Vec::new(),
+            names: Vec::new(),
             validation: Vec::new(),
             audit: Audit::default(),
         };
@@ -71,13 +84,14 @@ impl TrainingSet {
                     set.validation.push(sequence);
                     continue;
                 }
-                let source = item.example.map(|example| example.source).unwrap_or_default();
+                let (source, id) = item.example.map(|example| (example.source, example.id)).unwrap_or_default();
                 let known = set.sources.iter().position(|known| *known == source);
                 let index = known.unwrap_or_else(|| {
                     set.sources.push(source);
                     set.sources.len() - 1
                 });
                 set.source_of.push(index);
+                set.names.push(RowName { place: item.place, id });
                 set.sequences.push(sequence);
             }
             watch(records);
@@ -103,8 +117,43 @@ impl TrainingSet {
         Ok(order)
     }
 
+    /// Of each sequence: is it among the rows that `names` name, by source, by the row's own id or as `file:line`?
+    pub fn named(&self, names: &[String]) -> Result<Vec<bool>> {
+        let mut named = vec![false; self.sequences.len()];
+        for name in names {
+            let mut found = false;
+            for (index, row) in self.names.iter().enumerate() {
+                if self.sources[self.source_of[index]] == *name || row.is_called(name) {
+                    (named[index], found) = (true, true);
+                }
+            }
+            if !found {
+                return Err(Error::usage(format!("no row to learn from is called `{name}`"))
+                    .cure("Name a source (as --mix does), a row's own id, or a place such as edits.jsonl:17."));
+            }
+        }
+        Ok(named)
+    }
+
     pub fn supervised_tokens(&self) -> u64 {
         self.sequences.iter().map(|sequence| supervised(sequence) as u64).sum()
+    }
+}
+
+impl RowName {
+    fn is_called(&self, name: &str) -> bool {
+        let at = |(path, line): (&str, &str)| {
+            line.parse() == Ok(self.place.line)
+                && (self.place.path.as_path() == Path::new(path) || self.place.path.file_name() == Some(path.as_ref()))
+        };
+        self.id.as_deref() == Some(name) || name.rsplit_once(':').is_some_and(at)
+    }
+}
+
+impl fmt::Display for RowName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.place.path.display(), self.place.line)?;
+        self.id.as_ref().map_or(Ok(()), |id| write!(f, " (id {id})"))
     }
 }
 

@@ -15,6 +15,8 @@
 //! | `flow` | `1/N sum w_i (-ln p)`, `w_i ~ exp(-l_i / tau)` of the base's mean loss `l_i` of the sequence, `tau` the median `l_i`, `w` with mean 1 over the data | arXiv 2502.02797 |
 //! | `sft-kl` | `1/N sum -ln p + b KL(model, base)`, `b` = 0.5 | arXiv 2601.02151, section 4 |
 //!
+//! In rows named by `--intended` a token counts fully: the `stop(..)` and `w_i` above are 1 (`+ b KL` stays).
+//!
 //! `KL(a, b) = sum_v a ln(a / b)`. The normaliser divides the top-K entropy: by `ln K` (the paper), by 3.0 (LLaMA-Factory) or not at
 //! all (axolotl), which makes weights of up to `ln K` = 2.9957 and learning rates that are not comparable.
 
@@ -81,6 +83,15 @@ pub struct BatchLoss {
     spare_known: bool,
 }
 
+/// How much a token counts: the weights of the sequences that have it, over `N`.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Share {
+    /// Of those where the method weighs the token.
+    pub weighted: f32,
+    /// Of those whose conflicts are intended.
+    pub whole: f32,
+}
+
 impl Method {
     const ALL: [Method; 9] = [
         Method::Sft,
@@ -110,6 +121,11 @@ impl Method {
             Method::SftKl => 0.5,
             _ => 0.0,
         }
+    }
+
+    /// Weighs single tokens or rows, and so can leave rows alone whose conflicts are intended.
+    pub fn has_weights(self) -> bool {
+        !matches!(self, Method::Sft | Method::SftKl)
     }
 
     /// The gate that stands for the method in the preview.
@@ -167,18 +183,20 @@ impl BatchLoss {
         self.weight.of(token.logprob, token.entropy, self.scale * token.entropy_topk)
     }
 
-    /// The factors of a token's loss terms; `share` is its sequences' weight over `N`.
-    pub fn factors(&self, token: &TokenStatistics, share: f32) -> TokenLoss {
+    /// The factors of a token's loss terms.
+    pub fn factors(&self, token: &TokenStatistics, share: Share) -> TokenLoss {
+        let Share { weighted, whole } = share;
         TokenLoss {
-            cross_entropy: self.weight(token) * share,
-            from_reference: self.asft * share,
-            to_reference: self.sft_kl * share,
+            cross_entropy: self.weight(token) * weighted + whole,
+            from_reference: self.asft * (weighted + whole),
+            to_reference: self.sft_kl * (weighted + whole),
         }
     }
 
-    /// The token's loss before it is divided by `N`.
-    pub fn value(&self, token: &TokenStatistics, divergence: &Divergence) -> f64 {
-        f64::from(self.weight(token)) * -f64::from(token.logprob)
+    /// The token's loss before it is divided by `N`, in a row whose conflicts are intended or not.
+    pub fn value(&self, token: &TokenStatistics, divergence: &Divergence, intended: bool) -> f64 {
+        let weight = if intended { 1.0 } else { self.weight(token) };
+        f64::from(weight) * -f64::from(token.logprob)
             + f64::from(self.asft) * f64::from(divergence.from_reference)
             + f64::from(self.sft_kl) * f64::from(divergence.to_reference)
     }

@@ -37,7 +37,7 @@ pub use method::{Method, Normaliser};
 pub use metrics::{Drift, StepMetrics, Validation};
 pub use options::Options;
 pub use recipe::emit as emit_recipe;
-pub use run::{Outcome, Plan, TrainRecord, Trainer};
+pub use run::{Job, Outcome, Plan, TrainRecord, Trainer};
 
 use crate::tokens::Audit;
 

@@ -15,7 +15,7 @@ use super::method::{Loss, flow_weights};
 use super::metrics::{Drift, StepMetrics, Validation, fixed_thresholds};
 use super::options::Options;
 use super::schedule::Schedule;
-use super::step::{Base, StepOptions, accumulate, supervised};
+use super::step::{Base, RowWeight, StepOptions, accumulate, supervised};
 use super::{Method, Watch};
 use crate::dataset::{DataFile, Dataset};
 use crate::engine::{self, Work};
@@ -92,7 +92,16 @@ pub struct Preview {
     pub confident_conflicts: u64,
 }
 
-/// Everything a run needs, opened and checked.
+/// What is asked for: options, data and model, found but not read.
+pub struct Job {
+    pub options: Options,
+    pub out: PathBuf,
+    dataset: Dataset,
+    reference: Reference,
+    identity: String,
+}
+
+/// Everything a run needs, read and checked.
 pub struct Trainer {
     pub options: Options,
     pub out: PathBuf,
@@ -103,8 +112,10 @@ pub struct Trainer {
     switch: Option<std::sync::Arc<AdapterSwitch>>,
     parameters: Vec<Parameter>,
     set: TrainingSet,
-    weights: Vec<f32>,
+    weights: Vec<RowWeight>,
     order: Order,
+    /// The epoch of the last step, and the order of its sequences.
+    epoch: Option<(u64, Vec<u32>)>,
     epoch_ends: Vec<u64>,
     loss: Loss,
     schedule: Schedule,
@@ -125,20 +136,40 @@ pub enum Outcome {
     },
 }
 
-impl Trainer {
-    /// Opens model and data and plans the steps.
-    pub fn prepare(options: Options, command: &str, watch: &dyn Watch) -> Result<Trainer> {
+impl Job {
+    /// Finds data and model. An error if the folder holds another run.
+    pub fn open(options: Options, watch: &dyn Watch) -> Result<Job> {
         let dataset = Dataset::open(&options.datasets, &options.read()?)?;
         let fetching = |what: &str, done, total| watch.fetching(what, done, total);
         let reference = Reference::resolve(options.model.as_deref(), &fetching)?;
         let identity = identity(&options, &dataset, &reference)?;
         let out = options.out.clone().unwrap_or_else(|| Path::new("runs").join(format!("train-{}", &identity[..8])));
-        let needs_scores = options.method.needs_scores(options.gate()?);
-        let before = needs_scores.then(|| out.join(BEFORE_FOLDER));
-        if let Some(before) = &before {
-            score_before(&options, before, command, watch)?;
+        let job = Job { options, out, dataset, reference, identity };
+        if job.record()?.is_some_and(|record| record.identity != job.identity) {
+            return Err(Error::new("this folder holds another training run").at(&job.out).cure("Give another --out."));
         }
+        if let Some(progress) = checkpoint::latest(&job.out)? {
+            progress.check(&job.identity).map_err(|error| error.at(&job.out))?;
+        }
+        Ok(job)
+    }
 
+    /// The record of the run, if it has ended.
+    pub fn record(&self) -> Result<Option<TrainRecord>> {
+        let path = self.out.join(RUN_FILE);
+        if path.is_file() { read_record(&path).map(Some) } else { Ok(None) }
+    }
+
+    /// Is there a checkpoint of the run?
+    pub fn can_resume(&self) -> Result<bool> {
+        Ok(checkpoint::latest(&self.out)?.is_some())
+    }
+}
+
+impl Trainer {
+    /// Reads model and data and plans the steps.
+    pub fn prepare(job: Job, command: &str, watch: &dyn Watch) -> Result<Trainer> {
+        let Job { options, out, dataset, reference, identity } = job;
         let dtype = options.dtype()?;
         // What learns keeps f32 masters; a frozen base is stored as it is multiplied.
         let stored = if options.lora { dtype } else { Dtype::F32 };
@@ -156,10 +187,22 @@ impl Trainer {
             &mut reading,
         )?;
         watch.audited(&set.audit);
-        let (population, weights) = match &before {
-            Some(before) => from_scores(&options, before, &set.sequences)?,
-            None => (Population::default(), vec![1.0; set.sequences.len()]),
+        let order = set.order(&options.mix, options.seed)?;
+        let intended = set.named(&options.intended)?;
+        // Adapters take little memory; the gradients of all weights can wait until the data have been scored.
+        let adapted = options.lora().map(|lora| model.adapt(&lora, options.seed)).transpose()?;
+
+        let (population, mut weights) = match options.method.needs_scores(options.gate()?) {
+            true => {
+                let before = out.join(BEFORE_FOLDER);
+                score_before(&options, &before, command, watch)?;
+                from_scores(&options, &before, &set.sequences)?
+            }
+            false => (Population::default(), vec![RowWeight::ONE; set.sequences.len()]),
         };
+        for (weight, _) in weights.iter_mut().zip(intended).filter(|(_, intended)| *intended) {
+            *weight = RowWeight { weight: 1.0, intended: true };
+        }
         let loss = Loss::new(
             options.method,
             options.gate()?,
@@ -175,16 +218,12 @@ impl Trainer {
             false => None,
         };
         let thresholds = fixed_thresholds()?;
-        let preview = preview(&model, &set.sequences, &loss, &thresholds)?;
-        let (parameters, switch) = match options.lora() {
+        let (parameters, switch) = match adapted {
+            Some((parameters, switch)) => (parameters, Some(switch)),
             None => (model.train(dtype)?, None),
-            Some(lora) => {
-                let (parameters, switch) = model.adapt(&lora, options.seed)?;
-                (parameters, Some(switch))
-            }
         };
+        let preview = preview(&model, &set.sequences, &loss, &thresholds)?;
 
-        let order = set.order(&options.mix, options.seed)?;
         let epoch_ends = order.epoch_ends(options.epochs, options.batch_size);
         let all_steps = epoch_ends.last().copied().unwrap_or(0);
         let total_steps = options.max_steps.map_or(all_steps, |max| max.min(all_steps));
@@ -220,6 +259,7 @@ impl Trainer {
             set,
             weights,
             order,
+            epoch: None,
             epoch_ends,
             loss,
             schedule,
@@ -231,21 +271,8 @@ impl Trainer {
         })
     }
 
-    /// Is there a checkpoint of this very run?
-    pub fn can_resume(&self) -> Result<bool> {
-        Ok(checkpoint::latest(&self.out)?.is_some_and(|progress| progress.identity == self.identity))
-    }
-
     /// Trains, from the newest checkpoint on if there is one, and saves the result.
     pub fn run(mut self, watch: &dyn Watch) -> Result<Outcome> {
-        let done = self.out.join(RUN_FILE);
-        if done.is_file() {
-            let record = read_record(&done)?;
-            if record.identity != self.identity {
-                return Err(Error::new("this folder holds another training run").at(&self.out).cure("Give another --out."));
-            }
-            return Ok(Outcome::Finished(Box::new(record)));
-        }
         fs::create_dir_all(&self.out).context_at(&self.out, "cannot create the run folder")?;
         let options = self.options.to_toml()?;
         write_atomically(&self.out.join(OPTIONS_FILE), |file| {
@@ -320,7 +347,9 @@ impl Trainer {
 
     /// One update; the metrics are of before it.
     fn step(&mut self, step: u64, optimizer: &mut AdamW) -> Result<StepMetrics> {
-        let (sequences, weights, epoch) = self.batch(step);
+        let (batch, epoch) = self.batch(step);
+        let sequences: Vec<Sequence> = batch.iter().map(|&index| self.set.sequences[index].clone()).collect();
+        let weights: Vec<RowWeight> = batch.iter().map(|&index| self.weights[index]).collect();
         if let Some(switch) = &self.switch {
             switch.set_dropout(Some(Random::new(self.options.seed ^ DROPOUT, step).next()));
         }
@@ -337,13 +366,16 @@ impl Trainer {
             base,
         };
         let result = accumulate(&self.model, &sequences, &weights, &options)?;
+        if !result.diverged.is_empty() {
+            let rows: Vec<usize> = result.diverged.iter().map(|&index| batch[index]).collect();
+            return Err(self.diverged(step, "loss", &rows));
+        }
         if let Some(switch) = &self.switch {
             switch.set_dropout(None);
         }
         let norm = gradient_norm(&self.parameters);
         if !norm.is_finite() {
-            return Err(Error::new(format!("the gradient is not a number at step {}", step + 1))
-                .cure("Training has diverged: give a smaller --lr, and look at metrics.jsonl."));
+            return Err(self.diverged(step, "gradient", &batch));
         }
         // torch.nn.utils.clip_grad_norm_
         let factor = if self.options.clip > 0.0 { (self.options.clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
@@ -368,17 +400,32 @@ impl Trainer {
         Ok(metrics)
     }
 
-    /// The sequences of step `step`, their weights, and the epochs that are over after it.
-    fn batch(&self, step: u64) -> (Vec<Sequence>, Vec<f32>, f64) {
+    fn diverged(&self, step: u64, what: &str, rows: &[usize]) -> Error {
+        const NAMED: usize = 8;
+        let mut names: Vec<String> = rows.iter().take(NAMED).map(|&row| self.set.names[row].to_string()).collect();
+        if rows.len() > NAMED {
+            names.push(format!("{} more", rows.len() - NAMED));
+        }
+        let kept = match checkpoint::latest(&self.out) {
+            Ok(Some(progress)) => format!("The checkpoint of step {} is kept.", progress.step),
+            _ => "There is no checkpoint yet: --save-every makes them more often.".to_owned(),
+        };
+        Error::new(format!("training has diverged: the {what} is not a number at step {}, in {}", step + 1, names.join(", ")))
+            .cure(format!("Give a smaller --lr and another --out, and look at metrics.jsonl and those rows. {kept}"))
+    }
+
+    /// Indices of the sequences of step `step`, and the epochs that are over after it.
+    fn batch(&mut self, step: u64) -> (Vec<usize>, f64) {
         let epoch = self.epoch_ends.partition_point(|&end| end <= step);
         let begin = epoch.checked_sub(1).map_or(0, |before| self.epoch_ends[before]);
-        let order = self.order.epoch(epoch as u64);
+        let (_, order) = match self.epoch.take() {
+            Some(known) if known.0 == epoch as u64 => self.epoch.insert(known),
+            _ => self.epoch.insert((epoch as u64, self.order.epoch(epoch as u64))),
+        };
         let first = (step - begin) as usize * self.options.batch_size;
         let last = (first + self.options.batch_size).min(order.len());
-        let batch = &order[first..last];
-        let sequences = batch.iter().map(|&index| self.set.sequences[index as usize].clone()).collect();
-        let weights = batch.iter().map(|&index| self.weights[index as usize]).collect();
-        (sequences, weights, epoch as f64 + last as f64 / order.len() as f64)
+        let batch = order[first..last].iter().map(|&index| index as usize).collect();
+        (batch, epoch as f64 + last as f64 / order.len() as f64)
     }
 
     fn validate(&self) -> Result<Option<Validation>> {
@@ -511,14 +558,14 @@ fn score_before(options: &Options, out: &Path, command: &str, watch: &dyn Watch)
 }
 
 /// Quantiles for the gates that need them, and the weights of the sequences.
-fn from_scores(options: &Options, before: &Path, sequences: &[Sequence]) -> Result<(Population, Vec<f32>)> {
+fn from_scores(options: &Options, before: &Path, sequences: &[Sequence]) -> Result<(Population, Vec<RowWeight>)> {
     let gate = options.gate()?.unwrap_or(options.method.gate());
     let population = match gate {
         Gate::Pilot | Gate::EaftMask { .. } => Population::of_tables(&[before.join(TOKENS_FILE)], &[gate])?,
         _ => Population::default(),
     };
     if options.method != Method::Flow {
-        return Ok((population, vec![1.0; sequences.len()]));
+        return Ok((population, vec![RowWeight::ONE; sequences.len()]));
     }
     let rows = read_rows(&before.join(ROWS_FILE))?;
     let losses: std::collections::HashMap<u32, f64> =
@@ -528,7 +575,8 @@ fn from_scores(options: &Options, before: &Path, sequences: &[Sequence]) -> Resu
         loss.ok_or_else(|| Error::new(format!("row {} has no score", sequence.row)).at(before).cure("Remove the folder."))
     };
     let losses: Vec<f64> = sequences.iter().map(of_sequence).collect::<Result<_>>()?;
-    Ok((population, flow_weights(&losses)))
+    let weights = flow_weights(&losses).into_iter().map(|weight| RowWeight { weight, intended: false });
+    Ok((population, weights.collect()))
 }
 
 /// What the loss does with the first sequences.

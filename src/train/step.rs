@@ -11,7 +11,7 @@ use crate::kernels::head::{Divergence, head_gradient};
 use crate::model::{AdapterSwitch, Batch, Model};
 use crate::tokens::Sequence;
 
-use super::method::{BatchLoss, Loss};
+use super::method::{BatchLoss, Loss, Share};
 
 /// Where the base model's distributions come from, for the methods that stay near it.
 pub enum Base<'a> {
@@ -20,6 +20,18 @@ pub enum Base<'a> {
     Model(&'a Model),
     /// The same without its adapters.
     Adapters(&'a AdapterSwitch),
+}
+
+/// How much a sequence counts.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RowWeight {
+    pub weight: f32,
+    /// Its conflicts are meant to be learnt: the method's weights of single tokens do not apply.
+    pub intended: bool,
+}
+
+impl RowWeight {
+    pub const ONE: RowWeight = RowWeight { weight: 1.0, intended: false };
 }
 
 /// How a step is computed.
@@ -52,11 +64,12 @@ pub struct StepResult {
     /// The loss that is minimised: the mean over the supervised tokens.
     pub loss: f64,
     pub input_tokens: u64,
+    /// Sequences with a token whose loss is not a number. If there are any, the step ended with them and its gradient is void.
+    pub diverged: Vec<usize>,
 }
 
-/// Adds the gradient of the mean loss over `sequences` to the model's parameters. `weights` are those of the sequences (1 without a
-/// choice).
-pub fn accumulate(model: &Model, sequences: &[Sequence], weights: &[f32], options: &StepOptions) -> Result<StepResult> {
+/// Adds the gradient of the mean loss over `sequences`, which have these `weights`, to the model's parameters.
+pub fn accumulate(model: &Model, sequences: &[Sequence], weights: &[RowWeight], options: &StepOptions) -> Result<StepResult> {
     let n_supervised = sequences.iter().map(supervised).sum::<usize>();
     if n_supervised == 0 {
         return Err(Error::new("a batch holds no supervised token"));
@@ -66,9 +79,14 @@ pub fn accumulate(model: &Model, sequences: &[Sequence], weights: &[f32], option
     for packed in pack(sequences, options.pack_tokens) {
         let Packed { batch, rows, targets, scatter } = packed;
         // A target counts once for each sequence that has it.
-        let mut shares = vec![0.0f32; targets.len()];
+        let mut shares = vec![Share::default(); targets.len()];
         for (sequence, indices) in &scatter {
-            indices.iter().for_each(|&index| shares[index as usize] += weights[*sequence] / n_supervised as f32);
+            let RowWeight { weight, intended } = weights[*sequence];
+            let share = weight / n_supervised as f32;
+            for &index in indices {
+                let Share { weighted, whole } = &mut shares[index as usize];
+                *(if intended { whole } else { weighted }) += share;
+            }
         }
         let reference = base_hidden(model, &options.base, &batch, &rows)?;
         let reference = reference.as_ref().map(|hidden| (hidden, base_model(model, &options.base).head()));
@@ -76,16 +94,18 @@ pub fn accumulate(model: &Model, sequences: &[Sequence], weights: &[f32], option
         let factors = |n: usize, token: &TokenStatistics, _: &Divergence| loss.factors(token, shares[n]);
         let head_options = model.head_options(options.top_k);
         let head = head_gradient(&trace.hidden, model.head(), &targets, &head_options, reference, &factors)?;
-        if let Some(bad) = head.statistics.iter().position(|token| token.logprob.is_nan()) {
-            return Err(Error::new(format!("the loss is not a number (first at target token {})", targets[bad]))
-                .cure("Training has diverged, or the weights are damaged: give a smaller --lr, and look at metrics.jsonl."));
+        let is_bad = |indices: &[u32]| indices.iter().any(|&index| head.statistics[index as usize].logprob.is_nan());
+        result.diverged = scatter.iter().filter(|(_, indices)| is_bad(indices)).map(|(sequence, _)| *sequence).collect();
+        if !result.diverged.is_empty() {
+            return Ok(result);
         }
         model.backward(trace, &head.d_hidden)?;
         for (sequence, indices) in scatter {
             let token = |&index: &u32| {
                 let (statistics, divergence) = (head.statistics[index as usize], head.divergences[index as usize]);
-                let weight = loss.weight(&statistics) * weights[sequence];
-                let loss = f64::from(weights[sequence]) * loss.value(&statistics, &divergence);
+                let RowWeight { weight: of_row, intended } = weights[sequence];
+                let weight = if intended { of_row } else { loss.weight(&statistics) * of_row };
+                let loss = f64::from(of_row) * loss.value(&statistics, &divergence, intended);
                 StepToken { statistics, divergence, weight, loss }
             };
             result.tokens[sequence] = indices.iter().map(token).collect();

@@ -9,9 +9,9 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 
 use super::adamw::{AdamW, AdamWOptions, gradient_norm};
-use super::method::{Loss, Method, Normaliser, flow_weights};
+use super::method::{Loss, Method, Normaliser, Share, flow_weights};
 use super::schedule::{Schedule, Shape};
-use super::step::{Base, StepOptions, accumulate};
+use super::step::{Base, RowWeight, StepOptions, accumulate};
 use crate::gate::{Gate, Population};
 use crate::kernels::head::{HeadOptions, TokenLoss, head_gradient};
 use crate::kernels::matmul::Matrix;
@@ -176,7 +176,8 @@ fn packing_accumulation_and_recomputation_change_no_gradient() {
         let parameters = model.train(Dtype::F32).unwrap();
         let loss = plain(Method::Eaft, None);
         let batch = example_batch();
-        let weights = [1.0, 0.5, 2.0, 1.5];
+        let row = |weight: f32, intended: bool| RowWeight { weight, intended };
+        let weights = [row(1.0, false), row(0.5, true), row(2.0, false), row(1.5, false)];
         let run = |pack_tokens: usize, activation_bytes: usize| {
             clear(&parameters);
             let result = accumulate(&model, &batch, &weights, &step_options(&loss, pack_tokens, activation_bytes)).unwrap();
@@ -192,14 +193,17 @@ fn packing_accumulation_and_recomputation_change_no_gradient() {
             let error = relative(&alone.2[name], expected);
             assert!(error < 1e-5, "{family}: {name} is off by {error:e} when nothing is packed");
         }
-        // By hand: the mean over all supervised tokens of weight times gate times surprise.
+        // By hand: the mean over all supervised tokens of weight times gate times surprise, and no gate where conflicts are intended.
         let n = batch.iter().map(super::step::supervised).sum::<usize>() as f64;
         let by_hand: f64 = whole
             .1
             .iter()
             .zip(weights)
             .flat_map(|(tokens, weight)| tokens.iter().map(move |t| (t, weight)))
-            .map(|(t, weight)| f64::from(weight) * f64::from(t.statistics.entropy_topk) * -f64::from(t.statistics.logprob))
+            .map(|(t, RowWeight { weight, intended })| {
+                let gate = if intended { 1.0 } else { t.statistics.entropy_topk };
+                f64::from(weight * gate) * -f64::from(t.statistics.logprob)
+            })
             .sum();
         assert!((by_hand / n - whole.0).abs() < 1e-6);
     }
@@ -212,7 +216,7 @@ fn eaft_with_exponent_0_is_sft_to_the_bit() {
     let batch = example_batch();
     let run = |loss: Loss| {
         clear(&parameters);
-        let result = accumulate(&model, &batch, &[1.0; 4], &step_options(&loss, 100, 0)).unwrap();
+        let result = accumulate(&model, &batch, &[RowWeight::ONE; 4], &step_options(&loss, 100, 0)).unwrap();
         (result.loss, gradients(&parameters))
     };
     assert!(run(plain(Method::Eaft, Some("eaft:power:0"))) == run(plain(Method::Sft, None)));
@@ -268,11 +272,12 @@ fn every_loss_is_pytorchs_transcription_of_its_formula() {
             });
             if method == Method::Flow { flow[ends.filter(|&end| end <= t).count()] } else { 1.0 }
         };
-        let factors = |t: usize, token: &_, _: &_| of_batch.factors(token, sample_weight(t) / n as f32);
+        let factors =
+            |t: usize, token: &_, _: &_| of_batch.factors(token, Share { weighted: sample_weight(t) / n as f32, whole: 0.0 });
         let with_reference = method.needs_reference().then_some((&reference, &head));
         let found = head_gradient(&hidden, &head, &targets, &options, with_reference, &factors).unwrap();
         let terms = found.statistics.iter().zip(&found.divergences).enumerate();
-        let value = terms.map(|(t, (s, d))| f64::from(sample_weight(t)) * of_batch.value(s, d)).sum::<f64>() / n as f64;
+        let value = terms.map(|(t, (s, d))| f64::from(sample_weight(t)) * of_batch.value(s, d, false)).sum::<f64>() / n as f64;
         let expected = &json["losses"][name];
         let truth = expected["loss"].as_f64().or_else(|| expected["value"].as_f64()).unwrap();
         assert!((value - truth).abs() < 1e-5, "{name}: {value} is not {truth}");
@@ -333,7 +338,7 @@ fn ten_steps_follow_pytorch() {
         let loss = plain(method, None);
         let steps = run["steps"].as_array().unwrap_or_else(|| panic!("{name}: {:?}", run.as_object().unwrap().keys()));
         for (step, (batch, expected)) in batches.iter().zip(steps).enumerate() {
-            let result = accumulate(&model, batch, &vec![1.0; batch.len()], &step_options(&loss, 1000, 0)).unwrap();
+            let result = accumulate(&model, batch, &vec![RowWeight::ONE; batch.len()], &step_options(&loss, 1000, 0)).unwrap();
             let norm = gradient_norm(&parameters);
             let rate = schedule.rate(step as u64);
             let close = |found: f64, key: &str, tolerance: f64| {
