@@ -38,7 +38,7 @@ fn main() {
     for dtype in [Dtype::F32, Dtype::Bf16] {
         let options = LoadOptions { dtype, kernels: Kernels::Fused, device: Placement::Cpu };
         let model = Model::load(&reference, options, 1024).expect("the model does not load");
-        breakdown(&model, &pack(&chats(model.config.vocab_size as u32), TOKEN_BUDGET), dtype);
+        breakdown(&model, &pack(&chats(model.config.vocab_size as u32), TOKEN_BUDGET, TOKEN_BUDGET), dtype);
         let sequences = questions(model.config.vocab_size as u32);
         let (mut together_seconds, mut alone_seconds) = (Vec::new(), Vec::new());
         let mut largest = 0f32;

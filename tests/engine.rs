@@ -5,7 +5,7 @@ use std::path::Path;
 use candle_core::quantized::gguf_file;
 use candle_core::{Device, Tensor};
 use candle_transformers::models::quantized_llama::ModelWeights;
-use diagnose::engine::{Work, pack, score};
+use diagnose::engine::{FIRST_BUDGET, TOKEN_BUDGET, Work, pack, score};
 use diagnose::kernels::head::statistics_of_logits;
 use diagnose::kernels::{Dtype, Kernels, TokenStatistics};
 use diagnose::model::{LoadOptions, Model, Placement, Reference};
@@ -84,7 +84,9 @@ fn a_shared_prefix_changes_no_score() {
 
 #[test]
 fn the_first_batch_is_small_unless_that_costs_much() {
-    let tokens = |sequences: &[Sequence]| -> Vec<usize> { pack(sequences, 2048).iter().map(|p| p.batch.ids.len()).collect() };
+    let tokens = |sequences: &[Sequence]| -> Vec<usize> {
+        pack(sequences, TOKEN_BUDGET, FIRST_BUDGET).iter().map(|p| p.batch.ids.len()).collect()
+    };
     let apart: Vec<Sequence> = (0..40).map(|row| sequence(row, ids(row + 1, 100, 250), 50)).collect();
     let batches = tokens(&apart);
     assert!(batches[0] < 400 && batches[1..].iter().all(|&n| n > 1500), "{batches:?}");

@@ -135,6 +135,33 @@ fn the_first_loss_is_the_weighted_sum_over_the_score_table() {
 }
 
 #[test]
+fn a_turn_counts_by_its_weight() {
+    let workdir = prepared(0);
+    let row = |i: usize, weight: f64| {
+        format!(
+            r#"{{"messages":[{{"role":"user","content":"Is {i} even?"}},{{"role":"assistant","content":"Let me see.","weight":{weight}}},
+            {{"role":"user","content":"Well?"}},{{"role":"assistant","content":"The answer to {i} is {}."}}]}}"#,
+            i % 2 == 0
+        )
+        .replace('\n', "")
+    };
+    workdir.write("rows.jsonl", (0..6).map(|i| row(i, 0.25)).collect::<Vec<_>>().join("\n"));
+    workdir.run(&["rows.jsonl", "--model", "tiny.gguf", "--out", "scores"]).ok();
+    let (mut sum, mut n) = (0.0, 0.0);
+    for chunk in read_chunks(&[workdir.path("scores/tokens.parquet")], &[Column::Logprob, Column::Turn]) {
+        let chunk = chunk.unwrap();
+        for (logprob, turn) in chunk.logprob.iter().zip(&chunk.turn) {
+            let weight = if *turn == 1 { 0.25 } else { 1.0 };
+            (sum, n) = (sum - weight * f64::from(*logprob), n + weight);
+        }
+    }
+    workdir.run(&arguments(&["--out", "sft", "--method", "sft", "--batch-size", "6"])).ok();
+    let first = &metrics(&workdir.path("sft"))[0];
+    assert!((number(&first["loss"]) - sum / n).abs() < 1e-9, "{first} {}", sum / n);
+    assert!((number(&first["mean_weight"]) * number(&first["supervised"]) - n).abs() < 1e-9);
+}
+
+#[test]
 fn what_is_trained_is_learned_saved_and_read_again() {
     let workdir = prepared(24);
     for (out, result, kind) in

@@ -14,9 +14,7 @@ use crate::tokens::Sequence;
 /// A shorter common prefix is computed again: a segment has its own cost.
 const MIN_SHARED: usize = 8;
 
-/// Tokens of the first batch, whose results show soon that all is well.
-const FIRST_BUDGET: usize = 256;
-/// It ends early only where no more than this, or a hundredth of all, is computed twice for it.
+/// A first batch that is small ends early only where no more than this, or a hundredth of all, is computed twice for it.
 const FIRST_LOSS: usize = 32;
 
 /// A batch and what to read from it.
@@ -30,8 +28,9 @@ pub struct Packed {
     pub scatter: Vec<(usize, Vec<u32>)>,
 }
 
-/// Packs the sequences that have supervised tokens. A sequence longer than `budget` gets a batch to itself.
-pub fn pack(sequences: &[Sequence], budget: usize) -> Vec<Packed> {
+/// Packs the sequences that have supervised tokens, the first batch with a budget of its own. A sequence longer than `budget` gets a
+/// batch to itself.
+pub fn pack(sequences: &[Sequence], budget: usize, first_budget: usize) -> Vec<Packed> {
     let inputs: Vec<&[u32]> = sequences.iter().map(input).collect();
     let mut order: Vec<usize> = (0..sequences.len()).filter(|&i| !inputs[i].is_empty()).collect();
     order.sort_by_key(|&i| inputs[i]);
@@ -49,7 +48,7 @@ pub fn pack(sequences: &[Sequence], budget: usize) -> Vec<Packed> {
     let (mut begin, mut tokens) = (0, 0);
     for position in 0..order.len() {
         let shared = inputs[order[position]].len() - added(position);
-        let limit = if groups.is_empty() && shared <= FIRST_LOSS.max(total / 100) { share.min(FIRST_BUDGET) } else { share };
+        let limit = if groups.is_empty() && shared <= FIRST_LOSS.max(total / 100) { share.min(first_budget) } else { share };
         if position > begin && tokens + added(position) / 2 > limit {
             groups.push(begin..position);
             (begin, tokens) = (position, 0);
@@ -165,7 +164,7 @@ mod tests {
 
     /// Every supervised token must be predicted from the tokens before it, in order, and nothing else.
     fn check(sequences: &[Sequence], budget: usize) -> Vec<Packed> {
-        let batches = pack(sequences, budget);
+        let batches = pack(sequences, budget, 256);
         let mut found = 0;
         for packed in &batches {
             assert_eq!(packed.batch.segments.iter().map(|s| s.tokens.len()).sum::<usize>(), packed.batch.ids.len());
@@ -218,8 +217,8 @@ mod tests {
         let none = sequence(&[1, 2, 3], 9);
         let batches = check(&[cut, none], 100);
         assert_eq!(batches[0].batch.ids, [1, 2, 3]);
-        assert!(pack(&[], 100).is_empty());
-        assert!(pack(&[sequence(&[1], 0)], 100).is_empty());
+        assert!(pack(&[], 100, 100).is_empty());
+        assert!(pack(&[sequence(&[1], 0)], 100, 100).is_empty());
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub fn divergence(before: &Model, after: &Model, sequences: &[Sequence], progres
     }
     let mut divergences: Vec<Vec<f64>> = sequences.iter().map(|_| Vec::new()).collect();
     let mut done = 0;
-    for packed in pack(sequences, TOKEN_BUDGET) {
+    for packed in pack(sequences, TOKEN_BUDGET, TOKEN_BUDGET) {
         let p_nd = before.hidden(&packed.batch, &packed.rows)?;
         let q_nd = after.hidden(&packed.batch, &packed.rows)?;
         let mut found = Vec::with_capacity(packed.rows.len());

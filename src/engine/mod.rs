@@ -23,6 +23,9 @@ pub const TOP_K: usize = 20;
 /// Tokens of a batch. Products reach their peak rate at about a thousand rows; more costs memory and gains nothing.
 pub const TOKEN_BUDGET: usize = 2048;
 
+/// Tokens of the first batch of [`score`], whose results show soon that all is well.
+pub const FIRST_BUDGET: usize = 256;
+
 /// How much was computed and how long it took.
 #[derive(Debug, Clone, Copy, Default, serde::Serialize)]
 pub struct Work {
@@ -43,7 +46,7 @@ pub fn score(
 ) -> Result<Vec<Vec<TokenStatistics>>> {
     let mut done = 0;
     let mut scores: Vec<Vec<TokenStatistics>> = sequences.iter().map(|_| Vec::new()).collect();
-    for packed in pack(sequences, TOKEN_BUDGET) {
+    for packed in pack(sequences, TOKEN_BUDGET, FIRST_BUDGET) {
         let began = Instant::now();
         let hidden_nd = model.hidden(&packed.batch, &packed.rows)?;
         work.decoder_seconds += began.elapsed().as_secs_f64();
@@ -71,7 +74,7 @@ pub fn score(
 /// renormalised, beside the entropy over the whole vocabulary.
 pub fn topk_curves(model: &Model, sequences: &[Sequence], k_max: usize, limit: usize) -> Result<Vec<(Vec<f32>, f32)>> {
     let mut curves = Vec::new();
-    for packed in pack(sequences, TOKEN_BUDGET) {
+    for packed in pack(sequences, TOKEN_BUDGET, TOKEN_BUDGET) {
         let n = packed.rows.len().min(limit - curves.len());
         if n == 0 {
             break;

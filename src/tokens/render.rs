@@ -68,6 +68,8 @@ pub struct Renderer {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rendered {
     pub sequence: Sequence,
+    /// How much each target counts in a loss: the weight of its turn. In the order of the targets.
+    pub target_weights: Vec<f32>,
     pub audit: RowAudit,
 }
 
@@ -106,18 +108,19 @@ impl Renderer {
         };
         let supervised = self.supervised_answers(&layout, &example.turns);
         let tokens = self.tokenize(&layout)?;
+        let mut weights: Vec<f32> = tokens.iter().map(|token| self.weight(token, &layout, &supervised, &example.turns)).collect();
+        // Nothing predicts the first.
+        weights.iter_mut().take(1).for_each(|first| *first = 0.0);
         let mut rendered = Rendered {
             sequence: Sequence {
                 row,
                 ids: tokens.iter().map(|token| token.id).collect(),
-                supervised: tokens.iter().map(|token| self.is_target(token, &layout, &supervised, &example.turns)).collect(),
+                supervised: weights.iter().map(|&weight| weight > 0.0).collect(),
                 spans: spans(&tokens, &layout),
             },
+            target_weights: weights.into_iter().filter(|&weight| weight > 0.0).collect(),
             audit: RowAudit::default(),
         };
-        if let Some(first) = rendered.sequence.supervised.first_mut() {
-            *first = false;
-        }
         rendered.audit = self.audit(example, &rendered.sequence, &tokens, &layout, &supervised);
         truncate(&mut rendered, self.options.max_len);
         Ok(rendered)
@@ -177,15 +180,16 @@ impl Renderer {
         layout.answers.iter().map(|answer| turns[answer.turn].weight != 0.0 && chosen(answer.turn)).collect()
     }
 
-    fn is_target(&self, token: &Token, layout: &Layout, supervised: &[bool], turns: &[Turn]) -> bool {
+    /// The weight of a token in the loss; 0 where it is no target.
+    fn weight(&self, token: &Token, layout: &Layout, supervised: &[bool], turns: &[Turn]) -> f32 {
         let answer = layout.answers.iter().position(|answer| holds(&answer.range, token));
         match (self.options.supervise, answer) {
-            (_, Some(answer)) => supervised[answer],
+            (_, Some(answer)) if supervised[answer] => turns[layout.answers[answer].turn].weight,
             (Supervise::All, None) => {
                 let content = layout.contents.iter().find(|placed| holds(&(placed.at..placed.at + placed.len), token));
-                content.is_none_or(|placed| turns[placed.turn].weight != 0.0)
+                content.map_or(1.0, |placed| turns[placed.turn].weight)
             }
-            (_, None) => false,
+            _ => 0.0,
         }
     }
 
@@ -332,7 +336,7 @@ fn drops_fields(example: &Example, text: &str) -> bool {
 }
 
 fn truncate(rendered: &mut Rendered, max_len: usize) {
-    let Rendered { sequence, audit } = rendered;
+    let Rendered { sequence, target_weights, audit } = rendered;
     let n_tokens = sequence.ids.len();
     if n_tokens <= max_len {
         return;
@@ -341,6 +345,7 @@ fn truncate(rendered: &mut Rendered, max_len: usize) {
     audit.answer_cut = sequence.supervised[max_len..].contains(&true);
     sequence.ids.truncate(max_len);
     sequence.supervised.truncate(max_len);
+    target_weights.truncate(sequence.supervised.iter().filter(|&&supervised| supervised).count());
     sequence.spans.truncate(max_len);
     audit.empty_mask = !sequence.supervised.contains(&true);
     // What was cut off cannot be missing as well.

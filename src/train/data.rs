@@ -23,6 +23,8 @@ pub struct TrainingSet {
     pub sources: Vec<String>,
     /// Of each sequence.
     pub names: Vec<RowName>,
+    /// Of each sequence, its targets' weights, which are those of their turns; empty where all are 1.
+    pub target_weights: Vec<Vec<f32>>,
     pub validation: Vec<Sequence>,
     pub audit: Audit,
 }
@@ -59,6 +61,7 @@ impl TrainingSet {
             source_of: Vec::new(),
             sources: Vec::new(),
             names: Vec::new(),
+            target_weights: Vec::new(),
             validation: Vec::new(),
             audit: Audit::default(),
         };
@@ -92,6 +95,8 @@ impl TrainingSet {
                 });
                 set.source_of.push(index);
                 set.names.push(RowName { place: item.place, id });
+                let all_alike = rendered.target_weights.iter().all(|&weight| weight == 1.0);
+                set.target_weights.push(if all_alike { Vec::new() } else { rendered.target_weights });
                 set.sequences.push(sequence);
             }
             watch(records);

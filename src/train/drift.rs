@@ -47,7 +47,7 @@ impl DriftProbe {
                 break;
             }
         }
-        let packs = pack(&sequences, TOKEN_BUDGET);
+        let packs = pack(&sequences, TOKEN_BUDGET, TOKEN_BUDGET);
         let mut file = BufWriter::new(tempfile::tempfile_in(folder).context_at(folder, "cannot write the base model's logits")?);
         let options = base.head_options(1);
         each_chunk(base, &packs, |hidden, _| {

@@ -58,7 +58,7 @@ pub struct Recipe {
     pub betas: (f64, f64),
     pub epsilon: f64,
     pub clip: Option<f64>,
-    /// `None` trains every weight.
+    /// `None` trains every weight; no targets mean all linear modules of the blocks.
     pub lora: Option<LoraSettings>,
     pub bf16: bool,
     pub seed: u64,

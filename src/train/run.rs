@@ -192,17 +192,21 @@ impl Trainer {
         // Adapters take little memory; the gradients of all weights can wait until the data have been scored.
         let adapted = options.lora().map(|lora| model.adapt(&lora, options.seed)).transpose()?;
 
-        let (population, mut weights) = match options.method.needs_scores(options.gate()?) {
+        let (population, weights) = match options.method.needs_scores(options.gate()?) {
             true => {
                 let before = out.join(BEFORE_FOLDER);
                 score_before(&options, &before, command, watch)?;
                 from_scores(&options, &before, &set.sequences)?
             }
-            false => (Population::default(), vec![RowWeight::ONE; set.sequences.len()]),
+            false => (Population::default(), vec![1.0; set.sequences.len()]),
         };
-        for (weight, _) in weights.iter_mut().zip(intended).filter(|(_, intended)| *intended) {
-            *weight = RowWeight { weight: 1.0, intended: true };
-        }
+        let rows = weights.into_iter().zip(intended).zip(&set.target_weights);
+        let weights: Vec<RowWeight> = rows
+            .map(|((weight, intended), targets)| {
+                let weight = if intended { 1.0 } else { weight };
+                RowWeight { weight, intended, targets: targets.clone() }
+            })
+            .collect();
         let loss = Loss::new(
             options.method,
             options.gate()?,
@@ -222,7 +226,7 @@ impl Trainer {
             Some((parameters, switch)) => (parameters, Some(switch)),
             None => (model.train(dtype)?, None),
         };
-        let preview = preview(&model, &set.sequences, &loss, &thresholds)?;
+        let preview = preview(&model, &set.sequences, &weights, &loss, &thresholds)?;
 
         let epoch_ends = order.epoch_ends(options.epochs, options.batch_size);
         let all_steps = epoch_ends.last().copied().unwrap_or(0);
@@ -349,7 +353,7 @@ impl Trainer {
     fn step(&mut self, step: u64, optimizer: &mut AdamW) -> Result<StepMetrics> {
         let (batch, epoch) = self.batch(step);
         let sequences: Vec<Sequence> = batch.iter().map(|&index| self.set.sequences[index].clone()).collect();
-        let weights: Vec<RowWeight> = batch.iter().map(|&index| self.weights[index]).collect();
+        let weights: Vec<RowWeight> = batch.iter().map(|&index| self.weights[index].clone()).collect();
         if let Some(switch) = &self.switch {
             switch.set_dropout(Some(Random::new(self.options.seed ^ DROPOUT, step).next()));
         }
@@ -557,15 +561,15 @@ fn score_before(options: &Options, out: &Path, command: &str, watch: &dyn Watch)
     crate::run::run(&job, watch.of_scoring()).map(|_| ())
 }
 
-/// Quantiles for the gates that need them, and the weights of the sequences.
-fn from_scores(options: &Options, before: &Path, sequences: &[Sequence]) -> Result<(Population, Vec<RowWeight>)> {
+/// Quantiles for the gates that need them, and the method's weights of the sequences.
+fn from_scores(options: &Options, before: &Path, sequences: &[Sequence]) -> Result<(Population, Vec<f32>)> {
     let gate = options.gate()?.unwrap_or(options.method.gate());
     let population = match gate {
         Gate::Pilot | Gate::EaftMask { .. } => Population::of_tables(&[before.join(TOKENS_FILE)], &[gate])?,
         _ => Population::default(),
     };
     if options.method != Method::Flow {
-        return Ok((population, vec![RowWeight::ONE; sequences.len()]));
+        return Ok((population, vec![1.0; sequences.len()]));
     }
     let rows = read_rows(&before.join(ROWS_FILE))?;
     let losses: std::collections::HashMap<u32, f64> =
@@ -575,12 +579,11 @@ fn from_scores(options: &Options, before: &Path, sequences: &[Sequence]) -> Resu
         loss.ok_or_else(|| Error::new(format!("row {} has no score", sequence.row)).at(before).cure("Remove the folder."))
     };
     let losses: Vec<f64> = sequences.iter().map(of_sequence).collect::<Result<_>>()?;
-    let weights = flow_weights(&losses).into_iter().map(|weight| RowWeight { weight, intended: false });
-    Ok((population, weights.collect()))
+    Ok((population, flow_weights(&losses)))
 }
 
-/// What the loss does with the first sequences.
-fn preview(model: &Model, sequences: &[Sequence], loss: &Loss, thresholds: &Resolved) -> Result<Preview> {
+/// What the loss does with the first sequences, which have these weights.
+fn preview(model: &Model, sequences: &[Sequence], weights: &[RowWeight], loss: &Loss, thresholds: &Resolved) -> Result<Preview> {
     const TOKENS: usize = 1024;
     let mut n = 0;
     let enough = sequences.iter().take_while(|sequence| {
@@ -595,8 +598,11 @@ fn preview(model: &Model, sequences: &[Sequence], loss: &Loss, thresholds: &Reso
     };
     let mut means: Vec<f64> = scores.iter().map(mean).collect();
     let of_batch = loss.of_batch(Some(&mut means))?;
+    let of_row = |(tokens, row): (&Vec<TokenStatistics>, &RowWeight)| -> Vec<f64> {
+        tokens.iter().enumerate().map(|(n, token)| f64::from(row.of_token(n, token, &of_batch))).collect()
+    };
+    let weights: Vec<f64> = scores.iter().zip(weights).flat_map(of_row).collect();
     let tokens: Vec<TokenStatistics> = scores.into_iter().flatten().collect();
-    let weights: Vec<f64> = tokens.iter().map(|token| f64::from(of_batch.weight(token))).collect();
     let (sum, squares) = (weights.iter().sum::<f64>(), weights.iter().map(|w| w * w).sum::<f64>());
     let label = |token: &&TokenStatistics| {
         thresholds.label(token.logprob, token.entropy, token.tail) == crate::scores::Quadrant::ConfidentConflict

@@ -1,6 +1,6 @@
 //! The gradient of one optimiser step: its sequences, a token budget at a time, into the parameters.
 //!
-//! The sum over tokens is divided once, by the supervised tokens of the whole step, so that however the sequences are split into
+//! The sum over tokens is divided once, by the supervised tokens of the whole step (each counted by the weight of its turn), so that however the sequences are split into
 //! packs the gradient is that of the large batch. Sequences with a common prefix share its rows: a row's gradient is the sum over
 //! all who read it.
 
@@ -23,15 +23,34 @@ pub enum Base<'a> {
 }
 
 /// How much a sequence counts.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct RowWeight {
+    /// The method's.
     pub weight: f32,
     /// Its conflicts are meant to be learnt: the method's weights of single tokens do not apply.
     pub intended: bool,
+    /// The data's, of each target; empty where all are 1. They count as so many tokens.
+    pub targets: Vec<f32>,
 }
 
 impl RowWeight {
-    pub const ONE: RowWeight = RowWeight { weight: 1.0, intended: false };
+    /// The constant before `-ln p` of target `n`.
+    pub fn of_token(&self, n: usize, token: &TokenStatistics, loss: &BatchLoss) -> f32 {
+        self.of_target(n) * if self.intended { 1.0 } else { loss.weight(token) }
+    }
+
+    /// The constant before the whole loss of target `n`.
+    fn of_target(&self, n: usize) -> f32 {
+        self.weight * self.targets.get(n).unwrap_or(&1.0)
+    }
+
+    /// As how many tokens those of `sequence` count.
+    fn tokens(&self, sequence: &Sequence) -> f64 {
+        if self.targets.is_empty() {
+            return supervised(sequence) as f64;
+        }
+        self.targets.iter().map(|&weight| f64::from(weight)).sum()
+    }
 }
 
 /// How a step is computed.
@@ -70,22 +89,21 @@ pub struct StepResult {
 
 /// Adds the gradient of the mean loss over `sequences`, which have these `weights`, to the model's parameters.
 pub fn accumulate(model: &Model, sequences: &[Sequence], weights: &[RowWeight], options: &StepOptions) -> Result<StepResult> {
-    let n_supervised = sequences.iter().map(supervised).sum::<usize>();
-    if n_supervised == 0 {
+    let n_tokens: f64 = sequences.iter().zip(weights).map(|(sequence, weight)| weight.tokens(sequence)).sum();
+    if n_tokens == 0.0 {
         return Err(Error::new("a batch holds no supervised token"));
     }
     let loss = batch_loss(model, sequences, options)?;
     let mut result = StepResult { tokens: vec![Vec::new(); sequences.len()], ..StepResult::default() };
-    for packed in pack(sequences, options.pack_tokens) {
+    for packed in pack(sequences, options.pack_tokens, options.pack_tokens) {
         let Packed { batch, rows, targets, scatter } = packed;
         // A target counts once for each sequence that has it.
         let mut shares = vec![Share::default(); targets.len()];
         for (sequence, indices) in &scatter {
-            let RowWeight { weight, intended } = weights[*sequence];
-            let share = weight / n_supervised as f32;
-            for &index in indices {
+            let row = &weights[*sequence];
+            for (n, &index) in indices.iter().enumerate() {
                 let Share { weighted, whole } = &mut shares[index as usize];
-                *(if intended { whole } else { weighted }) += share;
+                *(if row.intended { whole } else { weighted }) += row.of_target(n) / n_tokens as f32;
             }
         }
         let reference = base_hidden(model, &options.base, &batch, &rows)?;
@@ -101,18 +119,18 @@ pub fn accumulate(model: &Model, sequences: &[Sequence], weights: &[RowWeight], 
         }
         model.backward(trace, &head.d_hidden)?;
         for (sequence, indices) in scatter {
-            let token = |&index: &u32| {
+            let row = &weights[sequence];
+            let token = |(n, &index): (usize, &u32)| {
                 let (statistics, divergence) = (head.statistics[index as usize], head.divergences[index as usize]);
-                let RowWeight { weight: of_row, intended } = weights[sequence];
-                let weight = if intended { of_row } else { loss.weight(&statistics) * of_row };
-                let loss = f64::from(of_row) * loss.value(&statistics, &divergence, intended);
+                let weight = row.of_token(n, &statistics, &loss);
+                let loss = f64::from(row.of_target(n)) * loss.value(&statistics, &divergence, row.intended);
                 StepToken { statistics, divergence, weight, loss }
             };
-            result.tokens[sequence] = indices.iter().map(token).collect();
+            result.tokens[sequence] = indices.iter().enumerate().map(token).collect();
         }
     }
     // In the order of the sequences, however they were packed.
-    result.loss = result.tokens.iter().flatten().map(|token| token.loss).sum::<f64>() / n_supervised as f64;
+    result.loss = result.tokens.iter().flatten().map(|token| token.loss).sum::<f64>() / n_tokens;
     result.input_tokens = sequences.iter().map(|sequence| sequence.ids.len() as u64).sum();
     Ok(result)
 }

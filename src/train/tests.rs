@@ -22,6 +22,8 @@ use crate::tokens::Sequence;
 const FAMILIES: [&str; 9] =
     ["llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "qwen3_moe_stacked", "glm", "glm4", "gemma3_text"];
 
+const ONE: RowWeight = RowWeight { weight: 1.0, intended: false, targets: Vec::new() };
+
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
@@ -176,8 +178,9 @@ fn packing_accumulation_and_recomputation_change_no_gradient() {
         let parameters = model.train(Dtype::F32).unwrap();
         let loss = plain(Method::Eaft, None);
         let batch = example_batch();
-        let row = |weight: f32, intended: bool| RowWeight { weight, intended };
-        let weights = [row(1.0, false), row(0.5, true), row(2.0, false), row(1.5, false)];
+        let row = |weight: f32, intended: bool| RowWeight { weight, intended, targets: Vec::new() };
+        let last_half = RowWeight { targets: vec![0.5; super::step::supervised(&batch[3])], ..row(1.5, false) };
+        let weights = [row(1.0, false), row(0.5, true), row(2.0, false), last_half];
         let run = |pack_tokens: usize, activation_bytes: usize| {
             clear(&parameters);
             let result = accumulate(&model, &batch, &weights, &step_options(&loss, pack_tokens, activation_bytes)).unwrap();
@@ -193,14 +196,16 @@ fn packing_accumulation_and_recomputation_change_no_gradient() {
             let error = relative(&alone.2[name], expected);
             assert!(error < 1e-5, "{family}: {name} is off by {error:e} when nothing is packed");
         }
-        // By hand: the mean over all supervised tokens of weight times gate times surprise, and no gate where conflicts are intended.
-        let n = batch.iter().map(super::step::supervised).sum::<usize>() as f64;
+        // By hand: the mean over all supervised tokens of weight times gate times surprise, and no gate where conflicts are intended;
+        // those of the last row count half.
+        let supervised = |row: usize| super::step::supervised(&batch[row]) as f64;
+        let n = supervised(0) + supervised(1) + supervised(2) + 0.5 * supervised(3);
         let by_hand: f64 = whole
             .1
             .iter()
-            .zip(weights)
+            .zip([(1.0, false), (0.5, true), (2.0, false), (0.75, false)])
             .flat_map(|(tokens, weight)| tokens.iter().map(move |t| (t, weight)))
-            .map(|(t, RowWeight { weight, intended })| {
+            .map(|(t, (weight, intended))| {
                 let gate = if intended { 1.0 } else { t.statistics.entropy_topk };
                 f64::from(weight * gate) * -f64::from(t.statistics.logprob)
             })
@@ -216,7 +221,7 @@ fn eaft_with_exponent_0_is_sft_to_the_bit() {
     let batch = example_batch();
     let run = |loss: Loss| {
         clear(&parameters);
-        let result = accumulate(&model, &batch, &[RowWeight::ONE; 4], &step_options(&loss, 100, 0)).unwrap();
+        let result = accumulate(&model, &batch, &[ONE; 4], &step_options(&loss, 100, 0)).unwrap();
         (result.loss, gradients(&parameters))
     };
     assert!(run(plain(Method::Eaft, Some("eaft:power:0"))) == run(plain(Method::Sft, None)));
@@ -338,7 +343,7 @@ fn ten_steps_follow_pytorch() {
         let loss = plain(method, None);
         let steps = run["steps"].as_array().unwrap_or_else(|| panic!("{name}: {:?}", run.as_object().unwrap().keys()));
         for (step, (batch, expected)) in batches.iter().zip(steps).enumerate() {
-            let result = accumulate(&model, batch, &vec![RowWeight::ONE; batch.len()], &step_options(&loss, 1000, 0)).unwrap();
+            let result = accumulate(&model, batch, &vec![ONE; batch.len()], &step_options(&loss, 1000, 0)).unwrap();
             let norm = gradient_norm(&parameters);
             let rate = schedule.rate(step as u64);
             let close = |found: f64, key: &str, tolerance: f64| {

@@ -29,8 +29,11 @@ pub fn config(recipe: &Recipe, batch: &Batch) -> Result<String> {
         yaml.set("adapter", "lora")
             .set("lora_r", lora.rank.to_string())
             .set("lora_alpha", whole_alpha(lora.alpha)?)
-            .set("lora_dropout", number(lora.dropout))
-            .set("lora_target_modules", list(&lora.targets));
+            .set("lora_dropout", number(lora.dropout));
+        match lora.targets.is_empty() {
+            true => yaml.comment("All linear modules but the head.").set("lora_target_linear", "true"),
+            false => yaml.set("lora_target_modules", list(&lora.targets)),
+        };
     }
     if let Some(exponent) = exponent {
         yaml.set("use_eaft", "true").set("eaft_alpha", number(exponent)).set("eaft_k", recipe.top_k.to_string());

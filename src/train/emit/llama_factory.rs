@@ -50,7 +50,7 @@ pub fn config(recipe: &Recipe, batch: &Batch) -> Result<String> {
             .comment("A whole number, as LLaMA-Factory wants it.")
             .set("lora_alpha", whole_alpha(lora.alpha)?)
             .set("lora_dropout", number(lora.dropout))
-            .set("lora_target", text(&lora.targets.join(","))),
+            .set("lora_target", if lora.targets.is_empty() { "all".to_owned() } else { text(&lora.targets.join(",")) }),
     };
     for (key, value) in &loss.settings {
         yaml.set(key, value);

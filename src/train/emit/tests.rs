@@ -143,6 +143,16 @@ fn a_folder_for_axolotl() {
 }
 
 #[test]
+fn adapters_of_all_linear_modules() {
+    let lora = LoraSettings { rank: 16, alpha: 32.0, dropout: 0.0, targets: Vec::new() };
+    let recipe = Recipe { lora: Some(lora), ..recipe(eaft(1.0)) };
+    let config = |target| emitted(target, &recipe, rows()).unwrap().0;
+    assert_eq!(value(&config(Target::LlamaFactory), "lora_target"), Some("all"));
+    let axolotl = config(Target::Axolotl);
+    assert_eq!((value(&axolotl, "lora_target_linear"), value(&axolotl, "lora_target_modules")), (Some("true"), None));
+}
+
+#[test]
 fn plain_and_other_losses_of_llama_factory() {
     let config = |loss| emitted(Target::LlamaFactory, &recipe(loss), rows()).unwrap().0;
     let sft = config(Loss::Gated(Gate::Sft));
