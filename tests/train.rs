@@ -244,6 +244,24 @@ fn rows_whose_conflicts_are_intended_count_fully() {
 }
 
 #[test]
+fn adapters_go_to_the_modules_that_are_named() {
+    let workdir = prepared(12);
+    // Queries, keys and values are one product, of which two parts are adapted here.
+    let targets = ["--lora-targets", "q_proj", "--lora-targets", "v_proj"];
+    let options = ["--out", "run", "--lora", "--method", "sft", "--batch-size", "6", "--epochs", "5", "--lr", "1e-2"];
+    workdir.run(&arguments(&[&options[..], &targets].concat())).ok();
+    let steps = metrics(&workdir.path("run"));
+    assert!(number(&steps[9]["loss"]) < number(&steps[0]["loss"]));
+    let file = workdir.path("run/adapter/adapter_model.safetensors");
+    let tensors = candle_core::safetensors::load(file, &candle_core::Device::Cpu).unwrap();
+    assert_eq!(tensors.len(), 2 * 2 * 2, "two layers, two modules, A and B: {:?}", tensors.keys());
+    for (name, tensor) in tensors {
+        assert!(name.contains(".q_proj.lora_") || name.contains(".v_proj.lora_"), "{name}");
+        assert!(tensor.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap() > 0.0, "{name} has learnt nothing");
+    }
+}
+
+#[test]
 fn every_method_runs_and_those_that_need_them_score_the_data_first() {
     let workdir = prepared(8);
     for (method, more) in [
@@ -302,6 +320,7 @@ fn wrong_use_is_refused_by_name() {
         (vec!["--method", "magic"], "magic"),
         (vec!["--method", "sft", "--gate", "power:2"], "--gate"),
         (vec!["--lora", "--lora-targets", "q_projj", "--method", "flow"], "q_projj"),
+        (vec!["--lora", "--lora-targets", "q_proj", "--lora-targets", "q_projj"], "q_projj"),
         (vec!["--batch-size", "0"], "batch-size"),
         (vec!["--mix", "chat=0.5"], "chat"),
         (vec!["--mix", "chat"], "SOURCE=WEIGHT"),

@@ -39,8 +39,15 @@ impl Model {
     pub fn adapt(&mut self, options: &LoraOptions, seed: u64) -> Result<(Vec<Parameter>, Arc<AdapterSwitch>)> {
         let switch = AdapterSwitch::new(options.dropout);
         let parameters = self.decoder.adapt(&Adapting { options, seed, switch: switch.clone() })?;
-        if parameters.is_empty() {
-            return Err(Error::usage(format!("no module of the model is called {}", options.targets.join(" or ")))
+        // `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight`
+        let adapted = |target: &String| {
+            parameters
+                .iter()
+                .flat_map(|parameter| &parameter.parts)
+                .any(|part| part.name.rsplit('.').nth(2) == Some(target.as_str()))
+        };
+        if let Some(unknown) = options.targets.iter().find(|target| !adapted(target)) {
+            return Err(Error::usage(format!("no module of the model is called `{unknown}`"))
                 .cure("Modules are q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj (gate_up_proj in GLM)."));
         }
         Ok((parameters, switch))

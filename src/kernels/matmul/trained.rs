@@ -64,7 +64,8 @@ impl Trained {
         let mut first = 0;
         for (outputs, inputs, values) in blocks {
             let mut rows = vec![0.0; outputs * in_features];
-            for (row, values) in rows.chunks_exact_mut(in_features).zip(values.chunks_exact(*inputs)) {
+            // A block without inputs is rows of zeros.
+            for (row, values) in rows.chunks_exact_mut(in_features).zip(values.chunks_exact((*inputs).max(1))) {
                 row[first..first + inputs].copy_from_slice(values);
             }
             master.push(&rows);
