@@ -201,7 +201,7 @@ pub struct Args {
     #[serde(skip_serializing_if = "Option::is_none")]
     pack_tokens: Option<usize>,
 
-    /// MiB of activations kept instead of computed again; changes no result  [default: 512 for LoRA, else 128]
+    /// MiB of activations kept instead of computed again; changes no result  [default: 1024 for LoRA, else 128]
     #[arg(long, value_name = "MIB", help_heading = "Speed and memory")]
     #[serde(skip_serializing_if = "Option::is_none")]
     activation_memory: Option<usize>,

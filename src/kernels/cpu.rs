@@ -50,13 +50,21 @@ pub(crate) fn gradient(values: Vec<f32>, like: &Tensor) -> Result<Tensor> {
 /// `a + b` by all cores; tensors of one shape.
 pub(crate) fn sum(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     const BLOCK: usize = 1 << 14;
+    if a.shape() != b.shape() {
+        bail!("tensors of {:?} and {:?} have no sum", a.dims(), b.dims());
+    }
     let values = with_floats(a, |a| {
         with_floats(b, |b| {
-            let mut sum = a.to_vec();
-            sum.par_chunks_mut(BLOCK)
-                .zip(b.par_chunks(BLOCK))
-                .for_each(|(sum, b)| sum.iter_mut().zip(b).for_each(|(s, b)| *s += b));
-            sum
+            let fill = |sums: &mut [MaybeUninit<f32>]| {
+                let blocks = sums.par_chunks_mut(BLOCK).zip(a.par_chunks(BLOCK)).zip(b.par_chunks(BLOCK));
+                blocks.for_each(|((sums, a), b)| {
+                    sums.iter_mut().zip(a).zip(b).for_each(|((sum, a), b)| {
+                        sum.write(a + b);
+                    });
+                });
+            };
+            // SAFETY: the three are equally long, so that each element of the sum is written.
+            unsafe { written(a.len(), fill) }
         })
     })??;
     gradient(values, a)
@@ -77,11 +85,11 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A vector of `n` floats written by `fill`, without a pass over the memory that only sets zeros.
+/// A vector of `n` numbers written by `fill`, without a pass over the memory that only sets zeros.
 ///
 /// # Safety
 /// `fill` must write every element.
-pub(crate) unsafe fn written(n: usize, fill: impl FnOnce(&mut [MaybeUninit<f32>])) -> Vec<f32> {
+pub(crate) unsafe fn written<T>(n: usize, fill: impl FnOnce(&mut [MaybeUninit<T>])) -> Vec<T> {
     let mut values = Vec::with_capacity(n);
     fill(&mut values.spare_capacity_mut()[..n]);
     // SAFETY: the capacity is at least `n`, and `fill` has written all elements by contract.

@@ -101,10 +101,9 @@ impl Linear {
         if let Some(bias) = self.bias.as_ref().filter(|bias| bias.is_trained()) {
             bias.add_gradient(&column_sums(dy)?);
         }
-        let dx = self.matrix.backward(x, dy)?;
         match &self.lora {
-            Some(lora) => lora.backward_add(x, dy, dx),
-            None => Ok(dx),
+            Some(lora) => lora.backward(&self.matrix, x, dy),
+            None => self.matrix.backward(x, dy),
         }
     }
 

@@ -124,27 +124,30 @@ impl Lora {
         if !self.switch.on.load(Ordering::SeqCst) {
             return Ok(y);
         }
-        let low = (self.a.forward(&self.dropped(x)?)? * self.scale)?;
+        let low = match self.mask(x)? {
+            Some(mask) => self.a.forward(&(x * mask)?)?,
+            None => self.a.forward(x)?,
+        };
+        let low = (low * self.scale)?;
         self.b.forward_add(&low, &y)
     }
 
-    /// Adds to the gradients of `A` and `B`; returns `dx_base` and what the adapter adds to it.
-    pub(super) fn backward_add(&self, x: &Tensor, dy: &Tensor, dx_base: Tensor) -> Result<Tensor> {
-        let dropped = self.dropped(x)?;
-        let low = (self.a.forward(&dropped)? * self.scale)?;
-        let d_low = (self.b.backward(&low, dy)? * self.scale)?;
-        let mut dx = self.a.backward(&dropped, &d_low)?;
-        if let Some(mask) = self.mask(x)? {
-            dx = (dx * mask)?;
-        }
-        Ok(sum(&dx, &dx_base)?)
-    }
-
-    fn dropped(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(match self.mask(x)? {
+    /// Adds to the gradients of `A` and `B`, and of `base` if it is trained; returns that of `x`.
+    pub(super) fn backward(&self, base: &Matrix, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+        let mask = self.mask(x)?;
+        let dropped = match &mask {
             Some(mask) => (x * mask)?,
             None => x.clone(),
-        })
+        };
+        let low = (self.a.forward(&dropped)? * self.scale)?;
+        let d_low = (self.b.backward(&low, dy)? * self.scale)?;
+        match mask {
+            None => {
+                self.a.add_gradient(x, &d_low)?;
+                base.backward_beside(x, dy, Some((&self.a, &d_low)))
+            }
+            Some(mask) => Ok(sum(&base.backward(x, dy)?, &(self.a.backward(&dropped, &d_low)? * mask)?)?),
+        }
     }
 
     /// 0 with the probability of dropout, else `1 / (1 - dropout)`: the same for the same key, so that a pass can be repeated.

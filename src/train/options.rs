@@ -86,7 +86,7 @@ pub struct Options {
     pub clip: f64,
     /// Tokens that go through the model together; changes memory and speed, not results.
     pub pack_tokens: usize,
-    /// MiB of activations that are kept instead of computed again; changes memory and speed, not results. Without it 512 for LoRA
+    /// MiB of activations that are kept instead of computed again; changes memory and speed, not results. Without it 1024 for LoRA
     /// and 128 for all weights, whose gradients and moments take so much more.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub activation_memory: Option<usize>,
@@ -279,7 +279,7 @@ impl Options {
 
     /// Bytes of activations to keep.
     pub fn activation_bytes(&self) -> usize {
-        self.activation_memory.unwrap_or(if self.lora { 512 } else { 128 }) << 20
+        self.activation_memory.unwrap_or(if self.lora { 1024 } else { 128 }) << 20
     }
 
     pub fn adamw(&self) -> Result<AdamWOptions> {

@@ -1,10 +1,13 @@
 //! The fused product: tiles of the output over all cores, the residual added as a tile is stored.
 
+use std::mem::MaybeUninit;
+
 use rayon::prelude::*;
 
 use super::pack::{PANEL, Panels, bf16_pair};
 use super::tile::{Product, ProductKernel, dispatch, tile};
 use crate::kernels::Dtype;
+use crate::kernels::cpu::written;
 use crate::kernels::lanes::Lanes;
 use crate::kernels::level::{Kernel, Level};
 
@@ -31,20 +34,28 @@ pub(in crate::kernels) fn multiply(
 ) -> Vec<f32> {
     let n = weight.out_features();
     assert!(residual_tn.is_none_or(|residual| residual.len() == n_rows * n), "the residual has the output's shape");
-    let x = Rows::new(level, x_tk, n_rows, weight);
-    // Not zeroed: the tiles write every element.
-    let mut y_tn: Vec<f32> = Vec::with_capacity(n_rows * n);
-    run(level, &x, weight, Start::Zero { residual_tn }, Output(y_tn.as_mut_ptr()));
-    // SAFETY: the tasks cover all rows and all panels, and a tile writes each of its elements; the capacity was asked for above.
-    unsafe { y_tn.set_len(n_rows * n) };
-    y_tn
+    fresh(level, &Rows::new(level, x_tk, n_rows, weight), weight, residual_tn)
 }
 
 /// Adds `x W^T` to `y_tn`, the sums going on from what stands there: products over parts of `K`, one after the other, give the
-/// bits of one product over all of it.
-pub(super) fn multiply_onto(level: Level, x: &Rows, weight: &Panels, y_tn: &mut [f32]) {
+/// bits of one product over all of it. An empty `y_tn` becomes the product.
+pub(super) fn multiply_onto(level: Level, x: &Rows, weight: &Panels, y_tn: &mut Vec<f32>) {
+    if y_tn.is_empty() {
+        *y_tn = fresh(level, x, weight, None);
+        return;
+    }
     assert_eq!(y_tn.len(), x.n_rows * weight.out_features());
     run(level, x, weight, Start::Output, Output(y_tn.as_mut_ptr()));
+}
+
+fn fresh(level: Level, x: &Rows, weight: &Panels, residual_tn: Option<&[f32]>) -> Vec<f32> {
+    let len = x.n_rows * weight.out_features();
+    // Not zeroed: the tiles write every element.
+    let mut y_tn: Vec<f32> = Vec::with_capacity(len);
+    run(level, x, weight, Start::Zero { residual_tn }, Output(y_tn.as_mut_ptr()));
+    // SAFETY: the tasks cover all rows and all panels, and a tile writes each of its elements; the capacity was asked for above.
+    unsafe { y_tn.set_len(len) };
+    y_tn
 }
 
 fn run(level: Level, x: &Rows, weight: &Panels, start: Start, output: Output) {
@@ -103,10 +114,13 @@ impl<'a> Rows<'a> {
                 Rows { words: words.into(), n_rows, stride }
             }
             Dtype::Bf16 => {
-                let mut words = vec![0; n_rows * depth];
-                words.par_chunks_mut(ROUND_BLOCK * depth).enumerate().for_each(|(i, words)| {
-                    level.run(RoundToBf16 { x: &x[i * ROUND_BLOCK * stride..], stride, k, words });
-                });
+                let fill = |words: &mut [MaybeUninit<u32>]| {
+                    words.par_chunks_mut(ROUND_BLOCK * depth).enumerate().for_each(|(i, words)| {
+                        level.run(RoundToBf16 { x: &x[i * ROUND_BLOCK * stride..], stride, k, words });
+                    });
+                };
+                // SAFETY: the chunks cover all rows, and the kernel writes every word of each.
+                let words = unsafe { written(n_rows * depth, fill) };
                 Rows { words: words.into(), n_rows, stride: depth }
             }
         }
@@ -128,7 +142,7 @@ struct RoundToBf16<'a> {
     x: &'a [f32],
     stride: usize,
     k: usize,
-    words: &'a mut [u32],
+    words: &'a mut [MaybeUninit<u32>],
 }
 
 impl Kernel for RoundToBf16<'_> {
@@ -139,10 +153,10 @@ impl Kernel for RoundToBf16<'_> {
         for (words, x) in self.words.chunks_exact_mut(self.k.div_ceil(2)).zip(self.x.chunks(self.stride)) {
             let (pairs, odd) = x[..self.k].as_chunks::<2>();
             for (word, &[a, b]) in words.iter_mut().zip(pairs) {
-                *word = bf16_pair(a, b);
+                word.write(bf16_pair(a, b));
             }
             for &a in odd {
-                words[pairs.len()] = bf16_pair(a, 0.0);
+                words[pairs.len()].write(bf16_pair(a, 0.0));
             }
         }
     }

@@ -4,37 +4,54 @@
 //! for `T` of arithmetic), and `dW` with the tokens in the place of the inputs. In bf16 the factors `dy`, `W` and `x` are rounded
 //! and the products added in f32, as PyTorch's autocast does.
 
+use std::mem::MaybeUninit;
+
 use rayon::prelude::*;
 
 use super::fused::{Rows, multiply_onto};
 use super::pack::{PANEL, Panels, bf16_pair};
 use super::tile::{Product, ProductKernel, dispatch, tile};
 use crate::kernels::Dtype;
+use crate::kernels::cpu::written;
 use crate::kernels::lanes::Lanes;
 use crate::kernels::level::Level;
 
 /// Outputs of `W` that are transposed at a time: bounds the memory, and changes no bit of the result.
 const TRANSPOSED_OUTPUTS: usize = 64 * PANEL;
+/// Up to two panels: the rows of a low-rank adapter.
+const FEW_OUTPUTS: usize = 2 * PANEL;
 /// Words of tokens per block: as in fused.rs, a panel's share stays in the second-level cache.
 const DEPTH_BLOCK: usize = 768;
 
 /// `dy W`: `dy_tn [T, N]` -> `[T, K]`.
 pub(in crate::kernels) fn input_gradient(level: Level, weight: &Panels, dy_tn: &[f32], n_rows: usize) -> Vec<f32> {
+    let mut dx_tk = Vec::new();
+    add_input_gradient(level, weight, dy_tn, n_rows, &mut dx_tk);
+    dx_tk
+}
+
+/// Adds `dy W` to `dx_tk`, which is empty at first. `N` is at least 1.
+pub(super) fn add_input_gradient(level: Level, weight: &Panels, dy_tn: &[f32], n_rows: usize, dx_tk: &mut Vec<f32>) {
     let n = weight.out_features();
     assert_eq!(dy_tn.len(), n_rows * n);
-    let mut dx_tk = vec![0.0; n_rows * weight.in_features()];
     for begin in (0..n).step_by(TRANSPOSED_OUTPUTS) {
         let w_kn = weight.transposed(begin..(begin + TRANSPOSED_OUTPUTS).min(n));
         let dy = Rows::strided(level, &dy_tn[begin.min(dy_tn.len())..], n, n_rows, &w_kn);
-        multiply_onto(level, &dy, &w_kn, &mut dx_tk);
+        multiply_onto(level, &dy, &w_kn, dx_tk);
     }
-    dx_tk
 }
 
 /// Adds `dy^T x` to `gradient [N, K]`; `x_tk [T, K]`, `dy_tn [T, N]`, products in `dtype`.
 pub(super) fn add_weight_gradient(level: Level, dtype: Dtype, x_tk: &[f32], dy_tn: &[f32], n_rows: usize, gradient: &mut Panels) {
     let (k, n) = (gradient.in_features(), gradient.out_features());
     assert!(x_tk.len() == n_rows * k && dy_tn.len() == n_rows * n);
+    if n <= FEW_OUTPUTS && n < k {
+        // As `(x^T dy)^T`: many panels for the threads instead of one or two, and the narrower side is put into columns.
+        let mut transposed = Panels::zeros(k, n, Dtype::F32);
+        add_weight_gradient(level, dtype, dy_tn, x_tk, n_rows, &mut transposed);
+        gradient.add_transposed(&transposed);
+        return;
+    }
     let x = Columns::new(dtype, x_tk, n_rows, k);
     gradient.floats_mut().par_chunks_mut(k * PANEL).enumerate().for_each(|(panel, gradient)| {
         let first_column = panel * PANEL;
@@ -59,25 +76,31 @@ impl Columns {
         };
         // An odd number of cache lines: the eight rows of a tile must not all fall into the same set.
         let stride = depth.next_multiple_of(32) + 16;
-        let mut words = vec![0; k * stride];
-        words.par_chunks_mut(BLOCK * stride).enumerate().for_each(|(i, words)| {
-            let columns = i * BLOCK..((i + 1) * BLOCK).min(k);
-            match dtype {
-                Dtype::F32 => {
-                    for (t, x) in x_tk.chunks_exact(k).enumerate() {
-                        x[columns.clone()].iter().enumerate().for_each(|(c, x)| words[c * stride + t] = x.to_bits());
+        let fill = |words: &mut [MaybeUninit<u32>]| {
+            words.par_chunks_mut(BLOCK * stride).enumerate().for_each(|(i, words)| {
+                words.chunks_exact_mut(stride).for_each(|column| column[depth..].fill(MaybeUninit::new(0)));
+                let columns = i * BLOCK..((i + 1) * BLOCK).min(k);
+                match dtype {
+                    Dtype::F32 => {
+                        for (t, x) in x_tk.chunks_exact(k).enumerate() {
+                            for (c, x) in x[columns.clone()].iter().enumerate() {
+                                words[c * stride + t].write(x.to_bits());
+                            }
+                        }
                     }
-                }
-                Dtype::Bf16 => {
-                    for (t, x) in x_tk.chunks(2 * k).enumerate() {
-                        let (even, odd) = x.split_at(k);
-                        for (c, k) in columns.clone().enumerate() {
-                            words[c * stride + t] = bf16_pair(even[k], odd.get(k).copied().unwrap_or(0.0));
+                    Dtype::Bf16 => {
+                        for (t, x) in x_tk.chunks(2 * k).enumerate() {
+                            let (even, odd) = x.split_at(k);
+                            for (c, k) in columns.clone().enumerate() {
+                                words[c * stride + t].write(bf16_pair(even[k], odd.get(k).copied().unwrap_or(0.0)));
+                            }
                         }
                     }
                 }
-            }
-        });
+            });
+        };
+        // SAFETY: of each column the `depth` words of the tokens are written, and those behind them.
+        let words = unsafe { written(k * stride, fill) };
         Columns { words, depth, stride }
     }
 }
@@ -189,8 +212,18 @@ mod tests {
 
     #[test]
     fn odd_sizes_agree_with_f64_at_every_level() {
-        for (t, k, n) in [(1, 1, 1), (2, 15, 16), (17, 49, 47), (63, 16, 97), (64, 33, 48), (799, 8, 5), (1601, 3, 50), (0, 3, 4)]
-        {
+        for (t, k, n) in [
+            (1, 1, 1),
+            (2, 15, 16),
+            (17, 49, 47),
+            (63, 16, 97),
+            (64, 33, 48),
+            (799, 8, 5),
+            (1601, 3, 50),
+            (33, 200, 96),
+            (0, 3, 4),
+            (0, 200, 4),
+        ] {
             let (x, w, dy) = (noise(t * k, 1.0, 1), noise(n * k, 1.0, 2), noise(t * n, 1.0, 3));
             for dtype in [Dtype::F32, Dtype::Bf16] {
                 let mut panels = Panels::new(k, dtype);

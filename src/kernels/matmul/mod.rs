@@ -19,6 +19,7 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Device, Layout, Shape
 use rayon::prelude::*;
 
 pub(super) use fused::{Rows, multiply};
+use gradient::add_input_gradient;
 pub(super) use gradient::input_gradient;
 pub(super) use pack::{PANEL, Panels};
 pub(super) use tile::{Product, ProductKernel, dispatch, tile};
@@ -97,12 +98,30 @@ impl Matrix {
     /// The gradient of [`Matrix::forward`]'s input, `dy W`: `[T, N] -> [T, K]`; a trained weight's gradient `dy^T x` is added to
     /// what it has. For whoever goes backward without candle's graph, which adds up every gradient on one core.
     pub fn backward(&self, x_tk: &Tensor, dy_tn: &Tensor) -> Result<Tensor> {
-        self.check_input(x_tk)?;
-        let expected = [x_tk.dims()[0], self.out_features];
-        if dy_tn.dims() != expected {
-            return Err(Error::new(format!("a gradient of {expected:?} was expected, and {:?} found", dy_tn.dims())));
+        self.backward_beside(x_tk, dy_tn, None)
+    }
+
+    /// The same where another matrix reads the same input: `dy W` plus the other's `dy' W'` of `beside`, whose own gradient is not
+    /// touched.
+    pub fn backward_beside(&self, x_tk: &Tensor, dy_tn: &Tensor, beside: Option<(&Matrix, &Tensor)>) -> Result<Tensor> {
+        self.add_gradient(x_tk, dy_tn)?;
+        let mut dx = Vec::new();
+        for (matrix, dy_tn) in std::iter::once((self, dy_tn)).chain(beside) {
+            matrix.check_input(x_tk)?;
+            matrix.check_gradient(x_tk, dy_tn)?;
+            let linear = matrix.linear()?;
+            with_floats(dy_tn, |dy_tn| {
+                add_input_gradient(Level::current(), &linear.panels, dy_tn, x_tk.dims()[0], &mut dx);
+            })?;
         }
-        Ok(self.linear()?.backward(x_tk, dy_tn)?)
+        Ok(super::cpu::gradient(dx, x_tk)?)
+    }
+
+    /// Adds `dy^T x` to the gradient of a trained weight; nothing for a frozen one.
+    pub fn add_gradient(&self, x_tk: &Tensor, dy_tn: &Tensor) -> Result<()> {
+        self.check_input(x_tk)?;
+        self.check_gradient(x_tk, dy_tn)?;
+        Ok(self.linear()?.add_gradient(x_tk, dy_tn)?)
     }
 
     /// Rows of `W` as they are stored, `[ids.len(), K]` f32: the embedding of a model whose head and embedding are one matrix.
@@ -194,6 +213,14 @@ impl Matrix {
         Ok(Linear { panels, trained: self.trained().cloned() })
     }
 
+    fn check_gradient(&self, x_tk: &Tensor, dy_tn: &Tensor) -> Result<()> {
+        let expected = [x_tk.dims()[0], self.out_features];
+        if dy_tn.dims() != expected {
+            return Err(Error::new(format!("a gradient of {expected:?} was expected, and {:?} found", dy_tn.dims())));
+        }
+        Ok(())
+    }
+
     fn check_input(&self, x_tk: &Tensor) -> Result<()> {
         match x_tk.dims() {
             [_, k] if *k == self.in_features && x_tk.dtype() == DType::F32 => Ok(()),
@@ -250,15 +277,18 @@ struct Linear {
 impl Linear {
     /// Adds to the weight's gradient and returns the input's.
     fn backward(&self, x_tk: &Tensor, dy_tn: &Tensor) -> candle_core::Result<Tensor> {
-        let n_rows = x_tk.dim(0)?;
-        let level = Level::current();
-        let dx = with_floats(dy_tn, |dy_tn| -> candle_core::Result<Vec<f32>> {
-            if let Some(trained) = &self.trained {
-                with_floats(x_tk, |x_tk| trained.add_gradient(level, x_tk, dy_tn, n_rows))?;
-            }
-            Ok(input_gradient(level, &self.panels, dy_tn, n_rows))
-        })??;
+        self.add_gradient(x_tk, dy_tn)?;
+        let dx = with_floats(dy_tn, |dy_tn| input_gradient(Level::current(), &self.panels, dy_tn, x_tk.dims()[0]))?;
         super::cpu::gradient(dx, x_tk)
+    }
+
+    fn add_gradient(&self, x_tk: &Tensor, dy_tn: &Tensor) -> candle_core::Result<()> {
+        let Some(trained) = &self.trained else { return Ok(()) };
+        with_floats(x_tk, |x_tk| {
+            with_floats(dy_tn, |dy_tn| {
+                trained.add_gradient(Level::current(), x_tk, dy_tn, x_tk.len() / self.panels.in_features())
+            })
+        })?
     }
 }
 

@@ -75,23 +75,28 @@ impl Panels {
                 }
             }
         };
-        let panel_lines = depth * LINES_PER_DEPTH;
         let n_panels = before.div_ceil(PANEL);
         if before < n_panels * PANEL {
+            let panel_lines = depth * LINES_PER_DEPTH;
             fill(n_panels - 1, self.lines[(n_panels - 1) * panel_lines..].as_flattened_words());
         }
-        let n_lines = after.div_ceil(PANEL) * panel_lines;
-        let n_new = n_lines - self.lines.len();
+        self.grow(after.div_ceil(PANEL) - n_panels, |i, words| fill(n_panels + i, words));
+    }
+
+    /// Appends `n` panels of zeros, and lets `fill(number, words)` write into each, on all threads.
+    fn grow(&mut self, n: usize, fill: impl Fn(usize, &mut [u32]) + Sync) {
+        let panel_lines = self.depth() * LINES_PER_DEPTH;
+        let n_new = n * panel_lines;
         // Exactly: growing by doubling would hold up to twice the weight. The threads that fill the new lines are the first to
         // touch them, so that the kernel hands out the memory to all of them at once.
         self.lines.reserve_exact(n_new);
-        self.lines.spare_capacity_mut()[..n_new].par_chunks_mut(panel_lines).enumerate().for_each(|(i, lines)| {
+        self.lines.spare_capacity_mut()[..n_new].par_chunks_mut(panel_lines.max(1)).enumerate().for_each(|(i, lines)| {
             lines.fill(MaybeUninit::new(Line([0; LINE])));
             // SAFETY: the line above has written all of them.
-            fill(n_panels + i, unsafe { lines.assume_init_mut() }.as_flattened_words());
+            fill(i, unsafe { lines.assume_init_mut() }.as_flattened_words());
         });
         // SAFETY: the capacity has been asked for, and the chunks cover all new lines.
-        unsafe { self.lines.set_len(n_lines) };
+        unsafe { self.lines.set_len(self.lines.len() + n_new) };
     }
 
     pub fn out_features(&self) -> usize {
@@ -166,10 +171,9 @@ impl Panels {
     /// begins with a panel.
     pub fn transposed(&self, outputs: Range<usize>) -> Panels {
         assert!(outputs.start.is_multiple_of(PANEL) && outputs.end <= self.out_features);
-        let mut transposed = Panels::zeros(self.in_features, outputs.len(), self.dtype);
-        let panel_words = transposed.depth() * PANEL;
         let (k_end, dtype) = (self.in_features, self.dtype);
-        transposed.lines.as_flattened_words().par_chunks_mut(panel_words.max(1)).enumerate().for_each(|(i, to)| {
+        let mut transposed = Panels { out_features: k_end, ..Panels::new(outputs.len(), dtype) };
+        transposed.grow(k_end.div_ceil(PANEL), |i, to| {
             // Square blocks, so that both sides stay in the first-level cache.
             let columns = i * PANEL..((i + 1) * PANEL).min(k_end);
             for begin in (outputs.start..outputs.end).step_by(PANEL) {
@@ -197,6 +201,20 @@ impl Panels {
             }
         });
         transposed
+    }
+
+    /// Adds a matrix `[K, N]` of f32 to this one, `[N, K]` of f32.
+    pub fn add_transposed(&mut self, other: &Panels) {
+        assert!(self.dtype == Dtype::F32 && other.dtype == Dtype::F32);
+        assert!((self.out_features, self.in_features) == (other.in_features, other.out_features));
+        let (n_end, k_end) = (self.out_features, self.in_features);
+        for (i, panel) in self.floats_mut().chunks_exact_mut(k_end * PANEL).enumerate() {
+            let columns = i * PANEL..((i + 1) * PANEL).min(n_end);
+            for (k, row) in panel.chunks_exact_mut(PANEL).enumerate() {
+                let from = &other.floats()[k / PANEL * PANEL * n_end..];
+                row.iter_mut().zip(columns.clone()).for_each(|(sum, n)| *sum += from[n * PANEL + k % PANEL]);
+            }
+        }
     }
 
     pub fn bytes(&self) -> usize {
