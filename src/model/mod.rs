@@ -65,7 +65,7 @@ mod qwen3_moe;
 mod reference;
 mod rope;
 mod safetensors;
-mod safetensors_write;
+pub mod safetensors_write;
 mod save;
 mod trace;
 pub mod wheel;

@@ -66,9 +66,9 @@ pub fn write_weights(folder: &Path, tensors: &[SavedTensor], dtype: Dtype, shard
 pub fn write_file(path: &Path, tensors: &[SavedTensor], dtype: Dtype, fetch: Fetch) -> Result<()> {
     let failed = "cannot write the weights";
     let mut file = BufWriter::with_capacity(1 << 20, File::create(path).context_at(path, failed)?);
-    let header = header(tensors, dtype)?;
-    file.write_all(&(header.len() as u64).to_le_bytes()).context_at(path, failed)?;
-    file.write_all(&header).context_at(path, failed)?;
+    let entries = tensors.iter().map(|tensor| (tensor.name.as_str(), dtype, tensor.shape.as_slice()));
+    // Transformers refuses files without it.
+    file.write_all(&header(json!({"format": "pt"}), entries)?).context_at(path, failed)?;
     for (number, tensor) in tensors.iter().enumerate() {
         let values = fetch(number)?;
         if values.dims() != tensor.shape {
@@ -95,34 +95,42 @@ pub fn write_file(path: &Path, tensors: &[SavedTensor], dtype: Dtype, fetch: Fet
 }
 
 fn bytes(tensor: &SavedTensor, dtype: Dtype) -> u64 {
+    size(dtype, &tensor.shape)
+}
+
+/// What a file begins with, for tensors of these names, types and shapes: the header's length and the header, padded with spaces so
+/// that the tensors begin at a multiple of 8.
+pub fn header<'a>(metadata: Value, tensors: impl IntoIterator<Item = (&'a str, Dtype, &'a [usize])>) -> Result<Vec<u8>> {
+    let mut entries: Map<String, Value> = Map::new();
+    entries.insert("__metadata__".to_owned(), metadata);
+    let mut begin = 0;
+    for (name, dtype, shape) in tensors {
+        let end = begin + size(dtype, shape);
+        let entry = json!({"dtype": type_name(dtype), "shape": shape, "data_offsets": [begin, end]});
+        if entries.insert(name.to_owned(), entry).is_some() {
+            return Err(Error::new(format!("two tensors are called `{name}`")));
+        }
+        begin = end;
+    }
+    let mut text = serde_json::to_vec(&entries).context("cannot write the header of the weights")?;
+    text.resize(text.len().next_multiple_of(8), b' ');
+    Ok([&(text.len() as u64).to_le_bytes(), text.as_slice()].concat())
+}
+
+/// As headers call it.
+pub fn type_name(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::F32 => "F32",
+        Dtype::Bf16 => "BF16",
+    }
+}
+
+fn size(dtype: Dtype, shape: &[usize]) -> u64 {
     let width = match dtype {
         Dtype::F32 => 4,
         Dtype::Bf16 => 2,
     };
-    tensor.shape.iter().product::<usize>() as u64 * width
-}
-
-/// Padded with spaces, so that the tensors begin at a multiple of 8.
-fn header(tensors: &[SavedTensor], dtype: Dtype) -> Result<Vec<u8>> {
-    let name = match dtype {
-        Dtype::F32 => "F32",
-        Dtype::Bf16 => "BF16",
-    };
-    let mut entries: Map<String, Value> = Map::new();
-    // Transformers refuses files without it.
-    entries.insert("__metadata__".to_owned(), json!({"format": "pt"}));
-    let mut begin = 0;
-    for tensor in tensors {
-        let end = begin + bytes(tensor, dtype);
-        let entry = json!({"dtype": name, "shape": tensor.shape, "data_offsets": [begin, end]});
-        if entries.insert(tensor.name.clone(), entry).is_some() {
-            return Err(Error::new(format!("two tensors are called `{}`", tensor.name)));
-        }
-        begin = end;
-    }
-    let mut bytes = serde_json::to_vec(&entries).context("cannot write the header of the weights")?;
-    bytes.resize(bytes.len().next_multiple_of(8), b' ');
-    Ok(bytes)
+    shape.iter().product::<usize>() as u64 * width
 }
 
 #[cfg(test)]

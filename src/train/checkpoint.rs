@@ -13,8 +13,9 @@ use serde::{Deserialize, Serialize};
 
 use super::adamw::AdamW;
 use crate::error::{Context, Error, Result};
+use crate::kernels::Dtype;
 use crate::kernels::adamw::Moments;
-use crate::model::Parameter;
+use crate::model::{Parameter, safetensors_write};
 use crate::scores::write_atomically;
 
 pub const FOLDER: &str = "checkpoints";
@@ -43,7 +44,7 @@ impl Progress {
     }
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct Array {
     dtype: String,
     shape: Vec<usize>,
@@ -55,23 +56,12 @@ pub fn save(out: &Path, progress: &Progress, parameters: &[Parameter], optimizer
     let folder = out.join(FOLDER);
     fs::create_dir_all(&folder).context_at(&folder, "cannot create the folder for checkpoints")?;
     let path = folder.join(format!("step-{:08}.safetensors", progress.step));
-    let mut header = serde_json::Map::new();
     let progress = serde_json::to_string(progress).context("cannot write down the progress")?;
-    header.insert("__metadata__".to_owned(), serde_json::json!({ "progress": progress }));
-    let mut offset = 0;
-    for (parameter, moments, what) in arrays(parameters, optimizer) {
-        let (dtype, width) = if what == VALUES { ("F32", 4) } else { dtype(moments) };
-        let bytes = width * parameter.len() as u64;
-        let array = Array { dtype: dtype.to_owned(), shape: vec![parameter.len()], data_offsets: [offset, offset + bytes] };
-        header.insert(name(parameter, what), serde_json::to_value(array).context("cannot write the header")?);
-        offset += bytes;
-    }
-    let mut header = serde_json::to_vec(&header).context("cannot write the header")?;
-    header.resize(header.len().next_multiple_of(8), b' ');
+    let arrays = arrays(parameters, optimizer);
+    let entries = arrays.iter().map(|(name, dtype, len)| (name.as_str(), *dtype, std::slice::from_ref(len)));
+    let header = safetensors_write::header(serde_json::json!({ "progress": progress }), entries)?;
     write_atomically(&path, |file| {
-        let write = |file: &mut BufWriter<File>, bytes: &[u8]| file.write_all(bytes).context("cannot write the checkpoint");
-        write(file, &(header.len() as u64).to_le_bytes())?;
-        write(file, &header)?;
+        file.write_all(&header).context("cannot write the checkpoint")?;
         for (parameter, moments) in parameters.iter().zip(&optimizer.moments) {
             parameter.values(|values| numbers(file, values, f32::to_le_bytes))??;
             match moments {
@@ -109,10 +99,9 @@ fn read(path: &Path, identity: &str, parameters: &[Parameter], optimizer: &mut A
     let (progress, arrays_found) = header(&mut file)?;
     progress.check(identity)?;
     let wrong = || Error::new("the checkpoint does not fit the model").cure("Remove it to begin anew.");
-    let expected = arrays(parameters, optimizer).map(|(parameter, moments, what)| {
-        (name(parameter, what), parameter.len(), if what == VALUES { "F32" } else { dtype(moments).0 })
-    });
-    let found = arrays_found.iter().map(|(name, array)| (name.clone(), array.shape.iter().product(), array.dtype.as_str()));
+    let expected = arrays(parameters, optimizer);
+    let expected = expected.iter().map(|(name, dtype, len)| (name.as_str(), safetensors_write::type_name(*dtype), *len));
+    let found = arrays_found.iter().map(|(name, array)| (name.as_str(), array.dtype.as_str(), array.shape.iter().product()));
     if !expected.eq(found) {
         return Err(wrong());
     }
@@ -165,27 +154,18 @@ fn header(file: &mut File) -> Result<(Progress, Vec<(String, Array)>)> {
     Ok((progress, arrays))
 }
 
-const VALUES: &str = "values";
-
-/// The arrays of a checkpoint, in order.
-fn arrays<'a>(
-    parameters: &'a [Parameter],
-    optimizer: &'a AdamW,
-) -> impl Iterator<Item = (&'a Parameter, &'a Moments, &'static str)> {
-    let both = parameters.iter().zip(&optimizer.moments);
-    both.flat_map(|(parameter, moments)| [VALUES, "m", "v"].map(|what| (parameter, moments, what)))
-}
-
-fn dtype(moments: &Moments) -> (&'static str, u64) {
-    match moments {
-        Moments::F32(_) => ("F32", 4),
-        Moments::Bf16(_) => ("BF16", 2),
-    }
-}
-
-fn name(parameter: &Parameter, what: &str) -> String {
-    let first = parameter.parts.first().map_or("", |part| part.name.as_str());
-    format!("{first}/{what}")
+/// Name, type and length of each array of a checkpoint, in order.
+fn arrays(parameters: &[Parameter], optimizer: &AdamW) -> Vec<(String, Dtype, usize)> {
+    let of_parameter = |(parameter, moments): (&Parameter, &Moments)| {
+        let first = parameter.parts.first().map_or("", |part| part.name.as_str());
+        let moments = match moments {
+            Moments::F32(_) => Dtype::F32,
+            Moments::Bf16(_) => Dtype::Bf16,
+        };
+        [("values", Dtype::F32), ("m", moments), ("v", moments)]
+            .map(|(what, dtype)| (format!("{first}/{what}"), dtype, parameter.len()))
+    };
+    parameters.iter().zip(&optimizer.moments).flat_map(of_parameter).collect()
 }
 
 fn numbers<T: Copy, const N: usize>(file: &mut BufWriter<File>, numbers: &[T], encode: fn(T) -> [u8; N]) -> Result<()> {

@@ -29,6 +29,7 @@ use crate::error::{Context, Error, Result};
 use crate::gate::Gate;
 use crate::model::LoraSettings;
 use crate::tokens::Supervise;
+use yaml::{Yaml, number};
 
 /// The program that is to train.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -167,6 +168,25 @@ fn model(recipe: &Recipe) -> Result<&str> {
         true => Err(Error::usage(format!("the other program cannot train from the GGUF file `{}`", recipe.model))
             .cure("Give --model the hub id or the Hugging Face folder of the model.")),
     }
+}
+
+/// AdamW and its schedule, under Transformers' names; two of them differ. `factor` is the other program's loss over ours.
+fn optimiser(yaml: &mut Yaml, recipe: &Recipe, schedule_key: &str, optimiser_key: &str, factor: f64) {
+    let schedule = match recipe.schedule {
+        Schedule::Cosine => "cosine",
+        Schedule::Linear => "linear",
+        Schedule::Constant => "constant_with_warmup",
+    };
+    yaml.set("learning_rate", number(recipe.learning_rate))
+        .set(schedule_key, schedule)
+        .set("warmup_steps", recipe.warm_up_steps.to_string())
+        .set(optimiser_key, "adamw_torch")
+        .set("weight_decay", number(recipe.weight_decay))
+        .set("adam_beta1", number(recipe.betas.0))
+        .set("adam_beta2", number(recipe.betas.1))
+        .set("adam_epsilon", number(recipe.epsilon))
+        .comment("0 does not clip.")
+        .set("max_grad_norm", number(recipe.clip.map_or(0.0, |clip| clip * factor)));
 }
 
 fn not_offered(program: &str, loss: &Loss, offered: &str) -> Error {

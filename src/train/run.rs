@@ -354,9 +354,6 @@ impl Trainer {
         let (batch, epoch) = self.batch(step);
         let sequences: Vec<Sequence> = batch.iter().map(|&index| self.set.sequences[index].clone()).collect();
         let weights: Vec<RowWeight> = batch.iter().map(|&index| self.weights[index].clone()).collect();
-        if let Some(switch) = &self.switch {
-            switch.set_dropout(Some(Random::new(self.options.seed ^ DROPOUT, step).next()));
-        }
         let base = match (&self.base, &self.switch) {
             (Some(base), _) => Base::Model(base),
             (None, Some(switch)) if self.options.method.needs_reference() => Base::Adapters(switch),
@@ -368,14 +365,12 @@ impl Trainer {
             pack_tokens: self.options.pack_tokens,
             activation_bytes: self.options.activation_bytes(),
             base,
+            dropout: self.switch.as_deref().map(|switch| (switch, Random::new(self.options.seed ^ DROPOUT, step).next())),
         };
         let result = accumulate(&self.model, &sequences, &weights, &options)?;
         if !result.diverged.is_empty() {
             let rows: Vec<usize> = result.diverged.iter().map(|&index| batch[index]).collect();
             return Err(self.diverged(step, "loss", &rows));
-        }
-        if let Some(switch) = &self.switch {
-            switch.set_dropout(None);
         }
         let norm = gradient_norm(&self.parameters);
         if !norm.is_finite() {

@@ -62,6 +62,8 @@ pub struct StepOptions<'a> {
     /// Bytes of activations that are kept instead of computed again.
     pub activation_bytes: usize,
     pub base: Base<'a>,
+    /// Adapters with dropout, and the key of this step's draws.
+    pub dropout: Option<(&'a AdapterSwitch, u64)>,
 }
 
 /// A supervised token of a sequence and what became of it.
@@ -95,7 +97,7 @@ pub fn accumulate(model: &Model, sequences: &[Sequence], weights: &[RowWeight], 
     }
     let loss = batch_loss(model, sequences, options)?;
     let mut result = StepResult { tokens: vec![Vec::new(); sequences.len()], ..StepResult::default() };
-    for packed in pack(sequences, options.pack_tokens, options.pack_tokens) {
+    for (number, packed) in (0..).zip(pack(sequences, options.pack_tokens, options.pack_tokens)) {
         let Packed { batch, rows, targets, scatter } = packed;
         // A target counts once for each sequence that has it.
         let mut shares = vec![Share::default(); targets.len()];
@@ -108,6 +110,9 @@ pub fn accumulate(model: &Model, sequences: &[Sequence], weights: &[RowWeight], 
         }
         let reference = base_hidden(model, &options.base, &batch, &rows)?;
         let reference = reference.as_ref().map(|hidden| (hidden, base_model(model, &options.base).head()));
+        if let Some((switch, key)) = options.dropout {
+            switch.set_dropout(Some(key.wrapping_add(number)));
+        }
         let trace = model.trace(batch, &rows, options.activation_bytes)?;
         let factors = |n: usize, token: &TokenStatistics, _: &Divergence| loss.factors(token, shares[n]);
         let head_options = model.head_options(options.top_k);
@@ -118,6 +123,9 @@ pub fn accumulate(model: &Model, sequences: &[Sequence], weights: &[RowWeight], 
             return Ok(result);
         }
         model.backward(trace, &head.d_hidden)?;
+        if let Some((switch, _)) = options.dropout {
+            switch.set_dropout(None);
+        }
         for (sequence, indices) in scatter {
             let row = &weights[sequence];
             let token = |(n, &index): (usize, &u32)| {

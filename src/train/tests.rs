@@ -57,7 +57,7 @@ fn plain(method: Method, gate: Option<&str>) -> Loss {
 }
 
 fn step_options<'a>(loss: &'a Loss, pack_tokens: usize, activation_bytes: usize) -> StepOptions<'a> {
-    StepOptions { loss, top_k: 20, pack_tokens, activation_bytes, base: Base::None }
+    StepOptions { loss, top_k: 20, pack_tokens, activation_bytes, base: Base::None, dropout: None }
 }
 
 /// All gradients, by the names of the checkpoint.

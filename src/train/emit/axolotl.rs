@@ -1,8 +1,7 @@
 //! axolotl: `axolotl train train.yaml`.
 
-use super::llama_factory::schedule;
 use super::yaml::{Yaml, list, number, text};
-use super::{Batch, DATA, DEEPSPEED, Length, Loss, Recipe, model, not_offered};
+use super::{Batch, DATA, DEEPSPEED, Length, Loss, Recipe, model, not_offered, optimiser};
 use crate::error::{Error, Result};
 use crate::gate::Gate;
 use crate::tokens::Supervise;
@@ -76,20 +75,8 @@ pub fn config(recipe: &Recipe, batch: &Batch) -> Result<String> {
         Length::Epochs(epochs) => yaml.set("num_epochs", number(epochs)),
         Length::Steps(steps) => yaml.set("max_steps", steps.to_string()),
     };
-    yaml.set("learning_rate", number(recipe.learning_rate))
-        .set("lr_scheduler", schedule(recipe.schedule))
-        .set("warmup_steps", recipe.warm_up_steps.to_string())
-        .set("optimizer", "adamw_torch")
-        .set("weight_decay", number(recipe.weight_decay))
-        .set("adam_beta1", number(recipe.betas.0))
-        .set("adam_beta2", number(recipe.betas.1))
-        .set("adam_epsilon", number(recipe.epsilon))
-        .comment("0 does not clip.")
-        .set("max_grad_norm", number(recipe.clip.map_or(0.0, |clip| clip * factor)))
-        .set("bf16", recipe.bf16.to_string())
-        .set("seed", recipe.seed.to_string())
-        .set("gradient_checkpointing", "true")
-        .blank();
+    optimiser(&mut yaml, recipe, "lr_scheduler", "optimizer", factor);
+    yaml.set("bf16", recipe.bf16.to_string()).set("seed", recipe.seed.to_string()).set("gradient_checkpointing", "true").blank();
 
     yaml.set("output_dir", text("output")).set("logging_steps", "1").set("saves_per_epoch", "1").set("save_total_limit", "2");
     Ok(yaml.finish())

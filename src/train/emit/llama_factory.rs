@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::yaml::{Yaml, number, text};
-use super::{Batch, DATA, DEEPSPEED, Length, Loss, Recipe, Schedule, model, not_offered};
+use super::{Batch, DATA, DEEPSPEED, Length, Loss, Recipe, model, not_offered, optimiser};
 use crate::error::{Error, Result};
 use crate::gate::Gate;
 use crate::tokens::Supervise;
@@ -57,12 +57,17 @@ pub fn config(recipe: &Recipe, batch: &Batch) -> Result<String> {
     }
     yaml.set("deepspeed", text(DEEPSPEED)).blank();
 
-    yaml.comment("The model's own chat template is read from its tokenizer, as `template` is not set.")
-        .set("dataset_dir", text("."))
-        .set("dataset", text(DATASET))
-        .set("cutoff_len", recipe.max_len.to_string())
-        .comment("A step is a number of rows, as in the run that this stands for: rows are padded, not packed.")
-        .set("packing", "false");
+    yaml.comment(
+        "The model's own chat template is read from its tokenizer, as `template` is not set. Its loss is a mean over a token",
+    )
+    .comment(
+        "more an answer, where the template writes one behind the end of a turn (in ChatML a line break, learnt at no cost).",
+    )
+    .set("dataset_dir", text("."))
+    .set("dataset", text(DATASET))
+    .set("cutoff_len", recipe.max_len.to_string())
+    .comment("A step is a number of rows, as in the run that this stands for: rows are padded, not packed.")
+    .set("packing", "false");
     if recipe.supervise == Supervise::Last {
         yaml.comment("Only the last answer is trained on.").set("mask_history", "true");
     }
@@ -81,15 +86,7 @@ pub fn config(recipe: &Recipe, batch: &Batch) -> Result<String> {
         Length::Epochs(epochs) => yaml.set("num_train_epochs", number(epochs)),
         Length::Steps(steps) => yaml.set("max_steps", steps.to_string()),
     };
-    yaml.set("learning_rate", number(recipe.learning_rate))
-        .set("lr_scheduler_type", schedule(recipe.schedule))
-        .set("warmup_steps", recipe.warm_up_steps.to_string())
-        .set("optim", "adamw_torch")
-        .set("weight_decay", number(recipe.weight_decay))
-        .set("adam_beta1", number(recipe.betas.0))
-        .set("adam_beta2", number(recipe.betas.1))
-        .set("adam_epsilon", number(recipe.epsilon));
-    yaml.comment("0 does not clip.").set("max_grad_norm", number(recipe.clip.map_or(0.0, |clip| clip * loss.factor)));
+    optimiser(&mut yaml, recipe, "lr_scheduler_type", "optim", loss.factor);
     yaml.comment("Weights are kept in f32 beside bf16 ones (pure_bf16 stays off): bf16 alone loses updates of this size.")
         .set("bf16", recipe.bf16.to_string())
         .set("seed", recipe.seed.to_string())
@@ -104,15 +101,6 @@ pub fn config(recipe: &Recipe, batch: &Batch) -> Result<String> {
         .set("plot_loss", "true")
         .set("report_to", "none");
     Ok(yaml.finish())
-}
-
-/// The names that Transformers gives the schedules.
-pub fn schedule(schedule: Schedule) -> &'static str {
-    match schedule {
-        Schedule::Cosine => "cosine",
-        Schedule::Linear => "linear",
-        Schedule::Constant => "constant_with_warmup",
-    }
 }
 
 struct Settings {
