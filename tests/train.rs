@@ -141,7 +141,7 @@ fn a_turn_counts_by_its_weight() {
         format!(
             r#"{{"messages":[{{"role":"user","content":"Is {i} even?"}},{{"role":"assistant","content":"Let me see.","weight":{weight}}},
             {{"role":"user","content":"Well?"}},{{"role":"assistant","content":"The answer to {i} is {}."}}]}}"#,
-            i % 2 == 0
+            i.is_multiple_of(2)
         )
         .replace('\n', "")
     };

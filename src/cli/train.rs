@@ -145,7 +145,7 @@ pub struct Args {
     #[serde(skip_serializing_if = "Option::is_none")]
     epochs: Option<u64>,
 
-    /// End after this many steps
+    /// Train for this many steps, over as many epochs as they take, instead of --epochs
     #[arg(long, value_name = "N", help_heading = "Optimiser")]
     #[serde(skip_serializing_if = "Option::is_none")]
     max_steps: Option<u64>,

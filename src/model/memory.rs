@@ -2,7 +2,8 @@
 //!
 //! An estimate of what the weights take in the chosen precision, of the copies made while they are loaded, and of the hidden
 //! states of one batch, against what Linux says is available (`MemAvailable`) and what the container allows (cgroup 1 and 2).
-//! Elsewhere nothing is known and nothing refused. `DIAGNOSE_IGNORE_MEMORY=1` loads in any case.
+//! Elsewhere nothing is known and nothing refused. `DIAGNOSE_IGNORE_MEMORY=1` loads in any case. Training asks once more, for what it
+//! takes beside the model.
 
 use std::path::Path;
 
@@ -17,14 +18,30 @@ const PROGRAM_BYTES: u64 = 128 << 20;
 
 /// An error if a model of `parameters` weights in `dtype` needs more memory than there is.
 pub fn check(name: &str, config: &Config, parameters: u64, dtype: Dtype, max_tokens: usize) -> Result<()> {
-    if std::env::var_os("DIAGNOSE_IGNORE_MEMORY").is_some_and(|value| value == "1") {
+    let need = |dtype| needed_bytes(config, parameters, dtype, max_tokens);
+    known_limit().map_or(Ok(()), |available| refuse(name, need, dtype, available))
+}
+
+/// An error if training a model that is loaded needs more memory beside it than there is.
+pub fn check_training(name: &str, beside: u64) -> Result<()> {
+    known_limit().map_or(Ok(()), |available| refuse_training(name, beside, available))
+}
+
+fn refuse_training(name: &str, beside: u64, available: u64) -> Result<()> {
+    if beside <= available {
         return Ok(());
     }
-    let need = |dtype| needed_bytes(config, parameters, dtype, max_tokens);
-    match available_bytes(Path::new("/")) {
-        Some(available) => refuse(name, need, dtype, available),
-        None => Ok(()),
-    }
+    let (beside, available) = (gib(beside), gib(available));
+    Err(Error::new(format!("training {name} needs about {beside} of memory beside the model; {available} are available")).cure(
+        "Give --lora, a smaller --pack-tokens or --activation-memory, or end other programs. DIAGNOSE_IGNORE_MEMORY=1 trains all the \
+         same.",
+    ))
+}
+
+/// `None` where nothing is known, or nothing is to be refused.
+fn known_limit() -> Option<u64> {
+    let ignored = std::env::var_os("DIAGNOSE_IGNORE_MEMORY").is_some_and(|value| value == "1");
+    if ignored { None } else { available_bytes(Path::new("/")) }
 }
 
 fn refuse(name: &str, need: impl Fn(Dtype) -> u64, dtype: Dtype, available: u64) -> Result<()> {
@@ -140,6 +157,15 @@ mod tests {
         }
         let message = refuse("big", need, Dtype::Bf16, 9 * GIB).unwrap_err().to_string();
         assert!(message.contains("smaller model") && !message.contains("--dtype"), "{message}");
+    }
+
+    #[test]
+    fn training_is_refused_with_its_size() {
+        assert!(refuse_training("big", GIB, GIB).is_ok());
+        let message = refuse_training("big", 12 * GIB, 3 * GIB).unwrap_err().to_string();
+        for part in ["training big needs about 12.0 GiB", "3.0 GiB are available", "--lora", "DIAGNOSE_IGNORE_MEMORY=1"] {
+            assert!(message.contains(part), "expected `{part}` in {message}");
+        }
     }
 
     #[test]

@@ -55,7 +55,7 @@ mod keys;
 mod layers;
 mod llama;
 mod lora;
-mod memory;
+pub mod memory;
 mod mistral;
 mod parameters;
 mod peft;

@@ -83,14 +83,6 @@ impl Parameter {
         self.parts.iter().map(|part| part.shape.iter().product::<usize>()).sum()
     }
 
-    /// Memory of values and gradient.
-    pub fn bytes(&self) -> usize {
-        match &self.store {
-            Store::Matrix(trained) => trained.bytes(),
-            Store::Vector(vector) => 8 * vector.len(),
-        }
-    }
-
     /// Numbers that [`Parameter::update`] hands out at a time.
     pub fn block_len(&self) -> usize {
         match &self.store {

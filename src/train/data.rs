@@ -178,14 +178,18 @@ impl Order {
         order
     }
 
-    /// Steps of epochs of `batch` sequences each: where each of the first `epochs` epochs ends.
-    pub fn epoch_ends(&self, epochs: u64, batch: usize) -> Vec<u64> {
+    /// After how many steps of `batch` sequences each epoch ends: of `epochs`, or of as many as `steps` take.
+    pub fn epoch_ends(&self, epochs: u64, steps: Option<u64>, batch: usize) -> Vec<u64> {
+        let mut ends = Vec::new();
         let mut end = 0;
-        let mut of_epoch = |epoch| {
+        for epoch in 0.. {
+            if steps.map_or(epoch >= epochs, |steps| end >= steps) {
+                break;
+            }
             end += self.epoch(epoch).len().div_ceil(batch) as u64;
-            end
-        };
-        (0..epochs).map(&mut of_epoch).collect()
+            ends.push(end);
+        }
+        ends
     }
 }
 
@@ -235,7 +239,8 @@ mod tests {
         assert!(first != second && first != (0..100).collect::<Vec<u32>>());
         assert_eq!(first, order.epoch(0));
         assert_ne!(first, Order { seed: 8, ..order.clone() }.epoch(0));
-        assert_eq!(order.epoch_ends(3, 32), [4, 8, 12]);
+        assert_eq!(order.epoch_ends(3, None, 32), [4, 8, 12]);
+        assert_eq!((order.epoch_ends(1, Some(9), 32), order.epoch_ends(3, Some(4), 32)), (vec![4, 8, 12], vec![4]));
     }
 
     #[test]

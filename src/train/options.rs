@@ -70,6 +70,7 @@ pub struct Options {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub warmup_steps: Option<u64>,
     pub epochs: u64,
+    /// Instead of `epochs`, as in Transformers' `TrainingArguments`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_steps: Option<u64>,
     /// Sequences of an optimiser step.
@@ -275,6 +276,11 @@ impl Options {
             dropout: self.lora_dropout,
             targets: self.lora_targets.clone(),
         })
+    }
+
+    /// The base model is held beside the one that learns; adapters are switched off instead.
+    pub fn needs_base(&self) -> bool {
+        self.method.needs_reference() && !self.lora
     }
 
     /// Bytes of activations to keep.

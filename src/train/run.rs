@@ -24,7 +24,7 @@ use crate::gate::{Gate, Population};
 use crate::hash;
 use crate::kernels::{Dtype, Kernels, TokenStatistics};
 use crate::maps;
-use crate::model::{AdapterSwitch, Info, LoadOptions, Model, Parameter, Placement, Reference};
+use crate::model::{AdapterSwitch, Info, LoadOptions, Model, Parameter, Placement, Reference, memory};
 use crate::quadrants::{Resolved, Thresholds};
 use crate::run::write_json;
 use crate::scores::{ROWS_FILE, TOKENS_FILE, read_rows, write_atomically};
@@ -191,6 +191,9 @@ impl Trainer {
         let intended = set.named(&options.intended)?;
         // Adapters take little memory; the gradients of all weights can wait until the data have been scored.
         let adapted = options.lora().map(|lora| model.adapt(&lora, options.seed)).transpose()?;
+        let adapters = adapted.as_ref().map(|(parameters, _)| parameters.as_slice());
+        let beside = memory_beside(&options, &model, adapters)?;
+        memory::check_training(&model.info.name, beside)?;
 
         let (population, weights) = match options.method.needs_scores(options.gate()?) {
             true => {
@@ -217,7 +220,7 @@ impl Trainer {
             population,
         );
 
-        let base = match options.method.needs_reference() && !options.lora {
+        let base = match options.needs_base() {
             true => Some(Model::load(&reference, load(dtype), options.max_len)?),
             false => None,
         };
@@ -228,17 +231,10 @@ impl Trainer {
         };
         let preview = preview(&model, &set.sequences, &weights, &loss, &thresholds)?;
 
-        let epoch_ends = order.epoch_ends(options.epochs, options.batch_size);
-        let all_steps = epoch_ends.last().copied().unwrap_or(0);
-        let total_steps = options.max_steps.map_or(all_steps, |max| max.min(all_steps));
+        let epoch_ends = order.epoch_ends(options.epochs, options.max_steps, options.batch_size);
+        let total_steps = options.max_steps.unwrap_or(epoch_ends.last().copied().unwrap_or(0));
         let warmup = options.warmup_steps.unwrap_or((options.warmup_ratio * total_steps as f64).ceil() as u64);
         let schedule = Schedule { shape: options.schedule, peak: options.learning_rate(), warmup, total: total_steps };
-        let moment_bytes = if options.adamw()?.bf16_moments { 4 } else { 8 };
-        let moments: usize = parameters.iter().map(|parameter| moment_bytes * parameter.len()).sum();
-        let learning: usize = parameters.iter().map(Parameter::bytes).sum();
-        let frozen = if options.lora { model.info.parameters * if dtype == Dtype::F32 { 4 } else { 2 } } else { 0 };
-        let block_inputs = 4 * options.pack_tokens * model.config.hidden_size * model.config.layers;
-        let activations = options.activation_bytes() + block_inputs;
         let plan = Plan {
             sequences: set.sequences.len() as u64,
             validation_sequences: set.validation.len() as u64,
@@ -249,7 +245,7 @@ impl Trainer {
             warmup_steps: warmup,
             learning_rate: options.learning_rate(),
             trained_parameters: parameters.iter().map(|parameter| parameter.elements() as u64).sum(),
-            memory_bytes: frozen + (moments + learning + activations) as u64,
+            memory_bytes: model.info.parameters * bytes_of(stored) + beside,
             preview,
         };
         Ok(Trainer {
@@ -536,6 +532,25 @@ fn identity(options: &Options, dataset: &Dataset, reference: &Reference) -> Resu
         "options": options.identity().to_toml()?,
     });
     Ok(hash::sha256(serde_json::to_string(&what).context("cannot write down what identifies the run")?))
+}
+
+fn bytes_of(dtype: Dtype) -> u64 {
+    match dtype {
+        Dtype::F32 => 4,
+        Dtype::Bf16 => 2,
+    }
+}
+
+/// What training takes beside the model as it was loaded, about, in bytes: gradients, moments, activations, the base to compare with.
+fn memory_beside(options: &Options, model: &Model, adapters: Option<&[Parameter]>) -> Result<u64> {
+    let moments = if options.adamw()?.bf16_moments { 4 } else { 8 };
+    let learning = match adapters {
+        None => model.info.parameters * (4 + moments),
+        Some(adapters) => adapters.iter().map(|adapter| adapter.len() as u64 * (8 + moments)).sum(),
+    };
+    let base = if options.needs_base() { model.info.parameters * bytes_of(options.dtype()?) } else { 0 };
+    let block_inputs = 4 * options.pack_tokens * model.config.hidden_size * model.config.layers;
+    Ok(learning + base + (options.activation_bytes() + block_inputs) as u64)
 }
 
 /// Diagnoses the data with the base model, unless that was done before.
