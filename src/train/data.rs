@@ -46,7 +46,7 @@ pub struct Order {
 }
 
 impl TrainingSet {
-    /// Reads and renders everything; every row is held out with probability `validation_share`, decided by its number.
+    /// Reads and renders everything, and draws the rows to hold out: `validation_share` of those with something to learn, one at least.
     pub fn read(
         dataset: &Dataset,
         renderer: &Renderer,
@@ -65,6 +65,7 @@ impl TrainingSet {
             validation: Vec::new(),
             audit: Audit::default(),
         };
+        let mut read = Vec::new();
         let mut records = 0;
         for chunk in rendered(dataset, renderer, 0, limit) {
             for item in chunk? {
@@ -83,23 +84,28 @@ impl TrainingSet {
                 if supervised(&sequence) == 0 {
                     continue;
                 }
-                if Random::new(seed ^ VALIDATION, u64::from(sequence.row)).share() < validation_share {
-                    set.validation.push(sequence);
-                    continue;
-                }
                 let (source, id) = item.example.map(|example| (example.source, example.id)).unwrap_or_default();
-                let known = set.sources.iter().position(|known| *known == source);
-                let index = known.unwrap_or_else(|| {
-                    set.sources.push(source);
-                    set.sources.len() - 1
-                });
-                set.source_of.push(index);
-                set.names.push(RowName { place: item.place, id });
                 let all_alike = rendered.target_weights.iter().all(|&weight| weight == 1.0);
-                set.target_weights.push(if all_alike { Vec::new() } else { rendered.target_weights });
-                set.sequences.push(sequence);
+                let target_weights = if all_alike { Vec::new() } else { rendered.target_weights };
+                read.push((sequence, source, RowName { place: item.place, id }, target_weights));
             }
             watch(records);
+        }
+        let numbers: Vec<u32> = read.iter().map(|(sequence, ..)| sequence.row).collect();
+        let held_out = held_out(&numbers, validation_share, seed);
+        for ((sequence, source, name, target_weights), held_out) in read.into_iter().zip(held_out) {
+            if held_out {
+                set.validation.push(sequence);
+                continue;
+            }
+            let known = set.sources.iter().position(|known| *known == source);
+            set.source_of.push(known.unwrap_or(set.sources.len()));
+            if known.is_none() {
+                set.sources.push(source);
+            }
+            set.names.push(name);
+            set.target_weights.push(target_weights);
+            set.sequences.push(sequence);
         }
         if set.sequences.is_empty() {
             let reasons = set.audit.lines().join("\n  ");
@@ -143,6 +149,21 @@ impl TrainingSet {
     pub fn supervised_tokens(&self) -> u64 {
         self.sequences.iter().map(|sequence| supervised(sequence) as u64).sum()
     }
+}
+
+/// Which of the rows with these numbers are held out; never all of them. A row's draw follows from its number, so that rows that are
+/// added to a file leave most of the others on their side.
+fn held_out(rows: &[u32], share: f64, seed: u64) -> Vec<bool> {
+    if share == 0.0 {
+        return vec![false; rows.len()];
+    }
+    let n = ((share * rows.len() as f64).round() as usize).max(1).min(rows.len().saturating_sub(1));
+    let mut drawn: Vec<(f64, usize)> =
+        (0..rows.len()).map(|index| (Random::new(seed ^ VALIDATION, u64::from(rows[index])).share(), index)).collect();
+    drawn.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+    let mut held_out = vec![false; rows.len()];
+    drawn[..n].iter().for_each(|&(_, index)| held_out[index] = true);
+    held_out
 }
 
 impl RowName {
@@ -241,6 +262,19 @@ mod tests {
         assert_ne!(first, Order { seed: 8, ..order.clone() }.epoch(0));
         assert_eq!(order.epoch_ends(3, None, 32), [4, 8, 12]);
         assert_eq!((order.epoch_ends(1, Some(9), 32), order.epoch_ends(3, Some(4), 32)), (vec![4, 8, 12], vec![4]));
+    }
+
+    #[test]
+    fn the_share_held_out_is_exact() {
+        let rows: Vec<u32> = (0..40).map(|i| 3 * i).collect();
+        let count = |share, seed| held_out(&rows, share, seed).into_iter().filter(|&out| out).count();
+        assert_eq!((count(0.0, 1), count(0.001, 1), count(0.25, 1), count(0.27, 1), count(0.999, 1)), (0, 1, 10, 11, 39));
+        assert_ne!(held_out(&rows, 0.25, 1), held_out(&rows, 0.25, 2));
+        assert_eq!(held_out(&[7], 0.5, 1), [false]);
+        // What was held out of fewer rows is held out of more, but for those that the new ones displace.
+        let (fewer, more) = (held_out(&rows[..36], 0.25, 1), held_out(&rows, 0.25, 1));
+        assert!(fewer.iter().zip(&more).filter(|(fewer, more)| fewer != more).count() <= 4);
+        assert!(held_out(&[], 0.5, 1).is_empty());
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! The gradient of one optimiser step: its sequences, a token budget at a time, into the parameters.
 //!
-//! The sum over tokens is divided once, by the supervised tokens of the whole step (each counted by the weight of its turn), so that however the sequences are split into
-//! packs the gradient is that of the large batch. Sequences with a common prefix share its rows: a row's gradient is the sum over
-//! all who read it.
+//! The sum over tokens is divided once, by the supervised tokens of the whole step (each counted by the weight of its turn), so that
+//! however the sequences are split into packs the gradient is that of the large batch. Sequences with a common prefix share its rows:
+//! a row's gradient is the sum over all who read it.
 
 use crate::engine::{self, Packed, Work, pack};
 use crate::error::{Error, Result};
