@@ -269,7 +269,7 @@ fn every_method_runs_and_those_that_need_them_score_the_data_first() {
         ("pilot", vec![]),
         ("dft", vec!["--dtype", "bf16"]),
         ("asft", vec![]),
-        ("talr", vec!["--spare-known"]),
+        ("talr", vec![]),
         ("flow", vec!["--lora"]),
         ("sft-kl", vec!["--lora", "--kl-weight", "0.2"]),
         ("eaft", vec!["--gate", "sigmoid:30,0.17", "--normaliser", "none"]),

@@ -79,11 +79,6 @@ pub struct Args {
     #[serde(skip_serializing_if = "Option::is_none")]
     kl_weight: Option<f32>,
 
-    /// Give full weight to tokens that the model already gets right, which EAFT damps along with the conflicts
-    #[arg(long, help_heading = "Loss")]
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    spare_known: bool,
-
     /// Rows whose conflicts are meant to be learnt, such as knowledge edits: they get full weight. A source (as in --mix), a
     /// row's own id, or a place such as edits.jsonl:17; may be given several times
     #[arg(long, value_name = "ROWS", help_heading = "Loss")]

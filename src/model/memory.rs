@@ -14,7 +14,7 @@ use crate::kernels::Dtype;
 /// Tokens of a batch at most, unless one sequence is longer: half more than the engine packs on purpose.
 const BATCH_TOKENS: u64 = 3072;
 /// Code, tokenizer, tables and the data set's own rows.
-const PROGRAM_BYTES: u64 = 128 << 20;
+pub const PROGRAM_BYTES: u64 = 128 << 20;
 
 /// An error if a model of `parameters` weights in `dtype` needs more memory than there is.
 pub fn check(name: &str, config: &Config, parameters: u64, dtype: Dtype, max_tokens: usize) -> Result<()> {

@@ -67,8 +67,6 @@ pub struct Loss {
     scale: f32,
     /// Factor of the divergence from the base model.
     kl_weight: f32,
-    /// Tokens that the model already gets right count fully, whatever the gate says.
-    spare_known: bool,
     /// Quantiles over the data set, for the gates that need them.
     population: Population,
 }
@@ -80,7 +78,6 @@ pub struct BatchLoss {
     scale: f32,
     asft: f32,
     sft_kl: f32,
-    spare_known: bool,
 }
 
 /// How much a token counts: the weights of the sequences that have it, over `N`.
@@ -149,7 +146,6 @@ impl Loss {
         normaliser: Normaliser,
         top_k: usize,
         kl_weight: Option<f32>,
-        spare_known: bool,
         population: Population,
     ) -> Loss {
         let ln_k = (top_k as f32).ln();
@@ -159,7 +155,7 @@ impl Loss {
             Normaliser::None => ln_k,
         };
         let kl_weight = kl_weight.unwrap_or(method.default_kl_weight());
-        Loss { method, gate: gate.unwrap_or(method.gate()), scale, kl_weight, spare_known, population }
+        Loss { method, gate: gate.unwrap_or(method.gate()), scale, kl_weight, population }
     }
 
     /// For one step. `mean_losses` are the mean `-ln p` of the batch's sequences, which TALR alone asks for.
@@ -170,16 +166,13 @@ impl Loss {
         };
         let kl = |method: Method| if self.method == method { self.kl_weight } else { 0.0 };
         let (asft, sft_kl) = (kl(Method::Asft), kl(Method::SftKl));
-        Ok(BatchLoss { weight, scale: self.scale, asft, sft_kl, spare_known: self.spare_known })
+        Ok(BatchLoss { weight, scale: self.scale, asft, sft_kl })
     }
 }
 
 impl BatchLoss {
     /// The constant before `-ln p` of a token.
     pub fn weight(&self, token: &TokenStatistics) -> f32 {
-        if self.spare_known && token.rank == 1 {
-            return 1.0;
-        }
         self.weight.of(token.logprob, token.entropy, self.scale * token.entropy_topk)
     }
 

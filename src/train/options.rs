@@ -46,7 +46,6 @@ pub struct Options {
     /// Factor of the divergence in sft-kl and asft; their own defaults without it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kl_weight: Option<f32>,
-    pub spare_known: bool,
     /// Rows whose conflicts are meant to be learnt, such as knowledge edits: sources, ids, `file:line`.
     pub intended: Vec<String>,
 
@@ -80,7 +79,7 @@ pub struct Options {
     pub eps: f64,
     pub weight_decay: f64,
     /// Number format of the optimiser's moments. Without it f32 for LoRA and bf16, rounded at random, for all weights: a quarter less
-    /// memory, and held-out losses that differ in the fourth digit.
+    /// memory, and held-out losses that differ in the fourth decimal.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub moments: Option<String>,
     /// Gradients of a larger norm are scaled to it; 0 for none.
@@ -124,7 +123,6 @@ impl Default for Options {
             normaliser: Normaliser::LnK,
             top_k: crate::engine::TOP_K,
             kl_weight: None,
-            spare_known: false,
             intended: Vec::new(),
             lora: false,
             lora_r: 16,

@@ -56,10 +56,8 @@ pub fn emit(options: &Options, target: Target, fetching: &dyn Fn(&str, u64, u64)
         validation: options.validation_share,
         layer_class,
     };
-    if !options.mix.is_empty() || options.spare_known || !options.intended.is_empty() {
-        return Err(
-            Error::usage("--mix, --spare-known and --intended have no counterpart in the other programs").cure("Leave them out.")
-        );
+    if !options.mix.is_empty() || !options.intended.is_empty() {
+        return Err(Error::usage("--mix and --intended have no counterpart in the other programs").cure("Leave them out."));
     }
     let examples = dataset.records().take(limit).filter_map(|record| match record {
         Ok(record) => record.example.ok().map(Ok),

@@ -76,7 +76,7 @@ pub struct Plan {
     pub warmup_steps: u64,
     pub learning_rate: f64,
     pub trained_parameters: u64,
-    /// Weights, gradients, moments and activations.
+    /// The program, weights, gradients, moments and activations.
     pub memory_bytes: u64,
     /// What the loss does with a sample of the data.
     pub preview: Preview,
@@ -210,15 +210,7 @@ impl Trainer {
                 RowWeight { weight, intended, targets: targets.clone() }
             })
             .collect();
-        let loss = Loss::new(
-            options.method,
-            options.gate()?,
-            options.normaliser,
-            options.top_k,
-            options.kl_weight,
-            options.spare_known,
-            population,
-        );
+        let loss = Loss::new(options.method, options.gate()?, options.normaliser, options.top_k, options.kl_weight, population);
 
         let base = match options.needs_base() {
             true => Some(Model::load(&reference, load(dtype), options.max_len)?),
@@ -245,7 +237,7 @@ impl Trainer {
             warmup_steps: warmup,
             learning_rate: options.learning_rate(),
             trained_parameters: parameters.iter().map(|parameter| parameter.elements() as u64).sum(),
-            memory_bytes: model.info.parameters * bytes_of(stored) + beside,
+            memory_bytes: memory::PROGRAM_BYTES + model.info.parameters * bytes_of(stored) + beside,
             preview,
         };
         Ok(Trainer {

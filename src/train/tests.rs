@@ -53,7 +53,7 @@ fn relative(found: &[f32], expected: &[f32]) -> f64 {
 
 fn plain(method: Method, gate: Option<&str>) -> Loss {
     let gate = gate.map(|gate| gate.parse::<Gate>().unwrap());
-    Loss::new(method, gate, Normaliser::LnK, 20, None, false, Population::default())
+    Loss::new(method, gate, Normaliser::LnK, 20, None, Population::default())
 }
 
 fn step_options<'a>(loss: &'a Loss, pack_tokens: usize, activation_bytes: usize) -> StepOptions<'a> {
@@ -265,7 +265,7 @@ fn every_loss_is_pytorchs_transcription_of_its_formula() {
 
     let check = |name: &str, method: Method, gate: Option<&str>, normaliser: Normaliser| {
         let gate = gate.map(|gate| gate.parse::<Gate>().unwrap());
-        let loss = Loss::new(method, gate, normaliser, 20, None, false, population.clone());
+        let loss = Loss::new(method, gate, normaliser, 20, None, population.clone());
         let of_batch = loss.of_batch(Some(&mut means(&hidden))).unwrap();
         let sample_weight = |t: usize| {
             let ends = lengths.iter().scan(0, |end, length| {
