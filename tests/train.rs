@@ -167,7 +167,20 @@ fn what_is_trained_is_learned_saved_and_read_again() {
     for (out, result, kind) in
         [("full", "model", vec!["--lr", "3e-3"]), ("lora", "model", vec!["--lora", "--merge", "--lr", "3e-2"])]
     {
-        let common = ["--out", out, "--method", "sft", "--batch-size", "8", "--epochs", "12", "--eval-every", "3"];
+        let common = [
+            "--out",
+            out,
+            "--method",
+            "sft",
+            "--batch-size",
+            "8",
+            "--epochs",
+            "12",
+            "--eval-every",
+            "3",
+            "--validation-share",
+            "0.1",
+        ];
         workdir.run(&arguments(&[&common[..], &kind[..]].concat())).ok();
         let steps = metrics(&workdir.path(out));
         assert_eq!(steps.len(), 36);
@@ -176,6 +189,9 @@ fn what_is_trained_is_learned_saved_and_read_again() {
         assert!(number(&steps[35]["drift"]["kl"]) > number(&steps[2]["drift"]["kl"]));
         let run: Value = serde_json::from_slice(&std::fs::read(workdir.path(out).join("run.json")).unwrap()).unwrap();
         assert_eq!(run["steps"], 36);
+        // The base has not moved, and what was learnt helps with the rows held out.
+        assert_eq!(number(&run["before"]["drift"]["kl"]), 0.0);
+        assert!(number(&run["before"]["validation"]["cross_entropy"]) > 1.3 * number(&run["validation"]["cross_entropy"]));
         for figure in ["dynamics.png", "loss.png", "drift.png"] {
             assert!(std::fs::read(workdir.path(out).join("maps").join(figure)).unwrap().starts_with(b"\x89PNG"));
         }

@@ -95,7 +95,8 @@ impl Terminal {
         }
     }
 
-    fn clear(&self) {
+    /// Takes the bar away, so that lines can be printed.
+    pub fn clear(&self) {
         if let Ok(mut bar) = self.bar.lock()
             && let Some(bar) = bar.take()
         {

@@ -292,11 +292,15 @@ pub fn run(args: Args, command_line: &str) -> Result<()> {
         }
     }
     let trainer = Trainer::prepare(job, command_line, &watch)?;
+    watch.terminal.clear();
     if args.dry_run {
         return super::print(&plan_text(&trainer.plan, args.json)?);
     }
     eprintln!("Run folder {}", trainer.out.display());
-    match trainer.run(&watch)? {
+    let outcome = trainer.run(&watch)?;
+    // The last bar goes before the text comes.
+    drop(watch);
+    match outcome {
         Outcome::Finished(record) => super::print(&record_text(&record, args.json)?),
         Outcome::Interrupted { out, step, total } => {
             Err(Error::new(format!("interrupted after step {step} of {total}; a checkpoint lies in {}", out.display()))
@@ -363,17 +367,23 @@ fn record_text(record: &TrainRecord, json: bool) -> Result<String> {
         thousands(record.input_tokens),
         record.tokens_per_second,
     );
+    let before = record.before.unwrap_or_default();
+    let was = |value: Option<String>| value.map_or(String::new(), |value| format!(" ({value} before)"));
     if let Some(validation) = record.validation {
         text += &format!(
-            "Held-out rows: cross-entropy {:.4}, accuracy {:.1} %\n",
+            "Held-out rows: cross-entropy {:.4}{}, accuracy {:.1} %{}\n",
             validation.cross_entropy,
-            100.0 * validation.accuracy
+            was(before.validation.map(|before| format!("{:.4}", before.cross_entropy))),
+            100.0 * validation.accuracy,
+            was(before.validation.map(|before| format!("{:.1} %", 100.0 * before.accuracy))),
         );
     }
     if let Some(drift) = record.drift {
         text += &format!(
-            "General text: mean KL from the base model {:.4} nats, cross-entropy {:.4}\n",
-            drift.kl, drift.cross_entropy
+            "General text: mean KL from the base model {:.4} nats, cross-entropy {:.4}{}\n",
+            drift.kl,
+            drift.cross_entropy,
+            was(before.drift.map(|before| format!("{:.4}", before.cross_entropy))),
         );
     }
     text += &format!("Result {}\n", record.result.display());
@@ -419,6 +429,7 @@ impl train::Watch for Progress {
 
     fn training(&self, done: u64, total: u64) {
         if done > 0 {
+            self.terminal.clear();
             eprintln!("Going on after step {done} of {total}");
         }
     }
@@ -427,7 +438,7 @@ impl train::Watch for Progress {
         self.terminal.training(metrics, total);
     }
 
-    fn finishing(&self, what: &str) {
+    fn stage(&self, what: &str) {
         run::Watch::finishing(&self.terminal, what);
     }
 

@@ -2,16 +2,20 @@
 
 use std::path::Path;
 
-use super::metrics::{Group, StepMetrics};
+use super::metrics::{Group, Standing, StepMetrics};
 use crate::error::{Context, Result};
 use crate::maps::training::{Curve, Drift, Dynamics, Losses, Run, draw_drift, draw_dynamics, draw_losses};
 
-/// Draws `maps/dynamics.png`, `loss.png` and `drift.png`.
-pub fn draw(out: &Path, metrics: &[StepMetrics], thresholds: &str, run: &Run) -> Result<()> {
+/// Draws `maps/dynamics.png`, `loss.png` and `drift.png`. `before` is how the base model stood.
+pub fn draw(out: &Path, metrics: &[StepMetrics], before: &Standing, thresholds: &str, run: &Run) -> Result<()> {
     let folder = out.join("maps");
     std::fs::create_dir_all(&folder).context_at(&folder, "cannot create the folder for figures")?;
     let curve = |f: &dyn Fn(&StepMetrics) -> Option<f64>| -> Curve {
         metrics.iter().filter_map(|metrics| Some((metrics.step, f(metrics)?))).collect()
+    };
+    let from_base = |f: &dyn Fn(&Standing) -> Option<f64>| -> Curve {
+        let later = curve(&|metrics| f(&Standing { validation: metrics.validation, drift: metrics.drift }));
+        f(before).map(|value| (0, value)).into_iter().chain(later).collect()
     };
     let group = |of: fn(&StepMetrics) -> Group| curve(&|metrics| of(metrics).cross_entropy);
     let dynamics = Dynamics {
@@ -29,11 +33,11 @@ pub fn draw(out: &Path, metrics: &[StepMetrics], thresholds: &str, run: &Run) ->
     let losses = Losses {
         cross_entropy: curve(&|metrics| Some(metrics.cross_entropy)),
         minimised: curve(&|metrics| Some(metrics.loss)),
-        held_out: curve(&|metrics| Some(metrics.validation?.cross_entropy)),
+        held_out: from_base(&|standing| Some(standing.validation?.cross_entropy)),
         learning_rate: curve(&|metrics| Some(metrics.learning_rate)),
     };
     draw_losses(&losses, run, &folder.join("loss.png"))?;
-    let drift = curve(&|metrics| Some(metrics.drift?.kl));
-    let tokens = metrics.iter().find_map(|metrics| Some(metrics.drift?.tokens)).unwrap_or(0);
+    let drift = from_base(&|standing| Some(standing.drift?.kl));
+    let tokens = before.drift.map_or(0, |drift| drift.tokens);
     draw_drift(&Drift { kl: drift, tokens }, run, &folder.join("drift.png"))
 }

@@ -79,6 +79,13 @@ pub struct Drift {
     pub tokens: u64,
 }
 
+/// How a model stands with what it does not learn from: held-out rows, if there are any, and general text.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Standing {
+    pub validation: Option<Validation>,
+    pub drift: Option<Drift>,
+}
+
 impl StepMetrics {
     /// What the tokens of a step say; the caller adds the rest.
     pub fn of(tokens: &[Vec<StepToken>], thresholds: &Resolved) -> StepMetrics {

@@ -53,7 +53,8 @@ pub trait Watch: Sync {
     /// Steps begin, after those that a checkpoint holds.
     fn training(&self, _done: u64, _total: u64) {}
     fn step(&self, _metrics: &StepMetrics, _total: u64) {}
-    fn finishing(&self, _what: &str) {}
+    /// Something that takes a while and has no steps: `Saving`.
+    fn stage(&self, _what: &str) {}
     /// Does the user want it to end after this step?
     fn interrupted(&self) -> bool {
         false

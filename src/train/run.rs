@@ -12,7 +12,7 @@ use super::checkpoint::{self, Progress};
 use super::data::{Order, Random, TrainingSet};
 use super::drift::DriftProbe;
 use super::method::{Loss, flow_weights};
-use super::metrics::{Drift, StepMetrics, Validation, fixed_thresholds};
+use super::metrics::{Drift, Standing, StepMetrics, Validation, fixed_thresholds};
 use super::options::Options;
 use super::schedule::Schedule;
 use super::step::{Base, RowWeight, StepOptions, accumulate, supervised};
@@ -54,6 +54,8 @@ pub struct TrainRecord {
     /// All input tokens of the steps over the time spent in steps.
     pub tokens_per_second: f64,
     pub peak_memory_bytes: Option<u64>,
+    /// Of the base model; `None` in records of programs that did not look.
+    pub before: Option<Standing>,
     /// After the last update.
     pub validation: Option<Validation>,
     pub drift: Option<Drift>,
@@ -271,7 +273,9 @@ impl Trainer {
             file.write_all(options.as_bytes()).context("cannot write the options")
         })?;
         // Before a checkpoint replaces the base's weights.
+        watch.stage("Looking at the base model");
         let drift = DriftProbe::new(&self.model, self.options.max_len, &self.out)?;
+        let before = self.standing(&drift)?;
         let mut optimizer = AdamW::new(self.options.adamw()?, &self.parameters);
         let resumed = checkpoint::load(&self.out, &self.identity, &self.parameters, &mut optimizer)?;
         let mut progress = resumed.unwrap_or_else(|| Progress {
@@ -298,7 +302,7 @@ impl Trainer {
             metrics.tokens_per_second = metrics.tokens as f64 / seconds;
             // After the update: how things stand at the end of this step.
             if progress.step.is_multiple_of(eval_every) || progress.step == total {
-                (metrics.validation, metrics.drift) = (self.validate()?, Some(drift.measure(&self.model)?));
+                Standing { validation: metrics.validation, drift: metrics.drift } = self.standing(&drift)?;
             }
             log.push(&metrics)?;
             watch.step(&metrics, total);
@@ -318,7 +322,7 @@ impl Trainer {
         }
         log.flush()?;
         drop(optimizer);
-        self.finish(progress, watch)
+        self.finish(progress, before, watch)
     }
 
     /// What stands below the figures' titles.
@@ -415,6 +419,10 @@ impl Trainer {
         (batch, epoch as f64 + last as f64 / order.len() as f64)
     }
 
+    fn standing(&self, drift: &DriftProbe) -> Result<Standing> {
+        Ok(Standing { validation: self.validate()?, drift: Some(drift.measure(&self.model)?) })
+    }
+
     fn validate(&self) -> Result<Option<Validation>> {
         if self.set.validation.is_empty() {
             return Ok(None);
@@ -429,8 +437,8 @@ impl Trainer {
         }))
     }
 
-    fn finish(self, progress: Progress, watch: &dyn Watch) -> Result<Outcome> {
-        watch.finishing("Saving");
+    fn finish(self, progress: Progress, before: Standing, watch: &dyn Watch) -> Result<Outcome> {
+        watch.stage("Saving");
         let metrics = read_metrics(&self.out.join(METRICS_FILE))?;
         let (lora, dtype) = (self.options.lora(), self.options.save_dtype()?);
         let result = super::result::save(&self.reference, &self.out, &self.parameters, lora.as_ref(), self.options.merge, dtype)?;
@@ -449,14 +457,15 @@ impl Trainer {
             seconds: progress.seconds,
             tokens_per_second: progress.input_tokens as f64 / progress.seconds.max(f64::MIN_POSITIVE),
             peak_memory_bytes: crate::run::peak_memory_bytes(),
+            before: Some(before),
             // The last step has looked at both after its update.
             validation: metrics.last().and_then(|last| last.validation),
             drift: metrics.last().and_then(|last| last.drift),
             audit_lines: self.set.audit.lines(),
             result,
         };
-        watch.finishing("Drawing");
-        super::figures::draw(&self.out, &metrics, &self.thresholds.preset, &self.caption())?;
+        watch.stage("Drawing");
+        super::figures::draw(&self.out, &metrics, &before, &self.thresholds.preset, &self.caption())?;
         write_json(&self.out.join(RUN_FILE), &record)?;
         Ok(Outcome::Finished(Box::new(record)))
     }
