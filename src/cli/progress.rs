@@ -95,8 +95,13 @@ impl Terminal {
         }
     }
 
-    /// Takes the bar away, so that lines can be printed.
-    pub fn clear(&self) {
+    /// A line for people, in the bar's place.
+    pub fn say(&self, line: &str) {
+        self.clear();
+        eprintln!("{line}");
+    }
+
+    fn clear(&self) {
         if let Ok(mut bar) = self.bar.lock()
             && let Some(bar) = bar.take()
         {

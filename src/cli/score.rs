@@ -84,6 +84,7 @@ pub fn run(args: Args, command_line: &str) -> Result<()> {
         Some(folder) => run::sort_again(&folder, args.thresholds, command_line, &watch)?,
         None => run::run(&job(args, command_line)?, &watch)?,
     };
+    drop(watch);
     print(&outcome, json)
 }
 

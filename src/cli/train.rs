@@ -292,13 +292,12 @@ pub fn run(args: Args, command_line: &str) -> Result<()> {
         }
     }
     let trainer = Trainer::prepare(job, command_line, &watch)?;
-    watch.terminal.clear();
     if args.dry_run {
+        drop(watch);
         return super::print(&plan_text(&trainer.plan, args.json)?);
     }
-    eprintln!("Run folder {}", trainer.out.display());
+    watch.terminal.say(&format!("Run folder {}", trainer.out.display()));
     let outcome = trainer.run(&watch)?;
-    // The last bar goes before the text comes.
     drop(watch);
     match outcome {
         Outcome::Finished(record) => super::print(&record_text(&record, args.json)?),
@@ -320,6 +319,7 @@ fn emit(program: &str, options: &Options) -> Result<()> {
     let watch = Terminal::new();
     let (folder, rows) =
         train::emit_recipe(options, target, &|what, done, total| run::Watch::fetching(&watch, what, done, total))?;
+    drop(watch);
     super::print(&format!("{} rows and a configuration for {program} in {}\n", thousands(rows), folder.display()))
 }
 
@@ -367,7 +367,7 @@ fn record_text(record: &TrainRecord, json: bool) -> Result<String> {
         thousands(record.input_tokens),
         record.tokens_per_second,
     );
-    let before = record.before.unwrap_or_default();
+    let before = record.before;
     let was = |value: Option<String>| value.map_or(String::new(), |value| format!(" ({value} before)"));
     if let Some(validation) = record.validation {
         text += &format!(
@@ -429,8 +429,7 @@ impl train::Watch for Progress {
 
     fn training(&self, done: u64, total: u64) {
         if done > 0 {
-            self.terminal.clear();
-            eprintln!("Going on after step {done} of {total}");
+            self.terminal.say(&format!("Going on after step {done} of {total}"));
         }
     }
 

@@ -41,6 +41,16 @@ pub enum Dtype {
     Bf16,
 }
 
+impl Dtype {
+    /// Of one number.
+    pub fn size_in_bytes(self) -> u64 {
+        match self {
+            Dtype::F32 => 4,
+            Dtype::Bf16 => 2,
+        }
+    }
+}
+
 /// One run of tokens of a packed batch `[T, D]` and what it may attend to.
 ///
 /// A token at `tokens.start + i` sees every token of `context` and the tokens `tokens.start ..= tokens.start + i`.

@@ -60,10 +60,7 @@ fn refuse(name: &str, need: impl Fn(Dtype) -> u64, dtype: Dtype, available: u64)
 /// What the process grows to.
 fn needed_bytes(config: &Config, parameters: u64, dtype: Dtype, max_tokens: usize) -> u64 {
     let [vocabulary, width, inner] = [config.vocab_size, config.hidden_size, config.intermediate_size].map(|n| n as u64);
-    let bytes = match dtype {
-        Dtype::F32 => 4,
-        Dtype::Bf16 => 2,
-    };
+    let bytes = dtype.size_in_bytes();
     let weights = parameters.saturating_mul(bytes);
     // Residual stream, normed copy, queries to values, mixed heads; gate, up and their product.
     let per_token = (6 * width).saturating_add(3 * inner).saturating_mul(4);

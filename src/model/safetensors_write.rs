@@ -126,11 +126,7 @@ pub fn type_name(dtype: Dtype) -> &'static str {
 }
 
 fn size(dtype: Dtype, shape: &[usize]) -> u64 {
-    let width = match dtype {
-        Dtype::F32 => 4,
-        Dtype::Bf16 => 2,
-    };
-    shape.iter().product::<usize>() as u64 * width
+    shape.iter().product::<usize>() as u64 * dtype.size_in_bytes()
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::adamw::AdamW;
+use super::metrics::Standing;
 use crate::error::{Context, Error, Result};
 use crate::kernels::Dtype;
 use crate::kernels::adamw::Moments;
@@ -25,6 +26,9 @@ pub const FOLDER: &str = "checkpoints";
 pub struct Progress {
     /// Of the whole run: [`Options::identity`](super::options::Options::identity), data and model.
     pub identity: String,
+    /// Of the base model.
+    #[serde(default)]
+    pub before: Standing,
     /// Updates done.
     pub step: u64,
     pub input_tokens: u64,

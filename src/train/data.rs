@@ -158,11 +158,10 @@ fn held_out(rows: &[u32], share: f64, seed: u64) -> Vec<bool> {
         return vec![false; rows.len()];
     }
     let n = ((share * rows.len() as f64).round() as usize).max(1).min(rows.len().saturating_sub(1));
-    let mut drawn: Vec<(f64, usize)> =
-        (0..rows.len()).map(|index| (Random::new(seed ^ VALIDATION, u64::from(rows[index])).share(), index)).collect();
-    drawn.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+    let mut drawn: Vec<usize> = (0..rows.len()).collect();
+    drawn.sort_by_cached_key(|&index| Random::new(seed ^ VALIDATION, u64::from(rows[index])).next());
     let mut held_out = vec![false; rows.len()];
-    drawn[..n].iter().for_each(|&(_, index)| held_out[index] = true);
+    drawn[..n].iter().for_each(|&index| held_out[index] = true);
     held_out
 }
 

@@ -25,6 +25,8 @@ pub struct DriftProbe {
     packs: Vec<Packed>,
     /// The base model's logits at the packs' targets, `[n, V]` f32, little-endian. The file has no name, and goes with the process.
     base_logits: File,
+    /// Of the base itself: no divergence, and its cross-entropy.
+    pub base: Drift,
 }
 
 impl DriftProbe {
@@ -49,39 +51,59 @@ impl DriftProbe {
         }
         let packs = pack(&sequences, TOKEN_BUDGET, TOKEN_BUDGET);
         let mut file = BufWriter::new(tempfile::tempfile_in(folder).context_at(folder, "cannot write the base model's logits")?);
-        let options = base.head_options(1);
-        each_chunk(base, &packs, |hidden, _| {
-            for logit in logits(&hidden, base.head(), &options)? {
+        let mut sums = Sums::default();
+        each_chunk(base, &packs, |hidden, targets| {
+            let of_base = logits(&hidden, base.head(), &base.head_options(1))?;
+            for logit in &of_base {
                 file.write_all(&logit.to_le_bytes()).context_at(folder, "cannot write the base model's logits")?;
             }
-            Ok(())
+            sums.add(base, &hidden, targets, &of_base)
         })?;
         let base_logits = file.into_inner().map_err(|error| error.into_error());
-        Ok(DriftProbe { packs, base_logits: base_logits.context_at(folder, "cannot write the base model's logits")? })
+        let base_logits = base_logits.context_at(folder, "cannot write the base model's logits")?;
+        Ok(DriftProbe { packs, base_logits, base: sums.mean() })
     }
 
     /// How far `model` is from the base now.
     pub fn measure(&self, model: &Model) -> Result<Drift> {
-        let (head, options) = (model.head(), model.head_options(1));
-        let (mut kl, mut cross_entropy, mut tokens) = (0.0, 0.0, 0);
+        let vocabulary = model.head().out_features();
+        let mut sums = Sums::default();
         let mut file = &self.base_logits;
         file.rewind().context("cannot read the base model's logits")?;
         each_chunk(model, &self.packs, |hidden, targets| {
-            let mut row = vec![0; 4 * head.out_features()];
-            let mut of_base: Vec<f32> = Vec::with_capacity(targets.len() * head.out_features());
+            let mut row = vec![0; 4 * vocabulary];
+            let mut of_base: Vec<f32> = Vec::with_capacity(targets.len() * vocabulary);
             for _ in targets {
                 file.read_exact(&mut row).context("cannot read the base model's logits")?;
                 of_base.extend(row.as_chunks().0.iter().map(|&logit| f32::from_le_bytes(logit)));
             }
-            for (statistics, divergence) in divergences(&hidden, head, targets, &of_base, &options)? {
-                kl += f64::from(divergence.from_reference);
-                cross_entropy -= f64::from(statistics.logprob);
-            }
-            tokens += targets.len() as u64;
-            Ok(())
+            sums.add(model, &hidden, targets, &of_base)
         })?;
-        let mean = |sum: f64| sum / tokens.max(1) as f64;
-        Ok(Drift { kl: mean(kl), cross_entropy: mean(cross_entropy), tokens })
+        Ok(sums.mean())
+    }
+}
+
+/// Over tokens.
+#[derive(Default)]
+struct Sums {
+    kl: f64,
+    cross_entropy: f64,
+    tokens: u64,
+}
+
+impl Sums {
+    fn add(&mut self, model: &Model, hidden: &Tensor, targets: &[u32], of_base: &[f32]) -> Result<()> {
+        for (statistics, divergence) in divergences(hidden, model.head(), targets, of_base, &model.head_options(1))? {
+            self.kl += f64::from(divergence.from_reference);
+            self.cross_entropy -= f64::from(statistics.logprob);
+        }
+        self.tokens += targets.len() as u64;
+        Ok(())
+    }
+
+    fn mean(&self) -> Drift {
+        let mean = |sum: f64| sum / self.tokens.max(1) as f64;
+        Drift { kl: mean(self.kl), cross_entropy: mean(self.cross_entropy), tokens: self.tokens }
     }
 }
 

@@ -14,7 +14,7 @@ pub fn draw(out: &Path, metrics: &[StepMetrics], before: &Standing, thresholds: 
         metrics.iter().filter_map(|metrics| Some((metrics.step, f(metrics)?))).collect()
     };
     let from_base = |f: &dyn Fn(&Standing) -> Option<f64>| -> Curve {
-        let later = curve(&|metrics| f(&Standing { validation: metrics.validation, drift: metrics.drift }));
+        let later = curve(&|metrics| f(&metrics.standing));
         f(before).map(|value| (0, value)).into_iter().chain(later).collect()
     };
     let group = |of: fn(&StepMetrics) -> Group| curve(&|metrics| of(metrics).cross_entropy);

@@ -41,12 +41,9 @@ pub struct StepMetrics {
     /// Entropy of 2 nats or more, and of half a nat or less.
     pub high_entropy: Group,
     pub low_entropy: Group,
-    /// On held-out rows, every so many steps.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub validation: Option<Validation>,
-    /// On general text, every so many steps.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub drift: Option<Drift>,
+    /// Every so many steps, else empty.
+    #[serde(flatten)]
+    pub standing: Standing,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
@@ -82,7 +79,9 @@ pub struct Drift {
 /// How a model stands with what it does not learn from: held-out rows, if there are any, and general text.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Standing {
+    #[serde(skip_serializing_if = "Option::is_none", default)]
     pub validation: Option<Validation>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
     pub drift: Option<Drift>,
 }
 
@@ -147,11 +146,11 @@ impl StepMetrics {
         ];
         scalars.extend(groups.into_iter().filter_map(|(tag, group)| Some((tag, group.cross_entropy?))));
         scalars.extend(self.kl_to_base.map(|kl| ("train/kl_to_base", kl)));
-        if let Some(validation) = self.validation {
+        if let Some(validation) = self.standing.validation {
             scalars.push(("validation/cross_entropy", validation.cross_entropy));
             scalars.push(("validation/accuracy", validation.accuracy));
         }
-        if let Some(drift) = self.drift {
+        if let Some(drift) = self.standing.drift {
             scalars.push(("drift/kl", drift.kl));
             scalars.push(("drift/cross_entropy", drift.cross_entropy));
         }

@@ -54,8 +54,9 @@ pub struct TrainRecord {
     /// All input tokens of the steps over the time spent in steps.
     pub tokens_per_second: f64,
     pub peak_memory_bytes: Option<u64>,
-    /// Of the base model; `None` in records of programs that did not look.
-    pub before: Option<Standing>,
+    /// Of the base model; empty in records of programs that did not look.
+    #[serde(default)]
+    pub before: Standing,
     /// After the last update.
     pub validation: Option<Validation>,
     pub drift: Option<Drift>,
@@ -239,7 +240,7 @@ impl Trainer {
             warmup_steps: warmup,
             learning_rate: options.learning_rate(),
             trained_parameters: parameters.iter().map(|parameter| parameter.elements() as u64).sum(),
-            memory_bytes: memory::PROGRAM_BYTES + model.info.parameters * bytes_of(stored) + beside,
+            memory_bytes: memory::PROGRAM_BYTES + model.info.parameters * stored.size_in_bytes() + beside,
             preview,
         };
         Ok(Trainer {
@@ -272,19 +273,22 @@ impl Trainer {
         write_atomically(&self.out.join(OPTIONS_FILE), |file| {
             file.write_all(options.as_bytes()).context("cannot write the options")
         })?;
-        // Before a checkpoint replaces the base's weights.
         watch.stage("Looking at the base model");
+        // Before a checkpoint replaces the base's weights.
         let drift = DriftProbe::new(&self.model, self.options.max_len, &self.out)?;
-        let before = self.standing(&drift)?;
         let mut optimizer = AdamW::new(self.options.adamw()?, &self.parameters);
         let resumed = checkpoint::load(&self.out, &self.identity, &self.parameters, &mut optimizer)?;
-        let mut progress = resumed.unwrap_or_else(|| Progress {
-            identity: self.identity.clone(),
-            step: 0,
-            input_tokens: 0,
-            supervised_tokens: 0,
-            seconds: 0.0,
-        });
+        let mut progress = match resumed {
+            Some(progress) => progress,
+            None => Progress {
+                identity: self.identity.clone(),
+                before: Standing { validation: self.validate()?, drift: Some(drift.base) },
+                step: 0,
+                input_tokens: 0,
+                supervised_tokens: 0,
+                seconds: 0.0,
+            },
+        };
         let mut log = Log::open(&self.out, progress.step)?;
         let total = self.schedule.total;
         watch.training(progress.step, total);
@@ -302,7 +306,7 @@ impl Trainer {
             metrics.tokens_per_second = metrics.tokens as f64 / seconds;
             // After the update: how things stand at the end of this step.
             if progress.step.is_multiple_of(eval_every) || progress.step == total {
-                Standing { validation: metrics.validation, drift: metrics.drift } = self.standing(&drift)?;
+                metrics.standing = Standing { validation: self.validate()?, drift: Some(drift.measure(&self.model)?) };
             }
             log.push(&metrics)?;
             watch.step(&metrics, total);
@@ -322,7 +326,7 @@ impl Trainer {
         }
         log.flush()?;
         drop(optimizer);
-        self.finish(progress, before, watch)
+        self.finish(progress, watch)
     }
 
     /// What stands below the figures' titles.
@@ -419,10 +423,6 @@ impl Trainer {
         (batch, epoch as f64 + last as f64 / order.len() as f64)
     }
 
-    fn standing(&self, drift: &DriftProbe) -> Result<Standing> {
-        Ok(Standing { validation: self.validate()?, drift: Some(drift.measure(&self.model)?) })
-    }
-
     fn validate(&self) -> Result<Option<Validation>> {
         if self.set.validation.is_empty() {
             return Ok(None);
@@ -437,9 +437,11 @@ impl Trainer {
         }))
     }
 
-    fn finish(self, progress: Progress, before: Standing, watch: &dyn Watch) -> Result<Outcome> {
+    fn finish(self, progress: Progress, watch: &dyn Watch) -> Result<Outcome> {
         watch.stage("Saving");
         let metrics = read_metrics(&self.out.join(METRICS_FILE))?;
+        // The last step has looked after its update.
+        let after = metrics.last().map(|last| last.standing).unwrap_or_default();
         let (lora, dtype) = (self.options.lora(), self.options.save_dtype()?);
         let result = super::result::save(&self.reference, &self.out, &self.parameters, lora.as_ref(), self.options.merge, dtype)?;
         let record = TrainRecord {
@@ -457,15 +459,14 @@ impl Trainer {
             seconds: progress.seconds,
             tokens_per_second: progress.input_tokens as f64 / progress.seconds.max(f64::MIN_POSITIVE),
             peak_memory_bytes: crate::run::peak_memory_bytes(),
-            before: Some(before),
-            // The last step has looked at both after its update.
-            validation: metrics.last().and_then(|last| last.validation),
-            drift: metrics.last().and_then(|last| last.drift),
+            before: progress.before,
+            validation: after.validation,
+            drift: after.drift,
             audit_lines: self.set.audit.lines(),
             result,
         };
         watch.stage("Drawing");
-        super::figures::draw(&self.out, &metrics, &before, &self.thresholds.preset, &self.caption())?;
+        super::figures::draw(&self.out, &metrics, &progress.before, &self.thresholds.preset, &self.caption())?;
         write_json(&self.out.join(RUN_FILE), &record)?;
         Ok(Outcome::Finished(Box::new(record)))
     }
@@ -535,13 +536,6 @@ fn identity(options: &Options, dataset: &Dataset, reference: &Reference) -> Resu
     Ok(hash::sha256(serde_json::to_string(&what).context("cannot write down what identifies the run")?))
 }
 
-fn bytes_of(dtype: Dtype) -> u64 {
-    match dtype {
-        Dtype::F32 => 4,
-        Dtype::Bf16 => 2,
-    }
-}
-
 /// What training takes beside the model as it was loaded, about, in bytes: gradients, moments, activations, the base to compare with.
 fn memory_beside(options: &Options, model: &Model, adapters: Option<&[Parameter]>) -> Result<u64> {
     let moments = if options.adamw()?.bf16_moments { 4 } else { 8 };
@@ -549,7 +543,7 @@ fn memory_beside(options: &Options, model: &Model, adapters: Option<&[Parameter]
         None => model.info.parameters * (4 + moments),
         Some(adapters) => adapters.iter().map(|adapter| adapter.len() as u64 * (8 + moments)).sum(),
     };
-    let base = if options.needs_base() { model.info.parameters * bytes_of(options.dtype()?) } else { 0 };
+    let base = if options.needs_base() { model.info.parameters * options.dtype()?.size_in_bytes() } else { 0 };
     let block_inputs = 4 * options.pack_tokens * model.config.hidden_size * model.config.layers;
     Ok(learning + base + (options.activation_bytes() + block_inputs) as u64)
 }
