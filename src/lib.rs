@@ -20,7 +20,13 @@
 //! `kernels`. A test reads the `use` lines (`tests/layers.rs`).
 
 pub mod error;
-pub mod hash;
+pub mod files;
+mod format;
+mod json;
+mod random;
+pub mod stats;
+
+pub mod fetch;
 
 pub mod dataset;
 pub mod tokens;

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::progress::Terminal;
 use crate::error::{Context, Error, Result};
-use crate::report::thousands;
+use crate::format::thousands;
 use crate::run;
 use crate::tokens::Audit;
 use crate::train::{self, Job, Options, Outcome, Plan, StepMetrics, TrainRecord, Trainer};

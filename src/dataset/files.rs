@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use tempfile::{NamedTempFile, TempPath};
 
 use crate::error::{Context, Error, Result};
-use crate::hash::hex;
+use crate::files::{for_each_chunk, hex};
 
 pub type Reader = Box<dyn BufRead + Send>;
 
@@ -108,19 +108,12 @@ impl Store {
     /// SHA-256 in hexadecimal and length of the stored bytes.
     pub fn digest(&self) -> Result<(String, u64)> {
         let mut reader = File::open(&*self.path).context("cannot open the data file")?;
-        let mut hasher = Sha256::new();
-        let mut buffer = vec![0; BUFFER_BYTES];
-        let mut n_bytes = 0;
-        loop {
-            let n_read = match reader.read(&mut buffer) {
-                Ok(0) => break,
-                Ok(n_read) => n_read,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(Error::new("cannot read the data file").caused_by(error)),
-            };
-            hasher.update(&buffer[..n_read]);
-            n_bytes += n_read as u64;
-        }
+        let (mut hasher, mut n_bytes) = (Sha256::new(), 0);
+        for_each_chunk(&mut reader, "cannot read the data file", |chunk| {
+            hasher.update(chunk);
+            n_bytes += chunk.len() as u64;
+            Ok(())
+        })?;
         Ok((hex(&hasher.finalize()), n_bytes))
     }
 

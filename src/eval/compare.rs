@@ -12,9 +12,9 @@ use serde::{Deserialize, Serialize};
 use super::metrics::{Metric, Sample, metrics, primary};
 use super::results::read_scores;
 use super::samples::{self, SAMPLES_FILE};
-use super::stats::{Estimate, Term, detectable_drop, holm, macro_difference, mcnemar_exact, paired_difference, ratio};
 use super::tasks::Kind;
 use crate::error::{Error, Result};
+use crate::stats::{Estimate, Term, detectable_drop, holm, macro_difference, mcnemar_exact, paired_difference, ratio};
 
 /// One side of a comparison.
 pub struct Side {
@@ -229,7 +229,7 @@ fn correct(tasks: &mut BTreeMap<String, TaskChange>) {
 fn macro_average(accuracies: &[(String, [Vec<Term>; 2])]) -> Option<MacroChange> {
     let n = accuracies.len() as f64;
     let mean =
-        |side: usize| accuracies.iter().map(|(_, terms)| ratio(&terms[side], super::stats::Link::Identity)).sum::<f64>() / n;
+        |side: usize| accuracies.iter().map(|(_, terms)| ratio(&terms[side], crate::stats::Link::Identity)).sum::<f64>() / n;
     let pairs: Vec<(&[Term], &[Term])> = accuracies.iter().map(|(_, [x, y])| (x.as_slice(), y.as_slice())).collect();
     (!pairs.is_empty()).then(|| MacroChange {
         tasks: accuracies.iter().map(|(name, _)| name.clone()).collect(),

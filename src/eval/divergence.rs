@@ -3,13 +3,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Progress;
 use super::requests::windows;
-use super::stats::{Estimate, Link, Term, estimate};
 use super::tasks;
 use crate::engine;
 use crate::error::{Error, Result};
+use crate::fetch::Progress;
 use crate::model::Model;
+use crate::stats::{Estimate, Link, Term, estimate};
 use crate::tokens::Sequence;
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

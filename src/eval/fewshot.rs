@@ -7,10 +7,10 @@
 
 use std::collections::BTreeMap;
 
-use super::stats::SplitMix;
 use super::tasks::{Examples, FewShot, Item, Kind, Task};
 use crate::error::{Error, Result};
-use crate::hash;
+use crate::files::sha256;
+use crate::random::SplitMix;
 
 /// Puts `n` examples before every item of the task.
 pub fn apply(task: &mut Task, n: usize, seed: u64) -> Result<()> {
@@ -65,7 +65,7 @@ fn answered(example: &Item) -> String {
 
 /// Fisher and Yates; each group has an order of its own.
 fn shuffle(examples: &mut [&Item], seed: u64, group: &str) {
-    let own = u64::from_str_radix(&hash::sha256(group)[..16], 16).unwrap_or(0);
+    let own = u64::from_str_radix(&sha256(group)[..16], 16).unwrap_or(0);
     let mut random = SplitMix(seed ^ own);
     for idx in (1..examples.len()).rev() {
         examples.swap(idx, random.below(idx as u32 + 1) as usize);

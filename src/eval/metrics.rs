@@ -4,8 +4,8 @@
 //! log-likelihood, `acc_norm` the highest per character of the choice, `acc_bytes` per UTF-8 byte; ties go to the first.
 //! Perplexities are per item (LAMBADA), per word (`re.split(r"\s+", text)`) or per byte of the text.
 
-use super::stats::{Link, Term};
 use super::tasks::Kind;
+use crate::stats::{Link, Term};
 
 /// What the model said about one item, or about one window of a text.
 #[derive(Debug, Clone, PartialEq)]
@@ -105,7 +105,7 @@ impl Sample {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::eval::stats::ratio;
+    use crate::stats::ratio;
 
     fn sample(answer: u32, choices: &[(f64, u32, u32)]) -> Sample {
         let score = |&(logprob, chars, bytes)| ChoiceScore { logprob, chars, bytes, words: 2, ..ChoiceScore::default() };

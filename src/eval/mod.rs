@@ -30,12 +30,12 @@ pub mod results;
 pub mod retention;
 pub mod samples;
 pub mod score;
-pub mod stats;
 pub mod tasks;
 
 use std::path::PathBuf;
 
 use crate::error::{Error, Result};
+use crate::fetch::Progress;
 use crate::kernels::{Dtype, Kernels};
 use crate::model::{LoadOptions, Model, Placement, Reference};
 use divergence::Divergence;
@@ -68,9 +68,6 @@ pub struct Way {
     /// Tokens that go into the model at once; also the length of the windows of a text.
     pub max_len: usize,
 }
-
-/// Told what is being done, how far it is, of how much.
-pub type Progress<'a> = &'a dyn Fn(&str, u64, u64);
 
 /// What an evaluation has left.
 pub struct Evaluated {

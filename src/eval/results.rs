@@ -13,12 +13,12 @@ use serde::{Deserialize, Serialize};
 use super::metrics::{Sample, metrics, primary};
 use super::samples::{self, SAMPLES_FILE};
 use super::score::Scored;
-use super::stats::{Estimate, estimate, ratio};
 use super::tasks::{FewShot, Kind, Task};
 use crate::error::{Context, Error, Result};
-use crate::hash;
+use crate::files::sha256;
+use crate::files::write_atomically;
 use crate::model::Placement;
-use crate::scores::write_atomically;
+use crate::stats::{Estimate, estimate, ratio};
 
 pub const SCORES_FILE: &str = "scores.json";
 
@@ -58,7 +58,7 @@ impl Identity {
     pub fn folder(&self) -> PathBuf {
         let name: String = self.model.chars().map(|c| if c.is_alphanumeric() || "-._".contains(c) { c } else { '-' }).collect();
         let what = format!("{self:?} {}", env!("CARGO_PKG_VERSION"));
-        Path::new("runs").join(format!("eval-{name}-{}", &hash::sha256(what)[..8]))
+        Path::new("runs").join(format!("eval-{name}-{}", &sha256(what)[..8]))
     }
 }
 

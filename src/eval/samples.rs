@@ -19,7 +19,7 @@ use polars::prelude::SerReader;
 
 use super::metrics::{ChoiceScore, Sample};
 use crate::error::{Context, Error, Result};
-use crate::scores::write_atomically;
+use crate::files::write_atomically;
 
 pub const SAMPLES_FILE: &str = "samples.parquet";
 

@@ -22,8 +22,8 @@ use serde_json::{Map, Value};
 
 use super::benchmarks;
 use crate::error::{Context, Error, Result};
-use crate::hash;
-use crate::model::Progress;
+use crate::fetch::Progress;
+use crate::files::sha256;
 
 /// Items that are scored and summed up together.
 #[derive(Debug, Clone)]
@@ -152,7 +152,7 @@ fn read(path: &Path) -> Result<Task> {
 
 /// A task from the bytes of its file; `path` decides between text and JSON Lines and is named in errors.
 pub fn parse(name: &str, path: &str, bytes: &[u8]) -> Result<Task> {
-    let sha256 = hash::sha256(bytes);
+    let sha256 = sha256(bytes);
     let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
     let text = std::str::from_utf8(bytes).map_err(|error| {
         let line = 1 + bytes[..error.valid_up_to()].iter().filter(|&&byte| byte == b'\n').count();

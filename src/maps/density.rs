@@ -10,8 +10,9 @@ use rayon::prelude::*;
 use super::grid::Grid;
 use super::plane::{self, Cuts, QUADRANT_NAMES};
 use super::scene::{Scene, Text};
-use super::style::{self, BAR, Caption, HEADER_HEIGHT, LogScale, SOFT_INK, percent, thousands};
+use super::style::{self, BAR, Caption, HEADER_HEIGHT, LogScale, SOFT_INK};
 use crate::error::Result;
+use crate::format::{n_tokens, percent, thousands};
 
 /// Counts tokens over the plane; one streaming pass, mergeable.
 #[derive(Debug, Clone)]
@@ -66,7 +67,7 @@ pub(super) fn scene(data: &Density, shares: [f64; 4], cuts: &Cuts, caption: &Cap
     const GAP: f64 = 6.0;
     let grid = &data.grid;
     let mut scene = Scene::new(872);
-    style::header(&mut scene, "Where the tokens lie: probability and entropy", &style::n_tokens(grid.tally.added), caption);
+    style::header(&mut scene, "Where the tokens lie: probability and entropy", &n_tokens(grid.tally.added), caption);
 
     let ticks = [1e-6, 1e-5, 1e-4, 0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999];
     let frame = plane::frame(grid, 92.0, HEADER_HEIGHT + TOP_MARGINAL + GAP, CELL, &ticks, plane::Y_LABEL);

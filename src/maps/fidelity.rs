@@ -13,6 +13,7 @@ use super::axes::{Axis, Frame, round_ticks};
 use super::scene::{Anchor, Point, Scene, Text};
 use super::style::{self, BLUE, Caption, HEADER_HEIGHT, INK, SOFT_INK, VERMILLION};
 use crate::error::Result;
+use crate::format::n_tokens;
 
 /// Statistics of the top-K entropy against the full entropy, for K = 1, 2, ..; one streaming pass, mergeable.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -138,7 +139,7 @@ pub(super) fn scene(data: &Fidelity, marked_k: usize, caption: &Caption) -> Scen
     /// 1 - r of less than this is drawn at the axis's end: f32 entropies resolve no more.
     const LEAST_MISS: f64 = 1e-6;
     let mut scene = Scene::new(800);
-    let n = format!("{} (a sample of the data)", style::n_tokens(data.n()));
+    let n = format!("{} (a sample of the data)", n_tokens(data.n()));
     style::header(&mut scene, "Top-K entropy as a stand-in for the full entropy", &n, caption);
 
     let summary: Vec<FidelityAtK> = data.summary().into_iter().filter(|at_k| at_k.n > 0).collect();
@@ -220,7 +221,7 @@ pub(super) fn scene(data: &Fidelity, marked_k: usize, caption: &Caption) -> Scen
     }
     let reading = match data.n_ignored {
         0 => String::new(),
-        ignored => format!(" {} without finite entropies left out.", style::n_tokens(ignored)),
+        ignored => format!(" {} without finite entropies left out.", n_tokens(ignored)),
     };
     style::notes(
         &mut scene,

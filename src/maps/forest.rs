@@ -7,6 +7,7 @@ use super::font;
 use super::scene::{Anchor, Paint, Scene, Text};
 use super::style::{self, BLUE, HEADER_HEIGHT, INK, MARGIN, SOFT_INK, TITLE_SIZE, VERMILLION};
 use crate::error::Result;
+use crate::format::thousands;
 
 /// A change in points, after minus before, with its 95 % interval.
 #[derive(Debug, Clone)]
@@ -66,7 +67,7 @@ pub(super) fn scene(rows: &[Row], average: Option<&Row>, before: &str, after: &s
 fn draw_row(scene: &mut Scene, frame: &Frame, row: &Row, y: f64) {
     let paint = paint(row);
     let bold = row.n.is_none();
-    let n = row.n.map_or_else(String::new, |n| format!("  (n = {})", style::thousands(n as u64)));
+    let n = row.n.map_or_else(String::new, |n| format!("  (n = {})", thousands(n as u64)));
     let label = Text { bold, anchor: Anchor::Right, ..Text::body(INK) };
     // A long name gives way, its number does not.
     let room = NAMES_WIDTH - 12.0 - font::width(&n, label.size, bold);

@@ -10,8 +10,9 @@ use std::path::Path;
 use super::grid::Grid;
 use super::plane::{self, Cuts, QUADRANT_NAMES};
 use super::scene::{Scene, Text};
-use super::style::{self, Caption, HEADER_HEIGHT, INK, LogScale, percent};
+use super::style::{self, Caption, HEADER_HEIGHT, INK, LogScale};
 use crate::error::Result;
+use crate::format::{n_tokens, percent};
 
 /// Sums gradient norms over the plane, plain and gated; one streaming pass, mergeable.
 #[derive(Debug, Clone)]
@@ -77,7 +78,7 @@ pub(super) fn scene(
     const CELL: f64 = 3.0;
     const DECADES: i32 = 4;
     let mut scene = Scene::new(604);
-    let n = style::n_tokens(data.plain.tally.added);
+    let n = n_tokens(data.plain.tally.added);
     style::header(&mut scene, "Where the gradient lies: plain fine-tuning and gated", &n, caption);
 
     let total = data.plain.total();

@@ -7,6 +7,7 @@ use super::plane::QUADRANT_NAMES;
 use super::scene::{Anchor, Scene, Text};
 use super::style::{self, BLUE, HEADER_HEIGHT, INK, LABEL_SIZE, MARGIN, PAPER, QUADRANT_PAINTS, SOFT_INK, TITLE_SIZE};
 use crate::error::Result;
+use crate::format::{n_tokens, percent, thousands};
 
 /// Quadrants in the order of [`QUADRANT_NAMES`].
 #[derive(Debug, Clone)]
@@ -40,8 +41,8 @@ pub(super) fn scene(movement: &Movement) -> Scene {
     header(40.0, "How the tokens moved between the quadrants", Text { size: TITLE_SIZE, bold: true, ..Text::label(INK) });
     let models = format!("before: {}   ·   after: {}", font::printable(&movement.before), font::printable(&movement.after));
     header(67.0, &models, Text::body(SOFT_INK));
-    let share = style::percent(stayed as f64 / total as f64);
-    header(90.0, &format!("n = {}   ·   {share} stayed where they were", style::n_tokens(total)), Text::body(SOFT_INK));
+    let share = percent(stayed as f64 / total as f64);
+    header(90.0, &format!("n = {}   ·   {share} stayed where they were", n_tokens(total)), Text::body(SOFT_INK));
 
     let centred = Text::body(INK).anchored(Anchor::Middle);
     let column = |idx: usize| LEFT + CELL_WIDTH * idx as f64;
@@ -66,7 +67,7 @@ pub(super) fn scene(movement: &Movement) -> Scene {
         scene.text(
             LEFT - 16.0,
             middle + 16.0,
-            &style::n_tokens(of_row),
+            &n_tokens(of_row),
             Text { paint: SOFT_INK, ..Text::small(INK).anchored(Anchor::Right) },
         );
         for (idx, count) in movement.moved[row].into_iter().enumerate() {
@@ -94,8 +95,8 @@ fn draw_cell(scene: &mut Scene, left: f64, top: f64, count: u64, of_row: u64, st
     let paint = if depth > 0.75 { PAPER } else { INK };
     let (x, y) = ((left + right) / 2.0, (top + bottom) / 2.0);
     let centred = Text { paint, anchor: Anchor::Middle, ..Text::label(INK) };
-    scene.text(x, y - 2.0, &style::percent(share), centred);
-    scene.text(x, y + 19.0, &style::thousands(count), Text { size: style::NOTE_SIZE, ..centred });
+    scene.text(x, y - 2.0, &percent(share), centred);
+    scene.text(x, y + 19.0, &thousands(count), Text { size: style::NOTE_SIZE, ..centred });
 }
 
 #[cfg(test)]

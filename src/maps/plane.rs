@@ -17,6 +17,7 @@ use super::axes::{Axis, Frame};
 use super::grid::{Bins, Grid};
 use super::scene::{Anchor, Point, Scene, Text};
 use super::style::{self, INK, LogScale, NOTE_SIZE, SOFT_INK};
+use crate::format::n_tokens;
 
 /// Low p and low H, low p and high H, high p and low H, both high: the order of every `[f64; 4]` and `[u64; 4]` of the maps.
 pub const QUADRANT_NAMES: [&str; 4] = ["confident conflict", "uncertain", "confident", "hesitant"];
@@ -159,10 +160,10 @@ pub(super) fn draw_quadrants(scene: &mut Scene, frame: &Frame, cuts: &Cuts, labe
 
 /// For the small print: points at the edges and points left out.
 pub(super) fn tally_note(grid: &Grid) -> String {
-    let edges = format!("p < 10⁻⁷ or p > 0.99999: {} drawn in the edge cells", style::n_tokens(grid.tally.clipped));
+    let edges = format!("p < 10⁻⁷ or p > 0.99999: {} drawn in the edge cells", n_tokens(grid.tally.clipped));
     match grid.tally.ignored {
         0 => format!("{edges}."),
-        ignored => format!("{edges}; {} with a NaN left out.", style::n_tokens(ignored)),
+        ignored => format!("{edges}; {} with a NaN left out.", n_tokens(ignored)),
     }
 }
 

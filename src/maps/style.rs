@@ -137,47 +137,9 @@ pub fn no_tokens(scene: &mut Scene, x: f64, y: f64) {
     scene.veiled_text(x, y, "no tokens", Text { size: 22.0, anchor: Anchor::Middle, ..Text::label(SOFT_INK) });
 }
 
-/// 1234567 as `1,234,567`.
-pub fn thousands(n: u64) -> String {
-    let digits = n.to_string();
-    let mut out = String::new();
-    for (idx, digit) in digits.chars().enumerate() {
-        if idx > 0 && (digits.len() - idx).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
-}
-
-/// `12,345 tokens`, or `1 token`.
-pub fn n_tokens(n: u64) -> String {
-    format!("{} token{}", thousands(n), if n == 1 { "" } else { "s" })
-}
-
-/// A share as per cent with three significant digits at most: `12.3 %`, `0.45 %`, `< 0.01 %`.
-pub fn percent(share: f64) -> String {
-    let percent = 100.0 * share;
-    match percent {
-        _ if percent.is_nan() => "–".to_owned(),
-        _ if percent > 0.0 && percent < 0.01 => "< 0.01 %".to_owned(),
-        _ if percent < 1.0 => format!("{percent:.2} %"),
-        _ if percent < 99.95 => format!("{percent:.1} %"),
-        _ => format!("{percent:.0} %"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn numbers_are_written_for_people() {
-        assert_eq!([thousands(0), thousands(999), thousands(1000), thousands(1234567)], ["0", "999", "1,000", "1,234,567"]);
-        assert_eq!([n_tokens(0), n_tokens(1)], ["0 tokens", "1 token"]);
-        assert_eq!([percent(0.0), percent(0.00001), percent(0.0045)], ["0.00 %", "< 0.01 %", "0.45 %"]);
-        assert_eq!([percent(0.1234), percent(1.0), percent(f64::NAN)], ["12.3 %", "100 %", "–"]);
-    }
 
     #[test]
     fn the_colour_scale_is_logarithmic_and_ends_at_its_ends() {

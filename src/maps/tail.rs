@@ -12,8 +12,9 @@ use super::axes::{Axis, Frame, power_of_ten, round_ticks};
 use super::grid::{Bins, Histogram, Tally};
 use super::plane::Cuts;
 use super::scene::{Anchor, Paint, Point, Scene, Text};
-use super::style::{self, BAR, BLUE, CUT, Caption, HEADER_HEIGHT, INK, LABEL_SIZE, SOFT_INK, VEIL, VERMILLION, percent};
+use super::style::{self, BAR, BLUE, CUT, Caption, HEADER_HEIGHT, INK, LABEL_SIZE, SOFT_INK, VEIL, VERMILLION};
 use crate::error::Result;
+use crate::format::{n_tokens, percent};
 
 /// Both distributions of `tail`; one streaming pass, mergeable.
 #[derive(Debug, Clone)]
@@ -90,13 +91,13 @@ pub fn draw(data: &Tail, cuts: &Cuts, caption: &Caption, path: &Path) -> Result<
 
 pub(super) fn scene(data: &Tail, cuts: &Cuts, caption: &Caption) -> Scene {
     let mut scene = Scene::new(640);
-    let n = style::n_tokens(data.tally.added);
+    let n = n_tokens(data.tally.added);
     style::header(&mut scene, "Are the targets as improbable as the model expects? The tail p-value", &n, caption);
     draw_histogram(&mut scene, data);
     draw_low_end(&mut scene, data, cuts);
     let ignored = match data.tally.ignored {
         0 => String::new(),
-        ignored => format!(" {} with a NaN left out.", style::n_tokens(ignored)),
+        ignored => format!(" {} with a NaN left out.", n_tokens(ignored)),
     };
     let left = "tail: the mass of all tokens no more probable than the target. Left: each target's own mass is spread evenly, so that text";
     let right =

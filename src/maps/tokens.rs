@@ -9,8 +9,9 @@ use std::path::Path;
 use super::font;
 use super::plane::QUADRANT_NAMES;
 use super::scene::{Anchor, Scene, Text};
-use super::style::{self, Caption, HEADER_HEIGHT, INK, MARGIN, QUADRANT_PAINTS, SOFT_INK, percent, thousands};
+use super::style::{self, Caption, HEADER_HEIGHT, INK, MARGIN, QUADRANT_PAINTS, SOFT_INK};
 use crate::error::Result;
+use crate::format::{n_tokens, percent, thousands};
 
 /// A token and how often a quadrant holds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,12 +42,12 @@ pub(super) fn scene(data: &FrequentTokens, caption: &Caption) -> Scene {
     const DESCRIPTIONS: [&str; 4] = ["low p, low H", "low p, high H", "high p, low H", "high p, high H"];
     let mut scene = Scene::new(960);
     let n: u64 = data.totals.iter().sum();
-    style::header(&mut scene, "The most frequent tokens of each quadrant", &style::n_tokens(n), caption);
+    style::header(&mut scene, "The most frequent tokens of each quadrant", &n_tokens(n), caption);
     let (right_column, lower_row) = (MARGIN + 586.0, HEADER_HEIGHT + 414.0);
     let places = [(MARGIN, lower_row), (MARGIN, HEADER_HEIGHT), (right_column, lower_row), (right_column, HEADER_HEIGHT)];
     for (quadrant, (left, top)) in places.into_iter().enumerate() {
         let share = if n == 0 { 0.0 } else { data.totals[quadrant] as f64 / n as f64 };
-        let size = format!("{}: {}, {}", DESCRIPTIONS[quadrant], style::n_tokens(data.totals[quadrant]), percent(share));
+        let size = format!("{}: {}, {}", DESCRIPTIONS[quadrant], n_tokens(data.totals[quadrant]), percent(share));
         draw_panel(&mut scene, left, top, quadrant, &size, data);
     }
     let bars = "Bars: number of tokens, on each panel's own scale; in brackets the share of the quadrant.";

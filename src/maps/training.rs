@@ -12,6 +12,7 @@ use super::scene::{Paint, Point, Scene, Text};
 use super::style::{self, BLUE, GREEN, HEADER_HEIGHT, INK, MARGIN, QUADRANT_PAINTS, SOFT_INK, TITLE_SIZE, VERMILLION};
 use super::{QUADRANT_NAMES, font};
 use crate::error::Result;
+use crate::format::{n_tokens, thousands};
 
 /// What stands below the titles.
 #[derive(Debug, Clone, Default)]
@@ -139,12 +140,12 @@ fn drift(data: &Drift, run: &Run) -> Scene {
     );
     draw_panel(&mut scene, &frame, &series);
     if let Some((step, kl)) = series[0].points.last() {
-        let text = format!("after step {}: {kl:.4} nats per token", style::thousands(*step));
+        let text = format!("after step {}: {kl:.4} nats per token", thousands(*step));
         scene.veiled_text(frame.left + 16.0, frame.top + 28.0, &text, Text::body(INK));
     }
     let tokens = match data.tokens {
         0 => String::new(),
-        tokens => format!(" over {}", style::n_tokens(tokens)),
+        tokens => format!(" over {}", n_tokens(tokens)),
     };
     style::notes(&mut scene, &[format!("Mean{tokens} of general text, none of which is trained on. 0 is the base model.")]);
     scene
@@ -206,7 +207,7 @@ fn steps_axis(last: u64) -> Axis {
     let to = last as f64;
     // Whole steps only, however short the run.
     let ticks = round_ticks(0.0, to, 8).into_iter().filter(|(step, _)| step.fract() == 0.0);
-    Axis { label: String::new(), from: 0.0, to, ticks: ticks.map(|(step, _)| (step, style::thousands(step as u64))).collect() }
+    Axis { label: String::new(), from: 0.0, to, ticks: ticks.map(|(step, _)| (step, thousands(step as u64))).collect() }
 }
 
 /// From 0 to what the smoothed curves reach with room; a spike of a single step may be cut off.

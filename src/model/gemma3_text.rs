@@ -4,15 +4,16 @@
 
 use serde_json::{Value, json};
 
-use super::config::{Config, flag, number, optional_count};
+use super::config::Config;
 use super::config_json::shortest;
 use super::decoder::{Block, FeedForward};
 use super::family::Family;
 use super::gguf::Gguf;
 use super::keys::Rule::{Honoured, Only};
 use super::layers::{Attention, Layer, Mlp};
-use super::rope::{Rope, RopeScaling, present};
+use super::rope::{Rope, RopeScaling};
 use crate::error::{Error, Result};
+use crate::json::{flag, number, optional_count, present};
 use crate::kernels::gated::Activation;
 use crate::kernels::rotary::RotaryStyle;
 

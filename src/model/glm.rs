@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use super::config::{Config, flag};
+use super::config::Config;
 use super::decoder::{Block, FeedForward};
 use super::family::Family;
 use super::gguf::Gguf;
@@ -11,6 +11,7 @@ use super::keys::Rule::Honoured;
 use super::layers::{Attention, Layer, Mlp};
 use super::rope::{Rope, partial_rotary_factor};
 use crate::error::Result;
+use crate::json::flag;
 use crate::kernels::gated::Activation;
 use crate::kernels::rotary::RotaryStyle;
 

@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::kernels::cpu::sum;
 use crate::kernels::matmul::{Matrix, Trained};
 use crate::kernels::{Dtype, Kernels};
+use crate::random::uniform;
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoraOptions {
@@ -168,13 +169,4 @@ impl Lora {
         });
         Ok(Some(Tensor::from_vec(mask, x.shape(), &Device::Cpu)?))
     }
-}
-
-/// Number `i` of the sequence of `seed`, in 0..1: Steele, Lea and Flood's SplitMix64.
-fn uniform(seed: u64, i: u64) -> f32 {
-    const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
-    let z = seed.wrapping_mul(0xd134_2543_de82_ef95).wrapping_add((i + 1).wrapping_mul(STEP));
-    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    ((z ^ (z >> 31)) >> 40) as f32 / (1u64 << 24) as f32
 }

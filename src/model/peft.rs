@@ -8,9 +8,10 @@ use serde_json::{Value, json};
 
 use super::adapter::{CONFIG, WEIGHTS};
 use super::safetensors_write::{SavedTensor, write_file};
-use super::save::{in_new_folder, write_synced};
+use super::save::check_replaceable;
 use super::{Reference, config_json};
 use crate::error::{Error, Result};
+use crate::files::{in_new_folder, write_synced};
 use crate::kernels::Dtype;
 
 /// The files of an adapter's folder.
@@ -69,6 +70,7 @@ pub fn save_adapter(base: &Reference, folder: &Path, settings: &LoraSettings, pa
             return Err(Error::new(format!("`{}` has ranks {rank} and {inner}; expected {}", pair.module, settings.rank)));
         }
     }
+    check_replaceable(folder)?;
     in_new_folder(folder, |partial| {
         let values = &mut |number: usize| {
             let pair = &pairs[number / 2];

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::config::{Config, flag};
+use super::config::Config;
 use super::decoder::{Block, FeedForward};
 use super::family::Family;
 use super::keys::Rule::Honoured;
@@ -10,6 +10,7 @@ use super::layers::{Attention, Layer, Mlp};
 use super::qwen2;
 use super::rope::Rope;
 use crate::error::Result;
+use crate::json::flag;
 use crate::kernels::gated::Activation;
 use crate::kernels::rotary::RotaryStyle;
 

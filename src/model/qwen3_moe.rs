@@ -3,15 +3,16 @@
 
 use serde_json::{Value, json};
 
-use super::config::{Config, ExpertsConfig, count, flag, optional_count};
+use super::config::{Config, ExpertsConfig};
 use super::decoder::{Block, FeedForward};
 use super::experts::Experts;
 use super::family::Family;
 use super::gguf::Gguf;
 use super::keys::Rule::{Honoured, Irrelevant, Only};
 use super::layers::{Attention, Layer, Mlp};
-use super::rope::{Rope, present};
+use super::rope::Rope;
 use crate::error::{Error, Result};
+use crate::json::{count, flag, optional_count, present};
 use crate::kernels::gated::Activation;
 use crate::kernels::rotary::RotaryStyle;
 

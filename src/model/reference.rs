@@ -1,20 +1,18 @@
 //! What a user may write after `--model` -> where the files are.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
-
-use sha2::{Digest, Sha256};
 
 use super::adapter::{self, Adapter};
 use super::folder::Folder;
 use super::gguf::Gguf;
 use super::gguf_files;
-use super::hub::{self, HubId};
+use super::hub_files;
 use super::safetensors::shard_paths;
-use super::{Source, default_model, wheel};
+use super::{Source, default_model};
 use crate::error::{Context, Error, Result};
-use crate::hash::{self, hex};
+use crate::fetch::hub_id::HubId;
+use crate::fetch::{Progress, wheel};
+use crate::files::{file_sha256, sha256};
 
 /// A model's files, found but not read.
 #[derive(Debug, Clone)]
@@ -36,9 +34,6 @@ enum Kind {
     /// A LoRA adapter and the model that it changes.
     Adapter(Box<Reference>),
 }
-
-/// Told about long waits: what is being done, bytes so far, bytes in all.
-pub type Progress<'a> = &'a dyn Fn(&str, u64, u64);
 
 const EXPECTED: &str = "--model takes a Hugging Face model folder, a LoRA adapter folder, a .gguf file, or a hub id such as \
                         org/name, org/name@revision, org/name:file.gguf.";
@@ -121,7 +116,7 @@ impl Reference {
         };
         match <[String; 1]>::try_from(hashes) {
             Ok([single]) => Ok(single),
-            Err(several) => Ok(hash::sha256(several.join("\n"))),
+            Err(several) => Ok(sha256(several.join("\n"))),
         }
     }
 }
@@ -143,10 +138,10 @@ fn find(written: &str, progress: Progress) -> Result<Reference> {
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => match HubId::parse(written) {
             Some(id) => {
-                let path = hub::fetch(&id, progress)?;
+                let path = hub_files::fetch(&id, progress)?;
                 let metadata = std::fs::metadata(&path).context_at(&path, "cannot look at the fetched model")?;
                 let kind = kind_of(&path, &metadata)?;
-                Ok(Reference { written: written.to_owned(), name: id.short_name().to_owned(), path, kind })
+                Ok(Reference { written: written.to_owned(), name: hub_files::short_name(&id).to_owned(), path, kind })
             }
             None => Err(Error::new(format!("there is no model at `{written}`"))
                 .cure(format!("{EXPECTED} Without it the default model is used."))),
@@ -198,17 +193,4 @@ fn with_base(found: Reference, progress: Progress) -> Result<Reference> {
     }
     let name = format!("{} + {}", base.name, found.name);
     Ok(Reference { name, kind: Kind::Adapter(Box::new(base)), ..found })
-}
-
-/// SHA-256 of a file's bytes in hexadecimal.
-pub fn file_sha256(path: &Path) -> Result<String> {
-    let mut file = File::open(path).context_at(path, "cannot open the file")?;
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buffer).context_at(path, "cannot read the file")? {
-            0 => return Ok(hex(&hasher.finalize())),
-            n => hasher.update(&buffer[..n]),
-        }
-    }
 }

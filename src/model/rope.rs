@@ -7,8 +7,8 @@ use std::f64::consts::PI;
 
 use serde_json::Value;
 
-use super::config::{number, optional_count};
 use crate::error::{Error, Result};
+use crate::json::{number, optional_count, present};
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rope {
@@ -164,10 +164,6 @@ pub fn partial_rotary_factor(json: &Value) -> Result<Option<f64>> {
         Some(factor) => Ok(Some(factor)),
         None => number(json, "partial_rotary_factor"),
     }
-}
-
-pub fn present<'a>(json: &'a Value, key: &str) -> Option<&'a Value> {
-    json.get(key).filter(|value| !value.is_null())
 }
 
 #[cfg(test)]

@@ -12,8 +12,8 @@ use half::bf16;
 use serde_json::{Map, Value, json};
 
 use super::config_json::pretty;
-use super::save::write_synced;
 use crate::error::{Context, Error, Result};
+use crate::files::write_synced;
 use crate::kernels::Dtype;
 
 /// Transformers cuts at 5 GB (`max_shard_size` of `save_pretrained`, up to version 4).

@@ -5,7 +5,6 @@
 //! at the end, so that it is there whole or not at all.
 
 use std::fs;
-use std::io::Write;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
@@ -17,6 +16,7 @@ use super::layers::Layer;
 use super::safetensors_write::{SHARD_BYTES, SavedTensor, write_weights};
 use super::{LoadOptions, Placement, Reference, Source, config_json, family, peft};
 use crate::error::{Context, Error, Result};
+use crate::files::{in_new_folder, write_synced};
 use crate::kernels::rotary::Rotary;
 use crate::kernels::{Dtype, Kernels};
 use crate::tokens::{ChatTemplate, Tokenizer};
@@ -38,40 +38,6 @@ pub fn save(
 pub fn save_merged(reference: &Reference, folder: &Path, dtype: Dtype) -> Result<()> {
     let source = reference.open()?;
     save_source(source.as_ref(), folder, dtype, SHARD_BYTES, &mut |name, shape| source.tensor(name, shape))
-}
-
-/// Fills a new folder under a temporary name and gives it the name `folder`. What stands there is replaced if a model or an
-/// adapter is all it is; anything else is refused.
-pub fn in_new_folder(folder: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    check_replaceable(folder)?;
-    let name = folder.file_name().ok_or_else(|| Error::usage("expected the name of a new folder").at(folder))?;
-    let beside = |end: &str| folder.with_file_name(format!(".{}.{end}", name.to_string_lossy()));
-    let (partial, old) = (beside("partial"), beside("old"));
-    for leftover in [&partial, &old].into_iter().filter(|path| path.exists()) {
-        fs::remove_dir_all(leftover).context_at(leftover, "cannot remove what a broken save has left")?;
-    }
-    fs::create_dir_all(&partial).context_at(&partial, "cannot create the folder")?;
-    if let Err(error) = fill(&partial) {
-        // The first error is the one to report.
-        let _ = fs::remove_dir_all(&partial);
-        return Err(error.at(folder));
-    }
-    let renamed = "cannot give the finished folder its name";
-    let replaces = folder.exists();
-    if replaces {
-        fs::rename(folder, &old).context_at(folder, renamed)?;
-    }
-    fs::rename(&partial, folder).context_at(folder, renamed)?;
-    if replaces {
-        fs::remove_dir_all(&old).context_at(&old, "cannot remove the model that was replaced")?;
-    }
-    Ok(())
-}
-
-/// The bytes are on the disk before the folder gets its name.
-pub fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
-    let written = fs::File::create(path).and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()));
-    written.context_at(path, "cannot write the file")
 }
 
 fn save_source(
@@ -116,6 +82,7 @@ fn save_source(
             false => Ok(tensor),
         }
     };
+    check_replaceable(folder)?;
     in_new_folder(folder, |partial| {
         write_weights(partial, &tensors, dtype, shard_bytes, &mut values)?;
         source.check_all_used()?;
@@ -231,7 +198,7 @@ impl Source for Asked<'_> {
 }
 
 /// A folder that is not there, or that holds nothing but the files of a model or an adapter.
-fn check_replaceable(folder: &Path) -> Result<()> {
+pub(super) fn check_replaceable(folder: &Path) -> Result<()> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),

@@ -8,15 +8,16 @@ use serde::Serialize;
 
 use super::document::{self, Block, Inline, plain, strong};
 use super::terminal::name;
-use super::thousands;
 use crate::error::{Context, Result};
 use crate::eval::compare::{Comparison, Flips, MacroChange, MetricChange, TaskChange};
 use crate::eval::divergence::Divergence;
 use crate::eval::movement::{Change, Movement};
 use crate::eval::retention::Retention;
-use crate::eval::stats::Estimate;
+use crate::files::write_atomically;
+use crate::format::thousands;
 use crate::maps::{self, forest};
-use crate::scores::{Quadrant, write_atomically};
+use crate::scores::Quadrant;
+use crate::stats::Estimate;
 
 #[derive(Serialize)]
 pub struct Diff {

@@ -3,8 +3,8 @@
 use std::fmt::Write;
 
 use crate::eval::results::{Scores, TaskScores};
-use crate::eval::stats::Estimate;
 use crate::eval::tasks::Kind;
+use crate::stats::Estimate;
 
 /// `out` is the folder that holds the scores.
 pub fn table(scores: &Scores, out: &str, coloured: bool) -> String {

@@ -8,8 +8,9 @@ use super::planted::RankingQuality;
 use super::ranking::Ranking;
 use super::summary::{Breakdown, Summary};
 use super::terminal::name;
-use super::{Report, percent, quoted, thousands};
+use super::{Report, quoted};
 use crate::engine::TOP_K;
+use crate::format::{percent_in_table, thousands};
 use crate::scores::Quadrant;
 
 /// Where the numbers come from.
@@ -66,9 +67,9 @@ fn head(text: &mut String, summary: &Summary, origin: &Origin) {
          loss and {} of the gradient of plain fine-tuning.\n",
         thousands(conflict.tokens),
         thousands(overall.tokens),
-        percent(conflict.token_share),
-        percent(conflict.loss_share),
-        percent(conflict.grad_share)
+        percent_in_table(conflict.token_share),
+        percent_in_table(conflict.loss_share),
+        percent_in_table(conflict.grad_share)
     );
     add!(text, "| | |\n|---|---|");
     add!(text, "| rows scored | {} of {} |", thousands(origin.scored), thousands(origin.records));
@@ -120,9 +121,9 @@ fn quadrants(text: &mut String, summary: &Summary) {
             "| {} | {} | {} | {} | {} |",
             name(quadrant),
             thousands(cell.tokens),
-            percent(cell.token_share),
-            percent(cell.loss_share),
-            percent(cell.grad_share)
+            percent_in_table(cell.token_share),
+            percent_in_table(cell.loss_share),
+            percent_in_table(cell.grad_share)
         );
     }
     add!(
@@ -204,8 +205,8 @@ fn rankings(text: &mut String, planted: &RankingQuality) {
             "| {} | {} | {} | {} | {} |",
             scores.ranking.name(),
             number(first.auroc),
-            first.precision_at_1_percent.map_or("-".to_owned(), percent),
-            first.recall_at_1_percent.map_or("-".to_owned(), percent),
+            first.precision_at_1_percent.map_or("-".to_owned(), percent_in_table),
+            first.recall_at_1_percent.map_or("-".to_owned(), percent_in_table),
             number(scores.any_token.auroc)
         );
     }
@@ -225,7 +226,7 @@ fn gates(text: &mut String, summary: &Summary) {
     );
     add!(text, "|---|---:|---:|---:|---:|---:|---:|---:|");
     for GatePreview { gate, effective_tokens, mean_weight, learning_rate_factor, kept, .. } in &summary.gates {
-        let kept = Quadrant::ALL.map(|quadrant| percent(kept.get(quadrant).grad)).join(" | ");
+        let kept = Quadrant::ALL.map(|quadrant| percent_in_table(kept.get(quadrant).grad)).join(" | ");
         let factor = learning_rate_factor.map_or("-".to_owned(), |factor| format!("{factor:.2}"));
         add!(text, "| {gate} | {} | {mean_weight:.3} | {kept} | {factor} |", thousands(*effective_tokens as u64));
     }
@@ -240,13 +241,13 @@ fn gates(text: &mut String, summary: &Summary) {
         add!(
             text,
             "| {gate} | {} | {} | {} | {} | {} | {} | {} |",
-            percent(taken.grad),
-            percent(share.confident_conflict.grad),
-            percent(share.uncertain.grad),
-            percent(share.confident.grad),
-            percent(taken.weight),
-            percent(share.confident_conflict.weight),
-            percent(share.confident.weight)
+            percent_in_table(taken.grad),
+            percent_in_table(share.confident_conflict.grad),
+            percent_in_table(share.uncertain.grad),
+            percent_in_table(share.confident.grad),
+            percent_in_table(taken.weight),
+            percent_in_table(share.confident_conflict.weight),
+            percent_in_table(share.confident.weight)
         );
     }
     add!(text, "");
@@ -261,9 +262,9 @@ fn breakdowns(text: &mut String, summary: &Summary) {
             thousands(breakdown.tokens),
             breakdown.perplexity,
             breakdown.mean_entropy,
-            percent(conflict.token_share),
-            percent(conflict.loss_share),
-            percent(conflict.grad_share)
+            percent_in_table(conflict.token_share),
+            percent_in_table(conflict.loss_share),
+            percent_in_table(conflict.grad_share)
         );
     };
     let columns =

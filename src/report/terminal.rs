@@ -4,7 +4,8 @@ use std::fmt::Write;
 
 use super::ranking::Ranking;
 use super::summary::{Cell, Summary, Surprise};
-use super::{Report, percent, quoted, thousands};
+use super::{Report, quoted};
+use crate::format::{percent_in_table, thousands};
 use crate::scores::Quadrant;
 
 /// What stands above the numbers.
@@ -61,9 +62,9 @@ pub fn summary(heading: &Heading, report: &Report, coloured: bool) -> String {
             "{on}{:<20}{off}{:>10}{:>10}{:>10}{:>10}",
             name(quadrant),
             thousands(tokens),
-            percent(token_share),
-            percent(loss_share),
-            percent(grad_share)
+            percent_in_table(token_share),
+            percent_in_table(loss_share),
+            percent_in_table(grad_share)
         ));
     }
     if !summary.conflict_pairs.is_empty() {

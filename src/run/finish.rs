@@ -7,10 +7,11 @@ use serde_json::Value;
 
 use super::Watch;
 use super::plan::{Plan, Planted, Totals};
-use super::score::{FIDELITY_FILE, Stages, write_json};
+use super::score::{FIDELITY_FILE, Stages};
 use crate::dataset::PlantedSpan;
 use crate::engine::TOP_K;
 use crate::error::{Context, Error, Result};
+use crate::files::{write_atomically, write_json};
 use crate::gate::{Gate, Population};
 use crate::maps::density::Density;
 use crate::maps::fidelity::Fidelity;
@@ -25,9 +26,7 @@ use crate::report::markdown;
 use crate::report::planted::{RankingQuality, ranking_quality};
 use crate::report::summary::{Summary, summarise};
 use crate::report::terminal::Heading;
-use crate::scores::{
-    Column, Quadrant, ROWS_FILE, TOKENS_FILE, finish as join_parts, finished_parts, read_chunks, read_rows, write_atomically,
-};
+use crate::scores::{Column, Quadrant, ROWS_FILE, TOKENS_FILE, finish as join_parts, finished_parts, read_chunks, read_rows};
 
 pub const RUN_FILE: &str = "run.json";
 const SUMMARY_FILE: &str = "summary.json";

@@ -12,7 +12,6 @@ mod score;
 
 pub use finish::{Outcome, peak_memory_bytes, sort_again};
 pub use plan::{Item, Job, Plan, rendered};
-pub use score::write_json;
 
 use crate::error::Result;
 use crate::tokens::Audit;

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::Watch;
 use crate::dataset::{Dataset, Example, Place, PlantedSpan, ReadOptions, Record};
 use crate::error::{Context, Error, Result};
-use crate::hash;
+use crate::files::sha256;
 use crate::kernels::{Dtype, Kernels};
 use crate::model::{LoadOptions, Model, Placement, Reference};
 use crate::quadrants::Thresholds;
@@ -236,5 +236,5 @@ fn identity(job: &Job, dataset: &Dataset, model: &Model, template: Option<&str>)
         "device": job.device.to_string(),
     });
     let text = serde_json::to_string(&what).context("cannot write down what identifies the run")?;
-    Ok(hash::sha256(text))
+    Ok(sha256(text))
 }

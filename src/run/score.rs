@@ -15,12 +15,11 @@ use super::Watch;
 use super::plan::{Item, Plan, rendered};
 use crate::engine::{self, Work};
 use crate::error::{Context, Error, Result};
+use crate::files::write_json;
 use crate::kernels::TokenStatistics;
 use crate::kernels::allocator;
 use crate::maps::fidelity::Fidelity;
-use crate::scores::{
-    PARTS_FOLDER, PartWriter, ScoredExample, SkippedExample, TOKENS_FILE, finished_parts, read_rows, write_atomically,
-};
+use crate::scores::{PARTS_FOLDER, PartWriter, ScoredExample, SkippedExample, TOKENS_FILE, finished_parts, read_rows};
 use crate::tokens::Sequence;
 
 /// What a kill can cost: half a minute of work at a few hundred tokens per second.
@@ -150,13 +149,6 @@ fn claim(plan: &Plan) -> Result<()> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => write_json(&path, &json!({ "identity": plan.identity })),
         Err(error) => Err(Error::new("cannot read the file").at(&path).caused_by(error)),
     }
-}
-
-pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
-    write_atomically(path, |file| {
-        serde_json::to_writer_pretty(&mut *file, value).context("cannot write JSON")?;
-        std::io::Write::write_all(file, b"\n").context("cannot write JSON")
-    })
 }
 
 /// Reads, renders and tokenises ahead of the engine. Gives the seconds spent on it.

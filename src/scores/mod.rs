@@ -10,7 +10,6 @@
 //! columns are Parquet dictionaries (`category` in pandas): at a few bytes a row instead of a string each they keep a table of
 //! fifty million tokens usable in a notebook, and nothing has to hash a string per row on the way.
 
-mod atomic;
 mod finish;
 mod quantiles;
 mod read;
@@ -21,7 +20,6 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-pub use atomic::write_atomically;
 pub use finish::{Finished, finish, sort_again};
 pub use quantiles::quantiles;
 pub use read::{Chunks, read_chunks, read_provenance, texts_of};

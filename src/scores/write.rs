@@ -14,8 +14,9 @@ use polars::prelude as pl;
 use polars::prelude::IntoColumn;
 
 use super::rows::{Row, write_rows};
-use super::{PARTS_FOLDER, ROW_GROUP_TOKENS, TokenChunk, write_atomically};
+use super::{PARTS_FOLDER, ROW_GROUP_TOKENS, TokenChunk};
 use crate::dataset::Place;
+use crate::files::write_atomically;
 use crate::kernels::TokenStatistics;
 use crate::tokens::Sequence;
 use crate::{Context, Error, Result};

@@ -14,7 +14,7 @@ use minijinja::{Environment, ErrorKind, Value};
 
 use super::python;
 use crate::error::{Context, Error, Result};
-use crate::hash;
+use crate::files::sha256;
 
 /// A compiled chat template.
 pub struct ChatTemplate {
@@ -58,7 +58,7 @@ impl ChatTemplate {
             .map_err(|error| error.cure(cure))?;
         Ok(Self {
             environment,
-            sha256: hash::sha256(source),
+            sha256: sha256(source),
             has_generation_tags,
             bos: bos.map(str::to_owned),
             eos: eos.map(str::to_owned),

@@ -14,10 +14,10 @@ use serde::{Deserialize, Serialize};
 use super::adamw::AdamW;
 use super::metrics::Standing;
 use crate::error::{Context, Error, Result};
+use crate::files::write_atomically;
 use crate::kernels::Dtype;
 use crate::kernels::adamw::Moments;
 use crate::model::{Parameter, safetensors_write};
-use crate::scores::write_atomically;
 
 pub const FOLDER: &str = "checkpoints";
 

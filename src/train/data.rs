@@ -11,7 +11,7 @@ use std::path::Path;
 use super::step::supervised;
 use crate::dataset::{Dataset, Place};
 use crate::error::{Error, Result};
-use crate::eval::stats::SplitMix;
+use crate::random::SplitMix;
 use crate::run::rendered;
 use crate::tokens::{Audit, Renderer, Sequence};
 

@@ -20,14 +20,14 @@ use super::{Method, Watch};
 use crate::dataset::{DataFile, Dataset};
 use crate::engine::{self, Work};
 use crate::error::{Context, Error, Result};
+use crate::files::sha256;
+use crate::files::{write_atomically, write_json};
 use crate::gate::{Gate, Population};
-use crate::hash;
 use crate::kernels::{Dtype, Kernels, TokenStatistics};
 use crate::maps;
 use crate::model::{AdapterSwitch, Info, LoadOptions, Model, Parameter, Placement, Reference, memory};
 use crate::quadrants::{Resolved, Thresholds};
-use crate::run::write_json;
-use crate::scores::{ROWS_FILE, TOKENS_FILE, read_rows, write_atomically};
+use crate::scores::{ROWS_FILE, TOKENS_FILE, read_rows};
 use crate::tokens::{Renderer, Sequence};
 
 pub const RUN_FILE: &str = "run.json";
@@ -533,7 +533,7 @@ fn identity(options: &Options, dataset: &Dataset, reference: &Reference) -> Resu
         "model": reference.sha256()?,
         "options": options.identity().to_toml()?,
     });
-    Ok(hash::sha256(serde_json::to_string(&what).context("cannot write down what identifies the run")?))
+    Ok(sha256(serde_json::to_string(&what).context("cannot write down what identifies the run")?))
 }
 
 /// What training takes beside the model as it was loaded, about, in bytes: gradients, moments, activations, the base to compare with.

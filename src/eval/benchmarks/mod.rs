@@ -23,7 +23,7 @@ use self::rows::Row;
 use super::metrics::primary;
 use super::tasks::{self, Examples, Kind, Task};
 use crate::error::{Error, Result};
-use crate::model::Progress;
+use crate::fetch::Progress;
 
 pub struct Benchmark {
     pub name: &'static str,
@@ -132,7 +132,7 @@ pub fn load(benchmark: &Benchmark, data: Option<&Path>, progress: Progress) -> R
     if let (Drawn(source) | First(source), None) = (&benchmark.examples, data) {
         let split = fetch(benchmark.name, source, progress)?;
         let pool = questions(benchmark, &split)?;
-        sha256 = crate::hash::sha256(format!("{sha256}\n{}", split.sha256));
+        sha256 = crate::files::sha256(format!("{sha256}\n{}", split.sha256));
         examples = match benchmark.examples {
             First(_) => Examples::First(pool),
             _ => Examples::Drawn(pool),

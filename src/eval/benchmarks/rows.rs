@@ -8,9 +8,10 @@ use glob::Pattern;
 use serde_json::{Map, Value};
 
 use crate::error::{Context, Error, Result};
-use crate::hash;
-use crate::model::wheel::{self, Wheel};
-use crate::model::{Progress, fetch_data};
+use crate::fetch::Progress;
+use crate::fetch::hub::fetch_data;
+use crate::fetch::wheel::{self, Wheel};
+use crate::files::sha256;
 
 /// A row and where it stands.
 pub struct Row {
@@ -94,7 +95,7 @@ fn read(files: &[PathBuf], part: &dyn Fn(&Path) -> String, shown: &dyn Fn(&Path)
     let (mut list, mut hashes) = (Vec::new(), Vec::new());
     let mut asked = HashSet::new();
     for path in files {
-        hashes.push(crate::model::file_sha256(path)?);
+        hashes.push(crate::files::file_sha256(path)?);
         let (part, shown) = (Rc::from(part(path)), Rc::from(shown(path)));
         for row in crate::dataset::rows(path)? {
             let (line, values) = row?;
@@ -104,7 +105,7 @@ fn read(files: &[PathBuf], part: &dyn Fn(&Path) -> String, shown: &dyn Fn(&Path)
             match (values.get("doc"), values.get("examples")) {
                 // One row a choice, each with the whole question.
                 (Some(Value::Object(doc)), _) if values.contains_key("request") => {
-                    if asked.insert(hash::sha256(values["doc"].to_string())) {
+                    if asked.insert(sha256(values["doc"].to_string())) {
                         add(doc.clone());
                     }
                 }
@@ -118,7 +119,7 @@ fn read(files: &[PathBuf], part: &dyn Fn(&Path) -> String, shown: &dyn Fn(&Path)
     }
     let sha256 = match <[String; 1]>::try_from(hashes) {
         Ok([single]) => single,
-        Err(several) => hash::sha256(several.join("\n")),
+        Err(several) => sha256(several.join("\n")),
     };
     Ok(Rows { list, origin, sha256 })
 }

@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
-use super::reference::Progress;
+use super::Progress;
 use crate::error::{Context, Error, Result};
-use crate::hash::hex;
+use crate::files::{for_each_chunk, hex};
 
 /// A file of a package, or the package's wheel as a whole.
 #[derive(Debug)]
@@ -198,15 +198,11 @@ fn copy(reader: &mut dyn Read, package: &Path, target: &Path) -> Result<String> 
     const CANNOT_WRITE: &str = "cannot write to the cache folder";
     let mut output = File::create(target).context_at(target, CANNOT_WRITE)?;
     let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        let n = reader.read(&mut buffer).context_at(package, "cannot unpack the fetched package")?;
-        if n == 0 {
-            break;
-        }
-        hasher.update(&buffer[..n]);
-        output.write_all(&buffer[..n]).context_at(target, CANNOT_WRITE)?;
-    }
+    let copied = for_each_chunk(reader, "cannot unpack the fetched package", |chunk| {
+        hasher.update(chunk);
+        output.write_all(chunk).context_at(target, CANNOT_WRITE)
+    });
+    copied.map_err(|error| error.at(package))?;
     output.sync_all().context_at(target, CANNOT_WRITE)?;
     Ok(hex(&hasher.finalize()))
 }

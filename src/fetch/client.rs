@@ -6,7 +6,7 @@
 //!
 //! The token goes to the hub's own origin only, never along with a redirect to another, and into no message.
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::Arc;
@@ -20,9 +20,9 @@ use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body};
 
 use super::cache::{self, is_commit};
-use super::{HubId, Shelf};
+use super::hub_id::{HubId, Shelf, is_relative};
 use crate::error::{Context, Error, Result};
-use crate::hash::hex;
+use crate::files::file_digest;
 
 /// A connection to one repository.
 pub struct Client {
@@ -117,7 +117,7 @@ impl Client {
         let commit = json.get("sha").and_then(Value::as_str).filter(|sha| is_commit(sha)).ok_or_else(odd)?;
         let siblings = json.get("siblings").and_then(Value::as_array).ok_or_else(odd)?;
         let files = siblings.iter().filter_map(|sibling| sibling.get("rfilename").and_then(Value::as_str));
-        let files = files.filter(|name| cache::is_relative(name)).map(str::to_owned).collect();
+        let files = files.filter(|name| is_relative(name)).map(str::to_owned).collect();
         Ok(Listing { commit: commit.to_owned(), files })
     }
 
@@ -225,8 +225,8 @@ impl Client {
     /// Compares the file with its ETag: SHA-256 of large files, git's blob hash of small ones. A mirror's own tag says nothing.
     fn verify(&self, file: &str, remote: &Remote, path: &Path) -> Result<()> {
         let (kind, found) = match remote.etag.len() {
-            64 => ("SHA-256", digest(Sha256::new(), path)?),
-            40 => ("git hash", digest(Sha1::new().chain_update(format!("blob {}\0", length(path))), path)?),
+            64 => ("SHA-256", file_digest(Sha256::new(), path)?),
+            40 => ("git hash", file_digest(Sha1::new().chain_update(format!("blob {}\0", length(path))), path)?),
             _ => return Ok(()),
         };
         if found.eq_ignore_ascii_case(&remote.etag) {
@@ -382,18 +382,6 @@ fn length(path: &Path) -> u64 {
     std::fs::metadata(path).map_or(0, |metadata| metadata.len())
 }
 
-/// The hash in hexadecimal of what `hasher` has seen and the file's bytes after it.
-fn digest<D: Digest>(mut hasher: D, path: &Path) -> Result<String> {
-    let mut file = File::open(path).context_at(path, "cannot open the fetched file")?;
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buffer).context_at(path, "cannot read the fetched file")? {
-            0 => return Ok(hex(&hasher.finalize())),
-            n => hasher.update(&buffer[..n]),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -404,9 +392,9 @@ mod tests {
         let path = folder.path().join("file");
         std::fs::write(&path, "hello\n").unwrap();
         // `echo hello | git hash-object --stdin`, `echo hello | sha256sum`
-        let git = digest(Sha1::new().chain_update(format!("blob {}\0", length(&path))), &path).unwrap();
+        let git = file_digest(Sha1::new().chain_update(format!("blob {}\0", length(&path))), &path).unwrap();
         assert_eq!(git, "ce013625030ba8dba906f756967f9e9ca394464a");
-        let sha256 = digest(Sha256::new(), &path).unwrap();
+        let sha256 = file_digest(Sha256::new(), &path).unwrap();
         assert_eq!(sha256, "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03");
     }
 

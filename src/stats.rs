@@ -11,6 +11,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::random::SplitMix;
+
 /// A number with its uncertainty; without it where there are fewer than two items.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Estimate {
@@ -188,24 +190,6 @@ impl Link {
             Link::Identity => ratio,
             Link::Exp => ratio.exp(),
         }
-    }
-}
-
-/// Steele, Lea and Flood, Fast splittable pseudorandom number generators, OOPSLA 2014.
-pub(crate) struct SplitMix(pub u64);
-
-impl SplitMix {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Uniform in `0..n`; the bias of the multiplication is below n / 2^32.
-    pub fn below(&mut self, n: u32) -> u32 {
-        (((self.next() >> 32) * u64::from(n)) >> 32) as u32
     }
 }
 

@@ -1,0 +1,158 @@
+//! Files and folders that appear under their final names whole or not at all, whatever kills the program; hashes of files.
+
+use std::fs::{self, File};
+use std::io::{BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use crate::error::{Context, Error, Result};
+
+/// Lets `write` fill a temporary file beside `path`, forces it to the disk and renames it to `path`.
+///
+/// The temporary name is fixed (`.NAME.partial`), so that what a killed run left behind is overwritten by the next one.
+pub fn write_atomically<T>(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> Result<T>) -> Result<T> {
+    let partial = partial_path(path);
+    let file = File::create(&partial).context_at(&partial, "cannot create the file")?;
+    let mut writer = BufWriter::with_capacity(1 << 20, file);
+    let written = write(&mut writer)
+        .map_err(|error| error.at(path))
+        .and_then(|value| {
+            let file = writer.into_inner().map_err(|error| error.into_error()).context_at(path, "cannot write the file")?;
+            file.sync_all().context_at(path, "cannot write the file to the disk")?;
+            Ok(value)
+        })
+        .and_then(|value| {
+            fs::rename(&partial, path).context_at(path, "cannot give the finished file its name")?;
+            sync_folder(path)?;
+            Ok(value)
+        });
+    if written.is_err() {
+        // The first error is the one to report; a leftover is overwritten by the next run anyway.
+        let _ = fs::remove_file(&partial);
+    }
+    written
+}
+
+/// As lines that people can read, whole or not at all.
+pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    write_atomically(path, |file| {
+        serde_json::to_writer_pretty(&mut *file, value).context("cannot write JSON")?;
+        file.write_all(b"\n").context("cannot write JSON")
+    })
+}
+
+/// The bytes are on the disk before the folder gets its name.
+pub fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
+    let written = fs::File::create(path).and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()));
+    written.context_at(path, "cannot write the file")
+}
+
+/// Lets `fill` put files into a folder with a temporary name and then gives it the name `folder`, in place of what stands there.
+pub fn in_new_folder(folder: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let name = folder.file_name().ok_or_else(|| Error::usage("expected the name of a new folder").at(folder))?;
+    let beside = |end: &str| folder.with_file_name(format!(".{}.{end}", name.to_string_lossy()));
+    let (partial, old) = (beside("partial"), beside("old"));
+    for leftover in [&partial, &old].into_iter().filter(|path| path.exists()) {
+        fs::remove_dir_all(leftover).context_at(leftover, "cannot remove what a broken save has left")?;
+    }
+    fs::create_dir_all(&partial).context_at(&partial, "cannot create the folder")?;
+    if let Err(error) = fill(&partial) {
+        // The first error is the one to report.
+        let _ = fs::remove_dir_all(&partial);
+        return Err(error.at(folder));
+    }
+    let renamed = "cannot give the finished folder its name";
+    let replaces = folder.exists();
+    if replaces {
+        fs::rename(folder, &old).context_at(folder, renamed)?;
+    }
+    fs::rename(&partial, folder).context_at(folder, renamed)?;
+    if replaces {
+        fs::remove_dir_all(&old).context_at(&old, "cannot remove the folder that was replaced")?;
+    }
+    Ok(())
+}
+
+/// SHA-256 of a file's bytes in hexadecimal.
+pub fn file_sha256(path: &Path) -> Result<String> {
+    file_digest(Sha256::new(), path)
+}
+
+/// The hash in hexadecimal of what `hasher` has seen and the file's bytes after it.
+pub fn file_digest<D: Digest>(mut hasher: D, path: &Path) -> Result<String> {
+    let mut file = File::open(path).context_at(path, "cannot open the file")?;
+    let read = for_each_chunk(&mut file, "cannot read the file", |chunk| {
+        hasher.update(chunk);
+        Ok(())
+    });
+    read.map_err(|error| error.at(path))?;
+    Ok(hex(&hasher.finalize()))
+}
+
+/// Hands all bytes of `reader` to `work`, a megabyte at most at a time; `cannot_read` is the message if the reader fails.
+pub fn for_each_chunk(reader: &mut dyn Read, cannot_read: &str, mut work: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match reader.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(n) => work(&buffer[..n])?,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(Error::new(cannot_read).caused_by(error)),
+        }
+    }
+}
+
+/// SHA-256 of `bytes` in hexadecimal.
+pub fn sha256(bytes: impl AsRef<[u8]>) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+/// Two lower-case digits a byte.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The rename itself reaches the disk with the folder that holds the name.
+#[cfg(unix)]
+fn sync_folder(path: &Path) -> Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(folder).and_then(|folder| folder.sync_all()).context_at(folder, "cannot write the folder to the disk")
+}
+
+#[cfg(not(unix))]
+fn sync_folder(_path: &Path) -> Result<()> {
+    Ok(())
+}
+
+fn partial_path(path: &Path) -> PathBuf {
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    path.with_file_name(format!(".{name}.partial"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_write_leaves_the_old_file_and_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.txt");
+        write_atomically(&path, |file| file.write_all(b"old").context("write")).unwrap();
+        let failed = write_atomically(&path, |file| {
+            file.write_all(b"new").context("write")?;
+            Err::<(), _>(Error::new("stopped half way"))
+        });
+        assert!(failed.unwrap_err().to_string().contains("stopped half way"));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "old");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn digests_by_hand() {
+        assert_eq!(hex(&[0, 10, 255]), "000aff");
+        // FIPS 180-4, the example of one block.
+        assert_eq!(sha256("abc"), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+    }
+}

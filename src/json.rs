@@ -1,0 +1,65 @@
+//! Values out of a JSON object by key, of the kind that is expected there. `null` is as good as absent; what is of another kind
+//! is an error that names the key.
+
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+
+/// A whole number that must be there.
+pub fn count(json: &Value, key: &str) -> Result<usize> {
+    optional_count(json, key)?.ok_or_else(|| Error::new(format!("`{key}` is missing; expected a whole number")))
+}
+
+pub fn optional_count(json: &Value, key: &str) -> Result<Option<usize>> {
+    match json.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => match value.as_u64() {
+            Some(n) => Ok(Some(n as usize)),
+            None => Err(Error::new(format!("expected a whole number for `{key}`, found {value}"))),
+        },
+    }
+}
+
+pub fn number(json: &Value, key: &str) -> Result<Option<f64>> {
+    match json.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => match value.as_f64() {
+            Some(x) => Ok(Some(x)),
+            None => Err(Error::new(format!("expected a number for `{key}`, found {value}"))),
+        },
+    }
+}
+
+pub fn flag(json: &Value, key: &str) -> Result<Option<bool>> {
+    match json.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => match value.as_bool() {
+            Some(x) => Ok(Some(x)),
+            None => Err(Error::new(format!("expected true or false for `{key}`, found {value}"))),
+        },
+    }
+}
+
+/// The value, unless it is `null`.
+pub fn present<'a>(json: &'a Value, key: &str) -> Option<&'a Value> {
+    json.get(key).filter(|value| !value.is_null())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn absent_null_and_of_another_kind() {
+        let json = json!({"n": 3, "x": 0.5, "yes": true, "nothing": null});
+        assert_eq!((count(&json, "n").unwrap(), number(&json, "x").unwrap()), (3, Some(0.5)));
+        assert_eq!((optional_count(&json, "nothing").unwrap(), flag(&json, "nowhere").unwrap()), (None, None));
+        assert!(present(&json, "nothing").is_none() && present(&json, "yes").is_some());
+        for error in
+            [count(&json, "nothing").unwrap_err(), optional_count(&json, "x").unwrap_err(), flag(&json, "n").unwrap_err()]
+        {
+            assert!(error.to_string().contains('`'), "{error}");
+        }
+    }
+}

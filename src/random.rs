@@ -1,0 +1,52 @@
+//! Seeded random numbers: Steele, Lea and Flood, Fast splittable pseudorandom number generators, OOPSLA 2014 (SplitMix64).
+//!
+//! The same on every machine and with any number of threads, so that a run can be repeated to the bit.
+
+const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// A sequence of numbers, drawn one after the other from a state that begins as the seed.
+pub(crate) struct SplitMix(pub u64);
+
+impl SplitMix {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(STEP);
+        mixed(self.0)
+    }
+
+    /// Uniform in `0..n`; the bias of the multiplication is below n / 2^32.
+    pub fn below(&mut self, n: u32) -> u32 {
+        (((self.next() >> 32) * u64::from(n)) >> 32) as u32
+    }
+}
+
+/// Number `i` of the sequence of `seed`, in 0..1: any of them without those before it, so that threads can share the work.
+pub(crate) fn uniform(seed: u64, i: u64) -> f32 {
+    let state = seed.wrapping_mul(0xd134_2543_de82_ef95).wrapping_add((i + 1).wrapping_mul(STEP));
+    (mixed(state) >> 40) as f32 / (1u64 << 24) as f32
+}
+
+fn mixed(z: u64) -> u64 {
+    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sequence_is_the_published_one() {
+        // Of the seed 1234567, as the authors' Java and Vigna's splitmix64.c give it.
+        let mut random = SplitMix(1_234_567);
+        assert_eq!([random.next(), random.next()], [6_457_827_717_110_365_317, 3_203_168_211_198_807_973]);
+    }
+
+    #[test]
+    fn a_number_out_of_order_is_the_one_in_order() {
+        let mut random = SplitMix(7u64.wrapping_mul(0xd134_2543_de82_ef95));
+        for i in 0..5 {
+            assert_eq!(uniform(7, i), (random.next() >> 40) as f32 / 16_777_216.0);
+        }
+    }
+}
