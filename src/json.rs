@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 
 /// A whole number that must be there.
 pub fn count(json: &Value, key: &str) -> Result<usize> {
@@ -45,6 +45,17 @@ pub fn present<'a>(json: &'a Value, key: &str) -> Option<&'a Value> {
     json.get(key).filter(|value| !value.is_null())
 }
 
+pub fn pretty(json: &Value) -> Result<Vec<u8>> {
+    let mut bytes = serde_json::to_vec_pretty(json).context("cannot write JSON")?;
+    bytes.push(b'\n');
+    Ok(bytes)
+}
+
+/// The shortest decimal that is this f32: GGUF holds 0.00001 as an f32, and 0.000009999999747378752 is nothing to read.
+pub fn shortest(x: f32) -> f64 {
+    x.to_string().parse().unwrap_or(f64::from(x))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -61,5 +72,11 @@ mod tests {
         {
             assert!(error.to_string().contains('`'), "{error}");
         }
+    }
+
+    #[test]
+    fn short_decimals() {
+        assert_eq!(shortest(1e-5), 1e-5);
+        assert_eq!(shortest(30.0), 30.0);
     }
 }

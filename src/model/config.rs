@@ -2,11 +2,9 @@
 
 use serde_json::Value;
 
-use super::family::{self, Family};
-use super::keys;
 use super::rope::Rope;
-use crate::error::{Context, Error, Result};
-use crate::json::{count, flag, number, optional_count, present};
+use crate::error::{Error, Result};
+use crate::json::present;
 use crate::kernels::attention::AttentionShape;
 
 #[derive(Debug, Clone, PartialEq)]
@@ -61,40 +59,10 @@ pub struct ExpertsConfig {
 }
 
 impl Config {
-    /// Reads a config.json as Transformers 4 or 5 writes it.
-    pub fn from_json(json: &Value) -> Result<Config> {
-        let model_type = json.get("model_type").and_then(Value::as_str);
-        let family = family::by_model_type(model_type.unwrap_or("(no model_type in config.json)"))?;
-        let json = family::text_config(family, json)?;
-        keys::check(&json, family)?;
-        let json = with_defaults(json, family)?;
-        let heads = count(&json, "num_attention_heads")?;
-        let hidden_size = count(&json, "hidden_size")?;
-        let max_positions = count(&json, "max_position_embeddings")?;
-        let layers = count(&json, "num_hidden_layers")?;
-        let head_dim = optional_count(&json, "head_dim")?.unwrap_or(hidden_size / heads.max(1));
-        let mut config = Config {
-            family: family.model_type,
-            vocab_size: count(&json, "vocab_size")?,
-            hidden_size,
-            intermediate_size: count(&json, "intermediate_size")?,
-            layers,
-            heads,
-            kv_heads: optional_count(&json, "num_key_value_heads")?.unwrap_or(heads),
-            head_dim,
-            rms_norm_eps: number(&json, "rms_norm_eps")?.unwrap_or(1e-6),
-            tied: flag(&json, "tie_word_embeddings")?.unwrap_or(false),
-            ..Config::plain(family, layers, head_dim, max_positions)
-        };
-        (family.configure)(&mut config, &json)?;
-        config.check()?;
-        Ok(config)
-    }
-
     /// What holds where a family says nothing else; sizes that every model states are 0.
-    pub(super) fn plain(family: &Family, layers: usize, head_dim: usize, max_positions: usize) -> Config {
+    pub(super) fn plain(family: &'static str, layers: usize, head_dim: usize, max_positions: usize) -> Config {
         Config {
-            family: family.model_type,
+            family,
             vocab_size: 0,
             hidden_size: 0,
             intermediate_size: 0,
@@ -118,11 +86,6 @@ impl Config {
             max_positions,
             final_softcap: None,
         }
-    }
-
-    /// Transformers' class of a block, such as `LlamaDecoderLayer`.
-    pub fn layer_class(&self) -> Result<String> {
-        Ok(family::by_model_type(self.family)?.class.replace("ForCausalLM", "DecoderLayer"))
     }
 
     /// Refuses sizes that cannot belong together before any tensor is read.
@@ -190,17 +153,3 @@ impl Config {
         Ok(())
     }
 }
-
-/// Keys that the file leaves out, with the values that Transformers' config class gives them.
-fn with_defaults(mut json: Value, family: &Family) -> Result<Value> {
-    let defaults: Value = serde_json::from_str(family.defaults).context("the family's defaults are not JSON")?;
-    if let (Some(json), Value::Object(defaults)) = (json.as_object_mut(), defaults) {
-        for (key, value) in defaults {
-            json.entry(key).or_insert(value);
-        }
-    }
-    Ok(json)
-}
-
-#[cfg(test)]
-mod tests;

@@ -8,7 +8,7 @@ use candle_core::Tensor;
 
 use super::config::Config;
 use super::experts::Experts;
-use super::family;
+use super::families as family;
 use super::layers::{Adapting, Attention, Layer, Mlp, RmsNorm};
 use super::parameters::{Parameter, Part};
 use super::{Batch, LoadOptions, Source};

@@ -2,32 +2,25 @@
 //!
 //! ```text
 //! reference.rs    what the user wrote after --model -> files, by way of default_model.rs where nothing was written
-//! hub_files.rs    which files of a hub's repository make a model
-//! adapter.rs      a LoRA adapter folder, applied to a base
+//! files/          the files themselves: folders, safetensors, GGUF, adapters; and saving
+//! families/       one family a file, and the table of them; keys.rs says which settings are honoured, refused, irrelevant
 //! memory.rs       refuses what does not fit
 //! device.rs       where a model runs
-//! gguf.rs         a .gguf file: config, vocabulary, template, tensors by their Hugging Face names; its settings: gguf_keys.rs
-//! gguf_files.rs   the bytes of it, which may lie in several files
-//! folder.rs       a Hugging Face folder: config.json, tokenizer files, safetensors.rs
-//! config.rs       what the families need to know, from either; rope.rs for rotary embeddings; config_json.rs is the way back
-//! keys.rs         which settings of config.json are honoured, refused, irrelevant
-//! family.rs       the table of families
+//! config.rs       what the families need to know, whichever file it came from; rope.rs for rotary embeddings
 //! decoder.rs      the decoder that all families are, of layers.rs and experts.rs
 //! parameters.rs   what learns, and under which name; trace.rs goes backward through it, lora.rs adds adapters
-//! save.rs         a model as a Hugging Face folder; weights by safetensors_write.rs; peft.rs saves a LoRA adapter
-//! llama.rs, ..    one family a file; the file name is config.json's `model_type`
 //! ```
 //!
 //! # Adding a family
 //!
 //! For models that are pre-norm decoders with grouped-query attention and a gated feed-forward network:
 //!
-//! 1. A file `src/model/{model_type}.rs` with `pub const FAMILY: Family`; copy the nearest one. `keys` says of each setting of the
+//! 1. A file `src/model/families/{model_type}.rs` with `pub const FAMILY: Family`; copy the nearest one. `keys` says of each setting of the
 //!    model's config class in Transformers whether it is `Honoured` (then `configure` reads it), taken at some values `Only`, or
 //!    `Irrelevant`; a setting that stands nowhere is refused with its name; `settings` writes them again. `block` puts the parts of `layers.rs` together. What
 //!    no part does yet becomes a part, or a field of `Config`, not a special case. `configure_gguf` and `gguf_names` read
 //!    llama.cpp's files (`src/models/{architecture}.cpp` and `gguf-py/gguf/tensor_mapping.py` there).
-//! 2. A row in `FAMILIES` (`family.rs`), and a `mod` line below.
+//! 2. A row in `FAMILIES` and a `mod` line (`src/model/families/mod.rs`).
 //! 3. A fixture `tests/fixtures/families/{model_type}`: a random checkpoint of a few thousand weights with the logits that
 //!    Transformers gives it. Add it to `make.py` there and run that, then `columns.py` and, where llama.cpp knows the family,
 //!    `convert.py`. `tests/families.rs` then compares every logit and every column of the token table, from the folder and from
@@ -35,38 +28,19 @@
 //!
 //! `cargo test families` and `cargo test family` fail while one of the three is missing.
 
-mod adapter;
 mod config;
-mod config_json;
 mod decoder;
 mod default_model;
 mod device;
 mod experts;
-mod family;
-mod folder;
-mod gemma3_text;
-mod gguf;
-mod gguf_files;
-mod gguf_keys;
-mod glm;
-mod glm4;
-mod hub_files;
-mod keys;
+mod families;
+pub mod files;
 mod layers;
-mod llama;
 mod lora;
 pub mod memory;
-mod mistral;
 mod parameters;
-mod peft;
-mod qwen2;
-mod qwen3;
-mod qwen3_moe;
 mod reference;
 mod rope;
-mod safetensors;
-pub mod safetensors_write;
-mod save;
 mod trace;
 
 use std::path::PathBuf;
@@ -87,11 +61,11 @@ use decoder::Decoder;
 pub use config::Config;
 pub use default_model::DEFAULT_MODEL;
 pub use device::Placement;
+pub use files::peft::{LoraPair, LoraSettings, save_adapter};
+pub use files::save::{save, save_merged};
 pub use lora::{AdapterSwitch, LoraOptions};
 pub use parameters::{Parameter, Part};
-pub use peft::{LoraPair, LoraSettings, save_adapter};
 pub use reference::Reference;
-pub use save::{save, save_merged};
 pub use trace::Trace;
 
 /// A model that is ready to score, and what it needs to read text.

@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use super::adapter::{self, Adapter};
-use super::folder::Folder;
-use super::gguf::Gguf;
-use super::gguf_files;
-use super::hub_files;
-use super::safetensors::shard_paths;
+use super::files::adapter::{self, Adapter};
+use super::files::folder::Folder;
+use super::files::gguf::Gguf;
+use super::files::gguf_files;
+use super::files::hub_files;
+use super::files::safetensors::shard_paths;
 use super::{Source, default_model};
 use crate::error::{Context, Error, Result};
 use crate::fetch::hub_id::HubId;

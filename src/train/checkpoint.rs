@@ -17,7 +17,8 @@ use crate::error::{Context, Error, Result};
 use crate::files::write_atomically;
 use crate::kernels::Dtype;
 use crate::kernels::adamw::Moments;
-use crate::model::{Parameter, safetensors_write};
+use crate::model::Parameter;
+use crate::model::files::safetensors_write;
 
 pub const FOLDER: &str = "checkpoints";
 

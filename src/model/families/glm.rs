@@ -3,17 +3,17 @@
 
 use serde_json::{Value, json};
 
-use super::config::Config;
-use super::decoder::{Block, FeedForward};
 use super::family::Family;
-use super::gguf::Gguf;
 use super::keys::Rule::Honoured;
-use super::layers::{Attention, Layer, Mlp};
-use super::rope::{Rope, partial_rotary_factor};
 use crate::error::Result;
 use crate::json::flag;
 use crate::kernels::gated::Activation;
 use crate::kernels::rotary::RotaryStyle;
+use crate::model::config::Config;
+use crate::model::decoder::{Block, FeedForward};
+use crate::model::files::gguf::Gguf;
+use crate::model::layers::{Attention, Layer, Mlp};
+use crate::model::rope::{Rope, partial_rotary_factor};
 
 pub const FAMILY: Family = Family {
     model_type: "glm",

@@ -1,15 +1,21 @@
-//! The table of families, and what a row says.
+//! The table of families: one small file each.
+
+mod family;
+mod gemma3_text;
+mod glm;
+mod glm4;
+pub mod keys;
+mod llama;
+mod mistral;
+mod qwen2;
+mod qwen3;
+mod qwen3_moe;
 
 use serde_json::Value;
 
-use super::config::Config;
-use super::decoder::Block;
-use super::gguf::Gguf;
-use super::keys::Rules;
-use super::layers::Layer;
-use super::{gemma3_text, glm, glm4, llama, mistral, qwen2, qwen3, qwen3_moe};
 use crate::error::{Error, Result};
-use crate::kernels::rotary::RotaryStyle;
+
+pub use family::Family;
 
 /// One row per file.
 pub const FAMILIES: &[Family] = &[
@@ -22,31 +28,6 @@ pub const FAMILIES: &[Family] = &[
     glm4::FAMILY,
     gemma3_text::FAMILY,
 ];
-
-/// What is particular to a family. All families are pre-norm decoders that [`super::decoder`] runs.
-pub struct Family {
-    /// config.json's `model_type`, which is also the name of the family's file.
-    pub model_type: &'static str,
-    /// The same for GGUF: its `general.architecture`. Empty where another family reads those files.
-    pub architecture: &'static str,
-    /// Transformers' class of the model with its head.
-    pub class: &'static str,
-    /// What becomes of the keys of config.json that are not as in `keys::COMMON`.
-    pub keys: Rules,
-    /// JSON: what Transformers' config class takes for keys that config.json may leave out.
-    pub defaults: &'static str,
-    pub rotary: RotaryStyle,
-    /// Reads what is particular from config.json.
-    pub configure: fn(&mut Config, &Value) -> Result<()>,
-    /// The way back: what config.json says that is particular. `null` removes a key that all families have.
-    pub settings: fn(&Config) -> Value,
-    /// `configure` from GGUF metadata.
-    pub configure_gguf: fn(&mut Config, &Gguf) -> Result<()>,
-    /// Transformers' names of a block's modules and llama.cpp's, where `gguf::NAMES` does not hold.
-    pub gguf_names: &'static [(&'static str, &'static str)],
-    /// Loads one block.
-    pub block: fn(&Layer) -> Result<Block>,
-}
 
 pub fn by_model_type(model_type: &str) -> Result<&'static Family> {
     // The multimodal Gemma 3 is the text model with an image encoder beside it.
@@ -84,12 +65,12 @@ mod tests {
 
     use super::*;
 
-    /// The newcomer's guide in mod.rs promises a file, a row and a fixture for each family.
+    /// The newcomer's guide in model/mod.rs promises a file, a row and a fixture for each family.
     #[test]
     fn every_family_has_its_file_its_row_and_its_fixture() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let mut files = Vec::new();
-        for entry in std::fs::read_dir(root.join("src/model")).unwrap() {
+        for entry in std::fs::read_dir(root.join("src/model/families")).unwrap() {
             let path = entry.unwrap().path();
             let text = if path.is_file() { std::fs::read_to_string(&path).unwrap() } else { String::new() };
             if text.contains("\npub const FAMILY: Family = Family {") {
@@ -100,7 +81,7 @@ mod tests {
         let mut rows: Vec<&str> = FAMILIES.iter().map(|family| family.model_type).collect();
         files.sort();
         rows.sort_unstable();
-        assert_eq!(files, rows, "files of src/model with a FAMILY, and rows of FAMILIES");
+        assert_eq!(files, rows, "files of src/model/families with a FAMILY, and rows of FAMILIES");
         for family in FAMILIES {
             let fixture = root.join("tests/fixtures/families").join(family.model_type);
             let mut needed = vec!["config.json", "model.safetensors", "tokenizer.json", "logits.safetensors", "columns.json"];

@@ -1,18 +1,56 @@
-//! [`Config`] -> config.json, for a model that came from a GGUF file and is saved as a folder.
+//! config.json -> [`Config`], and the way back for a model that came from a GGUF file and is saved as a folder.
 //!
-//! The spelling is that of Transformers 4 (`rope_theta`, `rope_scaling`), which 5 reads too. What is written is read again and
+//! The spelling that is written is that of Transformers 4 (`rope_theta`, `rope_scaling`), which 5 reads too. What is written is read again and
 //! compared, so that a model whose settings have no place in config.json is refused and not saved as another one.
 
 use serde_json::{Map, Value, json};
 
-use super::config::Config;
-use super::family;
-use super::rope::{Rope, RopeScaling};
 use crate::error::{Context, Error, Result};
+use crate::json::{count, flag, number, optional_count, shortest};
+use crate::model::config::Config;
+use crate::model::families::{self, Family, keys};
+use crate::model::rope::{Rope, RopeScaling};
+
+impl Config {
+    /// Reads a config.json as Transformers 4 or 5 writes it.
+    pub fn from_json(json: &Value) -> Result<Config> {
+        let model_type = json.get("model_type").and_then(Value::as_str);
+        let family = families::by_model_type(model_type.unwrap_or("(no model_type in config.json)"))?;
+        let json = families::text_config(family, json)?;
+        keys::check(&json, family)?;
+        let json = with_defaults(json, family)?;
+        let heads = count(&json, "num_attention_heads")?;
+        let hidden_size = count(&json, "hidden_size")?;
+        let max_positions = count(&json, "max_position_embeddings")?;
+        let layers = count(&json, "num_hidden_layers")?;
+        let head_dim = optional_count(&json, "head_dim")?.unwrap_or(hidden_size / heads.max(1));
+        let mut config = Config {
+            family: family.model_type,
+            vocab_size: count(&json, "vocab_size")?,
+            hidden_size,
+            intermediate_size: count(&json, "intermediate_size")?,
+            layers,
+            heads,
+            kv_heads: optional_count(&json, "num_key_value_heads")?.unwrap_or(heads),
+            head_dim,
+            rms_norm_eps: number(&json, "rms_norm_eps")?.unwrap_or(1e-6),
+            tied: flag(&json, "tie_word_embeddings")?.unwrap_or(false),
+            ..Config::plain(family.model_type, layers, head_dim, max_positions)
+        };
+        (family.configure)(&mut config, &json)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Transformers' class of a block, such as `LlamaDecoderLayer`.
+    pub fn layer_class(&self) -> Result<String> {
+        Ok(families::by_model_type(self.family)?.class.replace("ForCausalLM", "DecoderLayer"))
+    }
+}
 
 /// config.json of the model, without its tokens and its dtype.
 pub fn of(config: &Config) -> Result<Value> {
-    let family = family::by_model_type(config.family)?;
+    let family = families::by_model_type(config.family)?;
     let mut json = Map::new();
     let common = json!({
         "architectures": [family.class],
@@ -50,17 +88,6 @@ pub fn of(config: &Config) -> Result<Value> {
 }
 
 /// As a file holds it.
-pub fn pretty(json: &Value) -> Result<Vec<u8>> {
-    let mut bytes = serde_json::to_vec_pretty(json).context("cannot write JSON")?;
-    bytes.push(b'\n');
-    Ok(bytes)
-}
-
-/// The shortest decimal that is this f32: GGUF holds 0.00001 as an f32, and 0.000009999999747378752 is nothing to read.
-pub fn shortest(x: f32) -> f64 {
-    x.to_string().parse().unwrap_or(f64::from(x))
-}
-
 fn rope_scaling(rope: &Rope, rotary_dim: usize) -> Result<Value> {
     let llama3 = |factor: f64, low: f64, high: f64, original: f64| {
         json!({
@@ -152,29 +179,16 @@ fn differences(ours: &Config, read: &Config) -> Result<Option<String>> {
     Ok((!found.is_empty()).then(|| found.join(", ")))
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_divisors_of_llama_3_give_back_their_settings() {
-        // Llama 3.1 and 3.2: theta 500000, heads of 128 and 64.
-        for (factor, dim) in [(8.0, 128), (32.0, 64)] {
-            let scaling =
-                RopeScaling::Llama3 { factor, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_positions: 8192.0 };
-            let plain = Rope { theta: 500_000.0, scaling: RopeScaling::None }.inverse_frequencies(dim).unwrap();
-            let scaled = Rope { theta: 500_000.0, scaling }.inverse_frequencies(dim).unwrap();
-            // In a GGUF file they are f32.
-            let divisors: Vec<f64> =
-                plain.iter().zip(&scaled).map(|(plain, scaled)| f64::from((plain / scaled) as f32)).collect();
-            assert_eq!(llama3_of_divisors(&divisors, 500_000.0, dim), Some((factor, 8192.0)));
+/// Keys that the file leaves out, with the values that Transformers' config class gives them.
+fn with_defaults(mut json: Value, family: &Family) -> Result<Value> {
+    let defaults: Value = serde_json::from_str(family.defaults).context("the family's defaults are not JSON")?;
+    if let (Some(json), Value::Object(defaults)) = (json.as_object_mut(), defaults) {
+        for (key, value) in defaults {
+            json.entry(key).or_insert(value);
         }
-        assert_eq!(llama3_of_divisors(&[1.0, 1.0, 1.0], 1e4, 6), None);
     }
-
-    #[test]
-    fn short_decimals() {
-        assert_eq!(shortest(1e-5), 1e-5);
-        assert_eq!(shortest(30.0), 30.0);
-    }
+    Ok(json)
 }
+
+#[cfg(test)]
+mod tests;

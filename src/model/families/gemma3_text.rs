@@ -4,18 +4,18 @@
 
 use serde_json::{Value, json};
 
-use super::config::Config;
-use super::config_json::shortest;
-use super::decoder::{Block, FeedForward};
 use super::family::Family;
-use super::gguf::Gguf;
 use super::keys::Rule::{Honoured, Only};
-use super::layers::{Attention, Layer, Mlp};
-use super::rope::{Rope, RopeScaling};
 use crate::error::{Error, Result};
+use crate::json::shortest;
 use crate::json::{flag, number, optional_count, present};
 use crate::kernels::gated::Activation;
 use crate::kernels::rotary::RotaryStyle;
+use crate::model::config::Config;
+use crate::model::decoder::{Block, FeedForward};
+use crate::model::files::gguf::Gguf;
+use crate::model::layers::{Attention, Layer, Mlp};
+use crate::model::rope::{Rope, RopeScaling};
 
 pub const FAMILY: Family = Family {
     model_type: "gemma3_text",

@@ -12,10 +12,10 @@ use std::sync::{Mutex, PoisonError};
 use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 
-use super::Source;
-use super::config::Config;
 use super::folder;
 use crate::error::{Context, Error, Result};
+use crate::model::Source;
+use crate::model::config::Config;
 use crate::tokens::{ChatTemplate, Tokenizer};
 
 pub const CONFIG: &str = "adapter_config.json";
@@ -316,7 +316,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::model::folder::Folder;
+    use crate::model::files::folder::Folder;
 
     fn config() -> Value {
         json!({"peft_type": "LORA", "r": 2, "lora_alpha": 6, "bias": "none", "target_modules": ["q_proj"], "use_dora": false})

@@ -1,14 +1,14 @@
 //! GLM-4-0414: GLM with a second norm behind the attention and behind the feed-forward network.
 //! Reference: Transformers `models/glm4/modeling_glm4.py`.
 
-use super::decoder::{Block, FeedForward};
 use super::family::Family;
 use super::glm;
 use super::keys::Rule::Honoured;
-use super::layers::{Attention, Layer, Mlp};
 use crate::error::Result;
 use crate::kernels::gated::Activation;
 use crate::kernels::rotary::RotaryStyle;
+use crate::model::decoder::{Block, FeedForward};
+use crate::model::layers::{Attention, Layer, Mlp};
 
 pub const FAMILY: Family = Family {
     model_type: "glm4",

@@ -1,12 +1,12 @@
-//! What becomes of each setting of a GGUF file, as [`super::keys`] does for config.json.
+//! What becomes of each setting of a GGUF file, as [`crate::model::families::keys`] does for config.json.
 //!
 //! The names are llama.cpp's (`gguf-py/gguf/constants.py`), without the architecture in front. `general.*`, `tokenizer.*` and
 //! what else does not begin with the architecture is not judged here.
 
 use candle_core::quantized::gguf_file::Value;
 
-use super::keys::Rule::{self, Honoured, Irrelevant, Only};
 use crate::error::{Error, Result};
+use crate::model::families::keys::Rule::{self, Honoured, Irrelevant, Only};
 
 const KEYS: &[(&str, Rule)] = &[
     ("context_length", Honoured),

@@ -2,9 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::super::family::FAMILIES;
-use super::super::keys::{COMMON, Rule, rule};
 use super::*;
+use crate::model::families::FAMILIES;
+use crate::model::families::keys::{COMMON, Rule, rule};
 
 /// A config that every family takes, with the settings of all of them at values that are not the defaults.
 fn config_of(family: &Family) -> Value {
@@ -126,7 +126,7 @@ fn the_text_half_of_a_multimodal_config() {
     let config = Config::from_json(&json).unwrap();
     assert_eq!((config.family, config.heads, config.kv_heads, config.head_dim), ("gemma3_text", 8, 4, 256));
     assert_eq!((config.hidden_size, config.tied, config.windows[5], config.windows[6]), (2560, true, None, Some(1024)));
-    assert_eq!(config.rope, Rope { theta: 1e6, scaling: super::super::rope::RopeScaling::Linear { factor: 8.0 } });
+    assert_eq!(config.rope, Rope { theta: 1e6, scaling: crate::model::rope::RopeScaling::Linear { factor: 8.0 } });
 }
 
 #[test]
@@ -161,5 +161,19 @@ fn transformers_4_and_5_say_the_same() {
 }
 
 fn by_name(model_type: &str) -> &'static Family {
-    super::family::by_model_type(model_type).unwrap()
+    families::by_model_type(model_type).unwrap()
+}
+
+#[test]
+fn the_divisors_of_llama_3_give_back_their_settings() {
+    // Llama 3.1 and 3.2: theta 500000, heads of 128 and 64.
+    for (factor, dim) in [(8.0, 128), (32.0, 64)] {
+        let scaling = RopeScaling::Llama3 { factor, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_positions: 8192.0 };
+        let plain = Rope { theta: 500_000.0, scaling: RopeScaling::None }.inverse_frequencies(dim).unwrap();
+        let scaled = Rope { theta: 500_000.0, scaling }.inverse_frequencies(dim).unwrap();
+        // In a GGUF file they are f32.
+        let divisors: Vec<f64> = plain.iter().zip(&scaled).map(|(plain, scaled)| f64::from((plain / scaled) as f32)).collect();
+        assert_eq!(llama3_of_divisors(&divisors, 500_000.0, dim), Some((factor, 8192.0)));
+    }
+    assert_eq!(llama3_of_divisors(&[1.0, 1.0, 1.0], 1e4, 6), None);
 }

@@ -10,15 +10,18 @@ use std::sync::{Mutex, PoisonError};
 
 use candle_core::{DType, Device, Tensor};
 
-use super::config::Config;
 use super::folder::COMPANIONS;
-use super::layers::Layer;
+use super::peft;
 use super::safetensors_write::{SHARD_BYTES, SavedTensor, write_weights};
-use super::{LoadOptions, Placement, Reference, Source, config_json, family, peft};
 use crate::error::{Context, Error, Result};
 use crate::files::{in_new_folder, write_synced};
+use crate::json::pretty;
 use crate::kernels::rotary::Rotary;
 use crate::kernels::{Dtype, Kernels};
+use crate::model::config::Config;
+use crate::model::families;
+use crate::model::layers::Layer;
+use crate::model::{LoadOptions, Placement, Reference, Source};
 use crate::tokens::{ChatTemplate, Tokenizer};
 
 /// Saves a trained model that was loaded from `reference`, replacing a model that was saved to `folder` before.
@@ -86,7 +89,7 @@ fn save_source(
     in_new_folder(folder, |partial| {
         write_weights(partial, &tensors, dtype, shard_bytes, &mut values)?;
         source.check_all_used()?;
-        for (name, bytes) in source.companions()?.into_iter().chain([("config.json", config_json::pretty(&json)?)]) {
+        for (name, bytes) in source.companions()?.into_iter().chain([("config.json", pretty(&json)?)]) {
             write_synced(&partial.join(name), &bytes)?;
         }
         Ok(())
@@ -113,7 +116,7 @@ struct Part {
 
 /// The tensors that the family asks its source for, in that order, by the names that Transformers gives them.
 fn parts(config: &Config, source: &dyn Source) -> Result<Vec<Part>> {
-    let family = family::by_model_type(config.family)?;
+    let family = families::by_model_type(config.family)?;
     let asked = Asked { source, tensors: Mutex::default() };
     let vocabulary = [config.vocab_size, config.hidden_size];
     asked.tensor(EMBEDDING, &vocabulary)?;
@@ -198,7 +201,7 @@ impl Source for Asked<'_> {
 }
 
 /// A folder that is not there, or that holds nothing but the files of a model or an adapter.
-pub(super) fn check_replaceable(folder: &Path) -> Result<()> {
+pub(in crate::model) fn check_replaceable(folder: &Path) -> Result<()> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),

@@ -9,10 +9,11 @@ use serde_json::{Value, json};
 use super::adapter::{CONFIG, WEIGHTS};
 use super::safetensors_write::{SavedTensor, write_file};
 use super::save::check_replaceable;
-use super::{Reference, config_json};
 use crate::error::{Error, Result};
 use crate::files::{in_new_folder, write_synced};
+use crate::json::pretty;
 use crate::kernels::Dtype;
+use crate::model::Reference;
 
 /// The files of an adapter's folder.
 pub const FILES: &[&str] = &[CONFIG, WEIGHTS];
@@ -77,7 +78,7 @@ pub fn save_adapter(base: &Reference, folder: &Path, settings: &LoraSettings, pa
             Ok(if number.is_multiple_of(2) { pair.a.clone() } else { pair.b.clone() })
         };
         write_file(&partial.join(WEIGHTS), &tensors, Dtype::F32, values)?;
-        write_synced(&partial.join(CONFIG), &config_json::pretty(&config)?)
+        write_synced(&partial.join(CONFIG), &pretty(&config)?)
     })
 }
 
@@ -121,7 +122,7 @@ mod tests {
 
         // Merged and saved, it is a model by itself.
         let merged = out.path().join("merged");
-        super::super::save_merged(&adapted, &merged, Dtype::F32).unwrap();
+        crate::model::save_merged(&adapted, &merged, Dtype::F32).unwrap();
         let merged = resolve(&merged).open().unwrap().tensor(&name, &[16, 12]).unwrap();
         assert_eq!(merged.to_vec2::<f32>().unwrap(), expected.to_vec2::<f32>().unwrap());
     }

@@ -8,14 +8,15 @@ use candle_core::Tensor;
 use candle_core::quantized::gguf_file::Value;
 use serde_json::{Value as JsonValue, json};
 
-use super::Source;
-use super::config::Config;
 use super::config_json;
-use super::family::{self, Family};
 use super::gguf_files::GgufFiles;
 use super::gguf_keys;
-use super::rope::{Rope, RopeScaling, yarn_attention_factor};
 use crate::error::{Error, Result};
+use crate::json::pretty;
+use crate::model::Source;
+use crate::model::config::Config;
+use crate::model::families::{self, Family};
+use crate::model::rope::{Rope, RopeScaling, yarn_attention_factor};
 use crate::tokens::{ChatTemplate, GgufVocabulary, Tokenizer};
 
 pub struct Gguf {
@@ -62,7 +63,7 @@ impl Gguf {
     }
 
     fn family(&self) -> Result<&'static Family> {
-        family::by_architecture(self.architecture()?).map_err(|error| error.at(&self.path))
+        families::by_architecture(self.architecture()?).map_err(|error| error.at(&self.path))
     }
 
     fn missing(&self, key: &str) -> Error {
@@ -267,7 +268,7 @@ impl Source for Gguf {
             rope: self.rope()?,
             rotary_dim: self.arch_count("rope.dimension_count")?.unwrap_or(head_dim),
             tied: !self.holds("output.weight"),
-            ..Config::plain(family, layers, head_dim, max_positions)
+            ..Config::plain(family.model_type, layers, head_dim, max_positions)
         };
         (family.configure_gguf)(&mut config, self).map_err(in_file)?;
         config.check().map_err(in_file)?;
@@ -347,10 +348,8 @@ impl Source for Gguf {
             "model_max_length": self.required_count("context_length")?,
             "clean_up_tokenization_spaces": false,
         });
-        let mut files = vec![
-            ("tokenizer.json", tokenizer.to_json()?.into_bytes()),
-            ("tokenizer_config.json", config_json::pretty(&settings)?),
-        ];
+        let mut files =
+            vec![("tokenizer.json", tokenizer.to_json()?.into_bytes()), ("tokenizer_config.json", pretty(&settings)?)];
         if let Some(template) = self.text("tokenizer.chat_template")? {
             files.push(("chat_template.jinja", template.as_bytes().to_vec()));
         }
@@ -421,14 +420,14 @@ mod tests {
     #[test]
     fn names_of_tensors() {
         let check = |name: &str, expected: Option<&str>| {
-            assert_eq!(gguf_name(family::by_architecture("llama").unwrap(), name).as_deref(), expected);
+            assert_eq!(gguf_name(families::by_architecture("llama").unwrap(), name).as_deref(), expected);
         };
         check("model.embed_tokens.weight", Some("token_embd.weight"));
         check("model.layers.12.self_attn.q_proj.weight", Some("blk.12.attn_q.weight"));
         check("model.layers.0.mlp.down_proj.bias", Some("blk.0.ffn_down.bias"));
         check("model.layers.0.mlp.router.weight", None);
         check("visual.patch_embed.weight", None);
-        let glm4 = family::by_architecture("glm4").unwrap();
+        let glm4 = families::by_architecture("glm4").unwrap();
         let name = gguf_name(glm4, "model.layers.3.post_mlp_layernorm.weight");
         assert_eq!(name.as_deref(), Some("blk.3.post_ffw_norm.weight"));
     }

@@ -3,14 +3,14 @@
 
 use serde_json::{Value, json};
 
-use super::config::Config;
 use super::family::Family;
 use super::keys::Rule::Honoured;
 use super::llama;
-use super::rope::Rope;
 use crate::error::Result;
 use crate::json::optional_count;
 use crate::kernels::rotary::RotaryStyle;
+use crate::model::config::Config;
+use crate::model::rope::Rope;
 
 pub const FAMILY: Family = Family {
     model_type: "mistral",

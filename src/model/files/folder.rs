@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use candle_core::Tensor;
 use serde_json::{Value, json};
 
-use super::Source;
-use super::config::Config;
-use super::family;
 use super::safetensors::Shards;
 use crate::error::{Context, Error, Result};
+use crate::model::Source;
+use crate::model::config::Config;
+use crate::model::families;
 use crate::tokens::{ChatTemplate, Tokenizer};
 
 /// Copied with a model that is saved.
@@ -80,8 +80,8 @@ impl Source for Folder {
 
     fn config_json(&self) -> Result<Value> {
         let whole = json(&self.path, "config.json")?.unwrap_or(Value::Null);
-        let family = family::by_model_type(self.config()?.family)?;
-        let mut text = family::text_config(family, &whole)?;
+        let family = families::by_model_type(self.config()?.family)?;
+        let mut text = families::text_config(family, &whole)?;
         if let (Some(text), Some(whole)) =
             (text.as_object_mut(), whole.as_object().filter(|whole| whole.contains_key("text_config")))
         {

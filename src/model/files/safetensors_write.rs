@@ -11,9 +11,9 @@ use candle_core::{DType, Tensor};
 use half::bf16;
 use serde_json::{Map, Value, json};
 
-use super::config_json::pretty;
 use crate::error::{Context, Error, Result};
 use crate::files::write_synced;
+use crate::json::pretty;
 use crate::kernels::Dtype;
 
 /// Transformers cuts at 5 GB (`max_shard_size` of `save_pretrained`, up to version 4).
@@ -134,7 +134,7 @@ mod tests {
     use candle_core::Device;
 
     use super::*;
-    use crate::model::safetensors::Shards;
+    use crate::model::files::safetensors::Shards;
 
     fn tensors() -> Vec<SavedTensor> {
         let tensor = |name: &str, shape: &[usize]| SavedTensor { name: name.to_owned(), shape: shape.to_vec() };

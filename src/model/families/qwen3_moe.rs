@@ -3,18 +3,18 @@
 
 use serde_json::{Value, json};
 
-use super::config::{Config, ExpertsConfig};
-use super::decoder::{Block, FeedForward};
-use super::experts::Experts;
 use super::family::Family;
-use super::gguf::Gguf;
 use super::keys::Rule::{Honoured, Irrelevant, Only};
-use super::layers::{Attention, Layer, Mlp};
-use super::rope::Rope;
 use crate::error::{Error, Result};
 use crate::json::{count, flag, optional_count, present};
 use crate::kernels::gated::Activation;
 use crate::kernels::rotary::RotaryStyle;
+use crate::model::config::{Config, ExpertsConfig};
+use crate::model::decoder::{Block, FeedForward};
+use crate::model::experts::Experts;
+use crate::model::files::gguf::Gguf;
+use crate::model::layers::{Attention, Layer, Mlp};
+use crate::model::rope::Rope;
 
 pub const FAMILY: Family = Family {
     model_type: "qwen3_moe",
