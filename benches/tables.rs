@@ -16,7 +16,7 @@ use diagnose::maps::density::{self, Density};
 use diagnose::maps::{Caption, Cuts};
 use diagnose::quadrants::{Thresholds, resolve};
 use diagnose::report::summary::summarise;
-use diagnose::scores::{self, Column, PartWriter, Quadrant, ScoredExample};
+use diagnose::table::{self, Column, PartWriter, Quadrant, ScoredExample};
 use diagnose::tokens::{Sequence, Span};
 
 #[global_allocator]
@@ -34,7 +34,7 @@ fn main() -> diagnose::Result<()> {
         return sort(&folder);
     }
     let n_rows = (millions * 1_000_000 / TOKENS_PER_ROW) as u32;
-    if !folder.join(scores::TOKENS_FILE).exists() {
+    if !folder.join(table::TOKENS_FILE).exists() {
         step("write parts", || write_parts(&folder, n_rows))?;
     }
     let itself = std::env::current_exe().expect("the name of this program");
@@ -45,18 +45,18 @@ fn main() -> diagnose::Result<()> {
 
 fn sort(folder: &Path) -> diagnose::Result<()> {
     let began = Instant::now();
-    let tokens = [folder.join(scores::TOKENS_FILE)];
-    let tables: Vec<PathBuf> = match scores::finished_parts(folder)?.as_slice() {
+    let tokens = [folder.join(table::TOKENS_FILE)];
+    let tables: Vec<PathBuf> = match table::finished_parts(folder)?.as_slice() {
         [] => tokens.to_vec(),
         parts => parts.iter().map(|part| part.tokens.clone()).collect(),
     };
     let thresholds = step("thresholds", || resolve(Thresholds::Pilot, &tables))?;
-    step("quadrants", || scores::finish(folder, |logprob, entropy, tail| thresholds.label(logprob, entropy, tail)).map(drop))?;
-    let rows = step("rows", || scores::read_rows(&folder.join(scores::ROWS_FILE)))?;
+    step("quadrants", || table::finish(folder, |logprob, entropy, tail| thresholds.label(logprob, entropy, tail)).map(drop))?;
+    let rows = step("rows", || table::read_rows(&folder.join(table::ROWS_FILE)))?;
     let summary = step("summary", || summarise(&tokens, &rows, &thresholds))?;
     step("density map", || {
         let mut plane = Density::new(VOCABULARY as usize);
-        for chunk in scores::read_chunks(&tokens, &[Column::Logprob, Column::Entropy]) {
+        for chunk in table::read_chunks(&tokens, &[Column::Logprob, Column::Entropy]) {
             let chunk = chunk?;
             plane.add_all(&chunk.logprob, &chunk.entropy);
         }

@@ -26,7 +26,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::quadrants::PILOT_SHARE;
-use crate::scores::{Column, quantiles, read_chunks};
+use crate::table::{Column, quantiles, read_chunks};
 use crate::{Error, Result};
 
 /// A gate by name. [`Gate::bind`] makes the weight function of it.
@@ -287,8 +287,8 @@ fn known_gates() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scores::finished_parts;
-    use crate::scores::testing::{Example, token, write_parts};
+    use crate::table::finished_parts;
+    use crate::table::testing::{Example, token, write_parts};
 
     fn weight(gate: &str, logprob: f32, entropy: f32, entropy_topk: f32) -> f32 {
         let population = Population {

@@ -7,7 +7,7 @@
 //! The data go through the modules in the order in which they are declared here:
 //!
 //! ```text
-//! files --dataset--> Example --tokens--> Sequence --engine--> TokenStatistics --scores--> tables
+//! files --dataset--> Example --tokens--> Sequence --engine--> TokenStatistics --table--> Parquet
 //!                                           |                                               |
 //!                          model, kernels run it; eval scores            quadrants, gate, maps, report read them
 //!                                    benchmarks with it
@@ -16,7 +16,7 @@
 //! `train` goes the same way and back: the statistics of the forward pass weigh each token's loss, by a [`gate`].
 //!
 //! A module uses only modules above it, and each foreign world stays in its rooms: candle in `kernels`, `model`, `engine` and `train`,
-//! polars from `scores` on, plotters in `maps`, clap and indicatif in `cli`, tokenizers and minijinja in `tokens`, `unsafe` in
+//! polars from `table` on, plotters in `maps`, clap and indicatif in `cli`, tokenizers and minijinja in `tokens`, `unsafe` in
 //! `kernels`. A test reads the `use` lines (`tests/layers.rs`).
 
 pub mod error;
@@ -36,7 +36,7 @@ pub mod model;
 
 pub mod engine;
 
-pub mod scores;
+pub mod table;
 
 pub mod quadrants;
 

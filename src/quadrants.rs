@@ -21,8 +21,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-pub use crate::scores::Quadrant;
-use crate::scores::{Column, quantiles, read_chunks};
+pub use crate::table::Quadrant;
+use crate::table::{Column, quantiles, read_chunks};
 use crate::{Error, Result};
 
 /// What the user asks for: `--thresholds fixed|pilot|groups|tail[:FDR]|p=P,H=H`.
@@ -234,8 +234,8 @@ fn short(value: f32) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scores::finished_parts;
-    use crate::scores::testing::{Example, random_examples, token, write_parts};
+    use crate::table::finished_parts;
+    use crate::table::testing::{Example, random_examples, token, write_parts};
 
     #[test]
     fn the_four_corners_and_the_lines_themselves() {
@@ -324,7 +324,7 @@ mod tests {
         let n = 400;
         let mut discoveries = 0;
         for seed in 0..200 {
-            let mut random = crate::scores::testing::random(seed * 7919 + 1);
+            let mut random = crate::table::testing::random(seed * 7919 + 1);
             let values: Vec<f32> = (0..n).map(|_| random()).collect();
             let small = values.iter().copied().filter(|value| *value <= 0.05).collect();
             discoveries += usize::from(benjamini_hochberg(small, n, 0.05).is_some());

@@ -17,7 +17,7 @@ const ORDER: &[&str] = &[
     "kernels",
     "model",
     "engine",
-    "scores",
+    "table",
     "quadrants",
     "gate",
     "maps",
@@ -34,7 +34,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     // The readers of Parquet and Arrow are the table library's.
     (
         "polars",
-        &["error", "dataset/frame.rs", "dataset/parquet.rs", "dataset/arrow.rs", "scores", "quadrants", "maps", "eval", "report"],
+        &["error", "dataset/frame.rs", "dataset/parquet.rs", "dataset/arrow.rs", "table", "quadrants", "maps", "eval", "report"],
     ),
     ("plotters", &["maps"]),
     ("clap", &["cli"]),

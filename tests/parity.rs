@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use diagnose::quadrants::{Thresholds, resolve};
-use diagnose::scores::{Column, TokenChunk, read_chunks};
+use diagnose::table::{Column, TokenChunk, read_chunks};
 
 use crate::workdir::{Workdir, default_model, shared};
 

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use diagnose::scores::{Column, read_chunks};
+use diagnose::table::{Column, read_chunks};
 use serde_json::Value;
 
 use crate::tiny_model;

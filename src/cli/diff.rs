@@ -13,7 +13,7 @@ use crate::eval::{self, Job, Named, Way, harness, movement, retention, tasks};
 use crate::model::{DEFAULT_MODEL, Reference};
 use crate::report::diff::{Diff, Distance, What, terminal, write};
 use crate::run::Watch;
-use crate::scores::TOKENS_FILE;
+use crate::table::TOKENS_FILE;
 
 /// Say what changed between two models, two evaluations or two score runs
 ///

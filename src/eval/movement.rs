@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::scores::{Chunks, Column, Quadrant, TOKENS_FILE, TokenChunk, read_chunks};
+use crate::table::{Chunks, Column, Quadrant, TOKENS_FILE, TokenChunk, read_chunks};
 
 /// diff.json of two score runs. Quadrants are in the order of [`Quadrant::ALL`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

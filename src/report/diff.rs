@@ -16,8 +16,8 @@ use crate::eval::retention::Retention;
 use crate::files::write_atomically;
 use crate::format::thousands;
 use crate::maps::{self, forest};
-use crate::scores::Quadrant;
 use crate::stats::Estimate;
+use crate::table::Quadrant;
 
 #[derive(Serialize)]
 pub struct Diff {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::summary::{ByQuadrant, share};
 use crate::gate::{Gate, Weight};
-use crate::scores::{Quadrant, TokenChunk};
+use crate::table::{Quadrant, TokenChunk};
 
 /// One gate over the whole data set.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

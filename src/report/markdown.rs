@@ -11,7 +11,7 @@ use super::terminal::name;
 use super::{Report, quoted};
 use crate::engine::TOP_K;
 use crate::format::{percent_in_table, thousands};
-use crate::scores::Quadrant;
+use crate::table::Quadrant;
 
 /// Where the numbers come from.
 pub struct Origin {

@@ -19,7 +19,7 @@ use super::ranking::Ranking;
 use crate::Result;
 use crate::dataset::PlantedSpan;
 use crate::quadrants::Resolved;
-use crate::scores::{Column, read_chunks};
+use crate::table::{Column, read_chunks};
 
 /// The share of all tokens that a person would look at.
 const LOOKED_AT: f64 = 0.01;
@@ -158,8 +158,8 @@ fn score_ranking(mut tokens: Vec<(f32, bool)>) -> Scores {
 mod tests {
     use super::*;
     use crate::quadrants::{Thresholds, resolve};
-    use crate::scores::finished_parts;
-    use crate::scores::testing::{Example, random, token, write_parts};
+    use crate::table::finished_parts;
+    use crate::table::testing::{Example, random, token, write_parts};
 
     #[test]
     fn small_rankings_by_hand() {

@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::quadrants::Resolved;
-use crate::scores::{Quadrant, TokenChunk};
+use crate::table::{Quadrant, TokenChunk};
 
 /// A score of tokens, larger where a conflict is more likely.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

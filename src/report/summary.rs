@@ -18,7 +18,7 @@ use super::ranking::Ranking;
 use crate::Result;
 use crate::gate::{Gate, Population};
 use crate::quadrants::Resolved;
-use crate::scores::{Column, Quadrant, Row, TokenChunk, read_chunks, texts_of};
+use crate::table::{Column, Quadrant, Row, TokenChunk, read_chunks, texts_of};
 
 /// What summary.json holds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -440,15 +440,14 @@ fn conflict_rows(rows: &[Row]) -> Vec<ConflictRow> {
 mod tests {
     use super::*;
     use crate::quadrants::{Thresholds, resolve};
-    use crate::scores::testing::{Example, random_examples, token, write_parts};
-    use crate::scores::{ROWS_FILE, TOKENS_FILE, finish, read_rows};
+    use crate::table::testing::{Example, random_examples, token, write_parts};
+    use crate::table::{ROWS_FILE, TOKENS_FILE, finish, read_rows};
 
     fn summary_of(examples: &[Example], thresholds: Thresholds) -> Summary {
         let run = tempfile::tempdir().unwrap();
         let half = examples.len() / 2;
         write_parts(run.path(), &[&examples[..half], &examples[half..]]);
-        let parts: Vec<PathBuf> =
-            crate::scores::finished_parts(run.path()).unwrap().into_iter().map(|part| part.tokens).collect();
+        let parts: Vec<PathBuf> = crate::table::finished_parts(run.path()).unwrap().into_iter().map(|part| part.tokens).collect();
         let resolved = resolve(thresholds, &parts).unwrap();
         finish(run.path(), |logprob, entropy, tail| resolved.label(logprob, entropy, tail)).unwrap();
         let rows = read_rows(&run.path().join(ROWS_FILE)).unwrap();

@@ -6,7 +6,7 @@ use super::ranking::Ranking;
 use super::summary::{Cell, Summary, Surprise};
 use super::{Report, quoted};
 use crate::format::{percent_in_table, thousands};
-use crate::scores::Quadrant;
+use crate::table::Quadrant;
 
 /// What stands above the numbers.
 pub struct Heading {

@@ -26,7 +26,7 @@ use crate::report::markdown;
 use crate::report::planted::{RankingQuality, ranking_quality};
 use crate::report::summary::{Summary, summarise};
 use crate::report::terminal::Heading;
-use crate::scores::{Column, Quadrant, ROWS_FILE, TOKENS_FILE, finish as join_parts, finished_parts, read_chunks, read_rows};
+use crate::table::{Column, Quadrant, ROWS_FILE, TOKENS_FILE, finish as join_parts, finished_parts, read_chunks, read_rows};
 
 pub const RUN_FILE: &str = "run.json";
 const SUMMARY_FILE: &str = "summary.json";

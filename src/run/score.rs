@@ -19,7 +19,7 @@ use crate::files::write_json;
 use crate::kernels::TokenStatistics;
 use crate::kernels::allocator;
 use crate::maps::fidelity::Fidelity;
-use crate::scores::{PARTS_FOLDER, PartWriter, ScoredExample, SkippedExample, TOKENS_FILE, finished_parts, read_rows};
+use crate::table::{PARTS_FOLDER, PartWriter, ScoredExample, SkippedExample, TOKENS_FILE, finished_parts, read_rows};
 use crate::tokens::Sequence;
 
 /// What a kill can cost: half a minute of work at a few hundred tokens per second.
@@ -119,7 +119,7 @@ fn is_finished(plan: &Plan) -> Result<bool> {
     if !tokens.exists() {
         return Ok(false);
     }
-    let found = crate::scores::read_provenance(&tokens)?;
+    let found = crate::table::read_provenance(&tokens)?;
     match found.iter().find(|(name, _)| name == "diagnose.identity") {
         // Parts beside a finished table are what a killed run had not put away yet: the finishing pass does.
         Some((_, identity)) if *identity == plan.identity => Ok(!plan.out.join(PARTS_FOLDER).exists()),

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::step::StepToken;
 use crate::quadrants::{Resolved, Thresholds};
-use crate::scores::Quadrant;
+use crate::table::Quadrant;
 
 /// Tokens of high and of low entropy, in nats: the groups of the paper's Figure 4.
 pub const HIGH_ENTROPY: f32 = 2.0;

@@ -27,7 +27,7 @@ use crate::kernels::{Dtype, Kernels, TokenStatistics};
 use crate::maps;
 use crate::model::{AdapterSwitch, Info, LoadOptions, Model, Parameter, Placement, Reference, memory};
 use crate::quadrants::{Resolved, Thresholds};
-use crate::scores::{ROWS_FILE, TOKENS_FILE, read_rows};
+use crate::table::{ROWS_FILE, TOKENS_FILE, read_rows};
 use crate::tokens::{Renderer, Sequence};
 
 pub const RUN_FILE: &str = "run.json";
@@ -610,7 +610,7 @@ fn preview(model: &Model, sequences: &[Sequence], weights: &[RowWeight], loss: &
     let tokens: Vec<TokenStatistics> = scores.into_iter().flatten().collect();
     let (sum, squares) = (weights.iter().sum::<f64>(), weights.iter().map(|w| w * w).sum::<f64>());
     let label = |token: &&TokenStatistics| {
-        thresholds.label(token.logprob, token.entropy, token.tail) == crate::scores::Quadrant::ConfidentConflict
+        thresholds.label(token.logprob, token.entropy, token.tail) == crate::table::Quadrant::ConfidentConflict
     };
     let n = tokens.len().max(1) as f64;
     Ok(Preview {
