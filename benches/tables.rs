@@ -11,11 +11,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use diagnose::dataset::Place;
+use diagnose::diagnosis::quadrants::{Thresholds, resolve};
+use diagnose::diagnosis::summary::summarise;
 use diagnose::kernels::TokenStatistics;
 use diagnose::maps::density::{self, Density};
 use diagnose::maps::{Caption, Cuts};
-use diagnose::quadrants::{Thresholds, resolve};
-use diagnose::report::summary::summarise;
 use diagnose::table::{self, Column, PartWriter, Quadrant, ScoredExample};
 use diagnose::tokens::{Sequence, Span};
 

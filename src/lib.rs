@@ -38,13 +38,11 @@ pub mod engine;
 
 pub mod table;
 
-pub mod quadrants;
-
-pub mod gate;
-
-pub mod maps;
+pub mod diagnosis;
 
 pub mod eval;
+
+pub mod maps;
 
 pub mod report;
 

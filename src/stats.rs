@@ -88,6 +88,11 @@ pub fn macro_difference(tasks: &[(&[Term], &[Term])]) -> Estimate {
     Estimate { value, stderr: Some(deviation(&means)), ci95: Some(percentile_interval(means)) }
 }
 
+/// `part / whole`, and 0 of nothing.
+pub fn share(part: f64, whole: f64) -> f64 {
+    if whole == 0.0 { 0.0 } else { part / whole }
+}
+
 /// Two-sided exact p-value of McNemar's test: `lost` items went from right to wrong, `gained` the other way. 1 without flips.
 pub fn mcnemar_exact(lost: u64, gained: u64) -> f64 {
     let n = lost + gained;

@@ -18,10 +18,9 @@ const ORDER: &[&str] = &[
     "model",
     "engine",
     "table",
-    "quadrants",
-    "gate",
-    "maps",
+    "diagnosis",
     "eval",
+    "maps",
     "report",
     "run",
     "train",
@@ -34,7 +33,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     // The readers of Parquet and Arrow are the table library's.
     (
         "polars",
-        &["error", "dataset/frame.rs", "dataset/parquet.rs", "dataset/arrow.rs", "table", "quadrants", "maps", "eval", "report"],
+        &["error", "dataset/frame.rs", "dataset/parquet.rs", "dataset/arrow.rs", "table", "diagnosis", "maps", "eval", "report"],
     ),
     ("plotters", &["maps"]),
     ("clap", &["cli"]),

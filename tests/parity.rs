@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use diagnose::quadrants::{Thresholds, resolve};
+use diagnose::diagnosis::quadrants::{Thresholds, resolve};
 use diagnose::table::{Column, TokenChunk, read_chunks};
 
 use crate::workdir::{Workdir, default_model, shared};

@@ -6,10 +6,11 @@ use serde_json::Value;
 
 use super::eval::Options;
 use super::progress::Terminal;
+use crate::diagnosis::movement;
 use crate::error::{Context, Error, Result};
 use crate::eval::compare::{self, Side};
 use crate::eval::results::SCORES_FILE;
-use crate::eval::{self, Job, Named, Way, harness, movement, retention, tasks};
+use crate::eval::{self, Job, Named, Way, harness, retention, tasks};
 use crate::model::{DEFAULT_MODEL, Reference};
 use crate::report::diff::{Diff, Distance, What, terminal, write};
 use crate::run::Watch;

@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use super::progress::Terminal;
 use crate::dataset::{FieldMap, Format, ReadOptions};
+use crate::diagnosis::quadrants::Thresholds;
 use crate::error::{Context, Error, Result};
 use crate::kernels::{Dtype, Kernels};
 use crate::model::Placement;
-use crate::quadrants::Thresholds;
 use crate::report::terminal;
 use crate::run::{self, Job, Outcome};
 use crate::tokens::{RenderOptions, Supervise};

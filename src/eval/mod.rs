@@ -24,7 +24,6 @@ pub mod divergence;
 pub mod fewshot;
 pub mod harness;
 pub mod metrics;
-pub mod movement;
 pub mod requests;
 pub mod results;
 pub mod retention;

@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::density::Density;
-use super::fidelity::Fidelity;
 use super::gradient::Gradient;
 use super::scene::Scene;
 use super::tail::Tail;
 use super::tokens::{FrequentTokens, TokenCount};
 use super::*;
+use crate::diagnosis::fidelity::Fidelity;
 
 const VOCAB_SIZE: usize = 49_152;
 

@@ -8,10 +8,10 @@ use serde::Serialize;
 
 use super::document::{self, Block, Inline, plain, strong};
 use super::terminal::name;
+use crate::diagnosis::movement::{Change, Movement};
 use crate::error::{Context, Result};
 use crate::eval::compare::{Comparison, Flips, MacroChange, MetricChange, TaskChange};
 use crate::eval::divergence::Divergence;
-use crate::eval::movement::{Change, Movement};
 use crate::eval::retention::Retention;
 use crate::files::write_atomically;
 use crate::format::thousands;

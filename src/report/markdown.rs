@@ -3,12 +3,13 @@
 use std::fmt::Write;
 
 use super::document::escaped;
-use super::gates::GatePreview;
-use super::planted::RankingQuality;
-use super::ranking::Ranking;
-use super::summary::{Breakdown, Summary};
+use super::quoted;
 use super::terminal::name;
-use super::{Report, quoted};
+use crate::diagnosis::Report;
+use crate::diagnosis::gate_preview::GatePreview;
+use crate::diagnosis::planted::RankingQuality;
+use crate::diagnosis::ranking::Ranking;
+use crate::diagnosis::summary::{Breakdown, Summary};
 use crate::engine::TOP_K;
 use crate::format::{percent_in_table, thousands};
 use crate::table::Quadrant;

@@ -2,9 +2,10 @@
 
 use std::fmt::Write;
 
-use super::ranking::Ranking;
-use super::summary::{Cell, Summary, Surprise};
-use super::{Report, quoted};
+use super::quoted;
+use crate::diagnosis::Report;
+use crate::diagnosis::ranking::Ranking;
+use crate::diagnosis::summary::{Cell, Summary, Surprise};
 use crate::format::{percent_in_table, thousands};
 use crate::table::Quadrant;
 

@@ -8,11 +8,11 @@ use serde::{Deserialize, Serialize};
 
 use super::Watch;
 use crate::dataset::{Dataset, Example, Place, PlantedSpan, ReadOptions, Record};
+use crate::diagnosis::quadrants::Thresholds;
 use crate::error::{Context, Error, Result};
 use crate::files::sha256;
 use crate::kernels::{Dtype, Kernels};
 use crate::model::{LoadOptions, Model, Placement, Reference};
-use crate::quadrants::Thresholds;
 use crate::tokens::{Audit, RenderOptions, Rendered, Renderer};
 
 /// The main job as the user asked for it.

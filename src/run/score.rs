@@ -13,12 +13,12 @@ use serde_json::json;
 
 use super::Watch;
 use super::plan::{Item, Plan, rendered};
+use crate::diagnosis::fidelity::Fidelity;
 use crate::engine::{self, Work};
 use crate::error::{Context, Error, Result};
 use crate::files::write_json;
 use crate::kernels::TokenStatistics;
 use crate::kernels::allocator;
-use crate::maps::fidelity::Fidelity;
 use crate::table::{PARTS_FOLDER, PartWriter, ScoredExample, SkippedExample, TOKENS_FILE, finished_parts, read_rows};
 use crate::tokens::Sequence;
 

@@ -25,8 +25,8 @@ use std::str::FromStr;
 use serde_json::{Value, json};
 
 use crate::dataset::{Example, Role};
+use crate::diagnosis::gate::Gate;
 use crate::error::{Context, Error, Result};
-use crate::gate::Gate;
 use crate::model::LoraSettings;
 use crate::tokens::Supervise;
 use yaml::{Yaml, number};

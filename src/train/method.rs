@@ -25,8 +25,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::diagnosis::gate::{Gate, Population, Weight};
 use crate::error::{Error, Result};
-use crate::gate::{Gate, Population, Weight};
 use crate::kernels::TokenStatistics;
 use crate::kernels::head::{Divergence, TokenLoss};
 
@@ -129,7 +129,7 @@ impl Method {
     pub fn gate(self) -> Gate {
         match self {
             Method::Eaft => Gate::EaftPower { exponent: 1.0 },
-            Method::Mask => Gate::EaftMask { share: crate::quadrants::PILOT_SHARE },
+            Method::Mask => Gate::EaftMask { share: crate::diagnosis::quadrants::PILOT_SHARE },
             Method::Pilot => Gate::Pilot,
             Method::Dft | Method::Asft => Gate::Dft,
             Method::Talr => Gate::Talr,

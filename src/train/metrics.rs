@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::step::StepToken;
-use crate::quadrants::{Resolved, Thresholds};
+use crate::diagnosis::by_quadrant::ByQuadrant;
+use crate::diagnosis::quadrants::{Resolved, Thresholds};
 use crate::table::Quadrant;
 
 /// Tokens of high and of low entropy, in nats: the groups of the paper's Figure 4.
@@ -37,7 +38,7 @@ pub struct StepMetrics {
     /// Mean divergence from the base model at these tokens, for the methods that compute it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub kl_to_base: Option<f64>,
-    pub by_quadrant: ByQuadrant,
+    pub by_quadrant: ByQuadrant<Group>,
     /// Entropy of 2 nats or more, and of half a nat or less.
     pub high_entropy: Group,
     pub low_entropy: Group,
@@ -50,14 +51,6 @@ pub struct StepMetrics {
 pub struct Group {
     pub tokens: u64,
     pub cross_entropy: Option<f64>,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-pub struct ByQuadrant {
-    pub confident_conflict: Group,
-    pub uncertain: Group,
-    pub confident: Group,
-    pub hesitant: Group,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
@@ -112,12 +105,7 @@ impl StepMetrics {
             supervised: all().count() as u64,
             effective_tokens: if squares > 0.0 { weights * weights / squares } else { 0.0 },
             mean_weight: weights / n,
-            by_quadrant: ByQuadrant {
-                confident_conflict: quadrant(Quadrant::ConfidentConflict),
-                uncertain: quadrant(Quadrant::Uncertain),
-                confident: quadrant(Quadrant::Confident),
-                hesitant: quadrant(Quadrant::Hesitant),
-            },
+            by_quadrant: ByQuadrant::from_fn(quadrant),
             high_entropy: group(&|token| token.statistics.entropy >= HIGH_ENTROPY),
             low_entropy: group(&|token| token.statistics.entropy <= LOW_ENTROPY),
             ..StepMetrics::default()
@@ -160,5 +148,5 @@ impl StepMetrics {
 
 /// The quadrants of the default thresholds, which need no table.
 pub fn fixed_thresholds() -> crate::Result<Resolved> {
-    crate::quadrants::resolve(Thresholds::default(), &[])
+    crate::diagnosis::quadrants::resolve(Thresholds::default(), &[])
 }

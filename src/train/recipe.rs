@@ -7,8 +7,8 @@ use super::method::{Method, Normaliser};
 use super::options::Options;
 use super::schedule::Shape;
 use crate::dataset::Dataset;
+use crate::diagnosis::gate::Gate;
 use crate::error::{Error, Result};
-use crate::gate::Gate;
 use crate::kernels::Dtype;
 use crate::model::{LoraSettings, Reference};
 

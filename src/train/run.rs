@@ -18,15 +18,15 @@ use super::schedule::Schedule;
 use super::step::{Base, RowWeight, StepOptions, accumulate, supervised};
 use super::{Method, Watch};
 use crate::dataset::{DataFile, Dataset};
+use crate::diagnosis::gate::{Gate, Population};
+use crate::diagnosis::quadrants::{Resolved, Thresholds};
 use crate::engine::{self, Work};
 use crate::error::{Context, Error, Result};
 use crate::files::sha256;
 use crate::files::{write_atomically, write_json};
-use crate::gate::{Gate, Population};
 use crate::kernels::{Dtype, Kernels, TokenStatistics};
 use crate::maps;
 use crate::model::{AdapterSwitch, Info, LoadOptions, Model, Parameter, Placement, Reference, memory};
-use crate::quadrants::{Resolved, Thresholds};
 use crate::table::{ROWS_FILE, TOKENS_FILE, read_rows};
 use crate::tokens::{Renderer, Sequence};
 

@@ -12,7 +12,7 @@ use super::adamw::{AdamW, AdamWOptions, gradient_norm};
 use super::method::{Loss, Method, Normaliser, Share, flow_weights};
 use super::schedule::{Schedule, Shape};
 use super::step::{Base, RowWeight, StepOptions, accumulate};
-use crate::gate::{Gate, Population};
+use crate::diagnosis::gate::{Gate, Population};
 use crate::kernels::head::{HeadOptions, TokenLoss, head_gradient};
 use crate::kernels::matmul::Matrix;
 use crate::kernels::{Dtype, Kernels};

@@ -2,8 +2,8 @@
 
 use super::yaml::{Yaml, list, number, text};
 use super::{Batch, DATA, DEEPSPEED, Length, Loss, Recipe, model, not_offered, optimiser};
+use crate::diagnosis::gate::Gate;
 use crate::error::{Error, Result};
-use crate::gate::Gate;
 use crate::tokens::Supervise;
 
 pub fn config(recipe: &Recipe, batch: &Batch) -> Result<String> {

@@ -4,8 +4,8 @@ use serde_json::{Value, json};
 
 use super::yaml::{Yaml, number, text};
 use super::{Batch, DATA, DEEPSPEED, Length, Loss, Recipe, model, not_offered, optimiser};
+use crate::diagnosis::gate::Gate;
 use crate::error::{Error, Result};
-use crate::gate::Gate;
 use crate::tokens::Supervise;
 
 const DATASET: &str = "train";

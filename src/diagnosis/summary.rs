@@ -13,11 +13,13 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::gates::{GatePreview, GateSums};
+use super::by_quadrant::ByQuadrant;
+use super::gate::{Gate, Population};
+use super::gate_preview::{GatePreview, GateSums};
+use super::quadrants::Resolved;
 use super::ranking::Ranking;
-use crate::Result;
-use crate::gate::{Gate, Population};
-use crate::quadrants::Resolved;
+use crate::error::Result;
+use crate::stats::share;
 use crate::table::{Column, Quadrant, Row, TokenChunk, read_chunks, texts_of};
 
 /// What summary.json holds.
@@ -146,35 +148,6 @@ pub struct Surprise {
     pub score: f32,
 }
 
-/// One thing per quadrant.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-pub struct ByQuadrant<T> {
-    pub confident_conflict: T,
-    pub uncertain: T,
-    pub confident: T,
-    pub hesitant: T,
-}
-
-impl<T> ByQuadrant<T> {
-    pub fn from_fn(mut of: impl FnMut(Quadrant) -> T) -> ByQuadrant<T> {
-        ByQuadrant {
-            confident_conflict: of(Quadrant::ConfidentConflict),
-            uncertain: of(Quadrant::Uncertain),
-            confident: of(Quadrant::Confident),
-            hesitant: of(Quadrant::Hesitant),
-        }
-    }
-
-    pub fn get(&self, quadrant: Quadrant) -> &T {
-        match quadrant {
-            Quadrant::ConfidentConflict => &self.confident_conflict,
-            Quadrant::Uncertain => &self.uncertain,
-            Quadrant::Confident => &self.confident,
-            Quadrant::Hesitant => &self.hesitant,
-        }
-    }
-}
-
 /// The columns that a summary reads.
 const COLUMNS: [Column; 13] = [
     Column::Row,
@@ -212,11 +185,6 @@ pub fn summarise(tables: &[PathBuf], rows: &[Row], thresholds: &Resolved) -> Res
     }
     let gates = gates.into_iter().map(GateSums::finish).collect();
     sums.finish(tables, rows, thresholds, gates)
-}
-
-/// `part / whole`, and 0 of nothing.
-pub(super) fn share(part: f64, whole: f64) -> f64 {
-    if whole == 0.0 { 0.0 } else { part / whole }
 }
 
 /// What one pass over the tokens collects.
@@ -439,7 +407,7 @@ fn conflict_rows(rows: &[Row]) -> Vec<ConflictRow> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::quadrants::{Thresholds, resolve};
+    use crate::diagnosis::quadrants::{Thresholds, resolve};
     use crate::table::testing::{Example, random_examples, token, write_parts};
     use crate::table::{ROWS_FILE, TOKENS_FILE, finish, read_rows};
 

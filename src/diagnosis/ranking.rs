@@ -1,10 +1,10 @@
 //! Rankings of tokens by how likely they are to be conflicts.
 //!
-//! The quadrants say yes or no; a person who reads the data wants the worst first. `report::planted` measures the rankings.
+//! The quadrants say yes or no; a person who reads the data wants the worst first. `planted` measures the rankings.
 
 use serde::{Deserialize, Serialize};
 
-use crate::quadrants::Resolved;
+use super::quadrants::Resolved;
 use crate::table::{Quadrant, TokenChunk};
 
 /// A score of tokens, larger where a conflict is more likely.

@@ -15,10 +15,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::quadrants::Resolved;
 use super::ranking::Ranking;
-use crate::Result;
 use crate::dataset::PlantedSpan;
-use crate::quadrants::Resolved;
+use crate::error::Result;
 use crate::table::{Column, read_chunks};
 
 /// The share of all tokens that a person would look at.
@@ -157,7 +157,7 @@ fn score_ranking(mut tokens: Vec<(f32, bool)>) -> Scores {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::quadrants::{Thresholds, resolve};
+    use crate::diagnosis::quadrants::{Thresholds, resolve};
     use crate::table::finished_parts;
     use crate::table::testing::{Example, random, token, write_parts};
 

@@ -6,8 +6,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::summary::{ByQuadrant, share};
-use crate::gate::{Gate, Weight};
+use super::by_quadrant::ByQuadrant;
+use super::gate::{Gate, Weight};
+use crate::stats::share;
 use crate::table::{Quadrant, TokenChunk};
 
 /// One gate over the whole data set.

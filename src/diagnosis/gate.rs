@@ -25,7 +25,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::quadrants::PILOT_SHARE;
+use super::quadrants::PILOT_SHARE;
 use crate::table::{Column, quantiles, read_chunks};
 use crate::{Error, Result};
 

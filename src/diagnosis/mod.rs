@@ -1,0 +1,35 @@
+//! The token table -> what it says about the data: numbers, for `maps` and `report` to show.
+//!
+//! ```text
+//! quadrants.rs      thresholds, and the quadrant of a token; by_quadrant.rs holds a value for each
+//! gate.rs           what each loss weighs a token by; gate_preview.rs what it would do with the data
+//! summary.rs        shares of tokens, loss and gradient, frequent tokens, conflicts
+//! ranking.rs        tokens by how likely they are to be conflicts; planted.rs measures the rankings on known ones
+//! movement.rs       how the tokens moved between the quadrants from one model to another
+//! fidelity.rs       the top-K entropy as a stand-in for the full one
+//! ```
+
+pub mod by_quadrant;
+pub mod fidelity;
+pub mod gate;
+pub mod gate_preview;
+pub mod movement;
+pub mod planted;
+pub mod quadrants;
+pub mod ranking;
+pub mod summary;
+
+use serde::{Deserialize, Serialize};
+
+use fidelity::FidelityAtK;
+
+/// Everything a run found out: summary.json.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Report {
+    #[serde(flatten)]
+    pub summary: summary::Summary,
+    /// How well the rankings find planted conflicts, where the data carry any.
+    pub planted: Option<planted::RankingQuality>,
+    /// Top-K entropy against the full entropy on a sample, K = 1, 2, ..
+    pub topk_fidelity: Vec<FidelityAtK>,
+}
