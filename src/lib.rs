@@ -41,14 +41,12 @@ pub mod table;
 pub mod diagnosis;
 
 pub mod eval;
+pub mod train;
 
 pub mod maps;
-
 pub mod report;
 
-pub mod run;
-
-pub mod train;
+pub mod jobs;
 
 pub mod cli;
 

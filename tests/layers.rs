@@ -20,10 +20,10 @@ const ORDER: &[&str] = &[
     "table",
     "diagnosis",
     "eval",
+    "train",
     "maps",
     "report",
-    "run",
-    "train",
+    "jobs",
     "cli",
 ];
 

@@ -4,11 +4,12 @@ use std::path::PathBuf;
 
 use super::progress::Terminal;
 use crate::error::{Context, Error, Result};
-use crate::eval::{self, Job, Way, benchmarks, tasks};
+use crate::eval::{benchmarks, tasks};
+use crate::jobs::eval::{self, Job, Way};
+use crate::jobs::score::Watch;
 use crate::kernels::{Dtype, Kernels};
 use crate::model::Placement;
 use crate::report::eval::table;
-use crate::run::Watch;
 
 /// Measure what a model can do, with standard errors
 ///

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::run::{Plan, Watch};
+use crate::jobs::score::{Beginning, Watch};
 use crate::tokens::Audit;
-use crate::train::StepMetrics;
+use crate::train::metrics::StepMetrics;
 
 pub struct Terminal {
     bar: Mutex<Option<ProgressBar>>,
@@ -120,21 +120,21 @@ impl Watch for Terminal {
         self.show("Checking the mask", records, u64::MAX, "{msg}: {pos} rows");
     }
 
-    fn audited(&self, plan: &Plan, audit: &Audit) {
+    fn audited(&self, beginning: &Beginning) {
         self.clear();
-        for file in plan.dataset.files() {
+        for file in beginning.files {
             eprintln!("Reading {} ({})", file.path.display(), file.format);
         }
-        for line in audit.lines() {
+        for line in beginning.audit.lines() {
             eprintln!("{line}");
         }
         eprintln!(
             "Scoring {} supervised tokens of {} in {} rows with {} -> {}",
-            plan.totals.supervised,
-            plan.totals.tokens,
-            plan.totals.scored,
-            plan.model.info.name,
-            plan.out.display()
+            beginning.supervised,
+            beginning.tokens,
+            beginning.rows,
+            beginning.model,
+            beginning.out.display()
         );
     }
 

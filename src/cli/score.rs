@@ -6,10 +6,10 @@ use super::progress::Terminal;
 use crate::dataset::{FieldMap, Format, ReadOptions};
 use crate::diagnosis::quadrants::Thresholds;
 use crate::error::{Context, Error, Result};
+use crate::jobs::score::{self, Job, Outcome};
 use crate::kernels::{Dtype, Kernels};
 use crate::model::Placement;
 use crate::report::terminal;
-use crate::run::{self, Job, Outcome};
 use crate::tokens::{RenderOptions, Supervise};
 
 #[derive(clap::Args)]
@@ -81,8 +81,8 @@ pub fn run(args: Args, command_line: &str) -> Result<()> {
     let json = args.json;
     let watch = Terminal::new();
     let outcome = match run_folder(&args)? {
-        Some(folder) => run::sort_again(&folder, args.thresholds, command_line, &watch)?,
-        None => run::run(&job(args, command_line)?, &watch)?,
+        Some(folder) => score::sort_again(&folder, args.thresholds, command_line, &watch)?,
+        None => score::run(&job(args, command_line)?, &watch)?,
     };
     drop(watch);
     print(&outcome, json)

@@ -9,9 +9,11 @@ use serde::Serialize;
 use super::progress::Terminal;
 use crate::error::{Context, Error, Result};
 use crate::format::thousands;
-use crate::run;
+use crate::jobs::train::{Job, Outcome, Plan, TrainRecord, Trainer};
+use crate::jobs::{score, train};
 use crate::tokens::Audit;
-use crate::train::{self, Job, Options, Outcome, Plan, StepMetrics, TrainRecord, Trainer};
+use crate::train::metrics::StepMetrics;
+use crate::train::options::Options;
 
 /// Fine-tune a model on the data: full or with low-rank adapters, with EAFT or the losses it is compared with
 ///
@@ -317,8 +319,7 @@ fn weight(text: &str) -> Result<(String, toml::Value)> {
 fn emit(program: &str, options: &Options) -> Result<()> {
     let target = program.parse()?;
     let watch = Terminal::new();
-    let (folder, rows) =
-        train::emit_recipe(options, target, &|what, done, total| run::Watch::fetching(&watch, what, done, total))?;
+    let (folder, rows) = train::emit(options, target, &|what, done, total| score::Watch::fetching(&watch, what, done, total))?;
     drop(watch);
     super::print(&format!("{} rows and a configuration for {program} in {}\n", thousands(rows), folder.display()))
 }
@@ -411,16 +412,16 @@ impl Progress {
 }
 
 impl train::Watch for Progress {
-    fn of_scoring(&self) -> &dyn run::Watch {
+    fn of_scoring(&self) -> &dyn score::Watch {
         &self.terminal
     }
 
     fn fetching(&self, what: &str, done: u64, total: u64) {
-        run::Watch::fetching(&self.terminal, what, done, total);
+        score::Watch::fetching(&self.terminal, what, done, total);
     }
 
     fn reading(&self, records: u64) {
-        run::Watch::auditing(&self.terminal, records);
+        score::Watch::auditing(&self.terminal, records);
     }
 
     fn audited(&self, audit: &Audit) {
@@ -438,7 +439,7 @@ impl train::Watch for Progress {
     }
 
     fn stage(&self, what: &str) {
-        run::Watch::finishing(&self.terminal, what);
+        score::Watch::finishing(&self.terminal, what);
     }
 
     fn interrupted(&self) -> bool {

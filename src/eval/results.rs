@@ -1,22 +1,15 @@
-//! scores.json: what an evaluation found, and the folder that holds it.
-//!
-//! A folder belongs to one model at one precision. Tasks that it holds already are not evaluated again, so that an interrupted
-//! command goes on where it stopped, and another one adds its tasks. samples.parquet is written before scores.json: samples
-//! without a score are those of a task that was cut off, and are dropped.
+//! scores.json: what an evaluation found.
 
-use std::collections::{BTreeMap, HashMap};
-use std::io::Write;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::metrics::{Sample, metrics, primary};
-use super::samples::{self, SAMPLES_FILE};
 use super::score::Scored;
-use super::tasks::{FewShot, Kind, Task};
-use crate::error::{Context, Error, Result};
+use super::tasks::{Kind, Task};
+use crate::error::{Context, Result};
 use crate::files::sha256;
-use crate::files::write_atomically;
 use crate::model::Placement;
 use crate::stats::{Estimate, estimate, ratio};
 
@@ -136,63 +129,6 @@ fn groups(kind: Kind, samples: &[Sample]) -> BTreeMap<String, GroupScore> {
         GroupScore { n: samples.len(), value: ratio(&first.terms, first.link) }
     };
     members.iter().map(|(group, samples)| (group.to_string(), score(samples))).collect()
-}
-
-/// An evaluation folder that is being written.
-pub struct Folder {
-    path: PathBuf,
-    pub scores: Scores,
-    samples: HashMap<String, Vec<Sample>>,
-}
-
-impl Folder {
-    /// A new folder, or one that an evaluation of the same model has left.
-    pub fn open(path: &Path, identity: Identity, command: &str) -> Result<Folder> {
-        std::fs::create_dir_all(path).context_at(path, "cannot create the folder")?;
-        let mut folder = Folder {
-            path: path.to_owned(),
-            scores: Scores {
-                program: env!("CARGO_PKG_NAME").to_owned(),
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-                command: command.to_owned(),
-                identity,
-                tasks: Tasks::new(),
-            },
-            samples: HashMap::new(),
-        };
-        if path.join(SCORES_FILE).exists() {
-            let before = read_scores(path)?;
-            if (&before.identity, &before.version) != (&folder.scores.identity, &folder.scores.version) {
-                let Identity { model, dtype, .. } = &before.identity;
-                return Err(Error::new(format!("the folder holds the scores of another evaluation: {model}, {dtype}"))
-                    .at(path)
-                    .cure("Give another --out, or the same --model, --dtype, --kernels, --device and --max-len."));
-            }
-            folder.scores.tasks = before.tasks;
-            folder.samples = samples::read(&path.join(SAMPLES_FILE))?;
-        }
-        Ok(folder)
-    }
-
-    /// Has this task been evaluated, on the same items?
-    pub fn holds(&self, task: &Task, limit: Option<usize>) -> bool {
-        self.scores.tasks.get(&task.name).is_some_and(|scores| {
-            let few_shot = (scores.few_shot > 0).then_some(FewShot { n: scores.few_shot, seed: scores.seed });
-            (scores.version, &scores.data_sha256, scores.limit, few_shot) == (task.version, &task.sha256, limit, task.few_shot)
-                && self.samples.get(&task.name).is_some_and(|samples| samples.len() == scores.n)
-        })
-    }
-
-    /// Writes a finished task, in the place of an older one of that name.
-    pub fn add(&mut self, name: &str, scores: TaskScores, samples: Vec<Sample>) -> Result<()> {
-        self.scores.tasks.insert(name.to_owned(), scores);
-        self.samples.insert(name.to_owned(), samples);
-        let samples_of = |name: &String| self.samples.get(name).map_or(&[][..], Vec::as_slice);
-        let tables: Vec<(&str, &[Sample])> = self.scores.tasks.keys().map(|name| (name.as_str(), samples_of(name))).collect();
-        samples::write(&self.path.join(SAMPLES_FILE), &tables)?;
-        let json = serde_json::to_string_pretty(&self.scores).context("cannot write down the scores")?;
-        write_atomically(&self.path.join(SCORES_FILE), |file| writeln!(file, "{json}").context("cannot write the scores"))
-    }
 }
 
 pub fn read_scores(folder: &Path) -> Result<Scores> {

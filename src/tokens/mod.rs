@@ -2,13 +2,14 @@
 //!
 //! An example becomes text through the model's own chat template (`template`), the places of the answers in that text are found
 //! by rendering prefixes of the conversation (`turns`), and the text is tokenised so that every answer begins on a token boundary
-//! (`render`). What looks wrong on the way is counted (`audit`).
+//! (`render`), record by record on all cores (`records`). What looks wrong on the way is counted (`audit`).
 //!
 //! The room knows nothing of model files: a vocabulary comes from a tokenizer.json or as the plain struct [`GgufVocabulary`].
 
 mod audit;
 mod gguf;
 mod python;
+mod records;
 mod render;
 mod template;
 #[cfg(test)]
@@ -18,6 +19,7 @@ mod turns;
 
 pub use audit::{Audit, Finding, RowAudit};
 pub use gguf::GgufVocabulary;
+pub use records::{Item, rendered};
 pub use render::{RenderOptions, Rendered, Renderer, Supervise};
 pub use template::ChatTemplate;
 pub use tokenizer::{Token, Tokenizer};

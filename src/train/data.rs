@@ -12,8 +12,7 @@ use super::step::supervised;
 use crate::dataset::{Dataset, Place};
 use crate::error::{Error, Result};
 use crate::random::SplitMix;
-use crate::run::rendered;
-use crate::tokens::{Audit, Renderer, Sequence};
+use crate::tokens::{Audit, Renderer, Sequence, rendered};
 
 /// Sequences with something to learn, and the rows held out.
 pub struct TrainingSet {

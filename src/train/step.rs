@@ -11,7 +11,7 @@ use crate::kernels::head::{Divergence, head_gradient};
 use crate::model::{AdapterSwitch, Batch, Model};
 use crate::tokens::Sequence;
 
-use super::method::{BatchLoss, Loss, Share};
+use super::method::{BatchLoss, Loss, Method, Share};
 
 /// Where the base model's distributions come from, for the methods that stay near it.
 pub enum Base<'a> {
@@ -165,7 +165,7 @@ fn base_hidden(model: &Model, base: &Base, batch: &Batch, rows: &[u32]) -> Resul
 
 /// The loss with what it needs to know about the batch: TALR's temperature takes a pass of its own.
 fn batch_loss(model: &Model, sequences: &[Sequence], options: &StepOptions) -> Result<BatchLoss> {
-    if options.loss.method != super::Method::Talr {
+    if options.loss.method != Method::Talr {
         return options.loss.of_batch(None);
     }
     let scores = engine::score(model, sequences, &mut Work::default(), &mut |_| {})?;

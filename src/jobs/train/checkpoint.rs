@@ -11,14 +11,14 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::adamw::AdamW;
-use super::metrics::Standing;
 use crate::error::{Context, Error, Result};
 use crate::files::write_atomically;
 use crate::kernels::Dtype;
 use crate::kernels::adamw::Moments;
 use crate::model::Parameter;
 use crate::model::files::safetensors_write;
+use crate::train::adamw::AdamW;
+use crate::train::metrics::Standing;
 
 pub const FOLDER: &str = "checkpoints";
 

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::Watch;
 use super::plan::{Plan, Planted, Totals};
-use super::score::{FIDELITY_FILE, Stages};
+use super::stream::{FIDELITY_FILE, Stages};
+use super::watch::Watch;
 use crate::dataset::PlantedSpan;
 use crate::diagnosis::Report;
 use crate::diagnosis::fidelity::Fidelity;
@@ -18,6 +18,7 @@ use crate::diagnosis::summary::{Summary, summarise};
 use crate::engine::TOP_K;
 use crate::error::{Context, Error, Result};
 use crate::files::{write_atomically, write_json};
+use crate::jobs::peak_memory_bytes;
 use crate::maps::density::Density;
 use crate::maps::gradient::Gradient;
 use crate::maps::tail::Tail;
@@ -146,14 +147,6 @@ fn record(plan: &Plan, seconds: Stages) -> Result<RunRecord> {
         seconds,
         peak_memory_bytes: peak_memory_bytes(),
     })
-}
-
-/// The high-water mark of this process's resident set, where the kernel tells (Linux).
-pub fn peak_memory_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kibibytes * 1024)
 }
 
 fn read_record(path: &Path) -> Result<RunRecord> {

@@ -11,8 +11,8 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::Watch;
-use super::plan::{Item, Plan, rendered};
+use super::plan::Plan;
+use super::watch::Watch;
 use crate::diagnosis::fidelity::Fidelity;
 use crate::engine::{self, Work};
 use crate::error::{Context, Error, Result};
@@ -20,7 +20,7 @@ use crate::files::write_json;
 use crate::kernels::TokenStatistics;
 use crate::kernels::allocator;
 use crate::table::{PARTS_FOLDER, PartWriter, ScoredExample, SkippedExample, TOKENS_FILE, finished_parts, read_rows};
-use crate::tokens::Sequence;
+use crate::tokens::{Item, Sequence, rendered};
 
 /// What a kill can cost: half a minute of work at a few hundred tokens per second.
 const PART_TOKENS: usize = 16_384;

@@ -3,17 +3,16 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::Watch;
-use crate::dataset::{Dataset, Example, Place, PlantedSpan, ReadOptions, Record};
+use super::watch::{Beginning, Watch};
+use crate::dataset::{Dataset, PlantedSpan, ReadOptions};
 use crate::diagnosis::quadrants::Thresholds;
 use crate::error::{Context, Error, Result};
 use crate::files::sha256;
 use crate::kernels::{Dtype, Kernels};
 use crate::model::{LoadOptions, Model, Placement, Reference};
-use crate::tokens::{Audit, RenderOptions, Rendered, Renderer};
+use crate::tokens::{Audit, RenderOptions, Renderer, rendered};
 
 /// The main job as the user asked for it.
 pub struct Job {
@@ -81,9 +80,6 @@ pub struct Planted {
     pub end: u32,
 }
 
-/// Records rendered at a time: enough work for all cores, little memory.
-const RENDER_CHUNK: usize = 256;
-
 impl Plan {
     pub fn make(job: &Job, watch: &dyn Watch) -> Result<Plan> {
         let run_began = Instant::now();
@@ -128,47 +124,16 @@ impl Plan {
             thresholds: job.thresholds,
             command: job.command.clone(),
         };
-        watch.audited(&plan, &plan.audit);
+        watch.audited(&Beginning {
+            files: plan.dataset.files(),
+            audit: &plan.audit,
+            supervised: plan.totals.supervised,
+            tokens: plan.totals.tokens,
+            rows: plan.totals.scored,
+            model: &plan.model.info.name,
+            out: &plan.out,
+        });
         Ok(plan)
-    }
-}
-
-/// A record after rendering: with something to score, or skipped for a reason.
-pub struct Item {
-    pub row: u32,
-    pub place: Place,
-    /// `None` where the record could not be read.
-    pub example: Option<Example>,
-    pub rendered: Result<Rendered>,
-}
-
-/// The records of the data set from number `skip` on, rendered in their order by all cores, a bounded number at a time.
-pub fn rendered<'a>(
-    dataset: &'a Dataset,
-    renderer: &'a Renderer,
-    skip: u64,
-    limit: Option<u64>,
-) -> impl Iterator<Item = Result<Vec<Item>>> + Send + 'a {
-    let limit = limit.unwrap_or(u64::MAX) as usize;
-    let mut records = dataset.records().take(limit).skip(skip as usize);
-    std::iter::from_fn(move || {
-        let chunk: Result<Vec<Record>> = records.by_ref().take(RENDER_CHUNK).collect();
-        match chunk {
-            Ok(chunk) if chunk.is_empty() => None,
-            Ok(chunk) => Some(Ok(chunk.into_par_iter().map(|record| render(renderer, record)).collect())),
-            Err(error) => Some(Err(error)),
-        }
-    })
-}
-
-fn render(renderer: &Renderer, record: Record) -> Item {
-    let Record { row, place, example } = record;
-    match example {
-        Ok(example) => {
-            let rendered = renderer.render(row, &example).map_err(|error| error.at_line(&*place.path, place.line));
-            Item { row, place, example: Some(example), rendered }
-        }
-        Err(error) => Item { row, place, example: None, rendered: Err(error) },
     }
 }
 

@@ -2,15 +2,15 @@
 
 use std::path::PathBuf;
 
-use super::emit::{self, Length, Loss, Recipe, Schedule, Target};
-use super::method::{Method, Normaliser};
-use super::options::Options;
-use super::schedule::Shape;
 use crate::dataset::Dataset;
 use crate::diagnosis::gate::Gate;
 use crate::error::{Error, Result};
 use crate::kernels::Dtype;
 use crate::model::{LoraSettings, Reference};
+use crate::train::emit::{self, Length, Loss, Recipe, Schedule, Target};
+use crate::train::method::{Method, Normaliser};
+use crate::train::options::Options;
+use crate::train::schedule::Shape;
 
 /// The default model where those programs can load it from: they do not train from a GGUF file.
 const DEFAULT_HUB_ID: &str = "HuggingFaceTB/SmolLM2-135M-Instruct";

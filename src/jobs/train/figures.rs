@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use super::metrics::{Group, Standing, StepMetrics};
 use crate::error::{Context, Result};
 use crate::maps::training::{Curve, Drift, Dynamics, Losses, Run, draw_drift, draw_dynamics, draw_losses};
+use crate::train::metrics::{Group, Standing, StepMetrics};
 
 /// Draws `maps/dynamics.png`, `loss.png` and `drift.png`. `before` is how the base model stood.
 pub fn draw(out: &Path, metrics: &[StepMetrics], before: &Standing, thresholds: &str, run: &Run) -> Result<()> {

@@ -1,108 +1,40 @@
-//! The training run: everything opened and checked, then steps, each looked at, saved and able to be taken up again.
+//! The training run: everything read and checked, then steps, each looked at, saved and able to be taken up again.
 
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
-use serde::{Deserialize, Serialize};
-
-use super::adamw::{AdamW, gradient_norm};
+use super::before::{BEFORE_FOLDER, from_scores, score_before};
 use super::checkpoint::{self, Progress};
-use super::data::{Order, Random, TrainingSet};
-use super::drift::DriftProbe;
-use super::method::{Loss, flow_weights};
-use super::metrics::{Drift, Standing, StepMetrics, Validation, fixed_thresholds};
-use super::options::Options;
-use super::schedule::Schedule;
-use super::step::{Base, RowWeight, StepOptions, accumulate, supervised};
-use super::{Method, Watch};
-use crate::dataset::{DataFile, Dataset};
-use crate::diagnosis::gate::{Gate, Population};
-use crate::diagnosis::quadrants::{Resolved, Thresholds};
+use super::job::Job;
+use super::log::{Log, METRICS_FILE, read_metrics};
+use super::plan::{Plan, memory_beside, preview};
+use super::record::{RUN_FILE, TrainRecord};
+use super::watch::Watch;
+use super::{figures, result};
+use crate::dataset::DataFile;
+use crate::diagnosis::gate::Population;
+use crate::diagnosis::quadrants::Resolved;
 use crate::engine::{self, Work};
 use crate::error::{Context, Error, Result};
-use crate::files::sha256;
 use crate::files::{write_atomically, write_json};
+use crate::jobs::peak_memory_bytes;
 use crate::kernels::{Dtype, Kernels, TokenStatistics};
 use crate::maps;
-use crate::model::{AdapterSwitch, Info, LoadOptions, Model, Parameter, Placement, Reference, memory};
-use crate::table::{ROWS_FILE, TOKENS_FILE, read_rows};
+use crate::model::{AdapterSwitch, LoadOptions, Model, Parameter, Placement, Reference, memory};
 use crate::tokens::{Renderer, Sequence};
+use crate::train::adamw::{AdamW, gradient_norm};
+use crate::train::data::{Order, Random, TrainingSet};
+use crate::train::drift::DriftProbe;
+use crate::train::method::{Loss, Method};
+use crate::train::metrics::{Standing, StepMetrics, Validation, fixed_thresholds};
+use crate::train::options::Options;
+use crate::train::schedule::Schedule;
+use crate::train::step::{Base, RowWeight, StepOptions, StepToken, accumulate};
 
-pub const RUN_FILE: &str = "run.json";
-pub const METRICS_FILE: &str = "metrics.jsonl";
-pub const OPTIONS_FILE: &str = "train.toml";
-/// The diagnosis of the data by the base model, for the methods that need it.
-const BEFORE_FOLDER: &str = "before";
-
-/// What a finished run leaves in run.json.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct TrainRecord {
-    pub program: String,
-    pub version: String,
-    pub command: String,
-    pub identity: String,
-    pub options: Options,
-    pub model: Info,
-    pub data: serde_json::Value,
-    pub plan: Plan,
-    pub steps: u64,
-    pub input_tokens: u64,
-    pub supervised_tokens: u64,
-    pub seconds: f64,
-    /// All input tokens of the steps over the time spent in steps.
-    pub tokens_per_second: f64,
-    pub peak_memory_bytes: Option<u64>,
-    /// Of the base model; empty in records of programs that did not look.
-    #[serde(default)]
-    pub before: Standing,
-    /// After the last update.
-    pub validation: Option<Validation>,
-    pub drift: Option<Drift>,
-    /// One line per finding of the mask audit.
-    pub audit_lines: Vec<String>,
-    /// Where the result lies.
-    pub result: PathBuf,
-}
-
-/// What a run will do: `--dry-run` prints it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Plan {
-    pub sequences: u64,
-    pub validation_sequences: u64,
-    /// In an epoch without a mix.
-    pub input_tokens: u64,
-    pub supervised_tokens: u64,
-    pub steps_per_epoch: u64,
-    pub total_steps: u64,
-    pub warmup_steps: u64,
-    pub learning_rate: f64,
-    pub trained_parameters: u64,
-    /// The program, weights, gradients, moments and activations.
-    pub memory_bytes: u64,
-    /// What the loss does with a sample of the data.
-    pub preview: Preview,
-}
-
-/// The loss on the first sequences, with the model as it is.
-#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
-pub struct Preview {
-    pub tokens: u64,
-    pub cross_entropy: f64,
-    pub mean_weight: f64,
-    pub effective_tokens: f64,
-    pub confident_conflicts: u64,
-}
-
-/// What is asked for: options, data and model, found but not read.
-pub struct Job {
-    pub options: Options,
-    pub out: PathBuf,
-    dataset: Dataset,
-    reference: Reference,
-    identity: String,
-}
+const OPTIONS_FILE: &str = "train.toml";
 
 /// Everything a run needs, read and checked.
 pub struct Trainer {
@@ -112,7 +44,7 @@ pub struct Trainer {
     reference: Reference,
     model: Model,
     base: Option<Model>,
-    switch: Option<std::sync::Arc<AdapterSwitch>>,
+    switch: Option<Arc<AdapterSwitch>>,
     parameters: Vec<Parameter>,
     set: TrainingSet,
     weights: Vec<RowWeight>,
@@ -137,36 +69,6 @@ pub enum Outcome {
         step: u64,
         total: u64,
     },
-}
-
-impl Job {
-    /// Finds data and model. An error if the folder holds another run.
-    pub fn open(options: Options, watch: &dyn Watch) -> Result<Job> {
-        let dataset = Dataset::open(&options.datasets, &options.read()?)?;
-        let fetching = |what: &str, done, total| watch.fetching(what, done, total);
-        let reference = Reference::resolve(options.model.as_deref(), &fetching)?;
-        let identity = identity(&options, &dataset, &reference)?;
-        let out = options.out.clone().unwrap_or_else(|| Path::new("runs").join(format!("train-{}", &identity[..8])));
-        let job = Job { options, out, dataset, reference, identity };
-        if job.record()?.is_some_and(|record| record.identity != job.identity) {
-            return Err(Error::new("this folder holds another training run").at(&job.out).cure("Give another --out."));
-        }
-        if let Some(progress) = checkpoint::latest(&job.out)? {
-            progress.check(&job.identity).map_err(|error| error.at(&job.out))?;
-        }
-        Ok(job)
-    }
-
-    /// The record of the run, if it has ended.
-    pub fn record(&self) -> Result<Option<TrainRecord>> {
-        let path = self.out.join(RUN_FILE);
-        if path.is_file() { read_record(&path).map(Some) } else { Ok(None) }
-    }
-
-    /// Is there a checkpoint of the run?
-    pub fn can_resume(&self) -> Result<bool> {
-        Ok(checkpoint::latest(&self.out)?.is_some())
-    }
 }
 
 impl Trainer {
@@ -385,7 +287,7 @@ impl Trainer {
         metrics.learning_rate = learning_rate;
         metrics.tokens = result.input_tokens;
         if self.options.method.needs_reference() {
-            let kl = |token: &super::step::StepToken| match self.options.method {
+            let kl = |token: &StepToken| match self.options.method {
                 Method::Asft => f64::from(token.divergence.from_reference),
                 _ => f64::from(token.divergence.to_reference),
             };
@@ -443,7 +345,7 @@ impl Trainer {
         // The last step has looked after its update.
         let after = metrics.last().map(|last| last.standing).unwrap_or_default();
         let (lora, dtype) = (self.options.lora(), self.options.save_dtype()?);
-        let result = super::result::save(&self.reference, &self.out, &self.parameters, lora.as_ref(), self.options.merge, dtype)?;
+        let result = result::save(&self.reference, &self.out, &self.parameters, lora.as_ref(), self.options.merge, dtype)?;
         let record = TrainRecord {
             program: env!("CARGO_PKG_NAME").to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -458,7 +360,7 @@ impl Trainer {
             supervised_tokens: progress.supervised_tokens,
             seconds: progress.seconds,
             tokens_per_second: progress.input_tokens as f64 / progress.seconds.max(f64::MIN_POSITIVE),
-            peak_memory_bytes: crate::run::peak_memory_bytes(),
+            peak_memory_bytes: peak_memory_bytes(),
             before: progress.before,
             validation: after.validation,
             drift: after.drift,
@@ -466,7 +368,7 @@ impl Trainer {
             result,
         };
         watch.stage("Drawing");
-        super::figures::draw(&self.out, &metrics, &progress.before, &self.thresholds.preset, &self.caption())?;
+        figures::draw(&self.out, &metrics, &progress.before, &self.thresholds.preset, &self.caption())?;
         write_json(&self.out.join(RUN_FILE), &record)?;
         Ok(Outcome::Finished(Box::new(record)))
     }
@@ -474,150 +376,3 @@ impl Trainer {
 
 /// Keeps the draws of dropout apart from those for the order.
 const DROPOUT: u64 = 0x6472_6f70_6f75_7400;
-
-/// metrics.jsonl and the TensorBoard events, cut to the steps that a checkpoint knows.
-struct Log {
-    file: fs::File,
-    events: super::events::EventWriter,
-}
-
-impl Log {
-    fn open(out: &Path, step: u64) -> Result<Log> {
-        let path = out.join(METRICS_FILE);
-        let kept: Vec<StepMetrics> = read_metrics(&path)?.into_iter().filter(|metrics| metrics.step <= step).collect();
-        write_atomically(&path, |file| {
-            for metrics in &kept {
-                serde_json::to_writer(&mut *file, metrics).context("cannot write the metrics")?;
-                file.write_all(b"\n").context("cannot write the metrics")?;
-            }
-            Ok(())
-        })?;
-        let file = OpenOptions::new().append(true).open(&path).context_at(&path, "cannot open the metrics")?;
-        Ok(Log { file, events: super::events::EventWriter::create(&out.join("tensorboard"))? })
-    }
-
-    fn push(&mut self, metrics: &StepMetrics) -> Result<()> {
-        let mut line = serde_json::to_vec(metrics).context("cannot write the metrics")?;
-        line.push(b'\n');
-        self.file.write_all(&line).context("cannot write the metrics")?;
-        let scalars: Vec<(&str, f32)> = metrics.scalars().into_iter().map(|(tag, value)| (tag, value as f32)).collect();
-        self.events.scalars(metrics.step, &scalars)
-    }
-
-    fn flush(&mut self) -> Result<()> {
-        self.events.flush()?;
-        self.file.sync_all().context("cannot write the metrics to the disk")
-    }
-}
-
-/// The steps in metrics.jsonl; a last line that a killed run left broken is not one.
-pub fn read_metrics(path: &Path) -> Result<Vec<StepMetrics>> {
-    match fs::read_to_string(path) {
-        Ok(text) => Ok(text.lines().map_while(|line| serde_json::from_str(line).ok()).collect()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(error) => Err(error).context_at(path, "cannot read the metrics"),
-    }
-}
-
-pub fn read_record(path: &Path) -> Result<TrainRecord> {
-    let text = fs::read_to_string(path).context_at(path, "cannot read the run")?;
-    serde_json::from_str(&text).context_at(path, "this run.json is not of a training run")
-}
-
-/// SHA-256 over all that the result depends on.
-fn identity(options: &Options, dataset: &Dataset, reference: &Reference) -> Result<String> {
-    let files: Vec<_> = dataset.files().iter().map(|file| (&file.path, &file.sha256)).collect();
-    let what = serde_json::json!({
-        "version": env!("CARGO_PKG_VERSION"),
-        "files": files,
-        "model": reference.sha256()?,
-        "options": options.identity().to_toml()?,
-    });
-    Ok(sha256(serde_json::to_string(&what).context("cannot write down what identifies the run")?))
-}
-
-/// What training takes beside the model as it was loaded, about, in bytes: gradients, moments, activations, the base to compare with.
-fn memory_beside(options: &Options, model: &Model, adapters: Option<&[Parameter]>) -> Result<u64> {
-    let moments = if options.adamw()?.bf16_moments { 4 } else { 8 };
-    let learning = match adapters {
-        None => model.info.parameters * (4 + moments),
-        Some(adapters) => adapters.iter().map(|adapter| adapter.len() as u64 * (8 + moments)).sum(),
-    };
-    let base = if options.needs_base() { model.info.parameters * options.dtype()?.size_in_bytes() } else { 0 };
-    let block_inputs = 4 * options.pack_tokens * model.config.hidden_size * model.config.layers;
-    Ok(learning + base + (options.activation_bytes() + block_inputs) as u64)
-}
-
-/// Diagnoses the data with the base model, unless that was done before.
-fn score_before(options: &Options, out: &Path, command: &str, watch: &dyn Watch) -> Result<()> {
-    let job = crate::run::Job {
-        inputs: options.datasets.clone(),
-        read: options.read()?,
-        model: options.model.clone(),
-        out: Some(out.to_owned()),
-        dtype: options.dtype()?,
-        kernels: Kernels::Fused,
-        device: Placement::Cpu,
-        render: options.render()?,
-        limit: options.limit,
-        thresholds: Thresholds::default(),
-        command: command.to_owned(),
-    };
-    crate::run::run(&job, watch.of_scoring()).map(|_| ())
-}
-
-/// Quantiles for the gates that need them, and the method's weights of the sequences.
-fn from_scores(options: &Options, before: &Path, sequences: &[Sequence]) -> Result<(Population, Vec<f32>)> {
-    let gate = options.gate()?.unwrap_or(options.method.gate());
-    let population = match gate {
-        Gate::Pilot | Gate::EaftMask { .. } => Population::of_tables(&[before.join(TOKENS_FILE)], &[gate])?,
-        _ => Population::default(),
-    };
-    if options.method != Method::Flow {
-        return Ok((population, vec![1.0; sequences.len()]));
-    }
-    let rows = read_rows(&before.join(ROWS_FILE))?;
-    let losses: std::collections::HashMap<u32, f64> =
-        rows.iter().filter_map(|row| Some((row.row, -f64::from(row.mean_logprob?)))).collect();
-    let of_sequence = |sequence: &Sequence| {
-        let loss = losses.get(&sequence.row).copied();
-        loss.ok_or_else(|| Error::new(format!("row {} has no score", sequence.row)).at(before).cure("Remove the folder."))
-    };
-    let losses: Vec<f64> = sequences.iter().map(of_sequence).collect::<Result<_>>()?;
-    Ok((population, flow_weights(&losses)))
-}
-
-/// What the loss does with the first sequences, which have these weights.
-fn preview(model: &Model, sequences: &[Sequence], weights: &[RowWeight], loss: &Loss, thresholds: &Resolved) -> Result<Preview> {
-    const TOKENS: usize = 1024;
-    let mut n = 0;
-    let enough = sequences.iter().take_while(|sequence| {
-        let before = n;
-        n += supervised(sequence);
-        before < TOKENS
-    });
-    let sample = &sequences[..enough.count()];
-    let scores = engine::score(model, sample, &mut Work::default(), &mut |_| {})?;
-    let mean = |tokens: &Vec<TokenStatistics>| {
-        -tokens.iter().map(|token| f64::from(token.logprob)).sum::<f64>() / tokens.len().max(1) as f64
-    };
-    let mut means: Vec<f64> = scores.iter().map(mean).collect();
-    let of_batch = loss.of_batch(Some(&mut means))?;
-    let of_row = |(tokens, row): (&Vec<TokenStatistics>, &RowWeight)| -> Vec<f64> {
-        tokens.iter().enumerate().map(|(n, token)| f64::from(row.of_token(n, token, &of_batch))).collect()
-    };
-    let weights: Vec<f64> = scores.iter().zip(weights).flat_map(of_row).collect();
-    let tokens: Vec<TokenStatistics> = scores.into_iter().flatten().collect();
-    let (sum, squares) = (weights.iter().sum::<f64>(), weights.iter().map(|w| w * w).sum::<f64>());
-    let label = |token: &&TokenStatistics| {
-        thresholds.label(token.logprob, token.entropy, token.tail) == crate::table::Quadrant::ConfidentConflict
-    };
-    let n = tokens.len().max(1) as f64;
-    Ok(Preview {
-        tokens: tokens.len() as u64,
-        cross_entropy: -tokens.iter().map(|token| f64::from(token.logprob)).sum::<f64>() / n,
-        mean_weight: sum / n,
-        effective_tokens: if squares > 0.0 { sum * sum / squares } else { 0.0 },
-        confident_conflicts: tokens.iter().filter(label).count() as u64,
-    })
-}

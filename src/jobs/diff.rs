@@ -1,0 +1,169 @@
+//! What changed between two models, two evaluations or two score runs.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::eval::{self, Named, Way};
+use crate::diagnosis::movement;
+use crate::error::{Context, Error, Result};
+use crate::eval::compare::{self, Side};
+use crate::eval::results::SCORES_FILE;
+use crate::eval::{harness, retention, tasks};
+use crate::fetch::Progress;
+use crate::model::{DEFAULT_MODEL, Reference};
+use crate::report::diff::{Diff, Distance, What};
+use crate::table::TOKENS_FILE;
+
+/// A comparison as the user asked for it.
+pub struct Job {
+    /// A folder of an evaluation or of a score run, samples of lm-evaluation-harness, or a model.
+    pub before: String,
+    /// Of the same kind; several where there is a target.
+    pub after: Vec<String>,
+    /// The tasks that the runs were fine-tuned for.
+    pub target: Vec<String>,
+    /// What models are evaluated on; empty for the probe.
+    pub tasks: Vec<String>,
+    /// Run the models behind folders for their divergence, too.
+    pub divergence: bool,
+    /// The drop in points that is an error.
+    pub fail_on_drop: Option<f64>,
+    pub way: Way,
+    /// The command line, for the records of evaluations.
+    pub command: String,
+}
+
+/// Compares, after it has evaluated what is a model.
+pub fn diff(job: &Job, fetching: Progress, scoring: Progress) -> Result<Diff> {
+    let what = compared(job, fetching, scoring)?;
+    if job.fail_on_drop.is_some() && matches!(what, What::Scores(_)) {
+        return Err(Error::usage("--fail-on-drop is for evaluations; score runs have no accuracy"));
+    }
+    Ok(Diff { what, divergence: distance(job, fetching, scoring)? })
+}
+
+impl Job {
+    /// An error if something dropped by more than the user wants.
+    pub fn check_drop(&self, diff: &Diff) -> Result<()> {
+        match (self.fail_on_drop, &diff.what) {
+            (Some(points), What::Evaluations(comparison)) => comparison.check_drop(points),
+            (Some(points), What::Retention(retention)) => {
+                let check =
+                    |run: &retention::Run| run.general.check_drop(&format!("the general average of {}", run.name), points);
+                retention.runs.iter().try_for_each(check)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn compared(job: &Job, fetching: Progress, scoring: Progress) -> Result<What> {
+    let before = kind(&job.before, job)?;
+    let afters = job.after.iter().map(|after| kind(after, job)).collect::<Result<Vec<_>>>()?;
+    let n_runs = afters.iter().chain([&before]).filter(|kind| **kind == Kind::ScoreRun).count();
+    match (n_runs, &job.after[..]) {
+        (2, [after]) if job.target.is_empty() => {
+            return Ok(What::Scores(movement::compare(Path::new(&job.before), Path::new(after))?));
+        }
+        (0, _) => {}
+        (1, [_]) => {
+            return Err(Error::usage("one folder is an evaluation, the other a score run")
+                .cure("Compare two folders of `diagnose eval`, or two of `diagnose DATASET`."));
+        }
+        _ => return Err(Error::usage("score runs are compared two at a time, without --target")),
+    }
+    if afters.len() > 1 && job.target.is_empty() {
+        return Err(Error::usage("several runs after one before need --target: the tasks that they were fine-tuned for")
+            .cure("Compare two at a time without it."));
+    }
+    let before = side(before, &job.before, job, fetching, scoring)?;
+    let sides = afters.into_iter().zip(&job.after).map(|(kind, after)| side(kind, after, job, fetching, scoring));
+    let mut sides = sides.collect::<Result<Vec<_>>>()?;
+    if job.target.is_empty() {
+        let after = sides.remove(0);
+        return Ok(What::Evaluations(compare::compare(&before, &after)?));
+    }
+    // Folders of evaluations bear the names of their models, which runs from one script share: their own names tell them apart.
+    for (side, after) in sides.iter_mut().zip(&job.after) {
+        side.name = Path::new(after).file_name().map_or_else(|| after.clone(), |name| name.to_string_lossy().into_owned());
+    }
+    Ok(What::Retention(retention::retention(before, sides, &job.target)?))
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Evaluation,
+    /// Sample files of lm-evaluation-harness.
+    Harness,
+    ScoreRun,
+    Model,
+}
+
+fn kind(written: &str, job: &Job) -> Result<Kind> {
+    let path = Path::new(written);
+    if path.join(SCORES_FILE).is_file() {
+        Ok(Kind::Evaluation)
+    } else if path.join(TOKENS_FILE).is_file() {
+        Ok(Kind::ScoreRun)
+    } else if harness::is_harness(path) {
+        Ok(Kind::Harness)
+    } else if Reference::looks_like_one(written) && (path.exists() || !job.tasks.is_empty()) {
+        Ok(Kind::Model)
+    } else {
+        Err(Error::usage(format!("expected a folder with {SCORES_FILE} or {TOKENS_FILE}, or a model; found none")).at(path).cure(
+            "Give the --out folder of a finished `diagnose eval` or `diagnose DATASET`, the samples_*.jsonl files of \
+             lm-evaluation-harness, a model folder or .gguf file, or a hub id with --tasks.",
+        ))
+    }
+}
+
+fn side(kind: Kind, written: &str, job: &Job, fetching: Progress, scoring: Progress) -> Result<Side> {
+    match kind {
+        Kind::Harness => harness::read_side(Path::new(written)),
+        Kind::Model => {
+            let tasks = if job.tasks.is_empty() { vec![tasks::PROBE.to_owned()] } else { job.tasks.clone() };
+            let command = job.command.clone();
+            let asked = eval::Job { model: Some(written.to_owned()), tasks, out: None, way: job.way, command };
+            let evaluated = eval::evaluate(&asked, fetching, scoring)?;
+            compare::read_side(&evaluated.out)
+        }
+        Kind::Evaluation | Kind::ScoreRun => compare::read_side(Path::new(written)),
+    }
+}
+
+/// The divergence of the two models, where both can be run and the user asks for it by naming models or by --kl.
+fn distance(job: &Job, fetching: Progress, scoring: Progress) -> Result<Distance> {
+    let unknown = |why: &str| Ok(Distance::Unknown { unavailable: why.to_owned() });
+    let [after] = &job.after[..] else { return unknown("not measured for several runs") };
+    let kinds = [kind(&job.before, job)?, kind(after, job)?];
+    if !job.divergence && kinds != [Kind::Model; 2] {
+        return unknown("not measured; --kl runs both models for it");
+    }
+    let behind = |written: &String, kind| model_behind(Path::new(written), kind);
+    let (Some(before), Some(after)) = (behind(&job.before, kinds[0])?, behind(after, kinds[1])?) else {
+        return unknown("not available: the samples of lm-evaluation-harness do not tell where the models are");
+    };
+    match eval::divergence([&before, &after], &job.way, fetching, scoring) {
+        Ok(divergence) => Ok(Distance::Measured(divergence)),
+        Err(error) => unknown(&format!("not available: {}", error.reason())),
+    }
+}
+
+/// The model that a side is, or was made with.
+fn model_behind(path: &Path, kind: Kind) -> Result<Option<Named>> {
+    let named = |file: &str, model: &str| {
+        let path = path.join(file);
+        let bytes = std::fs::read(&path).context_at(&path, "cannot read what made the folder")?;
+        let record: Value = serde_json::from_slice(&bytes).context_at(&path, "the file is no JSON")?;
+        let text = |key: &str| record.pointer(&format!("{model}{key}")).and_then(Value::as_str).map(str::to_owned);
+        let written = text("reference").filter(|written| written != DEFAULT_MODEL);
+        Ok(Some(Named { written, sha256: text("sha256") }))
+    };
+    match kind {
+        Kind::Harness => Ok(None),
+        Kind::Model => Ok(Some(Named { written: Some(path.to_string_lossy().into_owned()), sha256: None })),
+        Kind::Evaluation => named(SCORES_FILE, "/model_"),
+        Kind::ScoreRun => named("run.json", "/model/"),
+    }
+}

@@ -1,0 +1,25 @@
+//! The main job: a data set -> a run folder with its tables, figures and report.
+//!
+//! ```text
+//! plan.rs      what the user asked for -> everything opened and checked, and an identity that two equal commands share
+//! stream.rs    reader -> engine -> writer, three threads, in parts that a killed run keeps
+//! finish.rs    parts -> tables, summary, figures, report; again under other thresholds without the model
+//! ```
+
+mod finish;
+mod plan;
+mod stream;
+mod watch;
+
+pub use finish::{Outcome, sort_again};
+pub use plan::{Job, Plan};
+pub use watch::{Beginning, Watch};
+
+use crate::error::Result;
+
+/// Runs the whole job. An interrupted run goes on where it stopped; a finished one is only reported again.
+pub fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
+    let plan = Plan::make(job, watch)?;
+    let stages = stream::score(&plan, watch)?;
+    finish::finish(&plan, stages, watch)
+}

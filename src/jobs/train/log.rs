@@ -1,0 +1,56 @@
+//! metrics.jsonl, and the same for TensorBoard.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::path::Path;
+
+use super::events::EventWriter;
+use crate::error::{Context, Result};
+use crate::files::write_atomically;
+use crate::train::metrics::StepMetrics;
+
+pub const METRICS_FILE: &str = "metrics.jsonl";
+
+/// metrics.jsonl and the TensorBoard events, cut to the steps that a checkpoint knows.
+pub struct Log {
+    file: fs::File,
+    events: EventWriter,
+}
+
+impl Log {
+    pub fn open(out: &Path, step: u64) -> Result<Log> {
+        let path = out.join(METRICS_FILE);
+        let kept: Vec<StepMetrics> = read_metrics(&path)?.into_iter().filter(|metrics| metrics.step <= step).collect();
+        write_atomically(&path, |file| {
+            for metrics in &kept {
+                serde_json::to_writer(&mut *file, metrics).context("cannot write the metrics")?;
+                file.write_all(b"\n").context("cannot write the metrics")?;
+            }
+            Ok(())
+        })?;
+        let file = OpenOptions::new().append(true).open(&path).context_at(&path, "cannot open the metrics")?;
+        Ok(Log { file, events: EventWriter::create(&out.join("tensorboard"))? })
+    }
+
+    pub fn push(&mut self, metrics: &StepMetrics) -> Result<()> {
+        let mut line = serde_json::to_vec(metrics).context("cannot write the metrics")?;
+        line.push(b'\n');
+        self.file.write_all(&line).context("cannot write the metrics")?;
+        let scalars: Vec<(&str, f32)> = metrics.scalars().into_iter().map(|(tag, value)| (tag, value as f32)).collect();
+        self.events.scalars(metrics.step, &scalars)
+    }
+
+    pub fn flush(&mut self) -> Result<()> {
+        self.events.flush()?;
+        self.file.sync_all().context("cannot write the metrics to the disk")
+    }
+}
+
+/// The steps in metrics.jsonl; a last line that a killed run left broken is not one.
+pub fn read_metrics(path: &Path) -> Result<Vec<StepMetrics>> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(text.lines().map_while(|line| serde_json::from_str(line).ok()).collect()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error).context_at(path, "cannot read the metrics"),
+    }
+}

@@ -1,0 +1,32 @@
+//! A training run: options and data -> a trained model in a run folder.
+//!
+//! ```text
+//! job.rs         what is asked for: options, data and model, found but not read; record.rs tells what a finished run has left
+//! trainer.rs     everything read and checked; the loop over steps; what is written when
+//! plan.rs        what a run will do; before.rs the diagnosis that some methods need first
+//! checkpoint.rs  weights, moments and progress, to the bit
+//! log.rs         metrics.jsonl; events.rs for TensorBoard; figures.rs draws
+//! result.rs      the trained model or adapter as others read it
+//! recipe.rs      no run at all, but the same training for another program
+//! watch.rs       who is told how it goes on
+//! ```
+
+mod before;
+mod checkpoint;
+mod events;
+mod figures;
+mod job;
+mod log;
+mod plan;
+mod recipe;
+mod record;
+mod result;
+mod trainer;
+mod watch;
+
+pub use job::Job;
+pub use plan::Plan;
+pub use recipe::emit;
+pub use record::TrainRecord;
+pub use trainer::{Outcome, Trainer};
+pub use watch::Watch;

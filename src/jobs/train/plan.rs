@@ -1,0 +1,95 @@
+//! What a run will do, said before it begins.
+
+use serde::{Deserialize, Serialize};
+
+use crate::diagnosis::quadrants::Resolved;
+use crate::engine::{self, Work};
+use crate::error::Result;
+use crate::kernels::TokenStatistics;
+use crate::model::{Model, Parameter};
+use crate::table::Quadrant;
+use crate::tokens::Sequence;
+use crate::train::method::Loss;
+use crate::train::options::Options;
+use crate::train::step::{RowWeight, supervised};
+
+/// What a run will do: `--dry-run` prints it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Plan {
+    pub sequences: u64,
+    pub validation_sequences: u64,
+    /// In an epoch without a mix.
+    pub input_tokens: u64,
+    pub supervised_tokens: u64,
+    pub steps_per_epoch: u64,
+    pub total_steps: u64,
+    pub warmup_steps: u64,
+    pub learning_rate: f64,
+    pub trained_parameters: u64,
+    /// The program, weights, gradients, moments and activations.
+    pub memory_bytes: u64,
+    /// What the loss does with a sample of the data.
+    pub preview: Preview,
+}
+
+/// The loss on the first sequences, with the model as it is.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+pub struct Preview {
+    pub tokens: u64,
+    pub cross_entropy: f64,
+    pub mean_weight: f64,
+    pub effective_tokens: f64,
+    pub confident_conflicts: u64,
+}
+
+/// What the loss does with the first sequences, which have these weights.
+pub fn preview(
+    model: &Model,
+    sequences: &[Sequence],
+    weights: &[RowWeight],
+    loss: &Loss,
+    thresholds: &Resolved,
+) -> Result<Preview> {
+    const TOKENS: usize = 1024;
+    let mut n = 0;
+    let enough = sequences.iter().take_while(|sequence| {
+        let before = n;
+        n += supervised(sequence);
+        before < TOKENS
+    });
+    let sample = &sequences[..enough.count()];
+    let scores = engine::score(model, sample, &mut Work::default(), &mut |_| {})?;
+    let mean = |tokens: &Vec<TokenStatistics>| {
+        -tokens.iter().map(|token| f64::from(token.logprob)).sum::<f64>() / tokens.len().max(1) as f64
+    };
+    let mut means: Vec<f64> = scores.iter().map(mean).collect();
+    let of_batch = loss.of_batch(Some(&mut means))?;
+    let of_row = |(tokens, row): (&Vec<TokenStatistics>, &RowWeight)| -> Vec<f64> {
+        tokens.iter().enumerate().map(|(n, token)| f64::from(row.of_token(n, token, &of_batch))).collect()
+    };
+    let weights: Vec<f64> = scores.iter().zip(weights).flat_map(of_row).collect();
+    let tokens: Vec<TokenStatistics> = scores.into_iter().flatten().collect();
+    let (sum, squares) = (weights.iter().sum::<f64>(), weights.iter().map(|w| w * w).sum::<f64>());
+    let label =
+        |token: &&TokenStatistics| thresholds.label(token.logprob, token.entropy, token.tail) == Quadrant::ConfidentConflict;
+    let n = tokens.len().max(1) as f64;
+    Ok(Preview {
+        tokens: tokens.len() as u64,
+        cross_entropy: -tokens.iter().map(|token| f64::from(token.logprob)).sum::<f64>() / n,
+        mean_weight: sum / n,
+        effective_tokens: if squares > 0.0 { sum * sum / squares } else { 0.0 },
+        confident_conflicts: tokens.iter().filter(label).count() as u64,
+    })
+}
+
+/// What training takes beside the model as it was loaded, about, in bytes: gradients, moments, activations, the base to compare with.
+pub fn memory_beside(options: &Options, model: &Model, adapters: Option<&[Parameter]>) -> Result<u64> {
+    let moments = if options.adamw()?.bf16_moments { 4 } else { 8 };
+    let learning = match adapters {
+        None => model.info.parameters * (4 + moments),
+        Some(adapters) => adapters.iter().map(|adapter| adapter.len() as u64 * (8 + moments)).sum(),
+    };
+    let base = if options.needs_base() { model.info.parameters * options.dtype()?.size_in_bytes() } else { 0 };
+    let block_inputs = 4 * options.pack_tokens * model.config.hidden_size * model.config.layers;
+    Ok(learning + base + (options.activation_bytes() + block_inputs) as u64)
+}

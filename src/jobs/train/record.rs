@@ -1,0 +1,48 @@
+//! run.json of a training run.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::plan::Plan;
+use crate::error::{Context, Result};
+use crate::model::Info;
+use crate::train::metrics::{Drift, Standing, Validation};
+use crate::train::options::Options;
+
+pub const RUN_FILE: &str = "run.json";
+
+/// What a finished run leaves in run.json.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TrainRecord {
+    pub program: String,
+    pub version: String,
+    pub command: String,
+    pub identity: String,
+    pub options: Options,
+    pub model: Info,
+    pub data: serde_json::Value,
+    pub plan: Plan,
+    pub steps: u64,
+    pub input_tokens: u64,
+    pub supervised_tokens: u64,
+    pub seconds: f64,
+    /// All input tokens of the steps over the time spent in steps.
+    pub tokens_per_second: f64,
+    pub peak_memory_bytes: Option<u64>,
+    /// Of the base model; empty in records of programs that did not look.
+    #[serde(default)]
+    pub before: Standing,
+    /// After the last update.
+    pub validation: Option<Validation>,
+    pub drift: Option<Drift>,
+    /// One line per finding of the mask audit.
+    pub audit_lines: Vec<String>,
+    /// Where the result lies.
+    pub result: PathBuf,
+}
+
+pub fn read_record(path: &Path) -> Result<TrainRecord> {
+    let text = std::fs::read_to_string(path).context_at(path, "cannot read the run")?;
+    serde_json::from_str(&text).context_at(path, "this run.json is not of a training run")
+}

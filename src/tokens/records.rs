@@ -1,0 +1,49 @@
+//! The records of a data set, rendered in their order by all cores, a bounded number at a time.
+
+use rayon::prelude::*;
+
+use super::render::{Rendered, Renderer};
+use crate::dataset::{Dataset, Example, Place, Record};
+use crate::error::Result;
+
+/// Records rendered at a time: enough work for all cores, little memory.
+const RENDER_CHUNK: usize = 256;
+
+/// A record after rendering: with something to score, or skipped for a reason.
+pub struct Item {
+    pub row: u32,
+    pub place: Place,
+    /// `None` where the record could not be read.
+    pub example: Option<Example>,
+    pub rendered: Result<Rendered>,
+}
+
+/// The records of the data set from number `skip` on, rendered in their order by all cores, a bounded number at a time.
+pub fn rendered<'a>(
+    dataset: &'a Dataset,
+    renderer: &'a Renderer,
+    skip: u64,
+    limit: Option<u64>,
+) -> impl Iterator<Item = Result<Vec<Item>>> + Send + 'a {
+    let limit = limit.unwrap_or(u64::MAX) as usize;
+    let mut records = dataset.records().take(limit).skip(skip as usize);
+    std::iter::from_fn(move || {
+        let chunk: Result<Vec<Record>> = records.by_ref().take(RENDER_CHUNK).collect();
+        match chunk {
+            Ok(chunk) if chunk.is_empty() => None,
+            Ok(chunk) => Some(Ok(chunk.into_par_iter().map(|record| render(renderer, record)).collect())),
+            Err(error) => Some(Err(error)),
+        }
+    })
+}
+
+fn render(renderer: &Renderer, record: Record) -> Item {
+    let Record { row, place, example } = record;
+    match example {
+        Ok(example) => {
+            let rendered = renderer.render(row, &example).map_err(|error| error.at_line(&*place.path, place.line));
+            Item { row, place, example: Some(example), rendered }
+        }
+        Err(error) => Item { row, place, example: None, rendered: Err(error) },
+    }
+}
