@@ -8,8 +8,8 @@ use polars::prelude::DataFrame;
 use polars_arrow::array::StructArray;
 use polars_arrow::io::ipc::read::{StreamReader, StreamState, read_stream_metadata};
 
-use super::container::Raw;
 use super::frame::{guarded, is_readable, row};
+use super::raw::Raw;
 use crate::error::{Context, Error, Result};
 
 /// The first bytes of a stream: a mark that stands before the length of the first message.

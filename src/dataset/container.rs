@@ -10,6 +10,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::files::{Store, broken};
+use super::raw::{Raw, RawRecords};
 use super::{Format, ReadOptions, arrow, delimited, json, lines, parquet};
 use crate::error::{Error, Result};
 
@@ -30,15 +31,6 @@ pub enum Container {
     /// One record a line that is not blank.
     Text,
 }
-
-/// One record before its format is looked at.
-pub struct Raw {
-    /// Line of its first byte, from 1; in tables the number of the row, from 1.
-    pub line: u64,
-    pub value: Result<Value>,
-}
-
-pub type RawRecords = Box<dyn Iterator<Item = Result<Raw>> + Send>;
 
 /// The records in order. After an `Err` the iterator must not be used again.
 pub fn open(container: Container, store: &Store) -> Result<RawRecords> {

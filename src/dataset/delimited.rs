@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use csv::{ByteRecord, ReaderBuilder, Terminator};
 use serde_json::{Map, Value};
 
-use super::container::Raw;
 use super::files::{Reader, broken};
 use super::lines::{MAX_RECORD_BYTES, utf8};
+use super::raw::Raw;
 use crate::error::{Error, Result};
 
 pub fn records(mut reader: Reader) -> Result<impl Iterator<Item = Result<Raw>> + Send> {

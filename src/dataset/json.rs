@@ -7,9 +7,9 @@ use std::io::{self, BufRead};
 
 use serde_json::Value;
 
-use super::container::Raw;
 use super::files::{Reader, broken};
 use super::lines::{Lines, MAX_RECORD_BYTES, too_long, utf8};
+use super::raw::Raw;
 use crate::error::{Error, Result};
 
 /// One value a line.

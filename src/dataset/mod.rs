@@ -27,6 +27,7 @@ mod lines;
 mod mapping;
 mod pairs;
 mod parquet;
+mod raw;
 mod tools;
 mod trees;
 
@@ -122,7 +123,7 @@ pub fn rows(path: &Path) -> Result<impl Iterator<Item = Result<(u64, Map<String,
     let path = path.to_owned();
     let raw = container::open(container, &store).map_err(|error| error.at(&path))?;
     Ok(raw.map(move |raw| {
-        let container::Raw { line, value } = raw.map_err(|error| error.at(&path))?;
+        let raw::Raw { line, value } = raw.map_err(|error| error.at(&path))?;
         let row = value.and_then(fields::into_object).map_err(|error| error.at_line(&path, line))?;
         Ok((line, row))
     }))
@@ -192,7 +193,7 @@ fn open_records(file: &DataFile, store: &files::Store, options: &ReadOptions) ->
     let source = files::display_name(&file.path);
     let format = file.format;
     let rows = raw.map(move |raw| {
-        let container::Raw { line, value } = raw?;
+        let raw::Raw { line, value } = raw?;
         Ok((line, value.and_then(fields::into_object).and_then(|row| mapping.apply(row))))
     });
     if format == Format::Oasst {
@@ -222,7 +223,7 @@ fn recognise(path: &Path, store: &mut files::Store, options: &ReadOptions) -> Re
     let mut first_reason = None;
     let mut is_empty = true;
     for raw in container::open(container, store)?.take(N_RECORDS_SEEN) {
-        let container::Raw { line, value } = raw?;
+        let raw::Raw { line, value } = raw?;
         is_empty = false;
         if container == Container::Text {
             return match options.format {

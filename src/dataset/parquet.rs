@@ -7,8 +7,8 @@ use std::fs::File;
 
 use polars::prelude::{DataFrame, ParallelStrategy, ParquetReader, SerReader};
 
-use super::container::Raw;
 use super::frame::{guarded, is_readable, row};
+use super::raw::Raw;
 use crate::error::{Context, Error, Result};
 
 const MAX_SLICE_BYTES: usize = 256 << 20;
