@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::eval::Options;
+use super::output;
 use super::progress::Terminal;
 use crate::error::{Context, Error, Result};
 use crate::jobs::diff::{self, Job};
@@ -75,9 +76,9 @@ pub fn run(args: Args, command_line: &str) -> Result<()> {
     if let Some(out) = &args.out {
         write(&diff, out, command_line)?;
     }
-    super::print(&match args.json {
+    output::print(&match args.json {
         true => serde_json::to_string_pretty(&diff).context("cannot write JSON")? + "\n",
-        false => terminal(&diff, super::coloured()),
+        false => terminal(&diff, output::coloured()),
     })?;
     job.check_drop(&diff)
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::output;
 use super::progress::Terminal;
 use crate::error::{Context, Error, Result};
 use crate::eval::{benchmarks, tasks};
@@ -95,7 +96,7 @@ impl Options {
 
 pub fn run(args: Args, command_line: &str) -> Result<()> {
     if args.tasks == ["list"] {
-        return super::print(&benchmarks::list());
+        return output::print(&benchmarks::list());
     }
     let job =
         Job { model: args.model, tasks: args.tasks, out: args.out, way: args.options.way()?, command: command_line.to_owned() };
@@ -104,8 +105,8 @@ pub fn run(args: Args, command_line: &str) -> Result<()> {
     let eval::Evaluated { out, scores } =
         eval::evaluate(&job, &fetching, &|what, done, total| watch.evaluating(what, done, total))?;
     drop(watch);
-    super::print(&match args.json {
+    output::print(&match args.json {
         true => serde_json::to_string_pretty(&scores).context("cannot write JSON")? + "\n",
-        false => table(&scores, &out.display().to_string(), super::coloured()),
+        false => table(&scores, &out.display().to_string(), output::coloured()),
     })
 }

@@ -2,16 +2,16 @@
 
 mod diff;
 mod eval;
+mod output;
 mod progress;
 mod score;
 mod train;
 
-use std::io::{IsTerminal, Write};
-
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
 use crate::kernels::level::Level;
+use output::quoted;
 
 /// Look before you fine-tune: find the tokens of a data set that a language model is sure to disagree with.
 ///
@@ -53,27 +53,5 @@ pub fn run() -> Result<()> {
         Some(Command::Eval(arguments)) => eval::run(arguments, &command_line),
         Some(Command::Diff(arguments)) => diff::run(arguments, &command_line),
         Some(Command::Train(arguments)) => train::run(*arguments, &command_line),
-    }
-}
-
-/// Prints a summary. Standard output that was closed has been read enough.
-fn print(text: &str) -> Result<()> {
-    match std::io::stdout().lock().write_all(text.as_bytes()) {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        written => written.context("cannot print the summary"),
-    }
-}
-
-/// Colours on a terminal, unless the user does not want them.
-fn coloured() -> bool {
-    std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
-}
-
-/// The argument as one would type it in a shell.
-fn quoted(argument: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@%+".contains(c);
-    match !argument.is_empty() && argument.chars().all(plain) {
-        true => argument.to_owned(),
-        false => format!("'{}'", argument.replace('\'', r"'\''")),
     }
 }

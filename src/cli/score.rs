@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::output;
 use super::progress::Terminal;
 use crate::dataset::{FieldMap, Format, ReadOptions};
 use crate::diagnosis::quadrants::Thresholds;
@@ -126,7 +127,7 @@ fn job(args: Args, command_line: &str) -> Result<Job> {
 fn print(outcome: &Outcome, json: bool) -> Result<()> {
     let text = match json {
         true => serde_json::to_string_pretty(&outcome.report).context("cannot write JSON")? + "\n",
-        false => terminal::summary(&outcome.heading(), &outcome.report, super::coloured()),
+        false => terminal::summary(&outcome.heading(), &outcome.report, output::coloured()),
     };
-    super::print(&text)
+    output::print(&text)
 }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
 
+use super::output;
 use super::progress::Terminal;
 use crate::error::{Context, Error, Result};
 use crate::format::thousands;
@@ -287,7 +288,7 @@ pub fn run(args: Args, command_line: &str) -> Result<()> {
     let job = Job::open(options, &watch)?;
     if !args.dry_run {
         if let Some(record) = job.record()? {
-            return super::print(&record_text(&record, args.json)?);
+            return output::print(&record_text(&record, args.json)?);
         }
         if args.resume && !job.can_resume()? {
             return Err(Error::usage("there is no checkpoint to resume from").at(&job.out).cure("Leave out --resume to begin."));
@@ -296,13 +297,13 @@ pub fn run(args: Args, command_line: &str) -> Result<()> {
     let trainer = Trainer::prepare(job, command_line, &watch)?;
     if args.dry_run {
         drop(watch);
-        return super::print(&plan_text(&trainer.plan, args.json)?);
+        return output::print(&plan_text(&trainer.plan, args.json)?);
     }
     watch.terminal.say(&format!("Run folder {}", trainer.out.display()));
     let outcome = trainer.run(&watch)?;
     drop(watch);
     match outcome {
-        Outcome::Finished(record) => super::print(&record_text(&record, args.json)?),
+        Outcome::Finished(record) => output::print(&record_text(&record, args.json)?),
         Outcome::Interrupted { out, step, total } => {
             Err(Error::new(format!("interrupted after step {step} of {total}; a checkpoint lies in {}", out.display()))
                 .cure("Give the same command again to go on."))
@@ -321,7 +322,7 @@ fn emit(program: &str, options: &Options) -> Result<()> {
     let watch = Terminal::new();
     let (folder, rows) = train::emit(options, target, &|what, done, total| score::Watch::fetching(&watch, what, done, total))?;
     drop(watch);
-    super::print(&format!("{} rows and a configuration for {program} in {}\n", thousands(rows), folder.display()))
+    output::print(&format!("{} rows and a configuration for {program} in {}\n", thousands(rows), folder.display()))
 }
 
 fn plan_text(plan: &Plan, json: bool) -> Result<String> {

@@ -5,8 +5,9 @@
 
 use serde_json::Value;
 
+use super::example::{Role, Turn};
 use super::fields::{self, Object, list_keys, wrong_type};
-use super::{Role, Turn, tools};
+use super::tools;
 use crate::error::{Error, Result};
 
 /// What a dialect calls its fields.

@@ -7,11 +7,11 @@ use std::ffi::OsStr;
 use std::io::Read;
 use std::path::Path;
 
-use serde_json::Value;
-
 use super::files::{Store, broken};
+use super::format::Format;
+use super::options::ReadOptions;
 use super::raw::{Raw, RawRecords};
-use super::{Format, ReadOptions, arrow, delimited, json, lines, parquet};
+use super::{arrow, delimited, json, lines, parquet};
 use crate::error::{Error, Result};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 
 use serde_json::{Map, Value};
 
-use super::PlantedSpan;
+use super::example::PlantedSpan;
 use crate::error::{Error, Result};
 
 pub type Object = Map<String, Value>;

@@ -5,8 +5,10 @@ use std::str::FromStr;
 
 use serde_json::Value;
 
+use super::example::{Example, Role, Turn};
 use super::fields::{self, Object, label, list_keys};
-use super::{Example, FieldMap, Role, Turn, chat, pairs, tools};
+use super::mapping::FieldMap;
+use super::{chat, pairs, tools};
 use crate::error::{Error, Result};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]

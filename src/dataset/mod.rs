@@ -18,6 +18,7 @@ mod arrow;
 mod chat;
 mod container;
 mod delimited;
+mod example;
 mod fields;
 mod files;
 mod format;
@@ -25,6 +26,7 @@ mod frame;
 mod json;
 mod lines;
 mod mapping;
+mod options;
 mod pairs;
 mod parquet;
 mod raw;
@@ -39,20 +41,13 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Result};
 
 pub use container::Container;
+pub use example::{Example, Place, PlantedSpan, Role, Turn};
 pub use files::Compression;
 pub use format::Format;
 pub use mapping::FieldMap;
+pub use options::ReadOptions;
 
-/// How to read the files; the default detects everything.
-#[derive(Debug, Clone, Default)]
-pub struct ReadOptions {
-    /// Forces the format instead of detecting it file by file.
-    pub format: Option<Format>,
-    /// Builds the fields of a known format out of other columns.
-    pub mapping: FieldMap,
-    /// A bad row ends the reading.
-    pub strict: bool,
-}
+use example::Parsed;
 
 /// The input files, opened, recognised and hashed, but not read.
 #[derive(Debug)]
@@ -129,8 +124,6 @@ pub fn rows(path: &Path) -> Result<impl Iterator<Item = Result<(u64, Map<String,
     }))
 }
 
-/// What a record becomes: the line of its first byte, and the example or the reason why there is none.
-type Parsed = (u64, Result<Example>);
 type ParsedRecords = Box<dyn Iterator<Item = Result<Parsed>> + Send>;
 
 struct Records {
@@ -246,60 +239,4 @@ fn recognise(path: &Path, store: &mut files::Store, options: &ReadOptions) -> Re
         None if is_empty => Err(Error::new("expected at least one record, found an empty file")),
         None => Err(Error::new("expected at least one readable record among the first ones")),
     }
-}
-
-/// Where a record stands: the file as the user named it, and the line of its first byte, counted from 1.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
-    pub path: Arc<PathBuf>,
-    pub line: u64,
-}
-
-/// One conversation (or plain text) to learn from.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Example {
-    /// The row's own `id`, if it has one.
-    pub id: Option<String>,
-    /// The row's own `source` field, or the name of its file.
-    pub source: String,
-    pub turns: Vec<Turn>,
-    /// JSON array of tool schemas, passed to the chat template as it is.
-    pub tools: Option<Value>,
-    /// Known conflicts, for measuring how well a ranking finds them.
-    pub planted: Vec<PlantedSpan>,
-}
-
-/// One message. `content` is what the chat template sees; spans of tokens count bytes of it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Turn {
-    pub role: Role,
-    pub content: String,
-    /// Passed to the template as `reasoning_content`.
-    pub reasoning: Option<String>,
-    /// JSON array in OpenAI's form, `[{"type": "function", "id"?, "function": {"name", "arguments": object}}]`.
-    pub tool_calls: Option<Value>,
-    /// `tool_call_id` of a tool's result.
-    pub tool_call_id: Option<String>,
-    /// `name` of the speaker or tool.
-    pub name: Option<String>,
-    /// Weight of this turn in the loss: the row's own, else 1. A turn of weight 0 is not supervised.
-    pub weight: f32,
-}
-
-/// Who speaks. `Text` is the single turn of a plain-text row: no template is applied to it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
-    System,
-    User,
-    Assistant,
-    Tool,
-    Text,
-}
-
-/// Byte range `begin..end` of `turns[turn].content` that carries a conflict planted on purpose.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PlantedSpan {
-    pub turn: u16,
-    pub begin: u32,
-    pub end: u32,
 }

@@ -5,8 +5,9 @@
 
 use serde_json::Value;
 
+use super::chat;
+use super::example::{Role, Turn};
 use super::fields::{self, Object, list, wrong_type};
-use super::{Role, Turn, chat};
 use crate::error::{Error, Result};
 
 /// `prompt` and `completion` (or `response`, or the `chosen` side of a preference pair).

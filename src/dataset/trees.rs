@@ -6,8 +6,9 @@
 use std::collections::HashMap;
 use std::iter::once_with;
 
+use super::chat;
+use super::example::{Example, Parsed, Role, Turn};
 use super::fields::{self, Object, label};
-use super::{Example, Parsed, Role, Turn, chat};
 use crate::error::{Error, Result};
 
 type Rows = Result<(u64, Result<Object>)>;

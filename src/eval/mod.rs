@@ -1,7 +1,7 @@
 //! General-capability scores of a model, and what changed between two.
 //!
 //! ```text
-//! tasks.rs      files -> items that ask for the log-likelihood of continuations; benchmarks/ by name
+//! tasks.rs      files -> items that ask for the log-likelihood of continuations; benchmarks/ by name; named.rs chooses
 //! fewshot.rs    answered examples before the items
 //! requests.rs   items -> token sequences, cut where lm-evaluation-harness cuts
 //! score.rs      sequences -> engine -> log-likelihoods
@@ -22,6 +22,7 @@ pub mod divergence;
 pub mod fewshot;
 pub mod harness;
 pub mod metrics;
+pub mod named;
 pub mod requests;
 pub mod results;
 pub mod retention;

@@ -15,14 +15,12 @@
 //! generation.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::benchmarks;
 use crate::error::{Context, Error, Result};
-use crate::fetch::Progress;
 use crate::files::sha256;
 
 /// Items that are scored and summed up together.
@@ -102,48 +100,12 @@ const PROBE_ITEMS: &str = include_str!("../../data/probe/general.jsonl");
 /// Version of the forms above.
 const VERSION: u32 = 1;
 
-/// The tasks that the user named: `probe`, benchmarks, benchmarks with their files (`NAME=FILE`), files, and globs of files.
-pub fn load(names: &[String], fetching: Progress) -> Result<Vec<Task>> {
-    let mut tasks: Vec<Task> = Vec::new();
-    for name in names {
-        let with_file = name.split_once('=').and_then(|(name, file)| Some((benchmarks::find(name)?, Path::new(file))));
-        let found = match (with_file, benchmarks::find(name)) {
-            _ if Path::new(name).is_file() => vec![read(Path::new(name))?],
-            (Some((benchmark, file)), _) => vec![benchmarks::load(benchmark, Some(file), fetching)?],
-            (None, Some(benchmark)) => vec![benchmarks::load(benchmark, None, fetching)?],
-            _ if name == PROBE => vec![probe()?],
-            _ => expand(name)?.iter().map(|path| read(path)).collect::<Result<Vec<_>>>()?,
-        };
-        tasks.extend(found);
-    }
-    let mut paths: HashMap<&str, &str> = HashMap::new();
-    for task in &tasks {
-        if let Some(other) = paths.insert(&task.name, &task.path) {
-            let (name, path) = (&task.name, &task.path);
-            return Err(Error::usage(format!("two tasks are called `{name}`: {other} and {path}"))
-                .cure("A task is named after its file: rename one of them, or evaluate it into another folder."));
-        }
-    }
-    Ok(tasks)
-}
-
 pub fn probe() -> Result<Task> {
     parse(PROBE, "data/probe/general.jsonl", PROBE_ITEMS.as_bytes())
 }
 
-fn expand(pattern: &str) -> Result<Vec<PathBuf>> {
-    let unknown = || {
-        Error::usage(format!("there is no task and no file called `{pattern}`")).cure(format!(
-            "--tasks takes `{PROBE}` (questions that ship with the program), benchmarks by name (`--tasks list` shows them), and files: \
-             .uniform.jsonl, .jsonl with `context` and `continuation` or with `text`, .txt."
-        ))
-    };
-    let paths = glob::glob(pattern).map_err(|cause| unknown().caused_by(cause))?;
-    let paths: Vec<PathBuf> = paths.filter_map(|path| path.ok()).filter(|path| path.is_file()).collect();
-    if paths.is_empty() { Err(unknown()) } else { Ok(paths) }
-}
-
-fn read(path: &Path) -> Result<Task> {
+/// A task from a file of the user.
+pub fn read(path: &Path) -> Result<Task> {
     let bytes = std::fs::read(path).context_at(path, "cannot read the task")?;
     let file = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let name = file.split('.').find(|part| !part.is_empty()).unwrap_or("task");
@@ -357,6 +319,7 @@ impl Request {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::eval::named::load;
 
     #[test]
     fn the_forms_are_told_apart_by_their_keys() {

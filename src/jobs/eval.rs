@@ -13,8 +13,8 @@ use crate::eval::divergence::{self, Divergence};
 use crate::eval::metrics::Sample;
 use crate::eval::results::{Identity, SCORES_FILE, Scores, TaskScores, Tasks, read_scores};
 use crate::eval::samples::{self, SAMPLES_FILE};
-use crate::eval::tasks::{self, FewShot, Task};
-use crate::eval::{fewshot, score};
+use crate::eval::tasks::{FewShot, Task};
+use crate::eval::{fewshot, named, score};
 use crate::fetch::Progress;
 use crate::files::write_atomically;
 use crate::kernels::{Dtype, Kernels};
@@ -57,7 +57,7 @@ pub struct Evaluated {
 /// Evaluates the tasks that the folder does not hold yet, and writes it after each.
 pub fn evaluate(job: &Job, fetching: Progress, scoring: Progress) -> Result<Evaluated> {
     let way = &job.way;
-    let mut tasks = tasks::load(&job.tasks, fetching)?;
+    let mut tasks = named::load(&job.tasks, fetching)?;
     for task in &mut tasks {
         // Drawn from all items, so that a limit changes no prompt.
         fewshot::apply(task, way.few_shot, way.seed)?;

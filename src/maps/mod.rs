@@ -18,7 +18,7 @@
 //! ```
 //!
 //! Below them: `grid` counts, `plane` knows the plane's axes and bounds, `axes` draws axes, `scene` is the list of shapes
-//! that becomes a PNG or an SVG, `font` and `style` hold the looks, once.
+//! that becomes a PNG or an SVG, `font`, `palette` and `style` hold the looks, once.
 
 pub mod density;
 pub mod fidelity;
@@ -35,6 +35,7 @@ pub mod plane;
 
 mod axes;
 mod font;
+mod palette;
 mod scene;
 pub mod style;
 

@@ -11,36 +11,15 @@ use std::path::Path;
 
 use plotters::prelude::{BitMapBackend, DrawingBackend, SVGBackend};
 use plotters::style::text_anchor::{HPos, Pos, VPos};
-use plotters::style::{Color, FontStyle, FontTransform, RGBAColor, ShapeStyle, TextStyle};
+use plotters::style::{Color, FontStyle, FontTransform, TextStyle};
 
-use super::{font, style};
+use super::font;
+use super::palette::{LABEL_SIZE, NOTE_SIZE, PAPER, TEXT_SIZE, VEIL, WIDTH};
+
+pub use super::palette::Paint;
 use crate::error::{Context, Error, Result};
 
 pub type Point = (f64, f64);
-
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Paint {
-    pub rgb: u32,
-    pub alpha: f64,
-}
-
-impl Paint {
-    pub const fn opaque(rgb: u32) -> Self {
-        Self { rgb, alpha: 1.0 }
-    }
-
-    pub fn with_alpha(self, alpha: f64) -> Self {
-        Self { alpha, ..self }
-    }
-
-    fn colour(self) -> RGBAColor {
-        RGBAColor((self.rgb >> 16) as u8, (self.rgb >> 8) as u8, self.rgb as u8, self.alpha)
-    }
-
-    fn shape(self, stroke_width: u32) -> ShapeStyle {
-        ShapeStyle { color: self.colour(), filled: true, stroke_width }
-    }
-}
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Anchor {
@@ -61,15 +40,15 @@ pub struct Text {
 
 impl Text {
     pub fn label(paint: Paint) -> Self {
-        Self { size: style::LABEL_SIZE, bold: false, vertical: false, anchor: Anchor::Left, paint }
+        Self { size: LABEL_SIZE, bold: false, vertical: false, anchor: Anchor::Left, paint }
     }
 
     pub fn body(paint: Paint) -> Self {
-        Self { size: style::TEXT_SIZE, ..Self::label(paint) }
+        Self { size: TEXT_SIZE, ..Self::label(paint) }
     }
 
     pub fn small(paint: Paint) -> Self {
-        Self { size: style::NOTE_SIZE, ..Self::label(paint) }
+        Self { size: NOTE_SIZE, ..Self::label(paint) }
     }
 
     pub fn anchored(self, anchor: Anchor) -> Self {
@@ -94,8 +73,8 @@ pub struct Scene {
 
 impl Scene {
     pub fn new(height: u32) -> Self {
-        let mut scene = Self { width: style::WIDTH, height, shapes: Vec::new() };
-        scene.rect(0.0, 0.0, scene.width(), scene.height(), style::PAPER);
+        let mut scene = Self { width: WIDTH, height, shapes: Vec::new() };
+        scene.rect(0.0, 0.0, scene.width(), scene.height(), PAPER);
         scene
     }
 
@@ -154,7 +133,7 @@ impl Scene {
     /// Text on a veil that keeps it readable above data.
     pub fn veiled_text(&mut self, x: f64, baseline: f64, text: &str, style: Text) {
         let (left, top, right, bottom) = text_box((x, baseline), text, &style);
-        self.rect(left - 4.0, top - 2.0, right + 4.0, bottom + 2.0, style::VEIL);
+        self.rect(left - 4.0, top - 2.0, right + 4.0, bottom + 2.0, VEIL);
         self.text(x, baseline, text, style);
     }
 

@@ -1,10 +1,12 @@
-//! The looks of every figure, once: size, palette, text sizes, title block, notes, colour scale.
-//!
-//! Both palettes are safe for the common forms of colour blindness: viridis (S. van der Walt and N. Smith, matplotlib, CC0;
-//! monotone in lightness, so that it survives grey printing) for amounts, Okabe and Ito (2008) for the four quadrants.
+//! The looks of every figure, once: title block, notes, colour scale; sizes and colours are those of palette.rs.
 
 use super::font;
 use super::scene::{Anchor, Paint, Scene, Text};
+
+pub use super::palette::{
+    BAR, BLUE, CUT, GREEN, GRID_LINE, HEADER_HEIGHT, INK, LABEL_SIZE, MARGIN, NOTE_SIZE, ORANGE, PAPER, QUADRANT_PAINTS,
+    SOFT_INK, TEXT_SIZE, TITLE_SIZE, VEIL, VERMILLION, WIDTH, viridis,
+};
 
 /// What every picture says about its origin, below the title.
 #[derive(Debug, Clone, Default)]
@@ -13,50 +15,6 @@ pub struct Caption {
     pub data: String,
     /// The preset and its resolved numbers.
     pub thresholds: String,
-}
-
-pub const WIDTH: u32 = 1200;
-/// The figure's own drawing starts here; the title block is above.
-pub const HEADER_HEIGHT: f64 = 112.0;
-pub const MARGIN: f64 = 28.0;
-
-pub const TITLE_SIZE: f64 = 25.0;
-pub const LABEL_SIZE: f64 = 17.0;
-pub const TEXT_SIZE: f64 = 15.5;
-pub const NOTE_SIZE: f64 = 14.0;
-
-pub const INK: Paint = Paint::opaque(0x1a1a1a);
-pub const SOFT_INK: Paint = Paint::opaque(0x555555);
-pub const GRID_LINE: Paint = Paint::opaque(0xe4e4e4);
-pub const BAR: Paint = Paint::opaque(0x8a97a8);
-pub const PAPER: Paint = Paint::opaque(0xffffff);
-/// Laid under text that may stand on data.
-pub const VEIL: Paint = Paint { rgb: 0xffffff, alpha: 0.82 };
-
-/// Threshold lines.
-pub const CUT: Paint = Paint::opaque(0xc0215a);
-
-pub const BLUE: Paint = Paint::opaque(0x0072b2);
-pub const VERMILLION: Paint = Paint::opaque(0xd55e00);
-pub const GREEN: Paint = Paint::opaque(0x009e73);
-pub const ORANGE: Paint = Paint::opaque(0xe69f00);
-
-/// In the order of [`super::QUADRANT_NAMES`].
-pub const QUADRANT_PAINTS: [Paint; 4] = [VERMILLION, BLUE, GREEN, ORANGE];
-
-/// Matplotlib's viridis at 0, 1/8, .., 1.
-const VIRIDIS: [u32; 9] = [0x440154, 0x472d7b, 0x3b528b, 0x2c728e, 0x21918c, 0x28ae80, 0x5ec962, 0xaddc30, 0xfde725];
-
-/// viridis at `at`, 0 (dark violet) to 1 (yellow).
-pub fn viridis(at: f64) -> Paint {
-    let at = at.clamp(0.0, 1.0) * (VIRIDIS.len() - 1) as f64;
-    let idx = (at as usize).min(VIRIDIS.len() - 2);
-    let mix = |shift: u32| {
-        let channel = |colour: u32| f64::from(colour >> shift & 0xff);
-        let (from, to) = (channel(VIRIDIS[idx]), channel(VIRIDIS[idx + 1]));
-        ((from + (to - from) * (at - idx as f64)).round() as u32) << shift
-    };
-    Paint::opaque(mix(16) | mix(8) | mix(0))
 }
 
 /// A logarithmic colour scale from `from` to `to`, both positive.

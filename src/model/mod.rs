@@ -5,7 +5,8 @@
 //! files/          the files themselves: folders, safetensors, GGUF, adapters; and saving
 //! families/       one family a file, and the table of them; keys.rs says which settings are honoured, refused, irrelevant
 //! memory.rs       refuses what does not fit
-//! device.rs       where a model runs
+//! device.rs       where a model runs; load_options.rs how it is held
+//! source.rs       where weights come from; batch.rs what goes in
 //! config.rs       what the families need to know, whichever file it came from; rope.rs for rotary embeddings
 //! decoder.rs      the decoder that all families are, of layers.rs and experts.rs
 //! parameters.rs   what learns, and under which name; trace.rs goes backward through it, lora.rs adds adapters
@@ -28,6 +29,7 @@
 //!
 //! `cargo test families` and `cargo test family` fail while one of the three is missing.
 
+mod batch;
 mod config;
 mod decoder;
 mod default_model;
@@ -36,36 +38,40 @@ mod experts;
 mod families;
 pub mod files;
 mod layers;
+mod load_options;
 mod lora;
 pub mod memory;
 mod parameters;
 mod reference;
 mod rope;
+mod source;
 mod trace;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use serde_json::Value;
 
 use self::device::OnDevice;
 use crate::error::{Error, Result};
+use crate::kernels::Kernels;
 use crate::kernels::head::HeadOptions;
 use crate::kernels::matmul::Matrix;
-use crate::kernels::{Dtype, Kernels, Segment};
 use crate::tokens::{ChatTemplate, Tokenizer};
 
 use decoder::Decoder;
 
+pub use batch::Batch;
 pub use config::Config;
 pub use default_model::DEFAULT_MODEL;
 pub use device::Placement;
 pub use files::peft::{LoraPair, LoraSettings, save_adapter};
 pub use files::save::{save, save_merged};
+pub use load_options::LoadOptions;
 pub use lora::{AdapterSwitch, LoraOptions};
 pub use parameters::{Parameter, Part};
 pub use reference::Reference;
+pub(crate) use source::Source;
 pub use trace::Trace;
 
 /// A model that is ready to score, and what it needs to read text.
@@ -89,24 +95,6 @@ pub struct Info {
     pub sha256: String,
     pub architecture: String,
     pub parameters: u64,
-}
-
-/// How to hold and run a model.
-#[derive(Debug, Clone, Copy)]
-pub struct LoadOptions {
-    pub dtype: Dtype,
-    pub kernels: Kernels,
-    /// Anything but the CPU runs the reference kernels.
-    pub device: Placement,
-}
-
-/// Rows of a packed batch: `T` tokens of several sequences, cut into segments that share prefixes.
-#[derive(Debug, Clone)]
-pub struct Batch {
-    /// Length `T`.
-    pub ids: Vec<u32>,
-    /// They tile `0..T`.
-    pub segments: Arc<[Segment]>,
 }
 
 impl Model {
@@ -183,28 +171,5 @@ impl Model {
 
     pub fn head_options(&self, top_k: usize) -> HeadOptions {
         HeadOptions { top_k, softcap: self.config.final_softcap }
-    }
-}
-
-/// A place that weights come from. Tensors are asked for by the names that Transformers gives them.
-pub(crate) trait Source: Sync {
-    fn config(&self) -> Result<Config>;
-    fn tokenizer(&self) -> Result<Tokenizer>;
-    /// `None` for a base model, which has no chat template.
-    fn template(&self, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>>;
-    fn has(&self, name: &str) -> bool;
-    /// The tensor as f32 on the CPU; an error names what was expected if it is absent or has another shape.
-    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor>;
-    /// The `index`th of the tensors that are stacked as `name`, whose whole shape is `shape`; the others are not read.
-    fn slice(&self, name: &str, shape: &[usize], index: usize) -> Result<Tensor>;
-    /// config.json of the language model, with Transformers' names.
-    fn config_json(&self) -> Result<Value>;
-    /// What else stands beside the weights in a Hugging Face folder: the tokenizer's files, the chat template. Names and contents.
-    fn companions(&self) -> Result<Vec<(&'static str, Vec<u8>)>>;
-    /// Number of weights in the file.
-    fn parameters(&self) -> u64;
-    /// An error if the source brings changes to tensors that the family has not asked for.
-    fn check_all_used(&self) -> Result<()> {
-        Ok(())
     }
 }

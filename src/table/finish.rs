@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 use polars::prelude as pl;
 use polars::prelude::IntoColumn;
 
+use super::frames::{TextColumn, write_frames};
 use super::read::{RowGroups, column_of, strings};
 use super::rows::{RowMass, RowMasses, add_masses, read_rows, write_rows};
-use super::write::{TextColumn, finished_parts, write_frames};
+use super::write::finished_parts;
 use super::{Column, PARTS_FOLDER, Quadrant, ROW_GROUP_TOKENS, ROWS_FILE, TOKENS_FILE, read_provenance};
 use crate::{Context, Error, Result};
 

@@ -11,6 +11,7 @@
 //! fifty million tokens usable in a notebook, and nothing has to hash a string per row on the way.
 
 mod finish;
+mod frames;
 mod quantiles;
 mod read;
 mod rows;

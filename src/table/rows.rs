@@ -7,7 +7,7 @@ use polars::prelude as pl;
 use polars::prelude::{IntoColumn, NamedFrom, SerReader};
 use serde::Serialize;
 
-use super::write::{text_column, write_frames};
+use super::frames::{text_column, write_frames};
 use crate::{Context, Error, Result};
 
 /// An example of the data set, scored or skipped. Sums and means run over its supervised tokens.

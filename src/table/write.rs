@@ -5,18 +5,17 @@
 //! `rows-00000.parquet` is written after `tokens-00000.parquet`; a part counts once both are there.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
-use std::io::BufWriter;
+use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use polars::prelude as pl;
 use polars::prelude::IntoColumn;
 
+use super::frames::{TextColumn, write_frames};
 use super::rows::{Row, write_rows};
 use super::{PARTS_FOLDER, ROW_GROUP_TOKENS, TokenChunk};
 use crate::dataset::Place;
-use crate::files::write_atomically;
 use crate::kernels::TokenStatistics;
 use crate::tokens::Sequence;
 use crate::{Context, Error, Result};
@@ -269,58 +268,6 @@ where
 {
     pl::ChunkedArray::<T::PolarsType>::from_vec(name.into(), values).into_column()
 }
-
-/// A dictionary of strings and the columns made of its codes.
-pub(super) struct TextColumn {
-    dtype: pl::DataType,
-    mapping: std::sync::Arc<pl::CategoricalMapping>,
-}
-
-impl TextColumn {
-    pub(super) fn new() -> TextColumn {
-        let categories = pl::Categories::global();
-        let mapping = categories.mapping();
-        TextColumn { dtype: pl::DataType::from_categories(categories), mapping }
-    }
-
-    pub(super) fn code(&self, text: &str) -> Result<u32> {
-        Ok(self.mapping.insert_cat(text)?)
-    }
-
-    pub(super) fn column(&self, name: &str, codes: Vec<u32>) -> pl::Column {
-        let codes = pl::UInt32Chunked::from_vec(name.into(), codes);
-        pl::Categorical32Chunked::from_cats_and_dtype(codes, self.dtype.clone()).into_column()
-    }
-}
-
-pub(super) fn text_column<'a>(name: &str, texts: impl Iterator<Item = &'a str>) -> Result<pl::Column> {
-    let dictionary = TextColumn::new();
-    let codes = texts.map(|text| dictionary.code(text)).collect::<Result<Vec<u32>>>()?;
-    Ok(dictionary.column(name, codes))
-}
-
-/// Writes a Parquet file atomically; `fill` puts the batches in, one row group each.
-pub(super) fn write_frames(
-    path: &Path,
-    schema: &pl::Schema,
-    provenance: &[(String, String)],
-    fill: impl FnOnce(&mut pl::BatchedWriter<&mut BufWriter<File>>) -> Result<()>,
-) -> Result<()> {
-    write_atomically(path, |file| {
-        let mut writer = pl::ParquetWriter::new(file)
-            .with_compression(COMPRESSION)
-            .with_key_value_metadata(Some(pl::KeyValueMetadata::from_static(provenance.to_vec())))
-            .batched(schema)
-            .context("cannot start the table")?;
-        fill(&mut writer)?;
-        writer.finish().context("cannot write the table")?;
-        Ok(())
-    })
-}
-
-/// Most of the table is the random mantissas of floats, which nothing compresses; LZ4 is the quickest to say so and shrinks the
-/// codes and positions as well as any.
-const COMPRESSION: pl::ParquetCompression = pl::ParquetCompression::Lz4Raw;
 
 fn part(folder: &Path, number: usize) -> Part {
     let file = |table: &str| folder.join(format!("{table}-{number:05}.parquet"));

@@ -24,7 +24,7 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer as Inner};
 
-use super::tokenizer::{Parts, PrefixSpace, Spelling};
+use super::parts::{Parts, PrefixSpace, Spelling};
 use crate::error::{Context, Error, Result};
 
 /// The tokenizer's metadata of a GGUF file; each field is named after its key `tokenizer.ggml.*`.

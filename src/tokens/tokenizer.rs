@@ -13,6 +13,7 @@ use serde_json::Value;
 use tokenizers::Tokenizer as Inner;
 
 use super::gguf::{GgufVocabulary, inner_from_gguf};
+use super::parts::{Parts, PrefixSpace, Spelling};
 use crate::error::{Context, Error, Result};
 
 /// One token of a text: bytes `begin..end` of it.
@@ -35,37 +36,6 @@ pub struct Tokenizer {
     bos: Option<u32>,
     eos: Option<u32>,
     adds_bos: bool,
-}
-
-/// Where a vocabulary puts a space that is not in the text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum PrefixSpace {
-    Never,
-    /// Before the first word of a text.
-    First,
-    /// Before the first word of a text, and of the text after each special token.
-    EveryFragment,
-}
-
-/// How the strings of a vocabulary stand for bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Spelling {
-    /// Each character is one byte, by GPT-2's table.
-    ByteLevel,
-    /// `▁` is a space, `<0x0A>` a byte.
-    SentencePiece,
-    Plain,
-}
-
-/// What both kinds of file are read into.
-pub(super) struct Parts {
-    pub inner: Inner,
-    pub continuation: Option<Box<Inner>>,
-    pub prefix_space: PrefixSpace,
-    pub spelling: Spelling,
-    pub bos: Option<u32>,
-    pub eos: Option<u32>,
-    pub adds_bos: bool,
 }
 
 impl Tokenizer {

@@ -15,6 +15,7 @@
 
 mod axolotl;
 mod llama_factory;
+mod recipe;
 mod yaml;
 
 use std::fs;
@@ -25,11 +26,11 @@ use std::str::FromStr;
 use serde_json::{Value, json};
 
 use crate::dataset::{Example, Role};
-use crate::diagnosis::gate::Gate;
 use crate::error::{Context, Error, Result};
-use crate::model::LoraSettings;
 use crate::tokens::Supervise;
-use yaml::{Yaml, number};
+use recipe::{Batch, DATA, DEEPSPEED};
+
+pub use recipe::{CONFIG, Length, Loss, Recipe, Schedule};
 
 /// The program that is to train.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,68 +38,6 @@ pub enum Target {
     LlamaFactory,
     Axolotl,
 }
-
-/// A training run with every number settled.
-#[derive(Debug, Clone)]
-pub struct Recipe {
-    /// A hub id, or the path of a Hugging Face folder.
-    pub model: String,
-    pub loss: Loss,
-    /// K of the gate's entropy.
-    pub top_k: usize,
-    pub supervise: Supervise,
-    pub learning_rate: f64,
-    pub schedule: Schedule,
-    pub warm_up_steps: u64,
-    pub length: Length,
-    /// Sequences per optimiser step, over all devices.
-    pub batch_size: usize,
-    pub devices: usize,
-    pub max_len: usize,
-    pub weight_decay: f64,
-    pub betas: (f64, f64),
-    pub epsilon: f64,
-    pub clip: Option<f64>,
-    /// `None` trains every weight; no targets mean all linear modules of the blocks.
-    pub lora: Option<LoraSettings>,
-    pub bf16: bool,
-    pub seed: u64,
-    /// Share of the rows that are held out.
-    pub validation: f64,
-    /// Transformers' class of a block, for FSDP: `LlamaDecoderLayer`.
-    pub layer_class: String,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Loss {
-    /// One weight per token, sft and eaft among them.
-    Gated(Gate),
-    Asft {
-        alpha: f64,
-    },
-    Flow,
-    SftKl {
-        beta: f64,
-    },
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Schedule {
-    Cosine,
-    Linear,
-    Constant,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Length {
-    Epochs(f64),
-    Steps(u64),
-}
-
-/// What a folder holds.
-pub const CONFIG: &str = "train.yaml";
-pub const DATA: &str = "train.jsonl";
-pub const DEEPSPEED: &str = "deepspeed.json";
 
 /// Writes the folder, which must not exist or be empty. `examples` are the rows as they are read. Gives the number of rows.
 pub fn emit(target: Target, recipe: &Recipe, examples: impl IntoIterator<Item = Result<Example>>, folder: &Path) -> Result<u64> {
@@ -137,66 +76,6 @@ impl FromStr for Target {
             _ => Err(Error::usage(format!("--emit `{text}` is not known")).cure("Use llama-factory or axolotl.")),
         }
     }
-}
-
-/// A step's sequences, spread over the devices.
-struct Batch {
-    per_device: usize,
-    accumulation: usize,
-}
-
-impl Batch {
-    /// Sequences on a device at a time: a divisor of its share, small enough for most.
-    const LARGEST: usize = 4;
-
-    fn of(recipe: &Recipe) -> Result<Batch> {
-        let (batch, devices) = (recipe.batch_size, recipe.devices);
-        if batch == 0 || devices == 0 || !batch.is_multiple_of(devices) {
-            return Err(Error::usage(format!("{batch} sequences a step cannot be spread evenly over {devices} devices"))
-                .cure("Choose a batch size that is a multiple of the devices."));
-        }
-        let share = batch / devices;
-        let per_device = (1..=Batch::LARGEST).rev().find(|n| share.is_multiple_of(*n)).unwrap_or(1);
-        Ok(Batch { per_device, accumulation: share / per_device })
-    }
-}
-
-/// The model as both programs load it: Transformers reads no single GGUF file without more settings.
-fn model(recipe: &Recipe) -> Result<&str> {
-    match recipe.model.to_ascii_lowercase().ends_with(".gguf") {
-        false => Ok(&recipe.model),
-        true => Err(Error::usage(format!("the other program cannot train from the GGUF file `{}`", recipe.model))
-            .cure("Give --model the hub id or the Hugging Face folder of the model.")),
-    }
-}
-
-/// AdamW and its schedule, under Transformers' names; two of them differ. `factor` is the other program's loss over ours.
-fn optimiser(yaml: &mut Yaml, recipe: &Recipe, schedule_key: &str, optimiser_key: &str, factor: f64) {
-    let schedule = match recipe.schedule {
-        Schedule::Cosine => "cosine",
-        Schedule::Linear => "linear",
-        Schedule::Constant => "constant_with_warmup",
-    };
-    yaml.set("learning_rate", number(recipe.learning_rate))
-        .set(schedule_key, schedule)
-        .set("warmup_steps", recipe.warm_up_steps.to_string())
-        .set(optimiser_key, "adamw_torch")
-        .set("weight_decay", number(recipe.weight_decay))
-        .set("adam_beta1", number(recipe.betas.0))
-        .set("adam_beta2", number(recipe.betas.1))
-        .set("adam_epsilon", number(recipe.epsilon))
-        .comment("0 does not clip.")
-        .set("max_grad_norm", number(recipe.clip.map_or(0.0, |clip| clip * factor)));
-}
-
-fn not_offered(program: &str, loss: &Loss, offered: &str) -> Error {
-    let name = match loss {
-        Loss::Gated(gate) => gate.to_string(),
-        Loss::Asft { .. } => "asft".to_owned(),
-        Loss::Flow => "flow".to_owned(),
-        Loss::SftKl { .. } => "sft-kl".to_owned(),
-    };
-    Error::usage(format!("{program} has no loss like `{name}`")).cure(format!("It offers {offered}; the others train here only."))
 }
 
 /// ZeRO stage 3 with everything else left to the program: weights, gradients and optimiser are spread over the devices, and the

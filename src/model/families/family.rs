@@ -2,7 +2,6 @@
 
 use serde_json::Value;
 
-use super::keys::Rules;
 use crate::error::Result;
 use crate::kernels::rotary::RotaryStyle;
 use crate::model::config::Config;
@@ -34,3 +33,17 @@ pub struct Family {
     /// Loads one block.
     pub block: fn(&Layer) -> Result<Block>,
 }
+
+/// What becomes of a key of config.json.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Rule {
+    /// Changes the logits, and is read.
+    Honoured,
+    /// Would change the logits: only these values are taken. `null` and a missing key always are.
+    Only(&'static [&'static str]),
+    /// Concerns training, generation or bookkeeping.
+    Irrelevant,
+}
+
+/// A rule for each key; the family's own rules first.
+pub type Rules = &'static [(&'static str, Rule)];

@@ -5,7 +5,7 @@
 use serde_json::{Value, json};
 
 use super::family::Family;
-use super::keys::Rule::{Honoured, Only};
+use super::family::Rule::{Honoured, Only};
 use crate::error::{Error, Result};
 use crate::json::{flag, number, optional_count, present, shortest};
 use crate::kernels::gated::Activation;

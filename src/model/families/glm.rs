@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use super::family::Family;
-use super::keys::Rule::Honoured;
+use super::family::Rule::Honoured;
 use crate::error::Result;
 use crate::json::flag;
 use crate::kernels::gated::Activation;

@@ -2,8 +2,8 @@
 //! Reference: Transformers `models/glm4/modeling_glm4.py`.
 
 use super::family::Family;
+use super::family::Rule::Honoured;
 use super::glm;
-use super::keys::Rule::Honoured;
 use crate::error::Result;
 use crate::kernels::gated::Activation;
 use crate::kernels::rotary::RotaryStyle;

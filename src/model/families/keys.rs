@@ -4,23 +4,10 @@
 
 use serde_json::Value;
 
-use super::family::Family;
+use super::family::{Family, Rule, Rules};
 use crate::error::{Error, Result};
 
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Rule {
-    /// Changes the logits, and is read.
-    Honoured,
-    /// Would change the logits: only these values are taken. `null` and a missing key always are.
-    Only(&'static [&'static str]),
-    /// Concerns training, generation or bookkeeping.
-    Irrelevant,
-}
-
 use Rule::{Honoured, Irrelevant, Only};
-
-/// A rule for each key; the family's own rules first.
-pub type Rules = &'static [(&'static str, Rule)];
 
 pub const COMMON: Rules = &[
     ("model_type", Honoured),

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 
-pub use family::Family;
+pub use family::{Family, Rule};
 
 /// One row per file.
 pub const FAMILIES: &[Family] = &[

@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use super::family::Family;
-use super::keys::Rule::{Honoured, Only};
+use super::family::Rule::{Honoured, Only};
 use super::llama;
 use crate::error::Result;
 use crate::json::{count, flag, optional_count};

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::family::Family;
-use super::keys::Rule::Honoured;
+use super::family::Rule::Honoured;
 use super::qwen2;
 use crate::error::Result;
 use crate::json::flag;

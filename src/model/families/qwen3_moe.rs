@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use super::family::Family;
-use super::keys::Rule::{Honoured, Irrelevant, Only};
+use super::family::Rule::{Honoured, Irrelevant, Only};
 use crate::error::{Error, Result};
 use crate::json::{count, flag, optional_count, present};
 use crate::kernels::gated::Activation;

@@ -6,7 +6,7 @@
 use candle_core::quantized::gguf_file::Value;
 
 use crate::error::{Error, Result};
-use crate::model::families::keys::Rule::{self, Honoured, Irrelevant, Only};
+use crate::model::families::Rule::{self, Honoured, Irrelevant, Only};
 
 const KEYS: &[(&str, Rule)] = &[
     ("context_length", Honoured),

@@ -2,12 +2,14 @@
 //!
 //! ```text
 //! folder.rs              a Hugging Face folder: config.json, tokenizer files, safetensors.rs
-//! gguf.rs                a .gguf file: config, vocabulary, template, tensors by their Hugging Face names; its settings: gguf_keys.rs
+//! gguf.rs                the metadata of a .gguf file; gguf_keys.rs says which of its settings are honoured
+//! gguf_source.rs         that file as a model: config, vocabulary, template, tensors by their Hugging Face names
 //! gguf_files.rs          the bytes of it, which may lie in several files
 //! adapter.rs             a LoRA adapter folder, applied to a base
 //! hub_files.rs           which files of a hub's repository make a model
 //! config_json.rs         config.json -> Config, and back
-//! save.rs                a model as a Hugging Face folder; weights by safetensors_write.rs; peft.rs saves a LoRA adapter
+//! save.rs                a model as a Hugging Face folder; weights by safetensors_write.rs; peft.rs saves a LoRA adapter;
+//!                        replaceable.rs says over what
 //! ```
 
 pub(in crate::model) mod adapter;
@@ -16,8 +18,10 @@ pub(in crate::model) mod folder;
 pub(in crate::model) mod gguf;
 pub(in crate::model) mod gguf_files;
 mod gguf_keys;
+mod gguf_source;
 pub(in crate::model) mod hub_files;
 pub(in crate::model) mod peft;
+mod replaceable;
 pub(in crate::model) mod safetensors;
 pub mod safetensors_write;
 pub(in crate::model) mod save;

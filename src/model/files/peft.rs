@@ -7,16 +7,13 @@ use candle_core::Tensor;
 use serde_json::{Value, json};
 
 use super::adapter::{CONFIG, WEIGHTS};
+use super::replaceable::check_replaceable;
 use super::safetensors_write::{SavedTensor, write_file};
-use super::save::check_replaceable;
 use crate::error::{Error, Result};
 use crate::files::{in_new_folder, write_synced};
 use crate::json::pretty;
 use crate::kernels::Dtype;
 use crate::model::Reference;
-
-/// The files of an adapter's folder.
-pub const FILES: &[&str] = &[CONFIG, WEIGHTS];
 
 /// How an adapter was trained.
 #[derive(Debug, Clone, PartialEq)]

@@ -4,16 +4,14 @@
 //! metadata. Of a multimodal checkpoint the language model alone is saved. The folder is filled under a temporary name and renamed
 //! at the end, so that it is there whole or not at all.
 
-use std::fs;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{DType, Device, Tensor};
 
-use super::folder::COMPANIONS;
-use super::peft;
+use super::replaceable::check_replaceable;
 use super::safetensors_write::{SHARD_BYTES, SavedTensor, write_weights};
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
 use crate::files::{in_new_folder, write_synced};
 use crate::json::pretty;
 use crate::kernels::rotary::Rotary;
@@ -198,26 +196,6 @@ impl Source for Asked<'_> {
     fn parameters(&self) -> u64 {
         self.source.parameters()
     }
-}
-
-/// A folder that is not there, or that holds nothing but the files of a model or an adapter.
-pub(in crate::model) fn check_replaceable(folder: &Path) -> Result<()> {
-    let entries = match fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(Error::new("cannot look at the folder to save to").at(folder).caused_by(error)),
-    };
-    for entry in entries {
-        let name = entry.context_at(folder, "cannot look at the folder to save to")?.file_name();
-        let name = name.to_string_lossy();
-        let weights = name.starts_with("model") && (name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json"));
-        if !weights && name != "config.json" && !COMPANIONS.contains(&&*name) && !peft::FILES.contains(&&*name) {
-            return Err(Error::new(format!("the folder to save the model to holds `{name}`, which is no part of a model"))
-                .at(folder)
-                .cure("Name a new folder."));
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

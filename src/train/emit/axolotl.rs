@@ -1,7 +1,7 @@
 //! axolotl: `axolotl train train.yaml`.
 
+use super::recipe::{self, Batch, DATA, DEEPSPEED, Length, Loss, Recipe, model, not_offered, optimiser};
 use super::yaml::{Yaml, list, number, text};
-use super::{Batch, DATA, DEEPSPEED, Length, Loss, Recipe, model, not_offered, optimiser};
 use crate::diagnosis::gate::Gate;
 use crate::error::{Error, Result};
 use crate::tokens::Supervise;
@@ -16,7 +16,7 @@ pub fn config(recipe: &Recipe, batch: &Batch) -> Result<String> {
     let mut yaml = Yaml::default();
     yaml.comment("Written by diagnose for axolotl. In this folder:").comment(&format!(
         "    axolotl train {}        (on {} devices)",
-        super::CONFIG,
+        recipe::CONFIG,
         recipe.devices
     ));
     if exponent.is_some() {

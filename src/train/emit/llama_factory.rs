@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
+use super::recipe::{self, Batch, DATA, DEEPSPEED, Length, Loss, Recipe, model, not_offered, optimiser};
 use super::yaml::{Yaml, number, text};
-use super::{Batch, DATA, DEEPSPEED, Length, Loss, Recipe, model, not_offered, optimiser};
 use crate::diagnosis::gate::Gate;
 use crate::error::{Error, Result};
 use crate::tokens::Supervise;
@@ -36,7 +36,7 @@ pub fn config(recipe: &Recipe, batch: &Batch) -> Result<String> {
     }
     let mut yaml = Yaml::default();
     yaml.comment("Written by diagnose for LLaMA-Factory. In this folder:")
-        .comment(&format!("    FORCE_TORCHRUN=1 NPROC_PER_NODE={} llamafactory-cli train {}", recipe.devices, super::CONFIG))
+        .comment(&format!("    FORCE_TORCHRUN=1 NPROC_PER_NODE={} llamafactory-cli train {}", recipe.devices, recipe::CONFIG))
         .comment(loss.note)
         .blank();
     yaml.set("model_name_or_path", text(model)).blank();

@@ -2,6 +2,9 @@
 
 use super::*;
 use crate::dataset::Turn;
+use crate::diagnosis::gate::Gate;
+use crate::model::LoraSettings;
+use crate::tokens::Supervise;
 
 fn turn(role: Role, content: &str, weight: f32) -> Turn {
     let content = content.to_owned();

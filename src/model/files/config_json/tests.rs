@@ -4,7 +4,8 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::model::families::FAMILIES;
-use crate::model::families::keys::{COMMON, Rule, rule};
+use crate::model::families::Rule;
+use crate::model::families::keys::{COMMON, rule};
 
 /// A config that every family takes, with the settings of all of them at values that are not the defaults.
 fn config_of(family: &Family) -> Value {

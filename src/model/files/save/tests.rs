@@ -1,5 +1,6 @@
 //! Saved and loaded again, each family's tiny checkpoint gives the logits that it gave before.
 
+use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 

@@ -1,0 +1,67 @@
+//! One conversation (or plain text) to learn from, whatever format it came in.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use crate::error::Result;
+
+/// Where a record stands: the file as the user named it, and the line of its first byte, counted from 1.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    pub path: Arc<PathBuf>,
+    pub line: u64,
+}
+
+/// One conversation (or plain text) to learn from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Example {
+    /// The row's own `id`, if it has one.
+    pub id: Option<String>,
+    /// The row's own `source` field, or the name of its file.
+    pub source: String,
+    pub turns: Vec<Turn>,
+    /// JSON array of tool schemas, passed to the chat template as it is.
+    pub tools: Option<Value>,
+    /// Known conflicts, for measuring how well a ranking finds them.
+    pub planted: Vec<PlantedSpan>,
+}
+
+/// One message. `content` is what the chat template sees; spans of tokens count bytes of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Turn {
+    pub role: Role,
+    pub content: String,
+    /// Passed to the template as `reasoning_content`.
+    pub reasoning: Option<String>,
+    /// JSON array in OpenAI's form, `[{"type": "function", "id"?, "function": {"name", "arguments": object}}]`.
+    pub tool_calls: Option<Value>,
+    /// `tool_call_id` of a tool's result.
+    pub tool_call_id: Option<String>,
+    /// `name` of the speaker or tool.
+    pub name: Option<String>,
+    /// Weight of this turn in the loss: the row's own, else 1. A turn of weight 0 is not supervised.
+    pub weight: f32,
+}
+
+/// Who speaks. `Text` is the single turn of a plain-text row: no template is applied to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    System,
+    User,
+    Assistant,
+    Tool,
+    Text,
+}
+
+/// Byte range `begin..end` of `turns[turn].content` that carries a conflict planted on purpose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PlantedSpan {
+    pub turn: u16,
+    pub begin: u32,
+    pub end: u32,
+}
+
+/// What a record becomes: the line of its first byte, and the example or the reason why there is none.
+pub(super) type Parsed = (u64, Result<Example>);

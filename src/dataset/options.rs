@@ -1,0 +1,15 @@
+//! How to read the files.
+
+use super::format::Format;
+use super::mapping::FieldMap;
+
+/// How to read the files; the default detects everything.
+#[derive(Debug, Clone, Default)]
+pub struct ReadOptions {
+    /// Forces the format instead of detecting it file by file.
+    pub format: Option<Format>,
+    /// Builds the fields of a known format out of other columns.
+    pub mapping: FieldMap,
+    /// A bad row ends the reading.
+    pub strict: bool,
+}

@@ -1,0 +1,305 @@
+//! A `.gguf` file as a [`Source`]: config, vocabulary and template from its metadata, tensors dequantised one at a time by all cores.
+//!
+//! The tensor names are llama.cpp's (`gguf-py/gguf/constants.py`).
+
+use candle_core::Tensor;
+use serde_json::{Value as JsonValue, json};
+
+use super::config_json;
+use super::gguf::Gguf;
+use super::gguf_keys;
+use crate::error::{Error, Result};
+use crate::json::pretty;
+use crate::model::Source;
+use crate::model::config::Config;
+use crate::model::families::{self, Family};
+use crate::model::rope::{Rope, RopeScaling, yarn_attention_factor};
+use crate::tokens::{ChatTemplate, Tokenizer};
+
+impl Gguf {
+    fn family(&self) -> Result<&'static Family> {
+        families::by_architecture(self.architecture()?).map_err(|error| error.at(&self.path))
+    }
+
+    fn rope(&self) -> Result<Rope> {
+        let theta = self.arch_number("rope.freq_base")?.unwrap_or(10_000.0);
+        let required = |name: &str| -> Result<f64> {
+            let key = self.key(name)?;
+            self.number(&key)?.ok_or_else(|| self.missing(&key))
+        };
+        let scaling = match self.text(&self.key("rope.scaling.type")?)? {
+            _ if self.holds("rope_freqs.weight") => {
+                let divisors = self.files.read("rope_freqs.weight")?.flatten_all()?.to_vec1::<f32>()?;
+                RopeScaling::Divisors(divisors.into_iter().map(f64::from).collect())
+            }
+            None | Some("none") => RopeScaling::None,
+            Some("linear") => RopeScaling::Linear { factor: required("rope.scaling.factor")? },
+            Some("yarn") => {
+                let factor = required("rope.scaling.factor")?;
+                RopeScaling::Yarn {
+                    factor,
+                    original_max_positions: self.required_count("rope.scaling.original_context_length")? as f64,
+                    beta_fast: self.arch_number("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
+                    beta_slow: self.arch_number("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
+                    attention_factor: yarn_attention_factor(factor)
+                        * self.arch_number("rope.scaling.attn_factor")?.unwrap_or(1.0),
+                }
+            }
+            Some(other) => {
+                return Err(
+                    Error::new(format!("rope scaling `{other}` is not supported; known are none, linear, yarn")).at(&self.path)
+                );
+            }
+        };
+        Ok(Rope { theta, scaling })
+    }
+
+    /// The family, and llama.cpp's name of what Transformers calls `name`.
+    fn stored_name(&self, name: &str) -> Result<(&'static Family, String)> {
+        let family = self.family()?;
+        let stored = gguf_name(family, name);
+        let stored = stored.ok_or_else(|| Error::new(format!("GGUF has no name for the tensor `{name}`")).at(&self.path))?;
+        Ok((family, stored))
+    }
+
+    fn check_shape(&self, stored: &str, expected: &[usize]) -> Result<()> {
+        match self.files.info(stored).map(|info| info.shape.dims()) {
+            Some(found) if found == expected => Ok(()),
+            Some(found) => {
+                Err(Error::new(format!("tensor `{stored}`: expected shape {expected:?}, found {found:?}")).at(&self.path))
+            }
+            None => Err(Error::new(format!("the file holds no tensor `{stored}`")).at(&self.path)),
+        }
+    }
+
+    /// Of experts' gates or up-projections that are stored as one tensor: first row in each expert and the tensor's name.
+    fn half_of(&self, stored: &str, shape: &[usize]) -> Result<Option<(usize, String)>> {
+        let (Some(whole), [count, rows, input]) = (joined_experts(stored).filter(|whole| self.holds(whole)), shape) else {
+            return Ok(None);
+        };
+        self.check_shape(&whole, &[*count, 2 * rows, *input])?;
+        Ok(Some((if stored.contains("ffn_up_exps") { *rows } else { 0 }, whole)))
+    }
+
+    /// A tensor that is stored as rows of a larger one: first row and the larger one's name.
+    ///
+    /// Files of the `chatglm` architecture hold queries, keys and values as one; others where the converter was told to.
+    fn part_of(&self, name: &str, rows: usize) -> Result<Option<(usize, String)>> {
+        let Some((block, rest)) = name.split_once(".attn_") else { return Ok(None) };
+        let Some((part, kind)) = rest.split_once('.') else { return Ok(None) };
+        let whole = format!("{block}.attn_qkv.{kind}");
+        let Some(info) = self.files.info(&whole) else { return Ok(None) };
+        let all_rows = info.shape.dims().first().copied().unwrap_or(0);
+        let heads = self.required_count("attention.head_count")?;
+        let kv_heads = self.arch_count("attention.head_count_kv")?.unwrap_or(heads);
+        let kv_rows = all_rows / (heads + 2 * kv_heads).max(1) * kv_heads;
+        let first = match part {
+            "q" => 0,
+            "k" => all_rows - 2 * kv_rows,
+            "v" => all_rows - kv_rows,
+            _ => return Ok(None),
+        };
+        if first + rows > all_rows {
+            return Err(
+                Error::new(format!("tensor `{whole}` has {all_rows} rows; expected {} or more", first + rows)).at(&self.path)
+            );
+        }
+        Ok(Some((first, whole)))
+    }
+}
+
+/// The tensor that holds the experts' gates and, below them, their up-projections, where the converter was told to join the two.
+fn joined_experts(stored: &str) -> Option<String> {
+    let (block, _) = stored.split_once(".ffn_gate_exps.").or_else(|| stored.split_once(".ffn_up_exps."))?;
+    Some(format!("{block}.ffn_gate_up_exps.weight"))
+}
+
+impl Source for Gguf {
+    fn config(&self) -> Result<Config> {
+        let family = self.family()?;
+        let in_file = |error: Error| error.at(&self.path);
+        let prefix = format!("{}.", family.architecture);
+        let settings = self.files.metadata.iter().filter_map(|(key, value)| Some((key.strip_prefix(&prefix)?, value)));
+        gguf_keys::check(family.architecture, settings).map_err(in_file)?;
+        let heads = self.required_count("attention.head_count")?;
+        let hidden_size = self.required_count("embedding_length")?;
+        let head_dim = self.arch_count("attention.key_length")?.unwrap_or(hidden_size / heads.max(1));
+        if let Some(value_dim) = self.arch_count("attention.value_length")?.filter(|&dim| dim != head_dim) {
+            return Err(in_file(Error::new(format!(
+                "values of {value_dim} dimensions beside keys of {head_dim} (attention.value_length) are not supported"
+            ))));
+        }
+        let embedding = self.files.info("token_embd.weight").ok_or_else(|| {
+            in_file(Error::new("the file holds no tensor `token_embd.weight`: it is not a whole language model"))
+        })?;
+        let layers = self.required_count("block_count")?;
+        let max_positions = self.required_count("context_length")?;
+        let epsilon = "attention.layer_norm_rms_epsilon";
+        let mut config = Config {
+            vocab_size: embedding.shape.dims().first().copied().unwrap_or(0),
+            hidden_size,
+            intermediate_size: self.required_count("feed_forward_length")?,
+            heads,
+            kv_heads: self.arch_count("attention.head_count_kv")?.unwrap_or(heads),
+            rms_norm_eps: self.arch_number(epsilon)?.ok_or_else(|| self.missing(epsilon))?,
+            rope: self.rope()?,
+            rotary_dim: self.arch_count("rope.dimension_count")?.unwrap_or(head_dim),
+            tied: !self.holds("output.weight"),
+            ..Config::plain(family.model_type, layers, head_dim, max_positions)
+        };
+        (family.configure_gguf)(&mut config, self).map_err(in_file)?;
+        config.check().map_err(in_file)?;
+        Ok(config)
+    }
+
+    fn tokenizer(&self) -> Result<Tokenizer> {
+        Tokenizer::from_gguf(self.vocabulary()?).map_err(|error| error.at(&self.path))
+    }
+
+    fn template(&self, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>> {
+        let Some(source) = self.text("tokenizer.chat_template")? else { return Ok(None) };
+        let token = |id: Option<u32>| id.map(|id| tokenizer.text(id));
+        let (bos, eos) = (token(tokenizer.bos()), token(tokenizer.eos()));
+        ChatTemplate::new(source, bos.as_deref(), eos.as_deref()).map(Some).map_err(|error| error.at(&self.path))
+    }
+
+    fn has(&self, name: &str) -> bool {
+        let stored = self.family().ok().and_then(|family| gguf_name(family, name));
+        stored.is_some_and(|name| self.holds(&name) || joined_experts(&name).is_some_and(|whole| self.holds(&whole)))
+    }
+
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let (family, stored) = self.stored_name(name)?;
+        let tensor = match (self.files.info(&stored), shape.first()) {
+            (Some(_), _) => {
+                self.check_shape(&stored, shape)?;
+                self.files.read(&stored)?
+            }
+            (None, Some(&rows)) if let Some((first, whole)) = self.part_of(&stored, rows)? => {
+                self.files.read(&whole)?.narrow(0, first, rows)?
+            }
+            (None, _) if let Some((first, whole)) = self.half_of(&stored, shape)? => {
+                self.files.read(&whole)?.narrow(1, first, shape[1])?.contiguous()?
+            }
+            _ => return Err(Error::new(format!("the file holds no tensor `{stored}` (`{name}`)")).at(&self.path)),
+        };
+        // llama.cpp's converter stores the query and key rows of this architecture for interleaved rotary embedding.
+        if family.architecture == "llama" && (name.contains("q_proj.") || name.contains("k_proj.")) {
+            let all_heads = self.required_count("attention.head_count")?;
+            let kv_heads = self.arch_count("attention.head_count_kv")?.unwrap_or(all_heads);
+            let heads = if name.contains("q_proj.") { all_heads } else { kv_heads };
+            return halves_from_interleaved(&tensor, heads.max(1));
+        }
+        Ok(tensor)
+    }
+
+    fn slice(&self, name: &str, shape: &[usize], index: usize) -> Result<Tensor> {
+        let (_, stored) = self.stored_name(name)?;
+        if let Some((first, whole)) = self.half_of(&stored, shape)? {
+            return Ok(self.files.read_slice(&whole, index)?.narrow(0, first, shape[1])?);
+        }
+        self.check_shape(&stored, shape)?;
+        self.files.read_slice(&stored, index)
+    }
+
+    fn config_json(&self) -> Result<JsonValue> {
+        let mut json = config_json::of(&self.config()?).map_err(|error| error.at(&self.path))?;
+        for token in ["bos_token_id", "eos_token_id"] {
+            json[token] = self.count(&format!("tokenizer.ggml.{token}"))?.into();
+        }
+        json["pad_token_id"] = self.count("tokenizer.ggml.padding_token_id")?.into();
+        Ok(json)
+    }
+
+    fn companions(&self) -> Result<Vec<(&'static str, Vec<u8>)>> {
+        let tokenizer = self.tokenizer()?;
+        let token = |id: Option<u32>| id.map(|id| tokenizer.text(id));
+        let pad = self.count("tokenizer.ggml.padding_token_id")?.map(|id| id as u32).or(tokenizer.eos());
+        let settings = json!({
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": token(tokenizer.bos()),
+            "eos_token": token(tokenizer.eos()),
+            // Files that name none: batches are padded with the end token, as is usual.
+            "pad_token": token(pad),
+            "add_bos_token": tokenizer.leading_bos().is_some(),
+            "model_max_length": self.required_count("context_length")?,
+            "clean_up_tokenization_spaces": false,
+        });
+        let mut files =
+            vec![("tokenizer.json", tokenizer.to_json()?.into_bytes()), ("tokenizer_config.json", pretty(&settings)?)];
+        if let Some(template) = self.text("tokenizer.chat_template")? {
+            files.push(("chat_template.jinja", template.as_bytes().to_vec()));
+        }
+        Ok(files)
+    }
+
+    fn parameters(&self) -> u64 {
+        self.files.parameters()
+    }
+}
+
+/// Rows of each head from (0, d/2, 1, d/2 + 1, ..) back to (0, 1, .., d/2, d/2 + 1, ..): undoes `LlamaModel.permute` of llama.cpp's
+/// `convert_hf_to_gguf.py`. `weight` is `[heads * d, K]`, or a bias `[heads * d]`.
+fn halves_from_interleaved(weight: &Tensor, heads: usize) -> Result<Tensor> {
+    let rows = weight.dim(0)?;
+    let half = rows / heads / 2;
+    let pairs = weight.reshape((heads, half, 2, weight.elem_count() / rows.max(1)))?;
+    Ok(pairs.transpose(1, 2)?.contiguous()?.reshape(weight.shape())?)
+}
+
+/// Transformers' names of a block's modules, and llama.cpp's. A family's own list comes first.
+const NAMES: &[(&str, &str)] = &[
+    ("self_attn.q_proj", "attn_q"),
+    ("self_attn.k_proj", "attn_k"),
+    ("self_attn.v_proj", "attn_v"),
+    ("self_attn.o_proj", "attn_output"),
+    ("self_attn.q_norm", "attn_q_norm"),
+    ("self_attn.k_norm", "attn_k_norm"),
+    ("mlp.gate_proj", "ffn_gate"),
+    ("mlp.up_proj", "ffn_up"),
+    ("mlp.down_proj", "ffn_down"),
+    ("input_layernorm", "attn_norm"),
+    ("post_attention_layernorm", "ffn_norm"),
+];
+
+/// llama.cpp's name of the tensor that Transformers calls `name`.
+fn gguf_name(family: &Family, name: &str) -> Option<String> {
+    match name {
+        "model.embed_tokens.weight" => return Some("token_embd.weight".to_owned()),
+        "model.norm.weight" => return Some("output_norm.weight".to_owned()),
+        "lm_head.weight" => return Some("output.weight".to_owned()),
+        _ => {}
+    }
+    let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
+    let (module, kind) = rest.rsplit_once('.')?;
+    let (_, module) = family.gguf_names.iter().chain(NAMES).find(|(name, _)| *name == module)?;
+    Some(format!("blk.{layer}.{module}.{kind}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_tensors() {
+        let check = |name: &str, expected: Option<&str>| {
+            assert_eq!(gguf_name(families::by_architecture("llama").unwrap(), name).as_deref(), expected);
+        };
+        check("model.embed_tokens.weight", Some("token_embd.weight"));
+        check("model.layers.12.self_attn.q_proj.weight", Some("blk.12.attn_q.weight"));
+        check("model.layers.0.mlp.down_proj.bias", Some("blk.0.ffn_down.bias"));
+        check("model.layers.0.mlp.router.weight", None);
+        check("visual.patch_embed.weight", None);
+        let glm4 = families::by_architecture("glm4").unwrap();
+        let name = gguf_name(glm4, "model.layers.3.post_mlp_layernorm.weight");
+        assert_eq!(name.as_deref(), Some("blk.3.post_ffw_norm.weight"));
+    }
+
+    #[test]
+    fn rows_of_a_head_come_back_in_halves() {
+        // One head of 4 rows, stored as 0, 2, 1, 3 (interleaved), must read 0, 1, 2, 3; the second head likewise.
+        let stored = Tensor::new(&[[0f32], [2.], [1.], [3.], [4.], [6.], [5.], [7.]], &candle_core::Device::Cpu).unwrap();
+        let halves = halves_from_interleaved(&stored, 2).unwrap();
+        assert_eq!(halves.flatten_all().unwrap().to_vec1::<f32>().unwrap(), [0., 1., 2., 3., 4., 5., 6., 7.]);
+    }
+}
