@@ -4,20 +4,39 @@
 //! the model believed: how probable the token was, how uncertain the model was, and hence whether the token is known, open, or a
 //! *confident conflict* (the model is sure, and the data says otherwise; arXiv 2601.02151).
 //!
-//! The data go through the modules in the order in which they are declared here:
+//! The data go through the rooms in the order in which they are declared here:
 //!
 //! ```text
-//! files --dataset--> Example --tokens--> Sequence --engine--> TokenStatistics --table--> Parquet
-//!                                           |                                               |
-//!                          model, kernels run it; eval scores            quadrants, gate, maps, report read them
-//!                                    benchmarks with it
+//! files --dataset--> Example --tokens--> Sequence --engine--> TokenStatistics --table--> Parquet --diagnosis--> numbers
+//!                                            |                                                                    |
+//!                         model, kernels run it; eval benchmarks with it                       maps, report show them
 //! ```
 //!
-//! `train` goes the same way and back: the statistics of the forward pass weigh each token's loss, by a [`gate`].
+//! [`train`] goes the same way and back: the statistics of the forward pass weigh each token's loss, by a
+//! [`gate`](diagnosis::gate). [`jobs`] put it all together, each in a run folder, and [`cli`] says what was asked for.
 //!
-//! A module uses only modules above it, and each foreign world stays in its rooms: candle in `kernels`, `model`, `engine` and `train`,
-//! polars from `table` on, plotters in `maps`, clap and indicatif in `cli`, tokenizers and minijinja in `tokens`, `unsafe` in
-//! `kernels`. A test reads the `use` lines (`tests/layers.rs`).
+//! ```text
+//! error  files  format  json  random  stats    the ground: no word of the subject in it
+//! fetch       bytes from elsewhere, for models and benchmarks alike: the hub, Python's package index, their caches
+//! dataset     files in any common format of fine-tuning -> examples
+//! tokens      chat template, supervised mask, mask audit -> token ids
+//! kernels     the custom operations, and all `unsafe` code
+//! model       families, files of models, the decoder, adapters
+//! engine      packed batches -> statistics of every supervised token
+//! table       the token table: columns, types, units; Parquet with what made it
+//! diagnosis   quadrants, gates, summary, rankings, movement: makes numbers of the table
+//! eval        benchmarks: tasks, requests, metrics, comparisons
+//! train       losses, updates, schedules, what is logged
+//! maps        finished numbers -> figures
+//! report      finished numbers -> terminal, Markdown, JSON, HTML
+//! jobs        scoring, training, evaluation, comparison: the owners of run folders
+//! cli         what was typed -> what is asked
+//! ```
+//!
+//! A room uses only rooms above it, and files do not use each other in circles, but for three that are known. Each foreign world
+//! stays in its rooms: candle in `kernels`, `model`, `engine`, `train` and what `jobs` saves of it, polars from `table` on, plotters
+//! in `maps`, clap and indicatif in `cli`, tokenizers and minijinja in `tokens`, `unsafe` in `kernels`. A test reads the source
+//! (`tests/layers.rs`).
 
 pub mod error;
 pub mod files;

@@ -96,6 +96,17 @@ fn lib_rs_declares_the_rooms_in_reading_order() {
     assert_eq!(declared.map(|name| name.trim_end_matches(';')).collect::<Vec<_>>(), ORDER);
 }
 
+#[test]
+fn the_readme_shows_the_rooms_in_reading_order() {
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let tree = readme.split_once("```text\nsrc/\n").unwrap().1.split_once("```").unwrap().0;
+    let (ground, rooms) = tree.split_once('\n').unwrap();
+    let first_word = |line: &str| line.split_whitespace().next().unwrap().to_owned();
+    let shown =
+        ground.split_whitespace().take_while(|word| *word != "the").map(str::to_owned).chain(rooms.lines().map(first_word));
+    assert_eq!(shown.collect::<Vec<_>>(), ORDER);
+}
+
 /// A crate of a few lines: `files` are names and texts.
 fn planted(files: &[(&str, &str)]) -> Source {
     Source::new(files.iter().map(|(file, text)| ((*file).to_owned(), (*text).to_owned())).collect())

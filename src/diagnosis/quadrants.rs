@@ -13,7 +13,7 @@
 //! Low means at or below the threshold, so that a quantile used as a threshold takes in at least its share of the tokens.
 //! Entropy-Adaptive Fine-Tuning (arXiv 2601.02151) defines confident conflicts in three ways that do not agree; the presets
 //! are those three, one fixed pair that is comparable between data sets, and one with a stated error rate.
-//! Left out: what the quadrants add up to (`report::summary`).
+//! Left out: what the quadrants add up to (`summary`).
 
 use std::fmt;
 use std::path::PathBuf;

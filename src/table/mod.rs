@@ -6,7 +6,7 @@
 //!                 -> chunks of the columns a later pass needs                    (read.rs)
 //! ```
 //!
-//! Left out here: which quadrant a token belongs to is decided in `quadrants`; this room only stores the answer. The text
+//! Left out here: which quadrant a token belongs to is decided in `diagnosis::quadrants`; this room only stores the answer. The text
 //! columns are Parquet dictionaries (`category` in pandas): at a few bytes a row instead of a string each they keep a table of
 //! fifty million tokens usable in a notebook, and nothing has to hash a string per row on the way.
 
@@ -35,7 +35,7 @@ pub const PARTS_FOLDER: &str = "parts";
 /// Tokens per row group of a finished table: 20 MB decoded, so that a streaming pass stays small whatever the table's size.
 pub const ROW_GROUP_TOKENS: usize = 1 << 18;
 
-/// Where a token stands by low or high probability and low or high entropy; see `quadrants` for the thresholds.
+/// Where a token stands by low or high probability and low or high entropy; see `diagnosis::quadrants` for the thresholds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Quadrant {

@@ -25,7 +25,7 @@ pub const FOLDER: &str = "checkpoints";
 /// How far a run has come.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
-    /// Of the whole run: [`Options::identity`](super::options::Options::identity), data and model.
+    /// Of the whole run: [`Options::identity`](crate::train::options::Options::identity), data and model.
     pub identity: String,
     /// Of the base model.
     #[serde(default)]

@@ -1,7 +1,7 @@
 //! config.json -> [`Config`], and the way back for a model that came from a GGUF file and is saved as a folder.
 //!
-//! The spelling that is written is that of Transformers 4 (`rope_theta`, `rope_scaling`), which 5 reads too. What is written is read again and
-//! compared, so that a model whose settings have no place in config.json is refused and not saved as another one.
+//! The spelling that is written is that of Transformers 4 (`rope_theta`, `rope_scaling`), which 5 reads too. What is written is
+//! read again and compared, so that a model whose settings have no place in config.json is refused and not saved as another one.
 
 use serde_json::{Map, Value, json};
 
