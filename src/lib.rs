@@ -34,9 +34,9 @@
 //! ```
 //!
 //! A room uses only rooms above it, and files do not use each other in circles, but for three that are known. Each foreign world
-//! stays in its rooms: candle in `kernels`, `model`, `engine`, `train` and what `jobs` saves of it, polars from `table` on, plotters
-//! in `maps`, clap and indicatif in `cli`, tokenizers and minijinja in `tokens`, `unsafe` in `kernels`. A test reads the source
-//! (`tests/layers.rs`).
+//! stays in its rooms: candle in `kernels`, `model`, `engine`, `train` and what is saved of it, polars in `table`, the samples of
+//! `eval` and the readers of Parquet and Arrow in `dataset`, plotters in `maps`, clap and indicatif in `cli`, tokenizers and
+//! minijinja in `tokens`, `unsafe` in `kernels`. A test reads the source (`tests/layers.rs`).
 
 pub mod error;
 pub mod files;

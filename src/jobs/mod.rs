@@ -1,6 +1,6 @@
 //! The jobs that the command line asks for: what the user wants -> files opened and checked, work done, a folder written.
 //!
-//! Only these own run folders and look at the clock; what they put together stands in the rooms above.
+//! Only these own run folders; what they put together stands in the rooms above.
 //!
 //! ```text
 //! score/     a data set -> tables, figures, report
