@@ -8,7 +8,7 @@ use super::progress::Terminal;
 use crate::error::{Context, Error, Result};
 use crate::jobs::diff::{self, Job};
 use crate::jobs::score::Watch;
-use crate::report::diff::{terminal, write};
+use crate::report::diff::terminal;
 
 /// Say what changed between two models, two evaluations or two score runs
 ///
@@ -74,7 +74,7 @@ pub fn run(args: Args, command_line: &str) -> Result<()> {
     let diff = diff::diff(&job, &fetching, &|what, done, total| watch.evaluating(what, done, total))?;
     drop(watch);
     if let Some(out) = &args.out {
-        write(&diff, out, command_line)?;
+        diff::write(&diff, out, command_line)?;
     }
     output::print(&match args.json {
         true => serde_json::to_string_pretty(&diff).context("cannot write JSON")? + "\n",

@@ -1,5 +1,6 @@
 //! What changed between two models, two evaluations or two score runs.
 
+use std::io::Write;
 use std::path::Path;
 
 use serde_json::Value;
@@ -11,8 +12,9 @@ use crate::eval::compare::{self, Side};
 use crate::eval::results::SCORES_FILE;
 use crate::eval::{harness, retention, tasks};
 use crate::fetch::Progress;
+use crate::files::write_atomically;
 use crate::model::{DEFAULT_MODEL, Reference};
-use crate::report::diff::{Diff, Distance, What};
+use crate::report::diff::{self as report, Diff, Distance, What};
 use crate::table::TOKENS_FILE;
 
 /// A comparison as the user asked for it.
@@ -56,6 +58,25 @@ impl Job {
             _ => Ok(()),
         }
     }
+}
+
+/// diff.json, diff.md, diff.html, and the figure as PNG and SVG.
+pub fn write(diff: &Diff, out: &Path, command: &str) -> Result<()> {
+    std::fs::create_dir_all(out).context_at(out, "cannot create the folder")?;
+    for extension in ["png", "svg"] {
+        report::draw(diff, out, extension)?;
+    }
+    let svg = |name: &str| {
+        let text = std::fs::read_to_string(out.join(format!("{name}.svg"))).unwrap_or_default();
+        // Within HTML an SVG has no declaration of its own.
+        text.find("<svg").map_or_else(String::new, |begin| text[begin..].to_owned())
+    };
+    let json = serde_json::to_string_pretty(diff).context("cannot write JSON")? + "\n";
+    let [markdown, html] = report::documents(diff, command, &svg);
+    for (file, text) in [("diff.json", json), ("diff.md", markdown), ("diff.html", html)] {
+        write_atomically(&out.join(file), |writer| writer.write_all(text.as_bytes()).context("cannot write the comparison"))?;
+    }
+    Ok(())
 }
 
 fn compared(job: &Job, fetching: Progress, scoring: Progress) -> Result<What> {

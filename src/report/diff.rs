@@ -1,7 +1,6 @@
-//! What changed between evaluations or between score runs: for the terminal, as Markdown and HTML, and the files of `--out`.
+//! What changed between evaluations or between score runs: for the terminal, as Markdown and HTML, and drawn.
 
 use std::fmt::Write;
-use std::io::Write as _;
 use std::path::Path;
 
 use serde::Serialize;
@@ -9,11 +8,10 @@ use serde::Serialize;
 use super::document::{self, Block, Inline, plain, strong};
 use super::terminal::name;
 use crate::diagnosis::movement::{Change, Movement};
-use crate::error::{Context, Result};
+use crate::error::Result;
 use crate::eval::compare::{Comparison, Flips, MacroChange, MetricChange, TaskChange};
 use crate::eval::divergence::Divergence;
 use crate::eval::retention::Retention;
-use crate::files::write_atomically;
 use crate::format::thousands;
 use crate::maps::{self, forest};
 use crate::stats::Estimate;
@@ -42,35 +40,23 @@ pub enum Distance {
     Unknown { unavailable: String },
 }
 
-/// diff.json, diff.md, diff.html, and the figure as PNG and SVG.
-pub fn write(diff: &Diff, out: &Path, command: &str) -> Result<()> {
-    std::fs::create_dir_all(out).context_at(out, "cannot create the folder")?;
-    for extension in ["png", "svg"] {
-        let path = |name: &str| out.join(format!("{name}.{extension}"));
-        match &diff.what {
-            What::Evaluations(comparison) => {
-                let (rows, average) = forest_rows(comparison);
-                forest::draw(&rows, average.as_ref(), &comparison.before, &comparison.after, &path("forest"))?;
-            }
-            What::Scores(movement) => maps::movement::draw(&movement_figure(movement), &path("movement"))?,
-            What::Retention(retention) => {
-                maps::retention::draw(&retention_figure(retention), &retention.before, &path("retention"))?;
-            }
+/// The figure, as the file `out/NAME.extension`.
+pub fn draw(diff: &Diff, out: &Path, extension: &str) -> Result<()> {
+    let path = |name: &str| out.join(format!("{name}.{extension}"));
+    match &diff.what {
+        What::Evaluations(comparison) => {
+            let (rows, average) = forest_rows(comparison);
+            forest::draw(&rows, average.as_ref(), &comparison.before, &comparison.after, &path("forest"))
         }
+        What::Scores(movement) => maps::movement::draw(&movement_figure(movement), &path("movement")),
+        What::Retention(retention) => maps::retention::draw(&retention_figure(retention), &retention.before, &path("retention")),
     }
+}
+
+/// diff.md and diff.html; `svg` gives the text of a drawn figure by its name.
+pub fn documents(diff: &Diff, command: &str, svg: &dyn Fn(&str) -> String) -> [String; 2] {
     let blocks = blocks(diff, command);
-    let svg = |name: &str| {
-        let text = std::fs::read_to_string(out.join(format!("{name}.svg"))).unwrap_or_default();
-        // Within HTML an SVG has no declaration of its own.
-        text.find("<svg").map_or_else(String::new, |begin| text[begin..].to_owned())
-    };
-    let json = serde_json::to_string_pretty(diff).context("cannot write JSON")? + "\n";
-    for (file, text) in
-        [("diff.json", json), ("diff.md", document::markdown(&blocks)), ("diff.html", document::html(&blocks, &svg))]
-    {
-        write_atomically(&out.join(file), |writer| writer.write_all(text.as_bytes()).context("cannot write the comparison"))?;
-    }
-    Ok(())
+    [document::markdown(&blocks), document::html(&blocks, svg)]
 }
 
 pub fn terminal(diff: &Diff, coloured: bool) -> String {

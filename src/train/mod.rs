@@ -7,7 +7,6 @@
 //! method.rs      a token's statistics -> the factors of its loss, for every method
 //! adamw.rs       the update; schedule.rs its rate
 //! metrics.rs     what is logged; drift.rs how far general text has moved
-//! emit.rs        the same training as a configuration of LLaMA-Factory or axolotl
 //! ```
 //!
 //! Left out: training on a GPU, generation during training; run folders and the loop over steps, which are `jobs::train`'s.
@@ -15,7 +14,6 @@
 pub(crate) mod adamw;
 pub(crate) mod data;
 pub(crate) mod drift;
-pub mod emit;
 pub mod method;
 pub mod metrics;
 pub mod options;

@@ -7,12 +7,13 @@
 //! checkpoint.rs  weights, moments and progress, to the bit
 //! log.rs         metrics.jsonl; events.rs for TensorBoard; figures.rs draws
 //! result.rs      the trained model or adapter as others read it
-//! recipe.rs      no run at all, but the same training for another program
+//! emit.rs        no run at all, but the same training as a configuration of LLaMA-Factory or axolotl, by way of recipe.rs
 //! watch.rs       who is told how it goes on
 //! ```
 
 mod before;
 mod checkpoint;
+mod emit;
 mod events;
 mod figures;
 mod job;

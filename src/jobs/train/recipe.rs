@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
+use super::emit::{self, Length, Loss, Recipe, Schedule, Target};
 use crate::dataset::Dataset;
 use crate::diagnosis::gate::Gate;
 use crate::error::{Error, Result};
 use crate::kernels::Dtype;
 use crate::model::{LoraSettings, Reference};
-use crate::train::emit::{self, Length, Loss, Recipe, Schedule, Target};
 use crate::train::method::{Method, Normaliser};
 use crate::train::options::Options;
 use crate::train::schedule::Shape;
