@@ -6,6 +6,7 @@ use candle_core::quantized::gguf_file;
 use candle_core::{Device, Tensor};
 use candle_transformers::models::quantized_llama::ModelWeights;
 use diagnose::engine::{FIRST_BUDGET, TOKEN_BUDGET, Work, pack, score};
+use diagnose::kernels::cuda;
 use diagnose::kernels::head::statistics_of_logits;
 use diagnose::kernels::{Dtype, Kernels, TokenStatistics};
 use diagnose::model::{LoadOptions, Model, Placement, Reference};
@@ -15,7 +16,8 @@ use crate::tiny_model;
 
 fn load(path: &Path, kernels: Kernels, dtype: Dtype) -> Model {
     let reference = Reference::resolve(Some(path.to_str().unwrap()), &|_, _, _| {}).unwrap();
-    Model::load(&reference, LoadOptions { dtype, kernels, device: Placement::Cpu }, 4096).unwrap()
+    let device = if kernels == Kernels::Cuda { Placement::Cuda } else { Placement::Cpu };
+    Model::load(&reference, LoadOptions { dtype, kernels, device }, 4096).unwrap()
 }
 
 fn sequence(row: u32, ids: Vec<u32>, supervised_from: usize) -> Sequence {
@@ -59,7 +61,9 @@ fn alone(model: &Model, sequences: &[Sequence]) -> Vec<Vec<TokenStatistics>> {
 fn a_shared_prefix_changes_no_score() {
     let folder = tempfile::tempdir().unwrap();
     let path = tiny_model::write(folder.path());
-    for (kernels, dtype) in [(Kernels::Reference, Dtype::F32), (Kernels::Fused, Dtype::F32), (Kernels::Fused, Dtype::Bf16)] {
+    let on_cpu = [(Kernels::Reference, Dtype::F32), (Kernels::Fused, Dtype::F32), (Kernels::Fused, Dtype::Bf16)];
+    let on_cuda = cuda::Device::get().is_ok().then_some((Kernels::Cuda, Dtype::F32));
+    for (kernels, dtype) in on_cpu.into_iter().chain(on_cuda) {
         let model = load(&path, kernels, dtype);
         // Short contexts and one longer than a tile of attention's keys, each in common to four.
         let sequences = [questions(5, 60, 7, 250), questions(1, 300, 7, 250)].concat();
@@ -73,7 +77,7 @@ fn a_shared_prefix_changes_no_score() {
                 // To the last bit, whatever stands beside it.
                 Kernels::Fused => assert_eq!(together, alone),
                 // f32 sums over the keys, cut elsewhere.
-                Kernels::Reference => {
+                Kernels::Reference | Kernels::Cuda => {
                     assert!((together.logprob - alone.logprob).abs() <= 1e-5, "{together:?} {alone:?}");
                     assert!((together.entropy - alone.entropy).abs() <= 1e-5, "{together:?} {alone:?}");
                 }

@@ -9,6 +9,7 @@ use candle_core::quantized::gguf_file::{self, Content, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
 use diagnose::engine::{Work, score};
+use diagnose::kernels::cuda;
 use diagnose::kernels::{Dtype, Kernels, Segment, TokenStatistics};
 use diagnose::model::{Batch, LoadOptions, Model, Placement, Reference};
 use diagnose::tokens::{Sequence, Span};
@@ -131,7 +132,9 @@ fn cases() -> Vec<(PathBuf, PathBuf, Kernels)> {
     for folder in folders {
         let gguf = folder.join("model.gguf");
         for path in [Some(folder.clone()), gguf.is_file().then_some(gguf)].into_iter().flatten() {
-            cases.extend([Kernels::Reference, Kernels::Fused].map(|kernels| (folder.clone(), path.clone(), kernels)));
+            let on_cuda = cuda::Device::get().is_ok().then_some(Kernels::Cuda);
+            let implementations = [Kernels::Reference, Kernels::Fused].into_iter().chain(on_cuda);
+            cases.extend(implementations.map(|kernels| (folder.clone(), path.clone(), kernels)));
         }
     }
     cases
@@ -147,7 +150,8 @@ fn name_of(path: &Path) -> String {
 
 fn load(path: &Path, kernels: Kernels) -> Model {
     let reference = Reference::resolve(path.to_str(), &|_, _, _| {}).unwrap();
-    Model::load(&reference, LoadOptions { dtype: Dtype::F32, kernels, device: Placement::Cpu }, 64).unwrap()
+    let device = if kernels == Kernels::Cuda { Placement::Cuda } else { Placement::Cpu };
+    Model::load(&reference, LoadOptions { dtype: Dtype::F32, kernels, device }, 64).unwrap()
 }
 
 fn ids(stored: &HashMap<String, Tensor>, n: usize) -> Vec<u32> {

@@ -65,8 +65,9 @@ pub struct Options {
     #[arg(long, default_value = "fused", hide_short_help = true)]
     kernels: Kernels,
 
-    /// Where the model runs: cpu, cuda or metal (a build with that feature, and --kernels reference)
-    #[arg(long, default_value = "cpu", hide_short_help = true)]
+    /// Where the model runs: auto (an NVIDIA GPU if there is one that the model fits on, else the CPU), cpu, cuda, or metal (a build with
+    /// that feature, and --kernels reference)
+    #[arg(long, default_value = "auto", hide_short_help = true)]
     device: Placement,
 
     /// Tokens that the model sees at once: longer contexts lose their beginning, texts are read in windows of this length

@@ -8,7 +8,7 @@ use crate::dataset::{FieldMap, Format, ReadOptions};
 use crate::diagnosis::quadrants::Thresholds;
 use crate::error::{Context, Error, Result};
 use crate::jobs::score::{self, Job, Outcome};
-use crate::kernels::{Dtype, Kernels};
+use crate::kernels::{Dtype, Kernels, cuda};
 use crate::model::Placement;
 use crate::report::terminal;
 use crate::tokens::{RenderOptions, Supervise};
@@ -37,8 +37,9 @@ pub struct Args {
     #[arg(long, default_value = "fused", hide_short_help = true)]
     kernels: Kernels,
 
-    /// Where the model runs: cpu, cuda or metal (a build with that feature, and --kernels reference)
-    #[arg(long, default_value = "cpu", hide_short_help = true)]
+    /// Where the model runs: auto (an NVIDIA GPU if there is one that the model fits on, else the CPU), cpu, cuda, or metal (a build with
+    /// that feature, and --kernels reference)
+    #[arg(long, default_value = "auto", hide_short_help = true)]
     device: Placement,
 
     /// Longest sequence in tokens; what is longer is cut at its end and counted
@@ -86,6 +87,9 @@ pub fn run(args: Args, command_line: &str) -> Result<()> {
         None => score::run(&job(args, command_line)?, &watch)?,
     };
     drop(watch);
+    if let Some(profile) = cuda::profile() {
+        eprintln!("{profile}");
+    }
     print(&outcome, json)
 }
 

@@ -6,12 +6,10 @@
 mod batch;
 mod divergence;
 
-use std::time::Instant;
-
 use crate::error::{Error, Result};
 use crate::kernels::TokenStatistics;
 use crate::kernels::head::{head_statistics, topk_entropies};
-use crate::model::Model;
+use crate::model::{BatchStatistics, Model, Placement, Statistics};
 use crate::tokens::Sequence;
 
 pub use batch::{Packed, pack};
@@ -20,10 +18,10 @@ pub use divergence::divergence;
 /// The EAFT gate's K (arXiv 2601.02151, section 3).
 pub const TOP_K: usize = 20;
 
-/// Tokens of a batch. Products reach their peak rate at about a thousand rows; more costs memory and gains nothing.
+/// Tokens of a batch for whatever holds more than statistics of it.
 pub const TOKEN_BUDGET: usize = 2048;
 
-/// Tokens of the first batch of [`score`], whose results show soon that all is well.
+/// Tokens of the first batch of [`score`] on a CPU, whose results show soon that all is well.
 pub const FIRST_BUDGET: usize = 256;
 
 /// How much was computed and how long it took.
@@ -46,13 +44,10 @@ pub fn score(
 ) -> Result<Vec<Vec<TokenStatistics>>> {
     let mut done = 0;
     let mut scores: Vec<Vec<TokenStatistics>> = sequences.iter().map(|_| Vec::new()).collect();
-    for packed in pack(sequences, TOKEN_BUDGET, FIRST_BUDGET) {
-        let began = Instant::now();
-        let hidden_nd = model.hidden(&packed.batch, &packed.rows)?;
-        work.decoder_seconds += began.elapsed().as_secs_f64();
-        let began = Instant::now();
-        let statistics = head_statistics(&hidden_nd, model.head(), &packed.targets, &model.head_options(TOP_K))?;
-        work.head_seconds += began.elapsed().as_secs_f64();
+    let mut finish = |packed: Packed, statistics: Statistics| -> Result<()> {
+        let BatchStatistics { tokens: statistics, decoder, head } = statistics.wait()?;
+        work.decoder_seconds += decoder.as_secs_f64();
+        work.head_seconds += head.as_secs_f64();
         work.computed_tokens += packed.batch.ids.len() as u64;
         if let Some(bad) = statistics.iter().position(|token| token.logprob.is_nan()) {
             return Err(Error::new(format!(
@@ -66,6 +61,24 @@ pub fn score(
             done += sequences[*sequence].ids.len() as u64;
         }
         progress(done);
+        Ok(())
+    };
+    // A GPU has the next batch before it is asked for the last one's results, so that it never waits.
+    let mut underway: Option<(Packed, Statistics)> = None;
+    let budget = model.token_budget();
+    let first_budget = if model.placement == Placement::Cuda { budget } else { FIRST_BUDGET };
+    for packed in pack(sequences, budget, first_budget) {
+        let statistics = model.statistics(&packed.batch, &packed.rows, &packed.targets, &model.head_options(TOP_K))?;
+        if let Some((packed, statistics)) = underway.take() {
+            finish(packed, statistics)?;
+        }
+        match statistics {
+            ready @ Statistics::Ready(_) => finish(packed, ready)?,
+            pending => underway = Some((packed, pending)),
+        }
+    }
+    if let Some((packed, statistics)) = underway {
+        finish(packed, statistics)?;
     }
     Ok(scores)
 }

@@ -141,6 +141,15 @@ pub fn home() -> Option<PathBuf> {
     })
 }
 
+/// The folder of this program's own files: `$DIAGNOSE_CACHE`, or `diagnose` in the user's cache folder; `None` where there is neither.
+pub fn own_cache() -> Option<PathBuf> {
+    variable("DIAGNOSE_CACHE").or_else(|| {
+        let in_home = || user_home().map(|home| home.join(if cfg!(target_os = "macos") { "Library/Caches" } else { ".cache" }));
+        let base = variable("XDG_CACHE_HOME").or_else(|| variable("LOCALAPPDATA")).or_else(in_home);
+        base.map(|base| base.join("diagnose"))
+    })
+}
+
 /// A variable that names a path; `~` is the home folder, as in Python's library.
 pub fn variable(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)?;

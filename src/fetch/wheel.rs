@@ -12,6 +12,7 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 
 use super::Progress;
+use super::cache::own_cache;
 use crate::error::{Context, Error, Result};
 use crate::files::{for_each_chunk, hex};
 
@@ -72,17 +73,8 @@ pub fn unpack_members(wheel: &Path, wanted: impl Fn(&str) -> bool, folder: &Path
     names.into_iter().map(unpack).collect()
 }
 
-/// `$DIAGNOSE_CACHE`, or `diagnose` in the user's cache folder.
 fn cache_folder(wheel: &Wheel) -> Result<PathBuf> {
-    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    if let Some(folder) = variable("DIAGNOSE_CACHE") {
-        return Ok(folder);
-    }
-    let home = || variable("HOME").or_else(|| variable("USERPROFILE"));
-    let base = variable("XDG_CACHE_HOME")
-        .or_else(|| variable("LOCALAPPDATA"))
-        .or_else(|| home().map(|home| if cfg!(target_os = "macos") { home.join("Library/Caches") } else { home.join(".cache") }));
-    base.map(|base| base.join("diagnose")).ok_or_else(|| {
+    own_cache().ok_or_else(|| {
         Error::new(format!("no folder to keep {} in: neither XDG_CACHE_HOME nor HOME is set", wheel.what))
             .cure("Set DIAGNOSE_CACHE to a folder.")
     })

@@ -70,7 +70,7 @@ pub fn evaluate(job: &Job, fetching: Progress, scoring: Progress) -> Result<Eval
         model_sha256: reference.sha256()?,
         dtype: way.dtype.to_string(),
         kernels: way.kernels.to_string(),
-        device: way.device.to_string(),
+        device: Model::place(&reference, way.load_options(), way.max_len)?.to_string(),
         max_len: way.max_len,
     };
     let out = job.out.clone().unwrap_or_else(|| identity.folder());

@@ -11,6 +11,7 @@ use rayon::prelude::*;
 
 use super::Kernels;
 use super::cpu::{contiguous, floats, gradient, output, with_floats, written};
+use super::cuda::hosted;
 use super::exp::{exp, tanh};
 use super::lanes::{Lanes, for_lanes, load, store};
 use super::level::{Kernel, Level};
@@ -33,6 +34,7 @@ pub fn gated(gate_up: &Tensor, activation: Activation, kernels: Kernels) -> Resu
     match kernels {
         Kernels::Reference => reference(gate_up, activation),
         Kernels::Fused => Ok(contiguous(gate_up)?.apply_op1(Gated { activation, level: Level::current() })?),
+        Kernels::Cuda => hosted::gated(gate_up, activation),
     }
 }
 

@@ -4,6 +4,7 @@ pub mod adamw;
 pub mod allocator;
 pub mod attention;
 pub(crate) mod cpu;
+pub mod cuda;
 pub mod exp;
 pub mod gated;
 pub mod head;
@@ -31,10 +32,12 @@ pub enum Kernels {
     /// The fused kernels of this room: on the CPU.
     #[default]
     Fused,
+    /// The kernels of `cuda`: on an NVIDIA GPU. They come with the device and have no name to ask for them.
+    Cuda,
 }
 
 /// What a weight is stored and multiplied in. `Bf16` rounds both factors of every product to bfloat16 and adds in f32.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Dtype {
     #[default]
     F32,
@@ -91,6 +94,7 @@ impl fmt::Display for Kernels {
         f.write_str(match self {
             Kernels::Reference => "reference",
             Kernels::Fused => "fused",
+            Kernels::Cuda => "cuda",
         })
     }
 }

@@ -13,6 +13,7 @@ use rayon::prelude::*;
 
 use super::Kernels;
 use super::cpu::{contiguous, floats, gradient, output, with_floats, written};
+use super::cuda::hosted;
 use super::lanes::{Lanes, for_lanes, load, store};
 use super::level::{Kernel, Level};
 use crate::error::{Error, Result};
@@ -27,6 +28,7 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64, kernels: Kernels) -> Resu
             let op = RmsNorm { eps: eps as f32, level: Level::current() };
             Ok(contiguous(x)?.apply_op2(&contiguous(weight)?, op)?)
         }
+        Kernels::Cuda => hosted::rms_norm(x, weight, eps),
     }
 }
 
@@ -63,6 +65,7 @@ pub fn qk_norm(
             let op = QkNorm { heads, kv_heads, eps: eps as f32, level: Level::current() };
             Ok(contiguous(qkv)?.apply_op3(&contiguous(q_weight)?, &contiguous(k_weight)?, op)?)
         }
+        Kernels::Cuda => hosted::qk_norm(qkv, q_weight, k_weight, heads, kv_heads, eps),
     }
 }
 
@@ -393,7 +396,7 @@ mod tests {
     use candle_core::{Device, Var};
 
     use super::*;
-    use crate::kernels::testing::{close, noise};
+    use crate::kernels::testing::{close, implementations, noise};
 
     const EPS: f64 = 1e-5;
 
@@ -415,7 +418,7 @@ mod tests {
         // mean(3^2, 4^2, 0, 0) = 25/4, so the row is divided by 5/2.
         let x = Tensor::new(&[[3f32, 4.0, 0.0, 0.0]], &Device::Cpu).unwrap();
         let weight = Tensor::new(&[1f32, 10.0, 1.0, 1.0], &Device::Cpu).unwrap();
-        for kernels in [Kernels::Reference, Kernels::Fused] {
+        for kernels in implementations() {
             close(&values(&rms_norm(&x, &weight, 0.0, kernels).unwrap()), &[1.2, 16.0, 0.0, 0.0], 1e-6, "by hand");
         }
     }
@@ -452,7 +455,7 @@ mod tests {
         }
         let x = Tensor::from_slice(&x, (tokens, columns), &Device::Cpu).unwrap();
         let weight = |w: &[f32]| Tensor::from_slice(w, head_dim, &Device::Cpu).unwrap();
-        for kernels in [Kernels::Reference, Kernels::Fused] {
+        for kernels in implementations() {
             let y = qk_norm(&x, &weight(&q_weight), &weight(&k_weight), heads, kv_heads, EPS, kernels).unwrap();
             close(&values(&y), &expected, 2e-6, &format!("{kernels:?}"));
         }

@@ -1,5 +1,24 @@
 //! Inputs and comparisons shared by the kernels' tests.
 
+use super::Kernels;
+use super::cuda::Device;
+
+/// All implementations that run on this machine. Where `DIAGNOSE_DEVICE_TESTS` is set, a GPU that cannot be used is a failure.
+pub(crate) fn implementations() -> Vec<Kernels> {
+    let mut kernels = vec![Kernels::Reference, Kernels::Fused];
+    if device().is_some() {
+        kernels.push(Kernels::Cuda);
+    }
+    kernels
+}
+
+/// The GPU, if there is one.
+pub(crate) fn device() -> Option<&'static Device> {
+    let device = Device::get();
+    assert!(device.is_ok() || std::env::var_os("DIAGNOSE_DEVICE_TESTS").is_none(), "no device: {:?}", device.err());
+    device.ok()
+}
+
 /// `n` numbers spread evenly over `-amplitude .. amplitude`, always the same for one seed.
 pub(crate) fn noise(n: usize, amplitude: f32, seed: u64) -> Vec<f32> {
     // Steele, Lea and Flood's SplitMix64.

@@ -1,5 +1,5 @@
-//! Where a model runs. On a GPU the plain compositions of the kernels run (`--kernels reference`); the support for one is a feature
-//! of the build: `cargo build --release --features cuda` or `metal`.
+//! Where a model runs: on the CPU, on an NVIDIA GPU by the kernels of `kernels/cuda`, or on one of Apple's by the plain compositions
+//! (`--device metal --kernels reference`, in a build with the feature `metal`).
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,37 +7,88 @@ use std::str::FromStr;
 use candle_core::{Device, Tensor};
 use serde_json::Value;
 
-use super::Source;
 use super::config::Config;
+use super::on_cuda::Sizes;
+use super::{LoadOptions, Source, memory};
 use crate::error::{Error, Result};
+use crate::kernels::{Kernels, cuda};
 use crate::tokens::{ChatTemplate, Tokenizer};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Placement {
+    /// The GPU if there is one that the model fits on, else the CPU.
     #[default]
+    Auto,
     Cpu,
     Cuda,
     Metal,
 }
 
 impl Placement {
+    /// Where candle's tensors lie.
     pub(super) fn open(self) -> Result<Device> {
-        let opened = match self {
-            Placement::Cpu => Ok(Device::Cpu),
-            Placement::Cuda => Device::new_cuda(0),
-            Placement::Metal => Device::new_metal(0),
-        };
-        opened.map_err(|cause| {
-            Error::new(format!("cannot use the device `{self}`")).caused_by(cause).cure(format!(
-                "Build with `cargo build --release --features {self}` on a machine that has one, or leave out --device."
-            ))
-        })
+        match self {
+            Placement::Auto | Placement::Cpu | Placement::Cuda => Ok(Device::Cpu),
+            Placement::Metal => Device::new_metal(0).map_err(|cause| {
+                Error::new("cannot use the device `metal`")
+                    .caused_by(cause)
+                    .cure("Build with `cargo build --release --features metal` on a machine that has one, or leave out --device.")
+            }),
+        }
     }
+
+    /// Its name with the processor's, where there are several kinds: `cuda (NVIDIA H100 80GB HBM3)`.
+    pub fn description(self) -> String {
+        match (self, cuda::Device::get()) {
+            (Placement::Cuda, Ok(device)) => format!("{self} ({})", device.name()),
+            _ => self.to_string(),
+        }
+    }
+}
+
+/// Decides where a model of `parameters` weights runs and by which kernels, and refuses one that does not fit there.
+pub(super) fn place(
+    options: LoadOptions,
+    name: &str,
+    config: &Config,
+    parameters: u64,
+    max_tokens: usize,
+) -> Result<LoadOptions> {
+    let on_device = || -> Result<()> {
+        let device = cuda::Device::get()?;
+        let (free, _) = device.memory()?;
+        let sizes = Sizes::new(config, options.dtype);
+        let batch = sizes.token_budget().max(max_tokens);
+        memory::check_device(name, device.name(), parameters, options.dtype, sizes.batch_bytes(batch, batch) as u64, free)
+    };
+    let (device, kernels) = match (options.device, options.kernels) {
+        (Placement::Auto, Kernels::Reference) => (Placement::Cpu, Kernels::Reference),
+        (Placement::Auto, _) if on_device().is_ok() => (Placement::Cuda, Kernels::Cuda),
+        (Placement::Auto, kernels) => (Placement::Cpu, kernels),
+        (Placement::Cuda, Kernels::Reference) => {
+            return Err(
+                Error::usage("the reference kernels run on the CPU or on Metal, not on `cuda`").cure("Leave out --kernels.")
+            );
+        }
+        (Placement::Cuda, _) => {
+            on_device()?;
+            (Placement::Cuda, Kernels::Cuda)
+        }
+        (Placement::Metal, Kernels::Fused | Kernels::Cuda) => {
+            return Err(Error::usage("Metal runs the reference kernels only").cure("Give --kernels reference."));
+        }
+        placed => placed,
+    };
+    if device == Placement::Cpu {
+        memory::check(name, config, parameters, options.dtype, max_tokens)?;
+    }
+    Ok(LoadOptions { device, kernels, ..options })
 }
 
 impl fmt::Display for Placement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Placement::Auto => "auto",
             Placement::Cpu => "cpu",
             Placement::Cuda => "cuda",
             Placement::Metal => "metal",
@@ -49,10 +100,10 @@ impl FromStr for Placement {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        [Placement::Cpu, Placement::Cuda, Placement::Metal]
+        [Placement::Auto, Placement::Cpu, Placement::Cuda, Placement::Metal]
             .into_iter()
             .find(|placement| placement.to_string() == text)
-            .ok_or_else(|| Error::usage(format!("expected cpu, cuda or metal, found `{text}`")))
+            .ok_or_else(|| Error::usage(format!("expected auto, cpu, cuda or metal, found `{text}`")))
     }
 }
 
@@ -105,10 +156,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_device_that_the_build_lacks_is_refused_with_the_feature_to_build() {
+    fn a_device_is_named_or_refused() {
         assert_eq!("cpu".parse::<Placement>().unwrap(), Placement::Cpu);
         assert!("tpu".parse::<Placement>().unwrap_err().to_string().contains("`tpu`"));
-        #[cfg(not(feature = "cuda"))]
-        assert!(Placement::Cuda.open().unwrap_err().to_string().contains("--features cuda"));
+        #[cfg(not(feature = "metal"))]
+        assert!(Placement::Metal.open().unwrap_err().to_string().contains("--features metal"));
+    }
+
+    /// Where there is no GPU the error names the library that is missing, and the automatic choice is the CPU.
+    #[test]
+    fn what_a_gpu_lacks_is_named() {
+        let json = serde_json::json!({"model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "vocab_size": 64, "max_position_embeddings": 128, "rms_norm_eps": 1e-5});
+        let config = Config::from_json(&json).unwrap();
+        let place = |device, kernels| {
+            let options = LoadOptions { dtype: crate::kernels::Dtype::F32, kernels, device };
+            place(options, "tiny", &config, 10_000, 128).map(|options| (options.device, options.kernels))
+        };
+        let automatic = place(Placement::Auto, Kernels::Fused).unwrap();
+        match cuda::Device::get() {
+            Ok(_) => assert_eq!(automatic, (Placement::Cuda, Kernels::Cuda)),
+            Err(_) => {
+                assert_eq!(automatic, (Placement::Cpu, Kernels::Fused));
+                let error = place(Placement::Cuda, Kernels::Fused).unwrap_err().to_string();
+                assert!(error.contains("libcuda.so.1") || error.contains("nvcuda") || error.contains("GPU"), "{error}");
+            }
+        }
+        assert_eq!(place(Placement::Auto, Kernels::Reference).unwrap(), (Placement::Cpu, Kernels::Reference));
+        assert!(place(Placement::Cuda, Kernels::Reference).is_err());
+        assert!(place(Placement::Metal, Kernels::Fused).is_err());
     }
 }

@@ -6,6 +6,7 @@
 //! the others.
 
 use candle_core::{DType, Device, Tensor, Var};
+use rayon::prelude::*;
 
 use super::config::ExpertsConfig;
 use super::layers::{Adapting, Layer, Linear, Mlp};
@@ -15,8 +16,8 @@ use crate::kernels::Dtype;
 use crate::kernels::gated::Activation;
 
 pub struct Experts {
-    router: Linear,
-    experts: Vec<Mlp>,
+    pub(super) router: Linear,
+    pub(super) experts: Vec<Mlp>,
     per_token: usize,
     normalise: bool,
 }
@@ -81,6 +82,26 @@ impl Experts {
             sum = sum.index_add(&rows, &y, 0)?;
         }
         Ok(sum)
+    }
+
+    /// From the router's logits `[T, E]`, the tokens of each expert and their weights, as [`Experts::forward_add`] has them.
+    pub(super) fn choose_by_expert(&self, logits: &[f32]) -> Result<Vec<(Vec<u32>, Vec<f32>)>> {
+        let softmax = |logits: &[f32]| -> Vec<f32> {
+            let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let exponentials: Vec<f32> = logits.iter().map(|logit| (logit - largest).exp()).collect();
+            let sum: f32 = exponentials.iter().sum();
+            exponentials.iter().map(|exponential| exponential / sum).collect()
+        };
+        let probabilities: Vec<Vec<f32>> = logits.par_chunks_exact(self.experts.len()).map(softmax).collect();
+        let mut choices = vec![(Vec::new(), Vec::new()); self.experts.len()];
+        for ((row, chosen), probabilities) in (0u32..).zip(choose(&probabilities, self.per_token)?).zip(&probabilities) {
+            let sum: f32 = if self.normalise { chosen.iter().map(|&expert| probabilities[expert]).sum() } else { 1.0 };
+            for expert in chosen {
+                choices[expert].0.push(row);
+                choices[expert].1.push(probabilities[expert] / sum);
+            }
+        }
+        Ok(choices)
     }
 
     /// The gradient of `x` for that of what the experts gave. Who is chosen counts as a constant, as in every implementation; the

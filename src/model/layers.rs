@@ -42,8 +42,8 @@ impl Layer<'_> {
 
 /// `x W^T + b`, for one weight or for several that read the same input and are stored as one.
 pub struct Linear {
-    matrix: Matrix,
-    bias: Option<Arc<Vector>>,
+    pub(super) matrix: Matrix,
+    pub(super) bias: Option<Arc<Vector>>,
     /// Name and outputs of each module, one below the other.
     modules: Vec<(String, usize)>,
     lora: Option<Lora>,
@@ -140,9 +140,9 @@ pub struct Adapting<'a> {
 }
 
 pub struct RmsNorm {
-    weight: Arc<Vector>,
+    pub(super) weight: Arc<Vector>,
     name: String,
-    eps: f64,
+    pub(super) eps: f64,
     kernels: Kernels,
 }
 
@@ -175,12 +175,12 @@ impl RmsNorm {
 
 /// Grouped-query attention with rotary embedding.
 pub struct Attention {
-    qkv: Linear,
+    pub(super) qkv: Linear,
     /// On each query head and each key head.
-    qk_norm: Option<(RmsNorm, RmsNorm)>,
-    output: Linear,
-    shape: AttentionShape,
-    rotary: Rotary,
+    pub(super) qk_norm: Option<(RmsNorm, RmsNorm)>,
+    pub(super) output: Linear,
+    pub(super) shape: AttentionShape,
+    pub(super) rotary: Rotary,
     kernels: Kernels,
 }
 
@@ -277,9 +277,9 @@ impl Attention {
 
 /// Gated feed-forward network: `down(act(gate(x)) * up(x))`.
 pub struct Mlp {
-    gate_up: Linear,
-    down: Linear,
-    activation: Activation,
+    pub(super) gate_up: Linear,
+    pub(super) down: Linear,
+    pub(super) activation: Activation,
     kernels: Kernels,
 }
 

@@ -7,6 +7,6 @@ use crate::kernels::{Dtype, Kernels};
 pub struct LoadOptions {
     pub dtype: Dtype,
     pub kernels: Kernels,
-    /// Anything but the CPU runs the reference kernels.
+    /// A GPU of NVIDIA's has kernels of its own; Metal runs the reference kernels.
     pub device: Placement,
 }

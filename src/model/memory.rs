@@ -22,6 +22,21 @@ pub fn check(name: &str, config: &Config, parameters: u64, dtype: Dtype, max_tok
     known_limit().map_or(Ok(()), |available| refuse(name, need, dtype, available))
 }
 
+/// An error if a model of `parameters` weights does not fit on the GPU called `device`, of whose memory `free` bytes are free;
+/// a batch takes `batch` bytes.
+pub fn check_device(name: &str, device: &str, parameters: u64, dtype: Dtype, batch: u64, free: u64) -> Result<()> {
+    // cuBLASLt's workspace, and the matrix that is on its way as f32.
+    const BESIDE: u64 = 512 << 20;
+    let need = |dtype: Dtype| parameters.saturating_mul(dtype.size_in_bytes()).saturating_add(batch).saturating_add(BESIDE);
+    if need(dtype) <= free {
+        return Ok(());
+    }
+    let bf16 =
+        if dtype == Dtype::F32 { format!("Give --dtype bf16 (about {}), ", gib(need(Dtype::Bf16))) } else { String::new() };
+    Err(Error::new(format!("{name} needs about {} in {dtype} on {device}; {} are free there", gib(need(dtype)), gib(free)))
+        .cure(format!("{bf16}a smaller --max-len, a smaller model, or --device cpu.")))
+}
+
 /// An error if training a model that is loaded needs more memory beside it than there is.
 pub fn check_training(name: &str, beside: u64) -> Result<()> {
     known_limit().map_or(Ok(()), |available| refuse_training(name, beside, available))

@@ -5,7 +5,8 @@
 //! files/          the files themselves: folders, safetensors, GGUF, adapters; and saving
 //! families/       one family a file, and the table of them; keys.rs says which settings are honoured, refused, irrelevant
 //! memory.rs       refuses what does not fit
-//! device.rs       where a model runs; load_options.rs how it is held
+//! device.rs       where a model runs; load_options.rs how it is held; on_cuda.rs runs a decoder on an NVIDIA GPU
+//! statistics.rs   what a model believed about a batch's targets: computed, or on its way
 //! source.rs       where weights come from; batch.rs what goes in
 //! config.rs       what the families need to know, whichever file it came from; rope.rs for rotary embeddings
 //! decoder.rs      the decoder that all families are, of layers.rs and experts.rs
@@ -42,25 +43,28 @@ mod layers;
 mod load_options;
 mod lora;
 pub mod memory;
+mod on_cuda;
 mod parameters;
 mod reference;
 mod rope;
 mod source;
+mod statistics;
 mod trace;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use candle_core::Tensor;
 
 use self::device::OnDevice;
 use crate::error::{Error, Result};
-use crate::kernels::Kernels;
-use crate::kernels::head::HeadOptions;
+use crate::kernels::head::{HeadOptions, head_statistics};
 use crate::kernels::matmul::Matrix;
 use crate::tokens::{ChatTemplate, Tokenizer};
 
 use decoder::Decoder;
+use on_cuda::OnCuda;
 
 pub use batch::Batch;
 pub use config::Config;
@@ -73,6 +77,7 @@ pub use lora::{AdapterSwitch, LoraOptions};
 pub use parameters::{Parameter, Part};
 pub use reference::Reference;
 pub(crate) use source::Source;
+pub use statistics::{BatchStatistics, Statistics};
 pub use trace::Trace;
 
 /// A model that is ready to score, and what it needs to read text.
@@ -81,7 +86,11 @@ pub struct Model {
     pub config: Config,
     pub tokenizer: Arc<Tokenizer>,
     pub template: Option<ChatTemplate>,
+    /// Where it runs: never [`Placement::Auto`].
+    pub placement: Placement,
     decoder: Decoder,
+    /// What else the decoder needs on a GPU.
+    on_cuda: Option<OnCuda>,
 }
 
 /// What made the numbers: goes into run.json.
@@ -110,12 +119,8 @@ impl Model {
             ))
             .cure(format!("Give --max-len {} or less.", config.max_positions)));
         }
-        memory::check(&reference.name, &config, source.parameters(), options.dtype, max_positions)?;
+        let options = device::place(options, &reference.name, &config, source.parameters(), max_positions)?;
         let device = options.device.open()?;
-        if options.device != Placement::Cpu && options.kernels != Kernels::Reference {
-            return Err(Error::usage(format!("the fused kernels run on the CPU only, not on `{}`", options.device))
-                .cure("Give --kernels reference."));
-        }
         let on_device = OnDevice { source: source.as_ref(), device: &device };
         // The tokenizer and the hash keep one core busy each, while the weights are read and packed by what is left.
         let (decoder, (tokenizer, sha256)) = rayon::join(
@@ -133,6 +138,10 @@ impl Model {
         }
         let template = source.template(&tokenizer)?;
         let decoder = decoder?;
+        let on_cuda = match options.device {
+            Placement::Cuda => Some(OnCuda::new(&decoder, &config, options.dtype)?),
+            _ => None,
+        };
         source.check_all_used()?;
         let info = Info {
             name: reference.name.clone(),
@@ -142,12 +151,41 @@ impl Model {
             architecture: config.family.to_owned(),
             parameters: source.parameters(),
         };
-        Ok(Model { info, config, tokenizer: Arc::new(tokenizer), template, decoder })
+        Ok(Model { info, config, tokenizer: Arc::new(tokenizer), template, placement: options.device, decoder, on_cuda })
+    }
+
+    /// Where [`Model::load`] would put the model.
+    pub fn place(reference: &Reference, options: LoadOptions, max_positions: usize) -> Result<Placement> {
+        let source = reference.open()?;
+        let config = source.config()?;
+        Ok(device::place(options, &reference.name, &config, source.parameters(), max_positions)?.device)
     }
 
     /// Hidden states `[rows.len(), D]` after the final norm, at `rows` of the batch.
     pub fn hidden(&self, batch: &Batch, rows: &[u32]) -> Result<Tensor> {
-        self.decoder.hidden(batch, rows)
+        match &self.on_cuda {
+            Some(on_cuda) => on_cuda.hidden(&self.decoder, batch, rows),
+            None => self.decoder.hidden(batch, rows),
+        }
+    }
+
+    /// What the model believed about `targets` at `rows` of the batch. A GPU is put to work and left to it, so that the caller can prepare
+    /// the next batch meanwhile; elsewhere everything is computed here.
+    pub fn statistics(&self, batch: &Batch, rows: &[u32], targets: &[u32], options: &HeadOptions) -> Result<Statistics> {
+        if let Some(on_cuda) = &self.on_cuda {
+            return Ok(Statistics::Pending(on_cuda.statistics(&self.decoder, batch, rows, targets, options)?));
+        }
+        let began = Instant::now();
+        let hidden_nd = self.decoder.hidden(batch, rows)?;
+        let decoder = began.elapsed();
+        let tokens = head_statistics(&hidden_nd, self.head(), targets, options)?;
+        Ok(Statistics::Ready(BatchStatistics { tokens, decoder, head: began.elapsed() - decoder }))
+    }
+
+    /// Tokens of a batch that keep the processor or the GPU busy without taking more memory than they must.
+    pub fn token_budget(&self) -> usize {
+        // On the CPU products reach their peak rate at about a thousand rows; more costs memory and gains nothing.
+        self.on_cuda.as_ref().map_or(2048, OnCuda::token_budget)
     }
 
     /// The vocabulary matrix `[V, D]`.

@@ -19,12 +19,13 @@ use crate::engine::TOP_K;
 use crate::error::{Context, Error, Result};
 use crate::files::{write_atomically, write_json};
 use crate::jobs::peak_memory_bytes;
+use crate::kernels::cuda;
 use crate::maps::density::Density;
 use crate::maps::gradient::Gradient;
 use crate::maps::tail::Tail;
 use crate::maps::tokens::{FrequentTokens, TokenCount};
 use crate::maps::{Caption, Cuts, density, fidelity, gradient, tail, tokens};
-use crate::model::Info;
+use crate::model::{Info, Placement};
 use crate::report::markdown;
 use crate::report::terminal::Heading;
 use crate::table::{Column, Quadrant, ROWS_FILE, TOKENS_FILE, finish as join_parts, finished_parts, read_chunks, read_rows};
@@ -67,6 +68,9 @@ pub struct RunRecord {
     pub seconds_to_first_row: Option<f64>,
     /// Largest resident set of the scoring process; absent where the system does not tell.
     pub peak_memory_bytes: Option<u64>,
+    /// The most of a GPU's memory that was held at a time, without the driver's own; absent where the model ran on the CPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peak_device_memory_bytes: Option<u64>,
 }
 
 /// A finished run, for the terminal.
@@ -136,7 +140,7 @@ fn record(plan: &Plan, seconds: Stages) -> Result<RunRecord> {
         limit: plan.limit,
         dtype: plan.dtype.to_string(),
         kernels: plan.kernels.to_string(),
-        device: plan.device.to_string(),
+        device: plan.device.description(),
         seed: None,
         vocab_size: plan.model.config.vocab_size,
         counts: plan.totals,
@@ -146,7 +150,14 @@ fn record(plan: &Plan, seconds: Stages) -> Result<RunRecord> {
         seconds_to_first_row: seconds.to_first_row,
         seconds,
         peak_memory_bytes: peak_memory_bytes(),
+        peak_device_memory_bytes: peak_device_memory_bytes(plan.device),
     })
+}
+
+/// The most of a GPU's memory that was held at a time, without the driver's own; `None` elsewhere.
+fn peak_device_memory_bytes(device: Placement) -> Option<u64> {
+    let is_gpu = device == Placement::Cuda;
+    is_gpu.then(|| cuda::Device::get().ok().map(cuda::Device::peak_bytes)).flatten()
 }
 
 fn read_record(path: &Path) -> Result<RunRecord> {

@@ -105,6 +105,7 @@ impl Plan {
         };
         let plan = Plan {
             dataset,
+            device: model.placement,
             model,
             renderer,
             audit,
@@ -119,7 +120,6 @@ impl Plan {
             render: job.render.clone(),
             dtype: job.dtype,
             kernels: job.kernels,
-            device: job.device,
             limit: job.limit,
             thresholds: job.thresholds,
             command: job.command.clone(),
@@ -198,7 +198,7 @@ fn identity(job: &Job, dataset: &Dataset, model: &Model, template: Option<&str>)
         "supervise": job.render.supervise,
         "dtype": job.dtype.to_string(),
         "kernels": job.kernels.to_string(),
-        "device": job.device.to_string(),
+        "device": model.placement.to_string(),
     });
     let text = serde_json::to_string(&what).context("cannot write down what identifies the run")?;
     Ok(sha256(text))

@@ -17,9 +17,10 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
 
 use super::cpu::{contiguous, floats, gradient, output, with_floats};
+use super::cuda::hosted;
 use super::level::Level;
 use super::rotary::Rotary;
-use super::{Kernels, Segment};
+use super::{Dtype, Kernels, Segment};
 use crate::error::{Error, Result};
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -87,6 +88,7 @@ pub fn attention(
             let op = Attention { segments, positions, rotary, shape, level: Level::current() };
             Ok(contiguous(qkv)?.apply_op1(op)?)
         }
+        Kernels::Cuda => hosted::attention(qkv, segments, &positions, rotary, shape, Dtype::F32),
     }
 }
 

@@ -5,7 +5,7 @@ use candle_core::{Device, Tensor, Var};
 
 use super::*;
 use crate::kernels::rotary::RotaryStyle;
-use crate::kernels::testing::{close, noise};
+use crate::kernels::testing::{close, implementations, noise};
 
 fn segment(tokens: std::ops::Range<usize>, context: Vec<std::ops::Range<usize>>) -> Segment {
     Segment { tokens, context }
@@ -96,7 +96,7 @@ fn check(segments: &[Segment], pairs: usize, style: RotaryStyle, shape: &Attenti
         close(&got, &expected, 1e-5, &format!("{level} {tokens} tokens {shape:?}"));
     }
     let qkv = Tensor::from_vec(qkv, (tokens, shape.columns()), &Device::Cpu).unwrap();
-    for kernels in [Kernels::Reference, Kernels::Fused] {
+    for kernels in implementations() {
         let got = attention(&qkv, &segments.into(), &rotary, shape, kernels).unwrap();
         close(&got.flatten_all().unwrap().to_vec1().unwrap(), &expected, 1e-5, &format!("{kernels:?} {tokens} tokens {shape:?}"));
     }
@@ -107,7 +107,7 @@ fn by_hand() {
     // Equal keys, so each token averages the values it sees: 1; (1 + 3) / 2; (1 + 3 + 8) / 3.
     let qkv = Tensor::new(&[[0f32, 1.0, 1.0], [5.0, 1.0, 3.0], [-5.0, 1.0, 8.0]], &Device::Cpu).unwrap();
     let rotary = Rotary::new(&[], 0, RotaryStyle::Half, 1.0);
-    for kernels in [Kernels::Reference, Kernels::Fused] {
+    for kernels in implementations() {
         let y = attention(&qkv, &sequences(&[3]).into(), &rotary, &shape(1, 1, 1), kernels).unwrap();
         close(&y.flatten_all().unwrap().to_vec1().unwrap(), &[1.0, 2.0, 4.0], 1e-6, "by hand");
     }

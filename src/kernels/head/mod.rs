@@ -18,6 +18,7 @@ pub use reference::statistics_of_logits;
 
 use super::TokenStatistics;
 use super::cpu::{contiguous, with_floats};
+use super::cuda::hosted;
 use super::level::Level;
 use super::matmul::Matrix;
 use crate::error::{Error, Result};
@@ -44,6 +45,9 @@ pub fn head_statistics(
     options: &HeadOptions,
 ) -> Result<Vec<TokenStatistics>> {
     check(hidden_nd, head_vd, targets, options)?;
+    if let Some(head_vd) = head_vd.on_device() {
+        return hosted::head_statistics(hidden_nd, head_vd, targets, options);
+    }
     match head_vd.panels() {
         None => reference::head_statistics(hidden_nd, head_vd, targets, options),
         Some(panels) => {
@@ -57,6 +61,10 @@ pub fn head_statistics(
 /// Where `K` exceeds the vocabulary the whole vocabulary counts. For small samples: it goes through whole rows of logits.
 pub fn topk_entropies(hidden_nd: &Tensor, head_vd: &Matrix, k_max: usize, options: &HeadOptions) -> Result<Vec<Vec<f32>>> {
     check_hidden(hidden_nd, head_vd)?;
+    if let Some(head_vd) = head_vd.on_device() {
+        let of_token = |logits: Vec<f32>| reference::topk_entropies_up_to(&logits, k_max);
+        return Ok(hosted::top_logits(hidden_nd, head_vd, k_max, options.softcap)?.into_iter().map(of_token).collect());
+    }
     reference::topk_entropies(hidden_nd, head_vd, k_max, options)
 }
 

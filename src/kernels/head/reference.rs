@@ -92,12 +92,15 @@ pub(super) fn head_statistics(
 }
 
 pub(super) fn topk_entropies(hidden_nd: &Tensor, head_vd: &Matrix, k_max: usize, options: &HeadOptions) -> Result<Vec<Vec<f32>>> {
-    over_rows(hidden_nd, head_vd, options, |_, logits| {
-        let mut entropies = topk_entropies_of_logits(logits, k_max.min(logits.len()));
-        let whole = entropies.last().copied().unwrap_or(0.0);
-        entropies.resize(k_max, whole);
-        entropies.into_iter().map(|entropy| entropy as f32).collect()
-    })
+    over_rows(hidden_nd, head_vd, options, |_, logits| topk_entropies_up_to(logits, k_max))
+}
+
+/// Where `k_max` exceeds the number of logits all of them count.
+pub(super) fn topk_entropies_up_to(logits: &[f32], k_max: usize) -> Vec<f32> {
+    let mut entropies = topk_entropies_of_logits(logits, k_max.min(logits.len()));
+    let whole = entropies.last().copied().unwrap_or(0.0);
+    entropies.resize(k_max, whole);
+    entropies.into_iter().map(|entropy| entropy as f32).collect()
 }
 
 /// Computes the logits a few rows at a time and applies `statistic(row, logits)` to each row.

@@ -3,7 +3,7 @@
 use candle_core::Device;
 
 use super::*;
-use crate::kernels::testing::noise;
+use crate::kernels::testing::{implementations, noise};
 use crate::kernels::{Dtype, Kernels};
 
 /// Reproducible numbers in [-1, 1).
@@ -280,7 +280,7 @@ fn softcapped_logits() {
     let (hidden, weight, logits) = random_head(Dtype::F32, n, width, v);
     let options = HeadOptions { softcap: Some(cap), ..HeadOptions::default() };
     let targets: Vec<u32> = (0..n as u32).collect();
-    for kernels in [Kernels::Reference, Kernels::Fused] {
+    for kernels in implementations() {
         let head = Matrix::new([Ok(tensor(&weight, v, width))], Dtype::F32, kernels).unwrap();
         let got = head_statistics(&tensor(&hidden, n, width), &head, &targets, &options).unwrap();
         for ((got, logits), &target) in got.iter().zip(&logits).zip(&targets) {
@@ -295,7 +295,7 @@ fn softcapped_logits() {
 fn entropies_over_the_k_largest() {
     // p = 1/2, 1/4, 1/8, 1/8: H_1 = 0, H_2 = ln 3 - 2/3 ln 2, H_4 = 7/4 ln 2.
     let logits: Vec<f32> = [0.125f32, 0.5, 0.125, 0.25].iter().map(|p| p.ln()).collect();
-    for kernels in [Kernels::Reference, Kernels::Fused] {
+    for kernels in implementations() {
         let head = Matrix::new([Ok(tensor(&logits, 4, 1))], Dtype::F32, kernels).unwrap();
         let got = topk_entropies(&tensor(&[1.0, 0.0], 2, 1), &head, 6, &HeadOptions::default()).unwrap();
         let ln2 = 2f32.ln();

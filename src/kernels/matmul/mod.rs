@@ -26,6 +26,7 @@ pub(super) use tile::{Product, ProductKernel, dispatch, tile};
 pub use trained::Trained;
 
 use super::cpu::{contiguous, floats, output, with_floats};
+use super::cuda::{Weight, hosted};
 use super::level::Level;
 use super::{Dtype, Kernels};
 use crate::error::{Error, Result};
@@ -45,6 +46,8 @@ enum Store {
     Plain(Tensor),
     Packed(Arc<Panels>),
     Trained(Arc<Trained>),
+    /// On the GPU.
+    Device(Arc<Weight>),
 }
 
 impl Matrix {
@@ -60,11 +63,13 @@ impl Matrix {
         let store = match kernels {
             Kernels::Reference => Store::Plain(join(first, parts, dtype)?),
             Kernels::Fused => Store::Packed(Arc::new(pack(first, parts, dtype)?)),
+            Kernels::Cuda => Store::Device(hosted::weight(first, parts, dtype)?),
         };
         let out_features = match &store {
             Store::Plain(weight) => weight.dims2()?.0,
             Store::Packed(panels) => panels.out_features(),
             Store::Trained(trained) => trained.out_features(),
+            Store::Device(weight) => weight.out_features(),
         };
         Ok(Matrix { out_features, in_features, dtype, store })
     }
@@ -74,6 +79,7 @@ impl Matrix {
         self.check_input(x_tk)?;
         match &self.store {
             Store::Plain(weight) => plain_forward(weight, x_tk, self.dtype),
+            Store::Device(weight) => hosted::multiply(x_tk, weight, None),
             _ => Ok(contiguous(x_tk)?.apply_op1(self.linear()?)?),
         }
     }
@@ -91,6 +97,7 @@ impl Matrix {
         }
         match &self.store {
             Store::Plain(weight) => Ok((residual_tn + plain_forward(weight, x_tk, self.dtype)?)?),
+            Store::Device(weight) => hosted::multiply(x_tk, weight, Some(residual_tn)),
             _ => Ok(contiguous(x_tk)?.apply_op2(&contiguous(residual_tn)?, self.linear()?)?),
         }
     }
@@ -134,6 +141,7 @@ impl Matrix {
                 let ids = Tensor::new(ids, weight.device())?;
                 Ok(weight.index_select(&ids, 0)?.to_dtype(DType::F32)?)
             }
+            Store::Device(weight) => hosted::rows(weight, ids),
             _ => {
                 let panels = self.panels().ok_or_else(|| Error::new("this weight is not packed"))?;
                 let mut rows = vec![0.0; ids.len() * self.in_features];
@@ -161,6 +169,7 @@ impl Matrix {
             Store::Plain(weight) => weight.elem_count() * weight.dtype().size_in_bytes(),
             Store::Packed(panels) => panels.bytes(),
             Store::Trained(trained) => trained.bytes(),
+            Store::Device(weight) => weight.bytes(),
         }
     }
 
@@ -199,10 +208,18 @@ impl Matrix {
         }
     }
 
+    /// The weight on the GPU, if it is there.
+    pub fn on_device(&self) -> Option<&Weight> {
+        match &self.store {
+            Store::Device(weight) => Some(weight),
+            _ => None,
+        }
+    }
+
     /// The panels of a fused matrix, in the precision of its products.
     pub(super) fn panels(&self) -> Option<Arc<Panels>> {
         match &self.store {
-            Store::Plain(_) => None,
+            Store::Plain(_) | Store::Device(_) => None,
             Store::Packed(panels) => Some(panels.clone()),
             Store::Trained(trained) => Some(trained.panels()),
         }

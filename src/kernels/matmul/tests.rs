@@ -1,7 +1,7 @@
 //! Fused and reference products against sums in f64.
 
 use super::*;
-use crate::kernels::testing::noise;
+use crate::kernels::testing::{implementations, noise};
 
 /// Reproducible numbers in [-1, 1).
 fn numbers(n: usize, seed: u64) -> Vec<f32> {
@@ -66,7 +66,7 @@ fn one_hand_made_product() {
     // [1 2 3; 4 5 6] times the rows (1, 0, -1) and (0.5, 0.5, 0.5): exact in bf16 too.
     let x = tensor(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 2, 3);
     let w = tensor(&[1.0, 0.0, -1.0, 0.5, 0.5, 0.5], 2, 3);
-    for kernels in [Kernels::Reference, Kernels::Fused] {
+    for kernels in implementations() {
         for dtype in [Dtype::F32, Dtype::Bf16] {
             let matrix = Matrix::new([Ok(w.clone())], dtype, kernels).unwrap();
             assert_eq!(matrix.forward(&x).unwrap().to_vec2::<f32>().unwrap(), [[-2.0, 3.0], [-2.0, 7.5]]);
@@ -130,7 +130,7 @@ fn parts_are_joined_wherever_they_end_and_rows_come_back_as_stored() {
     let parts: Vec<Vec<f32>> = sizes.iter().map(|&n| numbers(n * k, n as u64)).collect();
     let whole = tensor(&parts.concat(), sizes.iter().sum(), k);
     for dtype in [Dtype::F32, Dtype::Bf16] {
-        for kernels in [Kernels::Reference, Kernels::Fused] {
+        for kernels in implementations() {
             let tensors = parts.iter().zip(sizes).map(|(part, n)| Ok(tensor(part, n, k)));
             let matrix = Matrix::new(tensors, dtype, kernels).unwrap();
             assert_eq!((matrix.out_features(), matrix.in_features()), (198, 5));
@@ -194,7 +194,7 @@ fn gradients_reach_the_input_and_the_residual() {
 
 #[test]
 fn wrong_shapes_are_refused_in_words() {
-    for kernels in [Kernels::Reference, Kernels::Fused] {
+    for kernels in implementations() {
         let matrix = Matrix::new([Ok(tensor(&numbers(12, 1), 4, 3))], Dtype::F32, kernels).unwrap();
         let error = matrix.forward(&tensor(&[1.0; 4], 2, 2)).unwrap_err();
         assert_eq!(error.message(), "a matrix with 3 inputs takes [T, 3] f32, and got [2, 2] F32");

@@ -1,0 +1,131 @@
+//! The kernels' sources -> machine code for the GPU at hand, by NVRTC at first use, kept in the user's cache folder.
+//!
+//! Why at run time: the build then needs no CUDA, the program stays small, every head width gets kernels of its own, and each GPU gets
+//! its own machine code. It costs some seconds once on each machine; from then on a file of some tens of kilobytes is read.
+
+use std::ffi::{CString, c_char, c_int};
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::ptr::null_mut;
+
+use super::library::{self, Compiler};
+use crate::error::{Context, Error, Result};
+use crate::fetch::cache::own_cache;
+use crate::files::{sha256, write_atomically};
+
+/// A CUDA source, and what is defined for it: its kernels exist once for each set of definitions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Source {
+    Norm,
+    Gated,
+    Rows,
+    Head,
+    /// Attention of heads of so many elements, by so many warps a block.
+    Attention {
+        head_dim: u32,
+        warps: u32,
+    },
+}
+
+impl Source {
+    fn text(self) -> &'static str {
+        match self {
+            Source::Norm => include_str!("../norm.cu"),
+            Source::Gated => include_str!("../gated.cu"),
+            Source::Rows => include_str!("../matmul/rows.cu"),
+            Source::Head => include_str!("../head/head.cu"),
+            Source::Attention { .. } => include_str!("../attention/attention.cu"),
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Source::Norm => "norm.cu",
+            Source::Gated => "gated.cu",
+            Source::Rows => "rows.cu",
+            Source::Head => "head.cu",
+            Source::Attention { .. } => "attention.cu",
+        }
+    }
+
+    fn definitions(self) -> Vec<(&'static str, u32)> {
+        match self {
+            Source::Attention { head_dim, warps } => vec![("HEAD_DIM", head_dim), ("WARPS", warps)],
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// Machine code of `source` for compute capability `major.minor`, from the cache folder if it was compiled before.
+pub fn compiled(source: Source, (major, minor): (i32, i32)) -> Result<Vec<u8>> {
+    let mut text = String::new();
+    for (name, value) in source.definitions() {
+        let _ = writeln!(text, "#define {name} {value}");
+    }
+    text += include_str!("common.cuh");
+    text += source.text();
+    let options = [format!("--gpu-architecture=sm_{major}{minor}"), "--std=c++17".to_owned()];
+    let key = sha256(format!("{}\n{}\n{text}", env!("CARGO_PKG_VERSION"), options.join(" ")));
+    let cached = own_cache().map(|folder| folder.join("kernels").join(format!("{key}.cubin")));
+    if let Some(code) = cached.as_ref().and_then(|path| std::fs::read(path).ok()) {
+        return Ok(code);
+    }
+    let code = compile(source.name(), &text, &options)?;
+    // The cache is a convenience: where it cannot be written, the kernels are compiled again next time.
+    if let Some(path) = cached
+        && let Some(folder) = path.parent()
+        && std::fs::create_dir_all(folder).is_ok()
+    {
+        let _ = write_atomically(&path, |file| file.write_all(&code).context("cannot keep the kernels"));
+    }
+    Ok(code)
+}
+
+fn compile(name: &str, text: &str, options: &[String]) -> Result<Vec<u8>> {
+    let compiler = library::compiler()?;
+    let c_string = |text: &str| CString::new(text).context("a CUDA source holds a zero byte");
+    let (text, file) = (c_string(text)?, c_string(name)?);
+    let options: Vec<CString> = options.iter().map(|option| c_string(option)).collect::<Result<_>>()?;
+    let options: Vec<*const c_char> = options.iter().map(|option| option.as_ptr()).collect();
+    let failed = |what: &str, code: c_int| Error::new(format!("NVRTC cannot {what} {name}: error {code}"));
+    let mut program = null_mut();
+    // SAFETY: the strings live until the end of the function, the sizes are those that NVRTC asks for, and the program is destroyed once.
+    unsafe {
+        let code = (compiler.create)(&mut program, text.as_ptr(), file.as_ptr(), 0, std::ptr::null(), std::ptr::null());
+        if code != 0 {
+            return Err(failed("take in", code));
+        }
+        let result = (compiler.compile)(program, options.len() as c_int, options.as_ptr());
+        let outcome = if result != 0 {
+            Err(failed("compile", result).cure(log(&compiler, program)))
+        } else {
+            let mut size = 0;
+            let mut binary = Vec::new();
+            let mut code = (compiler.binary_size)(program, &mut size);
+            if code == 0 {
+                binary = vec![0u8; size];
+                code = (compiler.binary)(program, binary.as_mut_ptr().cast());
+            }
+            if code == 0 { Ok(binary) } else { Err(failed("hand out", code)) }
+        };
+        (compiler.destroy)(&mut program);
+        outcome
+    }
+}
+
+/// What the compiler had to say.
+///
+/// # Safety
+/// `program` is one of `compiler`'s that has not been destroyed.
+unsafe fn log(compiler: &Compiler, program: library::Opaque) -> String {
+    let mut size = 0;
+    // SAFETY: the buffer is as long as the log; the program is there by contract.
+    unsafe {
+        if (compiler.log_size)(program, &mut size) != 0 {
+            return String::new();
+        }
+        let mut text = vec![0u8; size];
+        (compiler.log)(program, text.as_mut_ptr().cast());
+        String::from_utf8_lossy(&text).trim_end_matches('\0').to_owned()
+    }
+}

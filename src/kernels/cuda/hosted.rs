@@ -1,0 +1,220 @@
+//! The operations on tensors of the host: up, compute, down. What [`Kernels::Cuda`](crate::kernels::Kernels) means outside a model, so
+//! that every test of an operation runs on the device as well; a model keeps its numbers there from the first layer to the last.
+
+use std::sync::Arc;
+
+use candle_core::{Device as Candle, Tensor};
+
+use super::operations::{RotaryTables, STATISTICS_WORDS, head_chunk, statistics_of_words};
+use super::{AttentionPlan, Buffer, Device, PrepareOptions, Weight};
+use crate::error::{Error, Result};
+use crate::kernels::attention::AttentionShape;
+use crate::kernels::cpu::{contiguous, with_floats};
+use crate::kernels::gated::Activation;
+use crate::kernels::head::HeadOptions;
+use crate::kernels::rotary::{Rotary, RotaryStyle};
+use crate::kernels::{Dtype, Segment, TokenStatistics};
+
+/// `x` in `dtype` on the device.
+pub fn upload(device: &'static Device, x: &Tensor, dtype: Dtype) -> Result<Buffer> {
+    with_floats(&contiguous(x)?, |x| device.upload(x, dtype))?
+}
+
+fn download(device: &'static Device, buffer: &Buffer, shape: (usize, usize), dtype: Dtype) -> Result<Tensor> {
+    let numbers = device.download(buffer.array(0, shape.0 * shape.1, dtype)?)?;
+    Ok(Tensor::from_vec(numbers, shape, &Candle::Cpu)?)
+}
+
+fn room(device: &'static Device, len: usize, dtype: Dtype) -> Result<Buffer> {
+    device.allocate(len * dtype.size_in_bytes() as usize)
+}
+
+/// Whole numbers on the device.
+fn upload_words(device: &'static Device, words: &[u32]) -> Result<Buffer> {
+    let buffer = device.allocate(size_of_val(words))?;
+    let mut pinned = device.pinned(size_of_val(words))?;
+    pinned.write(0, words)?;
+    device.send(&pinned, buffer.array(0, words.len(), Dtype::F32)?)?;
+    device.synchronize()?;
+    Ok(buffer)
+}
+
+/// One more than the largest.
+pub fn end(numbers: &[u32]) -> u32 {
+    numbers.iter().max().map_or(0, |&largest| largest.saturating_add(1))
+}
+
+pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    let device = Device::get()?;
+    let (rows, width) = x.dims2()?;
+    let (x, weight, y) =
+        (upload(device, x, Dtype::F32)?, upload(device, weight, Dtype::F32)?, room(device, rows * width, Dtype::F32)?);
+    device.rms_norm(x.array(0, rows * width, Dtype::F32)?, &weight, eps, y.array(0, rows * width, Dtype::F32)?)?;
+    download(device, &y, (rows, width), Dtype::F32)
+}
+
+pub fn gated(gate_up: &Tensor, activation: Activation) -> Result<Tensor> {
+    let device = Device::get()?;
+    let (rows, columns) = gate_up.dims2()?;
+    let (x, y) = (upload(device, gate_up, Dtype::F32)?, room(device, rows * columns / 2, Dtype::F32)?);
+    let (x_all, y_all) = (x.array(0, rows * columns, Dtype::F32)?, y.array(0, rows * columns / 2, Dtype::F32)?);
+    device.gated(x_all, None, activation, y_all, columns / 2)?;
+    download(device, &y, (rows, columns / 2), Dtype::F32)
+}
+
+pub fn qk_norm(qkv: &Tensor, q_weight: &Tensor, k_weight: &Tensor, heads: usize, kv_heads: usize, eps: f64) -> Result<Tensor> {
+    let head_dim = q_weight.elem_count();
+    let shape = AttentionShape { heads, kv_heads, head_dim, scale: 1.0, window: None, softcap: None };
+    let device = Device::get()?;
+    let (q, k) = (upload(device, q_weight, Dtype::F32)?, upload(device, k_weight, Dtype::F32)?);
+    let rotary = Rotary::new(&[], 0, RotaryStyle::Half, 1.0);
+    let tokens = qkv.dim(0)?;
+    let segment = Segment { tokens: 0..tokens, context: Vec::new() };
+    let prepared = prepare(device, qkv, &[segment], &vec![0; tokens], &rotary, &shape, Some((&q, &k, eps)), Dtype::F32)?;
+    download(device, &prepared, (tokens, shape.columns()), Dtype::F32)
+}
+
+#[expect(clippy::too_many_arguments, reason = "the parts of one operation, named where it is called")]
+fn prepare(
+    device: &'static Device,
+    qkv: &Tensor,
+    segments: &[Segment],
+    positions: &[u32],
+    rotary: &Rotary,
+    shape: &AttentionShape,
+    norms: Option<(&Buffer, &Buffer, f64)>,
+    dtype: Dtype,
+) -> Result<Buffer> {
+    let len = qkv.elem_count();
+    let (x, y) = (upload(device, qkv, Dtype::F32)?, room(device, len, dtype)?);
+    let tables = RotaryTables::new(device, rotary)?;
+    let words = upload_words(device, positions)?;
+    let plan = AttentionPlan::new(segments, positions.len(), shape, dtype);
+    let options = PrepareOptions { shape, rotary: &tables, bias: None, norms };
+    let positions = words.indices(0, positions.len(), end(positions))?;
+    device.prepare_attention(x.array(0, len, Dtype::F32)?, &options, &plan, positions, y.array(0, len, dtype)?)?;
+    device.synchronize()?;
+    Ok(y)
+}
+
+/// Prepared and attended to in `dtype`; `[T, heads * head_dim]` f32.
+pub fn attention(
+    qkv: &Tensor,
+    segments: &[Segment],
+    positions: &[usize],
+    rotary: &Rotary,
+    shape: &AttentionShape,
+    dtype: Dtype,
+) -> Result<Tensor> {
+    let device = Device::get()?;
+    let tokens = positions.len();
+    let positions: Vec<u32> = positions.iter().map(|&position| position as u32).collect();
+    let prepared = prepare(device, qkv, segments, &positions, rotary, shape, None, dtype)?;
+    let plan = AttentionPlan::new(segments, tokens, shape, dtype);
+    let (tiles, ranges) = (upload_words(device, &plan.tiles)?, upload_words(device, &plan.ranges)?);
+    let width = shape.heads * shape.head_dim;
+    let y = room(device, tokens * width, dtype)?;
+    device.attention(
+        prepared.array(0, tokens * shape.columns(), dtype)?,
+        &plan,
+        tiles.indices(0, plan.tiles.len(), 0)?,
+        ranges.indices(0, plan.ranges.len(), 0)?,
+        shape,
+        y.array(0, tokens * width, dtype)?,
+    )?;
+    download(device, &y, (tokens, width), dtype)
+}
+
+/// A weight of parts `[N_i, K]`, which are asked for one by one.
+pub fn weight(first: Tensor, rest: impl Iterator<Item = Result<Tensor>>, dtype: Dtype) -> Result<Arc<Weight>> {
+    let device = Device::get()?;
+    let in_features = first.dims2()?.1;
+    let mut parts = Vec::new();
+    for part in std::iter::once(Ok(first)).chain(rest) {
+        let part = part?;
+        let (rows, width) = part.dims2()?;
+        if width != in_features {
+            return Err(Error::new(format!("weights of {:?} cannot follow others with {in_features} inputs", part.dims())));
+        }
+        parts.push((upload(device, &part.to_dtype(candle_core::DType::F32)?, dtype)?, rows));
+    }
+    Ok(Arc::new(Weight::new(parts, in_features, dtype)?))
+}
+
+/// `x W^T`, added to `residual` where there is one.
+pub fn multiply(x: &Tensor, weight: &Weight, residual: Option<&Tensor>) -> Result<Tensor> {
+    let device = Device::get()?;
+    let (rows, dtype) = (x.dim(0)?, weight.dtype());
+    let x_buffer = upload(device, x, dtype)?;
+    let len = rows * weight.out_features();
+    let y = match residual {
+        Some(residual) => upload(device, residual, Dtype::F32)?,
+        None => room(device, len, Dtype::F32)?,
+    };
+    device.multiply(x_buffer.array(0, x.elem_count(), dtype)?, weight, y.array(0, len, Dtype::F32)?, residual.is_some())?;
+    download(device, &y, (rows, weight.out_features()), Dtype::F32)
+}
+
+/// Rows of a weight, f32.
+pub fn rows(weight: &Weight, ids: &[u32]) -> Result<Tensor> {
+    let device = Device::get()?;
+    let width = weight.in_features();
+    let words = upload_words(device, ids)?;
+    let y = room(device, ids.len() * width, Dtype::F32)?;
+    device.embed(
+        weight.array()?,
+        words.indices(0, ids.len(), end(ids))?,
+        y.array(0, ids.len() * width, Dtype::F32)?,
+        width,
+        1.0,
+    )?;
+    download(device, &y, (ids.len(), width), Dtype::F32)
+}
+
+/// The statistics of `targets` at `hidden_nd`.
+pub fn head_statistics(
+    hidden_nd: &Tensor,
+    head_vd: &Weight,
+    targets: &[u32],
+    options: &HeadOptions,
+) -> Result<Vec<TokenStatistics>> {
+    head(hidden_nd, head_vd, targets, options, false).map(|(statistics, _)| statistics)
+}
+
+/// The `k` largest logits of each token, largest first: `[N][k]`.
+pub fn top_logits(hidden_nd: &Tensor, head_vd: &Weight, k: usize, softcap: Option<f32>) -> Result<Vec<Vec<f32>>> {
+    let targets = vec![0; hidden_nd.dim(0)?];
+    let (_, logits) = head(hidden_nd, head_vd, &targets, &HeadOptions { top_k: k, softcap }, true)?;
+    Ok(logits.chunks_exact(k.min(head_vd.out_features())).map(<[f32]>::to_vec).collect())
+}
+
+/// Statistics and, where they are wanted, the largest logits; some rows of logits are held at a time.
+fn head(
+    hidden_nd: &Tensor,
+    head_vd: &Weight,
+    targets: &[u32],
+    options: &HeadOptions,
+    wants_logits: bool,
+) -> Result<(Vec<TokenStatistics>, Vec<f32>)> {
+    let device = Device::get()?;
+    let (n, vocabulary, dtype) = (targets.len(), head_vd.out_features(), head_vd.dtype());
+    let hidden = upload(device, hidden_nd, dtype)?;
+    let hidden = hidden.array(0, n * head_vd.in_features(), dtype)?;
+    let words = upload_words(device, targets)?;
+    let words = words.indices(0, n, end(targets))?;
+    let statistics = device.allocate(4 * STATISTICS_WORDS * n)?;
+    let all = statistics.indices(0, STATISTICS_WORDS * n, 0)?;
+    let chunk = head_chunk(vocabulary).min(n) * vocabulary;
+    let logits = device.allocate(4 * chunk)?;
+    let top_len = n * options.top_k.min(vocabulary);
+    let top_buffer = device.allocate(4 * top_len)?;
+    let top = top_buffer.array(0, top_len, Dtype::F32)?;
+    let logits = logits.array(0, chunk, Dtype::F32)?;
+    device.head_statistics(hidden, head_vd, words, all, logits, wants_logits.then_some(top), options)?;
+    let pinned = device.pinned(statistics.bytes())?;
+    device.fetch(&statistics, &pinned, statistics.bytes())?;
+    device.synchronize()?;
+    let (words, _) = pinned.words(STATISTICS_WORDS * n)?.as_chunks();
+    let top = if wants_logits { device.download(top)? } else { Vec::new() };
+    Ok((words.iter().map(statistics_of_words).collect(), top))
+}

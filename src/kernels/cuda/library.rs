@@ -1,0 +1,190 @@
+//! NVIDIA's libraries, opened when a GPU is asked for: the driver, NVRTC (the compiler of the kernels) and cuBLASLt (the products).
+//!
+//! Nothing is linked, so that one program runs with and without them and says by name what is missing. The functions below have had
+//! these signatures since CUDA 11; the headers are `cuda.h`, `nvrtc.h` and `cublasLt.h`. The driver comes with the graphics driver; the
+//! other two are looked for where the loader looks, under `$CUDA_HOME` or `$CUDA_PATH`, in `/usr/local/cuda`, and among the packages that
+//! Python's pip installs beside PyTorch (`nvidia-cublas`, `nvidia-cuda-nvrtc`).
+
+use std::ffi::{c_char, c_int, c_uint, c_void};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use libloading::Library;
+
+use crate::error::{Error, Result};
+
+/// Declares a table of functions and how to find them by their names in a library.
+macro_rules! functions {
+    ($table:ident { $($field:ident: $symbol:literal ($($argument:ty),*);)* }) => {
+        pub struct $table {
+            $(pub $field: unsafe extern "C" fn($($argument),*) -> c_int,)*
+            /// Keeps the functions where they are.
+            _library: Library,
+        }
+
+        impl $table {
+            fn new(library: Library) -> Result<$table, libloading::Error> {
+                Ok($table {
+                    // SAFETY: the type is the one of the header that the module names.
+                    $($field: *unsafe { library.get($symbol)? },)*
+                    _library: library,
+                })
+            }
+        }
+    };
+}
+
+/// An address in the device's memory.
+pub type Address = u64;
+/// Contexts, streams, modules, functions, events, handles and descriptors are pointers that only the libraries look behind.
+pub type Opaque = *mut c_void;
+
+functions!(Driver {
+    init: b"cuInit" (c_uint);
+    error_name: b"cuGetErrorName" (c_int, *mut *const c_char);
+    device: b"cuDeviceGet" (*mut c_int, c_int);
+    device_name: b"cuDeviceGetName" (*mut c_char, c_int, c_int);
+    attribute: b"cuDeviceGetAttribute" (*mut c_int, c_int, c_int);
+    retain_context: b"cuDevicePrimaryCtxRetain" (*mut Opaque, c_int);
+    set_context: b"cuCtxSetCurrent" (Opaque);
+    memory: b"cuMemGetInfo_v2" (*mut usize, *mut usize);
+    allocate: b"cuMemAlloc_v2" (*mut Address, usize);
+    free: b"cuMemFree_v2" (Address);
+    allocate_host: b"cuMemHostAlloc" (*mut Opaque, usize, c_uint);
+    free_host: b"cuMemFreeHost" (Opaque);
+    to_device: b"cuMemcpyHtoDAsync_v2" (Address, *const c_void, usize, Opaque);
+    to_host: b"cuMemcpyDtoHAsync_v2" (*mut c_void, Address, usize, Opaque);
+    copy: b"cuMemcpyDtoDAsync_v2" (Address, Address, usize, Opaque);
+    create_stream: b"cuStreamCreate" (*mut Opaque, c_uint);
+    synchronize: b"cuStreamSynchronize" (Opaque);
+    create_event: b"cuEventCreate" (*mut Opaque, c_uint);
+    destroy_event: b"cuEventDestroy_v2" (Opaque);
+    record_event: b"cuEventRecord" (Opaque, Opaque);
+    wait_for_event: b"cuEventSynchronize" (Opaque);
+    elapsed: b"cuEventElapsedTime" (*mut f32, Opaque, Opaque);
+    load_module: b"cuModuleLoadData" (*mut Opaque, *const c_void);
+    function: b"cuModuleGetFunction" (*mut Opaque, Opaque, *const c_char);
+    function_attribute: b"cuFuncGetAttribute" (*mut c_int, c_int, Opaque);
+    set_function_attribute: b"cuFuncSetAttribute" (Opaque, c_int, c_int);
+    launch: b"cuLaunchKernel" (Opaque, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, Opaque, *mut *mut c_void, *mut *mut c_void);
+});
+
+functions!(Compiler {
+    create: b"nvrtcCreateProgram" (*mut Opaque, *const c_char, *const c_char, c_int, *const *const c_char, *const *const c_char);
+    compile: b"nvrtcCompileProgram" (Opaque, c_int, *const *const c_char);
+    log_size: b"nvrtcGetProgramLogSize" (Opaque, *mut usize);
+    log: b"nvrtcGetProgramLog" (Opaque, *mut c_char);
+    binary_size: b"nvrtcGetCUBINSize" (Opaque, *mut usize);
+    binary: b"nvrtcGetCUBIN" (Opaque, *mut c_char);
+    destroy: b"nvrtcDestroyProgram" (*mut Opaque);
+});
+
+functions!(Blas {
+    create: b"cublasLtCreate" (*mut Opaque);
+    create_layout: b"cublasLtMatrixLayoutCreate" (*mut Opaque, c_int, u64, u64, i64);
+    destroy_layout: b"cublasLtMatrixLayoutDestroy" (Opaque);
+    create_product: b"cublasLtMatmulDescCreate" (*mut Opaque, c_int, c_int);
+    set_product: b"cublasLtMatmulDescSetAttribute" (Opaque, c_int, *const c_void, usize);
+    destroy_product: b"cublasLtMatmulDescDestroy" (Opaque);
+    create_preference: b"cublasLtMatmulPreferenceCreate" (*mut Opaque);
+    set_preference: b"cublasLtMatmulPreferenceSetAttribute" (Opaque, c_int, *const c_void, usize);
+    destroy_preference: b"cublasLtMatmulPreferenceDestroy" (Opaque);
+    choose: b"cublasLtMatmulAlgoGetHeuristic" (Opaque, Opaque, Opaque, Opaque, Opaque, Opaque, Opaque, c_int, *mut Choice, *mut c_int);
+    multiply: b"cublasLtMatmul" (Opaque, Opaque, *const c_void, *const c_void, Opaque, *const c_void, Opaque, *const c_void, *const c_void, Opaque, *mut c_void, Opaque, *const Algorithm, *mut c_void, usize, Opaque);
+});
+
+/// `cublasLtMatmulAlgo_t`
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+pub struct Algorithm([u64; 8]);
+
+/// `cublasLtMatmulHeuristicResult_t`
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+pub struct Choice {
+    pub algorithm: Algorithm,
+    pub workspace_bytes: usize,
+    pub state: c_int,
+    pub waves: f32,
+    pub reserved: [c_int; 4],
+}
+
+pub fn driver() -> Result<Driver> {
+    let names: &[&str] = if cfg!(windows) { &["nvcuda.dll"] } else { &["libcuda.so.1", "libcuda.so"] };
+    open("the driver of an NVIDIA GPU", names, &[], Driver::new)
+        .map_err(|error| error.cure("Install NVIDIA's driver, or leave out --device cuda: the CPU takes its place."))
+}
+
+pub fn compiler() -> Result<Compiler> {
+    let names: &[&str] = if cfg!(windows) {
+        &["nvrtc64_130_0.dll", "nvrtc64_120_0.dll"]
+    } else {
+        &["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"]
+    };
+    open("NVRTC, which compiles the kernels for the GPU", names, &folders(), Compiler::new).map_err(toolkit)
+}
+
+pub fn blas() -> Result<Blas> {
+    let names: &[&str] = if cfg!(windows) {
+        &["cublasLt64_13.dll", "cublasLt64_12.dll"]
+    } else {
+        &["libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"]
+    };
+    open("cuBLASLt, which multiplies on the GPU", names, &folders(), Blas::new).map_err(toolkit)
+}
+
+fn toolkit(error: Error) -> Error {
+    error.cure(
+        "Install CUDA's libraries, for example by `python3 -m pip install nvidia-cublas nvidia-cuda-nvrtc`, set CUDA_HOME to where they \
+         are, or leave out --device cuda.",
+    )
+}
+
+/// The first library of these names that opens and has the functions, by the loader's own search and then in `folders`.
+fn open<T>(
+    what: &str,
+    names: &[&str],
+    folders: &[PathBuf],
+    table: impl Fn(Library) -> Result<T, libloading::Error>,
+) -> Result<T> {
+    let everywhere = names.iter().map(PathBuf::from);
+    let inside = folders.iter().flat_map(|folder| names.iter().map(move |name| folder.join(name)).filter(|path| path.exists()));
+    let mut failure = None;
+    for path in everywhere.chain(inside) {
+        // SAFETY: NVIDIA's libraries do nothing harmful when they are loaded.
+        match unsafe { Library::new(&path) }.and_then(&table) {
+            Ok(functions) => return Ok(functions),
+            Err(error) => failure = Some(error),
+        }
+    }
+    let missing = Error::new(format!("{what} was not found: {}", names.join(", ")));
+    Err(match failure {
+        Some(error) => missing.caused_by(error),
+        None => missing,
+    })
+}
+
+/// Where CUDA's libraries lie beside the loader's own folders.
+fn folders() -> Vec<PathBuf> {
+    let variables = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(std::env::var_os).map(PathBuf::from);
+    let toolkits = variables.chain([PathBuf::from("/usr/local/cuda")]);
+    let mut folders: Vec<PathBuf> =
+        toolkits.flat_map(|folder| ["lib64", "lib", "bin"].map(|inside| folder.join(inside))).collect();
+    folders.extend(python_folders());
+    folders
+}
+
+/// `site-packages/nvidia/*/lib` of the Python that is on the PATH.
+fn python_folders() -> Vec<PathBuf> {
+    let python = std::env::var_os("PYTHON").unwrap_or_else(|| "python3".into());
+    let script = "import sysconfig; print(sysconfig.get_paths()['purelib']); print(sysconfig.get_paths()['platlib'])";
+    let Ok(output) = Command::new(python).args(["-c", script]).output() else { return Vec::new() };
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let packages = text.lines().map(|folder| Path::new(folder).join("nvidia"));
+    packages
+        .filter_map(|folder| std::fs::read_dir(folder).ok())
+        .flatten()
+        .filter_map(|entry| entry.ok())
+        .flat_map(|entry| ["lib", "bin"].map(|inside| entry.path().join(inside)))
+        .collect()
+}

@@ -1,0 +1,456 @@
+//! The operations of this room on arrays of the device: each checks lengths and formats, then launches its kernel and returns at once.
+
+use super::Argument::{F32, Pointer, U32, U64};
+use super::compile::Source;
+use super::{Argument, Array, Buffer, Device, Indices, Weight};
+use crate::error::{Error, Result};
+use crate::kernels::attention::AttentionShape;
+use crate::kernels::gated::Activation;
+use crate::kernels::head::HeadOptions;
+use crate::kernels::rotary::{Rotary, RotaryStyle};
+use crate::kernels::{Dtype, Segment, TokenStatistics};
+
+/// Threads of a block that works on one row.
+const ROW_THREADS: usize = 256;
+/// Blocks of a kernel that walks over all numbers there are.
+const WALKING_BLOCKS: usize = 4096;
+
+impl Device {
+    /// Rounds f32 to bf16.
+    pub fn round(&self, x: Array, y: Array) -> Result<()> {
+        y.expect("rounded numbers", x.len(), Dtype::Bf16)?;
+        self.convert("round_to_bf16", x, y)
+    }
+
+    /// bf16 to f32.
+    pub fn widen(&self, x: Array, y: Array) -> Result<()> {
+        y.expect("widened numbers", x.len(), Dtype::F32)?;
+        self.convert("widen_to_f32", x, y)
+    }
+
+    fn convert(&self, name: &'static str, x: Array, y: Array) -> Result<()> {
+        let blocks = x.len().div_ceil(256).min(WALKING_BLOCKS);
+        let kernel = self.kernel(Source::Rows, name)?;
+        // SAFETY: the kernel reads and writes `len` numbers, which both arrays hold.
+        unsafe { self.launch(kernel, (blocks, 1), 256, 0, &[x.argument(), y.argument(), U64(x.len() as u64)]) }
+    }
+
+    /// `y [T, D]` f32: rows `ids` of `table [V, D]` times `scale`.
+    pub fn embed(&self, table: Array, ids: Indices, y: Array, width: usize, scale: f32) -> Result<()> {
+        y.expect("embeddings", ids.len() * width, Dtype::F32)?;
+        check_rows(ids, table, width)?;
+        let name = if table.dtype() == Dtype::F32 { "embed_f32" } else { "embed_bf16" };
+        self.by_row(name, ids.len(), width, &[table.argument(), ids.argument(), y.argument(), U32(width as u32), F32(scale)])
+    }
+
+    /// `y [N, D]`: rows `rows` of `x`.
+    pub fn take_rows(&self, x: Array, rows: Indices, y: Array, width: usize) -> Result<()> {
+        y.expect("chosen rows", rows.len() * width, x.dtype())?;
+        check_rows(rows, x, width)?;
+        let name = if x.dtype() == Dtype::F32 { "take_rows_f32" } else { "take_rows_bf16" };
+        self.by_row(name, rows.len(), width, &[x.argument(), rows.argument(), y.argument(), U32(width as u32)])
+    }
+
+    /// Adds `weights[i] x[i]` to row `rows[i]` of `y`; no row stands twice among `rows`.
+    pub fn add_rows(&self, x: Array, rows: Indices, weights: Array, y: Array, width: usize) -> Result<()> {
+        x.expect("rows to add", rows.len() * width, Dtype::F32)?;
+        weights.expect("weights of rows", rows.len(), Dtype::F32)?;
+        y.expect("sums of rows", y.len(), Dtype::F32)?;
+        check_rows(rows, y, width)?;
+        let arguments = [x.argument(), rows.argument(), weights.argument(), y.argument(), U32(width as u32)];
+        self.by_row("add_rows", rows.len(), width, &arguments)
+    }
+
+    /// Adds `bias [N]` to every row of `y [T, N]`, f32.
+    pub fn add_bias(&self, bias: &Buffer, y: Array, width: usize) -> Result<()> {
+        let bias = bias.array(0, width, Dtype::F32)?;
+        let rows = whole_rows("a bias", y, width)?;
+        y.expect("what a bias is added to", y.len(), Dtype::F32)?;
+        self.by_row("add_bias", rows, width, &[bias.argument(), y.argument(), U32(width as u32)])
+    }
+
+    fn by_row(&self, name: &'static str, rows: usize, width: usize, arguments: &[Argument]) -> Result<()> {
+        let kernel = self.kernel(Source::Rows, name)?;
+        // SAFETY: the callers have checked that the arrays hold `rows` rows of `width` numbers, and that the rows they name are there.
+        unsafe { self.launch(kernel, (rows, 1), threads_for(width), 0, arguments) }
+    }
+
+    /// `y [T, D] = x / sqrt(mean(x^2) + eps) * weight` in f32, stored as `y` is.
+    pub fn rms_norm(&self, x: Array, weight: &Buffer, eps: f64, y: Array) -> Result<()> {
+        let name = if y.dtype() == Dtype::F32 { "rms_norm_f32" } else { "rms_norm_bf16" };
+        self.norm(name, x, weight, eps, y)
+    }
+
+    /// The same, added to `y`, which is f32.
+    pub fn rms_norm_add(&self, x: Array, weight: &Buffer, eps: f64, y: Array) -> Result<()> {
+        y.expect("what a norm is added to", y.len(), Dtype::F32)?;
+        self.norm("rms_norm_add", x, weight, eps, y)
+    }
+
+    fn norm(&self, name: &'static str, x: Array, weight: &Buffer, eps: f64, y: Array) -> Result<()> {
+        let width = weight.bytes() / size_of::<f32>();
+        let rows = whole_rows("a norm", y, width)?;
+        x.expect("the input of a norm", y.len(), Dtype::F32)?;
+        let weight = weight.array(0, width, Dtype::F32)?;
+        let kernel = self.kernel(Source::Norm, name)?;
+        let arguments = [x.argument(), weight.argument(), y.argument(), U32(width as u32), F32(eps as f32)];
+        // SAFETY: `x` and `y` hold `rows` rows of `width` numbers, the weight one.
+        unsafe { self.launch(kernel, (rows, 1), threads_for(width), 0, &arguments) }
+    }
+
+    /// `y [T, F] = activation(gate) * up` of `gate_up [T, 2F]`, to which `bias [2F]` is added first where there is one. Both in one format.
+    pub fn gated(&self, gate_up: Array, bias: Option<&Buffer>, activation: Activation, y: Array, width: usize) -> Result<()> {
+        if width % 2 != 0 {
+            return Err(Error::new(format!("the GPU's gated activation needs an even number of columns, found {width}"))
+                .cure("Leave out --device cuda: the CPU takes its place."));
+        }
+        let rows = whole_rows("a gated activation", y, width)?;
+        gate_up.expect("gate and up", 2 * y.len(), y.dtype())?;
+        let bias = optional(bias, 2 * width)?;
+        let name = match (activation, y.dtype()) {
+            (Activation::Silu, Dtype::F32) => "silu_f32",
+            (Activation::Silu, Dtype::Bf16) => "silu_bf16",
+            (Activation::GeluTanh, Dtype::F32) => "gelu_tanh_f32",
+            (Activation::GeluTanh, Dtype::Bf16) => "gelu_tanh_bf16",
+        };
+        let kernel = self.kernel(Source::Gated, name)?;
+        let blocks = (rows, (width / 2).div_ceil(ROW_THREADS));
+        // SAFETY: `gate_up` holds `rows` rows of `2 width` numbers, `y` of `width`, the bias `2 width` or nothing.
+        unsafe {
+            self.launch(kernel, blocks, ROW_THREADS as u32, 0, &[gate_up.argument(), bias, y.argument(), U32(width as u32)])
+        }
+    }
+
+    /// Queries, keys and values as the attention wants them: `qkv [T, C]` f32 with bias and norms where there are some, queries and keys
+    /// turned by the rotary embedding, in the format of `y [T, C]`.
+    pub fn prepare_attention(
+        &self,
+        qkv: Array,
+        options: &PrepareOptions,
+        plan: &AttentionPlan,
+        positions: Indices,
+        y: Array,
+    ) -> Result<()> {
+        let AttentionShape { heads, kv_heads, head_dim, .. } = *options.shape;
+        let columns = options.shape.columns();
+        let tokens = whole_rows("an attention", y, columns)?;
+        qkv.expect("queries, keys and values", y.len(), Dtype::F32)?;
+        let RotaryTables { cos, sin, pairs, max_positions, style } = options.rotary;
+        if positions.len() != tokens || 2 * pairs > head_dim || (*pairs > 0 && positions.end as usize > *max_positions) {
+            return Err(Error::new(format!(
+                "{} positions up to {} do not fit {tokens} tokens and tables of {max_positions} positions",
+                positions.len(),
+                positions.end
+            )));
+        }
+        let (cos, sin) = (cos.array(0, pairs * max_positions, Dtype::F32)?, sin.array(0, pairs * max_positions, Dtype::F32)?);
+        let (q_norm, k_norm, eps) = match options.norms {
+            Some((q, k, eps)) => (optional(Some(q), head_dim)?, optional(Some(k), head_dim)?, eps),
+            None => (Pointer(0), Pointer(0), 0.0),
+        };
+        let bias = optional(options.bias, columns)?;
+        let name = if y.dtype() == Dtype::F32 { "prepare_f32" } else { "prepare_bf16" };
+        let kernel = self.kernel(attention_source(options.shape, plan.warps)?, name)?;
+        let arguments = [
+            qkv.argument(),
+            bias,
+            q_norm,
+            k_norm,
+            F32(eps as f32),
+            cos.argument(),
+            sin.argument(),
+            positions.argument(),
+            U32(*pairs as u32),
+            U32(u32::from(*style == RotaryStyle::Interleaved)),
+            U32(heads as u32),
+            U32(kv_heads as u32),
+            y.argument(),
+        ];
+        let blocks = (tokens, (heads + 2 * kv_heads).div_ceil(8));
+        // SAFETY: `qkv` and `y` hold `tokens` rows of `columns`; the positions lie within the tables; norms and bias are as long as was checked.
+        unsafe { self.launch(kernel, blocks, 256, 0, &arguments) }
+    }
+
+    /// What the heads read: `y [T, heads * head_dim]` of prepared `qkv [T, C]`, both in one format.
+    pub fn attention(
+        &self,
+        qkv: Array,
+        plan: &AttentionPlan,
+        tiles: Indices,
+        ranges: Indices,
+        shape: &AttentionShape,
+        y: Array,
+    ) -> Result<()> {
+        let AttentionShape { heads, kv_heads, head_dim, scale, window, softcap } = *shape;
+        let tokens = whole_rows("an attention", y, heads * head_dim)?;
+        qkv.expect("queries, keys and values", tokens * shape.columns(), y.dtype())?;
+        let is_whole = tokens == plan.tokens && tiles.len() == plan.tiles.len() && ranges.len() == plan.ranges.len();
+        if !is_whole || plan.queries != tile_queries(shape, plan.warps, y.dtype()) {
+            return Err(Error::new("the attention was planned for another batch"));
+        }
+        let (name, threads) = match y.dtype() {
+            Dtype::F32 => ("attention_f32", 256),
+            Dtype::Bf16 => ("attention_bf16", 32 * plan.warps),
+        };
+        let kernel = self.kernel(attention_source(shape, plan.warps)?, name)?;
+        let arguments = [
+            qkv.argument(),
+            tiles.argument(),
+            ranges.argument(),
+            y.argument(),
+            U32(heads as u32),
+            U32(kv_heads as u32),
+            F32(scale),
+            U32(window.map_or(u32::MAX, |window| u32::try_from(window).unwrap_or(u32::MAX))),
+            F32(softcap.unwrap_or(0.0)),
+        ];
+        let blocks = (plan.n_tiles() * heads, 1);
+        let shared_bytes = attention_shared_bytes(head_dim, plan.queries, y.dtype());
+        // SAFETY: the plan's tiles and ranges lie within `tokens` rows: `AttentionPlan::new` had its segments checked.
+        unsafe { self.launch(kernel, blocks, threads, shared_bytes, &arguments) }
+    }
+
+    /// What the model believed about `targets [N]`, from `logits [N, V]` f32; `statistics` takes [`STATISTICS_WORDS`] words a token,
+    /// `top_logits` the `top_k` largest logits of each.
+    pub fn token_statistics(
+        &self,
+        logits: Array,
+        targets: Indices,
+        statistics: Indices,
+        top_logits: Option<Array>,
+        vocabulary: usize,
+        top_k: usize,
+        softcap: Option<f32>,
+    ) -> Result<()> {
+        logits.expect("logits", targets.len() * vocabulary, Dtype::F32)?;
+        if targets.end as usize > vocabulary || statistics.len() != targets.len() * STATISTICS_WORDS {
+            return Err(Error::new("targets lie outside the vocabulary, or their statistics have no room"));
+        }
+        let top_k = top_k.min(vocabulary);
+        if top_k == 0 || top_k > HEAD_GROUPS {
+            return Err(Error::new(format!(
+                "on the GPU the entropy over the K largest logits takes K from 1 to {HEAD_GROUPS}, not {top_k}"
+            )));
+        }
+        let top_logits = match top_logits {
+            Some(array) => {
+                array.expect("the largest logits", targets.len() * top_k, Dtype::F32)?;
+                array.argument()
+            }
+            None => Pointer(0),
+        };
+        let list = (top_k - 1) * (HEAD_THREADS / HEAD_GROUPS) * vocabulary.div_ceil(HEAD_THREADS);
+        let kernel = self.kernel(Source::Head, "token_statistics")?;
+        let arguments = [
+            logits.argument(),
+            targets.argument(),
+            statistics.argument(),
+            top_logits,
+            U32(vocabulary as u32),
+            U32(top_k as u32),
+            F32(softcap.unwrap_or(0.0)),
+        ];
+        // SAFETY: the logits hold a row for each target, the targets lie within it, and the statistics have room for all.
+        unsafe { self.launch(kernel, (targets.len(), 1), HEAD_THREADS as u32, 4 * (top_k + list), &arguments) }
+    }
+}
+
+impl Device {
+    /// What the model believed about `targets [N]` at `hidden [N, D]`, in the head's format. `logits` is room for some rows of them, at
+    /// least one; `statistics` takes [`STATISTICS_WORDS`] words a token, `top_logits` the `top_k` largest logits of each, where it is given.
+    pub fn head_statistics(
+        &'static self,
+        hidden: Array,
+        head_vd: &Weight,
+        targets: Indices,
+        statistics: Indices,
+        logits: Array,
+        top_logits: Option<Array>,
+        options: &HeadOptions,
+    ) -> Result<()> {
+        let top_k = options.top_k.min(head_vd.out_features());
+        let (vocabulary, width) = (head_vd.out_features(), head_vd.in_features());
+        let chunk = logits.len() / vocabulary.max(1);
+        if chunk == 0 && !targets.is_empty() {
+            return Err(Error::new("there is no room for a row of logits on the GPU"));
+        }
+        for begin in (0..targets.len()).step_by(chunk.max(1)) {
+            let n = chunk.min(targets.len() - begin);
+            let logits = logits.part(0, n * vocabulary)?;
+            self.multiply(hidden.part(begin * width, n * width)?, head_vd, logits, false)?;
+            let statistics = statistics.part(begin * STATISTICS_WORDS, n * STATISTICS_WORDS)?;
+            let top_logits = top_logits.map(|all| all.part(begin * top_k, n * top_k)).transpose()?;
+            self.token_statistics(logits, targets.part(begin, n)?, statistics, top_logits, vocabulary, top_k, options.softcap)?;
+        }
+        Ok(())
+    }
+}
+
+/// Rows of logits that are held at a time: about 256 MiB of them.
+pub fn head_chunk(vocabulary: usize) -> usize {
+    ((256 << 20) / (4 * vocabulary.max(1))).clamp(128, 8192) / 128 * 128
+}
+
+/// head.cu: `THREADS`, `GROUPS`.
+const HEAD_THREADS: usize = 1024;
+const HEAD_GROUPS: usize = 256;
+/// Words of [`TokenStatistics`] as head.cu writes them.
+pub const STATISTICS_WORDS: usize = 9;
+
+/// From the words that head.cu wrote for one token.
+pub fn statistics_of_words(words: &[u32; STATISTICS_WORDS]) -> TokenStatistics {
+    let float = |i: usize| f32::from_bits(words[i]);
+    TokenStatistics {
+        logprob: float(0),
+        entropy: float(1),
+        entropy_topk: float(2),
+        rank: words[3],
+        tail: float(4),
+        varentropy: float(5),
+        grad: float(6),
+        top_id: words[7],
+        top_logprob: float(8),
+    }
+}
+
+/// Rotary tables on the device.
+pub struct RotaryTables {
+    cos: Buffer,
+    sin: Buffer,
+    pairs: usize,
+    max_positions: usize,
+    style: RotaryStyle,
+}
+
+impl RotaryTables {
+    pub fn new(device: &'static Device, rotary: &Rotary) -> Result<RotaryTables> {
+        Ok(RotaryTables {
+            cos: device.upload(&rotary.cos, Dtype::F32)?,
+            sin: device.upload(&rotary.sin, Dtype::F32)?,
+            pairs: rotary.pairs,
+            max_positions: rotary.max_positions(),
+            style: rotary.style,
+        })
+    }
+}
+
+/// What happens to queries, keys and values between their projection and the attention.
+pub struct PrepareOptions<'a> {
+    pub shape: &'a AttentionShape,
+    pub rotary: &'a RotaryTables,
+    /// `[C]`
+    pub bias: Option<&'a Buffer>,
+    /// Of queries and of keys, `[head_dim]` each, and their epsilon.
+    pub norms: Option<(&'a Buffer, &'a Buffer, f64)>,
+}
+
+/// Which block computes what: the batch's segments cut into tiles of `queries` tokens, and what each segment sees.
+pub struct AttentionPlan {
+    tokens: usize,
+    queries: usize,
+    warps: u32,
+    /// `Tile` of attention.cu, five words each; the longest work first.
+    pub tiles: Vec<u32>,
+    /// `Range` of attention.cu, three words each.
+    pub ranges: Vec<u32>,
+}
+
+const TILE_WORDS: usize = 5;
+
+impl AttentionPlan {
+    /// `segments` have been checked by [`positions`](crate::kernels::attention::positions), and hold `tokens` tokens.
+    pub fn new(segments: &[Segment], tokens: usize, shape: &AttentionShape, dtype: Dtype) -> AttentionPlan {
+        // Eight warps read each key once for 128 tokens, but stand idle where segments are short.
+        let long: usize = segments.iter().map(|segment| segment.tokens.len()).filter(|&len| len > 96).sum();
+        let warps = if shape.head_dim <= 128 && 2 * long >= tokens { 8 } else { 4 };
+        let queries = tile_queries(shape, warps, dtype);
+        let mut tiles: Vec<(usize, [u32; TILE_WORDS])> = Vec::new();
+        let mut ranges = Vec::new();
+        for segment in segments.iter().filter(|segment| !segment.tokens.is_empty()) {
+            let first_range = ranges.len() / 3;
+            let mut position = 0;
+            for range in segment.context.iter().filter(|range| !range.is_empty()).chain([&segment.tokens]) {
+                ranges.extend([range.start, range.len(), position].map(|number| number as u32));
+                position += range.len();
+            }
+            let (end_range, before) = (ranges.len() / 3, position - segment.tokens.len());
+            for begin in (0..segment.tokens.len()).step_by(queries) {
+                let rows = queries.min(segment.tokens.len() - begin);
+                let tile =
+                    [segment.tokens.start + begin, rows, before + begin, first_range, end_range].map(|number| number as u32);
+                tiles.push((before + begin + rows, tile));
+            }
+        }
+        tiles.sort_by_key(|&(keys, _)| std::cmp::Reverse(keys));
+        let tiles = tiles.into_iter().flat_map(|(_, tile)| tile).collect();
+        AttentionPlan { tokens, queries, warps, tiles, ranges }
+    }
+
+    fn n_tiles(&self) -> usize {
+        self.tiles.len() / TILE_WORDS
+    }
+}
+
+/// Tokens of a tile, as attention.cu has them.
+fn tile_queries(shape: &AttentionShape, warps: u32, dtype: Dtype) -> usize {
+    match dtype {
+        Dtype::Bf16 => 16 * warps as usize,
+        Dtype::F32 if shape.head_dim > 128 => 32,
+        Dtype::F32 => 64,
+    }
+}
+
+/// Dynamic shared memory of the two kernels in attention.cu.
+fn attention_shared_bytes(head_dim: usize, queries: usize, dtype: Dtype) -> usize {
+    let is_wide = head_dim > 128;
+    match dtype {
+        Dtype::Bf16 => {
+            let row = 2 * (head_dim.next_multiple_of(16) + 8);
+            let keys = if is_wide { 32 } else { 64 };
+            // Two buffers of keys and values; the queries stay beside them only where registers do not take them in.
+            if is_wide { (queries + 4 * keys) * row } else { (4 * keys).max(queries) * row }
+        }
+        Dtype::F32 => {
+            let keys = if is_wide { 16 } else { 32 };
+            4 * ((queries + 2 * keys) * (head_dim + 1) + queries * (keys + 1))
+        }
+    }
+}
+
+fn attention_source(shape: &AttentionShape, warps: u32) -> Result<Source> {
+    match shape.head_dim {
+        head_dim @ 1..=256 => Ok(Source::Attention { head_dim: head_dim as u32, warps }),
+        wide => Err(Error::new(format!("the GPU's attention takes heads of up to 256 elements, not {wide}"))
+            .cure("Leave out --device cuda: the CPU takes its place.")),
+    }
+}
+
+/// The device's `f32` numbers, or a null pointer.
+fn optional(buffer: Option<&Buffer>, len: usize) -> Result<Argument> {
+    Ok(match buffer {
+        Some(buffer) => buffer.array(0, len, Dtype::F32)?.argument(),
+        None => Pointer(0),
+    })
+}
+
+/// Rows of `width` that `y` is made of.
+fn whole_rows(what: &str, y: Array, width: usize) -> Result<usize> {
+    if width == 0 || !y.len().is_multiple_of(width) || u32::try_from(width).is_err() {
+        return Err(Error::new(format!("{} numbers are no rows of {width}, as {what} wants them", y.len())));
+    }
+    Ok(y.len() / width)
+}
+
+/// An error unless all `rows` are there.
+fn check_rows(rows: Indices, x: Array, width: usize) -> Result<()> {
+    let there = whole_rows("a choice of rows", x, width)?;
+    if rows.end as usize > there {
+        return Err(Error::new(format!("row {} was asked of {there} on the GPU", rows.end - 1)));
+    }
+    Ok(())
+}
+
+/// Enough for a row, in whole warps.
+fn threads_for(width: usize) -> u32 {
+    width.next_multiple_of(32).clamp(32, ROW_THREADS) as u32
+}

@@ -1,0 +1,255 @@
+//! `y = x W^T` or `y += x W^T` by cuBLASLt: f32 factors as they are (no TF32), bf16 factors added in f32.
+
+use std::ffi::{c_int, c_void};
+use std::ptr::null_mut;
+
+use super::library::{Algorithm, Choice, Opaque};
+use super::{Array, Buffer, Device};
+use crate::error::{Error, Result};
+use crate::kernels::Dtype;
+use crate::kernels::cpu::lock;
+
+/// A weight matrix `W [N, K]` on the device, row by row.
+#[derive(Debug)]
+pub struct Weight {
+    buffer: Buffer,
+    dtype: Dtype,
+    out_features: usize,
+    in_features: usize,
+}
+
+/// What the fastest algorithm depends on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Shape {
+    rows: usize,
+    out_features: usize,
+    in_features: usize,
+    factors: Dtype,
+    result: Dtype,
+    adds: bool,
+}
+
+const WORKSPACE_BYTES: usize = 32 << 20;
+/// Algorithms that are remembered; batches differ in length, so that there is no end of shapes.
+const MAX_ALGORITHMS: usize = 4096;
+
+/// cublasLt.h and library_types.h.
+mod constants {
+    pub const R_32F: i32 = 0;
+    pub const R_16BF: i32 = 14;
+    pub const COMPUTE_32F: i32 = 68;
+    pub const TRANSPOSE_A: i32 = 3;
+    pub const TRANSPOSED: i32 = 1;
+    pub const MAX_WORKSPACE_BYTES: i32 = 1;
+}
+
+impl Weight {
+    /// From parts `[N_i, K]`, one below the other.
+    pub fn new(parts: Vec<(Buffer, usize)>, in_features: usize, dtype: Dtype) -> Result<Weight> {
+        let device = Device::get()?;
+        let out_features = parts.iter().map(|(_, rows)| rows).sum();
+        if parts.len() == 1 {
+            let buffer = parts.into_iter().next().map(|(buffer, _)| buffer);
+            let buffer = buffer.ok_or_else(|| Error::new("a weight matrix was asked for with no parts"))?;
+            return Ok(Weight { buffer, dtype, out_features, in_features });
+        }
+        let buffer = device.allocate(out_features * in_features * dtype.size_in_bytes() as usize)?;
+        let mut first = 0;
+        for (part, rows) in &parts {
+            let len = rows * in_features;
+            let to = buffer.array(first * in_features * dtype.size_in_bytes() as usize, len, dtype)?;
+            device.copy(part.array(0, len, dtype)?, to)?;
+            first += rows;
+        }
+        // Before the parts are freed.
+        device.synchronize()?;
+        Ok(Weight { buffer, dtype, out_features, in_features })
+    }
+
+    pub fn out_features(&self) -> usize {
+        self.out_features
+    }
+
+    pub fn in_features(&self) -> usize {
+        self.in_features
+    }
+
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.buffer.bytes()
+    }
+
+    /// All of it, row by row.
+    pub fn array(&self) -> Result<Array<'_>> {
+        self.buffer.array(0, self.out_features * self.in_features, self.dtype)
+    }
+}
+
+impl Device {
+    /// `y [T, N] = x [T, K] W^T`, added to `y` if `adds`. `x` in the weight's format, `y` in f32, or in bf16 where the weight is.
+    pub fn multiply(&'static self, x: Array, weight: &Weight, y: Array, adds: bool) -> Result<()> {
+        let (n, k) = (weight.out_features, weight.in_features);
+        let rows = y.len() / n.max(1);
+        x.expect("the input of a product", rows * k, weight.dtype)?;
+        if y.len() != rows * n || (y.dtype() == Dtype::Bf16 && weight.dtype == Dtype::F32) {
+            return Err(Error::new(format!(
+                "a product of {n} columns in {} has no room in {} in {}",
+                weight.dtype,
+                y.len(),
+                y.dtype()
+            )));
+        }
+        if rows == 0 {
+            return Ok(());
+        }
+        let shape = Shape { rows, out_features: n, in_features: k, factors: weight.dtype, result: y.dtype(), adds };
+        let product = Product::new(self, &shape)?;
+        let known = lock(&self.algorithms).get(&shape).copied();
+        let algorithm = match known {
+            Some(algorithm) => algorithm,
+            None => {
+                let algorithm = product.choose(&shape)?;
+                let mut algorithms = lock(&self.algorithms);
+                if algorithms.len() >= MAX_ALGORITHMS {
+                    algorithms.clear();
+                }
+                algorithms.insert(shape, algorithm);
+                algorithm
+            }
+        };
+        let mut workspace = lock(&self.workspace);
+        if workspace.is_none() {
+            *workspace = Some(self.allocate(WORKSPACE_BYTES)?);
+        }
+        let workspace = workspace.as_ref().map_or(0, |buffer| buffer.address);
+        let (alpha, beta) = (1f32, if adds { 1f32 } else { 0f32 });
+        let label = || format!("product {n} x {k}");
+        self.timed(&if self.profile.is_some() { label() } else { String::new() }, &|| {
+            self.enter()?;
+            let pointer = |address: u64| address as *mut c_void;
+            let scalar = |number: &f32| std::ptr::from_ref(number).cast::<c_void>();
+            // SAFETY: the layouts describe arrays whose lengths were checked above; alpha and beta are on the host, the default.
+            check("multiply", unsafe {
+                (self.blas.multiply)(
+                    self.blas_handle,
+                    product.product,
+                    scalar(&alpha),
+                    pointer(weight.buffer.address),
+                    product.weight,
+                    pointer(x.address),
+                    product.input,
+                    scalar(&beta),
+                    pointer(y.address),
+                    product.output,
+                    pointer(y.address),
+                    product.output,
+                    &algorithm,
+                    pointer(workspace),
+                    WORKSPACE_BYTES,
+                    self.stream,
+                )
+            })
+        })
+    }
+}
+
+/// cuBLASLt's description of a product. It thinks in columns: `W [N, K]` by rows is `[K, N]` by columns, to be transposed; `x` is `[K, T]`
+/// and `y` `[N, T]`.
+struct Product {
+    device: &'static Device,
+    product: Opaque,
+    weight: Opaque,
+    input: Opaque,
+    output: Opaque,
+}
+
+impl Product {
+    fn new(device: &'static Device, shape: &Shape) -> Result<Product> {
+        let format = |dtype: Dtype| if dtype == Dtype::F32 { constants::R_32F } else { constants::R_16BF };
+        let (rows, n, k) = (shape.rows as u64, shape.out_features as u64, shape.in_features as u64);
+        let mut made = Product { device, product: null_mut(), weight: null_mut(), input: null_mut(), output: null_mut() };
+        let transposed = constants::TRANSPOSED;
+        device.enter()?;
+        // SAFETY: every handle is a variable of the type that the function writes; what was made is destroyed when `made` is dropped.
+        unsafe {
+            check("describe", (device.blas.create_product)(&mut made.product, constants::COMPUTE_32F, constants::R_32F))?;
+            let value = std::ptr::from_ref(&transposed).cast();
+            check("describe", (device.blas.set_product)(made.product, constants::TRANSPOSE_A, value, size_of::<i32>()))?;
+            let layout = |handle: &mut Opaque, dtype, height: u64, width: u64| {
+                check("describe", (device.blas.create_layout)(handle, format(dtype), height, width, height as i64))
+            };
+            layout(&mut made.weight, shape.factors, k, n)?;
+            layout(&mut made.input, shape.factors, k, rows)?;
+            layout(&mut made.output, shape.result, n, rows)?;
+        }
+        Ok(made)
+    }
+
+    /// The algorithm that cuBLASLt expects to be the fastest.
+    fn choose(&self, shape: &Shape) -> Result<Algorithm> {
+        let blas = &self.device.blas;
+        let (mut preference, mut choice, mut found) = (null_mut(), Choice::default(), 0);
+        // SAFETY: as in `new`; the preference is destroyed at the end.
+        let result = unsafe {
+            check("describe", (blas.create_preference)(&mut preference))?;
+            let bytes = std::ptr::from_ref(&WORKSPACE_BYTES).cast();
+            let mut code = (blas.set_preference)(preference, constants::MAX_WORKSPACE_BYTES, bytes, size_of::<usize>());
+            if code == 0 {
+                code = (blas.choose)(
+                    self.device.blas_handle,
+                    self.product,
+                    self.weight,
+                    self.input,
+                    self.output,
+                    self.output,
+                    preference,
+                    1,
+                    &mut choice,
+                    &mut found,
+                );
+            }
+            (blas.destroy_preference)(preference);
+            code
+        };
+        let what = || format!("find an algorithm for {shape:?}");
+        check(&what(), result)?;
+        check(&what(), if found == 0 { -1 } else { choice.state })?;
+        Ok(choice.algorithm)
+    }
+}
+
+impl Drop for Product {
+    fn drop(&mut self) {
+        let blas = &self.device.blas;
+        // SAFETY: made by cuBLASLt, or null; destroyed once.
+        unsafe {
+            for layout in [self.weight, self.input, self.output] {
+                if !layout.is_null() {
+                    (blas.destroy_layout)(layout);
+                }
+            }
+            if !self.product.is_null() {
+                (blas.destroy_product)(self.product);
+            }
+        }
+    }
+}
+
+/// cublas_api.h has the names of the errors.
+pub fn check(what: &str, code: c_int) -> Result<()> {
+    let name = match code {
+        0 => return Ok(()),
+        1 => "not initialised",
+        3 => "out of memory",
+        7 => "invalid value",
+        8 => "this GPU is not supported",
+        13 => "execution failed",
+        14 => "internal error",
+        15 => "not supported",
+        _ => "unknown error",
+    };
+    Err(Error::new(format!("cuBLASLt cannot {what}: {name} ({code})")))
+}

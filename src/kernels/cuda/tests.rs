@@ -1,0 +1,272 @@
+//! What has no counterpart among the operations on tensors of the host, and bf16. The other operations' own tests run on the device, too.
+//! Without a GPU these tests have nothing to test; with `DIAGNOSE_DEVICE_TESTS` set they fail then.
+
+use candle_core::{Device as Candle, Tensor};
+
+use super::hosted;
+use super::*;
+use crate::kernels::attention::{AttentionShape, attention, positions};
+use crate::kernels::gated::{Activation, gated};
+use crate::kernels::head::{HeadOptions, head_statistics, statistics_of_logits};
+use crate::kernels::matmul::Matrix;
+use crate::kernels::norm::rms_norm;
+use crate::kernels::rotary::{Rotary, RotaryStyle};
+use crate::kernels::testing::{close, device, noise};
+use crate::kernels::{Kernels, Segment};
+
+fn tensor(numbers: &[f32], rows: usize, columns: usize) -> Tensor {
+    Tensor::from_slice(numbers, (rows, columns), &Candle::Cpu).unwrap()
+}
+
+fn flat(x: &Tensor) -> Vec<f64> {
+    x.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f64::from).collect()
+}
+
+/// A prefix of 21 tokens that three segments share, one of them by way of another; a long sequence; one of a single token.
+fn segments() -> Vec<Segment> {
+    let ranges = |ranges: &[(usize, usize)]| ranges.iter().map(|&(begin, end)| begin..end).collect();
+    vec![
+        Segment { tokens: 0..21, context: ranges(&[]) },
+        Segment { tokens: 21..91, context: ranges(&[(0, 21)]) },
+        Segment { tokens: 91..96, context: ranges(&[(0, 21)]) },
+        Segment { tokens: 96..105, context: ranges(&[(0, 21), (91, 96)]) },
+        Segment { tokens: 105..455, context: ranges(&[]) },
+        Segment { tokens: 455..456, context: ranges(&[]) },
+    ]
+}
+
+#[test]
+fn rounding_is_to_nearest_even() {
+    let Some(device) = device() else { return };
+    let numbers: Vec<f32> =
+        noise(1000, 3.0, 1).into_iter().chain([0.0, -0.0, 1.0, 1.00390625, 1.01171875, 3.0e38, 1.0e-40]).collect();
+    let rounded = device.upload(&numbers, Dtype::Bf16).unwrap();
+    let got = device.download(rounded.array(0, numbers.len(), Dtype::Bf16).unwrap()).unwrap();
+    let expected: Vec<f32> = numbers.iter().map(|&x| half::bf16::from_f32(x).to_f32()).collect();
+    assert_eq!(got, expected);
+}
+
+#[test]
+fn rows_are_taken_and_added() {
+    let Some(device) = device() else { return };
+    let (width, numbers) = (37, noise(5 * 37, 1.0, 2));
+    let row = |i: usize| &numbers[i * width..(i + 1) * width];
+    for dtype in [Dtype::F32, Dtype::Bf16] {
+        let expected = |x: f32| if dtype == Dtype::F32 { x } else { half::bf16::from_f32(x).to_f32() };
+        let matrix = Matrix::new([Ok(tensor(&numbers, 5, width))], dtype, Kernels::Cuda).unwrap();
+        let got = matrix.rows(&[4, 0, 4]).unwrap().to_vec2::<f32>().unwrap();
+        for (got, from) in got.iter().zip([4, 0, 4]) {
+            assert_eq!(*got, row(from).iter().map(|&x| expected(x)).collect::<Vec<_>>());
+        }
+        let x = device.upload(&numbers, dtype).unwrap();
+        let words = device.upload(&[3, 1].map(f32::from_bits), Dtype::F32).unwrap();
+        let y = device.allocate(2 * width * 4).unwrap();
+        let y = y.array(0, 2 * width, dtype).unwrap();
+        device.take_rows(x.array(0, 5 * width, dtype).unwrap(), words.indices(0, 2, 4).unwrap(), y, width).unwrap();
+        let got = device.download(y).unwrap();
+        assert_eq!(got, [row(3), row(1)].concat().into_iter().map(expected).collect::<Vec<_>>());
+    }
+    let (y, x) = (device.upload(&numbers, Dtype::F32).unwrap(), device.upload(&numbers[..2 * width], Dtype::F32).unwrap());
+    let (words, weights) =
+        (device.upload(&[4, 2].map(f32::from_bits), Dtype::F32).unwrap(), device.upload(&[0.5, -2.0], Dtype::F32).unwrap());
+    let all = y.array(0, 5 * width, Dtype::F32).unwrap();
+    let (x, weights) = (x.array(0, 2 * width, Dtype::F32).unwrap(), weights.array(0, 2, Dtype::F32).unwrap());
+    device.add_rows(x, words.indices(0, 2, 5).unwrap(), weights, all, width).unwrap();
+    let bias = device.upload(row(0), Dtype::F32).unwrap();
+    device.add_bias(&bias, all, width).unwrap();
+    let mut expected: Vec<f64> = numbers.iter().enumerate().map(|(i, &x)| f64::from(x) + f64::from(row(0)[i % width])).collect();
+    for i in 0..width {
+        expected[4 * width + i] += 0.5 * f64::from(row(0)[i]);
+        expected[2 * width + i] -= 2.0 * f64::from(row(1)[i]);
+    }
+    close(&device.download(all).unwrap(), &expected, 1e-6, "sums of rows");
+    // Rows that are not there are refused.
+    assert!(device.take_rows(all, words.indices(0, 2, 6).unwrap(), x, width).is_err());
+}
+
+#[test]
+fn norms_and_gates_in_bf16_are_those_in_f32_rounded() {
+    let Some(device) = device() else { return };
+    for width in [6, 64, 576, 1000] {
+        let (x, weight) = (noise(7 * width, 2.0, 3), noise(width, 1.0, 4));
+        let expected = flat(
+            &rms_norm(
+                &tensor(&x, 7, width),
+                &Tensor::from_slice(&weight, width, &Candle::Cpu).unwrap(),
+                1e-5,
+                Kernels::Reference,
+            )
+            .unwrap(),
+        );
+        let (from, weight) = (device.upload(&x, Dtype::F32).unwrap(), device.upload(&weight, Dtype::F32).unwrap());
+        let y = device.allocate(7 * width * 4).unwrap();
+        let (from, to) = (from.array(0, 7 * width, Dtype::F32).unwrap(), y.array(0, 7 * width, Dtype::Bf16).unwrap());
+        device.rms_norm(from, &weight, 1e-5, to).unwrap();
+        // Half a unit in the last of eight binary places.
+        close(&device.download(to).unwrap(), &expected, 1.0 / 256.0, "norm");
+        let to = y.array(0, 7 * width, Dtype::F32).unwrap();
+        device.copy(from, to).unwrap();
+        device.rms_norm_add(from, &weight, 1e-5, to).unwrap();
+        let added: Vec<f64> = expected.iter().zip(&x).map(|(norm, &x)| norm + f64::from(x)).collect();
+        close(&device.download(to).unwrap(), &added, 1e-5, "added norm");
+
+        for activation in [Activation::Silu, Activation::GeluTanh] {
+            let (gate_up, bias) = (noise(6 * width, 4.0, 5), noise(2 * width, 1.0, 6));
+            let rounded: Vec<f32> = gate_up.iter().map(|&x| half::bf16::from_f32(x).to_f32()).collect();
+            let biased: Vec<f32> = rounded.iter().enumerate().map(|(i, &x)| x + bias[i % (2 * width)]).collect();
+            let expected = flat(&gated(&tensor(&biased, 3, 2 * width), activation, Kernels::Reference).unwrap());
+            let (from, bias) = (device.upload(&gate_up, Dtype::Bf16).unwrap(), device.upload(&bias, Dtype::F32).unwrap());
+            let to = y.array(0, 3 * width, Dtype::Bf16).unwrap();
+            device.gated(from.array(0, 6 * width, Dtype::Bf16).unwrap(), Some(&bias), activation, to, width).unwrap();
+            close(&device.download(to).unwrap(), &expected, 1.0 / 256.0, "gated activation");
+        }
+    }
+}
+
+#[test]
+fn attention_over_shared_prefixes_of_all_widths() {
+    let Some(_) = device() else { return };
+    for head_dim in [8, 20, 64, 80, 128, 192, 256] {
+        for (window, softcap) in [(None, None), (Some(16), None), (Some(1), None), (None, Some(3.0))] {
+            let scale = 2.0 / (head_dim as f32).sqrt();
+            let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim, scale, window, softcap };
+            let frequencies: Vec<f64> = (0..head_dim / 4).map(|i| 100f64.powf(-(i as f64) / 8.0)).collect();
+            let rotary = Rotary::new(&frequencies, 512, RotaryStyle::Interleaved, 1.0);
+            let qkv = tensor(&noise(456 * shape.columns(), 2.0, head_dim as u64), 456, shape.columns());
+            let expected = flat(&attention(&qkv, &segments().into(), &rotary, &shape, Kernels::Reference).unwrap());
+            let positions = positions(&segments(), 456).unwrap();
+            for (dtype, tolerance) in [(Dtype::F32, 2e-5), (Dtype::Bf16, 3e-2)] {
+                let got = hosted::attention(&qkv, &segments(), &positions, &rotary, &shape, dtype).unwrap();
+                let got: Vec<f32> = got.flatten_all().unwrap().to_vec1().unwrap();
+                close(&got, &expected, tolerance, &format!("{dtype} head of {head_dim}, window {window:?}"));
+            }
+        }
+    }
+}
+
+/// Segments of all lengths, by 8 warps and by 4, with rows that nobody asked for left alone.
+#[test]
+fn attention_in_bf16_of_many_lengths() {
+    let Some(_) = device() else { return };
+    let shape = AttentionShape { heads: 6, kv_heads: 2, head_dim: 64, scale: 0.125, window: None, softcap: None };
+    let rotary = Rotary::new(&[1.0, 0.3, 0.01], 2048, RotaryStyle::Half, 1.0);
+    for lengths in [vec![1, 2, 15, 16, 17, 63, 64, 65, 31], vec![127, 128, 129, 700, 1, 257]] {
+        let mut segments = Vec::new();
+        let mut begin = 0;
+        for length in lengths {
+            segments.push(Segment { tokens: begin..begin + length, context: Vec::new() });
+            begin += length;
+        }
+        let qkv = tensor(&noise(begin * shape.columns(), 2.0, 9), begin, shape.columns());
+        let expected = flat(&attention(&qkv, &segments.clone().into(), &rotary, &shape, Kernels::Reference).unwrap());
+        let positions = positions(&segments, begin).unwrap();
+        let got = hosted::attention(&qkv, &segments, &positions, &rotary, &shape, Dtype::Bf16).unwrap();
+        close(&got.flatten_all().unwrap().to_vec1::<f32>().unwrap(), &expected, 3e-2, "attention");
+    }
+}
+
+#[test]
+fn products_in_bf16_are_exact_sums_of_rounded_factors() {
+    let Some(device) = device() else { return };
+    for (rows, n, k) in [(1, 8, 8), (5, 24, 16), (130, 1536, 576), (33, 1000, 200)] {
+        let round = |x: f32| half::bf16::from_f32(x).to_f32();
+        let (x, w) = (noise(rows * k, 1.0, 7), noise(n * k, 1.0, 8));
+        let expected: Vec<f64> = (0..rows * n)
+            .map(|i| (0..k).map(|j| f64::from(round(x[i / n * k + j])) * f64::from(round(w[i % n * k + j]))).sum())
+            .collect();
+        let matrix = Matrix::new(
+            [Ok(tensor(&w[..n / 2 * k], n / 2, k)), Ok(tensor(&w[n / 2 * k..], n - n / 2, k))],
+            Dtype::Bf16,
+            Kernels::Cuda,
+        );
+        let matrix = matrix.unwrap();
+        let got = matrix.forward(&tensor(&x, rows, k)).unwrap();
+        close(&got.flatten_all().unwrap().to_vec1::<f32>().unwrap(), &expected, 1e-5 * (k as f64).sqrt(), "product");
+        let residual = noise(rows * n, 5.0, 9);
+        let got = matrix.forward_add(&tensor(&x, rows, k), &tensor(&residual, rows, n)).unwrap();
+        let added: Vec<f64> = expected.iter().zip(&residual).map(|(x, &r)| x + f64::from(r)).collect();
+        close(&got.flatten_all().unwrap().to_vec1::<f32>().unwrap(), &added, 1e-5 * (k as f64).sqrt(), "sum");
+        // Into bf16.
+        let from = device.upload(&x, Dtype::Bf16).unwrap();
+        let to = device.allocate(2 * rows * n).unwrap();
+        let to = to.array(0, rows * n, Dtype::Bf16).unwrap();
+        device.multiply(from.array(0, rows * k, Dtype::Bf16).unwrap(), matrix.on_device().unwrap(), to, false).unwrap();
+        close(&device.download(to).unwrap(), &expected, 1.0 / 128.0, "rounded product");
+    }
+}
+
+/// Every statistic over a large vocabulary, with ties, caps and many K, in chunks.
+#[test]
+fn statistics_of_a_large_vocabulary() {
+    let Some(_) = device() else { return };
+    let (n, width) = (300, 4);
+    for (vocabulary, top_k, softcap) in
+        [(50_000, 20, None), (151_936, 20, Some(5.0)), (3_001, 1, None), (1_500, 64, None), (7, 20, None)]
+    {
+        let (hidden, mut words) = (noise(n * width, 2.0, 11), noise(vocabulary * width, 2.0, 12));
+        // Equal words: ties at every rank.
+        words.copy_within(0..(vocabulary / 8) * width, (vocabulary / 2) * width);
+        let targets: Vec<u32> = (0..n).map(|i| (i * 7919 % vocabulary) as u32).collect();
+        let head = Matrix::new([Ok(tensor(&words, vocabulary, width))], Dtype::F32, Kernels::Cuda).unwrap();
+        let hidden = tensor(&hidden, n, width);
+        let options = HeadOptions { top_k, softcap };
+        let got = head_statistics(&hidden, &head, &targets, &options).unwrap();
+        let mut logits = head.forward(&hidden).unwrap();
+        if let Some(cap) = softcap {
+            logits = ((logits / f64::from(cap)).unwrap().tanh().unwrap() * f64::from(cap)).unwrap();
+        }
+        for ((got, logits), &target) in got.iter().zip(logits.to_vec2::<f32>().unwrap()).zip(&targets) {
+            let expected = statistics_of_logits(&logits, target, top_k);
+            let numbers = |s: &crate::kernels::TokenStatistics| {
+                [s.logprob, s.entropy, s.entropy_topk, s.tail, s.varentropy, s.grad, s.top_logprob].map(f64::from)
+            };
+            close(&numbers(got).map(|x| x as f32), &numbers(&expected), 2e-5, "statistics");
+            // The cap's hyperbolic tangent is rounded differently here and there, which may part ties.
+            if softcap.is_none() {
+                assert_eq!((got.rank, got.top_id), (expected.rank, expected.top_id), "vocabulary {vocabulary}, target {target}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let Some(device) = device() else { return };
+    let buffer = device.allocate(1000).unwrap();
+    assert!(buffer.array(0, 251, Dtype::F32).is_err());
+    assert!(buffer.array(usize::MAX, 2, Dtype::F32).is_err());
+    let array = buffer.array(0, 250, Dtype::F32).unwrap();
+    assert!(array.part(200, 51).is_err());
+    assert!(device.round(array, array).is_err());
+    let (_, total) = device.memory().unwrap();
+    let error = device.allocate(2 * total as usize).unwrap_err().to_string();
+    assert!(error.contains("OUT_OF_MEMORY") && error.contains("free on"), "{error}");
+}
+
+/// A plan says the same for the device as the segments do for the CPU; this needs no GPU.
+#[test]
+fn a_plan_covers_every_token_once() {
+    let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 64, scale: 1.0, window: None, softcap: None };
+    for dtype in [Dtype::F32, Dtype::Bf16] {
+        let plan = AttentionPlan::new(&segments(), 456, &shape, dtype);
+        let positions = positions(&segments(), 456).unwrap();
+        let mut seen = vec![0; 456];
+        let (tiles, _) = plan.tiles.as_chunks::<5>();
+        let (ranges, _) = plan.ranges.as_chunks::<3>();
+        for &[row, rows, position, first_range, end_range] in tiles {
+            let ranges = &ranges[first_range as usize..end_range as usize];
+            for i in 0..rows {
+                let token = (row + i) as usize;
+                seen[token] += 1;
+                assert_eq!(positions[token] as u32, position + i);
+                let keys: Vec<u32> =
+                    ranges.iter().flat_map(|&[row, rows, _]| row..row + rows).filter(|&key| key as usize <= token).collect();
+                assert_eq!(keys.len(), positions[token] + 1);
+            }
+            for pair in ranges.windows(2) {
+                assert_eq!(pair[0][2] + pair[0][1], pair[1][2], "positions run on from range to range");
+            }
+        }
+        assert_eq!(seen, vec![1; 456]);
+    }
+}

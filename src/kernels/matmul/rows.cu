@@ -1,0 +1,53 @@
+// Rows of matrices: embeddings, chosen rows, sums of chosen rows, biases, and the change of number format. One block a row.
+
+template <typename T>
+__device__ void embed(const T* table, const u32* ids, float* y, u32 width, float scale) {
+    const T* from = table + (u64)ids[blockIdx.x] * width;
+    float* to = y + (u64)blockIdx.x * width;
+    for (u32 i = threadIdx.x; i < width; i += blockDim.x) to[i] = load(from, i) * scale;
+}
+
+// y[t] = scale * table[ids[t]]
+extern "C" __global__ void embed_f32(const float* table, const u32* ids, float* y, u32 width, float scale) {
+    embed(table, ids, y, width, scale);
+}
+
+extern "C" __global__ void embed_bf16(const bf16* table, const u32* ids, float* y, u32 width, float scale) {
+    embed(table, ids, y, width, scale);
+}
+
+// y[i] = x[rows[i]]
+extern "C" __global__ void take_rows_f32(const float* x, const u32* rows, float* y, u32 width) {
+    const float* from = x + (u64)rows[blockIdx.x] * width;
+    for (u32 i = threadIdx.x; i < width; i += blockDim.x) y[(u64)blockIdx.x * width + i] = from[i];
+}
+
+extern "C" __global__ void take_rows_bf16(const bf16* x, const u32* rows, bf16* y, u32 width) {
+    const bf16* from = x + (u64)rows[blockIdx.x] * width;
+    for (u32 i = threadIdx.x; i < width; i += blockDim.x) y[(u64)blockIdx.x * width + i] = from[i];
+}
+
+// y[rows[i]] += weights[i] * x[i]; no row stands twice among `rows`.
+extern "C" __global__ void add_rows(const float* x, const u32* rows, const float* weights, float* y, u32 width) {
+    float* to = y + (u64)rows[blockIdx.x] * width;
+    float weight = weights[blockIdx.x];
+    for (u32 i = threadIdx.x; i < width; i += blockDim.x) to[i] += weight * x[(u64)blockIdx.x * width + i];
+}
+
+// y[t] += bias
+extern "C" __global__ void add_bias(const float* bias, float* y, u32 width) {
+    float* to = y + (u64)blockIdx.x * width;
+    for (u32 i = threadIdx.x; i < width; i += blockDim.x) to[i] += bias[i];
+}
+
+// f32 -> bf16, `n` numbers.
+extern "C" __global__ void round_to_bf16(const float* x, bf16* y, u64 n) {
+    u64 stride = (u64)gridDim.x * blockDim.x;
+    for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += stride) y[i] = round_bf16(x[i]);
+}
+
+// bf16 -> f32, `n` numbers.
+extern "C" __global__ void widen_to_f32(const bf16* x, float* y, u64 n) {
+    u64 stride = (u64)gridDim.x * blockDim.x;
+    for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += stride) y[i] = widen(x[i]);
+}

@@ -1,0 +1,33 @@
+//! What a model believed about a batch's targets: computed, or on its way from a GPU.
+
+use std::time::Duration;
+
+use super::on_cuda::Pending;
+use crate::error::Result;
+use crate::kernels::TokenStatistics;
+
+/// What [`Model::statistics`](super::Model::statistics) gives.
+pub enum Statistics {
+    Ready(BatchStatistics),
+    Pending(Pending),
+}
+
+/// The statistics of a batch's targets, and how long the decoder and the head took.
+pub struct BatchStatistics {
+    pub tokens: Vec<TokenStatistics>,
+    pub decoder: Duration,
+    pub head: Duration,
+}
+
+impl Statistics {
+    /// Waits for them.
+    pub fn wait(self) -> Result<BatchStatistics> {
+        match self {
+            Statistics::Ready(statistics) => Ok(statistics),
+            Statistics::Pending(pending) => {
+                let (tokens, decoder, head) = pending.wait()?;
+                Ok(BatchStatistics { tokens, decoder, head })
+            }
+        }
+    }
+}

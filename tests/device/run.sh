@@ -1,0 +1,263 @@
+#!/usr/bin/env bash
+# Everything that needs a card, in one go, on a machine that has Python, PyTorch and Transformers.
+#
+#     tests/device/run.sh BINARY TESTBINARY OUT [SECONDS]
+#
+# BINARY is diagnose built with the feature cuda; TESTBINARY the library's unit tests, `-` for none. Either may end in .xz, .gz or .zst.
+# All steps keep within SECONDS (300): what no longer fits is skipped, and the table says so. A step that fails stops no other.
+# OUT gets table.md (also printed last), results.jsonl, log.txt, tests.txt, profile.txt.
+#
+#     STEPS="tests parity speed profile"     what to do
+#     MODELS="135m 0.6b 8b"                  on which shapes
+#     REPEATS=3                              runs of diagnose for each speed, while time is left
+#     FILTER=cuda                            which unit tests
+#     LAYERS_8B=6  SIZE=full|tiny            tiny tries the script itself
+#     DEVICE=cuda                            cpu tries the script itself
+#     WORK=folder                            for models and tables; kept if given
+#     BUILT_AT=folder                        where the test binary was built: made a link to this checkout, for its fixtures
+set -u
+
+[ $# -ge 3 ] || { sed -n '2,18p' "$0" >&2; exit 2; }
+binary=$1 tests=$2 out=$3 seconds=${4:-300}
+steps=${STEPS:-tests parity speed profile} models=${MODELS:-135m 0.6b 8b} repeats=${REPEATS:-3}
+filter=${FILTER:-cuda} size=${SIZE:-full} device=${DEVICE:-cuda} layers=${LAYERS_8B:-6}
+
+began=$(date +%s)
+here=$(cd "$(dirname "$0")" && pwd)
+root=$(cd "$here/../.." && pwd)
+mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 1
+if [ -n "${WORK:-}" ]; then
+    mkdir -p "$WORK" && work=$(cd "$WORK" && pwd) || exit 1
+else
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT
+fi
+results=$out/results.jsonl log=$out/log.txt
+: >"$results" >"$log"
+export TOKENIZERS_PARALLELISM=true HF_HUB_OFFLINE=1 TRANSFORMERS_VERBOSITY=error PYTHONUNBUFFERED=1
+
+# Seconds that are left for steps; the table needs a few.
+left() { echo $((began + seconds - 5 - $(date +%s))); }
+has() { case " $1 " in *" $2 "*) true ;; *) false ;; esac; }
+# record KIND: lines of JSON on stdin -> results.jsonl. Other lines go to the log.
+record() {
+    python3 -c '
+import json, sys
+for line in sys.stdin:
+    try:
+        value = json.loads(line)
+        assert isinstance(value, dict)
+        print(json.dumps({"kind": sys.argv[1], "value": value | json.loads(sys.argv[2])}))
+    except (ValueError, AssertionError):
+        sys.stderr.write(line)
+' "$1" "${2:-{\}}" >>"$results" 2>>"$log"
+}
+note() {
+    printf '{"name": "%s", "result": "%s", "seconds": %d}\n' "$1" "$2" "$3" | record step
+    echo "[$(($(date +%s) - began)) s] $1: $2"
+}
+# step NAME NEEDS CAP COMMAND..: not begun with less than NEEDS seconds left, stopped after CAP. Output: $work/output.
+step() {
+    local name=$1 needs=$2 cap=$3 from rc have
+    shift 3
+    have=$(left)
+    if [ "$have" -lt "$needs" ]; then
+        note "$name" "skipped: no time left" 0
+        : >"$work/output"
+        return 1
+    fi
+    [ "$have" -lt "$cap" ] && cap=$have
+    from=$(date +%s)
+    echo "== $name" >>"$log"
+    timeout -k 5 "$cap" "$@" >"$work/output" 2>>"$log" </dev/null
+    rc=$?
+    case $rc in
+    0) note "$name" ok $(($(date +%s) - from)) ;;
+    124 | 137) note "$name" "stopped at its limit" $(($(date +%s) - from)) ;;
+    *) note "$name" "failed ($rc)" $(($(date +%s) - from)) ;;
+    esac
+    return $rc
+}
+
+# What diagnose said so far -> log.
+keep_errors() { [ -e "$work/errors.txt" ] && cat "$work/errors.txt" >>"$log" && : >"$work/errors.txt"; }
+
+unpack() {
+    case $1 in
+    *.gz | *.xz) python3 -c '
+import gzip, lzma, shutil, sys
+opened = (lzma if sys.argv[1].endswith("xz") else gzip).open(sys.argv[1])
+shutil.copyfileobj(opened, open(sys.argv[2], "wb"), 2**20)' "$1" "$2" ;;
+    *.zst) if command -v zstd >/dev/null; then zstd -dqf "$1" -o "$2"; else python3 -c '
+import pyarrow, shutil, sys
+shutil.copyfileobj(pyarrow.input_stream(sys.argv[1], compression="zstd"), open(sys.argv[2], "wb"), 2**20)' "$1" "$2"; fi ;;
+    *) cp "$1" "$2" ;;
+    esac && chmod +x "$2"
+}
+
+# CUDA's libraries as PyTorch's wheels bring them, then the toolkit's; for our programs only.
+libraries=$(python3 -c '
+import glob, importlib.util
+spec = importlib.util.find_spec("nvidia")
+folders = [f for at in (spec.submodule_search_locations if spec else []) for f in sorted(glob.glob(at + "/*/lib"))]
+print(":".join(folders + glob.glob("/usr/local/cuda/lib64")))' 2>>"$log")
+with_libraries() { env LD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$libraries" "$@"; }
+export libraries
+# For `timeout`, which cannot call a function.
+cat >"$work/with_libraries" <<'END'
+#!/bin/sh
+LD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$libraries" exec "$@"
+END
+chmod +x "$work/with_libraries"
+own="$work/with_libraries"
+
+card=$(nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,power.limit --format=csv,noheader 2>>"$log" | head -1)
+python3 - "$card" >"$work/output" 2>>"$log" <<'END'
+import json, os, sys
+about = {"card:": sys.argv[1] or "none", "processors:": os.cpu_count()}
+try:
+    about["processor:"] = next(line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name"))
+except (OSError, StopIteration):
+    pass
+print(json.dumps(about))
+END
+record card <"$work/output"
+echo "card: ${card:-none}"
+
+unpack "$binary" "$work/diagnose" 2>>"$log" || note "unpack $(basename "$binary")" failed 0
+if [ "$tests" != - ]; then unpack "$tests" "$work/unit_tests" 2>>"$log" || note "unpack $(basename "$tests")" failed 0; fi
+with_libraries "$work/diagnose" --version >"$work/output" 2>&1 && note "$(head -1 "$work/output")" starts 0 ||
+    note "diagnose does not start" "$(tr -d '"\\' <"$work/output" | tail -1)" 0
+
+# (b) Models, while the tests run: neither is timed.
+arguments=(--layers-8b "$layers" --models $models)
+[ "$size" = tiny ] && arguments+=(--tiny --rows-512 6 --rows-4096 2 --parity-longest 500)
+if has "$steps" parity || has "$steps" speed || has "$steps" profile; then
+    (
+        timeout -k 5 100 python3 "$here/make_models.py" "$work/models" "${arguments[@]}" >"$work/models.txt" 2>&1
+        echo $? >"$work/models.rc"
+    ) &
+    making=$!
+fi
+
+# (a) Device tests.
+if has "$steps" tests && [ -x "$work/unit_tests" ]; then
+    if [ -n "${BUILT_AT:-}" ] && [ ! -e "$BUILT_AT" ]; then mkdir -p "$(dirname "$BUILT_AT")" && ln -s "$root" "$BUILT_AT"; fi
+    cd "$root" || exit 1
+    step "device tests" 5 90 "$own" env DIAGNOSE_DEVICE_TESTS=1 RUST_BACKTRACE=0 sh -c '"$0" $1 2>&1' "$work/unit_tests" "$filter"
+    cp "$work/output" "$out/tests.txt"
+    python3 - "$out/tests.txt" <<'END' | record tests
+import json, re, sys
+text = open(sys.argv[1], errors="replace").read()
+line = [line for line in text.splitlines() if line.startswith("test result")] or ["no result: see tests.txt"]
+print(json.dumps({"line": line[-1], "failed": re.findall(r"^test (\S+) \.\.\. FAILED", text, re.M)}))
+END
+fi
+
+if [ -n "${making:-}" ]; then
+    wait "$making"
+    cat "$work/models.txt" >>"$log"
+    [ "$(cat "$work/models.rc")" = 0 ] && note "make the models" "$(tail -1 "$work/models.txt")" 0 || note "make the models" failed 0
+fi
+rows=$work/models
+made() { [ -e "$rows/$1/tokenizer_config.json" ]; }
+
+# compared NAME OURS THEIRS [LIMITS..]
+compared() {
+    local name=$1
+    shift
+    [ -e "$1" ] && [ -e "$2" ] || return 0
+    python3 "$here/compare.py" "$@" 2>>"$log" | record parity "{\"name\": \"$name\"}"
+}
+# ours NAME NEEDS CAP KIND ARGUMENTS..
+ours() {
+    local name=$1 needs=$2 cap=$3 kind=$4
+    shift 4
+    step "$name" "$needs" $((cap + 10)) "$own" python3 "$here/ours.py" "$work/diagnose" "$@" --timeout "$cap" --errors "$work/errors.txt"
+    local rc=$?
+    record "$kind" <"$work/output"
+    return $rc
+}
+
+# (c) Parity with the same binary's f32 on the CPU.
+if has "$steps" parity; then
+    for model in 135m 0.6b; do
+        has "$models" $model && made $model || continue
+        at=$work/parity-$model
+        ours "$model on the CPU, f32" 5 60 parity-run "$rows/$model" "$rows/rows-parity.jsonl" --device cpu --dtype f32 --out "$at-cpu"
+        for dtype in f32 bf16; do
+            ours "$model on the device, $dtype" 5 40 parity-run "$rows/$model" "$rows/rows-parity.jsonl" \
+                --device "$device" --dtype $dtype --out "$at-$dtype"
+            [ $dtype = f32 ] && limit="--max-logprob 1e-4" || limit="--mean-logprob 0.05"
+            compared "$model $dtype, against f32 on the CPU" "$at-$dtype/tokens.parquet" "$at-cpu/tokens.parquet" $limit
+        done
+    done
+fi
+
+# (d) Speed: rows of 512 and of 4,096 tokens.
+declare -A few=([135m]=1024 [0.6b]=256 [8b]=256) many=([135m]=128 [0.6b]=32 [8b]=32)
+speed_of_ours() {
+    for model in $models; do
+        made "$model" || continue
+        ours "$model, 512, run $1" "$2" 45 ours "$rows/$model" "$rows/rows-512.jsonl:${few[$model]}" --device "$device" --out "$work/run"
+        ours "$model, 4096, run $1" "$2" 45 ours "$rows/$model" "$rows/rows-4096.jsonl:${many[$model]}" --device "$device" --out "$work/run"
+    done
+}
+if has "$steps" speed; then
+    speed_of_ours 1 8
+    # (e) before the peers: the shares need it, and it is short.
+    step products 8 40 python3 "$here/products.py" && record products <"$work/output"
+    for model in $models; do
+        made "$model" || continue
+        step "Transformers, $model" 20 75 python3 "$here/peer.py" "$rows/$model" "$rows/rows-parity.jsonl" \
+            "$rows/rows-512.jsonl:${few[$model]}" "$rows/rows-4096.jsonl:${many[$model]}" --dtype bf16 --batch-tokens 16384 65536 \
+            --out "$work/parity-$model-peer.parquet"
+        # Also what it measured before it was stopped.
+        record peer <"$work/output"
+        compared "Transformers $model bf16, against f32 on the CPU" \
+            "$work/parity-$model-peer.parquet" "$work/parity-$model-cpu/tokens.parquet"
+    done
+fi
+
+# (f) Profiles by kernel.
+if has "$steps" profile; then
+    for model in $models; do
+        made "$model" || continue
+        for file in "rows-512.jsonl:${few[$model]}" "rows-4096.jsonl:${many[$model]}"; do
+            keep_errors
+            DIAGNOSE_CUDA_PROFILE=1 ours "profile of $model, ${file%.jsonl*}" 10 45 profile-run "$rows/$model" "$rows/$file" \
+                --device "$device" --out "$work/run"
+            cat "$work/errors.txt" >>"$out/profile.txt"
+            : >"$work/errors.txt"
+        done
+    done
+fi
+
+# The largest shape against Transformers in f32 on the card: the CPU would take too long.
+if has "$steps" parity && has "$models" 8b && made 8b; then
+    at=$work/parity-8b
+    for dtype in f32 bf16; do
+        ours "8b on the device, $dtype" 40 40 parity-run "$rows/8b" "$rows/rows-parity.jsonl" \
+            --device "$device" --dtype $dtype --out "$at-$dtype"
+    done
+    if step "Transformers, 8b, f32" 20 60 python3 "$here/peer.py" "$rows/8b" "$rows/rows-parity.jsonl" --dtype f32 \
+        --batch-tokens 8192 --out "$at-f32.parquet"; then
+        compared "8b f32, against Transformers f32" "$at-f32/tokens.parquet" "$at-f32.parquet" --max-logprob 2e-4
+        compared "8b bf16, against Transformers f32" "$at-bf16/tokens.parquet" "$at-f32.parquet" --mean-logprob 0.05
+        compared "Transformers 8b bf16, against its f32" "$at-peer.parquet" "$at-f32.parquet"
+    fi
+fi
+
+# Medians, while time is left.
+if has "$steps" speed; then
+    for ((i = 2; i <= repeats; i++)); do speed_of_ours $i 15; done
+fi
+
+keep_errors
+note "all steps" "$(($(date +%s) - began)) of $seconds s" $(($(date +%s) - began))
+# What comes back is small.
+for file in "$log" "$out/tests.txt" "$out/profile.txt"; do
+    [ -e "$file" ] && [ "$(stat -c %s "$file")" -gt 4000000 ] && { tail -c 4000000 "$file" >"$work/tail" && cp "$work/tail" "$file"; }
+done
+echo
+python3 "$here/table.py" "$results" "$rows/models.json" 2>>"$log" | tee "$out/table.md"
