@@ -1,7 +1,7 @@
 // The gated activation between the two products of a feed-forward layer, as gated.rs defines it: activation(gate) * up.
 //
-// gate_up [T, 2 F], the gate in the first F columns -> y [T, F]; `bias` [2 F] is added first, where there is one. One thread for two
-// neighbouring columns (F is even), `blockIdx.x` the token.
+// gate_up [T, 2 F], the gate in the first F columns -> y [T, F]; `bias` [2 F] is added first, where there is one. One thread for COLUMNS
+// neighbouring columns, eight where F allows it, else two (F is even); `blockIdx.x` is the token.
 
 struct Silu {
     static __device__ __forceinline__ float of(float x) { return x / (1.0f + expf(-x)); }
@@ -13,25 +13,35 @@ struct GeluTanh {
     }
 };
 
-__device__ __forceinline__ float2 load_pair(const float* from) { return *(const float2*)from; }
-__device__ __forceinline__ float2 load_pair(const bf16* from) {
-    u32 pair = *(const u32*)from;
-    return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
+// The numbers of one thread, read at once.
+template <typename T, int COLUMNS>
+struct __align__(sizeof(T) * COLUMNS < 16 ? sizeof(T) * COLUMNS : 16) Columns {
+    T at[COLUMNS];
+};
+
+template <typename T, typename Activation, int COLUMNS>
+__device__ __forceinline__ void gated_columns(const T* row, const float* bias, T* y, u32 column, u32 width) {
+    typedef Columns<T, COLUMNS> Own;
+    Own gate = *(const Own*)(row + column), up = *(const Own*)(row + width + column), product;
+#pragma unroll
+    for (int i = 0; i < COLUMNS; ++i) {
+        float g = load(gate.at, i), u = load(up.at, i);
+        if (bias) g += bias[column + i], u += bias[width + column + i];
+        store(product.at, i, Activation::of(g) * u);
+    }
+    *(Own*)(y + column) = product;
 }
-__device__ __forceinline__ void store_pair(float* to, float a, float b) { *(float2*)to = make_float2(a, b); }
-__device__ __forceinline__ void store_pair(bf16* to, float a, float b) { *(u32*)to = round_bf16_pair(a, b); }
 
 template <typename T, typename Activation>
 __device__ void gated(const T* gate_up, const float* bias, T* y, u32 width) {
-    u32 column = 2 * (blockIdx.y * blockDim.x + threadIdx.x);
-    if (column >= width) return;
+    u32 thread = blockIdx.y * blockDim.x + threadIdx.x;
     const T* row = gate_up + (u64)blockIdx.x * 2 * width;
-    float2 gate = load_pair(row + column), up = load_pair(row + width + column);
-    if (bias) {
-        gate.x += bias[column], gate.y += bias[column + 1];
-        up.x += bias[width + column], up.y += bias[width + column + 1];
+    y += (u64)blockIdx.x * width;
+    if (width % 8 == 0) {
+        if (8 * thread < width) gated_columns<T, Activation, 8>(row, bias, y, 8 * thread, width);
+    } else if (2 * thread < width) {
+        gated_columns<T, Activation, 2>(row, bias, y, 2 * thread, width);
     }
-    store_pair(y + (u64)blockIdx.x * width + column, Activation::of(gate.x) * up.x, Activation::of(gate.y) * up.y);
 }
 
 extern "C" __global__ void silu_f32(const float* gate_up, const float* bias, float* y, u32 width) {

@@ -5,7 +5,7 @@
 //! and statistics are f32; the factors of products have the weights' format. All work of a batch is put into the device's stream at once,
 //! so that the next batch is prepared while this one is computed.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use candle_core::{Device as Candle, Tensor};
@@ -20,12 +20,15 @@ use crate::kernels::attention::positions;
 use crate::kernels::cpu::lock;
 use crate::kernels::cuda::hosted;
 use crate::kernels::cuda::{
-    Arena, Array, AttentionPlan, Buffer, Device, Event, Indices, Pinned, PrepareOptions, RotaryTables, STATISTICS_WORDS, Weight,
-    arena_bytes, head_chunk, statistics_of_words,
+    Arena, Array, AttentionPlan, Buffer, Device, Event, HeadRoom, Indices, Pinned, PrepareOptions, RotaryTables,
+    STATISTICS_WORDS, SUMS_WORDS, Weight, arena_bytes, head_chunk, statistics_of_words,
 };
 use crate::kernels::head::HeadOptions;
 use crate::kernels::matmul::Matrix;
 use crate::kernels::{Dtype, TokenStatistics};
+
+/// The largest K of the entropy over the K largest logits that a batch's memory is reckoned for.
+const MAX_TOP_K: usize = 64;
 
 /// What the decoder needs on the device beside its matrices.
 pub struct OnCuda {
@@ -33,7 +36,7 @@ pub struct OnCuda {
     blocks: Vec<BlockVectors>,
     norm: Buffer,
     /// What a batch is computed in; it grows to the largest.
-    arena: Mutex<Arc<Buffer>>,
+    arena: Mutex<Buffer>,
     sizes: Sizes,
 }
 
@@ -75,7 +78,6 @@ pub struct Pending {
     began: Event,
     decoded: Event,
     ended: Event,
-    _arena: Arc<Buffer>,
 }
 
 /// Token ids and the like of a batch on the device.
@@ -112,24 +114,22 @@ impl Sizes {
         // The residual stream and its last rows; ids, positions, rows, targets, tiles and ranges; statistics.
         let always =
             f32s(tokens * width) + f32s(n * width) + f32s((2 + 5 + 3 * 8) * tokens + 2 * n + 1024) + f32s(STATISTICS_WORDS * n);
-        let attention = factors(tokens * width)
-            + f32s(tokens * columns)
-            + factors(tokens * columns)
-            + factors(tokens * mixed)
-            + factors(n * mixed);
+        let attention = factors(tokens * width) + factors(tokens * columns) + factors(tokens * mixed) + factors(n * mixed);
         // Experts: their input in f32, the router's logits or, for one expert, the rows it takes, twice, their numbers and its output.
         let routed = if experts == 0 { 0 } else { f32s(tokens * (4 * width + experts + 2)) };
         let feed_forward = factors(tokens * width) + factors(3 * tokens * inner) + f32s(tokens * width) + routed;
-        let head = factors(n * width) + f32s(head_chunk(vocabulary).min(n) * vocabulary);
+        // Logits, and beside each row its sums and largest logits.
+        let chunk = head_chunk(vocabulary).min(n);
+        let head = factors(n * width) + f32s(chunk * vocabulary) + f32s(chunk * (SUMS_WORDS + MAX_TOP_K));
         // A few arrays more, each up to a multiple of 256 bytes.
         always + attention.max(feed_forward).max(head) + (1 << 16)
     }
 
-    /// Tokens of a batch that takes about a gigabyte: many enough that products reach their peak rate.
+    /// Tokens of a batch that takes a gigabyte at most: many enough that products reach their peak rate.
     pub fn token_budget(&self) -> usize {
         const BYTES: usize = 1 << 30;
-        let per_token = self.batch_bytes(4096, 4096).saturating_sub(self.batch_bytes(2048, 2048)) / 2048;
-        (BYTES / per_token.max(1)).clamp(2048, 32_768) / 256 * 256
+        let fits = |tokens: &usize| self.batch_bytes(*tokens, *tokens) <= BYTES;
+        (2048..=32_768).rev().step_by(256).find(fits).unwrap_or(2048)
     }
 }
 
@@ -154,7 +154,10 @@ impl OnCuda {
             blocks.push(BlockVectors::new(device, block, rotary)?);
         }
         let norm = norm(device, &decoder.norm)?;
-        Ok(OnCuda { device, blocks, norm, arena: Mutex::new(Arc::new(device.allocate(0)?)), sizes: Sizes::new(config, dtype) })
+        let sizes = Sizes::new(config, dtype);
+        let budget = sizes.token_budget();
+        let arena = Mutex::new(device.allocate(sizes.batch_bytes(budget, budget))?);
+        Ok(OnCuda { device, blocks, norm, arena, sizes })
     }
 
     pub fn token_budget(&self) -> usize {
@@ -193,36 +196,40 @@ impl OnCuda {
         }
         let (n, width) = (rows.len(), self.sizes.width);
         let began = device.record()?;
-        // The statistics have a buffer of their own behind the others.
+        // The statistics come first: they are fetched from the buffer's beginning.
         let bytes = self.sizes.batch_bytes(batch.ids.len(), n);
         let buffer = self.room(bytes)?;
         let arena = Arena::new(&buffer);
         let statistics = arena.array(STATISTICS_WORDS * n, Dtype::F32)?;
-        let words = buffer.indices(0, STATISTICS_WORDS * n, 0)?;
-        debug_assert_eq!(statistics.len(), words.len());
+        let words = statistics.indices(0, STATISTICS_WORDS * n, 0)?;
         let (inputs, input) = self.send(decoder, batch, rows, targets, &arena)?;
         let residual = self.run(decoder, &inputs, &arena)?;
         let decoded = device.record()?;
         let hidden = arena.array(n * width, head.dtype())?;
         device.rms_norm(residual, &self.norm, decoder.norm.eps, hidden)?;
-        let logits = arena.array(head_chunk(vocabulary).min(n) * vocabulary, Dtype::F32)?;
-        device.head_statistics(hidden, head, inputs.targets, words, logits, None, options)?;
+        let chunk = head_chunk(vocabulary).min(n);
+        let room = HeadRoom {
+            logits: arena.array(chunk * vocabulary, Dtype::F32)?,
+            sums: arena.array(chunk * SUMS_WORDS, Dtype::F32)?,
+            top_logits: arena.array(chunk * options.top_k.min(vocabulary), Dtype::F32)?,
+        };
+        device.head_statistics(hidden, head, inputs.targets, words, &room, options)?;
         let output = device.pinned(4 * STATISTICS_WORDS * n)?;
         device.fetch(&buffer, &output, 4 * STATISTICS_WORDS * n)?;
         let ended = device.record()?;
-        Ok(Pending { device, _input: input, output, n, began, decoded, ended, _arena: buffer })
+        Ok(Pending { device, _input: input, output, n, began, decoded, ended })
     }
 
-    /// A buffer of at least `bytes` for one batch. Batches follow each other in the stream, so that they may share it.
-    fn room(&self, bytes: usize) -> Result<Arc<Buffer>> {
+    /// A buffer of at least `bytes` for one batch. Batches follow each other in the stream, so that they share it.
+    fn room(&self, bytes: usize) -> Result<MutexGuard<'_, Buffer>> {
         let mut arena = lock(&self.arena);
         if arena.bytes() < bytes {
-            // The old one goes first, so that both need not fit; whoever still waits for it keeps it alive until then.
+            // The old one goes first, so that both need not fit; what was computed in it has left it by then.
             self.device.synchronize()?;
-            *arena = Arc::new(self.device.allocate(0)?);
-            *arena = Arc::new(self.device.allocate(bytes)?);
+            *arena = self.device.allocate(0)?;
+            *arena = self.device.allocate(bytes)?;
         }
-        Ok(arena.clone())
+        Ok(arena)
     }
 
     /// Copies what is to be computed to the device, in one piece.
@@ -239,7 +246,13 @@ impl OnCuda {
         let attention = &decoder.blocks.first().ok_or_else(|| Error::new("a decoder without blocks"))?.attention;
         attention.rotary.check(attention.shape.head_dim, &positions)?;
         let positions: Vec<u32> = positions.into_iter().map(|position| position as u32).collect();
-        let plan = AttentionPlan::new(&batch.segments, tokens, &attention.shape, attention.qkv.matrix.dtype());
+        let plan = AttentionPlan::new(
+            &batch.segments,
+            tokens,
+            &attention.shape,
+            attention.qkv.matrix.dtype(),
+            self.device.shared_bytes(),
+        );
         let lists: [&[u32]; 6] = [&batch.ids, &positions, rows, targets, &plan.tiles, &plan.ranges];
         let bytes = |list: &[u32]| arena_bytes(list.len(), Dtype::F32);
         let mut pinned = self.device.pinned(lists.iter().map(|list| bytes(list)).sum())?;
@@ -309,7 +322,7 @@ impl OnCuda {
         let weight = on_device(&attention.qkv.matrix)?;
         let normed = arena.array(residual.len(), weight.dtype())?;
         self.device.rms_norm(residual, &vectors.attention_norm, block.attention_norm.eps, normed)?;
-        let qkv = arena.array(tokens * columns, Dtype::F32)?;
+        let qkv = arena.array(tokens * columns, weight.dtype())?;
         self.device.multiply(normed, weight, qkv, false)?;
         let eps = attention.qk_norm.as_ref().map_or(0.0, |(q, _)| q.eps);
         let options = PrepareOptions {
@@ -318,10 +331,9 @@ impl OnCuda {
             bias: vectors.qkv_bias.as_ref(),
             norms: vectors.qk_norm.as_ref().map(|(q, k)| (q, k, eps)),
         };
-        let prepared = arena.array(tokens * columns, weight.dtype())?;
-        self.device.prepare_attention(qkv, &options, &inputs.plan, inputs.positions, prepared)?;
+        self.device.prepare_attention(qkv, &options, &inputs.plan, inputs.positions)?;
         let read = arena.array(tokens * mixed, weight.dtype())?;
-        self.device.attention(prepared, &inputs.plan, inputs.tiles, inputs.ranges, &attention.shape, read)?;
+        self.device.attention(qkv, &inputs.plan, inputs.tiles, inputs.ranges, &attention.shape, read)?;
         Ok(read)
     }
 

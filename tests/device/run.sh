@@ -3,14 +3,16 @@
 #
 #     tests/device/run.sh BINARY TESTBINARY OUT [SECONDS]
 #
-# BINARY is diagnose built with the feature cuda; TESTBINARY the library's unit tests, `-` for none. Either may end in .xz, .gz or .zst.
+# BINARY is diagnose; TESTBINARY the library's unit tests, `-` for none (`cargo test --release --no-run` names it). Either may end in .xz,
+# .gz or .zst.
 # All steps keep within SECONDS (300): what no longer fits is skipped, and the table says so. A step that fails stops no other.
 # OUT gets table.md (also printed last), results.jsonl, log.txt, tests.txt, profile.txt.
 #
 #     STEPS="tests parity speed profile"     what to do
 #     MODELS="135m 0.6b 8b"                  on which shapes
 #     REPEATS=3                              runs of diagnose for each speed, while time is left
-#     FILTER=cuda                            which unit tests
+#     FILTER=kernels::                       which unit tests
+#     INTEGRATION=file                       the binary of tests/tests.rs: every family and shared prefixes on the device
 #     LAYERS_8B=6  SIZE=full|tiny            tiny tries the script itself
 #     DEVICE=cuda                            cpu tries the script itself
 #     WORK=folder                            for models and tables; kept if given
@@ -20,7 +22,7 @@ set -u
 [ $# -ge 3 ] || { sed -n '2,18p' "$0" >&2; exit 2; }
 binary=$1 tests=$2 out=$3 seconds=${4:-300}
 steps=${STEPS:-tests parity speed profile} models=${MODELS:-135m 0.6b 8b} repeats=${REPEATS:-3}
-filter=${FILTER:-cuda} size=${SIZE:-full} device=${DEVICE:-cuda} layers=${LAYERS_8B:-6}
+filter=${FILTER:-kernels::} size=${SIZE:-full} device=${DEVICE:-cuda} layers=${LAYERS_8B:-6}
 
 began=$(date +%s)
 here=$(cd "$(dirname "$0")" && pwd)
@@ -152,6 +154,12 @@ text = open(sys.argv[1], errors="replace").read()
 line = [line for line in text.splitlines() if line.startswith("test result")] or ["no result: see tests.txt"]
 print(json.dumps({"line": line[-1], "failed": re.findall(r"^test (\S+) \.\.\. FAILED", text, re.M)}))
 END
+fi
+
+if has "$steps" tests && [ -n "${INTEGRATION:-}" ]; then
+    unpack "$INTEGRATION" "$work/integration" 2>>"$log" || note "unpack $(basename "$INTEGRATION")" failed 0
+    step "families on the device" 5 60 "$own" env DIAGNOSE_DEVICE_TESTS=1 RUST_BACKTRACE=0 sh -c '"$0" families engine::a_shared 2>&1' "$work/integration"
+    cat "$work/output" >>"$out/tests.txt"
 fi
 
 if [ -n "${making:-}" ]; then

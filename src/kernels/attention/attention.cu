@@ -1,13 +1,16 @@
-// Causal grouped-query attention over a packed batch, as attention/mod.rs defines it, for heads of HEAD_DIM elements (a definition of
-// the compiler's). Shapes: T tokens; qkv [T, C], C = (heads + 2 kv_heads) HEAD_DIM; y [T, heads HEAD_DIM].
+// Causal grouped-query attention over a packed batch, as attention/mod.rs defines it, for heads of HEAD_DIM elements (a definition
+// of the compiler's). Shapes: T tokens; qkv [T, C], C = (heads + 2 kv_heads) HEAD_DIM; y [T, heads HEAD_DIM].
 //
-// `prepare` normalises and turns queries and keys. Then one block computes one query head of one tile of tokens: it walks over the
-// ranges of rows that the tile's segment sees, some keys at a time, with the running softmax of FlashAttention (arXiv 2205.14135), so
-// that no matrix of tokens by tokens exists. `attention_bf16` multiplies on the tensor cores, QUERIES = 16 WARPS tokens a tile;
+// `prepare` normalises and turns queries and keys where they stand. Then one block computes one query head of one tile of tokens: it walks
+// over the ranges of rows that the tile's segment sees, some keys at a time, with the running softmax of FlashAttention (arXiv 2205.14135),
+// so that no matrix of tokens by tokens exists. `attention_bf16` multiplies on the tensor cores, QUERIES = 16 WARPS ROW_TILES tokens a tile;
 // `attention_f32` in plain f32.
 
 #ifndef WARPS
 #define WARPS 4
+#endif
+#ifndef ROW_TILES
+#define ROW_TILES 1
 #endif
 
 #define MINUS_INFINITY __int_as_float(0xff800000)
@@ -25,95 +28,127 @@ struct Range {
     u32 row, rows, position;
 };
 
-// One warp a head of a token: 8 heads a block, blockIdx.x the token. The norms' weights and the bias may be null.
-template <typename Out>
-__device__ void prepare(const float* qkv, const float* bias, const float* q_norm, const float* k_norm, float eps, const float* cos,
-                        const float* sin, const u32* positions, u32 pairs, u32 interleaved, u32 heads, u32 kv_heads, Out* out) {
-    __shared__ float shared[8][HEAD_DIM];
-    u32 lane = threadIdx.x % WARP, head = blockIdx.y * 8 + threadIdx.x / WARP, n_heads = heads + 2 * kv_heads;
-    if (head >= n_heads) return;
-    u64 offset = ((u64)blockIdx.x * n_heads + head) * HEAD_DIM;
+// Two neighbouring elements of a head, which may end with a single one.
+template <typename T>
+__device__ __forceinline__ float2 load_two(const T* head, u32 i) {
+#if HEAD_DIM % 2 == 0
+    return load_pair(head + i);
+#else
+    return make_float2(load(head, i), i + 1 < HEAD_DIM ? load(head, i + 1) : 0.0f);
+#endif
+}
+
+template <typename T>
+__device__ __forceinline__ void store_two(T* head, u32 i, float a, float b) {
+#if HEAD_DIM % 2 == 0
+    store_pair(head + i, a, b);
+#else
+    store(head, i, a);
+    if (i + 1 < HEAD_DIM) store(head, i + 1, b);
+#endif
+}
+
+// One block a token, each of its 8 warps every eighth head. The norms' weights and the bias may be null.
+template <typename T>
+__device__ void prepare(T* qkv, const float* bias, const float* q_norm, const float* k_norm, float eps, const float* cos, const float* sin,
+                        const u32* positions, u32 pairs, u32 interleaved, u32 heads, u32 kv_heads) {
+    __shared__ __align__(8) float shared[8][HEAD_DIM + HEAD_DIM % 2];
+    u32 lane = threadIdx.x % WARP, n_heads = heads + (bias ? 2 : 1) * kv_heads;
     float* own = shared[threadIdx.x / WARP];
-    float squares = 0.0f;
-    for (u32 i = lane; i < HEAD_DIM; i += WARP) {
-        own[i] = qkv[offset + i] + (bias ? bias[head * HEAD_DIM + i] : 0.0f);
-        squares += own[i] * own[i];
-    }
-    const float* norm = head < heads ? q_norm : head < heads + kv_heads ? k_norm : nullptr;
-    if (norm) {
-        float scale = 1.0f / sqrtf(warp_sum(squares) / (float)HEAD_DIM + eps);
-        for (u32 i = lane; i < HEAD_DIM; i += WARP) own[i] *= scale * norm[i];
-    }
-    __syncwarp();
-    u32 turning = head < heads + kv_heads ? 2 * pairs : 0;
     const float* cosines = cos + (u64)positions[blockIdx.x] * pairs;
     const float* sines = sin + (u64)positions[blockIdx.x] * pairs;
-    for (u32 i = lane; i < HEAD_DIM; i += WARP) {
-        float x = own[i];
-        if (i < turning) {
-            u32 pair = interleaved ? i / 2 : i % pairs;
-            bool second = interleaved ? i % 2 : i >= pairs;
-            float partner = own[interleaved ? i ^ 1 : second ? i - pairs : i + pairs];
-            x = second ? x * cosines[pair] + partner * sines[pair] : x * cosines[pair] - partner * sines[pair];
+    // Without a bias the values stay as they are.
+    for (u32 head = threadIdx.x / WARP; head < n_heads; head += 8) {
+        T* place = qkv + ((u64)blockIdx.x * (heads + 2 * kv_heads) + head) * HEAD_DIM;
+        float squares = 0.0f;
+        for (u32 i = 2 * lane; i < HEAD_DIM; i += 2 * WARP) {
+            float2 x = load_two(place, i);
+            if (bias) {
+                float2 b = load_two(bias + head * HEAD_DIM, i);
+                x.x += b.x, x.y += b.y;
+            }
+            squares += x.x * x.x + x.y * x.y;
+            store_two(own, i, x.x, x.y);
         }
-        store(out, offset + i, x);
-    }
-}
-
-extern "C" __global__ void prepare_f32(const float* qkv, const float* bias, const float* q_norm, const float* k_norm, float eps,
-                                       const float* cos, const float* sin, const u32* positions, u32 pairs, u32 interleaved,
-                                       u32 heads, u32 kv_heads, float* out) {
-    prepare(qkv, bias, q_norm, k_norm, eps, cos, sin, positions, pairs, interleaved, heads, kv_heads, out);
-}
-
-extern "C" __global__ void prepare_bf16(const float* qkv, const float* bias, const float* q_norm, const float* k_norm, float eps,
-                                        const float* cos, const float* sin, const u32* positions, u32 pairs, u32 interleaved,
-                                        u32 heads, u32 kv_heads, bf16* out) {
-    prepare(qkv, bias, q_norm, k_norm, eps, cos, sin, positions, pairs, interleaved, heads, kv_heads, out);
-}
-
-// Up to KEYS keys of one range that some token of the tile sees; `rows` is 0 behind the last.
-template <u32 KEYS>
-struct KeyTiles {
-    const Range* ranges;
-    Tile tile;
-    u32 window;
-    u32 range, offset;
-    u32 row, rows, position;
-
-    __device__ KeyTiles(const Range* ranges, const Tile& tile, u32 window)
-        : ranges(ranges), tile(tile), window(window), range(tile.first_range), offset(0) {
-        find();
-    }
-
-    __device__ void advance() {
-        offset += KEYS;
-        find();
-    }
-
-    // From range and offset on to the next keys in sight.
-    __device__ void find() {
-        for (; range < tile.end_range; ++range, offset = 0) {
-            Range keys = ranges[range];
-            for (; offset < keys.rows; offset += KEYS) {
-                row = keys.row + offset;
-                rows = min(KEYS, keys.rows - offset);
-                position = keys.position + offset;
-                // Positions grow along the ranges: behind the tile's last token nothing is in sight any more.
-                if (position > tile.position + tile.rows - 1) break;
-                if (tile.position - min(tile.position, position + rows - 1) < window) return;
+        bool turns = head < heads + kv_heads;
+        const float* norm = head < heads ? q_norm : turns ? k_norm : nullptr;
+        if (norm) {
+            float scale = 1.0f / sqrtf(warp_sum(squares) / (float)HEAD_DIM + eps);
+            for (u32 i = 2 * lane; i < HEAD_DIM; i += 2 * WARP) {
+                float2 x = load_two(own, i), w = load_two(norm, i);
+                store_two(own, i, x.x * scale * w.x, x.y * scale * w.y);
             }
         }
-        rows = 0;
+        __syncwarp();
+        for (u32 i = 2 * lane; i < HEAD_DIM; i += 2 * WARP) {
+            float y[2];
+#pragma unroll
+            for (u32 k = 0; k < 2; ++k) {
+                u32 at = i + k;
+                y[k] = at < HEAD_DIM ? own[at] : 0.0f;
+                if (turns && at < 2 * pairs) {
+                    bool second = interleaved ? at % 2 : at >= pairs;
+                    u32 pair = interleaved ? at / 2 : second ? at - pairs : at;
+                    float partner = own[interleaved ? at ^ 1 : second ? at - pairs : at + pairs];
+                    y[k] = second ? y[k] * cosines[pair] + partner * sines[pair] : y[k] * cosines[pair] - partner * sines[pair];
+                }
+            }
+            store_two(place, i, y[0], y[1]);
+        }
+        __syncwarp();  // Before the next head takes its place.
+    }
+}
+
+extern "C" __global__ void prepare_f32(float* qkv, const float* bias, const float* q_norm, const float* k_norm, float eps,
+                                       const float* cos, const float* sin, const u32* positions, u32 pairs, u32 interleaved,
+                                       u32 heads, u32 kv_heads) {
+    prepare(qkv, bias, q_norm, k_norm, eps, cos, sin, positions, pairs, interleaved, heads, kv_heads);
+}
+
+extern "C" __global__ void prepare_bf16(bf16* qkv, const float* bias, const float* q_norm, const float* k_norm, float eps,
+                                        const float* cos, const float* sin, const u32* positions, u32 pairs, u32 interleaved,
+                                        u32 heads, u32 kv_heads) {
+    prepare(qkv, bias, q_norm, k_norm, eps, cos, sin, positions, pairs, interleaved, heads, kv_heads);
+}
+
+// Some keys that lie side by side, and who sees them.
+struct KeyTile {
+    u32 row, rows, position;
+
+    // Does every token between two positions see all KEYS of them?
+    template <u32 KEYS>
+    __device__ __forceinline__ bool all_seen(u32 first, u32 last, u32 window) const {
+        return rows == KEYS && position + KEYS - 1 <= first && last - position < window;
     }
 
-    // Does every token from `first` on see all KEYS of them?
-    __device__ bool all_seen(u32 first) const {
-        return rows == KEYS && position + KEYS - 1 <= first && tile.position + tile.rows - 1 - position < window;
-    }
-
-    __device__ bool seen(u32 query_position, u32 key) const {
+    __device__ __forceinline__ bool seen(u32 query_position, u32 key, u32 window) const {
         return key < rows && position + key <= query_position && query_position - (position + key) < window;
+    }
+};
+
+// Walks over all keys that some token of a tile sees, up to KEYS of one range at a time.
+template <u32 KEYS>
+struct KeyTiles {
+    const Range* range;
+    const Range* end;
+    u32 offset;
+
+    __device__ __forceinline__ KeyTiles(const Range* ranges, const Tile& tile)
+        : range(ranges + tile.first_range), end(ranges + tile.end_range), offset(0) {}
+
+    // The next ones; behind the last `rows` is 0.
+    __device__ __forceinline__ KeyTile next(u32 first, u32 last, u32 window) {
+        for (; range < end; ++range, offset = 0) {
+            Range keys = *range;
+            while (offset < keys.rows) {
+                KeyTile found = {keys.row + offset, min(KEYS, keys.rows - offset), keys.position + offset};
+                // Positions grow along the ranges: behind the tile's last token nothing is in sight any more.
+                if (found.position > last) break;
+                offset += KEYS;
+                if (first - min(first, found.position + found.rows - 1) < window) return found;
+            }
+        }
+        return {0, 0, 0};
     }
 };
 
@@ -122,10 +157,10 @@ struct KeyTiles {
 #define PADDED_DIM ((HEAD_DIM + 15) / 16 * 16)
 // Eight elements more than a row needs: the eight rows that one instruction reads then lie in different banks.
 #define STRIDE (PADDED_DIM + 8)
-#define QUERIES (16 * WARPS)
+#define QUERIES (16 * WARPS * ROW_TILES)
 #define KEYS (HEAD_DIM > 128 ? 32 : 64)
-// Queries stay in registers where these suffice; their shared memory is then the keys'.
-#define KEEP_QUERIES (HEAD_DIM <= 128)
+// Queries stay in registers where these suffice; they come by way of the second buffer of keys and values.
+#define KEEP_QUERIES (HEAD_DIM * ROW_TILES <= 128)
 
 __device__ __forceinline__ u32 shared_address(const void* pointer) { return (u32)__cvta_generic_to_shared(pointer); }
 
@@ -183,6 +218,7 @@ attention_bf16(const bf16* qkv, const Tile* tiles, const Range* ranges, bf16* y,
                float softcap) {
     extern __shared__ __align__(16) bf16 shared[];
     bf16* keys_and_values = shared + (KEEP_QUERIES ? 0 : QUERIES * STRIDE);
+    bf16* query_rows = KEEP_QUERIES ? keys_and_values + 2 * KEYS * STRIDE : shared;
     Tile tile = tiles[blockIdx.x / heads];
     u32 head = blockIdx.x % heads, kv_head = head / (heads / kv_heads);
     u64 columns = (u64)(heads + 2 * kv_heads) * HEAD_DIM;
@@ -190,138 +226,160 @@ attention_bf16(const bf16* qkv, const Tile* tiles, const Range* ranges, bf16* y,
     const bf16* values = qkv + (heads + kv_heads + kv_head) * HEAD_DIM;
     u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     // What this lane holds of a [16, 8] tile: rows `own_row` and `own_row + 8`, columns `own_column` and the next.
-    u32 own_row = lane / 4, own_column = lane % 4 * 2;
-    u32 first_position = tile.position + 16 * warp;
+    u32 own_row = lane / 4, own_column = lane % 4 * 2, first_row = 16 * ROW_TILES * warp;
+    u32 last_position = tile.position + tile.rows - 1;
+    float to_log2 = softcap > 0.0f ? LOG2_E : scale * LOG2_E;
 
-    load_rows(shared, qkv + (u64)tile.row * columns + head * HEAD_DIM, columns, tile.rows, QUERIES);
+    KeyTiles<KEYS> key_tiles(ranges, tile);
+    KeyTile current = key_tiles.next(tile.position, last_position, window);
+    load_rows(query_rows, qkv + (u64)tile.row * columns + head * HEAD_DIM, columns, tile.rows, QUERIES);
+    load_rows(keys_and_values, keys + current.row * columns, columns, current.rows, KEYS);
+    load_rows(keys_and_values + KEYS * STRIDE, values + current.row * columns, columns, current.rows, KEYS);
     asm volatile("cp.async.commit_group;\ncp.async.wait_group 0;" ::: "memory");
     __syncthreads();
-    const bf16* own_queries = shared + (16 * warp + lane % 16) * STRIDE + lane / 16 * 8;
+    const bf16* own_queries = query_rows + (first_row + lane % 16) * STRIDE + lane / 16 * 8;
 #if KEEP_QUERIES
-    u32 queries[PADDED_DIM / 16][4];
+    u32 kept_queries[ROW_TILES][PADDED_DIM / 16][4];
 #pragma unroll
-    for (int k = 0; k < PADDED_DIM / 16; ++k) load_matrices(queries[k], own_queries + 16 * k);
+    for (int m = 0; m < ROW_TILES; ++m) {
+#pragma unroll
+        for (int k = 0; k < PADDED_DIM / 16; ++k) load_matrices(kept_queries[m][k], own_queries + 16 * m * STRIDE + 16 * k);
+    }
     __syncthreads();
 #endif
 
-    float sums[PADDED_DIM / 8][4] = {};
-    float largest[2] = {MINUS_INFINITY, MINUS_INFINITY}, mass[2] = {0.0f, 0.0f};
-    float to_log2 = softcap > 0.0f ? LOG2_E : scale * LOG2_E;
+    float sums[ROW_TILES][PADDED_DIM / 8][4] = {};
+    float largest[ROW_TILES][2], mass[ROW_TILES][2] = {};
+#pragma unroll
+    for (int m = 0; m < ROW_TILES; ++m) largest[m][0] = largest[m][1] = MINUS_INFINITY;
 
-    KeyTiles<KEYS> current(ranges, tile, window);
     u32 buffer = 0;
-    load_rows(keys_and_values, keys + current.row * columns, columns, current.rows, KEYS);
-    load_rows(keys_and_values + KEYS * STRIDE, values + current.row * columns, columns, current.rows, KEYS);
-    asm volatile("cp.async.commit_group;" ::: "memory");
     while (current.rows > 0) {
-        KeyTiles<KEYS> next = current;
-        next.advance();
+        KeyTile next = key_tiles.next(tile.position, last_position, window);
         if (next.rows > 0) {
             bf16* to = keys_and_values + (buffer ^ 1) * 2 * KEYS * STRIDE;
             load_rows(to, keys + next.row * columns, columns, next.rows, KEYS);
             load_rows(to + KEYS * STRIDE, values + next.row * columns, columns, next.rows, KEYS);
-            asm volatile("cp.async.commit_group;\ncp.async.wait_group 1;" ::: "memory");
-        } else {
-            asm volatile("cp.async.wait_group 0;" ::: "memory");
+            asm volatile("cp.async.commit_group;" ::: "memory");
         }
-        __syncthreads();
         const bf16* from = keys_and_values + buffer * 2 * KEYS * STRIDE;
         const bf16* key_rows = from + (lane / 16 * 8 + lane % 8) * STRIDE + lane / 8 % 2 * 8;
         const bf16* value_rows = from + (KEYS + lane % 16) * STRIDE + lane / 16 * 8;
 
-        float scores[KEYS / 8][4] = {};
+        float scores[ROW_TILES][KEYS / 8][4] = {};
 #pragma unroll
         for (int k = 0; k < PADDED_DIM / 16; ++k) {
+            u32 q[ROW_TILES][4];
+#pragma unroll
+            for (int m = 0; m < ROW_TILES; ++m) {
 #if KEEP_QUERIES
-            const u32(&q)[4] = queries[k];
+#pragma unroll
+                for (int i = 0; i < 4; ++i) q[m][i] = kept_queries[m][k][i];
 #else
-            u32 q[4];
-            load_matrices(q, own_queries + 16 * k);
+                load_matrices(q[m], own_queries + 16 * m * STRIDE + 16 * k);
 #endif
+            }
 #pragma unroll
             for (int n = 0; n < KEYS / 16; ++n) {
                 u32 b[4];
                 load_matrices(b, key_rows + 16 * n * STRIDE + 16 * k);
-                multiply_add(scores[2 * n], q, b[0], b[1]);
-                multiply_add(scores[2 * n + 1], q, b[2], b[3]);
-            }
-        }
-
-        if (softcap > 0.0f) {
 #pragma unroll
-            for (int n = 0; n < KEYS / 8; ++n) {
-#pragma unroll
-                for (int i = 0; i < 4; ++i) scores[n][i] = softcap * tanhf(scores[n][i] * scale / softcap);
-            }
-        }
-        if (!current.all_seen(first_position)) {
-#pragma unroll
-            for (int n = 0; n < KEYS / 8; ++n) {
-#pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                    u32 position = first_position + own_row + i / 2 * 8;
-                    if (!current.seen(position, 8 * n + own_column + i % 2)) scores[n][i] = MINUS_INFINITY;
+                for (int m = 0; m < ROW_TILES; ++m) {
+                    multiply_add(scores[m][2 * n], q[m], b[0], b[1]);
+                    multiply_add(scores[m][2 * n + 1], q[m], b[2], b[3]);
                 }
             }
         }
 
+        bool all_seen = current.all_seen<KEYS>(tile.position + first_row, last_position, window);
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            float top = largest[half];
+        for (int m = 0; m < ROW_TILES; ++m) {
+            if (softcap > 0.0f) {
 #pragma unroll
-            for (int n = 0; n < KEYS / 8; ++n) top = fmaxf(top, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
-            top = fmaxf(top, __shfl_xor_sync(ALL_LANES, top, 1));
-            top = fmaxf(top, __shfl_xor_sync(ALL_LANES, top, 2));
-            // A row that has seen nothing yet keeps its sums of 0.
-            float reference = top == MINUS_INFINITY ? 0.0f : top * to_log2;
-            float shrink = exp2_fast(largest[half] * to_log2 - reference);
-            largest[half] = top;
-            mass[half] *= shrink;
+                for (int n = 0; n < KEYS / 8; ++n) {
 #pragma unroll
-            for (int n = 0; n < KEYS / 8; ++n) {
+                    for (int i = 0; i < 4; ++i) scores[m][n][i] = softcap * tanhf(scores[m][n][i] * scale / softcap);
+                }
+            }
+            if (!all_seen) {
 #pragma unroll
-                for (int i = 2 * half; i < 2 * half + 2; ++i) {
-                    scores[n][i] = exp2_fast(scores[n][i] * to_log2 - reference);
-                    mass[half] += scores[n][i];
+                for (int n = 0; n < KEYS / 8; ++n) {
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) {
+                        u32 position = tile.position + first_row + 16 * m + own_row + i / 2 * 8;
+                        if (!current.seen(position, 8 * n + own_column + i % 2, window)) scores[m][n][i] = MINUS_INFINITY;
+                    }
                 }
             }
 #pragma unroll
-            for (int n = 0; n < PADDED_DIM / 8; ++n) sums[n][2 * half] *= shrink, sums[n][2 * half + 1] *= shrink;
+            for (int half = 0; half < 2; ++half) {
+                float top = largest[m][half];
+#pragma unroll
+                for (int n = 0; n < KEYS / 8; ++n) top = fmaxf(top, fmaxf(scores[m][n][2 * half], scores[m][n][2 * half + 1]));
+                top = fmaxf(top, __shfl_xor_sync(ALL_LANES, top, 1));
+                top = fmaxf(top, __shfl_xor_sync(ALL_LANES, top, 2));
+                // A row that has seen nothing yet keeps its sums of 0.
+                float reference = top == MINUS_INFINITY ? 0.0f : top * to_log2;
+                float shrink = exp2_fast(largest[m][half] * to_log2 - reference);
+                largest[m][half] = top;
+                mass[m][half] *= shrink;
+#pragma unroll
+                for (int n = 0; n < KEYS / 8; ++n) {
+#pragma unroll
+                    for (int i = 2 * half; i < 2 * half + 2; ++i) {
+                        scores[m][n][i] = exp2_fast(scores[m][n][i] * to_log2 - reference);
+                        mass[m][half] += scores[m][n][i];
+                    }
+                }
+#pragma unroll
+                for (int n = 0; n < PADDED_DIM / 8; ++n) sums[m][n][2 * half] *= shrink, sums[m][n][2 * half + 1] *= shrink;
+            }
         }
 
 #pragma unroll
         for (int k = 0; k < KEYS / 16; ++k) {
-            u32 p[4] = {round_bf16_pair(scores[2 * k][0], scores[2 * k][1]), round_bf16_pair(scores[2 * k][2], scores[2 * k][3]),
-                        round_bf16_pair(scores[2 * k + 1][0], scores[2 * k + 1][1]),
-                        round_bf16_pair(scores[2 * k + 1][2], scores[2 * k + 1][3])};
+            u32 p[ROW_TILES][4];
+#pragma unroll
+            for (int m = 0; m < ROW_TILES; ++m) {
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    const float(&tile_scores)[4] = scores[m][2 * k + i / 2];
+                    p[m][i] = round_bf16_pair(tile_scores[i % 2 * 2], tile_scores[i % 2 * 2 + 1]);
+                }
+            }
 #pragma unroll
             for (int n = 0; n < PADDED_DIM / 16; ++n) {
                 u32 b[4];
                 load_matrices_transposed(b, value_rows + 16 * k * STRIDE + 16 * n);
-                multiply_add(sums[2 * n], p, b[0], b[1]);
-                multiply_add(sums[2 * n + 1], p, b[2], b[3]);
+#pragma unroll
+                for (int m = 0; m < ROW_TILES; ++m) {
+                    multiply_add(sums[m][2 * n], p[m], b[0], b[1]);
+                    multiply_add(sums[m][2 * n + 1], p[m], b[2], b[3]);
+                }
             }
         }
+        // The next keys are there for all, and nobody reads these any more.
+        asm volatile("cp.async.wait_group 0;" ::: "memory");
         __syncthreads();
         current = next;
         buffer ^= 1;
     }
 
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        float total = mass[half];
-        total += __shfl_xor_sync(ALL_LANES, total, 1);
-        total += __shfl_xor_sync(ALL_LANES, total, 2);
-        u32 row = 16 * warp + own_row + 8 * half;
-        if (row >= tile.rows) continue;
-        bf16* to = y + ((u64)(tile.row + row) * heads + head) * HEAD_DIM;
-        float inverse = 1.0f / total;
+    for (int m = 0; m < ROW_TILES; ++m) {
 #pragma unroll
-        for (int n = 0; n < PADDED_DIM / 8; ++n) {
+        for (int half = 0; half < 2; ++half) {
+            float total = mass[m][half];
+            total += __shfl_xor_sync(ALL_LANES, total, 1);
+            total += __shfl_xor_sync(ALL_LANES, total, 2);
+            u32 row = first_row + 16 * m + own_row + 8 * half;
+            if (row >= tile.rows) continue;
+            bf16* to = y + ((u64)(tile.row + row) * heads + head) * HEAD_DIM;
+            float inverse = 1.0f / total;
 #pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                u32 column = 8 * n + own_column + i;
-                if (column < HEAD_DIM) to[column] = round_bf16(sums[n][2 * half + i] * inverse);
+            for (int n = 0; n < PADDED_DIM / 8; ++n) {
+                u32 column = 8 * n + own_column;
+                if (column < HEAD_DIM) store_two(to, column, sums[m][n][2 * half] * inverse, sums[m][n][2 * half + 1] * inverse);
             }
         }
     }
@@ -359,7 +417,11 @@ attention_f32(const float* qkv, const Tile* tiles, const Range* ranges, float* y
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) largest[r] = MINUS_INFINITY, mass[r] = 0.0f;
 
-    for (KeyTiles<FLOAT_KEYS> current(ranges, tile, window); current.rows > 0; current.advance()) {
+    u32 last_position = tile.position + tile.rows - 1;
+    KeyTiles<FLOAT_KEYS> key_tiles(ranges, tile);
+    for (;;) {
+        KeyTile current = key_tiles.next(tile.position, last_position, window);
+        if (current.rows == 0) break;
         __syncthreads();
         for (u32 i = threadIdx.x; i < FLOAT_KEYS * HEAD_DIM; i += 256) {
             u32 row = i / HEAD_DIM, column = i % HEAD_DIM;
@@ -389,7 +451,7 @@ attention_f32(const float* qkv, const Tile* tiles, const Range* ranges, float* y
             for (int c = 0; c < OWN_KEYS; ++c) {
                 float score = scores[r][c] * scale;
                 if (softcap > 0.0f) score = softcap * tanhf(score / softcap);
-                scores[r][c] = current.seen(tile.position + first_row + r, x + 16 * c) ? score : MINUS_INFINITY;
+                scores[r][c] = current.seen(tile.position + first_row + r, x + 16 * c, window) ? score : MINUS_INFINITY;
                 top = fmaxf(top, scores[r][c]);
             }
             for (int lane = 8; lane > 0; lane /= 2) top = fmaxf(top, __shfl_xor_sync(ALL_LANES, top, lane));

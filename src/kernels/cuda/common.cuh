@@ -30,6 +30,22 @@ __device__ __forceinline__ float load(const bf16* from, u64 i) { return widen(fr
 __device__ __forceinline__ void store(float* to, u64 i, float x) { to[i] = x; }
 __device__ __forceinline__ void store(bf16* to, u64 i, float x) { to[i] = round_bf16(x); }
 
+// Two neighbouring numbers, at an even place.
+__device__ __forceinline__ float2 load_pair(const float* from) { return *(const float2*)from; }
+__device__ __forceinline__ float2 load_pair(const bf16* from) {
+    u32 pair = *(const u32*)from;
+    return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
+}
+__device__ __forceinline__ void store_pair(float* to, float a, float b) { *(float2*)to = make_float2(a, b); }
+__device__ __forceinline__ void store_pair(bf16* to, float a, float b) { *(u32*)to = round_bf16_pair(a, b); }
+
+// Four of them, at a place that four divides.
+__device__ __forceinline__ float4 load_four(const float* from) { return *(const float4*)from; }
+__device__ __forceinline__ void store_four(float* to, float4 x) { *(float4*)to = x; }
+__device__ __forceinline__ void store_four(bf16* to, float4 x) {
+    *(uint2*)to = make_uint2(round_bf16_pair(x.x, x.y), round_bf16_pair(x.z, x.w));
+}
+
 __device__ __forceinline__ float warp_sum(float x) {
     for (int lane = WARP / 2; lane > 0; lane /= 2) x += __shfl_xor_sync(ALL_LANES, x, lane);
     return x;
@@ -38,16 +54,4 @@ __device__ __forceinline__ float warp_sum(float x) {
 __device__ __forceinline__ double warp_sum(double x) {
     for (int lane = WARP / 2; lane > 0; lane /= 2) x += __shfl_xor_sync(ALL_LANES, x, lane);
     return x;
-}
-
-// The sum over a block, which every thread gets; `shared` holds 32 numbers and may be used again after the next barrier.
-template <typename T>
-__device__ __forceinline__ T block_sum(T x, T* shared) {
-    x = warp_sum(x);
-    __syncthreads();
-    if (threadIdx.x % WARP == 0) shared[threadIdx.x / WARP] = x;
-    __syncthreads();
-    T sum = 0;
-    for (u32 warp = 0; warp < (blockDim.x + WARP - 1) / WARP; ++warp) sum += shared[warp];
-    return sum;
 }

@@ -20,10 +20,11 @@ pub enum Source {
     Gated,
     Rows,
     Head,
-    /// Attention of heads of so many elements, by so many warps a block.
+    /// Attention of heads of so many elements, by so many warps a block, each on so many times 16 tokens.
     Attention {
         head_dim: u32,
         warps: u32,
+        row_tiles: u32,
     },
 }
 
@@ -48,9 +49,20 @@ impl Source {
         }
     }
 
+    /// What is defined, what all sources begin with, and the source itself.
+    fn whole_text(self) -> String {
+        let mut text = String::new();
+        for (name, value) in self.definitions() {
+            let _ = writeln!(text, "#define {name} {value}");
+        }
+        text + include_str!("common.cuh") + self.text()
+    }
+
     fn definitions(self) -> Vec<(&'static str, u32)> {
         match self {
-            Source::Attention { head_dim, warps } => vec![("HEAD_DIM", head_dim), ("WARPS", warps)],
+            Source::Attention { head_dim, warps, row_tiles } => {
+                vec![("HEAD_DIM", head_dim), ("WARPS", warps), ("ROW_TILES", row_tiles)]
+            }
             _ => Vec::new(),
         }
     }
@@ -58,19 +70,14 @@ impl Source {
 
 /// Machine code of `source` for compute capability `major.minor`, from the cache folder if it was compiled before.
 pub fn compiled(source: Source, (major, minor): (i32, i32)) -> Result<Vec<u8>> {
-    let mut text = String::new();
-    for (name, value) in source.definitions() {
-        let _ = writeln!(text, "#define {name} {value}");
-    }
-    text += include_str!("common.cuh");
-    text += source.text();
-    let options = [format!("--gpu-architecture=sm_{major}{minor}"), "--std=c++17".to_owned()];
+    let text = source.whole_text();
+    let options = options((major, minor));
     let key = sha256(format!("{}\n{}\n{text}", env!("CARGO_PKG_VERSION"), options.join(" ")));
     let cached = own_cache().map(|folder| folder.join("kernels").join(format!("{key}.cubin")));
     if let Some(code) = cached.as_ref().and_then(|path| std::fs::read(path).ok()) {
         return Ok(code);
     }
-    let code = compile(source.name(), &text, &options)?;
+    let (code, _) = compile(source.name(), &text, &options)?;
     // The cache is a convenience: where it cannot be written, the kernels are compiled again next time.
     if let Some(path) = cached
         && let Some(folder) = path.parent()
@@ -81,7 +88,12 @@ pub fn compiled(source: Source, (major, minor): (i32, i32)) -> Result<Vec<u8>> {
     Ok(code)
 }
 
-fn compile(name: &str, text: &str, options: &[String]) -> Result<Vec<u8>> {
+fn options((major, minor): (i32, i32)) -> Vec<String> {
+    vec![format!("--gpu-architecture=sm_{major}{minor}"), "--std=c++17".to_owned()]
+}
+
+/// Machine code, and what the compiler had to say.
+fn compile(name: &str, text: &str, options: &[String]) -> Result<(Vec<u8>, String)> {
     let compiler = library::compiler()?;
     let c_string = |text: &str| CString::new(text).context("a CUDA source holds a zero byte");
     let (text, file) = (c_string(text)?, c_string(name)?);
@@ -106,7 +118,7 @@ fn compile(name: &str, text: &str, options: &[String]) -> Result<Vec<u8>> {
                 binary = vec![0u8; size];
                 code = (compiler.binary)(program, binary.as_mut_ptr().cast());
             }
-            if code == 0 { Ok(binary) } else { Err(failed("hand out", code)) }
+            if code == 0 { Ok((binary, log(&compiler, program))) } else { Err(failed("hand out", code)) }
         };
         (compiler.destroy)(&mut program);
         outcome
@@ -127,5 +139,39 @@ unsafe fn log(compiler: &Compiler, program: library::Opaque) -> String {
         let mut text = vec![0u8; size];
         (compiler.log)(program, text.as_mut_ptr().cast());
         String::from_utf8_lossy(&text).trim_end_matches('\0').to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// NVRTC needs no GPU: where it is installed (always in CI, which sets `DIAGNOSE_NVRTC_TESTS`), every kernel is compiled for every
+    /// generation, and none keeps more than a few numbers in memory for want of registers.
+    #[test]
+    fn every_kernel_compiles_for_every_generation() {
+        if let Err(error) = library::compiler() {
+            assert!(std::env::var_os("DIAGNOSE_NVRTC_TESTS").is_none(), "{error}");
+            return;
+        }
+        let attention = |head_dim, warps, row_tiles| Source::Attention { head_dim, warps, row_tiles };
+        let plain = [Source::Norm, Source::Gated, Source::Rows, Source::Head];
+        let widths = [attention(64, 4, 1), attention(64, 4, 2), attention(128, 4, 2), attention(128, 8, 1), attention(256, 4, 1)];
+        for source in plain.into_iter().chain(widths) {
+            for capability in [(8, 0), (9, 0), (10, 0)] {
+                let mut options = options(capability);
+                options.push("--ptxas-options=--verbose".to_owned());
+                let (code, log) = compile(source.name(), &source.whole_text(), &options).unwrap();
+                assert!(code.len() > 1000, "{source:?}: {} bytes", code.len());
+                let words: Vec<&str> = log.split_whitespace().collect();
+                let spilled = words.windows(4).filter(|words| words[1..] == ["bytes", "spill", "stores,"]);
+                for words in spilled {
+                    let bytes: u32 = words[0].parse().unwrap();
+                    assert!(bytes <= 128, "{source:?} for {capability:?} spills {bytes} bytes:\n{log}");
+                }
+                assert!(log.contains("registers"), "{log}");
+                println!("{source:?} {capability:?}\n{log}");
+            }
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use candle_core::{Device as Candle, Tensor};
 
-use super::operations::{RotaryTables, STATISTICS_WORDS, head_chunk, statistics_of_words};
+use super::operations::{HeadRoom, RotaryTables, STATISTICS_WORDS, SUMS_WORDS, head_chunk, statistics_of_words};
 use super::{AttentionPlan, Buffer, Device, PrepareOptions, Weight};
 use crate::error::{Error, Result};
 use crate::kernels::attention::AttentionShape;
@@ -85,16 +85,15 @@ fn prepare(
     norms: Option<(&Buffer, &Buffer, f64)>,
     dtype: Dtype,
 ) -> Result<Buffer> {
-    let len = qkv.elem_count();
-    let (x, y) = (upload(device, qkv, Dtype::F32)?, room(device, len, dtype)?);
+    let qkv = upload(device, qkv, dtype)?;
     let tables = RotaryTables::new(device, rotary)?;
     let words = upload_words(device, positions)?;
-    let plan = AttentionPlan::new(segments, positions.len(), shape, dtype);
+    let plan = AttentionPlan::new(segments, positions.len(), shape, dtype, device.shared_bytes());
     let options = PrepareOptions { shape, rotary: &tables, bias: None, norms };
-    let positions = words.indices(0, positions.len(), end(positions))?;
-    device.prepare_attention(x.array(0, len, Dtype::F32)?, &options, &plan, positions, y.array(0, len, dtype)?)?;
+    let all = words.indices(0, positions.len(), end(positions))?;
+    device.prepare_attention(qkv.array(0, positions.len() * shape.columns(), dtype)?, &options, &plan, all)?;
     device.synchronize()?;
-    Ok(y)
+    Ok(qkv)
 }
 
 /// Prepared and attended to in `dtype`; `[T, heads * head_dim]` f32.
@@ -110,7 +109,7 @@ pub fn attention(
     let tokens = positions.len();
     let positions: Vec<u32> = positions.iter().map(|&position| position as u32).collect();
     let prepared = prepare(device, qkv, segments, &positions, rotary, shape, None, dtype)?;
-    let plan = AttentionPlan::new(segments, tokens, shape, dtype);
+    let plan = AttentionPlan::new(segments, tokens, shape, dtype, device.shared_bytes());
     let (tiles, ranges) = (upload_words(device, &plan.tiles)?, upload_words(device, &plan.ranges)?);
     let width = shape.heads * shape.head_dim;
     let y = room(device, tokens * width, dtype)?;
@@ -207,10 +206,11 @@ fn head(
     let chunk = head_chunk(vocabulary).min(n) * vocabulary;
     let logits = device.allocate(4 * chunk)?;
     let top_len = n * options.top_k.min(vocabulary);
-    let top_buffer = device.allocate(4 * top_len)?;
+    let (top_buffer, sums) = (device.allocate(4 * top_len)?, device.allocate(4 * SUMS_WORDS * n)?);
     let top = top_buffer.array(0, top_len, Dtype::F32)?;
-    let logits = logits.array(0, chunk, Dtype::F32)?;
-    device.head_statistics(hidden, head_vd, words, all, logits, wants_logits.then_some(top), options)?;
+    let sums = sums.array(0, SUMS_WORDS * n, Dtype::F32)?;
+    let room = HeadRoom { logits: logits.array(0, chunk, Dtype::F32)?, sums, top_logits: top };
+    device.head_statistics(hidden, head_vd, words, all, &room, options)?;
     let pinned = device.pinned(statistics.bytes())?;
     device.fetch(&statistics, &pinned, statistics.bytes())?;
     device.synchronize()?;

@@ -29,9 +29,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
+use half::bf16;
+use half::slice::HalfFloatSliceExt;
+use rayon::prelude::*;
+
 pub use compile::Source;
 use library::{Address, Blas, Driver, Opaque};
-pub use operations::{AttentionPlan, PrepareOptions, RotaryTables, STATISTICS_WORDS, head_chunk, statistics_of_words};
+pub use operations::{
+    AttentionPlan, HeadRoom, PrepareOptions, RotaryTables, STATISTICS_WORDS, SUMS_WORDS, head_chunk, statistics_of_words,
+};
 pub use product::Weight;
 
 use super::Dtype;
@@ -65,6 +71,9 @@ pub struct Device {
 unsafe impl Send for Device {}
 // SAFETY: as above; the libraries lock where they must.
 unsafe impl Sync for Device {}
+
+/// Numbers that are uploaded at a time.
+const PIECE: usize = 8 << 20;
 
 /// Takes down the time of every kernel, which makes each wait for the one before.
 const PROFILE: &str = "DIAGNOSE_CUDA_PROFILE";
@@ -211,6 +220,11 @@ impl Device {
         })
     }
 
+    /// Shared memory that a block may have, in bytes.
+    pub fn shared_bytes(&self) -> usize {
+        self.shared_bytes as usize
+    }
+
     /// As the driver names it, `NVIDIA H100 80GB HBM3` for example.
     pub fn name(&self) -> &str {
         &self.name
@@ -247,32 +261,25 @@ impl Device {
         Ok(Buffer { address, bytes })
     }
 
-    /// A buffer that holds `numbers`, in `dtype`: rounded on the device.
+    /// A buffer that holds `numbers`, in `dtype`. They go by way of two pinned pieces: one is filled by all cores, the other is on its way.
     pub fn upload(&'static self, numbers: &[f32], dtype: Dtype) -> Result<Buffer> {
-        let floats = self.allocate(size_of_val(numbers))?;
-        self.copy_in(&floats, numbers)?;
-        if dtype == Dtype::F32 {
-            return Ok(floats);
+        let size = dtype.size_in_bytes() as usize;
+        let buffer = self.allocate(numbers.len() * size)?;
+        let mut pieces = [None, None];
+        for (index, piece) in numbers.chunks(PIECE).enumerate() {
+            let mut pinned = match pieces[index % 2].take() {
+                Some((pinned, sent)) => {
+                    self.wait(&sent)?;
+                    pinned
+                }
+                None => self.pinned(piece.len() * size)?,
+            };
+            pinned.fill(piece, dtype)?;
+            self.send(&pinned, buffer.array(index * PIECE * size, piece.len(), dtype)?)?;
+            pieces[index % 2] = Some((pinned, self.record()?));
         }
-        let rounded = self.allocate(numbers.len() * dtype.size_in_bytes() as usize)?;
-        self.round(floats.array(0, numbers.len(), Dtype::F32)?, rounded.array(0, numbers.len(), dtype)?)?;
-        // Before the source is freed.
         self.synchronize()?;
-        Ok(rounded)
-    }
-
-    /// Fills the beginning of `buffer`; returns when `numbers` may be changed again.
-    fn copy_in(&self, buffer: &Buffer, numbers: &[f32]) -> Result<()> {
-        if size_of_val(numbers) > buffer.bytes {
-            return Err(Error::new("more numbers than the device's buffer holds"));
-        }
-        self.enter()?;
-        // SAFETY: the buffer holds that many bytes, as was checked, and the numbers stay until the copy is done.
-        unsafe {
-            let code = (self.driver.to_device)(buffer.address, numbers.as_ptr().cast(), size_of_val(numbers), self.stream);
-            check(&self.driver, "copy to the GPU", code)?;
-        }
-        self.synchronize()
+        Ok(buffer)
     }
 
     /// The numbers of an array, as f32.
@@ -653,6 +660,27 @@ impl Pinned {
         }
         // SAFETY: the place lies within the buffer, as was checked, which does not overlap what it is filled from.
         unsafe { std::ptr::copy_nonoverlapping(words.as_ptr().cast::<u8>(), self.address().add(offset), size_of_val(words)) };
+        Ok(())
+    }
+
+    /// Writes `numbers` in `dtype` at the beginning. Not while the device reads it.
+    fn fill(&mut self, numbers: &[f32], dtype: Dtype) -> Result<()> {
+        if numbers.len() * dtype.size_in_bytes() as usize > self.capacity() {
+            return Err(Error::new("more numbers than the host's buffer holds"));
+        }
+        const BLOCK: usize = 1 << 16;
+        match dtype {
+            Dtype::F32 => {
+                // SAFETY: the buffer is that long, as was checked, and aligned to pages.
+                let to = unsafe { std::slice::from_raw_parts_mut(self.address().cast::<f32>(), numbers.len()) };
+                to.par_chunks_mut(BLOCK).zip(numbers.par_chunks(BLOCK)).for_each(|(to, from)| to.copy_from_slice(from));
+            }
+            Dtype::Bf16 => {
+                // SAFETY: as above.
+                let to = unsafe { std::slice::from_raw_parts_mut(self.address().cast::<bf16>(), numbers.len()) };
+                to.par_chunks_mut(BLOCK).zip(numbers.par_chunks(BLOCK)).for_each(|(to, from)| to.convert_from_f32_slice(from));
+            }
+        }
         Ok(())
     }
 

@@ -10,8 +10,9 @@ use crate::kernels::head::HeadOptions;
 use crate::kernels::rotary::{Rotary, RotaryStyle};
 use crate::kernels::{Dtype, Segment, TokenStatistics};
 
-/// Threads of a block that works on one row.
+/// Threads of a block that works on one row, and of norm.cu's.
 const ROW_THREADS: usize = 256;
+const NORM_THREADS: usize = 256;
 /// Blocks of a kernel that walks over all numbers there are.
 const WALKING_BLOCKS: usize = 4096;
 
@@ -93,9 +94,17 @@ impl Device {
         x.expect("the input of a norm", y.len(), Dtype::F32)?;
         let weight = weight.array(0, width, Dtype::F32)?;
         let kernel = self.kernel(Source::Norm, name)?;
-        let arguments = [x.argument(), weight.argument(), y.argument(), U32(width as u32), F32(eps as f32)];
-        // SAFETY: `x` and `y` hold `rows` rows of `width` numbers, the weight one.
-        unsafe { self.launch(kernel, (rows, 1), threads_for(width), 0, &arguments) }
+        // Wide rows have more threads, so that each keeps its numbers in registers.
+        let row_threads = match width {
+            0..=1024 => 32,
+            1025..=4096 => 128,
+            _ => NORM_THREADS,
+        };
+        let [rows_word, width, row_threads_word] = [rows, width, row_threads].map(|number| U32(number as u32));
+        let arguments = [x.argument(), weight.argument(), y.argument(), rows_word, width, row_threads_word, F32(eps as f32)];
+        let blocks = (rows.div_ceil(NORM_THREADS / row_threads), 1);
+        // SAFETY: `x` and `y` hold `rows` rows of `width` numbers, the weight one; the kernel divides its threads by `row_threads`.
+        unsafe { self.launch(kernel, blocks, NORM_THREADS as u32, 0, &arguments) }
     }
 
     /// `y [T, F] = activation(gate) * up` of `gate_up [T, 2F]`, to which `bias [2F]` is added first where there is one. Both in one format.
@@ -114,27 +123,27 @@ impl Device {
             (Activation::GeluTanh, Dtype::Bf16) => "gelu_tanh_bf16",
         };
         let kernel = self.kernel(Source::Gated, name)?;
-        let blocks = (rows, (width / 2).div_ceil(ROW_THREADS));
+        // Columns of a thread, as gated.cu has them.
+        let threads = width / if width.is_multiple_of(8) { 8 } else { 2 };
+        let block = threads_for(threads);
+        let blocks = (rows, threads.div_ceil(block as usize));
+        let arguments = [gate_up.argument(), bias, y.argument(), U32(width as u32)];
         // SAFETY: `gate_up` holds `rows` rows of `2 width` numbers, `y` of `width`, the bias `2 width` or nothing.
-        unsafe {
-            self.launch(kernel, blocks, ROW_THREADS as u32, 0, &[gate_up.argument(), bias, y.argument(), U32(width as u32)])
-        }
+        unsafe { self.launch(kernel, blocks, block, 0, &arguments) }
     }
 
-    /// Queries, keys and values as the attention wants them: `qkv [T, C]` f32 with bias and norms where there are some, queries and keys
-    /// turned by the rotary embedding, in the format of `y [T, C]`.
+    /// Makes of queries, keys and values `qkv [T, C]` what the attention wants, in their place: with bias and norms where there are some,
+    /// queries and keys turned by the rotary embedding.
     pub fn prepare_attention(
         &self,
         qkv: Array,
         options: &PrepareOptions,
         plan: &AttentionPlan,
         positions: Indices,
-        y: Array,
     ) -> Result<()> {
         let AttentionShape { heads, kv_heads, head_dim, .. } = *options.shape;
         let columns = options.shape.columns();
-        let tokens = whole_rows("an attention", y, columns)?;
-        qkv.expect("queries, keys and values", y.len(), Dtype::F32)?;
+        let tokens = whole_rows("an attention", qkv, columns)?;
         let RotaryTables { cos, sin, pairs, max_positions, style } = options.rotary;
         if positions.len() != tokens || 2 * pairs > head_dim || (*pairs > 0 && positions.end as usize > *max_positions) {
             return Err(Error::new(format!(
@@ -149,8 +158,8 @@ impl Device {
             None => (Pointer(0), Pointer(0), 0.0),
         };
         let bias = optional(options.bias, columns)?;
-        let name = if y.dtype() == Dtype::F32 { "prepare_f32" } else { "prepare_bf16" };
-        let kernel = self.kernel(attention_source(options.shape, plan.warps)?, name)?;
+        let name = if qkv.dtype() == Dtype::F32 { "prepare_f32" } else { "prepare_bf16" };
+        let kernel = self.kernel(plan.source(options.shape)?, name)?;
         let arguments = [
             qkv.argument(),
             bias,
@@ -164,11 +173,9 @@ impl Device {
             U32(u32::from(*style == RotaryStyle::Interleaved)),
             U32(heads as u32),
             U32(kv_heads as u32),
-            y.argument(),
         ];
-        let blocks = (tokens, (heads + 2 * kv_heads).div_ceil(8));
-        // SAFETY: `qkv` and `y` hold `tokens` rows of `columns`; the positions lie within the tables; norms and bias are as long as was checked.
-        unsafe { self.launch(kernel, blocks, 256, 0, &arguments) }
+        // SAFETY: `qkv` holds `tokens` rows of `columns`; the positions lie within the tables; norms and bias are as long as was checked.
+        unsafe { self.launch(kernel, (tokens, 1), 256, 0, &arguments) }
     }
 
     /// What the heads read: `y [T, heads * head_dim]` of prepared `qkv [T, C]`, both in one format.
@@ -185,14 +192,14 @@ impl Device {
         let tokens = whole_rows("an attention", y, heads * head_dim)?;
         qkv.expect("queries, keys and values", tokens * shape.columns(), y.dtype())?;
         let is_whole = tokens == plan.tokens && tiles.len() == plan.tiles.len() && ranges.len() == plan.ranges.len();
-        if !is_whole || plan.queries != tile_queries(shape, plan.warps, y.dtype()) {
+        if !is_whole || plan.queries != plan.blocking.queries(shape, y.dtype()) {
             return Err(Error::new("the attention was planned for another batch"));
         }
         let (name, threads) = match y.dtype() {
             Dtype::F32 => ("attention_f32", 256),
-            Dtype::Bf16 => ("attention_bf16", 32 * plan.warps),
+            Dtype::Bf16 => ("attention_bf16", 32 * plan.blocking.warps),
         };
-        let kernel = self.kernel(attention_source(shape, plan.warps)?, name)?;
+        let kernel = self.kernel(plan.source(shape)?, name)?;
         let arguments = [
             qkv.argument(),
             tiles.argument(),
@@ -205,97 +212,126 @@ impl Device {
             F32(softcap.unwrap_or(0.0)),
         ];
         let blocks = (plan.n_tiles() * heads, 1);
-        let shared_bytes = attention_shared_bytes(head_dim, plan.queries, y.dtype());
+        let shared_bytes = plan.blocking.shared_bytes(head_dim, y.dtype());
         // SAFETY: the plan's tiles and ranges lie within `tokens` rows: `AttentionPlan::new` had its segments checked.
         unsafe { self.launch(kernel, blocks, threads, shared_bytes, &arguments) }
     }
 
     /// What the model believed about `targets [N]`, from `logits [N, V]` f32; `statistics` takes [`STATISTICS_WORDS`] words a token,
-    /// `top_logits` the `top_k` largest logits of each.
-    pub fn token_statistics(
-        &self,
-        logits: Array,
-        targets: Indices,
-        statistics: Indices,
-        top_logits: Option<Array>,
-        vocabulary: usize,
-        top_k: usize,
-        softcap: Option<f32>,
-    ) -> Result<()> {
-        logits.expect("logits", targets.len() * vocabulary, Dtype::F32)?;
-        if targets.end as usize > vocabulary || statistics.len() != targets.len() * STATISTICS_WORDS {
+    /// `sums` [`SUMS_WORDS`], `top_logits` the `top_k` largest logits of each.
+    fn token_statistics(&self, head: &HeadArrays, vocabulary: usize, top_k: usize, softcap: Option<f32>) -> Result<()> {
+        let HeadArrays { logits, targets, statistics, sums, top_logits } = *head;
+        let n = targets.len();
+        logits.expect("logits", n * vocabulary, Dtype::F32)?;
+        top_logits.expect("the largest logits", n * top_k, Dtype::F32)?;
+        sums.expect("sums of rows", n * SUMS_WORDS, Dtype::F32)?;
+        if targets.end as usize > vocabulary || statistics.len() != n * STATISTICS_WORDS {
             return Err(Error::new("targets lie outside the vocabulary, or their statistics have no room"));
         }
-        let top_k = top_k.min(vocabulary);
-        if top_k == 0 || top_k > HEAD_GROUPS {
-            return Err(Error::new(format!(
-                "on the GPU the entropy over the K largest logits takes K from 1 to {HEAD_GROUPS}, not {top_k}"
-            )));
-        }
-        let top_logits = match top_logits {
-            Some(array) => {
-                array.expect("the largest logits", targets.len() * top_k, Dtype::F32)?;
-                array.argument()
-            }
-            None => Pointer(0),
-        };
-        let list = (top_k - 1) * (HEAD_THREADS / HEAD_GROUPS) * vocabulary.div_ceil(HEAD_THREADS);
-        let kernel = self.kernel(Source::Head, "token_statistics")?;
+        let shared_bytes = self.head_shared_bytes(vocabulary, top_k).ok_or_else(|| {
+            Error::new(format!("{} has no room for the {top_k} largest of {vocabulary} logits", self.name))
+                .cure("Leave out --device cuda: the CPU takes its place.")
+        })?;
+        let name = if vocabulary.is_multiple_of(4) { "sum_rows_4" } else { "sum_rows_1" };
+        let kernel = self.kernel(Source::Head, name)?;
+        let (vocabulary, top_k) = (U32(vocabulary as u32), U32(top_k as u32));
         let arguments = [
             logits.argument(),
             targets.argument(),
-            statistics.argument(),
-            top_logits,
-            U32(vocabulary as u32),
-            U32(top_k as u32),
+            sums.argument(),
+            top_logits.argument(),
+            vocabulary,
+            top_k,
             F32(softcap.unwrap_or(0.0)),
         ];
-        // SAFETY: the logits hold a row for each target, the targets lie within it, and the statistics have room for all.
-        unsafe { self.launch(kernel, (targets.len(), 1), HEAD_THREADS as u32, 4 * (top_k + list), &arguments) }
+        // SAFETY: the logits hold a row for each target, which lies within it; sums and largest logits have room for all.
+        unsafe { self.launch(kernel, (n, 1), HEAD_THREADS as u32, shared_bytes, &arguments)? };
+        let kernel = self.kernel(Source::Head, "finish")?;
+        let arguments = [sums.argument(), top_logits.argument(), statistics.argument(), U32(n as u32), top_k];
+        // SAFETY: as above; the statistics have room for all.
+        unsafe { self.launch(kernel, (n.div_ceil(8), 1), 256, 0, &arguments) }
+    }
+
+    /// Shared memory for the `top_k` largest of a row of logits; `None` where there is not enough.
+    fn head_shared_bytes(&self, vocabulary: usize, top_k: usize) -> Option<usize> {
+        let vector = if vocabulary.is_multiple_of(4) { 4 } else { 1 };
+        let of_group = HEAD_THREADS / HEAD_GROUPS * vector * vocabulary.div_ceil(vector * HEAD_THREADS);
+        let bytes = 4 * (top_k + top_k.checked_sub(1)? * of_group);
+        // The kernel declares some kilobytes itself.
+        (top_k <= HEAD_GROUPS && bytes + (8 << 10) <= self.shared_bytes as usize).then_some(bytes)
+    }
+
+    /// Can the device find the `top_k` largest of a row of logits?
+    pub fn can_list(&self, vocabulary: usize, top_k: usize) -> bool {
+        self.head_shared_bytes(vocabulary, top_k.min(vocabulary)).is_some()
     }
 }
 
+/// What head.cu reads and writes.
+#[derive(Clone, Copy)]
+struct HeadArrays<'a> {
+    logits: Array<'a>,
+    targets: Indices<'a>,
+    statistics: Indices<'a>,
+    sums: Array<'a>,
+    top_logits: Array<'a>,
+}
+
+/// What the head works in: room for the logits of some rows at a time, at least one.
+pub struct HeadRoom<'a> {
+    pub logits: Array<'a>,
+    pub sums: Array<'a>,
+    /// Where they are given for all tokens, they are kept: `[N, top_k]`.
+    pub top_logits: Array<'a>,
+}
+
 impl Device {
-    /// What the model believed about `targets [N]` at `hidden [N, D]`, in the head's format. `logits` is room for some rows of them, at
-    /// least one; `statistics` takes [`STATISTICS_WORDS`] words a token, `top_logits` the `top_k` largest logits of each, where it is given.
+    /// What the model believed about `targets [N]` at `hidden [N, D]`, in the head's format; `statistics` takes [`STATISTICS_WORDS`] words a
+    /// token.
     pub fn head_statistics(
         &'static self,
         hidden: Array,
         head_vd: &Weight,
         targets: Indices,
         statistics: Indices,
-        logits: Array,
-        top_logits: Option<Array>,
+        room: &HeadRoom,
         options: &HeadOptions,
     ) -> Result<()> {
-        let top_k = options.top_k.min(head_vd.out_features());
         let (vocabulary, width) = (head_vd.out_features(), head_vd.in_features());
-        let chunk = logits.len() / vocabulary.max(1);
-        if chunk == 0 && !targets.is_empty() {
+        let (top_k, n_all) = (options.top_k.min(vocabulary), targets.len());
+        let chunk = (room.logits.len() / vocabulary.max(1)).min(room.sums.len() / SUMS_WORDS);
+        if chunk == 0 && n_all > 0 {
             return Err(Error::new("there is no room for a row of logits on the GPU"));
         }
-        for begin in (0..targets.len()).step_by(chunk.max(1)) {
-            let n = chunk.min(targets.len() - begin);
-            let logits = logits.part(0, n * vocabulary)?;
+        let keeps_top = room.top_logits.len() == n_all * top_k;
+        for begin in (0..n_all).step_by(chunk.max(1)) {
+            let n = chunk.min(n_all - begin);
+            let logits = room.logits.part(0, n * vocabulary)?;
             self.multiply(hidden.part(begin * width, n * width)?, head_vd, logits, false)?;
-            let statistics = statistics.part(begin * STATISTICS_WORDS, n * STATISTICS_WORDS)?;
-            let top_logits = top_logits.map(|all| all.part(begin * top_k, n * top_k)).transpose()?;
-            self.token_statistics(logits, targets.part(begin, n)?, statistics, top_logits, vocabulary, top_k, options.softcap)?;
+            let head = HeadArrays {
+                logits,
+                targets: targets.part(begin, n)?,
+                statistics: statistics.part(begin * STATISTICS_WORDS, n * STATISTICS_WORDS)?,
+                sums: room.sums.part(0, n * SUMS_WORDS)?,
+                top_logits: room.top_logits.part(if keeps_top { begin * top_k } else { 0 }, n * top_k)?,
+            };
+            self.token_statistics(&head, vocabulary, top_k, options.softcap)?;
         }
         Ok(())
     }
 }
 
-/// Rows of logits that are held at a time: about 256 MiB of them.
+/// Rows of logits that are held at a time: about 512 MiB of them.
 pub fn head_chunk(vocabulary: usize) -> usize {
-    ((256 << 20) / (4 * vocabulary.max(1))).clamp(128, 8192) / 128 * 128
+    ((512 << 20) / (4 * vocabulary.max(1))).clamp(128, 8192) / 128 * 128
 }
 
 /// head.cu: `THREADS`, `GROUPS`.
-const HEAD_THREADS: usize = 1024;
+const HEAD_THREADS: usize = 512;
 const HEAD_GROUPS: usize = 256;
-/// Words of [`TokenStatistics`] as head.cu writes them.
+/// Words of [`TokenStatistics`] and of `RowSums` in head.cu.
 pub const STATISTICS_WORDS: usize = 9;
+pub const SUMS_WORDS: usize = 14;
 
 /// From the words that head.cu wrote for one token.
 pub fn statistics_of_words(words: &[u32; STATISTICS_WORDS]) -> TokenStatistics {
@@ -348,7 +384,7 @@ pub struct PrepareOptions<'a> {
 pub struct AttentionPlan {
     tokens: usize,
     queries: usize,
-    warps: u32,
+    blocking: Blocking,
     /// `Tile` of attention.cu, five words each; the longest work first.
     pub tiles: Vec<u32>,
     /// `Range` of attention.cu, three words each.
@@ -357,13 +393,25 @@ pub struct AttentionPlan {
 
 const TILE_WORDS: usize = 5;
 
+/// How a block of attention.cu is cut: so many warps, each on so many times 16 tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Blocking {
+    warps: u32,
+    row_tiles: u32,
+}
+
 impl AttentionPlan {
-    /// `segments` have been checked by [`positions`](crate::kernels::attention::positions), and hold `tokens` tokens.
-    pub fn new(segments: &[Segment], tokens: usize, shape: &AttentionShape, dtype: Dtype) -> AttentionPlan {
-        // Eight warps read each key once for 128 tokens, but stand idle where segments are short.
+    /// `segments` have been checked by [`positions`](crate::kernels::attention::positions), and hold `tokens` tokens; a block of the device
+    /// may have `shared_bytes` of shared memory.
+    pub fn new(segments: &[Segment], tokens: usize, shape: &AttentionShape, dtype: Dtype, shared_bytes: usize) -> AttentionPlan {
+        // Large tiles read each key once for 128 tokens, but stand idle where segments are short.
         let long: usize = segments.iter().map(|segment| segment.tokens.len()).filter(|&len| len > 96).sum();
-        let warps = if shape.head_dim <= 128 && 2 * long >= tokens { 8 } else { 4 };
-        let queries = tile_queries(shape, warps, dtype);
+        let small = Blocking { warps: 4, row_tiles: 1 };
+        let large = [Blocking { warps: 4, row_tiles: 2 }, Blocking { warps: 8, row_tiles: 1 }];
+        let large =
+            large.into_iter().find(|large| shape.head_dim <= 128 && large.shared_bytes(shape.head_dim, dtype) <= shared_bytes);
+        let blocking = large.filter(|_| 2 * long >= tokens).unwrap_or(small);
+        let queries = blocking.queries(shape, dtype);
         let mut tiles: Vec<(usize, [u32; TILE_WORDS])> = Vec::new();
         let mut ranges = Vec::new();
         for segment in segments.iter().filter(|segment| !segment.tokens.is_empty()) {
@@ -383,45 +431,50 @@ impl AttentionPlan {
         }
         tiles.sort_by_key(|&(keys, _)| std::cmp::Reverse(keys));
         let tiles = tiles.into_iter().flat_map(|(_, tile)| tile).collect();
-        AttentionPlan { tokens, queries, warps, tiles, ranges }
+        AttentionPlan { tokens, queries, blocking, tiles, ranges }
     }
 
     fn n_tiles(&self) -> usize {
         self.tiles.len() / TILE_WORDS
     }
-}
 
-/// Tokens of a tile, as attention.cu has them.
-fn tile_queries(shape: &AttentionShape, warps: u32, dtype: Dtype) -> usize {
-    match dtype {
-        Dtype::Bf16 => 16 * warps as usize,
-        Dtype::F32 if shape.head_dim > 128 => 32,
-        Dtype::F32 => 64,
-    }
-}
-
-/// Dynamic shared memory of the two kernels in attention.cu.
-fn attention_shared_bytes(head_dim: usize, queries: usize, dtype: Dtype) -> usize {
-    let is_wide = head_dim > 128;
-    match dtype {
-        Dtype::Bf16 => {
-            let row = 2 * (head_dim.next_multiple_of(16) + 8);
-            let keys = if is_wide { 32 } else { 64 };
-            // Two buffers of keys and values; the queries stay beside them only where registers do not take them in.
-            if is_wide { (queries + 4 * keys) * row } else { (4 * keys).max(queries) * row }
-        }
-        Dtype::F32 => {
-            let keys = if is_wide { 16 } else { 32 };
-            4 * ((queries + 2 * keys) * (head_dim + 1) + queries * (keys + 1))
+    fn source(&self, shape: &AttentionShape) -> Result<Source> {
+        let Blocking { warps, row_tiles } = self.blocking;
+        match shape.head_dim {
+            head_dim @ 1..=256 => Ok(Source::Attention { head_dim: head_dim as u32, warps, row_tiles }),
+            wide => Err(Error::new(format!("the GPU's attention takes heads of up to 256 elements, not {wide}"))
+                .cure("Leave out --device cuda: the CPU takes its place.")),
         }
     }
 }
 
-fn attention_source(shape: &AttentionShape, warps: u32) -> Result<Source> {
-    match shape.head_dim {
-        head_dim @ 1..=256 => Ok(Source::Attention { head_dim: head_dim as u32, warps }),
-        wide => Err(Error::new(format!("the GPU's attention takes heads of up to 256 elements, not {wide}"))
-            .cure("Leave out --device cuda: the CPU takes its place.")),
+impl Blocking {
+    /// Tokens of a tile, as attention.cu has them.
+    fn queries(self, shape: &AttentionShape, dtype: Dtype) -> usize {
+        match dtype {
+            Dtype::Bf16 => (16 * self.warps * self.row_tiles) as usize,
+            Dtype::F32 if shape.head_dim > 128 => 32,
+            Dtype::F32 => 64,
+        }
+    }
+
+    /// Dynamic shared memory of the two kernels in attention.cu.
+    fn shared_bytes(self, head_dim: usize, dtype: Dtype) -> usize {
+        let is_wide = head_dim > 128;
+        match dtype {
+            Dtype::Bf16 => {
+                let row = 2 * (head_dim.next_multiple_of(16) + 8);
+                let keys = if is_wide { 32 } else { 64 };
+                // Two buffers of keys and values; queries beside them only where registers do not take them in.
+                let keeps_queries = head_dim * self.row_tiles as usize <= 128;
+                let queries = if keeps_queries { 0 } else { (16 * self.warps * self.row_tiles) as usize };
+                (queries + 4 * keys) * row
+            }
+            Dtype::F32 => {
+                let (queries, keys) = if is_wide { (32, 16) } else { (64, 32) };
+                4 * ((queries + 2 * keys) * (head_dim + 1) + queries * (keys + 1))
+            }
+        }
     }
 }
 

@@ -248,7 +248,7 @@ fn what_does_not_fit_is_refused() {
 fn a_plan_covers_every_token_once() {
     let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 64, scale: 1.0, window: None, softcap: None };
     for dtype in [Dtype::F32, Dtype::Bf16] {
-        let plan = AttentionPlan::new(&segments(), 456, &shape, dtype);
+        let plan = AttentionPlan::new(&segments(), 456, &shape, dtype, 99 << 10);
         let positions = positions(&segments(), 456).unwrap();
         let mut seen = vec![0; 456];
         let (tiles, _) = plan.tiles.as_chunks::<5>();

@@ -1,19 +1,27 @@
 // What the model believed about each target token, from rows of logits; the same formulas as running.rs and reference.rs.
 //
-// One block of 1,024 threads a row, two passes over it. Sums run over all words but the target, relative to the largest logit `m`, with
-// d = logit - m and e = exp(d): terms of one thread in f32, of the block in f64. The K largest logits are found exactly. The words are
-// dealt to GROUPS groups of threads; the K-th largest of the groups' own maxima, `least`, is a lower bound of the K-th largest logit; all
-// logits above `least` lie with fewer than K groups, so that a list of (K - 1) times a group's words holds them, and the rest of the K
-// equals `least`.
+// `sum_rows`: one block of THREADS a row, two passes over it, VECTOR words at a time (four where V allows it). Sums run over all words but the target,
+// relative to the largest logit `m`, with d = logit - m and e = exp(d): terms of one thread in f32, of the block in f64. The K largest logits
+// are found exactly. The words are dealt to GROUPS groups of threads; the K-th largest of the groups' own maxima, `least`, is a lower bound of
+// the K-th largest logit; all logits above `least` lie with fewer than K groups, so that a list of (K - 1) times a group's words holds them,
+// and the rest of the K equals `least`.
 
-#define THREADS 1024
-// One for four threads; K may not be larger.
+#define THREADS 512
+// One for two threads; K may not be larger.
 #define GROUPS 256
 #define GROUP (THREADS / GROUPS)
-#define N_SUMS 6
+#define N_SUMS 5
 
 #define MINUS_INFINITY __int_as_float(0xff800000)
 #define NOT_A_NUMBER __int_as_float(0x7fc00000)
+#define LOG2_E 1.4426950408889634f
+
+// What one pass over a row leaves for `finish`.
+struct RowSums {
+    double e, e_d, e_dd, e_e, tail;
+    float largest, target_logit;
+    u32 largest_id, n_larger;
+};
 
 struct TokenStatistics {
     float logprob, entropy, entropy_topk;
@@ -27,34 +35,46 @@ __device__ __forceinline__ float capped(float logit, float softcap) {
     return softcap > 0.0f ? tanhf(logit / softcap) * softcap : logit;
 }
 
-struct Word {
-    float logit;
-    u32 id;
-};
-
-// The larger; of equals the one with the lower id. A NaN is never larger.
-__device__ __forceinline__ Word larger(Word a, Word b) {
-    return b.logit > a.logit || (b.logit == a.logit && b.id < a.id) ? b : a;
+// Within two units in the last place.
+__device__ __forceinline__ float exp_fast(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * LOG2_E));
+    return y;
 }
 
-__device__ __forceinline__ Word larger_of_lanes(Word x, int lanes) {
-    for (int lane = lanes / 2; lane > 0; lane /= 2) {
-        Word other = {__shfl_xor_sync(ALL_LANES, x.logit, lane), __shfl_xor_sync(ALL_LANES, x.id, lane)};
-        x = larger(x, other);
-    }
+__device__ __forceinline__ float largest_of_lanes(float x, int lanes) {
+    for (int lane = lanes / 2; lane > 0; lane /= 2) x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, lane));
     return x;
 }
 
-// logits [N, V] f32, targets [N], statistics [N]. Dynamic shared memory: top_k floats, then the list of
-// (top_k - 1) * GROUP * ceil(V / THREADS). Where `top_logits` [N, top_k] is not null, it gets the K largest, largest first.
-extern "C" __global__ void __launch_bounds__(THREADS)
-token_statistics(const float* logits, const u32* targets, TokenStatistics* statistics, float* top_logits, u32 vocabulary, u32 top_k,
-                 float softcap) {
+template <int VECTOR>
+struct Words;
+
+template <>
+struct Words<1> {
+    float at[1];
+    __device__ __forceinline__ Words(const float* from, float softcap) { at[0] = capped(from[0], softcap); }
+};
+
+template <>
+struct Words<4> {
+    float at[4];
+    __device__ __forceinline__ Words(const float* from, float softcap) {
+        float4 x = load_four(from);
+        at[0] = capped(x.x, softcap), at[1] = capped(x.y, softcap), at[2] = capped(x.z, softcap), at[3] = capped(x.w, softcap);
+    }
+};
+
+// logits [N, V] f32, targets [N], row_sums [N], top_logits [N, top_k]: the largest logits, largest first. Dynamic shared memory: top_k floats,
+// then the list of (top_k - 1) * GROUP * VECTOR * ceil(V / (VECTOR * THREADS)).
+template <int VECTOR>
+__device__ void sum_rows(const float* logits, const u32* targets, RowSums* row_sums, float* top_logits, u32 vocabulary, u32 top_k,
+                         float softcap) {
     __shared__ float maxima[GROUPS];
-    __shared__ double sums[N_SUMS][WARP];
-    __shared__ Word tops[WARP];
+    __shared__ double sums[N_SUMS][THREADS / WARP];
+    __shared__ float tops[WARP];
     __shared__ float least;
-    __shared__ u32 n_listed;
+    __shared__ u32 n_listed, top_id, n_larger_sum;
     extern __shared__ float largest[];
     float* list = largest + top_k;
 
@@ -62,53 +82,64 @@ token_statistics(const float* logits, const u32* targets, TokenStatistics* stati
     u32 target = targets[blockIdx.x], warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     float target_logit = capped(row[target], softcap);
 
-    // First pass: the largest logit of each thread, of each group, of all.
-    Word top = {MINUS_INFINITY, 0xffffffffu};
-    for (u32 v = threadIdx.x; v < vocabulary; v += THREADS) {
-        Word word = {capped(row[v], softcap), v};
-        top = larger(top, word);
+    // First pass: the largest logit of each thread, of each group, of all. A NaN is never larger.
+    float top = MINUS_INFINITY;
+#pragma unroll 4
+    for (u32 v = VECTOR * threadIdx.x; v < vocabulary; v += VECTOR * THREADS) {
+        Words<VECTOR> words(row + v, softcap);
+#pragma unroll
+        for (int i = 0; i < VECTOR; ++i) top = fmaxf(top, words.at[i]);
     }
-    Word group_top = larger_of_lanes(top, GROUP);
-    if (threadIdx.x % GROUP == 0) maxima[threadIdx.x / GROUP] = group_top.logit;
-    top = larger_of_lanes(top, WARP);
+    float group_top = largest_of_lanes(top, GROUP);
+    if (threadIdx.x % GROUP == 0) maxima[threadIdx.x / GROUP] = group_top;
+    top = largest_of_lanes(top, WARP);
     if (lane == 0) tops[warp] = top;
-    if (threadIdx.x == 0) n_listed = 0;
+    if (threadIdx.x == 0) n_listed = 0, top_id = 0xffffffffu, n_larger_sum = 0;
     __syncthreads();
-    top = larger_of_lanes(tops[lane], WARP);
+    top = largest_of_lanes(lane < THREADS / WARP ? tops[lane] : MINUS_INFINITY, WARP);
 
     // The K-th largest of the maxima; ties are told apart by the group.
     if (threadIdx.x < GROUPS) {
         u32 before = 0;
         float own = maxima[threadIdx.x];
+#pragma unroll 8
         for (u32 i = 0; i < GROUPS; ++i) before += maxima[i] > own || (maxima[i] == own && i < threadIdx.x);
         if (before == top_k - 1) least = own;
     }
     __syncthreads();
 
     // Second pass.
-    float e_sum = 0.0f, e_d = 0.0f, e_dd = 0.0f, e_e = 0.0f, tail = 0.0f;
+    float bound = least, e_sum = 0.0f, e_d = 0.0f, e_dd = 0.0f, e_e = 0.0f, tail = 0.0f;
     u32 n_larger = 0;
-    for (u32 v = threadIdx.x; v < vocabulary; v += THREADS) {
-        float logit = capped(row[v], softcap);
-        if (logit > least) list[atomicAdd(&n_listed, 1u)] = logit;
-        if (v == target) continue;
-        // Below -100 there is no mass in f32, and -inf would make NaN of its product with its own exponential.
-        float d = logit - top.logit;
-        d = d < -100.0f ? -100.0f : d;
-        float e = expf(d);
-        e_sum += e;
-        e_d += e * d;
-        e_dd += e * d * d;
-        e_e += e * e;
-        tail += logit <= target_logit ? e : 0.0f;
-        n_larger += logit > target_logit;
+#pragma unroll 2
+    for (u32 v = VECTOR * threadIdx.x; v < vocabulary; v += VECTOR * THREADS) {
+        Words<VECTOR> words(row + v, softcap);
+        float part_e = 0.0f, part_ed = 0.0f, part_edd = 0.0f, part_ee = 0.0f, part_tail = 0.0f;
+#pragma unroll
+        for (int i = 0; i < VECTOR; ++i) {
+            float logit = words.at[i];
+            if (logit > bound) list[atomicAdd(&n_listed, 1u)] = logit;
+            if (logit == top) atomicMin(&top_id, v + i);
+            n_larger += logit > target_logit;
+            // Below -100 there is no mass in f32, and -inf would make NaN of its product with its own exponential.
+            float d = logit - top;
+            d = d < -100.0f || v + i == target ? -100.0f : d;
+            float e = exp_fast(d), ed = e * d;
+            part_e += e;
+            part_ed += ed;
+            part_edd = fmaf(ed, d, part_edd);
+            part_ee = fmaf(e, e, part_ee);
+            part_tail += logit <= target_logit ? e : 0.0f;
+        }
+        e_sum += part_e, e_d += part_ed, e_dd += part_edd, e_e += part_ee, tail += part_tail;
     }
-    double own[N_SUMS] = {e_sum, e_d, e_dd, e_e, tail, (double)n_larger};
+    float own[N_SUMS] = {e_sum, e_d, e_dd, e_e, tail};
 #pragma unroll
     for (int i = 0; i < N_SUMS; ++i) {
-        own[i] = warp_sum(own[i]);
-        if (lane == 0) sums[i][warp] = own[i];
+        double sum = warp_sum((double)own[i]);
+        if (lane == 0) sums[i][warp] = sum;
     }
+    if (n_larger > 0) atomicAdd(&n_larger_sum, n_larger);
     for (u32 i = threadIdx.x; i < top_k; i += THREADS) largest[i] = least;
     __syncthreads();
     // The K largest in order: a listed logit's place is the number of larger ones.
@@ -117,15 +148,36 @@ token_statistics(const float* logits, const u32* targets, TokenStatistics* stati
         for (u32 j = 0; j < n_listed; ++j) place += list[j] > list[i] || (list[j] == list[i] && j < i);
         if (place < top_k) largest[place] = list[i];
     }
+    RowSums* out = row_sums + blockIdx.x;
+    if (threadIdx.x < N_SUMS) {
+        double sum = 0.0;
+        for (int i = 0; i < THREADS / WARP; ++i) sum += sums[threadIdx.x][i];
+        (&out->e)[threadIdx.x] = sum;
+    }
+    if (threadIdx.x == 0) out->largest = top, out->target_logit = target_logit, out->largest_id = top_id, out->n_larger = n_larger_sum;
     __syncthreads();
-    if (warp != 0) return;
+    for (u32 i = threadIdx.x; i < top_k; i += THREADS) top_logits[(u64)blockIdx.x * top_k + i] = largest[i];
+}
 
-#pragma unroll
-    for (int i = 0; i < N_SUMS; ++i) own[i] = warp_sum(sums[i][lane]);
+extern "C" __global__ void __launch_bounds__(THREADS, 4)
+sum_rows_4(const float* logits, const u32* targets, RowSums* row_sums, float* top_logits, u32 vocabulary, u32 top_k, float softcap) {
+    sum_rows<4>(logits, targets, row_sums, top_logits, vocabulary, top_k, softcap);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 4)
+sum_rows_1(const float* logits, const u32* targets, RowSums* row_sums, float* top_logits, u32 vocabulary, u32 top_k, float softcap) {
+    sum_rows<1>(logits, targets, row_sums, top_logits, vocabulary, top_k, softcap);
+}
+
+// row_sums [N], top_logits [N, top_k] -> statistics [N]. One warp a token, 8 a block.
+extern "C" __global__ void __launch_bounds__(8 * WARP)
+finish(const RowSums* row_sums, const float* top_logits, TokenStatistics* statistics, u32 n, u32 top_k) {
+    u32 token = blockIdx.x * 8 + threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    if (token >= n) return;
+    const float* largest = top_logits + (u64)token * top_k;
     double top_e = 0.0, top_ed = 0.0;
     for (u32 k = lane; k < top_k; k += WARP) {
         // -inf has no mass: 0 ln 0 = 0.
-        if (top_logits) top_logits[(u64)blockIdx.x * top_k + k] = largest[k];
         if (largest[k] > MINUS_INFINITY) {
             double d = (double)largest[k] - (double)largest[0], e = exp(d);
             top_e += e;
@@ -136,23 +188,24 @@ token_statistics(const float* logits, const u32* targets, TokenStatistics* stati
     top_ed = warp_sum(top_ed);
     if (lane != 0) return;
 
-    double others_e = own[0], d = (double)target_logit - (double)top.logit, e = exp(d), total = others_e + e;
+    RowSums others = row_sums[token];
+    double d = (double)others.target_logit - (double)others.largest, e = exp(d), total = others.e + e;
     TokenStatistics out = {NOT_A_NUMBER, NOT_A_NUMBER, NOT_A_NUMBER, 0, NOT_A_NUMBER, NOT_A_NUMBER, NOT_A_NUMBER, 0, NOT_A_NUMBER};
     // One NaN or +inf makes `e d` NaN; nothing but -inf leaves no mass.
-    if (total > 0.0 && own[1] - own[1] == 0.0) {
+    if (total > 0.0 && others.e_d - others.e_d == 0.0) {
         double ed = e > 0.0 ? e * d : 0.0, edd = e > 0.0 ? e * d * d : 0.0;
         // ln p = -ln(1 + others / e), exact also where p is close to 1.
-        double ln_total = d == 0.0 ? log1p(others_e) : log(total);
-        double mean_d = (own[1] + ed) / total, not_target = others_e / total;
-        out.logprob = (float)(e > 0.0 ? -log1p(others_e / e) : d - ln_total);
+        double ln_total = d == 0.0 ? log1p(others.e) : log(total);
+        double mean_d = (others.e_d + ed) / total, not_target = others.e / total;
+        out.logprob = (float)(e > 0.0 ? -log1p(others.e / e) : d - ln_total);
         out.entropy = (float)(ln_total - mean_d);
         out.entropy_topk = (float)(top_k > 1 ? (log(top_e) - top_ed / top_e) / log((double)top_k) : 0.0);
-        out.rank = 1 + (u32)own[5];
-        out.tail = (float)fmin((own[4] + e) / total, 1.0);
-        out.varentropy = (float)fmax((own[2] + edd) / total - mean_d * mean_d, 0.0);
-        out.grad = (float)sqrt(not_target * not_target + own[3] / (total * total));
-        out.top_id = top.id;
+        out.rank = 1 + others.n_larger;
+        out.tail = (float)fmin((others.tail + e) / total, 1.0);
+        out.varentropy = (float)fmax((others.e_dd + edd) / total - mean_d * mean_d, 0.0);
+        out.grad = (float)sqrt(not_target * not_target + others.e_e / (total * total));
+        out.top_id = others.largest_id;
         out.top_logprob = (float)-ln_total;
     }
-    statistics[blockIdx.x] = out;
+    statistics[token] = out;
 }

@@ -18,7 +18,7 @@ pub use reference::statistics_of_logits;
 
 use super::TokenStatistics;
 use super::cpu::{contiguous, with_floats};
-use super::cuda::hosted;
+use super::cuda::{self, hosted};
 use super::level::Level;
 use super::matmul::Matrix;
 use crate::error::{Error, Result};
@@ -61,7 +61,9 @@ pub fn head_statistics(
 /// Where `K` exceeds the vocabulary the whole vocabulary counts. For small samples: it goes through whole rows of logits.
 pub fn topk_entropies(hidden_nd: &Tensor, head_vd: &Matrix, k_max: usize, options: &HeadOptions) -> Result<Vec<Vec<f32>>> {
     check_hidden(hidden_nd, head_vd)?;
-    if let Some(head_vd) = head_vd.on_device() {
+    if let Some(head_vd) = head_vd.on_device()
+        && cuda::Device::get()?.can_list(head_vd.out_features(), k_max)
+    {
         let of_token = |logits: Vec<f32>| reference::topk_entropies_up_to(&logits, k_max);
         return Ok(hosted::top_logits(hidden_nd, head_vd, k_max, options.softcap)?.into_iter().map(of_token).collect());
     }
