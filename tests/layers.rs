@@ -48,14 +48,10 @@ const WORLDS: &[(&str, &[&str])] = &[
 ];
 
 /// Circles that are left, by the files and folders that they keep to, and why.
-const KNOWN_CIRCLES: &[(&[&str], &str)] = &[
-    (&["kernels/attention/"], "mod.rs chooses between the implementations and declares the shapes that they take"),
-    (&["kernels/head/"], "mod.rs chooses between the implementations and declares the options that they take"),
-    (
-        &["model/decoder.rs", "model/families/"],
-        "the decoder asks the table for its family, whose function makes the decoder's blocks",
-    ),
-];
+const KNOWN_CIRCLES: &[(&[&str], &str)] = &[(
+    &["model/decoder.rs", "model/families/"],
+    "the decoder asks the table for its family, whose function makes the decoder's blocks",
+)];
 
 #[test]
 fn a_room_uses_only_rooms_above_it() {

@@ -9,6 +9,8 @@ use std::mem::MaybeUninit;
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Tensor};
 use rayon::prelude::*;
 
+pub use super::activation::Activation;
+
 use super::Kernels;
 use super::cpu::{contiguous, floats, gradient, output, with_floats, written};
 use super::cuda::hosted;
@@ -16,14 +18,6 @@ use super::exp::{exp, tanh};
 use super::lanes::{Lanes, for_lanes, load, store};
 use super::level::{Kernel, Level};
 use crate::error::{Error, Result};
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activation {
-    /// `x / (1 + exp(-x))`: Llama, Qwen, GLM.
-    Silu,
-    /// `x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))`: Gemma.
-    GeluTanh,
-}
 
 /// `gate_up [T, 2F]`, the gate in the first `F` columns `-> activation(gate) * up [T, F]`, with its gradient.
 pub fn gated(gate_up: &Tensor, activation: Activation, kernels: Kernels) -> Result<Tensor> {

@@ -1,5 +1,6 @@
 //! The only custom ops and the only `unsafe`.
 
+pub mod activation;
 pub mod adamw;
 pub mod allocator;
 pub mod attention;

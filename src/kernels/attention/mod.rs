@@ -7,7 +7,10 @@ mod backward;
 mod fused;
 mod pack;
 mod plan;
+mod positions;
+mod problem;
 mod reference;
+mod shape;
 mod strip;
 #[cfg(test)]
 mod tests;
@@ -16,51 +19,16 @@ use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
 
+pub use positions::positions;
+use problem::Problem;
+pub use shape::AttentionShape;
+
 use super::cpu::{contiguous, floats, gradient, output, with_floats};
 use super::cuda::hosted;
 use super::level::Level;
 use super::rotary::Rotary;
 use super::{Dtype, Kernels, Segment};
 use crate::error::{Error, Result};
-
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct AttentionShape {
-    pub heads: usize,
-    /// Query heads `g * heads / kv_heads ..` read key and value head `g`.
-    pub kv_heads: usize,
-    pub head_dim: usize,
-    /// Multiplies the scores; usually `1 / sqrt(head_dim)`.
-    pub scale: f32,
-    /// A token at position `i` sees position `j` only if `i - j < window`.
-    pub window: Option<usize>,
-    /// Scores become `softcap * tanh(score / softcap)` (Gemma 2).
-    pub softcap: Option<f32>,
-}
-
-impl AttentionShape {
-    /// Columns of the fused projection: all query heads, all key heads, all value heads.
-    pub fn columns(&self) -> usize {
-        (self.heads + 2 * self.kv_heads) * self.head_dim
-    }
-
-    /// Query heads that share one key and value head.
-    pub(crate) fn group(&self) -> usize {
-        self.heads / self.kv_heads
-    }
-
-    fn check(&self) -> Result<()> {
-        if self.heads == 0 || self.kv_heads == 0 || self.head_dim == 0 || !self.heads.is_multiple_of(self.kv_heads) {
-            return Err(Error::new(format!(
-                "{} query heads of width {} cannot share {} key and value heads evenly",
-                self.heads, self.head_dim, self.kv_heads
-            )));
-        }
-        if self.window == Some(0) {
-            return Err(Error::new("a window of 0 tokens lets no token see itself"));
-        }
-        Ok(())
-    }
-}
 
 /// `qkv [T, (heads + 2 kv_heads) * head_dim] -> [T, heads * head_dim]`, with its gradient.
 ///
@@ -140,50 +108,4 @@ impl Attention {
         let Attention { segments, positions, rotary, shape, level } = self;
         Problem { qkv, segments, positions, rotary, shape, level: *level }
     }
-}
-
-/// What the fused kernels are given; everything has been checked.
-struct Problem<'a> {
-    qkv: &'a [f32],
-    segments: &'a [Segment],
-    positions: &'a [usize],
-    rotary: &'a Rotary,
-    shape: &'a AttentionShape,
-    level: Level,
-}
-
-impl<'a> Problem<'a> {
-    /// One query head of one token.
-    #[inline(always)]
-    fn query(&self, token: usize, head: usize) -> &'a [f32] {
-        let AttentionShape { head_dim, .. } = *self.shape;
-        &self.qkv[token * self.shape.columns() + head * head_dim..][..head_dim]
-    }
-}
-
-/// Each token's position in its sequence. Refuses segments that do not tile `0..tokens` or that look ahead.
-pub fn positions(segments: &[Segment], tokens: usize) -> Result<Vec<usize>> {
-    let mut positions = Vec::with_capacity(tokens);
-    for segment in segments {
-        if segment.tokens.start != positions.len() || segment.tokens.end < segment.tokens.start {
-            return Err(Error::new(format!(
-                "segment {:?} does not start at token {}, where the last one ended",
-                segment.tokens,
-                positions.len()
-            )));
-        }
-        let start = segment.tokens.start;
-        if let Some(range) = segment.context.iter().find(|range| range.end < range.start || range.end > start) {
-            return Err(Error::new(format!(
-                "segment {:?} has {range:?} as context, which does not lie before it",
-                segment.tokens
-            )));
-        }
-        let before: usize = segment.context.iter().map(|range| range.len()).sum();
-        positions.extend((0..segment.tokens.len()).map(|i| before + i));
-    }
-    if positions.len() != tokens {
-        return Err(Error::new(format!("the segments cover {} tokens of a batch of {tokens}", positions.len())));
-    }
-    Ok(positions)
 }

@@ -140,6 +140,22 @@ fn toolkit(error: Error) -> Error {
     )
 }
 
+/// cublas_api.h has the names of the errors.
+pub fn check_blas(what: &str, code: c_int) -> Result<()> {
+    let name = match code {
+        0 => return Ok(()),
+        1 => "not initialised",
+        3 => "out of memory",
+        7 => "invalid value",
+        8 => "this GPU is not supported",
+        13 => "execution failed",
+        14 => "internal error",
+        15 => "not supported",
+        _ => "unknown error",
+    };
+    Err(Error::new(format!("cuBLASLt cannot {what}: {name} ({code})")))
+}
+
 /// The first library of these names that opens and has the functions, by the loader's own search and then in `folders`.
 fn open<T>(
     what: &str,

@@ -1,8 +1,9 @@
 //! The operations of this room on arrays of the device: each checks lengths and formats, then launches its kernel and returns at once.
 
-use super::Argument::{F32, Pointer, U32, U64};
 use super::compile::Source;
-use super::{Argument, Array, Buffer, Device, Indices, Weight};
+use super::device::Argument::{self, F32, Pointer, U32, U64};
+use super::device::{Array, Buffer, Device, Indices};
+use super::product::Weight;
 use crate::error::{Error, Result};
 use crate::kernels::attention::AttentionShape;
 use crate::kernels::gated::Activation;
@@ -109,7 +110,7 @@ impl Device {
 
     /// `y [T, F] = activation(gate) * up` of `gate_up [T, 2F]`, to which `bias [2F]` is added first where there is one. Both in one format.
     pub fn gated(&self, gate_up: Array, bias: Option<&Buffer>, activation: Activation, y: Array, width: usize) -> Result<()> {
-        if width % 2 != 0 {
+        if !width.is_multiple_of(2) {
             return Err(Error::new(format!("the GPU's gated activation needs an even number of columns, found {width}"))
                 .cure("Leave out --device cuda: the CPU takes its place."));
         }

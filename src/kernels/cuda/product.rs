@@ -1,10 +1,11 @@
 //! `y = x W^T` or `y += x W^T` by cuBLASLt: f32 factors as they are (no TF32), bf16 factors added in f32.
 
-use std::ffi::{c_int, c_void};
+use std::ffi::c_void;
 use std::ptr::null_mut;
 
-use super::library::{Algorithm, Choice, Opaque};
-use super::{Array, Buffer, Device};
+use super::device::{Array, Buffer, Device};
+use super::library::{Algorithm, Choice, Opaque, check_blas};
+use super::shape::Shape;
 use crate::error::{Error, Result};
 use crate::kernels::Dtype;
 use crate::kernels::cpu::lock;
@@ -16,17 +17,6 @@ pub struct Weight {
     dtype: Dtype,
     out_features: usize,
     in_features: usize,
-}
-
-/// What the fastest algorithm depends on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Shape {
-    rows: usize,
-    out_features: usize,
-    in_features: usize,
-    factors: Dtype,
-    result: Dtype,
-    adds: bool,
 }
 
 const WORKSPACE_BYTES: usize = 32 << 20;
@@ -132,7 +122,7 @@ impl Device {
             let pointer = |address: u64| address as *mut c_void;
             let scalar = |number: &f32| std::ptr::from_ref(number).cast::<c_void>();
             // SAFETY: the layouts describe arrays whose lengths were checked above; alpha and beta are on the host, the default.
-            check("multiply", unsafe {
+            check_blas("multiply", unsafe {
                 (self.blas.multiply)(
                     self.blas_handle,
                     product.product,
@@ -175,11 +165,11 @@ impl Product {
         device.enter()?;
         // SAFETY: every handle is a variable of the type that the function writes; what was made is destroyed when `made` is dropped.
         unsafe {
-            check("describe", (device.blas.create_product)(&mut made.product, constants::COMPUTE_32F, constants::R_32F))?;
+            check_blas("describe", (device.blas.create_product)(&mut made.product, constants::COMPUTE_32F, constants::R_32F))?;
             let value = std::ptr::from_ref(&transposed).cast();
-            check("describe", (device.blas.set_product)(made.product, constants::TRANSPOSE_A, value, size_of::<i32>()))?;
+            check_blas("describe", (device.blas.set_product)(made.product, constants::TRANSPOSE_A, value, size_of::<i32>()))?;
             let layout = |handle: &mut Opaque, dtype, height: u64, width: u64| {
-                check("describe", (device.blas.create_layout)(handle, format(dtype), height, width, height as i64))
+                check_blas("describe", (device.blas.create_layout)(handle, format(dtype), height, width, height as i64))
             };
             layout(&mut made.weight, shape.factors, k, n)?;
             layout(&mut made.input, shape.factors, k, rows)?;
@@ -194,7 +184,7 @@ impl Product {
         let (mut preference, mut choice, mut found) = (null_mut(), Choice::default(), 0);
         // SAFETY: as in `new`; the preference is destroyed at the end.
         let result = unsafe {
-            check("describe", (blas.create_preference)(&mut preference))?;
+            check_blas("describe", (blas.create_preference)(&mut preference))?;
             let bytes = std::ptr::from_ref(&WORKSPACE_BYTES).cast();
             let mut code = (blas.set_preference)(preference, constants::MAX_WORKSPACE_BYTES, bytes, size_of::<usize>());
             if code == 0 {
@@ -215,8 +205,8 @@ impl Product {
             code
         };
         let what = || format!("find an algorithm for {shape:?}");
-        check(&what(), result)?;
-        check(&what(), if found == 0 { -1 } else { choice.state })?;
+        check_blas(&what(), result)?;
+        check_blas(&what(), if found == 0 { -1 } else { choice.state })?;
         Ok(choice.algorithm)
     }
 }
@@ -236,20 +226,4 @@ impl Drop for Product {
             }
         }
     }
-}
-
-/// cublas_api.h has the names of the errors.
-pub fn check(what: &str, code: c_int) -> Result<()> {
-    let name = match code {
-        0 => return Ok(()),
-        1 => "not initialised",
-        3 => "out of memory",
-        7 => "invalid value",
-        8 => "this GPU is not supported",
-        13 => "execution failed",
-        14 => "internal error",
-        15 => "not supported",
-        _ => "unknown error",
-    };
-    Err(Error::new(format!("cuBLASLt cannot {what}: {name} ({code})")))
 }

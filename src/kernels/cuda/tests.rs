@@ -12,7 +12,7 @@ use crate::kernels::matmul::Matrix;
 use crate::kernels::norm::rms_norm;
 use crate::kernels::rotary::{Rotary, RotaryStyle};
 use crate::kernels::testing::{close, device, noise};
-use crate::kernels::{Kernels, Segment};
+use crate::kernels::{Dtype, Kernels, Segment};
 
 fn tensor(numbers: &[f32], rows: usize, columns: usize) -> Tensor {
     Tensor::from_slice(numbers, (rows, columns), &Candle::Cpu).unwrap()
@@ -39,7 +39,7 @@ fn segments() -> Vec<Segment> {
 fn rounding_is_to_nearest_even() {
     let Some(device) = device() else { return };
     let numbers: Vec<f32> =
-        noise(1000, 3.0, 1).into_iter().chain([0.0, -0.0, 1.0, 1.00390625, 1.01171875, 3.0e38, 1.0e-40]).collect();
+        noise(1000, 3.0, 1).into_iter().chain([0.0, -0.0, 1.0, 1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, 3.0e38, 1.0e-40]).collect();
     let rounded = device.upload(&numbers, Dtype::Bf16).unwrap();
     let got = device.download(rounded.array(0, numbers.len(), Dtype::Bf16).unwrap()).unwrap();
     let expected: Vec<f32> = numbers.iter().map(|&x| half::bf16::from_f32(x).to_f32()).collect();

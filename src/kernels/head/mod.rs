@@ -8,12 +8,15 @@
 
 mod fused;
 mod gradient;
+mod options;
 mod reference;
 mod running;
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 
 pub use gradient::{Divergence, HeadGradient, TokenLoss, chunk_rows, divergences, head_gradient, logits};
+pub use options::HeadOptions;
+use options::{check, check_hidden};
 pub use reference::statistics_of_logits;
 
 use super::TokenStatistics;
@@ -21,21 +24,7 @@ use super::cpu::{contiguous, with_floats};
 use super::cuda::{self, hosted};
 use super::level::Level;
 use super::matmul::Matrix;
-use crate::error::{Error, Result};
-
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct HeadOptions {
-    /// `K` of `entropy_topk`.
-    pub top_k: usize,
-    /// `logit <- cap tanh(logit / cap)`, as Gemma does.
-    pub softcap: Option<f32>,
-}
-
-impl Default for HeadOptions {
-    fn default() -> Self {
-        HeadOptions { top_k: 20, softcap: None }
-    }
-}
+use crate::error::Result;
 
 /// What the model believed about `targets[n]` at `hidden_nd[n]`; `[N, D]` f32 in, `N` statistics out.
 pub fn head_statistics(
@@ -68,33 +57,6 @@ pub fn topk_entropies(hidden_nd: &Tensor, head_vd: &Matrix, k_max: usize, option
         return Ok(hosted::top_logits(hidden_nd, head_vd, k_max, options.softcap)?.into_iter().map(of_token).collect());
     }
     reference::topk_entropies(hidden_nd, head_vd, k_max, options)
-}
-
-fn check(hidden_nd: &Tensor, head_vd: &Matrix, targets: &[u32], options: &HeadOptions) -> Result<()> {
-    let (n_rows, vocabulary) = (check_hidden(hidden_nd, head_vd)?, head_vd.out_features());
-    if n_rows != targets.len() {
-        return Err(Error::new(format!("{n_rows} hidden states came with {} targets", targets.len())));
-    }
-    if let Some(target) = targets.iter().find(|&&target| target as usize >= vocabulary) {
-        return Err(Error::new(format!("token id {target} lies outside the model's vocabulary of {vocabulary}"))
-            .cure("The tokenizer and the weights do not belong together."));
-    }
-    if options.top_k == 0 {
-        return Err(Error::new("the entropy over the K largest logits needs K >= 1, and got K = 0"));
-    }
-    Ok(())
-}
-
-/// Returns the number of hidden states.
-fn check_hidden(hidden_nd: &Tensor, head_vd: &Matrix) -> Result<usize> {
-    match hidden_nd.dims() {
-        [n_rows, width] if *width == head_vd.in_features() && hidden_nd.dtype() == DType::F32 => Ok(*n_rows),
-        found => Err(Error::new(format!(
-            "a head of width {width} takes hidden states [N, {width}] f32, and got {found:?} {dtype:?}",
-            width = head_vd.in_features(),
-            dtype = hidden_nd.dtype()
-        ))),
-    }
 }
 
 #[cfg(test)]

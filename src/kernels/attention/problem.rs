@@ -1,0 +1,25 @@
+//! One call of the fused kernels.
+
+use super::shape::AttentionShape;
+use crate::kernels::Segment;
+use crate::kernels::level::Level;
+use crate::kernels::rotary::Rotary;
+
+/// What the fused kernels are given; everything has been checked.
+pub(super) struct Problem<'a> {
+    pub qkv: &'a [f32],
+    pub segments: &'a [Segment],
+    pub positions: &'a [usize],
+    pub rotary: &'a Rotary,
+    pub shape: &'a AttentionShape,
+    pub level: Level,
+}
+
+impl<'a> Problem<'a> {
+    /// One query head of one token.
+    #[inline(always)]
+    pub fn query(&self, token: usize, head: usize) -> &'a [f32] {
+        let AttentionShape { head_dim, .. } = *self.shape;
+        &self.qkv[token * self.shape.columns() + head * head_dim..][..head_dim]
+    }
+}

@@ -1,0 +1,715 @@
+//! The GPU: its memory, copies to and from it, launches, and how long they take.
+
+use std::cell::Cell;
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
+use std::marker::PhantomData;
+use std::ptr::null_mut;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock};
+use std::time::Duration;
+
+use half::bf16;
+use half::slice::HalfFloatSliceExt;
+use rayon::prelude::*;
+
+use super::compile::{self, Source};
+use super::library::{self, Address, Blas, Driver, Opaque, check_blas};
+use super::shape::Shape;
+use crate::error::{Error, Result};
+use crate::kernels::Dtype;
+use crate::kernels::cpu::lock;
+
+/// The GPU that everything runs on: the first that the driver shows (`CUDA_VISIBLE_DEVICES` says which that is).
+pub struct Device {
+    driver: Driver,
+    pub(super) blas: Blas,
+    pub(super) blas_handle: Opaque,
+    context: Opaque,
+    pub(super) stream: Opaque,
+    pub(super) name: String,
+    capability: (i32, i32),
+    /// Shared memory that a block may have.
+    pub(super) shared_bytes: u32,
+    kernels: Mutex<HashMap<(Source, &'static str), Kernel>>,
+    modules: Mutex<HashMap<Source, Handle>>,
+    pub(super) algorithms: Mutex<HashMap<Shape, library::Algorithm>>,
+    pub(super) workspace: Mutex<Option<Buffer>>,
+    /// Host memory that is waiting to be used again.
+    pinned: Mutex<Vec<PinnedBytes>>,
+    allocated: AtomicU64,
+    peak: AtomicU64,
+    /// Milliseconds and calls of each kernel; only where `DIAGNOSE_CUDA_PROFILE` is set, as every launch then waits for its end.
+    pub(super) profile: Option<Mutex<BTreeMap<String, (u64, f64)>>>,
+}
+
+// SAFETY: the handles may be used from any thread whose current context is `context`, which every entry sets first.
+unsafe impl Send for Device {}
+// SAFETY: as above; the libraries lock where they must.
+unsafe impl Sync for Device {}
+
+/// Numbers that are uploaded at a time.
+const PIECE: usize = 8 << 20;
+
+/// Takes down the time of every kernel, which makes each wait for the one before.
+const PROFILE: &str = "DIAGNOSE_CUDA_PROFILE";
+
+/// A pointer of the driver's that may go from thread to thread.
+#[derive(Clone, Copy)]
+struct Handle(Opaque);
+
+// SAFETY: a module or function is only handed back to the driver, which takes it from any thread.
+unsafe impl Send for Handle {}
+
+/// A kernel that is loaded.
+#[derive(Clone, Copy)]
+pub struct Kernel {
+    function: Handle,
+    name: &'static str,
+}
+
+/// Memory on the device, freed when dropped.
+#[derive(Debug)]
+pub struct Buffer {
+    pub(super) address: Address,
+    bytes: usize,
+}
+
+/// `len` numbers on the device. It borrows its memory; that two arrays do not overlap is up to whoever divides a buffer.
+#[derive(Debug, Clone, Copy)]
+pub struct Array<'a> {
+    pub(super) address: Address,
+    len: usize,
+    dtype: Dtype,
+    memory: PhantomData<&'a Buffer>,
+}
+
+/// `len` whole numbers of 32 bits on the device: token ids, rows, positions.
+#[derive(Debug, Clone, Copy)]
+pub struct Indices<'a> {
+    address: Address,
+    len: usize,
+    /// One more than the largest of them.
+    pub(super) end: u32,
+    memory: PhantomData<&'a Buffer>,
+}
+
+/// Divides a buffer from its beginning on.
+pub struct Arena<'a> {
+    buffer: &'a Buffer,
+    used: Cell<usize>,
+}
+
+/// Host memory that the device reads and writes by itself while the host goes on.
+pub struct Pinned {
+    bytes: Option<PinnedBytes>,
+}
+
+struct PinnedBytes {
+    address: *mut u8,
+    capacity: usize,
+}
+
+// SAFETY: the memory belongs to one `Pinned` at a time.
+unsafe impl Send for PinnedBytes {}
+
+/// A moment in the stream.
+pub struct Event(Opaque);
+
+// SAFETY: the driver takes events from any thread.
+unsafe impl Send for Event {}
+
+/// An argument of a kernel.
+#[derive(Clone, Copy)]
+pub enum Argument {
+    U32(u32),
+    U64(u64),
+    F32(f32),
+    Pointer(Address),
+}
+
+/// cuda.h: `CUdevice_attribute`, `CUfunction_attribute`, `CUstream_flags`.
+mod constants {
+    pub const CAPABILITY_MAJOR: i32 = 75;
+    pub const CAPABILITY_MINOR: i32 = 76;
+    pub const SHARED_BYTES_OF_A_BLOCK: i32 = 97;
+    pub const SHARED_BYTES: i32 = 1;
+    pub const MAX_DYNAMIC_SHARED_BYTES: i32 = 8;
+    pub const NON_BLOCKING: u32 = 1;
+}
+
+impl Device {
+    /// Opens the device at the first call; an error names what is missing.
+    pub fn get() -> Result<&'static Device> {
+        static DEVICE: OnceLock<Result<Device>> = OnceLock::new();
+        DEVICE.get_or_init(Device::open).as_ref().map_err(|error| Error::new(error.to_string()))
+    }
+
+    fn open() -> Result<Device> {
+        let driver = library::driver()?;
+        let blas = library::blas()?;
+        let mut ordinal = 0;
+        let (mut context, mut stream, mut blas_handle) = (null_mut(), null_mut(), null_mut());
+        let mut name = [0 as c_char; 256];
+        let mut attributes = [0; 3];
+        let wanted = [constants::CAPABILITY_MAJOR, constants::CAPABILITY_MINOR, constants::SHARED_BYTES_OF_A_BLOCK];
+        // SAFETY: every pointer is to a variable of the type that the function writes, and `name` is as long as it is said to be.
+        unsafe {
+            check(&driver, "start", (driver.init)(0))
+                .map_err(|error| error.cure("Is there an NVIDIA GPU in this machine, and does `nvidia-smi` see it?"))?;
+            check(&driver, "find a GPU", (driver.device)(&mut ordinal, 0))?;
+            check(&driver, "name the GPU", (driver.device_name)(name.as_mut_ptr(), name.len() as c_int, ordinal))?;
+            for (attribute, wanted) in attributes.iter_mut().zip(wanted) {
+                check(&driver, "describe the GPU", (driver.attribute)(attribute, wanted, ordinal))?;
+            }
+            check(&driver, "open the GPU", (driver.retain_context)(&mut context, ordinal))?;
+            check(&driver, "open the GPU", (driver.set_context)(context))?;
+            check(&driver, "open a stream", (driver.create_stream)(&mut stream, constants::NON_BLOCKING))?;
+            check_blas("start", (blas.create)(&mut blas_handle))?;
+        }
+        // SAFETY: the driver ends the name with a zero within its 256 bytes.
+        let name = unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().into_owned();
+        let [major, minor, shared_bytes] = attributes;
+        if major < 8 {
+            return Err(Error::new(format!(
+                "{name} has compute capability {major}.{minor}; the kernels need 8.0 or later (Ampere, Ada, Hopper, Blackwell)"
+            ))
+            .cure("Leave out --device cuda: the CPU takes its place."));
+        }
+        Ok(Device {
+            driver,
+            blas,
+            blas_handle,
+            context,
+            stream,
+            name,
+            capability: (major, minor),
+            shared_bytes: shared_bytes as u32,
+            kernels: Mutex::default(),
+            modules: Mutex::default(),
+            algorithms: Mutex::default(),
+            workspace: Mutex::default(),
+            pinned: Mutex::default(),
+            allocated: AtomicU64::new(0),
+            peak: AtomicU64::new(0),
+            profile: std::env::var_os(PROFILE).map(|_| Mutex::default()),
+        })
+    }
+
+    /// Shared memory that a block may have, in bytes.
+    pub fn shared_bytes(&self) -> usize {
+        self.shared_bytes as usize
+    }
+
+    /// As the driver names it, `NVIDIA H100 80GB HBM3` for example.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Bytes of the device's memory that are free, and all there are.
+    pub fn memory(&self) -> Result<(u64, u64)> {
+        let (mut free, mut total) = (0, 0);
+        self.enter()?;
+        // SAFETY: both are variables of the type that the function writes.
+        check(&self.driver, "ask for its memory", unsafe { (self.driver.memory)(&mut free, &mut total) })?;
+        Ok((free as u64, total as u64))
+    }
+
+    /// The most that this program has held of the device's memory at a time, without the driver's own.
+    pub fn peak_bytes(&self) -> u64 {
+        self.peak.load(Ordering::Relaxed)
+    }
+
+    pub fn allocate(&'static self, bytes: usize) -> Result<Buffer> {
+        let mut address = 0;
+        self.enter()?;
+        // SAFETY: `address` is a variable of the type that the function writes.
+        let code = unsafe { (self.driver.allocate)(&mut address, bytes.max(1)) };
+        check(&self.driver, "allocate memory", code).map_err(|error| {
+            let free = self.memory().map_or(0, |(free, _)| free);
+            error.cure(format!(
+                "{bytes} bytes were asked for, {free} are free on {}: give a smaller --max-len or model.",
+                self.name
+            ))
+        })?;
+        let held = self.allocated.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64;
+        self.peak.fetch_max(held, Ordering::Relaxed);
+        Ok(Buffer { address, bytes })
+    }
+
+    /// A buffer that holds `numbers`, in `dtype`. They go by way of two pinned pieces: one is filled by all cores, the other is on its way.
+    pub fn upload(&'static self, numbers: &[f32], dtype: Dtype) -> Result<Buffer> {
+        let size = dtype.size_in_bytes() as usize;
+        let buffer = self.allocate(numbers.len() * size)?;
+        let mut pieces = [None, None];
+        for (index, piece) in numbers.chunks(PIECE).enumerate() {
+            let mut pinned = match pieces[index % 2].take() {
+                Some((pinned, sent)) => {
+                    self.wait(&sent)?;
+                    pinned
+                }
+                None => self.pinned(piece.len() * size)?,
+            };
+            pinned.fill(piece, dtype)?;
+            self.send(&pinned, buffer.array(index * PIECE * size, piece.len(), dtype)?)?;
+            pieces[index % 2] = Some((pinned, self.record()?));
+        }
+        self.synchronize()?;
+        Ok(buffer)
+    }
+
+    /// The numbers of an array, as f32.
+    pub fn download(&'static self, array: Array) -> Result<Vec<f32>> {
+        let widened = match array.dtype {
+            Dtype::F32 => None,
+            Dtype::Bf16 => {
+                let floats = self.allocate(array.len * size_of::<f32>())?;
+                self.widen(array, floats.array(0, array.len, Dtype::F32)?)?;
+                Some(floats)
+            }
+        };
+        let from = widened.as_ref().map_or(array.address, |floats| floats.address);
+        let mut numbers = vec![0f32; array.len];
+        self.enter()?;
+        // SAFETY: both sides hold `len` numbers of four bytes, and the stream has come to its end before they are read.
+        unsafe {
+            let code = (self.driver.to_host)(numbers.as_mut_ptr().cast(), from, size_of_val(numbers.as_slice()), self.stream);
+            check(&self.driver, "copy from the GPU", code)?;
+        }
+        self.synchronize()?;
+        Ok(numbers)
+    }
+
+    /// Fills `to` from the beginning of `pinned`, without waiting.
+    pub fn send(&self, pinned: &Pinned, to: Array) -> Result<()> {
+        let bytes = to.bytes();
+        if bytes > pinned.capacity() {
+            return Err(Error::new("fewer bytes on the host than were to be copied to the GPU"));
+        }
+        self.enter()?;
+        // SAFETY: both sides hold that many bytes; the pinned memory stays until its owner has waited for the stream.
+        let code = unsafe { (self.driver.to_device)(to.address, pinned.address().cast(), bytes, self.stream) };
+        check(&self.driver, "copy to the GPU", code)
+    }
+
+    /// Copies the beginning of `from` to `pinned`, without waiting.
+    pub fn fetch(&self, from: &Buffer, pinned: &Pinned, bytes: usize) -> Result<()> {
+        if bytes > pinned.capacity() || bytes > from.bytes {
+            return Err(Error::new("more bytes than both sides of a copy hold"));
+        }
+        self.enter()?;
+        // SAFETY: as in `send`.
+        let code = unsafe { (self.driver.to_host)(pinned.address().cast(), from.address, bytes, self.stream) };
+        check(&self.driver, "copy from the GPU", code)
+    }
+
+    /// Copies one array onto another of the same length and format, without waiting.
+    pub fn copy(&self, from: Array, to: Array) -> Result<()> {
+        if (from.len, from.dtype) != (to.len, to.dtype) {
+            return Err(Error::new("arrays of different lengths cannot be copied onto each other"));
+        }
+        self.enter()?;
+        // SAFETY: both arrays hold that many bytes.
+        let code = unsafe { (self.driver.copy)(to.address, from.address, from.bytes(), self.stream) };
+        check(&self.driver, "copy on the GPU", code)
+    }
+
+    /// Host memory of at least `bytes`; that of an earlier one where one is free.
+    pub fn pinned(&'static self, bytes: usize) -> Result<Pinned> {
+        let mut free = lock(&self.pinned);
+        let found = free.iter().position(|pinned| pinned.capacity >= bytes).map(|index| free.swap_remove(index));
+        drop(free);
+        if found.is_some() {
+            return Ok(Pinned { bytes: found });
+        }
+        let capacity = bytes.next_power_of_two().max(1 << 16);
+        let mut address = null_mut();
+        self.enter()?;
+        // SAFETY: `address` is a variable of the type that the function writes.
+        check(&self.driver, "allocate host memory", unsafe { (self.driver.allocate_host)(&mut address, capacity, 0) })?;
+        Ok(Pinned { bytes: Some(PinnedBytes { address: address.cast(), capacity }) })
+    }
+
+    /// Marks the place in the stream behind all that was asked for so far.
+    pub fn record(&self) -> Result<Event> {
+        let mut event = null_mut();
+        self.enter()?;
+        // SAFETY: `event` is a variable of the type that the function writes, and then an event.
+        unsafe {
+            check(&self.driver, "create an event", (self.driver.create_event)(&mut event, 0))?;
+            check(&self.driver, "record an event", (self.driver.record_event)(event, self.stream))?;
+        }
+        Ok(Event(event))
+    }
+
+    /// Waits until the device has come to `event`.
+    pub fn wait(&self, event: &Event) -> Result<()> {
+        self.enter()?;
+        // SAFETY: an event of the driver's that has been recorded.
+        check(&self.driver, "do what was asked of it", unsafe { (self.driver.wait_for_event)(event.0) })
+    }
+
+    /// The time between two events that have both passed.
+    pub fn between(&self, from: &Event, to: &Event) -> Result<Duration> {
+        let mut milliseconds = 0.0;
+        self.enter()?;
+        // SAFETY: events of the driver's that have been recorded.
+        check(&self.driver, "tell the time", unsafe { (self.driver.elapsed)(&mut milliseconds, from.0, to.0) })?;
+        Ok(Duration::from_secs_f64(f64::from(milliseconds.max(0.0)) / 1e3))
+    }
+
+    /// Waits for all that was asked for.
+    pub fn synchronize(&self) -> Result<()> {
+        self.enter()?;
+        // SAFETY: the stream is the driver's.
+        check(&self.driver, "do what was asked of it", unsafe { (self.driver.synchronize)(self.stream) })
+    }
+
+    /// A table of the kernels' times, longest first, if they were taken down.
+    fn profile_table(&self) -> Option<String> {
+        let times = lock(self.profile.as_ref()?);
+        let mut rows: Vec<_> = times.iter().collect();
+        rows.sort_by(|a, b| b.1.1.total_cmp(&a.1.1));
+        let all: f64 = rows.iter().map(|(_, (_, milliseconds))| milliseconds).sum();
+        let row = |(name, (calls, milliseconds)): (&String, &(u64, f64))| {
+            format!("{name:<60} {calls:>8} {milliseconds:>10.1} ms {:>5.1} %", 100.0 * milliseconds / all)
+        };
+        Some(rows.into_iter().map(row).collect::<Vec<_>>().join("\n"))
+    }
+
+    /// Makes the device the calling thread's.
+    pub(super) fn enter(&self) -> Result<()> {
+        // SAFETY: the context was retained when the device was opened and is never released.
+        check(&self.driver, "be used", unsafe { (self.driver.set_context)(self.context) })
+    }
+
+    /// A kernel of `source`, compiled and loaded at its first use.
+    pub(super) fn kernel(&self, source: Source, name: &'static str) -> Result<Kernel> {
+        if let Some(kernel) = lock(&self.kernels).get(&(source, name)) {
+            return Ok(*kernel);
+        }
+        let module = self.module(source)?;
+        let mut function = null_mut();
+        let c_name = CString::new(name).map_err(|_| Error::new("the name of a kernel holds a zero byte"))?;
+        self.enter()?;
+        // SAFETY: the module is loaded and the name ends with a zero.
+        unsafe {
+            check(&self.driver, &format!("find {name}"), (self.driver.function)(&mut function, module.0, c_name.as_ptr()))?;
+            // All that a block may have, beside what the kernel declares itself.
+            let mut declared = 0;
+            let code = (self.driver.function_attribute)(&mut declared, constants::SHARED_BYTES, function);
+            check(&self.driver, &format!("describe {name}"), code)?;
+            let dynamic = self.shared_bytes as c_int - declared;
+            let code = (self.driver.set_function_attribute)(function, constants::MAX_DYNAMIC_SHARED_BYTES, dynamic);
+            check(&self.driver, &format!("give shared memory to {name}"), code)?;
+        }
+        let kernel = Kernel { function: Handle(function), name };
+        lock(&self.kernels).insert((source, name), kernel);
+        Ok(kernel)
+    }
+
+    fn module(&self, source: Source) -> Result<Handle> {
+        let mut modules = lock(&self.modules);
+        if let Some(module) = modules.get(&source) {
+            return Ok(*module);
+        }
+        let code = compile::compiled(source, self.capability)?;
+        let mut module = null_mut();
+        self.enter()?;
+        // SAFETY: the code is a cubin that NVRTC wrote.
+        let result = unsafe { (self.driver.load_module)(&mut module, code.as_ptr().cast()) };
+        check(&self.driver, &format!("load the kernels of {source:?}"), result)?;
+        modules.insert(source, Handle(module));
+        Ok(Handle(module))
+    }
+
+    /// Starts a kernel on `blocks.0` by `blocks.1` blocks of `threads`.
+    ///
+    /// # Safety
+    /// The arguments are those of the kernel, and it stays within the memory they name.
+    pub(super) unsafe fn launch(
+        &self,
+        kernel: Kernel,
+        blocks: (usize, usize),
+        threads: u32,
+        shared_bytes: usize,
+        arguments: &[Argument],
+    ) -> Result<()> {
+        let grid = |n: usize, limit: u32| {
+            u32::try_from(n).ok().filter(|&n| n <= limit).ok_or_else(|| {
+                Error::new(format!("{} blocks are too many for {}", n, kernel.name)).cure("Give a smaller --max-len.")
+            })
+        };
+        let (x, y) = (grid(blocks.0, i32::MAX as u32)?, grid(blocks.1, u32::from(u16::MAX))?);
+        if x == 0 || y == 0 {
+            return Ok(());
+        }
+        let mut pointers: Vec<*mut c_void> = arguments.iter().map(Argument::pointer).collect();
+        let pointers = pointers.as_mut_ptr();
+        self.timed(kernel.name, &|| {
+            self.enter()?;
+            // SAFETY: by contract; the arguments live until the driver has copied them, which it does before it returns.
+            let code = unsafe {
+                let Driver { launch, .. } = self.driver;
+                launch(kernel.function.0, x, y, 1, threads, 1, 1, shared_bytes as c_uint, self.stream, pointers, null_mut())
+            };
+            check(&self.driver, &format!("run {}", kernel.name), code)
+        })
+    }
+
+    /// Runs what puts work into the stream; where a profile is asked for, waits for it and takes down its time.
+    pub(super) fn timed(&self, name: &str, run: &dyn Fn() -> Result<()>) -> Result<()> {
+        let Some(profile) = &self.profile else { return run() };
+        let begin = self.record()?;
+        run()?;
+        let end = self.record()?;
+        self.wait(&end)?;
+        let milliseconds = 1e3 * self.between(&begin, &end)?.as_secs_f64();
+        let mut profile = lock(profile);
+        let entry = profile.entry(name.to_owned()).or_default();
+        *entry = (entry.0 + 1, entry.1 + milliseconds);
+        Ok(())
+    }
+}
+
+/// A table of the kernels' times, if `DIAGNOSE_CUDA_PROFILE` is set and there is a device.
+pub fn profile() -> Option<String> {
+    std::env::var_os(PROFILE)?;
+    Device::get().ok()?.profile_table()
+}
+
+impl Argument {
+    fn pointer(&self) -> *mut c_void {
+        match self {
+            Argument::U32(value) => std::ptr::from_ref(value).cast_mut().cast(),
+            Argument::U64(value) | Argument::Pointer(value) => std::ptr::from_ref(value).cast_mut().cast(),
+            Argument::F32(value) => std::ptr::from_ref(value).cast_mut().cast(),
+        }
+    }
+}
+
+impl Buffer {
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// `len` numbers of `dtype` from byte `offset` on.
+    pub fn array(&self, offset: usize, len: usize, dtype: Dtype) -> Result<Array<'_>> {
+        let end = len.checked_mul(dtype.size_in_bytes() as usize).and_then(|bytes| bytes.checked_add(offset));
+        if end.is_none_or(|end| end > self.bytes) {
+            return Err(Error::new(format!(
+                "{len} numbers from byte {offset} on do not lie within {} bytes on the GPU",
+                self.bytes
+            )));
+        }
+        Ok(Array { address: self.address + offset as u64, len, dtype, memory: PhantomData })
+    }
+
+    /// `len` whole numbers below `end` from byte `offset` on.
+    pub fn indices(&self, offset: usize, len: usize, end: u32) -> Result<Indices<'_>> {
+        let Array { address, len, memory, .. } = self.array(offset, len, Dtype::F32)?;
+        Ok(Indices { address, len, end, memory })
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        // The device was open when the buffer was made, and stays so.
+        if let Ok(device) = Device::get()
+            && device.enter().is_ok()
+        {
+            // SAFETY: the memory was allocated by the driver and is freed once; freeing waits for the work that uses it.
+            unsafe { (device.driver.free)(self.address) };
+            device.allocated.fetch_sub(self.bytes as u64, Ordering::Relaxed);
+        }
+    }
+}
+
+impl<'a> Array<'a> {
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn bytes(&self) -> usize {
+        self.len * self.dtype.size_in_bytes() as usize
+    }
+
+    /// Numbers `begin .. begin + len` of it.
+    pub fn part(&self, begin: usize, len: usize) -> Result<Array<'a>> {
+        if begin.checked_add(len).is_none_or(|end| end > self.len) {
+            return Err(Error::new(format!("numbers {begin} to {begin} + {len} do not lie within {} on the GPU", self.len)));
+        }
+        Ok(Array { address: self.address + begin as u64 * self.dtype.size_in_bytes(), len, ..*self })
+    }
+
+    /// Words `begin .. begin + len` of it as whole numbers below `end`.
+    pub fn indices(&self, begin: usize, len: usize, end: u32) -> Result<Indices<'a>> {
+        let Array { address, len, memory, .. } = self.part(begin, len)?;
+        self.expect("whole numbers", self.len, Dtype::F32)?;
+        Ok(Indices { address, len, end, memory })
+    }
+
+    /// An error unless it holds `len` numbers of `dtype`.
+    pub(super) fn expect(&self, what: &str, len: usize, dtype: Dtype) -> Result<()> {
+        if (self.len, self.dtype) != (len, dtype) {
+            return Err(Error::new(format!("{what}: expected {len} numbers in {dtype}, found {} in {}", self.len, self.dtype)));
+        }
+        Ok(())
+    }
+
+    pub(super) fn argument(&self) -> Argument {
+        Argument::Pointer(self.address)
+    }
+}
+
+impl<'a> Indices<'a> {
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Numbers `begin .. begin + len` of it.
+    pub fn part(&self, begin: usize, len: usize) -> Result<Indices<'a>> {
+        if begin.checked_add(len).is_none_or(|end| end > self.len) {
+            return Err(Error::new(format!("indices {begin} to {begin} + {len} do not lie within {} on the GPU", self.len)));
+        }
+        Ok(Indices { address: self.address + 4 * begin as u64, len, ..*self })
+    }
+
+    pub(super) fn argument(&self) -> Argument {
+        Argument::Pointer(self.address)
+    }
+}
+
+impl<'a> Arena<'a> {
+    pub fn new(buffer: &'a Buffer) -> Arena<'a> {
+        Arena { buffer, used: Cell::new(0) }
+    }
+
+    /// Room for `len` numbers behind what was taken before.
+    pub fn array(&self, len: usize, dtype: Dtype) -> Result<Array<'a>> {
+        let array = self.buffer.array(self.used.get(), len, dtype)?;
+        self.used.set(self.used.get() + arena_bytes(len, dtype));
+        Ok(array)
+    }
+
+    /// What has been taken so far, for [`Arena::give_back`].
+    pub fn mark(&self) -> usize {
+        self.used.get()
+    }
+
+    /// Gives back all that was taken since `mark`. Whoever still uses it reads what comes after.
+    pub fn give_back(&self, mark: usize) {
+        self.used.set(mark);
+    }
+}
+
+/// What an array takes of an arena: every array begins at a multiple of 256 bytes, which the widest accesses want.
+pub fn arena_bytes(len: usize, dtype: Dtype) -> usize {
+    (len * dtype.size_in_bytes() as usize).next_multiple_of(256)
+}
+
+impl Pinned {
+    fn capacity(&self) -> usize {
+        self.bytes.as_ref().map_or(0, |bytes| bytes.capacity)
+    }
+
+    fn address(&self) -> *mut u8 {
+        self.bytes.as_ref().map_or(null_mut(), |bytes| bytes.address)
+    }
+
+    /// Writes `words` at byte `offset`. Not while the device reads it.
+    pub fn write(&mut self, offset: usize, words: &[u32]) -> Result<()> {
+        if offset.checked_add(size_of_val(words)).is_none_or(|end| end > self.capacity()) {
+            return Err(Error::new("more numbers than the host's buffer holds"));
+        }
+        // SAFETY: the place lies within the buffer, as was checked, which does not overlap what it is filled from.
+        unsafe { std::ptr::copy_nonoverlapping(words.as_ptr().cast::<u8>(), self.address().add(offset), size_of_val(words)) };
+        Ok(())
+    }
+
+    /// Writes `numbers` in `dtype` at the beginning. Not while the device reads it.
+    fn fill(&mut self, numbers: &[f32], dtype: Dtype) -> Result<()> {
+        if numbers.len() * dtype.size_in_bytes() as usize > self.capacity() {
+            return Err(Error::new("more numbers than the host's buffer holds"));
+        }
+        const BLOCK: usize = 1 << 16;
+        match dtype {
+            Dtype::F32 => {
+                // SAFETY: the buffer is that long, as was checked, and aligned to pages.
+                let to = unsafe { std::slice::from_raw_parts_mut(self.address().cast::<f32>(), numbers.len()) };
+                to.par_chunks_mut(BLOCK).zip(numbers.par_chunks(BLOCK)).for_each(|(to, from)| to.copy_from_slice(from));
+            }
+            Dtype::Bf16 => {
+                // SAFETY: as above.
+                let to = unsafe { std::slice::from_raw_parts_mut(self.address().cast::<bf16>(), numbers.len()) };
+                to.par_chunks_mut(BLOCK).zip(numbers.par_chunks(BLOCK)).for_each(|(to, from)| to.convert_from_f32_slice(from));
+            }
+        }
+        Ok(())
+    }
+
+    /// The first `n` words, after the device has written them.
+    pub fn words(&self, n: usize) -> Result<&[u32]> {
+        if n.checked_mul(4).is_none_or(|bytes| bytes > self.capacity()) {
+            return Err(Error::new("fewer numbers came from the GPU than were asked for"));
+        }
+        // SAFETY: the buffer is that long, aligned to pages, and any bits are a number.
+        Ok(unsafe { std::slice::from_raw_parts(self.address().cast(), n) })
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        if let (Some(bytes), Ok(device)) = (self.bytes.take(), Device::get()) {
+            lock(&device.pinned).push(bytes);
+        }
+    }
+}
+
+impl Drop for PinnedBytes {
+    fn drop(&mut self) {
+        if let Ok(device) = Device::get()
+            && device.enter().is_ok()
+        {
+            // SAFETY: allocated by the driver, freed once.
+            unsafe { (device.driver.free_host)(self.address.cast()) };
+        }
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        if let Ok(device) = Device::get()
+            && device.enter().is_ok()
+        {
+            // SAFETY: created by the driver, destroyed once.
+            unsafe { (device.driver.destroy_event)(self.0) };
+        }
+    }
+}
+
+/// An error that names what the device could not do.
+fn check(driver: &Driver, what: &str, code: c_int) -> Result<()> {
+    if code == 0 {
+        return Ok(());
+    }
+    let mut name = std::ptr::null();
+    // SAFETY: the driver writes a pointer to a constant string of its own, or leaves it alone.
+    let name = unsafe {
+        (driver.error_name)(code, &mut name);
+        if name.is_null() { format!("error {code}") } else { CStr::from_ptr(name).to_string_lossy().into_owned() }
+    };
+    Err(Error::new(format!("the GPU cannot {what}: {name}")))
+}

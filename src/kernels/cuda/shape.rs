@@ -1,0 +1,14 @@
+//! What the fastest algorithm of a product depends on.
+
+use crate::kernels::Dtype;
+
+/// `y [rows, N] = x [rows, K] W^T`, or added to `y`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Shape {
+    pub rows: usize,
+    pub out_features: usize,
+    pub in_features: usize,
+    pub factors: Dtype,
+    pub result: Dtype,
+    pub adds: bool,
+}
