@@ -128,12 +128,16 @@ impl Watch for Terminal {
         for line in beginning.audit.lines() {
             eprintln!("{line}");
         }
+        if let Some(reason) = beginning.passed_over {
+            eprintln!("The GPU is not used: {reason}");
+        }
         eprintln!(
-            "Scoring {} supervised tokens of {} in {} rows with {} -> {}",
+            "Scoring {} supervised tokens of {} in {} rows with {} on {} -> {}",
             beginning.supervised,
             beginning.tokens,
             beginning.rows,
             beginning.model,
+            beginning.device,
             beginning.out.display()
         );
     }

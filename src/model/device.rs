@@ -39,21 +39,22 @@ impl Placement {
 
     /// Its name with the processor's, where there are several kinds: `cuda (NVIDIA H100 80GB HBM3)`.
     pub fn description(self) -> String {
-        match (self, cuda::Device::get()) {
-            (Placement::Cuda, Ok(device)) => format!("{self} ({})", device.name()),
+        match self {
+            Placement::Cuda => cuda::Device::get().map_or(self.to_string(), |device| format!("{self} ({})", device.name())),
             _ => self.to_string(),
         }
     }
 }
 
+/// Where a model runs.
+pub(super) struct Placed {
+    pub options: LoadOptions,
+    /// Why a GPU that is there was not taken, where the choice was left to the program.
+    pub passed_over: Option<String>,
+}
+
 /// Decides where a model of `parameters` weights runs and by which kernels, and refuses one that does not fit there.
-pub(super) fn place(
-    options: LoadOptions,
-    name: &str,
-    config: &Config,
-    parameters: u64,
-    max_tokens: usize,
-) -> Result<LoadOptions> {
+pub(super) fn place(options: LoadOptions, name: &str, config: &Config, parameters: u64, max_tokens: usize) -> Result<Placed> {
     let on_device = || -> Result<()> {
         let device = cuda::Device::get()?;
         let (free, _) = device.memory()?;
@@ -61,10 +62,16 @@ pub(super) fn place(
         let batch = sizes.token_budget().max(max_tokens);
         memory::check_device(name, device.name(), parameters, options.dtype, sizes.batch_bytes(batch, batch) as u64, free)
     };
+    let mut passed_over = None;
     let (device, kernels) = match (options.device, options.kernels) {
         (Placement::Auto, Kernels::Reference) => (Placement::Cpu, Kernels::Reference),
-        (Placement::Auto, _) if on_device().is_ok() => (Placement::Cuda, Kernels::Cuda),
-        (Placement::Auto, kernels) => (Placement::Cpu, kernels),
+        (Placement::Auto, kernels) => match on_device() {
+            Ok(()) => (Placement::Cuda, Kernels::Cuda),
+            Err(error) => {
+                passed_over = cuda::is_there().then(|| error.reason());
+                (Placement::Cpu, kernels)
+            }
+        },
         (Placement::Cuda, Kernels::Reference) => {
             return Err(
                 Error::usage("the reference kernels run on the CPU or on Metal, not on `cuda`").cure("Leave out --kernels.")
@@ -82,7 +89,7 @@ pub(super) fn place(
     if device == Placement::Cpu {
         memory::check(name, config, parameters, options.dtype, max_tokens)?;
     }
-    Ok(LoadOptions { device, kernels, ..options })
+    Ok(Placed { options: LoadOptions { device, kernels, ..options }, passed_over })
 }
 
 impl fmt::Display for Placement {
@@ -171,7 +178,7 @@ mod tests {
         let config = Config::from_json(&json).unwrap();
         let place = |device, kernels| {
             let options = LoadOptions { dtype: crate::kernels::Dtype::F32, kernels, device };
-            place(options, "tiny", &config, 10_000, 128).map(|options| (options.device, options.kernels))
+            place(options, "tiny", &config, 10_000, 128).map(|placed| (placed.options.device, placed.options.kernels))
         };
         let automatic = place(Placement::Auto, Kernels::Fused).unwrap();
         match cuda::Device::get() {

@@ -57,7 +57,7 @@ use std::time::Instant;
 
 use candle_core::Tensor;
 
-use self::device::OnDevice;
+use self::device::{OnDevice, Placed};
 use crate::error::{Error, Result};
 use crate::kernels::head::{HeadOptions, head_statistics};
 use crate::kernels::matmul::Matrix;
@@ -88,6 +88,8 @@ pub struct Model {
     pub template: Option<ChatTemplate>,
     /// Where it runs: never [`Placement::Auto`].
     pub placement: Placement,
+    /// Why a GPU that is there was not taken, where the choice was left to the program.
+    pub passed_over: Option<String>,
     decoder: Decoder,
     /// What else the decoder needs on a GPU.
     on_cuda: Option<OnCuda>,
@@ -119,7 +121,8 @@ impl Model {
             ))
             .cure(format!("Give --max-len {} or less.", config.max_positions)));
         }
-        let options = device::place(options, &reference.name, &config, source.parameters(), max_positions)?;
+        let Placed { options, passed_over } =
+            device::place(options, &reference.name, &config, source.parameters(), max_positions)?;
         let device = options.device.open()?;
         let on_device = OnDevice { source: source.as_ref(), device: &device };
         // The tokenizer and the hash keep one core busy each, while the weights are read and packed by what is left.
@@ -151,14 +154,23 @@ impl Model {
             architecture: config.family.to_owned(),
             parameters: source.parameters(),
         };
-        Ok(Model { info, config, tokenizer: Arc::new(tokenizer), template, placement: options.device, decoder, on_cuda })
+        Ok(Model {
+            info,
+            config,
+            tokenizer: Arc::new(tokenizer),
+            template,
+            placement: options.device,
+            passed_over,
+            decoder,
+            on_cuda,
+        })
     }
 
     /// Where [`Model::load`] would put the model.
     pub fn place(reference: &Reference, options: LoadOptions, max_positions: usize) -> Result<Placement> {
         let source = reference.open()?;
         let config = source.config()?;
-        Ok(device::place(options, &reference.name, &config, source.parameters(), max_positions)?.device)
+        Ok(device::place(options, &reference.name, &config, source.parameters(), max_positions)?.options.device)
     }
 
     /// Hidden states `[rows.len(), D]` after the final norm, at `rows` of the batch.

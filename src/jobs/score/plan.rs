@@ -131,6 +131,8 @@ impl Plan {
             tokens: plan.totals.tokens,
             rows: plan.totals.scored,
             model: &plan.model.info.name,
+            device: plan.device.description(),
+            passed_over: plan.model.passed_over.as_deref(),
             out: &plan.out,
         });
         Ok(plan)

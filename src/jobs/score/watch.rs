@@ -26,7 +26,10 @@ pub struct Beginning<'a> {
     pub supervised: u64,
     pub tokens: u64,
     pub rows: u64,
-    /// The model's short name.
+    /// The model's short name, and where it runs.
     pub model: &'a str,
+    pub device: String,
+    /// Why a GPU that is there was not taken.
+    pub passed_over: Option<&'a str>,
     pub out: &'a Path,
 }

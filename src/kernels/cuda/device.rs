@@ -472,6 +472,14 @@ impl Device {
     }
 }
 
+/// Is there a GPU, whether or not it can be used?
+pub fn is_there() -> bool {
+    let Ok(driver) = library::driver() else { return false };
+    let mut ordinal = 0;
+    // SAFETY: `ordinal` is a variable of the type that the function writes; starting the driver twice does nothing.
+    unsafe { (driver.init)(0) == 0 && (driver.device)(&mut ordinal, 0) == 0 }
+}
+
 /// A table of the kernels' times, if `DIAGNOSE_CUDA_PROFILE` is set and there is a device.
 pub fn profile() -> Option<String> {
     std::env::var_os(PROFILE)?;

@@ -121,7 +121,9 @@ pub fn compiler() -> Result<Compiler> {
     } else {
         &["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"]
     };
-    open("NVRTC, which compiles the kernels for the GPU", names, &folders(), Compiler::new).map_err(toolkit)
+    let folders = folders();
+    load_builtins(&folders);
+    open("NVRTC, which compiles the kernels for the GPU", names, &folders, Compiler::new).map_err(toolkit)
 }
 
 pub fn blas() -> Result<Blas> {
@@ -131,6 +133,22 @@ pub fn blas() -> Result<Blas> {
         &["libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"]
     };
     open("cuBLASLt, which multiplies on the GPU", names, &folders(), Blas::new).map_err(toolkit)
+}
+
+/// NVRTC asks the loader for a library of its own by name, which is not found where both lie in a folder that the loader does not know
+/// (pip's): it is there once it has been opened by its path.
+fn load_builtins(folders: &[PathBuf]) {
+    let files = folders.iter().filter_map(|folder| std::fs::read_dir(folder).ok()).flatten().filter_map(|entry| entry.ok());
+    for path in files.map(|entry| entry.path()) {
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        if name.starts_with("libnvrtc-builtins.so.") || name.starts_with("nvrtc-builtins64_") {
+            // SAFETY: NVIDIA's libraries do nothing harmful when they are loaded.
+            if let Ok(library) = unsafe { Library::new(&path) } {
+                // It stays for as long as the program runs.
+                std::mem::forget(library);
+            }
+        }
+    }
 }
 
 fn toolkit(error: Error) -> Error {

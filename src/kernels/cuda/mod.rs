@@ -23,7 +23,7 @@ mod shape;
 #[cfg(test)]
 mod tests;
 
-pub use device::{Arena, Array, Buffer, Device, Event, Indices, Pinned, arena_bytes, profile};
+pub use device::{Arena, Array, Buffer, Device, Event, Indices, Pinned, arena_bytes, is_there, profile};
 pub use operations::{
     AttentionPlan, HeadRoom, PrepareOptions, RotaryTables, STATISTICS_WORDS, SUMS_WORDS, head_chunk, statistics_of_words,
 };
