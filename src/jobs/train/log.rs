@@ -54,3 +54,33 @@ pub fn read_metrics(path: &Path) -> Result<Vec<StepMetrics>> {
         Err(error) => Err(error).context_at(path, "cannot read the metrics"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::SplitMix;
+
+    #[test]
+    fn a_resumed_run_writes_the_floats_of_its_metrics_as_they_were() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(METRICS_FILE);
+        let mut log = Log::open(folder.path(), 0).unwrap();
+        let mut random = SplitMix(7);
+        // Of a thousand such numbers a parser that is off by one unit in the last place now and then changes some.
+        let mut share = || (random.next() >> 11) as f64 / (1u64 << 53) as f64;
+        for step in 1..=1000 {
+            let metrics = StepMetrics {
+                step,
+                loss: share(),
+                cross_entropy: 10.0 * share(),
+                learning_rate: 1e-5 * share(),
+                ..StepMetrics::default()
+            };
+            log.push(&metrics).unwrap();
+        }
+        let written = fs::read(&path).unwrap();
+        drop(log);
+        Log::open(folder.path(), 1000).unwrap();
+        assert!(fs::read(&path).unwrap() == written);
+    }
+}
