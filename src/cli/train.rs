@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::output;
 use super::progress::Terminal;
+use crate::diagnosis::gate::{EAFT, method_names};
 use crate::error::{Context, Error, Result};
 use crate::format::thousands;
 use crate::jobs::train::{Job, Outcome, Plan, TrainRecord, Trainer};
@@ -57,17 +58,16 @@ pub struct Args {
     #[serde(skip_serializing_if = "Option::is_none")]
     out: Option<PathBuf>,
 
-    /// sft, eaft, mask, pilot, dft, asft, talr, flow or sft-kl  [default: eaft]
-    #[arg(long, help_heading = "Loss")]
+    #[arg(long, help = format!("{}  [default: {EAFT}]", method_names()), help_heading = "Loss")]
     #[serde(skip_serializing_if = "Option::is_none")]
     method: Option<String>,
 
-    /// EAFT's curve: linear, power:N, sigmoid:A,B or mask:Q  [default: linear]
+    /// EAFT's curve: linear, power:N, sigmoid:A,B, mask:Q, llama-factory or axolotl  [default: linear]
     #[arg(long, help_heading = "Loss")]
     #[serde(skip_serializing_if = "Option::is_none")]
     gate: Option<String>,
 
-    /// What the top-K entropy is divided by: ln-k (the paper), 3.0 (LLaMA-Factory) or none (axolotl)  [default: ln-k]
+    /// What EAFT's entropy is divided by: ln-k (the paper), 3.0 (LLaMA-Factory) or none (axolotl)  [default: ln-k]
     #[arg(long, help_heading = "Loss")]
     #[serde(skip_serializing_if = "Option::is_none")]
     normaliser: Option<String>,

@@ -1,13 +1,13 @@
-//! (ln p, H, H~) of a token -> its weight in the loss: every token loss of the literature as one pure function.
+//! (ln p, H, H~) of a token -> its weight in the loss: every token loss of the literature as one pure function, in one table.
 //!
 //! The loss is `- sum_t w_t ln p_t`, the weight taken as a constant (no gradient through it). Plain fine-tuning is the gate
 //! that returns 1. H~ is the entropy of the renormalised top K, divided by ln K, so that it lies in 0..1 (`entropy_topk`).
 //!
-//! | name | weight | range | sure model (H~ = 0) | clueless model (H~ = 1) |
+//! | gate | weight | range | sure model (H~ = 0) | clueless model (H~ = 1) |
 //! |---|---|---|---|---|
 //! | `sft` | 1 | 1 | 1 | 1 |
-//! | `eaft`, `eaft:power:N` | H~^N | 0..1 | 0 | 1 |
-//! | `eaft:sigmoid:A,B` | 1 / (1 + exp(-A (H~ - B))) | 0..1 | 0.006 (A 30, B 0.17) | 1 |
+//! | `eaft`, `eaft:power:N` | (s H~)^N | 0..s^N | 0 | s^N |
+//! | `eaft:sigmoid:A,B` | 1 / (1 + exp(-A (s H~ - B))) | 0..1 | 0.006 (A 30, B 0.17) | 1 |
 //! | `eaft:mask:Q` | 1 if H~ > its Q-quantile, else 0 | 0, 1 | 0 | 1 |
 //! | `pilot` | 0 if both p and H are at or below their 15 % quantiles, else 1 | 0, 1 | 0 if p is low | 1 |
 //! | `eaft:llama-factory` | H~ ln K / 3, K = 20 | 0..0.9986 | 0 | 0.9986 |
@@ -15,40 +15,178 @@
 //! | `dft` | p | 0..1 | 0 at p = 0, 1 at p = 1 | as left |
 //! | `talr` | max(p^(1/tau), 0.01) | 0.01..1 | 0.01 at p = 0, 1 at p = 1 | as left |
 //!
-//! Sources: EAFT with all its curves and the pilot mask, arXiv 2601.02151; DFT, arXiv 2508.05629; TALR, arXiv 2509.20758;
-//! `use_eaft_loss` in LLaMA-Factory's `trainer_utils.py`; `use_eaft` in axolotl's `monkeypatch/loss/eaft.py`.
-//! Left out: losses that need more than the token itself (a reference model's distribution, a weight per sample).
+//! with s = 1 under the normaliser `ln-k`, s = ln K / 3 under `3.0` and s = ln K under `none`. A mask compares H~ with H~ of other
+//! tokens, so that no normaliser changes it.
+//!
+//! [`METHODS`] is the one list of what `--method` takes: everything that parses, prints, previews, emits or documents a loss reads it.
+//! Sources beside those in the list: `use_eaft_loss` in LLaMA-Factory's `trainer_utils.py`; `use_eaft` in axolotl's
+//! `monkeypatch/loss/eaft.py`.
 
 use std::fmt;
-use std::path::PathBuf;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use super::population::{Needs, Population, Quantity};
 use super::quadrants::PILOT_SHARE;
-use crate::table::{Column, quantiles, read_chunks};
+use crate::engine::TOP_K;
+use crate::kernels::TokenStatistics;
+use crate::table::TokenChunk;
 use crate::{Error, Result};
 
-/// A gate by name. [`Gate::bind`] makes the weight function of it.
+/// A way to train: a gate, and what else its loss consists of.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Method {
+    /// As for `--method`.
+    pub name: &'static str,
+    /// The loss of a batch for people, in the notation above [`METHODS`].
+    pub loss: &'static str,
+    /// What a token is weighed by, unless EAFT is told otherwise.
+    pub gate: Gate,
+    pub beside: Beside,
+    /// An arXiv number and where to look in it, or another program's option; empty for what needs none.
+    pub source: &'static str,
+}
+
+/// What a method's loss has beside weighed tokens.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Beside {
+    Nothing,
+    /// `factor KL(base || model)` of each token.
+    FromBase {
+        factor: f32,
+    },
+    /// `factor KL(model || base)` of each token.
+    ToBase {
+        factor: f32,
+    },
+    /// A weight of each row, from the base model's losses.
+    RowWeights,
+}
+
+/// The method of a run that names none.
+pub const EAFT: Method = Method {
+    name: "eaft",
+    loss: "1/N sum stop(f(s H~)) (-ln p), f from `--gate`, s from `--normaliser`",
+    gate: Gate::Eaft(Eaft::LINEAR),
+    beside: Beside::Nothing,
+    source: "arXiv 2601.02151",
+};
+
+/// Every method. `N` is the number of supervised tokens of an optimiser step, `p` the probability of the target, `H~` its normalised
+/// top-K entropy; `stop` marks what counts as a constant, `KL(a, b) = sum_v a ln(a / b)`.
+pub const METHODS: &[Method] = &[
+    Method { name: "sft", loss: "1/N sum -ln p", gate: Gate::One, beside: Beside::Nothing, source: "" },
+    EAFT,
+    Method {
+        name: "mask",
+        loss: "the same with f(x) = 1 if x > its 15 % quantile, else 0",
+        gate: Gate::Eaft(Eaft { curve: Curve::Mask { share: PILOT_SHARE }, ..Eaft::LINEAR }),
+        beside: Beside::Nothing,
+        source: "arXiv 2601.02151, Masked SFT",
+    },
+    Method {
+        name: "pilot",
+        loss: "0 for tokens in the lowest 15 % of both p and H, else -ln p",
+        gate: Gate::Pilot,
+        beside: Beside::Nothing,
+        source: "arXiv 2601.02151, pilot study",
+    },
+    Method {
+        name: "dft",
+        loss: "1/N sum stop(p) (-ln p)",
+        gate: Gate::Probability,
+        beside: Beside::Nothing,
+        source: "arXiv 2508.05629",
+    },
+    Method {
+        name: "asft",
+        loss: "dft + b/N sum KL(base, model), b = 0.1",
+        gate: Gate::Probability,
+        beside: Beside::FromBase { factor: 0.1 },
+        source: "LLaMA-Factory `use_asft_loss`",
+    },
+    Method {
+        name: "talr",
+        loss: "1/N sum stop(max(p^(1/tau), 0.01)) (-ln p), tau the median over the batch's sequences of their mean -ln p",
+        gate: Gate::Tempered,
+        beside: Beside::Nothing,
+        source: "arXiv 2509.20758",
+    },
+    Method {
+        name: "flow",
+        loss: "1/N sum w_i (-ln p), w_i ~ exp(-l_i / tau) of the base's mean loss l_i of row i, tau the median l_i, w with mean 1",
+        gate: Gate::One,
+        beside: Beside::RowWeights,
+        source: "arXiv 2502.02797",
+    },
+    Method {
+        name: "sft-kl",
+        loss: "1/N sum -ln p + b KL(model, base), b = 0.5",
+        gate: Gate::One,
+        beside: Beside::ToBase { factor: 0.5 },
+        source: "arXiv 2601.02151, section 4",
+    },
+];
+
+/// What a token is weighed by. [`Gate::bind`] makes the weight function of it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Gate {
-    Sft,
-    /// `eaft` is the power 1.
-    EaftPower {
+    One,
+    Eaft(Eaft),
+    Pilot,
+    Probability,
+    Tempered,
+}
+
+/// EAFT's weight: a curve of the entropy of the K most probable tokens, divided by a normaliser.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Eaft {
+    pub curve: Curve,
+    pub normaliser: Normaliser,
+    pub k: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Curve {
+    /// Linear is the power 1.
+    Power {
         exponent: f32,
     },
-    EaftSigmoid {
+    Sigmoid {
         slope: f32,
         center: f32,
     },
-    EaftMask {
+    /// Takes away this share of the tokens.
+    Mask {
         share: f64,
     },
-    EaftLlamaFactory,
-    EaftAxolotl,
-    Pilot,
-    Dft,
-    Talr,
+}
+
+/// What the top-K entropy is divided by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Normaliser {
+    /// ln K, as in the paper: H~ in 0..1.
+    #[default]
+    LnK,
+    /// 3.0, as in LLaMA-Factory.
+    #[serde(rename = "3.0")]
+    Three,
+    /// Nothing, as in axolotl.
+    None,
+}
+
+/// What a gate looks at.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Token {
+    pub logprob: f32,
+    pub entropy: f32,
+    pub entropy_topk: f32,
+    /// `sqrt(1 - 2 p + sum_v p_v^2)`
+    pub grad: f32,
+    /// ln p under an earlier model: the base before training. It is `logprob` where that is the model at hand.
+    pub earlier: f32,
 }
 
 /// A gate with its numbers filled in: a function of one token.
@@ -59,8 +197,13 @@ pub enum Weight {
     One,
     /// (scale H~)^exponent
     Power { scale: f32, exponent: f32 },
-    /// 1 / (1 + exp(-slope (H~ - center)))
-    Sigmoid { slope: f32, center: f32 },
+    /// 1 / (1 + exp(-slope (scale H~ - center)))
+    Sigmoid {
+        #[serde(default = "one", skip_serializing_if = "is_one")]
+        scale: f32,
+        slope: f32,
+        center: f32,
+    },
     /// 1 if H~ > threshold, else 0
     Above { threshold: f32 },
     /// 0 if ln p <= logprob and H <= entropy, else 1
@@ -71,14 +214,20 @@ pub enum Weight {
     Tempered { tau: f32 },
 }
 
+/// The paper's smallest weight for TALR (arXiv 2509.20758, also table 1 of 2601.02151).
+const TALR_FLOOR: f32 = 0.01;
+/// `entropy_term = approx_entropy / 3.0` in LLaMA-Factory's `src/llamafactory/train/trainer_utils.py`.
+const LLAMA_FACTORY_NORMALISER: f32 = 3.0;
+
 impl Weight {
-    /// The weight of a token: finite and not negative for finite input with ln p <= 0 and H, H~ >= 0.
+    /// The weight of a token, which is the factor of its gradient: finite and not negative for finite input with ln p <= 0 and
+    /// H, H~ >= 0.
     #[inline]
-    pub fn of(&self, logprob: f32, entropy: f32, entropy_topk: f32) -> f32 {
+    pub fn of(&self, token: &Token) -> f32 {
         match *self {
             Weight::One => 1.0,
             Weight::Power { scale, exponent } => {
-                let x = scale * entropy_topk;
+                let x = scale * token.entropy_topk;
                 // The usual exponents by multiplication: exact, and ten times as fast as the general power.
                 match exponent {
                     1.0 => x,
@@ -87,215 +236,382 @@ impl Weight {
                     _ => x.powf(exponent),
                 }
             }
-            Weight::Sigmoid { slope, center } => 1.0 / (1.0 + (-slope * (entropy_topk - center)).exp()),
-            Weight::Above { threshold } => f32::from(u8::from(entropy_topk > threshold)),
-            Weight::OutsideCorner { logprob: p, entropy: h } => f32::from(u8::from(!(logprob <= p && entropy <= h))),
-            Weight::Probability => logprob.exp(),
-            Weight::Tempered { tau } => (logprob / tau).exp().max(TALR_FLOOR),
+            Weight::Sigmoid { scale, slope, center } => 1.0 / (1.0 + (-slope * (scale * token.entropy_topk - center)).exp()),
+            Weight::Above { threshold } => f32::from(u8::from(token.entropy_topk > threshold)),
+            Weight::OutsideCorner { logprob, entropy } => {
+                f32::from(u8::from(!(token.logprob <= logprob && token.entropy <= entropy)))
+            }
+            Weight::Probability => token.logprob.exp(),
+            Weight::Tempered { tau } => (token.logprob / tau).exp().max(TALR_FLOOR),
         }
+    }
+
+    /// The token's loss whose gradient this weight is the factor of.
+    pub fn loss(&self, token: &Token) -> f64 {
+        f64::from(self.of(token)) * -f64::from(token.logprob)
     }
 }
 
-/// The paper's smallest weight for TALR (arXiv 2509.20758, also table 1 of 2601.02151).
-const TALR_FLOOR: f32 = 0.01;
-/// A data set that the model predicts perfectly has tau 0, and 0 / 0 is no weight; any tau this small gives p = 1 the weight 1.
-const SMALLEST_TAU: f32 = 1e-6;
-/// ln 20: the K that both implementations fix.
-const LN_20: f32 = 2.995_732_3;
-/// `entropy_term = approx_entropy / 3.0` in LLaMA-Factory's `src/llamafactory/train/trainer_utils.py`.
-const LLAMA_FACTORY_NORMALISER: f32 = 3.0;
+impl Token {
+    /// `earlier` is absent where the model at hand is the earlier one.
+    pub fn new(statistics: &TokenStatistics, earlier: Option<f32>) -> Token {
+        let TokenStatistics { logprob, entropy, entropy_topk, grad, .. } = *statistics;
+        Token { logprob, entropy, entropy_topk, grad, earlier: earlier.unwrap_or(logprob) }
+    }
+
+    /// Of a table that the base model made, with the columns that this looks at.
+    pub fn of_table(chunk: &TokenChunk, i: usize) -> Token {
+        let logprob = chunk.logprob[i];
+        let (entropy, entropy_topk, grad) = (chunk.entropy[i], chunk.entropy_topk[i], chunk.grad[i]);
+        Token { logprob, entropy, entropy_topk, grad, earlier: logprob }
+    }
+}
+
+impl Method {
+    /// Compares the model with the base at every token.
+    pub fn needs_reference(&self) -> bool {
+        matches!(self.beside, Beside::FromBase { .. } | Beside::ToBase { .. })
+    }
+
+    /// Needs the base model's scores of the whole data set first. `gate` is the method's, with what the user changed.
+    pub fn needs_scores(&self, gate: &Gate) -> bool {
+        let needs = gate.needs();
+        let from_tables = needs.quantiles.iter().any(|(quantity, _)| quantity.is_in_tables());
+        self.beside == Beside::RowWeights || needs.base_logprobs || from_tables
+    }
+
+    /// Weighs single tokens or rows, and so can leave rows alone whose conflicts are intended.
+    pub fn has_weights(&self) -> bool {
+        self.gate != Gate::One || self.beside == Beside::RowWeights
+    }
+
+    /// Factor of the divergence from the base model; 0 for methods without one.
+    pub fn kl_weight(&self) -> f32 {
+        match self.beside {
+            Beside::FromBase { factor } | Beside::ToBase { factor } => factor,
+            Beside::Nothing | Beside::RowWeights => 0.0,
+        }
+    }
+
+    /// What must be known or computed beside the step itself, for people.
+    pub fn needs(&self) -> &'static str {
+        match self {
+            _ if self.needs_reference() => "the base model beside the one that learns",
+            _ if self.needs_scores(&self.gate) => "the base model's scores, made first",
+            _ if self.gate.needs().tau => "a pass over each batch first",
+            _ => "",
+        }
+    }
+
+    /// What a token is weighed by when the method runs under these options, which are refused where they mean nothing.
+    pub fn gate_under(&self, gate: Option<&str>, normaliser: Option<Normaliser>, top_k: Option<usize>) -> Result<Gate> {
+        let wrong = |what: String, cure: String| Err(Error::usage(what).cure(cure));
+        if let Some(gate) = gate
+            && self.gate != Gate::Eaft(Eaft::LINEAR)
+        {
+            return wrong(
+                format!("--gate {gate} is EAFT's curve, and the method is {}", self.name),
+                "Leave it out, or give --method eaft.".to_owned(),
+            );
+        }
+        let Gate::Eaft(own) = self.gate else {
+            // Files of earlier runs have the defaults in them.
+            if let Some(normaliser) = normaliser.filter(|normaliser| *normaliser != Normaliser::default()) {
+                return wrong(
+                    format!("--normaliser {normaliser} divides EAFT's entropy, and the method is {}", self.name),
+                    "Leave it out, or give --method eaft or mask.".to_owned(),
+                );
+            }
+            if let Some(k) = top_k.filter(|k| *k != TOP_K) {
+                return wrong(
+                    format!("--top-k {k} is of EAFT's entropy, and the method is {}", self.name),
+                    "Leave it out, or give --method eaft or mask.".to_owned(),
+                );
+            }
+            return Ok(self.gate);
+        };
+        let Some(text) = gate else {
+            return Ok(Gate::Eaft(Eaft { normaliser: normaliser.unwrap_or(own.normaliser), k: top_k.unwrap_or(own.k), ..own }));
+        };
+        let curve = text.trim_start_matches("eaft:");
+        let named = Eaft::parse(curve).map_err(|what| unknown(&format!("eaft:{curve}"), &what))?;
+        let is_a_program = named.normaliser != Normaliser::default();
+        if let Some(normaliser) = normaliser.filter(|normaliser| is_a_program && *normaliser != named.normaliser) {
+            return wrong(
+                format!(
+                    "--gate {curve} has the normaliser {} already, and --normaliser {normaliser} is another",
+                    named.normaliser
+                ),
+                format!("Leave --normaliser out, or give --gate linear --normaliser {normaliser}."),
+            );
+        }
+        if let (Normaliser::Three, Some(k)) = (named.normaliser, top_k.filter(|k| *k != TOP_K)) {
+            return wrong(
+                format!("--gate {curve} takes the top {TOP_K}, as that program does, and --top-k is {k}"),
+                format!("Leave --top-k out, or give --gate linear --normaliser {} --top-k {k}.", named.normaliser),
+            );
+        }
+        let normaliser = normaliser.unwrap_or(named.normaliser);
+        Ok(Gate::Eaft(Eaft { normaliser, k: top_k.unwrap_or(named.k), ..named }))
+    }
+}
+
+/// The names of [`METHODS`], as a sentence lists them.
+pub fn method_names() -> String {
+    let names: Vec<&str> = METHODS.iter().map(|method| method.name).collect();
+    match names.split_last() {
+        Some((last, others)) if !others.is_empty() => format!("{} or {last}", others.join(", ")),
+        _ => names.concat(),
+    }
+}
+
+/// [`METHODS`] as the README shows them.
+pub fn methods_in_markdown() -> String {
+    let mut text = "| `--method` | loss | needs | source |\n|---|---|---|---|\n".to_owned();
+    for method in METHODS {
+        text += &format!("| `{}` | {} | {} | {} |\n", method.name, method.loss, method.needs(), method.source);
+    }
+    text
+}
 
 impl Gate {
-    /// Every gate of the preview, in the order of the table above.
-    pub const PREVIEW: [Gate; 11] = [
-        Gate::Sft,
-        Gate::EaftPower { exponent: 1.0 },
-        Gate::EaftPower { exponent: 2.0 },
-        Gate::EaftPower { exponent: 3.0 },
-        Gate::EaftSigmoid { slope: 30.0, center: 0.17 },
-        Gate::EaftMask { share: PILOT_SHARE },
-        Gate::Pilot,
-        Gate::EaftLlamaFactory,
-        Gate::EaftAxolotl,
-        Gate::Dft,
-        Gate::Talr,
-    ];
+    /// Every gate of the preview: of each method that is no more than a gate, and EAFT's in all their variants.
+    pub fn preview() -> Vec<Gate> {
+        let of_method = |method: &Method| match method.gate {
+            Gate::Eaft(Eaft::LINEAR) => Eaft::VARIANTS.map(Gate::Eaft).to_vec(),
+            gate => vec![gate],
+        };
+        METHODS.iter().filter(|method| method.beside == Beside::Nothing).flat_map(of_method).collect()
+    }
+
+    /// What the gate needs to know beside the token.
+    pub fn needs(&self) -> Needs {
+        let quantiles = |quantiles: Vec<(Quantity, f64)>| Needs { quantiles, ..Needs::default() };
+        match *self {
+            Gate::Eaft(Eaft { curve: Curve::Mask { share }, k, .. }) => quantiles(vec![(Quantity::EntropyTopk { k }, share)]),
+            Gate::Pilot => quantiles(vec![(Quantity::Logprob, PILOT_SHARE), (Quantity::Entropy, PILOT_SHARE)]),
+            Gate::Tempered => Needs { tau: true, ..Needs::default() },
+            Gate::One | Gate::Eaft(_) | Gate::Probability => Needs::default(),
+        }
+    }
+
+    /// K of the top-K entropy that the gate looks at; the table's for those that look at none.
+    pub fn top_k(&self) -> usize {
+        match self {
+            Gate::Eaft(eaft) => eaft.k,
+            _ => TOP_K,
+        }
+    }
 
     /// Fills in what the gate needs to know about the other tokens.
     pub fn bind(&self, population: &Population) -> Result<Weight> {
         Ok(match *self {
-            Gate::Sft => Weight::One,
-            Gate::EaftPower { exponent } => Weight::Power { scale: 1.0, exponent },
-            Gate::EaftSigmoid { slope, center } => Weight::Sigmoid { slope, center },
-            Gate::EaftMask { share } => Weight::Above { threshold: population.quantile(Column::EntropyTopk, share)? },
-            Gate::EaftLlamaFactory => Weight::Power { scale: LN_20 / LLAMA_FACTORY_NORMALISER, exponent: 1.0 },
-            Gate::EaftAxolotl => Weight::Power { scale: LN_20, exponent: 1.0 },
+            Gate::One => Weight::One,
+            Gate::Eaft(eaft) => eaft.bind(population)?,
             Gate::Pilot => Weight::OutsideCorner {
-                logprob: population.quantile(Column::Logprob, PILOT_SHARE)?,
-                entropy: population.quantile(Column::Entropy, PILOT_SHARE)?,
+                logprob: population.quantile(Quantity::Logprob, PILOT_SHARE)?,
+                entropy: population.quantile(Quantity::Entropy, PILOT_SHARE)?,
             },
-            Gate::Dft => Weight::Probability,
-            Gate::Talr => Weight::Tempered { tau: population.tau()? },
+            Gate::Probability => Weight::Probability,
+            Gate::Tempered => Weight::Tempered { tau: population.tau()? },
+        })
+    }
+}
+
+impl Eaft {
+    pub const LINEAR: Eaft = Eaft { curve: Curve::Power { exponent: 1.0 }, normaliser: Normaliser::LnK, k: TOP_K };
+    const SIGMOID: Eaft = Eaft { curve: Curve::Sigmoid { slope: 30.0, center: 0.17 }, ..Eaft::LINEAR };
+    const LLAMA_FACTORY: Eaft = Eaft { normaliser: Normaliser::Three, ..Eaft::LINEAR };
+    const AXOLOTL: Eaft = Eaft { normaliser: Normaliser::None, ..Eaft::LINEAR };
+
+    /// What the preview shows of it; `mask` is a method of its own.
+    const VARIANTS: [Eaft; 6] = [
+        Eaft::LINEAR,
+        Eaft { curve: Curve::Power { exponent: 2.0 }, ..Eaft::LINEAR },
+        Eaft { curve: Curve::Power { exponent: 3.0 }, ..Eaft::LINEAR },
+        Eaft::SIGMOID,
+        Eaft::LLAMA_FACTORY,
+        Eaft::AXOLOTL,
+    ];
+
+    fn bind(&self, population: &Population) -> Result<Weight> {
+        let scale = self.scale();
+        Ok(match self.curve {
+            Curve::Power { exponent } => Weight::Power { scale, exponent },
+            Curve::Sigmoid { slope, center } => Weight::Sigmoid { scale, slope, center },
+            // Both sides are H~ of the same K, so that the normaliser, a factor of both, cancels.
+            Curve::Mask { share } => {
+                Weight::Above { threshold: population.quantile(Quantity::EntropyTopk { k: self.k }, share)? }
+            }
         })
     }
 
-    fn quantiles(&self) -> Vec<(Column, f64)> {
-        match self {
-            Gate::EaftMask { share } => vec![(Column::EntropyTopk, *share)],
-            Gate::Pilot => vec![(Column::Logprob, PILOT_SHARE), (Column::Entropy, PILOT_SHARE)],
-            _ => Vec::new(),
+    /// What `entropy_topk`, which comes divided by ln K, is multiplied by.
+    fn scale(&self) -> f32 {
+        let ln_k = (self.k as f32).ln();
+        match self.normaliser {
+            Normaliser::LnK => 1.0,
+            Normaliser::Three => ln_k / LLAMA_FACTORY_NORMALISER,
+            Normaliser::None => ln_k,
         }
     }
-}
 
-/// What the gates that compare a token with the others need to know about them.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Population {
-    quantiles: Vec<((Column, f64), f32)>,
-    tau: Option<f32>,
-}
-
-impl Population {
-    /// Of a whole data set: what these gates need and no more.
-    pub fn of_tables(tables: &[PathBuf], gates: &[Gate]) -> Result<Population> {
-        let mut wanted: Vec<(Column, f64)> = Vec::new();
-        for quantile in gates.iter().flat_map(Gate::quantiles) {
-            if !wanted.contains(&quantile) {
-                wanted.push(quantile);
-            }
-        }
-        let values = quantiles(tables, &wanted)?;
-        let tau = if gates.contains(&Gate::Talr) { talr_tau(&mut sequence_losses(tables)?) } else { None };
-        Ok(Population { quantiles: wanted.into_iter().zip(values).collect(), tau })
-    }
-
-    /// Of the paper's 15 % quantiles, known from elsewhere.
-    pub fn of_thresholds(entropy_topk: f32, logprob: f32, entropy: f32) -> Population {
-        let columns = [(Column::EntropyTopk, entropy_topk), (Column::Logprob, logprob), (Column::Entropy, entropy)];
-        Population { quantiles: columns.map(|(column, value)| ((column, PILOT_SHARE), value)).to_vec(), tau: None }
-    }
-
-    /// The same thresholds with the tau of one training batch, given the mean -ln p of each of its sequences: the original
-    /// TALR takes it per batch, the preview over the whole data set.
-    pub fn with_batch_tau(mut self, mean_losses: &mut [f64]) -> Population {
-        self.tau = talr_tau(mean_losses);
-        self
-    }
-
-    fn quantile(&self, column: Column, share: f64) -> Result<f32> {
-        let found = self.quantiles.iter().find(|(wanted, _)| *wanted == (column, share));
-        found.map(|(_, value)| *value).ok_or_else(|| {
-            Error::new(format!("this gate needs the {share} quantile of `{}` over the data set", column.name()))
-                .cure("Score the data set with the same model first.")
-        })
-    }
-
-    fn tau(&self) -> Result<f32> {
-        self.tau.ok_or_else(|| Error::new("this gate needs the mean loss of the sequences, and there are none"))
-    }
-}
-
-/// TALR's temperature: the median of the sequences' mean -ln p (the mean of the two middle ones if they are even in number).
-fn talr_tau(mean_losses: &mut [f64]) -> Option<f32> {
-    mean_losses.sort_unstable_by(f64::total_cmp);
-    let upper = *mean_losses.get(mean_losses.len() / 2)?;
-    let lower = mean_losses[(mean_losses.len() - 1) / 2];
-    Some(((lower + upper) / 2.0).max(f64::from(SMALLEST_TAU)) as f32)
-}
-
-/// Mean -ln p of each sequence, in the order of the table. The tokens of a sequence stand together.
-fn sequence_losses(tables: &[PathBuf]) -> Result<Vec<f64>> {
-    let mut means = Vec::new();
-    let mut current: Option<(u32, f64, u32)> = None;
-    for chunk in read_chunks(tables, &[Column::Row, Column::Logprob]) {
-        let chunk = chunk?;
-        let tokens = chunk.row.iter().zip(&chunk.logprob).filter(|(_, logprob)| logprob.is_finite());
-        for (row, logprob) in tokens {
-            match &mut current {
-                Some((open, sum, n)) if open == row => {
-                    *sum -= f64::from(*logprob);
-                    *n += 1;
-                }
-                _ => {
-                    means.extend(current.map(|(_, sum, n)| sum / f64::from(n)));
-                    current = Some((*row, -f64::from(*logprob), 1));
-                }
-            }
+    /// What the entropy of the top K is divided by.
+    pub fn divisor(&self) -> f64 {
+        match self.normaliser {
+            Normaliser::LnK => (self.k as f64).ln(),
+            Normaliser::Three => f64::from(LLAMA_FACTORY_NORMALISER),
+            Normaliser::None => 1.0,
         }
     }
-    means.extend(current.map(|(_, sum, n)| sum / f64::from(n)));
-    Ok(means)
+
+    /// What stands behind `eaft:`, or why that is no curve.
+    fn parse(text: &str) -> std::result::Result<Eaft, String> {
+        let (name, parameters) = match text.split_once(':') {
+            Some((name, parameters)) => (name, Some(numbers(parameters)?)),
+            None => (text, None),
+        };
+        let curve = match (name, parameters.as_deref()) {
+            ("linear", None) => Curve::Power { exponent: 1.0 },
+            ("power", Some([exponent])) if *exponent >= 0.0 => Curve::Power { exponent: *exponent as f32 },
+            ("power", _) => return Err("a power has one exponent, 0 or more".to_owned()),
+            ("sigmoid", None) => Eaft::SIGMOID.curve,
+            ("sigmoid", Some([slope, center])) => Curve::Sigmoid { slope: *slope as f32, center: *center as f32 },
+            ("sigmoid", Some(_)) => return Err("a sigmoid has a slope and a center".to_owned()),
+            ("mask", None) => Curve::Mask { share: PILOT_SHARE },
+            ("mask", Some([share])) if (0.0..=1.0).contains(share) => Curve::Mask { share: *share },
+            ("mask", Some(_)) => return Err("a mask has one share of the tokens, between 0 and 1".to_owned()),
+            ("llama-factory", None) => return Ok(Eaft::LLAMA_FACTORY),
+            ("axolotl", None) => return Ok(Eaft::AXOLOTL),
+            _ => return Err("no such name".to_owned()),
+        };
+        Ok(Eaft { curve, ..Eaft::LINEAR })
+    }
 }
 
+/// Numbers with commas between them, or what is none.
+fn numbers(text: &str) -> std::result::Result<Vec<f64>, String> {
+    let number = |part: &str| part.trim().parse().ok().filter(|number: &f64| number.is_finite());
+    text.split(',').map(|part| number(part).ok_or_else(|| format!("`{part}` is not a number"))).collect()
+}
+
+/// Reads what a gate prints: a method's name, and behind a colon what else there is to say of it.
 impl FromStr for Gate {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Gate> {
-        let wrong = |what: &str| Error::usage(format!("unknown gate `{text}`: {what}")).cure(known_gates());
-        let numbers = |text: &str| -> Result<Vec<f64>> {
-            let number = |text: &str| text.trim().parse().ok().filter(|number: &f64| number.is_finite());
-            text.split(',').map(|part| number(part).ok_or_else(|| wrong(&format!("`{part}` is not a number")))).collect()
-        };
-        let (name, parameters) = match text.strip_prefix("eaft:").and_then(|curve| curve.split_once(':')) {
-            Some((curve, parameters)) => (curve, Some(numbers(parameters)?)),
-            None => (text, None),
-        };
-        match (name, parameters.as_deref()) {
-            ("sft", None) => Ok(Gate::Sft),
-            ("eaft" | "eaft:linear", None) => Ok(Gate::EaftPower { exponent: 1.0 }),
-            ("power", Some([exponent])) if *exponent >= 0.0 => Ok(Gate::EaftPower { exponent: *exponent as f32 }),
-            ("power", Some(_)) => Err(wrong("a power has one exponent, 0 or more")),
-            ("eaft:sigmoid", None) => Ok(Gate::EaftSigmoid { slope: 30.0, center: 0.17 }),
-            ("sigmoid", Some([slope, center])) => Ok(Gate::EaftSigmoid { slope: *slope as f32, center: *center as f32 }),
-            ("sigmoid", Some(_)) => Err(wrong("a sigmoid has a slope and a center")),
-            ("eaft:mask", None) => Ok(Gate::EaftMask { share: PILOT_SHARE }),
-            ("mask", Some([share])) if (0.0..=1.0).contains(share) => Ok(Gate::EaftMask { share: *share }),
-            ("mask", Some(_)) => Err(wrong("a mask has one share of the tokens, between 0 and 1")),
-            ("eaft:llama-factory", None) => Ok(Gate::EaftLlamaFactory),
-            ("eaft:axolotl", None) => Ok(Gate::EaftAxolotl),
-            ("pilot", None) => Ok(Gate::Pilot),
-            ("dft", None) => Ok(Gate::Dft),
-            ("talr", None) => Ok(Gate::Talr),
-            _ => Err(wrong("no such name")),
+        let (name, rest) = text.split_once(':').map_or((text, None), |(name, rest)| (name, Some(rest)));
+        let method = METHODS.iter().find(|method| method.name == name).ok_or_else(|| unknown(text, "no such name"))?;
+        if method.beside != Beside::Nothing {
+            return Err(unknown(text, "this method is more than a gate"));
+        }
+        match (method.gate, rest) {
+            (gate, None) => Ok(gate),
+            (Gate::Eaft(Eaft::LINEAR), Some(rest)) => Eaft::parse(rest).map(Gate::Eaft).map_err(|what| unknown(text, &what)),
+            (_, Some(_)) => Err(unknown(text, &format!("{name} has no numbers to choose"))),
         }
     }
+}
+
+fn unknown(text: &str, what: &str) -> Error {
+    let names: Vec<String> = Gate::preview().iter().map(Gate::to_string).collect();
+    let known = format!("Use one of {}, with any exponent, slope, center or share.", names.join(", "));
+    Error::usage(format!("unknown gate `{text}`: {what}")).cure(known)
 }
 
 /// As the user would type it.
 impl fmt::Display for Gate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Gate::Sft => f.pad("sft"),
-            Gate::EaftPower { exponent: 1.0 } => f.pad("eaft"),
-            Gate::EaftPower { exponent } => f.pad(&format!("eaft:power:{exponent}")),
-            Gate::EaftSigmoid { slope, center } => f.pad(&format!("eaft:sigmoid:{slope},{center}")),
-            Gate::EaftMask { share } => f.pad(&format!("eaft:mask:{share}")),
-            Gate::EaftLlamaFactory => f.pad("eaft:llama-factory"),
-            Gate::EaftAxolotl => f.pad("eaft:axolotl"),
-            Gate::Pilot => f.pad("pilot"),
-            Gate::Dft => f.pad("dft"),
-            Gate::Talr => f.pad("talr"),
+            Gate::Eaft(eaft) => f.pad(&eaft.to_string()),
+            gate => f.pad(METHODS.iter().find(|method| method.gate == *gate).map_or("", |method| method.name)),
         }
     }
 }
 
-fn known_gates() -> String {
-    let names: Vec<String> = Gate::PREVIEW.iter().map(Gate::to_string).collect();
-    format!("Use one of {}, with any exponent, slope, center or share.", names.join(", "))
+impl fmt::Display for Eaft {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Eaft::LINEAR => return f.write_str("eaft"),
+            Eaft::LLAMA_FACTORY => return f.write_str("eaft:llama-factory"),
+            Eaft::AXOLOTL => return f.write_str("eaft:axolotl"),
+            _ => {}
+        }
+        match self.curve {
+            Curve::Power { exponent: 1.0 } => f.write_str("eaft")?,
+            Curve::Power { exponent } => write!(f, "eaft:power:{exponent}")?,
+            Curve::Sigmoid { slope, center } => write!(f, "eaft:sigmoid:{slope},{center}")?,
+            Curve::Mask { share } => write!(f, "eaft:mask:{share}")?,
+        }
+        if self.normaliser != Normaliser::default() {
+            write!(f, " --normaliser {}", self.normaliser)?;
+        }
+        if self.k != TOP_K {
+            write!(f, " --top-k {}", self.k)?;
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Method {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Method> {
+        METHODS
+            .iter()
+            .find(|method| method.name == name)
+            .copied()
+            .ok_or_else(|| Error::usage(format!("there is no method called `{name}`")).cure(format!("Give {}.", method_names())))
+    }
+}
+
+impl fmt::Display for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name)
+    }
+}
+
+/// By its name.
+impl Serialize for Method {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name)
+    }
+}
+
+impl<'de> Deserialize<'de> for Method {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Method, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+impl fmt::Display for Normaliser {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Normaliser::LnK => "ln-k",
+            Normaliser::Three => "3.0",
+            Normaliser::None => "none",
+        })
+    }
+}
+
+fn one() -> f32 {
+    1.0
+}
+
+// Serde hands over a reference.
+fn is_one(scale: &f32) -> bool {
+    *scale == 1.0
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::table::finished_parts;
-    use crate::table::testing::{Example, token, write_parts};
+    use crate::random::uniform;
 
     fn weight(gate: &str, logprob: f32, entropy: f32, entropy_topk: f32) -> f32 {
-        let population = Population {
-            quantiles: vec![((Column::EntropyTopk, 0.15), 0.1), ((Column::Logprob, 0.15), -2.0), ((Column::Entropy, 0.15), 0.5)],
-            tau: Some(0.5),
-        };
-        gate.parse::<Gate>().unwrap().bind(&population).unwrap().of(logprob, entropy, entropy_topk)
+        let population = Population::of_thresholds(0.1, -2.0, 0.5).with_batch_tau(&mut [0.5]);
+        let token = Token { logprob, entropy, entropy_topk, grad: 1.0, earlier: logprob };
+        gate.parse::<Gate>().unwrap().bind(&population).unwrap().of(&token)
     }
 
     #[test]
@@ -355,25 +671,8 @@ mod tests {
     }
 
     #[test]
-    fn tau_is_a_median_of_sequence_means() {
-        assert_eq!(talr_tau(&mut [3.0, 1.0, 2.0]), Some(2.0));
-        assert_eq!(talr_tau(&mut [4.0, 1.0, 2.0, 3.0]), Some(2.5));
-        assert_eq!(talr_tau(&mut [0.0]), Some(SMALLEST_TAU));
-        assert_eq!(talr_tau(&mut []), None);
-        let run = tempfile::tempdir().unwrap();
-        let row = |row, ps: &[f32]| Example { row, source: "a", tokens: ps.iter().map(|p| token(1, *p, 1.0)).collect() };
-        // Mean losses ln 4 and ln 2 and ln 16; one sequence after the other in two parts.
-        write_parts(run.path(), &[&[row(0, &[0.5, 0.125])], &[row(1, &[0.5]), row(2, &[0.0625, 0.0625, 0.0625])]]);
-        let tables: Vec<PathBuf> = finished_parts(run.path()).unwrap().into_iter().map(|part| part.tokens).collect();
-        let population = Population::of_tables(&tables, &Gate::PREVIEW).unwrap();
-        assert!((population.tau.unwrap() - 4f32.ln()).abs() < 1e-6);
-        assert_eq!(population.quantiles.len(), 3);
-        assert_eq!(population.with_batch_tau(&mut [1.0, 5.0]).tau, Some(3.0));
-    }
-
-    #[test]
     fn what_is_typed_comes_back() {
-        for gate in Gate::PREVIEW {
+        for gate in Gate::preview() {
             assert_eq!(gate.to_string().parse::<Gate>().unwrap(), gate);
         }
         assert_eq!("eaft:sigmoid".parse::<Gate>().unwrap().to_string(), "eaft:sigmoid:30,0.17");
@@ -389,6 +688,7 @@ mod tests {
             "power:2",
             "SFT",
             "dft:1",
+            "asft",
         ] {
             let error = text.parse::<Gate>().unwrap_err();
             assert_eq!(error.exit_code(), 2, "{text}");
@@ -398,8 +698,94 @@ mod tests {
 
     #[test]
     fn a_gate_without_its_population_says_what_it_needs() {
-        for gate in [Gate::Pilot, Gate::Talr, Gate::EaftMask { share: 0.15 }] {
+        for gate in ["pilot", "talr", "eaft:mask:0.15"] {
+            let gate: Gate = gate.parse().unwrap();
             assert!(gate.bind(&Population::default()).unwrap_err().to_string().contains("this gate needs"));
         }
+    }
+
+    /// The weight as `--gate`, `--normaliser` and `--top-k` ask for it.
+    fn asked(method: &str, gate: Option<&str>, normaliser: Option<Normaliser>, top_k: Option<usize>) -> Result<Gate> {
+        method.parse::<Method>()?.gate_under(gate, normaliser, top_k)
+    }
+
+    const NORMALISERS: [Option<Normaliser>; 4] = [None, Some(Normaliser::LnK), Some(Normaliser::Three), Some(Normaliser::None)];
+
+    #[test]
+    fn a_mask_takes_its_share_under_every_normaliser_and_k() {
+        // H~ of a thousand tokens, no two of them equal.
+        let entropies: Vec<f32> = (0..1000).map(|i| uniform(3, i).powi(2)).collect();
+        for k in [2, 20, 50] {
+            for normaliser in NORMALISERS {
+                for (method, curve, share) in
+                    [("mask", None, 0.15), ("eaft", Some("mask:0.15"), 0.15), ("eaft", Some("mask:0.4"), 0.4)]
+                {
+                    let gate = asked(method, curve, normaliser, Some(k)).unwrap();
+                    let population = Population::default().with_topk_entropies(gate.top_k(), share, &entropies);
+                    let weight = gate.bind(&population).unwrap();
+                    let token = |entropy_topk| Token { logprob: -1.0, entropy: 1.0, entropy_topk, grad: 1.0, earlier: -1.0 };
+                    let masked = entropies.iter().filter(|&&entropy| weight.of(&token(entropy)) == 0.0).count();
+                    assert_eq!(masked as f64, share * 1000.0, "{gate}");
+                    // And of another K it says what it misses.
+                    let other = Population::default().with_topk_entropies(k + 1, share, &entropies);
+                    let error = gate.bind(&other).unwrap_err().to_string();
+                    assert!(error.contains(&format!("top-{k} entropy")), "{error}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_normaliser_divides_once_however_it_is_asked_for() {
+        // H~ = 0.5 of the top 20: 1.4979 nats.
+        let at_half = |gate: Gate| {
+            let token = Token { logprob: -1.0, entropy: 1.0, entropy_topk: 0.5, grad: 1.0, earlier: -1.0 };
+            gate.bind(&Population::default()).unwrap().of(&token)
+        };
+        let nats = 0.5 * 20f32.ln();
+        for (gate, normaliser, expected) in [
+            (None, None, 0.5),
+            (Some("linear"), Some(Normaliser::LnK), 0.5),
+            (Some("linear"), Some(Normaliser::None), nats),
+            (Some("axolotl"), None, nats),
+            (Some("axolotl"), Some(Normaliser::None), nats),
+            (Some("eaft:axolotl"), Some(Normaliser::None), nats),
+            (Some("llama-factory"), Some(Normaliser::Three), nats / 3.0),
+            (Some("power:2"), Some(Normaliser::Three), (nats / 3.0) * (nats / 3.0)),
+            (Some("sigmoid:30,0.17"), Some(Normaliser::None), 1.0 / (1.0 + (-30.0 * (nats - 0.17)).exp())),
+        ] {
+            let found = at_half(asked("eaft", gate, normaliser, None).unwrap());
+            assert!((found - expected).abs() < 1e-6, "{gate:?} {normaliser:?}: {found}, expected {expected}");
+        }
+        // axolotl's K is free.
+        let of_50 = at_half(asked("eaft", Some("axolotl"), None, Some(50)).unwrap());
+        assert!((of_50 - 0.5 * 50f32.ln()).abs() < 1e-6);
+        assert_eq!(20f32.ln(), 2.995_732_3, "the constant that stood here before");
+    }
+
+    #[test]
+    fn what_means_nothing_together_is_refused_with_a_cure() {
+        let three = Some(Normaliser::Three);
+        for (method, gate, normaliser, top_k, what, cure) in [
+            ("dft", Some("power:2"), None, None, "--gate power:2", "--method eaft"),
+            ("mask", Some("mask:0.3"), None, None, "the method is mask", "--method eaft"),
+            ("sft", None, three, None, "--normaliser 3.0", "Leave it out"),
+            ("talr", None, None, Some(50), "--top-k 50", "Leave it out"),
+            ("eaft", Some("axolotl"), three, None, "the normaliser none already", "--gate linear --normaliser 3.0"),
+            ("eaft", Some("llama-factory"), None, Some(50), "--top-k is 50", "--gate linear --normaliser 3.0 --top-k 50"),
+        ] {
+            let error = asked(method, gate, normaliser, top_k).unwrap_err();
+            let text = error.to_string();
+            assert!(text.contains(what) && text.contains(cure) && error.exit_code() == 2, "{text}");
+        }
+        // What a file of an earlier run says of every method.
+        assert_eq!(asked("sft", None, Some(Normaliser::LnK), Some(20)).unwrap(), Gate::One);
+    }
+
+    #[test]
+    fn the_readme_lists_the_methods() {
+        let readme = include_str!("../../README.md");
+        let expected = methods_in_markdown();
+        assert!(readme.contains(&expected), "README.md should hold this table:\n{expected}");
     }
 }

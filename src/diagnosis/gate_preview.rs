@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::by_quadrant::ByQuadrant;
-use super::gate::{Gate, Weight};
+use super::gate::{Gate, Token, Weight};
 use crate::stats::share;
 use crate::table::{Quadrant, TokenChunk};
 
@@ -85,7 +85,7 @@ impl GateSums {
 
     pub(super) fn add(&mut self, chunk: &TokenChunk, labels: &[Quadrant]) {
         for (i, quadrant) in labels.iter().enumerate() {
-            let weight = f64::from(self.weight.of(chunk.logprob[i], chunk.entropy[i], chunk.entropy_topk[i]));
+            let weight = f64::from(self.weight.of(&Token::of_table(chunk, i)));
             let (loss, grad) = (-f64::from(chunk.logprob[i]), f64::from(chunk.grad[i]));
             let quadrant = quadrant.index();
             self.squares += weight * weight;

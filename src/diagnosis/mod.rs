@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! quadrants.rs      thresholds, and the quadrant of a token; by_quadrant.rs holds a value for each
-//! gate.rs           what each loss weighs a token by; gate_preview.rs what it would do with the data
+//! gate.rs           the losses, and what each weighs a token by; population.rs what gates ask about the other tokens
+//! gate_preview.rs   what each gate would do with the data
 //! summary.rs        shares of tokens, loss and gradient, frequent tokens, conflicts
 //! ranking.rs        tokens by how likely they are to be conflicts; planted.rs measures the rankings on known ones
 //! movement.rs       how the tokens moved between the quadrants from one model to another
@@ -15,6 +16,7 @@ pub mod gate;
 pub mod gate_preview;
 pub mod movement;
 pub mod planted;
+pub mod population;
 pub mod quadrants;
 pub mod ranking;
 pub mod summary;

@@ -14,8 +14,9 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::by_quadrant::ByQuadrant;
-use super::gate::{Gate, Population};
+use super::gate::Gate;
 use super::gate_preview::{GatePreview, GateSums};
+use super::population::{Needs, Population};
 use super::quadrants::Resolved;
 use super::ranking::Ranking;
 use crate::error::Result;
@@ -173,8 +174,10 @@ pub fn summarise(tables: &[PathBuf], rows: &[Row], thresholds: &Resolved) -> Res
         let mut chunk = chunk?;
         if gates.is_empty() {
             // Not before the first token: an empty table has no quantiles, but a summary all the same.
-            let population = Population::of_tables(tables, &Gate::PREVIEW)?;
-            for gate in Gate::PREVIEW {
+            let previewed = Gate::preview();
+            let needs = previewed.iter().fold(Needs::default(), |needs, gate| needs.and(gate.needs()));
+            let population = Population::of_tables(tables, &needs)?;
+            for gate in previewed {
                 gates.push(GateSums::new(gate, gate.bind(&population)?));
             }
         }

@@ -42,6 +42,17 @@ pub fn score(
     work: &mut Work,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Vec<Vec<TokenStatistics>>> {
+    score_top_k(model, sequences, TOP_K, work, progress)
+}
+
+/// The same with the entropy of another top K than [`TOP_K`].
+pub fn score_top_k(
+    model: &Model,
+    sequences: &[Sequence],
+    top_k: usize,
+    work: &mut Work,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Vec<Vec<TokenStatistics>>> {
     let mut done = 0;
     let mut scores: Vec<Vec<TokenStatistics>> = sequences.iter().map(|_| Vec::new()).collect();
     let mut finish = |packed: Packed, statistics: Statistics| -> Result<()> {
@@ -68,7 +79,7 @@ pub fn score(
     let budget = model.token_budget();
     let first_budget = if model.placement == Placement::Cuda { budget } else { FIRST_BUDGET };
     for packed in pack(sequences, budget, first_budget) {
-        let statistics = model.statistics(&packed.batch, &packed.rows, &packed.targets, &model.head_options(TOP_K))?;
+        let statistics = model.statistics(&packed.batch, &packed.rows, &packed.targets, &model.head_options(top_k))?;
         if let Some((packed, statistics)) = underway.take() {
             finish(packed, statistics)?;
         }

@@ -22,7 +22,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 pub use finish::{Finished, finish, sort_again};
-pub use quantiles::quantiles;
+pub use quantiles::{quantile_of, quantiles};
 pub use read::{Chunks, read_chunks, read_provenance, texts_of};
 pub use rows::{Row, RowMasses, read_rows};
 pub use write::{Part, PartWriter, ScoredExample, SkippedExample, finished_parts};

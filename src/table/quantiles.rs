@@ -36,6 +36,16 @@ pub fn quantiles(paths: &[PathBuf], wanted: &[(Column, f64)]) -> Result<Vec<f32>
     Ok(searches.into_iter().map(|search| float_of(search.prefix << 16 | search.suffix)).collect())
 }
 
+/// The `share`-quantile of values in memory, by the same definition; `None` of no values.
+pub fn quantile_of(values: &[f32], share: f64) -> Option<f32> {
+    let mut search = Search::new();
+    for refining in [false, true] {
+        search.count(values, refining);
+        search.narrow(share, refining)?;
+    }
+    Some(float_of(search.prefix << 16 | search.suffix))
+}
+
 impl TokenChunk {
     /// A column of f32; an error for any other, which is a mistake of the caller.
     pub fn floats(&self, column: Column) -> Result<&[f32]> {
@@ -110,34 +120,25 @@ fn float_of(key: u32) -> f32 {
 mod tests {
     use super::*;
 
-    fn select(values: &[f32], share: f64) -> Option<f32> {
-        let mut search = Search::new();
-        search.count(values, false);
-        search.narrow(share, false)?;
-        search.count(values, true);
-        search.narrow(share, true)?;
-        Some(float_of(search.prefix << 16 | search.suffix))
-    }
-
     #[test]
     fn small_cases_by_hand() {
         let values = [5.0, 1.0, 4.0, 2.0, 3.0];
-        assert_eq!(select(&values, 0.2), Some(1.0));
-        assert_eq!(select(&values, 0.21), Some(2.0));
-        assert_eq!(select(&values, 0.5), Some(3.0));
-        assert_eq!(select(&values, 1.0), Some(5.0));
-        assert_eq!(select(&values, 0.0), Some(1.0));
-        assert_eq!(select(&[-1.0, -2.0, 0.0, -0.0], 0.5), Some(-1.0));
-        assert_eq!(select(&[f32::NAN, 7.0, f32::INFINITY], 0.9), Some(7.0));
-        assert_eq!(select(&[], 0.5), None);
-        assert_eq!(select(&[f32::NAN], 0.5), None);
+        assert_eq!(quantile_of(&values, 0.2), Some(1.0));
+        assert_eq!(quantile_of(&values, 0.21), Some(2.0));
+        assert_eq!(quantile_of(&values, 0.5), Some(3.0));
+        assert_eq!(quantile_of(&values, 1.0), Some(5.0));
+        assert_eq!(quantile_of(&values, 0.0), Some(1.0));
+        assert_eq!(quantile_of(&[-1.0, -2.0, 0.0, -0.0], 0.5), Some(-1.0));
+        assert_eq!(quantile_of(&[f32::NAN, 7.0, f32::INFINITY], 0.9), Some(7.0));
+        assert_eq!(quantile_of(&[], 0.5), None);
+        assert_eq!(quantile_of(&[f32::NAN], 0.5), None);
     }
 
     #[test]
     fn a_round_share_of_a_round_number_is_not_pushed_up_by_rounding() {
         let values: Vec<f32> = (1..=100).map(|value| value as f32).collect();
         for percent in 1..=100 {
-            assert_eq!(select(&values, f64::from(percent) / 100.0), Some(percent as f32));
+            assert_eq!(quantile_of(&values, f64::from(percent) / 100.0), Some(percent as f32));
         }
     }
 
@@ -156,7 +157,7 @@ mod tests {
             sorted.sort_by(f32::total_cmp);
             for share in [0.01, 0.15, 0.5, 0.85, 1.0] {
                 let rank = ((share * f64::from(n)).ceil() as usize).max(1);
-                assert_eq!(select(&values, share), Some(sorted[rank - 1]), "n {n}, share {share}");
+                assert_eq!(quantile_of(&values, share), Some(sorted[rank - 1]), "n {n}, share {share}");
             }
         }
     }

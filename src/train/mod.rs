@@ -4,7 +4,7 @@
 //! options.rs     a TOML file under the command line -> what decides a run
 //! data.rs        sequences in memory, held-out rows, the order of each epoch
 //! step.rs        sequences -> packs -> forward, head, backward: the gradient of one step
-//! method.rs      a token's statistics -> the factors of its loss, for every method
+//! loss.rs        a token's statistics -> the factors of its loss, for every method of `diagnosis::gate`
 //! adamw.rs       the update; schedule.rs its rate
 //! metrics.rs     what is logged; drift.rs how far general text has moved
 //! ```
@@ -14,7 +14,7 @@
 pub(crate) mod adamw;
 pub(crate) mod data;
 pub(crate) mod drift;
-pub mod method;
+pub mod loss;
 pub mod metrics;
 pub mod options;
 pub(crate) mod schedule;

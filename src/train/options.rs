@@ -7,10 +7,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::adamw::AdamWOptions;
-use super::method::{Method, Normaliser};
 use super::schedule::Shape;
 use crate::dataset::{FieldMap, ReadOptions};
-use crate::diagnosis::gate::Gate;
+use crate::diagnosis::gate::{EAFT, Gate, Method, Normaliser};
 use crate::error::{Context, Error, Result};
 use crate::kernels::Dtype;
 use crate::model::LoraOptions;
@@ -40,9 +39,12 @@ pub struct Options {
     /// EAFT's curve: linear, power:N, sigmoid:A,B, mask:Q.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gate: Option<String>,
-    pub normaliser: Normaliser,
-    /// K of the top-K entropy.
-    pub top_k: usize,
+    /// What EAFT's entropy is divided by; ln K without it, or what the gate's program does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub normaliser: Option<Normaliser>,
+    /// K of EAFT's entropy; 20 without it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub top_k: Option<usize>,
     /// Factor of the divergence in sft-kl and asft; their own defaults without it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kl_weight: Option<f32>,
@@ -118,10 +120,10 @@ impl Default for Options {
             supervise: "assistant".to_owned(),
             max_len: 2048,
             limit: None,
-            method: Method::Eaft,
+            method: EAFT,
             gate: None,
-            normaliser: Normaliser::LnK,
-            top_k: crate::engine::TOP_K,
+            normaliser: None,
+            top_k: None,
             kl_weight: None,
             intended: Vec::new(),
             lora: false,
@@ -192,8 +194,10 @@ impl Options {
         if let Some((name, _)) = counts.iter().find(|(_, count)| *count == 0) {
             return wrong(format!("--{name} 0: expected 1 or more"));
         }
-        if self.max_len < 2 || self.top_k < 2 {
-            return wrong(format!("--max-len {} and --top-k {} must be 2 or more", self.max_len, self.top_k));
+        for (name, count) in [("max-len", Some(self.max_len)), ("top-k", self.top_k)] {
+            if let Some(count) = count.filter(|count| *count < 2) {
+                return wrong(format!("--{name} {count}: expected 2 or more"));
+            }
         }
         for (name, every) in [("eval-every", self.eval_every), ("save-every", self.save_every), ("max-steps", self.max_steps)] {
             if every == Some(0) {
@@ -219,9 +223,6 @@ impl Options {
         if let Some((name, weight)) = self.mix.iter().find(|(_, weight)| !(0.0..1e6).contains(*weight)) {
             return wrong(format!("--mix {name}={weight}: expected a number of 0 or more"));
         }
-        if self.gate.is_some() && self.method != Method::Eaft {
-            return wrong(format!("--gate is EAFT's curve, and the method is {}", self.method));
-        }
         if !self.intended.is_empty() && !self.method.has_weights() {
             return wrong(format!("--intended lifts a method's weights, and {} has none: leave it out", self.method));
         }
@@ -240,9 +241,9 @@ impl Options {
         Ok(())
     }
 
-    /// EAFT's curve, if one was asked for.
-    pub fn gate(&self) -> Result<Option<Gate>> {
-        self.gate.as_deref().map(|gate| format!("eaft:{}", gate.trim_start_matches("eaft:")).parse()).transpose()
+    /// What a token is weighed by: the method's gate, and EAFT's as it was asked for.
+    pub fn gate(&self) -> Result<Gate> {
+        self.method.gate_under(self.gate.as_deref(), self.normaliser, self.top_k)
     }
 
     pub fn dtype(&self) -> Result<Dtype> {
@@ -341,7 +342,7 @@ mod tests {
         let file = folder.path().join("train.toml");
         std::fs::write(&file, "datasets = ['a.jsonl']\nmethod = 'dft'\nlr = 1e-3\n[mix]\nchat = 0.5\n").unwrap();
         let options = Options::resolve(Some(&file), table("method = 'sft-kl'\nkl-weight = 0.25")).unwrap();
-        assert_eq!((options.method, options.kl_weight, options.learning_rate()), (Method::SftKl, Some(0.25), 1e-3));
+        assert_eq!((options.method.name, options.kl_weight, options.learning_rate()), ("sft-kl", Some(0.25), 1e-3));
         assert_eq!((options.mix["chat"], options.batch_size), (0.5, 16));
         let yaml = folder.path().join("train.yaml");
         std::fs::write(
@@ -381,6 +382,13 @@ mod tests {
             ("batch-size = 'many'", "invalid type"),
             ("method = 'magic'", "magic"),
             ("method = 'sft'\ngate = 'power:2'", "--gate"),
+            ("method = 'mask'\ngate = 'mask:0.3'", "--method eaft"),
+            ("method = 'dft'\nnormaliser = 'none'", "--normaliser none"),
+            ("method = 'pilot'\ntop-k = 50", "--top-k 50"),
+            ("top-k = 1", "--top-k 1"),
+            ("gate = 'axolotl'\nnormaliser = 'ln-k'", "--gate axolotl"),
+            ("gate = 'llama-factory'\nnormaliser = 'none'", "--gate linear --normaliser none"),
+            ("gate = 'llama-factory'\ntop-k = 50", "--gate linear --normaliser 3.0 --top-k 50"),
             ("gate = 'power:x'", "power"),
             ("kl-weight = 0.5", "kl-weight"),
             ("method = 'sft'\nintended = ['edits.jsonl']", "--intended"),

@@ -11,7 +11,8 @@ use crate::kernels::head::{Divergence, head_gradient};
 use crate::model::{AdapterSwitch, Batch, Model};
 use crate::tokens::Sequence;
 
-use super::method::{BatchLoss, Loss, Method, Share};
+use super::loss::{BatchLoss, Loss, Share};
+use crate::diagnosis::gate::Token;
 
 /// Where the base model's distributions come from, for the methods that stay near it.
 pub enum Base<'a> {
@@ -31,12 +32,19 @@ pub struct RowWeight {
     pub intended: bool,
     /// The data's, of each target; empty where all are 1. They count as so many tokens.
     pub targets: Vec<f32>,
+    /// ln p of each target under an earlier model, for the gates that look at it; empty for all others.
+    pub earlier: Vec<f32>,
 }
 
 impl RowWeight {
-    /// The constant before `-ln p` of target `n`.
-    pub fn of_token(&self, n: usize, token: &TokenStatistics, loss: &BatchLoss) -> f32 {
-        self.of_target(n) * if self.intended { 1.0 } else { loss.weight(token) }
+    /// The factor of the gradient of target `n`.
+    pub fn of_token(&self, n: usize, statistics: &TokenStatistics, loss: &BatchLoss) -> f32 {
+        self.of_target(n) * if self.intended { 1.0 } else { loss.weight(&self.token(n, statistics)) }
+    }
+
+    /// Target `n` as gates see it.
+    fn token(&self, n: usize, statistics: &TokenStatistics) -> Token {
+        Token::new(statistics, self.earlier.get(n).copied())
     }
 
     /// The constant before the whole loss of target `n`.
@@ -56,7 +64,6 @@ impl RowWeight {
 /// How a step is computed.
 pub struct StepOptions<'a> {
     pub loss: &'a Loss,
-    pub top_k: usize,
     /// Tokens that go through the model together.
     pub pack_tokens: usize,
     /// Bytes of activations that are kept instead of computed again.
@@ -71,7 +78,7 @@ pub struct StepOptions<'a> {
 pub struct StepToken {
     pub statistics: TokenStatistics,
     pub divergence: Divergence,
-    /// The constant before `-ln p`.
+    /// The factor of its gradient.
     pub weight: f32,
     /// The token's loss before the division by the number of tokens.
     pub loss: f64,
@@ -101,11 +108,14 @@ pub fn accumulate(model: &Model, sequences: &[Sequence], weights: &[RowWeight], 
         let Packed { batch, rows, targets, scatter } = packed;
         // A target counts once for each sequence that has it.
         let mut shares = vec![Share::default(); targets.len()];
+        // Sequences that share a target share what any model makes of it.
+        let mut earlier = vec![None; targets.len()];
         for (sequence, indices) in &scatter {
             let row = &weights[*sequence];
             for (n, &index) in indices.iter().enumerate() {
                 let Share { weighted, whole } = &mut shares[index as usize];
                 *(if row.intended { whole } else { weighted }) += row.of_target(n) / n_tokens as f32;
+                earlier[index as usize] = row.earlier.get(n).copied();
             }
         }
         let reference = base_hidden(model, &options.base, &batch, &rows)?;
@@ -114,8 +124,8 @@ pub fn accumulate(model: &Model, sequences: &[Sequence], weights: &[RowWeight], 
             switch.set_dropout(Some(key.wrapping_add(number)));
         }
         let trace = model.trace(batch, &rows, options.activation_bytes)?;
-        let factors = |n: usize, token: &TokenStatistics, _: &Divergence| loss.factors(token, shares[n]);
-        let head_options = model.head_options(options.top_k);
+        let factors = |n: usize, token: &TokenStatistics, _: &Divergence| loss.factors(&Token::new(token, earlier[n]), shares[n]);
+        let head_options = model.head_options(options.loss.gate.top_k());
         let head = head_gradient(&trace.hidden, model.head(), &targets, &head_options, reference, &factors)?;
         let is_bad = |indices: &[u32]| indices.iter().any(|&index| head.statistics[index as usize].logprob.is_nan());
         result.diverged = scatter.iter().filter(|(_, indices)| is_bad(indices)).map(|(sequence, _)| *sequence).collect();
@@ -131,7 +141,7 @@ pub fn accumulate(model: &Model, sequences: &[Sequence], weights: &[RowWeight], 
             let token = |(n, &index): (usize, &u32)| {
                 let (statistics, divergence) = (head.statistics[index as usize], head.divergences[index as usize]);
                 let weight = row.of_token(n, &statistics, &loss);
-                let loss = f64::from(row.of_target(n)) * loss.value(&statistics, &divergence, row.intended);
+                let loss = f64::from(row.of_target(n)) * loss.value(&row.token(n, &statistics), &divergence, row.intended);
                 StepToken { statistics, divergence, weight, loss }
             };
             result.tokens[sequence] = indices.iter().enumerate().map(token).collect();
@@ -165,7 +175,7 @@ fn base_hidden(model: &Model, base: &Base, batch: &Batch, rows: &[u32]) -> Resul
 
 /// The loss with what it needs to know about the batch: TALR's temperature takes a pass of its own.
 fn batch_loss(model: &Model, sequences: &[Sequence], options: &StepOptions) -> Result<BatchLoss> {
-    if options.loss.method != Method::Talr {
+    if !options.loss.gate.needs().tau {
         return options.loss.of_batch(None);
     }
     let scores = engine::score(model, sequences, &mut Work::default(), &mut |_| {})?;

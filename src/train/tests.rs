@@ -9,10 +9,11 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 
 use super::adamw::{AdamW, AdamWOptions, gradient_norm};
-use super::method::{Loss, Method, Normaliser, Share, flow_weights};
+use super::loss::{Loss, Share, flow_weights};
 use super::schedule::{Schedule, Shape};
 use super::step::{Base, RowWeight, StepOptions, accumulate};
-use crate::diagnosis::gate::{Gate, Population};
+use crate::diagnosis::gate::{Beside, METHODS, Method, Normaliser, Token};
+use crate::diagnosis::population::Population;
 use crate::kernels::head::{HeadOptions, TokenLoss, head_gradient};
 use crate::kernels::matmul::Matrix;
 use crate::kernels::{Dtype, Kernels};
@@ -22,7 +23,7 @@ use crate::tokens::Sequence;
 const FAMILIES: [&str; 9] =
     ["llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "qwen3_moe_stacked", "glm", "glm4", "gemma3_text"];
 
-const ONE: RowWeight = RowWeight { weight: 1.0, intended: false, targets: Vec::new() };
+const ONE: RowWeight = RowWeight { weight: 1.0, intended: false, targets: Vec::new(), earlier: Vec::new() };
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
@@ -51,13 +52,13 @@ fn relative(found: &[f32], expected: &[f32]) -> f64 {
     (difference / expected.iter().map(|&x| square(x)).sum::<f64>().max(1e-30)).sqrt()
 }
 
-fn plain(method: Method, gate: Option<&str>) -> Loss {
-    let gate = gate.map(|gate| gate.parse::<Gate>().unwrap());
-    Loss::new(method, gate, Normaliser::LnK, 20, None, Population::default())
+fn plain(method: &str, gate: Option<&str>) -> Loss {
+    let method: Method = method.parse().unwrap();
+    Loss::new(method, method.gate_under(gate, None, None).unwrap(), None, Population::default())
 }
 
 fn step_options<'a>(loss: &'a Loss, pack_tokens: usize, activation_bytes: usize) -> StepOptions<'a> {
-    StepOptions { loss, top_k: 20, pack_tokens, activation_bytes, base: Base::None, dropout: None }
+    StepOptions { loss, pack_tokens, activation_bytes, base: Base::None, dropout: None }
 }
 
 /// All gradients, by the names of the checkpoint.
@@ -173,9 +174,9 @@ fn packing_accumulation_and_recomputation_change_no_gradient() {
     for family in ["llama", "gemma3_text", "qwen3_moe"] {
         let mut model = tiny(family);
         let parameters = model.train(Dtype::F32).unwrap();
-        let loss = plain(Method::Eaft, None);
+        let loss = plain("eaft", None);
         let batch = example_batch();
-        let row = |weight: f32, intended: bool| RowWeight { weight, intended, targets: Vec::new() };
+        let row = |weight: f32, intended: bool| RowWeight { weight, intended, targets: Vec::new(), earlier: Vec::new() };
         let last_half = RowWeight { targets: vec![0.5; super::step::supervised(&batch[3])], ..row(1.5, false) };
         let weights = [row(1.0, false), row(0.5, true), row(2.0, false), last_half];
         let run = |pack_tokens: usize, activation_bytes: usize| {
@@ -221,8 +222,8 @@ fn eaft_with_exponent_0_is_sft_to_the_bit() {
         let result = accumulate(&model, &batch, &[ONE; 4], &step_options(&loss, 100, 0)).unwrap();
         (result.loss, gradients(&parameters))
     };
-    assert!(run(plain(Method::Eaft, Some("eaft:power:0"))) == run(plain(Method::Sft, None)));
-    assert!(run(plain(Method::Eaft, None)).0 != run(plain(Method::Sft, None)).0);
+    assert!(run(plain("eaft", Some("eaft:power:0"))) == run(plain("sft", None)));
+    assert!(run(plain("eaft", None)).0 != run(plain("sft", None)).0);
 }
 
 fn floats(value: &Value) -> Vec<f32> {
@@ -263,46 +264,66 @@ fn every_loss_is_pytorchs_transcription_of_its_formula() {
         assert!((weight - expected).abs() < 1e-5, "flow {weight} {expected}");
     }
 
-    let check = |name: &str, method: Method, gate: Option<&str>, normaliser: Normaliser| {
-        let gate = gate.map(|gate| gate.parse::<Gate>().unwrap());
-        let loss = Loss::new(method, gate, normaliser, 20, None, population.clone());
+    let statistics_of = |hidden: &Tensor| crate::kernels::head::head_statistics(hidden, &head, &targets, &options).unwrap();
+    // The reference is the base model before training.
+    let earlier: Vec<f32> = statistics_of(&reference).iter().map(|token| token.logprob).collect();
+    let mut checked = Vec::new();
+    for (name, expected) in json["losses"].as_object().unwrap() {
+        let (method, gate, normaliser) = as_typed(name);
+        let method: Method = method.parse().unwrap();
+        let gate = method.gate_under(gate.as_deref(), normaliser, None).unwrap();
+        let loss = Loss::new(method, gate, None, population.clone());
         let of_batch = loss.of_batch(Some(&mut means(&hidden))).unwrap();
         let sample_weight = |t: usize| {
             let ends = lengths.iter().scan(0, |end, length| {
                 *end += length;
                 Some(*end)
             });
-            if method == Method::Flow { flow[ends.filter(|&end| end <= t).count()] } else { 1.0 }
+            if method.beside == Beside::RowWeights { flow[ends.filter(|&end| end <= t).count()] } else { 1.0 }
         };
-        let factors =
-            |t: usize, token: &_, _: &_| of_batch.factors(token, Share { weighted: sample_weight(t) / n as f32, whole: 0.0 });
+        let token = |t: usize, statistics: &_| Token::new(statistics, Some(earlier[t]));
+        let factors = |t: usize, statistics: &_, _: &_| {
+            of_batch.factors(&token(t, statistics), Share { weighted: sample_weight(t) / n as f32, whole: 0.0 })
+        };
         let with_reference = method.needs_reference().then_some((&reference, &head));
         let found = head_gradient(&hidden, &head, &targets, &options, with_reference, &factors).unwrap();
         let terms = found.statistics.iter().zip(&found.divergences).enumerate();
-        let value = terms.map(|(t, (s, d))| f64::from(sample_weight(t)) * of_batch.value(s, d, false)).sum::<f64>() / n as f64;
-        let expected = &json["losses"][name];
-        let truth = expected["loss"].as_f64().or_else(|| expected["value"].as_f64()).unwrap();
+        let value = |t: usize, statistics, divergence| {
+            f64::from(sample_weight(t)) * of_batch.value(&token(t, statistics), divergence, false)
+        };
+        let value = terms.map(|(t, (s, d))| value(t, s, d)).sum::<f64>() / n as f64;
+        let truth = expected["value"].as_f64().unwrap();
         assert!((value - truth).abs() < 1e-5, "{name}: {value} is not {truth}");
-        let gradient = expected.get("gradient").or_else(|| expected.get("grad")).unwrap();
-        let error = relative(&numbers(&found.d_hidden), &rows(gradient));
+        let error = relative(&numbers(&found.d_hidden), &rows(&expected["gradient"]));
         assert!(error < 1e-5, "{name}: the gradient is off by {error:e}");
-    };
-    let eaft = |name: &str, gate: Option<&str>| check(name, Method::Eaft, gate, Normaliser::LnK);
-    check("sft", Method::Sft, None, Normaliser::LnK);
-    eaft("eaft", None);
-    eaft("eaft_power_2", Some("eaft:power:2"));
-    eaft("eaft_power_3", Some("eaft:power:3"));
-    eaft("eaft_sigmoid_30_0.17", Some("eaft:sigmoid:30,0.17"));
-    eaft("eaft_mask_0.15", Some("eaft:mask:0.15"));
-    check("eaft_mask_0.15", Method::Mask, None, Normaliser::LnK);
-    check("pilot", Method::Pilot, None, Normaliser::LnK);
-    check("eaft_llama_factory", Method::Eaft, None, Normaliser::Three);
-    check("eaft_axolotl", Method::Eaft, None, Normaliser::None);
-    check("dft", Method::Dft, None, Normaliser::LnK);
-    check("asft_0.1", Method::Asft, None, Normaliser::LnK);
-    check("talr", Method::Talr, None, Normaliser::LnK);
-    check("flow", Method::Flow, None, Normaliser::LnK);
-    check("sft_kl_0.5", Method::SftKl, None, Normaliser::LnK);
+        checked.push(method.name);
+    }
+    for method in METHODS {
+        assert!(checked.contains(&method.name), "{method} is not in the fixture");
+    }
+}
+
+/// Method, gate and normaliser behind a name of the fixture.
+fn as_typed(name: &str) -> (&str, Option<String>, Option<Normaliser>) {
+    match name {
+        "eaft_llama_factory" => ("eaft", None, Some(Normaliser::Three)),
+        "eaft_axolotl" => ("eaft", None, Some(Normaliser::None)),
+        "sft_kl_0.5" => ("sft-kl", None, None),
+        "asft_0.1" => ("asft", None, None),
+        // The same loss by two names: `eaft_mask_0.15` and `mask`.
+        "eaft_mask_0.15" => ("mask", None, None),
+        _ => match name.strip_prefix("eaft_") {
+            // eaft_power_2, eaft_sigmoid_30_0.17
+            Some(curve) => ("eaft", Some(curve.replacen('_', ":", 1).replace('_', ",")), None),
+            None => (name, None, None),
+        },
+    }
+}
+
+#[test]
+fn a_mask_is_eaft_with_a_mask() {
+    let of = |method: &str, gate: Option<&str>| method.parse::<Method>().unwrap().gate_under(gate, None, None).unwrap();
+    assert_eq!(of("mask", None), of("eaft", Some("mask:0.15")));
 }
 
 #[test]
@@ -313,7 +334,7 @@ fn ten_steps_follow_pytorch() {
     let batches: Vec<Vec<Sequence>> = json["batches"].as_array().unwrap().iter().map(read_batch).collect();
     for (name, run) in json["runs"].as_object().unwrap() {
         let family = if name.contains("qwen2") { "qwen2" } else { "llama" };
-        let method = if name.contains("eaft") { Method::Eaft } else { Method::Sft };
+        let method = if name.contains("eaft") { "eaft" } else { "sft" };
         let mut model = tiny(family);
         let parameters = if name.contains("lora") {
             let options =

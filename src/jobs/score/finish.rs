@@ -11,8 +11,9 @@ use super::watch::Watch;
 use crate::dataset::PlantedSpan;
 use crate::diagnosis::Report;
 use crate::diagnosis::fidelity::Fidelity;
-use crate::diagnosis::gate::{Gate, Population};
+use crate::diagnosis::gate::{Eaft, Gate, Token};
 use crate::diagnosis::planted::{RankingQuality, ranking_quality};
+use crate::diagnosis::population::Population;
 use crate::diagnosis::quadrants::{Resolved, Thresholds, resolve};
 use crate::diagnosis::summary::{Summary, summarise};
 use crate::engine::TOP_K;
@@ -187,8 +188,8 @@ fn planted_quality(out: &Path, tables: &[PathBuf], resolved: &Resolved) -> Resul
 
 /// Everything the figures show, gathered in one pass over the table.
 fn draw_maps(out: &Path, record: &RunRecord, summary: &Summary, topk: Option<&Fidelity>, tables: &[PathBuf]) -> Result<()> {
-    let gate = Gate::EaftPower { exponent: 1.0 };
-    let weight = gate.bind(&Population::of_tables(tables, &[gate])?)?;
+    let gate = Gate::Eaft(Eaft::LINEAR);
+    let weight = gate.bind(&Population::default())?;
     let (mut plane, mut landscape) = (Density::new(record.vocab_size), Gradient::new(record.vocab_size));
     let mut tails = Tail::default();
     for chunk in read_chunks(tables, &[Column::Logprob, Column::Entropy, Column::EntropyTopk, Column::Grad, Column::Tail]) {
@@ -196,7 +197,7 @@ fn draw_maps(out: &Path, record: &RunRecord, summary: &Summary, topk: Option<&Fi
         let add_gradients = || {
             for i in 0..chunk.len() {
                 let (logprob, entropy) = (chunk.logprob[i], chunk.entropy[i]);
-                landscape.add(logprob, entropy, chunk.grad[i], weight.of(logprob, entropy, chunk.entropy_topk[i]));
+                landscape.add(logprob, entropy, chunk.grad[i], weight.of(&Token::of_table(&chunk, i)));
             }
         };
         let add_tails = || chunk.tail.iter().zip(&chunk.logprob).for_each(|(tail, logprob)| tails.add(*tail, *logprob));

@@ -4,16 +4,19 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use super::watch::Watch;
-use crate::diagnosis::gate::{Gate, Population};
+use crate::diagnosis::gate::{Beside, Gate, Method};
+use crate::diagnosis::population::{Needs, Population, Quantity};
 use crate::diagnosis::quadrants::Thresholds;
+use crate::engine::{self, Work};
 use crate::error::{Error, Result};
 use crate::jobs::score;
 use crate::kernels::Kernels;
-use crate::model::Placement;
-use crate::table::{ROWS_FILE, TOKENS_FILE, read_rows};
+use crate::model::{Model, Placement};
+use crate::table::{Column, ROWS_FILE, TOKENS_FILE, read_chunks, read_rows};
 use crate::tokens::Sequence;
-use crate::train::method::{Method, flow_weights};
+use crate::train::loss::flow_weights;
 use crate::train::options::Options;
+use crate::train::step::supervised;
 
 /// The run folder of the diagnosis, in that of the training run.
 pub const BEFORE_FOLDER: &str = "before";
@@ -36,22 +39,76 @@ pub fn score_before(options: &Options, out: &Path, command: &str, watch: &dyn Wa
     score::run(&job, watch.of_scoring()).map(|_| ())
 }
 
-/// Quantiles for the gates that need them, and the method's weights of the sequences.
-pub fn from_scores(options: &Options, before: &Path, sequences: &[Sequence]) -> Result<(Population, Vec<f32>)> {
-    let gate = options.gate()?.unwrap_or(options.method.gate());
-    let population = match gate {
-        Gate::Pilot | Gate::EaftMask { .. } => Population::of_tables(&[before.join(TOKENS_FILE)], &[gate])?,
-        _ => Population::default(),
-    };
-    if options.method != Method::Flow {
-        return Ok((population, vec![1.0; sequences.len()]));
+/// What the base model's scores say that a method needs to know.
+pub struct Before {
+    pub population: Population,
+    /// The method's weight of each sequence.
+    pub rows: Vec<f32>,
+    /// ln p of each target of each sequence; empty where no gate looks at it.
+    pub earlier: Vec<Vec<f32>>,
+}
+
+impl Before {
+    /// For the methods that need no scores.
+    pub fn of_nothing(sequences: &[Sequence]) -> Before {
+        let n = sequences.len();
+        Before { population: Population::default(), rows: vec![1.0; n], earlier: vec![Vec::new(); n] }
     }
-    let rows = read_rows(&before.join(ROWS_FILE))?;
-    let losses: HashMap<u32, f64> = rows.iter().filter_map(|row| Some((row.row, -f64::from(row.mean_logprob?)))).collect();
+
+    /// From the folder of [`score_before`].
+    pub fn read(method: &Method, gate: &Gate, folder: &Path, sequences: &[Sequence]) -> Result<Before> {
+        let needs = gate.needs();
+        let mut before = Before::of_nothing(sequences);
+        // TALR's temperature is the batch's.
+        before.population = Population::of_tables(&[folder.join(TOKENS_FILE)], &Needs { tau: false, ..needs.clone() })?;
+        if method.beside == Beside::RowWeights {
+            let rows = read_rows(&folder.join(ROWS_FILE))?;
+            let losses: HashMap<u32, f64> =
+                rows.iter().filter_map(|row| Some((row.row, -f64::from(row.mean_logprob?)))).collect();
+            let of_sequence = |sequence: &Sequence| losses.get(&sequence.row).copied().ok_or_else(|| unscored(sequence, folder));
+            before.rows = flow_weights(&sequences.iter().map(of_sequence).collect::<Result<Vec<f64>>>()?);
+        }
+        if needs.base_logprobs {
+            before.earlier = logprobs(folder, sequences)?;
+        }
+        Ok(before)
+    }
+}
+
+/// ln p of the supervised tokens of each sequence, in order.
+fn logprobs(folder: &Path, sequences: &[Sequence]) -> Result<Vec<Vec<f32>>> {
+    let mut by_row: HashMap<u32, Vec<f32>> = HashMap::new();
+    for chunk in read_chunks(&[folder.join(TOKENS_FILE)], &[Column::Row, Column::Logprob]) {
+        let chunk = chunk?;
+        for (row, logprob) in chunk.row.iter().zip(&chunk.logprob) {
+            by_row.entry(*row).or_default().push(*logprob);
+        }
+    }
     let of_sequence = |sequence: &Sequence| {
-        let loss = losses.get(&sequence.row).copied();
-        loss.ok_or_else(|| Error::new(format!("row {} has no score", sequence.row)).at(before).cure("Remove the folder."))
+        let found = by_row.remove(&sequence.row).unwrap_or_default();
+        if found.len() == supervised(sequence) { Ok(found) } else { Err(unscored(sequence, folder)) }
     };
-    let losses: Vec<f64> = sequences.iter().map(of_sequence).collect::<Result<_>>()?;
-    Ok((population, flow_weights(&losses)))
+    sequences.iter().map(of_sequence).collect()
+}
+
+fn unscored(sequence: &Sequence, folder: &Path) -> Error {
+    Error::new(format!("row {} has no score", sequence.row)).at(folder).cure("Remove the folder.")
+}
+
+/// The population with the quantiles that no token table holds: those of the top-K entropy for another K than the table's, which the
+/// model, as it is before training, computes again for all rows.
+pub fn with_topk_entropies(mut population: Population, gate: &Gate, model: &Model, parts: &[&[Sequence]]) -> Result<Population> {
+    for (quantity, share) in gate.needs().quantiles {
+        let Quantity::EntropyTopk { k } = quantity else { continue };
+        if quantity.is_in_tables() {
+            continue;
+        }
+        let mut entropies = Vec::new();
+        for sequences in parts {
+            let scores = engine::score_top_k(model, sequences, k, &mut Work::default(), &mut |_| {})?;
+            entropies.extend(scores.iter().flatten().map(|token| token.entropy_topk));
+        }
+        population = population.with_topk_entropies(k, share, &entropies);
+    }
+    Ok(population)
 }

@@ -9,7 +9,7 @@ use crate::kernels::TokenStatistics;
 use crate::model::{Model, Parameter};
 use crate::table::Quadrant;
 use crate::tokens::Sequence;
-use crate::train::method::Loss;
+use crate::train::loss::Loss;
 use crate::train::options::Options;
 use crate::train::step::{RowWeight, supervised};
 

@@ -4,11 +4,9 @@ use std::path::PathBuf;
 
 use super::emit::{self, Length, Loss, Recipe, Schedule, Target};
 use crate::dataset::Dataset;
-use crate::diagnosis::gate::Gate;
 use crate::error::{Error, Result};
 use crate::kernels::Dtype;
 use crate::model::{LoraSettings, Reference};
-use crate::train::method::{Method, Normaliser};
 use crate::train::options::Options;
 use crate::train::schedule::Shape;
 
@@ -27,8 +25,11 @@ pub fn emit(options: &Options, target: Target, fetching: &dyn Fn(&str, u64, u64)
     let steps = options.max_steps.unwrap_or((n_rows as u64).div_ceil(options.batch_size as u64) * options.epochs);
     let recipe = Recipe {
         model: options.model.clone().unwrap_or_else(|| DEFAULT_HUB_ID.to_owned()),
-        loss: loss(options, target)?,
-        top_k: options.top_k,
+        loss: Loss {
+            method: options.method,
+            gate: options.gate()?,
+            kl_weight: f64::from(options.kl_weight.unwrap_or(options.method.kl_weight())),
+        },
         supervise: options.render()?.supervise,
         learning_rate: options.learning_rate(),
         schedule: match options.schedule {
@@ -65,31 +66,4 @@ pub fn emit(options: &Options, target: Target, fetching: &dyn Fn(&str, u64, u64)
     });
     let rows = emit::emit(target, &recipe, examples, &out)?;
     Ok((out, rows))
-}
-
-/// The loss under the normaliser that the user asked for, which must be the target's own or the paper's.
-fn loss(options: &Options, target: Target) -> Result<Loss> {
-    let own = match target {
-        Target::LlamaFactory => Normaliser::Three,
-        Target::Axolotl => Normaliser::None,
-    };
-    let gate = options.gate()?.unwrap_or(options.method.gate());
-    let gate = match (options.normaliser, gate) {
-        (Normaliser::LnK, gate) => gate,
-        (normaliser, Gate::EaftPower { exponent: 1.0 }) if normaliser == own => match target {
-            Target::LlamaFactory => Gate::EaftLlamaFactory,
-            Target::Axolotl => Gate::EaftAxolotl,
-        },
-        (normaliser, _) => {
-            return Err(Error::usage(format!("--normaliser {normaliser} is not what the other program does"))
-                .cure("Leave it out: the folder says how the normalisers differ."));
-        }
-    };
-    let kl = f64::from(options.kl_weight.unwrap_or(options.method.default_kl_weight()));
-    Ok(match options.method {
-        Method::Asft => Loss::Asft { alpha: kl },
-        Method::Flow => Loss::Flow,
-        Method::SftKl => Loss::SftKl { beta: kl },
-        _ => Loss::Gated(gate),
-    })
 }

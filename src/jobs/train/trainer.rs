@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::before::{BEFORE_FOLDER, from_scores, score_before};
+use super::before::{BEFORE_FOLDER, Before, score_before, with_topk_entropies};
 use super::checkpoint::{self, Progress};
 use super::job::Job;
 use super::log::{Log, METRICS_FILE, read_metrics};
@@ -15,7 +15,6 @@ use super::record::{RUN_FILE, TrainRecord};
 use super::watch::Watch;
 use super::{figures, result};
 use crate::dataset::DataFile;
-use crate::diagnosis::gate::Population;
 use crate::diagnosis::quadrants::Resolved;
 use crate::engine::{self, Work};
 use crate::error::{Context, Error, Result};
@@ -28,7 +27,7 @@ use crate::tokens::{Renderer, Sequence};
 use crate::train::adamw::{AdamW, gradient_norm};
 use crate::train::data::{Order, Random, TrainingSet};
 use crate::train::drift::DriftProbe;
-use crate::train::method::{Loss, Method};
+use crate::train::loss::Loss;
 use crate::train::metrics::{Standing, StepMetrics, Validation, fixed_thresholds};
 use crate::train::options::Options;
 use crate::train::schedule::Schedule;
@@ -100,22 +99,23 @@ impl Trainer {
         let beside = memory_beside(&options, &model, adapters)?;
         memory::check_training(&model.info.name, beside)?;
 
-        let (population, weights) = match options.method.needs_scores(options.gate()?) {
+        let gate = options.gate()?;
+        let before = match options.method.needs_scores(&gate) {
             true => {
-                let before = out.join(BEFORE_FOLDER);
-                score_before(&options, &before, command, watch)?;
-                from_scores(&options, &before, &set.sequences)?
+                let folder = out.join(BEFORE_FOLDER);
+                score_before(&options, &folder, command, watch)?;
+                Before::read(&options.method, &gate, &folder, &set.sequences)?
             }
-            false => (Population::default(), vec![1.0; set.sequences.len()]),
+            false => Before::of_nothing(&set.sequences),
         };
-        let rows = weights.into_iter().zip(intended).zip(&set.target_weights);
+        let Before { population, rows, earlier } = before;
+        let rows = rows.into_iter().zip(earlier).zip(intended).zip(&set.target_weights);
         let weights: Vec<RowWeight> = rows
-            .map(|((weight, intended), targets)| {
+            .map(|(((weight, earlier), intended), targets)| {
                 let weight = if intended { 1.0 } else { weight };
-                RowWeight { weight, intended, targets: targets.clone() }
+                RowWeight { weight, intended, targets: targets.clone(), earlier }
             })
             .collect();
-        let loss = Loss::new(options.method, options.gate()?, options.normaliser, options.top_k, options.kl_weight, population);
 
         let base = match options.needs_base() {
             true => Some(Model::load(&reference, load(dtype), options.max_len)?),
@@ -126,6 +126,8 @@ impl Trainer {
             Some((parameters, switch)) => (parameters, Some(switch)),
             None => (model.train(dtype)?, None),
         };
+        let population = with_topk_entropies(population, &gate, &model, &[&set.sequences, &set.validation])?;
+        let loss = Loss::new(options.method, gate, options.kl_weight, population);
         let preview = preview(&model, &set.sequences, &weights, &loss, &thresholds)?;
 
         let epoch_ends = order.epoch_ends(options.epochs, options.max_steps, options.batch_size);
@@ -259,7 +261,6 @@ impl Trainer {
         };
         let options = StepOptions {
             loss: &self.loss,
-            top_k: self.options.top_k,
             pack_tokens: self.options.pack_tokens,
             activation_bytes: self.options.activation_bytes(),
             base,
@@ -287,10 +288,7 @@ impl Trainer {
         metrics.learning_rate = learning_rate;
         metrics.tokens = result.input_tokens;
         if self.options.method.needs_reference() {
-            let kl = |token: &StepToken| match self.options.method {
-                Method::Asft => f64::from(token.divergence.from_reference),
-                _ => f64::from(token.divergence.to_reference),
-            };
+            let kl = |token: &StepToken| f64::from(self.loss.divergence(&token.divergence));
             let sum: f64 = result.tokens.iter().flatten().map(kl).sum();
             metrics.kl_to_base = Some(sum / metrics.supervised.max(1) as f64);
         }

@@ -2,13 +2,13 @@
 
 use super::recipe::{self, Batch, DATA, DEEPSPEED, Length, Loss, Recipe, model, not_offered, optimiser};
 use super::yaml::{Yaml, list, number, text};
-use crate::diagnosis::gate::Gate;
+use crate::diagnosis::gate::{Beside, Curve, Eaft, Gate};
 use crate::error::{Error, Result};
 use crate::tokens::Supervise;
 
 pub fn config(recipe: &Recipe, batch: &Batch) -> Result<String> {
     let model = model(recipe)?;
-    let (exponent, factor) = loss(recipe)?;
+    let (eaft, factor) = loss(&recipe.loss)?;
     if recipe.supervise == Supervise::All {
         return Err(Error::usage("with axolotl's chat_template data the whole text cannot be trained on")
             .cure("Use --supervise assistant or last."));
@@ -19,7 +19,7 @@ pub fn config(recipe: &Recipe, batch: &Batch) -> Result<String> {
         recipe::CONFIG,
         recipe.devices
     ));
-    if exponent.is_some() {
+    if eaft.is_some() {
         yaml.comment(EAFT_NOTE);
     }
     yaml.blank().set("base_model", text(model)).blank();
@@ -34,8 +34,8 @@ pub fn config(recipe: &Recipe, batch: &Batch) -> Result<String> {
             false => yaml.set("lora_target_modules", list(&lora.targets)),
         };
     }
-    if let Some(exponent) = exponent {
-        yaml.set("use_eaft", "true").set("eaft_alpha", number(exponent)).set("eaft_k", recipe.top_k.to_string());
+    if let Some((exponent, k)) = eaft {
+        yaml.set("use_eaft", "true").set("eaft_alpha", number(exponent)).set("eaft_k", k.to_string());
     }
     yaml.comment("ZeRO keeps f32 master weights beside bf16 ones: bf16 alone loses updates of this size.")
         .set("deepspeed", text(DEEPSPEED))
@@ -82,15 +82,15 @@ pub fn config(recipe: &Recipe, batch: &Batch) -> Result<String> {
     Ok(yaml.finish())
 }
 
-/// EAFT's exponent, if it is EAFT, and axolotl's loss over ours.
-fn loss(recipe: &Recipe) -> Result<(Option<f64>, f64)> {
-    let top = (recipe.top_k as f64).ln();
-    match recipe.loss {
-        Loss::Gated(Gate::Sft) => Ok((None, 1.0)),
-        Loss::Gated(Gate::EaftPower { exponent }) => Ok((Some(f64::from(exponent)), top.powf(f64::from(exponent)))),
-        Loss::Gated(Gate::EaftLlamaFactory) => Ok((Some(1.0), 3.0)),
-        Loss::Gated(Gate::EaftAxolotl) => Ok((Some(1.0), 1.0)),
-        loss => Err(not_offered("axolotl", &loss, "sft, eaft and eaft:power:N")),
+/// EAFT's exponent and K, if it is EAFT, and axolotl's loss over ours.
+fn loss(loss: &Loss) -> Result<(Option<(f64, usize)>, f64)> {
+    match (loss.method.beside, loss.gate) {
+        (Beside::Nothing, Gate::One) => Ok((None, 1.0)),
+        (Beside::Nothing, Gate::Eaft(eaft @ Eaft { curve: Curve::Power { exponent }, k, .. })) => {
+            let exponent = f64::from(exponent);
+            Ok((Some((exponent, k)), eaft.divisor().powf(exponent)))
+        }
+        _ => Err(not_offered("axolotl", loss, "sft, eaft and eaft:power:N")),
     }
 }
 

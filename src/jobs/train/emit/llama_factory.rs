@@ -2,9 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::recipe::{self, Batch, DATA, DEEPSPEED, Length, Loss, Recipe, model, not_offered, optimiser};
+use super::recipe::{self, Batch, DATA, DEEPSPEED, Length, Recipe, model, not_offered, optimiser};
 use super::yaml::{Yaml, number, text};
-use crate::diagnosis::gate::Gate;
+use crate::diagnosis::gate::{Beside, Curve, Eaft, Gate};
 use crate::error::{Error, Result};
 use crate::tokens::Supervise;
 
@@ -112,41 +112,35 @@ struct Settings {
 
 fn loss(recipe: &Recipe) -> Result<Settings> {
     let plain = |settings: Vec<(&'static str, String)>, note| Settings { settings, factor: 1.0, note };
-    let eaft = |exponent: f64, factor: f64| {
-        if recipe.top_k != TOP_K {
-            return Err(Error::usage(format!(
-                "LLaMA-Factory's EAFT takes the entropy of the top {TOP_K}, not of {}",
-                recipe.top_k
-            ))
-            .cure(format!("Use K = {TOP_K}, or emit for axolotl.")));
-        }
-        Ok(Settings {
-            settings: vec![("use_eaft_loss", "true".to_owned()), ("eaft_alpha", number(exponent))],
-            factor,
-            note: EAFT_NOTE,
-        })
-    };
-    let top = (TOP_K as f64).ln();
-    match recipe.loss {
-        Loss::Gated(Gate::Sft) => Ok(plain(Vec::new(), "")),
-        Loss::Gated(Gate::EaftPower { exponent }) => {
+    match (recipe.loss.method.beside, recipe.loss.gate) {
+        (Beside::Nothing, Gate::One) => Ok(plain(Vec::new(), "")),
+        (Beside::Nothing, Gate::Eaft(eaft @ Eaft { curve: Curve::Power { exponent }, .. })) => {
+            if eaft.k != TOP_K {
+                return Err(Error::usage(format!(
+                    "LLaMA-Factory's EAFT takes the entropy of the top {TOP_K}, not of {}",
+                    eaft.k
+                ))
+                .cure(format!("Use K = {TOP_K}, or emit for axolotl.")));
+            }
             let exponent = f64::from(exponent);
-            eaft(exponent, (top / NORMALISER).powf(exponent))
+            Ok(Settings {
+                settings: vec![("use_eaft_loss", "true".to_owned()), ("eaft_alpha", number(exponent))],
+                factor: (eaft.divisor() / NORMALISER).powf(exponent),
+                note: EAFT_NOTE,
+            })
         }
-        Loss::Gated(Gate::EaftLlamaFactory) => eaft(1.0, 1.0),
-        Loss::Gated(Gate::EaftAxolotl) => eaft(1.0, 1.0 / NORMALISER),
-        Loss::Gated(Gate::Dft) => Ok(plain(vec![("use_dft_loss", "true".to_owned())], "")),
-        Loss::Asft { alpha } => Ok(plain(
+        (Beside::Nothing, Gate::Probability) => Ok(plain(vec![("use_dft_loss", "true".to_owned())], "")),
+        (Beside::FromBase { .. }, Gate::Probability) => Ok(plain(
             vec![
                 ("use_asft_loss", "true".to_owned()),
-                ("asft_alpha", number(alpha)),
+                ("asft_alpha", number(recipe.loss.kl_weight)),
                 // Without it, LoRA would have no reference to be compared with.
                 ("ref_model", text(model(recipe)?)),
             ],
             "\nASFT: its loss is the mean of the micro-batches' means, here it is the mean over the step's tokens: the two differ where\n\
              micro-batches differ in length.",
         )),
-        loss => Err(not_offered("LLaMA-Factory", &loss, "sft, eaft, eaft:power:N, dft and asft")),
+        _ => Err(not_offered("LLaMA-Factory", &recipe.loss, "sft, eaft, eaft:power:N, dft and asft")),
     }
 }
 

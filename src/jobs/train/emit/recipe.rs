@@ -1,7 +1,7 @@
 //! A training run as it is told to another program, and what all of them are told alike.
 
 use super::yaml::{Yaml, number};
-use crate::diagnosis::gate::Gate;
+use crate::diagnosis::gate::{Beside, Gate, Method};
 use crate::error::{Error, Result};
 use crate::model::LoraSettings;
 use crate::tokens::Supervise;
@@ -12,8 +12,6 @@ pub struct Recipe {
     /// A hub id, or the path of a Hugging Face folder.
     pub model: String,
     pub loss: Loss,
-    /// K of the gate's entropy.
-    pub top_k: usize,
     pub supervise: Supervise,
     pub learning_rate: f64,
     pub schedule: Schedule,
@@ -37,17 +35,14 @@ pub struct Recipe {
     pub layer_class: String,
 }
 
+/// A method with its numbers.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Loss {
-    /// One weight per token, sft and eaft among them.
-    Gated(Gate),
-    Asft {
-        alpha: f64,
-    },
-    Flow,
-    SftKl {
-        beta: f64,
-    },
+pub struct Loss {
+    pub method: Method,
+    /// The method's, with what the user changed.
+    pub gate: Gate,
+    /// Factor of the divergence from the base model, for the methods that have one.
+    pub kl_weight: f64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,11 +114,9 @@ pub(super) fn optimiser(yaml: &mut Yaml, recipe: &Recipe, schedule_key: &str, op
 }
 
 pub(super) fn not_offered(program: &str, loss: &Loss, offered: &str) -> Error {
-    let name = match loss {
-        Loss::Gated(gate) => gate.to_string(),
-        Loss::Asft { .. } => "asft".to_owned(),
-        Loss::Flow => "flow".to_owned(),
-        Loss::SftKl { .. } => "sft-kl".to_owned(),
+    let name = match loss.method.beside {
+        Beside::Nothing => loss.gate.to_string(),
+        _ => loss.method.to_string(),
     };
     Error::usage(format!("{program} has no loss like `{name}`")).cure(format!("It offers {offered}; the others train here only."))
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::dataset::Turn;
-use crate::diagnosis::gate::Gate;
+use crate::diagnosis::gate::{METHODS, Method, Normaliser};
 use crate::model::LoraSettings;
 use crate::tokens::Supervise;
 
@@ -32,7 +32,6 @@ fn recipe(loss: Loss) -> Recipe {
     Recipe {
         model: "HuggingFaceTB/SmolLM2-135M-Instruct".to_owned(),
         loss,
-        top_k: 20,
         supervise: Supervise::Assistant,
         learning_rate: 1e-5,
         schedule: Schedule::Cosine,
@@ -53,8 +52,18 @@ fn recipe(loss: Loss) -> Recipe {
     }
 }
 
+fn loss(method: &str) -> Loss {
+    eaft_like(method, None, None, None)
+}
+
 fn eaft(exponent: f32) -> Loss {
-    Loss::Gated(Gate::EaftPower { exponent })
+    eaft_like("eaft", Some(&format!("power:{exponent}")), None, None)
+}
+
+/// A method as `--gate`, `--normaliser` and `--top-k` change it.
+fn eaft_like(method: &str, gate: Option<&str>, normaliser: Option<Normaliser>, top_k: Option<usize>) -> Loss {
+    let method: Method = method.parse().unwrap();
+    Loss { method, gate: method.gate_under(gate, normaliser, top_k).unwrap(), kl_weight: 0.1 }
 }
 
 fn emitted(target: Target, recipe: &Recipe, rows: Vec<Example>) -> Result<(String, Vec<Value>, tempfile::TempDir)> {
@@ -158,15 +167,22 @@ fn adapters_of_all_linear_modules() {
 #[test]
 fn plain_and_other_losses_of_llama_factory() {
     let config = |loss| emitted(Target::LlamaFactory, &recipe(loss), rows()).unwrap().0;
-    let sft = config(Loss::Gated(Gate::Sft));
+    let sft = config(loss("sft"));
     assert!(!sft.contains("use_") && !sft.contains("EAFT") && value(&sft, "max_grad_norm") == Some("1.0"));
-    assert_eq!(value(&config(Loss::Gated(Gate::Dft)), "use_dft_loss"), Some("true"));
-    let asft = config(Loss::Asft { alpha: 0.1 });
+    assert_eq!(value(&config(loss("dft")), "use_dft_loss"), Some("true"));
+    let asft = config(loss("asft"));
     assert_eq!((value(&asft, "use_asft_loss"), value(&asft, "asft_alpha")), (Some("true"), Some("0.1")));
     assert!(asft.contains("ref_model: \"HuggingFaceTB"));
-    // The other normalisers: H / 3 as it is, and H.
-    for (gate, clip) in [(Gate::EaftLlamaFactory, 1.0), (Gate::EaftAxolotl, 1.0 / 3.0)] {
-        assert_eq!(value(&config(Loss::Gated(gate)), "max_grad_norm").unwrap().parse::<f64>().unwrap(), clip);
+    // The other normalisers: H / 3 as it is, and H, by either of their names.
+    for (gate, normaliser, clip) in [
+        ("llama-factory", None, 1.0),
+        ("linear", Some(Normaliser::Three), 1.0),
+        ("axolotl", None, 1.0 / 3.0),
+        ("power:2", Some(Normaliser::None), 1.0 / 9.0),
+    ] {
+        let config = config(eaft_like("eaft", Some(gate), normaliser, None));
+        let found: f64 = value(&config, "max_grad_norm").unwrap().parse().unwrap();
+        assert!((found - clip).abs() < 1e-12, "{gate}: {found}");
     }
 }
 
@@ -177,20 +193,22 @@ fn what_the_others_cannot_do_is_refused_by_name() {
         assert!(error.contains(expected), "expected `{expected}` in `{error}`");
     };
     let (factory, axolotl) = (Target::LlamaFactory, Target::Axolotl);
-    for (loss, name) in [
-        (Loss::Gated(Gate::Talr), "`talr`"),
-        (Loss::Gated(Gate::Pilot), "`pilot`"),
-        (Loss::Gated(Gate::EaftMask { share: 0.15 }), "`eaft:mask:0.15`"),
-        (Loss::Gated(Gate::EaftSigmoid { slope: 30.0, center: 0.17 }), "`eaft:sigmoid:30,0.17`"),
-        (Loss::Flow, "`flow`"),
-        (Loss::SftKl { beta: 0.5 }, "`sft-kl`"),
-    ] {
-        check(factory, recipe(loss), rows(), name);
-        check(axolotl, recipe(loss), rows(), name);
+    // Of every method there is, one of the two: it is written for the other program, or refused by its name.
+    let (by_factory, by_axolotl) = (["sft", "eaft", "dft", "asft"], ["sft", "eaft"]);
+    for method in METHODS {
+        let name = if method.name == "mask" { "eaft:mask:0.15" } else { method.name };
+        for (target, offered) in [(factory, &by_factory[..]), (axolotl, &by_axolotl[..])] {
+            let recipe = recipe(loss(method.name));
+            match offered.contains(&method.name) {
+                true => drop(emitted(target, &recipe, rows()).unwrap()),
+                false => check(target, recipe, rows(), &format!("has no loss like `{name}`")),
+            }
+        }
     }
-    check(axolotl, recipe(Loss::Gated(Gate::Dft)), rows(), "axolotl has no loss like `dft`");
-    check(axolotl, recipe(Loss::Asft { alpha: 0.1 }), rows(), "`asft`");
-    check(factory, Recipe { top_k: 50, ..recipe(eaft(1.0)) }, rows(), "top 20, not of 50");
+    let sigmoid = eaft_like("eaft", Some("sigmoid:30,0.17"), None, None);
+    check(factory, recipe(sigmoid), rows(), "`eaft:sigmoid:30,0.17`");
+    check(axolotl, recipe(sigmoid), rows(), "`eaft:sigmoid:30,0.17`");
+    check(factory, recipe(eaft_like("eaft", None, None, Some(50))), rows(), "top 20, not of 50");
     check(factory, Recipe { model: "a/b.GGUF".to_owned(), ..recipe(eaft(1.0)) }, rows(), "GGUF");
     check(factory, Recipe { batch_size: 12, ..recipe(eaft(1.0)) }, rows(), "12 sequences a step");
     check(factory, Recipe { supervise: Supervise::All, ..recipe(eaft(1.0)) }, rows(), "whole text");

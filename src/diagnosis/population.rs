@@ -1,0 +1,197 @@
+//! What the gates that compare a token with the others need to know about the others: quantiles over the data, and TALR's
+//! temperature.
+//!
+//! A quantile of the top-K entropy is one of a certain K. The token table holds that of K = 20; for any other the entropies must be
+//! computed anew, and a population that does not have them says so.
+
+use std::path::PathBuf;
+
+use crate::engine::TOP_K;
+use crate::table::{Column, quantile_of, quantiles, read_chunks};
+use crate::{Error, Result};
+
+/// A number of each token whose quantiles gates ask for.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Quantity {
+    Logprob,
+    Entropy,
+    /// The entropy of the renormalised top K over ln K.
+    EntropyTopk {
+        k: usize,
+    },
+}
+
+/// What gates ask about tokens beside the one that they weigh.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Needs {
+    /// Over the whole data, under the base model.
+    pub quantiles: Vec<(Quantity, f64)>,
+    /// The median over sequences of their mean -ln p: in training over the batch, in the preview over the data.
+    pub tau: bool,
+    /// The token's own ln p under the base model, before training.
+    pub base_logprobs: bool,
+}
+
+/// What is known about the tokens of a data set.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Population {
+    quantiles: Vec<((Quantity, f64), f32)>,
+    tau: Option<f32>,
+}
+
+/// A data set that the model predicts perfectly has tau 0, and 0 / 0 is no weight; any tau this small gives p = 1 the weight 1.
+const SMALLEST_TAU: f32 = 1e-6;
+
+impl Needs {
+    /// What is needed for either.
+    pub fn and(mut self, other: Needs) -> Needs {
+        for quantile in other.quantiles {
+            if !self.quantiles.contains(&quantile) {
+                self.quantiles.push(quantile);
+            }
+        }
+        self.tau |= other.tau;
+        self.base_logprobs |= other.base_logprobs;
+        self
+    }
+}
+
+impl Quantity {
+    /// Where the token table holds it.
+    fn column(self) -> Option<Column> {
+        match self {
+            Quantity::Logprob => Some(Column::Logprob),
+            Quantity::Entropy => Some(Column::Entropy),
+            Quantity::EntropyTopk { k: TOP_K } => Some(Column::EntropyTopk),
+            Quantity::EntropyTopk { .. } => None,
+        }
+    }
+
+    /// Can it be read from a token table?
+    pub fn is_in_tables(self) -> bool {
+        self.column().is_some()
+    }
+
+    fn name(self) -> String {
+        match self {
+            Quantity::Logprob => "ln p".to_owned(),
+            Quantity::Entropy => "the entropy".to_owned(),
+            Quantity::EntropyTopk { k } => format!("the top-{k} entropy"),
+        }
+    }
+}
+
+impl Population {
+    /// Of a whole data set: what is needed and the tables hold, and no more.
+    pub fn of_tables(tables: &[PathBuf], needs: &Needs) -> Result<Population> {
+        let wanted: Vec<((Quantity, f64), Column)> =
+            needs.quantiles.iter().filter_map(|&wanted| Some((wanted, wanted.0.column()?))).collect();
+        let values = quantiles(tables, &wanted.iter().map(|&((_, share), column)| (column, share)).collect::<Vec<_>>())?;
+        let tau = if needs.tau { talr_tau(&mut sequence_losses(tables)?) } else { None };
+        Ok(Population { quantiles: wanted.into_iter().map(|(wanted, _)| wanted).zip(values).collect(), tau })
+    }
+
+    /// Of the paper's 15 % quantiles, known from elsewhere; the top-K entropy's is of K = 20.
+    #[cfg(test)]
+    pub(crate) fn of_thresholds(entropy_topk: f32, logprob: f32, entropy: f32) -> Population {
+        let share = super::quadrants::PILOT_SHARE;
+        let known =
+            [(Quantity::EntropyTopk { k: TOP_K }, entropy_topk), (Quantity::Logprob, logprob), (Quantity::Entropy, entropy)];
+        Population { quantiles: known.map(|(quantity, value)| ((quantity, share), value)).to_vec(), tau: None }
+    }
+
+    /// The same with a quantile of the top-K entropy, of whose `values` there is one for each token of the data.
+    pub fn with_topk_entropies(mut self, k: usize, share: f64, values: &[f32]) -> Population {
+        let value = quantile_of(values, share).map(|value| ((Quantity::EntropyTopk { k }, share), value));
+        self.quantiles.extend(value);
+        self
+    }
+
+    /// The same thresholds with the tau of one training batch, given the mean -ln p of each of its sequences: the original
+    /// TALR takes it per batch, the preview over the whole data set.
+    pub fn with_batch_tau(mut self, mean_losses: &mut [f64]) -> Population {
+        self.tau = talr_tau(mean_losses);
+        self
+    }
+
+    pub(super) fn quantile(&self, quantity: Quantity, share: f64) -> Result<f32> {
+        let found = self.quantiles.iter().find(|(known, _)| *known == (quantity, share));
+        found.map(|(_, value)| *value).ok_or_else(|| {
+            let missing = Error::new(format!("this gate needs the {share} quantile of {} over the data set", quantity.name()));
+            match quantity.column() {
+                Some(_) => missing.cure("Score the data set with the same model first."),
+                None => missing.cure(format!("The token table holds the entropy of the top {TOP_K}: leave --top-k out.")),
+            }
+        })
+    }
+
+    pub(super) fn tau(&self) -> Result<f32> {
+        self.tau.ok_or_else(|| Error::new("this gate needs the mean loss of the sequences, and there are none"))
+    }
+}
+
+/// TALR's temperature: the median of the sequences' mean -ln p (the mean of the two middle ones if they are even in number).
+fn talr_tau(mean_losses: &mut [f64]) -> Option<f32> {
+    mean_losses.sort_unstable_by(f64::total_cmp);
+    let upper = *mean_losses.get(mean_losses.len() / 2)?;
+    let lower = mean_losses[(mean_losses.len() - 1) / 2];
+    Some(((lower + upper) / 2.0).max(f64::from(SMALLEST_TAU)) as f32)
+}
+
+/// Mean -ln p of each sequence, in the order of the table. The tokens of a sequence stand together.
+fn sequence_losses(tables: &[PathBuf]) -> Result<Vec<f64>> {
+    let mut means = Vec::new();
+    let mut current: Option<(u32, f64, u32)> = None;
+    for chunk in read_chunks(tables, &[Column::Row, Column::Logprob]) {
+        let chunk = chunk?;
+        let tokens = chunk.row.iter().zip(&chunk.logprob).filter(|(_, logprob)| logprob.is_finite());
+        for (row, logprob) in tokens {
+            match &mut current {
+                Some((open, sum, n)) if open == row => {
+                    *sum -= f64::from(*logprob);
+                    *n += 1;
+                }
+                _ => {
+                    means.extend(current.map(|(_, sum, n)| sum / f64::from(n)));
+                    current = Some((*row, -f64::from(*logprob), 1));
+                }
+            }
+        }
+    }
+    means.extend(current.map(|(_, sum, n)| sum / f64::from(n)));
+    Ok(means)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::table::finished_parts;
+    use crate::table::testing::{Example, token, write_parts};
+
+    #[test]
+    fn tau_is_a_median_of_sequence_means() {
+        assert_eq!(talr_tau(&mut [3.0, 1.0, 2.0]), Some(2.0));
+        assert_eq!(talr_tau(&mut [4.0, 1.0, 2.0, 3.0]), Some(2.5));
+        assert_eq!(talr_tau(&mut [0.0]), Some(SMALLEST_TAU));
+        assert_eq!(talr_tau(&mut []), None);
+        let run = tempfile::tempdir().unwrap();
+        let row = |row, ps: &[f32]| Example { row, source: "a", tokens: ps.iter().map(|p| token(1, *p, 1.0)).collect() };
+        // Mean losses ln 4 and ln 2 and ln 16; one sequence after the other in two parts.
+        write_parts(run.path(), &[&[row(0, &[0.5, 0.125])], &[row(1, &[0.5]), row(2, &[0.0625, 0.0625, 0.0625])]]);
+        let tables: Vec<PathBuf> = finished_parts(run.path()).unwrap().into_iter().map(|part| part.tokens).collect();
+        let topk = |k| (Quantity::EntropyTopk { k }, 0.15);
+        let needs = Needs { quantiles: vec![topk(20), (Quantity::Logprob, 0.15), topk(50)], tau: true, base_logprobs: false };
+        let population = Population::of_tables(&tables, &needs).unwrap();
+        assert!((population.tau.unwrap() - 4f32.ln()).abs() < 1e-6);
+        assert_eq!(population.quantiles.len(), 2, "the table has no top-50 entropy");
+        assert_eq!(population.with_batch_tau(&mut [1.0, 5.0]).tau, Some(3.0));
+    }
+
+    #[test]
+    fn needs_are_joined_without_repetition() {
+        let one = |quantity| Needs { quantiles: vec![(quantity, 0.15)], ..Needs::default() };
+        let both = one(Quantity::Entropy).and(one(Quantity::Logprob)).and(one(Quantity::Entropy));
+        assert_eq!(both.quantiles, [(Quantity::Entropy, 0.15), (Quantity::Logprob, 0.15)]);
+        assert!(Needs::default().and(Needs { tau: true, ..Needs::default() }).tau);
+    }
+}

@@ -1,0 +1,108 @@
+//! A method with its numbers, as a step applies it: a token's statistics -> the factors of its loss terms.
+//!
+//! The methods, their formulas and sources are listed once, in [`METHODS`](crate::diagnosis::gate::METHODS). With `N` supervised tokens
+//! in the batch of an optimiser step, a token's loss is `weight (-ln p) + b KL`, over `N`. In rows named by `--intended` a token counts
+//! fully: its weight and its row's are 1 (`+ b KL` stays).
+
+use crate::diagnosis::gate::{Beside, Gate, Method, Token, Weight};
+use crate::diagnosis::population::Population;
+use crate::error::Result;
+use crate::kernels::head::{Divergence, TokenLoss};
+
+/// A method with its numbers.
+#[derive(Debug, Clone)]
+pub struct Loss {
+    pub method: Method,
+    /// The method's, with what the user changed.
+    pub gate: Gate,
+    /// Factor of the divergence from the base model.
+    kl_weight: f32,
+    /// What the gate needs to know of the data set.
+    population: Population,
+}
+
+/// The loss of one optimiser step's batch.
+#[derive(Debug, Clone, Copy)]
+pub struct BatchLoss {
+    weight: Weight,
+    /// Factors of `KL(base || model)` and of `KL(model || base)`.
+    from_base: f32,
+    to_base: f32,
+}
+
+/// How much a token counts: the weights of the sequences that have it, over `N`.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Share {
+    /// Of those where the method weighs the token.
+    pub weighted: f32,
+    /// Of those whose conflicts are intended.
+    pub whole: f32,
+}
+
+impl Loss {
+    /// `kl_weight` replaces the method's own.
+    pub fn new(method: Method, gate: Gate, kl_weight: Option<f32>, population: Population) -> Loss {
+        Loss { method, gate, kl_weight: kl_weight.unwrap_or(method.kl_weight()), population }
+    }
+
+    /// For one step. `mean_losses` are the mean `-ln p` of the batch's sequences, which a gate may need.
+    pub fn of_batch(&self, mean_losses: Option<&mut [f64]>) -> Result<BatchLoss> {
+        let weight = match mean_losses {
+            Some(means) => self.gate.bind(&self.population.clone().with_batch_tau(means))?,
+            None => self.gate.bind(&self.population)?,
+        };
+        let (from_base, to_base) = match self.method.beside {
+            Beside::FromBase { .. } => (self.kl_weight, 0.0),
+            Beside::ToBase { .. } => (0.0, self.kl_weight),
+            Beside::Nothing | Beside::RowWeights => (0.0, 0.0),
+        };
+        Ok(BatchLoss { weight, from_base, to_base })
+    }
+
+    /// The divergence that the method adds, of a token.
+    pub fn divergence(&self, divergence: &Divergence) -> f32 {
+        match self.method.beside {
+            Beside::FromBase { .. } => divergence.from_reference,
+            _ => divergence.to_reference,
+        }
+    }
+}
+
+impl BatchLoss {
+    /// The factor of a token's gradient.
+    pub fn weight(&self, token: &Token) -> f32 {
+        self.weight.of(token)
+    }
+
+    /// The factors of a token's loss terms.
+    pub fn factors(&self, token: &Token, share: Share) -> TokenLoss {
+        let Share { weighted, whole } = share;
+        TokenLoss {
+            cross_entropy: self.weight(token) * weighted + whole,
+            from_reference: self.from_base * (weighted + whole),
+            to_reference: self.to_base * (weighted + whole),
+        }
+    }
+
+    /// The token's loss before it is divided by `N`, in a row whose conflicts are intended or not.
+    pub fn value(&self, token: &Token, divergence: &Divergence, intended: bool) -> f64 {
+        let weighed = if intended { -f64::from(token.logprob) } else { self.weight.loss(token) };
+        weighed
+            + f64::from(self.from_base) * f64::from(divergence.from_reference)
+            + f64::from(self.to_base) * f64::from(divergence.to_reference)
+    }
+}
+
+/// FLOW's weights of the sequences from the base model's mean losses of them: `exp(-l_i / tau)`, scaled to mean 1.
+pub fn flow_weights(mean_losses: &[f64]) -> Vec<f32> {
+    let mut sorted = mean_losses.to_vec();
+    sorted.sort_unstable_by(f64::total_cmp);
+    let n = sorted.len();
+    if n == 0 {
+        return Vec::new();
+    }
+    let tau = ((sorted[(n - 1) / 2] + sorted[n / 2]) / 2.0).max(1e-6);
+    let weights: Vec<f64> = mean_losses.iter().map(|loss| (-loss / tau).exp()).collect();
+    let mean = weights.iter().sum::<f64>() / n as f64;
+    weights.iter().map(|weight| (weight / mean) as f32).collect()
+}
