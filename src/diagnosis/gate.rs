@@ -13,6 +13,7 @@
 //! | `eaft:llama-factory` | H~ ln K / 3, K = 20 | 0..0.9986 | 0 | 0.9986 |
 //! | `eaft:axolotl` | H~ ln K, K = 20 | 0..2.9957 | 0 | 2.9957 |
 //! | `dft` | p | 0..1 | 0 at p = 0, 1 at p = 1 | as left |
+//! | `deft` | p^a, a = sum_v p_v^2 | 0..1 | p, as `dft` (a = 1) | 1, as `sft` (a = 0) |
 //! | `talr` | max(p^(1/tau), 0.01) | 0.01..1 | 0.01 at p = 0, 1 at p = 1 | as left |
 //!
 //! with s = 1 under the normaliser `ln-k`, s = ln K / 3 under `3.0` and s = ln K under `none`. A mask compares H~ with H~ of other
@@ -100,6 +101,13 @@ pub const METHODS: &[Method] = &[
         source: "arXiv 2508.05629",
     },
     Method {
+        name: "deft",
+        loss: "1/N sum -(p^a - 1) / a, a = stop(sum_v p_v^2); its gradient is p^a times that of -ln p",
+        gate: Gate::Deft,
+        beside: Beside::Nothing,
+        source: "arXiv 2602.11424",
+    },
+    Method {
         name: "asft",
         loss: "dft + b/N sum KL(base, model), b = 0.1",
         gate: Gate::Probability,
@@ -136,6 +144,7 @@ pub enum Gate {
     Eaft(Eaft),
     Pilot,
     Probability,
+    Deft,
     Tempered,
 }
 
@@ -210,6 +219,8 @@ pub enum Weight {
     OutsideCorner { logprob: f32, entropy: f32 },
     /// p
     Probability,
+    /// p^a, a = sum_v p_v^2
+    Deft,
     /// max(p^(1/tau), 0.01)
     Tempered { tau: f32 },
 }
@@ -242,13 +253,22 @@ impl Weight {
                 f32::from(u8::from(!(token.logprob <= logprob && token.entropy <= entropy)))
             }
             Weight::Probability => token.logprob.exp(),
+            Weight::Deft => (token.concentration() * f64::from(token.logprob)).exp() as f32,
             Weight::Tempered { tau } => (token.logprob / tau).exp().max(TALR_FLOOR),
         }
     }
 
     /// The token's loss whose gradient this weight is the factor of.
     pub fn loss(&self, token: &Token) -> f64 {
-        f64::from(self.of(token)) * -f64::from(token.logprob)
+        let logprob = f64::from(token.logprob);
+        match *self {
+            // -(p^a - 1) / a, which tends to -ln p as a tends to 0: exp_m1 keeps all its digits on the way there.
+            Weight::Deft => match token.concentration() {
+                0.0 => -logprob,
+                a => -(a * logprob).exp_m1() / a,
+            },
+            _ => f64::from(self.of(token)) * -logprob,
+        }
     }
 }
 
@@ -264,6 +284,15 @@ impl Token {
         let logprob = chunk.logprob[i];
         let (entropy, entropy_topk, grad) = (chunk.entropy[i], chunk.entropy_topk[i], chunk.grad[i]);
         Token { logprob, entropy, entropy_topk, grad, earlier: logprob }
+    }
+}
+
+impl Token {
+    /// `sum_v p_v^2` out of the gradient's norm. That is rounded to f32, which makes this uncertain by 3e-7 and `p^a` by as much times
+    /// `-ln p`. It is no less than the target's own share.
+    fn concentration(&self) -> f64 {
+        let (p, grad) = (f64::from(self.logprob).exp(), f64::from(self.grad));
+        (grad * grad - 1.0 + 2.0 * p).clamp((p * p).min(1.0), 1.0)
     }
 }
 
@@ -391,7 +420,7 @@ impl Gate {
             Gate::Eaft(Eaft { curve: Curve::Mask { share }, k, .. }) => quantiles(vec![(Quantity::EntropyTopk { k }, share)]),
             Gate::Pilot => quantiles(vec![(Quantity::Logprob, PILOT_SHARE), (Quantity::Entropy, PILOT_SHARE)]),
             Gate::Tempered => Needs { tau: true, ..Needs::default() },
-            Gate::One | Gate::Eaft(_) | Gate::Probability => Needs::default(),
+            Gate::One | Gate::Eaft(_) | Gate::Probability | Gate::Deft => Needs::default(),
         }
     }
 
@@ -413,6 +442,7 @@ impl Gate {
                 entropy: population.quantile(Quantity::Entropy, PILOT_SHARE)?,
             },
             Gate::Probability => Weight::Probability,
+            Gate::Deft => Weight::Deft,
             Gate::Tempered => Weight::Tempered { tau: population.tau()? },
         })
     }
@@ -660,6 +690,25 @@ mod tests {
         }
         assert_eq!(weight("talr", 0.0, 0.0, 0.0), 1.0);
         assert_eq!(weight("dft", 0.0, 0.0, 0.0), 1.0);
+    }
+
+    #[test]
+    fn deft_by_hand() {
+        let of = |p: f32, squares: f32| {
+            let (logprob, grad) = (p.ln(), (1.0 - 2.0 * p + squares).sqrt());
+            let token = Token { logprob, entropy: 1.0, entropy_topk: 0.5, grad, earlier: logprob };
+            (Weight::Deft.of(&token), Weight::Deft.loss(&token))
+        };
+        // One of four equal tokens: a = 1/4, p^a = sqrt(1/2), (1 - p^a) / a = 4 - 2 sqrt(2).
+        let (weight, loss) = of(0.25, 0.25);
+        assert!((weight - 0.5f32.sqrt()).abs() < 1e-6 && (loss - (4.0 - 8f64.sqrt())).abs() < 1e-5, "{weight} {loss}");
+        // The model is sure of another token: a = 1, where deft is dft and its loss 1 - p.
+        let (weight, loss) = of(0.001, 1.0);
+        assert!((weight - 0.001).abs() < 1e-6 && (loss - 0.999).abs() < 1e-5, "{weight} {loss}");
+        // It has no idea among a million: a = 0 but for rounding, where deft is sft.
+        let (weight, loss) = of(1e-6, 1e-6);
+        assert!((weight - 1.0).abs() < 2e-5 && (loss - 1e6f64.ln()).abs() < 2e-4, "{weight} {loss}");
+        assert_eq!(of(1.0, 1.0), (1.0, 0.0));
     }
 
     #[test]
