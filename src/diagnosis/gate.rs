@@ -14,6 +14,7 @@
 //! | `eaft:axolotl` | H~ ln K, K = 20 | 0..2.9957 | 0 | 2.9957 |
 //! | `dft` | p | 0..1 | 0 at p = 0, 1 at p = 1 | as left |
 //! | `deft` | p^a, a = sum_v p_v^2 | 0..1 | p, as `dft` (a = 1) | 1, as `sft` (a = 0) |
+//! | `stm` | 0 if 1/p > 2.5 under the base model, before training, else 1 | 0, 1 | 0 if p was low | as left |
 //! | `talr` | max(p^(1/tau), 0.01) | 0.01..1 | 0.01 at p = 0, 1 at p = 1 | as left |
 //!
 //! with s = 1 under the normaliser `ln-k`, s = ln K / 3 under `3.0` and s = ln K under `none`. A mask compares H~ with H~ of other
@@ -94,6 +95,13 @@ pub const METHODS: &[Method] = &[
         source: "arXiv 2601.02151, pilot study",
     },
     Method {
+        name: "stm",
+        loss: "0 for tokens with 1/p > 2.5 under the base model, before training, else -ln p; over N, whatever is masked",
+        gate: Gate::Stm { tau: 2.5 },
+        beside: Beside::Nothing,
+        source: "arXiv 2501.14315",
+    },
+    Method {
         name: "dft",
         loss: "1/N sum stop(p) (-ln p)",
         gate: Gate::Probability,
@@ -143,6 +151,10 @@ pub enum Gate {
     One,
     Eaft(Eaft),
     Pilot,
+    /// Masks the tokens with 1/p above this under the base model.
+    Stm {
+        tau: f32,
+    },
     Probability,
     Deft,
     Tempered,
@@ -217,6 +229,8 @@ pub enum Weight {
     Above { threshold: f32 },
     /// 0 if ln p <= logprob and H <= entropy, else 1
     OutsideCorner { logprob: f32, entropy: f32 },
+    /// 1 if ln p was at least this under the earlier model, else 0
+    Likely { logprob: f32 },
     /// p
     Probability,
     /// p^a, a = sum_v p_v^2
@@ -252,6 +266,7 @@ impl Weight {
             Weight::OutsideCorner { logprob, entropy } => {
                 f32::from(u8::from(!(token.logprob <= logprob && token.entropy <= entropy)))
             }
+            Weight::Likely { logprob } => f32::from(u8::from(token.earlier >= logprob)),
             Weight::Probability => token.logprob.exp(),
             Weight::Deft => (token.concentration() * f64::from(token.logprob)).exp() as f32,
             Weight::Tempered { tau } => (token.logprob / tau).exp().max(TALR_FLOOR),
@@ -419,6 +434,7 @@ impl Gate {
         match *self {
             Gate::Eaft(Eaft { curve: Curve::Mask { share }, k, .. }) => quantiles(vec![(Quantity::EntropyTopk { k }, share)]),
             Gate::Pilot => quantiles(vec![(Quantity::Logprob, PILOT_SHARE), (Quantity::Entropy, PILOT_SHARE)]),
+            Gate::Stm { .. } => Needs { base_logprobs: true, ..Needs::default() },
             Gate::Tempered => Needs { tau: true, ..Needs::default() },
             Gate::One | Gate::Eaft(_) | Gate::Probability | Gate::Deft => Needs::default(),
         }
@@ -441,6 +457,7 @@ impl Gate {
                 logprob: population.quantile(Quantity::Logprob, PILOT_SHARE)?,
                 entropy: population.quantile(Quantity::Entropy, PILOT_SHARE)?,
             },
+            Gate::Stm { tau } => Weight::Likely { logprob: -tau.ln() },
             Gate::Probability => Weight::Probability,
             Gate::Deft => Weight::Deft,
             Gate::Tempered => Weight::Tempered { tau: population.tau()? },
@@ -709,6 +726,17 @@ mod tests {
         let (weight, loss) = of(1e-6, 1e-6);
         assert!((weight - 1.0).abs() < 2e-5 && (loss - 1e6f64.ln()).abs() < 2e-4, "{weight} {loss}");
         assert_eq!(of(1.0, 1.0), (1.0, 0.0));
+    }
+
+    #[test]
+    fn stm_masks_by_what_the_base_model_believed() {
+        let weight = "stm".parse::<Gate>().unwrap().bind(&Population::default()).unwrap();
+        let of = |before: f32, now: f32| {
+            let (logprob, earlier) = (now.ln(), before.ln());
+            weight.of(&Token { logprob, entropy: 1.0, entropy_topk: 0.5, grad: 1.0, earlier })
+        };
+        // 1/p > 2.5 is p < 0.4, and the mask stays what it was, whatever is learnt.
+        assert_eq!([of(0.39, 0.39), of(0.39, 0.99), of(0.41, 0.41), of(0.41, 0.01)], [0.0, 0.0, 1.0, 1.0]);
     }
 
     #[test]
