@@ -327,6 +327,42 @@ fn a_mask_takes_its_share_of_the_tokens_at_any_k() {
 }
 
 #[test]
+fn psft_with_one_update_a_snapshot_is_sft() {
+    let workdir = prepared(24);
+    let run = |out: &str, more: &[&str]| {
+        let options = ["--out", out, "--batch-size", "2", "--lr", "1e-2", "--save-every", "3", "--keep-checkpoints", "99"];
+        workdir.run(&arguments(&[&options[..], more].concat())).ok();
+        (metrics(&workdir.path(out)), std::fs::read(workdir.path(out).join("model/model.safetensors")).unwrap())
+    };
+    let (sft, sft_model) = run("sft", &["--method", "sft"]);
+    let (one, one_model) = run("one", &["--method", "psft", "--snapshot-every", "1"]);
+    assert!(sft_model == one_model, "the trained weights differ");
+    for (sft, one) in sft.iter().zip(&one) {
+        assert_eq!((&sft["gradient_norm"], &sft["cross_entropy"]), (&one["gradient_norm"], &one["cross_entropy"]));
+        assert_eq!(number(&one["loss"]), -1.0, "what is minimised is -r, and r is 1");
+    }
+    // With eight, the first step of each large batch is plain and the others hold back what has grown.
+    let (eight, eight_model) = run("eight", &["--method", "psft"]);
+    assert!(eight_model != sft_model);
+    for (idx, step) in eight.iter().enumerate() {
+        let loss = number(&step["loss"]);
+        assert_eq!(loss == -1.0, idx % 8 == 0 || number(&eight[idx - 1]["learning_rate"]) == 0.0, "step {idx}: {loss}");
+        assert!(loss > -1.28);
+    }
+    assert!(eight.iter().any(|step| number(&step["mean_weight"]) < 0.9), "nothing is ever held back");
+
+    // Taken up in the middle of a large batch, it goes on to the same bits.
+    let folder = workdir.path("eight");
+    for step in [6, 9, 12] {
+        std::fs::remove_file(folder.join(format!("checkpoints/step-{step:08}.safetensors"))).unwrap();
+    }
+    std::fs::remove_file(folder.join("run.json")).unwrap();
+    std::fs::remove_dir_all(folder.join("model")).unwrap();
+    let again = run("eight", &["--method", "psft"]);
+    assert!(again.0 == eight && again.1 == eight_model, "the resumed run is another");
+}
+
+#[test]
 fn a_dry_run_plans_and_trains_nothing() {
     let workdir = prepared(20);
     let plan = workdir.run(&arguments(&["--out", "run", "--batch-size", "8", "--epochs", "2", "--dry-run"])).ok().stdout;

@@ -82,6 +82,11 @@ pub struct Args {
     #[serde(skip_serializing_if = "Option::is_none")]
     kl_weight: Option<f32>,
 
+    /// Optimiser steps from one snapshot of psft's old model to the next  [default: 8]
+    #[arg(long, value_name = "STEPS", help_heading = "Loss")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    snapshot_every: Option<u64>,
+
     /// Rows whose conflicts are meant to be learnt, such as knowledge edits: they get full weight. A source (as in --mix), a
     /// row's own id, or a place such as edits.jsonl:17; may be given several times
     #[arg(long, value_name = "ROWS", help_heading = "Loss")]

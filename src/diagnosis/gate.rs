@@ -15,6 +15,7 @@
 //! | `dft` | p | 0..1 | 0 at p = 0, 1 at p = 1 | as left |
 //! | `deft` | p^a, a = sum_v p_v^2 | 0..1 | p, as `dft` (a = 1) | 1, as `sft` (a = 0) |
 //! | `stm` | 0 if 1/p > 2.5 under the base model, before training, else 1 | 0, 1 | 0 if p was low | as left |
+//! | `psft` | r = p / p_old if r <= 1.28, else 0 | 0..1.28 | 1 just after a snapshot | 1 just after a snapshot |
 //! | `talr` | max(p^(1/tau), 0.01) | 0.01..1 | 0.01 at p = 0, 1 at p = 1 | as left |
 //!
 //! with s = 1 under the normaliser `ln-k`, s = ln K / 3 under `3.0` and s = ln K under `none`. A mask compares H~ with H~ of other
@@ -64,6 +65,10 @@ pub enum Beside {
     },
     /// A weight of each row, from the base model's losses.
     RowWeights,
+    /// The model at the first of every so many optimiser steps, which the gate compares with.
+    Snapshots {
+        every: u64,
+    },
 }
 
 /// The method of a run that names none.
@@ -143,6 +148,13 @@ pub const METHODS: &[Method] = &[
         beside: Beside::ToBase { factor: 0.5 },
         source: "arXiv 2601.02151, section 4",
     },
+    Method {
+        name: "psft",
+        loss: "1/N sum -min(r, 1 + e), r = p / p_old, e = 0.28, p_old the model at the start of every 8 steps",
+        gate: Gate::Ratio { most: 1.28 },
+        beside: Beside::Snapshots { every: 8 },
+        source: "arXiv 2508.17784",
+    },
 ];
 
 /// What a token is weighed by. [`Gate::bind`] makes the weight function of it.
@@ -158,6 +170,10 @@ pub enum Gate {
     Probability,
     Deft,
     Tempered,
+    /// Of the probability to an earlier one, up to this.
+    Ratio {
+        most: f32,
+    },
 }
 
 /// EAFT's weight: a curve of the entropy of the K most probable tokens, divided by a normaliser.
@@ -206,7 +222,7 @@ pub struct Token {
     pub entropy_topk: f32,
     /// `sqrt(1 - 2 p + sum_v p_v^2)`
     pub grad: f32,
-    /// ln p under an earlier model: the base before training. It is `logprob` where that is the model at hand.
+    /// ln p under an earlier model: the base before training, or the last snapshot. It is `logprob` where that is the model at hand.
     pub earlier: f32,
 }
 
@@ -237,6 +253,8 @@ pub enum Weight {
     Deft,
     /// max(p^(1/tau), 0.01)
     Tempered { tau: f32 },
+    /// r = p / p_old if r <= most, else 0: the gradient of -min(r, most), as the factor of that of -ln p
+    Ratio { most: f32 },
 }
 
 /// The paper's smallest weight for TALR (arXiv 2509.20758, also table 1 of 2601.02151).
@@ -270,6 +288,10 @@ impl Weight {
             Weight::Probability => token.logprob.exp(),
             Weight::Deft => (token.concentration() * f64::from(token.logprob)).exp() as f32,
             Weight::Tempered { tau } => (token.logprob / tau).exp().max(TALR_FLOOR),
+            Weight::Ratio { most } => {
+                let ratio = (token.logprob - token.earlier).exp();
+                if ratio <= most { ratio } else { 0.0 }
+            }
         }
     }
 
@@ -282,6 +304,7 @@ impl Weight {
                 0.0 => -logprob,
                 a => -(a * logprob).exp_m1() / a,
             },
+            Weight::Ratio { most } => -(logprob - f64::from(token.earlier)).exp().min(f64::from(most)),
             _ => f64::from(self.of(token)) * -logprob,
         }
     }
@@ -333,7 +356,7 @@ impl Method {
     pub fn kl_weight(&self) -> f32 {
         match self.beside {
             Beside::FromBase { factor } | Beside::ToBase { factor } => factor,
-            Beside::Nothing | Beside::RowWeights => 0.0,
+            Beside::Nothing | Beside::RowWeights | Beside::Snapshots { .. } => 0.0,
         }
     }
 
@@ -343,6 +366,7 @@ impl Method {
             _ if self.needs_reference() => "the base model beside the one that learns",
             _ if self.needs_scores(&self.gate) => "the base model's scores, made first",
             _ if self.gate.needs().tau => "a pass over each batch first",
+            _ if matches!(self.beside, Beside::Snapshots { .. }) => "a pass over each 8 batches first",
             _ => "",
         }
     }
@@ -436,7 +460,7 @@ impl Gate {
             Gate::Pilot => quantiles(vec![(Quantity::Logprob, PILOT_SHARE), (Quantity::Entropy, PILOT_SHARE)]),
             Gate::Stm { .. } => Needs { base_logprobs: true, ..Needs::default() },
             Gate::Tempered => Needs { tau: true, ..Needs::default() },
-            Gate::One | Gate::Eaft(_) | Gate::Probability | Gate::Deft => Needs::default(),
+            Gate::One | Gate::Eaft(_) | Gate::Probability | Gate::Deft | Gate::Ratio { .. } => Needs::default(),
         }
     }
 
@@ -461,6 +485,7 @@ impl Gate {
             Gate::Probability => Weight::Probability,
             Gate::Deft => Weight::Deft,
             Gate::Tempered => Weight::Tempered { tau: population.tau()? },
+            Gate::Ratio { most } => Weight::Ratio { most },
         })
     }
 }
@@ -726,6 +751,22 @@ mod tests {
         let (weight, loss) = of(1e-6, 1e-6);
         assert!((weight - 1.0).abs() < 2e-5 && (loss - 1e6f64.ln()).abs() < 2e-4, "{weight} {loss}");
         assert_eq!(of(1.0, 1.0), (1.0, 0.0));
+    }
+
+    #[test]
+    fn psft_stops_what_has_grown_enough() {
+        let weight = Gate::Ratio { most: 1.28 }.bind(&Population::default()).unwrap();
+        let of = |old: f32, now: f32| {
+            let (logprob, earlier) = (now.ln(), old.ln());
+            let token = Token { logprob, entropy: 1.0, entropy_topk: 0.5, grad: 1.0, earlier };
+            (weight.of(&token), weight.loss(&token))
+        };
+        // No update since: the gradient is sft's to the bit.
+        assert_eq!(of(0.3, 0.3), (1.0, -1.0));
+        for (old, now, ratio, value) in [(0.4, 0.5, 1.25, -1.25), (0.5, 0.25, 0.5, -0.5), (0.25, 0.5, 0.0, -1.28)] {
+            let (weight, loss) = of(old, now);
+            assert!((weight - ratio).abs() < 1e-6 && (loss - value).abs() < 1e-6, "{old} -> {now}: {weight} {loss}");
+        }
     }
 
     #[test]

@@ -54,7 +54,7 @@ impl Loss {
         let (from_base, to_base) = match self.method.beside {
             Beside::FromBase { .. } => (self.kl_weight, 0.0),
             Beside::ToBase { .. } => (0.0, self.kl_weight),
-            Beside::Nothing | Beside::RowWeights => (0.0, 0.0),
+            Beside::Nothing | Beside::RowWeights | Beside::Snapshots { .. } => (0.0, 0.0),
         };
         Ok(BatchLoss { weight, from_base, to_base })
     }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::adamw::AdamWOptions;
 use super::schedule::Shape;
 use crate::dataset::{FieldMap, ReadOptions};
-use crate::diagnosis::gate::{EAFT, Gate, Method, Normaliser};
+use crate::diagnosis::gate::{Beside, EAFT, Gate, Method, Normaliser};
 use crate::error::{Context, Error, Result};
 use crate::kernels::Dtype;
 use crate::model::LoraOptions;
@@ -48,6 +48,9 @@ pub struct Options {
     /// Factor of the divergence in sft-kl and asft; their own defaults without it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kl_weight: Option<f32>,
+    /// Optimiser steps from one snapshot of psft's old model to the next; 8 without it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapshot_every: Option<u64>,
     /// Rows whose conflicts are meant to be learnt, such as knowledge edits: sources, ids, `file:line`.
     pub intended: Vec<String>,
 
@@ -125,6 +128,7 @@ impl Default for Options {
             normaliser: None,
             top_k: None,
             kl_weight: None,
+            snapshot_every: None,
             intended: Vec::new(),
             lora: false,
             lora_r: 16,
@@ -199,7 +203,12 @@ impl Options {
                 return wrong(format!("--{name} {count}: expected 2 or more"));
             }
         }
-        for (name, every) in [("eval-every", self.eval_every), ("save-every", self.save_every), ("max-steps", self.max_steps)] {
+        for (name, every) in [
+            ("eval-every", self.eval_every),
+            ("save-every", self.save_every),
+            ("max-steps", self.max_steps),
+            ("snapshot-every", self.snapshot_every),
+        ] {
             if every == Some(0) {
                 return wrong(format!("--{name} 0: expected 1 or more"));
             }
@@ -232,6 +241,20 @@ impl Options {
         if self.kl_weight.is_some() && !self.method.needs_reference() {
             return wrong(format!("--kl-weight is for sft-kl and asft, and the method is {}", self.method));
         }
+        match self.method.beside {
+            Beside::Snapshots { .. } if self.lora_dropout > 0.0 => {
+                return Err(Error::usage(format!(
+                    "--lora-dropout {}: {} compares probabilities of one model at two times, and dropout changes them by chance",
+                    self.lora_dropout, self.method
+                ))
+                .cure("Leave --lora-dropout out."));
+            }
+            Beside::Snapshots { .. } => {}
+            _ if self.snapshot_every.is_some() => {
+                return wrong(format!("--snapshot-every is for psft, and the method is {}", self.method));
+            }
+            _ => {}
+        }
         self.gate()?;
         self.dtype()?;
         self.save_dtype()?;
@@ -244,6 +267,14 @@ impl Options {
     /// What a token is weighed by: the method's gate, and EAFT's as it was asked for.
     pub fn gate(&self) -> Result<Gate> {
         self.method.gate_under(self.gate.as_deref(), self.normaliser, self.top_k)
+    }
+
+    /// Optimiser steps from one snapshot to the next, for the method that takes them.
+    pub fn snapshot_every(&self) -> Option<u64> {
+        match self.method.beside {
+            Beside::Snapshots { every } => Some(self.snapshot_every.unwrap_or(every)),
+            _ => None,
+        }
     }
 
     pub fn dtype(&self) -> Result<Dtype> {
@@ -394,6 +425,9 @@ mod tests {
             ("method = 'sft'\nintended = ['edits.jsonl']", "--intended"),
             ("validation-share = 1.0", "validation-share"),
             ("lr = -1.0", "lr"),
+            ("snapshot-every = 4", "--snapshot-every is for psft"),
+            ("method = 'psft'\nsnapshot-every = 0", "--snapshot-every 0"),
+            ("method = 'psft'\nlora = true\nlora-dropout = 0.1", "--lora-dropout 0.1"),
             ("dtype = 'f16'", "f16"),
             ("max-steps = 0", "max-steps"),
         ] {

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::snapshot::Snapshot;
 use crate::error::{Context, Error, Result};
 use crate::files::write_atomically;
 use crate::kernels::Dtype;
@@ -36,6 +37,9 @@ pub struct Progress {
     pub supervised_tokens: u64,
     /// Spent in steps.
     pub seconds: f64,
+    /// In the middle of a large batch, for the method that has them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<Snapshot>,
 }
 
 impl Progress {

@@ -4,6 +4,7 @@
 //! job.rs         what is asked for: options, data and model, found but not read; record.rs tells what a finished run has left
 //! trainer.rs     everything read and checked; the loop over steps; what is written when
 //! plan.rs        what a run will do; before.rs the diagnosis that some methods need first
+//! snapshot.rs    what psft compares with
 //! checkpoint.rs  weights, moments and progress, to the bit
 //! log.rs         metrics.jsonl; events.rs for TensorBoard; figures.rs draws
 //! result.rs      the trained model or adapter as others read it
@@ -22,6 +23,7 @@ mod plan;
 mod recipe;
 mod record;
 mod result;
+mod snapshot;
 mod trainer;
 mod watch;
 

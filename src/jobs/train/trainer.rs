@@ -12,6 +12,7 @@ use super::job::Job;
 use super::log::{Log, METRICS_FILE, read_metrics};
 use super::plan::{Plan, memory_beside, preview};
 use super::record::{RUN_FILE, TrainRecord};
+use super::snapshot::Snapshot;
 use super::watch::Watch;
 use super::{figures, result};
 use crate::dataset::DataFile;
@@ -191,6 +192,7 @@ impl Trainer {
                 input_tokens: 0,
                 supervised_tokens: 0,
                 seconds: 0.0,
+                snapshot: None,
             },
         };
         let mut log = Log::open(&self.out, progress.step)?;
@@ -201,9 +203,10 @@ impl Trainer {
         while progress.step < total {
             let step = progress.step;
             let began = Instant::now();
-            let mut metrics = self.step(step, &mut optimizer)?;
+            let mut metrics = self.step(step, &mut optimizer, &mut progress.snapshot)?;
             let seconds = began.elapsed().as_secs_f64();
             progress.step += 1;
+            progress.snapshot = progress.snapshot.filter(|snapshot| snapshot.of(progress.step).is_some());
             progress.input_tokens += metrics.tokens;
             progress.supervised_tokens += metrics.supervised;
             progress.seconds += seconds;
@@ -250,10 +253,20 @@ impl Trainer {
     }
 
     /// One update; the metrics are of before it.
-    fn step(&mut self, step: u64, optimizer: &mut AdamW) -> Result<StepMetrics> {
+    fn step(&mut self, step: u64, optimizer: &mut AdamW, snapshot: &mut Option<Snapshot>) -> Result<StepMetrics> {
+        if let Some(every) = self.options.snapshot_every()
+            && snapshot.is_none()
+        {
+            let steps = step..(step + every).min(self.schedule.total);
+            let batches: Vec<Vec<usize>> = steps.map(|step| self.batch(step).0).collect();
+            let steps: Vec<Vec<Sequence>> = batches.iter().map(|batch| self.sequences(batch)).collect();
+            *snapshot = Some(Snapshot::take(&self.model, step, &steps)?);
+        }
         let (batch, epoch) = self.batch(step);
-        let sequences: Vec<Sequence> = batch.iter().map(|&index| self.set.sequences[index].clone()).collect();
-        let weights: Vec<RowWeight> = batch.iter().map(|&index| self.weights[index].clone()).collect();
+        let sequences = self.sequences(&batch);
+        let mut weights: Vec<RowWeight> = batch.iter().map(|&index| self.weights[index].clone()).collect();
+        let earlier = snapshot.as_ref().and_then(|snapshot| snapshot.of(step)).unwrap_or_default();
+        weights.iter_mut().zip(earlier).for_each(|(weight, earlier)| weight.earlier.clone_from(earlier));
         let base = match (&self.base, &self.switch) {
             (Some(base), _) => Base::Model(base),
             (None, Some(switch)) if self.options.method.needs_reference() => Base::Adapters(switch),
@@ -307,6 +320,10 @@ impl Trainer {
         };
         Error::new(format!("training has diverged: the {what} is not a number at step {}, in {}", step + 1, names.join(", ")))
             .cure(format!("Give a smaller --lr and another --out, and look at metrics.jsonl and those rows. {kept}"))
+    }
+
+    fn sequences(&self, indices: &[usize]) -> Vec<Sequence> {
+        indices.iter().map(|&index| self.set.sequences[index].clone()).collect()
     }
 
     /// Indices of the sequences of step `step`, and the epochs that are over after it.
