@@ -389,6 +389,16 @@ fn the_saved_options_repeat_the_run_and_a_finished_run_is_not_repeated() {
 }
 
 #[test]
+fn help_fits_two_screens_and_all_options_are_listed() {
+    let workdir = Workdir::new();
+    let help = workdir.run(&["train", "--help"]).ok().stdout;
+    assert!(help.lines().count() <= 100, "{} lines:\n{help}", help.lines().count());
+    assert!(help.contains("--batch-size") && !help.contains("--beta1"), "{help}");
+    let all = workdir.run(&["train", "--list-options"]).ok().stdout;
+    assert!(all.contains("batch-size") && all.contains("beta1") && all.contains("[default: 0.9]"), "{all}");
+}
+
+#[test]
 fn wrong_use_is_refused_by_name() {
     let workdir = prepared(4);
     for (more, expected) in [

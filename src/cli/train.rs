@@ -4,288 +4,175 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use serde::Serialize;
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches};
 
 use super::output;
 use super::progress::Terminal;
-use crate::diagnosis::gate::{EAFT, method_names};
+use crate::diagnosis::gate::method_names;
 use crate::error::{Context, Error, Result};
 use crate::format::thousands;
 use crate::jobs::train::{Job, Outcome, Plan, TrainRecord, Trainer};
 use crate::jobs::{score, train};
 use crate::tokens::Audit;
+use crate::train::declared::{Declared, Group, Kind, answered_names, other_names, our_name};
 use crate::train::metrics::StepMetrics;
-use crate::train::options::Options;
+use crate::train::options::{DECLARED, Options};
 
 /// Fine-tune a model on the data: full or with low-rank adapters, with EAFT or the losses it is compared with
-///
-/// Every option may stand in the file given with --config, under the same name without the dashes.
-#[derive(clap::Args, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(clap::Args)]
+#[command(
+    after_help = "Every option may stand in the file given with --config, under its name without the dashes. --list-options shows \
+                        those for experts, too. The names of Transformers, LLaMA-Factory and axolotl are taken for ours."
+)]
 pub struct Args {
-    /// Data files (JSONL, JSON, CSV, Parquet, each also .gz or .zst), globs
-    #[arg(value_name = "DATASET")]
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    datasets: Vec<String>,
+    #[command(flatten)]
+    typed: Typed,
 
     /// Options from a TOML or YAML file; those on the command line go over it
-    #[arg(long, value_name = "FILE")]
-    #[serde(skip)]
+    #[arg(long, value_name = "FILE", help_heading = "Run")]
     config: Option<PathBuf>,
 
+    /// Any option, such as `--set beta2=0.95`; may be given several times
+    #[arg(long, value_name = "OPTION=VALUE", help_heading = "Run")]
+    set: Vec<String>,
+
+    /// Show all options, those for experts as well
+    #[arg(long, help_heading = "Run")]
+    list_options: bool,
+
     /// Print the plan (steps, tokens, memory, what the loss does with the data) and train nothing
-    #[arg(long)]
-    #[serde(skip)]
+    #[arg(long, help_heading = "Run")]
     dry_run: bool,
 
     /// Write the same training as a configuration of llama-factory or axolotl into --out, and train nothing
-    #[arg(long, value_name = "PROGRAM")]
-    #[serde(skip)]
+    #[arg(long, value_name = "PROGRAM", help_heading = "Run")]
     emit: Option<String>,
 
-    /// Print the result as JSON
-    #[arg(long)]
-    #[serde(skip)]
-    json: bool,
-
-    /// A Hugging Face model folder, a .gguf file, a LoRA adapter folder, or a hub id; SmolLM2-135M-Instruct by default
-    #[arg(long, value_name = "REF")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    model: Option<String>,
-
-    /// The run folder; by default one under runs/
-    #[arg(long, value_name = "DIR")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    out: Option<PathBuf>,
-
-    #[arg(long, help = format!("{}  [default: {EAFT}]", method_names()), help_heading = "Loss")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    method: Option<String>,
-
-    /// EAFT's curve: linear, power:N, sigmoid:A,B, mask:Q, llama-factory or axolotl  [default: linear]
-    #[arg(long, help_heading = "Loss")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    gate: Option<String>,
-
-    /// What EAFT's entropy is divided by: ln-k (the paper), 3.0 (LLaMA-Factory) or none (axolotl)  [default: ln-k]
-    #[arg(long, help_heading = "Loss")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    normaliser: Option<String>,
-
-    /// K of the top-K entropy  [default: 20]
-    #[arg(long, value_name = "K", help_heading = "Loss")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    top_k: Option<usize>,
-
-    /// Factor of the divergence from the base model  [default: 0.5 in sft-kl, 0.1 in asft]
-    #[arg(long, value_name = "BETA", help_heading = "Loss")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    kl_weight: Option<f32>,
-
-    /// Optimiser steps from one snapshot of psft's old model to the next  [default: 8]
-    #[arg(long, value_name = "STEPS", help_heading = "Loss")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    snapshot_every: Option<u64>,
-
-    /// Rows whose conflicts are meant to be learnt, such as knowledge edits: they get full weight. A source (as in --mix), a
-    /// row's own id, or a place such as edits.jsonl:17; may be given several times
-    #[arg(long, value_name = "ROWS", help_heading = "Loss")]
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    intended: Vec<String>,
-
-    /// Train low-rank adapters instead of all weights
-    #[arg(long, help_heading = "LoRA")]
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    lora: bool,
-
-    /// Rank  [default: 16]
-    #[arg(long, value_name = "R", help_heading = "LoRA")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    lora_r: Option<usize>,
-
-    /// The adapter counts alpha / r  [default: 2 r]
-    #[arg(long, value_name = "ALPHA", help_heading = "LoRA")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    lora_alpha: Option<f64>,
-
-    /// [default: 0]
-    #[arg(long, value_name = "P", help_heading = "LoRA")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    lora_dropout: Option<f32>,
-
-    /// Modules, such as q_proj,v_proj  [default: all linear ones of the blocks]
-    #[arg(long, value_name = "NAMES", value_delimiter = ',', help_heading = "LoRA")]
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    lora_targets: Vec<String>,
-
-    /// Save the base with the adapter added, too
-    #[arg(long, help_heading = "LoRA")]
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    merge: bool,
-
-    /// Peak learning rate  [default: 1e-5, with --lora 1e-4]
-    #[arg(long, help_heading = "Optimiser")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    lr: Option<f64>,
-
-    /// cosine, linear or constant  [default: cosine]
-    #[arg(long, help_heading = "Optimiser")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    schedule: Option<String>,
-
-    /// Share of the steps over which the learning rate rises  [default: 0.03]
-    #[arg(long, value_name = "SHARE", help_heading = "Optimiser")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    warmup_ratio: Option<f64>,
-
-    /// The same in steps
-    #[arg(long, value_name = "N", help_heading = "Optimiser")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    warmup_steps: Option<u64>,
-
-    /// [default: 1]
-    #[arg(long, value_name = "N", help_heading = "Optimiser")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    epochs: Option<u64>,
-
-    /// Train for this many steps, over as many epochs as they take, instead of --epochs
-    #[arg(long, value_name = "N", help_heading = "Optimiser")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    max_steps: Option<u64>,
-
-    /// Sequences of an optimiser step  [default: 16]
-    #[arg(long, value_name = "N", help_heading = "Optimiser")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    batch_size: Option<usize>,
-
-    /// [default: 0.9]
-    #[arg(long, help_heading = "Optimiser", hide_short_help = true)]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    beta1: Option<f64>,
-
-    /// [default: 0.999]
-    #[arg(long, help_heading = "Optimiser", hide_short_help = true)]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    beta2: Option<f64>,
-
-    /// [default: 1e-8]
-    #[arg(long, help_heading = "Optimiser", hide_short_help = true)]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    eps: Option<f64>,
-
-    /// Of matrices; norms and biases do not decay  [default: 0]
-    #[arg(long, help_heading = "Optimiser")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    weight_decay: Option<f64>,
-
-    /// Number format of the optimiser's moments: f32, or bf16 (rounded at random) for a quarter less memory  [default: f32 for
-    /// LoRA, else bf16]
-    #[arg(long, value_name = "DTYPE", help_heading = "Speed and memory")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    moments: Option<String>,
-
-    /// Scale gradients of a larger norm to this one; 0 for none  [default: 1]
-    #[arg(long, value_name = "NORM", help_heading = "Optimiser")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    clip: Option<f64>,
-
-    /// Precision of the products: f32 or bf16; what learns is kept in f32  [default: f32]
-    #[arg(long, help_heading = "Speed and memory")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    dtype: Option<String>,
-
-    /// Number format of the saved model: f32 or bf16  [default: f32]
-    #[arg(long, value_name = "DTYPE", help_heading = "Looking and saving")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    save_dtype: Option<String>,
-
-    /// Tokens that go through the model together; changes no result  [default: 2048]
-    #[arg(long, value_name = "TOKENS", help_heading = "Speed and memory")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pack_tokens: Option<usize>,
-
-    /// MiB of activations kept instead of computed again; changes no result  [default: 1024 for LoRA, else 128]
-    #[arg(long, value_name = "MIB", help_heading = "Speed and memory")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    activation_memory: Option<usize>,
-
-    /// Share of the rows held out and looked at now and then  [default: 0]
-    #[arg(long, value_name = "SHARE", help_heading = "Looking and saving")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    validation_share: Option<f64>,
-
-    /// Steps from one look at held-out rows and general text to the next  [default: a tenth of the run]
-    #[arg(long, value_name = "STEPS", help_heading = "Looking and saving")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    eval_every: Option<u64>,
-
-    /// Steps from one checkpoint to the next  [default: an epoch]
-    #[arg(long, value_name = "STEPS", help_heading = "Looking and saving")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    save_every: Option<u64>,
-
-    /// [default: 1]
-    #[arg(long, value_name = "N", help_heading = "Looking and saving")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    keep_checkpoints: Option<usize>,
-
     /// Continue from the newest checkpoint in --out: the same command does so anyway, and this one fails if there is none
-    #[arg(long, help_heading = "Looking and saving")]
-    #[serde(skip)]
+    #[arg(long, help_heading = "Run")]
     resume: bool,
 
-    /// Longest sequence in tokens; what is longer is cut at its end and counted  [default: 2048]
-    #[arg(long, value_name = "TOKENS", help_heading = "Data")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    max_len: Option<usize>,
+    /// Print the result as JSON
+    #[arg(long, help_heading = "Run")]
+    json: bool,
+}
 
-    /// Read only the first N records
-    #[arg(long, value_name = "N", help_heading = "Data")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    limit: Option<u64>,
+/// What was typed for the options that `train::options` declares.
+struct Typed(Vec<(String, Vec<String>)>);
 
-    /// Format of the data, where it is not to be guessed
-    #[arg(long, help_heading = "Data")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    format: Option<String>,
+impl clap::Args for Typed {
+    fn augment_args(command: Command) -> Command {
+        let command = DECLARED.iter().fold(command, |command, declared| command.arg(argument(declared)));
+        answered_names().fold(command, |command, name| {
+            let dashed = name.contains('_').then(|| name.replace('_', "-"));
+            let argument = Arg::new(name).long(name).aliases(dashed).hide(true);
+            command.arg(argument.num_args(0..).allow_hyphen_values(true).action(ArgAction::Append))
+        })
+    }
 
-    /// Where a field comes from, for data of no known format
-    #[arg(long = "map", value_name = "FIELD=COLUMN", help_heading = "Data")]
-    #[serde(rename = "map", skip_serializing_if = "Vec::is_empty")]
-    maps: Vec<String>,
+    fn augment_args_for_update(command: Command) -> Command {
+        Typed::augment_args(command)
+    }
+}
 
-    /// Stop at the first bad row instead of skipping it
-    #[arg(long, help_heading = "Data")]
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    strict: bool,
+impl FromArgMatches for Typed {
+    fn from_arg_matches(matches: &ArgMatches) -> clap::error::Result<Typed> {
+        let typed = |name: &str| {
+            let texts = || matches.get_many::<String>(name).map(|texts| texts.cloned().collect()).unwrap_or_default();
+            let is_switch = DECLARED.iter().any(|declared| declared.name() == name && declared.kind == Kind::Switch);
+            let texts = if is_switch { vec![matches.get_flag(name).to_string()] } else { texts() };
+            (name.to_owned(), texts)
+        };
+        let was_typed = |name: &str| matches.value_source(name) == Some(ValueSource::CommandLine);
+        let names = DECLARED.iter().map(Declared::name).chain(answered_names().map(str::to_owned));
+        Ok(Typed(names.filter(|name| was_typed(name)).map(|name| typed(&name)).collect()))
+    }
 
-    /// A system prompt for conversations that have none
-    #[arg(long, value_name = "TEXT", help_heading = "Data")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    system: Option<String>,
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> clap::error::Result<()> {
+        *self = Typed::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
 
-    /// Which tokens count: assistant, last or all  [default: assistant]
-    #[arg(long, help_heading = "Data")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    supervise: Option<String>,
+fn argument(declared: &Declared) -> Arg {
+    let name = declared.name();
+    let argument = Arg::new(name.clone()).help(help(declared)).help_heading(declared.group.title());
+    let argument = match declared.kind {
+        Kind::Switch => argument.action(ArgAction::SetTrue),
+        Kind::Texts | Kind::Numbers => argument.action(ArgAction::Append).value_name("NAME"),
+        Kind::Whole => argument.value_name("N"),
+        Kind::Number => argument.value_name("NUMBER"),
+        Kind::Text => argument.value_name("TEXT"),
+    };
+    if name == "datasets" {
+        return argument.value_name("DATASET").num_args(0..).help_heading("Data");
+    }
+    let others = other_names(&name).flat_map(|theirs| [theirs.to_owned(), theirs.replace('_', "-")]);
+    let aliases = others.chain([name.replace('-', "_")]).filter(|alias| *alias != name);
+    let aliases: Vec<String> = aliases.collect();
+    argument.long(name).aliases(aliases).allow_negative_numbers(true).hide(declared.group == Group::Expert)
+}
 
-    /// How often the rows of a source appear in an epoch: `--mix chat.jsonl=0.5` takes another half each time
-    #[arg(long = "mix", value_name = "SOURCE=WEIGHT", help_heading = "Data")]
-    #[serde(skip)]
-    mix: Vec<String>,
+/// The sentence of an option, with the default where the sentence does not say it.
+fn help(declared: &Declared) -> String {
+    let text = declared.help().replace("METHODS", &method_names());
+    match default_of(declared) {
+        Some(default) if !text.contains("[default:") => format!("{} [default: {default}].", text.trim_end_matches('.')),
+        _ => text,
+    }
+}
 
-    /// Of the order of the rows, the adapters' first weights, dropout and the held-out rows  [default: 0]
-    #[arg(long, help_heading = "Data")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    seed: Option<u64>,
+/// The default of an option, where it has one beside `no` and `none`.
+fn default_of(declared: &Declared) -> Option<String> {
+    let defaults = toml::Table::try_from(Options::default()).ok()?;
+    match defaults.get(&declared.name())? {
+        toml::Value::String(text) => Some(text.clone()),
+        toml::Value::Integer(number) => Some(number.to_string()),
+        toml::Value::Float(number) => Some(format!("{number:?}")),
+        _ => None,
+    }
+}
+
+/// Every option with its sentence, by groups.
+fn all_options() -> String {
+    let mut text = String::new();
+    for group in Group::ALL {
+        text += &format!("{}:\n", group.title());
+        for declared in DECLARED.iter().filter(|declared| declared.group == group) {
+            text += &format!("  {:<18} {}\n", declared.name(), help(declared));
+        }
+    }
+    text
+}
+
+/// What was typed as a table of options.
+fn overrides(typed: &Typed, set: &[String]) -> Result<toml::Table> {
+    let mut table = toml::Table::new();
+    let declared = |name: &str| DECLARED.iter().find(|declared| declared.name() == name);
+    for (name, texts) in &typed.0 {
+        let name = our_name(name)?;
+        for text in texts {
+            declared(&name).map_or(Ok(()), |declared| declared.add(&mut table, text))?;
+        }
+    }
+    for text in set {
+        let wrong = || Error::usage(format!("--set {text}: expected OPTION=VALUE, such as beta2=0.95"));
+        let (name, value) = text.split_once('=').ok_or_else(wrong)?;
+        let name = our_name(name.trim())?;
+        let declared = declared(&name).ok_or_else(|| {
+            Error::usage(format!("--set {text}: there is no option called `{name}`")).cure("--list-options shows them all.")
+        })?;
+        declared.add(&mut table, value.trim())?;
+    }
+    Ok(table)
 }
 
 pub fn run(args: Args, command_line: &str) -> Result<()> {
-    let mut table = toml::Table::try_from(&args).context("cannot read the options")?;
-    if !args.mix.is_empty() {
-        table.insert("mix".to_owned(), toml::Value::Table(args.mix.iter().map(|mix| weight(mix)).collect::<Result<_>>()?));
+    if args.list_options {
+        return output::print(&all_options());
     }
-    let options = Options::resolve(args.config.as_deref(), table)?;
+    let options = Options::resolve(args.config.as_deref(), overrides(&args.typed, &args.set)?)?;
     if let Some(program) = &args.emit {
         return emit(program, &options);
     }
@@ -314,12 +201,6 @@ pub fn run(args: Args, command_line: &str) -> Result<()> {
                 .cure("Give the same command again to go on."))
         }
     }
-}
-
-fn weight(text: &str) -> Result<(String, toml::Value)> {
-    let wrong = || Error::usage(format!("--mix {text}: expected SOURCE=WEIGHT, such as chat.jsonl=0.5"));
-    let (source, weight) = text.rsplit_once('=').ok_or_else(wrong)?;
-    Ok((source.to_owned(), toml::Value::Float(weight.parse().map_err(|_| wrong())?)))
 }
 
 fn emit(program: &str, options: &Options) -> Result<()> {
@@ -450,5 +331,58 @@ impl train::Watch for Progress {
 
     fn interrupted(&self) -> bool {
         self.interrupted.load(Ordering::SeqCst)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Args as _;
+
+    fn typed(arguments: &[&str]) -> Result<Options> {
+        let command = Args::augment_args(Command::new("train"));
+        let matches = command.try_get_matches_from([&["train", "a.jsonl"], arguments].concat()).unwrap();
+        let args = Args::from_arg_matches(&matches).unwrap();
+        Options::resolve(None, overrides(&args.typed, &args.set)?)
+    }
+
+    #[test]
+    fn every_option_has_a_sentence_and_shows_its_default() {
+        let shown = all_options();
+        for declared in DECLARED {
+            let text = help(declared);
+            assert!(text.ends_with('.') && text.split(' ').count() > 3, "{}: {text}", declared.name());
+            assert!(shown.contains(&text), "{}", declared.name());
+            if let Some(default) = default_of(declared) {
+                assert!(text.contains("[default: "), "{}: {text}", declared.name());
+                // What help calls the default is it.
+                let named = text.split_once("[default: ").unwrap().1.split(']').next().unwrap();
+                assert_eq!(named, default, "{}", declared.name());
+                let flag = format!("--{}", declared.name());
+                assert_eq!(typed(&[&flag, &default]).unwrap(), typed(&[]).unwrap(), "{flag}");
+                assert_eq!(typed(&["--set", &format!("{}={default}", declared.name())]).unwrap(), typed(&[]).unwrap());
+            }
+        }
+    }
+
+    #[test]
+    fn other_programs_names_are_taken_on_the_command_line() {
+        let options = typed(&["--learning_rate", "1e-3", "--num-train-epochs", "2.5", "--lora_rank", "4"]).unwrap();
+        assert_eq!((options.lr, options.epochs, options.lora_r), (Some(1e-3), 2.5, 4));
+        let options =
+            typed(&["--set", "lora-targets=q_proj,v_proj", "--lora", "--set", "adam_beta2=0.95", "--mix", "a=2"]).unwrap();
+        assert_eq!((options.lora().unwrap().targets, options.beta2), (vec!["q_proj".to_owned(), "v_proj".to_owned()], 0.95));
+        assert_eq!(options.mix["a"], 2.0);
+        for (arguments, expected) in [
+            (vec!["--gradient_accumulation_steps", "4"], "batch-size"),
+            (vec!["--use-eaft-loss"], "method = \"eaft\""),
+            (vec!["--set", "magic=1"], "--list-options"),
+            (vec!["--set", "beta2"], "OPTION=VALUE"),
+            (vec!["--batch-size", "many"], "--batch-size many: expected a whole number"),
+            (vec!["--lr", "-1"], "--lr"),
+        ] {
+            let error = typed(&arguments).unwrap_err();
+            assert!(error.to_string().contains(expected) && error.exit_code() == 2, "{arguments:?}: {error}");
+        }
     }
 }

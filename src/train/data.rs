@@ -197,12 +197,12 @@ impl Order {
         order
     }
 
-    /// After how many steps of `batch` sequences each epoch ends: of `epochs`, or of as many as `steps` take.
-    pub fn epoch_ends(&self, epochs: u64, steps: Option<u64>, batch: usize) -> Vec<u64> {
+    /// After how many steps of `batch` sequences each epoch ends, whole or not: of `epochs`, or of as many as `steps` take.
+    pub fn epoch_ends(&self, epochs: f64, steps: Option<u64>, batch: usize) -> Vec<u64> {
         let mut ends = Vec::new();
         let mut end = 0;
         for epoch in 0.. {
-            if steps.map_or(epoch >= epochs, |steps| end >= steps) {
+            if steps.map_or(epoch as f64 >= epochs, |steps| end >= steps) {
                 break;
             }
             end += self.epoch(epoch).len().div_ceil(batch) as u64;
@@ -210,6 +210,14 @@ impl Order {
         }
         ends
     }
+}
+
+/// How many steps `epochs` take, which end as `ends` says: the last one may be a fraction, rounded up to a step as Transformers does.
+pub fn steps_of_epochs(epochs: f64, ends: &[u64]) -> u64 {
+    let Some(last) = ends.len().checked_sub(1) else { return 0 };
+    let begin = last.checked_sub(1).map_or(0, |before| ends[before]);
+    let share = epochs - last as f64;
+    begin + (share * (ends[last] - begin) as f64).ceil() as u64
 }
 
 /// Keeps the draws for held-out rows apart from those for the order.
@@ -258,8 +266,12 @@ mod tests {
         assert!(first != second && first != (0..100).collect::<Vec<u32>>());
         assert_eq!(first, order.epoch(0));
         assert_ne!(first, Order { seed: 8, ..order.clone() }.epoch(0));
-        assert_eq!(order.epoch_ends(3, None, 32), [4, 8, 12]);
-        assert_eq!((order.epoch_ends(1, Some(9), 32), order.epoch_ends(3, Some(4), 32)), (vec![4, 8, 12], vec![4]));
+        assert_eq!(order.epoch_ends(3.0, None, 32), [4, 8, 12]);
+        assert_eq!((order.epoch_ends(1.0, Some(9), 32), order.epoch_ends(3.0, Some(4), 32)), (vec![4, 8, 12], vec![4]));
+        // 2.5 epochs end within the third, half an epoch within the first; a fraction of a step is one.
+        assert_eq!(order.epoch_ends(2.5, None, 32), [4, 8, 12]);
+        let steps = [1.0, 2.0, 2.5, 2.6, 0.5].map(|epochs| steps_of_epochs(epochs, &order.epoch_ends(epochs, None, 32)));
+        assert_eq!(steps, [4, 8, 10, 11, 2]);
     }
 
     #[test]

@@ -1,5 +1,8 @@
 //! What a training run is told: a TOML or YAML file, the command line over it, defaults under both. The resolved options are saved
 //! beside the results as `train.toml`, which `--config` takes again.
+//!
+//! Each option is declared once, below: its name, type, default and sentence. The struct, the command line, `--help` and what reads
+//! files follow from that.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -7,6 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::adamw::AdamWOptions;
+use super::declared::{Declared, Group, Kind, Typed, our_name};
 use super::schedule::Shape;
 use crate::dataset::{FieldMap, ReadOptions};
 use crate::diagnosis::gate::{Beside, EAFT, Gate, Method, Normaliser};
@@ -15,151 +19,139 @@ use crate::kernels::Dtype;
 use crate::model::LoraOptions;
 use crate::tokens::{RenderOptions, Supervise};
 
-/// Everything that decides a training run; names are those of the command line.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
-pub struct Options {
-    pub datasets: Vec<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub model: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub out: Option<PathBuf>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub format: Option<String>,
-    pub map: Vec<String>,
-    pub strict: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub system: Option<String>,
-    pub supervise: String,
-    pub max_len: usize,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub limit: Option<u64>,
+/// Declares the options once: groups of fields, each with its type, its default and its sentence. The last may say a default that is no
+/// number, in brackets; help adds those that are.
+macro_rules! options {
+    ($($group:ident { $($(#[doc = $help:literal])+ $name:ident: $type:ty = $default:expr;)* })*) => {
+        /// Everything that decides a training run; names are those of the command line.
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+        #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+        pub struct Options {
+            $($($(#[doc = $help])+ pub $name: $type,)*)*
+        }
 
-    pub method: Method,
-    /// EAFT's curve: linear, power:N, sigmoid:A,B, mask:Q.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub gate: Option<String>,
-    /// What EAFT's entropy is divided by; ln K without it, or what the gate's program does.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub normaliser: Option<Normaliser>,
-    /// K of EAFT's entropy; 20 without it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub top_k: Option<usize>,
-    /// Factor of the divergence in sft-kl and asft; their own defaults without it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub kl_weight: Option<f32>,
-    /// Optimiser steps from one snapshot of psft's old model to the next; 8 without it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub snapshot_every: Option<u64>,
-    /// Rows whose conflicts are meant to be learnt, such as knowledge edits: sources, ids, `file:line`.
-    pub intended: Vec<String>,
+        impl Default for Options {
+            fn default() -> Options {
+                Options { $($($name: $default,)*)* }
+            }
+        }
 
-    pub lora: bool,
-    pub lora_r: usize,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub lora_alpha: Option<f64>,
-    pub lora_dropout: f32,
-    /// Empty for all linear modules of the blocks.
-    pub lora_targets: Vec<String>,
-    /// Save the base with the adapter added, too.
-    pub merge: bool,
-
-    pub dtype: String,
-    /// Of the saved model; adapters are saved in f32.
-    pub save_dtype: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub lr: Option<f64>,
-    pub schedule: Shape,
-    pub warmup_ratio: f64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub warmup_steps: Option<u64>,
-    pub epochs: u64,
-    /// Instead of `epochs`, as in Transformers' `TrainingArguments`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub max_steps: Option<u64>,
-    /// Sequences of an optimiser step.
-    pub batch_size: usize,
-    pub beta1: f64,
-    pub beta2: f64,
-    pub eps: f64,
-    pub weight_decay: f64,
-    /// Number format of the optimiser's moments. Without it f32 for LoRA and bf16, rounded at random, for all weights: a quarter less
-    /// memory, and held-out losses that differ in the fourth decimal.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub moments: Option<String>,
-    /// Gradients of a larger norm are scaled to it; 0 for none.
-    pub clip: f64,
-    /// Tokens that go through the model together; changes memory and speed, not results.
-    pub pack_tokens: usize,
-    /// MiB of activations that are kept instead of computed again; changes memory and speed, not results. Without it 1024 for LoRA
-    /// and 128 for all weights, whose gradients and moments take so much more.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub activation_memory: Option<usize>,
-
-    /// Source -> how often its rows appear in an epoch.
-    pub mix: BTreeMap<String, f64>,
-    pub validation_share: f64,
-    /// Steps from one look at held-out rows and drift to the next; a tenth of the run without it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub eval_every: Option<u64>,
-    /// Steps from one checkpoint to the next; at the end of each epoch without it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub save_every: Option<u64>,
-    pub keep_checkpoints: usize,
-    pub seed: u64,
+        /// All options, in the order in which help shows them.
+        pub const DECLARED: &[Declared] = &[
+            $($(Declared::new(stringify!($name), Group::$group, <$type as Typed>::KIND, concat!($($help, "\n"),+)),)*)*
+        ];
+    };
 }
 
-impl Default for Options {
-    fn default() -> Self {
-        let adamw = AdamWOptions::default();
-        Options {
-            datasets: Vec::new(),
-            model: None,
-            out: None,
-            format: None,
-            map: Vec::new(),
-            strict: false,
-            system: None,
-            supervise: "assistant".to_owned(),
-            max_len: 2048,
-            limit: None,
-            method: EAFT,
-            gate: None,
-            normaliser: None,
-            top_k: None,
-            kl_weight: None,
-            snapshot_every: None,
-            intended: Vec::new(),
-            lora: false,
-            lora_r: 16,
-            lora_alpha: None,
-            lora_dropout: 0.0,
-            lora_targets: Vec::new(),
-            merge: false,
-            dtype: "f32".to_owned(),
-            save_dtype: "f32".to_owned(),
-            lr: None,
-            schedule: Shape::Cosine,
-            warmup_ratio: 0.03,
-            warmup_steps: None,
-            epochs: 1,
-            max_steps: None,
-            batch_size: 16,
-            beta1: adamw.beta1,
-            beta2: adamw.beta2,
-            eps: adamw.eps,
-            weight_decay: adamw.weight_decay,
-            moments: None,
-            clip: 1.0,
-            pack_tokens: 2048,
-            activation_memory: None,
-            mix: BTreeMap::new(),
-            validation_share: 0.0,
-            eval_every: None,
-            save_every: None,
-            keep_checkpoints: 1,
-            seed: 0,
-        }
+options! {
+    Run {
+        /// Data files (JSONL, JSON, CSV, Parquet, each also .gz or .zst), globs.
+        datasets: Vec<String> = Vec::new();
+        /// A Hugging Face model folder, a .gguf file, a LoRA adapter folder, or a hub id [default: SmolLM2-135M-Instruct].
+        model: Option<String> = None;
+        /// The run folder [default: one under runs/].
+        out: Option<PathBuf> = None;
+        /// Precision of the products: f32 or bf16; what learns is kept in f32.
+        dtype: String = "f32".to_owned();
+    }
+    Loss {
+        /// The loss, as the README lists them: METHODS.
+        method: Method = EAFT;
+        /// EAFT's curve: linear, power:N, sigmoid:A,B, mask:Q, llama-factory or axolotl [default: linear].
+        gate: Option<String> = None;
+        /// What EAFT's entropy is divided by: ln-k (the paper), 3.0 (LLaMA-Factory) or none (axolotl) [default: ln-k].
+        normaliser: Option<Normaliser> = None;
+        /// K of EAFT's entropy [default: 20].
+        top_k: Option<usize> = None;
+        /// Rows whose conflicts are meant to be learnt, such as knowledge edits, get full weight: a source, a row's own id, or
+        /// edits.jsonl:17; may be given several times.
+        intended: Vec<String> = Vec::new();
+    }
+    Lora {
+        /// Trains low-rank adapters instead of all weights.
+        lora: bool = false;
+        /// The adapters have this rank.
+        lora_r: usize = 16;
+        /// An adapter counts alpha / r [default: 2 r].
+        lora_alpha: Option<f64> = None;
+        /// Saves the base with the adapter added, too.
+        merge: bool = false;
+    }
+    Optimiser {
+        /// The peak learning rate [default: 1e-5, with --lora 1e-4].
+        lr: Option<f64> = None;
+        /// The data are seen this often; a fraction ends within an epoch.
+        epochs: f64 = 1.0;
+        /// Trains for this many steps, over as many epochs as they take, instead of --epochs.
+        max_steps: Option<u64> = None;
+        /// An optimiser step takes this many sequences.
+        batch_size: usize = 16;
+        /// The learning rate rises over so many steps; below 1, over this share of them [default: what --warmup-ratio says].
+        warmup_steps: Option<f64> = None;
+    }
+    Looking {
+        /// This share of the rows is held out and looked at now and then.
+        validation_share: f64 = 0.0;
+        /// Steps from one look at held-out rows and general text to the next [default: a tenth of the run].
+        eval_every: Option<u64> = None;
+        /// Steps from one checkpoint to the next [default: an epoch].
+        save_every: Option<u64> = None;
+    }
+    Data {
+        /// Longest sequence in tokens; what is longer is cut at its end and counted.
+        max_len: usize = 2048;
+        /// Reads only the first N records [default: all].
+        limit: Option<u64> = None;
+        /// How often the rows of a source appear in an epoch: --mix chat.jsonl=0.5 takes another half each time.
+        mix: BTreeMap<String, f64> = BTreeMap::new();
+        /// The order of the rows, the adapters' first weights, dropout and the held-out rows follow from this number.
+        seed: u64 = 0;
+    }
+    Expert {
+        /// Factor of the divergence from the base model [default: 0.5 in sft-kl, 0.1 in asft].
+        kl_weight: Option<f32> = None;
+        /// Optimiser steps from one snapshot of psft's old model to the next [default: 8].
+        snapshot_every: Option<u64> = None;
+        /// Inputs of the adapters are dropped at this rate.
+        lora_dropout: f32 = 0.0;
+        /// Modules that get adapters, such as q_proj,v_proj [default: all linear ones of the blocks].
+        lora_targets: Vec<String> = Vec::new();
+        /// The learning rate falls as cosine, linear or constant says.
+        schedule: Shape = Shape::Cosine;
+        /// The learning rate rises over this share of the steps.
+        warmup_ratio: f64 = 0.03;
+        /// AdamW's mean of the gradient keeps this much of the last step's.
+        beta1: f64 = 0.9;
+        /// AdamW's mean of the squared gradient keeps this much of the last step's.
+        beta2: f64 = 0.999;
+        /// AdamW adds this to what it divides by.
+        eps: f64 = 1e-8;
+        /// Matrices decay at this rate times the learning rate; norms and biases do not.
+        weight_decay: f64 = 0.0;
+        /// Number format of AdamW's moments: f32, or bf16, rounded at random, for a quarter less memory and held-out losses that differ in
+        /// the fourth decimal [default: f32 for LoRA, else bf16].
+        moments: Option<String> = None;
+        /// Gradients of a larger norm are scaled to this one; 0 for none.
+        clip: f64 = 1.0;
+        /// Tokens that go through the model together; changes memory and speed, not results.
+        pack_tokens: usize = 2048;
+        /// MiB of activations that are kept instead of computed again; changes memory and speed, not results [default: 1024 for LoRA, else
+        /// 128].
+        activation_memory: Option<usize> = None;
+        /// Number format of the saved model: f32 or bf16; adapters are saved in f32.
+        save_dtype: String = "f32".to_owned();
+        /// So many checkpoints are kept.
+        keep_checkpoints: usize = 1;
+        /// Format of the data, where it is not to be guessed [default: guessed].
+        format: Option<String> = None;
+        /// Where a field comes from, as FIELD=COLUMN, for data of no known format.
+        map: Vec<String> = Vec::new();
+        /// Stops at the first bad row instead of skipping it.
+        strict: bool = false;
+        /// A system prompt for conversations that have none [default: none].
+        system: Option<String> = None;
+        /// Which tokens count: assistant, last or all.
+        supervise: String = "assistant".to_owned();
     }
 }
 
@@ -168,6 +160,12 @@ impl Options {
     pub fn resolve(file: Option<&Path>, overrides: toml::Table) -> Result<Options> {
         let mut table = file.map_or(Ok(toml::Table::new()), read_table)?;
         table.extend(overrides);
+        for declared in DECLARED.iter().filter(|declared| declared.kind == Kind::Texts) {
+            // As LLaMA-Factory's files have a list of one.
+            if let Some(value @ toml::Value::String(_)) = table.get_mut(&declared.name()) {
+                *value = toml::Value::Array(vec![value.clone()]);
+            }
+        }
         let options: Options = table.try_into().map_err(|error: toml::de::Error| {
             // Two lines: what is wrong, and "in `lr`".
             let message = error.to_string().trim_end().replace('\n', " ");
@@ -193,7 +191,6 @@ impl Options {
             ("lora-r", self.lora_r),
             ("pack-tokens", self.pack_tokens),
             ("keep-checkpoints", self.keep_checkpoints),
-            ("epochs", self.epochs as usize),
         ];
         if let Some((name, _)) = counts.iter().find(|(_, count)| *count == 0) {
             return wrong(format!("--{name} 0: expected 1 or more"));
@@ -213,12 +210,19 @@ impl Options {
                 return wrong(format!("--{name} 0: expected 1 or more"));
             }
         }
+        if !(self.epochs > 0.0 && self.epochs.is_finite()) {
+            return wrong(format!("--epochs {}: expected a number above 0", self.epochs));
+        }
+        if let Some(steps) = self.warmup_steps.filter(|steps| *steps >= 1.0 && steps.fract() != 0.0) {
+            return wrong(format!("--warmup-steps {steps}: expected a whole number, or a share of the steps below 1"));
+        }
         let shares = [
             ("validation-share", self.validation_share, 1.0),
             ("lora-dropout", f64::from(self.lora_dropout), 1.0),
             ("beta1", self.beta1, 1.0),
             ("beta2", self.beta2, 1.0),
             ("warmup-ratio", self.warmup_ratio, 1.0),
+            ("warmup-steps", self.warmup_steps.unwrap_or(0.0), f64::INFINITY),
             ("weight-decay", self.weight_decay, f64::INFINITY),
             ("clip", self.clip, f64::INFINITY),
             ("eps", self.eps, f64::INFINITY),
@@ -304,8 +308,25 @@ impl Options {
             rank: self.lora_r,
             alpha: self.lora_alpha.unwrap_or(2.0 * self.lora_r as f64),
             dropout: self.lora_dropout,
-            targets: self.lora_targets.clone(),
+            targets: self.lora_targets(),
         })
+    }
+
+    /// Modules to adapt; LLaMA-Factory writes a text with commas, and `all` for all of them.
+    fn lora_targets(&self) -> Vec<String> {
+        let names = self.lora_targets.iter().flat_map(|names| names.split(','));
+        names.map(str::trim).filter(|name| *name != "all").map(str::to_owned).collect()
+    }
+
+    /// Steps over which the learning rate rises, in a run of so many.
+    pub fn warmup(&self, total: u64) -> u64 {
+        let of_share = |share: f64| (share * total as f64).ceil() as u64;
+        match self.warmup_steps {
+            None => of_share(self.warmup_ratio),
+            // As in Transformers' `TrainingArguments`.
+            Some(share) if share < 1.0 => of_share(share),
+            Some(steps) => steps as u64,
+        }
     }
 
     /// The base model is held beside the one that learns; adapters are switched off instead.
@@ -339,8 +360,8 @@ impl Options {
     }
 }
 
-/// Options as a file has them, by names with dashes; underscores are taken for dashes, as other programs' files have them, and in YAML
-/// `null` for an option left out.
+/// Options as a file has them, by our names; those of other programs, and underscores for dashes, are taken for them, and in YAML `null`
+/// for an option left out.
 fn read_table(path: &Path) -> Result<toml::Table> {
     let text = std::fs::read_to_string(path).context_at(path, "cannot read the configuration")?;
     let is_yaml = path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml");
@@ -352,7 +373,14 @@ fn read_table(path: &Path) -> Result<toml::Table> {
         }
         false => text.parse::<toml::Table>().map_err(|error| Error::usage("this is not TOML").at(path).caused_by(error))?,
     };
-    Ok(table.into_iter().map(|(name, value)| (name.replace('_', "-"), value)).collect())
+    let mut ours = toml::Table::new();
+    for (name, value) in table {
+        let our_name = our_name(&name).map_err(|error| error.at(path))?;
+        if ours.insert(our_name.clone(), value).is_some() {
+            return Err(Error::usage(format!("`{name}` is another name of `{our_name}`, which the file has, too")).at(path));
+        }
+    }
+    Ok(ours)
 }
 
 fn below(bound: f64) -> String {
@@ -388,6 +416,46 @@ mod tests {
     }
 
     #[test]
+    fn names_of_other_programs_are_taken_or_answered_with_ours() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("llama_factory.yaml");
+        let read = |text: &str| {
+            std::fs::write(&file, text).unwrap();
+            Options::resolve(Some(&file), toml::Table::new())
+        };
+        let options = read(
+            "datasets: a.jsonl\nlearning_rate: 1.0e-4\nnum_train_epochs: 2.5\ncutoff_len: 512\nlora_rank: 8\nlora_target: all\n\
+             warmup_steps: 0.1\nlora: true\nlr_scheduler_type: constant_with_warmup\n",
+        )
+        .unwrap();
+        assert_eq!((options.lr, options.epochs, options.max_len, options.lora_r), (Some(1e-4), 2.5, 512, 8));
+        assert_eq!((options.warmup(95), options.schedule, options.lora().unwrap().targets), (10, Shape::Constant, Vec::new()));
+        for (line, expected) in [
+            ("gradient_accumulation_steps: 4", "batch-size"),
+            ("finetuning_type: lora", "lora = true"),
+            ("use_eaft_loss: true", "method = \"eaft\""),
+            ("lr: 1.0\nlearning_rate: 1.0", "another name of `lr`"),
+        ] {
+            let error = read(&format!("datasets: [a.jsonl]\n{line}\n")).unwrap_err();
+            assert!(error.to_string().contains(expected) && error.exit_code() == 2, "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn warm_up_is_a_share_or_steps() {
+        let warmup = |text: &str| Options::resolve(None, table(&format!("datasets = ['a']\n{text}"))).unwrap().warmup(100);
+        let found = ["", "warmup-ratio = 0.1", "warmup-steps = 0", "warmup-steps = 7", "warmup-steps = 0.25"].map(warmup);
+        assert_eq!(found, [3, 10, 0, 7, 25]);
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_adamw() {
+        let AdamWOptions { beta1, beta2, eps, weight_decay, .. } = AdamWOptions::default();
+        let options = Options::default();
+        assert_eq!((options.beta1, options.beta2, options.eps, options.weight_decay), (beta1, beta2, eps, weight_decay));
+    }
+
+    #[test]
     fn broken_files_are_refused_with_their_name() {
         let folder = tempfile::tempdir().unwrap();
         for (name, text, expected) in [
@@ -408,7 +476,9 @@ mod tests {
     fn wrong_options_are_refused_by_name() {
         for (text, expected) in [
             ("datasets = []", "no data"),
-            ("learning-rate = 1", "learning-rate"),
+            ("learning-speed = 1", "learning-speed"),
+            ("epochs = 0", "--epochs 0"),
+            ("warmup-steps = 1.5", "--warmup-steps 1.5"),
             ("batch-size = 0", "batch-size"),
             ("batch-size = 'many'", "invalid type"),
             ("method = 'magic'", "magic"),

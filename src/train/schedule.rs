@@ -14,6 +14,8 @@ pub enum Shape {
     #[default]
     Cosine,
     Linear,
+    // Transformers' name of it.
+    #[serde(alias = "constant_with_warmup")]
     Constant,
 }
 

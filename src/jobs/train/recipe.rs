@@ -22,7 +22,7 @@ pub fn emit(options: &Options, target: Target, fetching: &dyn Fn(&str, u64, u64)
     let limit = options.limit.unwrap_or(u64::MAX) as usize;
     let n_rows =
         dataset.records().take(limit).filter(|record| record.as_ref().is_ok_and(|record| record.example.is_ok())).count();
-    let steps = options.max_steps.unwrap_or((n_rows as u64).div_ceil(options.batch_size as u64) * options.epochs);
+    let steps = options.max_steps.unwrap_or((n_rows.div_ceil(options.batch_size) as f64 * options.epochs).ceil() as u64);
     let recipe = Recipe {
         model: options.model.clone().unwrap_or_else(|| DEFAULT_HUB_ID.to_owned()),
         loss: Loss {
@@ -37,8 +37,8 @@ pub fn emit(options: &Options, target: Target, fetching: &dyn Fn(&str, u64, u64)
             Shape::Linear => Schedule::Linear,
             Shape::Constant => Schedule::Constant,
         },
-        warm_up_steps: options.warmup_steps.unwrap_or((options.warmup_ratio * steps as f64).ceil() as u64),
-        length: options.max_steps.map_or(Length::Epochs(options.epochs as f64), Length::Steps),
+        warm_up_steps: options.warmup(steps),
+        length: options.max_steps.map_or(Length::Epochs(options.epochs), Length::Steps),
         batch_size: options.batch_size,
         devices: 1,
         max_len: options.max_len,

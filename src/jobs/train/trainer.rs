@@ -26,7 +26,7 @@ use crate::maps;
 use crate::model::{AdapterSwitch, LoadOptions, Model, Parameter, Placement, Reference, memory};
 use crate::tokens::{Renderer, Sequence};
 use crate::train::adamw::{AdamW, gradient_norm};
-use crate::train::data::{Order, Random, TrainingSet};
+use crate::train::data::{Order, Random, TrainingSet, steps_of_epochs};
 use crate::train::drift::DriftProbe;
 use crate::train::loss::Loss;
 use crate::train::metrics::{Standing, StepMetrics, Validation, fixed_thresholds};
@@ -132,8 +132,8 @@ impl Trainer {
         let preview = preview(&model, &set.sequences, &weights, &loss, &thresholds)?;
 
         let epoch_ends = order.epoch_ends(options.epochs, options.max_steps, options.batch_size);
-        let total_steps = options.max_steps.unwrap_or(epoch_ends.last().copied().unwrap_or(0));
-        let warmup = options.warmup_steps.unwrap_or((options.warmup_ratio * total_steps as f64).ceil() as u64);
+        let total_steps = options.max_steps.unwrap_or(steps_of_epochs(options.epochs, &epoch_ends));
+        let warmup = options.warmup(total_steps);
         let schedule = Schedule { shape: options.schedule, peak: options.learning_rate(), warmup, total: total_steps };
         let plan = Plan {
             sequences: set.sequences.len() as u64,

@@ -1,0 +1,206 @@
+//! What an option is: its name, its sentence, where help shows it. [`options`](super::options) declares them all, once.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use super::schedule::Shape;
+use crate::diagnosis::gate::{Method, Normaliser};
+use crate::error::{Error, Result};
+
+/// An option, as the command line, `--set`, files and help have it.
+#[derive(Debug, Clone, Copy)]
+pub struct Declared {
+    field: &'static str,
+    pub group: Group,
+    pub kind: Kind,
+    /// What it does, as lines of the field's documentation.
+    lines: &'static str,
+}
+
+/// Where help shows an option.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Group {
+    Run,
+    Loss,
+    Lora,
+    Optimiser,
+    Looking,
+    Data,
+    /// For those who know why: shown by `--list-options`.
+    Expert,
+}
+
+/// What is written behind an option.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Switch,
+    Whole,
+    Number,
+    Text,
+    /// Given several times.
+    Texts,
+    /// Given several times, as NAME=NUMBER.
+    Numbers,
+}
+
+impl Declared {
+    pub const fn new(field: &'static str, group: Group, kind: Kind, lines: &'static str) -> Declared {
+        Declared { field, group, kind, lines }
+    }
+
+    /// As in files and, with two dashes before it, on the command line.
+    pub fn name(&self) -> String {
+        self.field.replace('_', "-")
+    }
+
+    /// Its sentence.
+    pub fn help(&self) -> String {
+        self.lines.split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+
+    /// The value that `text` writes.
+    pub fn value(&self, text: &str) -> Result<toml::Value> {
+        let wrong = |expected: &str| Error::usage(format!("--{} {text}: expected {expected}", self.name()));
+        match self.kind {
+            Kind::Switch => text.parse().map(toml::Value::Boolean).map_err(|_| wrong("true or false")),
+            Kind::Whole => text.parse().map(toml::Value::Integer).map_err(|_| wrong("a whole number")),
+            Kind::Number => text.parse().map(toml::Value::Float).map_err(|_| wrong("a number")),
+            Kind::Text => Ok(toml::Value::String(text.to_owned())),
+            Kind::Texts => Ok(toml::Value::Array(vec![toml::Value::String(text.to_owned())])),
+            Kind::Numbers => {
+                let pair = text.rsplit_once('=').and_then(|(name, number)| Some((name, number.parse().ok()?)));
+                let (name, number) = pair.ok_or_else(|| wrong("SOURCE=WEIGHT, such as chat.jsonl=0.5"))?;
+                Ok(toml::Value::Table([(name.to_owned(), toml::Value::Float(number))].into_iter().collect()))
+            }
+        }
+    }
+
+    /// Adds the value that `text` writes to those of a table: an option that is given several times keeps them all.
+    pub fn add(&self, table: &mut toml::Table, text: &str) -> Result<()> {
+        let value = self.value(text)?;
+        match (table.get_mut(&self.name()), value) {
+            (Some(toml::Value::Array(known)), toml::Value::Array(more)) => known.extend(more),
+            (Some(toml::Value::Table(known)), toml::Value::Table(more)) => known.extend(more),
+            (_, value) => drop(table.insert(self.name(), value)),
+        }
+        Ok(())
+    }
+}
+
+impl Group {
+    pub const ALL: [Group; 7] =
+        [Group::Run, Group::Loss, Group::Lora, Group::Optimiser, Group::Looking, Group::Data, Group::Expert];
+
+    pub fn title(self) -> &'static str {
+        match self {
+            Group::Run => "Run",
+            Group::Loss => "Loss",
+            Group::Lora => "LoRA",
+            Group::Optimiser => "Optimiser",
+            Group::Looking => "Looking and saving",
+            Group::Data => "Data",
+            Group::Expert => "For --set and --config",
+        }
+    }
+}
+
+/// Tells from a type what is written for it.
+pub trait Typed {
+    const KIND: Kind;
+}
+
+macro_rules! typed {
+    ($($kind:ident: $($type:ty)*;)*) => { $($(impl Typed for $type { const KIND: Kind = Kind::$kind; })*)* };
+}
+
+typed! {
+    Switch: bool;
+    Whole: u64 usize;
+    Number: f32 f64;
+    Text: String PathBuf Method Normaliser Shape;
+    Texts: Vec<String>;
+    Numbers: BTreeMap<String, f64>;
+}
+
+impl<T: Typed> Typed for Option<T> {
+    const KIND: Kind = T::KIND;
+}
+
+/// Names of other programs (Transformers, LLaMA-Factory, axolotl) for what has another name here, by underscores.
+const SAME: &[(&str, &str)] = &[
+    ("model_name_or_path", "model"),
+    ("base_model", "model"),
+    ("output_dir", "out"),
+    ("eaft_k", "top-k"),
+    ("lora_rank", "lora-r"),
+    ("lora_target", "lora-targets"),
+    ("lora_target_modules", "lora-targets"),
+    ("learning_rate", "lr"),
+    ("lr_scheduler_type", "schedule"),
+    ("lr_scheduler", "schedule"),
+    ("num_train_epochs", "epochs"),
+    ("num_epochs", "epochs"),
+    ("adam_beta1", "beta1"),
+    ("adam_beta2", "beta2"),
+    ("adam_epsilon", "eps"),
+    ("max_grad_norm", "clip"),
+    ("cutoff_len", "max-len"),
+    ("sequence_len", "max-len"),
+    ("max_seq_length", "max-len"),
+    ("max_samples", "limit"),
+    ("val_size", "validation-share"),
+    ("val_set_size", "validation-share"),
+    ("eval_steps", "eval-every"),
+    ("save_steps", "save-every"),
+    ("save_total_limit", "keep-checkpoints"),
+];
+
+const BATCH: &str =
+    "Give batch-size, the sequences of an optimiser step: those of a device times the accumulation times the devices.";
+const LORA: &str = "Give lora = true for adapters, and leave it out to train all weights.";
+const ALWAYS: &str = "Leave it out: rows are always packed, without padding, and never see each other.";
+
+/// And those whose place something of another meaning takes.
+const INSTEAD: &[(&str, &str)] = &[
+    ("gradient_accumulation_steps", BATCH),
+    ("per_device_train_batch_size", BATCH),
+    ("micro_batch_size", BATCH),
+    ("finetuning_type", LORA),
+    ("adapter", LORA),
+    ("packing", ALWAYS),
+    ("sample_packing", ALWAYS),
+    ("use_eaft", "Give method = \"eaft\"."),
+    ("use_eaft_loss", "Give method = \"eaft\"."),
+    ("eaft_alpha", "Give gate = \"power:N\" with this N."),
+    ("use_dft_loss", "Give method = \"dft\"."),
+    ("use_asft_loss", "Give method = \"asft\"."),
+    ("asft_alpha", "Give kl-weight."),
+    ("bf16", "Give dtype = \"bf16\"."),
+    ("fp16", "Give dtype = \"bf16\"."),
+    ("dataset", "Give datasets, a list of files."),
+    ("template", "Leave it out: the model's own chat template is used."),
+    ("optim", "Leave it out: AdamW is the optimiser."),
+    ("optimizer", "Leave it out: AdamW is the optimiser."),
+    ("gradient_checkpointing", "Give activation-memory, how many MiB are kept instead of computed again."),
+    ("deepspeed", "Leave it out: --emit writes a configuration for several devices."),
+];
+
+/// Names of other programs that stand for `name`.
+pub fn other_names(name: &str) -> impl Iterator<Item = &'static str> {
+    SAME.iter().filter(move |(_, ours)| *ours == name).map(|(theirs, _)| *theirs)
+}
+
+/// Names of other programs that are answered with ours.
+pub fn answered_names() -> impl Iterator<Item = &'static str> {
+    INSTEAD.iter().map(|(name, _)| *name)
+}
+
+/// The option that a name from here or elsewhere means, with dashes or underscores; as it stands if it means none.
+pub fn our_name(name: &str) -> Result<String> {
+    let theirs = name.replace('-', "_");
+    if let Some((_, answer)) = INSTEAD.iter().find(|(name, _)| *name == theirs) {
+        return Err(Error::usage(format!("`{name}` is not an option of this program")).cure(*answer));
+    }
+    let same = SAME.iter().find(|(name, _)| *name == theirs);
+    Ok(same.map_or_else(|| name.replace('_', "-"), |(_, ours)| (*ours).to_owned()))
+}
