@@ -38,9 +38,53 @@ pub fn percent_in_table(share: f64) -> String {
     }
 }
 
+/// A share with its interval: `4.2 % (3.6 to 4.9)`; the share alone where there is none.
+pub fn percent_with_interval(share: f64, ci95: Option<[f64; 2]>) -> String {
+    let end = |share: f64| percent_in_table(share).trim_end_matches(" %").to_owned();
+    let interval = ci95.map(|[low, high]| format!(" ({} to {})", end(low), end(high)));
+    percent_in_table(share) + &interval.unwrap_or_default()
+}
+
+/// A number with `digits` after the point and its interval: `1.27 (1.20 to 1.35)`; `-` where there is none.
+pub fn number_with_interval(value: Option<f64>, ci95: Option<[f64; 2]>, digits: usize) -> String {
+    let Some(value) = value else { return "-".to_owned() };
+    let interval = ci95.map(|[low, high]| format!(" ({low:.digits$} to {high:.digits$})"));
+    format!("{value:.digits$}{}", interval.unwrap_or_default())
+}
+
+/// Seconds since 1970 as a moment in UTC: `2026-01-31T23:59:59Z` (RFC 3339).
+pub fn utc(seconds: u64) -> String {
+    let (days, second) = (seconds / 86_400, seconds % 86_400);
+    // From days to a date in the calendar of eras of 400 years that begin in March: Hinnant, chrono-compatible low-level date
+    // algorithms (https://howardhinnant.github.io/date_algorithms.html), `civil_from_days`.
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let year = 400 * era + year_of_era + u64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", second / 3600, second / 60 % 60, second % 60)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn moments_are_those_of_the_calendar() {
+        // date -u -d @N +%Y-%m-%dT%H:%M:%SZ
+        for (seconds, expected) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_399, "2000-02-28T23:59:59Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (1_769_903_999, "2026-01-31T23:59:59Z"),
+            (4_107_542_400, "2100-03-01T00:00:00Z"),
+        ] {
+            assert_eq!(utc(seconds), expected);
+        }
+    }
 
     #[test]
     fn numbers_are_written_for_people() {
@@ -48,6 +92,9 @@ mod tests {
         assert_eq!([n_tokens(0), n_tokens(1)], ["0 tokens", "1 token"]);
         assert_eq!([percent(0.0), percent(0.00001), percent(0.0045)], ["0.00 %", "< 0.01 %", "0.45 %"]);
         assert_eq!([percent_in_table(0.0), percent_in_table(0.1234), percent_in_table(0.0004)], ["0.0 %", "12.3 %", "0.04 %"]);
+        assert_eq!(percent_with_interval(0.042, Some([0.036, 0.0009])), "4.2 % (3.6 to 0.09)");
+        assert_eq!([percent_with_interval(0.042, None), number_with_interval(None, None, 2)], ["4.2 %", "-"]);
+        assert_eq!(number_with_interval(Some(1.266), Some([1.2, 1.35]), 2), "1.27 (1.20 to 1.35)");
         assert_eq!([percent(0.1234), percent(1.0), percent(f64::NAN)], ["12.3 %", "100 %", "–"]);
     }
 }

@@ -21,8 +21,31 @@ impl SplitMix {
 
 /// Number `i` of the sequence of `seed`, in 0..1: any of them without those before it, so that threads can share the work.
 pub(crate) fn uniform(seed: u64, i: u64) -> f32 {
-    let state = seed.wrapping_mul(0xd134_2543_de82_ef95).wrapping_add((i + 1).wrapping_mul(STEP));
-    (mixed(state) >> 40) as f32 / (1u64 << 24) as f32
+    (number(seed, i) >> 40) as f32 / (1u64 << 24) as f32
+}
+
+/// `n` of the numbers `0..of`, in order; all of them if there are no more. Drawn without replacement: those whose own number of the
+/// sequence of `seed` is smallest, so that a larger sample holds the smaller one.
+pub(crate) fn sample(seed: u64, of: u32, n: u32) -> Vec<u32> {
+    let mut keys: Vec<(u64, u32)> = (0..of).map(|i| (number(seed, u64::from(i)), i)).collect();
+    if n < of {
+        keys.select_nth_unstable(n as usize);
+        keys.truncate(n as usize);
+    }
+    let mut drawn: Vec<u32> = keys.into_iter().map(|(_, i)| i).collect();
+    drawn.sort_unstable();
+    drawn
+}
+
+/// The numbers `0..n` in an order of which each is as likely as any other.
+pub(crate) fn order(seed: u64, n: u32) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..n).collect();
+    order.sort_by_cached_key(|&i| number(seed, u64::from(i)));
+    order
+}
+
+fn number(seed: u64, i: u64) -> u64 {
+    mixed(seed.wrapping_mul(0xd134_2543_de82_ef95).wrapping_add((i + 1).wrapping_mul(STEP)))
 }
 
 fn mixed(z: u64) -> u64 {
@@ -40,6 +63,23 @@ mod tests {
         // Of the seed 1234567, as the authors' Java and Vigna's splitmix64.c give it.
         let mut random = SplitMix(1_234_567);
         assert_eq!([random.next(), random.next()], [6_457_827_717_110_365_317, 3_203_168_211_198_807_973]);
+    }
+
+    #[test]
+    fn every_number_is_as_likely_to_be_drawn() {
+        assert_eq!((sample(1, 5, 9), sample(1, 0, 3)), (vec![0, 1, 2, 3, 4], vec![]));
+        let mut counts = [0u32; 20];
+        for seed in 0..2000 {
+            let drawn = sample(seed, 20, 5);
+            assert!(drawn.len() == 5 && drawn.is_sorted());
+            drawn.iter().for_each(|&i| counts[i as usize] += 1);
+        }
+        // 500 each, with a standard deviation of 19: five of them.
+        assert!(counts.iter().all(|count| count.abs_diff(500) < 97), "{counts:?}");
+        // The beginning of an order is a sample.
+        let mut first = order(3, 20)[..5].to_vec();
+        first.sort_unstable();
+        assert_eq!(first, sample(3, 20, 5));
     }
 
     #[test]

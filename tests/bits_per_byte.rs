@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use crate::workdir::{Workdir, default_model, shared};
+use crate::workdir::{Workdir, absent, default_model, shared};
 
 const BYTES: usize = 20_000;
 /// llama.cpp rounds activations to 8 bits where weights are quantised: it measures 0.1 to 0.3 % more than f32 activations give.
@@ -21,7 +21,7 @@ fn smollm2_in_q4_1() {
 fn gemma3_in_q4_k_m() {
     match std::env::var_os("DIAGNOSE_TEST_GEMMA") {
         Some(model) => check(Path::new(&model), 1.05786),
-        None => println!("skipped: set DIAGNOSE_TEST_GEMMA to gemma-3-270m-q4_k_m.gguf"),
+        None => absent("gemma", "set DIAGNOSE_TEST_GEMMA to gemma-3-270m-q4_k_m.gguf"),
     }
 }
 

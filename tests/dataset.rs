@@ -504,12 +504,7 @@ fn the_rows_before_the_damage_are_read() {
 }
 
 fn shared(file: &str) -> Option<PathBuf> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data").join(file);
-    if !path.exists() {
-        println!("skipped: {} is not there", path.display());
-        return None;
-    }
-    Some(path)
+    crate::workdir::shared(&format!("data/{file}"))
 }
 
 fn open(path: &Path, options: &ReadOptions) -> Result<Dataset, Error> {

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::tiny_model;
-use crate::workdir::{Workdir, default_model, shared};
+use crate::workdir::{Workdir, absent, default_model, shared};
 
 const ITEMS: &str = r#"{"id":"a","context":"one two","choices":["three","four"],"answer":0,"subject":"numbers"}
 {"id":"b","context":"nil","choices":["alpha","beta","gamma"],"answer":2,"subject":"letters"}
@@ -87,6 +87,51 @@ fn finished_tasks_are_kept_and_others_added() {
     assert_eq!(scores(&workdir, "out")["tasks"]["items"]["n"], 2);
     let other = eval("items.uniform.jsonl", &["--dtype", "bf16"]);
     assert!(other.code == Some(1) && other.stderr.contains("another evaluation"), "{}", other.stderr);
+}
+
+#[test]
+fn a_folder_belongs_to_one_program_and_to_a_model_by_any_spelling() {
+    let workdir = workdir();
+    let eval =
+        |model: &str, out: &[&str]| workdir.run(&[&["eval", "--model", model, "--tasks", "items.uniform.jsonl"], out].concat());
+    eval("tiny.gguf", &["--out", "out"]).ok();
+    let found = scores(&workdir, "out");
+    for field in ["program", "version", "commit", "started", "kernel_level", "device"] {
+        assert!(found[field].as_str().is_some_and(|text| !text.is_empty()), "{field}: {}", found[field]);
+    }
+    let path = workdir.path("tiny.gguf");
+    eval(path.to_str().unwrap(), &["--out", "out"]).ok();
+    assert_eq!(scores(&workdir, "out"), found, "evaluated again");
+    // Nobody names the folder: it is the same one, too.
+    eval("tiny.gguf", &[]).ok();
+    eval("./tiny.gguf", &[]).ok();
+    assert_eq!(std::fs::read_dir(workdir.path("runs")).unwrap().count(), 1);
+    // Another commit has left the folder.
+    let mut other = found.clone();
+    other["commit"] = "0123456789ab".into();
+    workdir.write("out/scores.json", other.to_string());
+    let refused = eval("tiny.gguf", &["--out", "out"]);
+    assert!(refused.code == Some(1) && refused.stderr.contains("0123456789ab"), "{}", refused.stderr);
+}
+
+#[test]
+fn a_sample_is_drawn_from_all_items_and_written_down() {
+    let workdir = workdir();
+    let item = |i: usize| format!("{{\"id\":\"q{i}\",\"context\":\"item {i}\",\"choices\":[\"a{i}\",\"b\"],\"answer\":0}}\n");
+    workdir.write("many.jsonl", (0..30).map(item).collect::<String>());
+    let eval = |more: &[&str]| {
+        let ran = workdir.run(&[&["eval", "--model", "tiny.gguf", "--tasks", "many.jsonl", "--out", "out"], more].concat()).ok();
+        let samples = diagnose::eval::samples::read(&workdir.path("out").join("samples.parquet")).unwrap();
+        (ran.stdout, samples["many"].iter().map(|sample| sample.id.clone()).collect::<Vec<_>>())
+    };
+    let (_, whole) = eval(&[]);
+    let (printed, sampled) = eval(&["--sample", "10", "--seed", "2"]);
+    assert!(printed.contains("10 items drawn at random, seed 2"), "{printed}");
+    assert!(whole.len() == 30 && sampled.len() == 10 && sampled != whole[..10], "{sampled:?}");
+    let task = &scores(&workdir, "out")["tasks"]["many"];
+    assert_eq!((&task["sample"], &task["sample_seed"], &task["limit"]), (&10.into(), &2.into(), &Value::Null));
+    let (printed, first) = eval(&["--limit", "10"]);
+    assert!(printed.contains("the first 10 items, not a random sample") && first == whole[..10], "{printed}");
 }
 
 #[test]
@@ -258,11 +303,11 @@ fn benchmarks_read_the_users_copy_of_their_rows() {
     assert!(["probe ", "hellaswag ", "xcopa_zh "].iter().all(|name| listed.stdout.contains(name)), "{}", listed.stdout);
 }
 
-/// Made by a script beside it; prints why the test is skipped where nobody has made it.
+/// Made by a script beside it.
 fn fixture(name: &str) -> Option<Value> {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/eval").join(name);
     let Ok(bytes) = std::fs::read(path) else {
-        println!("skipped: there is no tests/fixtures/eval/{name}; the script beside it makes it");
+        absent(name, &format!("there is no tests/fixtures/eval/{name}; the script beside it makes it"));
         return None;
     };
     Some(serde_json::from_slice(&bytes).unwrap())

@@ -17,6 +17,7 @@ const ORDER: &[&str] = &[
     "files",
     "format",
     "json",
+    "provenance",
     "random",
     "stats",
     "fetch",

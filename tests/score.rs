@@ -51,6 +51,37 @@ fn a_run_leaves_every_file_and_counts_every_row() {
 }
 
 #[test]
+fn a_run_says_what_made_it_and_the_same_file_by_another_spelling_is_the_same_run() {
+    let workdir = workdir();
+    workdir.run(&["rows.jsonl", "--model", "tiny.gguf", "--out", "run"]).ok();
+    let run = json(&workdir, "run/run.json");
+    for field in ["program", "version", "commit", "started", "kernel_level", "device", "dtype", "kernels"] {
+        assert!(run[field].as_str().is_some_and(|text| !text.is_empty()), "{field}: {}", run[field]);
+    }
+    assert!(run["threads"].as_u64().unwrap() > 0);
+    assert!(run["started"].as_str().unwrap() > "2026-01-01T00:00:00Z", "{}", run["started"]);
+    let version = workdir.run(&["--version"]).ok().stdout;
+    let commit = run["commit"].as_str().unwrap();
+    assert!(version.contains(commit) && version.contains(run["kernel_level"].as_str().unwrap()), "{version}");
+    assert!(std::fs::read_to_string(workdir.path("run/report.md")).unwrap().contains(commit));
+
+    let table = || std::fs::read(workdir.path("run/tokens.parquet")).unwrap();
+    let before = table();
+    let absolute = workdir.path("rows.jsonl");
+    let model = workdir.path("tiny.gguf");
+    for (data, model) in [("./rows.jsonl", "./tiny.gguf"), (absolute.to_str().unwrap(), model.to_str().unwrap())] {
+        workdir.run(&[data, "--model", model, "--out", "run"]).ok();
+        // Scored once: what was measured then still stands there.
+        assert_eq!(json(&workdir, "run/run.json"), run, "{data}");
+        assert!(before == table());
+    }
+    // The same bytes under another name have other sources in the table.
+    std::fs::copy(&absolute, workdir.path("renamed.jsonl")).unwrap();
+    let other = workdir.run(&["renamed.jsonl", "--model", "tiny.gguf", "--out", "run"]);
+    assert!(other.code == Some(1) && other.stderr.contains("holds another run"), "{}", other.stderr);
+}
+
+#[test]
 fn json_is_the_summary_and_nothing_else() {
     let workdir = workdir();
     let printed = workdir.run(&["rows.jsonl", "--model", "tiny.gguf", "--out", "run", "--json"]).ok().json();
@@ -70,6 +101,63 @@ fn options_decide_what_is_scored() {
     assert!(supervised("all", &["--supervise", "all"]) > 100);
     assert!(supervised("short", &["--max-len", "40"]) < 20);
     assert_eq!(supervised("system", &["--system", "Be brief."]), 20);
+}
+
+#[test]
+fn a_sample_is_drawn_and_a_limit_says_that_it_is_none() {
+    let workdir = workdir();
+    let row = |i: usize| {
+        format!(
+            "{{\"messages\":[{{\"role\":\"user\",\"content\":\"{i}?\"}},{{\"role\":\"assistant\",\"content\":\"{i} ab\"}}]}}\n"
+        )
+    };
+    workdir.write("many.jsonl", (0..40).map(row).collect::<String>());
+    let run = |out: &str, more: &[&str]| workdir.run(&[&["many.jsonl", "--model", "tiny.gguf", "--out", out], more].concat());
+    let rows = |out: &str| -> Vec<u32> {
+        let rows = diagnose::table::read_rows(&workdir.path(out).join("rows.parquet")).unwrap();
+        rows.iter().map(|row| row.row).collect()
+    };
+    let report = |out: &str| std::fs::read_to_string(workdir.path(out).join("report.md")).unwrap();
+    let sampled = run("sample", &["--sample", "12", "--seed", "5"]).ok();
+    assert!(sampled.stdout.contains("12 rows drawn at random of 40, seed 5"), "{}", sampled.stdout);
+    assert!(report("sample").contains("12 rows drawn at random of 40, seed 5"));
+    let found = json(&workdir, "sample/run.json");
+    assert_eq!((&found["sample"], &found["sampled_from"], &found["seed"]), (&12.into(), &40.into(), &5.into()));
+    run("larger", &["--sample", "20", "--seed", "5"]).ok();
+    let (smaller, larger) = (rows("sample"), rows("larger"));
+    assert!(
+        smaller.len() == 12 && larger.len() == 20 && smaller.iter().all(|row| larger.contains(row)),
+        "{smaller:?} {larger:?}"
+    );
+    // The sample's tokens are those of the whole run, to the bit.
+    run("whole", &["--thresholds", "p=0.01,H=5.2"]).ok();
+    let logprobs = |out: &str| -> Vec<(u32, u32, u32)> {
+        let columns = [diagnose::table::Column::Row, diagnose::table::Column::Pos, diagnose::table::Column::Logprob];
+        let chunks = diagnose::table::read_chunks(&[workdir.path(out).join("tokens.parquet")], &columns);
+        let of = |chunk: diagnose::table::TokenChunk| {
+            (0..chunk.len()).map(move |i| (chunk.row[i], chunk.pos[i], chunk.logprob[i].to_bits()))
+        };
+        chunks.flat_map(|chunk| of(chunk.unwrap()).collect::<Vec<_>>()).collect()
+    };
+    let expected: Vec<_> = logprobs("whole").into_iter().filter(|(row, ..)| smaller.contains(row)).collect();
+    assert_eq!(logprobs("sample"), expected);
+    let first = run("first", &["--limit", "3"]).ok();
+    assert!(first.stdout.contains("the first 3 rows of the data, not a random sample"), "{}", first.stdout);
+    // Intervals and the number of rows behind them stand in the summary.
+    let overall = json(&workdir, "whole/summary.json")["overall"].clone();
+    assert_eq!(overall["rows"], 40);
+    let interval =
+        |cell: &Value| cell["token_share_ci95"].as_array().map(|ends| [ends[0].as_f64().unwrap(), ends[1].as_f64().unwrap()]);
+    for (name, cell) in overall["quadrants"].as_object().unwrap() {
+        let share = cell["token_share"].as_f64().unwrap();
+        match interval(cell) {
+            Some([low, high]) => assert!(low < share && share < high, "{name}: {cell}"),
+            None => assert!(share == 0.0 || share == 1.0, "{name}: {cell}"),
+        }
+    }
+    assert!(overall["quadrants"].as_object().unwrap().values().any(|cell| interval(cell).is_some()));
+    let refused = run("both", &["--limit", "3", "--sample", "3"]);
+    assert_eq!(refused.code, Some(2), "{}", refused.stderr);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The tokens of a real model against the reference: belongs here what needs the default model's GGUF file or the reference files.
 //!
-//! The model is looked for in `DIAGNOSE_TEST_GGUF`, then in the user's cache folder; without it the tests say so and pass.
+//! The model is looked for in `DIAGNOSE_TEST_GGUF`, then in the user's cache folder.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,14 +9,12 @@ use candle_core::quantized::gguf_file::{Content, Value};
 use diagnose::dataset::{Example, Role, Turn};
 use diagnose::tokens::{ChatTemplate, GgufVocabulary, RenderOptions, Renderer, Supervise, Tokenizer};
 
+use crate::workdir::{absent, shared};
+
 #[test]
 fn token_ids_equal_the_reference_on_all_rows() {
     let Some(metadata) = default_model() else { return };
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/reference");
-    let read = |name: &str| {
-        let path = folder.join(name);
-        std::fs::read_to_string(&path).inspect_err(|error| println!("skipped: {}: {error}", path.display())).ok()
-    };
+    let read = |name: &str| shared(&format!("reference/{name}")).map(|path| std::fs::read_to_string(path).unwrap());
     let Some(rows) = read("smollm2_alpaca200.jsonl") else { return };
     let Some(sequences) = read("smollm2_alpaca200_sequences.jsonl") else { return };
 
@@ -70,7 +68,7 @@ fn spans_tile_mixed_text() {
 #[test]
 fn gguf_vocabularies_split_as_transformers_does() {
     let Some(folder) = std::env::var_os("DIAGNOSE_TEST_TOKENISATION").map(PathBuf::from) else {
-        println!("skipped: tests/peers/tokenisation.py sets DIAGNOSE_TEST_TOKENISATION");
+        absent("tokenisation", "tests/peers/tokenisation.py sets DIAGNOSE_TEST_TOKENISATION");
         return;
     };
     let read = |path: &Path| serde_json::from_slice::<serde_json::Value>(&std::fs::read(path).unwrap()).unwrap();
@@ -159,15 +157,7 @@ fn vocabulary(content: &Content) -> GgufVocabulary {
 }
 
 fn default_model() -> Option<Content> {
-    const NAME: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
-    let cache = std::env::var_os("XDG_CACHE_HOME")
-        .map(PathBuf::from)
-        .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")));
-    let cached = cache.map(|cache| cache.join("diagnose").join(NAME)).filter(|path| path.exists());
-    let Some(path) = std::env::var_os("DIAGNOSE_TEST_GGUF").map(PathBuf::from).or(cached) else {
-        println!("skipped: set DIAGNOSE_TEST_GGUF to the default model's {NAME}");
-        return None;
-    };
+    let path = std::env::var_os("DIAGNOSE_TEST_GGUF").map(PathBuf::from).or_else(crate::workdir::default_model)?;
     let mut file = std::fs::File::open(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     Some(Content::read(&mut file).unwrap())
 }

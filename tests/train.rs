@@ -308,6 +308,20 @@ fn every_method_runs_and_those_that_need_them_score_the_data_first() {
     }
 }
 
+/// Everything below the folder, by name and length.
+fn listing(folder: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let (path, metadata) = entry.map(|entry| (entry.path(), entry.metadata().unwrap())).unwrap();
+        found.push(format!("{} {}", path.display(), metadata.len()));
+        if metadata.is_dir() {
+            found.extend(listing(&path));
+        }
+    }
+    found.sort();
+    found
+}
+
 #[test]
 fn a_mask_takes_its_share_of_the_tokens_at_any_k() {
     let workdir = prepared(12);
@@ -363,11 +377,83 @@ fn psft_with_one_update_a_snapshot_is_sft() {
 }
 
 #[test]
-fn a_dry_run_plans_and_trains_nothing() {
+fn a_dry_run_plans_scores_nothing_and_writes_nothing() {
     let workdir = prepared(20);
-    let plan = workdir.run(&arguments(&["--out", "run", "--batch-size", "8", "--epochs", "2", "--dry-run"])).ok().stdout;
-    assert!(plan.contains("20 sequences") && plan.contains("6 steps, 3 an epoch"), "{plan}");
-    assert!(!workdir.path("run").exists());
+    let before = listing(&workdir.path(""));
+    // Pilot masks, Flow and quantile gates need scores before the first step.
+    let ways = [&[][..], &["--method", "flow"], &["--method", "pilot"], &["--gate", "mask:0.15"], &["--lora"]];
+    for method in ways {
+        let common = ["--out", "run", "--batch-size", "8", "--epochs", "2", "--dry-run"];
+        let ran = workdir.run(&arguments(&[&common[..], method].concat())).ok();
+        assert!(ran.stdout.contains("20 sequences") && ran.stdout.contains("6 steps, 3 an epoch"), "{}", ran.stdout);
+        assert!(!ran.stderr.contains("Scoring"), "{}", ran.stderr);
+        assert_eq!(listing(&workdir.path("")), before, "{method:?}");
+    }
+    let json = workdir.run(&arguments(&["--dry-run", "--json"])).ok().json();
+    assert_eq!((&json["preview"], &json["sequences"]), (&Value::Null, &20.into()));
+}
+
+#[test]
+fn a_folder_in_the_place_of_data_is_told_what_it_is() {
+    let workdir = prepared(4);
+    workdir.run(&arguments(&["--out", "run", "--method", "flow", "--batch-size", "4"])).ok();
+    let told = |folder: &str, expected: &[&str]| {
+        let ran = workdir.run(&[folder, "--thresholds", "pilot"]);
+        assert!(ran.code == Some(2) && expected.iter().all(|text| ran.stderr.contains(text)), "{:?} {}", ran.code, ran.stderr);
+    };
+    told("run", &["training run (flow, 1 steps from tiny)", "--model run/model", "diagnose run/before"]);
+    workdir.run(&["run/before", "--thresholds", "pilot"]).ok();
+    // What it names can be done.
+    workdir.run(&["rows.jsonl", "--model", "run/model", "--out", "after"]).ok();
+    told("run/model", &["this is a model", "--model run/model"]);
+    std::fs::remove_file(workdir.path("run/run.json")).unwrap();
+    told("run", &["training run that has not ended", "train --config run/train.toml"]);
+    workdir.write("items.uniform.jsonl", r#"{"context":"a","choices":["b","c"],"answer":0}"#);
+    workdir.run(&["eval", "--model", "tiny.gguf", "--tasks", "items.uniform.jsonl", "--out", "scores"]).ok();
+    told("scores", &["evaluation (items)", "diagnose diff"]);
+    std::fs::create_dir(workdir.path("empty")).unwrap();
+    told("empty", &["no finished run"]);
+}
+
+/// One definition of the divergence on general text: what training says of its end is what the two models say when both are there.
+#[test]
+fn drift_is_the_divergence_that_diff_measures() {
+    use diagnose::eval::divergence::{Divergence, FEW_TOKENS, general_text, measure};
+    use diagnose::kernels::{Dtype, Kernels};
+    use diagnose::model::{LoadOptions, Model, Placement, Reference};
+    let workdir = prepared(24);
+    workdir.run(&arguments(&["--out", "run", "--method", "sft", "--batch-size", "8", "--epochs", "4", "--lr", "3e-3"])).ok();
+    let run: Value = serde_json::from_slice(&std::fs::read(workdir.path("run/run.json")).unwrap()).unwrap();
+    let drift = &run["drift"];
+    let load = |name: &str, kernels: Kernels| {
+        let path = workdir.path(name);
+        let reference = Reference::resolve(Some(path.to_str().unwrap()), &|_, _, _| {}).unwrap();
+        Model::load(&reference, LoadOptions { dtype: Dtype::F32, kernels, device: Placement::Cpu }, 2048).unwrap()
+    };
+    for kernels in [Kernels::Fused, Kernels::Reference] {
+        let (base, tuned) = (load("tiny.gguf", kernels), load("run/model", kernels));
+        let texts = general_text(&base.tokenizer, 2048, FEW_TOKENS).unwrap();
+        let found = diagnose::engine::divergence(&base, &tuned, &texts, &mut |_| {}).unwrap();
+        let found = Divergence::new(&texts, &found);
+        assert_eq!((drift["texts"].as_u64(), drift["tokens"].as_u64()), (Some(found.texts as u64), Some(found.tokens)));
+        // The saved model is the trained one to the bit; the reference kernels sum in another order, in f64 at the end.
+        let close = |found: f64, expected: &Value| {
+            assert!((found - number(expected)).abs() <= 1e-6 + 1e-5 * found, "{kernels}: {found} for {expected}");
+        };
+        close(found.mean.value, &drift["kl"]);
+        close(found.cross_entropy, &drift["cross_entropy"]);
+        for (end, expected) in found.mean.ci95.unwrap().into_iter().zip(drift["kl_ci95"].as_array().unwrap()) {
+            close(end, expected);
+        }
+        // All texts, as `diff` reads them, begin with these.
+        let all = general_text(&base.tokenizer, 2048, u64::MAX).unwrap();
+        assert!(all.len() == 320 && all[..texts.len()] == texts);
+        let whole = measure(&base, &tuned, 2048, &|_, _, _| {}).unwrap();
+        assert_eq!(whole.texts, 320);
+        // A sample of them: four standard errors.
+        let apart = (whole.mean.value - found.mean.value).abs();
+        assert!(apart <= 4.0 * found.mean.stderr.unwrap(), "{whole:?} {found:?}");
+    }
 }
 
 #[test]

@@ -62,16 +62,30 @@ impl Ran {
     }
 }
 
+/// Says that a test is skipped for want of something. In CI, where nobody reads what a passing test says, it fails instead, unless
+/// `DIAGNOSE_TESTS_WITHOUT` names the thing among those that the machine is known to lack: `shared,gemma`.
+pub fn absent(thing: &str, why: &str) {
+    let is_ci = std::env::var("CI").is_ok_and(|value| !["", "0", "false"].contains(&value.as_str()));
+    let without = std::env::var("DIAGNOSE_TESTS_WITHOUT").unwrap_or_default();
+    assert!(
+        may_lack(thing, is_ci, &without),
+        "{why}: CI must not pass for want of it (DIAGNOSE_TESTS_WITHOUT={thing} allows it)"
+    );
+    println!("skipped: {why}");
+}
+
+fn may_lack(thing: &str, is_ci: bool, without: &str) -> bool {
+    !is_ci || without.split(',').any(|known| known.trim() == thing)
+}
+
 /// A file of the development data beside the checkout; prints why the test is skipped where there is none.
 pub fn shared(name: &str) -> Option<PathBuf> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared").join(name);
-    match path.exists() {
-        true => Some(path),
-        false => {
-            println!("skipped: there is no ../shared/{name}");
-            None
-        }
+    if !path.exists() {
+        absent("shared", &format!("there is no ../shared/{name}"));
+        return None;
     }
+    Some(path)
 }
 
 /// The default model if an earlier run has fetched it; prints why the test is skipped if not.
@@ -83,7 +97,13 @@ pub fn default_model() -> Option<PathBuf> {
     });
     let path = cache.map(|cache| cache.join("SmolLM2-135M-Instruct.Q4_1.gguf")).filter(|path| path.exists());
     if path.is_none() {
-        println!("skipped: the default model is not in the cache; `cargo run --release -- data/demo.jsonl` fetches it");
+        absent("model", "the default model is not in the cache; `cargo run --release -- data/demo.jsonl` fetches it");
     }
     path
+}
+
+#[test]
+fn what_is_missing_fails_in_ci_unless_it_is_known() {
+    assert!(may_lack("shared", false, "") && may_lack("shared", true, "gemma, shared"));
+    assert!(!may_lack("shared", true, "") && !may_lack("shared", true, "gemma"));
 }

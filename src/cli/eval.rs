@@ -45,15 +45,19 @@ pub struct Args {
 #[derive(clap::Args)]
 #[command(next_help_heading = "Evaluation")]
 pub struct Options {
-    /// Only the first N items of each task
-    #[arg(long, value_name = "N")]
+    /// Only the first N items of each task, which need not be like the others
+    #[arg(long, value_name = "N", conflicts_with = "sample")]
     limit: Option<usize>,
+
+    /// N items of each task drawn at random
+    #[arg(long, value_name = "N")]
+    sample: Option<usize>,
 
     /// Put N answered examples before every question: from another split of the benchmark, or from the task's own other items
     #[arg(long, value_name = "N", default_value_t = 0)]
     fewshot: usize,
 
-    /// Seed of the draw of these examples
+    /// Seed of the draw of these examples, and of --sample
     #[arg(long, default_value_t = 1234)]
     seed: u64,
 
@@ -80,11 +84,14 @@ impl Options {
         if self.max_len < 2 {
             return Err(Error::usage(format!("--max-len {} leaves nothing to predict; expected 2 or more", self.max_len)));
         }
-        if self.limit == Some(0) {
-            return Err(Error::usage("--limit 0 leaves nothing to evaluate; expected 1 or more"));
+        for (option, n) in [("--limit", self.limit), ("--sample", self.sample)] {
+            if n == Some(0) {
+                return Err(Error::usage(format!("{option} 0 leaves nothing to evaluate; expected 1 or more")));
+            }
         }
         Ok(Way {
             limit: self.limit,
+            sample: self.sample,
             few_shot: self.fewshot,
             seed: self.seed,
             dtype: self.dtype,

@@ -7,10 +7,13 @@ mod progress;
 mod score;
 mod train;
 
+use std::sync::LazyLock;
+
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::error::{Error, Result};
 use crate::kernels::level::Level;
+use crate::provenance;
 use output::quoted;
 
 /// Look before you fine-tune: find the tokens of a data set that a language model is sure to disagree with.
@@ -20,7 +23,7 @@ use output::quoted;
 #[derive(Parser)]
 #[command(
     name = "diagnose",
-    version,
+    version = version(),
     max_term_width = 110,
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true
@@ -38,6 +41,12 @@ enum Command {
     Eval(eval::Args),
     Diff(diff::Args),
     Train(Box<train::Args>),
+}
+
+/// `0.1.0 (6221c8126b41), kernels avx512bf16`: what a reader of a bug report wants to know.
+fn version() -> &'static str {
+    static VERSION: LazyLock<String> = LazyLock::new(|| format!("{}, kernels {}", provenance::build(), Level::current().name()));
+    &VERSION
 }
 
 /// Runs what the command line asks for.

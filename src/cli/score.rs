@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 
 use super::output;
 use super::progress::Terminal;
-use crate::dataset::{FieldMap, Format, ReadOptions};
+use crate::dataset::{Choice, FieldMap, Format, ReadOptions};
 use crate::diagnosis::quadrants::Thresholds;
 use crate::error::{Context, Error, Result};
+use crate::jobs::folders;
 use crate::jobs::score::{self, Job, Outcome};
 use crate::kernels::{Dtype, Kernels, cuda};
 use crate::model::Placement;
@@ -46,9 +47,17 @@ pub struct Args {
     #[arg(long, value_name = "TOKENS", default_value_t = 2048)]
     max_len: usize,
 
-    /// Read only the first N records
-    #[arg(long, value_name = "N")]
+    /// Read only the first N records, which need not be like the others: to try something out
+    #[arg(long, value_name = "N", conflicts_with = "sample")]
     limit: Option<u64>,
+
+    /// Read N records drawn at random; the intervals of the report then hold for the whole data set
+    #[arg(long, value_name = "N")]
+    sample: Option<u64>,
+
+    /// Seed of --sample; a larger sample of the same seed holds the smaller one
+    #[arg(long, value_name = "SEED", default_value_t = 0)]
+    seed: u64,
 
     /// Format of the data, where it is not to be guessed: messages, sharegpt, alpaca, prompt-completion, question-answer, text, ..
     #[arg(long)]
@@ -98,10 +107,8 @@ fn run_folder(args: &Args) -> Result<Option<PathBuf>> {
     let folders: Vec<&String> = args.datasets.iter().filter(|dataset| Path::new(dataset).is_dir()).collect();
     match (folders.as_slice(), args.datasets.len()) {
         ([], _) => Ok(None),
-        ([folder], 1) if Path::new(folder).join("run.json").is_file() => Ok(Some(PathBuf::from(folder))),
-        ([folder], 1) => Err(Error::usage("this folder holds no finished run (no run.json)")
-            .at(folder)
-            .cure("Name data files, such as `folder/*.jsonl`, or a run folder that a finished run has left.")),
+        ([folder], 1) if folders::holds_scores(Path::new(folder)) => Ok(Some(PathBuf::from(folder))),
+        ([folder], 1) => Err(folders::not_scores(Path::new(folder))),
         _ => Err(Error::usage("a run folder is sorted again on its own, not together with other inputs")),
     }
 }
@@ -110,8 +117,10 @@ fn job(args: Args, command_line: &str) -> Result<Job> {
     if args.max_len < 2 {
         return Err(Error::usage(format!("--max-len {} leaves nothing to predict; expected 2 or more", args.max_len)));
     }
-    if args.limit == Some(0) {
-        return Err(Error::usage("--limit 0 leaves nothing to read; expected 1 or more"));
+    for (option, n) in [("--limit", args.limit), ("--sample", args.sample)] {
+        if n == Some(0) {
+            return Err(Error::usage(format!("{option} 0 leaves nothing to read; expected 1 or more")));
+        }
     }
     Ok(Job {
         inputs: args.datasets,
@@ -122,7 +131,10 @@ fn job(args: Args, command_line: &str) -> Result<Job> {
         kernels: args.kernels,
         device: args.device,
         render: RenderOptions { system: args.system, max_len: args.max_len, supervise: args.supervise },
-        limit: args.limit,
+        choice: match args.sample {
+            Some(n) => Choice::Random { n, seed: args.seed },
+            None => Choice::first(args.limit),
+        },
         thresholds: args.thresholds,
         command: command_line.to_owned(),
     })

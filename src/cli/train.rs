@@ -11,7 +11,7 @@ use super::output;
 use super::progress::Terminal;
 use crate::diagnosis::gate::method_names;
 use crate::error::{Context, Error, Result};
-use crate::format::thousands;
+use crate::format::{number_with_interval, thousands};
 use crate::jobs::train::{Job, Outcome, Plan, TrainRecord, Trainer};
 use crate::jobs::{score, train};
 use crate::tokens::Audit;
@@ -41,7 +41,7 @@ pub struct Args {
     #[arg(long, help_heading = "Run")]
     list_options: bool,
 
-    /// Print the plan (steps, tokens, memory, what the loss does with the data) and train nothing
+    /// Print the plan (steps, tokens, memory): scores nothing, trains nothing and writes nothing
     #[arg(long, help_heading = "Run")]
     dry_run: bool,
 
@@ -186,11 +186,12 @@ pub fn run(args: Args, command_line: &str) -> Result<()> {
             return Err(Error::usage("there is no checkpoint to resume from").at(&job.out).cure("Leave out --resume to begin."));
         }
     }
-    let trainer = Trainer::prepare(job, command_line, &watch)?;
     if args.dry_run {
+        let plan = train::plan(job, &watch)?;
         drop(watch);
-        return output::print(&plan_text(&trainer.plan, args.json)?);
+        return output::print(&plan_text(&plan, args.json)?);
     }
+    let trainer = Trainer::prepare(job, command_line, &watch)?;
     watch.terminal.say(&format!("Run folder {}", trainer.out.display()));
     let outcome = trainer.run(&watch)?;
     drop(watch);
@@ -215,7 +216,6 @@ fn plan_text(plan: &Plan, json: bool) -> Result<String> {
     if json {
         return Ok(serde_json::to_string_pretty(plan).context("cannot write JSON")? + "\n");
     }
-    let train::Plan { preview, .. } = plan;
     let gib = plan.memory_bytes as f64 / (1u64 << 30) as f64;
     let mut text = format!(
         "{} sequences, {} tokens, {} of them supervised; {} sequences held out\n",
@@ -232,6 +232,7 @@ fn plan_text(plan: &Plan, json: bool) -> Result<String> {
         plan.learning_rate,
     );
     text += &format!("{} trained parameters, about {gib:.1} GiB of memory\n", thousands(plan.trained_parameters));
+    let Some(preview) = plan.preview else { return Ok(text) };
     text += &format!(
         "On the first {} supervised tokens: cross-entropy {:.3}, mean weight {:.3}, as many effective tokens as {:.0} equal ones, \
          {} confident conflicts\n",
@@ -259,8 +260,9 @@ fn record_text(record: &TrainRecord, json: bool) -> Result<String> {
     let was = |value: Option<String>| value.map_or(String::new(), |value| format!(" ({value} before)"));
     if let Some(validation) = record.validation {
         text += &format!(
-            "Held-out rows: cross-entropy {:.4}{}, accuracy {:.1} %{}\n",
-            validation.cross_entropy,
+            "{} held-out rows: cross-entropy {}{}, accuracy {:.1} %{}\n",
+            thousands(validation.rows),
+            number_with_interval(Some(validation.cross_entropy), validation.cross_entropy_ci95, 4),
             was(before.validation.map(|before| format!("{:.4}", before.cross_entropy))),
             100.0 * validation.accuracy,
             was(before.validation.map(|before| format!("{:.1} %", 100.0 * before.accuracy))),
@@ -268,8 +270,10 @@ fn record_text(record: &TrainRecord, json: bool) -> Result<String> {
     }
     if let Some(drift) = record.drift {
         text += &format!(
-            "General text: mean KL from the base model {:.4} nats, cross-entropy {:.4}{}\n",
-            drift.kl,
+            "General text ({} texts, {} tokens): mean KL from the base model {} nats, cross-entropy {:.4}{}\n",
+            drift.texts,
+            thousands(drift.tokens),
+            number_with_interval(Some(drift.kl), drift.kl_ci95, 4),
             drift.cross_entropy,
             was(before.drift.map(|before| format!("{:.4}", before.cross_entropy))),
         );

@@ -16,6 +16,7 @@
 
 mod arrow;
 mod chat;
+mod choice;
 mod container;
 mod delimited;
 mod example;
@@ -40,6 +41,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 
+pub use choice::{Choice, Chosen};
 pub use container::Container;
 pub use example::{Example, Place, PlantedSpan, Role, Turn};
 pub use files::Compression;
@@ -69,6 +71,13 @@ pub struct DataFile {
     pub sha256: String,
     /// Size of the same bytes.
     pub bytes: u64,
+}
+
+impl DataFile {
+    /// Its name without the folders before it, which the table has as the `source` of rows that name no other.
+    pub fn name(&self) -> String {
+        files::display_name(&self.path)
+    }
 }
 
 /// One record of the input, good or bad.

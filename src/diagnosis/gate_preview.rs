@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::by_quadrant::ByQuadrant;
 use super::gate::{Gate, Token, Weight};
-use crate::stats::share;
+use crate::stats::{ClusterSums, Scale, Term, share};
 use crate::table::{Quadrant, TokenChunk};
 
 /// One gate over the whole data set.
@@ -23,6 +23,9 @@ pub struct GatePreview {
     pub mean_weight: f64,
     /// Multiply SFT's learning rate by this for the same sum of gradient norms. Absent if the gate leaves nothing.
     pub learning_rate_factor: Option<f64>,
+    /// Its 95 % interval over the rows, for the gate as it is with its thresholds filled in.
+    #[serde(default)]
+    pub learning_rate_factor_ci95: Option<[f64; 2]>,
     /// Of the loss and of the gradient of each quadrant, the fraction that remains: above 1 where weights are.
     pub kept: ByQuadrant<LossAndGrad>,
     /// Of what remains in all, the share of each quadrant. Adds to 1 over the quadrants.
@@ -69,6 +72,10 @@ pub(super) struct GateSums {
     total: [WeightLossAndGrad; 4],
     remaining: [WeightLossAndGrad; 4],
     taken: [WeightLossAndGrad; 4],
+    /// The gradient in all over what remains of it, row by row; and those of the row that is being read.
+    factor: ClusterSums,
+    row: Option<u32>,
+    row_grad: Term,
 }
 
 impl GateSums {
@@ -80,6 +87,9 @@ impl GateSums {
             total: Default::default(),
             remaining: Default::default(),
             taken: Default::default(),
+            factor: ClusterSums::default(),
+            row: None,
+            row_grad: Term::default(),
         }
     }
 
@@ -88,6 +98,12 @@ impl GateSums {
             let weight = f64::from(self.weight.of(&Token::of_table(chunk, i)));
             let (loss, grad) = (-f64::from(chunk.logprob[i]), f64::from(chunk.grad[i]));
             let quadrant = quadrant.index();
+            if self.row != Some(chunk.row[i]) {
+                self.close_row();
+                self.row = Some(chunk.row[i]);
+            }
+            self.row_grad.numerator += grad;
+            self.row_grad.denominator += weight * grad;
             self.squares += weight * weight;
             self.total[quadrant].add(1.0, loss, grad);
             self.remaining[quadrant].add(weight, loss, grad);
@@ -95,7 +111,16 @@ impl GateSums {
         }
     }
 
-    pub(super) fn finish(self) -> GatePreview {
+    /// The tokens of a row stand together, in one chunk or in several.
+    fn close_row(&mut self) {
+        let row_grad = std::mem::take(&mut self.row_grad);
+        if self.row.take().is_some() {
+            self.factor.add(row_grad);
+        }
+    }
+
+    pub(super) fn finish(mut self) -> GatePreview {
+        self.close_row();
         let sum = |parts: &[WeightLossAndGrad; 4]| {
             parts.iter().fold(WeightLossAndGrad::default(), |sum, part| WeightLossAndGrad {
                 weight: sum.weight + part.weight,
@@ -110,6 +135,7 @@ impl GateSums {
             effective_tokens: share(remaining.weight * remaining.weight, self.squares),
             mean_weight: share(remaining.weight, total.weight),
             learning_rate_factor: (remaining.grad > 0.0).then(|| total.grad / remaining.grad),
+            learning_rate_factor_ci95: self.factor.ci95(Scale::Log),
             kept: ByQuadrant::from_fn(|quadrant| {
                 let (of, all) = (self.remaining[quadrant.index()], self.total[quadrant.index()]);
                 LossAndGrad { loss: share(of.loss, all.loss), grad: share(of.grad, all.grad) }

@@ -20,7 +20,7 @@ use super::population::{Needs, Population};
 use super::quadrants::Resolved;
 use super::ranking::Ranking;
 use crate::error::Result;
-use crate::stats::share;
+use crate::stats::{ClusterSums, Scale, Term, share};
 use crate::table::{Column, Quadrant, Row, TokenChunk, read_chunks, texts_of};
 
 /// What summary.json holds.
@@ -51,8 +51,14 @@ pub struct Summary {
 const LIST_LENGTH: usize = 20;
 
 /// Sums over some of the supervised tokens. Shares are of the totals given here, and 0 where a total is 0.
+///
+/// `.._ci95` are 95 % intervals that take the rows, whole, as drawn at random from many like them, and the thresholds as given; absent
+/// where fewer than two rows or none of their tokens tell.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Breakdown {
+    /// Rows with a token here.
+    #[serde(default)]
+    pub rows: u64,
     pub tokens: u64,
     /// Sum of -ln p, nats.
     pub loss: f64,
@@ -72,10 +78,16 @@ pub struct Breakdown {
 pub struct Cell {
     pub tokens: u64,
     pub token_share: f64,
+    #[serde(default)]
+    pub token_share_ci95: Option<[f64; 2]>,
     pub loss: f64,
     pub loss_share: f64,
+    #[serde(default)]
+    pub loss_share_ci95: Option<[f64; 2]>,
     pub grad: f64,
     pub grad_share: f64,
+    #[serde(default)]
+    pub grad_share_ci95: Option<[f64; 2]>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -196,8 +208,11 @@ struct Sums {
     not_finite: u64,
     between: u64,
     source_names: Arc<Vec<String>>,
-    sources: Vec<Quarters>,
-    turns: Vec<Quarters>,
+    sources: Vec<Tally>,
+    turns: Vec<Tally>,
+    /// Of all tokens only what tells how shares vary from row to row; the rest is the sum over the sources.
+    overall: Tally,
+    open_row: OpenRow,
     /// Occurrences of each target token by quadrant.
     tokens: HashMap<u32, [u64; 4]>,
     /// Number and surplus of the conflicts by (target, model's choice).
@@ -217,20 +232,72 @@ struct Quarter {
     entropy: f64,
 }
 
+/// Sums over some of the tokens, and over the rows that they stand in.
+#[derive(Clone, Default)]
+struct Tally {
+    whole: Quarters,
+    /// Of the row that is being read.
+    row: Quarters,
+    rows: u64,
+    /// By quadrant the shares of tokens, loss and gradient.
+    shares: [[ClusterSums; 3]; 4],
+}
+
+/// The row that is being read. The tokens of a row stand together, in one chunk or in several.
+#[derive(Default)]
+struct OpenRow {
+    row: Option<u32>,
+    /// The sources and the turns that have tokens in it.
+    sources: Vec<usize>,
+    turns: Vec<usize>,
+}
+
+impl Tally {
+    /// Says whether the token is the first of its row.
+    fn add(&mut self, quadrant: usize, loss: f64, grad: f64, entropy: f64) -> bool {
+        let is_first = self.row.iter().all(|quarter| quarter.tokens == 0);
+        for quarter in [&mut self.whole[quadrant], &mut self.row[quadrant]] {
+            quarter.tokens += 1;
+            quarter.loss += loss;
+            quarter.grad += grad;
+            quarter.entropy += entropy;
+        }
+        is_first
+    }
+
+    fn close_row(&mut self) {
+        let row = std::mem::take(&mut self.row);
+        let of = |quarter: &Quarter| [quarter.tokens as f64, quarter.loss, quarter.grad];
+        let whole = row.iter().map(of).fold([0.0; 3], |sum, own| std::array::from_fn(|i| sum[i] + own[i]));
+        self.rows += 1;
+        for (shares, quarter) in self.shares.iter_mut().zip(&row) {
+            for ((share, numerator), denominator) in shares.iter_mut().zip(of(quarter)).zip(whole) {
+                share.add(Term { numerator, denominator });
+            }
+        }
+    }
+}
+
 impl Sums {
     fn add(&mut self, chunk: &TokenChunk, labels: &[Quadrant], thresholds: &Resolved) {
         self.source_names = Arc::clone(&chunk.sources);
-        self.sources.resize(chunk.sources.len().max(self.sources.len()), Quarters::default());
+        self.sources.resize(chunk.sources.len().max(self.sources.len()), Tally::default());
         let n_turns = chunk.turn.iter().max().map_or(0, |turn| usize::from(*turn) + 1);
-        self.turns.resize(n_turns.max(self.turns.len()), Quarters::default());
+        self.turns.resize(n_turns.max(self.turns.len()), Tally::default());
         for (i, quadrant) in labels.iter().enumerate() {
             let (logprob, entropy) = (f64::from(chunk.logprob[i]), f64::from(chunk.entropy[i]));
-            let q = quadrant.index();
-            for quarter in [&mut self.sources[chunk.source[i] as usize][q], &mut self.turns[usize::from(chunk.turn[i])][q]] {
-                quarter.tokens += 1;
-                quarter.loss -= logprob;
-                quarter.grad += f64::from(chunk.grad[i]);
-                quarter.entropy += entropy;
+            let (q, loss, grad) = (quadrant.index(), -logprob, f64::from(chunk.grad[i]));
+            if self.open_row.row != Some(chunk.row[i]) {
+                self.close_row();
+                self.open_row.row = Some(chunk.row[i]);
+            }
+            let (source, turn) = (chunk.source[i] as usize, usize::from(chunk.turn[i]));
+            self.overall.add(q, loss, grad, entropy);
+            if self.sources[source].add(q, loss, grad, entropy) {
+                self.open_row.sources.push(source);
+            }
+            if self.turns[turn].add(q, loss, grad, entropy) {
+                self.open_row.turns.push(turn);
             }
             self.tokens.entry(chunk.token_id[i]).or_default()[q] += 1;
             if *quadrant == Quadrant::ConfidentConflict {
@@ -243,6 +310,16 @@ impl Sums {
         if let Some(high) = thresholds.entropy_high {
             let between = chunk.entropy.iter().filter(|entropy| **entropy > thresholds.entropy && **entropy < high);
             self.between += between.count() as u64;
+        }
+    }
+
+    /// The row that was being read has no more tokens.
+    fn close_row(&mut self) {
+        let OpenRow { row, sources, turns } = std::mem::take(&mut self.open_row);
+        if row.is_some() {
+            self.overall.close_row();
+            sources.into_iter().for_each(|source| self.sources[source].close_row());
+            turns.into_iter().for_each(|turn| self.turns[turn].close_row());
         }
     }
 
@@ -298,8 +375,9 @@ impl Sums {
             }
         }
 
-        let overall = self.sources.iter().fold(Quarters::default(), |mut overall, source| {
-            for (sum, quarter) in overall.iter_mut().zip(source) {
+        self.close_row();
+        self.overall.whole = self.sources.iter().fold(Quarters::default(), |mut overall, source| {
+            for (sum, quarter) in overall.iter_mut().zip(&source.whole) {
                 sum.tokens += quarter.tokens;
                 sum.loss += quarter.loss;
                 sum.grad += quarter.grad;
@@ -311,7 +389,7 @@ impl Sums {
             thresholds: thresholds.clone(),
             tokens_between_groups: thresholds.entropy_high.map(|_| self.between),
             tokens_not_finite: self.not_finite,
-            overall: breakdown(&overall),
+            overall: breakdown(&self.overall),
             sources: self
                 .source_names
                 .iter()
@@ -362,12 +440,14 @@ impl Sums {
     }
 }
 
-fn breakdown(quarters: &Quarters) -> Breakdown {
+fn breakdown(tally: &Tally) -> Breakdown {
+    let Tally { whole: quarters, rows, shares, .. } = tally;
     let tokens: u64 = quarters.iter().map(|quarter| quarter.tokens).sum();
     let sum = |of: fn(&Quarter) -> f64| quarters.iter().map(of).sum::<f64>();
     let (loss, grad, entropy) = (sum(|quarter| quarter.loss), sum(|quarter| quarter.grad), sum(|quarter| quarter.entropy));
     let n = tokens as f64;
     Breakdown {
+        rows: *rows,
         tokens,
         loss,
         grad,
@@ -376,13 +456,18 @@ fn breakdown(quarters: &Quarters) -> Breakdown {
         mean_surplus: share(loss - entropy, n),
         quadrants: ByQuadrant::from_fn(|quadrant| {
             let quarter = quarters[quadrant.index()];
+            let [token_share_ci95, loss_share_ci95, grad_share_ci95] =
+                shares[quadrant.index()].map(|share| share.ci95(Scale::LogOdds));
             Cell {
                 tokens: quarter.tokens,
                 token_share: share(quarter.tokens as f64, n),
+                token_share_ci95,
                 loss: quarter.loss,
                 loss_share: share(quarter.loss, loss),
+                loss_share_ci95,
                 grad: quarter.grad,
                 grad_share: share(quarter.grad, grad),
+                grad_share_ci95,
             }
         }),
     }

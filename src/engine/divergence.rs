@@ -1,82 +1,141 @@
 //! How far a second model has moved from a first one: the Kullback-Leibler divergence over the whole vocabulary, token by token.
 //!
-//! `KL(p || q) = sum_v p_v (ln p_v - ln q_v)` in nats, p of the first model; `0 ln 0 = 0`. Logits are taken for [`ROWS`] tokens at a
-//! time, so that no matrix of all tokens by the vocabulary is held. The kernel that training watches its drift with needs the fused
-//! kernels; this one runs on any device.
+//! `KL(first || second) = sum_v p_v (ln p_v - ln q_v)` in nats, p of the first model; `0 ln 0 = 0`. By the fused kernels where the models
+//! have them, else by the plain expression ([`divergences`]); either way logits are there for some hundred tokens at a time. Two models
+//! that are both at hand are compared by [`divergence`]. Training has the first model only before its first step, and keeps its logits
+//! in a file: [`KeptLogits`].
 
-use rayon::prelude::*;
+use std::fs::File;
+use std::io::{BufWriter, Read, Seek, Write};
+use std::path::Path;
+
+use candle_core::Tensor;
 
 use super::TOKEN_BUDGET;
-use super::batch::pack;
-use crate::error::{Error, Result};
+use super::batch::{Packed, pack};
+use crate::error::{Context, Error, Result};
+use crate::kernels::head::{chunk_rows, divergences, logits};
 use crate::model::Model;
 use crate::tokens::Sequence;
 
-/// Tokens whose logits are held at once: 50 MB a model for a vocabulary of 49,152.
-const ROWS: usize = 256;
+/// At one supervised token.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TokenDivergence {
+    /// Nats.
+    pub kl: f64,
+    /// ln p of the target under the second model.
+    pub logprob: f64,
+}
 
 /// The divergence at each supervised token of each sequence. `progress` is told the number of sequences done.
-pub fn divergence(before: &Model, after: &Model, sequences: &[Sequence], progress: &mut dyn FnMut(u64)) -> Result<Vec<Vec<f64>>> {
+pub fn divergence(
+    before: &Model,
+    after: &Model,
+    sequences: &[Sequence],
+    progress: &mut dyn FnMut(u64),
+) -> Result<Vec<Vec<TokenDivergence>>> {
     if before.config.vocab_size != after.config.vocab_size {
         return Err(Error::new(format!(
             "the vocabularies differ: {} tokens before, {} after",
             before.config.vocab_size, after.config.vocab_size
         )));
     }
-    let mut divergences: Vec<Vec<f64>> = sequences.iter().map(|_| Vec::new()).collect();
-    let mut done = 0;
-    for packed in pack(sequences, TOKEN_BUDGET, TOKEN_BUDGET) {
-        let p_nd = before.hidden(&packed.batch, &packed.rows)?;
-        let q_nd = after.hidden(&packed.batch, &packed.rows)?;
-        let mut found = Vec::with_capacity(packed.rows.len());
-        for begin in (0..packed.rows.len()).step_by(ROWS) {
-            let n = ROWS.min(packed.rows.len() - begin);
-            let p_nv = before.logits_of(&p_nd.narrow(0, begin, n)?)?.to_vec2::<f32>()?;
-            let q_nv = after.logits_of(&q_nd.narrow(0, begin, n)?)?.to_vec2::<f32>()?;
-            found.par_extend(p_nv.par_iter().zip(&q_nv).map(|(p, q)| of_logits(p, q)));
+    let packs = pack(sequences, TOKEN_BUDGET, TOKEN_BUDGET);
+    let mut hidden_nd = None;
+    let of_before = |packed: &Packed, begin: usize, n: usize| {
+        if begin == 0 {
+            hidden_nd = None;
         }
-        if found.iter().any(|divergence| divergence.is_nan()) {
+        let hidden_nd = match &mut hidden_nd {
+            Some(hidden_nd) => hidden_nd,
+            none => none.insert(before.hidden(&packed.batch, &packed.rows)?),
+        };
+        logits(&hidden_nd.narrow(0, begin, n)?, before.head(), &before.head_options(1))
+    };
+    compared(after, &packs, sequences.len(), of_before, progress)
+}
+
+/// What a model says of some sequences, kept for the time when it says something else: its logits at every supervised token.
+pub struct KeptLogits {
+    packs: Vec<Packed>,
+    n_sequences: usize,
+    /// `[n, V]` f32, little-endian, in the order of the packs. The file has no name, and goes with the process.
+    file: File,
+}
+
+impl KeptLogits {
+    /// Keeps what `model` says now in a file in `folder`: four bytes a word of the vocabulary and token.
+    pub fn of(model: &Model, sequences: &[Sequence], folder: &Path) -> Result<KeptLogits> {
+        const CANNOT: &str = "cannot write the base model's logits";
+        let packs = pack(sequences, TOKEN_BUDGET, TOKEN_BUDGET);
+        let mut file = BufWriter::new(tempfile::tempfile_in(folder).context_at(folder, CANNOT)?);
+        for packed in &packs {
+            let hidden_nd = model.hidden(&packed.batch, &packed.rows)?;
+            for (begin, n) in chunks(model, packed) {
+                for logit in logits(&hidden_nd.narrow(0, begin, n)?, model.head(), &model.head_options(1))? {
+                    file.write_all(&logit.to_le_bytes()).context_at(folder, CANNOT)?;
+                }
+            }
+        }
+        let file = file.into_inner().map_err(|error| error.into_error()).context_at(folder, CANNOT)?;
+        Ok(KeptLogits { packs, n_sequences: sequences.len(), file })
+    }
+
+    /// The divergence from what was kept to what `model` says now, at each supervised token of each sequence.
+    pub fn divergence(&self, model: &Model) -> Result<Vec<Vec<TokenDivergence>>> {
+        const CANNOT: &str = "cannot read the base model's logits";
+        let vocabulary = model.head().out_features();
+        let mut file = &self.file;
+        file.rewind().context(CANNOT)?;
+        let mut row = vec![0; 4 * vocabulary];
+        let of_base = |_: &Packed, _: usize, n: usize| {
+            let mut logits: Vec<f32> = Vec::with_capacity(n * vocabulary);
+            for _ in 0..n {
+                file.read_exact(&mut row).context(CANNOT)?;
+                logits.extend(row.as_chunks().0.iter().map(|&logit| f32::from_le_bytes(logit)));
+            }
+            Ok(logits)
+        };
+        compared(model, &self.packs, self.n_sequences, of_base, &mut |_| {})
+    }
+}
+
+/// `of_base` gives the first model's logits of `n` rows of a pack from one on; it is asked in their order.
+fn compared(
+    model: &Model,
+    packs: &[Packed],
+    n_sequences: usize,
+    mut of_base: impl FnMut(&Packed, usize, usize) -> Result<Vec<f32>>,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Vec<Vec<TokenDivergence>>> {
+    let mut by_sequence: Vec<Vec<TokenDivergence>> = vec![Vec::new(); n_sequences];
+    let mut done = 0;
+    for packed in packs {
+        let hidden_nd: Tensor = model.hidden(&packed.batch, &packed.rows)?;
+        let mut found = Vec::with_capacity(packed.rows.len());
+        for (begin, n) in chunks(model, packed) {
+            let (hidden_nd, targets) = (hidden_nd.narrow(0, begin, n)?, &packed.targets[begin..begin + n]);
+            let of_base = of_base(packed, begin, n)?;
+            let pairs = divergences(&hidden_nd, model.head(), targets, &of_base, &model.head_options(1))?;
+            found.extend(pairs.into_iter().map(|(statistics, divergence)| TokenDivergence {
+                kl: f64::from(divergence.from_reference),
+                logprob: f64::from(statistics.logprob),
+            }));
+        }
+        if found.iter().any(|token| token.kl.is_nan()) {
             return Err(Error::new("the logits of one of the models are not numbers").cure("Check the model files."));
         }
         for (sequence, targets) in &packed.scatter {
-            divergences[*sequence] = targets.iter().map(|&target| found[target as usize]).collect();
+            by_sequence[*sequence] = targets.iter().map(|&target| found[target as usize]).collect();
             done += 1;
         }
         progress(done);
     }
-    Ok(divergences)
+    Ok(by_sequence)
 }
 
-/// Of one token, in f64: the terms cancel where the models are near each other.
-fn of_logits(p: &[f32], q: &[f32]) -> f64 {
-    let log_sum = |logits: &[f32]| {
-        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        f64::from(max) + logits.iter().map(|&logit| f64::from(logit - max).exp()).sum::<f64>().ln()
-    };
-    let (p_sum, q_sum) = (log_sum(p), log_sum(q));
-    let term = |(&p, &q): (&f32, &f32)| {
-        let p_log = f64::from(p) - p_sum;
-        let p = p_log.exp();
-        if p == 0.0 { 0.0 } else { p * (p_log - (f64::from(q) - q_sum)) }
-    };
-    let sum: f64 = p.iter().zip(q).map(term).sum();
-    // Never below zero but for rounding; a NaN stays one.
-    if sum < 0.0 { 0.0 } else { sum }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn divergences_by_hand() {
-        let close = |found: f64, expected: f64| assert!((found - expected).abs() < 1e-7, "{found} for {expected}");
-        let log = |probabilities: &[f32]| probabilities.iter().map(|p| p.ln()).collect::<Vec<f32>>();
-        // 1/2 ln 2 + 1/2 ln (2/3)
-        close(of_logits(&log(&[0.5, 0.5]), &log(&[0.25, 0.75])), 0.5 * 2f64.ln() + 0.5 * (2.0 / 3.0f64).ln());
-        // What is added to all logits changes nothing, and what p never says costs nothing.
-        close(of_logits(&[7.0, 7.0, f32::NEG_INFINITY], &[-1.0, -1.0, -1.0]), 1.5f64.ln());
-        close(of_logits(&[0.1, 3.0, -2.0], &[0.1, 3.0, -2.0]), 0.0);
-        assert!(of_logits(&[f32::NAN, 0.0], &[0.0, 0.0]).is_nan());
-    }
+/// The rows of a pack, as many at a time as logits are to be in memory: where they begin, and their number.
+fn chunks(model: &Model, packed: &Packed) -> impl Iterator<Item = (usize, usize)> + use<> {
+    let (chunk, rows) = (chunk_rows(model.head().out_features()), packed.rows.len());
+    (0..rows).step_by(chunk).map(move |begin| (begin, chunk.min(rows - begin)))
 }

@@ -1,6 +1,6 @@
 //! One forward pass over a data set: sequences -> what the model believed about every supervised token.
 //!
-//! `batch.rs` packs sequences into batches that share prefixes; this file runs them, and `divergence.rs` runs two models over them.
+//! `batch.rs` packs sequences into batches that share prefixes; this file runs them, and `divergence.rs` compares two models over them.
 //! Leaves out generation.
 
 mod batch;
@@ -13,7 +13,7 @@ use crate::model::{BatchStatistics, Model, Placement, Statistics};
 use crate::tokens::Sequence;
 
 pub use batch::{Packed, pack};
-pub use divergence::divergence;
+pub use divergence::{KeptLogits, TokenDivergence, divergence};
 
 /// The EAFT gate's K (arXiv 2601.02151, section 3).
 pub const TOP_K: usize = 20;

@@ -10,7 +10,7 @@ use super::score::Scored;
 use super::tasks::{Kind, Task};
 use crate::error::{Context, Result};
 use crate::files::sha256;
-use crate::model::Placement;
+use crate::provenance::Provenance;
 use crate::stats::{Estimate, estimate, ratio};
 
 pub const SCORES_FILE: &str = "scores.json";
@@ -18,9 +18,9 @@ pub const SCORES_FILE: &str = "scores.json";
 /// scores.json.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Scores {
-    pub program: String,
-    /// Of the program.
-    pub version: String,
+    /// Of the command that wrote the file last.
+    #[serde(flatten)]
+    pub provenance: Provenance,
     /// The command that wrote the file last.
     pub command: String,
     #[serde(flatten)]
@@ -31,7 +31,22 @@ pub struct Scores {
 /// By name.
 pub type Tasks = BTreeMap<String, TaskScores>;
 
-/// What decides the numbers besides the task: equal identities give equal scores.
+impl Scores {
+    /// SHA-256 over what decides the numbers besides the task: equal ones give equal scores. Neither a model's name nor its path does.
+    pub fn identity(&self) -> String {
+        let Identity { model_sha256, dtype, kernels, max_len, .. } = &self.identity;
+        sha256(format!("{} {} {model_sha256} {dtype} {kernels} {max_len}", self.provenance.build(), self.provenance.device))
+    }
+
+    /// Where an evaluation goes whose folder nobody named.
+    pub fn folder(&self) -> PathBuf {
+        let of_name = |c: char| if c.is_alphanumeric() || "-._".contains(c) { c } else { '-' };
+        let name: String = self.identity.model.chars().map(of_name).collect();
+        Path::new("runs").join(format!("eval-{name}-{}", &self.identity()[..8]))
+    }
+}
+
+/// Which model was evaluated, and how.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Identity {
     /// The model's short name.
@@ -41,23 +56,7 @@ pub struct Identity {
     pub model_sha256: String,
     pub dtype: String,
     pub kernels: String,
-    #[serde(default = "cpu")]
-    pub device: String,
     pub max_len: usize,
-}
-
-impl Identity {
-    /// Where an evaluation goes whose folder nobody named.
-    pub fn folder(&self) -> PathBuf {
-        let name: String = self.model.chars().map(|c| if c.is_alphanumeric() || "-._".contains(c) { c } else { '-' }).collect();
-        let what = format!("{self:?} {}", env!("CARGO_PKG_VERSION"));
-        Path::new("runs").join(format!("eval-{name}-{}", &sha256(what)[..8]))
-    }
-}
-
-/// The device of folders that were written before there was a choice.
-fn cpu() -> String {
-    Placement::Cpu.to_string()
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -79,13 +78,26 @@ pub struct TaskScores {
     /// Of their draw; `None` where nothing was drawn.
     #[serde(default)]
     pub seed: Option<u64>,
-    pub limit: Option<usize>,
+    #[serde(flatten)]
+    pub chosen: Chosen,
     /// Requests whose context lost its beginning.
     pub truncated: u64,
     pub tokens: u64,
     /// Less than `tokens` where requests share a prefix.
     pub computed_tokens: u64,
     pub seconds: f64,
+}
+
+/// Which items of a task were evaluated.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Chosen {
+    /// The first so many.
+    pub limit: Option<usize>,
+    /// So many at random, by this seed.
+    #[serde(default)]
+    pub sample: Option<usize>,
+    #[serde(default)]
+    pub sample_seed: Option<u64>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -95,7 +107,7 @@ pub struct GroupScore {
 }
 
 impl TaskScores {
-    pub fn new(task: &Task, scored: &Scored, limit: Option<usize>, seconds: f64) -> TaskScores {
+    pub fn new(task: &Task, scored: &Scored, chosen: Chosen, seconds: f64) -> TaskScores {
         let all = metrics(task.kind, &scored.samples);
         TaskScores {
             n: scored.samples.len(),
@@ -108,7 +120,7 @@ impl TaskScores {
             data_sha256: task.sha256.clone(),
             few_shot: task.few_shot.map_or(0, |few_shot| few_shot.n),
             seed: task.few_shot.and_then(|few_shot| few_shot.seed),
-            limit,
+            chosen,
             truncated: scored.truncated,
             tokens: scored.tokens,
             computed_tokens: scored.computed_tokens,

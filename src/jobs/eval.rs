@@ -7,18 +7,21 @@
 use std::collections::HashMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use crate::error::{Context, Error, Result};
 use crate::eval::divergence::{self, Divergence};
 use crate::eval::metrics::Sample;
-use crate::eval::results::{Identity, SCORES_FILE, Scores, TaskScores, Tasks, read_scores};
+use crate::eval::results::{Chosen, Identity, SCORES_FILE, Scores, TaskScores, Tasks, read_scores};
 use crate::eval::samples::{self, SAMPLES_FILE};
 use crate::eval::tasks::{FewShot, Task};
 use crate::eval::{fewshot, named, score};
 use crate::fetch::Progress;
 use crate::files::write_atomically;
+use crate::jobs::provenance_of;
 use crate::kernels::{Dtype, Kernels};
 use crate::model::{LoadOptions, Model, Placement, Reference};
+use crate::{provenance, random};
 
 /// An evaluation as the user asked for it.
 pub struct Job {
@@ -36,9 +39,10 @@ pub struct Job {
 /// How a model is asked.
 #[derive(Debug, Clone, Copy)]
 pub struct Way {
-    /// The first so many items of each task.
+    /// The first so many items of each task, or so many at random.
     pub limit: Option<usize>,
-    /// Examples before every question, and the seed of their draw.
+    pub sample: Option<usize>,
+    /// Examples before every question, and the seed of their draw and of the sample's.
     pub few_shot: usize,
     pub seed: u64,
     pub dtype: Dtype,
@@ -56,12 +60,13 @@ pub struct Evaluated {
 
 /// Evaluates the tasks that the folder does not hold yet, and writes it after each.
 pub fn evaluate(job: &Job, fetching: Progress, scoring: Progress) -> Result<Evaluated> {
+    let started = SystemTime::now();
     let way = &job.way;
     let mut tasks = named::load(&job.tasks, fetching)?;
     for task in &mut tasks {
-        // Drawn from all items, so that a limit changes no prompt.
+        // Drawn from all items, so that neither a limit nor a sample changes a prompt.
         fewshot::apply(task, way.few_shot, way.seed)?;
-        task.items.truncate(way.limit.unwrap_or(usize::MAX));
+        way.choose(task);
     }
     let reference = Reference::resolve(job.model.as_deref(), fetching)?;
     let identity = Identity {
@@ -70,12 +75,13 @@ pub fn evaluate(job: &Job, fetching: Progress, scoring: Progress) -> Result<Eval
         model_sha256: reference.sha256()?,
         dtype: way.dtype.to_string(),
         kernels: way.kernels.to_string(),
-        device: Model::place(&reference, way.load_options(), way.max_len)?.to_string(),
         max_len: way.max_len,
     };
-    let out = job.out.clone().unwrap_or_else(|| identity.folder());
-    let mut folder = Folder::open(&out, identity, &job.command)?;
-    tasks.retain(|task| !folder.holds(task, way.limit));
+    let provenance = provenance_of(started, Model::place(&reference, way.load_options(), way.max_len)?);
+    let scores = Scores { provenance, command: job.command.clone(), identity, tasks: Tasks::new() };
+    let out = job.out.clone().unwrap_or_else(|| scores.folder());
+    let mut folder = Folder::open(&out, scores)?;
+    tasks.retain(|task| !folder.holds(task, way.chosen()));
     if tasks.is_empty() {
         return Ok(Evaluated { out, scores: folder.scores });
     }
@@ -85,7 +91,7 @@ pub fn evaluate(job: &Job, fetching: Progress, scoring: Progress) -> Result<Eval
         let what = format!("Evaluating {}", task.name);
         let scored = score::score(&model, task, way.max_len, &mut |done, total| scoring(&what, done, total))?;
         let seconds = began.elapsed().as_secs_f64();
-        let scores = TaskScores::new(task, &scored, way.limit, seconds);
+        let scores = TaskScores::new(task, &scored, way.chosen(), seconds);
         folder.add(&task.name, scores, scored.samples)?;
     }
     Ok(Evaluated { out, scores: folder.scores })
@@ -115,6 +121,24 @@ pub fn divergence(models: [&Named; 2], way: &Way, fetching: Progress, scoring: P
 }
 
 impl Way {
+    /// Leaves the items that are to be evaluated.
+    fn choose(&self, task: &mut Task) {
+        task.items.truncate(self.limit.unwrap_or(usize::MAX));
+        if let Some(n) = self.sample {
+            let drawn = random::sample(self.seed, task.items.len() as u32, u32::try_from(n).unwrap_or(u32::MAX));
+            let mut number = 0;
+            task.items.retain(|_| {
+                number += 1;
+                drawn.binary_search(&(number - 1)).is_ok()
+            });
+        }
+    }
+
+    /// What of it a task's scores depend on, as they state it.
+    fn chosen(&self) -> Chosen {
+        Chosen { limit: self.limit, sample: self.sample, sample_seed: self.sample.map(|_| self.seed) }
+    }
+
     fn load_options(&self) -> LoadOptions {
         LoadOptions { dtype: self.dtype, kernels: self.kernels, device: self.device }
     }
@@ -128,27 +152,21 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// A new folder, or one that an evaluation of the same model has left.
-    pub fn open(path: &Path, identity: Identity, command: &str) -> Result<Folder> {
+    /// A new folder for `scores`, which hold no task yet, or one that an evaluation of the same model by the same program has left.
+    pub fn open(path: &Path, scores: Scores) -> Result<Folder> {
         std::fs::create_dir_all(path).context_at(path, "cannot create the folder")?;
-        let mut folder = Folder {
-            path: path.to_owned(),
-            scores: Scores {
-                program: env!("CARGO_PKG_NAME").to_owned(),
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-                command: command.to_owned(),
-                identity,
-                tasks: Tasks::new(),
-            },
-            samples: HashMap::new(),
-        };
+        let mut folder = Folder { path: path.to_owned(), scores, samples: HashMap::new() };
         if path.join(SCORES_FILE).exists() {
             let before = read_scores(path)?;
-            if (&before.identity, &before.version) != (&folder.scores.identity, &folder.scores.version) {
-                let Identity { model, dtype, .. } = &before.identity;
-                return Err(Error::new(format!("the folder holds the scores of another evaluation: {model}, {dtype}"))
+            if before.identity() != folder.scores.identity() {
+                let Scores { identity: Identity { model, dtype, .. }, provenance, .. } = &before;
+                let by = provenance.build();
+                return Err(Error::new(format!("the folder holds the scores of another evaluation: {model}, {dtype}, by {by}"))
                     .at(path)
-                    .cure("Give another --out, or the same --model, --dtype, --kernels, --device and --max-len."));
+                    .cure(format!(
+                        "Give another --out, or the same --model, --dtype, --kernels, --device and --max-len; this program is {}.",
+                        provenance::build()
+                    )));
             }
             folder.scores.tasks = before.tasks;
             folder.samples = samples::read(&path.join(SAMPLES_FILE))?;
@@ -157,10 +175,10 @@ impl Folder {
     }
 
     /// Has this task been evaluated, on the same items?
-    pub fn holds(&self, task: &Task, limit: Option<usize>) -> bool {
+    pub fn holds(&self, task: &Task, chosen: Chosen) -> bool {
         self.scores.tasks.get(&task.name).is_some_and(|scores| {
             let few_shot = (scores.few_shot > 0).then_some(FewShot { n: scores.few_shot, seed: scores.seed });
-            (scores.version, &scores.data_sha256, scores.limit, few_shot) == (task.version, &task.sha256, limit, task.few_shot)
+            (scores.version, &scores.data_sha256, scores.chosen, few_shot) == (task.version, &task.sha256, chosen, task.few_shot)
                 && self.samples.get(&task.name).is_some_and(|samples| samples.len() == scores.n)
         })
     }

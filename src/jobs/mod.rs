@@ -7,12 +7,32 @@
 //! train/     a data set -> a fine-tuned model
 //! eval.rs    tasks -> scores
 //! diff.rs    two of those -> what changed
+//! folders.rs what a folder is that stands in the wrong place
 //! ```
+
+use std::time::SystemTime;
+
+use crate::dataset::DataFile;
+use crate::kernels::level::Level;
+use crate::model::Placement;
+use crate::provenance::Provenance;
 
 pub mod diff;
 pub mod eval;
+pub mod folders;
 pub mod score;
 pub mod train;
+
+/// The record of this process, which began at `started` and ran the model on `device`.
+pub fn provenance_of(started: SystemTime, device: Placement) -> Provenance {
+    Provenance::new(started, Level::current().name(), device.description())
+}
+
+/// What of the data files decides about a run: their bytes, what they are read as, and their names, which the table holds as sources.
+/// The folders before the names do not, so that the same file by another spelling is the same run.
+fn identity_of_files(files: &[DataFile]) -> Vec<(String, &str, String)> {
+    files.iter().map(|file| (file.name(), file.sha256.as_str(), file.format.to_string())).collect()
+}
 
 /// The high-water mark of this process's resident set, where the kernel tells (Linux).
 pub fn peak_memory_bytes() -> Option<u64> {

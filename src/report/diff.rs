@@ -14,6 +14,7 @@ use crate::eval::divergence::Divergence;
 use crate::eval::retention::Retention;
 use crate::format::thousands;
 use crate::maps::{self, forest};
+use crate::provenance;
 use crate::stats::Estimate;
 use crate::table::Quadrant;
 
@@ -153,7 +154,7 @@ fn blocks(diff: &Diff, command: &str) -> Vec<Block> {
         What::Retention(retention) => of_retention(retention),
     };
     blocks.push(Block::Paragraph(vec![plain(distance(&diff.divergence) + ".")]));
-    blocks.push(Block::Paragraph(vec![plain(format!("Made by diagnose {} with", env!("CARGO_PKG_VERSION")))]));
+    blocks.push(Block::Paragraph(vec![plain(format!("Made by diagnose {} with", provenance::build()))]));
     blocks.push(Block::Code(command.to_owned()));
     blocks
 }
@@ -312,7 +313,7 @@ fn points(average: &MacroChange) -> [String; 2] {
 
 fn distance(distance: &Distance) -> String {
     match distance {
-        Distance::Measured(Divergence { texts, tokens, mean }) => {
+        Distance::Measured(Divergence { texts, tokens, mean, .. }) => {
             let ends = mean.ci95.map_or_else(String::new, |[low, high]| format!(", 95 % interval {low:.4} to {high:.4}"));
             format!(
                 "mean KL(before || after) on general text: {:.4} nat per token{ends} ({texts} texts, {} tokens)",

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::eval::results::{Scores, TaskScores};
+use crate::eval::results::{Chosen, Scores, TaskScores};
 use crate::eval::tasks::Kind;
 use crate::stats::Estimate;
 
@@ -26,6 +26,9 @@ pub fn table(scores: &Scores, out: &str, coloured: bool) -> String {
             let (name, n) = if idx == 0 { (name.as_str(), task.n.to_string()) } else { ("", String::new()) };
             line(format!("{name:<width$} {n:>7}  {metric:<16}{}", numbers(metric, estimate)));
         }
+        if let Some(which) = which_items(task) {
+            line(format!("{dim}{:width$}          {which}{reset}", ""));
+        }
         if task.truncated > 0 {
             line(format!("{dim}{:width$}          {} contexts were cut at their beginning{reset}", "", task.truncated));
         }
@@ -33,6 +36,17 @@ pub fn table(scores: &Scores, out: &str, coloured: bool) -> String {
     line(format!("\nscores   {bold}{out}/scores.json{reset}"));
     line(format!("samples  {out}/samples.parquet"));
     text
+}
+
+/// Said where not all items of the task were evaluated.
+fn which_items(task: &TaskScores) -> Option<String> {
+    match task.chosen {
+        Chosen { sample: Some(n), sample_seed, .. } if n <= task.n => {
+            Some(format!("{n} items drawn at random, seed {}", sample_seed.unwrap_or_default()))
+        }
+        Chosen { limit: Some(n), .. } if n <= task.n => Some(format!("the first {n} items, not a random sample")),
+        _ => None,
+    }
 }
 
 /// The primary metric first.

@@ -11,7 +11,7 @@ use crate::diagnosis::planted::RankingQuality;
 use crate::diagnosis::ranking::Ranking;
 use crate::diagnosis::summary::{Breakdown, Summary};
 use crate::engine::TOP_K;
-use crate::format::{percent_in_table, thousands};
+use crate::format::{number_with_interval, percent_in_table, percent_with_interval, thousands};
 use crate::table::Quadrant;
 
 /// Where the numbers come from.
@@ -23,9 +23,12 @@ pub struct Origin {
     pub model_sha256: String,
     pub data: String,
     pub dtype: String,
+    /// Of the program that scored the data, with its commit.
     pub version: String,
     /// The findings of the mask audit.
     pub audit: Vec<String>,
+    /// Which rows of the data were read, in a few words.
+    pub rows: String,
     pub records: u64,
     pub scored: u64,
     pub tokens: u64,
@@ -64,13 +67,20 @@ fn head(text: &mut String, summary: &Summary, origin: &Origin) {
     add!(text, "# {} seen by {}\n", escaped(&origin.data), escaped(&origin.model));
     add!(
         text,
-        "**{} of {} supervised tokens ({}) are confident conflicts**: the model is sure of something else. They carry {} of the \
+        "**{} of {} supervised tokens, {}, are confident conflicts**: the model is sure of something else. They carry {} of the \
          loss and {} of the gradient of plain fine-tuning.\n",
         thousands(conflict.tokens),
         thousands(overall.tokens),
-        percent_in_table(conflict.token_share),
-        percent_in_table(conflict.loss_share),
-        percent_in_table(conflict.grad_share)
+        percent_with_interval(conflict.token_share, conflict.token_share_ci95),
+        percent_with_interval(conflict.loss_share, conflict.loss_share_ci95),
+        percent_with_interval(conflict.grad_share, conflict.grad_share_ci95)
+    );
+    add!(
+        text,
+        "In brackets stand 95 % intervals over the {} rows with a supervised token: how far the number could lie elsewhere if as many \
+         rows were drawn, whole, from where these come from (here: {}).\n",
+        thousands(overall.rows),
+        origin.rows
     );
     add!(text, "| | |\n|---|---|");
     add!(text, "| rows scored | {} of {} |", thousands(origin.scored), thousands(origin.records));
@@ -122,9 +132,9 @@ fn quadrants(text: &mut String, summary: &Summary) {
             "| {} | {} | {} | {} | {} |",
             name(quadrant),
             thousands(cell.tokens),
-            percent_in_table(cell.token_share),
-            percent_in_table(cell.loss_share),
-            percent_in_table(cell.grad_share)
+            percent_with_interval(cell.token_share, cell.token_share_ci95),
+            percent_with_interval(cell.loss_share, cell.loss_share_ci95),
+            percent_with_interval(cell.grad_share, cell.grad_share_ci95)
         );
     }
     add!(
@@ -193,22 +203,23 @@ fn rankings(text: &mut String, planted: &RankingQuality) {
     add!(text, "## Planted conflicts\n");
     add!(
         text,
-        "{} spans of these data are marked as planted: changed on purpose to what a competent model should doubt. How well each \
-         ranking of the tokens finds the first token of each span (AUROC; precision and recall among the top 1 % of the tokens):\n",
-        planted.spans
+        "{} spans of these data ({} rows) are marked as planted: changed on purpose to what a competent model should doubt. How \
+         well each ranking of the tokens finds the first token of each span (AUROC with its 95 % interval over rows; precision and \
+         recall among the top 1 % of the tokens):\n",
+        planted.spans,
+        thousands(planted.rows as u64)
     );
     add!(text, "| ranking | AUROC | precision at 1 % | recall at 1 % | AUROC, any token of a span |\n|---|---:|---:|---:|---:|");
-    let number = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.4}"));
     for scores in &planted.rankings {
         let first = &scores.first_token;
         add!(
             text,
             "| {} | {} | {} | {} | {} |",
             scores.ranking.name(),
-            number(first.auroc),
+            number_with_interval(first.auroc, first.auroc_ci95, 4),
             first.precision_at_1_percent.map_or("-".to_owned(), percent_in_table),
             first.recall_at_1_percent.map_or("-".to_owned(), percent_in_table),
-            number(scores.any_token.auroc)
+            number_with_interval(scores.any_token.auroc, scores.any_token.auroc_ci95, 4)
         );
     }
     add!(text, "");
@@ -226,9 +237,11 @@ fn gates(text: &mut String, summary: &Summary) {
         "| loss | effective tokens | mean weight | gradient kept: conflict | uncertain | confident | hesitant | learning-rate factor |"
     );
     add!(text, "|---|---:|---:|---:|---:|---:|---:|---:|");
-    for GatePreview { gate, effective_tokens, mean_weight, learning_rate_factor, kept, .. } in &summary.gates {
+    for preview in &summary.gates {
+        let GatePreview { gate, effective_tokens, mean_weight, learning_rate_factor, learning_rate_factor_ci95, kept, .. } =
+            preview;
         let kept = Quadrant::ALL.map(|quadrant| percent_in_table(kept.get(quadrant).grad)).join(" | ");
-        let factor = learning_rate_factor.map_or("-".to_owned(), |factor| format!("{factor:.2}"));
+        let factor = number_with_interval(*learning_rate_factor, *learning_rate_factor_ci95, 2);
         add!(text, "| {gate} | {} | {mean_weight:.3} | {kept} | {factor} |", thousands(*effective_tokens as u64));
     }
     add!(
@@ -259,17 +272,17 @@ fn breakdowns(text: &mut String, summary: &Summary) {
         let conflict = &breakdown.quadrants.confident_conflict;
         add!(
             text,
-            "| {title} | {} | {:.2} | {:.2} | {} | {} | {} |",
+            "| {title} | {} | {} | {:.2} | {:.2} | {} | {} | {} |",
+            thousands(breakdown.rows),
             thousands(breakdown.tokens),
             breakdown.perplexity,
             breakdown.mean_entropy,
-            percent_in_table(conflict.token_share),
-            percent_in_table(conflict.loss_share),
-            percent_in_table(conflict.grad_share)
+            percent_with_interval(conflict.token_share, conflict.token_share_ci95),
+            percent_with_interval(conflict.loss_share, conflict.loss_share_ci95),
+            percent_with_interval(conflict.grad_share, conflict.grad_share_ci95)
         );
     };
-    let columns =
-        "tokens | perplexity | entropy | conflicts | of the loss | of the gradient |\n|---|---:|---:|---:|---:|---:|---:|";
+    let columns = "rows | tokens | perplexity | entropy | conflicts | of the loss | of the gradient |\n|---|---:|---:|---:|---:|---:|---:|---:|";
     if summary.sources.len() > 1 {
         add!(text, "## By source\n\n| source | {columns}");
         for source in &summary.sources {

@@ -6,7 +6,7 @@ use super::quoted;
 use crate::diagnosis::Report;
 use crate::diagnosis::ranking::Ranking;
 use crate::diagnosis::summary::{Cell, Summary, Surprise};
-use crate::format::{percent_in_table, thousands};
+use crate::format::{number_with_interval, percent_in_table, percent_with_interval, thousands};
 use crate::table::Quadrant;
 
 /// What stands above the numbers.
@@ -15,6 +15,8 @@ pub struct Heading {
     pub model: String,
     /// The run folder.
     pub out: String,
+    /// Which rows of the data were read, in a few words.
+    pub rows: String,
     pub scored: u64,
     pub records: u64,
     pub tokens_per_second: f64,
@@ -55,19 +57,20 @@ pub fn summary(heading: &Heading, report: &Report, coloured: bool) -> String {
     ));
     line(format!("{dim}{}{reset}", summary.thresholds));
     line(String::new());
-    line(format!("{bold}{:<20}{:>10}{:>10}{:>10}{:>10}{reset}", "quadrant", "tokens", "share", "of loss", "of grad"));
+    line(format!("{bold}{:<20}{:>10}{:>22}{:>10}{:>10}{reset}", "quadrant", "tokens", "share", "of loss", "of grad"));
     for quadrant in Quadrant::ALL {
-        let Cell { tokens, token_share, loss_share, grad_share, .. } = *overall.quadrants.get(quadrant);
+        let Cell { tokens, token_share, token_share_ci95, loss_share, grad_share, .. } = *overall.quadrants.get(quadrant);
         let (on, off) = if quadrant == Quadrant::ConfidentConflict { (red, reset) } else { ("", "") };
         line(format!(
-            "{on}{:<20}{off}{:>10}{:>10}{:>10}{:>10}",
+            "{on}{:<20}{off}{:>10}{:>22}{:>10}{:>10}",
             name(quadrant),
             thousands(tokens),
-            percent_in_table(token_share),
+            percent_with_interval(token_share, token_share_ci95),
             percent_in_table(loss_share),
             percent_in_table(grad_share)
         ));
     }
+    line(format!("{dim}in brackets: 95 % interval over {} rows; {}{reset}", thousands(overall.rows), heading.rows));
     if !summary.conflict_pairs.is_empty() {
         line(String::new());
         line(format!("{bold}the data says .. where the model is sure of{reset}"));
@@ -87,7 +90,13 @@ pub fn summary(heading: &Heading, report: &Report, coloured: bool) -> String {
         && let Some(best) = planted.best()
     {
         line(String::new());
-        line(format!("{bold}planted conflicts{reset}: best found by {}; all rankings in the report", best.name()));
+        let of_best = planted.rankings.iter().find(|scores| scores.ranking == best).map(|scores| scores.first_token);
+        let auroc = of_best.map(|scores| number_with_interval(scores.auroc, scores.auroc_ci95, 3)).unwrap_or_default();
+        line(format!(
+            "{bold}planted conflicts{reset}: {} spans, best found by {}, AUROC {auroc}; all rankings in the report",
+            thousands(planted.spans as u64),
+            best.name()
+        ));
     }
     line(String::new());
     line(format!("report   {bold}{}/report.md{reset}", heading.out));

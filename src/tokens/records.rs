@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::render::{Rendered, Renderer};
-use crate::dataset::{Dataset, Example, Place, Record};
+use crate::dataset::{Chosen, Dataset, Example, Place, Record};
 use crate::error::Result;
 
 /// Records rendered at a time: enough work for all cores, little memory.
@@ -18,15 +18,14 @@ pub struct Item {
     pub rendered: Result<Rendered>,
 }
 
-/// The records of the data set from number `skip` on, rendered in their order by all cores, a bounded number at a time.
+/// The chosen records of the data set but for the first `skip` of them, rendered in their order by all cores, a bounded number at a time.
 pub fn rendered<'a>(
     dataset: &'a Dataset,
     renderer: &'a Renderer,
     skip: u64,
-    limit: Option<u64>,
-) -> impl Iterator<Item = Result<Vec<Item>>> + Send + 'a {
-    let limit = limit.unwrap_or(u64::MAX) as usize;
-    let mut records = dataset.records().take(limit).skip(skip as usize);
+    chosen: &Chosen,
+) -> impl Iterator<Item = Result<Vec<Item>>> + Send + use<'a> {
+    let mut records = dataset.chosen(chosen).skip(skip as usize);
     std::iter::from_fn(move || {
         let chunk: Result<Vec<Record>> = records.by_ref().take(RENDER_CHUNK).collect();
         match chunk {

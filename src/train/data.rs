@@ -9,7 +9,7 @@ use std::fmt;
 use std::path::Path;
 
 use super::step::supervised;
-use crate::dataset::{Dataset, Place};
+use crate::dataset::{Chosen, Dataset, Place};
 use crate::error::{Error, Result};
 use crate::random::SplitMix;
 use crate::tokens::{Audit, Renderer, Sequence, rendered};
@@ -49,7 +49,7 @@ impl TrainingSet {
     pub fn read(
         dataset: &Dataset,
         renderer: &Renderer,
-        limit: Option<u64>,
+        chosen: &Chosen,
         strict: bool,
         validation_share: f64,
         seed: u64,
@@ -66,7 +66,7 @@ impl TrainingSet {
         };
         let mut read = Vec::new();
         let mut records = 0;
-        for chunk in rendered(dataset, renderer, 0, limit) {
+        for chunk in rendered(dataset, renderer, 0, chosen) {
             for item in chunk? {
                 records += 1;
                 let rendered = match item.rendered {

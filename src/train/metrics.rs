@@ -5,6 +5,8 @@ use serde::{Deserialize, Serialize};
 use super::step::StepToken;
 use crate::diagnosis::by_quadrant::ByQuadrant;
 use crate::diagnosis::quadrants::{Resolved, Thresholds};
+use crate::kernels::TokenStatistics;
+use crate::stats::{ClusterSums, Scale, Term};
 use crate::table::Quadrant;
 
 /// Tokens of high and of low entropy, in nats: the groups of the paper's Figure 4.
@@ -55,17 +57,28 @@ pub struct Group {
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Validation {
+    /// Mean -ln p, nats per token; the intervals are over the rows.
     pub cross_entropy: f64,
+    #[serde(default)]
+    pub cross_entropy_ci95: Option<[f64; 2]>,
     pub accuracy: f64,
+    #[serde(default)]
+    pub accuracy_ci95: Option<[f64; 2]>,
+    #[serde(default)]
+    pub rows: u64,
     pub tokens: u64,
 }
 
-/// How far the model has moved from the base on text that it was not trained on.
+/// How far the model has moved from the base on text that it was not trained on: `eval::divergence` says which.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Drift {
-    /// Mean KL(base || model), nats per token.
+    /// Mean KL(base || model), nats per token; the interval is over the texts.
     pub kl: f64,
+    #[serde(default)]
+    pub kl_ci95: Option<[f64; 2]>,
     pub cross_entropy: f64,
+    #[serde(default)]
+    pub texts: u64,
     pub tokens: u64,
 }
 
@@ -76,6 +89,28 @@ pub struct Standing {
     pub validation: Option<Validation>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub drift: Option<Drift>,
+}
+
+impl Validation {
+    /// Of the supervised tokens of rows that are held out.
+    pub fn of(rows: &[Vec<TokenStatistics>]) -> Validation {
+        let (mut loss, mut right, mut tokens) = (ClusterSums::default(), ClusterSums::default(), 0);
+        for row in rows.iter().filter(|row| !row.is_empty()) {
+            let denominator = row.len() as f64;
+            loss.add(Term { numerator: -row.iter().map(|token| f64::from(token.logprob)).sum::<f64>(), denominator });
+            right.add(Term { numerator: row.iter().filter(|token| token.rank == 1).count() as f64, denominator });
+            tokens += row.len() as u64;
+        }
+        let (loss, right) = (loss.estimate(Scale::Log), right.estimate(Scale::LogOdds));
+        Validation {
+            cross_entropy: loss.value,
+            cross_entropy_ci95: loss.ci95,
+            accuracy: right.value,
+            accuracy_ci95: right.ci95,
+            rows: rows.iter().filter(|row| !row.is_empty()).count() as u64,
+            tokens,
+        }
+    }
 }
 
 impl StepMetrics {
@@ -149,4 +184,49 @@ impl StepMetrics {
 /// The quadrants of the default thresholds, which need no table.
 pub fn fixed_thresholds() -> crate::Result<Resolved> {
     crate::diagnosis::quadrants::resolve(Thresholds::default(), &[])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn held_out_rows_by_hand() {
+        let token = |logprob: f32, rank: u32| TokenStatistics { logprob, rank, ..TokenStatistics::default() };
+        let rows = [vec![token(-1.0, 1), token(-3.0, 2)], vec![], vec![token(-2.0, 1), token(-2.0, 4)]];
+        let found = Validation::of(&rows);
+        assert_eq!((found.cross_entropy, found.accuracy, found.rows, found.tokens), (2.0, 0.5, 2, 4));
+        // Both rows have a mean of 2 and one token in two right: nothing varies between them.
+        assert_eq!((found.cross_entropy_ci95, found.accuracy_ci95), (Some([2.0, 2.0]), Some([0.5, 0.5])));
+        assert_eq!(Validation::of(&rows[..1]).cross_entropy_ci95, None);
+    }
+
+    /// Rows of one to sixty tokens, each with a level of its own. Nominal 95 %; 1000 experiments leave a standard deviation of 0.7 points.
+    #[test]
+    fn intervals_of_held_out_rows_cover_the_truth_as_often_as_they_say() {
+        let mut random = crate::random::SplitMix(41);
+        let mut uniform = move || (random.next() >> 11) as f64 / (1u64 << 53) as f64;
+        let mut row = || -> Vec<TokenStatistics> {
+            let (n, level) = (1 + (uniform() * 60.0) as usize, 0.3 + uniform());
+            let mut token = || {
+                let logprob = level * (1.0 - uniform()).ln();
+                TokenStatistics {
+                    logprob: logprob as f32,
+                    rank: if logprob > -0.5 { 1 } else { 2 },
+                    ..TokenStatistics::default()
+                }
+            };
+            (0..n).map(|_| token()).collect()
+        };
+        let truth = Validation::of(&(0..200_000).map(|_| row()).collect::<Vec<_>>());
+        let (mut loss, mut accuracy) = (0, 0);
+        for _ in 0..1000 {
+            let found = Validation::of(&(0..50).map(|_| row()).collect::<Vec<_>>());
+            let holds = |ci95: Option<[f64; 2]>, truth: f64| ci95.is_some_and(|[low, high]| low <= truth && truth <= high);
+            loss += usize::from(holds(found.cross_entropy_ci95, truth.cross_entropy));
+            accuracy += usize::from(holds(found.accuracy_ci95, truth.accuracy));
+        }
+        println!("covered: cross-entropy {loss}, accuracy {accuracy} of 1000");
+        assert!((925..=975).contains(&loss) && (925..=975).contains(&accuracy), "{loss} {accuracy}");
+    }
 }

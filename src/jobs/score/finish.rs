@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::plan::{Plan, Planted, Totals};
 use super::stream::{FIDELITY_FILE, Stages};
 use super::watch::Watch;
-use crate::dataset::PlantedSpan;
+use crate::dataset::{Choice, PlantedSpan};
 use crate::diagnosis::Report;
 use crate::diagnosis::fidelity::Fidelity;
 use crate::diagnosis::gate::{Eaft, Gate, Token};
@@ -19,7 +19,8 @@ use crate::diagnosis::summary::{Summary, summarise};
 use crate::engine::TOP_K;
 use crate::error::{Context, Error, Result};
 use crate::files::{write_atomically, write_json};
-use crate::jobs::peak_memory_bytes;
+use crate::format::thousands;
+use crate::jobs::{peak_memory_bytes, provenance_of};
 use crate::kernels::cuda;
 use crate::maps::density::Density;
 use crate::maps::gradient::Gradient;
@@ -27,6 +28,7 @@ use crate::maps::tail::Tail;
 use crate::maps::tokens::{FrequentTokens, TokenCount};
 use crate::maps::{Caption, Cuts, density, fidelity, gradient, tail, tokens};
 use crate::model::{Info, Placement};
+use crate::provenance::Provenance;
 use crate::report::markdown;
 use crate::report::terminal::Heading;
 use crate::table::{Column, Quadrant, ROWS_FILE, TOKENS_FILE, finish as join_parts, finished_parts, read_chunks, read_rows};
@@ -39,8 +41,8 @@ const MAPS_FOLDER: &str = "maps";
 /// What made a run: run.json.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RunRecord {
-    pub program: String,
-    pub version: String,
+    #[serde(flatten)]
+    pub provenance: Provenance,
     /// The command that scored the data.
     pub command: String,
     pub identity: String,
@@ -51,12 +53,16 @@ pub struct RunRecord {
     pub system: Option<String>,
     pub max_len: usize,
     pub supervise: Value,
+    /// The first so many records were read.
     pub limit: Option<u64>,
+    /// So many records were drawn at random, of so many, with this seed. Nothing else in scoring is random.
+    #[serde(default)]
+    pub sample: Option<u64>,
+    #[serde(default)]
+    pub sampled_from: Option<u64>,
+    pub seed: Option<u64>,
     pub dtype: String,
     pub kernels: String,
-    pub device: String,
-    /// Nothing in scoring is random.
-    pub seed: Option<u64>,
     pub vocab_size: usize,
     pub counts: Totals,
     pub audit: Value,
@@ -127,9 +133,13 @@ fn sort(out: &Path, record: RunRecord, thresholds: Thresholds, command: &str, wa
 
 fn record(plan: &Plan, seconds: Stages) -> Result<RunRecord> {
     let json = |what: serde_json::Result<Value>| what.context("cannot write down the run");
+    let (limit, sample, seed) = match plan.chosen.choice {
+        Choice::All => (None, None, None),
+        Choice::First(limit) => (Some(limit), None, None),
+        Choice::Random { n, seed } => (None, Some(n), Some(seed)),
+    };
     Ok(RunRecord {
-        program: env!("CARGO_PKG_NAME").to_owned(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
+        provenance: provenance_of(plan.started, plan.device),
         command: plan.command.clone(),
         identity: plan.identity.clone(),
         model: plan.model.info.clone(),
@@ -138,11 +148,12 @@ fn record(plan: &Plan, seconds: Stages) -> Result<RunRecord> {
         system: plan.render.system.clone(),
         max_len: plan.render.max_len,
         supervise: json(serde_json::to_value(plan.render.supervise))?,
-        limit: plan.limit,
+        limit,
+        sample,
+        sampled_from: plan.chosen.drawn_from,
+        seed,
         dtype: plan.dtype.to_string(),
         kernels: plan.kernels.to_string(),
-        device: plan.device.description(),
-        seed: None,
         vocab_size: plan.model.config.vocab_size,
         counts: plan.totals,
         audit: json(serde_json::to_value(&plan.audit))?,
@@ -250,6 +261,7 @@ impl Outcome {
             data: self.record.data_names(),
             model: model.name.clone(),
             out: self.out.display().to_string(),
+            rows: self.record.rows_read(),
             scored: counts.scored,
             records: counts.records,
             tokens_per_second: *tokens_per_second,
@@ -275,6 +287,20 @@ impl RunRecord {
         }
     }
 
+    /// Which rows were read, in a few words.
+    fn rows_read(&self) -> String {
+        let records = thousands(self.counts.records);
+        match (self.limit, self.sampled_from) {
+            (Some(limit), _) if limit <= self.counts.records => {
+                format!("the first {records} rows of the data, not a random sample")
+            }
+            (_, Some(of)) if of > self.counts.records => {
+                format!("{records} rows drawn at random of {}, seed {}", thousands(of), self.seed.unwrap_or_default())
+            }
+            _ => "all rows read".to_owned(),
+        }
+    }
+
     fn description(&self, command: &str) -> markdown::Origin {
         markdown::Origin {
             command: command.to_owned(),
@@ -283,8 +309,9 @@ impl RunRecord {
             model_sha256: self.model.sha256.clone(),
             data: self.data_names(),
             dtype: self.dtype.clone(),
-            version: self.version.clone(),
+            version: self.provenance.build(),
             audit: self.audit_lines.clone(),
+            rows: self.rows_read(),
             records: self.counts.records,
             scored: self.counts.scored,
             tokens: self.counts.tokens,

@@ -1,17 +1,19 @@
 //! What the user asked for -> everything opened and checked before the long work, and an identity that two equal commands share.
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
 use super::watch::{Beginning, Watch};
-use crate::dataset::{Dataset, PlantedSpan, ReadOptions};
+use crate::dataset::{Choice, Chosen, DataFile, Dataset, PlantedSpan, ReadOptions};
 use crate::diagnosis::quadrants::Thresholds;
 use crate::error::{Context, Error, Result};
 use crate::files::sha256;
+use crate::jobs::identity_of_files;
 use crate::kernels::{Dtype, Kernels};
 use crate::model::{LoadOptions, Model, Placement, Reference};
+use crate::provenance;
 use crate::tokens::{Audit, RenderOptions, Renderer, rendered};
 
 /// The main job as the user asked for it.
@@ -27,8 +29,7 @@ pub struct Job {
     pub kernels: Kernels,
     pub device: Placement,
     pub render: RenderOptions,
-    /// Records to read at most.
-    pub limit: Option<u64>,
+    pub choice: Choice,
     pub thresholds: Thresholds,
     /// The command line, for the report.
     pub command: String,
@@ -46,6 +47,7 @@ pub struct Plan {
     pub identity: String,
     pub planted: Vec<Planted>,
     pub began: Instant,
+    pub started: SystemTime,
     /// To load the model, and to read and render everything for the audit.
     pub load_seconds: f64,
     pub audit_seconds: f64,
@@ -54,7 +56,7 @@ pub struct Plan {
     pub dtype: Dtype,
     pub kernels: Kernels,
     pub device: Placement,
-    pub limit: Option<u64>,
+    pub chosen: Chosen,
     pub thresholds: Thresholds,
     pub command: String,
 }
@@ -82,7 +84,7 @@ pub struct Planted {
 
 impl Plan {
     pub fn make(job: &Job, watch: &dyn Watch) -> Result<Plan> {
-        let run_began = Instant::now();
+        let (run_began, started) = (Instant::now(), SystemTime::now());
         let dataset = Dataset::open(&job.inputs, &job.read)?;
         let reference = Reference::resolve(job.model.as_deref(), &|what, done, total| watch.fetching(what, done, total))?;
         let began = Instant::now();
@@ -92,13 +94,20 @@ impl Plan {
         let renderer = Renderer::new(model.tokenizer.clone(), model.template.take(), job.render.clone())?;
         let load_seconds = began.elapsed().as_secs_f64();
         let began = Instant::now();
-        let (audit, totals, planted) = survey(&dataset, &renderer, job, watch)?;
+        let chosen = dataset.choose(job.choice)?;
+        let (audit, totals, planted) = survey(&dataset, &renderer, &chosen, job.read.strict, watch)?;
         let audit_seconds = began.elapsed().as_secs_f64();
         if totals.supervised == 0 {
             let reasons = audit.lines().join("\n  ");
             return Err(Error::new("no token of this data set would be trained on: there is nothing to score").cure(reasons));
         }
-        let identity = identity(job, &dataset, &model, template_sha256.as_deref())?;
+        let made_of = MadeOf {
+            files: dataset.files(),
+            model_sha256: &model.info.sha256,
+            template_sha256: template_sha256.as_deref(),
+            device: model.placement,
+        };
+        let identity = identity(job, &made_of, &provenance::build())?;
         let out = match &job.out {
             Some(out) => out.clone(),
             None => Path::new("runs").join(format!("{}-{}", stem(&dataset), &identity[..8])),
@@ -114,13 +123,14 @@ impl Plan {
             identity,
             planted,
             began: run_began,
+            started,
             load_seconds,
             audit_seconds,
             template_sha256,
             render: job.render.clone(),
             dtype: job.dtype,
             kernels: job.kernels,
-            limit: job.limit,
+            chosen,
             thresholds: job.thresholds,
             command: job.command.clone(),
         };
@@ -140,9 +150,15 @@ impl Plan {
 }
 
 /// Reads and renders everything once, so that the audit comes before the long work and progress knows its end.
-fn survey(dataset: &Dataset, renderer: &Renderer, job: &Job, watch: &dyn Watch) -> Result<(Audit, Totals, Vec<Planted>)> {
+fn survey(
+    dataset: &Dataset,
+    renderer: &Renderer,
+    chosen: &Chosen,
+    strict: bool,
+    watch: &dyn Watch,
+) -> Result<(Audit, Totals, Vec<Planted>)> {
     let (mut audit, mut totals, mut planted) = (Audit::default(), Totals::default(), Vec::new());
-    for chunk in rendered(dataset, renderer, 0, job.limit) {
+    for chunk in rendered(dataset, renderer, 0, chosen) {
         for item in chunk? {
             totals.records += 1;
             match item.rendered {
@@ -164,7 +180,7 @@ fn survey(dataset: &Dataset, renderer: &Renderer, job: &Job, watch: &dyn Watch) 
                         }));
                     }
                 }
-                Err(error) if job.read.strict => return Err(error.cure("Mend the row, or leave out --strict to skip it.")),
+                Err(error) if strict => return Err(error.cure("Mend the row, or leave out --strict to skip it.")),
                 Err(error) => audit.add_error(&item.place, &error),
             }
         }
@@ -185,23 +201,75 @@ fn stem(dataset: &Dataset) -> String {
     }
 }
 
-/// SHA-256 over everything that the scores depend on.
-fn identity(job: &Job, dataset: &Dataset, model: &Model, template: Option<&str>) -> Result<String> {
-    let files: Vec<_> = dataset.files().iter().map(|file| (&file.path, &file.sha256, file.format.to_string())).collect();
+/// What a job names, as it was found.
+struct MadeOf<'a> {
+    files: &'a [DataFile],
+    model_sha256: &'a str,
+    template_sha256: Option<&'a str>,
+    device: Placement,
+}
+
+/// SHA-256 over everything that the scores depend on; `build` is the program.
+fn identity(job: &Job, made_of: &MadeOf, build: &str) -> Result<String> {
     let what = serde_json::json!({
-        "version": env!("CARGO_PKG_VERSION"),
-        "files": files,
+        "program": build,
+        "files": identity_of_files(made_of.files),
         "mapping": format!("{:?}", job.read.mapping),
-        "limit": job.limit,
-        "model": model.info.sha256,
-        "template": template,
+        "choice": job.choice,
+        "model": made_of.model_sha256,
+        "template": made_of.template_sha256,
         "system": job.render.system,
         "max_len": job.render.max_len,
         "supervise": job.render.supervise,
         "dtype": job.dtype.to_string(),
         "kernels": job.kernels.to_string(),
-        "device": model.placement.to_string(),
+        "device": made_of.device.to_string(),
     });
     let text = serde_json::to_string(&what).context("cannot write down what identifies the run")?;
     Ok(sha256(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataset::FieldMap;
+    use crate::tokens::Supervise;
+
+    #[test]
+    fn the_bytes_and_the_program_make_a_run_and_paths_do_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path.to_string_lossy().into_owned()
+        };
+        let (row, other) = (r#"{"text":"one"}"#, r#"{"text":"two"}"#);
+        let path = write("rows.jsonl", row);
+        let spelling = folder.path().join(".").join("rows.jsonl").to_string_lossy().into_owned();
+        let (renamed, changed) = (write("renamed.jsonl", row), write("changed.jsonl", other));
+        let identity_of = |path: &str, build: &str| {
+            let read = ReadOptions { format: None, mapping: FieldMap::parse(&[]).unwrap(), strict: false };
+            let dataset = Dataset::open(&[path.to_owned()], &read).unwrap();
+            let job = Job {
+                inputs: vec![path.to_owned()],
+                read,
+                model: None,
+                out: None,
+                dtype: Dtype::F32,
+                kernels: Kernels::Fused,
+                device: Placement::Cpu,
+                render: RenderOptions { system: None, max_len: 512, supervise: Supervise::Assistant },
+                choice: Choice::All,
+                thresholds: Thresholds::default(),
+                command: format!("diagnose {path}"),
+            };
+            let made_of = MadeOf { files: dataset.files(), model_sha256: "abc", template_sha256: None, device: Placement::Cpu };
+            identity(&job, &made_of, build).unwrap()
+        };
+        let own = identity_of(&path, "0.1.0 (a)");
+        assert_eq!(own, identity_of(&spelling, "0.1.0 (a)"));
+        assert_ne!(own, identity_of(&path, "0.1.0 (b)"), "another commit is another program");
+        assert_ne!(own, identity_of(&changed, "0.1.0 (a)"));
+        assert_ne!(own, identity_of(&renamed, "0.1.0 (a)"), "the name stands in the table as the rows' source");
+    }
 }

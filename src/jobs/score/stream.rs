@@ -20,6 +20,7 @@ use crate::files::write_json;
 use crate::kernels::TokenStatistics;
 use crate::kernels::allocator;
 use crate::model::Placement;
+use crate::provenance;
 use crate::table::{PARTS_FOLDER, PartWriter, ScoredExample, SkippedExample, TOKENS_FILE, finished_parts, read_rows};
 use crate::tokens::{Item, Sequence, rendered};
 
@@ -86,6 +87,7 @@ pub fn score(plan: &Plan, watch: &dyn Watch) -> Result<Option<Stages>> {
     }
     let provenance = vec![
         ("diagnose.version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
+        ("diagnose.commit".to_owned(), provenance::commit().unwrap_or_default().to_owned()),
         ("diagnose.identity".to_owned(), plan.identity.clone()),
         ("diagnose.model".to_owned(), plan.model.info.name.clone()),
         ("diagnose.model_sha256".to_owned(), plan.model.info.sha256.clone()),
@@ -131,7 +133,7 @@ fn is_finished(plan: &Plan) -> Result<bool> {
 }
 
 fn other_run(out: &Path) -> Error {
-    Error::new("the folder holds another run: other data, model, or options, or another version of the program")
+    Error::new("the folder holds another run: other data, model, or options, or made by another version or commit of the program")
         .at(out)
         .cure("Name another folder with --out, or remove this one.")
 }
@@ -169,7 +171,7 @@ fn read(plan: &Plan, done_records: u64, to_engine: SyncSender<Part>) -> Result<f
         *began = Instant::now();
         sent
     };
-    for chunk in rendered(&plan.dataset, &plan.renderer, done_records, plan.limit) {
+    for chunk in rendered(&plan.dataset, &plan.renderer, done_records, &plan.chosen) {
         for item in chunk? {
             tokens += scorable(&item).map_or(0, |sequence| sequence.ids.len());
             items.push(item);
@@ -228,7 +230,7 @@ fn run_engine(
 fn sample_fidelity(plan: &Plan) -> Result<()> {
     let (mut sequences, mut supervised) = (Vec::new(), 0);
     // From the data rather than from what this process has scored: a run that was interrupted has the same sample.
-    'sample: for chunk in rendered(&plan.dataset, &plan.renderer, 0, plan.limit) {
+    'sample: for chunk in rendered(&plan.dataset, &plan.renderer, 0, &plan.chosen) {
         for item in &chunk? {
             let Some(sequence) = scorable(item) else { continue };
             supervised += sequence.supervised.iter().filter(|&&supervised| supervised).count();

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use super::watch::Watch;
+use crate::dataset::Choice;
 use crate::diagnosis::gate::{Beside, Gate, Method};
 use crate::diagnosis::population::{Needs, Population, Quantity};
 use crate::diagnosis::quadrants::Thresholds;
@@ -32,7 +33,7 @@ pub fn score_before(options: &Options, out: &Path, command: &str, watch: &dyn Wa
         kernels: Kernels::Fused,
         device: Placement::Cpu,
         render: options.render()?,
-        limit: options.limit,
+        choice: Choice::first(options.limit),
         thresholds: Thresholds::default(),
         command: command.to_owned(),
     };

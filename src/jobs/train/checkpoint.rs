@@ -46,8 +46,10 @@ impl Progress {
     /// Refuses the progress of another run.
     pub fn check(&self, identity: &str) -> Result<()> {
         if self.identity != identity {
-            return Err(Error::new("this checkpoint belongs to another training run")
-                .cure("Give another --out, or remove the folder to begin anew."));
+            return Err(Error::new("this checkpoint belongs to another training run").cure(
+                "It has other options, data or another model, or was made by another version or commit of the program: give \
+                     another --out, or remove the folder to begin anew.",
+            ));
         }
         Ok(())
     }

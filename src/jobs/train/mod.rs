@@ -30,6 +30,6 @@ mod watch;
 pub use job::Job;
 pub use plan::Plan;
 pub use recipe::emit;
-pub use record::TrainRecord;
-pub use trainer::{Outcome, Trainer};
+pub use record::{OPTIONS_FILE, RUN_FILE, TrainRecord, read_record};
+pub use trainer::{Outcome, Trainer, plan};
 pub use watch::Watch;

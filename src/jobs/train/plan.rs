@@ -28,8 +28,8 @@ pub struct Plan {
     pub trained_parameters: u64,
     /// The program, weights, gradients, moments and activations.
     pub memory_bytes: u64,
-    /// What the loss does with a sample of the data.
-    pub preview: Preview,
+    /// What the loss does with a sample of the data; absent where nothing was scored (`--dry-run`).
+    pub preview: Option<Preview>,
 }
 
 /// The loss on the first sequences, with the model as it is.

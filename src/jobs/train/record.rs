@@ -7,16 +7,19 @@ use serde::{Deserialize, Serialize};
 use super::plan::Plan;
 use crate::error::{Context, Result};
 use crate::model::Info;
+use crate::provenance::Provenance;
 use crate::train::metrics::{Drift, Standing, Validation};
 use crate::train::options::Options;
 
 pub const RUN_FILE: &str = "run.json";
+/// The resolved options, which `--config` takes again.
+pub const OPTIONS_FILE: &str = "train.toml";
 
 /// What a finished run leaves in run.json.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct TrainRecord {
-    pub program: String,
-    pub version: String,
+    #[serde(flatten)]
+    pub provenance: Provenance,
     pub command: String,
     pub identity: String,
     pub options: Options,

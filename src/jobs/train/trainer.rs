@@ -4,24 +4,24 @@ use std::fs;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use super::before::{BEFORE_FOLDER, Before, score_before, with_topk_entropies};
 use super::checkpoint::{self, Progress};
 use super::job::Job;
 use super::log::{Log, METRICS_FILE, read_metrics};
-use super::plan::{Plan, memory_beside, preview};
-use super::record::{RUN_FILE, TrainRecord};
+use super::plan::{Plan, Preview, memory_beside, preview};
+use super::record::{OPTIONS_FILE, RUN_FILE, TrainRecord};
 use super::snapshot::Snapshot;
 use super::watch::Watch;
 use super::{figures, result};
-use crate::dataset::DataFile;
+use crate::dataset::{Choice, DataFile};
 use crate::diagnosis::quadrants::Resolved;
 use crate::engine::{self, Work};
 use crate::error::{Context, Error, Result};
 use crate::files::{write_atomically, write_json};
-use crate::jobs::peak_memory_bytes;
-use crate::kernels::{Dtype, Kernels, TokenStatistics};
+use crate::jobs::{peak_memory_bytes, provenance_of};
+use crate::kernels::{Dtype, Kernels};
 use crate::maps;
 use crate::model::{AdapterSwitch, LoadOptions, Model, Parameter, Placement, Reference, memory};
 use crate::tokens::{Renderer, Sequence};
@@ -33,8 +33,6 @@ use crate::train::metrics::{Standing, StepMetrics, Validation, fixed_thresholds}
 use crate::train::options::Options;
 use crate::train::schedule::Schedule;
 use crate::train::step::{Base, RowWeight, StepOptions, StepToken, accumulate};
-
-const OPTIONS_FILE: &str = "train.toml";
 
 /// Everything a run needs, read and checked.
 pub struct Trainer {
@@ -58,6 +56,7 @@ pub struct Trainer {
     identity: String,
     data: Vec<DataFile>,
     command: String,
+    started: SystemTime,
 }
 
 /// How a run ended.
@@ -71,21 +70,49 @@ pub enum Outcome {
     },
 }
 
-impl Trainer {
-    /// Reads model and data and plans the steps.
-    pub fn prepare(job: Job, command: &str, watch: &dyn Watch) -> Result<Trainer> {
-        let Job { options, out, dataset, reference, identity } = job;
-        let dtype = options.dtype()?;
+/// What `--dry-run` prints. Reads model and data; scores nothing and writes nothing.
+pub fn plan(job: Job, watch: &dyn Watch) -> Result<Plan> {
+    let mut read = Read::new(&job, watch)?;
+    let trained: Vec<Parameter> = match read.adapted.take() {
+        Some((parameters, _)) => parameters,
+        None => read.model.train(job.options.dtype()?)?,
+    };
+    Ok(read.steps(&job.options).plan(&read, &trained, None))
+}
+
+/// Model and data, checked against each other and against the memory.
+struct Read {
+    model: Model,
+    set: TrainingSet,
+    order: Order,
+    /// Of each sequence, whether its conflicts are meant to be learnt.
+    intended: Vec<bool>,
+    adapted: Option<(Vec<Parameter>, Arc<AdapterSwitch>)>,
+    memory_bytes: u64,
+}
+
+/// When a run ends, and how fast it learns until then.
+struct Steps {
+    epoch_ends: Vec<u64>,
+    schedule: Schedule,
+}
+
+const fn load_options(dtype: Dtype) -> LoadOptions {
+    LoadOptions { dtype, kernels: Kernels::Fused, device: Placement::Cpu }
+}
+
+impl Read {
+    fn new(job: &Job, watch: &dyn Watch) -> Result<Read> {
+        let Job { options, dataset, reference, .. } = job;
         // What learns keeps f32 masters; a frozen base is stored as it is multiplied.
-        let stored = if options.lora { dtype } else { Dtype::F32 };
-        let load = |dtype| LoadOptions { dtype, kernels: Kernels::Fused, device: Placement::Cpu };
-        let mut model = Model::load(&reference, load(stored), options.max_len)?;
+        let stored = if options.lora { options.dtype()? } else { Dtype::F32 };
+        let mut model = Model::load(reference, load_options(stored), options.max_len)?;
         let renderer = Renderer::new(model.tokenizer.clone(), model.template.take(), options.render()?)?;
         let mut reading = |records| watch.reading(records);
         let set = TrainingSet::read(
-            &dataset,
+            dataset,
             &renderer,
-            options.limit,
+            &dataset.choose(Choice::first(options.limit))?,
             options.strict,
             options.validation_share,
             options.seed,
@@ -97,8 +124,47 @@ impl Trainer {
         // Adapters take little memory; the gradients of all weights can wait until the data have been scored.
         let adapted = options.lora().map(|lora| model.adapt(&lora, options.seed)).transpose()?;
         let adapters = adapted.as_ref().map(|(parameters, _)| parameters.as_slice());
-        let beside = memory_beside(&options, &model, adapters)?;
+        let beside = memory_beside(options, &model, adapters)?;
         memory::check_training(&model.info.name, beside)?;
+        let memory_bytes = memory::PROGRAM_BYTES + model.info.parameters * stored.size_in_bytes() + beside;
+        Ok(Read { model, set, order, intended, adapted, memory_bytes })
+    }
+
+    fn steps(&self, options: &Options) -> Steps {
+        let epoch_ends = self.order.epoch_ends(options.epochs, options.max_steps, options.batch_size);
+        let total = options.max_steps.unwrap_or(steps_of_epochs(options.epochs, &epoch_ends));
+        let warmup = options.warmup(total);
+        let schedule = Schedule { shape: options.schedule, peak: options.learning_rate(), warmup, total };
+        Steps { epoch_ends, schedule }
+    }
+}
+
+impl Steps {
+    fn plan(&self, read: &Read, trained: &[Parameter], preview: Option<Preview>) -> Plan {
+        let Read { set, memory_bytes, .. } = read;
+        Plan {
+            sequences: set.sequences.len() as u64,
+            validation_sequences: set.validation.len() as u64,
+            input_tokens: set.sequences.iter().map(|sequence| sequence.ids.len() as u64).sum(),
+            supervised_tokens: set.supervised_tokens(),
+            steps_per_epoch: self.epoch_ends.first().copied().unwrap_or(0),
+            total_steps: self.schedule.total,
+            warmup_steps: self.schedule.warmup,
+            learning_rate: self.schedule.peak,
+            trained_parameters: trained.iter().map(|parameter| parameter.elements() as u64).sum(),
+            memory_bytes: *memory_bytes,
+            preview,
+        }
+    }
+}
+
+impl Trainer {
+    /// Reads model and data, scores what the method needs to know before the first step, and plans the steps.
+    pub fn prepare(job: Job, command: &str, watch: &dyn Watch) -> Result<Trainer> {
+        let started = SystemTime::now();
+        let mut read = Read::new(&job, watch)?;
+        let Job { options, out, dataset, reference, identity } = job;
+        let (dtype, set, intended) = (options.dtype()?, &read.set, std::mem::take(&mut read.intended));
 
         let gate = options.gate()?;
         let before = match options.method.needs_scores(&gate) {
@@ -119,35 +185,20 @@ impl Trainer {
             .collect();
 
         let base = match options.needs_base() {
-            true => Some(Model::load(&reference, load(dtype), options.max_len)?),
+            true => Some(Model::load(&reference, load_options(dtype), options.max_len)?),
             false => None,
         };
         let thresholds = fixed_thresholds()?;
-        let (parameters, switch) = match adapted {
+        let (parameters, switch) = match read.adapted.take() {
             Some((parameters, switch)) => (parameters, Some(switch)),
-            None => (model.train(dtype)?, None),
+            None => (read.model.train(dtype)?, None),
         };
-        let population = with_topk_entropies(population, &gate, &model, &[&set.sequences, &set.validation])?;
+        let population = with_topk_entropies(population, &gate, &read.model, &[&set.sequences, &set.validation])?;
         let loss = Loss::new(options.method, gate, options.kl_weight, population);
-        let preview = preview(&model, &set.sequences, &weights, &loss, &thresholds)?;
-
-        let epoch_ends = order.epoch_ends(options.epochs, options.max_steps, options.batch_size);
-        let total_steps = options.max_steps.unwrap_or(steps_of_epochs(options.epochs, &epoch_ends));
-        let warmup = options.warmup(total_steps);
-        let schedule = Schedule { shape: options.schedule, peak: options.learning_rate(), warmup, total: total_steps };
-        let plan = Plan {
-            sequences: set.sequences.len() as u64,
-            validation_sequences: set.validation.len() as u64,
-            input_tokens: set.sequences.iter().map(|sequence| sequence.ids.len() as u64).sum(),
-            supervised_tokens: set.supervised_tokens(),
-            steps_per_epoch: epoch_ends.first().copied().unwrap_or(0),
-            total_steps,
-            warmup_steps: warmup,
-            learning_rate: options.learning_rate(),
-            trained_parameters: parameters.iter().map(|parameter| parameter.elements() as u64).sum(),
-            memory_bytes: memory::PROGRAM_BYTES + model.info.parameters * stored.size_in_bytes() + beside,
-            preview,
-        };
+        let preview = preview(&read.model, &set.sequences, &weights, &loss, &thresholds)?;
+        let steps = read.steps(&options);
+        let plan = steps.plan(&read, &parameters, Some(preview));
+        let (Read { model, set, order, .. }, Steps { epoch_ends, schedule }) = (read, steps);
         Ok(Trainer {
             out,
             plan,
@@ -167,6 +218,7 @@ impl Trainer {
             identity,
             data: dataset.files().to_vec(),
             command: command.to_owned(),
+            started,
             options,
         })
     }
@@ -345,13 +397,7 @@ impl Trainer {
             return Ok(None);
         }
         let scores = engine::score(&self.model, &self.set.validation, &mut Work::default(), &mut |_| {})?;
-        let tokens: Vec<TokenStatistics> = scores.into_iter().flatten().collect();
-        let n = tokens.len().max(1) as f64;
-        Ok(Some(Validation {
-            cross_entropy: -tokens.iter().map(|token| f64::from(token.logprob)).sum::<f64>() / n,
-            accuracy: tokens.iter().filter(|token| token.rank == 1).count() as f64 / n,
-            tokens: tokens.len() as u64,
-        }))
+        Ok(Some(Validation::of(&scores)))
     }
 
     fn finish(self, progress: Progress, watch: &dyn Watch) -> Result<Outcome> {
@@ -362,8 +408,7 @@ impl Trainer {
         let (lora, dtype) = (self.options.lora(), self.options.save_dtype()?);
         let result = result::save(&self.reference, &self.out, &self.parameters, lora.as_ref(), self.options.merge, dtype)?;
         let record = TrainRecord {
-            program: env!("CARGO_PKG_NAME").to_owned(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            provenance: provenance_of(self.started, self.model.placement),
             command: self.command.clone(),
             identity: self.identity.clone(),
             options: self.options.clone(),

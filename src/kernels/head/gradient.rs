@@ -19,7 +19,7 @@ use rayon::prelude::*;
 
 use super::fused::{MAX_TILE_PANELS, SPAN_PANELS, take, tile_panels};
 use super::running::Running;
-use super::{HeadOptions, check, check_hidden};
+use super::{HeadOptions, check, check_hidden, reference};
 use crate::error::{Error, Result};
 use crate::kernels::TokenStatistics;
 use crate::kernels::cpu::{contiguous, gradient, with_floats};
@@ -123,11 +123,10 @@ pub fn chunk_rows(vocabulary: usize) -> usize {
 /// Logits `[N, V]`, softcap included: for [`chunk_rows`] rows at a time, as they take much memory.
 pub fn logits(hidden_nd: &Tensor, head_vd: &Matrix, options: &HeadOptions) -> Result<Vec<f32>> {
     let n_rows = check_hidden(hidden_nd, head_vd)?;
-    logits_of(hidden_nd, n_rows, &*packed(head_vd)?, options)
-}
-
-fn packed(head_vd: &Matrix) -> Result<Arc<Panels>> {
-    head_vd.panels().ok_or_else(|| Error::new("this head is not packed: logits need the fused kernels"))
+    match head_vd.panels() {
+        None => reference::logits(hidden_nd, head_vd, options),
+        Some(panels) => logits_of(hidden_nd, n_rows, &panels, options),
+    }
 }
 
 fn logits_of(hidden_nd: &Tensor, n_rows: usize, panels: &Panels, options: &HeadOptions) -> Result<Vec<f32>> {
@@ -152,13 +151,20 @@ pub fn divergences(
     if reference_logits.len() != targets.len() * vocabulary {
         return Err(Error::new("the reference's logits are of other tokens or of another vocabulary"));
     }
-    let (level, panels) = (Level::current(), packed(head_vd)?);
+    let Some(panels) = head_vd.panels() else {
+        return reference::divergences(hidden_nd, head_vd, targets, reference_logits, options);
+    };
+    let level = Level::current();
     let own = logits_of(hidden_nd, targets.len(), &panels, options)?;
     let rows = own.par_chunks(vocabulary).zip(reference_logits.par_chunks(vocabulary)).zip(targets);
     let of_row = |((row, other), &target): ((&[f32], &[f32]), &u32)| {
         level.run(Compare { row, other, target, head_vd: &panels, top_k: options.top_k })
     };
     Ok(rows.map(of_row).collect())
+}
+
+fn packed(head_vd: &Matrix) -> Result<Arc<Panels>> {
+    head_vd.panels().ok_or_else(|| Error::new("this head is not packed: training needs the fused kernels"))
 }
 
 struct Bend<'a> {

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{HeadOptions, TokenStatistics};
+use super::{Divergence, HeadOptions, TokenStatistics};
 use crate::error::Result;
 use crate::kernels::matmul::Matrix;
 
@@ -45,6 +45,26 @@ pub fn statistics_of_logits(logits: &[f32], target: u32, top_k: usize) -> TokenS
         top_id: logits.iter().position(|&logit| logit == largest).unwrap_or(0) as u32,
         top_logprob: -sum.ln() as f32,
     }
+}
+
+/// Both Kullback-Leibler divergences between the distributions of two rows of logits: `KL(p || q) = sum_v p_v (ln p_v - ln q_v)`, nats,
+/// `0 ln 0 = 0`. In f64, since the terms cancel where the models are near each other; NaN where a logit is.
+pub(super) fn divergence_of_logits(model: &[f32], reference: &[f32]) -> Divergence {
+    let log_sum = |logits: &[f32]| {
+        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        f64::from(max) + logits.iter().map(|&logit| f64::from(logit - max).exp()).sum::<f64>().ln()
+    };
+    let (model_sum, reference_sum) = (log_sum(model), log_sum(reference));
+    let (mut from_reference, mut to_reference) = (0.0, 0.0);
+    for (&model, &reference) in model.iter().zip(reference) {
+        let (ln_p, ln_q) = (f64::from(model) - model_sum, f64::from(reference) - reference_sum);
+        let term = |of: f64, other: f64| if of.exp() == 0.0 { 0.0 } else { of.exp() * (of - other) };
+        from_reference += term(ln_q, ln_p);
+        to_reference += term(ln_p, ln_q);
+    }
+    // Never below zero but for rounding; a NaN stays one.
+    let positive = |sum: f64| if sum < 0.0 { 0.0 } else { sum as f32 };
+    Divergence { from_reference: positive(from_reference), to_reference: positive(to_reference) }
 }
 
 /// `ln K` is the largest entropy `K` tokens can have; over a single token both are 0, and so is the result.
@@ -89,6 +109,25 @@ pub(super) fn head_statistics(
     options: &HeadOptions,
 ) -> Result<Vec<TokenStatistics>> {
     over_rows(hidden_nd, head_vd, options, |row, logits| statistics_of_logits(logits, targets[row], options.top_k))
+}
+
+/// Logits `[N, V]`, softcap included.
+pub(super) fn logits(hidden_nd: &Tensor, head_vd: &Matrix, options: &HeadOptions) -> Result<Vec<f32>> {
+    Ok(over_rows(hidden_nd, head_vd, options, |_, logits| logits.to_vec())?.concat())
+}
+
+pub(super) fn divergences(
+    hidden_nd: &Tensor,
+    head_vd: &Matrix,
+    targets: &[u32],
+    reference_logits: &[f32],
+    options: &HeadOptions,
+) -> Result<Vec<(TokenStatistics, Divergence)>> {
+    let vocabulary = head_vd.out_features();
+    over_rows(hidden_nd, head_vd, options, |row, logits| {
+        let reference = &reference_logits[row * vocabulary..][..vocabulary];
+        (statistics_of_logits(logits, targets[row], options.top_k), divergence_of_logits(logits, reference))
+    })
 }
 
 pub(super) fn topk_entropies(hidden_nd: &Tensor, head_vd: &Matrix, k_max: usize, options: &HeadOptions) -> Result<Vec<Vec<f32>>> {

@@ -2,6 +2,7 @@
 
 use candle_core::Device;
 
+use super::reference::divergence_of_logits;
 use super::*;
 use crate::kernels::testing::{implementations, noise};
 use crate::kernels::{Dtype, Kernels};
@@ -246,6 +247,51 @@ fn whole_heads_agree_with_logits_in_f64() {
                     // The logits, up to 40 here, carry rounding errors of a few 2^-20, which every statistic inherits.
                     assert_close(&format!("{name} {dtype} [{n}, {width}] {v}"), got, truth, 2e-5, 1e-6);
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn divergences_by_hand() {
+    let close = |found: f32, expected: f64| assert!((f64::from(found) - expected).abs() < 1e-7, "{found} for {expected}");
+    let log = |probabilities: &[f32]| probabilities.iter().map(|p| p.ln()).collect::<Vec<f32>>();
+    // KL(reference || model) = 1/2 ln 2 + 1/2 ln (2/3), the other way round 1/4 ln (1/2) + 3/4 ln (3/2).
+    let found = divergence_of_logits(&log(&[0.25, 0.75]), &log(&[0.5, 0.5]));
+    close(found.from_reference, 0.5 * 2f64.ln() + 0.5 * (2.0 / 3.0f64).ln());
+    close(found.to_reference, 0.25 * 0.5f64.ln() + 0.75 * 1.5f64.ln());
+    // What is added to all logits changes nothing, and what the reference never says costs nothing.
+    close(divergence_of_logits(&[-1.0, -1.0, -1.0], &[7.0, 7.0, f32::NEG_INFINITY]).from_reference, 1.5f64.ln());
+    assert_eq!(divergence_of_logits(&[0.1, 3.0, -2.0], &[0.1, 3.0, -2.0]), Divergence::default());
+    assert!(divergence_of_logits(&[0.0, 0.0], &[f32::NAN, 0.0]).from_reference.is_nan());
+}
+
+/// Far apart and next to each other, where the terms cancel and f32 keeps what lies above a few millionths of a nat. Logits of some tens carry
+/// rounding errors of a few 2^-20, which move a divergence by as much times the distance of the distributions: sqrt(KL / 2) at most
+/// (Pinsker).
+#[test]
+fn fused_divergences_are_the_references() {
+    for (n, width, v) in [(1, 63, 1000), (13, 57, 200), (40, 16, 25_000)] {
+        for distance in [1.0, 0.1, 1e-3] {
+            let (hidden, weight, _) = random_head(Dtype::F32, n, width, v);
+            let hidden: Vec<f32> = hidden.iter().map(|h| 0.2 * h).collect();
+            let moved: Vec<f32> =
+                hidden.iter().zip(numbers(n * width, 13)).map(|(h, noise)| h + 0.2 * distance * noise).collect();
+            let targets: Vec<u32> = (0..n).map(|i| (i * 131 % v) as u32).collect();
+            let options = HeadOptions { softcap: Some(30.0), ..HeadOptions::default() };
+            let found = [Kernels::Fused, Kernels::Reference].map(|kernels| {
+                let head = Matrix::new([Ok(tensor(&weight, v, width))], Dtype::F32, kernels).unwrap();
+                let of_reference = logits(&tensor(&hidden, n, width), &head, &options).unwrap();
+                divergences(&tensor(&moved, n, width), &head, &targets, &of_reference, &options).unwrap()
+            });
+            for (fused, reference) in found[0].iter().zip(&found[1]) {
+                let near = |fused: f32, reference: f32| {
+                    (fused - reference).abs() <= 4e-6 + 6e-5 * (reference / 2.0).sqrt() + 2e-5 * reference
+                };
+                let (own, other) = (fused.1, reference.1);
+                assert!(near(own.from_reference, other.from_reference), "{distance}: {own:?} {other:?}");
+                assert!(near(own.to_reference, other.to_reference), "{distance}: {own:?} {other:?}");
+                assert_close("divergences", &fused.0, &reference.0, 2e-5, 1e-6);
             }
         }
     }

@@ -1,0 +1,94 @@
+//! Which records are read: all, the first so many, or so many at random.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Dataset, Record};
+use crate::error::Result;
+use crate::random;
+
+/// As the user wants it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Choice {
+    #[default]
+    All,
+    First(u64),
+    /// Every set of so many records is as likely as any other. A larger sample of the same seed holds the smaller one.
+    Random {
+        n: u64,
+        seed: u64,
+    },
+}
+
+/// The same for a data set whose records are known.
+#[derive(Debug, Clone)]
+pub struct Chosen {
+    pub choice: Choice,
+    /// How many records a random sample was drawn from.
+    pub drawn_from: Option<u64>,
+    /// The numbers of those that were drawn, in order.
+    drawn: Option<Arc<Vec<u32>>>,
+}
+
+impl Choice {
+    pub fn first(limit: Option<u64>) -> Choice {
+        limit.map_or(Choice::All, Choice::First)
+    }
+}
+
+impl Dataset {
+    /// Decides which records to read. A random sample takes a pass over all of them, to count them.
+    pub fn choose(&self, choice: Choice) -> Result<Chosen> {
+        let Choice::Random { n, seed } = choice else { return Ok(Chosen { choice, drawn_from: None, drawn: None }) };
+        let mut records = 0;
+        for record in self.records() {
+            record?;
+            records += 1;
+        }
+        let drawn = random::sample(seed, records, n.min(u64::from(u32::MAX)) as u32);
+        Ok(Chosen { choice, drawn_from: Some(u64::from(records)), drawn: Some(Arc::new(drawn)) })
+    }
+
+    /// The chosen records in order. Errors are those of [`Dataset::records`].
+    pub fn chosen(&self, chosen: &Chosen) -> impl Iterator<Item = Result<Record>> + Send + use<> {
+        let limit = match chosen.choice {
+            Choice::First(limit) => usize::try_from(limit).unwrap_or(usize::MAX),
+            Choice::All | Choice::Random { .. } => usize::MAX,
+        };
+        let drawn = chosen.drawn.clone();
+        let is_wanted = move |record: &Result<Record>| match (record, &drawn) {
+            (Ok(record), Some(drawn)) => drawn.binary_search(&record.row).is_ok(),
+            _ => true,
+        };
+        self.records().filter(is_wanted).take(limit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataset::ReadOptions;
+
+    #[test]
+    fn rows_keep_their_numbers_and_a_larger_sample_holds_the_smaller_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("rows.jsonl");
+        let rows = (0..50).map(|i| if i == 7 { "{}\n".to_owned() } else { format!("{{\"text\":\"row {i}\"}}\n") });
+        std::fs::write(&path, rows.collect::<String>()).unwrap();
+        let dataset = Dataset::open(&[path.to_string_lossy().into_owned()], &ReadOptions::default()).unwrap();
+        let rows = |choice: Choice| -> Vec<u32> {
+            let chosen = dataset.choose(choice).unwrap();
+            dataset.chosen(&chosen).map(|record| record.unwrap().row).collect()
+        };
+        assert_eq!(rows(Choice::All), (0..50).collect::<Vec<_>>());
+        assert_eq!(rows(Choice::First(8)), (0..8).collect::<Vec<_>>(), "bad records count");
+        let sample = |n, seed| rows(Choice::Random { n, seed });
+        let (small, large) = (sample(10, 3), sample(20, 3));
+        assert_eq!((small.len(), large.len(), sample(90, 3).len()), (10, 20, 50));
+        assert!(small.is_sorted() && small.iter().all(|row| large.contains(row)));
+        assert_ne!(small, sample(10, 4));
+        assert_eq!(small, sample(10, 3));
+    }
+}

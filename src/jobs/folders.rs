@@ -1,0 +1,55 @@
+//! What a folder holds that the user named where data or a run of scores was expected, and what to do with it.
+
+use std::path::Path;
+
+use super::train;
+use crate::error::Error;
+use crate::eval::results::{SCORES_FILE, read_scores};
+use crate::table::{PARTS_FOLDER, TOKENS_FILE};
+
+/// Is it the folder of finished scores, which can be sorted again? Where a run was killed while it joined its parts, sorting does that.
+pub fn holds_scores(folder: &Path) -> bool {
+    folder.join("run.json").is_file() && [TOKENS_FILE, PARTS_FOLDER].iter().any(|name| folder.join(name).exists())
+}
+
+/// The error for a folder that holds no finished scores: it says what the folder is.
+pub fn not_scores(folder: &Path) -> Error {
+    let is_there = |name: &str| folder.join(name).exists();
+    let of = |what: &str| Error::usage(what.to_owned()).at(folder);
+    let within = |name: &str| folder.join(name).display().to_string();
+    if is_there(train::OPTIONS_FILE) {
+        let Ok(record) = train::read_record(&folder.join(train::RUN_FILE)) else {
+            return of("this is the folder of a training run that has not ended, and no scores of data")
+                .cure(format!("`diagnose train --config {}` goes on with it.", within(train::OPTIONS_FILE)));
+        };
+        let again = match is_there("before") {
+            true => format!(" `diagnose {}` sorts what the base model says of its data.", within("before")),
+            false => String::new(),
+        };
+        return of(&format!(
+            "this is the folder of a training run ({}, {} steps from {}), and no scores of data",
+            record.options.method, record.steps, record.model.name
+        ))
+        .cure(format!(
+            "`diagnose DATASET --model {}` scores data with what it has learnt; metrics.jsonl and maps/ in it tell how.{again}",
+            folder.join(record.result.file_name().unwrap_or_default()).display()
+        ));
+    }
+    if is_there(SCORES_FILE) {
+        let tasks = read_scores(folder).map(|scores| scores.tasks.into_keys().collect::<Vec<_>>().join(", "));
+        return of(&format!("this is the folder of an evaluation ({}), and no scores of data", tasks.unwrap_or_default()))
+            .cure("`diagnose eval --out` adds tasks to it; `diagnose diff` compares it with another one.");
+    }
+    if is_there("diff.json") {
+        return of("this is the folder of a comparison, and no scores of data").cure("Its diff.md is for people.");
+    }
+    if is_there(PARTS_FOLDER) {
+        return of("this is the folder of a run that was not finished").cure("Give the command that began it again.");
+    }
+    if is_there("config.json") || is_there("adapter_config.json") {
+        return of("this is a model, and no data")
+            .cure(format!("`diagnose DATASET --model {}` scores data with it.", folder.display()));
+    }
+    of("this folder holds no finished run (no run.json)")
+        .cure("Name data files, such as `folder/*.jsonl`, or a run folder that a finished run has left.")
+}

@@ -1,0 +1,116 @@
+//! What made a result: which program, when, and on which machine. The same record stands in run.json, scores.json and the run.json of
+//! training.
+//!
+//! Version and commit decide about numbers, so that they are part of the identity of every run ([`build`]); the rest tells a reader
+//! what times and speeds are worth.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use crate::format::utc;
+
+/// Fields that are absent were so in the records of older programs, or the system does not tell.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Provenance {
+    pub program: String,
+    pub version: String,
+    /// The commit that the program was built from; `-dirty.` and a hash follow where the source differed from it.
+    #[serde(default)]
+    pub commit: Option<String>,
+    /// When the process began that wrote the record, such as `2026-01-31T23:59:59Z`.
+    #[serde(default)]
+    pub started: Option<String>,
+    /// The processor's name.
+    #[serde(default)]
+    pub processor: Option<String>,
+    /// The instructions that the kernels used: `avx512bf16`.
+    #[serde(default)]
+    pub kernel_level: Option<String>,
+    #[serde(default)]
+    pub threads: Option<usize>,
+    /// Where the model ran.
+    #[serde(default = "cpu")]
+    pub device: String,
+}
+
+impl Provenance {
+    /// Of this process, which began at `started`.
+    pub fn new(started: SystemTime, kernel_level: &str, device: String) -> Provenance {
+        Provenance {
+            program: env!("CARGO_PKG_NAME").to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            commit: commit().map(str::to_owned),
+            started: started.duration_since(UNIX_EPOCH).ok().map(|since| utc(since.as_secs())),
+            processor: processor(),
+            kernel_level: Some(kernel_level.to_owned()),
+            threads: Some(rayon::current_num_threads()),
+            device,
+        }
+    }
+
+    /// The program that wrote the record, as [`build`] names this one.
+    pub fn build(&self) -> String {
+        named(&self.version, self.commit.as_deref())
+    }
+}
+
+/// The commit that this program was built from; `None` for a build outside of git and of a crate's archive.
+pub fn commit() -> Option<&'static str> {
+    Some(env!("DIAGNOSE_COMMIT")).filter(|commit| !commit.is_empty())
+}
+
+/// This program by version and commit, `0.1.0 (6221c8126b41)`: two programs of one name give the same numbers.
+pub fn build() -> String {
+    named(env!("CARGO_PKG_VERSION"), commit())
+}
+
+fn named(version: &str, commit: Option<&str>) -> String {
+    commit.map_or_else(|| version.to_owned(), |commit| format!("{version} ({commit})"))
+}
+
+/// The device of records that were written before there was a choice.
+fn cpu() -> String {
+    "cpu".to_owned()
+}
+
+#[cfg(target_os = "linux")]
+fn processor() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    // Arm's kernel tells no name, but may tell the board's.
+    let names = ["model name", "Model", "Hardware"];
+    let value = |name: &str| text.lines().find_map(|line| line.split_once(':').filter(|(key, _)| key.trim() == name));
+    names.into_iter().find_map(value).map(|(_, name)| name.trim().to_owned())
+}
+
+#[cfg(target_os = "macos")]
+fn processor() -> Option<String> {
+    let output = std::process::Command::new("sysctl").args(["-n", "machdep.cpu.brand_string"]).output().ok()?;
+    Some(String::from_utf8_lossy(&output.stdout).trim().to_owned()).filter(|name| !name.is_empty())
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "macos")))]
+fn processor() -> Option<String> {
+    std::env::var("PROCESSOR_IDENTIFIER").ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_of_older_programs_can_be_read() {
+        let old: Provenance = serde_json::from_str(r#"{"program":"diagnose","version":"0.0.9"}"#).unwrap();
+        assert_eq!((old.build().as_str(), old.device.as_str()), ("0.0.9", "cpu"));
+        let new = Provenance::new(UNIX_EPOCH, "avx2", "cuda (X)".to_owned());
+        assert_eq!((new.build(), new.started.as_deref()), (build(), Some("1970-01-01T00:00:00Z")));
+        let again: Provenance = serde_json::from_str(&serde_json::to_string(&new).unwrap()).unwrap();
+        assert_eq!(again, new);
+    }
+
+    #[test]
+    fn a_checkout_knows_its_commit() {
+        let is_checkout = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(".git").exists();
+        assert!(commit().is_some() || !is_checkout);
+    }
+}
