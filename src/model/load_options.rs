@@ -3,7 +3,7 @@
 use super::device::Placement;
 use crate::kernels::{Dtype, Kernels};
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct LoadOptions {
     pub dtype: Dtype,
     pub kernels: Kernels,
