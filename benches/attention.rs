@@ -1,6 +1,8 @@
 //! Attention over packed batches, as a share of the multiply-adds that the registers alone can do. The multiplications and additions
 //! of the two products count, for the keys each token really sees; rotary embedding and softmax do not.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod of_peak;
 
 use std::sync::Arc;

@@ -7,6 +7,8 @@
 //! products is how near scoring comes to what products alone would allow; `rest` is what no kernel accounts for. Then questions with four
 //! answers each over a context of 500 tokens, scored together and one by one: seconds, ratio, largest difference.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};

@@ -1,6 +1,8 @@
 //! Statistics of target tokens with SmolLM2-135M's head, as a share of the multiply-adds that the registers alone can do: only those
 //! of the product count, so that what the statistics cost shows as what is missing.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod of_peak;
 
 use candle_core::{Device, Tensor};

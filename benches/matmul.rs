@@ -1,5 +1,7 @@
 //! Products with SmolLM2-135M's shapes, as a share of the multiply-adds that the registers alone can do.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod of_peak;
 
 use candle_core::{Device, Tensor};

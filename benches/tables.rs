@@ -5,6 +5,8 @@
 //! busy machine the better measure) and the peak memory so far. Not a criterion benchmark: one step takes seconds, and memory is the
 //! point. Run again on the same folder, it sorts the finished table again.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;

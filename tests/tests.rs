@@ -1,5 +1,7 @@
 //! Runs the program as a user does, in temporary folders. One test binary; each module says what belongs in it.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod adapter;
 mod bits_per_byte;
 mod dataset;

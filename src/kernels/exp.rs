@@ -2,8 +2,8 @@
 //!
 //! | | error | edges |
 //! |---|---|---|
-//! | [`exp`] | under 2 units in the last place on [-87.336, 88.722] | 0 below (no subnormals), infinity above, NaN stays NaN |
-//! | [`tanh`] | under 2 units in the last place | exactly -1 and 1 from about |x| = 9 on, NaN stays NaN |
+//! | `exp` | under 2 units in the last place on [-87.336, 88.722] | 0 below (no subnormals), infinity above, NaN stays NaN |
+//! | `tanh` | under 2 units in the last place | exactly -1 and 1 from about |x| = 9 on, NaN stays NaN |
 //!
 //! `exp(x) = 2^n exp(r)` with `n = round(x / ln 2)` and `|r| <= ln(2) / 2`; `exp(0)` is exactly 1. The polynomials are those of
 //! Stephen Moshier's Cephes library (`single/expf.c`, `single/tanhf.c`).

@@ -10,6 +10,11 @@
 //! calculate with it safely. `F32x4` rounds the product of a fused multiply-add on x86-64, where a true one without the
 //! instruction is a slow library call; results differ between levels in the last bits, never between runs of one level.
 
+#![allow(
+    clippy::undocumented_unsafe_blocks,
+    reason = "each block is the one intrinsic that its method stands for, under the method's own contract"
+)]
+
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 

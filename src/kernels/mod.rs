@@ -1,5 +1,7 @@
 //! The only custom ops and the only `unsafe`.
 
+#![allow(unsafe_code)]
+
 pub mod activation;
 pub mod adamw;
 pub mod allocator;

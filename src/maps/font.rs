@@ -15,6 +15,7 @@ pub const FAMILY: &str = "DejaVu Sans, Verdana, sans-serif";
 static REGULAR: LazyLock<FontRef<'static>> = LazyLock::new(|| load(dejavu::sans::regular()));
 static BOLD: LazyLock<FontRef<'static>> = LazyLock::new(|| load(dejavu::sans::bold()));
 
+#[expect(clippy::expect_used, reason = "the bytes are part of the program, and the tests draw with them")]
 fn load(bytes: &'static [u8]) -> FontRef<'static> {
     FontRef::try_from_slice(bytes).expect("the embedded font is a constant of the program and parses")
 }
