@@ -144,6 +144,8 @@ unsafe fn log(compiler: &Compiler, program: library::Opaque) -> String {
 
 #[cfg(test)]
 mod tests {
+    use rayon::prelude::*;
+
     use super::*;
 
     /// NVRTC needs no GPU: where it is installed (always in CI, which sets `DIAGNOSE_NVRTC_TESTS`), every kernel is compiled for every
@@ -157,21 +159,21 @@ mod tests {
         let attention = |head_dim, warps, row_tiles| Source::Attention { head_dim, warps, row_tiles };
         let plain = [Source::Norm, Source::Gated, Source::Rows, Source::Head];
         let widths = [attention(64, 4, 1), attention(64, 4, 2), attention(128, 4, 2), attention(128, 8, 1), attention(256, 4, 1)];
-        for source in plain.into_iter().chain(widths) {
-            for capability in [(8, 0), (9, 0), (10, 0)] {
-                let mut options = options(capability);
-                options.push("--ptxas-options=--verbose".to_owned());
-                let (code, log) = compile(source.name(), &source.whole_text(), &options).unwrap();
-                assert!(code.len() > 1000, "{source:?}: {} bytes", code.len());
-                let words: Vec<&str> = log.split_whitespace().collect();
-                let spilled = words.windows(4).filter(|words| words[1..] == ["bytes", "spill", "stores,"]);
-                for words in spilled {
-                    let bytes: u32 = words[0].parse().unwrap();
-                    assert!(bytes <= 128, "{source:?} for {capability:?} spills {bytes} bytes:\n{log}");
-                }
-                assert!(log.contains("registers"), "{log}");
-                println!("{source:?} {capability:?}\n{log}");
+        let capabilities = [(8, 0), (9, 0), (10, 0)];
+        let all: Vec<_> =
+            plain.into_iter().chain(widths).flat_map(|source| capabilities.map(|capability| (source, capability))).collect();
+        all.into_par_iter().for_each(|(source, capability)| {
+            let mut options = options(capability);
+            options.push("--ptxas-options=--verbose".to_owned());
+            let (code, log) = compile(source.name(), &source.whole_text(), &options).unwrap();
+            assert!(code.len() > 1000, "{source:?}: {} bytes", code.len());
+            let words: Vec<&str> = log.split_whitespace().collect();
+            for words in words.windows(4).filter(|words| words[1..] == ["bytes", "spill", "stores,"]) {
+                let bytes: u32 = words[0].parse().unwrap();
+                assert!(bytes <= 128, "{source:?} for {capability:?} spills {bytes} bytes:\n{log}");
             }
-        }
+            assert!(log.contains("registers"), "{log}");
+            println!("{source:?} {capability:?}\n{log}");
+        });
     }
 }
