@@ -39,6 +39,7 @@ fn damaged_files_never_panic_and_always_end() {
             format: (random.below(4) == 0).then(|| Format::ALL[random.below(Format::ALL.len())]),
             mapping: FieldMap::parse(&rules).unwrap(),
             strict: random.below(8) == 0,
+            ..ReadOptions::default()
         };
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             let dataset = Dataset::open(&[path.to_str().unwrap().to_owned()], &options)?;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use candle_core::quantized::gguf_file::{Content, Value};
 use diagnose::dataset::{Example, Role, Turn};
-use diagnose::tokens::{ChatTemplate, GgufVocabulary, RenderOptions, Renderer, Supervise, Tokenizer};
+use diagnose::tokens::{ChatTemplate, GgufVocabulary, RenderOptions, Renderer, Tokenizer};
 
 use crate::workdir::{absent, shared};
 
@@ -115,27 +115,22 @@ fn renderer(metadata: &Content, max_len: usize) -> Renderer {
     let template = metadata.metadata["tokenizer.chat_template"].to_string().unwrap();
     let tokenizer = Tokenizer::from_gguf(vocabulary(metadata)).unwrap();
     let template = ChatTemplate::new(template, Some("<|im_start|>"), Some("<|im_end|>")).unwrap();
-    let options = RenderOptions { system: None, max_len, supervise: Supervise::Assistant };
+    let options = RenderOptions { max_len, ..RenderOptions::default() };
     Renderer::new(Arc::new(tokenizer), Some(template), options).unwrap()
 }
 
 fn example(line: &str) -> Example {
     let json: serde_json::Value = serde_json::from_str(line).unwrap();
-    let turns = json["messages"].as_array().unwrap().iter().map(|message| Turn {
-        role: match message["role"].as_str().unwrap() {
+    let turns = json["messages"].as_array().unwrap().iter().map(|message| {
+        let role = match message["role"].as_str().unwrap() {
             "user" => Role::User,
             "assistant" => Role::Assistant,
             "system" => Role::System,
             other => panic!("unexpected role {other}"),
-        },
-        content: message["content"].as_str().unwrap().to_owned(),
-        reasoning: None,
-        tool_calls: None,
-        tool_call_id: None,
-        name: None,
-        weight: 1.0,
+        };
+        Turn::plain(role, message["content"].as_str().unwrap())
     });
-    Example { id: None, source: "reference".into(), turns: turns.collect(), tools: None, planted: Vec::new() }
+    Example { source: "reference".into(), turns: turns.collect(), ..Example::default() }
 }
 
 fn vocabulary(content: &Content) -> GgufVocabulary {

@@ -4,6 +4,7 @@ mod diff;
 mod eval;
 mod output;
 mod progress;
+mod rows;
 mod score;
 mod train;
 

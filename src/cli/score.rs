@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::output;
 use super::progress::Terminal;
-use crate::dataset::{Choice, FieldMap, Format, ReadOptions};
+use super::rows::RowArgs;
 use crate::diagnosis::quadrants::Thresholds;
 use crate::error::{Context, Error, Result};
 use crate::jobs::folders;
@@ -12,7 +12,6 @@ use crate::jobs::score::{self, Job, Outcome};
 use crate::kernels::{Dtype, Kernels, cuda};
 use crate::model::Placement;
 use crate::report::terminal;
-use crate::tokens::{RenderOptions, Supervise};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -43,41 +42,8 @@ pub struct Args {
     #[arg(long, default_value = "auto", hide_short_help = true)]
     device: Placement,
 
-    /// Longest sequence in tokens; what is longer is cut at its end and counted
-    #[arg(long, value_name = "TOKENS", default_value_t = 2048)]
-    max_len: usize,
-
-    /// Read only the first N records, which need not be like the others: to try something out
-    #[arg(long, value_name = "N", conflicts_with = "sample")]
-    limit: Option<u64>,
-
-    /// Read N records drawn at random; the intervals of the report then hold for the whole data set
-    #[arg(long, value_name = "N")]
-    sample: Option<u64>,
-
-    /// Seed of --sample; a larger sample of the same seed holds the smaller one
-    #[arg(long, value_name = "SEED", default_value_t = 0)]
-    seed: u64,
-
-    /// Format of the data, where it is not to be guessed: messages, sharegpt, alpaca, prompt-completion, question-answer, text, ..
-    #[arg(long)]
-    format: Option<Format>,
-
-    /// Where a field comes from, for data of no known format: `--map prompt=question --map 'completion={exp}'`
-    #[arg(long = "map", value_name = "FIELD=COLUMN")]
-    maps: Vec<String>,
-
-    /// Stop at the first bad row instead of skipping it
-    #[arg(long)]
-    strict: bool,
-
-    /// A system prompt for conversations that have none
-    #[arg(long, value_name = "TEXT")]
-    system: Option<String>,
-
-    /// Which tokens count: assistant (every assistant turn), last (the last one only), all (the whole text)
-    #[arg(long, default_value = "assistant")]
-    supervise: Supervise,
+    #[command(flatten)]
+    rows: RowArgs,
 
     /// Where the quadrants divide: fixed (p 0.25, H 1 nat), pilot, groups, tail, or numbers such as p=0.2,H=0.8
     #[arg(long, default_value = "fixed")]
@@ -102,39 +68,33 @@ pub fn run(args: Args, command_line: &str) -> Result<()> {
     print(&outcome, json)
 }
 
-/// The finished run that the user wants sorted again, if it is one.
+/// The finished run that the user wants sorted again, if it is one. Any other folder is a data set.
 fn run_folder(args: &Args) -> Result<Option<PathBuf>> {
-    let folders: Vec<&String> = args.datasets.iter().filter(|dataset| Path::new(dataset).is_dir()).collect();
-    match (folders.as_slice(), args.datasets.len()) {
-        ([], _) => Ok(None),
-        ([folder], 1) if folders::holds_scores(Path::new(folder)) => Ok(Some(PathBuf::from(folder))),
-        ([folder], 1) => Err(folders::not_scores(Path::new(folder))),
-        _ => Err(Error::usage("a run folder is sorted again on its own, not together with other inputs")),
+    let is_folder = |dataset: &&String| Path::new(dataset).is_dir();
+    let is_run = |dataset: &&String| is_folder(dataset) && folders::holds_scores(Path::new(dataset));
+    if let Some(folder) = args.datasets.iter().find(is_run) {
+        return match args.datasets.len() {
+            1 => Ok(Some(PathBuf::from(folder))),
+            _ => Err(Error::usage("a run folder is sorted again on its own, not together with other inputs").at(folder)),
+        };
+    }
+    match args.datasets.iter().filter(is_folder).find(|folder| folders::is_no_data(Path::new(folder))) {
+        Some(folder) => Err(folders::not_scores(Path::new(folder))),
+        None => Ok(None),
     }
 }
 
 fn job(args: Args, command_line: &str) -> Result<Job> {
-    if args.max_len < 2 {
-        return Err(Error::usage(format!("--max-len {} leaves nothing to predict; expected 2 or more", args.max_len)));
-    }
-    for (option, n) in [("--limit", args.limit), ("--sample", args.sample)] {
-        if n == Some(0) {
-            return Err(Error::usage(format!("{option} 0 leaves nothing to read; expected 1 or more")));
-        }
-    }
     Ok(Job {
+        read: args.rows.read()?,
         inputs: args.datasets,
-        read: ReadOptions { format: args.format, mapping: FieldMap::parse(&args.maps)?, strict: args.strict },
         model: args.model,
         out: args.out,
         dtype: args.dtype,
         kernels: args.kernels,
         device: args.device,
-        render: RenderOptions { system: args.system, max_len: args.max_len, supervise: args.supervise },
-        choice: match args.sample {
-            Some(n) => Choice::Random { n, seed: args.seed },
-            None => Choice::first(args.limit),
-        },
+        render: args.rows.render()?,
+        choice: args.rows.choice(),
         thresholds: args.thresholds,
         command: command_line.to_owned(),
     })

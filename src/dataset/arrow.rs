@@ -1,26 +1,35 @@
-//! Arrow streams -> one JSON object per row: what the `datasets` library of Python leaves in its cache and in `save_to_disk`.
+//! Arrow streams and Arrow files -> one JSON object per row: what the `datasets` library of Python leaves in its cache and in
+//! `save_to_disk`, and what Feather writes.
 
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{BufReader, Read, Seek};
+use std::sync::Arc;
 
 use polars::datatypes::ArrowDataType;
 use polars::prelude::DataFrame;
-use polars_arrow::array::StructArray;
-use polars_arrow::io::ipc::read::{StreamReader, StreamState, read_stream_metadata};
+use polars_arrow::array::{Array, FixedSizeListArray, ListArray, PrimitiveArray, StructArray};
+use polars_arrow::datatypes::Field;
+use polars_arrow::io::ipc::read::{FileReader, StreamReader, StreamState, read_file_metadata, read_stream_metadata};
+use polars_arrow::offset::{Offset, OffsetsBuffer};
 
-use super::frame::{guarded, is_readable, row};
+use super::frame::{Columns, guarded, is_plain};
 use super::raw::Raw;
 use crate::error::{Context, Error, Result};
 
 /// The first bytes of a stream: a mark that stands before the length of the first message.
-pub const MARK: [u8; 4] = [0xFF; 4];
+pub const STREAM_MARK: [u8; 4] = [0xFF; 4];
+/// The first bytes of a file.
+pub const FILE_MARK: &[u8] = b"ARROW1";
 
-const DAMAGED: &str = "cannot read the Arrow stream: it is damaged or of an unknown kind";
+const DAMAGED: &str = "cannot read the Arrow data: they are damaged, packed, or of an unknown kind";
 
-type Reader = StreamReader<BufReader<File>>;
+enum Reader {
+    Stream(Box<StreamReader<BufReader<File>>>),
+    File(Box<FileReader<BufReader<File>>>),
+}
 
 pub fn records(file: File) -> Result<impl Iterator<Item = Result<Raw>> + Send> {
-    let mut reader = guarded(DAMAGED, || open(file))?;
+    let (mut reader, columns) = guarded(DAMAGED, || open(file))?;
     let mut current: Option<(DataFrame, usize)> = None;
     let mut line = 0;
     Ok(std::iter::from_fn(move || {
@@ -28,37 +37,136 @@ pub fn records(file: File) -> Result<impl Iterator<Item = Result<Raw>> + Send> {
             if let Some((frame, idx)) = &mut current
                 && *idx < frame.height()
             {
-                let value = guarded(DAMAGED, || row(frame, *idx));
+                let value = guarded(DAMAGED, || columns.row(frame, *idx));
                 *idx += 1;
                 line += 1;
                 return Some(Ok(Raw { line, value }));
             }
             match guarded(DAMAGED, || next(&mut reader)) {
                 Ok(frame) => current = Some((frame?, 0)),
-                Err(error) => return Some(Err(error)),
+                Err(error) => {
+                    let cure = "Write the file anew, unpacked: pyarrow.feather.write_feather(.., compression='uncompressed'), or as Parquet.";
+                    return Some(Err(error.cure(cure)));
+                }
             }
         }
     }))
 }
 
-fn open(file: File) -> Result<Reader> {
+/// What of the columns is not read.
+pub fn notes(file: File) -> Result<Vec<String>> {
+    guarded(DAMAGED, || open(file)).map(|(_, columns)| columns.notes())
+}
+
+fn open(file: File) -> Result<(Reader, Columns)> {
     let mut file = BufReader::new(file);
-    let metadata = read_stream_metadata(&mut file).context(DAMAGED)?;
-    let fields = metadata.schema.iter_values().enumerate();
-    let columns: Vec<usize> = fields.filter(|(_, field)| is_readable(&field.dtype)).map(|(idx, _)| idx).collect();
-    if columns.is_empty() {
-        return Err(Error::new("expected columns of text, numbers or lists, found none in the Arrow stream"));
+    let mut mark = [0; FILE_MARK.len()];
+    file.read_exact(&mut mark).context(DAMAGED)?;
+    file.rewind().context(DAMAGED)?;
+    let (schema, metadata) = match mark == FILE_MARK {
+        true => {
+            let metadata = read_file_metadata(&mut file).context(DAMAGED)?;
+            (metadata.schema.clone(), Some(metadata))
+        }
+        false => (Arc::new(polars::prelude::ArrowSchema::default()), None),
+    };
+    let readable = |columns: Columns| match columns.read.is_empty() {
+        true => Err(Error::new("expected columns of text, numbers or lists, found none in the Arrow data")),
+        false => Ok(columns),
+    };
+    let idxs = |columns: &Columns| Some(columns.read.iter().map(|(idx, _)| *idx).collect());
+    match metadata {
+        Some(metadata) => {
+            let columns = readable(Columns::of(schema.iter_values().map(|field| (field.name.as_str(), &field.dtype))))?;
+            let reader = FileReader::new(file, metadata, idxs(&columns), None);
+            Ok((Reader::File(Box::new(reader)), columns))
+        }
+        None => {
+            let metadata = read_stream_metadata(&mut file).context(DAMAGED)?;
+            let columns = readable(Columns::of(metadata.schema.iter_values().map(|field| (field.name.as_str(), &field.dtype))))?;
+            let reader = StreamReader::new(file, metadata, idxs(&columns));
+            Ok((Reader::Stream(Box::new(reader)), columns))
+        }
     }
-    Ok(StreamReader::new(file, metadata, Some(columns)))
 }
 
 /// The next batch; `None` at the end.
 fn next(reader: &mut Reader) -> Result<Option<DataFrame>> {
-    // A stream that waits for more will not get it from a file.
-    let Some(StreamState::Some(batch)) = reader.next().transpose().context(DAMAGED)? else { return Ok(None) };
+    let batch = match reader {
+        // A stream that waits for more will not get it from a file.
+        Reader::Stream(reader) => match reader.next().transpose().context(DAMAGED)? {
+            Some(StreamState::Some(batch)) => batch,
+            _ => return Ok(None),
+        },
+        Reader::File(reader) => match reader.next().transpose().context(DAMAGED)? {
+            Some(batch) => batch,
+            None => return Ok(None),
+        },
+    };
     let n_rows = batch.len();
     let (schema, arrays) = batch.into_schema_and_arrays();
-    let kind = ArrowDataType::Struct(schema.iter_values().cloned().collect());
-    let columns = StructArray::try_new(kind, n_rows, arrays, None).context(DAMAGED)?;
+    let mended: Vec<(Field, Box<dyn Array>)> = schema
+        .iter_values()
+        .zip(arrays)
+        .map(|(field, array)| mended(field, array))
+        .collect::<Option<_>>()
+        .ok_or_else(|| Error::new(DAMAGED))?;
+    let (fields, arrays) = mended.into_iter().unzip();
+    let columns = StructArray::try_new(ArrowDataType::Struct(fields), n_rows, arrays, None).context(DAMAGED)?;
     Ok(Some(DataFrame::try_from(columns).context(DAMAGED)?))
+}
+
+/// The column as polars reads it: see the table at the top of `frame`. `None` where nothing of it can be read.
+fn mended(field: &Field, array: Box<dyn Array>) -> Option<(Field, Box<dyn Array>)> {
+    let array = mend(array)?;
+    Some((Field::new(field.name.clone(), array.dtype().clone(), true), array))
+}
+
+fn mend(mut array: Box<dyn Array>) -> Option<Box<dyn Array>> {
+    if is_plain(array.dtype()) {
+        return Some(array);
+    }
+    match array.dtype().clone() {
+        ArrowDataType::Extension(extension) => {
+            *array.dtype_mut() = extension.inner;
+            mend(array)
+        }
+        ArrowDataType::Int8 => widen::<i8>(array.as_ref()),
+        ArrowDataType::Int16 => widen::<i16>(array.as_ref()),
+        ArrowDataType::UInt8 => widen::<u8>(array.as_ref()),
+        ArrowDataType::List(item) => mend_list::<i32>(array.as_ref(), &item),
+        ArrowDataType::LargeList(item) => mend_list::<i64>(array.as_ref(), &item),
+        ArrowDataType::FixedSizeList(item, size) => {
+            let list = array.as_any().downcast_ref::<FixedSizeListArray>()?;
+            let (item, values) = mended(&item, list.values().clone())?;
+            let offsets = (0..=list.len()).map(|idx| i64::try_from(idx * size)).collect::<Result<Vec<i64>, _>>().ok()?;
+            let offsets = OffsetsBuffer::try_from(offsets).ok()?;
+            let kind = ArrowDataType::LargeList(Box::new(item));
+            Some(ListArray::<i64>::try_new(kind, offsets, values, list.validity().cloned()).ok()?.boxed())
+        }
+        ArrowDataType::Struct(fields) => {
+            let array = array.as_any().downcast_ref::<StructArray>()?;
+            let members = fields.iter().zip(array.values()).filter_map(|(field, values)| mended(field, values.clone()));
+            let (fields, values): (Vec<Field>, Vec<Box<dyn Array>>) = members.unzip();
+            if fields.is_empty() {
+                return None;
+            }
+            let kind = ArrowDataType::Struct(fields);
+            Some(StructArray::try_new(kind, array.len(), values, array.validity().cloned()).ok()?.boxed())
+        }
+        _ => None,
+    }
+}
+
+fn mend_list<O: Offset>(array: &dyn Array, item: &Field) -> Option<Box<dyn Array>> {
+    let list = array.as_any().downcast_ref::<ListArray<O>>()?;
+    let (item, values) = mended(item, list.values().clone())?;
+    let kind = ListArray::<O>::default_datatype(item.dtype);
+    Some(ListArray::<O>::try_new(kind, list.offsets().clone(), values, list.validity().cloned()).ok()?.boxed())
+}
+
+fn widen<N: polars_arrow::types::NativeType + Into<i32>>(array: &dyn Array) -> Option<Box<dyn Array>> {
+    let array = array.as_any().downcast_ref::<PrimitiveArray<N>>()?;
+    let wide: PrimitiveArray<i32> = array.iter().map(|value| value.map(|value| (*value).into())).collect();
+    Some(wide.boxed())
 }

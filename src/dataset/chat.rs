@@ -1,99 +1,222 @@
-//! Lists of turns -> [`Turn`]s: OpenAI's messages (`role`, `content`) and ShareGPT's conversations (`from`, `value`).
+//! Lists of turns -> [`Turn`]s, in whatever shape they are written:
 //!
-//! The two differ in names only. Content may be a string, null beside tool calls, or a list of typed parts
-//! (`text`, `reasoning`, `tool_call`); parts of one turn are joined without a separator.
+//! ```text
+//! OpenAI       {"role", "content", "tool_calls"?}, content a text, null, or a list of typed parts
+//! ShareGPT     {"from", "value"}; the two mixed, as in {"role", "value"}
+//! Anthropic    parts `text`, `thinking`, `tool_use`, `tool_result`
+//! Bedrock      parts without a type: {"text"}, {"toolUse"}, {"toolResult"}
+//! Gemini       {"role": "model", "parts": [{"text"}, {"functionCall"}, {"functionResponse"}]}
+//! pairs        {"human", "assistant"}, two turns in one object
+//! UltraChat    a list of texts, asked and answered by turns
+//! ```
+//!
+//! Parts of one turn are joined without a separator. A null content is an empty one, but an answer that holds nothing at all is
+//! refused. Results of tools that stand in a user's turn become turns of their own before it. Images and sound are refused.
 
 use serde_json::Value;
 
-use super::example::{Role, Turn};
+use super::example::{Role, Turn, WeightedPart};
 use super::fields::{self, Object, list_keys, wrong_type};
-use super::tools;
+use super::roles::RoleMap;
+use super::{switches, tools};
 use crate::error::{Error, Result};
 
-/// What a dialect calls its fields.
+/// What a row is read with, and what was seen on the way.
+pub struct Reading<'a> {
+    pub roles: &'a RoleMap,
+    /// Keys that look like switches and were not used.
+    pub unused: Vec<String>,
+}
+
+/// What a dialect calls its fields; the other's names count where its own are absent.
 pub struct Dialect {
-    lists: [&'static str; 3],
+    lists: &'static [&'static str],
     role: &'static str,
     content: &'static str,
 }
 
-pub const MESSAGES: Dialect = Dialect { lists: ["messages", "conversations", "conversation"], role: "role", content: "content" };
-pub const SHAREGPT: Dialect = Dialect { lists: ["conversations", "conversation", "messages"], role: "from", content: "value" };
+/// Columns that hold a conversation under other names, where they look like one.
+pub const OTHER_LISTS: [&str; 7] = ["data", "contents", "dialog", "dialogue", "chat", "turns", "chat_messages"];
+pub const MESSAGES: Dialect = Dialect {
+    lists: &[
+        "messages",
+        "conversations",
+        "conversation",
+        "data",
+        "contents",
+        "dialog",
+        "dialogue",
+        "chat",
+        "turns",
+        "chat_messages",
+    ],
+    role: "role",
+    content: "content",
+};
+pub const SHAREGPT: Dialect = Dialect {
+    lists: &[
+        "conversations",
+        "conversation",
+        "messages",
+        "data",
+        "contents",
+        "dialog",
+        "dialogue",
+        "chat",
+        "turns",
+        "chat_messages",
+    ],
+    role: "from",
+    content: "value",
+};
+
+const ROLE_KEYS: [&str; 4] = ["role", "from", "sender", "speaker"];
+const CONTENT_KEYS: [&str; 4] = ["content", "value", "parts", "text"];
+const ASKED: [&str; 7] = ["human", "user", "prompt", "question", "query", "instruction", "input"];
+const ANSWERED: [&str; 8] = ["assistant", "gpt", "bot", "model", "answer", "response", "output", "completion"];
 
 /// The whole conversation of a row, with a `system` column of its own put first.
-pub fn conversation(row: &Object, dialect: &Dialect) -> Result<Vec<Turn>> {
-    let (key, value) = fields::required(row, &dialect.lists, "")?;
-    let mut turns = turns(value, dialect, key)?;
+pub fn conversation(row: &Object, dialect: &Dialect, reading: &mut Reading) -> Result<Vec<Turn>> {
+    let (key, value) = fields::required(row, dialect.lists, "")?;
+    let mut turns = turns(value, dialect, key, reading)?;
+    add_system(row, &mut turns)?;
+    Ok(turns)
+}
+
+/// Puts the row's system prompt first, unless it is empty or the turns have one.
+pub fn add_system(row: &Object, turns: &mut Vec<Turn>) -> Result<()> {
     let has_system = turns.first().is_some_and(|turn| turn.role == Role::System);
     if let (Some(system), false) = (system(row)?, has_system) {
         turns.insert(0, system);
     }
-    Ok(turns)
+    Ok(())
 }
 
-/// The row's system prompt, unless it is empty.
+/// The row's system prompt, unless it is empty. Anthropic's, Bedrock's and Gemini's is a list of parts.
 pub fn system(row: &Object) -> Result<Option<Turn>> {
-    let text = fields::optional_text(row, &["system", "system_prompt"], "")?;
-    Ok(text.filter(|text| !text.is_empty()).map(|text| plain(Role::System, text)))
+    let keys = ["system", "system_prompt", "systemInstruction", "system_instruction"];
+    let Some((key, value)) = fields::first(row, &keys) else { return Ok(None) };
+    let mut turn = plain(Role::System, "");
+    match value {
+        Value::Array(parts) => add_parts(&mut turn, &mut Vec::new(), &mut Vec::new(), parts, key, &mut Vec::new())?,
+        Value::Object(system) => match system.get("parts") {
+            Some(Value::Array(parts)) => add_parts(&mut turn, &mut Vec::new(), &mut Vec::new(), parts, key, &mut Vec::new())?,
+            _ => return Err(wrong_type(key, "a string or a list of parts", value)),
+        },
+        other => match fields::text(other) {
+            Some(text) => turn.content.push_str(&text),
+            None => return Err(wrong_type(key, "a string or a list of parts", value)),
+        },
+    }
+    Ok((!turn.content.is_empty()).then_some(turn))
 }
 
 /// A turn that is nothing but text.
 pub fn plain(role: Role, content: &str) -> Turn {
-    let content = content.to_owned();
-    Turn { role, content, reasoning: None, tool_calls: None, tool_call_id: None, name: None, weight: 1.0 }
+    Turn::plain(role, content)
 }
 
-pub fn turns(value: &Value, dialect: &Dialect, path: &str) -> Result<Vec<Turn>> {
+pub fn turns(value: &Value, dialect: &Dialect, path: &str, reading: &mut Reading) -> Result<Vec<Turn>> {
     let list = fields::list(value, path)?;
     if list.is_empty() {
         return Err(Error::new(format!("`{path}`: expected at least one turn, found an empty list")));
     }
-    if list.len() > usize::from(u16::MAX) {
-        return Err(Error::new(format!("`{path}`: expected at most {} turns, found {}", u16::MAX, list.len())));
+    if list.len() > 1 && list.iter().all(Value::is_string) {
+        let roles = [Role::User, Role::Assistant].into_iter().cycle();
+        return Ok(list.iter().filter_map(Value::as_str).zip(roles).map(|(text, role)| plain(role, text)).collect());
     }
-    list.iter().enumerate().map(|(idx, value)| turn(value, dialect, &format!("{path}[{idx}]"))).collect()
-}
-
-/// The role that a name stands for, and whether such a turn's whole text is a tool call.
-pub fn role(name: &str, path: &str) -> Result<(Role, bool)> {
-    Ok(match name {
-        "system" | "developer" => (Role::System, false),
-        "user" | "human" | "prompter" => (Role::User, false),
-        "assistant" | "gpt" | "model" | "chatgpt" | "bot" => (Role::Assistant, false),
-        "function_call" | "tool_call" => (Role::Assistant, true),
-        "tool" | "function" | "observation" | "function_response" | "tool_response" | "ipython" => (Role::Tool, false),
-        other => {
-            let other: String = other.chars().take(40).collect();
-            let known = "system, user, assistant, tool, human, gpt, function_call or observation";
-            return Err(Error::new(format!("`{path}`: expected a role ({known}), found `{other}`")));
+    let mut turns = Vec::with_capacity(list.len());
+    for (idx, value) in list.iter().enumerate() {
+        let path = format!("{path}[{idx}]");
+        let message = fields::object(value, &path)?;
+        match pair(message) {
+            Some((asked, answered)) => add_pair(message, asked, answered, &path, &mut turns, reading)?,
+            None => add_turn(message, dialect, &path, &mut turns, reading)?,
         }
-    })
+    }
+    if turns.len() > usize::from(u16::MAX) {
+        return Err(Error::new(format!("`{path}`: expected at most {} turns, found {}", u16::MAX, turns.len())));
+    }
+    Ok(turns)
 }
 
-fn turn(value: &Value, dialect: &Dialect, path: &str) -> Result<Turn> {
-    let message = fields::object(value, path)?;
+/// Could this be the first element of a list of turns? Says so of OpenAI's, ShareGPT's, of pairs and of loose texts.
+pub fn looks_like_turn(value: &Value) -> bool {
+    match value {
+        Value::Object(message) => has_role(message) || pair(message).is_some(),
+        Value::String(_) => true,
+        _ => false,
+    }
+}
+
+fn has_role(message: &Object) -> bool {
+    ROLE_KEYS.iter().any(|key| message.get(*key).is_some_and(Value::is_string))
+        && CONTENT_KEYS.iter().chain(&["tool_calls", "function_call"]).any(|key| message.contains_key(*key))
+}
+
+/// The two keys of an object that holds a question and its answer.
+fn pair(message: &Object) -> Option<(&'static str, &'static str)> {
+    if ROLE_KEYS.iter().any(|key| message.contains_key(*key)) {
+        return None;
+    }
+    let find = |keys: &[&'static str]| fields::first(message, keys).map(|(key, _)| key);
+    find(&ASKED).zip(find(&ANSWERED))
+}
+
+fn add_pair(
+    message: &Object,
+    asked: &str,
+    answered: &str,
+    path: &str,
+    turns: &mut Vec<Turn>,
+    reading: &mut Reading,
+) -> Result<()> {
     let prefix = format!("{path}.");
-    let (role, is_call) = role(fields::required_text(message, &[dialect.role], &prefix)?, &format!("{path}.{}", dialect.role))?;
+    if let Some(system) = fields::optional_text(message, &["system"], &prefix)?.filter(|text| !text.is_empty()) {
+        turns.push(plain(Role::System, &system));
+    }
+    turns.push(plain(Role::User, &fields::required_text(message, &[asked], &prefix)?));
+    let mut answer = plain(Role::Assistant, &fields::required_text(message, &[answered], &prefix)?);
+    switches::of_turn(&mut answer, message, &prefix, &mut reading.unused)?;
+    turns.push(answer);
+    Ok(())
+}
+
+fn add_turn(message: &Object, dialect: &Dialect, path: &str, turns: &mut Vec<Turn>, reading: &mut Reading) -> Result<()> {
+    let prefix = format!("{path}.");
+    let is_text = |key: &&&str| message.get(**key).is_some_and(Value::is_string);
+    let role_key = [dialect.role].iter().chain(&ROLE_KEYS).find(is_text).copied().unwrap_or(dialect.role);
+    let name = fields::required_text(message, &[role_key], &prefix)?;
+    let (role, is_call) = reading.roles.find(&name, &format!("{path}.{role_key}"))?;
     let mut turn = plain(role, "");
     let mut calls = tools::calls_of_turn(message, path)?;
-    let content_path = format!("{path}.{}", dialect.content);
-    match message.get(dialect.content) {
+    let is_there = |key: &&&str| message.get(**key).is_some_and(|value| !value.is_null());
+    let content_key = [dialect.content].iter().chain(&CONTENT_KEYS).find(is_there).copied().unwrap_or(dialect.content);
+    let content_path = format!("{path}.{content_key}");
+    let mut results = Vec::new();
+    match message.get(content_key) {
         None | Some(Value::Null) => {}
         Some(value) if is_call => calls.extend(tools::calls_of_value(value, &content_path)?),
-        Some(Value::String(text)) => turn.content.push_str(text),
-        Some(Value::Array(parts)) if role != Role::Tool || parts.iter().all(is_typed_part) => {
-            add_parts(&mut turn, &mut calls, parts, &content_path)?;
+        Some(Value::Array(parts)) if role != Role::Tool || parts.iter().all(is_known_part) => {
+            add_parts(&mut turn, &mut calls, &mut results, parts, &content_path, &mut reading.unused)?;
+        }
+        Some(value @ Value::Object(part)) if role != Role::Tool && is_known_part(value) => {
+            add_part(&mut turn, &mut calls, &mut results, part, &content_path, &mut reading.unused)?;
         }
         // A tool may answer with any JSON; templates that want text get it as text.
-        Some(value) if role == Role::Tool => turn.content = value.to_string(),
-        Some(value) => return Err(wrong_type(&content_path, "a string or a list of parts", value)),
+        Some(value) if role == Role::Tool && !value.is_string() => turn.content = value.to_string(),
+        Some(value) => match fields::text(value) {
+            Some(text) => turn.content.push_str(&text),
+            None => return Err(wrong_type(&content_path, "a string or a list of parts", value)),
+        },
     }
     if let Some(reasoning) = fields::optional_text(message, &["reasoning_content", "reasoning", "thinking"], &prefix)? {
-        turn.reasoning.get_or_insert_default().push_str(reasoning);
+        turn.reasoning.get_or_insert_default().push_str(&reasoning);
     }
-    let is_empty = fields::first(message, &[dialect.content]).is_none();
-    if is_empty && calls.is_empty() && turn.reasoning.is_none() {
-        let found = match message.get(dialect.content) {
+    let is_null = message.get(content_key).is_some_and(Value::is_null);
+    let is_empty = fields::first(message, &[content_key]).is_none() && calls.is_empty() && turn.reasoning.is_none();
+    if is_empty && (role == Role::Assistant || !is_null) {
+        let found = match message.get(content_key) {
             Some(_) => "null without tool calls".to_owned(),
             None => list_keys(message.keys()),
         };
@@ -103,56 +226,121 @@ fn turn(value: &Value, dialect: &Dialect, path: &str) -> Result<Turn> {
         return Err(Error::new(format!("`{path}`: expected tool calls in assistant turns only, found some in another turn")));
     }
     turn.tool_calls = (!calls.is_empty()).then_some(Value::Array(calls));
-    turn.tool_call_id = fields::optional_text(message, &["tool_call_id"], &prefix)?.map(str::to_owned);
-    turn.name = fields::optional_text(message, &["name"], &prefix)?.map(str::to_owned);
-    turn.weight = weight(message, path)?;
-    Ok(turn)
+    turn.tool_call_id = fields::optional_text(message, &["tool_call_id"], &prefix)?.map(|id| id.into_owned());
+    turn.name = fields::optional_text(message, &["name"], &prefix)?.map(|name| name.into_owned());
+    switches::of_turn(&mut turn, message, &prefix, &mut reading.unused)?;
+    // A turn that only brings results of tools is those results.
+    let is_only_results = !results.is_empty() && turn.content.is_empty() && role != Role::Assistant;
+    turns.append(&mut results);
+    if !is_only_results {
+        turns.push(turn);
+    }
+    Ok(())
 }
 
-fn is_typed_part(part: &Value) -> bool {
-    part.get("type").is_some_and(Value::is_string)
+/// Keys of the parts of Bedrock and Gemini, which have no `type`.
+const UNTYPED_PARTS: [&str; 7] =
+    ["text", "toolUse", "toolResult", "functionCall", "functionResponse", "function_call", "reasoningContent"];
+
+fn is_known_part(part: &Value) -> bool {
+    part.get("type").is_some_and(Value::is_string) || UNTYPED_PARTS.iter().any(|key| part.get(key).is_some())
 }
 
-fn add_parts(turn: &mut Turn, calls: &mut Vec<Value>, parts: &[Value], path: &str) -> Result<()> {
+fn add_parts(
+    turn: &mut Turn,
+    calls: &mut Vec<Value>,
+    results: &mut Vec<Turn>,
+    parts: &[Value],
+    path: &str,
+    unused: &mut Vec<String>,
+) -> Result<()> {
     for (idx, part) in parts.iter().enumerate() {
         let path = format!("{path}[{idx}]");
-        if let Value::String(text) = part {
-            turn.content.push_str(text);
-            continue;
-        }
-        let part = fields::object(part, &path)?;
-        let prefix = format!("{path}.");
-        match fields::required_text(part, &["type"], &prefix)? {
-            "text" => turn.content.push_str(fields::required_text(part, &["text", "value", "content"], &prefix)?),
-            "reasoning" | "thinking" => {
-                let text = fields::required_text(part, &["value", "reasoning", "thinking", "text"], &prefix)?;
-                turn.reasoning.get_or_insert_default().push_str(text);
-            }
-            "tool_call" => {
-                let (key, value) = fields::required(part, &["value", "tool_call"], &prefix)?;
-                calls.extend(tools::calls_of_value(value, &format!("{prefix}{key}"))?);
-            }
-            other => {
-                let other: String = other.chars().take(40).collect();
-                return Err(Error::new(format!("`{path}.type`: expected text, reasoning or tool_call, found `{other}`")));
-            }
+        match part {
+            Value::String(text) => turn.content.push_str(text),
+            part => add_part(turn, calls, results, fields::object(part, &path)?, &path, unused)?,
         }
     }
     Ok(())
 }
 
-/// The turn's own weight in the loss: `weight` or `loss_weight` (a number from 0), or `train` (a boolean).
-fn weight(message: &Object, path: &str) -> Result<f32> {
-    let Some((key, value)) = fields::first(message, &["weight", "loss_weight", "train"]) else { return Ok(1.0) };
-    match value {
-        Value::Bool(is_trained) => Ok(f32::from(u8::from(*is_trained))),
-        Value::Number(number) => {
-            let weight = number.as_f64().unwrap_or(f64::NAN) as f32;
-            if weight.is_finite() && weight >= 0.0 {
-                return Ok(weight);
-            }
-            Err(Error::new(format!("`{path}.{key}`: expected a finite number from 0, found {number}")))
+fn add_part(
+    turn: &mut Turn,
+    calls: &mut Vec<Value>,
+    results: &mut Vec<Turn>,
+    part: &Object,
+    path: &str,
+    unused: &mut Vec<String>,
+) -> Result<()> {
+    let prefix = format!("{path}.");
+    let inner = |key: &str| fields::object(&part[key], &format!("{prefix}{key}"));
+    let untyped = UNTYPED_PARTS.iter().find(|key| part.get(**key).is_some_and(|value| !value.is_null()));
+    let kind = match (part.get("type"), untyped) {
+        (None | Some(Value::Null), Some(key)) => (*key).to_owned(),
+        _ => fields::required_text(part, &["type"], &prefix)?.into_owned(),
+    };
+    let begin = turn.content.len();
+    match kind.as_str() {
+        "text" | "input_text" | "output_text" => {
+            turn.content.push_str(&fields::required_text(part, &["text", "value", "content"], &prefix)?);
         }
-        other => Err(wrong_type(&format!("{path}.{key}"), "a number from 0 or a boolean", other)),
+        "reasoning" | "thinking" => {
+            let text = fields::required_text(part, &["value", "reasoning", "thinking", "text"], &prefix)?;
+            turn.reasoning.get_or_insert_default().push_str(&text);
+        }
+        "reasoningContent" => {
+            let path = format!("{prefix}reasoningContent.reasoningText");
+            let text = fields::object(inner("reasoningContent")?.get("reasoningText").unwrap_or(&Value::Null), &path)?;
+            let text = fields::required_text(text, &["text"], &format!("{path}."))?;
+            turn.reasoning.get_or_insert_default().push_str(&text);
+        }
+        "tool_call" => {
+            let (key, value) = fields::required(part, &["value", "tool_call"], &prefix)?;
+            calls.extend(tools::calls_of_value(value, &format!("{prefix}{key}"))?);
+        }
+        "tool_use" => calls.push(tools::call_of_part(part, path)?),
+        "toolUse" | "functionCall" | "function_call" => {
+            calls.push(tools::call_of_part(inner(&kind)?, &format!("{prefix}{kind}"))?);
+        }
+        "tool_result" => results.push(tool_result(part, path)?),
+        "toolResult" | "functionResponse" => results.push(tool_result(inner(&kind)?, &format!("{prefix}{kind}"))?),
+        "image" | "image_url" | "input_image" | "audio" | "audio_url" | "input_audio" | "video" | "video_url" | "file"
+        | "document" => {
+            return Err(Error::new(format!("`{path}.type`: expected text, found `{kind}`, and only text can be scored"))
+                .cure("Leave these rows out: what the text says about an image means nothing without it."));
+        }
+        other => {
+            let other: String = other.chars().take(40).collect();
+            return Err(Error::new(format!("`{path}.type`: expected text, reasoning or tool_call, found `{other}`")));
+        }
     }
+    let mut used: Vec<&str> = Vec::new();
+    if let Some(weight) = switches::weight(part, &prefix)?
+        && turn.content.len() > begin
+    {
+        turn.parts.push(WeightedPart { begin, end: turn.content.len(), weight });
+        if turn.role == Role::Assistant || weight == 0.0 {
+            used.extend(switches::NAMES);
+        }
+    }
+    switches::note_unused(part, &used, &prefix, unused);
+    Ok(())
+}
+
+/// Anthropic's, Bedrock's or Gemini's result of a tool.
+fn tool_result(result: &Object, path: &str) -> Result<Turn> {
+    let prefix = format!("{path}.");
+    let mut turn = plain(Role::Tool, "");
+    turn.tool_call_id = fields::optional_text(result, &["tool_use_id", "toolUseId", "id"], &prefix)?.map(|id| id.into_owned());
+    turn.name = fields::optional_text(result, &["name"], &prefix)?.map(|name| name.into_owned());
+    match fields::first(result, &["content", "response"]) {
+        None => {}
+        Some((_, Value::String(text))) => turn.content.push_str(text),
+        Some((key, Value::Array(parts))) if parts.iter().all(|part| part.get("json").is_none()) => {
+            add_parts(&mut turn, &mut Vec::new(), &mut Vec::new(), parts, &format!("{prefix}{key}"), &mut Vec::new())?;
+        }
+        Some((_, Value::Array(parts))) if parts.len() == 1 => turn.content = parts[0]["json"].to_string(),
+        Some((_, other)) => turn.content = other.to_string(),
+    }
+    Ok(turn)
 }

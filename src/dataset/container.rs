@@ -23,10 +23,12 @@ pub enum Container {
     JsonArray,
     /// Objects one after the other, spread over lines.
     JsonObjects,
+    /// One object that holds the list of rows, which begins so many bytes into the text.
+    JsonWrapped(u64),
     /// With a header line; separated by comma, tab or semicolon.
     Csv,
     Parquet,
-    /// An Arrow stream, as Python's `datasets` writes it.
+    /// An Arrow stream, as Python's `datasets` writes it, or an Arrow file (Feather).
     Arrow,
     /// One record a line that is not blank.
     Text,
@@ -35,14 +37,24 @@ pub enum Container {
 /// The records in order. After an `Err` the iterator must not be used again.
 pub fn open(container: Container, store: &Store) -> Result<RawRecords> {
     Ok(match container {
-        Container::JsonLines => Box::new(json::lines(store.reader()?)),
+        Container::JsonLines => Box::new(json::lines(store.reader()?).flat_map(json::by_rows)),
         Container::JsonArray => Box::new(json::elements(store.reader()?, true)),
-        Container::JsonObjects => Box::new(json::elements(store.reader()?, false)),
+        Container::JsonObjects => Box::new(json::elements(store.reader()?, false).flat_map(json::by_rows)),
+        Container::JsonWrapped(begin) => Box::new(json::wrapped(store.reader()?, begin)?),
         Container::Csv => Box::new(delimited::records(store.reader()?)?),
         Container::Parquet => Box::new(parquet::records(store.file()?)?),
         Container::Arrow => Box::new(arrow::records(store.file()?)?),
         Container::Text => Box::new(text(store)?),
     })
+}
+
+/// What of the file is not read, for a person to know.
+pub fn notes(container: Container, store: &Store) -> Result<Vec<String>> {
+    match container {
+        Container::Parquet => parquet::notes(&store.file()?),
+        Container::Arrow => arrow::notes(store.file()?),
+        _ => Ok(Vec::new()),
+    }
 }
 
 fn text(store: &Store) -> Result<impl Iterator<Item = Result<Raw>> + Send + use<>> {
@@ -66,7 +78,7 @@ pub fn detect(path: &Path, store: &Store, options: &ReadOptions) -> Result<Conta
     if head.starts_with(b"PAR1") {
         return Ok(Container::Parquet);
     }
-    if head.starts_with(&arrow::MARK) {
+    if head.starts_with(&arrow::STREAM_MARK) || head.starts_with(arrow::FILE_MARK) {
         return Ok(Container::Arrow);
     }
     if head.is_empty() {
@@ -80,9 +92,12 @@ pub fn detect(path: &Path, store: &Store, options: &ReadOptions) -> Result<Conta
         _ => {}
     }
     let is_json_by_name = matches!(extension.as_str(), "json" | "jsonl" | "ndjson" | "jsonlines");
+    let n_blank = (head.len() - text.len()) as u64;
     match text.first() {
+        Some(b'{') if let Some(begin) = list_of_rows(text) => return Ok(Container::JsonWrapped(begin as u64 + n_blank)),
         Some(b'{') if is_spread_over_lines(text) => return Ok(Container::JsonObjects),
         Some(b'{') => return Ok(Container::JsonLines),
+        Some(b'[') if is_conversation_a_line(text) => return Ok(Container::JsonLines),
         // Without the name's word for it, a bracket may also open plain text.
         Some(b'[') if is_json_by_name || text[1..].trim_ascii_start().starts_with(b"{") => return Ok(Container::JsonArray),
         _ if is_json_by_name => return Ok(Container::JsonLines),
@@ -98,17 +113,78 @@ pub fn detect(path: &Path, store: &Store, options: &ReadOptions) -> Result<Conta
             return Ok(Container::Csv);
         }
     }
-    Err(Error::new("expected JSON Lines, a JSON array, CSV, Parquet or Arrow, found something else")
+    Err(Error::new(format!("expected JSON Lines, a JSON array, CSV, Parquet or Arrow, found {}", found(&head)))
         .cure("For plain text use --format text; CSV needs the extension .csv or a header with known columns."))
+}
+
+/// What the first bytes are, as far as they tell.
+fn found(head: &[u8]) -> String {
+    let known: [(&[u8], &str); 6] = [
+        (b"version https://git-lfs", "a pointer of Git LFS instead of the file (fetch it: git lfs pull)"),
+        (b"%PDF", "a PDF"),
+        (b"<", "a page of HTML or XML (a login page instead of the file?)"),
+        (b"GGUF", "a GGUF model"),
+        (b"\x89HDF", "an HDF5 file"),
+        (b"SQLite format 3", "an SQLite database"),
+    ];
+    if let Some((_, name)) = known.iter().find(|(mark, _)| head.trim_ascii_start().starts_with(mark)) {
+        return (*name).to_owned();
+    }
+    let start: String = String::from_utf8_lossy(&head[..head.len().min(60)]).chars().take(30).collect();
+    format!("something else, which begins with `{}`", start.escape_debug())
 }
 
 /// Lower-case extension, that of compression left aside.
 fn extension(path: &Path) -> String {
     let lower = |path: &Path| path.extension().unwrap_or(OsStr::new("")).to_string_lossy().to_lowercase();
     match lower(path).as_str() {
-        "gz" | "zst" => path.file_stem().map(|stem| lower(Path::new(stem))).unwrap_or_default(),
+        "gz" | "zst" | "bz2" | "xz" => path.file_stem().map(|stem| lower(Path::new(stem))).unwrap_or_default(),
         other => other.to_owned(),
     }
+}
+
+/// Keys of an object whose value is the list of all rows.
+const ROWS: [&[u8]; 9] = [b"data", b"rows", b"train", b"examples", b"items", b"samples", b"records", b"instances", b"entries"];
+
+/// Where the list of rows begins in an object that wraps it. Its elements are objects that are no turns: `{"data": ["a", "b"]}` is one row.
+fn list_of_rows(text: &[u8]) -> Option<usize> {
+    let (mut depth, mut string_begin, mut is_escaped) = (0_usize, None, false);
+    let mut last_string: &[u8] = &[];
+    for (idx, &byte) in text.iter().enumerate() {
+        match (byte, string_begin) {
+            _ if is_escaped => is_escaped = false,
+            (b'\\', Some(_)) => is_escaped = true,
+            (b'"', Some(begin)) => {
+                last_string = &text[begin..idx];
+                string_begin = None;
+            }
+            (b'"', None) => string_begin = Some(idx + 1),
+            (_, Some(_)) => {}
+            (b'[', None) if depth == 1 && ROWS.contains(&last_string) => {
+                let first = text[idx + 1..].trim_ascii_start();
+                let first_key = first.strip_prefix(b"{").map(|rest| rest.trim_ascii_start());
+                let is_turn = |rest: &[u8]| [&b"\"role\""[..], b"\"from\""].iter().any(|key| rest.starts_with(key));
+                return first_key.filter(|rest| !is_turn(rest)).map(|_| idx);
+            }
+            (b'{' | b'[', None) => depth += 1,
+            (b'}' | b']', None) => {
+                depth = depth.saturating_sub(1);
+                if depth == 0 {
+                    return None;
+                }
+            }
+            _ => {}
+        }
+    }
+    None
+}
+
+/// Whether the first line is a whole list of turns: then each line is a conversation.
+fn is_conversation_a_line(text: &[u8]) -> bool {
+    let line = text.split(|&byte| byte == b'\n').next().unwrap_or_default();
+    let Ok(serde_json::Value::Array(turns)) = serde_json::from_slice(line) else { return false };
+    let has_any = |turn: &serde_json::Value, keys: &[&str]| keys.iter().any(|key| turn.get(key).is_some());
+    turns.first().is_some_and(|turn| has_any(turn, &["role", "from"]) && has_any(turn, &["content", "value", "tool_calls"]))
 }
 
 /// Whether the first object goes on after its first line. A row that was cut off looks alike, but then the line ends
@@ -140,6 +216,19 @@ mod tests {
         assert!(!is_spread_over_lines(b"{\"a\": 1}\n{\"a\": 2}"));
         assert!(!is_spread_over_lines(b"{\"a\": \"cut off\n{\"a\": 2}"));
         assert!(!is_spread_over_lines(b"{\"a\": [1\n{\"a\": 2}"));
+    }
+
+    #[test]
+    fn a_list_of_rows_is_found_inside_an_object() {
+        let check = |text: &[u8], expected: Option<usize>| assert_eq!(list_of_rows(text), expected, "{}", text.escape_ascii());
+        check(br#"{"version": "a[\"data\": [{", "data": [{"a": 1}]}"#, Some(35));
+        check(br#"{"meta": {"rows": [{"a": 1}]}, "rows": [ {}]}"#, Some(39));
+        check(br#"{"data": ["a", "b"]}"#, None);
+        check(br#"{"data": [{"role": "user", "content": "a"}]}"#, None);
+        check(br#"{"messages": [{"a": 1}]}"#, None);
+        check(br#"{"a": 1} {"data": [{}]}"#, None);
+        assert!(is_conversation_a_line(b"[{\"role\": \"user\", \"content\": \"a\"}]\n[]"));
+        assert!(!is_conversation_a_line(b"[{\"prompt\": \"a\"}]") && !is_conversation_a_line(b"[\n{\"role\": 1}]"));
     }
 
     #[test]

@@ -15,7 +15,7 @@ pub struct Place {
 }
 
 /// One conversation (or plain text) to learn from.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Example {
     /// The row's own `id`, if it has one.
     pub id: Option<String>,
@@ -26,6 +26,10 @@ pub struct Example {
     pub tools: Option<Value>,
     /// Known conflicts, for measuring how well a ranking finds them.
     pub planted: Vec<PlantedSpan>,
+    /// JSON object of variables for the chat template: the row's `chat_template_kwargs`.
+    pub template_switches: Option<Value>,
+    /// Keys of the row that look like switches and were not used, with their places: `messages[1].lossy`.
+    pub unused: Vec<String>,
 }
 
 /// One message. `content` is what the chat template sees; spans of tokens count bytes of it.
@@ -35,7 +39,8 @@ pub struct Turn {
     pub content: String,
     /// Passed to the template as `reasoning_content`.
     pub reasoning: Option<String>,
-    /// JSON array in OpenAI's form, `[{"type": "function", "id"?, "function": {"name", "arguments": object}}]`.
+    /// JSON array in OpenAI's form, `[{"type": "function", "id"?, "function": {"name", "arguments"}}]`. Arguments are an object, or the text that
+    /// the row has in its place.
     pub tool_calls: Option<Value>,
     /// `tool_call_id` of a tool's result.
     pub tool_call_id: Option<String>,
@@ -43,6 +48,29 @@ pub struct Turn {
     pub name: Option<String>,
     /// Weight of this turn in the loss: the row's own, else 1. A turn of weight 0 is not supervised.
     pub weight: f32,
+    /// Parts of the content with a weight of their own. Where two overlap, the smaller counts.
+    pub parts: Vec<WeightedPart>,
+}
+
+/// Bytes `begin..end` of a content that have another weight in the loss than their turn.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct WeightedPart {
+    pub begin: usize,
+    pub end: usize,
+    pub weight: f32,
+}
+
+impl Turn {
+    /// A turn that is nothing but text.
+    pub fn plain(role: Role, content: impl Into<String>) -> Turn {
+        let content = content.into();
+        Turn { role, content, reasoning: None, tool_calls: None, tool_call_id: None, name: None, weight: 1.0, parts: Vec::new() }
+    }
+
+    /// Is any part of it to be learnt?
+    pub fn is_learnt(&self) -> bool {
+        self.weight > 0.0 || self.parts.iter().any(|part| part.weight > 0.0)
+    }
 }
 
 /// Who speaks. `Text` is the single turn of a plain-text row: no template is applied to it.

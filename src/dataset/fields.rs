@@ -1,23 +1,33 @@
 //! Fields of a JSON object, with errors that say where, what was expected and what was found.
 //!
 //! `null` and a missing key mean the same: Parquet and pandas write the one for the other.
-//! Where a list or an object is expected, a string that holds its JSON will do: CSV has nothing else, and ShareGPT files
-//! keep their tools that way.
+//! Where a list or an object is expected, a string that holds its JSON or its Python literal will do: CSV has nothing else, and
+//! ShareGPT files keep their tools that way. Where text is expected, a number or a boolean is read as Python prints it.
 
 use std::borrow::Cow;
 
 use serde_json::{Map, Value};
 
 use super::example::PlantedSpan;
+use super::literal;
 use crate::error::{Error, Result};
+use crate::format::python_float;
 
 pub type Object = Map<String, Value>;
 
 pub fn into_object(value: Value) -> Result<Object> {
     match value {
         Value::Object(object) => Ok(object),
+        // A bare list of turns is a conversation.
+        Value::Array(turns) if turns.first().is_some_and(is_turn) => {
+            Ok(Map::from_iter([("messages".to_owned(), Value::Array(turns))]))
+        }
         other => Err(Error::new(format!("expected an object with named fields, found {}", kind(&other)))),
     }
+}
+
+fn is_turn(value: &Value) -> bool {
+    value.as_object().is_some_and(|turn| turn.contains_key("role") || turn.contains_key("from"))
 }
 
 /// The JSON type, as it is said in a sentence.
@@ -56,12 +66,28 @@ pub fn first<'a, 'k>(row: &'a Object, keys: &[&'k str]) -> Option<(&'k str, &'a 
     keys.iter().find_map(|&key| row.get(key).filter(|value| !value.is_null()).map(|value| (key, value)))
 }
 
+/// A string as it is, a number or a boolean as Python prints it: answers such as 5 are often written without quotes.
+pub fn text(value: &Value) -> Option<Cow<'_, str>> {
+    match value {
+        Value::String(text) => Some(Cow::Borrowed(text)),
+        Value::Bool(true) => Some(Cow::Borrowed("True")),
+        Value::Bool(false) => Some(Cow::Borrowed("False")),
+        Value::Number(number) => Some(Cow::Owned(match number.as_f64().filter(|_| number.is_f64()) {
+            Some(number) => python_float(number),
+            None => number.to_string(),
+        })),
+        _ => None,
+    }
+}
+
 /// The first of `keys` that is there, as text.
-pub fn optional_text<'a>(row: &'a Object, keys: &[&str], prefix: &str) -> Result<Option<&'a str>> {
+pub fn optional_text<'a>(row: &'a Object, keys: &[&str], prefix: &str) -> Result<Option<Cow<'a, str>>> {
     match first(row, keys) {
         None => Ok(None),
-        Some((_, Value::String(text))) => Ok(Some(text)),
-        Some((key, other)) => Err(wrong_type(&format!("{prefix}{key}"), "a string", other)),
+        Some((key, value)) => match text(value) {
+            Some(text) => Ok(Some(text)),
+            None => Err(wrong_type(&format!("{prefix}{key}"), "a string", value)),
+        },
     }
 }
 
@@ -74,19 +100,30 @@ pub fn required<'a, 'k>(row: &'a Object, keys: &[&'k str], prefix: &str) -> Resu
     })
 }
 
-pub fn required_text<'a>(row: &'a Object, keys: &[&str], prefix: &str) -> Result<&'a str> {
+pub fn required_text<'a>(row: &'a Object, keys: &[&str], prefix: &str) -> Result<Cow<'a, str>> {
     let (key, value) = required(row, keys, prefix)?;
-    value.as_str().ok_or_else(|| wrong_type(&format!("{prefix}{key}"), "a string", value))
+    text(value).ok_or_else(|| wrong_type(&format!("{prefix}{key}"), "a string", value))
 }
 
-/// A list, or a string that holds one in JSON.
+/// The value that a string holds, in JSON or as Python prints it; else why it holds none.
+pub fn embedded(text: &str) -> Result<Value, String> {
+    if let Ok(value) = serde_json::from_str(text) {
+        return Ok(value);
+    }
+    literal::json(text).or_else(|error| literal::python(text).map_err(|python| if text.contains('\'') { python } else { error }))
+}
+
+/// A list, or a string that holds one in JSON or as Python prints it.
 pub fn list<'a>(value: &'a Value, path: &str) -> Result<Cow<'a, [Value]>> {
     match value {
         Value::Array(list) => Ok(Cow::Borrowed(list)),
-        Value::String(text) => match serde_json::from_str(text) {
+        Value::String(text) => match embedded(text) {
             Ok(Value::Array(list)) => Ok(Cow::Owned(list)),
             Ok(other) => Err(wrong_type(path, "a list", &other)),
-            Err(_) => Err(Error::new(format!("`{path}`: expected a list, found a string that is not the JSON of one"))),
+            Err(reason) => {
+                let start: String = text.chars().take(40).collect();
+                Err(Error::new(format!("`{path}`: expected a list, found a string that holds none, `{start}`: {reason}")))
+            }
         },
         other => Err(wrong_type(path, "a list", other)),
     }

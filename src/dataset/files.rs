@@ -1,4 +1,5 @@
-//! What the user named -> bytes: paths, glob patterns, the standard input; plain, gzip or zstd.
+//! What the user named -> bytes: paths, glob patterns, folders (see `folders`), the standard input; plain, gzip, zstd, bzip2 or xz, and
+//! the files in a zip archive.
 //!
 //! Compression is recognised by its first bytes, never by the file's name. What can be read only once (the standard input,
 //! a pipe) is copied to a temporary file, because every file is read three times: to hash it, to recognise it, to read it.
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 use tempfile::{NamedTempFile, TempPath};
 
+use super::folders;
 use crate::error::{Context, Error, Result};
 use crate::files::{for_each_chunk, hex};
 
@@ -24,6 +26,10 @@ pub enum Compression {
     None,
     Gzip,
     Zstd,
+    Bzip2,
+    Xz,
+    /// A file of an archive.
+    Zip,
 }
 
 /// Where the bytes of one input lie.
@@ -31,14 +37,17 @@ pub enum Compression {
 pub struct Store {
     path: Arc<PathBuf>,
     pub compression: Compression,
+    /// Where the packed bytes lie, and how many there are.
+    original: Arc<PathBuf>,
+    packed_bytes: u64,
     /// How the bytes at `path` are compressed; differs from `compression` once they have been unpacked.
     packed: Compression,
     /// Removes the temporary copy, if there is one, when the last reader is done.
     temporary: Option<Arc<TempPath>>,
 }
 
-/// Files behind the user's inputs, in the order given; matches of a pattern in alphabetical order.
-pub fn expand(inputs: &[String]) -> Result<Vec<PathBuf>> {
+/// Files behind the user's inputs, in the order given; matches of a pattern in alphabetical order. `notes` gets what a person should know.
+pub fn expand(inputs: &[String], notes: &mut Vec<String>) -> Result<Vec<PathBuf>> {
     if inputs.is_empty() {
         return Err(Error::usage("expected at least one data file, found none"));
     }
@@ -48,6 +57,10 @@ pub fn expand(inputs: &[String]) -> Result<Vec<PathBuf>> {
     let mut paths = Vec::new();
     for input in inputs {
         let is_pattern = input.contains(['*', '?', '[']) && !Path::new(input).exists();
+        if !is_pattern && Path::new(input).is_dir() {
+            paths.append(&mut folders::data_files(Path::new(input), notes)?);
+            continue;
+        }
         if !is_pattern {
             paths.push(PathBuf::from(input));
             continue;
@@ -88,12 +101,6 @@ impl Store {
                 let cure = "Check the name; relative names start from the current folder.";
                 Error::new("expected a data file, cannot open it").at(path).caused_by(error).cure(cure)
             })?;
-            if metadata.is_dir() {
-                let pattern = path.join("*.jsonl");
-                return Err(Error::new("expected a data file, found a folder")
-                    .at(path)
-                    .cure(format!("Name the files in it, for example '{}'.", pattern.display())));
-            }
             let file = File::open(path).context_at(path, "cannot open the data file")?;
             if metadata.is_file() { None } else { Some(spool(file).map_err(|error| error.at(path))?) }
         };
@@ -102,12 +109,60 @@ impl Store {
             None => path.to_owned(),
         };
         let compression = compression(&place).map_err(|error| error.at(path))?;
-        Ok(Store { path: Arc::new(place), compression, packed: compression, temporary: temporary.map(Arc::new) })
+        let packed_bytes = std::fs::metadata(&place).map_or(0, |metadata| metadata.len());
+        let place = Arc::new(place);
+        let temporary = temporary.map(Arc::new);
+        Ok(Store { path: place.clone(), original: place, compression, packed: compression, packed_bytes, temporary })
+    }
+
+    /// The stores of a file: one, or for an archive one for each data file in it, with its name.
+    pub fn open_all(path: &Path) -> Result<Vec<(PathBuf, Store)>> {
+        let store = Store::open(path)?;
+        match store.compression {
+            Compression::Zip => store
+                .members()
+                .map_err(|error| error.at(path))
+                .map(|members| members.into_iter().map(|(name, store)| (path.join(name), store)).collect()),
+            _ => Ok(vec![(path.to_owned(), store)]),
+        }
+    }
+
+    /// The data files of an archive, each unpacked to a temporary file.
+    fn members(&self) -> Result<Vec<(String, Store)>> {
+        const DAMAGED: &str = "cannot read the zip archive: it is damaged or of an unknown kind";
+        let mut archive = zip::ZipArchive::new(self.file()?).context(DAMAGED)?;
+        let mut members = Vec::new();
+        for idx in 0..archive.len() {
+            let mut member = archive.by_index(idx).context(DAMAGED)?;
+            let name = member.name().context(DAMAGED)?.into_owned();
+            if member.is_dir() || !folders::is_data_file(Path::new(&name)) {
+                continue;
+            }
+            let packed_bytes = member.compressed_size();
+            let temporary = spool(Unpacked { reader: &mut member, packed_bytes, n_read: 0 })?;
+            let packed = compression(&temporary)?;
+            members.push((
+                name,
+                Store {
+                    path: Arc::new(temporary.to_path_buf()),
+                    original: self.original.clone(),
+                    compression: Compression::Zip,
+                    packed,
+                    packed_bytes,
+                    temporary: Some(Arc::new(temporary)),
+                },
+            ));
+        }
+        if members.is_empty() {
+            return Err(Error::new("expected data files in the zip archive, found none").cure(folders::CURE));
+        }
+        members.sort_by(|(a, _), (b, _)| a.cmp(b));
+        Ok(members)
     }
 
     /// SHA-256 in hexadecimal and length of the stored bytes.
     pub fn digest(&self) -> Result<(String, u64)> {
-        let mut reader = File::open(&*self.path).context("cannot open the data file")?;
+        let mut reader = File::open(&*self.original).context("cannot open the data file")?;
         let (mut hasher, mut n_bytes) = (Sha256::new(), 0);
         for_each_chunk(&mut reader, "cannot read the data file", |chunk| {
             hasher.update(chunk);
@@ -120,16 +175,19 @@ impl Store {
     /// The unpacked bytes, without a byte order mark.
     pub fn reader(&self) -> Result<Reader> {
         let file = File::open(&*self.path).context("cannot open the data file")?;
+        let unpacked = |decoder: Box<dyn Read + Send>| -> Reader {
+            let unpacked = Unpacked { reader: decoder, packed_bytes: self.packed_bytes, n_read: 0 };
+            Box::new(BufReader::with_capacity(BUFFER_BYTES, unpacked))
+        };
+        let buffered = |file| BufReader::with_capacity(BUFFER_BYTES, file);
         let mut reader: Reader = match self.packed {
-            Compression::None => Box::new(BufReader::with_capacity(BUFFER_BYTES, file)),
-            Compression::Gzip => {
-                let decoder = flate2::bufread::MultiGzDecoder::new(BufReader::with_capacity(BUFFER_BYTES, file));
-                Box::new(BufReader::with_capacity(BUFFER_BYTES, decoder))
-            }
+            Compression::None | Compression::Zip => Box::new(buffered(file)),
+            Compression::Gzip => unpacked(Box::new(flate2::bufread::MultiGzDecoder::new(buffered(file)))),
             Compression::Zstd => {
-                let decoder = zstd::stream::read::Decoder::new(file).context("cannot start to unpack the zstd file")?;
-                Box::new(BufReader::with_capacity(BUFFER_BYTES, decoder))
+                unpacked(Box::new(zstd::stream::read::Decoder::new(file).context("cannot start to unpack the zstd file")?))
             }
+            Compression::Bzip2 => unpacked(Box::new(bzip2::bufread::MultiBzDecoder::new(buffered(file)))),
+            Compression::Xz => unpacked(Box::new(lzma_rust2::XzReader::new(buffered(file), true))),
         };
         let mut start = Vec::new();
         reader.by_ref().take(3).read_to_end(&mut start).map_err(broken)?;
@@ -159,8 +217,35 @@ impl Store {
     }
 }
 
+/// What comes out of a decoder, as long as it could be data: a few bytes that unpack to more than memory and disk hold are an attack,
+/// or a file of zeros. The most repetitive real text packs to a hundredth.
+struct Unpacked<R> {
+    reader: R,
+    packed_bytes: u64,
+    n_read: u64,
+}
+
+const MAX_RATIO: u64 = 1000;
+const ALWAYS_FINE_BYTES: u64 = 256 << 20;
+
+impl<R: Read> Read for Unpacked<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n_read = self.reader.read(buffer)?;
+        self.n_read += n_read as u64;
+        if self.n_read > ALWAYS_FINE_BYTES && self.n_read / MAX_RATIO > self.packed_bytes {
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, BOMB));
+        }
+        Ok(n_read)
+    }
+}
+
+const BOMB: &str = "expected packed data, found a compression bomb: it unpacks to more than a thousand times its size";
+
 /// A read that failed half-way: a damaged archive or a failing disk.
 pub fn broken(error: io::Error) -> Error {
+    if error.kind() == io::ErrorKind::FileTooLarge {
+        return Error::new(BOMB).cure("If you know what it holds, unpack it yourself and give the file.");
+    }
     let cure = "The rows before this place were read; fetch or pack the file again.";
     Error::new("cannot read on: the file is damaged or cut short").caused_by(error).cure(cure)
 }
@@ -168,9 +253,10 @@ pub fn broken(error: io::Error) -> Error {
 fn spool(mut reader: impl Read) -> Result<TempPath> {
     let mut file = NamedTempFile::new().context("cannot create a temporary file for the input")?;
     let cure = "The copy lies in the folder that TMPDIR names; it needs the unpacked size of the input.";
-    io::copy(&mut reader, &mut file)
-        .and_then(|_| file.flush())
-        .map_err(|error| Error::new("cannot copy the input to a temporary file").caused_by(error).cure(cure))?;
+    io::copy(&mut reader, &mut file).and_then(|_| file.flush()).map_err(|error| match error.kind() {
+        io::ErrorKind::FileTooLarge => broken(error),
+        _ => Error::new("cannot copy the input to a temporary file").caused_by(error).cure(cure),
+    })?;
     Ok(file.into_temp_path())
 }
 
@@ -179,15 +265,15 @@ fn compression(path: &Path) -> Result<Compression> {
     let file = File::open(path).context("cannot open the data file")?;
     file.take(6).read_to_end(&mut start).context("cannot read the data file")?;
     let unsupported = |name: &str| {
-        Err(Error::new(format!("expected plain, gzip or zstd data, found {name}"))
+        Err(Error::new(format!("expected plain, gzip, zstd, bzip2, xz or zip data, found {name}"))
             .cure("Unpack the file, or pack it with gzip or zstd."))
     };
     match start.as_slice() {
         [0x1F, 0x8B, ..] => Ok(Compression::Gzip),
         [0x28, 0xB5, 0x2F, 0xFD, ..] => Ok(Compression::Zstd),
-        [b'B', b'Z', b'h', b'1'..=b'9', ..] => unsupported("bzip2"),
-        [0xFD, b'7', b'z', b'X', b'Z', ..] => unsupported("xz"),
-        [b'P', b'K', 3, 4, ..] => unsupported("a zip archive"),
+        [b'B', b'Z', b'h', b'1'..=b'9', ..] => Ok(Compression::Bzip2),
+        [0xFD, b'7', b'z', b'X', b'Z', ..] => Ok(Compression::Xz),
+        [b'P', b'K', 3, 4, ..] => Ok(Compression::Zip),
         [b'7', b'z', 0xBC, 0xAF, ..] => unsupported("a 7-zip archive"),
         _ => Ok(Compression::None),
     }

@@ -5,10 +5,12 @@ use std::str::FromStr;
 
 use serde_json::Value;
 
+use super::chat::Reading;
 use super::example::{Example, Role, Turn};
 use super::fields::{self, Object, label, list_keys};
 use super::mapping::FieldMap;
-use super::{chat, pairs, tools};
+use super::roles::RoleMap;
+use super::{chat, pairs, switches, tools};
 use crate::error::{Error, Result};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
@@ -59,8 +61,8 @@ impl Format {
         match self {
             Format::Messages => "messages: role, content",
             Format::ShareGpt => "conversations: from, value",
-            Format::Alpaca => "instruction, output or response",
-            Format::PromptCompletion => "prompt, completion or response or chosen",
+            Format::Alpaca => "instruction, output or response or chosen",
+            Format::PromptCompletion => "prompt, completion or response or chosen; query, response; input, output",
             Format::QuestionAnswer => "question, answer or response",
             Format::Text => "text",
             Format::Oasst => "message_id, parent_id, role, text",
@@ -92,7 +94,7 @@ impl Format {
             Some(Format::Oasst)
         } else if has("instruction") && has("instances") {
             Some(Format::SelfInstruct)
-        } else if has("instruction") && any(&["output", "response"]) {
+        } else if has("instruction") && any(&["output", "response", "chosen"]) {
             Some(Format::Alpaca)
         } else if has("chosen") || (has("prompt") && any(&["completion", "response"])) {
             Some(Format::PromptCompletion)
@@ -100,38 +102,63 @@ impl Format {
             Some(Format::QuestionAnswer)
         } else if has("text") {
             Some(Format::Text)
+        } else if (any(&["prompt", "query"]) && any(&pairs::ANSWERED))
+            || (any(&["input", "inputs"]) && any(&["output", "outputs", "target", "targets"]))
+            || (any(&["user", "human"]) && any(&["assistant", "gpt", "bot"]))
+        {
+            Some(Format::PromptCompletion)
         } else {
             None
         }
     }
 
     /// The examples of one row: one, or for self-instruct one per instance. (`oasst` needs all rows, see `trees`.)
-    pub(super) fn examples(self, row: &Object, source: &str) -> Result<Vec<Example>> {
+    pub(super) fn examples(self, row: &Object, source: &str, roles: &RoleMap) -> Result<Vec<Example>> {
+        let mut reading = Reading { roles, unused: Vec::new() };
+        let is_preference = row.get("chosen").is_some_and(|value| !value.is_null());
         let turns = match self {
-            Format::Messages => chat::conversation(row, &chat::MESSAGES)?,
-            Format::ShareGpt => chat::conversation(row, &chat::SHAREGPT)?,
-            Format::Alpaca => pairs::alpaca(row)?,
-            Format::PromptCompletion => pairs::prompt_completion(row)?,
-            Format::QuestionAnswer => pairs::question_answer(row)?,
-            Format::Text | Format::Oasst => vec![chat::plain(Role::Text, fields::required_text(row, &["text"], "")?)],
+            Format::Messages | Format::ShareGpt => {
+                let dialect = if self == Format::Messages { &chat::MESSAGES } else { &chat::SHAREGPT };
+                let turns = chat::conversation(row, dialect, &mut reading)?;
+                if is_preference { pairs::preference(row, Some(turns), &mut reading)? } else { turns }
+            }
+            Format::Alpaca => pairs::alpaca(row, &mut reading)?,
+            Format::PromptCompletion => pairs::prompt_completion(row, &mut reading)?,
+            Format::QuestionAnswer if is_preference => pairs::prompt_completion(row, &mut reading)?,
+            Format::QuestionAnswer => pairs::question_answer(row, &mut reading)?,
+            Format::Text | Format::Oasst => vec![chat::plain(Role::Text, &fields::required_text(row, &["text"], "")?)],
             Format::SelfInstruct => {
                 let conversations = pairs::self_instruct(row)?;
-                return conversations.into_iter().map(|turns| example(row, turns, source)).collect();
+                return conversations.into_iter().map(|turns| example(row, turns, source, Vec::new())).collect();
             }
         };
-        let mut example = example(row, turns, source)?;
-        if matches!(self, Format::Messages | Format::ShareGpt | Format::PromptCompletion) {
+        let mut example = example(row, turns, source, reading.unused)?;
+        if self != Format::Text {
             example.tools = tools::schemas(row)?;
         }
         Ok(vec![example])
     }
 }
 
-fn example(row: &Object, turns: Vec<Turn>, source: &str) -> Result<Example> {
+/// Columns of what this program cannot see.
+const MEDIA: [&str; 6] = ["image", "images", "audio", "audios", "video", "videos"];
+
+fn example(row: &Object, mut turns: Vec<Turn>, source: &str, mut unused: Vec<String>) -> Result<Example> {
+    let is_filled = |value: &Value| match value {
+        Value::Null | Value::Bool(_) | Value::Number(_) => false,
+        Value::String(text) => !text.is_empty(),
+        Value::Array(list) => !list.is_empty(),
+        Value::Object(object) => !object.is_empty(),
+    };
+    if let Some(key) = MEDIA.into_iter().find(|key| row.get(*key).is_some_and(is_filled)) {
+        return Err(Error::new(format!("`{key}`: expected a row of text, found one with {key}, and only text can be scored"))
+            .cure("Leave these rows out: what the text says about them means nothing without them."));
+    }
+    let template_switches = switches::of_row(row, &mut turns, &mut unused)?;
     let contents: Vec<&str> = turns.iter().map(|turn| turn.content.as_str()).collect();
     let planted = fields::planted(row, &contents)?;
     let source = label(row, "source").unwrap_or_else(|| source.to_owned());
-    Ok(Example { id: label(row, "id"), source, turns, tools: None, planted })
+    Ok(Example { id: label(row, "id"), source, turns, tools: None, planted, template_switches, unused })
 }
 
 fn of_row(row: &Object) -> Option<Format> {
@@ -142,6 +169,14 @@ fn of_row(row: &Object) -> Option<Format> {
             Some(Value::Object(turn)) if turn.contains_key("from") => return Some(Format::ShareGpt),
             _ => {}
         }
+    }
+    let is_known = Format::of_keys(&|key| row.get(key).is_some_and(|value| !value.is_null())).is_some();
+    if let (Some((key, value)), false) = (fields::first(row, &chat::OTHER_LISTS), is_known)
+        && let Ok(turns) = fields::list(value, key)
+        && !turns.is_empty()
+        && turns.iter().all(chat::looks_like_turn)
+    {
+        return Some(Format::Messages);
     }
     // The root of a tree names no parent, but it has the column.
     let may_be_null = |key: &str| matches!(key, "parent_id" | "parent_message_id");
@@ -197,6 +232,12 @@ mod tests {
         check(r#"{"question": "", "answer": ""}"#, Some("question-answer"));
         check(r#"{"message_id": "a", "parent_id": null, "text": "", "role": "prompter"}"#, Some("oasst"));
         check(r#"{"text": ""}"#, Some("text"));
+        check(r#"{"query": "", "response": "", "history": []}"#, Some("prompt-completion"));
+        check(r#"{"instruction": "", "chosen": "", "rejected": ""}"#, Some("alpaca"));
+        check(r#"{"inputs": "", "targets": ""}"#, Some("prompt-completion"));
+        check(r#"{"id": 1, "data": ["a", "b"]}"#, Some("messages"));
+        check(r#"{"contents": [{"role": "user", "parts": [{"text": "a"}]}]}"#, Some("messages"));
+        check(r#"{"id": 1, "data": [1, 2]}"#, None);
         check(r#"{"question": "", "opa": "", "exp": ""}"#, None);
         check(r#"{"text": null}"#, None);
     }

@@ -1,6 +1,11 @@
 //! A row of a table -> JSON object: what the readers of Parquet and Arrow have in common.
 //!
-//! Columns of types that no format uses (dates, decimals, maps) are left out.
+//! ```text
+//! text, numbers, booleans, lists, structs of them      as they are
+//! 8 and 16 bits, lists of a fixed size                 made wider, made lists of any size
+//! extension types, such as Arrow's JSON                their storage
+//! dates, times, decimals, maps, bytes                  left out, alone: the struct around them stays
+//! ```
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
@@ -10,15 +15,68 @@ use polars::datatypes::ArrowDataType;
 use polars::prelude::{AnyValue, DataFrame};
 use serde_json::{Map, Value};
 
+use super::switches::looks_like_switch;
 use crate::error::{Context, Error, Result};
 
-pub fn row(frame: &DataFrame, idx: usize) -> Result<Value> {
-    let mut row = Map::new();
-    for column in frame.columns() {
-        let value = column.get(idx).context("cannot read a cell of the table")?;
-        row.insert(column.name().to_string(), json(value));
+/// Which columns of a table are read, and what of them is left out.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Columns {
+    /// Positions and names of the columns to read.
+    pub read: Vec<(usize, String)>,
+    /// All columns are of types that need no mending.
+    pub is_plain: bool,
+    /// Members of structs that are left out: the column and the names inside it.
+    pruned: Vec<Vec<String>>,
+    /// Columns that are left out and whose names promise more than text, such as `images`.
+    unseen: Vec<String>,
+}
+
+impl Columns {
+    /// Of the columns of a schema, with their names and types.
+    pub fn of<'a>(fields: impl Iterator<Item = (&'a str, &'a ArrowDataType)>) -> Columns {
+        let mut columns = Columns { is_plain: true, ..Columns::default() };
+        for (idx, (name, kind)) in fields.enumerate() {
+            if is_readable(kind, &mut vec![name.to_owned()], &mut columns.pruned) {
+                columns.is_plain &= is_plain(kind);
+                columns.read.push((idx, name.to_owned()));
+            } else if looks_like_switch(name) {
+                columns.unseen.push(name.to_owned());
+            }
+        }
+        columns
     }
-    Ok(Value::Object(row))
+
+    /// What a person should know.
+    pub fn notes(&self) -> Vec<String> {
+        let pruned =
+            self.pruned.iter().map(|path| format!("the member `{}` of a column is of a type that is not read", path.join(".")));
+        let unseen = self.unseen.iter().map(|name| format!("the column `{name}` is of a type that is not read"));
+        pruned.chain(unseen).collect()
+    }
+
+    pub fn row(&self, frame: &DataFrame, idx: usize) -> Result<Value> {
+        let mut row = Map::new();
+        for column in frame.columns() {
+            let value = column.get(idx).context("cannot read a cell of the table")?;
+            row.insert(column.name().to_string(), json(value));
+        }
+        // What cannot be seen must not pass for absent.
+        row.extend(self.unseen.iter().map(|name| (name.clone(), Value::from("of a type that is not read"))));
+        let mut row = Value::Object(row);
+        self.pruned.iter().for_each(|path| prune(&mut row, path));
+        Ok(row)
+    }
+}
+
+fn prune(value: &mut Value, path: &[String]) {
+    match (value, path) {
+        (Value::Array(list), _) => list.iter_mut().for_each(|value| prune(value, path)),
+        (Value::Object(object), [last]) => {
+            object.shift_remove(last);
+        }
+        (Value::Object(object), [first, rest @ ..]) => object.get_mut(first).into_iter().for_each(|value| prune(value, rest)),
+        _ => {}
+    }
 }
 
 fn json(value: AnyValue) -> Value {
@@ -43,17 +101,47 @@ fn json(value: AnyValue) -> Value {
         }
         AnyValue::List(list) => Value::Array(list.iter().map(json).collect()),
         AnyValue::Categorical(..) | AnyValue::CategoricalOwned(..) => value.get_str().map_or(Value::Null, Value::from),
-        other => other.to_string().into(),
+        // Pruned afterwards: nothing that is kept is of another type.
+        _ => Value::Null,
     }
 }
 
-pub fn is_readable(kind: &ArrowDataType) -> bool {
+/// Can the column be read, and if so, but for which members of its structs? `path` is where the type stands.
+fn is_readable(kind: &ArrowDataType, path: &mut Vec<String>, pruned: &mut Vec<Vec<String>>) -> bool {
+    use ArrowDataType as Kind;
+    match kind {
+        Kind::Int8 | Kind::Int16 | Kind::UInt8 => true,
+        Kind::List(item) | Kind::LargeList(item) | Kind::FixedSizeList(item, _) => is_readable(&item.dtype, path, pruned),
+        Kind::Extension(extension) => is_readable(&extension.inner, path, pruned),
+        Kind::Struct(fields) => {
+            let n_before = pruned.len();
+            let mut n_read = 0;
+            for field in fields {
+                path.push(field.name.to_string());
+                if is_readable(&field.dtype, path, pruned) {
+                    n_read += 1;
+                } else {
+                    pruned.push(path.clone());
+                }
+                path.pop();
+            }
+            if n_read == 0 {
+                pruned.truncate(n_before);
+            }
+            n_read > 0
+        }
+        other => is_plain(other),
+    }
+}
+
+/// Does polars, with the features that this program takes, read the type as it is?
+pub fn is_plain(kind: &ArrowDataType) -> bool {
     use ArrowDataType as Kind;
     match kind {
         Kind::Null | Kind::Boolean | Kind::Utf8 | Kind::LargeUtf8 | Kind::Utf8View => true,
         Kind::Int32 | Kind::Int64 | Kind::UInt16 | Kind::UInt32 | Kind::UInt64 | Kind::Float32 | Kind::Float64 => true,
-        Kind::List(item) | Kind::LargeList(item) => is_readable(&item.dtype),
-        Kind::Struct(fields) => fields.iter().all(|field| is_readable(&field.dtype)),
+        Kind::List(item) | Kind::LargeList(item) => is_plain(&item.dtype),
+        Kind::Struct(fields) => fields.iter().all(|field| is_plain(&field.dtype)),
         Kind::Dictionary(_, values, _) => matches!(**values, Kind::Utf8 | Kind::LargeUtf8 | Kind::Utf8View),
         _ => false,
     }

@@ -3,12 +3,13 @@
 //! An array is never parsed whole: a small scanner that knows only strings and brackets cuts it into its elements, and each
 //! element is parsed by itself. So a broken element costs one row, and a file larger than the memory can be read.
 
-use std::io::{self, BufRead};
+use std::io::{self, BufRead, Read};
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::files::{Reader, broken};
 use super::lines::{Lines, MAX_RECORD_BYTES, too_long, utf8};
+use super::literal;
 use super::raw::Raw;
 use crate::error::{Error, Result};
 
@@ -24,7 +25,8 @@ pub fn lines(reader: Reader) -> impl Iterator<Item = Result<Raw>> + Send {
 
 /// The elements of one array; or, when `in_array` is false, objects one after the other, however they are laid out.
 pub fn elements(reader: Reader, in_array: bool) -> impl Iterator<Item = Result<Raw>> + Send {
-    let mut scanner = Scanner { reader, line: 1, in_array, stage: if in_array { Stage::Before } else { Stage::Inside } };
+    let mut scanner =
+        Scanner { reader, line: 1, in_array, is_wrapped: false, stage: if in_array { Stage::Before } else { Stage::Inside } };
     std::iter::from_fn(move || match scanner.next_element() {
         Ok(None) => None,
         Ok(Some((line, bytes))) => Some(Ok(Raw { line, value: bytes.and_then(|bytes| parse(&bytes, line)) })),
@@ -32,15 +34,81 @@ pub fn elements(reader: Reader, in_array: bool) -> impl Iterator<Item = Result<R
     })
 }
 
+/// The elements of the list of rows that begins `begin` bytes into the text, inside an object such as `{"version": 1, "data": [..]}`.
+pub fn wrapped(mut reader: Reader, begin: u64) -> Result<impl Iterator<Item = Result<Raw>> + Send> {
+    let mut head = Vec::new();
+    reader.by_ref().take(begin).read_to_end(&mut head).map_err(broken)?;
+    let line = 1 + head.iter().filter(|&&byte| byte == b'\n').count() as u64;
+    let mut scanner = Scanner { reader, line, in_array: true, is_wrapped: true, stage: Stage::Before };
+    Ok(std::iter::from_fn(move || match scanner.next_element() {
+        Ok(None) => None,
+        Ok(Some((line, bytes))) => Some(Ok(Raw { line, value: bytes.and_then(|bytes| parse(&bytes, line)) })),
+        Err(error) => Some(Err(broken(error))),
+    }))
+}
+
+/// Rows of a record that holds a whole table column by column, as pandas' `to_json` writes it: `{"a": {"0": .., "1": ..}, "b": {..}}`, or
+/// `{"a": [..], "b": [..]}`. Any other record is itself.
+pub fn by_rows(raw: Result<Raw>) -> Vec<Result<Raw>> {
+    match raw {
+        Ok(Raw { line, value: Ok(Value::Object(columns)) }) => match rows_of_columns(&columns) {
+            Some(rows) => rows.into_iter().map(|row| Ok(Raw { line, value: Ok(Value::Object(row)) })).collect(),
+            None => vec![Ok(Raw { line, value: Ok(Value::Object(columns)) })],
+        },
+        other => vec![other],
+    }
+}
+
+fn rows_of_columns(columns: &Map<String, Value>) -> Option<Vec<Map<String, Value>>> {
+    let first = columns.values().next()?;
+    let row = |cell: &dyn Fn(&Value) -> Option<Value>| -> Option<Map<String, Value>> {
+        columns.iter().map(|(name, column)| Some((name.clone(), cell(column)?))).collect()
+    };
+    match first {
+        Value::Object(cells) => {
+            // pandas numbers its rows; objects that are values of a row have names for keys.
+            let is_column = |value: &Value| {
+                value.as_object().is_some_and(|other| other.len() == cells.len() && other.keys().eq(cells.keys()))
+            };
+            let is_numbered = !cells.is_empty() && cells.keys().all(|key| key.bytes().all(|byte| byte.is_ascii_digit()));
+            let is_table = is_numbered && columns.values().all(is_column);
+            is_table.then(|| cells.keys().map(|key| row(&|column| column.get(key).cloned())).collect())?
+        }
+        Value::Array(cells) => {
+            // A row may hold lists, too: of turns, or under one name alone.
+            let is_turn =
+                |value: &Value| value.as_object().is_some_and(|turn| turn.contains_key("role") || turn.contains_key("from"));
+            let is_column = |value: &Value| {
+                value.as_array().is_some_and(|other| other.len() == cells.len() && !other.first().is_some_and(is_turn))
+            };
+            let is_table = columns.len() > 1 && !cells.is_empty() && columns.values().all(is_column);
+            is_table.then(|| (0..cells.len()).map(|idx| row(&|column| column.get(idx).cloned())).collect())?
+        }
+        _ => None,
+    }
+}
+
 /// Parses one record that starts on `line`.
 pub fn parse(bytes: &[u8], line: u64) -> Result<Value> {
-    serde_json::from_str(utf8(bytes)?).map_err(|error| {
+    let text = utf8(bytes)?;
+    // Where files were joined, a byte order mark stands in the middle.
+    let text = text.strip_prefix('\u{FEFF}').unwrap_or(text);
+    serde_json::from_str(text).or_else(|error| {
+        let dialect = literal::json(text);
         // serde_json counts lines from the start of the record and appends them to the message.
         let position = format!(" at line {} column {}", error.line(), error.column());
         let message = error.to_string();
         let reason = message.strip_suffix(&position).unwrap_or(&message);
         let line = line + (error.line() as u64).saturating_sub(1);
-        Error::new(format!("expected valid JSON, found {reason} (line {line}, column {})", error.column()))
+        dialect.map_err(|found| {
+            // Its own words show the text that was found; serde_json's know the place.
+            let reason = if found.starts_with("found") { &found["found ".len()..] } else { reason };
+            let error = Error::new(format!("expected valid JSON, found {reason} (line {line}, column {})", error.column()));
+            match found.contains("surrogate") {
+                true => error.cure("Write the character itself, or both halves: \\ud83d\\ude00 is one."),
+                false => error,
+            }
+        })
     })
 }
 
@@ -61,6 +129,8 @@ struct Scanner {
     reader: Reader,
     line: u64,
     in_array: bool,
+    /// The array stands inside an object: more may follow it.
+    is_wrapped: bool,
     stage: Stage,
 }
 
@@ -71,6 +141,14 @@ impl Scanner {
                 self.reader.consume(1);
             }
             self.stage = Stage::Inside;
+        }
+        if self.stage == Stage::After && self.is_wrapped {
+            self.stage = Stage::Done;
+            if let Some(line) = self.another_list()? {
+                let error = Error::new("expected one list of rows in the object, found another one behind it");
+                return Ok(Some((line, Err(error.cure("Put each list into a file of its own.")))));
+            }
+            return Ok(None);
         }
         if self.stage == Stage::After {
             self.stage = Stage::Done;
@@ -166,6 +244,30 @@ impl Scanner {
         }
     }
 
+    /// The line of a list of objects in the rest of the object.
+    fn another_list(&mut self) -> io::Result<Option<u64>> {
+        let (mut in_string, mut is_escaped, mut is_opened) = (false, false, false);
+        loop {
+            let buffer = self.reader.fill_buf()?;
+            if buffer.is_empty() {
+                return Ok(None);
+            }
+            let n_bytes = buffer.len();
+            for &byte in buffer {
+                match byte {
+                    _ if is_escaped => is_escaped = false,
+                    b'\\' if in_string => is_escaped = true,
+                    b'"' => in_string = !in_string,
+                    b'{' if is_opened && !in_string => return Ok(Some(self.line)),
+                    b'\n' => self.line += 1,
+                    _ => {}
+                }
+                is_opened = !in_string && (byte == b'[' || (is_opened && byte.is_ascii_whitespace()));
+            }
+            self.reader.consume(n_bytes);
+        }
+    }
+
     /// The next byte that is not white space, not consumed.
     fn skip_space(&mut self) -> io::Result<Option<u8>> {
         loop {
@@ -214,6 +316,39 @@ mod tests {
         assert_eq!(cut("[1,\n", true), "1: 1; 2: !");
         assert_eq!(cut("[1]\n[2]", true), "1: 1; 2: !");
         assert_eq!(cut("[1, {\"a\":", true), "1: 1; 1: !");
+    }
+
+    #[test]
+    fn a_list_inside_an_object_is_read_to_its_end() {
+        let read = |text: &str| {
+            let begin = text.find('[').unwrap() as u64;
+            let reader: Reader = Box::new(io::BufReader::with_capacity(3, io::Cursor::new(text.to_owned())));
+            let show = |raw: Raw| format!("{}: {}", raw.line, raw.value.map_or("!".to_owned(), |value| value.to_string()));
+            wrapped(reader, begin).unwrap().map(|raw| show(raw.unwrap())).collect::<Vec<_>>().join("; ")
+        };
+        assert_eq!(read("{\"v\": 1,\n\"data\": [{\"a\": 1},\n2], \"n\": [1, \"[{\"]}"), r#"2: {"a":1}; 3: 2"#);
+        assert_eq!(read("{\"train\": [1], \"test\":\n[ {}]}"), "1: 1; 2: !");
+        assert_eq!(read("{\"data\": [1"), "1: 1; 1: !");
+    }
+
+    #[test]
+    fn columns_become_rows() {
+        let check = |record: Value, expected: Value| {
+            let rows = by_rows(Ok(Raw { line: 1, value: Ok(record.clone()) }));
+            assert_eq!(Value::Array(rows.into_iter().map(|row| row.unwrap().value.unwrap()).collect()), expected, "{record}");
+        };
+        let rows = serde_json::json!([{"a": "x", "b": 1}, {"a": "y", "b": null}]);
+        check(serde_json::json!({"a": {"0": "x", "7": "y"}, "b": {"0": 1, "7": null}}), rows.clone());
+        check(serde_json::json!({"a": ["x", "y"], "b": [1, null]}), rows);
+        for whole in [
+            serde_json::json!({"a": {"0": "x"}, "b": 1}),
+            serde_json::json!({"prompt": [{"role": "user"}], "completion": [{"role": "assistant"}]}),
+            serde_json::json!({"data": ["a", "b"]}),
+            serde_json::json!({"a": {"x": 1}, "b": {"x": 2}}),
+            serde_json::json!({}),
+        ] {
+            check(whole.clone(), serde_json::json!([whole]));
+        }
     }
 
     #[test]

@@ -20,7 +20,7 @@ use std::str::Chars;
 
 use serde_json::Value;
 
-use super::fields::{Object, kind, list_keys};
+use super::fields::{self, Object, kind, list_keys};
 use crate::error::{Error, Result};
 
 /// Rules in the order given; empty means that rows stay as they are.
@@ -43,7 +43,7 @@ enum Part {
 }
 
 /// Fields that some format reads.
-const FIELDS: [&str; 25] = [
+const FIELDS: [&str; 30] = [
     "messages",
     "conversations",
     "system",
@@ -69,6 +69,11 @@ const FIELDS: [&str; 25] = [
     "functions",
     "context",
     "system_prompt",
+    "rejected",
+    "query",
+    "label",
+    "loss_mask",
+    "chat_template_kwargs",
 ];
 
 impl FieldMap {
@@ -112,8 +117,10 @@ fn fill(parts: &[Part], row: &Object) -> Result<String> {
             Part::Text(literal) => text.push_str(literal),
             Part::Column(name) => match column(row, name)? {
                 Value::Null => return Err(Error::new(format!("expected a value in the column `{name}`, found null"))),
-                Value::String(value) => text.push_str(value),
-                other => text.push_str(&other.to_string()),
+                value => match fields::text(value) {
+                    Some(value) => text.push_str(&value),
+                    None => text.push_str(&value.to_string()),
+                },
             },
             Part::Choice { column: name, alternatives } => {
                 let value = column(row, name)?;

@@ -3,7 +3,7 @@
 //! A file passes three stations, each in a file of its own:
 //!
 //! ```text
-//! files       what the user named -> bytes: globs, stdin, gzip, zstd
+//! files       what the user named -> bytes: folders, globs, stdin, gzip, zstd, bzip2, xz, zip
 //! container   bytes -> one JSON object per record: JSON Lines, JSON array, CSV, Parquet, Arrow, plain text
 //! format      JSON object -> Example: chat messages, ShareGPT, Alpaca, ...; by way of the user's own field map
 //! ```
@@ -22,15 +22,19 @@ mod delimited;
 mod example;
 mod fields;
 mod files;
+mod folders;
 mod format;
 mod frame;
 mod json;
 mod lines;
+mod literal;
 mod mapping;
 mod options;
 mod pairs;
 mod parquet;
 mod raw;
+mod roles;
+mod switches;
 mod tools;
 mod trees;
 
@@ -43,11 +47,12 @@ use crate::error::{Error, Result};
 
 pub use choice::{Choice, Chosen};
 pub use container::Container;
-pub use example::{Example, Place, PlantedSpan, Role, Turn};
+pub use example::{Example, Place, PlantedSpan, Role, Turn, WeightedPart};
 pub use files::Compression;
 pub use format::Format;
 pub use mapping::FieldMap;
 pub use options::ReadOptions;
+pub use roles::RoleMap;
 
 use example::Parsed;
 
@@ -57,6 +62,7 @@ pub struct Dataset {
     files: Vec<DataFile>,
     stores: Vec<files::Store>,
     options: ReadOptions,
+    notes: Vec<String>,
 }
 
 /// What one input file is.
@@ -94,19 +100,29 @@ impl Dataset {
     ///
     /// Only the first records of each file are parsed here, but all its bytes are hashed.
     pub fn open(inputs: &[String], options: &ReadOptions) -> Result<Dataset> {
-        let mut dataset = Dataset { files: Vec::new(), stores: Vec::new(), options: options.clone() };
-        for path in files::expand(inputs)? {
-            let mut store = files::Store::open(&path)?;
-            let (sha256, bytes) = store.digest().map_err(|error| error.at(&path))?;
-            let (container, format) = recognise(&path, &mut store, options).map_err(|error| error.at(&path))?;
-            dataset.files.push(DataFile { path, container, compression: store.compression, format, sha256, bytes });
-            dataset.stores.push(store);
+        let mut notes = Vec::new();
+        let paths = files::expand(inputs, &mut notes)?;
+        let mut dataset = Dataset { files: Vec::new(), stores: Vec::new(), options: options.clone(), notes };
+        for path in paths {
+            for (path, mut store) in files::Store::open_all(&path)? {
+                let (sha256, bytes) = store.digest().map_err(|error| error.at(&path))?;
+                let (container, format) = recognise(&path, &mut store, options).map_err(|error| error.at(&path))?;
+                let notes = container::notes(container, &store).map_err(|error| error.at(&path))?;
+                dataset.notes.extend(notes.into_iter().map(|note| format!("{}: {note}", path.display())));
+                dataset.files.push(DataFile { path, container, compression: store.compression, format, sha256, bytes });
+                dataset.stores.push(store);
+            }
         }
         Ok(dataset)
     }
 
     pub fn files(&self) -> &[DataFile] {
         &self.files
+    }
+
+    /// What was left out of the files and folders, for a person to know.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// All records in order. An `Err` means that a file broke off (a damaged archive, a failing disk, or a bad row under
@@ -119,7 +135,12 @@ impl Dataset {
 
 /// The JSON objects of one file of any container, with their lines, whatever they mean.
 pub fn rows(path: &Path) -> Result<impl Iterator<Item = Result<(u64, Map<String, Value>)>> + use<>> {
-    let mut store = files::Store::open(path)?;
+    let mut stores = files::Store::open_all(path)?;
+    let (Some((_, mut store)), true) = (stores.pop(), stores.is_empty()) else {
+        return Err(Error::new("expected one data file in the archive, found several")
+            .at(path)
+            .cure("Unpack it, and name the file."));
+    };
     let container = container::detect(path, &store, &ReadOptions::default()).map_err(|error| error.at(path))?;
     if matches!(container, Container::Parquet | Container::Arrow) {
         store.decompress().map_err(|error| error.at(path))?;
@@ -199,14 +220,15 @@ fn open_records(file: &DataFile, store: &files::Store, options: &ReadOptions) ->
         Ok((line, value.and_then(fields::into_object).and_then(|row| mapping.apply(row))))
     });
     if format == Format::Oasst {
-        return Ok(Box::new(trees::conversations(rows, source)));
+        return Ok(Box::new(trees::conversations(rows, source, options.roles.clone())));
     }
+    let roles = options.roles.clone();
     Ok(Box::new(rows.flat_map(move |row| {
         let (line, row) = match row {
             Ok(row) => row,
             Err(error) => return vec![Err(error)],
         };
-        match row.and_then(|row| format.examples(&row, &source)) {
+        match row.and_then(|row| format.examples(&row, &source, &roles)) {
             Ok(examples) => examples.into_iter().map(|example| Ok((line, Ok(example)))).collect(),
             Err(error) => vec![Ok((line, Err(error)))],
         }

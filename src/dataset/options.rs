@@ -2,6 +2,7 @@
 
 use super::format::Format;
 use super::mapping::FieldMap;
+use super::roles::RoleMap;
 
 /// How to read the files; the default detects everything.
 #[derive(Debug, Clone, Default)]
@@ -10,6 +11,8 @@ pub struct ReadOptions {
     pub format: Option<Format>,
     /// Builds the fields of a known format out of other columns.
     pub mapping: FieldMap,
+    /// The user's own names of roles.
+    pub roles: RoleMap,
     /// A bad row ends the reading.
     pub strict: bool,
 }

@@ -1,13 +1,19 @@
 //! Parquet -> one JSON object per row, row group by row group.
 //!
-//! Row groups that are larger than a quarter of a gigabyte are read in slices. Columns of types that no format uses
-//! (dates, decimals, maps) are left out.
+//! Row groups that are larger than a quarter of a gigabyte are read in slices. polars has a type for each column in the file, and stops at
+//! those that this program does without (dates, times, bytes). Of a file with such columns the schema is therefore told anew: every
+//! leaf as the plain number or text that is stored, and what is no text or number is left out of the rows (see `frame`).
 
 use std::fs::File;
+use std::sync::Arc;
 
 use polars::prelude::{DataFrame, ParallelStrategy, ParquetReader, SerReader};
+use polars_parquet::parquet::metadata::{FileMetadata, SchemaDescriptor};
+use polars_parquet::parquet::schema::types::{
+    IntegerType, ParquetType, PhysicalType, PrimitiveConvertedType, PrimitiveLogicalType, PrimitiveType,
+};
 
-use super::frame::{guarded, is_readable, row};
+use super::frame::{Columns, guarded};
 use super::raw::Raw;
 use crate::error::{Context, Error, Result};
 
@@ -16,9 +22,17 @@ const MAX_SLICE_BYTES: usize = 256 << 20;
 /// A run of rows inside one row group.
 type Slice = (usize, usize);
 
+/// How a file is read.
+struct Layout {
+    columns: Columns,
+    slices: Vec<Slice>,
+    /// With the schema told anew, where that is needed.
+    metadata: Option<Arc<FileMetadata>>,
+}
+
 pub fn records(file: File) -> Result<impl Iterator<Item = Result<Raw>> + Send> {
-    let (columns, slices) = guarded(DAMAGED, || layout(&file))?;
-    let mut slices = slices.into_iter();
+    let layout = guarded(DAMAGED, || layout(&file))?;
+    let mut slices = layout.slices.clone().into_iter();
     let mut current: Option<(DataFrame, usize, usize)> = None;
     Ok(std::iter::from_fn(move || {
         loop {
@@ -26,12 +40,12 @@ pub fn records(file: File) -> Result<impl Iterator<Item = Result<Raw>> + Send> {
                 && *idx < frame.height()
             {
                 let line = (*first_row + *idx + 1) as u64;
-                let value = guarded(DAMAGED, || row(frame, *idx));
+                let value = guarded(DAMAGED, || layout.columns.row(frame, *idx));
                 *idx += 1;
                 return Some(Ok(Raw { line, value }));
             }
             let slice = slices.next()?;
-            match guarded(DAMAGED, || read(&file, &columns, slice)) {
+            match guarded(DAMAGED, || read(&file, &layout, slice)) {
                 Ok(frame) => current = Some((frame, slice.0, 0)),
                 Err(error) => return Some(Err(error)),
             }
@@ -39,18 +53,23 @@ pub fn records(file: File) -> Result<impl Iterator<Item = Result<Raw>> + Send> {
     }))
 }
 
+/// What of the columns is not read.
+pub fn notes(file: &File) -> Result<Vec<String>> {
+    guarded(DAMAGED, || layout(file)).map(|layout| layout.columns.notes())
+}
+
 /// The columns that can be read and the slices to read them in.
-fn layout(file: &File) -> Result<(Vec<String>, Vec<Slice>)> {
+fn layout(file: &File) -> Result<Layout> {
     let mut reader = ParquetReader::new(file.try_clone().context("cannot open the Parquet file")?);
     let schema = reader.schema().context(DAMAGED)?;
-    let columns: Vec<String> =
-        schema.iter().filter(|(_, field)| is_readable(&field.dtype)).map(|(name, _)| name.to_string()).collect();
-    if columns.is_empty() {
+    let columns = Columns::of(schema.iter().map(|(name, field)| (name.as_str(), &field.dtype)));
+    if columns.read.is_empty() {
         return Err(Error::new("expected columns of text, numbers or lists, found none in the Parquet file"));
     }
+    let metadata = reader.get_metadata().context(DAMAGED)?;
     let mut slices = Vec::new();
     let mut first_row = 0;
-    for group in &reader.get_metadata().context(DAMAGED)?.row_groups {
+    for group in &metadata.row_groups {
         let n_rows = group.num_rows();
         let n_slices = group.total_byte_size().div_ceil(MAX_SLICE_BYTES).max(1);
         let n_rows_a_slice = n_rows.div_ceil(n_slices).max(1);
@@ -61,16 +80,58 @@ fn layout(file: &File) -> Result<(Vec<String>, Vec<Slice>)> {
             first_row += length;
         }
     }
-    Ok((columns, slices))
+    let metadata = (!columns.is_plain).then(|| Arc::new(told_anew(metadata)));
+    Ok(Layout { columns, slices, metadata })
 }
 
 const DAMAGED: &str = "cannot read the Parquet file: it is damaged or of an unknown kind";
 
-fn read(file: &File, columns: &[String], slice: Slice) -> Result<DataFrame> {
-    ParquetReader::new(file.try_clone().context("cannot open the Parquet file")?)
-        .with_columns(Some(columns.to_vec()))
+fn read(file: &File, layout: &Layout, slice: Slice) -> Result<DataFrame> {
+    let mut reader = ParquetReader::new(file.try_clone().context("cannot open the Parquet file")?);
+    if let Some(metadata) = &layout.metadata {
+        reader.set_metadata(metadata.clone());
+    }
+    reader
+        .with_columns(Some(layout.columns.read.iter().map(|(_, name)| name.clone()).collect()))
         .with_slice(Some(slice))
         .read_parallel(ParallelStrategy::None)
         .finish()
         .context(DAMAGED)
+}
+
+/// Without Arrow's own schema, which knows extension types and small numbers, and with plain leaves.
+fn told_anew(metadata: &FileMetadata) -> FileMetadata {
+    let fields = metadata.schema_descr.fields().iter().map(plain).collect();
+    FileMetadata {
+        key_value_metadata: None,
+        schema_descr: SchemaDescriptor::new(metadata.schema_descr.name().into(), fields),
+        ..metadata.clone()
+    }
+}
+
+fn plain(kind: &ParquetType) -> ParquetType {
+    match kind {
+        ParquetType::GroupType { field_info, logical_type, converted_type, fields } => ParquetType::GroupType {
+            field_info: field_info.clone(),
+            logical_type: *logical_type,
+            converted_type: *converted_type,
+            fields: fields.iter().map(plain).collect(),
+        },
+        ParquetType::PrimitiveType(leaf) => {
+            use PrimitiveConvertedType as Converted;
+            use PrimitiveLogicalType as Logical;
+            let is_text = matches!(leaf.logical_type, Some(Logical::String | Logical::Json | Logical::Enum))
+                || matches!(leaf.converted_type, Some(Converted::Utf8 | Converted::Json | Converted::Enum));
+            let is_wide = matches!(
+                leaf.logical_type,
+                Some(Logical::Integer(IntegerType::UInt32 | IntegerType::UInt64 | IntegerType::Int32 | IntegerType::Int64))
+            ) || matches!(leaf.converted_type, Some(Converted::Uint32 | Converted::Uint64));
+            let (logical_type, converted_type) = match leaf.physical_type {
+                PhysicalType::ByteArray if is_text => (Some(Logical::String), Some(Converted::Utf8)),
+                _ if is_wide => (leaf.logical_type, leaf.converted_type),
+                _ => (None, None),
+            };
+            ParquetType::PrimitiveType(PrimitiveType { logical_type, converted_type, ..leaf.clone() })
+        }
+    }
 }

@@ -1,28 +1,86 @@
 //! Tool schemas and tool calls -> OpenAI's present form, whatever form the row has.
 //!
-//! Covered: `tool_calls`, the older `function_call` and `functions`, bare `{"name", "arguments"}`, arguments as an object or
-//! as a string of JSON, all of it inside a string of JSON. Arguments become objects, because that is what chat templates
-//! print; key order is kept.
+//! Covered: `tool_calls`, the older `function_call` and `functions`, bare `{"name", "arguments"}`, all of it inside a string of JSON;
+//! Anthropic's `tool_use` and `input_schema`, Bedrock's `toolUse` and `toolSpec`, Gemini's `functionCall` and `functionDeclarations`.
+//!
+//! Arguments stay as the row has them: text stays text, letter by letter, and an object stays an object in the order of its keys.
+//! Keys that are null in all rows but one, which Arrow adds when it aligns schemas, are taken out again (`without_padding`).
 
 use serde_json::{Map, Value, json};
 
-use super::fields::{self, Object, kind, missing, wrong_type};
+use super::fields::{self, Object, wrong_type};
 use crate::error::{Error, Result};
 
 /// The row's `tools` (or older `functions`) as a JSON array of `{"type": "function", "function": {..}}`; none if empty.
 pub fn schemas(row: &Object) -> Result<Option<Value>> {
     let Some((key, value)) = fields::first(row, &["tools", "functions"]) else { return Ok(None) };
-    if value.as_str().is_some_and(|text| text.trim().is_empty()) {
-        return Ok(None);
-    }
-    let schemas = fields::list(value, key)?;
-    let wrap = |(idx, schema): (usize, &Value)| {
-        let object = fields::object(schema, &format!("{key}[{idx}]"))?;
-        let is_bare = object.contains_key("name") && !object.contains_key("function");
-        Ok(if is_bare { json!({ "type": "function", "function": schema }) } else { schema.clone() })
+    let parsed;
+    let value = match value {
+        Value::String(text) if text.trim().is_empty() => return Ok(None),
+        Value::String(text) => {
+            parsed = fields::embedded(text).map_err(|reason| {
+                Error::new(format!("`{key}`: expected a list of tool schemas, found a string that holds none: {reason}"))
+            })?;
+            &parsed
+        }
+        other => other,
     };
-    let schemas = schemas.iter().enumerate().map(wrap).collect::<Result<Vec<_>>>()?;
+    // One schema stands for a list of one; the text `null` and an object without keys for none.
+    let single;
+    let list = match value {
+        Value::Null => return Ok(None),
+        Value::Object(object) if object.is_empty() => return Ok(None),
+        Value::Object(_) => {
+            single = [value.clone()];
+            &single[..]
+        }
+        Value::Array(list) => list,
+        other => return Err(wrong_type(key, "a list of tool schemas", other)),
+    };
+    let mut schemas = Vec::new();
+    for (idx, schema) in list.iter().enumerate().filter(|(_, schema)| !schema.is_null()) {
+        add_schema(schema, &format!("{key}[{idx}]"), &mut schemas)?;
+    }
     Ok((!schemas.is_empty()).then_some(Value::Array(schemas)))
+}
+
+fn add_schema(schema: &Value, path: &str, schemas: &mut Vec<Value>) -> Result<()> {
+    let parsed;
+    let schema = match schema {
+        Value::String(text) => {
+            parsed = fields::embedded(text).map_err(|reason| {
+                Error::new(format!("`{path}`: expected a tool schema, found a string that holds none: {reason}"))
+            })?;
+            &parsed
+        }
+        other => other,
+    };
+    let object = fields::object(schema, path)?;
+    if let Some(Value::Array(declarations)) = object.get("functionDeclarations").or_else(|| object.get("function_declarations")) {
+        let mut declarations = declarations.iter().enumerate();
+        return declarations
+            .try_for_each(|(idx, schema)| add_schema(schema, &format!("{path}.functionDeclarations[{idx}]"), schemas));
+    }
+    let object = match object.get("toolSpec") {
+        Some(spec) => fields::object(spec, &format!("{path}.toolSpec"))?,
+        None => object,
+    };
+    let foreign = ["input_schema", "inputSchema"].into_iter().find(|key| object.contains_key(*key));
+    let is_bare = object.contains_key("name") && !object.contains_key("function");
+    schemas.push(match foreign {
+        Some(key) if is_bare => {
+            let parameters = object[key].get("json").unwrap_or(&object[key]);
+            let mut function = Map::new();
+            for key in ["name", "description"] {
+                function.extend(object.get(key).map(|value| (key.to_owned(), value.clone())));
+            }
+            function.insert("parameters".to_owned(), parameters.clone());
+            json!({ "type": "function", "function": function })
+        }
+        _ if is_bare => json!({ "type": "function", "function": object }),
+        _ => schema.clone(),
+    });
+    Ok(())
 }
 
 /// The calls of a turn's `tool_calls` or `function_call` field; empty if it has none.
@@ -45,7 +103,7 @@ pub fn calls_of_value(value: &Value, path: &str) -> Result<Vec<Value>> {
     let parsed;
     let value = match value {
         Value::String(text) => {
-            parsed = serde_json::from_str(text).map_err(|error| {
+            parsed = fields::embedded(text).map_err(|error| {
                 Error::new(format!("`{path}`: expected a tool call as JSON, found text that is not JSON ({error})"))
             })?;
             &parsed
@@ -67,30 +125,29 @@ fn call(value: &Value, path: &str) -> Result<Value> {
         _ => (object, path.to_owned()),
     };
     let name = fields::required_text(function, &["name"], &format!("{path}."))?;
-    if !function.contains_key("arguments") {
-        return Err(missing(function, &format!("{path}.arguments")));
-    }
-    let arguments = arguments(&function["arguments"], &format!("{path}.arguments"))?;
-    let mut call = Map::new();
-    call.insert("type".to_owned(), json!("function"));
-    if let Some(id) = fields::label(object, "id") {
-        call.insert("id".to_owned(), json!(id));
-    }
-    call.insert("function".to_owned(), json!({ "name": name, "arguments": arguments }));
-    Ok(Value::Object(call))
+    let arguments = fields::first(function, &["arguments", "parameters", "input", "args"]).map(|(_, value)| value);
+    made(&name, fields::label(object, "id"), arguments, &format!("{path}.arguments"))
 }
 
-/// A function without parameters is called with `""`, `null` or `{}`.
-fn arguments(value: &Value, path: &str) -> Result<Value> {
-    match value {
-        Value::Object(_) => Ok(value.clone()),
-        Value::Null => Ok(json!({})),
-        Value::String(text) if text.trim().is_empty() => Ok(json!({})),
-        Value::String(text) => match serde_json::from_str::<Value>(text) {
-            Ok(Value::Object(arguments)) => Ok(Value::Object(arguments)),
-            Ok(other) => Err(Error::new(format!("`{path}`: expected an object, found a string that holds {}", kind(&other)))),
-            Err(error) => Err(Error::new(format!("`{path}`: expected an object, found a string that is not JSON ({error})"))),
-        },
-        other => Err(wrong_type(path, "an object", other)),
-    }
+/// Anthropic's, Bedrock's or Gemini's part of an answer that is a call.
+pub fn call_of_part(part: &Object, path: &str) -> Result<Value> {
+    let name = fields::required_text(part, &["name"], &format!("{path}."))?;
+    let id = fields::label(part, "id").or_else(|| fields::label(part, "toolUseId"));
+    let arguments = fields::first(part, &["input", "args", "arguments"]).map(|(_, value)| value);
+    made(&name, id, arguments, &format!("{path}.input"))
+}
+
+/// A function without parameters is called with `""`, `null`, `{}` or nothing at all.
+fn made(name: &str, id: Option<String>, arguments: Option<&Value>, path: &str) -> Result<Value> {
+    let arguments = match arguments {
+        None | Some(Value::Null) => json!({}),
+        Some(Value::String(text)) if text.trim().is_empty() => json!({}),
+        Some(arguments @ (Value::Object(_) | Value::String(_))) => arguments.clone(),
+        Some(other) => return Err(wrong_type(path, "an object", other)),
+    };
+    let mut call = Map::new();
+    call.insert("type".to_owned(), json!("function"));
+    call.extend(id.map(|id| ("id".to_owned(), json!(id))));
+    call.insert("function".to_owned(), json!({ "name": name, "arguments": arguments }));
+    Ok(Value::Object(call))
 }

@@ -6,15 +6,20 @@
 use std::collections::HashMap;
 use std::iter::once_with;
 
-use super::chat;
 use super::example::{Example, Parsed, Role, Turn};
 use super::fields::{self, Object, label};
+use super::roles::RoleMap;
+use super::{chat, switches};
 use crate::error::{Error, Result};
 
 type Rows = Result<(u64, Result<Object>)>;
 
-pub fn conversations(rows: impl Iterator<Item = Rows> + Send, source: String) -> impl Iterator<Item = Result<Parsed>> + Send {
-    once_with(move || link(rows, source)).flatten()
+pub fn conversations(
+    rows: impl Iterator<Item = Rows> + Send,
+    source: String,
+    roles: RoleMap,
+) -> impl Iterator<Item = Result<Parsed>> + Send {
+    once_with(move || link(rows, source, &roles)).flatten()
 }
 
 struct Message {
@@ -23,6 +28,8 @@ struct Message {
     parent: Option<String>,
     source: Option<String>,
     turn: Turn,
+    /// Keys that look like switches and were not used.
+    unused: Vec<String>,
 }
 
 enum Outcome {
@@ -31,7 +38,11 @@ enum Outcome {
     Bad(Error),
 }
 
-fn link(rows: impl Iterator<Item = Rows>, source: String) -> impl Iterator<Item = Result<Parsed>> + Send {
+fn link<R: Iterator<Item = Rows>>(
+    rows: R,
+    source: String,
+    roles: &RoleMap,
+) -> impl Iterator<Item = Result<Parsed>> + Send + use<R> {
     let mut messages: Vec<Message> = Vec::new();
     let mut index: HashMap<String, usize> = HashMap::new();
     let mut outcomes: Vec<(u64, Outcome)> = Vec::new();
@@ -44,7 +55,7 @@ fn link(rows: impl Iterator<Item = Rows>, source: String) -> impl Iterator<Item 
                 break;
             }
         };
-        match row.and_then(|row| message(&row, line)) {
+        match row.and_then(|row| message(&row, line, roles)) {
             Ok(message) => match index.get(&message.id) {
                 Some(&other) => {
                     let other: &Message = &messages[other];
@@ -72,13 +83,15 @@ fn link(rows: impl Iterator<Item = Rows>, source: String) -> impl Iterator<Item 
     examples.chain(broken.map(Err))
 }
 
-fn message(row: &Object, line: u64) -> Result<Message> {
-    let id = fields::required_text(row, &["message_id", "user_message_id"], "")?.to_owned();
+fn message(row: &Object, line: u64, roles: &RoleMap) -> Result<Message> {
+    let id = fields::required_text(row, &["message_id", "user_message_id"], "")?.into_owned();
     let parent = fields::optional_text(row, &["parent_id", "parent_message_id"], "")?;
-    let parent = parent.filter(|parent| !parent.is_empty()).map(str::to_owned);
-    let (role, _) = chat::role(fields::required_text(row, &["role"], "")?, "role")?;
-    let turn = chat::plain(role, fields::required_text(row, &["text"], "")?);
-    Ok(Message { line, id, parent, source: label(row, "source"), turn })
+    let parent = parent.filter(|parent| !parent.is_empty()).map(|parent| parent.into_owned());
+    let (role, _) = roles.find(&fields::required_text(row, &["role"], "")?, "role")?;
+    let mut turn = chat::plain(role, &fields::required_text(row, &["text"], "")?);
+    let mut unused = Vec::new();
+    switches::of_turn(&mut turn, row, "", &mut unused)?;
+    Ok(Message { line, id, parent, source: label(row, "source"), turn, unused })
 }
 
 /// Every leaf's path to its root, or why it has none; and the messages on no path, which can only stand in a circle.
@@ -131,5 +144,8 @@ fn example(messages: &[Message], path: &[usize], source: &str) -> Example {
     let leaf = path.last().map(|&idx| &messages[idx]);
     let source = leaf.and_then(|leaf| leaf.source.clone()).unwrap_or_else(|| source.to_owned());
     debug_assert!(path.iter().all(|&idx| messages[idx].turn.role != Role::Text));
-    Example { id: leaf.map(|leaf| leaf.id.clone()), source, turns, tools: None, planted: Vec::new() }
+    let mut unused: Vec<String> = path.iter().flat_map(|&idx| messages[idx].unused.iter().cloned()).collect();
+    unused.sort_unstable();
+    unused.dedup();
+    Example { id: leaf.map(|leaf| leaf.id.clone()), source, turns, unused, ..Example::default() }
 }

@@ -2,13 +2,15 @@
 //!
 //! Each row carries plain flags; [`Audit`] counts them over all rows and keeps the first places of each.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde::Serialize;
 
-use crate::dataset::Place;
+use crate::dataset::{Dataset, Place};
 use crate::error::Error;
 
 /// What is odd about one row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RowAudit {
     /// No token is supervised.
     pub empty_mask: bool,
@@ -16,14 +18,28 @@ pub struct RowAudit {
     pub full_mask: bool,
     /// A supervised answer has no end-of-turn token.
     pub missing_end_of_turn: bool,
+    /// A plain text does not end with the end token.
+    pub missing_end_of_text: bool,
     /// `<think></think>` with nothing in it is supervised.
     pub empty_think_supervised: bool,
     /// The text of the data spells out a control token.
     pub special_in_content: bool,
     /// An answer follows another text than the generation prompt.
     pub unlike_prompt: bool,
-    /// The row has tools, tool calls or reasoning that the template does not render.
+    /// The row has tools or tool calls that the template does not render.
     pub dropped_fields: bool,
+    /// The template does not render the system prompt.
+    pub lost_system: bool,
+    /// The template does not render the content of another turn.
+    pub lost_content: bool,
+    /// The template does not render the reasoning of an answer to the last question.
+    pub lost_reasoning: bool,
+    /// The template does not render the reasoning of an earlier answer.
+    pub earlier_reasoning: bool,
+    /// The template prints arguments that are text as a JSON string of that text.
+    pub arguments_quoted: bool,
+    /// Keys that look like switches and were not used: `messages[1].lossy`.
+    pub unused_switches: Vec<String>,
     /// The original length, in tokens, of a sequence that was cut.
     pub truncated: Option<usize>,
     /// The cut took supervised tokens away.
@@ -39,6 +55,9 @@ pub struct Audit {
     pub refused: u64,
     /// One entry for each check, whether it found something or not.
     pub findings: Vec<Finding>,
+    /// What was not read of the files.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// One check and what it found.
@@ -48,6 +67,9 @@ pub struct Finding {
     pub rows: u64,
     /// The first places, `file:line`; for errors with the reason.
     pub examples: Vec<String>,
+    /// Of unused switches: every name, the numbers in it left out, with its number of rows.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub keys: BTreeMap<String, u64>,
 }
 
 struct Check {
@@ -84,6 +106,20 @@ const CHECKS: &[Check] = &[
         cure: "Check that the template closes the assistant's turn with a special token, inside the {% generation %} block if it has one.",
     },
     Check {
+        name: "missing_end_of_text",
+        holds: |row| row.missing_end_of_text,
+        finding: "are plain text without the end token",
+        meaning: "A model trained on them does not learn to stop; TRL puts the token there.",
+        cure: "Give --append-eos to do as TRL does; nothing to do for texts that go on.",
+    },
+    Check {
+        name: UNUSED,
+        holds: |row| !row.unused_switches.is_empty(),
+        finding: "have keys that look like switches and change nothing here",
+        meaning: "What they switch off is learnt all the same.",
+        cure: "Write `weight` (0 is not learnt) on the turn or part, or take the keys out if they mean something else.",
+    },
+    Check {
         name: "empty_think_supervised",
         holds: |row| row.empty_think_supervised,
         finding: "have a supervised empty think block",
@@ -107,9 +143,44 @@ const CHECKS: &[Check] = &[
     Check {
         name: "dropped_fields",
         holds: |row| row.dropped_fields,
-        finding: "have tools, tool calls or reasoning that the template does not render",
+        finding: "have tools or tool calls that the template does not render",
         meaning: "The model sees and learns nothing of them; the rest of the answer may make no sense alone.",
-        cure: "Use a model whose template knows them, or write them into the content.",
+        cure: "Give a template that knows them (--chat-template FILE), or write them into the content.",
+    },
+    Check {
+        name: "lost_reasoning",
+        holds: |row| row.lost_reasoning,
+        finding: "have reasoning that the template does not render",
+        meaning: "The model sees and learns nothing of it, only what comes after.",
+        cure: "Give a template that renders reasoning (--chat-template FILE).",
+    },
+    Check {
+        name: "earlier_reasoning",
+        holds: |row| row.earlier_reasoning,
+        finding: "have reasoning in earlier turns that the template leaves out",
+        meaning: "It is not learnt: only answers to the last question keep theirs, as when the model is used.",
+        cure: "To learn it, make one row of each answer, or give another template (--chat-template FILE).",
+    },
+    Check {
+        name: "lost_system",
+        holds: |row| row.lost_system,
+        finding: "have a system prompt that the template does not render",
+        meaning: "The model does not see it.",
+        cure: "Write it into the first question, or give a template that renders it (--chat-template FILE).",
+    },
+    Check {
+        name: "lost_content",
+        holds: |row| row.lost_content,
+        finding: "have a turn whose content the template does not render",
+        meaning: "The model does not see it.",
+        cure: "Look at the template: some leave out the text beside a tool call; --chat-template FILE takes another one.",
+    },
+    Check {
+        name: "arguments_quoted",
+        holds: |row| row.arguments_quoted,
+        finding: "have arguments of tool calls that are text, which the template prints in quotes",
+        meaning: "The model learns to write its arguments as a string with backslashes, as Transformers renders it.",
+        cure: "Make them JSON objects in the data.",
     },
     Check {
         name: "truncated",
@@ -127,22 +198,31 @@ const CHECKS: &[Check] = &[
     },
 ];
 
+const UNUSED: &str = "unused_switches";
 const REFUSED: &str = "template_error";
 
 impl Default for Audit {
     fn default() -> Self {
         let names = CHECKS.iter().map(|check| check.name).chain([REFUSED]);
-        let findings = names.map(|name| Finding { name, rows: 0, examples: Vec::new() }).collect();
-        Self { rows: 0, refused: 0, findings }
+        let findings = names.map(|name| Finding { name, rows: 0, examples: Vec::new(), keys: BTreeMap::new() }).collect();
+        Self { rows: 0, refused: 0, findings, notes: Vec::new() }
     }
 }
 
 impl Audit {
+    /// With nothing found yet but what the data set itself has to say.
+    pub fn of(dataset: &Dataset) -> Audit {
+        Audit { notes: dataset.notes().to_vec(), ..Audit::default() }
+    }
+
     pub fn add(&mut self, place: &Place, row: &RowAudit) {
         self.rows += 1;
         for (check, finding) in CHECKS.iter().zip(&mut self.findings) {
             if (check.holds)(row) {
                 finding.add(|| format!("{}:{}", place.path.display(), place.line));
+                if check.name == UNUSED {
+                    finding.count_keys(&row.unused_switches);
+                }
             }
         }
     }
@@ -162,11 +242,13 @@ impl Audit {
 
     /// One line for each thing that was found: what, what it means, what to do, where.
     pub fn lines(&self) -> Vec<String> {
-        let mut lines = Vec::new();
+        let mut lines = self.notes.clone();
         for (check, finding) in CHECKS.iter().zip(&self.findings).filter(|(_, finding)| finding.rows > 0) {
             let Check { finding: what, meaning, cure, .. } = check;
             let (n, of, examples) = (finding.rows, self.rows, finding.examples.join(", "));
-            lines.push(format!("{n} of {of} rows {what}. {meaning} {cure} For example: {examples}"));
+            let keys: Vec<String> = finding.keys.iter().map(|(key, n)| format!("`{key}` in {n}")).collect();
+            let keys = if keys.is_empty() { String::new() } else { format!(": {}", keys.join(", ")) };
+            lines.push(format!("{n} of {of} rows {what}{keys}. {meaning} {cure} For example: {examples}"));
         }
         if let Some(finding) = self.findings.last().filter(|finding| finding.rows > 0) {
             let (n, of) = (finding.rows, self.rows + self.refused);
@@ -177,6 +259,24 @@ impl Audit {
 }
 
 impl Finding {
+    /// Counts each name once a row. `messages[3].lossy` counts as `messages[].lossy`.
+    fn count_keys(&mut self, keys: &[String]) {
+        let without_numbers = |key: &String| {
+            let mut name = String::new();
+            let mut in_brackets = false;
+            for c in key.chars() {
+                in_brackets = if c == '[' { true } else { in_brackets && c != ']' };
+                if !in_brackets || c == '[' {
+                    name.push(c);
+                }
+            }
+            name
+        };
+        for name in keys.iter().map(without_numbers).collect::<BTreeSet<_>>() {
+            *self.keys.entry(name).or_default() += 1;
+        }
+    }
+
     fn add(&mut self, place: impl FnOnce() -> String) {
         self.rows += 1;
         if self.examples.len() < N_EXAMPLES {

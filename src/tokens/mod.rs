@@ -8,6 +8,7 @@
 
 mod audit;
 mod gguf;
+mod lost;
 mod parts;
 mod python;
 mod records;

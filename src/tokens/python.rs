@@ -9,6 +9,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Error, ErrorKind};
 
+use crate::format::python_float;
+
 /// JSON as templates see it; maps keep their order.
 pub(super) fn from_json(json: &serde_json::Value) -> Value {
     use serde_json::Value as Json;
@@ -70,7 +72,7 @@ fn write_json(out: &mut String, value: &Value, layout: &Layout, depth: usize) ->
         ValueKind::None => out.push_str("null"),
         ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
         ValueKind::Number if value.is_integer() => out.push_str(&value.to_string()),
-        ValueKind::Number => out.push_str(&float_repr(f64::try_from(value.clone())?)),
+        ValueKind::Number => out.push_str(&python_float(f64::try_from(value.clone())?)),
         ValueKind::String => write_string(out, value.as_str().unwrap_or_default(), layout.ensure_ascii),
         ValueKind::Seq | ValueKind::Iterable => {
             let items: Vec<Value> = value.try_iter()?.collect();
@@ -143,29 +145,6 @@ fn write_string(out: &mut String, text: &str, ensure_ascii: bool) {
         }
     }
     out.push('"');
-}
-
-/// Python's `repr(float)`: the shortest digits that read back, with an exponent below 1e-4 and from 1e16 on.
-fn float_repr(x: f64) -> String {
-    if !x.is_finite() {
-        return if x.is_nan() {
-            "NaN"
-        } else if x > 0.0 {
-            "Infinity"
-        } else {
-            "-Infinity"
-        }
-        .to_owned();
-    }
-    let scientific = format!("{x:e}");
-    let (digits, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
-    match exponent.parse::<i32>().unwrap_or(0) {
-        exponent @ -4..=15 if x != 0.0 || exponent == 0 => {
-            let plain = format!("{x}");
-            if plain.contains('.') { plain } else { format!("{plain}.0") }
-        }
-        exponent => format!("{digits}e{}{:02}", if exponent < 0 { '-' } else { '+' }, exponent.abs()),
-    }
 }
 
 /// Seconds since 1970, UTC.
@@ -306,7 +285,7 @@ mod tests {
             (-2.5e-7, "-2.5e-07"),
             (1e300, "1e+300"),
         ] {
-            assert_eq!(float_repr(x), expected);
+            assert_eq!(python_float(x), expected);
         }
     }
 

@@ -8,6 +8,7 @@
 //! never put through the template: the beginning token and the text, all of it supervised.
 
 use std::ops::Range;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -15,10 +16,10 @@ use minijinja::Value;
 use serde::Serialize;
 
 use super::audit::RowAudit;
-use super::template::{ChatTemplate, is_mark};
+use super::template::{ChatTemplate, Surroundings, is_mark};
 use super::tokenizer::{Token, Tokenizer};
 use super::turns::{Answer, Conversation, Habits, Layout, Placed, lay_out};
-use super::{Sequence, Span, python};
+use super::{Sequence, Span, lost, python};
 use crate::dataset::{Example, Role, Turn};
 use crate::error::{Error, Result};
 
@@ -55,12 +56,45 @@ pub struct RenderOptions {
     /// Longer sequences are cut on the right.
     pub max_len: usize,
     pub supervise: Supervise,
+    /// A chat template instead of the model's own.
+    pub chat_template: Option<PathBuf>,
+    /// JSON object of variables for the chat template; a row's own come first.
+    pub template_switches: Option<serde_json::Value>,
+    /// Put the end token behind plain texts that do not end with it, as TRL does.
+    pub append_eos: bool,
+}
+
+impl Default for RenderOptions {
+    fn default() -> Self {
+        RenderOptions {
+            system: None,
+            max_len: 2048,
+            supervise: Supervise::Assistant,
+            chat_template: None,
+            template_switches: None,
+            append_eos: false,
+        }
+    }
+}
+
+impl RenderOptions {
+    /// Reads the value of `--chat-template-kwargs`.
+    pub fn parse_switches(json: Option<&str>) -> Result<Option<serde_json::Value>> {
+        let parse = |json: &str| match serde_json::from_str(json) {
+            Ok(switches @ serde_json::Value::Object(_)) => Ok(switches),
+            _ => Err(Error::usage(format!("--chat-template-kwargs: expected a JSON object, found `{json}`"))
+                .cure("For example --chat-template-kwargs '{\"enable_thinking\": false}'.")),
+        };
+        json.map(parse).transpose()
+    }
 }
 
 /// Renders and tokenises examples; may be shared between threads.
 pub struct Renderer {
     tokenizer: Arc<Tokenizer>,
     template: Option<(ChatTemplate, Habits)>,
+    /// Of the name `tool_use`, for conversations with tools.
+    tool_use: Option<(ChatTemplate, Habits)>,
     options: RenderOptions,
 }
 
@@ -79,14 +113,22 @@ impl Renderer {
         if options.max_len == 0 {
             return Err(Error::usage("the maximal length of a sequence must be at least 1 token"));
         }
-        let template = match template {
-            Some(template) => {
-                let habits = Habits::learn(&template, tokenizer.special_tokens().filter(|token| !token.is_empty()).collect())?;
-                Some((template, habits))
-            }
-            None => None,
+        let mut template = match &options.chat_template {
+            Some(path) => Some(ChatTemplate::from_file(path, template.as_ref(), &tokenizer)?),
+            None => template,
         };
-        Ok(Self { tokenizer, template, options })
+        let learnt = |template: ChatTemplate| {
+            let habits = Habits::learn(&template, tokenizer.special_tokens().filter(|token| !token.is_empty()).collect())?;
+            Ok::<_, Error>((template, habits))
+        };
+        let tool_use = template.as_mut().and_then(ChatTemplate::take_tool_use).map(learnt).transpose()?;
+        let template = template.map(learnt).transpose()?;
+        Ok(Self { tokenizer, template, tool_use, options })
+    }
+
+    /// Of the template that is used, if there is one.
+    pub fn template_sha256(&self) -> Option<&str> {
+        self.template.as_ref().map(|(template, _)| template.sha256())
     }
 
     pub fn tokenizer(&self) -> &Tokenizer {
@@ -99,14 +141,23 @@ impl Renderer {
         let is_text = example.turns.iter().any(|turn| turn.role == Role::Text);
         let layout = match &self.template {
             _ if is_text => self.lay_out_text(&example.turns)?,
-            Some((template, habits)) => {
-                let tools = example.tools.as_ref().map(python::from_json);
-                let conversation = self.conversation(&example.turns, tools.as_ref());
-                lay_out(template, habits, &conversation)?
+            Some(template) => {
+                // As Transformers chooses among named templates.
+                let template = self.tool_use.as_ref().filter(|_| example.tools.is_some()).unwrap_or(template);
+                self.lay_out_chat(template, example)?
             }
             None => self.lay_out_plain(example)?,
         };
         let supervised = self.supervised_answers(&layout, &example.turns);
+        for answer in layout.answers.iter().filter(|answer| !example.turns[answer.turn].parts.is_empty()) {
+            if !layout.contents.iter().any(|placed| placed.turn == answer.turn) {
+                return Err(Error::new(format!(
+                    "only a part of message {} is to be learnt, and the chat template does not render its content as it is",
+                    answer.turn + 1
+                ))
+                .cure("Switch the whole turn on or off, or give another template."));
+            }
+        }
         let tokens = self.tokenize(&layout)?;
         let mut weights: Vec<f32> = tokens.iter().map(|token| self.weight(token, &layout, &supervised, &example.turns)).collect();
         // Nothing predicts the first.
@@ -126,7 +177,38 @@ impl Renderer {
         Ok(rendered)
     }
 
-    fn conversation<'a>(&self, turns: &'a [Turn], tools: Option<&'a Value>) -> Conversation<'a> {
+    fn lay_out_chat(&self, (template, habits): &(ChatTemplate, Habits), example: &Example) -> Result<Layout> {
+        let tools = example.tools.as_ref().map(python::from_json);
+        let switches = self.switches(example)?;
+        let around = Surroundings { tools: tools.as_ref(), switches: switches.as_ref() };
+        let first = lay_out(template, habits, &self.conversation(&example.turns, around));
+        // A template that goes through the arguments of a call cannot do so with text: it gets the object that the text holds.
+        match (first, with_parsed_arguments(&example.turns)) {
+            (Err(error), Some(turns)) => lay_out(template, habits, &self.conversation(&turns, around)).map_err(|_| error),
+            (first, _) => first,
+        }
+    }
+
+    /// The variables of the row, and those of the options that it does not name.
+    fn switches(&self, example: &Example) -> Result<Option<Value>> {
+        let all = [&self.options.template_switches, &example.template_switches]
+            .into_iter()
+            .flatten()
+            .filter_map(|json| json.as_object());
+        let mut switches = serde_json::Map::new();
+        for (key, value) in all.flatten() {
+            if ["messages", "tools", "documents", "add_generation_prompt"].contains(&key.as_str()) {
+                return Err(Error::new(format!(
+                    "`chat_template_kwargs`: `{key}` is given to the template by the program itself"
+                ))
+                .cure("Take it out; messages and tools have columns of their own."));
+            }
+            switches.insert(key.clone(), value.clone());
+        }
+        Ok((!switches.is_empty()).then(|| python::from_json(&serde_json::Value::Object(switches))))
+    }
+
+    fn conversation<'a>(&self, turns: &'a [Turn], around: Surroundings<'a>) -> Conversation<'a> {
         let mut messages = Vec::with_capacity(turns.len() + 1);
         let mut turn_of = Vec::with_capacity(turns.len() + 1);
         if let Some(system) = self.missing_system(turns) {
@@ -135,7 +217,7 @@ impl Renderer {
         }
         messages.extend(turns.iter().map(message));
         turn_of.extend((0..turns.len()).map(Some));
-        Conversation { messages, turn_of, turns, tools }
+        Conversation { messages, turn_of, turns, around }
     }
 
     fn missing_system(&self, turns: &[Turn]) -> Option<&str> {
@@ -147,8 +229,12 @@ impl Renderer {
         let [turn] = turns else {
             return Err(Error::new(format!("expected one turn of plain text, found {} turns", turns.len())));
         };
-        let (text, len) = (turn.content.clone(), turn.content.len());
-        let answers = vec![Answer { turn: 0, range: 0..len, ends_turn: false }];
+        let (mut text, len) = (turn.content.clone(), turn.content.len());
+        let end = self.tokenizer.eos().map(|eos| self.tokenizer.text(eos)).filter(|end| !end.is_empty());
+        let has_end = end.as_ref().is_some_and(|end| text.ends_with(end.as_str()));
+        let appended = end.filter(|_| self.options.append_eos && !has_end);
+        text.push_str(appended.as_deref().unwrap_or_default());
+        let answers = vec![Answer { turn: 0, range: 0..text.len(), ends_turn: has_end || appended.is_some() }];
         let contents = vec![Placed { turn: 0, at: 0, begin: 0, len }];
         Ok(Layout { leading_bos: self.tokenizer.leading_bos(), text, answers, contents, unlike_prompt: false })
     }
@@ -177,17 +263,20 @@ impl Renderer {
     fn supervised_answers(&self, layout: &Layout, turns: &[Turn]) -> Vec<bool> {
         let last = layout.answers.last().map(|answer| answer.turn);
         let chosen = |turn: usize| self.options.supervise != Supervise::Last || Some(turn) == last;
-        layout.answers.iter().map(|answer| turns[answer.turn].weight != 0.0 && chosen(answer.turn)).collect()
+        layout.answers.iter().map(|answer| turns[answer.turn].is_learnt() && chosen(answer.turn)).collect()
     }
 
     /// The weight of a token in the loss; 0 where it is no target.
     fn weight(&self, token: &Token, layout: &Layout, supervised: &[bool], turns: &[Turn]) -> f32 {
         let answer = layout.answers.iter().position(|answer| holds(&answer.range, token));
         match (self.options.supervise, answer) {
-            (_, Some(answer)) if supervised[answer] => turns[layout.answers[answer].turn].weight,
+            (_, Some(answer)) if supervised[answer] => {
+                let turn = layout.answers[answer].turn;
+                part_weight(token, layout, turn, &turns[turn])
+            }
             (Supervise::All, None) => {
                 let content = layout.contents.iter().find(|placed| holds(&(placed.at..placed.at + placed.len), token));
-                content.map_or(1.0, |placed| turns[placed.turn].weight)
+                content.map_or(1.0, |placed| part_weight(token, layout, placed.turn, &turns[placed.turn]))
             }
             _ => 0.0,
         }
@@ -242,15 +331,47 @@ impl Renderer {
             full_mask: !whole_text
                 && sequence.supervised.len() > 1
                 && sequence.supervised[1..].iter().all(|supervised| *supervised),
+            missing_end_of_text: is_text && answers_by_turn.iter().any(|answer| !answer.ends_turn),
             missing_end_of_turn: !is_text && answers_by_turn.iter().any(|answer| !answer.ends_turn),
             empty_think_supervised: !is_text && chosen().any(|answer| has_empty_think(&layout.text[answer.range.clone()])),
             special_in_content: tokens.iter().any(|token| self.tokenizer.is_special(token.id) && in_content(token)),
             unlike_prompt: layout.unlike_prompt,
-            dropped_fields: drops_fields(example, &layout.text),
             truncated: None,
             answer_cut: false,
+            unused_switches: example.unused.clone(),
+            ..if is_text { RowAudit::default() } else { lost::lost(example, &layout.text) }
         }
     }
+}
+
+/// The weight of a token of this turn. A token that reaches over the edge of a part belongs to the part that holds its first
+/// character that is no space: the space before a word is written with it.
+fn part_weight(token: &Token, layout: &Layout, turn_idx: usize, turn: &Turn) -> f32 {
+    if turn.parts.is_empty() {
+        return turn.weight;
+    }
+    let text = layout.text.as_bytes().get(token.begin..token.end).unwrap_or_default();
+    let at = token.begin + text.iter().position(|byte| !byte.is_ascii_whitespace()).unwrap_or(0);
+    let placed =
+        layout.contents.iter().find(|placed| placed.turn == turn_idx && (placed.at..placed.at + placed.len).contains(&at));
+    let Some(at) = placed.map(|placed| placed.begin + at - placed.at).filter(|_| !text.is_empty()) else { return turn.weight };
+    let weights = turn.parts.iter().filter(|part| (part.begin..part.end).contains(&at)).map(|part| part.weight);
+    weights.reduce(f32::min).unwrap_or(turn.weight)
+}
+
+/// The turns with the arguments of their calls as objects, if any are text that holds one.
+fn with_parsed_arguments(turns: &[Turn]) -> Option<Vec<Turn>> {
+    let mut turns = turns.to_vec();
+    let mut is_changed = false;
+    for call in turns.iter_mut().filter_map(|turn| turn.tool_calls.as_mut()?.as_array_mut()).flatten() {
+        let Some(arguments) = call.pointer_mut("/function/arguments") else { continue };
+        let parsed = arguments.as_str().and_then(|text| serde_json::from_str::<serde_json::Value>(text).ok());
+        if let Some(parsed) = parsed.filter(serde_json::Value::is_object) {
+            *arguments = parsed;
+            is_changed = true;
+        }
+    }
+    is_changed.then_some(turns)
 }
 
 /// Does the token belong to this range? A token without bytes belongs to what it stands before.
@@ -319,20 +440,6 @@ fn spans(tokens: &[Token], layout: &Layout) -> Vec<Span> {
 
 fn has_empty_think(answer: &str) -> bool {
     answer.split("<think>").skip(1).any(|after| after.trim_start().starts_with("</think>"))
-}
-
-/// Does the text lack the row's tools, a tool call, or all of its reasoning? Reasoning of earlier turns is left out by intent.
-fn drops_fields(example: &Example, text: &str) -> bool {
-    let name_of = |call: &serde_json::Value| {
-        let function = call.get("function").unwrap_or(call);
-        function.get("name").and_then(serde_json::Value::as_str).map(str::to_owned)
-    };
-    let calls = example.turns.iter().filter_map(|turn| turn.tool_calls.as_ref()).chain(&example.tools);
-    let mut names = calls.filter_map(|calls| calls.as_array()).flatten().filter_map(name_of);
-    let mut reasoning =
-        example.turns.iter().filter_map(|turn| turn.reasoning.as_deref()).map(str::trim).filter(|r| !r.is_empty()).peekable();
-    names.any(|name| !text.contains(&name))
-        || (reasoning.peek().is_some() && !reasoning.any(|reasoning| text.contains(reasoning)))
 }
 
 fn truncate(rendered: &mut Rendered, max_len: usize) {

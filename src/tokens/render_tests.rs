@@ -12,7 +12,7 @@ fn renderer(source: &str, options: RenderOptions) -> Renderer {
 }
 
 fn options() -> RenderOptions {
-    RenderOptions { system: None, max_len: 10_000, supervise: Supervise::Assistant }
+    RenderOptions { max_len: 10_000, ..RenderOptions::default() }
 }
 
 /// The supervised stretches of a sequence, as text.

@@ -8,11 +8,13 @@
 //! tags are replaced by two marks that no text can contain, and [`ChatTemplate::render_marked`] reads the places off them.
 
 use std::ops::Range;
+use std::path::Path;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, ErrorKind, Value};
 
 use super::python;
+use super::tokenizer::Tokenizer;
 use crate::error::{Context, Error, Result};
 use crate::files::sha256;
 
@@ -23,6 +25,16 @@ pub struct ChatTemplate {
     has_generation_tags: bool,
     bos: Option<String>,
     eos: Option<String>,
+    /// The template of the name `tool_use`, which Transformers takes for conversations with tools.
+    tool_use: Option<Box<ChatTemplate>>,
+}
+
+/// What a template sees beside the messages.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Surroundings<'a> {
+    pub tools: Option<&'a Value>,
+    /// A map of further variables, such as `enable_thinking`.
+    pub switches: Option<&'a Value>,
 }
 
 /// Unicode noncharacters: no text that is meant to be read contains them, and rows that do are refused.
@@ -62,7 +74,30 @@ impl ChatTemplate {
             has_generation_tags,
             bos: bos.map(str::to_owned),
             eos: eos.map(str::to_owned),
+            tool_use: None,
         })
+    }
+
+    /// A template of the user's own, for a model that has the template `own` or none.
+    pub fn from_file(path: &Path, own: Option<&ChatTemplate>, tokenizer: &Tokenizer) -> Result<Self> {
+        let source = std::fs::read_to_string(path).context_at(path, "cannot read the chat template")?;
+        let token = |id: Option<u32>| id.map(|id| tokenizer.text(id));
+        let (bos, eos) = match own {
+            Some(own) => (own.bos.clone(), own.eos.clone()),
+            None => (token(tokenizer.bos()), token(tokenizer.eos())),
+        };
+        Self::new(&source, bos.as_deref(), eos.as_deref()).map_err(|error| error.at(path))
+    }
+
+    /// With another template for conversations that have tools.
+    pub fn with_tool_use(mut self, other: ChatTemplate) -> Self {
+        self.sha256 = sha256(&format!("{} {}", self.sha256, other.sha256));
+        self.tool_use = Some(Box::new(other));
+        self
+    }
+
+    pub(super) fn take_tool_use(&mut self) -> Option<ChatTemplate> {
+        self.tool_use.take().map(|template| *template)
     }
 
     /// SHA-256 of the template's source, in hexadecimal.
@@ -75,8 +110,8 @@ impl ChatTemplate {
     }
 
     /// The text of a conversation. `messages` are the template's own: maps with `role`, `content` and so on.
-    pub fn render(&self, messages: &[Value], tools: Option<&Value>, add_generation_prompt: bool) -> Result<String> {
-        let mut text = self.run(messages, tools, add_generation_prompt)?;
+    pub(super) fn render(&self, messages: &[Value], around: Surroundings, add_generation_prompt: bool) -> Result<String> {
+        let mut text = self.run(messages, around, add_generation_prompt)?;
         if self.has_generation_tags {
             text.retain(|c| !matches!(c, GENERATION_BEGIN | GENERATION_END));
         }
@@ -84,8 +119,8 @@ impl ChatTemplate {
     }
 
     /// The text of a conversation, and the byte ranges of it that the template marks as the model's.
-    pub fn render_marked(&self, messages: &[Value], tools: Option<&Value>) -> Result<(String, Vec<Range<usize>>)> {
-        let marked = self.run(messages, tools, false)?;
+    pub(super) fn render_marked(&self, messages: &[Value], around: Surroundings) -> Result<(String, Vec<Range<usize>>)> {
+        let marked = self.run(messages, around, false)?;
         let mut text = String::with_capacity(marked.len());
         let (mut open, mut blocks) = (None, Vec::new());
         for c in marked.chars() {
@@ -98,16 +133,17 @@ impl ChatTemplate {
         Ok((text, blocks))
     }
 
-    fn run(&self, messages: &[Value], tools: Option<&Value>, add_generation_prompt: bool) -> Result<String> {
+    fn run(&self, messages: &[Value], around: Surroundings, add_generation_prompt: bool) -> Result<String> {
         let template = self.environment.get_template(NAME).context("the chat template is gone")?;
         let context = minijinja::context! {
             messages => Value::from(messages.to_vec()),
-            tools => tools,
+            tools => around.tools,
             documents => Value::from(()),
             add_generation_prompt => add_generation_prompt,
             // An absent token is undefined, as in Transformers, and prints as nothing.
             bos_token => self.bos.as_deref().map_or(Value::UNDEFINED, Value::from),
             eos_token => self.eos.as_deref().map_or(Value::UNDEFINED, Value::from),
+            ..around.switches.cloned().unwrap_or_default()
         };
         template.render(context).context("the chat template refused the conversation")
     }
@@ -163,17 +199,17 @@ mod tests {
         let template = ChatTemplate::new(GENERATION, None, None).unwrap();
         let messages =
             [message("user", "Hi"), message("assistant", "Hello"), message("user", "Bye"), message("assistant", "So long")];
-        let (text, blocks) = template.render_marked(&messages, None).unwrap();
+        let (text, blocks) = template.render_marked(&messages, Surroundings::default()).unwrap();
         assert_eq!(text, "<|user|>Hi<|end|>\n<|assistant|>Hello<|end|>\n<|user|>Bye<|end|>\n<|assistant|>So long<|end|>\n");
         let marked: Vec<&str> = blocks.iter().map(|block| &text[block.clone()]).collect();
         assert_eq!(marked, ["Hello<|end|>", "So long<|end|>"]);
-        assert_eq!(template.render(&messages, None, false).unwrap(), text);
+        assert_eq!(template.render(&messages, Surroundings::default(), false).unwrap(), text);
     }
 
     #[test]
     fn tags_keep_their_whitespace_control() {
         let template = ChatTemplate::new("a\n{%- generation -%}\n b\n  {%+ endgeneration %}\nc", None, None).unwrap();
-        let (text, blocks) = template.render_marked(&[], None).unwrap();
+        let (text, blocks) = template.render_marked(&[], Surroundings::default()).unwrap();
         let marked: Vec<&str> = blocks.iter().map(|block| &text[block.clone()]).collect();
         assert_eq!((text.as_str(), marked), ("ab\n  c", vec!["b\n  "]));
     }
@@ -182,7 +218,7 @@ mod tests {
     fn the_environment_is_the_one_of_transformers() {
         let check = |source: &str, expected: &str| {
             let template = ChatTemplate::new(source, Some("<s>"), None).unwrap();
-            assert_eq!(template.render(&[message("user", " Hi ")], None, true).unwrap(), expected, "{source}");
+            assert_eq!(template.render(&[message("user", " Hi ")], Surroundings::default(), true).unwrap(), expected, "{source}");
         };
         check("{{ bos_token }}{{ eos_token }}{{ messages[0].content.strip() }}", "<s>Hi");
         check("{% if tools is none and not documents %}\n  yes\n{% endif %}", "  yes\n");
@@ -195,7 +231,7 @@ mod tests {
     #[test]
     fn a_template_can_refuse_and_its_words_are_kept() {
         let template = ChatTemplate::new("{{ raise_exception('roles must alternate') }}", None, None).unwrap();
-        let error = template.render(&[], None, false).unwrap_err().to_string();
+        let error = template.render(&[], Surroundings::default(), false).unwrap_err().to_string();
         assert!(error.contains("roles must alternate"), "{error}");
         assert!(ChatTemplate::new("{% if %}", None, None).is_err());
     }

@@ -81,8 +81,7 @@ pub fn message(role: &str, content: &str) -> Value {
 }
 
 pub fn turn(role: Role, content: &str) -> Turn {
-    let content = content.to_owned();
-    Turn { role, content, reasoning: None, tool_calls: None, tool_call_id: None, name: None, weight: 1.0 }
+    Turn::plain(role, content)
 }
 
 pub fn user(content: &str) -> Turn {
@@ -94,7 +93,7 @@ pub fn assistant(content: &str) -> Turn {
 }
 
 pub fn example(turns: Vec<Turn>) -> Example {
-    Example { id: None, source: "test".into(), turns, tools: None, planted: Vec::new() }
+    Example { source: "test".into(), turns, ..Example::default() }
 }
 
 /// SmolLM2's habits: a system prompt of its own, injected unless the first message is one.

@@ -13,7 +13,7 @@ use std::ops::Range;
 
 use minijinja::Value;
 
-use super::template::{CONTENT, ChatTemplate};
+use super::template::{CONTENT, ChatTemplate, Surroundings};
 use crate::dataset::{Role, Turn};
 use crate::error::{Context, Error, Result};
 
@@ -52,7 +52,7 @@ pub(super) struct Conversation<'a> {
     /// Index in `turns` of each message; a system message of our own has none.
     pub turn_of: Vec<Option<usize>>,
     pub turns: &'a [Turn],
-    pub tools: Option<&'a Value>,
+    pub around: Surroundings<'a>,
 }
 
 impl Conversation<'_> {
@@ -69,8 +69,10 @@ impl Conversation<'_> {
 pub(super) struct Habits {
     /// What the generation prompt adds, such as `<|im_start|>assistant\n`; empty for templates that ignore it or need none.
     generation_prompt: String,
-    /// What stands between a user's turn and the answer to it.
+    /// What stands between a user's turn and the answer to it, less what the model itself writes before the content.
     header: String,
+    /// What the model itself writes before the content: Mistral's space, Qwen 3's empty block of reasoning.
+    opening: String,
     /// The header of a template that ignores `add_generation_prompt`: it belongs to no answer, though no prompt shows it.
     hidden_header: String,
     /// The first special token after an answer.
@@ -81,6 +83,7 @@ pub(super) struct Habits {
 
 impl Habits {
     pub fn learn(template: &ChatTemplate, special_tokens: Vec<String>) -> Result<Self> {
+        let around = Surroundings::default();
         let mark = CONTENT.to_string();
         let message = |role: &str, content: &str| minijinja::context! { role => role, content => content };
         let (system, user, answer) = (message("system", "Be brief."), message("user", "Hi"), message("assistant", &mark));
@@ -88,9 +91,9 @@ impl Habits {
         let simplest = [vec![user.clone()], vec![system, user]].into_iter().map(|before| {
             let whole = [before.as_slice(), std::slice::from_ref(&answer)].concat();
             Ok((
-                template.render(&whole, None, false)?,
-                template.render(&before, None, true)?,
-                template.render(&before, None, false).ok(),
+                template.render(&whole, around, false)?,
+                template.render(&before, around, true)?,
+                template.render(&before, around, false).ok(),
             ))
         });
         let (whole, prompt, bare) = first_success(simplest)?;
@@ -109,8 +112,10 @@ impl Habits {
             .filter_map(|token| Some((after.find(token.as_str())?, std::cmp::Reverse(token.len()), token)))
             .min()
             .map(|(_, _, token)| token.clone());
-        let header = before.strip_prefix(bare.as_str()).unwrap_or_default().to_owned();
-        Ok(Self { generation_prompt, header, hidden_header, end_of_turn, special_tokens })
+        let opening = unprompted.strip_prefix(hidden_header.as_str()).unwrap_or_default().to_owned();
+        let header = before.strip_prefix(bare.as_str()).unwrap_or_default();
+        let header = header.strip_suffix(opening.as_str()).unwrap_or(header).to_owned();
+        Ok(Self { generation_prompt, header, opening, hidden_header, end_of_turn, special_tokens })
     }
 
     /// Finds the special token that closes an answer, in the text of the answer with whatever the template puts after it.
@@ -139,8 +144,8 @@ pub(super) fn lay_out(template: &ChatTemplate, habits: &Habits, conversation: &C
     if template.has_generation_tags() {
         return lay_out_tagged(template, habits, conversation);
     }
-    let (messages, tools) = (&conversation.messages, conversation.tools);
-    let text = template.render(messages, tools, false)?;
+    let (messages, around) = (&conversation.messages, conversation.around);
+    let text = template.render(messages, around, false)?;
     let mut layout = Layout { text, ..Layout::default() };
     let mut cursor = 0;
     for (idx, turn) in conversation.answer_idxs() {
@@ -171,8 +176,8 @@ pub(super) fn lay_out(template: &ChatTemplate, habits: &Habits, conversation: &C
 }
 
 fn lay_out_tagged(template: &ChatTemplate, habits: &Habits, conversation: &Conversation) -> Result<Layout> {
-    let (messages, tools) = (&conversation.messages, conversation.tools);
-    let (text, blocks) = template.render_marked(messages, tools)?;
+    let (messages, around) = (&conversation.messages, conversation.around);
+    let (text, blocks) = template.render_marked(messages, around)?;
     let mut layout = Layout { text, ..Layout::default() };
     let answers: Vec<(usize, usize)> = conversation.answer_idxs().collect();
     // Most templates have one block an answer. Others show by prefixes how many each message adds.
@@ -181,7 +186,7 @@ fn lay_out_tagged(template: &ChatTemplate, habits: &Habits, conversation: &Conve
     } else {
         let mut turns = Vec::new();
         for &(idx, turn) in &answers {
-            let (_, so_far) = template.render_marked(&messages[..=idx], tools)?;
+            let (_, so_far) = template.render_marked(&messages[..=idx], around)?;
             turns.resize(so_far.len().max(turns.len()), turn);
         }
         if turns.len() != blocks.len() {
@@ -213,7 +218,7 @@ fn find_begin(
 ) -> Result<(usize, bool)> {
     // With nothing before it there is no prompt to compare with: an empty text is a prefix of everything.
     if idx > 0
-        && let Ok(prompt) = template.render(&conversation.messages[..idx], conversation.tools, true)
+        && let Ok(prompt) = template.render(&conversation.messages[..idx], conversation.around, true)
         && let Some(rest) = text.strip_prefix(prompt.as_str())
         && rest.starts_with(&habits.hidden_header)
     {
@@ -222,17 +227,20 @@ fn find_begin(
     // Mark the content: before the mark stands the header, whatever else has changed further back.
     let mut messages = conversation.messages.clone();
     messages[idx] = minijinja::context! { role => "assistant", content => CONTENT.to_string() };
-    let marked = template.render(&messages, conversation.tools, false)?;
+    let marked = template.render(&messages, conversation.around, false)?;
     let before = marked.split_once(CONTENT).map_or("", |(before, _)| before);
-    for header in [&habits.generation_prompt, &habits.hidden_header, &habits.header] {
-        if let Some(at) = before.rfind(header.as_str()).filter(|_| !header.is_empty()) {
-            let begin = at + header.len();
-            if text.starts_with(&before[..begin]) {
-                return Ok((begin, idx > 0));
-            }
-        }
+    // The header that ends last: an earlier turn may hold another one. Where answers have none, they begin with their opening.
+    let headers = [format!("{}{}", habits.generation_prompt, habits.hidden_header), habits.header.clone()];
+    let ends = headers.iter().filter(|header| !header.is_empty()).filter_map(|header| Some(before.rfind(header)? + header.len()));
+    let begin = match ends.max() {
+        Some(begin) => Some(begin),
+        None if headers.iter().all(String::is_empty) => before.strip_suffix(habits.opening.as_str()).map(str::len),
+        None => None,
+    };
+    match begin {
+        Some(begin) if text.starts_with(&before[..begin]) => Ok((begin, idx > 0)),
+        _ => Err(lost(idx)),
     }
-    Err(lost(idx))
 }
 
 /// Where the text of message `idx` ends, what the template puts behind the end-of-turn token included.
@@ -248,7 +256,7 @@ fn find_end(
         return Ok(text.len());
     }
     let end_of_turn = habits.end_of_turn.as_deref();
-    if let Ok(so_far) = template.render(&conversation.messages[..=idx], conversation.tools, false)
+    if let Ok(so_far) = template.render(&conversation.messages[..=idx], conversation.around, false)
         && so_far.len() > begin
         && let Some(rest) = text.strip_prefix(so_far.as_str())
     {
@@ -261,9 +269,12 @@ fn find_end(
     // The message is rendered otherwise when others follow: it ends with the first end of a turn behind its content.
     let region = &text[begin..];
     let turn = conversation.turn_of[idx].map(|turn| &conversation.turns[turn]);
-    let ends = end_of_turn.into_iter().flat_map(|token| region.match_indices(token));
-    let (at, token) =
-        ends.into_iter().find(|(at, _)| turn.is_none_or(|turn| holds_content(&region[..*at], turn))).ok_or_else(|| lost(idx))?;
+    let ends = || end_of_turn.into_iter().flat_map(|token| region.match_indices(token));
+    // A content that the template leaves out stands before no end; the answer then has the first one, unless it could be the data's.
+    let is_spelt_out = || turn.zip(end_of_turn).is_some_and(|(turn, token)| turn.content.contains(token));
+    let first = || ends().next().filter(|_| !is_spelt_out());
+    let behind_content = ends().find(|(at, _)| turn.is_none_or(|turn| holds_content(&region[..*at], turn)));
+    let (at, token) = behind_content.or_else(first).ok_or_else(|| lost(idx))?;
     Ok(begin + at + token.len())
 }
 
@@ -275,9 +286,24 @@ fn lost(idx: usize) -> Error {
     .cure("Put {% generation %} ... {% endgeneration %} around the assistant's text in the chat template.")
 }
 
+/// A content that is nothing but reasoning may be left out whole.
 fn holds_content(region: &str, turn: &Turn) -> bool {
-    turn.content.trim().is_empty() || place_content(region, turn).is_some()
+    said(&turn.content).trim().is_empty() || place_content(region, turn).is_some()
 }
+
+/// A content without the reasoning that stands in it.
+pub(super) fn said(content: &str) -> &str {
+    content.rfind(THINK_END).map_or(content, |at| &content[at + THINK_END.len()..])
+}
+
+/// The reasoning that stands in a content.
+pub(super) fn thought(content: &str) -> Option<&str> {
+    let before = &content[..content.rfind(THINK_END)?];
+    Some(before.rfind(THINK_BEGIN).map_or(before, |at| &before[at + THINK_BEGIN.len()..]))
+}
+
+const THINK_BEGIN: &str = "<think>";
+const THINK_END: &str = "</think>";
 
 /// Finds a turn's content in the text of its answer, which ends with it unless tool calls follow.
 fn place_content(region: &str, turn: &Turn) -> Option<Placed> {
@@ -299,7 +325,7 @@ fn place_first(region: &str, turn: &Turn) -> Option<Placed> {
 /// white space around it, and without the reasoning that stands in it.
 fn forms(content: &str) -> impl Iterator<Item = (usize, &str)> {
     let trimmed = |text: &str, begin: usize| (begin + text.len() - text.trim_start().len(), text.trim().len());
-    let answer = content.rfind("</think>").map(|at| at + "</think>".len());
+    let answer = content.rfind(THINK_END).map(|at| at + THINK_END.len());
     let mut ranges = vec![(0, content.len()), trimmed(content, 0)];
     ranges.extend(answer.map(|at| trimmed(&content[at..], at)));
     ranges.into_iter().filter(|&(_, len)| len > 0).map(|(begin, len)| (begin, &content[begin..begin + len]))
@@ -320,7 +346,7 @@ fn place_other_contents(template: &ChatTemplate, conversation: &Conversation, la
             marked_turns.push(turn);
         }
     }
-    let Ok(marked) = template.render(&messages, conversation.tools, false) else { return };
+    let Ok(marked) = template.render(&messages, conversation.around, false) else { return };
     let mut pieces = marked.split(CONTENT);
     let mut cursor = pieces.next().unwrap_or_default().len();
     if !layout.text.starts_with(&marked[..cursor]) {

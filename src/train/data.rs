@@ -62,7 +62,7 @@ impl TrainingSet {
             names: Vec::new(),
             target_weights: Vec::new(),
             validation: Vec::new(),
-            audit: Audit::default(),
+            audit: Audit::of(dataset),
         };
         let mut read = Vec::new();
         let mut records = 0;

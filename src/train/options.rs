@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::adamw::AdamWOptions;
 use super::declared::{Declared, Group, Kind, Typed, our_name};
 use super::schedule::Shape;
-use crate::dataset::{FieldMap, ReadOptions};
+use crate::dataset::{FieldMap, ReadOptions, RoleMap};
 use crate::diagnosis::gate::{Beside, EAFT, Gate, Method, Normaliser};
 use crate::error::{Context, Error, Result};
 use crate::kernels::Dtype;
@@ -146,10 +146,18 @@ options! {
         format: Option<String> = None;
         /// Where a field comes from, as FIELD=COLUMN, for data of no known format.
         map: Vec<String> = Vec::new();
+        /// What a speaker of the data is, as NAME=ROLE, such as patient=user.
+        role: Vec<String> = Vec::new();
         /// Stops at the first bad row instead of skipping it.
         strict: bool = false;
         /// A system prompt for conversations that have none [default: none].
         system: Option<String> = None;
+        /// A Jinja file with a chat template to use instead of the model's own; it is saved with the model [default: the model's].
+        chat_template: Option<PathBuf> = None;
+        /// Variables for the chat template as a JSON object, such as {"enable_thinking": false}; a row's own come first [default: none].
+        chat_template_kwargs: Option<String> = None;
+        /// Puts the end token behind plain texts that do not end with it, as TRL does.
+        append_eos: bool = false;
         /// Which tokens count: assistant, last or all.
         supervise: String = "assistant".to_owned();
     }
@@ -295,12 +303,19 @@ impl Options {
 
     pub fn render(&self) -> Result<RenderOptions> {
         let supervise: Supervise = self.supervise.parse()?;
-        Ok(RenderOptions { system: self.system.clone(), max_len: self.max_len, supervise })
+        Ok(RenderOptions {
+            system: self.system.clone(),
+            max_len: self.max_len,
+            supervise,
+            chat_template: self.chat_template.clone(),
+            template_switches: RenderOptions::parse_switches(self.chat_template_kwargs.as_deref())?,
+            append_eos: self.append_eos,
+        })
     }
 
     pub fn read(&self) -> Result<ReadOptions> {
         let format = self.format.as_deref().map(str::parse).transpose()?;
-        Ok(ReadOptions { format, mapping: FieldMap::parse(&self.map)?, strict: self.strict })
+        Ok(ReadOptions { format, mapping: FieldMap::parse(&self.map)?, roles: RoleMap::parse(&self.role)?, strict: self.strict })
     }
 
     pub fn lora(&self) -> Option<LoraOptions> {

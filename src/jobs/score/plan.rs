@@ -90,8 +90,8 @@ impl Plan {
         let began = Instant::now();
         let options = LoadOptions { dtype: job.dtype, kernels: job.kernels, device: job.device };
         let mut model = Model::load(&reference, options, job.render.max_len)?;
-        let template_sha256 = model.template.as_ref().map(|template| template.sha256().to_owned());
         let renderer = Renderer::new(model.tokenizer.clone(), model.template.take(), job.render.clone())?;
+        let template_sha256 = renderer.template_sha256().map(str::to_owned);
         let load_seconds = began.elapsed().as_secs_f64();
         let began = Instant::now();
         let chosen = dataset.choose(job.choice)?;
@@ -157,7 +157,7 @@ fn survey(
     strict: bool,
     watch: &dyn Watch,
 ) -> Result<(Audit, Totals, Vec<Planted>)> {
-    let (mut audit, mut totals, mut planted) = (Audit::default(), Totals::default(), Vec::new());
+    let (mut audit, mut totals, mut planted) = (Audit::of(dataset), Totals::default(), Vec::new());
     for chunk in rendered(dataset, renderer, 0, chosen) {
         for item in chunk? {
             totals.records += 1;
@@ -211,7 +211,7 @@ struct MadeOf<'a> {
 
 /// SHA-256 over everything that the scores depend on; `build` is the program.
 fn identity(job: &Job, made_of: &MadeOf, build: &str) -> Result<String> {
-    let what = serde_json::json!({
+    let mut what = serde_json::json!({
         "program": build,
         "files": identity_of_files(made_of.files),
         "mapping": format!("{:?}", job.read.mapping),
@@ -225,6 +225,15 @@ fn identity(job: &Job, made_of: &MadeOf, build: &str) -> Result<String> {
         "kernels": job.kernels.to_string(),
         "device": made_of.device.to_string(),
     });
+    // Named only where they are used, so that runs from before there were such options keep their identity.
+    let options = [
+        (!job.read.roles.is_empty()).then(|| ("roles", format!("{:?}", job.read.roles).into())),
+        job.render.template_switches.clone().map(|switches| ("template_switches", switches)),
+        job.render.append_eos.then_some(("append_eos", true.into())),
+    ];
+    for (key, value) in options.into_iter().flatten() {
+        what[key] = value;
+    }
     let text = serde_json::to_string(&what).context("cannot write down what identifies the run")?;
     Ok(sha256(text))
 }
@@ -248,7 +257,7 @@ mod tests {
         let spelling = folder.path().join(".").join("rows.jsonl").to_string_lossy().into_owned();
         let (renamed, changed) = (write("renamed.jsonl", row), write("changed.jsonl", other));
         let identity_of = |path: &str, build: &str| {
-            let read = ReadOptions { format: None, mapping: FieldMap::parse(&[]).unwrap(), strict: false };
+            let read = ReadOptions { mapping: FieldMap::parse(&[]).unwrap(), ..ReadOptions::default() };
             let dataset = Dataset::open(&[path.to_owned()], &read).unwrap();
             let job = Job {
                 inputs: vec![path.to_owned()],
@@ -258,7 +267,14 @@ mod tests {
                 dtype: Dtype::F32,
                 kernels: Kernels::Fused,
                 device: Placement::Cpu,
-                render: RenderOptions { system: None, max_len: 512, supervise: Supervise::Assistant },
+                render: RenderOptions {
+                    system: None,
+                    max_len: 512,
+                    supervise: Supervise::Assistant,
+                    chat_template: None,
+                    template_switches: None,
+                    append_eos: false,
+                },
                 choice: Choice::All,
                 thresholds: Thresholds::default(),
                 command: format!("diagnose {path}"),

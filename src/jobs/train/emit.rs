@@ -114,6 +114,9 @@ fn write_data(target: Target, recipe: &Recipe, examples: impl IntoIterator<Item 
 
 /// A row as OpenAI's messages. For axolotl each message says whether it is trained on.
 fn row(target: Target, recipe: &Recipe, example: &Example) -> Result<Value> {
+    if example.template_switches.is_some() {
+        return Err(Error::new("the row has variables for the chat template, which the other program does not read"));
+    }
     let last_answer = example.turns.iter().rposition(|turn| turn.role == Role::Assistant);
     let mut messages = Vec::with_capacity(example.turns.len());
     for (idx, turn) in example.turns.iter().enumerate() {
@@ -125,6 +128,9 @@ fn row(target: Target, recipe: &Recipe, example: &Example) -> Result<Value> {
             Role::Text => return Err(Error::new("a plain text has no turns: only conversations can be emitted")),
         };
         let answer = turn.role == Role::Assistant;
+        if answer && !turn.parts.is_empty() {
+            return Err(Error::new("only parts of a turn are to be learnt; the other program is given whole turns"));
+        }
         if answer && turn.weight != 0.0 && turn.weight != 1.0 {
             return Err(Error::new(format!("a turn has the weight {}; the other program knows 0 and 1 only", turn.weight)));
         }

@@ -5,11 +5,29 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
+use crate::files::write_atomically;
 use crate::kernels::Dtype;
 use crate::model::{
     LoraOptions, LoraPair, LoraSettings, Parameter, Part, Reference, save as save_model, save_adapter, save_merged,
 };
+
+/// Puts the template that was trained on into the saved folders.
+pub fn replace_template(template: &Path, out: &Path) -> Result<()> {
+    let bytes = std::fs::read(template).context_at(template, "cannot read the chat template")?;
+    for folder in ["model", "adapter"].map(|name| out.join(name)).iter().filter(|folder| folder.is_dir()) {
+        let path = folder.join("chat_template.jinja");
+        write_atomically(&path, |file| {
+            std::io::Write::write_all(file, &bytes).context_at(&path, "cannot write the chat template")
+        })?;
+        // A template for tools of the model's own would come before it.
+        let other = folder.join("additional_chat_templates");
+        if other.is_dir() {
+            std::fs::remove_dir_all(&other).context_at(&other, "cannot remove the other chat templates")?;
+        }
+    }
+    Ok(())
+}
 
 /// Saves `OUT/model`, or `OUT/adapter` if adapters were trained, and then with `merge` the base with the adapter as `OUT/model`, too.
 /// Gives the name of the folder that training made.

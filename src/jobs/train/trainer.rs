@@ -407,6 +407,9 @@ impl Trainer {
         let after = metrics.last().map(|last| last.standing).unwrap_or_default();
         let (lora, dtype) = (self.options.lora(), self.options.save_dtype()?);
         let result = result::save(&self.reference, &self.out, &self.parameters, lora.as_ref(), self.options.merge, dtype)?;
+        if let Some(template) = &self.options.chat_template {
+            result::replace_template(template, &self.out)?;
+        }
         let record = TrainRecord {
             provenance: provenance_of(self.started, self.model.placement),
             command: self.command.clone(),

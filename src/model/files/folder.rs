@@ -20,10 +20,14 @@ pub const COMPANIONS: &[&str] = &[
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
+    "additional_chat_templates/tool_use.jinja",
     "tokenizer.model",
     "vocab.json",
     "merges.txt",
 ];
+
+/// Where Transformers 5 keeps the named template.
+const TOOL_USE: &str = "additional_chat_templates/tool_use.jinja";
 
 pub struct Folder {
     path: PathBuf,
@@ -115,14 +119,22 @@ pub fn tokenizer(folder: &Path) -> Result<Option<Tokenizer>> {
 /// The chat template of a folder that has one.
 pub fn template(folder: &Path, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>> {
     let config = json(folder, "tokenizer_config.json")?.unwrap_or(Value::Null);
-    let jinja = folder.join("chat_template.jinja");
-    let source = match std::fs::read_to_string(&jinja) {
-        Ok(source) => source,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => match named_template(config.get("chat_template")) {
-            Some(source) => source.to_owned(),
-            None => return Ok(None),
+    let named = config.get("chat_template");
+    let source = match text(&folder.join("chat_template.jinja"))? {
+        Some(source) => Some(source),
+        None => match named_template(named, "default") {
+            Some(source) => Some(source.to_owned()),
+            // Older processors keep it in a file of its own.
+            None => json(folder, "chat_template.json")?
+                .as_ref()
+                .and_then(|json| named_template(json.get("chat_template"), "default"))
+                .map(str::to_owned),
         },
-        Err(error) => return Err(Error::new("cannot read the chat template").at(&jinja).caused_by(error)),
+    };
+    let Some(source) = source else { return Ok(None) };
+    let tool_use = match text(&folder.join(TOOL_USE))? {
+        Some(source) => Some(source),
+        None => named_template(named, "tool_use").map(str::to_owned),
     };
     let token = |key: &str, id: Option<u32>| match config.get(key) {
         Some(Value::String(text)) => Some(text.clone()),
@@ -130,7 +142,21 @@ pub fn template(folder: &Path, tokenizer: &Tokenizer) -> Result<Option<ChatTempl
         _ => id.map(|id| tokenizer.text(id)),
     };
     let (bos, eos) = (token("bos_token", tokenizer.bos()), token("eos_token", tokenizer.eos()));
-    ChatTemplate::new(&source, bos.as_deref(), eos.as_deref()).map(Some).map_err(|error| error.at(folder))
+    let compile = |source: &str| ChatTemplate::new(source, bos.as_deref(), eos.as_deref()).map_err(|error| error.at(folder));
+    let template = compile(&source)?;
+    Ok(Some(match tool_use {
+        Some(tool_use) => template.with_tool_use(compile(&tool_use)?),
+        None => template,
+    }))
+}
+
+/// A text file that need not be there.
+fn text(path: &Path) -> Result<Option<String>> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::new("cannot read the chat template").at(path).caused_by(error)),
+    }
 }
 
 /// The files beside the weights that are copied with a model.
@@ -156,13 +182,13 @@ fn json(folder: &Path, name: &str) -> Result<Option<Value>> {
     }
 }
 
-/// `chat_template` is a text, or a list of `{"name", "template"}` of which `default` is meant for chats.
-fn named_template(value: Option<&Value>) -> Option<&str> {
+/// `chat_template` is a text, or a list of `{"name", "template"}` of which `default` is meant for chats and `tool_use` for those with tools.
+fn named_template<'a>(value: Option<&'a Value>, name: &str) -> Option<&'a str> {
     match value? {
-        Value::String(source) => Some(source),
+        Value::String(source) => Some(source.as_str()).filter(|_| name == "default"),
         Value::Array(templates) => templates
             .iter()
-            .find(|template| template.get("name").and_then(Value::as_str) == Some("default"))
+            .find(|template| template.get("name").and_then(Value::as_str) == Some(name))
             .and_then(|template| template.get("template"))
             .and_then(Value::as_str),
         _ => None,

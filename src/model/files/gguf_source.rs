@@ -160,7 +160,14 @@ impl Source for Gguf {
         let Some(source) = self.text("tokenizer.chat_template")? else { return Ok(None) };
         let token = |id: Option<u32>| id.map(|id| tokenizer.text(id));
         let (bos, eos) = (token(tokenizer.bos()), token(tokenizer.eos()));
-        ChatTemplate::new(source, bos.as_deref(), eos.as_deref()).map(Some).map_err(|error| error.at(&self.path))
+        let compile =
+            |source: &str| ChatTemplate::new(source, bos.as_deref(), eos.as_deref()).map_err(|error| error.at(&self.path));
+        let template = compile(source)?;
+        // llama.cpp writes further templates under their names.
+        Ok(Some(match self.text("tokenizer.chat_template.tool_use")? {
+            Some(tool_use) => template.with_tool_use(compile(tool_use)?),
+            None => template,
+        }))
     }
 
     fn has(&self, name: &str) -> bool {

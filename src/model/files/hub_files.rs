@@ -21,6 +21,7 @@ const COMPANIONS: &[&str] = &[
     "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
+    "additional_chat_templates/tool_use.jinja",
     "adapter_config.json",
 ];
 const SINGLE: &str = "model.safetensors";

@@ -11,7 +11,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::replaceable::check_replaceable;
 use super::safetensors_write::{SHARD_BYTES, SavedTensor, write_weights};
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::files::{in_new_folder, write_synced};
 use crate::json::pretty;
 use crate::kernels::rotary::Rotary;
@@ -88,7 +88,11 @@ fn save_source(
         write_weights(partial, &tensors, dtype, shard_bytes, &mut values)?;
         source.check_all_used()?;
         for (name, bytes) in source.companions()?.into_iter().chain([("config.json", pretty(&json)?)]) {
-            write_synced(&partial.join(name), &bytes)?;
+            let path = partial.join(name);
+            if let Some(folder) = path.parent() {
+                std::fs::create_dir_all(folder).context_at(folder, "cannot create the folder")?;
+            }
+            write_synced(&path, &bytes)?;
         }
         Ok(())
     })

@@ -8,11 +8,11 @@ use crate::tokens::Supervise;
 
 fn turn(role: Role, content: &str, weight: f32) -> Turn {
     let content = content.to_owned();
-    Turn { role, content, reasoning: None, tool_calls: None, tool_call_id: None, name: None, weight }
+    Turn { weight, ..Turn::plain(role, content) }
 }
 
 fn example(turns: Vec<Turn>) -> Example {
-    Example { id: None, source: "x".to_owned(), turns, tools: None, planted: Vec::new() }
+    Example { source: "x".to_owned(), turns, ..Example::default() }
 }
 
 fn rows() -> Vec<Example> {

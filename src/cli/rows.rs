@@ -1,0 +1,100 @@
+//! The options that say how rows are read and rendered, which scoring and checking share.
+
+use std::path::PathBuf;
+
+use crate::dataset::{Choice, FieldMap, Format, ReadOptions, RoleMap};
+use crate::error::{Error, Result};
+use crate::tokens::{RenderOptions, Supervise};
+
+#[derive(clap::Args)]
+pub struct RowArgs {
+    /// Longest sequence in tokens; what is longer is cut at its end and counted
+    #[arg(long, value_name = "TOKENS", default_value_t = 2048)]
+    max_len: usize,
+
+    /// Read only the first N records, which need not be like the others: to try something out
+    #[arg(long, value_name = "N", conflicts_with = "sample")]
+    limit: Option<u64>,
+
+    /// Read N records drawn at random; the intervals of the report then hold for the whole data set
+    #[arg(long, value_name = "N")]
+    sample: Option<u64>,
+
+    /// Seed of --sample; a larger sample of the same seed holds the smaller one
+    #[arg(long, value_name = "SEED", default_value_t = 0)]
+    seed: u64,
+
+    /// Format of the data, where it is not to be guessed: messages, sharegpt, alpaca, prompt-completion, question-answer, text, ..
+    #[arg(long)]
+    format: Option<Format>,
+
+    /// Where a field comes from, for data of no known format: `--map prompt=question --map 'completion={exp}'`
+    #[arg(long = "map", value_name = "FIELD=COLUMN")]
+    maps: Vec<String>,
+
+    /// What a speaker of the data is: `--role patient=user --role doctor=assistant`
+    #[arg(long = "role", value_name = "NAME=ROLE")]
+    roles: Vec<String>,
+
+    /// Stop at the first bad row instead of skipping it
+    #[arg(long)]
+    strict: bool,
+
+    /// A system prompt for conversations that have none
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+
+    /// A Jinja file with a chat template to use instead of the model's own
+    #[arg(long, value_name = "FILE")]
+    chat_template: Option<PathBuf>,
+
+    /// Variables for the chat template as a JSON object, such as '{"enable_thinking": false}'; a row's own come first
+    #[arg(long, value_name = "JSON")]
+    chat_template_kwargs: Option<String>,
+
+    /// Put the end token behind plain texts that do not end with it, as TRL does
+    #[arg(long)]
+    append_eos: bool,
+
+    /// Which tokens count: assistant (every assistant turn), last (the last one only), all (the whole text)
+    #[arg(long, default_value = "assistant")]
+    supervise: Supervise,
+}
+
+impl RowArgs {
+    pub fn read(&self) -> Result<ReadOptions> {
+        for (option, n) in [("--limit", self.limit), ("--sample", self.sample)] {
+            if n == Some(0) {
+                return Err(Error::usage(format!("{option} 0 leaves nothing to read; expected 1 or more")));
+            }
+        }
+        Ok(ReadOptions {
+            format: self.format,
+            mapping: FieldMap::parse(&self.maps)?,
+            roles: RoleMap::parse(&self.roles)?,
+            strict: self.strict,
+        })
+    }
+
+    /// Which records are read.
+    pub fn choice(&self) -> Choice {
+        match self.sample {
+            Some(n) => Choice::Random { n, seed: self.seed },
+            None => Choice::first(self.limit),
+        }
+    }
+
+    pub fn render(&self) -> Result<RenderOptions> {
+        if self.max_len < 2 {
+            return Err(Error::usage(format!("--max-len {} leaves nothing to predict; expected 2 or more", self.max_len)));
+        }
+        Ok(RenderOptions {
+            system: self.system.clone(),
+            max_len: self.max_len,
+            supervise: self.supervise,
+            chat_template: self.chat_template.clone(),
+            template_switches: RenderOptions::parse_switches(self.chat_template_kwargs.as_deref())?,
+            append_eos: self.append_eos,
+        })
+    }
+}

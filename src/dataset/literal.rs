@@ -1,0 +1,338 @@
+//! What Python writes where JSON is expected -> JSON values.
+//!
+//! ```text
+//! json.dumps     NaN, Infinity, -Infinity                               read as null: no value
+//! str(list)      ['it''s', "it's", None, True, ('a', 'b'), 1_000, nan]  as pandas' to_csv leaves lists in a cell
+//! str(array)     [{'a': 1}                                              NumPy puts no comma between its elements
+//!                 {'a': 2}]
+//! ```
+//!
+//! Left out: expressions, names, bytes, sets. Nothing is evaluated.
+
+use serde_json::{Map, Number, Value};
+
+/// JSON with Python's three words for numbers that are none.
+pub fn json(text: &str) -> Result<Value, String> {
+    Parser { text, at: 0, depth: 0, is_python: false }.whole()
+}
+
+/// A literal as Python's `repr` writes it.
+pub fn python(text: &str) -> Result<Value, String> {
+    Parser { text, at: 0, depth: 0, is_python: true }.whole()
+}
+
+/// Deeper nesting is a mistake; without a limit it would exhaust the stack. serde_json stops at the same depth.
+const MAX_DEPTH: usize = 128;
+
+struct Parser<'a> {
+    text: &'a str,
+    at: usize,
+    depth: usize,
+    is_python: bool,
+}
+
+impl Parser<'_> {
+    fn whole(mut self) -> Result<Value, String> {
+        let value = self.value()?;
+        self.skip_space();
+        match self.rest() {
+            "" => Ok(value),
+            _ => Err(format!("found more text after the value: {}", self.found())),
+        }
+    }
+
+    fn rest(&self) -> &str {
+        &self.text[self.at..]
+    }
+
+    /// The text that stands here, as messages show it.
+    fn found(&self) -> String {
+        let rest: String = self.rest().chars().take(20).collect();
+        if rest.is_empty() { "the end".to_owned() } else { format!("`{rest}` at byte {}", self.at) }
+    }
+
+    fn skip_space(&mut self) {
+        self.at += self.rest().len() - self.rest().trim_start_matches([' ', '\t', '\n', '\r']).len();
+    }
+
+    fn take(&mut self, token: &str) -> bool {
+        let is_there = self.rest().starts_with(token);
+        self.at += if is_there { token.len() } else { 0 };
+        is_there
+    }
+
+    fn value(&mut self) -> Result<Value, String> {
+        self.skip_space();
+        let Some(first) = self.rest().chars().next() else { return Err("expected a value, found the end".to_owned()) };
+        match first {
+            '{' => self.nested(Self::object),
+            '[' => self.nested(|parser| parser.list(']')),
+            '(' if self.is_python => self.nested(Self::tuple),
+            '"' => self.strings(),
+            '\'' if self.is_python => self.strings(),
+            '-' | '+' | '0'..='9' | '.' => self.number(),
+            _ => self.word(),
+        }
+    }
+
+    fn nested(&mut self, read: impl FnOnce(&mut Self) -> Result<Value, String>) -> Result<Value, String> {
+        self.depth += 1;
+        if self.depth > MAX_DEPTH {
+            return Err(format!("found more than {MAX_DEPTH} brackets inside each other"));
+        }
+        self.at += 1;
+        let value = read(self);
+        self.depth -= 1;
+        value
+    }
+
+    fn object(&mut self) -> Result<Value, String> {
+        let mut object = Map::new();
+        loop {
+            self.skip_space();
+            if self.take("}") && (self.is_python || object.is_empty()) {
+                return Ok(Value::Object(object));
+            }
+            let key = match self.value()? {
+                Value::String(key) => key,
+                Value::Number(key) if self.is_python => key.to_string(),
+                other => return Err(format!("expected a key in quotes, found {other}")),
+            };
+            self.skip_space();
+            if !self.take(":") {
+                return Err(format!("expected `:` after the key, found {}", self.found()));
+            }
+            let value = self.value()?;
+            object.insert(key, value);
+            self.skip_space();
+            if self.take("}") {
+                return Ok(Value::Object(object));
+            }
+            if !self.take(",") {
+                return Err(format!("expected `,` or `}}`, found {}", self.found()));
+            }
+        }
+    }
+
+    fn list(&mut self, close: char) -> Result<Value, String> {
+        let mut list = Vec::new();
+        let close = close.to_string();
+        loop {
+            self.skip_space();
+            if (self.is_python || list.is_empty()) && self.take(&close) {
+                return Ok(Value::Array(list));
+            }
+            list.push(self.value()?);
+            self.skip_space();
+            if self.take(&close) {
+                return Ok(Value::Array(list));
+            }
+            // NumPy's arrays of objects have white space between their elements and no comma.
+            let is_array = self.is_python && self.rest().starts_with(['{', '[']);
+            if !self.take(",") && !is_array {
+                return Err(format!("expected `,` or `{close}`, found {}", self.found()));
+            }
+        }
+    }
+
+    /// One value in brackets is itself; with a comma it is a list.
+    fn tuple(&mut self) -> Result<Value, String> {
+        let begin = self.at;
+        let value = self.list(')')?;
+        let has_comma = self.text[begin..self.at].trim_end_matches(')').trim_end().ends_with(',');
+        match value {
+            Value::Array(mut list) if list.len() == 1 && !has_comma => Ok(list.remove(0)),
+            other => Ok(other),
+        }
+    }
+
+    /// Python joins strings that stand side by side.
+    fn strings(&mut self) -> Result<Value, String> {
+        let mut text = self.string()?;
+        while self.is_python {
+            let before = self.at;
+            self.skip_space();
+            if !self.rest().starts_with(['"', '\'']) {
+                self.at = before;
+                break;
+            }
+            text.push_str(&self.string()?);
+        }
+        Ok(Value::String(text))
+    }
+
+    fn string(&mut self) -> Result<String, String> {
+        let quote = if self.take("'") { '\'' } else { '"' };
+        if quote == '"' {
+            self.at += 1;
+        }
+        let mut out = String::new();
+        loop {
+            let Some(c) = self.rest().chars().next() else { return Err("expected a closing quote, found the end".to_owned()) };
+            self.at += c.len_utf8();
+            match c {
+                _ if c == quote => return Ok(out),
+                '\\' => self.escape(&mut out)?,
+                c if c < ' ' && !self.is_python => {
+                    return Err(format!("found the control character U+{:04X} inside a string", u32::from(c)));
+                }
+                c => out.push(c),
+            }
+        }
+    }
+
+    fn escape(&mut self, out: &mut String) -> Result<(), String> {
+        let begin = self.at - 1;
+        let Some(c) = self.rest().chars().next() else { return Err("expected a closing quote, found the end".to_owned()) };
+        self.at += c.len_utf8();
+        match c {
+            'n' => out.push('\n'),
+            't' => out.push('\t'),
+            'r' => out.push('\r'),
+            'b' => out.push('\u{8}'),
+            'f' => out.push('\u{c}'),
+            '\\' | '"' | '/' => out.push(c),
+            'u' => {
+                let mut code = self.hexadecimal(4)?;
+                if (0xD800..0xDC00).contains(&code) && self.take("\\u") {
+                    let low = self.hexadecimal(4)?;
+                    if !(0xDC00..0xE000).contains(&low) {
+                        return Err(self.half_pair(begin));
+                    }
+                    code = 0x10000 + ((code - 0xD800) << 10) + (low - 0xDC00);
+                }
+                out.push(char::from_u32(code).ok_or_else(|| self.half_pair(begin))?);
+            }
+            '\'' if self.is_python => out.push('\''),
+            '\n' if self.is_python => {}
+            'a' if self.is_python => out.push('\u{7}'),
+            'v' if self.is_python => out.push('\u{b}'),
+            '0' if self.is_python => out.push('\0'),
+            'x' | 'U' if self.is_python => {
+                let code = self.hexadecimal(if c == 'x' { 2 } else { 8 })?;
+                out.push(char::from_u32(code).ok_or_else(|| self.half_pair(begin))?);
+            }
+            // Python keeps the backslash of an escape that it does not know.
+            other if self.is_python => out.extend(['\\', other]),
+            other => return Err(format!("found the unknown escape `\\{other}`")),
+        }
+        Ok(())
+    }
+
+    fn half_pair(&self, begin: usize) -> String {
+        format!("found `{}`, half of a surrogate pair, which is no character", &self.text[begin..self.at])
+    }
+
+    fn hexadecimal(&mut self, n_digits: usize) -> Result<u32, String> {
+        let digits = self.rest().get(..n_digits).unwrap_or_default();
+        let code = Some(digits).filter(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        let code = code.and_then(|digits| u32::from_str_radix(digits, 16).ok());
+        let code = code.ok_or_else(|| format!("expected {n_digits} hexadecimal digits, found {}", self.found()))?;
+        self.at += n_digits;
+        Ok(code)
+    }
+
+    fn number(&mut self) -> Result<Value, String> {
+        for word in ["-Infinity", "-inf", "-nan", "+inf"] {
+            if (word == "-Infinity" || self.is_python) && self.take(word) {
+                return Ok(Value::Null);
+            }
+        }
+        let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.' | '_');
+        let length = self.rest().find(|c| !is_part(c)).unwrap_or(self.rest().len());
+        let written = &self.rest()[..length];
+        let mut plain = written.to_owned();
+        if self.is_python {
+            plain.retain(|c| c != '_');
+            // `1.` and `.5`, as NumPy prints them.
+            if plain.ends_with('.') {
+                plain.push('0');
+            }
+            if let Some(fraction) = plain.strip_prefix('.') {
+                plain = format!("0.{fraction}");
+            }
+        }
+        let number: Number = serde_json::from_str(&plain).map_err(|_| format!("expected a number, found `{written}`"))?;
+        self.at += length;
+        Ok(Value::Number(number))
+    }
+
+    fn word(&mut self) -> Result<Value, String> {
+        let words: &[(&str, Value)] = &[
+            ("true", Value::Bool(true)),
+            ("false", Value::Bool(false)),
+            ("null", Value::Null),
+            ("NaN", Value::Null),
+            ("Infinity", Value::Null),
+            ("True", Value::Bool(true)),
+            ("False", Value::Bool(false)),
+            ("None", Value::Null),
+            ("nan", Value::Null),
+            ("inf", Value::Null),
+        ];
+        const N_JSON: usize = 5;
+        let length = self.rest().find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(self.rest().len());
+        let word = &self.rest()[..length];
+        let known = if self.is_python { words } else { &words[..N_JSON] };
+        let Some((_, value)) = known.iter().find(|(name, _)| *name == word) else {
+            return Err(format!("expected a value, found {}", self.found()));
+        };
+        self.at += length;
+        Ok(value.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn literals_are_read_as_python_reads_them() {
+        let check = |text: &str, expected: Value| assert_eq!(python(text), Ok(expected), "{text}");
+        // ast.literal_eval of the same texts
+        check(r#"[{'a': "it's", 'b': None}, {'a': 'say "x"'}]"#, json!([{"a": "it's", "b": null}, {"a": "say \"x\""}]));
+        check(r"'a\n\t\\\'\x41\u00e9\U0001F600\d'", json!("a\n\t\\'Aé😀\\d"));
+        check("('a', 'b',)", json!(["a", "b"]));
+        check("('a')", json!("a"));
+        check("('a',)", json!(["a"]));
+        check("('a' \"b\")", json!("ab"));
+        check("[1, -2.5, 1_000, True, False, nan, -inf]", json!([1, -2.5, 1000, true, false, null, null]));
+        check("{1: {}, 'b': []}", json!({"1": {}, "b": []}));
+        // str(numpy.array([{..}, {..}], dtype=object))
+        check("[{'a': 1}\n {'a': 2.}]", json!([{"a": 1}, {"a": 2.0}]));
+        for text in ["[__import__('os')]", "{'a'}", "[1, 2", "'a", "b'x'", "[1 2]", "", "{'a': 1} x"] {
+            assert!(python(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn json_is_json_but_for_three_words() {
+        assert_eq!(json(r#"{"a": NaN, "b": [Infinity, -Infinity, null]}"#), Ok(json!({"a": null, "b": [null, null, null]})));
+        assert_eq!(json(r#" "\ud83d\ude00\u00e9\/" "#), Ok(json!("😀é/")));
+        for text in ["{'a': 1}", "[1,]", "{\"a\": 1,}", "None", "[nan]", "\"a\nb\"", "01x", "{} {}"] {
+            assert!(json(text).is_err(), "{text}");
+        }
+        assert!(json(r#""\ud800 x""#).unwrap_err().contains(r"`\ud800`, half of a surrogate pair"));
+        assert!(json(&"[".repeat(100_000)).unwrap_err().contains("brackets"));
+    }
+
+    /// Whatever serde_json takes, this parser takes to the same value, and nothing else but the three words.
+    #[test]
+    fn the_parser_agrees_with_serde_json_on_random_text() {
+        let pieces = ["{", "}", "[", "]", ",", ":", "\"a\"", "\"\\n\"", "1", "-2.5", "1e3", "true", "null", " ", "\"é\""];
+        let mut state = 7_u64;
+        let mut n_valid = 0;
+        for _ in 0..200_000 {
+            let mut text = String::new();
+            for _ in 0..(state >> 60) + 1 {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                text.push_str(pieces[(state >> 33) as usize % pieces.len()]);
+            }
+            let expected = serde_json::from_str::<Value>(&text).ok();
+            n_valid += usize::from(expected.is_some());
+            assert_eq!(json(&text).ok(), expected, "{text}");
+        }
+        assert!(n_valid > 1000, "{n_valid}");
+    }
+}

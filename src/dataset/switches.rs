@@ -1,0 +1,346 @@
+//! What a row says not to learn: switches on turns, on parts of a content, and on the row.
+//!
+//! ```text
+//! turn, part   weight, loss_weight, loss_scale     a number from 0, the weight in the loss; 0 is not learnt       OpenAI, ms-swift
+//!              train, training, loss               true or false, or such a number                               axolotl, ms-swift
+//!              mask, masked                        true: not learnt                                              torchtune
+//! turn         train_detail, training_detail       [{"begin_offset", "end_offset", "train"}], characters, both ends included
+//!                                                                                                                axolotl
+//! row          loss_mask                           [0, 1, ..], one for each answer or for each turn              LLaMA-Factory
+//!              label, kto_tag                      false: an answer that is not wanted                           TRL, LLaMA-Factory
+//!              chat_template_kwargs                {"enable_thinking": false}, passed to the template            TRL
+//! ```
+//!
+//! Switches that contradict each other are refused. A key that looks like a switch and is none of these is kept in
+//! [`Example::unused`](super::Example::unused), for the audit to name: nobody should train on what he believes switched off.
+
+use serde_json::Value;
+
+use super::example::{Role, Turn, WeightedPart};
+use super::fields::{Object, list, object, wrong_type};
+use crate::error::{Error, Result};
+
+/// Switches of a turn or a part that say that it does not count.
+const MASKS: [&str; 2] = ["mask", "masked"];
+/// All switches of a turn or a part; the others say how much it counts.
+pub const NAMES: [&str; 8] = ["weight", "loss_weight", "loss_scale", "train", "training", "loss", "mask", "masked"];
+const DETAILS: [&str; 2] = ["train_detail", "training_detail"];
+pub const LOSS_MASK: &str = "loss_mask";
+const LABELS: [&str; 2] = ["label", "kto_tag"];
+pub const TEMPLATE_SWITCHES: &str = "chat_template_kwargs";
+
+/// Does the name promise to change what is learnt, or to show the model more than text?
+pub fn looks_like_switch(key: &str) -> bool {
+    let key = key.to_ascii_lowercase();
+    let begins = ["loss", "mask", "train", "weight", "supervis", "learn", "ignore"].iter().any(|begin| key.starts_with(begin));
+    let ends = ["_kwargs", "_mask", "_masks", "_weight", "_weights", "_loss", "_train", "_loss_scale"];
+    let whole = [
+        "label",
+        "labels",
+        "kto_tag",
+        "image",
+        "images",
+        "audio",
+        "audios",
+        "video",
+        "videos",
+        "mm_inputs",
+        "no_loss",
+        "is_masked",
+        "kwargs",
+        "trained",
+    ];
+    begins || ends.iter().any(|end| key.ends_with(end)) || whole.contains(&key.as_str())
+}
+
+/// What it holds says nothing: null, nothing at all, or an empty list.
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(list) => list.is_empty(),
+        Value::Object(object) => object.is_empty(),
+        _ => false,
+    }
+}
+
+/// Names the keys of an object that look like switches and were not used.
+pub fn note_unused(at: &Object, used: &[&str], path: &str, unused: &mut Vec<String>) {
+    let keys = at.iter().filter(|(key, value)| !used.contains(&key.as_str()) && looks_like_switch(key) && !is_empty(value));
+    unused.extend(keys.map(|(key, _)| format!("{path}{key}")));
+}
+
+/// The switches of one turn or part, agreed on one weight; `None` where there are none.
+///
+/// `true` means any weight but 0: `"train": true, "weight": 0.5` is no contradiction.
+pub fn weight(at: &Object, path: &str) -> Result<Option<f32>> {
+    let mut agreed: Option<(&str, f32, bool)> = None;
+    for key in NAMES {
+        let Some(value) = at.get(key).filter(|value| !value.is_null()) else { continue };
+        let is_mask = MASKS.contains(&key);
+        let (weight, is_exact) = match value {
+            Value::Bool(value) => (if *value != is_mask { 1.0 } else { 0.0 }, false),
+            // Does 1 mean masked, or does it mean learnt, as in `loss_mask`? Both are in use.
+            Value::Number(number) if is_mask => {
+                return Err(Error::new(format!("`{path}{key}`: expected true or false, found {number}, which may mean either"))
+                    .cure("Write `weight` instead: 0 is not learnt, 1 is."));
+            }
+            Value::Number(number) => (number.as_f64().unwrap_or(f64::NAN) as f32, true),
+            other => return Err(wrong_type(&format!("{path}{key}"), "a number from 0 or a boolean", other)),
+        };
+        if !weight.is_finite() || weight < 0.0 {
+            return Err(Error::new(format!("`{path}{key}`: expected a finite number from 0, found {value}")));
+        }
+        agreed = match agreed {
+            None => Some((key, weight, is_exact)),
+            Some((other, its, exact)) if (its == 0.0) != (weight == 0.0) || (exact && is_exact && its != weight) => {
+                return Err(Error::new(format!(
+                    "`{path}{other}` and `{path}{key}` contradict each other: {} and {value}",
+                    at.get(other).unwrap_or(&Value::Null)
+                ))
+                .cure("Leave one of them."));
+            }
+            Some(known) if is_exact && !known.2 => Some((key, weight, true)),
+            known => known,
+        };
+    }
+    Ok(agreed.map(|(_, weight, _)| weight))
+}
+
+/// The switches of a message, put on its turn.
+pub fn of_turn(turn: &mut Turn, message: &Object, path: &str, unused: &mut Vec<String>) -> Result<()> {
+    let mut used: Vec<&str> = Vec::new();
+    if let Some(weight) = weight(message, path)? {
+        turn.weight = weight;
+        // Only answers are learnt, so that on another turn a 0 is heeded and anything else is not.
+        if turn.role == Role::Assistant || weight == 0.0 {
+            used.extend(NAMES);
+        }
+    }
+    for key in DETAILS {
+        if let Some(value) = message.get(key).filter(|value| !is_empty(value)) {
+            add_details(turn, value, &format!("{path}{key}"))?;
+            used.push(key);
+        }
+    }
+    note_unused(message, &used, path, unused);
+    Ok(())
+}
+
+/// Adds axolotl's `train_detail`, whose offsets count characters and include both ends.
+fn add_details(turn: &mut Turn, value: &Value, path: &str) -> Result<()> {
+    let n_chars = turn.content.chars().count();
+    for (idx, detail) in list(value, path)?.iter().enumerate() {
+        let path = format!("{path}[{idx}]");
+        let detail = object(detail, &path)?;
+        let offset = |key: &str| {
+            let value = detail.get(key).unwrap_or(&Value::Null);
+            let number = value.as_u64().and_then(|number| usize::try_from(number).ok());
+            number.ok_or_else(|| Error::new(format!("`{path}.{key}`: expected the number of a character from 0, found {value}")))
+        };
+        let (first, last) = (offset("begin_offset")?, offset("end_offset")?);
+        if first > last || last >= n_chars {
+            return Err(Error::new(format!(
+                "`{path}`: expected begin_offset <= end_offset < {n_chars}, the characters of the content, found {first} and {last}"
+            )));
+        }
+        let Some(Value::Bool(is_trained)) = detail.get("train") else {
+            let found = detail.get("train").unwrap_or(&Value::Null);
+            return Err(Error::new(format!("`{path}.train`: expected true or false, found {found}")));
+        };
+        let byte = |n: usize| turn.content.char_indices().nth(n).map_or(turn.content.len(), |(at, _)| at);
+        // What is to be trained has the weight of its turn, if that is to be trained at all.
+        let weight = if !is_trained {
+            0.0
+        } else if turn.weight > 0.0 {
+            turn.weight
+        } else {
+            1.0
+        };
+        turn.parts.push(WeightedPart { begin: byte(first), end: byte(last + 1), weight });
+    }
+    Ok(())
+}
+
+/// The switches of the row, put on its turns. Returns those for the template.
+pub fn of_row(row: &Object, turns: &mut [Turn], unused: &mut Vec<String>) -> Result<Option<Value>> {
+    let mut used: Vec<&str> = Vec::new();
+    if let Some(value) = row.get(LOSS_MASK).filter(|value| !is_empty(value)) {
+        if turns.iter().any(|turn| turn.role == Role::Text) {
+            return Err(Error::new(format!("`{LOSS_MASK}`: a text has no turns that it could switch off"))
+                .cure("Give the row as messages, with `weight` on each turn."));
+        }
+        add_loss_mask(value, turns)?;
+        used.push(LOSS_MASK);
+    }
+    for key in LABELS {
+        if let Some(Value::Bool(is_wanted)) = row.get(key) {
+            used.push(key);
+            if !is_wanted {
+                turns.iter_mut().filter(|turn| matches!(turn.role, Role::Assistant | Role::Text)).for_each(unlearn);
+            }
+        }
+    }
+    // NVIDIA's files name the speakers that are not learnt.
+    if let Some(Value::String(names)) = row.get("mask") {
+        let is_asker = |name: &str| matches!(super::roles::usual(name), Some((Role::User | Role::System | Role::Tool, _)));
+        if names.split(',').all(|name| is_asker(name.trim())) {
+            used.push("mask");
+        }
+    }
+    let switches = match row.get(TEMPLATE_SWITCHES) {
+        None | Some(Value::Null) => None,
+        Some(Value::Object(switches)) => Some(Value::Object(switches.clone())),
+        Some(Value::String(text)) if text.trim().is_empty() => None,
+        Some(Value::String(text)) => match super::fields::embedded(text) {
+            Ok(switches @ Value::Object(_)) => Some(switches),
+            _ => return Err(wrong_type(TEMPLATE_SWITCHES, "an object of template variables", &row[TEMPLATE_SWITCHES])),
+        },
+        Some(other) => return Err(wrong_type(TEMPLATE_SWITCHES, "an object of template variables", other)),
+    };
+    used.push(TEMPLATE_SWITCHES);
+    note_unused(row, &used, "", unused);
+    Ok(switches)
+}
+
+/// Makes nothing of the turn a target.
+pub fn unlearn(turn: &mut Turn) {
+    turn.weight = 0.0;
+    turn.parts.clear();
+}
+
+fn add_loss_mask(value: &Value, turns: &mut [Turn]) -> Result<()> {
+    let mask = list(value, LOSS_MASK)?;
+    let answers: Vec<usize> = (0..turns.len()).filter(|&turn| turns[turn].role == Role::Assistant).collect();
+    let targets: Vec<usize> = match mask.len() {
+        n if n == answers.len() => answers,
+        n if n == turns.len() => (0..n).collect(),
+        n => {
+            return Err(Error::new(format!(
+                "`{LOSS_MASK}`: expected {} values, one for each answer, or {}, one for each turn, found {n}",
+                answers.len(),
+                turns.len()
+            ))
+            .cure("Write `weight` on the turns instead."));
+        }
+    };
+    for (idx, (value, turn)) in mask.iter().zip(targets).enumerate() {
+        let turn = &mut turns[turn];
+        let is_learnt = match value {
+            Value::Bool(is_learnt) => *is_learnt,
+            Value::Number(number) if number.as_f64() == Some(0.0) => false,
+            Value::Number(number) if number.as_f64() == Some(1.0) => true,
+            other => return Err(Error::new(format!("`{LOSS_MASK}[{idx}]`: expected 0 or 1, found {other}"))),
+        };
+        if !is_learnt {
+            unlearn(turn);
+        } else if turn.role != Role::Assistant {
+            return Err(Error::new(format!("`{LOSS_MASK}[{idx}]`: asks to learn a turn that is no answer"))
+                .cure("Only assistant turns can be learnt one by one; --supervise all learns the whole text."));
+        } else if turn.weight == 0.0 {
+            return Err(Error::new(format!("`{LOSS_MASK}[{idx}]` contradicts the turn's own switch: 1, and a weight of 0"))
+                .cure("Leave one of them."));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataset::chat::plain;
+    use serde_json::json;
+
+    fn found(message: Value) -> Result<Option<f32>> {
+        weight(message.as_object().unwrap(), "")
+    }
+
+    #[test]
+    fn every_name_is_heard_and_contradictions_are_refused() {
+        for (message, expected) in [
+            (json!({}), None),
+            (json!({"weight": null, "loss": false}), Some(0.0)),
+            (json!({"loss": true, "weight": 0.5}), Some(0.5)),
+            (json!({"loss_scale": 0.25}), Some(0.25)),
+            (json!({"training": false, "train": false, "loss_weight": 0}), Some(0.0)),
+            (json!({"mask": true}), Some(0.0)),
+            (json!({"masked": false, "weight": 2}), Some(2.0)),
+        ] {
+            assert_eq!(found(message.clone()).unwrap(), expected, "{message}");
+        }
+        for (message, part) in [
+            (json!({"weight": 1, "loss": false}), "`weight` and `loss` contradict each other: 1 and false"),
+            (json!({"weight": 1, "loss_weight": 0.5}), "contradict"),
+            (json!({"train": true, "mask": true}), "contradict"),
+            (json!({"mask": 1}), "found 1, which may mean either"),
+            (json!({"loss": -1}), "found -1"),
+            (json!({"train": "no"}), "found a string"),
+        ] {
+            let error = found(message.clone()).unwrap_err().to_string();
+            assert!(error.contains(part), "{message}: {error}");
+        }
+    }
+
+    #[test]
+    fn offsets_count_characters_and_include_both_ends() {
+        let mut turn = plain(Role::Assistant, "né, five.");
+        let details =
+            json!([{"begin_offset": 0, "end_offset": 3, "train": false}, {"begin_offset": 4, "end_offset": 8, "train": true}]);
+        add_details(&mut turn, &details, "d").unwrap();
+        let parts: Vec<(&str, f32)> = turn.parts.iter().map(|part| (&turn.content[part.begin..part.end], part.weight)).collect();
+        assert_eq!(parts, [("né, ", 0.0), ("five.", 1.0)]);
+        for bad in [json!([{"begin_offset": 0, "end_offset": 9, "train": true}]), json!([{"begin_offset": 0, "end_offset": 1}])] {
+            assert!(add_details(&mut turn, &bad, "d").is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_loss_mask_speaks_of_answers_or_of_turns() {
+        let mask = |mask: Value| {
+            let mut turns =
+                vec![plain(Role::User, "a"), plain(Role::Assistant, "b"), plain(Role::User, "c"), plain(Role::Assistant, "d")];
+            let row = json!({"loss_mask": mask});
+            of_row(row.as_object().unwrap(), &mut turns, &mut Vec::new())
+                .map(|_| turns.iter().map(|turn| turn.weight).collect::<Vec<_>>())
+        };
+        assert_eq!(mask(json!([0, 1])).unwrap(), [1.0, 0.0, 1.0, 1.0]);
+        assert_eq!(mask(json!([0, 1, 0, 0])).unwrap(), [0.0, 1.0, 0.0, 0.0]);
+        for (bad, part) in [(json!([1, 1, 0, 1]), "no answer"), (json!([1]), "expected 2 values"), (json!([0, 0.5]), "0 or 1")] {
+            assert!(mask(bad.clone()).unwrap_err().to_string().contains(part), "{bad}");
+        }
+    }
+
+    /// The promise of the audit: no key that looks like a switch goes unnamed, unless it was used or holds nothing.
+    #[test]
+    fn no_unused_switch_goes_unnamed() {
+        let keys = [
+            "loss",
+            "loss_mask2",
+            "lossy",
+            "mask_prompt",
+            "masks",
+            "train_on_input",
+            "trainable",
+            "label",
+            "labels",
+            "my_kwargs",
+            "images",
+            "audios",
+            "completion_mask",
+            "weights",
+            "image",
+            "token_loss",
+            "generation_kwargs",
+            "LOSS_MASK",
+            "Train",
+        ];
+        for key in keys {
+            for value in [json!(0), json!("x"), json!([1]), json!({"a": 1}), json!(1.5)] {
+                let row = json!({key: value, "content": "x", "id": 7});
+                let mut unused = Vec::new();
+                of_row(row.as_object().unwrap(), &mut [plain(Role::User, "a")], &mut unused).unwrap();
+                assert_eq!(unused, [key], "{row}");
+            }
+        }
+    }
+}
