@@ -77,6 +77,11 @@ pub fn estimate(terms: &[Term], link: Link) -> Estimate {
     if terms.len() < 2 {
         return Estimate { value, stderr: None, ci95: None };
     }
+    // A bootstrap of items that are all alike knows no doubt.
+    if let Some(share) = constant_share(terms) {
+        let ci95 = wilson((share * terms.len() as f64) as u64, terms.len() as u64);
+        return Estimate { value, stderr: Some(standard_error(terms, link)), ci95: Some(ci95.map(|end| link.apply(end))) };
+    }
     let samples = resampled(SEED, terms.len(), |draw| {
         let (mut a, mut b) = (0.0, 0.0);
         for &idx in draw {
@@ -94,8 +99,12 @@ pub fn paired_difference(before: &[Term], after: &[Term], link: Link) -> Estimat
     if before.len() < 2 {
         return Estimate { value, stderr: None, ci95: None };
     }
-    let samples = paired_samples(SEED, before, after, link);
-    Estimate { value, stderr: Some(deviation(&samples)), ci95: Some(percentile_interval(samples)) }
+    let stderr = Some(paired_standard_error(before, after, link));
+    let ci95 = constant_flips(before, after)
+        .filter(|_| matches!(link, Link::Identity))
+        .map(|[lost, gained]| tango(lost, gained, before.len() as u64));
+    let ci95 = ci95.unwrap_or_else(|| percentile_interval(paired_samples(SEED, before, after, link)));
+    Estimate { value, stderr, ci95: Some(ci95) }
 }
 
 /// Mean over tasks of the differences, each task resampled on its own. Every entry is `(before, after)` of one task.
@@ -104,6 +113,17 @@ pub fn macro_difference(tasks: &[(&[Term], &[Term])]) -> Estimate {
     let value = tasks.iter().map(|(before, after)| ratio(after, Link::Identity) - ratio(before, Link::Identity)).sum::<f64>() / n;
     if tasks.iter().any(|(before, _)| before.len() < 2) {
         return Estimate { value, stderr: None, ci95: None };
+    }
+    // Without a single flip the bootstrap knows no doubt: the half widths of Tango's intervals add up as errors do.
+    let flips: Option<Vec<[u64; 2]>> = tasks.iter().map(|(before, after)| constant_flips(before, after)).collect();
+    if let Some(flips) = flips {
+        let mut squares = [0.0, 0.0];
+        for ([lost, gained], (before, after)) in flips.iter().zip(tasks) {
+            let difference = ratio(after, Link::Identity) - ratio(before, Link::Identity);
+            let interval = tango(*lost, *gained, before.len() as u64);
+            squares.iter_mut().zip(interval).for_each(|(sum, end)| *sum += ((end - difference) / n).powi(2));
+        }
+        return Estimate { value, stderr: Some(0.0), ci95: Some([value - squares[0].sqrt(), value + squares[1].sqrt()]) };
     }
     let mut means = vec![0.0; RESAMPLES];
     for (idx, (before, after)) in tasks.iter().enumerate() {
@@ -180,6 +200,74 @@ fn student_t_975(degrees: u64) -> f64 {
                     / (92_160.0 * n.powi(4))
         }
     }
+}
+
+/// The share of items that are right, where all are 0 or all are 1.
+fn constant_share(terms: &[Term]) -> Option<f64> {
+    let first = terms.first()?;
+    let is_share = [0.0, 1.0].contains(&first.numerator) && first.denominator == 1.0;
+    (is_share && terms.iter().all(|term| term == first)).then_some(first.numerator)
+}
+
+/// How many items were lost and gained, where the items are right or wrong and have all done the same.
+fn constant_flips(before: &[Term], after: &[Term]) -> Option<[u64; 2]> {
+    let is_share = |term: &Term| term.denominator == 1.0 && [0.0, 1.0].contains(&term.numerator);
+    if !before.iter().chain(after).all(is_share) {
+        return None;
+    }
+    let mut moves = before.iter().zip(after).map(|(before, after)| after.numerator - before.numerator);
+    let first = moves.next()?;
+    let n = before.len() as u64;
+    moves.all(|other| other == first).then_some(match first {
+        first if first < 0.0 => [n, 0],
+        first if first > 0.0 => [0, n],
+        _ => [0, 0],
+    })
+}
+
+/// Wilson's interval of a share (J. Am. Stat. Assoc. 22, 1927): never of width 0.
+pub fn wilson(n_right: u64, n: u64) -> [f64; 2] {
+    let (p, n, z2) = (n_right as f64 / n as f64, n as f64, Z_975 * Z_975);
+    let middle = (p + z2 / (2.0 * n)) / (1.0 + z2 / n);
+    let half = Z_975 / (1.0 + z2 / n) * (p * (1.0 - p) / n + z2 / (4.0 * n * n)).sqrt();
+    [(middle - half).max(0.0), (middle + half).min(1.0)]
+}
+
+/// Tango's interval of the difference of two paired shares (Statistics in Medicine 17, 1998): where the score test does not refuse.
+pub fn tango(lost: u64, gained: u64, n: u64) -> [f64; 2] {
+    let (b, c, n) = (gained as f64, lost as f64, n as f64);
+    let score = |delta: f64| {
+        let (a_, b_, c_) = (2.0 * n, -b - c + (2.0 * n - b + c) * delta, -c * delta * (1.0 - delta));
+        let q = ((b_ * b_ - 4.0 * a_ * c_).max(0.0).sqrt() - b_) / (2.0 * a_);
+        let variance = n * (2.0 * q + delta * (1.0 - delta));
+        let distance = b - c - n * delta;
+        if distance == 0.0 { 0.0 } else { distance / variance.max(0.0).sqrt() }
+    };
+    let value = (b - c) / n;
+    let end = |bound: f64, z: f64| {
+        let (mut inside, mut outside) = (value, bound);
+        for _ in 0..200 {
+            let middle = 0.5 * (inside + outside);
+            if (score(middle) * z.signum()) < z.abs() { inside = middle } else { outside = middle }
+        }
+        inside
+    };
+    [end(-1.0, Z_975), end(1.0, -Z_975)]
+}
+
+/// By the delta method, as [`standard_error`]; for means it is that of the mean of the differences.
+fn paired_standard_error(before: &[Term], after: &[Term], link: Link) -> f64 {
+    let n = before.len() as f64;
+    let influences = |terms: &[Term]| -> Vec<f64> {
+        let (a, b) = terms.iter().fold((0.0, 0.0), |(a, b), term| (a + term.numerator, b + term.denominator));
+        let slope = match link {
+            Link::Identity => 1.0,
+            Link::Exp => link.apply(a / b),
+        };
+        terms.iter().map(|term| slope * (term.numerator - a / b * term.denominator) / (b / n)).collect()
+    };
+    let squares: f64 = influences(before).iter().zip(influences(after)).map(|(x, y)| (y - x).powi(2)).sum();
+    (squares / (n - 1.0) / n).sqrt()
 }
 
 /// `part / whole`, and 0 of nothing.
@@ -483,9 +571,36 @@ mod tests {
     #[test]
     fn a_model_against_itself_differs_by_nothing() {
         let terms = plain(&[1.0, 0.0, 1.0, 1.0, 0.0]);
-        let zero = Estimate { value: 0.0, stderr: Some(0.0), ci95: Some([0.0, 0.0]) };
-        assert_eq!(paired_difference(&terms, &terms, Link::Identity), zero);
-        assert_eq!(macro_difference(&[(&terms, &terms), (&terms[..2], &terms[..2])]), zero);
+        for same in
+            [paired_difference(&terms, &terms, Link::Identity), macro_difference(&[(&terms, &terms), (&terms[..2], &terms[..2])])]
+        {
+            // By nothing, but five items are no proof of it.
+            let [low, high] = same.ci95.unwrap();
+            assert!(same.value == 0.0 && same.stderr == Some(0.0) && low < -0.2 && high > 0.2, "{same:?}");
+        }
+    }
+
+    #[test]
+    fn certainty_is_never_whole() {
+        let close = |found: [f64; 2], expected: [f64; 2]| {
+            assert!(found.iter().zip(expected).all(|(found, expected)| (found - expected).abs() < 1e-9), "{found:?}");
+        };
+        // statsmodels.stats.proportion.proportion_confint(0, 40, method="wilson"), and 80 of 80: z^2 / (n + z^2)
+        let z2 = Z_975 * Z_975;
+        close(wilson(0, 40), [0.0, z2 / (40.0 + z2)]);
+        close(wilson(80, 80), [80.0 / (80.0 + z2), 1.0]);
+        close(tango(0, 0, 80), [-z2 / (80.0 + z2), z2 / (80.0 + z2)]);
+        // At its ends the score test is just refused: symmetric in what is lost and gained.
+        let [low, high] = tango(3, 9, 40);
+        close(tango(9, 3, 40), [-high, -low]);
+        assert!(low < 0.15 && 0.15 < high && high - low < 0.5, "{low} {high}");
+        let [low, high] = tango(10, 0, 10);
+        assert!(low >= -1.0 && low < -0.99 && high > -0.99 && high < -0.4, "{low} {high}");
+        for (n_right, n) in [(0, 1), (1, 1), (0, 40), (80, 80)] {
+            let terms = vec![Term { numerator: f64::from(u8::from(n_right > 0)), denominator: 1.0 }; n];
+            let found = estimate(&terms, Link::Identity).ci95;
+            assert!(found.is_none_or(|[low, high]| low < high), "{n_right} of {n}: {found:?}");
+        }
     }
 
     const MCNEMAR: [f64; 4] = [0.143463134765625, 0.021484375, 0.0992558700573967, 0.0012427867782632013];

@@ -66,7 +66,9 @@ fn two_models_are_evaluated_on_the_spot_and_noise_is_found() {
     let same = diff("tiny.gguf", &[]).ok().json();
     assert_eq!(same["tasks"]["items"]["metrics"]["acc"]["before"], 1.0);
     for (name, metric) in same["tasks"]["items"]["metrics"].as_object().unwrap() {
-        assert_eq!((&metric["difference"]["value"], &metric["difference"]["ci95"][0]), (&0.0.into(), &0.0.into()), "{name}");
+        assert_eq!(metric["difference"]["value"], 0.0, "{name}");
+        // No flip among a few items is no certainty.
+        assert!(metric["difference"]["ci95"][0].as_f64().unwrap() < 0.0, "{name}");
     }
     assert_eq!(same["divergence"]["mean"]["value"], 0.0);
     let noised = diff("noised.gguf", &["--out", "d"]);

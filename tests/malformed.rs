@@ -50,7 +50,7 @@ fn bad_rows_are_named_and_the_others_scored() {
     check(br#"{"messages":[]}"#, &["messages"]);
     check(br#"{"messages":[{"role":"wizard","content":"x"}]}"#, &["wizard"]);
     check(br#"{"messages":[{"content":"x"}]}"#, &["role"]);
-    check(br#"{"messages":[{"role":"user","content":7}]}"#, &["content"]);
+    check(br#"{"messages":[{"role":"user","content":[7]}]}"#, &["content"]);
     check(br#"{"messages":["hello"]}"#, &["messages"]);
     check(br#"{"other":"x"}"#, &[]);
     check(br#"{"messages":[{"role":"user","content":"x"},{"role":"assistant","content":"y","weight":"heavy"}]}"#, &["weight"]);

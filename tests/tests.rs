@@ -4,6 +4,7 @@
 
 mod adapter;
 mod bits_per_byte;
+mod check;
 mod dataset;
 mod diff;
 mod engine;

@@ -1,5 +1,6 @@
 //! The command line: one file per subcommand, each with its help text and one `run`. The rest of the library knows no flag.
 
+mod check;
 mod diff;
 mod eval;
 mod output;
@@ -41,6 +42,7 @@ struct Cli {
 enum Command {
     Eval(eval::Args),
     Diff(diff::Args),
+    Check(Box<check::Args>),
     Train(Box<train::Args>),
 }
 
@@ -61,6 +63,7 @@ pub fn run() -> Result<()> {
     match cli.command {
         None => score::run(cli.score, &command_line),
         Some(Command::Eval(arguments)) => eval::run(arguments, &command_line),
+        Some(Command::Check(arguments)) => check::run(*arguments),
         Some(Command::Diff(arguments)) => diff::run(arguments, &command_line),
         Some(Command::Train(arguments)) => train::run(*arguments, &command_line),
     }

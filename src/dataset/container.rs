@@ -144,12 +144,14 @@ fn extension(path: &Path) -> String {
 }
 
 /// Keys of an object whose value is the list of all rows.
-const ROWS: [&[u8]; 9] = [b"data", b"rows", b"train", b"examples", b"items", b"samples", b"records", b"instances", b"entries"];
+const ROWS: [&[u8]; 8] = [b"data", b"rows", b"train", b"examples", b"items", b"samples", b"records", b"entries"];
 
 /// Where the list of rows begins in an object that wraps it. Its elements are objects that are no turns: `{"data": ["a", "b"]}` is one row.
+/// Where another object follows the first, each is a row, whatever it holds.
 fn list_of_rows(text: &[u8]) -> Option<usize> {
     let (mut depth, mut string_begin, mut is_escaped) = (0_usize, None, false);
     let mut last_string: &[u8] = &[];
+    let mut found = None;
     for (idx, &byte) in text.iter().enumerate() {
         match (byte, string_begin) {
             _ if is_escaped => is_escaped = false,
@@ -161,22 +163,27 @@ fn list_of_rows(text: &[u8]) -> Option<usize> {
             (b'"', None) => string_begin = Some(idx + 1),
             (_, Some(_)) => {}
             (b'[', None) if depth == 1 && ROWS.contains(&last_string) => {
+                if found.is_some() {
+                    depth += 1;
+                    continue;
+                }
                 let first = text[idx + 1..].trim_ascii_start();
                 let first_key = first.strip_prefix(b"{").map(|rest| rest.trim_ascii_start());
                 let is_turn = |rest: &[u8]| [&b"\"role\""[..], b"\"from\""].iter().any(|key| rest.starts_with(key));
-                return first_key.filter(|rest| !is_turn(rest)).map(|_| idx);
+                found = Some(first_key.filter(|rest| !is_turn(rest)).map(|_| idx)?);
+                depth += 1;
             }
             (b'{' | b'[', None) => depth += 1,
             (b'}' | b']', None) => {
                 depth = depth.saturating_sub(1);
                 if depth == 0 {
-                    return None;
+                    return found.filter(|_| text[idx + 1..].trim_ascii_start().is_empty());
                 }
             }
             _ => {}
         }
     }
-    None
+    found
 }
 
 /// Whether the first line is a whole list of turns: then each line is a conversation.
@@ -221,12 +228,14 @@ mod tests {
     #[test]
     fn a_list_of_rows_is_found_inside_an_object() {
         let check = |text: &[u8], expected: Option<usize>| assert_eq!(list_of_rows(text), expected, "{}", text.escape_ascii());
-        check(br#"{"version": "a[\"data\": [{", "data": [{"a": 1}]}"#, Some(35));
+        check(br#"{"version": "a[\"data\": [{", "data": [{"a": 1}]}"#, Some(38));
         check(br#"{"meta": {"rows": [{"a": 1}]}, "rows": [ {}]}"#, Some(39));
         check(br#"{"data": ["a", "b"]}"#, None);
         check(br#"{"data": [{"role": "user", "content": "a"}]}"#, None);
         check(br#"{"messages": [{"a": 1}]}"#, None);
         check(br#"{"a": 1} {"data": [{}]}"#, None);
+        check(b"{\"data\": [{\"a\": 1}]}\n{\"data\": [{\"a\": 1}]}\n", None);
+        check(b"{\"data\": [{\"a\": 1}]}\n", Some(9));
         assert!(is_conversation_a_line(b"[{\"role\": \"user\", \"content\": \"a\"}]\n[]"));
         assert!(!is_conversation_a_line(b"[{\"prompt\": \"a\"}]") && !is_conversation_a_line(b"[\n{\"role\": 1}]"));
     }

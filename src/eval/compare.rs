@@ -9,27 +9,73 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::metrics::{Metric, Sample, metrics, primary};
+use super::metrics::{Sample, metrics, primary};
 use super::results::read_scores;
 use super::samples::{self, SAMPLES_FILE};
 use super::tasks::Kind;
 use crate::error::{Error, Result};
-use crate::stats::{Estimate, Term, detectable_drop, holm, macro_difference, mcnemar_exact, paired_difference, ratio};
+use crate::stats::{Estimate, Link, Term, detectable_drop, holm, macro_difference, mcnemar_exact, paired_difference, ratio};
 
 /// One side of a comparison.
 pub struct Side {
     /// For people.
     pub name: String,
     pub tasks: BTreeMap<String, TaskSamples>,
+    /// Files that cannot be compared, with the reason.
+    pub skipped: Vec<String>,
 }
 
 pub struct TaskSamples {
-    pub kind: Kind,
+    /// Of our own evaluations.
+    pub kind: Option<Kind>,
+    pub ids: Vec<String>,
+    /// Of our own evaluations, in the order of `ids`.
     pub samples: Vec<Sample>,
+    /// What came out, item by item.
+    pub own: Vec<OwnMetric>,
+    /// In the order of `ids`; empty where it is not known.
+    pub asked: Vec<Asked>,
     /// Of the data file, where it is known.
     pub data_sha256: Option<String>,
     /// Examples before every question, where it is known.
     pub few_shot: Option<u32>,
+}
+
+/// A metric, item by item.
+#[derive(Clone)]
+pub struct OwnMetric {
+    pub name: String,
+    pub link: Link,
+    pub lower_is_better: bool,
+    /// In the order of the task's ids.
+    pub terms: Vec<Term>,
+}
+
+/// Hashes of what an item asks.
+pub struct Asked {
+    pub document: Option<String>,
+    pub prompt: Option<String>,
+}
+
+impl TaskSamples {
+    /// Of an evaluation of our own.
+    pub fn of(kind: Kind, samples: Vec<Sample>) -> TaskSamples {
+        let own = metrics(kind, &samples).into_iter().map(|metric| OwnMetric {
+            name: metric.name.to_owned(),
+            link: metric.link,
+            lower_is_better: metric.lower_is_better,
+            terms: metric.terms,
+        });
+        TaskSamples {
+            kind: Some(kind),
+            ids: samples.iter().map(|sample| sample.id.clone()).collect(),
+            own: own.collect(),
+            samples,
+            asked: Vec::new(),
+            data_sha256: None,
+            few_shot: None,
+        }
+    }
 }
 
 /// diff.json of two evaluations.
@@ -42,6 +88,9 @@ pub struct Comparison {
     pub macro_average: Option<MacroChange>,
     pub tasks_only_before: Vec<String>,
     pub tasks_only_after: Vec<String>,
+    /// What could not be compared, with the reason.
+    #[serde(default)]
+    pub skipped: Vec<String>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -61,6 +110,9 @@ pub struct TaskChange {
     /// Examples before every question, before and after, where the two differ.
     #[serde(default)]
     pub few_shot: Option<[u32; 2]>,
+    /// Items that were asked with another prompt, such as with another number of examples.
+    #[serde(default)]
+    pub prompts_differ: usize,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -106,26 +158,32 @@ pub fn read_side(folder: &Path) -> Result<Side> {
         })?;
         tasks.insert(
             name,
-            TaskSamples { kind: task.kind, samples: own, data_sha256: Some(task.data_sha256), few_shot: Some(task.few_shot) },
+            TaskSamples { data_sha256: Some(task.data_sha256), few_shot: Some(task.few_shot), ..TaskSamples::of(task.kind, own) },
         );
     }
-    Ok(Side { name: scores.identity.model, tasks })
+    Ok(Side { name: scores.identity.model, tasks, skipped: Vec::new() })
 }
 
 pub fn compare(before: &Side, after: &Side) -> Result<Comparison> {
     let mut tasks = BTreeMap::new();
     let mut accuracies: Vec<(String, [Vec<Term>; 2])> = Vec::new();
+    let mut skipped: Vec<String> = before.skipped.iter().chain(&after.skipped).cloned().collect();
     for (name, old) in &before.tasks {
         let Some(new) = after.tasks.get(name) else { continue };
-        if let Some((change, terms)) = compare_task(name, old, new)? {
-            tasks.insert(name.clone(), change);
-            accuracies.extend(terms.map(|terms| (name.clone(), terms)));
+        match compare_task(name, old, new)? {
+            Compared::Changed(change, terms) => {
+                tasks.insert(name.clone(), *change);
+                accuracies.extend(terms.map(|terms| (name.clone(), terms)));
+            }
+            Compared::NothingInCommon => {}
+            Compared::Unlike(reason) => skipped.push(reason),
         }
     }
     if tasks.is_empty() {
         let names = |side: &Side| side.tasks.keys().cloned().collect::<Vec<_>>().join(", ");
+        let cure = format!("Evaluate both models on the same task files. {}", skipped.join("; "));
         return Err(Error::new(format!("the two have no item in common: {} here, {} there", names(before), names(after)))
-            .cure("Evaluate both models on the same task files."));
+            .cure(cure.trim_end()));
     }
     correct(&mut tasks);
     let only = |one: &Side, other: &Side| one.tasks.keys().filter(|name| !other.tasks.contains_key(*name)).cloned().collect();
@@ -136,40 +194,68 @@ pub fn compare(before: &Side, after: &Side) -> Result<Comparison> {
         macro_average: macro_average(&accuracies),
         tasks_only_before: only(before, after),
         tasks_only_after: only(after, before),
+        skipped,
     })
 }
 
 /// The terms of the primary metric, before and after, where it is an accuracy.
 type Accuracy = Option<[Vec<Term>; 2]>;
 
-fn compare_task(name: &str, old: &TaskSamples, new: &TaskSamples) -> Result<Option<(TaskChange, Accuracy)>> {
-    if old.kind != new.kind {
+enum Compared {
+    Changed(Box<TaskChange>, Accuracy),
+    NothingInCommon,
+    /// The reason why the two are not to be compared.
+    Unlike(String),
+}
+
+fn compare_task(name: &str, old: &TaskSamples, new: &TaskSamples) -> Result<Compared> {
+    if matches!((old.kind, new.kind), (Some(a), Some(b)) if a != b) {
         return Err(Error::new(format!("`{name}` is one kind of task before and another one after")));
     }
-    let by_id: HashMap<&str, &Sample> = new.samples.iter().map(|sample| (sample.id.as_str(), sample)).collect();
-    let (mut befores, mut afters, mut items_only_before) = (Vec::new(), Vec::new(), Vec::new());
-    for sample in &old.samples {
-        match by_id.get(sample.id.as_str()) {
-            Some(other) => {
-                if (sample.answer, sample.choices.len()) != (other.answer, other.choices.len()) {
-                    return Err(Error::new(format!("item `{}` of `{name}` has other choices after than before", sample.id))
-                        .cure("Evaluate both models on the same task file."));
-                }
-                befores.push(sample.clone());
-                afters.push((*other).clone());
-            }
-            None => items_only_before.push(sample.id.clone()),
+    let by_id: HashMap<&str, usize> = new.ids.iter().enumerate().map(|(idx, id)| (id.as_str(), idx)).collect();
+    let (mut pairs, mut items_only_before) = (Vec::new(), Vec::new());
+    for (idx, id) in old.ids.iter().enumerate() {
+        match by_id.get(id.as_str()) {
+            Some(&other) => pairs.push((idx, other)),
+            None => items_only_before.push(id.clone()),
         }
     }
-    if befores.is_empty() {
-        return Ok(None);
+    for &(x, y) in &pairs {
+        if let (Some(x), Some(y)) = (old.samples.get(x), new.samples.get(y))
+            && (x.answer, x.choices.len()) != (y.answer, y.choices.len())
+        {
+            return Err(Error::new(format!("item `{}` of `{name}` has other choices after than before", x.id))
+                .cure("Evaluate both models on the same task file."));
+        }
     }
-    let own: std::collections::HashSet<&str> = old.samples.iter().map(|sample| sample.id.as_str()).collect();
-    let only_after = new.samples.iter().filter(|sample| !own.contains(sample.id.as_str())).map(|sample| sample.id.clone());
+    if pairs.is_empty() {
+        return Ok(Compared::NothingInCommon);
+    }
+    let n_other = |hash: &dyn Fn(&Asked) -> Option<&str>| {
+        let differ = |&&(x, y): &&(usize, usize)| {
+            let hashes = old.asked.get(x).and_then(hash).zip(new.asked.get(y).and_then(hash));
+            hashes.is_some_and(|(x, y)| x != y)
+        };
+        pairs.iter().filter(differ).count()
+    };
+    let n_documents = n_other(&|asked| asked.document.as_deref());
+    if n_documents > 0 {
+        return Ok(Compared::Unlike(format!(
+            "`{name}`: {n_documents} of {} items of the same number are other documents (doc_hash differs): these are two data sets",
+            pairs.len()
+        )));
+    }
+    let own: std::collections::HashSet<&str> = old.ids.iter().map(String::as_str).collect();
+    let only_after = new.ids.iter().filter(|id| !own.contains(id.as_str())).cloned();
     let data_differs = matches!((&old.data_sha256, &new.data_sha256), (Some(a), Some(b)) if a != b);
+    let shared: Vec<(&OwnMetric, &OwnMetric)> =
+        old.own.iter().filter_map(|x| Some((x, new.own.iter().find(|y| y.name == x.name)?))).collect();
+    if shared.is_empty() {
+        return Ok(Compared::Unlike(format!("`{name}`: the two sides have no metric in common")));
+    }
     let mut change = TaskChange {
-        n: befores.len(),
-        primary: primary(old.kind, name).to_owned(),
+        n: pairs.len(),
+        primary: primary_of(name, old.kind.or(new.kind), &shared),
         metrics: BTreeMap::new(),
         flips: None,
         detectable_drop: None,
@@ -177,16 +263,23 @@ fn compare_task(name: &str, old: &TaskSamples, new: &TaskSamples) -> Result<Opti
         items_only_after: only_after.collect(),
         data_differs,
         few_shot: old.few_shot.zip(new.few_shot).filter(|(a, b)| a != b).map(|(a, b)| [a, b]),
+        prompts_differ: n_other(&|asked| asked.prompt.as_deref()),
     };
+    let ids: Vec<&str> = pairs.iter().map(|&(x, _)| old.ids[x].as_str()).collect();
     let mut accuracy = None;
-    for (x, y) in metrics(old.kind, &befores).into_iter().zip(metrics(old.kind, &afters)) {
-        let flips = (!x.lower_is_better).then(|| flips(&befores, &x, &y));
+    for (x, y) in shared {
+        let before: Vec<Term> = pairs.iter().map(|&(idx, _)| x.terms[idx]).collect();
+        let after: Vec<Term> = pairs.iter().map(|&(_, idx)| y.terms[idx]).collect();
+        // Only what is right or wrong can flip.
+        let is_share = |terms: &[Term]| terms.iter().all(|term| term.denominator == 1.0 && [0.0, 1.0].contains(&term.numerator));
+        let can_flip = !x.lower_is_better && is_share(&before) && is_share(&after);
+        let flips = can_flip.then(|| flips(&ids, &before, &after));
         change.metrics.insert(
-            x.name.to_owned(),
+            x.name.clone(),
             MetricChange {
-                before: ratio(&x.terms, x.link),
-                after: ratio(&y.terms, y.link),
-                difference: paired_difference(&x.terms, &y.terms, x.link),
+                before: ratio(&before, x.link),
+                after: ratio(&after, x.link),
+                difference: paired_difference(&before, &after, x.link),
                 lower_is_better: x.lower_is_better,
                 p: flips.as_ref().map(|flips| mcnemar_exact(flips.lost.len() as u64, flips.gained.len() as u64)),
                 p_holm: None,
@@ -198,18 +291,31 @@ fn compare_task(name: &str, old: &TaskSamples, new: &TaskSamples) -> Result<Opti
             let flipping = (flips.lost.len() + flips.gained.len()) as f64 / change.n as f64;
             change.detectable_drop = detectable_drop(change.n, flipping);
             change.flips = Some(flips);
-            accuracy = Some([x.terms, y.terms]);
+            accuracy = Some([before, after]);
         }
     }
-    Ok(Some((change, accuracy)))
+    Ok(Compared::Changed(Box::new(change), accuracy))
 }
 
-fn flips(items: &[Sample], before: &Metric, after: &Metric) -> Flips {
+/// The metric that is usually quoted, among those that both sides have.
+fn primary_of(task: &str, kind: Option<Kind>, shared: &[(&OwnMetric, &OwnMetric)]) -> String {
+    let names: Vec<&str> = shared.iter().map(|(metric, _)| metric.name.as_str()).collect();
+    // The samples of the harness do not tell their kind; several choices have `acc_norm`.
+    let kind = kind.unwrap_or(if names.contains(&"bits_per_byte") { Kind::Text } else { Kind::Choice });
+    let wanted = [primary(kind, task), "acc", "exact_match", "prompt_level_strict_acc"];
+    let is_called =
+        |name: &str, wanted: &str| name == wanted || name.strip_prefix(wanted).is_some_and(|rest| rest.starts_with(','));
+    let found = wanted.iter().find_map(|wanted| names.iter().find(|name| is_called(name, wanted)));
+    let higher = || shared.iter().find(|(metric, _)| !metric.lower_is_better).map(|(metric, _)| metric.name.as_str());
+    found.copied().or_else(higher).unwrap_or(names[0]).to_owned()
+}
+
+fn flips(ids: &[&str], before: &[Term], after: &[Term]) -> Flips {
     let mut flips = Flips::default();
-    for ((item, before), after) in items.iter().zip(&before.terms).zip(&after.terms) {
+    for ((id, before), after) in ids.iter().zip(before).zip(after) {
         match (before.numerator > 0.5, after.numerator > 0.5) {
-            (true, false) => flips.lost.push(item.id.clone()),
-            (false, true) => flips.gained.push(item.id.clone()),
+            (true, false) => flips.lost.push((*id).to_owned()),
+            (false, true) => flips.gained.push((*id).to_owned()),
             _ => {}
         }
     }
@@ -228,8 +334,7 @@ fn correct(tasks: &mut BTreeMap<String, TaskChange>) {
 
 fn macro_average(accuracies: &[(String, [Vec<Term>; 2])]) -> Option<MacroChange> {
     let n = accuracies.len() as f64;
-    let mean =
-        |side: usize| accuracies.iter().map(|(_, terms)| ratio(&terms[side], crate::stats::Link::Identity)).sum::<f64>() / n;
+    let mean = |side: usize| accuracies.iter().map(|(_, terms)| ratio(&terms[side], Link::Identity)).sum::<f64>() / n;
     let pairs: Vec<(&[Term], &[Term])> = accuracies.iter().map(|(_, [x, y])| (x.as_slice(), y.as_slice())).collect();
     (!pairs.is_empty()).then(|| MacroChange {
         tasks: accuracies.iter().map(|(name, _)| name.clone()).collect(),
@@ -280,8 +385,8 @@ mod tests {
             let choices = vec![score(if right(i) { -1.0 } else { -3.0 }), score(-2.0)];
             Sample { id: i.to_string(), group: None, answer: 0, choices }
         };
-        let task = TaskSamples { kind: Kind::Choice, samples: (0..n).map(item).collect(), data_sha256: None, few_shot: None };
-        Side { name: "m".into(), tasks: BTreeMap::from([("t".to_owned(), task)]) }
+        let task = TaskSamples::of(Kind::Choice, (0..n).map(item).collect());
+        Side { name: "m".into(), tasks: BTreeMap::from([("t".to_owned(), task)]), skipped: Vec::new() }
     }
 
     #[test]
@@ -307,7 +412,10 @@ mod tests {
         assert_eq!(error.exit_code(), 3, "{error}");
         assert!(compare(&after, &before).unwrap().check_drop(2.0).is_ok());
         let same = compare(&before, &before).unwrap();
-        assert_eq!(same.macro_average.as_ref().unwrap().difference.ci95, Some([0.0, 0.0]));
+        // No flip among 500 is no proof: Tango's interval, z^2 / (n + z^2).
+        let [low, high] = same.macro_average.as_ref().unwrap().difference.ci95.unwrap();
+        let expected = 1.959_963_984_540_054f64.powi(2) / (500.0 + 1.959_963_984_540_054f64.powi(2));
+        assert!((high - expected).abs() < 1e-9 && (low + expected).abs() < 1e-9, "{low} {high}");
         assert!(same.check_drop(0.0).is_ok() && same.tasks["t"].flips.as_ref().unwrap().lost.is_empty());
     }
 
@@ -316,7 +424,7 @@ mod tests {
         let (a, mut b) = (side(3, |_| true), side(3, |_| true));
         b.tasks.get_mut("t").unwrap().samples[1].answer = 1;
         assert!(compare(&a, &b).unwrap_err().to_string().contains("item `1` of `t`"));
-        let other = Side { name: "m".into(), tasks: BTreeMap::new() };
+        let other = Side { name: "m".into(), tasks: BTreeMap::new(), skipped: Vec::new() };
         assert!(compare(&a, &other).unwrap_err().to_string().contains("no item in common"));
     }
 }

@@ -1,18 +1,28 @@
 //! The sample files of lm-evaluation-harness (`--log_samples`) as one side of a comparison, so that nobody has to evaluate again.
 //!
-//! Written by `lm_eval/loggers/evaluation_tracker.py` (`save_results_samples`): `samples_TASK_TIME.jsonl`, one object per item with
-//! `arguments` (context and continuation of each request), `filtered_resps` (log-likelihood and greediness of each, as strings) and
-//! `target`. Left out: generation and rolling perplexity, whose lines do not have that form.
+//! Written by `lm_eval/loggers/evaluation_tracker.py` (`save_results_samples`): `samples_TASK_TIME.jsonl`, one object per item and
+//! filter. A row says itself what came out of it, and nothing is derived again:
+//!
+//! ```text
+//! "filter": "strict-match", "metrics": ["exact_match"], "exact_match": 1.0     -> `exact_match,strict-match`, here 1
+//! "acc": 1.0 | true                                                            a share or a mean
+//! "perplexity": -3.5                                                           a log-likelihood: exp of minus the mean
+//! "word_perplexity": [-120.5, 17], "bits_per_byte": [-120.5, 90]               its sum over that of the second number
+//! "inst_level_strict_acc": [true, false]                                       IFEval: the share over all of them
+//! "doc_hash", "prompt_hash"                                                    whether both sides were asked the same
+//! ```
+//!
+//! A file that has none of this is named and left out; the others are compared.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-use super::compare::{Side, TaskSamples};
-use super::metrics::{ChoiceScore, Sample};
-use super::tasks::Kind;
-use crate::error::{Context, Error, Result};
+use super::compare::{Asked, OwnMetric, Side, TaskSamples};
+use crate::dataset;
+use crate::error::{Error, Result};
+use crate::stats::{Link, Term};
 
 /// Is this a sample file, or a folder that holds some?
 pub fn is_harness(path: &Path) -> bool {
@@ -21,14 +31,26 @@ pub fn is_harness(path: &Path) -> bool {
 
 /// Of several files of one task, the one with the latest time counts.
 pub fn read_side(path: &Path) -> Result<Side> {
-    let mut tasks = BTreeMap::new();
+    let (mut tasks, mut skipped) = (BTreeMap::new(), Vec::new());
+    let mut latest = BTreeMap::new();
     for file in sample_files(path) {
-        tasks.insert(task_name(&file), read_task(&file)?);
+        latest.insert(task_name(&file), file);
     }
-    Ok(Side { name: path.display().to_string(), tasks })
+    for (name, file) in latest {
+        match read_task(&file) {
+            Ok(task) => {
+                tasks.insert(name, task);
+            }
+            Err(error) => skipped.push(format!("{}: {}", file.display(), error.reason())),
+        }
+    }
+    if tasks.is_empty() {
+        return Err(Error::new("none of the sample files can be compared").at(path).cure(skipped.join("\n  ")));
+    }
+    Ok(Side { name: path.display().to_string(), tasks, skipped })
 }
 
-/// In the order of their names, which is that of their times.
+/// In the order of their times. `--output_path` names a folder in which the harness makes one for each model.
 fn sample_files(path: &Path) -> Vec<PathBuf> {
     let is_samples = |path: &Path| {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -37,9 +59,24 @@ fn sample_files(path: &Path) -> Vec<PathBuf> {
     if path.is_file() {
         return if is_samples(path) { vec![path.to_owned()] } else { Vec::new() };
     }
-    let entries = std::fs::read_dir(path).into_iter().flatten();
-    let mut files: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| is_samples(path)).collect();
-    files.sort();
+    let entries = |folder: &Path| -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(folder).into_iter().flatten();
+        entries.filter_map(|entry| Some(entry.ok()?.path())).collect()
+    };
+    let mut files: Vec<PathBuf> = entries(path).into_iter().filter(|path| is_samples(path)).collect();
+    if files.is_empty() {
+        // One level down, if that is one model's folder: two models' files would be taken for one's.
+        let mut folders: Vec<Vec<PathBuf>> = entries(path)
+            .into_iter()
+            .filter(|path| path.is_dir())
+            .map(|folder| entries(&folder).into_iter().filter(|path| is_samples(path)).collect())
+            .filter(|files: &Vec<PathBuf>| !files.is_empty())
+            .collect();
+        if folders.len() == 1 {
+            files = folders.remove(0);
+        }
+    }
+    files.sort_by_key(|path| path.file_name().map(ToOwned::to_owned));
     files
 }
 
@@ -56,103 +93,197 @@ fn task_name(path: &Path) -> String {
 }
 
 fn read_task(path: &Path) -> Result<TaskSamples> {
-    let text = std::fs::read_to_string(path).context_at(path, "cannot read the samples")?;
-    let mut found: Option<Kind> = None;
-    let mut samples: Vec<Sample> = Vec::new();
-    let mut ids = HashSet::new();
-    for (line, number) in text.split('\n').zip(1u64..).filter(|(line, _)| !line.trim().is_empty()) {
-        let row: Value = serde_json::from_str(line).context_at(path, format!("line {number} is no JSON object"))?;
-        let (kind, sample) = sample_of(&row).map_err(|error| error.at_line(path, number))?;
-        if *found.get_or_insert(kind) != kind {
-            return Err(Error::new("the item has another form than those above").at_line(path, number));
-        }
-        // An item has one line for each filter of its task; the first is that of the plain answers.
-        if ids.insert(sample.id.clone()) {
-            samples.push(sample);
-        }
-    }
-    let kind = found.ok_or_else(|| Error::new("the file holds no samples").at(path))?;
-    Ok(TaskSamples { kind, samples, data_sha256: None, few_shot: None })
-}
-
-fn sample_of(row: &Value) -> Result<(Kind, Sample)> {
-    let missing = |key: &str| {
-        Error::new(format!("expected `{key}` as lm-evaluation-harness writes it for requests of log-likelihoods"))
-            .cure("Samples of generation or of rolling perplexity cannot be compared yet.")
-    };
-    let responses = row["filtered_resps"].as_array().ok_or_else(|| missing("filtered_resps"))?;
-    // One request is written without the list around it.
-    let responses: Vec<&Value> = match responses.first() {
-        Some(Value::Array(_)) => responses.iter().collect(),
-        _ => vec![&row["filtered_resps"]],
-    };
-    let mut choices = Vec::with_capacity(responses.len());
-    let mut texts = Vec::with_capacity(responses.len());
-    for (idx, response) in responses.into_iter().enumerate() {
-        let logprob = number(&response[0]).ok_or_else(|| missing("filtered_resps"))?;
-        let greedy = response[1].as_bool().unwrap_or(response[1].as_str() == Some("True"));
-        // An object in files, a list in results that were kept in memory.
-        let arguments = &row["arguments"];
-        let continuation = arguments[format!("gen_args_{idx}")]["arg_1"].as_str().or_else(|| arguments[idx][1].as_str());
-        let continuation = continuation.ok_or_else(|| missing("arguments"))?;
-        let text = continuation.strip_prefix(' ').unwrap_or(continuation);
-        texts.push(text);
-        choices.push(ChoiceScore {
-            logprob,
-            greedy,
-            tokens: 0,
-            chars: text.chars().count() as u32,
-            bytes: text.len() as u32,
-            words: text.split_whitespace().count() as u32,
+    let mut ids: Vec<String> = Vec::new();
+    let mut index: HashMap<String, usize> = HashMap::new();
+    let mut asked: Vec<Asked> = Vec::new();
+    let mut found: BTreeMap<String, (Meaning, HashMap<usize, Term>)> = BTreeMap::new();
+    for row in dataset::rows(path)? {
+        let (line, row) = row?;
+        let wrong = |what: String| Error::new(what).at_line(path, line);
+        // The item's own id pairs with our evaluations of the same file.
+        let id = match row.get("doc").and_then(|doc| doc.get("id")).and_then(Value::as_str) {
+            Some(id) => id.to_owned(),
+            None => row.get("doc_id").map(Value::to_string).ok_or_else(|| wrong("the row has no `doc_id`".to_owned()))?,
+        };
+        let item = *index.entry(id.clone()).or_insert_with(|| {
+            ids.push(id.clone());
+            asked.push(Asked { document: text(&row, "doc_hash"), prompt: text(&row, "prompt_hash") });
+            ids.len() - 1
         });
+        let filter = row.get("filter").and_then(Value::as_str).filter(|filter| *filter != "none");
+        for (name, meaning, term) in metrics_of(&row) {
+            let name = filter.map_or(name.clone(), |filter| format!("{name},{filter}"));
+            let (known, terms) = found.entry(name.clone()).or_insert_with(|| (meaning, HashMap::new()));
+            if *known != meaning || terms.insert(item, term).is_some() {
+                return Err(wrong(format!("item {id} has `{name}` twice, or in another form than the items above")));
+            }
+        }
     }
-    let kind = match choices.len() {
-        1 => Kind::LastWord,
-        _ if row.get("acc_norm").is_some() => Kind::Choice,
-        _ => Kind::Partial,
-    };
-    let answer = match kind {
-        Kind::LastWord => 0,
-        _ => answer(&row["target"], &texts).ok_or_else(|| missing("target"))?,
-    };
-    // The item's own id pairs with our evaluations of the same file.
-    let id = row["doc"]["id"].as_str().map_or_else(|| row["doc_id"].to_string(), str::to_owned);
-    Ok((kind, Sample { id, group: None, answer: answer as u32, choices }))
+    let own: Vec<OwnMetric> = found
+        .into_iter()
+        // A metric that some items lack would be a mean over other items than the rest.
+        .filter(|(_, (_, terms))| terms.len() == ids.len())
+        .map(|(name, (meaning, mut terms))| OwnMetric {
+            link: meaning.link(),
+            lower_is_better: is_lower_better(&name),
+            terms: (0..ids.len()).filter_map(|item| terms.remove(&item)).collect(),
+            name,
+        })
+        .collect();
+    if own.is_empty() {
+        return Err(Error::new("no metric of its own stands in every row (expected `metrics` and their values)"));
+    }
+    Ok(TaskSamples { kind: None, ids, samples: Vec::new(), own, asked, data_sha256: None, few_shot: None })
 }
 
-/// An index, as a number or written out, or else the text of a choice.
-fn answer(target: &Value, texts: &[&str]) -> Option<usize> {
-    let written = target.as_str();
-    let index = target.as_u64().or_else(|| written?.parse().ok()).and_then(|index| usize::try_from(index).ok());
-    index.filter(|index| *index < texts.len()).or_else(|| texts.iter().position(|text| Some(*text) == written))
+fn text(row: &Map<String, Value>, key: &str) -> Option<String> {
+    row.get(key).and_then(Value::as_str).map(str::to_owned)
 }
 
-fn number(value: &Value) -> Option<f64> {
-    value.as_f64().or_else(|| value.as_str()?.parse().ok())
+/// How the values of a metric become one number.
+#[derive(Clone, Copy, PartialEq)]
+enum Meaning {
+    Mean,
+    /// exp of minus the mean of log-likelihoods.
+    Perplexity,
+    /// The same over words or bytes.
+    Weighted,
+    /// Minus log-likelihoods in bits over bytes.
+    Bits,
+    /// The share over the elements of lists.
+    Elements,
+}
+
+impl Meaning {
+    fn link(self) -> Link {
+        match self {
+            Meaning::Mean | Meaning::Bits | Meaning::Elements => Link::Identity,
+            Meaning::Perplexity | Meaning::Weighted => Link::Exp,
+        }
+    }
+}
+
+/// The metrics that the row names, or where it names none (before version 0.4.4), the numbers that are no part of every row.
+fn metrics_of(row: &Map<String, Value>) -> Vec<(String, Meaning, Term)> {
+    const PARTS: [&str; 13] = [
+        "doc_id",
+        "doc",
+        "target",
+        "arguments",
+        "resps",
+        "filtered_resps",
+        "filter",
+        "metrics",
+        "doc_hash",
+        "prompt_hash",
+        "target_hash",
+        "schema_version",
+        "sample_id",
+    ];
+    let names: Vec<&str> = match row.get("metrics").and_then(Value::as_array) {
+        Some(names) => names.iter().filter_map(Value::as_str).collect(),
+        None => row.keys().map(String::as_str).filter(|key| !PARTS.contains(key)).collect(),
+    };
+    let value = |name: &str| {
+        let term = |numerator, denominator| Some(Term { numerator, denominator });
+        let number = |value: &Value| value.as_f64().or_else(|| value.as_bool().map(|value| f64::from(u8::from(value))));
+        let (meaning, term) = match row.get(name)? {
+            Value::Array(list) if !list.is_empty() && list.iter().all(Value::is_boolean) => {
+                (Meaning::Elements, term(list.iter().filter_map(number).sum(), list.len() as f64)?)
+            }
+            Value::Array(list) => match (name, &list[..]) {
+                ("word_perplexity" | "byte_perplexity", [a, b]) => (Meaning::Weighted, term(-a.as_f64()?, b.as_f64()?)?),
+                ("bits_per_byte", [a, b]) => (Meaning::Bits, term(-a.as_f64()? / std::f64::consts::LN_2, b.as_f64()?)?),
+                _ => return None,
+            },
+            single if name == "perplexity" => (Meaning::Perplexity, term(-number(single)?, 1.0)?),
+            single => (Meaning::Mean, term(number(single)?, 1.0)?),
+        };
+        Some((name.to_owned(), meaning, term))
+    };
+    names.into_iter().filter_map(value).collect()
+}
+
+/// As the harness says of its own metrics (`higher_is_better=False`).
+fn is_lower_better(name: &str) -> bool {
+    let name = name.split(',').next().unwrap_or(name);
+    ["perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score", "ter", "bypass"].contains(&name)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::eval::compare::compare;
 
-    /// Lines as version 0.4.13 writes them, shortened.
-    #[test]
-    fn both_forms_of_sample_files_are_read() {
+    fn folder(files: &[(&str, &[Value])]) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
-        let choice = r#"{"doc_id":0,"doc":{"id":"x-1"},"target":"1","arguments":{"gen_args_0":{"arg_0":"Q","arg_1":" é"},"gen_args_1":{"arg_0":"Q","arg_1":"  b "}},"resps":[[["-5.5","False"]],[["-4.0","True"]]],"filtered_resps":[["-5.5","False"],["-4.0","True"]],"filter":"none","acc":1.0,"acc_norm":1.0}"#;
-        let word = r#"{"doc_id":7,"doc":{},"target":" sea","arguments":{"gen_args_0":{"arg_0":"the","arg_1":" sea"}},"filtered_resps":[["-0.5","True"]],"acc":1}"#;
-        std::fs::write(folder.path().join("samples_arc_easy_2026-01-02T03-04-05.6.jsonl"), format!("{choice}\n")).unwrap();
-        std::fs::write(folder.path().join("samples_lambada_2026-01-02T03-04-05.6.jsonl"), format!("{word}\n")).unwrap();
-        let side = read_side(folder.path()).unwrap();
-        let score = |logprob, greedy, chars, bytes| ChoiceScore { logprob, greedy, tokens: 0, chars, bytes, words: 1 };
-        let choices = vec![score(-5.5, false, 1, 2), score(-4.0, true, 3, 3)];
-        let task = &side.tasks["arc_easy"];
-        assert_eq!((task.kind, &task.samples[0]), (Kind::Choice, &Sample { id: "x-1".into(), group: None, answer: 1, choices }));
-        assert_eq!(side.tasks["lambada"].samples[0].id, "7");
-        assert!(side.tasks["lambada"].samples[0].choices[0].greedy && side.tasks["lambada"].kind == Kind::LastWord);
+        for (name, rows) in files {
+            let text: String = rows.iter().map(|row| format!("{row}\n")).collect();
+            let path = folder.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        folder
+    }
 
-        std::fs::write(folder.path().join("samples_gsm8k.jsonl"), "{\"doc_id\":0,\"filtered_resps\":[\"42\"]}\n").unwrap();
-        let error = read_side(folder.path()).err().unwrap().to_string();
-        assert!(error.contains("samples_gsm8k.jsonl:1: ") && error.contains("cannot be compared yet"), "{error}");
+    fn row(id: u64, filter: &str, metric: &str, value: Value) -> Value {
+        serde_json::json!({"doc_id": id, "doc": {}, "filter": filter, "metrics": [metric], metric: value, "doc_hash": format!("d{id}"), "prompt_hash": "p"})
+    }
+
+    #[test]
+    fn the_rows_own_metrics_count_per_filter() {
+        let rows = |values: [f64; 4], other: f64| -> Vec<Value> {
+            let strict = (0..4).map(|id| row(id, "strict", "exact_match", values[id as usize].into()));
+            strict.chain((0..4).map(|id| row(id, "flexible", "exact_match", other.into()))).collect()
+        };
+        let (before, after) = (rows([1.0, 1.0, 0.0, 1.0], 1.0), rows([1.0, 0.0, 0.0, 0.0], 0.0));
+        let words = [
+            row(0, "none", "word_perplexity", serde_json::json!([-8.0, 2])),
+            row(1, "none", "word_perplexity", serde_json::json!([-2.0, 3])),
+        ];
+        let ifeval = [
+            row(0, "none", "inst_level_strict_acc", serde_json::json!([true, false])),
+            row(1, "none", "inst_level_strict_acc", serde_json::json!([true])),
+        ];
+        let a = folder(&[
+            ("m/samples_gen_2026-01-02T03-04-05.6.jsonl", &before),
+            ("m/samples_w.jsonl", &words),
+            ("m/samples_i.jsonl", &ifeval),
+            ("m/samples_odd.jsonl", &[serde_json::json!({"doc_id": 0})]),
+        ]);
+        let b = folder(&[
+            ("samples_gen_2026-01-02T03-04-05.6.jsonl", &after),
+            ("samples_w.jsonl", &words),
+            ("samples_i.jsonl", &ifeval),
+        ]);
+        let (a, b) = (read_side(a.path()).unwrap(), read_side(b.path()).unwrap());
+        assert!(a.skipped.len() == 1 && a.skipped[0].contains("samples_odd.jsonl"), "{:?}", a.skipped);
+        let found = compare(&a, &b).unwrap();
+        let strict = &found.tasks["gen"].metrics["exact_match,strict"];
+        assert_eq!((strict.before, strict.after, strict.difference.value), (0.75, 0.25, -0.5));
+        // numpy.std([0, -1, 0, -1], ddof=1) / 2
+        assert!((strict.difference.stderr.unwrap() - 1f64 / 12f64.sqrt()).abs() < 1e-12);
+        assert_eq!(found.tasks["gen"].metrics["exact_match,flexible"].difference.value, -1.0);
+        // exp(10 / 5), and 2 of 3 instructions
+        assert!((found.tasks["w"].metrics["word_perplexity"].before - 2f64.exp()).abs() < 1e-12);
+        assert!((found.tasks["i"].metrics["inst_level_strict_acc"].before - 2.0 / 3.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn other_documents_are_left_out_and_other_prompts_are_said() {
+        let rows = |hash: &str, prompt: &str| -> Vec<Value> {
+            (0..3)
+                .map(|id| serde_json::json!({"doc_id": id, "metrics": ["acc"], "acc": 1.0, "doc_hash": hash, "prompt_hash": prompt}))
+                .collect()
+        };
+        let side =
+            |x: Vec<Value>, y: Vec<Value>| read_side(folder(&[("samples_x.jsonl", &x), ("samples_y.jsonl", &y)]).path()).unwrap();
+        let found = compare(&side(rows("a", "p"), rows("a", "p")), &side(rows("b", "p"), rows("a", "q"))).unwrap();
+        assert!(
+            !found.tasks.contains_key("x") && found.skipped[0].contains("`x`") && found.skipped[0].contains("doc_hash"),
+            "{:?}",
+            found.skipped
+        );
+        assert_eq!(found.tasks["y"].prompts_differ, 3);
     }
 }

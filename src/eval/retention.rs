@@ -52,7 +52,8 @@ pub fn retention(before: Side, runs: Vec<Side>, target: &[String]) -> Result<Ret
 /// The named tasks, and the others.
 fn split(side: Side, target: &[String]) -> (Side, Side) {
     let (named, others): (BTreeMap<_, _>, _) = side.tasks.into_iter().partition(|(name, _)| target.contains(name));
-    (Side { name: side.name.clone(), tasks: named }, Side { name: side.name, tasks: others })
+    let skipped = side.skipped;
+    (Side { name: side.name.clone(), tasks: named, skipped: Vec::new() }, Side { name: side.name, tasks: others, skipped })
 }
 
 #[cfg(test)]
@@ -70,9 +71,9 @@ mod tests {
         };
         let task = |&(name, n_right): &(&str, usize)| {
             let samples = (0..10).map(|i| sample(i, i < n_right)).collect();
-            (name.to_owned(), TaskSamples { kind: Kind::Choice, samples, data_sha256: None, few_shot: None })
+            (name.to_owned(), TaskSamples::of(Kind::Choice, samples))
         };
-        Side { name: name.into(), tasks: tasks.iter().map(task).collect() }
+        Side { name: name.into(), tasks: tasks.iter().map(task).collect(), skipped: Vec::new() }
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! train/     a data set -> a fine-tuned model
 //! eval.rs    tasks -> scores
 //! diff.rs    two of those -> what changed
+//! check.rs   a data set -> what can be said of it without weights
 //! folders.rs what a folder is that stands in the wrong place
 //! ```
 
@@ -17,6 +18,7 @@ use crate::kernels::level::Level;
 use crate::model::Placement;
 use crate::provenance::Provenance;
 
+pub mod check;
 pub mod diff;
 pub mod eval;
 pub mod folders;

@@ -109,6 +109,21 @@ pub struct Info {
     pub parameters: u64,
 }
 
+/// What a model's texts are made with, without its weights: they may be missing from a folder.
+pub fn text_of(reference: &Reference) -> Result<(Arc<Tokenizer>, Option<ChatTemplate>)> {
+    let path = &reference.path;
+    if let Some(tokenizer) = path.is_dir().then(|| files::folder::tokenizer(path)).transpose()?.flatten() {
+        let template = files::folder::template(path, &tokenizer)?;
+        if template.is_some() || !files::adapter::is_adapter(path) {
+            return Ok((Arc::new(tokenizer), template));
+        }
+    }
+    let source = reference.open()?;
+    let tokenizer = source.tokenizer()?;
+    let template = source.template(&tokenizer)?;
+    Ok((Arc::new(tokenizer), template))
+}
+
 impl Model {
     /// Loads the decoder behind `reference` with its tokenizer and template. `max_positions` is the longest sequence it must take.
     pub fn load(reference: &Reference, options: LoadOptions, max_positions: usize) -> Result<Model> {

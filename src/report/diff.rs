@@ -390,6 +390,11 @@ fn warnings(comparison: &Comparison) -> Vec<String> {
             warnings.push(format!("{name} was asked with {before} examples before and with {after} after"));
         }
     }
+    for (name, task) in comparison.tasks.iter().filter(|(_, task)| task.prompts_differ > 0) {
+        let n = task.prompts_differ;
+        warnings.push(format!("{n} of {} items of {name} were asked with another prompt (prompt_hash differs)", task.n));
+    }
+    warnings.extend(comparison.skipped.iter().map(|reason| format!("not compared: {reason}")));
     for (name, _) in comparison.tasks.iter().filter(|(_, task)| task.data_differs) {
         warnings.push(format!("the data file of {name} was another one; items are paired by their ids"));
     }

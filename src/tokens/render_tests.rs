@@ -125,8 +125,9 @@ fn tool_calls_are_supervised_and_count_as_template() {
 #[test]
 fn what_the_template_does_not_render_is_reported() {
     let dropped = RowAudit { dropped_fields: true, ..RowAudit::default() };
+    let lost = RowAudit { lost_reasoning: true, ..RowAudit::default() };
     let thinking = Turn { reasoning: Some("hell".into()), ..assistant("the") };
-    assert_eq!(check(CHATML, vec![user("s"), thinking.clone()], &["the<|im_end|>"]).audit, dropped);
+    assert_eq!(check(CHATML, vec![user("s"), thinking.clone()], &["the<|im_end|>"]).audit, lost);
     clean(&check(QWEN3, vec![user("s"), thinking], &["<think>\nhell\n</think>\n\nthe<|im_end|>"]));
     let call = json!([{"type": "function", "function": {"name": "look", "arguments": {}}}]);
     let calling = Turn { tool_calls: Some(call), ..assistant("") };
@@ -159,6 +160,112 @@ fn a_generation_prompt_that_no_answer_follows_is_reported() {
     let turns = vec![user("s"), assistant("<think>\nhell</think>the"), user("t"), assistant("hello")];
     let rendered = check(THINK_PROMPT, turns, &["the<|end|>", "hello<|end|>"]);
     assert_eq!(rendered.audit, RowAudit { unlike_prompt: true, ..RowAudit::default() });
+}
+
+/// Mistral v0.3 puts the system prompt before the last question, so that a prefix of the conversation is rendered otherwise.
+const MISTRAL_SYSTEM: &str = "{{ bos_token }}{% if messages[0].role == 'system' %}{% set lead = messages[0].content %}{% set turns = messages[1:] %}{% else %}{% set turns = messages %}{% endif %}{% for m in turns %}{% if m.role == 'user' %}{{ '[INST] ' + (lead + '\\n\\n' if lead is defined and loop.last else '') + m.content + '[/INST]' }}{% else %}{{ ' ' + m.content + eos_token }}{% endif %}{% endfor %}";
+
+#[test]
+fn equal_text_gives_equal_ids_however_it_came_about() {
+    let renderer = renderer(MISTRAL_SYSTEM, options());
+    let with_system = [vec![turn(Role::System, "Be brief.")], two_rounds()].concat();
+    let (with, without) =
+        (renderer.render(0, &example(with_system)).unwrap(), renderer.render(0, &example(two_rounds())).unwrap());
+    assert_eq!((&with.sequence.ids, &with.sequence.supervised), (&without.sequence.ids, &without.sequence.supervised));
+    assert_eq!(supervised(renderer.tokenizer(), &with.sequence), [" the 12 你好</s>", " user</s>"]);
+    assert!(with.audit.lost_system && !without.audit.lost_system);
+}
+
+/// Over every template here, equal texts have equal ids and masks, whichever turns they came from.
+#[test]
+fn text_alone_decides_ids_and_mask() {
+    let contents = ["the", "hello", " he ", "<think>\nhell\n</think>\n\nthe", "<think>\nhell\n</think>", "s\n"];
+    let mut state = 3_u64;
+    let mut draw = |n: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % n
+    };
+    for source in [CHATML, UNPROMPTED, LLAMA3, QWEN2, QWEN3, THINK_PROMPT, MISTRAL, MISTRAL_SYSTEM, GEMMA] {
+        let renderer = renderer(source, options());
+        let mut seen = std::collections::HashMap::new();
+        let mut n_rendered = 0;
+        for _ in 0..400 {
+            let mut turns = if draw(3) == 0 { vec![turn(Role::System, contents[draw(2)])] } else { Vec::new() };
+            for _ in 0..=draw(3) {
+                turns.extend([user(contents[draw(3)]), assistant(contents[draw(contents.len())])]);
+            }
+            let Ok(rendered) = renderer.render(0, &example(turns.clone())) else { continue };
+            n_rendered += 1;
+            let bytes: Vec<u8> = rendered.sequence.ids.iter().flat_map(|&id| renderer.tokenizer().bytes(id)).copied().collect();
+            let found = (rendered.sequence.ids, rendered.sequence.supervised);
+            let first = seen.entry(bytes).or_insert_with(|| (found.clone(), turns.clone()));
+            assert_eq!(first.0, found, "{source}\n{:?}\n{turns:?}", first.1);
+        }
+        assert!(n_rendered > 100, "{source}: {n_rendered}");
+    }
+}
+
+#[test]
+fn a_turn_whose_content_the_template_empties_is_its_end() {
+    let turns = vec![user("s"), assistant("<think>\nhell\n</think>"), user("t"), assistant("<think>\nhe\n</think>\n\nthe")];
+    let renderer = renderer(QWEN3, options());
+    let rendered = renderer.render(0, &example(turns)).unwrap();
+    assert_eq!(supervised(renderer.tokenizer(), &rendered.sequence), ["<|im_end|>", "<think>\nhe\n</think>\n\nthe<|im_end|>"]);
+    assert_eq!(rendered.audit, RowAudit { earlier_reasoning: true, ..rendered.audit.clone() });
+}
+
+#[test]
+fn parts_of_a_turn_can_be_left_out() {
+    let mut turns = vec![user("s"), assistant("hello the")];
+    turns[1].parts.push(crate::dataset::WeightedPart { begin: 0, end: 6, weight: 0.0 });
+    let renderer = renderer(CHATML, options());
+    let rendered = renderer.render(0, &example(turns)).unwrap();
+    let text = supervised(renderer.tokenizer(), &rendered.sequence).concat();
+    assert_eq!(text.trim_start(), "the<|im_end|>");
+}
+
+#[test]
+fn named_templates_and_switches_are_heard() {
+    let source = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+    let compile = |source: &str| ChatTemplate::new(source, None, None).unwrap();
+    let template = compile(&format!("{{{{ '/no' if think is defined and not think else '/yes' }}}}{source}"))
+        .with_tool_use(compile(&format!("{{{{ tools | tojson }}}}{source}")));
+    let renderer = Renderer::new(byte_tokenizer(), Some(template), options()).unwrap();
+    let text = |example: &Example| {
+        let rendered = renderer.render(0, example).unwrap();
+        let bytes: Vec<u8> = rendered.sequence.ids.iter().flat_map(|&id| renderer.tokenizer().bytes(id)).copied().collect();
+        String::from_utf8(bytes).unwrap()
+    };
+    let plain = example(vec![user("s"), assistant("t")]);
+    assert!(text(&plain).starts_with("/yes<|im_start|>user"));
+    assert!(text(&Example { template_switches: Some(json!({"think": false})), ..plain.clone() }).starts_with("/no<"));
+    assert!(text(&Example { tools: Some(json!([{"name": "f"}])), ..plain.clone() }).starts_with("[{\"name\": \"f\"}]<"));
+    let taken = Example { template_switches: Some(json!({"messages": []})), ..plain };
+    assert!(renderer.render(0, &taken).unwrap_err().to_string().contains("`messages` is given"));
+}
+
+#[test]
+fn arguments_keep_their_spelling() {
+    let source = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content }}{% for c in m.tool_calls or [] %}{{ c.function.arguments if c.function.arguments is string else c.function.arguments | tojson }}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+    for (arguments, expected) in [
+        (json!("{\"a\":1}"), "{\"a\":1}<|im_end|>"),
+        (json!("no JSON"), "no JSON<|im_end|>"),
+        (json!({"a": 1}), "{\"a\": 1}<|im_end|>"),
+    ] {
+        let calls = json!([{"type": "function", "function": {"name": "f", "arguments": arguments}}]);
+        let turns = vec![user("s"), Turn { tool_calls: Some(calls), ..assistant("") }];
+        let rendered = renderer(source, options()).render(0, &example(turns)).unwrap();
+        assert_eq!(supervised(&byte_tokenizer(), &rendered.sequence), [expected]);
+    }
+    // A template that goes through the arguments gets the object that a text holds.
+    let walking = source.replace(
+        "c.function.arguments if c.function.arguments is string else c.function.arguments | tojson",
+        "c.function.arguments.items() | list | tojson",
+    );
+    let calls = json!([{"type": "function", "function": {"name": "f", "arguments": "{\"a\":1}"}}]);
+    let turns = vec![user("s"), Turn { tool_calls: Some(calls), ..assistant("") }];
+    let rendered = renderer(&walking, options()).render(0, &example(turns)).unwrap();
+    assert_eq!(supervised(&byte_tokenizer(), &rendered.sequence), ["[[\"a\", 1]]<|im_end|>"]);
 }
 
 #[test]
@@ -249,7 +356,11 @@ fn plain_text_follows_the_beginning_token_where_the_model_expects_one() {
     let text = example(vec![turn(Role::Text, "the hello")]);
     let rendered = renderer(CHATML, options()).render(0, &text).unwrap();
     assert_eq!(supervised(&byte_tokenizer(), &rendered.sequence), ["he hello"]);
-    clean(&rendered);
+    assert_eq!(rendered.audit, RowAudit { missing_end_of_text: true, ..RowAudit::default() });
+    let ended = renderer(CHATML, RenderOptions { append_eos: true, ..options() }).render(0, &text).unwrap();
+    let end = byte_tokenizer().text(byte_tokenizer().eos().unwrap());
+    assert_eq!(supervised(&byte_tokenizer(), &ended.sequence), [format!("he hello{end}")]);
+    clean(&ended);
 
     let vocabulary = GgufVocabulary { add_bos: Some(true), ..byte_vocabulary() };
     let tokenizer = Arc::new(Tokenizer::from_gguf(vocabulary).unwrap());

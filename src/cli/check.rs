@@ -1,0 +1,103 @@
+//! `diagnose check DATASET...`: formats, masks, audit, duplicates, without the weights.
+
+use std::fmt::Write;
+
+use super::output;
+use super::progress::Terminal;
+use super::rows::RowArgs;
+use crate::error::{Context, Result};
+use crate::jobs::check::{self, Checked, Job, Repeated};
+use crate::jobs::score::Watch;
+
+/// Say in seconds whether what you think is trained is really trained
+///
+/// Reads and renders every row with the model's tokenizer and chat template, without its weights: formats, rows that are skipped and why,
+/// the first rows with what is learnt marked, lengths, duplicates, prompts with contradictory answers, and the mask audit.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Data files, folders, globs, or `-` for standard input
+    #[arg(required = true, value_name = "DATASET")]
+    datasets: Vec<String>,
+
+    /// The model to train: a Hugging Face folder (its weights may be missing), a .gguf file, an adapter folder, or a hub id
+    #[arg(long, value_name = "REF")]
+    model: Option<String>,
+
+    #[command(flatten)]
+    rows: RowArgs,
+
+    /// How many rows to show with what is learnt marked
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    show: usize,
+
+    /// End with exit code 3 where this was found, such as unused_switches, empty_mask, duplicates, or any
+    #[arg(long, value_name = "FINDING", value_delimiter = ',')]
+    fail_on: Vec<String>,
+
+    /// Print what was found as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: Args) -> Result<()> {
+    let watch = Terminal::new();
+    let job = Job {
+        read: args.rows.read()?,
+        render: args.rows.render()?,
+        choice: args.rows.choice(),
+        inputs: args.datasets,
+        model: args.model,
+        shown: args.show,
+    };
+    let found = check::check(&job, &|what, done, total| watch.fetching(what, done, total))?;
+    drop(watch);
+    let text = match args.json {
+        true => serde_json::to_string_pretty(&found).context("cannot write JSON")? + "\n",
+        false => summary(&found, job.render.max_len, output::coloured()),
+    };
+    output::print(&text)?;
+    found.fail_on(&args.fail_on)
+}
+
+fn summary(found: &Checked, max_len: usize, coloured: bool) -> String {
+    let mut out = String::new();
+    // Writing to a string cannot fail.
+    let mut line = |text: String| {
+        let _ = writeln!(out, "{text}");
+    };
+    for file in &found.files {
+        line(format!("{}: {}, {} bytes", file.path.display(), file.format, file.bytes));
+    }
+    let skipped = found.records - found.rows;
+    line(format!(
+        "{} rows read, {} with something to learn, {skipped} without; {} of {} tokens are learnt by {}",
+        found.records, found.rows, found.supervised, found.tokens, found.model
+    ));
+    let [least, quarter, middle, three, most95, most99, most] = found.lengths;
+    line(format!(
+        "tokens a row: {least} to {most}, quartiles {quarter}, {middle}, {three}; 95 % up to {most95}, 99 % up to {most99}; --max-len {max_len}"
+    ));
+    for shown in &found.shown {
+        line(format!("\n{}", shown.place));
+        let marked = shown.pieces.iter().map(|piece| match (piece.supervised, coloured) {
+            (false, _) => piece.text.clone(),
+            (true, false) => format!("[[{}]]", piece.text),
+            (true, true) => format!("\x1b[32m[[{}]]\x1b[0m", piece.text),
+        });
+        line(marked.collect::<String>().trim_end().to_owned());
+    }
+    line(String::new());
+    let mut repeated = |what: &str, repeated: &Repeated| {
+        if repeated.rows > 0 {
+            line(format!("{} rows {what}. For example: {}", repeated.rows, repeated.examples.join(", ")));
+        }
+    };
+    repeated("are equal to an earlier one", &found.duplicates);
+    repeated("answer the prompt of an earlier one in another way", &found.contradictions);
+    let audit = found.audit.lines();
+    if audit.is_empty() {
+        line("The audit found nothing.".to_owned());
+    }
+    audit.into_iter().for_each(line);
+    out
+}

@@ -1,0 +1,184 @@
+//! Is what I think is trained really trained? Everything that can be said of a data set without the weights of the model.
+
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use serde::Serialize;
+
+use crate::dataset::{Choice, DataFile, Dataset, ReadOptions};
+use crate::error::{Error, Result};
+use crate::fetch::Progress;
+use crate::model::{Reference, text_of};
+use crate::tokens::{Audit, RenderOptions, Renderer, Sequence, Tokenizer, rendered};
+
+/// The check as the user asked for it.
+pub struct Job {
+    pub inputs: Vec<String>,
+    pub read: ReadOptions,
+    pub model: Option<String>,
+    pub render: RenderOptions,
+    pub choice: Choice,
+    /// Rows to show with their supervised parts marked.
+    pub shown: usize,
+}
+
+/// What was found.
+#[derive(Debug, Serialize)]
+pub struct Checked {
+    pub model: String,
+    pub files: Vec<DataFile>,
+    pub records: u64,
+    /// Rows with something to learn.
+    pub rows: u64,
+    pub tokens: u64,
+    pub supervised: u64,
+    /// Lengths of the rows before they are cut: the smallest, the quartiles, the 95th and 99th of a hundred, the longest.
+    pub lengths: [usize; 7],
+    /// Rows that are equal to an earlier one, token by token.
+    pub duplicates: Repeated,
+    /// Rows that answer the same prompt as an earlier row in another way.
+    pub contradictions: Repeated,
+    pub audit: Audit,
+    /// The first rows as pieces of text.
+    pub shown: Vec<Shown>,
+}
+
+#[derive(Debug, Default, Serialize)]
+pub struct Repeated {
+    pub rows: u64,
+    /// The first places, each with that of the earlier row.
+    pub examples: Vec<String>,
+}
+
+/// A row in the model's own text.
+#[derive(Debug, Serialize)]
+pub struct Shown {
+    pub place: String,
+    pub pieces: Vec<Piece>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Piece {
+    pub text: String,
+    pub supervised: bool,
+}
+
+pub fn check(job: &Job, fetching: Progress) -> Result<Checked> {
+    let dataset = Dataset::open(&job.inputs, &job.read)?;
+    let reference = Reference::resolve(job.model.as_deref(), fetching)?;
+    let (tokenizer, template) = text_of(&reference)?;
+    let renderer = Renderer::new(tokenizer, template, job.render.clone())?;
+    let mut found = Checked {
+        model: reference.name.clone(),
+        files: dataset.files().to_vec(),
+        records: 0,
+        rows: 0,
+        tokens: 0,
+        supervised: 0,
+        lengths: [0; 7],
+        duplicates: Repeated::default(),
+        contradictions: Repeated::default(),
+        audit: Audit::of(&dataset),
+        shown: Vec::new(),
+    };
+    let mut lengths = Vec::new();
+    let (mut rows, mut prompts): (HashMap<u64, String>, HashMap<u64, String>) = (HashMap::new(), HashMap::new());
+    let chosen = dataset.choose(job.choice)?;
+    for chunk in rendered(&dataset, &renderer, 0, &chosen) {
+        for item in chunk? {
+            found.records += 1;
+            let rendered = match item.rendered {
+                Ok(rendered) => rendered,
+                Err(error) if job.read.strict => return Err(error.cure("Mend the row, or leave out --strict to skip it.")),
+                Err(error) => {
+                    found.audit.add_error(&item.place, &error);
+                    continue;
+                }
+            };
+            found.audit.add(&item.place, &rendered.audit);
+            let place = format!("{}:{}", item.place.path.display(), item.place.line);
+            let sequence = rendered.sequence;
+            lengths.push(rendered.audit.truncated.unwrap_or(sequence.ids.len()));
+            if found.shown.len() < job.shown {
+                found.shown.push(Shown { place: place.clone(), pieces: pieces(&sequence, renderer.tokenizer()) });
+            }
+            let Some(first) = sequence.supervised.iter().position(|&supervised| supervised) else { continue };
+            found.rows += 1;
+            found.tokens += sequence.ids.len() as u64;
+            found.supervised += sequence.supervised.iter().filter(|&&supervised| supervised).count() as u64;
+            if let Some(earlier) = rows.get(&hash(&sequence.ids)) {
+                found.duplicates.add(&place, earlier);
+                continue;
+            }
+            rows.insert(hash(&sequence.ids), place.clone());
+            match prompts.get(&hash(&sequence.ids[..first])) {
+                // Texts without a prompt have their first token in common, not their question.
+                Some(earlier) if first > 1 => found.contradictions.add(&place, earlier),
+                Some(_) => {}
+                None => {
+                    prompts.insert(hash(&sequence.ids[..first]), place);
+                }
+            }
+        }
+    }
+    lengths.sort_unstable();
+    if let Some(last) = lengths.len().checked_sub(1) {
+        let at = |share: f64| lengths[(share * last as f64).round() as usize];
+        found.lengths = [0.0, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0].map(at);
+    }
+    Ok(found)
+}
+
+impl Checked {
+    /// Names and numbers of rows of everything that may be found.
+    pub fn findings(&self) -> Vec<(&str, u64)> {
+        let audit = self.audit.findings.iter().map(|finding| (finding.name, finding.rows));
+        audit.chain([("duplicates", self.duplicates.rows), ("contradictions", self.contradictions.rows)]).collect()
+    }
+
+    /// An error with exit code 3 if one of the findings that the user names was made; `any` names all.
+    pub fn fail_on(&self, names: &[String]) -> Result<()> {
+        let findings = self.findings();
+        if let Some(unknown) = names.iter().find(|name| *name != "any" && !findings.iter().any(|(known, _)| known == name)) {
+            let known: Vec<&str> = findings.iter().map(|(name, _)| *name).collect();
+            return Err(Error::usage(format!("--fail-on: there is no finding `{unknown}`"))
+                .cure(format!("The findings are: any, {}.", known.join(", "))));
+        }
+        let is_named = |name: &str| names.iter().any(|wanted| wanted == "any" || wanted == name);
+        let made: Vec<String> = findings
+            .iter()
+            .filter(|(name, rows)| *rows > 0 && is_named(name))
+            .map(|(name, rows)| format!("{name} in {rows} rows"))
+            .collect();
+        match made.is_empty() {
+            true => Ok(()),
+            false => Err(Error::check(format!("the check found {}", made.join(", ")))),
+        }
+    }
+}
+
+impl Repeated {
+    fn add(&mut self, place: &str, earlier: &str) {
+        self.rows += 1;
+        if self.examples.len() < 3 {
+            self.examples.push(format!("{place} as {earlier}"));
+        }
+    }
+}
+
+fn hash(ids: &[u32]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    ids.hash(&mut hasher);
+    hasher.finish()
+}
+
+fn pieces(sequence: &Sequence, tokenizer: &Tokenizer) -> Vec<Piece> {
+    let mut runs: Vec<(Vec<u8>, bool)> = Vec::new();
+    for (&id, &supervised) in sequence.ids.iter().zip(&sequence.supervised) {
+        match runs.last_mut() {
+            Some((bytes, is)) if *is == supervised => bytes.extend(tokenizer.bytes(id)),
+            _ => runs.push((tokenizer.bytes(id).to_vec(), supervised)),
+        }
+    }
+    runs.into_iter().map(|(bytes, supervised)| Piece { text: String::from_utf8_lossy(&bytes).into_owned(), supervised }).collect()
+}

@@ -1,0 +1,47 @@
+//! `diagnose check`: what it prints, what it finds, and its exit codes.
+
+use crate::tiny_model;
+use crate::workdir::Workdir;
+
+const ROWS: &str = concat!(
+    r#"{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"no","loss":false},{"role":"user","content":"b"},{"role":"assistant","content":"yes"}]}"#,
+    "\n",
+    r#"{"messages":[{"role":"user","content":"c"},{"role":"assistant","content":"d","lossy":1}]}"#,
+    "\n",
+    r#"{"messages":[{"role":"user","content":"c"},{"role":"assistant","content":"d"}]}"#,
+    "\n",
+    r#"{"messages":[{"role":"user","content":"c"},{"role":"assistant","content":"e"}]}"#,
+    "\n{\n",
+);
+
+#[test]
+fn what_is_learnt_is_marked_and_what_is_odd_is_named() {
+    let workdir = Workdir::new();
+    tiny_model::write(&workdir.path(""));
+    workdir.write("rows.jsonl", ROWS);
+    let ran = workdir.run(&["check", "rows.jsonl", "--model", "tiny.gguf", "--show", "1"]).ok();
+    assert!(ran.stdout.contains("assistant\nno<|im_end|>"), "{}", ran.stdout);
+    assert!(ran.stdout.contains("assistant\n[[yes<|im_end|>]]"), "{}", ran.stdout);
+    for part in [
+        "1 rows are equal to an earlier one. For example: rows.jsonl:3 as rows.jsonl:2",
+        "rows.jsonl:4 as rows.jsonl:2",
+        "`messages[].lossy` in 1",
+        "rows.jsonl:5: ",
+    ] {
+        assert!(ran.stdout.contains(part), "expected {part} in\n{}", ran.stdout);
+    }
+    let found = workdir.run(&["check", "rows.jsonl", "--model", "tiny.gguf", "--json"]).ok().json();
+    assert_eq!((&found["records"], &found["rows"], &found["duplicates"]["rows"]), (&5.into(), &4.into(), &1.into()));
+}
+
+#[test]
+fn a_finding_can_fail_the_check() {
+    let workdir = Workdir::new();
+    tiny_model::write(&workdir.path(""));
+    workdir.write("rows.jsonl", ROWS);
+    let code = |finding: &str| workdir.run(&["check", "rows.jsonl", "--model", "tiny.gguf", "--fail-on", finding]).code;
+    assert_eq!(
+        [code("unused_switches"), code("empty_mask,duplicates"), code("full_mask"), code("any"), code("nonsense")],
+        [Some(3), Some(3), Some(0), Some(3), Some(2)]
+    );
+}
