@@ -135,6 +135,9 @@ impl Format {
         let mut example = example(row, turns, source, reading.unused)?;
         if self != Format::Text {
             example.tools = tools::schemas(row)?;
+            if let Some(schemas) = &mut example.tools {
+                tools::without_padding(schemas, &mut example.turns);
+            }
         }
         Ok(vec![example])
     }

@@ -4,10 +4,11 @@
 //! Anthropic's `tool_use` and `input_schema`, Bedrock's `toolUse` and `toolSpec`, Gemini's `functionCall` and `functionDeclarations`.
 //!
 //! Arguments stay as the row has them: text stays text, letter by letter, and an object stays an object in the order of its keys.
-//! Keys that are null in all rows but one, which Arrow adds when it aligns schemas, are taken out again (`without_padding`).
+//! Arrow gives all rows the keys of all rows and writes null for those that a row lacks: such padding is taken out again (`without_padding`).
 
 use serde_json::{Map, Value, json};
 
+use super::example::Turn;
 use super::fields::{self, Object, wrong_type};
 use crate::error::{Error, Result};
 
@@ -150,4 +151,46 @@ fn made(name: &str, id: Option<String>, arguments: Option<&Value>, path: &str) -
     call.extend(id.map(|id| ("id".to_owned(), json!(id))));
     call.insert("function".to_owned(), json!({ "name": name, "arguments": arguments }));
     Ok(Value::Object(call))
+}
+
+/// Takes out what Arrow put into aligned rows: properties without a schema, and arguments that are null and that the schema of their
+/// tool does not know. An argument that may be null stays.
+pub fn without_padding(tools: &mut Value, turns: &mut [Turn]) {
+    let mut known: Vec<(String, Vec<String>)> = Vec::new();
+    for schema in tools.as_array_mut().into_iter().flatten() {
+        if let Some(properties) = schema.pointer_mut("/function/parameters/properties").and_then(Value::as_object_mut) {
+            properties.retain(|_, schema| !schema.is_null());
+            let names = properties.keys().cloned().collect();
+            let name = schema.pointer("/function/name").and_then(Value::as_str).unwrap_or_default().to_owned();
+            known.push((name, names));
+        }
+    }
+    let calls = turns.iter_mut().filter_map(|turn| turn.tool_calls.as_mut()?.as_array_mut()).flatten();
+    for call in calls {
+        let name = call.pointer("/function/name").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let Some((_, names)) = known.iter().find(|(known, _)| *known == name) else { continue };
+        if let Some(arguments) = call.pointer_mut("/function/arguments").and_then(Value::as_object_mut) {
+            arguments.retain(|key, value| !value.is_null() || names.contains(key));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataset::Role;
+
+    #[test]
+    fn padding_goes_and_nulls_that_mean_something_stay() {
+        let function =
+            json!({"name": "f", "parameters": {"type": "object", "properties": {"x": {"default": null}, "city": null, "y": {}}}});
+        let mut tools = json!([{"type": "function", "function": function}]);
+        let call = json!([{"type": "function", "function": {"name": "f", "arguments": {"x": 1, "city": null, "y": null}}}]);
+        let mut turns = vec![Turn { tool_calls: Some(call), ..Turn::plain(Role::Assistant, "") }];
+        without_padding(&mut tools, &mut turns);
+        let properties = &tools[0]["function"]["parameters"]["properties"];
+        assert_eq!(properties.to_string(), r#"{"x":{"default":null},"y":{}}"#);
+        let arguments = &turns[0].tool_calls.as_ref().unwrap()[0]["function"]["arguments"];
+        assert_eq!(arguments.to_string(), r#"{"x":1,"y":null}"#);
+    }
 }
