@@ -4,7 +4,7 @@
 //! a weight of their own appear in each epoch that many times: 0.5 for a half of their rows, another half each epoch, 2 for all
 //! rows twice.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::path::Path;
 
@@ -90,7 +90,16 @@ impl TrainingSet {
             }
             watch(records);
         }
-        let numbers: Vec<u32> = read.iter().map(|(sequence, ..)| sequence.row).collect();
+        // Rows that are equal token by token go by the number of the first of them, so that none stands on both sides.
+        let mut firsts: HashMap<&[u32], u32> = HashMap::new();
+        let numbers: Vec<u32> = read.iter().map(|(sequence, ..)| *firsts.entry(&sequence.ids).or_insert(sequence.row)).collect();
+        let n_equal = read.len() - firsts.len();
+        if validation_share > 0.0 && n_equal > 0 {
+            set.audit.notes.push(format!(
+                "{n_equal} of {} rows are equal to an earlier one; with --validation-share they stay on the side of the first",
+                read.len()
+            ));
+        }
         let held_out = held_out(&numbers, validation_share, seed);
         for ((sequence, source, name, target_weights), held_out) in read.into_iter().zip(held_out) {
             if held_out {
@@ -159,6 +168,10 @@ fn held_out(rows: &[u32], share: f64, seed: u64) -> Vec<bool> {
     let n = ((share * rows.len() as f64).round() as usize).max(1).min(rows.len().saturating_sub(1));
     let mut drawn: Vec<usize> = (0..rows.len()).collect();
     drawn.sort_by_cached_key(|&index| Random::new(seed ^ VALIDATION, u64::from(rows[index])).next());
+    // Equal rows have one number and stand side by side: the cut must not part them.
+    let is_cut_through = |n: usize| (1..drawn.len()).contains(&n) && rows[drawn[n]] == rows[drawn[n - 1]];
+    let up = (n..=drawn.len()).find(|&n| !is_cut_through(n)).filter(|&n| n < drawn.len());
+    let n = up.or_else(|| (0..=n).rev().find(|&n| !is_cut_through(n))).unwrap_or(0);
     let mut held_out = vec![false; rows.len()];
     drawn[..n].iter().for_each(|&index| held_out[index] = true);
     held_out
@@ -285,6 +298,19 @@ mod tests {
         let (fewer, more) = (held_out(&rows[..36], 0.25, 1), held_out(&rows, 0.25, 1));
         assert!(fewer.iter().zip(&more).filter(|(fewer, more)| fewer != more).count() <= 4);
         assert!(held_out(&[], 0.5, 1).is_empty());
+    }
+
+    #[test]
+    fn equal_rows_stay_on_one_side() {
+        let rows: Vec<u32> = (0..60).map(|i| i % 20).collect();
+        for seed in 0..50 {
+            let held_out = held_out(&rows, 0.2, seed);
+            let side = |number: u32| -> Vec<bool> { (0..60).filter(|&i| rows[i] == number).map(|i| held_out[i]).collect() };
+            assert!((0..20).all(|number| side(number).windows(2).all(|pair| pair[0] == pair[1])));
+            let n = held_out.iter().filter(|&&out| out).count();
+            assert!((12..=14).contains(&n), "{n}");
+        }
+        assert_eq!(held_out(&[3, 3, 3], 0.5, 1), [false; 3]);
     }
 
     #[test]
