@@ -15,7 +15,8 @@ use crate::report::terminal;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Data files (JSONL, JSON, CSV, Parquet, each also .gz or .zst), globs, `-` for standard input; or a finished run folder,
+    /// Data files (JSONL, JSON, CSV, Parquet, Arrow, each also .gz, .zst, .bz2, .xz or .zip), folders of them, globs, `-` for standard
+    /// input; or a finished run folder,
     /// which is sorted again under other --thresholds without the model
     #[arg(required = true, value_name = "DATASET")]
     datasets: Vec<String>,
