@@ -6,14 +6,14 @@
 
 use candle_core::Tensor;
 
+use super::block::{Activations, Block, FeedForward};
 use super::config::Config;
-use super::experts::Experts;
 use super::families as family;
-use super::layers::{Adapting, Attention, Layer, Mlp, RmsNorm};
+use super::layers::{Adapting, Layer, RmsNorm};
 use super::parameters::{Parameter, Part};
 use super::{Batch, LoadOptions, Source};
-use crate::error::{Error, Result};
-use crate::kernels::cpu::{sum, with_floats};
+use crate::error::Result;
+use crate::kernels::cpu::with_floats;
 use crate::kernels::matmul::Matrix;
 use crate::kernels::rotary::Rotary;
 use crate::kernels::{Dtype, Kernels};
@@ -25,22 +25,6 @@ pub struct Decoder {
     pub(super) norm: RmsNorm,
     /// `None` where the head is the embedding.
     head: Option<Matrix>,
-}
-
-pub struct Block {
-    pub attention_norm: RmsNorm,
-    pub attention: Attention,
-    /// On what the attention adds.
-    pub attention_post_norm: Option<RmsNorm>,
-    pub mlp_norm: RmsNorm,
-    pub mlp: FeedForward,
-    /// On what the feed-forward network adds.
-    pub mlp_post_norm: Option<RmsNorm>,
-}
-
-pub enum FeedForward {
-    Dense(Mlp),
-    Routed(Experts),
 }
 
 impl Decoder {
@@ -156,137 +140,4 @@ impl Decoder {
 /// part of the time. Not on a GPU, whose f32 products take ten times as long as those in bf16.
 fn product_dtype(index: usize, dtype: Dtype) -> Dtype {
     if index == 0 { Dtype::F32 } else { dtype }
-}
-
-/// What a block's backward pass needs of its forward pass; norms and activations are computed again.
-pub struct Activations {
-    /// `[T, D]`
-    input: Tensor,
-    /// `[T, q | k | v]`
-    qkv: Tensor,
-    /// `[T, heads * head_dim]`
-    mixed: Tensor,
-    /// What the attention adds, before its norm; only where there is one.
-    added: Option<Tensor>,
-    /// Between attention and feed-forward network, `[N, D]`.
-    middle: Tensor,
-    /// `[N, 2 F]`; not for experts.
-    gate_up: Option<Tensor>,
-    /// What the feed-forward network adds, before its norm; only where there is one.
-    fed: Option<Tensor>,
-}
-
-impl Activations {
-    /// The memory they take.
-    pub fn bytes(&self) -> usize {
-        let optional = [&self.added, &self.gate_up, &self.fed].into_iter().flatten();
-        let all = [&self.input, &self.qkv, &self.mixed, &self.middle].into_iter().chain(optional);
-        all.map(|tensor| 4 * tensor.elem_count()).sum()
-    }
-}
-
-impl Block {
-    /// `x [T, D] -> [T, D]`, or `[N, D]` where only `rows` of it are wanted.
-    fn run(&self, x: Tensor, batch: &Batch, rows: Option<&[u32]>) -> Result<(Tensor, Activations)> {
-        let qkv = self.attention.project_in(&self.attention_norm.forward(&x)?)?;
-        let mixed = self.attention.mix(&qkv, batch)?;
-        let (mixed_rows, x_rows) = (select(&mixed, rows)?, select(&x, rows)?);
-        let (middle, added) = match &self.attention_post_norm {
-            None => (self.attention.project_add(&mixed_rows, &x_rows)?, None),
-            Some(norm) => {
-                let added = self.attention.project(&mixed_rows)?;
-                ((x_rows + norm.forward(&added)?)?, Some(added))
-            }
-        };
-        let normed = self.mlp_norm.forward(&middle)?;
-        let gate_up = match &self.mlp {
-            FeedForward::Dense(mlp) => Some(mlp.open(&normed)?),
-            FeedForward::Routed(_) => None,
-        };
-        let (y, fed) = match &self.mlp_post_norm {
-            None => (self.mlp.close_add(&normed, gate_up.as_ref(), &middle)?, None),
-            Some(norm) => {
-                let fed = self.mlp.close(&normed, gate_up.as_ref())?;
-                ((&middle + norm.forward(&fed)?)?, Some(fed))
-            }
-        };
-        Ok((y, Activations { input: x, qkv, mixed, added, middle, gate_up, fed }))
-    }
-
-    /// Adds to the gradients of whatever is trained; from `dy` to the gradient of the input.
-    fn backward(&self, kept: &Activations, batch: &Batch, rows: Option<&[u32]>, dy: &Tensor) -> Result<Tensor> {
-        let d_fed = match (&self.mlp_post_norm, &kept.fed) {
-            (Some(norm), Some(fed)) => norm.backward(fed, dy)?,
-            _ => dy.clone(),
-        };
-        let normed = self.mlp_norm.forward(&kept.middle)?;
-        let d_normed = match (&self.mlp, &kept.gate_up) {
-            (FeedForward::Dense(mlp), Some(gate_up)) => mlp.backward(&normed, gate_up, &d_fed)?,
-            (FeedForward::Routed(experts), _) => experts.backward(&normed, &d_fed)?,
-            _ => return Err(Error::new("the activations belong to another block")),
-        };
-        let d_middle = sum(dy, &self.mlp_norm.backward(&kept.middle, &d_normed)?)?;
-
-        let d_added = match (&self.attention_post_norm, &kept.added) {
-            (Some(norm), Some(added)) => norm.backward(added, &d_middle)?,
-            _ => d_middle.clone(),
-        };
-        let d_mixed = self.attention.project_backward(&select(&kept.mixed, rows)?, &d_added)?;
-        let tokens = kept.input.dim(0)?;
-        let (d_mixed, d_middle) = (spread(d_mixed, rows, tokens)?, spread(d_middle, rows, tokens)?);
-        let normed = self.attention_norm.forward(&kept.input)?;
-        let d_normed = self.attention.backward(&normed, &kept.qkv, &kept.mixed, &d_mixed, batch)?;
-        Ok(sum(&d_middle, &self.attention_norm.backward(&kept.input, &d_normed)?)?)
-    }
-
-    fn train(&mut self, dtype: Dtype, parameters: &mut Vec<Parameter>) -> Result<()> {
-        self.attention_norm.train(parameters)?;
-        self.attention.train(dtype, parameters)?;
-        self.attention_post_norm.as_ref().map_or(Ok(()), |norm| norm.train(parameters))?;
-        self.mlp_norm.train(parameters)?;
-        match &mut self.mlp {
-            FeedForward::Dense(mlp) => mlp.train(dtype, parameters)?,
-            FeedForward::Routed(experts) => experts.train(dtype, parameters)?,
-        }
-        self.mlp_post_norm.as_ref().map_or(Ok(()), |norm| norm.train(parameters))
-    }
-}
-
-impl FeedForward {
-    fn close(&self, x: &Tensor, gate_up: Option<&Tensor>) -> Result<Tensor> {
-        match (self, gate_up) {
-            (FeedForward::Dense(mlp), Some(gate_up)) => mlp.close(gate_up),
-            (FeedForward::Dense(mlp), None) => mlp.forward(x),
-            (FeedForward::Routed(experts), _) => experts.forward_add(x, &x.zeros_like()?),
-        }
-    }
-
-    fn close_add(&self, x: &Tensor, gate_up: Option<&Tensor>, residual: &Tensor) -> Result<Tensor> {
-        match (self, gate_up) {
-            (FeedForward::Dense(mlp), Some(gate_up)) => mlp.close_add(gate_up, residual),
-            (FeedForward::Dense(mlp), None) => Ok((mlp.forward(x)? + residual)?),
-            (FeedForward::Routed(experts), _) => experts.forward_add(x, residual),
-        }
-    }
-}
-
-/// The rows that are wanted; all of them without a choice.
-fn select(x: &Tensor, rows: Option<&[u32]>) -> Result<Tensor> {
-    Ok(match rows {
-        None => x.clone(),
-        Some(rows) => x.index_select(&Tensor::from_slice(rows, rows.len(), x.device())?, 0)?,
-    })
-}
-
-/// The gradient of what [`select`] took from: `[N, D] -> [tokens, D]`.
-fn spread(g: Tensor, rows: Option<&[u32]>, tokens: usize) -> Result<Tensor> {
-    let Some(rows) = rows else { return Ok(g) };
-    let width = g.dim(1)?;
-    let mut spread = vec![0.0; tokens * width];
-    with_floats(&g, |g| {
-        for (&row, g) in rows.iter().zip(g.chunks_exact(width)) {
-            spread[row as usize * width..][..width].iter_mut().zip(g).for_each(|(sum, g)| *sum += g);
-        }
-    })?;
-    Ok(Tensor::from_vec(spread, (tokens, width), g.device())?)
 }

@@ -9,7 +9,7 @@
 //! statistics.rs   what a model believed about a batch's targets: computed, or on its way
 //! source.rs       where weights come from; batch.rs what goes in
 //! config.rs       what the families need to know, whichever file it came from; rope.rs for rotary embeddings
-//! decoder.rs      the decoder that all families are, of layers.rs and experts.rs
+//! decoder.rs      the decoder that all families are, of block.rs, layers.rs and experts.rs
 //! parameters.rs   what learns, and under which name; trace.rs goes backward through it, lora.rs adds adapters
 //! ```
 //!
@@ -32,6 +32,7 @@
 //! `cargo test families` and `cargo test family` fail while one of the three is missing.
 
 mod batch;
+mod block;
 mod config;
 mod decoder;
 mod default_model;

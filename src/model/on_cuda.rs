@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use candle_core::{Device as Candle, Tensor};
 
+use super::block::{Block, FeedForward};
 use super::config::Config;
-use super::decoder::{Block, Decoder, FeedForward};
+use super::decoder::Decoder;
 use super::experts::Experts;
 use super::layers::{Linear, Mlp, RmsNorm};
 use super::{Batch, parameters::Vector};

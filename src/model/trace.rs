@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 
-use super::decoder::Activations;
+use super::block::Activations;
 use super::layers::Adapting;
 use super::{AdapterSwitch, Batch, LoraOptions, Model, Parameter};
 use crate::error::{Error, Result};

@@ -13,6 +13,7 @@ use half::bf16;
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
+use super::array::{Argument, Array, Indices, arena_bytes};
 use super::compile::{self, Source};
 use super::library::{self, Address, Blas, Driver, Opaque, check_blas};
 use super::shape::Shape;
@@ -75,25 +76,6 @@ pub struct Buffer {
     bytes: usize,
 }
 
-/// `len` numbers on the device. It borrows its memory; that two arrays do not overlap is up to whoever divides a buffer.
-#[derive(Debug, Clone, Copy)]
-pub struct Array<'a> {
-    pub(super) address: Address,
-    len: usize,
-    dtype: Dtype,
-    memory: PhantomData<&'a Buffer>,
-}
-
-/// `len` whole numbers of 32 bits on the device: token ids, rows, positions.
-#[derive(Debug, Clone, Copy)]
-pub struct Indices<'a> {
-    address: Address,
-    len: usize,
-    /// One more than the largest of them.
-    pub(super) end: u32,
-    memory: PhantomData<&'a Buffer>,
-}
-
 /// Divides a buffer from its beginning on.
 pub struct Arena<'a> {
     buffer: &'a Buffer,
@@ -118,15 +100,6 @@ pub struct Event(Opaque);
 
 // SAFETY: the driver takes events from any thread.
 unsafe impl Send for Event {}
-
-/// An argument of a kernel.
-#[derive(Clone, Copy)]
-pub enum Argument {
-    U32(u32),
-    U64(u64),
-    F32(f32),
-    Pointer(Address),
-}
 
 /// cuda.h: `CUdevice_attribute`, `CUfunction_attribute`, `CUstream_flags`.
 mod constants {
@@ -486,16 +459,6 @@ pub fn profile() -> Option<String> {
     Device::get().ok()?.profile_table()
 }
 
-impl Argument {
-    fn pointer(&self) -> *mut c_void {
-        match self {
-            Argument::U32(value) => std::ptr::from_ref(value).cast_mut().cast(),
-            Argument::U64(value) | Argument::Pointer(value) => std::ptr::from_ref(value).cast_mut().cast(),
-            Argument::F32(value) => std::ptr::from_ref(value).cast_mut().cast(),
-        }
-    }
-}
-
 impl Buffer {
     pub fn bytes(&self) -> usize {
         self.bytes
@@ -533,73 +496,6 @@ impl Drop for Buffer {
     }
 }
 
-impl<'a> Array<'a> {
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    pub fn dtype(&self) -> Dtype {
-        self.dtype
-    }
-
-    fn bytes(&self) -> usize {
-        self.len * self.dtype.size_in_bytes() as usize
-    }
-
-    /// Numbers `begin .. begin + len` of it.
-    pub fn part(&self, begin: usize, len: usize) -> Result<Array<'a>> {
-        if begin.checked_add(len).is_none_or(|end| end > self.len) {
-            return Err(Error::new(format!("numbers {begin} to {begin} + {len} do not lie within {} on the GPU", self.len)));
-        }
-        Ok(Array { address: self.address + begin as u64 * self.dtype.size_in_bytes(), len, ..*self })
-    }
-
-    /// Words `begin .. begin + len` of it as whole numbers below `end`.
-    pub fn indices(&self, begin: usize, len: usize, end: u32) -> Result<Indices<'a>> {
-        let Array { address, len, memory, .. } = self.part(begin, len)?;
-        self.expect("whole numbers", self.len, Dtype::F32)?;
-        Ok(Indices { address, len, end, memory })
-    }
-
-    /// An error unless it holds `len` numbers of `dtype`.
-    pub(super) fn expect(&self, what: &str, len: usize, dtype: Dtype) -> Result<()> {
-        if (self.len, self.dtype) != (len, dtype) {
-            return Err(Error::new(format!("{what}: expected {len} numbers in {dtype}, found {} in {}", self.len, self.dtype)));
-        }
-        Ok(())
-    }
-
-    pub(super) fn argument(&self) -> Argument {
-        Argument::Pointer(self.address)
-    }
-}
-
-impl<'a> Indices<'a> {
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Numbers `begin .. begin + len` of it.
-    pub fn part(&self, begin: usize, len: usize) -> Result<Indices<'a>> {
-        if begin.checked_add(len).is_none_or(|end| end > self.len) {
-            return Err(Error::new(format!("indices {begin} to {begin} + {len} do not lie within {} on the GPU", self.len)));
-        }
-        Ok(Indices { address: self.address + 4 * begin as u64, len, ..*self })
-    }
-
-    pub(super) fn argument(&self) -> Argument {
-        Argument::Pointer(self.address)
-    }
-}
-
 impl<'a> Arena<'a> {
     pub fn new(buffer: &'a Buffer) -> Arena<'a> {
         Arena { buffer, used: Cell::new(0) }
@@ -621,11 +517,6 @@ impl<'a> Arena<'a> {
     pub fn give_back(&self, mark: usize) {
         self.used.set(mark);
     }
-}
-
-/// What an array takes of an arena: every array begins at a multiple of 256 bytes, which the widest accesses want.
-pub fn arena_bytes(len: usize, dtype: Dtype) -> usize {
-    (len * dtype.size_in_bytes() as usize).next_multiple_of(256)
 }
 
 impl Pinned {

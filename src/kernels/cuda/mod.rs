@@ -3,7 +3,7 @@
 //! ```text
 //! library.rs    NVIDIA's libraries, opened at run time
 //! compile.rs    the .cu files, which stand beside the CPU kernels -> machine code
-//! device.rs     the GPU: memory, copies, launches, times
+//! device.rs     the GPU: memory, copies, launches, times; array.rs numbers there
 //! product.rs    `x W^T` by cuBLASLt; shape.rs what its algorithm depends on
 //! operations.rs norms, gates, rows, attention, the head's statistics: checks, then launches
 //! hosted.rs     the same for tensors of the host
@@ -13,6 +13,7 @@
 //! ([`Device::download`], [`Pinned`]). Shapes as in the CPU kernels. What is on the device is an [`Array`]: an address, a length and a
 //! number format, whose bounds every operation checks before it launches. Kernels run for compute capability 8.0 and later.
 
+mod array;
 mod compile;
 mod device;
 pub mod hosted;
@@ -23,7 +24,8 @@ mod shape;
 #[cfg(test)]
 mod tests;
 
-pub use device::{Arena, Array, Buffer, Device, Event, Indices, Pinned, arena_bytes, is_there, profile};
+pub use array::{Array, Indices, arena_bytes};
+pub use device::{Arena, Buffer, Device, Event, Pinned, is_there, profile};
 pub use operations::{
     AttentionPlan, HeadRoom, PrepareOptions, RotaryTables, STATISTICS_WORDS, SUMS_WORDS, head_chunk, statistics_of_words,
 };

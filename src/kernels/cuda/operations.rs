@@ -1,8 +1,9 @@
 //! The operations of this room on arrays of the device: each checks lengths and formats, then launches its kernel and returns at once.
 
+use super::array::Argument::{self, F32, Pointer, U32, U64};
+use super::array::{Array, Indices};
 use super::compile::Source;
-use super::device::Argument::{self, F32, Pointer, U32, U64};
-use super::device::{Array, Buffer, Device, Indices};
+use super::device::{Buffer, Device};
 use super::product::Weight;
 use crate::error::{Error, Result};
 use crate::kernels::attention::AttentionShape;

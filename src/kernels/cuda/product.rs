@@ -3,7 +3,8 @@
 use std::ffi::c_void;
 use std::ptr::null_mut;
 
-use super::device::{Array, Buffer, Device};
+use super::array::Array;
+use super::device::{Buffer, Device};
 use super::library::{Algorithm, Choice, Opaque, check_blas};
 use super::shape::Shape;
 use crate::error::{Error, Result};

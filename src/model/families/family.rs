@@ -4,8 +4,8 @@ use serde_json::Value;
 
 use crate::error::Result;
 use crate::kernels::rotary::RotaryStyle;
+use crate::model::block::Block;
 use crate::model::config::Config;
-use crate::model::decoder::Block;
 use crate::model::files::gguf::Gguf;
 use crate::model::layers::Layer;
 

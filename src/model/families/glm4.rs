@@ -7,7 +7,7 @@ use super::glm;
 use crate::error::Result;
 use crate::kernels::gated::Activation;
 use crate::kernels::rotary::RotaryStyle;
-use crate::model::decoder::{Block, FeedForward};
+use crate::model::block::{Block, FeedForward};
 use crate::model::layers::{Attention, Layer, Mlp};
 
 pub const FAMILY: Family = Family {

@@ -9,8 +9,8 @@ use crate::error::Result;
 use crate::json::flag;
 use crate::kernels::gated::Activation;
 use crate::kernels::rotary::RotaryStyle;
+use crate::model::block::{Block, FeedForward};
 use crate::model::config::Config;
-use crate::model::decoder::{Block, FeedForward};
 use crate::model::layers::{Attention, Layer, Mlp};
 use crate::model::rope::Rope;
 
