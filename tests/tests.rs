@@ -5,6 +5,7 @@
 mod adapter;
 mod bits_per_byte;
 mod check;
+mod contradictions;
 mod dataset;
 mod diff;
 mod engine;

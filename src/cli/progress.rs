@@ -131,6 +131,9 @@ impl Watch for Terminal {
         if let Some(reason) = beginning.passed_over {
             eprintln!("The GPU is not used: {reason}");
         }
+        for remark in beginning.remarks {
+            eprintln!("{}: {remark}", beginning.model);
+        }
         eprintln!(
             "Scoring {} supervised tokens of {} in {} rows with {} on {} -> {}",
             beginning.supervised,

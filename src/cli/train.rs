@@ -319,6 +319,10 @@ impl train::Watch for Progress {
         self.terminal.audit(audit);
     }
 
+    fn remarks(&self, model: &str, remarks: &[String]) {
+        remarks.iter().for_each(|remark| self.terminal.say(&format!("{model}: {remark}")));
+    }
+
     fn training(&self, done: u64, total: u64) {
         if done > 0 {
             self.terminal.say(&format!("Going on after step {done} of {total}"));

@@ -149,6 +149,11 @@ impl Config {
                 windowed.collect::<Result<_>>()?
             }
         };
+        if window.is_none() && present(json, "layer_types").is_some() && windowed.contains(&true) {
+            return Err(Error::new("`layer_types` names layers with a window, but no `sliding_window` is in use").cure(
+                "Give `sliding_window` (and `use_sliding_window`, where the family has it), or name these layers full_attention.",
+            ));
+        }
         self.windows = windowed.into_iter().map(|windowed| window.filter(|_| windowed)).collect();
         Ok(())
     }

@@ -38,7 +38,6 @@ impl Decoder {
         let windowed = config.window_rope.as_ref().map(rotary).transpose()?;
         let vocabulary = [config.vocab_size, config.hidden_size];
         let matrix = |name: &str| Matrix::new([source.tensor(name, &vocabulary)], options.dtype, options.kernels);
-        let tied = config.tied || !source.has("lm_head.weight");
         let block = |index: usize| {
             let rotary = windowed.as_ref().filter(|_| config.windows[index].is_some()).unwrap_or(&full);
             let dtype = if options.kernels == Kernels::Cuda { options.dtype } else { product_dtype(index, options.dtype) };
@@ -50,7 +49,7 @@ impl Decoder {
             embedding_scale: config.embedding_scale,
             blocks: (0..config.layers).map(block).collect::<Result<_>>()?,
             norm: RmsNorm::load(config, source, "model.norm.weight", config.hidden_size, options.kernels)?,
-            head: if tied { None } else { Some(matrix("lm_head.weight")?) },
+            head: if config.tied { None } else { Some(matrix("lm_head.weight")?) },
         })
     }
 

@@ -156,6 +156,10 @@ impl Source for OnDevice<'_> {
     fn parameters(&self) -> u64 {
         self.source.parameters()
     }
+
+    fn check_all_used(&self) -> Result<()> {
+        self.source.check_all_used()
+    }
 }
 
 #[cfg(test)]

@@ -91,6 +91,8 @@ pub struct Model {
     pub placement: Placement,
     /// Why a GPU that is there was not taken, where the choice was left to the program.
     pub passed_over: Option<String>,
+    /// Sentences about the files: what contradicts itself there and which was taken, what was left aside.
+    pub remarks: Vec<String>,
     decoder: Decoder,
     /// What else the decoder needs on a GPU.
     on_cuda: Option<OnCuda>,
@@ -162,6 +164,7 @@ impl Model {
             _ => None,
         };
         source.check_all_used()?;
+        let remarks = source.remarks()?;
         let info = Info {
             name: reference.name.clone(),
             reference: reference.written.clone(),
@@ -177,6 +180,7 @@ impl Model {
             template,
             placement: options.device,
             passed_over,
+            remarks,
             decoder,
             on_cuda,
         })

@@ -47,6 +47,7 @@ impl Reference {
             return Ok(Reference { written: name.clone(), name, path, kind: Kind::Default });
         };
         let found = find(written, progress)?;
+        adapter::check_not_both(&found.path)?;
         match found.kind {
             Kind::Folder if adapter::is_adapter(&found.path) => with_base(found, progress),
             _ => Ok(found),
@@ -186,6 +187,7 @@ fn with_base(found: Reference, progress: Progress) -> Result<Reference> {
             .caused_by(error)
             .cure("Set base_model_name_or_path there to the base model's folder or hub id.")
     })?;
+    adapter::check_not_both(&base.path)?;
     if matches!(base.kind, Kind::Folder) && adapter::is_adapter(&base.path) {
         return Err(Error::new(format!("the base model `{written}` is an adapter itself"))
             .at(found.path.join(adapter::CONFIG))

@@ -94,14 +94,21 @@ impl Rope {
     /// From config.json: Transformers 5 writes `rope_parameters` with the base inside; Transformers 4 `rope_theta` and
     /// `rope_scaling`.
     pub fn from_json(json: &Value, max_positions: usize) -> Result<Rope> {
-        let parameters = present(json, "rope_parameters").or_else(|| present(json, "rope_scaling"));
-        Rope::from_parameters(parameters, number(json, "rope_theta")?.unwrap_or(10_000.0), max_positions)
+        Rope::from_parameters(parameters(json), number(json, "rope_theta")?.unwrap_or(10_000.0), max_positions)
     }
 
     /// From one set of rope parameters; `theta` is the base where they do not hold one.
     pub fn from_parameters(parameters: Option<&Value>, theta: f64, max_positions: usize) -> Result<Rope> {
         let Some(parameters) = parameters else { return Ok(Rope { theta, scaling: RopeScaling::None }) };
-        let kind = parameters.get("rope_type").or_else(|| parameters.get("type")).and_then(Value::as_str).unwrap_or("default");
+        if !parameters.is_object() {
+            return Err(Error::new(format!("expected an object of rope parameters, found {parameters}")));
+        }
+        // Transformers takes `rope_type` where both are there.
+        let kind = match parameters.get("rope_type").or_else(|| parameters.get("type")) {
+            None => "default",
+            Some(Value::String(kind)) => kind.as_str(),
+            Some(other) => return Err(Error::new(format!("expected the name of a rope scaling for `rope_type`, found {other}"))),
+        };
         let optional = |key: &str| number(parameters, key);
         let required = |key: &str| {
             optional(key)?.ok_or_else(|| Error::new(format!("rope scaling `{kind}` needs `{key}`, which is missing")))
@@ -129,8 +136,9 @@ impl Rope {
                     RopeScaling::Yarn {
                         factor,
                         original_max_positions: original()?,
-                        beta_fast: optional("beta_fast")?.unwrap_or(32.0),
-                        beta_slow: optional("beta_slow")?.unwrap_or(1.0),
+                        // Transformers says `beta or 32`: 0 is as good as absent.
+                        beta_fast: optional("beta_fast")?.filter(|&beta| beta != 0.0).unwrap_or(32.0),
+                        beta_slow: optional("beta_slow")?.filter(|&beta| beta != 0.0).unwrap_or(1.0),
                         attention_factor,
                     },
                     &["factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor"],
@@ -152,6 +160,14 @@ impl Rope {
     }
 }
 
+/// The set of rope parameters that counts: `rope_scaling` replaces `rope_parameters` as a whole, base and all, unless it is empty
+/// (Transformers, `modeling_rope_utils.py`: `self.rope_parameters = rope_scaling or self.rope_parameters`).
+pub fn parameters(json: &Value) -> Option<&Value> {
+    let is_empty = |value: &Value| value.as_object().is_some_and(serde_json::Map::is_empty);
+    let scaling = present(json, "rope_scaling").filter(|scaling| !is_empty(scaling));
+    scaling.or_else(|| present(json, "rope_parameters"))
+}
+
 /// arXiv 2309.00071, equation 22.
 pub fn yarn_attention_factor(factor: f64) -> f64 {
     if factor <= 1.0 { 1.0 } else { 0.1 * factor.ln() + 1.0 }
@@ -159,8 +175,7 @@ pub fn yarn_attention_factor(factor: f64) -> f64 {
 
 /// The share of a head's elements that turn: within `rope_parameters` (Transformers 5) or beside them (4).
 pub fn partial_rotary_factor(json: &Value) -> Result<Option<f64>> {
-    let inside = ["rope_parameters", "rope_scaling"].into_iter().find_map(|key| present(json, key));
-    match inside.map(|parameters| number(parameters, "partial_rotary_factor")).transpose()?.flatten() {
+    match parameters(json).map(|parameters| number(parameters, "partial_rotary_factor")).transpose()?.flatten() {
         Some(factor) => Ok(Some(factor)),
         None => number(json, "partial_rotary_factor"),
     }
@@ -179,6 +194,36 @@ mod tests {
         ] {
             assert_eq!(Rope::from_json(&json, 8192).unwrap(), Rope { theta: 100_000.0, scaling: RopeScaling::None });
         }
+    }
+
+    /// Transformers takes `rope_scaling`, and with it the base that stands outside.
+    #[test]
+    fn of_two_spellings_the_older_one_counts() {
+        let both = json!({
+            "rope_parameters": {"rope_theta": 500_000.0, "rope_type": "default", "partial_rotary_factor": 0.25},
+            "rope_theta": 20_000.0, "rope_scaling": {"type": "linear", "factor": 4.0}, "partial_rotary_factor": 0.5,
+        });
+        let expected = Rope { theta: 20_000.0, scaling: RopeScaling::Linear { factor: 4.0 } };
+        assert_eq!(Rope::from_json(&both, 8192).unwrap(), expected);
+        assert_eq!(partial_rotary_factor(&both).unwrap(), Some(0.5));
+        let mut empty = both.clone();
+        empty["rope_scaling"] = json!({});
+        assert_eq!(Rope::from_json(&empty, 8192).unwrap(), Rope { theta: 500_000.0, scaling: RopeScaling::None });
+        let contradiction = json!({"rope_scaling": {"rope_type": "linear", "type": "yarn", "factor": 2.0}});
+        assert_eq!(Rope::from_json(&contradiction, 8192).unwrap().scaling, RopeScaling::Linear { factor: 2.0 });
+    }
+
+    #[test]
+    fn a_beta_of_zero_is_as_good_as_absent() {
+        let yarn = |more: Value| {
+            let mut parameters = json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64});
+            if let (Some(parameters), Value::Object(more)) = (parameters.as_object_mut(), more) {
+                parameters.extend(more);
+            }
+            Rope::from_parameters(Some(&parameters), 1e4, 256).unwrap()
+        };
+        assert_eq!(yarn(json!({"beta_fast": 0, "beta_slow": 0.0})), yarn(json!({})));
+        assert_ne!(yarn(json!({"beta_slow": 2})), yarn(json!({})));
     }
 
     #[test]
@@ -214,6 +259,8 @@ mod tests {
         };
         check(json!({"type": "dynamic", "factor": 4.0}), "`dynamic` is not supported");
         check(json!({"rope_type": "linear"}), "needs `factor`");
+        check(json!({"rope_type": null, "type": "yarn", "factor": 4.0}), "found null");
+        check(json!("yarn"), "found \"yarn\"");
         check(json!({"rope_type": "yarn", "factor": 4.0, "mscale": 0.7}), "`mscale` = 0.7 is not supported");
         check(json!({"rope_type": "default", "mrope_section": [1, 2]}), "`mrope_section` = [1,2]");
     }

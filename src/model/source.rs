@@ -1,5 +1,8 @@
 //! Where weights come from, whatever the file.
 
+use std::collections::HashSet;
+use std::sync::{Mutex, PoisonError};
+
 use candle_core::Tensor;
 use serde_json::Value;
 
@@ -24,8 +27,42 @@ pub(crate) trait Source: Sync {
     fn companions(&self) -> Result<Vec<(&'static str, Vec<u8>)>>;
     /// Number of weights in the file.
     fn parameters(&self) -> u64;
-    /// An error if the source brings changes to tensors that the family has not asked for.
-    fn check_all_used(&self) -> Result<()> {
-        Ok(())
+    /// Is the language model the inner half of a multimodal one, whose modules have other names?
+    fn is_multimodal(&self) -> Result<bool> {
+        Ok(false)
+    }
+    /// Sentences for the user: where two places in the files contradict each other, and which was taken; what was left aside.
+    fn remarks(&self) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
+    /// Once the model is loaded: an error that names the tensors that nobody has asked for, unless they are known to change nothing.
+    fn check_all_used(&self) -> Result<()>;
+}
+
+/// Which tensors of a source somebody has asked for.
+#[derive(Default)]
+pub(crate) struct Used(Mutex<HashSet<String>>);
+
+impl Used {
+    pub fn note(&self, name: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
+    }
+
+    /// Those of `names` that nobody has asked for, in order.
+    pub fn others<'a>(&self, names: impl Iterator<Item = &'a String>) -> Vec<String> {
+        let used = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut others: Vec<String> = names.filter(|name| !used.contains(*name)).cloned().collect();
+        others.sort_unstable();
+        others
+    }
+}
+
+/// A few names, and how many more there are.
+pub(crate) fn listed(names: &[String]) -> String {
+    const SHOWN: usize = 8;
+    let shown = names.iter().take(SHOWN).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
     }
 }

@@ -143,6 +143,7 @@ impl Plan {
             model: &plan.model.info.name,
             device: plan.device.description(),
             passed_over: plan.model.passed_over.as_deref(),
+            remarks: &plan.model.remarks,
             out: &plan.out,
         });
         Ok(plan)

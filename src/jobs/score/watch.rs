@@ -31,5 +31,7 @@ pub struct Beginning<'a> {
     pub device: String,
     /// Why a GPU that is there was not taken.
     pub passed_over: Option<&'a str>,
+    /// What the model's files say twice or in vain.
+    pub remarks: &'a [String],
     pub out: &'a Path,
 }

@@ -119,6 +119,7 @@ impl Read {
             &mut reading,
         )?;
         watch.audited(&set.audit);
+        watch.remarks(&model.info.name, &model.remarks);
         let order = set.order(&options.mix, options.seed)?;
         let intended = set.named(&options.intended)?;
         // Adapters take little memory; the gradients of all weights can wait until the data have been scored.

@@ -13,6 +13,8 @@ pub trait Watch: Sync {
     /// Records read so far.
     fn reading(&self, _records: u64) {}
     fn audited(&self, _audit: &Audit) {}
+    /// What the model's files say twice or in vain.
+    fn remarks(&self, _model: &str, _remarks: &[String]) {}
     /// Steps begin, after those that a checkpoint holds.
     fn training(&self, _done: u64, _total: u64) {}
     fn step(&self, _metrics: &StepMetrics, _total: u64) {}

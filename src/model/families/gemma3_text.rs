@@ -5,7 +5,7 @@
 use serde_json::{Value, json};
 
 use super::family::Family;
-use super::family::Rule::{Honoured, Only};
+use super::family::Rule::{Honoured, Irrelevant, Only};
 use crate::error::{Error, Result};
 use crate::json::{flag, number, optional_count, present, shortest};
 use crate::kernels::gated::Activation;
@@ -28,7 +28,8 @@ pub const FAMILY: Family = Family {
         ("query_pre_attn_scalar", Honoured),
         ("sliding_window", Honoured),
         ("sliding_window_pattern", Honoured),
-        ("_sliding_window_pattern", Honoured),
+        // What Transformers 5 writes and never reads: `layer_types` stands beside it.
+        ("_sliding_window_pattern", Irrelevant),
         ("layer_types", Honoured),
         ("rope_local_base_freq", Honoured),
         ("hidden_activation", Only(&["gelu_pytorch_tanh"])),
@@ -69,7 +70,20 @@ fn configure(config: &mut Config, json: &Value) -> Result<()> {
             {
                 return Err(Error::new(format!("`rope_parameters` holds `{kind}`; expected {}", known.join(" and "))));
             }
-            (rope(present(sets, known[0]), theta)?, Some(rope(present(sets, known[1]), window_theta)?))
+            // A scaling beside them changes single values of the set for layers without a window.
+            let mut full = present(sets, known[0]).cloned();
+            if let Some(scaling) = present(json, "rope_scaling") {
+                match (full.as_mut().and_then(Value::as_object_mut), scaling.as_object()) {
+                    (Some(full), Some(scaling)) => full.extend(scaling.clone()),
+                    _ => {
+                        return Err(Error::new(format!(
+                            "`rope_scaling` = {scaling} stands beside `rope_parameters`, which lack the `full_attention` that it is for"
+                        ))
+                        .cure("Leave one of the two in config.json."));
+                    }
+                }
+            }
+            (rope(full.as_ref(), theta)?, Some(rope(present(sets, known[1]), window_theta)?))
         }
         // Transformers 4: the scaling is for layers without a window.
         None => (rope(present(json, "rope_scaling"), theta)?, Some(rope(None, window_theta)?)),
@@ -84,10 +98,7 @@ fn configure(config: &mut Config, json: &Value) -> Result<()> {
     config.final_softcap = number(json, "final_logit_softcapping")?.map(|cap| cap as f32);
     config.qkv_bias = flag(json, "attention_bias")?.unwrap_or(false);
     config.output_bias = config.qkv_bias;
-    let pattern = match optional_count(json, "sliding_window_pattern")? {
-        Some(pattern) => pattern,
-        None => optional_count(json, "_sliding_window_pattern")?.unwrap_or(PATTERN),
-    };
+    let pattern = optional_count(json, "sliding_window_pattern")?.unwrap_or(PATTERN);
     let window = optional_count(json, "sliding_window")?;
     config.read_windows(json, window, |layer| !(layer + 1).is_multiple_of(pattern))
 }

@@ -5,6 +5,7 @@
 use serde_json::Value;
 
 use super::family::{Family, Rule, Rules};
+use super::multimodal;
 use crate::error::{Error, Result};
 
 use Rule::{Honoured, Irrelevant, Only};
@@ -61,7 +62,8 @@ pub const COMMON: Rules = &[
     ("task_specific_params", Irrelevant),
     ("generation_config", Irrelevant),
     // Bookkeeping.
-    ("architectures", Irrelevant),
+    // A head that is no language head is refused: `check_architectures`.
+    ("architectures", Honoured),
     ("auto_map", Irrelevant),
     ("dtype", Irrelevant),
     ("torch_dtype", Irrelevant),
@@ -90,6 +92,8 @@ pub const COMMON: Rules = &[
 
 /// Refuses the first key that is unknown, or whose value cannot be honoured.
 pub fn check(json: &Value, family: &Family) -> Result<()> {
+    check_architectures(json, family)?;
+    check_nested_rotary_factor(json, family)?;
     for (key, value) in json.as_object().into_iter().flatten() {
         match rule(key, family) {
             None => {
@@ -107,6 +111,46 @@ pub fn check(json: &Value, family: &Family) -> Result<()> {
                 return Err(Error::new(format!("`{key}` = {value} is not supported{taken}")));
             }
             Some(_) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Refuses classes with a head that is no language head, such as a reward model's: its file may hold a language model's names all
+/// the same. Which family it is `model_type` decides, as in Transformers.
+fn check_architectures(json: &Value, family: &Family) -> Result<()> {
+    let stem = family.class.trim_end_matches("ForCausalLM");
+    let without_head = format!("{stem}Model");
+    let around = multimodal::class(family);
+    let is_known = |class: &str| class.ends_with("ForCausalLM") || class == without_head || Some(class) == around;
+    let found = match json.get("architectures") {
+        None | Some(Value::Null) => return Ok(()),
+        Some(Value::Array(classes)) => classes.iter().find(|class| !class.as_str().is_some_and(is_known)),
+        Some(other) => Some(other),
+    };
+    found.map_or(Ok(()), |found| {
+        Err(Error::new(format!(
+            "`architectures` names {found}, which is not a language model with its head; expected `{}`",
+            family.class
+        ))
+        .cure("A reward model or a classifier gives no probabilities of tokens: use the language model that it was made from."))
+    })
+}
+
+/// Rope parameters may hold the share of a head that turns; the rule for it is the same there as outside.
+fn check_nested_rotary_factor(json: &Value, family: &Family) -> Result<()> {
+    const KEY: &str = "partial_rotary_factor";
+    let sets = ["rope_parameters", "rope_scaling"].into_iter().filter_map(|key| json.get(key)?.as_object());
+    let nested = sets.flat_map(|set| [set].into_iter().chain(set.values().filter_map(Value::as_object)));
+    for value in nested.filter_map(|set| set.get(KEY)) {
+        if let Some(Only(taken)) = rule(KEY, family)
+            && !value.is_null()
+            && !taken.contains(&plain(value).as_str())
+        {
+            return Err(Error::new(format!(
+                "rope parameters with `{KEY}` = {value} are not supported; expected {}",
+                taken.join(" or ")
+            )));
         }
     }
     Ok(())

@@ -7,15 +7,15 @@ mod glm4;
 pub mod keys;
 mod llama;
 mod mistral;
+pub mod multimodal;
 mod qwen2;
 mod qwen3;
 mod qwen3_moe;
 
-use serde_json::Value;
-
 use crate::error::{Error, Result};
 
 pub use family::{Family, Rule};
+pub use multimodal::text_config;
 
 /// One row per file.
 pub const FAMILIES: &[Family] = &[
@@ -30,27 +30,12 @@ pub const FAMILIES: &[Family] = &[
 ];
 
 pub fn by_model_type(model_type: &str) -> Result<&'static Family> {
-    // The multimodal Gemma 3 is the text model with an image encoder beside it.
-    let searched = if model_type == "gemma3" { "gemma3_text" } else { model_type };
+    let searched = multimodal::inner_type(model_type);
     FAMILIES.iter().find(|family| family.model_type == searched).ok_or_else(|| unknown(model_type))
 }
 
 pub fn by_architecture(architecture: &str) -> Result<&'static Family> {
     FAMILIES.iter().find(|family| family.architecture == architecture).ok_or_else(|| unknown(architecture))
-}
-
-/// The part of config.json that describes the language model.
-pub fn text_config(family: &Family, json: &Value) -> Result<Value> {
-    match json.get("text_config") {
-        Some(text) if family.model_type == "gemma3_text" => {
-            let mut text = text.clone();
-            if let (Some(text), Some(tied)) = (text.as_object_mut(), json.get("tie_word_embeddings")) {
-                text.entry("tie_word_embeddings").or_insert_with(|| tied.clone());
-            }
-            Ok(text)
-        }
-        _ => Ok(json.clone()),
-    }
 }
 
 fn unknown(found: &str) -> Error {

@@ -53,9 +53,15 @@ fn configure(config: &mut Config, json: &Value) -> Result<()> {
     config.rope = Rope::from_json(json, config.max_positions)?;
     config.qkv_bias = flag(json, "attention_bias")?.unwrap_or(false);
     config.output_bias = config.qkv_bias;
-    let n_experts = match optional_count(json, "num_local_experts")? {
-        Some(count) => count,
-        None => count(json, "num_experts")?,
+    let n_experts = match (optional_count(json, "num_local_experts")?, optional_count(json, "num_experts")?) {
+        (Some(local), Some(plain)) if local != plain => {
+            return Err(Error::new(format!(
+                "`num_local_experts` is {local}, and `num_experts` {plain}, which should be the same"
+            ))
+            .cure("Leave the number that the weights have in config.json."));
+        }
+        (Some(count), _) => count,
+        (None, _) => count(json, "num_experts")?,
     };
     let step = optional_count(json, "decoder_sparse_step")?.unwrap_or(1);
     if step == 0 {

@@ -14,8 +14,9 @@ use serde_json::Value;
 
 use super::folder;
 use crate::error::{Context, Error, Result};
-use crate::model::Source;
 use crate::model::config::Config;
+use crate::model::families::multimodal;
+use crate::model::source::{Source, listed};
 use crate::tokens::{ChatTemplate, Tokenizer};
 
 pub const CONFIG: &str = "adapter_config.json";
@@ -63,6 +64,7 @@ pub struct Adapter {
     updates: BTreeMap<String, Update>,
     /// Names of `updates` that nobody has asked for yet.
     unused: Mutex<Vec<String>>,
+    remarks: Vec<String>,
 }
 
 /// `scale * B A`, with `A [r, in]` and `B [out, r]`.
@@ -80,8 +82,24 @@ pub struct Base {
 
 /// Whether the folder holds an adapter and no model of its own.
 pub fn is_adapter(folder: &Path) -> bool {
-    let has = |name: &str| folder.join(name).is_file();
-    has(CONFIG) && !has("model.safetensors") && !has("model.safetensors.index.json")
+    folder.join(CONFIG).is_file() && !holds_model(folder)
+}
+
+fn holds_model(folder: &Path) -> bool {
+    ["model.safetensors", "model.safetensors.index.json"].iter().any(|name| folder.join(name).is_file())
+}
+
+/// Refuses a folder with a model and an adapter: Transformers loads the base that the adapter names where PEFT is installed, and the
+/// model where it is not, and a merged model with the adapter on top would have it twice.
+pub fn check_not_both(folder: &Path) -> Result<()> {
+    if folder.join(CONFIG).is_file() && holds_model(folder) {
+        return Err(Error::new(format!(
+            "the folder holds a model and an adapter ({CONFIG}): which of the two is meant is not known"
+        ))
+        .at(folder)
+        .cure(format!("Move {CONFIG} and {WEIGHTS} to a folder of their own, and name that folder or this one.")));
+    }
+    Ok(())
 }
 
 /// Reads from the adapter's config which model it was trained on.
@@ -105,10 +123,47 @@ impl Adapter {
         let tensors = candle_core::safetensors::load(&weights, &Device::Cpu)
             .context_at(&weights, "cannot read the adapter's weights")
             .map_err(|error| error.cure("Save the adapter as safetensors again; adapter_model.bin is not read."))?;
-        let updates = updates(tensors, &scales).map_err(|error| error.at(&weights))?;
+        let mut updates = updates(tensors, &scales).map_err(|error| error.at(&weights))?;
+        let mut remarks = Vec::new();
+        if base.is_multimodal()? {
+            updates = of_language_model(updates, &mut remarks).map_err(|error| error.at(&weights))?;
+        }
         let unused = Mutex::new(updates.keys().cloned().collect());
-        Ok(Adapter { base, folder: path.to_owned(), path: weights, updates, unused })
+        Ok(Adapter { base, folder: path.to_owned(), path: weights, updates, unused, remarks })
     }
+}
+
+/// The updates of an adapter on a multimodal model by the names that its language model has alone. Those of the vision tower are left
+/// out, for no text reaches it.
+fn of_language_model(updates: BTreeMap<String, Update>, remarks: &mut Vec<String>) -> Result<BTreeMap<String, Update>> {
+    let (beside, inner): (Vec<_>, Vec<_>) = updates.into_iter().partition(|(name, _)| multimodal::is_beside_text(name));
+    if !beside.is_empty() {
+        let names: Vec<String> = beside.into_iter().map(|(name, _)| name).collect();
+        remarks.push(format!(
+            "text does not reach the vision tower: these updates of the adapter are left aside: {}",
+            listed(&names)
+        ));
+    }
+    let mut renamed = BTreeMap::new();
+    let mut by_inner_name = Vec::new();
+    for (name, update) in inner {
+        let inner = multimodal::inner_name(&name);
+        if inner == name && multimodal::outer_name(&name) != name {
+            by_inner_name.push(name.clone());
+        }
+        if renamed.insert(inner.clone(), update).is_some() {
+            return Err(Error::new(format!("the adapter changes `{inner}` twice, under two names"))
+                .cure("Keep the names that Transformers gives the base: those with `language_model`."));
+        }
+    }
+    if !by_inner_name.is_empty() {
+        remarks.push(format!(
+            "the adapter has the names of a language model by itself, and its base is multimodal: it is applied to the base's \
+             language model; PEFT does so only on Transformers' class of the language model ({})",
+            listed(&by_inner_name)
+        ));
+    }
+    Ok(renamed)
 }
 
 impl Source for Adapter {
@@ -168,8 +223,24 @@ impl Source for Adapter {
         self.base.parameters()
     }
 
+    fn is_multimodal(&self) -> Result<bool> {
+        self.base.is_multimodal()
+    }
+
+    fn remarks(&self) -> Result<Vec<String>> {
+        let mut remarks = self.base.remarks()?;
+        remarks.extend(self.remarks.iter().cloned());
+        Ok(remarks)
+    }
+
     fn check_all_used(&self) -> Result<()> {
         self.base.check_all_used()?;
+        self.check_updates_used()
+    }
+}
+
+impl Adapter {
+    fn check_updates_used(&self) -> Result<()> {
         match self.unused.lock().unwrap_or_else(PoisonError::into_inner).as_slice() {
             [] => Ok(()),
             unused => {
@@ -301,16 +372,6 @@ fn is_empty(value: &Value) -> bool {
     }
 }
 
-/// A few names, and how many more there are.
-fn listed(names: &[String]) -> String {
-    const SHOWN: usize = 8;
-    let shown = names.iter().take(SHOWN).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-    match names.len().saturating_sub(SHOWN) {
-        0 => shown,
-        more => format!("{shown} and {more} more"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -339,7 +400,7 @@ mod tests {
                 assert!(largest((&found - &expected).unwrap()) < 1e-6, "{folder}: {name}");
                 assert!(largest((&found - &plain).unwrap()) > 1e-2, "{folder}: {name} is unchanged");
             }
-            adapter.check_all_used().unwrap();
+            adapter.check_updates_used().unwrap();
         }
     }
 

@@ -1,15 +1,18 @@
 //! A Hugging Face model folder as a [`Source`].
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use candle_core::Tensor;
 use serde_json::{Value, json};
 
 use super::safetensors::Shards;
 use crate::error::{Context, Error, Result};
-use crate::model::Source;
+use crate::json::present;
 use crate::model::config::Config;
-use crate::model::families;
+use crate::model::families::{self, multimodal};
+use crate::model::rope;
+use crate::model::source::{Source, Used, listed};
 use crate::tokens::{ChatTemplate, Tokenizer};
 
 /// Copied with a model that is saved.
@@ -32,11 +35,17 @@ const TOOL_USE: &str = "additional_chat_templates/tool_use.jinja";
 pub struct Folder {
     path: PathBuf,
     shards: Shards,
+    used: Used,
+    /// Whether the file's head differs from its embedding: reading both takes a while.
+    head_differs: OnceLock<bool>,
 }
+
+const EMBEDDING: &str = "model.embed_tokens.weight";
+const HEAD: &str = "lm_head.weight";
 
 impl Folder {
     pub fn open(path: &Path) -> Result<Folder> {
-        Ok(Folder { path: path.to_owned(), shards: Shards::open(path)? })
+        Ok(Folder { path: path.to_owned(), shards: Shards::open(path)?, used: Used::default(), head_differs: OnceLock::new() })
     }
 
     /// The language model within a multimodal checkpoint has another prefix: Transformers 4's, then 5's.
@@ -45,14 +54,49 @@ impl Folder {
         let names = [name.to_owned(), format!("language_model.{name}"), format!("model.language_model.{inner}")];
         names.into_iter().find(|name| self.shards.has(name))
     }
+
+    /// config.json; an error if there is none.
+    fn whole_config(&self) -> Result<Value> {
+        json(&self.path, "config.json")?.ok_or_else(|| {
+            Error::new("the folder holds no config.json").at(&self.path).cure("Name a Hugging Face model folder or a .gguf file.")
+        })
+    }
+
+    /// Does the file hold a head that is not its embedding? Equal copies of one matrix are stored by some programs.
+    fn head_differs(&self) -> Result<bool> {
+        if let Some(&differs) = self.head_differs.get() {
+            return Ok(differs);
+        }
+        let differs = match (self.stored_name(EMBEDDING), self.stored_name(HEAD)) {
+            (Some(embedding), Some(head)) => {
+                let same = self.shards.are_same(&embedding, &head)?;
+                if same {
+                    self.used.note(&head);
+                }
+                !same
+            }
+            _ => false,
+        };
+        Ok(*self.head_differs.get_or_init(|| differs))
+    }
 }
 
 impl Source for Folder {
     fn config(&self) -> Result<Config> {
-        let json = json(&self.path, "config.json")?.ok_or_else(|| {
-            Error::new("the folder holds no config.json").at(&self.path).cure("Name a Hugging Face model folder or a .gguf file.")
-        })?;
-        Config::from_json(&json).map_err(|error| error.at(self.path.join("config.json")))
+        let path = self.path.join("config.json");
+        let mut config = Config::from_json(&self.whole_config()?).map_err(|error| error.at(&path))?;
+        // As Transformers 5 (`tie_weights`): two matrices with different values are both kept, whatever config.json says.
+        if config.tied && self.head_differs()? {
+            config.tied = false;
+        }
+        if !config.tied && self.stored_name(EMBEDDING).is_some() && self.stored_name(HEAD).is_none() {
+            return Err(Error::new(format!(
+                "`tie_word_embeddings` is false (or missing, where that means false), but the weights hold no `{HEAD}`"
+            ))
+            .at(&path)
+            .cure("If the head is the embedding matrix, set tie_word_embeddings to true; if not, the file lacks its head."));
+        }
+        Ok(config)
     }
 
     fn tokenizer(&self) -> Result<Tokenizer> {
@@ -74,12 +118,16 @@ impl Source for Folder {
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         // Where none is there, the error should name the plain one.
         let stored = self.stored_name(name);
-        self.shards.tensor(stored.as_deref().unwrap_or(name), shape)
+        let stored = stored.as_deref().unwrap_or(name);
+        self.used.note(stored);
+        self.shards.tensor(stored, shape)
     }
 
     fn slice(&self, name: &str, shape: &[usize], index: usize) -> Result<Tensor> {
         let stored = self.stored_name(name);
-        self.shards.slice(stored.as_deref().unwrap_or(name), shape, index)
+        let stored = stored.as_deref().unwrap_or(name);
+        self.used.note(stored);
+        self.shards.slice(stored, shape, index)
     }
 
     fn config_json(&self) -> Result<Value> {
@@ -108,6 +156,58 @@ impl Source for Folder {
     fn parameters(&self) -> u64 {
         self.shards.parameters()
     }
+
+    fn is_multimodal(&self) -> Result<bool> {
+        Ok(multimodal::is_multimodal(&self.whole_config()?))
+    }
+
+    fn remarks(&self) -> Result<Vec<String>> {
+        let json = self.whole_config()?;
+        let mut remarks: Vec<String> = contradictions(&json).into_iter().collect();
+        if Config::from_json(&json)?.tied && self.head_differs()? {
+            remarks.push(
+                "tie_word_embeddings is true, but the weights hold a head that differs from the embedding: both are kept, as in \
+                 Transformers 5"
+                    .to_owned(),
+            );
+        }
+        Ok(remarks)
+    }
+
+    fn check_all_used(&self) -> Result<()> {
+        let multimodal = self.is_multimodal()?;
+        let mut unread = self.used.others(self.shards.names());
+        unread.retain(|name| !is_rotary_buffer(name) && !(multimodal && multimodal::is_beside_text(name)));
+        if unread.is_empty() {
+            return Ok(());
+        }
+        Err(Error::new(format!("the weights hold tensors that config.json does not call for: {}", listed(&unread)))
+            .at(&self.path)
+            .cure(
+                "Set in config.json what announces them (num_hidden_layers, attention_bias, ..); or, if they are to change nothing, \
+                 remove them from the file.",
+            ))
+    }
+}
+
+/// What old checkpoints store beside the weights: the rotary frequencies, which follow from config.json.
+fn is_rotary_buffer(name: &str) -> bool {
+    [".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached"].iter().any(|end| name.ends_with(end))
+}
+
+/// What config.json says twice and differently, and which of the two was taken.
+fn contradictions(json: &Value) -> Vec<String> {
+    let mut found: Vec<String> = multimodal::remark(json).into_iter().collect();
+    let text = if multimodal::is_multimodal(json) { &json["text_config"] } else { json };
+    if let (Some(new), Some(old)) = (present(text, "rope_parameters"), present(text, "rope_scaling"))
+        && new != old
+        && rope::parameters(text) == Some(old)
+    {
+        found.push(format!(
+            "config.json holds rope_parameters and rope_scaling, which differ: rope_scaling is taken, as in Transformers ({old})"
+        ));
+    }
+    found
 }
 
 /// The tokenizer of a folder that has one.

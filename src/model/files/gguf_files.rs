@@ -17,12 +17,14 @@ use rayon::prelude::*;
 
 use crate::error::{Context, Error, Result};
 use crate::kernels::cpu::with_floats;
+use crate::model::source::Used;
 
 pub struct GgufFiles {
     pub metadata: HashMap<String, Value>,
     parts: Vec<Part>,
     /// Tensor name -> number of the part that holds it.
     index: HashMap<String, usize>,
+    pub used: Used,
 }
 
 struct Part {
@@ -35,7 +37,7 @@ struct Part {
 impl GgufFiles {
     /// Opens the file at `path`, and the others where it is one of several.
     pub fn open(path: &Path) -> Result<GgufFiles> {
-        let mut files = GgufFiles { metadata: HashMap::new(), parts: Vec::new(), index: HashMap::new() };
+        let mut files = GgufFiles { metadata: HashMap::new(), parts: Vec::new(), index: HashMap::new(), used: Used::default() };
         for path in paths(path) {
             let (part, metadata) = Part::open(path)?;
             let number = files.parts.len();
@@ -54,6 +56,10 @@ impl GgufFiles {
             .cure("Give the files the names they had, NAME-00001-of-00003.gguf and so on, or join them with llama-gguf-split --merge.")),
             _ => Ok(files),
         }
+    }
+
+    pub fn names(&self) -> impl Iterator<Item = &String> {
+        self.index.keys()
     }
 
     pub fn info(&self, name: &str) -> Option<&TensorInfo> {
@@ -85,6 +91,7 @@ impl GgufFiles {
     }
 
     fn find(&self, name: &str) -> Result<(&Part, &TensorInfo)> {
+        self.used.note(name);
         let part = self.index.get(name).map(|&number| &self.parts[number]);
         let found = part.and_then(|part| Some((part, part.tensors.get(name)?)));
         found.ok_or_else(|| Error::new(format!("the file holds no tensor `{name}`")).at(&self.parts[0].path))

@@ -1,7 +1,7 @@
 //! What becomes of each setting of a GGUF file, as [`crate::model::families::keys`] does for config.json.
 //!
-//! The names are llama.cpp's (`gguf-py/gguf/constants.py`), without the architecture in front. `general.*`, `tokenizer.*` and
-//! what else does not begin with the architecture is not judged here.
+//! The names are llama.cpp's (`gguf-py/gguf/constants.py`), without the architecture in front; `check_others` judges what begins
+//! otherwise.
 
 use candle_core::quantized::gguf_file::Value;
 
@@ -20,6 +20,7 @@ const KEYS: &[(&str, Rule)] = &[
     ("attention.layer_norm_rms_epsilon", Honoured),
     ("rope.dimension_count", Honoured),
     ("rope.freq_base", Honoured),
+    ("rope.scale_linear", Honoured),
     ("rope.scaling.type", Honoured),
     ("rope.scaling.factor", Honoured),
     ("rope.scaling.original_context_length", Honoured),
@@ -76,6 +77,74 @@ pub fn check<'a>(architecture: &str, settings: impl Iterator<Item = (&'a str, &'
     Ok(())
 }
 
+/// Settings of `general.` and `tokenizer.` that could change the numbers; of the others, `general.` describes the file for people.
+const WHOLE_KEYS: &[(&str, Rule)] = &[
+    ("general.type", Only(&["model"])),
+    ("general.quantization_version", Only(&["2"])),
+    ("tokenizer.ggml.model", Honoured),
+    ("tokenizer.ggml.pre", Honoured),
+    ("tokenizer.ggml.tokens", Honoured),
+    ("tokenizer.ggml.token_type", Honoured),
+    ("tokenizer.ggml.scores", Honoured),
+    ("tokenizer.ggml.merges", Honoured),
+    ("tokenizer.ggml.bos_token_id", Honoured),
+    ("tokenizer.ggml.eos_token_id", Honoured),
+    ("tokenizer.ggml.padding_token_id", Honoured),
+    ("tokenizer.ggml.add_bos_token", Honoured),
+    ("tokenizer.ggml.add_space_prefix", Honoured),
+    ("tokenizer.chat_template", Honoured),
+    // Texts end where they end: as with Transformers' tokenizers of these families, nothing is added behind them.
+    ("tokenizer.ggml.add_eos_token", Only(&["false"])),
+    ("tokenizer.ggml.add_sep_token", Only(&["false"])),
+    ("tokenizer.ggml.remove_extra_whitespaces", Only(&["false"])),
+    ("tokenizer.ggml.token_type_count", Irrelevant),
+    ("tokenizer.ggml.unknown_token_id", Irrelevant),
+    ("tokenizer.ggml.seperator_token_id", Irrelevant),
+    ("tokenizer.ggml.cls_token_id", Irrelevant),
+    ("tokenizer.ggml.mask_token_id", Irrelevant),
+    ("tokenizer.ggml.eot_token_id", Irrelevant),
+    ("tokenizer.ggml.eom_token_id", Irrelevant),
+    ("tokenizer.ggml.eos_token_ids", Irrelevant),
+    ("tokenizer.ggml.prefix_token_id", Irrelevant),
+    ("tokenizer.ggml.suffix_token_id", Irrelevant),
+    ("tokenizer.ggml.middle_token_id", Irrelevant),
+    ("tokenizer.ggml.fim_pre_token_id", Irrelevant),
+    ("tokenizer.ggml.fim_suf_token_id", Irrelevant),
+    ("tokenizer.ggml.fim_mid_token_id", Irrelevant),
+    ("tokenizer.ggml.fim_pad_token_id", Irrelevant),
+    ("tokenizer.ggml.fim_rep_token_id", Irrelevant),
+    ("tokenizer.ggml.fim_sep_token_id", Irrelevant),
+    ("tokenizer.huggingface.json", Irrelevant),
+    ("tokenizer.chat_templates", Irrelevant),
+];
+
+/// Refuses the first key that does not begin with the file's architecture and could change the numbers. Names that llama.cpp does not
+/// read (`mradermacher.quantized_by`) change nothing, unless they are settings of another architecture.
+pub fn check_others<'a>(keys: impl Iterator<Item = (&'a str, &'a Value)>) -> Result<()> {
+    for (key, value) in keys {
+        let (room, rest) = key.split_once('.').unwrap_or((key, ""));
+        let rule = WHOLE_KEYS.iter().find(|(name, _)| *name == key).map(|(_, rule)| *rule);
+        let is_setting =
+            || KEYS.iter().any(|(name, _)| *name == rest) || rest.starts_with("rope.") || rest.starts_with("attention.");
+        let value = plain(value);
+        match rule {
+            Some(Only(taken)) if !taken.contains(&value.as_str()) => {
+                return Err(Error::new(format!("`{key}` = {value} is not supported; expected {}", taken.join(" or ")))
+                    .cure("Use a file that holds a whole language model, or the model's Hugging Face folder."));
+            }
+            Some(_) => {}
+            // Further templates, for tools and the like.
+            None if key.starts_with("tokenizer.chat_template.") => {}
+            None if room == "tokenizer" || room == "adapter" || room == "clip" || is_setting() => {
+                return Err(Error::new(format!("`{key}` = {value} is not a setting that is known for this file"))
+                    .cure("Use the model's Hugging Face folder, or a file from a converter that the family was tested with."));
+            }
+            None => {}
+        }
+    }
+    Ok(())
+}
+
 fn plain(value: &Value) -> String {
     match value {
         Value::Bool(flag) => flag.to_string(),
@@ -90,6 +159,26 @@ fn plain(value: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn keys_of_other_rooms_are_harmless_or_refused_by_name() {
+        let check = |key: &str, value: Value, refused: bool| match check_others([(key, &value)].into_iter()) {
+            Err(error) => assert!(refused && error.to_string().contains(key), "{error}"),
+            Ok(()) => assert!(!refused, "{key}"),
+        };
+        let text = |text: &str| Value::String(text.to_owned());
+        check("general.name", text("tiny"), false);
+        check("general.type", text("model"), false);
+        check("general.type", text("adapter"), true);
+        check("adapter.lora.alpha", Value::F32(8.0), true);
+        check("mradermacher.quantized_by", text("someone"), false);
+        check("quantize.imatrix.file", text("imatrix.dat"), false);
+        check("llama.rope.scaling.factor", Value::F32(2.0), true);
+        check("tokenizer.ggml.add_eos_token", Value::Bool(true), true);
+        check("tokenizer.ggml.add_eos_token", Value::Bool(false), false);
+        check("tokenizer.ggml.precompiled_charsmap", Value::Array(Vec::new()), true);
+        check("tokenizer.chat_template.tool_use", text("{{ x }}"), false);
+    }
 
     #[test]
     fn settings_are_honoured_or_refused_by_name() {

@@ -10,10 +10,10 @@ use super::gguf::Gguf;
 use super::gguf_keys;
 use crate::error::{Error, Result};
 use crate::json::pretty;
-use crate::model::Source;
 use crate::model::config::Config;
 use crate::model::families::{self, Family};
 use crate::model::rope::{Rope, RopeScaling, yarn_attention_factor};
+use crate::model::source::{Source, listed};
 use crate::tokens::{ChatTemplate, Tokenizer};
 
 impl Gguf {
@@ -21,34 +21,54 @@ impl Gguf {
         families::by_architecture(self.architecture()?).map_err(|error| error.at(&self.path))
     }
 
+    /// As llama.cpp reads it (`llama-model.cpp`, `load_hparams`): a factor without a type is linear, and the divisors of `rope_freqs` come
+    /// on top of the factor.
     fn rope(&self) -> Result<Rope> {
         let theta = self.arch_number("rope.freq_base")?.unwrap_or(10_000.0);
-        let required = |name: &str| -> Result<f64> {
-            let key = self.key(name)?;
-            self.number(&key)?.ok_or_else(|| self.missing(&key))
+        let refused = |what: String| Error::new(what).at(&self.path);
+        // 0 means none; `scale_linear` is what old files call it.
+        let factor = match self.arch_number("rope.scaling.factor")? {
+            Some(factor) => Some(factor),
+            None => self.arch_number("rope.scale_linear")?,
         };
-        let scaling = match self.text(&self.key("rope.scaling.type")?)? {
-            _ if self.holds("rope_freqs.weight") => {
-                let divisors = self.files.read("rope_freqs.weight")?.flatten_all()?.to_vec1::<f32>()?;
-                RopeScaling::Divisors(divisors.into_iter().map(f64::from).collect())
+        let factor = factor.filter(|&factor| factor != 0.0);
+        let kind = self.text(&self.key("rope.scaling.type")?)?;
+        let attention_factor = self.arch_number("rope.scaling.attn_factor")?.unwrap_or(1.0);
+        if attention_factor != 1.0 && kind != Some("yarn") {
+            return Err(refused(format!(
+                "`rope.scaling.attn_factor` = {attention_factor} is supported with the scaling yarn only"
+            )));
+        }
+        let missing = || self.key("rope.scaling.factor").map_or_else(|error| error, |key| self.missing(&key));
+        // Other architectures do not read this tensor, so that `check_all_used` names it there.
+        let divisors = match self.architecture()? == "llama" && self.holds("rope_freqs.weight") {
+            true => Some(self.files.read("rope_freqs.weight")?.flatten_all()?.to_vec1::<f32>()?),
+            false => None,
+        };
+        let scaling = match (kind, divisors) {
+            (Some("none"), None) => RopeScaling::None,
+            (None, None) => factor.map_or(RopeScaling::None, |factor| RopeScaling::Linear { factor }),
+            (Some("linear"), None) => RopeScaling::Linear { factor: factor.ok_or_else(missing)? },
+            (None | Some("none" | "linear"), Some(divisors)) => {
+                let factor = if kind == Some("none") { 1.0 } else { factor.unwrap_or(1.0) };
+                RopeScaling::Divisors(divisors.into_iter().map(|divisor| f64::from(divisor) * factor).collect())
             }
-            None | Some("none") => RopeScaling::None,
-            Some("linear") => RopeScaling::Linear { factor: required("rope.scaling.factor")? },
-            Some("yarn") => {
-                let factor = required("rope.scaling.factor")?;
+            (Some("yarn"), None) => {
+                let factor = factor.ok_or_else(missing)?;
                 RopeScaling::Yarn {
                     factor,
                     original_max_positions: self.required_count("rope.scaling.original_context_length")? as f64,
                     beta_fast: self.arch_number("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
                     beta_slow: self.arch_number("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
-                    attention_factor: yarn_attention_factor(factor)
-                        * self.arch_number("rope.scaling.attn_factor")?.unwrap_or(1.0),
+                    attention_factor: yarn_attention_factor(factor) * attention_factor,
                 }
             }
-            Some(other) => {
-                return Err(
-                    Error::new(format!("rope scaling `{other}` is not supported; known are none, linear, yarn")).at(&self.path)
-                );
+            (Some("yarn"), Some(_)) => {
+                return Err(refused("rope scaling `yarn` beside the tensor `rope_freqs.weight` is not supported".to_owned())
+                    .cure("Use the model's Hugging Face folder."));
+            }
+            (Some(other), _) => {
+                return Err(refused(format!("rope scaling `{other}` is not supported; known are none, linear, yarn")));
             }
         };
         Ok(Rope { theta, scaling })
@@ -93,16 +113,17 @@ impl Gguf {
         let heads = self.required_count("attention.head_count")?;
         let kv_heads = self.arch_count("attention.head_count_kv")?.unwrap_or(heads);
         let kv_rows = all_rows / (heads + 2 * kv_heads).max(1) * kv_heads;
-        let first = match part {
-            "q" => 0,
-            "k" => all_rows - 2 * kv_rows,
-            "v" => all_rows - kv_rows,
+        let (first, found) = match part {
+            "q" => (0, all_rows - 2 * kv_rows),
+            "k" => (all_rows - 2 * kv_rows, kv_rows),
+            "v" => (all_rows - kv_rows, kv_rows),
             _ => return Ok(None),
         };
-        if first + rows > all_rows {
-            return Err(
-                Error::new(format!("tensor `{whole}` has {all_rows} rows; expected {} or more", first + rows)).at(&self.path)
-            );
+        if rows != found {
+            return Err(Error::new(format!(
+                "tensor `{whole}` has {all_rows} rows, {found} of them for `{part}`; expected {rows}"
+            ))
+            .at(&self.path));
         }
         Ok(Some((first, whole)))
     }
@@ -121,6 +142,8 @@ impl Source for Gguf {
         let prefix = format!("{}.", family.architecture);
         let settings = self.files.metadata.iter().filter_map(|(key, value)| Some((key.strip_prefix(&prefix)?, value)));
         gguf_keys::check(family.architecture, settings).map_err(in_file)?;
+        let others = self.files.metadata.iter().filter(|(key, _)| !key.starts_with(&prefix));
+        gguf_keys::check_others(others.map(|(key, value)| (key.as_str(), value))).map_err(in_file)?;
         let heads = self.required_count("attention.head_count")?;
         let hidden_size = self.required_count("embedding_length")?;
         let head_dim = self.arch_count("attention.key_length")?.unwrap_or(hidden_size / heads.max(1));
@@ -242,6 +265,35 @@ impl Source for Gguf {
 
     fn parameters(&self) -> u64 {
         self.files.parameters()
+    }
+
+    fn check_all_used(&self) -> Result<()> {
+        // Of a matrix and the joined one that holds it, too, only one was read.
+        let twice = self.files.names().find_map(|name| {
+            let whole = match name.split_once(".attn_") {
+                Some((block, rest)) if let Some(("q" | "k" | "v", kind)) = rest.split_once('.') => {
+                    format!("{block}.attn_qkv.{kind}")
+                }
+                _ => joined_experts(name)?,
+            };
+            self.holds(&whole).then(|| format!("`{name}` and `{whole}`, which contains it"))
+        });
+        if let Some(twice) = twice {
+            return Err(Error::new(format!("the file holds both {twice}")).at(&self.path).cure("Convert the model again."));
+        }
+        let mut unread = self.files.used.others(self.files.names());
+        // Rotary frequencies of old files, which follow from the metadata.
+        unread.retain(|name| !name.ends_with(".attn_rot_embd.weight") && !name.ends_with(".attn_rot_embd"));
+        if unread.is_empty() {
+            return Ok(());
+        }
+        let architecture = self.architecture()?;
+        Err(Error::new(format!(
+            "the file holds tensors that the architecture `{architecture}` does not read here: {}",
+            listed(&unread)
+        ))
+        .at(&self.path)
+        .cure("Use the model's Hugging Face folder, or a file from a converter that the family was tested with."))
     }
 }
 

@@ -14,6 +14,7 @@ use crate::files::{in_new_folder, write_synced};
 use crate::json::pretty;
 use crate::kernels::Dtype;
 use crate::model::Reference;
+use crate::model::families::multimodal;
 
 /// How an adapter was trained.
 #[derive(Debug, Clone, PartialEq)]
@@ -40,6 +41,14 @@ pub struct LoraPair {
 /// Saves an adapter on the model `base`, replacing one that was saved to `folder` before.
 pub fn save_adapter(base: &Reference, folder: &Path, settings: &LoraSettings, pairs: &[LoraPair]) -> Result<()> {
     let (name, revision) = base.as_base()?;
+    // Where the base is a multimodal model, PEFT looks for the modules by the names that they have there.
+    let multimodal = base.open()?.is_multimodal()?;
+    let name_of = |module: &str| if multimodal { multimodal::outer_name(module) } else { module.to_owned() };
+    // The vision tower has modules of the same last names: a list of these would give it adapters, too.
+    let targets = match multimodal {
+        true => json!(format!(".*language_model.*\\.({})", settings.targets.join("|"))),
+        false => json!(settings.targets),
+    };
     let config = json!({
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -48,7 +57,7 @@ pub fn save_adapter(base: &Reference, folder: &Path, settings: &LoraSettings, pa
         "r": settings.rank,
         "lora_alpha": whole(settings.alpha),
         "lora_dropout": settings.dropout,
-        "target_modules": settings.targets,
+        "target_modules": targets,
         "bias": "none",
         "fan_in_fan_out": false,
         "inference_mode": true,
@@ -60,7 +69,7 @@ pub fn save_adapter(base: &Reference, folder: &Path, settings: &LoraSettings, pa
     let mut tensors = Vec::with_capacity(2 * pairs.len());
     for pair in pairs {
         for (part, tensor) in [("lora_A", &pair.a), ("lora_B", &pair.b)] {
-            let name = format!("base_model.model.{}.{part}.weight", pair.module);
+            let name = format!("base_model.model.{}.{part}.weight", name_of(&pair.module));
             tensors.push(SavedTensor { name, shape: tensor.dims().to_vec() });
         }
         let (rank, inner) = (pair.a.dims2()?.0, pair.b.dims2()?.1);
@@ -115,13 +124,68 @@ mod tests {
         let expected = (plain.tensor(&name, &[16, 12]).unwrap() + (pair.b.matmul(&pair.a).unwrap() * 3.0).unwrap()).unwrap();
         let found = source.tensor(&name, &[16, 12]).unwrap();
         assert_eq!(found.to_vec2::<f32>().unwrap(), expected.to_vec2::<f32>().unwrap());
-        source.check_all_used().unwrap();
 
         // Merged and saved, it is a model by itself.
         let merged = out.path().join("merged");
         crate::model::save_merged(&adapted, &merged, Dtype::F32).unwrap();
         let merged = resolve(&merged).open().unwrap().tensor(&name, &[16, 12]).unwrap();
         assert_eq!(merged.to_vec2::<f32>().unwrap(), expected.to_vec2::<f32>().unwrap());
+    }
+
+    /// PEFT adapts the modules of the multimodal model, so that names and targets are those; read again they are the inner ones.
+    #[test]
+    fn an_adapter_on_a_multimodal_base_has_the_names_of_the_base() {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families");
+        let resolve = |path: &Path| Reference::resolve(path.to_str(), &|_, _, _| {}).unwrap();
+        let base = resolve(&fixtures.join("gemma3_multimodal"));
+        let (module, shape) = ("model.layers.1.self_attn.q_proj", [40, 28]);
+        let ones = |shape: (usize, usize)| Tensor::ones(shape, candle_core::DType::F32, &Device::Cpu).unwrap();
+        let pair = LoraPair { module: module.to_owned(), a: ones((2, shape[1])), b: ones((shape[0], 2)) };
+        let targets = vec!["o_proj".to_owned(), "q_proj".to_owned()];
+        let settings = LoraSettings { rank: 2, alpha: 6.0, dropout: 0.0, targets };
+        let out = tempfile::tempdir().unwrap();
+        let folder = out.path().join("adapter");
+        save_adapter(&base, &folder, &settings, &[pair]).unwrap();
+        let config: Value = serde_json::from_slice(&std::fs::read(folder.join(CONFIG)).unwrap()).unwrap();
+        assert_eq!(config["target_modules"], ".*language_model.*\\.(o_proj|q_proj)");
+        let stored = candle_core::safetensors::load(folder.join(WEIGHTS), &Device::Cpu).unwrap();
+        let outer = "base_model.model.model.language_model.layers.1.self_attn.q_proj.lora_A.weight";
+        assert!(stored.contains_key(outer), "{:?}", stored.keys());
+
+        // What other programs call the modules (Transformers 4, this program before), and updates of the vision tower.
+        let rename = |to: &str, tower: bool| {
+            let mut renamed: std::collections::HashMap<String, Tensor> =
+                stored.iter().map(|(name, tensor)| (name.replace("model.language_model.layers", to), tensor.clone())).collect();
+            if tower {
+                let of_tower = stored.iter().map(|(name, tensor)| {
+                    (name.replace("language_model.layers", "vision_tower.vision_model.encoder.layers"), tensor.clone())
+                });
+                renamed.extend(of_tower);
+            }
+            candle_core::safetensors::save(&renamed, folder.join(WEIGHTS)).unwrap();
+        };
+        let name = format!("{module}.weight");
+        let expected = (base.open().unwrap().tensor(&name, &shape).unwrap() + 6.0).unwrap().to_vec2::<f32>().unwrap();
+        for (to, tower, remarks) in [
+            ("model.language_model.layers", false, 0),
+            ("model.language_model.layers", true, 1),
+            ("language_model.model.layers", true, 1),
+            ("model.layers", false, 1),
+        ] {
+            rename(to, tower);
+            let source = resolve(&folder).open().unwrap();
+            assert_eq!(source.tensor(&name, &shape).unwrap().to_vec2::<f32>().unwrap(), expected, "{to}");
+            let found = source.remarks().unwrap();
+            assert_eq!(found.len(), remarks, "{to}: {found:?}");
+            assert!(!tower || found[0].contains("`model.vision_tower.vision_model"), "{found:?}");
+            save_merged_again(&folder, &out.path().join(format!("merged-{to}-{tower}")));
+        }
+    }
+
+    /// Every tensor of the base and every update is used.
+    fn save_merged_again(adapter: &Path, to: &Path) {
+        let reference = Reference::resolve(adapter.to_str(), &|_, _, _| {}).unwrap();
+        crate::model::save_merged(&reference, to, Dtype::F32).unwrap();
     }
 
     #[test]

@@ -62,6 +62,44 @@ impl Shards {
         self.shard(name)?.slice(name, shape, index)
     }
 
+    pub fn names(&self) -> impl Iterator<Item = &String> {
+        self.index.keys()
+    }
+
+    /// Have two tensors the same type, shape and bytes? Read piece by piece, up to the first difference.
+    pub fn are_same(&self, left: &str, right: &str) -> Result<bool> {
+        let place = |name: &str| -> Result<_> {
+            let shard = self.shard(name)?;
+            let info = shard.tensors.get(name).ok_or_else(|| Error::new(format!("no tensor `{name}`")).at(&shard.path))?;
+            Ok((shard, info))
+        };
+        let ((left_shard, left), (right_shard, right)) = (place(left)?, place(right)?);
+        let bytes = |info: &TensorInfo| info.data_offsets.1 - info.data_offsets.0;
+        if (&left.dtype, &left.shape, bytes(left)) != (&right.dtype, &right.shape, bytes(right)) {
+            return Ok(false);
+        }
+        let open = |shard: &Shard, info: &TensorInfo| -> Result<File> {
+            let mut file = File::open(&shard.path).context_at(&shard.path, "cannot open the weights")?;
+            let begin = SeekFrom::Start(shard.data_start + info.data_offsets.0);
+            file.seek(begin).context_at(&shard.path, "cannot seek in the weights")?;
+            Ok(file)
+        };
+        let (mut left_file, mut right_file) = (open(left_shard, left)?, open(right_shard, right)?);
+        let mut remaining = bytes(left);
+        const PIECE: u64 = 1 << 20;
+        while remaining > 0 {
+            let piece = remaining.min(PIECE) as usize;
+            let (mut a, mut b) = (vec![0; piece], vec![0; piece]);
+            left_file.read_exact(&mut a).context_at(&left_shard.path, "cannot read the weights")?;
+            right_file.read_exact(&mut b).context_at(&right_shard.path, "cannot read the weights")?;
+            if a != b {
+                return Ok(false);
+            }
+            remaining -= piece as u64;
+        }
+        Ok(true)
+    }
+
     fn shard(&self, name: &str) -> Result<&Shard> {
         self.index.get(name).map(|&number| &self.files[number]).ok_or_else(|| {
             let folder = self.files.first().and_then(|shard| shard.path.parent()).unwrap_or(Path::new("."));

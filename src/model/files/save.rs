@@ -32,13 +32,14 @@ pub fn save(
     dtype: Dtype,
     fetch: &mut dyn FnMut(&str, &[usize]) -> Result<Tensor>,
 ) -> Result<()> {
-    save_source(reference.open()?.as_ref(), folder, dtype, SHARD_BYTES, fetch)
+    // The source is asked for names only; that all its tensors are read was checked when the model was loaded.
+    save_source(reference.open()?.as_ref(), folder, dtype, SHARD_BYTES, fetch, false)
 }
 
 /// Saves the model as it is: an adapter merged into its base, a GGUF file as a folder.
 pub fn save_merged(reference: &Reference, folder: &Path, dtype: Dtype) -> Result<()> {
     let source = reference.open()?;
-    save_source(source.as_ref(), folder, dtype, SHARD_BYTES, &mut |name, shape| source.tensor(name, shape))
+    save_source(source.as_ref(), folder, dtype, SHARD_BYTES, &mut |name, shape| source.tensor(name, shape), true)
 }
 
 fn save_source(
@@ -47,6 +48,7 @@ fn save_source(
     dtype: Dtype,
     shard_bytes: u64,
     fetch: &mut dyn FnMut(&str, &[usize]) -> Result<Tensor>,
+    reads_source: bool,
 ) -> Result<()> {
     let config = source.config()?;
     let mut json = source.config_json()?;
@@ -86,7 +88,9 @@ fn save_source(
     check_replaceable(folder)?;
     in_new_folder(folder, |partial| {
         write_weights(partial, &tensors, dtype, shard_bytes, &mut values)?;
-        source.check_all_used()?;
+        if reads_source {
+            source.check_all_used()?;
+        }
         for (name, bytes) in source.companions()?.into_iter().chain([("config.json", pretty(&json)?)]) {
             let path = partial.join(name);
             if let Some(folder) = path.parent() {
@@ -129,7 +133,7 @@ fn parts(config: &Config, source: &dyn Source) -> Result<Vec<Part>> {
         (family.block)(&Layer { config, source: &asked, options, index, rotary: &rotary })?;
     }
     asked.tensor(NORM, &[config.hidden_size])?;
-    if !config.tied && source.has(HEAD) {
+    if !config.tied {
         asked.tensor(HEAD, &vocabulary)?;
     }
     let mut parts = Vec::new();
@@ -199,6 +203,10 @@ impl Source for Asked<'_> {
 
     fn parameters(&self) -> u64 {
         self.source.parameters()
+    }
+
+    fn check_all_used(&self) -> Result<()> {
+        self.source.check_all_used()
     }
 }
 

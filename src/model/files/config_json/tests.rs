@@ -60,13 +60,20 @@ fn every_key_is_honoured_or_refused_or_irrelevant() {
         let plain = Config::from_json(&plain_json).unwrap();
         let with = |key: &str, value: Value| {
             let mut json = plain_json.clone();
+            // The two are one setting.
+            if key == "num_local_experts"
+                && let Some(json) = json.as_object_mut()
+            {
+                json.remove("num_experts");
+            }
             json[key] = value;
             Config::from_json(&json)
         };
         for (key, _) in family.keys.iter().chain(COMMON) {
             let name = family.model_type;
             match rule(key, family).unwrap() {
-                Rule::Honoured if *key == "model_type" => {}
+                // The first is the family, and the second refuses heads.
+                Rule::Honoured if ["model_type", "architectures"].contains(key) => {}
                 Rule::Honoured => {
                     let mut value = another(key, name);
                     // GLM has biases unless told otherwise, Gemma is tied unless told otherwise.
@@ -109,6 +116,21 @@ fn windows_are_where_the_family_puts_them() {
 }
 
 #[test]
+fn one_setting_under_two_names_must_be_one_number() {
+    let mut json = config_of(by_name("qwen3_moe"));
+    json["num_local_experts"] = json["num_experts"].clone();
+    assert_eq!(Config::from_json(&json).unwrap().experts.unwrap().count, 4);
+    json["num_local_experts"] = json!(5);
+    let message = Config::from_json(&json).unwrap_err().to_string();
+    assert!(message.contains("`num_local_experts` is 5, and `num_experts` 4"), "{message}");
+    let mut json = config_of(by_name("qwen2"));
+    json["use_sliding_window"] = json!(false);
+    json["layer_types"] = json!(["full_attention", "sliding_attention", "full_attention", "full_attention"]);
+    let message = Config::from_json(&json).unwrap_err().to_string();
+    assert!(message.contains("`layer_types` names layers with a window"), "{message}");
+}
+
+#[test]
 fn experts_are_where_the_config_puts_them() {
     let mut json = config_of(by_name("qwen3_moe"));
     json["decoder_sparse_step"] = json!(2);
@@ -145,6 +167,12 @@ fn what_cannot_be_honoured_is_refused_by_name() {
     check("num_key_value_heads", json!(4), "cannot share");
     check("vocab_size", Value::Null, "`vocab_size` is missing");
     check("quantization_config", json!({"quant_method": "gptq"}), "`quantization_config`");
+    for class in
+        ["LlamaForSequenceClassification", "LlamaForTokenClassification", "LlamaRewardModel", "LlamaForCausalLMWithValueHead"]
+    {
+        check("architectures", json!([class]), &format!("`architectures` names \"{class}\""));
+    }
+    check("rope_parameters", json!({"rope_theta": 7.0, "partial_rotary_factor": 0.5}), "`partial_rotary_factor` = 0.5");
     check("head_dim", json!(7), "even number of rotary dimensions");
 }
 

@@ -60,13 +60,13 @@ fn half_the_bytes_in_bfloat16_and_shards_give_the_same() {
     let out = tempfile::tempdir().unwrap();
     let saved = out.path().join("model");
     let fetch = &mut |name: &str, shape: &[usize]| source.tensor(name, shape);
-    save_source(source.as_ref(), &saved, Dtype::Bf16, 30_000, fetch).unwrap();
+    save_source(source.as_ref(), &saved, Dtype::Bf16, 30_000, fetch, false).unwrap();
     assert!(saved.join("model.safetensors.index.json").is_file() && !saved.join("model.safetensors").exists());
     let config: serde_json::Value = serde_json::from_slice(&fs::read(saved.join("config.json")).unwrap()).unwrap();
     assert_eq!(config["dtype"], "bfloat16");
     assert_eq!(logits(&path), logits(&saved));
     // Saved again in one file, the shards are gone.
-    save_source(source.as_ref(), &saved, Dtype::F32, SHARD_BYTES, fetch).unwrap();
+    save_source(source.as_ref(), &saved, Dtype::F32, SHARD_BYTES, fetch, false).unwrap();
     assert!(!saved.join("model.safetensors.index.json").exists() && saved.join("model.safetensors").is_file());
 }
 

@@ -1,0 +1,181 @@
+//! A language model inside a multimodal one: what its config and its modules are called there, and what stands beside it.
+//! Reference: Transformers `models/gemma3/configuration_gemma3.py` and `modeling_gemma3.py`.
+
+use serde_json::{Value, json};
+
+use super::family::{Family, Rule};
+use super::keys;
+use crate::error::{Error, Result};
+use crate::json::present;
+
+/// `model_type` of the multimodal model, of the language model inside, and Transformers' class of the former.
+const KINDS: &[(&str, &str, &str)] = &[("gemma3", "gemma3_text", "Gemma3ForConditionalGeneration")];
+
+/// Keys that only the outer config has; none of them concerns text.
+const OUTER: &[&str] = &[
+    "text_config",
+    "vision_config",
+    "mm_tokens_per_image",
+    "boi_token_index",
+    "eoi_token_index",
+    "image_token_index",
+    "boi_token_id",
+    "eoi_token_id",
+    "image_token_id",
+    "tie_word_embeddings",
+    "model_type",
+    "architectures",
+];
+
+/// Is this config.json that of a multimodal model?
+pub fn is_multimodal(json: &Value) -> bool {
+    let model_type = json.get("model_type").and_then(Value::as_str);
+    KINDS.iter().any(|(outer, ..)| Some(*outer) == model_type)
+}
+
+/// `model_type` of the language model inside.
+pub fn inner_type(model_type: &str) -> &str {
+    KINDS.iter().find(|(outer, ..)| *outer == model_type).map_or(model_type, |(_, inner, _)| inner)
+}
+
+/// Transformers' class of the multimodal model around `family`.
+pub fn class(family: &Family) -> Option<&'static str> {
+    KINDS.iter().find(|(_, inner, _)| *inner == family.model_type).map(|(.., class)| *class)
+}
+
+/// The part of config.json that describes the language model, once what stands around it has been judged.
+///
+/// The head belongs to the outer model, so that the outer `tie_word_embeddings` counts, which is true where it is missing; the
+/// inner one is not read (Transformers 5, `tie_weights`).
+pub fn text_config(family: &Family, json: &Value) -> Result<Value> {
+    if !is_multimodal(json) {
+        return Ok(json.clone());
+    }
+    let Some(text) = json.get("text_config").and_then(Value::as_object) else {
+        return Err(Error::new("the config of a multimodal model holds no `text_config`; expected an object"));
+    };
+    if let Some(inner) = text.get("model_type").filter(|inner| inner.as_str() != Some(family.model_type)) {
+        return Err(Error::new(format!("`text_config` is of the family {inner}; expected `{}`", family.model_type)));
+    }
+    for (key, value) in json.as_object().into_iter().flatten() {
+        if OUTER.contains(&key.as_str()) {
+            continue;
+        }
+        match keys::rule(key, family) {
+            // Transformers reads it inside only.
+            Some(Rule::Honoured) if text.get(key) == Some(value) || value.is_null() => {}
+            Some(Rule::Honoured) => {
+                return Err(Error::new(format!(
+                    "`{key}` = {value} stands beside `text_config`, where Transformers does not read it; inside it is {}",
+                    text.get(key).map_or("missing".to_owned(), Value::to_string)
+                ))
+                .cure("Remove the outer line if the inner setting is the right one."));
+            }
+            _ => keys::check(&json!({key: value}), family)?,
+        }
+    }
+    keys::check(&json!({"architectures": json.get("architectures")}), family)?;
+    let mut text = text.clone();
+    text.insert("tie_word_embeddings".to_owned(), json.get("tie_word_embeddings").cloned().unwrap_or(true.into()));
+    Ok(Value::Object(text))
+}
+
+/// Whether the inner config contradicts the outer one about the head, and who won.
+pub fn remark(json: &Value) -> Option<String> {
+    let inner = present(json.get("text_config")?, "tie_word_embeddings")?.as_bool()?;
+    let outer = json.get("tie_word_embeddings").map_or(Some(true), Value::as_bool).unwrap_or(false);
+    (is_multimodal(json) && inner != outer).then(|| {
+        format!(
+            "tie_word_embeddings is {outer} for the whole model and {inner} in text_config: {outer} is taken, as in Transformers"
+        )
+    })
+}
+
+/// What the multimodal model calls a module or tensor of the language model, in Transformers 5: `model.layers.0` is
+/// `model.language_model.layers.0`. The head keeps its name.
+pub fn outer_name(name: &str) -> String {
+    match name.strip_prefix("model.") {
+        Some(rest) => format!("model.language_model.{rest}"),
+        None => name.to_owned(),
+    }
+}
+
+/// What the language model by itself calls a module or tensor that the multimodal model calls `name`, in either version of
+/// Transformers: 4 says `language_model.model.layers.0` and `language_model.lm_head`.
+pub fn inner_name(name: &str) -> String {
+    match (name.strip_prefix("model.language_model."), name.strip_prefix("language_model.")) {
+        (Some(rest), _) => format!("model.{rest}"),
+        (_, Some(rest)) => rest.to_owned(),
+        _ => name.to_owned(),
+    }
+}
+
+/// Does the tensor or module belong to the vision tower, or to what joins it to the language model? Text never reaches these.
+pub fn is_beside_text(name: &str) -> bool {
+    let name = name.strip_prefix("model.").unwrap_or(name);
+    ["vision_tower.", "multi_modal_projector."].iter().any(|part| name.starts_with(part))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::config::Config;
+
+    fn outer() -> Value {
+        json!({
+            "architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "vision_config": {"hidden_size": 1152},
+            "text_config": {"model_type": "gemma3_text", "num_hidden_layers": 2},
+        })
+    }
+
+    #[test]
+    fn the_outer_tie_counts_and_is_true_where_it_is_missing() {
+        for (outer_tie, inner_tie, tied, told) in [
+            (None, None, true, false),
+            (None, Some(false), true, true),
+            (Some(json!(false)), Some(true), false, true),
+            (Some(json!(false)), None, false, false),
+            (Some(json!(true)), Some(true), true, false),
+            (Some(Value::Null), Some(true), false, true),
+        ] {
+            let mut json = outer();
+            if let Some(tie) = &outer_tie {
+                json["tie_word_embeddings"] = tie.clone();
+            }
+            if let Some(tie) = inner_tie {
+                json["text_config"]["tie_word_embeddings"] = tie.into();
+            }
+            assert_eq!(Config::from_json(&json).unwrap().tied, tied, "{outer_tie:?} {inner_tie:?}");
+            assert_eq!(remark(&json).is_some(), told, "{outer_tie:?} {inner_tie:?}");
+        }
+    }
+
+    #[test]
+    fn what_stands_around_the_text_half_is_judged() {
+        let check = |key: &str, value: Value, expected: &str| {
+            let mut json = outer();
+            json[key] = value;
+            let message = Config::from_json(&json).unwrap_err().to_string();
+            assert!(message.contains(expected), "{message}");
+        };
+        check("quantization_config", json!({"quant_method": "fp8"}), "`quantization_config`");
+        check("rope_theta", json!(7.0), "`rope_theta` = 7.0 stands beside `text_config`");
+        check("num_hidden_layers", json!(3), "inside it is 2");
+        check("audio_scale", json!(3), "`audio_scale` = 3");
+        check("text_config", Value::Null, "`text_config`");
+        check("text_config", json!({"model_type": "llama"}), "of the family \"llama\"");
+        check("architectures", json!(["Gemma3ForSequenceClassification"]), "Gemma3ForSequenceClassification");
+    }
+
+    #[test]
+    fn names_inside_and_outside() {
+        assert_eq!(outer_name("model.layers.0.mlp.up_proj"), "model.language_model.layers.0.mlp.up_proj");
+        assert_eq!(outer_name("lm_head.weight"), "lm_head.weight");
+        for name in ["model.language_model.norm.weight", "language_model.model.norm.weight", "model.norm.weight"] {
+            assert_eq!(inner_name(name), "model.norm.weight");
+        }
+        assert_eq!(inner_name("language_model.lm_head.weight"), "lm_head.weight");
+        assert!(is_beside_text("model.vision_tower.x") && is_beside_text("multi_modal_projector.y"));
+        assert!(!is_beside_text("model.language_model.norm.weight"));
+    }
+}

@@ -1,0 +1,382 @@
+//! Files that say something twice, or hold what nobody reads: every fixture is changed in one key or one tensor, and what comes out
+//! are the numbers of Transformers or a refusal that names what was changed, never other numbers.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+use candle_core::quantized::gguf_file::{self, Content, Value as GgufValue};
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{DType, Device, Tensor};
+use diagnose::kernels::{Dtype, Kernels, Segment};
+use diagnose::model::{Batch, LoadOptions, Model, Placement, Reference};
+use serde_json::{Value, json};
+
+type Tensors = HashMap<String, Tensor>;
+
+/// A checkpoint that can be changed and written.
+#[derive(Clone)]
+struct Checkpoint {
+    name: String,
+    config: Value,
+    tensors: Tensors,
+    tokenizer: PathBuf,
+}
+
+impl Checkpoint {
+    /// The logits, and what the program remarks about the files; or what it says in place of them.
+    fn load(&self) -> Result<(Vec<f32>, Vec<String>), String> {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::copy(&self.tokenizer, folder.path().join("tokenizer.json")).unwrap();
+        std::fs::write(folder.path().join("config.json"), self.config.to_string()).unwrap();
+        candle_core::safetensors::save(&self.tensors, folder.path().join("model.safetensors")).unwrap();
+        load(folder.path())
+    }
+
+    #[track_caller]
+    fn expect_same(&self, plain: &[f32], what: &str) -> Vec<String> {
+        let (logits, remarks) = self.load().unwrap_or_else(|error| panic!("{}, {what}: {error}", self.name));
+        assert_eq!(logits, plain, "{}, {what}: other numbers", self.name);
+        remarks
+    }
+
+    #[track_caller]
+    fn expect_refused(&self, names: &[&str], what: &str) {
+        match self.load() {
+            Ok(_) => panic!("{}, {what}: taken", self.name),
+            Err(error) => {
+                assert!(names.iter().any(|name| error.contains(name)), "{}, {what}: none of {names:?} in {error}", self.name);
+            }
+        }
+    }
+
+    /// The name under which the language model's `name` is stored: multimodal checkpoints have a prefix.
+    fn stored(&self, name: &str) -> String {
+        let found = self.tensors.keys().find(|stored| *stored == name || stored.strip_prefix("language_model.") == Some(name));
+        found.cloned().unwrap_or_else(|| name.to_owned())
+    }
+}
+
+fn load(path: &Path) -> Result<(Vec<f32>, Vec<String>), String> {
+    let reference = Reference::resolve(path.to_str(), &|_, _, _| {}).map_err(|error| error.to_string())?;
+    let options = LoadOptions { dtype: Dtype::F32, kernels: Kernels::Reference, device: Placement::Cpu };
+    let model = Model::load(&reference, options, 64).map_err(|error| error.to_string())?;
+    let ids: Vec<u32> = (0..33).map(|i| i * 37 % 256).collect();
+    let segments = vec![Segment { tokens: 0..ids.len(), context: Vec::new() }].into();
+    let rows: Vec<u32> = (0..33).collect();
+    let logits = model.logits(&Batch { ids, segments }, &rows).unwrap();
+    Ok((logits.flatten_all().unwrap().to_vec1().unwrap(), model.remarks))
+}
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families")
+}
+
+fn folders() -> Vec<PathBuf> {
+    let mut folders: Vec<_> = std::fs::read_dir(fixtures()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    folders.retain(|path| path.is_dir());
+    folders.sort();
+    folders
+}
+
+fn checkpoint(folder: &Path) -> Checkpoint {
+    let mut tensors = Tensors::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        if name.starts_with("model") && name.ends_with(".safetensors") {
+            tensors.extend(candle_core::safetensors::load(&path, &Device::Cpu).unwrap());
+        }
+    }
+    Checkpoint {
+        name: folder.file_name().unwrap().to_string_lossy().into_owned(),
+        config: serde_json::from_slice(&std::fs::read(folder.join("config.json")).unwrap()).unwrap(),
+        tensors,
+        tokenizer: folder.join("tokenizer.json"),
+    }
+}
+
+fn checkpoints() -> impl Iterator<Item = (Checkpoint, Vec<f32>)> {
+    folders().into_iter().map(|folder| {
+        let checkpoint = checkpoint(&folder);
+        let (plain, remarks) = checkpoint.load().unwrap();
+        assert!(remarks.is_empty(), "{}: {remarks:?}", checkpoint.name);
+        (checkpoint, plain)
+    })
+}
+
+fn ones(n: usize) -> Tensor {
+    Tensor::ones(n, DType::F32, &Device::Cpu).unwrap()
+}
+
+#[test]
+fn every_tensor_of_a_folder_is_read_or_harmless_or_refused_by_name() {
+    for (plain, logits) in checkpoints() {
+        let names: Vec<String> = plain.tensors.keys().cloned().collect();
+        let last = plain.stored("model.layers.1.input_layernorm.weight").replace("input_layernorm.weight", "");
+        // What converters, quantisers and trainers leave.
+        let mut strays =
+            vec!["score.weight".to_owned(), "v_head.summary.weight".to_owned(), plain.stored("model.norm.weight") + "_2"];
+        for stray in [
+            "self_attn.q_proj.bias",
+            "self_attn.k_proj.bias",
+            "self_attn.o_proj.bias",
+            "mlp.gate_proj.bias",
+            "mlp.down_proj.bias",
+            "mlp.down_proj.weight_scale_inv",
+            "mlp.down_proj.scale",
+            "self_attn.q_norm.bias",
+            "self_attn.k_proj.k_scale",
+            "input_layernorm.bias",
+            "attn_sub_norm.weight",
+        ] {
+            strays.push(format!("{last}{stray}"));
+        }
+        strays.push(last.replace("layers.1.", "layers.77.") + "input_layernorm.weight");
+        for stray in strays.into_iter().filter(|stray| !names.contains(stray)) {
+            let mut changed = plain.clone();
+            changed.tensors.insert(stray.clone(), ones(4));
+            changed.expect_refused(&[&stray], "a stray tensor");
+        }
+        for name in &names {
+            let mut changed = plain.clone();
+            let tensor = changed.tensors.remove(name).unwrap();
+            changed.expect_refused(
+                &[name, name.trim_start_matches("language_model."), "experts", "embed_tokens"],
+                "a tensor removed",
+            );
+            changed.tensors.insert(format!("{name}.old"), tensor);
+            changed.expect_refused(&[name.trim_start_matches("language_model."), "experts"], "a tensor renamed");
+        }
+        let mut harmless = plain.clone();
+        harmless.tensors.insert(format!("{last}self_attn.rotary_emb.inv_freq"), ones(4));
+        harmless.expect_same(&logits, "rotary buffers");
+        let tower = "vision_tower.vision_model.post_layernorm.weight";
+        let mut tower_added = plain.clone();
+        tower_added.tensors.insert(tower.to_owned(), ones(4));
+        match plain.config["model_type"] == "gemma3" {
+            true => drop(tower_added.expect_same(&logits, "a vision tower")),
+            false => tower_added.expect_refused(&[tower], "a vision tower"),
+        }
+    }
+}
+
+#[test]
+fn the_head_is_what_the_file_holds_and_never_a_guess() {
+    let tie = "tie_word_embeddings";
+    for (plain, logits) in checkpoints() {
+        let (embedding, head) = (plain.stored("model.embed_tokens.weight"), plain.stored("lm_head.weight"));
+        match plain.tensors.contains_key(&head) {
+            true => {
+                let mut changed = plain.clone();
+                changed.config[tie] = true.into();
+                let remarks = changed.expect_same(&logits, "tied, with two matrices");
+                assert!(remarks.len() == 1 && remarks[0].contains(tie), "{remarks:?}");
+                changed.config[tie] = false.into();
+                changed.tensors.remove(&head);
+                changed.expect_refused(&["lm_head.weight"], "a head of its own that is not there");
+            }
+            false => {
+                let mut changed = plain.clone();
+                changed.tensors.insert("lm_head.weight".to_owned(), plain.tensors[&embedding].clone());
+                let remarks = changed.expect_same(&logits, "a copy of the embedding");
+                assert!(remarks.is_empty(), "{remarks:?}");
+                changed.tensors.remove("lm_head.weight");
+                changed.config[tie] = false.into();
+                changed.expect_refused(&["lm_head.weight"], "a head of its own that is not there");
+                // Another head than the embedding counts.
+                let mut changed = plain.clone();
+                let turned = plain.tensors[&embedding].neg().unwrap();
+                changed.tensors.insert("lm_head.weight".to_owned(), turned);
+                let (found, remarks) = changed.load().unwrap();
+                assert!(remarks.len() == 1 && remarks[0].contains(tie), "{remarks:?}");
+                assert!(found.iter().zip(&logits).all(|(a, b)| *a == -b), "{}: the head in the file is not used", plain.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn of_two_spellings_of_the_rotary_embedding_the_one_of_transformers_counts() {
+    for folder in folders() {
+        let plain = checkpoint(&folder);
+        let Ok(older) = std::fs::read(folder.join("config.transformers4.json")) else { continue };
+        let (logits, _) = plain.load().unwrap();
+        let older: Value = serde_json::from_slice(&older).unwrap();
+        let text = |json: &mut Value| if json.get("text_config").is_some() { json["text_config"].take() } else { json.take() };
+        let (mut config, mut older) = (plain.config.clone(), older);
+        let nested = config.get("text_config").is_some();
+        let (mut config, older) = (text(&mut config), text(&mut older));
+        let Some(scaling) = older.get("rope_scaling").filter(|scaling| scaling.is_object()) else { continue };
+        let gemma = config["rope_parameters"].get("full_attention").is_some();
+        // A wrong set, replaced by the older spelling as a whole; in Gemma 3 the older one changes single values of it.
+        match gemma {
+            true => config["rope_parameters"]["full_attention"]["factor"] = json!(2.0),
+            false => config["rope_parameters"] = json!({"rope_type": "default", "rope_theta": 77.0}),
+        }
+        config["rope_scaling"] = scaling.clone();
+        config["rope_theta"] = older["rope_theta"].clone();
+        let mut changed = plain.clone();
+        match nested {
+            true => changed.config["text_config"] = config,
+            false => changed.config = config,
+        }
+        let remarks = changed.expect_same(&logits, "rope_scaling beside rope_parameters");
+        assert!(remarks.len() == 1 && remarks[0].contains("rope_scaling is taken"), "{remarks:?}");
+    }
+}
+
+#[test]
+fn keys_that_contradict_or_that_nobody_knows_are_refused_by_name() {
+    for (plain, _) in checkpoints() {
+        let class = |name: &str| json!([name]);
+        for (key, value) in [
+            ("logit_scale", json!(0.5)),
+            ("architectures", class("LlamaForSequenceClassification")),
+            ("architectures", class("Gemma3RewardModel")),
+            ("quantization_config", json!({"quant_method": "fp8"})),
+            ("rope_scaling", json!({"rope_type": "dynamic", "factor": 2.0})),
+            ("num_hidden_layers", json!(1)),
+        ] {
+            let mut changed = plain.clone();
+            let in_text = key == "num_hidden_layers" && plain.config.get("text_config").is_some();
+            let config = if in_text { &mut changed.config["text_config"] } else { &mut changed.config };
+            config[key] = value.clone();
+            // A layer too few leaves the tensors of the others unread, or contradicts the list of their kinds.
+            changed.expect_refused(&[key, "layers.1.", "layer_types", "`dynamic`"], &format!("{key} = {value}"));
+        }
+    }
+}
+
+#[test]
+fn a_model_and_an_adapter_in_one_folder_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+        std::fs::copy(fixtures().join("qwen3").join(name), folder.path().join(name)).unwrap();
+    }
+    assert!(load(folder.path()).is_ok());
+    std::fs::write(folder.path().join("adapter_config.json"), r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 4}"#).unwrap();
+    let error = load(folder.path()).unwrap_err();
+    assert!(error.contains("a model and an adapter") && error.contains("adapter_config.json"), "{error}");
+}
+
+/// A GGUF file that can be changed and written.
+struct Gguf {
+    metadata: BTreeMap<String, GgufValue>,
+    tensors: BTreeMap<String, QTensor>,
+}
+
+impl Gguf {
+    fn read(family: &str) -> Gguf {
+        let mut file = std::fs::File::open(fixtures().join(family).join("model.gguf")).unwrap();
+        let content = Content::read(&mut file).unwrap();
+        let names: Vec<String> = content.tensor_infos.keys().cloned().collect();
+        let tensor = |name: String| (name.clone(), content.tensor(&mut file, &name, &Device::Cpu).unwrap());
+        let tensors = names.into_iter().map(tensor).collect();
+        Gguf { metadata: content.metadata.into_iter().collect(), tensors }
+    }
+
+    fn add(mut self, name: &str, values: Tensor) -> Gguf {
+        self.tensors.insert(name.to_owned(), QTensor::quantize(&values, GgmlDType::F32).unwrap());
+        self
+    }
+
+    fn set(mut self, key: &str, value: GgufValue) -> Gguf {
+        self.metadata.insert(key.to_owned(), value);
+        self
+    }
+
+    fn load(&self) -> Result<Vec<f32>, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.gguf");
+        let metadata: Vec<(&str, &GgufValue)> = self.metadata.iter().map(|(key, value)| (key.as_str(), value)).collect();
+        let tensors: Vec<(&str, &QTensor)> = self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+        gguf_file::write(&mut std::fs::File::create(&path).unwrap(), &metadata, &tensors).unwrap();
+        load(&path).map(|(logits, _)| logits)
+    }
+}
+
+fn ggufs() -> Vec<String> {
+    let with_gguf = folders().into_iter().filter(|folder| folder.join("model.gguf").is_file());
+    with_gguf.map(|folder| folder.file_name().unwrap().to_string_lossy().into_owned()).collect()
+}
+
+#[test]
+fn every_tensor_of_a_gguf_file_is_read_or_refused_by_name() {
+    for family in ggufs() {
+        let plain = Gguf::read(&family);
+        plain.load().unwrap_or_else(|error| panic!("{family}: {error}"));
+        for stray in [
+            "output.bias",
+            "output_norm.bias",
+            "blk.1.attn_q.bias",
+            "blk.1.attn_output.bias",
+            "blk.1.ffn_down.bias",
+            "blk.1.ffn_down.scale",
+            "blk.1.attn_sub_norm.weight",
+            "blk.1.attn_norm.bias",
+            "blk.77.attn_norm.weight",
+            "rope_factors_long.weight",
+            "rope_freqs.weight",
+            "cls.weight",
+        ] {
+            if plain.tensors.contains_key(stray) {
+                continue;
+            }
+            // Llama alone has divisors of its rotary frequencies, whose number is checked.
+            let refused = Gguf::read(&family).add(stray, ones(3)).load();
+            let error = refused.err().unwrap_or_else(|| panic!("{family}: {stray} is taken"));
+            assert!(error.contains(stray) || error.contains("rotary divisors"), "{family}: {stray}: {error}");
+        }
+        for name in plain.tensors.keys() {
+            let mut changed = Gguf::read(&family);
+            changed.tensors.remove(name);
+            // A file without its head is tied, and one without divisors has none: both are what llama.cpp makes of it. Without the biases
+            // or the router of the first block the other blocks' are left over.
+            match changed.load() {
+                Ok(_) => {
+                    assert!(["output.weight", "rope_freqs.weight"].contains(&name.as_str()), "{family}: {name} is not missed")
+                }
+                Err(error) => {
+                    let named = ["blk.", ".experts.", name.as_str()].iter().any(|part| error.contains(part));
+                    assert!(named, "{family}: {name}: {error}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn rotary_settings_of_gguf_count_as_in_llama_cpp() {
+    use GgufValue::{F32, String as Text};
+    let family = "qwen3";
+    let key = |name: &str| format!("{family}.rope.{name}");
+    let plain = Gguf::read(family).load().unwrap();
+    let with = |settings: &[(&str, GgufValue)]| {
+        let set = |file: Gguf, (name, value): &(&str, GgufValue)| file.set(&key(name), value.clone());
+        settings.iter().fold(Gguf::read(family), set).load()
+    };
+    let linear = with(&[("scaling.type", Text("linear".to_owned())), ("scaling.factor", F32(4.0))]).unwrap();
+    assert_ne!(linear, plain);
+    // A factor without a type is linear; `none` switches it off; 0 stands for none; old files call it otherwise.
+    assert_eq!(with(&[("scaling.factor", F32(4.0))]).unwrap(), linear);
+    assert_eq!(with(&[("scale_linear", F32(4.0))]).unwrap(), linear);
+    assert_eq!(with(&[("scaling.factor", F32(4.0)), ("scale_linear", F32(2.0))]).unwrap(), linear);
+    assert_eq!(with(&[("scaling.type", Text("none".to_owned())), ("scaling.factor", F32(4.0))]).unwrap(), plain);
+    assert_eq!(with(&[("scaling.factor", F32(0.0))]).unwrap(), plain);
+    let error = with(&[("scaling.attn_factor", F32(1.5))]).unwrap_err();
+    assert!(error.contains("rope.scaling.attn_factor"), "{error}");
+    for (name, value) in [("scaling.yarn_log_multiplier", F32(0.1)), ("scaling.type", Text("longrope".to_owned()))] {
+        let error = with(&[(name, value)]).unwrap_err();
+        assert!(error.contains(name) || error.contains("longrope"), "{error}");
+    }
+    // Divisors and factor: a divisor of 4 everywhere, or of 2 beside a factor of 2, is a factor of 4.
+    let llama = |divisor: f64, factor: Option<f32>| {
+        let file = Gguf::read("llama");
+        let n = file.tensors["rope_freqs.weight"].shape().elem_count();
+        let file = file.add("rope_freqs.weight", (ones(n) * divisor).unwrap());
+        let file = factor.into_iter().fold(file, |file, factor| file.set("llama.rope.scaling.factor", F32(factor)));
+        file.load().unwrap()
+    };
+    assert_eq!(llama(4.0, None), llama(2.0, Some(2.0)));
+    assert_ne!(llama(2.0, None), llama(2.0, Some(2.0)));
+}
