@@ -1,50 +1,15 @@
-//! Where a model runs: on the CPU, on an NVIDIA GPU by the kernels of `kernels/cuda`, or on one of Apple's by the plain compositions
-//! (`--device metal --kernels reference`, in a build with the feature `metal`).
-
-use std::fmt;
-use std::str::FromStr;
+//! Puts a model where it fits, and its tensors where candle's operations run.
 
 use candle_core::{Device, Tensor};
 use serde_json::Value;
 
 use super::config::Config;
 use super::on_cuda::Sizes;
+use super::placement::Placement;
 use super::{LoadOptions, Source, memory};
 use crate::error::{Error, Result};
 use crate::kernels::{Kernels, cuda};
 use crate::tokens::{ChatTemplate, Tokenizer};
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Placement {
-    /// The GPU if there is one that the model fits on, else the CPU.
-    #[default]
-    Auto,
-    Cpu,
-    Cuda,
-    Metal,
-}
-
-impl Placement {
-    /// Where candle's tensors lie.
-    pub(super) fn open(self) -> Result<Device> {
-        match self {
-            Placement::Auto | Placement::Cpu | Placement::Cuda => Ok(Device::Cpu),
-            Placement::Metal => Device::new_metal(0).map_err(|cause| {
-                Error::new("cannot use the device `metal`")
-                    .caused_by(cause)
-                    .cure("Build with `cargo build --release --features metal` on a machine that has one, or leave out --device.")
-            }),
-        }
-    }
-
-    /// Its name with the processor's, where there are several kinds: `cuda (NVIDIA H100 80GB HBM3)`.
-    pub fn description(self) -> String {
-        match self {
-            Placement::Cuda => cuda::Device::get().map_or(self.to_string(), |device| format!("{self} ({})", device.name())),
-            _ => self.to_string(),
-        }
-    }
-}
 
 /// Where a model runs.
 pub(super) struct Placed {
@@ -90,28 +55,6 @@ pub(super) fn place(options: LoadOptions, name: &str, config: &Config, parameter
         memory::check(name, config, parameters, options.dtype, max_tokens)?;
     }
     Ok(Placed { options: LoadOptions { device, kernels, ..options }, passed_over })
-}
-
-impl fmt::Display for Placement {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Placement::Auto => "auto",
-            Placement::Cpu => "cpu",
-            Placement::Cuda => "cuda",
-            Placement::Metal => "metal",
-        })
-    }
-}
-
-impl FromStr for Placement {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        [Placement::Auto, Placement::Cpu, Placement::Cuda, Placement::Metal]
-            .into_iter()
-            .find(|placement| placement.to_string() == text)
-            .ok_or_else(|| Error::usage(format!("expected auto, cpu, cuda or metal, found `{text}`")))
-    }
 }
 
 /// A source whose tensors arrive on a device.

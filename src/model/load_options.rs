@@ -1,6 +1,6 @@
 //! How to hold and run a model.
 
-use super::device::Placement;
+use super::placement::Placement;
 use crate::kernels::{Dtype, Kernels};
 
 #[derive(Debug, Clone, Copy, Default)]

@@ -5,7 +5,7 @@
 //! files/          the files themselves: folders, safetensors, GGUF, adapters; and saving
 //! families/       one family a file, and the table of them; keys.rs says which settings are honoured, refused, irrelevant
 //! memory.rs       refuses what does not fit
-//! device.rs       where a model runs; load_options.rs how it is held; on_cuda.rs runs a decoder on an NVIDIA GPU
+//! placement.rs    where a model runs; device.rs puts it there; load_options.rs how it is held; on_cuda.rs runs a decoder on an NVIDIA GPU
 //! statistics.rs   what a model believed about a batch's targets: computed, or on its way
 //! source.rs       where weights come from; batch.rs what goes in
 //! config.rs       what the families need to know, whichever file it came from; rope.rs for rotary embeddings
@@ -46,6 +46,7 @@ mod lora;
 pub mod memory;
 mod on_cuda;
 mod parameters;
+mod placement;
 mod reference;
 mod rope;
 mod source;
@@ -70,12 +71,12 @@ use on_cuda::OnCuda;
 pub use batch::Batch;
 pub use config::Config;
 pub use default_model::DEFAULT_MODEL;
-pub use device::Placement;
 pub use files::peft::{LoraPair, LoraSettings, save_adapter};
 pub use files::save::{save, save_merged};
 pub use load_options::LoadOptions;
 pub use lora::{AdapterSwitch, LoraOptions};
 pub use parameters::{Parameter, Part};
+pub use placement::Placement;
 pub use reference::Reference;
 pub(crate) use source::Source;
 pub use statistics::{BatchStatistics, Statistics};

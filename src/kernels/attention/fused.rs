@@ -22,8 +22,9 @@ use rayon::prelude::*;
 
 use super::pack::{Packed, Part, padded};
 use super::plan::{GRANULE, Plan, tiles};
+use super::problem::Problem;
+use super::shape::AttentionShape;
 use super::strip::{STRIDE, STRIP, View, look, products, weighted_sums};
-use super::{AttentionShape, Problem};
 use crate::kernels::Segment;
 use crate::kernels::cpu::{Shared, written};
 use crate::kernels::exp::exp_of_nonpositive;

@@ -5,7 +5,8 @@ use std::mem::MaybeUninit;
 use rayon::prelude::*;
 
 use super::plan::{GRANULE, Plan};
-use super::{AttentionShape, Problem};
+use super::problem::Problem;
+use super::shape::AttentionShape;
 use crate::kernels::cpu::written;
 use crate::kernels::lanes::{Lanes, prefetch};
 use crate::kernels::level::Kernel;

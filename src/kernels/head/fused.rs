@@ -7,8 +7,9 @@
 
 use rayon::prelude::*;
 
+use super::options::HeadOptions;
 use super::running::Running;
-use super::{HeadOptions, TokenStatistics};
+use crate::kernels::TokenStatistics;
 use crate::kernels::exp::tanh;
 use crate::kernels::lanes::Lanes;
 use crate::kernels::level::Level;

@@ -17,9 +17,12 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use rayon::prelude::*;
 
+use super::check::{check, check_hidden};
+use super::divergence::Divergence;
 use super::fused::{MAX_TILE_PANELS, SPAN_PANELS, take, tile_panels};
+use super::options::HeadOptions;
+use super::reference;
 use super::running::Running;
-use super::{HeadOptions, check, check_hidden, reference};
 use crate::error::{Error, Result};
 use crate::kernels::TokenStatistics;
 use crate::kernels::cpu::{contiguous, gradient, with_floats};
@@ -36,15 +39,6 @@ pub struct TokenLoss {
     /// Of `KL(reference || model)`.
     pub from_reference: f32,
     /// Of `KL(model || reference)`.
-    pub to_reference: f32,
-}
-
-/// How far the model is from the reference at one token, nats; zero without a reference.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Divergence {
-    /// `KL(reference || model)`
-    pub from_reference: f32,
-    /// `KL(model || reference)`
     pub to_reference: f32,
 }
 

@@ -6,6 +6,8 @@
 //! Cut Cross-Entropy (arXiv 2411.09009), here with more statistics. [`head_gradient`] does the same for training, with the logits of
 //! a few hundred tokens in memory at a time.
 
+mod check;
+mod divergence;
 mod fused;
 mod gradient;
 mod options;
@@ -14,9 +16,10 @@ mod running;
 
 use candle_core::Tensor;
 
-pub use gradient::{Divergence, HeadGradient, TokenLoss, chunk_rows, divergences, head_gradient, logits};
+use check::{check, check_hidden};
+pub use divergence::Divergence;
+pub use gradient::{HeadGradient, TokenLoss, chunk_rows, divergences, head_gradient, logits};
 pub use options::HeadOptions;
-use options::{check, check_hidden};
 pub use reference::statistics_of_logits;
 
 use super::TokenStatistics;

@@ -3,8 +3,10 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{Divergence, HeadOptions, TokenStatistics};
+use super::divergence::Divergence;
+use super::options::HeadOptions;
 use crate::error::Result;
+use crate::kernels::TokenStatistics;
 use crate::kernels::matmul::Matrix;
 
 /// The statistics of a target in one row of logits. `p_v = exp(logit_v) / sum exp`; a logit of -inf is `p = 0`, and

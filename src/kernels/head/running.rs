@@ -11,8 +11,8 @@
 //!
 //! The terms of a tile are added up in f32, lane by lane, and the tiles in f64.
 
-use super::TokenStatistics;
 use super::reference::normalised_topk_entropy;
+use crate::kernels::TokenStatistics;
 use crate::kernels::exp::exp_of_nonpositive;
 use crate::kernels::lanes::Lanes;
 
