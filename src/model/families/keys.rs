@@ -5,7 +5,7 @@
 use serde_json::Value;
 
 use super::family::{Family, Rule, Rules};
-use super::multimodal;
+use super::outer;
 use crate::error::{Error, Result};
 
 use Rule::{Honoured, Irrelevant, Only};
@@ -121,7 +121,7 @@ pub fn check(json: &Value, family: &Family) -> Result<()> {
 fn check_architectures(json: &Value, family: &Family) -> Result<()> {
     let stem = family.class.trim_end_matches("ForCausalLM");
     let without_head = format!("{stem}Model");
-    let around = multimodal::class(family);
+    let around = outer::class(family);
     let is_known = |class: &str| class.ends_with("ForCausalLM") || class == without_head || Some(class) == around;
     let found = match json.get("architectures") {
         None | Some(Value::Null) => return Ok(()),

@@ -8,6 +8,7 @@ pub mod keys;
 mod llama;
 mod mistral;
 pub mod multimodal;
+mod outer;
 mod qwen2;
 mod qwen3;
 mod qwen3_moe;
@@ -30,7 +31,7 @@ pub const FAMILIES: &[Family] = &[
 ];
 
 pub fn by_model_type(model_type: &str) -> Result<&'static Family> {
-    let searched = multimodal::inner_type(model_type);
+    let searched = outer::inner_type(model_type);
     FAMILIES.iter().find(|family| family.model_type == searched).ok_or_else(|| unknown(model_type))
 }
 

@@ -5,11 +5,9 @@ use serde_json::{Value, json};
 
 use super::family::{Family, Rule};
 use super::keys;
+pub use super::outer::is_multimodal;
 use crate::error::{Error, Result};
 use crate::json::present;
-
-/// `model_type` of the multimodal model, of the language model inside, and Transformers' class of the former.
-const KINDS: &[(&str, &str, &str)] = &[("gemma3", "gemma3_text", "Gemma3ForConditionalGeneration")];
 
 /// Keys that only the outer config has; none of them concerns text.
 const OUTER: &[&str] = &[
@@ -26,22 +24,6 @@ const OUTER: &[&str] = &[
     "model_type",
     "architectures",
 ];
-
-/// Is this config.json that of a multimodal model?
-pub fn is_multimodal(json: &Value) -> bool {
-    let model_type = json.get("model_type").and_then(Value::as_str);
-    KINDS.iter().any(|(outer, ..)| Some(*outer) == model_type)
-}
-
-/// `model_type` of the language model inside.
-pub fn inner_type(model_type: &str) -> &str {
-    KINDS.iter().find(|(outer, ..)| *outer == model_type).map_or(model_type, |(_, inner, _)| inner)
-}
-
-/// Transformers' class of the multimodal model around `family`.
-pub fn class(family: &Family) -> Option<&'static str> {
-    KINDS.iter().find(|(_, inner, _)| *inner == family.model_type).map(|(.., class)| *class)
-}
 
 /// The part of config.json that describes the language model, once what stands around it has been judged.
 ///
