@@ -595,7 +595,7 @@ mod tests {
         close(tango(9, 3, 40), [-high, -low]);
         assert!(low < 0.15 && 0.15 < high && high - low < 0.5, "{low} {high}");
         let [low, high] = tango(10, 0, 10);
-        assert!(low >= -1.0 && low < -0.99 && high > -0.99 && high < -0.4, "{low} {high}");
+        assert!((-1.0..-0.99).contains(&low) && high > -0.99 && high < -0.4, "{low} {high}");
         for (n_right, n) in [(0, 1), (1, 1), (0, 40), (80, 80)] {
             let terms = vec![Term { numerator: f64::from(u8::from(n_right > 0)), denominator: 1.0 }; n];
             let found = estimate(&terms, Link::Identity).ci95;

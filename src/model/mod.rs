@@ -3,9 +3,10 @@
 //! ```text
 //! reference.rs    what the user wrote after --model -> files, by way of default_model.rs where nothing was written
 //! files/          the files themselves: folders, safetensors, GGUF, adapters; and saving
-//! families/       one family a file, and the table of them; multimodal.rs for those inside a larger model; keys.rs says which settings are honoured, refused, irrelevant
+//! families/       one family a file, and the table of them; multimodal.rs for those inside a larger model; keys.rs says which settings
+//!                 are honoured, refused, irrelevant
 //! memory.rs       refuses what does not fit
-//! placement.rs    where a model runs; device.rs puts it there; load_options.rs how it is held; on_cuda.rs runs a decoder on an NVIDIA GPU
+//! placement.rs    where a model runs; device.rs puts it there; load_options.rs how it is held; on_cuda.rs runs a decoder on a GPU
 //! statistics.rs   what a model believed about a batch's targets: computed, or on its way
 //! source.rs       where weights come from; batch.rs what goes in
 //! config.rs       what the families need to know, whichever file it came from; rope.rs for rotary embeddings

@@ -91,7 +91,7 @@ impl ChatTemplate {
 
     /// With another template for conversations that have tools.
     pub fn with_tool_use(mut self, other: ChatTemplate) -> Self {
-        self.sha256 = sha256(&format!("{} {}", self.sha256, other.sha256));
+        self.sha256 = sha256(format!("{} {}", self.sha256, other.sha256));
         self.tool_use = Some(Box::new(other));
         self
     }

@@ -177,7 +177,7 @@ impl Source for Folder {
     fn check_all_used(&self) -> Result<()> {
         let multimodal = self.is_multimodal()?;
         let mut unread = self.used.others(self.shards.names());
-        unread.retain(|name| !is_rotary_buffer(name) && !(multimodal && multimodal::is_beside_text(name)));
+        unread.retain(|name| !(is_rotary_buffer(name) || multimodal && multimodal::is_beside_text(name)));
         if unread.is_empty() {
             return Ok(());
         }
