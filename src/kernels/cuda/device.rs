@@ -120,7 +120,6 @@ impl Device {
 
     fn open() -> Result<Device> {
         let driver = library::driver()?;
-        let blas = library::blas()?;
         let mut ordinal = 0;
         let (mut context, mut stream, mut blas_handle) = (null_mut(), null_mut(), null_mut());
         let mut name = [0 as c_char; 256];
@@ -138,7 +137,6 @@ impl Device {
             check(&driver, "open the GPU", (driver.retain_context)(&mut context, ordinal))?;
             check(&driver, "open the GPU", (driver.set_context)(context))?;
             check(&driver, "open a stream", (driver.create_stream)(&mut stream, constants::NON_BLOCKING))?;
-            check_blas("start", (blas.create)(&mut blas_handle))?;
         }
         // SAFETY: the driver ends the name with a zero within its 256 bytes.
         let name = unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().into_owned();
@@ -149,6 +147,10 @@ impl Device {
             ))
             .cure("Leave out --device cuda: the CPU takes its place."));
         }
+        // Looked for once there is a card for it: the search may ask Python where its packages are.
+        let blas = library::blas()?;
+        // SAFETY: the handle is a variable of the type that the function writes, and the thread's context is the device's.
+        check_blas("start", unsafe { (blas.create)(&mut blas_handle) })?;
         Ok(Device {
             driver,
             blas,
