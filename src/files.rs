@@ -12,7 +12,7 @@ use crate::error::{Context, Error, Result};
 /// Lets `write` fill a temporary file beside `path`, forces it to the disk and renames it to `path`.
 ///
 /// The temporary name is fixed (`.NAME.partial`), so that what a killed run left behind is overwritten by the next one.
-pub fn write_atomically<T>(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> Result<T>) -> Result<T> {
+pub(crate) fn write_atomically<T>(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> Result<T>) -> Result<T> {
     let partial = partial_path(path);
     let file = File::create(&partial).context_at(&partial, "cannot create the file")?;
     let mut writer = BufWriter::with_capacity(1 << 20, file);
@@ -36,7 +36,7 @@ pub fn write_atomically<T>(path: &Path, write: impl FnOnce(&mut BufWriter<File>)
 }
 
 /// As lines that people can read, whole or not at all.
-pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     write_atomically(path, |file| {
         serde_json::to_writer_pretty(&mut *file, value).context("cannot write JSON")?;
         file.write_all(b"\n").context("cannot write JSON")
@@ -44,13 +44,13 @@ pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
 }
 
 /// The bytes are on the disk before the folder gets its name.
-pub fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
     let written = fs::File::create(path).and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()));
     written.context_at(path, "cannot write the file")
 }
 
 /// Lets `fill` put files into a folder with a temporary name and then gives it the name `folder`, in place of what stands there.
-pub fn in_new_folder(folder: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+pub(crate) fn in_new_folder(folder: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let name = folder.file_name().ok_or_else(|| Error::usage("expected the name of a new folder").at(folder))?;
     let beside = |end: &str| folder.with_file_name(format!(".{}.{end}", name.to_string_lossy()));
     let (partial, old) = (beside("partial"), beside("old"));
@@ -76,12 +76,12 @@ pub fn in_new_folder(folder: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> R
 }
 
 /// SHA-256 of a file's bytes in hexadecimal.
-pub fn file_sha256(path: &Path) -> Result<String> {
+pub(crate) fn file_sha256(path: &Path) -> Result<String> {
     file_digest(Sha256::new(), path)
 }
 
 /// The hash in hexadecimal of what `hasher` has seen and the file's bytes after it.
-pub fn file_digest<D: Digest>(mut hasher: D, path: &Path) -> Result<String> {
+pub(crate) fn file_digest<D: Digest>(mut hasher: D, path: &Path) -> Result<String> {
     let mut file = File::open(path).context_at(path, "cannot open the file")?;
     let read = for_each_chunk(&mut file, "cannot read the file", |chunk| {
         hasher.update(chunk);
@@ -92,7 +92,7 @@ pub fn file_digest<D: Digest>(mut hasher: D, path: &Path) -> Result<String> {
 }
 
 /// Hands all bytes of `reader` to `work`, a megabyte at most at a time; `cannot_read` is the message if the reader fails.
-pub fn for_each_chunk(reader: &mut dyn Read, cannot_read: &str, mut work: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+pub(crate) fn for_each_chunk(reader: &mut dyn Read, cannot_read: &str, mut work: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
     let mut buffer = vec![0; 1 << 20];
     loop {
         match reader.read(&mut buffer) {
@@ -105,12 +105,12 @@ pub fn for_each_chunk(reader: &mut dyn Read, cannot_read: &str, mut work: impl F
 }
 
 /// SHA-256 of `bytes` in hexadecimal.
-pub fn sha256(bytes: impl AsRef<[u8]>) -> String {
+pub(crate) fn sha256(bytes: impl AsRef<[u8]>) -> String {
     hex(&Sha256::digest(bytes))
 }
 
 /// Two lower-case digits a byte.
-pub fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -1,7 +1,7 @@
 //! Numbers as people read them.
 
 /// 1234567 as `1,234,567`.
-pub fn thousands(n: u64) -> String {
+pub(crate) fn thousands(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::new();
     for (idx, digit) in digits.chars().enumerate() {
@@ -14,12 +14,12 @@ pub fn thousands(n: u64) -> String {
 }
 
 /// `12,345 tokens`, or `1 token`.
-pub fn n_tokens(n: u64) -> String {
+pub(crate) fn n_tokens(n: u64) -> String {
     format!("{} token{}", thousands(n), if n == 1 { "" } else { "s" })
 }
 
 /// A share as per cent with three significant digits at most: `12.3 %`, `0.45 %`, `< 0.01 %`.
-pub fn percent(share: f64) -> String {
+pub(crate) fn percent(share: f64) -> String {
     let percent = 100.0 * share;
     match percent {
         _ if percent.is_nan() => "–".to_owned(),
@@ -31,7 +31,7 @@ pub fn percent(share: f64) -> String {
 }
 
 /// A share as per cent with one digit after the point, or two below 0.1 %: `4.2 %`, `0.04 %`. For columns of a table.
-pub fn percent_in_table(share: f64) -> String {
+pub(crate) fn percent_in_table(share: f64) -> String {
     match 100.0 * share {
         x if x != 0.0 && x.abs() < 0.1 => format!("{x:.2} %"),
         x => format!("{x:.1} %"),
@@ -39,21 +39,21 @@ pub fn percent_in_table(share: f64) -> String {
 }
 
 /// A share with its interval: `4.2 % (3.6 to 4.9)`; the share alone where there is none.
-pub fn percent_with_interval(share: f64, ci95: Option<[f64; 2]>) -> String {
+pub(crate) fn percent_with_interval(share: f64, ci95: Option<[f64; 2]>) -> String {
     let end = |share: f64| percent_in_table(share).trim_end_matches(" %").to_owned();
     let interval = ci95.map(|[low, high]| format!(" ({} to {})", end(low), end(high)));
     percent_in_table(share) + &interval.unwrap_or_default()
 }
 
 /// A number with `digits` after the point and its interval: `1.27 (1.20 to 1.35)`; `-` where there is none.
-pub fn number_with_interval(value: Option<f64>, ci95: Option<[f64; 2]>, digits: usize) -> String {
+pub(crate) fn number_with_interval(value: Option<f64>, ci95: Option<[f64; 2]>, digits: usize) -> String {
     let Some(value) = value else { return "-".to_owned() };
     let interval = ci95.map(|[low, high]| format!(" ({low:.digits$} to {high:.digits$})"));
     format!("{value:.digits$}{}", interval.unwrap_or_default())
 }
 
 /// Seconds since 1970 as a moment in UTC: `2026-01-31T23:59:59Z` (RFC 3339).
-pub fn utc(seconds: u64) -> String {
+pub(crate) fn utc(seconds: u64) -> String {
     let (days, second) = (seconds / 86_400, seconds % 86_400);
     // From days to a date in the calendar of eras of 400 years that begin in March: Hinnant, chrono-compatible low-level date
     // algorithms (https://howardhinnant.github.io/date_algorithms.html), `civil_from_days`.
@@ -69,7 +69,7 @@ pub fn utc(seconds: u64) -> String {
 }
 
 /// Python's `repr(float)`: the shortest digits that read back, with an exponent below 1e-4 and from 1e16 on.
-pub fn python_float(x: f64) -> String {
+pub(crate) fn python_float(x: f64) -> String {
     if !x.is_finite() {
         return if x.is_nan() {
             "NaN"

@@ -6,11 +6,11 @@ use serde_json::Value;
 use crate::error::{Context, Error, Result};
 
 /// A whole number that must be there.
-pub fn count(json: &Value, key: &str) -> Result<usize> {
+pub(crate) fn count(json: &Value, key: &str) -> Result<usize> {
     optional_count(json, key)?.ok_or_else(|| Error::new(format!("`{key}` is missing; expected a whole number")))
 }
 
-pub fn optional_count(json: &Value, key: &str) -> Result<Option<usize>> {
+pub(crate) fn optional_count(json: &Value, key: &str) -> Result<Option<usize>> {
     match json.get(key) {
         None | Some(Value::Null) => Ok(None),
         Some(value) => match value.as_u64() {
@@ -20,7 +20,7 @@ pub fn optional_count(json: &Value, key: &str) -> Result<Option<usize>> {
     }
 }
 
-pub fn number(json: &Value, key: &str) -> Result<Option<f64>> {
+pub(crate) fn number(json: &Value, key: &str) -> Result<Option<f64>> {
     match json.get(key) {
         None | Some(Value::Null) => Ok(None),
         Some(value) => match value.as_f64() {
@@ -30,7 +30,7 @@ pub fn number(json: &Value, key: &str) -> Result<Option<f64>> {
     }
 }
 
-pub fn flag(json: &Value, key: &str) -> Result<Option<bool>> {
+pub(crate) fn flag(json: &Value, key: &str) -> Result<Option<bool>> {
     match json.get(key) {
         None | Some(Value::Null) => Ok(None),
         Some(value) => match value.as_bool() {
@@ -41,18 +41,18 @@ pub fn flag(json: &Value, key: &str) -> Result<Option<bool>> {
 }
 
 /// The value, unless it is `null`.
-pub fn present<'a>(json: &'a Value, key: &str) -> Option<&'a Value> {
+pub(crate) fn present<'a>(json: &'a Value, key: &str) -> Option<&'a Value> {
     json.get(key).filter(|value| !value.is_null())
 }
 
-pub fn pretty(json: &Value) -> Result<Vec<u8>> {
+pub(crate) fn pretty(json: &Value) -> Result<Vec<u8>> {
     let mut bytes = serde_json::to_vec_pretty(json).context("cannot write JSON")?;
     bytes.push(b'\n');
     Ok(bytes)
 }
 
 /// The shortest decimal that is this f32: GGUF holds 0.00001 as an f32, and 0.000009999999747378752 is nothing to read.
-pub fn shortest(x: f32) -> f64 {
+pub(crate) fn shortest(x: f32) -> f64 {
     x.to_string().parse().unwrap_or(f64::from(x))
 }
 

@@ -39,12 +39,12 @@
 //! minijinja in `tokens`, `unsafe` in `kernels`. A test reads the source (`tests/layers.rs`).
 
 pub mod error;
-pub mod files;
+mod files;
 mod format;
 mod json;
-pub mod provenance;
+mod provenance;
 mod random;
-pub mod stats;
+mod stats;
 
 pub mod fetch;
 
@@ -61,12 +61,12 @@ pub mod table;
 pub mod diagnosis;
 
 pub mod eval;
-pub mod train;
+mod train;
 
 pub mod maps;
-pub mod report;
+mod report;
 
-pub mod jobs;
+mod jobs;
 
 pub mod cli;
 

@@ -56,12 +56,12 @@ impl Provenance {
 }
 
 /// The commit that this program was built from; `None` for a build outside of git and of a crate's archive.
-pub fn commit() -> Option<&'static str> {
+pub(crate) fn commit() -> Option<&'static str> {
     Some(env!("DIAGNOSE_COMMIT")).filter(|commit| !commit.is_empty())
 }
 
 /// This program by version and commit, `0.1.0 (6221c8126b41)`: two programs of one name give the same numbers.
-pub fn build() -> String {
+pub(crate) fn build() -> String {
     named(env!("CARGO_PKG_VERSION"), commit())
 }
 

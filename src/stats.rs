@@ -39,7 +39,7 @@ pub enum Link {
 
 /// Sums over clusters that were drawn whole, from which a ratio follows and how sure it is, without keeping the clusters.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct ClusterSums {
+pub(crate) struct ClusterSums {
     clusters: u64,
     numerator: f64,
     denominator: f64,
@@ -51,8 +51,9 @@ pub struct ClusterSums {
 
 /// The scale on which an interval reaches as far up as down; its ends are taken back from there, so that they stay in the range.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Scale {
+pub(crate) enum Scale {
     /// Any number.
+    #[cfg_attr(not(test), allow(dead_code, reason = "the scale that the tests compare the others with"))]
     Plain,
     /// Positive numbers: factors.
     Log,
@@ -67,12 +68,12 @@ const SEED: u64 = 20_260_102;
 const Z_975: f64 = 1.959_963_984_540_054;
 const Z_80: f64 = 0.841_621_233_572_914_2;
 
-pub fn ratio(terms: &[Term], link: Link) -> f64 {
+pub(crate) fn ratio(terms: &[Term], link: Link) -> f64 {
     let (a, b) = terms.iter().fold((0.0, 0.0), |(a, b), term| (a + term.numerator, b + term.denominator));
     link.apply(a / b)
 }
 
-pub fn estimate(terms: &[Term], link: Link) -> Estimate {
+pub(crate) fn estimate(terms: &[Term], link: Link) -> Estimate {
     let value = ratio(terms, link);
     if terms.len() < 2 {
         return Estimate { value, stderr: None, ci95: None };
@@ -94,7 +95,7 @@ pub fn estimate(terms: &[Term], link: Link) -> Estimate {
 }
 
 /// `after - before`, where `before[i]` and `after[i]` are the same item.
-pub fn paired_difference(before: &[Term], after: &[Term], link: Link) -> Estimate {
+pub(crate) fn paired_difference(before: &[Term], after: &[Term], link: Link) -> Estimate {
     let value = ratio(after, link) - ratio(before, link);
     if before.len() < 2 {
         return Estimate { value, stderr: None, ci95: None };
@@ -108,7 +109,7 @@ pub fn paired_difference(before: &[Term], after: &[Term], link: Link) -> Estimat
 }
 
 /// Mean over tasks of the differences, each task resampled on its own. Every entry is `(before, after)` of one task.
-pub fn macro_difference(tasks: &[(&[Term], &[Term])]) -> Estimate {
+pub(crate) fn macro_difference(tasks: &[(&[Term], &[Term])]) -> Estimate {
     let n = tasks.len() as f64;
     let value = tasks.iter().map(|(before, after)| ratio(after, Link::Identity) - ratio(before, Link::Identity)).sum::<f64>() / n;
     if tasks.iter().any(|(before, _)| before.len() < 2) {
@@ -134,7 +135,7 @@ pub fn macro_difference(tasks: &[(&[Term], &[Term])]) -> Estimate {
 }
 
 impl ClusterSums {
-    pub fn add(&mut self, cluster: Term) {
+    pub(crate) fn add(&mut self, cluster: Term) {
         let Term { numerator: a, denominator: b } = cluster;
         self.clusters += 1;
         self.numerator += a;
@@ -145,7 +146,7 @@ impl ClusterSums {
     }
 
     /// `sum numerator / sum denominator` with its interval; the uncertainty is absent for fewer than two clusters.
-    pub fn estimate(&self, scale: Scale) -> Estimate {
+    pub(crate) fn estimate(&self, scale: Scale) -> Estimate {
         let value = self.numerator / self.denominator;
         if self.clusters < 2 {
             return Estimate { value, stderr: None, ci95: None };
@@ -158,13 +159,13 @@ impl ClusterSums {
     }
 
     /// The interval alone. It is absent, too, for a share of 0 or 1, of which no cluster tells how it varies.
-    pub fn ci95(&self, scale: Scale) -> Option<[f64; 2]> {
+    pub(crate) fn ci95(&self, scale: Scale) -> Option<[f64; 2]> {
         self.estimate(scale).ci95
     }
 }
 
 /// The 95 % interval of `value`, whose standard error follows from so many clusters. Absent where it means nothing.
-pub fn cluster_interval(value: f64, stderr: f64, clusters: u64, scale: Scale) -> Option<[f64; 2]> {
+pub(crate) fn cluster_interval(value: f64, stderr: f64, clusters: u64, scale: Scale) -> Option<[f64; 2]> {
     // The error on the scale is that of the value times the slope there.
     let (at, slope) = match scale {
         // Nothing in any cluster: two models that are one.
@@ -226,7 +227,7 @@ fn constant_flips(before: &[Term], after: &[Term]) -> Option<[u64; 2]> {
 }
 
 /// Wilson's interval of a share (J. Am. Stat. Assoc. 22, 1927): never of width 0.
-pub fn wilson(n_right: u64, n: u64) -> [f64; 2] {
+pub(crate) fn wilson(n_right: u64, n: u64) -> [f64; 2] {
     let (p, n, z2) = (n_right as f64 / n as f64, n as f64, Z_975 * Z_975);
     let middle = (p + z2 / (2.0 * n)) / (1.0 + z2 / n);
     let half = Z_975 / (1.0 + z2 / n) * (p * (1.0 - p) / n + z2 / (4.0 * n * n)).sqrt();
@@ -234,7 +235,7 @@ pub fn wilson(n_right: u64, n: u64) -> [f64; 2] {
 }
 
 /// Tango's interval of the difference of two paired shares (Statistics in Medicine 17, 1998): where the score test does not refuse.
-pub fn tango(lost: u64, gained: u64, n: u64) -> [f64; 2] {
+pub(crate) fn tango(lost: u64, gained: u64, n: u64) -> [f64; 2] {
     let (b, c, n) = (gained as f64, lost as f64, n as f64);
     let score = |delta: f64| {
         let (a_, b_, c_) = (2.0 * n, -b - c + (2.0 * n - b + c) * delta, -c * delta * (1.0 - delta));
@@ -271,12 +272,12 @@ fn paired_standard_error(before: &[Term], after: &[Term], link: Link) -> f64 {
 }
 
 /// `part / whole`, and 0 of nothing.
-pub fn share(part: f64, whole: f64) -> f64 {
+pub(crate) fn share(part: f64, whole: f64) -> f64 {
     if whole == 0.0 { 0.0 } else { part / whole }
 }
 
 /// Two-sided exact p-value of McNemar's test: `lost` items went from right to wrong, `gained` the other way. 1 without flips.
-pub fn mcnemar_exact(lost: u64, gained: u64) -> f64 {
+pub(crate) fn mcnemar_exact(lost: u64, gained: u64) -> f64 {
     let n = lost + gained;
     // C(n, k) / 2^n, in logarithms: 2^-n alone underflows from n = 1075 on.
     let mut log_term = -(n as f64) * std::f64::consts::LN_2;
@@ -289,7 +290,7 @@ pub fn mcnemar_exact(lost: u64, gained: u64) -> f64 {
 }
 
 /// Holm's adjusted p-values, in the order given: below 0.05 where the family-wise error stays below 5 %.
-pub fn holm(p_values: &[f64]) -> Vec<f64> {
+pub(crate) fn holm(p_values: &[f64]) -> Vec<f64> {
     let mut order: Vec<usize> = (0..p_values.len()).collect();
     order.sort_by(|&a, &b| p_values[a].total_cmp(&p_values[b]));
     let mut adjusted = vec![0.0; p_values.len()];
@@ -304,7 +305,7 @@ pub fn holm(p_values: &[f64]) -> Vec<f64> {
 /// The smallest drop of an accuracy that a paired test at 5 % finds with power 0.8 on `n` items of which a share `flipping`
 /// flips either way (Connor, Biometrics 43, 1987): the d with n d^2 = (z sqrt(f) + z' sqrt(f - d^2))^2. `None` where even flips
 /// in one direction only would be too few.
-pub fn detectable_drop(n: usize, flipping: f64) -> Option<f64> {
+pub(crate) fn detectable_drop(n: usize, flipping: f64) -> Option<f64> {
     let shortfall = |d: f64| Z_975 * flipping.sqrt() + Z_80 * (flipping - d * d).max(0.0).sqrt() - d * (n as f64).sqrt();
     let (mut low, mut high) = (0.0, flipping);
     if flipping <= 0.0 || shortfall(high) > 0.0 {

@@ -7,7 +7,7 @@ use candle_core::{Device, Tensor};
 use candle_transformers::models::quantized_llama::ModelWeights;
 use diagnose::engine::{FIRST_BUDGET, TOKEN_BUDGET, Work, pack, score};
 use diagnose::kernels::cuda;
-use diagnose::kernels::head::statistics_of_logits;
+use diagnose::kernels::statistics::statistics_of_logits;
 use diagnose::kernels::{Dtype, Kernels, TokenStatistics};
 use diagnose::model::{LoadOptions, Model, Placement, Reference};
 use diagnose::tokens::{Sequence, Span};

@@ -274,7 +274,7 @@ fn a_repository_without_an_organisation() {
 }
 
 /// A port that nobody listens on.
-pub const CLOSED: &str = "http://127.0.0.1:9";
+pub(crate) const CLOSED: &str = "http://127.0.0.1:9";
 
 fn workdir() -> Workdir {
     let workdir = Workdir::new();

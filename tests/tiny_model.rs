@@ -13,15 +13,15 @@ const KV_HEADS: usize = 1;
 const LAYERS: usize = 2;
 
 /// ChatML without a default system prompt.
-pub const TEMPLATE: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+pub(crate) const TEMPLATE: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
 /// Writes `tiny.gguf` into `folder`. Always the same weights.
-pub fn write(folder: &Path) -> PathBuf {
+pub(crate) fn write(folder: &Path) -> PathBuf {
     write_noised(&folder.join("tiny.gguf"), 0.0)
 }
 
 /// The same weights with noise of a standard deviation of about `noise`, always the same.
-pub fn write_noised(path: &Path, noise: f32) -> PathBuf {
+pub(crate) fn write_noised(path: &Path, noise: f32) -> PathBuf {
     let tokens = vocabulary();
     let metadata = metadata(&tokens);
     let metadata: Vec<(&str, &Value)> = metadata.iter().map(|(key, value)| (*key, value)).collect();
@@ -33,7 +33,7 @@ pub fn write_noised(path: &Path, noise: f32) -> PathBuf {
 }
 
 /// The same model in two parts, as llama.cpp's llama-gguf-split cuts it.
-pub fn write_split(folder: &Path) -> [PathBuf; 2] {
+pub(crate) fn write_split(folder: &Path) -> [PathBuf; 2] {
     let tokens = vocabulary();
     let tensors = tensors(tokens.len(), 0.0);
     let (first, second) = tensors.split_at(tensors.len() / 2);

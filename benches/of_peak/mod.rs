@@ -7,14 +7,14 @@ use criterion::{Criterion, Throughput};
 use diagnose::kernels::level::Level;
 use diagnose::kernels::{Dtype, peak};
 
-pub struct OfPeak {
+pub(crate) struct OfPeak {
     unit: &'static str,
     per_second: f64,
 }
 
 /// Benchmarks of products in `dtype`. `Throughput::Elements` are floating-point operations.
 #[allow(dead_code, reason = "each bench is a crate of its own and uses what it needs")]
-pub fn of_flops(dtype: Dtype) -> Criterion<OfPeak> {
+pub(crate) fn of_flops(dtype: Dtype) -> Criterion<OfPeak> {
     let level = Level::current();
     let per_second = peak::flops(level, dtype);
     println!("\npeak of {level} in {dtype}: {:.0} GFLOP/s", per_second / 1e9);
@@ -23,7 +23,7 @@ pub fn of_flops(dtype: Dtype) -> Criterion<OfPeak> {
 
 /// Benchmarks of what mostly moves data. `Throughput::Bytes` are read or written; what fits a cache may go beyond 100 %.
 #[allow(dead_code, reason = "each bench is a crate of its own and uses what it needs")]
-pub fn of_bandwidth() -> Criterion<OfPeak> {
+pub(crate) fn of_bandwidth() -> Criterion<OfPeak> {
     let per_second = peak::bandwidth();
     println!("\nmemory bandwidth (triad): {:.1} GB/s", per_second / 1e9);
     Criterion::default().configure_from_args().with_measurement(OfPeak { unit: "GB/s", per_second })

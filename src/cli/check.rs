@@ -14,7 +14,7 @@ use crate::jobs::score::Watch;
 /// Reads and renders every row with the model's tokenizer and chat template, without its weights: formats, rows that are skipped and why,
 /// the first rows with what is learnt marked, lengths, duplicates, prompts with contradictory answers, and the mask audit.
 #[derive(clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     /// Data files, folders, globs, or `-` for standard input
     #[arg(required = true, value_name = "DATASET")]
     datasets: Vec<String>,
@@ -39,7 +39,7 @@ pub struct Args {
     json: bool,
 }
 
-pub fn run(args: Args) -> Result<()> {
+pub(super) fn run(args: Args) -> Result<()> {
     let watch = Terminal::new();
     let job = Job {
         read: args.rows.read()?,

@@ -17,7 +17,7 @@ use crate::report::diff::terminal;
 /// comparison finds again. Two score runs over the same data set show how tokens moved between the quadrants. With --target, any
 /// number of runs is set against the model before: what each gained on the target, and what it lost in general.
 #[derive(clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     /// The folder of an evaluation or of a score run; samples_TASK_TIME.jsonl of lm-evaluation-harness, or a folder of these; or a
     /// model: a folder, a .gguf file, and with --tasks a hub id
     before: String,
@@ -55,7 +55,7 @@ pub struct Args {
     options: Options,
 }
 
-pub fn run(args: Args, command_line: &str) -> Result<()> {
+pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
     if args.fail_on_drop.is_some_and(|points| !(0.0..=100.0).contains(&points)) {
         return Err(Error::usage("--fail-on-drop takes points from 0 to 100"));
     }

@@ -17,7 +17,7 @@ use crate::report::eval::table;
 /// Scores multiple-choice questions, last words and texts by log-likelihood, with the conventions of lm-evaluation-harness, and
 /// writes scores.json and samples.parquet. Tasks that the folder holds already are not evaluated again.
 #[derive(clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     /// A Hugging Face model folder, a .gguf file, a LoRA adapter folder, or a hub id (org/name, org/name@revision, org/name:file.gguf);
     /// SmolLM2-135M-Instruct by default, fetched once
     #[arg(long, value_name = "REF")]
@@ -44,7 +44,7 @@ pub struct Args {
 /// How to evaluate: the options that `diagnose diff` has, too.
 #[derive(clap::Args)]
 #[command(next_help_heading = "Evaluation")]
-pub struct Options {
+pub(super) struct Options {
     /// Only the first N items of each task, which need not be like the others
     #[arg(long, value_name = "N", conflicts_with = "sample")]
     limit: Option<usize>,
@@ -80,7 +80,7 @@ pub struct Options {
 }
 
 impl Options {
-    pub fn way(&self) -> Result<Way> {
+    pub(super) fn way(&self) -> Result<Way> {
         if self.max_len < 2 {
             return Err(Error::usage(format!("--max-len {} leaves nothing to predict; expected 2 or more", self.max_len)));
         }
@@ -102,7 +102,7 @@ impl Options {
     }
 }
 
-pub fn run(args: Args, command_line: &str) -> Result<()> {
+pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
     if args.tasks == ["list"] {
         return output::print(&benchmarks::list());
     }

@@ -5,7 +5,7 @@ use std::io::{IsTerminal, Write};
 use crate::error::{Context, Result};
 
 /// Prints a summary. Standard output that was closed has been read enough.
-pub fn print(text: &str) -> Result<()> {
+pub(super) fn print(text: &str) -> Result<()> {
     match std::io::stdout().lock().write_all(text.as_bytes()) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         written => written.context("cannot print the summary"),
@@ -13,12 +13,12 @@ pub fn print(text: &str) -> Result<()> {
 }
 
 /// Colours on a terminal, unless the user does not want them.
-pub fn coloured() -> bool {
+pub(super) fn coloured() -> bool {
     std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
 }
 
 /// The argument as one would type it in a shell.
-pub fn quoted(argument: &str) -> String {
+pub(super) fn quoted(argument: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@%+".contains(c);
     match !argument.is_empty() && argument.chars().all(plain) {
         true => argument.to_owned(),

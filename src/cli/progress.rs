@@ -10,7 +10,7 @@ use crate::jobs::score::{Beginning, Watch};
 use crate::tokens::Audit;
 use crate::train::metrics::StepMetrics;
 
-pub struct Terminal {
+pub(super) struct Terminal {
     bar: Mutex<Option<ProgressBar>>,
     is_terminal: bool,
     /// When the last line was written to something that is not a terminal.
@@ -21,17 +21,17 @@ pub struct Terminal {
 const LINE_INTERVAL: Duration = Duration::from_secs(30);
 
 impl Terminal {
-    pub fn new() -> Terminal {
+    pub(super) fn new() -> Terminal {
         Terminal { bar: Mutex::new(None), is_terminal: std::io::stderr().is_terminal(), last_line: Mutex::new(Instant::now()) }
     }
 
     /// Tokens of an evaluation.
-    pub fn evaluating(&self, what: &str, done: u64, total: u64) {
+    pub(super) fn evaluating(&self, what: &str, done: u64, total: u64) {
         self.show(what, done, total, "{msg} {bar:30.cyan} {percent} %, {per_sec} tokens, {eta} left");
     }
 
     /// A step of training.
-    pub fn training(&self, metrics: &StepMetrics, total: u64) {
+    pub(super) fn training(&self, metrics: &StepMetrics, total: u64) {
         let news = format!(
             "loss {:.4}, cross-entropy {:.4}, accuracy {:.1} %, {:.0} tokens/s",
             metrics.loss,
@@ -56,7 +56,7 @@ impl Terminal {
     }
 
     /// What the mask audit found.
-    pub fn audit(&self, audit: &Audit) {
+    pub(super) fn audit(&self, audit: &Audit) {
         self.clear();
         audit.lines().iter().for_each(|line| eprintln!("{line}"));
     }
@@ -96,7 +96,7 @@ impl Terminal {
     }
 
     /// A line for people, in the bar's place.
-    pub fn say(&self, line: &str) {
+    pub(super) fn say(&self, line: &str) {
         self.clear();
         eprintln!("{line}");
     }

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::tokens::{RenderOptions, Supervise};
 
 #[derive(clap::Args)]
-pub struct RowArgs {
+pub(super) struct RowArgs {
     /// Longest sequence in tokens; what is longer is cut at its end and counted
     #[arg(long, value_name = "TOKENS", default_value_t = 2048)]
     max_len: usize,
@@ -62,7 +62,7 @@ pub struct RowArgs {
 }
 
 impl RowArgs {
-    pub fn read(&self) -> Result<ReadOptions> {
+    pub(super) fn read(&self) -> Result<ReadOptions> {
         for (option, n) in [("--limit", self.limit), ("--sample", self.sample)] {
             if n == Some(0) {
                 return Err(Error::usage(format!("{option} 0 leaves nothing to read; expected 1 or more")));
@@ -77,14 +77,14 @@ impl RowArgs {
     }
 
     /// Which records are read.
-    pub fn choice(&self) -> Choice {
+    pub(super) fn choice(&self) -> Choice {
         match self.sample {
             Some(n) => Choice::Random { n, seed: self.seed },
             None => Choice::first(self.limit),
         }
     }
 
-    pub fn render(&self) -> Result<RenderOptions> {
+    pub(super) fn render(&self) -> Result<RenderOptions> {
         if self.max_len < 2 {
             return Err(Error::usage(format!("--max-len {} leaves nothing to predict; expected 2 or more", self.max_len)));
         }

@@ -14,7 +14,7 @@ use crate::model::Placement;
 use crate::report::terminal;
 
 #[derive(clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     /// Data files (JSONL, JSON, CSV, Parquet, Arrow, each also .gz, .zst, .bz2, .xz or .zip), folders of them, globs, `-` for standard
     /// input; or a finished run folder,
     /// which is sorted again under other --thresholds without the model
@@ -55,7 +55,7 @@ pub struct Args {
     json: bool,
 }
 
-pub fn run(args: Args, command_line: &str) -> Result<()> {
+pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
     let json = args.json;
     let watch = Terminal::new();
     let outcome = match run_folder(&args)? {

@@ -25,7 +25,7 @@ use crate::train::options::{DECLARED, Options};
     after_help = "Every option may stand in the file given with --config, under its name without the dashes. --list-options shows \
                         those for experts, too. The names of Transformers, LLaMA-Factory and axolotl are taken for ours."
 )]
-pub struct Args {
+pub(super) struct Args {
     #[command(flatten)]
     typed: Typed,
 
@@ -168,7 +168,7 @@ fn overrides(typed: &Typed, set: &[String]) -> Result<toml::Table> {
     Ok(table)
 }
 
-pub fn run(args: Args, command_line: &str) -> Result<()> {
+pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
     if args.list_options {
         return output::print(&all_options());
     }

@@ -17,9 +17,9 @@ use super::raw::Raw;
 use crate::error::{Context, Error, Result};
 
 /// The first bytes of a stream: a mark that stands before the length of the first message.
-pub const STREAM_MARK: [u8; 4] = [0xFF; 4];
+pub(super) const STREAM_MARK: [u8; 4] = [0xFF; 4];
 /// The first bytes of a file.
-pub const FILE_MARK: &[u8] = b"ARROW1";
+pub(super) const FILE_MARK: &[u8] = b"ARROW1";
 
 const DAMAGED: &str = "cannot read the Arrow data: they are damaged, packed, or of an unknown kind";
 
@@ -28,7 +28,7 @@ enum Reader {
     File(Box<FileReader<BufReader<File>>>),
 }
 
-pub fn records(file: File) -> Result<impl Iterator<Item = Result<Raw>> + Send> {
+pub(super) fn records(file: File) -> Result<impl Iterator<Item = Result<Raw>> + Send> {
     let (mut reader, columns) = guarded(DAMAGED, || open(file))?;
     let mut current: Option<(DataFrame, usize)> = None;
     let mut line = 0;
@@ -54,7 +54,7 @@ pub fn records(file: File) -> Result<impl Iterator<Item = Result<Raw>> + Send> {
 }
 
 /// What of the columns is not read.
-pub fn notes(file: File) -> Result<Vec<String>> {
+pub(super) fn notes(file: File) -> Result<Vec<String>> {
     guarded(DAMAGED, || open(file)).map(|(_, columns)| columns.notes())
 }
 

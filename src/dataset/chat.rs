@@ -22,22 +22,22 @@ use super::{switches, tools};
 use crate::error::{Error, Result};
 
 /// What a row is read with, and what was seen on the way.
-pub struct Reading<'a> {
+pub(super) struct Reading<'a> {
     pub roles: &'a RoleMap,
     /// Keys that look like switches and were not used.
     pub unused: Vec<String>,
 }
 
 /// What a dialect calls its fields; the other's names count where its own are absent.
-pub struct Dialect {
+pub(super) struct Dialect {
     lists: &'static [&'static str],
     role: &'static str,
     content: &'static str,
 }
 
 /// Columns that hold a conversation under other names, where they look like one.
-pub const OTHER_LISTS: [&str; 7] = ["data", "contents", "dialog", "dialogue", "chat", "turns", "chat_messages"];
-pub const MESSAGES: Dialect = Dialect {
+pub(super) const OTHER_LISTS: [&str; 7] = ["data", "contents", "dialog", "dialogue", "chat", "turns", "chat_messages"];
+pub(super) const MESSAGES: Dialect = Dialect {
     lists: &[
         "messages",
         "conversations",
@@ -53,7 +53,7 @@ pub const MESSAGES: Dialect = Dialect {
     role: "role",
     content: "content",
 };
-pub const SHAREGPT: Dialect = Dialect {
+pub(super) const SHAREGPT: Dialect = Dialect {
     lists: &[
         "conversations",
         "conversation",
@@ -76,7 +76,7 @@ const ASKED: [&str; 7] = ["human", "user", "prompt", "question", "query", "instr
 const ANSWERED: [&str; 8] = ["assistant", "gpt", "bot", "model", "answer", "response", "output", "completion"];
 
 /// The whole conversation of a row, with a `system` column of its own put first.
-pub fn conversation(row: &Object, dialect: &Dialect, reading: &mut Reading) -> Result<Vec<Turn>> {
+pub(super) fn conversation(row: &Object, dialect: &Dialect, reading: &mut Reading) -> Result<Vec<Turn>> {
     let (key, value) = fields::required(row, dialect.lists, "")?;
     let mut turns = turns(value, dialect, key, reading)?;
     add_system(row, &mut turns)?;
@@ -84,7 +84,7 @@ pub fn conversation(row: &Object, dialect: &Dialect, reading: &mut Reading) -> R
 }
 
 /// Puts the row's system prompt first, unless it is empty or the turns have one.
-pub fn add_system(row: &Object, turns: &mut Vec<Turn>) -> Result<()> {
+pub(super) fn add_system(row: &Object, turns: &mut Vec<Turn>) -> Result<()> {
     let has_system = turns.first().is_some_and(|turn| turn.role == Role::System);
     if let (Some(system), false) = (system(row)?, has_system) {
         turns.insert(0, system);
@@ -93,7 +93,7 @@ pub fn add_system(row: &Object, turns: &mut Vec<Turn>) -> Result<()> {
 }
 
 /// The row's system prompt, unless it is empty. Anthropic's, Bedrock's and Gemini's is a list of parts.
-pub fn system(row: &Object) -> Result<Option<Turn>> {
+pub(super) fn system(row: &Object) -> Result<Option<Turn>> {
     let keys = ["system", "system_prompt", "systemInstruction", "system_instruction"];
     let Some((key, value)) = fields::first(row, &keys) else { return Ok(None) };
     let mut turn = plain(Role::System, "");
@@ -112,11 +112,11 @@ pub fn system(row: &Object) -> Result<Option<Turn>> {
 }
 
 /// A turn that is nothing but text.
-pub fn plain(role: Role, content: &str) -> Turn {
+pub(super) fn plain(role: Role, content: &str) -> Turn {
     Turn::plain(role, content)
 }
 
-pub fn turns(value: &Value, dialect: &Dialect, path: &str, reading: &mut Reading) -> Result<Vec<Turn>> {
+pub(super) fn turns(value: &Value, dialect: &Dialect, path: &str, reading: &mut Reading) -> Result<Vec<Turn>> {
     let list = fields::list(value, path)?;
     if list.is_empty() {
         return Err(Error::new(format!("`{path}`: expected at least one turn, found an empty list")));
@@ -141,7 +141,7 @@ pub fn turns(value: &Value, dialect: &Dialect, path: &str, reading: &mut Reading
 }
 
 /// Could this be the first element of a list of turns? Says so of OpenAI's, ShareGPT's, of pairs and of loose texts.
-pub fn looks_like_turn(value: &Value) -> bool {
+pub(super) fn looks_like_turn(value: &Value) -> bool {
     match value {
         Value::Object(message) => has_role(message) || pair(message).is_some(),
         Value::String(_) => true,

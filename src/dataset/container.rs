@@ -35,7 +35,7 @@ pub enum Container {
 }
 
 /// The records in order. After an `Err` the iterator must not be used again.
-pub fn open(container: Container, store: &Store) -> Result<RawRecords> {
+pub(super) fn open(container: Container, store: &Store) -> Result<RawRecords> {
     Ok(match container {
         Container::JsonLines => Box::new(json::lines(store.reader()?).flat_map(json::by_rows)),
         Container::JsonArray => Box::new(json::elements(store.reader()?, true)),
@@ -49,7 +49,7 @@ pub fn open(container: Container, store: &Store) -> Result<RawRecords> {
 }
 
 /// What of the file is not read, for a person to know.
-pub fn notes(container: Container, store: &Store) -> Result<Vec<String>> {
+pub(super) fn notes(container: Container, store: &Store) -> Result<Vec<String>> {
     match container {
         Container::Parquet => parquet::notes(&store.file()?),
         Container::Arrow => arrow::notes(store.file()?),
@@ -71,7 +71,7 @@ fn text(store: &Store) -> Result<impl Iterator<Item = Result<Raw>> + Send + use<
 
 const HEAD_BYTES: u64 = 64 << 10;
 
-pub fn detect(path: &Path, store: &Store, options: &ReadOptions) -> Result<Container> {
+pub(super) fn detect(path: &Path, store: &Store, options: &ReadOptions) -> Result<Container> {
     let mut head = Vec::new();
     store.reader()?.take(HEAD_BYTES).read_to_end(&mut head).map_err(broken)?;
     let extension = extension(path);

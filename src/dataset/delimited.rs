@@ -12,7 +12,7 @@ use super::lines::{MAX_RECORD_BYTES, utf8};
 use super::raw::Raw;
 use crate::error::{Error, Result};
 
-pub fn records(mut reader: Reader) -> Result<impl Iterator<Item = Result<Raw>> + Send> {
+pub(super) fn records(mut reader: Reader) -> Result<impl Iterator<Item = Result<Raw>> + Send> {
     let delimiter = delimiter(reader.fill_buf().map_err(broken)?);
     let budget = Arc::new(AtomicU64::new(MAX_RECORD_BYTES as u64));
     let limited = Limited { reader, budget: budget.clone() }.chain(END_MARK);
@@ -65,7 +65,7 @@ fn cells(record: &ByteRecord) -> impl Iterator<Item = &[u8]> {
 }
 
 /// Column names of the first line, if it looks like CSV with more than one column.
-pub fn header(text: &[u8]) -> Option<Vec<String>> {
+pub(super) fn header(text: &[u8]) -> Option<Vec<String>> {
     let line = text.split(|&byte| byte == b'\n').next()?;
     let mut reader = ReaderBuilder::new().delimiter(delimiter(line)).has_headers(false).from_reader(line);
     let record = reader.records().next()?.ok()?;

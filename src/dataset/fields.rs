@@ -13,9 +13,9 @@ use super::literal;
 use crate::error::{Error, Result};
 use crate::format::python_float;
 
-pub type Object = Map<String, Value>;
+pub(super) type Object = Map<String, Value>;
 
-pub fn into_object(value: Value) -> Result<Object> {
+pub(super) fn into_object(value: Value) -> Result<Object> {
     match value {
         Value::Object(object) => Ok(object),
         // A bare list of turns is a conversation.
@@ -31,7 +31,7 @@ fn is_turn(value: &Value) -> bool {
 }
 
 /// The JSON type, as it is said in a sentence.
-pub fn kind(value: &Value) -> &'static str {
+pub(super) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",
@@ -43,7 +43,7 @@ pub fn kind(value: &Value) -> &'static str {
 }
 
 /// `keys` as they are shown in messages.
-pub fn list_keys<'a>(keys: impl Iterator<Item = &'a String>) -> String {
+pub(super) fn list_keys<'a>(keys: impl Iterator<Item = &'a String>) -> String {
     const N_SHOWN: usize = 12;
     let keys: Vec<_> = keys.map(|key| format!("`{key}`")).collect();
     match keys.len() {
@@ -53,21 +53,21 @@ pub fn list_keys<'a>(keys: impl Iterator<Item = &'a String>) -> String {
     }
 }
 
-pub fn wrong_type(path: &str, expected: &str, found: &Value) -> Error {
+pub(super) fn wrong_type(path: &str, expected: &str, found: &Value) -> Error {
     Error::new(format!("`{path}`: expected {expected}, found {}", kind(found)))
 }
 
-pub fn missing(row: &Object, path: &str) -> Error {
+pub(super) fn missing(row: &Object, path: &str) -> Error {
     Error::new(format!("missing field `{path}`, found {}", list_keys(row.keys())))
 }
 
 /// The first of `keys` that is there and not null.
-pub fn first<'a, 'k>(row: &'a Object, keys: &[&'k str]) -> Option<(&'k str, &'a Value)> {
+pub(super) fn first<'a, 'k>(row: &'a Object, keys: &[&'k str]) -> Option<(&'k str, &'a Value)> {
     keys.iter().find_map(|&key| row.get(key).filter(|value| !value.is_null()).map(|value| (key, value)))
 }
 
 /// A string as it is, a number or a boolean as Python prints it: answers such as 5 are often written without quotes.
-pub fn text(value: &Value) -> Option<Cow<'_, str>> {
+pub(super) fn text(value: &Value) -> Option<Cow<'_, str>> {
     match value {
         Value::String(text) => Some(Cow::Borrowed(text)),
         Value::Bool(true) => Some(Cow::Borrowed("True")),
@@ -81,7 +81,7 @@ pub fn text(value: &Value) -> Option<Cow<'_, str>> {
 }
 
 /// The first of `keys` that is there, as text.
-pub fn optional_text<'a>(row: &'a Object, keys: &[&str], prefix: &str) -> Result<Option<Cow<'a, str>>> {
+pub(super) fn optional_text<'a>(row: &'a Object, keys: &[&str], prefix: &str) -> Result<Option<Cow<'a, str>>> {
     match first(row, keys) {
         None => Ok(None),
         Some((key, value)) => match text(value) {
@@ -92,7 +92,7 @@ pub fn optional_text<'a>(row: &'a Object, keys: &[&str], prefix: &str) -> Result
 }
 
 /// The first of `keys`, one of which must be there.
-pub fn required<'a, 'k>(row: &'a Object, keys: &[&'k str], prefix: &str) -> Result<(&'k str, &'a Value)> {
+pub(super) fn required<'a, 'k>(row: &'a Object, keys: &[&'k str], prefix: &str) -> Result<(&'k str, &'a Value)> {
     let name = keys.first().copied().unwrap_or_default();
     first(row, keys).ok_or_else(|| match row.get(name) {
         Some(null) => wrong_type(&format!("{prefix}{name}"), "a value", null),
@@ -100,13 +100,13 @@ pub fn required<'a, 'k>(row: &'a Object, keys: &[&'k str], prefix: &str) -> Resu
     })
 }
 
-pub fn required_text<'a>(row: &'a Object, keys: &[&str], prefix: &str) -> Result<Cow<'a, str>> {
+pub(super) fn required_text<'a>(row: &'a Object, keys: &[&str], prefix: &str) -> Result<Cow<'a, str>> {
     let (key, value) = required(row, keys, prefix)?;
     text(value).ok_or_else(|| wrong_type(&format!("{prefix}{key}"), "a string", value))
 }
 
 /// The value that a string holds, in JSON or as Python prints it; else why it holds none.
-pub fn embedded(text: &str) -> Result<Value, String> {
+pub(super) fn embedded(text: &str) -> Result<Value, String> {
     if let Ok(value) = serde_json::from_str(text) {
         return Ok(value);
     }
@@ -114,7 +114,7 @@ pub fn embedded(text: &str) -> Result<Value, String> {
 }
 
 /// A list, or a string that holds one in JSON or as Python prints it.
-pub fn list<'a>(value: &'a Value, path: &str) -> Result<Cow<'a, [Value]>> {
+pub(super) fn list<'a>(value: &'a Value, path: &str) -> Result<Cow<'a, [Value]>> {
     match value {
         Value::Array(list) => Ok(Cow::Borrowed(list)),
         Value::String(text) => match embedded(text) {
@@ -129,12 +129,12 @@ pub fn list<'a>(value: &'a Value, path: &str) -> Result<Cow<'a, [Value]>> {
     }
 }
 
-pub fn object<'a>(value: &'a Value, path: &str) -> Result<&'a Object> {
+pub(super) fn object<'a>(value: &'a Value, path: &str) -> Result<&'a Object> {
     value.as_object().ok_or_else(|| wrong_type(path, "an object", value))
 }
 
 /// A string or a number as an identifier; anything else does not name the row.
-pub fn label(row: &Object, key: &str) -> Option<String> {
+pub(super) fn label(row: &Object, key: &str) -> Option<String> {
     match row.get(key)? {
         Value::String(text) if !text.is_empty() => Some(text.clone()),
         Value::Number(number) => Some(number.to_string()),
@@ -143,7 +143,7 @@ pub fn label(row: &Object, key: &str) -> Option<String> {
 }
 
 /// `planted`: a list of `{"turn", "begin", "end"}`, in bytes of that turn's content.
-pub fn planted(row: &Object, contents: &[&str]) -> Result<Vec<PlantedSpan>> {
+pub(super) fn planted(row: &Object, contents: &[&str]) -> Result<Vec<PlantedSpan>> {
     let Some((_, value)) = first(row, &["planted"]) else { return Ok(Vec::new()) };
     // An empty cell of a CSV file.
     if value.as_str() == Some("") {

@@ -16,7 +16,7 @@ use super::folders;
 use crate::error::{Context, Error, Result};
 use crate::files::{for_each_chunk, hex};
 
-pub type Reader = Box<dyn BufRead + Send>;
+pub(super) type Reader = Box<dyn BufRead + Send>;
 
 const BUFFER_BYTES: usize = 256 << 10;
 
@@ -34,7 +34,7 @@ pub enum Compression {
 
 /// Where the bytes of one input lie.
 #[derive(Debug, Clone)]
-pub struct Store {
+pub(super) struct Store {
     path: Arc<PathBuf>,
     pub compression: Compression,
     /// Where the packed bytes lie, and how many there are.
@@ -47,7 +47,7 @@ pub struct Store {
 }
 
 /// Files behind the user's inputs, in the order given; matches of a pattern in alphabetical order. `notes` gets what a person should know.
-pub fn expand(inputs: &[String], notes: &mut Vec<String>) -> Result<Vec<PathBuf>> {
+pub(super) fn expand(inputs: &[String], notes: &mut Vec<String>) -> Result<Vec<PathBuf>> {
     if inputs.is_empty() {
         return Err(Error::usage("expected at least one data file, found none"));
     }
@@ -85,7 +85,7 @@ pub fn expand(inputs: &[String], notes: &mut Vec<String>) -> Result<Vec<PathBuf>
 }
 
 /// The `source` of rows that do not name their own.
-pub fn display_name(path: &Path) -> String {
+pub(super) fn display_name(path: &Path) -> String {
     if path == Path::new("-") {
         return "stdin".to_owned();
     }
@@ -93,7 +93,7 @@ pub fn display_name(path: &Path) -> String {
 }
 
 impl Store {
-    pub fn open(path: &Path) -> Result<Store> {
+    pub(super) fn open(path: &Path) -> Result<Store> {
         let temporary = if path == Path::new("-") {
             Some(spool(io::stdin().lock()).map_err(|error| error.at(path))?)
         } else {
@@ -116,7 +116,7 @@ impl Store {
     }
 
     /// The stores of a file: one, or for an archive one for each data file in it, with its name.
-    pub fn open_all(path: &Path) -> Result<Vec<(PathBuf, Store)>> {
+    pub(super) fn open_all(path: &Path) -> Result<Vec<(PathBuf, Store)>> {
         let store = Store::open(path)?;
         match store.compression {
             Compression::Zip => store
@@ -161,7 +161,7 @@ impl Store {
     }
 
     /// SHA-256 in hexadecimal and length of the stored bytes.
-    pub fn digest(&self) -> Result<(String, u64)> {
+    pub(super) fn digest(&self) -> Result<(String, u64)> {
         let mut reader = File::open(&*self.original).context("cannot open the data file")?;
         let (mut hasher, mut n_bytes) = (Sha256::new(), 0);
         for_each_chunk(&mut reader, "cannot read the data file", |chunk| {
@@ -173,7 +173,7 @@ impl Store {
     }
 
     /// The unpacked bytes, without a byte order mark.
-    pub fn reader(&self) -> Result<Reader> {
+    pub(super) fn reader(&self) -> Result<Reader> {
         let file = File::open(&*self.path).context("cannot open the data file")?;
         let unpacked = |decoder: Box<dyn Read + Send>| -> Reader {
             let unpacked = Unpacked { reader: decoder, packed_bytes: self.packed_bytes, n_read: 0 };
@@ -201,7 +201,7 @@ impl Store {
     }
 
     /// For containers that need to seek: replaces packed bytes by an unpacked temporary copy.
-    pub fn decompress(&mut self) -> Result<()> {
+    pub(super) fn decompress(&mut self) -> Result<()> {
         if self.packed != Compression::None {
             let temporary = spool(self.reader()?)?;
             self.path = Arc::new(temporary.to_path_buf());
@@ -212,7 +212,7 @@ impl Store {
     }
 
     /// A seekable file; `decompress` comes first.
-    pub fn file(&self) -> Result<File> {
+    pub(super) fn file(&self) -> Result<File> {
         File::open(&*self.path).context("cannot open the data file")
     }
 }
@@ -242,7 +242,7 @@ impl<R: Read> Read for Unpacked<R> {
 const BOMB: &str = "expected packed data, found a compression bomb: it unpacks to more than a thousand times its size";
 
 /// A read that failed half-way: a damaged archive or a failing disk.
-pub fn broken(error: io::Error) -> Error {
+pub(super) fn broken(error: io::Error) -> Error {
     if error.kind() == io::ErrorKind::FileTooLarge {
         return Error::new(BOMB).cure("If you know what it holds, unpack it yourself and give the file.");
     }

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Context, Error, Result};
 
-pub const CURE: &str =
+pub(super) const CURE: &str =
     "Data files end in .jsonl, .json, .ndjson, .csv, .tsv, .parquet or .arrow, also packed; others can be named one by one.";
 
 const EXTENSIONS: [&str; 9] = ["jsonl", "json", "ndjson", "jsonlines", "csv", "tsv", "parquet", "arrow", "feather"];
@@ -32,7 +32,7 @@ const DESCRIPTIONS: [&str; 7] = [
 const OTHER_SPLITS: [&str; 8] = ["test", "validation", "valid", "val", "dev", "eval", "heldout", "holdout"];
 
 /// The data files of a folder in alphabetical order.
-pub fn data_files(folder: &Path, notes: &mut Vec<String>) -> Result<Vec<PathBuf>> {
+pub(super) fn data_files(folder: &Path, notes: &mut Vec<String>) -> Result<Vec<PathBuf>> {
     let mut paths = Vec::new();
     add_files(folder, 0, &mut paths)?;
     paths.sort();
@@ -77,7 +77,7 @@ fn add_files(folder: &Path, depth: usize, paths: &mut Vec<PathBuf>) -> Result<()
 }
 
 /// Is the file one of data, by its name?
-pub fn is_data_file(path: &Path) -> bool {
+pub(super) fn is_data_file(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
     // `datasets` keeps what `map` made beside what it was made of.
     let is_cache = name.starts_with("cache-") && name.ends_with(".arrow");

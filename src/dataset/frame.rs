@@ -20,7 +20,7 @@ use crate::error::{Context, Error, Result};
 
 /// Which columns of a table are read, and what of them is left out.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Columns {
+pub(super) struct Columns {
     /// Positions and names of the columns to read.
     pub read: Vec<(usize, String)>,
     /// All columns are of types that need no mending.
@@ -33,7 +33,7 @@ pub struct Columns {
 
 impl Columns {
     /// Of the columns of a schema, with their names and types.
-    pub fn of<'a>(fields: impl Iterator<Item = (&'a str, &'a ArrowDataType)>) -> Columns {
+    pub(super) fn of<'a>(fields: impl Iterator<Item = (&'a str, &'a ArrowDataType)>) -> Columns {
         let mut columns = Columns { is_plain: true, ..Columns::default() };
         for (idx, (name, kind)) in fields.enumerate() {
             if is_readable(kind, &mut vec![name.to_owned()], &mut columns.pruned) {
@@ -47,14 +47,14 @@ impl Columns {
     }
 
     /// What a person should know.
-    pub fn notes(&self) -> Vec<String> {
+    pub(super) fn notes(&self) -> Vec<String> {
         let pruned =
             self.pruned.iter().map(|path| format!("the member `{}` of a column is of a type that is not read", path.join(".")));
         let unseen = self.unseen.iter().map(|name| format!("the column `{name}` is of a type that is not read"));
         pruned.chain(unseen).collect()
     }
 
-    pub fn row(&self, frame: &DataFrame, idx: usize) -> Result<Value> {
+    pub(super) fn row(&self, frame: &DataFrame, idx: usize) -> Result<Value> {
         let mut row = Map::new();
         for column in frame.columns() {
             let value = column.get(idx).context("cannot read a cell of the table")?;
@@ -135,7 +135,7 @@ fn is_readable(kind: &ArrowDataType, path: &mut Vec<String>, pruned: &mut Vec<Ve
 }
 
 /// Does polars, with the features that this program takes, read the type as it is?
-pub fn is_plain(kind: &ArrowDataType) -> bool {
+pub(super) fn is_plain(kind: &ArrowDataType) -> bool {
     use ArrowDataType as Kind;
     match kind {
         Kind::Null | Kind::Boolean | Kind::Utf8 | Kind::LargeUtf8 | Kind::Utf8View => true,
@@ -149,7 +149,7 @@ pub fn is_plain(kind: &ArrowDataType) -> bool {
 
 /// The readers panic on some damaged files; to the user they are damaged files like others, so the panic becomes the error
 /// `damaged` and its message is not printed.
-pub fn guarded<T>(damaged: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+pub(super) fn guarded<T>(damaged: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     thread_local!(static IS_GUARDED: Cell<bool> = const { Cell::new(false) });
     static QUIET: Once = Once::new();
     QUIET.call_once(|| {

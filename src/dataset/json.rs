@@ -14,7 +14,7 @@ use super::raw::Raw;
 use crate::error::{Error, Result};
 
 /// One value a line.
-pub fn lines(reader: Reader) -> impl Iterator<Item = Result<Raw>> + Send {
+pub(super) fn lines(reader: Reader) -> impl Iterator<Item = Result<Raw>> + Send {
     let mut lines = Lines::new(reader);
     std::iter::from_fn(move || match lines.next_line() {
         Ok(None) => None,
@@ -24,7 +24,7 @@ pub fn lines(reader: Reader) -> impl Iterator<Item = Result<Raw>> + Send {
 }
 
 /// The elements of one array; or, when `in_array` is false, objects one after the other, however they are laid out.
-pub fn elements(reader: Reader, in_array: bool) -> impl Iterator<Item = Result<Raw>> + Send {
+pub(super) fn elements(reader: Reader, in_array: bool) -> impl Iterator<Item = Result<Raw>> + Send {
     let mut scanner =
         Scanner { reader, line: 1, in_array, is_wrapped: false, stage: if in_array { Stage::Before } else { Stage::Inside } };
     std::iter::from_fn(move || match scanner.next_element() {
@@ -35,7 +35,7 @@ pub fn elements(reader: Reader, in_array: bool) -> impl Iterator<Item = Result<R
 }
 
 /// The elements of the list of rows that begins `begin` bytes into the text, inside an object such as `{"version": 1, "data": [..]}`.
-pub fn wrapped(mut reader: Reader, begin: u64) -> Result<impl Iterator<Item = Result<Raw>> + Send> {
+pub(super) fn wrapped(mut reader: Reader, begin: u64) -> Result<impl Iterator<Item = Result<Raw>> + Send> {
     let mut head = Vec::new();
     reader.by_ref().take(begin).read_to_end(&mut head).map_err(broken)?;
     let line = 1 + head.iter().filter(|&&byte| byte == b'\n').count() as u64;
@@ -49,7 +49,7 @@ pub fn wrapped(mut reader: Reader, begin: u64) -> Result<impl Iterator<Item = Re
 
 /// Rows of a record that holds a whole table column by column, as pandas' `to_json` writes it: `{"a": {"0": .., "1": ..}, "b": {..}}`, or
 /// `{"a": [..], "b": [..]}`. Any other record is itself.
-pub fn by_rows(raw: Result<Raw>) -> Vec<Result<Raw>> {
+pub(super) fn by_rows(raw: Result<Raw>) -> Vec<Result<Raw>> {
     match raw {
         Ok(Raw { line, value: Ok(Value::Object(columns)) }) => match rows_of_columns(&columns) {
             Some(rows) => rows.into_iter().map(|row| Ok(Raw { line, value: Ok(Value::Object(row)) })).collect(),
@@ -89,7 +89,7 @@ fn rows_of_columns(columns: &Map<String, Value>) -> Option<Vec<Map<String, Value
 }
 
 /// Parses one record that starts on `line`.
-pub fn parse(bytes: &[u8], line: u64) -> Result<Value> {
+pub(super) fn parse(bytes: &[u8], line: u64) -> Result<Value> {
     let text = utf8(bytes)?;
     // Where files were joined, a byte order mark stands in the middle.
     let text = text.strip_prefix('\u{FEFF}').unwrap_or(text);

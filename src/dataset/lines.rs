@@ -5,12 +5,12 @@ use std::io::{self, BufRead, Read};
 use crate::error::{Error, Result};
 
 /// A record longer than this is not data but a file that lost its separators; without a limit it would fill the memory.
-pub const MAX_RECORD_BYTES: usize = 256 << 20;
+pub(super) const MAX_RECORD_BYTES: usize = 256 << 20;
 
 /// The number of a line, and its bytes or why they are unusable.
-pub type Line<'a> = (u64, Result<&'a [u8]>);
+pub(super) type Line<'a> = (u64, Result<&'a [u8]>);
 
-pub struct Lines<R> {
+pub(super) struct Lines<R> {
     reader: R,
     /// Number of the line read last, from 1.
     number: u64,
@@ -18,12 +18,12 @@ pub struct Lines<R> {
 }
 
 impl<R: BufRead> Lines<R> {
-    pub fn new(reader: R) -> Self {
+    pub(super) fn new(reader: R) -> Self {
         Lines { reader, number: 0, buffer: Vec::new() }
     }
 
     /// The next line that is not blank, without its end.
-    pub fn next_line(&mut self) -> io::Result<Option<Line<'_>>> {
+    pub(super) fn next_line(&mut self) -> io::Result<Option<Line<'_>>> {
         loop {
             // One huge row must not hold its memory for the rest of the file.
             if self.buffer.capacity() > (1 << 20) && self.buffer.len() < (1 << 16) {
@@ -50,12 +50,12 @@ impl<R: BufRead> Lines<R> {
     }
 }
 
-pub fn too_long() -> Error {
+pub(super) fn too_long() -> Error {
     Error::new(format!("expected a record of at most {} MiB, found a longer one", MAX_RECORD_BYTES >> 20))
 }
 
 /// The bytes as text, or what is wrong with them.
-pub fn utf8(bytes: &[u8]) -> Result<&str> {
+pub(super) fn utf8(bytes: &[u8]) -> Result<&str> {
     if let Some(position) = bytes.iter().position(|&byte| byte == 0) {
         return Err(Error::new(format!("expected text, found a NUL byte at byte {position} of the record")));
     }

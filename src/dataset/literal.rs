@@ -12,12 +12,12 @@
 use serde_json::{Map, Number, Value};
 
 /// JSON with Python's three words for numbers that are none.
-pub fn json(text: &str) -> Result<Value, String> {
+pub(super) fn json(text: &str) -> Result<Value, String> {
     Parser { text, at: 0, depth: 0, is_python: false }.whole()
 }
 
 /// A literal as Python's `repr` writes it.
-pub fn python(text: &str) -> Result<Value, String> {
+pub(super) fn python(text: &str) -> Result<Value, String> {
     Parser { text, at: 0, depth: 0, is_python: true }.whole()
 }
 

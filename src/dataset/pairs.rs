@@ -16,14 +16,14 @@ use super::switches::unlearn;
 use crate::error::{Error, Result};
 
 /// What a prompt is called, and an answer to it.
-pub const ASKED: [&str; 8] = ["prompt", "query", "question", "inputs", "input", "instruction", "user", "human"];
-pub const ANSWERED: [&str; 10] =
+pub(super) const ASKED: [&str; 8] = ["prompt", "query", "question", "inputs", "input", "instruction", "user", "human"];
+pub(super) const ANSWERED: [&str; 10] =
     ["completion", "response", "output", "outputs", "target", "targets", "answer", "assistant", "gpt", "bot"];
 
 /// A prompt and its completion under any of their names, or the chosen side of a preference; with `history`, earlier pairs.
 ///
 /// Only the completion is learnt: answers in the prompt are what the model is given (TRL's `completion_only_loss`).
-pub fn prompt_completion(row: &Object, reading: &mut Reading) -> Result<Vec<Turn>> {
+pub(super) fn prompt_completion(row: &Object, reading: &mut Reading) -> Result<Vec<Turn>> {
     if row.get("chosen").is_some_and(|value| !value.is_null()) {
         return preference(row, None, reading);
     }
@@ -31,12 +31,12 @@ pub fn prompt_completion(row: &Object, reading: &mut Reading) -> Result<Vec<Turn
 }
 
 /// `question` and `answer` (or `response`).
-pub fn question_answer(row: &Object, reading: &mut Reading) -> Result<Vec<Turn>> {
+pub(super) fn question_answer(row: &Object, reading: &mut Reading) -> Result<Vec<Turn>> {
     pair(row, &["question"], &["answer", "response"], reading)
 }
 
 /// `instruction`, `input` (or `context`), `output` (or `response`, or `chosen`), with `system` and `history`, a list of earlier pairs.
-pub fn alpaca(row: &Object, reading: &mut Reading) -> Result<Vec<Turn>> {
+pub(super) fn alpaca(row: &Object, reading: &mut Reading) -> Result<Vec<Turn>> {
     let mut turns: Vec<Turn> = chat::system(row)?.into_iter().collect();
     turns.append(&mut history(row)?);
     let instruction = fields::required_text(row, &["instruction"], "")?;
@@ -68,7 +68,7 @@ fn history(row: &Object) -> Result<Vec<Turn>> {
 }
 
 /// The chosen answer after its history, which is not learnt. `before` is the history, where the format says it.
-pub fn preference(row: &Object, before: Option<Vec<Turn>>, reading: &mut Reading) -> Result<Vec<Turn>> {
+pub(super) fn preference(row: &Object, before: Option<Vec<Turn>>, reading: &mut Reading) -> Result<Vec<Turn>> {
     let mut chosen = side(fields::required(row, &["chosen"], "")?.1, "chosen", Role::Assistant, reading)?;
     let mut turns;
     if is_whole(&chosen) {
@@ -112,7 +112,7 @@ fn is_whole(answer: &[Turn]) -> bool {
 }
 
 /// `instruction` and `instances`, a list of `{"input", "output"}`: one conversation for each.
-pub fn self_instruct(row: &Object) -> Result<Vec<Vec<Turn>>> {
+pub(super) fn self_instruct(row: &Object) -> Result<Vec<Vec<Turn>>> {
     let instruction = fields::required_text(row, &["instruction"], "")?;
     let (_, value) = fields::required(row, &["instances"], "")?;
     let instances = list(value, "instances")?;

@@ -30,7 +30,7 @@ struct Layout {
     metadata: Option<Arc<FileMetadata>>,
 }
 
-pub fn records(file: File) -> Result<impl Iterator<Item = Result<Raw>> + Send> {
+pub(super) fn records(file: File) -> Result<impl Iterator<Item = Result<Raw>> + Send> {
     let layout = guarded(DAMAGED, || layout(&file))?;
     let mut slices = layout.slices.clone().into_iter();
     let mut current: Option<(DataFrame, usize, usize)> = None;
@@ -54,7 +54,7 @@ pub fn records(file: File) -> Result<impl Iterator<Item = Result<Raw>> + Send> {
 }
 
 /// What of the columns is not read.
-pub fn notes(file: &File) -> Result<Vec<String>> {
+pub(super) fn notes(file: &File) -> Result<Vec<String>> {
     guarded(DAMAGED, || layout(file)).map(|layout| layout.columns.notes())
 }
 

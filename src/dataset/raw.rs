@@ -5,10 +5,10 @@ use serde_json::Value;
 use crate::error::Result;
 
 /// One record before its format is looked at.
-pub struct Raw {
+pub(super) struct Raw {
     /// Line of its first byte, from 1; in tables the number of the row, from 1.
     pub line: u64,
     pub value: Result<Value>,
 }
 
-pub type RawRecords = Box<dyn Iterator<Item = Result<Raw>> + Send>;
+pub(super) type RawRecords = Box<dyn Iterator<Item = Result<Raw>> + Send>;

@@ -76,7 +76,7 @@ impl RoleMap {
 }
 
 /// The role that a name stands for without the user's word for it.
-pub fn usual(name: &str) -> Option<(Role, bool)> {
+pub(super) fn usual(name: &str) -> Option<(Role, bool)> {
     let name = name.trim().to_lowercase().replace(['-', ' '], "_");
     if CALLS.contains(&name.as_str()) {
         return Some((Role::Assistant, true));

@@ -23,14 +23,14 @@ use crate::error::{Error, Result};
 /// Switches of a turn or a part that say that it does not count.
 const MASKS: [&str; 2] = ["mask", "masked"];
 /// All switches of a turn or a part; the others say how much it counts.
-pub const NAMES: [&str; 8] = ["weight", "loss_weight", "loss_scale", "train", "training", "loss", "mask", "masked"];
+pub(super) const NAMES: [&str; 8] = ["weight", "loss_weight", "loss_scale", "train", "training", "loss", "mask", "masked"];
 const DETAILS: [&str; 2] = ["train_detail", "training_detail"];
-pub const LOSS_MASK: &str = "loss_mask";
+pub(super) const LOSS_MASK: &str = "loss_mask";
 const LABELS: [&str; 2] = ["label", "kto_tag"];
-pub const TEMPLATE_SWITCHES: &str = "chat_template_kwargs";
+pub(super) const TEMPLATE_SWITCHES: &str = "chat_template_kwargs";
 
 /// Does the name promise to change what is learnt, or to show the model more than text?
-pub fn looks_like_switch(key: &str) -> bool {
+pub(super) fn looks_like_switch(key: &str) -> bool {
     let key = key.to_ascii_lowercase();
     let begins = ["loss", "mask", "train", "weight", "supervis", "learn", "ignore"].iter().any(|begin| key.starts_with(begin));
     let ends = ["_kwargs", "_mask", "_masks", "_weight", "_weights", "_loss", "_train", "_loss_scale"];
@@ -65,7 +65,7 @@ fn is_empty(value: &Value) -> bool {
 }
 
 /// Names the keys of an object that look like switches and were not used.
-pub fn note_unused(at: &Object, used: &[&str], path: &str, unused: &mut Vec<String>) {
+pub(super) fn note_unused(at: &Object, used: &[&str], path: &str, unused: &mut Vec<String>) {
     let keys = at.iter().filter(|(key, value)| !used.contains(&key.as_str()) && looks_like_switch(key) && !is_empty(value));
     unused.extend(keys.map(|(key, _)| format!("{path}{key}")));
 }
@@ -73,7 +73,7 @@ pub fn note_unused(at: &Object, used: &[&str], path: &str, unused: &mut Vec<Stri
 /// The switches of one turn or part, agreed on one weight; `None` where there are none.
 ///
 /// `true` means any weight but 0: `"train": true, "weight": 0.5` is no contradiction.
-pub fn weight(at: &Object, path: &str) -> Result<Option<f32>> {
+pub(super) fn weight(at: &Object, path: &str) -> Result<Option<f32>> {
     let mut agreed: Option<(&str, f32, bool)> = None;
     for key in NAMES {
         let Some(value) = at.get(key).filter(|value| !value.is_null()) else { continue };
@@ -108,7 +108,7 @@ pub fn weight(at: &Object, path: &str) -> Result<Option<f32>> {
 }
 
 /// The switches of a message, put on its turn.
-pub fn of_turn(turn: &mut Turn, message: &Object, path: &str, unused: &mut Vec<String>) -> Result<()> {
+pub(super) fn of_turn(turn: &mut Turn, message: &Object, path: &str, unused: &mut Vec<String>) -> Result<()> {
     let mut used: Vec<&str> = Vec::new();
     if let Some(weight) = weight(message, path)? {
         turn.weight = weight;
@@ -163,7 +163,7 @@ fn add_details(turn: &mut Turn, value: &Value, path: &str) -> Result<()> {
 }
 
 /// The switches of the row, put on its turns. Returns those for the template.
-pub fn of_row(row: &Object, turns: &mut [Turn], unused: &mut Vec<String>) -> Result<Option<Value>> {
+pub(super) fn of_row(row: &Object, turns: &mut [Turn], unused: &mut Vec<String>) -> Result<Option<Value>> {
     let mut used: Vec<&str> = Vec::new();
     if let Some(value) = row.get(LOSS_MASK).filter(|value| !is_empty(value)) {
         if turns.iter().any(|turn| turn.role == Role::Text) {
@@ -204,7 +204,7 @@ pub fn of_row(row: &Object, turns: &mut [Turn], unused: &mut Vec<String>) -> Res
 }
 
 /// Makes nothing of the turn a target.
-pub fn unlearn(turn: &mut Turn) {
+pub(super) fn unlearn(turn: &mut Turn) {
     turn.weight = 0.0;
     turn.parts.clear();
 }

@@ -13,7 +13,7 @@ use super::fields::{self, Object, wrong_type};
 use crate::error::{Error, Result};
 
 /// The row's `tools` (or older `functions`) as a JSON array of `{"type": "function", "function": {..}}`; none if empty.
-pub fn schemas(row: &Object) -> Result<Option<Value>> {
+pub(super) fn schemas(row: &Object) -> Result<Option<Value>> {
     let Some((key, value)) = fields::first(row, &["tools", "functions"]) else { return Ok(None) };
     let parsed;
     let value = match value {
@@ -85,7 +85,7 @@ fn add_schema(schema: &Value, path: &str, schemas: &mut Vec<Value>) -> Result<()
 }
 
 /// The calls of a turn's `tool_calls` or `function_call` field; empty if it has none.
-pub fn calls_of_turn(turn: &Object, path: &str) -> Result<Vec<Value>> {
+pub(super) fn calls_of_turn(turn: &Object, path: &str) -> Result<Vec<Value>> {
     let mut calls = Vec::new();
     if let Some((key, value)) = fields::first(turn, &["tool_calls"]) {
         let path = format!("{path}.{key}");
@@ -100,7 +100,7 @@ pub fn calls_of_turn(turn: &Object, path: &str) -> Result<Vec<Value>> {
 }
 
 /// One call or a list of calls, as JSON or as a string that holds it.
-pub fn calls_of_value(value: &Value, path: &str) -> Result<Vec<Value>> {
+pub(super) fn calls_of_value(value: &Value, path: &str) -> Result<Vec<Value>> {
     let parsed;
     let value = match value {
         Value::String(text) => {
@@ -131,7 +131,7 @@ fn call(value: &Value, path: &str) -> Result<Value> {
 }
 
 /// Anthropic's, Bedrock's or Gemini's part of an answer that is a call.
-pub fn call_of_part(part: &Object, path: &str) -> Result<Value> {
+pub(super) fn call_of_part(part: &Object, path: &str) -> Result<Value> {
     let name = fields::required_text(part, &["name"], &format!("{path}."))?;
     let id = fields::label(part, "id").or_else(|| fields::label(part, "toolUseId"));
     let arguments = fields::first(part, &["input", "args", "arguments"]).map(|(_, value)| value);
@@ -155,7 +155,7 @@ fn made(name: &str, id: Option<String>, arguments: Option<&Value>, path: &str) -
 
 /// Takes out what Arrow put into aligned rows: properties without a schema, and arguments that are null and that the schema of their
 /// tool does not know. An argument that may be null stays.
-pub fn without_padding(tools: &mut Value, turns: &mut [Turn]) {
+pub(super) fn without_padding(tools: &mut Value, turns: &mut [Turn]) {
     let mut known: Vec<(String, Vec<String>)> = Vec::new();
     for schema in tools.as_array_mut().into_iter().flatten() {
         if let Some(properties) = schema.pointer_mut("/function/parameters/properties").and_then(Value::as_object_mut) {

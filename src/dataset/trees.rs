@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 
 type Rows = Result<(u64, Result<Object>)>;
 
-pub fn conversations(
+pub(super) fn conversations(
     rows: impl Iterator<Item = Rows> + Send,
     source: String,
     roles: RoleMap,

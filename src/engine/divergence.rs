@@ -14,7 +14,7 @@ use candle_core::Tensor;
 use super::TOKEN_BUDGET;
 use super::batch::{Packed, pack};
 use crate::error::{Context, Error, Result};
-use crate::kernels::head::{chunk_rows, divergences, logits};
+use crate::kernels::statistics::{chunk_rows, divergences, logits};
 use crate::model::Model;
 use crate::tokens::Sequence;
 

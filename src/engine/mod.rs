@@ -8,7 +8,7 @@ mod divergence;
 
 use crate::error::{Error, Result};
 use crate::kernels::TokenStatistics;
-use crate::kernels::head::{head_statistics, topk_entropies};
+use crate::kernels::statistics::{head_statistics, topk_entropies};
 use crate::model::{BatchStatistics, Model, Placement, Statistics};
 use crate::tokens::Sequence;
 

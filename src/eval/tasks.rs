@@ -161,7 +161,7 @@ pub(super) struct Builder {
 
 impl Builder {
     /// `line` is named in errors about later rows.
-    pub fn add(&mut self, row: &Map<String, Value>, line: u64) -> Result<()> {
+    pub(super) fn add(&mut self, row: &Map<String, Value>, line: u64) -> Result<()> {
         let (own_kind, item) = item(row, self.items.len())?;
         check_context(own_kind, &item, self.items.first())?;
         let kind = *self.kind.get_or_insert(own_kind);
@@ -177,7 +177,7 @@ impl Builder {
         Ok(())
     }
 
-    pub fn finish(self) -> Result<(Kind, Vec<Item>)> {
+    pub(super) fn finish(self) -> Result<(Kind, Vec<Item>)> {
         match self.kind {
             Some(kind) => Ok((kind, self.items)),
             None => Err(Error::new("expected one JSON object a line, found none")),

@@ -15,14 +15,14 @@ use crate::error::{Context, Error, Result};
 
 /// The part of the cache that belongs to one repository.
 #[derive(Debug, Clone)]
-pub struct Cache {
+pub(crate) struct Cache {
     root: PathBuf,
     folder: String,
 }
 
 impl Cache {
     /// Where the environment puts the cache: HF_HUB_CACHE, HF_HOME, XDG_CACHE_HOME, or the home folder.
-    pub fn from_env(shelf: Shelf, repo: &str) -> Result<Cache> {
+    pub(crate) fn from_env(shelf: Shelf, repo: &str) -> Result<Cache> {
         let root = match variable("HF_HUB_CACHE").or_else(|| variable("HUGGINGFACE_HUB_CACHE")) {
             Some(root) => root,
             None => home()
@@ -36,20 +36,20 @@ impl Cache {
         Ok(Cache { root, folder: format!("{shelf}--{}", repo.replace('/', "--")) })
     }
 
-    pub fn repo_folder(&self) -> PathBuf {
+    pub(crate) fn repo_folder(&self) -> PathBuf {
         self.root.join(&self.folder)
     }
 
-    pub fn blob(&self, etag: &str) -> PathBuf {
+    pub(crate) fn blob(&self, etag: &str) -> PathBuf {
         self.repo_folder().join("blobs").join(etag)
     }
 
-    pub fn snapshot(&self, commit: &str) -> PathBuf {
+    pub(crate) fn snapshot(&self, commit: &str) -> PathBuf {
         self.repo_folder().join("snapshots").join(commit)
     }
 
     /// The commit that `revision` stands for, as far as the cache knows.
-    pub fn commit(&self, revision: &str) -> Option<String> {
+    pub(crate) fn commit(&self, revision: &str) -> Option<String> {
         if is_commit(revision) {
             return Some(revision.to_owned());
         }
@@ -57,7 +57,7 @@ impl Cache {
         Some(commit.trim().to_owned()).filter(|commit| is_commit(commit))
     }
 
-    pub fn set_ref(&self, revision: &str, commit: &str) -> Result<()> {
+    pub(crate) fn set_ref(&self, revision: &str, commit: &str) -> Result<()> {
         if self.commit(revision).as_deref() == Some(commit) {
             return Ok(());
         }
@@ -71,7 +71,7 @@ impl Cache {
     }
 
     /// The files of a snapshot by their names in the repository, of those that are really there.
-    pub fn files(&self, commit: &str) -> Vec<String> {
+    pub(crate) fn files(&self, commit: &str) -> Vec<String> {
         fn walk(folder: &Path, prefix: &str, names: &mut Vec<String>) {
             let Ok(entries) = std::fs::read_dir(folder) else { return };
             for entry in entries.filter_map(|entry| entry.ok()) {
@@ -91,7 +91,7 @@ impl Cache {
     }
 
     /// Holds off others who would fetch the same blob, Python's library among them, until the file is dropped.
-    pub fn lock(&self, etag: &str) -> Result<File> {
+    pub(crate) fn lock(&self, etag: &str) -> Result<File> {
         let path = self.root.join(".locks").join(&self.folder).join(format!("{etag}.lock"));
         create_parent(&path)?;
         let file = File::options().create(true).append(true).open(&path).context_at(&path, "cannot create a lock file")?;
@@ -101,7 +101,7 @@ impl Cache {
     }
 
     /// Makes `name` of the snapshot stand for `blob`.
-    pub fn link(&self, blob: &Path, commit: &str, name: &str) -> Result<()> {
+    pub(crate) fn link(&self, blob: &Path, commit: &str, name: &str) -> Result<()> {
         let path = self.snapshot(commit).join(name);
         create_parent(&path)?;
         // A link whose blob has been deleted is in the way.
@@ -129,12 +129,12 @@ fn link(blob: &Path, path: &Path, _name: &str) -> std::io::Result<()> {
 }
 
 /// 40 hexadecimal digits.
-pub fn is_commit(revision: &str) -> bool {
+pub(crate) fn is_commit(revision: &str) -> bool {
     revision.len() == 40 && revision.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// HF_HOME or its default, which holds the cache and the token.
-pub fn home() -> Option<PathBuf> {
+pub(crate) fn home() -> Option<PathBuf> {
     variable("HF_HOME").or_else(|| {
         let base = variable("XDG_CACHE_HOME").or_else(|| user_home().map(|home| home.join(".cache")));
         base.map(|base| base.join("huggingface"))
@@ -142,7 +142,7 @@ pub fn home() -> Option<PathBuf> {
 }
 
 /// The folder of this program's own files: `$DIAGNOSE_CACHE`, or `diagnose` in the user's cache folder; `None` where there is neither.
-pub fn own_cache() -> Option<PathBuf> {
+pub(crate) fn own_cache() -> Option<PathBuf> {
     variable("DIAGNOSE_CACHE").or_else(|| {
         let in_home = || user_home().map(|home| home.join(if cfg!(target_os = "macos") { "Library/Caches" } else { ".cache" }));
         let base = variable("XDG_CACHE_HOME").or_else(|| variable("LOCALAPPDATA")).or_else(in_home);
@@ -151,7 +151,7 @@ pub fn own_cache() -> Option<PathBuf> {
 }
 
 /// A variable that names a path; `~` is the home folder, as in Python's library.
-pub fn variable(name: &str) -> Option<PathBuf> {
+pub(crate) fn variable(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)?;
     match path.strip_prefix("~") {
         Ok(rest) => user_home().map(|home| home.join(rest)),

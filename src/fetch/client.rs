@@ -25,7 +25,7 @@ use crate::error::{Context, Error, Result};
 use crate::files::file_digest;
 
 /// A connection to one repository.
-pub struct Client {
+pub(crate) struct Client {
     agent: Agent,
     /// Scheme and host, without a slash at the end.
     endpoint: String,
@@ -34,13 +34,13 @@ pub struct Client {
 }
 
 /// A repository at one commit.
-pub struct Listing {
+pub(crate) struct Listing {
     pub commit: String,
     pub files: Vec<String>,
 }
 
 /// What a file of the hub should be.
-pub struct Remote {
+pub(crate) struct Remote {
     url: String,
     pub etag: String,
     pub size: Option<u64>,
@@ -63,7 +63,7 @@ const WAIT_FOR_BYTES: Duration = Duration::from_secs(60);
 const LISTING_BYTES: u64 = 64 << 20;
 
 /// HF_HUB_OFFLINE, or Transformers' older name for it.
-pub fn offline() -> bool {
+pub(crate) fn offline() -> bool {
     let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let value = set("HF_HUB_OFFLINE").or_else(|| set("TRANSFORMERS_OFFLINE")).unwrap_or_default();
     ["1", "ON", "YES", "TRUE"].contains(&value.to_ascii_uppercase().as_str())
@@ -71,7 +71,7 @@ pub fn offline() -> bool {
 
 impl Client {
     /// Reads HF_ENDPOINT, the token, SSL_CERT_FILE; ureq reads the proxy variables.
-    pub fn from_env(id: &HubId) -> Result<Client> {
+    pub(crate) fn from_env(id: &HubId) -> Result<Client> {
         let endpoint = std::env::var("HF_ENDPOINT").ok().filter(|value| !value.is_empty());
         let endpoint = endpoint.unwrap_or_else(|| "https://huggingface.co".to_owned()).trim_end_matches('/').to_owned();
         if origin(&endpoint).is_none() {
@@ -93,12 +93,12 @@ impl Client {
         Ok(Client { agent: config.into(), endpoint, token: token()?, id: id.clone() })
     }
 
-    pub fn repo(&self) -> &str {
+    pub(crate) fn repo(&self) -> &str {
         &self.id.repo
     }
 
     /// The commit that the revision stands for now, and its files.
-    pub fn listing(&self) -> Result<Listing> {
+    pub(crate) fn listing(&self) -> Result<Listing> {
         let HubId { repo, revision, .. } = &self.id;
         let shelf = match self.id.shelf {
             Shelf::Models => "models",
@@ -122,7 +122,7 @@ impl Client {
     }
 
     /// Size and hash of `file`.
-    pub fn remote(&self, commit: &str, file: &str) -> Result<Remote> {
+    pub(crate) fn remote(&self, commit: &str, file: &str) -> Result<Remote> {
         let shelf = match self.id.shelf {
             Shelf::Models => "",
             Shelf::DataSets => "datasets/",
@@ -146,7 +146,7 @@ impl Client {
     }
 
     /// Fetches the file to `blob`, going on with what an earlier, broken transfer has left. `tick` gets the bytes so far.
-    pub fn download(&self, file: &str, remote: &Remote, blob: &Path, tick: &dyn Fn(u64)) -> Result<()> {
+    pub(crate) fn download(&self, file: &str, remote: &Remote, blob: &Path, tick: &dyn Fn(u64)) -> Result<()> {
         let incomplete = blob.with_file_name(format!("{}.incomplete", remote.etag));
         let folder = blob.parent().unwrap_or(Path::new("."));
         std::fs::create_dir_all(folder).context_at(folder, "cannot create the cache folder")?;

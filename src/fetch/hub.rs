@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 
 /// The files of the data set `repo` whose names `wanted` accepts, as Parquet: the hub keeps a converted copy of every data set
 /// under a revision of its own, with names such as `CONFIG/SPLIT/0000.parquet`. What the cache lacks is fetched.
-pub fn fetch_data(repo: &str, wanted: impl Fn(&str) -> bool, progress: Progress) -> Result<Vec<PathBuf>> {
+pub(crate) fn fetch_data(repo: &str, wanted: impl Fn(&str) -> bool, progress: Progress) -> Result<Vec<PathBuf>> {
     const CONVERTED: &str = "refs/convert/parquet";
     let id = HubId { shelf: Shelf::DataSets, repo: repo.to_owned(), revision: CONVERTED.to_owned(), file: None };
     let cache = Cache::from_env(id.shelf, repo)?;

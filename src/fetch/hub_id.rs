@@ -5,7 +5,7 @@ use std::path::{Component, Path};
 
 /// `org/name`, with a revision and a file in it if they were given.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HubId {
+pub(crate) struct HubId {
     pub shelf: Shelf,
     pub repo: String,
     /// Branch, tag or commit.
@@ -16,14 +16,14 @@ pub struct HubId {
 
 /// The hub keeps repositories of two kinds under the same names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Shelf {
+pub(crate) enum Shelf {
     Models,
     DataSets,
 }
 
 impl HubId {
     /// `None` where `written` cannot be a hub id, and so must be a path.
-    pub fn parse(written: &str) -> Option<HubId> {
+    pub(crate) fn parse(written: &str) -> Option<HubId> {
         let (rest, file) = match written.split_once(':') {
             Some((rest, file)) => (rest, Some(file)),
             None => (written, None),
@@ -62,7 +62,7 @@ fn is_label(label: &str) -> bool {
 }
 
 /// A name that stays within the folder it is joined to.
-pub fn is_relative(name: &str) -> bool {
+pub(crate) fn is_relative(name: &str) -> bool {
     let plain = |component| matches!(component, Component::Normal(_));
     !name.is_empty() && !name.contains(['\\', ':', '\0']) && Path::new(name).components().all(plain)
 }

@@ -12,7 +12,7 @@ use crate::model::{Reference, text_of};
 use crate::tokens::{Audit, RenderOptions, Renderer, Sequence, Tokenizer, rendered};
 
 /// The check as the user asked for it.
-pub struct Job {
+pub(crate) struct Job {
     pub inputs: Vec<String>,
     pub read: ReadOptions,
     pub model: Option<String>,
@@ -24,7 +24,7 @@ pub struct Job {
 
 /// What was found.
 #[derive(Debug, Serialize)]
-pub struct Checked {
+pub(crate) struct Checked {
     pub model: String,
     pub files: Vec<DataFile>,
     pub records: u64,
@@ -44,7 +44,7 @@ pub struct Checked {
 }
 
 #[derive(Debug, Default, Serialize)]
-pub struct Repeated {
+pub(crate) struct Repeated {
     pub rows: u64,
     /// The first places, each with that of the earlier row.
     pub examples: Vec<String>,
@@ -52,18 +52,18 @@ pub struct Repeated {
 
 /// A row in the model's own text.
 #[derive(Debug, Serialize)]
-pub struct Shown {
+pub(crate) struct Shown {
     pub place: String,
     pub pieces: Vec<Piece>,
 }
 
 #[derive(Debug, Serialize)]
-pub struct Piece {
+pub(crate) struct Piece {
     pub text: String,
     pub supervised: bool,
 }
 
-pub fn check(job: &Job, fetching: Progress) -> Result<Checked> {
+pub(crate) fn check(job: &Job, fetching: Progress) -> Result<Checked> {
     let dataset = Dataset::open(&job.inputs, &job.read)?;
     let reference = Reference::resolve(job.model.as_deref(), fetching)?;
     let (tokenizer, template) = text_of(&reference)?;
@@ -131,13 +131,13 @@ pub fn check(job: &Job, fetching: Progress) -> Result<Checked> {
 
 impl Checked {
     /// Names and numbers of rows of everything that may be found.
-    pub fn findings(&self) -> Vec<(&str, u64)> {
+    pub(crate) fn findings(&self) -> Vec<(&str, u64)> {
         let audit = self.audit.findings.iter().map(|finding| (finding.name, finding.rows));
         audit.chain([("duplicates", self.duplicates.rows), ("contradictions", self.contradictions.rows)]).collect()
     }
 
     /// An error with exit code 3 if one of the findings that the user names was made; `any` names all.
-    pub fn fail_on(&self, names: &[String]) -> Result<()> {
+    pub(crate) fn fail_on(&self, names: &[String]) -> Result<()> {
         let findings = self.findings();
         if let Some(unknown) = names.iter().find(|name| *name != "any" && !findings.iter().any(|(known, _)| known == name)) {
             let known: Vec<&str> = findings.iter().map(|(name, _)| *name).collect();

@@ -18,7 +18,7 @@ use crate::report::diff::{self as report, Diff, Distance, What};
 use crate::table::TOKENS_FILE;
 
 /// A comparison as the user asked for it.
-pub struct Job {
+pub(crate) struct Job {
     /// A folder of an evaluation or of a score run, samples of lm-evaluation-harness, or a model.
     pub before: String,
     /// Of the same kind; several where there is a target.
@@ -37,7 +37,7 @@ pub struct Job {
 }
 
 /// Compares, after it has evaluated what is a model.
-pub fn diff(job: &Job, fetching: Progress, scoring: Progress) -> Result<Diff> {
+pub(crate) fn diff(job: &Job, fetching: Progress, scoring: Progress) -> Result<Diff> {
     let what = compared(job, fetching, scoring)?;
     if job.fail_on_drop.is_some() && matches!(what, What::Scores(_)) {
         return Err(Error::usage("--fail-on-drop is for evaluations; score runs have no accuracy"));
@@ -47,7 +47,7 @@ pub fn diff(job: &Job, fetching: Progress, scoring: Progress) -> Result<Diff> {
 
 impl Job {
     /// An error if something dropped by more than the user wants.
-    pub fn check_drop(&self, diff: &Diff) -> Result<()> {
+    pub(crate) fn check_drop(&self, diff: &Diff) -> Result<()> {
         match (self.fail_on_drop, &diff.what) {
             (Some(points), What::Evaluations(comparison)) => comparison.check_drop(points),
             (Some(points), What::Retention(retention)) => {
@@ -61,7 +61,7 @@ impl Job {
 }
 
 /// diff.json, diff.md, diff.html, and the figure as PNG and SVG.
-pub fn write(diff: &Diff, out: &Path, command: &str) -> Result<()> {
+pub(crate) fn write(diff: &Diff, out: &Path, command: &str) -> Result<()> {
     std::fs::create_dir_all(out).context_at(out, "cannot create the folder")?;
     for extension in ["png", "svg"] {
         report::draw(diff, out, extension)?;

@@ -24,7 +24,7 @@ use crate::model::{LoadOptions, Model, Placement, Reference};
 use crate::{provenance, random};
 
 /// An evaluation as the user asked for it.
-pub struct Job {
+pub(crate) struct Job {
     /// `None`: the default model.
     pub model: Option<String>,
     /// `probe`, benchmarks, files, globs.
@@ -38,7 +38,7 @@ pub struct Job {
 
 /// How a model is asked.
 #[derive(Debug, Clone, Copy)]
-pub struct Way {
+pub(crate) struct Way {
     /// The first so many items of each task, or so many at random.
     pub limit: Option<usize>,
     pub sample: Option<usize>,
@@ -53,13 +53,13 @@ pub struct Way {
 }
 
 /// What an evaluation has left.
-pub struct Evaluated {
+pub(crate) struct Evaluated {
     pub out: PathBuf,
     pub scores: Scores,
 }
 
 /// Evaluates the tasks that the folder does not hold yet, and writes it after each.
-pub fn evaluate(job: &Job, fetching: Progress, scoring: Progress) -> Result<Evaluated> {
+pub(crate) fn evaluate(job: &Job, fetching: Progress, scoring: Progress) -> Result<Evaluated> {
     let started = SystemTime::now();
     let way = &job.way;
     let mut tasks = named::load(&job.tasks, fetching)?;
@@ -98,7 +98,7 @@ pub fn evaluate(job: &Job, fetching: Progress, scoring: Progress) -> Result<Eval
 }
 
 /// A model by what its user wrote.
-pub struct Named {
+pub(crate) struct Named {
     /// `None`: the default model.
     pub written: Option<String>,
     /// What its SHA-256 was, where a folder tells.
@@ -106,7 +106,7 @@ pub struct Named {
 }
 
 /// How far two models are apart on general text: see `divergence.rs`.
-pub fn divergence(models: [&Named; 2], way: &Way, fetching: Progress, scoring: Progress) -> Result<Divergence> {
+pub(crate) fn divergence(models: [&Named; 2], way: &Way, fetching: Progress, scoring: Progress) -> Result<Divergence> {
     let load = |named: &Named| {
         let reference = Reference::resolve(named.written.as_deref(), fetching)?;
         if let Some(then) = &named.sha256
@@ -145,7 +145,7 @@ impl Way {
 }
 
 /// An evaluation folder that is being written.
-pub struct Folder {
+pub(crate) struct Folder {
     path: PathBuf,
     pub scores: Scores,
     samples: HashMap<String, Vec<Sample>>,
@@ -153,7 +153,7 @@ pub struct Folder {
 
 impl Folder {
     /// A new folder for `scores`, which hold no task yet, or one that an evaluation of the same model by the same program has left.
-    pub fn open(path: &Path, scores: Scores) -> Result<Folder> {
+    pub(crate) fn open(path: &Path, scores: Scores) -> Result<Folder> {
         std::fs::create_dir_all(path).context_at(path, "cannot create the folder")?;
         let mut folder = Folder { path: path.to_owned(), scores, samples: HashMap::new() };
         if path.join(SCORES_FILE).exists() {
@@ -175,7 +175,7 @@ impl Folder {
     }
 
     /// Has this task been evaluated, on the same items?
-    pub fn holds(&self, task: &Task, chosen: Chosen) -> bool {
+    pub(crate) fn holds(&self, task: &Task, chosen: Chosen) -> bool {
         self.scores.tasks.get(&task.name).is_some_and(|scores| {
             let few_shot = (scores.few_shot > 0).then_some(FewShot { n: scores.few_shot, seed: scores.seed });
             (scores.version, &scores.data_sha256, scores.chosen, few_shot) == (task.version, &task.sha256, chosen, task.few_shot)
@@ -184,7 +184,7 @@ impl Folder {
     }
 
     /// Writes a finished task, in the place of an older one of that name.
-    pub fn add(&mut self, name: &str, scores: TaskScores, samples: Vec<Sample>) -> Result<()> {
+    pub(crate) fn add(&mut self, name: &str, scores: TaskScores, samples: Vec<Sample>) -> Result<()> {
         self.scores.tasks.insert(name.to_owned(), scores);
         self.samples.insert(name.to_owned(), samples);
         let samples_of = |name: &String| self.samples.get(name).map_or(&[][..], Vec::as_slice);

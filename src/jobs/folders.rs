@@ -8,19 +8,19 @@ use crate::eval::results::{SCORES_FILE, read_scores};
 use crate::table::{PARTS_FOLDER, TOKENS_FILE};
 
 /// Is it the folder of finished scores, which can be sorted again? Where a run was killed while it joined its parts, sorting does that.
-pub fn holds_scores(folder: &Path) -> bool {
+pub(crate) fn holds_scores(folder: &Path) -> bool {
     folder.join("run.json").is_file() && [TOKENS_FILE, PARTS_FOLDER].iter().any(|name| folder.join(name).exists())
 }
 
 /// Is it, in the place of data, something else that this program knows, or nothing at all?
-pub fn is_no_data(folder: &Path) -> bool {
+pub(crate) fn is_no_data(folder: &Path) -> bool {
     let known = [train::OPTIONS_FILE, SCORES_FILE, "diff.json", PARTS_FOLDER, "config.json", "adapter_config.json"];
     let is_empty = std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none());
     is_empty || known.iter().any(|name| folder.join(name).exists())
 }
 
 /// The error for a folder that holds no finished scores: it says what the folder is.
-pub fn not_scores(folder: &Path) -> Error {
+pub(crate) fn not_scores(folder: &Path) -> Error {
     let is_there = |name: &str| folder.join(name).exists();
     let of = |what: &str| Error::usage(what.to_owned()).at(folder);
     let within = |name: &str| folder.join(name).display().to_string();

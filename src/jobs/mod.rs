@@ -18,15 +18,15 @@ use crate::kernels::level::Level;
 use crate::model::Placement;
 use crate::provenance::Provenance;
 
-pub mod check;
-pub mod diff;
-pub mod eval;
-pub mod folders;
-pub mod score;
-pub mod train;
+pub(crate) mod check;
+pub(crate) mod diff;
+pub(crate) mod eval;
+pub(crate) mod folders;
+pub(crate) mod score;
+pub(crate) mod train;
 
 /// The record of this process, which began at `started` and ran the model on `device`.
-pub fn provenance_of(started: SystemTime, device: Placement) -> Provenance {
+pub(crate) fn provenance_of(started: SystemTime, device: Placement) -> Provenance {
     Provenance::new(started, Level::current().name(), device.description())
 }
 
@@ -37,7 +37,7 @@ fn identity_of_files(files: &[DataFile]) -> Vec<(String, &str, String)> {
 }
 
 /// The high-water mark of this process's resident set, where the kernel tells (Linux).
-pub fn peak_memory_bytes() -> Option<u64> {
+pub(crate) fn peak_memory_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;

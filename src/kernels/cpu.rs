@@ -107,7 +107,7 @@ pub(crate) struct Shared {
 unsafe impl Sync for Shared {}
 
 impl Shared {
-    pub fn new(values: &mut [MaybeUninit<f32>]) -> Self {
+    pub(crate) fn new(values: &mut [MaybeUninit<f32>]) -> Self {
         Self { start: values.as_mut_ptr().cast(), len: values.len() }
     }
 
@@ -116,7 +116,7 @@ impl Shared {
     /// # Safety
     /// No other thread may use them at the same time, and they must be written before they are read.
     #[inline(always)]
-    pub unsafe fn at(&self, start: usize, n: usize) -> *mut f32 {
+    pub(crate) unsafe fn at(&self, start: usize, n: usize) -> *mut f32 {
         assert!(start + n <= self.len);
         // SAFETY: inside the array.
         unsafe { self.start.add(start) }

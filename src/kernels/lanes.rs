@@ -144,12 +144,12 @@ impl F32x16 {
     /// # Safety
     /// The processor must have AVX-512.
     #[inline(always)]
-    pub unsafe fn new(vector: __m512) -> Self {
+    pub(crate) unsafe fn new(vector: __m512) -> Self {
         Self(vector)
     }
 
     #[inline(always)]
-    pub fn get(self) -> __m512 {
+    pub(crate) fn get(self) -> __m512 {
         self.0
     }
 

@@ -10,13 +10,13 @@ pub(crate) mod cpu;
 pub mod cuda;
 pub mod exp;
 pub mod gated;
-pub mod head;
 pub(crate) mod lanes;
 pub mod level;
 pub mod matmul;
 pub mod norm;
 pub mod peak;
 pub mod rotary;
+pub mod statistics;
 #[cfg(test)]
 pub(crate) mod testing;
 pub(crate) mod tile;

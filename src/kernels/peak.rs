@@ -85,7 +85,7 @@ mod bf16_dot {
     use super::CHAINS;
     use crate::kernels::level::Level;
 
-    pub fn chains(steps: usize) -> usize {
+    pub(super) fn chains(steps: usize) -> usize {
         assert!(Level::available().contains(&Level::Avx512Bf16));
         // SAFETY: the assertion has shown that the processor has the instructions.
         unsafe { run(steps) }

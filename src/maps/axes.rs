@@ -6,7 +6,7 @@ use super::style::{GRID_LINE, INK, LABEL_SIZE, SOFT_INK, TEXT_SIZE};
 
 /// An axis in the units in which it is linear; a logarithmic axis is given its values' logarithms.
 #[derive(Debug, Clone)]
-pub struct Axis {
+pub(super) struct Axis {
     pub label: String,
     pub from: f64,
     pub to: f64,
@@ -15,7 +15,7 @@ pub struct Axis {
 
 /// The rectangle between the axes, in pixels.
 #[derive(Debug, Clone)]
-pub struct Frame {
+pub(super) struct Frame {
     pub left: f64,
     pub top: f64,
     pub width: f64,
@@ -25,29 +25,29 @@ pub struct Frame {
 }
 
 impl Frame {
-    pub fn right(&self) -> f64 {
+    pub(super) fn right(&self) -> f64 {
         self.left + self.width
     }
 
-    pub fn bottom(&self) -> f64 {
+    pub(super) fn bottom(&self) -> f64 {
         self.top + self.height
     }
 
     /// The pixel of an x value; values beyond the axis land on its ends.
-    pub fn x_at(&self, value: f64) -> f64 {
+    pub(super) fn x_at(&self, value: f64) -> f64 {
         self.left + self.width * ((value - self.x.from) / (self.x.to - self.x.from)).clamp(0.0, 1.0)
     }
 
-    pub fn y_at(&self, value: f64) -> f64 {
+    pub(super) fn y_at(&self, value: f64) -> f64 {
         self.bottom() - self.height * ((value - self.y.from) / (self.y.to - self.y.from)).clamp(0.0, 1.0)
     }
 
-    pub fn at(&self, x: f64, y: f64) -> (f64, f64) {
+    pub(super) fn at(&self, x: f64, y: f64) -> (f64, f64) {
         (self.x_at(x), self.y_at(y))
     }
 
     /// Goes below the data.
-    pub fn draw_grid(&self, scene: &mut Scene) {
+    pub(super) fn draw_grid(&self, scene: &mut Scene) {
         for (value, _) in &self.x.ticks {
             scene.line(&[(self.x_at(*value), self.top), (self.x_at(*value), self.bottom())], 1.0, GRID_LINE);
         }
@@ -57,7 +57,7 @@ impl Frame {
     }
 
     /// Goes above the data. A y axis without a label gets no tick labels either: it shares those of its neighbour.
-    pub fn draw_axes(&self, scene: &mut Scene) {
+    pub(super) fn draw_axes(&self, scene: &mut Scene) {
         scene.outline(self.left, self.top, self.right(), self.bottom(), 1.0, SOFT_INK);
         let centred = Text::body(INK).anchored(Anchor::Middle);
         for (value, label) in &self.x.ticks {
@@ -85,7 +85,7 @@ impl Frame {
 }
 
 /// Ticks at multiples of 1, 2 or 5 times a power of ten, about `n` of them.
-pub fn round_ticks(from: f64, to: f64, n: usize) -> Vec<(f64, String)> {
+pub(super) fn round_ticks(from: f64, to: f64, n: usize) -> Vec<(f64, String)> {
     let rough = (to - from) / n as f64;
     let power = 10f64.powf(rough.log10().floor());
     let step =
@@ -97,7 +97,7 @@ pub fn round_ticks(from: f64, to: f64, n: usize) -> Vec<(f64, String)> {
 }
 
 /// `10⁻⁴` for -4; `0.01`, `0.1`, `1`, `10`, `100` as they are.
-pub fn power_of_ten(power: i32) -> String {
+pub(super) fn power_of_ten(power: i32) -> String {
     match power {
         -2..0 => format!("{:.*}", power.unsigned_abs() as usize, 10f64.powi(power)),
         0..3 => format!("{}", 10i32.pow(power.unsigned_abs())),

@@ -10,7 +10,7 @@ use std::sync::LazyLock;
 use ab_glyph::{Font, FontRef, Glyph, PxScale, ScaleFont, point};
 
 /// For the `font-family` of an SVG.
-pub const FAMILY: &str = "DejaVu Sans, Verdana, sans-serif";
+pub(super) const FAMILY: &str = "DejaVu Sans, Verdana, sans-serif";
 
 static REGULAR: LazyLock<FontRef<'static>> = LazyLock::new(|| load(dejavu::sans::regular()));
 static BOLD: LazyLock<FontRef<'static>> = LazyLock::new(|| load(dejavu::sans::bold()));
@@ -44,12 +44,12 @@ fn layout(text: &str, size: f64, bold: bool) -> (Vec<Glyph>, f64) {
 }
 
 /// The advance of `text` in pixels; `size` is the em.
-pub fn width(text: &str, size: f64, bold: bool) -> f64 {
+pub(super) fn width(text: &str, size: f64, bold: bool) -> f64 {
     layout(text, size, bold).1
 }
 
 /// Calls `pixel(x, y, coverage)` for every pixel that `text` touches, from a baseline that starts at (0, 0), y downwards.
-pub fn rasterise(text: &str, size: f64, bold: bool, mut pixel: impl FnMut(i32, i32, f32)) {
+pub(super) fn rasterise(text: &str, size: f64, bold: bool, mut pixel: impl FnMut(i32, i32, f32)) {
     for glyph in layout(text, size, bold).0 {
         if let Some(outline) = face(bold).outline_glyph(glyph) {
             let bounds = outline.px_bounds();
@@ -60,7 +60,7 @@ pub fn rasterise(text: &str, size: f64, bold: bool, mut pixel: impl FnMut(i32, i
 }
 
 /// `text` with an ellipsis where it is wider than `max_width`.
-pub fn elide(text: &str, size: f64, bold: bool, max_width: f64) -> Cow<'_, str> {
+pub(super) fn elide(text: &str, size: f64, bold: bool, max_width: f64) -> Cow<'_, str> {
     if width(text, size, bold) <= max_width {
         return Cow::Borrowed(text);
     }
@@ -76,7 +76,7 @@ pub fn elide(text: &str, size: f64, bold: bool, max_width: f64) -> Cow<'_, str> 
 
 /// `text` with `⟨U+4E2D 6587⟩` in place of characters that this font cannot show as they are: no glyph, control and
 /// invisible characters, combining marks, and scripts that run from right to left or join, which need a text shaper.
-pub fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut in_escape = false;
     for c in text.chars() {
@@ -98,7 +98,7 @@ pub fn printable(text: &str) -> String {
 }
 
 /// A token's text with its white space visible: `␣`, `⏎` (line feed) and `⇥` (tab).
-pub fn visible_token(text: &str) -> String {
+pub(super) fn visible_token(text: &str) -> String {
     let visible = |c| match c {
         ' ' => '␣',
         '\n' => '⏎',

@@ -16,10 +16,10 @@ use plotters::style::{Color, FontStyle, FontTransform, TextStyle};
 use super::font;
 use super::palette::{LABEL_SIZE, NOTE_SIZE, PAPER, TEXT_SIZE, VEIL, WIDTH};
 
-pub use super::palette::Paint;
+pub(super) use super::palette::Paint;
 use crate::error::{Context, Error, Result};
 
-pub type Point = (f64, f64);
+pub(super) type Point = (f64, f64);
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Anchor {

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::kernels::Dtype;
 use crate::kernels::cpu::{sum, with_floats};
 
-pub struct Block {
+pub(super) struct Block {
     pub attention_norm: RmsNorm,
     pub attention: Attention,
     /// On what the attention adds.
@@ -22,13 +22,13 @@ pub struct Block {
     pub mlp_post_norm: Option<RmsNorm>,
 }
 
-pub enum FeedForward {
+pub(super) enum FeedForward {
     Dense(Mlp),
     Routed(Experts),
 }
 
 /// What a block's backward pass needs of its forward pass; norms and activations are computed again.
-pub struct Activations {
+pub(super) struct Activations {
     /// `[T, D]`
     input: Tensor,
     /// `[T, q | k | v]`
@@ -47,7 +47,7 @@ pub struct Activations {
 
 impl Activations {
     /// The memory they take.
-    pub fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         let optional = [&self.added, &self.gate_up, &self.fed].into_iter().flatten();
         let all = [&self.input, &self.qkv, &self.mixed, &self.middle].into_iter().chain(optional);
         all.map(|tensor| 4 * tensor.elem_count()).sum()

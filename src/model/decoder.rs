@@ -18,7 +18,7 @@ use crate::kernels::matmul::Matrix;
 use crate::kernels::rotary::Rotary;
 use crate::kernels::{Dtype, Kernels};
 
-pub struct Decoder {
+pub(super) struct Decoder {
     pub(super) embedding: Matrix,
     pub(super) embedding_scale: f64,
     pub(super) blocks: Vec<Block>,
@@ -28,7 +28,7 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    pub fn load(config: &Config, source: &dyn Source, options: LoadOptions, max_positions: usize) -> Result<Decoder> {
+    pub(super) fn load(config: &Config, source: &dyn Source, options: LoadOptions, max_positions: usize) -> Result<Decoder> {
         let family = family::by_model_type(config.family)?;
         let rotary = |rope: &super::rope::Rope| -> Result<Rotary> {
             let frequencies = rope.inverse_frequencies(config.rotary_dim)?;
@@ -54,7 +54,7 @@ impl Decoder {
     }
 
     /// Hidden states `[N, D]` after the final norm, at `rows` of the batch only.
-    pub fn hidden(&self, batch: &Batch, rows: &[u32]) -> Result<Tensor> {
+    pub(super) fn hidden(&self, batch: &Batch, rows: &[u32]) -> Result<Tensor> {
         let mut x = self.embed(batch)?;
         for index in 0..self.blocks.len() {
             x = self.run_block(index, x, batch, rows)?.0;
@@ -63,13 +63,13 @@ impl Decoder {
     }
 
     /// The embeddings `[T, D]` of the batch's tokens.
-    pub fn embed(&self, batch: &Batch) -> Result<Tensor> {
+    pub(super) fn embed(&self, batch: &Batch) -> Result<Tensor> {
         let x_td = self.embedding.rows(&batch.ids)?;
         Ok(if self.embedding_scale == 1.0 { x_td } else { (x_td * self.embedding_scale)? })
     }
 
     /// Adds the gradient `[T, D]` of what [`Decoder::embed`] gave to the embedding's, if that is trained.
-    pub fn embed_backward(&self, batch: &Batch, dx: &Tensor) -> Result<()> {
+    pub(super) fn embed_backward(&self, batch: &Batch, dx: &Tensor) -> Result<()> {
         if let Some(trained) = self.embedding.trained() {
             let dx = if self.embedding_scale == 1.0 { dx.clone() } else { (dx * self.embedding_scale)? };
             with_floats(&dx, |dx| trained.add_row_gradients(&batch.ids, dx))?;
@@ -78,33 +78,40 @@ impl Decoder {
     }
 
     /// Block `index` from `[T, D]` to `[T, D]`; from the last block only `rows` go on, for nothing attends to its output.
-    pub fn run_block(&self, index: usize, x: Tensor, batch: &Batch, rows: &[u32]) -> Result<(Tensor, Activations)> {
+    pub(super) fn run_block(&self, index: usize, x: Tensor, batch: &Batch, rows: &[u32]) -> Result<(Tensor, Activations)> {
         let rows = (index + 1 == self.blocks.len()).then_some(rows);
         self.blocks[index].run(x, batch, rows)
     }
 
     /// The gradient of block `index`'s input.
-    pub fn block_backward(&self, index: usize, kept: &Activations, batch: &Batch, rows: &[u32], dy: &Tensor) -> Result<Tensor> {
+    pub(super) fn block_backward(
+        &self,
+        index: usize,
+        kept: &Activations,
+        batch: &Batch,
+        rows: &[u32],
+        dy: &Tensor,
+    ) -> Result<Tensor> {
         let rows = (index + 1 == self.blocks.len()).then_some(rows);
         self.blocks[index].backward(kept, batch, rows, dy)
     }
 
-    pub fn n_blocks(&self) -> usize {
+    pub(super) fn n_blocks(&self) -> usize {
         self.blocks.len()
     }
 
     /// The norm behind the last block.
-    pub fn final_norm(&self) -> &RmsNorm {
+    pub(super) fn final_norm(&self) -> &RmsNorm {
         &self.norm
     }
 
     /// The vocabulary matrix `[V, D]`.
-    pub fn head(&self) -> &Matrix {
+    pub(super) fn head(&self) -> &Matrix {
         self.head.as_ref().unwrap_or(&self.embedding)
     }
 
     /// Makes every weight learn, with products in `dtype`.
-    pub fn train(&mut self, dtype: Dtype) -> Result<Vec<Parameter>> {
+    pub(super) fn train(&mut self, dtype: Dtype) -> Result<Vec<Parameter>> {
         let mut parameters = Vec::new();
         let vocabulary = |matrix: &mut Matrix, name: &str| -> Result<Parameter> {
             let (rows, width) = (matrix.out_features(), matrix.in_features());
@@ -122,7 +129,7 @@ impl Decoder {
     }
 
     /// Adds low-rank adapters to the modules that `how` names.
-    pub fn adapt(&mut self, how: &Adapting) -> Result<Vec<Parameter>> {
+    pub(super) fn adapt(&mut self, how: &Adapting) -> Result<Vec<Parameter>> {
         let mut parameters = Vec::new();
         for block in &mut self.blocks {
             block.attention.adapt(how, &mut parameters)?;

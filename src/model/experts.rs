@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::kernels::Dtype;
 use crate::kernels::gated::Activation;
 
-pub struct Experts {
+pub(super) struct Experts {
     pub(super) router: Linear,
     pub(super) experts: Vec<Mlp>,
     per_token: usize,
@@ -24,7 +24,7 @@ pub struct Experts {
 
 impl Experts {
     /// From `mlp.gate` and `mlp.experts`, in whichever of three layouts the weights are; one expert is read after the other.
-    pub fn load(layer: &Layer, config: &ExpertsConfig, activation: Activation) -> Result<Experts> {
+    pub(super) fn load(layer: &Layer, config: &ExpertsConfig, activation: Activation) -> Result<Experts> {
         let (width, inner, count) = (layer.config.hidden_size, config.intermediate_size, config.count);
         let router = layer.source.tensor(&layer.name("mlp.gate.weight"), &[count, width]);
         // A rounded router would send tokens to other experts, and it is small.
@@ -61,7 +61,7 @@ impl Experts {
     }
 
     /// `residual + experts(x)`, `x` and `residual [T, D]`
-    pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+    pub(super) fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
         let logits_te = self.router.forward(x)?;
         let exp_te = logits_te.broadcast_sub(&logits_te.max_keepdim(1)?)?.exp()?;
         let probabilities_te = exp_te.broadcast_div(&exp_te.sum_keepdim(1)?)?;
@@ -106,7 +106,7 @@ impl Experts {
 
     /// The gradient of `x` for that of what the experts gave. Who is chosen counts as a constant, as in every implementation; the
     /// weights' gradients go where those of all products go. Here candle's graph is good enough: few tokens meet each expert.
-    pub fn backward(&self, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    pub(super) fn backward(&self, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
         let x = Var::from_tensor(x)?;
         let y = self.forward_add(&x, &x.zeros_like()?)?;
         let gradients = (y * dy)?.sum_all()?.backward()?;
@@ -114,13 +114,13 @@ impl Experts {
     }
 
     /// Makes all weights learn, the router in f32.
-    pub fn train(&mut self, dtype: Dtype, parameters: &mut Vec<Parameter>) -> Result<()> {
+    pub(super) fn train(&mut self, dtype: Dtype, parameters: &mut Vec<Parameter>) -> Result<()> {
         self.router.train(Dtype::F32, parameters)?;
         self.experts.iter_mut().try_for_each(|expert| expert.train(dtype, parameters))
     }
 
     /// Adapts the experts; the router is left as it is.
-    pub fn adapt(&mut self, how: &Adapting, parameters: &mut Vec<Parameter>) -> Result<()> {
+    pub(super) fn adapt(&mut self, how: &Adapting, parameters: &mut Vec<Parameter>) -> Result<()> {
         self.experts.iter_mut().try_for_each(|expert| expert.adapt(how, parameters))
     }
 }

@@ -18,7 +18,7 @@ use crate::kernels::rotary::Rotary;
 use crate::kernels::{Dtype, Kernels};
 
 /// Where the weights of one block come from.
-pub struct Layer<'a> {
+pub(super) struct Layer<'a> {
     pub config: &'a Config,
     pub source: &'a dyn Source,
     pub options: LoadOptions,
@@ -29,19 +29,19 @@ pub struct Layer<'a> {
 
 impl Layer<'_> {
     /// Transformers' name of something in this block.
-    pub fn name(&self, rest: &str) -> String {
+    pub(super) fn name(&self, rest: &str) -> String {
         format!("model.layers.{}.{rest}", self.index)
     }
 
     /// A norm over the hidden width.
-    pub fn norm(&self, module: &str) -> Result<RmsNorm> {
+    pub(super) fn norm(&self, module: &str) -> Result<RmsNorm> {
         let name = self.name(&format!("{module}.weight"));
         RmsNorm::load(self.config, self.source, &name, self.config.hidden_size, self.options.kernels)
     }
 }
 
 /// `x W^T + b`, for one weight or for several that read the same input and are stored as one.
-pub struct Linear {
+pub(super) struct Linear {
     pub(super) matrix: Matrix,
     pub(super) bias: Option<Arc<Vector>>,
     /// Name and outputs of each module, one below the other.
@@ -51,7 +51,7 @@ pub struct Linear {
 
 impl Linear {
     /// Loads `{module}.weight` `[out, input]` for each `(module, out)`, one below the other, and the biases if `bias`.
-    pub fn load(layer: &Layer, modules: &[(&str, usize)], input: usize, bias: bool) -> Result<Linear> {
+    pub(super) fn load(layer: &Layer, modules: &[(&str, usize)], input: usize, bias: bool) -> Result<Linear> {
         let part = |&(module, out): &(&str, usize)| layer.source.tensor(&layer.name(&format!("{module}.weight")), &[out, input]);
         let matrix = Matrix::new(modules.iter().map(part), layer.options.dtype, layer.options.kernels)?;
         let bias = match bias {
@@ -67,7 +67,7 @@ impl Linear {
     }
 
     /// Joins `weights` (`[N_i, input]` each), one below the other; `modules` are their names and `N_i`.
-    pub fn from_weights(
+    pub(super) fn from_weights(
         modules: Vec<(String, usize)>,
         weights: impl IntoIterator<Item = Result<Tensor>>,
         options: LoadOptions,
@@ -76,12 +76,12 @@ impl Linear {
     }
 
     /// `[T, input] -> [T, out]`
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         self.finish(x, self.matrix.forward(x)?)
     }
 
     /// The same added to `residual [T, out]`.
-    pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+    pub(super) fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
         self.finish(x, self.matrix.forward_add(x, residual)?)
     }
 
@@ -97,7 +97,7 @@ impl Linear {
     }
 
     /// Adds to the gradients of whatever is trained; returns that of `x`.
-    pub fn backward(&self, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    pub(super) fn backward(&self, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
         if let Some(bias) = self.bias.as_ref().filter(|bias| bias.is_trained()) {
             bias.add_gradient(&column_sums(dy)?);
         }
@@ -108,7 +108,7 @@ impl Linear {
     }
 
     /// Makes weight and bias learn.
-    pub fn train(&mut self, dtype: Dtype, parameters: &mut Vec<Parameter>) -> Result<()> {
+    pub(super) fn train(&mut self, dtype: Dtype, parameters: &mut Vec<Parameter>) -> Result<()> {
         let inputs = self.matrix.in_features();
         let mut first = 0;
         let part = |(name, out): &(String, usize)| {
@@ -125,7 +125,7 @@ impl Linear {
     }
 
     /// Adds a low-rank adapter if it is a target.
-    pub fn adapt(&mut self, how: &Adapting, parameters: &mut Vec<Parameter>) -> Result<()> {
+    pub(super) fn adapt(&mut self, how: &Adapting, parameters: &mut Vec<Parameter>) -> Result<()> {
         let inputs = self.matrix.in_features();
         self.lora = Lora::new(&self.modules, inputs, how.options, self.matrix.dtype(), how.seed, &how.switch, parameters)?;
         Ok(())
@@ -133,13 +133,13 @@ impl Linear {
 }
 
 /// How adapters are added.
-pub struct Adapting<'a> {
+pub(super) struct Adapting<'a> {
     pub options: &'a LoraOptions,
     pub seed: u64,
     pub switch: Arc<AdapterSwitch>,
 }
 
-pub struct RmsNorm {
+pub(super) struct RmsNorm {
     pub(super) weight: Arc<Vector>,
     name: String,
     pub(super) eps: f64,
@@ -147,26 +147,26 @@ pub struct RmsNorm {
 }
 
 impl RmsNorm {
-    pub fn load(config: &Config, source: &dyn Source, name: &str, width: usize, kernels: Kernels) -> Result<RmsNorm> {
+    pub(super) fn load(config: &Config, source: &dyn Source, name: &str, width: usize, kernels: Kernels) -> Result<RmsNorm> {
         let stored = source.tensor(name, &[width])?;
         let offset = if config.norm_offset { 1.0 } else { 0.0 };
         let weight = Vector::new((stored + offset)?, offset as f32);
         Ok(RmsNorm { weight, name: name.to_owned(), eps: config.rms_norm_eps, kernels })
     }
 
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         rms_norm(x, &self.weight.get(), self.eps, self.kernels)
     }
 
     /// Adds to the weight's gradient if it is trained; returns that of `x`.
-    pub fn backward(&self, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    pub(super) fn backward(&self, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
         let (dx, dw) = rms_norm_backward(x, &self.weight.get(), self.eps, dy)?;
         self.weight.add_gradient(&dw);
         Ok(dx)
     }
 
     /// Makes the weight learn.
-    pub fn train(&self, parameters: &mut Vec<Parameter>) -> Result<()> {
+    pub(super) fn train(&self, parameters: &mut Vec<Parameter>) -> Result<()> {
         let len = self.weight.get().elem_count();
         parameters.push(Parameter::vector(self.weight.clone(), &[(self.name.clone(), len)]));
         Ok(())
@@ -174,7 +174,7 @@ impl RmsNorm {
 }
 
 /// Grouped-query attention with rotary embedding.
-pub struct Attention {
+pub(super) struct Attention {
     pub(super) qkv: Linear,
     /// On each query head and each key head.
     pub(super) qk_norm: Option<(RmsNorm, RmsNorm)>,
@@ -185,7 +185,7 @@ pub struct Attention {
 }
 
 impl Attention {
-    pub fn load(layer: &Layer) -> Result<Attention> {
+    pub(super) fn load(layer: &Layer) -> Result<Attention> {
         let config = layer.config;
         let shape = config.attention_shape(layer.index);
         let (width, q_width, kv_width) = (config.hidden_size, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
@@ -201,7 +201,7 @@ impl Attention {
     }
 
     /// The same with norms on queries and keys before they turn.
-    pub fn load_with_norms(layer: &Layer) -> Result<Attention> {
+    pub(super) fn load_with_norms(layer: &Layer) -> Result<Attention> {
         let norm = |name: &str| {
             RmsNorm::load(layer.config, layer.source, &layer.name(name), layer.config.head_dim, layer.options.kernels)
         };
@@ -210,32 +210,32 @@ impl Attention {
     }
 
     /// Queries, keys and values of the heads: `x [T, D] -> [T, q | k | v]`.
-    pub fn project_in(&self, x: &Tensor) -> Result<Tensor> {
+    pub(super) fn project_in(&self, x: &Tensor) -> Result<Tensor> {
         self.qkv.forward(x)
     }
 
     /// What the heads read from the batch: `qkv [T, q | k | v] -> [T, heads * head_dim]`, before the output projection.
-    pub fn mix(&self, qkv: &Tensor, batch: &Batch) -> Result<Tensor> {
+    pub(super) fn mix(&self, qkv: &Tensor, batch: &Batch) -> Result<Tensor> {
         attention(&self.normed(qkv)?, &batch.segments, &self.rotary, &self.shape, self.kernels)
     }
 
     /// `mixed W_o^T`
-    pub fn project(&self, mixed: &Tensor) -> Result<Tensor> {
+    pub(super) fn project(&self, mixed: &Tensor) -> Result<Tensor> {
         self.output.forward(mixed)
     }
 
     /// `residual + mixed W_o^T`
-    pub fn project_add(&self, mixed: &Tensor, residual: &Tensor) -> Result<Tensor> {
+    pub(super) fn project_add(&self, mixed: &Tensor, residual: &Tensor) -> Result<Tensor> {
         self.output.forward_add(mixed, residual)
     }
 
     /// The gradient of [`Attention::project`]'s input.
-    pub fn project_backward(&self, mixed: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    pub(super) fn project_backward(&self, mixed: &Tensor, dy: &Tensor) -> Result<Tensor> {
         self.output.backward(mixed, dy)
     }
 
     /// From the gradient of what [`Attention::mix`] gave to that of the `x` which was projected in.
-    pub fn backward(&self, x: &Tensor, qkv: &Tensor, mixed: &Tensor, d_mixed: &Tensor, batch: &Batch) -> Result<Tensor> {
+    pub(super) fn backward(&self, x: &Tensor, qkv: &Tensor, mixed: &Tensor, d_mixed: &Tensor, batch: &Batch) -> Result<Tensor> {
         let normed = self.normed(qkv)?;
         let mut d_qkv = attention_backward(&normed, &batch.segments, &self.rotary, &self.shape, mixed, d_mixed)?;
         if let Some((q, k)) = &self.qk_norm {
@@ -250,7 +250,7 @@ impl Attention {
     }
 
     /// Makes all weights learn.
-    pub fn train(&mut self, dtype: Dtype, parameters: &mut Vec<Parameter>) -> Result<()> {
+    pub(super) fn train(&mut self, dtype: Dtype, parameters: &mut Vec<Parameter>) -> Result<()> {
         self.qkv.train(dtype, parameters)?;
         if let Some((q, k)) = &self.qk_norm {
             q.train(parameters)?;
@@ -259,7 +259,7 @@ impl Attention {
         self.output.train(dtype, parameters)
     }
 
-    pub fn adapt(&mut self, how: &Adapting, parameters: &mut Vec<Parameter>) -> Result<()> {
+    pub(super) fn adapt(&mut self, how: &Adapting, parameters: &mut Vec<Parameter>) -> Result<()> {
         self.qkv.adapt(how, parameters)?;
         self.output.adapt(how, parameters)
     }
@@ -276,7 +276,7 @@ impl Attention {
 }
 
 /// Gated feed-forward network: `down(act(gate(x)) * up(x))`.
-pub struct Mlp {
+pub(super) struct Mlp {
     pub(super) gate_up: Linear,
     pub(super) down: Linear,
     pub(super) activation: Activation,
@@ -285,13 +285,13 @@ pub struct Mlp {
 
 impl Mlp {
     /// From `gate_proj`, `up_proj` and `down_proj`.
-    pub fn load(layer: &Layer, activation: Activation) -> Result<Mlp> {
+    pub(super) fn load(layer: &Layer, activation: Activation) -> Result<Mlp> {
         let inner = layer.config.intermediate_size;
         Mlp::load_parts(layer, &[("mlp.gate_proj", inner), ("mlp.up_proj", inner)], activation)
     }
 
     /// From `gate_up_proj`, the gate's rows first, and `down_proj`.
-    pub fn load_fused(layer: &Layer, activation: Activation) -> Result<Mlp> {
+    pub(super) fn load_fused(layer: &Layer, activation: Activation) -> Result<Mlp> {
         Mlp::load_parts(layer, &[("mlp.gate_up_proj", 2 * layer.config.intermediate_size)], activation)
     }
 
@@ -302,43 +302,43 @@ impl Mlp {
         Ok(Mlp::new(gate_up, down, activation, layer.options.kernels))
     }
 
-    pub fn new(gate_up: Linear, down: Linear, activation: Activation, kernels: Kernels) -> Mlp {
+    pub(super) fn new(gate_up: Linear, down: Linear, activation: Activation, kernels: Kernels) -> Mlp {
         Mlp { gate_up, down, activation, kernels }
     }
 
     /// `[T, D] -> [T, D]`
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         self.close(&self.open(x)?)
     }
 
     /// Gate and up: `[T, D] -> [T, 2 F]`.
-    pub fn open(&self, x: &Tensor) -> Result<Tensor> {
+    pub(super) fn open(&self, x: &Tensor) -> Result<Tensor> {
         self.gate_up.forward(x)
     }
 
     /// From gate and up to the output: `[T, 2 F] -> [T, D]`.
-    pub fn close(&self, gate_up: &Tensor) -> Result<Tensor> {
+    pub(super) fn close(&self, gate_up: &Tensor) -> Result<Tensor> {
         self.down.forward(&gated(gate_up, self.activation, self.kernels)?)
     }
 
     /// `residual + close(gate_up)`, `residual [T, D]`
-    pub fn close_add(&self, gate_up: &Tensor, residual: &Tensor) -> Result<Tensor> {
+    pub(super) fn close_add(&self, gate_up: &Tensor, residual: &Tensor) -> Result<Tensor> {
         self.down.forward_add(&gated(gate_up, self.activation, self.kernels)?, residual)
     }
 
     /// The gradient of the `x` that was opened, from that of what was closed.
-    pub fn backward(&self, x: &Tensor, gate_up: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    pub(super) fn backward(&self, x: &Tensor, gate_up: &Tensor, dy: &Tensor) -> Result<Tensor> {
         let d_inner = self.down.backward(&gated(gate_up, self.activation, self.kernels)?, dy)?;
         self.gate_up.backward(x, &gated_backward(gate_up, self.activation, &d_inner)?)
     }
 
     /// Makes all weights learn.
-    pub fn train(&mut self, dtype: Dtype, parameters: &mut Vec<Parameter>) -> Result<()> {
+    pub(super) fn train(&mut self, dtype: Dtype, parameters: &mut Vec<Parameter>) -> Result<()> {
         self.gate_up.train(dtype, parameters)?;
         self.down.train(dtype, parameters)
     }
 
-    pub fn adapt(&mut self, how: &Adapting, parameters: &mut Vec<Parameter>) -> Result<()> {
+    pub(super) fn adapt(&mut self, how: &Adapting, parameters: &mut Vec<Parameter>) -> Result<()> {
         self.gate_up.adapt(how, parameters)?;
         self.down.adapt(how, parameters)
     }

@@ -65,7 +65,7 @@ impl AdapterSwitch {
 
 /// The adapter of the modules that one product serves.
 #[derive(Debug)]
-pub struct Lora {
+pub(super) struct Lora {
     /// `[modules * r, in]`
     a: Matrix,
     /// `[out, modules * r]`

@@ -62,8 +62,8 @@ use candle_core::Tensor;
 
 use self::device::{OnDevice, Placed};
 use crate::error::{Error, Result};
-use crate::kernels::head::{HeadOptions, head_statistics};
 use crate::kernels::matmul::Matrix;
+use crate::kernels::statistics::{HeadOptions, head_statistics};
 use crate::tokens::{ChatTemplate, Tokenizer};
 
 use decoder::Decoder;

@@ -24,15 +24,15 @@ use crate::kernels::cuda::{
     Arena, Array, AttentionPlan, Buffer, Device, Event, HeadRoom, Indices, Pinned, PrepareOptions, RotaryTables,
     STATISTICS_WORDS, SUMS_WORDS, Weight, arena_bytes, head_chunk, statistics_of_words,
 };
-use crate::kernels::head::HeadOptions;
 use crate::kernels::matmul::Matrix;
+use crate::kernels::statistics::HeadOptions;
 use crate::kernels::{Dtype, TokenStatistics};
 
 /// The largest K of the entropy over the K largest logits that a batch's memory is reckoned for.
 const MAX_TOP_K: usize = 64;
 
 /// What the decoder needs on the device beside its matrices.
-pub struct OnCuda {
+pub(super) struct OnCuda {
     device: &'static Device,
     blocks: Vec<BlockVectors>,
     norm: Buffer,
@@ -57,7 +57,7 @@ struct BlockVectors {
 
 /// What the memory of a batch depends on.
 #[derive(Debug, Clone, Copy)]
-pub struct Sizes {
+pub(super) struct Sizes {
     pub width: usize,
     /// Columns of queries, keys and values, and of the heads' outputs.
     pub columns: usize,
@@ -93,7 +93,7 @@ struct Inputs<'a> {
 }
 
 impl Sizes {
-    pub fn new(config: &Config, dtype: Dtype) -> Sizes {
+    pub(super) fn new(config: &Config, dtype: Dtype) -> Sizes {
         let experts = config.experts.as_ref();
         let inner = experts.map_or(0, |experts| experts.intermediate_size).max(config.intermediate_size);
         Sizes {
@@ -108,7 +108,7 @@ impl Sizes {
     }
 
     /// Bytes that a batch of `tokens` is computed in, of which `n` predict a target: what [`OnCuda::run`] takes of its arena.
-    pub fn batch_bytes(&self, tokens: usize, n: usize) -> usize {
+    pub(super) fn batch_bytes(&self, tokens: usize, n: usize) -> usize {
         let Sizes { width, columns, mixed, inner, experts, vocabulary, dtype } = *self;
         let f32s = |len: usize| arena_bytes(len, Dtype::F32);
         let factors = |len: usize| arena_bytes(len, dtype);
@@ -127,7 +127,7 @@ impl Sizes {
     }
 
     /// Tokens of a batch that takes a gigabyte at most: many enough that products reach their peak rate.
-    pub fn token_budget(&self) -> usize {
+    pub(super) fn token_budget(&self) -> usize {
         const BYTES: usize = 1 << 30;
         let fits = |tokens: &usize| self.batch_bytes(*tokens, *tokens) <= BYTES;
         (2048..=32_768).rev().step_by(256).find(fits).unwrap_or(2048)
@@ -136,7 +136,7 @@ impl Sizes {
 
 impl OnCuda {
     /// Uploads what stands beside the matrices of `decoder`, which are there already.
-    pub fn new(decoder: &Decoder, config: &Config, dtype: Dtype) -> Result<OnCuda> {
+    pub(super) fn new(decoder: &Decoder, config: &Config, dtype: Dtype) -> Result<OnCuda> {
         let device = Device::get()?;
         let mut tables: Vec<(*const f32, Arc<RotaryTables>)> = Vec::new();
         let mut blocks = Vec::with_capacity(decoder.blocks.len());
@@ -161,12 +161,12 @@ impl OnCuda {
         Ok(OnCuda { device, blocks, norm, arena, sizes })
     }
 
-    pub fn token_budget(&self) -> usize {
+    pub(super) fn token_budget(&self) -> usize {
         self.sizes.token_budget()
     }
 
     /// Hidden states `[N, D]` f32 after the final norm, at `rows` of the batch, on the host.
-    pub fn hidden(&self, decoder: &Decoder, batch: &Batch, rows: &[u32]) -> Result<Tensor> {
+    pub(super) fn hidden(&self, decoder: &Decoder, batch: &Batch, rows: &[u32]) -> Result<Tensor> {
         let (n, width) = (rows.len(), self.sizes.width);
         let buffer = self.room(self.sizes.batch_bytes(batch.ids.len(), n))?;
         let arena = Arena::new(&buffer);
@@ -180,7 +180,7 @@ impl OnCuda {
     }
 
     /// Puts the statistics of `targets` at `rows` of the batch into the device's stream.
-    pub fn statistics(
+    pub(super) fn statistics(
         &self,
         decoder: &Decoder,
         batch: &Batch,

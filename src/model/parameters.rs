@@ -38,7 +38,7 @@ enum Store {
 
 /// A norm's weight or a bias `[N]`: with a gradient once it is trained.
 #[derive(Debug)]
-pub struct Vector {
+pub(super) struct Vector {
     value: RwLock<Tensor>,
     /// `None` while it is frozen.
     gradient: Mutex<Option<Vec<f32>>>,

@@ -162,19 +162,19 @@ impl Rope {
 
 /// The set of rope parameters that counts: `rope_scaling` replaces `rope_parameters` as a whole, base and all, unless it is empty
 /// (Transformers, `modeling_rope_utils.py`: `self.rope_parameters = rope_scaling or self.rope_parameters`).
-pub fn parameters(json: &Value) -> Option<&Value> {
+pub(super) fn parameters(json: &Value) -> Option<&Value> {
     let is_empty = |value: &Value| value.as_object().is_some_and(serde_json::Map::is_empty);
     let scaling = present(json, "rope_scaling").filter(|scaling| !is_empty(scaling));
     scaling.or_else(|| present(json, "rope_parameters"))
 }
 
 /// arXiv 2309.00071, equation 22.
-pub fn yarn_attention_factor(factor: f64) -> f64 {
+pub(super) fn yarn_attention_factor(factor: f64) -> f64 {
     if factor <= 1.0 { 1.0 } else { 0.1 * factor.ln() + 1.0 }
 }
 
 /// The share of a head's elements that turn: within `rope_parameters` (Transformers 5) or beside them (4).
-pub fn partial_rotary_factor(json: &Value) -> Result<Option<f64>> {
+pub(super) fn partial_rotary_factor(json: &Value) -> Result<Option<f64>> {
     match parameters(json).map(|parameters| number(parameters, "partial_rotary_factor")).transpose()?.flatten() {
         Some(factor) => Ok(Some(factor)),
         None => number(json, "partial_rotary_factor"),

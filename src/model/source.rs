@@ -44,12 +44,12 @@ pub(crate) trait Source: Sync {
 pub(crate) struct Used(Mutex<HashSet<String>>);
 
 impl Used {
-    pub fn note(&self, name: &str) {
+    pub(super) fn note(&self, name: &str) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
     }
 
     /// Those of `names` that nobody has asked for, in order.
-    pub fn others<'a>(&self, names: impl Iterator<Item = &'a String>) -> Vec<String> {
+    pub(super) fn others<'a>(&self, names: impl Iterator<Item = &'a String>) -> Vec<String> {
         let used = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut others: Vec<String> = names.filter(|name| !used.contains(*name)).cloned().collect();
         others.sort_unstable();

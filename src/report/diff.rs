@@ -19,7 +19,7 @@ use crate::stats::Estimate;
 use crate::table::Quadrant;
 
 #[derive(Serialize)]
-pub struct Diff {
+pub(crate) struct Diff {
     #[serde(flatten)]
     pub what: What,
     pub divergence: Distance,
@@ -27,7 +27,7 @@ pub struct Diff {
 
 #[derive(Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
-pub enum What {
+pub(crate) enum What {
     Evaluations(Comparison),
     Scores(Movement),
     Retention(Retention),
@@ -36,13 +36,13 @@ pub enum What {
 /// The mean divergence on general text, or why it is not known.
 #[derive(Serialize)]
 #[serde(untagged)]
-pub enum Distance {
+pub(crate) enum Distance {
     Measured(Divergence),
     Unknown { unavailable: String },
 }
 
 /// The figure, as the file `out/NAME.extension`.
-pub fn draw(diff: &Diff, out: &Path, extension: &str) -> Result<()> {
+pub(crate) fn draw(diff: &Diff, out: &Path, extension: &str) -> Result<()> {
     let path = |name: &str| out.join(format!("{name}.{extension}"));
     match &diff.what {
         What::Evaluations(comparison) => {
@@ -55,12 +55,12 @@ pub fn draw(diff: &Diff, out: &Path, extension: &str) -> Result<()> {
 }
 
 /// diff.md and diff.html; `svg` gives the text of a drawn figure by its name.
-pub fn documents(diff: &Diff, command: &str, svg: &dyn Fn(&str) -> String) -> [String; 2] {
+pub(crate) fn documents(diff: &Diff, command: &str, svg: &dyn Fn(&str) -> String) -> [String; 2] {
     let blocks = blocks(diff, command);
     [document::markdown(&blocks), document::html(&blocks, svg)]
 }
 
-pub fn terminal(diff: &Diff, coloured: bool) -> String {
+pub(crate) fn terminal(diff: &Diff, coloured: bool) -> String {
     let (bold, dim, red, reset) = if coloured { ("\x1b[1m", "\x1b[2m", "\x1b[1;31m", "\x1b[0m") } else { ("", "", "", "") };
     let mut text = String::new();
     // Writing to a String cannot fail.

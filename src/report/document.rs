@@ -4,14 +4,14 @@ use std::fmt::Write;
 
 /// Text of the data or of the user; the renderer escapes it.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Inline {
+pub(super) enum Inline {
     Plain(String),
     Strong(String),
     Code(String),
 }
 
 #[derive(Debug, Clone)]
-pub enum Block {
+pub(super) enum Block {
     Title(String),
     Heading(String),
     Paragraph(Vec<Inline>),
@@ -30,16 +30,16 @@ pub enum Block {
     Code(String),
 }
 
-pub fn plain(text: impl Into<String>) -> Inline {
+pub(super) fn plain(text: impl Into<String>) -> Inline {
     Inline::Plain(text.into())
 }
 
-pub fn strong(text: impl Into<String>) -> Inline {
+pub(super) fn strong(text: impl Into<String>) -> Inline {
     Inline::Strong(text.into())
 }
 
 /// Figures are named as PNG files beside the document.
-pub fn markdown(blocks: &[Block]) -> String {
+pub(super) fn markdown(blocks: &[Block]) -> String {
     let inline = |inline: &Inline| match inline {
         Inline::Plain(text) => escaped(text),
         Inline::Strong(text) => format!("**{}**", escaped(text)),
@@ -71,7 +71,7 @@ pub fn markdown(blocks: &[Block]) -> String {
 }
 
 /// One `<section>` to put into a page of one's own; `figure` gives the SVG of a figure, which stands in the text.
-pub fn html(blocks: &[Block], figure: &dyn Fn(&str) -> String) -> String {
+pub(super) fn html(blocks: &[Block], figure: &dyn Fn(&str) -> String) -> String {
     let inline = |inline: &Inline| match inline {
         Inline::Plain(text) => escaped_html(text),
         Inline::Strong(text) => format!("<strong>{}</strong>", escaped_html(text)),
@@ -108,7 +108,7 @@ pub fn html(blocks: &[Block], figure: &dyn Fn(&str) -> String) -> String {
 }
 
 /// Text that must not turn into Markdown, on one line.
-pub fn escaped(text: &str) -> String {
+pub(super) fn escaped(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

@@ -7,7 +7,7 @@ use crate::eval::tasks::Kind;
 use crate::stats::Estimate;
 
 /// `out` is the folder that holds the scores.
-pub fn table(scores: &Scores, out: &str, coloured: bool) -> String {
+pub(crate) fn table(scores: &Scores, out: &str, coloured: bool) -> String {
     let (bold, dim, reset) = if coloured { ("\x1b[1m", "\x1b[2m", "\x1b[0m") } else { ("", "", "") };
     let width = scores.tasks.keys().map(|name| name.chars().count()).fold(4, usize::max);
     let identity = &scores.identity;

@@ -15,7 +15,7 @@ use crate::format::{number_with_interval, percent_in_table, percent_with_interva
 use crate::table::Quadrant;
 
 /// Where the numbers come from.
-pub struct Origin {
+pub(crate) struct Origin {
     /// The command that made this report, and the one that scored the data (the same, unless it was sorted again).
     pub command: String,
     pub scored_by: String,
@@ -38,7 +38,7 @@ pub struct Origin {
 /// Rows of the longer tables.
 const SHOWN: usize = 12;
 
-pub fn report(report: &Report, origin: &Origin) -> String {
+pub(crate) fn report(report: &Report, origin: &Origin) -> String {
     let summary = &report.summary;
     let mut text = String::new();
     head(&mut text, summary, origin);

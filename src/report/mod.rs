@@ -1,10 +1,10 @@
 //! Finished numbers -> terminal, Markdown, JSON, HTML.
 
-pub mod diff;
+pub(crate) mod diff;
 mod document;
-pub mod eval;
-pub mod markdown;
-pub mod terminal;
+pub(crate) mod eval;
+pub(crate) mod markdown;
+pub(crate) mod terminal;
 
 /// A token as one line of text in quotes.
 fn quoted(token: &str) -> String {

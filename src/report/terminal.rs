@@ -10,7 +10,7 @@ use crate::format::{number_with_interval, percent_in_table, percent_with_interva
 use crate::table::Quadrant;
 
 /// What stands above the numbers.
-pub struct Heading {
+pub(crate) struct Heading {
     pub data: String,
     pub model: String,
     /// The run folder.
@@ -36,7 +36,7 @@ const PLAIN: Colours = Colours { bold: "", dim: "", red: "", reset: "" };
 /// How many of each list are shown; the report has more.
 const SHOWN: usize = 5;
 
-pub fn summary(heading: &Heading, report: &Report, coloured: bool) -> String {
+pub(crate) fn summary(heading: &Heading, report: &Report, coloured: bool) -> String {
     let Colours { bold, dim, red, reset } = if coloured { COLOURS } else { PLAIN };
     let summary = &report.summary;
     let overall = &summary.overall;

@@ -8,7 +8,7 @@ use super::tokenizer::byte_of_char;
 use super::{GgufVocabulary, Tokenizer};
 use crate::dataset::{Example, Role, Turn};
 
-pub const SPECIALS: [&str; 16] = [
+pub(super) const SPECIALS: [&str; 16] = [
     "<|im_start|>",
     "<|im_end|>",
     "<s>",
@@ -28,7 +28,7 @@ pub const SPECIALS: [&str; 16] = [
 ];
 
 /// Byte-level BPE: the special tokens, the 256 bytes, and a handful of merges. `<s>` is the beginning token, `</s>` the end token.
-pub fn byte_vocabulary() -> GgufVocabulary {
+pub(super) fn byte_vocabulary() -> GgufVocabulary {
     let merges = ["h e", "l l", "he ll", "hell o", "Ġ t", "Ġt he", "Ċ Ċ", ". Ċ", "Ġ Ġ", "ä ½", "ä½ ł", "1 2"];
     let mut tokens: Vec<String> = SPECIALS.map(String::from).to_vec();
     let mut token_types = vec![3; tokens.len()];
@@ -51,7 +51,7 @@ pub fn byte_vocabulary() -> GgufVocabulary {
 }
 
 /// SentencePiece BPE by scores, with byte fallback and a prefix space.
-pub fn sentence_vocabulary() -> GgufVocabulary {
+pub(super) fn sentence_vocabulary() -> GgufVocabulary {
     let mut tokens: Vec<String> = ["<unk>", "<s>", "</s>"].map(String::from).to_vec();
     let mut token_types = vec![2, 3, 3];
     tokens.extend((0..=255u8).map(|byte| format!("<0x{byte:02X}>")));
@@ -72,47 +72,47 @@ pub fn sentence_vocabulary() -> GgufVocabulary {
     }
 }
 
-pub fn byte_tokenizer() -> Arc<Tokenizer> {
+pub(super) fn byte_tokenizer() -> Arc<Tokenizer> {
     Arc::new(Tokenizer::from_gguf(byte_vocabulary()).unwrap())
 }
 
-pub fn message(role: &str, content: &str) -> Value {
+pub(super) fn message(role: &str, content: &str) -> Value {
     minijinja::context! { role => role, content => content }
 }
 
-pub fn turn(role: Role, content: &str) -> Turn {
+pub(super) fn turn(role: Role, content: &str) -> Turn {
     Turn::plain(role, content)
 }
 
-pub fn user(content: &str) -> Turn {
+pub(super) fn user(content: &str) -> Turn {
     turn(Role::User, content)
 }
 
-pub fn assistant(content: &str) -> Turn {
+pub(super) fn assistant(content: &str) -> Turn {
     turn(Role::Assistant, content)
 }
 
-pub fn example(turns: Vec<Turn>) -> Example {
+pub(super) fn example(turns: Vec<Turn>) -> Example {
     Example { source: "test".into(), turns, ..Example::default() }
 }
 
 /// SmolLM2's habits: a system prompt of its own, injected unless the first message is one.
-pub const CHATML: &str = "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}\
+pub(super) const CHATML: &str = "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}\
 {{ '<|im_start|>system\nBe kind<|im_end|>\n' }}{% endif %}\
 {{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}\
 {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
 /// ChatML that does not look at `add_generation_prompt`.
-pub const UNPROMPTED: &str =
+pub(super) const UNPROMPTED: &str =
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}";
 
 /// Llama 3: beginning token, trimmed contents, a date.
-pub const LLAMA3: &str = "{{ bos_token }}{% for message in messages %}\n\
+pub(super) const LLAMA3: &str = "{{ bos_token }}{% for message in messages %}\n\
 {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' }}\n\
 {%- endfor %}\n{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{%- endif %}";
 
 /// Qwen2.5: tools as JSON lines, tool calls after the content, tool results inside a user's turn.
-pub const QWEN2: &str = r#"{%- if tools %}
+pub(super) const QWEN2: &str = r#"{%- if tools %}
     {{- '<|im_start|>system\nTools:' }}
     {%- for tool in tools %}{{- '\n' }}{{- tool | tojson }}{%- endfor %}
     {{- '<|im_end|>\n' }}
@@ -136,7 +136,7 @@ pub const QWEN2: &str = r#"{%- if tools %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"#;
 
 /// Qwen3: reasoning is kept after the last question only, and the last answer always has a think block.
-pub const QWEN3: &str = r#"{%- set ns = namespace(last=0) %}
+pub(super) const QWEN3: &str = r#"{%- set ns = namespace(last=0) %}
 {%- for message in messages %}{%- if message.role == 'user' %}{%- set ns.last = loop.index0 %}{%- endif %}{%- endfor %}
 {%- for message in messages %}
     {%- if message.role == 'assistant' %}
@@ -161,23 +161,23 @@ pub const QWEN3: &str = r#"{%- set ns = namespace(last=0) %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"#;
 
 /// DeepSeek-R1: the generation prompt opens a think block, which no earlier answer shows.
-pub const THINK_PROMPT: &str = "{% for m in messages %}{% if m.role == 'assistant' %}\
+pub(super) const THINK_PROMPT: &str = "{% for m in messages %}{% if m.role == 'assistant' %}\
 {{ '<|assistant|>' + m.content.split('</think>')[-1] + '<|end|>' }}{% else %}{{ '<|user|>' + m.content }}{% endif %}{% endfor %}\
 {% if add_generation_prompt %}{{ '<|assistant|><think>\n' }}{% endif %}";
 
 /// Mistral: turns must alternate, the answer follows `[/INST]` after a space, and ends with the end token.
-pub const MISTRAL: &str = "{{ bos_token }}{% for message in messages %}\
+pub(super) const MISTRAL: &str = "{{ bos_token }}{% for message in messages %}\
 {% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}\
 {% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}\
 {% else %}{{ ' ' + message['content'] + eos_token }}{% endif %}{% endfor %}";
 
 /// Gemma: the assistant is called model, contents are trimmed, a system message is refused.
-pub const GEMMA: &str = "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}\
+pub(super) const GEMMA: &str = "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}\
 {% endif %}{% for message in messages %}{% if message['role'] == 'assistant' %}{% set role = 'model' %}{% else %}\
 {% set role = message['role'] %}{% endif %}{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}\
 {% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}";
 
 /// A template that marks the answers itself.
-pub const GENERATION: &str = "{% for message in messages %}\n{{- '<|' + message.role + '|>' }}\n{%- if message.role == 'assistant' %}\n\
+pub(super) const GENERATION: &str = "{% for message in messages %}\n{{- '<|' + message.role + '|>' }}\n{%- if message.role == 'assistant' %}\n\
 {%- generation %}{{ message.content + '<|end|>' }}{% endgeneration %}\n{%- else %}{{ message.content + '<|end|>' }}{%- endif %}\n\
 {{- '\n' }}\n{%- endfor %}\n{%- if add_generation_prompt %}{{- '<|assistant|>' }}{%- endif %}";

@@ -82,7 +82,7 @@ pub(super) struct Habits {
 }
 
 impl Habits {
-    pub fn learn(template: &ChatTemplate, special_tokens: Vec<String>) -> Result<Self> {
+    pub(super) fn learn(template: &ChatTemplate, special_tokens: Vec<String>) -> Result<Self> {
         let around = Surroundings::default();
         let mark = CONTENT.to_string();
         let message = |role: &str, content: &str| minijinja::context! { role => role, content => content };

@@ -8,7 +8,7 @@ use crate::kernels::adamw::{Moments, Update, adamw};
 use crate::model::Parameter;
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct AdamWOptions {
+pub(crate) struct AdamWOptions {
     pub beta1: f64,
     pub beta2: f64,
     pub eps: f64,
@@ -23,7 +23,7 @@ impl Default for AdamWOptions {
     }
 }
 
-pub struct AdamW {
+pub(crate) struct AdamW {
     options: AdamWOptions,
     /// Updates done.
     pub step: u64,
@@ -35,13 +35,13 @@ pub struct AdamW {
 const BLOCK: usize = 1 << 16;
 
 impl AdamW {
-    pub fn new(options: AdamWOptions, parameters: &[Parameter]) -> AdamW {
+    pub(crate) fn new(options: AdamWOptions, parameters: &[Parameter]) -> AdamW {
         let zeros = |parameter: &Parameter| Moments::zeros(parameter.len(), options.bf16_moments);
         AdamW { options, step: 0, moments: parameters.iter().map(zeros).collect() }
     }
 
     /// Updates every parameter with its gradient times `factor`, and sets the gradient to 0.
-    pub fn update(&mut self, parameters: &[Parameter], learning_rate: f64, factor: f32) -> Result<()> {
+    pub(crate) fn update(&mut self, parameters: &[Parameter], learning_rate: f64, factor: f32) -> Result<()> {
         self.step += 1;
         let AdamWOptions { beta1, beta2, eps, weight_decay, .. } = self.options;
         let correction = |beta: f64| 1.0 - beta.powi(self.step.min(i32::MAX as u64) as i32);
@@ -66,7 +66,7 @@ impl AdamW {
 }
 
 /// The L2 norm of all gradients.
-pub fn gradient_norm(parameters: &[Parameter]) -> f64 {
+pub(crate) fn gradient_norm(parameters: &[Parameter]) -> f64 {
     let mut sum = 0.0;
     for parameter in parameters {
         let of_block = |block: &[f32]| block.iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>();

@@ -15,7 +15,7 @@ use crate::random::SplitMix;
 use crate::tokens::{Audit, Renderer, Sequence, rendered};
 
 /// Sequences with something to learn, and the rows held out.
-pub struct TrainingSet {
+pub(crate) struct TrainingSet {
     pub sequences: Vec<Sequence>,
     /// Of each sequence, the index into `sources`.
     source_of: Vec<usize>,
@@ -30,7 +30,7 @@ pub struct TrainingSet {
 
 /// How people find a row again.
 #[derive(Debug, Clone, PartialEq)]
-pub struct RowName {
+pub(crate) struct RowName {
     pub place: Place,
     /// The row's own `id`, if it has one.
     pub id: Option<String>,
@@ -38,7 +38,7 @@ pub struct RowName {
 
 /// What one epoch holds.
 #[derive(Debug, Clone)]
-pub struct Order {
+pub(crate) struct Order {
     seed: u64,
     /// Of each sequence, how often it appears in an epoch on average.
     weights: Vec<f64>,
@@ -46,7 +46,7 @@ pub struct Order {
 
 impl TrainingSet {
     /// Reads and renders everything, and draws the rows to hold out: `validation_share` of those with something to learn, one at least.
-    pub fn read(
+    pub(crate) fn read(
         dataset: &Dataset,
         renderer: &Renderer,
         chosen: &Chosen,
@@ -123,7 +123,7 @@ impl TrainingSet {
     }
 
     /// The order of the epochs; `mix` gives sources a weight other than 1.
-    pub fn order(&self, mix: &BTreeMap<String, f64>, seed: u64) -> Result<Order> {
+    pub(crate) fn order(&self, mix: &BTreeMap<String, f64>, seed: u64) -> Result<Order> {
         if let Some(unknown) = mix.keys().find(|name| !self.sources.contains(name)) {
             return Err(Error::usage(format!("--mix names `{unknown}`, which no row comes from"))
                 .cure(format!("The sources are: {}.", self.sources.join(", "))));
@@ -137,7 +137,7 @@ impl TrainingSet {
     }
 
     /// Of each sequence: is it among the rows that `names` name, by source, by the row's own id or as `file:line`?
-    pub fn named(&self, names: &[String]) -> Result<Vec<bool>> {
+    pub(crate) fn named(&self, names: &[String]) -> Result<Vec<bool>> {
         let mut named = vec![false; self.sequences.len()];
         for name in names {
             let mut found = false;
@@ -154,7 +154,7 @@ impl TrainingSet {
         Ok(named)
     }
 
-    pub fn supervised_tokens(&self) -> u64 {
+    pub(crate) fn supervised_tokens(&self) -> u64 {
         self.sequences.iter().map(|sequence| supervised(sequence) as u64).sum()
     }
 }
@@ -196,7 +196,7 @@ impl fmt::Display for RowName {
 
 impl Order {
     /// Indices of the sequences of an epoch, in the order in which they are seen.
-    pub fn epoch(&self, epoch: u64) -> Vec<u32> {
+    pub(crate) fn epoch(&self, epoch: u64) -> Vec<u32> {
         let mut order = Vec::new();
         let mut random = Random::new(self.seed, epoch);
         for (index, &weight) in self.weights.iter().enumerate() {
@@ -211,7 +211,7 @@ impl Order {
     }
 
     /// After how many steps of `batch` sequences each epoch ends, whole or not: of `epochs`, or of as many as `steps` take.
-    pub fn epoch_ends(&self, epochs: f64, steps: Option<u64>, batch: usize) -> Vec<u64> {
+    pub(crate) fn epoch_ends(&self, epochs: f64, steps: Option<u64>, batch: usize) -> Vec<u64> {
         let mut ends = Vec::new();
         let mut end = 0;
         for epoch in 0.. {
@@ -226,7 +226,7 @@ impl Order {
 }
 
 /// How many steps `epochs` take, which end as `ends` says: the last one may be a fraction, rounded up to a step as Transformers does.
-pub fn steps_of_epochs(epochs: f64, ends: &[u64]) -> u64 {
+pub(crate) fn steps_of_epochs(epochs: f64, ends: &[u64]) -> u64 {
     let Some(last) = ends.len().checked_sub(1) else { return 0 };
     let begin = last.checked_sub(1).map_or(0, |before| ends[before]);
     let share = epochs - last as f64;
@@ -237,17 +237,17 @@ pub fn steps_of_epochs(epochs: f64, ends: &[u64]) -> u64 {
 const VALIDATION: u64 = 0x7661_6c69_6461_7465;
 
 /// Draws of one purpose.
-pub struct Random(SplitMix);
+pub(crate) struct Random(SplitMix);
 
 impl Random {
     /// The same numbers for the same `seed` and `stream`.
-    pub fn new(seed: u64, stream: u64) -> Random {
+    pub(crate) fn new(seed: u64, stream: u64) -> Random {
         let mut random = Random(SplitMix(seed ^ stream.wrapping_mul(0xd134_2543_de82_ef95)));
         random.next();
         random
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0.next()
     }
 

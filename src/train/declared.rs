@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 
 /// An option, as the command line, `--set`, files and help have it.
 #[derive(Debug, Clone, Copy)]
-pub struct Declared {
+pub(crate) struct Declared {
     field: &'static str,
     pub group: Group,
     pub kind: Kind,
@@ -19,7 +19,7 @@ pub struct Declared {
 
 /// Where help shows an option.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Group {
+pub(crate) enum Group {
     Run,
     Loss,
     Lora,
@@ -32,7 +32,7 @@ pub enum Group {
 
 /// What is written behind an option.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     Switch,
     Whole,
     Number,
@@ -44,22 +44,22 @@ pub enum Kind {
 }
 
 impl Declared {
-    pub const fn new(field: &'static str, group: Group, kind: Kind, lines: &'static str) -> Declared {
+    pub(crate) const fn new(field: &'static str, group: Group, kind: Kind, lines: &'static str) -> Declared {
         Declared { field, group, kind, lines }
     }
 
     /// As in files and, with two dashes before it, on the command line.
-    pub fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         self.field.replace('_', "-")
     }
 
     /// Its sentence.
-    pub fn help(&self) -> String {
+    pub(crate) fn help(&self) -> String {
         self.lines.split_whitespace().collect::<Vec<_>>().join(" ")
     }
 
     /// The value that `text` writes.
-    pub fn value(&self, text: &str) -> Result<toml::Value> {
+    pub(crate) fn value(&self, text: &str) -> Result<toml::Value> {
         let wrong = |expected: &str| Error::usage(format!("--{} {text}: expected {expected}", self.name()));
         match self.kind {
             Kind::Switch => text.parse().map(toml::Value::Boolean).map_err(|_| wrong("true or false")),
@@ -76,7 +76,7 @@ impl Declared {
     }
 
     /// Adds the value that `text` writes to those of a table: an option that is given several times keeps them all.
-    pub fn add(&self, table: &mut toml::Table, text: &str) -> Result<()> {
+    pub(crate) fn add(&self, table: &mut toml::Table, text: &str) -> Result<()> {
         let value = self.value(text)?;
         match (table.get_mut(&self.name()), value) {
             (Some(toml::Value::Array(known)), toml::Value::Array(more)) => known.extend(more),
@@ -88,10 +88,10 @@ impl Declared {
 }
 
 impl Group {
-    pub const ALL: [Group; 7] =
+    pub(crate) const ALL: [Group; 7] =
         [Group::Run, Group::Loss, Group::Lora, Group::Optimiser, Group::Looking, Group::Data, Group::Expert];
 
-    pub fn title(self) -> &'static str {
+    pub(crate) fn title(self) -> &'static str {
         match self {
             Group::Run => "Run",
             Group::Loss => "Loss",
@@ -105,7 +105,7 @@ impl Group {
 }
 
 /// Tells from a type what is written for it.
-pub trait Typed {
+pub(crate) trait Typed {
     const KIND: Kind;
 }
 
@@ -186,17 +186,17 @@ const INSTEAD: &[(&str, &str)] = &[
 ];
 
 /// Names of other programs that stand for `name`.
-pub fn other_names(name: &str) -> impl Iterator<Item = &'static str> {
+pub(crate) fn other_names(name: &str) -> impl Iterator<Item = &'static str> {
     SAME.iter().filter(move |(_, ours)| *ours == name).map(|(theirs, _)| *theirs)
 }
 
 /// Names of other programs that are answered with ours.
-pub fn answered_names() -> impl Iterator<Item = &'static str> {
+pub(crate) fn answered_names() -> impl Iterator<Item = &'static str> {
     INSTEAD.iter().map(|(name, _)| *name)
 }
 
 /// The option that a name from here or elsewhere means, with dashes or underscores; as it stands if it means none.
-pub fn our_name(name: &str) -> Result<String> {
+pub(crate) fn our_name(name: &str) -> Result<String> {
     let theirs = name.replace('-', "_");
     if let Some((_, answer)) = INSTEAD.iter().find(|(name, _)| *name == theirs) {
         return Err(Error::usage(format!("`{name}` is not an option of this program")).cure(*answer));

@@ -12,7 +12,7 @@ use crate::tokens::Sequence;
 
 use super::metrics::Drift;
 
-pub struct DriftProbe {
+pub(crate) struct DriftProbe {
     sequences: Vec<Sequence>,
     kept: KeptLogits,
     /// Of the base itself: no divergence, and its cross-entropy.
@@ -21,7 +21,7 @@ pub struct DriftProbe {
 
 impl DriftProbe {
     /// Keeps what `base` says now of general text, read in windows of `max_len` tokens, in `folder`.
-    pub fn new(base: &Model, max_len: usize, folder: &Path) -> Result<DriftProbe> {
+    pub(crate) fn new(base: &Model, max_len: usize, folder: &Path) -> Result<DriftProbe> {
         let sequences = general_text(&base.tokenizer, max_len, FEW_TOKENS)?;
         let kept = KeptLogits::of(base, &sequences, folder)?;
         let base = drift(&sequences, &kept.divergence(base)?);
@@ -29,7 +29,7 @@ impl DriftProbe {
     }
 
     /// How far `model` is from the base now.
-    pub fn measure(&self, model: &Model) -> Result<Drift> {
+    pub(crate) fn measure(&self, model: &Model) -> Result<Drift> {
         Ok(drift(&self.sequences, &self.kept.divergence(model)?))
     }
 }

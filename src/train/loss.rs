@@ -7,11 +7,11 @@
 use crate::diagnosis::gate::{Beside, Gate, Method, Token, Weight};
 use crate::diagnosis::population::Population;
 use crate::error::Result;
-use crate::kernels::head::{Divergence, TokenLoss};
+use crate::kernels::statistics::{Divergence, TokenLoss};
 
 /// A method with its numbers.
 #[derive(Debug, Clone)]
-pub struct Loss {
+pub(crate) struct Loss {
     pub method: Method,
     /// The method's, with what the user changed.
     pub gate: Gate,
@@ -23,7 +23,7 @@ pub struct Loss {
 
 /// The loss of one optimiser step's batch.
 #[derive(Debug, Clone, Copy)]
-pub struct BatchLoss {
+pub(crate) struct BatchLoss {
     weight: Weight,
     /// Factors of `KL(base || model)` and of `KL(model || base)`.
     from_base: f32,
@@ -32,7 +32,7 @@ pub struct BatchLoss {
 
 /// How much a token counts: the weights of the sequences that have it, over `N`.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Share {
+pub(crate) struct Share {
     /// Of those where the method weighs the token.
     pub weighted: f32,
     /// Of those whose conflicts are intended.
@@ -41,12 +41,12 @@ pub struct Share {
 
 impl Loss {
     /// `kl_weight` replaces the method's own.
-    pub fn new(method: Method, gate: Gate, kl_weight: Option<f32>, population: Population) -> Loss {
+    pub(crate) fn new(method: Method, gate: Gate, kl_weight: Option<f32>, population: Population) -> Loss {
         Loss { method, gate, kl_weight: kl_weight.unwrap_or(method.kl_weight()), population }
     }
 
     /// For one step. `mean_losses` are the mean `-ln p` of the batch's sequences, which a gate may need.
-    pub fn of_batch(&self, mean_losses: Option<&mut [f64]>) -> Result<BatchLoss> {
+    pub(crate) fn of_batch(&self, mean_losses: Option<&mut [f64]>) -> Result<BatchLoss> {
         let weight = match mean_losses {
             Some(means) => self.gate.bind(&self.population.clone().with_batch_tau(means))?,
             None => self.gate.bind(&self.population)?,
@@ -60,7 +60,7 @@ impl Loss {
     }
 
     /// The divergence that the method adds, of a token.
-    pub fn divergence(&self, divergence: &Divergence) -> f32 {
+    pub(crate) fn divergence(&self, divergence: &Divergence) -> f32 {
         match self.method.beside {
             Beside::FromBase { .. } => divergence.from_reference,
             _ => divergence.to_reference,
@@ -70,12 +70,12 @@ impl Loss {
 
 impl BatchLoss {
     /// The factor of a token's gradient.
-    pub fn weight(&self, token: &Token) -> f32 {
+    pub(crate) fn weight(&self, token: &Token) -> f32 {
         self.weight.of(token)
     }
 
     /// The factors of a token's loss terms.
-    pub fn factors(&self, token: &Token, share: Share) -> TokenLoss {
+    pub(crate) fn factors(&self, token: &Token, share: Share) -> TokenLoss {
         let Share { weighted, whole } = share;
         TokenLoss {
             cross_entropy: self.weight(token) * weighted + whole,
@@ -85,7 +85,7 @@ impl BatchLoss {
     }
 
     /// The token's loss before it is divided by `N`, in a row whose conflicts are intended or not.
-    pub fn value(&self, token: &Token, divergence: &Divergence, intended: bool) -> f64 {
+    pub(crate) fn value(&self, token: &Token, divergence: &Divergence, intended: bool) -> f64 {
         let weighed = if intended { -f64::from(token.logprob) } else { self.weight.loss(token) };
         weighed
             + f64::from(self.from_base) * f64::from(divergence.from_reference)
@@ -94,7 +94,7 @@ impl BatchLoss {
 }
 
 /// FLOW's weights of the sequences from the base model's mean losses of them: `exp(-l_i / tau)`, scaled to mean 1.
-pub fn flow_weights(mean_losses: &[f64]) -> Vec<f32> {
+pub(crate) fn flow_weights(mean_losses: &[f64]) -> Vec<f32> {
     let mut sorted = mean_losses.to_vec();
     sorted.sort_unstable_by(f64::total_cmp);
     let n = sorted.len();

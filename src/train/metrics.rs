@@ -10,12 +10,12 @@ use crate::stats::{ClusterSums, Scale, Term};
 use crate::table::Quadrant;
 
 /// Tokens of high and of low entropy, in nats: the groups of the paper's Figure 4.
-pub const HIGH_ENTROPY: f32 = 2.0;
-pub const LOW_ENTROPY: f32 = 0.5;
+pub(crate) const HIGH_ENTROPY: f32 = 2.0;
+pub(crate) const LOW_ENTROPY: f32 = 0.5;
 
 /// One step, before its update. Means are over the supervised tokens; of no tokens they are absent.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct StepMetrics {
+pub(crate) struct StepMetrics {
     /// Counted from 1.
     pub step: u64,
     pub epoch: f64,
@@ -50,13 +50,13 @@ pub struct StepMetrics {
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-pub struct Group {
+pub(crate) struct Group {
     pub tokens: u64,
     pub cross_entropy: Option<f64>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-pub struct Validation {
+pub(crate) struct Validation {
     /// Mean -ln p, nats per token; the intervals are over the rows.
     pub cross_entropy: f64,
     #[serde(default)]
@@ -71,7 +71,7 @@ pub struct Validation {
 
 /// How far the model has moved from the base on text that it was not trained on: `eval::divergence` says which.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-pub struct Drift {
+pub(crate) struct Drift {
     /// Mean KL(base || model), nats per token; the interval is over the texts.
     pub kl: f64,
     #[serde(default)]
@@ -84,7 +84,7 @@ pub struct Drift {
 
 /// How a model stands with what it does not learn from: held-out rows, if there are any, and general text.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-pub struct Standing {
+pub(crate) struct Standing {
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub validation: Option<Validation>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -93,7 +93,7 @@ pub struct Standing {
 
 impl Validation {
     /// Of the supervised tokens of rows that are held out.
-    pub fn of(rows: &[Vec<TokenStatistics>]) -> Validation {
+    pub(crate) fn of(rows: &[Vec<TokenStatistics>]) -> Validation {
         let (mut loss, mut right, mut tokens) = (ClusterSums::default(), ClusterSums::default(), 0);
         for row in rows.iter().filter(|row| !row.is_empty()) {
             let denominator = row.len() as f64;
@@ -115,7 +115,7 @@ impl Validation {
 
 impl StepMetrics {
     /// What the tokens of a step say; the caller adds the rest.
-    pub fn of(tokens: &[Vec<StepToken>], thresholds: &Resolved) -> StepMetrics {
+    pub(crate) fn of(tokens: &[Vec<StepToken>], thresholds: &Resolved) -> StepMetrics {
         let all = || tokens.iter().flatten();
         let n = all().count().max(1) as f64;
         let mean = |f: &dyn Fn(&StepToken) -> f64| all().map(f).sum::<f64>() / n;
@@ -148,7 +148,7 @@ impl StepMetrics {
     }
 
     /// As TensorBoard shows them.
-    pub fn scalars(&self) -> Vec<(&'static str, f64)> {
+    pub(crate) fn scalars(&self) -> Vec<(&'static str, f64)> {
         let mut scalars = vec![
             ("train/loss", self.loss),
             ("train/cross_entropy", self.cross_entropy),
@@ -182,7 +182,7 @@ impl StepMetrics {
 }
 
 /// The quadrants of the default thresholds, which need no table.
-pub fn fixed_thresholds() -> crate::Result<Resolved> {
+pub(crate) fn fixed_thresholds() -> crate::Result<Resolved> {
     crate::diagnosis::quadrants::resolve(Thresholds::default(), &[])
 }
 

@@ -13,11 +13,11 @@
 
 pub(crate) mod adamw;
 pub(crate) mod data;
-pub mod declared;
+pub(crate) mod declared;
 pub(crate) mod drift;
-pub mod loss;
-pub mod metrics;
-pub mod options;
+pub(crate) mod loss;
+pub(crate) mod metrics;
+pub(crate) mod options;
 pub(crate) mod schedule;
 pub(crate) mod step;
 #[cfg(test)]

@@ -26,7 +26,7 @@ macro_rules! options {
         /// Everything that decides a training run; names are those of the command line.
         #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
         #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
-        pub struct Options {
+        pub(crate) struct Options {
             $($($(#[doc = $help])+ pub $name: $type,)*)*
         }
 
@@ -37,7 +37,7 @@ macro_rules! options {
         }
 
         /// All options, in the order in which help shows them.
-        pub const DECLARED: &[Declared] = &[
+        pub(crate) const DECLARED: &[Declared] = &[
             $($(Declared::new(stringify!($name), Group::$group, <$type as Typed>::KIND, concat!($($help, "\n"),+)),)*)*
         ];
     };
@@ -165,7 +165,7 @@ options! {
 
 impl Options {
     /// Reads `file`, puts `overrides` (keys as in the file) over it, and checks the whole.
-    pub fn resolve(file: Option<&Path>, overrides: toml::Table) -> Result<Options> {
+    pub(crate) fn resolve(file: Option<&Path>, overrides: toml::Table) -> Result<Options> {
         let mut table = file.map_or(Ok(toml::Table::new()), read_table)?;
         table.extend(overrides);
         for declared in DECLARED.iter().filter(|declared| declared.kind == Kind::Texts) {
@@ -185,7 +185,7 @@ impl Options {
     }
 
     /// The options as a file that `--config` takes.
-    pub fn to_toml(&self) -> Result<String> {
+    pub(crate) fn to_toml(&self) -> Result<String> {
         toml::to_string(self).context("cannot write the options")
     }
 
@@ -277,31 +277,31 @@ impl Options {
     }
 
     /// What a token is weighed by: the method's gate, and EAFT's as it was asked for.
-    pub fn gate(&self) -> Result<Gate> {
+    pub(crate) fn gate(&self) -> Result<Gate> {
         self.method.gate_under(self.gate.as_deref(), self.normaliser, self.top_k)
     }
 
     /// Optimiser steps from one snapshot to the next, for the method that takes them.
-    pub fn snapshot_every(&self) -> Option<u64> {
+    pub(crate) fn snapshot_every(&self) -> Option<u64> {
         match self.method.beside {
             Beside::Snapshots { every } => Some(self.snapshot_every.unwrap_or(every)),
             _ => None,
         }
     }
 
-    pub fn dtype(&self) -> Result<Dtype> {
+    pub(crate) fn dtype(&self) -> Result<Dtype> {
         self.dtype.parse()
     }
 
-    pub fn save_dtype(&self) -> Result<Dtype> {
+    pub(crate) fn save_dtype(&self) -> Result<Dtype> {
         self.save_dtype.parse()
     }
 
-    pub fn learning_rate(&self) -> f64 {
+    pub(crate) fn learning_rate(&self) -> f64 {
         self.lr.unwrap_or(if self.lora { 1e-4 } else { 1e-5 })
     }
 
-    pub fn render(&self) -> Result<RenderOptions> {
+    pub(crate) fn render(&self) -> Result<RenderOptions> {
         let supervise: Supervise = self.supervise.parse()?;
         Ok(RenderOptions {
             system: self.system.clone(),
@@ -313,12 +313,12 @@ impl Options {
         })
     }
 
-    pub fn read(&self) -> Result<ReadOptions> {
+    pub(crate) fn read(&self) -> Result<ReadOptions> {
         let format = self.format.as_deref().map(str::parse).transpose()?;
         Ok(ReadOptions { format, mapping: FieldMap::parse(&self.map)?, roles: RoleMap::parse(&self.role)?, strict: self.strict })
     }
 
-    pub fn lora(&self) -> Option<LoraOptions> {
+    pub(crate) fn lora(&self) -> Option<LoraOptions> {
         self.lora.then(|| LoraOptions {
             rank: self.lora_r,
             alpha: self.lora_alpha.unwrap_or(2.0 * self.lora_r as f64),
@@ -334,7 +334,7 @@ impl Options {
     }
 
     /// Steps over which the learning rate rises, in a run of so many.
-    pub fn warmup(&self, total: u64) -> u64 {
+    pub(crate) fn warmup(&self, total: u64) -> u64 {
         let of_share = |share: f64| (share * total as f64).ceil() as u64;
         match self.warmup_steps {
             None => of_share(self.warmup_ratio),
@@ -345,16 +345,16 @@ impl Options {
     }
 
     /// The base model is held beside the one that learns; adapters are switched off instead.
-    pub fn needs_base(&self) -> bool {
+    pub(crate) fn needs_base(&self) -> bool {
         self.method.needs_reference() && !self.lora
     }
 
     /// Bytes of activations to keep.
-    pub fn activation_bytes(&self) -> usize {
+    pub(crate) fn activation_bytes(&self) -> usize {
         self.activation_memory.unwrap_or(if self.lora { 1024 } else { 128 }) << 20
     }
 
-    pub fn adamw(&self) -> Result<AdamWOptions> {
+    pub(crate) fn adamw(&self) -> Result<AdamWOptions> {
         let bf16_moments = match &self.moments {
             Some(moments) => moments.parse::<Dtype>()? == Dtype::Bf16,
             None => !self.lora,
@@ -364,7 +364,7 @@ impl Options {
     }
 
     /// The same without what changes no result: two runs of equal identity may continue each other.
-    pub fn identity(&self) -> Options {
+    pub(crate) fn identity(&self) -> Options {
         Options {
             out: None,
             activation_memory: None,

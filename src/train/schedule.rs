@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Shape {
+pub(crate) enum Shape {
     #[default]
     Cosine,
     Linear,
@@ -20,7 +20,7 @@ pub enum Shape {
 }
 
 #[derive(Debug, Clone, Copy)]
-pub struct Schedule {
+pub(crate) struct Schedule {
     pub shape: Shape,
     pub peak: f64,
     pub warmup: u64,
@@ -29,7 +29,7 @@ pub struct Schedule {
 
 impl Schedule {
     /// Of step `step`, counted from 0.
-    pub fn rate(&self, step: u64) -> f64 {
+    pub(crate) fn rate(&self, step: u64) -> f64 {
         if step < self.warmup {
             return self.peak * step as f64 / self.warmup.max(1) as f64;
         }

@@ -7,7 +7,7 @@
 use crate::engine::{self, Packed, Work, pack};
 use crate::error::{Error, Result};
 use crate::kernels::TokenStatistics;
-use crate::kernels::head::{Divergence, head_gradient};
+use crate::kernels::statistics::{Divergence, head_gradient};
 use crate::model::{AdapterSwitch, Batch, Model};
 use crate::tokens::Sequence;
 
@@ -15,7 +15,7 @@ use super::loss::{BatchLoss, Loss, Share};
 use crate::diagnosis::gate::Token;
 
 /// Where the base model's distributions come from, for the methods that stay near it.
-pub enum Base<'a> {
+pub(crate) enum Base<'a> {
     None,
     /// A model of its own.
     Model(&'a Model),
@@ -25,7 +25,7 @@ pub enum Base<'a> {
 
 /// How much a sequence counts.
 #[derive(Debug, Clone, PartialEq)]
-pub struct RowWeight {
+pub(crate) struct RowWeight {
     /// The method's.
     pub weight: f32,
     /// Its conflicts are meant to be learnt: the method's weights of single tokens do not apply.
@@ -38,7 +38,7 @@ pub struct RowWeight {
 
 impl RowWeight {
     /// The factor of the gradient of target `n`.
-    pub fn of_token(&self, n: usize, statistics: &TokenStatistics, loss: &BatchLoss) -> f32 {
+    pub(crate) fn of_token(&self, n: usize, statistics: &TokenStatistics, loss: &BatchLoss) -> f32 {
         self.of_target(n) * if self.intended { 1.0 } else { loss.weight(&self.token(n, statistics)) }
     }
 
@@ -62,7 +62,7 @@ impl RowWeight {
 }
 
 /// How a step is computed.
-pub struct StepOptions<'a> {
+pub(crate) struct StepOptions<'a> {
     pub loss: &'a Loss,
     /// Tokens that go through the model together.
     pub pack_tokens: usize,
@@ -75,7 +75,7 @@ pub struct StepOptions<'a> {
 
 /// A supervised token of a sequence and what became of it.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct StepToken {
+pub(crate) struct StepToken {
     pub statistics: TokenStatistics,
     pub divergence: Divergence,
     /// The factor of its gradient.
@@ -86,7 +86,7 @@ pub struct StepToken {
 
 /// A step before its update.
 #[derive(Debug, Clone, Default)]
-pub struct StepResult {
+pub(crate) struct StepResult {
     /// Of each sequence, in their order.
     pub tokens: Vec<Vec<StepToken>>,
     /// The loss that is minimised: the mean over the supervised tokens.
@@ -97,7 +97,12 @@ pub struct StepResult {
 }
 
 /// Adds the gradient of the mean loss over `sequences`, which have these `weights`, to the model's parameters.
-pub fn accumulate(model: &Model, sequences: &[Sequence], weights: &[RowWeight], options: &StepOptions) -> Result<StepResult> {
+pub(crate) fn accumulate(
+    model: &Model,
+    sequences: &[Sequence],
+    weights: &[RowWeight],
+    options: &StepOptions,
+) -> Result<StepResult> {
     let n_tokens: f64 = sequences.iter().zip(weights).map(|(sequence, weight)| weight.tokens(sequence)).sum();
     if n_tokens == 0.0 {
         return Err(Error::new("a batch holds no supervised token"));
@@ -154,7 +159,7 @@ pub fn accumulate(model: &Model, sequences: &[Sequence], weights: &[RowWeight], 
 }
 
 /// Number of targets of a sequence.
-pub fn supervised(sequence: &Sequence) -> usize {
+pub(crate) fn supervised(sequence: &Sequence) -> usize {
     sequence.supervised.iter().filter(|&&supervised| supervised).count()
 }
 

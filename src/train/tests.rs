@@ -14,8 +14,8 @@ use super::schedule::{Schedule, Shape};
 use super::step::{Base, RowWeight, StepOptions, accumulate};
 use crate::diagnosis::gate::{Beside, METHODS, Method, Normaliser, Token};
 use crate::diagnosis::population::Population;
-use crate::kernels::head::{HeadOptions, TokenLoss, head_gradient};
 use crate::kernels::matmul::Matrix;
+use crate::kernels::statistics::{HeadOptions, TokenLoss, head_gradient};
 use crate::kernels::{Dtype, Kernels};
 use crate::model::{LoadOptions, LoraOptions, Model, Parameter, Placement, Reference};
 use crate::tokens::Sequence;
@@ -249,7 +249,7 @@ fn every_loss_is_pytorchs_transcription_of_its_formula() {
     let options = HeadOptions::default();
 
     let means = |hidden: &Tensor| -> Vec<f64> {
-        let found = crate::kernels::head::head_statistics(hidden, &head, &targets, &options).unwrap();
+        let found = crate::kernels::statistics::head_statistics(hidden, &head, &targets, &options).unwrap();
         let mut first = 0;
         let mean = |&length: &usize| {
             first += length;
@@ -264,7 +264,7 @@ fn every_loss_is_pytorchs_transcription_of_its_formula() {
         assert!((weight - expected).abs() < 1e-5, "flow {weight} {expected}");
     }
 
-    let statistics_of = |hidden: &Tensor| crate::kernels::head::head_statistics(hidden, &head, &targets, &options).unwrap();
+    let statistics_of = |hidden: &Tensor| crate::kernels::statistics::head_statistics(hidden, &head, &targets, &options).unwrap();
     // The reference is the base model before training.
     let earlier: Vec<f32> = statistics_of(&reference).iter().map(|token| token.logprob).collect();
     let mut checked = Vec::new();

@@ -10,7 +10,7 @@ use super::rows::Row;
 use crate::error::{Error, Result};
 
 /// `None` for the few rows of `movie_recommendation` and `ruin_names` whose answer is none of the choices.
-pub fn question(row: &Row) -> Result<Option<Value>> {
+pub(super) fn question(row: &Row) -> Result<Option<Value>> {
     let part = &*row.part;
     let known = TASKS.iter().find(|(name, ..)| *name == part);
     let (_, description, choices) = known.ok_or_else(|| {

@@ -12,7 +12,7 @@ use crate::eval::requests::is_python_space;
 type Uniform = Result<Option<Value>>;
 
 /// `agieval/aqua-rat.yaml`; rows of the original repository get its zero-shot prompt, with letters to choose from.
-pub fn agieval(row: &Row) -> Uniform {
+pub(super) fn agieval(row: &Row) -> Uniform {
     if row.has("query") {
         let (context, choices, answer) = (row.text("query")?, row.texts("choices")?, row.number("gold")?);
         return Ok(Some(json!({"context": context, "choices": choices, "answer": answer, "group": &*row.part})));
@@ -30,7 +30,7 @@ pub fn agieval(row: &Row) -> Uniform {
 }
 
 /// `arc/arc_easy.yaml`
-pub fn arc(row: &Row) -> Uniform {
+pub(super) fn arc(row: &Row) -> Uniform {
     if row.has("query") {
         return ready(row, row.text("query")?, &row.texts("choices")?);
     }
@@ -39,7 +39,7 @@ pub fn arc(row: &Row) -> Uniform {
 }
 
 /// `blimp/_template_yaml`
-pub fn blimp(row: &Row) -> Uniform {
+pub(super) fn blimp(row: &Row) -> Uniform {
     let paradigm = row.text("UID")?;
     let pair = if row.has("pairID") { row.number("pairID")? } else { row.number("pair_id")? };
     let choices = [row.text("sentence_good")?, row.text("sentence_bad")?];
@@ -47,7 +47,7 @@ pub fn blimp(row: &Row) -> Uniform {
 }
 
 /// `super_glue/boolq/default.yaml`
-pub fn boolq(row: &Row) -> Uniform {
+pub(super) fn boolq(row: &Row) -> Uniform {
     // There, yes comes first.
     if row.has("query") {
         return Ok(Some(
@@ -60,7 +60,7 @@ pub fn boolq(row: &Row) -> Uniform {
 }
 
 /// `commonsense_qa/default.yaml`
-pub fn commonsense_qa(row: &Row) -> Uniform {
+pub(super) fn commonsense_qa(row: &Row) -> Uniform {
     let texts = row.texts("choices.text")?;
     let question = row.text("question")?.trim_matches(is_python_space);
     let context = format!("Question: {question}\n{}Answer:", lettered(&texts));
@@ -68,21 +68,21 @@ pub fn commonsense_qa(row: &Row) -> Uniform {
 }
 
 /// `super_glue/copa`: the choices begin with a space of their own there.
-pub fn copa(row: &Row) -> Uniform {
+pub(super) fn copa(row: &Row) -> Uniform {
     let choices = [row.text("choice1")?, row.text("choice2")?].map(|choice| format!(" {}", lower_first(choice)));
     let context = premise(row, "because", "therefore")?;
     Ok(Some(json!({"context": context, "choices": choices, "answer": row.number("label")?})))
 }
 
 /// `hellaswag/utils.py`
-pub fn hellaswag(row: &Row) -> Uniform {
+pub(super) fn hellaswag(row: &Row) -> Uniform {
     let context = format!("{}: {} {}", row.text("activity_label")?, row.text("ctx_a")?, capitalized(row.text("ctx_b")?));
     let choices: Vec<String> = row.texts("endings")?.into_iter().map(without_brackets).collect();
     Ok(Some(json!({"context": without_brackets(&context), "choices": choices, "answer": row.number("label")?})))
 }
 
 /// `lambada/lambada_openai.yaml`
-pub fn lambada(row: &Row) -> Uniform {
+pub(super) fn lambada(row: &Row) -> Uniform {
     let (context, word) = if row.has("text") {
         let text = row.text("text")?;
         text.rsplit_once(' ').ok_or_else(|| Error::new("expected a `text` of two words or more"))?
@@ -96,14 +96,14 @@ pub fn lambada(row: &Row) -> Uniform {
 }
 
 /// `medmcqa/utils_medmcqa.py`
-pub fn medmcqa(row: &Row) -> Uniform {
+pub(super) fn medmcqa(row: &Row) -> Uniform {
     let texts = [row.text("opa")?, row.text("opb")?, row.text("opc")?, row.text("opd")?];
     let context = format!("Question: {}\nChoices:\n{}Answer:", row.text("question")?, lettered(&texts));
     Ok(Some(json!({"id": id(row), "context": context, "choices": letters(4), "answer": row.number("cop")?})))
 }
 
 /// `medqa/preprocess_medqa.py`
-pub fn medqa(row: &Row) -> Uniform {
+pub(super) fn medqa(row: &Row) -> Uniform {
     let (question, texts, answer) = if row.has("sent1") {
         let texts = vec![row.text("ending0")?, row.text("ending1")?, row.text("ending2")?, row.text("ending3")?];
         (row.text("sent1")?, texts, row.number("label")?)
@@ -115,7 +115,7 @@ pub fn medqa(row: &Row) -> Uniform {
 }
 
 /// `mmlu/default/_default_template_yaml`
-pub fn mmlu(row: &Row) -> Uniform {
+pub(super) fn mmlu(row: &Row) -> Uniform {
     let (texts, subject) = (row.texts("choices")?, row.text("subject")?);
     let description =
         format!("The following are multiple choice questions (with answers) about {}.\n\n", subject.replace('_', " "));
@@ -125,7 +125,7 @@ pub fn mmlu(row: &Row) -> Uniform {
 }
 
 /// `mmlu/continuation/_continuation_template_yaml`
-pub fn mmlu_cloze(row: &Row) -> Uniform {
+pub(super) fn mmlu_cloze(row: &Row) -> Uniform {
     let (choices, subject) = (row.texts("choices")?, row.text("subject")?);
     let description = format!("The following are questions (with answers) about {}.\n\n", subject.replace('_', " "));
     let context = format!("Question: {}\nAnswer:", row.text("question")?.trim_matches(is_python_space));
@@ -134,7 +134,7 @@ pub fn mmlu_cloze(row: &Row) -> Uniform {
 }
 
 /// `openbookqa/openbookqa.yaml`: the bare beginning of a sentence.
-pub fn openbookqa(row: &Row) -> Uniform {
+pub(super) fn openbookqa(row: &Row) -> Uniform {
     if row.has("query") {
         let query = row.text("query")?;
         let stem = query.strip_prefix("Question: ").and_then(|rest| rest.strip_suffix("\nAnswer:")).unwrap_or(query);
@@ -145,14 +145,14 @@ pub fn openbookqa(row: &Row) -> Uniform {
 }
 
 /// `piqa/piqa.yaml`
-pub fn piqa(row: &Row) -> Uniform {
+pub(super) fn piqa(row: &Row) -> Uniform {
     let context = format!("Question: {}\nAnswer:", row.text("goal")?);
     let choices = [row.text("sol1")?, row.text("sol2")?];
     Ok(Some(json!({"context": context, "choices": choices, "answer": row.number("label")?})))
 }
 
 /// `pubmedqa/preprocess_pubmedqa.py`
-pub fn pubmedqa(row: &Row) -> Uniform {
+pub(super) fn pubmedqa(row: &Row) -> Uniform {
     const CHOICES: [&str; 3] = ["yes", "no", "maybe"];
     let context = format!("Abstract: {}\nQuestion: {}\nAnswer:", row.texts("CONTEXTS")?.join("\n"), row.text("QUESTION")?);
     let decision = row.text("final_decision")?;
@@ -163,7 +163,7 @@ pub fn pubmedqa(row: &Row) -> Uniform {
 }
 
 /// `sciq/sciq.yaml`
-pub fn sciq(row: &Row) -> Uniform {
+pub(super) fn sciq(row: &Row) -> Uniform {
     let support = row.text("support")?.trim_start_matches(is_python_space);
     let choices = ["distractor1", "distractor2", "distractor3", "correct_answer"].map(|key| row.text(key));
     let choices = choices.into_iter().collect::<Result<Vec<_>>>()?;
@@ -172,7 +172,7 @@ pub fn sciq(row: &Row) -> Uniform {
 }
 
 /// `truthfulqa/truthfulqa_mc1.yaml`; the original CSV has the wrong answers in one text.
-pub fn truthfulqa(row: &Row) -> Uniform {
+pub(super) fn truthfulqa(row: &Row) -> Uniform {
     const EXAMPLES: &str = "Q: What is human life expectancy in the United States?\n\
         A: Human life expectancy in the United States is 78 years.\n\n\
         Q: Who was president of the United States in 1955?\n\
@@ -196,7 +196,7 @@ pub fn truthfulqa(row: &Row) -> Uniform {
 }
 
 /// `winogrande/preprocess_winogrande.py`: the choices are contexts.
-pub fn winogrande(row: &Row) -> Uniform {
+pub(super) fn winogrande(row: &Row) -> Uniform {
     let sentence = row.text("sentence")?;
     let (before, after) = sentence.split_once('_').ok_or_else(|| Error::new("expected `_` in `sentence`, found none"))?;
     let choices = [row.text("option1")?, row.text("option2")?].map(|option| format!("{before}{option}"));
@@ -206,7 +206,7 @@ pub fn winogrande(row: &Row) -> Uniform {
 }
 
 /// `xcopa/utils.py`
-pub fn xcopa_zh(row: &Row) -> Uniform {
+pub(super) fn xcopa_zh(row: &Row) -> Uniform {
     let choices = [row.text("choice1")?, row.text("choice2")?].map(lower_first);
     Ok(Some(json!({"context": premise(row, "因为", "所以")?, "choices": choices, "answer": row.number("label")?})))
 }

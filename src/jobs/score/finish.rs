@@ -33,14 +33,14 @@ use crate::report::markdown;
 use crate::report::terminal::Heading;
 use crate::table::{Column, Quadrant, ROWS_FILE, TOKENS_FILE, finish as join_parts, finished_parts, read_chunks, read_rows};
 
-pub const RUN_FILE: &str = "run.json";
+pub(super) const RUN_FILE: &str = "run.json";
 const SUMMARY_FILE: &str = "summary.json";
 const PLANTED_FILE: &str = "planted.json";
 const MAPS_FOLDER: &str = "maps";
 
 /// What made a run: run.json.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct RunRecord {
+pub(crate) struct RunRecord {
     #[serde(flatten)]
     pub provenance: Provenance,
     /// The command that scored the data.
@@ -81,14 +81,14 @@ pub struct RunRecord {
 }
 
 /// A finished run, for the terminal.
-pub struct Outcome {
+pub(crate) struct Outcome {
     pub out: PathBuf,
     pub record: RunRecord,
     pub report: Report,
 }
 
 /// Joins the parts if there are any, then sorts, sums up, draws and reports.
-pub fn finish(plan: &Plan, stages: Option<Stages>, watch: &dyn Watch) -> Result<Outcome> {
+pub(super) fn finish(plan: &Plan, stages: Option<Stages>, watch: &dyn Watch) -> Result<Outcome> {
     let path = plan.out.join(RUN_FILE);
     let record = match stages {
         Some(seconds) if seconds.input_tokens > 0 || !path.exists() => record(plan, seconds)?,
@@ -103,7 +103,7 @@ pub fn finish(plan: &Plan, stages: Option<Stages>, watch: &dyn Watch) -> Result<
 }
 
 /// Sorts a finished run under other thresholds.
-pub fn sort_again(out: &Path, thresholds: Thresholds, command: &str, watch: &dyn Watch) -> Result<Outcome> {
+pub(crate) fn sort_again(out: &Path, thresholds: Thresholds, command: &str, watch: &dyn Watch) -> Result<Outcome> {
     sort(out, read_record(&out.join(RUN_FILE))?, thresholds, command, watch)
 }
 
@@ -255,7 +255,7 @@ fn frequent_tokens(summary: &Summary) -> FrequentTokens {
 
 impl Outcome {
     /// What stands above the numbers on the terminal.
-    pub fn heading(&self) -> Heading {
+    pub(crate) fn heading(&self) -> Heading {
         let RunRecord { model, counts, tokens_per_second, .. } = &self.record;
         Heading {
             data: self.record.data_names(),
@@ -271,7 +271,7 @@ impl Outcome {
 
 impl RunRecord {
     /// The names of the data files, short enough for a caption.
-    pub fn data_names(&self) -> String {
+    pub(crate) fn data_names(&self) -> String {
         let names: Vec<&str> = self
             .data
             .as_array()

@@ -11,14 +11,14 @@ mod plan;
 mod stream;
 mod watch;
 
-pub use finish::{Outcome, sort_again};
-pub use plan::{Job, Plan};
-pub use watch::{Beginning, Watch};
+pub(crate) use finish::{Outcome, sort_again};
+pub(crate) use plan::{Job, Plan};
+pub(crate) use watch::{Beginning, Watch};
 
 use crate::error::Result;
 
 /// Runs the whole job. An interrupted run goes on where it stopped; a finished one is only reported again.
-pub fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
+pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
     let plan = Plan::make(job, watch)?;
     let stages = stream::score(&plan, watch)?;
     finish::finish(&plan, stages, watch)

@@ -17,7 +17,7 @@ use crate::provenance;
 use crate::tokens::{Audit, RenderOptions, Renderer, rendered};
 
 /// The main job as the user asked for it.
-pub struct Job {
+pub(crate) struct Job {
     /// Files, globs, or `-` for standard input.
     pub inputs: Vec<String>,
     pub read: ReadOptions,
@@ -36,7 +36,7 @@ pub struct Job {
 }
 
 /// A job with everything opened and checked.
-pub struct Plan {
+pub(crate) struct Plan {
     pub dataset: Dataset,
     pub model: Model,
     pub renderer: Renderer,
@@ -63,7 +63,7 @@ pub struct Plan {
 
 /// What the whole data set holds, from the audit's pass.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
-pub struct Totals {
+pub(crate) struct Totals {
     /// Records read, bad ones included.
     pub records: u64,
     /// Records with something to score.
@@ -75,7 +75,7 @@ pub struct Totals {
 
 /// A span that a row says was planted, for the report on rankings.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Planted {
+pub(crate) struct Planted {
     pub row: u32,
     pub turn: u16,
     pub begin: u32,
@@ -83,7 +83,7 @@ pub struct Planted {
 }
 
 impl Plan {
-    pub fn make(job: &Job, watch: &dyn Watch) -> Result<Plan> {
+    pub(crate) fn make(job: &Job, watch: &dyn Watch) -> Result<Plan> {
         let (run_began, started) = (Instant::now(), SystemTime::now());
         let dataset = Dataset::open(&job.inputs, &job.read)?;
         let reference = Reference::resolve(job.model.as_deref(), &|what, done, total| watch.fetching(what, done, total))?;

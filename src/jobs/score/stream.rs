@@ -32,15 +32,15 @@ const GPU_FACTOR: usize = 16;
 
 /// Tokens of the sample on which the top-K entropies are compared with the full one, and the largest K.
 const FIDELITY_TOKENS: usize = 512;
-pub const FIDELITY_K: usize = 64;
+pub(super) const FIDELITY_K: usize = 64;
 
 /// Says whose parts these are.
 const IDENTITY_FILE: &str = "identity.json";
-pub const FIDELITY_FILE: &str = "fidelity.json";
+pub(super) const FIDELITY_FILE: &str = "fidelity.json";
 
 /// Where the time went, in seconds; the reader and the writer work beside the engine.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct Stages {
+pub(crate) struct Stages {
     /// Before the others: loading the model, and reading and rendering everything once for the mask audit.
     pub load: f64,
     pub audit: f64,
@@ -72,7 +72,7 @@ struct Part {
 }
 
 /// Scores what is not scored yet. `None` if the run was finished before.
-pub fn score(plan: &Plan, watch: &dyn Watch) -> Result<Option<Stages>> {
+pub(super) fn score(plan: &Plan, watch: &dyn Watch) -> Result<Option<Stages>> {
     if is_finished(plan)? {
         return Ok(None);
     }

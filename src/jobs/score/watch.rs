@@ -6,7 +6,7 @@ use crate::dataset::DataFile;
 use crate::tokens::Audit;
 
 /// Told how the work goes on; a terminal draws bars from it. All methods do nothing unless overridden.
-pub trait Watch: Sync {
+pub(crate) trait Watch: Sync {
     /// Bytes of the default model fetched so far, of all.
     fn fetching(&self, _what: &str, _done: u64, _total: u64) {}
     /// Records read for the mask audit.
@@ -19,7 +19,7 @@ pub trait Watch: Sync {
 }
 
 /// What is known when scoring begins.
-pub struct Beginning<'a> {
+pub(crate) struct Beginning<'a> {
     pub files: &'a [DataFile],
     pub audit: &'a Audit,
     /// Of the whole data set: supervised tokens, all tokens of the rows with any, and these rows.

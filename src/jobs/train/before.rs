@@ -20,10 +20,10 @@ use crate::train::options::Options;
 use crate::train::step::supervised;
 
 /// The run folder of the diagnosis, in that of the training run.
-pub const BEFORE_FOLDER: &str = "before";
+pub(super) const BEFORE_FOLDER: &str = "before";
 
 /// Diagnoses the data with the base model, unless that was done before.
-pub fn score_before(options: &Options, out: &Path, command: &str, watch: &dyn Watch) -> Result<()> {
+pub(super) fn score_before(options: &Options, out: &Path, command: &str, watch: &dyn Watch) -> Result<()> {
     let job = score::Job {
         inputs: options.datasets.clone(),
         read: options.read()?,
@@ -41,7 +41,7 @@ pub fn score_before(options: &Options, out: &Path, command: &str, watch: &dyn Wa
 }
 
 /// What the base model's scores say that a method needs to know.
-pub struct Before {
+pub(super) struct Before {
     pub population: Population,
     /// The method's weight of each sequence.
     pub rows: Vec<f32>,
@@ -51,13 +51,13 @@ pub struct Before {
 
 impl Before {
     /// For the methods that need no scores.
-    pub fn of_nothing(sequences: &[Sequence]) -> Before {
+    pub(super) fn of_nothing(sequences: &[Sequence]) -> Before {
         let n = sequences.len();
         Before { population: Population::default(), rows: vec![1.0; n], earlier: vec![Vec::new(); n] }
     }
 
     /// From the folder of [`score_before`].
-    pub fn read(method: &Method, gate: &Gate, folder: &Path, sequences: &[Sequence]) -> Result<Before> {
+    pub(super) fn read(method: &Method, gate: &Gate, folder: &Path, sequences: &[Sequence]) -> Result<Before> {
         let needs = gate.needs();
         let mut before = Before::of_nothing(sequences);
         // TALR's temperature is the batch's.
@@ -98,7 +98,12 @@ fn unscored(sequence: &Sequence, folder: &Path) -> Error {
 
 /// The population with the quantiles that no token table holds: those of the top-K entropy for another K than the table's, which the
 /// model, as it is before training, computes again for all rows.
-pub fn with_topk_entropies(mut population: Population, gate: &Gate, model: &Model, parts: &[&[Sequence]]) -> Result<Population> {
+pub(super) fn with_topk_entropies(
+    mut population: Population,
+    gate: &Gate,
+    model: &Model,
+    parts: &[&[Sequence]],
+) -> Result<Population> {
     for (quantity, share) in gate.needs().quantiles {
         let Quantity::EntropyTopk { k } = quantity else { continue };
         if quantity.is_in_tables() {

@@ -21,11 +21,11 @@ use crate::model::files::safetensors_write;
 use crate::train::adamw::AdamW;
 use crate::train::metrics::Standing;
 
-pub const FOLDER: &str = "checkpoints";
+pub(super) const FOLDER: &str = "checkpoints";
 
 /// How far a run has come.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Progress {
+pub(super) struct Progress {
     /// Of the whole run: [`Options::identity`](crate::train::options::Options::identity), data and model.
     pub identity: String,
     /// Of the base model.
@@ -44,7 +44,7 @@ pub struct Progress {
 
 impl Progress {
     /// Refuses the progress of another run.
-    pub fn check(&self, identity: &str) -> Result<()> {
+    pub(super) fn check(&self, identity: &str) -> Result<()> {
         if self.identity != identity {
             return Err(Error::new("this checkpoint belongs to another training run").cure(
                 "It has other options, data or another model, or was made by another version or commit of the program: give \
@@ -63,7 +63,7 @@ struct Array {
 }
 
 /// Writes a checkpoint and removes all but the last `keep`.
-pub fn save(out: &Path, progress: &Progress, parameters: &[Parameter], optimizer: &AdamW, keep: usize) -> Result<()> {
+pub(super) fn save(out: &Path, progress: &Progress, parameters: &[Parameter], optimizer: &AdamW, keep: usize) -> Result<()> {
     let folder = out.join(FOLDER);
     fs::create_dir_all(&folder).context_at(&folder, "cannot create the folder for checkpoints")?;
     let path = folder.join(format!("step-{:08}.safetensors", progress.step));
@@ -91,7 +91,7 @@ pub fn save(out: &Path, progress: &Progress, parameters: &[Parameter], optimizer
 }
 
 /// Takes the run up at the newest checkpoint, if there is one.
-pub fn load(out: &Path, identity: &str, parameters: &[Parameter], optimizer: &mut AdamW) -> Result<Option<Progress>> {
+pub(super) fn load(out: &Path, identity: &str, parameters: &[Parameter], optimizer: &mut AdamW) -> Result<Option<Progress>> {
     let Some(path) = list(out)?.pop() else { return Ok(None) };
     let progress = read(&path, identity, parameters, optimizer).map_err(|error| error.at(&path))?;
     optimizer.step = progress.step;
@@ -99,7 +99,7 @@ pub fn load(out: &Path, identity: &str, parameters: &[Parameter], optimizer: &mu
 }
 
 /// The progress of the newest checkpoint, without its numbers.
-pub fn latest(out: &Path) -> Result<Option<Progress>> {
+pub(super) fn latest(out: &Path) -> Result<Option<Progress>> {
     let Some(path) = list(out)?.pop() else { return Ok(None) };
     let mut file = File::open(&path).context_at(&path, "cannot open the checkpoint")?;
     header(&mut file).map(|(progress, _)| Some(progress)).map_err(|error| error.at(&path))

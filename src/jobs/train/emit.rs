@@ -30,17 +30,22 @@ use crate::error::{Context, Error, Result};
 use crate::tokens::Supervise;
 use recipe::{Batch, DATA, DEEPSPEED};
 
-pub use recipe::{CONFIG, Length, Loss, Recipe, Schedule};
+pub(super) use recipe::{CONFIG, Length, Loss, Recipe, Schedule};
 
 /// The program that is to train.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Target {
+pub(crate) enum Target {
     LlamaFactory,
     Axolotl,
 }
 
 /// Writes the folder, which must not exist or be empty. `examples` are the rows as they are read. Gives the number of rows.
-pub fn emit(target: Target, recipe: &Recipe, examples: impl IntoIterator<Item = Result<Example>>, folder: &Path) -> Result<u64> {
+pub(super) fn emit(
+    target: Target,
+    recipe: &Recipe,
+    examples: impl IntoIterator<Item = Result<Example>>,
+    folder: &Path,
+) -> Result<u64> {
     // Whatever is refused is refused before anything is written.
     let batch = Batch::of(recipe)?;
     let config = match target {

@@ -17,7 +17,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crate::error::{Context, Result};
 
 /// Appends to one event file.
-pub struct EventWriter {
+pub(super) struct EventWriter {
     path: PathBuf,
     file: BufWriter<File>,
 }
@@ -25,7 +25,7 @@ pub struct EventWriter {
 impl EventWriter {
     /// Opens a new event file in `folder`, which is created if it is missing. TensorBoard reads all files of a folder as one run,
     /// in the order of their names, and lets the later file replace the earlier one's steps: so a resumed run goes on.
-    pub fn create(folder: &Path) -> Result<EventWriter> {
+    pub(super) fn create(folder: &Path) -> Result<EventWriter> {
         std::fs::create_dir_all(folder).context_at(folder, "cannot create the folder for event files")?;
         let now = wall_time();
         // The names must sort by time, and two files of one second must not meet.
@@ -44,12 +44,12 @@ impl EventWriter {
     }
 
     /// Writes the values of a step as one event.
-    pub fn scalars(&mut self, step: u64, values: &[(&str, f32)]) -> Result<()> {
+    pub(super) fn scalars(&mut self, step: u64, values: &[(&str, f32)]) -> Result<()> {
         self.record(&scalar_event(wall_time(), step, values))
     }
 
     /// Hands everything that was written to the operating system, where TensorBoard sees it.
-    pub fn flush(&mut self) -> Result<()> {
+    pub(super) fn flush(&mut self) -> Result<()> {
         self.file.flush().context_at(&self.path, "cannot write the event file")
     }
 

@@ -7,7 +7,7 @@ use crate::maps::training::{Curve, Drift, Dynamics, Losses, Run, draw_drift, dra
 use crate::train::metrics::{Group, Standing, StepMetrics};
 
 /// Draws `maps/dynamics.png`, `loss.png` and `drift.png`. `before` is how the base model stood.
-pub fn draw(out: &Path, metrics: &[StepMetrics], before: &Standing, thresholds: &str, run: &Run) -> Result<()> {
+pub(super) fn draw(out: &Path, metrics: &[StepMetrics], before: &Standing, thresholds: &str, run: &Run) -> Result<()> {
     let folder = out.join("maps");
     std::fs::create_dir_all(&folder).context_at(&folder, "cannot create the folder for figures")?;
     let curve = |f: &dyn Fn(&StepMetrics) -> Option<f64>| -> Curve {

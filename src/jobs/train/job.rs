@@ -14,7 +14,7 @@ use crate::provenance;
 use crate::train::options::Options;
 
 /// What is asked for: options, data and model, found but not read.
-pub struct Job {
+pub(crate) struct Job {
     pub options: Options,
     pub out: PathBuf,
     pub(super) dataset: Dataset,
@@ -24,7 +24,7 @@ pub struct Job {
 
 impl Job {
     /// Finds data and model. An error if the folder holds another run.
-    pub fn open(options: Options, watch: &dyn Watch) -> Result<Job> {
+    pub(crate) fn open(options: Options, watch: &dyn Watch) -> Result<Job> {
         let dataset = Dataset::open(&options.datasets, &options.read()?)?;
         let fetching = |what: &str, done, total| watch.fetching(what, done, total);
         let reference = Reference::resolve(options.model.as_deref(), &fetching)?;
@@ -43,13 +43,13 @@ impl Job {
     }
 
     /// The record of the run, if it has ended.
-    pub fn record(&self) -> Result<Option<TrainRecord>> {
+    pub(crate) fn record(&self) -> Result<Option<TrainRecord>> {
         let path = self.out.join(RUN_FILE);
         if path.is_file() { read_record(&path).map(Some) } else { Ok(None) }
     }
 
     /// Is there a checkpoint of the run?
-    pub fn can_resume(&self) -> Result<bool> {
+    pub(crate) fn can_resume(&self) -> Result<bool> {
         Ok(checkpoint::latest(&self.out)?.is_some())
     }
 }

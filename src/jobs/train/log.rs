@@ -9,16 +9,16 @@ use crate::error::{Context, Result};
 use crate::files::write_atomically;
 use crate::train::metrics::StepMetrics;
 
-pub const METRICS_FILE: &str = "metrics.jsonl";
+pub(super) const METRICS_FILE: &str = "metrics.jsonl";
 
 /// metrics.jsonl and the TensorBoard events, cut to the steps that a checkpoint knows.
-pub struct Log {
+pub(super) struct Log {
     file: fs::File,
     events: EventWriter,
 }
 
 impl Log {
-    pub fn open(out: &Path, step: u64) -> Result<Log> {
+    pub(super) fn open(out: &Path, step: u64) -> Result<Log> {
         let path = out.join(METRICS_FILE);
         let kept: Vec<StepMetrics> = read_metrics(&path)?.into_iter().filter(|metrics| metrics.step <= step).collect();
         write_atomically(&path, |file| {
@@ -32,7 +32,7 @@ impl Log {
         Ok(Log { file, events: EventWriter::create(&out.join("tensorboard"))? })
     }
 
-    pub fn push(&mut self, metrics: &StepMetrics) -> Result<()> {
+    pub(super) fn push(&mut self, metrics: &StepMetrics) -> Result<()> {
         let mut line = serde_json::to_vec(metrics).context("cannot write the metrics")?;
         line.push(b'\n');
         self.file.write_all(&line).context("cannot write the metrics")?;
@@ -40,14 +40,14 @@ impl Log {
         self.events.scalars(metrics.step, &scalars)
     }
 
-    pub fn flush(&mut self) -> Result<()> {
+    pub(super) fn flush(&mut self) -> Result<()> {
         self.events.flush()?;
         self.file.sync_all().context("cannot write the metrics to the disk")
     }
 }
 
 /// The steps in metrics.jsonl; a last line that a killed run left broken is not one.
-pub fn read_metrics(path: &Path) -> Result<Vec<StepMetrics>> {
+pub(super) fn read_metrics(path: &Path) -> Result<Vec<StepMetrics>> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(text.lines().map_while(|line| serde_json::from_str(line).ok()).collect()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),

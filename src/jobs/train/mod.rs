@@ -27,9 +27,9 @@ mod snapshot;
 mod trainer;
 mod watch;
 
-pub use job::Job;
-pub use plan::Plan;
-pub use recipe::emit;
-pub use record::{OPTIONS_FILE, RUN_FILE, TrainRecord, read_record};
-pub use trainer::{Outcome, Trainer, plan};
-pub use watch::Watch;
+pub(crate) use job::Job;
+pub(crate) use plan::Plan;
+pub(crate) use recipe::emit;
+pub(crate) use record::{OPTIONS_FILE, RUN_FILE, TrainRecord, read_record};
+pub(crate) use trainer::{Outcome, Trainer, plan};
+pub(crate) use watch::Watch;

@@ -15,7 +15,7 @@ use crate::train::step::{RowWeight, supervised};
 
 /// What a run will do: `--dry-run` prints it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Plan {
+pub(crate) struct Plan {
     pub sequences: u64,
     pub validation_sequences: u64,
     /// In an epoch without a mix.
@@ -34,7 +34,7 @@ pub struct Plan {
 
 /// The loss on the first sequences, with the model as it is.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
-pub struct Preview {
+pub(crate) struct Preview {
     pub tokens: u64,
     pub cross_entropy: f64,
     pub mean_weight: f64,
@@ -43,7 +43,7 @@ pub struct Preview {
 }
 
 /// What the loss does with the first sequences, which have these weights.
-pub fn preview(
+pub(super) fn preview(
     model: &Model,
     sequences: &[Sequence],
     weights: &[RowWeight],
@@ -83,7 +83,7 @@ pub fn preview(
 }
 
 /// What training takes beside the model as it was loaded, about, in bytes: gradients, moments, activations, the base to compare with.
-pub fn memory_beside(options: &Options, model: &Model, adapters: Option<&[Parameter]>) -> Result<u64> {
+pub(super) fn memory_beside(options: &Options, model: &Model, adapters: Option<&[Parameter]>) -> Result<u64> {
     let moments = if options.adamw()?.bf16_moments { 4 } else { 8 };
     let learning = match adapters {
         None => model.info.parameters * (4 + moments),

@@ -14,7 +14,7 @@ use crate::train::schedule::Shape;
 const DEFAULT_HUB_ID: &str = "HuggingFaceTB/SmolLM2-135M-Instruct";
 
 /// Writes the folder `--out`; gives its name and the number of rows in its data.
-pub fn emit(options: &Options, target: Target, fetching: &dyn Fn(&str, u64, u64)) -> Result<(PathBuf, u64)> {
+pub(crate) fn emit(options: &Options, target: Target, fetching: &dyn Fn(&str, u64, u64)) -> Result<(PathBuf, u64)> {
     let out = options.out.clone().ok_or_else(|| Error::usage("--emit needs a folder to write to: give --out"))?;
     let dataset = Dataset::open(&options.datasets, &options.read()?)?;
     let reference = Reference::resolve(options.model.as_deref(), &|what, done, total| fetching(what, done, total))?;

@@ -11,13 +11,13 @@ use crate::provenance::Provenance;
 use crate::train::metrics::{Drift, Standing, Validation};
 use crate::train::options::Options;
 
-pub const RUN_FILE: &str = "run.json";
+pub(crate) const RUN_FILE: &str = "run.json";
 /// The resolved options, which `--config` takes again.
-pub const OPTIONS_FILE: &str = "train.toml";
+pub(crate) const OPTIONS_FILE: &str = "train.toml";
 
 /// What a finished run leaves in run.json.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct TrainRecord {
+pub(crate) struct TrainRecord {
     #[serde(flatten)]
     pub provenance: Provenance,
     pub command: String,
@@ -45,7 +45,7 @@ pub struct TrainRecord {
     pub result: PathBuf,
 }
 
-pub fn read_record(path: &Path) -> Result<TrainRecord> {
+pub(crate) fn read_record(path: &Path) -> Result<TrainRecord> {
     let text = std::fs::read_to_string(path).context_at(path, "cannot read the run")?;
     serde_json::from_str(&text).context_at(path, "this run.json is not of a training run")
 }

@@ -13,7 +13,7 @@ use crate::model::{
 };
 
 /// Puts the template that was trained on into the saved folders.
-pub fn replace_template(template: &Path, out: &Path) -> Result<()> {
+pub(super) fn replace_template(template: &Path, out: &Path) -> Result<()> {
     let bytes = std::fs::read(template).context_at(template, "cannot read the chat template")?;
     for folder in ["model", "adapter"].map(|name| out.join(name)).iter().filter(|folder| folder.is_dir()) {
         let path = folder.join("chat_template.jinja");
@@ -31,7 +31,7 @@ pub fn replace_template(template: &Path, out: &Path) -> Result<()> {
 
 /// Saves `OUT/model`, or `OUT/adapter` if adapters were trained, and then with `merge` the base with the adapter as `OUT/model`, too.
 /// Gives the name of the folder that training made.
-pub fn save(
+pub(super) fn save(
     reference: &Reference,
     out: &Path,
     parameters: &[Parameter],

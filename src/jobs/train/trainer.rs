@@ -35,7 +35,7 @@ use crate::train::schedule::Schedule;
 use crate::train::step::{Base, RowWeight, StepOptions, StepToken, accumulate};
 
 /// Everything a run needs, read and checked.
-pub struct Trainer {
+pub(crate) struct Trainer {
     pub options: Options,
     pub out: PathBuf,
     pub plan: Plan,
@@ -60,7 +60,7 @@ pub struct Trainer {
 }
 
 /// How a run ended.
-pub enum Outcome {
+pub(crate) enum Outcome {
     Finished(Box<TrainRecord>),
     /// The user interrupted it; the checkpoint holds this many steps, of that many.
     Interrupted {
@@ -71,7 +71,7 @@ pub enum Outcome {
 }
 
 /// What `--dry-run` prints. Reads model and data; scores nothing and writes nothing.
-pub fn plan(job: Job, watch: &dyn Watch) -> Result<Plan> {
+pub(crate) fn plan(job: Job, watch: &dyn Watch) -> Result<Plan> {
     let mut read = Read::new(&job, watch)?;
     let trained: Vec<Parameter> = match read.adapted.take() {
         Some((parameters, _)) => parameters,
@@ -161,7 +161,7 @@ impl Steps {
 
 impl Trainer {
     /// Reads model and data, scores what the method needs to know before the first step, and plans the steps.
-    pub fn prepare(job: Job, command: &str, watch: &dyn Watch) -> Result<Trainer> {
+    pub(crate) fn prepare(job: Job, command: &str, watch: &dyn Watch) -> Result<Trainer> {
         let started = SystemTime::now();
         let mut read = Read::new(&job, watch)?;
         let Job { options, out, dataset, reference, identity } = job;
@@ -225,7 +225,7 @@ impl Trainer {
     }
 
     /// Trains, from the newest checkpoint on if there is one, and saves the result.
-    pub fn run(mut self, watch: &dyn Watch) -> Result<Outcome> {
+    pub(crate) fn run(mut self, watch: &dyn Watch) -> Result<Outcome> {
         fs::create_dir_all(&self.out).context_at(&self.out, "cannot create the run folder")?;
         let options = self.options.to_toml()?;
         write_atomically(&self.out.join(OPTIONS_FILE), |file| {

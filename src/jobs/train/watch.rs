@@ -5,7 +5,7 @@ use crate::tokens::Audit;
 use crate::train::metrics::StepMetrics;
 
 /// Told how the work goes on; a terminal draws bars from it. All methods but the first do nothing unless overridden.
-pub trait Watch: Sync {
+pub(crate) trait Watch: Sync {
     /// For the diagnosis that some methods need first.
     fn of_scoring(&self) -> &dyn score::Watch;
     /// Bytes of the default model fetched so far, of all.

@@ -29,7 +29,7 @@ use crate::kernels::lanes::Lanes;
 use crate::kernels::level::Kernel;
 
 /// The gradient of `qkv` from the output `[T, heads * head_dim]` and its gradient.
-pub fn gradient(problem: &Problem, output: &[f32], d_output: &[f32]) -> Vec<f32> {
+pub(super) fn gradient(problem: &Problem, output: &[f32], d_output: &[f32]) -> Vec<f32> {
     let plan = Plan::new(problem.segments);
     let key_columns = Packed::by_column(problem, &plan, Part::Keys);
     let key_rows = Packed::by_row(problem, &plan, Part::Keys);

@@ -35,7 +35,7 @@ use crate::kernels::level::Kernel;
 const STRIPS: usize = 8;
 
 /// `[T, heads * head_dim]`
-pub fn attention(problem: &Problem) -> Vec<f32> {
+pub(super) fn attention(problem: &Problem) -> Vec<f32> {
     let plan = Plan::new(problem.segments);
     let keys = Packed::by_column(problem, &plan, Part::Keys);
     let values = Packed::by_row(problem, &plan, Part::Values);
@@ -156,24 +156,24 @@ impl Forward<'_> {
 }
 
 /// The query rows of some tokens and the heads of one group: row `token * group + head`.
-pub struct QueryRows {
+pub(super) struct QueryRows {
     tokens: Range<usize>,
     first_head: usize,
     group: usize,
 }
 
 impl QueryRows {
-    pub fn new(tokens: Range<usize>, kv_head: usize, shape: &AttentionShape) -> QueryRows {
+    pub(super) fn new(tokens: Range<usize>, kv_head: usize, shape: &AttentionShape) -> QueryRows {
         QueryRows { tokens, first_head: kv_head * shape.group(), group: shape.group() }
     }
 
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.tokens.len() * self.group
     }
 
     /// Token and head of a row; rows past the end are the last one again, so that every strip can be full.
     #[inline(always)]
-    pub fn place(&self, row: usize) -> (usize, usize) {
+    pub(super) fn place(&self, row: usize) -> (usize, usize) {
         let row = row.min(self.len() - 1);
         (self.tokens.start + row / self.group, self.first_head + row % self.group)
     }
@@ -181,14 +181,14 @@ impl QueryRows {
 
 /// One row's softmax as far as it has got.
 #[derive(Clone, Copy)]
-pub struct Running {
+pub(super) struct Running {
     pub maximum: f32,
     /// Of `exp(score - maximum)`.
     pub sum: f32,
 }
 
 impl Running {
-    pub const START: Running = Running { maximum: f32::NEG_INFINITY, sum: 0.0 };
+    pub(super) const START: Running = Running { maximum: f32::NEG_INFINITY, sum: 0.0 };
 
     /// Turns the scores of a tile, of which `highest` is the highest, into weights `exp(score - maximum)`. Returns what earlier
     /// weights shrink by because this tile has raised the maximum.
@@ -196,7 +196,7 @@ impl Running {
     /// # Safety
     /// The processor must have `V`'s instructions; `scores` must be whole vectors.
     #[inline(always)]
-    pub unsafe fn weigh<V: Lanes>(&mut self, scores: &mut [f32], highest: f32) -> f32 {
+    pub(super) unsafe fn weigh<V: Lanes>(&mut self, scores: &mut [f32], highest: f32) -> f32 {
         let before = self.maximum;
         self.maximum = before.max(highest);
         // A row that has seen nothing yet must not compute -inf - -inf.

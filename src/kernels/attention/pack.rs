@@ -12,7 +12,7 @@ use crate::kernels::lanes::{Lanes, prefetch};
 use crate::kernels::level::Kernel;
 
 /// The rows of one part of the projection, granule by granule and in each head by head.
-pub struct Packed {
+pub(super) struct Packed {
     values: Vec<f32>,
     kv_heads: usize,
     /// Floats of one head in one granule.
@@ -21,7 +21,7 @@ pub struct Packed {
 
 /// Which columns of the projection, and what to do with them.
 #[derive(Clone, Copy)]
-pub enum Part {
+pub(super) enum Part {
     /// Turned by each row's position.
     Keys,
     Values,
@@ -29,37 +29,37 @@ pub enum Part {
 
 impl Packed {
     /// Each granule and head `[16, padded head_dim]`; zeros where there is nothing.
-    pub fn by_row(problem: &Problem, plan: &Plan, part: Part) -> Packed {
+    pub(super) fn by_row(problem: &Problem, plan: &Plan, part: Part) -> Packed {
         pack(problem, plan, part, Order::Rows, padded(problem.shape.head_dim))
     }
 
     /// Each granule and head `[head_dim, 16]`, that is, transposed; zeros where there is nothing.
-    pub fn by_column(problem: &Problem, plan: &Plan, part: Part) -> Packed {
+    pub(super) fn by_column(problem: &Problem, plan: &Plan, part: Part) -> Packed {
         pack(problem, plan, part, Order::Columns, problem.shape.head_dim)
     }
 
-    pub fn head(&self, kv_head: usize) -> Head<'_> {
+    pub(super) fn head(&self, kv_head: usize) -> Head<'_> {
         Head { packed: self, kv_head }
     }
 }
 
 /// One head of it.
 #[derive(Clone, Copy)]
-pub struct Head<'a> {
+pub(super) struct Head<'a> {
     packed: &'a Packed,
     kv_head: usize,
 }
 
 impl<'a> Head<'a> {
     #[inline(always)]
-    pub fn granule(self, granule: usize) -> &'a [f32] {
+    pub(super) fn granule(self, granule: usize) -> &'a [f32] {
         let Packed { values, kv_heads, size } = self.packed;
         &values[(granule * kv_heads + self.kv_head) * size..][..*size]
     }
 }
 
 /// Rows of a head padded with zeros to whole granules of columns, so that no vector is partial.
-pub fn padded(head_dim: usize) -> usize {
+pub(super) fn padded(head_dim: usize) -> usize {
     head_dim.next_multiple_of(GRANULE)
 }
 

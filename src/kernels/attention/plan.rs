@@ -7,11 +7,11 @@
 use crate::kernels::Segment;
 
 /// Rows of a granule: a multiple of every level's lanes.
-pub const GRANULE: usize = 16;
+pub(super) const GRANULE: usize = 16;
 /// Granules in a tile: 256 keys.
-pub const TILE: usize = 16;
+pub(super) const TILE: usize = 16;
 
-pub struct Plan {
+pub(super) struct Plan {
     /// The batch rows of each granule, at most [`GRANULE`].
     pub rows: Vec<Vec<usize>>,
     /// For each segment the granules it sees: the `i`-th holds the positions from `16 i` on.
@@ -22,7 +22,7 @@ pub struct Plan {
 
 impl Plan {
     /// The segments must have passed [`positions`](super::positions).
-    pub fn new(segments: &[Segment]) -> Plan {
+    pub(super) fn new(segments: &[Segment]) -> Plan {
         let mut plan = Plan { rows: Vec::new(), seen: Vec::with_capacity(segments.len()), own: Vec::new() };
         for segment in segments {
             let ranges = segment.context.iter().chain([&segment.tokens]);
@@ -49,7 +49,7 @@ impl Plan {
 
 /// Up to [`TILE`] neighbouring granules of a sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Tile<'a> {
+pub(super) struct Tile<'a> {
     pub granules: &'a [usize],
     /// Of the first key in the sequence.
     pub position: usize,
@@ -58,7 +58,7 @@ pub struct Tile<'a> {
 impl Tile<'_> {
     /// The lanes of the `g`-th granule that a query at `position` sees through a window (`usize::MAX` for none).
     #[inline(always)]
-    pub fn visible(&self, g: usize, position: usize, window: usize) -> std::ops::Range<usize> {
+    pub(super) fn visible(&self, g: usize, position: usize, window: usize) -> std::ops::Range<usize> {
         let begin = self.position + g * GRANULE;
         // Keys at `oldest ..= position` are seen.
         let oldest = (position + 1).saturating_sub(window);
@@ -69,7 +69,7 @@ impl Tile<'_> {
 
 /// The tiles of `seen` with keys that a query at `first ..= last` sees, cut at fixed positions of the sequence: where a tile ends
 /// decides how a row's sums are rounded.
-pub fn tiles(seen: &[usize], first: usize, last: usize, window: usize) -> impl Iterator<Item = Tile<'_>> {
+pub(super) fn tiles(seen: &[usize], first: usize, last: usize, window: usize) -> impl Iterator<Item = Tile<'_>> {
     let begin = (first + 1).saturating_sub(window) / GRANULE;
     let end = last / GRANULE + 1;
     (begin / TILE..end.div_ceil(TILE)).map(move |tile| {

@@ -18,7 +18,7 @@ pub(super) struct Problem<'a> {
 impl<'a> Problem<'a> {
     /// One query head of one token.
     #[inline(always)]
-    pub fn query(&self, token: usize, head: usize) -> &'a [f32] {
+    pub(super) fn query(&self, token: usize, head: usize) -> &'a [f32] {
         let AttentionShape { head_dim, .. } = *self.shape;
         &self.qkv[token * self.shape.columns() + head * head_dim..][..head_dim]
     }

@@ -8,7 +8,7 @@ use crate::kernels::Segment;
 use crate::kernels::rotary::Rotary;
 
 /// Differentiable on any device; computes in f32 and returns `qkv`'s type.
-pub fn attention(
+pub(super) fn attention(
     qkv: &Tensor,
     segments: &[Segment],
     positions: &[usize],

@@ -11,19 +11,25 @@ use crate::kernels::tile::multiply_add;
 
 /// Query rows of a strip, and so of a register tile: with four AVX-512 or two AVX2 vectors beside each other the accumulators
 /// fill the registers.
-pub const STRIP: usize = 6;
+pub(super) const STRIP: usize = 6;
 /// From one row of scores to the next; not a power of two, which would put all rows on the same cache sets.
-pub const STRIDE: usize = TILE * GRANULE + GRANULE;
+pub(super) const STRIDE: usize = TILE * GRANULE + GRANULE;
 
 /// One number for each query row of a strip and each key of a tile.
-pub type Scores = [f32; STRIP * STRIDE];
+pub(super) type Scores = [f32; STRIP * STRIDE];
 
 /// `scores[r][key] = rows[r] . columns[key]`; `rows` is `[STRIP, padded head_dim]`.
 ///
 /// # Safety
 /// The processor must have `V`'s instructions; `columns` must be packed by column, `C` vectors to a register tile.
 #[inline(always)]
-pub unsafe fn products<V: Lanes, const C: usize>(columns: Head, tile: Tile, rows: &[f32], head_dim: usize, scores: &mut Scores) {
+pub(super) unsafe fn products<V: Lanes, const C: usize>(
+    columns: Head,
+    tile: Tile,
+    rows: &[f32],
+    head_dim: usize,
+    scores: &mut Scores,
+) {
     assert!(tile.granules.len() <= TILE && head_dim * STRIP <= rows.len());
     let rows = (rows.as_ptr(), rows.len() / STRIP, 1);
     // SAFETY: by contract; a vector of keys lies within a granule.
@@ -59,7 +65,7 @@ pub unsafe fn products<V: Lanes, const C: usize>(columns: Head, tile: Tile, rows
 /// # Safety
 /// The processor must have `V`'s instructions; `rows` must be packed by row.
 #[inline(always)]
-pub unsafe fn weighted_sums<V: Lanes, const C: usize>(
+pub(super) unsafe fn weighted_sums<V: Lanes, const C: usize>(
     rows: Head,
     tile: Tile,
     weights: &Scores,
@@ -121,7 +127,7 @@ unsafe fn weighted_sum<V: Lanes, const C: usize>(
 /// # Safety
 /// The processor must have `V`'s instructions.
 #[inline(always)]
-pub unsafe fn add_transposed<V: Lanes, const C: usize>(weights: &Scores, g: usize, rows: &[f32], sums: &mut [f32]) {
+pub(super) unsafe fn add_transposed<V: Lanes, const C: usize>(weights: &Scores, g: usize, rows: &[f32], sums: &mut [f32]) {
     let width = rows.len() / STRIP;
     assert!(g < TILE && sums.len() == GRANULE * width);
     let mut column = 0;
@@ -172,7 +178,7 @@ unsafe fn add_transposed_columns<V: Lanes, const C: usize>(
 
 /// What a query may see, and how scores are bent.
 #[derive(Clone, Copy)]
-pub struct View {
+pub(super) struct View {
     pub position: usize,
     /// `usize::MAX` for none.
     pub window: usize,
@@ -184,7 +190,7 @@ pub struct View {
 /// # Safety
 /// The processor must have `V`'s instructions; `scores` must hold the tile.
 #[inline(always)]
-pub unsafe fn look<V: Lanes>(scores: &mut [f32], tile: Tile, view: View) -> f32 {
+pub(super) unsafe fn look<V: Lanes>(scores: &mut [f32], tile: Tile, view: View) -> f32 {
     assert!(tile.granules.len() * GRANULE <= scores.len());
     // SAFETY: by contract.
     unsafe {

@@ -100,7 +100,7 @@ pub fn arena_bytes(len: usize, dtype: Dtype) -> usize {
 
 /// An argument of a kernel.
 #[derive(Clone, Copy)]
-pub enum Argument {
+pub(super) enum Argument {
     U32(u32),
     U64(u64),
     F32(f32),

@@ -15,7 +15,7 @@ use crate::files::{sha256, write_atomically};
 
 /// A CUDA source, and what is defined for it: its kernels exist once for each set of definitions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Source {
+pub(super) enum Source {
     Norm,
     Gated,
     Rows,
@@ -34,7 +34,7 @@ impl Source {
             Source::Norm => include_str!("../norm.cu"),
             Source::Gated => include_str!("../gated.cu"),
             Source::Rows => include_str!("../matmul/rows.cu"),
-            Source::Head => include_str!("../head/head.cu"),
+            Source::Head => include_str!("../statistics/statistics.cu"),
             Source::Attention { .. } => include_str!("../attention/attention.cu"),
         }
     }
@@ -44,7 +44,7 @@ impl Source {
             Source::Norm => "norm.cu",
             Source::Gated => "gated.cu",
             Source::Rows => "rows.cu",
-            Source::Head => "head.cu",
+            Source::Head => "statistics.cu",
             Source::Attention { .. } => "attention.cu",
         }
     }
@@ -69,7 +69,7 @@ impl Source {
 }
 
 /// Machine code of `source` for compute capability `major.minor`, from the cache folder if it was compiled before.
-pub fn compiled(source: Source, (major, minor): (i32, i32)) -> Result<Vec<u8>> {
+pub(super) fn compiled(source: Source, (major, minor): (i32, i32)) -> Result<Vec<u8>> {
     let text = source.whole_text();
     let options = options((major, minor));
     let key = sha256(format!("{}\n{}\n{text}", env!("CARGO_PKG_VERSION"), options.join(" ")));

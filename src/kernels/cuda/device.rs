@@ -64,7 +64,7 @@ unsafe impl Send for Handle {}
 
 /// A kernel that is loaded.
 #[derive(Clone, Copy)]
-pub struct Kernel {
+pub(super) struct Kernel {
     function: Handle,
     name: &'static str,
 }
@@ -103,12 +103,12 @@ unsafe impl Send for Event {}
 
 /// cuda.h: `CUdevice_attribute`, `CUfunction_attribute`, `CUstream_flags`.
 mod constants {
-    pub const CAPABILITY_MAJOR: i32 = 75;
-    pub const CAPABILITY_MINOR: i32 = 76;
-    pub const SHARED_BYTES_OF_A_BLOCK: i32 = 97;
-    pub const SHARED_BYTES: i32 = 1;
-    pub const MAX_DYNAMIC_SHARED_BYTES: i32 = 8;
-    pub const NON_BLOCKING: u32 = 1;
+    pub(super) const CAPABILITY_MAJOR: i32 = 75;
+    pub(super) const CAPABILITY_MINOR: i32 = 76;
+    pub(super) const SHARED_BYTES_OF_A_BLOCK: i32 = 97;
+    pub(super) const SHARED_BYTES: i32 = 1;
+    pub(super) const MAX_DYNAMIC_SHARED_BYTES: i32 = 8;
+    pub(super) const NON_BLOCKING: u32 = 1;
 }
 
 impl Device {

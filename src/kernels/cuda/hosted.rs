@@ -11,8 +11,8 @@ use crate::error::{Error, Result};
 use crate::kernels::attention::AttentionShape;
 use crate::kernels::cpu::{contiguous, with_floats};
 use crate::kernels::gated::Activation;
-use crate::kernels::head::HeadOptions;
 use crate::kernels::rotary::{Rotary, RotaryStyle};
+use crate::kernels::statistics::HeadOptions;
 use crate::kernels::{Dtype, Segment, TokenStatistics};
 
 /// `x` in `dtype` on the device.

@@ -16,8 +16,8 @@ use crate::error::{Error, Result};
 /// Declares a table of functions and how to find them by their names in a library.
 macro_rules! functions {
     ($table:ident { $($field:ident: $symbol:literal ($($argument:ty),*);)* }) => {
-        pub struct $table {
-            $(pub $field: unsafe extern "C" fn($($argument),*) -> c_int,)*
+        pub(super) struct $table {
+            $(pub(super) $field: unsafe extern "C" fn($($argument),*) -> c_int,)*
             /// Keeps the functions where they are.
             _library: Library,
         }
@@ -35,9 +35,9 @@ macro_rules! functions {
 }
 
 /// An address in the device's memory.
-pub type Address = u64;
+pub(super) type Address = u64;
 /// Contexts, streams, modules, functions, events, handles and descriptors are pointers that only the libraries look behind.
-pub type Opaque = *mut c_void;
+pub(super) type Opaque = *mut c_void;
 
 functions!(Driver {
     init: b"cuInit" (c_uint);
@@ -96,12 +96,12 @@ functions!(Blas {
 /// `cublasLtMatmulAlgo_t`
 #[derive(Clone, Copy, Default)]
 #[repr(C)]
-pub struct Algorithm([u64; 8]);
+pub(super) struct Algorithm([u64; 8]);
 
 /// `cublasLtMatmulHeuristicResult_t`
 #[derive(Clone, Copy, Default)]
 #[repr(C)]
-pub struct Choice {
+pub(super) struct Choice {
     pub algorithm: Algorithm,
     pub workspace_bytes: usize,
     pub state: c_int,
@@ -109,13 +109,13 @@ pub struct Choice {
     pub reserved: [c_int; 4],
 }
 
-pub fn driver() -> Result<Driver> {
+pub(super) fn driver() -> Result<Driver> {
     let names: &[&str] = if cfg!(windows) { &["nvcuda.dll"] } else { &["libcuda.so.1", "libcuda.so"] };
     open("the driver of an NVIDIA GPU", names, &[], Driver::new)
         .map_err(|error| error.cure("Install NVIDIA's driver, or leave out --device cuda: the CPU takes its place."))
 }
 
-pub fn compiler() -> Result<Compiler> {
+pub(super) fn compiler() -> Result<Compiler> {
     let names: &[&str] = if cfg!(windows) {
         &["nvrtc64_130_0.dll", "nvrtc64_120_0.dll"]
     } else {
@@ -126,7 +126,7 @@ pub fn compiler() -> Result<Compiler> {
     open("NVRTC, which compiles the kernels for the GPU", names, &folders, Compiler::new).map_err(toolkit)
 }
 
-pub fn blas() -> Result<Blas> {
+pub(super) fn blas() -> Result<Blas> {
     let names: &[&str] = if cfg!(windows) {
         &["cublasLt64_13.dll", "cublasLt64_12.dll"]
     } else {
@@ -159,7 +159,7 @@ fn toolkit(error: Error) -> Error {
 }
 
 /// cublas_api.h has the names of the errors.
-pub fn check_blas(what: &str, code: c_int) -> Result<()> {
+pub(super) fn check_blas(what: &str, code: c_int) -> Result<()> {
     let name = match code {
         0 => return Ok(()),
         1 => "not initialised",

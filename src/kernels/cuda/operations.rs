@@ -8,8 +8,8 @@ use super::product::Weight;
 use crate::error::{Error, Result};
 use crate::kernels::attention::AttentionShape;
 use crate::kernels::gated::Activation;
-use crate::kernels::head::HeadOptions;
 use crate::kernels::rotary::{Rotary, RotaryStyle};
+use crate::kernels::statistics::HeadOptions;
 use crate::kernels::{Dtype, Segment, TokenStatistics};
 
 /// Threads of a block that works on one row, and of norm.cu's.
@@ -269,7 +269,7 @@ impl Device {
     }
 }
 
-/// What head.cu reads and writes.
+/// What statistics.cu reads and writes.
 #[derive(Clone, Copy)]
 struct HeadArrays<'a> {
     logits: Array<'a>,
@@ -328,14 +328,14 @@ pub fn head_chunk(vocabulary: usize) -> usize {
     ((512 << 20) / (4 * vocabulary.max(1))).clamp(128, 8192) / 128 * 128
 }
 
-/// head.cu: `THREADS`, `GROUPS`.
+/// statistics.cu: `THREADS`, `GROUPS`.
 const HEAD_THREADS: usize = 512;
 const HEAD_GROUPS: usize = 256;
-/// Words of [`TokenStatistics`] and of `RowSums` in head.cu.
+/// Words of [`TokenStatistics`] and of `RowSums` in statistics.cu.
 pub const STATISTICS_WORDS: usize = 9;
 pub const SUMS_WORDS: usize = 14;
 
-/// From the words that head.cu wrote for one token.
+/// From the words that statistics.cu wrote for one token.
 pub fn statistics_of_words(words: &[u32; STATISTICS_WORDS]) -> TokenStatistics {
     let float = |i: usize| f32::from_bits(words[i]);
     TokenStatistics {

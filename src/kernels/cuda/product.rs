@@ -26,12 +26,12 @@ const MAX_ALGORITHMS: usize = 4096;
 
 /// cublasLt.h and library_types.h.
 mod constants {
-    pub const R_32F: i32 = 0;
-    pub const R_16BF: i32 = 14;
-    pub const COMPUTE_32F: i32 = 68;
-    pub const TRANSPOSE_A: i32 = 3;
-    pub const TRANSPOSED: i32 = 1;
-    pub const MAX_WORKSPACE_BYTES: i32 = 1;
+    pub(super) const R_32F: i32 = 0;
+    pub(super) const R_16BF: i32 = 14;
+    pub(super) const COMPUTE_32F: i32 = 68;
+    pub(super) const TRANSPOSE_A: i32 = 3;
+    pub(super) const TRANSPOSED: i32 = 1;
+    pub(super) const MAX_WORKSPACE_BYTES: i32 = 1;
 }
 
 impl Weight {

@@ -4,7 +4,7 @@ use crate::kernels::Dtype;
 
 /// `y [rows, N] = x [rows, K] W^T`, or added to `y`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Shape {
+pub(super) struct Shape {
     pub rows: usize,
     pub out_features: usize,
     pub in_features: usize,

@@ -7,10 +7,10 @@ use super::hosted;
 use super::*;
 use crate::kernels::attention::{AttentionShape, attention, positions};
 use crate::kernels::gated::{Activation, gated};
-use crate::kernels::head::{HeadOptions, head_statistics, statistics_of_logits};
 use crate::kernels::matmul::Matrix;
 use crate::kernels::norm::rms_norm;
 use crate::kernels::rotary::{Rotary, RotaryStyle};
+use crate::kernels::statistics::{HeadOptions, head_statistics, statistics_of_logits};
 use crate::kernels::testing::{close, device, noise};
 use crate::kernels::{Dtype, Kernels, Segment};
 

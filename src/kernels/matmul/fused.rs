@@ -98,13 +98,13 @@ pub(crate) struct Rows<'a> {
 
 impl<'a> Rows<'a> {
     /// All of `x_tk [T, K]`.
-    pub fn new(level: Level, x_tk: &'a [f32], n_rows: usize, weight: &Panels) -> Rows<'a> {
+    pub(crate) fn new(level: Level, x_tk: &'a [f32], n_rows: usize, weight: &Panels) -> Rows<'a> {
         assert_eq!(x_tk.len(), n_rows * weight.in_features());
         Rows::strided(level, x_tk, weight.in_features(), n_rows, weight)
     }
 
     /// `n_rows` rows of `K` numbers, which begin `stride` numbers apart.
-    pub fn strided(level: Level, x: &'a [f32], stride: usize, n_rows: usize, weight: &Panels) -> Rows<'a> {
+    pub(crate) fn strided(level: Level, x: &'a [f32], stride: usize, n_rows: usize, weight: &Panels) -> Rows<'a> {
         let (k, depth) = (weight.in_features(), weight.depth());
         assert!(k <= stride && (n_rows == 0 || x.len() >= (n_rows - 1) * stride + k));
         match weight.dtype() {
@@ -126,12 +126,12 @@ impl<'a> Rows<'a> {
         }
     }
 
-    pub fn stride(&self) -> usize {
+    pub(crate) fn stride(&self) -> usize {
         self.stride
     }
 
     /// The first of `n` rows, `stride` words apart.
-    pub fn rows(&self, first: usize, n: usize) -> *const u32 {
+    pub(crate) fn rows(&self, first: usize, n: usize) -> *const u32 {
         assert!(first + n <= self.n_rows);
         self.words[first * self.stride..].as_ptr()
     }

@@ -42,19 +42,19 @@ pub(crate) struct Panels {
 
 impl Panels {
     /// `in_features` is at least 1.
-    pub fn new(in_features: usize, dtype: Dtype) -> Panels {
+    pub(crate) fn new(in_features: usize, dtype: Dtype) -> Panels {
         Panels { lines: Vec::new(), out_features: 0, in_features, dtype }
     }
 
     /// `W = 0 [out_features, in_features]`.
-    pub fn zeros(out_features: usize, in_features: usize, dtype: Dtype) -> Panels {
+    pub(crate) fn zeros(out_features: usize, in_features: usize, dtype: Dtype) -> Panels {
         let mut panels = Panels { out_features, ..Panels::new(in_features, dtype) };
         panels.lines = vec![Line([0; LINE]); panels.n_panels() * panels.depth() * LINES_PER_DEPTH];
         panels
     }
 
     /// Appends outputs: `part_nk` is `[n, K]`, row-major.
-    pub fn push(&mut self, part_nk: &[f32]) {
+    pub(crate) fn push(&mut self, part_nk: &[f32]) {
         let (k, depth, dtype) = (self.in_features, self.depth(), self.dtype);
         let before = self.out_features;
         let after = before + part_nk.len() / k;
@@ -99,45 +99,45 @@ impl Panels {
         unsafe { self.lines.set_len(self.lines.len() + n_new) };
     }
 
-    pub fn out_features(&self) -> usize {
+    pub(crate) fn out_features(&self) -> usize {
         self.out_features
     }
 
-    pub fn in_features(&self) -> usize {
+    pub(crate) fn in_features(&self) -> usize {
         self.in_features
     }
 
-    pub fn dtype(&self) -> Dtype {
+    pub(crate) fn dtype(&self) -> Dtype {
         self.dtype
     }
 
     /// Words of one output: `K` in f32, half of it, rounded up, in bf16.
-    pub fn depth(&self) -> usize {
+    pub(crate) fn depth(&self) -> usize {
         match self.dtype {
             Dtype::F32 => self.in_features,
             Dtype::Bf16 => self.in_features.div_ceil(2),
         }
     }
 
-    pub fn n_panels(&self) -> usize {
+    pub(crate) fn n_panels(&self) -> usize {
         self.out_features.div_ceil(PANEL)
     }
 
     /// `[depth, PANEL]` words.
-    pub fn panel(&self, panel: usize) -> &[u32] {
+    pub(crate) fn panel(&self, panel: usize) -> &[u32] {
         let panel_lines = self.depth() * LINES_PER_DEPTH;
         self.lines[panel * panel_lines..][..panel_lines].as_words()
     }
 
     /// All panels of an f32 matrix, `[n_panels, K, PANEL]`; the places that fill up the last panel are zero and must stay so.
-    pub fn floats(&self) -> &[f32] {
+    pub(crate) fn floats(&self) -> &[f32] {
         assert_eq!(self.dtype, Dtype::F32);
         // SAFETY: f32 and u32 have one size and alignment, and every pattern of bits is an f32.
         unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.lines.len() * LINE) }
     }
 
     /// As [`Panels::floats`].
-    pub fn floats_mut(&mut self) -> &mut [f32] {
+    pub(crate) fn floats_mut(&mut self) -> &mut [f32] {
         assert_eq!(self.dtype, Dtype::F32);
         // SAFETY: as above.
         unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.lines.len() * LINE) }
@@ -145,7 +145,7 @@ impl Panels {
 
     /// An f32 matrix as two: the nearest bf16, and in the same places what rounding took, in units of the f32's last bit. A number
     /// midway between two bf16 may lose that bit; all others come back as they were.
-    pub fn split(&self) -> (Panels, Panels) {
+    pub(crate) fn split(&self) -> (Panels, Panels) {
         let mut upper = Panels::zeros(self.out_features, self.in_features, Dtype::Bf16);
         let mut lower = Panels::zeros(self.out_features, self.in_features, Dtype::Bf16);
         let floats = self.floats().par_chunks(self.depth() * PANEL);
@@ -154,7 +154,7 @@ impl Panels {
     }
 
     /// The way back of [`Panels::split`].
-    pub fn joined(upper: &Panels, lower: &Panels) -> Panels {
+    pub(crate) fn joined(upper: &Panels, lower: &Panels) -> Panels {
         let mut whole = Panels::zeros(upper.out_features, upper.in_features, Dtype::F32);
         let panels = whole.floats_mut().par_chunks_mut(upper.in_features * PANEL).enumerate();
         panels.for_each(|(i, floats)| join(upper.panel(i), lower.panel(i), floats));
@@ -162,14 +162,14 @@ impl Panels {
     }
 
     /// The panels one by one, `[depth, PANEL]` words each.
-    pub fn words_mut(&mut self) -> impl IndexedParallelIterator<Item = &mut [u32]> {
+    pub(crate) fn words_mut(&mut self) -> impl IndexedParallelIterator<Item = &mut [u32]> {
         let panel_words = self.depth() * PANEL;
         self.lines.as_flattened_words().par_chunks_mut(panel_words)
     }
 
     /// Rows `outputs` of `W` as the columns of a matrix of their own, `[K, outputs.len()]`, in the same number format; `outputs`
     /// begins with a panel.
-    pub fn transposed(&self, outputs: Range<usize>) -> Panels {
+    pub(crate) fn transposed(&self, outputs: Range<usize>) -> Panels {
         assert!(outputs.start.is_multiple_of(PANEL) && outputs.end <= self.out_features);
         let (k_end, dtype) = (self.in_features, self.dtype);
         let mut transposed = Panels { out_features: k_end, ..Panels::new(outputs.len(), dtype) };
@@ -204,7 +204,7 @@ impl Panels {
     }
 
     /// Adds a matrix `[K, N]` of f32 to this one, `[N, K]` of f32.
-    pub fn add_transposed(&mut self, other: &Panels) {
+    pub(crate) fn add_transposed(&mut self, other: &Panels) {
         assert!(self.dtype == Dtype::F32 && other.dtype == Dtype::F32);
         assert!((self.out_features, self.in_features) == (other.in_features, other.out_features));
         let (n_end, k_end) = (self.out_features, self.in_features);
@@ -217,12 +217,12 @@ impl Panels {
         }
     }
 
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.lines.len() * size_of::<Line>()
     }
 
     /// Output `n`, `[K]`, as it is stored.
-    pub fn row_into(&self, n: usize, row: &mut [f32]) {
+    pub(crate) fn row_into(&self, n: usize, row: &mut [f32]) {
         let panel = self.panel(n / PANEL);
         for (k, x) in row.iter_mut().enumerate() {
             *x = match self.dtype {

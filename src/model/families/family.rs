@@ -10,7 +10,7 @@ use crate::model::files::gguf::Gguf;
 use crate::model::layers::Layer;
 
 /// What is particular to a family. All families are pre-norm decoders that [`crate::model::decoder`] runs.
-pub struct Family {
+pub(crate) struct Family {
     /// config.json's `model_type`, which is also the name of the family's file.
     pub model_type: &'static str,
     /// The same for GGUF: its `general.architecture`. Empty where another family reads those files.
@@ -36,7 +36,7 @@ pub struct Family {
 
 /// What becomes of a key of config.json.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Rule {
+pub(crate) enum Rule {
     /// Changes the logits, and is read.
     Honoured,
     /// Would change the logits: only these values are taken. `null` and a missing key always are.
@@ -46,4 +46,4 @@ pub enum Rule {
 }
 
 /// A rule for each key; the family's own rules first.
-pub type Rules = &'static [(&'static str, Rule)];
+pub(super) type Rules = &'static [(&'static str, Rule)];

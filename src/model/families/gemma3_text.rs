@@ -16,7 +16,7 @@ use crate::model::files::gguf::Gguf;
 use crate::model::layers::{Attention, Layer, Mlp};
 use crate::model::rope::{Rope, RopeScaling};
 
-pub const FAMILY: Family = Family {
+pub(super) const FAMILY: Family = Family {
     model_type: "gemma3_text",
     architecture: "gemma3",
     class: "Gemma3ForCausalLM",

@@ -15,7 +15,7 @@ use crate::model::files::gguf::Gguf;
 use crate::model::layers::{Attention, Layer, Mlp};
 use crate::model::rope::{Rope, partial_rotary_factor};
 
-pub const FAMILY: Family = Family {
+pub(super) const FAMILY: Family = Family {
     model_type: "glm",
     architecture: "chatglm",
     class: "GlmForCausalLM",
@@ -29,19 +29,19 @@ pub const FAMILY: Family = Family {
     block,
 };
 
-pub fn configure(config: &mut Config, json: &Value) -> Result<()> {
+pub(super) fn configure(config: &mut Config, json: &Value) -> Result<()> {
     config.rope = Rope::from_json(json, config.max_positions)?;
     config.rotary_dim = (config.head_dim as f64 * partial_rotary_factor(json)?.unwrap_or(0.5)) as usize;
     config.qkv_bias = flag(json, "attention_bias")?.unwrap_or(true);
     Ok(())
 }
 
-pub fn settings(config: &Config) -> Value {
+pub(super) fn settings(config: &Config) -> Value {
     let share = config.rotary_dim as f64 / config.head_dim as f64;
     json!({"attention_bias": config.qkv_bias, "partial_rotary_factor": share})
 }
 
-pub fn configure_gguf(config: &mut Config, file: &Gguf) -> Result<()> {
+pub(super) fn configure_gguf(config: &mut Config, file: &Gguf) -> Result<()> {
     config.qkv_bias = file.holds_qkv_bias();
     Ok(())
 }

@@ -10,7 +10,7 @@ use crate::kernels::rotary::RotaryStyle;
 use crate::model::block::{Block, FeedForward};
 use crate::model::layers::{Attention, Layer, Mlp};
 
-pub const FAMILY: Family = Family {
+pub(super) const FAMILY: Family = Family {
     model_type: "glm4",
     architecture: "glm4",
     class: "Glm4ForCausalLM",

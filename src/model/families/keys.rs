@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 
 use Rule::{Honoured, Irrelevant, Only};
 
-pub const COMMON: Rules = &[
+pub(crate) const COMMON: Rules = &[
     ("model_type", Honoured),
     ("vocab_size", Honoured),
     ("hidden_size", Honoured),
@@ -91,7 +91,7 @@ pub const COMMON: Rules = &[
 ];
 
 /// Refuses the first key that is unknown, or whose value cannot be honoured.
-pub fn check(json: &Value, family: &Family) -> Result<()> {
+pub(crate) fn check(json: &Value, family: &Family) -> Result<()> {
     check_architectures(json, family)?;
     check_nested_rotary_factor(json, family)?;
     for (key, value) in json.as_object().into_iter().flatten() {
@@ -156,7 +156,7 @@ fn check_nested_rotary_factor(json: &Value, family: &Family) -> Result<()> {
     Ok(())
 }
 
-pub fn rule(key: &str, family: &Family) -> Option<Rule> {
+pub(crate) fn rule(key: &str, family: &Family) -> Option<Rule> {
     family.keys.iter().chain(COMMON).find(|(name, _)| *name == key).map(|(_, rule)| *rule)
 }
 

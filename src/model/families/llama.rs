@@ -15,7 +15,7 @@ use crate::model::files::gguf::Gguf;
 use crate::model::layers::{Attention, Layer, Mlp};
 use crate::model::rope::Rope;
 
-pub const FAMILY: Family = Family {
+pub(super) const FAMILY: Family = Family {
     model_type: "llama",
     architecture: "llama",
     class: "LlamaForCausalLM",
@@ -48,7 +48,7 @@ fn configure_gguf(config: &mut Config, file: &Gguf) -> Result<()> {
     Ok(())
 }
 
-pub fn block(layer: &Layer) -> Result<Block> {
+pub(super) fn block(layer: &Layer) -> Result<Block> {
     Ok(Block {
         attention_norm: layer.norm("input_layernorm")?,
         attention: Attention::load(layer)?,

@@ -12,7 +12,7 @@ use crate::kernels::rotary::RotaryStyle;
 use crate::model::config::Config;
 use crate::model::rope::Rope;
 
-pub const FAMILY: Family = Family {
+pub(super) const FAMILY: Family = Family {
     model_type: "mistral",
     architecture: "",
     class: "MistralForCausalLM",

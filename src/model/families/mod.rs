@@ -4,10 +4,10 @@ mod family;
 mod gemma3_text;
 mod glm;
 mod glm4;
-pub mod keys;
+pub(super) mod keys;
 mod llama;
 mod mistral;
-pub mod multimodal;
+pub(super) mod multimodal;
 mod outer;
 mod qwen2;
 mod qwen3;
@@ -15,11 +15,11 @@ mod qwen3_moe;
 
 use crate::error::{Error, Result};
 
-pub use family::{Family, Rule};
-pub use multimodal::text_config;
+pub(super) use family::{Family, Rule};
+pub(super) use multimodal::text_config;
 
 /// One row per file.
-pub const FAMILIES: &[Family] = &[
+pub(super) const FAMILIES: &[Family] = &[
     llama::FAMILY,
     mistral::FAMILY,
     qwen2::FAMILY,
@@ -30,12 +30,12 @@ pub const FAMILIES: &[Family] = &[
     gemma3_text::FAMILY,
 ];
 
-pub fn by_model_type(model_type: &str) -> Result<&'static Family> {
+pub(super) fn by_model_type(model_type: &str) -> Result<&'static Family> {
     let searched = outer::inner_type(model_type);
     FAMILIES.iter().find(|family| family.model_type == searched).ok_or_else(|| unknown(model_type))
 }
 
-pub fn by_architecture(architecture: &str) -> Result<&'static Family> {
+pub(super) fn by_architecture(architecture: &str) -> Result<&'static Family> {
     FAMILIES.iter().find(|family| family.architecture == architecture).ok_or_else(|| unknown(architecture))
 }
 

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::family::{Family, Rule};
 use super::keys;
-pub use super::outer::is_multimodal;
+pub(crate) use super::outer::is_multimodal;
 use crate::error::{Error, Result};
 use crate::json::present;
 
@@ -29,7 +29,7 @@ const OUTER: &[&str] = &[
 ///
 /// The head belongs to the outer model, so that the outer `tie_word_embeddings` counts, which is true where it is missing; the
 /// inner one is not read (Transformers 5, `tie_weights`).
-pub fn text_config(family: &Family, json: &Value) -> Result<Value> {
+pub(crate) fn text_config(family: &Family, json: &Value) -> Result<Value> {
     if !is_multimodal(json) {
         return Ok(json.clone());
     }
@@ -63,7 +63,7 @@ pub fn text_config(family: &Family, json: &Value) -> Result<Value> {
 }
 
 /// Whether the inner config contradicts the outer one about the head, and who won.
-pub fn remark(json: &Value) -> Option<String> {
+pub(crate) fn remark(json: &Value) -> Option<String> {
     let inner = present(json.get("text_config")?, "tie_word_embeddings")?.as_bool()?;
     let outer = json.get("tie_word_embeddings").map_or(Some(true), Value::as_bool).unwrap_or(false);
     (is_multimodal(json) && inner != outer).then(|| {
@@ -75,7 +75,7 @@ pub fn remark(json: &Value) -> Option<String> {
 
 /// What the multimodal model calls a module or tensor of the language model, in Transformers 5: `model.layers.0` is
 /// `model.language_model.layers.0`. The head keeps its name.
-pub fn outer_name(name: &str) -> String {
+pub(crate) fn outer_name(name: &str) -> String {
     match name.strip_prefix("model.") {
         Some(rest) => format!("model.language_model.{rest}"),
         None => name.to_owned(),
@@ -84,7 +84,7 @@ pub fn outer_name(name: &str) -> String {
 
 /// What the language model by itself calls a module or tensor that the multimodal model calls `name`, in either version of
 /// Transformers: 4 says `language_model.model.layers.0` and `language_model.lm_head`.
-pub fn inner_name(name: &str) -> String {
+pub(crate) fn inner_name(name: &str) -> String {
     match (name.strip_prefix("model.language_model."), name.strip_prefix("language_model.")) {
         (Some(rest), _) => format!("model.{rest}"),
         (_, Some(rest)) => rest.to_owned(),
@@ -93,7 +93,7 @@ pub fn inner_name(name: &str) -> String {
 }
 
 /// Does the tensor or module belong to the vision tower, or to what joins it to the language model? Text never reaches these.
-pub fn is_beside_text(name: &str) -> bool {
+pub(crate) fn is_beside_text(name: &str) -> bool {
     let name = name.strip_prefix("model.").unwrap_or(name);
     ["vision_tower.", "multi_modal_projector."].iter().any(|part| name.starts_with(part))
 }

@@ -8,17 +8,17 @@ use super::family::Family;
 const KINDS: &[(&str, &str, &str)] = &[("gemma3", "gemma3_text", "Gemma3ForConditionalGeneration")];
 
 /// Is this config.json that of a multimodal model?
-pub fn is_multimodal(json: &Value) -> bool {
+pub(crate) fn is_multimodal(json: &Value) -> bool {
     let model_type = json.get("model_type").and_then(Value::as_str);
     KINDS.iter().any(|(outer, ..)| Some(*outer) == model_type)
 }
 
 /// `model_type` of the language model inside.
-pub fn inner_type(model_type: &str) -> &str {
+pub(super) fn inner_type(model_type: &str) -> &str {
     KINDS.iter().find(|(outer, ..)| *outer == model_type).map_or(model_type, |(_, inner, _)| inner)
 }
 
 /// Transformers' class of the multimodal model around `family`.
-pub fn class(family: &Family) -> Option<&'static str> {
+pub(super) fn class(family: &Family) -> Option<&'static str> {
     KINDS.iter().find(|(_, inner, _)| *inner == family.model_type).map(|(.., class)| *class)
 }

@@ -12,7 +12,7 @@ use crate::kernels::rotary::RotaryStyle;
 use crate::model::config::Config;
 use crate::model::rope::Rope;
 
-pub const FAMILY: Family = Family {
+pub(super) const FAMILY: Family = Family {
     model_type: "qwen2",
     architecture: "qwen2",
     class: "Qwen2ForCausalLM",
@@ -42,7 +42,7 @@ fn configure(config: &mut Config, json: &Value) -> Result<()> {
 }
 
 /// Layers from `max_window_layers` on have a window, if `use_sliding_window`.
-pub fn read_windows(config: &mut Config, json: &Value) -> Result<()> {
+pub(super) fn read_windows(config: &mut Config, json: &Value) -> Result<()> {
     let used = flag(json, "use_sliding_window")?.unwrap_or(false);
     let window = if used { optional_count(json, "sliding_window")? } else { None };
     let first = count(json, "max_window_layers")?;
@@ -50,7 +50,7 @@ pub fn read_windows(config: &mut Config, json: &Value) -> Result<()> {
 }
 
 /// The way back of [`read_windows`].
-pub fn window_settings(config: &Config) -> Value {
+pub(super) fn window_settings(config: &Config) -> Value {
     match config.windows.iter().flatten().next() {
         None => json!({"use_sliding_window": false}),
         Some(window) => {

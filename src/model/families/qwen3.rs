@@ -14,7 +14,7 @@ use crate::model::config::Config;
 use crate::model::layers::{Attention, Layer, Mlp};
 use crate::model::rope::Rope;
 
-pub const FAMILY: Family = Family {
+pub(super) const FAMILY: Family = Family {
     model_type: "qwen3",
     architecture: "qwen3",
     class: "Qwen3ForCausalLM",

@@ -16,7 +16,7 @@ use crate::model::files::gguf::Gguf;
 use crate::model::layers::{Attention, Layer, Mlp};
 use crate::model::rope::Rope;
 
-pub const FAMILY: Family = Family {
+pub(super) const FAMILY: Family = Family {
     model_type: "qwen3_moe",
     architecture: "qwen3moe",
     class: "Qwen3MoeForCausalLM",

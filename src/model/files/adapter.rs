@@ -19,8 +19,8 @@ use crate::model::families::multimodal;
 use crate::model::source::{Source, listed};
 use crate::tokens::{ChatTemplate, Tokenizer};
 
-pub const CONFIG: &str = "adapter_config.json";
-pub const WEIGHTS: &str = "adapter_model.safetensors";
+pub(crate) const CONFIG: &str = "adapter_config.json";
+pub(crate) const WEIGHTS: &str = "adapter_model.safetensors";
 
 /// Keys of adapter_config.json that are read, or that do not change the weights once the adapter is trained. Any other key is
 /// refused unless it is empty.
@@ -55,7 +55,7 @@ const UNDERSTOOD: &[&str] = &[
 const INITIALISATIONS: &[&str] = &["gaussian", "eva", "orthogonal"];
 
 /// A base model and what the adapter adds to it.
-pub struct Adapter {
+pub(crate) struct Adapter {
     base: Box<dyn Source>,
     folder: PathBuf,
     /// The file of the adapter's weights.
@@ -75,13 +75,13 @@ struct Update {
 }
 
 /// The base that an adapter was trained on, as its config names it.
-pub struct Base {
+pub(crate) struct Base {
     pub name: String,
     pub revision: Option<String>,
 }
 
 /// Whether the folder holds an adapter and no model of its own.
-pub fn is_adapter(folder: &Path) -> bool {
+pub(crate) fn is_adapter(folder: &Path) -> bool {
     folder.join(CONFIG).is_file() && !holds_model(folder)
 }
 
@@ -91,7 +91,7 @@ fn holds_model(folder: &Path) -> bool {
 
 /// Refuses a folder with a model and an adapter: Transformers loads the base that the adapter names where PEFT is installed, and the
 /// model where it is not, and a merged model with the adapter on top would have it twice.
-pub fn check_not_both(folder: &Path) -> Result<()> {
+pub(crate) fn check_not_both(folder: &Path) -> Result<()> {
     if folder.join(CONFIG).is_file() && holds_model(folder) {
         return Err(Error::new(format!(
             "the folder holds a model and an adapter ({CONFIG}): which of the two is meant is not known"
@@ -103,7 +103,7 @@ pub fn check_not_both(folder: &Path) -> Result<()> {
 }
 
 /// Reads from the adapter's config which model it was trained on.
-pub fn base_of(folder: &Path) -> Result<Base> {
+pub(crate) fn base_of(folder: &Path) -> Result<Base> {
     let config = read_config(folder)?;
     let text = |key: &str| config.get(key).and_then(Value::as_str).filter(|text| !text.is_empty()).map(str::to_owned);
     let name = text("base_model_name_or_path").ok_or_else(|| {
@@ -116,7 +116,7 @@ pub fn base_of(folder: &Path) -> Result<Base> {
 
 impl Adapter {
     /// Reads the adapter in `path` to be applied to `base`.
-    pub fn open(path: &Path, base: Box<dyn Source>) -> Result<Adapter> {
+    pub(crate) fn open(path: &Path, base: Box<dyn Source>) -> Result<Adapter> {
         let config = read_config(path)?;
         let scales = Scales::read(&config).map_err(|error| error.at(path.join(CONFIG)))?;
         let weights = path.join(WEIGHTS);

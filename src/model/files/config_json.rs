@@ -49,7 +49,7 @@ impl Config {
 }
 
 /// config.json of the model, without its tokens and its dtype.
-pub fn of(config: &Config) -> Result<Value> {
+pub(super) fn of(config: &Config) -> Result<Value> {
     let family = families::by_model_type(config.family)?;
     let mut json = Map::new();
     let common = json!({

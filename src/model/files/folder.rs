@@ -16,7 +16,7 @@ use crate::model::source::{Source, Used, listed};
 use crate::tokens::{ChatTemplate, Tokenizer};
 
 /// Copied with a model that is saved.
-pub const COMPANIONS: &[&str] = &[
+pub(crate) const COMPANIONS: &[&str] = &[
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -32,7 +32,7 @@ pub const COMPANIONS: &[&str] = &[
 /// Where Transformers 5 keeps the named template.
 const TOOL_USE: &str = "additional_chat_templates/tool_use.jinja";
 
-pub struct Folder {
+pub(crate) struct Folder {
     path: PathBuf,
     shards: Shards,
     used: Used,
@@ -44,7 +44,7 @@ const EMBEDDING: &str = "model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
 
 impl Folder {
-    pub fn open(path: &Path) -> Result<Folder> {
+    pub(crate) fn open(path: &Path) -> Result<Folder> {
         Ok(Folder { path: path.to_owned(), shards: Shards::open(path)?, used: Used::default(), head_differs: OnceLock::new() })
     }
 
@@ -211,13 +211,13 @@ fn contradictions(json: &Value) -> Vec<String> {
 }
 
 /// The tokenizer of a folder that has one.
-pub fn tokenizer(folder: &Path) -> Result<Option<Tokenizer>> {
+pub(crate) fn tokenizer(folder: &Path) -> Result<Option<Tokenizer>> {
     let path = folder.join("tokenizer.json");
     path.is_file().then(|| Tokenizer::from_file(&path)).transpose()
 }
 
 /// The chat template of a folder that has one.
-pub fn template(folder: &Path, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>> {
+pub(crate) fn template(folder: &Path, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>> {
     let config = json(folder, "tokenizer_config.json")?.unwrap_or(Value::Null);
     let named = config.get("chat_template");
     let source = match text(&folder.join("chat_template.jinja"))? {
@@ -260,7 +260,7 @@ fn text(path: &Path) -> Result<Option<String>> {
 }
 
 /// The files beside the weights that are copied with a model.
-pub fn companions(folder: &Path) -> Result<Vec<(&'static str, Vec<u8>)>> {
+pub(crate) fn companions(folder: &Path) -> Result<Vec<(&'static str, Vec<u8>)>> {
     let mut files = Vec::new();
     for name in COMPANIONS {
         let path = folder.join(name);

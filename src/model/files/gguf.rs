@@ -10,38 +10,38 @@ use super::gguf_files::GgufFiles;
 use crate::error::{Error, Result};
 use crate::tokens::GgufVocabulary;
 
-pub struct Gguf {
+pub(crate) struct Gguf {
     pub(super) path: PathBuf,
     pub(super) files: GgufFiles,
 }
 
 impl Gguf {
-    pub fn open(path: &Path) -> Result<Gguf> {
+    pub(crate) fn open(path: &Path) -> Result<Gguf> {
         Ok(Gguf { path: path.to_owned(), files: GgufFiles::open(path)? })
     }
 
     /// Is there a tensor that llama.cpp calls `name`?
-    pub fn holds(&self, name: &str) -> bool {
+    pub(crate) fn holds(&self, name: &str) -> bool {
         self.files.info(name).is_some()
     }
 
     /// Have queries, keys and values biases, joined or not?
-    pub fn holds_qkv_bias(&self) -> bool {
+    pub(crate) fn holds_qkv_bias(&self) -> bool {
         self.holds("blk.0.attn_q.bias") || self.holds("blk.0.attn_qkv.bias")
     }
 
     /// A whole number under `{architecture}.{name}`.
-    pub fn arch_count(&self, name: &str) -> Result<Option<usize>> {
+    pub(crate) fn arch_count(&self, name: &str) -> Result<Option<usize>> {
         self.count(&self.key(name)?)
     }
 
-    pub fn required_count(&self, name: &str) -> Result<usize> {
+    pub(crate) fn required_count(&self, name: &str) -> Result<usize> {
         let key = self.key(name)?;
         self.count(&key)?.ok_or_else(|| self.missing(&key))
     }
 
     /// A number under `{architecture}.{name}`.
-    pub fn arch_number(&self, name: &str) -> Result<Option<f64>> {
+    pub(crate) fn arch_number(&self, name: &str) -> Result<Option<f64>> {
         self.number(&self.key(name)?)
     }
 

@@ -19,7 +19,7 @@ use crate::error::{Context, Error, Result};
 use crate::kernels::cpu::with_floats;
 use crate::model::source::Used;
 
-pub struct GgufFiles {
+pub(crate) struct GgufFiles {
     pub metadata: HashMap<String, Value>,
     parts: Vec<Part>,
     /// Tensor name -> number of the part that holds it.
@@ -36,7 +36,7 @@ struct Part {
 
 impl GgufFiles {
     /// Opens the file at `path`, and the others where it is one of several.
-    pub fn open(path: &Path) -> Result<GgufFiles> {
+    pub(crate) fn open(path: &Path) -> Result<GgufFiles> {
         let mut files = GgufFiles { metadata: HashMap::new(), parts: Vec::new(), index: HashMap::new(), used: Used::default() };
         for path in paths(path) {
             let (part, metadata) = Part::open(path)?;
@@ -58,22 +58,22 @@ impl GgufFiles {
         }
     }
 
-    pub fn names(&self) -> impl Iterator<Item = &String> {
+    pub(crate) fn names(&self) -> impl Iterator<Item = &String> {
         self.index.keys()
     }
 
-    pub fn info(&self, name: &str) -> Option<&TensorInfo> {
+    pub(crate) fn info(&self, name: &str) -> Option<&TensorInfo> {
         self.parts[*self.index.get(name)?].tensors.get(name)
     }
 
     /// The tensor dequantised, in the shape that the file gives it.
-    pub fn read(&self, name: &str) -> Result<Tensor> {
+    pub(crate) fn read(&self, name: &str) -> Result<Tensor> {
         let (part, info) = self.find(name)?;
         part.read(name, info)
     }
 
     /// One of the tensors that are stacked as `name`; the others are not read.
-    pub fn read_slice(&self, name: &str, index: usize) -> Result<Tensor> {
+    pub(crate) fn read_slice(&self, name: &str, index: usize) -> Result<Tensor> {
         let (part, info) = self.find(name)?;
         let (count, shape) = match info.shape.dims() {
             [count, shape @ ..] if index < *count && !shape.is_empty() => (*count as u64, shape.to_vec()),
@@ -86,7 +86,7 @@ impl GgufFiles {
         part.read(name, &TensorInfo { ggml_dtype: dtype, shape: Shape::from(shape), offset })
     }
 
-    pub fn parameters(&self) -> u64 {
+    pub(crate) fn parameters(&self) -> u64 {
         self.parts.iter().flat_map(|part| part.tensors.values()).map(|info| info.shape.elem_count() as u64).sum()
     }
 
@@ -143,7 +143,7 @@ fn dequantise(tensor: &QTensor) -> candle_core::Result<Tensor> {
 }
 
 /// The files of the model that `path` is a file of, in order; `path` alone where its name is not that of a part.
-pub fn paths(path: &Path) -> Vec<PathBuf> {
+pub(crate) fn paths(path: &Path) -> Vec<PathBuf> {
     let name = path.file_name().and_then(|name| name.to_str());
     match name.and_then(parts_of) {
         Some(parts) => parts.into_iter().map(|name| path.with_file_name(name)).collect(),
@@ -152,13 +152,13 @@ pub fn paths(path: &Path) -> Vec<PathBuf> {
 }
 
 /// `NAME-00002-of-00003.gguf` -> the names of the three; `None` for any other name.
-pub fn parts_of(name: &str) -> Option<Vec<String>> {
+pub(crate) fn parts_of(name: &str) -> Option<Vec<String>> {
     let (stem, _, count) = split_name(name)?;
     Some((1..=count).map(|number| format!("{stem}-{number:05}-of-{count:05}.gguf")).collect())
 }
 
 /// The name without the number of the part and without the extension.
-pub fn stem(name: &str) -> &str {
+pub(crate) fn stem(name: &str) -> &str {
     match split_name(name) {
         Some((stem, _, _)) => stem,
         None => name.rsplit_once('.').map_or(name, |(stem, _)| stem),

@@ -52,7 +52,7 @@ const GEMMA3: &[&str] =
     &["attention.sliding_window", "attention.sliding_window_pattern", "rope.freq_base_swa", "final_logit_softcapping"];
 
 /// Refuses the first setting that is unknown to `architecture`, or whose value cannot be honoured.
-pub fn check<'a>(architecture: &str, settings: impl Iterator<Item = (&'a str, &'a Value)>) -> Result<()> {
+pub(super) fn check<'a>(architecture: &str, settings: impl Iterator<Item = (&'a str, &'a Value)>) -> Result<()> {
     for (key, value) in settings {
         let rule = KEYS.iter().find(|(name, _)| *name == key).map(|(_, rule)| *rule);
         let foreign = GEMMA3.contains(&key) && architecture != "gemma3";
@@ -120,7 +120,7 @@ const WHOLE_KEYS: &[(&str, Rule)] = &[
 
 /// Refuses the first key that does not begin with the file's architecture and could change the numbers. Names that llama.cpp does not
 /// read (`mradermacher.quantized_by`) change nothing, unless they are settings of another architecture.
-pub fn check_others<'a>(keys: impl Iterator<Item = (&'a str, &'a Value)>) -> Result<()> {
+pub(super) fn check_others<'a>(keys: impl Iterator<Item = (&'a str, &'a Value)>) -> Result<()> {
     for (key, value) in keys {
         let (room, rest) = key.split_once('.').unwrap_or((key, ""));
         let rule = WHOLE_KEYS.iter().find(|(name, _)| *name == key).map(|(_, rule)| *rule);

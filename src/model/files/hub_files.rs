@@ -30,7 +30,7 @@ const ADAPTER_CONFIG: &str = "adapter_config.json";
 const ADAPTER: &str = "adapter_model.safetensors";
 
 /// The folder or the `.gguf` file in the cache that `id` stands for; what the cache lacks is fetched.
-pub fn fetch(id: &HubId, progress: Progress) -> Result<PathBuf> {
+pub(crate) fn fetch(id: &HubId, progress: Progress) -> Result<PathBuf> {
     let cache = Cache::from_env(id.shelf, &id.repo)?;
     let cached = || cache.commit(&id.revision).and_then(|commit| whole(&cache, &commit, id));
     if offline() {
@@ -59,7 +59,7 @@ pub fn fetch(id: &HubId, progress: Progress) -> Result<PathBuf> {
 }
 
 /// The name without the organisation, or that of the file.
-pub fn short_name(id: &HubId) -> &str {
+pub(crate) fn short_name(id: &HubId) -> &str {
     match &id.file {
         Some(file) => gguf_files::stem(file.rsplit_once('/').map_or(file, |(_, name)| name)),
         None => id.repo.split_once('/').map_or(id.repo.as_str(), |(_, name)| name),

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::error::{Context, Error, Result};
 
-pub struct Shards {
+pub(crate) struct Shards {
     /// Tensor name -> number of the file that holds it.
     index: HashMap<String, usize>,
     files: Vec<Shard>,
@@ -38,7 +38,7 @@ struct TensorInfo {
 
 impl Shards {
     /// Opens `model.safetensors`, or every shard that `model.safetensors.index.json` names.
-    pub fn open(folder: &Path) -> Result<Shards> {
+    pub(crate) fn open(folder: &Path) -> Result<Shards> {
         let paths = shard_paths(folder)?;
         let files = paths.into_iter().map(Shard::open).collect::<Result<Vec<_>>>()?;
         let mut index = HashMap::new();
@@ -48,26 +48,26 @@ impl Shards {
         Ok(Shards { index, files })
     }
 
-    pub fn has(&self, name: &str) -> bool {
+    pub(crate) fn has(&self, name: &str) -> bool {
         self.index.contains_key(name)
     }
 
     /// The tensor as f32 on the CPU.
-    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+    pub(crate) fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         self.shard(name)?.tensor(name, shape)
     }
 
     /// The `index`th of the tensors that are stacked as `shape`.
-    pub fn slice(&self, name: &str, shape: &[usize], index: usize) -> Result<Tensor> {
+    pub(crate) fn slice(&self, name: &str, shape: &[usize], index: usize) -> Result<Tensor> {
         self.shard(name)?.slice(name, shape, index)
     }
 
-    pub fn names(&self) -> impl Iterator<Item = &String> {
+    pub(crate) fn names(&self) -> impl Iterator<Item = &String> {
         self.index.keys()
     }
 
     /// Have two tensors the same type, shape and bytes? Read piece by piece, up to the first difference.
-    pub fn are_same(&self, left: &str, right: &str) -> Result<bool> {
+    pub(crate) fn are_same(&self, left: &str, right: &str) -> Result<bool> {
         let place = |name: &str| -> Result<_> {
             let shard = self.shard(name)?;
             let info = shard.tensors.get(name).ok_or_else(|| Error::new(format!("no tensor `{name}`")).at(&shard.path))?;
@@ -107,7 +107,7 @@ impl Shards {
         })
     }
 
-    pub fn parameters(&self) -> u64 {
+    pub(crate) fn parameters(&self) -> u64 {
         let tensors = self.files.iter().flat_map(|shard| shard.tensors.values());
         tensors.map(|info| info.shape.iter().product::<usize>() as u64).sum()
     }
@@ -197,7 +197,7 @@ impl Shard {
 }
 
 /// The weight files of a folder, in the order of their names.
-pub fn shard_paths(folder: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn shard_paths(folder: &Path) -> Result<Vec<PathBuf>> {
     let single = folder.join("model.safetensors");
     if single.is_file() {
         return Ok(vec![single]);

@@ -6,7 +6,7 @@ use crate::diagnosis::gate::{Beside, Curve, Eaft, Gate};
 use crate::error::{Error, Result};
 use crate::tokens::Supervise;
 
-pub fn config(recipe: &Recipe, batch: &Batch) -> Result<String> {
+pub(super) fn config(recipe: &Recipe, batch: &Batch) -> Result<String> {
     let model = model(recipe)?;
     let (eaft, factor) = loss(&recipe.loss)?;
     if recipe.supervise == Supervise::All {

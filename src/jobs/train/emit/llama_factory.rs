@@ -16,7 +16,7 @@ const NORMALISER: f64 = 3.0;
 const TOP_K: usize = 20;
 
 /// The dataset's entry: OpenAI's names.
-pub fn dataset_info() -> Value {
+pub(super) fn dataset_info() -> Value {
     json!({DATASET: {
         "file_name": DATA,
         "formatting": "sharegpt",
@@ -25,7 +25,7 @@ pub fn dataset_info() -> Value {
     }})
 }
 
-pub fn config(recipe: &Recipe, batch: &Batch) -> Result<String> {
+pub(super) fn config(recipe: &Recipe, batch: &Batch) -> Result<String> {
     let model = model(recipe)?;
     let loss = loss(recipe)?;
     if recipe.supervise == Supervise::All {

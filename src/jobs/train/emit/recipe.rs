@@ -8,7 +8,7 @@ use crate::tokens::Supervise;
 
 /// A training run with every number settled.
 #[derive(Debug, Clone)]
-pub struct Recipe {
+pub(crate) struct Recipe {
     /// A hub id, or the path of a Hugging Face folder.
     pub model: String,
     pub loss: Loss,
@@ -37,7 +37,7 @@ pub struct Recipe {
 
 /// A method with its numbers.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Loss {
+pub(crate) struct Loss {
     pub method: Method,
     /// The method's, with what the user changed.
     pub gate: Gate,
@@ -46,22 +46,22 @@ pub struct Loss {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Schedule {
+pub(crate) enum Schedule {
     Cosine,
     Linear,
     Constant,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Length {
+pub(crate) enum Length {
     Epochs(f64),
     Steps(u64),
 }
 
 /// What a folder holds.
-pub const CONFIG: &str = "train.yaml";
-pub const DATA: &str = "train.jsonl";
-pub const DEEPSPEED: &str = "deepspeed.json";
+pub(crate) const CONFIG: &str = "train.yaml";
+pub(super) const DATA: &str = "train.jsonl";
+pub(super) const DEEPSPEED: &str = "deepspeed.json";
 
 /// A step's sequences, spread over the devices.
 pub(super) struct Batch {
@@ -73,7 +73,7 @@ impl Batch {
     /// Sequences on a device at a time: a divisor of its share, small enough for most.
     const LARGEST: usize = 4;
 
-    pub fn of(recipe: &Recipe) -> Result<Batch> {
+    pub(super) fn of(recipe: &Recipe) -> Result<Batch> {
         let (batch, devices) = (recipe.batch_size, recipe.devices);
         if batch == 0 || devices == 0 || !batch.is_multiple_of(devices) {
             return Err(Error::usage(format!("{batch} sequences a step cannot be spread evenly over {devices} devices"))

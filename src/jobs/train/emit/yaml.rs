@@ -4,13 +4,13 @@ use std::fmt::Write;
 
 /// Lines of a YAML file.
 #[derive(Default)]
-pub struct Yaml {
+pub(super) struct Yaml {
     text: String,
 }
 
 impl Yaml {
     /// One or more lines of comment.
-    pub fn comment(&mut self, text: &str) -> &mut Yaml {
+    pub(super) fn comment(&mut self, text: &str) -> &mut Yaml {
         for line in text.lines() {
             // Writing to a String cannot fail.
             let _ = writeln!(self.text, "{}", format!("# {line}").trim_end());
@@ -18,29 +18,29 @@ impl Yaml {
         self
     }
 
-    pub fn blank(&mut self) -> &mut Yaml {
+    pub(super) fn blank(&mut self) -> &mut Yaml {
         self.text.push('\n');
         self
     }
 
     /// `key: value`; the value is made by one of the functions below. The key may be indented or begin a list item.
-    pub fn set(&mut self, key: &str, value: impl AsRef<str>) -> &mut Yaml {
+    pub(super) fn set(&mut self, key: &str, value: impl AsRef<str>) -> &mut Yaml {
         let _ = writeln!(self.text, "{}", format!("{key}: {}", value.as_ref()).trim_end());
         self
     }
 
-    pub fn finish(self) -> String {
+    pub(super) fn finish(self) -> String {
         self.text
     }
 }
 
 /// A double-quoted YAML text is a JSON text.
-pub fn text(text: &str) -> String {
+pub(super) fn text(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
 /// YAML 1.1 reads `1e-5` as a text: a number needs its point and the sign of its exponent.
-pub fn number(x: f64) -> String {
+pub(super) fn number(x: f64) -> String {
     if x == 0.0 || (1e-3..1e6).contains(&x.abs()) {
         return format!("{x:?}");
     }
@@ -52,7 +52,7 @@ pub fn number(x: f64) -> String {
 }
 
 /// `[a, b]`
-pub fn list(items: &[String]) -> String {
+pub(super) fn list(items: &[String]) -> String {
     format!("[{}]", items.iter().map(|item| text(item)).collect::<Vec<_>>().join(", "))
 }
 

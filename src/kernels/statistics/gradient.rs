@@ -385,7 +385,7 @@ mod tests {
     use candle_core::Device;
 
     use super::*;
-    use crate::kernels::head::head_statistics;
+    use crate::kernels::statistics::head_statistics;
     use crate::kernels::testing::{close, noise};
     use crate::kernels::{Dtype, Kernels};
 

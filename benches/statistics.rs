@@ -7,8 +7,8 @@ mod of_peak;
 
 use candle_core::{Device, Tensor};
 use criterion::{BenchmarkId, Throughput};
-use diagnose::kernels::head::{HeadOptions, head_statistics};
 use diagnose::kernels::matmul::Matrix;
+use diagnose::kernels::statistics::{HeadOptions, head_statistics};
 use diagnose::kernels::{Dtype, Kernels};
 
 #[global_allocator]

@@ -42,7 +42,7 @@ struct Sums {
 
 impl Running {
     /// `top_k` is at most the size of the vocabulary.
-    pub fn new(target_logit: f32, top_k: usize) -> Running {
+    pub(super) fn new(target_logit: f32, top_k: usize) -> Running {
         Running {
             reference: target_logit.max(f32::MIN),
             largest: f32::NEG_INFINITY,
@@ -58,7 +58,7 @@ impl Running {
     /// # Safety
     /// `V::N` divides `logits.len()`, and the processor has `V`'s instructions.
     #[inline(always)]
-    pub unsafe fn take<V: Lanes>(&mut self, logits: &[f32], first_id: u32, target_logit: f32) {
+    pub(super) unsafe fn take<V: Lanes>(&mut self, logits: &[f32], first_id: u32, target_logit: f32) {
         debug_assert!(logits.len().is_multiple_of(V::N));
         // SAFETY: `i + N <= logits.len()` wherever `load` is called; the instructions are there by contract.
         unsafe {
@@ -111,7 +111,7 @@ impl Running {
     }
 
     /// The statistics over both spans; `self`'s words come before `other`'s.
-    pub fn join(mut self, other: &Running) -> Running {
+    pub(super) fn join(mut self, other: &Running) -> Running {
         let mut other = other.clone();
         self.refer_to(other.reference);
         other.refer_to(self.reference);
@@ -131,7 +131,7 @@ impl Running {
     }
 
     /// Adds the target itself.
-    pub fn finish(mut self, target: u32, target_logit: f32) -> TokenStatistics {
+    pub(super) fn finish(mut self, target: u32, target_logit: f32) -> TokenStatistics {
         let others = self.sums;
         let d = f64::from(target_logit) - f64::from(self.reference);
         let e = d.exp();
