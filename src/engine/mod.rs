@@ -1,19 +1,22 @@
 //! One forward pass over a data set: sequences -> what the model believed about every supervised token.
 //!
-//! `batch.rs` packs sequences into batches that share prefixes; this file runs them, and `divergence.rs` compares two models over them.
+//! `batch.rs` packs sequences into batches that share prefixes; this file runs them, `sample.rs` says of which tokens more is wanted, and
+//! `divergence.rs` compares two models over them.
 //! Leaves out generation.
 
 mod batch;
 mod divergence;
+mod sample;
 
 use crate::error::{Error, Result};
 use crate::kernels::TokenStatistics;
-use crate::kernels::statistics::{head_statistics, topk_entropies};
+use crate::kernels::statistics::Curves;
 use crate::model::{BatchStatistics, Model, Placement, Statistics};
 use crate::tokens::Sequence;
 
 pub use batch::{Packed, pack};
 pub use divergence::{KeptLogits, TokenDivergence, divergence};
+pub use sample::{Curve, Sample};
 
 /// The EAFT gate's K (arXiv 2601.02151, section 3).
 pub const TOP_K: usize = 20;
@@ -53,10 +56,23 @@ pub fn score_top_k(
     work: &mut Work,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Vec<Vec<TokenStatistics>>> {
-    let mut done = 0;
+    Ok(score_and_sample(model, sequences, top_k, &Sample::default(), work, progress)?.0)
+}
+
+/// The same, and the curves of those of the sequences' tokens that are in a sample, batch by batch: they come with the statistics, from
+/// the same pass.
+pub fn score_and_sample(
+    model: &Model,
+    sequences: &[Sequence],
+    top_k: usize,
+    sample: &Sample,
+    work: &mut Work,
+    progress: &mut dyn FnMut(u64),
+) -> Result<(Vec<Vec<TokenStatistics>>, Vec<Curve>)> {
+    let (mut done, mut curves) = (0, Vec::new());
     let mut scores: Vec<Vec<TokenStatistics>> = sequences.iter().map(|_| Vec::new()).collect();
-    let mut finish = |packed: Packed, statistics: Statistics| -> Result<()> {
-        let BatchStatistics { tokens: statistics, decoder, head } = statistics.wait()?;
+    let mut finish = |Underway { packed, sampled, statistics }: Underway| -> Result<()> {
+        let BatchStatistics { tokens: statistics, curves: by_k, decoder, head } = statistics.wait()?;
         work.decoder_seconds += decoder.as_secs_f64();
         work.head_seconds += head.as_secs_f64();
         work.computed_tokens += packed.batch.ids.len() as u64;
@@ -67,6 +83,8 @@ pub fn score_top_k(
             ))
             .cure("The weights are damaged, or overflow: check the model file."));
         }
+        let entropies = sampled.iter().map(|&target| statistics[target as usize].entropy);
+        curves.extend(by_k.into_iter().zip(entropies).map(|(by_k, entropy)| Curve { by_k, entropy }));
         for (sequence, targets) in &packed.scatter {
             scores[*sequence] = targets.iter().map(|&target| statistics[target as usize]).collect();
             done += sequences[*sequence].ids.len() as u64;
@@ -75,39 +93,32 @@ pub fn score_top_k(
         Ok(())
     };
     // A GPU has the next batch before it is asked for the last one's results, so that it never waits.
-    let mut underway: Option<(Packed, Statistics)> = None;
+    let mut underway: Option<Underway> = None;
     let budget = model.token_budget();
     let first_budget = if model.placement == Placement::Cuda { budget } else { FIRST_BUDGET };
     for packed in pack(sequences, budget, first_budget) {
-        let statistics = model.statistics(&packed.batch, &packed.rows, &packed.targets, &model.head_options(top_k))?;
-        if let Some((packed, statistics)) = underway.take() {
-            finish(packed, statistics)?;
+        let sampled = sample.of(sequences, &packed);
+        let curves = Curves { of: &sampled, k_max: sample.k_max };
+        let statistics = model.statistics(&packed.batch, &packed.rows, &packed.targets, &model.head_options(top_k), curves)?;
+        let next = Underway { packed, sampled, statistics };
+        if let Some(before) = underway.take() {
+            finish(before)?;
         }
-        match statistics {
-            ready @ Statistics::Ready(_) => finish(packed, ready)?,
-            pending => underway = Some((packed, pending)),
+        match next.statistics {
+            Statistics::Ready(_) => finish(next)?,
+            Statistics::Pending(_) => underway = Some(next),
         }
     }
-    if let Some((packed, statistics)) = underway {
-        finish(packed, statistics)?;
+    if let Some(last) = underway {
+        finish(last)?;
     }
-    Ok(scores)
+    Ok((scores, curves))
 }
 
-/// For the figure on top-K fidelity: of up to `limit` supervised tokens, the entropies (nats) of the top 1, 2, .. `k_max`
-/// renormalised, beside the entropy over the whole vocabulary.
-pub fn topk_curves(model: &Model, sequences: &[Sequence], k_max: usize, limit: usize) -> Result<Vec<(Vec<f32>, f32)>> {
-    let mut curves = Vec::new();
-    for packed in pack(sequences, TOKEN_BUDGET, TOKEN_BUDGET) {
-        let n = packed.rows.len().min(limit - curves.len());
-        if n == 0 {
-            break;
-        }
-        let hidden_nd = model.hidden(&packed.batch, &packed.rows[..n])?;
-        let options = model.head_options(TOP_K);
-        let full = head_statistics(&hidden_nd, model.head(), &packed.targets[..n], &options)?;
-        let by_k = topk_entropies(&hidden_nd, model.head(), k_max, &options)?;
-        curves.extend(by_k.into_iter().zip(full.iter().map(|token| token.entropy)));
-    }
-    Ok(curves)
+/// A batch whose statistics may be on their way.
+struct Underway {
+    packed: Packed,
+    /// Targets whose curves were asked for.
+    sampled: Vec<u32>,
+    statistics: Statistics,
 }

@@ -63,7 +63,7 @@ use candle_core::Tensor;
 use self::device::{OnDevice, Placed};
 use crate::error::{Error, Result};
 use crate::kernels::matmul::Matrix;
-use crate::kernels::statistics::{HeadOptions, head_statistics};
+use crate::kernels::statistics::{Curves, HeadOptions, head_statistics_and_curves, topk_entropies};
 use crate::tokens::{ChatTemplate, Tokenizer};
 
 use decoder::Decoder;
@@ -205,15 +205,31 @@ impl Model {
 
     /// What the model believed about `targets` at `rows` of the batch. A GPU is put to work and left to it, so that the caller can prepare
     /// the next batch meanwhile; elsewhere everything is computed here.
-    pub fn statistics(&self, batch: &Batch, rows: &[u32], targets: &[u32], options: &HeadOptions) -> Result<Statistics> {
+    pub fn statistics(
+        &self,
+        batch: &Batch,
+        rows: &[u32],
+        targets: &[u32],
+        options: &HeadOptions,
+        curves: Curves,
+    ) -> Result<Statistics> {
         if let Some(on_cuda) = &self.on_cuda {
-            return Ok(Statistics::Pending(on_cuda.statistics(&self.decoder, batch, rows, targets, options)?));
+            let pending = Statistics::Pending(on_cuda.statistics(&self.decoder, batch, rows, targets, options)?);
+            if curves.of.is_empty() {
+                return Ok(pending);
+            }
+            // The hidden states stay on the device, so that the few batches with curves go through the decoder again.
+            let statistics = pending.wait()?;
+            let began = Instant::now();
+            let rows: Vec<u32> = curves.of.iter().filter_map(|&target| rows.get(target as usize).copied()).collect();
+            let curves = topk_entropies(&self.hidden(batch, &rows)?, self.head(), curves.k_max, options)?;
+            return Ok(Statistics::Ready(BatchStatistics { curves, head: statistics.head + began.elapsed(), ..statistics }));
         }
         let began = Instant::now();
         let hidden_nd = self.decoder.hidden(batch, rows)?;
         let decoder = began.elapsed();
-        let tokens = head_statistics(&hidden_nd, self.head(), targets, options)?;
-        Ok(Statistics::Ready(BatchStatistics { tokens, decoder, head: began.elapsed() - decoder }))
+        let (tokens, curves) = head_statistics_and_curves(&hidden_nd, self.head(), targets, options, curves)?;
+        Ok(Statistics::Ready(BatchStatistics { tokens, curves, decoder, head: began.elapsed() - decoder }))
     }
 
     /// Tokens of a batch that keep the processor or the GPU busy without taking more memory than they must.

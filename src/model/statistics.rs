@@ -15,6 +15,8 @@ pub enum Statistics {
 /// The statistics of a batch's targets, and how long the decoder and the head took.
 pub struct BatchStatistics {
     pub tokens: Vec<TokenStatistics>,
+    /// Of the targets that they were asked of: see [`Curves`](crate::kernels::statistics::Curves).
+    pub curves: Vec<Vec<f32>>,
     pub decoder: Duration,
     pub head: Duration,
 }
@@ -26,7 +28,7 @@ impl Statistics {
             Statistics::Ready(statistics) => Ok(statistics),
             Statistics::Pending(pending) => {
                 let (tokens, decoder, head) = pending.wait()?;
-                Ok(BatchStatistics { tokens, decoder, head })
+                Ok(BatchStatistics { tokens, curves: Vec::new(), decoder, head })
             }
         }
     }

@@ -106,6 +106,11 @@ impl PartWriter {
         })
     }
 
+    /// Number of the part that [`PartWriter::finish_part`] will write.
+    pub fn next_part(&self) -> usize {
+        self.next_part
+    }
+
     /// Supervised tokens pushed since the last finished part.
     pub fn pending_tokens(&self) -> usize {
         self.pending.chunk.logprob.len()

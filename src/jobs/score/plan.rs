@@ -11,6 +11,7 @@ use crate::diagnosis::quadrants::Thresholds;
 use crate::error::{Context, Error, Result};
 use crate::files::sha256;
 use crate::jobs::identity_of_files;
+use crate::kernels::level::Level;
 use crate::kernels::{Dtype, Kernels};
 use crate::model::{LoadOptions, Model, Placement, Reference};
 use crate::provenance;
@@ -225,6 +226,8 @@ fn identity(job: &Job, made_of: &MadeOf, build: &str) -> Result<String> {
         "dtype": job.dtype.to_string(),
         "kernels": job.kernels.to_string(),
         "device": made_of.device.to_string(),
+        // Other instructions round other sums.
+        "kernel_level": Level::current().name(),
     });
     // Named only where they are used, so that runs from before there were such options keep their identity.
     let options = [

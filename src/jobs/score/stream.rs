@@ -4,7 +4,7 @@
 //! names. A run that was killed goes on behind its last part, and the parts begin and end at the same records as in an undisturbed
 //! run, so the table comes out the same to the bit.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Instant;
 
@@ -14,11 +14,12 @@ use serde_json::json;
 use super::plan::Plan;
 use super::watch::Watch;
 use crate::diagnosis::fidelity::Fidelity;
-use crate::engine::{self, Work};
+use crate::engine::{self, Curve, Sample, TOP_K, Work};
 use crate::error::{Context, Error, Result};
 use crate::files::write_json;
 use crate::kernels::TokenStatistics;
 use crate::kernels::allocator;
+use crate::kernels::level::{self, Level};
 use crate::model::Placement;
 use crate::provenance;
 use crate::table::{PARTS_FOLDER, PartWriter, ScoredExample, SkippedExample, TOKENS_FILE, finished_parts, read_rows};
@@ -49,8 +50,6 @@ pub(crate) struct Stages {
     pub read_and_tokenise: f64,
     pub decoder: f64,
     pub head: f64,
-    /// Comparing the top-K entropies with the full one on a sample.
-    pub sample: f64,
     pub write: f64,
     /// The engine had nothing to do.
     pub engine_waited: f64,
@@ -69,6 +68,7 @@ struct Part {
     /// Of the items with something to score, in order.
     sequences: Vec<Sequence>,
     scores: Vec<Vec<TokenStatistics>>,
+    curves: Vec<Curve>,
 }
 
 /// Scores what is not scored yet. `None` if the run was finished before.
@@ -95,19 +95,24 @@ pub(super) fn score(plan: &Plan, watch: &dyn Watch) -> Result<Option<Stages>> {
     let tokenizer = plan.model.tokenizer.clone();
     let writer = PartWriter::create(&plan.out, Box::new(move |id| tokenizer.text(id)), provenance)?;
 
+    let has_fidelity = plan.out.join(FIDELITY_FILE).exists();
     let began = Instant::now();
+    let sample = if has_fidelity { Sample::default() } else { fidelity_sample(plan)? };
     // One part waits on either side of the engine while it works on a third: that bounds the memory.
     let (to_engine, from_reader) = sync_channel::<Part>(1);
     let (to_writer, from_engine) = sync_channel::<Part>(1);
     let mut stages = std::thread::scope(|scope| {
         let reader = scope.spawn(|| read(plan, done_records, to_engine));
-        let writer = scope.spawn(|| write(writer, from_engine));
-        let engine = run_engine(plan, from_reader, to_writer, done_tokens, watch);
+        let writer = scope.spawn(|| write(plan, writer, from_engine));
+        let engine = run_engine(plan, &sample, from_reader, to_writer, done_tokens, watch);
         // A thread that fails closes its channel, which stops the others: its own error is the one to report.
         let read_seconds = join(reader)?;
         let write_seconds = join(writer)?;
         engine.map(|stages| Stages { read_and_tokenise: read_seconds, write: write_seconds, ..stages })
     })?;
+    if !has_fidelity {
+        join_fidelity(&plan.out)?;
+    }
     stages.wall = began.elapsed().as_secs_f64();
     (stages.load, stages.audit) = (plan.load_seconds, plan.audit_seconds);
     Ok(Some(stages))
@@ -133,9 +138,16 @@ fn is_finished(plan: &Plan) -> Result<bool> {
 }
 
 fn other_run(out: &Path) -> Error {
-    Error::new("the folder holds another run: other data, model, or options, or made by another version or commit of the program")
-        .at(out)
-        .cure("Name another folder with --out, or remove this one.")
+    Error::new(
+        "the folder holds another run: other data, model, or options, or made by another version or commit of the program or with other \
+         instructions of the processor",
+    )
+    .at(out)
+    .cure(format!(
+        "Name another folder with --out, or remove this one. Where its run was made with another {}, set that one (now {}).",
+        level::VARIABLE,
+        Level::current()
+    ))
 }
 
 /// Creates the run folder, or checks that the parts in it are of the same command.
@@ -167,7 +179,7 @@ fn read(plan: &Plan, done_records: u64, to_engine: SyncSender<Part>) -> Result<f
         let items = std::mem::take(items);
         let sequences = items.iter().filter_map(scorable).cloned().collect();
         seconds += began.elapsed().as_secs_f64();
-        let sent = to_engine.send(Part { items, sequences, scores: Vec::new() }).is_ok();
+        let sent = to_engine.send(Part { items, sequences, scores: Vec::new(), curves: Vec::new() }).is_ok();
         *began = Instant::now();
         sent
     };
@@ -196,6 +208,7 @@ fn scorable(item: &Item) -> Option<&Sequence> {
 
 fn run_engine(
     plan: &Plan,
+    sample: &Sample,
     from_reader: Receiver<Part>,
     to_writer: SyncSender<Part>,
     done_tokens: u64,
@@ -207,48 +220,59 @@ fn run_engine(
         let Ok(mut part) = from_reader.recv() else { break };
         stages.engine_waited += began.elapsed().as_secs_f64();
         let before = done_tokens + stages.input_tokens;
-        part.scores = engine::score(&plan.model, &part.sequences, &mut work, &mut |tokens| {
+        let mut progress = |tokens| {
             stages.to_first_row.get_or_insert_with(|| plan.began.elapsed().as_secs_f64());
             watch.scoring(before + tokens, plan.totals.tokens);
-        })?;
+        };
+        (part.scores, part.curves) =
+            engine::score_and_sample(&plan.model, &part.sequences, TOP_K, sample, &mut work, &mut progress)?;
         stages.input_tokens += part.sequences.iter().map(|sequence| sequence.ids.len() as u64).sum::<u64>();
         if to_writer.send(part).is_err() {
             // The writer has failed, and says why itself.
             return Ok(stages);
         }
     }
-    // After the scores, which somebody may be waiting for.
-    if !plan.out.join(FIDELITY_FILE).exists() {
-        let began = Instant::now();
-        sample_fidelity(plan)?;
-        stages.sample = began.elapsed().as_secs_f64();
-    }
     Ok(Stages { decoder: work.decoder_seconds, head: work.head_seconds, computed_tokens: work.computed_tokens, ..stages })
 }
 
-/// How well the top-K entropy stands for the full one on the data's first tokens, for K = 1 to [`FIDELITY_K`].
-fn sample_fidelity(plan: &Plan) -> Result<()> {
+/// The tokens on which the top-K entropies are compared with the full one: of the data's first sequences that have
+/// [`FIDELITY_TOKENS`] supervised tokens together. Taken from the data rather than from what this process scores, so that a run that was
+/// interrupted has the same sample.
+fn fidelity_sample(plan: &Plan) -> Result<Sample> {
     let (mut sequences, mut supervised) = (Vec::new(), 0);
-    // From the data rather than from what this process has scored: a run that was interrupted has the same sample.
-    'sample: for chunk in rendered(&plan.dataset, &plan.renderer, 0, &plan.chosen) {
+    for chunk in rendered(&plan.dataset, &plan.renderer, 0, &plan.chosen) {
         for item in &chunk? {
             let Some(sequence) = scorable(item) else { continue };
             supervised += sequence.supervised.iter().filter(|&&supervised| supervised).count();
             sequences.push(sequence.clone());
             if supervised >= FIDELITY_TOKENS {
-                break 'sample;
+                return Ok(Sample::new(&sequences, FIDELITY_K, FIDELITY_TOKENS));
             }
         }
     }
-    let mut fidelity = Fidelity::default();
-    for (by_k, entropy) in engine::topk_curves(&plan.model, &sequences, FIDELITY_K, FIDELITY_TOKENS)? {
-        fidelity.add(&by_k, entropy);
+    Ok(Sample::new(&sequences, FIDELITY_K, FIDELITY_TOKENS))
+}
+
+/// Where a part's share of the sample waits for the others'.
+fn fidelity_path(out: &Path, part: usize) -> PathBuf {
+    out.join(PARTS_FOLDER).join(format!("fidelity-{part:05}.json"))
+}
+
+/// Joins what the parts found in the sample.
+fn join_fidelity(out: &Path) -> Result<()> {
+    let mut whole = Fidelity::default();
+    for part in finished_parts(out)? {
+        let path = fidelity_path(out, part.number);
+        if path.exists() {
+            let text = std::fs::read_to_string(&path).context_at(&path, "cannot read the file")?;
+            whole.merge(&serde_json::from_str(&text).context_at(&path, "the file does not hold what this version writes there")?);
+        }
     }
-    write_json(&plan.out.join(FIDELITY_FILE), &fidelity)
+    write_json(&out.join(FIDELITY_FILE), &whole)
 }
 
 /// Writes part after part behind the engine. Gives the seconds spent on it.
-fn write(mut writer: PartWriter, from_engine: Receiver<Part>) -> Result<f64> {
+fn write(plan: &Plan, mut writer: PartWriter, from_engine: Receiver<Part>) -> Result<f64> {
     let mut seconds = 0.0;
     for part in from_engine {
         let began = Instant::now();
@@ -274,6 +298,12 @@ fn write(mut writer: PartWriter, from_engine: Receiver<Part>) -> Result<f64> {
                     writer.push_skipped(&SkippedExample { row, id, source, place, tokens: 0, reason: &error.reason() });
                 }
             }
+        }
+        if !part.curves.is_empty() {
+            let mut fidelity = Fidelity::default();
+            part.curves.iter().for_each(|curve| fidelity.add(&curve.by_k, curve.entropy));
+            // Before the part counts: if it never does, it is scored again and this is written again.
+            write_json(&fidelity_path(&plan.out, writer.next_part()), &fidelity)?;
         }
         writer.finish_part()?;
         seconds += began.elapsed().as_secs_f64();

@@ -9,6 +9,7 @@ use crate::dataset::{DataFile, Dataset};
 use crate::error::{Context, Error, Result};
 use crate::files::sha256;
 use crate::jobs::identity_of_files;
+use crate::kernels::level::Level;
 use crate::model::Reference;
 use crate::provenance;
 use crate::train::options::Options;
@@ -34,7 +35,8 @@ impl Job {
         if job.record()?.is_some_and(|record| record.identity != job.identity) {
             return Err(Error::new("this folder holds another training run")
                 .at(&job.out)
-                .cure("It has other options, data or another model, or was made by another version or commit of the program: give another --out."));
+                .cure("It has other options, data or another model, or was made by another version or commit of the program \
+                    or with another DIAGNOSE_KERNELS: give another --out."));
         }
         if let Some(progress) = checkpoint::latest(&job.out)? {
             progress.check(&job.identity).map_err(|error| error.at(&job.out))?;
@@ -63,6 +65,8 @@ fn identity(options: &Options, files: &[DataFile], model_sha256: &str, build: &s
         "files": identity_of_files(files),
         "model": model_sha256,
         "options": options.to_toml()?,
+        // Other instructions round other sums.
+        "kernel_level": Level::current().name(),
     });
     Ok(sha256(serde_json::to_string(&what).context("cannot write down what identifies the run")?))
 }

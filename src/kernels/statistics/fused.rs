@@ -7,7 +7,7 @@
 
 use rayon::prelude::*;
 
-use super::options::HeadOptions;
+use super::options::{Curves, HeadOptions};
 use super::running::Running;
 use crate::kernels::TokenStatistics;
 use crate::kernels::exp::tanh;
@@ -24,14 +24,18 @@ const MAX_ROWS: usize = 8;
 /// Rows of a task. The weight comes from memory once for all of them, so few rows would wait for it.
 const ROW_BLOCK: std::ops::RangeInclusive<usize> = 32..=256;
 
+/// Statistics of all targets, and the curves of some.
 pub(super) fn head_statistics(
     level: Level,
     hidden_nd: &[f32],
     head_vd: &Panels,
     targets: &[u32],
     options: &HeadOptions,
-) -> Vec<TokenStatistics> {
+    curves: Curves,
+) -> (Vec<TokenStatistics>, Vec<Vec<f32>>) {
     let n_rows = targets.len();
+    let mut kept = vec![0; n_rows];
+    curves.of.iter().for_each(|&target| kept[target as usize] = curves.k_max.min(head_vd.out_features()));
     let rows = Rows::new(level, hidden_nd, n_rows, head_vd);
     let logits = Logits { rows: &rows, head_vd, softcap: options.softcap };
     let tokens: Vec<(u32, f32)> = targets
@@ -58,6 +62,7 @@ pub(super) fn head_statistics(
             let sweep = Sweep {
                 logits,
                 tokens: &tokens[first_row..(first_row + row_block).min(n_rows)],
+                kept: &kept[first_row..],
                 first_row,
                 first_panel,
                 end_panel: (first_panel + SPAN_PANELS).min(head_vd.n_panels()),
@@ -67,15 +72,14 @@ pub(super) fn head_statistics(
         })
         .collect();
 
-    tokens
-        .par_iter()
-        .enumerate()
-        .map(|(row, &(target, target_logit))| {
-            let of_span = |span: usize| &swept[span * n_blocks + row / row_block][row % row_block];
-            let whole = (1..n_spans).fold(of_span(0).clone(), |whole, span| whole.join(of_span(span)));
-            whole.finish(target, target_logit)
-        })
-        .collect()
+    let whole = |row: usize| {
+        let of_span = |span: usize| &swept[span * n_blocks + row / row_block][row % row_block];
+        (1..n_spans).fold(of_span(0).clone(), |whole, span| whole.join(of_span(span)))
+    };
+    let (rows, curve_rows) = (tokens.par_iter().enumerate(), curves.of.par_iter().map(|&row| row as usize));
+    let statistics = rows.map(|(row, &(target, target_logit))| whole(row).finish(target, target_logit)).collect();
+    let of_row = |row: usize| whole(row).finish_with_curve(tokens[row].0, tokens[row].1, curves.k_max).1;
+    (statistics, curve_rows.map(of_row).collect())
 }
 
 /// Panels of a tile.
@@ -186,6 +190,8 @@ struct Sweep<'a> {
     logits: Logits<'a>,
     /// Target and its logit of each row.
     tokens: &'a [(u32, f32)],
+    /// How many of the largest logits each row keeps, if more than `top_k`.
+    kept: &'a [usize],
     first_row: usize,
     first_panel: usize,
     end_panel: usize,
@@ -202,7 +208,8 @@ impl ProductKernel for Sweep<'_> {
     #[inline(always)]
     unsafe fn run<P: Product>(self) -> Vec<Running> {
         let tile_panels = tile_panels(self.logits.head_vd);
-        let mut running: Vec<Running> = self.tokens.iter().map(|&(_, logit)| Running::new(logit, self.top_k)).collect();
+        let rows = self.tokens.iter().zip(self.kept);
+        let mut running: Vec<Running> = rows.map(|(&(_, logit), &kept)| Running::new(logit, self.top_k, kept)).collect();
         let mut buffer = Tile([[0.0; MAX_TILE_PANELS * PANEL]; MAX_ROWS]);
         let mut panel = self.first_panel;
         while panel < self.end_panel {
@@ -243,7 +250,10 @@ impl Sweep<'_> {
     ) -> usize {
         for panel in first_panel..end_panel {
             let offset = (panel - first_panel) * PANEL;
-            let rows: [*mut f32; MAX_ROWS] = buffer.0.each_mut().map(|row| row[offset..offset + PANEL].as_mut_ptr());
+            let mut rows = [std::ptr::null_mut(); MAX_ROWS];
+            for (to, row) in rows.iter_mut().zip(&mut buffer.0) {
+                *to = row[offset..offset + PANEL].as_mut_ptr();
+            }
             // SAFETY: `column + N <= PANEL` in every call; the instructions are there by contract.
             unsafe {
                 self.logits.compute::<P, R>(

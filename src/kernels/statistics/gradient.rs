@@ -276,7 +276,7 @@ unsafe fn statistics<V: Lanes>(row: &[f32], target: u32, head_vd: &Panels, top_k
     let tile = tile_panels(head_vd) * PANEL;
     let mut whole: Option<Running> = None;
     for (i, span) in row.chunks(SPAN_PANELS * PANEL).enumerate() {
-        let mut running = Running::new(target_logit, top_k.min(row.len()));
+        let mut running = Running::new(target_logit, top_k.min(row.len()), 0);
         for (j, words) in span.chunks(tile).enumerate() {
             let logits = &mut buffer.0[..words.len().next_multiple_of(PANEL)];
             logits[..words.len()].copy_from_slice(words);

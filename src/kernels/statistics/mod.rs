@@ -19,7 +19,7 @@ use candle_core::Tensor;
 use check::{check, check_hidden};
 pub use divergence::Divergence;
 pub use gradient::{HeadGradient, TokenLoss, chunk_rows, divergences, head_gradient, logits};
-pub use options::HeadOptions;
+pub use options::{Curves, HeadOptions};
 pub use reference::statistics_of_logits;
 
 use super::TokenStatistics;
@@ -27,7 +27,7 @@ use super::cpu::{contiguous, with_floats};
 use super::cuda::{self, hosted};
 use super::level::Level;
 use super::matmul::Matrix;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// What the model believed about `targets[n]` at `hidden_nd[n]`; `[N, D]` f32 in, `N` statistics out.
 pub fn head_statistics(
@@ -36,17 +36,35 @@ pub fn head_statistics(
     targets: &[u32],
     options: &HeadOptions,
 ) -> Result<Vec<TokenStatistics>> {
+    Ok(head_statistics_and_curves(hidden_nd, head_vd, targets, options, Curves::default())?.0)
+}
+
+/// The same with the entropies, in nats, that `curves` asks for, `[curves.of.len()][k_max]`; where `K` exceeds the vocabulary the whole
+/// vocabulary counts. The fused kernels take both from one pass.
+pub fn head_statistics_and_curves(
+    hidden_nd: &Tensor,
+    head_vd: &Matrix,
+    targets: &[u32],
+    options: &HeadOptions,
+    curves: Curves,
+) -> Result<(Vec<TokenStatistics>, Vec<Vec<f32>>)> {
     check(hidden_nd, head_vd, targets, options)?;
-    if let Some(head_vd) = head_vd.on_device() {
-        return hosted::head_statistics(hidden_nd, head_vd, targets, options);
+    if let Some(target) = curves.of.iter().find(|&&target| target as usize >= targets.len()) {
+        return Err(Error::new(format!("the curve of target {target} was asked for, of {} targets", targets.len())));
     }
-    match head_vd.panels() {
-        None => reference::head_statistics(hidden_nd, head_vd, targets, options),
-        Some(panels) => {
-            let run = |hidden_nd: &[f32]| fused::head_statistics(Level::current(), hidden_nd, &panels, targets, options);
-            Ok(with_floats(&contiguous(hidden_nd)?, run)?)
-        }
+    if let Some(panels) = head_vd.panels() {
+        let run = |hidden_nd: &[f32]| fused::head_statistics(Level::current(), hidden_nd, &panels, targets, options, curves);
+        return Ok(with_floats(&contiguous(hidden_nd)?, run)?);
     }
+    let statistics = match head_vd.on_device() {
+        Some(head_vd) => hosted::head_statistics(hidden_nd, head_vd, targets, options)?,
+        None => reference::head_statistics(hidden_nd, head_vd, targets, options)?,
+    };
+    if curves.of.is_empty() {
+        return Ok((statistics, Vec::new()));
+    }
+    let of = Tensor::new(curves.of, hidden_nd.device())?;
+    Ok((statistics, topk_entropies(&hidden_nd.index_select(&of, 0)?, head_vd, curves.k_max, options)?))
 }
 
 /// Entropy, in nats, of the softmax over the `K` largest logits, for `K = 1 ..= k_max`, of each token: `[N][k_max]`.

@@ -8,6 +8,13 @@ pub struct HeadOptions {
     pub softcap: Option<f32>,
 }
 
+/// Of which targets, by their numbers, the entropy of the softmax over the `K` largest logits is wanted for every `K = 1 ..= k_max`.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Curves<'a> {
+    pub of: &'a [u32],
+    pub k_max: usize,
+}
+
 impl Default for HeadOptions {
     fn default() -> Self {
         HeadOptions { top_k: 20, softcap: None }

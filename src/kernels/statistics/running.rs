@@ -11,7 +11,7 @@
 //!
 //! The terms of a tile are added up in f32, lane by lane, and the tiles in f64.
 
-use super::reference::normalised_topk_entropy;
+use super::reference::{normalised_topk_entropy, topk_entropies_up_to};
 use crate::kernels::TokenStatistics;
 use crate::kernels::exp::exp_of_nonpositive;
 use crate::kernels::lanes::Lanes;
@@ -28,6 +28,8 @@ pub(super) struct Running {
     largest_id: u32,
     n_larger: u32,
     sums: Sums,
+    /// `K` of `entropy_topk`; at least as many of the largest logits are kept.
+    top_k: usize,
     top: Largest,
 }
 
@@ -41,15 +43,17 @@ struct Sums {
 }
 
 impl Running {
-    /// `top_k` is at most the size of the vocabulary.
-    pub(super) fn new(target_logit: f32, top_k: usize) -> Running {
+    /// `top_k` and `kept`, the number of largest logits to keep where more than `top_k` are wanted, are at most the size of the
+    /// vocabulary.
+    pub(super) fn new(target_logit: f32, top_k: usize, kept: usize) -> Running {
         Running {
             reference: target_logit.max(f32::MIN),
             largest: f32::NEG_INFINITY,
             largest_id: u32::MAX,
             n_larger: 0,
             sums: Sums::default(),
-            top: Largest::new(top_k),
+            top_k,
+            top: Largest::new(top_k.max(kept)),
         }
     }
 
@@ -131,7 +135,13 @@ impl Running {
     }
 
     /// Adds the target itself.
-    pub(super) fn finish(mut self, target: u32, target_logit: f32) -> TokenStatistics {
+    pub(super) fn finish(self, target: u32, target_logit: f32) -> TokenStatistics {
+        self.finish_with_curve(target, target_logit, 0).0
+    }
+
+    /// The same, and the entropies of the softmax over the `K` largest logits for `K = 1 ..= k_max`: of as many as are kept, for more
+    /// the last again.
+    pub(super) fn finish_with_curve(mut self, target: u32, target_logit: f32, k_max: usize) -> (TokenStatistics, Vec<f32>) {
         let others = self.sums;
         let d = f64::from(target_logit) - f64::from(self.reference);
         let e = d.exp();
@@ -139,7 +149,7 @@ impl Running {
         // One NaN or +inf makes `e d` NaN; nothing but -inf leaves no mass.
         let is_sound = total > 0.0 && others.e_d.is_finite() && !target_logit.is_nan();
         if !is_sound {
-            return TokenStatistics::nan();
+            return (TokenStatistics::nan(), vec![f32::NAN; k_max]);
         }
         // -inf has no mass: 0 ln 0 = 0.
         let (ed, edd) = if e > 0.0 { (e * d, e * d * d) } else { (0.0, 0.0) };
@@ -150,17 +160,18 @@ impl Running {
         let mean_d = (others.e_d + ed) / total;
         let not_target = others.e / total;
         self.top.push(target_logit);
-        TokenStatistics {
+        let statistics = TokenStatistics {
             logprob: logprob as f32,
             entropy: (ln_total - mean_d) as f32,
-            entropy_topk: self.top.normalised_entropy() as f32,
+            entropy_topk: self.top.normalised_entropy(self.top_k) as f32,
             rank: 1 + self.n_larger,
             tail: ((others.tail + e) / total).min(1.0) as f32,
             varentropy: ((others.e_dd + edd) / total - mean_d * mean_d).max(0.0) as f32,
             grad: (not_target * not_target + others.e_e / (total * total)).sqrt() as f32,
             top_id: if target_is_top { target } else { self.largest_id },
             top_logprob: -ln_total as f32,
-        }
+        };
+        (statistics, topk_entropies_up_to(&self.top.0, k_max))
     }
 
     /// Makes `m` at least `logit`. With `s = m' - m`: `d' = d - s` and `e' = e exp(-s)`; no term cancels, for `d <= 0 <= s`.
@@ -206,8 +217,8 @@ impl Largest {
         self.0[place] = value;
     }
 
-    /// Entropy of their softmax, divided by `ln K`.
-    fn normalised_entropy(&self) -> f64 {
-        normalised_topk_entropy(&self.0, self.0.len())
+    /// Entropy of the softmax of the first `top_k`, divided by its logarithm.
+    fn normalised_entropy(&self, top_k: usize) -> f64 {
+        normalised_topk_entropy(&self.0[..top_k], top_k)
     }
 }

@@ -24,7 +24,7 @@ fn all_ways(logits: &[f32], targets: &[u32], top_k: usize) -> Vec<(String, Vec<T
     let options = HeadOptions { top_k, softcap: None };
     let mut ways: Vec<_> = Level::available()
         .into_iter()
-        .map(|level| (level.to_string(), fused::head_statistics(level, &ones, &panels, targets, &options)))
+        .map(|level| (level.to_string(), fused::head_statistics(level, &ones, &panels, targets, &options, Curves::default()).0))
         .collect();
     let truth = targets.iter().map(|&target| statistics_of_logits(logits, target, top_k)).collect();
     ways.push(("f64".into(), truth));
@@ -236,7 +236,7 @@ fn whole_heads_agree_with_logits_in_f64() {
             let mut ways: Vec<_> = Level::available()
                 .into_iter()
                 .map(|level| {
-                    let got = fused::head_statistics(level, &hidden, &fused.panels().unwrap(), &targets, &options);
+                    let got = fused::head_statistics(level, &hidden, &fused.panels().unwrap(), &targets, &options, Curves::default()).0;
                     (level.to_string(), got)
                 })
                 .collect();
@@ -308,7 +308,7 @@ fn a_token_is_the_same_in_every_batch_and_on_any_number_of_threads() {
         for level in Level::available() {
             let run = |rows: std::ops::Range<usize>| {
                 let hidden = &hidden[rows.start * width..rows.end * width];
-                fused::head_statistics(level, hidden, &panels, &targets[rows], &HeadOptions::default())
+                fused::head_statistics(level, hidden, &panels, &targets[rows], &HeadOptions::default(), Curves::default()).0
             };
             let all = run(0..n);
             for rows in [0..1, 3..4, 3..8, 10..75, 74..75] {
@@ -349,6 +349,32 @@ fn entropies_over_the_k_largest() {
         assert!(got[0].iter().zip(expected).all(|(got, expected)| (got - expected).abs() < 1e-6), "{:?}", got[0]);
         let uniform: Vec<f32> = [1f32, 2.0, 3.0, 4.0, 4.0, 4.0].iter().map(|k| k.ln()).collect();
         assert!(got[1].iter().zip(uniform).all(|(got, expected)| (got - expected).abs() < 1e-6), "{:?}", got[1]);
+    }
+}
+
+#[test]
+fn curves_come_with_the_statistics_and_change_none() {
+    let (n, width, v, k_max) = (11, 24, 3000, 64);
+    let (hidden, weight, logits) = random_head(Dtype::F32, n, width, v);
+    let options = HeadOptions::default();
+    let targets: Vec<u32> = (0..n as u32).map(|n| n * 250).collect();
+    let of = [7, 0, 10, 3];
+    for kernels in implementations() {
+        let (hidden, head) =
+            (tensor(&hidden, n, width), Matrix::new([Ok(tensor(&weight, v, width))], Dtype::F32, kernels).unwrap());
+        let plain = head_statistics(&hidden, &head, &targets, &options).unwrap();
+        let (statistics, curves) =
+            head_statistics_and_curves(&hidden, &head, &targets, &options, Curves { of: &of, k_max }).unwrap();
+        assert_eq!(statistics, plain, "{kernels}");
+        assert_eq!(curves.len(), of.len());
+        for (curve, &target) in curves.iter().zip(&of) {
+            // 2e-6 nats: logits are sums of 24 products in another order.
+            let expected = reference::topk_entropies_up_to(&logits[target as usize], k_max);
+            assert!(curve.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 2e-6), "{kernels}: {curve:?}, {expected:?}");
+            assert!((curve[19] / 20f32.ln() - statistics[target as usize].entropy_topk).abs() < 1e-6);
+        }
+        let beyond = head_statistics_and_curves(&hidden, &head, &targets, &options, Curves { of: &[11], k_max });
+        assert!(beyond.unwrap_err().message().contains("of 11 targets"));
     }
 }
 
