@@ -1,5 +1,5 @@
-//! Attention over packed batches, as a share of the multiply-adds that the registers alone can do. The multiplications and additions
-//! of the two products count, for the keys each token really sees; rotary embedding and softmax do not.
+//! Attention over packed batches and long sequences, as a share of the multiply-adds that the registers alone can do. The multiplications
+//! and additions of the two products count, for the keys each token really sees; rotary embedding and softmax do not.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -17,13 +17,15 @@ use of_peak::OfPeak;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Sequences of one length with SmolLM2-135M's heads (Qwen 3's in the last), all of about 2,000 tokens.
-const CASES: [(usize, usize, (usize, usize, usize)); 6] = [
+/// Sequences of one length with SmolLM2-135M's heads (Qwen 3's in the last), all of about 2,000 tokens, and long ones.
+/// The reference holds a matrix of tokens by tokens and is left out there.
+const CASES: [(usize, usize, (usize, usize, usize)); 7] = [
     (32, 64, (9, 3, 64)),
     (10, 199, (9, 3, 64)),
     (4, 512, (9, 3, 64)),
     (1, 2048, (9, 3, 64)),
-    (1, 4096, (9, 3, 64)),
+    (1, 8192, (9, 3, 64)),
+    (1, 16_384, (9, 3, 64)),
     (10, 199, (16, 8, 128)),
 ];
 
@@ -39,8 +41,8 @@ fn forward(criterion: &mut Criterion<OfPeak>) {
     for (sequences, length, heads) in CASES {
         let case = Case::new(sequences, length, heads);
         group.throughput(Throughput::Elements(case.flop));
-        for kernels in [Kernels::Fused, Kernels::Reference] {
-            group.bench_function(BenchmarkId::new(kernels.to_string(), &case.name), |b| b.iter(|| case.run(&case.qkv, kernels)));
+        for kernels in case.kernels() {
+            group.bench_function(BenchmarkId::new(kernels.to_string(), &case.name), |b| b.iter(|| case.run(&case.qkv, *kernels)));
         }
     }
 }
@@ -48,13 +50,13 @@ fn forward(criterion: &mut Criterion<OfPeak>) {
 /// Forward and backward; the backward pass has five products to the forward's two.
 fn backward(criterion: &mut Criterion<OfPeak>) {
     let mut group = criterion.benchmark_group("attention with gradient");
-    for (sequences, length, heads) in [CASES[1], CASES[2]] {
+    for (sequences, length, heads) in [CASES[1], CASES[2], CASES[3], CASES[4], CASES[5]] {
         let case = Case::new(sequences, length, heads);
         let qkv = Var::from_tensor(&case.qkv).unwrap();
         group.throughput(Throughput::Elements(case.flop * 7 / 2));
-        for kernels in [Kernels::Fused, Kernels::Reference] {
+        for kernels in case.kernels() {
             group.bench_function(BenchmarkId::new(kernels.to_string(), &case.name), |b| {
-                b.iter(|| case.run(&qkv, kernels).sum_all().unwrap().backward().unwrap())
+                b.iter(|| case.run(&qkv, *kernels).sum_all().unwrap().backward().unwrap())
             });
         }
     }
@@ -83,6 +85,10 @@ impl Case {
             shape,
             flop: (sequences * length * (length + 1) / 2 * 4 * heads * head_dim) as u64,
         }
+    }
+
+    fn kernels(&self) -> &'static [Kernels] {
+        if self.segments[0].tokens.len() > 4096 { &[Kernels::Fused] } else { &[Kernels::Fused, Kernels::Reference] }
     }
 
     fn run(&self, qkv: &Tensor, kernels: Kernels) -> Tensor {

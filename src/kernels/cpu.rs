@@ -98,25 +98,25 @@ pub(crate) unsafe fn written<T>(n: usize, fill: impl FnOnce(&mut [MaybeUninit<T>
 }
 
 /// An array under construction that all threads write, each in places of its own.
-pub(crate) struct Shared {
-    start: *mut f32,
+pub(crate) struct Shared<T> {
+    start: *mut T,
     len: usize,
 }
 
 // SAFETY: nothing is read or written through it but by `at`, whose callers promise not to meet.
-unsafe impl Sync for Shared {}
+unsafe impl<T: Send> Sync for Shared<T> {}
 
-impl Shared {
-    pub(crate) fn new(values: &mut [MaybeUninit<f32>]) -> Self {
+impl<T> Shared<T> {
+    pub(crate) fn new(values: &mut [MaybeUninit<T>]) -> Self {
         Self { start: values.as_mut_ptr().cast(), len: values.len() }
     }
 
-    /// The `n` floats from `start` on.
+    /// The `n` elements from `start` on.
     ///
     /// # Safety
     /// No other thread may use them at the same time, and they must be written before they are read.
     #[inline(always)]
-    pub(crate) unsafe fn at(&self, start: usize, n: usize) -> *mut f32 {
+    pub(crate) unsafe fn at(&self, start: usize, n: usize) -> *mut T {
         assert!(start + n <= self.len);
         // SAFETY: inside the array.
         unsafe { self.start.add(start) }

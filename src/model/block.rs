@@ -9,6 +9,7 @@ use super::layers::{Attention, Mlp, RmsNorm};
 use super::parameters::Parameter;
 use crate::error::{Error, Result};
 use crate::kernels::Dtype;
+use crate::kernels::attention::Softmaxes;
 use crate::kernels::cpu::{sum, with_floats};
 
 pub(super) struct Block {
@@ -35,6 +36,7 @@ pub(super) struct Activations {
     qkv: Tensor,
     /// `[T, heads * head_dim]`
     mixed: Tensor,
+    softmaxes: Softmaxes,
     /// What the attention adds, before its norm; only where there is one.
     added: Option<Tensor>,
     /// Between attention and feed-forward network, `[N, D]`.
@@ -50,7 +52,7 @@ impl Activations {
     pub(super) fn bytes(&self) -> usize {
         let optional = [&self.added, &self.gate_up, &self.fed].into_iter().flatten();
         let all = [&self.input, &self.qkv, &self.mixed, &self.middle].into_iter().chain(optional);
-        all.map(|tensor| 4 * tensor.elem_count()).sum()
+        all.map(|tensor| 4 * tensor.elem_count()).sum::<usize>() + self.softmaxes.bytes()
     }
 }
 
@@ -58,7 +60,7 @@ impl Block {
     /// `x [T, D] -> [T, D]`, or `[N, D]` where only `rows` of it are wanted.
     pub(super) fn run(&self, x: Tensor, batch: &Batch, rows: Option<&[u32]>) -> Result<(Tensor, Activations)> {
         let qkv = self.attention.project_in(&self.attention_norm.forward(&x)?)?;
-        let mixed = self.attention.mix(&qkv, batch)?;
+        let (mixed, softmaxes) = self.attention.mix(&qkv, batch)?;
         let (mixed_rows, x_rows) = (select(&mixed, rows)?, select(&x, rows)?);
         let (middle, added) = match &self.attention_post_norm {
             None => (self.attention.project_add(&mixed_rows, &x_rows)?, None),
@@ -79,7 +81,7 @@ impl Block {
                 ((&middle + norm.forward(&fed)?)?, Some(fed))
             }
         };
-        Ok((y, Activations { input: x, qkv, mixed, added, middle, gate_up, fed }))
+        Ok((y, Activations { input: x, qkv, mixed, softmaxes, added, middle, gate_up, fed }))
     }
 
     /// Adds to the gradients of whatever is trained; from `dy` to the gradient of the input.
@@ -104,7 +106,7 @@ impl Block {
         let tokens = kept.input.dim(0)?;
         let (d_mixed, d_middle) = (spread(d_mixed, rows, tokens)?, spread(d_middle, rows, tokens)?);
         let normed = self.attention_norm.forward(&kept.input)?;
-        let d_normed = self.attention.backward(&normed, &kept.qkv, &kept.mixed, &d_mixed, batch)?;
+        let d_normed = self.attention.backward(&normed, &kept.qkv, (&kept.mixed, &kept.softmaxes), &d_mixed, batch)?;
         Ok(sum(&d_middle, &self.attention_norm.backward(&kept.input, &d_normed)?)?)
     }
 

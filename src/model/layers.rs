@@ -9,7 +9,7 @@ use super::lora::{AdapterSwitch, Lora, LoraOptions};
 use super::parameters::{Parameter, Part, Vector};
 use super::{Batch, LoadOptions, Source};
 use crate::error::Result;
-use crate::kernels::attention::{AttentionShape, attention, attention_backward};
+use crate::kernels::attention::{AttentionShape, Softmaxes, attention_backward, attention_keeping};
 use crate::kernels::cpu::column_sums;
 use crate::kernels::gated::{Activation, gated, gated_backward};
 use crate::kernels::matmul::Matrix;
@@ -215,8 +215,9 @@ impl Attention {
     }
 
     /// What the heads read from the batch: `qkv [T, q | k | v] -> [T, heads * head_dim]`, before the output projection.
-    pub(super) fn mix(&self, qkv: &Tensor, batch: &Batch) -> Result<Tensor> {
-        attention(&self.normed(qkv)?, &batch.segments, &self.rotary, &self.shape, self.kernels)
+    /// With what the backward pass needs.
+    pub(super) fn mix(&self, qkv: &Tensor, batch: &Batch) -> Result<(Tensor, Softmaxes)> {
+        attention_keeping(&self.normed(qkv)?, &batch.segments, &self.rotary, &self.shape, self.kernels)
     }
 
     /// `mixed W_o^T`
@@ -235,9 +236,17 @@ impl Attention {
     }
 
     /// From the gradient of what [`Attention::mix`] gave to that of the `x` which was projected in.
-    pub(super) fn backward(&self, x: &Tensor, qkv: &Tensor, mixed: &Tensor, d_mixed: &Tensor, batch: &Batch) -> Result<Tensor> {
+    pub(super) fn backward(
+        &self,
+        x: &Tensor,
+        qkv: &Tensor,
+        (mixed, softmaxes): (&Tensor, &Softmaxes),
+        d_mixed: &Tensor,
+        batch: &Batch,
+    ) -> Result<Tensor> {
         let normed = self.normed(qkv)?;
-        let mut d_qkv = attention_backward(&normed, &batch.segments, &self.rotary, &self.shape, mixed, d_mixed)?;
+        let (segments, shape) = (&batch.segments, &self.shape);
+        let mut d_qkv = attention_backward(&normed, segments, &self.rotary, shape, mixed, softmaxes, d_mixed)?;
         if let Some((q, k)) = &self.qk_norm {
             let (q_weight, k_weight) = (q.weight.get(), k.weight.get());
             let AttentionShape { heads, kv_heads, .. } = self.shape;

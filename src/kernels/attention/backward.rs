@@ -1,4 +1,4 @@
-//! The gradient of fused attention. Nothing but the output was kept: scores are computed again.
+//! The gradient of fused attention. The output was kept and each row's softmax, not the scores: they are computed again.
 //!
 //! For one query row with weights `p = softmax(s)`, output `y = sum p v` and upstream gradient `dy` (FlashAttention, Dao et al.
 //! 2022, arXiv 2205.14135, appendix B.4):
@@ -9,52 +9,190 @@
 //!
 //! with `ds` times `1 - (s / cap)^2` under a softcap, and `dq` and `dk` turned back by the rotary angle in the end.
 //!
-//! A task is one kv head of all segments that are connected through contexts: it alone adds to its keys' gradients, in the order
-//! of the rows, so the sums do not depend on the threads. One long sequence makes only as many tasks as there are kv heads.
+//! A task is one kv head of a share of a family, that is, of the segments that are connected through contexts. It adds to the gradients of
+//! the keys it sees in the order of its rows, tile by tile for a block of rows at a time, as the forward pass does; in the end the shares
+//! are added up in order. A family is cut by what it costs, and by nothing else, so that the sums do not depend on threads or neighbours.
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::fused::{QueryRows, Running};
+use super::fused::{QueryRows, Running, Strip};
 use super::pack::{Packed, Part, padded};
-use super::plan::{GRANULE, Plan, tiles};
+use super::plan::{GRANULE, Plan};
 use super::problem::Problem;
 use super::shape::AttentionShape;
 use super::strip::{STRIDE, STRIP, View, add_transposed, look, products, weighted_sums};
 use crate::kernels::Segment;
 use crate::kernels::cpu::{Shared, written};
-use crate::kernels::exp::exp;
+use crate::kernels::exp::exp_of_nonpositive;
 use crate::kernels::lanes::Lanes;
 use crate::kernels::level::Kernel;
 
-/// The gradient of `qkv` from the output `[T, heads * head_dim]` and its gradient.
-pub(super) fn gradient(problem: &Problem, output: &[f32], d_output: &[f32]) -> Vec<f32> {
+/// Strips of a block: they share each tile while that is in the second-level cache.
+const STRIPS: usize = 16;
+/// Pairs of query and key in a share, about: those of a sequence of 1,024 tokens.
+const SHARE: usize = 1 << 19;
+/// A share holds the gradients of all keys that it sees, so that there are only so many.
+const MAX_SHARES: usize = 8;
+
+/// The gradient of `qkv` from the output `[T, heads * head_dim]`, the softmaxes that came with it and the output's gradient.
+pub(super) fn gradient(problem: &Problem, output: &[f32], softmaxes: &[Running], d_output: &[f32]) -> Vec<f32> {
     let plan = Plan::new(problem.segments);
     let key_columns = Packed::by_column(problem, &plan, Part::Keys);
     let key_rows = Packed::by_row(problem, &plan, Part::Keys);
     let value_columns = Packed::by_column(problem, &plan, Part::Values);
     let families = families(problem.segments);
     let kv_heads = problem.shape.kv_heads;
+    let window = problem.shape.window.unwrap_or(usize::MAX);
+    // One family after the other, in it one head after the other, and in that one share after the other.
+    let mut tasks = Vec::new();
+    for (family, segments) in families.iter().enumerate() {
+        let shares = shares(segments, problem, window);
+        tasks.extend((0..kv_heads).map(|kv_head| (family, kv_head, shares.clone())));
+    }
     let fill = |d_qkv: &mut [MaybeUninit<f32>]| {
         let d_qkv = Shared::new(d_qkv);
-        (0..families.len() * kv_heads).into_par_iter().with_max_len(1).for_each(|task| {
-            problem.level.run(Backward {
-                problem,
-                plan: &plan,
-                key_columns: &key_columns,
-                key_rows: &key_rows,
-                value_columns: &value_columns,
-                output,
-                d_output,
-                family: &families[task / kv_heads],
-                kv_head: task % kv_heads,
-                d_qkv: &d_qkv,
-            });
+        tasks.par_iter().with_max_len(1).for_each(|(family, kv_head, shares)| {
+            let of_share = |share: &Vec<Piece>| {
+                problem.level.run(Backward {
+                    problem,
+                    plan: &plan,
+                    key_columns: &key_columns,
+                    key_rows: &key_rows,
+                    value_columns: &value_columns,
+                    output,
+                    softmaxes,
+                    d_output,
+                    share,
+                    kv_head: *kv_head,
+                    d_qkv: &d_qkv,
+                })
+            };
+            let found: Vec<KeyGradients> = shares.par_iter().with_max_len(1).map(of_share).collect();
+            let whole = found.into_iter().reduce(KeyGradients::join);
+            if let Some(whole) = whole {
+                whole.write(&families[*family], *kv_head, problem, &plan, &d_qkv);
+            }
         });
     };
-    // SAFETY: every token is in one family, and that family's tasks write all its columns.
+    // SAFETY: every token is in one family, in one piece of its shares, and the tasks of its family write all its columns.
     unsafe { written(problem.qkv.len(), fill) }
+}
+
+/// Some tokens of a segment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Piece {
+    segment: usize,
+    tokens: Range<usize>,
+}
+
+fn block_tokens(shape: &AttentionShape) -> usize {
+    (STRIPS * STRIP / shape.group()).max(1)
+}
+
+/// A family cut into shares of about equal cost, in the order of the rows.
+fn shares(family: &[usize], problem: &Problem, window: usize) -> Vec<Vec<Piece>> {
+    let cost = |token: usize| (problem.positions[token] + 1).min(window);
+    let tokens = || family.iter().flat_map(|&segment| problem.segments[segment].tokens.clone());
+    let whole: usize = tokens().map(cost).sum();
+    let n_shares = (whole / SHARE).clamp(1, MAX_SHARES);
+    let block = block_tokens(problem.shape);
+    let mut shares = vec![Vec::new()];
+    let mut spent = 0;
+    for &segment in family {
+        let tokens = problem.segments[segment].tokens.clone();
+        for start in tokens.clone().step_by(block) {
+            let block = start..tokens.end.min(start + block);
+            if spent * n_shares >= whole * shares.len() {
+                shares.push(Vec::new());
+            }
+            spent += block.clone().map(cost).sum::<usize>();
+            let Some(share) = shares.last_mut() else { continue };
+            match share.last_mut() {
+                Some(Piece { segment: last, tokens }) if *last == segment => tokens.end = block.end,
+                _ => share.push(Piece { segment, tokens: block }),
+            }
+        }
+    }
+    shares
+}
+
+/// The gradients of the keys and values that a share sees, of one kv head.
+struct KeyGradients {
+    /// Where those of each granule begin; `usize::MAX` for one that nobody here sees.
+    places: Vec<usize>,
+    granules: Vec<usize>,
+    d_keys: Vec<f32>,
+    d_values: Vec<f32>,
+    width: usize,
+}
+
+impl KeyGradients {
+    fn zeros(granules: impl Iterator<Item = usize>, plan: &Plan, width: usize) -> KeyGradients {
+        let mut zeros =
+            KeyGradients { places: vec![usize::MAX; plan.rows.len()], granules: Vec::new(), d_keys: Vec::new(), d_values: Vec::new(), width };
+        granules.for_each(|granule| zeros.add_granule(granule));
+        let len = zeros.granules.len() * GRANULE * width;
+        (zeros.d_keys, zeros.d_values) = (vec![0.0; len], vec![0.0; len]);
+        zeros
+    }
+
+    /// Makes room for a granule, if it is not there.
+    fn add_granule(&mut self, granule: usize) {
+        if self.places[granule] == usize::MAX {
+            self.places[granule] = self.granules.len() * GRANULE * self.width;
+            self.granules.push(granule);
+        }
+    }
+
+    fn place(&self, granule: usize) -> Range<usize> {
+        self.places[granule]..self.places[granule] + GRANULE * self.width
+    }
+
+    /// Adds a later share's.
+    fn join(mut self, other: KeyGradients) -> KeyGradients {
+        other.granules.iter().for_each(|&granule| self.add_granule(granule));
+        let len = self.granules.len() * GRANULE * self.width;
+        self.d_keys.resize(len, 0.0);
+        self.d_values.resize(len, 0.0);
+        for &granule in &other.granules {
+            let (to, from) = (self.place(granule), other.place(granule));
+            let add = |to: &mut [f32], from: &[f32]| to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
+            add(&mut self.d_keys[to.clone()], &other.d_keys[from.clone()]);
+            add(&mut self.d_values[to], &other.d_values[from]);
+        }
+        self
+    }
+
+    /// Writes the gradients of a family's keys and values.
+    fn write(mut self, family: &[usize], kv_head: usize, problem: &Problem, plan: &Plan, d_qkv: &Shared<f32>) {
+        let AttentionShape { heads, kv_heads, head_dim, .. } = *problem.shape;
+        let width = self.width;
+        // A row that stands in several granules has a part of its gradient in each: all go to its own.
+        let places = self.places;
+        let own = |token: usize| places[plan.own[token]] + problem.positions[token] % GRANULE * width;
+        for &granule in &self.granules {
+            for (lane, &token) in plan.rows[granule].iter().enumerate().filter(|&(_, &token)| plan.own[token] != granule) {
+                let (from, to) = (places[granule] + lane * width, own(token));
+                for d in 0..head_dim {
+                    self.d_keys[to + d] += self.d_keys[from + d];
+                    self.d_values[to + d] += self.d_values[from + d];
+                }
+            }
+        }
+        let head_of = |token: usize, head: usize| {
+            let start = token * problem.shape.columns() + head * head_dim;
+            // SAFETY: keys and values of this family and kv head belong to the task that calls.
+            unsafe { std::slice::from_raw_parts_mut(d_qkv.at(start, head_dim).cast::<MaybeUninit<f32>>(), head_dim) }
+        };
+        for token in family.iter().flat_map(|&segment| problem.segments[segment].tokens.clone()) {
+            let to = head_of(token, heads + kv_head).write_copy_of_slice(&self.d_keys[own(token)..][..head_dim]);
+            problem.rotary.rotate_head(to, problem.positions[token], -1.0);
+            head_of(token, heads + kv_heads + kv_head).write_copy_of_slice(&self.d_values[own(token)..][..head_dim]);
+        }
+    }
 }
 
 /// Groups of segments that see each other's rows, ascending; segments of different families share nothing.
@@ -93,20 +231,20 @@ struct Backward<'a> {
     key_rows: &'a Packed,
     value_columns: &'a Packed,
     output: &'a [f32],
+    softmaxes: &'a [Running],
     d_output: &'a [f32],
-    /// Segments.
-    family: &'a [usize],
+    share: &'a [Piece],
     kv_head: usize,
-    d_qkv: &'a Shared,
+    d_qkv: &'a Shared<f32>,
 }
 
 impl Kernel for Backward<'_> {
-    type Output = ();
+    type Output = KeyGradients;
 
     #[inline(always)]
-    unsafe fn run<V: Lanes>(self) {
+    unsafe fn run<V: Lanes>(self) -> KeyGradients {
         // SAFETY: by contract.
-        unsafe { if V::N == 16 { self.family::<V, 4>() } else { self.family::<V, 2>() } }
+        unsafe { if V::N == 16 { self.pieces::<V, 4>() } else { self.pieces::<V, 2>() } }
     }
 }
 
@@ -114,132 +252,97 @@ impl Backward<'_> {
     /// # Safety
     /// The processor must have `V`'s instructions.
     #[inline(always)]
-    unsafe fn family<V: Lanes, const C: usize>(self) {
-        let Backward { problem, plan, kv_head, .. } = self;
-        let AttentionShape { heads, kv_heads, head_dim, .. } = *problem.shape;
-        let width = padded(head_dim);
-        // Where the gradients of each granule that this family sees begin.
-        let mut places = vec![usize::MAX; plan.rows.len()];
-        let mut granules = Vec::new();
-        for &granule in self.family.iter().flat_map(|&segment| &plan.seen[segment]) {
-            if places[granule] == usize::MAX {
-                places[granule] = granules.len() * GRANULE * width;
-                granules.push(granule);
-            }
-        }
-        let mut d_keys = vec![0.0; granules.len() * GRANULE * width];
-        let mut d_values = vec![0.0; granules.len() * GRANULE * width];
-        for &segment in self.family {
-            // SAFETY: by contract; the offsets are those of the granules this family sees.
-            unsafe { self.segment::<V, C>(segment, &places, &mut d_keys, &mut d_values) };
-        }
-        // A row that stands in several granules has a part of its gradient in each: all go to its own.
-        let own = |token: usize| places[plan.own[token]] + problem.positions[token] % GRANULE * width;
-        for &granule in &granules {
-            for (lane, &token) in plan.rows[granule].iter().enumerate().filter(|&(_, &token)| plan.own[token] != granule) {
-                let (from, to) = (places[granule] + lane * width, own(token));
-                for d in 0..head_dim {
-                    d_keys[to + d] += d_keys[from + d];
-                    d_values[to + d] += d_values[from + d];
-                }
-            }
-        }
-
-        let head_of = |token: usize, head: usize| {
-            let start = token * problem.shape.columns() + head * head_dim;
-            // SAFETY: keys and values of this family and kv head belong to this task.
-            unsafe { std::slice::from_raw_parts_mut(self.d_qkv.at(start, head_dim).cast::<MaybeUninit<f32>>(), head_dim) }
+    unsafe fn pieces<V: Lanes, const C: usize>(self) -> KeyGradients {
+        let Backward { problem, plan, share, .. } = self;
+        // Up to the last position of each piece: no query of it looks further.
+        let of_piece = |piece: &Piece| {
+            let end = piece.tokens.end.checked_sub(1).map_or(0, |last| problem.positions[last] / GRANULE + 1);
+            &plan.seen[piece.segment][..end]
         };
-        for token in self.family.iter().flat_map(|&segment| problem.segments[segment].tokens.clone()) {
-            let to = head_of(token, heads + kv_head).write_copy_of_slice(&d_keys[own(token)..][..head_dim]);
-            problem.rotary.rotate_head(to, problem.positions[token], -1.0);
-            head_of(token, heads + kv_heads + kv_head).write_copy_of_slice(&d_values[own(token)..][..head_dim]);
+        let granules = share.iter().flat_map(|piece| of_piece(piece).iter().copied());
+        let mut sums = KeyGradients::zeros(granules, plan, padded(problem.shape.head_dim));
+        let block = block_tokens(problem.shape);
+        for Piece { segment, tokens } in share {
+            for start in tokens.clone().step_by(block) {
+                // SAFETY: by contract; the sums have room for what the piece sees.
+                unsafe { self.block::<V, C>(&plan.seen[*segment], start..tokens.end.min(start + block), &mut sums) };
+            }
         }
+        sums
     }
 
-    /// Writes the gradients of a segment's queries and adds to those of the keys and values it sees.
+    /// Writes the gradients of a block's queries and adds to those of the keys and values that it sees.
     ///
     /// # Safety
-    /// The processor must have `V`'s instructions; `places` gives each granule's place in `d_keys` and `d_values`.
+    /// The processor must have `V`'s instructions.
     #[inline(always)]
-    unsafe fn segment<V: Lanes, const C: usize>(
-        &self,
-        segment: usize,
-        places: &[usize],
-        d_keys: &mut [f32],
-        d_values: &mut [f32],
-    ) {
+    unsafe fn block<V: Lanes, const C: usize>(&self, seen: &[usize], tokens: Range<usize>, sums: &mut KeyGradients) {
         let Backward { problem, kv_head, .. } = *self;
         let AttentionShape { heads, head_dim, scale, softcap, .. } = *problem.shape;
         let window = problem.shape.window.unwrap_or(usize::MAX);
-        let tokens = problem.segments[segment].tokens.clone();
         let rows = QueryRows::new(tokens, kv_head, problem.shape);
-        let width = padded(head_dim);
-        let (mut weights, mut d_scores) = ([0.0; STRIP * STRIDE], [0.0; STRIP * STRIDE]);
-        let mut strips = vec![0.0; 3 * STRIP * width];
-        let (queries, rest) = strips.split_at_mut(STRIP * width);
-        let (d_outputs, d_queries) = rest.split_at_mut(STRIP * width);
-        for start in (0..rows.len()).step_by(STRIP) {
-            let n_rows = STRIP.min(rows.len() - start);
-            let mut positions = [0; STRIP];
-            let mut dots = [0.0; STRIP];
-            for r in 0..STRIP {
-                let (token, head) = rows.place(start + r);
-                positions[r] = problem.positions[token];
-                let query = &mut queries[r * width..][..head_dim];
-                query.copy_from_slice(problem.query(token, head));
-                problem.rotary.rotate_head(query, positions[r], 1.0);
-                query.iter_mut().for_each(|x| *x *= scale);
+        let width = sums.width;
+        let size = STRIP * width;
+        let strips = rows.strips(problem.positions, window);
+        let n_rows = strips.len() * STRIP;
+        let mut all = vec![0.0; 3 * n_rows * width];
+        let (queries, rest) = all.split_at_mut(n_rows * width);
+        let (d_outputs, d_queries) = rest.split_at_mut(n_rows * width);
+        let mut dots = vec![0.0; n_rows];
+        let mut softmaxes = Vec::with_capacity(n_rows);
+        for row in 0..n_rows {
+            let (token, head) = rows.place(row);
+            softmaxes.push(self.softmaxes[token * heads + head]);
+            let query = &mut queries[row * width..][..head_dim];
+            query.copy_from_slice(problem.query(token, head));
+            problem.rotary.rotate_head(query, problem.positions[token], 1.0);
+            query.iter_mut().for_each(|x| *x *= scale);
+            // The rows that only fill the strip have no upstream gradient, and add zeros.
+            if row < rows.len() {
                 let place = (token * heads + head) * head_dim;
                 let (y, dy) = (&self.output[place..][..head_dim], &self.d_output[place..][..head_dim]);
-                dots[r] = y.iter().zip(dy).map(|(y, dy)| y * dy).sum();
-                d_outputs[r * width..][..head_dim].copy_from_slice(dy);
+                dots[row] = y.iter().zip(dy).map(|(y, dy)| y * dy).sum();
+                d_outputs[row * width..][..head_dim].copy_from_slice(dy);
             }
-            // The rows that only fill the strip: without an upstream gradient they add zeros.
-            d_outputs[n_rows * width..].fill(0.0);
-            dots[n_rows..].fill(0.0);
-            d_queries.fill(0.0);
+        }
 
-            let reach = || tiles(&self.plan.seen[segment], positions[0], positions[STRIP - 1], window);
-            let view = |r: usize| View { position: positions[r], window, softcap };
-            let mut running = [Running::START; STRIP];
-            // SAFETY: the instructions are there by contract; each operand is packed as its product wants it.
-            unsafe {
-                for tile in reach() {
-                    products::<V, C>(self.key_columns.head(kv_head), tile, queries, head_dim, &mut weights);
-                    for r in 0..STRIP {
-                        let row = &mut weights[r * STRIDE..][..tile.granules.len() * GRANULE];
-                        let highest = look::<V>(row, tile, view(r));
-                        running[r].weigh::<V>(row, highest);
+        let (mut weights, mut d_scores) = ([0.0; STRIP * STRIDE], [0.0; STRIP * STRIDE]);
+        // SAFETY: the instructions are there by contract; each operand is packed as its product wants it.
+        unsafe {
+            for number in Strip::tiles(&strips) {
+                for (s, strip) in strips.iter().enumerate() {
+                    let tile = strip.reach.tile(seen, number);
+                    if tile.granules.is_empty() {
+                        continue;
                     }
-                }
-                for tile in reach() {
+                    let (queries, d_outputs) = (&queries[s * size..][..size], &d_outputs[s * size..][..size]);
                     products::<V, C>(self.key_columns.head(kv_head), tile, queries, head_dim, &mut weights);
                     products::<V, C>(self.value_columns.head(kv_head), tile, d_outputs, head_dim, &mut d_scores);
                     for r in 0..STRIP {
                         let row = r * STRIDE..r * STRIDE + tile.granules.len() * GRANULE;
-                        look::<V>(&mut weights[row.clone()], tile, view(r));
-                        score_gradients::<V>(&mut weights[row.clone()], &mut d_scores[row], running[r], dots[r], softcap);
+                        look::<V>(&mut weights[row.clone()], tile, View { position: strip.positions[r], window, softcap });
+                        let (weights, d_scores) = (&mut weights[row.clone()], &mut d_scores[row]);
+                        score_gradients::<V>(weights, d_scores, softmaxes[s * STRIP + r], dots[s * STRIP + r], softcap);
                     }
-                    let ones = [1.0; STRIP];
-                    weighted_sums::<V, C>(self.key_rows.head(kv_head), tile, &d_scores, positions[STRIP - 1], &ones, d_queries);
+                    let (ones, d_queries) = ([1.0; STRIP], &mut d_queries[s * size..][..size]);
+                    weighted_sums::<V, C>(self.key_rows.head(kv_head), tile, &d_scores, strip.last(), &ones, d_queries);
                     for (g, &granule) in tile.granules.iter().enumerate() {
-                        let place = places[granule]..places[granule] + GRANULE * width;
-                        add_transposed::<V, C>(&d_scores, g, queries, &mut d_keys[place.clone()]);
-                        add_transposed::<V, C>(&weights, g, d_outputs, &mut d_values[place]);
+                        let place = sums.place(granule);
+                        add_transposed::<V, C>(&d_scores, g, queries, &mut sums.d_keys[place.clone()]);
+                        add_transposed::<V, C>(&weights, g, d_outputs, &mut sums.d_values[place]);
                     }
                 }
             }
-            for r in 0..n_rows {
-                let (token, head) = rows.place(start + r);
-                let d_query = &mut d_queries[r * width..][..head_dim];
-                problem.rotary.rotate_head(d_query, positions[r], -1.0);
-                d_query.iter_mut().for_each(|x| *x *= scale);
-                // SAFETY: this token's query heads of this kv head belong to this task.
-                unsafe {
-                    let to = self.d_qkv.at(token * problem.shape.columns() + head * head_dim, head_dim);
-                    std::ptr::copy_nonoverlapping(d_query.as_ptr(), to, head_dim);
-                }
+        }
+        for (row, d_query) in d_queries.chunks_exact_mut(width).enumerate().take(rows.len()) {
+            let (token, head) = rows.place(row);
+            let d_query = &mut d_query[..head_dim];
+            problem.rotary.rotate_head(d_query, problem.positions[token], -1.0);
+            d_query.iter_mut().for_each(|x| *x *= scale);
+            // SAFETY: this token's query heads of this kv head belong to this task.
+            unsafe {
+                let to = self.d_qkv.at(token * problem.shape.columns() + head * head_dim, head_dim);
+                std::ptr::copy_nonoverlapping(d_query.as_ptr(), to, head_dim);
             }
         }
     }
@@ -259,7 +362,7 @@ unsafe fn score_gradients<V: Lanes>(scores: &mut [f32], d_weights: &mut [f32], r
         for vector in (0..scores.len()).step_by(V::N) {
             let (score_at, d_at) = (scores.as_mut_ptr().add(vector), d_weights.as_mut_ptr().add(vector));
             let score = V::load(score_at);
-            let weight = exp(score.sub(maximum)).mul(share);
+            let weight = exp_of_nonpositive(score.sub(maximum)).mul(share);
             let mut d_score = V::load(d_at).sub(dot).mul(weight);
             if let Some(cap) = softcap {
                 // Hidden keys have the score -infinity, which -1 stands for: slope 0.

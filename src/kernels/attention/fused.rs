@@ -3,13 +3,13 @@
 //! ```text
 //! pack    every key row turned and transposed, every value row copied          once per row and kv head
 //! block   some tokens of a segment x the query heads of one kv head            one task
-//! strip     six query rows: turn, scale
-//! tile        256 keys: scores -> running softmax -> outputs += weights x values
+//! tile      256 keys, which stay in the second-level cache
+//! strip       six query rows, turned and scaled: scores -> running softmax -> outputs += weights x values
 //! ```
 //!
 //! The running softmax (Milakov and Gimelshein 2018, arXiv 1805.02867; FlashAttention, Dao et al. 2022, arXiv 2205.14135) keeps
 //! each row's maximum and sum, and shrinks what it has when a later tile raises the maximum. Memory beyond the packed keys and
-//! values is one strip's scores of one tile.
+//! values is a block's rows and one strip's scores of one tile.
 //!
 //! Each row's sums run over its own keys in tiles counted from its sequence's start, in order. So neither the other rows of the
 //! batch nor the threads change a bit of its result, nor whether the start of the sequence is shared. Masked keys get weight 0;
@@ -21,7 +21,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::pack::{Packed, Part, padded};
-use super::plan::{GRANULE, Plan, tiles};
+use super::plan::{GRANULE, Plan, Reach};
 use super::problem::Problem;
 use super::shape::AttentionShape;
 use super::strip::{STRIDE, STRIP, View, look, products, weighted_sums};
@@ -34,21 +34,30 @@ use crate::kernels::level::Kernel;
 /// Strips in a task of its own: coarse enough to be worth handing to a thread, fine enough to balance threads.
 const STRIPS: usize = 8;
 
-/// `[T, heads * head_dim]`
-pub(super) fn attention(problem: &Problem) -> Vec<f32> {
+/// `[T, heads * head_dim]`, and of each row and head the softmax, `[T, heads]`, for the backward pass.
+pub(super) fn attention(problem: &Problem) -> (Vec<f32>, Vec<Running>) {
     let plan = Plan::new(problem.segments);
     let keys = Packed::by_column(problem, &plan, Part::Keys);
     let values = Packed::by_row(problem, &plan, Part::Values);
     let blocks = blocks(problem.segments, problem.shape);
+    let n_rows = problem.positions.len() * problem.shape.heads;
+    let mut softmaxes = Vec::new();
     let fill = |output: &mut [MaybeUninit<f32>]| {
         let output = Shared::new(output);
-        blocks.par_iter().with_max_len(1).for_each(|block| {
-            let seen = &plan.seen[block.segment];
-            problem.level.run(Forward { problem, seen, keys: &keys, values: &values, block, output: &output });
-        });
+        let fill = |softmaxes: &mut [MaybeUninit<Running>]| {
+            let softmaxes = Shared::new(softmaxes);
+            blocks.par_iter().with_max_len(1).for_each(|block| {
+                let seen = &plan.seen[block.segment];
+                let (output, softmaxes) = (&output, &softmaxes);
+                problem.level.run(Forward { problem, seen, keys: &keys, values: &values, block, output, softmaxes });
+            });
+        };
+        // SAFETY: as below.
+        softmaxes = unsafe { written(n_rows, fill) };
     };
     // SAFETY: the blocks cover every token and every head, and each writes its own.
-    unsafe { written(problem.positions.len() * problem.shape.heads * problem.shape.head_dim, fill) }
+    let output = unsafe { written(n_rows * problem.shape.head_dim, fill) };
+    (output, softmaxes)
 }
 
 /// The unit of work: some tokens of a segment, all query heads of one kv head.
@@ -80,7 +89,8 @@ struct Forward<'a> {
     /// By row.
     values: &'a Packed,
     block: &'a Block,
-    output: &'a Shared,
+    output: &'a Shared<f32>,
+    softmaxes: &'a Shared<Running>,
 }
 
 impl Kernel for Forward<'_> {
@@ -103,53 +113,56 @@ impl Forward<'_> {
         let AttentionShape { heads, head_dim, scale, softcap, .. } = *problem.shape;
         let width = padded(head_dim);
         let (keys, values) = (self.keys.head(block.kv_head), self.values.head(block.kv_head));
-        let mut scores = [0.0; STRIP * STRIDE];
-        let mut rows = vec![0.0; 2 * STRIP * width];
-        let (queries, outputs) = rows.split_at_mut(STRIP * width);
-
         let rows = QueryRows::new(block.tokens.clone(), block.kv_head, problem.shape);
-        for start in (0..rows.len()).step_by(STRIP) {
-            let mut positions = [0; STRIP];
-            for (r, query) in queries.chunks_exact_mut(width).enumerate() {
-                let (token, head) = rows.place(start + r);
-                positions[r] = problem.positions[token];
-                let query = &mut query[..head_dim];
-                query.copy_from_slice(problem.query(token, head));
-                problem.rotary.rotate_head(query, positions[r], 1.0);
-                query.iter_mut().for_each(|x| *x *= scale);
-            }
-            for r in STRIP..2 * STRIP {
-                let (token, head) = rows.place(start + r);
-                prefetch(problem.query(token, head));
-            }
-            let window = problem.shape.window.unwrap_or(usize::MAX);
-            let mut running = [Running::START; STRIP];
-            let mut shrinks = [0.0; STRIP];
-            outputs.fill(0.0);
-            for tile in tiles(seen, positions[0], positions[STRIP - 1], window) {
+        let window = problem.shape.window.unwrap_or(usize::MAX);
+        let mut strips = rows.strips(problem.positions, window);
+        let n_rows = strips.len() * STRIP;
+        let mut queries = Vec::with_capacity(n_rows * width);
+        for row in 0..n_rows {
+            let (token, head) = rows.place(row);
+            let (next_token, next_head) = rows.place(row + STRIP);
+            prefetch(problem.query(next_token, next_head));
+            queries.extend_from_slice(problem.query(token, head));
+            let query = &mut queries[row * width..];
+            problem.rotary.rotate_head(query, problem.positions[token], 1.0);
+            query.iter_mut().for_each(|x| *x *= scale);
+            queries.resize((row + 1) * width, 0.0);
+        }
+        let mut outputs = vec![0.0; n_rows * width];
+        let mut scores = [0.0; STRIP * STRIDE];
+        let mut shrinks = [0.0; STRIP];
+        for number in Strip::tiles(&strips) {
+            let each = strips.iter_mut().zip(queries.chunks_exact(STRIP * width)).zip(outputs.chunks_exact_mut(STRIP * width));
+            for ((strip, queries), outputs) in each {
+                let tile = strip.reach.tile(seen, number);
+                if tile.granules.is_empty() {
+                    continue;
+                }
                 // SAFETY: the instructions are there by contract; keys are packed by column, values by row.
                 unsafe {
                     products::<V, C>(keys, tile, queries, head_dim, &mut scores);
                     for r in 0..STRIP {
                         let row = &mut scores[r * STRIDE..][..tile.granules.len() * GRANULE];
-                        let highest = look::<V>(row, tile, View { position: positions[r], window, softcap });
-                        shrinks[r] = running[r].weigh::<V>(row, highest);
+                        let highest = look::<V>(row, tile, View { position: strip.positions[r], window, softcap });
+                        shrinks[r] = strip.running[r].weigh::<V>(row, highest);
                     }
-                    weighted_sums::<V, C>(values, tile, &scores, positions[STRIP - 1], &shrinks, outputs);
+                    weighted_sums::<V, C>(values, tile, &scores, strip.last(), &shrinks, outputs);
                 }
             }
-            for r in 0..STRIP.min(rows.len() - start) {
-                let (token, head) = rows.place(start + r);
-                // SAFETY: the instructions are there by contract; this row and head belong to this block alone.
-                unsafe {
-                    let share = V::splat(1.0 / running[r].sum);
-                    let to = self.output.at((token * heads + head) * head_dim, head_dim);
-                    for_lanes::<V>(
-                        head_dim,
-                        #[inline(always)]
-                        |d, n| store(load::<V>(&outputs[r * width..], d, n).mul(share), to, d, n),
-                    );
-                }
+        }
+        for (row, outputs) in outputs.chunks_exact(width).enumerate().take(rows.len()) {
+            let (token, head) = rows.place(row);
+            let softmax = strips[row / STRIP].running[row % STRIP];
+            // SAFETY: the instructions are there by contract; this row and head belong to this block alone.
+            unsafe {
+                self.softmaxes.at(token * heads + head, 1).write(softmax);
+                let share = V::splat(1.0 / softmax.sum);
+                let to = self.output.at((token * heads + head) * head_dim, head_dim);
+                for_lanes::<V>(
+                    head_dim,
+                    #[inline(always)]
+                    |d, n| store(load::<V>(outputs, d, n).mul(share), to, d, n),
+                );
             }
         }
     }
@@ -177,11 +190,42 @@ impl QueryRows {
         let row = row.min(self.len() - 1);
         (self.tokens.start + row / self.group, self.first_head + row % self.group)
     }
+
+    /// The rows in strips, the last one filled up.
+    pub(super) fn strips(&self, positions: &[usize], window: usize) -> Vec<Strip> {
+        let strip = |start: usize| {
+            let positions = std::array::from_fn(|r| positions[self.place(start + r).0]);
+            let reach = Reach::new(positions[0], positions[STRIP - 1], window);
+            Strip { positions, reach, running: [Running::START; STRIP] }
+        };
+        (0..self.len()).step_by(STRIP).map(strip).collect()
+    }
+}
+
+/// [`STRIP`] neighbouring query rows, as far as they have got.
+pub(super) struct Strip {
+    pub positions: [usize; STRIP],
+    pub reach: Reach,
+    pub running: [Running; STRIP],
+}
+
+impl Strip {
+    pub(super) fn last(&self) -> usize {
+        self.positions[STRIP - 1]
+    }
+
+    /// Numbers of the tiles that any of these strips, in order, sees.
+    pub(super) fn tiles(strips: &[Strip]) -> Range<usize> {
+        match strips {
+            [] => 0..0,
+            [first, ..] => first.reach.tiles().start..strips[strips.len() - 1].reach.tiles().end,
+        }
+    }
 }
 
 /// One row's softmax as far as it has got.
-#[derive(Clone, Copy)]
-pub(super) struct Running {
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Running {
     pub maximum: f32,
     /// Of `exp(score - maximum)`.
     pub sum: f32,

@@ -15,10 +15,11 @@ mod strip;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
 
+use fused::Running;
 pub use positions::positions;
 use problem::Problem;
 pub use shape::AttentionShape;
@@ -42,35 +43,62 @@ pub fn attention(
     shape: &AttentionShape,
     kernels: Kernels,
 ) -> Result<Tensor> {
+    Ok(attention_keeping(qkv, segments, rotary, shape, kernels)?.0)
+}
+
+/// Each row's softmax, `[T, heads]`, which [`attention_backward`] would compute again: eight bytes a row and head. Empty where the kernels
+/// that ran keep none.
+#[derive(Debug, Clone, Default)]
+pub struct Softmaxes(Arc<OnceLock<Vec<Running>>>);
+
+impl Softmaxes {
+    pub fn bytes(&self) -> usize {
+        self.0.get().map_or(0, |rows| size_of_val(rows.as_slice()))
+    }
+}
+
+/// The same, and what its backward pass can use.
+pub fn attention_keeping(
+    qkv: &Tensor,
+    segments: &Arc<[Segment]>,
+    rotary: &Rotary,
+    shape: &AttentionShape,
+    kernels: Kernels,
+) -> Result<(Tensor, Softmaxes)> {
     shape.check()?;
+    let softmaxes = Softmaxes::default();
     let (tokens, columns) = qkv.dims2()?;
     if columns != shape.columns() {
         return Err(Error::new(format!("the fused projection has {columns} columns, expected {}", shape.columns())));
     }
     let positions = positions(segments, tokens)?;
     rotary.check(shape.head_dim, &positions)?;
-    match kernels {
-        Kernels::Reference => reference::attention(qkv, segments, &positions, rotary, shape),
+    let y = match kernels {
+        Kernels::Reference => reference::attention(qkv, segments, &positions, rotary, shape)?,
         Kernels::Fused => {
             let (segments, rotary, shape) = (segments.clone(), rotary.clone(), *shape);
-            let op = Attention { segments, positions, rotary, shape, level: Level::current() };
-            Ok(contiguous(qkv)?.apply_op1(op)?)
+            let op = Attention { segments, positions, rotary, shape, level: Level::current(), softmaxes: softmaxes.clone() };
+            contiguous(qkv)?.apply_op1(op)?
         }
-        Kernels::Cuda => hosted::attention(qkv, segments, &positions, rotary, shape, Dtype::F32),
-    }
+        Kernels::Cuda => hosted::attention(qkv, segments, &positions, rotary, shape, Dtype::F32)?,
+    };
+    Ok((y, softmaxes))
 }
 
-/// The gradient of [`attention`] with respect to `qkv`, from its output `y` and that one's gradient `dy`.
+/// The gradient of [`attention`] with respect to `qkv`, from its output `y`, what was kept with it,
+/// and the gradient `dy` of `y`.
 pub fn attention_backward(
     qkv: &Tensor,
     segments: &Arc<[Segment]>,
     rotary: &Rotary,
     shape: &AttentionShape,
     y: &Tensor,
+    softmaxes: &Softmaxes,
     dy: &Tensor,
 ) -> Result<Tensor> {
     let positions = positions(segments, qkv.dims2()?.0)?;
-    let op = Attention { segments: segments.clone(), positions, rotary: rotary.clone(), shape: *shape, level: Level::current() };
+    let (segments, rotary, softmaxes) = (segments.clone(), rotary.clone(), softmaxes.clone());
+    let op = Attention { segments, positions, rotary, shape: *shape, level: Level::current(), softmaxes };
     Ok(op.backward(qkv, y, dy)?)
 }
 
@@ -80,6 +108,8 @@ struct Attention {
     rotary: Rotary,
     shape: AttentionShape,
     level: Level,
+    /// Written by the forward pass.
+    softmaxes: Softmaxes,
 }
 
 impl CustomOp1 for Attention {
@@ -88,7 +118,9 @@ impl CustomOp1 for Attention {
     }
 
     fn cpu_fwd(&self, qkv: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
-        let values = fused::attention(&self.problem(floats(qkv, layout)?));
+        let (values, softmaxes) = fused::attention(&self.problem(floats(qkv, layout)?));
+        // An operation runs forward once; a second time it would find the same.
+        _ = self.softmaxes.0.set(softmaxes);
         Ok(output(values, (self.positions.len(), self.shape.heads * self.shape.head_dim)))
     }
 
@@ -99,13 +131,16 @@ impl CustomOp1 for Attention {
 
 impl Attention {
     fn backward(&self, qkv: &Tensor, y: &Tensor, dy: &Tensor) -> candle_core::Result<Tensor> {
-        let values =
-            with_floats(qkv, |qkv| with_floats(y, |y| with_floats(dy, |dy| backward::gradient(&self.problem(qkv), y, dy))))???;
+        let values = with_floats(qkv, |qkv| {
+            let problem = self.problem(qkv);
+            let softmaxes = self.softmaxes.0.get_or_init(|| fused::attention(&problem).1);
+            with_floats(y, |y| with_floats(dy, |dy| backward::gradient(&problem, y, softmaxes, dy)))
+        })???;
         gradient(values, qkv)
     }
 
     fn problem<'a>(&'a self, qkv: &'a [f32]) -> Problem<'a> {
-        let Attention { segments, positions, rotary, shape, level } = self;
+        let Attention { segments, positions, rotary, shape, level, .. } = self;
         Problem { qkv, segments, positions, rotary, shape, level: *level }
     }
 }

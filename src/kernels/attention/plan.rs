@@ -4,6 +4,8 @@
 //! that goes on in the middle of a granule gets a granule of its own, with copies of the rows before it. So a sequence looks the
 //! same to the kernels, and its sums are grouped in the same way, whether its beginning is shared or not.
 
+use std::ops::Range;
+
 use crate::kernels::Segment;
 
 /// Rows of a granule: a multiple of every level's lanes.
@@ -67,15 +69,32 @@ impl Tile<'_> {
     }
 }
 
-/// The tiles of `seen` with keys that a query at `first ..= last` sees, cut at fixed positions of the sequence: where a tile ends
-/// decides how a row's sums are rounded.
-pub(super) fn tiles(seen: &[usize], first: usize, last: usize, window: usize) -> impl Iterator<Item = Tile<'_>> {
-    let begin = (first + 1).saturating_sub(window) / GRANULE;
-    let end = last / GRANULE + 1;
-    (begin / TILE..end.div_ceil(TILE)).map(move |tile| {
-        let begin = begin.max(tile * TILE);
-        Tile { granules: &seen[begin..end.min((tile + 1) * TILE)], position: begin * GRANULE }
-    })
+/// The granules of a sequence with keys that some neighbouring queries see.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Reach {
+    begin: usize,
+    end: usize,
+}
+
+impl Reach {
+    /// Of queries at `first ..= last` through a window.
+    pub(super) fn new(first: usize, last: usize, window: usize) -> Reach {
+        Reach { begin: (first + 1).saturating_sub(window) / GRANULE, end: last / GRANULE + 1 }
+    }
+
+    /// Numbers of the tiles with something in reach. Tiles are cut at fixed positions of the sequence: where one ends decides how a row's
+    /// sums are rounded.
+    pub(super) fn tiles(self) -> Range<usize> {
+        self.begin / TILE..self.end.div_ceil(TILE)
+    }
+
+    /// What is in reach of a tile.
+    #[inline(always)]
+    pub(super) fn tile(self, seen: &[usize], tile: usize) -> Tile<'_> {
+        let begin = self.begin.max(tile * TILE);
+        let end = self.end.min((tile + 1) * TILE).max(begin);
+        Tile { granules: &seen[begin.min(seen.len())..end.min(seen.len())], position: begin * GRANULE }
+    }
 }
 
 #[cfg(test)]
@@ -118,12 +137,16 @@ mod tests {
     #[test]
     fn tiles_end_at_the_same_positions_from_wherever_one_looks() {
         let seen: Vec<usize> = (0..40).collect();
-        let cut = |first, last, window| -> Vec<Tile> { tiles(&seen, first, last, window).collect() };
+        let cut = |first, last, window| -> Vec<Tile> {
+            let reach = Reach::new(first, last, window);
+            reach.tiles().map(|tile| reach.tile(&seen, tile)).collect()
+        };
         let tile = |granules: std::ops::Range<usize>| Tile { position: granules.start * GRANULE, granules: &seen[granules] };
         assert_eq!(cut(0, 0, usize::MAX), [tile(0..1)]);
         assert_eq!(cut(255, 255, usize::MAX), [tile(0..16)]);
         assert_eq!(cut(255, 256, usize::MAX), [tile(0..16), tile(16..17)]);
         assert_eq!(cut(600, 601, 400), [tile(12..16), tile(16..32), tile(32..38)]);
         assert_eq!(cut(600, 601, 1), [tile(37..38)]);
+        assert!((0..9).filter(|&tile| !(0..3).contains(&tile)).all(|tile| Reach::new(600, 601, 400).tile(&seen, tile).granules.is_empty()));
     }
 }

@@ -92,7 +92,7 @@ fn check(segments: &[Segment], pairs: usize, style: RotaryStyle, shape: &Attenti
     let rotary = Rotary::new(&frequencies, tokens, style, 1.0);
     let positions = positions(segments, tokens).unwrap();
     for level in Level::available() {
-        let got = fused::attention(&Problem { qkv: &qkv, segments, positions: &positions, rotary: &rotary, shape, level });
+        let got = fused::attention(&Problem { qkv: &qkv, segments, positions: &positions, rotary: &rotary, shape, level }).0;
         close(&got, &expected, 1e-5, &format!("{level} {tokens} tokens {shape:?}"));
     }
     let qkv = Tensor::from_vec(qkv, (tokens, shape.columns()), &Device::Cpu).unwrap();
@@ -195,7 +195,7 @@ fn a_tree_equals_its_unshared_sequences_to_the_bit() {
         for level in Level::available() {
             let run = |qkv: &[f32], segments: &[Segment]| {
                 let positions = positions(segments, qkv.len() / shape.columns()).unwrap();
-                fused::attention(&Problem { qkv, segments, positions: &positions, rotary: &rotary, shape: &shape, level })
+                fused::attention(&Problem { qkv, segments, positions: &positions, rotary: &rotary, shape: &shape, level }).0
             };
             let shared = run(&qkv, &tree);
             for segment in &tree {
@@ -217,7 +217,7 @@ fn neither_neighbours_nor_threads_change_a_bit() {
     for level in Level::available() {
         let run = |qkv: &[f32], segments: &[Segment]| {
             let positions = positions(segments, qkv.len() / shape.columns()).unwrap();
-            fused::attention(&Problem { qkv, segments, positions: &positions, rotary: &rotary, shape: &shape, level })
+            fused::attention(&Problem { qkv, segments, positions: &positions, rotary: &rotary, shape: &shape, level }).0
         };
         let segments = sequences(&lengths);
         let together = run(&qkv, &segments);
@@ -255,8 +255,8 @@ fn check_gradient(segments: &[Segment], pairs: usize, style: RotaryStyle, shape:
     let positions = positions(segments, tokens).unwrap();
     for level in Level::available() {
         let problem = Problem { qkv: &values, segments, positions: &positions, rotary: &rotary, shape, level };
-        let y = fused::attention(&problem);
-        let got = backward::gradient(&problem, &y, &noise(y.len(), 1.0, 9));
+        let (y, softmaxes) = fused::attention(&problem);
+        let got = backward::gradient(&problem, &y, &softmaxes, &noise(y.len(), 1.0, 9));
         close(&got, &expected, 1e-4, &format!("{level} {what}"));
     }
 }
@@ -278,6 +278,26 @@ fn gradients_match_the_reference() {
     check_gradient(&tree, 8, RotaryStyle::Half, &AttentionShape { softcap: Some(1.5), ..shape(3, 1, 16) });
 }
 
+/// Shares of a long sequence against one sum over it: equal but for rounding, and the same bits from any number of threads.
+#[test]
+fn the_gradient_of_a_long_sequence_is_a_sum_of_shares() {
+    let (shape, n) = (shape(2, 1, 16), 2100);
+    check_gradient(&sequences(&[n]), 8, RotaryStyle::Half, &shape);
+    let tree = [segment(0..1400, vec![]), segment(1400..2000, vec![0..1400]), segment(2000..2100, vec![0..1390])];
+    check_gradient(&tree, 8, RotaryStyle::Half, &shape);
+    let qkv = noise(n * shape.columns(), 2.0, 3);
+    let rotary = Rotary::new(&frequencies(8), n, RotaryStyle::Half, 1.0);
+    for segments in [&sequences(&[n])[..], &tree] {
+        let positions = positions(segments, n).unwrap();
+        let level = Level::current();
+        let problem = Problem { qkv: &qkv, segments, positions: &positions, rotary: &rotary, shape: &shape, level };
+        let (y, softmaxes) = fused::attention(&problem);
+        let gradient = || backward::gradient(&problem, &y, &softmaxes, &noise(y.len(), 1.0, 9));
+        let on = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(gradient);
+        assert!(on(1) == on(3));
+    }
+}
+
 #[test]
 fn nan_reaches_those_who_see_it_and_nobody_else() {
     let shape = shape(3, 1, 16);
@@ -294,7 +314,8 @@ fn nan_reaches_those_who_see_it_and_nobody_else() {
             rotary: &rotary,
             shape: &shape,
             level,
-        });
+        })
+        .0;
         for (token, row) in y.chunks(48).enumerate() {
             assert!(row.iter().all(|x| x.is_nan() == (20..40).contains(&token)), "{level}: token {token}");
         }
