@@ -3,7 +3,6 @@
 use std::fs;
 use std::io::Write;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use super::before::{BEFORE_FOLDER, Before, score_before, with_topk_entropies};
@@ -23,7 +22,7 @@ use crate::files::{write_atomically, write_json};
 use crate::jobs::{peak_memory_bytes, provenance_of};
 use crate::kernels::{Dtype, Kernels};
 use crate::maps;
-use crate::model::{AdapterSwitch, LoadOptions, Model, Parameter, Placement, Reference, memory};
+use crate::model::{LoadOptions, Model, Parameter, Placement, Reference, memory};
 use crate::tokens::{Renderer, Sequence};
 use crate::train::adamw::{AdamW, gradient_norm};
 use crate::train::data::{Order, Random, TrainingSet, steps_of_epochs};
@@ -42,7 +41,6 @@ pub(crate) struct Trainer {
     reference: Reference,
     model: Model,
     base: Option<Model>,
-    switch: Option<Arc<AdapterSwitch>>,
     parameters: Vec<Parameter>,
     set: TrainingSet,
     weights: Vec<RowWeight>,
@@ -74,7 +72,7 @@ pub(crate) enum Outcome {
 pub(crate) fn plan(job: Job, watch: &dyn Watch) -> Result<Plan> {
     let mut read = Read::new(&job, watch)?;
     let trained: Vec<Parameter> = match read.adapted.take() {
-        Some((parameters, _)) => parameters,
+        Some(parameters) => parameters,
         None => read.model.train(job.options.dtype()?)?,
     };
     Ok(read.steps(&job.options).plan(&read, &trained, None))
@@ -87,7 +85,7 @@ struct Read {
     order: Order,
     /// Of each sequence, whether its conflicts are meant to be learnt.
     intended: Vec<bool>,
-    adapted: Option<(Vec<Parameter>, Arc<AdapterSwitch>)>,
+    adapted: Option<Vec<Parameter>>,
     memory_bytes: u64,
 }
 
@@ -124,8 +122,7 @@ impl Read {
         let intended = set.named(&options.intended)?;
         // Adapters take little memory; the gradients of all weights can wait until the data have been scored.
         let adapted = options.lora().map(|lora| model.adapt(&lora, options.seed)).transpose()?;
-        let adapters = adapted.as_ref().map(|(parameters, _)| parameters.as_slice());
-        let beside = memory_beside(options, &model, adapters)?;
+        let beside = memory_beside(options, &model, adapted.as_deref())?;
         memory::check_training(&model.info.name, beside)?;
         let memory_bytes = memory::PROGRAM_BYTES + model.info.parameters * stored.size_in_bytes() + beside;
         Ok(Read { model, set, order, intended, adapted, memory_bytes })
@@ -190,9 +187,9 @@ impl Trainer {
             false => None,
         };
         let thresholds = fixed_thresholds()?;
-        let (parameters, switch) = match read.adapted.take() {
-            Some((parameters, switch)) => (parameters, Some(switch)),
-            None => (read.model.train(dtype)?, None),
+        let parameters = match read.adapted.take() {
+            Some(parameters) => parameters,
+            None => read.model.train(dtype)?,
         };
         let population = with_topk_entropies(population, &gate, &read.model, &[&set.sequences, &set.validation])?;
         let loss = Loss::new(options.method, gate, options.kl_weight, population);
@@ -206,7 +203,6 @@ impl Trainer {
             reference,
             model,
             base,
-            switch,
             parameters,
             set,
             weights,
@@ -320,17 +316,19 @@ impl Trainer {
         let mut weights: Vec<RowWeight> = batch.iter().map(|&index| self.weights[index].clone()).collect();
         let earlier = snapshot.as_ref().and_then(|snapshot| snapshot.of(step)).unwrap_or_default();
         weights.iter_mut().zip(earlier).for_each(|(weight, earlier)| weight.earlier.clone_from(earlier));
-        let base = match (&self.base, &self.switch) {
-            (Some(base), _) => Base::Model(base),
-            (None, Some(switch)) if self.options.method.needs_reference() => Base::Adapters(switch),
-            _ => Base::None,
+        let lora = self.options.lora();
+        let base = match &self.base {
+            Some(base) => Base::Model(base),
+            None if lora.is_some() && self.options.method.needs_reference() => Base::WithoutAdapters,
+            None => Base::None,
         };
         let options = StepOptions {
             loss: &self.loss,
             pack_tokens: self.options.pack_tokens,
             activation_bytes: self.options.activation_bytes(),
             base,
-            dropout: self.switch.as_deref().map(|switch| (switch, Random::new(self.options.seed ^ DROPOUT, step).next())),
+            dropout: lora.map_or(0.0, |lora| lora.dropout),
+            dropout_key: Random::new(self.options.seed ^ DROPOUT, step).next(),
         };
         let result = accumulate(&self.model, &sequences, &weights, &options)?;
         if !result.diverged.is_empty() {
