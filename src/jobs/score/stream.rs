@@ -4,6 +4,7 @@
 //! names. A run that was killed goes on behind its last part, and the parts begin and end at the same records as in an undisturbed
 //! run, so the table comes out the same to the bit.
 
+use crate::jobs::watch::Watch;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Instant;
@@ -12,7 +13,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::plan::Plan;
-use super::watch::Watch;
 use crate::diagnosis::fidelity::Fidelity;
 use crate::engine::{self, Work};
 use crate::error::{Context, Error, Result};
@@ -209,7 +209,7 @@ fn run_engine(
         let before = done_tokens + stages.input_tokens;
         part.scores = engine::score(&plan.model, &part.sequences, &mut work, &mut |tokens| {
             stages.to_first_row.get_or_insert_with(|| plan.began.elapsed().as_secs_f64());
-            watch.scoring(before + tokens, plan.totals.tokens);
+            watch.tokens("Scoring", before + tokens, plan.totals.tokens);
         })?;
         stages.input_tokens += part.sequences.iter().map(|sequence| sequence.ids.len() as u64).sum::<u64>();
         if to_writer.send(part).is_err() {

@@ -5,20 +5,21 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Instant, SystemTime};
 
+use super::Outcome;
 use super::before::{BEFORE_FOLDER, Before, score_before, with_topk_entropies};
 use super::checkpoint::{self, Progress};
-use super::job::Job;
+use super::job::Opened;
 use super::log::{Log, METRICS_FILE, read_metrics};
 use super::plan::{Plan, Preview, memory_beside, preview};
 use super::record::{OPTIONS_FILE, RUN_FILE, TrainRecord};
 use super::snapshot::Snapshot;
-use super::watch::Watch;
 use super::{figures, result};
 use crate::dataset::{Choice, DataFile};
 use crate::diagnosis::quadrants::Resolved;
 use crate::engine::{self, Work};
 use crate::error::{Context, Error, Result};
 use crate::files::{write_atomically, write_json};
+use crate::jobs::watch::Watch;
 use crate::jobs::{peak_memory_bytes, provenance_of};
 use crate::kernels::{Dtype, Kernels};
 use crate::maps;
@@ -34,10 +35,10 @@ use crate::train::schedule::Schedule;
 use crate::train::step::{Base, RowWeight, StepOptions, StepToken, accumulate};
 
 /// Everything a run needs, read and checked.
-pub(crate) struct Trainer {
-    pub options: Options,
-    pub out: PathBuf,
-    pub plan: Plan,
+pub(super) struct Trainer {
+    options: Options,
+    out: PathBuf,
+    plan: Plan,
     reference: Reference,
     model: Model,
     base: Option<Model>,
@@ -57,25 +58,14 @@ pub(crate) struct Trainer {
     started: SystemTime,
 }
 
-/// How a run ended.
-pub(crate) enum Outcome {
-    Finished(Box<TrainRecord>),
-    /// The user interrupted it; the checkpoint holds this many steps, of that many.
-    Interrupted {
-        out: PathBuf,
-        step: u64,
-        total: u64,
-    },
-}
-
 /// What `--dry-run` prints. Reads model and data; scores nothing and writes nothing.
-pub(crate) fn plan(job: Job, watch: &dyn Watch) -> Result<Plan> {
-    let mut read = Read::new(&job, watch)?;
+pub(super) fn plan(opened: Opened, watch: &dyn Watch) -> Result<Plan> {
+    let mut read = Read::new(&opened, watch)?;
     let trained: Vec<Parameter> = match read.adapted.take() {
         Some(parameters) => parameters,
-        None => read.model.train(job.options.dtype()?)?,
+        None => read.model.train(opened.options.dtype()?)?,
     };
-    Ok(read.steps(&job.options).plan(&read, &trained, None))
+    Ok(read.steps(&opened.options).plan(&read, &trained, None))
 }
 
 /// Model and data, checked against each other and against the memory.
@@ -100,8 +90,8 @@ const fn load_options(dtype: Dtype) -> LoadOptions {
 }
 
 impl Read {
-    fn new(job: &Job, watch: &dyn Watch) -> Result<Read> {
-        let Job { options, dataset, reference, .. } = job;
+    fn new(opened: &Opened, watch: &dyn Watch) -> Result<Read> {
+        let Opened { options, dataset, reference, .. } = opened;
         // What learns keeps f32 masters; a frozen base is stored as it is multiplied.
         let stored = if options.lora { options.dtype()? } else { Dtype::F32 };
         let mut model = Model::load(reference, load_options(stored), options.max_len)?;
@@ -158,17 +148,17 @@ impl Steps {
 
 impl Trainer {
     /// Reads model and data, scores what the method needs to know before the first step, and plans the steps.
-    pub(crate) fn prepare(job: Job, command: &str, watch: &dyn Watch) -> Result<Trainer> {
+    pub(super) fn prepare(opened: Opened, watch: &dyn Watch) -> Result<Trainer> {
         let started = SystemTime::now();
-        let mut read = Read::new(&job, watch)?;
-        let Job { options, out, dataset, reference, identity } = job;
+        let mut read = Read::new(&opened, watch)?;
+        let Opened { options, out, command, dataset, reference, identity } = opened;
         let (dtype, set, intended) = (options.dtype()?, &read.set, std::mem::take(&mut read.intended));
 
         let gate = options.gate()?;
         let before = match options.method.needs_scores(&gate) {
             true => {
                 let folder = out.join(BEFORE_FOLDER);
-                score_before(&options, &folder, command, watch)?;
+                score_before(&options, &folder, &command, watch)?;
                 Before::read(&options.method, &gate, &folder, &set.sequences)?
             }
             false => Before::of_nothing(&set.sequences),
@@ -214,14 +204,14 @@ impl Trainer {
             thresholds,
             identity,
             data: dataset.files().to_vec(),
-            command: command.to_owned(),
+            command,
             started,
             options,
         })
     }
 
     /// Trains, from the newest checkpoint on if there is one, and saves the result.
-    pub(crate) fn run(mut self, watch: &dyn Watch) -> Result<Outcome> {
+    pub(super) fn run(mut self, watch: &dyn Watch) -> Result<Outcome> {
         fs::create_dir_all(&self.out).context_at(&self.out, "cannot create the run folder")?;
         let options = self.options.to_toml()?;
         write_atomically(&self.out.join(OPTIONS_FILE), |file| {
@@ -246,7 +236,7 @@ impl Trainer {
         };
         let mut log = Log::open(&self.out, progress.step)?;
         let total = self.schedule.total;
-        watch.training(progress.step, total);
+        watch.trains(&self.out, progress.step, total);
         crate::kernels::allocator::keep_freed_memory();
         let eval_every = self.options.eval_every.unwrap_or((total / 10).max(1));
         while progress.step < total {
