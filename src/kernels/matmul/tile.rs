@@ -3,6 +3,8 @@
 //! Every output is the sum over `k` in ascending order, one multiply-add after the other, whatever the tile's height and wherever
 //! it lies. A row's result therefore depends neither on its batch nor on the number of threads.
 
+#![allow(clippy::needless_range_loop, reason = "indices over register tiles read like the formulas")]
+
 use super::pack::PANEL;
 use crate::kernels::Dtype;
 use crate::kernels::lanes::Lanes;
@@ -68,15 +70,15 @@ pub(crate) unsafe fn tile<P: Product, const R: usize>(
         // SAFETY: `column` lies in the panel; the rest is the caller's promise.
         unsafe {
             let mut sums = [[P::V::splat(0.0); VECTORS]; R];
-            for (r, sums) in sums.iter_mut().enumerate() {
-                for (c, sum) in sums.iter_mut().enumerate() {
-                    *sum = start(r, column + c * P::V::N);
+            for r in 0..R {
+                for c in 0..VECTORS {
+                    sums[r][c] = start(r, column + c * P::V::N);
                 }
             }
             P::accumulate(&mut sums, x, stride, w.add(column), depth);
-            for (r, sums) in sums.into_iter().enumerate() {
-                for (c, sum) in sums.into_iter().enumerate() {
-                    finish(r, column + c * P::V::N, sum);
+            for r in 0..R {
+                for c in 0..VECTORS {
+                    finish(r, column + c * P::V::N, sums[r][c]);
                 }
             }
         }
@@ -129,10 +131,10 @@ impl<V: Lanes> Product for F32Product<V> {
             unsafe {
                 let w = w.add(k * PANEL);
                 let w = [V::load(w), V::load(w.add(V::N)), V::load(w.add(2 * V::N))];
-                for (r, sums) in sums.iter_mut().enumerate() {
+                for r in 0..R {
                     let x = V::splat(*x.add(r * stride + k));
-                    for (sum, w) in sums.iter_mut().zip(w) {
-                        *sum = x.mul_add(w, *sum);
+                    for c in 0..VECTORS {
+                        sums[r][c] = x.mul_add(w[c], sums[r][c]);
                     }
                 }
             }
@@ -161,17 +163,17 @@ impl<V: Lanes> Product for WidenedProduct<V> {
             unsafe {
                 let w = w.add(k * PANEL);
                 let odd = [V::load_high_halves(w), V::load_high_halves(w.add(V::N)), V::load_high_halves(w.add(2 * V::N))];
-                for (r, sums) in sums.iter_mut().enumerate() {
+                for r in 0..R {
                     let x = V::splat(f32::from_bits(*x.add(r * stride + k) & 0xffff_0000));
-                    for (sum, w) in sums.iter_mut().zip(odd) {
-                        *sum = x.mul_add(w, *sum);
+                    for c in 0..VECTORS {
+                        sums[r][c] = x.mul_add(odd[c], sums[r][c]);
                     }
                 }
                 let even = [V::load_low_halves(w), V::load_low_halves(w.add(V::N)), V::load_low_halves(w.add(2 * V::N))];
-                for (r, sums) in sums.iter_mut().enumerate() {
+                for r in 0..R {
                     let x = V::splat(f32::from_bits(*x.add(r * stride + k) << 16));
-                    for (sum, w) in sums.iter_mut().zip(even) {
-                        *sum = x.mul_add(w, *sum);
+                    for c in 0..VECTORS {
+                        sums[r][c] = x.mul_add(even[c], sums[r][c]);
                     }
                 }
             }
@@ -221,10 +223,11 @@ mod bf16_dot {
                 unsafe {
                     let w = w.add(k * PANEL).cast::<__m512i>();
                     let w = [_mm512_loadu_si512(w), _mm512_loadu_si512(w.add(1)), _mm512_loadu_si512(w.add(2))];
-                    for (r, sums) in sums.iter_mut().enumerate() {
+                    for r in 0..R {
                         let x = transmute::<__m512i, __m512bh>(_mm512_set1_epi32(*x.add(r * stride + k) as i32));
-                        for (sum, w) in sums.iter_mut().zip(w) {
-                            *sum = F32x16::new(_mm512_dpbf16_ps(sum.get(), x, transmute::<__m512i, __m512bh>(w)));
+                        for c in 0..VECTORS {
+                            let w = transmute::<__m512i, __m512bh>(w[c]);
+                            sums[r][c] = F32x16::new(_mm512_dpbf16_ps(sums[r][c].get(), x, w));
                         }
                     }
                 }
