@@ -7,7 +7,6 @@ use super::progress::Terminal;
 use super::rows::RowArgs;
 use crate::error::{Context, Result};
 use crate::jobs::check::{self, Checked, Job, Repeated};
-use crate::jobs::score::Watch;
 
 /// Say in seconds whether what you think is trained is really trained
 ///
@@ -49,7 +48,7 @@ pub(super) fn run(args: Args) -> Result<()> {
         model: args.model,
         shown: args.show,
     };
-    let found = check::check(&job, &|what, done, total| watch.fetching(what, done, total))?;
+    let found = check::run(&job, &watch)?;
     drop(watch);
     let text = match args.json {
         true => serde_json::to_string_pretty(&found).context("cannot write JSON")? + "\n",

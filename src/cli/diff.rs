@@ -7,7 +7,6 @@ use super::output;
 use super::progress::Terminal;
 use crate::error::{Context, Error, Result};
 use crate::jobs::diff::{self, Job};
-use crate::jobs::score::Watch;
 use crate::report::diff::terminal;
 
 /// Say what changed between two models, two evaluations or two score runs
@@ -70,8 +69,7 @@ pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
         command: command_line.to_owned(),
     };
     let watch = Terminal::new();
-    let fetching = |what: &str, done, total| watch.fetching(what, done, total);
-    let diff = diff::diff(&job, &fetching, &|what, done, total| watch.evaluating(what, done, total))?;
+    let diff = diff::run(&job, &watch)?;
     drop(watch);
     if let Some(out) = &args.out {
         diff::write(&diff, out, command_line)?;

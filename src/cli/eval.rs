@@ -7,7 +7,6 @@ use super::progress::Terminal;
 use crate::error::{Context, Error, Result};
 use crate::eval::{benchmarks, tasks};
 use crate::jobs::eval::{self, Job, Way};
-use crate::jobs::score::Watch;
 use crate::kernels::{Dtype, Kernels};
 use crate::model::Placement;
 use crate::report::eval::table;
@@ -109,9 +108,7 @@ pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
     let job =
         Job { model: args.model, tasks: args.tasks, out: args.out, way: args.options.way()?, command: command_line.to_owned() };
     let watch = Terminal::new();
-    let fetching = |what: &str, done, total| watch.fetching(what, done, total);
-    let eval::Evaluated { out, scores } =
-        eval::evaluate(&job, &fetching, &|what, done, total| watch.evaluating(what, done, total))?;
+    let eval::Outcome { out, scores } = eval::run(&job, &watch)?;
     drop(watch);
     output::print(&match args.json {
         true => serde_json::to_string_pretty(&scores).context("cannot write JSON")? + "\n",

@@ -1,12 +1,16 @@
 //! Progress on stderr: bars on a terminal, a line now and then elsewhere.
 
 use std::io::IsTerminal;
-use std::sync::Mutex;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::jobs::score::{Beginning, Watch};
+use crate::dataset::DataFile;
+use crate::error::{Context, Result};
+use crate::jobs::watch::{Beginning, Watch};
 use crate::tokens::Audit;
 use crate::train::metrics::StepMetrics;
 
@@ -15,6 +19,7 @@ pub(super) struct Terminal {
     is_terminal: bool,
     /// When the last line was written to something that is not a terminal.
     last_line: Mutex<Instant>,
+    interrupted: Arc<AtomicBool>,
 }
 
 /// In a log file, one line of progress in this time is enough.
@@ -22,43 +27,25 @@ const LINE_INTERVAL: Duration = Duration::from_secs(30);
 
 impl Terminal {
     pub(super) fn new() -> Terminal {
-        Terminal { bar: Mutex::new(None), is_terminal: std::io::stderr().is_terminal(), last_line: Mutex::new(Instant::now()) }
-    }
-
-    /// Tokens of an evaluation.
-    pub(super) fn evaluating(&self, what: &str, done: u64, total: u64) {
-        self.show(what, done, total, "{msg} {bar:30.cyan} {percent} %, {per_sec} tokens, {eta} left");
-    }
-
-    /// A step of training.
-    pub(super) fn training(&self, metrics: &StepMetrics, total: u64) {
-        let news = format!(
-            "loss {:.4}, cross-entropy {:.4}, accuracy {:.1} %, {:.0} tokens/s",
-            metrics.loss,
-            metrics.cross_entropy,
-            100.0 * metrics.accuracy,
-            metrics.tokens_per_second
-        );
-        if self.is_terminal {
-            self.show("Training", metrics.step, total, "{msg} {bar:30.cyan} {pos} of {len} steps, {eta} left  {prefix}");
-            if let Ok(bar) = self.bar.lock()
-                && let Some(bar) = bar.as_ref()
-            {
-                bar.set_prefix(news);
-            }
-            return;
-        }
-        let Ok(mut last) = self.last_line.lock() else { return };
-        if last.elapsed() >= LINE_INTERVAL || metrics.step == total || metrics.step == 1 {
-            *last = Instant::now();
-            eprintln!("step {} of {total}: {news}", metrics.step);
+        Terminal {
+            bar: Mutex::new(None),
+            is_terminal: std::io::stderr().is_terminal(),
+            last_line: Mutex::new(Instant::now()),
+            interrupted: Arc::default(),
         }
     }
 
-    /// What the mask audit found.
-    pub(super) fn audit(&self, audit: &Audit) {
-        self.clear();
-        audit.lines().iter().for_each(|line| eprintln!("{line}"));
+    /// The same; an interrupt is noted, for the work to end where it can be taken up again, and a second one ends it at once.
+    pub(super) fn heeding_interrupts() -> Result<Terminal> {
+        use signal_hook::consts::{SIGINT, SIGTERM};
+        let terminal = Terminal::new();
+        for signal in [SIGINT, SIGTERM] {
+            // In this order: the second signal finds the flag set.
+            signal_hook::flag::register_conditional_shutdown(signal, 130, terminal.interrupted.clone())
+                .and_then(|_| signal_hook::flag::register(signal, terminal.interrupted.clone()))
+                .context("cannot listen for interrupts")?;
+        }
+        Ok(terminal)
     }
 
     /// Shows `done` of `total` (`u64::MAX` if that is not known) under `what`; a new `what` begins a new bar.
@@ -115,24 +102,31 @@ impl Watch for Terminal {
         self.show(what, done, total, "{msg} {bar:30.cyan} {bytes} of {total_bytes}, {eta} left");
     }
 
-    fn auditing(&self, records: u64) {
+    fn opened(&self, files: &[DataFile]) {
+        self.clear();
+        for file in files {
+            eprintln!("Reading {} ({})", file.path.display(), file.format);
+        }
+    }
+
+    fn reading(&self, records: u64) {
         // The number of records is not known before the end: a spinner's worth of news.
         self.show("Checking the mask", records, u64::MAX, "{msg}: {pos} rows");
     }
 
-    fn audited(&self, beginning: &Beginning) {
+    fn audited(&self, audit: &Audit) {
         self.clear();
-        for file in beginning.files {
-            eprintln!("Reading {} ({})", file.path.display(), file.format);
-        }
-        for line in beginning.audit.lines() {
-            eprintln!("{line}");
-        }
+        audit.lines().iter().for_each(|line| eprintln!("{line}"));
+    }
+
+    fn remarks(&self, model: &str, remarks: &[String]) {
+        remarks.iter().for_each(|remark| self.say(&format!("{model}: {remark}")));
+    }
+
+    fn begins(&self, beginning: &Beginning) {
+        self.clear();
         if let Some(reason) = beginning.passed_over {
             eprintln!("The GPU is not used: {reason}");
-        }
-        for remark in beginning.remarks {
-            eprintln!("{}: {remark}", beginning.model);
         }
         eprintln!(
             "Scoring {} supervised tokens of {} in {} rows with {} on {} -> {}",
@@ -145,15 +139,50 @@ impl Watch for Terminal {
         );
     }
 
-    fn scoring(&self, done: u64, total: u64) {
-        self.show("Scoring", done, total, "{msg} {bar:30.cyan} {percent} %, {per_sec} tokens, {eta} left");
+    fn tokens(&self, what: &str, done: u64, total: u64) {
+        self.show(what, done, total, "{msg} {bar:30.cyan} {percent} %, {per_sec} tokens, {eta} left");
     }
 
-    fn finishing(&self, what: &str) {
+    fn trains(&self, out: &Path, done: u64, total: u64) {
+        self.say(&format!("Run folder {}", out.display()));
+        if done > 0 {
+            self.say(&format!("Going on after step {done} of {total}"));
+        }
+    }
+
+    fn step(&self, metrics: &StepMetrics, total: u64) {
+        let news = format!(
+            "loss {:.4}, cross-entropy {:.4}, accuracy {:.1} %, {:.0} tokens/s",
+            metrics.loss,
+            metrics.cross_entropy,
+            100.0 * metrics.accuracy,
+            metrics.tokens_per_second
+        );
+        if self.is_terminal {
+            self.show("Training", metrics.step, total, "{msg} {bar:30.cyan} {pos} of {len} steps, {eta} left  {prefix}");
+            if let Ok(bar) = self.bar.lock()
+                && let Some(bar) = bar.as_ref()
+            {
+                bar.set_prefix(news);
+            }
+            return;
+        }
+        let Ok(mut last) = self.last_line.lock() else { return };
+        if last.elapsed() >= LINE_INTERVAL || metrics.step == total || metrics.step == 1 {
+            *last = Instant::now();
+            eprintln!("step {} of {total}: {news}", metrics.step);
+        }
+    }
+
+    fn stage(&self, what: &str) {
         self.clear();
         if self.is_terminal {
             self.show(what, 0, 1, "{msg} ..");
         }
+    }
+
+    fn interrupted(&self) -> bool {
+        self.interrupted.load(Ordering::SeqCst)
     }
 }
 

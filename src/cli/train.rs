@@ -1,8 +1,6 @@
 //! `diagnose train DATASET...`: fine-tune with EAFT or a loss it is compared with.
 
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches};
@@ -12,11 +10,8 @@ use super::progress::Terminal;
 use crate::diagnosis::gate::method_names;
 use crate::error::{Context, Error, Result};
 use crate::format::{number_with_interval, thousands};
-use crate::jobs::train::{Job, Outcome, Plan, TrainRecord, Trainer};
-use crate::jobs::{score, train};
-use crate::tokens::Audit;
+use crate::jobs::train::{self, Job, Outcome, Plan, TrainRecord};
 use crate::train::declared::{Declared, Group, Kind, answered_names, other_names, our_name};
-use crate::train::metrics::StepMetrics;
 use crate::train::options::{DECLARED, Options};
 
 /// Fine-tune a model on the data: full or with low-rank adapters, with EAFT or the losses it is compared with
@@ -176,26 +171,12 @@ pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
     if let Some(program) = &args.emit {
         return emit(program, &options);
     }
-    let watch = Progress::new()?;
-    let job = Job::open(options, &watch)?;
-    if !args.dry_run {
-        if let Some(record) = job.record()? {
-            return output::print(&record_text(&record, args.json)?);
-        }
-        if args.resume && !job.can_resume()? {
-            return Err(Error::usage("there is no checkpoint to resume from").at(&job.out).cure("Leave out --resume to begin."));
-        }
-    }
-    if args.dry_run {
-        let plan = train::plan(job, &watch)?;
-        drop(watch);
-        return output::print(&plan_text(&plan, args.json)?);
-    }
-    let trainer = Trainer::prepare(job, command_line, &watch)?;
-    watch.terminal.say(&format!("Run folder {}", trainer.out.display()));
-    let outcome = trainer.run(&watch)?;
+    let watch = Terminal::heeding_interrupts()?;
+    let job = Job { options, dry_run: args.dry_run, must_resume: args.resume, command: command_line.to_owned() };
+    let outcome = train::run(job, &watch)?;
     drop(watch);
     match outcome {
+        Outcome::Planned(plan) => output::print(&plan_text(&plan, args.json)?),
         Outcome::Finished(record) => output::print(&record_text(&record, args.json)?),
         Outcome::Interrupted { out, step, total } => {
             Err(Error::new(format!("interrupted after step {step} of {total}; a checkpoint lies in {}", out.display()))
@@ -207,7 +188,7 @@ pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
 fn emit(program: &str, options: &Options) -> Result<()> {
     let target = program.parse()?;
     let watch = Terminal::new();
-    let (folder, rows) = train::emit(options, target, &|what, done, total| score::Watch::fetching(&watch, what, done, total))?;
+    let (folder, rows) = train::emit(options, target, &watch)?;
     drop(watch);
     output::print(&format!("{} rows and a configuration for {program} in {}\n", thousands(rows), folder.display()))
 }
@@ -280,66 +261,6 @@ fn record_text(record: &TrainRecord, json: bool) -> Result<String> {
     }
     text += &format!("Result {}\n", record.result.display());
     Ok(text)
-}
-
-/// Bars on the terminal; an interrupt ends the run after the step, a second one at once.
-struct Progress {
-    terminal: Terminal,
-    interrupted: Arc<AtomicBool>,
-}
-
-impl Progress {
-    fn new() -> Result<Progress> {
-        use signal_hook::consts::{SIGINT, SIGTERM};
-        let interrupted = Arc::new(AtomicBool::new(false));
-        for signal in [SIGINT, SIGTERM] {
-            // In this order: the second signal finds the flag set.
-            signal_hook::flag::register_conditional_shutdown(signal, 130, interrupted.clone())
-                .and_then(|_| signal_hook::flag::register(signal, interrupted.clone()))
-                .context("cannot listen for interrupts")?;
-        }
-        Ok(Progress { terminal: Terminal::new(), interrupted })
-    }
-}
-
-impl train::Watch for Progress {
-    fn of_scoring(&self) -> &dyn score::Watch {
-        &self.terminal
-    }
-
-    fn fetching(&self, what: &str, done: u64, total: u64) {
-        score::Watch::fetching(&self.terminal, what, done, total);
-    }
-
-    fn reading(&self, records: u64) {
-        score::Watch::auditing(&self.terminal, records);
-    }
-
-    fn audited(&self, audit: &Audit) {
-        self.terminal.audit(audit);
-    }
-
-    fn remarks(&self, model: &str, remarks: &[String]) {
-        remarks.iter().for_each(|remark| self.terminal.say(&format!("{model}: {remark}")));
-    }
-
-    fn training(&self, done: u64, total: u64) {
-        if done > 0 {
-            self.terminal.say(&format!("Going on after step {done} of {total}"));
-        }
-    }
-
-    fn step(&self, metrics: &StepMetrics, total: u64) {
-        self.terminal.training(metrics, total);
-    }
-
-    fn stage(&self, what: &str) {
-        score::Watch::finishing(&self.terminal, what);
-    }
-
-    fn interrupted(&self) -> bool {
-        self.interrupted.load(Ordering::SeqCst)
-    }
 }
 
 #[cfg(test)]

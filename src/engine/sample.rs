@@ -101,8 +101,7 @@ mod tests {
             expected.sort();
             for budget in [30, 60, 2048] {
                 let batches = pack(&sequences, budget, budget);
-                let mut found: Vec<_> =
-                    batches.iter().flat_map(|packed| texts(packed, &sample.of(&sequences, packed))).collect();
+                let mut found: Vec<_> = batches.iter().flat_map(|packed| texts(packed, &sample.of(&sequences, packed))).collect();
                 found.sort();
                 assert_eq!(found, expected, "limit {limit}, budget {budget}");
             }

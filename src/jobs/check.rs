@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::dataset::{Choice, DataFile, Dataset, ReadOptions};
 use crate::error::{Error, Result};
-use crate::fetch::Progress;
+use crate::jobs::watch::{Watch, fetching};
 use crate::model::{Reference, text_of};
 use crate::tokens::{Audit, RenderOptions, Renderer, Sequence, Tokenizer, rendered};
 
@@ -63,9 +63,9 @@ pub(crate) struct Piece {
     pub supervised: bool,
 }
 
-pub(crate) fn check(job: &Job, fetching: Progress) -> Result<Checked> {
+pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Checked> {
     let dataset = Dataset::open(&job.inputs, &job.read)?;
-    let reference = Reference::resolve(job.model.as_deref(), fetching)?;
+    let reference = Reference::resolve(job.model.as_deref(), &fetching(watch))?;
     let (tokenizer, template) = text_of(&reference)?;
     let renderer = Renderer::new(tokenizer, template, job.render.clone())?;
     let mut found = Checked {

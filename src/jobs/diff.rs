@@ -11,8 +11,8 @@ use crate::error::{Context, Error, Result};
 use crate::eval::compare::{self, Side};
 use crate::eval::results::SCORES_FILE;
 use crate::eval::{harness, retention, tasks};
-use crate::fetch::Progress;
 use crate::files::write_atomically;
+use crate::jobs::watch::Watch;
 use crate::model::{DEFAULT_MODEL, Reference};
 use crate::report::diff::{self as report, Diff, Distance, What};
 use crate::table::TOKENS_FILE;
@@ -37,12 +37,12 @@ pub(crate) struct Job {
 }
 
 /// Compares, after it has evaluated what is a model.
-pub(crate) fn diff(job: &Job, fetching: Progress, scoring: Progress) -> Result<Diff> {
-    let what = compared(job, fetching, scoring)?;
+pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Diff> {
+    let what = compared(job, watch)?;
     if job.fail_on_drop.is_some() && matches!(what, What::Scores(_)) {
         return Err(Error::usage("--fail-on-drop is for evaluations; score runs have no accuracy"));
     }
-    Ok(Diff { what, divergence: distance(job, fetching, scoring)? })
+    Ok(Diff { what, divergence: distance(job, watch)? })
 }
 
 impl Job {
@@ -79,7 +79,7 @@ pub(crate) fn write(diff: &Diff, out: &Path, command: &str) -> Result<()> {
     Ok(())
 }
 
-fn compared(job: &Job, fetching: Progress, scoring: Progress) -> Result<What> {
+fn compared(job: &Job, watch: &dyn Watch) -> Result<What> {
     let before = kind(&job.before, job)?;
     let afters = job.after.iter().map(|after| kind(after, job)).collect::<Result<Vec<_>>>()?;
     let n_runs = afters.iter().chain([&before]).filter(|kind| **kind == Kind::ScoreRun).count();
@@ -98,8 +98,8 @@ fn compared(job: &Job, fetching: Progress, scoring: Progress) -> Result<What> {
         return Err(Error::usage("several runs after one before need --target: the tasks that they were fine-tuned for")
             .cure("Compare two at a time without it."));
     }
-    let before = side(before, &job.before, job, fetching, scoring)?;
-    let sides = afters.into_iter().zip(&job.after).map(|(kind, after)| side(kind, after, job, fetching, scoring));
+    let before = side(before, &job.before, job, watch)?;
+    let sides = afters.into_iter().zip(&job.after).map(|(kind, after)| side(kind, after, job, watch));
     let mut sides = sides.collect::<Result<Vec<_>>>()?;
     if job.target.is_empty() {
         let after = sides.remove(0);
@@ -139,14 +139,14 @@ fn kind(written: &str, job: &Job) -> Result<Kind> {
     }
 }
 
-fn side(kind: Kind, written: &str, job: &Job, fetching: Progress, scoring: Progress) -> Result<Side> {
+fn side(kind: Kind, written: &str, job: &Job, watch: &dyn Watch) -> Result<Side> {
     match kind {
         Kind::Harness => harness::read_side(Path::new(written)),
         Kind::Model => {
             let tasks = if job.tasks.is_empty() { vec![tasks::PROBE.to_owned()] } else { job.tasks.clone() };
             let command = job.command.clone();
             let asked = eval::Job { model: Some(written.to_owned()), tasks, out: None, way: job.way, command };
-            let evaluated = eval::evaluate(&asked, fetching, scoring)?;
+            let evaluated = eval::run(&asked, watch)?;
             compare::read_side(&evaluated.out)
         }
         Kind::Evaluation | Kind::ScoreRun => compare::read_side(Path::new(written)),
@@ -154,7 +154,7 @@ fn side(kind: Kind, written: &str, job: &Job, fetching: Progress, scoring: Progr
 }
 
 /// The divergence of the two models, where both can be run and the user asks for it by naming models or by --kl.
-fn distance(job: &Job, fetching: Progress, scoring: Progress) -> Result<Distance> {
+fn distance(job: &Job, watch: &dyn Watch) -> Result<Distance> {
     let unknown = |why: &str| Ok(Distance::Unknown { unavailable: why.to_owned() });
     let [after] = &job.after[..] else { return unknown("not measured for several runs") };
     let kinds = [kind(&job.before, job)?, kind(after, job)?];
@@ -165,7 +165,7 @@ fn distance(job: &Job, fetching: Progress, scoring: Progress) -> Result<Distance
     let (Some(before), Some(after)) = (behind(&job.before, kinds[0])?, behind(after, kinds[1])?) else {
         return unknown("not available: the samples of lm-evaluation-harness do not tell where the models are");
     };
-    match eval::divergence([&before, &after], &job.way, fetching, scoring) {
+    match eval::divergence([&before, &after], &job.way, watch) {
         Ok(divergence) => Ok(Distance::Measured(divergence)),
         Err(error) => unknown(&format!("not available: {}", error.reason())),
     }

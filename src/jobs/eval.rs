@@ -16,9 +16,9 @@ use crate::eval::results::{Chosen, Identity, SCORES_FILE, Scores, TaskScores, Ta
 use crate::eval::samples::{self, SAMPLES_FILE};
 use crate::eval::tasks::{FewShot, Task};
 use crate::eval::{fewshot, named, score};
-use crate::fetch::Progress;
 use crate::files::write_atomically;
 use crate::jobs::provenance_of;
+use crate::jobs::watch::{Watch, fetching};
 use crate::kernels::{Dtype, Kernels};
 use crate::model::{LoadOptions, Model, Placement, Reference};
 use crate::{provenance, random};
@@ -53,22 +53,22 @@ pub(crate) struct Way {
 }
 
 /// What an evaluation has left.
-pub(crate) struct Evaluated {
+pub(crate) struct Outcome {
     pub out: PathBuf,
     pub scores: Scores,
 }
 
 /// Evaluates the tasks that the folder does not hold yet, and writes it after each.
-pub(crate) fn evaluate(job: &Job, fetching: Progress, scoring: Progress) -> Result<Evaluated> {
+pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
     let started = SystemTime::now();
     let way = &job.way;
-    let mut tasks = named::load(&job.tasks, fetching)?;
+    let mut tasks = named::load(&job.tasks, &fetching(watch))?;
     for task in &mut tasks {
         // Drawn from all items, so that neither a limit nor a sample changes a prompt.
         fewshot::apply(task, way.few_shot, way.seed)?;
         way.choose(task);
     }
-    let reference = Reference::resolve(job.model.as_deref(), fetching)?;
+    let reference = Reference::resolve(job.model.as_deref(), &fetching(watch))?;
     let identity = Identity {
         model: reference.name.clone(),
         model_reference: reference.written.clone(),
@@ -83,18 +83,18 @@ pub(crate) fn evaluate(job: &Job, fetching: Progress, scoring: Progress) -> Resu
     let mut folder = Folder::open(&out, scores)?;
     tasks.retain(|task| !folder.holds(task, way.chosen()));
     if tasks.is_empty() {
-        return Ok(Evaluated { out, scores: folder.scores });
+        return Ok(Outcome { out, scores: folder.scores });
     }
     let model = Model::load(&reference, way.load_options(), way.max_len)?;
     for task in &tasks {
         let began = std::time::Instant::now();
         let what = format!("Evaluating {}", task.name);
-        let scored = score::score(&model, task, way.max_len, &mut |done, total| scoring(&what, done, total))?;
+        let scored = score::score(&model, task, way.max_len, &mut |done, total| watch.tokens(&what, done, total))?;
         let seconds = began.elapsed().as_secs_f64();
         let scores = TaskScores::new(task, &scored, way.chosen(), seconds);
         folder.add(&task.name, scores, scored.samples)?;
     }
-    Ok(Evaluated { out, scores: folder.scores })
+    Ok(Outcome { out, scores: folder.scores })
 }
 
 /// A model by what its user wrote.
@@ -106,9 +106,9 @@ pub(crate) struct Named {
 }
 
 /// How far two models are apart on general text: see `divergence.rs`.
-pub(crate) fn divergence(models: [&Named; 2], way: &Way, fetching: Progress, scoring: Progress) -> Result<Divergence> {
+pub(crate) fn divergence(models: [&Named; 2], way: &Way, watch: &dyn Watch) -> Result<Divergence> {
     let load = |named: &Named| {
-        let reference = Reference::resolve(named.written.as_deref(), fetching)?;
+        let reference = Reference::resolve(named.written.as_deref(), &fetching(watch))?;
         if let Some(then) = &named.sha256
             && *then != reference.sha256()?
         {
@@ -117,7 +117,7 @@ pub(crate) fn divergence(models: [&Named; 2], way: &Way, fetching: Progress, sco
         Model::load(&reference, way.load_options(), way.max_len)
     };
     let [before, after] = models;
-    divergence::measure(&load(before)?, &load(after)?, way.max_len, scoring)
+    divergence::measure(&load(before)?, &load(after)?, way.max_len, &|what, done, total| watch.tokens(what, done, total))
 }
 
 impl Way {

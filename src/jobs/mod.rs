@@ -9,6 +9,7 @@
 //! diff.rs    two of those -> what changed
 //! check.rs   a data set -> what can be said of it without weights
 //! folders.rs what a folder is that stands in the wrong place
+//! watch.rs   who is told how a job goes on
 //! ```
 
 use std::time::SystemTime;
@@ -24,6 +25,7 @@ pub(crate) mod eval;
 pub(crate) mod folders;
 pub(crate) mod score;
 pub(crate) mod train;
+pub(crate) mod watch;
 
 /// The record of this process, which began at `started` and ran the model on `device`.
 pub(crate) fn provenance_of(started: SystemTime, device: Placement) -> Provenance {

@@ -357,7 +357,7 @@ impl Lanes for F32x8 {
         let mut lanes = [0.0; 8];
         // SAFETY: eight floats are there.
         unsafe { self.store(lanes.as_mut_ptr()) };
-        let four: [f32; 4] = std::array::from_fn(|i| lanes[i] + lanes[i + 4]);
+        let four = four(|i| lanes[i] + lanes[i + 4]);
         (four[0] + four[2]) + (four[1] + four[3])
     }
     #[inline(always)]
@@ -365,7 +365,7 @@ impl Lanes for F32x8 {
         let mut lanes = [0.0; 8];
         // SAFETY: eight floats are there.
         unsafe { self.store(lanes.as_mut_ptr()) };
-        lanes.into_iter().fold(f32::NEG_INFINITY, f32::max)
+        lanes.iter().fold(f32::NEG_INFINITY, |largest, &lane| largest.max(lane))
     }
 }
 
@@ -373,10 +373,16 @@ impl Lanes for F32x8 {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct F32x4([f32; 4]);
 
+/// `std::array::from_fn`, which like the other methods of arrays is not sure to be inlined: see [`Kernel`](super::level::Kernel).
+#[inline(always)]
+fn four(lane: impl Fn(usize) -> f32) -> [f32; 4] {
+    [lane(0), lane(1), lane(2), lane(3)]
+}
+
 impl F32x4 {
     #[inline(always)]
     fn zip(self, other: Self, f: impl Fn(f32, f32) -> f32) -> Self {
-        Self(std::array::from_fn(|i| f(self.0[i], other.0[i])))
+        Self(four(|i| f(self.0[i], other.0[i])))
     }
 }
 
@@ -395,7 +401,7 @@ impl Lanes for F32x4 {
     #[inline(always)]
     unsafe fn load_first(from: *const f32, n: usize) -> Self {
         // SAFETY: `i < n` floats are readable by contract.
-        Self(std::array::from_fn(|i| if i < n { unsafe { *from.add(i) } } else { 0.0 }))
+        Self(four(|i| if i < n { unsafe { *from.add(i) } } else { 0.0 }))
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
@@ -404,7 +410,7 @@ impl Lanes for F32x4 {
     }
     #[inline(always)]
     unsafe fn store_first(self, to: *mut f32, n: usize) {
-        for (i, x) in self.0.into_iter().take(n).enumerate() {
+        for (i, &x) in self.0.iter().take(n).enumerate() {
             // SAFETY: `i < n` floats are writable by contract.
             unsafe { *to.add(i) = x }
         }
@@ -413,13 +419,13 @@ impl Lanes for F32x4 {
     unsafe fn load_low_halves(from: *const u32) -> Self {
         // SAFETY: four words are readable by contract.
         let words = unsafe { from.cast::<[u32; 4]>().read_unaligned() };
-        Self(words.map(|word| f32::from_bits(word << 16)))
+        Self(four(|i| f32::from_bits(words[i] << 16)))
     }
     #[inline(always)]
     unsafe fn load_high_halves(from: *const u32) -> Self {
         // SAFETY: four words are readable by contract.
         let words = unsafe { from.cast::<[u32; 4]>().read_unaligned() };
-        Self(words.map(|word| f32::from_bits(word & 0xffff_0000)))
+        Self(four(|i| f32::from_bits(words[i] & 0xffff_0000)))
     }
     #[inline(always)]
     fn add(self, other: Self) -> Self {
@@ -440,9 +446,9 @@ impl Lanes for F32x4 {
     #[inline(always)]
     fn mul_add(self, factor: Self, summand: Self) -> Self {
         if cfg!(any(target_arch = "aarch64", target_feature = "fma")) {
-            Self(std::array::from_fn(|i| self.0[i].mul_add(factor.0[i], summand.0[i])))
+            Self(four(|i| self.0[i].mul_add(factor.0[i], summand.0[i])))
         } else {
-            Self(std::array::from_fn(|i| self.0[i] * factor.0[i] + summand.0[i]))
+            Self(four(|i| self.0[i] * factor.0[i] + summand.0[i]))
         }
     }
     #[inline(always)]
@@ -452,7 +458,7 @@ impl Lanes for F32x4 {
     }
     #[inline(always)]
     fn if_less(self, bound: Self, then: Self, otherwise: Self) -> Self {
-        Self(std::array::from_fn(|i| if self.0[i] < bound.0[i] { then.0[i] } else { otherwise.0[i] }))
+        Self(four(|i| if self.0[i] < bound.0[i] { then.0[i] } else { otherwise.0[i] }))
     }
     #[inline(always)]
     fn less_bits(self, bound: Self) -> u32 {
@@ -460,11 +466,11 @@ impl Lanes for F32x4 {
     }
     #[inline(always)]
     fn if_nan(self, then: Self, otherwise: Self) -> Self {
-        Self(std::array::from_fn(|i| if self.0[i].is_nan() { then.0[i] } else { otherwise.0[i] }))
+        Self(four(|i| if self.0[i].is_nan() { then.0[i] } else { otherwise.0[i] }))
     }
     #[inline(always)]
     fn keep(self, first: usize, end: usize, fill: Self) -> Self {
-        Self(std::array::from_fn(|i| if (first..end).contains(&i) { self.0[i] } else { fill.0[i] }))
+        Self(four(|i| if (first..end).contains(&i) { self.0[i] } else { fill.0[i] }))
     }
     #[inline(always)]
     fn add_to_exponent(self, n: Self) -> Self {
@@ -476,6 +482,6 @@ impl Lanes for F32x4 {
     }
     #[inline(always)]
     fn maximum(self) -> f32 {
-        self.0.into_iter().fold(f32::NEG_INFINITY, f32::max)
+        self.0.iter().fold(f32::NEG_INFINITY, |largest, &lane| largest.max(lane))
     }
 }

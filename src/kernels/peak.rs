@@ -64,14 +64,17 @@ impl Kernel for Chains {
     unsafe fn run<V: Lanes>(self) -> usize {
         // SAFETY: by contract.
         let (factor, summand) = unsafe { (V::splat(black_box(0.5)), V::splat(black_box(1.0))) };
-        // SAFETY: as above. The chains start apart, or the compiler would keep only one.
-        let mut chains: [V; CHAINS] = std::array::from_fn(|i| unsafe { V::splat(i as f32) });
+        // The chains start apart, or the compiler would keep only one.
+        let mut chains = [summand; CHAINS];
+        for (i, chain) in chains.iter_mut().enumerate() {
+            *chain = chain.filled(i as f32);
+        }
         for _ in 0..self.steps {
             for chain in &mut chains {
                 *chain = chain.mul_add(factor, summand);
             }
         }
-        black_box(chains.map(V::sum));
+        black_box(chains.iter().map(|chain| chain.sum()).sum::<f32>());
         self.steps * CHAINS * V::N * 2
     }
 }

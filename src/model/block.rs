@@ -6,6 +6,7 @@ use candle_core::Tensor;
 use super::Batch;
 use super::experts::Experts;
 use super::layers::{Attention, Mlp, RmsNorm};
+use super::lora::Adapters;
 use super::parameters::Parameter;
 use crate::error::{Error, Result};
 use crate::kernels::Dtype;
@@ -58,26 +59,32 @@ impl Activations {
 
 impl Block {
     /// `x [T, D] -> [T, D]`, or `[N, D]` where only `rows` of it are wanted.
-    pub(super) fn run(&self, x: Tensor, batch: &Batch, rows: Option<&[u32]>) -> Result<(Tensor, Activations)> {
-        let qkv = self.attention.project_in(&self.attention_norm.forward(&x)?)?;
+    pub(super) fn run(
+        &self,
+        x: Tensor,
+        batch: &Batch,
+        rows: Option<&[u32]>,
+        adapters: Adapters,
+    ) -> Result<(Tensor, Activations)> {
+        let qkv = self.attention.project_in(&self.attention_norm.forward(&x)?, adapters)?;
         let (mixed, softmaxes) = self.attention.mix(&qkv, batch)?;
         let (mixed_rows, x_rows) = (select(&mixed, rows)?, select(&x, rows)?);
         let (middle, added) = match &self.attention_post_norm {
-            None => (self.attention.project_add(&mixed_rows, &x_rows)?, None),
+            None => (self.attention.project_add(&mixed_rows, &x_rows, adapters)?, None),
             Some(norm) => {
-                let added = self.attention.project(&mixed_rows)?;
+                let added = self.attention.project(&mixed_rows, adapters)?;
                 ((x_rows + norm.forward(&added)?)?, Some(added))
             }
         };
         let normed = self.mlp_norm.forward(&middle)?;
         let gate_up = match &self.mlp {
-            FeedForward::Dense(mlp) => Some(mlp.open(&normed)?),
+            FeedForward::Dense(mlp) => Some(mlp.open(&normed, adapters)?),
             FeedForward::Routed(_) => None,
         };
         let (y, fed) = match &self.mlp_post_norm {
-            None => (self.mlp.close_add(&normed, gate_up.as_ref(), &middle)?, None),
+            None => (self.mlp.close_add(&normed, gate_up.as_ref(), &middle, adapters)?, None),
             Some(norm) => {
-                let fed = self.mlp.close(&normed, gate_up.as_ref())?;
+                let fed = self.mlp.close(&normed, gate_up.as_ref(), adapters)?;
                 ((&middle + norm.forward(&fed)?)?, Some(fed))
             }
         };
@@ -85,15 +92,22 @@ impl Block {
     }
 
     /// Adds to the gradients of whatever is trained; from `dy` to the gradient of the input.
-    pub(super) fn backward(&self, kept: &Activations, batch: &Batch, rows: Option<&[u32]>, dy: &Tensor) -> Result<Tensor> {
+    pub(super) fn backward(
+        &self,
+        kept: &Activations,
+        batch: &Batch,
+        rows: Option<&[u32]>,
+        adapters: Adapters,
+        dy: &Tensor,
+    ) -> Result<Tensor> {
         let d_fed = match (&self.mlp_post_norm, &kept.fed) {
             (Some(norm), Some(fed)) => norm.backward(fed, dy)?,
             _ => dy.clone(),
         };
         let normed = self.mlp_norm.forward(&kept.middle)?;
         let d_normed = match (&self.mlp, &kept.gate_up) {
-            (FeedForward::Dense(mlp), Some(gate_up)) => mlp.backward(&normed, gate_up, &d_fed)?,
-            (FeedForward::Routed(experts), _) => experts.backward(&normed, &d_fed)?,
+            (FeedForward::Dense(mlp), Some(gate_up)) => mlp.backward(&normed, gate_up, &d_fed, adapters)?,
+            (FeedForward::Routed(experts), _) => experts.backward(&normed, &d_fed, adapters)?,
             _ => return Err(Error::new("the activations belong to another block")),
         };
         let d_middle = sum(dy, &self.mlp_norm.backward(&kept.middle, &d_normed)?)?;
@@ -102,11 +116,12 @@ impl Block {
             (Some(norm), Some(added)) => norm.backward(added, &d_middle)?,
             _ => d_middle.clone(),
         };
-        let d_mixed = self.attention.project_backward(&select(&kept.mixed, rows)?, &d_added)?;
+        let d_mixed = self.attention.project_backward(&select(&kept.mixed, rows)?, &d_added, adapters)?;
         let tokens = kept.input.dim(0)?;
         let (d_mixed, d_middle) = (spread(d_mixed, rows, tokens)?, spread(d_middle, rows, tokens)?);
         let normed = self.attention_norm.forward(&kept.input)?;
-        let d_normed = self.attention.backward(&normed, &kept.qkv, (&kept.mixed, &kept.softmaxes), &d_mixed, batch)?;
+        let mixed = (&kept.mixed, &kept.softmaxes);
+        let d_normed = self.attention.backward(&normed, &kept.qkv, mixed, &d_mixed, batch, adapters)?;
         Ok(sum(&d_middle, &self.attention_norm.backward(&kept.input, &d_normed)?)?)
     }
 
@@ -124,19 +139,19 @@ impl Block {
 }
 
 impl FeedForward {
-    fn close(&self, x: &Tensor, gate_up: Option<&Tensor>) -> Result<Tensor> {
+    fn close(&self, x: &Tensor, gate_up: Option<&Tensor>, adapters: Adapters) -> Result<Tensor> {
         match (self, gate_up) {
-            (FeedForward::Dense(mlp), Some(gate_up)) => mlp.close(gate_up),
-            (FeedForward::Dense(mlp), None) => mlp.forward(x),
-            (FeedForward::Routed(experts), _) => experts.forward_add(x, &x.zeros_like()?),
+            (FeedForward::Dense(mlp), Some(gate_up)) => mlp.close(gate_up, adapters),
+            (FeedForward::Dense(mlp), None) => mlp.forward(x, adapters),
+            (FeedForward::Routed(experts), _) => experts.forward_add(x, &x.zeros_like()?, adapters),
         }
     }
 
-    fn close_add(&self, x: &Tensor, gate_up: Option<&Tensor>, residual: &Tensor) -> Result<Tensor> {
+    fn close_add(&self, x: &Tensor, gate_up: Option<&Tensor>, residual: &Tensor, adapters: Adapters) -> Result<Tensor> {
         match (self, gate_up) {
-            (FeedForward::Dense(mlp), Some(gate_up)) => mlp.close_add(gate_up, residual),
-            (FeedForward::Dense(mlp), None) => Ok((mlp.forward(x)? + residual)?),
-            (FeedForward::Routed(experts), _) => experts.forward_add(x, residual),
+            (FeedForward::Dense(mlp), Some(gate_up)) => mlp.close_add(gate_up, residual, adapters),
+            (FeedForward::Dense(mlp), None) => Ok((mlp.forward(x, adapters)? + residual)?),
+            (FeedForward::Routed(experts), _) => experts.forward_add(x, residual, adapters),
         }
     }
 }

@@ -10,6 +10,7 @@ use super::block::{Activations, Block, FeedForward};
 use super::config::Config;
 use super::families as family;
 use super::layers::{Adapting, Layer, RmsNorm};
+use super::lora::Adapters;
 use super::parameters::{Parameter, Part};
 use super::{Batch, LoadOptions, Source};
 use crate::error::Result;
@@ -54,10 +55,10 @@ impl Decoder {
     }
 
     /// Hidden states `[N, D]` after the final norm, at `rows` of the batch only.
-    pub(super) fn hidden(&self, batch: &Batch, rows: &[u32]) -> Result<Tensor> {
+    pub(super) fn hidden(&self, batch: &Batch, rows: &[u32], adapters: Adapters) -> Result<Tensor> {
         let mut x = self.embed(batch)?;
         for index in 0..self.blocks.len() {
-            x = self.run_block(index, x, batch, rows)?.0;
+            x = self.run_block(index, x, batch, rows, adapters)?.0;
         }
         self.norm.forward(&x)
     }
@@ -78,9 +79,16 @@ impl Decoder {
     }
 
     /// Block `index` from `[T, D]` to `[T, D]`; from the last block only `rows` go on, for nothing attends to its output.
-    pub(super) fn run_block(&self, index: usize, x: Tensor, batch: &Batch, rows: &[u32]) -> Result<(Tensor, Activations)> {
+    pub(super) fn run_block(
+        &self,
+        index: usize,
+        x: Tensor,
+        batch: &Batch,
+        rows: &[u32],
+        adapters: Adapters,
+    ) -> Result<(Tensor, Activations)> {
         let rows = (index + 1 == self.blocks.len()).then_some(rows);
-        self.blocks[index].run(x, batch, rows)
+        self.blocks[index].run(x, batch, rows, adapters)
     }
 
     /// The gradient of block `index`'s input.
@@ -90,10 +98,11 @@ impl Decoder {
         kept: &Activations,
         batch: &Batch,
         rows: &[u32],
+        adapters: Adapters,
         dy: &Tensor,
     ) -> Result<Tensor> {
         let rows = (index + 1 == self.blocks.len()).then_some(rows);
-        self.blocks[index].backward(kept, batch, rows, dy)
+        self.blocks[index].backward(kept, batch, rows, adapters, dy)
     }
 
     pub(super) fn n_blocks(&self) -> usize {

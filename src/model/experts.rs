@@ -10,6 +10,7 @@ use rayon::prelude::*;
 
 use super::config::ExpertsConfig;
 use super::layers::{Adapting, Layer, Linear, Mlp};
+use super::lora::Adapters;
 use super::parameters::Parameter;
 use crate::error::{Error, Result};
 use crate::kernels::Dtype;
@@ -61,8 +62,8 @@ impl Experts {
     }
 
     /// `residual + experts(x)`, `x` and `residual [T, D]`
-    pub(super) fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        let logits_te = self.router.forward(x)?;
+    pub(super) fn forward_add(&self, x: &Tensor, residual: &Tensor, adapters: Adapters) -> Result<Tensor> {
+        let logits_te = self.router.forward(x, adapters)?;
         let exp_te = logits_te.broadcast_sub(&logits_te.max_keepdim(1)?)?.exp()?;
         let probabilities_te = exp_te.broadcast_div(&exp_te.sum_keepdim(1)?)?;
         let chosen = choose(&probabilities_te.to_vec2::<f32>()?, self.per_token)?;
@@ -78,7 +79,7 @@ impl Experts {
             }
             let rows = Tensor::new(rows, x.device())?;
             let weight = weights_te.index_select(&rows, 0)?.narrow(1, e, 1)?;
-            let y = expert.forward(&x.index_select(&rows, 0)?)?.broadcast_mul(&weight)?;
+            let y = expert.forward(&x.index_select(&rows, 0)?, adapters)?.broadcast_mul(&weight)?;
             sum = sum.index_add(&rows, &y, 0)?;
         }
         Ok(sum)
@@ -106,9 +107,9 @@ impl Experts {
 
     /// The gradient of `x` for that of what the experts gave. Who is chosen counts as a constant, as in every implementation; the
     /// weights' gradients go where those of all products go. Here candle's graph is good enough: few tokens meet each expert.
-    pub(super) fn backward(&self, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    pub(super) fn backward(&self, x: &Tensor, dy: &Tensor, adapters: Adapters) -> Result<Tensor> {
         let x = Var::from_tensor(x)?;
-        let y = self.forward_add(&x, &x.zeros_like()?)?;
+        let y = self.forward_add(&x, &x.zeros_like()?, adapters)?;
         let gradients = (y * dy)?.sum_all()?.backward()?;
         gradients.get(&x).cloned().ok_or_else(|| Error::new("no gradient reached the experts' input"))
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::Tensor;
 
 use super::config::Config;
-use super::lora::{AdapterSwitch, Lora, LoraOptions};
+use super::lora::{Adapters, Lora, LoraOptions};
 use super::parameters::{Parameter, Part, Vector};
 use super::{Batch, LoadOptions, Source};
 use crate::error::Result;
@@ -76,18 +76,18 @@ impl Linear {
     }
 
     /// `[T, input] -> [T, out]`
-    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.finish(x, self.matrix.forward(x)?)
+    pub(super) fn forward(&self, x: &Tensor, adapters: Adapters) -> Result<Tensor> {
+        self.finish(x, self.matrix.forward(x)?, adapters)
     }
 
     /// The same added to `residual [T, out]`.
-    pub(super) fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        self.finish(x, self.matrix.forward_add(x, residual)?)
+    pub(super) fn forward_add(&self, x: &Tensor, residual: &Tensor, adapters: Adapters) -> Result<Tensor> {
+        self.finish(x, self.matrix.forward_add(x, residual)?, adapters)
     }
 
-    fn finish(&self, x: &Tensor, y: Tensor) -> Result<Tensor> {
+    fn finish(&self, x: &Tensor, y: Tensor, adapters: Adapters) -> Result<Tensor> {
         let y = match &self.lora {
-            Some(lora) => lora.forward_add(x, y)?,
+            Some(lora) => lora.forward_add(x, y, adapters)?,
             None => y,
         };
         Ok(match &self.bias {
@@ -97,12 +97,12 @@ impl Linear {
     }
 
     /// Adds to the gradients of whatever is trained; returns that of `x`.
-    pub(super) fn backward(&self, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    pub(super) fn backward(&self, x: &Tensor, dy: &Tensor, adapters: Adapters) -> Result<Tensor> {
         if let Some(bias) = self.bias.as_ref().filter(|bias| bias.is_trained()) {
             bias.add_gradient(&column_sums(dy)?);
         }
         match &self.lora {
-            Some(lora) => lora.backward(&self.matrix, x, dy),
+            Some(lora) => lora.backward(&self.matrix, x, dy, adapters),
             None => self.matrix.backward(x, dy),
         }
     }
@@ -127,7 +127,7 @@ impl Linear {
     /// Adds a low-rank adapter if it is a target.
     pub(super) fn adapt(&mut self, how: &Adapting, parameters: &mut Vec<Parameter>) -> Result<()> {
         let inputs = self.matrix.in_features();
-        self.lora = Lora::new(&self.modules, inputs, how.options, self.matrix.dtype(), how.seed, &how.switch, parameters)?;
+        self.lora = Lora::new(&self.modules, inputs, how.options, self.matrix.dtype(), how.seed, parameters)?;
         Ok(())
     }
 }
@@ -136,7 +136,6 @@ impl Linear {
 pub(super) struct Adapting<'a> {
     pub options: &'a LoraOptions,
     pub seed: u64,
-    pub switch: Arc<AdapterSwitch>,
 }
 
 pub(super) struct RmsNorm {
@@ -210,8 +209,8 @@ impl Attention {
     }
 
     /// Queries, keys and values of the heads: `x [T, D] -> [T, q | k | v]`.
-    pub(super) fn project_in(&self, x: &Tensor) -> Result<Tensor> {
-        self.qkv.forward(x)
+    pub(super) fn project_in(&self, x: &Tensor, adapters: Adapters) -> Result<Tensor> {
+        self.qkv.forward(x, adapters)
     }
 
     /// What the heads read from the batch: `qkv [T, q | k | v] -> [T, heads * head_dim]`, before the output projection.
@@ -221,18 +220,18 @@ impl Attention {
     }
 
     /// `mixed W_o^T`
-    pub(super) fn project(&self, mixed: &Tensor) -> Result<Tensor> {
-        self.output.forward(mixed)
+    pub(super) fn project(&self, mixed: &Tensor, adapters: Adapters) -> Result<Tensor> {
+        self.output.forward(mixed, adapters)
     }
 
     /// `residual + mixed W_o^T`
-    pub(super) fn project_add(&self, mixed: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        self.output.forward_add(mixed, residual)
+    pub(super) fn project_add(&self, mixed: &Tensor, residual: &Tensor, adapters: Adapters) -> Result<Tensor> {
+        self.output.forward_add(mixed, residual, adapters)
     }
 
     /// The gradient of [`Attention::project`]'s input.
-    pub(super) fn project_backward(&self, mixed: &Tensor, dy: &Tensor) -> Result<Tensor> {
-        self.output.backward(mixed, dy)
+    pub(super) fn project_backward(&self, mixed: &Tensor, dy: &Tensor, adapters: Adapters) -> Result<Tensor> {
+        self.output.backward(mixed, dy, adapters)
     }
 
     /// From the gradient of what [`Attention::mix`] gave to that of the `x` which was projected in.
@@ -243,6 +242,7 @@ impl Attention {
         (mixed, softmaxes): (&Tensor, &Softmaxes),
         d_mixed: &Tensor,
         batch: &Batch,
+        adapters: Adapters,
     ) -> Result<Tensor> {
         let normed = self.normed(qkv)?;
         let (segments, shape) = (&batch.segments, &self.shape);
@@ -255,7 +255,7 @@ impl Attention {
             k.weight.add_gradient(&dk);
             d_qkv = dx;
         }
-        self.qkv.backward(x, &d_qkv)
+        self.qkv.backward(x, &d_qkv, adapters)
     }
 
     /// Makes all weights learn.
@@ -316,29 +316,29 @@ impl Mlp {
     }
 
     /// `[T, D] -> [T, D]`
-    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.close(&self.open(x)?)
+    pub(super) fn forward(&self, x: &Tensor, adapters: Adapters) -> Result<Tensor> {
+        self.close(&self.open(x, adapters)?, adapters)
     }
 
     /// Gate and up: `[T, D] -> [T, 2 F]`.
-    pub(super) fn open(&self, x: &Tensor) -> Result<Tensor> {
-        self.gate_up.forward(x)
+    pub(super) fn open(&self, x: &Tensor, adapters: Adapters) -> Result<Tensor> {
+        self.gate_up.forward(x, adapters)
     }
 
     /// From gate and up to the output: `[T, 2 F] -> [T, D]`.
-    pub(super) fn close(&self, gate_up: &Tensor) -> Result<Tensor> {
-        self.down.forward(&gated(gate_up, self.activation, self.kernels)?)
+    pub(super) fn close(&self, gate_up: &Tensor, adapters: Adapters) -> Result<Tensor> {
+        self.down.forward(&gated(gate_up, self.activation, self.kernels)?, adapters)
     }
 
     /// `residual + close(gate_up)`, `residual [T, D]`
-    pub(super) fn close_add(&self, gate_up: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        self.down.forward_add(&gated(gate_up, self.activation, self.kernels)?, residual)
+    pub(super) fn close_add(&self, gate_up: &Tensor, residual: &Tensor, adapters: Adapters) -> Result<Tensor> {
+        self.down.forward_add(&gated(gate_up, self.activation, self.kernels)?, residual, adapters)
     }
 
     /// The gradient of the `x` that was opened, from that of what was closed.
-    pub(super) fn backward(&self, x: &Tensor, gate_up: &Tensor, dy: &Tensor) -> Result<Tensor> {
-        let d_inner = self.down.backward(&gated(gate_up, self.activation, self.kernels)?, dy)?;
-        self.gate_up.backward(x, &gated_backward(gate_up, self.activation, &d_inner)?)
+    pub(super) fn backward(&self, x: &Tensor, gate_up: &Tensor, dy: &Tensor, adapters: Adapters) -> Result<Tensor> {
+        let d_inner = self.down.backward(&gated(gate_up, self.activation, self.kernels)?, dy, adapters)?;
+        self.gate_up.backward(x, &gated_backward(gate_up, self.activation, &d_inner)?, adapters)
     }
 
     /// Makes all weights learn.

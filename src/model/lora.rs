@@ -7,7 +7,6 @@
 //! adapter.rs applies finished adapters; this file is for those that learn.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
@@ -34,32 +33,21 @@ impl LoraOptions {
     }
 }
 
-/// Turns all adapters of a model off and on, and their dropout.
-#[derive(Debug)]
-pub struct AdapterSwitch {
-    on: AtomicBool,
-    /// What the dropout masks are drawn from; 0 for none.
-    dropout_key: AtomicU64,
-    dropout: f32,
+/// How the adapters under training take part in a pass; a model without them does not care.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub enum Adapters {
+    /// The base model alone.
+    Off,
+    #[default]
+    On,
+    /// On, with masks over their inputs that `key` decides, so that a pass can be repeated; `rate` of an input is dropped.
+    Dropout { key: u64, rate: f32 },
 }
 
-impl AdapterSwitch {
-    pub(super) fn new(dropout: f32) -> Arc<AdapterSwitch> {
-        Arc::new(AdapterSwitch { on: AtomicBool::new(true), dropout_key: AtomicU64::new(0), dropout })
-    }
-
-    /// Runs `work` with the base model alone.
-    pub fn without<R>(&self, work: impl FnOnce() -> R) -> R {
-        self.on.store(false, Ordering::SeqCst);
-        let result = work();
-        self.on.store(true, Ordering::SeqCst);
-        result
-    }
-
-    /// Draws the masks of all passes from now on from `key`; `None` ends dropout.
-    pub fn set_dropout(&self, key: Option<u64>) {
-        let key = key.filter(|_| self.dropout > 0.0).map_or(0, |key| key.max(1));
-        self.dropout_key.store(key, Ordering::SeqCst);
+impl Adapters {
+    /// On, with dropout where `rate` is above 0.
+    pub fn with_dropout(key: u64, rate: f32) -> Adapters {
+        if rate > 0.0 { Adapters::Dropout { key: key.max(1), rate } } else { Adapters::On }
     }
 }
 
@@ -71,7 +59,6 @@ pub(super) struct Lora {
     /// `[out, modules * r]`
     b: Matrix,
     scale: f64,
-    switch: Arc<AdapterSwitch>,
     /// Tells this adapter's dropout from the others'.
     number: u64,
 }
@@ -84,7 +71,6 @@ impl Lora {
         options: &LoraOptions,
         dtype: Dtype,
         seed: u64,
-        switch: &Arc<AdapterSwitch>,
         parameters: &mut Vec<Parameter>,
     ) -> Result<Option<Lora>> {
         let last = |name: &str| name.rsplit('.').next().unwrap_or(name).to_owned();
@@ -117,15 +103,15 @@ impl Lora {
         parameters.push(Parameter::matrix(a.train(dtype)?, a_parts));
         let b = Matrix::from_trained(Arc::new(Trained::block_diagonal(&blocks, dtype)));
         parameters.push(Parameter::matrix(b.trained().cloned().ok_or_else(|| Error::new("not trained"))?, b_parts));
-        Ok(Some(Lora { a, b, scale: options.scale(), switch: switch.clone(), number }))
+        Ok(Some(Lora { a, b, scale: options.scale(), number }))
     }
 
     /// `y + scale (x A^T) B^T`
-    pub(super) fn forward_add(&self, x: &Tensor, y: Tensor) -> Result<Tensor> {
-        if !self.switch.on.load(Ordering::SeqCst) {
+    pub(super) fn forward_add(&self, x: &Tensor, y: Tensor, adapters: Adapters) -> Result<Tensor> {
+        if adapters == Adapters::Off {
             return Ok(y);
         }
-        let low = match self.mask(x)? {
+        let low = match self.mask(x, adapters)? {
             Some(mask) => self.a.forward(&(x * mask)?)?,
             None => self.a.forward(x)?,
         };
@@ -134,8 +120,11 @@ impl Lora {
     }
 
     /// Adds to the gradients of `A` and `B`, and of `base` if it is trained; returns that of `x`.
-    pub(super) fn backward(&self, base: &Matrix, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
-        let mask = self.mask(x)?;
+    pub(super) fn backward(&self, base: &Matrix, x: &Tensor, dy: &Tensor, adapters: Adapters) -> Result<Tensor> {
+        if adapters == Adapters::Off {
+            return base.backward(x, dy);
+        }
+        let mask = self.mask(x, adapters)?;
         let dropped = match &mask {
             Some(mask) => (x * mask)?,
             None => x.clone(),
@@ -152,12 +141,9 @@ impl Lora {
     }
 
     /// 0 with the probability of dropout, else `1 / (1 - dropout)`: the same for the same key, so that a pass can be repeated.
-    fn mask(&self, x: &Tensor) -> Result<Option<Tensor>> {
-        let key = self.switch.dropout_key.load(Ordering::SeqCst);
-        if key == 0 {
-            return Ok(None);
-        }
-        let (key, rate) = (key ^ self.number.rotate_left(40), self.switch.dropout);
+    fn mask(&self, x: &Tensor, adapters: Adapters) -> Result<Option<Tensor>> {
+        let Adapters::Dropout { key, rate } = adapters else { return Ok(None) };
+        let key = key ^ self.number.rotate_left(40);
         let mut mask = vec![0.0; x.elem_count()];
         const BLOCK: usize = 1 << 12;
         mask.par_chunks_mut(BLOCK).enumerate().for_each(|(block, mask)| {

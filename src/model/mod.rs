@@ -75,7 +75,7 @@ pub use default_model::DEFAULT_MODEL;
 pub use files::peft::{LoraPair, LoraSettings, save_adapter};
 pub use files::save::{save, save_merged};
 pub use load_options::LoadOptions;
-pub use lora::{AdapterSwitch, LoraOptions};
+pub use lora::{Adapters, LoraOptions};
 pub use parameters::{Parameter, Part};
 pub use placement::Placement;
 pub use reference::Reference;
@@ -199,8 +199,13 @@ impl Model {
     pub fn hidden(&self, batch: &Batch, rows: &[u32]) -> Result<Tensor> {
         match &self.on_cuda {
             Some(on_cuda) => on_cuda.hidden(&self.decoder, batch, rows),
-            None => self.decoder.hidden(batch, rows),
+            None => self.decoder.hidden(batch, rows, Adapters::On),
         }
+    }
+
+    /// The same of the model without the adapters that it learns.
+    pub fn hidden_of_base(&self, batch: &Batch, rows: &[u32]) -> Result<Tensor> {
+        self.decoder.hidden(batch, rows, Adapters::Off)
     }
 
     /// What the model believed about `targets` at `rows` of the batch. A GPU is put to work and left to it, so that the caller can prepare
@@ -226,7 +231,7 @@ impl Model {
             return Ok(Statistics::Ready(BatchStatistics { curves, head: statistics.head + began.elapsed(), ..statistics }));
         }
         let began = Instant::now();
-        let hidden_nd = self.decoder.hidden(batch, rows)?;
+        let hidden_nd = self.decoder.hidden(batch, rows, Adapters::On)?;
         let decoder = began.elapsed();
         let (tokens, curves) = head_statistics_and_curves(&hidden_nd, self.head(), targets, options, curves)?;
         Ok(Statistics::Ready(BatchStatistics { tokens, curves, decoder, head: began.elapsed() - decoder }))

@@ -4,19 +4,18 @@
 //! given memory reaches; the others run a second time on the way back (Chen et al. 2016, arXiv 1604.06174). What is kept changes no
 //! bit of any gradient.
 
-use std::sync::Arc;
-
 use candle_core::Tensor;
 
 use super::block::Activations;
 use super::layers::Adapting;
-use super::{AdapterSwitch, Batch, LoraOptions, Model, Parameter};
+use super::{Adapters, Batch, LoraOptions, Model, Parameter};
 use crate::error::{Error, Result};
 use crate::kernels::Dtype;
 
 pub struct Trace {
     batch: Batch,
     rows: Vec<u32>,
+    adapters: Adapters,
     stages: Vec<Stage>,
     /// Before the final norm, `[N, D]`.
     last: Tensor,
@@ -36,9 +35,8 @@ impl Model {
     }
 
     /// Adds low-rank adapters, which alone learn; `B` begins with zeros, so that the model is as it was.
-    pub fn adapt(&mut self, options: &LoraOptions, seed: u64) -> Result<(Vec<Parameter>, Arc<AdapterSwitch>)> {
-        let switch = AdapterSwitch::new(options.dropout);
-        let parameters = self.decoder.adapt(&Adapting { options, seed, switch: switch.clone() })?;
+    pub fn adapt(&mut self, options: &LoraOptions, seed: u64) -> Result<Vec<Parameter>> {
+        let parameters = self.decoder.adapt(&Adapting { options, seed })?;
         // `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight`
         let adapted = |target: &String| {
             parameters
@@ -50,18 +48,18 @@ impl Model {
             return Err(Error::usage(format!("no module of the model is called `{unknown}`"))
                 .cure("Modules are q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj (gate_up_proj in GLM)."));
         }
-        Ok((parameters, switch))
+        Ok(parameters)
     }
 
     /// As [`Model::hidden`], keeping what [`Model::backward`] needs, at most about `memory` bytes beyond the inputs of the blocks.
-    pub fn trace(&self, batch: Batch, rows: &[u32], memory: usize) -> Result<Trace> {
+    pub fn trace(&self, batch: Batch, rows: &[u32], adapters: Adapters, memory: usize) -> Result<Trace> {
         let n_blocks = self.decoder.n_blocks();
         let mut stages: Vec<Stage> = Vec::with_capacity(n_blocks);
         let mut x = self.decoder.embed(&batch)?;
         let mut n_kept = n_blocks;
         for index in 0..n_blocks {
             let input = x.clone();
-            let (y, activations) = self.decoder.run_block(index, x, &batch, rows)?;
+            let (y, activations) = self.decoder.run_block(index, x, &batch, rows, adapters)?;
             if index == 0 {
                 n_kept = memory / activations.bytes().max(1);
             }
@@ -71,19 +69,19 @@ impl Model {
             x = y;
         }
         let hidden = self.decoder.final_norm().forward(&x)?;
-        Ok(Trace { batch, rows: rows.to_vec(), stages, last: x, hidden })
+        Ok(Trace { batch, rows: rows.to_vec(), adapters, stages, last: x, hidden })
     }
 
     /// Adds to the gradients of all parameters, from the gradient `[N, D]` of the trace's hidden states.
     pub fn backward(&self, trace: Trace, d_hidden: &Tensor) -> Result<()> {
-        let Trace { batch, rows, stages, last, .. } = trace;
+        let Trace { batch, rows, adapters, stages, last, .. } = trace;
         let mut dx = self.decoder.final_norm().backward(&last, d_hidden)?;
         for (index, stage) in stages.into_iter().enumerate().rev() {
             let activations = match stage {
                 Stage::Whole(activations) => activations,
-                Stage::Input(input) => self.decoder.run_block(index, input, &batch, &rows)?.1,
+                Stage::Input(input) => self.decoder.run_block(index, input, &batch, &rows, adapters)?.1,
             };
-            dx = self.decoder.block_backward(index, &activations, &batch, &rows, &dx)?;
+            dx = self.decoder.block_backward(index, &activations, &batch, &rows, adapters, &dx)?;
         }
         self.decoder.embed_backward(&batch, &dx)
     }

@@ -8,7 +8,7 @@ use crate::engine::{self, Packed, Work, pack};
 use crate::error::{Error, Result};
 use crate::kernels::TokenStatistics;
 use crate::kernels::statistics::{Divergence, head_gradient};
-use crate::model::{AdapterSwitch, Batch, Model};
+use crate::model::{Adapters, Batch, Model};
 use crate::tokens::Sequence;
 
 use super::loss::{BatchLoss, Loss, Share};
@@ -20,7 +20,7 @@ pub(crate) enum Base<'a> {
     /// A model of its own.
     Model(&'a Model),
     /// The same without its adapters.
-    Adapters(&'a AdapterSwitch),
+    WithoutAdapters,
 }
 
 /// How much a sequence counts.
@@ -69,8 +69,9 @@ pub(crate) struct StepOptions<'a> {
     /// Bytes of activations that are kept instead of computed again.
     pub activation_bytes: usize,
     pub base: Base<'a>,
-    /// Adapters with dropout, and the key of this step's draws.
-    pub dropout: Option<(&'a AdapterSwitch, u64)>,
+    /// The share of the adapters' inputs that is dropped, and the key of this step's draws.
+    pub dropout: f32,
+    pub dropout_key: u64,
 }
 
 /// A supervised token of a sequence and what became of it.
@@ -125,10 +126,8 @@ pub(crate) fn accumulate(
         }
         let reference = base_hidden(model, &options.base, &batch, &rows)?;
         let reference = reference.as_ref().map(|hidden| (hidden, base_model(model, &options.base).head()));
-        if let Some((switch, key)) = options.dropout {
-            switch.set_dropout(Some(key.wrapping_add(number)));
-        }
-        let trace = model.trace(batch, &rows, options.activation_bytes)?;
+        let adapters = Adapters::with_dropout(options.dropout_key.wrapping_add(number), options.dropout);
+        let trace = model.trace(batch, &rows, adapters, options.activation_bytes)?;
         let factors = |n: usize, token: &TokenStatistics, _: &Divergence| loss.factors(&Token::new(token, earlier[n]), shares[n]);
         let head_options = model.head_options(options.loss.gate.top_k());
         let head = head_gradient(&trace.hidden, model.head(), &targets, &head_options, reference, &factors)?;
@@ -138,9 +137,6 @@ pub(crate) fn accumulate(
             return Ok(result);
         }
         model.backward(trace, &head.d_hidden)?;
-        if let Some((switch, _)) = options.dropout {
-            switch.set_dropout(None);
-        }
         for (sequence, indices) in scatter {
             let row = &weights[sequence];
             let token = |(n, &index): (usize, &u32)| {
@@ -166,7 +162,7 @@ pub(crate) fn supervised(sequence: &Sequence) -> usize {
 fn base_model<'a>(model: &'a Model, base: &Base<'a>) -> &'a Model {
     match base {
         Base::Model(base) => base,
-        Base::None | Base::Adapters(_) => model,
+        Base::None | Base::WithoutAdapters => model,
     }
 }
 
@@ -174,7 +170,7 @@ fn base_hidden(model: &Model, base: &Base, batch: &Batch, rows: &[u32]) -> Resul
     match base {
         Base::None => Ok(None),
         Base::Model(base) => base.hidden(batch, rows).map(Some),
-        Base::Adapters(switch) => switch.without(|| model.hidden(batch, rows)).map(Some),
+        Base::WithoutAdapters => model.hidden_of_base(batch, rows).map(Some),
     }
 }
 

@@ -17,7 +17,7 @@ use crate::diagnosis::population::Population;
 use crate::kernels::matmul::Matrix;
 use crate::kernels::statistics::{HeadOptions, TokenLoss, head_gradient};
 use crate::kernels::{Dtype, Kernels};
-use crate::model::{LoadOptions, LoraOptions, Model, Parameter, Placement, Reference};
+use crate::model::{Adapters, LoadOptions, LoraOptions, Model, Parameter, Placement, Reference};
 use crate::tokens::Sequence;
 
 const FAMILIES: [&str; 9] =
@@ -58,7 +58,7 @@ fn plain(method: &str, gate: Option<&str>) -> Loss {
 }
 
 fn step_options<'a>(loss: &'a Loss, pack_tokens: usize, activation_bytes: usize) -> StepOptions<'a> {
-    StepOptions { loss, pack_tokens, activation_bytes, base: Base::None, dropout: None }
+    StepOptions { loss, pack_tokens, activation_bytes, base: Base::None, dropout: 0.0, dropout_key: 0 }
 }
 
 /// All gradients, by the names of the checkpoint.
@@ -87,7 +87,7 @@ fn weighted_gradients(model: &Model, sequences: &[(Vec<u32>, Vec<f32>)], n: usiz
             segments: vec![crate::kernels::Segment { tokens: 0..ids.len(), context: Vec::new() }].into(),
             ids: ids.clone(),
         };
-        let trace = model.trace(batch, &rows, 0).unwrap();
+        let trace = model.trace(batch, &rows, Adapters::On, 0).unwrap();
         let factor = |t: usize, _: &_, _: &_| TokenLoss { cross_entropy: weights[t + 1] / n as f32, ..TokenLoss::default() };
         let head = head_gradient(&trace.hidden, model.head(), &ids[1..], &model.head_options(20), None, &factor).unwrap();
         loss -= head.statistics.iter().zip(&weights[1..]).map(|(s, w)| f64::from(s.logprob * w)).sum::<f64>() / n as f64;
@@ -339,7 +339,7 @@ fn ten_steps_follow_pytorch() {
         let parameters = if name.contains("lora") {
             let options =
                 LoraOptions { rank: setting("lora_r") as usize, alpha: setting("lora_alpha"), dropout: 0.0, targets: Vec::new() };
-            let (parameters, _) = model.adapt(&options, 0).unwrap();
+            let parameters = model.adapt(&options, 0).unwrap();
             for (name, a) in load(fixture(&format!("train/lora_{family}.safetensors")), &Device::Cpu).unwrap() {
                 let owner = parameters.iter().find(|parameter| parameter.parts.iter().any(|part| part.name == name));
                 owner.unwrap_or_else(|| panic!("no {name}")).set(&name, &numbers(&a)).unwrap();

@@ -7,7 +7,6 @@ use serde_json::Value;
 
 use super::plan::{Plan, Planted, Totals};
 use super::stream::{FIDELITY_FILE, Stages};
-use super::watch::Watch;
 use crate::dataset::{Choice, PlantedSpan};
 use crate::diagnosis::Report;
 use crate::diagnosis::fidelity::Fidelity;
@@ -20,6 +19,7 @@ use crate::engine::TOP_K;
 use crate::error::{Context, Error, Result};
 use crate::files::{write_atomically, write_json};
 use crate::format::thousands;
+use crate::jobs::watch::Watch;
 use crate::jobs::{peak_memory_bytes, provenance_of};
 use crate::kernels::cuda;
 use crate::maps::density::Density;
@@ -108,19 +108,19 @@ pub(crate) fn sort_again(out: &Path, thresholds: Thresholds, command: &str, watc
 }
 
 fn sort(out: &Path, record: RunRecord, thresholds: Thresholds, command: &str, watch: &dyn Watch) -> Result<Outcome> {
-    watch.finishing("Sorting");
+    watch.stage("Sorting");
     let parts: Vec<PathBuf> = finished_parts(out)?.into_iter().map(|part| part.tokens).collect();
     let table = out.join(TOKENS_FILE);
     let resolved = resolve(thresholds, if parts.is_empty() { std::slice::from_ref(&table) } else { &parts })?;
     join_parts(out, |logprob, entropy, tail| resolved.label(logprob, entropy, tail))?;
 
-    watch.finishing("Summing up");
+    watch.stage("Summing up");
     let tables = [table];
     let summary = summarise(&tables, &read_rows(&out.join(ROWS_FILE))?, &resolved)?;
     let planted = planted_quality(out, &tables, &resolved)?;
     let fidelity: Option<Fidelity> = read_json(&out.join(FIDELITY_FILE))?;
 
-    watch.finishing("Drawing");
+    watch.stage("Drawing");
     draw_maps(out, &record, &summary, fidelity.as_ref(), &tables)?;
     let report = Report { summary, planted, topk_fidelity: fidelity.map(|fidelity| fidelity.summary()).unwrap_or_default() };
     write_json(&out.join(SUMMARY_FILE), &report)?;

@@ -9,13 +9,12 @@
 mod finish;
 mod plan;
 mod stream;
-mod watch;
 
 pub(crate) use finish::{Outcome, sort_again};
 pub(crate) use plan::{Job, Plan};
-pub(crate) use watch::{Beginning, Watch};
 
 use crate::error::Result;
+use crate::jobs::watch::Watch;
 
 /// Runs the whole job. An interrupted run goes on where it stopped; a finished one is only reported again.
 pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {

@@ -5,12 +5,12 @@ use std::time::{Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::watch::{Beginning, Watch};
 use crate::dataset::{Choice, Chosen, DataFile, Dataset, PlantedSpan, ReadOptions};
 use crate::diagnosis::quadrants::Thresholds;
 use crate::error::{Context, Error, Result};
 use crate::files::sha256;
 use crate::jobs::identity_of_files;
+use crate::jobs::watch::{Beginning, Watch, fetching};
 use crate::kernels::level::Level;
 use crate::kernels::{Dtype, Kernels};
 use crate::model::{LoadOptions, Model, Placement, Reference};
@@ -87,7 +87,8 @@ impl Plan {
     pub(crate) fn make(job: &Job, watch: &dyn Watch) -> Result<Plan> {
         let (run_began, started) = (Instant::now(), SystemTime::now());
         let dataset = Dataset::open(&job.inputs, &job.read)?;
-        let reference = Reference::resolve(job.model.as_deref(), &|what, done, total| watch.fetching(what, done, total))?;
+        watch.opened(dataset.files());
+        let reference = Reference::resolve(job.model.as_deref(), &fetching(watch))?;
         let began = Instant::now();
         let options = LoadOptions { dtype: job.dtype, kernels: job.kernels, device: job.device };
         let mut model = Model::load(&reference, options, job.render.max_len)?;
@@ -135,16 +136,15 @@ impl Plan {
             thresholds: job.thresholds,
             command: job.command.clone(),
         };
-        watch.audited(&Beginning {
-            files: plan.dataset.files(),
-            audit: &plan.audit,
+        watch.audited(&plan.audit);
+        watch.remarks(&plan.model.info.name, &plan.model.remarks);
+        watch.begins(&Beginning {
             supervised: plan.totals.supervised,
             tokens: plan.totals.tokens,
             rows: plan.totals.scored,
             model: &plan.model.info.name,
             device: plan.device.description(),
             passed_over: plan.model.passed_over.as_deref(),
-            remarks: &plan.model.remarks,
             out: &plan.out,
         });
         Ok(plan)
@@ -186,7 +186,7 @@ fn survey(
                 Err(error) => audit.add_error(&item.place, &error),
             }
         }
-        watch.auditing(totals.records);
+        watch.reading(totals.records);
     }
     Ok((audit, totals, planted))
 }

@@ -12,11 +12,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::plan::Plan;
-use super::watch::Watch;
 use crate::diagnosis::fidelity::Fidelity;
 use crate::engine::{self, Curve, Sample, TOP_K, Work};
 use crate::error::{Context, Error, Result};
 use crate::files::write_json;
+use crate::jobs::watch::Watch;
 use crate::kernels::TokenStatistics;
 use crate::kernels::allocator;
 use crate::kernels::level::{self, Level};
@@ -222,7 +222,7 @@ fn run_engine(
         let before = done_tokens + stages.input_tokens;
         let mut progress = |tokens| {
             stages.to_first_row.get_or_insert_with(|| plan.began.elapsed().as_secs_f64());
-            watch.scoring(before + tokens, plan.totals.tokens);
+            watch.tokens("Scoring", before + tokens, plan.totals.tokens);
         };
         (part.scores, part.curves) =
             engine::score_and_sample(&plan.model, &part.sequences, TOP_K, sample, &mut work, &mut progress)?;

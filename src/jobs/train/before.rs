@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use super::watch::Watch;
 use crate::dataset::Choice;
 use crate::diagnosis::gate::{Beside, Gate, Method};
 use crate::diagnosis::population::{Needs, Population, Quantity};
@@ -11,6 +10,7 @@ use crate::diagnosis::quadrants::Thresholds;
 use crate::engine::{self, Work};
 use crate::error::{Error, Result};
 use crate::jobs::score;
+use crate::jobs::watch::Watch;
 use crate::kernels::Kernels;
 use crate::model::{Model, Placement};
 use crate::table::{Column, ROWS_FILE, TOKENS_FILE, read_chunks, read_rows};
@@ -37,7 +37,7 @@ pub(super) fn score_before(options: &Options, out: &Path, command: &str, watch: 
         thresholds: Thresholds::default(),
         command: command.to_owned(),
     };
-    score::run(&job, watch.of_scoring()).map(|_| ())
+    score::run(&job, watch).map(|_| ())
 }
 
 /// What the base model's scores say that a method needs to know.

@@ -1,57 +1,70 @@
-//! What is asked for, before anything is read.
+//! What is asked for, and found, before anything is read.
 
 use std::path::{Path, PathBuf};
 
 use super::checkpoint;
 use super::record::{RUN_FILE, TrainRecord, read_record};
-use super::watch::Watch;
 use crate::dataset::{DataFile, Dataset};
 use crate::error::{Context, Error, Result};
 use crate::files::sha256;
 use crate::jobs::identity_of_files;
+use crate::jobs::watch::{Watch, fetching};
 use crate::kernels::level::Level;
 use crate::model::Reference;
 use crate::provenance;
 use crate::train::options::Options;
 
-/// What is asked for: options, data and model, found but not read.
+/// A training run as the user asked for it.
 pub(crate) struct Job {
     pub options: Options,
-    pub out: PathBuf,
-    pub(super) dataset: Dataset,
-    pub(super) reference: Reference,
-    pub(super) identity: String,
+    /// Only the plan is wanted: nothing is scored, trained or written.
+    pub dry_run: bool,
+    /// It is an error if there is no checkpoint to go on from.
+    pub must_resume: bool,
+    /// The command line, for the record.
+    pub command: String,
 }
 
-impl Job {
+/// A job whose data and model were found, but not read.
+pub(super) struct Opened {
+    pub options: Options,
+    pub out: PathBuf,
+    pub command: String,
+    pub dataset: Dataset,
+    pub reference: Reference,
+    pub identity: String,
+}
+
+impl Opened {
     /// Finds data and model. An error if the folder holds another run.
-    pub(crate) fn open(options: Options, watch: &dyn Watch) -> Result<Job> {
+    pub(super) fn new(job: Job, watch: &dyn Watch) -> Result<Opened> {
+        let Job { options, command, .. } = job;
         let dataset = Dataset::open(&options.datasets, &options.read()?)?;
-        let fetching = |what: &str, done, total| watch.fetching(what, done, total);
-        let reference = Reference::resolve(options.model.as_deref(), &fetching)?;
+        watch.opened(dataset.files());
+        let reference = Reference::resolve(options.model.as_deref(), &fetching(watch))?;
         let identity = identity(&options, dataset.files(), &reference.sha256()?, &provenance::build())?;
         let out = options.out.clone().unwrap_or_else(|| Path::new("runs").join(format!("train-{}", &identity[..8])));
-        let job = Job { options, out, dataset, reference, identity };
-        if job.record()?.is_some_and(|record| record.identity != job.identity) {
-            return Err(Error::new("this folder holds another training run")
-                .at(&job.out)
-                .cure("It has other options, data or another model, or was made by another version or commit of the program \
-                    or with another DIAGNOSE_KERNELS: give another --out."));
+        let opened = Opened { options, out, command, dataset, reference, identity };
+        if opened.record()?.is_some_and(|record| record.identity != opened.identity) {
+            return Err(Error::new("this folder holds another training run").at(&opened.out).cure(
+                "It has other options, data or another model, or was made by another version or commit of the program \
+                    or with another DIAGNOSE_KERNELS: give another --out.",
+            ));
         }
-        if let Some(progress) = checkpoint::latest(&job.out)? {
-            progress.check(&job.identity).map_err(|error| error.at(&job.out))?;
+        if let Some(progress) = checkpoint::latest(&opened.out)? {
+            progress.check(&opened.identity).map_err(|error| error.at(&opened.out))?;
         }
-        Ok(job)
+        Ok(opened)
     }
 
     /// The record of the run, if it has ended.
-    pub(crate) fn record(&self) -> Result<Option<TrainRecord>> {
+    pub(super) fn record(&self) -> Result<Option<TrainRecord>> {
         let path = self.out.join(RUN_FILE);
         if path.is_file() { read_record(&path).map(Some) } else { Ok(None) }
     }
 
     /// Is there a checkpoint of the run?
-    pub(crate) fn can_resume(&self) -> Result<bool> {
+    pub(super) fn can_resume(&self) -> Result<bool> {
         Ok(checkpoint::latest(&self.out)?.is_some())
     }
 }

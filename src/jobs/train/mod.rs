@@ -1,7 +1,7 @@
 //! A training run: options and data -> a trained model in a run folder.
 //!
 //! ```text
-//! job.rs         what is asked for: options, data and model, found but not read; record.rs tells what a finished run has left
+//! job.rs         what is asked for; data and model found but not read; record.rs tells what a finished run has left
 //! trainer.rs     everything read and checked; the loop over steps; what is written when
 //! plan.rs        what a run will do; before.rs the diagnosis that some methods need first
 //! snapshot.rs    what psft compares with
@@ -9,7 +9,6 @@
 //! log.rs         metrics.jsonl; events.rs for TensorBoard; figures.rs draws
 //! result.rs      the trained model or adapter as others read it
 //! emit.rs        no run at all, but the same training as a configuration of LLaMA-Factory or axolotl, by way of recipe.rs
-//! watch.rs       who is told how it goes on
 //! ```
 
 mod before;
@@ -25,11 +24,44 @@ mod record;
 mod result;
 mod snapshot;
 mod trainer;
-mod watch;
 
 pub(crate) use job::Job;
 pub(crate) use plan::Plan;
 pub(crate) use recipe::emit;
 pub(crate) use record::{OPTIONS_FILE, RUN_FILE, TrainRecord, read_record};
-pub(crate) use trainer::{Outcome, Trainer, plan};
-pub(crate) use watch::Watch;
+
+use std::path::PathBuf;
+
+use crate::error::{Error, Result};
+use crate::jobs::watch::Watch;
+use job::Opened;
+use trainer::Trainer;
+
+/// How a run ended.
+pub(crate) enum Outcome {
+    /// It was not to begin.
+    Planned(Box<Plan>),
+    Finished(Box<TrainRecord>),
+    /// The user interrupted it; the checkpoint holds this many steps, of that many.
+    Interrupted {
+        out: PathBuf,
+        step: u64,
+        total: u64,
+    },
+}
+
+/// Runs the whole job. An interrupted run goes on from its newest checkpoint; of a finished one the record is given again.
+pub(crate) fn run(job: Job, watch: &dyn Watch) -> Result<Outcome> {
+    let (dry_run, must_resume) = (job.dry_run, job.must_resume);
+    let opened = Opened::new(job, watch)?;
+    if dry_run {
+        return Ok(Outcome::Planned(Box::new(trainer::plan(opened, watch)?)));
+    }
+    if let Some(record) = opened.record()? {
+        return Ok(Outcome::Finished(Box::new(record)));
+    }
+    if must_resume && !opened.can_resume()? {
+        return Err(Error::usage("there is no checkpoint to resume from").at(&opened.out).cure("Leave out --resume to begin."));
+    }
+    Trainer::prepare(opened, watch)?.run(watch)
+}

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use super::emit::{self, Length, Loss, Recipe, Schedule, Target};
 use crate::dataset::Dataset;
 use crate::error::{Error, Result};
+use crate::jobs::watch::{Watch, fetching};
 use crate::kernels::Dtype;
 use crate::model::{LoraSettings, Reference};
 use crate::train::options::Options;
@@ -14,10 +15,10 @@ use crate::train::schedule::Shape;
 const DEFAULT_HUB_ID: &str = "HuggingFaceTB/SmolLM2-135M-Instruct";
 
 /// Writes the folder `--out`; gives its name and the number of rows in its data.
-pub(crate) fn emit(options: &Options, target: Target, fetching: &dyn Fn(&str, u64, u64)) -> Result<(PathBuf, u64)> {
+pub(crate) fn emit(options: &Options, target: Target, watch: &dyn Watch) -> Result<(PathBuf, u64)> {
     let out = options.out.clone().ok_or_else(|| Error::usage("--emit needs a folder to write to: give --out"))?;
     let dataset = Dataset::open(&options.datasets, &options.read()?)?;
-    let reference = Reference::resolve(options.model.as_deref(), &|what, done, total| fetching(what, done, total))?;
+    let reference = Reference::resolve(options.model.as_deref(), &fetching(watch))?;
     let layer_class = reference.layer_class()?;
     let limit = options.limit.unwrap_or(u64::MAX) as usize;
     let n_rows =

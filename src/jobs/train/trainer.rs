@@ -3,27 +3,27 @@
 use std::fs;
 use std::io::Write;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use super::Outcome;
 use super::before::{BEFORE_FOLDER, Before, score_before, with_topk_entropies};
 use super::checkpoint::{self, Progress};
-use super::job::Job;
+use super::job::Opened;
 use super::log::{Log, METRICS_FILE, read_metrics};
 use super::plan::{Plan, Preview, memory_beside, preview};
 use super::record::{OPTIONS_FILE, RUN_FILE, TrainRecord};
 use super::snapshot::Snapshot;
-use super::watch::Watch;
 use super::{figures, result};
 use crate::dataset::{Choice, DataFile};
 use crate::diagnosis::quadrants::Resolved;
 use crate::engine::{self, Work};
 use crate::error::{Context, Error, Result};
 use crate::files::{write_atomically, write_json};
+use crate::jobs::watch::Watch;
 use crate::jobs::{peak_memory_bytes, provenance_of};
 use crate::kernels::{Dtype, Kernels};
 use crate::maps;
-use crate::model::{AdapterSwitch, LoadOptions, Model, Parameter, Placement, Reference, memory};
+use crate::model::{LoadOptions, Model, Parameter, Placement, Reference, memory};
 use crate::tokens::{Renderer, Sequence};
 use crate::train::adamw::{AdamW, gradient_norm};
 use crate::train::data::{Order, Random, TrainingSet, steps_of_epochs};
@@ -35,14 +35,13 @@ use crate::train::schedule::Schedule;
 use crate::train::step::{Base, RowWeight, StepOptions, StepToken, accumulate};
 
 /// Everything a run needs, read and checked.
-pub(crate) struct Trainer {
-    pub options: Options,
-    pub out: PathBuf,
-    pub plan: Plan,
+pub(super) struct Trainer {
+    options: Options,
+    out: PathBuf,
+    plan: Plan,
     reference: Reference,
     model: Model,
     base: Option<Model>,
-    switch: Option<Arc<AdapterSwitch>>,
     parameters: Vec<Parameter>,
     set: TrainingSet,
     weights: Vec<RowWeight>,
@@ -59,25 +58,14 @@ pub(crate) struct Trainer {
     started: SystemTime,
 }
 
-/// How a run ended.
-pub(crate) enum Outcome {
-    Finished(Box<TrainRecord>),
-    /// The user interrupted it; the checkpoint holds this many steps, of that many.
-    Interrupted {
-        out: PathBuf,
-        step: u64,
-        total: u64,
-    },
-}
-
 /// What `--dry-run` prints. Reads model and data; scores nothing and writes nothing.
-pub(crate) fn plan(job: Job, watch: &dyn Watch) -> Result<Plan> {
-    let mut read = Read::new(&job, watch)?;
+pub(super) fn plan(opened: Opened, watch: &dyn Watch) -> Result<Plan> {
+    let mut read = Read::new(&opened, watch)?;
     let trained: Vec<Parameter> = match read.adapted.take() {
-        Some((parameters, _)) => parameters,
-        None => read.model.train(job.options.dtype()?)?,
+        Some(parameters) => parameters,
+        None => read.model.train(opened.options.dtype()?)?,
     };
-    Ok(read.steps(&job.options).plan(&read, &trained, None))
+    Ok(read.steps(&opened.options).plan(&read, &trained, None))
 }
 
 /// Model and data, checked against each other and against the memory.
@@ -87,7 +75,7 @@ struct Read {
     order: Order,
     /// Of each sequence, whether its conflicts are meant to be learnt.
     intended: Vec<bool>,
-    adapted: Option<(Vec<Parameter>, Arc<AdapterSwitch>)>,
+    adapted: Option<Vec<Parameter>>,
     memory_bytes: u64,
 }
 
@@ -102,8 +90,8 @@ const fn load_options(dtype: Dtype) -> LoadOptions {
 }
 
 impl Read {
-    fn new(job: &Job, watch: &dyn Watch) -> Result<Read> {
-        let Job { options, dataset, reference, .. } = job;
+    fn new(opened: &Opened, watch: &dyn Watch) -> Result<Read> {
+        let Opened { options, dataset, reference, .. } = opened;
         // What learns keeps f32 masters; a frozen base is stored as it is multiplied.
         let stored = if options.lora { options.dtype()? } else { Dtype::F32 };
         let mut model = Model::load(reference, load_options(stored), options.max_len)?;
@@ -124,8 +112,7 @@ impl Read {
         let intended = set.named(&options.intended)?;
         // Adapters take little memory; the gradients of all weights can wait until the data have been scored.
         let adapted = options.lora().map(|lora| model.adapt(&lora, options.seed)).transpose()?;
-        let adapters = adapted.as_ref().map(|(parameters, _)| parameters.as_slice());
-        let beside = memory_beside(options, &model, adapters)?;
+        let beside = memory_beside(options, &model, adapted.as_deref())?;
         memory::check_training(&model.info.name, beside)?;
         let memory_bytes = memory::PROGRAM_BYTES + model.info.parameters * stored.size_in_bytes() + beside;
         Ok(Read { model, set, order, intended, adapted, memory_bytes })
@@ -161,17 +148,17 @@ impl Steps {
 
 impl Trainer {
     /// Reads model and data, scores what the method needs to know before the first step, and plans the steps.
-    pub(crate) fn prepare(job: Job, command: &str, watch: &dyn Watch) -> Result<Trainer> {
+    pub(super) fn prepare(opened: Opened, watch: &dyn Watch) -> Result<Trainer> {
         let started = SystemTime::now();
-        let mut read = Read::new(&job, watch)?;
-        let Job { options, out, dataset, reference, identity } = job;
+        let mut read = Read::new(&opened, watch)?;
+        let Opened { options, out, command, dataset, reference, identity } = opened;
         let (dtype, set, intended) = (options.dtype()?, &read.set, std::mem::take(&mut read.intended));
 
         let gate = options.gate()?;
         let before = match options.method.needs_scores(&gate) {
             true => {
                 let folder = out.join(BEFORE_FOLDER);
-                score_before(&options, &folder, command, watch)?;
+                score_before(&options, &folder, &command, watch)?;
                 Before::read(&options.method, &gate, &folder, &set.sequences)?
             }
             false => Before::of_nothing(&set.sequences),
@@ -190,9 +177,9 @@ impl Trainer {
             false => None,
         };
         let thresholds = fixed_thresholds()?;
-        let (parameters, switch) = match read.adapted.take() {
-            Some((parameters, switch)) => (parameters, Some(switch)),
-            None => (read.model.train(dtype)?, None),
+        let parameters = match read.adapted.take() {
+            Some(parameters) => parameters,
+            None => read.model.train(dtype)?,
         };
         let population = with_topk_entropies(population, &gate, &read.model, &[&set.sequences, &set.validation])?;
         let loss = Loss::new(options.method, gate, options.kl_weight, population);
@@ -206,7 +193,6 @@ impl Trainer {
             reference,
             model,
             base,
-            switch,
             parameters,
             set,
             weights,
@@ -218,14 +204,14 @@ impl Trainer {
             thresholds,
             identity,
             data: dataset.files().to_vec(),
-            command: command.to_owned(),
+            command,
             started,
             options,
         })
     }
 
     /// Trains, from the newest checkpoint on if there is one, and saves the result.
-    pub(crate) fn run(mut self, watch: &dyn Watch) -> Result<Outcome> {
+    pub(super) fn run(mut self, watch: &dyn Watch) -> Result<Outcome> {
         fs::create_dir_all(&self.out).context_at(&self.out, "cannot create the run folder")?;
         let options = self.options.to_toml()?;
         write_atomically(&self.out.join(OPTIONS_FILE), |file| {
@@ -250,7 +236,7 @@ impl Trainer {
         };
         let mut log = Log::open(&self.out, progress.step)?;
         let total = self.schedule.total;
-        watch.training(progress.step, total);
+        watch.trains(&self.out, progress.step, total);
         crate::kernels::allocator::keep_freed_memory();
         let eval_every = self.options.eval_every.unwrap_or((total / 10).max(1));
         while progress.step < total {
@@ -320,17 +306,19 @@ impl Trainer {
         let mut weights: Vec<RowWeight> = batch.iter().map(|&index| self.weights[index].clone()).collect();
         let earlier = snapshot.as_ref().and_then(|snapshot| snapshot.of(step)).unwrap_or_default();
         weights.iter_mut().zip(earlier).for_each(|(weight, earlier)| weight.earlier.clone_from(earlier));
-        let base = match (&self.base, &self.switch) {
-            (Some(base), _) => Base::Model(base),
-            (None, Some(switch)) if self.options.method.needs_reference() => Base::Adapters(switch),
-            _ => Base::None,
+        let lora = self.options.lora();
+        let base = match &self.base {
+            Some(base) => Base::Model(base),
+            None if lora.is_some() && self.options.method.needs_reference() => Base::WithoutAdapters,
+            None => Base::None,
         };
         let options = StepOptions {
             loss: &self.loss,
             pack_tokens: self.options.pack_tokens,
             activation_bytes: self.options.activation_bytes(),
             base,
-            dropout: self.switch.as_deref().map(|switch| (switch, Random::new(self.options.seed ^ DROPOUT, step).next())),
+            dropout: lora.map_or(0.0, |lora| lora.dropout),
+            dropout_key: Random::new(self.options.seed ^ DROPOUT, step).next(),
         };
         let result = accumulate(&self.model, &sequences, &weights, &options)?;
         if !result.diverged.is_empty() {

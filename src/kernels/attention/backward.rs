@@ -131,8 +131,13 @@ struct KeyGradients {
 
 impl KeyGradients {
     fn zeros(granules: impl Iterator<Item = usize>, plan: &Plan, width: usize) -> KeyGradients {
-        let mut zeros =
-            KeyGradients { places: vec![usize::MAX; plan.rows.len()], granules: Vec::new(), d_keys: Vec::new(), d_values: Vec::new(), width };
+        let mut zeros = KeyGradients {
+            places: vec![usize::MAX; plan.rows.len()],
+            granules: Vec::new(),
+            d_keys: Vec::new(),
+            d_values: Vec::new(),
+            width,
+        };
         granules.for_each(|granule| zeros.add_granule(granule));
         let len = zeros.granules.len() * GRANULE * width;
         (zeros.d_keys, zeros.d_values) = (vec![0.0; len], vec![0.0; len]);

@@ -147,6 +147,10 @@ mod tests {
         assert_eq!(cut(255, 256, usize::MAX), [tile(0..16), tile(16..17)]);
         assert_eq!(cut(600, 601, 400), [tile(12..16), tile(16..32), tile(32..38)]);
         assert_eq!(cut(600, 601, 1), [tile(37..38)]);
-        assert!((0..9).filter(|&tile| !(0..3).contains(&tile)).all(|tile| Reach::new(600, 601, 400).tile(&seen, tile).granules.is_empty()));
+        assert!(
+            (0..9)
+                .filter(|&tile| !(0..3).contains(&tile))
+                .all(|tile| Reach::new(600, 601, 400).tile(&seen, tile).granules.is_empty())
+        );
     }
 }

@@ -2,10 +2,8 @@
 //!
 //! Every output is the sum over `k` in ascending order, one multiply-add after the other, whatever the tile's height and wherever
 //! it lies. A row's result therefore depends neither on its batch nor on the number of threads.
-//!
-//! The loops over a tile count indices: an iterator that owns an array stays a call where the compiler sees one crate part at a time
-//! (`lto = "off"`), and the sums then go through memory, at an eighth of the speed.
-#![allow(clippy::needless_range_loop, reason = "see above")]
+
+#![allow(clippy::needless_range_loop, reason = "indices over register tiles read like the formulas")]
 
 use std::mem::MaybeUninit;
 

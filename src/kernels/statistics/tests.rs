@@ -236,7 +236,8 @@ fn whole_heads_agree_with_logits_in_f64() {
             let mut ways: Vec<_> = Level::available()
                 .into_iter()
                 .map(|level| {
-                    let got = fused::head_statistics(level, &hidden, &fused.panels().unwrap(), &targets, &options, Curves::default()).0;
+                    let got =
+                        fused::head_statistics(level, &hidden, &fused.panels().unwrap(), &targets, &options, Curves::default()).0;
                     (level.to_string(), got)
                 })
                 .collect();

@@ -1,0 +1,53 @@
+//! Who is told how a job goes on. One for all jobs: each tells what it has to tell.
+
+use std::path::Path;
+
+use crate::dataset::DataFile;
+use crate::tokens::Audit;
+use crate::train::metrics::StepMetrics;
+
+/// Told how the work goes on; a terminal draws bars from it. All methods do nothing unless overridden.
+pub(crate) trait Watch: Sync {
+    /// Bytes fetched of `what` so far, of all.
+    fn fetching(&self, _what: &str, _done: u64, _total: u64) {}
+    /// The data files were found.
+    fn opened(&self, _files: &[DataFile]) {}
+    /// Records read for the mask audit.
+    fn reading(&self, _records: u64) {}
+    fn audited(&self, _audit: &Audit) {}
+    /// What the model's files say twice or in vain.
+    fn remarks(&self, _model: &str, _remarks: &[String]) {}
+    /// Scoring begins.
+    fn begins(&self, _beginning: &Beginning) {}
+    /// Tokens that went through a model so far, of all, for the sake of `what`: `Scoring`.
+    fn tokens(&self, _what: &str, _done: u64, _total: u64) {}
+    /// Training begins in this folder, after the steps that a checkpoint holds.
+    fn trains(&self, _out: &Path, _done: u64, _total: u64) {}
+    /// A step of training, of all.
+    fn step(&self, _metrics: &StepMetrics, _total: u64) {}
+    /// Something that takes a while and has no steps: `Saving`.
+    fn stage(&self, _what: &str) {}
+    /// Does the user want it to end after this step?
+    fn interrupted(&self) -> bool {
+        false
+    }
+}
+
+/// What is known when scoring begins.
+pub(crate) struct Beginning<'a> {
+    /// Of the whole data set: supervised tokens, all tokens of the rows with any, and these rows.
+    pub supervised: u64,
+    pub tokens: u64,
+    pub rows: u64,
+    /// The model's short name, and where it runs.
+    pub model: &'a str,
+    pub device: String,
+    /// Why a GPU that is there was not taken.
+    pub passed_over: Option<&'a str>,
+    pub out: &'a Path,
+}
+
+/// For what fetches, in the rooms below, which know no job.
+pub(crate) fn fetching(watch: &dyn Watch) -> impl Fn(&str, u64, u64) {
+    |what, done, total| watch.fetching(what, done, total)
+}
