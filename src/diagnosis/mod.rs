@@ -8,6 +8,7 @@
 //! context.rs        a token in the sentence that it stands in
 //! ranking.rs        tokens by how likely they are to be conflicts; planted.rs measures the rankings on known ones
 //! movement.rs       how the tokens moved between the quadrants from one model to another
+//! shown.rs          the rows that a person looks at, with all numbers of their tokens
 //! fidelity.rs       the top-K entropy as a stand-in for the full one
 //! ```
 
@@ -21,6 +22,7 @@ pub mod planted;
 pub mod population;
 pub mod quadrants;
 pub mod ranking;
+pub(crate) mod shown;
 pub mod summary;
 
 use serde::{Deserialize, Serialize};

@@ -5,6 +5,7 @@ mod document;
 pub(crate) mod eval;
 pub(crate) mod markdown;
 pub(crate) mod terminal;
+pub(crate) mod view;
 
 use std::fmt::Write;
 

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use super::record::{ReadRecord, RunRecord};
-use crate::dataset::{Compression, DataFile, Dataset};
+use crate::dataset::{Chosen, Compression, DataFile, Dataset};
 use crate::error::{Error, Result};
 
 /// Opens the data of a run, which must be the very bytes that were scored. `data` are the files, in their order, where they have moved.
@@ -43,6 +43,13 @@ pub(crate) fn open_data(folder: &Path, record: &RunRecord, data: &[String]) -> R
         }
     }
     Ok(dataset)
+}
+
+/// The data files of a run as they lie now, and which of their records were read.
+pub(crate) fn find_data(folder: &Path, record: &RunRecord, data: &[String]) -> Result<(Dataset, Chosen)> {
+    let dataset = open_data(folder, record, data)?;
+    let chosen = dataset.choose(record.choice())?;
+    Ok((dataset, chosen))
 }
 
 /// The files of the run where they lie now: as they were named, from the current folder or from one that holds the run folder.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::data::open_data;
+use super::data::find_data;
 use super::plan::{Plan, Planted};
 use super::record::{RUN_FILE, ReadRecord, RunRecord, read_json, read_record};
 use super::stream::{FIDELITY_FILE, Stages};
@@ -20,7 +20,7 @@ use crate::diagnosis::summary::{Summary, summarise};
 use crate::engine::TOP_K;
 use crate::error::{Context, Error, Result};
 use crate::files::{write_atomically, write_json};
-use crate::jobs::{peak_memory_bytes, provenance_of};
+use crate::jobs::{peak_memory_bytes, provenance_of, view};
 use crate::kernels::cuda;
 use crate::maps::density::Density;
 use crate::maps::gradient::Gradient;
@@ -55,37 +55,44 @@ pub(super) fn finish(plan: &Plan, stages: Option<Stages>, watch: &dyn Watch) -> 
         write_json(&plan.out.join(PLANTED_FILE), &plan.planted)?;
     }
     write_json(&path, &record)?;
-    sort(&plan.out, record, plan.thresholds, &plan.command, Ok((&plan.dataset, &plan.chosen)), watch)
+    let sorting = Sorting { thresholds: plan.thresholds, with_page: plan.with_page, command: &plan.command };
+    sort(&plan.out, record, &sorting, Ok((&plan.dataset, &plan.chosen)), watch)
 }
 
 /// Sorts a finished run under other thresholds.
-pub(crate) fn sort_again(out: &Path, thresholds: Thresholds, command: &str, watch: &dyn Watch) -> Result<Outcome> {
+pub(crate) fn sort_again(
+    out: &Path,
+    thresholds: Thresholds,
+    with_page: bool,
+    command: &str,
+    watch: &dyn Watch,
+) -> Result<Outcome> {
     let record = read_record(&out.join(RUN_FILE))?;
-    let data = find_data(out, &record);
+    let data = find_data(out, &record, &[]);
     let at_hand = data.as_ref().map(|(dataset, chosen)| (dataset, chosen)).map_err(Error::reason);
-    sort(out, record, thresholds, command, at_hand, watch)
+    sort(out, record, &Sorting { thresholds, with_page, command }, at_hand, watch)
 }
 
-/// The data files of a run as they lie now, and which of their records were read.
-fn find_data(out: &Path, record: &RunRecord) -> Result<(Dataset, Chosen)> {
-    let dataset = open_data(out, record, &[])?;
-    let chosen = dataset.choose(record.choice())?;
-    Ok((dataset, chosen))
+/// How a run is to be sorted.
+struct Sorting<'a> {
+    thresholds: Thresholds,
+    /// Does it get a page to read it in?
+    with_page: bool,
+    command: &'a str,
 }
 
 /// `data` are those of the run, or the reason why they are not at hand: without them, sentences cannot be shown.
 fn sort(
     out: &Path,
     record: RunRecord,
-    thresholds: Thresholds,
-    command: &str,
+    sorting: &Sorting,
     data: Result<(&Dataset, &Chosen), String>,
     watch: &dyn Watch,
 ) -> Result<Outcome> {
     watch.finishing("Sorting");
     let parts: Vec<PathBuf> = finished_parts(out)?.into_iter().map(|part| part.tokens).collect();
     let table = out.join(TOKENS_FILE);
-    let resolved = resolve(thresholds, if parts.is_empty() { std::slice::from_ref(&table) } else { &parts })?;
+    let resolved = resolve(sorting.thresholds, if parts.is_empty() { std::slice::from_ref(&table) } else { &parts })?;
     join_parts(out, |logprob, entropy, tail| resolved.label(logprob, entropy, tail))?;
 
     watch.finishing("Summing up");
@@ -93,7 +100,7 @@ fn sort(
     let mut summary = summarise(&tables, &read_rows(&out.join(ROWS_FILE))?, &resolved)?;
     let without_text = match data {
         Ok((dataset, chosen)) => read_contexts(&mut summary, dataset, chosen).map(|()| None)?,
-        Err(reason) => Some(reason),
+        Err(ref reason) => Some(reason.clone()),
     };
     let planted = planted_quality(out, &tables, &resolved)?;
     let fidelity: Option<Fidelity> = read_json(&out.join(FIDELITY_FILE))?;
@@ -102,10 +109,14 @@ fn sort(
     draw_maps(out, &record, &summary, fidelity.as_ref(), &tables)?;
     let report = Report { summary, planted, topk_fidelity: fidelity.map(|fidelity| fidelity.summary()).unwrap_or_default() };
     write_json(&out.join(SUMMARY_FILE), &report)?;
-    let text = markdown::report(&report, &record.description(command, without_text));
+    let text = markdown::report(&report, &record.description(sorting.command, without_text));
     write_atomically(&out.join("report.md"), |file| {
         std::io::Write::write_all(file, text.as_bytes()).context("cannot write the report")
     })?;
+    if sorting.with_page {
+        watch.finishing("Writing the page");
+        view::write_own(out, &record, data.ok())?;
+    }
     Ok(Outcome { out: out.to_owned(), record, report })
 }
 

@@ -15,7 +15,7 @@ mod record;
 mod stream;
 mod watch;
 
-pub(crate) use data::open_data;
+pub(crate) use data::{find_data, open_data};
 pub(crate) use finish::{Outcome, sort_again};
 pub(crate) use plan::{Job, Plan};
 pub(crate) use record::{RUN_FILE, RunRecord, read_record};
