@@ -28,8 +28,8 @@
 //! eval        benchmarks: tasks, requests, metrics, comparisons
 //! train       losses, updates, schedules, what is logged
 //! maps        finished numbers -> figures
-//! report      finished numbers -> terminal, Markdown, JSON, HTML
-//! jobs        scoring, training, evaluation, comparison: the owners of run folders
+//! report      finished numbers -> terminal, Markdown, JSON, HTML; view/ is the page to read a run in
+//! jobs        scoring, training, evaluation, comparison, the page: the owners of run folders
 //! cli         what was typed -> what is asked
 //! ```
 //!

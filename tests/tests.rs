@@ -4,6 +4,7 @@
 
 mod adapter;
 mod bits_per_byte;
+mod browser;
 mod check;
 mod contradictions;
 mod dataset;
@@ -21,4 +22,5 @@ mod score;
 mod tiny_model;
 mod tokens;
 mod train;
+mod view;
 mod workdir;

@@ -8,6 +8,7 @@ mod progress;
 mod rows;
 mod score;
 mod train;
+mod view;
 
 use std::sync::LazyLock;
 
@@ -44,6 +45,7 @@ enum Command {
     Diff(diff::Args),
     Check(Box<check::Args>),
     Train(Box<train::Args>),
+    View(view::Args),
 }
 
 /// `0.1.0 (6221c8126b41), kernels avx512bf16`: what a reader of a bug report wants to know.
@@ -66,5 +68,6 @@ pub fn run() -> Result<()> {
         Some(Command::Check(arguments)) => check::run(*arguments),
         Some(Command::Diff(arguments)) => diff::run(arguments, &command_line),
         Some(Command::Train(arguments)) => train::run(*arguments, &command_line),
+        Some(Command::View(arguments)) => view::run(arguments),
     }
 }

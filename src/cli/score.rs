@@ -50,6 +50,10 @@ pub(super) struct Args {
     #[arg(long, default_value = "fixed")]
     thresholds: Thresholds,
 
+    /// Write no view.html, the page to read the run in
+    #[arg(long, hide_short_help = true)]
+    no_view: bool,
+
     /// Print the summary as JSON
     #[arg(long)]
     json: bool,
@@ -59,7 +63,7 @@ pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
     let json = args.json;
     let watch = Terminal::new();
     let outcome = match run_folder(&args)? {
-        Some(folder) => score::sort_again(&folder, args.thresholds, command_line, &watch)?,
+        Some(folder) => score::sort_again(&folder, args.thresholds, !args.no_view, command_line, &watch)?,
         None => score::run(&job(args, command_line)?, &watch)?,
     };
     drop(watch);
@@ -97,6 +101,7 @@ fn job(args: Args, command_line: &str) -> Result<Job> {
         render: args.rows.render()?,
         choice: args.rows.choice(),
         thresholds: args.thresholds,
+        with_page: !args.no_view,
         command: command_line.to_owned(),
     })
 }

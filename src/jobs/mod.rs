@@ -8,6 +8,9 @@
 //! eval.rs    tasks -> scores
 //! diff.rs    two of those -> what changed
 //! check.rs   a data set -> what can be said of it without weights
+//! view.rs    finished runs -> the page to read and decide in
+//! reopened.rs  a run of scores with its data at hand again
+//! decisions.rs what a person has decided about its rows
 //! folders.rs what a folder is that stands in the wrong place
 //! watch.rs   who is told how a job goes on
 //! ```
@@ -20,11 +23,14 @@ use crate::model::Placement;
 use crate::provenance::Provenance;
 
 pub(crate) mod check;
+pub(crate) mod decisions;
 pub(crate) mod diff;
 pub(crate) mod eval;
 pub(crate) mod folders;
+pub(crate) mod reopened;
 pub(crate) mod score;
 pub(crate) mod train;
+pub(crate) mod view;
 pub(crate) mod watch;
 
 /// The record of this process, which began at `started` and ran the model on `device`.

@@ -183,6 +183,39 @@ impl TokenChunk {
         self.len == 0
     }
 
+    /// The same of so many tokens, for tests that fill in the columns themselves.
+    #[cfg(test)]
+    pub(crate) fn with_len(self, len: usize) -> TokenChunk {
+        TokenChunk { len, ..self }
+    }
+
+    /// Appends those of the tokens of another chunk of the same read that are wanted. Both have the same columns.
+    pub(crate) fn append_where(&mut self, other: &TokenChunk, wanted: impl Fn(usize) -> bool) {
+        let wanted: Vec<usize> = (0..other.len).filter(|&i| wanted(i)).collect();
+        fn append<T: Copy>(own: &mut Vec<T>, other: &[T], wanted: &[usize]) {
+            own.extend(wanted.iter().filter_map(|&i| other.get(i)));
+        }
+        append(&mut self.row, &other.row, &wanted);
+        append(&mut self.turn, &other.turn, &wanted);
+        append(&mut self.pos, &other.pos, &wanted);
+        append(&mut self.source, &other.source, &wanted);
+        append(&mut self.token_id, &other.token_id, &wanted);
+        append(&mut self.begin, &other.begin, &wanted);
+        append(&mut self.end, &other.end, &wanted);
+        append(&mut self.logprob, &other.logprob, &wanted);
+        append(&mut self.entropy, &other.entropy, &wanted);
+        append(&mut self.entropy_topk, &other.entropy_topk, &wanted);
+        append(&mut self.rank, &other.rank, &wanted);
+        append(&mut self.tail, &other.tail, &wanted);
+        append(&mut self.varentropy, &other.varentropy, &wanted);
+        append(&mut self.grad, &other.grad, &wanted);
+        append(&mut self.top_id, &other.top_id, &wanted);
+        append(&mut self.top_logprob, &other.top_logprob, &wanted);
+        append(&mut self.quadrant, &other.quadrant, &wanted);
+        self.sources = Arc::clone(&other.sources);
+        self.len += wanted.len();
+    }
+
     /// Drops the tokens one of whose fractions is infinite or not a number, and says how many.
     pub fn retain_finite(&mut self) -> usize {
         let fractions: [&[f32]; 7] =

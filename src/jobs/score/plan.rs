@@ -32,6 +32,8 @@ pub(crate) struct Job {
     pub render: RenderOptions,
     pub choice: Choice,
     pub thresholds: Thresholds,
+    /// Does the run get a page to read it in?
+    pub with_page: bool,
     /// The command line, for the report.
     pub command: String,
 }
@@ -58,7 +60,9 @@ pub(crate) struct Plan {
     pub kernels: Kernels,
     pub device: Placement,
     pub chosen: Chosen,
+    pub read: ReadOptions,
     pub thresholds: Thresholds,
+    pub with_page: bool,
     pub command: String,
 }
 
@@ -133,7 +137,9 @@ impl Plan {
             dtype: job.dtype,
             kernels: job.kernels,
             chosen,
+            read: job.read.clone(),
             thresholds: job.thresholds,
+            with_page: job.with_page,
             command: job.command.clone(),
         };
         watch.audited(&plan.audit);
@@ -281,6 +287,7 @@ mod tests {
                 },
                 choice: Choice::All,
                 thresholds: Thresholds::default(),
+                with_page: false,
                 command: format!("diagnose {path}"),
             };
             let made_of = MadeOf { files: dataset.files(), model_sha256: "abc", template_sha256: None, device: Placement::Cpu };

@@ -35,6 +35,7 @@ pub(super) fn score_before(options: &Options, out: &Path, command: &str, watch: 
         render: options.render()?,
         choice: Choice::first(options.limit),
         thresholds: Thresholds::default(),
+        with_page: false,
         command: command.to_owned(),
     };
     score::run(&job, watch).map(|_| ())

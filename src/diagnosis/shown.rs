@@ -1,0 +1,178 @@
+//! A run -> the rows that a person looks at, with every number of their tokens: all of a small run, of a large one those with the
+//! sharpest conflicts and some drawn at random.
+//!
+//! Two passes over the token table: one to rank the rows, one to gather the tokens of those that are shown.
+
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+
+use crate::error::Result;
+use crate::random;
+use crate::table::{Column, Quadrant, Row, TokenChunk, read_chunks, texts_of};
+
+/// Rows to look at.
+#[derive(Debug, Default)]
+pub(crate) struct Shown {
+    /// In the order of the data.
+    pub rows: Vec<ShownRow>,
+    /// Their tokens, in the order of the data, with all the columns that hold numbers.
+    pub tokens: TokenChunk,
+    /// Of the token ids among the targets and first choices, what a person reads.
+    pub texts: HashMap<u32, String>,
+    /// Rows of the run with a scored token.
+    pub of_rows: usize,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct ShownRow {
+    pub row: Row,
+    /// Was it drawn at random, and not for its conflicts?
+    pub is_sampled: bool,
+    /// How many of [`Shown::tokens`] are its own; they follow those of the row before.
+    pub n_tokens: usize,
+}
+
+/// The part of the tokens that rows with conflicts may take, where not all rows can be shown; the others are drawn at random, so that a
+/// person also sees what is usual.
+const RANKED_SHARE: f64 = 0.8;
+const SEED: u64 = 0;
+
+/// What the columns in memory are read from.
+const COLUMNS: [Column; 17] = [
+    Column::Row,
+    Column::Turn,
+    Column::Pos,
+    Column::Source,
+    Column::TokenId,
+    Column::Begin,
+    Column::End,
+    Column::Logprob,
+    Column::Entropy,
+    Column::EntropyTopk,
+    Column::Rank,
+    Column::Tail,
+    Column::Varentropy,
+    Column::Grad,
+    Column::TopId,
+    Column::TopLogprob,
+    Column::Quadrant,
+];
+
+/// Rows of up to `most_tokens` tokens together; a first row that is longer is shown all the same.
+pub(crate) fn shown(tables: &[PathBuf], rows: &[Row], most_tokens: usize) -> Result<Shown> {
+    let sizes = sizes(tables)?;
+    let scored: Vec<&Row> = rows.iter().filter(|row| sizes.contains_key(&row.row)).collect();
+    let chosen = choose(&scored, &sizes, most_tokens);
+    let mut tokens = TokenChunk::default();
+    for chunk in read_chunks(tables, &COLUMNS) {
+        let chunk = chunk?;
+        tokens.append_where(&chunk, |i| chosen.contains_key(&chunk.row[i]));
+    }
+    let ids: HashSet<u32> = tokens.token_id.iter().chain(&tokens.top_id).copied().collect();
+    let texts = texts_of(tables, &ids)?;
+    let of_row = |row: &&Row| {
+        let is_sampled = *chosen.get(&row.row)?;
+        Some(ShownRow { row: (*row).clone(), is_sampled, n_tokens: sizes.get(&row.row)?.tokens })
+    };
+    Ok(Shown { rows: scored.iter().filter_map(of_row).collect(), tokens, texts, of_rows: scored.len() })
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Size {
+    tokens: usize,
+    /// The largest surplus of a conflict; below that of any conflict where the row has none.
+    sharpest: f32,
+}
+
+/// By the number of the row.
+fn sizes(tables: &[PathBuf]) -> Result<HashMap<u32, Size>> {
+    let mut sizes: HashMap<u32, Size> = HashMap::new();
+    for chunk in read_chunks(tables, &[Column::Row, Column::Logprob, Column::Entropy, Column::Quadrant]) {
+        let chunk = chunk?;
+        for i in 0..chunk.len() {
+            let size = sizes.entry(chunk.row[i]).or_insert(Size { tokens: 0, sharpest: f32::NEG_INFINITY });
+            size.tokens += 1;
+            if chunk.quadrant[i] == Quadrant::ConfidentConflict {
+                size.sharpest = size.sharpest.max(-chunk.logprob[i] - chunk.entropy[i]);
+            }
+        }
+    }
+    Ok(sizes)
+}
+
+/// The numbers of the rows to show, each with whether it was drawn at random.
+fn choose(rows: &[&Row], sizes: &HashMap<u32, Size>, most_tokens: usize) -> HashMap<u32, bool> {
+    let size_of = |row: &Row| sizes.get(&row.row).copied().unwrap_or(Size { tokens: 0, sharpest: f32::NEG_INFINITY });
+    if rows.iter().map(|row| size_of(row).tokens).sum::<usize>() <= most_tokens {
+        return rows.iter().map(|row| (row.row, false)).collect();
+    }
+    let mut ranked: Vec<&Row> = rows.iter().copied().filter(|row| size_of(row).sharpest.is_finite()).collect();
+    ranked.sort_by(|a, b| size_of(b).sharpest.total_cmp(&size_of(a).sharpest).then(a.row.cmp(&b.row)));
+    let (mut chosen, mut tokens) = (HashMap::new(), 0);
+    let mut take = |row: &Row, most: usize, is_sampled: bool| {
+        let fits = tokens + size_of(row).tokens <= most || chosen.is_empty();
+        if fits && !chosen.contains_key(&row.row) {
+            chosen.insert(row.row, is_sampled);
+            tokens += size_of(row).tokens;
+        }
+    };
+    for row in ranked {
+        take(row, (most_tokens as f64 * RANKED_SHARE) as usize, false);
+    }
+    for i in random::order(SEED, rows.len() as u32) {
+        take(rows[i as usize], most_tokens, true);
+    }
+    chosen
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::diagnosis::quadrants::{Thresholds, resolve};
+    use crate::table::testing::{Example, token, write_parts};
+    use crate::table::{ROWS_FILE, TOKENS_FILE, finish, read_rows};
+
+    /// Row `i` has `i + 1` tokens; every third has a conflict, the sharper the later.
+    fn run(folder: &std::path::Path, n_rows: u32) -> (Vec<PathBuf>, Vec<Row>) {
+        let example = |row: u32| {
+            let mut tokens: Vec<_> = (0..row + 1).map(|i| token(i, 0.9, 0.3)).collect();
+            if row % 3 == 0 {
+                tokens[0] = token(99, 0.2 / (row + 1) as f32, 0.1);
+            }
+            Example { row, source: "a", tokens }
+        };
+        let examples: Vec<Example> = (0..n_rows).map(example).collect();
+        write_parts(folder, &[&examples]);
+        let fixed = resolve(Thresholds::Fixed, &[]).unwrap();
+        finish(folder, |logprob, entropy, tail| fixed.label(logprob, entropy, tail)).unwrap();
+        (vec![folder.join(TOKENS_FILE)], read_rows(&folder.join(ROWS_FILE)).unwrap())
+    }
+
+    #[test]
+    fn a_small_run_is_shown_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let (tables, rows) = run(folder.path(), 6);
+        let shown = shown(&tables, &rows, 21).unwrap();
+        assert_eq!(
+            shown.rows.iter().map(|row| (row.row.row, row.is_sampled, row.n_tokens)).collect::<Vec<_>>(),
+            [(0, false, 1), (1, false, 2), (2, false, 3), (3, false, 4), (4, false, 5), (5, false, 6)]
+        );
+        assert_eq!((shown.tokens.len(), shown.of_rows), (21, 6));
+        assert_eq!(shown.texts[&99], "t99");
+        assert_eq!(shown.texts[&7], "t7", "the first choice of every token");
+    }
+
+    #[test]
+    fn of_a_large_run_the_sharpest_rows_and_a_sample() {
+        let folder = tempfile::tempdir().unwrap();
+        let (tables, rows) = run(folder.path(), 12);
+        // 78 tokens in all. Four fifths of 30 are 24: of the rows with conflicts (9, 6, 3, 0 by rank) 10 + 7 + 4 + 1 tokens fit.
+        let shown = shown(&tables, &rows, 30).unwrap();
+        let of = |sampled| shown.rows.iter().filter(|row| row.is_sampled == sampled).map(|row| row.row.row).collect::<Vec<_>>();
+        assert_eq!(of(false), [0, 3, 6, 9]);
+        assert!(!of(true).is_empty() && shown.tokens.len() <= 30 && shown.of_rows == 12, "{:?}", of(true));
+        assert_eq!(shown.rows.iter().map(|row| row.n_tokens).sum::<usize>(), shown.tokens.len());
+        // One row that is longer than everything allowed is shown all the same.
+        assert_eq!(super::shown(&tables, &rows[9..10], 3).unwrap().rows.len(), 1);
+    }
+}

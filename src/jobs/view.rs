@@ -1,0 +1,162 @@
+//! Finished runs -> view.html: the page in which a person reads the rows and decides about them.
+//!
+//! Every run leaves one in its folder; `diagnose view` writes it again, or one with two runs side by side.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use super::folders;
+use super::score::{RUN_FILE, RunRecord, find_data, read_record};
+use crate::dataset::{Chosen, Dataset, Turn};
+use crate::diagnosis::Report;
+use crate::diagnosis::gate::{Gate, Weight};
+use crate::diagnosis::population::{Needs, Population};
+use crate::diagnosis::shown::{Shown, shown};
+use crate::error::{Context, Error, Result};
+use crate::files::write_atomically;
+use crate::report::view::{self, Run};
+use crate::table::{ROWS_FILE, TOKENS_FILE, read_rows};
+
+pub(crate) const VIEW_FILE: &str = "view.html";
+/// Where two runs are compared.
+const COMPARED_FILE: &str = "compared.html";
+/// What a page holds: four to five megabytes, open in a second.
+pub(crate) const MOST_TOKENS: usize = 100_000;
+
+/// What the user asked for.
+pub(crate) struct Job {
+    /// One run, or the one before and the one after.
+    pub runs: Vec<PathBuf>,
+    /// The data files of the runs, in their order, where they have moved.
+    pub data: Vec<String>,
+    /// `None`: a file in the last run's folder.
+    pub out: Option<PathBuf>,
+    pub most_tokens: usize,
+}
+
+/// A page, and what it lacks.
+pub(crate) struct Written {
+    pub path: PathBuf,
+    /// Why a run's texts are not in it.
+    pub without_text: Vec<String>,
+}
+
+/// Writes the page that was asked for.
+pub(crate) fn view(job: &Job) -> Result<Written> {
+    if !(1..=2).contains(&job.runs.len()) {
+        return Err(Error::usage(format!("expected one run, or two to compare, found {}", job.runs.len()))
+            .cure("Give one run folder, or the one before and the one after."));
+    }
+    let mut opened = Vec::new();
+    for folder in &job.runs {
+        if !folders::holds_scores(folder) {
+            return Err(folders::not_scores(folder));
+        }
+        let record = read_record(&folder.join(RUN_FILE))?;
+        let data = find_data(folder, &record, &job.data);
+        opened.push((folder, record, data));
+    }
+    let mut seen = Vec::new();
+    let mut without_text = Vec::new();
+    for (folder, record, data) in &opened {
+        let data = data.as_ref().map(|(dataset, chosen)| (dataset, chosen)).map_err(Error::reason);
+        without_text.extend(data.as_ref().err().map(|reason| format!("{}: {reason}", folder.display())));
+        seen.push(Seen::of(folder, record, data.ok(), job.most_tokens)?);
+    }
+    let path = job.out.clone().unwrap_or_else(|| {
+        let name = if job.runs.len() == 1 { VIEW_FILE } else { COMPARED_FILE };
+        job.runs.last().map_or_else(|| PathBuf::from(name), |folder| folder.join(name))
+    });
+    write(&path, &seen)?;
+    Ok(Written { path, without_text })
+}
+
+/// Writes the page of a run that has just been sorted. `data` are its files, where they are at hand.
+pub(crate) fn write_own(folder: &Path, record: &RunRecord, data: Option<(&Dataset, &Chosen)>) -> Result<()> {
+    write(&folder.join(VIEW_FILE), &[Seen::of(folder, record, data, MOST_TOKENS)?])
+}
+
+fn write(path: &Path, seen: &[Seen]) -> Result<()> {
+    let page = view::page(&seen.iter().map(Seen::run).collect::<Vec<_>>())?;
+    write_atomically(path, |file| std::io::Write::write_all(file, page.as_bytes()).context("cannot write the page"))
+}
+
+/// Everything that the page says of a run.
+struct Seen<'a> {
+    record: &'a RunRecord,
+    title: String,
+    data: serde_json::Value,
+    report: Report,
+    gates: Vec<(String, Weight)>,
+    shown: Shown,
+    turns: Option<HashMap<u32, Vec<Turn>>>,
+}
+
+impl<'a> Seen<'a> {
+    fn of(folder: &Path, record: &'a RunRecord, data: Option<(&Dataset, &Chosen)>, most_tokens: usize) -> Result<Seen<'a>> {
+        let summary = folder.join("summary.json");
+        let report = std::fs::read(&summary).context_at(&summary, "cannot read the run's summary")?;
+        let report: Report =
+            serde_json::from_slice(&report).context_at(&summary, "the file does not hold what this version writes there")?;
+        let tables = [folder.join(TOKENS_FILE)];
+        let shown = shown(&tables, &read_rows(&folder.join(ROWS_FILE))?, most_tokens)?;
+        let turns = data.map(|(dataset, chosen)| turns_of(&shown, dataset, chosen)).transpose()?;
+        let name = folder.file_name().map(|name| name.to_string_lossy().into_owned());
+        Ok(Seen {
+            record,
+            title: name.unwrap_or_else(|| record.data_names()),
+            data: serde_json::to_value(&record.data).context("cannot write down the data files")?,
+            report,
+            gates: gates(&tables)?,
+            shown,
+            turns,
+        })
+    }
+
+    fn run(&self) -> Run<'_> {
+        Run {
+            title: self.title.clone(),
+            identity: &self.record.identity,
+            data: &self.data,
+            data_names: self.record.data_names(),
+            model: &self.record.model.name,
+            vocab_size: self.record.vocab_size,
+            thresholds: &self.report.summary.thresholds,
+            gates: self.gates.clone(),
+            shown: &self.shown,
+            turns: self.turns.as_ref(),
+        }
+    }
+}
+
+/// Every gate of the preview with its numbers filled in over the whole run.
+fn gates(tables: &[PathBuf]) -> Result<Vec<(String, Weight)>> {
+    let previewed = Gate::preview();
+    let needs = previewed.iter().fold(Needs::default(), |needs, gate| needs.and(gate.needs()));
+    let population = Population::of_tables(tables, &needs)?;
+    previewed.iter().map(|gate| Ok((gate.to_string(), gate.bind(&population)?))).collect()
+}
+
+/// The turns of the rows that are shown. The reading ends behind the last of them.
+fn turns_of(shown: &Shown, dataset: &Dataset, chosen: &Chosen) -> Result<HashMap<u32, Vec<Turn>>> {
+    let mut lines: HashMap<u32, u64> = shown.rows.iter().map(|row| (row.row.row, row.row.line)).collect();
+    let mut turns = HashMap::new();
+    for record in dataset.chosen(chosen) {
+        if lines.is_empty() {
+            break;
+        }
+        let record = record?;
+        let Some(line) = lines.remove(&record.row) else { continue };
+        let unlike = |found: &str| {
+            Error::new(format!("expected row {} of the run at line {line}, found {found}", record.row))
+                .at_line(&*record.place.path, record.place.line)
+                .cure("Score the data again: the tables of the run are not of these rows.")
+        };
+        match record.example {
+            Ok(example) if record.place.line == line => turns.insert(record.row, example.turns),
+            Ok(_) => return Err(unlike("it elsewhere")),
+            Err(_) => return Err(unlike("a row that cannot be read")),
+        };
+    }
+    Ok(turns)
+}

@@ -1,0 +1,149 @@
+// What a person decided: per row a verdict (drop or keep), masked spans of turns, and a note. Held in the page until it is exported.
+//
+// decisions.jsonl begins with {"decisions": 1, "run": .., "data": [{"path", "sha256"}, ..]}; then one object a line:
+//   {"row": R, "action": "drop" | "keep"}
+//   {"row": R, "action": "mask", "turn": T, "begin": B, "end": E}     bytes of the turn's text in UTF-8; without them the whole turn
+//   {"row": R, "action": "note", "text": ".."}
+// Rows are those of the data set, whether the page shows them or not.
+
+function makeDecisions(run) {
+  const byRow = new Map();
+  const past = [];
+  let unsaved = false;
+  const empty = () => ({ verdict: null, masks: [], note: "" });
+  const isEmpty = (decision) => !decision.verdict && decision.masks.length === 0 && !decision.note;
+
+  const of = (row) => byRow.get(row) ?? empty();
+  const put = (row, decision) => (isEmpty(decision) ? byRow.delete(row) : byRow.set(row, decision));
+  const replaceAll = (decisions) => {
+    byRow.clear();
+    for (const [row, decision] of decisions) byRow.set(row, decision);
+  };
+  const change = (row, decision) => {
+    const before = of(row);
+    past.push(() => put(row, before));
+    put(row, decision);
+    unsaved = true;
+  };
+
+  return {
+    of,
+    get unsaved() { return unsaved; },
+    get canUndo() { return past.length > 0; },
+    setVerdict(row, verdict) {
+      const before = of(row);
+      change(row, { ...before, verdict: before.verdict === verdict ? null : verdict });
+    },
+    setNote(row, note) {
+      if (of(row).note !== note) change(row, { ...of(row), note });
+    },
+    // Masks a span of a turn of `length` bytes, or takes the mask away where all of it is masked already. An end of Infinity stands for the
+    // whole turn, with what the template puts behind its text.
+    toggleMask(row, turn, begin, end, length) {
+      const before = of(row);
+      const isMasked = before.masks.some((mask) => mask.turn === turn && mask.begin <= begin && end <= mask.end);
+      const others = before.masks.filter((mask) => mask.turn !== turn);
+      const own = before.masks.filter((mask) => mask.turn === turn);
+      const ending = (mask) => ({ ...mask, end: end === Infinity ? mask.end : Math.min(mask.end, length) });
+      const spans = isMasked ? own.flatMap((mask) => without(ending(mask), begin, end)) : joined([...own, { turn, begin, end }]);
+      const masks = [...others, ...spans].sort((a, b) => a.turn - b.turn || a.begin - b.begin);
+      change(row, { ...before, masks });
+    },
+    undo() {
+      past.pop()?.();
+      unsaved = true;
+    },
+    counts() {
+      const all = [...byRow.values()];
+      return {
+        dropped: all.filter((decision) => decision.verdict === "drop").length,
+        kept: all.filter((decision) => decision.verdict === "keep").length,
+        masks: all.reduce((n, decision) => n + decision.masks.length, 0),
+        notes: all.filter((decision) => decision.note).length,
+      };
+    },
+    exported() {
+      unsaved = false;
+      return linesOf(run, byRow);
+    },
+    // Takes the decisions of a file in place of those of the page; all of them, or none and an error.
+    readBack(text) {
+      const read = parseDecisions(text, run);
+      const before = [...byRow];
+      past.push(() => replaceAll(before));
+      replaceAll(read);
+      unsaved = false;
+      return read.size;
+    },
+  };
+}
+
+function linesOf(run, byRow) {
+  const lines = [{ decisions: 1, run: run.identity, data: run.data.map(({ path, sha256 }) => ({ path, sha256 })) }];
+  for (const row of [...byRow.keys()].sort((a, b) => a - b)) {
+    const { verdict, masks, note } = byRow.get(row);
+    if (verdict) lines.push({ row, action: verdict });
+    for (const { turn, begin, end } of masks) lines.push({ row, action: "mask", turn, ...(end < Infinity ? { begin, end } : {}) });
+    if (note) lines.push({ row, action: "note", text: note });
+  }
+  return lines.map((line) => JSON.stringify(line) + "\n").join("");
+}
+
+function parseDecisions(text, run) {
+  const byRow = new Map();
+  const lines = text.split("\n");
+  const wrong = (number, what) => new Error(`line ${number}: ${what}, found ${lines[number - 1].slice(0, 80) || "nothing"}`);
+  const isCount = (value) => Number.isInteger(value) && value >= 0;
+  lines.forEach((line, idx) => {
+    if (idx > 0 && line.trim() === "") return;
+    let object;
+    try {
+      object = JSON.parse(line);
+    } catch {
+      throw wrong(idx + 1, "expected a JSON object");
+    }
+    if (idx === 0) {
+      if (object?.decisions !== 1) throw wrong(1, 'expected {"decisions": 1, ..}');
+      const hashes = (files) => (files ?? []).map((file) => file?.sha256).join();
+      if (hashes(object.data) !== hashes(run.data)) {
+        throw wrong(1, "expected decisions about this run's data files; these are about others");
+      }
+      return;
+    }
+    if (!isCount(object?.row)) throw wrong(idx + 1, 'expected a "row"');
+    const decision = byRow.get(object.row) ?? { verdict: null, masks: [], note: "" };
+    const { action, turn, begin, end } = object;
+    if (action === "drop" || action === "keep") {
+      decision.verdict = action;
+    } else if (action === "mask" && isCount(turn) && begin === undefined && end === undefined) {
+      decision.masks.push({ turn, begin: 0, end: Infinity });
+    } else if (action === "mask" && [turn, begin, end].every(isCount) && begin < end) {
+      decision.masks.push({ turn, begin, end });
+    } else if (action === "note" && typeof object.text === "string") {
+      decision.note = object.text;
+    } else {
+      throw wrong(idx + 1, "expected an action: drop, keep, mask with a turn and perhaps begin and end, or note with text");
+    }
+    byRow.set(object.row, decision);
+  });
+  return byRow;
+}
+
+// Spans of one turn without overlaps, in order.
+function joined(spans) {
+  const sorted = spans.toSorted((a, b) => a.begin - b.begin);
+  const result = [];
+  for (const span of sorted) {
+    const last = result.at(-1);
+    if (last && span.begin <= last.end) last.end = Math.max(last.end, span.end);
+    else result.push({ ...span });
+  }
+  return result;
+}
+
+// What is left of a span without begin..end.
+function without(span, begin, end) {
+  const left = { ...span, end: Math.min(span.end, begin) };
+  const right = { ...span, begin: Math.max(span.begin, end) };
+  return [left, right].filter((part) => part.begin < part.end);
+}

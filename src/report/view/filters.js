@@ -1,0 +1,83 @@
+// What is asked for -> the rows to show, in their order.
+//
+// A row passes if its source and text do, and one and the same of its tokens passes everything that is asked of tokens: quadrants, kind,
+// turn, and the rectangle of p and H.
+
+const ORDERS = [
+  { id: "sharpest", name: "sharpest conflict", about: "the largest surplus of one confident conflict; rows without any come last" },
+  { id: "surplus", name: "conflict surplus", of: (page, row) => page.run.conflictSurplus[row] },
+  { id: "loss", name: "conflict loss", of: (page, row) => page.run.conflictLoss[row] },
+  { id: "grad", name: "conflict gradient", of: (page, row) => page.run.conflictGrad[row] },
+  { id: "conflicts", name: "conflicts", of: (page, row) => page.run.conflicts[row] },
+  { id: "mean", name: "mean -ln p", of: (page, row) => -page.run.meanLogprob[row] },
+  { id: "change", name: "change", of: (page, row) => Math.abs(page.changes?.ofRow[row] ?? 0), compared: true },
+  { id: "file", name: "order of the file", of: (page, row) => -page.run.row[row] },
+];
+
+function noFilters() {
+  return { text: "", source: null, turn: null, kind: null, quadrants: [true, true, true, true], p: [0, 1], entropy: [0, Infinity] };
+}
+
+function asksOfTokens(filters) {
+  const { quadrants, kind, turn, p, entropy } = filters;
+  return kind !== null || turn !== null || !quadrants.every(Boolean) || p[0] > 0 || p[1] < 1 || entropy[0] > 0 || entropy[1] < Infinity;
+}
+
+// 1 for each token that passes.
+function passingTokens(run, filters) {
+  const passes = new Uint8Array(run.logprob.length);
+  const { quadrants, kind, turn, entropy } = filters;
+  // Compared as logarithms, in which the table has them; a rectangle that reaches the edge takes in what lies on it.
+  const [low, high] = [filters.p[0] <= 0 ? -Infinity : Math.log(filters.p[0]), filters.p[1] >= 1 ? Infinity : Math.log(filters.p[1])];
+  for (let token = 0; token < passes.length; token++) {
+    const logprob = run.logprob[token];
+    const h = Math.max(run.entropy[token], 0);
+    passes[token] =
+      quadrants[run.quadrant[token]] && logprob >= low && logprob <= high && h >= entropy[0] && h <= entropy[1] &&
+      (turn === null || run.turn[token] === turn) && (kind === null || run.kind[token] === kind) ? 1 : 0;
+  }
+  return passes;
+}
+
+// Indices of the rows to show.
+function chosenRows(page) {
+  const { run, filters, passes } = page;
+  const wanted = filters.text.toLowerCase();
+  const rows = [];
+  for (let row = 0; row < run.row.length; row++) {
+    if (filters.source !== null && run.source[row] !== filters.source) continue;
+    if (passes && !passes.subarray(...tokensOfRow(run, row)).includes(1)) continue;
+    if (wanted && !searchText(page, row).includes(wanted)) continue;
+    rows.push(row);
+  }
+  const scores = scoresOf(page);
+  return rows.sort((a, b) => scores[b] - scores[a] || run.row[a] - run.row[b]);
+}
+
+function scoresOf(page) {
+  const { run, order } = page;
+  const of = ORDERS.find(({ id }) => id === order).of;
+  const scores = new Float64Array(run.row.length);
+  for (let row = 0; row < scores.length; row++) {
+    if (of) scores[row] = of(page, row);
+    else scores[row] = sharpness(run, page.sharpest[row]);
+  }
+  return scores;
+}
+
+function sharpness(run, token) {
+  if (token < 0) return -2e9;
+  return run.quadrant[token] === 0 ? surplusOf(run, token) : surplusOf(run, token) - 1e9;
+}
+
+// All that can be searched of a row, in small letters; made when it is first asked for.
+function searchText(page, row) {
+  const { run, searchTexts } = page;
+  if (searchTexts[row] === undefined) {
+    const turns = turnsOfRow(run, row).map(({ bytes }) => decode(bytes, 0, bytes.length));
+    const [begin, end] = tokensOfRow(run, row);
+    const texts = turns.length ? turns : Array.from(run.word.subarray(begin, end), (word) => run.words[word]);
+    searchTexts[row] = `${run.ids[row] ?? ""}\n${texts.join(turns.length ? "\n" : "")}`.toLowerCase();
+  }
+  return searchTexts[row];
+}

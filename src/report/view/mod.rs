@@ -1,0 +1,227 @@
+//! Finished numbers -> one HTML page in which a person reads the rows, token by token, and decides what to do with them.
+//!
+//! The page is a single file without a server and without a network. Its parts stand beside this file as they are, without a build step:
+//!
+//! ```text
+//! page.html      the frame            style.css    all looks, light and dark
+//! data.js        the data block       text.js      bytes -> text that shows all that is in it
+//! numbers.js     measures, weights    decisions.js what was decided, and decisions.jsonl
+//! filters.js     which rows, in which order        compare.js   two runs side by side
+//! density.js     (p, H) as a brush    list.js      the ranked rows
+//! reader.js      one row in full      details.js   one token
+//! keys.js        the keyboard         start.js     the state, and what is drawn when it changes
+//! ```
+//!
+//! Nothing of the data can become markup or code: it comes as base64 in a block that is no script, the page shows it by text nodes only, and
+//! a content security policy allows exactly this page's style and script, by their hashes, and nothing from anywhere.
+//!
+//! The data block is raw deflate, which browsers of 2024 or later unpack themselves (`DecompressionStream`); `block.rs` has its layout.
+
+mod block;
+
+use std::collections::HashMap;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use serde::Serialize;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use crate::dataset::{Role, Turn};
+use crate::diagnosis::gate::Weight;
+use crate::diagnosis::quadrants::Resolved;
+use crate::diagnosis::shown::Shown;
+use crate::error::{Context, Error, Result};
+use block::Block;
+
+/// A run as the page shows it.
+pub(crate) struct Run<'a> {
+    /// What the page calls it.
+    pub title: String,
+    pub identity: &'a str,
+    /// The data files, with `path` and `sha256` of each.
+    pub data: &'a Value,
+    pub data_names: String,
+    pub model: &'a str,
+    pub vocab_size: usize,
+    pub thresholds: &'a Resolved,
+    /// By name.
+    pub gates: Vec<(String, Weight)>,
+    pub shown: &'a Shown,
+    /// Of each row that is shown; `None` where the data are not at hand, and the tokens have to do.
+    pub turns: Option<&'a HashMap<u32, Vec<Turn>>>,
+}
+
+const PAGE: &str = include_str!("page.html");
+const STYLE: &str = include_str!("style.css");
+const SCRIPTS: [&str; 12] = [
+    include_str!("data.js"),
+    include_str!("text.js"),
+    include_str!("numbers.js"),
+    include_str!("decisions.js"),
+    include_str!("filters.js"),
+    include_str!("compare.js"),
+    include_str!("density.js"),
+    include_str!("list.js"),
+    include_str!("reader.js"),
+    include_str!("details.js"),
+    include_str!("keys.js"),
+    include_str!("start.js"),
+];
+
+/// The page about one run, or about two side by side.
+pub(crate) fn page(runs: &[Run]) -> Result<String> {
+    let mut block = Block::default();
+    let headers = runs.iter().map(|run| header(run, &mut block)).collect::<Result<Vec<_>>>()?;
+    let data = block.packed(&serde_json::json!({ "runs": headers }))?;
+    let script = format!("\"use strict\";\n{}", SCRIPTS.concat());
+    let policy = format!(
+        "default-src 'none'; script-src {}; style-src {}; base-uri 'none'; form-action 'none'",
+        source_hash(&script),
+        source_hash(STYLE)
+    );
+    // The data come last, so that nothing is looked for in them.
+    let parts = [("{{policy}}", policy.as_str()), ("{{style}}", STYLE), ("{{script}}", &script), ("{{data}}", &data)];
+    Ok(parts.iter().fold(PAGE.to_owned(), |page, (name, part)| page.replacen(name, part, 1)))
+}
+
+/// How a content security policy names an inline script or style.
+fn source_hash(text: &str) -> String {
+    format!("'sha256-{}'", BASE64_STANDARD.encode(Sha256::digest(text)))
+}
+
+/// What is said of a run as a whole, and where its arrays lie; the names are those that the scripts read.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Header<'a> {
+    title: &'a str,
+    identity: &'a str,
+    data: &'a Value,
+    data_names: &'a str,
+    model: &'a str,
+    vocab_size: usize,
+    thresholds: &'a Resolved,
+    thresholds_text: String,
+    gates: Vec<Value>,
+    rows_of_run: usize,
+    roles: [&'static str; 5],
+    sources: Vec<&'a str>,
+    paths: Vec<&'a str>,
+    ids: Vec<Option<&'a str>>,
+    words: Vec<&'a str>,
+    arrays: block::Places,
+}
+
+fn header<'a>(run: &'a Run, block: &mut Block) -> Result<Header<'a>> {
+    let Shown { rows, tokens, texts, of_rows } = run.shown;
+    let (mut sources, mut paths, mut words) = (Index::default(), Index::default(), Index::default());
+    let mut arrays = block::Places::default();
+    let mut put = |name: &'static str, place: block::Place| arrays.insert(name, place);
+
+    put("row", block.u32(rows.iter().map(|row| row.row.row)));
+    put("source", block.u32(rows.iter().map(|row| sources.of(row.row.source.as_str()))));
+    put("path", block.u32(rows.iter().map(|row| paths.of(row.row.path.as_str()))));
+    // No text editor counts further.
+    put("line", block.u32(rows.iter().map(|row| u32::try_from(row.row.line).unwrap_or(u32::MAX))));
+    put("tokens", block.u32(rows.iter().map(|row| row.row.tokens)));
+    put("supervised", block.u32(rows.iter().map(|row| row.row.supervised)));
+    put("truncated", block.u8(rows.iter().map(|row| u8::from(row.row.truncated))));
+    put("sampled", block.u8(rows.iter().map(|row| u8::from(row.is_sampled))));
+    put("conflicts", block.u32(rows.iter().map(|row| row.row.conflicts)));
+    put("conflictLoss", block.f32(rows.iter().map(|row| row.row.conflict_loss)));
+    put("conflictSurplus", block.f32(rows.iter().map(|row| row.row.conflict_surplus)));
+    put("conflictGrad", block.f32(rows.iter().map(|row| row.row.conflict_grad)));
+    put("meanLogprob", block.f32(rows.iter().map(|row| row.row.mean_logprob.unwrap_or(f32::NAN))));
+    put("tokenFrom", block.u32(ends(rows.iter().map(|row| row.n_tokens))));
+    let mut expected = rows.iter().flat_map(|row| std::iter::repeat_n(row.row.row, row.n_tokens));
+    if !expected.by_ref().eq(tokens.row.iter().copied()) {
+        return Err(Error::new("the tokens of the table do not stand in the order of its rows")
+            .cure("Score the data again, or leave the order of tokens.parquet as it was written."));
+    }
+
+    let no_turns = Vec::new();
+    let turns_of = |row: u32| run.turns.and_then(|turns| turns.get(&row)).unwrap_or(&no_turns);
+    let turns = || rows.iter().flat_map(|row| turns_of(row.row.row));
+    put("turnFrom", block.u32(ends(rows.iter().map(|row| turns_of(row.row.row).len()))));
+    put("role", block.u8(turns().map(|turn| turn.role as u8)));
+    put("textFrom", block.u32(ends(turns().map(|turn| turn.content.len()))));
+    put("text", block.u8(turns().flat_map(|turn| turn.content.bytes())));
+
+    put("turn", block.u16(tokens.turn.iter().copied()));
+    put("pos", block.u32(tokens.pos.iter().copied()));
+    put("begin", block.u32(tokens.begin.iter().copied()));
+    put("end", block.u32(tokens.end.iter().copied()));
+    put("word", block.u32(tokens.token_id.iter().map(|&id| words.of(id))));
+    put("logprob", block.f32(tokens.logprob.iter().copied()));
+    put("entropy", block.f32(tokens.entropy.iter().copied()));
+    put("entropyTopk", block.f32(tokens.entropy_topk.iter().copied()));
+    put("rank", block.u32(tokens.rank.iter().copied()));
+    put("tail", block.f32(tokens.tail.iter().copied()));
+    put("varentropy", block.f32(tokens.varentropy.iter().copied()));
+    put("grad", block.f32(tokens.grad.iter().copied()));
+    put("top", block.u32(tokens.top_id.iter().map(|&id| words.of(id))));
+    put("topLogprob", block.f32(tokens.top_logprob.iter().copied()));
+    put("quadrant", block.u8(tokens.quadrant.iter().map(|quadrant| quadrant.index() as u8)));
+
+    let gate = |(name, weight): &(String, Weight)| -> Result<Value> {
+        let weight = serde_json::to_value(weight).context("cannot write down a gate")?;
+        Ok(serde_json::json!({ "name": name, "weight": weight }))
+    };
+    Ok(Header {
+        title: &run.title,
+        identity: run.identity,
+        data: run.data,
+        data_names: &run.data_names,
+        model: run.model,
+        vocab_size: run.vocab_size,
+        thresholds: run.thresholds,
+        thresholds_text: run.thresholds.to_string(),
+        gates: run.gates.iter().map(gate).collect::<Result<_>>()?,
+        rows_of_run: *of_rows,
+        roles: ROLES,
+        sources: sources.keys,
+        paths: paths.keys,
+        ids: rows.iter().map(|row| row.row.id.as_deref()).collect(),
+        words: words.keys.iter().map(|id| texts.get(id).map_or("", String::as_str)).collect(),
+        arrays,
+    })
+}
+
+/// In the order of [`Role`].
+const ROLES: [&str; 5] = {
+    const { assert!(Role::System as usize == 0 && Role::Text as usize == 4) };
+    ["system", "user", "assistant", "tool", "text"]
+};
+
+/// Numbers things in the order in which they come.
+struct Index<K> {
+    places: HashMap<K, u32>,
+    keys: Vec<K>,
+}
+
+impl<K> Default for Index<K> {
+    fn default() -> Self {
+        Index { places: HashMap::new(), keys: Vec::new() }
+    }
+}
+
+impl<K: Copy + Eq + std::hash::Hash> Index<K> {
+    fn of(&mut self, key: K) -> u32 {
+        *self.places.entry(key).or_insert_with(|| {
+            self.keys.push(key);
+            self.keys.len() as u32 - 1
+        })
+    }
+}
+
+/// 0, and after each length the sum so far.
+fn ends(lengths: impl Iterator<Item = usize>) -> impl Iterator<Item = u32> {
+    let mut end = 0;
+    std::iter::once(0).chain(lengths.map(move |length| {
+        end += length as u32;
+        end
+    }))
+}
+
+#[cfg(test)]
+mod tests;

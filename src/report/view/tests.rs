@@ -1,0 +1,133 @@
+use std::io::Read;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use flate2::read::DeflateDecoder;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::diagnosis::quadrants::{Thresholds, resolve};
+use crate::diagnosis::shown::ShownRow;
+use crate::table::{Quadrant, Row, TokenChunk};
+
+/// A page whose data hold `text` wherever a text can be.
+fn page_of(text: &str) -> String {
+    let row =
+        Row { row: 3, id: Some(text.to_owned()), source: text.to_owned(), path: text.to_owned(), line: 7, ..Row::default() };
+    let tokens = chunk(1, |tokens| {
+        (tokens.row, tokens.turn, tokens.logprob) = (vec![3], vec![0], vec![-2.5]);
+        (tokens.token_id, tokens.top_id, tokens.quadrant) = (vec![9], vec![9], vec![Quadrant::Uncertain]);
+    });
+    let shown = Shown {
+        rows: vec![ShownRow { row, is_sampled: false, n_tokens: 1 }],
+        tokens,
+        texts: HashMap::from([(9, text.to_owned())]),
+        of_rows: 1,
+    };
+    let turns = HashMap::from([(3, vec![Turn::plain(Role::User, text)])]);
+    let (data, thresholds) = (json!([{ "path": text, "sha256": "ab" }]), resolve(Thresholds::Fixed, &[]).unwrap());
+    page(&[Run {
+        title: text.to_owned(),
+        identity: "x",
+        data: &data,
+        data_names: text.to_owned(),
+        model: text,
+        vocab_size: 10,
+        thresholds: &thresholds,
+        gates: vec![(text.to_owned(), Weight::One)],
+        shown: &shown,
+        turns: Some(&turns),
+    }])
+    .unwrap()
+}
+
+fn chunk(len: usize, fill: impl FnOnce(&mut TokenChunk)) -> TokenChunk {
+    let mut chunk = TokenChunk::default().with_len(len);
+    fill(&mut chunk);
+    chunk
+}
+
+fn between<'a>(page: &'a str, begin: &str, end: &str) -> &'a str {
+    page.split(begin).nth(1).unwrap().split(end).next().unwrap()
+}
+
+#[test]
+fn the_block_holds_what_was_put_in() {
+    let page = page_of("héé");
+    let packed = BASE64_STANDARD.decode(between(&page, "id=\"data\">", "</script>")).unwrap();
+    let mut bytes = Vec::new();
+    DeflateDecoder::new(&packed[..]).read_to_end(&mut bytes).unwrap();
+    let n = u32::from_le_bytes(bytes[..4].try_into().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&bytes[4..4 + n]).unwrap();
+    let run = &header["runs"][0];
+    assert_eq!((run["words"][0].as_str(), run["thresholds"]["entropy"].as_f64()), (Some("héé"), Some(1.0)));
+    let arrays = &bytes[(4 + n).next_multiple_of(8)..];
+    let place = |name: &str| {
+        let place = &run["arrays"][name];
+        (place[0].as_str().unwrap(), place[1].as_u64().unwrap() as usize, place[2].as_u64().unwrap() as usize)
+    };
+    let (kind, at, count) = place("logprob");
+    assert_eq!((kind, count, f32::from_le_bytes(arrays[at..at + 4].try_into().unwrap())), ("f32", 1, -2.5));
+    let (kind, at, count) = place("text");
+    assert_eq!((kind, at % 8, &arrays[at..at + count]), ("u8", 0, "héé".as_bytes()));
+    let (_, at, count) = place("textFrom");
+    let ends: Vec<u32> =
+        arrays[at..at + 4 * count].chunks(4).map(|bytes| u32::from_le_bytes(bytes.try_into().unwrap())).collect();
+    assert_eq!(ends, [0, 5]);
+}
+
+#[test]
+fn the_policy_names_the_style_and_the_script_of_the_page() {
+    let page = page_of("a");
+    let policy = between(&page, "Content-Security-Policy\" content=\"", "\"");
+    let style = between(&page, "<style>", "</style>");
+    let script = page.rsplit("<script>").next().unwrap().split("</script>").next().unwrap();
+    assert!(policy.starts_with("default-src 'none'; "));
+    assert!(
+        policy.contains(&format!("style-src {}", source_hash(style)))
+            && policy.contains(&format!("script-src {}", source_hash(script)))
+    );
+    assert_eq!(page.matches("{{").count(), 0, "a place was left empty");
+}
+
+#[test]
+fn nothing_of_the_data_stands_in_the_page_as_it_is() {
+    let hostile = "</script><script>alert(1)</script><img src=x onerror=alert(1)>{{script}}\u{2028}";
+    let page = page_of(hostile);
+    assert_eq!(page.matches("<script").count(), 2);
+    assert!(!page.contains("alert") && !page.contains("onerror=") && !page.contains('\u{2028}'));
+    // No handler and no address in the page's own markup either.
+    assert!(!PAGE.contains(" on") && !PAGE.contains("http:") && !PAGE.contains("https:"));
+}
+
+#[test]
+fn the_scripts_never_make_markup_of_text() {
+    for script in SCRIPTS {
+        for way in
+            ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function", "DOMParser", "fetch("]
+        {
+            assert!(!script.contains(way), "{way}");
+        }
+    }
+}
+
+#[test]
+fn tokens_in_another_order_than_their_rows_are_refused() {
+    let rows = [4, 3].map(|row| ShownRow { row: Row { row, ..Row::default() }, is_sampled: false, n_tokens: 1 });
+    let tokens = chunk(2, |tokens| tokens.row = vec![3, 4]);
+    let shown = Shown { rows: rows.to_vec(), tokens, texts: HashMap::new(), of_rows: 2 };
+    let (data, thresholds) = (json!([]), resolve(Thresholds::Fixed, &[]).unwrap());
+    let run = Run {
+        title: String::new(),
+        identity: "",
+        data: &data,
+        data_names: String::new(),
+        model: "",
+        vocab_size: 2,
+        thresholds: &thresholds,
+        gates: Vec::new(),
+        shown: &shown,
+        turns: None,
+    };
+    assert!(page(&[run]).unwrap_err().to_string().contains("order of its rows"));
+}

@@ -1,0 +1,477 @@
+//! `diagnose view` and the page that every run leaves, in a real browser.
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::browser::Browser;
+use crate::tiny_model;
+use crate::workdir::{Workdir, default_model};
+
+/// Under these the random weights of the tiny model are sure of something: all quadrants have tokens.
+const THRESHOLDS: &str = "p=0.004,H=5.5";
+
+fn row(prompt: &str, answer: &str) -> Value {
+    json!({ "id": format!("id of {prompt}"), "source": "mine", "messages": [
+        { "role": "user", "content": prompt }, { "role": "assistant", "content": answer }
+    ] })
+}
+
+/// Scores rows with the tiny model into `run`, and gives the run's page.
+fn scored(workdir: &Workdir, run: &str, rows: &[Value]) -> PathBuf {
+    if !workdir.path("tiny.gguf").exists() {
+        tiny_model::write(&workdir.path(""));
+    }
+    let lines: String = rows.iter().map(|row| format!("{row}\n")).collect();
+    let data = format!("{run}.jsonl");
+    workdir.write(&data, lines);
+    workdir.run(&[&data, "--model", "tiny.gguf", "--out", run, "--thresholds", THRESHOLDS, "--max-len", "4096"]).ok();
+    workdir.path(&format!("{run}/view.html"))
+}
+
+fn plain_rows(n: usize) -> Vec<Value> {
+    (0..n)
+        .map(|i| row(&format!("Question {i}?"), &format!("Answer {i}, of about seventy letters: {}", "abcdefgh ".repeat(4))))
+        .collect()
+}
+
+/// The lines of the file that a download leaves.
+fn downloaded(file: &Path) -> Vec<Value> {
+    let began = Instant::now();
+    while !file.exists() {
+        assert!(began.elapsed() < Duration::from_secs(10), "no file was downloaded");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let text = std::fs::read_to_string(file).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn drop_mask_undo_export_and_read_back_by_keyboard() {
+    let Some(mut browser) = Browser::start(1440, 900) else { return };
+    let workdir = Workdir::new();
+    // In UTF-8 the emoji are eleven bytes, in the browser's strings five units.
+    let answer = "né 👩🏽 ok";
+    let page = scored(&workdir, "run", &[row("a", answer), row("b", "Beta beta."), row("c", "Gamma gamma.")]);
+    browser.download_to(&workdir.path(""));
+    browser.open(&page);
+    assert_eq!(browser.eval("document.activeElement.id"), "list");
+    browser.eval("ready.then((page) => { window.page = page; })");
+    // By the order of the file, so that the test knows where it is.
+    browser.eval("at('order').value = 'file', at('order').dispatchEvent(new Event('change'))");
+
+    browser.press(&["j", "x", "j", "x", "u"]);
+    assert_eq!(browser.eval("at('decided').textContent"), "1 dropped · not exported");
+    browser.press(&["y", "k", "k"]);
+    // From the first token of the answer to the skin tone's first byte: whole characters are masked.
+    browser.eval("page.row");
+    browser.press(&["Home"]);
+    let begin_of_row = browser.eval("page.run.tokenFrom[page.row]").as_u64().unwrap();
+    while browser.eval("page.token").as_u64() > Some(begin_of_row) {
+        browser.press(&["h"]);
+    }
+    browser.press(&["l", "L", "L", "L", "L", "m"]);
+    browser.press(&["n", "s", "e", "e", " ", "p", "Enter"]);
+    assert_eq!(browser.eval("at('decided').textContent"), "1 dropped · 1 kept · 1 masked · 1 noted · not exported");
+    browser.press(&["e"]);
+    let file = workdir.path("decisions.jsonl");
+    let lines = downloaded(&file);
+    let record: Value = serde_json::from_slice(&std::fs::read(workdir.path("run/run.json")).unwrap()).unwrap();
+    assert_eq!(lines[0]["decisions"], 1);
+    assert_eq!((&lines[0]["run"], &lines[0]["data"][0]["sha256"]), (&record["identity"], &record["data"][0]["sha256"]));
+    // Tokens 1 to 5 of "né 👩🏽 ok" are the bytes of é, the space, and the first two of the woman.
+    let masked = "é 👩";
+    let begin = answer.find(masked).unwrap();
+    assert_eq!(
+        lines[1..],
+        [
+            json!({ "row": 0, "action": "mask", "turn": 1, "begin": begin, "end": begin + masked.len() }),
+            json!({ "row": 0, "action": "note", "text": "see p" }),
+            json!({ "row": 1, "action": "drop" }),
+            json!({ "row": 2, "action": "keep" }),
+        ]
+    );
+    assert_eq!(browser.eval("page.decisions.unsaved"), false);
+
+    // A new page has no decisions until they are read back; then it exports the same bytes.
+    let before = std::fs::read(&file).unwrap();
+    std::fs::rename(&file, workdir.path("kept.jsonl")).unwrap();
+    browser.open(&page);
+    assert_eq!(browser.eval("at('decided').textContent"), "");
+    browser.choose_file("#import-file", &workdir.path("kept.jsonl"));
+    wait_for(&mut browser, "at('decided').textContent === '1 dropped · 1 kept · 1 masked · 1 noted'");
+    browser.press(&["e"]);
+    downloaded(&file);
+    assert_eq!(std::fs::read(&file).unwrap(), before);
+    // The masked tokens are marked: seven bytes, so seven tokens.
+    browser.eval("at('order').value = 'file', at('order').dispatchEvent(new Event('change'))");
+    assert_eq!(browser.eval("document.querySelectorAll('.token.masked').length"), masked.len());
+
+    // What is wrong in a file is said, and nothing of the file is taken.
+    for (text, message) in [
+        ("{}", "line 1"),
+        ("{\"decisions\": 1, \"run\": \"x\", \"data\": []}", "about others"),
+        (&format!("{}\n{{\"row\": 1, \"action\": \"delete\"}}", lines[0]), "line 2"),
+        (&format!("{}\nrow", lines[0]), "line 2: expected a JSON object, found row"),
+    ] {
+        let wrong = workdir.write("wrong.jsonl", text);
+        browser.eval("at('message').textContent = ''");
+        browser.choose_file("#import-file", &wrong);
+        wait_for(&mut browser, &format!("at('message').textContent.includes({})", json!(message)));
+        assert_eq!(browser.eval("at('decided').textContent"), "1 dropped · 1 kept · 1 masked · 1 noted");
+    }
+    assert_eq!(browser.complaints(), [""; 0]);
+
+    // What is not exported is not lost without a question.
+    browser.press(&["x"]);
+    let asked = browser.eval("window.dispatchEvent(new Event('beforeunload', { cancelable: true }))");
+    assert_eq!(asked, false, "leaving was not prevented");
+}
+
+#[track_caller]
+fn wait_for(browser: &mut Browser, condition: &str) {
+    let began = Instant::now();
+    while browser.eval(condition) != true {
+        assert!(began.elapsed() < Duration::from_secs(10), "never: {condition}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn filters_and_the_brush_leave_the_rows_that_they_ask_for() {
+    let Some(mut browser) = Browser::start(1440, 900) else { return };
+    let workdir = Workdir::new();
+    let mut rows = plain_rows(40);
+    rows[7]["source"] = json!("other");
+    let page = scored(&workdir, "run", &rows);
+    browser.open(&page);
+    browser.eval("ready.then((page) => { window.page = page; })");
+    let shown = |browser: &mut Browser| browser.eval("page.rows.map((row) => page.run.row[row]).sort((a, b) => a - b)");
+    assert_eq!(shown(&mut browser).as_array().unwrap().len(), 40);
+
+    // Text and id, by the keyboard.
+    browser.press(&["/"]);
+    browser.press(&["i", "d", " ", "o", "f", " ", "q", "u", "e", "s", "t", "i", "o", "n", " ", "3", "?"]);
+    assert_eq!(shown(&mut browser), json!([3]));
+    assert_eq!(browser.eval("at('shown').textContent"), "1 of 40 rows");
+    browser.press(&["Escape", "c"]);
+    browser.eval("at('source').value = [...at('source').options].find((option) => option.text === 'other').value, at('source').dispatchEvent(new Event('change'))");
+    assert_eq!(shown(&mut browser), json!([7]));
+    browser.press(&["c"]);
+
+    // A quadrant: the rows that have a token of it, and those tokens are marked.
+    let expected = "[...new Set([...page.run.quadrant.keys()].filter((token) => page.run.quadrant[token] === 0).map((token) => page.run.row[page.run.rowOfToken[token]]))].sort((a, b) => a - b)";
+    browser.eval("document.querySelector('#quadrants .q0').click()");
+    let expected = browser.eval(expected);
+    let found = shown(&mut browser);
+    assert!(!found.as_array().unwrap().is_empty());
+    assert_eq!(found, expected);
+    assert_eq!(browser.eval("[...document.querySelectorAll('.token')].every((span) => span.classList.contains('matched') === span.classList.contains('q0'))"), true);
+    browser.press(&["c"]);
+
+    // The brush: a rectangle around the least probable token of all, by the mouse.
+    let place = browser.eval(
+        "(() => { const box = at('density').getBoundingClientRect(); return [box.left, box.top, box.width, box.height]; })()",
+    );
+    let [left, top, width, height] = [0, 1, 2, 3].map(|i| place[i].as_f64().unwrap());
+    browser.drag((left + 40.0, top + 10.0), (left + 0.45 * width, top + 0.8 * height));
+    let asked = browser.eval("[page.filters.p, page.filters.entropy]");
+    assert!(asked[0][1].as_f64().unwrap() < 1.0 && asked[1][0].as_f64().unwrap() > 0.0, "{asked}");
+    let expected = browser.eval(
+        "[...new Set([...page.run.logprob.keys()].filter((token) => { const p = Math.exp(page.run.logprob[token]), h = page.run.entropy[token], f = page.filters; return p >= f.p[0] && p <= f.p[1] && h >= f.entropy[0] && h <= f.entropy[1]; }).map((token) => page.run.row[page.run.rowOfToken[token]]))].sort((a, b) => a - b)",
+    );
+    assert_eq!(shown(&mut browser), expected);
+    // The same by the fields.
+    browser.press(&["c"]);
+    browser.eval("at('p-to').value = '0.0035', at('p-to').dispatchEvent(new Event('change'))");
+    let by_field = shown(&mut browser);
+    assert!(by_field.as_array().unwrap().len() < 40, "{by_field}");
+    assert_eq!(browser.complaints(), [""; 0]);
+}
+
+#[test]
+fn hostile_rows_run_nothing_and_show_as_text() {
+    let Some(mut browser) = Browser::start(1440, 900) else { return };
+    let workdir = Workdir::new();
+    let hostile = [
+        "<script>window.hit=1</script>",
+        "</script><script>window.hit=1</script>",
+        "</SCRIPT ><script>hit=1//",
+        "<!--<script>",
+        "-->",
+        "<img src=x onerror=window.hit=1>",
+        "<svg onload=window.hit=1>",
+        "<svg><script>window.hit=1</script></svg>",
+        "<body onload=window.hit=1>",
+        "<a href=\"javascript:window.hit=1\">a</a>",
+        "\" onmouseover=\"window.hit=1",
+        "' autofocus onfocus='window.hit=1",
+        "<iframe srcdoc=\"<script>parent.hit=1</script>\"></iframe>",
+        "<style>*{display:none}</style>",
+        "<base href=\"http://localhost/\">",
+        "<meta http-equiv=refresh content=\"0;url=http://localhost/\">",
+        "<link rel=stylesheet href=http://localhost/a.css>",
+        "<template><script>window.hit=1</script></template>",
+        "</style></title></textarea></noscript>",
+        "{{script}} {{data}} ${window.hit=1} `${window.hit=1}`",
+        "]]></script>",
+        "\u{2028}window.hit=1\u{2029}",
+        "\u{202e}tiurf\u{202c} \u{2066}a\u{2069} \u{200f}b",
+        "nul \0 bell \u{7} escape \u{1b}[31m",
+        "\u{feff}zero\u{200b}width\u{200d}\u{ad}",
+        "parts: 👩🏽\u{200d}🔬 é 中文 \u{301}\u{301}\u{301}",
+        "\\u003cscript\\u003e &lt;script&gt; &#60;script&#62;",
+        "__proto__ constructor toString",
+        "\r\n\t\u{b}\u{c}\u{85}\u{a0}\u{3000}",
+        "\u{e0001}\u{e0041}\u{fff9}\u{ffff}",
+    ];
+    let mut rows: Vec<Value> = hostile.iter().map(|text| row(text, text)).collect();
+    for (row, text) in rows.iter_mut().zip(hostile) {
+        row["source"] = json!(text);
+    }
+    let page = scored(&workdir, "run", &rows);
+    browser.open(&page);
+    browser.eval("ready.then((page) => { window.page = page; })");
+    browser.eval("at('order').value = 'file', at('order').dispatchEvent(new Event('change'))");
+    let n_elements = browser.eval("document.querySelectorAll('script, iframe, svg, img, link, base, object, embed').length");
+    assert_eq!(n_elements, 1, "the page's own script is the only one");
+    for (i, text) in hostile.iter().enumerate() {
+        assert_eq!(browser.eval("page.run.row[page.row]"), i);
+        // The prompt is shown in one piece: its signs are read back as what they stand for.
+        let read = browser.eval(
+            "(() => { const back = new Map([...Object.entries(NAMES)].map(([code, name]) => [name, String.fromCodePoint(code)])); \
+              let text = ''; \
+              for (const node of document.querySelector('.turn.unlearnt > .text').childNodes) { \
+                const name = node.textContent; \
+                if (node.nodeType === 3) text += node.previousSibling?.textContent === '⏎' ? name.slice(1) : name; \
+                else text += back.get(name) ?? String.fromCodePoint(parseInt(name.slice(2), 16)); \
+              } \
+              return text; })()",
+        );
+        assert_eq!(read.as_str(), Some(*text), "row {i}");
+        // Of the learnt text every byte belongs to a token that is shown.
+        let covered = browser.eval(
+            "[...document.querySelectorAll('.turn:not(.unlearnt) .token')].reduce((n, span) => n + page.run.end[span.dataset.token] - page.run.begin[span.dataset.token], 0)",
+        );
+        assert_eq!(covered, text.len(), "row {i}");
+        // No control character and no bidirectional one reaches the page, but for the line feeds that are shown beside their signs.
+        assert_eq!(
+            browser.eval(
+                "/[\\u0000-\\u0009\\u000b-\\u001f\\u2028-\\u202e\\u2066-\\u2069\\u200e\\u200f]/.test(document.body.textContent)"
+            ),
+            false,
+            "row {i}"
+        );
+        browser.press(&["l", "l", "m", "x", "j"]);
+    }
+    // Over the whole list and every measure, and out again.
+    browser.press(&["1", "2", "3", "4", "5", "6", "w"]);
+    assert_eq!(browser.eval("window.hit ?? null"), Value::Null);
+    assert_eq!(browser.eval("location.protocol"), "file:");
+    assert_eq!(browser.complaints(), [""; 0]);
+    // The policy holds: what a hole would need is refused.
+    let refused = browser.eval(
+        "new Promise((resolve) => { addEventListener('securitypolicyviolation', () => resolve('refused')); \
+          const script = document.createElement('script'); script.textContent = 'window.hit = 1'; document.body.append(script); \
+          setTimeout(() => resolve(window.hit ?? 'nothing happened'), 1000); })",
+    );
+    assert_eq!(refused, "refused");
+}
+
+#[test]
+fn a_hundred_thousand_tokens_open_in_two_seconds_and_scroll_smoothly() {
+    let Some(mut browser) = Browser::start(1440, 900) else { return };
+    let workdir = Workdir::new();
+    let rows: Vec<Value> = (0..1300)
+        .map(|i| row(&format!("Question {i}?"), &format!("{i} {}", "The quick brown fox jumps over it. ".repeat(2))))
+        .collect();
+    let page = scored(&workdir, "run", &rows);
+    let before = browser.processor_ms();
+    let by_clock = browser.open(&page);
+    let milliseconds = browser.processor_ms() - before;
+    browser.eval("ready.then((page) => { window.page = page; })");
+    let tokens = browser.eval("page.run.logprob.length").as_u64().unwrap();
+    let bytes = std::fs::metadata(&page).unwrap().len();
+    println!("{tokens} tokens, {bytes} bytes: open after {milliseconds:.0} ms of work, {by_clock:.0} ms by the clock");
+    assert!(tokens > 95_000 && bytes < 6_000_000);
+    assert!(milliseconds < 2000.0, "{milliseconds} ms");
+    // A step of a third of a screen costs less than a long task (50 ms) at the 95th percentile. All threads of the page count, and
+    // processor time comes in steps of 10 ms.
+    let mut steps: Vec<f64> = (0..100)
+        .map(|_| {
+            let before = browser.processor_ms();
+            browser.eval(
+                "new Promise((resolve) => { at('list').scrollTop += 260; \
+                  requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(resolve))); })",
+            );
+            browser.processor_ms() - before
+        })
+        .collect();
+    steps.sort_by(f64::total_cmp);
+    println!("a step of scrolling: median {:.0} ms, 95 % {:.0} ms, most {:.0} ms", steps[50], steps[95], steps[99]);
+    assert!(steps[95] < 50.0, "{steps:?}");
+    assert!(browser.eval("at('list').scrollTop").as_f64().unwrap() > 20_000.0);
+    assert!(browser.eval("document.querySelectorAll('#list .line').length").as_u64().unwrap() < 120, "the list is not virtual");
+    // Of a larger run the page shows a part, and says so.
+    workdir.run(&["view", "run", "--tokens", "20000", "--out", "part.html"]).ok();
+    browser.open(&workdir.path("part.html"));
+    let about = browser.eval("at('about').textContent");
+    assert!(about.as_str().unwrap().contains("at random, of 1,300"), "{about}");
+    assert_eq!(browser.complaints(), [""; 0]);
+}
+
+#[test]
+fn the_planted_conflicts_of_the_demo_lie_on_the_first_two_screens() {
+    if default_model().is_none() {
+        return;
+    }
+    let Some(mut browser) = Browser::start(1920, 1080) else { return };
+    let workdir = Workdir::new();
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/demo.jsonl");
+    workdir.run(&[demo.to_str().unwrap(), "--out", "demo"]).ok();
+    browser.open(&workdir.path("demo/view.html"));
+    let rows = browser.eval(
+        "ready.then((page) => { const n = 2 * Math.floor(at('list').clientHeight / LINE_HEIGHT); return page.rows.slice(0, n).map((row) => page.run.row[row]); })",
+    );
+    let rows: Vec<u64> = rows.as_array().unwrap().iter().map(|row| row.as_u64().unwrap()).collect();
+    let planted = |i: usize, line: &str| {
+        let spans = serde_json::from_str::<Value>(line).unwrap()["planted"].as_array().map_or(0, Vec::len);
+        (rows.contains(&(i as u64)), spans)
+    };
+    let text = std::fs::read_to_string(&demo).unwrap();
+    let spans: Vec<(bool, usize)> = text.lines().enumerate().map(|(i, line)| planted(i, line)).collect();
+    let found: usize = spans.iter().filter(|(is_shown, _)| *is_shown).map(|(_, n)| n).sum();
+    let all: usize = spans.iter().map(|(_, n)| n).sum();
+    println!("{found} of {all} planted conflicts in the first {} rows of {}", rows.len(), spans.len());
+    assert!(all == 55 && found * 10 >= all * 9);
+    if let Some(folder) = std::env::var_os("DIAGNOSE_SCREENSHOTS").map(PathBuf::from) {
+        for scheme in ["light", "dark"] {
+            browser.scheme(scheme);
+            browser.screenshot(&folder.join(format!("view-{scheme}.png")));
+        }
+    }
+    assert_eq!(browser.complaints(), [""; 0]);
+}
+
+#[test]
+fn two_runs_stand_side_by_side_with_what_changed() {
+    let Some(mut browser) = Browser::start(1440, 900) else { return };
+    let workdir = Workdir::new();
+    let rows = plain_rows(12);
+    scored(&workdir, "before", &rows);
+    tiny_model::write_noised(&workdir.path("noised.gguf"), 0.2);
+    workdir.run(&["before.jsonl", "--model", "noised.gguf", "--out", "after", "--thresholds", THRESHOLDS]).ok();
+    let ran = workdir.run(&["view", "before", "after"]).ok();
+    assert_eq!(ran.stdout.trim(), "after/compared.html");
+    browser.open(&workdir.path("after/compared.html"));
+    browser.eval("ready.then((page) => { window.page = page; })");
+    // Every token is the same in both, and the change is that of the tables.
+    let compared = browser.eval("({ shared: page.changes.shared, tokens: page.run.logprob.length, mean: page.changes.mean })");
+    assert_eq!(compared["shared"], compared["tokens"]);
+    let mean = |run: &str| {
+        let summary: Value =
+            serde_json::from_slice(&std::fs::read(workdir.path(&format!("{run}/summary.json"))).unwrap()).unwrap();
+        -summary["overall"]["loss"].as_f64().unwrap() / summary["overall"]["tokens"].as_f64().unwrap()
+    };
+    let expected = mean("after") - mean("before");
+    assert!((compared["mean"].as_f64().unwrap() - expected).abs() < 1e-6, "{compared}, expected {expected}");
+    assert_eq!(browser.eval("document.querySelectorAll('.sides article').length"), 4);
+    browser.press(&["7"]);
+    assert!(browser.eval("document.querySelectorAll('.token.better, .token.worse').length").as_u64().unwrap() > 0);
+    assert_eq!(browser.complaints(), [""; 0]);
+}
+
+#[test]
+fn the_page_weighs_tokens_as_the_program_does() {
+    use diagnose::diagnosis::gate::{Token, Weight};
+    let Some(mut browser) = Browser::start(1440, 900) else { return };
+    let workdir = Workdir::new();
+    let page = scored(&workdir, "run", &plain_rows(3));
+    browser.open(&page);
+    browser.eval("ready.then((page) => { window.page = page; })");
+    let gates = browser.eval("page.run.gates");
+    let mut weights: Vec<Weight> =
+        gates.as_array().unwrap().iter().map(|gate| serde_json::from_value(gate["weight"].clone()).unwrap()).collect();
+    assert!(weights.len() > 8);
+    // Those that no preview has, too: whatever the program can say of a weight, the page can read.
+    weights.extend([Weight::Ratio { most: 1.28 }, Weight::Power { scale: 0.9986, exponent: 2.5 }]);
+    let columns = ["logprob", "entropy", "entropyTopk", "grad"];
+    let tokens =
+        browser.eval(&format!("Array.from({{ length: 60 }}, (_, i) => {}.map((name) => page.run[name][i]))", json!(columns)));
+    for weight in weights {
+        let expression = format!("Array.from({{ length: 60 }}, (_, i) => weightOf({}, page.run, i))", json!(weight));
+        let found = browser.eval(&expression);
+        for (i, token) in tokens.as_array().unwrap().iter().enumerate() {
+            let [logprob, entropy, entropy_topk, grad] = [0, 1, 2, 3].map(|k| token[k].as_f64().unwrap() as f32);
+            let expected = weight.of(&Token { logprob, entropy, entropy_topk, grad, earlier: logprob });
+            let found = found[i].as_f64().unwrap() as f32;
+            // The program counts in f32, the page in f64.
+            assert!(
+                (found - expected).abs() <= 1e-5 * expected.abs().max(1e-3),
+                "{weight:?} of token {i}: {found}, expected {expected}"
+            );
+        }
+    }
+}
+
+/// Every colour under text and every ink on the page's grounds: a contrast of 4.5 to 1 or more, light and dark.
+#[test]
+fn all_text_stands_out_from_its_ground() {
+    let Some(mut browser) = Browser::start(1440, 900) else { return };
+    let workdir = Workdir::new();
+    let page = scored(&workdir, "run", &plain_rows(3));
+    browser.open(&page);
+    let contrasts = "(() => { \
+        const channel = (value) => { value /= 255; return value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4; }; \
+        const canvas = document.createElement('canvas').getContext('2d', { willReadFrequently: true }); \
+        const luminance = (colour) => { canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1); const [r, g, b] = canvas.getImageData(0, 0, 1, 1).data; return 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b); }; \
+        const contrast = (a, b) => { const [x, y] = [luminance(a), luminance(b)].sort((a, b) => b - a); return (x + 0.05) / (y + 0.05); }; \
+        const probe = document.body.appendChild(document.createElement('span')); \
+        const computed = (name) => { probe.style.color = `var(${name})`; return getComputedStyle(probe).color; }; \
+        const found = {}; \
+        for (const ground of ['--paper', '--panel', '--chosen']) for (const ink of ['--ink', '--soft', '--warn', '--conflict']) found[`${ink} on ${ground}`] = contrast(computed(ink), computed(ground)); \
+        for (const ink of ['--uncertain', '--confident', '--hesitant']) found[`${ink} on paper`] = contrast(computed(ink), computed('--paper')); \
+        const paper = computed('--paper'); probe.style.color = ''; \
+        for (let step = 1; step <= STEPS; step++) { probe.className = `h${step}`; const style = getComputedStyle(probe); found[probe.className] = contrast(style.color, style.backgroundColor); } \
+        at('turns').classList.add('by-quadrant'); at('turns').append(probe); \
+        for (let q = 0; q < 4; q++) { probe.className = `token q${q}`; const style = getComputedStyle(probe); found[probe.className] = contrast(style.color, q === 2 ? paper : style.backgroundColor); } \
+        probe.remove(); return found; })()";
+    let mut too_faint = String::new();
+    for scheme in ["light", "dark"] {
+        browser.scheme(scheme);
+        let found = browser.eval(contrasts);
+        for (what, contrast) in found.as_object().unwrap() {
+            if contrast.as_f64().unwrap() < 4.5 {
+                let _ = writeln!(too_faint, "{scheme}: {what} {contrast}");
+            }
+        }
+        assert!(found.as_object().unwrap().len() > 25);
+    }
+    assert_eq!(too_faint, "");
+}
+
+#[test]
+fn without_the_data_the_page_shows_the_tokens_alone() {
+    let Some(mut browser) = Browser::start(1440, 900) else { return };
+    let workdir = Workdir::new();
+    scored(&workdir, "run", &plain_rows(3));
+    std::fs::remove_file(workdir.path("run.jsonl")).unwrap();
+    let ran = workdir.run(&["view", "run"]).ok();
+    assert!(ran.stderr.contains("tokens alone") && ran.stderr.contains("run.jsonl"), "{}", ran.stderr);
+    browser.open(&workdir.path("run/view.html"));
+    let text = browser.eval("document.querySelector('.turn .text').textContent");
+    assert!(text.as_str().unwrap().starts_with("Answer "), "{text}");
+    assert!(browser.eval("at('about').textContent").as_str().unwrap().contains("tokens alone"));
+    assert_eq!(browser.complaints(), [""; 0]);
+}
+
+#[test]
+fn what_is_no_run_is_told_what_it_is() {
+    let workdir = Workdir::new();
+    std::fs::create_dir(workdir.path("empty")).unwrap();
+    let ran = workdir.run(&["view", "empty"]);
+    assert_eq!(ran.code, Some(2));
+    assert!(ran.stderr.contains("holds no finished run"), "{}", ran.stderr);
+}
