@@ -17,6 +17,7 @@ mod hub;
 mod interrupted;
 mod layers;
 mod malformed;
+mod packaging;
 mod parity;
 mod score;
 mod tiny_model;

@@ -53,7 +53,7 @@ pub(super) struct Options {
     sample: Option<usize>,
 
     /// Put N answered examples before every question: from another split of the benchmark, or from the task's own other items
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, aliases = ["num-fewshot", "num_fewshot"])]
     fewshot: usize,
 
     /// Seed of the draw of these examples, and of --sample

@@ -1,6 +1,8 @@
 //! The command line: one file per subcommand, each with its help text and one `run`. The rest of the library knows no flag.
 
 mod check;
+mod completions;
+mod config;
 mod diff;
 mod eval;
 mod output;
@@ -46,6 +48,9 @@ enum Command {
     Check(Box<check::Args>),
     Train(Box<train::Args>),
     View(view::Args),
+    Completions(completions::Args),
+    #[command(hide = true)]
+    Man(completions::ManArgs),
 }
 
 /// `0.1.0 (6221c8126b41), kernels avx512bf16`: what a reader of a bug report wants to know.
@@ -56,8 +61,8 @@ fn version() -> &'static str {
 
 /// Runs what the command line asks for.
 pub fn run() -> Result<()> {
-    let command = Cli::command();
-    let matches = command.get_matches();
+    let typed: Vec<_> = std::env::args_os().collect();
+    let matches = config::matches(&Cli::command(), &typed)?;
     let cli = Cli::from_arg_matches(&matches).map_err(|error| Error::usage(error.to_string()))?;
     // Asked for early, so that a misspelt level is an error and not a slow run.
     Level::from_env()?;
@@ -69,5 +74,7 @@ pub fn run() -> Result<()> {
         Some(Command::Diff(arguments)) => diff::run(arguments, &command_line),
         Some(Command::Train(arguments)) => train::run(*arguments, &command_line),
         Some(Command::View(arguments)) => view::run(arguments),
+        Some(Command::Completions(arguments)) => completions::run(&arguments, Cli::command()),
+        Some(Command::Man(arguments)) => completions::write_manual(&arguments, Cli::command()),
     }
 }

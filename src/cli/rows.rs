@@ -9,7 +9,7 @@ use crate::tokens::{RenderOptions, Supervise};
 #[derive(clap::Args)]
 pub(super) struct RowArgs {
     /// Longest sequence in tokens; what is longer is cut at its end and counted
-    #[arg(long, value_name = "TOKENS", default_value_t = 2048)]
+    #[arg(long, value_name = "TOKENS", default_value_t = 2048, aliases = ["max-length", "max_length", "max_seq_length", "cutoff-len", "cutoff_len", "sequence_len"])]
     max_len: usize,
 
     /// Read only the first N records, which need not be like the others: to try something out

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::output;
 use super::progress::Terminal;
 use super::rows::RowArgs;
+use crate::diagnosis::Report;
 use crate::diagnosis::quadrants::Thresholds;
 use crate::error::{Context, Error, Result};
 use crate::jobs::folders;
@@ -23,11 +24,11 @@ pub(super) struct Args {
 
     /// A Hugging Face model folder, a .gguf file, a LoRA adapter folder, or a hub id (org/name, org/name@revision, org/name:file.gguf);
     /// SmolLM2-135M-Instruct by default, fetched once
-    #[arg(long, value_name = "REF")]
+    #[arg(long, value_name = "REF", aliases = ["model-name-or-path", "model_name_or_path"])]
     model: Option<String>,
 
     /// The run folder; by default a folder under runs/ named after the data
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", aliases = ["output-dir", "output_dir"])]
     out: Option<PathBuf>,
 
     /// Precision of the matrix products: f32 or bf16
@@ -54,9 +55,22 @@ pub(super) struct Args {
     #[arg(long, hide_short_help = true)]
     no_view: bool,
 
-    /// Print the summary as JSON
+    /// Options of this command from a TOML file; those on the command line go over it. By default diagnose.toml beside the data
+    #[arg(long, value_name = "FILE")]
+    #[allow(dead_code, reason = "config.rs reads it before the rest is parsed")]
+    config: Option<PathBuf>,
+
+    /// Print the summary as JSON, with the run folder as `out`
     #[arg(long)]
     json: bool,
+}
+
+/// What `--json` prints.
+#[derive(serde::Serialize)]
+struct Printed<'a> {
+    out: &'a Path,
+    #[serde(flatten)]
+    report: &'a Report,
 }
 
 pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
@@ -108,7 +122,7 @@ fn job(args: Args, command_line: &str) -> Result<Job> {
 
 fn print(outcome: &Outcome, json: bool) -> Result<()> {
     let text = match json {
-        true => serde_json::to_string_pretty(&outcome.report).context("cannot write JSON")? + "\n",
+        true => serde_json::to_string_pretty(&Printed { out: &outcome.out, report: &outcome.report }).context("cannot write JSON")? + "\n",
         false => terminal::summary(&outcome.heading(), &outcome.report, output::coloured()),
     };
     output::print(&text)

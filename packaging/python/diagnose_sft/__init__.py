@@ -1,0 +1,159 @@
+"""The program `diagnose` from Python: run it, and read what it leaves as data frames.
+
+    import diagnose_sft
+
+    run = diagnose_sft.run("data.jsonl", model="model-folder", sample=200)
+    run.tokens          # a polars frame, or a pandas one where polars is missing: one row per supervised token
+    run.rows            # one row per example
+    run.summary         # summary.json as a dict
+    run.show()          # in a notebook: the figures and the report
+
+The module has no dependency of its own. It starts the program that the same wheel installed, and reads its run folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Any, Iterable, Optional, Union
+
+__all__ = ["Run", "program", "run"]
+
+PathLike = Union[str, "os.PathLike[str]"]
+
+
+def program() -> str:
+    """Path of the program: the one that this wheel installed, else the one on PATH."""
+    name = "diagnose.exe" if os.name == "nt" else "diagnose"
+    schemes = [sysconfig.get_default_scheme(), *(name for name in sysconfig.get_scheme_names() if name.endswith("_user"))]
+    for scheme in schemes:
+        path = Path(sysconfig.get_path("scripts", scheme)) / name
+        if path.is_file():
+            return str(path)
+    found = shutil.which(name)
+    if found is None:
+        raise FileNotFoundError("the program `diagnose` is neither beside this Python nor on PATH: pip install diagnose-sft")
+    return found
+
+
+def run(data: Union[PathLike, Iterable[PathLike]], *, quiet: bool = False, **options: Any) -> "Run":
+    """Scores a data set and gives its run.
+
+    `data` is a file, a folder, a glob, or several of them. `options` are those of the command line with underscores: `model="..."`,
+    `out="..."`, `max_len=2048`, `sample=200`, `dtype="bf16"`; `True` is a switch, a list repeats the option, `None` leaves it out.
+    `quiet` keeps progress from the screen. A run that was interrupted goes on, and one that is finished is only read again.
+
+    Raises `subprocess.CalledProcessError`, with the program's own message as its `stderr`, if it fails.
+    """
+    inputs = [data] if isinstance(data, (str, os.PathLike)) else list(data)
+    command = [program(), *map(os.fspath, inputs)]
+    for name, value in options.items():
+        option = "--" + name.replace("_", "-")
+        for each in value if isinstance(value, (list, tuple)) else [value]:
+            if each is True:
+                command.append(option)
+            elif each is not None and each is not False:
+                # In one word, so that a value may begin with a dash.
+                command.append(f"{option}={os.fspath(each) if isinstance(each, os.PathLike) else each}")
+    command.append("--json")
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", errors="replace")
+    assert process.stdout is not None and process.stderr is not None
+    # The summary on stdout is a few kilobytes, less than a pipe holds; what is said meanwhile is shown as it comes.
+    said = []
+    try:
+        for line in process.stderr:
+            said.append(line)
+            if not quiet:
+                print(line, end="", file=sys.stderr)
+        out = process.stdout.read()
+        status = process.wait()
+    except BaseException:
+        # An interrupted cell interrupts the program, which keeps what it has.
+        process.terminate()
+        process.wait()
+        raise
+    if status != 0:
+        raise subprocess.CalledProcessError(status, command, out, "".join(said))
+    return Run(json.loads(out)["out"])
+
+
+class Run:
+    """A finished run folder, read when it is asked for."""
+
+    def __init__(self, folder: PathLike) -> None:
+        self.folder = Path(folder)
+        if not (self.folder / "run.json").is_file():
+            raise FileNotFoundError(f"{self.folder} holds no finished run (no run.json)")
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
+
+    @property
+    def tokens(self) -> Any:
+        """One row per supervised token: logprob, entropy, rank, quadrant and so on. Of polars where it is there, else of pandas."""
+        return _frame(self.folder / "tokens.parquet")
+
+    @property
+    def rows(self) -> Any:
+        """One row per example, with the reason where it was skipped."""
+        return _frame(self.folder / "rows.parquet")
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Quadrant shares, sources, turns and the gate preview: summary.json."""
+        return self._json("summary.json")
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What made the run: run.json."""
+        return self._json("run.json")
+
+    @property
+    def figures(self) -> list[Path]:
+        """The figures as PNG files."""
+        return sorted((self.folder / "maps").glob("*.png"))
+
+    @property
+    def report(self) -> str:
+        """The findings in words: report.md."""
+        return (self.folder / "report.md").read_text(encoding="utf-8")
+
+    def show(self, view: bool = True) -> None:
+        """Shows the figures in a notebook, and the page of tokens where the run has one."""
+        from IPython.display import IFrame, Image, display
+
+        for figure in self.figures:
+            display(Image(filename=str(figure)))
+        page = self.folder / "view.html"
+        if view and page.is_file():
+            display(IFrame(_address(page), width="100%", height=700))
+
+    def _json(self, name: str) -> dict[str, Any]:
+        return json.loads((self.folder / name).read_text(encoding="utf-8"))
+
+
+def _address(page: Path) -> str:
+    """As a notebook's page can load it: by a path below the notebook where there is one."""
+    try:
+        return page.resolve().relative_to(Path.cwd()).as_posix()
+    except ValueError:
+        return page.resolve().as_uri()
+
+
+def _frame(path: Path) -> Any:
+    try:
+        import polars
+    except ImportError:
+        pass
+    else:
+        return polars.read_parquet(path)
+    try:
+        import pandas
+    except ImportError:
+        raise ImportError("the tables need a library of data frames: pip install polars, or pandas and pyarrow") from None
+    return pandas.read_parquet(path)

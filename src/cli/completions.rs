@@ -1,0 +1,107 @@
+//! `diagnose completions SHELL`, and the manual pages for whoever packages the program.
+
+use std::path::PathBuf;
+
+use clap::Command;
+use clap::builder::PossibleValuesParser;
+use clap_complete::Shell;
+
+use super::output;
+use crate::diagnosis::gate::{Beside, METHODS};
+use crate::error::{Context, Result};
+use crate::files::write_atomically;
+
+/// Print what makes a shell complete subcommands, options and the names they take
+///
+/// For bash: `diagnose completions bash > ~/.local/share/bash-completion/completions/diagnose`. For zsh: into a folder of `$fpath`, as
+/// `_diagnose`. For fish: `diagnose completions fish > ~/.config/fish/completions/diagnose.fish`.
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// bash, zsh, fish, elvish or powershell
+    shell: Shell,
+}
+
+pub(super) fn run(args: &Args, command: Command) -> Result<()> {
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut with_names(command), "diagnose", &mut script);
+    output::print(&String::from_utf8_lossy(&script))
+}
+
+/// Write the manual pages into a folder: diagnose.1 and one for each subcommand
+#[derive(clap::Args)]
+pub(super) struct ManArgs {
+    folder: PathBuf,
+}
+
+pub(super) fn write_manual(args: &ManArgs, command: Command) -> Result<()> {
+    let folder = &args.folder;
+    std::fs::create_dir_all(folder).context_at(folder, "cannot create the folder")?;
+    let shown = command.get_subcommands().filter(|subcommand| !subcommand.is_hide_set());
+    let pages = shown.map(|subcommand| (format!("diagnose-{}", subcommand.get_name()), subcommand.clone()));
+    for (name, command) in [("diagnose".to_owned(), command.clone())].into_iter().chain(pages) {
+        let page = clap_mangen::Man::new(command.name(name.clone()).disable_help_subcommand(true));
+        write_atomically(&folder.join(format!("{name}.1")), |file| page.render(file).context("cannot write a manual page"))?;
+    }
+    Ok(())
+}
+
+/// The names that options take, which a shell offers. Parsing takes more: `power:2`, `p=0.2,H=0.8`.
+fn with_names(command: Command) -> Command {
+    let gates = METHODS.iter().filter(|method| method.beside == Beside::Nothing).map(|method| method.name);
+    let methods: Vec<&str> = METHODS.iter().map(|method| method.name).collect();
+    let names: [(&str, Vec<&str>); 8] = [
+        ("gate", gates.collect()),
+        ("method", methods),
+        ("thresholds", vec!["fixed", "pilot", "groups", "tail"]),
+        ("dtype", vec!["f32", "bf16"]),
+        ("kernels", vec!["fused", "reference"]),
+        ("device", vec!["auto", "cpu", "cuda", "metal"]),
+        ("supervise", vec!["assistant", "last", "all"]),
+        ("emit", vec!["llama-factory", "axolotl"]),
+    ];
+    let of_command = |mut command: Command| {
+        for (option, names) in &names {
+            if command.get_arguments().any(|argument| argument.get_id() == option) {
+                command = command.mut_arg(option, |argument| argument.value_parser(PossibleValuesParser::new(names.clone())));
+            }
+        }
+        command
+    };
+    let mut command = of_command(command);
+    let subcommands: Vec<String> = command.get_subcommands().map(|subcommand| subcommand.get_name().to_owned()).collect();
+    for name in subcommands {
+        command = command.mut_subcommand(name, of_command);
+    }
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+    use crate::cli::Cli;
+    use crate::diagnosis::gate::Gate;
+
+    #[test]
+    fn every_name_that_a_shell_offers_is_taken() {
+        let command = with_names(Cli::command());
+        let train = command.find_subcommand("train").unwrap();
+        let offered = |option: &str| {
+            let argument = train.get_arguments().find(|argument| argument.get_id() == option).unwrap();
+            argument.get_possible_values().iter().map(|value| value.get_name().to_owned()).collect::<Vec<_>>()
+        };
+        assert!(offered("gate").len() > 5 && offered("gate").iter().all(|name| name.parse::<Gate>().is_ok()));
+        assert_eq!(offered("method").len(), METHODS.len());
+        // The same without `train`, whose options are texts: what is offered must parse as it is typed.
+        for (option, names) in [("thresholds", 4), ("dtype", 2), ("kernels", 2), ("device", 4), ("supervise", 3)] {
+            let argument = command.get_arguments().find(|argument| argument.get_id() == option).unwrap();
+            let values = argument.get_possible_values();
+            assert_eq!(values.len(), names, "{option}");
+            for value in values {
+                let typed = ["diagnose", "a.jsonl", &format!("--{option}"), value.get_name()].map(str::to_owned);
+                Cli::command().try_get_matches_from(typed).unwrap();
+            }
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! What makes the program pleasant to have: completions, manual pages, options from a file, names of other programs.
+
+use std::process::Command;
+
+use crate::workdir::{Ran, Workdir, absent};
+
+/// What `shell` offers after `words`, the last of which is being typed.
+fn offered(shell: &str, words: &[&str]) -> Option<Vec<String>> {
+    if Command::new(shell).arg("--version").output().is_err() {
+        absent("shells", &format!("{shell} is not installed"));
+        return None;
+    }
+    let workdir = Workdir::new();
+    let script = workdir.run(&["completions", shell]).ok().stdout;
+    let path = workdir.write("script", &script);
+    let (path, line) = (path.display(), words.join(" "));
+    let run = |arguments: &[&str]| Ran::of(Command::new(shell).args(arguments).output().unwrap());
+    let said = match shell {
+        "bash" => run(&[
+            "-c",
+            &format!(
+                "source {path}; COMP_WORDS=({line}); COMP_CWORD={}; _diagnose diagnose \"${{COMP_WORDS[-1]}}\" \"${{COMP_WORDS[-2]}}\"; \
+                 printf '%s\\n' \"${{COMPREPLY[@]}}\"",
+                words.len() - 1
+            ),
+        ]),
+        "fish" => run(&["-c", &format!("source {path}; complete -C '{line}'")]),
+        // zsh completes only at a prompt: see that it reads the script, and look for the names there.
+        _ => run(&["-fc", &format!("autoload -U compinit; compinit -D; source {path}; cat {path}")]),
+    };
+    assert_eq!(said.code, Some(0), "{shell}: {}", said.stderr);
+    Some(said.stdout.lines().map(|line| line.split('\t').next().unwrap_or(line).to_owned()).collect())
+}
+
+#[test]
+fn shells_complete_subcommands_options_and_names() {
+    for shell in ["bash", "fish", "zsh"] {
+        for (words, expected) in [
+            (&["diagnose", "tr"][..], "train"),
+            (&["diagnose", "--thr"], "--thresholds"),
+            (&["diagnose", "train", "--gate", "d"], "dft"),
+            (&["diagnose", "train", "--meth"], "--method"),
+            (&["diagnose", "train", "--method", "ea"], "eaft"),
+        ] {
+            let Some(offered) = offered(shell, words) else { break };
+            let is_there = |line: &String| line == expected || shell == "zsh" && line.contains(expected);
+            assert!(offered.iter().any(is_there), "{shell} {words:?}: {offered:?}");
+        }
+    }
+}
+
+#[test]
+fn manual_pages_are_written() {
+    let workdir = Workdir::new();
+    workdir.run(&["man", "pages"]).ok();
+    for (page, word) in [("diagnose.1", "confident"), ("diagnose-train.1", "method"), ("diagnose-eval.1", "tasks")] {
+        let text = std::fs::read_to_string(workdir.path("pages").join(page)).unwrap();
+        assert!(text.starts_with(".ie") || text.contains(".TH"), "{page}");
+        assert!(text.contains(word), "{page}");
+    }
+}
+
+#[test]
+fn options_come_from_a_file_and_the_command_line_goes_over_it() {
+    let workdir = Workdir::new();
+    workdir.write("rows.jsonl", "{\"prompt\": \"a\", \"completion\": \"b\"}\n");
+    // `check` of options needs no model: a wrong one is refused before anything is loaded.
+    workdir.write("diagnose.toml", "model = 'no-such-model.gguf'\nmax_len = 64\nstrict = true\n");
+    let ran = workdir.run(&["rows.jsonl"]);
+    assert!(ran.stderr.contains("Options from diagnose.toml") || ran.stderr.contains("diagnose.toml"), "{}", ran.stderr);
+    assert!(ran.code != Some(0) && ran.stderr.contains("no-such-model.gguf"), "{}", ran.stderr);
+    let ran = workdir.run(&["rows.jsonl", "--model", "another.gguf"]);
+    assert!(ran.stderr.contains("another.gguf") && !ran.stderr.contains("no-such-model"), "{}", ran.stderr);
+    for (text, expected) in [
+        ("modle = 'x'", "there is no option `modle`"),
+        ("strict = 3", "strict = 3: expected true or false"),
+        ("max_len = [1, 2]", "expected one value"),
+        ("max_len = ", "no TOML"),
+    ] {
+        workdir.write("other.toml", text);
+        let ran = workdir.run(&["rows.jsonl", "--config", "other.toml"]);
+        assert!(ran.code == Some(2) && ran.stderr.contains(expected) && ran.stderr.contains("other.toml"), "{text}: {}", ran.stderr);
+    }
+}
+
+#[test]
+fn other_programs_names_are_taken() {
+    let workdir = Workdir::new();
+    workdir.write("rows.jsonl", "{\"prompt\": \"a\", \"completion\": \"b\"}\n");
+    let ran = workdir.run(&["rows.jsonl", "--model_name_or_path", "none.gguf", "--cutoff_len", "64", "--output_dir", "runs/x"]);
+    assert!(ran.stderr.contains("none.gguf") && !ran.stderr.contains("unexpected argument"), "{}", ran.stderr);
+}

@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# Every step of a release that needs no account, each by itself as .github/workflows/release.yml calls it, or all of them:
+#
+#   tests/release.sh                         wheel, sdist, an empty environment that installs the wheel, archive, crate
+#   tests/release.sh archive FOLDER OUT NAME the program in FOLDER with manual pages, completions and licences as OUT/NAME.tar.gz
+#   tests/release.sh version VERSION         is it the version of Cargo.toml, with its lines in CHANGELOG.md?
+#   tests/release.sh notes VERSION           its lines in CHANGELOG.md
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+version() { sed -n '/^\[package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml; }
+
+notes() { awk -v version="$1" '/^## / { on = $2 == version; next } on' CHANGELOG.md; }
+
+archive() {
+  local program=$1/diagnose out=$2 name=$3 folder
+  [ -x "$program" ] || program=$1/diagnose.exe
+  folder=$(mktemp -d)
+  mkdir -p "$folder/$name/man" "$folder/$name/completions" "$out"
+  cp "$program" README.md CHANGELOG.md LICENSE-* "$folder/$name/"
+  "$program" man "$folder/$name/man"
+  for shell in bash zsh fish powershell; do "$program" completions "$shell" > "$folder/$name/completions/diagnose.$shell"; done
+  tar -C "$folder" -czf "$out/$name.tar.gz" "$name"
+  rm -r "$folder"
+  ls -l "$out/$name.tar.gz"
+}
+
+# The wheel for an old Linux by zig's linker, and what a user does with it: no Rust, no compiler, an empty environment.
+wheel() {
+  python3 -m venv "$work/tools"
+  "$work/tools/bin/pip" install -q 'maturin[zig]>=1.9,<2'
+  PATH="$work/tools/bin:$PATH" maturin build --release --locked --zig --compatibility manylinux_2_17 --out "$work/dist"
+  PATH="$work/tools/bin:$PATH" maturin sdist --out "$work/dist"
+  ls -l "$work/dist"
+}
+
+install() {
+  python3 -m venv "$work/user"
+  "$work/user/bin/pip" install -q "$work"/dist/*.whl polars
+  local bin=$work/user/bin
+  # An empty PATH but for the environment and what every system has: no cargo, no cc.
+  mkdir -p "$work/empty"
+  (cd "$work/empty" && cp "$OLDPWD/data/demo.jsonl" data.jsonl && env -i HOME="$HOME" PATH="$bin:/usr/bin:/bin" diagnose data.jsonl --limit 10 > said)
+  tail -n 5 "$work/empty/said"
+  env -i HOME="$HOME" PATH="$bin:/usr/bin:/bin" "$bin/python" -c "
+import diagnose_sft
+run = diagnose_sft.run('data/demo.jsonl', limit=10, out='$work/runs/wheel', quiet=True)
+print(run, run.tokens.shape, run.summary['tokens'])"
+  # The oldest kernels and the best give the same quadrants: the wheel serves every x86-64.
+  env DIAGNOSE_KERNELS=portable "$bin/diagnose" data/demo.jsonl --limit 5 --out "$work/runs/portable" > /dev/null
+  du -h "$work"/dist/*
+}
+
+crate() { cargo publish --dry-run --locked --allow-dirty --no-verify; cargo package --list --allow-dirty | wc -l; }
+
+case ${1:-all} in
+  archive) archive "$2" "$3" "$4" ;;
+  version) [ "$(version)" = "$2" ] && [ -n "$(notes "$2")" ] || { echo "Cargo.toml has $(version), and CHANGELOG.md needs '## $2' with its lines" >&2; exit 1; } ;;
+  notes) notes "$2" ;;
+  all)
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT
+    wheel
+    install
+    archive "$(ls -d target/*-linux-gnu/release 2>/dev/null | head -1)" "$work/dist" "diagnose-$(version)-linux"
+    crate
+    ;;
+  *) sed -n '2,8p' "$0"; exit 2 ;;
+esac
