@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use super::watch::Watch;
-use crate::dataset::Choice;
 use crate::diagnosis::gate::{Beside, Gate, Method};
 use crate::diagnosis::population::{Needs, Population, Quantity};
 use crate::diagnosis::quadrants::Thresholds;
@@ -33,7 +32,7 @@ pub(super) fn score_before(options: &Options, out: &Path, command: &str, watch: 
         kernels: Kernels::Fused,
         device: Placement::Cpu,
         render: options.render()?,
-        choice: Choice::first(options.limit),
+        choice: options.choice(),
         thresholds: Thresholds::default(),
         command: command.to_owned(),
     };

@@ -28,10 +28,16 @@ impl Job {
         let dataset = Dataset::open(&options.datasets, &options.read()?)?;
         let fetching = |what: &str, done, total| watch.fetching(what, done, total);
         let reference = Reference::resolve(options.model.as_deref(), &fetching)?;
-        let identity = identity(&options, dataset.files(), &reference.sha256()?, &provenance::build())?;
-        let out = options.out.clone().unwrap_or_else(|| Path::new("runs").join(format!("train-{}", &identity[..8])));
-        let job = Job { options, out, dataset, reference, identity };
-        if job.record()?.is_some_and(|record| record.identity != job.identity) {
+        let (model_sha256, build) = (reference.sha256()?, provenance::build());
+        let own_identity = identity(&options, dataset.files(), &model_sha256, &build)?;
+        let out = options.out.clone().unwrap_or_else(|| Path::new("runs").join(format!("train-{}", &own_identity[..8])));
+        let job = Job { options, out, dataset, reference, identity: own_identity };
+        if let Some(record) = job.record()?.filter(|record| record.identity != job.identity) {
+            let Options { epochs, max_steps, .. } = record.options;
+            let as_long = Options { epochs, max_steps, ..job.options.clone() };
+            if identity(&as_long, job.dataset.files(), &model_sha256, &build)? == record.identity {
+                return Err(job.of_another_length(&record));
+            }
             return Err(Error::new("this folder holds another training run")
                 .at(&job.out)
                 .cure("It has other options, data or another model, or was made by another version or commit of the program: give another --out."));
@@ -40,6 +46,22 @@ impl Job {
             progress.check(&job.identity).map_err(|error| error.at(&job.out))?;
         }
         Ok(job)
+    }
+
+    /// The learning rates of all steps follow from the length, so that a longer run is no continuation of a shorter one.
+    fn of_another_length(&self, record: &TrainRecord) -> Error {
+        let length = |options: &Options| match options.max_steps {
+            Some(steps) => format!("{steps} step{}", if steps == 1 { "" } else { "s" }),
+            None => format!("{} epoch{}", options.epochs, if options.epochs == 1.0 { "" } else { "s" }),
+        };
+        let (was, wanted) = (length(&record.options), length(&self.options));
+        let result = match self.options.lora {
+            true => "the model that --merge saves".to_owned(),
+            false => format!("--model {}", record.result.display()),
+        };
+        Error::new(format!("this folder holds a finished run of {was}, and a run of {wanted} has other learning rates from its first step on"))
+            .at(&self.out)
+            .cure(format!("Give another --out to train for {wanted} from the beginning, or go on from the result with {result} and another --out."))
     }
 
     /// The record of the run, if it has ended.
