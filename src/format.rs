@@ -18,31 +18,24 @@ pub(crate) fn n_tokens(n: u64) -> String {
     format!("{} token{}", thousands(n), if n == 1 { "" } else { "s" })
 }
 
-/// A share as per cent with three significant digits at most: `12.3 %`, `0.45 %`, `< 0.01 %`.
+/// A share as per cent with three significant digits at most, and two after the point: `12.3 %`, `0.45 %`, `< 0.01 %`.
 pub(crate) fn percent(share: f64) -> String {
     let percent = 100.0 * share;
-    match percent {
-        _ if percent.is_nan() => "–".to_owned(),
-        _ if percent > 0.0 && percent < 0.01 => "< 0.01 %".to_owned(),
-        _ if percent < 1.0 => format!("{percent:.2} %"),
-        _ if percent < 99.95 => format!("{percent:.1} %"),
+    match percent.abs() {
+        size if size.is_nan() => "–".to_owned(),
+        0.0 => "0 %".to_owned(),
+        size if size < 0.01 => if percent > 0.0 { "< 0.01 %" } else { "> -0.01 %" }.to_owned(),
+        size if size < 0.995 => format!("{percent:.2} %"),
+        size if size < 99.95 => format!("{percent:.1} %"),
         _ => format!("{percent:.0} %"),
-    }
-}
-
-/// A share as per cent with one digit after the point, or two below 0.1 %: `4.2 %`, `0.04 %`. For columns of a table.
-pub(crate) fn percent_in_table(share: f64) -> String {
-    match 100.0 * share {
-        x if x != 0.0 && x.abs() < 0.1 => format!("{x:.2} %"),
-        x => format!("{x:.1} %"),
     }
 }
 
 /// A share with its interval: `4.2 % (3.6 to 4.9)`; the share alone where there is none.
 pub(crate) fn percent_with_interval(share: f64, ci95: Option<[f64; 2]>) -> String {
-    let end = |share: f64| percent_in_table(share).trim_end_matches(" %").to_owned();
+    let end = |share: f64| percent(share).trim_end_matches(" %").to_owned();
     let interval = ci95.map(|[low, high]| format!(" ({} to {})", end(low), end(high)));
-    percent_in_table(share) + &interval.unwrap_or_default()
+    percent(share) + &interval.unwrap_or_default()
 }
 
 /// A number with `digits` after the point and its interval: `1.27 (1.20 to 1.35)`; `-` where there is none.
@@ -113,8 +106,9 @@ mod tests {
     fn numbers_are_written_for_people() {
         assert_eq!([thousands(0), thousands(999), thousands(1000), thousands(1234567)], ["0", "999", "1,000", "1,234,567"]);
         assert_eq!([n_tokens(0), n_tokens(1)], ["0 tokens", "1 token"]);
-        assert_eq!([percent(0.0), percent(0.00001), percent(0.0045)], ["0.00 %", "< 0.01 %", "0.45 %"]);
-        assert_eq!([percent_in_table(0.0), percent_in_table(0.1234), percent_in_table(0.0004)], ["0.0 %", "12.3 %", "0.04 %"]);
+        assert_eq!([percent(0.0), percent(0.00001), percent(0.0045)], ["0 %", "< 0.01 %", "0.45 %"]);
+        // What rounds to 1.00 has a digit fewer; a change may be below 0.
+        assert_eq!([percent(0.00996), percent(-0.0123), percent(-0.00001)], ["1.0 %", "-1.2 %", "> -0.01 %"]);
         assert_eq!(percent_with_interval(0.042, Some([0.036, 0.0009])), "4.2 % (3.6 to 0.09)");
         assert_eq!([percent_with_interval(0.042, None), number_with_interval(None, None, 2)], ["4.2 %", "-"]);
         assert_eq!(number_with_interval(Some(1.266), Some([1.2, 1.35]), 2), "1.27 (1.20 to 1.35)");

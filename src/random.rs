@@ -2,6 +2,8 @@
 //!
 //! The same on every machine and with any number of threads, so that a run can be repeated to the bit.
 
+use crate::files::sha256;
+
 const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// A sequence of numbers, drawn one after the other from a state that begins as the seed.
@@ -42,6 +44,11 @@ pub(crate) fn order(seed: u64, n: u32) -> Vec<u32> {
     let mut order: Vec<u32> = (0..n).collect();
     order.sort_by_cached_key(|&i| number(seed, u64::from(i)));
     order
+}
+
+/// What a name adds to a seed, so that draws for different names differ.
+pub(crate) fn own_seed(name: &str) -> u64 {
+    u64::from_str_radix(&sha256(name)[..16], 16).unwrap_or(0)
 }
 
 fn number(seed: u64, i: u64) -> u64 {

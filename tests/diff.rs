@@ -1,7 +1,7 @@
 //! `diagnose diff` as a user runs it: two evaluations, two score runs, and what does not fit together.
 
 use crate::tiny_model;
-use crate::workdir::Workdir;
+use crate::workdir::{Workdir, shared};
 
 /// Forty questions about nothing.
 fn workdir() -> Workdir {
@@ -210,4 +210,110 @@ fn what_does_not_fit_together_is_refused() {
     check(&["a", "b"], 1, "no item in common");
     std::fs::remove_file(workdir.path("b/samples.parquet")).unwrap();
     check(&["a", "b"], 1, "samples.parquet");
+}
+
+/// A file for each kind of task of the harness, made with the numbers of scipy and statsmodels by tests/fixtures/eval/samples.py.
+#[test]
+fn the_harness_files_differ_by_what_scipy_and_statsmodels_make_of_their_metrics() {
+    let fixture = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/eval/samples");
+    let expected: serde_json::Value = serde_json::from_slice(&std::fs::read(fixture.join("expected.json")).unwrap()).unwrap();
+    let workdir = Workdir::new();
+    let [before, after] = ["before", "after"].map(|side| fixture.join(side).to_str().unwrap().to_owned());
+    let found = workdir.run(&["diff", &before, &after, "--json"]).ok().json();
+    let mut n = 0;
+    for (task, metrics) in expected.as_object().unwrap() {
+        for (metric, expected) in metrics.as_object().unwrap() {
+            let own = &found["tasks"][task]["metrics"][metric];
+            for (pointer, key) in [
+                ("/before", "before"),
+                ("/after", "after"),
+                ("/difference/value", "difference"),
+                ("/difference/stderr", "stderr"),
+            ] {
+                let (own, expected) = (own.pointer(pointer).and_then(|x| x.as_f64()), expected[key].as_f64().unwrap());
+                // Perplexities are sums of some hundred terms, of the size of 20.
+                let close = own.is_some_and(|own| (own - expected).abs() <= 1e-12 * expected.abs().max(1.0));
+                assert!(close, "{task}, {metric}, {key}: {own:?} for {expected}");
+                n += 1;
+            }
+        }
+    }
+    assert_eq!(n, 4 * 19, "every metric of every task");
+    assert_eq!(found["tasks"].as_object().unwrap().len(), expected.as_object().unwrap().len());
+    assert_eq!(
+        (&found["tasks"]["sciq"]["prompts_differ"], &found["tasks"]["arc_easy"]["prompts_differ"]),
+        (&24.into(), &0.into())
+    );
+    let skipped: Vec<&str> = found["skipped"].as_array().unwrap().iter().map(|reason| reason.as_str().unwrap()).collect();
+    for (file, reason) in [("samples_cut_", ""), ("samples_cola_", "mcc"), ("`other_documents`", "doc_hash")] {
+        assert!(skipped.iter().any(|text| text.contains(file) && text.contains(reason)), "{file}: {skipped:?}");
+    }
+}
+
+/// Files that the harness itself wrote: shares and means, whose standard error is the sample deviation of the differences over sqrt(n).
+#[test]
+fn files_of_the_harness_itself_are_compared_by_their_own_metrics() {
+    let Some(samples) = shared("cases/train/samples") else { return };
+    let workdir = Workdir::new();
+    for (before, after) in [("tiny", "tiny2"), ("mmlu_good", "mmlu_tiny2")] {
+        let [before, after] = [before, after].map(|name| samples.join(name));
+        let found = workdir.run(&["diff", before.to_str().unwrap(), after.to_str().unwrap(), "--json"]).ok().json();
+        let mut compared = 0;
+        for (task, change) in found["tasks"].as_object().unwrap() {
+            for (metric, own) in change["metrics"].as_object().unwrap() {
+                let (name, filter) = metric.split_once(',').unwrap_or((metric, "none"));
+                if name == "perplexity" {
+                    continue;
+                }
+                let values = |folder: &std::path::Path| -> Vec<f64> {
+                    let prefix = format!("samples_{task}_2");
+                    let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+                    let newest =
+                        files.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with(&prefix)).max().unwrap();
+                    let text = std::fs::read_to_string(newest).unwrap();
+                    let rows = text
+                        .split('\n')
+                        .filter(|line| !line.is_empty())
+                        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+                    let mut of_docs: Vec<(u64, f64)> = rows
+                        .filter(|row| row["filter"] == filter)
+                        .map(|row| (row["doc_id"].as_u64().unwrap(), row[name].as_f64().unwrap()))
+                        .collect();
+                    of_docs.sort_by_key(|(doc, _)| *doc);
+                    of_docs.into_iter().map(|(_, value)| value).collect()
+                };
+                let (old, new) = (values(&before), values(&after));
+                let n = old.len() as f64;
+                let differences: Vec<f64> = old.iter().zip(&new).map(|(old, new)| new - old).collect();
+                let mean = differences.iter().sum::<f64>() / n;
+                let squares: f64 = differences.iter().map(|difference| (difference - mean).powi(2)).sum();
+                let close = |key: &str, expected: f64| {
+                    let found = own["difference"][key].as_f64().unwrap();
+                    assert!((found - expected).abs() < 1e-12, "{task}, {metric}, {key}: {found} for {expected}");
+                };
+                close("value", mean);
+                close("stderr", (squares / (n - 1.0) / n).sqrt());
+                compared += 1;
+            }
+        }
+        assert!(compared >= 3, "{compared}");
+        if let Some(group) = found["groups"].get("y_mmlu") {
+            assert_eq!((group["n"].as_u64(), group["tasks"].as_array().unwrap().len()), (Some(180), 3));
+        } else {
+            assert!(before.ends_with("tiny"), "the subjects are no group");
+        }
+    }
+    // A group as the target, and what is left beside it.
+    for (side, folders) in [("old", ["mmlu_good", "tiny"]), ("new", ["mmlu_tiny2", "tiny2"])] {
+        std::fs::create_dir(workdir.path(side)).unwrap();
+        for entry in folders.iter().flat_map(|folder| std::fs::read_dir(samples.join(folder)).unwrap()) {
+            let path = entry.unwrap().path();
+            std::fs::copy(&path, workdir.path(side).join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    let found = workdir.run(&["diff", "old", "new", "--target", "y_mmlu", "--json"]).ok().json();
+    let run = &found["runs"][0];
+    assert_eq!(run["target"]["tasks"], serde_json::json!(["y_mmlu"]));
+    assert_eq!(run["target"]["difference"]["value"], run["target_groups"]["y_mmlu"]["by_items"]["difference"]["value"]);
+    assert_eq!(run["general"]["tasks"].as_array().unwrap().len(), 5);
 }

@@ -61,7 +61,8 @@ fn a_score_does_not_depend_on_its_neighbours_or_the_kernels() {
         diagnose::eval::samples::read(&workdir.path(out).join("samples.parquet")).unwrap().remove("items").unwrap()
     };
     let (all, one, slow) = (eval("all", &[]), eval("one", &["--limit", "1"]), eval("slow", &["--kernels", "reference"]));
-    assert_eq!(one.len(), 1);
+    // The first one of each of two subjects.
+    assert_eq!(one.len(), 2);
     // f32 sums in another order.
     for (a, b) in all.iter().zip(&one).chain(all.iter().zip(&slow)) {
         for (a, b) in a.choices.iter().zip(&b.choices) {
@@ -82,9 +83,19 @@ fn finished_tasks_are_kept_and_others_added() {
     let found = scores(&workdir, "out");
     assert_eq!(found["tasks"]["items"]["seconds"], seconds, "evaluated again");
     assert_eq!(found["tasks"]["last"]["n"], 2);
-    // Another limit is another task; another precision is another evaluation.
-    eval("items.uniform.jsonl", &["--limit", "2"]).ok();
-    assert_eq!(scores(&workdir, "out")["tasks"]["items"]["n"], 2);
+    // Other items or examples of a task would hide the ones that are there; another precision is another evaluation.
+    let limited = eval("items.uniform.jsonl", &["--limit", "2"]);
+    assert!(
+        limited.code == Some(1) && limited.stderr.contains("with all items and no examples; asked for is --limit 2"),
+        "{}",
+        limited.stderr
+    );
+    assert_eq!(scores(&workdir, "out"), found);
+    // Where nobody names the folder, both are kept.
+    for more in [&[][..], &["--limit", "2"], &["--sample", "2", "--seed", "3"]] {
+        workdir.run(&[&["eval", "--model", "tiny.gguf", "--tasks", "items.uniform.jsonl"], more].concat()).ok();
+    }
+    assert_eq!(std::fs::read_dir(workdir.path("runs")).unwrap().count(), 3);
     let other = eval("items.uniform.jsonl", &["--dtype", "bf16"]);
     assert!(other.code == Some(1) && other.stderr.contains("another evaluation"), "{}", other.stderr);
 }
@@ -119,19 +130,48 @@ fn a_sample_is_drawn_from_all_items_and_written_down() {
     let workdir = workdir();
     let item = |i: usize| format!("{{\"id\":\"q{i}\",\"context\":\"item {i}\",\"choices\":[\"a{i}\",\"b\"],\"answer\":0}}\n");
     workdir.write("many.jsonl", (0..30).map(item).collect::<String>());
-    let eval = |more: &[&str]| {
-        let ran = workdir.run(&[&["eval", "--model", "tiny.gguf", "--tasks", "many.jsonl", "--out", "out"], more].concat()).ok();
-        let samples = diagnose::eval::samples::read(&workdir.path("out").join("samples.parquet")).unwrap();
+    let eval = |out: &str, more: &[&str]| {
+        let ran = workdir.run(&[&["eval", "--model", "tiny.gguf", "--tasks", "many.jsonl", "--out", out], more].concat()).ok();
+        let samples = diagnose::eval::samples::read(&workdir.path(out).join("samples.parquet")).unwrap();
         (ran.stdout, samples["many"].iter().map(|sample| sample.id.clone()).collect::<Vec<_>>())
     };
-    let (_, whole) = eval(&[]);
-    let (printed, sampled) = eval(&["--sample", "10", "--seed", "2"]);
+    let (_, whole) = eval("whole", &[]);
+    let (printed, sampled) = eval("out", &["--sample", "10", "--seed", "2"]);
     assert!(printed.contains("10 items drawn at random, seed 2"), "{printed}");
     assert!(whole.len() == 30 && sampled.len() == 10 && sampled != whole[..10], "{sampled:?}");
     let task = &scores(&workdir, "out")["tasks"]["many"];
     assert_eq!((&task["sample"], &task["sample_seed"], &task["limit"]), (&10.into(), &2.into(), &Value::Null));
-    let (printed, first) = eval(&["--limit", "10"]);
+    let (printed, first) = eval("first", &["--limit", "10"]);
     assert!(printed.contains("the first 10 items, not a random sample") && first == whole[..10], "{printed}");
+}
+
+#[test]
+fn subjects_are_limited_and_weighed_and_groups_widen_the_errors() {
+    let workdir = workdir();
+    // 6 items of law in groups of three, 30 of logic on their own.
+    let item = |i: usize| {
+        let (subject, group) = if i < 6 { ("law", format!(",\"group\":\"p{}\"", i / 3)) } else { ("logic", String::new()) };
+        format!(
+            "{{\"id\":\"q{i}\",\"context\":\"item {i}\",\"choices\":[\"a{i}\",\"b\"],\"answer\":{},\"subject\":\"{subject}\"{group}}}\n",
+            i % 2
+        )
+    };
+    workdir.write("both.jsonl", (0..36).map(item).collect::<String>());
+    let eval = |out: &str, more: &[&str]| {
+        let ran = workdir.run(&[&["eval", "--model", "tiny.gguf", "--out", out], more].concat()).ok();
+        (ran.stdout, scores(&workdir, out)["tasks"]["both"].clone())
+    };
+    let (printed, task) = eval("limited", &["--tasks", "both.jsonl", "--limit", "4"]);
+    assert!(printed.contains("the first 4 items of each of 2 subjects") && task["n"] == 8, "{printed}");
+    let (printed, task) = eval("whole", &["--tasks", "both.jsonl"]);
+    let number = |pointer: &str| task.pointer(pointer).unwrap().as_f64().unwrap();
+    let [law, logic] = ["law", "logic"].map(|subject| number(&format!("/groups/{subject}/value")));
+    assert!((number("/metrics/acc/value") - (6.0 * law + 30.0 * logic) / 36.0).abs() < 1e-12);
+    assert!((number("/mean_over_subjects/value") - (law + logic) / 2.0).abs() < 1e-12);
+    assert_eq!((&task["n_groups"], &task["metrics"]["acc"]["interval"]), (&32.into(), &"group_bootstrap".into()));
+    assert!(printed.contains("acc by subject") && printed.contains("a bootstrap over groups of items (acc"), "{printed}");
+    let alone = eval("alone", &["--tasks", "items.uniform.jsonl"]).0;
+    assert!(alone.contains("95 % intervals: Wilson's (acc, acc_norm)"), "{alone}");
 }
 
 #[test]

@@ -123,7 +123,8 @@ fn the_first_loss_is_the_weighted_sum_over_the_score_table() {
         for (method, sum) in [("eaft", weighted), ("sft", plain)] {
             for kind in [&[][..], &["--lora"]] {
                 let out = format!("{method}-{dtype}{}", kind.concat());
-                let options = ["--out", &out, "--method", method, "--batch-size", "12", "--dtype", dtype];
+                // The warm-up of a single step would leave nothing to learn.
+                let options = ["--out", &out, "--method", method, "--batch-size", "12", "--dtype", dtype, "--warmup-steps", "0"];
                 workdir.run(&arguments(&[&options[..], kind].concat())).ok();
                 let first = &metrics(&workdir.path(&out))[0];
                 // The same statistics to the bit; only the order of the sum differs.
@@ -156,7 +157,7 @@ fn a_turn_counts_by_its_weight() {
             (sum, n) = (sum - weight * f64::from(*logprob), n + weight);
         }
     }
-    workdir.run(&arguments(&["--out", "sft", "--method", "sft", "--batch-size", "6"])).ok();
+    workdir.run(&arguments(&["--out", "sft", "--method", "sft", "--batch-size", "6", "--warmup-steps", "0"])).ok();
     let first = &metrics(&workdir.path("sft"))[0];
     assert!((number(&first["loss"]) - sum / n).abs() < 1e-9, "{first} {}", sum / n);
     assert!((number(&first["mean_weight"]) * number(&first["supervised"]) - n).abs() < 1e-9);
@@ -249,7 +250,7 @@ fn divergence_is_caught_with_its_step_and_rows_and_the_last_checkpoint_is_kept()
 fn rows_whose_conflicts_are_intended_count_fully() {
     let workdir = prepared(12);
     let first = |out: &str, more: &[&str]| {
-        let options = ["--out", out, "--batch-size", "12"];
+        let options = ["--out", out, "--batch-size", "12", "--warmup-steps", "0"];
         workdir.run(&arguments(&[&options[..], more].concat())).ok();
         number(&metrics(&workdir.path(out))[0]["loss"])
     };
@@ -330,7 +331,7 @@ fn a_mask_takes_its_share_of_the_tokens_at_any_k() {
         ("of-5", vec!["--gate", "mask:0.4", "--top-k", "5"]),
         ("of-5-in-nats", vec!["--gate", "mask:0.4", "--top-k", "5", "--normaliser", "none"]),
     ] {
-        let options = ["--out", out, "--batch-size", "12", "--lora"];
+        let options = ["--out", out, "--batch-size", "12", "--lora", "--warmup-steps", "0"];
         workdir.run(&arguments(&[&options[..], &more[..]].concat())).ok();
         let first = &metrics(&workdir.path(out))[0];
         let (share, n) = (if out == "of-20" { 0.15 } else { 0.4 }, number(&first["supervised"]));
@@ -396,7 +397,7 @@ fn a_dry_run_plans_scores_nothing_and_writes_nothing() {
 #[test]
 fn a_folder_in_the_place_of_data_is_told_what_it_is() {
     let workdir = prepared(4);
-    workdir.run(&arguments(&["--out", "run", "--method", "flow", "--batch-size", "4"])).ok();
+    workdir.run(&arguments(&["--out", "run", "--method", "flow", "--batch-size", "4", "--warmup-steps", "0"])).ok();
     let told = |folder: &str, expected: &[&str]| {
         let ran = workdir.run(&[folder, "--thresholds", "pilot"]);
         assert!(ran.code == Some(2) && expected.iter().all(|text| ran.stderr.contains(text)), "{:?} {}", ran.code, ran.stderr);
@@ -474,6 +475,154 @@ fn the_saved_options_repeat_the_run_and_a_finished_run_is_not_repeated() {
     refused(other, 1, "another training run");
 }
 
+/// A longer run is no continuation of a shorter one, and says so.
+#[test]
+fn more_epochs_in_the_folder_of_a_finished_run_are_refused_with_a_way_on() {
+    let workdir = prepared(8);
+    let run = |out: &str, model: &str, epochs: &str| {
+        workdir.run(&[
+            "train",
+            "rows.jsonl",
+            "--model",
+            model,
+            "--out",
+            out,
+            "--batch-size",
+            "4",
+            "--epochs",
+            epochs,
+            "--method",
+            "sft",
+        ])
+    };
+    run("run", "tiny.gguf", "1").ok();
+    let more = run("run", "tiny.gguf", "2");
+    refused(more, 1, "a finished run of 1 epoch, and a run of 2 epochs has other learning rates");
+    // What it names can be done.
+    run("more", "run/model", "1").ok();
+}
+
+#[test]
+fn a_sample_of_the_rows_is_drawn_by_the_seed() {
+    let workdir = prepared(40);
+    let rows = |more: &[&str]| {
+        let ran = workdir.run(&arguments(&[&["--dry-run", "--json", "--batch-size", "2"], more].concat())).ok();
+        (ran.json()["supervised_tokens"].as_u64().unwrap(), ran.stderr.clone())
+    };
+    let (of_seed, said) = rows(&["--sample", "10", "--seed", "3"]);
+    assert!(said.contains("10 of 40 records are read, drawn at random with seed 3"), "{said}");
+    let (again, first) = (rows(&["--sample", "10", "--seed", "3"]).0, rows(&["--limit", "10"]));
+    assert!(first.1.contains("the first 10 records"), "{}", first.1);
+    let others: Vec<u64> = (4..9).map(|seed| rows(&["--sample", "10", "--seed", &seed.to_string()]).0).collect();
+    assert!(again == of_seed && others.iter().any(|other| *other != of_seed), "{of_seed} {others:?}");
+    // What methods score before the first step are the same rows.
+    workdir.run(&arguments(&["--out", "run", "--method", "flow", "--sample", "10", "--batch-size", "2"])).ok();
+}
+
+/// A Hugging Face folder of the tiny model, which an hour of no training leaves as it is.
+fn tiny_folder(workdir: &Workdir) -> std::path::PathBuf {
+    workdir.run(&arguments(&["--out", "as-is", "--method", "sft", "--lr", "1e-30", "--batch-size", "4"])).ok();
+    workdir.path("as-is/model")
+}
+
+fn edit(path: &Path, change: impl Fn(&mut Value)) {
+    let mut json: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    change(&mut json);
+    std::fs::write(path, json.to_string()).unwrap();
+}
+
+fn read_json(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+#[test]
+fn an_end_of_turn_that_generation_does_not_know_is_added_and_said() {
+    let workdir = prepared(8);
+    let model = tiny_folder(&workdir);
+    // <|im_end|> is 258, <|endoftext|> 256.
+    assert_eq!(read_json(&model.join("config.json"))["eos_token_id"], 258);
+    let train = |out: &str, more: &[&str]| {
+        let options =
+            ["train", "rows.jsonl", "--model", model.to_str().unwrap(), "--out", out, "--batch-size", "4", "--method", "sft"];
+        workdir.run(&[&options[..], more].concat()).ok()
+    };
+    let known = train("known", &[]);
+    assert!(!known.stderr.contains("eos_token_id"), "{}", known.stderr);
+    edit(&model.join("config.json"), |config| config["eos_token_id"] = 256.into());
+    std::fs::write(model.join("generation_config.json"), r#"{"eos_token_id": [256, 0], "do_sample": true}"#).unwrap();
+    let full = train("full", &[]);
+    assert!(
+        full.stderr.contains("Answers end with `<|im_end|>` (id 258)") && full.stderr.contains("It is added"),
+        "{}",
+        full.stderr
+    );
+    let saved = |file: &str| read_json(&workdir.path("full/model").join(file));
+    assert_eq!(saved("config.json")["eos_token_id"], serde_json::json!([256, 258]));
+    let generation = saved("generation_config.json");
+    assert_eq!((&generation["eos_token_id"], &generation["do_sample"]), (&serde_json::json!([256, 0, 258]), &true.into()));
+    let record = read_json(&workdir.path("full/run.json"));
+    assert!(record["audit_lines"].to_string().contains("(id 258)"), "{record}");
+    let lora = train("lora", &["--lora"]);
+    assert!(lora.stderr.contains("An adapter has no such list"), "{}", lora.stderr);
+    train("merged", &["--lora", "--merge"]);
+    assert_eq!(read_json(&workdir.path("merged/model/config.json"))["eos_token_id"], serde_json::json!([256, 258]));
+}
+
+/// Rows are packed, not padded, so that a padding token in a row is a token like any other.
+#[test]
+fn a_pad_token_that_is_trained_stays_trained() {
+    let workdir = prepared(8);
+    let model = tiny_folder(&workdir);
+    let first = |out: &str, pad: Value| {
+        edit(&model.join("config.json"), |config| config["pad_token_id"] = pad.clone());
+        edit(&model.join("tokenizer_config.json"), |config| {
+            config["pad_token"] = if pad.is_null() { Value::Null } else { "<|im_end|>".into() }
+        });
+        let options = ["--out", out, "--batch-size", "8", "--method", "sft", "--warmup-steps", "0"];
+        workdir.run(&[&["train", "rows.jsonl", "--model", model.to_str().unwrap()], &options[..]].concat()).ok();
+        metrics(&workdir.path(out))[0].clone()
+    };
+    let (without, with) = (first("without", Value::Null), first("with", 258.into()));
+    assert_eq!((&without["supervised"], &without["loss"]), (&with["supervised"], &with["loss"]));
+}
+
+#[test]
+fn special_tokens_that_were_never_trained_are_named_before_the_first_step() {
+    let workdir = prepared(8);
+    let model = tiny_folder(&workdir);
+    let plan = |more: &[&str]| {
+        let options = ["train", "rows.jsonl", "--model", model.to_str().unwrap(), "--dry-run", "--batch-size", "4"];
+        workdir.run(&[&options[..], more].concat()).ok().stderr
+    };
+    assert!(!plan(&[]).contains("never trained"));
+    // The vectors of <|endoftext|>, which no row uses, and of <|im_start|>, which all do.
+    let path = model.join("model.safetensors");
+    let mut tensors = candle_core::safetensors::load(&path, &candle_core::Device::Cpu).unwrap();
+    let name = "model.embed_tokens.weight";
+    let mut rows: Vec<Vec<f32>> = tensors[name].to_vec2().unwrap();
+    rows[256].fill(0.0);
+    rows[257].iter_mut().for_each(|x| *x *= 0.01);
+    tensors.insert(name.to_owned(), candle_core::Tensor::new(rows, &candle_core::Device::Cpu).unwrap());
+    candle_core::safetensors::save(&tensors, &path).unwrap();
+    let said = plan(&[]);
+    assert!(said.contains("`<|im_start|>` (id 257), which 8 of 8 rows use") && said.contains("never trained"), "{said}");
+    assert!(said.contains("few and small steps") && !said.contains("(id 256)"), "{said}");
+    assert!(plan(&["--lora"]).contains("Adapters leave it as it is"));
+}
+
+#[test]
+fn equal_rows_are_counted_and_kept_on_one_side() {
+    let workdir = prepared(10);
+    let rows = std::fs::read_to_string(workdir.path("rows.jsonl")).unwrap();
+    workdir.write("rows.jsonl", format!("{rows}\n{rows}\n"));
+    let scored = workdir.run(&["rows.jsonl", "--model", "tiny.gguf", "--out", "scores"]).ok();
+    assert!(scored.stderr.contains("10 of 20 rows are equal to an earlier one"), "{}", scored.stderr);
+    let ran = workdir.run(&arguments(&["--dry-run", "--json", "--batch-size", "4", "--validation-share", "0.3"])).ok();
+    assert!(ran.stderr.contains("10 of 20 rows are equal to an earlier one; with --validation-share"), "{}", ran.stderr);
+    // Pairs are not parted.
+    assert_eq!(ran.json()["validation_sequences"], 6);
+}
+
 #[test]
 fn help_fits_two_screens_and_all_options_are_listed() {
     let workdir = Workdir::new();
@@ -497,6 +646,11 @@ fn wrong_use_is_refused_by_name() {
         (vec!["--mix", "chat"], "SOURCE=WEIGHT"),
         (vec!["--resume"], "no checkpoint"),
         (vec!["--emit", "trl"], "llama-factory"),
+        (vec!["--lr", "0", "--batch-size", "2"], "--lr 0"),
+        (vec![], "--warmup-steps 0"),
+        (vec!["--dry-run"], "--warmup-steps 0"),
+        (vec!["--emit", "axolotl", "--system", "Be brief.", "--batch-size", "2"], "--system"),
+        (vec!["--sample", "2", "--limit", "2"], "give one of them"),
     ] {
         refused(workdir.run(&arguments(&[&["--out", "run"], &more[..]].concat())), 2, expected);
     }
@@ -508,8 +662,16 @@ fn the_same_training_for_other_programs() {
     let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families/qwen3");
     for (program, key) in [("llama-factory", "use_eaft_loss: true"), ("axolotl", "use_eaft: true")] {
         let model = fixture.to_string_lossy();
-        workdir.run(&["train", "rows.jsonl", "--model", &model, "--emit", program, "--out", program]).ok();
+        workdir.run(&["train", "rows.jsonl", "--model", &model, "--emit", program, "--out", program, "--warmup-steps", "0"]).ok();
         let config = std::fs::read_to_string(workdir.path(program).join("train.yaml")).unwrap();
         assert!(config.contains(key), "{config}");
     }
+    // A model by a path from here is found from the folder of the configuration.
+    workdir.run(&arguments(&["--out", "as-is", "--method", "sft", "--lr", "1e-30", "--batch-size", "2"])).ok();
+    workdir
+        .run(&["train", "rows.jsonl", "--model", "as-is/model", "--emit", "axolotl", "--out", "far/away", "--warmup-steps", "0"])
+        .ok();
+    let config = std::fs::read_to_string(workdir.path("far/away/train.yaml")).unwrap();
+    let model = config.lines().find_map(|line| line.strip_prefix("base_model: ")).unwrap().trim_matches(['"', '\'']);
+    assert!(Path::new(model).is_absolute() && Path::new(model).join("config.json").is_file(), "{model}");
 }

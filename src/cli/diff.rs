@@ -11,8 +11,8 @@ use crate::report::diff::terminal;
 
 /// Say what changed between two models, two evaluations or two score runs
 ///
-/// Two folders of `diagnose eval` are compared item by item: differences with paired bootstrap intervals, McNemar's exact test,
-/// the items that flipped, and the macro average. Models are evaluated first, each into a folder under runs/ that the next
+/// Two folders of `diagnose eval` are compared item by item: differences with paired intervals (Tango's; a bootstrap for perplexities and
+/// for items in groups), McNemar's exact test, the items that flipped, and the macro average. Models are evaluated first, each into a folder under runs/ that the next
 /// comparison finds again. Two score runs over the same data set show how tokens moved between the quadrants. With --target, any
 /// number of runs is set against the model before: what each gained on the target, and what it lost in general.
 #[derive(clap::Args)]
@@ -29,7 +29,8 @@ pub(super) struct Args {
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 
-    /// The tasks that the runs were fine-tuned for: what was gained there is set against what was lost on all others
+    /// The tasks that the runs were fine-tuned for, or groups of tasks such as the harness's mmlu: what was gained there is set against what
+    /// was lost on all others
     #[arg(long, value_name = "TASKS", value_delimiter = ',')]
     target: Vec<String>,
 

@@ -44,11 +44,11 @@ pub(super) struct Args {
 #[derive(clap::Args)]
 #[command(next_help_heading = "Evaluation")]
 pub(super) struct Options {
-    /// Only the first N items of each task, which need not be like the others
+    /// Only the first N items of each task, of MMLU and the like of each subject; they need not be like the others
     #[arg(long, value_name = "N", conflicts_with = "sample")]
     limit: Option<usize>,
 
-    /// N items of each task drawn at random
+    /// N items of each task, or of each of its subjects, drawn at random
     #[arg(long, value_name = "N")]
     sample: Option<usize>,
 

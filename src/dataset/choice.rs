@@ -32,6 +32,21 @@ pub struct Chosen {
     drawn: Option<Arc<Vec<u32>>>,
 }
 
+impl Chosen {
+    /// Said where not all records are read.
+    pub fn remark(&self) -> Option<String> {
+        match (self.choice, self.drawn_from) {
+            (Choice::Random { n, seed }, Some(of)) if n < of => {
+                Some(format!("{n} of {of} records are read, drawn at random with seed {seed}."))
+            }
+            (Choice::First(n), _) => {
+                Some(format!("No more than the first {n} records are read, which need not be like the others."))
+            }
+            _ => None,
+        }
+    }
+}
+
 impl Choice {
     pub fn first(limit: Option<u64>) -> Choice {
         limit.map_or(Choice::All, Choice::First)

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! quadrants.rs      thresholds, and the quadrant of a token; by_quadrant.rs holds a value for each
-//! gate.rs           the losses, and what each weighs a token by; population.rs what gates ask about the other tokens
+//! gate/             the losses, and what each weighs a token by; population.rs what gates ask about the other tokens
 //! gate_preview.rs   what each gate would do with the data
 //! summary.rs        shares of tokens, loss and gradient, frequent tokens, conflicts
 //! context.rs        a token in the sentence that it stands in

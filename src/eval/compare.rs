@@ -1,10 +1,15 @@
 //! Two evaluations of the same items -> what changed, with its uncertainty.
 //!
 //! Items are paired by task and id, so that what makes an item easy or hard for both models drops out: with the same items the
-//! difference of two accuracies is far better known than by an unpaired test. Accuracies get McNemar's exact test on their flips,
-//! corrected for the number of tasks after Holm; everything gets a bootstrap interval.
+//! difference of two accuracies is far better known than by an unpaired test. Accuracies get Tango's interval and McNemar's exact test
+//! on their flips, corrected for the number of tasks after Holm; everything else gets a bootstrap interval. Items in groups count by
+//! their groups (`stats/design.rs`): a bootstrap over these, and the exact test over their nets.
+//!
+//! The subjects of a task, and the tasks of one of the harness's groups, are summed up in two ways: every item with the same weight, as
+//! the harness does for MMLU (`weight_by_size`), and every subject or task with the same weight. A group counts as one task in the macro
+//! average.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -14,13 +19,18 @@ use super::results::read_scores;
 use super::samples::{self, SAMPLES_FILE};
 use super::tasks::Kind;
 use crate::error::{Error, Result};
-use crate::stats::{Estimate, Link, Term, detectable_drop, holm, macro_difference, mcnemar_exact, paired_difference, ratio};
+use crate::stats::{
+    Design, Estimate, Link, Term, detectable_drop, holm, macro_difference, mcnemar_exact, mean_difference_over_parts,
+    mean_over_parts, paired_difference, ratio, sign_flip, variance_inflation,
+};
 
 /// One side of a comparison.
 pub struct Side {
     /// For people.
     pub name: String,
     pub tasks: BTreeMap<String, TaskSamples>,
+    /// Tasks that are summed up together, by the group's name.
+    pub groups: BTreeMap<String, Vec<String>>,
     /// Files that cannot be compared, with the reason.
     pub skipped: Vec<String>,
 }
@@ -35,6 +45,8 @@ pub struct TaskSamples {
     pub own: Vec<OwnMetric>,
     /// In the order of `ids`; empty where it is not known.
     pub asked: Vec<Asked>,
+    /// In the order of `ids`.
+    pub origins: Vec<Origin>,
     /// Of the data file, where it is known.
     pub data_sha256: Option<String>,
     /// Examples before every question, where it is known.
@@ -49,6 +61,13 @@ pub struct OwnMetric {
     pub lower_is_better: bool,
     /// In the order of the task's ids.
     pub terms: Vec<Term>,
+}
+
+/// The part of its task that an item belongs to, and what it shares with others.
+#[derive(Debug, Clone, Default)]
+pub struct Origin {
+    pub subject: Option<String>,
+    pub group: Option<String>,
 }
 
 /// Hashes of what an item asks.
@@ -70,6 +89,10 @@ impl TaskSamples {
             kind: Some(kind),
             ids: samples.iter().map(|sample| sample.id.clone()).collect(),
             own: own.collect(),
+            origins: samples
+                .iter()
+                .map(|sample| Origin { subject: sample.subject.clone(), group: sample.group.clone() })
+                .collect(),
             samples,
             asked: Vec::new(),
             data_sha256: None,
@@ -84,7 +107,10 @@ pub struct Comparison {
     pub before: String,
     pub after: String,
     pub tasks: BTreeMap<String, TaskChange>,
-    /// Mean over the tasks that have an accuracy, each by its primary metric; `None` where there is no such task.
+    /// Tasks that the harness sums up, by the group's name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub groups: BTreeMap<String, GroupChange>,
+    /// Mean over the tasks that have an accuracy, each by its primary metric and a group as one; `None` where there is no such task.
     pub macro_average: Option<MacroChange>,
     pub tasks_only_before: Vec<String>,
     pub tasks_only_after: Vec<String>,
@@ -97,8 +123,14 @@ pub struct Comparison {
 pub struct TaskChange {
     /// Items on both sides.
     pub n: usize,
+    /// Groups of items that were drawn together, where there are some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub n_groups: Option<usize>,
     pub primary: String,
     pub metrics: BTreeMap<String, MetricChange>,
+    /// Of the primary metric, where that is an accuracy and the items are of several subjects: these with the same weight each.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mean_over_subjects: Option<MeanChange>,
     /// Of the primary metric, where that is an accuracy.
     pub flips: Option<Flips>,
     /// The smallest drop of the primary metric that a paired test on these items finds with power 0.8, given how many flipped.
@@ -115,6 +147,27 @@ pub struct TaskChange {
     pub prompts_differ: usize,
 }
 
+/// Tasks of one group, by their primary metric.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct GroupChange {
+    pub tasks: Vec<String>,
+    pub primary: String,
+    /// Items on both sides.
+    pub n: usize,
+    /// Every item with the same weight.
+    pub by_items: MeanChange,
+    /// Every task with the same weight.
+    pub mean_over_tasks: MeanChange,
+}
+
+/// A mean before and after.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct MeanChange {
+    pub before: f64,
+    pub after: f64,
+    pub difference: Estimate,
+}
+
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct MetricChange {
     pub before: f64,
@@ -122,7 +175,7 @@ pub struct MetricChange {
     /// After minus before.
     pub difference: Estimate,
     pub lower_is_better: bool,
-    /// McNemar's exact test, two-sided; for accuracies.
+    /// McNemar's exact test, two-sided, over groups of items that of their nets; for accuracies.
     pub p: Option<f64>,
     /// The same after Holm's correction for all tasks; for primary metrics.
     pub p_holm: Option<f64>,
@@ -138,6 +191,7 @@ pub struct Flips {
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct MacroChange {
+    /// Tasks and groups of tasks.
     pub tasks: Vec<String>,
     pub before: f64,
     pub after: f64,
@@ -161,19 +215,19 @@ pub fn read_side(folder: &Path) -> Result<Side> {
             TaskSamples { data_sha256: Some(task.data_sha256), few_shot: Some(task.few_shot), ..TaskSamples::of(task.kind, own) },
         );
     }
-    Ok(Side { name: scores.identity.model, tasks, skipped: Vec::new() })
+    Ok(Side { name: scores.identity.model, tasks, groups: BTreeMap::new(), skipped: Vec::new() })
 }
 
 pub fn compare(before: &Side, after: &Side) -> Result<Comparison> {
     let mut tasks = BTreeMap::new();
-    let mut accuracies: Vec<(String, [Vec<Term>; 2])> = Vec::new();
+    let mut accuracies: BTreeMap<String, Accuracy> = BTreeMap::new();
     let mut skipped: Vec<String> = before.skipped.iter().chain(&after.skipped).cloned().collect();
     for (name, old) in &before.tasks {
         let Some(new) = after.tasks.get(name) else { continue };
         match compare_task(name, old, new)? {
-            Compared::Changed(change, terms) => {
+            Compared::Changed(change, accuracy) => {
                 tasks.insert(name.clone(), *change);
-                accuracies.extend(terms.map(|terms| (name.clone(), terms)));
+                accuracies.extend(accuracy.map(|accuracy| (name.clone(), accuracy)));
             }
             Compared::NothingInCommon => {}
             Compared::Unlike(reason) => skipped.push(reason),
@@ -186,23 +240,37 @@ pub fn compare(before: &Side, after: &Side) -> Result<Comparison> {
             .cure(cure.trim_end()));
     }
     correct(&mut tasks);
+    let names: BTreeSet<&String> = before.groups.keys().chain(after.groups.keys()).collect();
+    let group = |name: &String| {
+        let members = [before, after].into_iter().filter_map(|side| side.groups.get(name)).flatten();
+        Some((name.clone(), group_change(members.collect(), &accuracies)?))
+    };
+    let groups: BTreeMap<String, GroupChange> = names.into_iter().filter_map(group).collect();
     let only = |one: &Side, other: &Side| one.tasks.keys().filter(|name| !other.tasks.contains_key(*name)).cloned().collect();
     Ok(Comparison {
         before: before.name.clone(),
         after: after.name.clone(),
         tasks,
-        macro_average: macro_average(&accuracies),
+        macro_average: macro_average(&accuracies, &groups),
+        groups,
         tasks_only_before: only(before, after),
         tasks_only_after: only(after, before),
         skipped,
     })
 }
 
-/// The terms of the primary metric, before and after, where it is an accuracy.
-type Accuracy = Option<[Vec<Term>; 2]>;
+/// The primary metric of a task, where it is an accuracy.
+struct Accuracy {
+    metric: String,
+    before: Vec<Term>,
+    after: Vec<Term>,
+    /// Of each item.
+    groups: Vec<Option<String>>,
+    difference: Estimate,
+}
 
 enum Compared {
-    Changed(Box<TaskChange>, Accuracy),
+    Changed(Box<TaskChange>, Option<Accuracy>),
     NothingInCommon,
     /// The reason why the two are not to be compared.
     Unlike(String),
@@ -245,7 +313,7 @@ fn compare_task(name: &str, old: &TaskSamples, new: &TaskSamples) -> Result<Comp
             pairs.len()
         )));
     }
-    let own: std::collections::HashSet<&str> = old.ids.iter().map(String::as_str).collect();
+    let own: HashSet<&str> = old.ids.iter().map(String::as_str).collect();
     let only_after = new.ids.iter().filter(|id| !own.contains(id.as_str())).cloned();
     let data_differs = matches!((&old.data_sha256, &new.data_sha256), (Some(a), Some(b)) if a != b);
     let shared: Vec<(&OwnMetric, &OwnMetric)> =
@@ -253,10 +321,14 @@ fn compare_task(name: &str, old: &TaskSamples, new: &TaskSamples) -> Result<Comp
     if shared.is_empty() {
         return Ok(Compared::Unlike(format!("`{name}`: the two sides have no metric in common")));
     }
+    let origins: Vec<Origin> = pairs.iter().map(|&(idx, _)| old.origins.get(idx).cloned().unwrap_or_default()).collect();
+    let design = Design::of(origins.iter().map(|origin| (origin.subject.as_deref(), origin.group.as_deref())));
     let mut change = TaskChange {
         n: pairs.len(),
+        n_groups: design.n_groups(),
         primary: primary_of(name, old.kind.or(new.kind), &shared),
         metrics: BTreeMap::new(),
+        mean_over_subjects: None,
         flips: None,
         detectable_drop: None,
         items_only_before,
@@ -271,17 +343,21 @@ fn compare_task(name: &str, old: &TaskSamples, new: &TaskSamples) -> Result<Comp
         let before: Vec<Term> = pairs.iter().map(|&(idx, _)| x.terms[idx]).collect();
         let after: Vec<Term> = pairs.iter().map(|&(_, idx)| y.terms[idx]).collect();
         // Only what is right or wrong can flip.
-        let is_share = |terms: &[Term]| terms.iter().all(|term| term.denominator == 1.0 && [0.0, 1.0].contains(&term.numerator));
-        let can_flip = !x.lower_is_better && is_share(&before) && is_share(&after);
+        let can_flip = !x.lower_is_better && before.iter().chain(&after).all(Term::is_right_or_wrong);
         let flips = can_flip.then(|| flips(&ids, &before, &after));
+        let difference = paired_difference(&before, &after, &design, x.link);
+        let p = flips.as_ref().map(|flips| match design.has_groups() {
+            true => sign_flip(&design.nets(&before, &after)),
+            false => mcnemar_exact(flips.lost.len() as u64, flips.gained.len() as u64),
+        });
         change.metrics.insert(
             x.name.clone(),
             MetricChange {
                 before: ratio(&before, x.link),
                 after: ratio(&after, x.link),
-                difference: paired_difference(&before, &after, x.link),
+                difference,
                 lower_is_better: x.lower_is_better,
-                p: flips.as_ref().map(|flips| mcnemar_exact(flips.lost.len() as u64, flips.gained.len() as u64)),
+                p,
                 p_holm: None,
             },
         );
@@ -289,9 +365,12 @@ fn compare_task(name: &str, old: &TaskSamples, new: &TaskSamples) -> Result<Comp
             && let Some(flips) = flips
         {
             let flipping = (flips.lost.len() + flips.gained.len()) as f64 / change.n as f64;
-            change.detectable_drop = detectable_drop(change.n, flipping);
+            let n_alone = change.n as f64 / variance_inflation(&before, &after, &design);
+            change.detectable_drop = detectable_drop(n_alone as usize, flipping);
             change.flips = Some(flips);
-            accuracy = Some([before, after]);
+            change.mean_over_subjects = mean_change_over_parts(&before, &after, &design);
+            let groups = origins.iter().map(|origin| origin.group.clone()).collect();
+            accuracy = Some(Accuracy { metric: x.name.clone(), before, after, groups, difference });
         }
     }
     Ok(Compared::Changed(Box::new(change), accuracy))
@@ -332,15 +411,65 @@ fn correct(tasks: &mut BTreeMap<String, TaskChange>) {
     }
 }
 
-fn macro_average(accuracies: &[(String, [Vec<Term>; 2])]) -> Option<MacroChange> {
-    let n = accuracies.len() as f64;
-    let mean = |side: usize| accuracies.iter().map(|(_, terms)| ratio(&terms[side], Link::Identity)).sum::<f64>() / n;
-    let pairs: Vec<(&[Term], &[Term])> = accuracies.iter().map(|(_, [x, y])| (x.as_slice(), y.as_slice())).collect();
-    (!pairs.is_empty()).then(|| MacroChange {
-        tasks: accuracies.iter().map(|(name, _)| name.clone()).collect(),
-        before: mean(0),
-        after: mean(1),
-        difference: macro_difference(&pairs),
+/// The tasks of a group that were compared by one metric; `None` where there are fewer than two.
+fn group_change(members: BTreeSet<&String>, accuracies: &BTreeMap<String, Accuracy>) -> Option<GroupChange> {
+    let members: Vec<(&String, &Accuracy)> = members.into_iter().filter_map(|name| accuracies.get_key_value(name)).collect();
+    let primary = &members.first()?.1.metric;
+    if members.len() < 2 || members.iter().any(|(_, task)| task.metric != *primary) {
+        return None;
+    }
+    let all = |side: fn(&Accuracy) -> &[Term]| members.iter().flat_map(|(_, task)| side(task)).copied().collect::<Vec<Term>>();
+    let (before, after) = (all(|task| &task.before), all(|task| &task.after));
+    let design = Design::of(
+        members.iter().flat_map(|(name, task)| task.groups.iter().map(|group| (Some(name.as_str()), group.as_deref()))),
+    );
+    Some(GroupChange {
+        tasks: members.iter().map(|(name, _)| (*name).clone()).collect(),
+        primary: primary.clone(),
+        n: before.len(),
+        by_items: MeanChange {
+            before: ratio(&before, Link::Identity),
+            after: ratio(&after, Link::Identity),
+            difference: paired_difference(&before, &after, &design, Link::Identity),
+        },
+        mean_over_tasks: mean_change_over_parts(&before, &after, &design)?,
+    })
+}
+
+fn mean_change_over_parts(before: &[Term], after: &[Term], design: &Design) -> Option<MeanChange> {
+    Some(MeanChange {
+        before: mean_over_parts(before, design)?.value,
+        after: mean_over_parts(after, design)?.value,
+        difference: mean_difference_over_parts(before, after, design)?,
+    })
+}
+
+fn macro_average(accuracies: &BTreeMap<String, Accuracy>, groups: &BTreeMap<String, GroupChange>) -> Option<MacroChange> {
+    // Groups within groups count by the outermost.
+    let is_within = |(name, group): (&String, &GroupChange), (other, outer): (&String, &GroupChange)| {
+        let (n, n_outer) = (group.tasks.len(), outer.tasks.len());
+        (n_outer > n || (n_outer == n && other < name)) && group.tasks.iter().all(|task| outer.tasks.contains(task))
+    };
+    let outermost: Vec<(&String, &GroupChange)> =
+        groups.iter().filter(|own| !groups.iter().any(|other| is_within(*own, other))).collect();
+    let mut of_group = BTreeSet::new();
+    let mut units: Vec<(String, MeanChange)> = Vec::new();
+    for (name, group) in outermost {
+        of_group.extend(&group.tasks);
+        units.push((name.clone(), group.by_items.clone()));
+    }
+    for (name, task) in accuracies.iter().filter(|(name, _)| !of_group.contains(name)) {
+        let [before, after] = [&task.before, &task.after].map(|terms| ratio(terms, Link::Identity));
+        units.push((name.clone(), MeanChange { before, after, difference: task.difference }));
+    }
+    units.sort_by(|(a, _), (b, _)| a.cmp(b));
+    let mean = |of: fn(&MeanChange) -> f64| units.iter().map(|(_, unit)| of(unit)).sum::<f64>() / units.len() as f64;
+    let differences: Vec<Estimate> = units.iter().map(|(_, unit)| unit.difference).collect();
+    (!units.is_empty()).then(|| MacroChange {
+        tasks: units.iter().map(|(name, _)| name.clone()).collect(),
+        before: mean(|unit| unit.before),
+        after: mean(|unit| unit.after),
+        difference: macro_difference(&differences),
     })
 }
 
@@ -383,10 +512,10 @@ mod tests {
         let item = |i: usize| {
             let score = |logprob| ChoiceScore { logprob, chars: 1, bytes: 1, ..ChoiceScore::default() };
             let choices = vec![score(if right(i) { -1.0 } else { -3.0 }), score(-2.0)];
-            Sample { id: i.to_string(), group: None, answer: 0, choices }
+            Sample { id: i.to_string(), subject: None, group: None, answer: 0, choices }
         };
         let task = TaskSamples::of(Kind::Choice, (0..n).map(item).collect());
-        Side { name: "m".into(), tasks: BTreeMap::from([("t".to_owned(), task)]), skipped: Vec::new() }
+        Side { name: "m".into(), tasks: BTreeMap::from([("t".to_owned(), task)]), groups: BTreeMap::new(), skipped: Vec::new() }
     }
 
     #[test]
@@ -424,7 +553,7 @@ mod tests {
         let (a, mut b) = (side(3, |_| true), side(3, |_| true));
         b.tasks.get_mut("t").unwrap().samples[1].answer = 1;
         assert!(compare(&a, &b).unwrap_err().to_string().contains("item `1` of `t`"));
-        let other = Side { name: "m".into(), tasks: BTreeMap::new(), skipped: Vec::new() };
+        let other = Side { name: "m".into(), tasks: BTreeMap::new(), groups: BTreeMap::new(), skipped: Vec::new() };
         assert!(compare(&a, &other).unwrap_err().to_string().contains("no item in common"));
     }
 }

@@ -2,15 +2,14 @@
 //!
 //! As lm-evaluation-harness puts them together (`lm_eval/api/task.py`, `fewshot_context`): the description, each example with its
 //! right answer and a blank line, the question; a question is never its own example. One seeded draw serves all questions of a
-//! group, where the harness draws anew for each: the examples are then a prefix that the engine computes once, and the luck of the
+//! subject, where the harness draws anew for each: the examples are then a prefix that the engine computes once, and the luck of the
 //! draw falls on both sides of a comparison alike. Python's generator is not imitated.
 
 use std::collections::BTreeMap;
 
 use super::tasks::{Examples, FewShot, Item, Kind, Task};
 use crate::error::{Error, Result};
-use crate::files::sha256;
-use crate::random::SplitMix;
+use crate::random::{SplitMix, own_seed};
 
 /// Puts `n` examples before every item of the task.
 pub fn apply(task: &mut Task, n: usize, seed: u64) -> Result<()> {
@@ -30,21 +29,21 @@ pub fn apply(task: &mut Task, n: usize, seed: u64) -> Result<()> {
         Examples::Drawn(pool) => (pool, true),
         Examples::First(pool) => (pool, false),
     };
-    let mut groups: BTreeMap<Option<&str>, Vec<&Item>> = BTreeMap::new();
+    let mut subjects: BTreeMap<Option<&str>, Vec<&Item>> = BTreeMap::new();
     for example in pool {
-        groups.entry(example.group.as_deref()).or_default().push(example);
+        subjects.entry(example.subject.as_deref()).or_default().push(example);
     }
     if is_drawn {
-        for (group, examples) in &mut groups {
-            shuffle(examples, seed, group.unwrap_or_default());
+        for (subject, examples) in &mut subjects {
+            shuffle(examples, seed, subject.unwrap_or_default());
         }
     }
     for item in &mut task.items {
-        let examples = groups.get(&item.group.as_deref()).map(Vec::as_slice).unwrap_or_default();
+        let examples = subjects.get(&item.subject.as_deref()).map(Vec::as_slice).unwrap_or_default();
         let others = examples.iter().filter(|example| example.requests != item.requests).take(n);
         let texts: Vec<String> = others.map(|example| answered(example)).collect();
         if texts.len() < n {
-            let of = item.group.as_ref().map_or_else(String::new, |group| format!(" of `{group}`"));
+            let of = item.subject.as_ref().map_or_else(String::new, |subject| format!(" of `{subject}`"));
             return Err(Error::usage(format!(
                 "--fewshot {n} asks for more examples than `{}`{of} has ({})",
                 task.name,
@@ -63,10 +62,9 @@ fn answered(example: &Item) -> String {
     format!("{}{}\n\n", request.context, request.continuation)
 }
 
-/// Fisher and Yates; each group has an order of its own.
-fn shuffle(examples: &mut [&Item], seed: u64, group: &str) {
-    let own = u64::from_str_radix(&sha256(group)[..16], 16).unwrap_or(0);
-    let mut random = SplitMix(seed ^ own);
+/// Fisher and Yates; each subject has an order of its own.
+fn shuffle(examples: &mut [&Item], seed: u64, subject: &str) {
+    let mut random = SplitMix(seed ^ own_seed(subject));
     for idx in (1..examples.len()).rev() {
         examples.swap(idx, random.below(idx as u32 + 1) as usize);
     }
@@ -79,19 +77,19 @@ mod tests {
 
     fn task(n: usize) -> Task {
         let row = |i: usize| {
-            format!("{{\"context\":\"Q{i}\",\"choices\":[\"a{i}\",\"b{i}\"],\"answer\":{},\"group\":\"{}\"}}\n", i % 2, i % 2)
+            format!("{{\"context\":\"Q{i}\",\"choices\":[\"a{i}\",\"b{i}\"],\"answer\":{},\"subject\":\"{}\"}}\n", i % 2, i % 2)
         };
         parse("t", "t.jsonl", (0..n).map(row).collect::<String>().as_bytes()).unwrap()
     }
 
     #[test]
-    fn the_examples_are_others_of_the_group_with_their_answers() {
+    fn the_examples_are_others_of_the_subject_with_their_answers() {
         let mut with = task(12);
         apply(&mut with, 5, 3).unwrap();
         for (i, item) in with.items.iter().enumerate() {
             let examples: Vec<&str> = item.preamble.split_terminator("\n\n").collect();
             assert_eq!(examples.len(), 5);
-            // Six items a group, so that five examples are all the others.
+            // Six items a subject, so that five examples are all the others.
             let mut expected: Vec<String> = (0..12)
                 .filter(|&other| other != i && other % 2 == i % 2)
                 .map(|other| format!("Q{other} {}{other}", ["a", "b"][other % 2]))
@@ -117,7 +115,7 @@ mod tests {
         let mut distinct = first.clone();
         distinct.sort_unstable();
         distinct.dedup();
-        // Two groups, and each of their three examples has a stand-in of its own.
+        // Two subjects, and each of their three examples has a stand-in of its own.
         assert_eq!(distinct.len(), 8);
     }
 

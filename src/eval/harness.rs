@@ -12,14 +12,15 @@
 //! "doc_hash", "prompt_hash"                                                    whether both sides were asked the same
 //! ```
 //!
-//! A file that has none of this is named and left out; the others are compared.
+//! A file that has none of this is named and left out; the others are compared. Which tasks form a group, such as `mmlu`, is said by the
+//! `results_TIME.json` beside them (`group_subtasks`), or by documents that name their subject as the task's name ends.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::compare::{Asked, OwnMetric, Side, TaskSamples};
+use super::compare::{Asked, Origin, OwnMetric, Side, TaskSamples};
 use crate::dataset;
 use crate::error::{Error, Result};
 use crate::stats::{Link, Term};
@@ -33,12 +34,18 @@ pub fn is_harness(path: &Path) -> bool {
 pub fn read_side(path: &Path) -> Result<Side> {
     let (mut tasks, mut skipped) = (BTreeMap::new(), Vec::new());
     let mut latest = BTreeMap::new();
+    let mut groups: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for file in sample_files(path) {
         latest.insert(task_name(&file), file);
     }
     for (name, file) in latest {
         match read_task(&file) {
-            Ok(task) => {
+            Ok(Read { task, group, left_out }) => {
+                if !left_out.is_empty() {
+                    let names = left_out.into_iter().collect::<Vec<_>>().join(", ");
+                    skipped.push(format!("{}: {names} (no number of each row); its other metrics are compared", file.display()));
+                }
+                groups.entry(group.unwrap_or_default()).or_default().push(name.clone());
                 tasks.insert(name, task);
             }
             Err(error) => skipped.push(format!("{}: {}", file.display(), error.reason())),
@@ -47,7 +54,37 @@ pub fn read_side(path: &Path) -> Result<Side> {
     if tasks.is_empty() {
         return Err(Error::new("none of the sample files can be compared").at(path).cure(skipped.join("\n  ")));
     }
-    Ok(Side { name: path.display().to_string(), tasks, skipped })
+    groups.remove("");
+    groups.extend(groups_of_results(path));
+    for members in groups.values_mut() {
+        members.retain(|name| tasks.contains_key(name));
+    }
+    groups.retain(|_, members| members.len() > 1);
+    Ok(Side { name: path.display().to_string(), tasks, groups, skipped })
+}
+
+/// `group_subtasks` of the newest results beside the samples: of each group all its tasks, those of groups within it, too.
+fn groups_of_results(path: &Path) -> BTreeMap<String, Vec<String>> {
+    let folder = sample_files(path).first().and_then(|file| file.parent()).map(Path::to_owned).unwrap_or_default();
+    let entries = std::fs::read_dir(folder).into_iter().flatten();
+    let is_results = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        name.starts_with("results") && name.ends_with(".json")
+    };
+    let newest = entries.filter_map(|entry| Some(entry.ok()?.path())).filter(is_results).max();
+    let read = |path: PathBuf| -> Option<Value> { serde_json::from_slice(&std::fs::read(path).ok()?).ok() };
+    let Some(results) = newest.and_then(read) else { return BTreeMap::new() };
+    let Some(subtasks) = results.get("group_subtasks").and_then(Value::as_object) else { return BTreeMap::new() };
+    let all = |name: &String| {
+        let (mut found, mut left) = (BTreeSet::new(), vec![name.as_str()]);
+        while let Some(name) = left.pop() {
+            if found.insert(name) {
+                left.extend(subtasks.get(name).and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str));
+            }
+        }
+        (name.clone(), found.into_iter().map(str::to_owned).collect())
+    };
+    subtasks.keys().map(all).collect()
 }
 
 /// In the order of their times. `--output_path` names a folder in which the harness makes one for each model.
@@ -92,25 +129,40 @@ fn task_name(path: &Path) -> String {
     }
 }
 
-fn read_task(path: &Path) -> Result<TaskSamples> {
-    let mut ids: Vec<String> = Vec::new();
+/// What a file holds.
+struct Read {
+    task: TaskSamples,
+    /// The group to which its documents say that it belongs.
+    group: Option<String>,
+    /// Metrics that the rows name and that are not a number of each of them, such as the pairs of which F1 is made.
+    left_out: BTreeSet<String>,
+}
+
+fn read_task(path: &Path) -> Result<Read> {
+    let name = task_name(path);
+    let mut group: Option<Option<String>> = None;
+    let (mut ids, mut own_ids): (Vec<String>, Vec<String>) = (Vec::new(), Vec::new());
     let mut index: HashMap<String, usize> = HashMap::new();
     let mut asked: Vec<Asked> = Vec::new();
+    let mut origins: Vec<Origin> = Vec::new();
     let mut found: BTreeMap<String, (Meaning, HashMap<usize, Term>)> = BTreeMap::new();
+    let mut named: BTreeSet<String> = BTreeSet::new();
     for row in dataset::rows(path)? {
         let (line, row) = row?;
         let wrong = |what: String| Error::new(what).at_line(path, line);
-        // The item's own id pairs with our evaluations of the same file.
-        let id = match row.get("doc").and_then(|doc| doc.get("id")).and_then(Value::as_str) {
-            Some(id) => id.to_owned(),
-            None => row.get("doc_id").map(Value::to_string).ok_or_else(|| wrong("the row has no `doc_id`".to_owned()))?,
-        };
+        let id = row.get("doc_id").map(Value::to_string).ok_or_else(|| wrong("the row has no `doc_id`".to_owned()))?;
         let item = *index.entry(id.clone()).or_insert_with(|| {
             ids.push(id.clone());
+            own_ids.extend(row.get("doc").and_then(|doc| doc.get("id")).and_then(Value::as_str).map(str::to_owned));
+            let of_doc = |key: &str| row.get("doc").and_then(|doc| doc.get(key)).and_then(Value::as_str);
+            origins.push(Origin { subject: None, group: of_doc("group").map(str::to_owned) });
+            let own = of_doc("subject").and_then(|subject| name.strip_suffix(subject)?.strip_suffix('_')).map(str::to_owned);
+            group = Some(if group.as_ref().is_none_or(|group| *group == own) { own } else { None });
             asked.push(Asked { document: text(&row, "doc_hash"), prompt: text(&row, "prompt_hash") });
             ids.len() - 1
         });
         let filter = row.get("filter").and_then(Value::as_str).filter(|filter| *filter != "none");
+        named.extend(names_of(&row).map(|name| filter.map_or(name.to_owned(), |filter| format!("{name},{filter}"))));
         for (name, meaning, term) in metrics_of(&row) {
             let name = filter.map_or(name.clone(), |filter| format!("{name},{filter}"));
             let (known, terms) = found.entry(name.clone()).or_insert_with(|| (meaning, HashMap::new()));
@@ -131,9 +183,20 @@ fn read_task(path: &Path) -> Result<TaskSamples> {
         })
         .collect();
     if own.is_empty() {
-        return Err(Error::new("no metric of its own stands in every row (expected `metrics` and their values)"));
+        let names = if named.is_empty() {
+            String::new()
+        } else {
+            format!("; found {}", named.into_iter().collect::<Vec<_>>().join(", "))
+        };
+        return Err(Error::new(format!("no metric is a number of each row (expected `metrics` and their values){names}")));
     }
-    Ok(TaskSamples { kind: None, ids, samples: Vec::new(), own, asked, data_sha256: None, few_shot: None })
+    // The items' own ids pair with our evaluations of the same file, where every item has one of its own.
+    if own_ids.iter().collect::<BTreeSet<_>>().len() == ids.len() {
+        ids = own_ids;
+    }
+    let left_out = named.into_iter().filter(|name| own.iter().all(|metric| metric.name != *name)).collect();
+    let task = TaskSamples { kind: None, ids, samples: Vec::new(), own, asked, origins, data_sha256: None, few_shot: None };
+    Ok(Read { task, group: group.flatten(), left_out })
 }
 
 fn text(row: &Map<String, Value>, key: &str) -> Option<String> {
@@ -163,6 +226,11 @@ impl Meaning {
     }
 }
 
+/// The names of the row's metrics, where it tells.
+fn names_of(row: &Map<String, Value>) -> impl Iterator<Item = &str> {
+    row.get("metrics").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str)
+}
+
 /// The metrics that the row names, or where it names none (before version 0.4.4), the numbers that are no part of every row.
 fn metrics_of(row: &Map<String, Value>) -> Vec<(String, Meaning, Term)> {
     const PARTS: [&str; 13] = [
@@ -180,9 +248,9 @@ fn metrics_of(row: &Map<String, Value>) -> Vec<(String, Meaning, Term)> {
         "schema_version",
         "sample_id",
     ];
-    let names: Vec<&str> = match row.get("metrics").and_then(Value::as_array) {
-        Some(names) => names.iter().filter_map(Value::as_str).collect(),
-        None => row.keys().map(String::as_str).filter(|key| !PARTS.contains(key)).collect(),
+    let names: Vec<&str> = match row.contains_key("metrics") {
+        true => names_of(row).collect(),
+        false => row.keys().map(String::as_str).filter(|key| !PARTS.contains(key)).collect(),
     };
     let value = |name: &str| {
         let term = |numerator, denominator| Some(Term { numerator, denominator });
@@ -207,7 +275,18 @@ fn metrics_of(row: &Map<String, Value>) -> Vec<(String, Meaning, Term)> {
 /// As the harness says of its own metrics (`higher_is_better=False`).
 fn is_lower_better(name: &str) -> bool {
     let name = name.split(',').next().unwrap_or(name);
-    ["perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score", "ter", "bypass"].contains(&name)
+    [
+        "perplexity",
+        "word_perplexity",
+        "byte_perplexity",
+        "bits_per_byte",
+        "brier_score",
+        "ter",
+        "likelihood_diff",
+        "pct_stereotype",
+        "bypass",
+    ]
+    .contains(&name)
 }
 
 #[cfg(test)]
@@ -267,6 +346,54 @@ mod tests {
         // exp(10 / 5), and 2 of 3 instructions
         assert!((found.tasks["w"].metrics["word_perplexity"].before - 2f64.exp()).abs() < 1e-12);
         assert!((found.tasks["i"].metrics["inst_level_strict_acc"].before - 2.0 / 3.0).abs() < 1e-12);
+    }
+
+    /// Three subjects with 2, 4 and 6 documents.
+    #[test]
+    fn a_group_of_tasks_weighs_its_documents_and_its_tasks() {
+        let subject = |name: &str, n: u64, right: u64| -> (String, Vec<Value>) {
+            let row = |id| {
+                let acc = f64::from(u8::from(id < right));
+                serde_json::json!({"doc_id": id, "doc": {"subject": name}, "metrics": ["acc"], "acc": acc, "doc_hash": format!("{name}{id}")})
+            };
+            (format!("samples_mmlu_{name}_2026-01-02T03-04-05.6.jsonl"), (0..n).map(row).collect())
+        };
+        let side = |right: [u64; 3], results: Option<&str>| {
+            let mut files: Vec<(String, Vec<Value>)> = ["law", "virology", "logic"]
+                .iter()
+                .zip([2, 4, 6])
+                .zip(right)
+                .map(|((name, n), right)| subject(name, n, right))
+                .collect();
+            files.push(("samples_other.jsonl".to_owned(), (0..4).map(|id| row(id, "none", "acc", 1.0.into())).collect()));
+            let files: Vec<(&str, &[Value])> = files.iter().map(|(name, rows)| (name.as_str(), rows.as_slice())).collect();
+            let folder = folder(&files);
+            if let Some(results) = results {
+                std::fs::write(folder.path().join("results_2026-01-02T03-04-05.6.json"), results).unwrap();
+            }
+            read_side(folder.path()).unwrap()
+        };
+        let found = compare(&side([2, 2, 3], None), &side([1, 2, 6], None)).unwrap();
+        let mmlu = &found.groups["mmlu"];
+        assert_eq!((mmlu.n, mmlu.tasks.join(" ")), (12, "mmlu_law mmlu_logic mmlu_virology".to_owned()));
+        let close = |found: f64, expected: f64| assert!((found - expected).abs() < 1e-12, "{found} for {expected}");
+        // 7 and 9 of 12; 1, 1/2 and 1/2 against 1/2, 1/2 and 1.
+        close(mmlu.by_items.before, 7.0 / 12.0);
+        close(mmlu.by_items.difference.value, 2.0 / 12.0);
+        close(mmlu.mean_over_tasks.before, 2.0 / 3.0);
+        close(mmlu.mean_over_tasks.difference.value, 0.0);
+        // The group counts as one task beside the other.
+        let average = found.macro_average.unwrap();
+        assert_eq!(average.tasks, ["mmlu", "other"]);
+        close(average.difference.value, 1.0 / 12.0);
+        // The results name the groups, too, and groups within them.
+        let results = r#"{"group_subtasks": {"mmlu": ["mmlu_law", "mmlu_stem"], "mmlu_stem": ["mmlu_virology", "mmlu_logic"], "other": []}}"#;
+        let found = compare(&side([2, 2, 3], Some(results)), &side([1, 2, 6], Some(results))).unwrap();
+        assert_eq!(found.groups.keys().collect::<Vec<_>>(), ["mmlu", "mmlu_stem"]);
+        assert_eq!(
+            (found.groups["mmlu_stem"].n, found.macro_average.unwrap().tasks),
+            (10, vec!["mmlu".to_owned(), "other".to_owned()])
+        );
     }
 
     #[test]

@@ -11,6 +11,9 @@ use crate::stats::{Link, Term};
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sample {
     pub id: String,
+    /// The part of the task.
+    pub subject: Option<String>,
+    /// What was drawn together.
     pub group: Option<String>,
     pub answer: u32,
     pub choices: Vec<ChoiceScore>,
@@ -109,7 +112,7 @@ mod tests {
 
     fn sample(answer: u32, choices: &[(f64, u32, u32)]) -> Sample {
         let score = |&(logprob, chars, bytes)| ChoiceScore { logprob, chars, bytes, words: 2, ..ChoiceScore::default() };
-        Sample { id: String::new(), group: None, answer, choices: choices.iter().map(score).collect() }
+        Sample { id: String::new(), subject: None, group: None, answer, choices: choices.iter().map(score).collect() }
     }
 
     fn values(kind: Kind, samples: &[Sample]) -> Vec<(&'static str, f64)> {

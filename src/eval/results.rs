@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::metrics::{Sample, metrics, primary};
+use super::metrics::{Metric, Sample, metrics, primary};
 use super::score::Scored;
-use super::tasks::{Kind, Task};
+use super::tasks::{FewShot, Kind, Task};
 use crate::error::{Context, Result};
 use crate::files::sha256;
 use crate::provenance::Provenance;
-use crate::stats::{Estimate, estimate, ratio};
+use crate::stats::{Design, Estimate, Term, estimate, mean_over_parts, ratio};
 
 pub const SCORES_FILE: &str = "scores.json";
 
@@ -38,11 +38,12 @@ impl Scores {
         sha256(format!("{} {} {model_sha256} {dtype} {kernels} {max_len}", self.provenance.build(), self.provenance.device))
     }
 
-    /// Where an evaluation goes whose folder nobody named.
-    pub fn folder(&self) -> PathBuf {
+    /// Where an evaluation goes whose folder nobody named; `settings` say which items and examples, where that is not all and none.
+    pub fn folder(&self, settings: &str) -> PathBuf {
         let of_name = |c: char| if c.is_alphanumeric() || "-._".contains(c) { c } else { '-' };
         let name: String = self.identity.model.chars().map(of_name).collect();
-        Path::new("runs").join(format!("eval-{name}-{}", &self.identity()[..8]))
+        let identity = if settings.is_empty() { self.identity() } else { sha256(format!("{} {settings}", self.identity())) };
+        Path::new("runs").join(format!("eval-{name}-{}", &identity[..8]))
     }
 }
 
@@ -66,9 +67,15 @@ pub struct TaskScores {
     pub metrics: BTreeMap<String, Estimate>,
     /// The metric that is usually quoted.
     pub primary: String,
-    /// `acc` of the groups that the file names: subjects, paradigms.
+    /// The primary metric of each subject.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub groups: BTreeMap<String, GroupScore>,
+    pub groups: BTreeMap<String, SubjectScore>,
+    /// The primary metric with the same weight for every subject, where `metrics` has the same weight for every item; for accuracies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mean_over_subjects: Option<Estimate>,
+    /// Groups of items that were drawn together, where there are some: `metrics` respects them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub n_groups: Option<usize>,
     pub kind: Kind,
     pub version: u32,
     pub data: String,
@@ -88,7 +95,7 @@ pub struct TaskScores {
     pub seconds: f64,
 }
 
-/// Which items of a task were evaluated.
+/// Which items of a task were evaluated: of each subject, where there are some.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Chosen {
     /// The first so many.
@@ -101,19 +108,42 @@ pub struct Chosen {
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct GroupScore {
+pub struct SubjectScore {
     pub n: usize,
     pub value: f64,
 }
 
 impl TaskScores {
+    /// Which items and examples, for people; equal where the two are.
+    pub(crate) fn settings(&self) -> String {
+        let few_shot = (self.few_shot > 0).then_some(FewShot { n: self.few_shot, seed: self.seed });
+        TaskScores::settings_of(self.chosen, few_shot)
+    }
+
+    pub(crate) fn settings_of(chosen: Chosen, few_shot: Option<FewShot>) -> String {
+        let items = match chosen {
+            Chosen { sample: Some(n), sample_seed, .. } => format!("--sample {n} --seed {}", sample_seed.unwrap_or_default()),
+            Chosen { limit: Some(n), .. } => format!("--limit {n}"),
+            _ => "all items".to_owned(),
+        };
+        let drawn = |seed: Option<u64>| seed.map(|seed| format!(" --seed {seed}")).unwrap_or_default();
+        let examples =
+            few_shot.map_or("no examples".to_owned(), |few_shot| format!("--fewshot {}{}", few_shot.n, drawn(few_shot.seed)));
+        format!("{items} and {examples}")
+    }
+
     pub fn new(task: &Task, scored: &Scored, chosen: Chosen, seconds: f64) -> TaskScores {
         let all = metrics(task.kind, &scored.samples);
+        let primary = primary(task.kind, &task.name);
+        let of_primary = all.iter().find(|metric| metric.name == primary);
+        let design = Design::of(scored.samples.iter().map(|sample| (sample.subject.as_deref(), sample.group.as_deref())));
         TaskScores {
             n: scored.samples.len(),
-            metrics: all.iter().map(|metric| (metric.name.to_owned(), estimate(&metric.terms, metric.link))).collect(),
-            primary: primary(task.kind, &task.name).to_owned(),
-            groups: groups(task.kind, &scored.samples),
+            metrics: all.iter().map(|metric| (metric.name.to_owned(), estimate(&metric.terms, &design, metric.link))).collect(),
+            primary: primary.to_owned(),
+            groups: of_primary.map(|metric| subjects(metric, &scored.samples)).unwrap_or_default(),
+            mean_over_subjects: of_primary.and_then(|metric| mean_over_parts(&metric.terms, &design)),
+            n_groups: design.n_groups(),
             kind: task.kind,
             version: task.version,
             data: task.path.clone(),
@@ -129,18 +159,15 @@ impl TaskScores {
     }
 }
 
-fn groups(kind: Kind, samples: &[Sample]) -> BTreeMap<String, GroupScore> {
-    let mut members: BTreeMap<&str, Vec<Sample>> = BTreeMap::new();
-    for sample in samples {
-        if let Some(group) = &sample.group {
-            members.entry(group).or_default().push(sample.clone());
+fn subjects(metric: &Metric, samples: &[Sample]) -> BTreeMap<String, SubjectScore> {
+    let mut members: BTreeMap<&str, Vec<Term>> = BTreeMap::new();
+    for (sample, term) in samples.iter().zip(&metric.terms) {
+        if let Some(subject) = &sample.subject {
+            members.entry(subject).or_default().push(*term);
         }
     }
-    let score = |samples: &[Sample]| {
-        let first = &metrics(kind, samples)[0];
-        GroupScore { n: samples.len(), value: ratio(&first.terms, first.link) }
-    };
-    members.iter().map(|(group, samples)| (group.to_string(), score(samples))).collect()
+    let score = |terms: &[Term]| SubjectScore { n: terms.len(), value: ratio(terms, metric.link) };
+    members.iter().map(|(subject, terms)| ((*subject).to_owned(), score(terms))).collect()
 }
 
 pub fn read_scores(folder: &Path) -> Result<Scores> {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::compare::{Comparison, MacroChange, Side, compare};
+use super::compare::{Comparison, GroupChange, MacroChange, Side, compare};
 use crate::error::{Error, Result};
 
 /// diff.json of a model before and any number of runs from it.
@@ -20,16 +20,20 @@ pub struct Run {
     /// Macro averages of the tasks that the fine-tuning was for, and of all others.
     pub target: MacroChange,
     pub general: MacroChange,
+    /// Of the target, the groups of tasks by both of their weights.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub target_groups: BTreeMap<String, GroupChange>,
     /// Of the others, task by task.
     pub general_tasks: Comparison,
 }
 
-/// `target` names tasks; every other task that a run shares with `before` counts as general.
-pub fn retention(before: Side, runs: Vec<Side>, target: &[String]) -> Result<Retention> {
-    if let Some(name) = target.iter().find(|name| !before.tasks.contains_key(*name)) {
-        let known = before.tasks.keys().cloned().collect::<Vec<_>>().join(", ");
-        return Err(Error::usage(format!("--target names `{name}`, but {} was evaluated on {known}", before.name)));
+/// `target` names tasks and groups of tasks; every other task that a run shares with `before` counts as general.
+pub fn retention(mut before: Side, runs: Vec<Side>, target: &[String]) -> Result<Retention> {
+    let mut tasks = Vec::new();
+    for name in target {
+        tasks.extend(named(&mut before, name)?);
     }
+    let target = &tasks[..];
     let name = before.name.clone();
     let (before_target, before_general) = split(before, target);
     let run = |run: Side| {
@@ -44,16 +48,34 @@ pub fn retention(before: Side, runs: Vec<Side>, target: &[String]) -> Result<Ret
         let target_tasks = compare(&before_target, &run_target)?;
         let general_tasks = compare(&before_general, &run_general)?;
         let (target, general) = (average(&target_tasks, "target")?, average(&general_tasks, "general")?);
-        Ok(Run { name, target, general, general_tasks })
+        Ok(Run { name, target, target_groups: target_tasks.groups, general, general_tasks })
     };
     Ok(Retention { before: name, runs: runs.into_iter().map(run).collect::<Result<_>>()? })
+}
+
+/// The tasks that a name of --target stands for: a task, a group, or all tasks whose names go on behind it, which become a group.
+fn named(side: &mut Side, name: &str) -> Result<Vec<String>> {
+    if side.tasks.contains_key(name) {
+        return Ok(vec![name.to_owned()]);
+    }
+    if let Some(tasks) = side.groups.get(name) {
+        return Ok(tasks.clone());
+    }
+    let begins = format!("{name}_");
+    let tasks: Vec<String> = side.tasks.keys().filter(|task| task.starts_with(&begins)).cloned().collect();
+    if tasks.is_empty() {
+        let known: Vec<&str> = side.groups.keys().chain(side.tasks.keys()).map(String::as_str).collect();
+        return Err(Error::usage(format!("--target names `{name}`, but {} was evaluated on {}", side.name, known.join(", "))));
+    }
+    side.groups.insert(name.to_owned(), tasks.clone());
+    Ok(tasks)
 }
 
 /// The named tasks, and the others.
 fn split(side: Side, target: &[String]) -> (Side, Side) {
     let (named, others): (BTreeMap<_, _>, _) = side.tasks.into_iter().partition(|(name, _)| target.contains(name));
-    let skipped = side.skipped;
-    (Side { name: side.name.clone(), tasks: named, skipped: Vec::new() }, Side { name: side.name, tasks: others, skipped })
+    let side_of = |tasks, skipped| Side { name: side.name.clone(), tasks, groups: side.groups.clone(), skipped };
+    (side_of(named, Vec::new()), side_of(others, side.skipped))
 }
 
 #[cfg(test)]
@@ -67,13 +89,13 @@ mod tests {
         let sample = |i: usize, right: bool| {
             let score = |logprob| ChoiceScore { logprob, chars: 1, bytes: 1, ..ChoiceScore::default() };
             let choices = vec![score(if right { -1.0 } else { -3.0 }), score(-2.0)];
-            Sample { id: i.to_string(), group: None, answer: 0, choices }
+            Sample { id: i.to_string(), subject: None, group: None, answer: 0, choices }
         };
         let task = |&(name, n_right): &(&str, usize)| {
             let samples = (0..10).map(|i| sample(i, i < n_right)).collect();
             (name.to_owned(), TaskSamples::of(Kind::Choice, samples))
         };
-        Side { name: name.into(), tasks: tasks.iter().map(task).collect(), skipped: Vec::new() }
+        Side { name: name.into(), tasks: tasks.iter().map(task).collect(), groups: BTreeMap::new(), skipped: Vec::new() }
     }
 
     #[test]
@@ -90,6 +112,14 @@ mod tests {
         close(eaft.target.difference.value, 0.2);
         close(eaft.general.difference.value, 0.0);
         assert_eq!((eaft.general.tasks.join(" "), &*found.before), ("a".to_owned(), "base"));
+        // A group by the beginning of its tasks' names: 20 items weigh alike.
+        let before = || side("base", &[("med_a", 4), ("med_b", 6), ("a", 8)]);
+        let found = retention(before(), vec![side("sft", &[("med_a", 8), ("med_b", 6), ("a", 8)])], &target).unwrap();
+        assert_eq!(found.runs[0].target.tasks, ["med"]);
+        close(found.runs[0].target.difference.value, 0.2);
+        assert_eq!(found.runs[0].target_groups["med"].n, 20);
+        assert_eq!(found.runs[0].general.tasks, ["a"]);
+        let before = || side("base", &[("med", 4), ("a", 8), ("b", 6)]);
         let error = retention(before(), Vec::new(), &["law".to_owned()]).unwrap_err().to_string();
         assert!(error.contains("names `law`, but base was evaluated on a, b, med"), "{error}");
         assert!(retention(before(), vec![side("x", &[("med", 1)])], &target).is_err());

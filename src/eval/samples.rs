@@ -2,7 +2,8 @@
 //!
 //! | column | meaning |
 //! |---|---|
-//! | task, id, group str | group: the subject or paradigm, null where there is none |
+//! | task, id str | |
+//! | subject, group str | the part of the task, and what the item shares with others; null where there is none |
 //! | choice, answer u32 | both count from 0 |
 //! | logprob f64 | ln P(continuation given context) |
 //! | greedy bool | every token of the continuation is the model's first choice |
@@ -53,6 +54,7 @@ pub fn write(path: &Path, tasks: &[(&str, &[Sample])]) -> Result<()> {
     let columns = vec![
         column!("task", row, row.task),
         column!("id", row, row.sample.id.as_str()),
+        column!("subject", row, row.sample.subject.as_deref()),
         column!("group", row, row.sample.group.as_deref()),
         column!("choice", row, row.choice as u32),
         column!("answer", row, row.sample.answer),
@@ -86,8 +88,10 @@ fn samples_of(frame: &pl::DataFrame) -> Result<HashMap<String, Vec<Sample>>> {
                 .cure("Make it again with this version of the program.")
         })
     };
-    let (task, id, group) = (column("task")?.str()?, column("id")?.str()?, column("group")?.cast(&pl::DataType::String)?);
-    let group = group.str()?;
+    let (task, id) = (column("task")?.str()?, column("id")?.str()?);
+    // Without any name a column has no type.
+    let (subject, group) = (column("subject")?.cast(&pl::DataType::String)?, column("group")?.cast(&pl::DataType::String)?);
+    let (subject, group) = (subject.str()?, group.str()?);
     let (choice, answer, greedy) = (column("choice")?.u32()?, column("answer")?.u32()?, column("greedy")?.bool()?);
     let (logprob, tokens) = (column("logprob")?.f64()?, column("tokens")?.u32()?);
     let (chars, bytes, words) = (column("chars")?.u32()?, column("bytes")?.u32()?, column("words")?.u32()?);
@@ -98,6 +102,7 @@ fn samples_of(frame: &pl::DataFrame) -> Result<HashMap<String, Vec<Sample>>> {
         if whole(choice) == 0 {
             samples.push(Sample {
                 id: id.get(row).unwrap_or_default().to_owned(),
+                subject: subject.get(row).map(str::to_owned),
                 group: group.get(row).map(str::to_owned),
                 answer: whole(answer),
                 choices: Vec::new(),
@@ -126,8 +131,13 @@ mod tests {
     #[test]
     fn what_is_written_is_read_again() {
         let score = |logprob, chars| ChoiceScore { logprob, greedy: chars > 1, tokens: 3, chars, bytes: 9, words: 1 };
-        let sample =
-            |id: &str, group: Option<&str>, choices| Sample { id: id.into(), group: group.map(Into::into), answer: 1, choices };
+        let sample = |id: &str, name: Option<&str>, choices| Sample {
+            id: id.into(),
+            subject: name.map(Into::into),
+            group: name.map(|name| name.repeat(2)),
+            answer: 1,
+            choices,
+        };
         let a = vec![sample("x", Some("law"), vec![score(-1.5, 1), score(-2.0, 4)]), sample("y", None, vec![score(-0.25, 2)])];
         let b = vec![sample("x", None, vec![score(f64::NEG_INFINITY, 1)])];
         let folder = tempfile::tempdir().unwrap();

@@ -68,8 +68,13 @@ impl Prepared {
 }
 
 fn prepare(tokenizer: &Tokenizer, kind: Kind, item: &Item, max_len: usize) -> Result<Vec<Prepared>> {
-    let sample =
-        |id: String, choices: Vec<ChoiceScore>| Sample { id, group: item.group.clone(), answer: item.answer as u32, choices };
+    let sample = |id: String, choices: Vec<ChoiceScore>| Sample {
+        id,
+        subject: item.subject.clone(),
+        group: item.group.clone(),
+        answer: item.answer as u32,
+        choices,
+    };
     if kind == Kind::Text {
         let text = &item.requests[0].continuation;
         let spaces = space_runs(text);

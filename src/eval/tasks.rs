@@ -11,8 +11,9 @@
 //!
 //! The conventions are those of lm-evaluation-harness (github.com/EleutherAI/lm-evaluation-harness): one space stands between
 //! context and continuation, choices are not stripped, no chat template. A `description` stands before everything else, also
-//! before the examples of `fewshot.rs`; `subject`, `paradigm` or `group` names items that are also summed up on their own. Left out:
-//! generation.
+//! before the examples of `fewshot.rs`. `subject` or `paradigm` names the part of the task that an item belongs to: parts are what the
+//! harness has as tasks of one group, are summed up on their own, too, and have their own examples. `group` names what an item shares
+//! with others, such as a passage: they were drawn together, which errors and intervals respect. Left out: generation.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -76,7 +77,9 @@ pub enum Kind {
 pub struct Item {
     /// Unique in its task.
     pub id: String,
-    /// Items that are also summed up on their own: the subject of MMLU, the paradigm of BLiMP.
+    /// The part of the task: the subject of MMLU, the paradigm of BLiMP.
+    pub subject: Option<String>,
+    /// Items of one group were drawn together, such as questions about one passage.
     pub group: Option<String>,
     /// Stands before the context of every request: a description, examples.
     pub preamble: String,
@@ -200,14 +203,23 @@ fn check_context(kind: Kind, item: &Item, first: Option<&Item>) -> Result<()> {
     }
 }
 
+/// A name that may be a number, or missing.
+fn name_of(row: &Map<String, Value>, key: &str) -> Result<Option<String>> {
+    match row.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(name)) => Ok(Some(name.clone())),
+        Some(Value::Number(name)) => Ok(Some(name.to_string())),
+        Some(other) => Err(expected(key, "a string or a number", other)),
+    }
+}
+
 fn item(row: &Map<String, Value>, index: usize) -> Result<(Kind, Item)> {
-    let id = match row.get("id") {
-        None | Some(Value::Null) => index.to_string(),
-        Some(Value::String(id)) => id.clone(),
-        Some(Value::Number(id)) => id.to_string(),
-        Some(other) => return Err(expected("id", "a string or a number", other)),
+    let id = name_of(row, "id")?.unwrap_or_else(|| index.to_string());
+    let subject = match name_of(row, "subject")? {
+        None => name_of(row, "paradigm")?,
+        subject => subject,
     };
-    let group = ["subject", "paradigm", "group"].iter().find_map(|key| row.get(*key)?.as_str()).map(str::to_owned);
+    let group = name_of(row, "group")?;
     let preamble = match row.get("description") {
         None | Some(Value::Null) => String::new(),
         Some(_) => text(row, "description")?.to_owned(),
@@ -231,15 +243,15 @@ fn item(row: &Map<String, Value>, index: usize) -> Result<(Kind, Item)> {
                 (Kind::Choice, choices.iter().map(|choice| request(context, choice)).collect())
             }
         };
-        return Ok((kind, Item { id, group, preamble, requests, answer }));
+        return Ok((kind, Item { id, subject, group, preamble, requests, answer }));
     }
     if row.contains_key("continuation") {
         let request =
             Request { context: text(row, "context")?.to_owned(), continuation: format!(" {}", filled(row, "continuation")?) };
-        return Ok((Kind::LastWord, Item { id, group, preamble, requests: vec![request], answer: 0 }));
+        return Ok((Kind::LastWord, Item { id, subject, group, preamble, requests: vec![request], answer: 0 }));
     }
     if row.contains_key("text") {
-        return Ok((Kind::Text, Item { group, ..text_item(id, text(row, "text")?)? }));
+        return Ok((Kind::Text, Item { subject, group, ..text_item(id, text(row, "text")?)? }));
     }
     let keys = row.keys().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
     Err(Error::new(format!("expected `choices`, `continuation` or `text`, found the keys {keys}")))
@@ -250,7 +262,7 @@ fn text_item(id: String, text: &str) -> Result<Item> {
         return Err(Error::new("expected a text, found an empty one"));
     }
     let request = Request { context: String::new(), continuation: text.to_owned() };
-    Ok(Item { id, group: None, preamble: String::new(), requests: vec![request], answer: 0 })
+    Ok(Item { id, subject: None, group: None, preamble: String::new(), requests: vec![request], answer: 0 })
 }
 
 fn choices(row: &Map<String, Value>) -> Result<Vec<&str>> {

@@ -1,10 +1,11 @@
 //! An evaluation: tasks and a model -> a folder with scores.json and samples.parquet, which can be resumed and added to.
 //!
-//! A folder belongs to one model at one precision. Tasks that it holds already are not evaluated again, so that an interrupted
-//! command goes on where it stopped, and another one adds its tasks. samples.parquet is written before scores.json: samples
+//! A folder belongs to one model at one precision, and each of its tasks to one choice of items and examples; a folder that nobody named
+//! is named after these, too. Tasks that it holds already are not evaluated again, so that an interrupted command goes on where it
+//! stopped, and another one adds its tasks. Only a task whose file has changed is evaluated anew in its place. samples.parquet is written before scores.json: samples
 //! without a score are those of a task that was cut off, and are dropped.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -39,7 +40,7 @@ pub(crate) struct Job {
 /// How a model is asked.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Way {
-    /// The first so many items of each task, or so many at random.
+    /// The first so many items of each task, or so many at random; of each subject, where a task has some.
     pub limit: Option<usize>,
     pub sample: Option<usize>,
     /// Examples before every question, and the seed of their draw and of the sample's.
@@ -79,8 +80,9 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
     };
     let provenance = provenance_of(started, Model::place(&reference, way.load_options(), way.max_len)?);
     let scores = Scores { provenance, command: job.command.clone(), identity, tasks: Tasks::new() };
-    let out = job.out.clone().unwrap_or_else(|| scores.folder());
+    let out = job.out.clone().unwrap_or_else(|| scores.folder(&way.settings()));
     let mut folder = Folder::open(&out, scores)?;
+    tasks.iter().try_for_each(|task| folder.check(task, way.chosen()))?;
     tasks.retain(|task| !folder.holds(task, way.chosen()));
     if tasks.is_empty() {
         return Ok(Outcome { out, scores: folder.scores });
@@ -123,20 +125,39 @@ pub(crate) fn divergence(models: [&Named; 2], way: &Way, watch: &dyn Watch) -> R
 impl Way {
     /// Leaves the items that are to be evaluated.
     fn choose(&self, task: &mut Task) {
-        task.items.truncate(self.limit.unwrap_or(usize::MAX));
-        if let Some(n) = self.sample {
-            let drawn = random::sample(self.seed, task.items.len() as u32, u32::try_from(n).unwrap_or(u32::MAX));
-            let mut number = 0;
-            task.items.retain(|_| {
-                number += 1;
-                drawn.binary_search(&(number - 1)).is_ok()
-            });
+        let mut subjects: BTreeMap<Option<&str>, Vec<usize>> = BTreeMap::new();
+        for (idx, item) in task.items.iter().enumerate() {
+            subjects.entry(item.subject.as_deref()).or_default().push(idx);
         }
+        let mut kept = vec![false; task.items.len()];
+        for (subject, items) in subjects {
+            let limited = items.len().min(self.limit.unwrap_or(usize::MAX)) as u32;
+            let drawn = match self.sample {
+                Some(n) => {
+                    let seed = subject.map_or(self.seed, |subject| self.seed ^ random::own_seed(subject));
+                    random::sample(seed, limited, u32::try_from(n).unwrap_or(u32::MAX))
+                }
+                None => (0..limited).collect(),
+            };
+            drawn.into_iter().for_each(|idx| kept[items[idx as usize]] = true);
+        }
+        let mut kept = kept.into_iter();
+        task.items.retain(|_| kept.next() == Some(true));
     }
 
     /// What of it a task's scores depend on, as they state it.
     fn chosen(&self) -> Chosen {
         Chosen { limit: self.limit, sample: self.sample, sample_seed: self.sample.map(|_| self.seed) }
+    }
+
+    /// Empty for all items without examples.
+    fn settings(&self) -> String {
+        let option = |name: &str, n: Option<usize>| n.map(|n| format!("{name} {n}"));
+        let examples = (self.few_shot > 0).then_some(self.few_shot);
+        let drawn = self.sample.or(examples).map(|_| self.seed as usize);
+        let options =
+            [option("limit", self.limit), option("sample", self.sample), option("fewshot", examples), option("seed", drawn)];
+        options.into_iter().flatten().collect::<Vec<_>>().join(" ")
     }
 
     fn load_options(&self) -> LoadOptions {
@@ -174,6 +195,18 @@ impl Folder {
         Ok(folder)
     }
 
+    /// An error if the folder holds the task with other items or examples, which two sets of scores under one name would hide.
+    fn check(&self, task: &Task, chosen: Chosen) -> Result<()> {
+        let Some(scores) = self.scores.tasks.get(&task.name) else { return Ok(()) };
+        let (was, is) = (scores.settings(), TaskScores::settings_of(chosen, task.few_shot));
+        if was == is {
+            return Ok(());
+        }
+        Err(Error::new(format!("the folder holds the scores of `{}` with {was}; asked for is {is}", task.name))
+            .at(&self.path)
+            .cure("Give another --out, or leave it out: the folder is then named after these settings, too."))
+    }
+
     /// Has this task been evaluated, on the same items?
     pub(crate) fn holds(&self, task: &Task, chosen: Chosen) -> bool {
         self.scores.tasks.get(&task.name).is_some_and(|scores| {
@@ -192,5 +225,44 @@ impl Folder {
         samples::write(&self.path.join(SAMPLES_FILE), &tables)?;
         let json = serde_json::to_string_pretty(&self.scores).context("cannot write down the scores")?;
         write_atomically(&self.path.join(SCORES_FILE), |file| writeln!(file, "{json}").context("cannot write the scores"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::eval::tasks::parse;
+
+    fn way(limit: Option<usize>, sample: Option<usize>, seed: u64) -> Way {
+        Way { limit, sample, few_shot: 0, seed, dtype: Dtype::F32, kernels: Kernels::Fused, device: Placement::Cpu, max_len: 16 }
+    }
+
+    #[test]
+    fn a_limit_and_a_sample_are_of_each_subject() {
+        let row = |i: usize| {
+            let subject = ["law", "logic", "virology"][i % 3];
+            format!(
+                "{{\"id\":{i},\"context\":\"c\",\"choices\":[\"a\",\"b\"],\"answer\":0,\"subject\":\"{subject}\",\"group\":{}}}\n",
+                i / 2
+            )
+        };
+        // 20 of law, 20 of logic, 2 of virology.
+        let rows: String = (0..60).filter(|i| i % 3 < 2 || *i < 6).map(row).collect();
+        let chosen = |way: Way| -> Vec<String> {
+            let mut task = parse("t", "t.jsonl", rows.as_bytes()).unwrap();
+            way.choose(&mut task);
+            task.items.into_iter().map(|item| item.id).collect()
+        };
+        assert_eq!(chosen(way(Some(3), None, 1)), ["0", "1", "2", "3", "4", "5", "6", "7"]);
+        let sampled = chosen(way(None, Some(5), 1));
+        let of = |subject: usize| sampled.iter().filter(|id| id.parse::<usize>().unwrap() % 3 == subject).collect::<Vec<_>>();
+        assert_eq!((of(0).len(), of(1).len(), of(2).len()), (5, 5, 2));
+        // Subjects have draws of their own, and seeds, too.
+        let places = |subject| of(subject).iter().map(|id| id.parse::<usize>().unwrap() / 3).collect::<Vec<_>>();
+        assert_ne!(places(0), places(1));
+        assert_eq!(sampled, chosen(way(None, Some(5), 1)));
+        assert_ne!(sampled, chosen(way(None, Some(5), 2)));
+        let groups = parse("t", "t.jsonl", rows.as_bytes()).unwrap().items;
+        assert_eq!((groups[3].group.as_deref(), groups[3].subject.as_deref()), (Some("1"), Some("law")));
     }
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use super::axes::{Axis, Frame, round_ticks};
 use super::font;
 use super::scene::{Paint, Scene, Text};
-use super::style::{self, BLUE, GREEN, HEADER_HEIGHT, INK, MARGIN, ORANGE, SOFT_INK, TITLE_SIZE, VERMILLION};
+use super::style::{self, BLUE, GREEN, HEADER_HEIGHT, INK, MARGIN, ORANGE, PAPER, SOFT_INK, TITLE_SIZE, VERMILLION};
 use crate::error::Result;
 
 /// A run: changes against the model before, in points, with their 95 % intervals.
@@ -53,8 +53,15 @@ pub(super) fn scene(runs: &[Run], base: &str) -> Scene {
     frame.draw_grid(&mut scene);
     scene.line(&[frame.at(0.0, frame.y.from), frame.at(0.0, frame.y.to)], 1.5, SOFT_INK);
     scene.line(&[frame.at(frame.x.from, 0.0), frame.at(frame.x.to, 0.0)], 1.5, SOFT_INK);
+    let at = |run: &Run| frame.at(run.target.value, run.general.value);
+    let coincide = |a: &Run, b: &Run| {
+        let ((x, y), (other_x, other_y)) = (at(a), at(b));
+        (x - other_x).hypot(y - other_y) < NEAR
+    };
     for (idx, run) in runs.iter().enumerate() {
-        draw_run(&mut scene, &frame, idx, run);
+        let n_under = runs[..idx].iter().filter(|other| coincide(run, other)).count();
+        let n_over = runs[idx + 1..].iter().filter(|other| coincide(run, other)).count();
+        draw_run(&mut scene, &frame, idx, run, n_under, n_over);
     }
     frame.draw_axes(&mut scene);
     let note = "Bars: 95 % intervals. Right of the vertical line the target was gained; below the horizontal line something was forgotten.";
@@ -62,15 +69,27 @@ pub(super) fn scene(runs: &[Run], base: &str) -> Scene {
     scene
 }
 
-/// Points are numbered, since they may lie close together and colours come again; the names stand at the right.
-fn draw_run(scene: &mut Scene, frame: &Frame, idx: usize, run: &Run) {
+/// Points that are closer than this hide each other.
+const NEAR: f64 = 9.0;
+
+/// Points are numbered, since they may lie close together and colours come again; the names stand at the right. Of runs that coincide,
+/// the first are drawn larger and with wider bars, the later ones on top of them, and their numbers stand side by side.
+fn draw_run(scene: &mut Scene, frame: &Frame, idx: usize, run: &Run, n_under: usize, n_over: usize) {
     const PAINTS: [Paint; 4] = [BLUE, VERMILLION, GREEN, ORANGE];
     let paint = PAINTS[idx % PAINTS.len()];
     let (x, y) = frame.at(run.target.value, run.general.value);
-    scene.line(&[(frame.x_at(run.target.low), y), (frame.x_at(run.target.high), y)], 2.0, paint);
-    scene.line(&[(x, frame.y_at(run.general.low)), (x, frame.y_at(run.general.high))], 2.0, paint);
-    scene.dot((x, y), 6.0, paint);
-    scene.veiled_text(x + 10.0, y - 9.0, &(idx + 1).to_string(), Text { bold: true, ..Text::small(paint) });
+    let width = 2.0 + 4.0 * n_over as f64;
+    scene.line(&[(frame.x_at(run.target.low), y), (frame.x_at(run.target.high), y)], width, paint);
+    scene.line(&[(x, frame.y_at(run.general.low)), (x, frame.y_at(run.general.high))], width, paint);
+    let radius = 6.0 + 5.0 * n_over as f64;
+    if n_under > 0 {
+        // Between runs of one colour, too.
+        scene.dot((x, y), radius + 1.5, PAPER);
+    }
+    scene.dot((x, y), radius, paint);
+    let number_x = x + 10.0 + 5.0 * (n_under + n_over) as f64 + 22.0 * n_under as f64;
+    let number_y = y - 9.0 - 5.0 * (n_under + n_over) as f64;
+    scene.veiled_text(number_x, number_y, &(idx + 1).to_string(), Text { bold: true, ..Text::small(paint) });
     let left = frame.right() + 24.0;
     let top = frame.top + 22.0 + 26.0 * idx as f64;
     // More runs than lines: their points are drawn, their names are not.
@@ -104,5 +123,30 @@ mod tests {
             scene.save(&Path::new(&folder).join("retention.png")).unwrap();
         }
         super::scene(&[], "").check_texts();
+    }
+
+    /// Two runs with the same changes, and a third one of the first's colour.
+    #[test]
+    fn runs_that_coincide_are_all_to_be_seen() {
+        let change = |value: f64, width: f64| Change { value, low: value - width, high: value + width };
+        let run =
+            |name: &str, target, general| Run { name: name.into(), target: change(target, 2.0), general: change(general, 0.8) };
+        let runs = [
+            run("one", 3.0, -1.0),
+            run("its equal", 3.0, -1.0),
+            run("another", -2.0, 1.0),
+            run("a fourth", 5.0, 0.5),
+            run("of the first's colour", 3.0, -1.0),
+        ];
+        let scene = scene(&runs, "base");
+        scene.check_texts();
+        // Each has a disc larger than the next one's, with a gap between.
+        let dots = scene.dots();
+        let first = dots[0].0;
+        let there = dots.iter().filter(|(at, _)| (at.0 - first.0).hypot(at.1 - first.1) < 1e-6);
+        assert_eq!(there.map(|(_, radius)| radius.round()).collect::<Vec<_>>(), [16.0, 13.0, 11.0, 8.0, 6.0]);
+        if let Some(folder) = std::env::var_os("MAPS_OUT") {
+            scene.save(&Path::new(&folder).join("retention_coincident.png")).unwrap();
+        }
     }
 }

@@ -313,6 +313,18 @@ impl Scene {
         texts
     }
 
+    /// The radii of the discs, in the order in which they are drawn, with their places.
+    pub fn dots(&self) -> Vec<(Point, f64)> {
+        let of = |shape: &Shape| match shape {
+            Shape::Polygon { points, .. } if points.len() == 24 => {
+                let (x, y) = points.iter().fold((0.0, 0.0), |(x, y), point| (x + point.0 / 24.0, y + point.1 / 24.0));
+                Some(((x, y), (points[0].0 - x).abs()))
+            }
+            _ => None,
+        };
+        self.shapes.iter().filter_map(of).collect()
+    }
+
     /// Panics where two texts touch or one leaves the picture.
     pub fn check_texts(&self) {
         let boxes: Vec<_> = self

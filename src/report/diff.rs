@@ -1,5 +1,6 @@
 //! What changed between evaluations or between score runs: for the terminal, as Markdown and HTML, and drawn.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::path::Path;
 
@@ -9,13 +10,13 @@ use super::document::{self, Block, Inline, plain, strong};
 use super::terminal::name;
 use crate::diagnosis::movement::{Change, Movement};
 use crate::error::Result;
-use crate::eval::compare::{Comparison, Flips, MacroChange, MetricChange, TaskChange};
+use crate::eval::compare::{Comparison, Flips, MacroChange, MeanChange, MetricChange, TaskChange};
 use crate::eval::divergence::Divergence;
 use crate::eval::retention::Retention;
 use crate::format::thousands;
 use crate::maps::{self, forest};
 use crate::provenance;
-use crate::stats::Estimate;
+use crate::stats::{Estimate, Interval};
 use crate::table::Quadrant;
 
 #[derive(Serialize)]
@@ -70,6 +71,8 @@ pub(crate) fn terminal(diff: &Diff, coloured: bool) -> String {
     match &diff.what {
         What::Evaluations(comparison) => {
             let width = comparison.tasks.keys().map(|name| name.chars().count()).fold(13, usize::max);
+            // Task, number of items and metric.
+            let mean_width = width + 24;
             line(format!("{bold}{}{reset} -> {bold}{}{reset}\n", comparison.before, comparison.after));
             line(format!(
                 "{bold}{:<width$} {:>6}  {:<14}{:>9}{:>9}{:>9}   {:<18}{:>6}{:>6}{:>9}{reset}",
@@ -92,6 +95,10 @@ pub(crate) fn terminal(diff: &Diff, coloured: bool) -> String {
                     row.p,
                     if row.drop { reset } else { "" }
                 ));
+            }
+            for (name, change) in means(comparison) {
+                let [before, after, difference, interval] = mean_cells(change);
+                line(format!("{name:<mean_width$}{before:>9}{after:>9}{difference:>9}   {interval}"));
             }
             if let Some(average) = &comparison.macro_average {
                 let number = |value: f64| format!("{:.2}", 100.0 * value);
@@ -211,12 +218,25 @@ fn of_evaluations(comparison: &Comparison) -> Vec<Block> {
         ">smallest drop to be seen",
     ];
     blocks.push(Block::Table { head: head.to_vec(), rows });
-    blocks.push(Block::Paragraph(vec![plain(
-        "Accuracies and their changes are in per cent and points. Changes are after minus before on the same items; intervals are \
-         percentile bootstraps with the items drawn in pairs; p is McNemar's exact test, in the column beside it after Holm's \
+    blocks.push(Block::Paragraph(vec![plain(format!(
+        "Accuracies and their changes are in per cent and points. Changes are after minus before on the same items, with 95 % \
+         intervals: {}. p is McNemar's exact test (over groups of items that of their nets), in the column beside it after Holm's \
          correction for the number of tasks. The smallest drop to be seen is the one that such a test finds four times in five, given \
          how many items flipped.",
-    )]));
+        methods(comparison)
+    ))]));
+    let means = means(comparison);
+    if !means.is_empty() {
+        blocks.push(Block::Paragraph(vec![plain(
+            "Of tasks with subjects, and of groups of tasks: every item with the same weight, as the harness sums up MMLU, and every subject \
+             or task with the same weight.",
+        )]));
+        let row = |(name, change): (String, &MeanChange)| -> Vec<Inline> {
+            [plain(name)].into_iter().chain(mean_cells(change).map(plain)).collect()
+        };
+        let head = vec!["", ">before", ">after", ">change", "95 % interval"];
+        blocks.push(Block::Table { head, rows: means.into_iter().map(row).collect() });
+    }
     let warnings = warnings(comparison);
     if !warnings.is_empty() {
         blocks.push(Block::List(warnings.into_iter().map(|warning| vec![plain(warning)]).collect()));
@@ -225,6 +245,34 @@ fn of_evaluations(comparison: &Comparison) -> Vec<Block> {
     let flips = comparison.tasks.iter().filter_map(|(name, task)| Some(flipped(name, task.flips.as_ref()?)));
     blocks.push(Block::List(flips.flatten().collect()));
     blocks
+}
+
+/// How the intervals of the differences were found.
+fn methods(comparison: &Comparison) -> String {
+    let metrics = comparison.tasks.values().flat_map(|task| task.metrics.values());
+    let found: BTreeSet<Interval> = metrics.filter_map(|metric| metric.difference.interval).collect();
+    let listed: Vec<&str> = found.into_iter().map(Interval::name).collect();
+    if listed.is_empty() { "none".to_owned() } else { listed.join(", ") }
+}
+
+/// Scores over several subjects or tasks that are no task's metric.
+fn means(comparison: &Comparison) -> Vec<(String, &MeanChange)> {
+    let subjects = comparison
+        .tasks
+        .iter()
+        .filter_map(|(name, task)| Some((format!("{name}, {} by subject", task.primary), task.mean_over_subjects.as_ref()?)));
+    let groups = comparison.groups.iter().flat_map(|(name, group)| {
+        let named = |by: &str| format!("{name}, {} by {by}", group.primary);
+        [(named("item"), &group.by_items), (named("task"), &group.mean_over_tasks)]
+    });
+    subjects.chain(groups).collect()
+}
+
+/// Before, after, change and interval in per cent and points.
+fn mean_cells(change: &MeanChange) -> [String; 4] {
+    let ends = change.difference.ci95.map_or_else(|| "-".to_owned(), |ends| interval(ends, 100.0));
+    let number = |value: f64| format!("{:.2}", 100.0 * value);
+    [number(change.before), number(change.after), format!("{:+.2}", 100.0 * change.difference.value), ends]
 }
 
 fn of_scores(movement: &Movement) -> Vec<Block> {
@@ -278,7 +326,8 @@ fn of_retention(retention: &Retention) -> Vec<Block> {
         Block::Figure { name: "retention", shows: "target gain against general change" },
         Block::Table { head, rows },
         Block::Paragraph(vec![plain(
-            "Points of the macro averages, after minus before on the same items, with paired bootstrap intervals.",
+            "Points of the macro averages, after minus before on the same items, a group of tasks counting as one by its items; the 95 % \
+             intervals add up the tasks' own (Tango's; a bootstrap over groups of items).",
         )]),
         Block::List(notes),
     ]

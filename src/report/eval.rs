@@ -1,10 +1,11 @@
 //! The table of an evaluation on the terminal.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use crate::eval::results::{Chosen, Scores, TaskScores};
 use crate::eval::tasks::Kind;
-use crate::stats::Estimate;
+use crate::stats::{Estimate, Interval};
 
 /// `out` is the folder that holds the scores.
 pub(crate) fn table(scores: &Scores, out: &str, coloured: bool) -> String {
@@ -26,6 +27,10 @@ pub(crate) fn table(scores: &Scores, out: &str, coloured: bool) -> String {
             let (name, n) = if idx == 0 { (name.as_str(), task.n.to_string()) } else { ("", String::new()) };
             line(format!("{name:<width$} {n:>7}  {metric:<16}{}", numbers(metric, estimate)));
         }
+        if let Some(mean) = &task.mean_over_subjects {
+            let row = numbers(&task.primary, mean);
+            line(format!("{:<width$} {:>7}  {:<16}{row}", "", "", format!("{} by subject", task.primary)));
+        }
         if let Some(which) = which_items(task) {
             line(format!("{dim}{:width$}          {which}{reset}", ""));
         }
@@ -33,6 +38,7 @@ pub(crate) fn table(scores: &Scores, out: &str, coloured: bool) -> String {
             line(format!("{dim}{:width$}          {} contexts were cut at their beginning{reset}", "", task.truncated));
         }
     }
+    line(format!("\n{dim}95 % intervals: {}{reset}", methods(scores)));
     line(format!("\nscores   {bold}{out}/scores.json{reset}"));
     line(format!("samples  {out}/samples.parquet"));
     text
@@ -40,13 +46,33 @@ pub(crate) fn table(scores: &Scores, out: &str, coloured: bool) -> String {
 
 /// Said where not all items of the task were evaluated.
 fn which_items(task: &TaskScores) -> Option<String> {
+    let largest = task.groups.values().map(|subject| subject.n).max().unwrap_or(task.n);
+    let of_each = match task.groups.len() {
+        0 | 1 => String::new(),
+        n => format!(" of each of {n} subjects"),
+    };
     match task.chosen {
-        Chosen { sample: Some(n), sample_seed, .. } if n <= task.n => {
-            Some(format!("{n} items drawn at random, seed {}", sample_seed.unwrap_or_default()))
+        Chosen { sample: Some(n), sample_seed, .. } if n <= largest => {
+            Some(format!("{n} items{of_each} drawn at random, seed {}", sample_seed.unwrap_or_default()))
         }
-        Chosen { limit: Some(n), .. } if n <= task.n => Some(format!("the first {n} items, not a random sample")),
+        Chosen { limit: Some(n), .. } if n <= largest => Some(format!("the first {n} items{of_each}, not a random sample")),
         _ => None,
     }
+}
+
+/// How the intervals that are shown were found.
+fn methods(scores: &Scores) -> String {
+    let mut metrics: BTreeMap<Interval, BTreeSet<&str>> = BTreeMap::new();
+    for (name, estimate) in scores.tasks.values().flat_map(shown) {
+        if let Some(interval) = estimate.interval {
+            metrics.entry(interval).or_default().insert(name);
+        }
+    }
+    let of = |(interval, names): (&Interval, &BTreeSet<&str>)| {
+        format!("{} ({})", interval.name(), names.iter().copied().collect::<Vec<_>>().join(", "))
+    };
+    let listed: Vec<String> = metrics.iter().map(of).collect();
+    if listed.is_empty() { "none, for want of items".to_owned() } else { listed.join("; ") }
 }
 
 /// The primary metric first.

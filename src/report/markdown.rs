@@ -12,7 +12,7 @@ use crate::diagnosis::planted::RankingQuality;
 use crate::diagnosis::ranking::Ranking;
 use crate::diagnosis::summary::{Breakdown, Summary};
 use crate::engine::TOP_K;
-use crate::format::{number_with_interval, percent_in_table, percent_with_interval, thousands};
+use crate::format::{number_with_interval, percent, percent_with_interval, thousands};
 use crate::table::Quadrant;
 
 /// Where the numbers come from.
@@ -225,8 +225,8 @@ fn rankings(text: &mut String, planted: &RankingQuality) {
             "| {} | {} | {} | {} | {} |",
             scores.ranking.name(),
             number_with_interval(first.auroc, first.auroc_ci95, 4),
-            first.precision_at_1_percent.map_or("-".to_owned(), percent_in_table),
-            first.recall_at_1_percent.map_or("-".to_owned(), percent_in_table),
+            first.precision_at_1_percent.map_or("-".to_owned(), percent),
+            first.recall_at_1_percent.map_or("-".to_owned(), percent),
             number_with_interval(scores.any_token.auroc, scores.any_token.auroc_ci95, 4)
         );
     }
@@ -248,7 +248,7 @@ fn gates(text: &mut String, summary: &Summary) {
     for preview in &summary.gates {
         let GatePreview { gate, effective_tokens, mean_weight, learning_rate_factor, learning_rate_factor_ci95, kept, .. } =
             preview;
-        let kept = Quadrant::ALL.map(|quadrant| percent_in_table(kept.get(quadrant).grad)).join(" | ");
+        let kept = Quadrant::ALL.map(|quadrant| percent(kept.get(quadrant).grad)).join(" | ");
         let factor = number_with_interval(*learning_rate_factor, *learning_rate_factor_ci95, 2);
         add!(text, "| {gate} | {} | {mean_weight:.3} | {kept} | {factor} |", thousands(*effective_tokens as u64));
     }
@@ -263,13 +263,13 @@ fn gates(text: &mut String, summary: &Summary) {
         add!(
             text,
             "| {gate} | {} | {} | {} | {} | {} | {} | {} |",
-            percent_in_table(taken.grad),
-            percent_in_table(share.confident_conflict.grad),
-            percent_in_table(share.uncertain.grad),
-            percent_in_table(share.confident.grad),
-            percent_in_table(taken.weight),
-            percent_in_table(share.confident_conflict.weight),
-            percent_in_table(share.confident.weight)
+            percent(taken.grad),
+            percent(share.confident_conflict.grad),
+            percent(share.uncertain.grad),
+            percent(share.confident.grad),
+            percent(taken.weight),
+            percent(share.confident_conflict.weight),
+            percent(share.confident.weight)
         );
     }
     add!(text, "");

@@ -7,7 +7,7 @@ use crate::diagnosis::Report;
 use crate::diagnosis::context::InContext;
 use crate::diagnosis::ranking::Ranking;
 use crate::diagnosis::summary::{Cell, Summary, Surprise};
-use crate::format::{number_with_interval, percent_in_table, percent_with_interval, thousands};
+use crate::format::{number_with_interval, percent, percent_with_interval, thousands};
 use crate::table::Quadrant;
 
 /// What stands above the numbers.
@@ -68,8 +68,8 @@ pub(crate) fn summary(heading: &Heading, report: &Report, coloured: bool) -> Str
             name(quadrant),
             thousands(tokens),
             percent_with_interval(token_share, token_share_ci95),
-            percent_in_table(loss_share),
-            percent_in_table(grad_share)
+            percent(loss_share),
+            percent(grad_share)
         ));
     }
     line(format!("{dim}in brackets: 95 % interval over {} rows; {}{reset}", thousands(overall.rows), heading.rows));

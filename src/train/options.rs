@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::adamw::AdamWOptions;
 use super::declared::{Declared, Group, Kind, Typed, our_name};
 use super::schedule::Shape;
-use crate::dataset::{FieldMap, ReadOptions, RoleMap};
+use crate::dataset::{Choice, FieldMap, ReadOptions, RoleMap};
 use crate::diagnosis::gate::{Beside, EAFT, Gate, Method, Normaliser};
 use crate::error::{Context, Error, Result};
 use crate::kernels::Dtype;
@@ -102,6 +102,8 @@ options! {
         max_len: usize = 2048;
         /// Reads only the first N records [default: all].
         limit: Option<u64> = None;
+        /// Reads N records drawn at random by --seed; a larger sample holds the smaller one [default: all].
+        sample: Option<u64> = None;
         /// How often the rows of a source appear in an epoch: --mix chat.jsonl=0.5 takes another half each time.
         mix: BTreeMap<String, f64> = BTreeMap::new();
         /// The order of the rows, the adapters' first weights, dropout and the held-out rows follow from this number.
@@ -213,10 +215,15 @@ impl Options {
             ("save-every", self.save_every),
             ("max-steps", self.max_steps),
             ("snapshot-every", self.snapshot_every),
+            ("limit", self.limit),
+            ("sample", self.sample),
         ] {
             if every == Some(0) {
                 return wrong(format!("--{name} 0: expected 1 or more"));
             }
+        }
+        if self.limit.is_some() && self.sample.is_some() {
+            return wrong("--limit takes the first rows and --sample random ones: give one of them".to_owned());
         }
         if !(self.epochs > 0.0 && self.epochs.is_finite()) {
             return wrong(format!("--epochs {}: expected a number above 0", self.epochs));
@@ -274,6 +281,14 @@ impl Options {
         self.render()?;
         self.read()?;
         Ok(())
+    }
+
+    /// Which records are read.
+    pub(crate) fn choice(&self) -> Choice {
+        match self.sample {
+            Some(n) => Choice::Random { n, seed: self.seed },
+            None => Choice::first(self.limit),
+        }
     }
 
     /// What a token is weighed by: the method's gate, and EAFT's as it was asked for.
@@ -515,6 +530,8 @@ mod tests {
             ("method = 'psft'\nlora = true\nlora-dropout = 0.1", "--lora-dropout 0.1"),
             ("dtype = 'f16'", "f16"),
             ("max-steps = 0", "max-steps"),
+            ("sample = 0", "--sample 0"),
+            ("limit = 5\nsample = 5", "give one of them"),
         ] {
             let text = if text.starts_with("datasets") { text.to_owned() } else { format!("datasets = ['a']\n{text}") };
             let error = Options::resolve(None, table(&text)).unwrap_err();

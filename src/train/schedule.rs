@@ -28,6 +28,20 @@ pub(crate) struct Schedule {
 }
 
 impl Schedule {
+    /// An error where the rate is 0 at every step.
+    pub(crate) fn check(&self) -> Result<()> {
+        let Schedule { total, warmup, .. } = *self;
+        if (0..total).any(|step| self.rate(step) > 0.0) {
+            return Ok(());
+        }
+        let steps = format!("{total} step{}", if total == 1 { "" } else { "s" });
+        Err(match self.peak == 0.0 {
+            true => Error::usage(format!("--lr 0: none of {steps} would change the model")).cure("Give a learning rate above 0."),
+            false => Error::usage(format!("the learning rate is 0 at every one of {steps}: the warm-up of {warmup} begins at 0"))
+                .cure("Give --warmup-steps 0, or train for more steps (--epochs, --max-steps, a smaller --batch-size)."),
+        })
+    }
+
     /// Of step `step`, counted from 0.
     pub(crate) fn rate(&self, step: u64) -> f64 {
         if step < self.warmup {
@@ -75,6 +89,12 @@ mod tests {
         assert!((cosine.rate(6) - 0.5).abs() < 1e-12 && cosine.rate(10) < 1e-12);
         assert_eq!([2, 4, 10].map(|step| schedule(Shape::Linear).rate(step)), [1.0, 0.75, 0.0]);
         assert_eq!(schedule(Shape::Constant).rate(9), 1.0);
+        // A warm-up that takes all steps, of which the first has the rate 0, teaches something from the second on.
+        let of = |peak, warmup, total| Schedule { shape: Shape::Linear, peak, warmup, total }.check();
+        assert!(of(1.0, 0, 1).is_ok() && of(1.0, 2, 2).is_ok());
+        let error = of(1.0, 1, 1).unwrap_err();
+        assert!(error.exit_code() == 2 && error.to_string().contains("--warmup-steps 0"), "{error}");
+        assert!(of(0.0, 0, 9).unwrap_err().to_string().contains("--lr 0"));
         // No warm-up and one step.
         assert_eq!(Schedule { shape: Shape::Cosine, peak: 3.0, warmup: 0, total: 1 }.rate(0), 3.0);
     }

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 torch.set_grad_enabled(False)
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "families"
-NOTHING = ["--lr", "0", "--weight-decay", "0", "--max-steps", "1", "--max-len", "128", "--dtype", "f32"]
+NOTHING = ["--lr", "1e-30", "--warmup-steps", "0", "--weight-decay", "0", "--max-steps", "1", "--max-len", "128", "--dtype", "f32"]
 
 
 def check(source, expected):

@@ -25,7 +25,7 @@ pub(super) fn question(row: &Row) -> Result<Option<Value>> {
     let target = row.text("target")?;
     let context = format!("Q: {}\nA:", row.text("input")?);
     Ok(choices.iter().position(|choice| choice == target).map(|answer| {
-        json!({"description": format!("{description}\n\n"), "context": context, "choices": choices, "answer": answer, "group": part})
+        json!({"description": format!("{description}\n\n"), "context": context, "choices": choices, "answer": answer, "subject": part})
     }))
 }
 

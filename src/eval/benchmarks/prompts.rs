@@ -15,7 +15,7 @@ type Uniform = Result<Option<Value>>;
 pub(super) fn agieval(row: &Row) -> Uniform {
     if row.has("query") {
         let (context, choices, answer) = (row.text("query")?, row.texts("choices")?, row.number("gold")?);
-        return Ok(Some(json!({"context": context, "choices": choices, "answer": answer, "group": &*row.part})));
+        return Ok(Some(json!({"context": context, "choices": choices, "answer": answer, "subject": &*row.part})));
     }
     let options = row.texts("options")?;
     let passage = if row.has("passage") { row.text("passage")? } else { "" };
@@ -25,7 +25,7 @@ pub(super) fn agieval(row: &Row) -> Uniform {
         format!("{passage}Q: {question} Answer Choices: {}\nA: Among A through {last}, the answer is", options.join(" "));
     let choices: Vec<String> = LETTERS.iter().take(options.len()).map(|letter| format!("({letter})")).collect();
     Ok(Some(
-        json!({"context": context, "choices": choices, "answer": letter(row.text("label")?, options.len())?, "group": &*row.part}),
+        json!({"context": context, "choices": choices, "answer": letter(row.text("label")?, options.len())?, "subject": &*row.part}),
     ))
 }
 
@@ -43,7 +43,7 @@ pub(super) fn blimp(row: &Row) -> Uniform {
     let paradigm = row.text("UID")?;
     let pair = if row.has("pairID") { row.number("pairID")? } else { row.number("pair_id")? };
     let choices = [row.text("sentence_good")?, row.text("sentence_bad")?];
-    Ok(Some(json!({"id": format!("{paradigm}-{pair}"), "context": "", "choices": choices, "answer": 0, "group": paradigm})))
+    Ok(Some(json!({"id": format!("{paradigm}-{pair}"), "context": "", "choices": choices, "answer": 0, "subject": paradigm})))
 }
 
 /// `super_glue/boolq/default.yaml`
@@ -121,7 +121,7 @@ pub(super) fn mmlu(row: &Row) -> Uniform {
         format!("The following are multiple choice questions (with answers) about {}.\n\n", subject.replace('_', " "));
     let context = format!("{}\n{}Answer:", row.text("question")?.trim_matches(is_python_space), lettered(&texts));
     let (choices, answer) = (letters(texts.len()), row.number("answer")?);
-    Ok(Some(json!({"description": description, "context": context, "choices": choices, "answer": answer, "group": subject})))
+    Ok(Some(json!({"description": description, "context": context, "choices": choices, "answer": answer, "subject": subject})))
 }
 
 /// `mmlu/continuation/_continuation_template_yaml`
@@ -130,7 +130,7 @@ pub(super) fn mmlu_cloze(row: &Row) -> Uniform {
     let description = format!("The following are questions (with answers) about {}.\n\n", subject.replace('_', " "));
     let context = format!("Question: {}\nAnswer:", row.text("question")?.trim_matches(is_python_space));
     let answer = row.number("answer")?;
-    Ok(Some(json!({"description": description, "context": context, "choices": choices, "answer": answer, "group": subject})))
+    Ok(Some(json!({"description": description, "context": context, "choices": choices, "answer": answer, "subject": subject})))
 }
 
 /// `openbookqa/openbookqa.yaml`: the bare beginning of a sentence.

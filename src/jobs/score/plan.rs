@@ -1,5 +1,6 @@
 //! What the user asked for -> everything opened and checked before the long work, and an identity that two equal commands share.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime};
 
@@ -166,6 +167,7 @@ fn survey(
     watch: &dyn Watch,
 ) -> Result<(Audit, Totals, Vec<Planted>)> {
     let (mut audit, mut totals, mut planted) = (Audit::of(dataset), Totals::default(), Vec::new());
+    let (mut seen, mut n_equal) = (HashSet::new(), 0);
     for chunk in rendered(dataset, renderer, 0, chosen) {
         for item in chunk? {
             totals.records += 1;
@@ -175,6 +177,7 @@ fn survey(
                     let supervised = rendered.sequence.supervised.iter().filter(|&&supervised| supervised).count() as u64;
                     if supervised > 0 {
                         totals.scored += 1;
+                        n_equal += u64::from(!seen.insert(rendered.sequence.fingerprint()));
                         totals.tokens += rendered.sequence.ids.len() as u64;
                         totals.supervised += supervised;
                     }
@@ -193,6 +196,10 @@ fn survey(
             }
         }
         watch.reading(totals.records);
+    }
+    if n_equal > 0 {
+        let n = totals.scored;
+        audit.notes.push(format!("{n_equal} of {n} rows are equal to an earlier one, token by token, and count once more each."));
     }
     Ok((audit, totals, planted))
 }

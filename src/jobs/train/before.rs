@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use crate::dataset::Choice;
 use crate::diagnosis::gate::{Beside, Gate, Method};
 use crate::diagnosis::population::{Needs, Population, Quantity};
 use crate::diagnosis::quadrants::Thresholds;
@@ -33,7 +32,7 @@ pub(super) fn score_before(options: &Options, out: &Path, command: &str, watch: 
         kernels: Kernels::Fused,
         device: Placement::Cpu,
         render: options.render()?,
-        choice: Choice::first(options.limit),
+        choice: options.choice(),
         thresholds: Thresholds::default(),
         with_page: false,
         command: command.to_owned(),

@@ -42,10 +42,16 @@ impl Opened {
         let dataset = Dataset::open(&options.datasets, &options.read()?)?;
         watch.opened(dataset.files());
         let reference = Reference::resolve(options.model.as_deref(), &fetching(watch))?;
-        let identity = identity(&options, dataset.files(), &reference.sha256()?, &provenance::build())?;
-        let out = options.out.clone().unwrap_or_else(|| Path::new("runs").join(format!("train-{}", &identity[..8])));
-        let opened = Opened { options, out, command, dataset, reference, identity };
-        if opened.record()?.is_some_and(|record| record.identity != opened.identity) {
+        let (model_sha256, build) = (reference.sha256()?, provenance::build());
+        let own_identity = identity(&options, dataset.files(), &model_sha256, &build)?;
+        let out = options.out.clone().unwrap_or_else(|| Path::new("runs").join(format!("train-{}", &own_identity[..8])));
+        let opened = Opened { options, out, command, dataset, reference, identity: own_identity };
+        if let Some(record) = opened.record()?.filter(|record| record.identity != opened.identity) {
+            let Options { epochs, max_steps, .. } = record.options;
+            let as_long = Options { epochs, max_steps, ..opened.options.clone() };
+            if identity(&as_long, opened.dataset.files(), &model_sha256, &build)? == record.identity {
+                return Err(opened.of_another_length(&record));
+            }
             return Err(Error::new("this folder holds another training run").at(&opened.out).cure(
                 "It has other options, data or another model, or was made by another version or commit of the program \
                     or with another DIAGNOSE_KERNELS: give another --out.",
@@ -55,6 +61,22 @@ impl Opened {
             progress.check(&opened.identity).map_err(|error| error.at(&opened.out))?;
         }
         Ok(opened)
+    }
+
+    /// The learning rates of all steps follow from the length, so that a longer run is no continuation of a shorter one.
+    fn of_another_length(&self, record: &TrainRecord) -> Error {
+        let length = |options: &Options| match options.max_steps {
+            Some(steps) => format!("{steps} step{}", if steps == 1 { "" } else { "s" }),
+            None => format!("{} epoch{}", options.epochs, if options.epochs == 1.0 { "" } else { "s" }),
+        };
+        let (was, wanted) = (length(&record.options), length(&self.options));
+        let result = match self.options.lora {
+            true => "the model that --merge saves".to_owned(),
+            false => format!("--model {}", record.result.display()),
+        };
+        Error::new(format!("this folder holds a finished run of {was}, and a run of {wanted} has other learning rates from its first step on"))
+            .at(&self.out)
+            .cure(format!("Give another --out to train for {wanted} from the beginning, or go on from the result with {result} and another --out."))
     }
 
     /// The record of the run, if it has ended.

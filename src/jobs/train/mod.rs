@@ -4,6 +4,7 @@
 //! job.rs         what is asked for; data and model found but not read; record.rs tells what a finished run has left
 //! trainer.rs     everything read and checked; the loop over steps; what is written when
 //! plan.rs        what a run will do; before.rs the diagnosis that some methods need first
+//! special_tokens.rs  where answers end, and tokens that the model never learnt
 //! snapshot.rs    what psft compares with
 //! checkpoint.rs  weights, moments and progress, to the bit
 //! log.rs         metrics.jsonl; events.rs for TensorBoard; figures.rs draws
@@ -23,6 +24,7 @@ mod recipe;
 mod record;
 mod result;
 mod snapshot;
+mod special_tokens;
 mod trainer;
 
 pub(crate) use job::Job;

@@ -1,13 +1,14 @@
 //! The options of a run as a recipe for the programs that `emit` writes for.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::emit::{self, Length, Loss, Recipe, Schedule, Target};
 use crate::dataset::Dataset;
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::jobs::watch::{Watch, fetching};
 use crate::kernels::Dtype;
 use crate::model::{LoraSettings, Reference};
+use crate::train;
 use crate::train::options::Options;
 use crate::train::schedule::Shape;
 
@@ -20,12 +21,18 @@ pub(crate) fn emit(options: &Options, target: Target, watch: &dyn Watch) -> Resu
     let dataset = Dataset::open(&options.datasets, &options.read()?)?;
     let reference = Reference::resolve(options.model.as_deref(), &fetching(watch))?;
     let layer_class = reference.layer_class()?;
-    let limit = options.limit.unwrap_or(u64::MAX) as usize;
-    let n_rows =
-        dataset.records().take(limit).filter(|record| record.as_ref().is_ok_and(|record| record.example.is_ok())).count();
+    let chosen = dataset.choose(options.choice())?;
+    let n_rows = dataset.chosen(&chosen).filter(|record| record.as_ref().is_ok_and(|record| record.example.is_ok())).count();
     let steps = options.max_steps.unwrap_or((n_rows.div_ceil(options.batch_size) as f64 * options.epochs).ceil() as u64);
+    let schedule = train::schedule::Schedule {
+        shape: options.schedule,
+        peak: options.learning_rate(),
+        warmup: options.warmup(steps),
+        total: steps,
+    };
+    schedule.check()?;
     let recipe = Recipe {
-        model: options.model.clone().unwrap_or_else(|| DEFAULT_HUB_ID.to_owned()),
+        model: options.model.as_deref().map_or(Ok(DEFAULT_HUB_ID.to_owned()), as_seen_from_anywhere)?,
         loss: Loss {
             method: options.method,
             gate: options.gate()?,
@@ -58,13 +65,35 @@ pub(crate) fn emit(options: &Options, target: Target, watch: &dyn Watch) -> Resu
         validation: options.validation_share,
         layer_class,
     };
+    for (option, is_given) in [
+        ("--system", options.system.is_some()),
+        ("--chat-template", options.chat_template.is_some()),
+        ("--chat-template-kwargs", options.chat_template_kwargs.is_some()),
+    ] {
+        if is_given {
+            return Err(Error::usage(format!(
+                "{option} would be lost: the configuration takes the template of the model's folder"
+            ))
+            .cure("Write it into the data or into the model's folder, and leave the option out."));
+        }
+    }
     if !options.mix.is_empty() || !options.intended.is_empty() {
         return Err(Error::usage("--mix and --intended have no counterpart in the other programs").cure("Leave them out."));
     }
-    let examples = dataset.records().take(limit).filter_map(|record| match record {
+    let examples = dataset.chosen(&chosen).filter_map(|record| match record {
         Ok(record) => record.example.ok().map(Ok),
         Err(error) => Some(Err(error)),
     });
     let rows = emit::emit(target, &recipe, examples, &out)?;
     Ok((out, rows))
+}
+
+/// A model's folder by its whole path, since the configuration is used in its own folder; a hub id as it is.
+fn as_seen_from_anywhere(model: &str) -> Result<String> {
+    let path = Path::new(model);
+    if !path.exists() {
+        return Ok(model.to_owned());
+    }
+    let whole = std::path::absolute(path).context_at(path, "cannot find the folder")?;
+    Ok(whole.to_string_lossy().into_owned())
 }

@@ -13,8 +13,8 @@ use super::log::{Log, METRICS_FILE, read_metrics};
 use super::plan::{Plan, Preview, memory_beside, preview};
 use super::record::{OPTIONS_FILE, RUN_FILE, TrainRecord};
 use super::snapshot::Snapshot;
-use super::{figures, result};
-use crate::dataset::{Choice, DataFile};
+use super::{figures, result, special_tokens};
+use crate::dataset::DataFile;
 use crate::diagnosis::quadrants::Resolved;
 use crate::engine::{self, Work};
 use crate::error::{Context, Error, Result};
@@ -23,7 +23,7 @@ use crate::jobs::watch::Watch;
 use crate::jobs::{peak_memory_bytes, provenance_of};
 use crate::kernels::{Dtype, Kernels};
 use crate::maps;
-use crate::model::{LoadOptions, Model, Parameter, Placement, Reference, memory};
+use crate::model::{LoadOptions, Model, Parameter, Placement, Reference, add_end_tokens, memory};
 use crate::tokens::{Renderer, Sequence};
 use crate::train::adamw::{AdamW, gradient_norm};
 use crate::train::data::{Order, Random, TrainingSet, steps_of_epochs};
@@ -44,6 +44,8 @@ pub(super) struct Trainer {
     base: Option<Model>,
     parameters: Vec<Parameter>,
     set: TrainingSet,
+    /// Tokens with which answers end and the model's do not: they are added to the result's.
+    new_ends: Vec<u32>,
     weights: Vec<RowWeight>,
     order: Order,
     /// The epoch of the last step, and the order of its sequences.
@@ -65,7 +67,7 @@ pub(super) fn plan(opened: Opened, watch: &dyn Watch) -> Result<Plan> {
         Some(parameters) => parameters,
         None => read.model.train(opened.options.dtype()?)?,
     };
-    Ok(read.steps(&opened.options).plan(&read, &trained, None))
+    Ok(read.steps(&opened.options)?.plan(&read, &trained, None))
 }
 
 /// Model and data, checked against each other and against the memory.
@@ -76,6 +78,8 @@ struct Read {
     /// Of each sequence, whether its conflicts are meant to be learnt.
     intended: Vec<bool>,
     adapted: Option<Vec<Parameter>>,
+    /// Tokens with which answers end and the model's do not.
+    new_ends: Vec<u32>,
     memory_bytes: u64,
 }
 
@@ -97,15 +101,14 @@ impl Read {
         let mut model = Model::load(reference, load_options(stored), options.max_len)?;
         let renderer = Renderer::new(model.tokenizer.clone(), model.template.take(), options.render()?)?;
         let mut reading = |records| watch.reading(records);
-        let set = TrainingSet::read(
-            dataset,
-            &renderer,
-            &dataset.choose(Choice::first(options.limit))?,
-            options.strict,
-            options.validation_share,
-            options.seed,
-            &mut reading,
-        )?;
+        let chosen = dataset.choose(options.choice())?;
+        let mut set =
+            TrainingSet::read(dataset, &renderer, &chosen, options.strict, options.validation_share, options.seed, &mut reading)?;
+        set.audit.notes.extend(chosen.remark());
+        let new_ends = special_tokens::unknown_ends(&set, &model.tokenizer, reference)?;
+        let saves_model = !options.lora || options.merge;
+        set.audit.notes.extend(special_tokens::note_of_ends(&new_ends, &model.tokenizer, saves_model));
+        set.audit.notes.extend(special_tokens::untrained(&set, &model, options.lora)?);
         watch.audited(&set.audit);
         watch.remarks(&model.info.name, &model.remarks);
         let order = set.order(&options.mix, options.seed)?;
@@ -115,15 +118,17 @@ impl Read {
         let beside = memory_beside(options, &model, adapted.as_deref())?;
         memory::check_training(&model.info.name, beside)?;
         let memory_bytes = memory::PROGRAM_BYTES + model.info.parameters * stored.size_in_bytes() + beside;
-        Ok(Read { model, set, order, intended, adapted, memory_bytes })
+        Ok(Read { model, set, order, intended, adapted, new_ends, memory_bytes })
     }
 
-    fn steps(&self, options: &Options) -> Steps {
+    /// An error if no step would change anything.
+    fn steps(&self, options: &Options) -> Result<Steps> {
         let epoch_ends = self.order.epoch_ends(options.epochs, options.max_steps, options.batch_size);
         let total = options.max_steps.unwrap_or(steps_of_epochs(options.epochs, &epoch_ends));
         let warmup = options.warmup(total);
         let schedule = Schedule { shape: options.schedule, peak: options.learning_rate(), warmup, total };
-        Steps { epoch_ends, schedule }
+        schedule.check()?;
+        Ok(Steps { epoch_ends, schedule })
     }
 }
 
@@ -151,6 +156,7 @@ impl Trainer {
     pub(super) fn prepare(opened: Opened, watch: &dyn Watch) -> Result<Trainer> {
         let started = SystemTime::now();
         let mut read = Read::new(&opened, watch)?;
+        let steps = read.steps(&opened.options)?;
         let Opened { options, out, command, dataset, reference, identity } = opened;
         let (dtype, set, intended) = (options.dtype()?, &read.set, std::mem::take(&mut read.intended));
 
@@ -184,9 +190,8 @@ impl Trainer {
         let population = with_topk_entropies(population, &gate, &read.model, &[&set.sequences, &set.validation])?;
         let loss = Loss::new(options.method, gate, options.kl_weight, population);
         let preview = preview(&read.model, &set.sequences, &weights, &loss, &thresholds)?;
-        let steps = read.steps(&options);
         let plan = steps.plan(&read, &parameters, Some(preview));
-        let (Read { model, set, order, .. }, Steps { epoch_ends, schedule }) = (read, steps);
+        let (Read { model, set, order, new_ends, .. }, Steps { epoch_ends, schedule }) = (read, steps);
         Ok(Trainer {
             out,
             plan,
@@ -195,6 +200,7 @@ impl Trainer {
             base,
             parameters,
             set,
+            new_ends,
             weights,
             order,
             epoch: None,
@@ -396,6 +402,10 @@ impl Trainer {
         let after = metrics.last().map(|last| last.standing).unwrap_or_default();
         let (lora, dtype) = (self.options.lora(), self.options.save_dtype()?);
         let result = result::save(&self.reference, &self.out, &self.parameters, lora.as_ref(), self.options.merge, dtype)?;
+        let model_folder = self.out.join("model");
+        if !self.new_ends.is_empty() && model_folder.is_dir() {
+            add_end_tokens(&model_folder, &self.new_ends)?;
+        }
         if let Some(template) = &self.options.chat_template {
             result::replace_template(template, &self.out)?;
         }

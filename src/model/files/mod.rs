@@ -8,12 +8,14 @@
 //! adapter.rs             a LoRA adapter folder, applied to a base
 //! hub_files.rs           which files of a hub's repository make a model
 //! config_json.rs         config.json -> Config, and back
+//! end_tokens.rs          where generation stops
 //! save.rs                a model as a Hugging Face folder; weights by safetensors_write.rs; peft.rs saves a LoRA adapter;
 //!                        replaceable.rs says over what
 //! ```
 
 pub(in crate::model) mod adapter;
 mod config_json;
+pub(in crate::model) mod end_tokens;
 pub(in crate::model) mod folder;
 pub(in crate::model) mod gguf;
 pub(in crate::model) mod gguf_files;

@@ -1,0 +1,66 @@
+//! The gates, what they need to know about the other tokens, and the weights that follow.
+
+use super::eaft::{Curve, Eaft};
+use super::weight::Weight;
+use crate::diagnosis::population::{Needs, Population, Quantity};
+use crate::diagnosis::quadrants::PILOT_SHARE;
+use crate::engine::TOP_K;
+use crate::error::Result;
+
+/// What a token is weighed by. [`Gate::bind`] makes the weight function of it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Gate {
+    One,
+    Eaft(Eaft),
+    Pilot,
+    /// Masks the tokens with 1/p above this under the base model.
+    Stm {
+        tau: f32,
+    },
+    Probability,
+    Deft,
+    Tempered,
+    /// Of the probability to an earlier one, up to this.
+    Ratio {
+        most: f32,
+    },
+}
+
+impl Gate {
+    /// What the gate needs to know beside the token.
+    pub fn needs(&self) -> Needs {
+        let quantiles = |quantiles: Vec<(Quantity, f64)>| Needs { quantiles, ..Needs::default() };
+        match *self {
+            Gate::Eaft(Eaft { curve: Curve::Mask { share }, k, .. }) => quantiles(vec![(Quantity::EntropyTopk { k }, share)]),
+            Gate::Pilot => quantiles(vec![(Quantity::Logprob, PILOT_SHARE), (Quantity::Entropy, PILOT_SHARE)]),
+            Gate::Stm { .. } => Needs { base_logprobs: true, ..Needs::default() },
+            Gate::Tempered => Needs { tau: true, ..Needs::default() },
+            Gate::One | Gate::Eaft(_) | Gate::Probability | Gate::Deft | Gate::Ratio { .. } => Needs::default(),
+        }
+    }
+
+    /// K of the top-K entropy that the gate looks at; the table's for those that look at none.
+    pub fn top_k(&self) -> usize {
+        match self {
+            Gate::Eaft(eaft) => eaft.k,
+            _ => TOP_K,
+        }
+    }
+
+    /// Fills in what the gate needs to know about the other tokens.
+    pub fn bind(&self, population: &Population) -> Result<Weight> {
+        Ok(match *self {
+            Gate::One => Weight::One,
+            Gate::Eaft(eaft) => eaft.bind(population)?,
+            Gate::Pilot => Weight::OutsideCorner {
+                logprob: population.quantile(Quantity::Logprob, PILOT_SHARE)?,
+                entropy: population.quantile(Quantity::Entropy, PILOT_SHARE)?,
+            },
+            Gate::Stm { tau } => Weight::Likely { logprob: -tau.ln() },
+            Gate::Probability => Weight::Probability,
+            Gate::Deft => Weight::Deft,
+            Gate::Tempered => Weight::Tempered { tau: population.tau()? },
+            Gate::Ratio { most } => Weight::Ratio { most },
+        })
+    }
+}

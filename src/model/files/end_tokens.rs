@@ -1,0 +1,72 @@
+//! `eos_token_id`: the tokens at which generation stops. Transformers reads generation_config.json, and config.json where there is none.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::error::{Context, Error, Result};
+use crate::files::write_atomically;
+use crate::json::pretty;
+use crate::model::Reference;
+
+const CONFIG: &str = "config.json";
+const GENERATION: &str = "generation_config.json";
+
+/// The ids that stand in every one of the two files that the model has.
+pub(crate) fn end_tokens(reference: &Reference) -> Result<Vec<u32>> {
+    let source = reference.open()?;
+    let mut ids = ids_of(&source.config_json()?);
+    if let Some((name, bytes)) = source.companions()?.into_iter().find(|(name, _)| *name == GENERATION) {
+        let generation = ids_of(&serde_json::from_slice(&bytes).context_at(name, "the file is no JSON")?);
+        ids.retain(|id| generation.contains(id));
+    }
+    Ok(ids)
+}
+
+/// Adds `ids` to both files of a saved model, where they are not there yet.
+pub(crate) fn add_end_tokens(folder: &Path, ids: &[u32]) -> Result<()> {
+    for path in [CONFIG, GENERATION].map(|name| folder.join(name)).iter().filter(|path| path.is_file()) {
+        let bytes = std::fs::read(path).context_at(path, "cannot read the file")?;
+        let mut json: Value = serde_json::from_slice(&bytes).context_at(path, "the file is no JSON")?;
+        let known = ids_of(&json);
+        let new = ids.iter().filter(|id| !known.contains(id));
+        let all: Vec<Value> = known.iter().chain(new).map(|&id| id.into()).collect();
+        let object = json.as_object_mut().ok_or_else(|| Error::new("expected a JSON object").at(path))?;
+        object.insert("eos_token_id".to_owned(), if let [one] = &all[..] { one.clone() } else { all.into() });
+        let text = pretty(&json)?;
+        write_atomically(path, |file| std::io::Write::write_all(file, &text).context_at(path, "cannot write the file"))?;
+    }
+    Ok(())
+}
+
+/// One id or a list of them.
+fn ids_of(json: &Value) -> Vec<u32> {
+    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+    match json.get("eos_token_id") {
+        Some(Value::Array(ids)) => ids.iter().filter_map(id).collect(),
+        Some(one) => id(one).into_iter().collect(),
+        None => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn ids_are_added_to_what_is_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, json: &Value| std::fs::write(folder.path().join(name), json.to_string()).unwrap();
+        let read = |name: &str| -> Value {
+            serde_json::from_slice::<Value>(&std::fs::read(folder.path().join(name)).unwrap()).unwrap()["eos_token_id"].clone()
+        };
+        write(CONFIG, &json!({"eos_token_id": 2}));
+        add_end_tokens(folder.path(), &[5]).unwrap();
+        assert_eq!((read(CONFIG), folder.path().join(GENERATION).exists()), (json!([2, 5]), false));
+        write(CONFIG, &json!({"eos_token_id": null, "vocab_size": 9}));
+        write(GENERATION, &json!({"eos_token_id": [7, 5], "do_sample": true}));
+        add_end_tokens(folder.path(), &[5]).unwrap();
+        assert_eq!((read(CONFIG), read(GENERATION)), (json!(5), json!([7, 5])));
+    }
+}

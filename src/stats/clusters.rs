@@ -1,0 +1,101 @@
+//! A ratio of sums over clusters that were drawn whole, such as rows of tokens: how sure it is, without keeping the clusters.
+//!
+//! The linearised error over the clusters' sums, which one pass over a table of any size can collect, and an interval by Student's t on
+//! the scale on which it is near symmetric.
+
+use super::shares::Z_975;
+use super::terms::{Estimate, Interval, Term};
+
+/// Sums over clusters that were drawn whole, from which a ratio follows and how sure it is, without keeping the clusters.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct ClusterSums {
+    clusters: u64,
+    numerator: f64,
+    denominator: f64,
+    /// Squares and the product.
+    aa: f64,
+    ab: f64,
+    bb: f64,
+}
+
+/// The scale on which an interval reaches as far up as down; its ends are taken back from there, so that they stay in the range.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Scale {
+    /// Any number.
+    #[cfg_attr(not(test), allow(dead_code, reason = "the scale that the tests compare the others with"))]
+    Plain,
+    /// Positive numbers: factors.
+    Log,
+    /// Shares and probabilities, strictly between 0 and 1.
+    LogOdds,
+}
+
+impl ClusterSums {
+    pub(crate) fn add(&mut self, cluster: Term) {
+        let Term { numerator: a, denominator: b } = cluster;
+        self.clusters += 1;
+        self.numerator += a;
+        self.denominator += b;
+        self.aa += a * a;
+        self.ab += a * b;
+        self.bb += b * b;
+    }
+
+    /// `sum numerator / sum denominator` with its interval; the uncertainty is absent for fewer than two clusters.
+    pub(crate) fn estimate(&self, scale: Scale) -> Estimate {
+        let value = self.numerator / self.denominator;
+        if self.clusters < 2 {
+            return Estimate::bare(value);
+        }
+        let n = self.clusters as f64;
+        // The sum of (a - ratio b)^2; rounding may take it below zero where all clusters are alike.
+        let squares = (self.aa - 2.0 * value * self.ab + value * value * self.bb).max(0.0);
+        let stderr = (squares * n / (n - 1.0)).sqrt() / self.denominator.abs();
+        let ci95 = cluster_interval(value, stderr, self.clusters, scale);
+        Estimate { value, stderr: Some(stderr), ci95, interval: ci95.map(|_| Interval::StudentT) }
+    }
+
+    /// The interval alone. It is absent, too, for a share of 0 or 1, of which no cluster tells how it varies.
+    pub(crate) fn ci95(&self, scale: Scale) -> Option<[f64; 2]> {
+        self.estimate(scale).ci95
+    }
+}
+
+/// The 95 % interval of `value`, whose standard error follows from so many clusters. Absent where it means nothing.
+pub(crate) fn cluster_interval(value: f64, stderr: f64, clusters: u64, scale: Scale) -> Option<[f64; 2]> {
+    // The error on the scale is that of the value times the slope there.
+    let (at, slope) = match scale {
+        // Nothing in any cluster: two models that are one.
+        Scale::Log if value == 0.0 && stderr == 0.0 && clusters > 1 => return Some([0.0; 2]),
+        Scale::Plain => (value, 1.0),
+        Scale::Log => (value.ln(), 1.0 / value),
+        Scale::LogOdds => ((value / (1.0 - value)).ln(), 1.0 / (value * (1.0 - value))),
+    };
+    if clusters < 2 || !at.is_finite() || !stderr.is_finite() {
+        return None;
+    }
+    let reach = student_t_975(clusters - 1) * stderr * slope;
+    Some([at - reach, at + reach].map(|end| match scale {
+        Scale::Plain => end,
+        Scale::Log => end.exp(),
+        Scale::LogOdds => 1.0 / (1.0 + (-end).exp()),
+    }))
+}
+
+/// The 97.5 % quantile of Student's t: exact for 1 and 2 degrees of freedom, to 0.3 % from 3 on by the expansion around the normal
+/// quantile (Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.5).
+pub(super) fn student_t_975(degrees: u64) -> f64 {
+    let (n, x) = (degrees as f64, Z_975);
+    match degrees {
+        0 => f64::INFINITY,
+        1 => 12.706_204_736_432_095,
+        2 => 4.302_652_729_911_275,
+        _ => {
+            x + (x.powi(3) + x) / (4.0 * n)
+                + (5.0 * x.powi(5) + 16.0 * x.powi(3) + 3.0 * x) / (96.0 * n * n)
+                + (3.0 * x.powi(7) + 19.0 * x.powi(5) + 17.0 * x.powi(3) - 15.0 * x) / (384.0 * n.powi(3))
+                + (79.0 * x.powi(9) + 776.0 * x.powi(7) + 1482.0 * x.powi(5) - 1920.0 * x.powi(3) - 945.0 * x)
+                    / (92_160.0 * n.powi(4))
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! Items -> estimates and paired differences.
+//!
+//! - standard error: of the linearised ratio, sqrt(n/(n-k) sum (e - mean of e in its part)^2) with e = (a - r b) / sum b over the n units
+//!   that were drawn, in k parts. For means of items in one part it is the sample deviation over sqrt(n), which is what
+//!   lm-evaluation-harness gives (`lm_eval/api/metrics.py`, `mean_stderr`); in several parts that of its groups (`pooled_sample_stderr`);
+//!   over groups of items the clustered error (Liang and Zeger, Biometrika 73, 1986). Times f' where f is exp;
+//! - interval of a share: Wilson's, and of a paired difference of shares: Tango's, which take differences between parts for chance;
+//! - interval of everything else, and of items in groups: percentile bootstrap of the units, those of two models drawn together. Where
+//!   all groups are alike it would know no doubt: Wilson's or Tango's then, a group counting as one item;
+//! - over tasks: half widths added in squares (Zou and Donner, Statistics in Medicine 27, 2008).
+
+use super::bootstrap::bootstrap_interval;
+use super::design::Design;
+use super::shares::{Z_975, tango, wilson};
+use super::terms::{Estimate, Interval, Link, Term};
+
+pub(crate) fn ratio(terms: &[Term], link: Link) -> f64 {
+    let total = sum(terms);
+    link.apply(total.numerator / total.denominator)
+}
+
+pub(crate) fn estimate(terms: &[Term], design: &Design, link: Link) -> Estimate {
+    let value = ratio(terms, link);
+    let units = design.units(terms);
+    if units.len() < 2 {
+        return Estimate::bare(value);
+    }
+    let n = units.len() as f64;
+    let influences = influences(&units, link);
+    let stderr = Some(deviation(&influences, design));
+    if !design.has_groups() && is_right_or_wrong(terms, link) {
+        return Estimate { value, stderr, ci95: Some(wilson(sum(terms).numerator, n)), interval: Some(Interval::Wilson) };
+    }
+    if are_alike(&influences) {
+        let is_share = link == Link::Identity && terms.iter().all(Term::is_share);
+        let ci95 = is_share.then(|| wilson(value * n, n));
+        return Estimate { value, stderr, ci95, interval: ci95.map(|_| Interval::Wilson) };
+    }
+    let interval = bootstrap_interval(units.len(), |draw| {
+        let mut total = Term::default();
+        draw.iter().for_each(|&idx| total += units[idx as usize]);
+        link.apply(total.numerator / total.denominator)
+    });
+    let range = if terms.iter().all(Term::is_share) && link == Link::Identity { [0.0, 1.0] } else { WITHOUT_BOUNDS };
+    bootstrapped(value, stderr, interval, design, units.len(), range)
+}
+
+/// `after - before`, where `before[i]` and `after[i]` are the same item.
+pub(crate) fn paired_difference(before: &[Term], after: &[Term], design: &Design, link: Link) -> Estimate {
+    let value = ratio(after, link) - ratio(before, link);
+    let (old, new) = (design.units(before), design.units(after));
+    if old.len() < 2 {
+        return Estimate::bare(value);
+    }
+    let n = old.len() as f64;
+    let influences: Vec<f64> =
+        influences(&old, link).iter().zip(influences(&new, link)).map(|(before, after)| after - before).collect();
+    let stderr = Some(deviation(&influences, design));
+    let by_tango =
+        |lost: f64, gained: f64| Estimate { value, stderr, ci95: Some(tango(lost, gained, n)), interval: Some(Interval::Tango) };
+    if !design.has_groups() && is_right_or_wrong(before, link) && is_right_or_wrong(after, link) {
+        let [lost, gained] = flips(before, after);
+        return by_tango(lost, gained);
+    }
+    let are_shares = link == Link::Identity && before.iter().chain(after).all(Term::is_share);
+    if are_alike(&influences) {
+        return match are_shares {
+            true => by_tango((-value).max(0.0) * n, value.max(0.0) * n),
+            false => Estimate { value, stderr, ci95: None, interval: None },
+        };
+    }
+    let interval = bootstrap_interval(old.len(), |draw| {
+        let mut totals = [Term::default(); 2];
+        for &idx in draw {
+            totals[0] += old[idx as usize];
+            totals[1] += new[idx as usize];
+        }
+        let [before, after] = totals.map(|total| link.apply(total.numerator / total.denominator));
+        after - before
+    });
+    bootstrapped(value, stderr, interval, design, old.len(), if are_shares { [-1.0, 1.0] } else { WITHOUT_BOUNDS })
+}
+
+/// The mean over the parts of the task, each with the same weight; `None` where there is one part. The interval is Wilson's with as many
+/// items as the standard error speaks of.
+pub(crate) fn mean_over_parts(terms: &[Term], design: &Design) -> Option<Estimate> {
+    let parts = parts(design, &[terms], |part, design| estimate_without_interval(part[0], design))?;
+    Some(parts.mean(|value, n| (wilson(value * n, n), Interval::Wilson), |value| value * (1.0 - value)))
+}
+
+/// The mean over the parts of their differences, each with the same weight. The interval is Tango's, likewise.
+pub(crate) fn mean_difference_over_parts(before: &[Term], after: &[Term], design: &Design) -> Option<Estimate> {
+    let parts = parts(design, &[before, after], |part, design| difference_without_interval(part[0], part[1], design))?;
+    // Shares of lost and gained items, a part weighing as much as another.
+    let n_parts = design.parts.len() as f64;
+    let flipped = (0..design.parts.len()).map(|part| {
+        let items = design.items_of(part);
+        let moved = items.iter().map(|&idx| (after[idx].numerator - before[idx].numerator).abs()).sum::<f64>();
+        moved / items.len() as f64 / n_parts
+    });
+    let flipped: f64 = flipped.sum();
+    let interval = |value: f64, n: f64| {
+        let [lost, gained] = [(flipped - value) / 2.0, (flipped + value) / 2.0];
+        (tango(lost.max(0.0) * n, gained.max(0.0) * n, n), Interval::Tango)
+    };
+    Some(parts.mean(interval, |value| flipped - value * value))
+}
+
+/// Mean over tasks of their differences.
+pub(crate) fn macro_difference(tasks: &[Estimate]) -> Estimate {
+    let n = tasks.len() as f64;
+    let value = tasks.iter().map(|task| task.value).sum::<f64>() / n;
+    let in_squares = |parts: Option<Vec<f64>>| parts.map(|parts| parts.iter().map(|part| (part / n).powi(2)).sum::<f64>().sqrt());
+    let stderr = in_squares(tasks.iter().map(|task| task.stderr).collect());
+    let reach = |end: usize| in_squares(tasks.iter().map(|task| Some(task.ci95?[end] - task.value)).collect());
+    let ci95 = reach(0).zip(reach(1)).map(|(down, up)| [value - down, value + up]);
+    Estimate { value, stderr, ci95, interval: ci95.map(|_| Interval::Combined) }
+}
+
+/// How many times larger the variance of a paired difference is than if every item had been drawn on its own.
+pub(crate) fn variance_inflation(before: &[Term], after: &[Term], design: &Design) -> f64 {
+    let of = |design: &Design| difference_without_interval(before, after, design).map_or(0.0, |(_, stderr)| stderr * stderr);
+    let alone = of(&Design::ALONE);
+    if design.has_groups() && alone > 0.0 { (of(design) / alone).max(1.0) } else { 1.0 }
+}
+
+/// The values of the parts of a task, their standard errors, and what was drawn of each.
+struct Parts {
+    values: Vec<f64>,
+    stderrs: Vec<Option<f64>>,
+    units: Vec<f64>,
+}
+
+impl Parts {
+    /// `interval` gives one of so many items, `variance` that of an item.
+    fn mean(&self, interval: impl Fn(f64, f64) -> ([f64; 2], Interval), variance: impl Fn(f64) -> f64) -> Estimate {
+        let k = self.values.len() as f64;
+        let value = self.values.iter().sum::<f64>() / k;
+        let own: Option<Vec<f64>> = self.stderrs.iter().copied().collect();
+        let stderr = match own {
+            Some(own) => own.iter().map(|stderr| stderr * stderr).sum::<f64>().sqrt() / k,
+            // A part of one item does not tell how it varies; the parts among each other do.
+            None => (self.values.iter().map(|own| (own - value).powi(2)).sum::<f64>() / (k - 1.0) / k).sqrt(),
+        };
+        // Kish's number for the weights that items of larger and smaller parts have.
+        let n_weighted = k * k / self.units.iter().map(|n| 1.0 / n).sum::<f64>();
+        let n_effective = if stderr > 0.0 { variance(value).max(0.0) / (stderr * stderr) } else { 0.0 };
+        let n = if n_effective > 0.0 { n_effective } else { n_weighted };
+        let (ci95, method) = interval(value, n);
+        Estimate { value, stderr: Some(stderr), ci95: Some(ci95), interval: Some(method) }
+    }
+}
+
+fn parts(design: &Design, sides: &[&[Term]], of: impl Fn(&[&[Term]], &Design) -> Option<(f64, f64)>) -> Option<Parts> {
+    let mut parts = Parts { values: Vec::new(), stderrs: Vec::new(), units: Vec::new() };
+    for part in 0..design.parts.len() {
+        let items = design.items_of(part);
+        let own = design.within(&items);
+        let terms: Vec<Vec<Term>> = sides.iter().map(|side| items.iter().map(|&idx| side[idx]).collect()).collect();
+        let terms: Vec<&[Term]> = terms.iter().map(Vec::as_slice).collect();
+        if !terms.iter().all(|terms| is_right_or_wrong(terms, Link::Identity)) {
+            return None;
+        }
+        let value = ratio(terms[terms.len() - 1], Link::Identity);
+        let value = if terms.len() > 1 { value - ratio(terms[0], Link::Identity) } else { value };
+        parts.values.push(value);
+        parts.stderrs.push(of(&terms, &own).map(|(_, stderr)| stderr));
+        parts.units.push(own.units(terms[0]).len() as f64);
+    }
+    (parts.values.len() > 1).then_some(parts)
+}
+
+/// Value and standard error of a mean.
+fn estimate_without_interval(terms: &[Term], design: &Design) -> Option<(f64, f64)> {
+    let units = design.units(terms);
+    (units.len() > 1).then(|| (ratio(terms, Link::Identity), deviation(&influences(&units, Link::Identity), design)))
+}
+
+fn difference_without_interval(before: &[Term], after: &[Term], design: &Design) -> Option<(f64, f64)> {
+    let [old, new] = [before, after].map(|terms| influences(&design.units(terms), Link::Identity));
+    let moved: Vec<f64> = old.iter().zip(new).map(|(old, new)| new - old).collect();
+    let value = ratio(after, Link::Identity) - ratio(before, Link::Identity);
+    (moved.len() > 1).then(|| (value, deviation(&moved, design)))
+}
+
+const WITHOUT_BOUNDS: [f64; 2] = [f64::NEG_INFINITY, f64::INFINITY];
+
+/// Few groups vary less among each other than they do where they come from, and by how much is not known: the interval is stretched
+/// by sqrt(m / (m - 1)) and by Student's t (Hesterberg, The American Statistician 69, 2015).
+fn bootstrapped(value: f64, stderr: Option<f64>, ends: [f64; 2], design: &Design, n_units: usize, range: [f64; 2]) -> Estimate {
+    if !design.has_groups() {
+        return Estimate { value, stderr, ci95: Some(ends), interval: Some(Interval::Bootstrap) };
+    }
+    let m = n_units as f64;
+    let stretch = (m / (m - 1.0)).sqrt() * super::clusters::student_t_975(n_units as u64 - 1) / Z_975;
+    let ci95 = ends.map(|end| (value + stretch * (end - value)).clamp(range[0], range[1]));
+    Estimate { value, stderr, ci95: Some(ci95), interval: Some(Interval::GroupBootstrap) }
+}
+
+fn sum(terms: &[Term]) -> Term {
+    let mut total = Term::default();
+    terms.iter().for_each(|&term| total += term);
+    total
+}
+
+fn is_right_or_wrong(terms: &[Term], link: Link) -> bool {
+    link == Link::Identity && terms.iter().all(Term::is_right_or_wrong)
+}
+
+/// How many items were lost and how many gained.
+fn flips(before: &[Term], after: &[Term]) -> [f64; 2] {
+    let mut flips = [0.0; 2];
+    for (before, after) in before.iter().zip(after) {
+        flips[usize::from(after.numerator > before.numerator)] += (after.numerator - before.numerator).abs();
+    }
+    flips
+}
+
+/// By how much each unit moves the metric.
+fn influences(units: &[Term], link: Link) -> Vec<f64> {
+    let total = sum(units);
+    let ratio = total.numerator / total.denominator;
+    let slope = link.slope(ratio);
+    units.iter().map(|unit| slope * (unit.numerator - ratio * unit.denominator) / total.denominator).collect()
+}
+
+/// Do the units move the metric alike, but for rounding?
+fn are_alike(influences: &[f64]) -> bool {
+    let squares: f64 = influences.iter().map(|influence| influence * influence).sum();
+    squares.sqrt() < 1e-13
+}
+
+/// The standard error of a sum of influences.
+fn deviation(influences: &[f64], design: &Design) -> f64 {
+    let (part_of, n_parts) = design.parts_of_units(influences.len());
+    let (mut sums, mut counts) = (vec![0.0; n_parts], vec![0.0; n_parts]);
+    for (&part, influence) in part_of.iter().zip(influences) {
+        sums[part] += influence;
+        counts[part] += 1.0;
+    }
+    let squares: f64 = part_of.iter().zip(influences).map(|(&part, own)| (own - sums[part] / counts[part]).powi(2)).sum();
+    let n = influences.len() as f64;
+    (squares * n / (n - n_parts as f64)).sqrt()
+}
