@@ -1,5 +1,5 @@
-//! A block of the decoder: `x + attention(norm(x))`, then `x + mlp(norm(x))`; some families norm what is added, too. Shapes: `T` tokens of
-//! the packed batch, `N` asked-for rows of it, `D` hidden width, `F` feed-forward width.
+//! A block of the decoder: `x + attention(norm(x))`, then `x + mlp(norm(x))`; some families norm what is added, too, or it alone.
+//! Shapes: `T` tokens of the packed batch, `N` asked-for rows of it, `D` hidden width, `F` feed-forward width.
 
 use candle_core::Tensor;
 
@@ -12,11 +12,13 @@ use crate::kernels::Dtype;
 use crate::kernels::cpu::{sum, with_floats};
 
 pub(super) struct Block {
-    pub attention_norm: RmsNorm,
+    /// On what the attention reads.
+    pub attention_norm: Option<RmsNorm>,
     pub attention: Attention,
     /// On what the attention adds.
     pub attention_post_norm: Option<RmsNorm>,
-    pub mlp_norm: RmsNorm,
+    /// On what the feed-forward network reads.
+    pub mlp_norm: Option<RmsNorm>,
     pub mlp: FeedForward,
     /// On what the feed-forward network adds.
     pub mlp_post_norm: Option<RmsNorm>,
@@ -57,7 +59,7 @@ impl Activations {
 impl Block {
     /// `x [T, D] -> [T, D]`, or `[N, D]` where only `rows` of it are wanted.
     pub(super) fn run(&self, x: Tensor, batch: &Batch, rows: Option<&[u32]>) -> Result<(Tensor, Activations)> {
-        let qkv = self.attention.project_in(&self.attention_norm.forward(&x)?)?;
+        let qkv = self.attention.project_in(&normed(&self.attention_norm, &x)?)?;
         let mixed = self.attention.mix(&qkv, batch)?;
         let (mixed_rows, x_rows) = (select(&mixed, rows)?, select(&x, rows)?);
         let (middle, added) = match &self.attention_post_norm {
@@ -67,15 +69,15 @@ impl Block {
                 ((x_rows + norm.forward(&added)?)?, Some(added))
             }
         };
-        let normed = self.mlp_norm.forward(&middle)?;
+        let read = normed(&self.mlp_norm, &middle)?;
         let gate_up = match &self.mlp {
-            FeedForward::Dense(mlp) => Some(mlp.open(&normed)?),
+            FeedForward::Dense(mlp) => Some(mlp.open(&read)?),
             FeedForward::Routed(_) => None,
         };
         let (y, fed) = match &self.mlp_post_norm {
-            None => (self.mlp.close_add(&normed, gate_up.as_ref(), &middle)?, None),
+            None => (self.mlp.close_add(&read, gate_up.as_ref(), &middle)?, None),
             Some(norm) => {
-                let fed = self.mlp.close(&normed, gate_up.as_ref())?;
+                let fed = self.mlp.close(&read, gate_up.as_ref())?;
                 ((&middle + norm.forward(&fed)?)?, Some(fed))
             }
         };
@@ -88,13 +90,13 @@ impl Block {
             (Some(norm), Some(fed)) => norm.backward(fed, dy)?,
             _ => dy.clone(),
         };
-        let normed = self.mlp_norm.forward(&kept.middle)?;
-        let d_normed = match (&self.mlp, &kept.gate_up) {
-            (FeedForward::Dense(mlp), Some(gate_up)) => mlp.backward(&normed, gate_up, &d_fed)?,
-            (FeedForward::Routed(experts), _) => experts.backward(&normed, &d_fed)?,
+        let read = normed(&self.mlp_norm, &kept.middle)?;
+        let d_read = match (&self.mlp, &kept.gate_up) {
+            (FeedForward::Dense(mlp), Some(gate_up)) => mlp.backward(&read, gate_up, &d_fed)?,
+            (FeedForward::Routed(experts), _) => experts.backward(&read, &d_fed)?,
             _ => return Err(Error::new("the activations belong to another block")),
         };
-        let d_middle = sum(dy, &self.mlp_norm.backward(&kept.middle, &d_normed)?)?;
+        let d_middle = sum(dy, &norm_backward(&self.mlp_norm, &kept.middle, d_read)?)?;
 
         let d_added = match (&self.attention_post_norm, &kept.added) {
             (Some(norm), Some(added)) => norm.backward(added, &d_middle)?,
@@ -103,16 +105,16 @@ impl Block {
         let d_mixed = self.attention.project_backward(&select(&kept.mixed, rows)?, &d_added)?;
         let tokens = kept.input.dim(0)?;
         let (d_mixed, d_middle) = (spread(d_mixed, rows, tokens)?, spread(d_middle, rows, tokens)?);
-        let normed = self.attention_norm.forward(&kept.input)?;
-        let d_normed = self.attention.backward(&normed, &kept.qkv, &kept.mixed, &d_mixed, batch)?;
-        Ok(sum(&d_middle, &self.attention_norm.backward(&kept.input, &d_normed)?)?)
+        let read = normed(&self.attention_norm, &kept.input)?;
+        let d_read = self.attention.backward(&read, &kept.qkv, &kept.mixed, &d_mixed, batch)?;
+        Ok(sum(&d_middle, &norm_backward(&self.attention_norm, &kept.input, d_read)?)?)
     }
 
     pub(super) fn train(&mut self, dtype: Dtype, parameters: &mut Vec<Parameter>) -> Result<()> {
-        self.attention_norm.train(parameters)?;
+        self.attention_norm.as_ref().map_or(Ok(()), |norm| norm.train(parameters))?;
         self.attention.train(dtype, parameters)?;
         self.attention_post_norm.as_ref().map_or(Ok(()), |norm| norm.train(parameters))?;
-        self.mlp_norm.train(parameters)?;
+        self.mlp_norm.as_ref().map_or(Ok(()), |norm| norm.train(parameters))?;
         match &mut self.mlp {
             FeedForward::Dense(mlp) => mlp.train(dtype, parameters)?,
             FeedForward::Routed(experts) => experts.train(dtype, parameters)?,
@@ -136,6 +138,18 @@ impl FeedForward {
             (FeedForward::Dense(mlp), None) => Ok((mlp.forward(x)? + residual)?),
             (FeedForward::Routed(experts), _) => experts.forward_add(x, residual),
         }
+    }
+}
+
+fn normed(norm: &Option<RmsNorm>, x: &Tensor) -> Result<Tensor> {
+    norm.as_ref().map_or_else(|| Ok(x.clone()), |norm| norm.forward(x))
+}
+
+/// The gradient of `x`, from that of what [`normed`] made of it.
+fn norm_backward(norm: &Option<RmsNorm>, x: &Tensor, dy: Tensor) -> Result<Tensor> {
+    match norm {
+        None => Ok(dy),
+        Some(norm) => norm.backward(x, &dy),
     }
 }
 
