@@ -32,8 +32,8 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64, kernels: Kernels) -> Resu
     }
 }
 
-/// Normalises each query and each key head of `qkv [T, (heads + 2 kv_heads) * head_dim]` (columns q|k|v) on its own, as
-/// Qwen 3 does before the rotary embedding; the values pass through. `q_weight` and `k_weight` are `[head_dim]`.
+/// Normalises the queries and the keys of `qkv [T, (heads + 2 kv_heads) * head_dim]` (columns q|k|v) before the rotary embedding; the
+/// values pass through. Weights `[head_dim]` norm each head on its own (Qwen 3), those as wide as all heads norm these as one (OLMo 2).
 pub fn qk_norm(
     qkv: &Tensor,
     q_weight: &Tensor,
@@ -51,20 +51,26 @@ pub fn qk_norm(
         )));
     }
     let head_dim = columns / all_heads;
-    check_weight("query norm", q_weight, head_dim)?;
-    check_weight("key norm", k_weight, head_dim)?;
+    let of_heads = q_weight.dims() == [head_dim];
+    let (q_width, k_width) = if of_heads { (head_dim, head_dim) } else { (heads * head_dim, kv_heads * head_dim) };
+    check_weight("query norm", q_weight, q_width)?;
+    check_weight("key norm", k_weight, k_width)?;
+    let (q_slices, k_slices) = if of_heads { (heads, kv_heads) } else { (1, 1) };
     match kernels {
         Kernels::Reference => {
-            let per_head = qkv.reshape((tokens, all_heads, head_dim))?;
-            let q = reference(&per_head.narrow(1, 0, heads)?, q_weight, eps)?;
-            let k = reference(&per_head.narrow(1, heads, kv_heads)?, k_weight, eps)?;
-            let v = per_head.narrow(1, heads + kv_heads, kv_heads)?;
-            Ok(Tensor::cat(&[q, k, v], 1)?.reshape((tokens, columns))?)
+            let part = |first: usize, heads: usize| qkv.narrow(1, first * head_dim, heads * head_dim);
+            let slices = |part: Tensor, slices: usize, width: usize| part.reshape((tokens, slices, width));
+            let q =
+                reference(&slices(part(0, heads)?, q_slices, q_width)?, q_weight, eps)?.reshape((tokens, heads * head_dim))?;
+            let k = reference(&slices(part(heads, kv_heads)?, k_slices, k_width)?, k_weight, eps)?;
+            let k = k.reshape((tokens, kv_heads * head_dim))?;
+            Ok(Tensor::cat(&[q, k, part(heads + kv_heads, kv_heads)?], 1)?)
         }
         Kernels::Fused => {
-            let op = QkNorm { heads, kv_heads, eps: eps as f32, level: Level::current() };
+            let op = QkNorm { columns, slices: (q_slices, k_slices), eps: eps as f32, level: Level::current() };
             Ok(contiguous(qkv)?.apply_op3(&contiguous(q_weight)?, &contiguous(k_weight)?, op)?)
         }
+        Kernels::Cuda if !of_heads => Err(Error::new("a norm over all heads at once has no kernel on the GPU")),
         Kernels::Cuda => hosted::qk_norm(qkv, q_weight, k_weight, heads, kv_heads, eps),
     }
 }
@@ -86,7 +92,10 @@ pub fn qk_norm_backward(
     eps: f64,
     dy: &Tensor,
 ) -> Result<(Tensor, Vec<f32>, Vec<f32>)> {
-    let op = QkNorm { heads, kv_heads, eps: eps as f32, level: Level::current() };
+    let columns = qkv.dims2()?.1;
+    let of_heads = q_weight.elem_count() * (heads + 2 * kv_heads) == columns;
+    let slices = if of_heads { (heads, kv_heads) } else { (1, 1) };
+    let op = QkNorm { columns, slices, eps: eps as f32, level: Level::current() };
     let (dx, mut dq) = op.gradients(qkv, q_weight, k_weight, dy)?;
     let dk = dq.split_off(q_weight.elem_count());
     Ok((gradient(dx, qkv)?, dq, dk))
@@ -154,15 +163,16 @@ impl CustomOp2 for RmsNorm {
 }
 
 struct QkNorm {
-    heads: usize,
-    kv_heads: usize,
+    columns: usize,
+    /// Slices of the queries and of the keys that are normalised on their own.
+    slices: (usize, usize),
     eps: f32,
     level: Level,
 }
 
 impl QkNorm {
     fn rows<'a>(&self, groups: &'a [(&'a [f32], usize)]) -> Rows<'a> {
-        Rows { columns: (self.heads + 2 * self.kv_heads) * groups[0].0.len(), groups, eps: self.eps }
+        Rows { columns: self.columns, groups, eps: self.eps }
     }
 
     /// Of `qkv`, and of both weights, one after the other.
@@ -176,7 +186,7 @@ impl QkNorm {
         with_floats(qkv, |qkv| {
             with_floats(q_weight, |q_weight| {
                 with_floats(k_weight, |k_weight| {
-                    let groups = [(q_weight, self.heads), (k_weight, self.kv_heads)];
+                    let groups = [(q_weight, self.slices.0), (k_weight, self.slices.1)];
                     with_floats(dy, |dy| backward(self.level, &self.rows(&groups), qkv, dy))
                 })
             })
@@ -198,7 +208,7 @@ impl CustomOp3 for QkNorm {
         k_weight: &CpuStorage,
         k_layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let groups = [(floats(q_weight, q_layout)?, self.heads), (floats(k_weight, k_layout)?, self.kv_heads)];
+        let groups = [(floats(q_weight, q_layout)?, self.slices.0), (floats(k_weight, k_layout)?, self.slices.1)];
         Ok(output(forward(self.level, &self.rows(&groups), floats(qkv, qkv_layout)?), qkv_layout.shape()))
     }
 
@@ -480,6 +490,40 @@ mod tests {
         for (fused, reference) in gradients(Kernels::Fused).iter().zip(gradients(Kernels::Reference)) {
             let expected: Vec<f64> = reference.into_iter().map(f64::from).collect();
             close(fused, &expected, 1e-4, "gradient");
+        }
+    }
+
+    /// One norm over all query heads is that of a single query head as wide.
+    #[test]
+    fn a_norm_over_all_heads_is_that_of_one_wide_head() {
+        let (tokens, heads, kv_heads, head_dim) = (37, 6, 2, 7);
+        let (q_width, k_width) = (heads * head_dim, kv_heads * head_dim);
+        let columns = q_width + 2 * k_width;
+        let var = |n: usize, shape: &[usize], seed| Var::from_vec(noise(n, 2.0, seed), shape, &Device::Cpu).unwrap();
+        let x = var(tokens * columns, &[tokens, columns], 1);
+        let (q_weight, k_weight) = (var(q_width, &[q_width], 2), var(k_width, &[k_width], 3));
+        let upstream = Tensor::from_vec(noise(tokens * columns, 1.0, 4), (tokens, columns), &Device::Cpu).unwrap();
+        let by_parts = {
+            let q = rms_norm(&x.narrow(1, 0, q_width).unwrap(), &q_weight, EPS, Kernels::Reference).unwrap();
+            let k = rms_norm(&x.narrow(1, q_width, k_width).unwrap(), &k_weight, EPS, Kernels::Reference).unwrap();
+            Tensor::cat(&[q, k, x.narrow(1, q_width + k_width, k_width).unwrap()], 1).unwrap()
+        };
+        let gradients = |y: &Tensor| {
+            let gradients = (y * &upstream).unwrap().sum_all().unwrap().backward().unwrap();
+            [&x, &q_weight, &k_weight].map(|var| values(gradients.get(var).unwrap()))
+        };
+        let wide = |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
+        let expected = gradients(&by_parts).map(|gradient| wide(&gradient));
+        for kernels in [Kernels::Reference, Kernels::Fused] {
+            let y = qk_norm(&x, &q_weight, &k_weight, heads, kv_heads, EPS, kernels).unwrap();
+            close(&values(&y), &wide(&values(&by_parts)), 2e-6, &format!("{kernels:?}"));
+            for (found, expected) in gradients(&y).iter().zip(&expected) {
+                close(found, expected, 1e-4, &format!("{kernels:?}"));
+            }
+        }
+        let (dx, dq, dk) = qk_norm_backward(&x, &q_weight, &k_weight, heads, kv_heads, EPS, &upstream).unwrap();
+        for (found, expected) in [values(&dx), dq, dk].iter().zip(&expected) {
+            close(found, expected, 1e-4, "backward");
         }
     }
 

@@ -1,5 +1,5 @@
-//! A block of the decoder: `x + attention(norm(x))`, then `x + mlp(norm(x))`; some families norm what is added, too. Shapes: `T` tokens of
-//! the packed batch, `N` asked-for rows of it, `D` hidden width, `F` feed-forward width.
+//! A block of the decoder: `x + attention(norm(x))`, then `x + mlp(norm(x))`; some families norm what is added, too, or it alone.
+//! Shapes: `T` tokens of the packed batch, `N` asked-for rows of it, `D` hidden width, `F` feed-forward width.
 
 use candle_core::Tensor;
 
@@ -14,11 +14,13 @@ use crate::kernels::attention::Softmaxes;
 use crate::kernels::cpu::{sum, with_floats};
 
 pub(super) struct Block {
-    pub attention_norm: RmsNorm,
+    /// On what the attention reads.
+    pub attention_norm: Option<RmsNorm>,
     pub attention: Attention,
     /// On what the attention adds.
     pub attention_post_norm: Option<RmsNorm>,
-    pub mlp_norm: RmsNorm,
+    /// On what the feed-forward network reads.
+    pub mlp_norm: Option<RmsNorm>,
     pub mlp: FeedForward,
     /// On what the feed-forward network adds.
     pub mlp_post_norm: Option<RmsNorm>,
@@ -66,7 +68,7 @@ impl Block {
         rows: Option<&[u32]>,
         adapters: Adapters,
     ) -> Result<(Tensor, Activations)> {
-        let qkv = self.attention.project_in(&self.attention_norm.forward(&x)?, adapters)?;
+        let qkv = self.attention.project_in(&normed(&self.attention_norm, &x)?, adapters)?;
         let (mixed, softmaxes) = self.attention.mix(&qkv, batch)?;
         let (mixed_rows, x_rows) = (select(&mixed, rows)?, select(&x, rows)?);
         let (middle, added) = match &self.attention_post_norm {
@@ -76,15 +78,15 @@ impl Block {
                 ((x_rows + norm.forward(&added)?)?, Some(added))
             }
         };
-        let normed = self.mlp_norm.forward(&middle)?;
+        let read = normed(&self.mlp_norm, &middle)?;
         let gate_up = match &self.mlp {
-            FeedForward::Dense(mlp) => Some(mlp.open(&normed, adapters)?),
+            FeedForward::Dense(mlp) => Some(mlp.open(&read, adapters)?),
             FeedForward::Routed(_) => None,
         };
         let (y, fed) = match &self.mlp_post_norm {
-            None => (self.mlp.close_add(&normed, gate_up.as_ref(), &middle, adapters)?, None),
+            None => (self.mlp.close_add(&read, gate_up.as_ref(), &middle, adapters)?, None),
             Some(norm) => {
-                let fed = self.mlp.close(&normed, gate_up.as_ref(), adapters)?;
+                let fed = self.mlp.close(&read, gate_up.as_ref(), adapters)?;
                 ((&middle + norm.forward(&fed)?)?, Some(fed))
             }
         };
@@ -104,13 +106,13 @@ impl Block {
             (Some(norm), Some(fed)) => norm.backward(fed, dy)?,
             _ => dy.clone(),
         };
-        let normed = self.mlp_norm.forward(&kept.middle)?;
-        let d_normed = match (&self.mlp, &kept.gate_up) {
-            (FeedForward::Dense(mlp), Some(gate_up)) => mlp.backward(&normed, gate_up, &d_fed, adapters)?,
-            (FeedForward::Routed(experts), _) => experts.backward(&normed, &d_fed, adapters)?,
+        let read = normed(&self.mlp_norm, &kept.middle)?;
+        let d_read = match (&self.mlp, &kept.gate_up) {
+            (FeedForward::Dense(mlp), Some(gate_up)) => mlp.backward(&read, gate_up, &d_fed, adapters)?,
+            (FeedForward::Routed(experts), _) => experts.backward(&read, &d_fed, adapters)?,
             _ => return Err(Error::new("the activations belong to another block")),
         };
-        let d_middle = sum(dy, &self.mlp_norm.backward(&kept.middle, &d_normed)?)?;
+        let d_middle = sum(dy, &norm_backward(&self.mlp_norm, &kept.middle, d_read)?)?;
 
         let d_added = match (&self.attention_post_norm, &kept.added) {
             (Some(norm), Some(added)) => norm.backward(added, &d_middle)?,
@@ -119,17 +121,17 @@ impl Block {
         let d_mixed = self.attention.project_backward(&select(&kept.mixed, rows)?, &d_added, adapters)?;
         let tokens = kept.input.dim(0)?;
         let (d_mixed, d_middle) = (spread(d_mixed, rows, tokens)?, spread(d_middle, rows, tokens)?);
-        let normed = self.attention_norm.forward(&kept.input)?;
+        let read = normed(&self.attention_norm, &kept.input)?;
         let mixed = (&kept.mixed, &kept.softmaxes);
-        let d_normed = self.attention.backward(&normed, &kept.qkv, mixed, &d_mixed, batch, adapters)?;
-        Ok(sum(&d_middle, &self.attention_norm.backward(&kept.input, &d_normed)?)?)
+        let d_read = self.attention.backward(&read, &kept.qkv, mixed, &d_mixed, batch, adapters)?;
+        Ok(sum(&d_middle, &norm_backward(&self.attention_norm, &kept.input, d_read)?)?)
     }
 
     pub(super) fn train(&mut self, dtype: Dtype, parameters: &mut Vec<Parameter>) -> Result<()> {
-        self.attention_norm.train(parameters)?;
+        self.attention_norm.as_ref().map_or(Ok(()), |norm| norm.train(parameters))?;
         self.attention.train(dtype, parameters)?;
         self.attention_post_norm.as_ref().map_or(Ok(()), |norm| norm.train(parameters))?;
-        self.mlp_norm.train(parameters)?;
+        self.mlp_norm.as_ref().map_or(Ok(()), |norm| norm.train(parameters))?;
         match &mut self.mlp {
             FeedForward::Dense(mlp) => mlp.train(dtype, parameters)?,
             FeedForward::Routed(experts) => experts.train(dtype, parameters)?,
@@ -153,6 +155,18 @@ impl FeedForward {
             (FeedForward::Dense(mlp), None) => Ok((mlp.forward(x, adapters)? + residual)?),
             (FeedForward::Routed(experts), _) => experts.forward_add(x, residual, adapters),
         }
+    }
+}
+
+fn normed(norm: &Option<RmsNorm>, x: &Tensor) -> Result<Tensor> {
+    norm.as_ref().map_or_else(|| Ok(x.clone()), |norm| norm.forward(x))
+}
+
+/// The gradient of `x`, from that of what [`normed`] made of it.
+fn norm_backward(norm: &Option<RmsNorm>, x: &Tensor, dy: Tensor) -> Result<Tensor> {
+    match norm {
+        None => Ok(dy),
+        Some(norm) => norm.backward(x, &dy),
     }
 }
 

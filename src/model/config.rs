@@ -26,24 +26,45 @@ pub struct Config {
     pub window_rope: Option<Rope>,
     /// The first elements of a head that turn; the others stay.
     pub rotary_dim: usize,
+    /// Of each layer: do queries and keys turn? Layers that are told nothing about positions are called NoPE.
+    pub turning: Vec<bool>,
     /// Of each layer: a token sees only the last this many tokens, itself included.
     pub windows: Vec<Option<usize>>,
     /// Multiplies the attention scores.
     pub attention_scale: f32,
+    /// `cap * tanh(score / cap)` on the attention scores.
+    pub attention_softcap: Option<f32>,
+    pub query_growth: Option<QueryGrowth>,
     /// Biases on the query, key and value projections.
     pub qkv_bias: bool,
     /// A bias on the attention's output projection.
     pub output_bias: bool,
+    /// Norms on queries and keys, where that is a setting and not the family's.
+    pub qk_norm: bool,
     /// Biases in the feed-forward network.
     pub mlp_bias: bool,
     pub experts: Option<ExpertsConfig>,
+    /// Layers behind the last that predict further tokens at once: files may hold them, and they are not run.
+    pub further_layers: usize,
     /// Multiplies the embeddings.
     pub embedding_scale: f64,
+    /// Multiplies what attention and feed-forward network add to the residual stream; positive. Families that norm what is added have 1.
+    pub residual_scale: f64,
+    /// Divides the logits, before their cap.
+    pub logit_divisor: f64,
     /// The head is the embedding matrix.
     pub tied: bool,
     pub max_positions: usize,
     /// `cap * tanh(logit / cap)` on the logits.
     pub final_softcap: Option<f32>,
+}
+
+/// The queries at position `p` are multiplied by `1 + beta ln(1 + floor(p / original_positions))`, so that long sequences do not flatten
+/// the attention.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct QueryGrowth {
+    pub beta: f64,
+    pub original_positions: usize,
 }
 
 /// A feed-forward network of which each token uses a part.
@@ -56,6 +77,20 @@ pub struct ExpertsConfig {
     pub normalise: bool,
     /// Of each layer: has it experts, or an ordinary feed-forward network?
     pub routed: Vec<bool>,
+    pub scoring: Scoring,
+    /// Multiplies the weights of a token's experts.
+    pub scale: f64,
+    /// The width of a network that every token uses beside its experts; 0 for none.
+    pub shared_size: usize,
+}
+
+/// What a router makes of its logits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scoring {
+    /// Shares of all experts; the largest are chosen.
+    Softmax,
+    /// A number for each expert by itself. A correction is added to choose, and left out of the weights.
+    Sigmoid,
 }
 
 impl Config {
@@ -75,17 +110,30 @@ impl Config {
             rope: Rope { theta: 10_000.0, scaling: super::rope::RopeScaling::None },
             window_rope: None,
             rotary_dim: head_dim,
+            turning: vec![true; layers],
             windows: vec![None; layers],
             attention_scale: 1.0 / (head_dim as f32).sqrt(),
+            attention_softcap: None,
+            query_growth: None,
             qkv_bias: false,
             output_bias: false,
+            qk_norm: false,
             mlp_bias: false,
             experts: None,
+            further_layers: 0,
             embedding_scale: 1.0,
+            residual_scale: 1.0,
+            logit_divisor: 1.0,
             tied: false,
             max_positions,
             final_softcap: None,
         }
+    }
+
+    /// Changes the number of layers before anything has been said of single ones.
+    pub(super) fn set_layers(&mut self, layers: usize) {
+        let plain = Config::plain(self.family, layers, self.head_dim, self.max_positions);
+        (self.layers, self.turning, self.windows) = (layers, plain.turning, plain.windows);
     }
 
     /// Refuses sizes that cannot belong together before any tensor is read.
@@ -102,6 +150,13 @@ impl Config {
                 self.head_dim, self.rotary_dim
             )));
         }
+        for (what, scale) in
+            [("what is added to the residual stream", self.residual_scale), ("the logits", 1.0 / self.logit_divisor)]
+        {
+            if !(scale > 0.0 && scale.is_finite()) {
+                return Err(Error::new(format!("{what} would be multiplied by {scale}; expected a positive number")));
+            }
+        }
         if let Some(experts) = &self.experts
             && (experts.per_token == 0 || experts.per_token > experts.count)
         {
@@ -117,7 +172,7 @@ impl Config {
             head_dim: self.head_dim,
             scale: self.attention_scale,
             window: self.windows[layer],
-            softcap: None,
+            softcap: self.attention_softcap,
         }
     }
 

@@ -1,8 +1,8 @@
 //! The decoder that all families are: embedding, blocks, norm, head. Shapes: `T` tokens of the packed batch, `N` asked-for rows of
 //! it, `D` hidden width, `V` vocabulary.
 //!
-//! A block is `x + attention(norm(x))`, then `x + mlp(norm(x))`; some families norm what is added, too. The backward pass is written
-//! out beside the forward pass: candle's would add up every gradient on one core, which took a fifth of a training step.
+//! The backward pass is written out beside the forward pass (block.rs): candle's would add up every gradient on one core, which took a
+//! fifth of a training step.
 
 use candle_core::Tensor;
 
@@ -22,6 +22,8 @@ use crate::kernels::{Dtype, Kernels};
 pub(super) struct Decoder {
     pub(super) embedding: Matrix,
     pub(super) embedding_scale: f64,
+    /// Multiplies the logits by way of the hidden states, so that whoever reads the head need not know of it.
+    pub(super) logit_scale: f64,
     pub(super) blocks: Vec<Block>,
     pub(super) norm: RmsNorm,
     /// `None` where the head is the embedding.
@@ -37,19 +39,27 @@ impl Decoder {
         };
         let full = rotary(&config.rope)?;
         let windowed = config.window_rope.as_ref().map(rotary).transpose()?;
+        let resting = Rotary::new(&[], 0, family.rotary, 1.0);
         let vocabulary = [config.vocab_size, config.hidden_size];
         let matrix = |name: &str| Matrix::new([source.tensor(name, &vocabulary)], options.dtype, options.kernels);
         let block = |index: usize| {
-            let rotary = windowed.as_ref().filter(|_| config.windows[index].is_some()).unwrap_or(&full);
+            let rotary = match &windowed {
+                _ if !config.turning[index] => &resting,
+                Some(windowed) if config.windows[index].is_some() => windowed,
+                _ => &full,
+            };
             let dtype = if options.kernels == Kernels::Cuda { options.dtype } else { product_dtype(index, options.dtype) };
             let options = LoadOptions { dtype, ..options };
             (family.block)(&Layer { config, source, options, index, rotary })
         };
         Ok(Decoder {
             embedding: matrix("model.embed_tokens.weight")?,
-            embedding_scale: config.embedding_scale,
+            // The stream is kept divided by the scale of what is added to it, so that adding needs none; the norms that read it do not
+            // mind, but for their epsilon (`RmsNorm::of_stream`).
+            embedding_scale: config.embedding_scale / config.residual_scale,
+            logit_scale: 1.0 / config.logit_divisor,
             blocks: (0..config.layers).map(block).collect::<Result<_>>()?,
-            norm: RmsNorm::load(config, source, "model.norm.weight", config.hidden_size, options.kernels)?,
+            norm: RmsNorm::of_stream(config, source, "model.norm.weight", options.kernels)?,
             head: if config.tied { None } else { Some(matrix("lm_head.weight")?) },
         })
     }
@@ -60,19 +70,28 @@ impl Decoder {
         for index in 0..self.blocks.len() {
             x = self.run_block(index, x, batch, rows, adapters)?.0;
         }
-        self.norm.forward(&x)
+        self.finish(&x)
+    }
+
+    /// What the head reads of the last block's output.
+    pub(super) fn finish(&self, x: &Tensor) -> Result<Tensor> {
+        scaled(self.norm.forward(x)?, self.logit_scale)
+    }
+
+    /// The gradient of `x`, from that of what [`Decoder::finish`] made of it.
+    pub(super) fn finish_backward(&self, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+        self.norm.backward(x, &scaled(dy.clone(), self.logit_scale)?)
     }
 
     /// The embeddings `[T, D]` of the batch's tokens.
     pub(super) fn embed(&self, batch: &Batch) -> Result<Tensor> {
-        let x_td = self.embedding.rows(&batch.ids)?;
-        Ok(if self.embedding_scale == 1.0 { x_td } else { (x_td * self.embedding_scale)? })
+        scaled(self.embedding.rows(&batch.ids)?, self.embedding_scale)
     }
 
     /// Adds the gradient `[T, D]` of what [`Decoder::embed`] gave to the embedding's, if that is trained.
     pub(super) fn embed_backward(&self, batch: &Batch, dx: &Tensor) -> Result<()> {
         if let Some(trained) = self.embedding.trained() {
-            let dx = if self.embedding_scale == 1.0 { dx.clone() } else { (dx * self.embedding_scale)? };
+            let dx = scaled(dx.clone(), self.embedding_scale)?;
             with_floats(&dx, |dx| trained.add_row_gradients(&batch.ids, dx))?;
         }
         Ok(())
@@ -109,11 +128,6 @@ impl Decoder {
         self.blocks.len()
     }
 
-    /// The norm behind the last block.
-    pub(super) fn final_norm(&self) -> &RmsNorm {
-        &self.norm
-    }
-
     /// The vocabulary matrix `[V, D]`.
     pub(super) fn head(&self) -> &Matrix {
         self.head.as_ref().unwrap_or(&self.embedding)
@@ -140,15 +154,23 @@ impl Decoder {
     /// Adds low-rank adapters to the modules that `how` names.
     pub(super) fn adapt(&mut self, how: &Adapting) -> Result<Vec<Parameter>> {
         let mut parameters = Vec::new();
+        // PEFT takes `gate_proj` and the like for the experts' stacked weights wherever there are experts, and drops the updates of
+        // networks that every token uses: only what it keeps is trained.
+        let has_experts = self.blocks.iter().any(|block| matches!(block.mlp, FeedForward::Routed(_)));
         for block in &mut self.blocks {
             block.attention.adapt(how, &mut parameters)?;
             match &mut block.mlp {
+                FeedForward::Dense(_) if has_experts => {}
                 FeedForward::Dense(mlp) => mlp.adapt(how, &mut parameters)?,
                 FeedForward::Routed(experts) => experts.adapt(how, &mut parameters)?,
             }
         }
         Ok(parameters)
     }
+}
+
+fn scaled(x: Tensor, scale: f64) -> Result<Tensor> {
+    Ok(if scale == 1.0 { x } else { (x * scale)? })
 }
 
 /// Precision of a block's products: what the first block rounds off goes through all the others, so that it stays in f32, for a small

@@ -1,27 +1,37 @@
 //! A routed feed-forward network: a router picks a few of many small networks for each token.
 //!
 //! Shapes: `T` tokens, `D` hidden width, `E` experts, `F` an expert's width. For each token
-//! `sum over its experts of weight * expert(x)`, the weights being the router's softmax over all `E`. The experts run one after
-//! the other, each on the tokens that chose it; sums are in the order of the experts, so a token's result does not depend on
-//! the others.
+//! `sum over its experts of weight * expert(x)`, the weights being what the router scores them, and `shared(x)` where there is such a
+//! network. The experts run one after the other, each on the tokens that chose it; sums are in the order of the experts, so a token's
+//! result does not depend on the others.
 
 use candle_core::{DType, Device, Tensor, Var};
 use rayon::prelude::*;
 
-use super::config::ExpertsConfig;
+use super::config::{ExpertsConfig, Scoring};
 use super::layers::{Adapting, Layer, Linear, Mlp};
 use super::lora::Adapters;
 use super::parameters::Parameter;
 use crate::error::{Error, Result};
 use crate::kernels::Dtype;
+use crate::kernels::cpu::sum;
 use crate::kernels::gated::Activation;
 
 pub(super) struct Experts {
     pub(super) router: Linear,
     pub(super) experts: Vec<Mlp>,
+    /// What every token uses.
+    pub(super) shared: Option<Box<Mlp>>,
+    scoring: Scoring,
+    /// `[E]`, added to the scores to choose; no gradient reaches it.
+    correction: Option<Vec<f32>>,
     per_token: usize,
     normalise: bool,
+    scale: f64,
 }
+
+/// The end of the name of the tensor that corrects a router's choice.
+pub(super) const CORRECTION: &str = ".mlp.gate.e_score_correction_bias";
 
 impl Experts {
     /// From `mlp.gate` and `mlp.experts`, in whichever of three layouts the weights are; one expert is read after the other.
@@ -57,21 +67,50 @@ impl Experts {
             let down = Linear::from_weights(vec![(name("down_proj"), width)], [down], layer.options)?;
             Ok(Mlp::new(gate_up, down, activation, layer.options.kernels))
         };
-        let experts = (0..count).map(load).collect::<Result<Vec<Mlp>>>();
-        Ok(Experts { router, experts: experts?, per_token: config.per_token, normalise: config.normalise })
+        let correction = match config.scoring {
+            Scoring::Softmax => None,
+            Scoring::Sigmoid => {
+                let name = layer.name(CORRECTION.trim_start_matches('.'));
+                Some(layer.source.tensor(&name, &[count])?.flatten_all()?.to_vec1()?)
+            }
+        };
+        let experts = (0..count).map(load).collect::<Result<Vec<Mlp>>>()?;
+        let shared = match config.shared_size {
+            0 => None,
+            size => Some(Box::new(Mlp::load_in(layer, "mlp.shared_experts", size, activation)?)),
+        };
+        let ExpertsConfig { per_token, normalise, scoring, scale, .. } = *config;
+        Ok(Experts { router, experts, shared, scoring, correction, per_token, normalise, scale })
     }
 
     /// `residual + experts(x)`, `x` and `residual [T, D]`
     pub(super) fn forward_add(&self, x: &Tensor, residual: &Tensor, adapters: Adapters) -> Result<Tensor> {
-        let logits_te = self.router.forward(x, adapters)?;
-        let exp_te = logits_te.broadcast_sub(&logits_te.max_keepdim(1)?)?.exp()?;
-        let probabilities_te = exp_te.broadcast_div(&exp_te.sum_keepdim(1)?)?;
-        let chosen = choose(&probabilities_te.to_vec2::<f32>()?, self.per_token)?;
-        let mut weights_te = (&probabilities_te * mask(&chosen, self.experts.len(), x)?)?;
-        if self.normalise {
-            weights_te = weights_te.broadcast_div(&weights_te.sum_keepdim(1)?)?;
+        let sum = self.routed_add(x, residual, adapters)?;
+        match &self.shared {
+            None => Ok(sum),
+            Some(shared) => shared.close_add(&shared.open(x, adapters)?, &sum, adapters),
         }
-        let mut sum = residual.clone();
+    }
+
+    /// The same without what all tokens share.
+    fn routed_add(&self, x: &Tensor, residual: &Tensor, adapters: Adapters) -> Result<Tensor> {
+        let logits_te = self.router.forward(x, adapters)?;
+        let scores_te = match self.scoring {
+            Scoring::Softmax => {
+                let exp_te = logits_te.broadcast_sub(&logits_te.max_keepdim(1)?)?.exp()?;
+                exp_te.broadcast_div(&exp_te.sum_keepdim(1)?)?
+            }
+            Scoring::Sigmoid => (logits_te.neg()?.exp()? + 1.0)?.recip()?,
+        };
+        let chosen = self.choose(&scores_te.to_vec2::<f32>()?)?;
+        let mut weights_te = (&scores_te * mask(&chosen, self.experts.len(), x)?)?;
+        if self.normalise {
+            weights_te = weights_te.broadcast_div(&(weights_te.sum_keepdim(1)? + LEAST)?)?;
+        }
+        if self.scale != 1.0 {
+            weights_te = (weights_te * self.scale)?;
+        }
+        let mut total = residual.clone();
         for (e, expert) in self.experts.iter().enumerate() {
             let rows: Vec<u32> = (0u32..).zip(&chosen).filter(|(_, chosen)| chosen.contains(&e)).map(|(t, _)| t).collect();
             if rows.is_empty() {
@@ -80,53 +119,70 @@ impl Experts {
             let rows = Tensor::new(rows, x.device())?;
             let weight = weights_te.index_select(&rows, 0)?.narrow(1, e, 1)?;
             let y = expert.forward(&x.index_select(&rows, 0)?, adapters)?.broadcast_mul(&weight)?;
-            sum = sum.index_add(&rows, &y, 0)?;
+            total = total.index_add(&rows, &y, 0)?;
         }
-        Ok(sum)
+        Ok(total)
     }
 
     /// From the router's logits `[T, E]`, the tokens of each expert and their weights, as [`Experts::forward_add`] has them.
     pub(super) fn choose_by_expert(&self, logits: &[f32]) -> Result<Vec<(Vec<u32>, Vec<f32>)>> {
-        let softmax = |logits: &[f32]| -> Vec<f32> {
+        let score = |logits: &[f32]| -> Vec<f32> {
+            if self.scoring == Scoring::Sigmoid {
+                return logits.iter().map(|logit| 1.0 / (1.0 + (-logit).exp())).collect();
+            }
             let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             let exponentials: Vec<f32> = logits.iter().map(|logit| (logit - largest).exp()).collect();
             let sum: f32 = exponentials.iter().sum();
             exponentials.iter().map(|exponential| exponential / sum).collect()
         };
-        let probabilities: Vec<Vec<f32>> = logits.par_chunks_exact(self.experts.len()).map(softmax).collect();
+        let scores: Vec<Vec<f32>> = logits.par_chunks_exact(self.experts.len()).map(score).collect();
         let mut choices = vec![(Vec::new(), Vec::new()); self.experts.len()];
-        for ((row, chosen), probabilities) in (0u32..).zip(choose(&probabilities, self.per_token)?).zip(&probabilities) {
-            let sum: f32 = if self.normalise { chosen.iter().map(|&expert| probabilities[expert]).sum() } else { 1.0 };
+        for ((row, chosen), scores) in (0u32..).zip(self.choose(&scores)?).zip(&scores) {
+            let sum: f32 = if self.normalise { chosen.iter().map(|&expert| scores[expert]).sum::<f32>() } else { 1.0 };
             for expert in chosen {
                 choices[expert].0.push(row);
-                choices[expert].1.push(probabilities[expert] / sum);
+                choices[expert].1.push(scores[expert] / sum * self.scale as f32);
             }
         }
         Ok(choices)
+    }
+
+    /// The experts of each token, from the scores of all.
+    fn choose(&self, scores: &[Vec<f32>]) -> Result<Vec<Vec<usize>>> {
+        let Some(correction) = &self.correction else { return choose(scores, self.per_token) };
+        let corrected = scores.iter().map(|row| row.iter().zip(correction).map(|(score, added)| score + added).collect());
+        choose(&corrected.collect::<Vec<Vec<f32>>>(), self.per_token)
     }
 
     /// The gradient of `x` for that of what the experts gave. Who is chosen counts as a constant, as in every implementation; the
     /// weights' gradients go where those of all products go. Here candle's graph is good enough: few tokens meet each expert.
     pub(super) fn backward(&self, x: &Tensor, dy: &Tensor, adapters: Adapters) -> Result<Tensor> {
         let x = Var::from_tensor(x)?;
-        let y = self.forward_add(&x, &x.zeros_like()?, adapters)?;
+        let y = self.routed_add(&x, &x.zeros_like()?, adapters)?;
         let gradients = (y * dy)?.sum_all()?.backward()?;
-        gradients.get(&x).cloned().ok_or_else(|| Error::new("no gradient reached the experts' input"))
+        let dx = gradients.get(&x).cloned().ok_or_else(|| Error::new("no gradient reached the experts' input"))?;
+        match &self.shared {
+            None => Ok(dx),
+            Some(shared) => Ok(sum(&dx, &shared.backward(&x, &shared.open(&x, adapters)?, dy, adapters)?)?),
+        }
     }
 
     /// Makes all weights learn, the router in f32.
     pub(super) fn train(&mut self, dtype: Dtype, parameters: &mut Vec<Parameter>) -> Result<()> {
         self.router.train(Dtype::F32, parameters)?;
-        self.experts.iter_mut().try_for_each(|expert| expert.train(dtype, parameters))
+        self.experts.iter_mut().chain(self.shared.as_deref_mut()).try_for_each(|expert| expert.train(dtype, parameters))
     }
 
-    /// Adapts the experts; the router is left as it is.
+    /// Adapts the experts; the router and what all tokens share are left as they are.
     pub(super) fn adapt(&mut self, how: &Adapting, parameters: &mut Vec<Parameter>) -> Result<()> {
         self.experts.iter_mut().try_for_each(|expert| expert.adapt(how, parameters))
     }
 }
 
-/// The `k` most probable experts of each token; of equals the first.
+/// Added to the sum that weights are divided by: it changes no sum of numbers that matter.
+const LEAST: f64 = 1e-20;
+
+/// The `k` experts of each token with the highest scores; of equals the first.
 fn choose(probabilities: &[Vec<f32>], k: usize) -> Result<Vec<Vec<usize>>> {
     if probabilities.iter().flatten().any(|p| p.is_nan()) {
         return Err(Error::new("the router's probabilities are not numbers")

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 
-use super::config::Config;
+use super::config::{Config, QueryGrowth};
 use super::lora::{Adapters, Lora, LoraOptions};
 use super::parameters::{Parameter, Part, Vector};
 use super::{Batch, LoadOptions, Source};
 use crate::error::Result;
-use crate::kernels::attention::{AttentionShape, Softmaxes, attention_backward, attention_keeping};
+use crate::kernels::attention::{AttentionShape, Softmaxes, attention_backward, attention_keeping, positions};
 use crate::kernels::cpu::column_sums;
 use crate::kernels::gated::{Activation, gated, gated_backward};
 use crate::kernels::matmul::Matrix;
@@ -36,7 +36,7 @@ impl Layer<'_> {
     /// A norm over the hidden width.
     pub(super) fn norm(&self, module: &str) -> Result<RmsNorm> {
         let name = self.name(&format!("{module}.weight"));
-        RmsNorm::load(self.config, self.source, &name, self.config.hidden_size, self.options.kernels)
+        RmsNorm::of_stream(self.config, self.source, &name, self.options.kernels)
     }
 }
 
@@ -146,6 +146,13 @@ pub(super) struct RmsNorm {
 }
 
 impl RmsNorm {
+    /// Over the hidden width, of the residual stream, which is kept divided by `residual_scale` (decoder.rs): with the epsilon divided
+    /// by its square the norm of the divided stream is that of the stream itself.
+    pub(super) fn of_stream(config: &Config, source: &dyn Source, name: &str, kernels: Kernels) -> Result<RmsNorm> {
+        let norm = RmsNorm::load(config, source, name, config.hidden_size, kernels)?;
+        Ok(RmsNorm { eps: norm.eps / config.residual_scale.powi(2), ..norm })
+    }
+
     pub(super) fn load(config: &Config, source: &dyn Source, name: &str, width: usize, kernels: Kernels) -> Result<RmsNorm> {
         let stored = source.tensor(name, &[width])?;
         let offset = if config.norm_offset { 1.0 } else { 0.0 };
@@ -175,36 +182,58 @@ impl RmsNorm {
 /// Grouped-query attention with rotary embedding.
 pub(super) struct Attention {
     pub(super) qkv: Linear,
-    /// On each query head and each key head.
+    /// On queries and on keys: of each head, or of all heads at once.
     pub(super) qk_norm: Option<(RmsNorm, RmsNorm)>,
     pub(super) output: Linear,
     pub(super) shape: AttentionShape,
     pub(super) rotary: Rotary,
+    growth: Option<QueryGrowth>,
     kernels: Kernels,
 }
 
 impl Attention {
+    /// From `q_proj`, `k_proj`, `v_proj` and `o_proj`.
     pub(super) fn load(layer: &Layer) -> Result<Attention> {
+        let (q_width, kv_width) = layer.config.attention_shape(layer.index).widths();
+        let inputs = [("self_attn.q_proj", q_width), ("self_attn.k_proj", kv_width), ("self_attn.v_proj", kv_width)];
+        Attention::load_parts(layer, &inputs)
+    }
+
+    /// From `qkv_proj`, the queries' rows first, and `o_proj`.
+    pub(super) fn load_fused(layer: &Layer) -> Result<Attention> {
+        let columns = layer.config.attention_shape(layer.index).columns();
+        Attention::load_parts(layer, &[("self_attn.qkv_proj", columns)])
+    }
+
+    fn load_parts(layer: &Layer, inputs: &[(&str, usize)]) -> Result<Attention> {
         let config = layer.config;
         let shape = config.attention_shape(layer.index);
-        let (width, q_width, kv_width) = (config.hidden_size, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
-        let inputs = [("self_attn.q_proj", q_width), ("self_attn.k_proj", kv_width), ("self_attn.v_proj", kv_width)];
+        let (width, q_width) = (config.hidden_size, shape.widths().0);
         Ok(Attention {
-            qkv: Linear::load(layer, &inputs, width, config.qkv_bias)?,
+            qkv: Linear::load(layer, inputs, width, config.qkv_bias)?,
             qk_norm: None,
             output: Linear::load(layer, &[("self_attn.o_proj", width)], q_width, config.output_bias)?,
             shape,
             rotary: layer.rotary.clone(),
+            growth: config.query_growth,
             kernels: layer.options.kernels,
         })
     }
 
-    /// The same with norms on queries and keys before they turn.
+    /// [`Attention::load`] with norms on each query head and each key head before they turn.
     pub(super) fn load_with_norms(layer: &Layer) -> Result<Attention> {
-        let norm = |name: &str| {
-            RmsNorm::load(layer.config, layer.source, &layer.name(name), layer.config.head_dim, layer.options.kernels)
-        };
-        let qk_norm = Some((norm("self_attn.q_norm.weight")?, norm("self_attn.k_norm.weight")?));
+        Attention::load_normed(layer, (layer.config.head_dim, layer.config.head_dim))
+    }
+
+    /// [`Attention::load`] with one norm over all query heads and one over all key heads before they turn.
+    pub(super) fn load_with_whole_norms(layer: &Layer) -> Result<Attention> {
+        Attention::load_normed(layer, layer.config.attention_shape(layer.index).widths())
+    }
+
+    fn load_normed(layer: &Layer, (q_width, k_width): (usize, usize)) -> Result<Attention> {
+        let norm =
+            |name: &str, width: usize| RmsNorm::load(layer.config, layer.source, &layer.name(name), width, layer.options.kernels);
+        let qk_norm = Some((norm("self_attn.q_norm.weight", q_width)?, norm("self_attn.k_norm.weight", k_width)?));
         Ok(Attention { qk_norm, ..Attention::load(layer)? })
     }
 
@@ -216,7 +245,7 @@ impl Attention {
     /// What the heads read from the batch: `qkv [T, q | k | v] -> [T, heads * head_dim]`, before the output projection.
     /// With what the backward pass needs.
     pub(super) fn mix(&self, qkv: &Tensor, batch: &Batch) -> Result<(Tensor, Softmaxes)> {
-        attention_keeping(&self.normed(qkv)?, &batch.segments, &self.rotary, &self.shape, self.kernels)
+        attention_keeping(&self.grown(self.normed(qkv)?, batch)?, &batch.segments, &self.rotary, &self.shape, self.kernels)
     }
 
     /// `mixed W_o^T`
@@ -244,9 +273,10 @@ impl Attention {
         batch: &Batch,
         adapters: Adapters,
     ) -> Result<Tensor> {
-        let normed = self.normed(qkv)?;
+        let grown = self.grown(self.normed(qkv)?, batch)?;
         let (segments, shape) = (&batch.segments, &self.shape);
-        let mut d_qkv = attention_backward(&normed, segments, &self.rotary, shape, mixed, softmaxes, d_mixed)?;
+        let d_grown = attention_backward(&grown, segments, &self.rotary, shape, mixed, softmaxes, d_mixed)?;
+        let mut d_qkv = self.grown(d_grown, batch)?;
         if let Some((q, k)) = &self.qk_norm {
             let (q_weight, k_weight) = (q.weight.get(), k.weight.get());
             let AttentionShape { heads, kv_heads, .. } = self.shape;
@@ -273,6 +303,21 @@ impl Attention {
         self.output.adapt(how, parameters)
     }
 
+    /// Multiplies queries, or their gradients, by what their positions say; they may turn before or after.
+    fn grown(&self, qkv: Tensor, batch: &Batch) -> Result<Tensor> {
+        let Some(QueryGrowth { beta, original_positions }) = self.growth else { return Ok(qkv) };
+        let (tokens, columns) = qkv.dims2()?;
+        let positions = positions(&batch.segments, tokens)?;
+        if positions.iter().all(|position| *position < original_positions) {
+            return Ok(qkv);
+        }
+        let factor = |position: &usize| (1.0 + beta * (1.0 + (position / original_positions) as f64).ln()) as f32;
+        let factors = Tensor::from_vec(positions.iter().map(factor).collect(), (tokens, 1), qkv.device())?;
+        let width = self.shape.widths().0;
+        let queries = qkv.narrow(1, 0, width)?.broadcast_mul(&factors)?;
+        Ok(Tensor::cat(&[queries, qkv.narrow(1, width, columns - width)?], 1)?)
+    }
+
     fn normed(&self, qkv: &Tensor) -> Result<Tensor> {
         match &self.qk_norm {
             None => Ok(qkv.clone()),
@@ -295,19 +340,25 @@ pub(super) struct Mlp {
 impl Mlp {
     /// From `gate_proj`, `up_proj` and `down_proj`.
     pub(super) fn load(layer: &Layer, activation: Activation) -> Result<Mlp> {
-        let inner = layer.config.intermediate_size;
-        Mlp::load_parts(layer, &[("mlp.gate_proj", inner), ("mlp.up_proj", inner)], activation)
+        Mlp::load_in(layer, "mlp", layer.config.intermediate_size, activation)
+    }
+
+    /// The same, of width `inner`, within `module`.
+    pub(super) fn load_in(layer: &Layer, module: &str, inner: usize, activation: Activation) -> Result<Mlp> {
+        let name = |part: &str| format!("{module}.{part}");
+        Mlp::load_parts(layer, &[(&name("gate_proj"), inner), (&name("up_proj"), inner)], (&name("down_proj"), inner), activation)
     }
 
     /// From `gate_up_proj`, the gate's rows first, and `down_proj`.
     pub(super) fn load_fused(layer: &Layer, activation: Activation) -> Result<Mlp> {
-        Mlp::load_parts(layer, &[("mlp.gate_up_proj", 2 * layer.config.intermediate_size)], activation)
+        let inner = layer.config.intermediate_size;
+        Mlp::load_parts(layer, &[("mlp.gate_up_proj", 2 * inner)], ("mlp.down_proj", inner), activation)
     }
 
-    fn load_parts(layer: &Layer, gate_up: &[(&str, usize)], activation: Activation) -> Result<Mlp> {
-        let config = layer.config;
+    fn load_parts(layer: &Layer, gate_up: &[(&str, usize)], down: (&str, usize), activation: Activation) -> Result<Mlp> {
+        let (config, (down, inner)) = (layer.config, down);
         let gate_up = Linear::load(layer, gate_up, config.hidden_size, config.mlp_bias)?;
-        let down = Linear::load(layer, &[("mlp.down_proj", config.hidden_size)], config.intermediate_size, config.mlp_bias)?;
+        let down = Linear::load(layer, &[(down, config.hidden_size)], inner, config.mlp_bias)?;
         Ok(Mlp::new(gate_up, down, activation, layer.options.kernels))
     }
 

@@ -16,19 +16,21 @@
 //!
 //! # Adding a family
 //!
-//! For models that are pre-norm decoders with grouped-query attention and a gated feed-forward network:
+//! For models that are decoders with grouped-query attention and a gated feed-forward network, normed before, behind or both:
 //!
-//! 1. A file `src/model/families/{model_type}.rs` with `pub const FAMILY: Family`; copy the nearest one. `keys` says of each
+//! 1. A file `src/model/families/{model_type}.rs` with a `FAMILY`; copy the nearest one. `keys` says of each
 //!    setting of the model's config class in Transformers whether it is `Honoured` (then `configure` reads it), taken at some
 //!    values `Only`, or `Irrelevant`; a setting that stands nowhere is refused with its name; `settings` writes them again. `block`
 //!    puts the parts of `layers.rs` together. What no part does yet becomes a part, or a field of `Config`, not a special case.
-//!    `configure_gguf` and `gguf_names` read llama.cpp's files (`src/models/{architecture}.cpp` and
-//!    `gguf-py/gguf/tensor_mapping.py` there).
-//! 2. A row in `FAMILIES` and a `mod` line (`src/model/families/mod.rs`).
+//!    `configure_gguf`, `gguf_keys` and `gguf_names` read llama.cpp's files (`src/models/{architecture}.cpp` and
+//!    `gguf-py/gguf/tensor_mapping.py` there). What `on_cuda.rs` does not compute, `cuda_lacks` says. A multimodal model around a
+//!    known family is a row in `outer.rs` instead.
+//! 2. A row in `FAMILIES` and a `mod` line (`src/model/families/mod.rs`), and a row in the README's table.
 //! 3. A fixture `tests/fixtures/families/{model_type}`: a random checkpoint of a few thousand weights with the logits that
 //!    Transformers gives it. Add it to `make.py` there and run that, then `columns.py` and, where llama.cpp knows the family,
-//!    `convert.py`. `tests/families.rs` then compares every logit and every column of the token table, from the folder and from
-//!    the GGUF file of llama.cpp's own converter.
+//!    `convert.py`, and `make.py gradients {model_type}` in `tests/fixtures/train`. `tests/families.rs` then compares every logit
+//!    and every column of the token table, from the folder and from the GGUF file of llama.cpp's own converter, and
+//!    `src/train/tests.rs` every gradient.
 //!
 //! `cargo test families` and `cargo test family` fail while one of the three is missing.
 

@@ -43,12 +43,12 @@ pub(super) struct OnCuda {
 
 /// Norms, biases and tables of a block.
 struct BlockVectors {
-    attention_norm: Buffer,
+    attention_norm: Option<Buffer>,
     qkv_bias: Option<Buffer>,
     qk_norm: Option<(Buffer, Buffer)>,
     output_bias: Option<Buffer>,
     attention_post_norm: Option<Buffer>,
-    mlp_norm: Buffer,
+    mlp_norm: Option<Buffer>,
     gate_up_bias: Option<Buffer>,
     down_bias: Option<Buffer>,
     mlp_post_norm: Option<Buffer>,
@@ -154,7 +154,9 @@ impl OnCuda {
             };
             blocks.push(BlockVectors::new(device, block, rotary)?);
         }
-        let norm = norm(device, &decoder.norm)?;
+        // The last norm's weight takes in what multiplies the logits.
+        let weight = (decoder.norm.weight.get() * decoder.logit_scale)?;
+        let norm = hosted::upload(device, &weight, Dtype::F32)?;
         let sizes = Sizes::new(config, dtype);
         let budget = sizes.token_budget();
         let arena = Mutex::new(device.allocate(sizes.batch_bytes(budget, budget))?);
@@ -245,7 +247,7 @@ impl OnCuda {
         let tokens = batch.ids.len();
         let positions = positions(&batch.segments, tokens)?;
         let attention = &decoder.blocks.first().ok_or_else(|| Error::new("a decoder without blocks"))?.attention;
-        attention.rotary.check(attention.shape.head_dim, &positions)?;
+        decoder.blocks.iter().try_for_each(|block| block.attention.rotary.check(attention.shape.head_dim, &positions))?;
         let positions: Vec<u32> = positions.into_iter().map(|position| position as u32).collect();
         let plan = AttentionPlan::new(
             &batch.segments,
@@ -321,8 +323,8 @@ impl OnCuda {
         let Sizes { width, columns, mixed, .. } = self.sizes;
         let (tokens, attention) = (residual.len() / width, &block.attention);
         let weight = on_device(&attention.qkv.matrix)?;
-        let normed = arena.array(residual.len(), weight.dtype())?;
-        self.device.rms_norm(residual, &vectors.attention_norm, block.attention_norm.eps, normed)?;
+        let norm = block.attention_norm.as_ref().zip(vectors.attention_norm.as_ref());
+        let normed = self.normed(residual, norm, weight.dtype(), arena)?;
         let qkv = arena.array(tokens * columns, weight.dtype())?;
         self.device.multiply(normed, weight, qkv, false)?;
         let eps = attention.qk_norm.as_ref().map_or(0.0, |(q, _)| q.eps);
@@ -344,21 +346,35 @@ impl OnCuda {
         match &block.mlp {
             FeedForward::Dense(mlp) => {
                 let weight = on_device(&mlp.gate_up.matrix)?;
-                let normed = arena.array(residual.len(), weight.dtype())?;
-                self.device.rms_norm(residual, &vectors.mlp_norm, block.mlp_norm.eps, normed)?;
+                let before = block.mlp_norm.as_ref().zip(vectors.mlp_norm.as_ref());
+                let normed = self.normed(residual, before, weight.dtype(), arena)?;
                 let inner = self.open(mlp, vectors.gate_up_bias.as_ref(), normed, arena)?;
                 let output = Output { linear: &mlp.down, bias: vectors.down_bias.as_ref() };
                 self.add_to(residual, output, inner, norm, arena)
             }
             FeedForward::Routed(experts) => {
-                if norm.is_some() {
-                    return Err(Error::new("experts with a norm behind them have no kernels on the GPU"));
+                if norm.is_some() || experts.shared.is_some() {
+                    return Err(Error::new("experts with a norm behind them or a shared network have no kernels on the GPU"));
                 }
-                let normed = arena.array(residual.len(), Dtype::F32)?;
-                self.device.rms_norm(residual, &vectors.mlp_norm, block.mlp_norm.eps, normed)?;
+                let before = block.mlp_norm.as_ref().zip(vectors.mlp_norm.as_ref());
+                let normed = self.normed(residual, before, Dtype::F32, arena)?;
                 self.route(experts, normed, residual, arena)
             }
         }
+    }
+
+    /// What a half of a block reads of the residual stream: its norm.
+    fn normed<'a>(
+        &self,
+        residual: Array,
+        norm: Option<(&RmsNorm, &Buffer)>,
+        dtype: Dtype,
+        arena: &Arena<'a>,
+    ) -> Result<Array<'a>> {
+        let (norm, weight) = norm.ok_or_else(|| Error::new("a block without a norm in front has no kernels on the GPU"))?;
+        let normed = arena.array(residual.len(), dtype)?;
+        self.device.rms_norm(residual, weight, norm.eps, normed)?;
+        Ok(normed)
     }
 
     /// `activation(gate) * up`: `[T, D] -> [T, F]`.
@@ -462,12 +478,12 @@ impl BlockVectors {
             None => None,
         };
         Ok(BlockVectors {
-            attention_norm: norm(device, &block.attention_norm)?,
+            attention_norm: optional(&block.attention_norm)?,
             qkv_bias: bias(&attention.qkv)?,
             qk_norm,
             output_bias: bias(&attention.output)?,
             attention_post_norm: optional(&block.attention_post_norm)?,
-            mlp_norm: norm(device, &block.mlp_norm)?,
+            mlp_norm: optional(&block.mlp_norm)?,
             gate_up_bias,
             down_bias,
             mlp_post_norm: optional(&block.mlp_post_norm)?,

@@ -68,14 +68,14 @@ impl Model {
             stages.push(if keep { Stage::Whole(activations) } else { Stage::Input(input) });
             x = y;
         }
-        let hidden = self.decoder.final_norm().forward(&x)?;
+        let hidden = self.decoder.finish(&x)?;
         Ok(Trace { batch, rows: rows.to_vec(), adapters, stages, last: x, hidden })
     }
 
     /// Adds to the gradients of all parameters, from the gradient `[N, D]` of the trace's hidden states.
     pub fn backward(&self, trace: Trace, d_hidden: &Tensor) -> Result<()> {
         let Trace { batch, rows, adapters, stages, last, .. } = trace;
-        let mut dx = self.decoder.final_norm().backward(&last, d_hidden)?;
+        let mut dx = self.decoder.finish_backward(&last, d_hidden)?;
         for (index, stage) in stages.into_iter().enumerate().rev() {
             let activations = match stage {
                 Stage::Whole(activations) => activations,

@@ -18,7 +18,7 @@ from pathlib import Path
 import pyarrow.parquet
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
 torch.set_grad_enabled(False)
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "families"
@@ -35,12 +35,14 @@ def logprobs(model, ids):
     return torch.log_softmax(logits, -1)[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
 
 
-def with_vision_tower(folder, scratch):
-    """The multimodal fixture names no vision tower that could be built; text does not reach the random one."""
-    config = json.loads((folder / "config.json").read_text())
-    if "vision_config" not in config:
-        return folder
+def prepared(folder, scratch):
+    """A copy that can be trained. The multimodal fixture names no vision tower that could be built; text does not reach the random one."""
     copy = shutil.copytree(folder, Path(scratch, "base"))
+    # Training looks at general text, which begins with a special token.
+    (copy / "tokenizer_config.json").write_text('{"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}')
+    config = json.loads((folder / "config.json").read_text())
+    if config["model_type"] != "gemma3":
+        return copy
     sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)
     config |= {"vision_config": {"model_type": "siglip_vision_model"} | sizes, "mm_tokens_per_image": 4}
     # Transformers' multimodal class does not cap the logits, its language model does, which is what diagnose follows.
@@ -51,11 +53,14 @@ def with_vision_tower(folder, scratch):
 
 def check(fixture):
     with tempfile.TemporaryDirectory() as scratch:
-        return compare(fixture.name, with_vision_tower(fixture, scratch))
+        return compare(fixture.name, prepared(fixture, scratch))
 
 
 def compare(name, folder):
-    base = lambda: AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    # A multimodal model as a whole: its adapters have the names of the whole.
+    whole = name in ("ministral3_multimodal", "mistral3", "qwen2_5_vl", "qwen3_vl")
+    auto = AutoModelForImageTextToText if whole else AutoModelForCausalLM
+    base = lambda: auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     ids = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))(TEXT, add_special_tokens=False)["input_ids"]
     with tempfile.TemporaryDirectory() as scratch:
         rows, out = Path(scratch, "rows.jsonl"), Path(scratch, "out")

@@ -7,6 +7,7 @@ Each fixture of tests/fixtures/families is trained for one step with learning ra
 its logits are compared with those that it gave the fixture itself. Exit code 1 beyond 1e-4, or if a tensor is missing or unknown.
 """
 
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,7 +26,12 @@ def check(source, expected):
     with tempfile.TemporaryDirectory() as scratch:
         rows, out = Path(scratch, "rows.jsonl"), Path(scratch, "out")
         rows.write_text('{"text": "some plain words"}\n' * 4)
-        command = [sys.argv[1], "train", str(rows), "--model", str(source), "--out", str(out), *NOTHING]
+        model = source
+        if source.is_dir():
+            # Training looks at general text, which begins with a special token.
+            model = shutil.copytree(source, Path(scratch, "model"))
+            (model / "tokenizer_config.json").write_text('{"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}')
+        command = [sys.argv[1], "train", str(rows), "--model", str(model), "--out", str(out), *NOTHING]
         subprocess.run(command, check=True, capture_output=True)
         model, found = AutoModelForCausalLM.from_pretrained(
             out / "model", dtype=torch.float32, attn_implementation="eager", output_loading_info=True

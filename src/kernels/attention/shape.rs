@@ -22,6 +22,11 @@ impl AttentionShape {
         (self.heads + 2 * self.kv_heads) * self.head_dim
     }
 
+    /// Columns of all query heads, and of all key heads, which are as many as those of the values.
+    pub(crate) fn widths(&self) -> (usize, usize) {
+        (self.heads * self.head_dim, self.kv_heads * self.head_dim)
+    }
+
     /// Query heads that share one key and value head.
     pub(crate) fn group(&self) -> usize {
         self.heads / self.kv_heads

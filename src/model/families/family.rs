@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernels::rotary::RotaryStyle;
 use crate::model::block::Block;
 use crate::model::config::Config;
@@ -22,6 +22,8 @@ pub(crate) struct Family {
     /// JSON: what Transformers' config class takes for keys that config.json may leave out.
     pub defaults: &'static str,
     pub rotary: RotaryStyle,
+    /// What its blocks have that `on_cuda.rs` cannot compute; empty where a GPU runs the family.
+    pub cuda_lacks: &'static str,
     /// Reads what is particular from config.json.
     pub configure: fn(&mut Config, &Value) -> Result<()>,
     /// The way back: what config.json says that is particular. `null` removes a key that all families have.
@@ -30,8 +32,32 @@ pub(crate) struct Family {
     pub configure_gguf: fn(&mut Config, &Gguf) -> Result<()>,
     /// Transformers' names of a block's modules and llama.cpp's, where `gguf::NAMES` does not hold.
     pub gguf_names: &'static [(&'static str, &'static str)],
+    /// What becomes of the keys of its GGUF files that are not as in `gguf_keys`, without the architecture in front.
+    pub gguf_keys: Rules,
+    /// Does llama.cpp's converter store the rows of queries and keys for interleaved rotary embedding?
+    pub gguf_permuted: bool,
     /// Loads one block.
     pub block: fn(&Layer) -> Result<Block>,
+}
+
+impl Family {
+    /// What most families have; the fields that none shares are empty.
+    pub(super) const PLAIN: Family = Family {
+        model_type: "",
+        architecture: "",
+        class: "",
+        keys: &[],
+        defaults: "{}",
+        rotary: RotaryStyle::Half,
+        cuda_lacks: "",
+        configure: |_, _| Ok(()),
+        settings: |_| Value::Null,
+        configure_gguf: |_, _| Ok(()),
+        gguf_names: &[],
+        gguf_keys: &[],
+        gguf_permuted: false,
+        block: |_| Err(Error::new("the family has no blocks")),
+    };
 }
 
 /// What becomes of a key of config.json.
@@ -46,4 +72,4 @@ pub(crate) enum Rule {
 }
 
 /// A rule for each key; the family's own rules first.
-pub(super) type Rules = &'static [(&'static str, Rule)];
+pub(crate) type Rules = &'static [(&'static str, Rule)];

@@ -6,10 +6,10 @@ use serde_json::{Value, json};
 
 use super::family::Family;
 use super::family::Rule::{Honoured, Irrelevant, Only};
+use super::layer_kinds;
 use crate::error::{Error, Result};
-use crate::json::{flag, number, optional_count, present, shortest};
+use crate::json::{flag, number, optional_count, shortest};
 use crate::kernels::gated::Activation;
-use crate::kernels::rotary::RotaryStyle;
 use crate::model::block::{Block, FeedForward};
 use crate::model::config::Config;
 use crate::model::files::gguf::Gguf;
@@ -41,7 +41,6 @@ pub(super) const FAMILY: Family = Family {
                   "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "max_position_embeddings": 131072,
                   "rms_norm_eps": 0.000001, "tie_word_embeddings": true, "query_pre_attn_scalar": 256,
                   "sliding_window": 4096, "rope_theta": 1000000.0, "rope_local_base_freq": 10000.0}"#,
-    rotary: RotaryStyle::Half,
     configure,
     settings,
     configure_gguf,
@@ -51,6 +50,13 @@ pub(super) const FAMILY: Family = Family {
         ("post_feedforward_layernorm", "post_ffw_norm"),
     ],
     block,
+    gguf_keys: &[
+        ("attention.sliding_window", Honoured),
+        ("attention.sliding_window_pattern", Honoured),
+        ("rope.freq_base_swa", Honoured),
+        ("final_logit_softcapping", Honoured),
+    ],
+    ..Family::PLAIN
 };
 
 /// Layers with a window between two without, where the file does not say, and the base of their rotary embedding.
@@ -60,34 +66,7 @@ const WINDOW_THETA: f64 = 10_000.0;
 fn configure(config: &mut Config, json: &Value) -> Result<()> {
     let theta = number(json, "rope_theta")?.unwrap_or(1_000_000.0);
     let window_theta = number(json, "rope_local_base_freq")?.unwrap_or(WINDOW_THETA);
-    let rope = |parameters, theta| Rope::from_parameters(parameters, theta, config.max_positions);
-    (config.rope, config.window_rope) = match present(json, "rope_parameters") {
-        // Transformers 5: a set for each kind of layer.
-        Some(sets) => {
-            let known = ["full_attention", "sliding_attention"];
-            if let Some(kind) =
-                sets.as_object().into_iter().flatten().map(|(kind, _)| kind).find(|kind| !known.contains(&kind.as_str()))
-            {
-                return Err(Error::new(format!("`rope_parameters` holds `{kind}`; expected {}", known.join(" and "))));
-            }
-            // A scaling beside them changes single values of the set for layers without a window.
-            let mut full = present(sets, known[0]).cloned();
-            if let Some(scaling) = present(json, "rope_scaling") {
-                match (full.as_mut().and_then(Value::as_object_mut), scaling.as_object()) {
-                    (Some(full), Some(scaling)) => full.extend(scaling.clone()),
-                    _ => {
-                        return Err(Error::new(format!(
-                            "`rope_scaling` = {scaling} stands beside `rope_parameters`, which lack the `full_attention` that it is for"
-                        ))
-                        .cure("Leave one of the two in config.json."));
-                    }
-                }
-            }
-            (rope(full.as_ref(), theta)?, Some(rope(present(sets, known[1]), window_theta)?))
-        }
-        // Transformers 4: the scaling is for layers without a window.
-        None => (rope(present(json, "rope_scaling"), theta)?, Some(rope(None, window_theta)?)),
-    };
+    (config.rope, config.window_rope) = layer_kinds::ropes(json, (theta, window_theta), config.max_positions)?;
     config.norm_offset = true;
     config.embedding_scale = (config.hidden_size as f64).sqrt();
     let scalar = number(json, "query_pre_attn_scalar")?.unwrap_or(256.0);
@@ -134,10 +113,10 @@ fn configure_gguf(config: &mut Config, file: &Gguf) -> Result<()> {
 
 fn block(layer: &Layer) -> Result<Block> {
     Ok(Block {
-        attention_norm: layer.norm("input_layernorm")?,
+        attention_norm: Some(layer.norm("input_layernorm")?),
         attention: Attention::load_with_norms(layer)?,
         attention_post_norm: Some(layer.norm("post_attention_layernorm")?),
-        mlp_norm: layer.norm("pre_feedforward_layernorm")?,
+        mlp_norm: Some(layer.norm("pre_feedforward_layernorm")?),
         mlp: FeedForward::Dense(Mlp::load(layer, Activation::GeluTanh)?),
         mlp_post_norm: Some(layer.norm("post_feedforward_layernorm")?),
     })

@@ -27,6 +27,7 @@ pub(super) const FAMILY: Family = Family {
     configure_gguf,
     gguf_names: &[("mlp.gate_up_proj", "ffn_up")],
     block,
+    ..Family::PLAIN
 };
 
 pub(super) fn configure(config: &mut Config, json: &Value) -> Result<()> {
@@ -48,10 +49,10 @@ pub(super) fn configure_gguf(config: &mut Config, file: &Gguf) -> Result<()> {
 
 fn block(layer: &Layer) -> Result<Block> {
     Ok(Block {
-        attention_norm: layer.norm("input_layernorm")?,
+        attention_norm: Some(layer.norm("input_layernorm")?),
         attention: Attention::load(layer)?,
         attention_post_norm: None,
-        mlp_norm: layer.norm("post_attention_layernorm")?,
+        mlp_norm: Some(layer.norm("post_attention_layernorm")?),
         mlp: FeedForward::Dense(Mlp::load_fused(layer, Activation::Silu)?),
         mlp_post_norm: None,
     })

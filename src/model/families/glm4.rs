@@ -26,14 +26,15 @@ pub(super) const FAMILY: Family = Family {
         ("post_mlp_layernorm", "post_ffw_norm"),
     ],
     block,
+    ..Family::PLAIN
 };
 
 fn block(layer: &Layer) -> Result<Block> {
     Ok(Block {
-        attention_norm: layer.norm("input_layernorm")?,
+        attention_norm: Some(layer.norm("input_layernorm")?),
         attention: Attention::load(layer)?,
         attention_post_norm: Some(layer.norm("post_self_attn_layernorm")?),
-        mlp_norm: layer.norm("post_attention_layernorm")?,
+        mlp_norm: Some(layer.norm("post_attention_layernorm")?),
         mlp: FeedForward::Dense(Mlp::load_fused(layer, Activation::Silu)?),
         mlp_post_norm: Some(layer.norm("post_mlp_layernorm")?),
     })

@@ -121,8 +121,7 @@ pub(crate) fn check(json: &Value, family: &Family) -> Result<()> {
 fn check_architectures(json: &Value, family: &Family) -> Result<()> {
     let stem = family.class.trim_end_matches("ForCausalLM");
     let without_head = format!("{stem}Model");
-    let around = outer::class(family);
-    let is_known = |class: &str| class.ends_with("ForCausalLM") || class == without_head || Some(class) == around;
+    let is_known = |class: &str| class.ends_with("ForCausalLM") || class == without_head || outer::is_class_around(family, class);
     let found = match json.get("architectures") {
         None | Some(Value::Null) => return Ok(()),
         Some(Value::Array(classes)) => classes.iter().find(|class| !class.as_str().is_some_and(is_known)),

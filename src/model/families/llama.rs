@@ -8,7 +8,6 @@ use super::family::Rule::Honoured;
 use crate::error::Result;
 use crate::json::flag;
 use crate::kernels::gated::Activation;
-use crate::kernels::rotary::RotaryStyle;
 use crate::model::block::{Block, FeedForward};
 use crate::model::config::Config;
 use crate::model::files::gguf::Gguf;
@@ -20,13 +19,12 @@ pub(super) const FAMILY: Family = Family {
     architecture: "llama",
     class: "LlamaForCausalLM",
     keys: &[("attention_bias", Honoured), ("mlp_bias", Honoured)],
-    defaults: "{}",
-    rotary: RotaryStyle::Half,
     configure,
     settings,
     configure_gguf,
-    gguf_names: &[],
     block,
+    gguf_permuted: true,
+    ..Family::PLAIN
 };
 
 fn configure(config: &mut Config, json: &Value) -> Result<()> {
@@ -50,10 +48,10 @@ fn configure_gguf(config: &mut Config, file: &Gguf) -> Result<()> {
 
 pub(super) fn block(layer: &Layer) -> Result<Block> {
     Ok(Block {
-        attention_norm: layer.norm("input_layernorm")?,
+        attention_norm: Some(layer.norm("input_layernorm")?),
         attention: Attention::load(layer)?,
         attention_post_norm: None,
-        mlp_norm: layer.norm("post_attention_layernorm")?,
+        mlp_norm: Some(layer.norm("post_attention_layernorm")?),
         mlp: FeedForward::Dense(Mlp::load(layer, Activation::Silu)?),
         mlp_post_norm: None,
     })

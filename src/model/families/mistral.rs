@@ -8,22 +8,18 @@ use super::family::Rule::Honoured;
 use super::llama;
 use crate::error::Result;
 use crate::json::optional_count;
-use crate::kernels::rotary::RotaryStyle;
 use crate::model::config::Config;
 use crate::model::rope::Rope;
 
 pub(super) const FAMILY: Family = Family {
     model_type: "mistral",
-    architecture: "",
     class: "MistralForCausalLM",
     keys: &[("sliding_window", Honoured)],
     defaults: r#"{"num_key_value_heads": 8, "sliding_window": 4096}"#,
-    rotary: RotaryStyle::Half,
     configure,
     settings,
-    configure_gguf: |_, _| Ok(()),
-    gguf_names: &[],
     block: llama::block,
+    ..Family::PLAIN
 };
 
 fn configure(config: &mut Config, json: &Value) -> Result<()> {

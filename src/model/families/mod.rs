@@ -1,17 +1,29 @@
 //! The table of families: one small file each.
 
 mod family;
+mod gemma;
+mod gemma2;
 mod gemma3_text;
 mod glm;
 mod glm4;
+mod glm4_moe;
+mod granite;
 pub(super) mod keys;
+mod layer_kinds;
 mod llama;
+mod ministral3;
 mod mistral;
 pub(super) mod multimodal;
+mod olmo2;
+mod olmo3;
 mod outer;
+mod phi3;
 mod qwen2;
 mod qwen3;
 mod qwen3_moe;
+mod smollm3;
+
+use serde_json::Value;
 
 use crate::error::{Error, Result};
 
@@ -22,17 +34,30 @@ pub(super) use multimodal::text_config;
 pub(super) const FAMILIES: &[Family] = &[
     llama::FAMILY,
     mistral::FAMILY,
+    ministral3::FAMILY,
     qwen2::FAMILY,
     qwen3::FAMILY,
     qwen3_moe::FAMILY,
     glm::FAMILY,
     glm4::FAMILY,
+    glm4_moe::FAMILY,
+    gemma::FAMILY,
+    gemma2::FAMILY,
     gemma3_text::FAMILY,
+    smollm3::FAMILY,
+    phi3::FAMILY,
+    olmo2::FAMILY,
+    olmo3::FAMILY,
+    granite::FAMILY,
 ];
 
 pub(super) fn by_model_type(model_type: &str) -> Result<&'static Family> {
-    let searched = outer::inner_type(model_type);
-    FAMILIES.iter().find(|family| family.model_type == searched).ok_or_else(|| unknown(model_type))
+    FAMILIES.iter().find(|family| family.model_type == model_type).ok_or_else(|| unknown(model_type))
+}
+
+/// The family of the language model that config.json describes, alone or inside a multimodal model.
+pub(super) fn by_config(json: &Value) -> Result<&'static Family> {
+    by_model_type(outer::inner_type(json)?)
 }
 
 pub(super) fn by_architecture(architecture: &str) -> Result<&'static Family> {
@@ -51,6 +76,32 @@ mod tests {
 
     use super::*;
 
+    /// The README's tables say what is read: of every family and of every multimodal model one row, and of nothing else.
+    #[test]
+    fn the_readme_lists_every_family() {
+        let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+        let rows_below = |title: &str| -> Vec<Vec<String>> {
+            let table = readme.split_once(title).unwrap_or_else(|| panic!("README.md has no table {title}")).1;
+            let lines = table.lines().skip(2).take_while(|line| line.starts_with('|'));
+            lines.map(|line| line.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect()).collect()
+        };
+        let code = |text: &str| if text.is_empty() { "-".to_owned() } else { format!("`{text}`") };
+        let families = FAMILIES.iter().map(|family| {
+            let cuda = if family.cuda_lacks.is_empty() { "yes" } else { "no" };
+            vec![code(family.model_type), code(family.architecture), cuda.to_owned()]
+        });
+        let found: Vec<Vec<String>> =
+            rows_below("| family | `model_type` | GGUF | GPU |").into_iter().map(|row| row[1..].to_vec()).collect();
+        assert_eq!(found, families.collect::<Vec<_>>());
+        let outers = outer::OUTERS.iter().map(|outer| {
+            let inner = outer.inner.iter().map(|(_, family)| code(family)).collect::<Vec<_>>().join(", ");
+            vec![code(outer.model_type), inner]
+        });
+        let found: Vec<Vec<String>> =
+            rows_below("| text half of | `model_type` | read as |").into_iter().map(|row| row[1..].to_vec()).collect();
+        assert_eq!(found, outers.collect::<Vec<_>>());
+    }
+
     /// The newcomer's guide in model/mod.rs promises a file, a row and a fixture for each family.
     #[test]
     fn every_family_has_its_file_its_row_and_its_fixture() {
@@ -59,7 +110,7 @@ mod tests {
         for entry in std::fs::read_dir(root.join("src/model/families")).unwrap() {
             let path = entry.unwrap().path();
             let text = if path.is_file() { std::fs::read_to_string(&path).unwrap() } else { String::new() };
-            if text.contains("\npub const FAMILY: Family = Family {") {
+            if text.contains("\npub(super) const FAMILY: Family = Family {") {
                 assert!(text.contains("Reference: Transformers `models/"), "{} names no reference", path.display());
                 files.push(path.file_stem().unwrap().to_string_lossy().into_owned());
             }
@@ -72,6 +123,11 @@ mod tests {
             let fixture = root.join("tests/fixtures/families").join(family.model_type);
             let mut needed = vec!["config.json", "model.safetensors", "tokenizer.json", "logits.safetensors", "columns.json"];
             needed.extend((!family.architecture.is_empty()).then_some("model.gguf"));
+            assert!(
+                root.join(format!("tests/fixtures/train/gradients/{}.safetensors", family.model_type)).is_file(),
+                "{}: tests/fixtures/train/make.py writes the gradients",
+                family.model_type
+            );
             for name in needed {
                 let path = fixture.join(name);
                 assert!(path.is_file(), "{} is missing: make.py, columns.py or convert.py there writes it", path.display());

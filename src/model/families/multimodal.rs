@@ -1,15 +1,16 @@
 //! A language model inside a multimodal one: what its config and its modules are called there, and what stands beside it.
-//! Reference: Transformers `models/gemma3/configuration_gemma3.py` and `modeling_gemma3.py`.
+//! Reference: Transformers, `configuration_*.py` and `modeling_*.py` of the models in outer.rs.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::family::{Family, Rule};
 use super::keys;
 pub(crate) use super::outer::is_multimodal;
-use crate::error::{Error, Result};
+use super::outer::{Outer, around};
+use crate::error::{Context, Error, Result};
 use crate::json::present;
 
-/// Keys that only the outer config has; none of them concerns text.
+/// Keys of the outer config, which some versions repeat inside; none of them concerns text.
 const OUTER: &[&str] = &[
     "text_config",
     "vision_config",
@@ -20,31 +21,60 @@ const OUTER: &[&str] = &[
     "boi_token_id",
     "eoi_token_id",
     "image_token_id",
-    "tie_word_embeddings",
+    "video_token_id",
+    "vision_start_token_id",
+    "vision_end_token_id",
+    "vision_token_id",
+    "projector_hidden_act",
+    "vision_feature_layer",
+    "multimodal_projector_bias",
+    "spatial_merge_size",
+    TIE,
     "model_type",
     "architectures",
 ];
 
-/// The part of config.json that describes the language model, once what stands around it has been judged.
+const TIE: &str = "tie_word_embeddings";
+
+/// The part of config.json that describes the language model, as the config that the family has by itself, once what stands around it
+/// has been judged.
 ///
-/// The head belongs to the outer model, so that the outer `tie_word_embeddings` counts, which is true where it is missing; the
-/// inner one is not read (Transformers 5, `tie_weights`).
+/// The head belongs to the outer model, so that the outer `tie_word_embeddings` counts (Transformers 5, `tie_weights`).
 pub(crate) fn text_config(family: &Family, json: &Value) -> Result<Value> {
-    if !is_multimodal(json) {
-        return Ok(json.clone());
-    }
-    let Some(text) = json.get("text_config").and_then(Value::as_object) else {
-        return Err(Error::new("the config of a multimodal model holds no `text_config`; expected an object"));
+    let (Some(outer), Some(whole)) = (around(json), json.as_object()) else { return Ok(json.clone()) };
+    let mut text = match whole.get("text_config") {
+        Some(Value::Object(text)) => {
+            check_beside(family, whole, text)?;
+            text.clone()
+        }
+        None | Some(Value::Null) if outer.flat => whole.clone(),
+        _ => return Err(Error::new("the config of a multimodal model holds no `text_config`; expected an object")),
     };
-    if let Some(inner) = text.get("model_type").filter(|inner| inner.as_str() != Some(family.model_type)) {
-        return Err(Error::new(format!("`text_config` is of the family {inner}; expected `{}`", family.model_type)));
+    keys::check(&json!({"architectures": json.get("architectures")}), family)?;
+    text.retain(|key, _| !OUTER.contains(&key.as_str()));
+    text.insert("model_type".to_owned(), family.model_type.into());
+    text.insert(TIE.to_owned(), tie(outer, json));
+    let defaults: Map<String, Value> = serde_json::from_str(outer.defaults).context("the model's defaults are not JSON")?;
+    for (key, value) in defaults {
+        text.entry(key).or_insert(value);
     }
-    for (key, value) in json.as_object().into_iter().flatten() {
+    if outer.sectioned {
+        for key in ["rope_parameters", "rope_scaling"] {
+            if let Some(parameters) = text.get_mut(key) {
+                without_sections(parameters);
+            }
+        }
+    }
+    Ok(Value::Object(text))
+}
+
+/// Refuses settings beside `text_config`, where Transformers does not read them, unless they change nothing.
+fn check_beside(family: &Family, whole: &Map<String, Value>, text: &Map<String, Value>) -> Result<()> {
+    for (key, value) in whole {
         if OUTER.contains(&key.as_str()) {
             continue;
         }
         match keys::rule(key, family) {
-            // Transformers reads it inside only.
             Some(Rule::Honoured) if text.get(key) == Some(value) || value.is_null() => {}
             Some(Rule::Honoured) => {
                 return Err(Error::new(format!(
@@ -56,19 +86,34 @@ pub(crate) fn text_config(family: &Family, json: &Value) -> Result<Value> {
             _ => keys::check(&json!({key: value}), family)?,
         }
     }
-    keys::check(&json!({"architectures": json.get("architectures")}), family)?;
-    let mut text = text.clone();
-    text.insert("tie_word_embeddings".to_owned(), json.get("tie_word_embeddings").cloned().unwrap_or(true.into()));
-    Ok(Value::Object(text))
+    Ok(())
+}
+
+/// Whether head and embedding are one matrix.
+fn tie(outer: &Outer, json: &Value) -> Value {
+    let found = json.get(TIE).cloned().unwrap_or(outer.tied.into());
+    let inner = json.get("text_config").and_then(|text| text.get(TIE)) == Some(&Value::Bool(true));
+    if outer.inner_tie_counts && inner && found.as_bool() == Some(false) { inner.into() } else { found }
+}
+
+/// Rope parameters without the sections that the frequencies are divided into: for text all sections turn alike.
+fn without_sections(parameters: &mut Value) {
+    let Some(parameters) = parameters.as_object_mut() else { return };
+    parameters.retain(|key, _| !["mrope_section", "mrope_interleaved"].contains(&key.as_str()));
+    for kind in ["rope_type", "type"] {
+        if parameters.get(kind).and_then(Value::as_str) == Some("mrope") {
+            parameters.insert(kind.to_owned(), "default".into());
+        }
+    }
 }
 
 /// Whether the inner config contradicts the outer one about the head, and who won.
 pub(crate) fn remark(json: &Value) -> Option<String> {
-    let inner = present(json.get("text_config")?, "tie_word_embeddings")?.as_bool()?;
-    let outer = json.get("tie_word_embeddings").map_or(Some(true), Value::as_bool).unwrap_or(false);
-    (is_multimodal(json) && inner != outer).then(|| {
+    let inner = present(json.get("text_config")?, TIE)?.as_bool()?;
+    let counted = tie(around(json)?, json).as_bool().unwrap_or(false);
+    (inner != counted).then(|| {
         format!(
-            "tie_word_embeddings is {outer} for the whole model and {inner} in text_config: {outer} is taken, as in Transformers"
+            "tie_word_embeddings is {counted} for the whole model and {inner} in text_config: {counted} is taken, as in Transformers"
         )
     })
 }
@@ -95,7 +140,7 @@ pub(crate) fn inner_name(name: &str) -> String {
 /// Does the tensor or module belong to the vision tower, or to what joins it to the language model? Text never reaches these.
 pub(crate) fn is_beside_text(name: &str) -> bool {
     let name = name.strip_prefix("model.").unwrap_or(name);
-    ["vision_tower.", "multi_modal_projector."].iter().any(|part| name.starts_with(part))
+    ["vision_tower.", "multi_modal_projector.", "visual."].iter().any(|part| name.starts_with(part))
 }
 
 #[cfg(test)]
@@ -149,6 +194,39 @@ mod tests {
         check("architectures", json!(["Gemma3ForSequenceClassification"]), "Gemma3ForSequenceClassification");
     }
 
+    /// Qwen/Qwen2.5-VL-7B-Instruct as it is published, and as Transformers 5 writes it.
+    #[test]
+    fn text_settings_stand_outside_or_inside() {
+        let text = json!({"hidden_size": 3584, "intermediate_size": 18944, "num_attention_heads": 28, "num_key_value_heads": 4,
+            "num_hidden_layers": 28, "vocab_size": 152064, "rms_norm_eps": 1e-6, "max_position_embeddings": 128000,
+            "use_sliding_window": false, "sliding_window": 32768, "max_window_layers": 28,
+            "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}});
+        let mut flat = text.clone();
+        flat["model_type"] = json!("qwen2_5_vl");
+        flat["architectures"] = json!(["Qwen2_5_VLForConditionalGeneration"]);
+        flat["vision_config"] = json!({"depth": 32});
+        flat["vision_token_id"] = json!(151654);
+        let mut inner = text;
+        inner["model_type"] = json!("qwen2_5_vl_text");
+        inner["rope_scaling"] = Value::Null;
+        inner["rope_parameters"] = json!({"rope_type": "default", "mrope_section": [16, 24, 24], "rope_theta": 1e6});
+        let nested = json!({"model_type": "qwen2_5_vl", "vision_config": {"depth": 32}, "text_config": inner});
+        let config = Config::from_json(&flat).unwrap();
+        assert_eq!((config.family, config.rope.theta, config.tied, config.qkv_bias), ("qwen2", 1e6, false, true));
+        assert_eq!(Config::from_json(&nested).unwrap(), config);
+        // A tie inside counts here.
+        let mut tied = nested.clone();
+        tied["text_config"]["tie_word_embeddings"] = json!(true);
+        assert!(Config::from_json(&tied).unwrap().tied && remark(&tied).is_none());
+        // Another kind of scaling is not lost with the sections, and Gemma 3 has none.
+        let mut yarn = nested;
+        yarn["text_config"]["rope_parameters"]["rope_type"] = json!("longer");
+        assert!(Config::from_json(&yarn).unwrap_err().to_string().contains("`longer`"));
+        let mut gemma = outer();
+        gemma["text_config"]["rope_scaling"] = json!({"rope_type": "default", "mrope_section": [1]});
+        assert!(Config::from_json(&gemma).unwrap_err().to_string().contains("mrope_section"));
+    }
+
     #[test]
     fn names_inside_and_outside() {
         assert_eq!(outer_name("model.layers.0.mlp.up_proj"), "model.language_model.layers.0.mlp.up_proj");
@@ -157,7 +235,9 @@ mod tests {
             assert_eq!(inner_name(name), "model.norm.weight");
         }
         assert_eq!(inner_name("language_model.lm_head.weight"), "lm_head.weight");
-        assert!(is_beside_text("model.vision_tower.x") && is_beside_text("multi_modal_projector.y"));
+        assert!(
+            is_beside_text("model.vision_tower.x") && is_beside_text("multi_modal_projector.y") && is_beside_text("visual.z")
+        );
         assert!(!is_beside_text("model.language_model.norm.weight"));
     }
 }

@@ -8,7 +8,6 @@ use super::family::Rule::{Honoured, Only};
 use super::llama;
 use crate::error::Result;
 use crate::json::{count, flag, optional_count};
-use crate::kernels::rotary::RotaryStyle;
 use crate::model::config::Config;
 use crate::model::rope::Rope;
 
@@ -24,15 +23,14 @@ pub(super) const FAMILY: Family = Family {
         ("use_mrope", Only(&["false"])),
     ],
     defaults: r#"{"sliding_window": 4096, "max_window_layers": 28}"#,
-    rotary: RotaryStyle::Half,
     configure,
     settings: window_settings,
     configure_gguf: |config, _| {
         config.qkv_bias = true;
         Ok(())
     },
-    gguf_names: &[],
     block: llama::block,
+    ..Family::PLAIN
 };
 
 fn configure(config: &mut Config, json: &Value) -> Result<()> {

@@ -8,7 +8,6 @@ use super::qwen2;
 use crate::error::Result;
 use crate::json::flag;
 use crate::kernels::gated::Activation;
-use crate::kernels::rotary::RotaryStyle;
 use crate::model::block::{Block, FeedForward};
 use crate::model::config::Config;
 use crate::model::layers::{Attention, Layer, Mlp};
@@ -26,12 +25,10 @@ pub(super) const FAMILY: Family = Family {
         ("layer_types", Honoured),
     ],
     defaults: r#"{"head_dim": 128, "sliding_window": 4096, "max_window_layers": 28}"#,
-    rotary: RotaryStyle::Half,
     configure,
     settings,
-    configure_gguf: |_, _| Ok(()),
-    gguf_names: &[],
     block,
+    ..Family::PLAIN
 };
 
 fn configure(config: &mut Config, json: &Value) -> Result<()> {
@@ -49,10 +46,10 @@ fn settings(config: &Config) -> Value {
 
 fn block(layer: &Layer) -> Result<Block> {
     Ok(Block {
-        attention_norm: layer.norm("input_layernorm")?,
+        attention_norm: Some(layer.norm("input_layernorm")?),
         attention: Attention::load_with_norms(layer)?,
         attention_post_norm: None,
-        mlp_norm: layer.norm("post_attention_layernorm")?,
+        mlp_norm: Some(layer.norm("post_attention_layernorm")?),
         mlp: FeedForward::Dense(Mlp::load(layer, Activation::Silu)?),
         mlp_post_norm: None,
     })

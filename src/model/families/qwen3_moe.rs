@@ -8,9 +8,8 @@ use super::family::Rule::{Honoured, Irrelevant, Only};
 use crate::error::{Error, Result};
 use crate::json::{count, flag, optional_count, present};
 use crate::kernels::gated::Activation;
-use crate::kernels::rotary::RotaryStyle;
 use crate::model::block::{Block, FeedForward};
-use crate::model::config::{Config, ExpertsConfig};
+use crate::model::config::{Config, ExpertsConfig, Scoring};
 use crate::model::experts::Experts;
 use crate::model::files::gguf::Gguf;
 use crate::model::layers::{Attention, Layer, Mlp};
@@ -35,8 +34,6 @@ pub(super) const FAMILY: Family = Family {
         ("max_window_layers", Irrelevant),
         ("layer_types", Irrelevant),
     ],
-    defaults: "{}",
-    rotary: RotaryStyle::Half,
     configure,
     settings,
     configure_gguf,
@@ -47,6 +44,16 @@ pub(super) const FAMILY: Family = Family {
         ("mlp.experts.down_proj", "ffn_down_exps"),
     ],
     block,
+    gguf_keys: &[
+        ("expert_count", Honoured),
+        ("expert_used_count", Honoured),
+        ("expert_feed_forward_length", Honoured),
+        ("expert_shared_count", Only(&["0"])),
+        ("expert_gating_func", Only(&["1"])),
+        ("expert_weights_scale", Only(&["1"])),
+        ("expert_weights_norm", Only(&["true"])),
+    ],
+    ..Family::PLAIN
 };
 
 fn configure(config: &mut Config, json: &Value) -> Result<()> {
@@ -79,6 +86,9 @@ fn configure(config: &mut Config, json: &Value) -> Result<()> {
             intermediate_size: count(json, "moe_intermediate_size")?,
             normalise: flag(json, "norm_topk_prob")?.unwrap_or(false),
             routed: (0..config.layers).map(|layer| (layer + 1) % step == 0 && !dense.contains(&layer)).collect(),
+            scoring: Scoring::Softmax,
+            scale: 1.0,
+            shared_size: 0,
         });
     }
     Ok(())
@@ -108,6 +118,9 @@ fn configure_gguf(config: &mut Config, file: &Gguf) -> Result<()> {
         // llama.cpp, src/models/qwen3moe.cpp: norm_w is true.
         normalise: true,
         routed: (0..config.layers).map(|layer| file.holds(&format!("blk.{layer}.ffn_gate_inp.weight"))).collect(),
+        scoring: Scoring::Softmax,
+        scale: 1.0,
+        shared_size: 0,
     });
     Ok(())
 }
@@ -118,10 +131,10 @@ fn block(layer: &Layer) -> Result<Block> {
         _ => FeedForward::Dense(Mlp::load(layer, Activation::Silu)?),
     };
     Ok(Block {
-        attention_norm: layer.norm("input_layernorm")?,
+        attention_norm: Some(layer.norm("input_layernorm")?),
         attention: Attention::load_with_norms(layer)?,
         attention_post_norm: None,
-        mlp_norm: layer.norm("post_attention_layernorm")?,
+        mlp_norm: Some(layer.norm("post_attention_layernorm")?),
         mlp,
         mlp_post_norm: None,
     })

@@ -14,8 +14,7 @@ use crate::model::rope::{Rope, RopeScaling};
 impl Config {
     /// Reads a config.json as Transformers 4 or 5 writes it.
     pub fn from_json(json: &Value) -> Result<Config> {
-        let model_type = json.get("model_type").and_then(Value::as_str);
-        let family = families::by_model_type(model_type.unwrap_or("(no model_type in config.json)"))?;
+        let family = families::by_config(json)?;
         let json = families::text_config(family, json)?;
         keys::check(&json, family)?;
         let json = with_defaults(json, family)?;

@@ -134,12 +134,10 @@ impl Source for Folder {
         let whole = json(&self.path, "config.json")?.unwrap_or(Value::Null);
         let family = families::by_model_type(self.config()?.family)?;
         let mut text = families::text_config(family, &whole)?;
-        if let (Some(text), Some(whole)) =
-            (text.as_object_mut(), whole.as_object().filter(|whole| whole.contains_key("text_config")))
+        if let (Some(text), Some(whole)) = (text.as_object_mut(), whole.as_object().filter(|_| multimodal::is_multimodal(&whole)))
         {
             // Of a multimodal checkpoint the language model is saved, as the model that it is by itself.
             text.insert("architectures".to_owned(), json!([family.class]));
-            text.insert("model_type".to_owned(), family.model_type.into());
             for key in ["bos_token_id", "eos_token_id", "pad_token_id"] {
                 if let Some(id) = whole.get(key) {
                     text.entry(key).or_insert_with(|| id.clone());
@@ -153,8 +151,10 @@ impl Source for Folder {
         companions(&self.path)
     }
 
+    /// Those of the language model.
     fn parameters(&self) -> u64 {
-        self.shards.parameters()
+        let multimodal = self.is_multimodal().unwrap_or(false);
+        self.shards.parameters(|name| !(multimodal && multimodal::is_beside_text(name)))
     }
 
     fn is_multimodal(&self) -> Result<bool> {
@@ -177,7 +177,13 @@ impl Source for Folder {
     fn check_all_used(&self) -> Result<()> {
         let multimodal = self.is_multimodal()?;
         let mut unread = self.used.others(self.shards.names());
-        unread.retain(|name| !(is_rotary_buffer(name) || multimodal && multimodal::is_beside_text(name)));
+        let Config { layers, further_layers, .. } = self.config()?;
+        unread.retain(|name| {
+            let beside = multimodal && multimodal::is_beside_text(name);
+            let layer = name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
+            let further = layer.is_some_and(|layer| (layers..layers + further_layers).contains(&layer));
+            !(is_rotary_buffer(name) || beside || further)
+        });
         if unread.is_empty() {
             return Ok(());
         }
@@ -198,7 +204,7 @@ fn is_rotary_buffer(name: &str) -> bool {
 /// What config.json says twice and differently, and which of the two was taken.
 fn contradictions(json: &Value) -> Vec<String> {
     let mut found: Vec<String> = multimodal::remark(json).into_iter().collect();
-    let text = if multimodal::is_multimodal(json) { &json["text_config"] } else { json };
+    let text = json.get("text_config").filter(|_| multimodal::is_multimodal(json)).unwrap_or(json);
     if let (Some(new), Some(old)) = (present(text, "rope_parameters"), present(text, "rope_scaling"))
         && new != old
         && rope::parameters(text) == Some(old)

@@ -45,6 +45,20 @@ impl Gguf {
         self.number(&self.key(name)?)
     }
 
+    /// The flags in a list under `{architecture}.{name}`; none where it is missing.
+    pub(crate) fn arch_flags(&self, name: &str) -> Result<Vec<bool>> {
+        let flag = |value: &Value| match value {
+            Value::Bool(flag) => Some(*flag),
+            _ => None,
+        };
+        self.list(&self.key(name)?, "a list of true and false", flag)
+    }
+
+    /// A flag under `{architecture}.{name}`.
+    pub(crate) fn arch_flag(&self, name: &str) -> Result<Option<bool>> {
+        self.flag(&self.key(name)?)
+    }
+
     pub(super) fn key(&self, name: &str) -> Result<String> {
         Ok(format!("{}.{name}", self.architecture()?))
     }

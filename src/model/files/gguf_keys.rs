@@ -7,6 +7,7 @@ use candle_core::quantized::gguf_file::Value;
 
 use crate::error::{Error, Result};
 use crate::model::families::Rule::{self, Honoured, Irrelevant, Only};
+use crate::model::families::{FAMILIES, Family};
 
 const KEYS: &[(&str, Rule)] = &[
     ("context_length", Honoured),
@@ -27,19 +28,9 @@ const KEYS: &[(&str, Rule)] = &[
     ("rope.scaling.attn_factor", Honoured),
     ("rope.scaling.yarn_beta_fast", Honoured),
     ("rope.scaling.yarn_beta_slow", Honoured),
-    // For `qwen3moe` only: Mixtral calls itself `llama`.
-    ("expert_count", Honoured),
-    ("expert_used_count", Honoured),
-    ("expert_feed_forward_length", Honoured),
-    ("expert_shared_count", Only(&["0"])),
-    ("expert_gating_func", Only(&["1"])),
-    ("expert_weights_scale", Only(&["1"])),
-    ("expert_weights_norm", Only(&["true"])),
-    // Gemma 3.
-    ("attention.sliding_window", Honoured),
-    ("attention.sliding_window_pattern", Honoured),
-    ("rope.freq_base_swa", Honoured),
-    ("final_logit_softcapping", Honoured),
+    // Of families with experts; Mixtral calls itself `llama`.
+    ("expert_count", Only(&["0"])),
+    ("expert_used_count", Only(&["0"])),
     ("attention.causal", Only(&["true"])),
     ("nextn_predict_layers", Only(&["0"])),
     ("rope.scaling.finetuned", Irrelevant),
@@ -47,26 +38,19 @@ const KEYS: &[(&str, Rule)] = &[
     ("tensor_data_layout", Irrelevant),
 ];
 
-/// Settings that mean something to one family only; elsewhere they are refused.
-const GEMMA3: &[&str] =
-    &["attention.sliding_window", "attention.sliding_window_pattern", "rope.freq_base_swa", "final_logit_softcapping"];
-
-/// Refuses the first setting that is unknown to `architecture`, or whose value cannot be honoured.
-pub(super) fn check<'a>(architecture: &str, settings: impl Iterator<Item = (&'a str, &'a Value)>) -> Result<()> {
+/// Refuses the first setting that is unknown to `family`, or whose value cannot be honoured.
+pub(super) fn check<'a>(family: &Family, settings: impl Iterator<Item = (&'a str, &'a Value)>) -> Result<()> {
+    let architecture = family.architecture;
     for (key, value) in settings {
-        let rule = KEYS.iter().find(|(name, _)| *name == key).map(|(_, rule)| *rule);
-        let foreign = GEMMA3.contains(&key) && architecture != "gemma3";
+        let rule = family.gguf_keys.iter().chain(KEYS).find(|(name, _)| *name == key).map(|(_, rule)| *rule);
         let value = plain(value);
         match rule {
-            Some(Honoured) if key == "expert_count" && architecture != "qwen3moe" && value != "0" => {
-                return Err(Error::new(format!("`{architecture}.expert_count` = {value} is not supported; expected 0")));
-            }
             Some(Only(taken)) if !taken.contains(&value.as_str()) => {
                 let taken = taken.join(" or ");
                 return Err(Error::new(format!("`{architecture}.{key}` = {value} is not supported; expected {taken}")));
             }
-            Some(_) if !foreign => {}
-            _ => {
+            Some(_) => {}
+            None => {
                 return Err(Error::new(format!(
                     "`{architecture}.{key}` = {value} is not a setting that is known for this family"
                 ))
@@ -124,8 +108,10 @@ pub(super) fn check_others<'a>(keys: impl Iterator<Item = (&'a str, &'a Value)>)
     for (key, value) in keys {
         let (room, rest) = key.split_once('.').unwrap_or((key, ""));
         let rule = WHOLE_KEYS.iter().find(|(name, _)| *name == key).map(|(_, rule)| *rule);
-        let is_setting =
-            || KEYS.iter().any(|(name, _)| *name == rest) || rest.starts_with("rope.") || rest.starts_with("attention.");
+        let is_setting = || {
+            let mut keys = FAMILIES.iter().flat_map(|family| family.gguf_keys).chain(KEYS);
+            rest.starts_with("rope.") || rest.starts_with("attention.") || keys.any(|(name, _)| *name == rest)
+        };
         let value = plain(value);
         match rule {
             Some(Only(taken)) if !taken.contains(&value.as_str()) => {
@@ -159,6 +145,7 @@ fn plain(value: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::families::by_architecture;
 
     #[test]
     fn keys_of_other_rooms_are_harmless_or_refused_by_name() {
@@ -183,7 +170,7 @@ mod tests {
     #[test]
     fn settings_are_honoured_or_refused_by_name() {
         let check = |architecture: &str, key: &str, value: Value, refused: bool| {
-            let result = check(architecture, [(key, &value)].into_iter());
+            let result = check(by_architecture(architecture).unwrap(), [(key, &value)].into_iter());
             match result {
                 Err(error) => assert!(refused && error.to_string().contains(&format!("{architecture}.{key}")), "{error}"),
                 Ok(()) => assert!(!refused, "{key}"),

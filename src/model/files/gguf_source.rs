@@ -3,6 +3,7 @@
 //! The tensor names are llama.cpp's (`gguf-py/gguf/constants.py`).
 
 use candle_core::Tensor;
+use candle_core::quantized::gguf_file::Value;
 use serde_json::{Value as JsonValue, json};
 
 use super::config_json;
@@ -17,8 +18,18 @@ use crate::model::source::{Source, listed};
 use crate::tokens::{ChatTemplate, Tokenizer};
 
 impl Gguf {
+    /// Where two families call themselves alike, the first that knows all settings of the file.
     fn family(&self) -> Result<&'static Family> {
-        families::by_architecture(self.architecture()?).map_err(|error| error.at(&self.path))
+        let architecture = self.architecture()?;
+        let first = families::by_architecture(architecture).map_err(|error| error.at(&self.path))?;
+        let mut named = families::FAMILIES.iter().filter(|family| family.architecture == architecture);
+        Ok(named.find(|family| gguf_keys::check(family, self.settings(architecture)).is_ok()).unwrap_or(first))
+    }
+
+    /// The settings under `{architecture}.`, without that.
+    fn settings<'a>(&'a self, architecture: &'a str) -> impl Iterator<Item = (&'a str, &'a Value)> {
+        let in_room = move |key: &'a String| key.strip_prefix(architecture)?.strip_prefix('.');
+        self.files.metadata.iter().filter_map(move |(key, value)| Some((in_room(key)?, value)))
     }
 
     /// As llama.cpp reads it (`llama-model.cpp`, `load_hparams`): a factor without a type is linear, and the divisors of `rope_freqs` come
@@ -140,8 +151,7 @@ impl Source for Gguf {
         let family = self.family()?;
         let in_file = |error: Error| error.at(&self.path);
         let prefix = format!("{}.", family.architecture);
-        let settings = self.files.metadata.iter().filter_map(|(key, value)| Some((key.strip_prefix(&prefix)?, value)));
-        gguf_keys::check(family.architecture, settings).map_err(in_file)?;
+        gguf_keys::check(family, self.settings(family.architecture)).map_err(in_file)?;
         let others = self.files.metadata.iter().filter(|(key, _)| !key.starts_with(&prefix));
         gguf_keys::check_others(others.map(|(key, value)| (key.as_str(), value))).map_err(in_file)?;
         let heads = self.required_count("attention.head_count")?;
@@ -213,8 +223,7 @@ impl Source for Gguf {
             }
             _ => return Err(Error::new(format!("the file holds no tensor `{stored}` (`{name}`)")).at(&self.path)),
         };
-        // llama.cpp's converter stores the query and key rows of this architecture for interleaved rotary embedding.
-        if family.architecture == "llama" && (name.contains("q_proj.") || name.contains("k_proj.")) {
+        if family.gguf_permuted && (name.contains("q_proj.") || name.contains("k_proj.")) {
             let all_heads = self.required_count("attention.head_count")?;
             let kv_heads = self.arch_count("attention.head_count_kv")?.unwrap_or(all_heads);
             let heads = if name.contains("q_proj.") { all_heads } else { kv_heads };
@@ -284,6 +293,12 @@ impl Source for Gguf {
         let mut unread = self.files.used.others(self.files.names());
         // Rotary frequencies of old files, which follow from the metadata.
         unread.retain(|name| !name.ends_with(".attn_rot_embd.weight") && !name.ends_with(".attn_rot_embd"));
+        let Config { layers, further_layers, .. } = self.config()?;
+        let is_further = |name: &str| {
+            let layer = name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
+            layer.is_some_and(|layer| (layers..layers + further_layers).contains(&layer))
+        };
+        unread.retain(|name| !is_further(name));
         if unread.is_empty() {
             return Ok(());
         }
@@ -330,6 +345,9 @@ fn gguf_name(family: &Family, name: &str) -> Option<String> {
         _ => {}
     }
     let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
+    if let Some((_, whole)) = family.gguf_names.iter().find(|(name, _)| *name == rest) {
+        return Some(format!("blk.{layer}.{whole}"));
+    }
     let (module, kind) = rest.rsplit_once('.')?;
     let (_, module) = family.gguf_names.iter().chain(NAMES).find(|(name, _)| *name == module)?;
     Some(format!("blk.{layer}.{module}.{kind}"))

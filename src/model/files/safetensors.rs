@@ -107,9 +107,10 @@ impl Shards {
         })
     }
 
-    pub(crate) fn parameters(&self) -> u64 {
-        let tensors = self.files.iter().flat_map(|shard| shard.tensors.values());
-        tensors.map(|info| info.shape.iter().product::<usize>() as u64).sum()
+    /// Of the tensors whose names count.
+    pub(crate) fn parameters(&self, counts: impl Fn(&str) -> bool) -> u64 {
+        let tensors = self.files.iter().flat_map(|shard| &shard.tensors).filter(|(name, _)| counts(name));
+        tensors.map(|(_, info)| info.shape.iter().product::<usize>() as u64).sum()
     }
 }
 

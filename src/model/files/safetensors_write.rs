@@ -174,7 +174,7 @@ mod tests {
                 let flat = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
                 assert_eq!(flat(&shards.tensor(&tensor.name, &tensor.shape).unwrap()), flat(&expected), "{}", tensor.name);
             }
-            assert_eq!(shards.parameters(), 15);
+            assert_eq!(shards.parameters(|_| true), 15);
         }
         assert_eq!(bf16::from_f32(HALFWAY), bf16::ONE);
     }

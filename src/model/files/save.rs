@@ -17,6 +17,7 @@ use crate::json::pretty;
 use crate::kernels::rotary::Rotary;
 use crate::kernels::{Dtype, Kernels};
 use crate::model::config::Config;
+use crate::model::experts::CORRECTION;
 use crate::model::families;
 use crate::model::layers::Layer;
 use crate::model::{LoadOptions, Placement, Reference, Source};
@@ -33,7 +34,13 @@ pub fn save(
     fetch: &mut dyn FnMut(&str, &[usize]) -> Result<Tensor>,
 ) -> Result<()> {
     // The source is asked for names only; that all its tensors are read was checked when the model was loaded.
-    save_source(reference.open()?.as_ref(), folder, dtype, SHARD_BYTES, fetch, false)
+    let source = reference.open()?;
+    let mut values = |name: &str, shape: &[usize]| match name.ends_with(CORRECTION) {
+        // No gradient reaches it.
+        true => source.tensor(name, shape),
+        false => fetch(name, shape),
+    };
+    save_source(source.as_ref(), folder, dtype, SHARD_BYTES, &mut values, false)
 }
 
 /// Saves the model as it is: an adapter merged into its base, a GGUF file as a folder.

@@ -22,12 +22,21 @@ fn config_of(family: &Family) -> Value {
         ("use_sliding_window", json!(family.model_type != "qwen3_moe")),
         ("sliding_window", json!(64)),
         ("max_window_layers", json!(1)),
+        ("n_routed_experts", json!(4)),
     ] {
         if family.keys.iter().any(|(name, rule)| *name == key && *rule == Rule::Honoured) {
             settings.insert(key.to_owned(), value);
         }
     }
+    if family.model_type == "ministral3" {
+        settings.insert("rope_parameters".to_owned(), ministral_rope(4.0));
+    }
     config
+}
+
+/// The family needs a set of rope parameters; the base may stand outside.
+fn ministral_rope(factor: f64) -> Value {
+    json!({"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": 64, "llama_4_scaling_beta": 0.1})
 }
 
 /// Another valid value for a setting that is honoured.
@@ -40,11 +49,20 @@ fn another(key: &str, family: &str) -> Value {
         "head_dim" => json!(16),
         "partial_rotary_factor" => json!(0.25),
         "rms_norm_eps" | "rope_theta" | "query_pre_attn_scalar" | "rope_local_base_freq" => json!(12345.0),
-        "final_logit_softcapping" => json!(30.0),
+        "final_logit_softcapping" => json!(25.0),
+        "norm_topk_prob" if family == "glm4_moe" => json!(false),
+        "use_qk_norm" => json!(true),
         "tie_word_embeddings" | "attention_bias" | "mlp_bias" | "norm_topk_prob" => json!(true),
         "use_sliding_window" => json!(false),
+        "rope_scaling" | "rope_parameters" if family == "ministral3" => ministral_rope(2.0),
         "rope_scaling" => json!({"type": "linear", "factor": 2.0}),
-        "rope_parameters" if family == "gemma3_text" => json!({"full_attention": {"rope_theta": 7.0}}),
+        "residual_multiplier" | "attention_multiplier" | "embedding_multiplier" | "logits_scaling" => json!(0.5),
+        "attn_logit_softcapping" => json!(20.0),
+        "no_rope_layers" => json!([0, 0, 1, 1]),
+        "layer_types" if family == "smollm3" => {
+            json!(["sliding_attention", "full_attention", "full_attention", "full_attention"])
+        }
+        "rope_parameters" if ["gemma3_text", "olmo3"].contains(&family) => json!({"full_attention": {"rope_theta": 7.0}}),
         "rope_parameters" => json!({"rope_type": "default", "rope_theta": 7.0}),
         "layer_types" => json!(["full_attention", "full_attention", "sliding_attention", "full_attention"]),
         "mlp_only_layers" => json!([1]),
@@ -77,7 +95,7 @@ fn every_key_is_honoured_or_refused_or_irrelevant() {
                 Rule::Honoured => {
                     let mut value = another(key, name);
                     // GLM has biases unless told otherwise, Gemma is tied unless told otherwise.
-                    if name.starts_with("glm") && *key == "attention_bias" {
+                    if ["glm", "glm4"].contains(&name) && *key == "attention_bias" {
                         value = json!(false);
                     }
                     assert_ne!(with(key, value).unwrap(), plain, "{name} does not honour {key}");
@@ -150,6 +168,104 @@ fn the_text_half_of_a_multimodal_config() {
     assert_eq!((config.family, config.heads, config.kv_heads, config.head_dim), ("gemma3_text", 8, 4, 256));
     assert_eq!((config.hidden_size, config.tied, config.windows[5], config.windows[6]), (2560, true, None, Some(1024)));
     assert_eq!(config.rope, Rope { theta: 1e6, scaling: crate::model::rope::RopeScaling::Linear { factor: 8.0 } });
+}
+
+/// What config.json of the published models says: nothing of it is refused, and it means what their papers say.
+#[test]
+fn the_settings_of_published_models_are_taken() {
+    let read = |json: Value| Config::from_json(&json).unwrap();
+    let smollm3 = read(json!({"architectures": ["SmolLM3ForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
+        "hidden_act": "silu", "hidden_size": 2048, "intermediate_size": 11008, "max_position_embeddings": 65536,
+        "max_window_layers": 28, "mlp_bias": false, "model_type": "smollm3", "no_rope_layer_interval": 4,
+        "no_rope_layers": (1..=36).map(|layer| u8::from(layer % 4 != 0)).collect::<Vec<_>>(), "num_attention_heads": 16,
+        "num_hidden_layers": 36, "num_key_value_heads": 4, "pretraining_tp": 2, "rms_norm_eps": 1e-6, "rope_scaling": null,
+        "rope_theta": 5_000_000.0, "sliding_window": null, "use_cache": false, "use_sliding_window": false, "vocab_size": 128_256,
+        "layer_types": vec!["full_attention"; 36]}));
+    assert_eq!((smollm3.tied, smollm3.head_dim, smollm3.rope.theta), (true, 128, 5e6));
+    assert_eq!(smollm3.turning.iter().filter(|turns| !**turns).count(), 9);
+    let phi4 =
+        read(json!({"architectures": ["Phi3ForCausalLM"], "attention_bias": false, "embd_pdrop": 0.0, "hidden_act": "silu",
+        "hidden_size": 5120, "intermediate_size": 17920, "max_position_embeddings": 16384, "model_type": "phi3",
+        "num_attention_heads": 40, "num_hidden_layers": 40, "num_key_value_heads": 10, "original_max_position_embeddings": 16384,
+        "resid_pdrop": 0.0, "rms_norm_eps": 1e-5, "rope_scaling": null, "rope_theta": 250_000, "sliding_window": null,
+        "tie_word_embeddings": false, "vocab_size": 100_352}));
+    assert_eq!((phi4.rotary_dim, phi4.windows[0], phi4.tied), (128, None, false));
+    let gemma2 = read(json!({"architectures": ["Gemma2ForCausalLM"], "attention_bias": false, "attn_logit_softcapping": 50.0,
+        "cache_implementation": "hybrid", "final_logit_softcapping": 30.0, "head_dim": 256, "hidden_act": "gelu_pytorch_tanh",
+        "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 2304, "intermediate_size": 9216, "max_position_embeddings": 8192,
+        "model_type": "gemma2", "num_attention_heads": 8, "num_hidden_layers": 26, "num_key_value_heads": 4,
+        "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "sliding_window": 4096, "vocab_size": 256_000}));
+    assert_eq!((gemma2.attention_softcap, gemma2.final_softcap, gemma2.tied), (Some(50.0), Some(30.0), true));
+    assert_eq!((gemma2.windows[0], gemma2.windows[1], gemma2.attention_scale), (Some(4096), None, 0.0625));
+    let olmo3 =
+        read(json!({"architectures": ["Olmo3ForCausalLM"], "attention_bias": false, "hidden_act": "silu", "hidden_size": 4096,
+        "intermediate_size": 11008, "max_position_embeddings": 65536, "model_type": "olmo3", "num_attention_heads": 32,
+        "num_hidden_layers": 32, "num_key_value_heads": 32, "rms_norm_eps": 1e-6, "rope_theta": 500_000, "sliding_window": 4096,
+        "rope_scaling": {"attention_factor": 1.2, "beta_fast": 32.0, "beta_slow": 1.0, "factor": 8.0, "rope_type": "yarn",
+            "original_max_position_embeddings": 8192}, "tie_word_embeddings": false, "vocab_size": 100_278}));
+    assert_eq!((olmo3.windows[2], olmo3.windows[3], olmo3.rope.attention_scaling()), (Some(4096), None, 1.2));
+    assert_eq!(olmo3.window_rope, Some(Rope { theta: 500_000.0, scaling: RopeScaling::None }));
+    let granite = read(
+        json!({"architectures": ["GraniteForCausalLM"], "attention_bias": false, "attention_multiplier": 0.015_625,
+        "embedding_multiplier": 12.0, "hidden_act": "silu", "hidden_size": 2048, "intermediate_size": 8192, "logits_scaling": 8.0,
+        "max_position_embeddings": 131_072, "mlp_bias": false, "model_type": "granite", "num_attention_heads": 32,
+        "num_hidden_layers": 40, "num_key_value_heads": 8, "residual_multiplier": 0.22, "rms_norm_eps": 1e-5, "rope_scaling": null,
+        "rope_theta": 10_000_000.0, "tie_word_embeddings": true, "vocab_size": 49159}),
+    );
+    assert_eq!((granite.embedding_scale, granite.residual_scale, granite.logit_divisor), (12.0, 0.22, 8.0));
+    let glm =
+        read(json!({"architectures": ["Glm4MoeForCausalLM"], "attention_bias": true, "head_dim": 128, "hidden_act": "silu",
+        "hidden_size": 4096, "partial_rotary_factor": 0.5, "intermediate_size": 10944, "max_position_embeddings": 131_072,
+        "model_type": "glm4_moe", "moe_intermediate_size": 1408, "norm_topk_prob": true, "num_attention_heads": 96, "n_group": 1,
+        "topk_group": 1, "n_routed_experts": 128, "n_shared_experts": 1, "routed_scaling_factor": 1.0, "num_experts_per_tok": 8,
+        "first_k_dense_replace": 1, "num_hidden_layers": 46, "num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_scaling": null,
+        "rope_theta": 1_000_000, "num_nextn_predict_layers": 1, "tie_word_embeddings": false, "use_qk_norm": false,
+        "vocab_size": 151_552}));
+    let experts = glm.experts.unwrap();
+    assert_eq!((glm.rotary_dim, glm.further_layers, experts.shared_size, experts.routed[0]), (64, 1, 1408, false));
+    assert!(experts.routed[1] && experts.scoring == crate::model::config::Scoring::Sigmoid);
+}
+
+#[test]
+fn the_text_halves_of_published_models_are_taken() {
+    let read = |json: Value| Config::from_json(&json).unwrap();
+    let mistral = json!({"architectures": ["Mistral3ForConditionalGeneration"], "image_token_index": 10, "model_type": "mistral3",
+        "multimodal_projector_bias": false, "projector_hidden_act": "gelu", "spatial_merge_size": 2, "torch_dtype": "bfloat16",
+        "text_config": {"attention_dropout": 0.0, "head_dim": 128, "hidden_act": "silu", "hidden_size": 5120,
+            "intermediate_size": 32768, "max_position_embeddings": 131_072, "model_type": "mistral", "num_attention_heads": 32,
+            "num_hidden_layers": 40, "num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 1e9, "sliding_window": null,
+            "use_cache": true, "vocab_size": 131_072},
+        "vision_config": {"model_type": "pixtral"}, "vision_feature_layer": -1});
+    let small = read(mistral.clone());
+    assert_eq!((small.family, small.windows[0], small.rope.theta), ("mistral", None, 1e9));
+    let mut ministral = mistral;
+    ministral["text_config"]["model_type"] = json!("ministral3");
+    ministral["text_config"]["rope_parameters"] = json!({"beta_fast": 32.0, "beta_slow": 1.0, "factor": 16.0,
+        "llama_4_scaling_beta": 0.1, "mscale": 1.0, "mscale_all_dim": 1.0, "original_max_position_embeddings": 16384,
+        "rope_theta": 1e6, "rope_type": "yarn", "type": "yarn"});
+    let ministral = read(ministral);
+    assert_eq!((ministral.family, ministral.rope.theta, ministral.rope.attention_scaling()), ("ministral3", 1e6, 1.0));
+    assert_eq!(ministral.query_growth.map(|growth| growth.original_positions), Some(16384));
+    let qwen3 = read(
+        json!({"architectures": ["Qwen3VLForConditionalGeneration"], "image_token_id": 151_655, "model_type": "qwen3_vl",
+        "text_config": {"attention_bias": false, "head_dim": 128, "hidden_act": "silu", "hidden_size": 2560, "dtype": "bfloat16",
+            "intermediate_size": 9728, "max_position_embeddings": 262_144, "model_type": "qwen3_vl_text", "num_attention_heads": 32,
+            "num_hidden_layers": 36, "num_key_value_heads": 8, "rms_norm_eps": 1e-6, "rope_theta": 5_000_000,
+            "rope_scaling": {"mrope_interleaved": true, "mrope_section": [24, 20, 20], "rope_type": "default"},
+            "tie_word_embeddings": true, "use_cache": true, "vocab_size": 151_936},
+        "tie_word_embeddings": true, "video_token_id": 151_656, "vision_config": {"depth": 24}, "vision_end_token_id": 151_653,
+        "vision_start_token_id": 151_652}),
+    );
+    assert_eq!((qwen3.family, qwen3.tied, qwen3.rope), ("qwen3", true, Rope { theta: 5e6, scaling: RopeScaling::None }));
+}
+
+/// Families that are left out are told by their names.
+#[test]
+fn other_families_are_refused_by_name() {
+    for model_type in ["gpt_oss", "qwen3_next", "qwen3_5", "gemma4", "gemma3n", "qwen3_vl_moe", "llama4", "granitemoe"] {
+        let message = Config::from_json(&json!({"model_type": model_type})).unwrap_err().to_string();
+        assert!(message.contains(&format!("family `{model_type}`")), "{message}");
+    }
 }
 
 #[test]
