@@ -13,6 +13,7 @@ mod engine;
 mod eval;
 mod families;
 mod fuzz_readers;
+mod gguf;
 mod hub;
 mod interrupted;
 mod layers;

@@ -3,20 +3,17 @@
 //! llama.cpp's `llama-gguf-split` cuts a large model into `NAME-00001-of-00003.gguf` and so on. The first holds the metadata, each
 //! one the tensors that it names.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use candle_core::quantized::gguf_file::{Content, TensorInfo, Value};
-use candle_core::quantized::{GgmlDType, QStorage, QTensor};
-use candle_core::{Device, Shape, Tensor};
-use rayon::prelude::*;
+use candle_core::quantized::gguf_file::Value;
+use candle_core::{Device, Tensor};
 
+use super::gguf_header::{Header, TensorInfo};
 use crate::error::{Context, Error, Result};
-use crate::kernels::cpu::with_floats;
 use crate::model::source::Used;
 
 pub(crate) struct GgufFiles {
@@ -30,8 +27,7 @@ pub(crate) struct GgufFiles {
 struct Part {
     path: PathBuf,
     tensors: HashMap<String, TensorInfo>,
-    data_start: u64,
-    reader: Mutex<BufReader<File>>,
+    file: Mutex<File>,
 }
 
 impl GgufFiles {
@@ -62,7 +58,7 @@ impl GgufFiles {
         self.index.keys()
     }
 
-    pub(crate) fn info(&self, name: &str) -> Option<&TensorInfo> {
+    pub(super) fn info(&self, name: &str) -> Option<&TensorInfo> {
         self.parts[*self.index.get(name)?].tensors.get(name)
     }
 
@@ -75,19 +71,18 @@ impl GgufFiles {
     /// One of the tensors that are stacked as `name`; the others are not read.
     pub(crate) fn read_slice(&self, name: &str, index: usize) -> Result<Tensor> {
         let (part, info) = self.find(name)?;
-        let (count, shape) = match info.shape.dims() {
-            [count, shape @ ..] if index < *count && !shape.is_empty() => (*count as u64, shape.to_vec()),
-            shape => return Err(Error::new(format!("tensor `{name}`: {shape:?} has no part {index}")).at(&part.path)),
-        };
-        let (elements, dtype) = (info.shape.elem_count() as u64, info.ggml_dtype);
-        // Blocks of quantised numbers lie within a row, or the file is broken, which reading tells.
-        let bytes = elements / dtype.block_size() as u64 * dtype.type_size() as u64 / count;
-        let offset = info.offset.saturating_add(bytes * index as u64);
-        part.read(name, &TensorInfo { ggml_dtype: dtype, shape: Shape::from(shape), offset })
+        match info.shape.as_slice() {
+            [count, shape @ ..] if index < *count && !shape.is_empty() => {
+                let slice = TensorInfo { kind: info.kind, shape: shape.to_vec(), begin: info.begin };
+                let begin = info.begin + slice.bytes() * index as u64;
+                part.read(name, &TensorInfo { begin, ..slice })
+            }
+            shape => Err(Error::new(format!("tensor `{name}`: {shape:?} has no part {index}")).at(&part.path)),
+        }
     }
 
     pub(crate) fn parameters(&self) -> u64 {
-        self.parts.iter().flat_map(|part| part.tensors.values()).map(|info| info.shape.elem_count() as u64).sum()
+        self.parts.iter().flat_map(|part| part.tensors.values()).map(TensorInfo::elements).sum()
     }
 
     fn find(&self, name: &str) -> Result<(&Part, &TensorInfo)> {
@@ -102,44 +97,22 @@ impl Part {
     fn open(path: PathBuf) -> Result<(Part, HashMap<String, Value>)> {
         let file = File::open(&path).context_at(&path, "cannot open the model file")?;
         let mut reader = BufReader::new(file);
-        let content = Content::read(&mut reader).map_err(|cause| {
-            Error::new("this is not a whole GGUF file")
-                .at(&path)
-                .caused_by(cause)
-                .cure("Fetch or convert the file again; a broken download is the usual reason.")
-        })?;
-        let Content { metadata, tensor_infos, tensor_data_offset, .. } = content;
-        Ok((Part { path, tensors: tensor_infos, data_start: tensor_data_offset, reader: Mutex::new(reader) }, metadata))
+        let Header { metadata, tensors } = Header::read(&path, &mut reader)?;
+        Ok((Part { path, tensors, file: Mutex::new(reader.into_inner()) }, metadata))
     }
 
     fn read(&self, name: &str, info: &TensorInfo) -> Result<Tensor> {
-        let quantised = {
-            // A panic while another thread held the reader leaves nothing half-done: every read seeks first.
-            let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
-            info.read(&mut *reader, self.data_start, &Device::Cpu)
-        };
-        quantised.and_then(|tensor| dequantise(&tensor)).map_err(|cause| {
-            Error::new(format!("cannot read the tensor `{name}`"))
-                .at(&self.path)
-                .caused_by(cause)
-                .cure("If the file is cut short, fetch it again; if its tensor type is unknown, convert it to Q8_0 or F16.")
-        })
+        let mut bytes = vec![0; info.bytes() as usize];
+        {
+            // A panic while another thread held the file leaves nothing half-done: every read seeks first.
+            let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+            let read = file.seek(SeekFrom::Start(info.begin)).and_then(|_| file.read_exact(&mut bytes));
+            read.context_at(&self.path, format!("cannot read the tensor `{name}`"))?;
+        }
+        let mut values = vec![0.0; info.elements() as usize];
+        info.kind.decode(&bytes, &mut values);
+        Ok(Tensor::from_vec(values, info.shape.as_slice(), &Device::Cpu)?)
     }
-}
-
-/// Numbers dequantised at a time: a whole number of every type's blocks, and few enough to stay in a cache.
-const DEQUANTISE_CHUNK: usize = 1 << 15;
-
-/// What `QTensor::dequantize` does, on all cores.
-fn dequantise(tensor: &QTensor) -> candle_core::Result<Tensor> {
-    let (dtype, bytes): (GgmlDType, Cow<[u8]>) = (tensor.dtype(), tensor.data()?);
-    let mut values = vec![0.0; tensor.shape().elem_count()];
-    let chunk_bytes = DEQUANTISE_CHUNK / dtype.block_size() * dtype.type_size();
-    values.par_chunks_mut(DEQUANTISE_CHUNK).zip(bytes.par_chunks(chunk_bytes)).try_for_each(|(values, bytes)| {
-        let chunk = QTensor::new(QStorage::from_data(Cow::Borrowed(bytes), &Device::Cpu, dtype)?, values.len())?;
-        with_floats(&chunk.dequantize(&Device::Cpu)?, |floats| values.copy_from_slice(floats))
-    })?;
-    Tensor::from_vec(values, tensor.shape(), &Device::Cpu)
 }
 
 /// The files of the model that `path` is a file of, in order; `path` alone where its name is not that of a part.
@@ -198,7 +171,7 @@ fn split_number(metadata: &HashMap<String, Value>, key: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::quantized::gguf_file;
+    use candle_core::quantized::{GgmlDType, QTensor, gguf_file};
 
     use super::*;
 

@@ -94,7 +94,7 @@ impl Gguf {
     }
 
     fn check_shape(&self, stored: &str, expected: &[usize]) -> Result<()> {
-        match self.files.info(stored).map(|info| info.shape.dims()) {
+        match self.files.info(stored).map(|info| info.shape.as_slice()) {
             Some(found) if found == expected => Ok(()),
             Some(found) => {
                 Err(Error::new(format!("tensor `{stored}`: expected shape {expected:?}, found {found:?}")).at(&self.path))
@@ -120,7 +120,7 @@ impl Gguf {
         let Some((part, kind)) = rest.split_once('.') else { return Ok(None) };
         let whole = format!("{block}.attn_qkv.{kind}");
         let Some(info) = self.files.info(&whole) else { return Ok(None) };
-        let all_rows = info.shape.dims().first().copied().unwrap_or(0);
+        let all_rows = info.shape.first().copied().unwrap_or(0);
         let heads = self.required_count("attention.head_count")?;
         let kv_heads = self.arch_count("attention.head_count_kv")?.unwrap_or(heads);
         let kv_rows = all_rows / (heads + 2 * kv_heads).max(1) * kv_heads;
@@ -169,7 +169,7 @@ impl Source for Gguf {
         let max_positions = self.required_count("context_length")?;
         let epsilon = "attention.layer_norm_rms_epsilon";
         let mut config = Config {
-            vocab_size: embedding.shape.dims().first().copied().unwrap_or(0),
+            vocab_size: embedding.shape.first().copied().unwrap_or(0),
             hidden_size,
             intermediate_size: self.required_count("feed_forward_length")?,
             heads,

@@ -4,7 +4,7 @@
 //! folder.rs              a Hugging Face folder: config.json, tokenizer files, safetensors.rs
 //! gguf.rs                the metadata of a .gguf file; gguf_keys.rs says which of its settings are honoured
 //! gguf_source.rs         that file as a model: config, vocabulary, template, tensors by their Hugging Face names
-//! gguf_files.rs          the bytes of it, which may lie in several files
+//! gguf_files.rs          the bytes of it, which may lie in several files; gguf_header.rs reads what stands before them, quants/ the numbers
 //! adapter.rs             a LoRA adapter folder, applied to a base
 //! hub_files.rs           which files of a hub's repository make a model
 //! config_json.rs         config.json -> Config, and back
@@ -19,10 +19,12 @@ pub(in crate::model) mod end_tokens;
 pub(in crate::model) mod folder;
 pub(in crate::model) mod gguf;
 pub(in crate::model) mod gguf_files;
+mod gguf_header;
 mod gguf_keys;
 mod gguf_source;
 pub(in crate::model) mod hub_files;
 pub(in crate::model) mod peft;
+mod quants;
 mod replaceable;
 pub(in crate::model) mod safetensors;
 pub mod safetensors_write;
