@@ -296,13 +296,13 @@ fn a_model_and_an_adapter_in_one_folder_are_refused() {
 }
 
 /// A GGUF file that can be changed and written.
-struct Gguf {
-    metadata: BTreeMap<String, GgufValue>,
+pub(crate) struct Gguf {
+    pub metadata: BTreeMap<String, GgufValue>,
     tensors: BTreeMap<String, QTensor>,
 }
 
 impl Gguf {
-    fn read(family: &str) -> Gguf {
+    pub(crate) fn read(family: &str) -> Gguf {
         let mut file = std::fs::File::open(fixtures().join(family).join("model.gguf")).unwrap();
         let content = Content::read(&mut file).unwrap();
         let names: Vec<String> = content.tensor_infos.keys().cloned().collect();
@@ -316,12 +316,12 @@ impl Gguf {
         self
     }
 
-    fn set(mut self, key: &str, value: GgufValue) -> Gguf {
+    pub(crate) fn set(mut self, key: &str, value: GgufValue) -> Gguf {
         self.metadata.insert(key.to_owned(), value);
         self
     }
 
-    fn load(&self) -> Result<Vec<f32>, String> {
+    pub(crate) fn load(&self) -> Result<Vec<f32>, String> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("model.gguf");
         let metadata: Vec<(&str, &GgufValue)> = self.metadata.iter().map(|(key, value)| (key.as_str(), value)).collect();
@@ -331,7 +331,7 @@ impl Gguf {
     }
 }
 
-fn ggufs() -> Vec<String> {
+pub(crate) fn ggufs() -> Vec<String> {
     let with_gguf = folders().into_iter().filter(|folder| folder.join("model.gguf").is_file());
     with_gguf.map(|folder| folder.file_name().unwrap().to_string_lossy().into_owned()).collect()
 }

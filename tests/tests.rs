@@ -14,6 +14,7 @@ mod eval;
 mod families;
 mod fuzz_readers;
 mod gguf;
+mod gguf_keys;
 mod hub;
 mod interrupted;
 mod layers;

@@ -102,8 +102,9 @@ fn configure_gguf(config: &mut Config, file: &Gguf) -> Result<()> {
     if config.layers == 62 {
         config.attention_scale = 1.0 / ((config.hidden_size / config.heads.max(1)) as f32).sqrt();
     }
-    config.final_softcap = file.arch_number("final_logit_softcapping")?.map(|cap| cap as f32);
-    let window = file.arch_count("attention.sliding_window")?;
+    // In llama.cpp 0 stands for none, of both.
+    config.final_softcap = file.arch_number("final_logit_softcapping")?.filter(|&cap| cap != 0.0).map(|cap| cap as f32);
+    let window = file.arch_count("attention.sliding_window")?.filter(|&window| window > 0);
     let pattern = file.arch_count("attention.sliding_window_pattern")?.unwrap_or(PATTERN);
     config.windows = (0..config.layers).map(|layer| window.filter(|_| !(layer + 1).is_multiple_of(pattern))).collect();
     let theta = file.arch_number("rope.freq_base_swa")?.unwrap_or(WINDOW_THETA);

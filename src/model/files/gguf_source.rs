@@ -12,7 +12,7 @@ use super::gguf_keys;
 use crate::error::{Error, Result};
 use crate::json::pretty;
 use crate::model::config::Config;
-use crate::model::families::{self, Family};
+use crate::model::families::{self, Family, Rule};
 use crate::model::rope::{Rope, RopeScaling, yarn_attention_factor};
 use crate::model::source::{Source, listed};
 use crate::tokens::{ChatTemplate, Tokenizer};
@@ -79,7 +79,7 @@ impl Gguf {
                     .cure("Use the model's Hugging Face folder."));
             }
             (Some(other), _) => {
-                return Err(refused(format!("rope scaling `{other}` is not supported; known are none, linear, yarn")));
+                return Err(refused(format!("`rope.scaling.type` = {other} is not supported; known are none, linear, yarn")));
             }
         };
         Ok(Rope { theta, scaling })
@@ -159,7 +159,7 @@ impl Source for Gguf {
         let head_dim = self.arch_count("attention.key_length")?.unwrap_or(hidden_size / heads.max(1));
         if let Some(value_dim) = self.arch_count("attention.value_length")?.filter(|&dim| dim != head_dim) {
             return Err(in_file(Error::new(format!(
-                "values of {value_dim} dimensions beside keys of {head_dim} (attention.value_length) are not supported"
+                "values of {value_dim} dimensions (attention.value_length) beside keys of {head_dim} (attention.key_length) are not supported"
             ))));
         }
         let embedding = self.files.info("token_embd.weight").ok_or_else(|| {
@@ -167,6 +167,19 @@ impl Source for Gguf {
         })?;
         let layers = self.required_count("block_count")?;
         let max_positions = self.required_count("context_length")?;
+        // Whole heads turn, but in families of which a part may: there the file has to say it, since llama.cpp and Transformers differ
+        // about what holds where it does not.
+        let in_part = families::keys::rule("partial_rotary_factor", family) == Some(Rule::Honoured);
+        let rotary_dim = match self.arch_count("rope.dimension_count")? {
+            Some(dim) if in_part || dim == head_dim => dim,
+            Some(dim) => {
+                return Err(in_file(Error::new(format!(
+                    "`{prefix}rope.dimension_count` = {dim} is not supported in this family, whose heads turn whole; expected {head_dim}"
+                ))));
+            }
+            None if in_part => return Err(self.missing(&format!("{prefix}rope.dimension_count"))),
+            None => head_dim,
+        };
         let epsilon = "attention.layer_norm_rms_epsilon";
         let mut config = Config {
             vocab_size: embedding.shape.first().copied().unwrap_or(0),
@@ -176,7 +189,7 @@ impl Source for Gguf {
             kv_heads: self.arch_count("attention.head_count_kv")?.unwrap_or(heads),
             rms_norm_eps: self.arch_number(epsilon)?.ok_or_else(|| self.missing(epsilon))?,
             rope: self.rope()?,
-            rotary_dim: self.arch_count("rope.dimension_count")?.unwrap_or(head_dim),
+            rotary_dim,
             tied: !self.holds("output.weight"),
             ..Config::plain(family.model_type, layers, head_dim, max_positions)
         };
