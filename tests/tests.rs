@@ -19,6 +19,7 @@ mod hub;
 mod interrupted;
 mod layers;
 mod malformed;
+mod memory;
 mod packaging;
 mod parity;
 mod score;

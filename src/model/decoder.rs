@@ -52,15 +52,18 @@ impl Decoder {
             let options = LoadOptions { dtype, ..options };
             (family.block)(&Layer { config, source, options, index, rotary })
         };
+        // The largest matrices first: what they take on their way is free again before the blocks are there.
+        let embedding = matrix("model.embed_tokens.weight")?;
+        let head = if config.tied { None } else { Some(matrix("lm_head.weight")?) };
         Ok(Decoder {
-            embedding: matrix("model.embed_tokens.weight")?,
+            embedding,
             // The stream is kept divided by the scale of what is added to it, so that adding needs none; the norms that read it do not
             // mind, but for their epsilon (`RmsNorm::of_stream`).
             embedding_scale: config.embedding_scale / config.residual_scale,
             logit_scale: 1.0 / config.logit_divisor,
             blocks: (0..config.layers).map(block).collect::<Result<_>>()?,
             norm: RmsNorm::of_stream(config, source, "model.norm.weight", options.kernels)?,
-            head: if config.tied { None } else { Some(matrix("lm_head.weight")?) },
+            head,
         })
     }
 

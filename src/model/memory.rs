@@ -72,19 +72,42 @@ fn refuse(name: &str, need: impl Fn(Dtype) -> u64, dtype: Dtype, available: u64)
         .cure(format!("{bf16}, or end other programs. DIAGNOSE_IGNORE_MEMORY=1 loads it all the same.")))
 }
 
-/// What the process grows to.
+/// What the process grows to while it scores.
 fn needed_bytes(config: &Config, parameters: u64, dtype: Dtype, max_tokens: usize) -> u64 {
-    let [vocabulary, width, inner] = [config.vocab_size, config.hidden_size, config.intermediate_size].map(|n| n as u64);
-    let bytes = dtype.size_in_bytes();
-    let weights = parameters.saturating_mul(bytes);
+    let [width, inner] = [config.hidden_size, config.intermediate_size].map(|n| n as u64);
     // Residual stream, normed copy, queries to values, mixed heads; gate, up and their product.
     let per_token = (6 * width).saturating_add(3 * inner).saturating_mul(4);
     let activations = BATCH_TOKENS.max(max_tokens as u64).saturating_mul(per_token);
-    // A matrix as it is stored and as f32, beside what it becomes: of a layer, on top of all layers before it; of the vocabulary,
-    // which is loaded first, alone.
-    let layer = width.saturating_mul(inner).saturating_mul(4 + 4);
-    let embedding = vocabulary.saturating_mul(width).saturating_mul(4 + 4 + bytes);
-    weights.saturating_add(layer.max(activations)).max(embedding).saturating_add(PROGRAM_BYTES)
+    let held = held_bytes(config, parameters, dtype).saturating_add(activations).saturating_add(PROGRAM_BYTES);
+    held.max(loading_bytes(config, parameters, dtype))
+}
+
+/// What the process grows to until a model of `parameters` weights is loaded in `dtype`.
+pub fn loading_bytes(config: &Config, parameters: u64, dtype: Dtype) -> u64 {
+    // A matrix as it is stored, in two bytes mostly, and as f32, beside what it becomes: of a layer, on top of all that is loaded; of the
+    // vocabulary, on top of the other one.
+    const ON_ITS_WAY: u64 = 2 + 4;
+    let layer = (config.hidden_size as u64).saturating_mul(config.intermediate_size as u64);
+    let last = held_bytes(config, parameters, dtype).saturating_add(layer.saturating_mul(ON_ITS_WAY));
+    let vocabularies = vocabulary(config).saturating_mul(n_vocabularies(config) * dtype.size_in_bytes() + ON_ITS_WAY);
+    last.max(vocabularies).saturating_add(PROGRAM_BYTES)
+}
+
+/// The weights as they are held: those of the first block in f32 always (`decoder.rs`).
+fn held_bytes(config: &Config, parameters: u64, dtype: Dtype) -> u64 {
+    let in_blocks = parameters.saturating_sub(vocabulary(config).saturating_mul(n_vocabularies(config)));
+    let first_block = in_blocks / (config.layers as u64).max(1);
+    let bytes = dtype.size_in_bytes();
+    parameters.saturating_mul(bytes).saturating_add(first_block.saturating_mul(Dtype::F32.size_in_bytes() - bytes))
+}
+
+fn vocabulary(config: &Config) -> u64 {
+    (config.vocab_size as u64).saturating_mul(config.hidden_size as u64)
+}
+
+/// The embedding, and the head where that is another matrix.
+fn n_vocabularies(config: &Config) -> u64 {
+    if config.tied { 1 } else { 2 }
 }
 
 /// What can still be had: the least of the machine's and of the container's. `None` where neither is known.
@@ -147,14 +170,17 @@ mod tests {
             "num_hidden_layers": 2, "num_attention_heads": 8, "vocab_size": 65536, "max_position_embeddings": 8192,
             "rms_norm_eps": 1e-5}));
         let config = config.unwrap();
-        // 3072 tokens * (6 * 1024 + 3 * 4096) * 4 bytes = 216 MiB; a matrix of a layer takes 1024 * 4096 * 8 = 32 MiB, the less.
+        // 3072 tokens * (6 * 1024 + 3 * 4096) * 4 bytes = 216 MiB; a matrix of a layer on its way takes 1024 * 4096 * 6 = 24 MiB, the less.
         let rest = (216 << 20) + PROGRAM_BYTES;
         assert_eq!(needed_bytes(&config, 2 * GIB, Dtype::F32, 2048), 8 * GIB + rest);
-        assert_eq!(needed_bytes(&config, 2 * GIB, Dtype::Bf16, 2048), 4 * GIB + rest);
-        // Little but a vocabulary: 65536 * 1024 * (8 + 4) = 768 MiB.
-        assert_eq!(needed_bytes(&config, GIB / 16, Dtype::F32, 2048), (768 << 20) + PROGRAM_BYTES);
+        assert_eq!(loading_bytes(&config, 2 * GIB, Dtype::F32), 8 * GIB + (24 << 20) + PROGRAM_BYTES);
+        // Embedding and head are 2 * 65536 * 1024 = GIB / 8; half of what is left is the first block, with two bytes more a weight.
+        let first_block = (2 * GIB - GIB / 8) / 2 * 2;
+        assert_eq!(needed_bytes(&config, 2 * GIB, Dtype::Bf16, 2048), 4 * GIB + first_block + rest);
+        // Little but a vocabulary: 65536 * 1024 * (4 + 4 for the two, 6 on the way of the second) = 896 MiB.
+        assert_eq!(needed_bytes(&config, GIB / 8, Dtype::F32, 2048), (896 << 20) + PROGRAM_BYTES);
         // 32768 tokens * 18432 * 4 bytes = 2.25 GiB, the more.
-        assert_eq!(needed_bytes(&config, 2 * GIB, Dtype::Bf16, 32768), 4 * GIB + 9 * GIB / 4 + PROGRAM_BYTES);
+        assert_eq!(needed_bytes(&config, 2 * GIB, Dtype::Bf16, 32768), 4 * GIB + first_block + 9 * GIB / 4 + PROGRAM_BYTES);
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub(crate) trait Source: Sync {
     fn config_json(&self) -> Result<Value>;
     /// What else stands beside the weights in a Hugging Face folder: the tokenizer's files, the chat template. Names and contents.
     fn companions(&self) -> Result<Vec<(&'static str, Vec<u8>)>>;
-    /// Number of weights in the file.
+    /// Number of weights of the language model in the file.
     fn parameters(&self) -> u64;
     /// Is the language model the inner half of a multimodal one, whose modules have other names?
     fn is_multimodal(&self) -> Result<bool> {
