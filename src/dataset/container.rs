@@ -14,7 +14,7 @@ use super::raw::{Raw, RawRecords};
 use super::{arrow, delimited, json, lines, parquet};
 use crate::error::{Error, Result};
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Container {
     /// One JSON object a line.

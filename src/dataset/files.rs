@@ -20,7 +20,7 @@ pub(super) type Reader = Box<dyn BufRead + Send>;
 
 const BUFFER_BYTES: usize = 256 << 10;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Compression {
     None,
@@ -172,15 +172,15 @@ impl Store {
         Ok((hex(&hasher.finalize()), n_bytes))
     }
 
-    /// The unpacked bytes, without a byte order mark.
-    pub(super) fn reader(&self) -> Result<Reader> {
+    /// The unpacked bytes as they are.
+    pub(super) fn unpacked(&self) -> Result<Reader> {
         let file = File::open(&*self.path).context("cannot open the data file")?;
         let unpacked = |decoder: Box<dyn Read + Send>| -> Reader {
             let unpacked = Unpacked { reader: decoder, packed_bytes: self.packed_bytes, n_read: 0 };
             Box::new(BufReader::with_capacity(BUFFER_BYTES, unpacked))
         };
         let buffered = |file| BufReader::with_capacity(BUFFER_BYTES, file);
-        let mut reader: Reader = match self.packed {
+        Ok(match self.packed {
             Compression::None | Compression::Zip => Box::new(buffered(file)),
             Compression::Gzip => unpacked(Box::new(flate2::bufread::MultiGzDecoder::new(buffered(file)))),
             Compression::Zstd => {
@@ -188,7 +188,12 @@ impl Store {
             }
             Compression::Bzip2 => unpacked(Box::new(bzip2::bufread::MultiBzDecoder::new(buffered(file)))),
             Compression::Xz => unpacked(Box::new(lzma_rust2::XzReader::new(buffered(file), true))),
-        };
+        })
+    }
+
+    /// The unpacked bytes, without a byte order mark.
+    pub(super) fn reader(&self) -> Result<Reader> {
+        let mut reader = self.unpacked()?;
         let mut start = Vec::new();
         reader.by_ref().take(3).read_to_end(&mut start).map_err(broken)?;
         if start == b"\xEF\xBB\xBF" {

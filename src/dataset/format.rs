@@ -13,7 +13,7 @@ use super::roles::RoleMap;
 use super::{chat, pairs, switches, tools};
 use crate::error::{Error, Result};
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Format {
     /// `messages`: a list of `{"role", "content", ..}`.

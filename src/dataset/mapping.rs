@@ -27,6 +27,8 @@ use crate::error::{Error, Result};
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct FieldMap {
     rules: Vec<(String, Rule)>,
+    /// As they were given.
+    written: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -79,7 +81,12 @@ const FIELDS: [&str; 30] = [
 impl FieldMap {
     /// Reads the values of repeated `--map` options.
     pub fn parse(rules: &[String]) -> Result<FieldMap> {
-        Ok(FieldMap { rules: rules.iter().map(|rule| parse_rule(rule)).collect::<Result<_>>()? })
+        Ok(FieldMap { rules: rules.iter().map(|rule| parse_rule(rule)).collect::<Result<_>>()?, written: rules.to_vec() })
+    }
+
+    /// The values of `--map` that it was made of.
+    pub(crate) fn rules(&self) -> &[String] {
+        &self.written
     }
 
     pub fn is_empty(&self) -> bool {

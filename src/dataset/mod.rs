@@ -66,7 +66,7 @@ pub struct Dataset {
 }
 
 /// What one input file is.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct DataFile {
     /// As the user named it; `-` is the standard input.
     pub path: PathBuf,

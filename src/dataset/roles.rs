@@ -44,6 +44,8 @@ const CALLS: &[&str] = &["function_call", "tool_call", "tool_calls", "function_c
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RoleMap {
     names: Vec<(String, (Role, bool))>,
+    /// As they were given.
+    written: Vec<String>,
 }
 
 impl RoleMap {
@@ -56,7 +58,12 @@ impl RoleMap {
             let role = usual(role).ok_or_else(|| wrong(&format!("the unknown role `{role}` in `{rule}`")))?;
             if name.is_empty() { Err(wrong(&format!("no name in `{rule}`"))) } else { Ok((name.to_owned(), role)) }
         };
-        Ok(RoleMap { names: rules.iter().map(parse).collect::<Result<_>>()? })
+        Ok(RoleMap { names: rules.iter().map(parse).collect::<Result<_>>()?, written: rules.to_vec() })
+    }
+
+    /// The values of `--role` that it was made of.
+    pub(crate) fn rules(&self) -> &[String] {
+        &self.written
     }
 
     pub fn is_empty(&self) -> bool {

@@ -5,12 +5,14 @@
 //! gate.rs           the losses, and what each weighs a token by; population.rs what gates ask about the other tokens
 //! gate_preview.rs   what each gate would do with the data
 //! summary.rs        shares of tokens, loss and gradient, frequent tokens, conflicts
+//! context.rs        a token in the sentence that it stands in
 //! ranking.rs        tokens by how likely they are to be conflicts; planted.rs measures the rankings on known ones
 //! movement.rs       how the tokens moved between the quadrants from one model to another
 //! fidelity.rs       the top-K entropy as a stand-in for the full one
 //! ```
 
 pub mod by_quadrant;
+pub mod context;
 pub mod fidelity;
 pub mod gate;
 pub mod gate_preview;

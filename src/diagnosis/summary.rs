@@ -6,7 +6,7 @@
 //! counted and otherwise left out. Left out here: everything for the eye (`report::markdown`, `maps`).
 
 use std::cmp::Reverse;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -14,6 +14,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::by_quadrant::ByQuadrant;
+use super::context::{InContext, Spot};
 use super::gate::Gate;
 use super::gate_preview::{GatePreview, GateSums};
 use super::population::{Needs, Population};
@@ -123,6 +124,9 @@ pub struct ConflictPair {
     pub count: u64,
     /// Sum of -ln p - H over these tokens, nats.
     pub surplus: f64,
+    /// The one of them with the largest surplus.
+    #[serde(default)]
+    pub example: Option<Spot>,
 }
 
 /// An example by its conflict mass: the sum of -ln p - H over its confident conflicts. The sum of the loss alone would also
@@ -138,6 +142,9 @@ pub struct ConflictRow {
     pub conflicts: u32,
     pub conflict_loss: f32,
     pub conflict_surplus: f32,
+    /// Its conflict with the largest surplus.
+    #[serde(default)]
+    pub worst: Option<Spot>,
 }
 
 /// A token that the data contains and the model did not expect.
@@ -159,6 +166,32 @@ pub struct Surprise {
     pub entropy: f32,
     /// By [`Ranking::DEFAULT`].
     pub score: f32,
+    #[serde(default)]
+    pub context: Option<InContext>,
+}
+
+impl Summary {
+    /// The rows of which something is listed.
+    pub fn listed_rows(&self) -> BTreeSet<u32> {
+        let pairs = self.conflict_pairs.iter().filter_map(|pair| Some(pair.example.as_ref()?.row));
+        let rows = self.conflict_rows.iter().map(|row| row.row);
+        pairs.chain(rows).chain(self.surprises.iter().map(|surprise| surprise.row)).collect()
+    }
+
+    /// Reads the sentences of what is listed of one row out of the texts of its turns.
+    pub fn read_contexts(&mut self, row: u32, text_of: &dyn Fn(u16) -> Option<String>) {
+        let pairs = self.conflict_pairs.iter_mut().filter_map(|pair| pair.example.as_mut());
+        let rows = self.conflict_rows.iter_mut().filter_map(|row| row.worst.as_mut());
+        for spot in pairs.chain(rows).filter(|spot| spot.row == row) {
+            if let Some(text) = text_of(spot.turn) {
+                spot.read(&text);
+            }
+        }
+        for surprise in self.surprises.iter_mut().filter(|surprise| surprise.row == row) {
+            let text = text_of(surprise.turn);
+            surprise.context = text.map(|text| InContext::of(&text, surprise.begin as usize, surprise.end as usize));
+        }
+    }
 }
 
 /// The columns that a summary reads.
@@ -215,10 +248,40 @@ struct Sums {
     open_row: OpenRow,
     /// Occurrences of each target token by quadrant.
     tokens: HashMap<u32, [u64; 4]>,
-    /// Number and surplus of the conflicts by (target, model's choice).
-    pairs: HashMap<(u32, u32), (u64, f64)>,
+    /// The conflicts by (target, model's choice).
+    pairs: HashMap<(u32, u32), Pair>,
+    /// The worst conflict of each row that has any.
+    worst: HashMap<u32, Worst>,
     /// The [`LIST_LENGTH`] tokens with the best score so far, best first; their texts and places are filled in at the end.
     surprises: Vec<Surprise>,
+}
+
+/// Number and surplus of some conflicts, and the worst of them.
+#[derive(Clone, Copy, Default)]
+struct Pair {
+    count: u64,
+    surplus: f64,
+    worst: Option<Worst>,
+}
+
+/// The conflict with the largest surplus among several; the first of equal ones.
+#[derive(Clone, Copy)]
+struct Worst {
+    surplus: f64,
+    row: u32,
+    turn: u16,
+    begin: u32,
+    end: u32,
+}
+
+impl Worst {
+    fn of(self, other: Option<Worst>) -> Worst {
+        other.filter(|other| other.surplus >= self.surplus).unwrap_or(self)
+    }
+
+    fn spot(self) -> Spot {
+        Spot { row: self.row, turn: self.turn, begin: self.begin, end: self.end, context: None }
+    }
 }
 
 /// Sums by quadrant.
@@ -301,9 +364,15 @@ impl Sums {
             }
             self.tokens.entry(chunk.token_id[i]).or_default()[q] += 1;
             if *quadrant == Quadrant::ConfidentConflict {
-                let (count, surplus) = self.pairs.entry((chunk.token_id[i], chunk.top_id[i])).or_default();
-                *count += 1;
-                *surplus -= logprob + entropy;
+                let surplus = -logprob - entropy;
+                let (row, turn) = (chunk.row[i], chunk.turn[i]);
+                let own = Worst { surplus, row, turn, begin: chunk.begin[i], end: chunk.end[i] };
+                let pair = self.pairs.entry((chunk.token_id[i], chunk.top_id[i])).or_default();
+                pair.count += 1;
+                pair.surplus += surplus;
+                pair.worst = Some(own.of(pair.worst));
+                let worst = self.worst.entry(row).or_insert(own);
+                *worst = own.of(Some(*worst));
             }
         }
         self.add_surprises(chunk, thresholds);
@@ -349,6 +418,7 @@ impl Sums {
                     logprob: chunk.logprob[i],
                     entropy: chunk.entropy[i],
                     score,
+                    context: None,
                 },
             );
         }
@@ -356,8 +426,8 @@ impl Sums {
 
     fn finish(mut self, tables: &[PathBuf], rows: &[Row], thresholds: &Resolved, gates: Vec<GatePreview>) -> Result<Summary> {
         let frequent = ByQuadrant::from_fn(|quadrant| self.frequent_tokens(quadrant));
-        let mut pairs: Vec<((u32, u32), (u64, f64))> = self.pairs.iter().map(|(pair, sums)| (*pair, *sums)).collect();
-        pairs.sort_unstable_by_key(|(pair, (count, _))| (Reverse(*count), *pair));
+        let mut pairs: Vec<((u32, u32), Pair)> = self.pairs.iter().map(|(pair, sums)| (*pair, *sums)).collect();
+        pairs.sort_unstable_by_key(|(pair, sums)| (Reverse(sums.count), *pair));
         pairs.truncate(LIST_LENGTH);
 
         let of_frequent = Quadrant::ALL.iter().flat_map(|quadrant| frequent.get(*quadrant)).map(|(id, ..)| *id);
@@ -414,16 +484,17 @@ impl Sums {
             }),
             conflict_pairs: pairs
                 .into_iter()
-                .map(|((target, top), (count, surplus))| ConflictPair {
+                .map(|((target, top), Pair { count, surplus, worst })| ConflictPair {
                     token_id: target,
                     token: text(target),
                     top_id: top,
                     top: text(top),
                     count,
                     surplus,
+                    example: worst.map(Worst::spot),
                 })
                 .collect(),
-            conflict_rows: conflict_rows(rows),
+            conflict_rows: conflict_rows(rows, &self.worst),
             surprises: self.surprises,
             gates,
         })
@@ -473,7 +544,7 @@ fn breakdown(tally: &Tally) -> Breakdown {
     }
 }
 
-fn conflict_rows(rows: &[Row]) -> Vec<ConflictRow> {
+fn conflict_rows(rows: &[Row], worst: &HashMap<u32, Worst>) -> Vec<ConflictRow> {
     let mut rows: Vec<&Row> = rows.iter().filter(|row| row.conflicts > 0).collect();
     rows.sort_by(|a, b| b.conflict_surplus.total_cmp(&a.conflict_surplus).then(a.row.cmp(&b.row)));
     rows.truncate(LIST_LENGTH);
@@ -488,6 +559,7 @@ fn conflict_rows(rows: &[Row]) -> Vec<ConflictRow> {
             conflicts: row.conflicts,
             conflict_loss: row.conflict_loss,
             conflict_surplus: row.conflict_surplus,
+            worst: worst.get(&row.row).map(|worst| worst.spot()),
         })
         .collect()
 }
@@ -551,7 +623,9 @@ mod tests {
         let pair = &summary.conflict_pairs[0];
         assert_eq!((pair.token.as_str(), pair.top.as_str(), pair.count), ("t1", "t7", 1));
         assert_close(pair.surplus, 3.0 * ln_2 - 0.5);
+        assert_eq!(pair.example.as_ref().map(|spot| (spot.row, spot.turn)), Some((0, 1)));
         let rows = &summary.conflict_rows;
+        assert_eq!(rows[0].worst, pair.example);
         assert_eq!((rows.len(), rows[0].row, rows[0].line, rows[0].path.as_str()), (1, 0, 1, "data.jsonl"));
     }
 

@@ -8,6 +8,8 @@
 //! eval.rs    tasks -> scores
 //! diff.rs    two of those -> what changed
 //! check.rs   a data set -> what can be said of it without weights
+//! reopened.rs  a run of scores with its data at hand again
+//! decisions.rs what a person has decided about its rows
 //! folders.rs what a folder is that stands in the wrong place
 //! ```
 
@@ -19,9 +21,13 @@ use crate::model::Placement;
 use crate::provenance::Provenance;
 
 pub(crate) mod check;
+#[allow(dead_code)]
+pub(crate) mod decisions;
 pub(crate) mod diff;
 pub(crate) mod eval;
 pub(crate) mod folders;
+#[allow(dead_code)]
+pub(crate) mod reopened;
 pub(crate) mod score;
 pub(crate) mod train;
 

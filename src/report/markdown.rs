@@ -3,9 +3,10 @@
 use std::fmt::Write;
 
 use super::document::escaped;
-use super::quoted;
 use super::terminal::name;
+use super::{isolated, quoted, visible};
 use crate::diagnosis::Report;
+use crate::diagnosis::context::{InContext, Spot};
 use crate::diagnosis::gate_preview::GatePreview;
 use crate::diagnosis::planted::RankingQuality;
 use crate::diagnosis::ranking::Ranking;
@@ -27,6 +28,8 @@ pub(crate) struct Origin {
     pub version: String,
     /// The findings of the mask audit.
     pub audit: Vec<String>,
+    /// Why no sentences can be shown, if none can.
+    pub without_text: Option<String>,
     /// Which rows of the data were read, in a few words.
     pub rows: String,
     pub records: u64,
@@ -44,7 +47,7 @@ pub(crate) fn report(report: &Report, origin: &Origin) -> String {
     head(&mut text, summary, origin);
     audit(&mut text, origin);
     quadrants(&mut text, summary);
-    conflicts(&mut text, summary);
+    conflicts(&mut text, summary, origin.without_text.as_deref());
     if let Some(planted) = &report.planted {
         rankings(&mut text, planted);
     }
@@ -148,30 +151,35 @@ fn quadrants(text: &mut String, summary: &Summary) {
     add!(text, "![gradient landscape](maps/gradient.png)\n\n![most frequent tokens](maps/tokens.png)\n");
 }
 
-fn conflicts(text: &mut String, summary: &Summary) {
+fn conflicts(text: &mut String, summary: &Summary, without_text: Option<&str>) {
     add!(text, "## The conflicts\n");
+    if let Some(reason) = without_text {
+        add!(text, "The sentences cannot be shown: {}.\n", escaped(reason));
+    }
     if summary.conflict_pairs.is_empty() {
         add!(text, "There are none under these thresholds.\n");
         return;
     }
     add!(text, "What the data says, and what the model was sure of:\n");
-    add!(text, "| data | model | times | surplus, nat |\n|---|---|---:|---:|");
+    add!(text, "| data | model | times | surplus, nat | the worst of them |\n|---|---|---:|---:|---|");
     for pair in summary.conflict_pairs.iter().take(SHOWN) {
-        add!(text, "| {} | {} | {} | {:.1} |", cell(&pair.token), cell(&pair.top), thousands(pair.count), pair.surplus);
+        let (data, model, example) = (cell(&pair.token), cell(&pair.top), at(pair.example.as_ref()));
+        add!(text, "| {data} | {model} | {} | {:.1} | {example} |", thousands(pair.count), pair.surplus);
     }
     add!(text, "\nThe rows with the most conflict mass (the sum of -ln p - H over their conflicts):\n");
-    add!(text, "| row | where | conflicts | of tokens | mass, nat |\n|---:|---|---:|---:|---:|");
+    add!(text, "| row | where | conflicts | of tokens | mass, nat | the worst of them |\n|---:|---|---:|---:|---:|---|");
     for row in summary.conflict_rows.iter().take(SHOWN) {
         let id = row.id.as_deref().map_or(String::new(), |id| format!(" ({})", escaped(id)));
         add!(
             text,
-            "| {} | {}:{}{id} | {} | {} | {:.1} |",
+            "| {} | {}:{}{id} | {} | {} | {:.1} | {} |",
             row.row,
             escaped(&row.path),
             row.line,
             row.conflicts,
             row.supervised,
-            row.conflict_surplus
+            row.conflict_surplus,
+            at(row.worst.as_ref())
         );
     }
     add!(
@@ -179,7 +187,7 @@ fn conflicts(text: &mut String, summary: &Summary) {
         "\nThe most surprising tokens, by {} (how many standard deviations the loss lies beyond what the model expected):\n",
         Ranking::DEFAULT.name()
     );
-    add!(text, "| where | turn, bytes | data | model | p | entropy, nat | score |\n|---|---|---|---|---:|---:|---:|");
+    add!(text, "| where | turn, bytes | sentence | model | p | entropy, nat | score |\n|---|---|---|---|---:|---:|---:|");
     for surprise in summary.surprises.iter().take(SHOWN) {
         add!(
             text,
@@ -189,7 +197,7 @@ fn conflicts(text: &mut String, summary: &Summary) {
             surprise.turn,
             surprise.begin,
             surprise.end,
-            cell(&surprise.token),
+            surprise.context.as_ref().map_or_else(|| cell(&surprise.token), sentence),
             cell(&surprise.top),
             surprise.logprob.exp(),
             surprise.entropy,
@@ -319,6 +327,20 @@ fn calibration(text: &mut String, report: &Report) {
     }
 }
 
+/// The token at a place in its sentence.
+fn at(spot: Option<&Spot>) -> String {
+    spot.and_then(|spot| spot.context.as_ref()).map_or_else(String::new, sentence)
+}
+
+/// A sentence in a table, its token in quotes.
+fn sentence(InContext { before, token, after }: &InContext) -> String {
+    let [before, after] = [before, after].map(|text| escaped(&isolated(&visible(text))));
+    match token.is_empty() {
+        true => format!("(of the template) {after}"),
+        false => format!("{before}{}{after}", cell(token)),
+    }
+}
+
 /// A token in a table.
 fn cell(token: &str) -> String {
     quoted(token).replace('|', "\\|")
@@ -332,5 +354,7 @@ mod tests {
     fn a_users_text_stays_text() {
         assert_eq!(escaped("a|b_c\nd"), "a\\|b\\_c d");
         assert_eq!(cell("a|b"), "`a\\|b`");
+        let context = InContext { before: "a *b*".to_owned(), token: " c".to_owned(), after: "\u{202E}\n|".to_owned() };
+        assert_eq!(sentence(&context), "a \\*b\\*`␣c`⟨U+202E⟩⏎\\|");
     }
 }

@@ -2,8 +2,9 @@
 
 use std::fmt::Write;
 
-use super::quoted;
+use super::{isolated, quoted, visible};
 use crate::diagnosis::Report;
+use crate::diagnosis::context::InContext;
 use crate::diagnosis::ranking::Ranking;
 use crate::diagnosis::summary::{Cell, Summary, Surprise};
 use crate::format::{number_with_interval, percent_in_table, percent_with_interval, thousands};
@@ -37,7 +38,8 @@ const PLAIN: Colours = Colours { bold: "", dim: "", red: "", reset: "" };
 const SHOWN: usize = 5;
 
 pub(crate) fn summary(heading: &Heading, report: &Report, coloured: bool) -> String {
-    let Colours { bold, dim, red, reset } = if coloured { COLOURS } else { PLAIN };
+    let colours = if coloured { COLOURS } else { PLAIN };
+    let Colours { bold, dim, red, reset } = colours;
     let summary = &report.summary;
     let overall = &summary.overall;
     let mut text = String::new();
@@ -76,16 +78,23 @@ pub(crate) fn summary(heading: &Heading, report: &Report, coloured: bool) -> Str
         line(format!("{bold}the data says .. where the model is sure of{reset}"));
         for pair in summary.conflict_pairs.iter().take(SHOWN) {
             line(format!("{:>6} x  {} .. {}", pair.count, quoted(&pair.token), quoted(&pair.top)));
+            if let Some(context) = pair.example.as_ref().and_then(|example| example.context.as_ref()) {
+                line(marked(context, red, reset));
+            }
         }
     }
     if !summary.surprises.is_empty() {
         line(String::new());
         line(format!("{bold}most surprising tokens ({}){reset}", Ranking::DEFAULT.name()));
-        for Surprise { path, line: at, token, top, logprob, score, .. } in summary.surprises.iter().take(SHOWN) {
+        for Surprise { path, line: at, token, top, logprob, score, context, .. } in summary.surprises.iter().take(SHOWN) {
+            let path = visible(path);
             line(format!("{score:>8.1}  {path}:{at}  {} .. {}, p = {:.1e}", quoted(token), quoted(top), logprob.exp()));
+            if let Some(context) = context {
+                line(marked(context, red, reset));
+            }
         }
     }
-    rows(summary, &mut line, bold, reset);
+    rows(summary, &mut line, &colours);
     if let Some(planted) = &report.planted
         && let Some(best) = planted.best()
     {
@@ -104,14 +113,31 @@ pub(crate) fn summary(heading: &Heading, report: &Report, coloured: bool) -> Str
     text
 }
 
-fn rows(summary: &Summary, line: &mut impl FnMut(String), bold: &str, reset: &str) {
+fn rows(summary: &Summary, line: &mut impl FnMut(String), Colours { bold, red, reset, .. }: &Colours) {
     if summary.conflict_rows.is_empty() {
         return;
     }
     line(String::new());
     line(format!("{bold}rows with the most conflict mass (nats beyond what the model expected){reset}"));
     for row in summary.conflict_rows.iter().take(SHOWN) {
-        line(format!("{:>8.1}  {}:{}  {} of {} tokens", row.conflict_surplus, row.path, row.line, row.conflicts, row.supervised));
+        let path = visible(&row.path);
+        line(format!("{:>8.1}  {path}:{}  {} of {} tokens", row.conflict_surplus, row.line, row.conflicts, row.supervised));
+        if let Some(context) = row.worst.as_ref().and_then(|worst| worst.context.as_ref()) {
+            line(marked(context, red, reset));
+        }
+    }
+}
+
+/// Characters that the terminal shows on either side of a token.
+const REACH: usize = 36;
+
+/// A token in its sentence, on a line of its own.
+fn marked(context: &InContext, on: &str, off: &str) -> String {
+    let InContext { before, token, after } = context.shortened(REACH);
+    let [before, token, after] = [before, token, after].map(|text| isolated(&visible(&text)));
+    match token.is_empty() {
+        true => format!("{:10}(of the template) {after}", ""),
+        false => format!("{:10}{before}{on}[[{token}]]{off}{after}", ""),
     }
 }
 

@@ -2,13 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::plan::{Plan, Planted, Totals};
+use super::data::open_data;
+use super::plan::{Plan, Planted};
+use super::record::{RUN_FILE, ReadRecord, RunRecord, read_json, read_record};
 use super::stream::{FIDELITY_FILE, Stages};
 use super::watch::Watch;
-use crate::dataset::{Choice, PlantedSpan};
+use crate::dataset::{Choice, Chosen, Dataset, PlantedSpan};
 use crate::diagnosis::Report;
 use crate::diagnosis::fidelity::Fidelity;
 use crate::diagnosis::gate::{Eaft, Gate, Token};
@@ -19,7 +20,6 @@ use crate::diagnosis::summary::{Summary, summarise};
 use crate::engine::TOP_K;
 use crate::error::{Context, Error, Result};
 use crate::files::{write_atomically, write_json};
-use crate::format::thousands;
 use crate::jobs::{peak_memory_bytes, provenance_of};
 use crate::kernels::cuda;
 use crate::maps::density::Density;
@@ -27,58 +27,14 @@ use crate::maps::gradient::Gradient;
 use crate::maps::tail::Tail;
 use crate::maps::tokens::{FrequentTokens, TokenCount};
 use crate::maps::{Caption, Cuts, density, fidelity, gradient, tail, tokens};
-use crate::model::{Info, Placement};
-use crate::provenance::Provenance;
+use crate::model::Placement;
 use crate::report::markdown;
 use crate::report::terminal::Heading;
 use crate::table::{Column, Quadrant, ROWS_FILE, TOKENS_FILE, finish as join_parts, finished_parts, read_chunks, read_rows};
 
-pub(super) const RUN_FILE: &str = "run.json";
 const SUMMARY_FILE: &str = "summary.json";
 const PLANTED_FILE: &str = "planted.json";
 const MAPS_FOLDER: &str = "maps";
-
-/// What made a run: run.json.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct RunRecord {
-    #[serde(flatten)]
-    pub provenance: Provenance,
-    /// The command that scored the data.
-    pub command: String,
-    pub identity: String,
-    pub model: Info,
-    /// The data files as [`crate::dataset::DataFile`] writes them.
-    pub data: Value,
-    pub template_sha256: Option<String>,
-    pub system: Option<String>,
-    pub max_len: usize,
-    pub supervise: Value,
-    /// The first so many records were read.
-    pub limit: Option<u64>,
-    /// So many records were drawn at random, of so many, with this seed. Nothing else in scoring is random.
-    #[serde(default)]
-    pub sample: Option<u64>,
-    #[serde(default)]
-    pub sampled_from: Option<u64>,
-    pub seed: Option<u64>,
-    pub dtype: String,
-    pub kernels: String,
-    pub vocab_size: usize,
-    pub counts: Totals,
-    pub audit: Value,
-    /// One line per finding of the mask audit.
-    pub audit_lines: Vec<String>,
-    pub seconds: Stages,
-    /// Input tokens over the wall time after the model is loaded: audit, scoring and writing.
-    pub tokens_per_second: f64,
-    /// From the start of the run, a fetch of the model included, to the first example's scores.
-    pub seconds_to_first_row: Option<f64>,
-    /// Largest resident set of the scoring process; absent where the system does not tell.
-    pub peak_memory_bytes: Option<u64>,
-    /// The most of a GPU's memory that was held at a time, without the driver's own; absent where the model ran on the CPU.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub peak_device_memory_bytes: Option<u64>,
-}
 
 /// A finished run, for the terminal.
 pub(crate) struct Outcome {
@@ -99,15 +55,33 @@ pub(super) fn finish(plan: &Plan, stages: Option<Stages>, watch: &dyn Watch) -> 
         write_json(&plan.out.join(PLANTED_FILE), &plan.planted)?;
     }
     write_json(&path, &record)?;
-    sort(&plan.out, record, plan.thresholds, &plan.command, watch)
+    sort(&plan.out, record, plan.thresholds, &plan.command, Ok((&plan.dataset, &plan.chosen)), watch)
 }
 
 /// Sorts a finished run under other thresholds.
 pub(crate) fn sort_again(out: &Path, thresholds: Thresholds, command: &str, watch: &dyn Watch) -> Result<Outcome> {
-    sort(out, read_record(&out.join(RUN_FILE))?, thresholds, command, watch)
+    let record = read_record(&out.join(RUN_FILE))?;
+    let data = find_data(out, &record);
+    let at_hand = data.as_ref().map(|(dataset, chosen)| (dataset, chosen)).map_err(Error::reason);
+    sort(out, record, thresholds, command, at_hand, watch)
 }
 
-fn sort(out: &Path, record: RunRecord, thresholds: Thresholds, command: &str, watch: &dyn Watch) -> Result<Outcome> {
+/// The data files of a run as they lie now, and which of their records were read.
+fn find_data(out: &Path, record: &RunRecord) -> Result<(Dataset, Chosen)> {
+    let dataset = open_data(out, record, &[])?;
+    let chosen = dataset.choose(record.choice())?;
+    Ok((dataset, chosen))
+}
+
+/// `data` are those of the run, or the reason why they are not at hand: without them, sentences cannot be shown.
+fn sort(
+    out: &Path,
+    record: RunRecord,
+    thresholds: Thresholds,
+    command: &str,
+    data: Result<(&Dataset, &Chosen), String>,
+    watch: &dyn Watch,
+) -> Result<Outcome> {
     watch.finishing("Sorting");
     let parts: Vec<PathBuf> = finished_parts(out)?.into_iter().map(|part| part.tokens).collect();
     let table = out.join(TOKENS_FILE);
@@ -116,7 +90,11 @@ fn sort(out: &Path, record: RunRecord, thresholds: Thresholds, command: &str, wa
 
     watch.finishing("Summing up");
     let tables = [table];
-    let summary = summarise(&tables, &read_rows(&out.join(ROWS_FILE))?, &resolved)?;
+    let mut summary = summarise(&tables, &read_rows(&out.join(ROWS_FILE))?, &resolved)?;
+    let without_text = match data {
+        Ok((dataset, chosen)) => read_contexts(&mut summary, dataset, chosen).map(|()| None)?,
+        Err(reason) => Some(reason),
+    };
     let planted = planted_quality(out, &tables, &resolved)?;
     let fidelity: Option<Fidelity> = read_json(&out.join(FIDELITY_FILE))?;
 
@@ -124,11 +102,29 @@ fn sort(out: &Path, record: RunRecord, thresholds: Thresholds, command: &str, wa
     draw_maps(out, &record, &summary, fidelity.as_ref(), &tables)?;
     let report = Report { summary, planted, topk_fidelity: fidelity.map(|fidelity| fidelity.summary()).unwrap_or_default() };
     write_json(&out.join(SUMMARY_FILE), &report)?;
-    let text = markdown::report(&report, &record.description(command));
+    let text = markdown::report(&report, &record.description(command, without_text));
     write_atomically(&out.join("report.md"), |file| {
         std::io::Write::write_all(file, text.as_bytes()).context("cannot write the report")
     })?;
     Ok(Outcome { out: out.to_owned(), record, report })
+}
+
+/// Reads the sentences of what the summary lists. The reading ends behind the last row of the lists.
+fn read_contexts(summary: &mut Summary, dataset: &Dataset, chosen: &Chosen) -> Result<()> {
+    let mut wanted = summary.listed_rows();
+    let mut records = dataset.chosen(chosen);
+    while !wanted.is_empty()
+        && let Some(record) = records.next()
+    {
+        let record = record?;
+        if wanted.remove(&record.row)
+            && let Ok(example) = &record.example
+        {
+            let text_of = |turn: u16| example.turns.get(usize::from(turn)).map(|turn| turn.content.clone());
+            summary.read_contexts(record.row, &text_of);
+        }
+    }
+    Ok(())
 }
 
 fn record(plan: &Plan, seconds: Stages) -> Result<RunRecord> {
@@ -143,7 +139,8 @@ fn record(plan: &Plan, seconds: Stages) -> Result<RunRecord> {
         command: plan.command.clone(),
         identity: plan.identity.clone(),
         model: plan.model.info.clone(),
-        data: json(serde_json::to_value(plan.dataset.files()))?,
+        data: plan.dataset.files().to_vec(),
+        read: Some(ReadRecord::of(&plan.read)),
         template_sha256: plan.template_sha256.clone(),
         system: plan.render.system.clone(),
         max_len: plan.render.max_len,
@@ -170,24 +167,6 @@ fn record(plan: &Plan, seconds: Stages) -> Result<RunRecord> {
 fn peak_device_memory_bytes(device: Placement) -> Option<u64> {
     let is_gpu = device == Placement::Cuda;
     is_gpu.then(|| cuda::Device::get().ok().map(cuda::Device::peak_bytes)).flatten()
-}
-
-fn read_record(path: &Path) -> Result<RunRecord> {
-    read_json(path)?.ok_or_else(|| {
-        Error::new("the run folder holds no run.json: the run was not finished")
-            .at(path)
-            .cure("Give the command that began it again.")
-    })
-}
-
-fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>> {
-    match std::fs::read(path) {
-        Ok(bytes) => {
-            serde_json::from_slice(&bytes).context_at(path, "the file does not hold what this version writes there").map(Some)
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Error::new("cannot read the file").at(path).caused_by(error)),
-    }
 }
 
 fn planted_quality(out: &Path, tables: &[PathBuf], resolved: &Resolved) -> Result<Option<RankingQuality>> {
@@ -265,57 +244,6 @@ impl Outcome {
             scored: counts.scored,
             records: counts.records,
             tokens_per_second: *tokens_per_second,
-        }
-    }
-}
-
-impl RunRecord {
-    /// The names of the data files, short enough for a caption.
-    pub(crate) fn data_names(&self) -> String {
-        let names: Vec<&str> = self
-            .data
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(|file| file["path"].as_str())
-            .map(|path| path.rsplit('/').next().unwrap_or(path))
-            .collect();
-        match names.as_slice() {
-            [] => "-".to_owned(),
-            [first, rest @ ..] if rest.len() > 2 => format!("{first} and {} more", rest.len()),
-            names => names.join(", "),
-        }
-    }
-
-    /// Which rows were read, in a few words.
-    fn rows_read(&self) -> String {
-        let records = thousands(self.counts.records);
-        match (self.limit, self.sampled_from) {
-            (Some(limit), _) if limit <= self.counts.records => {
-                format!("the first {records} rows of the data, not a random sample")
-            }
-            (_, Some(of)) if of > self.counts.records => {
-                format!("{records} rows drawn at random of {}, seed {}", thousands(of), self.seed.unwrap_or_default())
-            }
-            _ => "all rows read".to_owned(),
-        }
-    }
-
-    fn description(&self, command: &str) -> markdown::Origin {
-        markdown::Origin {
-            command: command.to_owned(),
-            scored_by: self.command.clone(),
-            model: self.model.name.clone(),
-            model_sha256: self.model.sha256.clone(),
-            data: self.data_names(),
-            dtype: self.dtype.clone(),
-            version: self.provenance.build(),
-            audit: self.audit_lines.clone(),
-            rows: self.rows_read(),
-            records: self.counts.records,
-            scored: self.counts.scored,
-            tokens: self.counts.tokens,
-            tokens_per_second: self.tokens_per_second,
         }
     }
 }

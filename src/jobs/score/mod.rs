@@ -3,16 +3,22 @@
 //! ```text
 //! plan.rs      what the user asked for -> everything opened and checked, and an identity that two equal commands share
 //! stream.rs    reader -> engine -> writer, three threads, in parts that a killed run keeps
+//! record.rs    run.json, written and read again
+//! data.rs      the data files of a finished run, found and checked again
 //! finish.rs    parts -> tables, summary, figures, report; again under other thresholds without the model
 //! ```
 
+mod data;
 mod finish;
 mod plan;
+mod record;
 mod stream;
 mod watch;
 
+pub(crate) use data::open_data;
 pub(crate) use finish::{Outcome, sort_again};
 pub(crate) use plan::{Job, Plan};
+pub(crate) use record::{RUN_FILE, RunRecord, read_record};
 pub(crate) use watch::{Beginning, Watch};
 
 use crate::error::Result;

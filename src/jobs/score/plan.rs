@@ -57,6 +57,7 @@ pub(crate) struct Plan {
     pub kernels: Kernels,
     pub device: Placement,
     pub chosen: Chosen,
+    pub read: ReadOptions,
     pub thresholds: Thresholds,
     pub command: String,
 }
@@ -131,6 +132,7 @@ impl Plan {
             dtype: job.dtype,
             kernels: job.kernels,
             chosen,
+            read: job.read.clone(),
             thresholds: job.thresholds,
             command: job.command.clone(),
         };

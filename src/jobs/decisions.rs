@@ -1,0 +1,283 @@
+//! decisions.jsonl: what a person has decided about the rows of a run, one JSON object a line.
+//!
+//! ```text
+//! {"decisions": 1, "run": IDENTITY, "data": [{"path": "rows.jsonl", "sha256": ".."}]}     the first line
+//! {"row": 7, "action": "drop"}                                          the row goes
+//! {"row": 8, "action": "keep"}                                          the row stays, whatever a rule says; takes a drop back
+//! {"row": 9, "action": "mask", "turn": 1}                               the turn is not learnt
+//! {"row": 9, "action": "mask", "turn": 3, "begin": 25, "end": 29}       these bytes of its text are not (UTF-8)
+//! {"row": 9, "action": "note", "text": "see the source"}                changes nothing in the data
+//! ```
+//!
+//! Rows are numbered over the whole input, as in the tables. A later line about the same thing counts. A decision is about texts, not
+//! about a model: it holds for every run over the same bytes, and is refused for any other data.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::dataset::{DataFile, Turn};
+use crate::error::{Context, Error, Result};
+
+/// The name of the file in a run folder.
+pub(crate) const DECISIONS_FILE: &str = "decisions.jsonl";
+/// Of the format: the value of the first line's `decisions`.
+const VERSION: u64 = 1;
+
+/// What was decided, by row.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Decisions {
+    pub rows: BTreeMap<u32, RowDecision>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct RowDecision {
+    /// `Some(true)`: the row stays, whatever a rule says; `Some(false)`: it goes.
+    pub keep: Option<bool>,
+    pub masks: Vec<Mask>,
+    pub note: Option<String>,
+    /// The line that spoke of the row last, from 1.
+    pub line: u64,
+}
+
+/// A turn, or bytes `begin..end` of its content, that are not to be learnt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Mask {
+    pub turn: u16,
+    pub span: Option<(u32, u32)>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Head {
+    decisions: u64,
+    run: String,
+    data: Vec<HeadFile>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct HeadFile {
+    path: String,
+    sha256: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line {
+    row: u32,
+    action: String,
+    turn: Option<u16>,
+    begin: Option<u32>,
+    end: Option<u32>,
+    text: Option<String>,
+}
+
+impl Decisions {
+    /// Reads the file; it must be about these data.
+    pub(crate) fn read(path: &Path, data: &[DataFile]) -> Result<Decisions> {
+        let bytes = std::fs::read(path).context_at(path, "cannot read the decisions")?;
+        let text = std::str::from_utf8(&bytes).map_err(|error| {
+            let line = 1 + bytes[..error.valid_up_to()].iter().filter(|&&byte| byte == b'\n').count() as u64;
+            Error::new("expected UTF-8, found an invalid byte").at_line(path, line)
+        })?;
+        Decisions::parse(text, data).map_err(|(line, error)| error.at_line(path, line))
+    }
+
+    fn parse(text: &str, data: &[DataFile]) -> Result<Decisions, (u64, Error)> {
+        let mut lines = (1..).zip(text.split('\n')).filter(|(_, line)| !line.trim().is_empty());
+        let (number, first) = lines.next().ok_or_else(|| (1, head_expected("an empty file")))?;
+        check_head(first, data).map_err(|error| (number, error))?;
+        let mut decisions = Decisions::default();
+        for (number, line) in lines {
+            decisions.add(line, number).map_err(|error| (number, error))?;
+        }
+        Ok(decisions)
+    }
+
+    fn add(&mut self, line: &str, number: u64) -> Result<()> {
+        let Line { row, action, turn, begin, end, text } = serde_json::from_str(line)
+            .map_err(|error| unreadable(line, "a decision such as {\"row\": 7, \"action\": \"drop\"}", &error))?;
+        let decision = self.rows.entry(row).or_default();
+        decision.line = number;
+        let too_much = |what: &str, is_there: bool| match is_there {
+            true => Err(Error::new(format!("a {action} takes no {what}, found `{line}`"))),
+            false => Ok(()),
+        };
+        match action.as_str() {
+            "drop" | "keep" => {
+                too_much("turn and no span", turn.is_some() || begin.is_some() || end.is_some())?;
+                too_much("text", text.is_some())?;
+                decision.keep = Some(action == "keep");
+            }
+            "mask" => {
+                too_much("text", text.is_some())?;
+                let turn = turn.ok_or_else(|| Error::new(format!("a mask needs a turn, found `{line}`")))?;
+                let span = match (begin, end) {
+                    (None, None) => None,
+                    (Some(begin), Some(end)) if begin < end => Some((begin, end)),
+                    _ => return Err(Error::new(format!("a mask needs begin < end, or neither of them, found `{line}`"))),
+                };
+                let mask = Mask { turn, span };
+                if !decision.masks.contains(&mask) {
+                    decision.masks.push(mask);
+                }
+            }
+            "note" => {
+                too_much("turn and no span", turn.is_some() || begin.is_some() || end.is_some())?;
+                decision.note = Some(text.ok_or_else(|| Error::new(format!("a note needs a text, found `{line}`")))?);
+            }
+            other => {
+                return Err(Error::new(format!("expected the action drop, keep, mask or note, found `{other}`")));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl RowDecision {
+    /// Do the masks fit the text of the row?
+    pub(crate) fn check(&self, turns: &[Turn]) -> Result<()> {
+        self.masks.iter().try_for_each(|mask| mask.check(turns))
+    }
+}
+
+impl Mask {
+    fn check(&self, turns: &[Turn]) -> Result<()> {
+        let turn = turns.get(usize::from(self.turn)).ok_or_else(|| {
+            Error::new(format!(
+                "expected a turn of the row, which has {} (counted from 0), found turn {}",
+                turns.len(),
+                self.turn
+            ))
+        })?;
+        let Some((begin, end)) = self.span else { return Ok(()) };
+        let (begin, end) = (begin as usize, end as usize);
+        if end > turn.content.len() {
+            return Err(Error::new(format!(
+                "expected a span within the {} bytes of turn {}, found {begin}..{end}",
+                turn.content.len(),
+                self.turn
+            )));
+        }
+        if !turn.content.is_char_boundary(begin) || !turn.content.is_char_boundary(end) {
+            return Err(Error::new(format!("expected a span of whole characters of turn {}, found {begin}..{end}", self.turn))
+                .cure("begin and end count the bytes of the text in UTF-8, and no character may be cut."));
+        }
+        Ok(())
+    }
+}
+
+fn head_expected(found: &str) -> Error {
+    Error::new(format!(
+        "expected decisions of this program, which begin with {{\"decisions\": 1, \"run\": .., \"data\": ..}}, found {found}"
+    ))
+}
+
+fn check_head(line: &str, data: &[DataFile]) -> Result<()> {
+    let head: Head =
+        serde_json::from_str(line).map_err(|error| head_expected(&format!("`{}`", shortened(line))).caused_by(error))?;
+    if head.decisions != VERSION {
+        return Err(Error::new(format!("expected decisions of version {VERSION}, found {}", head.decisions)));
+    }
+    let (expected, found) = (data.iter().map(|file| &file.sha256), head.data.iter().map(|file| &file.sha256));
+    if !expected.eq(found) {
+        let found: Vec<String> = head.data.iter().map(|file| format!("{} ({:.12})", file.path, file.sha256)).collect();
+        let expected: Vec<String> = data.iter().map(|file| format!("{} ({:.12})", file.name(), file.sha256)).collect();
+        return Err(Error::new(format!(
+            "the decisions are about other data: expected {}, found {}",
+            expected.join(", "),
+            found.join(", ")
+        ))
+        .cure("Row numbers and spans mean something in the very bytes only that they were made for."));
+    }
+    Ok(())
+}
+
+fn unreadable(line: &str, expected: &str, error: &serde_json::Error) -> Error {
+    Error::new(format!("expected {expected}, found `{}` ({error})", shortened(line)))
+}
+
+fn shortened(line: &str) -> String {
+    let start: String = line.chars().take(80).collect();
+    if start.len() < line.len() { start + ".." } else { start }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataset::{Compression, Container, Format, Role};
+
+    fn data() -> Vec<DataFile> {
+        vec![DataFile {
+            path: "rows.jsonl".into(),
+            container: Container::JsonLines,
+            compression: Compression::None,
+            format: Format::Messages,
+            sha256: "ab".repeat(32),
+            bytes: 3,
+        }]
+    }
+
+    fn head() -> String {
+        format!(
+            "{{\"decisions\": 1, \"run\": \"r\", \"data\": [{{\"path\": \"a/rows.jsonl\", \"sha256\": \"{}\"}}]}}",
+            "ab".repeat(32)
+        )
+    }
+
+    fn parse(lines: &str) -> Result<Decisions, String> {
+        Decisions::parse(&format!("{}\n{lines}", head()), &data()).map_err(|(line, error)| format!("{line}: {error}"))
+    }
+
+    #[test]
+    fn a_later_line_counts() {
+        let found = parse(
+            "{\"row\": 7, \"action\": \"drop\"}\n{\"row\": 7, \"action\": \"keep\"}\n\n{\"row\": 2, \"action\": \"mask\", \"turn\": 1}\n\
+             {\"row\": 2, \"action\": \"mask\", \"turn\": 1, \"begin\": 0, \"end\": 2}\n{\"row\": 2, \"action\": \"mask\", \"turn\": 1}\n\
+             {\"row\": 2, \"action\": \"note\", \"text\": \"a\"}\n{\"row\": 2, \"action\": \"note\", \"text\": \"b\"}\n",
+        )
+        .unwrap();
+        assert_eq!(found.rows[&7], RowDecision { keep: Some(true), line: 3, ..RowDecision::default() });
+        let masks = vec![Mask { turn: 1, span: None }, Mask { turn: 1, span: Some((0, 2)) }];
+        assert_eq!(found.rows[&2], RowDecision { masks, note: Some("b".to_owned()), line: 9, keep: None });
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_with_its_line() {
+        for (line, part) in [
+            ("{\"row\": 1, \"action\": \"delete\"}", "2: expected the action drop, keep, mask or note, found `delete`"),
+            ("{\"row\": -1, \"action\": \"drop\"}", "2: expected a decision"),
+            ("{\"row\": 1, \"action\": \"drop\", \"turn\": 1}", "takes no turn"),
+            ("{\"row\": 1, \"action\": \"mask\"}", "needs a turn"),
+            ("{\"row\": 1, \"action\": \"mask\", \"turn\": 0, \"begin\": 3}", "begin < end"),
+            ("{\"row\": 1, \"action\": \"mask\", \"turn\": 0, \"begin\": 3, \"end\": 3}", "begin < end"),
+            ("{\"row\": 1, \"action\": \"note\"}", "needs a text"),
+            ("{\"row\": 1, \"action\": \"drop\", \"why\": 1}", "unknown field `why`"),
+            ("row 7", "found `row 7`"),
+        ] {
+            let error = parse(line).unwrap_err();
+            assert!(error.contains(part), "{line}: {error}");
+        }
+        let of_head = |head: &str| Decisions::parse(head, &data()).unwrap_err().1.to_string();
+        assert!(of_head("").contains("an empty file"));
+        assert!(of_head("{\"row\": 1, \"action\": \"drop\"}").contains("begin with"));
+        assert!(of_head(&head().replace("\": 1,", "\": 2,")).contains("version 1, found 2"));
+        assert!(of_head(&head().replace("abab", "cdcd")).contains("other data"));
+    }
+
+    #[test]
+    fn spans_hold_whole_characters_of_the_turn() {
+        let turns = [Turn::plain(Role::User, "a"), Turn::plain(Role::Assistant, "né.")];
+        let check = |turn, span| RowDecision { masks: vec![Mask { turn, span }], ..RowDecision::default() }.check(&turns);
+        assert!(check(1, None).is_ok() && check(1, Some((1, 3))).is_ok() && check(1, Some((0, 4))).is_ok());
+        for (turn, span, part) in [
+            (2, None, "which has 2"),
+            (1, Some((0, 2)), "whole characters"),
+            (1, Some((2, 4)), "whole characters"),
+            (1, Some((0, 5)), "4 bytes"),
+        ] {
+            assert!(check(turn, span).unwrap_err().to_string().contains(part), "{turn} {span:?}");
+        }
+    }
+}

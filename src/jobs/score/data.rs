@@ -1,0 +1,100 @@
+//! The data files of a finished run, found and checked again.
+//!
+//! They are looked for under the names that run.json has, from the current folder and from those that hold the run folder, and must
+//! have the bytes that were scored.
+
+use std::path::{Path, PathBuf};
+
+use super::record::{ReadRecord, RunRecord};
+use crate::dataset::{Compression, DataFile, Dataset};
+use crate::error::{Error, Result};
+
+/// Opens the data of a run, which must be the very bytes that were scored. `data` are the files, in their order, where they have moved.
+pub(crate) fn open_data(folder: &Path, record: &RunRecord, data: &[String]) -> Result<Dataset> {
+    let inputs = match data {
+        [] => find(folder, &record.data)?,
+        data => data.to_vec(),
+    };
+    let read = record.read.clone().unwrap_or_else(ReadRecord::default);
+    let dataset = Dataset::open(&inputs, &read.options()?)?;
+    let (expected, found) = (&record.data, dataset.files());
+    if expected.len() != found.len() {
+        let [expected, found] = [expected, found].map(|files| files.iter().map(DataFile::name).collect::<Vec<_>>().join(", "));
+        return Err(Error::new(format!("expected the data files of the run ({expected}), found {found}"))
+            .at(folder)
+            .cure("Name all of them with --data, in their order."));
+    }
+    for (expected, found) in expected.iter().zip(found) {
+        if expected.sha256 != found.sha256 {
+            let of =
+                |file: &DataFile| format!("SHA-256 {} ({} bytes)", &file.sha256.get(..12).unwrap_or(&file.sha256), file.bytes);
+            return Err(Error::new(format!(
+                "the data file has changed since the run: expected {}, found {}",
+                of(expected),
+                of(found)
+            ))
+            .at(&found.path)
+            .cure("Score it again, or name the file as it was with --data."));
+        }
+        if (expected.format, expected.container) != (found.format, found.container) {
+            return Err(Error::new(format!("expected rows of the format {}, found {}", expected.format, found.format))
+                .at(&found.path)
+                .cure("The run was made by another version of the program; score the data again."));
+        }
+    }
+    Ok(dataset)
+}
+
+/// The files of the run where they lie now: as they were named, from the current folder or from one that holds the run folder.
+fn find(folder: &Path, files: &[DataFile]) -> Result<Vec<String>> {
+    let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
+    let mut inputs: Vec<String> = Vec::new();
+    for file in files {
+        if file.path == Path::new("-") {
+            return Err(Error::new("the data of the run came from the standard input, which is gone")
+                .at(&folder)
+                .cure("Name a file that holds the same bytes with --data."));
+        }
+        let bases = std::iter::once(Path::new("")).chain(folder.ancestors().skip(1));
+        // A file of an archive has the archive's name before its own.
+        let is_file = |path: &PathBuf| path.ancestors().find(|path| path.is_file()).map(Path::to_owned);
+        let path = bases.map(|base| base.join(&file.path)).find_map(|path| is_file(&path)).ok_or_else(|| {
+            Error::new(format!("cannot find the data file {} of the run", file.path.display()))
+                .at(&folder)
+                .cure("Go to the folder where the data were scored, or say where they lie now with --data.")
+        })?;
+        let path = path.into_os_string().into_string().map_err(|path| {
+            Error::new("expected a file name of valid Unicode")
+                .at(PathBuf::from(path))
+                .cure("Rename the file, and name it with --data.")
+        })?;
+        if inputs.last() != Some(&path) || !matches!(file.compression, Compression::Zip) {
+            inputs.push(path);
+        }
+    }
+    Ok(inputs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataset::ReadOptions;
+
+    #[test]
+    fn files_are_found_from_where_the_run_lies() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().join("data");
+        std::fs::create_dir_all(&data).unwrap();
+        std::fs::write(data.join("rows.jsonl"), "{\"text\": \"one\"}\n").unwrap();
+        let name = data.join("rows.jsonl").to_string_lossy().into_owned();
+        let mut files = Dataset::open(&[name], &ReadOptions::default()).unwrap().files().to_vec();
+        files[0].path = PathBuf::from("data/rows.jsonl");
+        let run = folder.path().join("runs").join("rows-1234");
+        let expected = folder.path().join("data/rows.jsonl").to_string_lossy().into_owned();
+        assert_eq!(find(&run, &files).unwrap(), [expected]);
+        files[0].path = PathBuf::from("data/other.jsonl");
+        assert!(find(&run, &files).unwrap_err().to_string().contains("--data"));
+        files[0].path = PathBuf::from("-");
+        assert!(find(&run, &files).unwrap_err().to_string().contains("standard input"));
+    }
+}

@@ -1,0 +1,154 @@
+//! run.json: what made a run, as it is written and read again.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::plan::Totals;
+use super::stream::Stages;
+use crate::dataset::{Choice, DataFile, FieldMap, Format, ReadOptions, RoleMap};
+use crate::error::{Context, Error, Result};
+use crate::format::thousands;
+use crate::model::Info;
+use crate::provenance::Provenance;
+use crate::report::markdown;
+
+pub(crate) const RUN_FILE: &str = "run.json";
+
+/// What made a run: run.json.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct RunRecord {
+    #[serde(flatten)]
+    pub provenance: Provenance,
+    /// The command that scored the data.
+    pub command: String,
+    pub identity: String,
+    pub model: Info,
+    /// The data files in their order.
+    pub data: Vec<DataFile>,
+    /// How their rows were read; absent in records of programs that did not write it down.
+    #[serde(default)]
+    pub read: Option<ReadRecord>,
+    pub template_sha256: Option<String>,
+    pub system: Option<String>,
+    pub max_len: usize,
+    pub supervise: Value,
+    /// The first so many records were read.
+    pub limit: Option<u64>,
+    /// So many records were drawn at random, of so many, with this seed. Nothing else in scoring is random.
+    #[serde(default)]
+    pub sample: Option<u64>,
+    #[serde(default)]
+    pub sampled_from: Option<u64>,
+    pub seed: Option<u64>,
+    pub dtype: String,
+    pub kernels: String,
+    pub vocab_size: usize,
+    pub counts: Totals,
+    pub audit: Value,
+    /// One line per finding of the mask audit.
+    pub audit_lines: Vec<String>,
+    pub seconds: Stages,
+    /// Input tokens over the wall time after the model is loaded: audit, scoring and writing.
+    pub tokens_per_second: f64,
+    /// From the start of the run, a fetch of the model included, to the first example's scores.
+    pub seconds_to_first_row: Option<f64>,
+    /// Largest resident set of the scoring process; absent where the system does not tell.
+    pub peak_memory_bytes: Option<u64>,
+    /// The most of a GPU's memory that was held at a time, without the driver's own; absent where the model ran on the CPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peak_device_memory_bytes: Option<u64>,
+}
+
+/// The options by which the rows of the data became examples.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ReadRecord {
+    /// The format that was asked for; else each file's own stands beside it.
+    pub format: Option<Format>,
+    /// The values of `--map` and `--role`.
+    pub maps: Vec<String>,
+    pub roles: Vec<String>,
+}
+
+impl ReadRecord {
+    pub(crate) fn of(options: &ReadOptions) -> ReadRecord {
+        ReadRecord { format: options.format, maps: options.mapping.rules().to_vec(), roles: options.roles.rules().to_vec() }
+    }
+
+    /// Reads the same rows again. A bad one was skipped or has ended the run, so that none is an error now.
+    pub(crate) fn options(&self) -> Result<ReadOptions> {
+        let (mapping, roles) = (FieldMap::parse(&self.maps)?, RoleMap::parse(&self.roles)?);
+        Ok(ReadOptions { format: self.format, mapping, roles, strict: false })
+    }
+}
+
+impl RunRecord {
+    /// Which records of the data were read.
+    pub(crate) fn choice(&self) -> Choice {
+        match (self.sample, self.seed) {
+            (Some(n), Some(seed)) => Choice::Random { n, seed },
+            _ => Choice::first(self.limit),
+        }
+    }
+
+    /// The names of the data files, short enough for a caption.
+    pub(crate) fn data_names(&self) -> String {
+        let names: Vec<String> = self.data.iter().map(DataFile::name).collect();
+        match names.as_slice() {
+            [] => "-".to_owned(),
+            [first, rest @ ..] if rest.len() > 2 => format!("{first} and {} more", rest.len()),
+            names => names.join(", "),
+        }
+    }
+
+    /// Which rows were read, in a few words.
+    pub(super) fn rows_read(&self) -> String {
+        let records = thousands(self.counts.records);
+        match (self.limit, self.sampled_from) {
+            (Some(limit), _) if limit <= self.counts.records => {
+                format!("the first {records} rows of the data, not a random sample")
+            }
+            (_, Some(of)) if of > self.counts.records => {
+                format!("{records} rows drawn at random of {}, seed {}", thousands(of), self.seed.unwrap_or_default())
+            }
+            _ => "all rows read".to_owned(),
+        }
+    }
+
+    pub(super) fn description(&self, command: &str, without_text: Option<String>) -> markdown::Origin {
+        markdown::Origin {
+            command: command.to_owned(),
+            scored_by: self.command.clone(),
+            model: self.model.name.clone(),
+            model_sha256: self.model.sha256.clone(),
+            data: self.data_names(),
+            dtype: self.dtype.clone(),
+            version: self.provenance.build(),
+            audit: self.audit_lines.clone(),
+            without_text,
+            rows: self.rows_read(),
+            records: self.counts.records,
+            scored: self.counts.scored,
+            tokens: self.counts.tokens,
+            tokens_per_second: self.tokens_per_second,
+        }
+    }
+}
+pub(crate) fn read_record(path: &Path) -> Result<RunRecord> {
+    read_json(path)?.ok_or_else(|| {
+        Error::new("the run folder holds no run.json: the run was not finished")
+            .at(path)
+            .cure("Give the command that began it again.")
+    })
+}
+
+pub(super) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    match std::fs::read(path) {
+        Ok(bytes) => {
+            serde_json::from_slice(&bytes).context_at(path, "the file does not hold what this version writes there").map(Some)
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::new("cannot read the file").at(path).caused_by(error)),
+    }
+}
