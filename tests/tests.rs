@@ -10,6 +10,7 @@ mod dataset;
 mod diff;
 mod engine;
 mod eval;
+mod export;
 mod families;
 mod fuzz_readers;
 mod hub;

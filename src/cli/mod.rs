@@ -3,6 +3,7 @@
 mod check;
 mod diff;
 mod eval;
+mod export;
 mod output;
 mod progress;
 mod rows;
@@ -44,6 +45,7 @@ enum Command {
     Diff(diff::Args),
     Check(Box<check::Args>),
     Train(Box<train::Args>),
+    Export(Box<export::Args>),
 }
 
 /// `0.1.0 (6221c8126b41), kernels avx512bf16`: what a reader of a bug report wants to know.
@@ -65,6 +67,7 @@ pub fn run() -> Result<()> {
         Some(Command::Eval(arguments)) => eval::run(arguments, &command_line),
         Some(Command::Check(arguments)) => check::run(*arguments),
         Some(Command::Diff(arguments)) => diff::run(arguments, &command_line),
+        Some(Command::Export(arguments)) => export::run(*arguments, &command_line),
         Some(Command::Train(arguments)) => train::run(*arguments, &command_line),
     }
 }

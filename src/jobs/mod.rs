@@ -6,6 +6,7 @@
 //! score/     a data set -> tables, figures, report
 //! train/     a data set -> a fine-tuned model
 //! eval.rs    tasks -> scores
+//! export/    a run and decisions -> its data again
 //! diff.rs    two of those -> what changed
 //! check.rs   a data set -> what can be said of it without weights
 //! reopened.rs  a run of scores with its data at hand again
@@ -21,10 +22,12 @@ use crate::model::Placement;
 use crate::provenance::Provenance;
 
 pub(crate) mod check;
+// The page that shows a run is made of these.
 #[allow(dead_code)]
 pub(crate) mod decisions;
 pub(crate) mod diff;
 pub(crate) mod eval;
+pub(crate) mod export;
 pub(crate) mod folders;
 #[allow(dead_code)]
 pub(crate) mod reopened;
