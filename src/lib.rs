@@ -18,24 +18,24 @@
 //! ```text
 //! error  files  format  json  provenance  random  stats    the ground: no word of the subject in it
 //! fetch       bytes from elsewhere, for models and benchmarks alike: the hub, Python's package index, their caches
-//! dataset     files in any common format of fine-tuning -> examples
+//! dataset     files in any common format of fine-tuning -> examples, and back
 //! tokens      chat template, supervised mask, mask audit -> token ids
 //! kernels     the custom operations, and all `unsafe` code
 //! model       families, files of models, the decoder, adapters
 //! engine      packed batches -> statistics of every supervised token
 //! table       the token table: columns, types, units; Parquet with what made it
-//! diagnosis   quadrants, gates, summary, rankings, movement: makes numbers of the table
+//! diagnosis   quadrants, gates, summary, rankings, kinds of conflict, movement: makes numbers of the table
 //! eval        benchmarks: tasks, requests, metrics, comparisons
 //! train       losses, updates, schedules, what is logged
 //! maps        finished numbers -> figures
 //! report      finished numbers -> terminal, Markdown, JSON, HTML; view/ is the page to read a run in
-//! jobs        scoring, training, evaluation, comparison, the page: the owners of run folders
+//! jobs        scoring, training, evaluation, comparison, the page, export: the owners of run folders
 //! cli         what was typed -> what is asked
 //! ```
 //!
 //! A room uses only rooms above it, and files do not use each other in circles, but for three that are known. Each foreign world
 //! stays in its rooms: candle in `kernels`, `model`, `engine`, `train` and what is saved of it, polars in `table`, the samples of
-//! `eval` and the readers of Parquet and Arrow in `dataset`, plotters in `maps`, clap and indicatif in `cli`, tokenizers and
+//! `eval` and the readers and the writer of tables in `dataset`, plotters in `maps`, clap and indicatif in `cli`, tokenizers and
 //! minijinja in `tokens`, `unsafe` in `kernels`. A test reads the source (`tests/layers.rs`).
 
 pub mod error;

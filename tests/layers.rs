@@ -40,7 +40,10 @@ const ORDER: &[&str] = &[
 const WORLDS: &[(&str, &[&str])] = &[
     ("candle_core", &["error", "kernels", "model", "engine", "train", "jobs/train/result.rs"]),
     // The readers of Parquet and Arrow are the table library's.
-    ("polars", &["error", "dataset/frame.rs", "dataset/parquet.rs", "dataset/arrow.rs", "table", "eval"]),
+    (
+        "polars",
+        &["error", "dataset/frame.rs", "dataset/parquet.rs", "dataset/arrow.rs", "dataset/write/parquet.rs", "table", "eval"],
+    ),
     ("plotters", &["maps"]),
     ("clap", &["cli"]),
     ("indicatif", &["cli"]),

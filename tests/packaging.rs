@@ -79,7 +79,11 @@ fn options_come_from_a_file_and_the_command_line_goes_over_it() {
     ] {
         workdir.write("other.toml", text);
         let ran = workdir.run(&["rows.jsonl", "--config", "other.toml"]);
-        assert!(ran.code == Some(2) && ran.stderr.contains(expected) && ran.stderr.contains("other.toml"), "{text}: {}", ran.stderr);
+        assert!(
+            ran.code == Some(2) && ran.stderr.contains(expected) && ran.stderr.contains("other.toml"),
+            "{text}: {}",
+            ran.stderr
+        );
     }
 }
 

@@ -11,6 +11,7 @@ mod dataset;
 mod diff;
 mod engine;
 mod eval;
+mod export;
 mod families;
 mod fuzz_readers;
 mod gguf;

@@ -46,7 +46,10 @@ fn option(command: &Command, matches: &ArgMatches, key: &str, value: &toml::Valu
         let aliases = argument.get_all_aliases().unwrap_or_default();
         argument.get_long() == Some(name.as_str()) || aliases.iter().any(|alias| *alias == name || *alias == key)
     };
-    let known = command.get_arguments().find(is_named).filter(|argument| !["config", "help", "version"].contains(&argument.get_id().as_str()));
+    let known = command
+        .get_arguments()
+        .find(is_named)
+        .filter(|argument| !["config", "help", "version"].contains(&argument.get_id().as_str()));
     let Some(argument) = known else {
         return Err(Error::usage(format!("there is no option `{key}`")).cure("`diagnose --help` names those that there are."));
     };

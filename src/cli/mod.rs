@@ -5,6 +5,7 @@ mod completions;
 mod config;
 mod diff;
 mod eval;
+mod export;
 mod output;
 mod progress;
 mod rows;
@@ -47,6 +48,7 @@ enum Command {
     Diff(diff::Args),
     Check(Box<check::Args>),
     Train(Box<train::Args>),
+    Export(Box<export::Args>),
     View(view::Args),
     Completions(completions::Args),
     #[command(hide = true)]
@@ -72,6 +74,7 @@ pub fn run() -> Result<()> {
         Some(Command::Eval(arguments)) => eval::run(arguments, &command_line),
         Some(Command::Check(arguments)) => check::run(*arguments),
         Some(Command::Diff(arguments)) => diff::run(arguments, &command_line),
+        Some(Command::Export(arguments)) => export::run(*arguments, &command_line),
         Some(Command::Train(arguments)) => train::run(*arguments, &command_line),
         Some(Command::View(arguments)) => view::run(arguments),
         Some(Command::Completions(arguments)) => completions::run(&arguments, Cli::command()),

@@ -122,7 +122,10 @@ fn job(args: Args, command_line: &str) -> Result<Job> {
 
 fn print(outcome: &Outcome, json: bool) -> Result<()> {
     let text = match json {
-        true => serde_json::to_string_pretty(&Printed { out: &outcome.out, report: &outcome.report }).context("cannot write JSON")? + "\n",
+        true => {
+            serde_json::to_string_pretty(&Printed { out: &outcome.out, report: &outcome.report }).context("cannot write JSON")?
+                + "\n"
+        }
         false => terminal::summary(&outcome.heading(), &outcome.report, output::coloured()),
     };
     output::print(&text)

@@ -45,7 +45,7 @@ enum Part {
 }
 
 /// Fields that some format reads.
-const FIELDS: [&str; 30] = [
+pub(super) const FIELDS: [&str; 30] = [
     "messages",
     "conversations",
     "system",

@@ -30,6 +30,7 @@ mod lines;
 mod literal;
 mod mapping;
 mod options;
+mod original;
 mod pairs;
 mod parquet;
 mod raw;
@@ -37,6 +38,7 @@ mod roles;
 mod switches;
 mod tools;
 mod trees;
+pub(crate) mod write;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -52,6 +54,7 @@ pub use files::Compression;
 pub use format::Format;
 pub use mapping::FieldMap;
 pub use options::ReadOptions;
+pub(crate) use original::Original;
 pub use roles::RoleMap;
 
 use example::Parsed;
@@ -118,6 +121,11 @@ impl Dataset {
 
     pub fn files(&self) -> &[DataFile] {
         &self.files
+    }
+
+    /// How the rows are read.
+    pub(crate) fn options(&self) -> &ReadOptions {
+        &self.options
     }
 
     /// What was left out of the files and folders, for a person to know.

@@ -6,6 +6,7 @@
 //! gate_preview.rs   what each gate would do with the data
 //! summary.rs        shares of tokens, loss and gradient, frequent tokens, conflicts
 //! context.rs        a token in the sentence that it stands in
+//! kinds.rs          why a conflict may be one; near_duplicates.rs rows that ask nearly the same
 //! ranking.rs        tokens by how likely they are to be conflicts; planted.rs measures the rankings on known ones
 //! movement.rs       how the tokens moved between the quadrants from one model to another
 //! shown.rs          the rows that a person looks at, with all numbers of their tokens
@@ -17,7 +18,9 @@ pub mod context;
 pub mod fidelity;
 pub mod gate;
 pub mod gate_preview;
+pub mod kinds;
 pub mod movement;
+pub mod near_duplicates;
 pub mod planted;
 pub mod population;
 pub mod quadrants;
@@ -34,6 +37,9 @@ use fidelity::FidelityAtK;
 pub struct Report {
     #[serde(flatten)]
     pub summary: summary::Summary,
+    /// The kinds of the conflicts; absent where the data were not at hand.
+    #[serde(default)]
+    pub kinds: Option<summary::Kinds>,
     /// How well the rankings find planted conflicts, where the data carry any.
     pub planted: Option<planted::RankingQuality>,
     /// Top-K entropy against the full entropy on a sample, K = 1, 2, ..

@@ -17,6 +17,7 @@ use super::by_quadrant::ByQuadrant;
 use super::context::{InContext, Spot};
 use super::gate::Gate;
 use super::gate_preview::{GatePreview, GateSums};
+use super::kinds::Kind;
 use super::population::{Needs, Population};
 use super::quadrants::Resolved;
 use super::ranking::Ranking;
@@ -168,6 +169,47 @@ pub struct Surprise {
     pub score: f32,
     #[serde(default)]
     pub context: Option<InContext>,
+}
+
+/// The conflicts by kind, and rows whose prompts are nearly the same. The tables conflicts.parquet and pairs.parquet have all of them.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Kinds {
+    /// Most conflicts first.
+    pub kinds: Vec<KindSums>,
+    /// Conflicts of one kind with the same target and the same choice, most surplus first.
+    pub groups: Vec<ConflictGroup>,
+    /// Pairs of rows with nearly the same prompt, and those of them that ask the same and are answered otherwise.
+    pub near_duplicates: u64,
+    pub contradictions: u64,
+}
+
+/// Shares are of the loss and of the gradient of all supervised tokens.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct KindSums {
+    pub kind: Kind,
+    pub tokens: u64,
+    pub rows: u64,
+    /// Sum of -ln p - H, nats.
+    pub surplus: f64,
+    pub loss_share: f64,
+    pub grad_share: f64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ConflictGroup {
+    /// Its number in conflicts.parquet.
+    pub group: u32,
+    pub kind: Kind,
+    pub token: String,
+    pub top: String,
+    pub count: u64,
+    /// Sum of -ln p - H, nats.
+    pub surplus: f64,
+    pub loss_share: f64,
+    pub grad_share: f64,
+    /// The conflict with the largest surplus, and what speaks for its kind.
+    pub example: Spot,
+    pub evidence: String,
 }
 
 impl Summary {

@@ -6,6 +6,7 @@
 //! score/     a data set -> tables, figures, report
 //! train/     a data set -> a fine-tuned model
 //! eval.rs    tasks -> scores
+//! export/    a run and decisions -> its data again
 //! diff.rs    two of those -> what changed
 //! check.rs   a data set -> what can be said of it without weights
 //! view.rs    finished runs -> the page to read and decide in
@@ -26,6 +27,7 @@ pub(crate) mod check;
 pub(crate) mod decisions;
 pub(crate) mod diff;
 pub(crate) mod eval;
+pub(crate) mod export;
 pub(crate) mod folders;
 pub(crate) mod reopened;
 pub(crate) mod score;

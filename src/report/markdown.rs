@@ -10,7 +10,7 @@ use crate::diagnosis::context::{InContext, Spot};
 use crate::diagnosis::gate_preview::GatePreview;
 use crate::diagnosis::planted::RankingQuality;
 use crate::diagnosis::ranking::Ranking;
-use crate::diagnosis::summary::{Breakdown, Summary};
+use crate::diagnosis::summary::{Breakdown, Kinds, Summary};
 use crate::engine::TOP_K;
 use crate::format::{number_with_interval, percent, percent_with_interval, thousands};
 use crate::table::Quadrant;
@@ -48,6 +48,9 @@ pub(crate) fn report(report: &Report, origin: &Origin) -> String {
     audit(&mut text, origin);
     quadrants(&mut text, summary);
     conflicts(&mut text, summary, origin.without_text.as_deref());
+    if let Some(found) = &report.kinds {
+        kinds(&mut text, found);
+    }
     if let Some(planted) = &report.planted {
         rankings(&mut text, planted);
     }
@@ -205,6 +208,41 @@ fn conflicts(text: &mut String, summary: &Summary, without_text: Option<&str>) {
         );
     }
     add!(text, "");
+}
+
+fn kinds(text: &mut String, Kinds { kinds, groups, near_duplicates, contradictions }: &Kinds) {
+    if !kinds.is_empty() {
+        add!(text, "### Why they may be conflicts\n");
+        add!(
+            text,
+            "Told by rules of thumb, the first of which that fits counts; conflicts.parquet has the kind of each conflict.\n"
+        );
+        add!(text, "| kind | conflicts | in rows | mass, nat | of the loss | of the gradient |\n|---|---:|---:|---:|---:|---:|");
+        for sums in kinds {
+            let (tokens, rows) = (thousands(sums.tokens), thousands(sums.rows));
+            let (loss, grad) = (percent(sums.loss_share), percent(sums.grad_share));
+            add!(text, "| {} | {tokens} | {rows} | {:.1} | {loss} | {grad} |", sums.kind, sums.surplus);
+        }
+        add!(text, "\nThe groups of the same target and the same choice with the most mass:\n");
+        add!(text, "| kind | data | model | times | mass, nat | of the loss | of the gradient | the worst of them | because |");
+        add!(text, "|---|---|---|---:|---:|---:|---:|---|---|");
+        for group in groups.iter().take(SHOWN) {
+            let (data, model, example) = (cell(&group.token), cell(&group.top), at(Some(&group.example)));
+            let (loss, grad) = (percent(group.loss_share), percent(group.grad_share));
+            let (times, because) = (thousands(group.count), escaped(&visible(&group.evidence)));
+            let (kind, surplus) = (group.kind, group.surplus);
+            add!(text, "| {kind} | {data} | {model} | {times} | {surplus:.1} | {loss} | {grad} | {example} | {because} |");
+        }
+        add!(text, "");
+    }
+    if *near_duplicates > 0 {
+        add!(
+            text,
+            "{} pairs of rows have nearly the same prompt (pairs.parquet); {} of them ask the same and are answered otherwise.\n",
+            thousands(*near_duplicates),
+            thousands(*contradictions)
+        );
+    }
 }
 
 fn rankings(text: &mut String, planted: &RankingQuality) {

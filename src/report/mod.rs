@@ -9,6 +9,8 @@ pub(crate) mod view;
 
 use std::fmt::Write;
 
+use std::fmt::Write;
+
 /// A token as one line of text in quotes.
 fn quoted(token: &str) -> String {
     format!("`{}`", isolated(&visible(token).replace(' ', "␣").replace('`', "ˋ")))

@@ -10,6 +10,7 @@
 //! columns are Parquet dictionaries (`category` in pandas): at a few bytes a row instead of a string each they keep a table of
 //! fifty million tokens usable in a notebook, and nothing has to hash a string per row on the way.
 
+mod conflicts;
 mod finish;
 mod frames;
 mod quantiles;
@@ -21,6 +22,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+pub use conflicts::{CONFLICTS_FILE, KnownConflict, NearPair, PAIRS_FILE, read_conflicts, write_conflicts, write_pairs};
 pub use finish::{Finished, finish, sort_again};
 pub use quantiles::{quantile_of, quantiles};
 pub use read::{Chunks, read_chunks, read_provenance, texts_of};

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::record::{ReadRecord, RunRecord};
+use super::record::RunRecord;
 use crate::dataset::{Chosen, Compression, DataFile, Dataset};
 use crate::error::{Error, Result};
 
@@ -15,7 +15,7 @@ pub(crate) fn open_data(folder: &Path, record: &RunRecord, data: &[String]) -> R
         [] => find(folder, &record.data)?,
         data => data.to_vec(),
     };
-    let read = record.read.clone().unwrap_or_else(ReadRecord::default);
+    let read = record.read.clone().unwrap_or_default();
     let dataset = Dataset::open(&inputs, &read.options()?)?;
     let (expected, found) = (&record.data, dataset.files());
     if expected.len() != found.len() {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::data::find_data;
+use super::kinds::name_kinds;
 use super::plan::{Plan, Planted};
 use super::record::{RUN_FILE, ReadRecord, RunRecord, read_json, read_record};
 use super::stream::{FIDELITY_FILE, Stages};
@@ -15,7 +16,7 @@ use crate::diagnosis::gate::{Eaft, Gate, Token};
 use crate::diagnosis::planted::{RankingQuality, ranking_quality};
 use crate::diagnosis::population::Population;
 use crate::diagnosis::quadrants::{Resolved, Thresholds, resolve};
-use crate::diagnosis::summary::{Summary, summarise};
+use crate::diagnosis::summary::{Kinds, Summary, summarise};
 use crate::engine::TOP_K;
 use crate::error::{Context, Error, Result};
 use crate::files::{write_atomically, write_json};
@@ -30,7 +31,10 @@ use crate::maps::{Caption, Cuts, density, fidelity, gradient, tail, tokens};
 use crate::model::Placement;
 use crate::report::markdown;
 use crate::report::terminal::Heading;
-use crate::table::{Column, Quadrant, ROWS_FILE, TOKENS_FILE, finish as join_parts, finished_parts, read_chunks, read_rows};
+use crate::table::{
+    CONFLICTS_FILE, Column, PAIRS_FILE, Quadrant, ROWS_FILE, TOKENS_FILE, finish as join_parts, finished_parts, read_chunks,
+    read_rows,
+};
 
 const SUMMARY_FILE: &str = "summary.json";
 const PLANTED_FILE: &str = "planted.json";
@@ -98,16 +102,27 @@ fn sort(
     watch.stage("Summing up");
     let tables = [table];
     let mut summary = summarise(&tables, &read_rows(&out.join(ROWS_FILE))?, &resolved)?;
+    let mut kinds = None;
     let without_text = match data {
-        Ok((dataset, chosen)) => read_contexts(&mut summary, dataset, chosen).map(|()| None)?,
-        Err(ref reason) => Some(reason.clone()),
+        Ok((dataset, chosen)) => {
+            let mut named = name_kinds(out, &tables, &summary, dataset, chosen)?;
+            read_contexts(&mut summary, &mut named, dataset, chosen)?;
+            kinds = Some(named);
+            None
+        }
+        Err(ref reason) => {
+            // The kinds of other thresholds are those of other conflicts.
+            remove_old(out)?;
+            Some(reason.clone())
+        }
     };
     let planted = planted_quality(out, &tables, &resolved)?;
     let fidelity: Option<Fidelity> = read_json(&out.join(FIDELITY_FILE))?;
 
     watch.stage("Drawing");
     draw_maps(out, &record, &summary, fidelity.as_ref(), &tables)?;
-    let report = Report { summary, planted, topk_fidelity: fidelity.map(|fidelity| fidelity.summary()).unwrap_or_default() };
+    let report =
+        Report { summary, kinds, planted, topk_fidelity: fidelity.map(|fidelity| fidelity.summary()).unwrap_or_default() };
     write_json(&out.join(SUMMARY_FILE), &report)?;
     let text = markdown::report(&report, &record.description(sorting.command, without_text));
     write_atomically(&out.join("report.md"), |file| {
@@ -120,9 +135,20 @@ fn sort(
     Ok(Outcome { out: out.to_owned(), record, report })
 }
 
+fn remove_old(out: &Path) -> Result<()> {
+    for name in [CONFLICTS_FILE, PAIRS_FILE] {
+        let path = out.join(name);
+        if path.exists() {
+            std::fs::remove_file(&path).context_at(&path, "cannot remove the table of the run under other thresholds")?;
+        }
+    }
+    Ok(())
+}
+
 /// Reads the sentences of what the summary lists. The reading ends behind the last row of the lists.
-fn read_contexts(summary: &mut Summary, dataset: &Dataset, chosen: &Chosen) -> Result<()> {
+fn read_contexts(summary: &mut Summary, kinds: &mut Kinds, dataset: &Dataset, chosen: &Chosen) -> Result<()> {
     let mut wanted = summary.listed_rows();
+    wanted.extend(kinds.groups.iter().map(|group| group.example.row));
     let mut records = dataset.chosen(chosen);
     while !wanted.is_empty()
         && let Some(record) = records.next()
@@ -133,6 +159,11 @@ fn read_contexts(summary: &mut Summary, dataset: &Dataset, chosen: &Chosen) -> R
         {
             let text_of = |turn: u16| example.turns.get(usize::from(turn)).map(|turn| turn.content.clone());
             summary.read_contexts(record.row, &text_of);
+            for example in kinds.groups.iter_mut().map(|group| &mut group.example).filter(|example| example.row == record.row) {
+                if let Some(text) = text_of(example.turn) {
+                    example.read(&text);
+                }
+            }
         }
     }
     Ok(())

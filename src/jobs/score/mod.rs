@@ -5,11 +5,13 @@
 //! stream.rs    reader -> engine -> writer, three threads, in parts that a killed run keeps
 //! record.rs    run.json, written and read again
 //! data.rs      the data files of a finished run, found and checked again
+//! kinds.rs     the kind of each conflict, and rows that are alike
 //! finish.rs    parts -> tables, summary, figures, report; again under other thresholds without the model
 //! ```
 
 mod data;
 mod finish;
+mod kinds;
 mod plan;
 mod record;
 mod stream;

@@ -1,0 +1,126 @@
+//! `diagnose export RUN`: the data again, with what the diagnosis or a person has decided.
+
+use std::fmt::Write;
+use std::path::PathBuf;
+
+use super::output;
+use crate::dataset::write::Target;
+use crate::diagnosis::gate::Gate;
+use crate::error::{Context, Result};
+use crate::format::thousands;
+use crate::jobs::export::{self, DropRule, Exported, Job, MaskRule};
+
+/// Write the data of a run again: rows dropped, tokens masked, rows weighted, as the diagnosis or you have decided
+///
+/// Rows keep their order and, with --format read, their form; without a decision the file is the same to the byte. Beside it stands
+/// NAME.changes.jsonl, which says of each row that was touched what was done and why. A row that the format cannot hold is an
+/// error, and no file is written. `diagnose train` and the trainers named by the format honour the masks.
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// The folder of a finished run of scores
+    run: PathBuf,
+
+    /// What to write: read (as it was read), messages, sharegpt, alpaca, llama-factory, axolotl, trl
+    #[arg(long, default_value = "read")]
+    format: Target,
+
+    /// The file to write: JSON Lines, or Parquet where its name ends so
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+
+    /// Rows to leave out: mass=NATS (conflict mass from there on), kind=KIND, rows=7,12, inexpressible (what the format cannot hold)
+    #[arg(long, value_name = "RULE")]
+    drop: Vec<DropRule>,
+
+    /// Tokens not to learn: conflicts, kind=KIND, or turn-mass=NATS (whole turns)
+    #[arg(long, value_name = "RULE")]
+    mask: Vec<MaskRule>,
+
+    /// Give each row the mean weight that a gate has for its tokens, such as eaft
+    #[arg(long, value_name = "GATE")]
+    weight: Option<Gate>,
+
+    /// Keep the N rows that teach most per conflict: nats of uncertain tokens over one more than the number of conflicts
+    #[arg(long, value_name = "N")]
+    select: Option<usize>,
+
+    /// What a person has decided: decisions.jsonl of `diagnose view`; a row that is kept is touched by no rule
+    #[arg(long, value_name = "FILE")]
+    decisions: Option<PathBuf>,
+
+    /// Write the answers with conflicts there, with the model's own choice and an empty field for a better text
+    #[arg(long, value_name = "FILE")]
+    rewrite_candidates: Option<PathBuf>,
+
+    /// Where the data files lie now, in their order; by default they are looked for by their names
+    #[arg(long, value_name = "FILE")]
+    data: Vec<String>,
+
+    /// Print what was done as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
+    let job = Job {
+        run: args.run,
+        data: args.data,
+        target: args.format,
+        out: args.out,
+        drop: args.drop,
+        mask: args.mask,
+        weight: args.weight,
+        select: args.select,
+        decisions: args.decisions,
+        rewrite: args.rewrite_candidates,
+        command: command_line.to_owned(),
+    };
+    let exported = export::export(&job)?;
+    let text = match args.json {
+        true => serde_json::to_string_pretty(&exported).context("cannot write JSON")? + "\n",
+        false => summary(&exported),
+    };
+    output::print(&text)
+}
+
+fn summary(exported: &Exported) -> String {
+    let mut out = String::new();
+    // Writing to a string cannot fail.
+    let mut line = |text: String| {
+        let _ = writeln!(out, "{text}");
+    };
+    line(format!(
+        "{} of {} rows written: {} dropped, {} masked, {} weighted",
+        thousands(exported.rows_written),
+        thousands(exported.rows_read),
+        thousands(exported.rows_dropped),
+        thousands(exported.rows_masked),
+        thousands(exported.rows_weighted)
+    ));
+    if exported.unreadable > 0 {
+        line(format!(
+            "{} records could not be read, and are written only as they stand (--format read)",
+            thousands(exported.unreadable)
+        ));
+    }
+    if exported.conflicts_of_template > 0 {
+        line(format!(
+            "{} conflicts are tokens of the template, which have no place in the text and cannot be masked",
+            thousands(exported.conflicts_of_template)
+        ));
+    }
+    if !exported.columns_left_out.is_empty() {
+        let columns: Vec<&str> = exported.columns_left_out.iter().map(String::as_str).collect();
+        line(format!("columns that the format does not take along: {}", columns.join(", ")));
+    }
+    exported.notes.iter().for_each(|note| line(note.clone()));
+    line(format!("data     {}", exported.out.display()));
+    line(format!("changes  {}", exported.changes.display()));
+    if let Some(path) = &exported.beside {
+        line(format!("for the trainer  {}", path.display()));
+    }
+    if let Some(path) = &exported.rewrite {
+        line(format!("{} answers to write anew  {}", thousands(exported.candidates), path.display()));
+    }
+    out
+}

@@ -1,0 +1,219 @@
+//! Records together with what they were read from, so that they can be written again as they stood.
+
+use std::io::{BufRead, Read};
+use std::sync::Arc;
+
+use super::example::{Example, Place};
+use super::fields::{self, Object};
+use super::files::{Store, broken};
+use super::lines::MAX_RECORD_BYTES;
+use super::raw::{Raw, RawRecords};
+use super::{Container, DataFile, Dataset, Format, container, json, open_records};
+use crate::error::{Error, Result};
+
+/// One record, as [`Record`](super::Record) has it, and the row behind it.
+#[derive(Debug)]
+pub(crate) struct Original {
+    pub row: u32,
+    pub place: Place,
+    pub example: Result<Example>,
+    /// The row's own columns, before any field map. `None` where several examples stand in one row or one in several, and where the
+    /// row is no object.
+    pub object: Option<Object>,
+    /// The bytes of the row and of the blank lines before it, its line end included; for JSON Lines only.
+    pub bytes: Option<Vec<u8>>,
+    /// The number of its file.
+    pub file: usize,
+}
+
+/// A record before its format is looked at, with its bytes where it has a line of its own.
+type WithBytes = (Raw, Option<Vec<u8>>);
+
+impl Dataset {
+    /// All records in order, numbered as [`Dataset::records`] numbers them.
+    pub(crate) fn originals(&self) -> impl Iterator<Item = Result<Original>> + use<'_> {
+        let mut row = 0;
+        let of_files = self.files.iter().zip(&self.stores).enumerate();
+        let read = of_files.flat_map(|(idx, (file, store))| -> Box<dyn Iterator<Item = Result<Original>>> {
+            match self.of_file(idx, file, store) {
+                Ok(originals) => originals,
+                Err(error) => Box::new(std::iter::once(Err(error.at(&file.path)))),
+            }
+        });
+        read.map(move |original| {
+            let original = Original { row, ..original? };
+            row += 1;
+            Ok(original)
+        })
+    }
+
+    /// Of one file, not numbered yet.
+    fn of_file<'a>(
+        &'a self,
+        idx: usize,
+        file: &DataFile,
+        store: &Store,
+    ) -> Result<Box<dyn Iterator<Item = Result<Original>> + 'a>> {
+        let path = Arc::new(file.path.clone());
+        let at = move |line| Place { path: Arc::clone(&path), line };
+        if file.format == Format::Oasst {
+            let records = open_records(file, store, &self.options)?;
+            return Ok(Box::new(records.map(move |parsed| {
+                let (line, example) = parsed?;
+                let place = at(line);
+                let example = example.map_err(|error| error.at_line(&*place.path, line));
+                Ok(Original { row: 0, place, example, object: None, bytes: None, file: idx })
+            })));
+        }
+        let rows: Box<dyn Iterator<Item = Result<WithBytes>>> = match file.container {
+            Container::JsonLines => Box::new(lines(store)?),
+            container => {
+                let raw: RawRecords = container::open(container, store)?;
+                Box::new(raw.map(|raw| Ok((raw?, None))))
+            }
+        };
+        let (format, source) = (file.format, file.name());
+        Ok(Box::new(rows.flat_map(move |row| {
+            let (Raw { line, value }, bytes) = match row {
+                Ok(row) => row,
+                Err(error) => return vec![Err(error)],
+            };
+            let place = at(line);
+            let object = value.and_then(fields::into_object);
+            let mapped = match &object {
+                Ok(object) => self.options.mapping.apply(object.clone()),
+                Err(_) => Ok(Object::new()),
+            };
+            let (object, mapped) = match object {
+                Ok(object) => (Some(object), mapped),
+                Err(error) => (None, Err(error)),
+            };
+            let examples = mapped.and_then(|row| format.examples(&row, &source, &self.options.roles));
+            match examples {
+                Ok(examples) => {
+                    let is_alone = examples.len() == 1;
+                    let whole = |example| {
+                        let (object, bytes) = if is_alone { (object.clone(), bytes.clone()) } else { (None, None) };
+                        Ok(Original { row: 0, place: place.clone(), example: Ok(example), object, bytes, file: idx })
+                    };
+                    examples.into_iter().map(whole).collect()
+                }
+                Err(error) => {
+                    let example = Err(error.at_line(&*place.path, line));
+                    vec![Ok(Original { row: 0, place, example, object, bytes, file: idx })]
+                }
+            }
+        })))
+    }
+
+    /// What stands behind the last row of a file of JSON Lines: blank lines.
+    pub(crate) fn blank_end(&self, file: usize) -> Result<Vec<u8>> {
+        let Some(store) = self.stores.get(file).filter(|_| self.files[file].container == Container::JsonLines) else {
+            return Ok(Vec::new());
+        };
+        let mut blank = Vec::new();
+        for_each_line(store, |line| {
+            match is_blank(line) {
+                true => blank.extend_from_slice(line),
+                false => blank.clear(),
+            }
+            true
+        })?;
+        Ok(blank)
+    }
+}
+
+fn is_blank(line: &[u8]) -> bool {
+    line.iter().all(u8::is_ascii_whitespace)
+}
+
+fn for_each_line(store: &Store, mut work: impl FnMut(&[u8]) -> bool) -> Result<()> {
+    let mut reader = store.unpacked()?;
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        if reader.read_until(b'\n', &mut line).map_err(broken)? == 0 || !work(&line) {
+            return Ok(());
+        }
+    }
+}
+
+/// The rows of JSON Lines with their bytes.
+fn lines(store: &Store) -> Result<impl Iterator<Item = Result<WithBytes>> + use<>> {
+    let mut reader = store.unpacked()?;
+    let mut number = 0_u64;
+    let mut ready: std::vec::IntoIter<Result<WithBytes>> = Vec::new().into_iter();
+    Ok(std::iter::from_fn(move || {
+        if let Some(next) = ready.next() {
+            return Some(next);
+        }
+        let mut bytes = Vec::new();
+        loop {
+            let begin = bytes.len();
+            match reader.by_ref().take(MAX_RECORD_BYTES as u64 + 1).read_until(b'\n', &mut bytes) {
+                Ok(0) => return None,
+                Ok(_) => number += 1,
+                Err(error) => return Some(Err(broken(error))),
+            }
+            if bytes.len() - begin > MAX_RECORD_BYTES {
+                let error = Error::new("the file holds a record that is too long to be written again");
+                return Some(Err(error.cure("Mend or remove the row first.")));
+            }
+            if is_blank(&bytes[begin..]) {
+                continue;
+            }
+            let record = bytes[begin..].trim_ascii_end();
+            let mut rows = json::by_rows(Ok(Raw { line: number, value: json::parse(record, number) }));
+            // Several rows stand in one line where a whole table does.
+            if rows.len() > 1 {
+                ready = rows.into_iter().map(|row| Ok((row?, None))).collect::<Vec<_>>().into_iter();
+                return ready.next();
+            }
+            return rows.pop().map(|row| Ok((row?, Some(bytes))));
+        }
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataset::ReadOptions;
+
+    fn of(bytes: &[u8]) -> (Dataset, tempfile::TempDir) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("rows.jsonl");
+        std::fs::write(&path, bytes).unwrap();
+        (Dataset::open(&[path.to_string_lossy().into_owned()], &ReadOptions::default()).unwrap(), folder)
+    }
+
+    #[test]
+    fn the_bytes_of_all_rows_are_those_of_the_file() {
+        for bytes in [
+            &b"{\"text\": \"one\"}\n{\"text\" :\"two\"}\n"[..],
+            b"\xEF\xBB\xBF{\"text\": \"one\"}\r\n\n  \n{\"text\":\"two\"}\n\n\n",
+            b"\n{\"text\": \"one\"}\nbroken\n{\"text\": 5}",
+        ] {
+            let (dataset, _folder) = of(bytes);
+            let mut again = Vec::new();
+            let records: Vec<_> = dataset.records().map(|record| record.unwrap()).collect();
+            let originals: Vec<_> = dataset.originals().map(|original| original.unwrap()).collect();
+            assert_eq!(records.len(), originals.len());
+            for (record, original) in records.iter().zip(&originals) {
+                assert_eq!((record.row, &record.place), (original.row, &original.place));
+                assert_eq!(record.example.as_ref().ok(), original.example.as_ref().ok());
+                again.extend_from_slice(original.bytes.as_ref().unwrap());
+            }
+            again.extend(dataset.blank_end(0).unwrap());
+            assert_eq!(again, bytes, "{}", bytes.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn rows_that_share_a_line_have_no_bytes_of_their_own() {
+        let (dataset, _folder) = of(b"{\"prompt\": [\"a\", \"b\"], \"completion\": [\"c\", \"d\"]}\n");
+        let originals: Vec<_> = dataset.originals().map(|original| original.unwrap()).collect();
+        assert_eq!(originals.len(), 2);
+        assert!(originals.iter().all(|original| original.bytes.is_none() && original.object.is_some()));
+        assert_eq!(originals[1].example.as_ref().unwrap().turns[1].content, "d");
+    }
+}

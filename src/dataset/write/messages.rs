@@ -1,0 +1,111 @@
+//! OpenAI's messages, with the switches of two kinds of reader.
+
+use serde_json::Value;
+
+use super::super::example::{Example, Role, Turn};
+use super::super::fields::Object;
+use super::target::{Reading, add_surroundings, named};
+use super::weights::{details, segments};
+use crate::error::{Error, Result};
+
+/// By what keys a message says how much it counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Switches {
+    /// None at all.
+    None,
+    /// `weight`, and `train_detail` for parts; nothing where a turn counts in full.
+    Weights,
+    /// axolotl: `train` on every answer, and `train_detail`.
+    Train,
+}
+
+pub(super) fn row(example: &Example, reading: &Reading, switches: Switches) -> Result<Object> {
+    let mut row = named(example, reading);
+    row.insert("messages".to_owned(), messages(&example.turns, switches)?);
+    add_surroundings(&mut row, example, false);
+    Ok(row)
+}
+
+pub(super) fn messages(turns: &[Turn], switches: Switches) -> Result<Value> {
+    turns.iter().map(|turn| Ok(Value::Object(message(turn, switches)?))).collect()
+}
+
+fn message(turn: &Turn, switches: Switches) -> Result<Object> {
+    let role = match turn.role {
+        Role::System => "system",
+        Role::User => "user",
+        Role::Assistant => "assistant",
+        Role::Tool => "tool",
+        Role::Text => {
+            return Err(
+                Error::new("the row is a plain text, and no conversation").cure("Write it as it was read: --format read.")
+            );
+        }
+    };
+    let mut message = Object::new();
+    message.insert("role".to_owned(), role.into());
+    message.insert("content".to_owned(), turn.content.clone().into());
+    let optional = [("reasoning_content", &turn.reasoning), ("tool_call_id", &turn.tool_call_id), ("name", &turn.name)];
+    for (key, value) in optional {
+        message.extend(value.clone().map(|value| (key.to_owned(), value.into())));
+    }
+    message.extend(turn.tool_calls.clone().map(|calls| ("tool_calls".to_owned(), calls)));
+    add_switches(&mut message, turn, switches)?;
+    Ok(message)
+}
+
+/// Puts the switches of a turn on its message.
+pub(super) fn add_switches(message: &mut Object, turn: &Turn, switches: Switches) -> Result<()> {
+    let details = details(turn);
+    match switches {
+        Switches::None => {}
+        Switches::Weights => {
+            if turn.weight != 1.0 {
+                message.insert("weight".to_owned(), number(turn.weight));
+            }
+        }
+        Switches::Train if turn.role == Role::Assistant => {
+            let (weight, segments) = segments(turn);
+            if weight == 0.0 && segments.iter().any(|(.., weight)| *weight > 0.0) {
+                return Err(Error::new("axolotl passes over a turn that is not learnt, and with it over the part of it that is")
+                    .cure("Switch the whole turn on or off, or write it as --format messages."));
+            }
+            check_edges(&turn.content, &segments)?;
+            message.insert("train".to_owned(), (weight > 0.0).into());
+        }
+        Switches::Train => {
+            if turn.weight != 1.0 {
+                message.insert("train".to_owned(), (turn.weight > 0.0).into());
+            }
+        }
+    }
+    if switches != Switches::None {
+        message.extend(details.map(|details| ("train_detail".to_owned(), details)));
+    }
+    Ok(())
+}
+
+/// axolotl counts a token that is the beginning of a character as ending before it, and learns it with the text before
+/// (`get_offsets_for_train_detail` in its `prompt_strategies/chat_template.py`): a masked character that may be several tokens must not
+/// follow what is learnt.
+fn check_edges(content: &str, segments: &[(usize, usize, f32)]) -> Result<()> {
+    for edge in segments.windows(2) {
+        let (before, (begin, _, weight)) = (edge[0].2, edge[1]);
+        let first = content.get(begin..).and_then(|text| text.chars().next()).filter(|c| !c.is_ascii());
+        if let (true, Some(first)) = (before > 0.0 && weight == 0.0, first) {
+            return Err(Error::new(format!(
+                "axolotl would learn a part of the character `{first}`, at which a mask begins, where a tokenizer makes several tokens of it"
+            ))
+            .cure("Mask the turn from its beginning, or the whole turn, or choose --format messages."));
+        }
+    }
+    Ok(())
+}
+
+/// The shortest decimal that is this weight; a whole number without a point, as OpenAI writes it.
+pub(super) fn number(weight: f32) -> Value {
+    match weight.fract() == 0.0 && weight < 1e6 {
+        true => (weight as u64).into(),
+        false => crate::json::shortest(weight).into(),
+    }
+}

@@ -1,0 +1,149 @@
+//! [`Example`] -> a row of a format: the way back.
+//!
+//! ```text
+//! read           the row's own object, with `weight` and `train_detail` on its messages     whatever reads it
+//! messages       {"messages": [{"role", "content", "weight"?, "train_detail"?, ..}], "tools"?}     OpenAI, this program
+//! sharegpt       {"conversations": [{"from", "value"}], "system"?, "tools"?}                       FastChat and many more
+//! alpaca         {"instruction", "input", "output", "system"?, "history"?}                         Alpaca, LLaMA-Factory
+//! llama-factory  ShareGPT's form, for the dataset_info.json that is written beside it
+//! axolotl        messages with `train` and `train_detail` on every answer
+//! trl            {"prompt": [..], "completion": [..]} where the last answer alone is learnt, else {"messages": [..]}
+//! ```
+//!
+//! Nothing is left out in silence: what has been written is read again, and must come out as the example that it was made of, turn for
+//! turn and weight for weight. A row that does not is refused with what is missing.
+
+mod alpaca;
+mod messages;
+mod own;
+mod parquet;
+mod sharegpt;
+mod target;
+mod trl;
+mod weights;
+
+use serde_json::Value;
+
+use super::chat::OTHER_LISTS;
+use super::example::{Example, Turn};
+use super::fields::Object;
+use super::format::Format;
+use super::mapping::{FIELDS, FieldMap};
+use super::original::Original;
+use super::pairs::{ANSWERED, ASKED};
+use super::roles::RoleMap;
+use crate::error::{Error, Result};
+
+pub(crate) use parquet::write_parquet;
+pub(crate) use target::{Reading, Target};
+pub(crate) use trl::is_completion_alone;
+pub(crate) use weights::scale;
+use weights::segments;
+
+/// The row that says what `example` says, which was made of `original` and may have other weights.
+pub(crate) fn row(target: Target, original: &Original, example: &Example, reading: &Reading) -> Result<Object> {
+    let written = match target {
+        Target::Read => own::row(original, example, reading)?,
+        _ if is_preference(original) => {
+            return Err(Error::new(format!("the row has a chosen and a rejected answer, which {target} cannot hold together"))
+                .cure("Write such rows as they were read: --format read."));
+        }
+        Target::Messages => messages::row(example, reading, messages::Switches::Weights)?,
+        Target::Axolotl => messages::row(example, reading, messages::Switches::Train)?,
+        Target::ShareGpt | Target::LlamaFactory => sharegpt::row(example, reading, target)?,
+        Target::Alpaca => alpaca::row(example, reading)?,
+        Target::Trl => trl::row(example, reading)?,
+    };
+    check(target, &written, example, reading)?;
+    Ok(written)
+}
+
+/// Columns of the row that the format does not take along.
+pub(crate) fn left_out(target: Target, original: &Original) -> Vec<String> {
+    let (Some(object), true) = (&original.object, target != Target::Read) else { return Vec::new() };
+    // What a row is read from stands in the example; a conversation under another name is one of its lists.
+    let is_read = |key: &str| FIELDS.contains(&key) || ASKED.contains(&key) || ANSWERED.contains(&key) || key == "conversation";
+    let is_list = |key: &str, value: &Value| OTHER_LISTS.contains(&key) && value.is_array();
+    let is_held = |key: &str, value: &Value| value.is_null() || (is_read(key) && key != "planted") || is_list(key, value);
+    object.iter().filter(|(key, value)| !is_held(key, value)).map(|(key, _)| key.clone()).collect()
+}
+
+fn is_preference(original: &Original) -> bool {
+    original.object.as_ref().is_some_and(|row| row.get("chosen").is_some_and(|value| !value.is_null()))
+}
+
+/// Reads the row again and compares.
+fn check(target: Target, written: &Object, expected: &Example, reading: &Reading) -> Result<()> {
+    let refused = |what: String| {
+        Error::new(format!("the row cannot be said in the format {target}: {what}"))
+            .cure("Choose another --format; messages and axolotl hold most.")
+    };
+    let read = || {
+        let row = match target {
+            Target::Read => reading.mapping.apply(written.clone())?,
+            _ => written.clone(),
+        };
+        let format = match target {
+            Target::Read => reading.format,
+            _ => Format::detect(&row, &FieldMap::default()).unwrap_or_else(|_| target.format(reading.format)),
+        };
+        let roles = RoleMap::default();
+        let mut examples = format.examples(&row, reading.source, if target == Target::Read { reading.roles } else { &roles })?;
+        match (examples.pop(), examples.is_empty()) {
+            (Some(example), true) => Ok(example),
+            _ => Err(Error::new("it would be read as several")),
+        }
+    };
+    let found = read().map_err(|error| refused(error.reason()))?;
+    match difference(expected, &found) {
+        None => Ok(()),
+        Some(what) => Err(refused(what)),
+    }
+}
+
+/// What the second example says otherwise than the first.
+fn difference(expected: &Example, found: &Example) -> Option<String> {
+    if expected.turns.len() != found.turns.len() {
+        return Some(format!("its {} turns would be read as {}", expected.turns.len(), found.turns.len()));
+    }
+    let pairs = expected.turns.iter().zip(&found.turns).enumerate();
+    for (idx, (own, other)) in pairs {
+        let Turn { role, content, reasoning, tool_calls, tool_call_id, name, .. } = own;
+        let what = match () {
+            () if *role != other.role => "speaker",
+            () if *content != other.content => "text",
+            () if *reasoning != other.reasoning => "reasoning",
+            () if calls(tool_calls) != calls(&other.tool_calls) => "tool calls",
+            () if *tool_call_id != other.tool_call_id => "`tool_call_id`",
+            () if *name != other.name => "`name`",
+            () if segments(own) != segments(other) => "weights",
+            () => continue,
+        };
+        return Some(format!("the {what} of turn {idx} would be lost"));
+    }
+    let (own, other) = (&expected.tools, &found.tools);
+    if own != other {
+        return Some("its tools would be lost".to_owned());
+    }
+    if expected.template_switches != found.template_switches {
+        return Some("its `chat_template_kwargs` would be lost".to_owned());
+    }
+    if expected.id != found.id {
+        return Some("its `id` would be lost".to_owned());
+    }
+    (expected.source != found.source).then(|| "its `source` would be lost".to_owned())
+}
+
+/// Calls with their arguments as values: a text that holds an object is as good as the object.
+fn calls(calls: &Option<Value>) -> Vec<(Option<&Value>, Value)> {
+    let list = calls.as_ref().and_then(Value::as_array).into_iter().flatten();
+    list.map(|call| {
+        let arguments = call.pointer("/function/arguments").cloned().unwrap_or_default();
+        let parsed = arguments.as_str().and_then(|text| serde_json::from_str(text).ok());
+        (call.pointer("/function/name"), parsed.unwrap_or(arguments))
+    })
+    .collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,57 @@
+//! The row in its own form, with other weights on its messages.
+
+use serde_json::Value;
+
+use super::super::chat::OTHER_LISTS;
+use super::super::example::{Example, Role};
+use super::super::fields::Object;
+use super::super::original::Original;
+use super::super::switches::{LOSS_MASK, NAMES};
+use super::messages::{Switches, add_switches};
+use super::target::Reading;
+use super::weights::segments;
+use crate::error::{Error, Result};
+
+const DETAILS: [&str; 2] = ["train_detail", "training_detail"];
+
+pub(super) fn row(original: &Original, example: &Example, reading: &Reading) -> Result<Object> {
+    let Some(object) = &original.object else {
+        return Err(Error::new(format!("rows of the format {} cannot be written one by one as they were read", reading.format))
+            .cure("Choose another --format, such as messages."));
+    };
+    let Ok(as_read) = &original.example else { return Ok(object.clone()) };
+    let mut row = object.clone();
+    let changed = |idx: &usize| segments(&as_read.turns[*idx]) != segments(&example.turns[*idx]);
+    let changed: Vec<usize> = (0..example.turns.len()).filter(changed).collect();
+    if changed.is_empty() {
+        return Ok(row);
+    }
+    let lists = ["messages", "conversations", "conversation"].into_iter().chain(OTHER_LISTS);
+    let messages = lists.into_iter().find(|key| row.get(*key).is_some_and(Value::is_array));
+    let messages = messages.and_then(|key| row.get_mut(key)?.as_array_mut()).filter(|_| reading.mapping.is_empty());
+    let Some(messages) = messages else {
+        return Err(Error::new(format!("a row of the format {} has no turns that could be switched off", reading.format))
+            .cure("Choose --format messages."));
+    };
+    // A system prompt of its own column is the first turn, and no message.
+    let n_before = example.turns.len().saturating_sub(messages.len());
+    if n_before > 1 || (n_before == 1 && example.turns[0].role != Role::System) || messages.len() > example.turns.len() {
+        return Err(Error::new("the turns of the row are not its messages one by one").cure("Choose --format messages."));
+    }
+    for idx in changed {
+        let message = idx.checked_sub(n_before).and_then(|idx| messages.get_mut(idx)?.as_object_mut());
+        let Some(message) = message else {
+            return Err(Error::new(format!("turn {idx} is no message of the row")).cure("Choose --format messages."));
+        };
+        for key in NAMES.into_iter().chain(DETAILS) {
+            message.shift_remove(key);
+        }
+        add_switches(message, &example.turns[idx], Switches::Weights)?;
+    }
+    // It says for every answer whether it is learnt, and the messages say it better now.
+    if row.contains_key(LOSS_MASK) {
+        return Err(Error::new(format!("the row has a `{LOSS_MASK}` of its own, which would contradict what was decided"))
+            .cure("Choose --format messages."));
+    }
+    Ok(row)
+}

@@ -1,0 +1,156 @@
+//! Rows -> a Parquet table. A column has one type, into which all its values must fit: lists of one type, objects with all keys that
+//! any of them has (a key that a row lacks is null there, and read as absent).
+
+use std::io::Write;
+
+use polars::prelude as pl;
+use polars::prelude::{AnyValue, DataType, IntoColumn, Series};
+use serde_json::Value;
+
+use super::super::fields::{Object, kind};
+use crate::error::{Context, Error, Result};
+
+/// Writes the rows as a table.
+pub(crate) fn write_parquet(rows: &[Object], file: &mut dyn Write) -> Result<()> {
+    let mut names: Vec<&String> = Vec::new();
+    for key in rows.iter().flat_map(|row| row.keys()) {
+        if !names.contains(&key) {
+            names.push(key);
+        }
+    }
+    let column = |name: &&String| {
+        let values: Vec<&Value> = rows.iter().map(|row| row.get(*name).unwrap_or(&Value::Null)).collect();
+        let mut shape = Shape::Null;
+        for value in &values {
+            shape = shape.with(value, name)?;
+        }
+        let cells: Vec<AnyValue> = values.iter().map(|value| shape.cell(value)).collect::<Result<_>>()?;
+        let series = Series::from_any_values_and_dtype(name.as_str().into(), &cells, &shape.dtype(), true);
+        Ok(series.context(format!("cannot make a column of `{name}`"))?.into_column())
+    };
+    let columns = names.iter().map(column).collect::<Result<Vec<_>>>()?;
+    let mut frame = pl::DataFrame::new(rows.len(), columns)?;
+    let writer = pl::ParquetWriter::new(Unsized(file)).with_compression(pl::ParquetCompression::Snappy);
+    writer.finish(&mut frame).context("cannot write the table")?;
+    Ok(())
+}
+
+/// A writer of unknown type, as a type.
+struct Unsized<'a>(&'a mut dyn Write);
+
+impl Write for Unsized<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.flush()
+    }
+}
+
+/// What the values of a column have in common.
+#[derive(Debug, Clone, PartialEq)]
+enum Shape {
+    Null,
+    Boolean,
+    Whole,
+    Fraction,
+    Text,
+    List(Box<Shape>),
+    Object(Vec<(String, Shape)>),
+}
+
+impl Shape {
+    /// The shape of these values and one more.
+    fn with(self, value: &Value, path: &str) -> Result<Shape> {
+        Ok(match (self, value) {
+            (shape, Value::Null) => shape,
+            (Shape::Null | Shape::Boolean, Value::Bool(_)) => Shape::Boolean,
+            (Shape::Null | Shape::Whole, Value::Number(number)) if number.is_i64() => Shape::Whole,
+            (Shape::Null | Shape::Whole | Shape::Fraction, Value::Number(_)) => Shape::Fraction,
+            (Shape::Null | Shape::Text, Value::String(_)) => Shape::Text,
+            (shape @ (Shape::Null | Shape::List(_)), Value::Array(list)) => {
+                let mut item = if let Shape::List(item) = shape { *item } else { Shape::Null };
+                for value in list {
+                    item = item.with(value, path)?;
+                }
+                Shape::List(Box::new(item))
+            }
+            (shape @ (Shape::Null | Shape::Object(_)), Value::Object(object)) => {
+                let mut fields = if let Shape::Object(fields) = shape { fields } else { Vec::new() };
+                for (key, value) in object {
+                    let path = format!("{path}.{key}");
+                    match fields.iter_mut().find(|(name, _)| name == key) {
+                        Some((_, shape)) => *shape = std::mem::replace(shape, Shape::Null).with(value, &path)?,
+                        None => fields.push((key.clone(), Shape::Null.with(value, &path)?)),
+                    }
+                }
+                Shape::Object(fields)
+            }
+            (shape, other) => {
+                return Err(Error::new(format!(
+                    "`{path}`: expected {} in every row of a table, found {}",
+                    shape.name(),
+                    kind(other)
+                ))
+                .cure("Write JSON Lines, where each row may be as it is."));
+            }
+        })
+    }
+
+    fn name(&self) -> &'static str {
+        match self {
+            Shape::Null => "null",
+            Shape::Boolean => "a boolean",
+            Shape::Whole | Shape::Fraction => "a number",
+            Shape::Text => "a string",
+            Shape::List(_) => "a list",
+            Shape::Object(_) => "an object",
+        }
+    }
+
+    fn dtype(&self) -> DataType {
+        match self {
+            // A column of nothing is read as text by everybody.
+            Shape::Null | Shape::Text => DataType::String,
+            Shape::Boolean => DataType::Boolean,
+            Shape::Whole => DataType::Int64,
+            Shape::Fraction => DataType::Float64,
+            Shape::List(item) => DataType::List(Box::new(item.dtype())),
+            Shape::Object(_) => DataType::Struct(self.fields()),
+        }
+    }
+
+    fn fields(&self) -> Vec<pl::Field> {
+        match self {
+            Shape::Object(fields) if !fields.is_empty() => {
+                fields.iter().map(|(name, shape)| pl::Field::new(name.as_str().into(), shape.dtype())).collect()
+            }
+            // Parquet has no struct without members.
+            _ => vec![pl::Field::new("_".into(), DataType::String)],
+        }
+    }
+
+    fn cell(&self, value: &Value) -> Result<AnyValue<'static>> {
+        Ok(match (self, value) {
+            (Shape::Boolean, Value::Bool(value)) => AnyValue::Boolean(*value),
+            (Shape::Whole, Value::Number(number)) => number.as_i64().map_or(AnyValue::Null, AnyValue::Int64),
+            (Shape::Fraction, Value::Number(number)) => number.as_f64().map_or(AnyValue::Null, AnyValue::Float64),
+            (Shape::Text, Value::String(text)) => AnyValue::StringOwned(text.as_str().into()),
+            (Shape::List(item), Value::Array(list)) => {
+                let cells: Vec<AnyValue> = list.iter().map(|value| item.cell(value)).collect::<Result<_>>()?;
+                AnyValue::List(Series::from_any_values_and_dtype("".into(), &cells, &item.dtype(), true)?)
+            }
+            (Shape::Object(fields), Value::Object(object)) => {
+                let own =
+                    fields.iter().map(|(name, shape)| object.get(name).map_or(Ok(AnyValue::Null), |value| shape.cell(value)));
+                let mut cells: Vec<AnyValue> = own.collect::<Result<_>>()?;
+                if cells.is_empty() {
+                    cells.push(AnyValue::Null);
+                }
+                AnyValue::StructOwned(Box::new((cells, self.fields())))
+            }
+            _ => AnyValue::Null,
+        })
+    }
+}

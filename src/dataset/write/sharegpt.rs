@@ -1,0 +1,106 @@
+//! ShareGPT's conversations, which know no masks. LLaMA-Factory's readers pass over a row whose speakers do not take turns.
+
+use serde_json::{Value, json};
+
+use super::super::example::{Example, Role, Turn};
+use super::super::fields::Object;
+use super::target::{Reading, Target, add_surroundings, named};
+use super::weights::segments;
+use crate::error::{Error, Result};
+
+pub(super) fn row(example: &Example, reading: &Reading, target: Target) -> Result<Object> {
+    all_learnt(&example.turns, target)?;
+    let mut row = named(example, reading);
+    let mut turns = &example.turns[..];
+    if let [first, rest @ ..] = turns
+        && first.role == Role::System
+    {
+        row.insert("system".to_owned(), first.content.clone().into());
+        turns = rest;
+    }
+    if target == Target::LlamaFactory {
+        check_speakers(turns)?;
+        // Its reader wants every column in every row.
+        row.entry("system").or_insert_with(|| "".into());
+    }
+    row.insert("conversations".to_owned(), turns.iter().map(|turn| message(turn).map(Value::Object)).collect::<Result<Value>>()?);
+    add_surroundings(&mut row, example, true);
+    if target == Target::LlamaFactory {
+        row.entry("tools").or_insert_with(|| "".into());
+    }
+    Ok(row)
+}
+
+/// Are all answers learnt, and nothing switched off?
+pub(super) fn all_learnt(turns: &[Turn], target: Target) -> Result<()> {
+    let is_plain = |turn: &&Turn| segments(turn).0 == 1.0 && segments(turn).1.iter().all(|(.., weight)| *weight == 1.0);
+    match turns.iter().position(|turn| !is_plain(&turn)) {
+        None => Ok(()),
+        Some(idx) => {
+            Err(Error::new(format!("turn {idx} is not learnt, or not in full, and {target} has no way to say so of a turn"))
+                .cure("Drop the row, or choose a format with masks: --format messages or axolotl."))
+        }
+    }
+}
+
+fn message(turn: &Turn) -> Result<Object> {
+    if turn.reasoning.is_some() {
+        return Err(Error::new("ShareGPT has no place for reasoning beside the answer").cure("Choose --format messages."));
+    }
+    let (from, value) = match (turn.role, &turn.tool_calls) {
+        (Role::Assistant, Some(_)) if !turn.content.is_empty() => {
+            return Err(
+                Error::new("ShareGPT has no turn that both says something and calls a tool").cure("Choose --format messages.")
+            );
+        }
+        (Role::Assistant, Some(calls)) => ("function_call", calls_text(calls)),
+        (Role::Assistant, None) => ("gpt", turn.content.clone()),
+        (Role::System, _) => ("system", turn.content.clone()),
+        (Role::User, _) => ("human", turn.content.clone()),
+        (Role::Tool, _) => ("observation", turn.content.clone()),
+        (Role::Text, _) => {
+            return Err(
+                Error::new("the row is a plain text, and no conversation").cure("Write it as it was read: --format read.")
+            );
+        }
+    };
+    let mut message = Object::new();
+    message.insert("from".to_owned(), from.into());
+    message.insert("value".to_owned(), value.into());
+    let optional = [("tool_call_id", &turn.tool_call_id), ("name", &turn.name)];
+    for (key, value) in optional {
+        message.extend(value.clone().map(|value| (key.to_owned(), value.into())));
+    }
+    Ok(message)
+}
+
+/// The calls as LLaMA-Factory and others have them: `{"name", "arguments"}`, several in a list.
+fn calls_text(calls: &Value) -> String {
+    let bare = |call: &Value| {
+        let arguments = call.pointer("/function/arguments").cloned().unwrap_or_default();
+        let parsed = arguments.as_str().and_then(|text| serde_json::from_str::<Value>(text).ok());
+        json!({"name": call.pointer("/function/name"), "arguments": parsed.unwrap_or(arguments)})
+    };
+    let bare: Vec<Value> = calls.as_array().into_iter().flatten().map(bare).collect();
+    match &bare[..] {
+        [call] => call.to_string(),
+        calls => Value::from(calls).to_string(),
+    }
+}
+
+/// LLaMA-Factory's converter: askers and answerers by turns, an answerer last.
+fn check_speakers(turns: &[Turn]) -> Result<()> {
+    let is_answer = |turn: &Turn| turn.role == Role::Assistant;
+    let wrong = turns.iter().enumerate().position(|(idx, turn)| is_answer(turn) != (idx % 2 == 1) || turn.role == Role::System);
+    if let Some(idx) = wrong {
+        return Err(Error::new(format!(
+            "LLaMA-Factory passes over rows whose speakers do not take turns, and turn {idx} is out of turn"
+        ))
+        .cure("Drop the row, or choose another --format."));
+    }
+    match turns.len() % 2 {
+        0 => Ok(()),
+        _ => Err(Error::new("LLaMA-Factory passes over rows that do not end with an answer")
+            .cure("Drop the row, or choose another --format.")),
+    }
+}

@@ -1,0 +1,104 @@
+//! The formats that can be written, and what all of their rows have in common.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde_json::Value;
+
+use super::super::example::Example;
+use super::super::fields::Object;
+use super::super::format::Format;
+use super::super::mapping::FieldMap;
+use super::super::roles::RoleMap;
+use crate::error::{Error, Result};
+
+/// What a data set is written as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Target {
+    /// As it was read.
+    Read,
+    Messages,
+    #[serde(rename = "sharegpt")]
+    ShareGpt,
+    Alpaca,
+    LlamaFactory,
+    Axolotl,
+    Trl,
+}
+
+impl Target {
+    pub(crate) const ALL: [Target; 7] =
+        [Target::Read, Target::Messages, Target::ShareGpt, Target::Alpaca, Target::LlamaFactory, Target::Axolotl, Target::Trl];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Target::Read => "read",
+            Target::Messages => "messages",
+            Target::ShareGpt => "sharegpt",
+            Target::Alpaca => "alpaca",
+            Target::LlamaFactory => "llama-factory",
+            Target::Axolotl => "axolotl",
+            Target::Trl => "trl",
+        }
+    }
+
+    /// The format that the rows are read as.
+    pub(super) fn format(self, own: Format) -> Format {
+        match self {
+            Target::Read => own,
+            Target::Messages | Target::Axolotl => Format::Messages,
+            Target::ShareGpt | Target::LlamaFactory => Format::ShareGpt,
+            Target::Alpaca => Format::Alpaca,
+            Target::Trl => Format::Messages,
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Target {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Target> {
+        Target::ALL.into_iter().find(|target| target.name() == name).ok_or_else(|| {
+            let known: Vec<_> = Target::ALL.iter().map(|target| target.name()).collect();
+            Error::usage(format!("expected a format to write, found `{name}`"))
+                .cure(format!("Known formats: {}.", known.join(", ")))
+        })
+    }
+}
+
+/// How the rows of a file were read, for reading again what was made of them.
+pub(crate) struct Reading<'a> {
+    pub format: Format,
+    pub mapping: &'a FieldMap,
+    pub roles: &'a RoleMap,
+    /// The `source` of rows that name no other.
+    pub source: &'a str,
+    /// For TRL: of every row of the file the last answer alone is learnt, so that all are prompts and completions.
+    pub completion_alone: bool,
+}
+
+/// `id` and `source`, where the row has its own.
+pub(super) fn named(example: &Example, reading: &Reading) -> Object {
+    let mut row = Object::new();
+    row.extend(example.id.clone().map(|id| ("id".to_owned(), id.into())));
+    if example.source != reading.source {
+        row.insert("source".to_owned(), example.source.clone().into());
+    }
+    row
+}
+
+/// The columns behind the conversation: tools, as a text that no table pads with nulls, and the variables of the template.
+pub(super) fn add_surroundings(row: &mut Object, example: &Example, tools_as_text: bool) {
+    if let Some(tools) = &example.tools {
+        let tools = if tools_as_text { Value::String(tools.to_string()) } else { tools.clone() };
+        row.insert("tools".to_owned(), tools);
+    }
+    row.extend(example.template_switches.clone().map(|switches| ("chat_template_kwargs".to_owned(), switches)));
+}

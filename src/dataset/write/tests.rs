@@ -1,0 +1,193 @@
+use serde_json::json;
+
+use super::*;
+use crate::dataset::{ReadOptions, Role, WeightedPart};
+use crate::random::SplitMix;
+
+fn original(object: Value) -> Original {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rows.jsonl");
+    std::fs::write(&path, format!("{object}\n")).unwrap();
+    let dataset = Dataset::open(&[path.to_string_lossy().into_owned()], &ReadOptions::default()).unwrap();
+    dataset.originals().next().unwrap().unwrap()
+}
+
+use crate::dataset::Dataset;
+
+fn written(target: Target, original: &Original, example: &Example) -> Result<Object> {
+    let (mapping, roles) = (FieldMap::default(), RoleMap::default());
+    let format = Format::detect(original.object.as_ref().unwrap(), &mapping).unwrap();
+    row(
+        target,
+        original,
+        example,
+        &Reading { format, mapping: &mapping, roles: &roles, source: "rows.jsonl", completion_alone: true },
+    )
+}
+
+fn chat() -> Original {
+    original(json!({"id": "a", "messages": [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Capital of France?"}, {"role": "assistant", "content": "It is Lyon."},
+        {"role": "user", "content": "Née?"}, {"role": "assistant", "content": "é, yes."}], "note": "x"}))
+}
+
+#[test]
+fn rows_by_hand() {
+    let original = chat();
+    let example = original.example.as_ref().unwrap();
+    let check = |target, expected: Value| assert_eq!(Value::Object(written(target, &original, example).unwrap()), expected);
+    check(Target::Read, Value::Object(original.object.clone().unwrap()));
+    check(
+        Target::ShareGpt,
+        json!({"id": "a", "system": "Be brief.", "conversations": [
+            {"from": "human", "value": "Capital of France?"}, {"from": "gpt", "value": "It is Lyon."},
+            {"from": "human", "value": "Née?"}, {"from": "gpt", "value": "é, yes."}]}),
+    );
+    check(
+        Target::Alpaca,
+        json!({"id": "a", "instruction": "Née?", "input": "", "output": "é, yes.", "system": "Be brief.",
+            "history": [["Capital of France?", "It is Lyon."]]}),
+    );
+    assert_eq!(left_out(Target::Alpaca, &original), ["note"]);
+    assert!(left_out(Target::Read, &original).is_empty());
+}
+
+#[test]
+fn masks_by_hand() {
+    let original = chat();
+    let mut example = original.example.as_ref().unwrap().clone();
+    example.turns[2].weight = 0.0;
+    example.turns[4].parts.push(WeightedPart { begin: 0, end: 2, weight: 0.0 });
+    let detail =
+        json!([{"begin_offset": 0, "end_offset": 0, "train": false}, {"begin_offset": 1, "end_offset": 6, "train": true}]);
+    let row = written(Target::Messages, &original, &example).unwrap();
+    assert_eq!((&row["messages"][2]["weight"], &row["messages"][4]["train_detail"]), (&json!(0), &detail));
+    let row = written(Target::Axolotl, &original, &example).unwrap();
+    assert_eq!((&row["messages"][2]["train"], &row["messages"][4]["train"]), (&json!(false), &json!(true)));
+    assert_eq!(row["messages"][4]["train_detail"], detail);
+    let mut inner = example.clone();
+    inner.turns[4].content = "a é, no".to_owned();
+    inner.turns[4].parts = vec![WeightedPart { begin: 2, end: 4, weight: 0.0 }];
+    let error = written(Target::Axolotl, &original, &inner).unwrap_err().to_string();
+    assert!(error.contains("part of the character `é`"), "{error}");
+    assert!(written(Target::Messages, &original, &inner).is_ok());
+    let row = written(Target::Read, &original, &example).unwrap();
+    assert_eq!((&row["messages"][2]["weight"], &row["note"]), (&json!(0), &json!("x")));
+    for target in [Target::ShareGpt, Target::Alpaca, Target::LlamaFactory, Target::Trl] {
+        let error = written(target, &original, &example).unwrap_err().to_string();
+        assert!(error.contains("is not learnt") && error.contains("messages or axolotl"), "{target}: {error}");
+    }
+    // A completion is all that TRL learns of a row: answers before it may be switched off.
+    example.turns[4].parts.clear();
+    let row = written(Target::Trl, &original, &example).unwrap();
+    assert_eq!((row["prompt"].as_array().unwrap().len(), &row["completion"][0]["content"]), (4, &json!("é, yes.")));
+}
+
+#[test]
+fn what_a_format_cannot_hold_is_refused_by_name() {
+    let refused = |target, object: Value, part: &str| {
+        let original = original(object);
+        let error = written(target, &original, original.example.as_ref().unwrap()).unwrap_err().to_string();
+        assert!(error.contains(part), "{target}: {error}");
+    };
+    let calls = json!([{"type": "function", "function": {"name": "f", "arguments": "{\"a\": 1}"}}]);
+    let called = |content: &str| {
+        json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": content, "tool_calls": calls},
+            {"role": "tool", "content": "1"}, {"role": "assistant", "content": "b"}]})
+    };
+    refused(Target::Alpaca, called(""), "and nothing else");
+    refused(Target::ShareGpt, called("I call."), "both says something and calls a tool");
+    let original = original(called(""));
+    assert!(written(Target::LlamaFactory, &original, original.example.as_ref().unwrap()).is_ok());
+    refused(Target::Messages, json!({"text": "plain"}), "plain text");
+    refused(Target::Messages, json!({"prompt": "a", "chosen": "b", "rejected": "c"}), "rejected");
+    let two = json!({"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}, {"role": "assistant", "content": "c"}]});
+    refused(Target::LlamaFactory, two, "turn 1 is out of turn");
+    let thinks =
+        json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "reasoning_content": "c"}]});
+    refused(Target::ShareGpt, thinks, "reasoning");
+}
+
+/// Whatever is decided of whatever row: what is written says it, or is refused.
+#[test]
+fn what_is_written_reads_as_what_was_decided() {
+    let mut random = SplitMix(7);
+    let mut below = |n: usize| (random.next() % n as u64) as usize;
+    let texts = ["Yes.", "né 5 🙂 five", " a\n\tb ", "名古屋市", "{\"a\": 1}", "x"];
+    let (mut n_written, mut n_masked) = (0, 0);
+    for _ in 0..400 {
+        let mut messages = Vec::new();
+        if below(3) == 0 {
+            messages.push(json!({"role": "system", "content": texts[below(texts.len())]}));
+        }
+        for _ in 0..1 + below(3) {
+            messages.push(json!({"role": "user", "content": texts[below(texts.len())]}));
+            messages.push(json!({"role": "assistant", "content": texts[below(texts.len())]}));
+        }
+        let original = original(json!({"id": below(9).to_string(), "messages": messages}));
+        let mut example = original.example.as_ref().unwrap().clone();
+        for turn in example.turns.iter_mut().filter(|turn| turn.role == Role::Assistant) {
+            match below(4) {
+                0 => turn.weight = 0.0,
+                1 => {
+                    let mut cuts: Vec<usize> = turn.content.char_indices().map(|(at, _)| at).collect();
+                    cuts.push(turn.content.len());
+                    let begin = below(cuts.len() - 1);
+                    let end = begin + 1 + below(cuts.len() - 1 - begin);
+                    turn.parts.push(WeightedPart { begin: cuts[begin], end: cuts[end], weight: 0.0 });
+                }
+                _ => {}
+            }
+        }
+        for target in Target::ALL {
+            // `row` reads again and compares; here by other means, for the formats with masks.
+            let Ok(row) = written(target, &original, &example) else { continue };
+            n_written += 1;
+            if !matches!(target, Target::Messages | Target::Axolotl | Target::Read) {
+                continue;
+            }
+            for (turn, message) in example.turns.iter().zip(row["messages"].as_array().unwrap()) {
+                let is_off = message.get("weight") == Some(&json!(0)) || message.get("train") == Some(&json!(false));
+                assert_eq!(is_off, turn.weight == 0.0, "{message}");
+                let learnt = |n: usize| {
+                    let details = message.get("train_detail").and_then(Value::as_array);
+                    details.is_none_or(|details| {
+                        let holds = |detail: &&Value| {
+                            (detail["begin_offset"].as_u64().unwrap()..=detail["end_offset"].as_u64().unwrap())
+                                .contains(&(n as u64))
+                        };
+                        details.iter().find(holds).unwrap()["train"] == true
+                    })
+                };
+                for (n, (at, _)) in turn.content.char_indices().enumerate() {
+                    let is_masked = turn.parts.iter().any(|part| (part.begin..part.end).contains(&at));
+                    n_masked += usize::from(is_masked);
+                    assert_eq!(learnt(n), !is_masked, "{message} {n}");
+                }
+            }
+        }
+    }
+    assert!(n_written > 1500 && n_masked > 500, "{n_written} {n_masked}");
+}
+
+#[test]
+fn a_table_holds_what_the_rows_hold() {
+    let rows = [
+        json!({"id": "a", "messages": [{"role": "user", "content": "né"}, {"role": "assistant", "content": "b", "weight": 0}], "n": 1}),
+        json!({"messages": [{"role": "user", "content": "c"}], "n": 1.5, "none": null}),
+    ];
+    let rows: Vec<Object> = rows.into_iter().map(|row| row.as_object().unwrap().clone()).collect();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rows.parquet");
+    write_parquet(&rows, &mut std::fs::File::create(&path).unwrap()).unwrap();
+    let read: Vec<_> = crate::dataset::rows(&path).unwrap().map(|row| Value::Object(row.unwrap().1)).collect();
+    let expected = [
+        json!({"id": "a", "messages": [{"role": "user", "content": "né"}, {"role": "assistant", "content": "b", "weight": 0}], "n": 1.0, "none": null}),
+        json!({"id": null, "messages": [{"role": "user", "content": "c"}], "n": 1.5, "none": null}),
+    ];
+    assert_eq!(read, expected);
+    let mixed: Vec<Object> = [json!({"a": 1}), json!({"a": "b"})].iter().map(|row| row.as_object().unwrap().clone()).collect();
+    let error = write_parquet(&mixed, &mut Vec::new()).unwrap_err().to_string();
+    assert!(error.contains("`a`: expected a number in every row of a table, found a string"), "{error}");
+}

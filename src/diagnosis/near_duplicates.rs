@@ -1,0 +1,179 @@
+//! Rows that ask nearly the same, found by MinHash (Broder 1997) with bands (Leskovec, Rajaraman, Ullman, Mining of Massive Datasets,
+//! chapter 3).
+//!
+//! The shingles of a text are its runs of three words (of three characters where it has no spaces, as Chinese has none); for each of
+//! [`HASHES`] functions the least hash of the shingles is kept. Two texts agree in a place with the probability of their Jaccard
+//! similarity. Rows whose places agree in a whole band are compared; of `s` = 0.9, 1 - (1 - 0.9^4)^16 = 0.99999996 are found, of
+//! 0.5 two in three. A similarity is estimated with a standard error of 0.06 at most.
+
+use std::collections::HashMap;
+
+const HASHES: usize = 64;
+const PER_BAND: usize = 4;
+
+/// The similarity from which two prompts are nearly the same.
+pub const NEAR: f32 = 0.85;
+
+/// What is kept of a text.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Signature([u32; HASHES]);
+
+impl Signature {
+    /// `None` where the text holds no word.
+    pub fn of(text: &str) -> Option<Signature> {
+        let words = words(text);
+        if words.is_empty() {
+            return None;
+        }
+        let mut least = [u32::MAX; HASHES];
+        let n = words.len().min(3);
+        for shingle in words.windows(n) {
+            let base = hash(shingle);
+            for (idx, least) in least.iter_mut().enumerate() {
+                *least = (*least).min(mixed(base ^ mixed(idx as u64 + 1)) as u32);
+            }
+        }
+        Some(Signature(least))
+    }
+
+    /// An estimate of the share of shingles that two texts have in common.
+    pub fn similarity(&self, other: &Signature) -> f32 {
+        let n_equal = self.0.iter().zip(&other.0).filter(|(a, b)| a == b).count();
+        n_equal as f32 / HASHES as f32
+    }
+}
+
+/// The words of a text in lower case, without signs; Chinese and Japanese by characters.
+pub fn words(text: &str) -> Vec<String> {
+    let mut words: Vec<String> = Vec::new();
+    let mut is_open = false;
+    for c in text.chars() {
+        let stands_alone = matches!(c, '\u{3040}'..='\u{30FF}' | '\u{3400}'..='\u{9FFF}' | '\u{20000}'..='\u{3FFFF}');
+        match (c.is_alphanumeric(), is_open && !stands_alone, words.last_mut()) {
+            (false, ..) => is_open = false,
+            (true, true, Some(word)) => word.extend(c.to_lowercase()),
+            (true, ..) => {
+                words.push(c.to_lowercase().collect());
+                is_open = !stands_alone;
+            }
+        }
+    }
+    words
+}
+
+/// Pairs `(earlier, later, similarity)` of the signatures that are [`NEAR`] each other; of many alike each with the first.
+pub fn near_pairs(signatures: &[(u32, Signature)]) -> Vec<(u32, u32, f32)> {
+    let mut pairs: HashMap<(usize, usize), f32> = HashMap::new();
+    for band in 0..HASHES / PER_BAND {
+        let mut firsts: HashMap<&[u32], Vec<usize>> = HashMap::new();
+        for (idx, (_, signature)) in signatures.iter().enumerate() {
+            let firsts = firsts.entry(&signature.0[band * PER_BAND..(band + 1) * PER_BAND]).or_default();
+            // A band that many texts share, such as a long preamble, has several that are not alike; a few stand for them.
+            let near = firsts.iter().find_map(|&first| {
+                let similarity = signatures[first].1.similarity(signature);
+                (similarity >= NEAR).then_some((first, similarity))
+            });
+            match near {
+                Some((first, similarity)) => {
+                    pairs.insert((first, idx), similarity);
+                }
+                None if firsts.len() < 64 => firsts.push(idx),
+                None => {}
+            }
+        }
+    }
+    let mut pairs: Vec<(usize, usize, f32)> = pairs.into_iter().map(|((a, b), similarity)| (a, b, similarity)).collect();
+    pairs.sort_unstable_by_key(|(a, b, _)| (*b, *a));
+    // Of the earlier rows that bands have found for one, the first.
+    pairs.dedup_by_key(|(_, later, _)| *later);
+    pairs.into_iter().map(|(a, b, similarity)| (signatures[a].0, signatures[b].0, similarity)).collect()
+}
+
+/// Do two near prompts ask the same? They do not where a number or a name differs.
+pub fn asks_the_same(a: &str, b: &str) -> bool {
+    let telling = |text: &str| {
+        let of_sentence = |word: &str| word.chars().any(|c| c.is_numeric() || c.is_uppercase());
+        let mut words: Vec<String> = text
+            .split(|c: char| !c.is_alphanumeric())
+            .filter(|word| !word.is_empty() && of_sentence(word))
+            .map(str::to_lowercase)
+            .collect();
+        words.sort_unstable();
+        words.dedup();
+        words
+    };
+    let (own, other) = (words(a), words(b));
+    let missing = |words: &[String], of: &[String]| words.iter().filter(|word| !of.contains(word)).cloned().collect::<Vec<_>>();
+    let differing = [missing(&telling(a), &other), missing(&telling(b), &own)].concat();
+    differing.is_empty()
+}
+
+fn hash(words: &[String]) -> u64 {
+    // FNV-1a (http://www.isthe.com/chongo/tech/comp/fnv/): the same on every machine.
+    let mut hash = 0xCBF2_9CE4_8422_2325_u64;
+    for byte in words.iter().flat_map(|word| word.bytes().chain([b' '])) {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3);
+    }
+    hash
+}
+
+/// The finaliser of SplitMix64 (Steele, Lea, Flood 2014).
+fn mixed(mut z: u64) -> u64 {
+    z = z.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    fn jaccard(a: &str, b: &str) -> f32 {
+        let shingles = |text: &str| words(text).windows(3).map(<[String]>::to_vec).collect::<HashSet<_>>();
+        let (a, b) = (shingles(a), shingles(b));
+        a.intersection(&b).count() as f32 / a.union(&b).count() as f32
+    }
+
+    #[test]
+    fn words_by_hand() {
+        assert_eq!(words("It's 3.5 km; 名古"), ["it", "s", "3", "5", "km", "名", "古"]);
+        assert_eq!(Signature::of(" .,"), None);
+    }
+
+    #[test]
+    fn the_estimate_is_the_jaccard_similarity() {
+        let long: Vec<String> = (0..120).map(|n| format!("w{n}")).collect();
+        for n_same in [120, 110, 90, 60, 0] {
+            let other: Vec<String> = (0..120).map(|n| if n < n_same { format!("w{n}") } else { format!("v{n}") }).collect();
+            let (a, b) = (long.join(" "), other.join(" "));
+            let estimate = Signature::of(&a).unwrap().similarity(&Signature::of(&b).unwrap());
+            // Three standard errors of a share of 64.
+            assert!((estimate - jaccard(&a, &b)).abs() < 3.0 * 0.0625, "{n_same}: {estimate}, {}", jaccard(&a, &b));
+        }
+    }
+
+    #[test]
+    fn near_prompts_are_found_and_others_are_not() {
+        let base =
+            "Please write a short and friendly letter to my neighbour about the loud music at night, and ask him to turn it down";
+        let texts = [
+            base.to_owned(),
+            "Name the capital of France.".to_owned(),
+            format!("{base}, please!"),
+            "Name the capital of Spain.".to_owned(),
+            base.to_uppercase(),
+        ];
+        let signatures: Vec<_> = (10..).zip(texts.iter().map(|text| Signature::of(text).unwrap())).collect();
+        let pairs: Vec<_> = near_pairs(&signatures).into_iter().map(|(a, b, _)| (a, b)).collect();
+        assert_eq!(pairs, [(10, 12), (10, 14)]);
+    }
+
+    #[test]
+    fn a_number_or_a_name_makes_another_question() {
+        assert!(asks_the_same("what is the capital of France", "What is the capital of France?"));
+        assert!(!asks_the_same("What is 3 times 4?", "What is 3 times 5?"));
+        assert!(!asks_the_same("The capital of France", "The capital of Spain"));
+    }
+}

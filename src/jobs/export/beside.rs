@@ -1,0 +1,51 @@
+//! What a trainer has to be told about the file: LLaMA-Factory's dataset_info.json, axolotl's `datasets`.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+
+use crate::dataset::write::Target;
+use crate::error::{Context, Error, Result};
+use crate::files::{write_atomically, write_json};
+
+const DATASET_INFO: &str = "dataset_info.json";
+
+/// Writes what the format needs beside the data; gives the path.
+pub(super) fn write(target: Target, out: &Path, is_table: bool) -> Result<Option<PathBuf>> {
+    let name = out.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let stem = out.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+    match target {
+        Target::LlamaFactory => {
+            let path = out.with_file_name(DATASET_INFO);
+            let mut info = match std::fs::read(&path) {
+                Ok(bytes) => serde_json::from_slice::<Map<String, Value>>(&bytes)
+                    .context_at(&path, "expected LLaMA-Factory's dataset_info.json, to which the data set is added")?,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Map::new(),
+                Err(error) => return Err(Error::new("cannot read the file").at(&path).caused_by(error)),
+            };
+            let entry = json!({
+                "file_name": name,
+                "formatting": "sharegpt",
+                "columns": {"messages": "conversations", "system": "system", "tools": "tools"},
+            });
+            info.insert(stem, entry);
+            write_json(&path, &info)?;
+            Ok(Some(path))
+        }
+        Target::Axolotl => {
+            let path = out.with_file_name(format!("{stem}.axolotl.yaml"));
+            let text = format!(
+                "# Written by diagnose export: what axolotl has to be told about {name}. Each answer says itself whether it is learnt.\n\
+                 datasets:\n  - path: {}\n    ds_type: {}\n    type: chat_template\n    field_messages: messages\n    \
+                 message_property_mappings:\n      role: role\n      content: content\n    roles_to_train: []\n    train_on_eos: turn\n    \
+                 message_field_training: train\n    message_field_training_detail: train_detail\n",
+                Value::from(name.as_str()),
+                if is_table { "parquet" } else { "json" }
+            );
+            write_atomically(&path, |file| file.write_all(text.as_bytes()).context("cannot write the file"))?;
+            Ok(Some(path))
+        }
+        _ => Ok(None),
+    }
+}

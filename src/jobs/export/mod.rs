@@ -1,0 +1,404 @@
+//! `diagnose export`: the data of a run again, row by row in their order, with what the diagnosis or a person has decided.
+//!
+//! ```text
+//! rules.rs     what is wanted: --drop, --mask
+//! verdicts.rs  the table, rules and decisions -> what is done to each row
+//! changes.rs   what was done and why, a line each
+//! rewrite.rs   answers to be written anew
+//! beside.rs    what trainers have to be told about the file
+//! ```
+//!
+//! Every file appears whole or not at all; where a row cannot be said in the format, none appears.
+
+mod beside;
+mod changes;
+mod rewrite;
+mod rules;
+mod verdicts;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde_json::json;
+
+use super::decisions::{Decisions, Mask};
+use super::reopened::Reopened;
+use crate::dataset::write::{self, Reading, Target};
+use crate::dataset::{Example, Original, Role, Turn, WeightedPart};
+use crate::diagnosis::gate::Gate;
+use crate::error::{Context, Error, Result};
+use crate::files::write_atomically;
+use crate::table::Row;
+
+pub(crate) use rules::{DropRule, MaskRule};
+
+use changes::{Change, What};
+use verdicts::{Verdict, Wanted, verdicts};
+
+/// An export as the user asked for it.
+pub(crate) struct Job {
+    pub run: PathBuf,
+    /// Where the data lie now, if they have moved.
+    pub data: Vec<String>,
+    pub target: Target,
+    /// JSON Lines, or Parquet by its extension.
+    pub out: PathBuf,
+    pub drop: Vec<DropRule>,
+    pub mask: Vec<MaskRule>,
+    pub weight: Option<Gate>,
+    pub select: Option<usize>,
+    pub decisions: Option<PathBuf>,
+    pub rewrite: Option<PathBuf>,
+    pub command: String,
+}
+
+/// What was written.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Exported {
+    pub out: PathBuf,
+    pub changes: PathBuf,
+    /// What trainers have to be told.
+    pub beside: Option<PathBuf>,
+    pub rewrite: Option<PathBuf>,
+    pub rows_read: u64,
+    pub rows_written: u64,
+    pub rows_dropped: u64,
+    pub rows_masked: u64,
+    pub rows_weighted: u64,
+    /// Answers with conflicts, written to the file of candidates.
+    pub candidates: u64,
+    /// Records that were no rows, and are left out where they cannot be copied.
+    pub unreadable: u64,
+    /// Conflicts that a rule would mask, and that are part of the template: they have no place in the text.
+    pub conflicts_of_template: u64,
+    /// Columns of the data that the format does not take along.
+    pub columns_left_out: BTreeSet<String>,
+    /// What else a person should know.
+    pub notes: Vec<String>,
+}
+
+/// A row that is to be written.
+enum Written {
+    Bytes(Vec<u8>),
+    Object(serde_json::Map<String, serde_json::Value>),
+}
+
+pub(crate) fn export(job: &Job) -> Result<Exported> {
+    let is_table = job.out.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("parquet"));
+    let run = Reopened::open(&job.run, &job.data)?;
+    let files = run.dataset.files();
+    if job.target == Target::Read && files.iter().any(|file| file.format != files[0].format) {
+        let formats: BTreeSet<String> = files.iter().map(|file| file.format.to_string()).collect();
+        let formats: Vec<String> = formats.into_iter().collect();
+        return Err(Error::usage(format!(
+            "the files of the run are of several formats ({}), which one file cannot hold",
+            formats.join(", ")
+        ))
+        .cure("Choose a --format."));
+    }
+    let inputs = files.iter().map(|file| std::fs::canonicalize(&file.path));
+    if let Ok(out) = std::fs::canonicalize(&job.out)
+        && inputs.flatten().any(|input| input == out)
+    {
+        return Err(Error::usage("--out names a data file of the run, which is not overwritten")
+            .at(&job.out)
+            .cure("Name another file."));
+    }
+    let decisions = match &job.decisions {
+        Some(path) => Decisions::read(path, files)?,
+        None => Decisions::default(),
+    };
+    let wanted = Wanted { drop: job.drop.clone(), mask: job.mask.clone(), weight: job.weight, select: job.select, decisions };
+    let (verdicts, conflicts_of_template) = verdicts(&job.run, &run.rows, &wanted).map_err(|error| match &job.decisions {
+        Some(path) if !wanted.decisions.rows.is_empty() => error.at(path),
+        _ => error,
+    })?;
+    let mut export = Export {
+        job,
+        run: &run,
+        wanted: &wanted,
+        verdicts,
+        choices: match &job.rewrite {
+            Some(_) => rewrite::choices(&job.run)?,
+            None => BTreeMap::new(),
+        },
+        completion_alone: true,
+        is_table,
+        changes: Vec::new(),
+        candidates: Vec::new(),
+        exported: Exported {
+            out: job.out.clone(),
+            changes: changes_path(&job.out),
+            rewrite: job.rewrite.clone(),
+            conflicts_of_template,
+            ..Exported::default()
+        },
+    };
+    if job.target == Target::Trl {
+        // Its reader takes the first row's form for that of all.
+        export.completion_alone = export.is_completion_alone()?;
+        let how = match export.completion_alone {
+            true => "TRL learns the completion of each row, as it does by default",
+            false => "TRL has to be told to learn the answers alone: SFTConfig(assistant_only_loss=True)",
+        };
+        export.exported.notes.push(how.to_owned());
+    }
+    export.write()
+}
+
+/// `clean.changes.jsonl` beside `clean.jsonl`.
+fn changes_path(out: &Path) -> PathBuf {
+    let stem = out.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+    out.with_file_name(format!("{stem}.changes.jsonl"))
+}
+
+struct Export<'a> {
+    job: &'a Job,
+    run: &'a Reopened,
+    wanted: &'a Wanted,
+    verdicts: BTreeMap<u32, Verdict>,
+    choices: BTreeMap<(u32, u16), Vec<rewrite::Choice>>,
+    /// For TRL: of every row the last answer alone is learnt.
+    completion_alone: bool,
+    is_table: bool,
+    changes: Vec<Change>,
+    /// Lines of JSON.
+    candidates: Vec<String>,
+    exported: Exported,
+}
+
+impl Export<'_> {
+    fn write(mut self) -> Result<Exported> {
+        let out = self.job.out.clone();
+        let is_table = self.is_table;
+        if let Some(folder) = out.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+            std::fs::create_dir_all(folder).context_at(folder, "cannot create the folder")?;
+        }
+        // The data come last: whoever finds them finds what was changed in them, too.
+        let mut rows = Vec::new();
+        write_atomically(&out, |file| {
+            match is_table {
+                true => {
+                    self.each_row(|row| {
+                        if let Written::Object(row) = row {
+                            rows.push(row);
+                        }
+                        Ok(())
+                    })?;
+                    write::write_parquet(&rows, file)?;
+                }
+                false => self.write_lines(file)?,
+            }
+            self.write_beside()
+        })?;
+        Ok(self.exported)
+    }
+
+    fn write_lines(&mut self, file: &mut BufWriter<File>) -> Result<()> {
+        let mut ends_line = true;
+        let mut put = |bytes: &[u8]| -> Result<()> {
+            // The last line of a file may lack its end, and another file may follow.
+            if !ends_line {
+                file.write_all(b"\n").context("cannot write the data")?;
+            }
+            ends_line = bytes.is_empty() || bytes.ends_with(b"\n");
+            file.write_all(bytes).context("cannot write the data")
+        };
+        self.each_row(|row| match row {
+            Written::Bytes(bytes) => put(&bytes),
+            Written::Object(row) => {
+                let mut line = serde_json::to_vec(&row).context("cannot write the row")?;
+                line.push(b'\n');
+                put(&line)
+            }
+        })
+    }
+
+    /// Hands over what is written of each row, in order.
+    fn each_row(&mut self, mut put: impl FnMut(Written) -> Result<()>) -> Result<()> {
+        let chosen: BTreeMap<u32, &Row> = self.run.rows.iter().map(|row| (row.row, row)).collect();
+        let mut last_file = None;
+        let mut found = 0;
+        for original in self.run.dataset.originals() {
+            let original = original?;
+            if last_file.is_some_and(|last| last != original.file) {
+                self.end_of_file(last_file, &mut put)?;
+            }
+            last_file = Some(original.file);
+            let Some(row) = chosen.get(&original.row) else { continue };
+            if row.line != original.place.line {
+                return Err(Error::new("the row is not the one that the run has of this number")
+                    .at_line(&*original.place.path, original.place.line)
+                    .cure("Score the data again."));
+            }
+            found += 1;
+            self.exported.rows_read += 1;
+            let written = self.row(row, &original).map_err(|error| error.at_line(&*original.place.path, original.place.line))?;
+            if let Some(written) = written {
+                self.exported.rows_written += 1;
+                put(written)?;
+            }
+        }
+        if found != chosen.len() {
+            return Err(Error::new(format!("the run has {} rows, and its data {found} of them", chosen.len()))
+                .at(&self.run.folder)
+                .cure("Score the data again."));
+        }
+        self.end_of_file(last_file, &mut put)
+    }
+
+    fn end_of_file(&self, file: Option<usize>, put: &mut impl FnMut(Written) -> Result<()>) -> Result<()> {
+        match file.filter(|_| self.job.target == Target::Read && !self.is_table) {
+            Some(file) => {
+                let blank = self.run.dataset.blank_end(file)?;
+                if blank.is_empty() { Ok(()) } else { put(Written::Bytes(blank)) }
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn row(&mut self, row: &Row, original: &Original) -> Result<Option<Written>> {
+        let verdict = self.verdicts.remove(&row.row).unwrap_or_default();
+        if let Some(change) = verdict.drop {
+            self.exported.rows_dropped += 1;
+            self.changes.push(change);
+            return Ok(None);
+        }
+        let as_read = match &original.example {
+            Ok(example) => example,
+            Err(error) => return self.unreadable(row, original, &error.reason()),
+        };
+        if let Some(decision) = self.wanted.decisions.rows.get(&row.row) {
+            let path = self.job.decisions.clone().unwrap_or_default();
+            decision.check(&as_read.turns).map_err(|error| error.at_line(path, decision.line))?;
+        }
+        let (example, changes) = decided(as_read, &verdict)?;
+        let is_touched = !changes.is_empty();
+        for candidate in rewrite::candidates(row, as_read, &self.choices) {
+            self.candidates.push(serde_json::to_string(&candidate).context("cannot write a candidate")?);
+        }
+        if self.job.target == Target::Read
+            && let (false, false, Some(bytes)) = (is_touched, self.is_table, &original.bytes)
+        {
+            return Ok(Some(Written::Bytes(bytes.clone())));
+        }
+        let file = &self.run.dataset.files()[original.file];
+        let source = file.name();
+        let options = self.run.dataset.options();
+        let reading = Reading {
+            format: file.format,
+            mapping: &options.mapping,
+            roles: &options.roles,
+            source: &source,
+            completion_alone: self.completion_alone,
+        };
+        let written = match write::row(self.job.target, original, &example, &reading) {
+            Ok(written) => written,
+            Err(error) if self.job.drop.contains(&DropRule::Inexpressible) => {
+                self.exported.rows_dropped += 1;
+                let why = format!("{}: {}", DropRule::Inexpressible, error.reason());
+                self.changes.push(Change::new(row, What::Drop, why));
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        self.exported.columns_left_out.extend(write::left_out(self.job.target, original));
+        self.exported.rows_masked += u64::from(changes.iter().any(|change| matches!(change.what, What::Mask { .. })));
+        self.exported.rows_weighted += u64::from(changes.iter().any(|change| change.what == What::Weight));
+        self.changes.extend(changes);
+        Ok(Some(Written::Object(written)))
+    }
+
+    /// A record that is no row is copied where nothing is asked of its form.
+    fn unreadable(&mut self, row: &Row, original: &Original, reason: &str) -> Result<Option<Written>> {
+        self.exported.unreadable += 1;
+        self.changes.push(Change::new(row, What::Unreadable, reason.to_owned()));
+        match (self.job.target, self.is_table) {
+            (Target::Read, false) => {
+                Ok(original.bytes.clone().map(Written::Bytes).or_else(|| original.object.clone().map(Written::Object)))
+            }
+            (Target::Read, true) => Ok(original.object.clone().map(Written::Object)),
+            _ => Ok(None),
+        }
+    }
+
+    fn is_completion_alone(&self) -> Result<bool> {
+        for original in self.run.dataset.originals() {
+            let original = original?;
+            let verdict = self.verdicts.get(&original.row);
+            if verdict.is_some_and(|verdict| verdict.drop.is_some()) {
+                continue;
+            }
+            let Ok(example) = &original.example else { continue };
+            let (example, _) = decided(example, verdict.unwrap_or(&Verdict::default()))?;
+            if !write::is_completion_alone(&example) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Everything but the data.
+    fn write_beside(&mut self) -> Result<()> {
+        let head = json!({
+            "changes": 1,
+            "run": self.run.record.identity,
+            "data": self.run.dataset.files().iter().map(|file| json!({"path": file.path, "sha256": file.sha256})).collect::<Vec<_>>(),
+            "format": self.job.target,
+            "command": self.job.command,
+        });
+        let lines = self
+            .changes
+            .iter()
+            .map(serde_json::to_string)
+            .collect::<serde_json::Result<Vec<_>>>()
+            .context("cannot write the changes")?;
+        write_lines(&self.exported.changes, &[vec![head.to_string()], lines].concat())?;
+        if let Some(path) = &self.job.rewrite {
+            self.exported.candidates = self.candidates.len() as u64;
+            write_lines(path, &self.candidates)?;
+        }
+        self.exported.beside = beside::write(self.job.target, &self.job.out, self.is_table)?;
+        Ok(())
+    }
+}
+
+fn write_lines(path: &Path, lines: &[String]) -> Result<()> {
+    write_atomically(path, |file| lines.iter().try_for_each(|line| writeln!(file, "{line}")).context("cannot write the file"))
+}
+
+/// The example as the verdict leaves it, and what was changed in it.
+fn decided(as_read: &Example, verdict: &Verdict) -> Result<(Example, Vec<Change>)> {
+    let mut example = as_read.clone();
+    let mut changes = Vec::new();
+    for (mask, change) in &verdict.masks {
+        let Some(turn) = example.turns.get_mut(usize::from(mask.turn)) else {
+            return Err(Error::new(format!("the row has no turn {}", mask.turn)));
+        };
+        let text = apply(turn, mask);
+        changes.push(Change { text, ..change.clone() });
+    }
+    if let Some((weight, change)) = &verdict.weight {
+        let answers = example.turns.iter_mut().filter(|turn| matches!(turn.role, Role::Assistant | Role::Text));
+        answers.for_each(|turn| write::scale(turn, *weight));
+        changes.push(change.clone());
+    }
+    Ok((example, changes))
+}
+
+/// Takes a mask's tokens out of what is learnt; gives the text of the span.
+fn apply(turn: &mut Turn, mask: &Mask) -> Option<String> {
+    let Some((begin, end)) = mask.span else {
+        turn.weight = 0.0;
+        turn.parts.clear();
+        return None;
+    };
+    // A token may hold a part of a character.
+    let begin = turn.content.floor_char_boundary(begin as usize);
+    let end = turn.content.ceil_char_boundary(end as usize);
+    turn.parts.push(WeightedPart { begin, end, weight: 0.0 });
+    turn.content.get(begin..end).map(str::to_owned)
+}

@@ -1,0 +1,122 @@
+//! `--rewrite-candidates`: the answers with conflicts, what the model would have said there, and an empty field for what should stand
+//! instead.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::dataset::{Example, Role};
+use crate::error::Result;
+use crate::table::{Column, Quadrant, Row, TOKENS_FILE, read_chunks, texts_of};
+
+/// One answer; `rewrite` is for a person or a stronger model to fill in.
+#[derive(Debug, Serialize)]
+pub(super) struct Candidate<'a> {
+    row: u32,
+    path: &'a str,
+    line: u64,
+    id: Option<&'a str>,
+    turn: u16,
+    /// What stands before the answer.
+    before: Vec<Said<'a>>,
+    answer: &'a str,
+    conflicts: &'a [Choice],
+    rewrite: &'static str,
+}
+
+#[derive(Debug, Serialize)]
+struct Said<'a> {
+    role: &'static str,
+    content: &'a str,
+}
+
+/// A conflict: bytes of the answer, what the data say there and what the model would have said, with their probabilities.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Choice {
+    begin: u32,
+    end: u32,
+    data: String,
+    p_data: f32,
+    model: String,
+    p_model: f32,
+    /// -ln p - H, nats.
+    surplus: f32,
+    #[serde(skip)]
+    ids: (u32, u32),
+}
+
+/// The conflicts of a run by row and turn.
+pub(super) fn choices(run: &Path) -> Result<BTreeMap<(u32, u16), Vec<Choice>>> {
+    let tables = [run.join(TOKENS_FILE)];
+    let columns = [
+        Column::Row,
+        Column::Turn,
+        Column::Begin,
+        Column::End,
+        Column::TokenId,
+        Column::Logprob,
+        Column::Entropy,
+        Column::TopId,
+        Column::TopLogprob,
+        Column::Quadrant,
+    ];
+    let mut choices: BTreeMap<(u32, u16), Vec<Choice>> = BTreeMap::new();
+    let mut ids = HashSet::new();
+    for chunk in read_chunks(&tables, &columns) {
+        let chunk = chunk?;
+        for i in (0..chunk.len()).filter(|&i| chunk.quadrant[i] == Quadrant::ConfidentConflict) {
+            let (token, top) = (chunk.token_id[i], chunk.top_id[i]);
+            ids.extend([token, top]);
+            choices.entry((chunk.row[i], chunk.turn[i])).or_default().push(Choice {
+                begin: chunk.begin[i],
+                end: chunk.end[i],
+                data: String::new(),
+                p_data: chunk.logprob[i].exp(),
+                model: String::new(),
+                p_model: chunk.top_logprob[i].exp(),
+                surplus: -chunk.logprob[i] - chunk.entropy[i],
+                ids: (token, top),
+            });
+        }
+    }
+    let texts = texts_of(&tables, &ids)?;
+    let text = |id| texts.get(&id).cloned().unwrap_or_default();
+    for choice in choices.values_mut().flatten() {
+        (choice.data, choice.model) = (text(choice.ids.0), text(choice.ids.1));
+    }
+    Ok(choices)
+}
+
+/// The candidates of one row.
+pub(super) fn candidates<'a>(
+    row: &'a Row,
+    example: &'a Example,
+    choices: &'a BTreeMap<(u32, u16), Vec<Choice>>,
+) -> impl Iterator<Item = Candidate<'a>> {
+    choices.range((row.row, 0)..=(row.row, u16::MAX)).filter_map(move |((_, turn), conflicts)| {
+        let answer = example.turns.get(usize::from(*turn))?;
+        let said = |turn: &'a crate::dataset::Turn| Said { role: role(turn.role), content: &turn.content };
+        Some(Candidate {
+            row: row.row,
+            path: &row.path,
+            line: row.line,
+            id: row.id.as_deref(),
+            turn: *turn,
+            before: example.turns[..usize::from(*turn)].iter().map(said).collect(),
+            answer: &answer.content,
+            conflicts,
+            rewrite: "",
+        })
+    })
+}
+
+fn role(role: Role) -> &'static str {
+    match role {
+        Role::System => "system",
+        Role::User => "user",
+        Role::Assistant => "assistant",
+        Role::Tool => "tool",
+        Role::Text => "text",
+    }
+}

@@ -1,0 +1,280 @@
+//! The table of a run, rules and decisions -> what is done to each row, with the numbers that say why.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use super::changes::{Change, What};
+use super::rules::{DropRule, MaskRule};
+use crate::diagnosis::gate::{Gate, Token};
+use crate::diagnosis::kinds::Kind;
+use crate::diagnosis::population::Population;
+use crate::error::{Error, Result};
+use crate::jobs::decisions::{Decisions, Mask};
+use crate::table::{CONFLICTS_FILE, Column, Quadrant, Row, TOKENS_FILE, TokenChunk, read_chunks, read_conflicts};
+
+/// What is wanted, by rule and by decision.
+pub(crate) struct Wanted {
+    pub drop: Vec<DropRule>,
+    pub mask: Vec<MaskRule>,
+    /// Rows weigh what the gate leaves of their tokens on average.
+    pub weight: Option<Gate>,
+    /// So many rows are kept, those that teach most per conflict.
+    pub select: Option<usize>,
+    pub decisions: Decisions,
+}
+
+/// What is done to a row.
+#[derive(Debug, Default)]
+pub(super) struct Verdict {
+    /// The row goes, and why.
+    pub drop: Option<Change>,
+    pub masks: Vec<(Mask, Change)>,
+    pub weight: Option<(f32, Change)>,
+}
+
+/// Sums over the supervised tokens of a row.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sums {
+    conflicts: u32,
+    /// Nats beyond what the model expected, over the conflicts.
+    mass: f64,
+    /// -ln p over the uncertain tokens: what the row could teach.
+    teach: f64,
+    tokens: u32,
+    weight: f64,
+}
+
+/// A supervised token that has a text of its own.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    turn: u16,
+    begin: u32,
+    end: u32,
+    loss: f64,
+    conflict: Option<f64>,
+}
+
+/// What the table holds that a verdict needs.
+#[derive(Default)]
+struct Seen {
+    sums: HashMap<u32, Sums>,
+    /// Of rows with a decided mask all tokens, else the conflicts that a rule masks, each with the rule.
+    places: HashMap<u32, Vec<Place>>,
+    masked: HashMap<u32, Vec<(Place, MaskRule)>>,
+    turns: BTreeMap<(u32, u16), (f64, u32)>,
+    kinds: HashMap<u32, Vec<DropRule>>,
+    /// Conflicts that a rule would mask, and that are part of the template.
+    of_template: u64,
+}
+
+/// The verdicts by row, and how many conflicts could not be masked because they are part of the template.
+pub(super) fn verdicts(run: &Path, rows: &[Row], wanted: &Wanted) -> Result<(BTreeMap<u32, Verdict>, u64)> {
+    let numbers: std::collections::HashSet<u32> = rows.iter().map(|row| row.row).collect();
+    if let Some((row, decision)) = wanted.decisions.rows.iter().find(|(row, _)| !numbers.contains(row)) {
+        let last = rows.last().map_or(0, |row| row.row);
+        return Err(Error::new(format!(
+            "line {} of the decisions is about row {row}, which the run has not read: it has {} rows, up to number {last}",
+            decision.line,
+            rows.len()
+        )));
+    }
+    let listed = wanted.drop.iter().filter_map(|rule| if let DropRule::Rows(rows) = rule { Some(rows) } else { None });
+    if let Some(row) = listed.flatten().find(|row| !numbers.contains(row)) {
+        return Err(Error::usage(format!("--drop rows names row {row}, which the run has not read")));
+    }
+    let seen = read(run, wanted)?;
+    let mut verdicts = BTreeMap::new();
+    for row in rows {
+        let verdict = seen.verdict(row, wanted);
+        if verdict.drop.is_some() || !verdict.masks.is_empty() || verdict.weight.is_some() {
+            verdicts.insert(row.row, verdict);
+        }
+    }
+    if let Some(n) = wanted.select {
+        seen.select(n, rows, wanted, &mut verdicts);
+    }
+    Ok((verdicts, seen.of_template))
+}
+
+fn read(run: &Path, wanted: &Wanted) -> Result<Seen> {
+    let tables = [run.join(TOKENS_FILE)];
+    let weight = match &wanted.weight {
+        Some(gate) => Some(gate.bind(&Population::of_tables(&tables, &gate.needs())?)?),
+        None => None,
+    };
+    let by_kind = wanted.drop.iter().any(|rule| matches!(rule, DropRule::Kind(_)))
+        || wanted.mask.iter().any(|rule| matches!(rule, MaskRule::Kind(_)));
+    let kinds: HashMap<(u32, u32), _> = match by_kind {
+        true => {
+            let known = read_conflicts(&run.join(CONFLICTS_FILE))?.into_iter();
+            let kinds = known.map(|conflict| Ok(((conflict.row, conflict.pos), conflict.kind.parse::<Kind>()?)));
+            kinds.collect::<Result<_>>()?
+        }
+        false => HashMap::new(),
+    };
+    let columns = [
+        Column::Row,
+        Column::Turn,
+        Column::Pos,
+        Column::Begin,
+        Column::End,
+        Column::Logprob,
+        Column::Entropy,
+        Column::EntropyTopk,
+        Column::Grad,
+        Column::Quadrant,
+    ];
+    let mut seen = Seen::default();
+    for chunk in read_chunks(&tables, &columns) {
+        let chunk: TokenChunk = chunk?;
+        for i in 0..chunk.len() {
+            let (row, loss) = (chunk.row[i], -f64::from(chunk.logprob[i]));
+            let surplus = loss - f64::from(chunk.entropy[i]);
+            let is_conflict = chunk.quadrant[i] == Quadrant::ConfidentConflict;
+            let sums = seen.sums.entry(row).or_default();
+            sums.tokens += 1;
+            sums.weight += weight.as_ref().map_or(0.0, |weight| f64::from(weight.of(&Token::of_table(&chunk, i))));
+            match chunk.quadrant[i] {
+                Quadrant::ConfidentConflict => {
+                    sums.conflicts += 1;
+                    sums.mass += surplus;
+                }
+                Quadrant::Uncertain => sums.teach += loss,
+                Quadrant::Confident | Quadrant::Hesitant => {}
+            }
+            let place = Place {
+                turn: chunk.turn[i],
+                begin: chunk.begin[i],
+                end: chunk.end[i],
+                loss,
+                conflict: is_conflict.then_some(surplus),
+            };
+            if wanted.decisions.rows.get(&row).is_some_and(|decision| !decision.masks.is_empty()) {
+                seen.places.entry(row).or_default().push(place);
+            }
+            if !is_conflict {
+                continue;
+            }
+            let turn = seen.turns.entry((row, place.turn)).or_default();
+            *turn = (turn.0 + surplus, turn.1 + 1);
+            let kind = kinds.get(&(row, chunk.pos[i])).copied();
+            let hit = wanted.mask.iter().find(|rule| match rule {
+                MaskRule::Conflicts => true,
+                MaskRule::Kind(wanted) => kind == Some(*wanted),
+                MaskRule::TurnMass(_) => false,
+            });
+            match hit {
+                Some(_) if place.begin == place.end => seen.of_template += 1,
+                Some(rule) => seen.masked.entry(row).or_default().push((place, *rule)),
+                None => {}
+            }
+            for rule in &wanted.drop {
+                if matches!(rule, DropRule::Kind(wanted) if kind == Some(*wanted)) {
+                    let rules = seen.kinds.entry(row).or_default();
+                    if !rules.contains(rule) {
+                        rules.push(rule.clone());
+                    }
+                }
+            }
+        }
+    }
+    Ok(seen)
+}
+
+impl Seen {
+    fn verdict(&self, row: &Row, wanted: &Wanted) -> Verdict {
+        let mut verdict = Verdict::default();
+        let sums = self.sums.get(&row.row).copied().unwrap_or_default();
+        let decision = wanted.decisions.rows.get(&row.row);
+        let keeps = decision.is_some_and(|decision| decision.keep == Some(true));
+        let change =
+            |what: What, why: String| Change { conflicts: sums.conflicts, mass: sums.mass, ..Change::new(row, what, why) };
+        let note = decision.and_then(|decision| decision.note.clone());
+        if decision.is_some_and(|decision| decision.keep == Some(false)) {
+            verdict.drop = Some(Change { note: note.clone(), ..change(What::Drop, "decision".to_owned()) });
+            return verdict;
+        }
+        for mask in decision.into_iter().flat_map(|decision| &decision.masks) {
+            let (mask, tokens, loss) = self.whole_tokens(row.row, *mask);
+            let change = Change {
+                tokens: Some(tokens),
+                loss: Some(loss),
+                note: note.clone(),
+                ..change(What::of(mask), "decision".to_owned())
+            };
+            verdict.masks.push((mask, change));
+        }
+        if keeps {
+            return verdict;
+        }
+        let dropped = wanted.drop.iter().find(|rule| match rule {
+            DropRule::Mass(nats) => sums.conflicts > 0 && sums.mass >= *nats,
+            DropRule::Rows(rows) => rows.contains(&row.row),
+            DropRule::Kind(_) => self.kinds.get(&row.row).is_some_and(|rules| rules.contains(rule)),
+            DropRule::Inexpressible => false,
+        });
+        if let Some(rule) = dropped {
+            verdict.drop = Some(change(What::Drop, rule.to_string()));
+            return verdict;
+        }
+        for rule in &wanted.mask {
+            let MaskRule::TurnMass(nats) = rule else { continue };
+            for (&(_, turn), &(mass, conflicts)) in self.turns.range((row.row, 0)..=(row.row, u16::MAX)) {
+                let mask = Mask { turn, span: None };
+                if mass >= *nats && !verdict.masks.iter().any(|(known, _)| *known == mask) {
+                    let change = Change { tokens: Some(conflicts), ..change(What::of(mask), rule.to_string()) };
+                    verdict.masks.push((mask, Change { mass, conflicts, ..change }));
+                }
+            }
+        }
+        for (place, rule) in self.masked.get(&row.row).into_iter().flatten() {
+            let mask = Mask { turn: place.turn, span: Some((place.begin, place.end)) };
+            let mass = place.conflict.unwrap_or_default();
+            let change = Change { tokens: Some(1), loss: Some(place.loss), ..change(What::of(mask), rule.to_string()) };
+            verdict.masks.push((mask, Change { mass, conflicts: 1, ..change }));
+        }
+        if let (Some(gate), true) = (&wanted.weight, sums.tokens > 0) {
+            // Four digits are what a person reads; a row that counts for nothing is dropped by other means.
+            let weight = ((sums.weight / f64::from(sums.tokens)) * 1e4).round().max(1.0) / 1e4;
+            let change =
+                Change { weight: Some(weight), tokens: Some(sums.tokens), ..change(What::Weight, format!("--weight {gate}")) };
+            verdict.weight = Some((weight as f32, change));
+        }
+        verdict
+    }
+
+    /// The mask, widened to the tokens that it touches: what is half masked for one tokenizer would be learnt by another.
+    fn whole_tokens(&self, row: u32, mask: Mask) -> (Mask, u32, f64) {
+        let places = self.places.get(&row).into_iter().flatten().filter(|place| place.turn == mask.turn);
+        let Some((begin, end)) = mask.span else {
+            let (n, loss) = places.fold((0, 0.0), |(n, loss), place| (n + 1, loss + place.loss));
+            return (mask, n, loss);
+        };
+        let mut span = (begin, end);
+        let (mut n, mut loss) = (0, 0.0);
+        for place in places.filter(|place| place.begin < end && begin < place.end) {
+            span = (span.0.min(place.begin), span.1.max(place.end));
+            (n, loss) = (n + 1, loss + place.loss);
+        }
+        (Mask { turn: mask.turn, span: Some(span) }, n, loss)
+    }
+
+    /// Keeps the `n` rows that teach most per conflict: the loss of their uncertain tokens over one more than the number of their conflicts.
+    fn select(&self, n: usize, rows: &[Row], wanted: &Wanted, verdicts: &mut BTreeMap<u32, Verdict>) {
+        let keeps = |row: &Row| wanted.decisions.rows.get(&row.row).is_some_and(|decision| decision.keep == Some(true));
+        let score = |row: &Row| {
+            let sums = self.sums.get(&row.row).copied().unwrap_or_default();
+            if keeps(row) { f64::INFINITY } else { sums.teach / f64::from(sums.conflicts + 1) }
+        };
+        let stays = |row: &&Row| verdicts.get(&row.row).is_none_or(|verdict| verdict.drop.is_none());
+        let mut ranked: Vec<&Row> = rows.iter().filter(stays).collect();
+        ranked.sort_by(|a, b| score(b).total_cmp(&score(a)).then(a.row.cmp(&b.row)));
+        for (rank, row) in ranked.into_iter().enumerate().skip(n).filter(|(_, row)| !keeps(row)) {
+            let sums = self.sums.get(&row.row).copied().unwrap_or_default();
+            let why = format!("--select {n}: number {} by nats to learn per conflict", rank + 1);
+            let change = Change::new(row, What::Drop, why);
+            let change = Change { conflicts: sums.conflicts, mass: sums.mass, teaches: Some(score(row)), ..change };
+            verdicts.insert(row.row, Verdict { drop: Some(change), ..Verdict::default() });
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! `diagnose export`: the data of a run again, byte for byte where nothing was decided, and where something was, with the supervised
+//! tokens that the decision has left, whatever the format; and what is refused.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use diagnose::table::{Column, Quadrant, read_chunks};
+use serde_json::{Value, json};
+
+use crate::tiny_model;
+use crate::workdir::{Workdir, default_model};
+
+/// In the manner of people: other spacing, a blank line, a row that cannot be read, no end to the last line.
+const ROWS: &str = concat!(
+    "{\"id\": \"a\", \"messages\": [{\"role\": \"user\", \"content\": \"Say hi.\"}, {\"role\": \"assistant\", \"content\": \"hi there\"}], \"note\": 1}\n",
+    "{\"id\":\"b\",\"source\":\"second\",\"messages\":[{\"role\":\"system\",\"content\":\"Be brief.\"},{\"role\":\"user\",\"content\":\"And?\"},{\"role\":\"assistant\",\"content\":\"n\\u00e9, so it is\"},{\"role\":\"user\",\"content\":\"Why?\"},{\"role\":\"assistant\",\"content\":\"because of 12 🙂\"}]}\r\n",
+    "\n",
+    "{\"id\": \"c\", \"messages\": [ {\"role\":\"user\",\"content\":\"Tell me.\"}, {\"role\":\"assistant\",\"content\":\"no\"} ] }\n",
+    "not a row\n",
+    "{\"id\":\"d\",\"messages\":[{\"role\":\"user\",\"content\":\"Last?\"},{\"role\":\"assistant\",\"content\":\"yes,  it\\tis\"}]}",
+);
+
+fn scored(rows: &str) -> Workdir {
+    let workdir = Workdir::new();
+    tiny_model::write(&workdir.path(""));
+    workdir.write("rows.jsonl", rows);
+    score(&workdir, "rows.jsonl", "run");
+    workdir
+}
+
+/// Every token of a random model is uncertain; these thresholds make conflicts of some.
+fn score(workdir: &Workdir, data: &str, out: &str) {
+    workdir.run(&[data, "--model", "tiny.gguf", "--out", out, "--thresholds", "p=0.003,H=99"]).ok();
+}
+
+fn export(workdir: &Workdir, options: &[&str]) -> Value {
+    workdir.run(&[&["export", "run", "--json"], options].concat()).ok().json()
+}
+
+/// A supervised token: the number of the scored row among the scored, turn, place, token; then its bytes and quadrant.
+type Token = (usize, u32, u32, (u32, u32), u16, Quadrant);
+
+fn tokens(run: &Path) -> Vec<Token> {
+    let columns = [Column::Row, Column::Turn, Column::Pos, Column::TokenId, Column::Begin, Column::End, Column::Quadrant];
+    let (mut tokens, mut rows) = (Vec::new(), BTreeMap::new());
+    for chunk in read_chunks(&[run.join("tokens.parquet")], &columns) {
+        let chunk = chunk.unwrap();
+        for i in 0..chunk.len() {
+            let n = rows.len();
+            let row = *rows.entry(chunk.row[i]).or_insert(n);
+            tokens.push((row, chunk.pos[i], chunk.token_id[i], (chunk.begin[i], chunk.end[i]), chunk.turn[i], chunk.quadrant[i]));
+        }
+    }
+    tokens
+}
+
+fn places(tokens: &[Token]) -> Vec<(usize, u32, u32)> {
+    tokens.iter().map(|&(row, pos, id, ..)| (row, pos, id)).collect()
+}
+
+/// The whole characters of a span of a scored row.
+fn whole(row: usize, turn: u16, begin: u32, end: u32) -> (u32, u32) {
+    let line = ROWS.split('\n').filter(|line| line.starts_with('{')).nth(row).unwrap();
+    let line: Value = serde_json::from_str(line).unwrap();
+    let content = line["messages"][usize::from(turn)]["content"].as_str().unwrap();
+    (content.floor_char_boundary(begin as usize) as u32, content.ceil_char_boundary(end as usize) as u32)
+}
+
+fn decisions(workdir: &Workdir, lines: &[Value]) -> String {
+    let run: Value = serde_json::from_slice(&std::fs::read(workdir.path("run/run.json")).unwrap()).unwrap();
+    let data: Vec<Value> =
+        run["data"].as_array().unwrap().iter().map(|file| json!({"path": file["path"], "sha256": file["sha256"]})).collect();
+    let head = json!({"decisions": 1, "run": run["identity"], "data": data});
+    let lines: Vec<String> = std::iter::once(&head).chain(lines).map(Value::to_string).collect();
+    workdir.write("decisions.jsonl", lines.join("\n"));
+    "decisions.jsonl".to_owned()
+}
+
+#[test]
+fn without_a_decision_the_file_is_the_same_to_the_byte() {
+    for rows in [ROWS.to_owned(), format!("{ROWS}\n\n \n"), format!("\u{FEFF}{ROWS}\r\n")] {
+        let workdir = scored(&rows);
+        let exported = export(&workdir, &["--out", "clean.jsonl"]);
+        assert_eq!(std::fs::read(workdir.path("clean.jsonl")).unwrap(), rows.as_bytes());
+        assert_eq!(
+            (&exported["rows_read"], &exported["rows_written"], &exported["unreadable"]),
+            (&5.into(), &5.into(), &1.into())
+        );
+        let changes = std::fs::read_to_string(workdir.path("clean.changes.jsonl")).unwrap();
+        assert_eq!(changes.lines().count(), 2, "{changes}");
+    }
+}
+
+#[test]
+fn every_format_has_the_same_supervised_tokens() {
+    let workdir = scored(ROWS);
+    let expected = tokens(&workdir.path("run"));
+    assert!(expected.len() > 40);
+    for format in ["read", "messages", "sharegpt", "alpaca", "llama-factory", "axolotl", "trl"] {
+        for extension in ["jsonl", "parquet"] {
+            if (format, extension) == ("read", "parquet") {
+                // The row that is none has no place in a table.
+                continue;
+            }
+            let out = format!("{format}.{extension}");
+            let exported = export(&workdir, &["--format", format, "--out", &out]);
+            score(&workdir, &out, &format!("again-{out}"));
+            assert_eq!(places(&tokens(&workdir.path(&format!("again-{out}")))), places(&expected), "{out}");
+            let left_out = if format == "read" { json!([]) } else { json!(["note"]) };
+            assert_eq!(exported["columns_left_out"], left_out, "{out}");
+        }
+    }
+    let info: Value = serde_json::from_slice(&std::fs::read(workdir.path("dataset_info.json")).unwrap()).unwrap();
+    assert_eq!(info["llama-factory"]["columns"]["messages"], "conversations");
+    assert!(std::fs::read_to_string(workdir.path("axolotl.axolotl.yaml")).unwrap().contains("message_field_training: train"));
+}
+
+/// Whatever is masked: what is left after the file was written and read again is what the decision has left, and training sees it so.
+#[test]
+fn what_is_read_again_is_what_the_decisions_left() {
+    let workdir = scored(ROWS);
+    let all = tokens(&workdir.path("run"));
+    // The numbers of the scored rows in the data.
+    let numbers = [0, 1, 2, 4];
+    let mut n_axolotl = 0;
+    for seed in 0..6_usize {
+        let mut lines = Vec::new();
+        let mut masked: BTreeSet<(usize, u32)> = BTreeSet::new();
+        let mut turns: BTreeSet<(usize, u16)> = BTreeSet::new();
+        for (i, &(row, pos, _, (begin, end), turn, _)) in all.iter().enumerate() {
+            // Every so many-th token, of a different row of the pattern by the seed; a mask of half a character masks all of it.
+            if (i * 7 + seed * 5) % 11 < 3 && begin < end {
+                lines.push((numbers[row], turn, begin, end));
+                masked.insert((row, pos));
+            }
+            if (row + usize::from(turn) + seed) % 9 == 0 {
+                turns.insert((row, turn));
+            }
+        }
+        // Tokens that share a character go together.
+        let widened = |&(number, turn, begin, end): &(usize, u16, u32, u32)| {
+            let (begin, end) = whole(numbers.iter().position(|n| *n == number).unwrap(), turn, begin, end);
+            (number, turn, begin, end)
+        };
+        let spans: Vec<(usize, u16, u32, u32)> = lines.iter().map(widened).collect();
+        let touched = |row: usize, turn: u16, (begin, end): (u32, u32)| {
+            spans.iter().any(|&(number, its, b, e)| number == numbers[row] && its == turn && b < end && begin < e)
+        };
+        for &(row, pos, _, span, turn, _) in &all {
+            if span.0 < span.1 && touched(row, turn, span) {
+                masked.insert((row, pos));
+            }
+        }
+        let mask = |&(row, turn, begin, end): &(usize, u16, u32, u32)| json!({"row": row, "action": "mask", "turn": turn, "begin": begin, "end": end});
+        let mut written: Vec<Value> = spans.iter().map(mask).collect();
+        written.extend(turns.iter().map(|&(row, turn)| json!({"row": numbers[row], "action": "mask", "turn": turn})));
+        let file = decisions(&workdir, &written);
+        let left: Vec<Token> = all
+            .iter()
+            .filter(|(row, pos, _, _, turn, _)| !masked.contains(&(*row, *pos)) && !turns.contains(&(*row, *turn)))
+            .copied()
+            .collect();
+        assert!(left.len() < all.len());
+        // Rows of which nothing is left are not scored, and the others move up.
+        let kept: Vec<usize> = left.iter().map(|token| token.0).collect::<BTreeSet<_>>().into_iter().collect();
+        let expected: Vec<_> =
+            places(&left).into_iter().map(|(row, pos, id)| (kept.iter().position(|k| *k == row).unwrap(), pos, id)).collect();
+        for (format, extension) in [("read", "jsonl"), ("messages", "jsonl"), ("messages", "parquet"), ("axolotl", "jsonl")] {
+            let out = format!("{format}-{seed}.{extension}");
+            let ran = workdir.run(&["export", "run", "--format", format, "--out", &out, "--decisions", &file]);
+            if ran.code != Some(0) && format == "axolotl" {
+                assert!(ran.stderr.contains("part of the character"), "{}", ran.stderr);
+                continue;
+            }
+            ran.ok();
+            n_axolotl += usize::from(format == "axolotl");
+            score(&workdir, &out, &format!("again-{out}"));
+            assert_eq!(places(&tokens(&workdir.path(&format!("again-{out}")))), expected, "{out}");
+        }
+        if seed == 0 {
+            let options = ["--model", "tiny.gguf", "--out", "trained", "--batch-size", "9", "--max-steps", "1"];
+            workdir.run(&[&["train", "messages-0.jsonl"], &options[..]].concat()).ok();
+            let metrics = std::fs::read_to_string(workdir.path("trained/metrics.jsonl")).unwrap();
+            let first: Value = serde_json::from_str(metrics.lines().next().unwrap()).unwrap();
+            assert_eq!(first["supervised"], left.len());
+        }
+    }
+    assert!(n_axolotl > 0);
+}
+
+#[test]
+fn rules_say_what_they_did_and_why() {
+    let workdir = scored(ROWS);
+    let all = tokens(&workdir.path("run"));
+    let conflicts: Vec<&Token> = all.iter().filter(|token| token.5 == Quadrant::ConfidentConflict).collect();
+    assert!(conflicts.len() > 3, "{}", conflicts.len());
+    let exported = export(
+        &workdir,
+        &["--format", "messages", "--out", "m.jsonl", "--mask", "conflicts", "--rewrite-candidates", "todo.jsonl"],
+    );
+    score(&workdir, "m.jsonl", "again");
+    let masked: BTreeSet<(usize, u16, u32, u32)> = conflicts
+        .iter()
+        .filter(|token| token.3.0 < token.3.1)
+        .map(|token| {
+            let (begin, end) = whole(token.0, token.4, token.3.0, token.3.1);
+            (token.0, token.4, begin, end)
+        })
+        .collect();
+    let is_left = |token: &&Token| {
+        token.3.0 == token.3.1 || !masked.iter().any(|m| (m.0, m.1) == (token.0, token.4) && m.2 < token.3.1 && token.3.0 < m.3)
+    };
+    let left: Vec<Token> = all.iter().filter(is_left).copied().collect();
+    assert_eq!(places(&tokens(&workdir.path("again"))).len(), left.len());
+    let of_template = conflicts.iter().filter(|token| token.3.0 == token.3.1).count();
+    assert_eq!(exported["conflicts_of_template"], of_template);
+    let changes = std::fs::read_to_string(workdir.path("m.changes.jsonl")).unwrap();
+    let changes: Vec<Value> = changes.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(changes[0]["format"], "messages");
+    let masks: Vec<&Value> = changes.iter().filter(|change| change["action"] == "mask").collect();
+    assert_eq!(masks.len(), conflicts.len() - of_template);
+    assert!(
+        masks
+            .iter()
+            .all(|mask| mask["why"] == "--mask conflicts" && mask["loss"].as_f64().unwrap() > 0.0 && mask["text"].is_string())
+    );
+    let todo = std::fs::read_to_string(workdir.path("todo.jsonl")).unwrap();
+    let first: Value = serde_json::from_str(todo.lines().next().unwrap()).unwrap();
+    assert_eq!((&first["rewrite"], first["conflicts"][0]["model"].is_string()), (&"".into(), true));
+
+    let dropped = export(&workdir, &["--out", "d.jsonl", "--drop", "rows=0,4", "--select", "1"]);
+    assert_eq!((&dropped["rows_dropped"], &dropped["rows_written"]), (&4.into(), &1.into()));
+    let weighted = export(&workdir, &["--format", "messages", "--out", "w.jsonl", "--weight", "eaft"]);
+    assert_eq!(weighted["rows_weighted"], 4);
+    let first: Value =
+        serde_json::from_str(std::fs::read_to_string(workdir.path("w.jsonl")).unwrap().lines().next().unwrap()).unwrap();
+    assert!((0.0..1.0).contains(&first["messages"][1]["weight"].as_f64().unwrap()), "{first}");
+    // A person's word comes before a rule's.
+    let file = decisions(&workdir, &[json!({"row": 0, "action": "keep"}), json!({"row": 2, "action": "drop"})]);
+    let kept = export(&workdir, &["--out", "k.jsonl", "--drop", "mass=0", "--decisions", &file]);
+    assert_eq!(kept["rows_written"].as_u64().unwrap(), 5 - kept["rows_dropped"].as_u64().unwrap());
+    assert!(std::fs::read_to_string(workdir.path("k.jsonl")).unwrap().starts_with("{\"id\": \"a\""));
+}
+
+#[test]
+fn what_cannot_be_is_refused_by_name_and_leaves_nothing() {
+    let workdir = scored(ROWS);
+    let refused = |options: &[&str], part: &str| {
+        let ran = workdir.run(&[&["export", "run", "--out", "out/no.jsonl"], options].concat());
+        assert!(ran.code != Some(0) && ran.stderr.contains(part), "{options:?}: {}", ran.stderr);
+        let left: Vec<_> = std::fs::read_dir(workdir.path("out"))
+            .map(|folder| folder.map(|entry| entry.unwrap().file_name()).collect())
+            .unwrap_or_default();
+        assert!(left.is_empty(), "{options:?}: {left:?}");
+    };
+    let mask = |turn: u16, begin: u32, end: u32| json!({"row": 1, "action": "mask", "turn": turn, "begin": begin, "end": end});
+    for (line, part) in [
+        (mask(2, 0, 2), "decisions.jsonl:2: expected a span of whole characters of turn 2, found 0..2"),
+        (mask(2, 0, 99), "decisions.jsonl:2: expected a span within the"),
+        (mask(9, 0, 1), "decisions.jsonl:2: expected a turn of the row"),
+        (json!({"row": 77, "action": "drop"}), "about row 77"),
+        (json!({"row": 1, "action": "burn"}), "decisions.jsonl:2: expected the action"),
+    ] {
+        let file = decisions(&workdir, &[line]);
+        refused(&["--decisions", &file], part);
+    }
+    let file = decisions(&workdir, &[json!({"row": 1, "action": "mask", "turn": 2})]);
+    for format in ["sharegpt", "alpaca", "llama-factory"] {
+        refused(&["--format", format, "--decisions", &file], "rows.jsonl:2: turn 2 is not learnt");
+    }
+    let passed_over =
+        export(&workdir, &["--format", "alpaca", "--out", "some.jsonl", "--decisions", &file, "--drop", "inexpressible"]);
+    assert_eq!(passed_over["rows_dropped"], 1);
+    refused(&["--drop", "rows=50"], "names row 50");
+    refused(&["--drop", "colour"], "expected a rule for rows");
+    workdir.write("other.jsonl", ROWS.replace("hi", "ho"));
+    refused(&["--data", "other.jsonl"], "the data file has changed since the run");
+    std::fs::remove_file(workdir.path("rows.jsonl")).unwrap();
+    refused(&[], "cannot find the data file rows.jsonl of the run");
+    workdir.write("rows.jsonl", ROWS.replace("hi", "ho"));
+    refused(&[], "the data file has changed since the run");
+    // Sorted again without its data, a report still comes, and says what it lacks.
+    workdir.run(&["run"]).ok();
+    let report = std::fs::read_to_string(workdir.path("run/report.md")).unwrap();
+    assert!(report.contains("The sentences cannot be shown: the data file has changed since the run"), "{report}");
+}
+
+/// Of the demo's planted numbers and names that are conflicts, the kinds say so of four in five.
+#[test]
+fn kinds_of_the_demo() {
+    if default_model().is_none() {
+        return;
+    }
+    let workdir = Workdir::new();
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/demo.jsonl");
+    workdir.run(&[demo.to_str().unwrap(), "--out", "run"]).ok();
+    let rows: Vec<Value> =
+        std::fs::read_to_string(&demo).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let mut known = BTreeMap::new();
+    for conflict in diagnose::table::read_conflicts(&workdir.path("run/conflicts.parquet")).unwrap() {
+        known.insert((conflict.row, conflict.pos), (conflict.kind, conflict.evidence));
+    }
+    let columns = [Column::Row, Column::Turn, Column::Pos, Column::Begin, Column::End, Column::Quadrant];
+    let (mut found, mut right, mut wrong) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
+    for chunk in read_chunks(&[workdir.path("run/tokens.parquet")], &columns) {
+        let chunk = chunk.unwrap();
+        for i in (0..chunk.len()).filter(|&i| chunk.quadrant[i] == Quadrant::ConfidentConflict) {
+            let spans = rows[chunk.row[i] as usize]["planted"].as_array();
+            let number = |span: &Value, key: &str| span[key].as_u64().unwrap();
+            let span = spans.into_iter().flatten().find(|span| {
+                number(span, "turn") == u64::from(chunk.turn[i])
+                    && number(span, "begin") < u64::from(chunk.end[i])
+                    && u64::from(chunk.begin[i]) < number(span, "end")
+            });
+            let Some(span) = span else { continue };
+            let (kind, evidence) = &known[&(chunk.row[i], chunk.pos[i])];
+            let label = span["kind"].as_str().unwrap();
+            *found.entry(label).or_insert(0) += 1;
+            match kind == label || label == "word" {
+                true => *right.entry(label).or_insert(0) += 1,
+                false => wrong.push(format!("{span}: {kind}, {evidence}")),
+            }
+        }
+    }
+    println!("{right:?} of {found:?}; {wrong:#?}");
+    for label in ["number", "entity"] {
+        assert!(found[label] >= 8 && right[label] * 5 >= found[label] * 4, "{label}: {right:?} of {found:?}, {wrong:#?}");
+    }
+}
