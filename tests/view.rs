@@ -143,7 +143,8 @@ fn wait_for(browser: &mut Browser, condition: &str) {
 fn filters_and_the_brush_leave_the_rows_that_they_ask_for() {
     let Some(mut browser) = Browser::start(1440, 900) else { return };
     let workdir = Workdir::new();
-    let mut rows = plain_rows(40);
+    // Of few tokens each, so that the rows differ in what they hold.
+    let mut rows: Vec<Value> = (0..40).map(|i| row(&format!("Question {i}?"), &i.to_string())).collect();
     rows[7]["source"] = json!("other");
     let page = scored(&workdir, "run", &rows);
     browser.open(&page);
@@ -171,23 +172,33 @@ fn filters_and_the_brush_leave_the_rows_that_they_ask_for() {
     assert_eq!(browser.eval("[...document.querySelectorAll('.token')].every((span) => span.classList.contains('matched') === span.classList.contains('q0'))"), true);
     browser.press(&["c"]);
 
-    // The brush: a rectangle around the least probable token of all, by the mouse.
+    // The brush: by the mouse, a rectangle from the left edge to just beyond the least probable token of all.
     let place = browser.eval(
-        "(() => { const box = at('density').getBoundingClientRect(); return [box.left, box.top, box.width, box.height]; })()",
+        "(() => { const box = at('density').getBoundingClientRect(); \
+          const least = Math.exp(page.run.logprob.reduce((a, b) => Math.min(a, b))); \
+          const along = (logit(least) - X_RANGE[0]) / (X_RANGE[1] - X_RANGE[0]); \
+          return [box.left, box.top, box.height, box.left + FRAME.left + along * (box.width - FRAME.left - FRAME.right), least]; })()",
     );
-    let [left, top, width, height] = [0, 1, 2, 3].map(|i| place[i].as_f64().unwrap());
-    browser.drag((left + 40.0, top + 10.0), (left + 0.45 * width, top + 0.8 * height));
+    let [left, top, height, x, least] = [0, 1, 2, 3, 4].map(|i| place[i].as_f64().unwrap());
+    browser.drag((left + 20.0, top + 2.0), (x + 1.0, top + 0.8 * height));
     let asked = browser.eval("[page.filters.p, page.filters.entropy]");
     assert!(asked[0][1].as_f64().unwrap() < 1.0 && asked[1][0].as_f64().unwrap() > 0.0, "{asked}");
     let expected = browser.eval(
         "[...new Set([...page.run.logprob.keys()].filter((token) => { const p = Math.exp(page.run.logprob[token]), h = page.run.entropy[token], f = page.filters; return p >= f.p[0] && p <= f.p[1] && h >= f.entropy[0] && h <= f.entropy[1]; }).map((token) => page.run.row[page.run.rowOfToken[token]]))].sort((a, b) => a - b)",
     );
-    assert_eq!(shown(&mut browser), expected);
-    // The same by the fields.
+    let found = shown(&mut browser);
+    let is_some = |rows: &Value| (1..40).contains(&rows.as_array().unwrap().len());
+    assert!(is_some(&found), "{found}");
+    assert_eq!(found, expected);
+    // By the fields: the rows of the least probable token alone.
     browser.press(&["c"]);
-    browser.eval("at('p-to').value = '0.0035', at('p-to').dispatchEvent(new Event('change'))");
-    let by_field = shown(&mut browser);
-    assert!(by_field.as_array().unwrap().len() < 40, "{by_field}");
+    assert_eq!(shown(&mut browser).as_array().unwrap().len(), 40);
+    browser.eval(&format!("at('p-to').value = '{}', at('p-to').dispatchEvent(new Event('change'))", least * 1.000_001));
+    let found = shown(&mut browser);
+    assert!(is_some(&found), "{found}");
+    let least_row = browser
+        .eval("page.run.row[page.run.rowOfToken[page.run.logprob.indexOf(page.run.logprob.reduce((a, b) => Math.min(a, b)))]]");
+    assert!(found.as_array().unwrap().contains(&least_row), "{found}");
     assert_eq!(browser.complaints(), [""; 0]);
 }
 

@@ -9,7 +9,8 @@
 //! filters.js     which rows, in which order        compare.js   two runs side by side
 //! density.js     (p, H) as a brush    list.js      the ranked rows
 //! reader.js      one row in full      details.js   one token
-//! keys.js        the keyboard         start.js     the state, and what is drawn when it changes
+//! draw.js        what is drawn when something changes, acts.js what a user does, controls.js fields and buttons
+//! keys.js        the keyboard         start.js     the state, and all parts put together
 //! ```
 //!
 //! Nothing of the data can become markup or code: it comes as base64 in a block that is no script, the page shows it by text nodes only, and
@@ -54,7 +55,7 @@ pub(crate) struct Run<'a> {
 
 const PAGE: &str = include_str!("page.html");
 const STYLE: &str = include_str!("style.css");
-const SCRIPTS: [&str; 12] = [
+const SCRIPTS: [&str; 15] = [
     include_str!("data.js"),
     include_str!("text.js"),
     include_str!("numbers.js"),
@@ -65,6 +66,9 @@ const SCRIPTS: [&str; 12] = [
     include_str!("list.js"),
     include_str!("reader.js"),
     include_str!("details.js"),
+    include_str!("draw.js"),
+    include_str!("acts.js"),
+    include_str!("controls.js"),
     include_str!("keys.js"),
     include_str!("start.js"),
 ];

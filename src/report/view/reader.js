@@ -2,8 +2,8 @@
 
 const AT_ONCE = 3000;
 
-// Draws the turns of `row` of `run` into `place`. Long rows come in slices, so that the first screen is there at once.
-function drawRow(page, run, row, place) {
+// Puts the turns of `row` of `run` into `place`; gives the steps that draw their tokens.
+function stepsOfRow(page, run, row, place) {
   const [begin, end] = tokensOfRow(run, row);
   const turns = turnsOfRow(run, row);
   const byTurn = new Map();
@@ -29,16 +29,18 @@ function drawRow(page, run, row, place) {
       work.push(() => drawWords(page, run, tokens, text));
     }
   }
-  return runInSlices(work.flatMap((draw) => draw()), page);
+  return work.flatMap((draw) => draw());
 }
 
-// Steps that each draw up to AT_ONCE tokens: the first now, the others when the browser has time, unless another row is drawn by then.
-function runInSlices(steps, page) {
+// Each step draws up to AT_ONCE tokens: the first now, so that the first screen of a long row is there at once, the others when the browser
+// has time, unless another row is drawn by then. `whenDone` is called where some came later.
+function runInSlices(steps, page, whenDone) {
   const drawn = ++page.drawing;
   const next = () => {
-    if (page.drawing !== drawn || steps.length === 0) return;
+    if (page.drawing !== drawn) return;
     steps.shift()();
-    setTimeout(next);
+    if (steps.length) setTimeout(next);
+    else whenDone();
   };
   steps.shift()?.();
   // Rows of a few turns of usual length are drawn whole.

@@ -1,0 +1,114 @@
+// What a user does, by keys, buttons and fields alike.
+
+function makeActs(app) {
+  const { page } = app;
+  const { run } = page;
+  const rowNumber = () => run.row[page.row];
+
+  return {
+    moveRow(by) {
+      if (!page.rows.length) return;
+      const place = Math.min(Math.max(page.rows.indexOf(page.row) + by, 0), page.rows.length - 1);
+      app.draw.chooseRow(place);
+    },
+    screen: () => Math.max(Math.floor(at("list").clientHeight / LINE_HEIGHT) - 1, 1),
+    moveToken(by, extend) {
+      if (page.row < 0 || page.token < 0) return;
+      const [begin, end] = tokensOfRow(run, page.row);
+      if (extend && page.anchor < 0) page.anchor = page.token;
+      if (!extend) page.anchor = -1;
+      page.token = Math.min(Math.max(page.token + by, begin), end - 1);
+      app.draw.showToken(true);
+    },
+    nextMatch(by) {
+      if (page.row < 0) return;
+      const [begin, end] = tokensOfRow(run, page.row);
+      for (let token = page.token + by; token >= begin && token < end; token += by) {
+        if (page.passes ? page.passes[token] : run.quadrant[token] === 0) {
+          page.token = token;
+          page.anchor = -1;
+          return app.draw.showToken(true);
+        }
+      }
+    },
+    verdict(verdict) {
+      if (page.row < 0) return;
+      page.decisions.setVerdict(rowNumber(), verdict);
+      app.draw.decided();
+    },
+    mask(wholeTurn) {
+      if (page.token < 0) return;
+      const turn = run.turn[page.token];
+      const span = wholeTurn ? { turn, begin: 0, end: Infinity } : chosenSpan(page);
+      if (!span) return say("This token belongs to the chat template: there is nothing of the row's text to mask.");
+      page.decisions.toggleMask(rowNumber(), span.turn, span.begin, span.end, lengthOfTurn(run, page.row, turn));
+      app.draw.decided();
+    },
+    note() {
+      if (page.row < 0) return;
+      const field = make("textarea");
+      field.rows = 2;
+      field.value = page.decisions.of(rowNumber()).note;
+      field.setAttribute("aria-label", "Note on the row");
+      const row = rowNumber();
+      // Taking the field away blurs it, too.
+      field.addEventListener("blur", () => {
+        page.decisions.setNote(row, field.value.trim());
+        app.draw.decided();
+      }, { once: true });
+      field.addEventListener("keydown", (event) => {
+        if (event.key === "Enter" && !event.shiftKey) event.preventDefault(), field.blur();
+      });
+      at("row-head").append(field);
+      field.focus();
+    },
+    undo() {
+      if (!page.decisions.canUndo) return;
+      page.decisions.undo();
+      app.draw.decided();
+    },
+    exportDecisions() {
+      const link = make("a");
+      link.href = URL.createObjectURL(new Blob([page.decisions.exported()], { type: "application/jsonl" }));
+      link.download = "decisions.jsonl";
+      link.click();
+      setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+      app.draw.decided();
+    },
+    chooseFile: () => at("import-file").click(),
+    async readBack(file) {
+      try {
+        const n = page.decisions.readBack(await file.text());
+        say(`Read the decisions about ${count(n, "row")}.`);
+        app.draw.decided();
+      } catch (error) {
+        say(`${file.name}: ${error.message}. Nothing was taken over.`);
+      }
+    },
+    search: () => at("search").focus(),
+    setMeasure(id) {
+      page.measure = page.measures.find((measure) => measure.id === id);
+      app.controls.showMeasures();
+      app.draw.repaintTokens();
+      drawDetails(at("details"), page, run, page.token);
+    },
+    toggleDots() {
+      page.dots = !page.dots;
+      app.draw.drawReader();
+    },
+    clear() {
+      page.filters = noFilters();
+      app.draw.filterAgain();
+    },
+    help: () => at("help").showModal(),
+    escape() {
+      document.activeElement?.blur();
+      page.anchor = -1;
+      app.draw.repaintTokens();
+    },
+    brush(p, entropy) {
+      Object.assign(page.filters, { p, entropy });
+      app.draw.filterAgain();
+    },
+  };
+}
