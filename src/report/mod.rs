@@ -9,8 +9,6 @@ pub(crate) mod view;
 
 use std::fmt::Write;
 
-use std::fmt::Write;
-
 /// A token as one line of text in quotes.
 fn quoted(token: &str) -> String {
     format!("`{}`", isolated(&visible(token).replace(' ', "␣").replace('`', "ˋ")))
