@@ -9,7 +9,7 @@ use crate::model::config::Config;
 use crate::model::files::gguf::Gguf;
 use crate::model::layers::Layer;
 
-/// What is particular to a family. All families are pre-norm decoders that [`crate::model::decoder`] runs.
+/// What is particular to a family. All families are decoders that [`crate::model::decoder`] runs.
 pub(crate) struct Family {
     /// config.json's `model_type`, which is also the name of the family's file.
     pub model_type: &'static str,
