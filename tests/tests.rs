@@ -12,6 +12,7 @@ mod engine;
 mod eval;
 mod families;
 mod fuzz_readers;
+mod generated_rows;
 mod hub;
 mod interrupted;
 mod layers;

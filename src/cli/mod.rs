@@ -52,6 +52,12 @@ fn version() -> &'static str {
     &VERSION
 }
 
+/// Prints an error for people, and gives the exit code of the program.
+pub fn fail(error: &Error) -> u8 {
+    output::say(&format!("error: {error}"));
+    error.exit_code()
+}
+
 /// Runs what the command line asks for.
 pub fn run() -> Result<()> {
     let command = Cli::command();

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::output;
 use crate::jobs::score::{Beginning, Watch};
 use crate::tokens::Audit;
 use crate::train::metrics::StepMetrics;
@@ -58,7 +59,7 @@ impl Terminal {
     /// What the mask audit found.
     pub(super) fn audit(&self, audit: &Audit) {
         self.clear();
-        audit.lines().iter().for_each(|line| eprintln!("{line}"));
+        audit.lines().iter().for_each(|line| output::say(line));
     }
 
     /// Shows `done` of `total` (`u64::MAX` if that is not known) under `what`; a new `what` begins a new bar.
@@ -98,7 +99,7 @@ impl Terminal {
     /// A line for people, in the bar's place.
     pub(super) fn say(&self, line: &str) {
         self.clear();
-        eprintln!("{line}");
+        output::say(line);
     }
 
     fn clear(&self) {
@@ -125,14 +126,12 @@ impl Watch for Terminal {
         for file in beginning.files {
             eprintln!("Reading {} ({})", file.path.display(), file.format);
         }
-        for line in beginning.audit.lines() {
-            eprintln!("{line}");
-        }
+        beginning.audit.lines().iter().for_each(|line| output::say(line));
         if let Some(reason) = beginning.passed_over {
-            eprintln!("The GPU is not used: {reason}");
+            output::say(&format!("The GPU is not used: {reason}"));
         }
         for remark in beginning.remarks {
-            eprintln!("{}: {remark}", beginning.model);
+            output::say(&format!("{}: {remark}", beginning.model));
         }
         eprintln!(
             "Scoring {} supervised tokens of {} in {} rows with {} on {} -> {}",

@@ -33,6 +33,8 @@ mod options;
 mod pairs;
 mod parquet;
 mod raw;
+#[cfg(test)]
+mod readme;
 mod roles;
 mod switches;
 mod tools;
@@ -47,9 +49,10 @@ use crate::error::{Error, Result};
 
 pub use choice::{Choice, Chosen};
 pub use container::Container;
-pub use example::{Example, Place, PlantedSpan, Role, Turn, WeightedPart};
+pub use example::{Example, Place, PlantedSpan, Role, Turn, WeightedPart, Written};
 pub use files::Compression;
 pub use format::Format;
+pub(crate) use literal::LONG_INTEGER;
 pub use mapping::FieldMap;
 pub use options::ReadOptions;
 pub use roles::RoleMap;

@@ -16,6 +16,7 @@ use candle_core::{Device, Shape, Tensor};
 use rayon::prelude::*;
 
 use crate::error::{Context, Error, Result};
+use crate::files::refuse_pointer;
 use crate::kernels::cpu::with_floats;
 use crate::model::source::Used;
 
@@ -101,6 +102,7 @@ impl GgufFiles {
 impl Part {
     fn open(path: PathBuf) -> Result<(Part, HashMap<String, Value>)> {
         let file = File::open(&path).context_at(&path, "cannot open the model file")?;
+        refuse_pointer(&path)?;
         let mut reader = BufReader::new(file);
         let content = Content::read(&mut reader).map_err(|cause| {
             Error::new("this is not a whole GGUF file")
