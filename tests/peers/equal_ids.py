@@ -12,6 +12,9 @@ ids and the mask. Against Transformers, which reads the same conversations (mess
     mask   an answer begins where the rendering of what stands before it with the generation prompt ends, and ends where the rendering with
            it ends, less what follows the end of the turn; where these are no prefixes of the whole, only text and ids are compared
 
+The tokenizer is the one of tokenizer.json: AutoTokenizer (5.x) takes the class of config.json's model_type, whose own pre-tokenizer replaces the
+one of the file, so that a folder that was put together by hand is tokenised otherwise than it says.
+
 And among our own rows alone: equal texts have equal ids. The rows are messages rows of DATA and rows made of its pairs.
 """
 
@@ -23,7 +26,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from transformers import AutoTokenizer
+from transformers import PreTrainedTokenizerFast
 
 
 def read(path):
@@ -105,7 +108,7 @@ def main():
         rows += some[:share]
     worst = 0
     for folder in sorted(path for path in args.models.iterdir() if (path / "tokenizer.json").is_file()):
-        tok = AutoTokenizer.from_pretrained(folder)
+        tok = PreTrainedTokenizerFast.from_pretrained(folder)
         counts, by_text, n_equal = collections.Counter(), {}, 0
         with tempfile.NamedTemporaryFile("w", suffix=".jsonl", encoding="utf-8") as file:
             file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
