@@ -75,6 +75,19 @@ pub(crate) fn in_new_folder(folder: &Path, fill: impl FnOnce(&Path) -> Result<()
     Ok(())
 }
 
+/// An error where Git left the address of a large file in its place. What cannot be opened is for others to say.
+pub(crate) fn refuse_pointer(path: &Path) -> Result<()> {
+    const MARK: &[u8] = b"version https://git-lfs.github.com/spec/";
+    let mut start = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(MARK.len() as u64).read_to_end(&mut start));
+    match read.is_ok() && start == MARK {
+        true => Err(Error::new("this is a Git LFS pointer, which names a large file and is not the file itself")
+            .at(path)
+            .cure("Fetch the file: git lfs pull in its repository, or download it from where the repository is served.")),
+        false => Ok(()),
+    }
+}
+
 /// SHA-256 of a file's bytes in hexadecimal.
 pub(crate) fn file_sha256(path: &Path) -> Result<String> {
     file_digest(Sha256::new(), path)
@@ -147,6 +160,16 @@ mod tests {
         assert!(failed.unwrap_err().to_string().contains("stopped half way"));
         assert_eq!(fs::read_to_string(&path).unwrap(), "old");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_pointer_of_git_is_told_from_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.parquet");
+        fs::write(&path, "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n").unwrap();
+        assert!(refuse_pointer(&path).unwrap_err().to_string().contains("Git LFS pointer"));
+        fs::write(&path, "version https://git").unwrap();
+        assert!(refuse_pointer(&path).is_ok() && refuse_pointer(&folder.path().join("b")).is_ok());
     }
 
     #[test]

@@ -136,6 +136,53 @@ fn tool_results_and_empty_tool_lists() {
 }
 
 #[test]
+fn what_templates_may_tell_apart_is_kept() {
+    let call = r#"{"index":0,"id":"c","type":"function","function":{"name":"f","arguments":"{\"a\":1}"}}"#;
+    let call: Value = serde_json::from_str(call).unwrap();
+    let example = example(json!({"messages": [
+        {"role": "developer", "content": [{"type": "text", "text": "Be "}, {"type": "text", "text": "brief."}]},
+        {"role": "User", "content": "a", "channel": "x", "weights": null},
+        {"role": "assistant", "content": null, "tool_calls": [call], "tool_plan": "I ask.", "loss": false},
+        {"role": "tool", "tool_call_id": "c", "content": null},
+        {"role": "assistant", "content": null, "refusal": "No."},
+        {"role": "assistant", "content": null},
+    ]}));
+    assert_eq!(script(&example), ["System: Be brief.", "User: a", "Assistant: ", "Tool: ", "Assistant: No.", "Assistant: "]);
+    let written = |turn: usize| &example.turns[turn].written;
+    let roles: Vec<Option<&str>> = example.turns.iter().map(|turn| turn.written.role.as_deref()).collect();
+    assert_eq!(roles, [Some("developer"), Some("User"), None, None, None, None]);
+    assert_eq!(written(0).parts, [json!({"type": "text", "text": "Be "}), json!({"type": "text", "text": "brief."})]);
+    assert_eq!(json!(written(1).others), json!({"channel": "x"}));
+    assert_eq!(json!(written(2).others), json!({"tool_plan": "I ask."}), "what switches the loss is not for templates");
+    let without: Vec<bool> = example.turns.iter().map(|turn| turn.written.without_content).collect();
+    assert_eq!(without, [false, false, true, true, false, true]);
+    // Letter by letter, in the order of its keys.
+    assert_eq!(example.turns[2].tool_calls.as_ref().unwrap()[0].to_string(), call.to_string());
+}
+
+#[test]
+fn integers_keep_their_digits() {
+    let row = |number: &str| {
+        let row = format!(
+            r#"{{"question": "?", "answer": {number}, "id": {number}, "tools": [{{"type": "function", "function": {{"name": "f", "x": {number}}}}}]}}"#
+        );
+        let options = ReadOptions { format: Some(Format::QuestionAnswer), ..ReadOptions::default() };
+        read_bytes("rows.jsonl", row.as_bytes(), &options).unwrap().1.remove(0).example
+    };
+    for number in [
+        "18446744073709551615",
+        "18446744073709551616",
+        "-170141183460469231731687303715884105728",
+        "123456789012345678901234567890",
+    ] {
+        let example = row(number).unwrap();
+        assert_eq!((example.turns[1].content.as_str(), example.id.as_deref()), (number, Some(number)));
+    }
+    let error = row(&"9".repeat(40)).unwrap_err().to_string();
+    assert!(error.contains("more than 128 bits"), "{error}");
+}
+
+#[test]
 fn typed_parts_reasoning_and_weights() {
     let example = example(json!({"messages": [
         {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "value": "b"}, "c"], "loss_weight": 0.0},
@@ -515,8 +562,8 @@ fn a_bomb_is_refused_and_a_folder_is_read() {
 fn bad_chat_rows_say_where_and_why() {
     let good = r#"{"messages": [{"role": "assistant", "content": "good"}]}"#;
     let check = |row: &str, expected: &str| check_bad_row("a.jsonl", format!("{good}\n{row}\n{good}").as_bytes(), expected);
-    check(r#"{"messages": [{"role": "us"#, "expected valid JSON, found EOF while parsing a string (line 2, column 26)");
-    check(r#"{"messages": }"#, "expected valid JSON, found expected value (line 2, column 14)");
+    check(r#"{"messages": [{"role": "us"#, "expected valid JSON, found the end (EOF while parsing a string; line 2, column 26)");
+    check(r#"{"messages": }"#, "expected valid JSON, found `}` (expected value; line 2, column 14)");
     check("{\"messages\": \"\0\"}", "found a NUL byte at byte 14");
     check(r#"{"messages": "\ud800"}"#, "expected valid JSON");
     check(r#"{"messages": NaN}"#, "`messages`: expected a value, found null");
@@ -537,7 +584,7 @@ fn bad_chat_rows_say_where_and_why() {
     check_turn(r#"{"role": "narrator", "content": "b"}"#, "`messages[1].role`: expected a role (system, user");
     check_turn(r#"{"role": 1, "content": "b"}"#, "`messages[1].role`: expected a role (system, user");
     check_turn(r#"{"role": "assistant"}"#, "`messages[1].content`: expected text, found `role`");
-    check_turn(r#"{"role": "assistant", "content": null}"#, "found null without tool calls");
+    check_turn(r#"{"role": "assistant", "content": "a", "refusal": "b"}"#, "expected an answer or a refusal");
     check_turn(r#"{"role": "user", "content": {"a": 1}}"#, "expected a string or a list of parts, found an object");
     check_turn(
         r#"{"role": "user", "content": [{"type": "image_url"}]}"#,
@@ -636,7 +683,7 @@ fn bad_files_are_errors_that_name_the_file() {
         ("a.json", b"[]", empty),
         ("a.csv", b"prompt,completion\n", empty),
         ("a.jsonl", b"{\"a\": 1, \"b\": 2}", "cannot tell the format from the columns `a`, `b`"),
-        ("a.jsonl", b"{\"text\": \"a", "expected valid JSON, found EOF"),
+        ("a.jsonl", b"{\"text\": \"a", "expected valid JSON, found the end"),
         ("a.jsonl", b"\xFF\xFE{\0", "expected UTF-8, found UTF-16"),
         ("a.csv", b"text,text\na,b\n", "expected different column names, found `text` twice"),
         ("a.parquet", b"{\"text\": \"a\"}", "expected a Parquet file, which begins with `PAR1`"),

@@ -117,6 +117,24 @@ fn a_file_with_a_wrong_hash_is_not_kept() {
 }
 
 #[test]
+fn a_check_fetches_no_weights() {
+    let (workdir, hub) = (workdir(), Hub::start(folder_files()));
+    let check = |address: &str, settings: &[(&str, &str)]| {
+        run_command(&workdir, address, &["check", "rows.jsonl", "--model", "org/tiny", "--json"], settings).ok().json()
+    };
+    let found = check(&hub.address, &[]);
+    assert_eq!((&found["records"], &found["rows"]), (&1.into(), &1.into()));
+    assert!(hub.requests().iter().any(|request| request.ends_with("tokenizer.json")), "{:?}", hub.requests());
+    assert!(!hub.requests().iter().any(|request| request.contains("safetensors")), "{:?}", hub.requests());
+    // What is there does for another check, but not for a score.
+    hub.forget();
+    assert_eq!(check(CLOSED, &[("HF_HUB_OFFLINE", "1")])["shown"], found["shown"]);
+    assert_eq!(run(&workdir, CLOSED, "org/tiny", &[("HF_HUB_OFFLINE", "1")]).code, Some(1));
+    scored(&workdir, &hub.address, "org/tiny", &[]);
+    assert!(hub.requests().iter().any(|request| request.contains("safetensors")), "{:?}", hub.requests());
+}
+
+#[test]
 fn the_token_goes_to_the_hub_alone_and_is_never_shown() {
     let (workdir, hub) = (workdir(), Hub::start(folder_files()));
     let settings = [("HF_TOKEN", TOKEN), ("RUST_LOG", "trace"), ("RUST_BACKTRACE", "full")];
@@ -289,7 +307,11 @@ fn fixture(name: &str) -> PathBuf {
 /// One run with the hub at `endpoint`, its cache in the folder of the test, and nothing of the tester's own settings.
 fn run(workdir: &Workdir, endpoint: &str, model: &str, settings: &[(&str, &str)]) -> Ran {
     let out = next_run(workdir);
-    let mut command = workdir.command(&["rows.jsonl", "--model", model, "--out", &out, "--json"]);
+    run_command(workdir, endpoint, &["rows.jsonl", "--model", model, "--out", &out, "--json"], settings)
+}
+
+fn run_command(workdir: &Workdir, endpoint: &str, arguments: &[&str], settings: &[(&str, &str)]) -> Ran {
+    let mut command = workdir.command(arguments);
     for (name, _) in std::env::vars_os() {
         let name = name.to_string_lossy().into_owned();
         if name.starts_with("HF_") || name.to_ascii_lowercase().ends_with("_proxy") {

@@ -14,6 +14,7 @@ mod eval;
 mod export;
 mod families;
 mod fuzz_readers;
+mod generated_rows;
 mod gguf;
 mod gguf_keys;
 mod hub;

@@ -97,6 +97,6 @@ fn summary(found: &Checked, max_len: usize, coloured: bool) -> String {
     if audit.is_empty() {
         line("The audit found nothing.".to_owned());
     }
-    audit.into_iter().for_each(line);
+    audit.into_iter().for_each(|text| line(output::fitted(&text)));
     out
 }

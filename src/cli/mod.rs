@@ -61,6 +61,12 @@ fn version() -> &'static str {
     &VERSION
 }
 
+/// Prints an error for people, and gives the exit code of the program.
+pub fn fail(error: &Error) -> u8 {
+    output::say(&format!("error: {error}"));
+    error.exit_code()
+}
+
 /// Runs what the command line asks for.
 pub fn run() -> Result<()> {
     let typed: Vec<_> = std::env::args_os().collect();

@@ -12,6 +12,40 @@ pub(super) fn print(text: &str) -> Result<()> {
     }
 }
 
+/// Prints lines for people to the standard error, broken at words to the width of the terminal, if it is one.
+pub(super) fn say(text: &str) {
+    let width = terminal_size::terminal_size_of(std::io::stderr()).map(|(width, _)| usize::from(width.0));
+    for line in text.lines() {
+        eprintln!("{}", width.map_or_else(|| line.to_owned(), |width| wrapped(line, width)));
+    }
+}
+
+/// The line as it is printed to the standard output, broken at words in the same way.
+pub(super) fn fitted(line: &str) -> String {
+    let width = terminal_size::terminal_size_of(std::io::stdout()).map(|(width, _)| usize::from(width.0));
+    width.map_or_else(|| line.to_owned(), |width| wrapped(line, width))
+}
+
+/// The line in lines of at most `width` characters, the further ones indented by two more; longer words stand alone.
+fn wrapped(line: &str, width: usize) -> String {
+    let indent = line.len() - line.trim_start_matches(' ').len();
+    let (mut out, mut at) = (line[..indent].to_owned(), indent);
+    for word in line[indent..].split(' ') {
+        let n_chars = word.chars().count();
+        if at > indent && at + 1 + n_chars > width {
+            at = indent + 2;
+            out.push('\n');
+            out.push_str(&" ".repeat(at));
+        } else if at > indent || out.len() > indent {
+            out.push(' ');
+            at += 1;
+        }
+        out.push_str(word);
+        at += n_chars;
+    }
+    out
+}
+
 /// Colours on a terminal, unless the user does not want them.
 pub(super) fn coloured() -> bool {
     std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
@@ -23,5 +57,19 @@ pub(super) fn quoted(argument: &str) -> String {
     match !argument.is_empty() && argument.chars().all(plain) {
         true => argument.to_owned(),
         false => format!("'{}'", argument.replace('\'', r"'\''")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::wrapped;
+
+    #[test]
+    fn lines_break_at_words() {
+        assert_eq!(wrapped("  one two three", 10), "  one two\n    three");
+        assert_eq!(wrapped("a.jsonl:3: averylongword here", 12), "a.jsonl:3:\n  averylongword\n  here");
+        assert_eq!(wrapped("fits  as it is", 20), "fits  as it is");
+        assert_eq!(wrapped("é é é é", 3), "é é\n  é\n  é");
+        assert_eq!(wrapped("", 5), "");
     }
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::output;
 use crate::dataset::DataFile;
 use crate::error::{Context, Result};
 use crate::jobs::watch::{Beginning, Watch};
@@ -85,7 +86,7 @@ impl Terminal {
     /// A line for people, in the bar's place.
     pub(super) fn say(&self, line: &str) {
         self.clear();
-        eprintln!("{line}");
+        output::say(line);
     }
 
     fn clear(&self) {
@@ -116,7 +117,7 @@ impl Watch for Terminal {
 
     fn audited(&self, audit: &Audit) {
         self.clear();
-        audit.lines().iter().for_each(|line| eprintln!("{line}"));
+        audit.lines().iter().for_each(|line| output::say(line));
     }
 
     fn remarks(&self, model: &str, remarks: &[String]) {
@@ -126,7 +127,7 @@ impl Watch for Terminal {
     fn begins(&self, beginning: &Beginning) {
         self.clear();
         if let Some(reason) = beginning.passed_over {
-            eprintln!("The GPU is not used: {reason}");
+            output::say(&format!("The GPU is not used: {reason}"));
         }
         eprintln!(
             "Scoring {} supervised tokens of {} in {} rows with {} on {} -> {}",

@@ -10,8 +10,7 @@
 //! UltraChat    a list of texts, asked and answered by turns
 //! ```
 //!
-//! Parts of one turn are joined without a separator. A null content is an empty one, but an answer that holds nothing at all is
-//! refused. Results of tools that stand in a user's turn become turns of their own before it. Images and sound are refused.
+//! Parts of one turn are joined without a separator. A null content is an empty one. Results of tools that stand in a user's turn become turns of their own before it. Images and sound are refused.
 
 use serde_json::Value;
 
@@ -189,6 +188,8 @@ fn add_turn(message: &Object, dialect: &Dialect, path: &str, turns: &mut Vec<Tur
     let name = fields::required_text(message, &[role_key], &prefix)?;
     let (role, is_call) = reading.roles.find(&name, &format!("{path}.{role_key}"))?;
     let mut turn = plain(role, "");
+    let is_own_name = role_key == "role" && !is_call && !reading.roles.has(&name) && name != role.name();
+    turn.written.role = is_own_name.then(|| name.into_owned());
     let mut calls = tools::calls_of_turn(message, path)?;
     let is_there = |key: &&&str| message.get(**key).is_some_and(|value| !value.is_null());
     let content_key = [dialect.content].iter().chain(&CONTENT_KEYS).find(is_there).copied().unwrap_or(dialect.content);
@@ -199,6 +200,9 @@ fn add_turn(message: &Object, dialect: &Dialect, path: &str, turns: &mut Vec<Tur
         Some(value) if is_call => calls.extend(tools::calls_of_value(value, &content_path)?),
         Some(Value::Array(parts)) if role != Role::Tool || parts.iter().all(is_known_part) => {
             add_parts(&mut turn, &mut calls, &mut results, parts, &content_path, &mut reading.unused)?;
+            if parts.iter().all(|part| part.get("type") == Some(&Value::from("text")) && part.get("text").is_some()) {
+                turn.written.parts = parts.clone();
+            }
         }
         Some(value @ Value::Object(part)) if role != Role::Tool && is_known_part(value) => {
             add_part(&mut turn, &mut calls, &mut results, part, &content_path, &mut reading.unused)?;
@@ -213,14 +217,17 @@ fn add_turn(message: &Object, dialect: &Dialect, path: &str, turns: &mut Vec<Tur
     if let Some(reasoning) = fields::optional_text(message, &["reasoning_content", "reasoning", "thinking"], &prefix)? {
         turn.reasoning.get_or_insert_default().push_str(&reasoning);
     }
-    let is_null = message.get(content_key).is_some_and(Value::is_null);
-    let is_empty = fields::first(message, &[content_key]).is_none() && calls.is_empty() && turn.reasoning.is_none();
-    if is_empty && (role == Role::Assistant || !is_null) {
-        let found = match message.get(content_key) {
-            Some(_) => "null without tool calls".to_owned(),
-            None => list_keys(message.keys()),
-        };
-        return Err(Error::new(format!("`{content_path}`: expected text, found {found}")));
+    if let Some(refusal) = fields::optional_text(message, &["refusal"], &prefix)?.filter(|text| !text.is_empty()) {
+        if !turn.content.is_empty() {
+            return Err(Error::new(format!("`{path}`: expected an answer or a refusal, found `{content_key}` and `refusal`"))
+                .cure("Leave one of them."));
+        }
+        turn.content.push_str(&refusal);
+    }
+    // OpenAI writes null for nothing; a message without the key is a broken one, unless something else is said in it.
+    turn.written.without_content = fields::first(message, &[content_key]).is_none() && turn.content.is_empty();
+    if !message.contains_key(content_key) && turn.content.is_empty() && calls.is_empty() && turn.reasoning.is_none() {
+        return Err(Error::new(format!("`{content_path}`: expected text, found {}", list_keys(message.keys()))));
     }
     if !calls.is_empty() && role != Role::Assistant {
         return Err(Error::new(format!("`{path}`: expected tool calls in assistant turns only, found some in another turn")));
@@ -229,6 +236,7 @@ fn add_turn(message: &Object, dialect: &Dialect, path: &str, turns: &mut Vec<Tur
     turn.tool_call_id = fields::optional_text(message, &["tool_call_id"], &prefix)?.map(|id| id.into_owned());
     turn.name = fields::optional_text(message, &["name"], &prefix)?.map(|name| name.into_owned());
     switches::of_turn(&mut turn, message, &prefix, &mut reading.unused)?;
+    turn.written.others = others(message, &[role_key, content_key]);
     // A turn that only brings results of tools is those results.
     let is_only_results = !results.is_empty() && turn.content.is_empty() && role != Role::Assistant;
     turns.append(&mut results);
@@ -236,6 +244,14 @@ fn add_turn(message: &Object, dialect: &Dialect, path: &str, turns: &mut Vec<Tur
         turns.push(turn);
     }
     Ok(())
+}
+
+/// What of a message is neither a field of [`Turn`] nor a switch of the loss.
+fn others(message: &Object, read: &[&str]) -> Object {
+    const READ: [&str; 8] =
+        ["reasoning_content", "reasoning", "thinking", "tool_calls", "function_call", "tool_call_id", "name", "refusal"];
+    let is_other = |key: &str| !read.contains(&key) && !READ.contains(&key) && !switches::looks_like_switch(key);
+    message.iter().filter(|(key, value)| !value.is_null() && is_other(key)).map(|(k, v)| (k.clone(), v.clone())).collect()
 }
 
 /// Keys of the parts of Bedrock and Gemini, which have no `type`.
@@ -284,6 +300,7 @@ fn add_part(
         "text" | "input_text" | "output_text" => {
             turn.content.push_str(&fields::required_text(part, &["text", "value", "content"], &prefix)?);
         }
+        "refusal" => turn.content.push_str(&fields::required_text(part, &["refusal", "text"], &prefix)?),
         "reasoning" | "thinking" => {
             let text = fields::required_text(part, &["value", "reasoning", "thinking", "text"], &prefix)?;
             turn.reasoning.get_or_insert_default().push_str(&text);

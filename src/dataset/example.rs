@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::error::Result;
 
@@ -39,8 +39,8 @@ pub struct Turn {
     pub content: String,
     /// Passed to the template as `reasoning_content`.
     pub reasoning: Option<String>,
-    /// JSON array in OpenAI's form, `[{"type": "function", "id"?, "function": {"name", "arguments"}}]`. Arguments are an object, or the text that
-    /// the row has in its place.
+    /// JSON array in OpenAI's form, `[{"id"?, "type": "function", "function": {"name", "arguments"}}]`, with whatever else the row says of a
+    /// call. Arguments are an object, or the text that the row has in its place.
     pub tool_calls: Option<Value>,
     /// `tool_call_id` of a tool's result.
     pub tool_call_id: Option<String>,
@@ -50,6 +50,20 @@ pub struct Turn {
     pub weight: f32,
     /// Parts of the content with a weight of their own. Where two overlap, the smaller counts.
     pub parts: Vec<WeightedPart>,
+    pub written: Written,
+}
+
+/// How the row writes a turn, where templates may tell the difference.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Written {
+    /// The row's own name of the role, where it is not the one that [`Role`] stands for: `developer`, `observation`.
+    pub role: Option<String>,
+    /// The content is null or absent: Transformers then gives the template a message without one.
+    pub without_content: bool,
+    /// The content as the row's list of parts, if all of them are text; else empty.
+    pub parts: Vec<Value>,
+    /// The other keys of the message, such as Command R's `tool_plan`; those that are null are left out, as in Transformers.
+    pub others: Map<String, Value>,
 }
 
 /// Bytes `begin..end` of a content that have another weight in the loss than their turn.
@@ -64,7 +78,17 @@ impl Turn {
     /// A turn that is nothing but text.
     pub fn plain(role: Role, content: impl Into<String>) -> Turn {
         let content = content.into();
-        Turn { role, content, reasoning: None, tool_calls: None, tool_call_id: None, name: None, weight: 1.0, parts: Vec::new() }
+        Turn {
+            role,
+            content,
+            reasoning: None,
+            tool_calls: None,
+            tool_call_id: None,
+            name: None,
+            weight: 1.0,
+            parts: Vec::new(),
+            written: Written::default(),
+        }
     }
 
     /// Is any part of it to be learnt?
@@ -81,6 +105,19 @@ pub enum Role {
     Assistant,
     Tool,
     Text,
+}
+
+impl Role {
+    /// As chat templates and OpenAI's format call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::System => "system",
+            Role::User => "user",
+            Role::Assistant => "assistant",
+            Role::Tool => "tool",
+            Role::Text => "text",
+        }
+    }
 }
 
 /// Byte range `begin..end` of `turns[turn].content` that carries a conflict planted on purpose.

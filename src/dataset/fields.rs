@@ -69,7 +69,7 @@ pub(super) fn first<'a, 'k>(row: &'a Object, keys: &[&'k str]) -> Option<(&'k st
 /// A string as it is, a number or a boolean as Python prints it: answers such as 5 are often written without quotes.
 pub(super) fn text(value: &Value) -> Option<Cow<'_, str>> {
     match value {
-        Value::String(text) => Some(Cow::Borrowed(text)),
+        Value::String(text) => Some(Cow::Borrowed(text.strip_prefix(literal::LONG_INTEGER).unwrap_or(text))),
         Value::Bool(true) => Some(Cow::Borrowed("True")),
         Value::Bool(false) => Some(Cow::Borrowed("False")),
         Value::Number(number) => Some(Cow::Owned(match number.as_f64().filter(|_| number.is_f64()) {
@@ -107,7 +107,9 @@ pub(super) fn required_text<'a>(row: &'a Object, keys: &[&str], prefix: &str) ->
 
 /// The value that a string holds, in JSON or as Python prints it; else why it holds none.
 pub(super) fn embedded(text: &str) -> Result<Value, String> {
-    if let Ok(value) = serde_json::from_str(text) {
+    if !literal::may_hold_long_integers(text)
+        && let Ok(value) = serde_json::from_str(text)
+    {
         return Ok(value);
     }
     literal::json(text).or_else(|error| literal::python(text).map_err(|python| if text.contains('\'') { python } else { error }))
@@ -136,7 +138,7 @@ pub(super) fn object<'a>(value: &'a Value, path: &str) -> Result<&'a Object> {
 /// A string or a number as an identifier; anything else does not name the row.
 pub(super) fn label(row: &Object, key: &str) -> Option<String> {
     match row.get(key)? {
-        Value::String(text) if !text.is_empty() => Some(text.clone()),
+        Value::String(text) if !text.is_empty() => Some(text.trim_start_matches(literal::LONG_INTEGER).to_owned()),
         Value::Number(number) => Some(number.to_string()),
         _ => None,
     }

@@ -14,7 +14,7 @@ use tempfile::{NamedTempFile, TempPath};
 
 use super::folders;
 use crate::error::{Context, Error, Result};
-use crate::files::{for_each_chunk, hex};
+use crate::files::{for_each_chunk, hex, refuse_pointer};
 
 pub(super) type Reader = Box<dyn BufRead + Send>;
 
@@ -108,6 +108,7 @@ impl Store {
             Some(temporary) => temporary.to_path_buf(),
             None => path.to_owned(),
         };
+        refuse_pointer(&place)?;
         let compression = compression(&place).map_err(|error| error.at(path))?;
         let packed_bytes = std::fs::metadata(&place).map_or(0, |metadata| metadata.len());
         let place = Arc::new(place);

@@ -70,6 +70,28 @@ impl Format {
         }
     }
 
+    /// What a row of it has, as the README shows it.
+    #[cfg(test)]
+    pub(super) fn row_has(self) -> &'static str {
+        match self {
+            Format::Messages => {
+                "`messages`: list of `role` and `content` (text, or typed parts), with `tools`, `tool_calls`, tool results, \
+                 `reasoning_content`, and a `weight` for each turn; Anthropic's, Bedrock's and Gemini's shapes"
+            }
+            Format::ShareGpt => {
+                "`conversations`: list of `from` and `value`, with `function_call` and `observation`; with `chosen`"
+            }
+            Format::Alpaca => "`instruction`, `input`, `output` (or `response`, or `chosen`), `system`, `history`",
+            Format::PromptCompletion => {
+                "`prompt` and `completion` (or `chosen`): texts or lists of messages; `query` and `response`, `input` and `output`"
+            }
+            Format::QuestionAnswer => "`question` and `answer`",
+            Format::Text => "`text`: all of it is learnt, without a template",
+            Format::Oasst => "loose messages linked by parent ids: each path to a leaf is an example",
+            Format::SelfInstruct => "`instruction` and `instances`",
+        }
+    }
+
     /// The format of a row, to which the field map has been applied; its targets count before the row's other columns.
     pub(super) fn detect(row: &Object, mapping: &FieldMap) -> Result<Format> {
         let mapped: Object = row.iter().filter(|(key, _)| mapping.has_target(key)).map(|(k, v)| (k.clone(), v.clone())).collect();

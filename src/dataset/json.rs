@@ -93,6 +93,17 @@ pub(super) fn parse(bytes: &[u8], line: u64) -> Result<Value> {
     let text = utf8(bytes)?;
     // Where files were joined, a byte order mark stands in the middle.
     let text = text.strip_prefix('\u{FEFF}').unwrap_or(text);
+    if literal::may_hold_long_integers(text) {
+        match literal::json(text) {
+            Ok(value) => return Ok(value),
+            Err(found) if found.contains(literal::TOO_LONG) => {
+                return Err(
+                    Error::new(format!("expected integers of at most 128 bits, {found}")).cure("Write it as text, in quotes.")
+                );
+            }
+            Err(_) => {}
+        }
+    }
     serde_json::from_str(text).or_else(|error| {
         let dialect = literal::json(text);
         // serde_json counts lines from the start of the record and appends them to the message.
@@ -102,14 +113,30 @@ pub(super) fn parse(bytes: &[u8], line: u64) -> Result<Value> {
         let line = line + (error.line() as u64).saturating_sub(1);
         dialect.map_err(|found| {
             // Its own words show the text that was found; serde_json's know the place.
-            let reason = if found.starts_with("found") { &found["found ".len()..] } else { reason };
-            let error = Error::new(format!("expected valid JSON, found {reason} (line {line}, column {})", error.column()));
+            let place = format!("line {line}, column {}", error.column());
+            let error = Error::new(match found.strip_prefix("found ") {
+                Some(found) => format!("expected valid JSON, found {found} ({place})"),
+                None => format!("expected valid JSON, found {} ({reason}; {place})", text_at(text, &error)),
+            });
             match found.contains("surrogate") {
                 true => error.cure("Write the character itself, or both halves: \\ud83d\\ude00 is one."),
                 false => error,
             }
         })
     })
+}
+
+/// The text where the parser gave up, as messages show it.
+fn text_at(text: &str, error: &serde_json::Error) -> String {
+    const N_SHOWN: usize = 20;
+    let line = text.split('\n').nth(error.line().saturating_sub(1)).unwrap_or_default();
+    // Columns count bytes, from 1; the end of the text is one beyond its last.
+    let mut at = error.column().saturating_sub(1).min(line.len());
+    while !line.is_char_boundary(at) {
+        at -= 1;
+    }
+    let rest: String = line[at..].chars().take(N_SHOWN).collect();
+    if error.is_eof() || rest.is_empty() { "the end".to_owned() } else { format!("`{rest}`") }
 }
 
 /// The line where an element starts, and its bytes or why they are unusable.

@@ -21,6 +21,37 @@ pub(super) fn python(text: &str) -> Result<Value, String> {
     Parser { text, at: 0, depth: 0, is_python: true }.whole()
 }
 
+/// Stands before the digits of an integer that a JSON value cannot hold, in a text: a noncharacter of Unicode, which no text of data has.
+pub(crate) const LONG_INTEGER: char = '\u{FDD3}';
+
+/// Begins what is said of an integer that nothing here holds.
+pub(super) const TOO_LONG: &str = "found an integer of more than 128 bits";
+
+/// May the text hold an integer of more than 64 bits? Then it is for this parser, as serde_json's would make a float of it.
+pub(super) fn may_hold_long_integers(text: &str) -> bool {
+    const N_DIGITS: usize = 19;
+    let mut n_digits = 0;
+    text.bytes().any(|byte| {
+        n_digits = if byte.is_ascii_digit() { n_digits + 1 } else { 0 };
+        n_digits == N_DIGITS
+    })
+}
+
+/// An integer of more than 64 bits, as a text with [`LONG_INTEGER`] before it; `None` where a JSON number holds it.
+fn long_integer(written: &str) -> Result<Option<Value>, String> {
+    let digits = written.strip_prefix('-').unwrap_or(written);
+    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) || (digits.len() > 1 && digits.starts_with('0')) {
+        return Ok(None);
+    }
+    if written.parse::<i64>().is_ok() || written.parse::<u64>().is_ok() {
+        return Ok(None);
+    }
+    match written.parse::<i128>().is_ok() || written.parse::<u128>().is_ok() {
+        true => Ok(Some(Value::String(format!("{LONG_INTEGER}{written}")))),
+        false => Err(format!("{TOO_LONG}, {written}")),
+    }
+}
+
 /// Deeper nesting is a mistake; without a limit it would exhaust the stack. serde_json stops at the same depth.
 const MAX_DEPTH: usize = 128;
 
@@ -251,6 +282,10 @@ impl Parser<'_> {
             if let Some(fraction) = plain.strip_prefix('.') {
                 plain = format!("0.{fraction}");
             }
+        }
+        if let Some(integer) = long_integer(&plain)? {
+            self.at += length;
+            return Ok(integer);
         }
         let number: Number = serde_json::from_str(&plain).map_err(|_| format!("expected a number, found `{written}`"))?;
         self.at += length;

@@ -34,6 +34,8 @@ mod original;
 mod pairs;
 mod parquet;
 mod raw;
+#[cfg(test)]
+mod readme;
 mod roles;
 mod switches;
 mod tools;
@@ -49,9 +51,10 @@ use crate::error::{Error, Result};
 
 pub use choice::{Choice, Chosen};
 pub use container::Container;
-pub use example::{Example, Place, PlantedSpan, Role, Turn, WeightedPart};
+pub use example::{Example, Place, PlantedSpan, Role, Turn, WeightedPart, Written};
 pub use files::Compression;
 pub use format::Format;
+pub(crate) use literal::LONG_INTEGER;
 pub use mapping::FieldMap;
 pub use options::ReadOptions;
 pub(crate) use original::Original;

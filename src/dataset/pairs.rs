@@ -157,16 +157,12 @@ fn pair(row: &Object, asked: &[&str], answered: &[&str], reading: &mut Reading) 
 
 fn side(value: &Value, key: &str, role: Role, reading: &mut Reading) -> Result<Vec<Turn>> {
     match value {
-        Value::String(text) => match transcript(text) {
-            Some(turns) => Ok(turns),
-            None => Ok(vec![chat::plain(role, text)]),
-        },
         Value::Array(_) => chat::turns(value, &chat::MESSAGES, key, reading),
         Value::Object(turn) if chat::looks_like_turn(value) => {
             chat::turns(&Value::Array(vec![Value::Object(turn.clone())]), &chat::MESSAGES, key, reading)
         }
         other => match fields::text(other) {
-            Some(text) => Ok(vec![chat::plain(role, &text)]),
+            Some(text) => Ok(transcript(&text).unwrap_or_else(|| vec![chat::plain(role, &text)])),
             None => Err(wrong_type(key, "a string or a list of messages", other)),
         },
     }

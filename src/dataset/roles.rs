@@ -4,7 +4,7 @@ use super::example::Role;
 use crate::error::{Error, Result};
 
 /// Names and what they stand for. Compared in lower case, with `_` for `-` and space.
-const NAMES: &[(&str, Role)] = &[
+pub(super) const NAMES: &[(&str, Role)] = &[
     ("system", Role::System),
     ("developer", Role::System),
     ("system_prompt", Role::System),
@@ -38,7 +38,7 @@ const NAMES: &[(&str, Role)] = &[
 ];
 
 /// Turns whose whole text is a tool call.
-const CALLS: &[&str] = &["function_call", "tool_call", "tool_calls", "function_calls"];
+pub(super) const CALLS: &[&str] = &["function_call", "tool_call", "tool_calls", "function_calls"];
 
 /// The user's own names, in the order given.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -68,6 +68,11 @@ impl RoleMap {
 
     pub fn is_empty(&self) -> bool {
         self.names.is_empty()
+    }
+
+    /// Does the user say himself what the name stands for?
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.names.iter().any(|(own, _)| own == name.trim() || own == name)
     }
 
     /// The role that a name stands for, and whether such a turn's whole text is a tool call.

@@ -21,12 +21,12 @@ use super::fields::{Object, list, object, wrong_type};
 use crate::error::{Error, Result};
 
 /// Switches of a turn or a part that say that it does not count.
-const MASKS: [&str; 2] = ["mask", "masked"];
+pub(super) const MASKS: [&str; 2] = ["mask", "masked"];
 /// All switches of a turn or a part; the others say how much it counts.
 pub(super) const NAMES: [&str; 8] = ["weight", "loss_weight", "loss_scale", "train", "training", "loss", "mask", "masked"];
-const DETAILS: [&str; 2] = ["train_detail", "training_detail"];
+pub(super) const DETAILS: [&str; 2] = ["train_detail", "training_detail"];
 pub(super) const LOSS_MASK: &str = "loss_mask";
-const LABELS: [&str; 2] = ["label", "kto_tag"];
+pub(super) const LABELS: [&str; 2] = ["label", "kto_tag"];
 pub(super) const TEMPLATE_SWITCHES: &str = "chat_template_kwargs";
 
 /// Does the name promise to change what is learnt, or to show the model more than text?

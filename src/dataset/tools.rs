@@ -120,14 +120,26 @@ pub(super) fn calls_of_value(value: &Value, path: &str) -> Result<Vec<Value>> {
 
 fn call(value: &Value, path: &str) -> Result<Value> {
     let object = fields::object(value, path)?;
-    let (function, path) = match object.get("function") {
+    let (function, function_path) = match object.get("function") {
         Some(Value::Object(function)) => (function, format!("{path}.function")),
         Some(other) if !object.contains_key("name") => return Err(wrong_type(&format!("{path}.function"), "an object", other)),
         _ => (object, path.to_owned()),
     };
-    let name = fields::required_text(function, &["name"], &format!("{path}."))?;
-    let arguments = fields::first(function, &["arguments", "parameters", "input", "args"]).map(|(_, value)| value);
-    made(&name, fields::label(object, "id"), arguments, &format!("{path}.arguments"))
+    let name = fields::required_text(function, &["name"], &format!("{function_path}."))?;
+    let (key, arguments) = fields::first(function, &["arguments", "parameters", "input", "args"]).unzip();
+    let arguments_path = format!("{function_path}.arguments");
+    let is_openai = object.get("function").is_some_and(Value::is_object) && key.is_none_or(|key| key == "arguments");
+    if !is_openai {
+        return made(&name, fields::label(object, "id"), arguments, &arguments_path);
+    }
+    // Templates print whole calls, so that keys and their order stay as the row has them.
+    let mut call = object.clone();
+    call.retain(|_, value| !value.is_null());
+    let mut function = function.clone();
+    function.insert("name".to_owned(), json!(name));
+    function.insert("arguments".to_owned(), checked(arguments, &arguments_path)?);
+    call.insert("function".to_owned(), Value::Object(function));
+    Ok(Value::Object(call))
 }
 
 /// Anthropic's, Bedrock's or Gemini's part of an answer that is a call.
@@ -138,19 +150,22 @@ pub(super) fn call_of_part(part: &Object, path: &str) -> Result<Value> {
     made(&name, id, arguments, &format!("{path}.input"))
 }
 
-/// A function without parameters is called with `""`, `null`, `{}` or nothing at all.
 fn made(name: &str, id: Option<String>, arguments: Option<&Value>, path: &str) -> Result<Value> {
-    let arguments = match arguments {
-        None | Some(Value::Null) => json!({}),
-        Some(Value::String(text)) if text.trim().is_empty() => json!({}),
-        Some(arguments @ (Value::Object(_) | Value::String(_))) => arguments.clone(),
-        Some(other) => return Err(wrong_type(path, "an object", other)),
-    };
     let mut call = Map::new();
-    call.insert("type".to_owned(), json!("function"));
     call.extend(id.map(|id| ("id".to_owned(), json!(id))));
-    call.insert("function".to_owned(), json!({ "name": name, "arguments": arguments }));
+    call.insert("type".to_owned(), json!("function"));
+    call.insert("function".to_owned(), json!({ "name": name, "arguments": checked(arguments, path)? }));
     Ok(Value::Object(call))
+}
+
+/// Arguments are an object or text. A function without parameters is called with `""`, `null`, `{}` or nothing at all.
+fn checked(arguments: Option<&Value>, path: &str) -> Result<Value> {
+    match arguments {
+        None | Some(Value::Null) => Ok(json!({})),
+        Some(Value::String(text)) if text.trim().is_empty() => Ok(json!({})),
+        Some(arguments @ (Value::Object(_) | Value::String(_))) => Ok(arguments.clone()),
+        Some(other) => Err(wrong_type(path, "an object", other)),
+    }
 }
 
 /// Takes out what Arrow put into aligned rows: properties without a schema, and arguments that are null and that the schema of their

@@ -60,12 +60,13 @@ pub(crate) struct Shown {
 #[derive(Debug, Serialize)]
 pub(crate) struct Piece {
     pub text: String,
+    pub ids: Vec<u32>,
     pub supervised: bool,
 }
 
 pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Checked> {
     let dataset = Dataset::open(&job.inputs, &job.read)?;
-    let reference = Reference::resolve(job.model.as_deref(), &fetching(watch))?;
+    let reference = Reference::resolve_text(job.model.as_deref(), &fetching(watch))?;
     let (tokenizer, template) = text_of(&reference)?;
     let renderer = Renderer::new(tokenizer, template, job.render.clone())?;
     let mut found = Checked {
@@ -173,12 +174,16 @@ fn hash(ids: &[u32]) -> u64 {
 }
 
 fn pieces(sequence: &Sequence, tokenizer: &Tokenizer) -> Vec<Piece> {
-    let mut runs: Vec<(Vec<u8>, bool)> = Vec::new();
+    let mut runs: Vec<(Vec<u32>, bool)> = Vec::new();
     for (&id, &supervised) in sequence.ids.iter().zip(&sequence.supervised) {
         match runs.last_mut() {
-            Some((bytes, is)) if *is == supervised => bytes.extend(tokenizer.bytes(id)),
-            _ => runs.push((tokenizer.bytes(id).to_vec(), supervised)),
+            Some((ids, is)) if *is == supervised => ids.push(id),
+            _ => runs.push((vec![id], supervised)),
         }
     }
-    runs.into_iter().map(|(bytes, supervised)| Piece { text: String::from_utf8_lossy(&bytes).into_owned(), supervised }).collect()
+    let piece = |(ids, supervised): (Vec<u32>, bool)| {
+        let bytes: Vec<u8> = ids.iter().flat_map(|&id| tokenizer.bytes(id).iter().copied()).collect();
+        Piece { text: String::from_utf8_lossy(&bytes).into_owned(), ids, supervised }
+    };
+    runs.into_iter().map(piece).collect()
 }

@@ -121,11 +121,16 @@ pub struct Info {
 /// What a model's texts are made with, without its weights: they may be missing from a folder.
 pub fn text_of(reference: &Reference) -> Result<(Arc<Tokenizer>, Option<ChatTemplate>)> {
     let path = &reference.path;
-    if let Some(tokenizer) = path.is_dir().then(|| files::folder::tokenizer(path)).transpose()?.flatten() {
+    let own = path.is_dir().then(|| files::folder::tokenizer(path)).transpose()?.flatten();
+    if let Some(base) = reference.base() {
+        let (of_base, base_template) = text_of(base)?;
+        let tokenizer = own.map_or(of_base, Arc::new);
         let template = files::folder::template(path, &tokenizer)?;
-        if template.is_some() || !files::adapter::is_adapter(path) {
-            return Ok((Arc::new(tokenizer), template));
-        }
+        return Ok((tokenizer, template.or(base_template)));
+    }
+    if let Some(tokenizer) = own {
+        let template = files::folder::template(path, &tokenizer)?;
+        return Ok((Arc::new(tokenizer), template));
     }
     let source = reference.open()?;
     let tokenizer = source.tokenizer()?;

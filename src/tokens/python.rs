@@ -1,4 +1,4 @@
-//! What chat templates expect of Python: `json.dumps` and `strftime`.
+//! What chat templates expect of Python: `str`, `json.dumps` and `strftime`.
 //!
 //! Templates were written for Transformers, and a model has learnt its tool schemas in the very spacing of `json.dumps`, so the
 //! two are imitated to the byte. Left out of `strftime`: what depends on the locale.
@@ -7,8 +7,9 @@ use std::fmt::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use minijinja::value::{Kwargs, Value, ValueKind};
-use minijinja::{Error, ErrorKind};
+use minijinja::{Error, ErrorKind, Output, State};
 
+use crate::dataset::LONG_INTEGER;
 use crate::format::python_float;
 
 /// JSON as templates see it; maps keep their order.
@@ -22,10 +23,120 @@ pub(super) fn from_json(json: &serde_json::Value) -> Value {
             (None, Some(integer)) => Value::from(integer),
             (None, None) => Value::from(number.as_f64().unwrap_or(f64::NAN)),
         },
-        Json::String(text) => Value::from(text.as_str()),
+        Json::String(text) => {
+            match text.strip_prefix(LONG_INTEGER).map(|digits| (digits.parse::<i128>(), digits.parse::<u128>())) {
+                Some((Ok(integer), _)) => Value::from(integer),
+                Some((_, Ok(integer))) => Value::from(integer),
+                _ => Value::from(text.as_str()),
+            }
+        }
         Json::Array(items) => items.iter().map(from_json).collect(),
         Json::Object(fields) => Value::from_pairs(fields.iter().map(|(key, value)| (key.as_str(), from_json(value)))),
     }
+}
+
+/// The test `iterable`: Python goes through the letters of a text and through nothing at all, but not through `None`.
+pub(super) fn is_iterable(value: &Value) -> bool {
+    value.is_undefined() || matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Iterable | ValueKind::Map)
+}
+
+/// The test `sequence`: in Jinja whatever has a length and can be asked for an item, dictionaries among them.
+pub(super) fn is_sequence(value: &Value) -> bool {
+    value.is_undefined() || matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Map)
+}
+
+/// For `Environment::set_formatter`: `{{ value }}` as Python's `str` has it.
+pub(super) fn write(out: &mut Output, _: &mut State, value: &Value) -> Result<(), Error> {
+    match value.as_str() {
+        Some(text) => out.write_str(text).map_err(Error::from),
+        None => out.write_str(&text(value)).map_err(Error::from),
+    }
+}
+
+/// Python's `str(value)`; an undefined value is nothing.
+pub(super) fn text(value: &Value) -> String {
+    let mut out = String::new();
+    match value.as_str() {
+        Some(text) => out.push_str(text),
+        None if value.is_undefined() => {}
+        None => write_repr(&mut out, value),
+    }
+    out
+}
+
+/// Python's `repr(value)`. Beside floats and characters that cannot be printed, minijinja's own is the same.
+fn write_repr(out: &mut String, value: &Value) {
+    let list = |out: &mut String, value: &Value, open: &str, close: &str| {
+        out.push_str(open);
+        let items: Vec<Value> = value.try_iter().map(Iterator::collect).unwrap_or_default();
+        for (idx, item) in items.iter().enumerate() {
+            out.push_str(if idx > 0 { ", " } else { "" });
+            write_repr(out, item);
+        }
+        out.push_str(if open == "(" && items.len() == 1 { ",)" } else { close });
+    };
+    match value.kind() {
+        ValueKind::Number if !value.is_integer() => out.push_str(&float(value)),
+        ValueKind::String => write_quoted(out, value.as_str().unwrap_or_default()),
+        ValueKind::Seq if value.is_tuple() => list(out, value, "(", ")"),
+        ValueKind::Seq => list(out, value, "[", "]"),
+        ValueKind::Map => {
+            out.push('{');
+            for (idx, key) in value.try_iter().into_iter().flatten().enumerate() {
+                out.push_str(if idx > 0 { ", " } else { "" });
+                write_repr(out, &key);
+                out.push_str(": ");
+                write_repr(out, &value.get_item(&key).unwrap_or_default());
+            }
+            out.push('}');
+        }
+        // Writing to a string cannot fail.
+        _ => drop(write!(out, "{value:?}")),
+    }
+}
+
+fn float(value: &Value) -> String {
+    match f64::try_from(value.clone()) {
+        Ok(number) if number.is_nan() => "nan".to_owned(),
+        Ok(number) if number.is_infinite() => if number > 0.0 { "inf" } else { "-inf" }.to_owned(),
+        Ok(number) => python_float(number),
+        Err(_) => value.to_string(),
+    }
+}
+
+fn write_quoted(out: &mut String, text: &str) {
+    let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
+    out.push(quote);
+    for c in text.chars() {
+        let code = c as u32;
+        match c {
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            c if c == quote => {
+                out.push('\\');
+                out.push(c);
+            }
+            // Writing to a string cannot fail.
+            _ if !is_printable(c) && code <= 0xff => drop(write!(out, "\\x{code:02x}")),
+            _ if !is_printable(c) && code <= 0xffff => drop(write!(out, "\\u{code:04x}")),
+            _ if !is_printable(c) => drop(write!(out, "\\U{code:08x}")),
+            c => out.push(c),
+        }
+    }
+    out.push(quote);
+}
+
+/// Python's `str.isprintable`, without the code points that Unicode has not assigned yet.
+fn is_printable(c: char) -> bool {
+    let is_format = matches!(c,
+        '\u{ad}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}' | '\u{890}' | '\u{891}' | '\u{8e2}' | '\u{180e}'
+        | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}'
+        | '\u{110bd}' | '\u{110cd}' | '\u{1d173}'..='\u{1d17a}' | '\u{e0001}' | '\u{e0020}'..='\u{e007f}');
+    let is_private = matches!(c, '\u{e000}'..='\u{f8ff}' | '\u{f0000}'..);
+    let is_noncharacter = (c as u32) & 0xfffe == 0xfffe || matches!(c, '\u{fdd0}'..='\u{fdef}');
+    c == ' ' || !(c.is_control() || c.is_whitespace() || is_format || is_private || is_noncharacter)
 }
 
 /// The filter `tojson(ensure_ascii=False, indent=None, separators=None, sort_keys=False)` of Transformers
@@ -72,7 +183,12 @@ fn write_json(out: &mut String, value: &Value, layout: &Layout, depth: usize) ->
         ValueKind::None => out.push_str("null"),
         ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
         ValueKind::Number if value.is_integer() => out.push_str(&value.to_string()),
-        ValueKind::Number => out.push_str(&python_float(f64::try_from(value.clone())?)),
+        ValueKind::Number => out.push_str(match float(value).as_str() {
+            "nan" => "NaN",
+            "inf" => "Infinity",
+            "-inf" => "-Infinity",
+            number => number,
+        }),
         ValueKind::String => write_string(out, value.as_str().unwrap_or_default(), layout.ensure_ascii),
         ValueKind::Seq | ValueKind::Iterable => {
             let items: Vec<Value> = value.try_iter()?.collect();

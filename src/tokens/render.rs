@@ -139,13 +139,9 @@ impl Renderer {
     pub fn render(&self, row: u32, example: &Example) -> Result<Rendered> {
         check(example)?;
         let is_text = example.turns.iter().any(|turn| turn.role == Role::Text);
-        let layout = match &self.template {
+        let layout = match self.template_of(example) {
             _ if is_text => self.lay_out_text(&example.turns)?,
-            Some(template) => {
-                // As Transformers chooses among named templates.
-                let template = self.tool_use.as_ref().filter(|_| example.tools.is_some()).unwrap_or(template);
-                self.lay_out_chat(template, example)?
-            }
+            Some(template) => self.lay_out_chat(template, example)?,
             None => self.lay_out_plain(example)?,
         };
         let supervised = self.supervised_answers(&layout, &example.turns);
@@ -181,10 +177,21 @@ impl Renderer {
         let tools = example.tools.as_ref().map(python::from_json);
         let switches = self.switches(example)?;
         let around = Surroundings { tools: tools.as_ref(), switches: switches.as_ref() };
-        let first = lay_out(template, habits, &self.conversation(&example.turns, around));
+        let attempt = |turns: &[Turn], nulls| {
+            let messages = Messages { template, habits, nulls };
+            lay_out(template, habits, &self.conversation(turns, around, &messages))
+        };
+        let has_null = example.turns.iter().any(|turn| turn.written.without_content);
+        let first = attempt(&example.turns, Nulls::Absent);
+        // A template that cannot do without a content gets an empty one.
+        let second = || attempt(&example.turns, Nulls::Empty);
+        let first = first.or_else(|error| if has_null { second().map_err(|_| error) } else { Err(error) });
         // A template that goes through the arguments of a call cannot do so with text: it gets the object that the text holds.
         match (first, with_parsed_arguments(&example.turns)) {
-            (Err(error), Some(turns)) => lay_out(template, habits, &self.conversation(&turns, around)).map_err(|_| error),
+            (Err(error), Some(turns)) => {
+                let parsed = [Nulls::Absent, Nulls::Empty].into_iter().find_map(|nulls| attempt(&turns, nulls).ok());
+                parsed.ok_or(error)
+            }
             (first, _) => first,
         }
     }
@@ -208,14 +215,14 @@ impl Renderer {
         Ok((!switches.is_empty()).then(|| python::from_json(&serde_json::Value::Object(switches))))
     }
 
-    fn conversation<'a>(&self, turns: &'a [Turn], around: Surroundings<'a>) -> Conversation<'a> {
+    fn conversation<'a>(&self, turns: &'a [Turn], around: Surroundings<'a>, way: &Messages) -> Conversation<'a> {
         let mut messages = Vec::with_capacity(turns.len() + 1);
         let mut turn_of = Vec::with_capacity(turns.len() + 1);
         if let Some(system) = self.missing_system(turns) {
-            messages.push(minijinja::context! { role => "system", content => system });
+            messages.push(way.message(&Turn::plain(Role::System, system)));
             turn_of.push(None);
         }
-        messages.extend(turns.iter().map(message));
+        messages.extend(turns.iter().map(|turn| way.message(turn)));
         turn_of.extend((0..turns.len()).map(Some));
         Conversation { messages, turn_of, turns, around }
     }
@@ -316,6 +323,26 @@ impl Renderer {
         Ok(tokens)
     }
 
+    /// The template for a row: Transformers chooses among named ones in this way.
+    fn template_of(&self, example: &Example) -> Option<&(ChatTemplate, Habits)> {
+        self.tool_use.as_ref().filter(|_| example.tools.is_some()).or(self.template.as_ref())
+    }
+
+    /// The keys of the row that look like switches and were not used, variables that the template does not know among them.
+    fn unused_switches(&self, example: &Example) -> Vec<String> {
+        let knows = |name: &str| self.template_of(example).is_some_and(|(template, _)| template.spells(name));
+        let variables = example.template_switches.iter().filter_map(|switches| switches.as_object()).flatten();
+        let unknown = variables.filter(|(name, _)| !knows(name)).map(|(name, _)| format!("chat_template_kwargs.{name}"));
+        example.unused.iter().cloned().chain(unknown).collect()
+    }
+
+    /// The row's own names of roles that the template does not know, and that it was given others for.
+    fn renamed_roles(&self, example: &Example) -> Vec<String> {
+        let names = example.turns.iter().filter_map(|turn| turn.written.role.as_ref());
+        let Some((template, _)) = self.template_of(example) else { return Vec::new() };
+        names.filter(|name| !knows_role(template, name)).cloned().collect()
+    }
+
     fn audit(&self, example: &Example, sequence: &Sequence, tokens: &[Token], layout: &Layout, supervised: &[bool]) -> RowAudit {
         let is_text = example.turns.iter().any(|turn| turn.role == Role::Text);
         let chosen = || layout.answers.iter().zip(supervised).filter(|(_, supervised)| **supervised).map(|(answer, _)| answer);
@@ -338,10 +365,21 @@ impl Renderer {
             unlike_prompt: layout.unlike_prompt,
             truncated: None,
             answer_cut: false,
-            unused_switches: example.unused.clone(),
+            unused_switches: self.unused_switches(example),
+            renamed_roles: self.renamed_roles(example),
+            empty_answer: chosen().any(|answer| says_nothing(&example.turns[answer.turn])),
             ..if is_text { RowAudit::default() } else { lost::lost(example, &layout.text) }
         }
     }
+}
+
+/// Is there nothing in the turn that could be learnt?
+fn says_nothing(turn: &Turn) -> bool {
+    let is_blank = |text: &str| text.trim().is_empty();
+    turn.role == Role::Assistant
+        && is_blank(&turn.content)
+        && turn.tool_calls.is_none()
+        && turn.reasoning.as_deref().is_none_or(is_blank)
 }
 
 /// The weight of a token of this turn. A token that reaches over the edge of a part belongs to the part that holds its first
@@ -379,26 +417,45 @@ fn holds(range: &Range<usize>, token: &Token) -> bool {
     range.start <= token.begin && token.end <= range.end && token.begin < range.end
 }
 
-/// A turn as templates know it.
-fn message(turn: &Turn) -> Value {
-    let role = match turn.role {
-        Role::System => "system",
-        Role::User => "user",
-        Role::Assistant => "assistant",
-        Role::Tool => "tool",
-        Role::Text => "text",
-    };
-    // Templates ask whether a key is there, so that an absent one must stay away.
-    let mut fields = vec![("role", Value::from(role)), ("content", Value::from(turn.content.as_str()))];
-    if let Some(reasoning) = &turn.reasoning {
-        fields.push(("reasoning_content", Value::from(reasoning.as_str())));
-        // gpt-oss's name for it, which Transformers fills in too.
-        fields.push(("thinking", Value::from(reasoning.as_str())));
+/// What becomes of a content that is null.
+#[derive(Clone, Copy, PartialEq)]
+enum Nulls {
+    /// The message has none, as in Transformers.
+    Absent,
+    Empty,
+}
+
+/// How turns become the messages that a template knows.
+struct Messages<'a> {
+    template: &'a ChatTemplate,
+    habits: &'a Habits,
+    nulls: Nulls,
+}
+
+impl Messages<'_> {
+    fn message(&self, turn: &Turn) -> Value {
+        let written = &turn.written;
+        // Templates ask whether a key is there, so that an absent one must stay away.
+        let mut fields = Vec::new();
+        // gpt-oss's name for it, which Transformers fills in too, and in this order.
+        fields.extend(turn.reasoning.as_ref().map(|reasoning| ("thinking", Value::from(reasoning.as_str()))));
+        let own = written.role.as_deref().filter(|role| knows_role(self.template, role));
+        fields.push(("role", Value::from(own.unwrap_or(turn.role.name()))));
+        if !written.without_content || self.nulls == Nulls::Empty {
+            fields.push(("content", self.habits.content(turn)));
+        }
+        fields.extend(turn.reasoning.as_ref().map(|reasoning| ("reasoning_content", Value::from(reasoning.as_str()))));
+        fields.extend(turn.tool_calls.as_ref().map(|calls| ("tool_calls", python::from_json(calls))));
+        fields.extend(turn.tool_call_id.as_ref().map(|id| ("tool_call_id", Value::from(id.as_str()))));
+        fields.extend(turn.name.as_ref().map(|name| ("name", Value::from(name.as_str()))));
+        fields.extend(written.others.iter().map(|(key, value)| (key.as_str(), python::from_json(value))));
+        Value::from_pairs(fields)
     }
-    fields.extend(turn.tool_calls.as_ref().map(|calls| ("tool_calls", python::from_json(calls))));
-    fields.extend(turn.tool_call_id.as_ref().map(|id| ("tool_call_id", Value::from(id.as_str()))));
-    fields.extend(turn.name.as_ref().map(|name| ("name", Value::from(name.as_str()))));
-    Value::from_pairs(fields)
+}
+
+/// A role that the template spells in quotes is one of its own.
+fn knows_role(template: &ChatTemplate, role: &str) -> bool {
+    [format!("'{role}'"), format!("\"{role}\"")].iter().any(|quoted| template.spells(quoted))
 }
 
 fn check(example: &Example) -> Result<()> {

@@ -424,3 +424,95 @@ fn rows_that_cannot_be_rendered_are_refused_with_a_reason() {
     let thinking = Turn { reasoning: Some("he".into()), ..assistant("he") };
     assert!(no_template.render(0, &example(vec![thinking])).is_err());
 }
+
+#[test]
+fn a_row_is_given_to_the_template_as_transformers_gives_it() {
+    let text = |template: &str, turns: Vec<Turn>| {
+        let renderer = Renderer::new(
+            byte_tokenizer(),
+            Some(ChatTemplate::new(template, Some("<s>"), None).unwrap()),
+            RenderOptions::default(),
+        )
+        .unwrap();
+        let rendered = renderer.render(0, &example(turns)).unwrap();
+        let bytes: Vec<u8> = rendered.sequence.ids.iter().flat_map(|&id| renderer.tokenizer().bytes(id).to_vec()).collect();
+        (String::from_utf8(bytes).unwrap(), rendered.audit)
+    };
+    let called = |role: &str, content: &str| {
+        let mut turn = turn(Role::System, content);
+        turn.written.role = Some(role.to_owned());
+        turn
+    };
+    // A role that the template knows stays; another is said to be renamed.
+    let knows = "{% for m in messages %}{{ '<|user|>' + m.role + ':' + m.content + '<|end|>' }}\
+                 {% if m.role == 'developer' %}!{% endif %}{% endfor %}{% if add_generation_prompt %}<|user|>assistant:{% endif %}";
+    let (known, audit) = text(knows, vec![called("developer", "b"), user("q"), assistant("a")]);
+    assert_eq!(known, "<|user|>developer:b<|end|>!<|user|>user:q<|end|><|user|>assistant:a<|end|>");
+    assert_eq!(audit.renamed_roles, [""; 0]);
+    let (unknown, audit) = text(CHATML, vec![called("developer", "b"), user("q"), assistant("a")]);
+    assert!(unknown.starts_with("<|im_start|>system\nb<|im_end|>"), "{unknown}");
+    assert_eq!(audit.renamed_roles, ["developer"]);
+
+    // A template of multimodal models, which knows lists of parts alone; and one that knows both.
+    let parts = "{% for m in messages %}<|user|>{{ m.role }}:{% for part in m.content %}{{ part.text }}{% endfor %}<|end|>{% endfor %}\
+                 {% if add_generation_prompt %}<|user|>assistant:{% endif %}";
+    let (listed, _) = text(parts, vec![user("q"), assistant("hello")]);
+    assert_eq!(listed, "<|user|>user:q<|end|><|user|>assistant:hello<|end|>");
+    let both = "{% for m in messages %}<|user|>{{ m.role }}:{% if m.content is string %}{{ m.content }}{% else %}\
+                {% for part in m.content %}[{{ part.text }}]{% endfor %}{% endif %}<|end|>{% endfor %}\
+                {% if add_generation_prompt %}<|user|>assistant:{% endif %}";
+    let mut asked = user("ab");
+    asked.written.parts =
+        vec![serde_json::json!({"type": "text", "text": "a"}), serde_json::json!({"type": "text", "text": "b"})];
+    let (listed, _) = text(both, vec![asked.clone(), assistant("hello")]);
+    assert_eq!(listed, "<|user|>user:[a][b]<|end|><|user|>assistant:hello<|end|>");
+    let (joined, _) = text(CHATML, vec![asked, assistant("hello")]);
+    assert!(joined.contains("user\nab<|im_end|>"), "{joined}");
+
+    // A null content is no content where the template can do without, else an empty one; other keys of the message are there.
+    let mut silent = assistant("");
+    silent.written.without_content = true;
+    silent.written.others = [("plan".to_owned(), serde_json::json!("p"))].into_iter().collect();
+    let asks = "{% for m in messages %}<|user|>{{ m.role }}:{% if m.content is defined %}{{ m.content }}{% else %}none{{ m.plan }}{% endif %}\
+                <|end|>{% endfor %}{% if add_generation_prompt %}<|user|>assistant:{% endif %}";
+    assert_eq!(text(asks, vec![user("q"), silent.clone()]).0, "<|user|>user:q<|end|><|user|>assistant:nonep<|end|>");
+    let (empty, audit) = text(CHATML, vec![user("q"), silent]);
+    assert!(empty.ends_with("assistant\n<|im_end|>\n") && audit.empty_answer, "{empty}");
+}
+
+#[test]
+fn a_variable_that_the_template_does_not_know_is_named() {
+    let renderer =
+        Renderer::new(byte_tokenizer(), Some(ChatTemplate::new(CHATML, None, None).unwrap()), RenderOptions::default()).unwrap();
+    let switches = serde_json::json!({"enable_thinking": false, "message": 1});
+    let example = Example { template_switches: Some(switches), ..example(vec![user("q"), assistant("a")]) };
+    assert_eq!(renderer.render(0, &example).unwrap().audit.unused_switches, ["chat_template_kwargs.enable_thinking"]);
+}
+
+#[test]
+fn values_are_printed_as_python_prints_them() {
+    // print(v), print([v]), json.dumps(v) of Python 3.11.
+    let check = |json: &str, expected: &str| {
+        let template = "{{ v }} {{ [v] }} {{ v | string }} {{ v | tojson }}";
+        let template = ChatTemplate::new(template, None, None).unwrap();
+        let value: serde_json::Value = serde_json::from_str(&format!("{{\"v\": {json}}}")).unwrap();
+        let switches = crate::tokens::python::from_json(&value);
+        let around = crate::tokens::template::Surroundings { tools: None, switches: Some(&switches) };
+        assert_eq!(template.render(&[], around, false).unwrap(), expected, "{json}");
+    };
+    check("1e16", "1e+16 [1e+16] 1e+16 1e+16");
+    check("2.0", "2.0 [2.0] 2.0 2.0");
+    check("0.00001", "1e-05 [1e-05] 1e-05 1e-05");
+    check("true", "True [True] True true");
+    check("null", "None [None] None null");
+    check(
+        "\"\\ufdd3123456789012345678901234567890\"",
+        "123456789012345678901234567890 [123456789012345678901234567890] \
+           123456789012345678901234567890 123456789012345678901234567890",
+    );
+    check("\"it's\\n\\u200b\"", "it's\n\u{200b} [\"it's\\n\\u200b\"] it's\n\u{200b} \"it's\\n\u{200b}\"");
+    check(
+        "{\"a\": [1, 0.5], \"b\": {}}",
+        "{'a': [1, 0.5], 'b': {}} [{'a': [1, 0.5], 'b': {}}] {'a': [1, 0.5], 'b': {}} {\"a\": [1, 0.5], \"b\": {}}",
+    );
+}

@@ -7,14 +7,16 @@
 //! `{% generation %} ... {% endgeneration %}` marks what the model is to write. minijinja has no such tag; before compiling, the
 //! tags are replaced by two marks that no text can contain, and [`ChatTemplate::render_marked`] reads the places off them.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
 use minijinja::syntax::SyntaxConfig;
+use minijinja::value::merge_maps;
 use minijinja::{Environment, ErrorKind, Value};
 
-use super::python;
 use super::tokenizer::Tokenizer;
+use super::{methods, python};
 use crate::error::{Context, Error, Result};
 use crate::files::sha256;
 
@@ -23,8 +25,8 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     sha256: String,
     has_generation_tags: bool,
-    bos: Option<String>,
-    eos: Option<String>,
+    /// Variables by the names that Transformers has for special tokens: `bos_token`, `pad_token`. An absent one is undefined.
+    special_tokens: BTreeMap<String, String>,
     /// The template of the name `tool_use`, which Transformers takes for conversations with tools.
     tool_use: Option<Box<ChatTemplate>>,
 }
@@ -53,12 +55,23 @@ impl ChatTemplate {
         if source.contains(is_mark) {
             return Err(Error::new("the chat template contains a Unicode noncharacter (U+FDD0 to U+FDD2)").cure(cure));
         }
+        if let Some(expression) = escaping_sum(source) {
+            return Err(Error::new(format!(
+                "the chat template adds text to a `safe` one, which Jinja escapes as HTML: {expression}"
+            ))
+            .cure("Write `~` instead of `+` there, or leave out `safe`."));
+        }
         let (marked, has_generation_tags) = replace_generation_tags(source);
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().context("no syntax")?;
         environment.set_syntax(syntax);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_unknown_method_callback(methods::call);
+        environment.set_formatter(python::write);
         environment.add_filter("tojson", python::tojson);
+        environment.add_filter("string", python::text);
+        environment.add_filter("trim", methods::trim);
+        environment.add_test("iterable", python::is_iterable);
+        environment.add_test("sequence", python::is_sequence);
         environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
         });
@@ -72,21 +85,35 @@ impl ChatTemplate {
             environment,
             sha256: sha256(source),
             has_generation_tags,
-            bos: bos.map(str::to_owned),
-            eos: eos.map(str::to_owned),
+            special_tokens: [("bos_token", bos), ("eos_token", eos)]
+                .into_iter()
+                .filter_map(|(name, token)| Some((name.to_owned(), token?.to_owned())))
+                .collect(),
             tool_use: None,
         })
+    }
+
+    /// With further special tokens that the template may name.
+    pub fn with_special_tokens(mut self, tokens: impl IntoIterator<Item = (String, String)>) -> Self {
+        self.special_tokens.extend(tokens);
+        self
+    }
+
+    /// Does the source spell this, such as a role in quotes or the name of a variable?
+    pub(super) fn spells(&self, text: &str) -> bool {
+        self.environment.get_template(NAME).is_ok_and(|template| template.source().contains(text))
     }
 
     /// A template of the user's own, for a model that has the template `own` or none.
     pub fn from_file(path: &Path, own: Option<&ChatTemplate>, tokenizer: &Tokenizer) -> Result<Self> {
         let source = std::fs::read_to_string(path).context_at(path, "cannot read the chat template")?;
         let token = |id: Option<u32>| id.map(|id| tokenizer.text(id));
-        let (bos, eos) = match own {
-            Some(own) => (own.bos.clone(), own.eos.clone()),
-            None => (token(tokenizer.bos()), token(tokenizer.eos())),
-        };
-        Self::new(&source, bos.as_deref(), eos.as_deref()).map_err(|error| error.at(path))
+        let (bos, eos) = (token(tokenizer.bos()), token(tokenizer.eos()));
+        let template = Self::new(&source, bos.as_deref(), eos.as_deref()).map_err(|error| error.at(path))?;
+        Ok(match own {
+            Some(own) => Self { special_tokens: own.special_tokens.clone(), ..template },
+            None => template,
+        })
     }
 
     /// With another template for conversations that have tools.
@@ -135,18 +162,41 @@ impl ChatTemplate {
 
     fn run(&self, messages: &[Value], around: Surroundings, add_generation_prompt: bool) -> Result<String> {
         let template = self.environment.get_template(NAME).context("the chat template is gone")?;
-        let context = minijinja::context! {
+        let given = minijinja::context! {
             messages => Value::from(messages.to_vec()),
             tools => around.tools,
             documents => Value::from(()),
             add_generation_prompt => add_generation_prompt,
-            // An absent token is undefined, as in Transformers, and prints as nothing.
-            bos_token => self.bos.as_deref().map_or(Value::UNDEFINED, Value::from),
-            eos_token => self.eos.as_deref().map_or(Value::UNDEFINED, Value::from),
-            ..around.switches.cloned().unwrap_or_default()
         };
+        // As in Transformers, a switch may stand for a special token.
+        let tokens = self.special_tokens.iter().map(|(name, token)| (name.as_str(), token.as_str()));
+        let context = merge_maps([given, around.switches.cloned().unwrap_or_default(), Value::from_pairs(tokens)]);
         template.render(context).context("the chat template refused the conversation")
     }
+}
+
+/// An expression in which `safe` and `+` meet: Jinja makes `&lt;` of a `<` on the other side of the sum, minijinja does not.
+fn escaping_sum(source: &str) -> Option<&str> {
+    let expressions = source.match_indices("{{").filter_map(|(at, _)| Some(&source[at..at + source[at..].find("}}")? + 2]));
+    expressions.into_iter().find(|expression| {
+        let mut quote = None;
+        let inside = expression.get(3..).unwrap_or_default();
+        let code: String = inside
+            .chars()
+            .filter(|&c| match quote {
+                Some(open) => {
+                    quote = quote.filter(|_| c != open);
+                    false
+                }
+                None => {
+                    quote = Some(c).filter(|c| matches!(c, '\'' | '"'));
+                    quote.is_none()
+                }
+            })
+            .collect();
+        let is_safe = code.split('|').skip(1).any(|filter| filter.trim_start().starts_with("safe"));
+        is_safe && code.contains('+')
+    })
 }
 
 /// Is the character one of the three that this room uses as marks?
@@ -225,6 +275,11 @@ mod tests {
         check("{% for i in range(5) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}", "01");
         check("{{ messages[0]['role'].startswith('us') }} {{ none }}", "True None");
         check("{{ messages[::-1][0].role }}{{ add_generation_prompt }}", "userTrue");
+        check(
+            "{{ tools is iterable }} {{ x is iterable }} {{ 'a' is iterable }} {{ {} is iterable }} {{ 1 is iterable }}",
+            "False True True True False",
+        );
+        check("{{ 'a' is sequence }} {{ {} is sequence }} {{ [] is sequence }} {{ none is sequence }}", "True True True False");
         check("{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}", "1");
     }
 
@@ -234,6 +289,16 @@ mod tests {
         let error = template.render(&[], Surroundings::default(), false).unwrap_err().to_string();
         assert!(error.contains("roles must alternate"), "{error}");
         assert!(ChatTemplate::new("{% if %}", None, None).is_err());
+    }
+
+    #[test]
+    fn sums_that_jinja_escapes_are_refused() {
+        for source in ["{{ 'a'|safe + b }}", "{{- '<' + (b | safe) }}"] {
+            assert!(ChatTemplate::new(source, None, None).is_err(), "{source}");
+        }
+        for source in ["{{ '+' ~ b | safe }}", "{{+ b | safe }}", "{{ a + b }}{{ c|safe }}", "{{ 'safe|' + b }}"] {
+            assert!(ChatTemplate::new(source, None, None).is_ok(), "{source}");
+        }
     }
 
     #[test]

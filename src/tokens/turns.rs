@@ -13,6 +13,7 @@ use std::ops::Range;
 
 use minijinja::Value;
 
+use super::python;
 use super::template::{CONTENT, ChatTemplate, Surroundings};
 use crate::dataset::{Role, Turn};
 use crate::error::{Context, Error, Result};
@@ -79,13 +80,34 @@ pub(super) struct Habits {
     end_of_turn: Option<String>,
     /// All special tokens.
     special_tokens: Vec<String>,
+    /// How answers and other messages hold their content.
+    answers: Contents,
+    others: Contents,
+}
+
+/// Which contents a template renders: text, or a list of parts such as `{"type": "text", "text": "Hi"}`. Many know both.
+#[derive(Debug, Clone, Copy)]
+struct Contents {
+    as_text: bool,
+    as_parts: bool,
+}
+
+impl Default for Contents {
+    fn default() -> Self {
+        Self { as_text: true, as_parts: false }
+    }
 }
 
 impl Habits {
     pub(super) fn learn(template: &ChatTemplate, special_tokens: Vec<String>) -> Result<Self> {
         let around = Surroundings::default();
         let mark = CONTENT.to_string();
-        let message = |role: &str, content: &str| minijinja::context! { role => role, content => content };
+        let contents = Contents::of(template);
+        let [others, answers] = contents;
+        let message = |role: &str, text: &str| {
+            let kind = if role == "assistant" { answers } else { others };
+            minijinja::context! { role => role, content => kind.content(text, &[]) }
+        };
         let (system, user, answer) = (message("system", "Be brief."), message("user", "Hi"), message("assistant", &mark));
         // Some templates want a system message, most do without.
         let simplest = [vec![user.clone()], vec![system, user]].into_iter().map(|before| {
@@ -115,7 +137,13 @@ impl Habits {
         let opening = unprompted.strip_prefix(hidden_header.as_str()).unwrap_or_default().to_owned();
         let header = before.strip_prefix(bare.as_str()).unwrap_or_default();
         let header = header.strip_suffix(opening.as_str()).unwrap_or(header).to_owned();
-        Ok(Self { generation_prompt, header, opening, hidden_header, end_of_turn, special_tokens })
+        Ok(Self { generation_prompt, header, opening, hidden_header, end_of_turn, special_tokens, answers, others })
+    }
+
+    /// The content of a turn in a form that the template renders: as the row has it, if it knows both.
+    pub(super) fn content(&self, turn: &Turn) -> Value {
+        let contents = if turn.role == Role::Assistant { self.answers } else { self.others };
+        contents.content(&turn.content, &turn.written.parts)
     }
 
     /// Finds the special token that closes an answer, in the text of the answer with whatever the template puts after it.
@@ -137,6 +165,43 @@ impl Habits {
         let behind_content = closing().find(|range| turn.is_some_and(|turn| holds_content(&region[..range.start], turn)));
         behind_content.or_else(|| closing().next()).or_else(|| tokens.first().map(|(range, _)| range)).cloned()
     }
+}
+
+impl Contents {
+    /// Of questions, and of answers.
+    fn of(template: &ChatTemplate) -> [Contents; 2] {
+        let mark = CONTENT.to_string();
+        let render = |question: Value, answer: Value| {
+            let message = |role: &str, content: Value| minijinja::context! { role => role, content => content };
+            let messages = [message("user", question), message("assistant", answer)];
+            let text = template.render(&messages, Surroundings::default(), false).unwrap_or_default();
+            // A template that prints a list as Python does has not understood it.
+            let is_printed = text.contains("'type'") || text.contains("\"type\"");
+            if is_printed { 0 } else { text.matches(CONTENT).count() }
+        };
+        let (text, parts) = (|text: &str| Value::from(text), part);
+        let (plain_question, question) = (render(text(&mark), text("x")), render(parts(&mark), text("x")));
+        // Asked after a question in the form that the template knows.
+        let asked = if plain_question == 0 && question > 0 { parts("x") } else { text("x") };
+        let (plain_answer, answer) = (render(asked.clone(), text(&mark)), render(asked, parts(&mark)));
+        [
+            Contents { as_text: plain_question > 0 || question == 0, as_parts: question > 0 },
+            Contents { as_text: plain_answer > 0 || answer == 0, as_parts: answer > 0 },
+        ]
+    }
+
+    fn content(self, text: &str, parts: &[serde_json::Value]) -> Value {
+        match (self.as_text, self.as_parts) {
+            (_, true) if !parts.is_empty() => parts.iter().map(python::from_json).collect(),
+            (false, true) => part(text),
+            _ => Value::from(text),
+        }
+    }
+}
+
+/// A content as a list of one part.
+fn part(text: &str) -> Value {
+    Value::from(vec![minijinja::context! { type => "text", text => text }])
 }
 
 /// Renders the whole conversation and finds every answer and every content in it.
@@ -171,7 +236,7 @@ pub(super) fn lay_out(template: &ChatTemplate, habits: &Habits, conversation: &C
         layout.unlike_prompt |= unlike_prompt;
         cursor = begin + answer_end.max(written);
     }
-    place_other_contents(template, conversation, &mut layout);
+    place_other_contents(template, habits, conversation, &mut layout);
     Ok(layout)
 }
 
@@ -204,7 +269,7 @@ fn lay_out_tagged(template: &ChatTemplate, habits: &Habits, conversation: &Conve
         }
         layout.answers.push(Answer { turn, range: block, ends_turn: end_of_turn.is_some() });
     }
-    place_other_contents(template, conversation, &mut layout);
+    place_other_contents(template, habits, conversation, &mut layout);
     Ok(layout)
 }
 
@@ -226,7 +291,7 @@ fn find_begin(
     }
     // Mark the content: before the mark stands the header, whatever else has changed further back.
     let mut messages = conversation.messages.clone();
-    messages[idx] = minijinja::context! { role => "assistant", content => CONTENT.to_string() };
+    messages[idx] = minijinja::context! { role => "assistant", content => habits.answers.content(&CONTENT.to_string(), &[]) };
     let marked = template.render(&messages, conversation.around, false)?;
     let before = marked.split_once(CONTENT).map_or("", |(before, _)| before);
     // The header that ends last: an earlier turn may hold another one. Where answers have none, they begin with their opening.
@@ -333,7 +398,7 @@ fn forms(content: &str) -> impl Iterator<Item = (usize, &str)> {
 
 /// Places the contents that no answer holds, by a rendering with marks in their stead. What cannot be placed that way counts as
 /// template: nothing but the spans of unsupervised tokens depends on it.
-fn place_other_contents(template: &ChatTemplate, conversation: &Conversation, layout: &mut Layout) {
+fn place_other_contents(template: &ChatTemplate, habits: &Habits, conversation: &Conversation, layout: &mut Layout) {
     let mut messages = conversation.messages.clone();
     let mut marked_turns = Vec::new();
     for (idx, turn) in conversation.turn_of.iter().enumerate() {
@@ -342,7 +407,8 @@ fn place_other_contents(template: &ChatTemplate, conversation: &Conversation, la
             && !conversation.turns[turn].content.trim().is_empty()
         {
             let role = messages[idx].get_attr("role").unwrap_or_default();
-            messages[idx] = minijinja::context! { role => role, content => CONTENT.to_string(), ..messages[idx].clone() };
+            let content = habits.others.content(&CONTENT.to_string(), &[]);
+            messages[idx] = minijinja::context! { role => role, content => content, ..messages[idx].clone() };
             marked_turns.push(turn);
         }
     }

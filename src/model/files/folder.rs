@@ -225,31 +225,36 @@ pub(crate) fn tokenizer(folder: &Path) -> Result<Option<Tokenizer>> {
 /// The chat template of a folder that has one.
 pub(crate) fn template(folder: &Path, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>> {
     let config = json(folder, "tokenizer_config.json")?.unwrap_or(Value::Null);
-    let named = config.get("chat_template");
-    let source = match text(&folder.join("chat_template.jinja"))? {
-        Some(source) => Some(source),
-        None => match named_template(named, "default") {
-            Some(source) => Some(source.to_owned()),
+    let templates = match text(&folder.join("chat_template.jinja"))? {
+        // Transformers looks into tokenizer_config.json only where there is no such file.
+        Some(default) => Some((default, text(&folder.join(TOOL_USE))?)),
+        None => match named_templates(config.get("chat_template"))? {
+            Some(templates) => Some(templates),
             // Older processors keep it in a file of its own.
-            None => json(folder, "chat_template.json")?
-                .as_ref()
-                .and_then(|json| named_template(json.get("chat_template"), "default"))
-                .map(str::to_owned),
+            None => match json(folder, "chat_template.json")? {
+                Some(json) => named_templates(json.get("chat_template"))?,
+                None => None,
+            },
         },
     };
-    let Some(source) = source else { return Ok(None) };
-    let tool_use = match text(&folder.join(TOOL_USE))? {
-        Some(source) => Some(source),
-        None => named_template(named, "tool_use").map(str::to_owned),
+    let Some((default, tool_use)) = templates else { return Ok(None) };
+    let token = |value: &Value| match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Object(token) => token.get("content").and_then(Value::as_str).map(str::to_owned),
+        _ => None,
     };
-    let token = |key: &str, id: Option<u32>| match config.get(key) {
-        Some(Value::String(text)) => Some(text.clone()),
-        Some(Value::Object(token)) => token.get("content").and_then(Value::as_str).map(str::to_owned),
-        _ => id.map(|id| tokenizer.text(id)),
+    let known = [("bos_token", tokenizer.bos()), ("eos_token", tokenizer.eos())];
+    let of_tokenizer = known.into_iter().filter_map(|(name, id)| Some((name.to_owned(), tokenizer.text(id?))));
+    let named = config.as_object().into_iter().flatten().filter(|(name, _)| name.ends_with("_token"));
+    // Multimodal models name tokens of their own: `image_token`.
+    let own = config.get("extra_special_tokens").and_then(Value::as_object).into_iter().flatten();
+    let of_config = named.chain(own).filter_map(|(name, value)| Some((name.clone(), token(value)?)));
+    let tokens: Vec<(String, String)> = of_tokenizer.chain(of_config).collect();
+    let compile = |source: &str| {
+        let template = ChatTemplate::new(source, None, None).map_err(|error| error.at(folder))?;
+        Ok::<_, Error>(template.with_special_tokens(tokens.iter().cloned()))
     };
-    let (bos, eos) = (token("bos_token", tokenizer.bos()), token("eos_token", tokenizer.eos()));
-    let compile = |source: &str| ChatTemplate::new(source, bos.as_deref(), eos.as_deref()).map_err(|error| error.at(folder));
-    let template = compile(&source)?;
+    let template = compile(&default)?;
     Ok(Some(match tool_use {
         Some(tool_use) => template.with_tool_use(compile(&tool_use)?),
         None => template,
@@ -289,14 +294,24 @@ fn json(folder: &Path, name: &str) -> Result<Option<Value>> {
 }
 
 /// `chat_template` is a text, or a list of `{"name", "template"}` of which `default` is meant for chats and `tool_use` for those with tools.
-fn named_template<'a>(value: Option<&'a Value>, name: &str) -> Option<&'a str> {
-    match value? {
-        Value::String(source) => Some(source.as_str()).filter(|_| name == "default"),
-        Value::Array(templates) => templates
-            .iter()
-            .find(|template| template.get("name").and_then(Value::as_str) == Some(name))
-            .and_then(|template| template.get("template"))
-            .and_then(Value::as_str),
-        _ => None,
+fn named_templates(value: Option<&Value>) -> Result<Option<(String, Option<String>)>> {
+    match value {
+        Some(Value::String(source)) => Ok(Some((source.clone(), None))),
+        Some(Value::Array(templates)) => {
+            let named = |name: &str| {
+                let template = templates.iter().find(|template| template.get("name").and_then(Value::as_str) == Some(name));
+                template.and_then(|template| template.get("template")).and_then(Value::as_str).map(str::to_owned)
+            };
+            let Some(default) = named("default") else {
+                let names: Vec<&str> = templates.iter().filter_map(|template| template.get("name")?.as_str()).collect();
+                return Err(Error::new(format!(
+                    "the model has the chat templates {}, and none is called default",
+                    names.join(", ")
+                ))
+                .cure("Save the one that you mean as a file, and give --chat-template FILE."));
+            };
+            Ok(Some((default, named("tool_use"))))
+        }
+        _ => Ok(None),
     }
 }

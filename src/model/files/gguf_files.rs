@@ -14,6 +14,7 @@ use candle_core::{Device, Tensor};
 
 use super::gguf_header::{Header, TensorInfo};
 use crate::error::{Context, Error, Result};
+use crate::files::refuse_pointer;
 use crate::model::source::Used;
 
 pub(crate) struct GgufFiles {
@@ -96,6 +97,7 @@ impl GgufFiles {
 impl Part {
     fn open(path: PathBuf) -> Result<(Part, HashMap<String, Value>)> {
         let file = File::open(&path).context_at(&path, "cannot open the model file")?;
+        refuse_pointer(&path)?;
         let mut reader = BufReader::new(file);
         let Header { metadata, tensors } = Header::read(&path, &mut reader)?;
         Ok((Part { path, tensors, file: Mutex::new(reader.into_inner()) }, metadata))

@@ -24,15 +24,29 @@ const COMPANIONS: &[&str] = &[
     "additional_chat_templates/tool_use.jinja",
     "adapter_config.json",
 ];
+const CONFIG: &str = "config.json";
+const TOKENIZER: &str = "tokenizer.json";
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 const ADAPTER_CONFIG: &str = "adapter_config.json";
 const ADAPTER: &str = "adapter_model.safetensors";
 
+/// What is to be done with a model.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Wanted {
+    Model,
+    /// Its tokenizer, template and config.
+    Text,
+}
+
 /// The folder or the `.gguf` file in the cache that `id` stands for; what the cache lacks is fetched.
-pub(crate) fn fetch(id: &HubId, progress: Progress) -> Result<PathBuf> {
+pub(crate) fn fetch(id: &HubId, wanted: Wanted, progress: Progress) -> Result<PathBuf> {
     let cache = Cache::from_env(id.shelf, &id.repo)?;
-    let cached = || cache.commit(&id.revision).and_then(|commit| whole(&cache, &commit, id));
+    let cached = || {
+        let commit = cache.commit(&id.revision)?;
+        let text = Some(cache.snapshot(&commit)).filter(|folder| wanted == Wanted::Text && id.file.is_none() && has_text(folder));
+        text.or_else(|| whole(&cache, &commit, id))
+    };
     if offline() {
         return cached().ok_or_else(|| {
             Error::new(format!("`{}` is not (or not whole) in the cache, and HF_HUB_OFFLINE forbids to fetch it", id.repo))
@@ -52,7 +66,7 @@ pub(crate) fn fetch(id: &HubId, progress: Progress) -> Result<PathBuf> {
         // As huggingface_hub does: what was fetched before serves while the hub does not.
         Err(error) => return cached().ok_or(error),
     };
-    let path = download(&client, &cache, &listing.commit, &listing.files, id, progress)?;
+    let path = download(&client, &cache, &listing.commit, &listing.files, (id, wanted), progress)?;
     // Last, so that the revision never points at a snapshot that lacks files.
     cache.set_ref(&id.revision, &listing.commit)?;
     Ok(path)
@@ -103,6 +117,12 @@ fn choose(files: &[String], id: &HubId) -> Result<Choice> {
     }
 }
 
+/// Does the folder hold what texts are made with?
+fn has_text(folder: &Path) -> bool {
+    let has = |name: &str| folder.join(name).is_file();
+    has(TOKENIZER) && (has(CONFIG) || has(ADAPTER_CONFIG))
+}
+
 /// The model in the snapshot of `commit`, if every file that it needs is there.
 fn whole(cache: &Cache, commit: &str, id: &HubId) -> Option<PathBuf> {
     let folder = cache.snapshot(commit);
@@ -114,15 +134,26 @@ fn whole(cache: &Cache, commit: &str, id: &HubId) -> Option<PathBuf> {
 }
 
 /// Fetches what the cache lacks of the model; gives its path.
-fn download(client: &Client, cache: &Cache, commit: &str, files: &[String], id: &HubId, progress: Progress) -> Result<PathBuf> {
+fn download(
+    client: &Client,
+    cache: &Cache,
+    commit: &str,
+    files: &[String],
+    (id, wanted): (&HubId, Wanted),
+    progress: Progress,
+) -> Result<PathBuf> {
     let folder = cache.snapshot(commit);
+    let small = || COMPANIONS.iter().filter(|name| files.iter().any(|file| file == *name)).map(|name| (*name).to_owned());
+    let has = |name: &str| files.iter().any(|file| file == name);
+    if wanted == Wanted::Text && id.file.is_none() && has(TOKENIZER) && (has(CONFIG) || has(ADAPTER_CONFIG)) {
+        return fetch_all(client, cache, commit, &small().collect::<Vec<_>>(), progress).map(|()| folder);
+    }
     let choice = choose(files, id)?;
     let weights = match &choice {
         Choice::Gguf(files) => return fetch_all(client, cache, commit, files, progress).map(|()| folder.join(&files[0])),
         Choice::Folder(weights) => *weights,
     };
-    let mut small: Vec<String> =
-        COMPANIONS.iter().filter(|name| files.iter().any(|file| file == *name)).map(|name| (*name).to_owned()).collect();
+    let mut small: Vec<String> = small().collect();
     if weights == INDEX {
         small.push(INDEX.to_owned());
     }

@@ -13,6 +13,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::error::{Context, Error, Result};
+use crate::files::refuse_pointer;
 
 pub(crate) struct Shards {
     /// Tensor name -> number of the file that holds it.
@@ -117,6 +118,7 @@ impl Shards {
 impl Shard {
     fn open(path: PathBuf) -> Result<Shard> {
         let mut file = File::open(&path).context_at(&path, "cannot open the weights")?;
+        refuse_pointer(&path)?;
         let broken = |cause: Box<dyn std::error::Error + Send + Sync>| {
             Error::new("this is not a whole safetensors file")
                 .at(&path)

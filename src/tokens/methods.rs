@@ -1,0 +1,217 @@
+//! Python's own methods of strings, lists and dictionaries, as far as minijinja's do not follow them.
+//!
+//! What Transformers' sandbox forbids (`append`, `pop`, `update`) is unknown here too; an unknown method is an error that names it.
+
+use minijinja::value::{Kwargs, Value, ValueKind, from_args};
+use minijinja::{Error, ErrorKind, State};
+use minijinja_contrib::pycompat;
+
+/// For `Environment::set_unknown_method_callback`.
+pub(super) fn call(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
+    let found = match (value.kind(), value.as_str()) {
+        (ValueKind::String, Some(text)) => of_string(text, method, args)?,
+        (ValueKind::Seq, _) if method == "index" => {
+            let (wanted,): (&Value,) = from_args(args)?;
+            let at = value.try_iter()?.position(|item| item == *wanted);
+            let absent = || Error::new(ErrorKind::InvalidOperation, format!("{wanted:?} is not in the list"));
+            Some(Value::from(at.ok_or_else(absent)?))
+        }
+        (ValueKind::Seq | ValueKind::Map, _) if method == "copy" => {
+            let () = from_args(args)?;
+            Some(value.clone())
+        }
+        _ => None,
+    };
+    match found {
+        Some(found) => Ok(found),
+        None => pycompat::unknown_method_callback(state, value, method, args),
+    }
+}
+
+/// The filter `trim`.
+pub(super) fn trim(value: &Value, chars: Option<&str>) -> String {
+    strip(&super::python::text(value), chars, true, true).to_owned()
+}
+
+fn of_string(text: &str, method: &str, args: &[Value]) -> Result<Option<Value>, Error> {
+    let outer = |begin: bool, end: bool| {
+        let (chars,): (Option<&str>,) = from_args(args)?;
+        Ok::<_, Error>(Value::from(strip(text, chars, begin, end)))
+    };
+    let three = |parts: [&str; 3]| parts.into_iter().map(Value::from).collect::<Value>();
+    let around = |at: Option<usize>, mark: &str| at.map(|at| three([&text[..at], mark, &text[at + mark.len()..]]));
+    Ok(Some(match method {
+        "strip" => outer(true, true)?,
+        "lstrip" => outer(true, false)?,
+        "rstrip" => outer(false, true)?,
+        "removeprefix" => {
+            let (mark,): (&str,) = from_args(args)?;
+            Value::from(text.strip_prefix(mark).unwrap_or(text))
+        }
+        "removesuffix" => {
+            let (mark,): (&str,) = from_args(args)?;
+            Value::from(text.strip_suffix(mark).unwrap_or(text))
+        }
+        "partition" => {
+            let (mark,): (&str,) = from_args(args)?;
+            around(text.find(mark), mark).unwrap_or_else(|| three([text, "", ""]))
+        }
+        "rpartition" => {
+            let (mark,): (&str,) = from_args(args)?;
+            around(text.rfind(mark), mark).unwrap_or_else(|| three(["", "", text]))
+        }
+        "split" | "rsplit" => split(text, method == "rsplit", args)?,
+        "splitlines" => {
+            let (keeps_ends,): (Option<bool>,) = from_args(args)?;
+            lines(text, keeps_ends.unwrap_or(false)).into_iter().map(Value::from).collect()
+        }
+        "index" => {
+            let (mark,): (&str,) = from_args(args)?;
+            let absent = || Error::new(ErrorKind::InvalidOperation, format!("`{mark}` is not in the string"));
+            Value::from(text.find(mark).map(|at| text[..at].chars().count()).ok_or_else(absent)?)
+        }
+        "casefold" => {
+            let () = from_args(args)?;
+            Value::from(text.to_lowercase().replace('ß', "ss"))
+        }
+        "zfill" => {
+            let (width,): (usize,) = from_args(args)?;
+            let (sign, digits) = text.split_at(usize::from(text.starts_with(['-', '+'])));
+            let zeros = width.min(1 << 16).saturating_sub(text.chars().count());
+            Value::from(format!("{sign}{}{digits}", "0".repeat(zeros)))
+        }
+        _ => return Ok(None),
+    }))
+}
+
+fn strip<'a>(text: &'a str, chars: Option<&str>, begin: bool, end: bool) -> &'a str {
+    let is_stripped = |c: char| chars.map_or_else(|| is_space(c), |chars| chars.contains(c));
+    let text = if begin { text.trim_start_matches(is_stripped) } else { text };
+    if end { text.trim_end_matches(is_stripped) } else { text }
+}
+
+/// Python's white space is Unicode's and four separators of ASCII.
+fn is_space(c: char) -> bool {
+    c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
+}
+
+fn split(text: &str, from_right: bool, args: &[Value]) -> Result<Value, Error> {
+    let (mark, max, kwargs): (Option<&str>, Option<i64>, Kwargs) = from_args(args)?;
+    let mark = mark.or(kwargs.get("sep")?);
+    let max: Option<i64> = max.or(kwargs.get("maxsplit")?);
+    kwargs.assert_all_used()?;
+    let max = max.and_then(|max| usize::try_from(max).ok()).unwrap_or(usize::MAX);
+    if mark == Some("") {
+        return Err(Error::new(ErrorKind::InvalidOperation, "split: the separator is empty"));
+    }
+    let mut parts: Vec<&str> = Vec::new();
+    let mut rest = text;
+    // The ends of a separator, of one or more spaces where none is named.
+    let next = |rest: &str| match mark {
+        Some(mark) => if from_right { rest.rfind(mark) } else { rest.find(mark) }.map(|at| (at, at + mark.len())),
+        None => {
+            let is_in = |(at, c): (usize, char)| is_space(c).then_some((at, at + c.len_utf8()));
+            if from_right { rest.char_indices().rev().find_map(is_in) } else { rest.char_indices().find_map(is_in) }
+        }
+    };
+    let trimmed = |rest: &'_ str| -> (usize, usize) {
+        let begin = rest.len() - rest.trim_start_matches(is_space).len();
+        (begin, rest.trim_end_matches(is_space).len().max(begin))
+    };
+    if mark.is_none() {
+        let (begin, end) = trimmed(rest);
+        // Where no split is made any more, Python keeps the spaces at the far end.
+        rest = if max == 0 && !from_right {
+            &rest[begin..]
+        } else if max == 0 {
+            &rest[..end]
+        } else {
+            &rest[begin..end]
+        };
+        if rest.is_empty() {
+            return Ok(Value::from(Vec::<Value>::new()));
+        }
+    }
+    while parts.len() < max
+        && let Some((begin, end)) = next(rest)
+    {
+        let (before, after) = (&rest[..begin], &rest[end..]);
+        let (part, other) = if from_right { (after, before) } else { (before, after) };
+        rest = other;
+        if mark.is_none() {
+            rest = if from_right { rest.trim_end_matches(is_space) } else { rest.trim_start_matches(is_space) };
+        }
+        parts.push(part);
+    }
+    // The far end keeps its spaces where the number of splits was bounded.
+    if mark.is_none() && parts.len() == max && max > 0 {
+        let (begin, end) = trimmed(text);
+        rest = if from_right { &text[..begin + rest.len()] } else { &text[end - rest.len()..] };
+    }
+    parts.push(rest);
+    if from_right {
+        parts.reverse();
+    }
+    Ok(parts.into_iter().map(Value::from).collect())
+}
+
+fn lines(text: &str, keeps_ends: bool) -> Vec<&str> {
+    let is_end =
+        |c: char| matches!(c, '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}');
+    let (mut lines, mut rest) = (Vec::new(), text);
+    while let Some(at) = rest.find(is_end) {
+        let len = if rest[at..].starts_with("\r\n") { 2 } else { rest[at..].chars().next().map_or(0, char::len_utf8) };
+        lines.push(&rest[..if keeps_ends { at + len } else { at }]);
+        rest = &rest[at + len..];
+    }
+    if !rest.is_empty() {
+        lines.push(rest);
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Expected values are what Python 3.11 prints for the same expression.
+    #[test]
+    fn methods_do_what_pythons_do() {
+        let mut environment = minijinja::Environment::new();
+        environment.set_unknown_method_callback(call);
+        environment.add_filter("trim", trim);
+        environment.set_formatter(crate::tokens::python::write);
+        for (expression, expected) in [
+            (r#"" \x1ca\xa0 ".strip()"#, "a"),
+            (r#""xxaxx".lstrip("x")"#, "axx"),
+            (r#""a b  c ".split()"#, "['a', 'b', 'c']"),
+            (r#"" a b  c ".split(none, 1)"#, "['a', 'b  c ']"),
+            (r#"" a b  c ".rsplit(none, 1)"#, "[' a b', 'c']"),
+            (r#""a,b,,c".split(",", 2)"#, "['a', 'b', ',c']"),
+            (r#""a,b,,c".split(",", maxsplit=1)"#, "['a', 'b,,c']"),
+            (r#""a,b,,c".rsplit(",", 1)"#, "['a,b,', 'c']"),
+            (r#""".split(",")"#, "['']"),
+            (r#""".split()"#, "[]"),
+            (r#""  ".split()"#, "[]"),
+            (r#""a</think>b</think>c".split("</think>")[-1]"#, "c"),
+            (r#""a\rb\r\nc\x0bd\u2028e\n".splitlines()"#, "['a', 'b', 'c', 'd', 'e']"),
+            (r#""a\r\nb".splitlines(true)"#, r"['a\r\n', 'b']"),
+            (r#""a=b=c".partition("=")[2]"#, "b=c"),
+            (r#""a=b=c".rpartition("=")[0]"#, "a=b"),
+            (r#""abc".partition("=") | length"#, "3"),
+            (r#""abc".removeprefix("a").removesuffix("c")"#, "b"),
+            (r#""-7".zfill(4)"#, "-007"),
+            (r#""café".index("é")"#, "3"),
+            (r#"[1, 2].index(2)"#, "1"),
+            (r#"{"a": 1}.copy()"#, "{'a': 1}"),
+            (r#"" \x1ca ".upper() | trim"#, "A"),
+        ] {
+            // The syntax of templates has no \x and \u, but the source may hold the characters.
+            let source = expression.replace(r"\x1c", "\u{1c}").replace(r"\xa0", "\u{a0}").replace(r"\x0b", "\u{b}");
+            let source = source.replace(r"\u2028", "\u{2028}");
+            assert_eq!(environment.render_str(&format!("{{{{ {source} }}}}"), ()).unwrap(), expected, "{expression}");
+        }
+        let error = environment.render_str("{{ [1].append(2) }}", ()).unwrap_err().to_string();
+        assert!(error.contains("append"), "{error}");
+    }
+}
