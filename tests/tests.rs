@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod absent_keys;
 mod adapter;
+mod adapter_kinds;
 mod bits_per_byte;
 mod check;
 mod contradictions;
@@ -11,6 +13,7 @@ mod diff;
 mod engine;
 mod eval;
 mod families;
+mod fuzz_models;
 mod fuzz_readers;
 mod hub;
 mod interrupted;

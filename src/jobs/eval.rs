@@ -27,6 +27,8 @@ use crate::{provenance, random};
 pub(crate) struct Job {
     /// `None`: the default model.
     pub model: Option<String>,
+    /// The model that an adapter is put on, in place of the one that its config names.
+    pub base: Option<String>,
     /// `probe`, benchmarks, files, globs.
     pub tasks: Vec<String>,
     /// `None`: a folder under `runs/` named after the model and what else decides the scores.
@@ -48,8 +50,9 @@ pub(crate) struct Way {
     pub dtype: Dtype,
     pub kernels: Kernels,
     pub device: Placement,
-    /// Tokens that go into the model at once; also the length of the windows of a text.
-    pub max_len: usize,
+    /// Tokens that go into the model at once; also the length of the windows of a text. `None` for the usual length, or what the model
+    /// takes if that is less.
+    pub max_len: Option<usize>,
 }
 
 /// What an evaluation has left.
@@ -68,16 +71,18 @@ pub(crate) fn evaluate(job: &Job, fetching: Progress, scoring: Progress) -> Resu
         fewshot::apply(task, way.few_shot, way.seed)?;
         way.choose(task);
     }
-    let reference = Reference::resolve(job.model.as_deref(), fetching)?;
+    let reference = Reference::resolve_on(job.model.as_deref(), job.base.as_deref(), fetching)?;
+    let max_len = reference.max_len(way.max_len)?;
     let identity = Identity {
         model: reference.name.clone(),
         model_reference: reference.written.clone(),
+        model_base: reference.base.clone(),
         model_sha256: reference.sha256()?,
         dtype: way.dtype.to_string(),
         kernels: way.kernels.to_string(),
-        max_len: way.max_len,
+        max_len,
     };
-    let provenance = provenance_of(started, Model::place(&reference, way.load_options(), way.max_len)?);
+    let provenance = provenance_of(started, Model::place(&reference, way.load_options(), max_len)?);
     let scores = Scores { provenance, command: job.command.clone(), identity, tasks: Tasks::new() };
     let out = job.out.clone().unwrap_or_else(|| scores.folder());
     let mut folder = Folder::open(&out, scores)?;
@@ -85,11 +90,11 @@ pub(crate) fn evaluate(job: &Job, fetching: Progress, scoring: Progress) -> Resu
     if tasks.is_empty() {
         return Ok(Evaluated { out, scores: folder.scores });
     }
-    let model = Model::load(&reference, way.load_options(), way.max_len)?;
+    let model = Model::load(&reference, way.load_options(), max_len)?;
     for task in &tasks {
         let began = std::time::Instant::now();
         let what = format!("Evaluating {}", task.name);
-        let scored = score::score(&model, task, way.max_len, &mut |done, total| scoring(&what, done, total))?;
+        let scored = score::score(&model, task, max_len, &mut |done, total| scoring(&what, done, total))?;
         let seconds = began.elapsed().as_secs_f64();
         let scores = TaskScores::new(task, &scored, way.chosen(), seconds);
         folder.add(&task.name, scores, scored.samples)?;
@@ -101,23 +106,28 @@ pub(crate) fn evaluate(job: &Job, fetching: Progress, scoring: Progress) -> Resu
 pub(crate) struct Named {
     /// `None`: the default model.
     pub written: Option<String>,
+    /// What its user wrote for the base of an adapter.
+    pub base: Option<String>,
     /// What its SHA-256 was, where a folder tells.
     pub sha256: Option<String>,
 }
 
 /// How far two models are apart on general text: see `divergence.rs`.
 pub(crate) fn divergence(models: [&Named; 2], way: &Way, fetching: Progress, scoring: Progress) -> Result<Divergence> {
-    let load = |named: &Named| {
-        let reference = Reference::resolve(named.written.as_deref(), fetching)?;
+    let find = |named: &Named| {
+        let reference = Reference::resolve_on(named.written.as_deref(), named.base.as_deref(), fetching)?;
         if let Some(then) = &named.sha256
             && *then != reference.sha256()?
         {
             return Err(Error::new(format!("{} is another model now than it was then", reference.written)));
         }
-        Model::load(&reference, way.load_options(), way.max_len)
+        Ok(reference)
     };
-    let [before, after] = models;
-    divergence::measure(&load(before)?, &load(after)?, way.max_len, scoring)
+    let (before, after) = (find(models[0])?, find(models[1])?);
+    // Both read the same windows.
+    let max_len = before.max_len(way.max_len)?.min(after.max_len(way.max_len)?);
+    let load = |reference: &Reference| Model::load(reference, way.load_options(), max_len);
+    divergence::measure(&load(&before)?, &load(&after)?, max_len, scoring)
 }
 
 impl Way {

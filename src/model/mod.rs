@@ -107,6 +107,9 @@ pub struct Info {
     pub name: String,
     /// What the user wrote, or the default model's name.
     pub reference: String,
+    /// What the user wrote after --base.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<String>,
     pub path: PathBuf,
     /// Of the weight file; of the list of the files' hashes where there are several.
     pub sha256: String,
@@ -120,7 +123,8 @@ pub fn text_of(reference: &Reference) -> Result<(Arc<Tokenizer>, Option<ChatTemp
     if let Some(tokenizer) = path.is_dir().then(|| files::folder::tokenizer(path)).transpose()?.flatten() {
         let template = files::folder::template(path, &tokenizer)?;
         if template.is_some() || !files::adapter::is_adapter(path) {
-            return Ok((Arc::new(tokenizer), template));
+            let rows = files::folder::embedding_rows(path);
+            return Ok((Arc::new(rows.into_iter().fold(tokenizer, Tokenizer::bounded)), template));
         }
     }
     let source = reference.open()?;
@@ -134,13 +138,7 @@ impl Model {
     pub fn load(reference: &Reference, options: LoadOptions, max_positions: usize) -> Result<Model> {
         let source = reference.open()?;
         let config = source.config()?;
-        if max_positions > config.max_positions {
-            return Err(Error::usage(format!(
-                "--max-len {max_positions} is more than the {} positions that {} was made for",
-                config.max_positions, reference.name
-            ))
-            .cure(format!("Give --max-len {} or less.", config.max_positions)));
-        }
+        check_length(&config, &reference.name, max_positions)?;
         let Placed { options, passed_over } =
             device::place(options, &reference.name, &config, source.parameters(), max_positions)?;
         let device = options.device.open()?;
@@ -150,15 +148,7 @@ impl Model {
             || Decoder::load(&config, &on_device, options, max_positions),
             || rayon::join(|| source.tokenizer(), || reference.sha256()),
         );
-        let tokenizer = tokenizer?;
-        if tokenizer.vocab_size() > config.vocab_size {
-            return Err(Error::new(format!(
-                "the tokenizer knows {} tokens, the model {}: they do not belong together",
-                tokenizer.vocab_size(),
-                config.vocab_size
-            ))
-            .at(&reference.path));
-        }
+        let tokenizer = tokenizer?.bounded(config.vocab_size);
         let template = source.template(&tokenizer)?;
         let decoder = decoder?;
         let on_cuda = match options.device {
@@ -166,10 +156,18 @@ impl Model {
             _ => None,
         };
         source.check_all_used()?;
-        let remarks = source.remarks()?;
+        let mut remarks = source.remarks()?;
+        if tokenizer.vocab_size() > config.vocab_size {
+            remarks.push(format!(
+                "the tokenizer knows {} tokens, the model {}: a text with one of the others is refused",
+                tokenizer.vocab_size(),
+                config.vocab_size
+            ));
+        }
         let info = Info {
             name: reference.name.clone(),
             reference: reference.written.clone(),
+            base: reference.base.clone(),
             path: reference.path.clone(),
             sha256: sha256?,
             architecture: config.family.to_owned(),
@@ -197,6 +195,7 @@ impl Model {
 
     /// Hidden states `[rows.len(), D]` after the final norm, at `rows` of the batch.
     pub fn hidden(&self, batch: &Batch, rows: &[u32]) -> Result<Tensor> {
+        self.tokenizer.check(&batch.ids)?;
         match &self.on_cuda {
             Some(on_cuda) => on_cuda.hidden(&self.decoder, batch, rows),
             None => self.decoder.hidden(batch, rows),
@@ -206,6 +205,8 @@ impl Model {
     /// What the model believed about `targets` at `rows` of the batch. A GPU is put to work and left to it, so that the caller can prepare
     /// the next batch meanwhile; elsewhere everything is computed here.
     pub fn statistics(&self, batch: &Batch, rows: &[u32], targets: &[u32], options: &HeadOptions) -> Result<Statistics> {
+        self.tokenizer.check(&batch.ids)?;
+        self.tokenizer.check(targets)?;
         if let Some(on_cuda) = &self.on_cuda {
             return Ok(Statistics::Pending(on_cuda.statistics(&self.decoder, batch, rows, targets, options)?));
         }
@@ -245,4 +246,19 @@ impl Model {
     pub fn head_options(&self, top_k: usize) -> HeadOptions {
         HeadOptions { top_k, softcap: self.config.final_softcap }
     }
+}
+
+/// An error if the model was not made for sequences of so many tokens.
+fn check_length(config: &Config, name: &str, max_positions: usize) -> Result<()> {
+    let longest = config.longest();
+    if max_positions <= longest {
+        return Ok(());
+    }
+    let beyond = match longest == config.max_positions {
+        true => format!("is more than the {longest} positions that {name} was made for"),
+        false => {
+            format!("is more than {longest}, beyond which the rotary frequencies of {name} depend on the sequence (LongRoPE)")
+        }
+    };
+    Err(Error::usage(format!("--max-len {max_positions} {beyond}")).cure(format!("Give --max-len {longest} or less.")))
 }

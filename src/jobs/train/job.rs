@@ -24,10 +24,11 @@ pub(crate) struct Job {
 
 impl Job {
     /// Finds data and model. An error if the folder holds another run.
-    pub(crate) fn open(options: Options, watch: &dyn Watch) -> Result<Job> {
+    pub(crate) fn open(mut options: Options, watch: &dyn Watch) -> Result<Job> {
         let dataset = Dataset::open(&options.datasets, &options.read()?)?;
         let fetching = |what: &str, done, total| watch.fetching(what, done, total);
-        let reference = Reference::resolve(options.model.as_deref(), &fetching)?;
+        let reference = Reference::resolve_on(options.model.as_deref(), options.base.as_deref(), &fetching)?;
+        options.max_len = Some(reference.max_len(options.max_len)?);
         let identity = identity(&options, dataset.files(), &reference.sha256()?, &provenance::build())?;
         let out = options.out.clone().unwrap_or_else(|| Path::new("runs").join(format!("train-{}", &identity[..8])));
         let job = Job { options, out, dataset, reference, identity };
@@ -57,7 +58,7 @@ impl Job {
 /// SHA-256 over all that the result depends on; `build` is the program.
 fn identity(options: &Options, files: &[DataFile], model_sha256: &str, build: &str) -> Result<String> {
     // Data and model count by their bytes, however the user spells them.
-    let options = Options { datasets: Vec::new(), model: None, ..options.identity() };
+    let options = Options { datasets: Vec::new(), model: None, base: None, ..options.identity() };
     let what = serde_json::json!({
         "program": build,
         "files": identity_of_files(files),

@@ -17,7 +17,8 @@ const DEFAULT_HUB_ID: &str = "HuggingFaceTB/SmolLM2-135M-Instruct";
 pub(crate) fn emit(options: &Options, target: Target, fetching: &dyn Fn(&str, u64, u64)) -> Result<(PathBuf, u64)> {
     let out = options.out.clone().ok_or_else(|| Error::usage("--emit needs a folder to write to: give --out"))?;
     let dataset = Dataset::open(&options.datasets, &options.read()?)?;
-    let reference = Reference::resolve(options.model.as_deref(), &|what, done, total| fetching(what, done, total))?;
+    let fetching = |what: &str, done, total| fetching(what, done, total);
+    let reference = Reference::resolve_on(options.model.as_deref(), options.base.as_deref(), &fetching)?;
     let layer_class = reference.layer_class()?;
     let limit = options.limit.unwrap_or(u64::MAX) as usize;
     let n_rows =
@@ -41,7 +42,7 @@ pub(crate) fn emit(options: &Options, target: Target, fetching: &dyn Fn(&str, u6
         length: options.max_steps.map_or(Length::Epochs(options.epochs), Length::Steps),
         batch_size: options.batch_size,
         devices: 1,
-        max_len: options.max_len,
+        max_len: reference.max_len(options.max_len)?,
         weight_decay: options.weight_decay,
         betas: (options.beta1, options.beta2),
         epsilon: options.eps,

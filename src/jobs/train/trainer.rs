@@ -106,7 +106,7 @@ impl Read {
         let Job { options, dataset, reference, .. } = job;
         // What learns keeps f32 masters; a frozen base is stored as it is multiplied.
         let stored = if options.lora { options.dtype()? } else { Dtype::F32 };
-        let mut model = Model::load(reference, load_options(stored), options.max_len)?;
+        let mut model = Model::load(reference, load_options(stored), options.max_len())?;
         let renderer = Renderer::new(model.tokenizer.clone(), model.template.take(), options.render()?)?;
         let mut reading = |records| watch.reading(records);
         let set = TrainingSet::read(
@@ -186,7 +186,7 @@ impl Trainer {
             .collect();
 
         let base = match options.needs_base() {
-            true => Some(Model::load(&reference, load_options(dtype), options.max_len)?),
+            true => Some(Model::load(&reference, load_options(dtype), options.max_len())?),
             false => None,
         };
         let thresholds = fixed_thresholds()?;
@@ -233,7 +233,7 @@ impl Trainer {
         })?;
         watch.stage("Looking at the base model");
         // Before a checkpoint replaces the base's weights.
-        let drift = DriftProbe::new(&self.model, self.options.max_len, &self.out)?;
+        let drift = DriftProbe::new(&self.model, self.options.max_len(), &self.out)?;
         let mut optimizer = AdamW::new(self.options.adamw()?, &self.parameters);
         let resumed = checkpoint::load(&self.out, &self.identity, &self.parameters, &mut optimizer)?;
         let mut progress = match resumed {

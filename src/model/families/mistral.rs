@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use super::family::Family;
-use super::family::Rule::Honoured;
+use super::family::Rule::Optional;
 use super::llama;
 use crate::error::Result;
 use crate::json::optional_count;
@@ -16,7 +16,7 @@ pub(super) const FAMILY: Family = Family {
     model_type: "mistral",
     architecture: "",
     class: "MistralForCausalLM",
-    keys: &[("sliding_window", Honoured)],
+    keys: &[("sliding_window", Optional), ("head_dim", Optional)],
     defaults: r#"{"num_key_value_heads": 8, "sliding_window": 4096}"#,
     rotary: RotaryStyle::Half,
     configure,

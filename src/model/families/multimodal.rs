@@ -25,6 +25,9 @@ const OUTER: &[&str] = &[
     "architectures",
 ];
 
+/// What `text_config` says of the head, which belongs to the outer model: its class does not read it.
+const OF_THE_HEAD: &[&str] = &["final_logit_softcapping"];
+
 /// The part of config.json that describes the language model, once what stands around it has been judged.
 ///
 /// The head belongs to the outer model, so that the outer `tie_word_embeddings` counts, which is true where it is missing; the
@@ -45,8 +48,8 @@ pub(crate) fn text_config(family: &Family, json: &Value) -> Result<Value> {
         }
         match keys::rule(key, family) {
             // Transformers reads it inside only.
-            Some(Rule::Honoured) if text.get(key) == Some(value) || value.is_null() => {}
-            Some(Rule::Honoured) => {
+            Some(Rule::Honoured | Rule::Optional) if text.get(key) == Some(value) || value.is_null() => {}
+            Some(Rule::Honoured | Rule::Optional) => {
                 return Err(Error::new(format!(
                     "`{key}` = {value} stands beside `text_config`, where Transformers does not read it; inside it is {}",
                     text.get(key).map_or("missing".to_owned(), Value::to_string)
@@ -57,20 +60,36 @@ pub(crate) fn text_config(family: &Family, json: &Value) -> Result<Value> {
         }
     }
     keys::check(&json!({"architectures": json.get("architectures")}), family)?;
+    if let Some(tied) = text.get("tie_word_embeddings") {
+        keys::check(&json!({"tie_word_embeddings": tied}), family)?;
+    }
     let mut text = text.clone();
-    text.insert("tie_word_embeddings".to_owned(), json.get("tie_word_embeddings").cloned().unwrap_or(true.into()));
+    // Outside, `null` is as good as false.
+    let tied = json.get("tie_word_embeddings").map(|tied| if tied.is_null() { false.into() } else { tied.clone() });
+    text.insert("tie_word_embeddings".to_owned(), tied.unwrap_or(true.into()));
+    for key in OF_THE_HEAD {
+        if text.contains_key(*key) {
+            text.insert((*key).to_owned(), Value::Null);
+        }
+    }
     Ok(Value::Object(text))
 }
 
-/// Whether the inner config contradicts the outer one about the head, and who won.
-pub(crate) fn remark(json: &Value) -> Option<String> {
-    let inner = present(json.get("text_config")?, "tie_word_embeddings")?.as_bool()?;
+/// What the inner config says about the head, which belongs to the outer model, and what was taken.
+pub(crate) fn remarks(json: &Value) -> Vec<String> {
+    let Some(text) = json.get("text_config").filter(|_| is_multimodal(json)) else { return Vec::new() };
+    let mut remarks = Vec::new();
+    let inner = present(text, "tie_word_embeddings").and_then(Value::as_bool);
     let outer = json.get("tie_word_embeddings").map_or(Some(true), Value::as_bool).unwrap_or(false);
-    (is_multimodal(json) && inner != outer).then(|| {
-        format!(
+    if let Some(inner) = inner.filter(|inner| *inner != outer) {
+        remarks.push(format!(
             "tie_word_embeddings is {outer} for the whole model and {inner} in text_config: {outer} is taken, as in Transformers"
-        )
-    })
+        ));
+    }
+    remarks.extend(OF_THE_HEAD.iter().filter_map(|key| present(text, key).map(|value| (key, value))).map(|(key, value)| {
+        format!("`{key}` = {value} in text_config is left aside: Transformers' class of the multimodal model does not read it")
+    }));
+    remarks
 }
 
 /// What the multimodal model calls a module or tensor of the language model, in Transformers 5: `model.layers.0` is
@@ -128,7 +147,7 @@ mod tests {
                 json["text_config"]["tie_word_embeddings"] = tie.into();
             }
             assert_eq!(Config::from_json(&json).unwrap().tied, tied, "{outer_tie:?} {inner_tie:?}");
-            assert_eq!(remark(&json).is_some(), told, "{outer_tie:?} {inner_tie:?}");
+            assert_eq!(!remarks(&json).is_empty(), told, "{outer_tie:?} {inner_tie:?}");
         }
     }
 

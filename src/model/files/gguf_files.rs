@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{BufReader, Seek};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -15,6 +15,7 @@ use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use candle_core::{Device, Shape, Tensor};
 use rayon::prelude::*;
 
+use super::gguf_header;
 use crate::error::{Context, Error, Result};
 use crate::kernels::cpu::with_floats;
 use crate::model::source::Used;
@@ -102,12 +103,16 @@ impl Part {
     fn open(path: PathBuf) -> Result<(Part, HashMap<String, Value>)> {
         let file = File::open(&path).context_at(&path, "cannot open the model file")?;
         let mut reader = BufReader::new(file);
-        let content = Content::read(&mut reader).map_err(|cause| {
+        let broken = |cause: Box<dyn std::error::Error + Send + Sync>| {
             Error::new("this is not a whole GGUF file")
                 .at(&path)
                 .caused_by(cause)
                 .cure("Fetch or convert the file again; a broken download is the usual reason.")
-        })?;
+        };
+        let bytes = reader.get_ref().metadata().context_at(&path, "cannot read the size")?.len();
+        gguf_header::check(&mut reader, bytes).map_err(|cause| broken(cause.into()))?;
+        reader.rewind().context_at(&path, "cannot seek in the model file")?;
+        let content = Content::read(&mut reader).map_err(|cause| broken(cause.into()))?;
         let Content { metadata, tensor_infos, tensor_data_offset, .. } = content;
         Ok((Part { path, tensors: tensor_infos, data_start: tensor_data_offset, reader: Mutex::new(reader) }, metadata))
     }

@@ -4,8 +4,8 @@
 //! folder.rs              a Hugging Face folder: config.json, tokenizer files, safetensors.rs
 //! gguf.rs                the metadata of a .gguf file; gguf_keys.rs says which of its settings are honoured
 //! gguf_source.rs         that file as a model: config, vocabulary, template, tensors by their Hugging Face names
-//! gguf_files.rs          the bytes of it, which may lie in several files
-//! adapter.rs             a LoRA adapter folder, applied to a base
+//! gguf_files.rs          the bytes of it, which may lie in several files; gguf_header.rs looks for damage first
+//! adapter.rs             a LoRA adapter folder, applied to a base; adapter/ reads its settings and its tensors
 //! hub_files.rs           which files of a hub's repository make a model
 //! config_json.rs         config.json -> Config, and back
 //! save.rs                a model as a Hugging Face folder; weights by safetensors_write.rs; peft.rs saves a LoRA adapter;
@@ -17,11 +17,12 @@ mod config_json;
 pub(in crate::model) mod folder;
 pub(in crate::model) mod gguf;
 pub(in crate::model) mod gguf_files;
+mod gguf_header;
 mod gguf_keys;
 mod gguf_source;
 pub(in crate::model) mod hub_files;
 pub(in crate::model) mod peft;
 mod replaceable;
-pub(in crate::model) mod safetensors;
+pub(crate) mod safetensors;
 pub mod safetensors_write;
 pub(in crate::model) mod save;
