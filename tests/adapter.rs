@@ -103,6 +103,75 @@ fn the_base_is_found_by_its_path_from_either_folder() {
 }
 
 #[test]
+fn base_says_what_the_adapter_is_put_on() {
+    let workdir = workdir();
+    let expected = run(&workdir, "adapter").ok().json()["overall"]["perplexity"].clone();
+    let path = workdir.path("adapter/adapter_config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let on =
+        |model: &str, base: &str| workdir.run(&["rows.jsonl", "--model", model, "--base", base, "--out", "run-on", "--json"]);
+    let check = |ran: Ran| {
+        assert_eq!(ran.ok().json()["overall"]["perplexity"], expected);
+        std::fs::remove_dir_all(workdir.path("run-on")).unwrap();
+    };
+    // It has moved.
+    config["base_model_name_or_path"] = "/no/such/base".into();
+    workdir.write("adapter/adapter_config.json", config.to_string());
+    let error = run(&workdir, "adapter").stderr;
+    assert!(error.contains("--base"), "{error}");
+    check(on("adapter", "base"));
+    // It is quantised.
+    copy_folder(&workdir.path("base"), &workdir.path("quantised"));
+    let mut quantised: Value = serde_json::from_slice(&std::fs::read(workdir.path("base/config.json")).unwrap()).unwrap();
+    quantised["quantization_config"] = serde_json::json!({"quant_method": "bitsandbytes", "load_in_4bit": true});
+    workdir.write("quantised/config.json", quantised.to_string());
+    config["base_model_name_or_path"] = "../quantised".into();
+    workdir.write("adapter/adapter_config.json", config.to_string());
+    let error = run(&workdir, "adapter").stderr;
+    assert!(error.contains("quantization_config") && error.contains("--base"), "{error}");
+    check(on("adapter", "base"));
+    // A folder with a model of its own, too.
+    copy_folder(&workdir.path("adapter"), &workdir.path("both"));
+    for file in ["config.json", "tokenizer.json"] {
+        std::fs::copy(workdir.path("base").join(file), workdir.path("both").join(file)).unwrap();
+    }
+    std::fs::copy(workdir.path("adapter/merged.safetensors"), workdir.path("both/model.safetensors")).unwrap();
+    let error = run(&workdir, "both").stderr;
+    assert!(error.contains("a model and an adapter") && error.contains("--base"), "{error}");
+    check(on("both", "base"));
+    let ran = on("base", "adapter");
+    assert!(ran.code == Some(2) && ran.stderr.contains("there is none at `base`"), "{}", ran.stderr);
+    // A run folder remembers it.
+    on("adapter", "base").ok();
+    let record: Value = serde_json::from_slice(&std::fs::read(workdir.path("run-on/run.json")).unwrap()).unwrap();
+    assert_eq!(record["model"]["base"], "base");
+}
+
+/// The default length is what the model takes; one that is asked for is refused where it is more.
+#[test]
+fn a_model_of_few_positions_is_read_without_a_word_about_it() {
+    let workdir = workdir();
+    let mut config: Value = serde_json::from_slice(&std::fs::read(workdir.path("base/config.json")).unwrap()).unwrap();
+    config["max_position_embeddings"] = 96.into();
+    workdir.write("base/config.json", config.to_string());
+    run(&workdir, "base").ok();
+    assert_eq!(record(&workdir, "base")["max_len"], 96);
+    let ran = workdir.run(&["rows.jsonl", "--model", "base", "--max-len", "97", "--out", "run"]);
+    assert!(ran.code == Some(2) && ran.stderr.contains("--max-len 96 or less"), "{}", ran.stderr);
+    // LongRoPE: what is beyond its first length depends on the sequence.
+    config["rope_scaling"] = serde_json::json!({"type": "longrope", "short_factor": [1, 1, 1, 1], "long_factor": [2, 2, 2, 2]});
+    config["original_max_position_embeddings"] = 48.into();
+    config.as_object_mut().unwrap().remove("rope_parameters");
+    workdir.write("base/config.json", config.to_string());
+    let ran = workdir.run(&["rows.jsonl", "--model", "base", "--max-len", "96", "--out", "run"]);
+    assert!(ran.code == Some(2) && ran.stderr.contains("LongRoPE") && ran.stderr.contains("--max-len 48"), "{}", ran.stderr);
+    workdir.run(&["eval", "--model", "base", "--limit", "2", "--out", "scores"]).ok();
+    let trained =
+        workdir.run(&["train", "rows.jsonl", "--model", "base", "--out", "trained", "--method", "sft", "--max-steps", "1"]);
+    trained.ok();
+}
+
+#[test]
 fn an_adapter_that_brings_a_tokenizer_and_a_template_is_read_with_them() {
     let workdir = workdir();
     let merged = write_merged(&workdir, "adapter");
@@ -146,5 +215,5 @@ fn an_adapter_of_another_model_is_refused_with_the_names() {
     // A layer that the base lacks; a matrix of another shape; something that is no LoRA tensor.
     check(|name| name.replace("layers.1.", "layers.7."), &["`model.layers.7.self_attn.q_proj.weight`", "does not have"]);
     check(|name| name.replace("self_attn.k_proj", "mlp.up_proj"), &["up_proj.weight", "[8, 12]", "another base"]);
-    check(|name| name.replace("lora_A.weight", "lora_magnitude_vector"), &["lora_magnitude_vector", "not supported"]);
+    check(|name| name.replace("lora_A.weight", "lora_C.weight"), &["lora_C.weight", "not supported"]);
 }

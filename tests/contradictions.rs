@@ -232,6 +232,72 @@ fn the_head_is_what_the_file_holds_and_never_a_guess() {
 }
 
 #[test]
+fn the_head_of_a_multimodal_model_is_as_its_own_class_computes_it() {
+    let (plain, logits) = checkpoints().find(|(plain, _)| plain.name == "gemma3_multimodal").unwrap();
+    let mut changed = plain.clone();
+    changed.config["text_config"]["final_logit_softcapping"] = json!(7.0);
+    let remarks = changed.expect_same(&logits, "a cap in text_config");
+    assert!(remarks.len() == 1 && remarks[0].contains("`final_logit_softcapping` = 7.0"), "{remarks:?}");
+    // The language model by itself caps.
+    let text = checkpoint(&fixtures().join("gemma3_text"));
+    assert_eq!(text.config["final_logit_softcapping"], 7.0);
+    let mut uncapped = text.clone();
+    uncapped.config["final_logit_softcapping"] = Value::Null;
+    assert_ne!(uncapped.load().unwrap().0, text.load().unwrap().0);
+}
+
+/// What other programs call the tensors, where Transformers reads them all the same (`base_model_prefix`, `tie_weights`).
+#[test]
+fn names_with_another_prefix_and_a_lone_head_are_read_as_transformers_does() {
+    for (plain, logits) in checkpoints().filter(|(plain, _)| plain.name != "gemma3_multimodal") {
+        let renamed = |to: &dyn Fn(&str) -> String| {
+            let tensors = plain.tensors.iter().map(|(name, tensor)| (to(name), tensor.clone())).collect();
+            Checkpoint { tensors, ..plain.clone() }
+        };
+        let inner = |name: &str| name.trim_start_matches("model.").to_owned();
+        renamed(&inner).expect_same(&logits, "names without `model.`");
+        renamed(&|name| if name.contains("layers.0.") { inner(name) } else { name.to_owned() })
+            .expect_same(&logits, "some names");
+        renamed(&|name| format!("model.{name}")).expect_same(&logits, "names with `model.` twice");
+        renamed(&|name| format!("_orig_mod.{name}")).expect_refused(&["embed_tokens", "lm_head"], "names of torch.compile");
+        let embedding_as_head =
+            renamed(&|name| if name.ends_with("embed_tokens.weight") { "lm_head.weight".to_owned() } else { name.to_owned() });
+        match plain.tensors.contains_key("lm_head.weight") {
+            true => embedding_as_head.expect_refused(&["embed_tokens"], "an untied head alone"),
+            false => drop(embedding_as_head.expect_same(&logits, "a tied head alone")),
+        }
+    }
+}
+
+#[test]
+fn a_token_without_a_row_in_the_embedding_is_refused_and_the_others_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(fixtures().join("qwen3").join(name), folder.path().join(name)).unwrap();
+    }
+    let mut tokenizer: Value = serde_json::from_slice(&std::fs::read(fixtures().join("qwen3/tokenizer.json")).unwrap()).unwrap();
+    let mut added = tokenizer["added_tokens"][0].clone();
+    (added["id"], added["content"]) = (json!(263), json!("[PAD]"));
+    let known = tokenizer["added_tokens"].as_array_mut().unwrap();
+    known.extend((259..263).map(|id| {
+        json!({"id": id, "content": format!("<{id}>"), "single_word": false, "lstrip": false,
+        "rstrip": false, "normalized": false, "special": true})
+    }));
+    known.push(added);
+    std::fs::write(folder.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    let reference = Reference::resolve(folder.path().to_str(), &|_, _, _| {}).unwrap();
+    let options = LoadOptions { dtype: Dtype::F32, kernels: Kernels::Reference, device: Placement::Cpu };
+    let model = Model::load(&reference, options, 64).unwrap();
+    assert!(model.remarks.iter().any(|remark| remark.contains("knows 264 tokens, the model 263")), "{:?}", model.remarks);
+    assert_eq!(model.tokenizer.encode("hi<262>").unwrap().len(), 3);
+    let error = model.tokenizer.encode("hi[PAD]").unwrap_err().to_string();
+    assert!(error.contains("`[PAD]` has the id 263") && error.contains("263 rows"), "{error}");
+    let segments = vec![Segment { tokens: 0..2, context: Vec::new() }].into();
+    let error = model.logits(&Batch { ids: vec![1, 263], segments }, &[1]).unwrap_err().to_string();
+    assert!(error.contains("[PAD]"), "{error}");
+}
+
+#[test]
 fn of_two_spellings_of_the_rotary_embedding_the_one_of_transformers_counts() {
     for folder in folders() {
         let plain = checkpoint(&folder);
@@ -270,7 +336,7 @@ fn keys_that_contradict_or_that_nobody_knows_are_refused_by_name() {
             ("architectures", class("LlamaForSequenceClassification")),
             ("architectures", class("Gemma3RewardModel")),
             ("quantization_config", json!({"quant_method": "fp8"})),
-            ("rope_scaling", json!({"rope_type": "dynamic", "factor": 2.0})),
+            ("rope_scaling", json!({"rope_type": "su", "factor": 2.0})),
             ("num_hidden_layers", json!(1)),
         ] {
             let mut changed = plain.clone();
@@ -278,7 +344,7 @@ fn keys_that_contradict_or_that_nobody_knows_are_refused_by_name() {
             let config = if in_text { &mut changed.config["text_config"] } else { &mut changed.config };
             config[key] = value.clone();
             // A layer too few leaves the tensors of the others unread, or contradicts the list of their kinds.
-            changed.expect_refused(&[key, "layers.1.", "layer_types", "`dynamic`"], &format!("{key} = {value}"));
+            changed.expect_refused(&[key, "layers.1.", "layer_types", "`su`"], &format!("{key} = {value}"));
         }
     }
 }
@@ -292,7 +358,9 @@ fn a_model_and_an_adapter_in_one_folder_are_refused() {
     assert!(load(folder.path()).is_ok());
     std::fs::write(folder.path().join("adapter_config.json"), r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 4}"#).unwrap();
     let error = load(folder.path()).unwrap_err();
-    assert!(error.contains("a model and an adapter") && error.contains("adapter_config.json"), "{error}");
+    for part in ["a model and an adapter", "adapter_config.json", "--base"] {
+        assert!(error.contains(part), "{error}");
+    }
 }
 
 /// A GGUF file that can be changed and written.

@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod absent_keys;
 mod adapter;
+mod adapter_kinds;
 mod bits_per_byte;
 mod browser;
 mod check;
@@ -13,6 +15,7 @@ mod engine;
 mod eval;
 mod export;
 mod families;
+mod fuzz_models;
 mod fuzz_readers;
 mod generated_rows;
 mod gguf;

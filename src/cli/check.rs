@@ -22,6 +22,10 @@ pub(super) struct Args {
     #[arg(long, value_name = "REF")]
     model: Option<String>,
 
+    /// For an adapter: the model that it is put on, in place of the one that its config names, such as the full model of a quantised one
+    #[arg(long, value_name = "REF")]
+    base: Option<String>,
+
     #[command(flatten)]
     rows: RowArgs,
 
@@ -46,13 +50,15 @@ pub(super) fn run(args: Args) -> Result<()> {
         choice: args.rows.choice(),
         inputs: args.datasets,
         model: args.model,
+        base: args.base,
+        max_len: args.rows.max_len(),
         shown: args.show,
     };
     let found = check::run(&job, &watch)?;
     drop(watch);
     let text = match args.json {
         true => serde_json::to_string_pretty(&found).context("cannot write JSON")? + "\n",
-        false => summary(&found, job.render.max_len, output::coloured()),
+        false => summary(&found, found.max_len, output::coloured()),
     };
     output::print(&text)?;
     found.fail_on(&args.fail_on)

@@ -22,6 +22,10 @@ pub(super) struct Args {
     #[arg(long, value_name = "REF")]
     model: Option<String>,
 
+    /// For an adapter: the model that it is put on, in place of the one that its config names, such as the full model of a quantised one
+    #[arg(long, value_name = "REF")]
+    base: Option<String>,
+
     /// Separated by commas: `probe` (320 questions of general knowledge that ship with the program), benchmarks by name (`list` shows
     /// them), benchmarks with your copy of their rows (NAME=FILE), files of items (.uniform.jsonl, .jsonl), texts (.txt, or .jsonl with
     /// `text`) for perplexity, globs
@@ -73,15 +77,16 @@ pub(super) struct Options {
     #[arg(long, default_value = "auto", hide_short_help = true)]
     device: Placement,
 
-    /// Tokens that the model sees at once: longer contexts lose their beginning, texts are read in windows of this length
-    #[arg(long, value_name = "TOKENS", default_value_t = 2048)]
-    max_len: usize,
+    /// Tokens that the model sees at once: longer contexts lose their beginning, texts are read in windows of this length [default: 2048, or
+    /// what the model takes, if that is less]
+    #[arg(long, value_name = "TOKENS")]
+    max_len: Option<usize>,
 }
 
 impl Options {
     pub(super) fn way(&self) -> Result<Way> {
-        if self.max_len < 2 {
-            return Err(Error::usage(format!("--max-len {} leaves nothing to predict; expected 2 or more", self.max_len)));
+        if let Some(max_len) = self.max_len.filter(|max_len| *max_len < 2) {
+            return Err(Error::usage(format!("--max-len {max_len} leaves nothing to predict; expected 2 or more")));
         }
         for (option, n) in [("--limit", self.limit), ("--sample", self.sample)] {
             if n == Some(0) {
@@ -105,8 +110,14 @@ pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
     if args.tasks == ["list"] {
         return output::print(&benchmarks::list());
     }
-    let job =
-        Job { model: args.model, tasks: args.tasks, out: args.out, way: args.options.way()?, command: command_line.to_owned() };
+    let job = Job {
+        model: args.model,
+        base: args.base,
+        tasks: args.tasks,
+        out: args.out,
+        way: args.options.way()?,
+        command: command_line.to_owned(),
+    };
     let watch = Terminal::new();
     let eval::Outcome { out, scores } = eval::run(&job, &watch)?;
     drop(watch);

@@ -4,13 +4,13 @@ use std::path::PathBuf;
 
 use crate::dataset::{Choice, FieldMap, Format, ReadOptions, RoleMap};
 use crate::error::{Error, Result};
-use crate::tokens::{RenderOptions, Supervise};
+use crate::tokens::{DEFAULT_MAX_LEN, RenderOptions, Supervise};
 
 #[derive(clap::Args)]
 pub(super) struct RowArgs {
-    /// Longest sequence in tokens; what is longer is cut at its end and counted
-    #[arg(long, value_name = "TOKENS", default_value_t = 2048, aliases = ["max-length", "max_length", "max_seq_length", "cutoff-len", "cutoff_len", "sequence_len"])]
-    max_len: usize,
+    /// Longest sequence in tokens; what is longer is cut at its end and counted [default: 2048, or what the model takes, if that is less]
+    #[arg(long, value_name = "TOKENS", aliases = ["max-length", "max_length", "max_seq_length", "cutoff-len", "cutoff_len", "sequence_len"])]
+    max_len: Option<usize>,
 
     /// Read only the first N records, which need not be like the others: to try something out
     #[arg(long, value_name = "N", conflicts_with = "sample")]
@@ -84,13 +84,18 @@ impl RowArgs {
         }
     }
 
+    /// As the user says; else the model has a word in it.
+    pub(super) fn max_len(&self) -> Option<usize> {
+        self.max_len
+    }
+
     pub(super) fn render(&self) -> Result<RenderOptions> {
-        if self.max_len < 2 {
-            return Err(Error::usage(format!("--max-len {} leaves nothing to predict; expected 2 or more", self.max_len)));
+        if let Some(max_len) = self.max_len.filter(|max_len| *max_len < 2) {
+            return Err(Error::usage(format!("--max-len {max_len} leaves nothing to predict; expected 2 or more")));
         }
         Ok(RenderOptions {
             system: self.system.clone(),
-            max_len: self.max_len,
+            max_len: self.max_len.unwrap_or(DEFAULT_MAX_LEN),
             supervise: self.supervise,
             chat_template: self.chat_template.clone(),
             template_switches: RenderOptions::parse_switches(self.chat_template_kwargs.as_deref())?,

@@ -27,6 +27,10 @@ pub(super) struct Args {
     #[arg(long, value_name = "REF", aliases = ["model-name-or-path", "model_name_or_path"])]
     model: Option<String>,
 
+    /// For an adapter: the model that it is put on, in place of the one that its config names, such as the full model of a quantised one
+    #[arg(long, value_name = "REF")]
+    base: Option<String>,
+
     /// The run folder; by default a folder under runs/ named after the data
     #[arg(long, value_name = "DIR", aliases = ["output-dir", "output_dir"])]
     out: Option<PathBuf>,
@@ -108,6 +112,8 @@ fn job(args: Args, command_line: &str) -> Result<Job> {
         read: args.rows.read()?,
         inputs: args.datasets,
         model: args.model,
+        base: args.base,
+        max_len: args.rows.max_len(),
         out: args.out,
         dtype: args.dtype,
         kernels: args.kernels,

@@ -54,6 +54,9 @@ pub struct Identity {
     pub model: String,
     /// What the user wrote after --model.
     pub model_reference: String,
+    /// What the user wrote after --base.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model_base: Option<String>,
     pub model_sha256: String,
     pub dtype: String,
     pub kernels: String,

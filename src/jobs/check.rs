@@ -9,14 +9,18 @@ use crate::dataset::{Choice, DataFile, Dataset, ReadOptions};
 use crate::error::{Error, Result};
 use crate::jobs::watch::{Watch, fetching};
 use crate::model::{Reference, text_of};
-use crate::tokens::{Audit, RenderOptions, Renderer, Sequence, Tokenizer, rendered};
+use crate::tokens::{Audit, DEFAULT_MAX_LEN, RenderOptions, Renderer, Sequence, Tokenizer, rendered};
 
 /// The check as the user asked for it.
 pub(crate) struct Job {
     pub inputs: Vec<String>,
     pub read: ReadOptions,
     pub model: Option<String>,
+    /// The model that an adapter is put on, in place of the one that its config names.
+    pub base: Option<String>,
     pub render: RenderOptions,
+    /// In place of that of `render`; `None` for the usual length, or what the model takes.
+    pub max_len: Option<usize>,
     pub choice: Choice,
     /// Rows to show with their supervised parts marked.
     pub shown: usize,
@@ -41,6 +45,9 @@ pub(crate) struct Checked {
     pub audit: Audit,
     /// The first rows as pieces of text.
     pub shown: Vec<Shown>,
+    /// Where rows are cut.
+    #[serde(skip)]
+    pub max_len: usize,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -66,9 +73,11 @@ pub(crate) struct Piece {
 
 pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Checked> {
     let dataset = Dataset::open(&job.inputs, &job.read)?;
-    let reference = Reference::resolve_text(job.model.as_deref(), &fetching(watch))?;
+    let reference = Reference::resolve_text(job.model.as_deref(), job.base.as_deref(), &fetching(watch))?;
     let (tokenizer, template) = text_of(&reference)?;
-    let renderer = Renderer::new(tokenizer, template, job.render.clone())?;
+    // The weights may be missing, and with them what the model takes.
+    let max_len = reference.max_len(job.max_len).unwrap_or(DEFAULT_MAX_LEN);
+    let renderer = Renderer::new(tokenizer, template, RenderOptions { max_len, ..job.render.clone() })?;
     let mut found = Checked {
         model: reference.name.clone(),
         files: dataset.files().to_vec(),
@@ -81,6 +90,7 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Checked> {
         contradictions: Repeated::default(),
         audit: Audit::of(&dataset),
         shown: Vec::new(),
+        max_len,
     };
     let mut lengths = Vec::new();
     let (mut rows, mut prompts): (HashMap<u64, String>, HashMap<u64, String>) = (HashMap::new(), HashMap::new());

@@ -145,7 +145,7 @@ fn side(kind: Kind, written: &str, job: &Job, watch: &dyn Watch) -> Result<Side>
         Kind::Model => {
             let tasks = if job.tasks.is_empty() { vec![tasks::PROBE.to_owned()] } else { job.tasks.clone() };
             let command = job.command.clone();
-            let asked = eval::Job { model: Some(written.to_owned()), tasks, out: None, way: job.way, command };
+            let asked = eval::Job { model: Some(written.to_owned()), base: None, tasks, out: None, way: job.way, command };
             let evaluated = eval::run(&asked, watch)?;
             compare::read_side(&evaluated.out)
         }
@@ -179,11 +179,11 @@ fn model_behind(path: &Path, kind: Kind) -> Result<Option<Named>> {
         let record: Value = serde_json::from_slice(&bytes).context_at(&path, "the file is no JSON")?;
         let text = |key: &str| record.pointer(&format!("{model}{key}")).and_then(Value::as_str).map(str::to_owned);
         let written = text("reference").filter(|written| written != DEFAULT_MODEL);
-        Ok(Some(Named { written, sha256: text("sha256") }))
+        Ok(Some(Named { written, base: text("base"), sha256: text("sha256") }))
     };
     match kind {
         Kind::Harness => Ok(None),
-        Kind::Model => Ok(Some(Named { written: Some(path.to_string_lossy().into_owned()), sha256: None })),
+        Kind::Model => Ok(Some(Named { written: Some(path.to_string_lossy().into_owned()), base: None, sha256: None })),
         Kind::Evaluation => named(SCORES_FILE, "/model_"),
         Kind::ScoreRun => named("run.json", "/model/"),
     }

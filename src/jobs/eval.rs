@@ -28,6 +28,8 @@ use crate::{provenance, random};
 pub(crate) struct Job {
     /// `None`: the default model.
     pub model: Option<String>,
+    /// The model that an adapter is put on, in place of the one that its config names.
+    pub base: Option<String>,
     /// `probe`, benchmarks, files, globs.
     pub tasks: Vec<String>,
     /// `None`: a folder under `runs/` named after the model and what else decides the scores.
@@ -49,8 +51,9 @@ pub(crate) struct Way {
     pub dtype: Dtype,
     pub kernels: Kernels,
     pub device: Placement,
-    /// Tokens that go into the model at once; also the length of the windows of a text.
-    pub max_len: usize,
+    /// Tokens that go into the model at once; also the length of the windows of a text. `None` for the usual length, or what the model
+    /// takes if that is less.
+    pub max_len: Option<usize>,
 }
 
 /// What an evaluation has left.
@@ -69,16 +72,18 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
         fewshot::apply(task, way.few_shot, way.seed)?;
         way.choose(task);
     }
-    let reference = Reference::resolve(job.model.as_deref(), &fetching(watch))?;
+    let reference = Reference::resolve_on(job.model.as_deref(), job.base.as_deref(), &fetching(watch))?;
+    let max_len = reference.max_len(way.max_len)?;
     let identity = Identity {
         model: reference.name.clone(),
         model_reference: reference.written.clone(),
+        model_base: reference.base.clone(),
         model_sha256: reference.sha256()?,
         dtype: way.dtype.to_string(),
         kernels: way.kernels.to_string(),
-        max_len: way.max_len,
+        max_len,
     };
-    let provenance = provenance_of(started, Model::place(&reference, way.load_options(), way.max_len)?);
+    let provenance = provenance_of(started, Model::place(&reference, way.load_options(), max_len)?);
     let scores = Scores { provenance, command: job.command.clone(), identity, tasks: Tasks::new() };
     let out = job.out.clone().unwrap_or_else(|| scores.folder(&way.settings()));
     let mut folder = Folder::open(&out, scores)?;
@@ -87,11 +92,11 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
     if tasks.is_empty() {
         return Ok(Outcome { out, scores: folder.scores });
     }
-    let model = Model::load(&reference, way.load_options(), way.max_len)?;
+    let model = Model::load(&reference, way.load_options(), max_len)?;
     for task in &tasks {
         let began = std::time::Instant::now();
         let what = format!("Evaluating {}", task.name);
-        let scored = score::score(&model, task, way.max_len, &mut |done, total| watch.tokens(&what, done, total))?;
+        let scored = score::score(&model, task, max_len, &mut |done, total| watch.tokens(&what, done, total))?;
         let seconds = began.elapsed().as_secs_f64();
         let scores = TaskScores::new(task, &scored, way.chosen(), seconds);
         folder.add(&task.name, scores, scored.samples)?;
@@ -103,23 +108,28 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
 pub(crate) struct Named {
     /// `None`: the default model.
     pub written: Option<String>,
+    /// What its user wrote for the base of an adapter.
+    pub base: Option<String>,
     /// What its SHA-256 was, where a folder tells.
     pub sha256: Option<String>,
 }
 
 /// How far two models are apart on general text: see `divergence.rs`.
 pub(crate) fn divergence(models: [&Named; 2], way: &Way, watch: &dyn Watch) -> Result<Divergence> {
-    let load = |named: &Named| {
-        let reference = Reference::resolve(named.written.as_deref(), &fetching(watch))?;
+    let find = |named: &Named| {
+        let reference = Reference::resolve_on(named.written.as_deref(), named.base.as_deref(), &fetching(watch))?;
         if let Some(then) = &named.sha256
             && *then != reference.sha256()?
         {
             return Err(Error::new(format!("{} is another model now than it was then", reference.written)));
         }
-        Model::load(&reference, way.load_options(), way.max_len)
+        Ok(reference)
     };
-    let [before, after] = models;
-    divergence::measure(&load(before)?, &load(after)?, way.max_len, &|what, done, total| watch.tokens(what, done, total))
+    let (before, after) = (find(models[0])?, find(models[1])?);
+    // Both read the same windows.
+    let max_len = before.max_len(way.max_len)?.min(after.max_len(way.max_len)?);
+    let load = |reference: &Reference| Model::load(reference, way.load_options(), max_len);
+    divergence::measure(&load(&before)?, &load(&after)?, max_len, &|what, done, total| watch.tokens(what, done, total))
 }
 
 impl Way {
@@ -234,7 +244,16 @@ mod tests {
     use crate::eval::tasks::parse;
 
     fn way(limit: Option<usize>, sample: Option<usize>, seed: u64) -> Way {
-        Way { limit, sample, few_shot: 0, seed, dtype: Dtype::F32, kernels: Kernels::Fused, device: Placement::Cpu, max_len: 16 }
+        Way {
+            limit,
+            sample,
+            few_shot: 0,
+            seed,
+            dtype: Dtype::F32,
+            kernels: Kernels::Fused,
+            device: Placement::Cpu,
+            max_len: Some(16),
+        }
     }
 
     #[test]

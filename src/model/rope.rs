@@ -1,14 +1,14 @@
 //! Rotary position embedding as a model's files describe it -> one frequency per pair of elements.
 //!
-//! Covered: plain, linear, Llama 3 and YaRN scaling. Left out, and refused by name: dynamic NTK and LongRoPE, whose frequencies
-//! depend on the length of the sequence. Reference: Transformers, `modeling_rope_utils.py`.
+//! Covered: plain, linear, Llama 3 and YaRN scaling; dynamic NTK and LongRoPE, whose frequencies depend on the length of the sequence,
+//! up to the length that they were made for, where they do not ([`Rope::longest`]). Reference: Transformers, `modeling_rope_utils.py`.
 
 use std::f64::consts::PI;
 
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::json::{number, optional_count, present};
+use crate::json::{flag, number, present};
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rope {
@@ -38,6 +38,15 @@ pub enum RopeScaling {
         beta_fast: f64,
         beta_slow: f64,
         attention_factor: f64,
+        /// Whether the ramp begins and ends at whole pairs.
+        truncate: bool,
+    },
+    /// arXiv 2402.13753: a divisor for each frequency in sequences of up to `original_max_positions`, and others in longer ones, which
+    /// are refused (`_compute_longrope_parameters`).
+    LongRope {
+        short_divisors: Vec<f64>,
+        original_max_positions: usize,
+        attention_factor: f64,
     },
     /// A divisor for each frequency: what llama.cpp's converter makes of Llama 3.1's kind.
     Divisors(Vec<f64>),
@@ -59,12 +68,13 @@ impl Rope {
                 });
                 Ok(scaled.collect())
             }
-            RopeScaling::Yarn { factor, original_max_positions, beta_fast, beta_slow, .. } => {
+            RopeScaling::Yarn { factor, original_max_positions, beta_fast, beta_slow, truncate, .. } => {
                 let dim = rotary_dim as f64;
                 // The pair that makes this many turns over the original context.
                 let pair_of = |turns: f64| dim * (original_max_positions / (turns * 2.0 * PI)).ln() / (2.0 * self.theta.ln());
-                let low = pair_of(*beta_fast).floor().max(0.0);
-                let high = pair_of(*beta_slow).ceil().min(dim - 1.0);
+                let (low, high) = (pair_of(*beta_fast), pair_of(*beta_slow));
+                let (low, high) = if *truncate { (low.floor(), high.ceil()) } else { (low, high) };
+                let (low, high) = (low.max(0.0), high.min(dim - 1.0));
                 let width = if high == low { 0.001 } else { high - low };
                 let scaled = plain.enumerate().map(|(i, f)| {
                     let divided = ((i as f64 - low) / width).clamp(0.0, 1.0);
@@ -72,29 +82,47 @@ impl Rope {
                 });
                 Ok(scaled.collect())
             }
-            RopeScaling::Divisors(divisors) if divisors.len() == rotary_dim / 2 => {
+            RopeScaling::Divisors(divisors) | RopeScaling::LongRope { short_divisors: divisors, .. } => {
+                if divisors.len() != rotary_dim / 2 {
+                    return Err(Error::new(format!(
+                        "expected {} rotary divisors (half of the {rotary_dim} rotary dimensions), found {}",
+                        rotary_dim / 2,
+                        divisors.len()
+                    )));
+                }
                 Ok(plain.zip(divisors).map(|(f, divisor)| f / divisor).collect())
             }
-            RopeScaling::Divisors(divisors) => Err(Error::new(format!(
-                "expected {} rotary divisors (half of the {rotary_dim} rotary dimensions), found {}",
-                rotary_dim / 2,
-                divisors.len()
-            ))),
         }
     }
 
     /// Multiplies the cosines and sines.
     pub fn attention_scaling(&self) -> f32 {
         match self.scaling {
-            RopeScaling::Yarn { attention_factor, .. } => attention_factor as f32,
+            RopeScaling::Yarn { attention_factor, .. } | RopeScaling::LongRope { attention_factor, .. } => {
+                attention_factor as f32
+            }
             _ => 1.0,
+        }
+    }
+
+    /// The longest sequence for which the frequencies hold, if there is a limit below that of the model.
+    pub fn longest(&self) -> Option<usize> {
+        match self.scaling {
+            RopeScaling::LongRope { original_max_positions, .. } => Some(original_max_positions),
+            _ => None,
         }
     }
 
     /// From config.json: Transformers 5 writes `rope_parameters` with the base inside; Transformers 4 `rope_theta` and
     /// `rope_scaling`.
     pub fn from_json(json: &Value, max_positions: usize) -> Result<Rope> {
-        Rope::from_parameters(parameters(json), number(json, "rope_theta")?.unwrap_or(10_000.0), max_positions)
+        const ORIGINAL: &str = "original_max_position_embeddings";
+        let mut parameters = parameters(json).cloned();
+        // The length of the first training may stand beside the parameters, and then counts (`standardize_rope_params`).
+        if let (Some(original), Some(parameters)) = (json.get(ORIGINAL), parameters.as_mut().and_then(Value::as_object_mut)) {
+            parameters.insert(ORIGINAL.to_owned(), original.clone());
+        }
+        Rope::from_parameters(parameters.as_ref(), base(json, "rope_theta", parameters.as_ref(), 10_000.0)?, max_positions)
     }
 
     /// From one set of rope parameters; `theta` is the base where they do not hold one.
@@ -113,51 +141,111 @@ impl Rope {
         let required = |key: &str| {
             optional(key)?.ok_or_else(|| Error::new(format!("rope scaling `{kind}` needs `{key}`, which is missing")))
         };
+        // Transformers says `beta or 32`: 0 is as good as absent.
+        let nonzero = |key: &str| -> Result<Option<f64>> { Ok(optional(key)?.filter(|&x| x != 0.0)) };
         let original = || -> Result<f64> {
-            let original = optional_count(parameters, "original_max_position_embeddings")?;
-            Ok(original.unwrap_or(max_positions) as f64)
+            let original = optional("original_max_position_embeddings")?.unwrap_or(max_positions as f64);
+            match original >= 1.0 {
+                true => Ok(original),
+                false => Err(Error::new(format!("`original_max_position_embeddings` is {original}; expected 1 or more"))),
+            }
         };
-        let (scaling, keys): (_, &[&str]) = match kind {
-            "default" => (RopeScaling::None, &[]),
-            "linear" => (RopeScaling::Linear { factor: required("factor")? }, &["factor"]),
-            "llama3" => (
-                RopeScaling::Llama3 {
-                    factor: required("factor")?,
-                    low_freq_factor: required("low_freq_factor")?,
-                    high_freq_factor: required("high_freq_factor")?,
-                    original_max_positions: original()?,
-                },
-                &["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"],
-            ),
+        let ratio = || -> Result<f64> { Ok(max_positions as f64 / original()?) };
+        let scaling = match kind {
+            "default" => RopeScaling::None,
+            "linear" => RopeScaling::Linear { factor: required("factor")? },
+            // Nothing is scaled up to the model's positions, which no sequence exceeds (`Model::load`).
+            "dynamic" => {
+                required("factor")?;
+                RopeScaling::None
+            }
+            "llama3" => RopeScaling::Llama3 {
+                factor: required("factor")?,
+                low_freq_factor: required("low_freq_factor")?,
+                high_freq_factor: required("high_freq_factor")?,
+                original_max_positions: original()?,
+            },
             "yarn" => {
-                let factor = required("factor")?;
-                let attention_factor = optional("attention_factor")?.unwrap_or_else(|| yarn_attention_factor(factor));
-                (
-                    RopeScaling::Yarn {
-                        factor,
-                        original_max_positions: original()?,
-                        // Transformers says `beta or 32`: 0 is as good as absent.
-                        beta_fast: optional("beta_fast")?.filter(|&beta| beta != 0.0).unwrap_or(32.0),
-                        beta_slow: optional("beta_slow")?.filter(|&beta| beta != 0.0).unwrap_or(1.0),
-                        attention_factor,
-                    },
-                    &["factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor"],
-                )
+                let factor = match parameters.get("factor") {
+                    Some(Value::Null) => ratio()?,
+                    _ => required("factor")?,
+                };
+                let attention_factor = match (optional("attention_factor")?, nonzero("mscale")?, nonzero("mscale_all_dim")?) {
+                    (Some(attention_factor), ..) => attention_factor,
+                    (None, Some(above), Some(below)) => yarn_mscale(factor, above) / yarn_mscale(factor, below),
+                    _ => yarn_attention_factor(factor),
+                };
+                RopeScaling::Yarn {
+                    factor,
+                    original_max_positions: original()?,
+                    beta_fast: nonzero("beta_fast")?.unwrap_or(32.0),
+                    beta_slow: nonzero("beta_slow")?.unwrap_or(1.0),
+                    attention_factor,
+                    truncate: flag(parameters, "truncate")?.unwrap_or(true),
+                }
+            }
+            "longrope" => {
+                let original_max_positions = original()?;
+                let factor = optional("factor")?.map_or_else(ratio, Ok)?;
+                let attention_factor = match optional("attention_factor")? {
+                    Some(attention_factor) => attention_factor,
+                    None if factor <= 1.0 => 1.0,
+                    None => (1.0 + factor.ln() / original_max_positions.ln()).sqrt(),
+                };
+                let short_divisors = present(parameters, "short_factor").cloned().unwrap_or_default();
+                let short_divisors: Vec<f64> = serde_json::from_value(short_divisors)
+                    .map_err(|_| Error::new("rope scaling `longrope` needs `short_factor`: expected a list of numbers"))?;
+                RopeScaling::LongRope {
+                    short_divisors,
+                    original_max_positions: original_max_positions as usize,
+                    attention_factor,
+                }
             }
             other => {
                 return Err(Error::new(format!(
-                    "rope scaling `{other}` is not supported; known are default, linear, llama3, yarn"
+                    "rope scaling `{other}` is not supported; known are default, linear, dynamic, llama3, yarn, longrope"
                 )));
             }
         };
-        let always = ["rope_type", "type", "rope_theta", "partial_rotary_factor"];
+        // What another kind would read, Transformers leaves aside, too.
         for (key, value) in parameters.as_object().into_iter().flatten() {
-            if !value.is_null() && !always.contains(&key.as_str()) && !keys.contains(&key.as_str()) {
+            if !value.is_null() && !PARAMETERS.contains(&key.as_str()) {
                 return Err(Error::new(format!("rope scaling `{kind}` with `{key}` = {value} is not supported")));
             }
         }
         Ok(Rope { theta: optional("rope_theta")?.unwrap_or(theta), scaling })
     }
+}
+
+/// What Transformers knows of rope parameters (`RopeParameters`), and marks of the converters.
+const PARAMETERS: &[&str] = &[
+    "rope_type",
+    "type",
+    "rope_theta",
+    "partial_rotary_factor",
+    "factor",
+    "original_max_position_embeddings",
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+    "short_factor",
+    "long_factor",
+    "low_freq_factor",
+    "high_freq_factor",
+    "mscale",
+    "mscale_all_dim",
+    "truncate",
+    "finetuned",
+];
+
+/// The base that stands beside rope parameters under `key`; `null` is refused where they do not hold one, as Transformers does.
+pub(super) fn base(json: &Value, key: &str, parameters: Option<&Value>, default: f64) -> Result<f64> {
+    let is_null = json.get(key).is_some_and(Value::is_null);
+    if is_null && parameters.is_none_or(|parameters| present(parameters, "rope_theta").is_none()) {
+        return Err(Error::new(format!("`{key}` is null; expected a number"))
+            .cure(format!("Write the base, or remove the line for {default}.")));
+    }
+    Ok(number(json, key)?.unwrap_or(default))
 }
 
 /// The set of rope parameters that counts: `rope_scaling` replaces `rope_parameters` as a whole, base and all, unless it is empty
@@ -170,7 +258,12 @@ pub(super) fn parameters(json: &Value) -> Option<&Value> {
 
 /// arXiv 2309.00071, equation 22.
 pub(super) fn yarn_attention_factor(factor: f64) -> f64 {
-    if factor <= 1.0 { 1.0 } else { 0.1 * factor.ln() + 1.0 }
+    yarn_mscale(factor, 1.0)
+}
+
+/// The same with the weight of the logarithm that DeepSeek's models choose.
+fn yarn_mscale(factor: f64, mscale: f64) -> f64 {
+    if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 }
 }
 
 /// The share of a head's elements that turn: within `rope_parameters` (Transformers 5) or beside them (4).
@@ -247,8 +340,52 @@ mod tests {
             beta_fast: 32.0,
             beta_slow: 1.0,
             attention_factor: 1.0,
+            truncate: true,
         };
-        assert_eq!(rope(scaling), [1.0, 0.00125]);
+        assert_eq!(rope(scaling.clone()), [1.0, 0.00125]);
+        // Untruncated the ramp ends at pair 0.6, before the second pair; with 0.1 turns at pair 1.10, behind it.
+        let RopeScaling::Yarn { factor, original_max_positions, beta_fast, attention_factor, .. } = scaling else { panic!() };
+        let yarn = |beta_slow, truncate| {
+            rope(RopeScaling::Yarn { factor, original_max_positions, beta_fast, beta_slow, attention_factor, truncate })[1]
+        };
+        assert_eq!(yarn(1.0, false), 0.00125);
+        let share = 2.0 * 10_000f64.ln() / (4.0 * (100.0 / (0.1 * 2.0 * PI)).ln());
+        assert!((yarn(0.1, false) - (share * 0.00125 + (1.0 - share) * 0.01)).abs() < 1e-12);
+        assert!((yarn(0.1, true) - (0.00125 + 0.01) / 2.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn kinds_that_depend_on_the_length_hold_up_to_a_length() {
+        let read = |parameters: Value| Rope::from_parameters(Some(&parameters), 1e4, 4096).unwrap();
+        let dynamic = read(json!({"type": "dynamic", "factor": 4.0, "original_max_position_embeddings": 1024}));
+        assert_eq!((dynamic.scaling.clone(), dynamic.longest()), (RopeScaling::None, None));
+        let long = json!({"type": "longrope", "short_factor": [1.0, 2], "long_factor": [3.0, 4.0], "original_max_position_embeddings": 64});
+        let rope = read(long.clone());
+        assert_eq!((rope.longest(), rope.inverse_frequencies(4).unwrap()), (Some(64), vec![1.0, 0.005]));
+        // The factor is 4096 / 64: sqrt(1 + ln 64 / ln 64).
+        assert_eq!(rope.attention_scaling(), 2f32.sqrt());
+        assert!(rope.inverse_frequencies(6).unwrap_err().to_string().contains("expected 3 rotary divisors"));
+        // What stands beside the parameters counts.
+        let outside = Rope::from_json(&json!({"rope_scaling": long, "original_max_position_embeddings": 32}), 4096).unwrap();
+        assert_eq!(outside.longest(), Some(32));
+    }
+
+    #[test]
+    fn yarn_may_say_how_strongly_it_scales() {
+        let factor = |parameters: Value| {
+            let mut whole = json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64});
+            if let (Some(whole), Value::Object(parameters)) = (whole.as_object_mut(), parameters) {
+                whole.extend(parameters);
+            }
+            f64::from(Rope::from_parameters(Some(&whole), 1e4, 512).unwrap().attention_scaling())
+        };
+        let near = |a: f64, b: f64| assert!((a - b).abs() < 1e-6, "{a} {b}");
+        let plain = 0.1 * 4f64.ln() + 1.0;
+        near(factor(json!({"mscale": 0.7})), plain);
+        near(factor(json!({"mscale": 0.7, "mscale_all_dim": 0})), plain);
+        near(factor(json!({"mscale": 0.7, "mscale_all_dim": 1.0})), (0.07 * 4f64.ln() + 1.0) / plain);
+        near(factor(json!({"mscale": 0.7, "mscale_all_dim": 1.0, "attention_factor": 1.5})), 1.5);
+        near(factor(json!({"factor": null})), 0.1 * 8f64.ln() + 1.0);
     }
 
     #[test]
@@ -257,11 +394,17 @@ mod tests {
             let message = Rope::from_parameters(Some(&parameters), 1e4, 4096).unwrap_err().to_string();
             assert!(message.contains(expected), "{message}");
         };
-        check(json!({"type": "dynamic", "factor": 4.0}), "`dynamic` is not supported");
+        check(json!({"type": "su", "factor": 4.0}), "`su` is not supported");
+        check(json!({"type": "dynamic"}), "needs `factor`");
+        check(json!({"type": "longrope", "factor": 4.0}), "needs `short_factor`");
+        check(
+            json!({"type": "llama3", "original_max_position_embeddings": 0, "factor": 4.0, "low_freq_factor": 1,
+            "high_freq_factor": 4}),
+            "expected 1 or more",
+        );
         check(json!({"rope_type": "linear"}), "needs `factor`");
         check(json!({"rope_type": null, "type": "yarn", "factor": 4.0}), "found null");
         check(json!("yarn"), "found \"yarn\"");
-        check(json!({"rope_type": "yarn", "factor": 4.0, "mscale": 0.7}), "`mscale` = 0.7 is not supported");
         check(json!({"rope_type": "default", "mrope_section": [1, 2]}), "`mrope_section` = [1,2]");
     }
 }

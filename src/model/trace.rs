@@ -53,6 +53,7 @@ impl Model {
 
     /// As [`Model::hidden`], keeping what [`Model::backward`] needs, at most about `memory` bytes beyond the inputs of the blocks.
     pub fn trace(&self, batch: Batch, rows: &[u32], adapters: Adapters, memory: usize) -> Result<Trace> {
+        self.tokenizer.check(&batch.ids)?;
         let n_blocks = self.decoder.n_blocks();
         let mut stages: Vec<Stage> = Vec::with_capacity(n_blocks);
         let mut x = self.decoder.embed(&batch)?;

@@ -23,7 +23,7 @@ mod turns;
 pub use audit::{Audit, Finding, RowAudit};
 pub use gguf::GgufVocabulary;
 pub use records::{Item, rendered};
-pub use render::{RenderOptions, Rendered, Renderer, Supervise};
+pub use render::{DEFAULT_MAX_LEN, RenderOptions, Rendered, Renderer, Supervise};
 pub use template::ChatTemplate;
 pub use tokenizer::{Token, Tokenizer};
 

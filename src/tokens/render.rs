@@ -49,6 +49,9 @@ impl FromStr for Supervise {
     }
 }
 
+/// Where nobody says how long a sequence may be, unless the model takes less.
+pub const DEFAULT_MAX_LEN: usize = 2048;
+
 #[derive(Debug, Clone)]
 pub struct RenderOptions {
     /// Put in front of conversations that have no system turn.
@@ -68,7 +71,7 @@ impl Default for RenderOptions {
     fn default() -> Self {
         RenderOptions {
             system: None,
-            max_len: 2048,
+            max_len: DEFAULT_MAX_LEN,
             supervise: Supervise::Assistant,
             chat_template: None,
             template_switches: None,

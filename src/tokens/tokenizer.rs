@@ -36,6 +36,8 @@ pub struct Tokenizer {
     bos: Option<u32>,
     eos: Option<u32>,
     adds_bos: bool,
+    /// Ids that the model has an embedding for: a token may have been added without one.
+    known: usize,
 }
 
 impl Tokenizer {
@@ -90,13 +92,20 @@ impl Tokenizer {
             bos: parts.bos,
             eos: parts.eos,
             adds_bos: parts.adds_bos,
+            known: usize::MAX,
         }
+    }
+
+    /// For a model whose embedding has `rows`: texts with a token beyond them are refused.
+    pub fn bounded(self, rows: usize) -> Self {
+        Self { known: rows, ..self }
     }
 
     /// Splits a text that stands at the beginning of a sequence. Special tokens that are spelled out in the text are recognised,
     /// as Transformers does; none is added.
     pub fn encode(&self, text: &str) -> Result<Vec<Token>> {
         let encoding = self.inner.encode(text, false).context("the tokenizer refused the text")?;
+        self.check(encoding.get_ids())?;
         Ok(self.tile(text, encoding.get_ids(), encoding.get_offsets()))
     }
 
@@ -108,6 +117,7 @@ impl Tokenizer {
             return self.encode(text);
         }
         let encoding = continuation.encode(text, false).context("the tokenizer refused the text")?;
+        self.check(encoding.get_ids())?;
         let mut tokens = self.tile(text, encoding.get_ids(), encoding.get_offsets());
         if every_fragment && let Some(n_before) = tokens.iter().position(|token| self.is_special(token.id)) {
             // What comes after the first special token is a fragment of its own, and gets its space again.
@@ -144,6 +154,17 @@ impl Tokenizer {
     /// One more than the largest id.
     pub fn vocab_size(&self) -> usize {
         self.bytes.len()
+    }
+
+    /// An error if the model has no embedding for one of the tokens.
+    pub fn check(&self, ids: &[u32]) -> Result<()> {
+        let Some(id) = ids.iter().find(|&&id| id as usize >= self.known) else { return Ok(()) };
+        Err(Error::new(format!(
+            "the token `{}` has the id {id}, and the model's embedding has {} rows",
+            self.text(*id),
+            self.known
+        ))
+        .cure("Leave the token out of the text, or give the model a row for it (resize_token_embeddings in Transformers)."))
     }
 
     /// The id of a token by its string in the vocabulary, such as `<|im_end|>`.

@@ -17,7 +17,7 @@ use crate::diagnosis::gate::{Beside, EAFT, Gate, Method, Normaliser};
 use crate::error::{Context, Error, Result};
 use crate::kernels::Dtype;
 use crate::model::LoraOptions;
-use crate::tokens::{RenderOptions, Supervise};
+use crate::tokens::{DEFAULT_MAX_LEN, RenderOptions, Supervise};
 
 /// Declares the options once: groups of fields, each with its type, its default and its sentence. The last may say a default that is no
 /// number, in brackets; help adds those that are.
@@ -49,6 +49,8 @@ options! {
         datasets: Vec<String> = Vec::new();
         /// A Hugging Face model folder, a .gguf file, a LoRA adapter folder, or a hub id [default: SmolLM2-135M-Instruct].
         model: Option<String> = None;
+        /// For an adapter: the model that it is put on [default: the one that its config names].
+        base: Option<String> = None;
         /// The run folder [default: one under runs/].
         out: Option<PathBuf> = None;
         /// Precision of the products: f32 or bf16; what learns is kept in f32.
@@ -98,8 +100,9 @@ options! {
         save_every: Option<u64> = None;
     }
     Data {
-        /// Longest sequence in tokens; what is longer is cut at its end and counted.
-        max_len: usize = 2048;
+        /// Longest sequence in tokens; what is longer is cut at its end and counted [default: 2048, or what the model takes, if that is
+        /// less].
+        max_len: Option<usize> = None;
         /// Reads only the first N records [default: all].
         limit: Option<u64> = None;
         /// Reads N records drawn at random by --seed; a larger sample holds the smaller one [default: all].
@@ -205,7 +208,7 @@ impl Options {
         if let Some((name, _)) = counts.iter().find(|(_, count)| *count == 0) {
             return wrong(format!("--{name} 0: expected 1 or more"));
         }
-        for (name, count) in [("max-len", Some(self.max_len)), ("top-k", self.top_k)] {
+        for (name, count) in [("max-len", self.max_len), ("top-k", self.top_k)] {
             if let Some(count) = count.filter(|count| *count < 2) {
                 return wrong(format!("--{name} {count}: expected 2 or more"));
             }
@@ -316,11 +319,16 @@ impl Options {
         self.lr.unwrap_or(if self.lora { 1e-4 } else { 1e-5 })
     }
 
+    /// Once the model is known, it is written into `max_len` if that is less than the usual length.
+    pub(crate) fn max_len(&self) -> usize {
+        self.max_len.unwrap_or(DEFAULT_MAX_LEN)
+    }
+
     pub(crate) fn render(&self) -> Result<RenderOptions> {
         let supervise: Supervise = self.supervise.parse()?;
         Ok(RenderOptions {
             system: self.system.clone(),
-            max_len: self.max_len,
+            max_len: self.max_len(),
             supervise,
             chat_template: self.chat_template.clone(),
             template_switches: RenderOptions::parse_switches(self.chat_template_kwargs.as_deref())?,
@@ -458,7 +466,7 @@ mod tests {
              warmup_steps: 0.1\nlora: true\nlr_scheduler_type: constant_with_warmup\n",
         )
         .unwrap();
-        assert_eq!((options.lr, options.epochs, options.max_len, options.lora_r), (Some(1e-4), 2.5, 512, 8));
+        assert_eq!((options.lr, options.epochs, options.max_len, options.lora_r), (Some(1e-4), 2.5, Some(512), 8));
         assert_eq!((options.warmup(95), options.schedule, options.lora().unwrap().targets), (10, Shape::Constant, Vec::new()));
         for (line, expected) in [
             ("gradient_accumulation_steps: 4", "batch-size"),

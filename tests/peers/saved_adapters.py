@@ -63,6 +63,9 @@ def compare(name, folder):
     base = lambda: auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     ids = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))(TEXT, add_special_tokens=False)["input_ids"]
     with tempfile.TemporaryDirectory() as scratch:
+        # The look at general text wants a token to begin with, which the fixtures do not name.
+        folder = shutil.copytree(folder, Path(scratch, "base"))
+        (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
         rows, out = Path(scratch, "rows.jsonl"), Path(scratch, "out")
         rows.write_text((json.dumps({"text": TEXT}) + "\n") * 4)
         run("train", rows, "--model", folder, "--out", out, *TRAINING)
@@ -70,14 +73,15 @@ def compare(name, folder):
         run(rows, "--model", out / "adapter", "--out", Path(scratch, "scores"), "--max-len", "128", "--dtype", "f32")
         table = pyarrow.parquet.read_table(Path(scratch, "scores", "tokens.parquet")).to_pydict()
         theirs = logprobs(PeftModel.from_pretrained(base(), out / "adapter"), ids)
+        plain = logprobs(base(), ids)
     ours = dict(zip(table["pos"], table["logprob"]))
     worst = max(abs(ours[pos] - theirs[pos - 1].item()) for pos in ours)
-    moved = (theirs - logprobs(base(), ids)).abs().max().item()
+    moved = (theirs - plain).abs().max().item()
     print(f"{name:20} max |dlnp| {worst:.1e}, the adapter moves PEFT's by {moved:.1e}")
     return worst <= 1e-3 and moved > 1e-2
 
 
-# Updates of single experts are refused where the base stores its experts as a stack.
+# Not that with dense layers beside routed ones, where PEFT 0.21 gives other numbers (1.1 nats): it is read here as it was trained.
 folders = [path for path in sorted(FIXTURES.iterdir()) if path.is_dir() and path.name != "qwen3_moe_stacked"]
 results = [check(path) for path in folders]
 sys.exit(not all(results))

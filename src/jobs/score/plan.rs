@@ -25,12 +25,16 @@ pub(crate) struct Job {
     pub read: ReadOptions,
     /// `None`: the default model.
     pub model: Option<String>,
+    /// The model that an adapter is put on, in place of the one that its config names.
+    pub base: Option<String>,
     /// `None`: a folder under `runs/` named after the data and the identity.
     pub out: Option<PathBuf>,
     pub dtype: Dtype,
     pub kernels: Kernels,
     pub device: Placement,
     pub render: RenderOptions,
+    /// In place of that of `render`; `None` for the usual length, or what the model takes.
+    pub max_len: Option<usize>,
     pub choice: Choice,
     pub thresholds: Thresholds,
     /// Does the run get a page to read it in?
@@ -93,11 +97,12 @@ impl Plan {
         let (run_began, started) = (Instant::now(), SystemTime::now());
         let dataset = Dataset::open(&job.inputs, &job.read)?;
         watch.opened(dataset.files());
-        let reference = Reference::resolve(job.model.as_deref(), &fetching(watch))?;
+        let reference = Reference::resolve_on(job.model.as_deref(), job.base.as_deref(), &fetching(watch))?;
+        let render = RenderOptions { max_len: reference.max_len(job.max_len)?, ..job.render.clone() };
         let began = Instant::now();
         let options = LoadOptions { dtype: job.dtype, kernels: job.kernels, device: job.device };
-        let mut model = Model::load(&reference, options, job.render.max_len)?;
-        let renderer = Renderer::new(model.tokenizer.clone(), model.template.take(), job.render.clone())?;
+        let mut model = Model::load(&reference, options, render.max_len)?;
+        let renderer = Renderer::new(model.tokenizer.clone(), model.template.take(), render.clone())?;
         let template_sha256 = renderer.template_sha256().map(str::to_owned);
         let load_seconds = began.elapsed().as_secs_f64();
         let began = Instant::now();
@@ -113,6 +118,7 @@ impl Plan {
             model_sha256: &model.info.sha256,
             template_sha256: template_sha256.as_deref(),
             device: model.placement,
+            max_len: render.max_len,
         };
         let identity = identity(job, &made_of, &provenance::build())?;
         let out = match &job.out {
@@ -134,7 +140,7 @@ impl Plan {
             load_seconds,
             audit_seconds,
             template_sha256,
-            render: job.render.clone(),
+            render,
             dtype: job.dtype,
             kernels: job.kernels,
             chosen,
@@ -222,6 +228,7 @@ struct MadeOf<'a> {
     model_sha256: &'a str,
     template_sha256: Option<&'a str>,
     device: Placement,
+    max_len: usize,
 }
 
 /// SHA-256 over everything that the scores depend on; `build` is the program.
@@ -234,7 +241,7 @@ fn identity(job: &Job, made_of: &MadeOf, build: &str) -> Result<String> {
         "model": made_of.model_sha256,
         "template": made_of.template_sha256,
         "system": job.render.system,
-        "max_len": job.render.max_len,
+        "max_len": made_of.max_len,
         "supervise": job.render.supervise,
         "dtype": job.dtype.to_string(),
         "kernels": job.kernels.to_string(),
@@ -280,6 +287,8 @@ mod tests {
                 inputs: vec![path.to_owned()],
                 read,
                 model: None,
+                base: None,
+                max_len: Some(512),
                 out: None,
                 dtype: Dtype::F32,
                 kernels: Kernels::Fused,
@@ -297,7 +306,13 @@ mod tests {
                 with_page: false,
                 command: format!("diagnose {path}"),
             };
-            let made_of = MadeOf { files: dataset.files(), model_sha256: "abc", template_sha256: None, device: Placement::Cpu };
+            let made_of = MadeOf {
+                files: dataset.files(),
+                model_sha256: "abc",
+                template_sha256: None,
+                device: Placement::Cpu,
+                max_len: 512,
+            };
             identity(&job, &made_of, build).unwrap()
         };
         let own = identity_of(&path, "0.1.0 (a)");

@@ -27,6 +27,8 @@ pub(super) fn score_before(options: &Options, out: &Path, command: &str, watch: 
         inputs: options.datasets.clone(),
         read: options.read()?,
         model: options.model.clone(),
+        base: options.base.clone(),
+        max_len: options.max_len,
         out: Some(out.to_owned()),
         dtype: options.dtype()?,
         kernels: Kernels::Fused,

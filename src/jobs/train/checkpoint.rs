@@ -4,7 +4,6 @@
 //! in the parameters' own order; the progress stands in the metadata. The data order, dropout and schedule follow from the seed and
 //! the step, so that nothing else need be kept.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
@@ -17,7 +16,7 @@ use crate::files::write_atomically;
 use crate::kernels::Dtype;
 use crate::kernels::adamw::Moments;
 use crate::model::Parameter;
-use crate::model::files::safetensors_write;
+use crate::model::files::{safetensors, safetensors_write};
 use crate::train::adamw::AdamW;
 use crate::train::metrics::Standing;
 
@@ -53,13 +52,6 @@ impl Progress {
         }
         Ok(())
     }
-}
-
-#[derive(Deserialize)]
-struct Array {
-    dtype: String,
-    shape: Vec<usize>,
-    data_offsets: [u64; 2],
 }
 
 /// Writes a checkpoint and removes all but the last `keep`.
@@ -112,7 +104,7 @@ fn read(path: &Path, identity: &str, parameters: &[Parameter], optimizer: &mut A
     let wrong = || Error::new("the checkpoint does not fit the model").cure("Remove it to begin anew.");
     let expected = arrays(parameters, optimizer);
     let expected = expected.iter().map(|(name, dtype, len)| (name.as_str(), safetensors_write::type_name(*dtype), *len));
-    let found = arrays_found.iter().map(|(name, array)| (name.as_str(), array.dtype.as_str(), array.shape.iter().product()));
+    let found = arrays_found.iter().map(|(name, dtype, len)| (name.as_str(), dtype.as_str(), *len));
     if !expected.eq(found) {
         return Err(wrong());
     }
@@ -142,27 +134,23 @@ fn read_into<T, const N: usize>(file: &mut File, to: &mut [T], decode: fn([u8; N
     Ok(())
 }
 
+/// Name, type and length of an array, as a header has them.
+type Array = (String, String, usize);
+
 /// The progress, and the arrays in the order in which they lie.
-fn header(file: &mut File) -> Result<(Progress, Vec<(String, Array)>)> {
+fn header(file: &mut File) -> Result<(Progress, Vec<Array>)> {
     let broken = || Error::new("this is not a checkpoint of a training run");
-    let mut length = [0; 8];
-    file.read_exact(&mut length).context("the checkpoint is cut short")?;
-    let length = u64::from_le_bytes(length);
-    if length > 1 << 30 {
-        return Err(broken());
-    }
-    let mut text = vec![0; length as usize];
-    file.read_exact(&mut text).context("the checkpoint is cut short")?;
-    let mut entries: BTreeMap<String, serde_json::Value> =
-        serde_json::from_slice(&text).context("the checkpoint's header is broken")?;
-    let metadata = entries.remove("__metadata__").ok_or_else(broken)?;
-    let progress = metadata.get("progress").and_then(serde_json::Value::as_str).ok_or_else(broken)?;
-    let progress = serde_json::from_str(progress).context("the checkpoint's progress is broken")?;
-    let arrays = entries.into_iter().map(|(name, array)| Ok((name, serde_json::from_value(array)?)));
-    let mut arrays: Vec<(String, Array)> =
-        arrays.collect::<serde_json::Result<_>>().context("the checkpoint's header is broken")?;
-    arrays.sort_by_key(|(_, array)| array.data_offsets);
-    Ok((progress, arrays))
+    let cure = "Remove it to go on from an earlier one, or to begin anew.";
+    let (header, _) =
+        safetensors::header(file).context("the checkpoint is damaged or cut short").map_err(|error| error.cure(cure))?;
+    let progress = header.metadata().as_ref().and_then(|metadata| metadata.get("progress")).ok_or_else(broken)?;
+    let progress =
+        serde_json::from_str(progress).context("the checkpoint's progress is broken").map_err(|error| error.cure(cure))?;
+    let array = |name: String| {
+        let info = header.info(&name)?;
+        Some((name, info.dtype.to_string(), info.shape.iter().product()))
+    };
+    Ok((progress, header.offset_keys().into_iter().filter_map(array).collect()))
 }
 
 /// Name, type and length of each array of a checkpoint, in order.
@@ -203,4 +191,50 @@ fn list(out: &Path) -> Result<Vec<PathBuf>> {
     }
     paths.sort();
     Ok(paths)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::uniform;
+
+    /// Whatever the bytes, reading ends with what the file holds or an error that names it.
+    #[test]
+    fn damaged_checkpoints_are_refused_by_name() {
+        let progress = Progress {
+            identity: "abc".to_owned(),
+            before: Standing::default(),
+            step: 3,
+            input_tokens: 10,
+            supervised_tokens: 4,
+            seconds: 0.5,
+            snapshot: None,
+        };
+        let metadata = serde_json::json!({"progress": serde_json::to_string(&progress).unwrap()});
+        let mut good =
+            safetensors_write::header(metadata, [("a/values", Dtype::F32, &[4][..]), ("a/m", Dtype::Bf16, &[4])]).unwrap();
+        good.resize(good.len() + 24, 7);
+        let out = tempfile::tempdir().unwrap();
+        let path = out.path().join(FOLDER).join("step-00000003.safetensors");
+        fs::create_dir(out.path().join(FOLDER)).unwrap();
+        fs::write(&path, &good).unwrap();
+        assert_eq!(latest(out.path()).unwrap(), Some(progress));
+        let mut refused = 0;
+        for round in 0..2000 {
+            let random = |n: usize, of: u64| (uniform(round, of) * n as f32) as usize;
+            let mut bytes = good.clone();
+            match random(4, 0) {
+                0 => bytes.truncate(random(bytes.len(), 1)),
+                1 => bytes[random(good.len(), 1)] ^= 1 << random(8, 2),
+                2 => bytes[random(8, 1)] = random(256, 2) as u8,
+                _ => drop(bytes.drain(random(good.len() - 8, 1)..).take(1 + random(8, 2)).collect::<Vec<_>>()),
+            }
+            fs::write(&path, &bytes).unwrap();
+            if let Err(error) = latest(out.path()) {
+                refused += 1;
+                assert!(error.to_string().contains("step-00000003.safetensors"), "round {round}: {error}");
+            }
+        }
+        assert!(refused > 1000, "{refused}");
+    }
 }

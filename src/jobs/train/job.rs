@@ -38,10 +38,11 @@ pub(super) struct Opened {
 impl Opened {
     /// Finds data and model. An error if the folder holds another run.
     pub(super) fn new(job: Job, watch: &dyn Watch) -> Result<Opened> {
-        let Job { options, command, .. } = job;
+        let Job { mut options, command, .. } = job;
         let dataset = Dataset::open(&options.datasets, &options.read()?)?;
         watch.opened(dataset.files());
-        let reference = Reference::resolve(options.model.as_deref(), &fetching(watch))?;
+        let reference = Reference::resolve_on(options.model.as_deref(), options.base.as_deref(), &fetching(watch))?;
+        options.max_len = Some(reference.max_len(options.max_len)?);
         let (model_sha256, build) = (reference.sha256()?, provenance::build());
         let own_identity = identity(&options, dataset.files(), &model_sha256, &build)?;
         let out = options.out.clone().unwrap_or_else(|| Path::new("runs").join(format!("train-{}", &own_identity[..8])));
@@ -94,7 +95,7 @@ impl Opened {
 /// SHA-256 over all that the result depends on; `build` is the program.
 fn identity(options: &Options, files: &[DataFile], model_sha256: &str, build: &str) -> Result<String> {
     // Data and model count by their bytes, however the user spells them.
-    let options = Options { datasets: Vec::new(), model: None, ..options.identity() };
+    let options = Options { datasets: Vec::new(), model: None, base: None, ..options.identity() };
     let what = serde_json::json!({
         "program": build,
         "files": identity_of_files(files),

@@ -19,7 +19,7 @@ const DEFAULT_HUB_ID: &str = "HuggingFaceTB/SmolLM2-135M-Instruct";
 pub(crate) fn emit(options: &Options, target: Target, watch: &dyn Watch) -> Result<(PathBuf, u64)> {
     let out = options.out.clone().ok_or_else(|| Error::usage("--emit needs a folder to write to: give --out"))?;
     let dataset = Dataset::open(&options.datasets, &options.read()?)?;
-    let reference = Reference::resolve(options.model.as_deref(), &fetching(watch))?;
+    let reference = Reference::resolve_on(options.model.as_deref(), options.base.as_deref(), &fetching(watch))?;
     let layer_class = reference.layer_class()?;
     let chosen = dataset.choose(options.choice())?;
     let n_rows = dataset.chosen(&chosen).filter(|record| record.as_ref().is_ok_and(|record| record.example.is_ok())).count();
@@ -49,7 +49,7 @@ pub(crate) fn emit(options: &Options, target: Target, watch: &dyn Watch) -> Resu
         length: options.max_steps.map_or(Length::Epochs(options.epochs), Length::Steps),
         batch_size: options.batch_size,
         devices: 1,
-        max_len: options.max_len,
+        max_len: reference.max_len(options.max_len)?,
         weight_decay: options.weight_decay,
         betas: (options.beta1, options.beta2),
         epsilon: options.eps,

@@ -98,7 +98,7 @@ impl Read {
         let Opened { options, dataset, reference, .. } = opened;
         // What learns keeps f32 masters; a frozen base is stored as it is multiplied.
         let stored = if options.lora { options.dtype()? } else { Dtype::F32 };
-        let mut model = Model::load(reference, load_options(stored), options.max_len)?;
+        let mut model = Model::load(reference, load_options(stored), options.max_len())?;
         let renderer = Renderer::new(model.tokenizer.clone(), model.template.take(), options.render()?)?;
         let mut reading = |records| watch.reading(records);
         let chosen = dataset.choose(options.choice())?;
@@ -179,7 +179,7 @@ impl Trainer {
             .collect();
 
         let base = match options.needs_base() {
-            true => Some(Model::load(&reference, load_options(dtype), options.max_len)?),
+            true => Some(Model::load(&reference, load_options(dtype), options.max_len())?),
             false => None,
         };
         let thresholds = fixed_thresholds()?;
@@ -225,7 +225,7 @@ impl Trainer {
         })?;
         watch.stage("Looking at the base model");
         // Before a checkpoint replaces the base's weights.
-        let drift = DriftProbe::new(&self.model, self.options.max_len, &self.out)?;
+        let drift = DriftProbe::new(&self.model, self.options.max_len(), &self.out)?;
         let mut optimizer = AdamW::new(self.options.adamw()?, &self.parameters);
         let resumed = checkpoint::load(&self.out, &self.identity, &self.parameters, &mut optimizer)?;
         let mut progress = match resumed {

@@ -63,9 +63,11 @@ impl Family {
 /// What becomes of a key of config.json.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Rule {
-    /// Changes the logits, and is read.
+    /// Changes the logits, and is read. `null` is refused, as Transformers does.
     Honoured,
-    /// Would change the logits: only these values are taken. `null` and a missing key always are.
+    /// The same where Transformers takes `null`, which is then as good as a missing key.
+    Optional,
+    /// Would change the logits: only these values are taken. A missing key always is, and `null` where it can stand for them.
     Only(&'static [&'static str]),
     /// Concerns training, generation or bookkeeping.
     Irrelevant,

@@ -5,16 +5,16 @@
 use serde_json::{Value, json};
 
 use super::family::Family;
-use super::family::Rule::{Honoured, Irrelevant, Only};
+use super::family::Rule::{Honoured, Irrelevant, Only, Optional};
 use super::layer_kinds;
 use crate::error::{Error, Result};
-use crate::json::{flag, number, optional_count, shortest};
+use crate::json::{flag, number, optional_count, present, shortest};
 use crate::kernels::gated::Activation;
 use crate::model::block::{Block, FeedForward};
 use crate::model::config::Config;
 use crate::model::files::gguf::Gguf;
 use crate::model::layers::{Attention, Layer, Mlp};
-use crate::model::rope::{Rope, RopeScaling};
+use crate::model::rope::{self, Rope, RopeScaling};
 
 pub(super) const FAMILY: Family = Family {
     model_type: "gemma3_text",
@@ -24,13 +24,15 @@ pub(super) const FAMILY: Family = Family {
         ("attention_bias", Honoured),
         // Transformers reads it and does not use it.
         ("attn_logit_softcapping", Only(&[])),
-        ("final_logit_softcapping", Honoured),
+        ("final_logit_softcapping", Optional),
         ("query_pre_attn_scalar", Honoured),
+        // Where each kind of layer has its own rope parameters, Transformers does not read it.
+        ("original_max_position_embeddings", Only(&[])),
         ("sliding_window", Honoured),
         ("sliding_window_pattern", Honoured),
         // What Transformers 5 writes and never reads: `layer_types` stands beside it.
         ("_sliding_window_pattern", Irrelevant),
-        ("layer_types", Honoured),
+        ("layer_types", Optional),
         ("rope_local_base_freq", Honoured),
         ("hidden_activation", Only(&["gelu_pytorch_tanh"])),
         ("hidden_act", Only(&["gelu_pytorch_tanh"])),
@@ -64,7 +66,8 @@ const PATTERN: usize = 6;
 const WINDOW_THETA: f64 = 10_000.0;
 
 fn configure(config: &mut Config, json: &Value) -> Result<()> {
-    let theta = number(json, "rope_theta")?.unwrap_or(1_000_000.0);
+    let full = json.get("rope_parameters").and_then(|sets| present(sets, "full_attention"));
+    let theta = rope::base(json, "rope_theta", full, 1_000_000.0)?;
     let window_theta = number(json, "rope_local_base_freq")?.unwrap_or(WINDOW_THETA);
     (config.rope, config.window_rope) = layer_kinds::ropes(json, (theta, window_theta), config.max_positions)?;
     config.norm_offset = true;

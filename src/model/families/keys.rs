@@ -8,7 +8,7 @@ use super::family::{Family, Rule, Rules};
 use super::outer;
 use crate::error::{Error, Result};
 
-use Rule::{Honoured, Irrelevant, Only};
+use Rule::{Honoured, Irrelevant, Only, Optional};
 
 pub(crate) const COMMON: Rules = &[
     ("model_type", Honoured),
@@ -22,9 +22,12 @@ pub(crate) const COMMON: Rules = &[
     ("rms_norm_eps", Honoured),
     ("max_position_embeddings", Honoured),
     ("tie_word_embeddings", Honoured),
-    ("rope_theta", Honoured),
-    ("rope_scaling", Honoured),
-    ("rope_parameters", Honoured),
+    // `null` beside rope parameters that hold the base: see rope.rs.
+    ("rope_theta", Optional),
+    ("rope_scaling", Optional),
+    ("rope_parameters", Optional),
+    // Read where the rotary embedding is scaled by it.
+    ("original_max_position_embeddings", Honoured),
     ("hidden_act", Only(&["silu", "swish"])),
     ("partial_rotary_factor", Only(&["1", "1.0"])),
     ("is_decoder", Only(&["true", "false"])),
@@ -43,6 +46,11 @@ pub(crate) const COMMON: Rules = &[
     ("resid_pdrop", Irrelevant),
     ("embd_pdrop", Irrelevant),
     ("initializer_range", Irrelevant),
+    ("classifier_dropout", Irrelevant),
+    ("initializer_factor", Irrelevant),
+    ("gradient_checkpointing", Irrelevant),
+    ("use_gradient_checkpointing", Irrelevant),
+    ("neftune_noise_alpha", Irrelevant),
     ("pretraining_tp", Irrelevant),
     ("router_aux_loss_coef", Irrelevant),
     ("output_router_logits", Irrelevant),
@@ -61,9 +69,67 @@ pub(crate) const COMMON: Rules = &[
     ("prefix", Irrelevant),
     ("task_specific_params", Irrelevant),
     ("generation_config", Irrelevant),
+    // What Transformers 4 wrote of generation's settings into every config (`PretrainedConfig`).
+    ("max_length", Irrelevant),
+    ("min_length", Irrelevant),
+    ("max_new_tokens", Irrelevant),
+    ("do_sample", Irrelevant),
+    ("early_stopping", Irrelevant),
+    ("num_beams", Irrelevant),
+    ("num_beam_groups", Irrelevant),
+    ("diversity_penalty", Irrelevant),
+    ("temperature", Irrelevant),
+    ("top_k", Irrelevant),
+    ("top_p", Irrelevant),
+    ("min_p", Irrelevant),
+    ("typical_p", Irrelevant),
+    ("repetition_penalty", Irrelevant),
+    ("length_penalty", Irrelevant),
+    ("no_repeat_ngram_size", Irrelevant),
+    ("encoder_no_repeat_ngram_size", Irrelevant),
+    ("bad_words_ids", Irrelevant),
+    ("num_return_sequences", Irrelevant),
+    ("output_scores", Irrelevant),
+    ("return_dict_in_generate", Irrelevant),
+    ("forced_bos_token_id", Irrelevant),
+    ("forced_eos_token_id", Irrelevant),
+    ("remove_invalid_values", Irrelevant),
+    ("exponential_decay_length_penalty", Irrelevant),
+    ("suppress_tokens", Irrelevant),
+    ("begin_suppress_tokens", Irrelevant),
+    ("bos_token", Irrelevant),
+    ("eos_token", Irrelevant),
+    ("pad_token", Irrelevant),
+    ("unk_token", Irrelevant),
+    ("padding_side", Irrelevant),
+    // Lengths that the tokenizer or a trainer was set to.
+    ("model_max_length", Irrelevant),
+    ("tokenizer_model_max_length", Irrelevant),
+    ("max_sequence_length", Irrelevant),
+    ("max_seq_len", Irrelevant),
+    ("max_seq_length", Irrelevant),
+    ("seq_length", Irrelevant),
+    ("seq_len", Irrelevant),
+    // How attention is computed, and on what.
+    ("use_flash_attn", Irrelevant),
+    ("use_flash_attention", Irrelevant),
+    ("use_flash_attention_2", Irrelevant),
+    ("_flash_attn_2_enabled", Irrelevant),
+    ("use_sdpa", Irrelevant),
+    ("device_map", Irrelevant),
+    ("fp16", Irrelevant),
+    ("bf16", Irrelevant),
+    ("fp32", Irrelevant),
     // Bookkeeping.
+    ("_commit_hash", Irrelevant),
+    ("_diffusers_version", Irrelevant),
+    ("license", Irrelevant),
+    ("model_name", Irrelevant),
+    ("base_model", Irrelevant),
+    ("base_model_name_or_path", Irrelevant),
+    ("language", Irrelevant),
     // A head that is no language head is refused: `check_architectures`.
-    ("architectures", Honoured),
+    ("architectures", Optional),
     ("auto_map", Irrelevant),
     ("dtype", Irrelevant),
     ("torch_dtype", Irrelevant),
@@ -90,6 +156,9 @@ pub(crate) const COMMON: Rules = &[
     ("cross_attention_hidden_size", Irrelevant),
 ];
 
+/// Settings of one value that Transformers wants to see, while other keys with `Only` may be `null`.
+const NEVER_NULL: &[&str] = &["hidden_act", "hidden_activation", "use_sliding_window"];
+
 /// Refuses the first key that is unknown, or whose value cannot be honoured.
 pub(crate) fn check(json: &Value, family: &Family) -> Result<()> {
     check_architectures(json, family)?;
@@ -104,6 +173,16 @@ pub(crate) fn check(json: &Value, family: &Family) -> Result<()> {
                 .cure(
                     "If it does not change what the model computes, remove the line; if it does, the family needs to learn it: \
                      src/model/mod.rs says how.",
+                ));
+            }
+            Some(rule) if value.is_null() && (rule == Honoured || NEVER_NULL.contains(&key.as_str())) => {
+                return Err(Error::new(format!("`{key}` = null is no value for the family `{}`", family.model_type)).cure(
+                    "Write the value that the weights were made with, or remove the line where the default of Transformers is meant.",
+                ));
+            }
+            Some(Only([])) if !value.is_null() && key.starts_with("quantization") => {
+                return Err(Error::new(format!("`{key}` = {value} is not supported: the weights are quantised")).cure(
+                    "Use the model that they were made from, or a .gguf file; for an adapter on a quantised base name that model with --base.",
                 ));
             }
             Some(Only(taken)) if !value.is_null() && !taken.contains(&plain(value).as_str()) => {

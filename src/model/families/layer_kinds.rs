@@ -4,12 +4,18 @@
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::json::present;
+use crate::json::{flag, present};
 use crate::model::rope::Rope;
 
 /// The embedding of layers without a window and of those with one; the bases are theirs where the file does not say.
 pub(super) fn ropes(json: &Value, bases: (f64, f64), max_positions: usize) -> Result<(Rope, Option<Rope>)> {
-    let rope = |parameters, theta| Rope::from_parameters(parameters, theta, max_positions);
+    let rope = |parameters: Option<&Value>, theta| match parameters.map(|parameters| flag(parameters, "truncate")).transpose()? {
+        // Transformers looks for it beside the sets, where it cannot stand.
+        Some(Some(false)) => {
+            Err(Error::new("rope parameters with `truncate` = false are not supported for single kinds of layers"))
+        }
+        _ => Rope::from_parameters(parameters, theta, max_positions),
+    };
     let Some(sets) = present(json, "rope_parameters") else {
         // Transformers 4: the scaling is for layers without a window.
         return Ok((rope(present(json, "rope_scaling"), bases.0)?, Some(rope(None, bases.1)?)));

@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use super::family::Family;
-use super::family::Rule::Honoured;
+use super::family::Rule::{Honoured, Optional};
 use crate::error::Result;
 use crate::json::flag;
 use crate::kernels::gated::Activation;
@@ -18,7 +18,7 @@ pub(super) const FAMILY: Family = Family {
     model_type: "llama",
     architecture: "llama",
     class: "LlamaForCausalLM",
-    keys: &[("attention_bias", Honoured), ("mlp_bias", Honoured)],
+    keys: &[("attention_bias", Honoured), ("mlp_bias", Honoured), ("head_dim", Optional), ("num_key_value_heads", Optional)],
     configure,
     settings,
     configure_gguf,

@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use super::family::Family;
-use super::family::Rule::Honoured;
+use super::family::Rule::Optional;
 use super::llama;
 use crate::error::Result;
 use crate::json::optional_count;
@@ -14,7 +14,7 @@ use crate::model::rope::Rope;
 pub(super) const FAMILY: Family = Family {
     model_type: "mistral",
     class: "MistralForCausalLM",
-    keys: &[("sliding_window", Honoured)],
+    keys: &[("sliding_window", Optional), ("head_dim", Optional)],
     defaults: r#"{"num_key_value_heads": 8, "sliding_window": 4096}"#,
     configure,
     settings,

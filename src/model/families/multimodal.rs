@@ -36,6 +36,9 @@ const OUTER: &[&str] = &[
 
 const TIE: &str = "tie_word_embeddings";
 
+/// What `text_config` says of the head, which belongs to the outer model: its class does not read it.
+const OF_THE_HEAD: &[&str] = &["final_logit_softcapping"];
+
 /// The part of config.json that describes the language model, as the config that the family has by itself, once what stands around it
 /// has been judged.
 ///
@@ -53,7 +56,15 @@ pub(crate) fn text_config(family: &Family, json: &Value) -> Result<Value> {
     keys::check(&json!({"architectures": json.get("architectures")}), family)?;
     text.retain(|key, _| !OUTER.contains(&key.as_str()));
     text.insert("model_type".to_owned(), family.model_type.into());
+    if let Some(tied) = text.get(TIE) {
+        keys::check(&json!({TIE: tied}), family)?;
+    }
     text.insert(TIE.to_owned(), tie(outer, json));
+    for key in OF_THE_HEAD {
+        if text.contains_key(*key) {
+            text.insert((*key).to_owned(), Value::Null);
+        }
+    }
     let defaults: Map<String, Value> = serde_json::from_str(outer.defaults).context("the model's defaults are not JSON")?;
     for (key, value) in defaults {
         text.entry(key).or_insert(value);
@@ -75,8 +86,9 @@ fn check_beside(family: &Family, whole: &Map<String, Value>, text: &Map<String, 
             continue;
         }
         match keys::rule(key, family) {
-            Some(Rule::Honoured) if text.get(key) == Some(value) || value.is_null() => {}
-            Some(Rule::Honoured) => {
+            // Transformers reads it inside only.
+            Some(Rule::Honoured | Rule::Optional) if text.get(key) == Some(value) || value.is_null() => {}
+            Some(Rule::Honoured | Rule::Optional) => {
                 return Err(Error::new(format!(
                     "`{key}` = {value} stands beside `text_config`, where Transformers does not read it; inside it is {}",
                     text.get(key).map_or("missing".to_owned(), Value::to_string)
@@ -89,9 +101,9 @@ fn check_beside(family: &Family, whole: &Map<String, Value>, text: &Map<String, 
     Ok(())
 }
 
-/// Whether head and embedding are one matrix.
+/// Whether head and embedding are one matrix. Outside, `null` is as good as false.
 fn tie(outer: &Outer, json: &Value) -> Value {
-    let found = json.get(TIE).cloned().unwrap_or(outer.tied.into());
+    let found = json.get(TIE).map_or(outer.tied.into(), |tied| if tied.is_null() { false.into() } else { tied.clone() });
     let inner = json.get("text_config").and_then(|text| text.get(TIE)) == Some(&Value::Bool(true));
     if outer.inner_tie_counts && inner && found.as_bool() == Some(false) { inner.into() } else { found }
 }
@@ -107,15 +119,21 @@ fn without_sections(parameters: &mut Value) {
     }
 }
 
-/// Whether the inner config contradicts the outer one about the head, and who won.
-pub(crate) fn remark(json: &Value) -> Option<String> {
-    let inner = present(json.get("text_config")?, TIE)?.as_bool()?;
-    let counted = tie(around(json)?, json).as_bool().unwrap_or(false);
-    (inner != counted).then(|| {
-        format!(
+/// What the inner config says about the head, which belongs to the outer model, and what was taken.
+pub(crate) fn remarks(json: &Value) -> Vec<String> {
+    let (Some(text), Some(outer)) = (json.get("text_config"), around(json)) else { return Vec::new() };
+    let mut remarks = Vec::new();
+    let inner = present(text, TIE).and_then(Value::as_bool);
+    let counted = tie(outer, json).as_bool().unwrap_or(false);
+    if let Some(inner) = inner.filter(|inner| *inner != counted) {
+        remarks.push(format!(
             "tie_word_embeddings is {counted} for the whole model and {inner} in text_config: {counted} is taken, as in Transformers"
-        )
-    })
+        ));
+    }
+    remarks.extend(OF_THE_HEAD.iter().filter_map(|key| present(text, key).map(|value| (key, value))).map(|(key, value)| {
+        format!("`{key}` = {value} in text_config is left aside: Transformers' class of the multimodal model does not read it")
+    }));
+    remarks
 }
 
 /// What the multimodal model calls a module or tensor of the language model, in Transformers 5: `model.layers.0` is
@@ -173,7 +191,7 @@ mod tests {
                 json["text_config"]["tie_word_embeddings"] = tie.into();
             }
             assert_eq!(Config::from_json(&json).unwrap().tied, tied, "{outer_tie:?} {inner_tie:?}");
-            assert_eq!(remark(&json).is_some(), told, "{outer_tie:?} {inner_tie:?}");
+            assert_eq!(!remarks(&json).is_empty(), told, "{outer_tie:?} {inner_tie:?}");
         }
     }
 
@@ -217,7 +235,7 @@ mod tests {
         // A tie inside counts here.
         let mut tied = nested.clone();
         tied["text_config"]["tie_word_embeddings"] = json!(true);
-        assert!(Config::from_json(&tied).unwrap().tied && remark(&tied).is_none());
+        assert!(Config::from_json(&tied).unwrap().tied && remarks(&tied).is_empty());
         // Another kind of scaling is not lost with the sections, and Gemma 3 has none.
         let mut yarn = nested;
         yarn["text_config"]["rope_parameters"]["rope_type"] = json!("longer");

@@ -4,10 +4,10 @@
 use serde_json::{Value, json};
 
 use super::family::Family;
-use super::family::Rule::{Honoured, Only};
+use super::family::Rule::{Honoured, Only, Optional};
 use super::llama;
 use crate::error::Result;
-use crate::json::{count, flag, optional_count};
+use crate::json::{count, flag};
 use crate::model::config::Config;
 use crate::model::rope::Rope;
 
@@ -17,12 +17,13 @@ pub(super) const FAMILY: Family = Family {
     class: "Qwen2ForCausalLM",
     keys: &[
         ("use_sliding_window", Honoured),
-        ("sliding_window", Honoured),
+        ("num_key_value_heads", Optional),
+        ("sliding_window", Optional),
         ("max_window_layers", Honoured),
-        ("layer_types", Honoured),
+        ("layer_types", Optional),
         ("use_mrope", Only(&["false"])),
     ],
-    defaults: r#"{"sliding_window": 4096, "max_window_layers": 28}"#,
+    defaults: r#"{"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28}"#,
     configure,
     settings: window_settings,
     configure_gguf: |config, _| {
@@ -42,7 +43,7 @@ fn configure(config: &mut Config, json: &Value) -> Result<()> {
 /// Layers from `max_window_layers` on have a window, if `use_sliding_window`.
 pub(super) fn read_windows(config: &mut Config, json: &Value) -> Result<()> {
     let used = flag(json, "use_sliding_window")?.unwrap_or(false);
-    let window = if used { optional_count(json, "sliding_window")? } else { None };
+    let window = used.then(|| count(json, "sliding_window")).transpose()?;
     let first = count(json, "max_window_layers")?;
     config.read_windows(json, window, |layer| layer >= first)
 }

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::family::Family;
-use super::family::Rule::Honoured;
+use super::family::Rule::{Honoured, Optional};
 use super::qwen2;
 use crate::error::Result;
 use crate::json::flag;
@@ -20,11 +20,12 @@ pub(super) const FAMILY: Family = Family {
     keys: &[
         ("attention_bias", Honoured),
         ("use_sliding_window", Honoured),
-        ("sliding_window", Honoured),
+        ("num_key_value_heads", Optional),
+        ("sliding_window", Optional),
         ("max_window_layers", Honoured),
-        ("layer_types", Honoured),
+        ("layer_types", Optional),
     ],
-    defaults: r#"{"head_dim": 128, "sliding_window": 4096, "max_window_layers": 28}"#,
+    defaults: r#"{"num_key_value_heads": 32, "head_dim": 128, "sliding_window": 4096, "max_window_layers": 28}"#,
     configure,
     settings,
     block,

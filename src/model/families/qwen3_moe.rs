@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use super::family::Family;
-use super::family::Rule::{Honoured, Irrelevant, Only};
+use super::family::Rule::{Honoured, Irrelevant, Only, Optional};
 use crate::error::{Error, Result};
 use crate::json::{count, flag, optional_count, present};
 use crate::kernels::gated::Activation;
@@ -27,13 +27,14 @@ pub(super) const FAMILY: Family = Family {
         ("moe_intermediate_size", Honoured),
         ("norm_topk_prob", Honoured),
         ("decoder_sparse_step", Honoured),
-        ("mlp_only_layers", Honoured),
+        ("mlp_only_layers", Optional),
         ("use_sliding_window", Only(&["false"])),
         // Without use_sliding_window these mean nothing.
         ("sliding_window", Irrelevant),
         ("max_window_layers", Irrelevant),
         ("layer_types", Irrelevant),
     ],
+    defaults: r#"{"num_key_value_heads": 4}"#,
     configure,
     settings,
     configure_gguf,

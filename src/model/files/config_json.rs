@@ -23,6 +23,7 @@ impl Config {
         let max_positions = count(&json, "max_position_embeddings")?;
         let layers = count(&json, "num_hidden_layers")?;
         let head_dim = optional_count(&json, "head_dim")?.unwrap_or(hidden_size / heads.max(1));
+        Config::check_sizes(layers, head_dim)?;
         let mut config = Config {
             family: family.model_type,
             vocab_size: count(&json, "vocab_size")?,
@@ -100,10 +101,15 @@ fn rope_scaling(rope: &Rope, rotary_dim: usize) -> Result<Value> {
         RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {
             llama3(*factor, *low_freq_factor, *high_freq_factor, *original_max_positions)
         }
-        RopeScaling::Yarn { factor, original_max_positions, beta_fast, beta_slow, attention_factor } => json!({
+        RopeScaling::Yarn { factor, original_max_positions, beta_fast, beta_slow, attention_factor, truncate } => json!({
             "rope_type": "yarn", "factor": factor, "original_max_position_embeddings": *original_max_positions as u64,
-            "beta_fast": beta_fast, "beta_slow": beta_slow, "attention_factor": attention_factor,
+            "beta_fast": beta_fast, "beta_slow": beta_slow, "attention_factor": attention_factor, "truncate": truncate,
         }),
+        RopeScaling::LongRope { .. } => {
+            return Err(
+                Error::new("of LongRoPE only the short half is known").cure("Start from the model's Hugging Face folder.")
+            );
+        }
         RopeScaling::Divisors(divisors) => {
             let (factor, original) = llama3_of_divisors(divisors, rope.theta, rotary_dim).ok_or_else(|| {
                 Error::new("the file divides the rotary frequencies by numbers that are not those of Llama 3")

@@ -48,11 +48,20 @@ impl Folder {
         Ok(Folder { path: path.to_owned(), shards: Shards::open(path)?, used: Used::default(), head_differs: OnceLock::new() })
     }
 
-    /// The language model within a multimodal checkpoint has another prefix: Transformers 4's, then 5's.
+    /// The language model within a multimodal checkpoint has another prefix: Transformers 4's, then 5's. A model that was saved without
+    /// its head, or as a part of another, lacks the prefix `model.` or has it twice: Transformers reads both
+    /// (`base_model_prefix`). Of a tied model the matrix may be stored as the head only.
     fn stored_name(&self, name: &str) -> Option<String> {
         let inner = name.strip_prefix("model.").unwrap_or(name);
-        let names = [name.to_owned(), format!("language_model.{name}"), format!("model.language_model.{inner}")];
-        names.into_iter().find(|name| self.shards.has(name))
+        let names = [
+            name.to_owned(),
+            format!("language_model.{name}"),
+            format!("model.language_model.{inner}"),
+            inner.to_owned(),
+            format!("model.{name}"),
+        ];
+        let found = names.into_iter().find(|name| self.shards.has(name));
+        found.or_else(|| (name == EMBEDDING).then(|| self.stored_name(HEAD)).flatten())
     }
 
     /// config.json; an error if there is none.
@@ -88,6 +97,15 @@ impl Source for Folder {
         // As Transformers 5 (`tie_weights`): two matrices with different values are both kept, whatever config.json says.
         if config.tied && self.head_differs()? {
             config.tied = false;
+        }
+        if !config.tied && self.stored_name(EMBEDDING) == self.stored_name(HEAD) && self.stored_name(HEAD).is_some() {
+            return Err(Error::new(format!(
+                "`tie_word_embeddings` is false, and the weights hold the head but no `{EMBEDDING}`"
+            ))
+            .at(&path)
+            .cure(
+                "If the head is the embedding matrix, set tie_word_embeddings to true; if not, the file lacks its embedding.",
+            ));
         }
         if !config.tied && self.stored_name(EMBEDDING).is_some() && self.stored_name(HEAD).is_none() {
             return Err(Error::new(format!(
@@ -203,7 +221,7 @@ fn is_rotary_buffer(name: &str) -> bool {
 
 /// What config.json says twice and differently, and which of the two was taken.
 fn contradictions(json: &Value) -> Vec<String> {
-    let mut found: Vec<String> = multimodal::remark(json).into_iter().collect();
+    let mut found = multimodal::remarks(json);
     let text = json.get("text_config").filter(|_| multimodal::is_multimodal(json)).unwrap_or(json);
     if let (Some(new), Some(old)) = (present(text, "rope_parameters"), present(text, "rope_scaling"))
         && new != old
@@ -220,6 +238,12 @@ fn contradictions(json: &Value) -> Vec<String> {
 pub(crate) fn tokenizer(folder: &Path) -> Result<Option<Tokenizer>> {
     let path = folder.join("tokenizer.json");
     path.is_file().then(|| Tokenizer::from_file(&path)).transpose()
+}
+
+/// Rows of the embedding as config.json tells them, if the folder holds one that is understood.
+pub(crate) fn embedding_rows(folder: &Path) -> Option<usize> {
+    let config = json(folder, "config.json").ok()??;
+    Config::from_json(&config).ok().map(|config| config.vocab_size)
 }
 
 /// The chat template of a folder that has one.

@@ -72,6 +72,7 @@ impl Gguf {
                     beta_fast: self.arch_number("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
                     beta_slow: self.arch_number("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
                     attention_factor: yarn_attention_factor(factor) * attention_factor,
+                    truncate: true,
                 }
             }
             (Some("yarn"), Some(_)) => {
@@ -166,6 +167,7 @@ impl Source for Gguf {
             in_file(Error::new("the file holds no tensor `token_embd.weight`: it is not a whole language model"))
         })?;
         let layers = self.required_count("block_count")?;
+        Config::check_sizes(layers, head_dim).map_err(in_file)?;
         let max_positions = self.required_count("context_length")?;
         // Whole heads turn, but in families of which a part may: there the file has to say it, since llama.cpp and Transformers differ
         // about what holds where it does not.

@@ -40,12 +40,13 @@ pub(crate) enum Wanted {
 }
 
 /// The folder or the `.gguf` file in the cache that `id` stands for; what the cache lacks is fetched.
-pub(crate) fn fetch(id: &HubId, wanted: Wanted, progress: Progress) -> Result<PathBuf> {
+/// `adapter`: of a repository that holds a model and an adapter, the adapter.
+pub(crate) fn fetch(id: &HubId, wanted: Wanted, adapter: bool, progress: Progress) -> Result<PathBuf> {
     let cache = Cache::from_env(id.shelf, &id.repo)?;
     let cached = || {
         let commit = cache.commit(&id.revision)?;
         let text = Some(cache.snapshot(&commit)).filter(|folder| wanted == Wanted::Text && id.file.is_none() && has_text(folder));
-        text.or_else(|| whole(&cache, &commit, id))
+        text.or_else(|| whole(&cache, &commit, id, adapter))
     };
     if offline() {
         return cached().ok_or_else(|| {
@@ -66,7 +67,7 @@ pub(crate) fn fetch(id: &HubId, wanted: Wanted, progress: Progress) -> Result<Pa
         // As huggingface_hub does: what was fetched before serves while the hub does not.
         Err(error) => return cached().ok_or(error),
     };
-    let path = download(&client, &cache, &listing.commit, &listing.files, (id, wanted), progress)?;
+    let path = download(&client, &cache, &listing.commit, &listing.files, (id, wanted, adapter), progress)?;
     // Last, so that the revision never points at a snapshot that lacks files.
     cache.set_ref(&id.revision, &listing.commit)?;
     Ok(path)
@@ -89,7 +90,7 @@ enum Choice {
     Folder(&'static str),
 }
 
-fn choose(files: &[String], id: &HubId) -> Result<Choice> {
+fn choose(files: &[String], id: &HubId, adapter: bool) -> Result<Choice> {
     let has = |name: &str| files.iter().any(|file| file == name);
     let gguf = |file: &str| gguf_files::parts_of(file).unwrap_or_else(|| vec![file.to_owned()]);
     // Of a split file, the first part stands for all.
@@ -106,7 +107,8 @@ fn choose(files: &[String], id: &HubId) -> Result<Choice> {
         };
     }
     let weights = [(SINGLE, "config.json"), (INDEX, "config.json"), (ADAPTER, ADAPTER_CONFIG)];
-    if let Some((weights, _)) = weights.into_iter().find(|(weights, config)| has(weights) && has(config)) {
+    let mut there = weights.into_iter().filter(|(weights, config)| has(weights) && has(config));
+    if let Some((weights, _)) = if adapter { there.next_back() } else { there.next() } {
         return Ok(Choice::Folder(weights));
     }
     match ggufs.as_slice() {
@@ -124,9 +126,9 @@ fn has_text(folder: &Path) -> bool {
 }
 
 /// The model in the snapshot of `commit`, if every file that it needs is there.
-fn whole(cache: &Cache, commit: &str, id: &HubId) -> Option<PathBuf> {
+fn whole(cache: &Cache, commit: &str, id: &HubId, adapter: bool) -> Option<PathBuf> {
     let folder = cache.snapshot(commit);
-    match choose(&cache.files(commit), id).ok()? {
+    match choose(&cache.files(commit), id, adapter).ok()? {
         Choice::Gguf(files) => files.iter().all(|file| folder.join(file).is_file()).then(|| folder.join(&files[0])),
         Choice::Folder(INDEX) => shard_paths(&folder).ok()?.iter().all(|path| path.is_file()).then_some(folder),
         Choice::Folder(_) => Some(folder),
@@ -139,7 +141,7 @@ fn download(
     cache: &Cache,
     commit: &str,
     files: &[String],
-    (id, wanted): (&HubId, Wanted),
+    (id, wanted, adapter): (&HubId, Wanted, bool),
     progress: Progress,
 ) -> Result<PathBuf> {
     let folder = cache.snapshot(commit);
@@ -148,7 +150,7 @@ fn download(
     if wanted == Wanted::Text && id.file.is_none() && has(TOKENIZER) && (has(CONFIG) || has(ADAPTER_CONFIG)) {
         return fetch_all(client, cache, commit, &small().collect::<Vec<_>>(), progress).map(|()| folder);
     }
-    let choice = choose(files, id)?;
+    let choice = choose(files, id, adapter)?;
     let weights = match &choice {
         Choice::Gguf(files) => return fetch_all(client, cache, commit, files, progress).map(|()| folder.join(&files[0])),
         Choice::Folder(weights) => *weights,
@@ -181,7 +183,7 @@ mod tests {
     fn the_files_that_make_a_model() {
         let check = |files: &[&str], written: &str, expected: std::result::Result<Choice, &str>| {
             let files: Vec<String> = files.iter().map(|file| (*file).to_owned()).collect();
-            match (choose(&files, &HubId::parse(written).unwrap()), expected) {
+            match (choose(&files, &HubId::parse(written).unwrap(), false), expected) {
                 (Ok(choice), Ok(expected)) => assert_eq!(choice, expected),
                 (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{error}"),
                 (found, expected) => panic!("{files:?}: expected {expected:?}, found {found:?}"),
@@ -191,6 +193,9 @@ mod tests {
         check(&["config.json", "model.safetensors", "a.gguf"], "o/n", Ok(Choice::Folder(SINGLE)));
         check(&["config.json", "model.safetensors.index.json", "x.safetensors"], "o/n", Ok(Choice::Folder(INDEX)));
         check(&["adapter_config.json", "adapter_model.safetensors"], "o/n", Ok(Choice::Folder(ADAPTER)));
+        let both = ["config.json", "model.safetensors", "adapter_config.json", "adapter_model.safetensors"].map(str::to_owned);
+        let of_both = |adapter| choose(&both, &HubId::parse("o/n").unwrap(), adapter).unwrap();
+        assert_eq!((of_both(false), of_both(true)), (Choice::Folder(SINGLE), Choice::Folder(ADAPTER)));
         check(&["config.json", "a.gguf"], "o/n", gguf("a.gguf"));
         check(&["config.json", "model.safetensors", "a.gguf"], "o/n:a.gguf", gguf("a.gguf"));
         check(&["a.gguf", "b.gguf"], "o/n", Err("o/n:a.gguf"));

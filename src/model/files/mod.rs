@@ -5,7 +5,7 @@
 //! gguf.rs                the metadata of a .gguf file; gguf_keys.rs says which of its settings are honoured
 //! gguf_source.rs         that file as a model: config, vocabulary, template, tensors by their Hugging Face names
 //! gguf_files.rs          the bytes of it, which may lie in several files; gguf_header.rs reads what stands before them, quants/ the numbers
-//! adapter.rs             a LoRA adapter folder, applied to a base
+//! adapter.rs             a LoRA adapter folder, applied to a base; adapter/ reads its settings and its tensors
 //! hub_files.rs           which files of a hub's repository make a model
 //! config_json.rs         config.json -> Config, and back
 //! end_tokens.rs          where generation stops
@@ -26,6 +26,6 @@ pub(in crate::model) mod hub_files;
 pub(in crate::model) mod peft;
 mod quants;
 mod replaceable;
-pub(in crate::model) mod safetensors;
+pub(crate) mod safetensors;
 pub mod safetensors_write;
 pub(in crate::model) mod save;

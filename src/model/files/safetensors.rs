@@ -9,8 +9,8 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use serde::Deserialize;
-use serde_json::Value;
+use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo};
 
 use crate::error::{Context, Error, Result};
 use crate::files::refuse_pointer;
@@ -26,15 +26,6 @@ struct Shard {
     tensors: HashMap<String, TensorInfo>,
     /// Where the tensors' bytes begin.
     data_start: u64,
-}
-
-/// One entry of the header (github.com/huggingface/safetensors, "Format").
-#[derive(Deserialize)]
-struct TensorInfo {
-    dtype: String,
-    shape: Vec<usize>,
-    /// Bytes from `data_start`.
-    data_offsets: (u64, u64),
 }
 
 impl Shards {
@@ -75,28 +66,27 @@ impl Shards {
             Ok((shard, info))
         };
         let ((left_shard, left), (right_shard, right)) = (place(left)?, place(right)?);
-        let bytes = |info: &TensorInfo| info.data_offsets.1 - info.data_offsets.0;
-        if (&left.dtype, &left.shape, bytes(left)) != (&right.dtype, &right.shape, bytes(right)) {
+        if (left.dtype, &left.shape) != (right.dtype, &right.shape) {
             return Ok(false);
         }
         let open = |shard: &Shard, info: &TensorInfo| -> Result<File> {
             let mut file = File::open(&shard.path).context_at(&shard.path, "cannot open the weights")?;
-            let begin = SeekFrom::Start(shard.data_start + info.data_offsets.0);
+            let begin = SeekFrom::Start(shard.data_start + info.data_offsets.0 as u64);
             file.seek(begin).context_at(&shard.path, "cannot seek in the weights")?;
             Ok(file)
         };
         let (mut left_file, mut right_file) = (open(left_shard, left)?, open(right_shard, right)?);
-        let mut remaining = bytes(left);
-        const PIECE: u64 = 1 << 20;
+        let mut remaining = left.data_offsets.1 - left.data_offsets.0;
+        const PIECE: usize = 1 << 20;
         while remaining > 0 {
-            let piece = remaining.min(PIECE) as usize;
+            let piece = remaining.min(PIECE);
             let (mut a, mut b) = (vec![0; piece], vec![0; piece]);
             left_file.read_exact(&mut a).context_at(&left_shard.path, "cannot read the weights")?;
             right_file.read_exact(&mut b).context_at(&right_shard.path, "cannot read the weights")?;
             if a != b {
                 return Ok(false);
             }
-            remaining -= piece as u64;
+            remaining -= piece;
         }
         Ok(true)
     }
@@ -125,27 +115,9 @@ impl Shard {
                 .caused_by(cause)
                 .cure("Fetch the file again; a broken download is the usual reason.")
         };
-        let bytes = file.metadata().context_at(&path, "cannot read the size")?.len();
-        let mut length = [0; 8];
-        file.read_exact(&mut length).map_err(|cause| broken(cause.into()))?;
-        let header_length = u64::from_le_bytes(length);
-        if header_length > bytes.saturating_sub(8) {
-            return Err(broken(format!("its header should be {header_length} bytes long, the file has {bytes}").into()));
-        }
-        let mut header = vec![0; header_length as usize];
-        file.read_exact(&mut header).map_err(|cause| broken(cause.into()))?;
-        let mut entries: HashMap<String, Value> = serde_json::from_slice(&header).map_err(|cause| broken(cause.into()))?;
-        entries.remove("__metadata__");
-        let mut tensors = HashMap::with_capacity(entries.len());
-        for (name, entry) in entries {
-            let info: TensorInfo = serde_json::from_value(entry).map_err(|cause| broken(cause.into()))?;
-            let (begin, end) = info.data_offsets;
-            if begin > end || 8 + header_length + end > bytes {
-                return Err(broken(format!("tensor `{name}` should lie at bytes {begin}..{end} behind the header").into()));
-            }
-            tensors.insert(name, info);
-        }
-        Ok(Shard { path, tensors, data_start: 8 + header_length })
+        let (header, data_start) = header(&mut file).map_err(broken)?;
+        let tensors = header.tensors().into_iter().map(|(name, info)| (name, info.clone())).collect();
+        Ok(Shard { path, tensors, data_start })
     }
 
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
@@ -164,30 +136,24 @@ impl Shard {
         }
     }
 
-    /// Type of the tensor and its first byte, if the header gives it the expected shape and the bytes that go with it.
+    /// Type of the tensor and its first byte, if the header gives it the expected shape.
     fn check(&self, name: &str, shape: &[usize]) -> Result<(DType, u64)> {
         let info = self.tensors.get(name).ok_or_else(|| Error::new(format!("no tensor `{name}`")).at(&self.path))?;
         if info.shape != shape {
             return Err(Error::new(format!("tensor `{name}`: expected shape {shape:?}, found {:?}", info.shape)).at(&self.path));
         }
-        let dtype = match info.dtype.as_str() {
-            "F32" => DType::F32,
-            "F16" => DType::F16,
-            "BF16" => DType::BF16,
+        let dtype = match info.dtype {
+            Dtype::F64 => DType::F64,
+            Dtype::F32 => DType::F32,
+            Dtype::F16 => DType::F16,
+            Dtype::BF16 => DType::BF16,
             other => {
-                return Err(Error::new(format!("tensor `{name}` has the type {other}; expected F32, F16 or BF16"))
+                return Err(Error::new(format!("tensor `{name}` has the type {other}; expected F32, F16, BF16 or F64"))
                     .at(&self.path)
                     .cure("Save the model in one of these types."));
             }
         };
-        let (begin, end) = info.data_offsets;
-        let expected = shape.iter().product::<usize>() * dtype.size_in_bytes();
-        if end - begin != expected as u64 {
-            return Err(
-                Error::new(format!("tensor `{name}` should be {expected} bytes long, not {}", end - begin)).at(&self.path)
-            );
-        }
-        Ok((dtype, begin))
+        Ok((dtype, info.data_offsets.0 as u64))
     }
 
     fn read(&self, name: &str, dtype: DType, begin: u64, shape: &[usize]) -> Result<Tensor> {
@@ -197,6 +163,26 @@ impl Shard {
         file.read_exact(&mut bytes).context_at(&self.path, format!("cannot read the tensor `{name}`"))?;
         Ok(Tensor::from_raw_buffer(&bytes, dtype, shape, &Device::Cpu)?.to_dtype(DType::F32)?)
     }
+}
+
+/// The header of a safetensors file, and where the tensors' bytes begin.
+pub(crate) fn header(file: &mut File) -> std::result::Result<(Metadata, u64), Box<dyn std::error::Error + Send + Sync>> {
+    let bytes = file.metadata()?.len();
+    let mut length = [0; 8];
+    file.read_exact(&mut length)?;
+    let length = u64::from_le_bytes(length);
+    if length > bytes.saturating_sub(8) {
+        return Err(format!("its header should be {length} bytes long, the file has {bytes}").into());
+    }
+    let mut text = vec![0; length as usize];
+    file.read_exact(&mut text)?;
+    // This checks that the tensors lie one behind the other, and that each has the bytes of its shape and type.
+    let header: Metadata = serde_json::from_slice(&text)?;
+    let (data, data_start) = (header.data_len() as u64, 8 + length);
+    if data != bytes - data_start {
+        return Err(format!("{data} bytes of tensors should follow the header, and there are {}", bytes - data_start).into());
+    }
+    Ok((header, data_start))
 }
 
 /// The weight files of a folder, in the order of their names.

@@ -60,6 +60,14 @@ fn save_source(
     let config = source.config()?;
     let mut json = source.config_json()?;
     let saved_config = Config::from_json(&json)?;
+    let biases = |config: &Config| (config.qkv_bias, config.output_bias, config.mlp_bias);
+    if biases(&saved_config) != biases(&config) {
+        return Err(Error::new(format!(
+            "the adapter adds biases to a model of the family `{}`, of which config.json cannot say that it has them",
+            config.family
+        ))
+        .cure("Score the adapter as it is; what cannot be saved is the merged model."));
+    }
     // GGUF stores Gemma's norms with the 1 added; config.json's family expects them without.
     let norms_lose_one = saved_config.norm_offset && !config.norm_offset;
     let parts = parts(&config, source)?;

@@ -24,7 +24,7 @@ fn config_of(family: &Family) -> Value {
         ("max_window_layers", json!(1)),
         ("n_routed_experts", json!(4)),
     ] {
-        if family.keys.iter().any(|(name, rule)| *name == key && *rule == Rule::Honoured) {
+        if family.keys.iter().any(|(name, rule)| *name == key && matches!(rule, Rule::Honoured | Rule::Optional)) {
             settings.insert(key.to_owned(), value);
         }
     }
@@ -91,8 +91,14 @@ fn every_key_is_honoured_or_refused_or_irrelevant() {
             let name = family.model_type;
             match rule(key, family).unwrap() {
                 // The first is the family, and the second refuses heads.
-                Rule::Honoured if ["model_type", "architectures"].contains(key) => {}
-                Rule::Honoured => {
+                Rule::Honoured | Rule::Optional if ["model_type", "architectures"].contains(key) => {}
+                // Only a scaling asks for it: rope.rs.
+                Rule::Honoured if *key == "original_max_position_embeddings" => {}
+                kind @ (Rule::Honoured | Rule::Optional) => {
+                    // `rope_theta` beside rope parameters only, a window where it is not used.
+                    let taken =
+                        kind == Rule::Optional && *key != "rope_theta" && !(*key == "sliding_window" && name != "mistral");
+                    assert_eq!(with(key, Value::Null).is_ok(), taken, "{name}: {key} = null");
                     let mut value = another(key, name);
                     // GLM has biases unless told otherwise, Gemma is tied unless told otherwise.
                     if ["glm", "glm4"].contains(&name) && *key == "attention_bias" {
@@ -276,12 +282,12 @@ fn what_cannot_be_honoured_is_refused_by_name() {
         let message = Config::from_json(&json).unwrap_err().to_string();
         assert!(message.contains(expected), "{message}");
     };
-    check("rope_scaling", json!({"type": "dynamic", "factor": 4.0}), "`dynamic` is not supported");
+    check("rope_scaling", json!({"type": "su", "factor": 4.0}), "`su` is not supported");
     check("hidden_act", json!("gelu"), "`hidden_act` = \"gelu\"");
     check("model_type", json!("mamba"), "family `mamba`");
     check("hidden_size", json!("large"), "found \"large\"");
     check("num_key_value_heads", json!(4), "cannot share");
-    check("vocab_size", Value::Null, "`vocab_size` is missing");
+    check("vocab_size", Value::Null, "`vocab_size` = null");
     check("quantization_config", json!({"quant_method": "gptq"}), "`quantization_config`");
     for class in
         ["LlamaForSequenceClassification", "LlamaForTokenClassification", "LlamaRewardModel", "LlamaForCausalLMWithValueHead"]
