@@ -11,6 +11,9 @@ use crate::kernels::Segment;
 use crate::model::Batch;
 use crate::tokens::Sequence;
 
+/// Tokens of a batch for whatever holds more than statistics of it.
+pub const TOKEN_BUDGET: usize = 2048;
+
 /// A shorter common prefix is computed again: a segment has its own cost.
 const MIN_SHARED: usize = 8;
 

@@ -11,8 +11,7 @@ use std::path::Path;
 
 use candle_core::Tensor;
 
-use super::TOKEN_BUDGET;
-use super::batch::{Packed, pack};
+use super::batch::{Packed, TOKEN_BUDGET, pack};
 use crate::error::{Context, Error, Result};
 use crate::kernels::statistics::{chunk_rows, divergences, logits};
 use crate::model::Model;

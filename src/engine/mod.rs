@@ -14,15 +14,12 @@ use crate::kernels::statistics::Curves;
 use crate::model::{BatchStatistics, Model, Placement, Statistics};
 use crate::tokens::Sequence;
 
-pub use batch::{Packed, pack};
+pub use batch::{Packed, TOKEN_BUDGET, pack};
 pub use divergence::{KeptLogits, TokenDivergence, divergence};
 pub use sample::{Curve, Sample};
 
 /// The EAFT gate's K (arXiv 2601.02151, section 3).
 pub const TOP_K: usize = 20;
-
-/// Tokens of a batch for whatever holds more than statistics of it.
-pub const TOKEN_BUDGET: usize = 2048;
 
 /// Tokens of the first batch of [`score`] on a CPU, whose results show soon that all is well.
 pub const FIRST_BUDGET: usize = 256;

@@ -2,8 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::TOKEN_BUDGET;
-use super::batch::{Packed, pack};
+use super::batch::{Packed, TOKEN_BUDGET, pack};
 use crate::tokens::Sequence;
 
 /// Some supervised tokens of a data set. The default is none.
