@@ -20,8 +20,6 @@ use serde::{Deserialize, Serialize};
 use crate::dataset::{DataFile, Turn};
 use crate::error::{Context, Error, Result};
 
-/// The name of the file in a run folder.
-pub(crate) const DECISIONS_FILE: &str = "decisions.jsonl";
 /// Of the format: the value of the first line's `decisions`.
 const VERSION: u64 = 1;
 

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::checkpoint;
+use super::plan::Plan;
 use super::record::{RUN_FILE, TrainRecord, read_record};
 use crate::dataset::{DataFile, Dataset};
 use crate::error::{Context, Error, Result};
@@ -23,6 +24,19 @@ pub(crate) struct Job {
     pub must_resume: bool,
     /// The command line, for the record.
     pub command: String,
+}
+
+/// How a run ended.
+pub(crate) enum Outcome {
+    /// It was not to begin.
+    Planned(Box<Plan>),
+    Finished(Box<TrainRecord>),
+    /// The user interrupted it; the checkpoint holds this many steps, of that many.
+    Interrupted {
+        out: PathBuf,
+        step: u64,
+        total: u64,
+    },
 }
 
 /// A job whose data and model were found, but not read.

@@ -27,30 +27,15 @@ mod snapshot;
 mod special_tokens;
 mod trainer;
 
-pub(crate) use job::Job;
+pub(crate) use job::{Job, Outcome};
 pub(crate) use plan::Plan;
 pub(crate) use recipe::emit;
 pub(crate) use record::{OPTIONS_FILE, RUN_FILE, TrainRecord, read_record};
-
-use std::path::PathBuf;
 
 use crate::error::{Error, Result};
 use crate::jobs::watch::Watch;
 use job::Opened;
 use trainer::Trainer;
-
-/// How a run ended.
-pub(crate) enum Outcome {
-    /// It was not to begin.
-    Planned(Box<Plan>),
-    Finished(Box<TrainRecord>),
-    /// The user interrupted it; the checkpoint holds this many steps, of that many.
-    Interrupted {
-        out: PathBuf,
-        step: u64,
-        total: u64,
-    },
-}
 
 /// Runs the whole job. An interrupted run goes on from its newest checkpoint; of a finished one the record is given again.
 pub(crate) fn run(job: Job, watch: &dyn Watch) -> Result<Outcome> {

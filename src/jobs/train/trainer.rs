@@ -5,10 +5,9 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Instant, SystemTime};
 
-use super::Outcome;
 use super::before::{BEFORE_FOLDER, Before, score_before, with_topk_entropies};
 use super::checkpoint::{self, Progress};
-use super::job::Opened;
+use super::job::{Opened, Outcome};
 use super::log::{Log, METRICS_FILE, read_metrics};
 use super::plan::{Plan, Preview, memory_beside, preview};
 use super::record::{OPTIONS_FILE, RUN_FILE, TrainRecord};
