@@ -33,7 +33,7 @@
 //! cli         what was typed -> what is asked
 //! ```
 //!
-//! A room uses only rooms above it, and files do not use each other in circles, but for three that are known. Each foreign world
+//! A room uses only rooms above it, and files do not use each other in circles. Each foreign world
 //! stays in its rooms: candle in `kernels`, `model`, `engine`, `train` and what is saved of it, polars in `table`, the samples of
 //! `eval` and the readers and the writer of tables in `dataset`, plotters in `maps`, clap and indicatif in `cli`, tokenizers and
 //! minijinja in `tokens`, `unsafe` in `kernels`. A test reads the source (`tests/layers.rs`).

@@ -12,8 +12,18 @@ use serde_json::Value;
 const TOLERANCE: f64 = 1e-4;
 
 /// Transformers checks their types, or uses them for what is not done here.
-const HARMLESS: &[&str] =
-    &["attention_dropout", "initializer_range", "output_router_logits", "pad_token_id", "router_aux_loss_coef", "use_cache"];
+const HARMLESS: &[&str] = &[
+    "attention_dropout",
+    "embd_pdrop",
+    "initializer_range",
+    "n_group",
+    "output_router_logits",
+    "pad_token_id",
+    "resid_pdrop",
+    "router_aux_loss_coef",
+    "topk_group",
+    "use_cache",
+];
 
 /// The first eight logits behind the last of 33 tokens, or the refusal.
 fn logits(fixture: &Path, config: &Value) -> Result<Vec<f64>, String> {

@@ -60,7 +60,7 @@ fn odd_rows_are_learnt_as_they_say_and_no_switch_goes_unnamed() {
     let (mut n_learnt, mut n_refused, mut n_named) = (0, 0, 0);
     for (seed, container) in CONTAINERS.iter().enumerate() {
         let mut dice = Dice(1 + seed as u64);
-        let rows: Vec<(Map<String, Value>, Plain)> = (0..N_ROWS).map(|_| made(&mut dice, *container)).collect();
+        let rows: Vec<(Map<String, Value>, Plain)> = (0..N_ROWS).map(|_| made(&mut dice, container)).collect();
         let path = folder.path().join(format!("rows.{container}"));
         std::fs::write(&path, file(&rows, container)).unwrap();
         let dataset = Dataset::open(&[path.to_string_lossy().into_owned()], &ReadOptions::default()).unwrap();

@@ -136,7 +136,7 @@ mod tests {
     fn run(folder: &std::path::Path, n_rows: u32) -> (Vec<PathBuf>, Vec<Row>) {
         let example = |row: u32| {
             let mut tokens: Vec<_> = (0..row + 1).map(|i| token(i, 0.9, 0.3)).collect();
-            if row % 3 == 0 {
+            if row.is_multiple_of(3) {
                 tokens[0] = token(99, 0.2 / (row + 1) as f32, 0.1);
             }
             Example { row, source: "a", tokens }

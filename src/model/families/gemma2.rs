@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use super::family::Family;
-use super::family::Rule::{Honoured, Only};
+use super::family::Rule::{Honoured, Only, Optional};
 use crate::error::{Error, Result};
 use crate::json::{flag, number, optional_count, shortest};
 use crate::kernels::gated::Activation;
@@ -20,11 +20,11 @@ pub(super) const FAMILY: Family = Family {
     class: "Gemma2ForCausalLM",
     keys: &[
         ("attention_bias", Honoured),
-        ("attn_logit_softcapping", Honoured),
-        ("final_logit_softcapping", Honoured),
+        ("attn_logit_softcapping", Optional),
+        ("final_logit_softcapping", Optional),
         ("query_pre_attn_scalar", Honoured),
         ("sliding_window", Honoured),
-        ("layer_types", Honoured),
+        ("layer_types", Optional),
         ("hidden_activation", Only(&["gelu_pytorch_tanh"])),
         ("hidden_act", Only(&["gelu_pytorch_tanh"])),
         ("use_bidirectional_attention", Only(&["false"])),
@@ -90,9 +90,14 @@ fn configure_gguf(config: &mut Config, file: &Gguf) -> Result<()> {
     if config.layers == 46 {
         config.attention_scale = 1.0 / ((config.hidden_size / config.heads.max(1)) as f32).sqrt();
     }
-    config.attention_softcap = file.arch_number("attn_logit_softcapping")?.map(|cap| cap as f32);
-    config.final_softcap = file.arch_number("final_logit_softcapping")?.map(|cap| cap as f32);
-    let window = file.arch_count("attention.sliding_window")?;
+    // 0 stands for none.
+    let cap = |name: &str| -> Result<Option<f32>> {
+        let cap = file.required(name, file.arch_number(name)?)?;
+        Ok(Some(cap as f32).filter(|cap| *cap > 0.0))
+    };
+    config.attention_softcap = cap("attn_logit_softcapping")?;
+    config.final_softcap = cap("final_logit_softcapping")?;
+    let window = Some(file.required_count("attention.sliding_window")?).filter(|&window| window > 0);
     config.windows = (0..config.layers).map(|layer| window.filter(|_| is_windowed(layer))).collect();
     Ok(())
 }

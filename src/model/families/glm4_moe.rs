@@ -5,7 +5,7 @@
 use serde_json::{Value, json};
 
 use super::family::Family;
-use super::family::Rule::{Honoured, Only};
+use super::family::Rule::{Honoured, Only, Optional};
 use crate::error::Result;
 use crate::json::{count, flag, number, optional_count};
 use crate::kernels::gated::Activation;
@@ -31,7 +31,7 @@ pub(super) const FAMILY: Family = Family {
         ("first_k_dense_replace", Honoured),
         ("norm_topk_prob", Honoured),
         ("routed_scaling_factor", Honoured),
-        ("num_nextn_predict_layers", Honoured),
+        ("num_nextn_predict_layers", Optional),
         // Transformers' other names of two of these.
         ("num_local_experts", Only(&[])),
         ("num_mtp_layers", Only(&[])),
@@ -121,16 +121,16 @@ fn configure_gguf(config: &mut Config, file: &Gguf) -> Result<()> {
     config.further_layers = file.arch_count("nextn_predict_layers")?.unwrap_or(0);
     config.set_layers(config.layers.saturating_sub(config.further_layers));
     let inner = file.required_count("expert_feed_forward_length")?;
-    let dense = file.arch_count("leading_dense_block_count")?.unwrap_or(0);
+    let dense = file.required_count("leading_dense_block_count")?;
     config.experts = Some(ExpertsConfig {
         count: file.required_count("expert_count")?,
         per_token: file.required_count("expert_used_count")?,
         intermediate_size: inner,
-        normalise: file.arch_flag("expert_weights_norm")?.unwrap_or(false),
+        normalise: file.required("expert_weights_norm", file.arch_flag("expert_weights_norm")?)?,
         routed: (0..config.layers).map(|layer| layer >= dense).collect(),
         scoring: Scoring::Sigmoid,
-        scale: file.arch_number("expert_weights_scale")?.unwrap_or(1.0),
-        shared_size: inner * file.arch_count("expert_shared_count")?.unwrap_or(0),
+        scale: file.required("expert_weights_scale", file.arch_number("expert_weights_scale")?)?,
+        shared_size: inner * file.required_count("expert_shared_count")?,
     });
     Ok(())
 }

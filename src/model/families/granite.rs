@@ -73,6 +73,6 @@ fn configure_gguf(config: &mut Config, file: &Gguf) -> Result<()> {
     config.output_bias = file.holds("blk.0.attn_output.bias");
     config.mlp_bias = file.holds("blk.0.ffn_down.bias");
     // The file has them as f32.
-    let read = |key: &str| Ok(file.arch_number(key)?.map(|scale| shortest(scale as f32)));
+    let read = |key: &str| Ok(Some(shortest(file.required(key, file.arch_number(key)?)? as f32)));
     scale(config, read, ["embedding_scale", "attention.scale", "residual_scale", "logit_scale"])
 }

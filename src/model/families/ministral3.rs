@@ -4,17 +4,17 @@
 use serde_json::{Value, json};
 
 use super::family::Family;
-use super::family::Rule::Honoured;
+use super::family::Rule::Optional;
 use super::llama;
 use crate::error::{Error, Result};
 use crate::json::{number, optional_count};
 use crate::model::config::{Config, QueryGrowth};
-use crate::model::rope::{Rope, parameters};
+use crate::model::rope::{self, Rope, parameters};
 
 pub(super) const FAMILY: Family = Family {
     model_type: "ministral3",
     class: "Ministral3ForCausalLM",
-    keys: &[("sliding_window", Honoured)],
+    keys: &[("sliding_window", Optional)],
     defaults: r#"{"num_key_value_heads": 8, "head_dim": 128, "rms_norm_eps": 0.00001, "max_position_embeddings": 262144}"#,
     cuda_lacks: "there is no kernel for queries that grow with their position",
     configure,
@@ -42,7 +42,7 @@ fn configure(config: &mut Config, json: &Value) -> Result<()> {
             scaling.insert("attention_factor".to_owned(), 1.0.into());
         }
     }
-    let theta = number(json, "rope_theta")?.unwrap_or(10_000.0);
+    let theta = rope::base(json, "rope_theta", Some(&scaling), 10_000.0)?;
     config.rope = Rope::from_parameters(Some(&scaling), theta, config.max_positions)?;
     config.windows = vec![optional_count(json, "sliding_window")?; config.layers];
     Ok(())

@@ -54,11 +54,14 @@ pub(crate) fn text_config(family: &Family, json: &Value) -> Result<Value> {
         _ => return Err(Error::new("the config of a multimodal model holds no `text_config`; expected an object")),
     };
     keys::check(&json!({"architectures": json.get("architectures")}), family)?;
-    text.retain(|key, _| !OUTER.contains(&key.as_str()));
-    text.insert("model_type".to_owned(), family.model_type.into());
     if let Some(tied) = text.get(TIE) {
         keys::check(&json!({TIE: tied}), family)?;
     }
+    if outer.needs_sections && !["rope_parameters", "rope_scaling"].iter().any(|key| holds_sections(text.get(*key))) {
+        return Err(Error::new("this model needs `mrope_section` in `rope_parameters` (or `rope_scaling`), where it is missing"));
+    }
+    text.retain(|key, _| !OUTER.contains(&key.as_str()));
+    text.insert("model_type".to_owned(), family.model_type.into());
     text.insert(TIE.to_owned(), tie(outer, json));
     for key in OF_THE_HEAD {
         if text.contains_key(*key) {
@@ -106,6 +109,10 @@ fn tie(outer: &Outer, json: &Value) -> Value {
     let found = json.get(TIE).map_or(outer.tied.into(), |tied| if tied.is_null() { false.into() } else { tied.clone() });
     let inner = json.get("text_config").and_then(|text| text.get(TIE)) == Some(&Value::Bool(true));
     if outer.inner_tie_counts && inner && found.as_bool() == Some(false) { inner.into() } else { found }
+}
+
+fn holds_sections(parameters: Option<&Value>) -> bool {
+    parameters.is_some_and(|parameters| present(parameters, "mrope_section").is_some())
 }
 
 /// Rope parameters without the sections that the frequencies are divided into: for text all sections turn alike.

@@ -4,19 +4,19 @@
 use serde_json::{Value, json};
 
 use super::family::Family;
-use super::family::Rule::Honoured;
+use super::family::Rule::{Honoured, Optional};
 use super::{layer_kinds, olmo2};
 use crate::error::{Error, Result};
-use crate::json::{flag, number, optional_count};
+use crate::json::{flag, optional_count, present};
 use crate::model::config::Config;
 use crate::model::files::gguf::Gguf;
-use crate::model::rope::{Rope, RopeScaling};
+use crate::model::rope::{self, Rope, RopeScaling};
 
 pub(super) const FAMILY: Family = Family {
     model_type: "olmo3",
     architecture: "olmo2",
     class: "Olmo3ForCausalLM",
-    keys: &[("attention_bias", Honoured), ("sliding_window", Honoured), ("layer_types", Honoured)],
+    keys: &[("attention_bias", Honoured), ("sliding_window", Honoured), ("layer_types", Optional)],
     defaults: r#"{"rms_norm_eps": 0.00001, "max_position_embeddings": 2048, "sliding_window": 4096}"#,
     cuda_lacks: olmo2::LACKS,
     configure,
@@ -36,7 +36,8 @@ pub(super) const FAMILY: Family = Family {
 const THETA: f64 = 500_000.0;
 
 fn configure(config: &mut Config, json: &Value) -> Result<()> {
-    let theta = number(json, "rope_theta")?.unwrap_or(THETA);
+    let full = json.get("rope_parameters").and_then(|sets| present(sets, "full_attention"));
+    let theta = rope::base(json, "rope_theta", full, THETA)?;
     (config.rope, config.window_rope) = layer_kinds::ropes(json, (theta, THETA), config.max_positions)?;
     config.qkv_bias = flag(json, "attention_bias")?.unwrap_or(false);
     config.output_bias = config.qkv_bias;

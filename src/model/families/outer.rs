@@ -23,6 +23,8 @@ pub(crate) struct Outer {
     /// Positions have three parts (time, height, width), which for text are one number: then each pair of a head turns by that number,
     /// whichever part its section of the frequencies belongs to.
     pub sectioned: bool,
+    /// Does Transformers refuse a config that names no such sections?
+    pub needs_sections: bool,
 }
 
 pub(crate) const OUTERS: &[Outer] = &[
@@ -35,6 +37,7 @@ pub(crate) const OUTERS: &[Outer] = &[
         inner_tie_counts: false,
         flat: false,
         sectioned: false,
+        needs_sections: false,
     },
     Outer {
         model_type: "mistral3",
@@ -45,6 +48,7 @@ pub(crate) const OUTERS: &[Outer] = &[
         inner_tie_counts: false,
         flat: false,
         sectioned: false,
+        needs_sections: false,
     },
     Outer {
         model_type: "qwen2_5_vl",
@@ -57,6 +61,7 @@ pub(crate) const OUTERS: &[Outer] = &[
         inner_tie_counts: true,
         flat: true,
         sectioned: true,
+        needs_sections: true,
     },
     Outer {
         model_type: "qwen3_vl",
@@ -69,6 +74,7 @@ pub(crate) const OUTERS: &[Outer] = &[
         inner_tie_counts: false,
         flat: false,
         sectioned: true,
+        needs_sections: false,
     },
 ];
 

@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use super::family::Family;
-use super::family::Rule::{Honoured, Irrelevant, Only};
+use super::family::Rule::{Honoured, Only, Optional};
 use crate::error::Result;
 use crate::json::optional_count;
 use crate::kernels::gated::Activation;
@@ -20,15 +20,13 @@ pub(super) const FAMILY: Family = Family {
     class: "Phi3ForCausalLM",
     keys: &[
         ("partial_rotary_factor", Honoured),
-        ("sliding_window", Honoured),
+        ("sliding_window", Optional),
         // Of Microsoft's own code, where other values mean something.
         ("attention_bias", Only(&["false"])),
         ("mlp_bias", Only(&["false"])),
         ("lm_head_bias", Only(&["false"])),
         ("full_attn_mod", Only(&["1"])),
         ("interpolate_factor", Only(&["1"])),
-        // Of the scaling `longrope`; the plain embedding does not read it.
-        ("original_max_position_embeddings", Irrelevant),
     ],
     defaults: r#"{"rms_norm_eps": 0.00001}"#,
     configure,

@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use super::family::Family;
-use super::family::Rule::{Honoured, Irrelevant};
+use super::family::Rule::{Honoured, Irrelevant, Optional};
 use super::llama;
 use crate::error::{Error, Result};
 use crate::json::{flag, optional_count, present};
@@ -18,11 +18,11 @@ pub(super) const FAMILY: Family = Family {
     keys: &[
         ("attention_bias", Honoured),
         ("mlp_bias", Honoured),
-        ("no_rope_layers", Honoured),
+        ("no_rope_layers", Optional),
         ("no_rope_layer_interval", Honoured),
         ("use_sliding_window", Honoured),
-        ("sliding_window", Honoured),
-        ("layer_types", Honoured),
+        ("sliding_window", Optional),
+        ("layer_types", Optional),
         // What Qwen calls it; this family does not read it.
         ("max_window_layers", Irrelevant),
     ],

@@ -59,6 +59,12 @@ impl Gguf {
         self.flag(&self.key(name)?)
     }
 
+    /// `found` under `{architecture}.{name}`: an error if it is missing where a converter always writes it.
+    pub(crate) fn required<T>(&self, name: &str, found: Option<T>) -> Result<T> {
+        let key = self.key(name)?;
+        found.ok_or_else(|| self.missing(&key))
+    }
+
     pub(super) fn key(&self, name: &str) -> Result<String> {
         Ok(format!("{}.{name}", self.architecture()?))
     }

@@ -18,12 +18,16 @@ use crate::model::source::{Source, listed};
 use crate::tokens::{ChatTemplate, Tokenizer};
 
 impl Gguf {
-    /// Where two families call themselves alike, the first that knows all settings of the file.
+    /// Where two families call themselves alike, the one that knows most settings of the file, so that what it does not know is named;
+    /// of two, the first.
     fn family(&self) -> Result<&'static Family> {
         let architecture = self.architecture()?;
         let first = families::by_architecture(architecture).map_err(|error| error.at(&self.path))?;
-        let mut named = families::FAMILIES.iter().filter(|family| family.architecture == architecture);
-        Ok(named.find(|family| gguf_keys::check(family, self.settings(architecture)).is_ok()).unwrap_or(first))
+        let known = |family: &&'static Family| {
+            self.settings(architecture).filter(|setting| gguf_keys::check(family, std::iter::once(*setting)).is_ok()).count()
+        };
+        let named = families::FAMILIES.iter().rev().filter(|family| family.architecture == architecture);
+        Ok(named.max_by_key(known).unwrap_or(first))
     }
 
     /// The settings under `{architecture}.`, without that.
