@@ -12,8 +12,8 @@
 //!                         model, kernels run it; eval benchmarks with it                       maps, report show them
 //! ```
 //!
-//! [`train`] goes the same way and back: the statistics of the forward pass weigh each token's loss, by a
-//! [`gate`](diagnosis::gate). [`jobs`] put it all together, each in a run folder, and [`cli`] says what was asked for.
+//! `train` goes the same way and back: the statistics of the forward pass weigh each token's loss, by a
+//! [`gate`](diagnosis::gate). `jobs` put it all together, each in a run folder, and [`cli`] says what was asked for.
 //!
 //! ```text
 //! error  files  format  json  provenance  random  stats    the ground: no word of the subject in it

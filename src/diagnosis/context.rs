@@ -16,7 +16,7 @@ pub struct Spot {
     pub context: Option<InContext>,
 }
 
-/// The sentence around a token, cut at about [`REACH`] characters on either side, where it then begins or ends with `…`.
+/// The sentence around a token, cut at about `REACH` characters on either side, where it then begins or ends with `…`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InContext {
     pub before: String,

@@ -2,7 +2,7 @@
 //! chapter 3).
 //!
 //! The shingles of a text are its runs of three words (of three characters where it has no spaces, as Chinese has none); for each of
-//! [`HASHES`] functions the least hash of the shingles is kept. Two texts agree in a place with the probability of their Jaccard
+//! `HASHES` functions the least hash of the shingles is kept. Two texts agree in a place with the probability of their Jaccard
 //! similarity. Rows whose places agree in a whole band are compared; of `s` = 0.9, 1 - (1 - 0.9^4)^16 = 0.99999996 are found, of
 //! 0.5 two in three. A similarity is estimated with a standard error of 0.06 at most.
 

@@ -1,5 +1,5 @@
 //! The codebooks of the IQ types. They are data of the format and come from ggml (`ggml/src/ggml-common.h`), which is
-//! Copyright (c) 2023-2026 The ggml authors, under the MIT licence (https://github.com/ggml-org/llama.cpp/blob/master/LICENSE).
+//! Copyright (c) 2023-2026 The ggml authors, under the MIT licence (<https://github.com/ggml-org/llama.cpp/blob/master/LICENSE>).
 //!
 //! An entry is a vector of a few possible numbers. All codebooks are in the order of their entries' digits, the first digit being the
 //! least, so that a bit for each vector that there could be says which ones are in: `tests/fixtures/gguf/grids.py` prints these bits. The
