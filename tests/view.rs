@@ -37,15 +37,17 @@ fn plain_rows(n: usize) -> Vec<Value> {
         .collect()
 }
 
-/// The lines of the file that a download leaves.
+/// The lines of the file that a download leaves. The browser makes an empty file of that name first, and puts the whole one in its place.
 fn downloaded(file: &Path) -> Vec<Value> {
     let began = Instant::now();
-    while !file.exists() {
-        assert!(began.elapsed() < Duration::from_secs(10), "no file was downloaded");
+    loop {
+        let text = std::fs::read_to_string(file).unwrap_or_default();
+        if text.ends_with('\n') {
+            return text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        }
+        assert!(began.elapsed() < Duration::from_secs(30), "no file was downloaded");
         std::thread::sleep(Duration::from_millis(20));
     }
-    let text = std::fs::read_to_string(file).unwrap();
-    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 #[test]
