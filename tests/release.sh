@@ -45,7 +45,7 @@ install() {
   env -i HOME="$HOME" PATH="$bin:/usr/bin:/bin" "$bin/python" -c "
 import diagnose_sft
 run = diagnose_sft.run('data/demo.jsonl', limit=10, out='$work/runs/wheel', quiet=True)
-print(run, run.tokens.shape, run.summary['tokens'])"
+print(run, run.tokens.shape, run.summary['overall']['tokens'])"
   # The oldest kernels and the best give the same quadrants: the wheel serves every x86-64.
   env DIAGNOSE_KERNELS=portable "$bin/diagnose" data/demo.jsonl --limit 5 --out "$work/runs/portable" > /dev/null
   du -h "$work"/dist/*

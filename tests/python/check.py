@@ -15,7 +15,7 @@ data, work = sys.argv[1], Path(sys.argv[2])
 run = diagnose_sft.run(data, limit=5, out=work / "runs" / "from-python", quiet=True)
 assert run.rows.height == 5 and run.tokens.height > 50, (run.rows, run.tokens)
 assert set(run.tokens["quadrant"].unique()) <= {"confident_conflict", "uncertain", "confident", "hesitant"}
-assert run.summary["tokens"] == run.tokens.height and run.record["version"] and run.figures and "# " in run.report
+assert run.summary["overall"]["tokens"] == run.tokens.height and run.record["version"] and run.figures and "# " in run.report
 again = diagnose_sft.Run(run.folder)
 assert again.tokens.equals(run.tokens) and repr(again) == repr(run)
 

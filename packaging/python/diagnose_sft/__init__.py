@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from pathlib import Path
 from typing import Any, Iterable, Optional, Union
 
@@ -61,22 +62,24 @@ def run(data: Union[PathLike, Iterable[PathLike]], *, quiet: bool = False, **opt
                 # In one word, so that a value may begin with a dash.
                 command.append(f"{option}={os.fspath(each) if isinstance(each, os.PathLike) else each}")
     command.append("--json")
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", errors="replace")
-    assert process.stdout is not None and process.stderr is not None
-    # The summary on stdout is a few kilobytes, less than a pipe holds; what is said meanwhile is shown as it comes.
-    said = []
-    try:
-        for line in process.stderr:
-            said.append(line)
-            if not quiet:
-                print(line, end="", file=sys.stderr)
-        out = process.stdout.read()
-        status = process.wait()
-    except BaseException:
-        # An interrupted cell interrupts the program, which keeps what it has.
-        process.terminate()
-        process.wait()
-        raise
+    # Into a file: a pipe that nobody empties would stop the program while this reads what it says on its way.
+    with tempfile.TemporaryFile() as printed:
+        process = subprocess.Popen(command, stdout=printed, stderr=subprocess.PIPE, encoding="utf-8", errors="replace")
+        assert process.stderr is not None
+        said = []
+        try:
+            for line in process.stderr:
+                said.append(line)
+                if not quiet:
+                    print(line, end="", file=sys.stderr)
+            status = process.wait()
+        except BaseException:
+            # An interrupted cell interrupts the program, which keeps what it has.
+            process.terminate()
+            process.wait()
+            raise
+        printed.seek(0)
+        out = printed.read().decode("utf-8", errors="replace")
     if status != 0:
         raise subprocess.CalledProcessError(status, command, out, "".join(said))
     return Run(json.loads(out)["out"])
