@@ -1,7 +1,6 @@
 //! Is what I think is trained really trained? Everything that can be said of a data set without the weights of the model.
 
 use std::collections::HashMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
 
 use serde::Serialize;
 
@@ -9,7 +8,7 @@ use crate::dataset::{Choice, DataFile, Dataset, ReadOptions};
 use crate::error::{Error, Result};
 use crate::jobs::watch::{Watch, fetching};
 use crate::model::{Reference, text_of};
-use crate::tokens::{Audit, DEFAULT_MAX_LEN, RenderOptions, Renderer, Sequence, Tokenizer, rendered};
+use crate::tokens::{Audit, DEFAULT_MAX_LEN, RenderOptions, Renderer, Sequence, Tokenizer, fingerprint, rendered};
 
 /// The check as the user asked for it.
 pub(crate) struct Job {
@@ -117,17 +116,19 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Checked> {
             found.rows += 1;
             found.tokens += sequence.ids.len() as u64;
             found.supervised += sequence.supervised.iter().filter(|&&supervised| supervised).count() as u64;
-            if let Some(earlier) = rows.get(&hash(&sequence.ids)) {
+            let row = sequence.fingerprint();
+            if let Some(earlier) = rows.get(&row) {
                 found.duplicates.add(&place, earlier);
                 continue;
             }
-            rows.insert(hash(&sequence.ids), place.clone());
-            match prompts.get(&hash(&sequence.ids[..first])) {
+            rows.insert(row, place.clone());
+            let prompt = fingerprint(&sequence.ids[..first]);
+            match prompts.get(&prompt) {
                 // Texts without a prompt have their first token in common, not their question.
                 Some(earlier) if first > 1 => found.contradictions.add(&place, earlier),
                 Some(_) => {}
                 None => {
-                    prompts.insert(hash(&sequence.ids[..first]), place);
+                    prompts.insert(prompt, place);
                 }
             }
         }
@@ -175,12 +176,6 @@ impl Repeated {
             self.examples.push(format!("{place} as {earlier}"));
         }
     }
-}
-
-fn hash(ids: &[u32]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    ids.hash(&mut hasher);
-    hasher.finish()
 }
 
 fn pieces(sequence: &Sequence, tokenizer: &Tokenizer) -> Vec<Piece> {

@@ -5,13 +5,14 @@ use candle_core::Tensor;
 
 use super::Batch;
 use super::experts::Experts;
-use super::layers::{Attention, Mlp, RmsNorm};
+use super::layers::{Attention, Layer, Mlp, RmsNorm};
 use super::lora::Adapters;
 use super::parameters::Parameter;
 use crate::error::{Error, Result};
 use crate::kernels::Dtype;
 use crate::kernels::attention::Softmaxes;
 use crate::kernels::cpu::{sum, with_floats};
+use crate::kernels::gated::Activation;
 
 pub(super) struct Block {
     /// On what the attention reads.
@@ -60,6 +61,18 @@ impl Activations {
 }
 
 impl Block {
+    /// The block of most families: norms on what is read alone, by their usual names.
+    pub(super) fn pre_norm(layer: &Layer, attention: Attention, mlp: FeedForward) -> Result<Block> {
+        Ok(Block {
+            attention_norm: Some(layer.norm("input_layernorm")?),
+            attention,
+            attention_post_norm: None,
+            mlp_norm: Some(layer.norm("post_attention_layernorm")?),
+            mlp,
+            mlp_post_norm: None,
+        })
+    }
+
     /// `x [T, D] -> [T, D]`, or `[N, D]` where only `rows` of it are wanted.
     pub(super) fn run(
         &self,
@@ -141,6 +154,14 @@ impl Block {
 }
 
 impl FeedForward {
+    /// Experts where the config routes this layer's tokens to some, else one network.
+    pub(super) fn load(layer: &Layer, activation: Activation) -> Result<FeedForward> {
+        Ok(match &layer.config.experts {
+            Some(experts) if experts.routed[layer.index] => FeedForward::Routed(Experts::load(layer, experts, activation)?),
+            _ => FeedForward::Dense(Mlp::load(layer, activation)?),
+        })
+    }
+
     fn close(&self, x: &Tensor, gate_up: Option<&Tensor>, adapters: Adapters) -> Result<Tensor> {
         match (self, gate_up) {
             (FeedForward::Dense(mlp), Some(gate_up)) => mlp.close(gate_up, adapters),

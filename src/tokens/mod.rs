@@ -43,12 +43,17 @@ pub struct Sequence {
 }
 
 impl Sequence {
-    /// Equal for rows of equal tokens, and for others by an accident of one in 10^19 pairs.
+    /// Of all its tokens.
     pub(crate) fn fingerprint(&self) -> u64 {
-        let mut hasher = DefaultHasher::new();
-        self.ids.hash(&mut hasher);
-        hasher.finish()
+        fingerprint(&self.ids)
     }
+}
+
+/// Equal for equal tokens, and for others by an accident of one in 10^19 pairs.
+pub(crate) fn fingerprint(ids: &[u32]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    ids.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// Bytes `begin..end` of `turns[turn].content`; `begin == end` where the token is part of the template.

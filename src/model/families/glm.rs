@@ -48,12 +48,5 @@ pub(super) fn configure_gguf(config: &mut Config, file: &Gguf) -> Result<()> {
 }
 
 fn block(layer: &Layer) -> Result<Block> {
-    Ok(Block {
-        attention_norm: Some(layer.norm("input_layernorm")?),
-        attention: Attention::load(layer)?,
-        attention_post_norm: None,
-        mlp_norm: Some(layer.norm("post_attention_layernorm")?),
-        mlp: FeedForward::Dense(Mlp::load_fused(layer, Activation::Silu)?),
-        mlp_post_norm: None,
-    })
+    Block::pre_norm(layer, Attention::load(layer)?, FeedForward::Dense(Mlp::load_fused(layer, Activation::Silu)?))
 }

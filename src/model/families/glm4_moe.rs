@@ -11,9 +11,8 @@ use crate::json::{count, flag, number, optional_count};
 use crate::kernels::gated::Activation;
 use crate::model::block::{Block, FeedForward};
 use crate::model::config::{Config, ExpertsConfig, Scoring};
-use crate::model::experts::Experts;
 use crate::model::files::gguf::Gguf;
-use crate::model::layers::{Attention, Layer, Mlp};
+use crate::model::layers::{Attention, Layer};
 use crate::model::rope::{Rope, partial_rotary_factor};
 
 pub(super) const FAMILY: Family = Family {
@@ -136,16 +135,6 @@ fn configure_gguf(config: &mut Config, file: &Gguf) -> Result<()> {
 }
 
 fn block(layer: &Layer) -> Result<Block> {
-    let mlp = match &layer.config.experts {
-        Some(experts) if experts.routed[layer.index] => FeedForward::Routed(Experts::load(layer, experts, Activation::Silu)?),
-        _ => FeedForward::Dense(Mlp::load(layer, Activation::Silu)?),
-    };
-    Ok(Block {
-        attention_norm: Some(layer.norm("input_layernorm")?),
-        attention: if layer.config.qk_norm { Attention::load_with_norms(layer)? } else { Attention::load(layer)? },
-        attention_post_norm: None,
-        mlp_norm: Some(layer.norm("post_attention_layernorm")?),
-        mlp,
-        mlp_post_norm: None,
-    })
+    let attention = if layer.config.qk_norm { Attention::load_with_norms(layer)? } else { Attention::load(layer)? };
+    Block::pre_norm(layer, attention, FeedForward::load(layer, Activation::Silu)?)
 }

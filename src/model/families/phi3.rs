@@ -73,12 +73,5 @@ fn configure_gguf(config: &mut Config, file: &Gguf) -> Result<()> {
 }
 
 fn block(layer: &Layer) -> Result<Block> {
-    Ok(Block {
-        attention_norm: Some(layer.norm("input_layernorm")?),
-        attention: Attention::load_fused(layer)?,
-        attention_post_norm: None,
-        mlp_norm: Some(layer.norm("post_attention_layernorm")?),
-        mlp: FeedForward::Dense(Mlp::load_fused(layer, Activation::Silu)?),
-        mlp_post_norm: None,
-    })
+    Block::pre_norm(layer, Attention::load_fused(layer)?, FeedForward::Dense(Mlp::load_fused(layer, Activation::Silu)?))
 }

@@ -46,12 +46,5 @@ fn settings(config: &Config) -> Value {
 }
 
 fn block(layer: &Layer) -> Result<Block> {
-    Ok(Block {
-        attention_norm: Some(layer.norm("input_layernorm")?),
-        attention: Attention::load_with_norms(layer)?,
-        attention_post_norm: None,
-        mlp_norm: Some(layer.norm("post_attention_layernorm")?),
-        mlp: FeedForward::Dense(Mlp::load(layer, Activation::Silu)?),
-        mlp_post_norm: None,
-    })
+    Block::pre_norm(layer, Attention::load_with_norms(layer)?, FeedForward::Dense(Mlp::load(layer, Activation::Silu)?))
 }

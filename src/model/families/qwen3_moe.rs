@@ -10,9 +10,8 @@ use crate::json::{count, flag, optional_count, present};
 use crate::kernels::gated::Activation;
 use crate::model::block::{Block, FeedForward};
 use crate::model::config::{Config, ExpertsConfig, Scoring};
-use crate::model::experts::Experts;
 use crate::model::files::gguf::Gguf;
-use crate::model::layers::{Attention, Layer, Mlp};
+use crate::model::layers::{Attention, Layer};
 use crate::model::rope::Rope;
 
 pub(super) const FAMILY: Family = Family {
@@ -127,16 +126,6 @@ fn configure_gguf(config: &mut Config, file: &Gguf) -> Result<()> {
 }
 
 fn block(layer: &Layer) -> Result<Block> {
-    let mlp = match &layer.config.experts {
-        Some(experts) if experts.routed[layer.index] => FeedForward::Routed(Experts::load(layer, experts, Activation::Silu)?),
-        _ => FeedForward::Dense(Mlp::load(layer, Activation::Silu)?),
-    };
-    Ok(Block {
-        attention_norm: Some(layer.norm("input_layernorm")?),
-        attention: Attention::load_with_norms(layer)?,
-        attention_post_norm: None,
-        mlp_norm: Some(layer.norm("post_attention_layernorm")?),
-        mlp,
-        mlp_post_norm: None,
-    })
+    let attention = Attention::load_with_norms(layer)?;
+    Block::pre_norm(layer, attention, FeedForward::load(layer, Activation::Silu)?)
 }
