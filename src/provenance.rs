@@ -75,7 +75,7 @@ fn cpu() -> String {
 }
 
 #[cfg(target_os = "linux")]
-fn processor() -> Option<String> {
+pub(crate) fn processor() -> Option<String> {
     let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
     // Arm's kernel tells no name, but may tell the board's.
     let names = ["model name", "Model", "Hardware"];
@@ -84,13 +84,13 @@ fn processor() -> Option<String> {
 }
 
 #[cfg(target_os = "macos")]
-fn processor() -> Option<String> {
+pub(crate) fn processor() -> Option<String> {
     let output = std::process::Command::new("sysctl").args(["-n", "machdep.cpu.brand_string"]).output().ok()?;
     Some(String::from_utf8_lossy(&output.stdout).trim().to_owned()).filter(|name| !name.is_empty())
 }
 
 #[cfg(not(any(target_os = "linux", target_os = "macos")))]
-fn processor() -> Option<String> {
+pub(crate) fn processor() -> Option<String> {
     std::env::var("PROCESSOR_IDENTIFIER").ok()
 }
 

@@ -18,6 +18,7 @@ use std::sync::LazyLock;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::error::{Error, Result};
+use crate::kernels::choice;
 use crate::kernels::level::Level;
 use crate::provenance;
 use output::quoted;
@@ -72,8 +73,8 @@ pub fn run() -> Result<()> {
     let typed: Vec<_> = std::env::args_os().collect();
     let matches = config::matches(&Cli::command(), &typed)?;
     let cli = Cli::from_arg_matches(&matches).map_err(|error| Error::usage(error.to_string()))?;
-    // Asked for early, so that a misspelt level is an error and not a slow run.
-    Level::from_env()?;
+    // Early, so that a misspelt level is an error and not a slow run.
+    choice::settle()?;
     let command_line = std::env::args().map(|argument| quoted(&argument)).collect::<Vec<_>>().join(" ");
     match cli.command {
         None => score::run(cli.score, &command_line),

@@ -1,7 +1,7 @@
 //! Which instructions the kernels use, decided once at run time.
 //!
-//! The best level the processor has, unless the environment variable `DIAGNOSE_KERNELS` asks for a lower one: that is how a
-//! machine with AVX-512 tests what an older one will run. Every kernel takes the level as an argument, so that its tests can
+//! The fastest level the processor has ([`choice`](super::choice)), unless the environment variable `DIAGNOSE_KERNELS` asks for
+//! another: that is how a machine with AVX-512 tests what an older one will run. Every kernel takes the level as an argument, so that its tests can
 //! walk through [`Level::available`]; the public functions pass [`Level::current`].
 //!
 //! A kernel is written once, over `Lanes`, and `Level::run` compiles it for each instruction set. Only the matrix products,
@@ -16,8 +16,10 @@ use super::lanes::Lanes;
 use super::lanes::{F32x8, F32x16};
 use crate::error::{Error, Result};
 
-/// The environment variable that lowers the level.
+/// The environment variable that asks for a level.
 pub const VARIABLE: &str = "DIAGNOSE_KERNELS";
+
+static CURRENT: OnceLock<Level> = OnceLock::new();
 
 /// Sets of instructions; each includes the ones before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -30,29 +32,45 @@ pub enum Level {
     Avx512,
     /// The same and the bf16 dot products.
     Avx512Bf16,
+    /// The same and tiles of bf16 products. Only where it is asked for: no machine that we could test on has them.
+    Amx,
 }
 
 impl Level {
-    const ALL: [Level; 4] = [Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16];
+    const ALL: [Level; 5] = [Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16, Level::Amx];
 
-    /// The level this process uses: the one asked for if that is possible, else the best. The program calls
-    /// [`Level::from_env`] at its start, so that a wrong request has been refused by the time a kernel gets here.
+    /// The level this process uses: what [`choice::settle`](super::choice::settle) has fixed, as the program does at its start; else
+    /// the one that the environment asks for, if that is possible, or the best.
     pub fn current() -> Level {
-        static CURRENT: OnceLock<Level> = OnceLock::new();
-        *CURRENT.get_or_init(|| Level::from_env().unwrap_or_else(|_| Level::best()))
+        *CURRENT.get_or_init(|| Level::asked().ok().flatten().unwrap_or_else(Level::best))
     }
 
-    /// The level that `DIAGNOSE_KERNELS` names, or the best; an error if it names none or one the processor lacks.
-    pub fn from_env() -> Result<Level> {
-        match std::env::var_os(VARIABLE) {
-            None => Ok(Level::best()),
-            Some(value) => Level::parse(&value.to_string_lossy(), Level::best()),
+    /// Fixes the level of this process; the first one to do so wins, and that level is returned.
+    pub(super) fn fix(level: Level) -> Level {
+        *CURRENT.get_or_init(|| level)
+    }
+
+    /// The level that `DIAGNOSE_KERNELS` names; an error if it names none, one the processor lacks, or one that is wrong there.
+    pub(super) fn asked() -> Result<Option<Level>> {
+        let Some(value) = std::env::var_os(VARIABLE) else { return Ok(None) };
+        let level = Level::parse(&value.to_string_lossy(), Level::highest())?;
+        #[cfg(target_arch = "x86_64")]
+        if level == Level::Amx {
+            let cure = format!("Unset {VARIABLE} to use the best of the other levels.");
+            super::matmul::amx::check().map_err(|error| error.cure(cure))?;
         }
+        Ok(Some(level))
+    }
+
+    /// The levels that may be chosen without being asked for, lowest first: with 256-bit vectors and above, if there are any.
+    pub(super) fn chosen_by_themselves() -> Vec<Level> {
+        let lowest = Level::best().min(Level::Avx2);
+        Level::ALL.into_iter().filter(|level| (lowest..=Level::best()).contains(level)).collect()
     }
 
     /// All levels this processor can run, lowest first: what tests walk through.
     pub fn available() -> Vec<Level> {
-        Level::ALL.into_iter().filter(|&level| level <= Level::best()).collect()
+        Level::ALL.into_iter().filter(|&level| level <= Level::highest()).collect()
     }
 
     pub fn name(self) -> &'static str {
@@ -61,6 +79,7 @@ impl Level {
             Level::Avx2 => "avx2",
             Level::Avx512 => "avx512",
             Level::Avx512Bf16 => "avx512bf16",
+            Level::Amx => "amx",
         }
     }
 
@@ -70,11 +89,11 @@ impl Level {
     /// If the processor lacks the level.
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         // One comparison per kernel call keeps `run` sound whatever level is passed in.
-        assert!(self <= Level::best(), "this processor cannot run {self} kernels");
+        assert!(self <= Level::highest(), "this processor cannot run {self} kernels");
         match self {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the assertion above has shown that the processor has the instructions.
-            Level::Avx512 | Level::Avx512Bf16 => unsafe { run_avx512(kernel) },
+            Level::Avx512 | Level::Avx512Bf16 | Level::Amx => unsafe { run_avx512(kernel) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             Level::Avx2 => unsafe { run_avx2(kernel) },
@@ -85,7 +104,7 @@ impl Level {
 
     fn parse(value: &str, best: Level) -> Result<Level> {
         let level = Level::ALL.into_iter().find(|level| level.name() == value).ok_or_else(|| {
-            Error::usage(format!("{VARIABLE}={value}: expected one of portable, avx2, avx512, avx512bf16"))
+            Error::usage(format!("{VARIABLE}={value}: expected one of portable, avx2, avx512, avx512bf16, amx"))
                 .cure(format!("Unset {VARIABLE} to use the best the processor has."))
         })?;
         if level > best {
@@ -93,6 +112,12 @@ impl Level {
                 .cure(format!("Unset {VARIABLE} to use the best the processor has.")));
         }
         Ok(level)
+    }
+
+    /// The highest level that the processor has: the best, or AMX, which must be asked for.
+    fn highest() -> Level {
+        static HIGHEST: OnceLock<Level> = OnceLock::new();
+        *HIGHEST.get_or_init(|| if Level::best() == Level::Avx512Bf16 && has_tiles() { Level::Amx } else { Level::best() })
     }
 
     fn best() -> Level {
@@ -118,6 +143,17 @@ pub(crate) trait Kernel {
     /// # Safety
     /// The processor must have `V`'s instructions.
     unsafe fn run<V: Lanes>(self) -> Self::Output;
+}
+
+/// In unit tests a processor without AMX follows its definition instead, slowly.
+#[cfg(target_arch = "x86_64")]
+fn has_tiles() -> bool {
+    cfg!(test) || super::matmul::amx::is_here()
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn has_tiles() -> bool {
+    false
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -6,6 +6,7 @@ pub mod activation;
 pub mod adamw;
 pub mod allocator;
 pub mod attention;
+pub(crate) mod choice;
 pub(crate) mod cpu;
 pub mod cuda;
 pub mod exp;

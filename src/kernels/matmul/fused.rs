@@ -198,6 +198,9 @@ impl ProductKernel for Block<'_> {
                     // SAFETY: the rows and the panel exist, `end_k <= depth`, and the caller vouches for the instructions.
                     row += unsafe {
                         match n_rows {
+                            // Only products with tiles that high are compiled for them.
+                            32.. if const { P::MAX_ROWS >= 32 } => self.tile::<P, 32>(row, panel, first_k, end_k),
+                            16.. if const { P::MAX_ROWS >= 16 } => self.tile::<P, 16>(row, panel, first_k, end_k),
                             8.. => self.tile::<P, 8>(row, panel, first_k, end_k),
                             4.. => self.tile::<P, 4>(row, panel, first_k, end_k),
                             3.. => self.tile::<P, 3>(row, panel, first_k, end_k),

@@ -133,6 +133,8 @@ impl ProductKernel for Outer<'_> {
                 // SAFETY: the rows exist, `depth` words are packed, and the caller vouches for the instructions.
                 k += unsafe {
                     match P::MAX_ROWS.min(k_end - k) {
+                        32.. if const { P::MAX_ROWS >= 32 } => self.tile::<P, 32>(k, first, depth, panel.floats()),
+                        16.. if const { P::MAX_ROWS >= 16 } => self.tile::<P, 16>(k, first, depth, panel.floats()),
                         8.. => self.tile::<P, 8>(k, first, depth, panel.floats()),
                         4.. => self.tile::<P, 4>(k, first, depth, panel.floats()),
                         3.. => self.tile::<P, 3>(k, first, depth, panel.floats()),

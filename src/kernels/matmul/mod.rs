@@ -7,6 +7,8 @@
 //!
 //! In bf16 both factors are rounded to bfloat16 and the products added in f32, whichever kernels run.
 
+#[cfg(target_arch = "x86_64")]
+pub(super) mod amx;
 mod fused;
 mod gradient;
 mod pack;

@@ -49,6 +49,8 @@ pub(crate) fn dispatch<K: ProductKernel>(level: Level, dtype: Dtype, kernel: K) 
     match (level, dtype) {
         #[cfg(target_arch = "x86_64")]
         (Level::Avx512Bf16, Dtype::Bf16) => bf16_dot::dispatch(kernel),
+        #[cfg(target_arch = "x86_64")]
+        (Level::Amx, Dtype::Bf16) => super::amx::dispatch(kernel),
         (_, Dtype::F32) => level.run(F32Kernel(kernel)),
         (_, Dtype::Bf16) => level.run(WidenedKernel(kernel)),
     }

@@ -20,7 +20,8 @@ pub(super) const SPAN_PANELS: usize = 512;
 /// A tile's share of the weight stays in the second-level cache while all rows of a task go past it.
 const TILE_BYTES: usize = 512 << 10;
 pub(super) const MAX_TILE_PANELS: usize = 8;
-const MAX_ROWS: usize = 8;
+/// Rows of the highest tile.
+const MAX_ROWS: usize = 16;
 /// Rows of a task. The weight comes from memory once for all of them, so few rows would wait for it.
 const ROW_BLOCK: std::ops::RangeInclusive<usize> = 32..=256;
 
@@ -198,7 +199,7 @@ struct Sweep<'a> {
     top_k: usize,
 }
 
-/// Logits of a tile, `[MAX_ROWS][MAX_TILE_PANELS * PANEL]`: 12 KiB.
+/// Logits of a tile, `[MAX_ROWS][MAX_TILE_PANELS * PANEL]`: 12 KiB where a tile has eight rows, twice that with AMX.
 #[repr(align(64))]
 struct Tile([[f32; MAX_TILE_PANELS * PANEL]; MAX_ROWS]);
 
@@ -216,10 +217,13 @@ impl ProductKernel for Sweep<'_> {
             let end_panel = (panel + tile_panels).min(self.end_panel);
             let mut row = 0;
             while row < running.len() {
-                let n_rows = P::MAX_ROWS.min(running.len() - row);
+                let n_rows = P::MAX_ROWS.min(MAX_ROWS).min(running.len() - row);
                 // SAFETY: the instructions are there by contract.
                 row += unsafe {
                     match n_rows {
+                        16.. if const { P::MAX_ROWS >= 16 } => {
+                            self.rows::<P, 16>(&mut buffer, row, panel, end_panel, &mut running[row..])
+                        }
                         8.. => self.rows::<P, 8>(&mut buffer, row, panel, end_panel, &mut running[row..]),
                         4.. => self.rows::<P, 4>(&mut buffer, row, panel, end_panel, &mut running[row..]),
                         3.. => self.rows::<P, 3>(&mut buffer, row, panel, end_panel, &mut running[row..]),

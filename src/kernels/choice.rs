@@ -1,0 +1,154 @@
+//! Which level this processor runs fastest: measured, not taken for granted from the names of its instructions.
+//!
+//! There are processors whose bf16 products run at half the rate of their f32 products, and others that lower their clock for the
+//! longest vectors. The first start on a processor therefore times one product of a usual shape at each level and in both number
+//! formats, some twenty milliseconds in all. The highest level wins unless a lower one is clearly faster, by a margin that no noise
+//! reaches, so that measuring again gives the same answer; and the answer is kept in the cache folder.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use super::Dtype;
+use super::level::Level;
+use super::matmul::{Panels, multiply};
+use crate::error::Result;
+use crate::fetch::cache::own_cache;
+use crate::provenance;
+
+/// A lower level must be this much faster in one of the two formats.
+const CLEARLY_FASTER: f64 = 1.3;
+/// And no slower than this in the other.
+const AS_FAST: f64 = 0.9;
+
+/// Operations per second in the two number formats.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+struct Rates {
+    f32: f64,
+    bf16: f64,
+}
+
+/// What the cache folder remembers.
+#[derive(Debug, Serialize, Deserialize)]
+struct Remembered {
+    level: String,
+    /// Of each level that was tried.
+    flops: Vec<(String, Rates)>,
+}
+
+/// Fixes the level of this process, before anything is computed: the one that `DIAGNOSE_KERNELS` asks for, else the fastest.
+///
+/// # Errors
+/// If the variable asks for a level that is none, that the processor lacks, or that gives wrong products there.
+pub(crate) fn settle() -> Result<Level> {
+    let level = match Level::asked()? {
+        Some(level) => level,
+        None => fastest(),
+    };
+    Ok(Level::fix(level))
+}
+
+fn fastest() -> Level {
+    let candidates = Level::chosen_by_themselves();
+    let [_, .., _] = candidates[..] else { return candidates[0] };
+    let path = path(&candidates);
+    let remembered = path.as_ref().and_then(|path| std::fs::read(path).ok());
+    let remembered: Option<Remembered> = remembered.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    if let Some(level) =
+        remembered.and_then(|remembered| candidates.iter().copied().find(|level| level.name() == remembered.level))
+    {
+        return level;
+    }
+    let measured: Vec<(Level, Rates)> = candidates.iter().copied().zip(rates(&candidates)).collect();
+    let level = choose(&measured);
+    // The cache is a convenience: where it cannot be written, the levels are timed again next time.
+    if let Some(path) = path {
+        let flops = measured.iter().map(|(level, rates)| (level.name().to_owned(), *rates)).collect();
+        let remembered = Remembered { level: level.name().to_owned(), flops };
+        let _ = path.parent().map(std::fs::create_dir_all);
+        let _ = crate::files::write_json(&path, &remembered);
+    }
+    level
+}
+
+/// One file for each processor, program version and set of levels.
+fn path(candidates: &[Level]) -> Option<PathBuf> {
+    let processor = provenance::processor()?;
+    let names: Vec<&str> = candidates.iter().map(|level| level.name()).collect();
+    let key = crate::files::sha256(format!("{processor}\n{}\n{}", env!("CARGO_PKG_VERSION"), names.join(" ")));
+    Some(own_cache()?.join("levels").join(format!("{}.json", &key[..16])))
+}
+
+/// The highest level, or the lower one that is clearly faster in one format and as fast in the other. `measured` has the lowest first
+/// and is not empty.
+fn choose(measured: &[(Level, Rates)]) -> Level {
+    let better = |than: &Rates, rates: &Rates| {
+        let (f32, bf16) = (rates.f32 / than.f32, rates.bf16 / than.bf16);
+        f32.max(bf16) >= CLEARLY_FASTER && f32.min(bf16) >= AS_FAST
+    };
+    let best = measured.iter().rev().copied().reduce(|best, lower| if better(&best.1, &lower.1) { lower } else { best });
+    best.map_or(Level::Portable, |(level, _)| level)
+}
+
+/// The best of several tries, which take turns, so that what else the machine does hits all levels.
+fn rates(levels: &[Level]) -> Vec<Rates> {
+    const TRIES: usize = 5;
+    // A block of rows of the usual size against a small model's projection.
+    const ROWS: usize = 192;
+    const INPUTS: usize = 576;
+    const OUTPUTS: usize = 768;
+    let x: Vec<f32> = (0..ROWS * INPUTS).map(|i| (i % 7) as f32 / 8.0).collect();
+    let w: Vec<f32> = (0..OUTPUTS * INPUTS).map(|i| (i % 5) as f32 / 8.0).collect();
+    let weights = [Dtype::F32, Dtype::Bf16].map(|dtype| {
+        let mut panels = Panels::new(INPUTS, dtype);
+        panels.push(&w);
+        panels
+    });
+    let mut best = vec![[0f64; 2]; levels.len()];
+    for _ in 0..TRIES {
+        for (best, &level) in best.iter_mut().zip(levels) {
+            for (best, weight) in best.iter_mut().zip(&weights) {
+                let began = Instant::now();
+                std::hint::black_box(multiply(level, &x, ROWS, weight, None));
+                *best = best.max((2 * ROWS * INPUTS * OUTPUTS) as f64 / began.elapsed().as_secs_f64());
+            }
+        }
+    }
+    best.into_iter().map(|[f32, bf16]| Rates { f32, bf16 }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chosen(rates: &[(Level, f64, f64)]) -> Level {
+        let measured: Vec<(Level, Rates)> = rates.iter().map(|&(level, f32, bf16)| (level, Rates { f32, bf16 })).collect();
+        choose(&measured)
+    }
+
+    #[test]
+    fn the_highest_level_wins_unless_a_lower_one_is_clearly_faster() {
+        use Level::{Avx2, Avx512, Avx512Bf16};
+        // Zen 4: everything is as the names say.
+        assert_eq!(chosen(&[(Avx2, 150.0, 110.0), (Avx512, 200.0, 120.0), (Avx512Bf16, 200.0, 390.0)]), Avx512Bf16);
+        // A Xeon whose bf16 products run at half the rate of f32.
+        assert_eq!(chosen(&[(Avx2, 125.0, 90.0), (Avx512, 250.0, 190.0), (Avx512Bf16, 250.0, 126.0)]), Avx512);
+        // A processor that lowers its clock for 512 bits.
+        assert_eq!(chosen(&[(Avx2, 200.0, 140.0), (Avx512, 140.0, 100.0)]), Avx2);
+        // Noise decides nothing, whichever way it goes.
+        assert_eq!(chosen(&[(Avx2, 130.0, 110.0), (Avx512, 110.0, 120.0)]), Avx512);
+        assert_eq!(chosen(&[(Avx512, 220.0, 150.0), (Avx512Bf16, 180.0, 140.0)]), Avx512Bf16);
+        // Faster in one format and slower in the other is no gain.
+        assert_eq!(chosen(&[(Avx512, 200.0, 300.0), (Avx512Bf16, 300.0, 200.0)]), Avx512Bf16);
+    }
+
+    #[test]
+    fn every_level_has_a_rate_and_measuring_again_gives_the_same_choice() {
+        let candidates = Level::chosen_by_themselves();
+        let measure = || candidates.iter().copied().zip(rates(&candidates)).collect::<Vec<_>>();
+        let measured = measure();
+        assert!(measured.iter().all(|(_, rates)| rates.f32 > 1e8 && rates.bf16 > 1e8), "{measured:?}");
+        assert_eq!(choose(&measured), choose(&measure()));
+    }
+}

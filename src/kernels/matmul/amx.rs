@@ -1,0 +1,438 @@
+//! Pairs of bf16 by AMX: eight registers of 16 rows by 16 words, and an instruction that multiplies two of them.
+//!
+//! The panels' order is what the instruction wants of its second factor (a word holds two neighbouring `k` of one output), so that a
+//! tile of the weight is 16 rows of a panel, loaded as they lie there. Of the rows of the input 32 go past a panel at a time:
+//!
+//! ```text
+//!                     w: tmm6, one third of a panel after the other
+//!   x: tmm7 (rows 0..16)    sums tmm0 tmm1 tmm2
+//!   x: tmm7 (rows 16..32)   sums tmm3 tmm4 tmm5
+//! ```
+//!
+//! `tdpbf16ps` adds the even and the odd products of 16 words each from zero, then both to the sum (Intel's Software Developer's
+//! Manual, volume 2; denormals count as zero). Words are therefore taken 16 at a time from the first `k` on, and what fills no tile
+//! is filled up with zeros: a row's result depends neither on its batch nor on the tile it fell into, as everywhere.
+//!
+//! No machine that we could test on has AMX. Unit tests put the manual's definition in the place of the instructions, so that all
+//! around them is tested; the instructions themselves are compared with plain sums when the level is asked for ([`check`]), and
+//! [`Level::current`](crate::kernels::level::Level::current) never chooses it by itself.
+
+use std::arch::asm;
+use std::cell::Cell;
+use std::sync::OnceLock;
+
+use super::pack::{PANEL, bf16_pair};
+use super::tile::{Product, ProductKernel, VECTORS};
+use crate::error::{Error, Result};
+use crate::kernels::lanes::{F32x16, Lanes};
+use crate::kernels::level::Level;
+
+/// Rows of a tile register, and 32-bit words of each row.
+const TILE: usize = 16;
+
+pub(super) fn dispatch<K: ProductKernel>(kernel: K) -> K::Output {
+    // As in `Level::run`: one comparison keeps this sound whatever level was passed in.
+    assert!(Level::available().contains(&Level::Amx), "this processor cannot run amx kernels");
+    let _tiles = Tiles::take();
+    // SAFETY: the processor has the instructions, and this thread's tile registers have their shape.
+    unsafe { run(kernel) }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+fn run<K: ProductKernel>(kernel: K) -> K::Output {
+    // SAFETY: this function's own target features are those of `F32x16`; `dispatch` has seen to the tiles.
+    unsafe { kernel.run::<Amx>() }
+}
+
+struct Amx;
+
+impl Product for Amx {
+    type V = F32x16;
+    const MAX_ROWS: usize = 2 * TILE;
+
+    #[inline(always)]
+    unsafe fn accumulate<const R: usize>(
+        sums: &mut [[F32x16; VECTORS]; R],
+        x: *const u32,
+        stride: usize,
+        w: *const u32,
+        depth: usize,
+    ) {
+        let to = sums.as_mut_ptr().cast::<f32>();
+        let (steps, rest) = (depth / TILE, depth % TILE);
+        // SAFETY: the caller's promise; a whole tile is read only where `R` rows and 16 words fill it.
+        unsafe {
+            match R {
+                32 => multiply_add::<2>(to, x, stride, w, steps),
+                16 => multiply_add::<1>(to, x, stride, w, steps),
+                _ => (0..steps).for_each(|step| {
+                    filled_up(to, R, x.wrapping_add(step * TILE), stride, w.wrapping_add(step * TILE * PANEL), TILE);
+                }),
+            }
+            if rest > 0 {
+                filled_up(to, R, x.wrapping_add(steps * TILE), stride, w.wrapping_add(steps * TILE * PANEL), rest);
+            }
+        }
+    }
+}
+
+/// `sums [n_rows, PANEL] += x w` for `n_words <= 16` words and any number of rows, by way of copies that zeros fill up to whole tiles.
+///
+/// # Safety
+/// As [`Product::accumulate`], and the tiles have their shape.
+unsafe fn filled_up(sums: *mut f32, n_rows: usize, x: *const u32, stride: usize, w: *const u32, n_words: usize) {
+    let mut w_copy = [0u32; TILE * PANEL];
+    // SAFETY: the caller's promise: `n_rows` rows of `n_words` words, and as many rows of a panel.
+    unsafe {
+        w_copy.as_mut_ptr().copy_from_nonoverlapping(w, n_words * PANEL);
+        for first in (0..n_rows).step_by(TILE) {
+            let rows = TILE.min(n_rows - first);
+            let (mut x_copy, mut sums_copy) = ([0u32; TILE * TILE], [0f32; TILE * PANEL]);
+            for r in 0..rows {
+                x_copy.as_mut_ptr().add(r * TILE).copy_from_nonoverlapping(x.add((first + r) * stride), n_words);
+            }
+            let sums = sums.add(first * PANEL);
+            sums_copy.as_mut_ptr().copy_from_nonoverlapping(sums, rows * PANEL);
+            multiply_add::<1>(sums_copy.as_mut_ptr(), x_copy.as_ptr(), TILE, w_copy.as_ptr(), 1);
+            sums.copy_from_nonoverlapping(sums_copy.as_ptr(), rows * PANEL);
+        }
+    }
+}
+
+/// `sums [16 TILES, PANEL] += x w` over `16 steps` words; `TILES` is one or two.
+///
+/// # Safety
+/// `16 TILES` rows of sums are writable, as many rows of `x`, `stride` words apart, and `16 steps` rows of a panel are readable, and
+/// the tiles have their shape.
+#[inline(always)]
+unsafe fn multiply_add<const TILES: usize>(sums: *mut f32, x: *const u32, stride: usize, w: *const u32, steps: usize) {
+    const { assert!(TILES == 1 || TILES == 2) };
+    #[cfg(test)]
+    if !is_here() {
+        // SAFETY: the same promise.
+        return unsafe { emulated::multiply_add(sums, TILES * TILE, x, stride, w, steps) };
+    }
+    if steps == 0 {
+        return;
+    }
+    // SAFETY: the loads and stores are those that the caller allows: 16 rows of 64 bytes each, `pitch` or `stride` bytes apart. The
+    // first factor of `tdpbf16ps` is the second operand.
+    unsafe {
+        if TILES == 2 {
+            asm!(
+                "tileloadd tmm0, [{sums} + {pitch}]",
+                "tileloadd tmm1, [{sums} + {pitch} + 64]",
+                "tileloadd tmm2, [{sums} + {pitch} + 128]",
+                "tileloadd tmm3, [{sums} + {pitch} + 3072]",
+                "tileloadd tmm4, [{sums} + {pitch} + 3136]",
+                "tileloadd tmm5, [{sums} + {pitch} + 3200]",
+                "2:",
+                "tileloadd tmm7, [{upper} + {stride}]",
+                "tileloadd tmm6, [{w} + {pitch}]",
+                "tdpbf16ps tmm0, tmm7, tmm6",
+                "tileloadd tmm6, [{w} + {pitch} + 64]",
+                "tdpbf16ps tmm1, tmm7, tmm6",
+                "tileloadd tmm6, [{w} + {pitch} + 128]",
+                "tdpbf16ps tmm2, tmm7, tmm6",
+                // The thirds in the other order: the last one is there already.
+                "tileloadd tmm7, [{lower} + {stride}]",
+                "tdpbf16ps tmm5, tmm7, tmm6",
+                "tileloadd tmm6, [{w} + {pitch} + 64]",
+                "tdpbf16ps tmm4, tmm7, tmm6",
+                "tileloadd tmm6, [{w} + {pitch}]",
+                "tdpbf16ps tmm3, tmm7, tmm6",
+                "add {upper}, 64",
+                "add {lower}, 64",
+                "add {w}, 3072",
+                "dec {steps}",
+                "jnz 2b",
+                "tilestored [{sums} + {pitch}], tmm0",
+                "tilestored [{sums} + {pitch} + 64], tmm1",
+                "tilestored [{sums} + {pitch} + 128], tmm2",
+                "tilestored [{sums} + {pitch} + 3072], tmm3",
+                "tilestored [{sums} + {pitch} + 3136], tmm4",
+                "tilestored [{sums} + {pitch} + 3200], tmm5",
+                sums = in(reg) sums,
+                pitch = in(reg) PANEL * size_of::<f32>(),
+                upper = inout(reg) x => _,
+                lower = inout(reg) x.wrapping_add(TILE * stride) => _,
+                stride = in(reg) stride * size_of::<u32>(),
+                w = inout(reg) w => _,
+                steps = inout(reg) steps => _,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack),
+            );
+        } else {
+            asm!(
+                "tileloadd tmm0, [{sums} + {pitch}]",
+                "tileloadd tmm1, [{sums} + {pitch} + 64]",
+                "tileloadd tmm2, [{sums} + {pitch} + 128]",
+                "2:",
+                "tileloadd tmm7, [{x} + {stride}]",
+                "tileloadd tmm4, [{w} + {pitch}]",
+                "tdpbf16ps tmm0, tmm7, tmm4",
+                "tileloadd tmm5, [{w} + {pitch} + 64]",
+                "tdpbf16ps tmm1, tmm7, tmm5",
+                "tileloadd tmm6, [{w} + {pitch} + 128]",
+                "tdpbf16ps tmm2, tmm7, tmm6",
+                "add {x}, 64",
+                "add {w}, 3072",
+                "dec {steps}",
+                "jnz 2b",
+                "tilestored [{sums} + {pitch}], tmm0",
+                "tilestored [{sums} + {pitch} + 64], tmm1",
+                "tilestored [{sums} + {pitch} + 128], tmm2",
+                sums = in(reg) sums,
+                pitch = in(reg) PANEL * size_of::<f32>(),
+                x = inout(reg) x => _,
+                stride = in(reg) stride * size_of::<u32>(),
+                w = inout(reg) w => _,
+                steps = inout(reg) steps => _,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack),
+            );
+        }
+    }
+}
+
+/// This thread's tile registers, in the shape that the products use. Given back at the end: the kernel saves them, and the processor
+/// keeps them powered, as long as they are taken.
+struct Tiles {
+    nested: bool,
+}
+
+thread_local! {
+    static TAKEN: Cell<bool> = const { Cell::new(false) };
+}
+
+impl Tiles {
+    fn take() -> Tiles {
+        let nested = TAKEN.replace(true);
+        if !nested && is_here() {
+            // Palette 1, and of each of the eight registers the bytes of a row (from byte 16 on) and the rows (from byte 48 on).
+            #[repr(C, align(64))]
+            struct Shape([u8; 64]);
+            let mut shape = Shape([0; 64]);
+            shape.0[0] = 1;
+            for register in 0..8 {
+                shape.0[16 + 2 * register] = 64;
+                shape.0[48 + register] = TILE as u8;
+            }
+            // SAFETY: the 64 bytes are a legal shape, and the processor and the kernel allow tiles.
+            unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const shape, options(nostack, readonly)) };
+        }
+        Tiles { nested }
+    }
+}
+
+impl Drop for Tiles {
+    fn drop(&mut self) {
+        if !self.nested {
+            TAKEN.set(false);
+            if is_here() {
+                // SAFETY: they are there, and nobody on this thread uses them any more.
+                unsafe { asm!("tilerelease", options(nostack, nomem)) };
+            }
+        }
+    }
+}
+
+/// Has the processor these instructions, and does the kernel let this process use them? Asked once.
+pub(crate) fn is_here() -> bool {
+    static HERE: OnceLock<bool> = OnceLock::new();
+    *HERE.get_or_init(|| in_processor() && granted())
+}
+
+fn in_processor() -> bool {
+    use std::arch::x86_64::{__cpuid, __cpuid_count};
+    const BF16: u32 = 1 << 22;
+    const TILES: u32 = 1 << 24;
+    __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & (BF16 | TILES) == BF16 | TILES
+}
+
+/// Linux saves eight kilobytes more for a process that uses tiles, and wants to be asked.
+#[cfg(target_os = "linux")]
+fn granted() -> bool {
+    const ARCH_PRCTL: i64 = 158;
+    const ARCH_REQ_XCOMP_PERM: i64 = 0x1023;
+    const TILE_DATA: i64 = 18;
+    let answer: i64;
+    // SAFETY: a system call that takes two numbers and touches no memory of ours; it clobbers `rcx` and `r11`.
+    unsafe {
+        asm!(
+            "syscall",
+            inlateout("rax") ARCH_PRCTL => answer,
+            in("rdi") ARCH_REQ_XCOMP_PERM,
+            in("rsi") TILE_DATA,
+            lateout("rcx") _,
+            lateout("r11") _,
+            options(nostack),
+        );
+    }
+    answer == 0
+}
+
+#[cfg(not(target_os = "linux"))]
+fn granted() -> bool {
+    false
+}
+
+/// Compares the tiles with plain sums, so that a processor (or an emulator) that has its own idea of them is refused and not believed.
+pub(crate) fn check() -> Result<()> {
+    const WORDS: usize = 5 * TILE + 3;
+    const ROWS: usize = 32;
+    let mut state = 1u32;
+    let mut noise = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        // Eight bits of mantissa: bf16 holds them exactly.
+        f32::from((state >> 24) as u8) / 64.0 - 2.0
+    };
+    let mut words = |n: usize| -> Vec<[f32; 2]> { (0..n).map(|_| [noise(), noise()]).collect() };
+    let (x, w) = (words(ROWS * WORDS), words(WORDS * PANEL));
+    let packed = |words: &[[f32; 2]]| -> Vec<u32> { words.iter().map(|&[a, b]| bf16_pair(a, b)).collect() };
+    let (x_words, w_words) = (packed(&x), packed(&w));
+    let rows_of = |n_rows| dispatch(Sums { x: &x_words, w: &w_words, depth: WORDS, n_rows });
+    for n_rows in [ROWS, TILE, 5] {
+        for (i, sum) in rows_of(n_rows).into_iter().enumerate() {
+            let (row, column) = (i / PANEL, i % PANEL);
+            let products = (0..WORDS).flat_map(|k| (0..2).map(move |half| (k, half)));
+            let expected: f64 = products.map(|(k, half)| f64::from(x[row * WORDS + k][half] * w[k * PANEL + column][half])).sum();
+            // 166 products of at most 4: each of as many roundings takes 2^-24 of at most 664.
+            if (f64::from(sum) - expected).abs() > 0.007 {
+                return Err(Error::new(format!("the processor's AMX tiles give {sum} where {expected} is right")));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The first `n_rows` rows of `x w`, `[n_rows, PANEL]`: what [`check`] looks at.
+struct Sums<'a> {
+    x: &'a [u32],
+    w: &'a [u32],
+    depth: usize,
+    n_rows: usize,
+}
+
+impl ProductKernel for Sums<'_> {
+    type Output = Vec<f32>;
+
+    #[inline(always)]
+    unsafe fn run<P: Product>(self) -> Vec<f32> {
+        let mut sums = vec![0f32; self.n_rows * PANEL];
+        // SAFETY: the slices hold `n_rows` rows and a panel of `depth` words; `P::V` has 16 lanes here.
+        unsafe {
+            match self.n_rows {
+                32 => self.tile::<P, 32>(&mut sums),
+                16 => self.tile::<P, 16>(&mut sums),
+                _ => self.tile::<P, 5>(&mut sums),
+            }
+        }
+        sums
+    }
+}
+
+impl Sums<'_> {
+    /// # Safety
+    /// As [`Product::accumulate`].
+    #[inline(always)]
+    unsafe fn tile<P: Product, const R: usize>(&self, to: &mut [f32]) {
+        assert!(to.len() == R * PANEL && self.x.len() >= R * self.depth && self.w.len() == self.depth * PANEL);
+        // SAFETY: `column + N <= PANEL` in every call; the assertion vouches for the rest.
+        unsafe {
+            super::tile::tile::<P, R>(
+                self.x.as_ptr(),
+                self.depth,
+                self.w.as_ptr(),
+                self.depth,
+                #[inline(always)]
+                |_, _| P::V::splat(0.0),
+                #[inline(always)]
+                |r, column, sums| sums.store(to.as_mut_ptr().add(r * PANEL + column)),
+            );
+        }
+    }
+}
+
+/// Operations of six independent chains on registers alone, for [`peak`](crate::kernels::peak).
+pub(crate) fn chains(steps: usize) -> usize {
+    assert!(is_here());
+    let _tiles = Tiles::take();
+    // SAFETY: the tiles have their shape, and `ldtilecfg` has filled them with zeros.
+    unsafe {
+        asm!(
+            "2:",
+            "tdpbf16ps tmm0, tmm7, tmm6",
+            "tdpbf16ps tmm1, tmm7, tmm6",
+            "tdpbf16ps tmm2, tmm7, tmm6",
+            "tdpbf16ps tmm3, tmm7, tmm6",
+            "tdpbf16ps tmm4, tmm7, tmm6",
+            "tdpbf16ps tmm5, tmm7, tmm6",
+            "dec {steps}",
+            "jnz 2b",
+            steps = inout(reg) steps.max(1) => _,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _, out("tmm5") _,
+            options(nostack, nomem),
+        );
+    }
+    steps.max(1) * 6 * TILE * TILE * TILE * 4
+}
+
+/// The manual's definition of `tdpbf16ps` between 16 rows and a panel.
+#[cfg(test)]
+mod emulated {
+    use super::{PANEL, TILE};
+
+    /// # Safety
+    /// As [`super::multiply_add`].
+    pub(super) unsafe fn multiply_add(sums: *mut f32, n_rows: usize, x: *const u32, stride: usize, w: *const u32, steps: usize) {
+        let (even, odd) = (|word: u32| f32::from_bits(word << 16), |word: u32| f32::from_bits(word & 0xffff_0000));
+        let flushed = |x: f32| if x.is_subnormal() { 0.0 } else { x };
+        for step in 0..steps {
+            for r in 0..n_rows {
+                for n in 0..PANEL {
+                    let (mut evens, mut odds) = (0f32, 0f32);
+                    for k in 0..TILE {
+                        // SAFETY: the caller's promise.
+                        let (x, w) = unsafe { (*x.add(r * stride + step * TILE + k), *w.add((step * TILE + k) * PANEL + n)) };
+                        evens = flushed(flushed(even(x)).mul_add(flushed(even(w)), evens));
+                        odds = flushed(flushed(odd(x)).mul_add(flushed(odd(w)), odds));
+                    }
+                    // SAFETY: the caller's promise.
+                    let sum = unsafe { &mut *sums.add(r * PANEL + n) };
+                    *sum = flushed(flushed(*sum) + flushed(evens + odds));
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_check_of_the_instructions_passes() {
+        if Level::available().contains(&Level::Amx) {
+            check().unwrap();
+        }
+    }
+
+    /// Whole tiles, tiles that zeros fill up, and both one after the other: each row has the same bits.
+    #[test]
+    fn a_row_has_the_same_bits_in_every_tile() {
+        if !Level::available().contains(&Level::Amx) {
+            return;
+        }
+        for depth in [1, 15, 16, 17, 48, 83] {
+            let noise = crate::kernels::testing::noise(2 * depth * (32 + PANEL), 1.0, 7);
+            let words: Vec<u32> = noise.chunks(2).map(|pair| bf16_pair(pair[0], pair[1])).collect();
+            let (x, w) = words.split_at(32 * depth);
+            let all = dispatch(Sums { x, w, depth, n_rows: 32 });
+            for n_rows in [16, 5] {
+                let some = dispatch(Sums { x, w, depth, n_rows });
+                assert!(some.iter().zip(&all).all(|(a, b)| a.to_bits() == b.to_bits()), "{n_rows} rows of {depth} words");
+            }
+        }
+    }
+}
