@@ -17,6 +17,7 @@ mod export;
 mod families;
 mod fuzz_models;
 mod fuzz_readers;
+mod generate;
 mod generated_rows;
 mod gguf;
 mod gguf_keys;
