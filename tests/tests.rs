@@ -28,6 +28,7 @@ mod malformed;
 mod memory;
 mod packaging;
 mod parity;
+mod rollout;
 mod score;
 mod tiny_model;
 mod tokens;

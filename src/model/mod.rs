@@ -79,7 +79,7 @@ pub use batch::Batch;
 pub use cache::{Cache, PAGE, Stretch};
 pub use config::Config;
 pub use default_model::DEFAULT_MODEL;
-pub(crate) use files::end_tokens::{add_end_tokens, end_tokens};
+pub(crate) use files::end_tokens::{add_end_tokens, end_tokens, stop_tokens};
 pub use files::peft::{LoraPair, LoraSettings, save_adapter};
 pub use files::save::{save, save_merged};
 pub use load_options::LoadOptions;
