@@ -22,14 +22,14 @@
 //! tokens      chat template, supervised mask, mask audit -> token ids
 //! kernels     the custom operations, and all `unsafe` code
 //! model       families, files of models, the decoder, adapters
-//! engine      packed batches -> statistics of every supervised token
+//! engine      packed batches -> statistics of every supervised token; answers that the model writes
 //! table       the token table: columns, types, units; Parquet with what made it
 //! diagnosis   quadrants, gates, summary, rankings, kinds of conflict, movement: makes numbers of the table
 //! eval        benchmarks: tasks, requests, metrics, comparisons
 //! train       losses, updates, schedules, what is logged
 //! maps        finished numbers -> figures
 //! report      finished numbers -> terminal, Markdown, JSON, HTML; view/ is the page to read a run in
-//! jobs        scoring, training, evaluation, comparison, the page, export: the owners of run folders
+//! jobs        scoring, training, evaluation, comparison, rollouts, the page, export: the owners of run folders
 //! cli         what was typed -> what is asked
 //! ```
 //!

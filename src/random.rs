@@ -26,6 +26,11 @@ pub(crate) fn uniform(seed: u64, i: u64) -> f32 {
     (number(seed, i) >> 40) as f32 / (1u64 << 24) as f32
 }
 
+/// The same with all the digits of an f64.
+pub(crate) fn unit(seed: u64, i: u64) -> f64 {
+    (number(seed, i) >> 11) as f64 / (1u64 << 53) as f64
+}
+
 /// `n` of the numbers `0..of`, in order; all of them if there are no more. Drawn without replacement: those whose own number of the
 /// sequence of `seed` is smallest, so that a larger sample holds the smaller one.
 pub(crate) fn sample(seed: u64, of: u32, n: u32) -> Vec<u32> {
@@ -93,7 +98,9 @@ mod tests {
     fn a_number_out_of_order_is_the_one_in_order() {
         let mut random = SplitMix(7u64.wrapping_mul(0xd134_2543_de82_ef95));
         for i in 0..5 {
-            assert_eq!(uniform(7, i), (random.next() >> 40) as f32 / 16_777_216.0);
+            let number = random.next();
+            assert_eq!(uniform(7, i), (number >> 40) as f32 / 16_777_216.0);
+            assert_eq!(unit(7, i), (number >> 11) as f64 / 9_007_199_254_740_992.0);
         }
     }
 }

@@ -8,6 +8,7 @@ mod eval;
 mod export;
 mod output;
 mod progress;
+mod rollout;
 mod rows;
 mod score;
 mod train;
@@ -49,6 +50,7 @@ enum Command {
     Diff(diff::Args),
     Check(Box<check::Args>),
     Train(Box<train::Args>),
+    Rollout(Box<rollout::Args>),
     Export(Box<export::Args>),
     View(view::Args),
     Completions(completions::Args),
@@ -81,6 +83,7 @@ pub fn run() -> Result<()> {
         Some(Command::Eval(arguments)) => eval::run(arguments, &command_line),
         Some(Command::Check(arguments)) => check::run(*arguments),
         Some(Command::Diff(arguments)) => diff::run(arguments, &command_line),
+        Some(Command::Rollout(arguments)) => rollout::run(*arguments, &command_line),
         Some(Command::Export(arguments)) => export::run(*arguments, &command_line),
         Some(Command::Train(arguments)) => train::run(*arguments, &command_line),
         Some(Command::View(arguments)) => view::run(arguments),

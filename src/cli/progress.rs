@@ -144,6 +144,24 @@ impl Watch for Terminal {
         self.show(what, done, total, "{msg} {bar:30.cyan} {percent} %, {per_sec} tokens, {eta} left");
     }
 
+    fn answers(&self, done: u64, total: u64, tokens_per_second: f64) {
+        let rate = format!("{tokens_per_second:.0} tokens/s");
+        if self.is_terminal {
+            self.show("Writing", done, total, "{msg} {bar:30.cyan} {pos} of {len} answers, {eta} left  {prefix}");
+            if let Ok(bar) = self.bar.lock()
+                && let Some(bar) = bar.as_ref()
+            {
+                bar.set_prefix(rate);
+            }
+            return;
+        }
+        let Ok(mut last) = self.last_line.lock() else { return };
+        if last.elapsed() >= LINE_INTERVAL || done == total {
+            *last = Instant::now();
+            eprintln!("{done} of {total} answers, {rate}");
+        }
+    }
+
     fn trains(&self, out: &Path, done: u64, total: u64) {
         self.say(&format!("Run folder {}", out.display()));
         if done > 0 {

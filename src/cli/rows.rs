@@ -84,6 +84,10 @@ impl RowArgs {
         }
     }
 
+    pub(super) fn seed(&self) -> u64 {
+        self.seed
+    }
+
     /// As the user says; else the model has a word in it.
     pub(super) fn max_len(&self) -> Option<usize> {
         self.max_len

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::error::Result;
@@ -30,6 +31,27 @@ pub struct Example {
     pub template_switches: Option<Value>,
     /// Keys of the row that look like switches and were not used, with their places: `messages[1].lossy`.
     pub unused: Vec<String>,
+    /// Where the last answer was written by a model: by `diagnose rollout`.
+    pub rollout: Option<Rollout>,
+}
+
+/// How a model wrote the last answer of a row: its `rollout`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rollout {
+    /// The record that was answered, counted from 0, and the number of the answer to it.
+    pub row: u32,
+    pub draw: u32,
+    /// The tokens that were drawn, the end token included.
+    pub ids: Vec<u32>,
+    /// Why the answer ends: `end_token`, `stop` or `length`.
+    pub ended: String,
+    /// SHA-256 of the prompt's tokens, the beginning of it: see [`crate::tokens::fingerprint_of_prompt`].
+    pub prompt: String,
+    /// SHA-256 of the model, and the precision of its products.
+    pub model: String,
+    pub dtype: String,
+    /// Was every token drawn with the probability that the model gives it?
+    pub plain: bool,
 }
 
 /// One message. `content` is what the chat template sees; spans of tokens count bytes of it.

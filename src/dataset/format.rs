@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde_json::Value;
 
 use super::chat::Reading;
-use super::example::{Example, Role, Turn};
+use super::example::{Example, Role, Rollout, Turn};
 use super::fields::{self, Object, label, list_keys};
 use super::mapping::FieldMap;
 use super::roles::RoleMap;
@@ -183,7 +183,20 @@ fn example(row: &Object, mut turns: Vec<Turn>, source: &str, mut unused: Vec<Str
     let contents: Vec<&str> = turns.iter().map(|turn| turn.content.as_str()).collect();
     let planted = fields::planted(row, &contents)?;
     let source = label(row, "source").unwrap_or_else(|| source.to_owned());
-    Ok(Example { id: label(row, "id"), source, turns, tools: None, planted, template_switches, unused })
+    let rollout = rollout(row)?;
+    Ok(Example { id: label(row, "id"), source, turns, tools: None, planted, template_switches, unused, rollout })
+}
+
+/// What `diagnose rollout` has written; another program's column of this name has no token ids.
+fn rollout(row: &Object) -> Result<Option<Rollout>> {
+    let own = row.get("rollout").filter(|value| value.get("ids").is_some_and(Value::is_array) && value.get("prompt").is_some());
+    let read = |value: &Value| {
+        serde_json::from_value(value.clone()).map_err(|error| {
+            Error::new(format!("`rollout`: {error}"))
+                .cure("Write the rollouts again, or take the column out: the text alone is then read.")
+        })
+    };
+    own.map(read).transpose()
 }
 
 fn of_row(row: &Object) -> Option<Format> {

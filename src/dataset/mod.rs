@@ -51,7 +51,7 @@ use crate::error::{Error, Result};
 
 pub use choice::{Choice, Chosen};
 pub use container::Container;
-pub use example::{Example, Place, PlantedSpan, Role, Turn, WeightedPart, Written};
+pub use example::{Example, Place, PlantedSpan, Role, Rollout, Turn, WeightedPart, Written};
 pub use files::Compression;
 pub use format::Format;
 pub(crate) use literal::LONG_INTEGER;

@@ -11,6 +11,7 @@
 //! movement.rs       how the tokens moved between the quadrants from one model to another
 //! shown.rs          the rows that a person looks at, with all numbers of their tokens
 //! fidelity.rs       the top-K entropy as a stand-in for the full one
+//! self_check.rs     what must hold on text that the model itself has drawn
 //! ```
 
 pub mod by_quadrant;
@@ -25,6 +26,7 @@ pub mod planted;
 pub mod population;
 pub mod quadrants;
 pub mod ranking;
+pub mod self_check;
 pub(crate) mod shown;
 pub mod summary;
 
@@ -42,6 +44,9 @@ pub struct Report {
     pub kinds: Option<summary::Kinds>,
     /// How well the rankings find planted conflicts, where the data carry any.
     pub planted: Option<planted::RankingQuality>,
+    /// Where the data are answers that a model has drawn.
+    #[serde(default)]
+    pub on_policy: Option<self_check::OnPolicy>,
     /// Top-K entropy against the full entropy on a sample, K = 1, 2, ..
     pub topk_fidelity: Vec<FidelityAtK>,
 }

@@ -6,6 +6,7 @@
 //! score/     a data set -> tables, figures, report
 //! train/     a data set -> a fine-tuned model
 //! eval.rs    tasks -> scores
+//! rollout/   prompts -> the model's own answers, a data set
 //! export/    a run and decisions -> its data again
 //! diff.rs    two of those -> what changed
 //! check.rs   a data set -> what can be said of it without weights
@@ -30,6 +31,7 @@ pub(crate) mod eval;
 pub(crate) mod export;
 pub(crate) mod folders;
 pub(crate) mod reopened;
+pub(crate) mod rollout;
 pub(crate) mod score;
 pub(crate) mod train;
 pub(crate) mod view;

@@ -21,6 +21,8 @@ pub(crate) trait Watch: Sync {
     fn begins(&self, _beginning: &Beginning) {}
     /// Tokens that went through a model so far, of all, for the sake of `what`: `Scoring`.
     fn tokens(&self, _what: &str, _done: u64, _total: u64) {}
+    /// Answers written so far, of all, and tokens of them a second.
+    fn answers(&self, _done: u64, _total: u64, _tokens_per_second: f64) {}
     /// Training begins in this folder, after the steps that a checkpoint holds.
     fn trains(&self, _out: &Path, _done: u64, _total: u64) {}
     /// A step of training, of all.

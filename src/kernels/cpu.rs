@@ -97,7 +97,7 @@ pub(crate) unsafe fn written<T>(n: usize, fill: impl FnOnce(&mut [MaybeUninit<T>
     values
 }
 
-/// An array under construction that all threads write, each in places of its own.
+/// An array that all threads write, each in places of its own.
 pub(crate) struct Shared<T> {
     start: *mut T,
     len: usize,
@@ -109,6 +109,11 @@ unsafe impl<T: Send> Sync for Shared<T> {}
 impl<T> Shared<T> {
     pub(crate) fn new(values: &mut [MaybeUninit<T>]) -> Self {
         Self { start: values.as_mut_ptr().cast(), len: values.len() }
+    }
+
+    /// An array that is there already.
+    pub(crate) fn of(values: &mut [T]) -> Self {
+        Self { start: values.as_mut_ptr(), len: values.len() }
     }
 
     /// The `n` elements from `start` on.

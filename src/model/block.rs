@@ -4,6 +4,7 @@
 use candle_core::Tensor;
 
 use super::Batch;
+use super::context::Context;
 use super::experts::Experts;
 use super::layers::{Attention, Layer, Mlp, RmsNorm};
 use super::lora::Adapters;
@@ -77,12 +78,12 @@ impl Block {
     pub(super) fn run(
         &self,
         x: Tensor,
-        batch: &Batch,
+        context: Context,
         rows: Option<&[u32]>,
         adapters: Adapters,
     ) -> Result<(Tensor, Activations)> {
         let qkv = self.attention.project_in(&normed(&self.attention_norm, &x)?, adapters)?;
-        let (mixed, softmaxes) = self.attention.mix(&qkv, batch)?;
+        let (mixed, softmaxes) = self.attention.mix(&qkv, context)?;
         let (mixed_rows, x_rows) = (select(&mixed, rows)?, select(&x, rows)?);
         let (middle, added) = match &self.attention_post_norm {
             None => (self.attention.project_add(&mixed_rows, &x_rows, adapters)?, None),

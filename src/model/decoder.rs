@@ -8,12 +8,14 @@ use candle_core::Tensor;
 
 use super::block::{Activations, Block, FeedForward};
 use super::config::Config;
+use super::context::Context;
 use super::families as family;
 use super::layers::{Adapting, Layer, RmsNorm};
 use super::lora::Adapters;
 use super::parameters::{Parameter, Part};
 use super::{Batch, LoadOptions, Source};
 use crate::error::Result;
+use crate::kernels::attention::{LayerCache, Stretch};
 use crate::kernels::cpu::with_floats;
 use crate::kernels::matmul::Matrix;
 use crate::kernels::rotary::Rotary;
@@ -69,9 +71,31 @@ impl Decoder {
 
     /// Hidden states `[N, D]` after the final norm, at `rows` of the batch only.
     pub(super) fn hidden(&self, batch: &Batch, rows: &[u32], adapters: Adapters) -> Result<Tensor> {
-        let mut x = self.embed(batch)?;
-        for index in 0..self.blocks.len() {
-            x = self.run_block(index, x, batch, rows, adapters)?.0;
+        self.through(&batch.ids, rows, adapters, std::iter::repeat_with(|| Context::Batch(batch)))
+    }
+
+    /// The same for tokens that go on with sequences of a cache, and are added to it.
+    pub(super) fn hidden_onto(
+        &self,
+        cache: &mut [LayerCache],
+        ids: &[u32],
+        stretches: &[Stretch],
+        rows: &[u32],
+    ) -> Result<Tensor> {
+        self.through(ids, rows, Adapters::On, cache.iter_mut().map(|layer| Context::Cache(stretches, layer)))
+    }
+
+    /// Through all blocks, each in its context.
+    fn through<'a>(
+        &self,
+        ids: &[u32],
+        rows: &[u32],
+        adapters: Adapters,
+        contexts: impl Iterator<Item = Context<'a>>,
+    ) -> Result<Tensor> {
+        let mut x = self.embed(ids)?;
+        for (index, context) in (0..self.blocks.len()).zip(contexts) {
+            x = self.run_block(index, x, context, rows, adapters)?.0;
         }
         self.finish(&x)
     }
@@ -86,9 +110,9 @@ impl Decoder {
         self.norm.backward(x, &scaled(dy.clone(), self.logit_scale)?)
     }
 
-    /// The embeddings `[T, D]` of the batch's tokens.
-    pub(super) fn embed(&self, batch: &Batch) -> Result<Tensor> {
-        scaled(self.embedding.rows(&batch.ids)?, self.embedding_scale)
+    /// The embeddings `[T, D]` of tokens.
+    pub(super) fn embed(&self, ids: &[u32]) -> Result<Tensor> {
+        scaled(self.embedding.rows(ids)?, self.embedding_scale)
     }
 
     /// Adds the gradient `[T, D]` of what [`Decoder::embed`] gave to the embedding's, if that is trained.
@@ -105,12 +129,12 @@ impl Decoder {
         &self,
         index: usize,
         x: Tensor,
-        batch: &Batch,
+        context: Context,
         rows: &[u32],
         adapters: Adapters,
     ) -> Result<(Tensor, Activations)> {
         let rows = (index + 1 == self.blocks.len()).then_some(rows);
-        self.blocks[index].run(x, batch, rows, adapters)
+        self.blocks[index].run(x, context, rows, adapters)
     }
 
     /// The gradient of block `index`'s input.

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use candle_core::Tensor;
 
 use super::config::{Config, QueryGrowth};
+use super::context::Context;
 use super::lora::{Adapters, Lora, LoraOptions};
 use super::parameters::{Parameter, Part, Vector};
 use super::{Batch, LoadOptions, Source};
 use crate::error::Result;
-use crate::kernels::attention::{AttentionShape, Softmaxes, attention_backward, attention_keeping, positions};
+use crate::kernels::attention::{AttentionShape, Softmaxes, attention_backward, attention_keeping, attention_onto};
 use crate::kernels::cpu::column_sums;
 use crate::kernels::gated::{Activation, gated, gated_backward};
 use crate::kernels::matmul::Matrix;
@@ -242,10 +243,16 @@ impl Attention {
         self.qkv.forward(x, adapters)
     }
 
-    /// What the heads read from the batch: `qkv [T, q | k | v] -> [T, heads * head_dim]`, before the output projection.
+    /// What the heads read from the context: `qkv [T, q | k | v] -> [T, heads * head_dim]`, before the output projection.
     /// With what the backward pass needs.
-    pub(super) fn mix(&self, qkv: &Tensor, batch: &Batch) -> Result<(Tensor, Softmaxes)> {
-        attention_keeping(&self.grown(self.normed(qkv)?, batch)?, &batch.segments, &self.rotary, &self.shape, self.kernels)
+    pub(super) fn mix(&self, qkv: &Tensor, context: Context) -> Result<(Tensor, Softmaxes)> {
+        let qkv = self.grown(self.normed(qkv)?, &context)?;
+        match context {
+            Context::Batch(batch) => attention_keeping(&qkv, &batch.segments, &self.rotary, &self.shape, self.kernels),
+            Context::Cache(stretches, cache) => {
+                Ok((attention_onto(&qkv, stretches, cache, &self.rotary, &self.shape)?, Softmaxes::default()))
+            }
+        }
     }
 
     /// `mixed W_o^T`
@@ -273,10 +280,10 @@ impl Attention {
         batch: &Batch,
         adapters: Adapters,
     ) -> Result<Tensor> {
-        let grown = self.grown(self.normed(qkv)?, batch)?;
+        let grown = self.grown(self.normed(qkv)?, &Context::Batch(batch))?;
         let (segments, shape) = (&batch.segments, &self.shape);
         let d_grown = attention_backward(&grown, segments, &self.rotary, shape, mixed, softmaxes, d_mixed)?;
-        let mut d_qkv = self.grown(d_grown, batch)?;
+        let mut d_qkv = self.grown(d_grown, &Context::Batch(batch))?;
         if let Some((q, k)) = &self.qk_norm {
             let (q_weight, k_weight) = (q.weight.get(), k.weight.get());
             let AttentionShape { heads, kv_heads, .. } = self.shape;
@@ -304,10 +311,10 @@ impl Attention {
     }
 
     /// Multiplies queries, or their gradients, by what their positions say; they may turn before or after.
-    fn grown(&self, qkv: Tensor, batch: &Batch) -> Result<Tensor> {
+    fn grown(&self, qkv: Tensor, context: &Context) -> Result<Tensor> {
         let Some(QueryGrowth { beta, original_positions }) = self.growth else { return Ok(qkv) };
         let (tokens, columns) = qkv.dims2()?;
-        let positions = positions(&batch.segments, tokens)?;
+        let positions = context.positions(tokens)?;
         if positions.iter().all(|position| *position < original_positions) {
             return Ok(qkv);
         }

@@ -3,7 +3,7 @@
 //! An estimate of what the weights take in the chosen precision, of the copies made while they are loaded, and of the hidden
 //! states of one batch, against what Linux says is available (`MemAvailable`) and what the container allows (cgroup 1 and 2).
 //! Elsewhere nothing is known and nothing refused. `DIAGNOSE_IGNORE_MEMORY=1` loads in any case. Training asks once more, for what it
-//! takes beside the model.
+//! takes beside the model, and so do answers, for their keys and values.
 
 use std::path::Path;
 
@@ -40,6 +40,21 @@ pub fn check_device(name: &str, device: &str, parameters: u64, dtype: Dtype, bat
 /// An error if training a model that is loaded needs more memory beside it than there is.
 pub fn check_training(name: &str, beside: u64) -> Result<()> {
     known_limit().map_or(Ok(()), |available| refuse_training(name, beside, available))
+}
+
+/// An error if the keys and values of answers under way, `beside` the model that is loaded, need more memory than there is.
+pub fn check_answers(name: &str, beside: u64) -> Result<()> {
+    known_limit().map_or(Ok(()), |available| refuse_answers(name, beside, available))
+}
+
+fn refuse_answers(name: &str, beside: u64, available: u64) -> Result<()> {
+    if beside <= available {
+        return Ok(());
+    }
+    let (beside, available) = (gib(beside), gib(available));
+    Err(Error::new(format!("the answers of {name} need about {beside} of memory beside the model; {available} are available")).cure(
+        "Give a smaller --batch or --max-new-tokens, or end other programs. DIAGNOSE_IGNORE_MEMORY=1 writes them all the same.",
+    ))
 }
 
 fn refuse_training(name: &str, beside: u64, available: u64) -> Result<()> {
@@ -206,6 +221,13 @@ mod tests {
         for part in ["training big needs about 12.0 GiB", "3.0 GiB are available", "--lora", "DIAGNOSE_IGNORE_MEMORY=1"] {
             assert!(message.contains(part), "expected `{part}` in {message}");
         }
+    }
+
+    #[test]
+    fn answers_are_refused_with_their_size() {
+        assert!(refuse_answers("big", GIB, GIB).is_ok());
+        let message = refuse_answers("big", 2 * GIB, GIB).unwrap_err().to_string();
+        assert!(["2.0 GiB", "1.0 GiB are available", "--batch"].iter().all(|part| message.contains(part)), "{message}");
     }
 
     #[test]

@@ -8,7 +8,8 @@
 //! memory.rs       refuses what does not fit
 //! placement.rs    where a model runs; device.rs puts it there; load_options.rs how it is held; on_cuda.rs runs a decoder on a GPU
 //! statistics.rs   what a model believed about a batch's targets: computed, or on its way
-//! source.rs       where weights come from; batch.rs what goes in
+//! source.rs       where weights come from; batch.rs what goes in; cache.rs keeps what sequences have been read, context.rs says what
+//!                 a block's tokens attend to
 //! config.rs       what the families need to know, whichever file it came from; rope.rs for rotary embeddings
 //! decoder.rs      the decoder that all families are, of block.rs, layers.rs and experts.rs
 //! parameters.rs   what learns, and under which name; trace.rs goes backward through it, lora.rs adds adapters
@@ -27,16 +28,18 @@
 //!    known family is a row in `outer.rs` instead.
 //! 2. A row in `FAMILIES` and a `mod` line (`src/model/families/mod.rs`), and a row in the README's table.
 //! 3. A fixture `tests/fixtures/families/{model_type}`: a random checkpoint of a few thousand weights with the logits that
-//!    Transformers gives it. Add it to `make.py` there and run that, then `columns.py` and, where llama.cpp knows the family,
-//!    `convert.py`, and `make.py gradients {model_type}` in `tests/fixtures/train`. `tests/families.rs` then compares every logit
-//!    and every column of the token table, from the folder and from the GGUF file of llama.cpp's own converter, and
-//!    `src/train/tests.rs` every gradient.
+//!    Transformers gives it. Add it to `make.py` there and run that, then `columns.py`, `greedy.py` and, where llama.cpp knows the
+//!    family, `convert.py`, and `make.py gradients {model_type}` in `tests/fixtures/train`. `tests/families.rs` then compares every logit
+//!    and every column of the token table, from the folder and from the GGUF file of llama.cpp's own converter, `tests/generate.rs` what
+//!    it writes, and `src/train/tests.rs` every gradient.
 //!
 //! `cargo test families` and `cargo test family` fail while one of the three is missing.
 
 mod batch;
 mod block;
+mod cache;
 mod config;
+mod context;
 mod decoder;
 mod default_model;
 mod device;
@@ -73,9 +76,10 @@ use decoder::Decoder;
 use on_cuda::OnCuda;
 
 pub use batch::Batch;
+pub use cache::{Cache, PAGE, Stretch};
 pub use config::Config;
 pub use default_model::DEFAULT_MODEL;
-pub(crate) use files::end_tokens::{add_end_tokens, end_tokens};
+pub(crate) use files::end_tokens::{add_end_tokens, end_tokens, stop_tokens};
 pub use files::peft::{LoraPair, LoraSettings, save_adapter};
 pub use files::save::{save, save_merged};
 pub use load_options::LoadOptions;
@@ -209,6 +213,13 @@ impl Model {
             Some(on_cuda) => on_cuda.hidden(&self.decoder, batch, rows),
             None => self.decoder.hidden(batch, rows, Adapters::On),
         }
+    }
+
+    /// The same for tokens that go on with sequences of `cache`, and are added to it: to the bit what [`Model::hidden`] gives for them within
+    /// their whole sequences. Only on the CPU with the fused kernels.
+    pub fn hidden_onto(&self, cache: &mut Cache, ids: &[u32], stretches: &[Stretch], rows: &[u32]) -> Result<Tensor> {
+        self.tokenizer.check(ids)?;
+        self.decoder.hidden_onto(&mut cache.layers, ids, stretches, rows)
     }
 
     /// The same of the model without the adapters that it learns.

@@ -7,6 +7,7 @@
 use candle_core::Tensor;
 
 use super::block::Activations;
+use super::context::Context;
 use super::layers::Adapting;
 use super::{Adapters, Batch, LoraOptions, Model, Parameter};
 use crate::error::{Error, Result};
@@ -56,11 +57,11 @@ impl Model {
         self.tokenizer.check(&batch.ids)?;
         let n_blocks = self.decoder.n_blocks();
         let mut stages: Vec<Stage> = Vec::with_capacity(n_blocks);
-        let mut x = self.decoder.embed(&batch)?;
+        let mut x = self.decoder.embed(&batch.ids)?;
         let mut n_kept = n_blocks;
         for index in 0..n_blocks {
             let input = x.clone();
-            let (y, activations) = self.decoder.run_block(index, x, &batch, rows, adapters)?;
+            let (y, activations) = self.decoder.run_block(index, x, Context::Batch(&batch), rows, adapters)?;
             if index == 0 {
                 n_kept = memory / activations.bytes().max(1);
             }
@@ -80,7 +81,7 @@ impl Model {
         for (index, stage) in stages.into_iter().enumerate().rev() {
             let activations = match stage {
                 Stage::Whole(activations) => activations,
-                Stage::Input(input) => self.decoder.run_block(index, input, &batch, &rows, adapters)?.1,
+                Stage::Input(input) => self.decoder.run_block(index, input, Context::Batch(&batch), &rows, adapters)?.1,
             };
             dx = self.decoder.block_backward(index, &activations, &batch, &rows, adapters, &dx)?;
         }

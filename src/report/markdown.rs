@@ -10,6 +10,7 @@ use crate::diagnosis::context::{InContext, Spot};
 use crate::diagnosis::gate_preview::GatePreview;
 use crate::diagnosis::planted::RankingQuality;
 use crate::diagnosis::ranking::Ranking;
+use crate::diagnosis::self_check::OnPolicy;
 use crate::diagnosis::summary::{Breakdown, Kinds, Summary};
 use crate::engine::TOP_K;
 use crate::format::{number_with_interval, percent, percent_with_interval, thousands};
@@ -56,6 +57,9 @@ pub(crate) fn report(report: &Report, origin: &Origin) -> String {
     }
     gates(&mut text, summary);
     breakdowns(&mut text, summary);
+    if let Some(on_policy) = &report.on_policy {
+        self_check(&mut text, on_policy);
+    }
     calibration(&mut text, report);
     text
 }
@@ -342,6 +346,22 @@ fn breakdowns(text: &mut String, summary: &Summary) {
             row(text, &turn.turn.to_string(), &turn.breakdown);
         }
         add!(text, "");
+    }
+}
+
+fn self_check(text: &mut String, OnPolicy { rows, respelt, check, why_not }: &OnPolicy) {
+    add!(text, "## The model's own answers\n");
+    add!(
+        text,
+        "{} rows are answers that a model drew; the text of {} of them has other tokens than were drawn, which are those that are scored.\n",
+        thousands(*rows),
+        thousands(*respelt)
+    );
+    if let Some(check) = check {
+        add!(text, "{}\n", check.sentence());
+    }
+    if let Some(why_not) = why_not {
+        add!(text, "The program cannot check itself on them: {why_not}.\n");
     }
 }
 

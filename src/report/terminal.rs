@@ -107,6 +107,12 @@ pub(crate) fn summary(heading: &Heading, report: &Report, coloured: bool) -> Str
             best.name()
         ));
     }
+    if let Some(on_policy) = &report.on_policy {
+        line(String::new());
+        let found = on_policy.check.as_ref().map(|check| check.sentence().replace("**", ""));
+        let why_not = || on_policy.why_not.as_ref().map(|why_not| format!("not possible: {why_not}"));
+        line(format!("{bold}self-check{reset} {}", found.or_else(why_not).unwrap_or_else(|| "needs two rows".to_owned())));
+    }
     line(String::new());
     line(format!("report   {bold}{}/report.md{reset}", heading.out));
     line(format!("maps     {}/maps/density.png and others", heading.out));

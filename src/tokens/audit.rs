@@ -48,6 +48,19 @@ pub struct RowAudit {
     pub truncated: Option<usize>,
     /// The cut took supervised tokens away.
     pub answer_cut: bool,
+    /// Of a row whose last answer a model wrote.
+    pub drawn: Option<Drawn>,
+}
+
+/// What became of the tokens that a row says a model drew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Drawn {
+    /// The text has the same tokens.
+    Same,
+    /// The text has others; those that were drawn are read.
+    Respelt,
+    /// They do not belong to the row, which is read as its text.
+    Foreign,
 }
 
 /// The sum over all rows.
@@ -199,6 +212,20 @@ const CHECKS: &[Check] = &[
         finding: "have arguments of tool calls that are text, which the template prints in quotes",
         meaning: "The model learns to write its arguments as a string with backslashes, as Transformers renders it.",
         cure: "Make them JSON objects in the data.",
+    },
+    Check {
+        name: "respelt",
+        holds: |row| row.drawn == Some(Drawn::Respelt),
+        finding: "are rollouts whose text has other tokens than the model drew",
+        meaning: "They are scored with the tokens that were drawn; a trainer that reads the text learns others.",
+        cure: "Nothing to do: models spell a word in more than one way.",
+    },
+    Check {
+        name: "foreign_rollout",
+        holds: |row| row.drawn == Some(Drawn::Foreign),
+        finding: "are rollouts whose drawn tokens do not belong to the row as it is read here",
+        meaning: "They are scored as their text alone.",
+        cure: "Use the tokenizer, template and --system that they were written with, and leave their text as it is.",
     },
     Check {
         name: "truncated",

@@ -2,7 +2,8 @@
 //!
 //! An example becomes text through the model's own chat template (`template`), the places of the answers in that text are found
 //! by rendering prefixes of the conversation (`turns`), and the text is tokenised so that every answer begins on a token boundary
-//! (`render`), record by record on all cores (`records`). What looks wrong on the way is counted (`audit`).
+//! (`render`), record by record on all cores (`records`). What looks wrong on the way is counted (`audit`). Prompts to be answered, and
+//! answers that a model wrote, are `rollout`'s.
 //!
 //! The room knows nothing of model files: a vocabulary comes from a tokenizer.json or as the plain struct [`GgufVocabulary`].
 
@@ -14,16 +15,18 @@ mod parts;
 mod python;
 mod records;
 mod render;
+mod rollout;
 mod template;
 #[cfg(test)]
 mod test_models;
 mod tokenizer;
 mod turns;
 
-pub use audit::{Audit, Finding, RowAudit};
+pub use audit::{Audit, Drawn, Finding, RowAudit};
 pub use gguf::GgufVocabulary;
 pub use records::{Item, rendered};
 pub use render::{DEFAULT_MAX_LEN, RenderOptions, Rendered, Renderer, Supervise};
+pub use rollout::{Prompt, fingerprint_of_prompt};
 pub use template::ChatTemplate;
 pub use tokenizer::{Token, Tokenizer};
 

@@ -94,8 +94,8 @@ impl RenderOptions {
 
 /// Renders and tokenises examples; may be shared between threads.
 pub struct Renderer {
-    tokenizer: Arc<Tokenizer>,
-    template: Option<(ChatTemplate, Habits)>,
+    pub(super) tokenizer: Arc<Tokenizer>,
+    pub(super) template: Option<(ChatTemplate, Habits)>,
     /// Of the name `tool_use`, for conversations with tools.
     tool_use: Option<(ChatTemplate, Habits)>,
     options: RenderOptions,
@@ -141,12 +141,7 @@ impl Renderer {
     /// `row` is the number of the record in the whole input.
     pub fn render(&self, row: u32, example: &Example) -> Result<Rendered> {
         check(example)?;
-        let is_text = example.turns.iter().any(|turn| turn.role == Role::Text);
-        let layout = match self.template_of(example) {
-            _ if is_text => self.lay_out_text(&example.turns)?,
-            Some(template) => self.lay_out_chat(template, example)?,
-            None => self.lay_out_plain(example)?,
-        };
+        let layout = self.lay_out(example)?;
         let supervised = self.supervised_answers(&layout, &example.turns);
         for answer in layout.answers.iter().filter(|answer| !example.turns[answer.turn].parts.is_empty()) {
             if !layout.contents.iter().any(|placed| placed.turn == answer.turn) {
@@ -172,17 +167,35 @@ impl Renderer {
             audit: RowAudit::default(),
         };
         rendered.audit = self.audit(example, &rendered.sequence, &tokens, &layout, &supervised);
+        if let Some(rollout) = &example.rollout {
+            rendered.audit.drawn = Some(self.put_drawn(&mut rendered, rollout, example, &layout, &tokens));
+        }
         truncate(&mut rendered, self.options.max_len);
         Ok(rendered)
     }
 
-    fn lay_out_chat(&self, (template, habits): &(ChatTemplate, Habits), example: &Example) -> Result<Layout> {
+    pub(super) fn lay_out(&self, example: &Example) -> Result<Layout> {
+        let is_text = example.turns.iter().any(|turn| turn.role == Role::Text);
+        match self.template_of(example) {
+            _ if is_text => self.lay_out_text(&example.turns),
+            Some(template) => self.attempts(template, example, lay_out),
+            None => self.lay_out_plain(example),
+        }
+    }
+
+    /// What `render` makes of the row as a conversation, in the first form that the template takes.
+    pub(super) fn attempts<T>(
+        &self,
+        (template, habits): &(ChatTemplate, Habits),
+        example: &Example,
+        render: impl Fn(&ChatTemplate, &Habits, &Conversation) -> Result<T>,
+    ) -> Result<T> {
         let tools = example.tools.as_ref().map(python::from_json);
         let switches = self.switches(example)?;
         let around = Surroundings { tools: tools.as_ref(), switches: switches.as_ref() };
         let attempt = |turns: &[Turn], nulls| {
             let messages = Messages { template, habits, nulls };
-            lay_out(template, habits, &self.conversation(turns, around, &messages))
+            render(template, habits, &self.conversation(turns, around, &messages))
         };
         let has_null = example.turns.iter().any(|turn| turn.written.without_content);
         let first = attempt(&example.turns, Nulls::Absent);
@@ -293,7 +306,7 @@ impl Renderer {
     }
 
     /// Tokenises the text so that each answer begins and ends on a token boundary.
-    fn tokenize(&self, layout: &Layout) -> Result<Vec<Token>> {
+    pub(super) fn tokenize(&self, layout: &Layout) -> Result<Vec<Token>> {
         let text = &layout.text;
         let mut tokens: Vec<Token> = layout.leading_bos.map(|id| Token { id, begin: 0, end: 0 }).into_iter().collect();
         let mut cuts: Vec<usize> = layout.answers.iter().flat_map(|answer| [answer.range.start, answer.range.end]).collect();
@@ -327,7 +340,7 @@ impl Renderer {
     }
 
     /// The template for a row: Transformers chooses among named ones in this way.
-    fn template_of(&self, example: &Example) -> Option<&(ChatTemplate, Habits)> {
+    pub(super) fn template_of(&self, example: &Example) -> Option<&(ChatTemplate, Habits)> {
         self.tool_use.as_ref().filter(|_| example.tools.is_some()).or(self.template.as_ref())
     }
 
@@ -368,6 +381,7 @@ impl Renderer {
             unlike_prompt: layout.unlike_prompt,
             truncated: None,
             answer_cut: false,
+            drawn: None,
             unused_switches: self.unused_switches(example),
             renamed_roles: self.renamed_roles(example),
             empty_answer: chosen().any(|answer| says_nothing(&example.turns[answer.turn])),

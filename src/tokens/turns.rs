@@ -140,6 +140,20 @@ impl Habits {
         Ok(Self { generation_prompt, header, opening, hidden_header, end_of_turn, special_tokens, answers, others })
     }
 
+    /// The special token with which the template ends an answer.
+    pub(super) fn end_of_turn(&self) -> Option<&str> {
+        self.end_of_turn.as_deref()
+    }
+
+    pub(super) fn has_generation_prompt(&self) -> bool {
+        !self.generation_prompt.is_empty()
+    }
+
+    /// Is this what a template puts before an answer that shows no generation prompt?
+    pub(super) fn hides(&self, text: &str) -> bool {
+        !text.is_empty() && text == self.hidden_header
+    }
+
     /// The content of a turn in a form that the template renders: as the row has it, if it knows both.
     pub(super) fn content(&self, turn: &Turn) -> Value {
         let contents = if turn.role == Role::Assistant { self.answers } else { self.others };

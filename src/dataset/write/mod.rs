@@ -58,6 +58,13 @@ pub(crate) fn row(target: Target, original: &Original, example: &Example, readin
     Ok(written)
 }
 
+/// The conversation of `example` as a row of OpenAI's messages, whatever it was read from.
+pub(crate) fn conversation(example: &Example, reading: &Reading) -> Result<Object> {
+    let written = messages::row(example, reading, messages::Switches::Weights)?;
+    check(Target::Messages, &written, example, reading)?;
+    Ok(written)
+}
+
 /// Columns of the row that the format does not take along.
 pub(crate) fn left_out(target: Target, original: &Original) -> Vec<String> {
     let (Some(object), true) = (&original.object, target != Target::Read) else { return Vec::new() };

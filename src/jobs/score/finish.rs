@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::data::find_data;
 use super::kinds::name_kinds;
-use super::plan::{Plan, Planted};
+use super::plan::{Plan, Planted, Rollouts};
 use super::record::{RUN_FILE, ReadRecord, RunRecord, read_json, read_record};
 use super::stream::{FIDELITY_FILE, Stages};
 use crate::dataset::{Choice, Chosen, Dataset, PlantedSpan};
@@ -16,6 +16,7 @@ use crate::diagnosis::gate::{Eaft, Gate, Token};
 use crate::diagnosis::planted::{RankingQuality, ranking_quality};
 use crate::diagnosis::population::Population;
 use crate::diagnosis::quadrants::{Resolved, Thresholds, resolve};
+use crate::diagnosis::self_check::{OnPolicy, SelfCheck};
 use crate::diagnosis::summary::{Kinds, Summary, summarise};
 use crate::engine::TOP_K;
 use crate::error::{Context, Error, Result};
@@ -121,8 +122,14 @@ fn sort(
 
     watch.stage("Drawing");
     draw_maps(out, &record, &summary, fidelity.as_ref(), &tables)?;
-    let report =
-        Report { summary, kinds, planted, topk_fidelity: fidelity.map(|fidelity| fidelity.summary()).unwrap_or_default() };
+    let on_policy = on_policy(&record, &tables)?;
+    let report = Report {
+        summary,
+        kinds,
+        planted,
+        on_policy,
+        topk_fidelity: fidelity.map(|fidelity| fidelity.summary()).unwrap_or_default(),
+    };
     write_json(&out.join(SUMMARY_FILE), &report)?;
     let text = markdown::report(&report, &record.description(sorting.command, without_text));
     write_atomically(&out.join("report.md"), |file| {
@@ -209,6 +216,22 @@ fn record(plan: &Plan, seconds: Stages) -> Result<RunRecord> {
 fn peak_device_memory_bytes(device: Placement) -> Option<u64> {
     let is_gpu = device == Placement::Cuda;
     is_gpu.then(|| cuda::Device::get().ok().map(cuda::Device::peak_bytes)).flatten()
+}
+
+/// What rollouts say about the program; `None` where the data hold none.
+fn on_policy(record: &RunRecord, tables: &[PathBuf]) -> Result<Option<OnPolicy>> {
+    let (scored, Rollouts { rows, respelt, exact }) = (record.counts.scored, record.counts.rollouts);
+    let why_not = match () {
+        () if rows == 0 => return Ok(None),
+        () if rows < scored => Some(format!("{rows} of {scored} rows are rollouts, and the others are not the model's own text")),
+        () if exact < rows => Some(format!(
+            "{} of {rows} rows were not drawn by this very model in this precision at temperature 1 from all tokens, or have other targets, too",
+            rows - exact
+        )),
+        () => None,
+    };
+    let check = if why_not.is_none() { SelfCheck::of(tables)? } else { None };
+    Ok(Some(OnPolicy { rows, respelt, check, why_not }))
 }
 
 fn planted_quality(out: &Path, tables: &[PathBuf], resolved: &Resolved) -> Result<Option<RankingQuality>> {

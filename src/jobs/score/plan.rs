@@ -6,7 +6,7 @@ use std::time::{Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use crate::dataset::{Choice, Chosen, DataFile, Dataset, PlantedSpan, ReadOptions};
+use crate::dataset::{Choice, Chosen, DataFile, Dataset, PlantedSpan, ReadOptions, Rollout};
 use crate::diagnosis::quadrants::Thresholds;
 use crate::error::{Context, Error, Result};
 use crate::files::sha256;
@@ -16,7 +16,7 @@ use crate::kernels::level::Level;
 use crate::kernels::{Dtype, Kernels};
 use crate::model::{LoadOptions, Model, Placement, Reference};
 use crate::provenance;
-use crate::tokens::{Audit, RenderOptions, Renderer, rendered};
+use crate::tokens::{Audit, Drawn, RenderOptions, Renderer, rendered};
 
 /// The main job as the user asked for it.
 pub(crate) struct Job {
@@ -81,6 +81,31 @@ pub(crate) struct Totals {
     /// Tokens of the records with something to score.
     pub tokens: u64,
     pub supervised: u64,
+    #[serde(default)]
+    pub rollouts: Rollouts,
+}
+
+/// Records whose last answer a model has drawn.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Rollouts {
+    pub rows: u64,
+    /// Whose text has other tokens than were drawn.
+    pub respelt: u64,
+    /// Whose targets are tokens that this very model drew, in the same precision and with its own probabilities, and no others.
+    pub exact: u64,
+}
+
+impl Rollouts {
+    fn add(&mut self, rollout: &Rollout, drawn: Option<Drawn>, supervised: u64, model_sha256: &str, dtype: Dtype) {
+        self.rows += 1;
+        self.respelt += u64::from(drawn == Some(Drawn::Respelt));
+        let is_own = matches!(drawn, Some(Drawn::Same | Drawn::Respelt))
+            && supervised <= rollout.ids.len() as u64
+            && rollout.plain
+            && rollout.model == model_sha256
+            && rollout.dtype == dtype.to_string();
+        self.exact += u64::from(is_own);
+    }
 }
 
 /// A span that a row says was planted, for the report on rankings.
@@ -107,7 +132,8 @@ impl Plan {
         let load_seconds = began.elapsed().as_secs_f64();
         let began = Instant::now();
         let chosen = dataset.choose(job.choice)?;
-        let (audit, totals, planted) = survey(&dataset, &renderer, &chosen, job.read.strict, watch)?;
+        let (audit, totals, planted) =
+            survey(&dataset, &renderer, &chosen, job.read.strict, (&model.info.sha256, job.dtype), watch)?;
         let audit_seconds = began.elapsed().as_secs_f64();
         if totals.supervised == 0 {
             let reasons = audit.lines().join("\n  ");
@@ -170,6 +196,7 @@ fn survey(
     renderer: &Renderer,
     chosen: &Chosen,
     strict: bool,
+    (model_sha256, dtype): (&str, Dtype),
     watch: &dyn Watch,
 ) -> Result<(Audit, Totals, Vec<Planted>)> {
     let (mut audit, mut totals, mut planted) = (Audit::of(dataset), Totals::default(), Vec::new());
@@ -186,6 +213,9 @@ fn survey(
                         n_equal += u64::from(!seen.insert(rendered.sequence.fingerprint()));
                         totals.tokens += rendered.sequence.ids.len() as u64;
                         totals.supervised += supervised;
+                        if let Some(rollout) = item.example.as_ref().and_then(|example| example.rollout.as_ref()) {
+                            totals.rollouts.add(rollout, rendered.audit.drawn, supervised, model_sha256, dtype);
+                        }
                     }
                     if let Some(example) = &item.example {
                         let row = item.row;

@@ -23,7 +23,7 @@ use super::pack::{Packed, Part, padded};
 use super::plan::{GRANULE, Plan};
 use super::problem::Problem;
 use super::shape::AttentionShape;
-use super::strip::{STRIDE, STRIP, View, add_transposed, look, products, weighted_sums};
+use super::strip::{STRIDE, STRIP, Sight, add_transposed, look, products, weighted_sums};
 use crate::kernels::Segment;
 use crate::kernels::cpu::{Shared, written};
 use crate::kernels::exp::exp_of_nonpositive;
@@ -325,7 +325,7 @@ impl Backward<'_> {
                     products::<V, C>(self.value_columns.head(kv_head), tile, d_outputs, head_dim, &mut d_scores);
                     for r in 0..STRIP {
                         let row = r * STRIDE..r * STRIDE + tile.granules.len() * GRANULE;
-                        look::<V>(&mut weights[row.clone()], tile, View { position: strip.positions[r], window, softcap });
+                        look::<V>(&mut weights[row.clone()], tile, Sight { position: strip.positions[r], window, softcap });
                         let (weights, d_scores) = (&mut weights[row.clone()], &mut d_scores[row]);
                         score_gradients::<V>(weights, d_scores, softmaxes[s * STRIP + r], dots[s * STRIP + r], softcap);
                     }

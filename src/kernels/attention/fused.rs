@@ -24,8 +24,7 @@ use super::pack::{Packed, Part, padded};
 use super::plan::{GRANULE, Plan, Reach};
 use super::problem::Problem;
 use super::shape::AttentionShape;
-use super::strip::{STRIDE, STRIP, View, look, products, weighted_sums};
-use crate::kernels::Segment;
+use super::strip::{STRIDE, STRIP, Sight, look, products, weighted_sums};
 use crate::kernels::cpu::{Shared, written};
 use crate::kernels::exp::exp_of_nonpositive;
 use crate::kernels::lanes::{Lanes, for_lanes, load, prefetch, store};
@@ -39,7 +38,21 @@ pub(super) fn attention(problem: &Problem) -> (Vec<f32>, Vec<Running>) {
     let plan = Plan::new(problem.segments);
     let keys = Packed::by_column(problem, &plan, Part::Keys);
     let values = Packed::by_row(problem, &plan, Part::Values);
-    let blocks = blocks(problem.segments, problem.shape);
+    let views = problem.segments.iter().zip(&plan.seen);
+    let views: Vec<View> = views.map(|(segment, seen)| View { tokens: segment.tokens.clone(), seen }).collect();
+    over(problem, &views, &keys, &values)
+}
+
+/// Neighbouring tokens of one sequence, and what they see.
+pub(super) struct View<'a> {
+    pub tokens: Range<usize>,
+    /// Granules, the `i`-th for the positions from `16 i` on.
+    pub seen: &'a [usize],
+}
+
+/// The same over keys by column and values by row. The views tile the tokens.
+pub(super) fn over(problem: &Problem, views: &[View], keys: &Packed, values: &Packed) -> (Vec<f32>, Vec<Running>) {
+    let blocks = blocks(views, problem.shape);
     let n_rows = problem.positions.len() * problem.shape.heads;
     let mut softmaxes = Vec::new();
     let fill = |output: &mut [MaybeUninit<f32>]| {
@@ -47,9 +60,9 @@ pub(super) fn attention(problem: &Problem) -> (Vec<f32>, Vec<Running>) {
         let fill = |softmaxes: &mut [MaybeUninit<Running>]| {
             let softmaxes = Shared::new(softmaxes);
             blocks.par_iter().with_max_len(1).for_each(|block| {
-                let seen = &plan.seen[block.segment];
                 let (output, softmaxes) = (&output, &softmaxes);
-                problem.level.run(Forward { problem, seen, keys: &keys, values: &values, block, output, softmaxes });
+                let seen = views[block.view].seen;
+                problem.level.run(Forward { problem, seen, keys, values, block, output, softmaxes });
             });
         };
         // SAFETY: as below.
@@ -60,21 +73,21 @@ pub(super) fn attention(problem: &Problem) -> (Vec<f32>, Vec<Running>) {
     (output, softmaxes)
 }
 
-/// The unit of work: some tokens of a segment, all query heads of one kv head.
+/// The unit of work: some tokens of a view, all query heads of one kv head.
 struct Block {
-    segment: usize,
+    view: usize,
     kv_head: usize,
     tokens: Range<usize>,
 }
 
-/// Blocks are counted from each segment's start; neighbours share their keys and values.
-fn blocks(segments: &[Segment], shape: &AttentionShape) -> Vec<Block> {
+/// Blocks are counted from each view's start; neighbours share their keys and values.
+fn blocks(views: &[View], shape: &AttentionShape) -> Vec<Block> {
     let size = (STRIPS * STRIP / shape.group()).max(1);
     let mut blocks = Vec::new();
-    for (segment, Segment { tokens, .. }) in segments.iter().enumerate() {
+    for (view, View { tokens, .. }) in views.iter().enumerate() {
         for kv_head in 0..shape.kv_heads {
             let starts = tokens.clone().step_by(size);
-            blocks.extend(starts.map(|start| Block { segment, kv_head, tokens: start..tokens.end.min(start + size) }));
+            blocks.extend(starts.map(|start| Block { view, kv_head, tokens: start..tokens.end.min(start + size) }));
         }
     }
     blocks
@@ -143,7 +156,7 @@ impl Forward<'_> {
                     products::<V, C>(keys, tile, queries, head_dim, &mut scores);
                     for r in 0..STRIP {
                         let row = &mut scores[r * STRIDE..][..tile.granules.len() * GRANULE];
-                        let highest = look::<V>(row, tile, View { position: strip.positions[r], window, softcap });
+                        let highest = look::<V>(row, tile, Sight { position: strip.positions[r], window, softcap });
                         shrinks[r] = strip.running[r].weigh::<V>(row, highest);
                     }
                     weighted_sums::<V, C>(values, tile, &scores, strip.last(), &shrinks, outputs);

@@ -4,6 +4,7 @@
 //! padding; [`Segment`]s say who sees whom, so a shared prefix is stored and projected once and read by many.
 
 mod backward;
+mod cache;
 mod fused;
 mod pack;
 mod plan;
@@ -19,6 +20,7 @@ use std::sync::{Arc, OnceLock};
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
 
+pub use cache::{LayerCache, PAGE, Stretch, positions_of};
 use fused::Running;
 pub use positions::positions;
 use problem::Problem;
@@ -83,6 +85,24 @@ pub fn attention_keeping(
         Kernels::Cuda => hosted::attention(qkv, segments, &positions, rotary, shape, Dtype::F32)?,
     };
     Ok((y, softmaxes))
+}
+
+/// The same for tokens that go on with sequences whose keys and values a cache holds, and which get theirs into it: to the bit what
+/// [`attention`] gives the same tokens within their whole sequences. By the fused kernels alone.
+pub fn attention_onto(
+    qkv: &Tensor,
+    stretches: &[Stretch],
+    cache: &mut LayerCache,
+    rotary: &Rotary,
+    shape: &AttentionShape,
+) -> Result<Tensor> {
+    shape.check()?;
+    let (tokens, columns) = qkv.dims2()?;
+    if columns != shape.columns() {
+        return Err(Error::new(format!("the fused projection has {columns} columns, expected {}", shape.columns())));
+    }
+    let y = with_floats(&contiguous(qkv)?, |qkv| cache::attention(qkv, stretches, cache, rotary, shape))??;
+    Ok(Tensor::from_vec(y, (tokens, shape.heads * shape.head_dim), qkv.device())?)
 }
 
 /// The gradient of [`attention`] with respect to `qkv`, from its output `y`, what was kept with it,

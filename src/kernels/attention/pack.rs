@@ -38,6 +38,15 @@ impl Packed {
         pack(problem, plan, part, Order::Columns, problem.shape.head_dim)
     }
 
+    /// Room for so many granules, `size` floats of each head, with nothing in it.
+    pub(super) fn zeros(n_granules: usize, kv_heads: usize, size: usize) -> Packed {
+        Packed { values: vec![0.0; n_granules * kv_heads * size], kv_heads, size }
+    }
+
+    pub(super) fn floats_mut(&mut self) -> &mut [f32] {
+        &mut self.values
+    }
+
     pub(super) fn head(&self, kv_head: usize) -> Head<'_> {
         Head { packed: self, kv_head }
     }

@@ -178,7 +178,7 @@ unsafe fn add_transposed_columns<V: Lanes, const C: usize>(
 
 /// What a query may see, and how scores are bent.
 #[derive(Clone, Copy)]
-pub(super) struct View {
+pub(super) struct Sight {
     pub position: usize,
     /// `usize::MAX` for none.
     pub window: usize,
@@ -190,25 +190,25 @@ pub(super) struct View {
 /// # Safety
 /// The processor must have `V`'s instructions; `scores` must hold the tile.
 #[inline(always)]
-pub(super) unsafe fn look<V: Lanes>(scores: &mut [f32], tile: Tile, view: View) -> f32 {
+pub(super) unsafe fn look<V: Lanes>(scores: &mut [f32], tile: Tile, sight: Sight) -> f32 {
     assert!(tile.granules.len() * GRANULE <= scores.len());
     // SAFETY: by contract.
     unsafe {
         let nothing = V::splat(f32::NEG_INFINITY);
         let mut maxima = nothing;
         for g in 0..tile.granules.len() {
-            let visible = tile.visible(g, view.position, view.window);
+            let visible = tile.visible(g, sight.position, sight.window);
             for lane in (0..GRANULE).step_by(V::N) {
                 let at = scores.as_mut_ptr().add(g * GRANULE + lane);
                 let mut score = V::load(at);
-                if let Some(cap) = view.softcap {
+                if let Some(cap) = sight.softcap {
                     score = tanh(score.mul(V::splat(1.0 / cap))).mul(V::splat(cap));
                 }
                 if visible.len() < GRANULE {
                     let within = |x: usize| x.saturating_sub(lane).min(V::N);
                     score = score.keep(within(visible.start), within(visible.end), nothing);
                 }
-                if view.softcap.is_some() || visible.len() < GRANULE {
+                if sight.softcap.is_some() || visible.len() < GRANULE {
                     score.store(at);
                 }
                 maxima = maxima.max(score);

@@ -19,8 +19,10 @@ const fn depth_block<P: Product>() -> usize {
 }
 /// Rows per task: 288 KiB in the larger block, for the second-level cache too.
 const ROW_BLOCK: usize = 96;
-/// Panels per task.
+/// Panels per task, at most.
 const PANEL_BLOCK: usize = 16;
+/// Tasks for each thread where a product has few rows, whose time is that of reading the weight: so that all threads read to the end.
+const FEW_ROWS_TASKS: usize = 4;
 /// Rows rounded to bf16 per task.
 const ROUND_BLOCK: usize = 32;
 
@@ -60,11 +62,15 @@ fn fresh(level: Level, x: &Rows, weight: &Panels, residual_tn: Option<&[f32]>) -
 
 fn run(level: Level, x: &Rows, weight: &Panels, start: Start, output: Output) {
     let row_blocks = x.n_rows.div_ceil(ROW_BLOCK);
-    let panel_blocks = weight.n_panels().div_ceil(PANEL_BLOCK);
+    let panel_block = match row_blocks {
+        1 => weight.n_panels().div_ceil(FEW_ROWS_TASKS * rayon::current_num_threads()).clamp(1, PANEL_BLOCK),
+        _ => PANEL_BLOCK,
+    };
+    let panel_blocks = weight.n_panels().div_ceil(panel_block);
     // Row blocks vary fastest: a block of panels comes from memory once and serves them all.
     (0..row_blocks * panel_blocks).into_par_iter().with_max_len(1).for_each(|task| {
         let first_row = task % row_blocks * ROW_BLOCK;
-        let first_panel = task / row_blocks * PANEL_BLOCK;
+        let first_panel = task / row_blocks * panel_block;
         let block = Block {
             x,
             weight,
@@ -73,7 +79,7 @@ fn run(level: Level, x: &Rows, weight: &Panels, start: Start, output: Output) {
             first_row,
             end_row: (first_row + ROW_BLOCK).min(x.n_rows),
             first_panel,
-            end_panel: (first_panel + PANEL_BLOCK).min(weight.n_panels()),
+            end_panel: (first_panel + panel_block).min(weight.n_panels()),
         };
         dispatch(level, weight.dtype(), block);
     });

@@ -121,7 +121,8 @@ mod tests {
         assert_eq!(files, rows, "files of src/model/families with a FAMILY, and rows of FAMILIES");
         for family in FAMILIES {
             let fixture = root.join("tests/fixtures/families").join(family.model_type);
-            let mut needed = vec!["config.json", "model.safetensors", "tokenizer.json", "logits.safetensors", "columns.json"];
+            let mut needed =
+                vec!["config.json", "model.safetensors", "tokenizer.json", "logits.safetensors", "columns.json", "greedy.json"];
             needed.extend((!family.architecture.is_empty()).then_some("model.gguf"));
             assert!(
                 root.join(format!("tests/fixtures/train/gradients/{}.safetensors", family.model_type)).is_file(),

@@ -8,6 +8,7 @@ use crate::error::{Context, Error, Result};
 use crate::files::write_atomically;
 use crate::json::pretty;
 use crate::model::Reference;
+use crate::tokens::Tokenizer;
 
 const CONFIG: &str = "config.json";
 const GENERATION: &str = "generation_config.json";
@@ -20,6 +21,24 @@ pub(crate) fn end_tokens(reference: &Reference) -> Result<Vec<u32>> {
         let generation = ids_of(&serde_json::from_slice(&bytes).context_at(name, "the file is no JSON")?);
         ids.retain(|id| generation.contains(id));
     }
+    Ok(ids)
+}
+
+/// The tokens at which generation stops in Transformers: those of generation_config.json, or of config.json where it names none, and the
+/// tokenizer's own end token.
+pub(crate) fn stop_tokens(reference: &Reference, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+    let source = reference.open()?;
+    let generation = source.companions()?.into_iter().find(|(name, _)| *name == GENERATION);
+    let mut ids = match generation {
+        Some((name, bytes)) => ids_of(&serde_json::from_slice(&bytes).context_at(name, "the file is no JSON")?),
+        None => Vec::new(),
+    };
+    if ids.is_empty() {
+        ids = ids_of(&source.config_json()?);
+    }
+    ids.extend(tokenizer.eos());
+    ids.sort_unstable();
+    ids.dedup();
     Ok(ids)
 }
 

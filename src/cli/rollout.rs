@@ -1,0 +1,119 @@
+//! `diagnose rollout`: the model's own answers to the prompts of a data set.
+
+use std::path::PathBuf;
+
+use super::output;
+use super::progress::Terminal;
+use super::rows::RowArgs;
+use crate::engine::generate::Sampling;
+use crate::error::{Context, Error, Result};
+use crate::jobs::rollout::{self, Job};
+use crate::kernels::Dtype;
+
+/// Let the model answer the prompts of a data set itself
+///
+/// Every row's last answer is left out and written by the model, at temperature 1 unless said otherwise; rollouts.jsonl in the run folder
+/// holds the conversations as messages, each with the row that it answers and the token ids that were drawn. `diagnose` scores it like any
+/// other data set, and checks itself on it. Where the model is sure of its own answers and not of the data's, the two differ.
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// Data files, folders of them, globs, `-` for standard input, as `diagnose` reads them
+    #[arg(required = true, value_name = "DATASET")]
+    datasets: Vec<String>,
+
+    /// A Hugging Face model folder, a .gguf file, a LoRA adapter folder, or a hub id (org/name, org/name@revision, org/name:file.gguf);
+    /// SmolLM2-135M-Instruct by default, fetched once
+    #[arg(long, value_name = "REF")]
+    model: Option<String>,
+
+    /// For an adapter: the model that it is put on, in place of the one that its config names, such as the full model of a quantised one
+    #[arg(long, value_name = "REF")]
+    base: Option<String>,
+
+    /// The run folder; by default a folder under runs/
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+
+    /// Answers to each prompt
+    #[arg(short, long, value_name = "N", default_value_t = 1)]
+    n: u32,
+
+    /// Longest answer in tokens; prompt and answer together keep to --max-len
+    #[arg(long, value_name = "TOKENS", default_value_t = 512, alias = "max_new_tokens")]
+    max_new_tokens: usize,
+
+    /// Divides the logits: 0 takes the most probable token, 1 draws from the model's own distribution. --seed is that of the draws, too
+    #[arg(long, value_name = "T", default_value_t = 1.0)]
+    temperature: f64,
+
+    /// Draw from the K most probable tokens only
+    #[arg(long, value_name = "K", alias = "top_k")]
+    top_k: Option<usize>,
+
+    /// Draw from the most probable tokens that have this share together
+    #[arg(long, value_name = "P", alias = "top_p")]
+    top_p: Option<f64>,
+
+    /// Draw from tokens of at least this share of the probability of the first
+    #[arg(long, value_name = "P", alias = "min_p")]
+    min_p: Option<f64>,
+
+    /// End an answer as soon as it holds this text; may be given several times
+    #[arg(long = "stop", value_name = "TEXT")]
+    stops: Vec<String>,
+
+    /// Answers under way at a time; takes memory, and changes none
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    batch: usize,
+
+    /// Precision of the matrix products: f32 or bf16
+    #[arg(long, default_value = "f32")]
+    dtype: Dtype,
+
+    #[command(flatten)]
+    rows: RowArgs,
+
+    /// Print the record as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
+    for (option, n) in [("--n", args.n as usize), ("--max-new-tokens", args.max_new_tokens), ("--batch", args.batch)] {
+        if n == 0 {
+            return Err(Error::usage(format!("{option} 0 leaves nothing to write; expected 1 or more")));
+        }
+    }
+    if args.stops.iter().any(String::is_empty) {
+        return Err(Error::usage("--stop: expected a text, found an empty one"));
+    }
+    let job = Job {
+        read: args.rows.read()?,
+        inputs: args.datasets,
+        model: args.model,
+        base: args.base,
+        out: args.out,
+        dtype: args.dtype,
+        render: args.rows.render()?,
+        max_len: args.rows.max_len(),
+        choice: args.rows.choice(),
+        n: args.n,
+        max_new_tokens: args.max_new_tokens,
+        sampling: Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, min_p: args.min_p },
+        stops: args.stops,
+        at_once: args.batch,
+        seed: args.rows.seed(),
+        command: command_line.to_owned(),
+    };
+    let watch = Terminal::new();
+    let outcome = rollout::run(&job, &watch)?;
+    drop(watch);
+    output::print(&match args.json {
+        true => serde_json::to_string_pretty(&outcome.record).context("cannot write JSON")? + "\n",
+        false => {
+            let path = outcome.rollouts();
+            let command = format!("diagnose {}", output::quoted(&path.display().to_string()));
+            format!("{}\n\nrollouts  {}\nscore them with: {command}\n", outcome.record.lines().join("\n"), path.display())
+        }
+    })
+}

@@ -1,0 +1,183 @@
+//! Is the whole engine right? On text that the model itself has drawn, two things must hold, whatever the model.
+//!
+//! The mean surplus `-ln p - H` is 0, for its expectation is 0 at every token; and `tail` with ties split at random, `tail - v p` with `v`
+//! uniform in 0..1, is uniform (Czado, Gneiting and Held, Biometrics 65, 2009). A wrong cache, mask, rotary embedding, entropy or
+//! sampler breaks one or the other. The first is tested by its standard error over rows, the second by Kolmogorov's and Smirnov's test.
+//! Of words whose logits are equal to the bit only the target's own mass is split: they are rare, and together they have little.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::Result;
+use crate::random;
+use crate::stats::{ClusterSums, Scale, Term};
+use crate::table::{Column, read_chunks};
+
+/// Rows that a model has answered, and what its own answers say about the program.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OnPolicy {
+    /// Rows whose last answer was drawn by a model.
+    pub rows: u64,
+    /// Of them, those whose text has other tokens than were drawn.
+    pub respelt: u64,
+    /// Absent where the data are not this model's own draws alone; `why_not` says why.
+    pub check: Option<SelfCheck>,
+    pub why_not: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct SelfCheck {
+    pub rows: u64,
+    pub tokens: u64,
+    /// Nats per token, and its standard error over rows.
+    pub mean_surplus: f64,
+    pub stderr: f64,
+    /// The largest distance of the distribution of `tail` from the uniform one, and the probability of one as large.
+    pub ks_distance: f64,
+    pub ks_p: f64,
+}
+
+/// Standard errors, and the level of the test: together they refuse a program that is right once in eighty runs.
+pub const MOST_STDERRS: f64 = 3.0;
+pub const LEAST_P: f64 = 0.01;
+const SEED: u64 = 7;
+
+impl SelfCheck {
+    /// `None` where fewer than two rows have a token.
+    pub fn of(tables: &[PathBuf]) -> Result<Option<SelfCheck>> {
+        let (mut sums, mut row, mut current) = (ClusterSums::default(), None, Term { numerator: 0.0, denominator: 0.0 });
+        let (mut rows, mut uniforms) = (0, Vec::new());
+        for chunk in read_chunks(tables, &[Column::Row, Column::Logprob, Column::Entropy, Column::Tail]) {
+            let chunk = chunk?;
+            for i in 0..chunk.len() {
+                if row != Some(chunk.row[i]) {
+                    if row.replace(chunk.row[i]).is_some() {
+                        sums.add(std::mem::replace(&mut current, Term { numerator: 0.0, denominator: 0.0 }));
+                    }
+                    rows += 1;
+                }
+                let (logprob, entropy) = (f64::from(chunk.logprob[i]), f64::from(chunk.entropy[i]));
+                current.numerator += -logprob - entropy;
+                current.denominator += 1.0;
+                let v = random::unit(SEED, uniforms.len() as u64);
+                uniforms.push((f64::from(chunk.tail[i]) - v * logprob.exp()).clamp(0.0, 1.0));
+            }
+        }
+        sums.add(current);
+        let estimate = sums.estimate(Scale::Plain);
+        let Some(stderr) = estimate.stderr.filter(|_| rows >= 2) else { return Ok(None) };
+        let (ks_distance, ks_p) = kolmogorov_smirnov(&mut uniforms);
+        Ok(Some(SelfCheck { rows, tokens: uniforms.len() as u64, mean_surplus: estimate.value, stderr, ks_distance, ks_p }))
+    }
+
+    pub fn surplus_is_near_zero(&self) -> bool {
+        self.mean_surplus.abs() <= MOST_STDERRS * self.stderr
+    }
+
+    pub fn tail_is_uniform(&self) -> bool {
+        self.ks_p >= LEAST_P
+    }
+
+    pub fn passes(&self) -> bool {
+        self.surplus_is_near_zero() && self.tail_is_uniform()
+    }
+
+    /// What was found, in a sentence.
+    pub fn sentence(&self) -> String {
+        let verdict = |holds: bool| if holds { "as it must be" } else { "**which a program that is right does not give**" };
+        format!(
+            "On {} tokens of {} rows that the model drew itself the mean surplus is {:+.4} nat with a standard error of {:.4} ({:+.1} of \
+             them), {}; `tail` with ties split at random is at most {:.4} away from uniform (Kolmogorov-Smirnov, p = {:.2}), {}.",
+            self.tokens,
+            self.rows,
+            self.mean_surplus,
+            self.stderr,
+            self.mean_surplus / self.stderr,
+            verdict(self.surplus_is_near_zero()),
+            self.ks_distance,
+            self.ks_p,
+            verdict(self.tail_is_uniform())
+        )
+    }
+}
+
+/// The largest distance from the uniform distribution on 0..1, and the probability of one as large: Kolmogorov's distribution with
+/// Stephens' correction for finite samples (J. R. Stat. Soc. B 32, 1970). Sorts the values.
+fn kolmogorov_smirnov(values: &mut [f64]) -> (f64, f64) {
+    values.sort_unstable_by(f64::total_cmp);
+    let n = values.len() as f64;
+    let distance_at = |(i, value): (usize, &f64)| (value - i as f64 / n).max((i + 1) as f64 / n - value);
+    let distance = values.iter().enumerate().map(distance_at).fold(0.0, f64::max);
+    let lambda = (n.sqrt() + 0.12 + 0.11 / n.sqrt()) * distance;
+    let term = |j: i32| f64::from(if j % 2 == 0 { -2 } else { 2 }) * (-2.0 * f64::from(j * j) * lambda * lambda).exp();
+    // The series does not converge where it is all but 1.
+    let p = if lambda < 0.3 { 1.0 } else { (1..=100).map(term).sum::<f64>().clamp(0.0, 1.0) };
+    (distance, p)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::table::finished_parts;
+    use crate::table::testing::{Example, token, write_parts};
+
+    #[test]
+    fn the_test_of_uniformity_by_scipy() {
+        // scipy.stats.kstest([0.05, 0.2, 0.35, 0.7, 0.9], "uniform", mode="asymp") has D = 0.25; p = 0.8431 with Stephens' correction.
+        let (distance, p) = kolmogorov_smirnov(&mut [0.9, 0.05, 0.2, 0.35, 0.7]);
+        assert!((distance - 0.25).abs() < 1e-12 && (p - 0.857).abs() < 0.03, "{distance} {p}");
+        let mut even: Vec<f64> = (0..1000).map(|i| (f64::from(i) + 0.5) / 1000.0).collect();
+        assert!(kolmogorov_smirnov(&mut even).1 > 0.999);
+        let mut squares: Vec<f64> = even.iter().map(|u| u * u).collect();
+        assert!(kolmogorov_smirnov(&mut squares).1 < 1e-12);
+        // Kolmogorov's own table: 1.3581 is passed once in twenty, and 1.6276 once in a hundred.
+        let p_of = |lambda: f64| {
+            let shift = lambda / (1000f64.sqrt() + 0.12 + 0.11 / 1000f64.sqrt()) - 0.0005;
+            let mut moved: Vec<f64> = (0..1000).map(|i| ((f64::from(i) + 0.5) / 1000.0 + shift).min(1.0)).collect();
+            kolmogorov_smirnov(&mut moved).1
+        };
+        assert!((p_of(1.3581) - 0.05).abs() < 1e-4 && (p_of(1.6276) - 0.01).abs() < 1e-4, "{} {}", p_of(1.3581), p_of(1.6276));
+    }
+
+    /// Draws from distributions of their own pass, and draws from others do not.
+    #[test]
+    fn draws_of_the_model_pass_and_those_of_another_do_not() {
+        // Each token has one of three words of 0.6, 0.3 and 0.1, drawn with these shares to the power `a`.
+        let check = |a: f64| {
+            let shares = [0.6f64, 0.3, 0.1];
+            let drawn: Vec<f64> = shares.iter().map(|p| p.powf(a)).collect();
+            let total: f64 = drawn.iter().sum();
+            let entropy: f64 = shares.iter().map(|p| -p * p.ln()).sum();
+            let word = |i: u64| {
+                let mut rest = random::unit(11, i) * total;
+                drawn
+                    .iter()
+                    .position(|share| {
+                        rest -= share;
+                        rest < 0.0
+                    })
+                    .unwrap_or(2)
+            };
+            let rows: Vec<Example> = (0..60u32)
+                .map(|row| {
+                    let tokens = (0..50).map(|i| {
+                        let word = word(u64::from(row) * 50 + i);
+                        let mut token = token(1, shares[word] as f32, entropy as f32);
+                        token.statistics.tail = shares[word..].iter().sum::<f64>() as f32;
+                        token
+                    });
+                    Example { row, source: "a", tokens: tokens.collect() }
+                })
+                .collect();
+            let run = tempfile::tempdir().unwrap();
+            write_parts(run.path(), &[&rows]);
+            let tables: Vec<PathBuf> = finished_parts(run.path()).unwrap().into_iter().map(|part| part.tokens).collect();
+            SelfCheck::of(&tables).unwrap().unwrap()
+        };
+        let own = check(1.0);
+        assert!(own.passes() && (own.rows, own.tokens) == (60, 3000), "{own:?}");
+        let sharper = check(1.5);
+        assert!(!sharper.surplus_is_near_zero() && !sharper.tail_is_uniform(), "{sharper:?}");
+    }
+}

@@ -1,0 +1,96 @@
+//! What has been written so far, and whether that is the end of it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::tokens::Tokenizer;
+
+/// Why an answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ended {
+    /// With one of the end tokens, which is its last.
+    EndToken,
+    /// With a stop string.
+    Stop,
+    /// There was to be no more.
+    Length,
+}
+
+/// A finished answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// All tokens that were written, the end token included.
+    pub ids: Vec<u32>,
+    pub ended: Ended,
+    /// Where the stop string begins in [`Answer::bytes`].
+    stop_at: Option<usize>,
+}
+
+impl Answer {
+    /// The bytes of the tokens but for an end token.
+    pub fn bytes(&self, tokenizer: &Tokenizer) -> Vec<u8> {
+        let n = self.ids.len() - usize::from(self.ended == Ended::EndToken);
+        self.ids[..n].iter().flat_map(|&id| tokenizer.bytes(id)).copied().collect()
+    }
+
+    /// All that was written, without the end token. What is no UTF-8, such as the beginning of a character that was cut, becomes
+    /// U+FFFD.
+    pub fn text(&self, tokenizer: &Tokenizer) -> String {
+        String::from_utf8_lossy(&self.bytes(tokenizer)).into_owned()
+    }
+
+    /// The same up to the stop string.
+    pub fn text_before_stop(&self, tokenizer: &Tokenizer) -> String {
+        let mut bytes = self.bytes(tokenizer);
+        bytes.truncate(self.stop_at.unwrap_or(bytes.len()));
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
+
+/// An answer under way.
+pub(super) struct Writing<'a> {
+    tokenizer: &'a Tokenizer,
+    ends: &'a [u32],
+    stops: &'a [String],
+    most: usize,
+    ids: Vec<u32>,
+    /// Of all tokens; not kept where nobody asks for strings.
+    bytes: Vec<u8>,
+}
+
+impl<'a> Writing<'a> {
+    /// Of at most `most` tokens.
+    pub(super) fn new(tokenizer: &'a Tokenizer, ends: &'a [u32], stops: &'a [String], most: usize) -> Writing<'a> {
+        Writing { tokenizer, ends, stops, most, ids: Vec::new(), bytes: Vec::new() }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Takes the next token; gives the answer if it is the last one.
+    pub(super) fn push(&mut self, id: u32) -> Option<Answer> {
+        self.ids.push(id);
+        if self.ends.contains(&id) {
+            return Some(self.finished(Ended::EndToken, None));
+        }
+        if let Some(at) = self.find_stop(id) {
+            return Some(self.finished(Ended::Stop, Some(at)));
+        }
+        (self.ids.len() >= self.most).then(|| self.finished(Ended::Length, None))
+    }
+
+    /// Where the first of the stop strings begins that end within this token.
+    fn find_stop(&mut self, id: u32) -> Option<usize> {
+        let longest = self.stops.iter().map(String::len).max()?;
+        let begin = (self.bytes.len() + 1).saturating_sub(longest);
+        self.bytes.extend_from_slice(self.tokenizer.bytes(id));
+        let tail = &self.bytes[begin.min(self.bytes.len())..];
+        let find = |stop: &String| tail.windows(stop.len().max(1)).position(|window| window == stop.as_bytes());
+        self.stops.iter().filter_map(find).min().map(|at| begin + at)
+    }
+
+    fn finished(&mut self, ended: Ended, stop_at: Option<usize>) -> Answer {
+        Answer { ids: std::mem::take(&mut self.ids), ended, stop_at }
+    }
+}

@@ -1,0 +1,252 @@
+//! Answers written by the model: prompts -> token ids.
+//!
+//! Many prompts are answered at once, and one that is finished makes room for the next: a step computes one token of every answer under way
+//! and the whole prompts of those that join, in one batch, by the same blocks as scoring (`Model::hidden_onto`). Pages of the cache that
+//! hold nothing but a common beginning of two prompts are computed and kept once.
+//!
+//! Every token is drawn with a random number of its own, from the request's seed and its place in the answer, and its logits do not depend
+//! on the rest of the batch, to the bit: neither does an answer. Stop strings and end tokens end it (`answer.rs`), `sampling.rs` chooses the
+//! tokens.
+
+mod answer;
+mod sampling;
+
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use answer::Writing;
+pub use answer::{Answer, Ended};
+pub use sampling::Sampling;
+
+use crate::error::{Error, Result};
+use crate::kernels::statistics::logits;
+use crate::model::{Cache, Model, PAGE, Placement, Stretch, memory};
+use crate::random;
+
+/// Tokens of prompts that join in one step, unless one is longer.
+const JOINING_TOKENS: usize = 2048;
+
+/// Something to be answered.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Request {
+    /// At least one token.
+    pub prompt: Vec<u32>,
+    /// At least 1; prompt and answer together are to fit the positions that the model was loaded for.
+    pub max_new_tokens: usize,
+    /// Two requests with one prompt and one seed get one answer.
+    pub seed: u64,
+}
+
+/// How to answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Way {
+    pub sampling: Sampling,
+    /// Tokens that end an answer.
+    pub ends: Vec<u32>,
+    /// Texts that end an answer as soon as they stand in it.
+    pub stops: Vec<String>,
+    /// Answers under way at a time; changes no answer.
+    pub at_once: usize,
+}
+
+/// How much was computed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Written {
+    /// Tokens of all prompts, and those of them that were computed for an earlier prompt.
+    pub prompt_tokens: u64,
+    pub shared_tokens: u64,
+    /// Tokens of the answers.
+    pub tokens: u64,
+    pub steps: u64,
+}
+
+/// Answers all requests; `finished` is given each answer with the number of its request as soon as it is there, and `progress` after every
+/// step the number of tokens written.
+pub fn generate(
+    model: &Model,
+    requests: &[Request],
+    way: &Way,
+    finished: &mut dyn FnMut(usize, Answer) -> Result<()>,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Written> {
+    way.sampling.check()?;
+    for request in requests {
+        if request.prompt.is_empty() || request.max_new_tokens == 0 {
+            return Err(Error::new("an answer needs a prompt of one token at least, and one token at least to be written"));
+        }
+    }
+    if model.placement != Placement::Cpu {
+        return Err(Error::new("answers are written on the CPU only").cure("Give --device cpu."));
+    }
+    let pages = n_pages(requests, way.at_once);
+    let bytes = pages as u64 * Cache::page_bytes(&model.config) as u64;
+    memory::check_answers(&model.info.name, bytes)?;
+    let (head_options, vocabulary) = (model.head_options(1), model.head().out_features());
+    let mut desk = Desk {
+        model,
+        requests,
+        way,
+        cache: Cache::new(&model.config, pages),
+        next: 0,
+        rows: Vec::new(),
+        last: None,
+        written: Written::default(),
+    };
+    loop {
+        desk.admit()?;
+        if desk.rows.is_empty() {
+            return Ok(desk.written);
+        }
+        let batch = desk.batch();
+        let (rows, cache) = (&desk.rows, &mut desk.cache);
+        let mut step = || -> Result<Vec<u32>> {
+            let hidden = model.hidden_onto(cache, &batch.ids, &batch.stretches, &batch.last)?;
+            let logits = logits(&hidden, model.head(), &head_options)?;
+            let choose = |(row, logits): (&Row, &[f32])| {
+                way.sampling.choose(logits, random::unit(requests[row.request].seed, row.writing.len() as u64))
+            };
+            rows.par_iter().zip(logits.par_chunks(vocabulary)).map(choose).collect()
+        };
+        // On a thread of the pool, which hands its work to the others without being woken by them.
+        let mut result = None;
+        rayon::scope(|_| result = Some(step()));
+        let chosen = result.unwrap_or_else(|| Err(Error::new("a step of the model was lost")))?;
+        desk.take(&chosen, finished)?;
+        progress(desk.written.tokens);
+    }
+}
+
+/// Pages for the largest requests that can be under way at a time, and for the prompt that was admitted last.
+fn n_pages(requests: &[Request], at_once: usize) -> usize {
+    let mut needs: Vec<usize> = requests.iter().map(pages_of).collect();
+    needs.sort_unstable_by(|a, b| b.cmp(a));
+    let prompts = requests.iter().map(|request| request.prompt.len().div_ceil(PAGE));
+    needs.iter().take(at_once.max(1)).sum::<usize>() + prompts.max().unwrap_or(0)
+}
+
+/// The last token of an answer is not read again.
+fn pages_of(request: &Request) -> usize {
+    (request.prompt.len() + request.max_new_tokens - 1).div_ceil(PAGE)
+}
+
+/// All that is under way.
+struct Desk<'a> {
+    model: &'a Model,
+    requests: &'a [Request],
+    way: &'a Way,
+    cache: Cache,
+    /// The first request that has not been begun.
+    next: usize,
+    rows: Vec<Row<'a>>,
+    /// The prompt that was admitted last, and its whole pages: those that follow mostly begin like it, even if it has been answered.
+    last: Option<(usize, Vec<usize>)>,
+    written: Written,
+}
+
+/// An answer under way.
+struct Row<'a> {
+    request: usize,
+    pages: Arc<[usize]>,
+    /// Tokens of the sequence that are in the cache.
+    n_cached: usize,
+    /// Those that are to be read next.
+    reading: Vec<u32>,
+    writing: Writing<'a>,
+}
+
+/// What goes through the model in one step: the rows' next tokens, one row after the other.
+struct Step {
+    ids: Vec<u32>,
+    stretches: Vec<Stretch>,
+    /// The last token of each row, which predicts the next.
+    last: Vec<u32>,
+}
+
+impl Desk<'_> {
+    /// Begins requests as long as there is room.
+    fn admit(&mut self) -> Result<()> {
+        let mut joining = 0;
+        while self.next < self.requests.len() && self.rows.len() < self.way.at_once.max(1) {
+            let request = &self.requests[self.next];
+            if joining > 0 && joining + request.prompt.len() > JOINING_TOKENS {
+                break;
+            }
+            let shared = self.shared_pages(&request.prompt);
+            let Some(own) = self.cache.take(pages_of(request) - shared.len()) else {
+                match self.rows.is_empty() {
+                    true => return Err(Error::new("the cache has no room for a single answer")),
+                    false => break,
+                }
+            };
+            self.cache.share(&shared);
+            let n_shared = shared.len() * PAGE;
+            joining += request.prompt.len() - n_shared;
+            let pages: Vec<usize> = shared.into_iter().chain(own).collect();
+            let whole = pages[..request.prompt.len() / PAGE].to_vec();
+            self.cache.share(&whole);
+            if let Some((_, before)) = self.last.replace((self.next, whole)) {
+                self.cache.release(&before);
+            }
+            let Way { ends, stops, .. } = self.way;
+            self.rows.push(Row {
+                request: self.next,
+                pages: pages.into(),
+                n_cached: n_shared,
+                reading: request.prompt[n_shared..].to_vec(),
+                writing: Writing::new(&self.model.tokenizer, ends, stops, request.max_new_tokens),
+            });
+            self.written.prompt_tokens += request.prompt.len() as u64;
+            self.written.shared_tokens += n_shared as u64;
+            self.next += 1;
+        }
+        Ok(())
+    }
+
+    /// The pages of another prompt that hold the beginning of this one, as many as there are; its last token is always computed.
+    fn shared_pages(&self, prompt: &[u32]) -> Vec<usize> {
+        let common = |request: usize| {
+            let other = &self.requests[request].prompt;
+            let n = prompt[..prompt.len() - 1].iter().zip(other).take_while(|(a, b)| a == b).count();
+            n / PAGE
+        };
+        let of_rows = self.rows.iter().map(|row| (common(row.request), &row.pages[..]));
+        let of_last = self.last.iter().map(|(request, pages)| (common(*request), pages.as_slice()));
+        let best = of_rows.chain(of_last).max_by_key(|(n, _)| *n);
+        best.map_or_else(Vec::new, |(n, pages)| pages[..n].to_vec())
+    }
+
+    fn batch(&self) -> Step {
+        let mut step = Step { ids: Vec::new(), stretches: Vec::new(), last: Vec::new() };
+        for row in &self.rows {
+            let begin = step.ids.len();
+            step.ids.extend_from_slice(&row.reading);
+            let tokens = begin..step.ids.len();
+            step.last.push(tokens.end as u32 - 1);
+            step.stretches.push(Stretch { tokens, position: row.n_cached, pages: row.pages.clone() });
+        }
+        step
+    }
+
+    /// Takes the token of each row; rows that end with it leave.
+    fn take(&mut self, chosen: &[u32], finished: &mut dyn FnMut(usize, Answer) -> Result<()>) -> Result<()> {
+        self.written.steps += 1;
+        self.written.tokens += chosen.len() as u64;
+        let mut rows = Vec::with_capacity(self.rows.len());
+        for (mut row, &id) in std::mem::take(&mut self.rows).into_iter().zip(chosen) {
+            row.n_cached += row.reading.len();
+            match row.writing.push(id) {
+                Some(answer) => {
+                    self.cache.release(&row.pages);
+                    finished(row.request, answer)?;
+                }
+                None => {
+                    row.reading = vec![id];
+                    rows.push(row);
+                }
+            }
+        }
+        self.rows = rows;
+        Ok(())
+    }
+}

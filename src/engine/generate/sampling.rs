@@ -1,0 +1,232 @@
+//! The choice of the next token from a row of logits.
+//!
+//! Order and definitions are those of Transformers' `generate` (`generation/logits_process.py`): temperature, then top-k, top-p and
+//! min-p, each on what the one before has left. The draw is our own: the first token, by ids, up to which the shares sum to more than
+//! the random number.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::kernels::exp::exp_slice;
+use crate::kernels::level::Level;
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Sampling {
+    /// Divides the logits; 0 takes the most probable token, of equals the first, and the rest then has no say.
+    pub temperature: f64,
+    /// Only the so many largest logits, and those that equal the last of them.
+    pub top_k: Option<usize>,
+    /// Only the most probable tokens that together have this share, the one that reaches it included.
+    pub top_p: Option<f64>,
+    /// Only tokens of at least this share of the probability of the first.
+    pub min_p: Option<f64>,
+}
+
+impl Sampling {
+    pub const GREEDY: Sampling = Sampling { temperature: 0.0, top_k: None, top_p: None, min_p: None };
+    /// From the model's own distribution.
+    pub const PLAIN: Sampling = Sampling { temperature: 1.0, top_k: None, top_p: None, min_p: None };
+
+    pub fn is_greedy(&self) -> bool {
+        self.temperature == 0.0
+    }
+
+    /// Is every token drawn with the probability that the model gives it?
+    pub fn is_plain(&self) -> bool {
+        let cuts = self.top_k.is_some() || self.top_p.is_some_and(|p| p < 1.0) || self.min_p.is_some_and(|p| p > 0.0);
+        self.temperature == 1.0 && !cuts
+    }
+
+    pub fn check(&self) -> Result<()> {
+        if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
+            return Err(Error::usage(format!("--temperature {}: expected a number from 0 on", self.temperature))
+                .cure("0 takes the most probable token, 1 draws from the model's own distribution."));
+        }
+        if self.top_k == Some(0) {
+            return Err(Error::usage("--top-k 0 leaves no token; expected 1 or more").cure("Leave it out to keep all tokens."));
+        }
+        for (option, share) in [("--top-p", self.top_p), ("--min-p", self.min_p)] {
+            if let Some(share) = share.filter(|share| !(0.0..=1.0).contains(share)) {
+                return Err(Error::usage(format!("{option} {share}: expected a share between 0 and 1")));
+            }
+        }
+        Ok(())
+    }
+
+    /// The next token; `random` is uniform in 0..1. The logits of every word, softcap included.
+    pub(super) fn choose(&self, logits: &[f32], random: f64) -> Result<u32> {
+        let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        if !largest.is_finite() || logits.iter().any(|logit| logit.is_nan()) {
+            return Err(Error::new("the model's logits are not numbers")
+                .cure("The weights are damaged, or overflow: check the model file."));
+        }
+        if self.is_greedy() {
+            return Ok(logits.iter().position(|&logit| logit == largest).unwrap_or(0) as u32);
+        }
+        Ok(draw(&self.weights(logits, largest), random))
+    }
+
+    /// The probability of each token but for a common factor; the most probable has 1, what is cut off 0.
+    fn weights(&self, logits: &[f32], largest: f32) -> Vec<f32> {
+        let scale = (1.0 / self.temperature) as f32;
+        // 0 times infinity is no number: the largest is 0 whatever the scale.
+        let scaled = |logit: f32| if logit == largest { 0.0 } else { (logit - largest) * scale };
+        let mut weights: Vec<f32> = logits.iter().map(|&logit| scaled(logit)).collect();
+        exp_slice(Level::current(), &mut weights);
+        if let Some(k) = self.top_k.filter(|&k| k < logits.len()) {
+            let mut sorted = logits.to_vec();
+            let (_, &mut last, _) = sorted.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a));
+            weights.iter_mut().zip(logits).filter(|(_, logit)| **logit < last).for_each(|(weight, _)| *weight = 0.0);
+        }
+        if let Some(share) = self.top_p.filter(|&share| share < 1.0) {
+            keep_share(&mut weights, share);
+        }
+        if let Some(share) = self.min_p {
+            weights.iter_mut().filter(|weight| f64::from(**weight) < share).for_each(|weight| *weight = 0.0);
+        }
+        weights
+    }
+}
+
+/// Leaves the most probable tokens until they have this share of the whole; of equals the first come first.
+fn keep_share(weights: &mut [f32], share: f64) {
+    let bound = share * weights.iter().map(|&weight| f64::from(weight)).sum::<f64>();
+    let mut order: Vec<u32> = (0..weights.len() as u32).filter(|&id| weights[id as usize] > 0.0).collect();
+    let by_weight = |a: &u32, b: &u32| weights[*b as usize].total_cmp(&weights[*a as usize]).then(a.cmp(b));
+    // Few are needed mostly: sorting more and more of them is less work than sorting all.
+    let mut n_sorted = 64;
+    let n_kept = loop {
+        if n_sorted < order.len() {
+            order.select_nth_unstable_by(n_sorted, by_weight);
+        }
+        n_sorted = n_sorted.min(order.len());
+        order[..n_sorted].sort_unstable_by(by_weight);
+        let mut before = 0.0;
+        let reached = order[..n_sorted].iter().position(|&id| {
+            let is_enough = before >= bound;
+            before += f64::from(weights[id as usize]);
+            is_enough
+        });
+        match reached {
+            Some(n) => break n.max(1),
+            None if n_sorted == order.len() => break n_sorted,
+            None => n_sorted *= 8,
+        }
+    };
+    order[n_kept..].iter().for_each(|&id| weights[id as usize] = 0.0);
+}
+
+fn draw(weights: &[f32], random: f64) -> u32 {
+    // In two steps, so that most of the sums do not wait for each other.
+    const BLOCK: usize = 512;
+    let sum = |weights: &[f32]| weights.iter().map(|&weight| f64::from(weight)).sum::<f64>();
+    let blocks: Vec<f64> = weights.chunks(BLOCK).map(sum).collect();
+    let mut rest = random * blocks.iter().sum::<f64>();
+    for (i, (block, weights)) in blocks.iter().zip(weights.chunks(BLOCK)).enumerate() {
+        if rest >= *block {
+            rest -= block;
+            continue;
+        }
+        for (j, &weight) in weights.iter().enumerate() {
+            if rest < f64::from(weight) {
+                return (i * BLOCK + j) as u32;
+            }
+            rest -= f64::from(weight);
+        }
+    }
+    // Rounding has left a little too much: the last token that can be drawn.
+    weights.iter().rposition(|&weight| weight > 0.0).unwrap_or(0) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Tensor};
+    use candle_transformers::generation::{LogitsProcessor, Sampling as Candles};
+
+    use super::*;
+    use crate::random;
+
+    fn kept(sampling: Sampling, logits: &[f32]) -> Vec<u32> {
+        let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let weights = sampling.weights(logits, largest);
+        (0..logits.len() as u32).filter(|&id| weights[id as usize] > 0.0).collect()
+    }
+
+    /// ln of 0.4, 0.3, 0.15, 0.1, 0.05, in an order of their own.
+    fn five() -> Vec<f32> {
+        [0.1f32, 0.4, 0.05, 0.3, 0.15].iter().map(|p| p.ln()).collect()
+    }
+
+    #[test]
+    fn cuts_by_hand() {
+        let check = |sampling: Sampling, expected: &[u32]| assert_eq!(kept(sampling, &five()), expected, "{sampling:?}");
+        check(Sampling { top_k: Some(2), ..Sampling::PLAIN }, &[1, 3]);
+        check(Sampling { top_k: Some(9), ..Sampling::PLAIN }, &[0, 1, 2, 3, 4]);
+        // 0.4 + 0.3 reach 0.69, and not 0.71.
+        check(Sampling { top_p: Some(0.69), ..Sampling::PLAIN }, &[1, 3]);
+        check(Sampling { top_p: Some(0.71), ..Sampling::PLAIN }, &[1, 3, 4]);
+        check(Sampling { top_p: Some(0.0), ..Sampling::PLAIN }, &[1]);
+        check(Sampling { min_p: Some(0.26), ..Sampling::PLAIN }, &[1, 3, 4]);
+        check(Sampling { min_p: Some(1.0), ..Sampling::PLAIN }, &[1]);
+        // Of the three that are left, 0.4 / 0.85 and 0.3 / 0.85 have 0.82 together.
+        check(Sampling { top_k: Some(3), top_p: Some(0.8), ..Sampling::PLAIN }, &[1, 3]);
+        // Shares to the power 1 / 2: 0.63, 0.55, 0.39, 0.32, 0.22 of 2.11; two have 0.56, three 0.74.
+        check(Sampling { temperature: 2.0, top_p: Some(0.7), ..Sampling::PLAIN }, &[1, 3, 4]);
+        // Equals of the last of the k stay.
+        assert_eq!(kept(Sampling { top_k: Some(2), ..Sampling::PLAIN }, &[1.0, 2.0, 1.0, 0.0]), [0, 1, 2]);
+    }
+
+    #[test]
+    fn the_draw_goes_by_the_sums_of_the_shares() {
+        let choose = |random| Sampling::PLAIN.choose(&five(), random).unwrap();
+        // The sums: 0.1, 0.5, 0.55, 0.85, 1.
+        for (random, id) in [(0.0, 0), (0.09, 0), (0.11, 1), (0.49, 1), (0.52, 2), (0.6, 3), (0.9, 4), (0.999_999, 4)] {
+            assert_eq!(choose(random), id, "{random}");
+        }
+        assert_eq!(Sampling::GREEDY.choose(&[0.0, 3.0, 3.0], 0.9).unwrap(), 1);
+        assert!(Sampling::PLAIN.choose(&[0.0, f32::NAN], 0.5).is_err());
+        assert_eq!(Sampling { temperature: 1e-30, ..Sampling::PLAIN }.choose(&[0.0, 3.0, 3.0, 1.0], 0.7).unwrap(), 2);
+        // A wide vocabulary, of which whole blocks have nothing.
+        let mut wide = vec![f32::NEG_INFINITY; 2000];
+        (wide[700], wide[1999]) = (0.0, 0.0);
+        assert_eq!([0.4, 0.6].map(|random| Sampling::PLAIN.choose(&wide, random).unwrap()), [700, 1999]);
+    }
+
+    #[test]
+    fn options_that_mean_nothing_are_refused() {
+        let check = |sampling: Sampling| sampling.check().unwrap_err().to_string();
+        assert!(check(Sampling { temperature: -1.0, ..Sampling::PLAIN }).contains("--temperature -1"));
+        assert!(check(Sampling { temperature: f64::NAN, ..Sampling::PLAIN }).contains("--temperature"));
+        assert!(check(Sampling { top_k: Some(0), ..Sampling::PLAIN }).contains("--top-k 0"));
+        assert!(check(Sampling { top_p: Some(1.5), ..Sampling::PLAIN }).contains("--top-p 1.5"));
+        assert!(check(Sampling { min_p: Some(-0.1), ..Sampling::PLAIN }).contains("--min-p -0.1"));
+        assert!(Sampling::PLAIN.check().is_ok() && Sampling::PLAIN.is_plain() && Sampling::GREEDY.is_greedy());
+        assert!(!Sampling { top_p: Some(0.9), ..Sampling::PLAIN }.is_plain());
+    }
+
+    /// The frequencies are those of candle's sampler, whose numbers are drawn otherwise: chi-squared over the tokens, at one in a thousand.
+    #[test]
+    fn frequencies_are_those_of_candles_sampler() {
+        const DRAWS: u64 = 20_000;
+        let logits: Vec<f32> = (0..12).map(|i| ((i * 7) % 12) as f32 * 0.4 - 1.0).collect();
+        let tensor = Tensor::new(logits.as_slice(), &Device::Cpu).unwrap();
+        let cases = [
+            (Sampling { temperature: 0.7, ..Sampling::PLAIN }, Candles::All { temperature: 0.7 }),
+            (Sampling { top_k: Some(5), ..Sampling::PLAIN }, Candles::TopK { k: 5, temperature: 1.0 }),
+            (Sampling { top_p: Some(0.8), ..Sampling::PLAIN }, Candles::TopP { p: 0.8, temperature: 1.0 }),
+        ];
+        for (own, theirs) in cases {
+            let mut processor = LogitsProcessor::from_sampling(5, theirs);
+            let (mut ours, mut candles) = ([0f64; 12], [0f64; 12]);
+            for i in 0..DRAWS {
+                ours[own.choose(&logits, random::unit(3, i)).unwrap() as usize] += 1.0;
+                candles[processor.sample(&tensor).unwrap() as usize] += 1.0;
+            }
+            let drawn = |counts: &[f64; 12]| counts.iter().map(|&n| n > 0.0).collect::<Vec<_>>();
+            assert_eq!(drawn(&ours), drawn(&candles), "{own:?}");
+            let terms = ours.iter().zip(&candles).filter(|(a, b)| *a + *b > 0.0).map(|(a, b)| (a - b).powi(2) / (a + b));
+            // 11 degrees of freedom at most.
+            assert!(terms.sum::<f64>() < 31.3, "{own:?}: {ours:?} {candles:?}");
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! The model's own answers to the prompts of a data set -> rollouts.jsonl, a data set that is scored like any other.
+//!
+//! ```text
+//! plan.rs      what the user asked for -> the prompts, and an identity that two equal commands share
+//! journal.rs   the answers as they come, of which a killed run keeps every one
+//! record.rs    run.json
+//! ```
+//!
+//! An answer depends on nothing but its prompt, the seed, its row and its number, so that an interrupted run comes out as an undisturbed one.
+
+mod journal;
+mod plan;
+mod record;
+
+use std::cell::Cell;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use serde_json::Value;
+
+use crate::dataset::write::{Reading, conversation};
+use crate::dataset::{Example, FieldMap, Format, Role, RoleMap, Rollout, Turn};
+use crate::engine::generate::{Request, Way, generate};
+use crate::error::{Context, Error, Result};
+use crate::files::{write_atomically, write_json};
+use crate::jobs::watch::Watch;
+use crate::jobs::{peak_memory_bytes, provenance_of};
+use crate::model::Placement;
+use crate::random;
+use crate::tokens::fingerprint_of_prompt;
+use journal::{Entry, Journal};
+pub(crate) use plan::Job;
+use plan::Plan;
+pub(crate) use record::Record;
+
+const ROLLOUTS_FILE: &str = "rollouts.jsonl";
+const RUN_FILE: &str = "run.json";
+const JOURNAL_FILE: &str = "answers.part.jsonl";
+
+/// What a run of rollouts has left.
+pub(crate) struct Outcome {
+    pub out: PathBuf,
+    pub record: Record,
+}
+
+impl Outcome {
+    pub(crate) fn rollouts(&self) -> PathBuf {
+        self.out.join(ROLLOUTS_FILE)
+    }
+}
+
+/// Writes what is not written yet.
+pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
+    let plan = Plan::make(job, watch)?;
+    let finished = plan.out.join(RUN_FILE);
+    if finished.exists() {
+        let record = Record::read(&finished)?;
+        return match record.identity == plan.identity {
+            true => Ok(Outcome { out: plan.out, record }),
+            false => Err(other_run(&plan.out)),
+        };
+    }
+    std::fs::create_dir_all(&plan.out).context_at(&plan.out, "cannot create the run folder")?;
+    let (mut journal, mut entries) = Journal::open(&plan.out.join(JOURNAL_FILE), &plan.identity, || other_run(&plan.out))?;
+
+    let all: Vec<(usize, u32)> = (0..plan.prompts.len()).flat_map(|prompt| (0..job.n).map(move |draw| (prompt, draw))).collect();
+    let open: Vec<(usize, u32)> =
+        all.iter().copied().filter(|&(prompt, draw)| !entries.contains_key(&(plan.prompts[prompt].row, draw))).collect();
+    let requests: Vec<Request> = open.iter().map(|&(prompt, draw)| request(&plan, job, prompt, draw)).collect();
+    let way = Way { sampling: job.sampling, ends: plan.ends.clone(), stops: job.stops.clone(), at_once: job.at_once };
+    let (began, before) = (Instant::now(), entries.len() as u64);
+    let mut done = before;
+    let n_tokens = Cell::new(0);
+    let written = generate(
+        &plan.model,
+        &requests,
+        &way,
+        &mut |request, answer| {
+            let (prompt, draw) = open[request];
+            let entry = Entry { row: plan.prompts[prompt].row, draw, ids: answer.ids, ended: answer.ended };
+            journal.add(&entry)?;
+            entries.insert((entry.row, entry.draw), entry);
+            done += 1;
+            watch.answers(done, all.len() as u64, n_tokens.get() as f64 / began.elapsed().as_secs_f64());
+            Ok(())
+        },
+        &mut |tokens| n_tokens.set(tokens),
+    )?;
+    let seconds = began.elapsed().as_secs_f64();
+
+    watch.stage("Writing the rows");
+    let path = plan.out.join(ROLLOUTS_FILE);
+    write_atomically(&path, |file| write_rows(&plan, job, &entries, file))?;
+    let record = Record {
+        provenance: provenance_of(plan.started, Placement::Cpu),
+        command: job.command.clone(),
+        identity: plan.identity.clone(),
+        model: plan.model.info.clone(),
+        data: plan.dataset.files().to_vec(),
+        template_sha256: plan.renderer.template_sha256().map(str::to_owned),
+        dtype: job.dtype.to_string(),
+        max_len: plan.max_len,
+        max_new_tokens: job.max_new_tokens,
+        n: job.n,
+        sampling: job.sampling,
+        stops: job.stops.clone(),
+        ends: plan.ends.iter().map(|&id| plan.model.tokenizer.text(id)).collect(),
+        seed: job.seed,
+        notes: plan.notes.clone(),
+        prompts: plan.prompts.len() as u64,
+        left_out: plan.left_out,
+        counts: record::Counts::of(entries.values()),
+        seconds,
+        tokens_per_second: (seconds > 0.0).then(|| written.tokens as f64 / seconds),
+        written,
+        peak_memory_bytes: peak_memory_bytes(),
+    };
+    write_json(&finished, &record)?;
+    journal.remove()?;
+    Ok(Outcome { out: plan.out, record })
+}
+
+fn request(plan: &Plan, job: &Job, prompt: usize, draw: u32) -> Request {
+    let plan::Asked { row, ids, .. } = &plan.prompts[prompt];
+    Request {
+        prompt: ids.clone(),
+        // The last token of an answer is not read again.
+        max_new_tokens: job.max_new_tokens.min(plan.max_len - ids.len()),
+        seed: random::own_seed(&format!("rollout {} {row} {draw}", job.seed)),
+    }
+}
+
+fn other_run(out: &Path) -> Error {
+    Error::new(
+        "the folder holds other rollouts: other data, model or options, or made by another version or commit of the program",
+    )
+    .at(out)
+    .cure("Name another folder with --out, or remove this one.")
+}
+
+/// The rows in the order of the data, each with its answers one after the other.
+fn write_rows(plan: &Plan, job: &Job, entries: &journal::Entries, file: &mut impl Write) -> Result<()> {
+    let mut prompts = plan.prompts.iter().peekable();
+    for record in plan.dataset.chosen(&plan.chosen) {
+        let record = record?;
+        let Some(asked) = prompts.next_if(|asked| asked.row == record.row) else { continue };
+        let example = record.example?;
+        for draw in 0..job.n {
+            let Some(entry) = entries.get(&(asked.row, draw)) else {
+                return Err(Error::new(format!("the answer {draw} to row {} is missing", asked.row)));
+            };
+            let row = row(plan, job, &example, asked, entry)?;
+            serde_json::to_writer(&mut *file, &row).context("cannot write a row")?;
+            file.write_all(b"\n").context("cannot write a row")?;
+        }
+    }
+    Ok(())
+}
+
+fn row(plan: &Plan, job: &Job, example: &Example, asked: &plan::Asked, entry: &Entry) -> Result<Value> {
+    let mut turns = example.turns[..asked.n_turns].to_vec();
+    // What the data say in earlier answers is none of the model's own.
+    turns.iter_mut().filter(|turn| turn.role == Role::Assistant).for_each(|turn| {
+        turn.weight = 0.0;
+        turn.parts.clear();
+    });
+    turns.push(Turn::plain(Role::Assistant, entry.text(&plan.model.tokenizer)));
+    let rollout = Rollout {
+        row: entry.row,
+        draw: entry.draw,
+        ids: entry.ids.clone(),
+        ended: entry.ended_name().to_owned(),
+        prompt: fingerprint_of_prompt(&asked.ids),
+        model: plan.model.info.sha256.clone(),
+        dtype: job.dtype.to_string(),
+        plain: job.sampling.is_plain() && job.stops.is_empty(),
+    };
+    let written = Example { turns, planted: Vec::new(), unused: Vec::new(), ..example.clone() };
+    let (mapping, roles) = (FieldMap::default(), RoleMap::default());
+    let reading = Reading { format: Format::Messages, mapping: &mapping, roles: &roles, source: "", completion_alone: false };
+    let mut row = conversation(&written, &reading)?;
+    row.insert("rollout".to_owned(), serde_json::to_value(rollout).context("cannot write down an answer")?);
+    Ok(Value::Object(row))
+}

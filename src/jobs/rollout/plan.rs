@@ -1,0 +1,173 @@
+//! What the user asked for -> everything opened, the prompts, and an identity that two equal commands share.
+
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use rayon::prelude::*;
+use serde_json::json;
+
+use super::record::LeftOut;
+use crate::dataset::{Choice, Chosen, Dataset, ReadOptions, Record};
+use crate::engine::generate::Sampling;
+use crate::error::{Context, Error, Result};
+use crate::files::sha256;
+use crate::jobs::identity_of_files;
+use crate::jobs::watch::{Watch, fetching};
+use crate::kernels::level::Level;
+use crate::kernels::{Dtype, Kernels};
+use crate::model::{LoadOptions, Model, Placement, Reference, stop_tokens};
+use crate::provenance;
+use crate::tokens::{RenderOptions, Renderer};
+
+/// Rollouts as the user asked for them.
+pub(crate) struct Job {
+    /// Files, globs, or `-` for standard input.
+    pub inputs: Vec<String>,
+    pub read: ReadOptions,
+    /// `None`: the default model.
+    pub model: Option<String>,
+    /// The model that an adapter is put on, in place of the one that its config names.
+    pub base: Option<String>,
+    /// `None`: a folder under `runs/` named after the identity.
+    pub out: Option<PathBuf>,
+    pub dtype: Dtype,
+    pub render: RenderOptions,
+    /// In place of that of `render`; `None` for the usual length, or what the model takes.
+    pub max_len: Option<usize>,
+    pub choice: Choice,
+    /// Answers to each prompt.
+    pub n: u32,
+    pub max_new_tokens: usize,
+    pub sampling: Sampling,
+    pub stops: Vec<String>,
+    /// Answers under way at a time.
+    pub at_once: usize,
+    pub seed: u64,
+    /// The command line, for run.json.
+    pub command: String,
+}
+
+/// A job with everything opened and checked.
+pub(super) struct Plan {
+    pub dataset: Dataset,
+    pub chosen: Chosen,
+    pub model: Model,
+    pub renderer: Renderer,
+    /// In the order of the rows.
+    pub prompts: Vec<Asked>,
+    pub left_out: LeftOut,
+    pub ends: Vec<u32>,
+    pub max_len: usize,
+    pub notes: Vec<String>,
+    pub out: PathBuf,
+    pub identity: String,
+    pub started: SystemTime,
+}
+
+/// The prompt of a row.
+pub(super) struct Asked {
+    pub row: u32,
+    pub ids: Vec<u32>,
+    /// The row's turns that are in it.
+    pub n_turns: usize,
+}
+
+/// Records whose prompts are made at a time.
+const CHUNK: usize = 256;
+
+impl Plan {
+    pub(super) fn make(job: &Job, watch: &dyn Watch) -> Result<Plan> {
+        let started = SystemTime::now();
+        job.sampling.check()?;
+        let dataset = Dataset::open(&job.inputs, &job.read)?;
+        watch.opened(dataset.files());
+        let reference = Reference::resolve_on(job.model.as_deref(), job.base.as_deref(), &fetching(watch))?;
+        let max_len = reference.max_len(job.max_len)?;
+        let options = LoadOptions { dtype: job.dtype, kernels: Kernels::Fused, device: Placement::Cpu };
+        let mut model = Model::load(&reference, options, max_len)?;
+        let render = RenderOptions { max_len, ..job.render.clone() };
+        let renderer = Renderer::new(model.tokenizer.clone(), model.template.take(), render)?;
+        watch.remarks(&model.info.name, &model.remarks);
+        let mut ends = stop_tokens(&reference, &model.tokenizer)?;
+        ends.extend(renderer.end_of_turn().filter(|id| !ends.contains(id)));
+        let mut notes = Vec::new();
+        if ends.is_empty() {
+            notes.push(format!(
+                "the model names no end token, and neither does its template: every answer has {} tokens, or meets a --stop",
+                job.max_new_tokens
+            ));
+        }
+        if !renderer.has_generation_prompt() {
+            notes.push(
+                "the chat template adds nothing for an answer that is to follow: answers begin right behind the last turn"
+                    .to_owned(),
+            );
+        }
+        let chosen = dataset.choose(job.choice)?;
+        let (prompts, left_out, reasons) = prompts(&dataset, &chosen, &renderer, max_len, job.read.strict)?;
+        notes.extend(reasons);
+        if prompts.is_empty() {
+            return Err(Error::new("no row of the data has a prompt that could be answered").cure(notes.join("\n  ")));
+        }
+        watch.remarks(&model.info.name, &notes);
+        let identity = json!({
+            "program": provenance::build(),
+            "files": identity_of_files(dataset.files()),
+            "mapping": format!("{:?}", job.read.mapping),
+            "roles": format!("{:?}", job.read.roles),
+            "choice": job.choice,
+            "model": model.info.sha256,
+            "template": renderer.template_sha256(),
+            "system": job.render.system,
+            "template_switches": job.render.template_switches,
+            "max_len": max_len,
+            "dtype": job.dtype.to_string(),
+            "kernel_level": Level::current().name(),
+            "n": job.n,
+            "max_new_tokens": job.max_new_tokens,
+            "sampling": job.sampling,
+            "stops": job.stops,
+            "seed": job.seed,
+        });
+        let identity = sha256(serde_json::to_string(&identity).context("cannot write down what identifies the run")?);
+        let out = job.out.clone().unwrap_or_else(|| Path::new("runs").join(format!("rollout-{}", &identity[..8])));
+        Ok(Plan { dataset, chosen, model, renderer, prompts, left_out, ends, max_len, notes, out, identity, started })
+    }
+}
+
+/// The prompts of all chosen rows, how many rows have none, and why, for the first of them.
+fn prompts(
+    dataset: &Dataset,
+    chosen: &Chosen,
+    renderer: &Renderer,
+    max_len: usize,
+    strict: bool,
+) -> Result<(Vec<Asked>, LeftOut, Option<String>)> {
+    let (mut prompts, mut left_out, mut first_reason) = (Vec::new(), LeftOut::default(), None);
+    let mut records = dataset.chosen(chosen);
+    loop {
+        let chunk: Vec<Record> = records.by_ref().take(CHUNK).collect::<Result<_>>()?;
+        if chunk.is_empty() {
+            let reason = first_reason.map(|reason| format!("{} rows are left out; the first: {reason}", left_out.unusable));
+            return Ok((prompts, left_out, reason));
+        }
+        let asked = chunk.into_par_iter().map(|record| {
+            let place = record.place.clone();
+            let prompt = record
+                .example
+                .and_then(|example| renderer.prompt(&example).map_err(|error| error.at_line(&*place.path, place.line)));
+            (record.row, prompt)
+        });
+        for (row, prompt) in asked.collect::<Vec<_>>() {
+            match prompt {
+                Ok(prompt) if prompt.ids.len() >= max_len => left_out.too_long += 1,
+                Ok(prompt) => prompts.push(Asked { row, ids: prompt.ids, n_turns: prompt.n_turns }),
+                Err(error) if strict => return Err(error.cure("Mend the row, or leave out --strict to skip it.")),
+                Err(error) => {
+                    left_out.unusable += 1;
+                    first_reason.get_or_insert_with(|| error.to_string());
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! run.json of rollouts: what made them, and how it went.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::journal::Entry;
+use crate::dataset::DataFile;
+use crate::engine::generate::{Ended, Sampling, Written};
+use crate::error::{Context, Result};
+use crate::model::Info;
+use crate::provenance::Provenance;
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Record {
+    #[serde(flatten)]
+    pub provenance: Provenance,
+    pub command: String,
+    pub identity: String,
+    pub model: Info,
+    pub data: Vec<DataFile>,
+    pub template_sha256: Option<String>,
+    pub dtype: String,
+    pub max_len: usize,
+    pub max_new_tokens: usize,
+    /// Answers to each prompt.
+    pub n: u32,
+    pub sampling: Sampling,
+    pub stops: Vec<String>,
+    /// The tokens that end an answer.
+    pub ends: Vec<String>,
+    pub seed: u64,
+    pub notes: Vec<String>,
+    pub prompts: u64,
+    pub left_out: LeftOut,
+    pub counts: Counts,
+    /// Of the process that finished the run.
+    pub written: Written,
+    pub seconds: f64,
+    /// Tokens of answers in the wall time after the model is loaded; absent where nothing was left to write.
+    pub tokens_per_second: Option<f64>,
+    pub peak_memory_bytes: Option<u64>,
+}
+
+/// Rows that have no answer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LeftOut {
+    /// Whose prompt leaves no room in `max_len`.
+    pub too_long: u64,
+    /// That could not be read, or have no prompt.
+    pub unusable: u64,
+}
+
+/// Over all answers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Counts {
+    pub answers: u64,
+    pub tokens: u64,
+    pub ended_with_end_token: u64,
+    pub ended_with_stop: u64,
+    pub ended_by_length: u64,
+}
+
+impl Counts {
+    pub(super) fn of<'a>(entries: impl Iterator<Item = &'a Entry>) -> Counts {
+        let mut counts = Counts::default();
+        for entry in entries {
+            counts.answers += 1;
+            counts.tokens += entry.ids.len() as u64;
+            match entry.ended {
+                Ended::EndToken => counts.ended_with_end_token += 1,
+                Ended::Stop => counts.ended_with_stop += 1,
+                Ended::Length => counts.ended_by_length += 1,
+            }
+        }
+        counts
+    }
+}
+
+impl Record {
+    pub(super) fn read(path: &Path) -> Result<Record> {
+        let bytes = std::fs::read(path).context_at(path, "cannot read the file")?;
+        serde_json::from_slice(&bytes).context_at(path, "the file is no record of rollouts by this version")
+    }
+
+    /// For the terminal.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        let Counts { answers, tokens, ended_with_end_token, ended_with_stop, ended_by_length } = self.counts;
+        let mut lines = vec![format!(
+            "{answers} answers to {} prompts with {}, {tokens} tokens: {ended_with_end_token} ended by themselves, {ended_by_length} were cut \
+             at their longest{}",
+            self.prompts,
+            self.model.name,
+            if self.stops.is_empty() { String::new() } else { format!(", {ended_with_stop} met a stop string") }
+        )];
+        if self.left_out.too_long > 0 {
+            lines.push(format!("{} prompts leave no room for an answer in --max-len {}", self.left_out.too_long, self.max_len));
+        }
+        if self.left_out.unusable > 0 {
+            lines.push(format!("{} rows could not be read, or have no prompt", self.left_out.unusable));
+        }
+        lines.extend(self.tokens_per_second.map(|rate| format!("{rate:.0} tokens/s")));
+        lines
+    }
+}

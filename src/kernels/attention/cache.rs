@@ -1,0 +1,272 @@
+//! Attention over what earlier calls have left: the keys and values of growing sequences, in the packed form that the kernels read.
+//!
+//! A page holds 16 positions of one sequence, as a granule of the packed form does, cut at the same positions. So a token that is
+//! computed alone sees its keys grouped as it does within its whole sequence, and its result is the same to the bit. Sequences with a
+//! common beginning may share the pages that hold nothing else.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use super::fused;
+use super::pack::{Packed, padded};
+use super::plan::GRANULE;
+use super::problem::Problem;
+use super::shape::AttentionShape;
+use crate::error::{Error, Result};
+use crate::kernels::cpu::Shared;
+use crate::kernels::lanes::Lanes;
+use crate::kernels::level::{Kernel, Level};
+use crate::kernels::rotary::Rotary;
+
+/// Positions in a page.
+pub const PAGE: usize = GRANULE;
+
+/// Keys and values of one layer.
+pub struct LayerCache {
+    keys: Packed,
+    values: Packed,
+    n_pages: usize,
+    kv_heads: usize,
+    head_dim: usize,
+}
+
+/// Tokens of a batch that go on with one sequence.
+#[derive(Debug, Clone)]
+pub struct Stretch {
+    /// Rows of the batch; the stretches of a batch tile `0..T` in order.
+    pub tokens: Range<usize>,
+    /// Of the first of them in the sequence.
+    pub position: usize,
+    /// The pages of the sequence, the `i`-th for the positions from `16 i` on. There may be more than are in use yet.
+    pub pages: Arc<[usize]>,
+}
+
+impl LayerCache {
+    pub fn new(shape: &AttentionShape, n_pages: usize) -> LayerCache {
+        let AttentionShape { kv_heads, head_dim, .. } = *shape;
+        LayerCache {
+            keys: Packed::zeros(n_pages, kv_heads, head_dim * GRANULE),
+            values: Packed::zeros(n_pages, kv_heads, padded(head_dim) * GRANULE),
+            n_pages,
+            kv_heads,
+            head_dim,
+        }
+    }
+
+    /// The memory that a page takes.
+    pub fn page_bytes(shape: &AttentionShape) -> usize {
+        shape.kv_heads * (shape.head_dim + padded(shape.head_dim)) * GRANULE * size_of::<f32>()
+    }
+
+    /// Puts the keys and values of the stretches' tokens into their pages.
+    fn store(&mut self, problem: &Problem, stretches: &[Stretch]) {
+        let of_stretch = |stretch: &Stretch| {
+            let (begin, end) = (stretch.position, stretch.position + stretch.tokens.len());
+            let first_token = stretch.tokens.start;
+            let pages = stretch.pages.clone();
+            (begin / GRANULE..end.div_ceil(GRANULE)).map(move |page| {
+                let positions = begin.max(page * GRANULE)..end.min((page + 1) * GRANULE);
+                let token = first_token + positions.start - begin;
+                Share { page: pages[page], token, lanes: positions.start % GRANULE..positions.end - page * GRANULE }
+            })
+        };
+        let shares: Vec<Share> = stretches.iter().filter(|stretch| !stretch.tokens.is_empty()).flat_map(of_stretch).collect();
+        let (keys, values) = (Shared::of(self.keys.floats_mut()), Shared::of(self.values.floats_mut()));
+        shares.par_iter().with_min_len(8).for_each(|share| {
+            problem.level.run(Store { problem, share, keys: &keys, values: &values });
+        });
+    }
+}
+
+/// What one page gets in one call.
+struct Share {
+    page: usize,
+    /// The first token, and the lanes for it and those behind it.
+    token: usize,
+    lanes: Range<usize>,
+}
+
+struct Store<'a> {
+    problem: &'a Problem<'a>,
+    share: &'a Share,
+    keys: &'a Shared<f32>,
+    values: &'a Shared<f32>,
+}
+
+impl Kernel for Store<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Lanes>(self) {
+        let Store { problem, share, keys, values } = self;
+        let AttentionShape { heads, kv_heads, head_dim, .. } = *problem.shape;
+        let width = padded(head_dim);
+        let mut row = vec![0.0; head_dim];
+        for kv_head in 0..kv_heads {
+            let place = share.page * kv_heads + kv_head;
+            // SAFETY: each page belongs to one share (`check`), and what is there has been written, if only with zeros.
+            let (keys, values) = unsafe {
+                let (n_keys, n_values) = (head_dim * GRANULE, width * GRANULE);
+                (
+                    std::slice::from_raw_parts_mut(keys.at(place * n_keys, n_keys), n_keys),
+                    std::slice::from_raw_parts_mut(values.at(place * n_values, n_values), n_values),
+                )
+            };
+            for (i, lane) in share.lanes.clone().enumerate() {
+                let token = share.token + i;
+                let columns = &problem.qkv[token * problem.shape.columns()..][..problem.shape.columns()];
+                row.copy_from_slice(&columns[(heads + kv_head) * head_dim..][..head_dim]);
+                problem.rotary.rotate_head(&mut row, problem.positions[token], 1.0);
+                for (d, &key) in row.iter().enumerate() {
+                    keys[d * GRANULE + lane] = key;
+                }
+                values[lane * width..][..head_dim]
+                    .copy_from_slice(&columns[(heads + kv_heads + kv_head) * head_dim..][..head_dim]);
+            }
+        }
+    }
+}
+
+/// [`attention`](super::attention) of tokens whose sequences began in earlier calls: what they bring is added to the cache.
+pub(super) fn attention(
+    qkv: &[f32],
+    stretches: &[Stretch],
+    cache: &mut LayerCache,
+    rotary: &Rotary,
+    shape: &AttentionShape,
+) -> Result<Vec<f32>> {
+    let tokens = qkv.len() / shape.columns();
+    let positions = positions_of(stretches, tokens)?;
+    rotary.check(shape.head_dim, &positions)?;
+    check(stretches, cache, shape)?;
+    let problem = Problem { qkv, segments: &[], positions: &positions, rotary, shape, level: Level::current() };
+    cache.store(&problem, stretches);
+    let views: Vec<fused::View> =
+        stretches.iter().map(|stretch| fused::View { tokens: stretch.tokens.clone(), seen: &stretch.pages }).collect();
+    Ok(fused::over(&problem, &views, &cache.keys, &cache.values).0)
+}
+
+/// Each token's position in its sequence. Refuses stretches that do not tile `0..tokens`.
+pub fn positions_of(stretches: &[Stretch], tokens: usize) -> Result<Vec<usize>> {
+    let mut positions = Vec::with_capacity(tokens);
+    for stretch in stretches {
+        if stretch.tokens.start != positions.len() || stretch.tokens.end < stretch.tokens.start {
+            return Err(Error::new(format!("stretch {:?} does not start at token {}", stretch.tokens, positions.len())));
+        }
+        positions.extend(stretch.position..stretch.position + stretch.tokens.len());
+    }
+    match positions.len() == tokens {
+        true => Ok(positions),
+        false => Err(Error::new(format!("the stretches cover {} tokens of a batch of {tokens}", positions.len()))),
+    }
+}
+
+/// Every position has a page that is there, and no page is written for two sequences.
+fn check(stretches: &[Stretch], cache: &LayerCache, shape: &AttentionShape) -> Result<()> {
+    if (cache.kv_heads, cache.head_dim) != (shape.kv_heads, shape.head_dim) {
+        return Err(Error::new("the cache was made for heads of another number or width"));
+    }
+    let mut written = Vec::new();
+    for stretch in stretches {
+        let end = (stretch.position + stretch.tokens.len()).div_ceil(GRANULE);
+        if end > stretch.pages.len() || stretch.pages.iter().any(|&page| page >= cache.n_pages) {
+            return Err(Error::new(format!("a sequence of {end} pages lacks some of them in the cache")));
+        }
+        if !stretch.tokens.is_empty() {
+            written.extend_from_slice(&stretch.pages[stretch.position / GRANULE..end]);
+        }
+    }
+    written.sort_unstable();
+    match written.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) => Err(Error::new(format!("page {} of the cache would be written twice", pair[0]))),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Tensor};
+
+    use super::super::{attention, attention_onto};
+    use super::*;
+    use crate::kernels::rotary::RotaryStyle;
+    use crate::kernels::testing::noise;
+    use crate::kernels::{Kernels, Segment};
+
+    /// A sequence read in pieces of any size, beside others and behind a beginning that it shares, is the one read at once, to the bit.
+    #[test]
+    fn pieces_give_the_bits_of_the_whole() {
+        let frequencies: Vec<f64> = (0..4).map(|i| 100f64.powf(-f64::from(i) / 4.0)).collect();
+        for (window, softcap, head_dim) in [(None, None, 8), (Some(5), None, 12), (Some(300), Some(3.0), 16)] {
+            let shape = AttentionShape { heads: 6, kv_heads: 2, head_dim, scale: 0.4, window, softcap };
+            let rotary = Rotary::new(&frequencies, 700, RotaryStyle::Half, 1.0);
+            let (lengths, columns) = ([650usize, 37, 1], shape.columns());
+            let mut sequences: Vec<Vec<f32>> =
+                lengths.iter().enumerate().map(|(i, n)| noise(n * columns, 1.0, i as u64 + 1)).collect();
+            // The second one begins as the first, for two pages.
+            let shared = 2 * PAGE * columns;
+            let beginning = sequences[0][..shared].to_vec();
+            sequences[1][..shared].copy_from_slice(&beginning);
+            let whole: Vec<Vec<f32>> = sequences
+                .iter()
+                .map(|rows| {
+                    let n = rows.len() / columns;
+                    let segments: Arc<[Segment]> = vec![Segment { tokens: 0..n, context: Vec::new() }].into();
+                    let qkv = Tensor::from_slice(rows, (n, columns), &Device::Cpu).unwrap();
+                    let y = attention(&qkv, &segments, &rotary, &shape, Kernels::Fused).unwrap();
+                    y.flatten_all().unwrap().to_vec1().unwrap()
+                })
+                .collect();
+            let mut cache = LayerCache::new(&shape, 60);
+            // Pages in an order of their own; the second sequence has its first two from the first one.
+            let pages: [Arc<[usize]>; 3] = [(0..41).map(|i| 59 - i).collect(), vec![59, 58, 3].into(), vec![7].into()];
+            let mut done = [0, 2 * PAGE, 0];
+            let mut found: [Vec<f32>; 3] = Default::default();
+            for sizes in [[33, 1, 0], [1, 0, 0], [14, 1, 1], [1, 1, 0], [1, 2, 0], [600, 0, 0]] {
+                let (mut stretches, mut rows) = (Vec::new(), Vec::new());
+                for (i, &n) in sizes.iter().enumerate() {
+                    let begin = rows.len() / columns;
+                    stretches.push(Stretch { tokens: begin..begin + n, position: done[i], pages: pages[i].clone() });
+                    rows.extend_from_slice(&sequences[i][done[i] * columns..(done[i] + n) * columns]);
+                    done[i] += n;
+                }
+                let qkv = Tensor::from_slice(&rows, (rows.len() / columns, columns), &Device::Cpu).unwrap();
+                let y = attention_onto(&qkv, &stretches, &mut cache, &rotary, &shape).unwrap();
+                let y: Vec<Vec<f32>> = y.to_vec2().unwrap();
+                for (i, stretch) in stretches.iter().enumerate() {
+                    found[i].extend(y[stretch.tokens.clone()].iter().flatten());
+                }
+            }
+            assert_eq!(done, lengths);
+            let bits = |rows: &[f32]| rows.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&found[0]), bits(&whole[0]));
+            assert_eq!(bits(&found[1]), bits(&whole[1][2 * PAGE * shape.heads * head_dim..]));
+            assert_eq!(bits(&found[2]), bits(&whole[2]));
+        }
+    }
+
+    #[test]
+    fn a_page_has_one_writer_and_every_position_a_page() {
+        let shape = AttentionShape { heads: 2, kv_heads: 1, head_dim: 4, scale: 1.0, window: None, softcap: None };
+        let rotary = Rotary::new(&[1.0], 100, RotaryStyle::Half, 1.0);
+        let mut cache = LayerCache::new(&shape, 3);
+        let mut run = |stretches: &[Stretch]| {
+            let n = stretches.iter().map(|stretch| stretch.tokens.len()).sum::<usize>();
+            let qkv = Tensor::zeros((n, shape.columns()), candle_core::DType::F32, &Device::Cpu).unwrap();
+            attention_onto(&qkv, stretches, &mut cache, &rotary, &shape).map(|_| ()).map_err(|error| error.to_string())
+        };
+        let stretch = |tokens: Range<usize>, position: usize, pages: &[usize]| Stretch { tokens, position, pages: pages.into() };
+        assert_eq!(run(&[stretch(0..3, 14, &[0, 1]), stretch(3..4, 16, &[0, 2])]), Ok(()));
+        for (stretches, message) in [
+            (vec![stretch(0..3, 14, &[0, 1]), stretch(3..4, 0, &[1])], "written twice"),
+            (vec![stretch(0..3, 14, &[0])], "lacks some"),
+            (vec![stretch(0..1, 0, &[3])], "lacks some"),
+            (vec![stretch(1..2, 0, &[0])], "does not start"),
+            (vec![stretch(0..1, 100, &[0, 0, 0, 0, 0, 0, 0])], "position 100"),
+        ] {
+            assert!(run(&stretches).unwrap_err().contains(message), "{stretches:?}");
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! The keys and values of sequences that are being written, in all layers, and which of their pages are free.
+
+use super::Config;
+use crate::kernels::attention::LayerCache;
+pub use crate::kernels::attention::{PAGE, Stretch};
+
+pub struct Cache {
+    pub(super) layers: Vec<LayerCache>,
+    free: Vec<usize>,
+    /// Sequences that hold each page.
+    holders: Vec<u32>,
+}
+
+impl Cache {
+    /// Room for `n_pages` times [`PAGE`] positions; memory is taken as it is written.
+    pub fn new(config: &Config, n_pages: usize) -> Cache {
+        Cache {
+            layers: (0..config.layers).map(|layer| LayerCache::new(&config.attention_shape(layer), n_pages)).collect(),
+            // The first ones are handed out first, so that what was never needed is never touched.
+            free: (0..n_pages).rev().collect(),
+            holders: vec![0; n_pages],
+        }
+    }
+
+    /// The memory that a page takes in all layers.
+    pub fn page_bytes(config: &Config) -> usize {
+        (0..config.layers).map(|layer| LayerCache::page_bytes(&config.attention_shape(layer))).sum()
+    }
+
+    pub fn n_free(&self) -> usize {
+        self.free.len()
+    }
+
+    /// `n` pages for one sequence; `None`, and nothing changed, if there are not so many.
+    pub fn take(&mut self, n: usize) -> Option<Vec<usize>> {
+        let pages = self.free.split_off(self.free.len().checked_sub(n)?);
+        pages.iter().for_each(|&page| self.holders[page] = 1);
+        Some(pages.into_iter().rev().collect())
+    }
+
+    /// One more sequence holds these pages.
+    pub fn share(&mut self, pages: &[usize]) {
+        pages.iter().for_each(|&page| self.holders[page] += 1);
+    }
+
+    /// A sequence that held these pages has ended.
+    pub fn release(&mut self, pages: &[usize]) {
+        for &page in pages {
+            self.holders[page] -= 1;
+            if self.holders[page] == 0 {
+                self.free.push(page);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_page_is_free_when_its_last_holder_has_ended() {
+        let config = Config::from_json(&json!({"model_type": "llama", "hidden_size": 8, "intermediate_size": 16,
+            "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 9,
+            "max_position_embeddings": 64, "rms_norm_eps": 1e-5}))
+        .unwrap();
+        // Two layers, one head of 4 keys and of 16 padded values, 16 positions, 4 bytes.
+        assert_eq!(Cache::page_bytes(&config), 2 * (4 + 16) * 16 * 4);
+        let mut cache = Cache::new(&config, 5);
+        let first = cache.take(3).unwrap();
+        assert_eq!((first.as_slice(), cache.n_free()), (&[0, 1, 2][..], 2));
+        assert!(cache.take(3).is_none());
+        cache.share(&first[..2]);
+        cache.release(&first);
+        assert_eq!(cache.n_free(), 3);
+        cache.release(&first[..2]);
+        assert_eq!(cache.n_free(), 5);
+        let mut all = cache.take(5).unwrap();
+        all.sort_unstable();
+        assert_eq!(all, [0, 1, 2, 3, 4]);
+    }
+}

@@ -1,0 +1,132 @@
+//! What a model is to answer, and what it has answered: prompts, and rows whose last answer was written token by token.
+//!
+//! The text of an answer need not become the tokens that were drawn: most texts have many spellings. Such a row is read with the tokens
+//! that were drawn, which are what the model said, and counted; where they do not belong to the row (another tokenizer, a prompt that is
+//! rendered otherwise, a text that was changed), it is read as its text, and counted, too.
+
+use super::Span;
+use super::audit::Drawn;
+use super::render::{Rendered, Renderer};
+use super::template::ChatTemplate;
+use super::tokenizer::Token;
+use super::turns::{Habits, Layout};
+use crate::dataset::{Example, Role, Rollout, Turn};
+use crate::error::{Error, Result};
+use crate::files::sha256;
+
+/// What a model is given to answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prompt {
+    pub ids: Vec<u32>,
+    /// The example's turns that are in it.
+    pub n_turns: usize,
+}
+
+/// The beginning of SHA-256 over the tokens of a prompt.
+pub fn fingerprint_of_prompt(ids: &[u32]) -> String {
+    let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+    sha256(bytes)[..16].to_owned()
+}
+
+impl Renderer {
+    /// All before the last answer, with what the template puts before an answer; all turns where the last one is no answer.
+    pub fn prompt(&self, example: &Example) -> Result<Prompt> {
+        if example.turns.iter().any(|turn| turn.role == Role::Text) {
+            return Err(Error::new("a plain text has no prompt that could be answered"));
+        }
+        let is_answered = example.turns.last().is_some_and(|turn| turn.role == Role::Assistant);
+        let n_turns = example.turns.len() - usize::from(is_answered);
+        if n_turns == 0 {
+            return Err(Error::new("the row has nothing before its answer that could be answered"));
+        }
+        // With an answer of our own the answer is found, and the text before it cut, as in the rows that are learnt.
+        let mut turns = example.turns[..n_turns].to_vec();
+        turns.push(Turn::plain(Role::Assistant, "x"));
+        let asked = Example { turns, rollout: None, ..example.clone() };
+        let layout = self.lay_out(&asked)?;
+        let Some(answer) = layout.answers.last() else {
+            return Err(Error::new("the chat template does not render an answer to the row"));
+        };
+        let begin = answer.range.start;
+        let mut before = self.tokenize(&layout)?;
+        before.retain(|token| token.end <= begin);
+        if let Some(template) = self.template_of(example) {
+            let prompt = self.generation_prompt(template, &asked, n_turns)?;
+            let is_begun = layout.text[..begin].strip_prefix(prompt.as_str());
+            if !is_begun.is_some_and(|rest| rest.is_empty() || template.1.hides(rest)) {
+                // Before an answer that is learnt stands something else: what counts here is what the model is given when it is used.
+                before = self.tokenize(&Layout { text: prompt, ..Layout::default() })?;
+            }
+        }
+        let ids: Vec<u32> = before.iter().map(|token| token.id).collect();
+        match ids.is_empty() {
+            true => Err(Error::new("the prompt is empty")),
+            false => Ok(Prompt { ids, n_turns }),
+        }
+    }
+
+    /// The special token with which the template ends an answer; without a template the end token.
+    pub fn end_of_turn(&self) -> Option<u32> {
+        match &self.template {
+            Some((_, habits)) => habits.end_of_turn().and_then(|token| self.tokenizer.id(token)),
+            None => self.tokenizer.eos(),
+        }
+    }
+
+    /// Does the template add something where an answer is to follow?
+    pub fn has_generation_prompt(&self) -> bool {
+        self.template.as_ref().is_none_or(|(_, habits)| habits.has_generation_prompt())
+    }
+
+    /// The text before an answer to the first `n_turns` turns, as the template gives it.
+    fn generation_prompt(&self, template: &(ChatTemplate, Habits), asked: &Example, n_turns: usize) -> Result<String> {
+        let before = Example { turns: asked.turns[..n_turns].to_vec(), ..asked.clone() };
+        self.attempts(template, &before, |template, _, conversation| {
+            template.render(&conversation.messages, conversation.around, true)
+        })
+    }
+
+    /// Puts the tokens that were drawn in the place of those of the answer's text, if they belong to the row.
+    pub(super) fn put_drawn(
+        &self,
+        rendered: &mut Rendered,
+        rollout: &Rollout,
+        example: &Example,
+        layout: &Layout,
+        tokens: &[Token],
+    ) -> Drawn {
+        let (Some(answer), Some(turn)) = (layout.answers.last(), example.turns.last()) else { return Drawn::Foreign };
+        let n_prompt = tokens.iter().take_while(|token| token.end <= answer.range.start).count();
+        let sequence = &mut rendered.sequence;
+        let n_text = rollout.ids.len() - usize::from(rollout.ended == "end_token" && !rollout.ids.is_empty());
+        let bytes: Vec<u8> = rollout.ids[..n_text].iter().flat_map(|&id| self.tokenizer.bytes(id)).copied().collect();
+        let is_known = rollout.ids.iter().all(|&id| (id as usize) < self.tokenizer.vocab_size());
+        let is_own = answer.turn + 1 == example.turns.len()
+            && is_known
+            && String::from_utf8_lossy(&bytes) == turn.content
+            && fingerprint_of_prompt(&sequence.ids[..n_prompt]) == rollout.prompt;
+        if !is_own {
+            return Drawn::Foreign;
+        }
+        // What the template writes behind an answer that was cut was not drawn.
+        let has_same = sequence.ids[n_prompt..].starts_with(&rollout.ids);
+        sequence.ids.truncate(n_prompt);
+        sequence.ids.extend_from_slice(&rollout.ids);
+        let n_weights = sequence.supervised[..n_prompt].iter().filter(|&&supervised| supervised).count();
+        sequence.supervised.truncate(n_prompt);
+        sequence.supervised.resize(n_prompt + rollout.ids.len(), turn.weight > 0.0);
+        rendered.target_weights.truncate(n_weights);
+        if turn.weight > 0.0 {
+            rendered.target_weights.resize(n_weights + rollout.ids.len(), turn.weight);
+        }
+        sequence.spans.truncate(n_prompt);
+        let (mut at, end) = (0, turn.content.len());
+        for &id in &rollout.ids[..n_text] {
+            let next = (at + self.tokenizer.bytes(id).len()).min(end);
+            sequence.spans.push(Span { turn: answer.turn as u16, begin: at as u32, end: next as u32 });
+            at = next;
+        }
+        sequence.spans.resize(sequence.ids.len(), Span { turn: answer.turn as u16, begin: 0, end: 0 });
+        if has_same { Drawn::Same } else { Drawn::Respelt }
+    }
+}

@@ -1,0 +1,178 @@
+//! Answers written by the model: against Transformers' greedy ones, against the scoring pass to the bit, alone and among others.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use diagnose::engine::generate::{Answer, Ended, Request, Sampling, Way, generate};
+use diagnose::kernels::{Dtype, Kernels, Segment};
+use diagnose::model::{Batch, Cache, LoadOptions, Model, PAGE, Placement, Reference, Stretch};
+
+fn greedy() -> Way {
+    Way { sampling: Sampling::GREEDY, ends: Vec::new(), stops: Vec::new(), at_once: 7 }
+}
+
+fn plain() -> Way {
+    Way { sampling: Sampling::PLAIN, ..greedy() }
+}
+
+fn fixtures() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families");
+    let mut folders: Vec<_> = std::fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path()).collect();
+    folders.retain(|path| path.is_dir());
+    folders.sort();
+    folders
+}
+
+fn load(path: &Path, dtype: Dtype) -> Model {
+    let reference = Reference::resolve(path.to_str(), &|_, _, _| {}).unwrap();
+    let options = LoadOptions { dtype, kernels: Kernels::Fused, device: Placement::Cpu };
+    Model::load(&reference, options, 128).unwrap()
+}
+
+fn answers(model: &Model, requests: &[Request], way: &Way) -> Vec<Answer> {
+    let mut answers = vec![None; requests.len()];
+    let finished = &mut |request: usize, answer: Answer| {
+        assert!(answers[request].replace(answer).is_none(), "answered twice");
+        Ok(())
+    };
+    let written = generate(model, requests, way, finished, &mut |_| {}).unwrap();
+    let answers: Vec<Answer> = answers.into_iter().map(Option::unwrap).collect();
+    assert_eq!(written.tokens, answers.iter().map(|answer| answer.ids.len() as u64).sum::<u64>());
+    answers
+}
+
+fn ids(answers: &[Answer]) -> Vec<&[u32]> {
+    answers.iter().map(|answer| answer.ids.as_slice()).collect()
+}
+
+/// tests/fixtures/families/greedy.py
+#[test]
+fn greedy_answers_of_every_family_are_those_of_transformers() {
+    for folder in fixtures() {
+        let text = std::fs::read_to_string(folder.join("greedy.json")).unwrap();
+        let mut expected: HashMap<String, Vec<Vec<u32>>> = serde_json::from_str(&text).unwrap();
+        let (prompts, expected) = (expected.remove("prompts").unwrap(), expected.remove("answers").unwrap());
+        assert!(prompts.len() == 20 && expected.iter().all(|answer| answer.len() == 64));
+        let request = |prompt: &Vec<u32>| Request { prompt: prompt.clone(), max_new_tokens: 64, seed: 0 };
+        let requests: Vec<Request> = prompts.iter().map(request).collect();
+        let gguf = folder.join("model.gguf");
+        for path in [Some(folder.clone()), gguf.is_file().then_some(gguf)].into_iter().flatten() {
+            let found = answers(&load(&path, Dtype::F32), &requests, &greedy());
+            assert_eq!(ids(&found), expected, "{}", path.display());
+        }
+    }
+}
+
+/// What the cache gives is what the whole sequence gives, to the bit, in every family and precision, however it is cut.
+#[test]
+fn cached_hidden_states_are_the_uncached_ones_to_the_bit() {
+    for folder in fixtures() {
+        for dtype in [Dtype::F32, Dtype::Bf16] {
+            let model = load(&folder, dtype);
+            let sequence: Vec<u32> = (0..100).map(|i| (i * 37 + i * i) % 256).collect();
+            let rows: Vec<u32> = (0..100).collect();
+            let segments: Arc<[Segment]> = vec![Segment { tokens: 0..100, context: Vec::new() }].into();
+            let whole = model.hidden(&Batch { ids: sequence.clone(), segments }, &rows).unwrap().to_vec2::<f32>().unwrap();
+            let mut cache = Cache::new(&model.config, 20);
+            // Another sequence comes and goes between the pieces, with the first one's first page.
+            let pages: Arc<[usize]> = cache.take(100usize.div_ceil(PAGE)).unwrap().into();
+            let others: Arc<[usize]> = [&pages[..1], &cache.take(4).unwrap()].concat().into();
+            let mut done = 0;
+            for (n, others_position) in [(30, None), (1, Some(16)), (1, Some(17)), (47, Some(18)), (1, None), (20, Some(19))] {
+                let mut ids = sequence[done..done + n].to_vec();
+                let mut stretches = vec![Stretch { tokens: 0..n, position: done, pages: pages.clone() }];
+                if let Some(position) = others_position {
+                    ids.push(7);
+                    stretches.push(Stretch { tokens: n..n + 1, position, pages: others.clone() });
+                }
+                let rows: Vec<u32> = (0..n as u32).collect();
+                let found = model.hidden_onto(&mut cache, &ids, &stretches, &rows).unwrap().to_vec2::<f32>().unwrap();
+                assert_eq!(found, whole[done..done + n], "{} {dtype} from {done}", folder.display());
+                done += n;
+            }
+            assert_eq!(done, 100);
+        }
+    }
+}
+
+/// Prompts of all lengths, some of which share their beginning for pages.
+fn requests() -> Vec<Request> {
+    let beginning: Vec<u32> = (0..40).map(|i| i * 5 % 256).collect();
+    let prompt = |i: u32| -> Vec<u32> {
+        let own = (0..1 + i * 3 % 25).map(|j| (i * 31 + j * 7) % 256);
+        let shared = if i % 3 == 0 { &beginning[..] } else { &beginning[..(i as usize) % 20] };
+        shared.iter().copied().chain(own).collect()
+    };
+    (0..24).map(|i| Request { prompt: prompt(i / 2), max_new_tokens: 5 + i as usize * 2 % 40, seed: u64::from(i) }).collect()
+}
+
+#[test]
+fn an_answer_depends_on_nothing_but_its_request() {
+    for name in ["llama", "gemma3_text", "qwen3_moe", "phi3"] {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families").join(name);
+        for dtype in [Dtype::F32, Dtype::Bf16] {
+            let model = load(&folder, dtype);
+            let requests = requests();
+            let together = answers(&model, &requests, &Way { at_once: 16, ..plain() });
+            let alone: Vec<Answer> =
+                requests.iter().flat_map(|request| answers(&model, std::slice::from_ref(request), &plain())).collect();
+            assert_eq!(together, alone, "{name} {dtype}");
+            let mut backwards = requests.clone();
+            backwards.reverse();
+            let mut found = answers(&model, &backwards, &Way { at_once: 5, ..plain() });
+            found.reverse();
+            assert_eq!(found, alone, "{name} {dtype}");
+            // Two draws of one prompt are not the same answer.
+            assert_ne!(together[22].ids[..5], together[23].ids[..5]);
+        }
+    }
+}
+
+#[test]
+fn common_beginnings_are_computed_once() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families/llama");
+    let model = load(&folder, Dtype::F32);
+    let request = |last: u32| Request { prompt: (0..40).chain([last]).collect(), max_new_tokens: 3, seed: u64::from(last) };
+    let requests: Vec<Request> = (100..110).map(request).collect();
+    for at_once in [1, 3, 16] {
+        let written = generate(&model, &requests, &Way { at_once, ..plain() }, &mut |_, _| Ok(()), &mut |_| {}).unwrap();
+        // Two whole pages of 16, for all but the first, even where the earlier answer is finished.
+        assert_eq!((written.prompt_tokens, written.shared_tokens), (410, 9 * 32), "{at_once}");
+        assert_eq!(written.tokens, 30);
+    }
+}
+
+#[test]
+fn answers_end_with_end_tokens_and_stop_strings() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families/llama");
+    let model = load(&folder, Dtype::F32);
+    let requests = [Request { prompt: vec![65, 66, 67], max_new_tokens: 30, seed: 3 }];
+    let free = answers(&model, &requests, &plain()).remove(0);
+    assert_eq!((free.ids.len(), free.ended), (30, Ended::Length));
+    // The first token that did not stand before.
+    let at = (8..30).find(|&i| !free.ids[..i].contains(&free.ids[i])).unwrap();
+    let ended = answers(&model, &requests, &Way { ends: vec![999, free.ids[at]], ..plain() }).remove(0);
+    assert_eq!((ended.ids.as_slice(), ended.ended), (&free.ids[..=at], Ended::EndToken));
+    assert_eq!(
+        ended.bytes(&model.tokenizer).len(),
+        free.ids[..at].iter().map(|&id| model.tokenizer.bytes(id).len()).sum::<usize>()
+    );
+    // Every token is a byte here: a stop string of three tokens, of which the last one ends the answer. It is found in bytes, so
+    // that its text must be one of ASCII to be asked for.
+    let is_ascii = |i: usize| free.ids[i..i + 3].iter().all(|&id| id < 128 && model.tokenizer.bytes(id).len() == 1);
+    if let Some(at) = (0..27).find(|&i| is_ascii(i)) {
+        let stop =
+            String::from_utf8(free.ids[at..at + 3].iter().flat_map(|&id| model.tokenizer.bytes(id)).copied().collect()).unwrap();
+        let stopped = answers(&model, &requests, &Way { stops: vec!["not there".to_owned(), stop], ..plain() }).remove(0);
+        assert_eq!((stopped.ids.as_slice(), stopped.ended), (&free.ids[..at + 3], Ended::Stop));
+        assert_eq!(stopped.text_before_stop(&model.tokenizer).len(), free_text(&model, &free.ids[..at]).len());
+    } else {
+        panic!("no three characters of ASCII among {:?}: choose another seed", free.ids);
+    }
+}
+
+fn free_text(model: &Model, ids: &[u32]) -> String {
+    let bytes: Vec<u8> = ids.iter().flat_map(|&id| model.tokenizer.bytes(id)).copied().collect();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
