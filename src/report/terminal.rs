@@ -21,6 +21,8 @@ pub(crate) struct Heading {
     pub scored: u64,
     pub records: u64,
     pub tokens_per_second: f64,
+    /// Has the folder a page?
+    pub has_page: bool,
 }
 
 /// ANSI codes, or nothing.
@@ -114,6 +116,9 @@ pub(crate) fn summary(heading: &Heading, report: &Report, coloured: bool) -> Str
         line(format!("{bold}self-check{reset} {}", found.or_else(why_not).unwrap_or_else(|| "needs two rows".to_owned())));
     }
     line(String::new());
+    if heading.has_page {
+        line(format!("page     {bold}{}/view.html{reset}, to read the rows and decide", heading.out));
+    }
     line(format!("report   {bold}{}/report.md{reset}", heading.out));
     line(format!("maps     {}/maps/density.png and others", heading.out));
     text
@@ -138,7 +143,7 @@ fn rows(summary: &Summary, line: &mut impl FnMut(String), Colours { bold, red, r
 const REACH: usize = 36;
 
 /// A token in its sentence, on a line of its own.
-fn marked(context: &InContext, on: &str, off: &str) -> String {
+pub(super) fn marked(context: &InContext, on: &str, off: &str) -> String {
     let InContext { before, token, after } = context.shortened(REACH);
     let [before, token, after] = [before, token, after].map(|text| isolated(&visible(&text)));
     match token.is_empty() {
