@@ -31,6 +31,7 @@
 //! report      finished numbers -> terminal, Markdown, JSON, HTML; view/ is the page to read a run in
 //! jobs        scoring, training, evaluation, comparison, rollouts, the page, export: the owners of run folders
 //! cli         what was typed -> what is asked
+//! guide       how to use it all, page by page
 //! ```
 //!
 //! A room uses only rooms above it, and files do not use each other in circles. Each foreign world
@@ -69,5 +70,7 @@ mod report;
 mod jobs;
 
 pub mod cli;
+
+pub mod guide;
 
 pub use error::{Context, Error, Result};

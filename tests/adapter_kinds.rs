@@ -1,5 +1,5 @@
 //! Adapters of every kind that PEFT writes, on checkpoints of several families: the logits that PEFT gives
-//! (tests/fixtures/lora/kinds.py), and the table in the README that says what is read and what is refused.
+//! (tests/fixtures/lora/kinds.py), and the table in the guide that says what is read and what is refused.
 
 use std::path::{Path, PathBuf};
 
@@ -80,7 +80,7 @@ fn every_kind_has_the_logits_of_peft_and_so_has_its_merged_model() {
     assert!(failures.is_empty(), "{failures:#?}");
 }
 
-/// A row of the README's table.
+/// A row of the guide's table.
 struct Row {
     what: &'static str,
     here: &'static str,
@@ -172,8 +172,8 @@ const ROWS: &[Row] = &[
 
 #[test]
 fn the_table_in_the_readme_is_what_happens() {
-    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
-    let (_, behind) = readme.split_once("| adapter by PEFT | here |\n|---|---|\n").expect("the README has no table of adapters");
+    let guide = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/guide/models.md")).unwrap();
+    let (_, behind) = guide.split_once("| adapter by PEFT | here |\n|---|---|\n").expect("the guide has no table of adapters");
     let found: Vec<&str> = behind.lines().take_while(|line| line.starts_with('|')).collect();
     let expected: Vec<String> = ROWS.iter().map(|row| format!("| {} | {} |", row.what, row.here)).collect();
     assert_eq!(found, expected);

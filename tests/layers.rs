@@ -34,6 +34,7 @@ const ORDER: &[&str] = &[
     "report",
     "jobs",
     "cli",
+    "guide",
 ];
 
 /// Crates that may be named in a few rooms only, and those rooms or files. `error` turns foreign errors into ours.

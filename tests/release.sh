@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Every step of a release that needs no account, each by itself as .github/workflows/release.yml calls it, or all of them:
 #
-#   tests/release.sh                         wheel, sdist, an empty environment that installs the wheel, archive, crate
+#   tests/release.sh                         wheel, sdist, an empty environment that installs the wheel, old processors, archive, crate
+#   tests/release.sh aarch64                 the program for 64-bit Arm, built and run under qemu (needs gcc-aarch64-linux-gnu and qemu-user)
 #   tests/release.sh archive FOLDER OUT NAME the program in FOLDER with manual pages, completions and licences as OUT/NAME.tar.gz
 #   tests/release.sh version VERSION         is it the version of Cargo.toml, with its lines in CHANGELOG.md?
 #   tests/release.sh notes VERSION           its lines in CHANGELOG.md
@@ -51,19 +52,46 @@ print(run, run.tokens.shape, run.summary['overall']['tokens'])"
   du -h "$work"/dist/*
 }
 
+# One wheel serves every x86-64. An emulated processor of 2006 (SSE3 at most) runs the program, and gives the bits of the portable kernels here.
+old_processors() {
+  command -v qemu-x86_64 > /dev/null || { echo "qemu-user is missing: old processors are left out"; return; }
+  local program=$work/user/bin/diagnose
+  DIAGNOSE_KERNELS=portable "$program" data/demo.jsonl --limit 2 --out "$work/runs/here" > /dev/null
+  qemu-x86_64 -cpu core2duo "$program" data/demo.jsonl --limit 2 --out "$work/runs/old" > /dev/null
+  "$work/user/bin/python" -c "
+import polars
+old, here = (polars.read_parquet(f'$work/runs/{run}/tokens.parquet') for run in ('old', 'here'))
+assert old.equals(here) and len(old) > 40, 'the old processor has other numbers'
+print('core2duo:', len(old), 'tokens, equal to the bit')"
+  for cpu in core2duo Haswell; do echo "$cpu: $(qemu-x86_64 -cpu "$cpu" "$program" --version 2> /dev/null)"; done
+}
+
+aarch64() {
+  rustup target add aarch64-unknown-linux-gnu
+  export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc
+  cargo build --release --locked --target aarch64-unknown-linux-gnu
+  local program=${CARGO_TARGET_DIR:-target}/aarch64-unknown-linux-gnu/release/diagnose out
+  out=$(mktemp -d)
+  qemu-aarch64 -L /usr/aarch64-linux-gnu "$program" --version
+  qemu-aarch64 -L /usr/aarch64-linux-gnu "$program" data/demo.jsonl --limit 2 --out "$out/run"
+  rm -r "$out"
+}
+
 crate() { cargo publish --dry-run --locked --allow-dirty --no-verify; cargo package --list --allow-dirty | wc -l; }
 
 case ${1:-all} in
   archive) archive "$2" "$3" "$4" ;;
   version) [ "$(version)" = "$2" ] && [ -n "$(notes "$2")" ] || { echo "Cargo.toml has $(version), and CHANGELOG.md needs '## $2' with its lines" >&2; exit 1; } ;;
   notes) notes "$2" ;;
+  aarch64) aarch64 ;;
   all)
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT
     wheel
     install
+    old_processors
     archive "$(ls -d target/*-linux-gnu/release 2>/dev/null | head -1)" "$work/dist" "diagnose-$(version)-linux"
     crate
     ;;
-  *) sed -n '2,8p' "$0"; exit 2 ;;
+  *) sed -n '2,9p' "$0"; exit 2 ;;
 esac

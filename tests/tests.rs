@@ -21,6 +21,7 @@ mod generate;
 mod generated_rows;
 mod gguf;
 mod gguf_keys;
+mod guide;
 mod hub;
 mod interrupted;
 mod layers;

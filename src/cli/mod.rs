@@ -58,6 +58,9 @@ enum Command {
     Man(completions::ManArgs),
 }
 
+#[cfg(test)]
+mod guide_tests;
+
 /// `0.1.0 (6221c8126b41), kernels avx512bf16`: what a reader of a bug report wants to know.
 fn version() -> &'static str {
     static VERSION: LazyLock<String> = LazyLock::new(|| format!("{}, kernels {}", provenance::build(), Level::current().name()));

@@ -70,7 +70,7 @@ impl Format {
         }
     }
 
-    /// What a row of it has, as the README shows it.
+    /// What a row of it has, as the guide shows it.
     #[cfg(test)]
     pub(super) fn row_has(self) -> &'static str {
         match self {

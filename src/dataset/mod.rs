@@ -25,6 +25,8 @@ mod files;
 mod folders;
 mod format;
 mod frame;
+#[cfg(test)]
+mod guide;
 mod json;
 mod lines;
 mod literal;
@@ -34,8 +36,6 @@ mod original;
 mod pairs;
 mod parquet;
 mod raw;
-#[cfg(test)]
-mod readme;
 mod roles;
 mod switches;
 mod tools;

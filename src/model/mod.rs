@@ -26,7 +26,7 @@
 //!    `configure_gguf`, `gguf_keys` and `gguf_names` read llama.cpp's files (`src/models/{architecture}.cpp` and
 //!    `gguf-py/gguf/tensor_mapping.py` there). What `on_cuda.rs` does not compute, `cuda_lacks` says. A multimodal model around a
 //!    known family is a row in `outer.rs` instead.
-//! 2. A row in `FAMILIES` and a `mod` line (`src/model/families/mod.rs`), and a row in the README's table.
+//! 2. A row in `FAMILIES` and a `mod` line (`src/model/families/mod.rs`), and a row in the table of `src/guide/models.md`.
 //! 3. A fixture `tests/fixtures/families/{model_type}`: a random checkpoint of a few thousand weights with the logits that
 //!    Transformers gives it. Add it to `make.py` there and run that, then `columns.py`, `greedy.py` and, where llama.cpp knows the
 //!    family, `convert.py`, and `make.py gradients {model_type}` in `tests/fixtures/train`. `tests/families.rs` then compares every logit

@@ -57,7 +57,7 @@ options! {
         dtype: String = "f32".to_owned();
     }
     Loss {
-        /// The loss, as the README lists them: METHODS.
+        /// The loss, as the guide lists them: METHODS.
         method: Method = EAFT;
         /// EAFT's curve: linear, power:N, sigmoid:A,B, mask:Q, llama-factory or axolotl [default: linear].
         gate: Option<String> = None;

@@ -171,7 +171,7 @@ pub fn method_names() -> String {
     }
 }
 
-/// [`METHODS`] as the README shows them.
+/// [`METHODS`] as the guide shows them.
 pub fn methods_in_markdown() -> String {
     let mut text = "| `--method` | loss | needs | source |\n|---|---|---|---|\n".to_owned();
     for method in METHODS {

@@ -226,8 +226,8 @@ fn what_means_nothing_together_is_refused_with_a_cure() {
 }
 
 #[test]
-fn the_readme_lists_the_methods() {
-    let readme = include_str!("../../../README.md");
+fn the_guide_lists_the_methods() {
+    let guide = include_str!("../../guide/training.md");
     let expected = methods_in_markdown();
-    assert!(readme.contains(&expected), "README.md should hold this table:\n{expected}");
+    assert!(guide.contains(&expected), "src/guide/training.md should hold this table:\n{expected}");
 }

@@ -76,12 +76,12 @@ mod tests {
 
     use super::*;
 
-    /// The README's tables say what is read: of every family and of every multimodal model one row, and of nothing else.
+    /// The guide's tables say what is read: of every family and of every multimodal model one row, and of nothing else.
     #[test]
-    fn the_readme_lists_every_family() {
-        let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    fn the_guide_lists_every_family() {
+        let guide = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/guide/models.md")).unwrap();
         let rows_below = |title: &str| -> Vec<Vec<String>> {
-            let table = readme.split_once(title).unwrap_or_else(|| panic!("README.md has no table {title}")).1;
+            let table = guide.split_once(title).unwrap_or_else(|| panic!("the guide has no table {title}")).1;
             let lines = table.lines().skip(2).take_while(|line| line.starts_with('|'));
             lines.map(|line| line.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect()).collect()
         };

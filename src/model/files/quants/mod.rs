@@ -1,7 +1,7 @@
 //! The types in which a GGUF file stores numbers: blocks of bytes -> floats.
 //!
 //! Every type but the plain floats cuts a row into blocks of 32 or 256 numbers and gives each block a scale of its own. The table below
-//! says which types there are; a test compares every one with gguf-py (`gguf/quants.py`) bit by bit, and another keeps the README's
+//! says which types there are; a test compares every one with gguf-py (`gguf/quants.py`) bit by bit, and another keeps the guide's
 //! table true.
 //!
 //! ```text
@@ -111,7 +111,7 @@ pub(super) fn by_number(number: u32, tensor: &str) -> Result<&'static TensorType
         }
         None => format!("the tensor `{tensor}` is of a type with the number {number}, which is not known here"),
     })
-    .cure("Convert or quantise the model again, to one of the types in the README (Q8_0, Q4_K, F16 and so on)."))
+    .cure("Convert or quantise the model again, to one of the types in the guide (Q8_0, Q4_K, F16 and so on)."))
 }
 
 impl TensorType {

@@ -60,10 +60,10 @@ fn chunks_are_decoded_in_their_places() {
 }
 
 #[test]
-fn the_table_in_the_readme_is_true() {
-    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
+fn the_table_in_the_guide_is_true() {
+    let guide = std::fs::read_to_string(root().join("src/guide/models.md")).unwrap();
     let row = |title: &str| -> Vec<String> {
-        let line = readme.lines().find(|line| line.starts_with(&format!("| {title} |"))).unwrap();
+        let line = guide.lines().find(|line| line.starts_with(&format!("| {title} |"))).unwrap();
         let cell = line.split('|').nth(2).unwrap();
         cell.split([',', ';']).map(|name| name.trim().to_owned()).collect()
     };

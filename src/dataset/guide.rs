@@ -1,14 +1,14 @@
-//! The tables of the README, made from what the readers know.
+//! The tables of the guide, made from what the readers know.
 
 use super::example::Role;
 use super::format::Format;
 use super::{roles, switches};
 
 #[test]
-fn the_readme_has_the_tables_of_what_is_read() {
-    let readme = include_str!("../../README.md");
+fn the_guide_has_the_tables_of_what_is_read() {
+    let guide = include_str!("../guide/data.md");
     for table in [formats(), switches(), roles()] {
-        assert!(readme.contains(&table), "README.md should hold this table:\n{table}");
+        assert!(guide.contains(&table), "src/guide/data.md should hold this table:\n{table}");
     }
 }
 

@@ -1,0 +1,61 @@
+//! Every command in the README and in the guide is one that the program takes.
+
+use clap::CommandFactory;
+
+use super::Cli;
+
+/// The lines of a Markdown text's `sh` blocks, comments left out and continued lines joined.
+fn commands(markdown: &str) -> Vec<String> {
+    let blocks = markdown.split("```").skip(1).step_by(2).filter_map(|block| block.strip_prefix("sh\n"));
+    let lines = blocks.flat_map(|block| {
+        let joined = block.replace("\\\n", " ");
+        joined.lines().map(str::to_owned).collect::<Vec<_>>()
+    });
+    lines.map(|line| line.split(" #").next().unwrap().trim().to_owned()).filter(|line| !line.is_empty()).collect()
+}
+
+/// Words as a shell splits them: by spaces, but for what stands in single quotes.
+fn words(command: &str) -> Vec<String> {
+    let (mut words, mut quoted, mut open) = (vec![String::new()], false, false);
+    for c in command.chars() {
+        match c {
+            '\'' => (quoted, open) = (!quoted, true),
+            ' ' if !quoted => {
+                if open {
+                    words.push(String::new());
+                }
+                open = false;
+            }
+            c => {
+                words.last_mut().unwrap().push(c);
+                open = true;
+            }
+        }
+    }
+    words
+}
+
+#[test]
+fn every_documented_command_is_understood() {
+    let pages = [
+        include_str!("../../README.md"),
+        include_str!("../guide/data.md"),
+        include_str!("../guide/models.md"),
+        include_str!("../guide/reading.md"),
+        include_str!("../guide/deciding.md"),
+        include_str!("../guide/rollouts.md"),
+        include_str!("../guide/evaluation.md"),
+        include_str!("../guide/training.md"),
+        include_str!("../guide/speed.md"),
+    ];
+    let mut n = 0;
+    for command in pages.into_iter().flat_map(commands) {
+        // A command may read another's output: `cat data.jsonl | diagnose -`.
+        for part in command.split(" | ").filter(|part| part.starts_with("diagnose ")) {
+            let parsed = Cli::command().try_get_matches_from(words(part));
+            assert!(parsed.is_ok(), "{part}: {}", parsed.unwrap_err());
+            n += 1;
+        }
+    }
+    assert!(n >= 25, "only {n} commands were found");
+}
