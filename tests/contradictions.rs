@@ -196,6 +196,20 @@ fn layers_that_predict_further_tokens_are_left_aside_where_the_config_announces_
 }
 
 #[test]
+fn weights_in_mxfp4_are_read_where_the_config_says_so_and_count_as_what_they_hold() {
+    let folder = fixtures().join("gpt_oss_mxfp4");
+    let reference = Reference::resolve(folder.to_str(), &|_, _, _| {}).unwrap();
+    let options = LoadOptions { dtype: Dtype::F32, kernels: Kernels::Reference, device: Placement::Cpu };
+    let model = Model::load(&reference, options, 64).unwrap();
+    // Queries and output, keys and values, sinks, norms, router, three experts with their biases.
+    let layer = 2 * 64 * 32 + 2 * 64 * 16 + 4 + 2 * 64 + 3 * (64 + 1) + 3 * (64 * 64 + 64 + 32 * 64 + 64);
+    assert_eq!(model.info.parameters, 2 * 263 * 64 + 64 + 2 * layer);
+    let mut changed = checkpoint(&folder);
+    changed.config["quantization_config"] = Value::Null;
+    changed.expect_refused(&["gate_up_proj"], "weights in MXFP4 that nobody announces");
+}
+
+#[test]
 fn the_head_is_what_the_file_holds_and_never_a_guess() {
     let tie = "tie_word_embeddings";
     for (plain, logits) in checkpoints() {

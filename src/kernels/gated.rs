@@ -1,7 +1,7 @@
-//! The gated activation between the two products of a feed-forward layer: `activation(gate) * up`.
+//! The gated activation between the two products of a feed-forward layer: `activation(gate) * up`, or with both of them clamped.
 //!
 //! Backward, with the upstream gradient `g`: `dgate = g up activation'(gate)`, `dup = g activation(gate)`; the activation is
-//! computed again instead of being kept.
+//! computed again instead of being kept. Beyond a clamp the gradient is 0, on it it is not, as PyTorch's is.
 
 use std::f32::consts::FRAC_2_PI;
 use std::mem::MaybeUninit;
@@ -9,7 +9,7 @@ use std::mem::MaybeUninit;
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Tensor};
 use rayon::prelude::*;
 
-pub use super::activation::Activation;
+pub use super::activation::{Activation, ClampedSwiglu};
 
 use super::Kernels;
 use super::cpu::{contiguous, floats, gradient, output, with_floats, written};
@@ -44,11 +44,19 @@ fn reference(gate_up: &Tensor, activation: Activation) -> Result<Tensor> {
     let width = gate_up.dim(1)? / 2;
     let gate = gate_up.narrow(1, 0, width)?.to_dtype(DType::F32)?;
     let up = gate_up.narrow(1, width, width)?.to_dtype(DType::F32)?;
-    let activated = match activation {
-        Activation::Silu => gate.silu()?,
-        Activation::GeluTanh => gate.gelu()?,
+    let y = match activation {
+        Activation::Silu => (gate.silu()? * up)?,
+        Activation::GeluTanh => (gate.gelu()? * up)?,
+        // candle's maximum of nothing and a number is broken.
+        Activation::ClampedSwiglu(_) if gate.elem_count() == 0 => gate,
+        Activation::ClampedSwiglu(ClampedSwiglu { alpha, limit }) => {
+            let gate = gate.minimum(limit)?;
+            let up = up.maximum(-limit)?.minimum(limit)?;
+            let sigmoid = ((&gate * f64::from(-alpha))?.exp()? + 1.0)?.recip()?;
+            (((up + 1.0)? * gate)? * sigmoid)?
+        }
     };
-    Ok((activated * up)?.to_dtype(gate_up.dtype())?)
+    Ok(y.to_dtype(gate_up.dtype())?)
 }
 
 struct Gated {
@@ -106,11 +114,15 @@ impl Kernel for Forward<'_> {
             match self.activation {
                 Activation::Silu => self.rows(
                     #[inline(always)]
-                    |x: V| silu(x).0,
+                    |gate: V, up| silu(gate).0.mul(up),
                 ),
                 Activation::GeluTanh => self.rows(
                     #[inline(always)]
-                    |x: V| gelu(x).0,
+                    |gate: V, up| gelu(gate).0.mul(up),
+                ),
+                Activation::ClampedSwiglu(how) => self.rows(
+                    #[inline(always)]
+                    |gate: V, up| clamped_swiglu(how, gate, up).0,
                 ),
             }
         }
@@ -121,7 +133,7 @@ impl Forward<'_> {
     /// # Safety
     /// The processor must have `V`'s instructions.
     #[inline(always)]
-    unsafe fn rows<V: Lanes>(self, activate: impl Fn(V) -> V) {
+    unsafe fn rows<V: Lanes>(self, activate: impl Fn(V, V) -> V) {
         assert_eq!(self.gate_up.len(), 2 * self.y.len());
         for (gate_up, y) in self.gate_up.chunks_exact(2 * self.width).zip(self.y.chunks_exact_mut(self.width)) {
             let (gate, up) = gate_up.split_at(self.width);
@@ -130,7 +142,7 @@ impl Forward<'_> {
                 self.width,
                 #[inline(always)]
                 |i, n| unsafe {
-                    store(activate(load(gate, i, n)).mul(load(up, i, n)), y.as_mut_ptr().cast(), i, n);
+                    store(activate(load(gate, i, n), load(up, i, n)), y.as_mut_ptr().cast(), i, n);
                 },
             );
         }
@@ -173,16 +185,42 @@ impl Kernel for Backward<'_> {
                 #[inline(always)]
                 |i, n| unsafe {
                     let (gate, up, dy): (V, V, V) = (load(gate, i, n), load(up, i, n), load(dy, i, n));
-                    let (activated, slope) = match activation {
-                        Activation::Silu => silu(gate),
-                        Activation::GeluTanh => gelu(gate),
+                    let (of_gate, of_up) = match activation {
+                        Activation::Silu => by_product(silu(gate), up),
+                        Activation::GeluTanh => by_product(gelu(gate), up),
+                        Activation::ClampedSwiglu(how) => {
+                            let (_, of_gate, of_up) = clamped_swiglu(how, gate, up);
+                            (of_gate, of_up)
+                        }
                     };
-                    store(dy.mul(up).mul(slope), d_gate.as_mut_ptr().cast(), i, n);
-                    store(dy.mul(activated), d_up.as_mut_ptr().cast(), i, n);
+                    store(dy.mul(of_gate), d_gate.as_mut_ptr().cast(), i, n);
+                    store(dy.mul(of_up), d_up.as_mut_ptr().cast(), i, n);
                 },
             );
         }
     }
+}
+
+/// The derivatives of `activation(gate) * up` by both, from the activation and its own.
+#[inline(always)]
+fn by_product<V: Lanes>((activated, slope): (V, V), up: V) -> (V, V) {
+    (up.mul(slope), activated)
+}
+
+/// The function and its derivatives by `gate` and by `up`; whichever is not used is not computed.
+#[inline(always)]
+fn clamped_swiglu<V: Lanes>(ClampedSwiglu { alpha, limit }: ClampedSwiglu, gate: V, up: V) -> (V, V, V) {
+    let (zero, one, high, low) = (gate.filled(0.0), gate.filled(1.0), gate.filled(limit), gate.filled(-limit));
+    // Comparisons with a NaN are false, so that it stays.
+    let g = high.if_less(gate, high, gate);
+    let u = up.if_less(low, low, high.if_less(up, high, up)).add(one);
+    let sigmoid = one.div(one.add(exp(zero.sub(g.mul(gate.filled(alpha))))));
+    let activated = g.mul(sigmoid);
+    // s + alpha g s (1 - s)
+    let slope = activated.mul(one.sub(sigmoid)).mul_add(gate.filled(alpha), sigmoid);
+    let of_gate = high.if_less(gate, zero, u.mul(slope));
+    let of_up = up.if_less(low, zero, high.if_less(up, zero, activated));
+    (activated.mul(u), of_gate, of_up)
 }
 
 /// The function and its derivative; whichever is not used is not computed.
@@ -216,11 +254,18 @@ mod tests {
     use super::*;
     use crate::kernels::testing::{close, noise};
 
+    const CLAMPED: Activation = Activation::ClampedSwiglu(ClampedSwiglu { alpha: 1.702, limit: 2.5 });
+    const ALL: [Activation; 3] = [Activation::Silu, Activation::GeluTanh, CLAMPED];
+
     fn truth(activation: Activation, gate: f32, up: f32) -> f64 {
         let x = f64::from(gate);
+        if let Activation::ClampedSwiglu(ClampedSwiglu { alpha, limit }) = activation {
+            let (x, limit) = (x.min(limit.into()), f64::from(limit));
+            return (f64::from(up).clamp(-limit, limit) + 1.0) * x / (1.0 + (-f64::from(alpha) * x).exp());
+        }
         let activated = match activation {
             Activation::Silu => x / (1.0 + (-x).exp()),
-            Activation::GeluTanh => 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh()),
+            _ => 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh()),
         };
         activated * f64::from(up)
     }
@@ -234,6 +279,21 @@ mod tests {
         assert!((y[0][1] - 3.0 * 3f32.ln()).abs() < 1e-6);
         let x = Tensor::new(&[[30.0, -30.0, 2.0, 2f32]], &Device::Cpu).unwrap();
         assert_eq!(gated(&x, Activation::GeluTanh, Kernels::Fused).unwrap().to_vec2::<f32>().unwrap(), [[60.0, -0.0]]);
+        // (1 + 1) ln 3 * 3/4; gate and up above the limit 7: (7 + 1) 7 / (1 + exp(-7)); up below it: (-7 + 1) 7 / (1 + exp(-7)).
+        let plain = Activation::ClampedSwiglu(ClampedSwiglu { alpha: 1.0, limit: 7.0 });
+        let x = Tensor::new(&[[3f32.ln(), 9.0, 9.0, f32::NAN, 1.0, 1.0, 8.0, -8.0, 1.0, f32::NAN]], &Device::Cpu).unwrap();
+        for kernels in [Kernels::Reference, Kernels::Fused] {
+            let y = gated(&x, plain, kernels).unwrap().to_vec2::<f32>().unwrap();
+            let most = 7.0 / (1.0 + (-7f64).exp());
+            close(&y[0][..3], &[1.5 * 3f64.ln(), 8.0 * most, -6.0 * most], 1e-6, "clamped by hand");
+            assert!(y[0][3..].iter().all(|y| y.is_nan()), "{kernels:?}: {y:?}");
+        }
+        // Beyond the clamps nothing goes back; on them it does: 7 s, and (u + 1) (s + 7 s (1 - s)).
+        let x = Tensor::new(&[[8f32, 7.0, 1.0, 7.0]], &Device::Cpu).unwrap();
+        let dy = Tensor::ones((1, 2), DType::F32, &Device::Cpu).unwrap();
+        let s = 1.0 / (1.0 + (-7f64).exp());
+        let expected = [0.0, 8.0 * (s + 7.0 * s * (1.0 - s)), 7.0 * s, 7.0 * s];
+        close(&gated_backward(&x, plain, &dy).unwrap().to_vec2::<f32>().unwrap()[0], &expected, 1e-6, "clamped");
     }
 
     #[test]
@@ -241,7 +301,7 @@ mod tests {
         for (tokens, width) in [(1, 1), (2, 15), (3, 16), (17, 17), (33, 63), (16, 577), (0, 8)] {
             let gate_up = noise(tokens * 2 * width, 4.0, 1);
             let tensor = Tensor::from_slice(&gate_up, (tokens, 2 * width), &Device::Cpu).unwrap();
-            for activation in [Activation::Silu, Activation::GeluTanh] {
+            for activation in ALL {
                 let rows = gate_up.chunks(2 * width.max(1));
                 let expected: Vec<f64> =
                     rows.flat_map(|row| (0..width).map(move |i| truth(activation, row[i], row[width + i]))).collect();
@@ -259,7 +319,7 @@ mod tests {
     fn gradients_match_the_reference() {
         let (tokens, width) = (19, 37);
         let upstream = Tensor::from_vec(noise(tokens * width, 1.0, 2), (tokens, width), &Device::Cpu).unwrap();
-        for activation in [Activation::Silu, Activation::GeluTanh] {
+        for activation in ALL {
             let x = Var::from_vec(noise(tokens * 2 * width, 4.0, 3), (tokens, 2 * width), &Device::Cpu).unwrap();
             let gradient = |kernels| {
                 let loss = (gated(&x, activation, kernels).unwrap() * &upstream).unwrap().sum_all().unwrap();

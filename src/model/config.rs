@@ -6,6 +6,7 @@ use super::rope::Rope;
 use crate::error::{Error, Result};
 use crate::json::present;
 use crate::kernels::attention::AttentionShape;
+use crate::kernels::gated::ClampedSwiglu;
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
@@ -82,6 +83,31 @@ pub struct ExpertsConfig {
     pub scale: f64,
     /// The width of a network that every token uses beside its experts; 0 for none.
     pub shared_size: usize,
+    /// How gpt-oss has it: the router and the experts have biases; the experts are stacked as inputs by outputs, and gate and up alternate.
+    pub transposed: bool,
+    /// The stacks are stored in MXFP4.
+    pub mxfp4: bool,
+    /// The activation, where that is a setting and not the family's.
+    pub swiglu: Option<ClampedSwiglu>,
+}
+
+impl ExpertsConfig {
+    /// What holds where a family says nothing else.
+    pub(super) fn plain(count: usize, per_token: usize, intermediate_size: usize, routed: Vec<bool>) -> ExpertsConfig {
+        ExpertsConfig {
+            count,
+            per_token,
+            intermediate_size,
+            normalise: true,
+            routed,
+            scoring: Scoring::Softmax,
+            scale: 1.0,
+            shared_size: 0,
+            transposed: false,
+            mxfp4: false,
+            swiglu: None,
+        }
+    }
 }
 
 /// What a router makes of its logits.

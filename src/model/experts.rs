@@ -5,7 +5,7 @@
 //! network. The experts run one after the other, each on the tokens that chose it; sums are in the order of the experts, so a token's
 //! result does not depend on the others.
 
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{D, DType, Device, Tensor, Var};
 use rayon::prelude::*;
 
 use super::config::{ExpertsConfig, Scoring};
@@ -28,19 +28,21 @@ pub(super) struct Experts {
     per_token: usize,
     normalise: bool,
     scale: f64,
+    /// See [`ExpertsConfig::transposed`].
+    transposed: bool,
 }
 
 /// The end of the name of the tensor that corrects a router's choice.
 pub(super) const CORRECTION: &str = ".mlp.gate.e_score_correction_bias";
 
 impl Experts {
-    /// From `mlp.gate` and `mlp.experts`, in whichever of three layouts the weights are; one expert is read after the other.
+    /// From `mlp.gate` and `mlp.experts`, in whichever layout the weights are; one expert is read after the other.
     pub(super) fn load(layer: &Layer, config: &ExpertsConfig, activation: Activation) -> Result<Experts> {
         let (width, inner, count) = (layer.config.hidden_size, config.intermediate_size, config.count);
-        let router = layer.source.tensor(&layer.name("mlp.gate.weight"), &[count, width]);
         // A rounded router would send tokens to other experts, and it is small.
-        let options = super::LoadOptions { dtype: Dtype::F32, ..layer.options };
-        let router = Linear::from_weights(vec![(layer.name("mlp.gate"), count)], [router], options)?;
+        let in_f32 = Layer { options: super::LoadOptions { dtype: Dtype::F32, ..layer.options }, ..*layer };
+        let router = if config.transposed { "mlp.router" } else { "mlp.gate" };
+        let router = Linear::load(&in_f32, &[(router, count)], width, config.transposed)?;
         let has = |module: &str| layer.source.has(&layer.name(&format!("mlp.experts.{module}")));
         let load = |expert: usize| {
             let stacked = |module: &str, out: usize, input: usize| {
@@ -49,7 +51,10 @@ impl Experts {
             let single = |module: &str, out: usize, input: usize| {
                 layer.source.tensor(&layer.name(&format!("mlp.experts.{expert}.{module}.weight")), &[out, input])
             };
-            let (gate_up, down) = if has("gate_up_proj") {
+            let (gate_up, down) = if config.transposed {
+                let (gate, up) = halves(&stacked("gate_up_proj", width, 2 * inner)?)?;
+                (vec![Ok(gate.t()?), Ok(up.t()?)], Ok(stacked("down_proj", inner, width)?.t()?))
+            } else if has("gate_up_proj") {
                 // Transformers 5.
                 (vec![stacked("gate_up_proj", 2 * inner, width)], stacked("down_proj", width, inner))
             } else if has("gate_proj.weight") {
@@ -65,6 +70,16 @@ impl Experts {
             let modules = vec![(name("gate_proj"), inner), (name("up_proj"), inner)];
             let gate_up = Linear::from_weights(modules, gate_up, layer.options)?;
             let down = Linear::from_weights(vec![(name("down_proj"), width)], [down], layer.options)?;
+            let (gate_up, down) = match config.transposed {
+                false => (gate_up, down),
+                true => {
+                    let bias = |module: &str, out: usize| {
+                        layer.source.slice(&layer.name(&format!("mlp.experts.{module}_bias")), &[count, out], expert)
+                    };
+                    let (gate, up) = halves(&bias("gate_up_proj", 2 * inner)?)?;
+                    (gate_up.with_bias(Tensor::cat(&[gate, up], 0)?), down.with_bias(bias("down_proj", width)?))
+                }
+            };
             Ok(Mlp::new(gate_up, down, activation, layer.options.kernels))
         };
         let correction = match config.scoring {
@@ -79,8 +94,8 @@ impl Experts {
             0 => None,
             size => Some(Box::new(Mlp::load_in(layer, "mlp.shared_experts", size, activation)?)),
         };
-        let ExpertsConfig { per_token, normalise, scoring, scale, .. } = *config;
-        Ok(Experts { router, experts, shared, scoring, correction, per_token, normalise, scale })
+        let ExpertsConfig { per_token, normalise, scoring, scale, transposed, .. } = *config;
+        Ok(Experts { router, experts, shared, scoring, correction, per_token, normalise, scale, transposed })
     }
 
     /// `residual + experts(x)`, `x` and `residual [T, D]`
@@ -94,7 +109,18 @@ impl Experts {
 
     /// The same without what all tokens share.
     fn routed_add(&self, x: &Tensor, residual: &Tensor, adapters: Adapters) -> Result<Tensor> {
-        let logits_te = self.router.forward(x, adapters)?;
+        let (chosen, weights_te) = self.weigh(&self.router.forward(x, adapters)?)?;
+        let mut total = residual.clone();
+        for (e, expert) in self.experts.iter().enumerate() {
+            let Some((rows, weight)) = tokens_of(e, &chosen, &weights_te)? else { continue };
+            let y = expert.forward(&x.index_select(&rows, 0)?, adapters)?.broadcast_mul(&weight)?;
+            total = total.index_add(&rows, &y, 0)?;
+        }
+        Ok(total)
+    }
+
+    /// The experts of each token and the weights `[T, E]` of all, from the router's logits `[T, E]`.
+    fn weigh(&self, logits_te: &Tensor) -> Result<(Vec<Vec<usize>>, Tensor)> {
         let scores_te = match self.scoring {
             Scoring::Softmax => {
                 let exp_te = logits_te.broadcast_sub(&logits_te.max_keepdim(1)?)?.exp()?;
@@ -103,25 +129,14 @@ impl Experts {
             Scoring::Sigmoid => (logits_te.neg()?.exp()? + 1.0)?.recip()?,
         };
         let chosen = self.choose(&scores_te.to_vec2::<f32>()?)?;
-        let mut weights_te = (&scores_te * mask(&chosen, self.experts.len(), x)?)?;
+        let mut weights_te = (&scores_te * mask(&chosen, self.experts.len(), logits_te)?)?;
         if self.normalise {
             weights_te = weights_te.broadcast_div(&(weights_te.sum_keepdim(1)? + LEAST)?)?;
         }
         if self.scale != 1.0 {
             weights_te = (weights_te * self.scale)?;
         }
-        let mut total = residual.clone();
-        for (e, expert) in self.experts.iter().enumerate() {
-            let rows: Vec<u32> = (0u32..).zip(&chosen).filter(|(_, chosen)| chosen.contains(&e)).map(|(t, _)| t).collect();
-            if rows.is_empty() {
-                continue;
-            }
-            let rows = Tensor::new(rows, x.device())?;
-            let weight = weights_te.index_select(&rows, 0)?.narrow(1, e, 1)?;
-            let y = expert.forward(&x.index_select(&rows, 0)?, adapters)?.broadcast_mul(&weight)?;
-            total = total.index_add(&rows, &y, 0)?;
-        }
-        Ok(total)
+        Ok((chosen, weights_te))
     }
 
     /// From the router's logits `[T, E]`, the tokens of each expert and their weights, as [`Experts::forward_add`] has them.
@@ -155,15 +170,28 @@ impl Experts {
     }
 
     /// The gradient of `x` for that of what the experts gave. Who is chosen counts as a constant, as in every implementation; the
-    /// weights' gradients go where those of all products go. Here candle's graph is good enough: few tokens meet each expert.
+    /// weights' gradients go where those of all products go. From a token's weights to the router's logits candle's graph leads.
     pub(super) fn backward(&self, x: &Tensor, dy: &Tensor, adapters: Adapters) -> Result<Tensor> {
-        let x = Var::from_tensor(x)?;
-        let y = self.routed_add(&x, &x.zeros_like()?, adapters)?;
-        let gradients = (y * dy)?.sum_all()?.backward()?;
-        let dx = gradients.get(&x).cloned().ok_or_else(|| Error::new("no gradient reached the experts' input"))?;
+        let logits_te = Var::from_tensor(&self.router.forward(x, adapters)?)?;
+        let (chosen, weights_te) = self.weigh(&logits_te)?;
+        let constant = weights_te.detach();
+        let mut dx = x.zeros_like()?;
+        let mut d_weights_te = weights_te.zeros_like()?;
+        for (e, expert) in self.experts.iter().enumerate() {
+            let Some((rows, weight)) = tokens_of(e, &chosen, &constant)? else { continue };
+            let (x, dy) = (x.index_select(&rows, 0)?, dy.index_select(&rows, 0)?);
+            let gate_up = expert.open(&x, adapters)?;
+            let d_weight = (expert.close(&gate_up, adapters)? * &dy)?.sum_keepdim(1)?;
+            let of_expert = mask(&[vec![e]], self.experts.len(), &x)?;
+            d_weights_te = d_weights_te.index_add(&rows, &d_weight.matmul(&of_expert)?, 0)?;
+            dx = dx.index_add(&rows, &expert.backward(&x, &gate_up, &dy.broadcast_mul(&weight)?, adapters)?, 0)?;
+        }
+        let gradients = (weights_te * d_weights_te)?.sum_all()?.backward()?;
+        let d_logits_te = gradients.get(&logits_te).ok_or_else(|| Error::new("no gradient reached the experts' router"))?;
+        let dx = sum(&dx, &self.router.backward(x, d_logits_te, adapters)?)?;
         match &self.shared {
             None => Ok(dx),
-            Some(shared) => Ok(sum(&dx, &shared.backward(&x, &shared.open(&x, adapters)?, dy, adapters)?)?),
+            Some(shared) => Ok(sum(&dx, &shared.backward(x, &shared.open(x, adapters)?, dy, adapters)?)?),
         }
     }
 
@@ -173,8 +201,12 @@ impl Experts {
         self.experts.iter_mut().chain(self.shared.as_deref_mut()).try_for_each(|expert| expert.train(dtype, parameters))
     }
 
-    /// Adapts the experts; the router and what all tokens share are left as they are.
+    /// Adapts the experts; the router and what all tokens share are left as they are, and so are transposed stacks, which PEFT knows as
+    /// parameters and not as modules.
     pub(super) fn adapt(&mut self, how: &Adapting, parameters: &mut Vec<Parameter>) -> Result<()> {
+        if self.transposed {
+            return Ok(());
+        }
         self.experts.iter_mut().try_for_each(|expert| expert.adapt(how, parameters))
     }
 }
@@ -195,6 +227,66 @@ fn choose(probabilities: &[Vec<f32>], k: usize) -> Result<Vec<Vec<usize>>> {
         order
     };
     Ok(probabilities.iter().map(top).collect())
+}
+
+/// The tokens that chose expert `e`, and their weights `[tokens, 1]`; `None` without any.
+fn tokens_of(e: usize, chosen: &[Vec<usize>], weights_te: &Tensor) -> Result<Option<(Tensor, Tensor)>> {
+    let rows: Vec<u32> = (0u32..).zip(chosen).filter(|(_, chosen)| chosen.contains(&e)).map(|(t, _)| t).collect();
+    if rows.is_empty() {
+        return Ok(None);
+    }
+    let rows = Tensor::new(rows, weights_te.device())?;
+    let weight = weights_te.index_select(&rows, 0)?.narrow(1, e, 1)?;
+    Ok(Some((rows, weight)))
+}
+
+/// Gate and up, of which the last dimension of `both` holds first one and then the other.
+fn halves(both: &Tensor) -> Result<(Tensor, Tensor)> {
+    let (rank, columns) = (both.rank(), both.dim(D::Minus1)?);
+    let pairs = both.reshape([&both.dims()[..rank - 1], &[columns / 2, 2]].concat())?;
+    Ok((pairs.narrow(rank, 0, 1)?.squeeze(rank)?, pairs.narrow(rank, 1, 1)?.squeeze(rank)?))
+}
+
+/// The way back of [`halves`].
+pub(super) fn alternating(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    let rank = gate.rank();
+    Ok(Tensor::stack(&[gate, up], rank)?.flatten_from(rank - 1)?)
+}
+
+/// The tensor of `shape` that a checkpoint stacks as `name`, from those of the single experts, which `single` gives by the names and in
+/// the shapes in which they are trained; `None` where `name` is no stack.
+pub(super) fn stack(
+    config: &ExpertsConfig,
+    name: &str,
+    shape: &[usize],
+    single: &mut dyn FnMut(&str, &[usize]) -> Result<Tensor>,
+) -> Result<Option<Tensor>> {
+    let Some((experts, kind)) = name.split_once(".mlp.experts.").filter(|(_, kind)| !kind.starts_with(char::is_numeric)) else {
+        return Ok(None);
+    };
+    let of_expert = |expert: usize| {
+        let mut of =
+            |module: &str, kind: &str, shape: &[usize]| single(&format!("{experts}.mlp.experts.{expert}.{module}.{kind}"), shape);
+        match (kind, &shape[1..]) {
+            ("gate_up_proj", &[inputs, columns]) if config.transposed => {
+                let shape = [columns / 2, inputs];
+                alternating(&of("gate_proj", "weight", &shape)?.t()?, &of("up_proj", "weight", &shape)?.t()?)
+            }
+            ("gate_up_proj_bias", &[columns]) if config.transposed => {
+                let shape = [columns / 2];
+                alternating(&of("gate_proj", "bias", &shape)?, &of("up_proj", "bias", &shape)?)
+            }
+            ("down_proj", &[inputs, outputs]) if config.transposed => Ok(of("down_proj", "weight", &[outputs, inputs])?.t()?),
+            ("down_proj_bias", shape) if config.transposed => of("down_proj", "bias", shape),
+            ("gate_up_proj", &[rows, inputs]) => {
+                let shape = [rows / 2, inputs];
+                Ok(Tensor::cat(&[of("gate_proj", "weight", &shape)?, of("up_proj", "weight", &shape)?], 0)?)
+            }
+            (kind, shape) => of(kind.trim_end_matches(".weight"), "weight", shape),
+        }
+    };
+    let experts = (0..shape[0]).map(of_expert).collect::<Result<Vec<_>>>()?;
+    Ok(Some(Tensor::stack(&experts, 0)?))
 }
 
 /// `[T, E]`: 1 where the expert was chosen, else 0.

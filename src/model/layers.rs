@@ -67,6 +67,11 @@ impl Linear {
         Ok(Linear { matrix, bias, modules, lora: None })
     }
 
+    /// The same with biases, `[N]` of all modules together.
+    pub(super) fn with_bias(self, bias: Tensor) -> Linear {
+        Linear { bias: Some(Vector::new(bias, 0.0)), ..self }
+    }
+
     /// Joins `weights` (`[N_i, input]` each), one below the other; `modules` are their names and `N_i`.
     pub(super) fn from_weights(
         modules: Vec<(String, usize)>,
@@ -186,6 +191,8 @@ pub(super) struct Attention {
     /// On queries and on keys: of each head, or of all heads at once.
     pub(super) qk_norm: Option<(RmsNorm, RmsNorm)>,
     pub(super) output: Linear,
+    /// A logit for each head that takes a share of every softmax, and its name.
+    sinks: Option<(Arc<Vector>, String)>,
     pub(super) shape: AttentionShape,
     pub(super) rotary: Rotary,
     growth: Option<QueryGrowth>,
@@ -214,6 +221,7 @@ impl Attention {
             qkv: Linear::load(layer, inputs, width, config.qkv_bias)?,
             qk_norm: None,
             output: Linear::load(layer, &[("self_attn.o_proj", width)], q_width, config.output_bias)?,
+            sinks: None,
             shape,
             rotary: layer.rotary.clone(),
             growth: config.query_growth,
@@ -231,6 +239,13 @@ impl Attention {
         Attention::load_normed(layer, layer.config.attention_shape(layer.index).widths())
     }
 
+    /// [`Attention::load`] with a sink for each head.
+    pub(super) fn load_with_sinks(layer: &Layer) -> Result<Attention> {
+        let name = layer.name("self_attn.sinks");
+        let sinks = layer.source.tensor(&name, &[layer.config.heads])?;
+        Ok(Attention { sinks: Some((Vector::new(sinks, 0.0), name)), ..Attention::load(layer)? })
+    }
+
     fn load_normed(layer: &Layer, (q_width, k_width): (usize, usize)) -> Result<Attention> {
         let norm =
             |name: &str, width: usize| RmsNorm::load(layer.config, layer.source, &layer.name(name), width, layer.options.kernels);
@@ -246,11 +261,15 @@ impl Attention {
     /// What the heads read from the context: `qkv [T, q | k | v] -> [T, heads * head_dim]`, before the output projection.
     /// With what the backward pass needs.
     pub(super) fn mix(&self, qkv: &Tensor, context: Context) -> Result<(Tensor, Softmaxes)> {
-        let qkv = self.grown(self.normed(qkv)?, &context)?;
+        let grown = self.grown(self.normed(qkv)?, &context)?;
+        let sinks = self.sinks.as_ref().map(|(sinks, _)| sinks.get());
         match context {
-            Context::Batch(batch) => attention_keeping(&qkv, &batch.segments, &self.rotary, &self.shape, self.kernels),
+            Context::Batch(batch) => {
+                attention_keeping(&grown, &batch.segments, &self.rotary, &self.shape, sinks.as_ref(), self.kernels)
+            }
             Context::Cache(stretches, cache) => {
-                Ok((attention_onto(&qkv, stretches, cache, &self.rotary, &self.shape)?, Softmaxes::default()))
+                let y = attention_onto(&grown, stretches, cache, &self.rotary, &self.shape, sinks.as_ref())?;
+                Ok((y, Softmaxes::default()))
             }
         }
     }
@@ -282,7 +301,12 @@ impl Attention {
     ) -> Result<Tensor> {
         let grown = self.grown(self.normed(qkv)?, &Context::Batch(batch))?;
         let (segments, shape) = (&batch.segments, &self.shape);
-        let d_grown = attention_backward(&grown, segments, &self.rotary, shape, mixed, softmaxes, d_mixed)?;
+        let sinks = self.sinks.as_ref().map(|(sinks, _)| sinks.get());
+        let (d_grown, d_sinks) =
+            attention_backward(&grown, segments, &self.rotary, shape, sinks.as_ref(), mixed, softmaxes, d_mixed)?;
+        if let (Some((sinks, _)), Some(d_sinks)) = (&self.sinks, d_sinks) {
+            sinks.add_gradient(&d_sinks);
+        }
         let mut d_qkv = self.grown(d_grown, &Context::Batch(batch))?;
         if let Some((q, k)) = &self.qk_norm {
             let (q_weight, k_weight) = (q.weight.get(), k.weight.get());
@@ -301,6 +325,9 @@ impl Attention {
         if let Some((q, k)) = &self.qk_norm {
             q.train(parameters)?;
             k.train(parameters)?;
+        }
+        if let Some((sinks, name)) = &self.sinks {
+            parameters.push(Parameter::vector(sinks.clone(), &[(name.clone(), self.shape.heads)]));
         }
         self.output.train(dtype, parameters)
     }

@@ -104,7 +104,7 @@ pub fn loading_bytes(config: &Config, parameters: u64, dtype: Dtype) -> u64 {
     const ON_ITS_WAY: u64 = 2 + 4;
     let layer = (config.hidden_size as u64).saturating_mul(config.intermediate_size as u64);
     // Gate and up are one tensor in the files of these families.
-    let layer = if ["glm", "glm4", "phi3"].contains(&config.family) { layer.saturating_mul(2) } else { layer };
+    let layer = if ["glm", "glm4", "phi3", "gpt_oss"].contains(&config.family) { layer.saturating_mul(2) } else { layer };
     let last = held_bytes(config, parameters, dtype).saturating_add(layer.saturating_mul(ON_ITS_WAY));
     let vocabularies = vocabulary(config).saturating_mul(n_vocabularies(config) * dtype.size_in_bytes() + ON_ITS_WAY);
     last.max(vocabularies).saturating_add(PROGRAM_BYTES)

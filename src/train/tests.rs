@@ -153,9 +153,25 @@ fn every_gradient_of_every_family_is_pytorchs() {
     }
 }
 
-/// One gradient of Transformers' stacked layout from those of the single experts.
+/// One gradient of Transformers' stacked layout from those of the single experts. gpt-oss, whose experts have biases, stacks inputs by
+/// outputs, and its gates and ups alternate.
 fn stacked(found: &HashMap<String, Vec<f32>>, name: &str, shape: &[usize]) -> Vec<f32> {
     let (module, kind) = name.rsplit_once('.').unwrap();
+    if found.contains_key(&format!("{module}.0.down_proj.bias")) {
+        let (kind, end) = kind.strip_suffix("_bias").map_or((kind, "weight"), |kind| (kind, "bias"));
+        let inputs = if end == "bias" { 1 } else { shape[1] };
+        let of_expert = |e: usize| {
+            let of = |part: &str| &found[&format!("{module}.{e}.{part}.{end}")];
+            let outputs: Vec<&[f32]> = match kind {
+                "gate_up_proj" => {
+                    of("gate_proj").chunks(inputs).zip(of("up_proj").chunks(inputs)).flat_map(|(gate, up)| [gate, up]).collect()
+                }
+                _ => of("down_proj").chunks(inputs).collect(),
+            };
+            (0..inputs).flat_map(|input| outputs.iter().map(|row| row[input]).collect::<Vec<_>>()).collect::<Vec<_>>()
+        };
+        return (0..shape[0]).flat_map(of_expert).collect();
+    }
     let parts: &[&str] = if kind == "gate_up_proj" { &["gate_proj", "up_proj"] } else { &["down_proj"] };
     let of_expert = |e: usize| parts.iter().flat_map(move |part| found[&format!("{module}.{e}.{part}.weight")].clone());
     (0..shape[0]).flat_map(of_expert).collect()

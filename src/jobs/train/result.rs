@@ -73,28 +73,9 @@ impl<'a> Trained<'a> {
         Trained(parameters.iter().flat_map(of).collect())
     }
 
-    /// By the name and in the shape of the checkpoint, which may stack what is trained expert by expert.
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        let values = match name.split_once(EXPERTS) {
-            Some((block, kind)) if !self.0.contains_key(name) => {
-                let kind = kind.trim_end_matches(".weight");
-                let parts: &[&str] = if kind == "gate_up_proj" { &["gate_proj", "up_proj"] } else { &[kind] };
-                let mut stack = Vec::with_capacity(shape.iter().product());
-                for expert in 0..shape.first().copied().unwrap_or(0) {
-                    for part in parts {
-                        stack.extend(self.values(&format!("{block}{EXPERTS}{expert}.{part}.weight"))?);
-                    }
-                }
-                stack
-            }
-            _ => self.values(name)?,
-        };
-        Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
-    }
-
-    fn values(&self, name: &str) -> Result<Vec<f32>> {
         let (parameter, part) = self.0.get(name).ok_or_else(|| Error::new(format!("the tensor `{name}` was not trained")))?;
-        parameter.saved(part)
+        Ok(Tensor::from_vec(parameter.saved(part)?, shape, &Device::Cpu)?)
     }
 
     fn pairs(&self) -> Result<Vec<LoraPair>> {
@@ -113,5 +94,3 @@ impl<'a> Trained<'a> {
         modules.into_iter().map(pair).collect()
     }
 }
-
-const EXPERTS: &str = ".mlp.experts.";

@@ -136,12 +136,13 @@ pub(super) fn attention(
     cache: &mut LayerCache,
     rotary: &Rotary,
     shape: &AttentionShape,
+    sinks: Option<&[f32]>,
 ) -> Result<Vec<f32>> {
     let tokens = qkv.len() / shape.columns();
     let positions = positions_of(stretches, tokens)?;
     rotary.check(shape.head_dim, &positions)?;
     check(stretches, cache, shape)?;
-    let problem = Problem { qkv, segments: &[], positions: &positions, rotary, shape, level: Level::current() };
+    let problem = Problem { qkv, segments: &[], positions: &positions, rotary, shape, sinks, level: Level::current() };
     cache.store(&problem, stretches);
     let views: Vec<fused::View> =
         stretches.iter().map(|stretch| fused::View { tokens: stretch.tokens.clone(), seen: &stretch.pages }).collect();
@@ -189,7 +190,7 @@ fn check(stretches: &[Stretch], cache: &LayerCache, shape: &AttentionShape) -> R
 mod tests {
     use candle_core::{Device, Tensor};
 
-    use super::super::{attention, attention_onto};
+    use super::super::{attention_keeping, attention_onto};
     use super::*;
     use crate::kernels::rotary::RotaryStyle;
     use crate::kernels::testing::noise;
@@ -199,7 +200,9 @@ mod tests {
     #[test]
     fn pieces_give_the_bits_of_the_whole() {
         let frequencies: Vec<f64> = (0..4).map(|i| 100f64.powf(-f64::from(i) / 4.0)).collect();
-        for (window, softcap, head_dim) in [(None, None, 8), (Some(5), None, 12), (Some(300), Some(3.0), 16)] {
+        for (window, softcap, head_dim) in [(None, None, 8), (Some(5), None, 12), (Some(300), Some(3.0), 16), (Some(90), None, 4)] {
+            // The last with attention sinks.
+            let sinks = (head_dim == 4).then(|| Tensor::new(&[0.5f32, -1.0, 3.0, 0.0, 1.0, 2.0], &Device::Cpu).unwrap());
             let shape = AttentionShape { heads: 6, kv_heads: 2, head_dim, scale: 0.4, window, softcap };
             let rotary = Rotary::new(&frequencies, 700, RotaryStyle::Half, 1.0);
             let (lengths, columns) = ([650usize, 37, 1], shape.columns());
@@ -215,7 +218,7 @@ mod tests {
                     let n = rows.len() / columns;
                     let segments: Arc<[Segment]> = vec![Segment { tokens: 0..n, context: Vec::new() }].into();
                     let qkv = Tensor::from_slice(rows, (n, columns), &Device::Cpu).unwrap();
-                    let y = attention(&qkv, &segments, &rotary, &shape, Kernels::Fused).unwrap();
+                    let (y, _) = attention_keeping(&qkv, &segments, &rotary, &shape, sinks.as_ref(), Kernels::Fused).unwrap();
                     y.flatten_all().unwrap().to_vec1().unwrap()
                 })
                 .collect();
@@ -233,7 +236,7 @@ mod tests {
                     done[i] += n;
                 }
                 let qkv = Tensor::from_slice(&rows, (rows.len() / columns, columns), &Device::Cpu).unwrap();
-                let y = attention_onto(&qkv, &stretches, &mut cache, &rotary, &shape).unwrap();
+                let y = attention_onto(&qkv, &stretches, &mut cache, &rotary, &shape, sinks.as_ref()).unwrap();
                 let y: Vec<Vec<f32>> = y.to_vec2().unwrap();
                 for (i, stretch) in stretches.iter().enumerate() {
                     found[i].extend(y[stretch.tokens.clone()].iter().flatten());
@@ -255,7 +258,7 @@ mod tests {
         let mut run = |stretches: &[Stretch]| {
             let n = stretches.iter().map(|stretch| stretch.tokens.len()).sum::<usize>();
             let qkv = Tensor::zeros((n, shape.columns()), candle_core::DType::F32, &Device::Cpu).unwrap();
-            attention_onto(&qkv, stretches, &mut cache, &rotary, &shape).map(|_| ()).map_err(|error| error.to_string())
+            attention_onto(&qkv, stretches, &mut cache, &rotary, &shape, None).map(|_| ()).map_err(|error| error.to_string())
         };
         let stretch = |tokens: Range<usize>, position: usize, pages: &[usize]| Stretch { tokens, position, pages: pages.into() };
         assert_eq!(run(&[stretch(0..3, 14, &[0, 1]), stretch(3..4, 16, &[0, 2])]), Ok(()));

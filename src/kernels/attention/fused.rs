@@ -130,6 +130,11 @@ impl Forward<'_> {
         let window = problem.shape.window.unwrap_or(usize::MAX);
         let mut strips = rows.strips(problem.positions, window);
         let n_rows = strips.len() * STRIP;
+        if let Some(sinks) = problem.sinks {
+            for row in 0..n_rows {
+                strips[row / STRIP].running[row % STRIP] = Running::sink(sinks[rows.place(row).1]);
+            }
+        }
         let mut queries = Vec::with_capacity(n_rows * width);
         for row in 0..n_rows {
             let (token, head) = rows.place(row);
@@ -240,12 +245,17 @@ impl Strip {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Running {
     pub maximum: f32,
-    /// Of `exp(score - maximum)`.
+    /// Of `exp(score - maximum)`, the sink's among them.
     pub sum: f32,
 }
 
 impl Running {
     pub(super) const START: Running = Running { maximum: f32::NEG_INFINITY, sum: 0.0 };
+
+    /// Of a head with a sink: its logit counts, and has no value.
+    pub(super) fn sink(logit: f32) -> Running {
+        Running { maximum: logit, sum: 1.0 }
+    }
 
     /// Turns the scores of a tile, of which `highest` is the highest, into weights `exp(score - maximum)`. Returns what earlier
     /// weights shrink by because this tile has raised the maximum.

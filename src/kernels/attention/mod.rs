@@ -12,6 +12,7 @@ mod positions;
 mod problem;
 mod reference;
 mod shape;
+mod sinks;
 mod strip;
 #[cfg(test)]
 mod tests;
@@ -45,7 +46,7 @@ pub fn attention(
     shape: &AttentionShape,
     kernels: Kernels,
 ) -> Result<Tensor> {
-    Ok(attention_keeping(qkv, segments, rotary, shape, kernels)?.0)
+    Ok(attention_keeping(qkv, segments, rotary, shape, None, kernels)?.0)
 }
 
 /// Each row's softmax, `[T, heads]`, which [`attention_backward`] would compute again: eight bytes a row and head. Empty where the kernels
@@ -59,15 +60,18 @@ impl Softmaxes {
     }
 }
 
-/// The same, and what its backward pass can use.
+/// The same, and what its backward pass can use; with `sinks [heads]`, a logit for each head that takes a share of every softmax and has no
+/// value (arXiv 2309.17453; gpt-oss). Their gradient is that of [`attention_backward`]: candle's graph leads to it through the reference alone.
 pub fn attention_keeping(
     qkv: &Tensor,
     segments: &Arc<[Segment]>,
     rotary: &Rotary,
     shape: &AttentionShape,
+    sinks: Option<&Tensor>,
     kernels: Kernels,
 ) -> Result<(Tensor, Softmaxes)> {
     shape.check()?;
+    let logits = sinks.map(|sinks| sinks::logits(sinks, shape)).transpose()?;
     let softmaxes = Softmaxes::default();
     let (tokens, columns) = qkv.dims2()?;
     if columns != shape.columns() {
@@ -76,11 +80,15 @@ pub fn attention_keeping(
     let positions = positions(segments, tokens)?;
     rotary.check(shape.head_dim, &positions)?;
     let y = match kernels {
-        Kernels::Reference => reference::attention(qkv, segments, &positions, rotary, shape)?,
+        Kernels::Reference => reference::attention(qkv, segments, &positions, rotary, shape, sinks)?,
         Kernels::Fused => {
             let (segments, rotary, shape) = (segments.clone(), rotary.clone(), *shape);
-            let op = Attention { segments, positions, rotary, shape, level: Level::current(), softmaxes: softmaxes.clone() };
+            let level = Level::current();
+            let op = Attention { segments, positions, rotary, shape, sinks: logits, level, softmaxes: softmaxes.clone() };
             contiguous(qkv)?.apply_op1(op)?
+        }
+        Kernels::Cuda if logits.is_some() => {
+            return Err(Error::new("there is no kernel of the GPU for attention sinks").cure("Leave out --device cuda."));
         }
         Kernels::Cuda => hosted::attention(qkv, segments, &positions, rotary, shape, Dtype::F32)?,
     };
@@ -95,31 +103,37 @@ pub fn attention_onto(
     cache: &mut LayerCache,
     rotary: &Rotary,
     shape: &AttentionShape,
+    sinks: Option<&Tensor>,
 ) -> Result<Tensor> {
     shape.check()?;
+    let sinks = sinks.map(|sinks| sinks::logits(sinks, shape)).transpose()?;
     let (tokens, columns) = qkv.dims2()?;
     if columns != shape.columns() {
         return Err(Error::new(format!("the fused projection has {columns} columns, expected {}", shape.columns())));
     }
-    let y = with_floats(&contiguous(qkv)?, |qkv| cache::attention(qkv, stretches, cache, rotary, shape))??;
+    let y = with_floats(&contiguous(qkv)?, |qkv| cache::attention(qkv, stretches, cache, rotary, shape, sinks.as_deref()))??;
     Ok(Tensor::from_vec(y, (tokens, shape.heads * shape.head_dim), qkv.device())?)
 }
 
-/// The gradient of [`attention`] with respect to `qkv`, from its output `y`, what was kept with it,
-/// and the gradient `dy` of `y`.
+/// The gradient of [`attention_keeping`] with respect to `qkv` and, where there are some, to the sinks, from its output `y`, what was kept
+/// with it, and the gradient `dy` of `y`.
+#[allow(clippy::too_many_arguments, reason = "the forward pass's, and what goes back")]
 pub fn attention_backward(
     qkv: &Tensor,
     segments: &Arc<[Segment]>,
     rotary: &Rotary,
     shape: &AttentionShape,
+    sinks: Option<&Tensor>,
     y: &Tensor,
     softmaxes: &Softmaxes,
     dy: &Tensor,
-) -> Result<Tensor> {
+) -> Result<(Tensor, Option<Vec<f32>>)> {
     let positions = positions(segments, qkv.dims2()?.0)?;
     let (segments, rotary, softmaxes) = (segments.clone(), rotary.clone(), softmaxes.clone());
-    let op = Attention { segments, positions, rotary, shape: *shape, level: Level::current(), softmaxes };
-    Ok(op.backward(qkv, y, dy)?)
+    let sinks = sinks.map(|sinks| sinks::logits(sinks, shape)).transpose()?;
+    let op = Attention { segments, positions, rotary, shape: *shape, sinks, level: Level::current(), softmaxes };
+    let d_qkv = op.backward(qkv, y, dy)?;
+    Ok((d_qkv, op.sinks_backward(y, dy)?))
 }
 
 struct Attention {
@@ -127,6 +141,7 @@ struct Attention {
     positions: Vec<usize>,
     rotary: Rotary,
     shape: AttentionShape,
+    sinks: Option<Vec<f32>>,
     level: Level,
     /// Written by the forward pass.
     softmaxes: Softmaxes,
@@ -159,8 +174,15 @@ impl Attention {
         gradient(values, qkv)
     }
 
+    /// Behind [`Attention::backward`], which sees to the softmaxes.
+    fn sinks_backward(&self, y: &Tensor, dy: &Tensor) -> Result<Option<Vec<f32>>> {
+        let (Some(logits), Some(softmaxes)) = (&self.sinks, self.softmaxes.0.get()) else { return Ok(None) };
+        let gradient = with_floats(y, |y| with_floats(dy, |dy| sinks::gradient(logits, softmaxes, y, dy)))??;
+        Ok(Some(gradient))
+    }
+
     fn problem<'a>(&'a self, qkv: &'a [f32]) -> Problem<'a> {
         let Attention { segments, positions, rotary, shape, level, .. } = self;
-        Problem { qkv, segments, positions, rotary, shape, level: *level }
+        Problem { qkv, segments, positions, rotary, shape, sinks: self.sinks.as_deref(), level: *level }
     }
 }

@@ -12,6 +12,8 @@ pub(super) struct Problem<'a> {
     pub positions: &'a [usize],
     pub rotary: &'a Rotary,
     pub shape: &'a AttentionShape,
+    /// A logit for each head that every softmax begins with.
+    pub sinks: Option<&'a [f32]>,
     pub level: Level,
 }
 

@@ -14,6 +14,7 @@ pub(super) fn attention(
     positions: &[usize],
     rotary: &Rotary,
     shape: &AttentionShape,
+    sinks: Option<&Tensor>,
 ) -> Result<Tensor> {
     let tokens = qkv.dim(0)?;
     let AttentionShape { heads, kv_heads, head_dim, .. } = *shape;
@@ -43,8 +44,18 @@ pub(super) fn attention(
         let mask = Tensor::from_vec(mask(own.len(), n_keys, shape.window), (1, 1, own.len(), n_keys), qkv.device())?;
         let scores = scores.reshape((kv_heads, group, own.len(), n_keys))?.broadcast_add(&mask)?;
         // The maximum cancels in the quotient, so its gradient may be dropped.
-        let exponentials = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?.exp()?;
-        let probabilities = exponentials.broadcast_div(&exponentials.sum_keepdim(D::Minus1)?)?;
+        let mut maxima = scores.max_keepdim(D::Minus1)?;
+        let sinks = sinks.map(|sinks| sinks.reshape((kv_heads, group, 1, 1))?.broadcast_as(maxima.shape())).transpose()?;
+        if let Some(sinks) = &sinks {
+            maxima = maxima.maximum(sinks)?;
+        }
+        let maxima = maxima.detach();
+        let exponentials = scores.broadcast_sub(&maxima)?.exp()?;
+        let mut sums = exponentials.sum_keepdim(D::Minus1)?;
+        if let Some(sinks) = &sinks {
+            sums = (sums + (sinks - maxima)?.exp()?)?;
+        }
+        let probabilities = exponentials.broadcast_div(&sums)?;
         let probabilities = probabilities.reshape((kv_heads, group * own.len(), n_keys))?;
         let output = probabilities.matmul(&values)?.reshape((heads, own.len(), head_dim))?;
         outputs.push(output.transpose(0, 1)?.reshape((own.len(), heads * head_dim))?);

@@ -31,7 +31,13 @@ fn frequencies(pairs: usize) -> Vec<f64> {
 }
 
 /// The formula, token by token, in f64.
-fn truth(qkv: &[f32], segments: &[Segment], rotary: (&[f64], RotaryStyle), shape: &AttentionShape) -> Vec<f64> {
+fn truth(
+    qkv: &[f32],
+    segments: &[Segment],
+    rotary: (&[f64], RotaryStyle),
+    shape: &AttentionShape,
+    sinks: Option<&[f32]>,
+) -> Vec<f64> {
     let AttentionShape { heads, kv_heads, head_dim, .. } = *shape;
     let columns = shape.columns();
     let head = |token: usize, head: usize| -> Vec<f64> {
@@ -69,9 +75,10 @@ fn truth(qkv: &[f32], segments: &[Segment], rotary: (&[f64], RotaryStyle), shape
                     shape.softcap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
                 };
                 let scores: Vec<f64> = seen.iter().map(score).collect();
-                let maximum = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let sink = sinks.map_or(f64::NEG_INFINITY, |sinks| sinks[h].into());
+                let maximum = scores.iter().copied().fold(sink, f64::max);
                 let weights: Vec<f64> = scores.iter().map(|s| (s - maximum).exp()).collect();
-                let sum: f64 = weights.iter().sum();
+                let sum = weights.iter().sum::<f64>() + (sink - maximum).exp();
                 let mut row = vec![0.0; head_dim];
                 for (&t, weight) in seen.iter().zip(&weights) {
                     row.iter_mut().zip(head(t, heads + kv_heads + g)).for_each(|(x, v)| *x += weight / sum * v);
@@ -88,18 +95,29 @@ fn check(segments: &[Segment], pairs: usize, style: RotaryStyle, shape: &Attenti
     let tokens = segments.last().unwrap().tokens.end;
     let qkv = noise(tokens * shape.columns(), 2.0, tokens as u64);
     let frequencies = frequencies(pairs);
-    let expected = truth(&qkv, segments, (&frequencies, style), shape);
     let rotary = Rotary::new(&frequencies, tokens, style, 1.0);
     let positions = positions(segments, tokens).unwrap();
-    for level in Level::available() {
-        let got = fused::attention(&Problem { qkv: &qkv, segments, positions: &positions, rotary: &rotary, shape, level }).0;
-        close(&got, &expected, 1e-5, &format!("{level} {tokens} tokens {shape:?}"));
+    let tensor = Tensor::from_slice(&qkv, (tokens, shape.columns()), &Device::Cpu).unwrap();
+    for sinks in [None, Some(sinks(shape))] {
+        let sinks = sinks.as_deref();
+        let what = format!("{tokens} tokens {shape:?} {sinks:?}");
+        let expected = truth(&qkv, segments, (&frequencies, style), shape, sinks);
+        for level in Level::available() {
+            let problem = Problem { qkv: &qkv, segments, positions: &positions, rotary: &rotary, shape, sinks, level };
+            close(&fused::attention(&problem).0, &expected, 1e-5, &format!("{level} {what}"));
+        }
+        let sinks = sinks.map(|sinks| Tensor::new(sinks, &Device::Cpu).unwrap());
+        // No kernel of the GPU knows sinks.
+        for kernels in implementations().into_iter().filter(|kernels| sinks.is_none() || *kernels != Kernels::Cuda) {
+            let got = attention_keeping(&tensor, &segments.into(), &rotary, shape, sinks.as_ref(), kernels).unwrap().0;
+            close(&got.flatten_all().unwrap().to_vec1().unwrap(), &expected, 1e-5, &format!("{kernels:?} {what}"));
+        }
     }
-    let qkv = Tensor::from_vec(qkv, (tokens, shape.columns()), &Device::Cpu).unwrap();
-    for kernels in implementations() {
-        let got = attention(&qkv, &segments.into(), &rotary, shape, kernels).unwrap();
-        close(&got.flatten_all().unwrap().to_vec1().unwrap(), &expected, 1e-5, &format!("{kernels:?} {tokens} tokens {shape:?}"));
-    }
+}
+
+/// From far below the scores, where a sink takes nothing, to far above, where it takes nearly all.
+fn sinks(shape: &AttentionShape) -> Vec<f32> {
+    (0..shape.heads).map(|head| [0.5, -30.0, 12.0, -2.0, 3.0][head % 5]).collect()
 }
 
 #[test]
@@ -110,6 +128,18 @@ fn by_hand() {
     for kernels in implementations() {
         let y = attention(&qkv, &sequences(&[3]).into(), &rotary, &shape(1, 1, 1), kernels).unwrap();
         close(&y.flatten_all().unwrap().to_vec1().unwrap(), &[1.0, 2.0, 4.0], 1e-6, "by hand");
+    }
+    // Scores of 0 beside a sink of ln 2, which counts for two tokens: 1 / 3; (1 + 3) / 4; (1 + 3 + 8) / 5.
+    let qkv = Tensor::new(&[[0f32, 1.0, 1.0], [0.0, 1.0, 3.0], [0.0, 1.0, 8.0]], &Device::Cpu).unwrap();
+    let sinks = Tensor::new(&[2f32.ln()], &Device::Cpu).unwrap();
+    for kernels in [Kernels::Reference, Kernels::Fused] {
+        let (segments, shape) = (sequences(&[3]).into(), shape(1, 1, 1));
+        let (y, softmaxes) = attention_keeping(&qkv, &segments, &rotary, &shape, Some(&sinks), kernels).unwrap();
+        close(&y.flatten_all().unwrap().to_vec1().unwrap(), &[1.0 / 3.0, 1.0, 12.0 / 5.0], 1e-6, "sinks by hand");
+        // Of the first output alone: the sink's share 2 / 3 times -1 / 3.
+        let dy = Tensor::new(&[[1f32], [0.0], [0.0]], &Device::Cpu).unwrap();
+        let (_, d_sinks) = attention_backward(&qkv, &segments, &rotary, &shape, Some(&sinks), &y, &softmaxes, &dy).unwrap();
+        close(&d_sinks.unwrap(), &[-2.0 / 9.0], 1e-6, "sinks by hand");
     }
 }
 
@@ -191,11 +221,14 @@ fn a_tree_equals_its_unshared_sequences_to_the_bit() {
     ];
     let n_tokens = tree[7].tokens.end;
     let qkv = noise(n_tokens * plain.columns(), 2.0, 1);
-    for shape in [plain, AttentionShape { window: Some(70), ..plain }] {
+    let with_sinks = sinks(&plain);
+    let windowed = AttentionShape { window: Some(70), ..plain };
+    for (shape, sinks) in [(plain, None), (windowed, None), (plain, Some(&with_sinks[..])), (windowed, Some(&with_sinks[..]))] {
         for level in Level::available() {
             let run = |qkv: &[f32], segments: &[Segment]| {
                 let positions = positions(segments, qkv.len() / shape.columns()).unwrap();
-                fused::attention(&Problem { qkv, segments, positions: &positions, rotary: &rotary, shape: &shape, level }).0
+                fused::attention(&Problem { qkv, segments, positions: &positions, rotary: &rotary, shape: &shape, sinks, level })
+                    .0
             };
             let shared = run(&qkv, &tree);
             for segment in &tree {
@@ -217,7 +250,16 @@ fn neither_neighbours_nor_threads_change_a_bit() {
     for level in Level::available() {
         let run = |qkv: &[f32], segments: &[Segment]| {
             let positions = positions(segments, qkv.len() / shape.columns()).unwrap();
-            fused::attention(&Problem { qkv, segments, positions: &positions, rotary: &rotary, shape: &shape, level }).0
+            fused::attention(&Problem {
+                qkv,
+                segments,
+                positions: &positions,
+                rotary: &rotary,
+                shape: &shape,
+                sinks: None,
+                level,
+            })
+            .0
         };
         let segments = sequences(&lengths);
         let together = run(&qkv, &segments);
@@ -235,12 +277,20 @@ fn neither_neighbours_nor_threads_change_a_bit() {
     }
 }
 
-/// The gradient of a weighted sum of the outputs.
-fn gradient(qkv: &Var, segments: &[Segment], rotary: &Rotary, shape: &AttentionShape, kernels: Kernels) -> Vec<f32> {
-    let y = attention(qkv, &segments.into(), rotary, shape, kernels).unwrap();
+/// The gradient of a weighted sum of the outputs as candle's graph gives it: of `qkv`, and of the sinks from the reference.
+fn gradient(
+    qkv: &Var,
+    segments: &[Segment],
+    rotary: &Rotary,
+    shape: &AttentionShape,
+    sinks: Option<&Var>,
+    kernels: Kernels,
+) -> (Vec<f32>, Option<Vec<f32>>) {
+    let y = attention_keeping(qkv, &segments.into(), rotary, shape, sinks.map(Var::as_tensor), kernels).unwrap().0;
     let upstream = Tensor::from_vec(noise(y.elem_count(), 1.0, 9), y.shape(), &Device::Cpu).unwrap();
     let gradients = (y * upstream).unwrap().sum_all().unwrap().backward().unwrap();
-    gradients.get(qkv).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    let of = |var: &Var| Some(gradients.get(var)?.flatten_all().unwrap().to_vec1().unwrap());
+    (of(qkv).unwrap(), sinks.and_then(of))
 }
 
 /// Every level against what candle derives from the reference.
@@ -249,15 +299,25 @@ fn check_gradient(segments: &[Segment], pairs: usize, style: RotaryStyle, shape:
     let values = noise(tokens * shape.columns(), 2.0, tokens as u64);
     let qkv = Var::from_slice(&values, (tokens, shape.columns()), &Device::Cpu).unwrap();
     let rotary = Rotary::new(&frequencies(pairs), tokens, style, 1.0);
-    let expected = gradient(&qkv, segments, &rotary, shape, Kernels::Reference).into_iter().map(f64::from).collect::<Vec<_>>();
-    let what = format!("gradient of {tokens} tokens {shape:?}");
-    close(&gradient(&qkv, segments, &rotary, shape, Kernels::Fused), &expected, 1e-4, &what);
     let positions = positions(segments, tokens).unwrap();
-    for level in Level::available() {
-        let problem = Problem { qkv: &values, segments, positions: &positions, rotary: &rotary, shape, level };
-        let (y, softmaxes) = fused::attention(&problem);
-        let got = backward::gradient(&problem, &y, &softmaxes, &noise(y.len(), 1.0, 9));
-        close(&got, &expected, 1e-4, &format!("{level} {what}"));
+    let exact = |values: Vec<f32>| values.into_iter().map(f64::from).collect::<Vec<_>>();
+    for sinks in [None, Some(sinks(shape))] {
+        let variable = sinks.as_ref().map(|sinks| Var::from_slice(sinks, sinks.len(), &Device::Cpu).unwrap());
+        let (expected, of_sinks) = gradient(&qkv, segments, &rotary, shape, variable.as_ref(), Kernels::Reference);
+        let (expected, of_sinks) = (exact(expected), of_sinks.map(exact));
+        let what = format!("gradient of {tokens} tokens {shape:?} {sinks:?}");
+        close(&gradient(&qkv, segments, &rotary, shape, variable.as_ref(), Kernels::Fused).0, &expected, 1e-4, &what);
+        for level in Level::available() {
+            let sinks = sinks.as_deref();
+            let problem = Problem { qkv: &values, segments, positions: &positions, rotary: &rotary, shape, sinks, level };
+            let (y, softmaxes) = fused::attention(&problem);
+            let dy = noise(y.len(), 1.0, 9);
+            let got = backward::gradient(&problem, &y, &softmaxes, &dy);
+            close(&got, &expected, 1e-4, &format!("{level} {what}"));
+            if let (Some(sinks), Some(expected)) = (sinks, &of_sinks) {
+                close(&sinks::gradient(sinks, &softmaxes, &y, &dy), expected, 1e-4, &format!("{level} sinks, {what}"));
+            }
+        }
     }
 }
 
@@ -290,7 +350,7 @@ fn the_gradient_of_a_long_sequence_is_a_sum_of_shares() {
     for segments in [&sequences(&[n])[..], &tree] {
         let positions = positions(segments, n).unwrap();
         let level = Level::current();
-        let problem = Problem { qkv: &qkv, segments, positions: &positions, rotary: &rotary, shape: &shape, level };
+        let problem = Problem { qkv: &qkv, segments, positions: &positions, rotary: &rotary, shape: &shape, sinks: None, level };
         let (y, softmaxes) = fused::attention(&problem);
         let gradient = || backward::gradient(&problem, &y, &softmaxes, &noise(y.len(), 1.0, 9));
         let on = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(gradient);
@@ -313,6 +373,7 @@ fn nan_reaches_those_who_see_it_and_nobody_else() {
             positions: &positions,
             rotary: &rotary,
             shape: &shape,
+            sinks: None,
             level,
         })
         .0;
@@ -335,6 +396,14 @@ fn what_cannot_be_computed_is_refused() {
     assert!(fails(&[2, 1], shape(3, 2, 2)).contains("evenly"));
     assert!(fails(&[2, 1], AttentionShape { window: Some(0), ..shape(4, 1, 2) }).contains("window"));
     assert!(fails(&[2, 1], shape(10, 1, 1)).contains("turns 2"));
+    let with = |sinks: &[f32], kernels| {
+        let sinks = Tensor::new(sinks, &Device::Cpu).unwrap();
+        let segments = sequences(&[2, 1]).into();
+        attention_keeping(&qkv, &segments, &rotary, &shape(4, 1, 2), Some(&sinks), kernels).unwrap_err().to_string()
+    };
+    assert!(with(&[1.0; 3], Kernels::Fused).contains("each of 4 heads, found 3"));
+    assert!(with(&[1.0, f32::NAN, 1.0, 1.0], Kernels::Reference).contains("head 1 is NaN"));
+    assert!(with(&[1.0; 4], Kernels::Cuda).contains("attention sinks"));
 }
 
 #[test]

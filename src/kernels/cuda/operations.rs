@@ -123,6 +123,10 @@ impl Device {
             (Activation::Silu, Dtype::Bf16) => "silu_bf16",
             (Activation::GeluTanh, Dtype::F32) => "gelu_tanh_f32",
             (Activation::GeluTanh, Dtype::Bf16) => "gelu_tanh_bf16",
+            (Activation::ClampedSwiglu(_), _) => {
+                return Err(Error::new("there is no kernel of the GPU for the clamped activation of gpt-oss")
+                    .cure("Leave out --device cuda: the CPU takes its place."));
+            }
         };
         let kernel = self.kernel(Source::Gated, name)?;
         // Columns of a thread, as gated.cu has them.

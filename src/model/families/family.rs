@@ -1,5 +1,6 @@
 //! What a row of the table of families says.
 
+use candle_core::Tensor;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
@@ -36,6 +37,9 @@ pub(crate) struct Family {
     pub gguf_keys: Rules,
     /// Does llama.cpp's converter store the rows of queries and keys for interleaved rotary embedding?
     pub gguf_permuted: bool,
+    /// Reads, by Transformers' name and shape, a tensor that llama.cpp's files hold in another form; with a number one of a stack. `None`
+    /// for all others.
+    pub gguf_tensor: ReadTensor,
     /// Loads one block.
     pub block: fn(&Layer) -> Result<Block>,
 }
@@ -56,9 +60,13 @@ impl Family {
         gguf_names: &[],
         gguf_keys: &[],
         gguf_permuted: false,
+        gguf_tensor: |_, _, _, _| Ok(None),
         block: |_| Err(Error::new("the family has no blocks")),
     };
 }
+
+/// By name, shape and, of a stack, number.
+type ReadTensor = fn(&Gguf, &str, &[usize], Option<usize>) -> Result<Option<Tensor>>;
 
 /// What becomes of a key of config.json.
 #[derive(Debug, Clone, Copy, PartialEq)]

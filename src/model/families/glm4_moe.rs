@@ -82,15 +82,14 @@ fn configure(config: &mut Config, json: &Value) -> Result<()> {
     config.further_layers = optional_count(json, "num_nextn_predict_layers")?.unwrap_or(0);
     let inner = count(json, "moe_intermediate_size")?;
     let dense = count(json, "first_k_dense_replace")?;
+    let (n_experts, per_token) = (count(json, "n_routed_experts")?, count(json, "num_experts_per_tok")?);
+    let routed = (0..config.layers).map(|layer| layer >= dense).collect();
     config.experts = Some(ExpertsConfig {
-        count: count(json, "n_routed_experts")?,
-        per_token: count(json, "num_experts_per_tok")?,
-        intermediate_size: inner,
         normalise: flag(json, "norm_topk_prob")?.unwrap_or(true),
-        routed: (0..config.layers).map(|layer| layer >= dense).collect(),
         scoring: Scoring::Sigmoid,
         scale: number(json, "routed_scaling_factor")?.unwrap_or(1.0),
         shared_size: inner * count(json, "n_shared_experts")?,
+        ..ExpertsConfig::plain(n_experts, per_token, inner, routed)
     });
     Ok(())
 }
@@ -121,15 +120,14 @@ fn configure_gguf(config: &mut Config, file: &Gguf) -> Result<()> {
     config.set_layers(config.layers.saturating_sub(config.further_layers));
     let inner = file.required_count("expert_feed_forward_length")?;
     let dense = file.required_count("leading_dense_block_count")?;
+    let (count, per_token) = (file.required_count("expert_count")?, file.required_count("expert_used_count")?);
+    let routed = (0..config.layers).map(|layer| layer >= dense).collect();
     config.experts = Some(ExpertsConfig {
-        count: file.required_count("expert_count")?,
-        per_token: file.required_count("expert_used_count")?,
-        intermediate_size: inner,
         normalise: file.required("expert_weights_norm", file.arch_flag("expert_weights_norm")?)?,
-        routed: (0..config.layers).map(|layer| layer >= dense).collect(),
         scoring: Scoring::Sigmoid,
         scale: file.required("expert_weights_scale", file.arch_number("expert_weights_scale")?)?,
         shared_size: inner * file.required_count("expert_shared_count")?,
+        ..ExpertsConfig::plain(count, per_token, inner, routed)
     });
     Ok(())
 }

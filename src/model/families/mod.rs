@@ -7,6 +7,7 @@ mod gemma3_text;
 mod glm;
 mod glm4;
 mod glm4_moe;
+mod gpt_oss;
 mod granite;
 pub(super) mod keys;
 mod layer_kinds;
@@ -49,6 +50,7 @@ pub(super) const FAMILIES: &[Family] = &[
     olmo2::FAMILY,
     olmo3::FAMILY,
     granite::FAMILY,
+    gpt_oss::FAMILY,
 ];
 
 pub(super) fn by_model_type(model_type: &str) -> Result<&'static Family> {

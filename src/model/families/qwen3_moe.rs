@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::json::{count, flag, optional_count, present};
 use crate::kernels::gated::Activation;
 use crate::model::block::{Block, FeedForward};
-use crate::model::config::{Config, ExpertsConfig, Scoring};
+use crate::model::config::{Config, ExpertsConfig};
 use crate::model::files::gguf::Gguf;
 use crate::model::layers::{Attention, Layer};
 use crate::model::rope::Rope;
@@ -80,16 +80,10 @@ fn configure(config: &mut Config, json: &Value) -> Result<()> {
             .map_err(|_| Error::new(format!("expected a list of layer numbers for `mlp_only_layers`, found {layers}")))?,
     };
     if n_experts > 0 {
-        config.experts = Some(ExpertsConfig {
-            count: n_experts,
-            per_token: count(json, "num_experts_per_tok")?,
-            intermediate_size: count(json, "moe_intermediate_size")?,
-            normalise: flag(json, "norm_topk_prob")?.unwrap_or(false),
-            routed: (0..config.layers).map(|layer| (layer + 1) % step == 0 && !dense.contains(&layer)).collect(),
-            scoring: Scoring::Softmax,
-            scale: 1.0,
-            shared_size: 0,
-        });
+        let (per_token, inner) = (count(json, "num_experts_per_tok")?, count(json, "moe_intermediate_size")?);
+        let routed = (0..config.layers).map(|layer| (layer + 1) % step == 0 && !dense.contains(&layer)).collect();
+        let normalise = flag(json, "norm_topk_prob")?.unwrap_or(false);
+        config.experts = Some(ExpertsConfig { normalise, ..ExpertsConfig::plain(n_experts, per_token, inner, routed) });
     }
     Ok(())
 }
@@ -111,17 +105,11 @@ fn settings(config: &Config) -> Value {
 }
 
 fn configure_gguf(config: &mut Config, file: &Gguf) -> Result<()> {
-    config.experts = Some(ExpertsConfig {
-        count: file.required_count("expert_count")?,
-        per_token: file.required_count("expert_used_count")?,
-        intermediate_size: file.required_count("expert_feed_forward_length")?,
-        // llama.cpp, src/models/qwen3moe.cpp: norm_w is true.
-        normalise: true,
-        routed: (0..config.layers).map(|layer| file.holds(&format!("blk.{layer}.ffn_gate_inp.weight"))).collect(),
-        scoring: Scoring::Softmax,
-        scale: 1.0,
-        shared_size: 0,
-    });
+    let (count, per_token) = (file.required_count("expert_count")?, file.required_count("expert_used_count")?);
+    let inner = file.required_count("expert_feed_forward_length")?;
+    let routed = (0..config.layers).map(|layer| file.holds(&format!("blk.{layer}.ffn_gate_inp.weight"))).collect();
+    // llama.cpp, src/models/qwen3moe.cpp: norm_w is true.
+    config.experts = Some(ExpertsConfig { normalise: true, ..ExpertsConfig::plain(count, per_token, inner, routed) });
     Ok(())
 }
 

@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 use candle_core::Tensor;
 use serde_json::{Value, json};
 
+use super::mxfp4;
 use super::safetensors::Shards;
 use crate::error::{Context, Error, Result};
 use crate::json::present;
@@ -62,6 +63,27 @@ impl Folder {
         ];
         let found = names.into_iter().find(|name| self.shards.has(name));
         found.or_else(|| (name == EMBEDDING).then(|| self.stored_name(HEAD)).flatten())
+    }
+
+    /// What Transformers calls `name`, where that is a stack in MXFP4: the tensor, or the `index`th of its parts.
+    fn packed(&self, name: &str, shape: &[usize], index: Option<usize>) -> Result<Option<Tensor>> {
+        if self.stored_name(name).is_some() || !self.config_says_mxfp4()? {
+            return Ok(None);
+        }
+        let stored = |end: &str| self.stored_name(&format!("{name}{end}"));
+        let (Some(blocks), Some(scales)) = (stored(mxfp4::BLOCKS), stored(mxfp4::SCALES)) else { return Ok(None) };
+        let (of_blocks, of_scales) = mxfp4::shapes(name, shape).map_err(|error| error.at(&self.path))?;
+        let read = |stored: &str, shape: &[usize]| {
+            self.used.note(stored);
+            self.shards.bytes(stored, shape, index)
+        };
+        let (blocks, scales) = (read(&blocks, &of_blocks)?, read(&scales, &of_scales)?);
+        let shape = if index.is_some() { &shape[1..] } else { shape };
+        mxfp4::unpack(name, shape, &blocks, &scales).map(Some).map_err(|error| error.at(&self.path))
+    }
+
+    fn config_says_mxfp4(&self) -> Result<bool> {
+        Ok(Config::from_json(&self.whole_config()?)?.experts.is_some_and(|experts| experts.mxfp4))
     }
 
     /// config.json; an error if there is none.
@@ -134,6 +156,9 @@ impl Source for Folder {
     }
 
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        if let Some(tensor) = self.packed(name, shape, None)? {
+            return Ok(tensor);
+        }
         // Where none is there, the error should name the plain one.
         let stored = self.stored_name(name);
         let stored = stored.as_deref().unwrap_or(name);
@@ -142,6 +167,9 @@ impl Source for Folder {
     }
 
     fn slice(&self, name: &str, shape: &[usize], index: usize) -> Result<Tensor> {
+        if let Some(tensor) = self.packed(name, shape, Some(index))? {
+            return Ok(tensor);
+        }
         let stored = self.stored_name(name);
         let stored = stored.as_deref().unwrap_or(name);
         self.used.note(stored);

@@ -108,6 +108,19 @@ impl Gguf {
         }
     }
 
+    /// The tensor that llama.cpp calls `stored`, of this shape; with an index one of those that it stacks.
+    pub(crate) fn stored(&self, stored: &str, shape: &[usize], index: Option<usize>) -> Result<Tensor> {
+        let Some(index) = index else {
+            self.check_shape(stored, shape)?;
+            return self.files.read(stored);
+        };
+        if let Some((first, whole)) = self.half_of(stored, shape)? {
+            return Ok(self.files.read_slice(&whole, index)?.narrow(0, first, shape[1])?);
+        }
+        self.check_shape(stored, shape)?;
+        self.files.read_slice(stored, index)
+    }
+
     /// Of experts' gates or up-projections that are stored as one tensor: first row in each expert and the tensor's name.
     fn half_of(&self, stored: &str, shape: &[usize]) -> Result<Option<(usize, String)>> {
         let (Some(whole), [count, rows, input]) = (joined_experts(stored).filter(|whole| self.holds(whole)), shape) else {
@@ -228,6 +241,9 @@ impl Source for Gguf {
     }
 
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        if let Some(tensor) = (self.family()?.gguf_tensor)(self, name, shape, None)? {
+            return Ok(tensor);
+        }
         let (family, stored) = self.stored_name(name)?;
         let tensor = match (self.files.info(&stored), shape.first()) {
             (Some(_), _) => {
@@ -252,12 +268,11 @@ impl Source for Gguf {
     }
 
     fn slice(&self, name: &str, shape: &[usize], index: usize) -> Result<Tensor> {
-        let (_, stored) = self.stored_name(name)?;
-        if let Some((first, whole)) = self.half_of(&stored, shape)? {
-            return Ok(self.files.read_slice(&whole, index)?.narrow(0, first, shape[1])?);
+        if let Some(tensor) = (self.family()?.gguf_tensor)(self, name, shape, Some(index))? {
+            return Ok(tensor);
         }
-        self.check_shape(&stored, shape)?;
-        self.files.read_slice(&stored, index)
+        let (_, stored) = self.stored_name(name)?;
+        self.stored(&stored, shape, Some(index))
     }
 
     fn config_json(&self) -> Result<JsonValue> {

@@ -1,7 +1,7 @@
 //! The files that models come in and are saved to.
 //!
 //! ```text
-//! folder.rs              a Hugging Face folder: config.json, tokenizer files, safetensors.rs
+//! folder.rs              a Hugging Face folder: config.json, tokenizer files, safetensors.rs; mxfp4.rs unpacks the experts of gpt-oss
 //! gguf.rs                the metadata of a .gguf file; gguf_keys.rs says which of its settings are honoured
 //! gguf_source.rs         that file as a model: config, vocabulary, template, tensors by their Hugging Face names
 //! gguf_files.rs          the bytes of it, which may lie in several files; gguf_header.rs reads what stands before them, quants/ the numbers
@@ -23,6 +23,7 @@ mod gguf_header;
 mod gguf_keys;
 mod gguf_source;
 pub(in crate::model) mod hub_files;
+mod mxfp4;
 pub(in crate::model) mod peft;
 mod quants;
 mod replaceable;

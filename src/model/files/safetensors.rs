@@ -12,6 +12,7 @@ use candle_core::{DType, Device, Tensor};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 
+use super::mxfp4;
 use crate::error::{Context, Error, Result};
 use crate::files::refuse_pointer;
 
@@ -52,6 +53,11 @@ impl Shards {
     /// The `index`th of the tensors that are stacked as `shape`.
     pub(crate) fn slice(&self, name: &str, shape: &[usize], index: usize) -> Result<Tensor> {
         self.shard(name)?.slice(name, shape, index)
+    }
+
+    /// The bytes of a tensor of whole numbers `U8`, or of the `index`th of those that are stacked in it.
+    pub(super) fn bytes(&self, name: &str, shape: &[usize], index: Option<usize>) -> Result<Vec<u8>> {
+        self.shard(name)?.bytes(name, shape, index)
     }
 
     pub(crate) fn names(&self) -> impl Iterator<Item = &String> {
@@ -98,10 +104,15 @@ impl Shards {
         })
     }
 
-    /// Of the tensors whose names count.
+    /// Of the tensors whose names count. A byte of MXFP4 holds two, and its scales are none.
     pub(crate) fn parameters(&self, counts: impl Fn(&str) -> bool) -> u64 {
         let tensors = self.files.iter().flat_map(|shard| &shard.tensors).filter(|(name, _)| counts(name));
-        tensors.map(|(_, info)| info.shape.iter().product::<usize>() as u64).sum()
+        let of = |(name, info): (&String, &TensorInfo)| match info.dtype {
+            Dtype::U8 if name.ends_with(mxfp4::BLOCKS) => 2 * info.shape.iter().product::<usize>() as u64,
+            Dtype::U8 if name.ends_with(mxfp4::SCALES) => 0,
+            _ => info.shape.iter().product::<usize>() as u64,
+        };
+        tensors.map(of).sum()
     }
 }
 
@@ -136,12 +147,34 @@ impl Shard {
         }
     }
 
-    /// Type of the tensor and its first byte, if the header gives it the expected shape.
-    fn check(&self, name: &str, shape: &[usize]) -> Result<(DType, u64)> {
+    fn bytes(&self, name: &str, shape: &[usize], index: Option<usize>) -> Result<Vec<u8>> {
+        let info = self.info(name, shape)?;
+        if info.dtype != Dtype::U8 {
+            return Err(Error::new(format!("tensor `{name}` has the type {}; expected U8", info.dtype)).at(&self.path));
+        }
+        let (begin, len) = match (index, shape) {
+            (None, _) => (0, shape.iter().product()),
+            (Some(index), [count, shape @ ..]) if index < *count => {
+                let len = shape.iter().product::<usize>();
+                (index * len, len)
+            }
+            (Some(index), _) => return Err(Error::new(format!("tensor `{name}`: {shape:?} has no part {index}")).at(&self.path)),
+        };
+        self.read_bytes(name, (info.data_offsets.0 + begin) as u64, len)
+    }
+
+    /// What the header says of the tensor, if that is the expected shape.
+    fn info(&self, name: &str, shape: &[usize]) -> Result<&TensorInfo> {
         let info = self.tensors.get(name).ok_or_else(|| Error::new(format!("no tensor `{name}`")).at(&self.path))?;
         if info.shape != shape {
             return Err(Error::new(format!("tensor `{name}`: expected shape {shape:?}, found {:?}", info.shape)).at(&self.path));
         }
+        Ok(info)
+    }
+
+    /// Type of the tensor and its first byte, if the header gives it the expected shape.
+    fn check(&self, name: &str, shape: &[usize]) -> Result<(DType, u64)> {
+        let info = self.info(name, shape)?;
         let dtype = match info.dtype {
             Dtype::F64 => DType::F64,
             Dtype::F32 => DType::F32,
@@ -157,11 +190,16 @@ impl Shard {
     }
 
     fn read(&self, name: &str, dtype: DType, begin: u64, shape: &[usize]) -> Result<Tensor> {
-        let mut bytes = vec![0; shape.iter().product::<usize>() * dtype.size_in_bytes()];
+        let bytes = self.read_bytes(name, begin, shape.iter().product::<usize>() * dtype.size_in_bytes())?;
+        Ok(Tensor::from_raw_buffer(&bytes, dtype, shape, &Device::Cpu)?.to_dtype(DType::F32)?)
+    }
+
+    fn read_bytes(&self, name: &str, begin: u64, len: usize) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; len];
         let mut file = File::open(&self.path).context_at(&self.path, "cannot open the weights")?;
         file.seek(SeekFrom::Start(self.data_start + begin)).context_at(&self.path, "cannot seek in the weights")?;
         file.read_exact(&mut bytes).context_at(&self.path, format!("cannot read the tensor `{name}`"))?;
-        Ok(Tensor::from_raw_buffer(&bytes, dtype, shape, &Device::Cpu)?.to_dtype(DType::F32)?)
+        Ok(bytes)
     }
 }
 

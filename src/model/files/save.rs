@@ -17,7 +17,7 @@ use crate::json::pretty;
 use crate::kernels::rotary::Rotary;
 use crate::kernels::{Dtype, Kernels};
 use crate::model::config::Config;
-use crate::model::experts::CORRECTION;
+use crate::model::experts::{CORRECTION, stack};
 use crate::model::families;
 use crate::model::layers::Layer;
 use crate::model::{LoadOptions, Placement, Reference, Source};
@@ -26,7 +26,8 @@ use crate::tokens::{ChatTemplate, Tokenizer};
 /// Saves a trained model that was loaded from `reference`, replacing a model that was saved to `folder` before.
 ///
 /// `fetch(name, shape)` gives the trained values of a tensor, by the name and in the shape and convention in which a block asks
-/// its source for it. Each is asked for once, in the order of the layers, and dropped when it is written.
+/// its source for it, but of experts one by one where the checkpoint stacks them. Each is asked for once, in the order of the layers, and
+/// dropped when it is written.
 pub fn save(
     reference: &Reference,
     folder: &Path,
@@ -35,10 +36,14 @@ pub fn save(
 ) -> Result<()> {
     // The source is asked for names only; that all its tensors are read was checked when the model was loaded.
     let source = reference.open()?;
-    let mut values = |name: &str, shape: &[usize]| match name.ends_with(CORRECTION) {
-        // No gradient reaches it.
-        true => source.tensor(name, shape),
-        false => fetch(name, shape),
+    let experts = source.config()?.experts;
+    let mut values = |name: &str, shape: &[usize]| {
+        if name.ends_with(CORRECTION) {
+            // No gradient reaches it.
+            return source.tensor(name, shape);
+        }
+        let stack = experts.as_ref().map(|experts| stack(experts, name, shape, fetch)).transpose()?.flatten();
+        stack.map_or_else(|| fetch(name, shape), Ok)
     };
     save_source(source.as_ref(), folder, dtype, SHARD_BYTES, &mut values, false)
 }
@@ -75,6 +80,10 @@ fn save_source(
     let tied = !tensors.iter().any(|tensor| tensor.name == HEAD);
     if saved_config.tied != tied {
         json["tie_word_embeddings"] = tied.into();
+    }
+    // What is saved is as long as it is read.
+    if let Some(json) = json.as_object_mut() {
+        json.remove("quantization_config");
     }
     let key = if json.get("torch_dtype").is_some_and(|dtype| !dtype.is_null()) { "torch_dtype" } else { "dtype" };
     json[key] = dtype_name(dtype).into();

@@ -67,6 +67,7 @@ fn another(key: &str, family: &str) -> Value {
         "layer_types" => json!(["full_attention", "full_attention", "sliding_attention", "full_attention"]),
         "mlp_only_layers" => json!([1]),
         "num_experts_per_tok" => json!(3),
+        "quantization_config" => json!({"quant_method": "mxfp4"}),
         _ => json!(3),
     }
 }
@@ -103,8 +104,8 @@ fn every_key_is_honoured_or_refused_or_irrelevant() {
                         && (*key != "sliding_window" || without_window.contains(&name));
                     assert_eq!(with(key, Value::Null).is_ok(), taken, "{name}: {key} = null");
                     let mut value = another(key, name);
-                    // GLM has biases unless told otherwise, Gemma is tied unless told otherwise.
-                    if ["glm", "glm4"].contains(&name) && *key == "attention_bias" {
+                    // GLM and gpt-oss have biases unless told otherwise, Gemma is tied unless told otherwise.
+                    if ["glm", "glm4", "gpt_oss"].contains(&name) && *key == "attention_bias" {
                         value = json!(false);
                     }
                     assert_ne!(with(key, value).unwrap(), plain, "{name} does not honour {key}");
@@ -268,10 +269,49 @@ fn the_text_halves_of_published_models_are_taken() {
     assert_eq!((qwen3.family, qwen3.tied, qwen3.rope), ("qwen3", true, Rope { theta: 5e6, scaling: RopeScaling::None }));
 }
 
+/// openai/gpt-oss-20b, whose weights are in MXFP4.
+#[test]
+fn the_settings_of_gpt_oss_are_taken() {
+    let json = json!({
+        "architectures": ["GptOssForCausalLM"], "attention_bias": true, "attention_dropout": 0.0, "eos_token_id": 200_002,
+        "experts_per_token": 4, "head_dim": 64, "hidden_act": "silu", "hidden_size": 2880, "initial_context_length": 4096,
+        "initializer_range": 0.02, "intermediate_size": 2880,
+        "layer_types": (0..24).map(|i| if i % 2 == 0 { "sliding_attention" } else { "full_attention" }).collect::<Vec<_>>(),
+        "max_position_embeddings": 131_072, "model_type": "gpt_oss", "num_attention_heads": 64, "num_experts_per_tok": 4,
+        "num_hidden_layers": 24, "num_key_value_heads": 8, "num_local_experts": 32, "output_router_logits": false,
+        "pad_token_id": 199_999, "quantization_config": {"modules_to_not_convert": ["model.layers.*.self_attn",
+            "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"], "quant_method": "mxfp4"},
+        "rms_norm_eps": 1e-5, "rope_scaling": {"beta_fast": 32.0, "beta_slow": 1.0, "factor": 32.0,
+            "original_max_position_embeddings": 4096, "rope_type": "yarn", "truncate": false},
+        "rope_theta": 150_000, "router_aux_loss_coef": 0.9, "sliding_window": 128, "swiglu_limit": 7.0,
+        "tie_word_embeddings": false, "transformers_version": "4.55.0.dev0", "use_cache": true, "vocab_size": 201_088,
+    });
+    let config = Config::from_json(&json).unwrap();
+    let experts = config.experts.clone().unwrap();
+    assert_eq!((experts.count, experts.per_token, experts.mxfp4, experts.transposed), (32, 4, true, true));
+    assert_eq!((config.windows[0], config.windows[1], config.rope.theta), (Some(128), None, 150_000.0));
+    // Two settings less, and it is the config class's defaults that are taken.
+    let mut shorter = json.clone();
+    let object = shorter.as_object_mut().unwrap();
+    object.remove("rope_scaling");
+    object.remove("rope_theta");
+    assert_eq!(Config::from_json(&shorter).unwrap(), config);
+    let refused = |key: &str, value: Value, expected: &str| {
+        let mut json = json.clone();
+        json[key] = value;
+        let message = Config::from_json(&json).unwrap_err().to_string();
+        assert!(message.contains(key) && message.contains(expected), "{message}");
+    };
+    refused("quantization_config", json!({"quant_method": "bitsandbytes"}), "expected the `quant_method` mxfp4");
+    refused("swiglu_limit", json!(0.0), "expected a positive limit");
+    refused("num_experts", json!(32), "not supported");
+    refused("hidden_act", json!("gelu"), "not supported");
+}
+
 /// Families that are left out are told by their names.
 #[test]
 fn other_families_are_refused_by_name() {
-    for model_type in ["gpt_oss", "qwen3_next", "qwen3_5", "gemma4", "gemma3n", "qwen3_vl_moe", "llama4", "granitemoe"] {
+    for model_type in ["qwen3_next", "qwen3_5", "gemma4", "gemma3n", "qwen3_vl_moe", "llama4", "granitemoe"] {
         let message = Config::from_json(&json!({"model_type": model_type})).unwrap_err().to_string();
         assert!(message.contains(&format!("family `{model_type}`")), "{message}");
     }

@@ -17,6 +17,8 @@ mod nested;
 mod simple;
 mod words;
 
+pub(super) use simple::mxfp4_in_pairs;
+
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};

@@ -87,11 +87,23 @@ const E2M1: [f32; 16] = [0., 1., 2., 3., 4., 6., 8., 12., 0., -1., -2., -3., -4.
 
 /// The scale is a power of 2 (OCP's E8M0), here half of it, since `E2M1` is doubled; the two smallest are no normal numbers.
 pub(super) fn mxfp4(block: &[u8; 17], values: &mut [f32; 32]) {
-    let scale = match u32::from(block[0]) {
+    chosen(half_e8m0(block[0]), &E2M1, &block[1..], values);
+}
+
+fn half_e8m0(exponent: u8) -> f32 {
+    match u32::from(exponent) {
         exponent @ 0..2 => f32::from_bits(0x0020_0000 << exponent),
         exponent => f32::from_bits((exponent - 1) << 23),
-    };
-    chosen(scale, &E2M1, &block[1..], values);
+    }
+}
+
+/// The same numbers as the checkpoints of gpt-oss hold them: the scale elsewhere, and in each byte two neighbours, the first one low.
+pub(in super::super) fn mxfp4_in_pairs(scale: u8, block: &[u8], values: &mut [f32]) {
+    let scale = half_e8m0(scale);
+    for (&byte, pair) in block.iter().zip(values.chunks_exact_mut(2)) {
+        pair[0] = scale * E2M1[usize::from(byte & 15)];
+        pair[1] = scale * E2M1[usize::from(byte >> 4)];
+    }
 }
 
 /// Four runs of 16 numbers, each with a scale in an 8-bit float (E4M3 without its sign).
