@@ -340,31 +340,84 @@ fn the_planted_conflicts_of_the_demo_lie_on_the_first_two_screens() {
     if default_model().is_none() {
         return;
     }
-    let Some(mut browser) = Browser::start(1920, 1080) else { return };
     let workdir = Workdir::new();
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/demo.jsonl");
-    workdir.run(&[demo.to_str().unwrap(), "--out", "demo"]).ok();
-    browser.open(&workdir.path("demo/view.html"));
-    let rows = browser.eval(
-        "ready.then((page) => { const n = 2 * Math.floor(at('list').clientHeight / LINE_HEIGHT); return page.rows.slice(0, n).map((row) => page.run.row[row]); })",
-    );
-    let rows: Vec<u64> = rows.as_array().unwrap().iter().map(|row| row.as_u64().unwrap()).collect();
-    let planted = |i: usize, line: &str| {
-        let spans = serde_json::from_str::<Value>(line).unwrap()["planted"].as_array().map_or(0, Vec::len);
-        (rows.contains(&(i as u64)), spans)
-    };
+    let ran = workdir.run(&[demo.to_str().unwrap(), "--out", "demo"]).ok();
+    assert!(ran.stdout.contains("demo/view.html"), "{}", ran.stdout);
     let text = std::fs::read_to_string(&demo).unwrap();
-    let spans: Vec<(bool, usize)> = text.lines().enumerate().map(|(i, line)| planted(i, line)).collect();
-    let found: usize = spans.iter().filter(|(is_shown, _)| *is_shown).map(|(_, n)| n).sum();
-    let all: usize = spans.iter().map(|(_, n)| n).sum();
-    println!("{found} of {all} planted conflicts in the first {} rows of {}", rows.len(), spans.len());
-    assert!(all == 55 && found * 10 >= all * 9);
-    if let Some(folder) = std::env::var_os("DIAGNOSE_SCREENSHOTS").map(PathBuf::from) {
-        for scheme in ["light", "dark"] {
-            browser.scheme(scheme);
-            browser.screenshot(&folder.join(format!("view-{scheme}.png")));
+    for (width, height) in [(1920, 1080), (1440, 900)] {
+        let Some(mut browser) = Browser::start(width, height) else { return };
+        browser.open(&workdir.path("demo/view.html"));
+        let rows = browser.eval(
+            "ready.then((page) => { window.page = page; const n = 2 * Math.floor(at('list').clientHeight / LINE_HEIGHT); return page.rows.slice(0, n).map((row) => page.run.row[row]); })",
+        );
+        let rows: Vec<u64> = rows.as_array().unwrap().iter().map(|row| row.as_u64().unwrap()).collect();
+        let planted = |i: usize, line: &str| {
+            let spans = serde_json::from_str::<Value>(line).unwrap()["planted"].as_array().map_or(0, Vec::len);
+            (rows.contains(&(i as u64)), spans)
+        };
+        let spans: Vec<(bool, usize)> = text.lines().enumerate().map(|(i, line)| planted(i, line)).collect();
+        let found: usize = spans.iter().filter(|(is_shown, _)| *is_shown).map(|(_, n)| n).sum();
+        let all: usize = spans.iter().map(|(_, n)| n).sum();
+        println!("{width} x {height}: {found} of {all} planted conflicts in the first {} rows of {}", rows.len(), spans.len());
+        assert!(all == 55 && found * 10 >= all * 9);
+        if let Some(folder) = std::env::var_os("DIAGNOSE_SCREENSHOTS").map(PathBuf::from) {
+            for scheme in ["light", "dark"] {
+                browser.scheme(scheme);
+                browser.screenshot(&folder.join(format!("view-{width}-{scheme}.png")));
+                browser.press(&["g"]);
+                browser.screenshot(&folder.join(format!("groups-{width}-{scheme}.png")));
+                browser.press(&["Escape"]);
+            }
         }
+        assert_eq!(browser.complaints(), [""; 0]);
     }
+}
+
+/// What the tables of the run say of the kinds is what the page shows and filters by.
+#[test]
+fn kinds_and_groups_of_conflicts_filter_the_rows() {
+    let Some(mut browser) = Browser::start(1440, 900) else { return };
+    let workdir = Workdir::new();
+    let rows: Vec<Value> = (0..40).map(|i| row(&format!("Question {i}?"), &format!("It is {i}, of {}.", i * i))).collect();
+    let page = scored(&workdir, "run", &rows);
+    browser.open(&page);
+    browser.eval("ready.then((page) => { window.page = page; })");
+    let summary: Value = serde_json::from_slice(&std::fs::read(workdir.path("run/summary.json")).unwrap()).unwrap();
+    let sums = summary["kinds"]["kinds"].as_array().unwrap();
+    assert!(sums.len() > 1, "{sums:?}");
+    for sums in sums {
+        let kind = &sums["kind"];
+        browser.eval(&format!(
+            "at('kind').value = page.run.kinds.indexOf({kind}), at('kind').dispatchEvent(new Event('change'))"
+        ));
+        let shown = browser.eval("[at('kind').selectedOptions[0].text, page.rows.length]");
+        assert_eq!(shown, json!([format!("{} ({})", kind.as_str().unwrap(), sums["tokens"]), sums["rows"]]));
+        assert_eq!(browser.eval("page.passes.reduce((n, passes) => n + passes, 0)"), sums["tokens"]);
+        // The line shows a token of the kind, and its numbers say why it is one.
+        assert_eq!(&browser.eval("page.run.kinds[page.run.kind[page.token]]"), kind);
+        let details = browser.eval("at('details').textContent");
+        assert!(details.as_str().unwrap().contains(&format!("kind{}: ", kind.as_str().unwrap())), "{details}");
+    }
+    // By the dialog: the first kind, and the first group, whose counts are those of the report.
+    browser.press(&["c", "g"]);
+    browser.eval("document.querySelectorAll('#groups table')[0].querySelector('button').click()");
+    assert_eq!(browser.eval("[page.run.kinds[page.filters.kind], page.rows.length]"), json!([sums[0]["kind"], sums[0]["rows"]]));
+    browser.press(&["g"]);
+    browser.eval("document.querySelectorAll('#groups table')[1].querySelector('button').click()");
+    let group = &summary["kinds"]["groups"][0];
+    assert_eq!(browser.eval("page.passes.reduce((n, passes) => n + passes, 0)"), group["count"]);
+    assert_eq!(browser.eval("page.run.words[page.run.word[page.token]]"), group["token"]);
+    assert_eq!(browser.eval("at('group').hidden"), false);
+    browser.eval("at('group').click()");
+    assert_eq!(browser.eval("[at('group').hidden, page.rows.length]"), json!([true, 40]));
+    // A row whose conflicts are all of form comes after every row with another one.
+    let classes = browser.eval(
+        "page.rows.map((row) => { const [begin, end] = tokensOfRow(page.run, row); let most = 0; \
+          for (let token = begin; token < end; token++) most = Math.max(most, weightinessOf(page.run, token)); return most; })",
+    );
+    let classes: Vec<u64> = classes.as_array().unwrap().iter().map(|class| class.as_u64().unwrap()).collect();
+    assert!(classes.is_sorted_by(|a, b| a >= b), "{classes:?}");
     assert_eq!(browser.complaints(), [""; 0]);
 }
 

@@ -5,16 +5,20 @@
 //! ```text
 //! malformed      the answer ends where the model goes on, without a sign of an end, or holds a character that is none
 //! template       the same target against the same choice at the same place of the answer in many rows
-//! format         the same text in other case, white space, punctuation or tokens
-//! disagreement   another row answers the same prompt without the word that holds the token
-//! number         the word that holds the token is a number, or the model expected one
+//! format         the same text in other case, white space, spelling or tokens, or a mark of punctuation, whatever the model expected
+//! wording        the word that holds the token is an article, a pronoun, a preposition, a conjunction or an auxiliary, or another form of
+//!                the word that the model expected: by itself it claims nothing
+//! disagreement   another row answers the same prompt without the word
+//! number         the word is a number or a sign beside one, or the model expected a number
 //! language       the word and the model's choice are of different scripts
 //! entity         the word is a name: capitalised within a sentence, or where the answer is nothing but a few words
+//! disagreement   earlier in the row stands what the model expected, behind the same word, and the data's word does not
 //! unexplained    none of these
 //! ```
 //!
-//! They are rules of thumb. A name is told by its capital letter, so that German nouns pass for names and Chinese names for nothing; a
-//! language is told by its script, so that French and English are one.
+//! They are rules of thumb, and rather leave a conflict unexplained than explain it wrongly. A name is told by its capital letter, so that
+//! German nouns pass for names and Chinese names for nothing; a language is told by its script, so that French and English are one; the small
+//! words are English ones.
 
 use std::fmt;
 use std::str::FromStr;
@@ -29,6 +33,7 @@ pub enum Kind {
     Malformed,
     Template,
     Format,
+    Wording,
     Disagreement,
     Number,
     Language,
@@ -38,10 +43,11 @@ pub enum Kind {
 
 impl Kind {
     /// In the order of the rules.
-    pub const ALL: [Kind; 8] = [
+    pub const ALL: [Kind; 9] = [
         Kind::Malformed,
         Kind::Template,
         Kind::Format,
+        Kind::Wording,
         Kind::Disagreement,
         Kind::Number,
         Kind::Language,
@@ -54,12 +60,19 @@ impl Kind {
             Kind::Malformed => "malformed",
             Kind::Template => "template",
             Kind::Format => "format",
+            Kind::Wording => "wording",
             Kind::Disagreement => "disagreement",
             Kind::Number => "number",
             Kind::Language => "language",
             Kind::Entity => "entity",
             Kind::Unexplained => "unexplained",
         }
+    }
+
+    /// Does a conflict of this kind concern how a text is written, and not what it says? Such conflicts come by the hundred wherever a data set
+    /// has another style than the model; a list of rows to read puts them behind the others.
+    pub fn is_of_form(self) -> bool {
+        matches!(self, Kind::Template | Kind::Format | Kind::Wording)
     }
 }
 
@@ -87,8 +100,10 @@ pub struct Conflict<'a> {
     pub text: &'a str,
     pub begin: usize,
     pub end: usize,
-    /// What the model expected.
+    /// What the model expected; a token of bytes that are no text as `<0xE4><0xB9>`.
     pub top: &'a str,
+    /// The texts of the turns before.
+    pub earlier: &'a [&'a str],
     /// In so many rows the same target stands against the same choice at the same place of the answer, this one included.
     pub rows_alike: usize,
     /// Rows with something to learn, to say how many are many.
@@ -106,8 +121,9 @@ const SHORT_ANSWER: usize = 3;
 
 /// The kind of a conflict, and what speaks for it, in a few words.
 pub fn kind(conflict: &Conflict) -> (Kind, String) {
-    let &Conflict { text, begin, end, top, rows_alike, rows, others } = conflict;
+    let &Conflict { text, begin, end, top, earlier, rows_alike, rows, others } = conflict;
     let is_of_template = begin >= end;
+    let first_byte = begin;
     let begin = text.floor_char_boundary(begin.min(text.len()));
     let token = &text[begin..text.ceil_char_boundary(end.clamp(begin, text.len()))];
     if token.contains('\u{FFFD}') {
@@ -122,16 +138,35 @@ pub fn kind(conflict: &Conflict) -> (Kind, String) {
             None => (Kind::Template, "a token of the template".to_owned()),
         };
     }
-    if let Some(what) = other_form(token, &text[begin..], top) {
+    let top = &as_text(top, &text.as_bytes()[begin..first_byte.clamp(begin, text.len())]);
+    if let Some(what) = other_form(text, begin, token, top) {
         return (Kind::Format, what.to_owned());
     }
-    let word = word_around(text, begin + token.len() - token.trim_start().len());
-    let expected = first_word(top);
+    let at = begin + token.len() - token.trim_start().len();
+    let word = word_around(text, at);
+    let expected = &expected_word(text, at, top);
+    if is_other_spelling(word, expected) {
+        return (Kind::Format, format!("`{word}` is another spelling of `{expected}`"));
+    }
+    let against = || match expected.is_empty() {
+        true => format!("the data say `{word}`, and the model something else"),
+        false => format!("the data say `{word}`, and the model begins `{expected}`"),
+    };
+    if is_small_word(text, word, token) {
+        let own = if word.is_empty() { token.trim() } else { word };
+        return (Kind::Wording, format!("`{own}` claims nothing by itself; the model begins `{}`", top.trim()));
+    }
+    if is_other_ending(word, expected) {
+        return (Kind::Wording, format!("`{word}` is another form of `{expected}`"));
+    }
     if let Some((row, _)) = others.iter().find(|(_, answer)| !word.is_empty() && !has_word(answer, word)) {
         return (Kind::Disagreement, format!("row {row} answers the same prompt without `{word}`"));
     }
-    if is_number(word) || (is_number(expected) && !word.is_empty()) {
-        return (Kind::Number, format!("`{word}`, and the model begins `{expected}`"));
+    if is_counted(word, expected) || (is_number(expected) && !word.is_empty()) {
+        return (Kind::Number, against());
+    }
+    if is_of_sum(text, begin, token) {
+        return (Kind::Number, format!("`{}` beside a number, and the model begins `{}`", token.trim(), top.trim()));
     }
     if let (Some(own), Some(other)) = (script(word), script(expected))
         && own != other
@@ -139,9 +174,41 @@ pub fn kind(conflict: &Conflict) -> (Kind, String) {
         return (Kind::Language, format!("{own} letters, and the model writes {other}"));
     }
     if is_name(text, word) {
-        return (Kind::Entity, format!("`{word}`, and the model begins `{expected}`"));
+        return (Kind::Entity, against());
+    }
+    if let Some(said) = said_before(text, at, word, expected, earlier) {
+        return (Kind::Disagreement, format!("earlier in the row stands `{said}`"));
     }
     (Kind::Unexplained, String::new())
+}
+
+/// The text of a token whose bytes, where they are shown as `<0xE4>`, go on behind `head`; without a last character that is not whole.
+fn as_text(token: &str, head: &[u8]) -> String {
+    let byte = |text: &str| {
+        let hex = text.get(..6)?.strip_prefix("<0x")?.strip_suffix('>')?;
+        hex.chars().all(|c| c.is_ascii_hexdigit()).then(|| u8::from_str_radix(hex, 16).ok())?
+    };
+    if !token.contains("<0x") {
+        return token.to_owned();
+    }
+    let (mut bytes, mut rest) = (head.to_vec(), token);
+    while let Some(c) = rest.chars().next() {
+        let length = match byte(rest) {
+            Some(byte) => {
+                bytes.push(byte);
+                6
+            }
+            None => {
+                bytes.extend(rest.bytes().take(c.len_utf8()));
+                c.len_utf8()
+            }
+        };
+        rest = &rest[length..];
+    }
+    match std::str::from_utf8(&bytes) {
+        Ok(text) => text.to_owned(),
+        Err(error) => String::from_utf8_lossy(&bytes[..error.valid_up_to()]).into_owned(),
+    }
 }
 
 /// What of the end of an answer says that it was cut off, if anything does.
@@ -156,7 +223,10 @@ fn open_end(text: &str) -> Option<String> {
     let last = text.chars().next_back()?;
     let ends = last.is_ascii_digit() || ".!?…:;)]}>\"'`*_|。！？）】」』”’％%".contains(last) || !last.is_alphanumeric();
     let n_words = text.split_whitespace().count();
-    match ends || n_words <= SHORT_ANSWER {
+    // The items of a list, and verses, end as they like.
+    let mut lines = text.lines().rev().filter(|line| !line.trim().is_empty());
+    let is_line_of_many = lines.nth(1).and_then(|line| line.trim_end().chars().next_back()).is_some_and(char::is_alphanumeric);
+    match ends || is_line_of_many || n_words <= SHORT_ANSWER {
         true => None,
         false => Some(format!("the answer ends `{}`, without a sign of an end", last_chars(text, 20))),
     }
@@ -167,27 +237,132 @@ fn last_chars(text: &str, n: usize) -> &str {
     &text[at..]
 }
 
-/// What the data write otherwise than the model, if it is the same text: `rest` is the text from the token on.
-fn other_form(token: &str, rest: &str, top: &str) -> Option<&'static str> {
+/// What the data write otherwise than the model, if it is the same text or a mark: the token begins at `begin`.
+fn other_form(text: &str, begin: usize, token: &str, top: &str) -> Option<&'static str> {
     let (own, other) = (token.trim(), top.trim());
-    let is_mark = |text: &str| !text.chars().any(char::is_alphanumeric);
-    if is_mark(own) && is_mark(other) {
-        return Some(if own.is_empty() && other.is_empty() { "other white space" } else { "another sign" });
+    let (is_mark, is_other_mark) = (is_punctuation(text, begin, token), is_punctuation("", 0, top));
+    if own.is_empty() && other.is_empty() && !top.is_empty() {
+        return Some("other white space");
+    }
+    if own.is_empty() && token.contains('\n') {
+        return Some("a line ends where the model writes on");
     }
     if own == other {
         return Some("the same text with other white space");
     }
+    if is_mark {
+        return Some(if is_other_mark { "another sign" } else { "a sign where the model writes something else" });
+    }
     if !own.is_empty() && own.to_lowercase() == other.to_lowercase() {
         return Some("the same text in another case");
     }
-    if !other.is_empty()
-        && (rest.trim_start().starts_with(other)
-            || (!own.is_empty() && other.starts_with(own) && rest.trim_start().starts_with(other)))
-    {
+    // A longer token of the model is the text itself. A shorter one could be another word.
+    if other.len() > own.len() && text[begin..].trim_start().starts_with(other) {
         return Some("the same text in other tokens");
     }
     let bare = |text: &str| text.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect::<String>();
     (!bare(own).is_empty() && bare(own) == bare(other)).then_some("the same text with other signs around it")
+}
+
+const PUNCTUATION: &str = ".,:;!?…\"'“”‘’«»`*_#-–—|。，、：；！？「」『』《》";
+
+/// Does the token consist of marks that say how a text is divided, quoted or laid out? Those of a number do not; brackets and operators mean
+/// something in code and in sums.
+fn is_punctuation(text: &str, begin: usize, token: &str) -> bool {
+    let own = token.trim();
+    !own.is_empty() && own.chars().all(|c| PUNCTUATION.contains(c)) && !is_of_sum(text, begin, token)
+}
+
+/// Is the token an operator or a currency beside a number, a minus behind one, or the point within one?
+fn is_of_sum(text: &str, begin: usize, token: &str) -> bool {
+    let own = token.trim();
+    let (before, after) = (text.get(..begin).unwrap_or_default(), text.get(begin + token.len()..).unwrap_or_default());
+    let is_digit = |c: Option<char>| c.is_some_and(|c| c.is_ascii_digit());
+    // At the beginning of a line `- 2` is an item of a list.
+    let follows = is_digit(before.trim_end_matches(' ').chars().next_back());
+    let precedes = is_digit(after.trim_start_matches(' ').chars().next());
+    let is_within = token == own && is_digit(before.chars().next_back()) && is_digit(after.chars().next());
+    let is_operator = !own.is_empty() && own.chars().all(|c| "+−×÷/=<>≤≥^%°$€£¥".contains(c));
+    match own {
+        "-" | "*" | "–" => follows && precedes,
+        "." | "," | ":" => is_within,
+        _ => is_operator && (follows || precedes),
+    }
+}
+
+/// The word as the model would have it: what stands of it before the token, and the beginning of the model's choice.
+fn expected_word(text: &str, at: usize, top: &str) -> String {
+    let first = first_word(top);
+    let goes_on = top.starts_with(first) && !first.is_empty();
+    let before: String = text[..at].chars().rev().take_while(|c| c.is_alphanumeric() && !is_han(*c)).collect();
+    match goes_on && !before.is_empty() {
+        true => before.chars().rev().collect::<String>() + first,
+        false => first.to_owned(),
+    }
+}
+
+/// British beside American spelling.
+fn is_other_spelling(word: &str, other: &str) -> bool {
+    let plain = |word: &str| {
+        let mut word = word.to_lowercase();
+        for (british, american) in [("yse", "yze"), ("ise", "ize"), ("isi", "izi"), ("isa", "iza"), ("our", "or"), ("ogue", "og"), ("ll", "l")] {
+            word = word.replace(british, american);
+        }
+        let (stem, plural) = word.strip_suffix('s').map_or((word.as_str(), ""), |stem| (stem, "s"));
+        match stem.strip_suffix("re") {
+            Some(stem) => format!("{stem}er{plural}"),
+            None => word,
+        }
+    };
+    word.chars().count() > 4 && word.to_lowercase() != other.to_lowercase() && plain(word) == plain(other)
+}
+
+/// Do two words differ in the ending of a plural or of a tense only?
+fn is_other_ending(word: &str, other: &str) -> bool {
+    const ENDINGS: [&str; 8] = ["", "s", "es", "ed", "d", "ing", "y", "ies"];
+    let (word, other) = (word.to_lowercase(), other.to_lowercase());
+    let same: usize = word.chars().zip(other.chars()).take_while(|(a, b)| a == b && a.is_alphabetic()).map(|(a, _)| a.len_utf8()).sum();
+    // `bind` and `bed` share a letter and endings.
+    same >= 3 && word != other && ENDINGS.contains(&&word[same..]) && ENDINGS.contains(&&other[same..])
+}
+
+/// Words that build a sentence and claim nothing; without negations, quantities, modal verbs and the prepositions of place and time that do.
+const SMALL_WORDS: &[&str] = &[
+    "a", "about", "also", "am", "an", "and", "are", "as", "at", "be", "because", "been", "being", "but", "by", "did", "do", "does", "for",
+    "had", "has", "have", "here", "how", "i", "if", "in", "into", "is", "it", "its", "just", "me", "my", "of", "on", "or", "our", "own", "so",
+    "such", "than", "that", "the", "their", "them", "then", "there", "these", "they", "this", "those", "to", "too", "upon", "us", "very",
+    "was", "we", "were", "what", "when", "where", "which", "while", "who", "whom", "whose", "with", "you", "your", "yours", "ours", "theirs",
+    "itself", "themselves", "yourself",
+];
+const CONTRACTIONS: [&str; 6] = ["'s", "'m", "'re", "'ve", "'ll", "'d"];
+
+/// Is the word one of [`SMALL_WORDS`], written as within a sentence or at its beginning, and not as a name (`US`)? The token holds the word
+/// from its beginning on, or is a contraction.
+fn is_small_word(text: &str, word: &str, token: &str) -> bool {
+    if CONTRACTIONS.contains(&token.replace('’', "'").as_str()) {
+        return true;
+    }
+    let lower = word.to_lowercase();
+    let is_begun = token.trim_start().starts_with(word) && !word.is_empty();
+    let as_written = word == lower || (word.chars().skip(1).all(char::is_lowercase) && !is_name(text, word));
+    is_begun && as_written && SMALL_WORDS.contains(&lower.as_str())
+}
+
+/// What an earlier turn says at the same place: the word before, and the model's choice behind it; where no earlier turn has the data's word.
+fn said_before(text: &str, at: usize, word: &str, expected: &str, earlier: &[&str]) -> Option<String> {
+    let before = text[..at].trim_end_matches(|c: char| !c.is_alphanumeric());
+    let begin = before.char_indices().rev().take_while(|(_, c)| c.is_alphanumeric() && !is_han(*c)).last()?.0;
+    // Behind an article anything can follow, and so it can behind the end of a sentence; a beginning of three letters could be any word's.
+    let (gap, neighbour) = (&text[before.len()..at], text[begin..before.len()].to_lowercase());
+    let is_no_place = gap.chars().count() > 2 || SMALL_WORDS.contains(&neighbour.as_str());
+    if is_no_place || expected.chars().count() < 4 || word.is_empty() || !text[at..].starts_with(word) {
+        return None;
+    }
+    let wanted = format!("{}{expected}", &text[begin..at]);
+    let is_said = earlier.iter().any(|turn| {
+        turn.match_indices(&wanted).any(|(at, _)| !turn[..at].chars().next_back().is_some_and(char::is_alphanumeric))
+    });
+    (is_said && !earlier.iter().any(|turn| has_word(turn, word))).then_some(wanted)
 }
 
 /// The word that holds the byte `at`: letters and digits, signs between digits, and of Chinese numerals the whole run.
@@ -275,6 +450,11 @@ const NUMBER_WORDS: [&str; 36] = [
     "thrice",
 ];
 
+/// Is the word a number? `one` is more often a pronoun or an article, and one only where the model expected a number as well.
+fn is_counted(word: &str, expected: &str) -> bool {
+    is_number(word) && (!word.eq_ignore_ascii_case("one") || is_number(expected))
+}
+
 /// Has it digits, or is it a number in words?
 fn is_number(word: &str) -> bool {
     let lower = word.to_lowercase();
@@ -337,7 +517,7 @@ mod tests {
 
     fn of(text: &str, token: &str, top: &str) -> Kind {
         let begin = text.find(token).unwrap();
-        let conflict = Conflict { text, begin, end: begin + token.len(), top, rows_alike: 1, rows: 100, others: &[] };
+        let conflict = Conflict { text, begin, end: begin + token.len(), top, earlier: &[], rows_alike: 1, rows: 100, others: &[] };
         kind(&conflict).0
     }
 
@@ -364,6 +544,36 @@ mod tests {
             ("the word is мир here", " мир", " peace", Kind::Language),
             ("Blood is pumped by the lungs.", " lungs", " heart", Kind::Unexplained),
             ("a \u{FFFD} b", "\u{FFFD}", "x", Kind::Malformed),
+            // A token that the model makes of fewer letters may be another word.
+            ("more than an ordinary year", " an", " a", Kind::Wording),
+            ("within about a week", " about", " a", Kind::Wording),
+            ("The bottom is flat.", " flat", " fl", Kind::Unexplained),
+            ("it covers a million. Many", ".", " square", Kind::Format),
+            ("a lake. It", ".", "\n", Kind::Format),
+            ("as he said \"no\".", " \"", " with", Kind::Format),
+            ("milk\n- bread", "\n", " and", Kind::Format),
+            ("it lies 3.5 km off", ".", " km", Kind::Number),
+            ("24 - 10 = 14", " -", " +", Kind::Number),
+            ("24 - 10 = 14", " =", ".", Kind::Number),
+            ("so that x = y", " =", " +", Kind::Unexplained),
+            ("print(x)", "(", " x", Kind::Unexplained),
+            ("40 square centimetres.", " centimetres", " centimeters", Kind::Format),
+            ("to organise it", " organise", " organize", Kind::Format),
+            ("a colourful bird", " colourful", " colorful", Kind::Format),
+            ("to digest fat; it", " fat", " fats", Kind::Wording),
+            ("Inhaled medicines", "aled", "aling", Kind::Wording),
+            ("It tells of two", " of", " the", Kind::Wording),
+            ("I'll look up", "'ll", "'m", Kind::Wording),
+            ("It is not so", " not", " so", Kind::Unexplained),
+            ("they never do", " never", " always", Kind::Unexplained),
+            ("made in the US by them", " US", " UK", Kind::Entity),
+            ("think of It as", " It", " the", Kind::Entity),
+            ("Here is one, too", " one", " a", Kind::Unexplained),
+            ("one, two, one", " two", " three", Kind::Number),
+            ("zero, one, two", " one", " two", Kind::Number),
+            // Bytes of a character: another one, or nobody knows which.
+            ("全长很长", "长", "<0xE9><0x83>", Kind::Unexplained),
+            ("今年九十", "九", "<0xE4><0xBA>", Kind::Number),
         ] {
             assert_eq!(of(text, token, top), expected, "{text}: {token}, {top}");
         }
@@ -373,7 +583,7 @@ mod tests {
     fn other_rows_and_the_template_count_first() {
         let text = "It is Lyon.";
         let conflict =
-            Conflict { text, begin: 5, end: 10, top: " Paris", rows_alike: 1, rows: 100, others: &[(7, "It is Paris.")] };
+            Conflict { text, begin: 5, end: 10, top: " Paris", earlier: &[], rows_alike: 1, rows: 100, others: &[(7, "It is Paris.")] };
         assert_eq!(kind(&conflict), (Kind::Disagreement, "row 7 answers the same prompt without `Lyon`".to_owned()));
         assert_eq!(kind(&Conflict { others: &[(7, "Lyon, of course.")], ..conflict }).0, Kind::Entity);
         assert_eq!(kind(&Conflict { rows_alike: 5, ..conflict }).0, Kind::Template);
@@ -383,6 +593,46 @@ mod tests {
         assert_eq!(end("Well:\n```python\nx = 1").1, "a block of code is not closed");
         assert_eq!([end("Done."), end("Yes"), end("a b c d 5")].map(|(kind, _)| kind), [Kind::Template; 3]);
         assert_eq!(end("").0, Kind::Malformed);
+    }
+
+    #[test]
+    fn a_token_of_bytes_is_read_with_what_stands_before_it() {
+        assert_eq!(as_text("<0x95>", &[0xE9, 0x95]), "\u{9555}");
+        assert_eq!(as_text(" <0xE4>", &[]), " ");
+        assert_eq!(as_text("<0xE4><0xB8>", &[]), "");
+        assert_eq!(as_text("<0xE4><0xB8><0x89>", &[]), "三");
+        let no_bytes = ["<0x>", "a>", " <0x41", "<0x+1>"];
+        assert_eq!(no_bytes.map(|text| as_text(text, &[])), no_bytes);
+        // Of 三 (E4 B8 89) the model writes the last byte otherwise: 专 is no number, and 三 is one all the same.
+        let text = "有三个";
+        let of = |text, begin, end, top| {
+            kind(&Conflict { text, begin, end, top, earlier: &[], rows_alike: 1, rows: 100, others: &[] }).0
+        };
+        assert_eq!(of(text, 5, 6, "<0x93>"), Kind::Number);
+        assert_eq!(of("有人在", 5, 6, "<0x93>"), Kind::Unexplained);
+    }
+
+    #[test]
+    fn what_the_row_says_earlier_is_a_disagreement() {
+        let earlier = ["Mail tom@example.com, please.", "{\"12 May\": \"Budget review\"}"];
+        let of = |text: &str, token: &str, top: &str, earlier: &[&str]| {
+            let begin = text.find(token).unwrap();
+            kind(&Conflict { text, begin, end: begin + token.len(), top, earlier, rows_alike: 1, rows: 100, others: &[] })
+        };
+        let said = |what: &str| (Kind::Disagreement, format!("earlier in the row stands `{what}`"));
+        assert_eq!(of("sent to tom@company.com", "company", "example", &earlier), said("tom@example"));
+        assert_eq!(of("Budget report", " report", " review", &earlier), said("Budget review"));
+        // An article is no place; not behind the same word, another word behind it, or the data's word was said, too.
+        assert_eq!(of("so the hiker", " hiker", " compass", &["What is the compass for?"]).0, Kind::Unexplained);
+        assert_eq!(of("a report", " report", " review", &earlier).0, Kind::Unexplained);
+        assert_eq!(of("Budget report", " report", " revision", &earlier).0, Kind::Unexplained);
+        assert_eq!(of("Budget report", " report", " review", &[earlier[1], "the report"]).0, Kind::Unexplained);
+    }
+
+    #[test]
+    fn lists_end_without_a_sign() {
+        assert_eq!(open_end("These are they:\n1. October\n2. December"), None);
+        assert!(open_end("These are they.\nThen we went on to the").is_some());
     }
 
     #[test]

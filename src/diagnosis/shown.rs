@@ -3,6 +3,7 @@
 //!
 //! Two passes over the token table: one to rank the rows, one to gather the tokens of those that are shown.
 
+use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 
@@ -58,9 +59,12 @@ const COLUMNS: [Column; 17] = [
     Column::Quadrant,
 ];
 
-/// Rows of up to `most_tokens` tokens together; a first row that is longer is shown all the same.
-pub(crate) fn shown(tables: &[PathBuf], rows: &[Row], most_tokens: usize) -> Result<Shown> {
-    let sizes = sizes(tables)?;
+/// Rows of up to `most_tokens` tokens together; a first row that is longer is shown all the same. `of_form` are the conflicts, by row and position,
+/// that are about how a text is written ([`Kind::is_of_form`]): rows with others come first, as they do on the page.
+///
+/// [`Kind::is_of_form`]: super::kinds::Kind::is_of_form
+pub(crate) fn shown(tables: &[PathBuf], rows: &[Row], of_form: &HashSet<(u32, u32)>, most_tokens: usize) -> Result<Shown> {
+    let sizes = sizes(tables, of_form)?;
     let scored: Vec<&Row> = rows.iter().filter(|row| sizes.contains_key(&row.row)).collect();
     let chosen = choose(&scored, &sizes, most_tokens);
     let mut tokens = TokenChunk::default();
@@ -77,23 +81,43 @@ pub(crate) fn shown(tables: &[PathBuf], rows: &[Row], most_tokens: usize) -> Res
     Ok(Shown { rows: scored.iter().filter_map(of_row).collect(), tokens, texts, of_rows: scored.len() })
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 struct Size {
     tokens: usize,
-    /// The largest surplus of a conflict; below that of any conflict where the row has none.
-    sharpest: f32,
+    sharpest: Sharpest,
+}
+
+/// The sharpest conflict of a row, in the order in which rows are shown.
+#[derive(Debug, Clone, Copy, Default, PartialEq, PartialOrd)]
+enum Sharpest {
+    /// The row has no conflict.
+    #[default]
+    None,
+    /// Conflicts of form alone, and the largest of their surpluses.
+    OfForm(f32),
+    /// The largest surplus of the others.
+    OfContent(f32),
+}
+
+impl Sharpest {
+    fn or(self, other: Sharpest) -> Sharpest {
+        if other > self { other } else { self }
+    }
 }
 
 /// By the number of the row.
-fn sizes(tables: &[PathBuf]) -> Result<HashMap<u32, Size>> {
+fn sizes(tables: &[PathBuf], of_form: &HashSet<(u32, u32)>) -> Result<HashMap<u32, Size>> {
     let mut sizes: HashMap<u32, Size> = HashMap::new();
-    for chunk in read_chunks(tables, &[Column::Row, Column::Logprob, Column::Entropy, Column::Quadrant]) {
+    for chunk in read_chunks(tables, &[Column::Row, Column::Pos, Column::Logprob, Column::Entropy, Column::Quadrant]) {
         let chunk = chunk?;
         for i in 0..chunk.len() {
-            let size = sizes.entry(chunk.row[i]).or_insert(Size { tokens: 0, sharpest: f32::NEG_INFINITY });
+            let size = sizes.entry(chunk.row[i]).or_default();
             size.tokens += 1;
-            if chunk.quadrant[i] == Quadrant::ConfidentConflict {
-                size.sharpest = size.sharpest.max(-chunk.logprob[i] - chunk.entropy[i]);
+            let surplus = -chunk.logprob[i] - chunk.entropy[i];
+            if chunk.quadrant[i] == Quadrant::ConfidentConflict && surplus.is_finite() {
+                let is_of_form = of_form.contains(&(chunk.row[i], chunk.pos[i]));
+                let own = if is_of_form { Sharpest::OfForm(surplus) } else { Sharpest::OfContent(surplus) };
+                size.sharpest = size.sharpest.or(own);
             }
         }
     }
@@ -102,12 +126,14 @@ fn sizes(tables: &[PathBuf]) -> Result<HashMap<u32, Size>> {
 
 /// The numbers of the rows to show, each with whether it was drawn at random.
 fn choose(rows: &[&Row], sizes: &HashMap<u32, Size>, most_tokens: usize) -> HashMap<u32, bool> {
-    let size_of = |row: &Row| sizes.get(&row.row).copied().unwrap_or(Size { tokens: 0, sharpest: f32::NEG_INFINITY });
+    let size_of = |row: &Row| sizes.get(&row.row).copied().unwrap_or_default();
     if rows.iter().map(|row| size_of(row).tokens).sum::<usize>() <= most_tokens {
         return rows.iter().map(|row| (row.row, false)).collect();
     }
-    let mut ranked: Vec<&Row> = rows.iter().copied().filter(|row| size_of(row).sharpest.is_finite()).collect();
-    ranked.sort_by(|a, b| size_of(b).sharpest.total_cmp(&size_of(a).sharpest).then(a.row.cmp(&b.row)));
+    let mut ranked: Vec<&Row> = rows.iter().copied().filter(|row| size_of(row).sharpest != Sharpest::None).collect();
+    // Surpluses are finite, so that any two of them have an order.
+    let order = |a: &Row, b: &Row| size_of(b).sharpest.partial_cmp(&size_of(a).sharpest).unwrap_or(Ordering::Equal);
+    ranked.sort_by(|a, b| order(a, b).then(a.row.cmp(&b.row)));
     let (mut chosen, mut tokens) = (HashMap::new(), 0);
     let mut take = |row: &Row, most: usize, is_sampled: bool| {
         let fits = tokens + size_of(row).tokens <= most || chosen.is_empty();
@@ -152,7 +178,7 @@ mod tests {
     fn a_small_run_is_shown_whole() {
         let folder = tempfile::tempdir().unwrap();
         let (tables, rows) = run(folder.path(), 6);
-        let shown = shown(&tables, &rows, 21).unwrap();
+        let shown = shown(&tables, &rows, &HashSet::new(), 21).unwrap();
         assert_eq!(
             shown.rows.iter().map(|row| (row.row.row, row.is_sampled, row.n_tokens)).collect::<Vec<_>>(),
             [(0, false, 1), (1, false, 2), (2, false, 3), (3, false, 4), (4, false, 5), (5, false, 6)]
@@ -167,12 +193,17 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (tables, rows) = run(folder.path(), 12);
         // 78 tokens in all. Four fifths of 30 are 24: of the rows with conflicts (9, 6, 3, 0 by rank) 10 + 7 + 4 + 1 tokens fit.
-        let shown = shown(&tables, &rows, 30).unwrap();
+        let shown = shown(&tables, &rows, &HashSet::new(), 30).unwrap();
         let of = |sampled| shown.rows.iter().filter(|row| row.is_sampled == sampled).map(|row| row.row.row).collect::<Vec<_>>();
         assert_eq!(of(false), [0, 3, 6, 9]);
         assert!(!of(true).is_empty() && shown.tokens.len() <= 30 && shown.of_rows == 12, "{:?}", of(true));
         assert_eq!(shown.rows.iter().map(|row| row.n_tokens).sum::<usize>(), shown.tokens.len());
         // One row that is longer than everything allowed is shown all the same.
-        assert_eq!(super::shown(&tables, &rows[9..10], 3).unwrap().rows.len(), 1);
+        assert_eq!(super::shown(&tables, &rows[9..10], &HashSet::new(), 3).unwrap().rows.len(), 1);
+        // Rows whose conflicts are of form come last: of 9, 6, 3 and 0 the first two are, and 3 and 0 leave room for the first of them only.
+        let of_form = HashSet::from([(9, 0), (6, 0)]);
+        let shown = super::shown(&tables, &rows, &of_form, 19).unwrap();
+        let ranked = shown.rows.iter().filter(|row| !row.is_sampled).map(|row| row.row.row).collect::<Vec<_>>();
+        assert_eq!(ranked, [0, 3, 9]);
     }
 }

@@ -10,12 +10,13 @@ use super::score::{RUN_FILE, RunRecord, find_data, read_record};
 use crate::dataset::{Chosen, Dataset, Turn};
 use crate::diagnosis::Report;
 use crate::diagnosis::gate::{Gate, Weight};
+use crate::diagnosis::kinds::Kind;
 use crate::diagnosis::population::{Needs, Population};
 use crate::diagnosis::shown::{Shown, shown};
 use crate::error::{Context, Error, Result};
 use crate::files::write_atomically;
 use crate::report::view::{self, Run};
-use crate::table::{ROWS_FILE, TOKENS_FILE, read_rows};
+use crate::table::{CONFLICTS_FILE, KnownConflict, ROWS_FILE, TOKENS_FILE, read_conflicts, read_rows};
 
 pub(crate) const VIEW_FILE: &str = "view.html";
 /// Where two runs are compared.
@@ -88,6 +89,7 @@ struct Seen<'a> {
     data: serde_json::Value,
     report: Report,
     gates: Vec<(String, Weight)>,
+    conflicts: Option<Vec<KnownConflict>>,
     shown: Shown,
     turns: Option<HashMap<u32, Vec<Turn>>>,
 }
@@ -99,7 +101,12 @@ impl<'a> Seen<'a> {
         let report: Report =
             serde_json::from_slice(&report).context_at(&summary, "the file does not hold what this version writes there")?;
         let tables = [folder.join(TOKENS_FILE)];
-        let shown = shown(&tables, &read_rows(&folder.join(ROWS_FILE))?, most_tokens)?;
+        let path = folder.join(CONFLICTS_FILE);
+        // Without its data a run was sorted without kinds.
+        let conflicts = report.kinds.is_some().then(|| read_conflicts(&path)).transpose()?;
+        let is_of_form = |conflict: &&KnownConflict| conflict.kind.parse().is_ok_and(Kind::is_of_form);
+        let of_form = conflicts.iter().flatten().filter(is_of_form).map(|conflict| (conflict.row, conflict.pos)).collect();
+        let shown = shown(&tables, &read_rows(&folder.join(ROWS_FILE))?, &of_form, most_tokens)?;
         let turns = data.map(|(dataset, chosen)| turns_of(&shown, dataset, chosen)).transpose()?;
         let name = folder.file_name().map(|name| name.to_string_lossy().into_owned());
         Ok(Seen {
@@ -108,6 +115,7 @@ impl<'a> Seen<'a> {
             data: serde_json::to_value(&record.data).context("cannot write down the data files")?,
             report,
             gates: gates(&tables)?,
+            conflicts,
             shown,
             turns,
         })
@@ -124,6 +132,8 @@ impl<'a> Seen<'a> {
             thresholds: &self.report.summary.thresholds,
             gates: self.gates.clone(),
             shown: &self.shown,
+            kinds: self.conflicts.as_deref().zip(self.report.kinds.as_ref()),
+            totals: [self.report.summary.overall.loss, self.report.summary.overall.grad],
             turns: self.turns.as_ref(),
         }
     }

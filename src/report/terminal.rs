@@ -21,6 +21,8 @@ pub(crate) struct Heading {
     pub scored: u64,
     pub records: u64,
     pub tokens_per_second: f64,
+    /// Has the folder a page?
+    pub has_page: bool,
 }
 
 /// ANSI codes, or nothing.
@@ -108,6 +110,9 @@ pub(crate) fn summary(heading: &Heading, report: &Report, coloured: bool) -> Str
         ));
     }
     line(String::new());
+    if heading.has_page {
+        line(format!("page     {bold}{}/view.html{reset}, to read the rows and decide", heading.out));
+    }
     line(format!("report   {bold}{}/report.md{reset}", heading.out));
     line(format!("maps     {}/maps/density.png and others", heading.out));
     text

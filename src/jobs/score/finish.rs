@@ -45,6 +45,8 @@ pub(crate) struct Outcome {
     pub out: PathBuf,
     pub record: RunRecord,
     pub report: Report,
+    /// Was a page written?
+    pub has_page: bool,
 }
 
 /// Joins the parts if there are any, then sorts, sums up, draws and reports.
@@ -132,7 +134,7 @@ fn sort(
         watch.stage("Writing the page");
         view::write_own(out, &record, data.ok())?;
     }
-    Ok(Outcome { out: out.to_owned(), record, report })
+    Ok(Outcome { out: out.to_owned(), record, report, has_page: sorting.with_page })
 }
 
 fn remove_old(out: &Path) -> Result<()> {
@@ -286,6 +288,7 @@ impl Outcome {
             scored: counts.scored,
             records: counts.records,
             tokens_per_second: *tokens_per_second,
+            has_page: self.has_page,
         }
     }
 }

@@ -68,11 +68,13 @@ pub(super) fn name_kinds(out: &Path, tables: &[PathBuf], summary: &Summary, data
             others.get(&row).into_iter().flatten().filter_map(|other| Some((*other, answers.get(other)?.as_str()))).collect();
         for (conflict, known) in conflicts[range.clone()].iter().zip(&mut known[range]) {
             let Some(turn) = example.turns.get(usize::from(conflict.turn)) else { continue };
+            let earlier: Vec<&str> = example.turns[..usize::from(conflict.turn)].iter().map(|turn| turn.content.as_str()).collect();
             *known = Some(kinds::kind(&Conflict {
                 text: &turn.content,
                 begin: conflict.begin as usize,
                 end: conflict.end as usize,
                 top: text(conflict.top_id),
+                earlier: &earlier,
                 rows_alike: rows_alike.get(&(conflict.token_id, conflict.top_id, conflict.place)).map_or(1, HashSet::len),
                 rows: summary.overall.rows as usize,
                 others: &others,

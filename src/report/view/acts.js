@@ -100,6 +100,15 @@ function makeActs(app) {
       page.filters = noFilters();
       app.draw.filterAgain();
     },
+    filterBy(filters) {
+      Object.assign(page.filters, filters);
+      app.draw.filterAgain();
+    },
+    groups() {
+      if (!run.kinds) return say("The data were not at hand when the run was sorted: it has no kinds of conflict.");
+      if (!at("groups").firstChild) fillGroups(at("groups"), page, app.act);
+      at("groups").showModal();
+    },
     help: () => at("help").showModal(),
     escape() {
       document.activeElement?.blur();

@@ -37,6 +37,13 @@ function makeControls(app) {
     const { filters } = page;
     at("search").value = filters.text;
     for (const key of ["source", "turn", "kind"]) at(key).value = filters[key] ?? "";
+    at("group").hidden = filters.group === null;
+    if (filters.group !== null) {
+      const [, word, top] = filters.group.split(" ").map((idx) => quotedToken(run.words[idx] ?? ""));
+      at("group").textContent = `${word} .. ${top} ✕`;
+      at("group").setAttribute("aria-label", `Only ${word} where the model expected ${top}: take this filter away`);
+    }
+    at("order").title = "Order: " + ORDERS.find(({ id }) => id === page.order).about;
     const asksOfQuadrants = !filters.quadrants.every(Boolean);
     quadrantButtons.forEach((element, idx) => element.setAttribute("aria-pressed", String(asksOfQuadrants && filters.quadrants[idx])));
     const written = (value) => (value === Infinity ? "" : String(Number(value.toPrecision(3))));
@@ -87,8 +94,16 @@ function makeControls(app) {
 
   fillSelect(at("source"), run.sources.map((name, idx) => [idx, name]), "source");
   fillSelect(at("turn"), [...new Set(run.turn)].sort((a, b) => a - b).map((turn) => [turn, String(turn)]), "turn");
-  if (run.kinds) fillSelect(at("kind"), run.kinds.map((name, idx) => [idx, name]).slice(1), "kind");
-  at("kind-label").hidden = !run.kinds;
+  if (run.kinds) {
+    const counts = countKinds(run);
+    const found = run.kinds.map((name, idx) => [idx, `${name} (${thousands(counts[idx])})`]).filter(([idx]) => idx > 0 && counts[idx] > 0);
+    fillSelect(at("kind"), found, "kind");
+    // A group is of one kind.
+    at("kind").addEventListener("change", () => page.filters.group !== null && app.act.filterBy({ group: null }));
+  }
+  at("kind-label").hidden = at("groups-button").hidden = !run.kinds;
+  at("groups-button").addEventListener("click", () => app.act.groups());
+  at("group").addEventListener("click", () => app.act.filterBy({ group: null, kind: null }));
   for (const order of ORDERS) if (!order.compared || after) at("order").append(new Option(order.name, order.id));
   at("order").addEventListener("change", () => {
     page.order = at("order").value;

@@ -55,7 +55,7 @@ function surplusOf(run, token) {
   return -run.logprob[token] - run.entropy[token];
 }
 
-// Of each row the token that stands for it: its sharpest conflict, else its greatest surprise.
+// Of each row the token that stands for it: its sharpest conflict about what is said, else about how, else its greatest surprise.
 function sharpestTokens(run) {
   const sharpest = new Int32Array(run.row.length).fill(-1);
   for (let token = 0; token < run.logprob.length; token++) {
@@ -67,6 +67,12 @@ function sharpestTokens(run) {
 }
 
 function isSharper(run, token, other) {
-  const [conflict, otherConflict] = [run.quadrant[token] === 0, run.quadrant[other] === 0];
-  return conflict !== otherConflict ? conflict : surplusOf(run, token) > surplusOf(run, other);
+  const [own, others] = [weightinessOf(run, token), weightinessOf(run, other)];
+  return own !== others ? own > others : surplusOf(run, token) > surplusOf(run, other);
+}
+
+// 2 for a conflict about what is said, 1 for one about how it is written (template, format, wording), 0 for other tokens.
+function weightinessOf(run, token) {
+  if (run.quadrant[token] !== 0) return 0;
+  return run.kinds && run.kindsOfForm.includes(run.kind[token]) ? 1 : 2;
 }

@@ -26,7 +26,7 @@ function drawDetails(place, page, run, token) {
     ["tail", percent(run.tail[token])],
     ["gradient", run.grad[token].toFixed(3)],
   ];
-  if (run.kinds && run.kind[token]) facts.push(["kind", run.kinds[run.kind[token]] + evidenceOf(run, token)]);
+  if (run.kinds && run.kind[token]) facts.unshift(["kind", run.kinds[run.kind[token]] + evidenceOf(run, token)]);
   if (page.after) facts.push(["change of ln p", changeText(changeOf(page, run, token))]);
   place.append(table(facts));
 
@@ -76,8 +76,8 @@ function alternativesOf(run, token) {
 }
 
 function evidenceOf(run, token) {
-  const evidence = run.evidences?.[run.evidence[token]];
-  return evidence ? `: ${oneLine(evidence)}` : "";
+  const evidence = run.evidences[run.evidence[token]];
+  return evidence ? `: ${oneLine(evidence)}` : ": none of the rules fits";
 }
 
 function isolatedNode(node) {

@@ -17,7 +17,11 @@ function makeDrawing(app) {
     const place = page.rows.indexOf(row);
     if (place >= 0) {
       app.list.reveal(place);
-      repaintTokens();
+      if (page.passes && !page.passes[page.token]) {
+        page.token = tokenToShow(page, row);
+        page.anchor = -1;
+      }
+      showToken(false);
     } else {
       at("list").scrollTop = 0;
       chooseRow(page.rows.length ? 0 : -1);
@@ -99,7 +103,9 @@ function makeDrawing(app) {
   }
 
   function massesText(row) {
-    return `${count(run.conflicts[row], "conflict")}: surplus ${nats(run.conflictSurplus[row])}, loss ${nats(run.conflictLoss[row])} nats`;
+    const kind = run.kinds && mainKind(run, row);
+    const kinds = kind ? `, ${kind.isOnly ? "all" : "mostly"} ${kind.name}` : "";
+    return `${count(run.conflicts[row], "conflict")}${kinds}: surplus ${nats(run.conflictSurplus[row])}, loss ${nats(run.conflictLoss[row])} nats`;
   }
 
   // The token under consideration: its place in the text, its numbers, its place in the density.

@@ -1,21 +1,28 @@
 // What is asked for -> the rows to show, in their order.
 //
 // A row passes if its source and text do, and one and the same of its tokens passes everything that is asked of tokens: quadrants, kind,
-// turn, and the rectangle of p and H.
+// group (the same kind, target and choice), turn, and the rectangle of p and H.
 
 const ORDERS = [
-  { id: "sharpest", name: "sharpest conflict", about: "the largest surplus of one confident conflict; rows without any come last" },
-  { id: "surplus", name: "conflict surplus", of: (page, row) => page.run.conflictSurplus[row] },
-  { id: "loss", name: "conflict loss", of: (page, row) => page.run.conflictLoss[row] },
-  { id: "grad", name: "conflict gradient", of: (page, row) => page.run.conflictGrad[row] },
-  { id: "conflicts", name: "conflicts", of: (page, row) => page.run.conflicts[row] },
-  { id: "mean", name: "mean -ln p", of: (page, row) => -page.run.meanLogprob[row] },
-  { id: "change", name: "change", of: (page, row) => Math.abs(page.changes?.ofRow[row] ?? 0), compared: true },
-  { id: "file", name: "order of the file", of: (page, row) => -page.run.row[row] },
+  {
+    id: "sharpest", name: "sharpest conflict",
+    about: "the largest surplus of one conflict about what is said; then rows whose conflicts are all about how it is written " +
+      "(template, format, wording); then rows without any",
+  },
+  { id: "surplus", name: "conflict surplus", about: "the surplus of all conflicts", of: (page, row) => page.run.conflictSurplus[row] },
+  { id: "loss", name: "conflict loss", about: "the loss of all conflicts", of: (page, row) => page.run.conflictLoss[row] },
+  { id: "grad", name: "conflict gradient", about: "the gradient of all conflicts", of: (page, row) => page.run.conflictGrad[row] },
+  { id: "conflicts", name: "conflicts", about: "how many conflicts", of: (page, row) => page.run.conflicts[row] },
+  { id: "mean", name: "mean -ln p", about: "the mean loss of all tokens", of: (page, row) => -page.run.meanLogprob[row] },
+  {
+    id: "change", name: "change", about: "how far the mean of ln p has moved", compared: true,
+    of: (page, row) => Math.abs(page.changes?.ofRow[row] ?? 0),
+  },
+  { id: "file", name: "order of the file", about: "as in the data", of: (page, row) => -page.run.row[row] },
 ];
 
 function noFilters() {
-  return { text: "", source: null, turn: null, kind: null, quadrants: [true, true, true, true], p: [0, 1], entropy: [0, Infinity] };
+  return { text: "", source: null, turn: null, kind: null, group: null, quadrants: [true, true, true, true], p: [0, 1], entropy: [0, Infinity] };
 }
 
 function asksOfTokens(filters) {
@@ -26,7 +33,7 @@ function asksOfTokens(filters) {
 // 1 for each token that passes.
 function passingTokens(run, filters) {
   const passes = new Uint8Array(run.logprob.length);
-  const { quadrants, kind, turn, entropy } = filters;
+  const { quadrants, kind, group, turn, entropy } = filters;
   // Compared as logarithms, in which the table has them; a rectangle that reaches the edge takes in what lies on it.
   const [low, high] = [filters.p[0] <= 0 ? -Infinity : Math.log(filters.p[0]), filters.p[1] >= 1 ? Infinity : Math.log(filters.p[1])];
   for (let token = 0; token < passes.length; token++) {
@@ -34,7 +41,8 @@ function passingTokens(run, filters) {
     const h = Math.max(run.entropy[token], 0);
     passes[token] =
       quadrants[run.quadrant[token]] && logprob >= low && logprob <= high && h >= entropy[0] && h <= entropy[1] &&
-      (turn === null || run.turn[token] === turn) && (kind === null || run.kind[token] === kind) ? 1 : 0;
+      (turn === null || run.turn[token] === turn) && (kind === null || run.kind[token] === kind) &&
+      (group === null || groupKey(run, token) === group) ? 1 : 0;
   }
   return passes;
 }
@@ -66,8 +74,7 @@ function scoresOf(page) {
 }
 
 function sharpness(run, token) {
-  if (token < 0) return -2e9;
-  return run.quadrant[token] === 0 ? surplusOf(run, token) : surplusOf(run, token) - 1e9;
+  return token < 0 ? -4e9 : surplusOf(run, token) + (weightinessOf(run, token) - 2) * 1e9;
 }
 
 // All that can be searched of a row, in small letters; made when it is first asked for.

@@ -28,6 +28,7 @@ function keyTable(page, act) {
       return { keys: [key], shown: key, does: `colour: ${measure.name}, ${measure.about}`, run: () => act.setMeasure(measure.id) };
     }),
     { keys: ["w"], shown: "w", does: "every space as a dot", run: () => act.toggleDots() },
+    { keys: ["g"], shown: "g", does: "kinds of conflict, and groups of the same target and choice", run: () => act.groups() },
     { keys: ["c"], shown: "c", does: "clear all filters", run: () => act.clear() },
     { keys: ["?"], shown: "?", does: "this help", run: () => act.help() },
     { keys: ["Escape"], shown: "Esc", does: "leave a field, or the selection", run: () => act.escape() },
@@ -66,6 +67,8 @@ function fillHelp(dialog, table) {
     ["confident conflict", "low p and low H: the model is sure, and the data says otherwise"],
     ["tail", "probability, under the model, of a token no more likely than the data's"],
     ["weight", "the factor of the token's gradient under a loss"],
+    ["kind", "why a conflict may be one, by rules of thumb; template, format and wording are about how a text is written, the others about what it says"],
+    ["order", `of the rows, at first: ${ORDERS[0].about}`],
   ]) {
     const row = words.appendChild(make("tr"));
     row.append(make("td", "", word), make("td", "", meaning));

@@ -1,6 +1,6 @@
 // The ranked rows as a virtual list: only the lines in sight exist, and a line is filled again when another row comes to its place.
 
-const LINE_HEIGHT = 20;
+const LINE_HEIGHT = 19;
 const BEYOND = 12;
 // Of the text before a line's token: it should not push the token itself out of sight.
 const BYTES_BEFORE = 14;
@@ -89,12 +89,17 @@ function fillLine(line, page, place) {
     isolated("source soft", oneLine(source)),
     make("span", "number soft", token < 0 ? "" : String(run.turn[token])),
   ];
-  if (run.kinds) cells.push(make("span", "soft", token < 0 || !run.kind[token] ? "" : run.kinds[run.kind[token]]));
+  if (run.kinds) cells.push(kindCell(run, token));
   cells.push(snippet(run, row, token));
   const n = page.after ? `${run.conflicts[row]} → ${page.changes.conflictsAfter(row) ?? "–"}` : String(run.conflicts[row]);
   cells.push(make("span", "number", n), make("span", "number", run.conflictSurplus[row].toFixed(1)));
   if (page.after) cells.push(make("span", "number", changeText(page.changes.ofRow[row])));
   line.replaceChildren(...cells);
+}
+
+function kindCell(run, token) {
+  const kind = token < 0 ? 0 : run.kind[token];
+  return make("span", run.kindsOfForm.includes(kind) ? "kind soft" : "kind", run.kinds[kind]);
 }
 
 // The token that a line shows: the sharpest of those that pass the filters.

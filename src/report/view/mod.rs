@@ -6,6 +6,7 @@
 //! page.html      the frame            style.css    all looks, light and dark
 //! data.js        the data block       text.js      bytes -> text that shows all that is in it
 //! numbers.js     measures, weights    decisions.js what was decided, and decisions.jsonl
+//! groups.js      the conflicts by kind, and by target and choice
 //! filters.js     which rows, in which order        compare.js   two runs side by side
 //! density.js     (p, H) as a brush    list.js      the ranked rows
 //! reader.js      one row in full      details.js   one token
@@ -30,9 +31,12 @@ use sha2::{Digest, Sha256};
 
 use crate::dataset::{Role, Turn};
 use crate::diagnosis::gate::Weight;
+use crate::diagnosis::kinds::Kind;
 use crate::diagnosis::quadrants::Resolved;
 use crate::diagnosis::shown::Shown;
+use crate::diagnosis::summary::{KindSums, Kinds};
 use crate::error::{Context, Error, Result};
+use crate::table::KnownConflict;
 use block::Block;
 
 /// A run as the page shows it.
@@ -49,13 +53,17 @@ pub(crate) struct Run<'a> {
     /// By name.
     pub gates: Vec<(String, Weight)>,
     pub shown: &'a Shown,
+    /// The conflicts of the run with their kinds, and sums of them; `None` where the data were not at hand when the run was sorted.
+    pub kinds: Option<(&'a [KnownConflict], &'a Kinds)>,
+    /// Loss and gradient of all supervised tokens of the run, of which shares are shown.
+    pub totals: [f64; 2],
     /// Of each row that is shown; `None` where the data are not at hand, and the tokens have to do.
     pub turns: Option<&'a HashMap<u32, Vec<Turn>>>,
 }
 
 const PAGE: &str = include_str!("page.html");
 const STYLE: &str = include_str!("style.css");
-const SCRIPTS: [&str; 15] = [
+const SCRIPTS: [&str; 16] = [
     include_str!("data.js"),
     include_str!("text.js"),
     include_str!("numbers.js"),
@@ -66,6 +74,7 @@ const SCRIPTS: [&str; 15] = [
     include_str!("list.js"),
     include_str!("reader.js"),
     include_str!("details.js"),
+    include_str!("groups.js"),
     include_str!("draw.js"),
     include_str!("acts.js"),
     include_str!("controls.js"),
@@ -113,7 +122,23 @@ struct Header<'a> {
     paths: Vec<&'a str>,
     ids: Vec<Option<&'a str>>,
     words: Vec<&'a str>,
+    totals: [f64; 2],
+    #[serde(skip_serializing_if = "Option::is_none", flatten)]
+    kinds: Option<KindsHeader<'a>>,
     arrays: block::Places,
+}
+
+/// What is said of the kinds of conflict; a token's `kind` and `evidence` are places in these lists.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct KindsHeader<'a> {
+    /// The first is none: that of tokens that are no conflict.
+    kinds: Vec<&'static str>,
+    /// Of these, the ones of form.
+    kinds_of_form: Vec<usize>,
+    evidences: Vec<&'a str>,
+    /// Over the whole run, most conflicts first.
+    kind_sums: &'a [KindSums],
 }
 
 fn header<'a>(run: &'a Run, block: &mut Block) -> Result<Header<'a>> {
@@ -167,6 +192,22 @@ fn header<'a>(run: &'a Run, block: &mut Block) -> Result<Header<'a>> {
     put("topLogprob", block.f32(tokens.top_logprob.iter().copied()));
     put("quadrant", block.u8(tokens.quadrant.iter().map(|quadrant| quadrant.index() as u8)));
 
+    let mut evidences = Index::default();
+    let kinds = run.kinds.map(|(conflicts, sums)| {
+        let by_place: HashMap<(u32, u32), &KnownConflict> =
+            conflicts.iter().map(|conflict| ((conflict.row, conflict.pos), conflict)).collect();
+        let of_token = || tokens.row.iter().zip(&tokens.pos).map(|(&row, &pos)| by_place.get(&(row, pos)).copied());
+        let kind_of = |conflict: &KnownConflict| Kind::ALL.iter().position(|kind| kind.name() == conflict.kind).map_or(0, |at| at + 1);
+        put("kind", block.u8(of_token().map(|conflict| conflict.map_or(0, kind_of) as u8)));
+        put("evidence", block.u32(of_token().map(|conflict| evidences.of(conflict.map_or("", |conflict| conflict.evidence.as_str())))));
+        KindsHeader {
+            kinds: std::iter::once("").chain(Kind::ALL.map(Kind::name)).collect(),
+            kinds_of_form: (1..).zip(Kind::ALL).filter(|(_, kind)| kind.is_of_form()).map(|(at, _)| at).collect(),
+            evidences: std::mem::take(&mut evidences.keys),
+            kind_sums: &sums.kinds,
+        }
+    });
+
     let gate = |(name, weight): &(String, Weight)| -> Result<Value> {
         let weight = serde_json::to_value(weight).context("cannot write down a gate")?;
         Ok(serde_json::json!({ "name": name, "weight": weight }))
@@ -187,6 +228,8 @@ fn header<'a>(run: &'a Run, block: &mut Block) -> Result<Header<'a>> {
         paths: paths.keys,
         ids: rows.iter().map(|row| row.row.id.as_deref()).collect(),
         words: words.keys.iter().map(|id| texts.get(id).map_or("", String::as_str)).collect(),
+        totals: run.totals,
+        kinds,
         arrays,
     })
 }

@@ -15,7 +15,7 @@ fn page_of(text: &str) -> String {
     let row =
         Row { row: 3, id: Some(text.to_owned()), source: text.to_owned(), path: text.to_owned(), line: 7, ..Row::default() };
     let tokens = chunk(1, |tokens| {
-        (tokens.row, tokens.turn, tokens.logprob) = (vec![3], vec![0], vec![-2.5]);
+        (tokens.row, tokens.pos, tokens.turn, tokens.logprob) = (vec![3], vec![5], vec![0], vec![-2.5]);
         (tokens.token_id, tokens.top_id, tokens.quadrant) = (vec![9], vec![9], vec![Quadrant::Uncertain]);
     });
     let shown = Shown {
@@ -25,6 +25,7 @@ fn page_of(text: &str) -> String {
         of_rows: 1,
     };
     let turns = HashMap::from([(3, vec![Turn::plain(Role::User, text)])]);
+    let conflicts = [KnownConflict { row: 3, pos: 5, kind: "number".to_owned(), evidence: text.to_owned(), group: 0 }];
     let (data, thresholds) = (json!([{ "path": text, "sha256": "ab" }]), resolve(Thresholds::Fixed, &[]).unwrap());
     page(&[Run {
         title: text.to_owned(),
@@ -36,6 +37,8 @@ fn page_of(text: &str) -> String {
         thresholds: &thresholds,
         gates: vec![(text.to_owned(), Weight::One)],
         shown: &shown,
+        kinds: Some((&conflicts, &Kinds::default())),
+        totals: [1.0, 1.0],
         turns: Some(&turns),
     }])
     .unwrap()
@@ -70,6 +73,11 @@ fn the_block_holds_what_was_put_in() {
     assert_eq!((kind, count, f32::from_le_bytes(arrays[at..at + 4].try_into().unwrap())), ("f32", 1, -2.5));
     let (kind, at, count) = place("text");
     assert_eq!((kind, at % 8, &arrays[at..at + count]), ("u8", 0, "héé".as_bytes()));
+    let (_, at, _) = place("kind");
+    assert_eq!(run["kinds"][usize::from(arrays[at])], "number");
+    let (_, at, _) = place("evidence");
+    assert_eq!((arrays[at], run["evidences"][0].as_str()), (0, Some("héé")));
+    assert_eq!(run["kindsOfForm"].as_array().unwrap().iter().map(|at| &run["kinds"][at.as_u64().unwrap() as usize]).collect::<Vec<_>>(), ["template", "format", "wording"]);
     let (_, at, count) = place("textFrom");
     let ends: Vec<u32> =
         arrays[at..at + 4 * count].chunks(4).map(|bytes| u32::from_le_bytes(bytes.try_into().unwrap())).collect();
@@ -127,6 +135,8 @@ fn tokens_in_another_order_than_their_rows_are_refused() {
         thresholds: &thresholds,
         gates: Vec::new(),
         shown: &shown,
+        kinds: None,
+        totals: [1.0, 1.0],
         turns: None,
     };
     assert!(page(&[run]).unwrap_err().to_string().contains("order of its rows"));
