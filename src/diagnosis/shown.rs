@@ -81,6 +81,18 @@ pub(crate) fn shown(tables: &[PathBuf], rows: &[Row], of_form: &HashSet<(u32, u3
     Ok(Shown { rows: scored.iter().filter_map(of_row).collect(), tokens, texts, of_rows: scored.len() })
 }
 
+/// The numbers of the rows that [`shown`] shows.
+pub(crate) fn rows_shown(
+    tables: &[PathBuf],
+    rows: &[Row],
+    of_form: &HashSet<(u32, u32)>,
+    most_tokens: usize,
+) -> Result<HashSet<u32>> {
+    let sizes = sizes(tables, of_form)?;
+    let scored: Vec<&Row> = rows.iter().filter(|row| sizes.contains_key(&row.row)).collect();
+    Ok(choose(&scored, &sizes, most_tokens).into_keys().collect())
+}
+
 #[derive(Debug, Clone, Copy, Default)]
 struct Size {
     tokens: usize,
@@ -200,6 +212,8 @@ mod tests {
         assert_eq!(shown.rows.iter().map(|row| row.n_tokens).sum::<usize>(), shown.tokens.len());
         // One row that is longer than everything allowed is shown all the same.
         assert_eq!(super::shown(&tables, &rows[9..10], &HashSet::new(), 3).unwrap().rows.len(), 1);
+        let numbers = shown.rows.iter().map(|row| row.row.row).collect();
+        assert_eq!(rows_shown(&tables, &rows, &HashSet::new(), 30).unwrap(), numbers);
         // Rows whose conflicts are of form come last: of 9, 6, 3 and 0 the first two are, and 3 and 0 leave room for the first of them only.
         let of_form = HashSet::from([(9, 0), (6, 0)]);
         let shown = super::shown(&tables, &rows, &of_form, 19).unwrap();

@@ -2,7 +2,7 @@
 //!
 //! Every run leaves one in its folder; `diagnose view` writes it again, or one with two runs side by side.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use super::folders;
@@ -12,15 +12,17 @@ use crate::diagnosis::Report;
 use crate::diagnosis::gate::{Gate, Weight};
 use crate::diagnosis::kinds::Kind;
 use crate::diagnosis::population::{Needs, Population};
-use crate::diagnosis::shown::{Shown, shown};
+use crate::diagnosis::shown::{Shown, rows_shown, shown};
 use crate::error::{Context, Error, Result};
 use crate::files::write_atomically;
 use crate::report::view::{self, Run};
-use crate::table::{CONFLICTS_FILE, KnownConflict, ROWS_FILE, TOKENS_FILE, read_conflicts, read_rows};
+use crate::table::{
+    self, Alternative, CONFLICTS_FILE, KnownConflict, ROWS_FILE, TOKENS_FILE, read_alternatives, read_conflicts, read_rows,
+};
 
 pub(crate) const VIEW_FILE: &str = "view.html";
 /// Where two runs are compared.
-const COMPARED_FILE: &str = "compared.html";
+pub(crate) const COMPARED_FILE: &str = "compared.html";
 /// What a page holds: four to five megabytes, open in a second.
 pub(crate) const MOST_TOKENS: usize = 100_000;
 
@@ -72,6 +74,22 @@ pub(crate) fn view(job: &Job) -> Result<Written> {
     Ok(Written { path, without_text })
 }
 
+/// Keeps of the choices after the first, which scoring has put aside, those of the rows that the page of the run shows.
+pub(crate) fn keep_alternatives(folder: &Path, has_kinds: bool) -> Result<()> {
+    table::keep_alternatives(folder, || {
+        let (_, of_form) = conflicts_of(folder, has_kinds)?;
+        rows_shown(&[folder.join(TOKENS_FILE)], &read_rows(&folder.join(ROWS_FILE))?, &of_form, MOST_TOKENS)
+    })
+}
+
+/// The conflicts of a run with their kinds, and which of them are of form. A run that was sorted without its data has no kinds.
+fn conflicts_of(folder: &Path, has_kinds: bool) -> Result<(Option<Vec<KnownConflict>>, HashSet<(u32, u32)>)> {
+    let conflicts = has_kinds.then(|| read_conflicts(&folder.join(CONFLICTS_FILE))).transpose()?;
+    let is_of_form = |conflict: &&KnownConflict| conflict.kind.parse().is_ok_and(Kind::is_of_form);
+    let of_form = conflicts.iter().flatten().filter(is_of_form).map(|conflict| (conflict.row, conflict.pos)).collect();
+    Ok((conflicts, of_form))
+}
+
 /// Writes the page of a run that has just been sorted. `data` are its files, where they are at hand.
 pub(crate) fn write_own(folder: &Path, record: &RunRecord, data: Option<(&Dataset, &Chosen)>) -> Result<()> {
     write(&folder.join(VIEW_FILE), &[Seen::of(folder, record, data, MOST_TOKENS)?])
@@ -90,6 +108,7 @@ struct Seen<'a> {
     report: Report,
     gates: Vec<(String, Weight)>,
     conflicts: Option<Vec<KnownConflict>>,
+    alternatives: Vec<Alternative>,
     shown: Shown,
     turns: Option<HashMap<u32, Vec<Turn>>>,
 }
@@ -101,11 +120,7 @@ impl<'a> Seen<'a> {
         let report: Report =
             serde_json::from_slice(&report).context_at(&summary, "the file does not hold what this version writes there")?;
         let tables = [folder.join(TOKENS_FILE)];
-        let path = folder.join(CONFLICTS_FILE);
-        // Without its data a run was sorted without kinds.
-        let conflicts = report.kinds.is_some().then(|| read_conflicts(&path)).transpose()?;
-        let is_of_form = |conflict: &&KnownConflict| conflict.kind.parse().is_ok_and(Kind::is_of_form);
-        let of_form = conflicts.iter().flatten().filter(is_of_form).map(|conflict| (conflict.row, conflict.pos)).collect();
+        let (conflicts, of_form) = conflicts_of(folder, report.kinds.is_some())?;
         let shown = shown(&tables, &read_rows(&folder.join(ROWS_FILE))?, &of_form, most_tokens)?;
         let turns = data.map(|(dataset, chosen)| turns_of(&shown, dataset, chosen)).transpose()?;
         let name = folder.file_name().map(|name| name.to_string_lossy().into_owned());
@@ -116,6 +131,7 @@ impl<'a> Seen<'a> {
             report,
             gates: gates(&tables)?,
             conflicts,
+            alternatives: read_alternatives(folder)?,
             shown,
             turns,
         })
@@ -132,6 +148,7 @@ impl<'a> Seen<'a> {
             thresholds: &self.report.summary.thresholds,
             gates: self.gates.clone(),
             shown: &self.shown,
+            alternatives: &self.alternatives,
             kinds: self.conflicts.as_deref().zip(self.report.kinds.as_ref()),
             totals: [self.report.summary.overall.loss, self.report.summary.overall.grad],
             turns: self.turns.as_ref(),

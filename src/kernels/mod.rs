@@ -90,6 +90,25 @@ pub struct TokenStatistics {
     /// The model's first choice; the lowest id among ties
     pub top_id: u32,
     pub top_logprob: f32,
+    /// The model's second to fifth choice, the lowest ids first among ties. Not from a GPU, nor of fewer than five largest logits that were asked for.
+    pub next: [Choice; NEXT_CHOICES],
+}
+
+/// How many choices after the first are kept.
+pub const NEXT_CHOICES: usize = 4;
+
+/// A token that the model might have written.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Choice {
+    pub id: u32,
+    /// ln p; -inf where there is no such choice.
+    pub logprob: f32,
+}
+
+impl Default for Choice {
+    fn default() -> Self {
+        Choice { id: 0, logprob: f32::NEG_INFINITY }
+    }
 }
 
 impl fmt::Display for Kernels {

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use polars::prelude as pl;
 use polars::prelude::IntoColumn;
 
+use super::alternatives::set_aside;
 use super::frames::{TextColumn, write_frames};
 use super::read::{RowGroups, column_of, strings};
 use super::rows::{RowMass, RowMasses, add_masses, read_rows, write_rows};
@@ -34,6 +35,7 @@ pub fn finish(run: &Path, label: impl Fn(f32, f32, f32) -> Quadrant) -> Result<F
     let tokens: Vec<PathBuf> = parts.iter().map(|part| part.tokens.clone()).collect();
     let rows: Vec<PathBuf> = parts.iter().map(|part| part.rows.clone()).collect();
     let finished = write_tables(run, &tokens, &rows, label)?;
+    set_aside(run, parts.iter().map(|part| part.alternatives.clone()))?;
     // One rename takes all parts out of sight: half a folder of parts must never look like a run to be finished.
     let parts = run.join(PARTS_FOLDER);
     let retired = run.join(".parts.joined");

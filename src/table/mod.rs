@@ -6,13 +6,17 @@
 //!                 -> chunks of the columns a later pass needs                    (read.rs)
 //! ```
 //!
+//! Beside them stand the kinds of the conflicts (conflicts.rs), and the choices after the first (alternatives.rs).
+//!
 //! Left out here: which quadrant a token belongs to is decided in `diagnosis::quadrants`; this room only stores the answer. The text
 //! columns are Parquet dictionaries (`category` in pandas): at a few bytes a row instead of a string each they keep a table of
 //! fifty million tokens usable in a notebook, and nothing has to hash a string per row on the way.
 
+mod alternatives;
 mod conflicts;
 mod finish;
 mod frames;
+mod learnt;
 mod quantiles;
 mod read;
 mod rows;
@@ -22,7 +26,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+pub use alternatives::{ALTERNATIVES_FILE, Alternative, keep_alternatives, read_alternatives};
 pub use conflicts::{CONFLICTS_FILE, KnownConflict, NearPair, PAIRS_FILE, read_conflicts, write_conflicts, write_pairs};
+pub use learnt::{LEARNT_FILE, LearntRow, write_learnt};
 pub use finish::{Finished, finish, sort_again};
 pub use quantiles::{quantile_of, quantiles};
 pub use read::{Chunks, read_chunks, read_provenance, texts_of};

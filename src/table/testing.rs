@@ -30,6 +30,7 @@ pub(crate) fn token(id: u32, p: f32, entropy: f32) -> Token {
         grad: 1.0 - p,
         top_id: 7,
         top_logprob: p.max(0.5).ln(),
+        ..TokenStatistics::default()
     };
     Token { id, turn: 1, begin: 0, end: 1, statistics }
 }

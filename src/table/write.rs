@@ -2,7 +2,7 @@
 //!
 //! The engine pushes the examples of one stretch of the data set in whatever order it scored them, then finishes the part:
 //! inside a part the rows are sorted, so that the same stretches give the same table however often the run was interrupted.
-//! `rows-00000.parquet` is written after `tokens-00000.parquet`; a part counts once both are there.
+//! `rows-00000.parquet` is written after `tokens-00000.parquet` and `alternatives-00000.parquet`; a part counts once it is there.
 
 use std::collections::HashMap;
 use std::fs;
@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use polars::prelude as pl;
 use polars::prelude::IntoColumn;
 
+use super::alternatives;
 use super::frames::{TextColumn, write_frames};
 use super::rows::{Row, write_rows};
 use super::{PARTS_FOLDER, ROW_GROUP_TOKENS, TokenChunk};
@@ -53,15 +54,18 @@ pub struct PartWriter {
     /// Category code of each token's text, filled on first use.
     codes: HashMap<u32, u32>,
     pending: PendingTokens,
+    alternatives: alternatives::Pending,
     rows: Vec<Row>,
 }
 
-/// A finished part: both files are complete.
+/// A finished part: its files are complete.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {
     pub number: usize,
     pub tokens: PathBuf,
     pub rows: PathBuf,
+    /// May be absent: where no token has choices after the first.
+    pub alternatives: PathBuf,
 }
 
 /// The complete parts of a run folder by number. What a killed run left half-done is not among them.
@@ -102,6 +106,7 @@ impl PartWriter {
             texts: TextColumn::new(),
             codes: HashMap::new(),
             pending: PendingTokens::default(),
+            alternatives: alternatives::Pending::default(),
             rows: Vec::new(),
         })
     }
@@ -152,6 +157,12 @@ impl PartWriter {
             chunk.top_id.push(statistics.top_id);
             tops.push(top);
             chunk.top_logprob.push(statistics.top_logprob);
+            if alternatives::is_told(statistics) {
+                for (rank, choice) in (2..).zip(&statistics.next).filter(|(_, choice)| choice.logprob.is_finite()) {
+                    let code = self.code_of_token(choice.id)?;
+                    self.alternatives.push(*row, pos as u32, rank, choice.id, code, choice.logprob);
+                }
+            }
         }
         self.pending.examples.push((*row, first..self.pending_tokens()));
 
@@ -203,6 +214,7 @@ impl PartWriter {
             }
             Ok(())
         })?;
+        std::mem::take(&mut self.alternatives).write(&part.alternatives, &self.texts, &self.provenance)?;
         let mut rows = std::mem::take(&mut self.rows);
         rows.sort_by_key(|row| row.row);
         write_rows(&part.rows, &rows, &self.provenance)?;
@@ -276,5 +288,5 @@ where
 
 fn part(folder: &Path, number: usize) -> Part {
     let file = |table: &str| folder.join(format!("{table}-{number:05}.parquet"));
-    Part { number, tokens: file("tokens"), rows: file("rows") }
+    Part { number, tokens: file("tokens"), rows: file("rows"), alternatives: file("alternatives") }
 }

@@ -118,6 +118,7 @@ fn sort(
             Some(reason.clone())
         }
     };
+    view::keep_alternatives(out, kinds.is_some())?;
     let planted = planted_quality(out, &tables, &resolved)?;
     let fidelity: Option<Fidelity> = read_json(&out.join(FIDELITY_FILE))?;
 

@@ -348,6 +348,7 @@ pub fn statistics_of_words(words: &[u32; STATISTICS_WORDS]) -> TokenStatistics {
         grad: float(6),
         top_id: words[7],
         top_logprob: float(8),
+        next: Default::default(),
     }
 }
 

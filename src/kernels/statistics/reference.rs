@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::divergence::Divergence;
 use super::options::HeadOptions;
 use crate::error::Result;
-use crate::kernels::TokenStatistics;
+use crate::kernels::{Choice, NEXT_CHOICES, TokenStatistics};
 use crate::kernels::matmul::Matrix;
 
 /// The statistics of a target in one row of logits. `p_v = exp(logit_v) / sum exp`; a logit of -inf is `p = 0`, and
@@ -46,7 +46,16 @@ pub fn statistics_of_logits(logits: &[f32], target: u32, top_k: usize) -> TokenS
         grad: grad as f32,
         top_id: logits.iter().position(|&logit| logit == largest).unwrap_or(0) as u32,
         top_logprob: -sum.ln() as f32,
+        next: next_choices(&shifted, top_k, |d| -surprisal(d)),
     }
+}
+
+/// The choices after the first among the `top_k` largest; those of no mass are none.
+fn next_choices(shifted: &[f64], top_k: usize, logprob: impl Fn(f64) -> f64) -> [Choice; NEXT_CHOICES] {
+    let mut ids: Vec<usize> = (0..shifted.len()).collect();
+    ids.sort_by(|&a, &b| shifted[b].total_cmp(&shifted[a]).then(a.cmp(&b)));
+    let mut next = ids.into_iter().take(top_k).skip(1).filter(|&id| shifted[id].is_finite());
+    std::array::from_fn(|_| next.next().map_or(Choice::default(), |id| Choice { id: id as u32, logprob: logprob(shifted[id]) as f32 }))
 }
 
 /// Both Kullback-Leibler divergences between the distributions of two rows of logits: `KL(p || q) = sum_v p_v (ln p_v - ln q_v)`, nats,
@@ -178,6 +187,7 @@ impl TokenStatistics {
             grad: f32::NAN,
             top_id: 0,
             top_logprob: f32::NAN,
+            next: Default::default(),
         }
     }
 }

@@ -12,7 +12,7 @@
 //! The terms of a tile are added up in f32, lane by lane, and the tiles in f64.
 
 use super::reference::{normalised_topk_entropy, topk_entropies_up_to};
-use crate::kernels::TokenStatistics;
+use crate::kernels::{Choice, NEXT_CHOICES, TokenStatistics};
 use crate::kernels::exp::exp_of_nonpositive;
 use crate::kernels::lanes::Lanes;
 
@@ -85,7 +85,8 @@ impl Running {
                 for i in (0..logits.len()).step_by(V::N) {
                     let mut larger = V::splat(self.top.threshold()).less_bits(load(i));
                     while larger != 0 {
-                        self.top.push(logits[i + larger.trailing_zeros() as usize]);
+                        let at = i + larger.trailing_zeros() as usize;
+                        self.top.push(logits[at], first_id + at as u32);
                         larger &= larger - 1;
                     }
                 }
@@ -130,7 +131,7 @@ impl Running {
             e_e: self.sums.e_e + other.sums.e_e,
             tail: self.sums.tail + other.sums.tail,
         };
-        other.top.0.iter().for_each(|&value| self.top.push(value));
+        other.top.values.iter().zip(&other.top.ids).for_each(|(&value, &id)| self.top.push(value, id));
         self
     }
 
@@ -159,7 +160,8 @@ impl Running {
         let logprob = if e > 0.0 { -(others.e / e).ln_1p() } else { d - ln_total };
         let mean_d = (others.e_d + ed) / total;
         let not_target = others.e / total;
-        self.top.push(target_logit);
+        self.top.push(target_logit, target);
+        let logprob_of = |logit: f32| (f64::from(logit) - f64::from(self.reference) - ln_total) as f32;
         let statistics = TokenStatistics {
             logprob: logprob as f32,
             entropy: (ln_total - mean_d) as f32,
@@ -170,8 +172,9 @@ impl Running {
             grad: (not_target * not_target + others.e_e / (total * total)).sqrt() as f32,
             top_id: if target_is_top { target } else { self.largest_id },
             top_logprob: -ln_total as f32,
+            next: self.top.next_choices(self.top_k, logprob_of),
         };
-        (statistics, topk_entropies_up_to(&self.top.0, k_max))
+        (statistics, topk_entropies_up_to(&self.top.values, k_max))
     }
 
     /// Makes `m` at least `logit`. With `s = m' - m`: `d' = d - s` and `e' = e exp(-s)`; no term cancels, for `d <= 0 <= s`.
@@ -193,32 +196,45 @@ impl Running {
     }
 }
 
-/// The `K` largest values of a stream, largest first; -inf until `K` have come. Of `V` values in random order about
-/// `K (1 + ln(V / K))` get in, and half of the others must move for each.
+/// The `K` largest values of a stream with the ids of their words, largest first; -inf until `K` have come. Of `V` values in random order
+/// about `K (1 + ln(V / K))` get in, and half of the others must move for each.
 #[derive(Debug, Clone)]
-struct Largest(Vec<f32>);
+struct Largest {
+    values: Vec<f32>,
+    ids: Vec<u32>,
+}
 
 impl Largest {
     fn new(k: usize) -> Largest {
-        Largest(vec![f32::NEG_INFINITY; k])
+        Largest { values: vec![f32::NEG_INFINITY; k], ids: vec![0; k] }
     }
 
     /// Values up to this one do not get in.
     fn threshold(&self) -> f32 {
-        self.0.last().copied().unwrap_or(f32::INFINITY)
+        self.values.last().copied().unwrap_or(f32::INFINITY)
     }
 
-    fn push(&mut self, value: f32) {
-        let Some(mut place) = self.0.len().checked_sub(1).filter(|&last| value > self.0[last]) else { return };
-        while place > 0 && value > self.0[place - 1] {
-            self.0[place] = self.0[place - 1];
+    /// Of equal values the first to come is the first to stand.
+    fn push(&mut self, value: f32, id: u32) {
+        let Some(mut place) = self.values.len().checked_sub(1).filter(|&last| value > self.values[last]) else { return };
+        while place > 0 && value > self.values[place - 1] {
+            (self.values[place], self.ids[place]) = (self.values[place - 1], self.ids[place - 1]);
             place -= 1;
         }
-        self.0[place] = value;
+        (self.values[place], self.ids[place]) = (value, id);
     }
 
     /// Entropy of the softmax of the first `top_k`, divided by its logarithm.
     fn normalised_entropy(&self, top_k: usize) -> f64 {
-        normalised_topk_entropy(&self.0[..top_k], top_k)
+        normalised_topk_entropy(&self.values[..top_k], top_k)
+    }
+
+    /// The choices after the first, of `top_k` at most. Words come by their ids, but the target comes last, so that among ties the ids
+    /// are put in order here.
+    fn next_choices(&self, top_k: usize, logprob: impl Fn(f32) -> f32) -> [Choice; NEXT_CHOICES] {
+        let mut ranked: Vec<(f32, u32)> = self.values.iter().copied().zip(self.ids.iter().copied()).collect();
+        ranked.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+        let mut next = ranked.into_iter().take(top_k).skip(1).filter(|(value, _)| value.is_finite());
+        std::array::from_fn(|_| next.next().map_or(Choice::default(), |(value, id)| Choice { id, logprob: logprob(value) }))
     }
 }

@@ -5,7 +5,7 @@ use candle_core::Device;
 use super::reference::divergence_of_logits;
 use super::*;
 use crate::kernels::testing::{implementations, noise};
-use crate::kernels::{Dtype, Kernels};
+use crate::kernels::{Dtype, Kernels, NEXT_CHOICES};
 
 /// Reproducible numbers in [-1, 1).
 fn numbers(n: usize, seed: u64) -> Vec<f32> {
@@ -50,10 +50,18 @@ fn assert_close(name: &str, got: &TokenStatistics, expected: &TokenStatistics, r
         let close = (got - expected).abs() <= relative * expected.abs() + absolute;
         assert!(close || got == expected || (got.is_nan() && expected.is_nan()), "{name}: {field} is {got}, not {expected}");
     }
+    let is_close = |a: f32, b: f32| a == b || (a - b).abs() <= relative * b.abs() + absolute;
+    for (i, (own, true_one)) in got.next.iter().zip(&expected.next).enumerate() {
+        assert!(is_close(own.logprob, true_one.logprob), "{name}: choice {} is {own:?}, not {true_one:?}", i + 2);
+        // Two whose logits differ by a rounding error may change places, the last one with what comes behind it.
+        let is_tied = expected.next.iter().any(|other| other.id == own.id && is_close(other.logprob, true_one.logprob));
+        assert!(own.id == true_one.id || is_tied || i + 1 == NEXT_CHOICES, "{name}: choice {} is {own:?}, not {true_one:?}", i + 2);
+    }
 }
 
 /// Every way gives `expected` for `target`, to 1e-6.
 fn check(logits: &[f32], target: u32, expected: TokenStatistics) {
+    let expected = TokenStatistics { next: statistics_of_logits(logits, target, 20).next, ..expected };
     for (name, got) in all_ways(logits, &[target], 20) {
         assert_close(&format!("{name}, {} words", logits.len()), &got[0], &expected, 1e-6, 1e-7);
     }
@@ -77,6 +85,7 @@ fn uniform_logits() {
                     grad: (1.0 - p).sqrt(),
                     top_id: 0,
                     top_logprob: p.ln(),
+                    ..TokenStatistics::default()
                 },
             );
         }
@@ -107,6 +116,7 @@ fn a_tie_for_the_first_place() {
         grad: 0.5f32.sqrt(),
         top_id: 3,
         top_logprob: 0.5f32.ln(),
+        ..TokenStatistics::default()
     };
     let mut logits = vec![f32::NEG_INFINITY; 70];
     (logits[3], logits[50]) = (1.0, 1.0);
@@ -128,9 +138,32 @@ fn three_quarters_and_one_quarter() {
         grad: 0.125f32.sqrt(),
         top_id: 0,
         top_logprob: 0.75f32.ln(),
+        ..TokenStatistics::default()
     };
     check(&logits, 0, first);
     check(&logits, 1, TokenStatistics { logprob: 0.25f32.ln(), rank: 2, tail: 0.25, grad: 1.125f32.sqrt(), ..first });
+}
+
+#[test]
+fn the_next_choices_by_hand() {
+    // p = 1/2, 1/4, 1/8 twice; the rest has none.
+    let mut logits = vec![f32::NEG_INFINITY; 60];
+    for (id, p) in [(50, 0.5f32), (7, 0.25), (41, 0.125), (3, 0.125)] {
+        logits[id] = p.ln();
+    }
+    for target in [3, 7, 41, 50, 59] {
+        for (name, got) in all_ways(&logits, &[target], 20) {
+            let next = got[0].next;
+            assert_eq!(next.map(|choice| choice.id), [7, 3, 41, 0], "{name}, target {target}");
+            for (choice, p) in next.iter().zip([0.25f32, 0.125, 0.125, 0.0]) {
+                assert!((choice.logprob.exp() - p).abs() < 1e-6, "{name}, target {target}: {choice:?}");
+            }
+        }
+    }
+    // Of so many as the largest logits that are kept.
+    for (name, got) in all_ways(&logits, &[3], 2) {
+        assert_eq!(got[0].next.map(|choice| choice.logprob.is_finite()), [true, false, false, false], "{name}");
+    }
 }
 
 #[test]

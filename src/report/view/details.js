@@ -48,13 +48,12 @@ function expectation(run, token, word) {
   return line;
 }
 
-// The model's first choices with their probabilities, and the target among them or below.
+// The model's first choices with their ranks and probabilities, and the target among them or below.
 function choices(run, token, word) {
-  const list = run.alternativesFrom ? alternativesOf(run, token) : [];
-  if (!list.some(([idx]) => idx === run.top[token])) list.unshift([run.top[token], run.topLogprob[token]]);
-  if (!list.some(([idx]) => idx === run.word[token])) list.push([run.word[token], run.logprob[token]]);
+  const list = [[run.top[token], run.topLogprob[token], 1], ...alternativesOf(run, token)];
+  if (!list.some(([idx]) => idx === run.word[token])) list.push([run.word[token], run.logprob[token], run.rank[token]]);
   const body = make("table", "choices");
-  for (const [idx, logprob] of list) {
+  for (const [idx, logprob, rank] of list) {
     const p = Math.exp(logprob);
     const row = body.appendChild(make("tr", idx === run.word[token] ? "is-target" : ""));
     const name = make("td");
@@ -62,15 +61,18 @@ function choices(run, token, word) {
     const bar = make("td", "bar-cell");
     const amount = bar.appendChild(make("span", "amount"));
     amount.style.width = `${(100 * p).toFixed(1)}%`;
-    row.append(name, bar, make("td", "", percent(p)));
+    row.append(make("td", "soft", thousands(rank)), name, bar, make("td", "", percent(p)));
   }
+  body.setAttribute("aria-label", "Rank, token, probability");
   return body;
 }
 
+// Word, ln p and rank of the choices after the first. Tokens that the model was sure of have none, and neither has a run from a GPU.
 function alternativesOf(run, token) {
   const list = [];
+  if (!run.alternativesFrom) return list;
   for (let i = run.alternativesFrom[token]; i < run.alternativesFrom[token + 1]; i++) {
-    list.push([run.alternative[i], run.alternativeLogprob[i]]);
+    list.push([run.alternative[i], -run.alternativeSurprise[i] / 1000, list.length + 2]);
   }
   return list;
 }

@@ -36,7 +36,7 @@ use crate::diagnosis::quadrants::Resolved;
 use crate::diagnosis::shown::Shown;
 use crate::diagnosis::summary::{KindSums, Kinds};
 use crate::error::{Context, Error, Result};
-use crate::table::KnownConflict;
+use crate::table::{Alternative, KnownConflict};
 use block::Block;
 
 /// A run as the page shows it.
@@ -53,6 +53,8 @@ pub(crate) struct Run<'a> {
     /// By name.
     pub gates: Vec<(String, Weight)>,
     pub shown: &'a Shown,
+    /// Of rows among those shown; empty where none are known.
+    pub alternatives: &'a [Alternative],
     /// The conflicts of the run with their kinds, and sums of them; `None` where the data were not at hand when the run was sorted.
     pub kinds: Option<(&'a [KnownConflict], &'a Kinds)>,
     /// Loss and gradient of all supervised tokens of the run, of which shares are shown.
@@ -192,6 +194,21 @@ fn header<'a>(run: &'a Run, block: &mut Block) -> Result<Header<'a>> {
     put("topLogprob", block.f32(tokens.top_logprob.iter().copied()));
     put("quadrant", block.u8(tokens.quadrant.iter().map(|quadrant| quadrant.index() as u8)));
 
+    let mut alternatives: HashMap<(u32, u32), Vec<&Alternative>> = HashMap::new();
+    for alternative in run.alternatives {
+        alternatives.entry((alternative.row, alternative.pos)).or_default().push(alternative);
+    }
+    let alternatives_of = || tokens.row.iter().zip(&tokens.pos).map(|(&row, &pos)| alternatives.get(&(row, pos)).map_or(&[][..], Vec::as_slice));
+    if !alternatives.is_empty() {
+        put("alternativesFrom", block.u32(ends(alternatives_of().map(<[_]>::len))));
+        put("alternative", block.u32(alternatives_of().flatten().map(|alternative| words.of(alternative.token_id))));
+        // Thousandths of a nat: a third of the bytes, and more digits than are shown.
+        let thousandths = |alternative: &&Alternative| (-1000.0 * alternative.logprob).round() as u16;
+        put("alternativeSurprise", block.u16(alternatives_of().flatten().map(thousandths)));
+    }
+    let other_texts: HashMap<u32, &str> = run.alternatives.iter().map(|own| (own.token_id, own.token.as_str())).collect();
+    let text_of = |id: &u32| texts.get(id).map(String::as_str).or_else(|| other_texts.get(id).copied()).unwrap_or("");
+
     let mut evidences = Index::default();
     let kinds = run.kinds.map(|(conflicts, sums)| {
         let by_place: HashMap<(u32, u32), &KnownConflict> =
@@ -227,7 +244,7 @@ fn header<'a>(run: &'a Run, block: &mut Block) -> Result<Header<'a>> {
         sources: sources.keys,
         paths: paths.keys,
         ids: rows.iter().map(|row| row.row.id.as_deref()).collect(),
-        words: words.keys.iter().map(|id| texts.get(id).map_or("", String::as_str)).collect(),
+        words: words.keys.iter().map(text_of).collect(),
         totals: run.totals,
         kinds,
         arrays,

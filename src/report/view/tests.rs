@@ -25,6 +25,7 @@ fn page_of(text: &str) -> String {
         of_rows: 1,
     };
     let turns = HashMap::from([(3, vec![Turn::plain(Role::User, text)])]);
+    let alternatives = [Alternative { row: 3, pos: 5, rank: 2, token_id: 8, token: text.to_owned(), logprob: -1.25 }];
     let conflicts = [KnownConflict { row: 3, pos: 5, kind: "number".to_owned(), evidence: text.to_owned(), group: 0 }];
     let (data, thresholds) = (json!([{ "path": text, "sha256": "ab" }]), resolve(Thresholds::Fixed, &[]).unwrap());
     page(&[Run {
@@ -37,6 +38,7 @@ fn page_of(text: &str) -> String {
         thresholds: &thresholds,
         gates: vec![(text.to_owned(), Weight::One)],
         shown: &shown,
+        alternatives: &alternatives,
         kinds: Some((&conflicts, &Kinds::default())),
         totals: [1.0, 1.0],
         turns: Some(&turns),
@@ -75,6 +77,10 @@ fn the_block_holds_what_was_put_in() {
     assert_eq!((kind, at % 8, &arrays[at..at + count]), ("u8", 0, "héé".as_bytes()));
     let (_, at, _) = place("kind");
     assert_eq!(run["kinds"][usize::from(arrays[at])], "number");
+    let (_, at, _) = place("alternative");
+    assert_eq!(run["words"][usize::from(arrays[at])], "héé");
+    let (kind, at, count) = place("alternativeSurprise");
+    assert_eq!((kind, count, u16::from_le_bytes([arrays[at], arrays[at + 1]])), ("u16", 1, 1250));
     let (_, at, _) = place("evidence");
     assert_eq!((arrays[at], run["evidences"][0].as_str()), (0, Some("héé")));
     assert_eq!(run["kindsOfForm"].as_array().unwrap().iter().map(|at| &run["kinds"][at.as_u64().unwrap() as usize]).collect::<Vec<_>>(), ["template", "format", "wording"]);
@@ -135,6 +141,7 @@ fn tokens_in_another_order_than_their_rows_are_refused() {
         thresholds: &thresholds,
         gates: Vec::new(),
         shown: &shown,
+        alternatives: &[],
         kinds: None,
         totals: [1.0, 1.0],
         turns: None,

@@ -1,0 +1,46 @@
+//! What training did to each row, as a table of its own: `learnt.parquet`.
+//!
+//! ```text
+//! row u32, tokens u32, change f32, low f32, high f32, nats f32, verdict str     after less before of -ln p; low and high absent for a single token
+//! ```
+
+use std::path::Path;
+
+use polars::prelude as pl;
+
+use super::frames::{text_column, write_frames};
+use crate::error::Result;
+
+pub const LEARNT_FILE: &str = "learnt.parquet";
+
+/// A row in both of two runs.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LearntRow<'a> {
+    pub row: u32,
+    pub tokens: u32,
+    /// Mean over the tokens, nats.
+    pub change: f32,
+    pub ci95: Option<[f32; 2]>,
+    /// The sum over the tokens.
+    pub nats: f32,
+    /// Helped, wasted or hurt; empty for a single token.
+    pub verdict: &'a str,
+}
+
+pub fn write_learnt(path: &Path, rows: &[LearntRow]) -> Result<()> {
+    let floats = |name: &str, of: fn(&LearntRow) -> f32| pl::Column::new(name.into(), rows.iter().map(of).collect::<Vec<_>>());
+    let ends = |name: &str, end: usize| {
+        pl::Column::new(name.into(), rows.iter().map(|row| row.ci95.map(|ends| ends[end])).collect::<Vec<_>>())
+    };
+    let columns = vec![
+        pl::Column::new("row".into(), rows.iter().map(|row| row.row).collect::<Vec<_>>()),
+        pl::Column::new("tokens".into(), rows.iter().map(|row| row.tokens).collect::<Vec<_>>()),
+        floats("change", |row| row.change),
+        ends("low", 0),
+        ends("high", 1),
+        floats("nats", |row| row.nats),
+        text_column("verdict", rows.iter().map(|row| row.verdict))?,
+    ];
+    let frame = pl::DataFrame::new(rows.len(), columns)?;
+    write_frames(path, frame.schema(), &[], |writer| Ok(writer.write_batch(&frame)?))
+}
