@@ -8,7 +8,8 @@
 //! context.rs        a token in the sentence that it stands in
 //! kinds.rs          why a conflict may be one; near_duplicates.rs rows that ask nearly the same
 //! ranking.rs        tokens by how likely they are to be conflicts; planted.rs measures the rankings on known ones
-//! movement.rs       how the tokens moved between the quadrants from one model to another
+//! paired.rs         the tokens of two scorings, paired; movement.rs how they moved between the quadrants
+//! learnt.rs         what was learnt between two scorings, what was wasted, what was known and is lost
 //! shown.rs          the rows that a person looks at, with all numbers of their tokens
 //! fidelity.rs       the top-K entropy as a stand-in for the full one
 //! ```
@@ -19,8 +20,10 @@ pub mod fidelity;
 pub mod gate;
 pub mod gate_preview;
 pub mod kinds;
+pub mod learnt;
 pub mod movement;
 pub mod near_duplicates;
+mod paired;
 pub mod planted;
 pub mod population;
 pub mod quadrants;

@@ -1,12 +1,17 @@
 //! What changed between two models, two evaluations or two score runs.
 
+use std::collections::HashMap;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use super::eval::{self, Named, Way};
-use crate::diagnosis::movement;
+use super::score::{RUN_FILE, find_data, read_record};
+use super::view;
+use crate::diagnosis::kinds as conflict;
+use crate::diagnosis::learnt::Verdict;
+use crate::diagnosis::movement::{self, Movement};
 use crate::error::{Context, Error, Result};
 use crate::eval::compare::{self, Side};
 use crate::eval::results::SCORES_FILE;
@@ -15,7 +20,9 @@ use crate::files::write_atomically;
 use crate::jobs::watch::Watch;
 use crate::model::{DEFAULT_MODEL, Reference};
 use crate::report::diff::{self as report, Diff, Distance, What};
-use crate::table::TOKENS_FILE;
+use crate::table::{
+    CONFLICTS_FILE, KnownConflict, LEARNT_FILE, LearntRow, ROWS_FILE, TOKENS_FILE, read_conflicts, read_rows, write_learnt,
+};
 
 /// A comparison as the user asked for it.
 pub(crate) struct Job {
@@ -60,7 +67,7 @@ impl Job {
     }
 }
 
-/// diff.json, diff.md, diff.html, and the figure as PNG and SVG.
+/// diff.json, diff.md, diff.html, and the figure as PNG and SVG; of two score runs also learnt.parquet and compared.html.
 pub(crate) fn write(diff: &Diff, out: &Path, command: &str) -> Result<()> {
     std::fs::create_dir_all(out).context_at(out, "cannot create the folder")?;
     for extension in ["png", "svg"] {
@@ -71,6 +78,9 @@ pub(crate) fn write(diff: &Diff, out: &Path, command: &str) -> Result<()> {
         // Within HTML an SVG has no declaration of its own.
         text.find("<svg").map_or_else(String::new, |begin| text[begin..].to_owned())
     };
+    if let What::Scores(movement) = &diff.what {
+        write_learnt_rows(movement, out)?;
+    }
     let json = serde_json::to_string_pretty(diff).context("cannot write JSON")? + "\n";
     let [markdown, html] = report::documents(diff, command, &svg);
     for (file, text) in [("diff.json", json), ("diff.md", markdown), ("diff.html", html)] {
@@ -85,7 +95,7 @@ fn compared(job: &Job, watch: &dyn Watch) -> Result<What> {
     let n_runs = afters.iter().chain([&before]).filter(|kind| **kind == Kind::ScoreRun).count();
     match (n_runs, &job.after[..]) {
         (2, [after]) if job.target.is_empty() => {
-            return Ok(What::Scores(movement::compare(Path::new(&job.before), Path::new(after))?));
+            return Ok(What::Scores(compare_scores(Path::new(&job.before), Path::new(after))?));
         }
         (0, _) => {}
         (1, [_]) => {
@@ -110,6 +120,57 @@ fn compared(job: &Job, watch: &dyn Watch) -> Result<What> {
         side.name = Path::new(after).file_name().map_or_else(|| after.clone(), |name| name.to_string_lossy().into_owned());
     }
     Ok(What::Retention(retention::retention(before, sides, &job.target)?))
+}
+
+/// Two score runs, with the sentences around what is listed where the data of the first are at hand.
+fn compare_scores(before: &Path, after: &Path) -> Result<Movement> {
+    let conflicts = before.join(CONFLICTS_FILE);
+    let kinds = conflicts.exists().then(|| read_conflicts(&conflicts)).transpose()?;
+    let by_place = |conflict: KnownConflict| Some(((conflict.row, conflict.pos), conflict.kind.parse().ok()?));
+    let kinds: Option<HashMap<(u32, u32), conflict::Kind>> = kinds.map(|known| known.into_iter().filter_map(by_place).collect());
+    let mut movement = movement::compare(before, after, kinds.as_ref())?;
+    let rows = read_rows(&before.join(ROWS_FILE))?;
+    let places: HashMap<u32, String> = rows.into_iter().map(|row| (row.row, format!("{}:{}", row.path, row.line))).collect();
+    movement.learnt.name_places(&|row| places.get(&row).cloned());
+    // Data that have moved or changed leave the places, and no sentences.
+    let data = read_record(&before.join(RUN_FILE)).and_then(|record| find_data(before, &record, &[]));
+    if let Ok((dataset, chosen)) = data {
+        let mut wanted = movement.learnt.listed_rows();
+        let mut records = dataset.chosen(&chosen);
+        while !wanted.is_empty()
+            && let Some(record) = records.next()
+        {
+            let record = record?;
+            if wanted.remove(&record.row)
+                && let Ok(example) = &record.example
+            {
+                let text_of = |turn: u16| example.turns.get(usize::from(turn)).map(|turn| turn.content.clone());
+                movement.learnt.read_contexts(record.row, &text_of);
+            }
+        }
+    }
+    Ok(movement)
+}
+
+/// Beside two score runs' comparison: a table of all rows, and the page with both side by side.
+fn write_learnt_rows(movement: &Movement, out: &Path) -> Result<()> {
+    let rows: Vec<LearntRow> = movement
+        .learnt
+        .all_rows
+        .iter()
+        .map(|row| LearntRow {
+            row: row.row,
+            tokens: row.tokens as u32,
+            change: row.change.value as f32,
+            ci95: row.change.ci95.map(|ends| ends.map(|end| end as f32)),
+            nats: row.nats as f32,
+            verdict: row.verdict.map_or("", Verdict::name),
+        })
+        .collect();
+    write_learnt(&out.join(LEARNT_FILE), &rows)?;
+    let runs = vec![PathBuf::from(&movement.before), PathBuf::from(&movement.after)];
+    let page = view::Job { runs, data: Vec::new(), out: Some(out.join(view::COMPARED_FILE)), most_tokens: view::MOST_TOKENS };
+    view::view(&page).map(|_| ())
 }
 
 #[derive(Clone, Copy, PartialEq)]

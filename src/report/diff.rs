@@ -7,6 +7,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::document::{self, Block, Inline, plain, strong};
+use super::learnt;
 use super::terminal::name;
 use crate::diagnosis::movement::{Change, Movement};
 use crate::error::Result;
@@ -134,6 +135,7 @@ pub(crate) fn terminal(diff: &Diff, coloured: bool) -> String {
             }
             let [logprob, entropy] = nats(&movement.overall);
             line(format!("\nmean change of logprob {logprob} nat, of entropy {entropy} nat"));
+            learnt::terminal(&movement.learnt, [bold, dim, red, reset]).into_iter().for_each(&mut line);
         }
         What::Retention(retention) => {
             let width = retention.runs.iter().map(|run| run.name.chars().count()).fold(8, usize::max);
@@ -300,13 +302,15 @@ fn of_scores(movement: &Movement) -> Vec<Block> {
         ">change of logprob",
         ">of entropy",
     ];
-    vec![
+    let mut blocks = vec![
         Block::Title(format!("{} -> {}", movement.before, movement.after)),
         Block::Paragraph(vec![plain(counts)]),
         Block::Figure { name: "movement", shows: "how the tokens moved between the quadrants" },
         Block::Table { head, rows },
         Block::Paragraph(vec![plain("Changes are means in nats, by the quadrant before.")]),
-    ]
+    ];
+    blocks.extend(learnt::blocks(&movement.learnt));
+    blocks
 }
 
 fn of_retention(retention: &Retention) -> Vec<Block> {

@@ -3,6 +3,7 @@
 pub(crate) mod diff;
 mod document;
 pub(crate) mod eval;
+mod learnt;
 pub(crate) mod markdown;
 pub(crate) mod terminal;
 pub(crate) mod view;

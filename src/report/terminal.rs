@@ -137,7 +137,7 @@ fn rows(summary: &Summary, line: &mut impl FnMut(String), Colours { bold, red, r
 const REACH: usize = 36;
 
 /// A token in its sentence, on a line of its own.
-fn marked(context: &InContext, on: &str, off: &str) -> String {
+pub(super) fn marked(context: &InContext, on: &str, off: &str) -> String {
     let InContext { before, token, after } = context.shortened(REACH);
     let [before, token, after] = [before, token, after].map(|text| isolated(&visible(&text)));
     match token.is_empty() {

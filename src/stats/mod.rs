@@ -18,7 +18,7 @@ mod items;
 mod shares;
 mod terms;
 
-pub(crate) use clusters::{ClusterSums, Scale, cluster_interval};
+pub(crate) use clusters::{ClusterSums, Scale, cluster_interval, over_clusters};
 pub(crate) use design::Design;
 pub(crate) use flips::{detectable_drop, holm, mcnemar_exact, sign_flip};
 pub(crate) use items::{

@@ -1,0 +1,455 @@
+//! Two scorings of the same data set, before and after training -> what training did: where the loss fell, where it stayed, where it rose,
+//! and what the model knew and has lost.
+//!
+//! A group of tokens (all, a source, a turn, a kind of conflict before) is *helped* where the 95 % interval of the mean change of its loss lies below
+//! zero, *hurt* where it lies above, and *wasted* where it holds zero: what was trained on there has left no trace that could be told
+//! from chance. The intervals take the rows, whole, as drawn from many like them: a percentile bootstrap over rows, stretched where they are few,
+//! and of thousands of rows the linearised error. A row has no other rows to tell it from: its own interval takes its tokens as drawn
+//! one by one, which neighbours are not, so that it is a hint.
+//!
+//! A token was *known* where the model gave it a probability of at least [`KNOWN`], and is *lost* where another one is its first choice now. What
+//! is lost is listed by target and new choice, by size times count: the sum of the nats that were lost there.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::context::Spot;
+use super::kinds::Kind;
+use super::paired::Token;
+use crate::error::Result;
+use crate::stats::{ClusterSums, Estimate, Scale, Term, over_clusters};
+use crate::table::{TOKENS_FILE, texts_of};
+
+/// The probability from which a token counts as known.
+pub const KNOWN: f32 = 0.5;
+
+/// Lost tokens, groups of them, and rows that are listed.
+const LISTED: usize = 40;
+
+/// What happened to a group of tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    Helped,
+    Wasted,
+    Hurt,
+}
+
+impl Verdict {
+    pub fn name(self) -> &'static str {
+        match self {
+            Verdict::Helped => "helped",
+            Verdict::Wasted => "wasted",
+            Verdict::Hurt => "hurt",
+        }
+    }
+
+    /// `None` where nothing says how sure the change is.
+    fn of(change: &Estimate) -> Option<Verdict> {
+        let [low, high] = change.ci95?;
+        Some(match (high < 0.0, low > 0.0) {
+            (true, _) => Verdict::Helped,
+            (_, true) => Verdict::Hurt,
+            _ => Verdict::Wasted,
+        })
+    }
+}
+
+/// Part of diff.json of two score runs. Losses are -ln p, in nats; changes are after minus before, so that what is learnt is negative.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Learnt {
+    /// A single group, of all tokens on both sides.
+    pub overall: Vec<Group>,
+    /// By the sum of the change, what was hurt most first.
+    pub sources: Vec<Group>,
+    pub turns: Vec<Group>,
+    /// By the kind of conflict that a token was before; absent where that run has no kinds.
+    pub kinds: Vec<Group>,
+    pub rows: RowCounts,
+    /// The rows that lost most, by the sum of the change.
+    pub worst_rows: Vec<RowChange>,
+    /// Tokens of at least [`KNOWN`] before; those of them that are not the first choice any more; and those that have come to be known from
+    /// something else than the first choice.
+    pub known: u64,
+    pub lost: u64,
+    pub gained: u64,
+    pub lost_pairs: Vec<LostPair>,
+    pub lost_tokens: Vec<LostToken>,
+    /// All rows, for a table of their own.
+    #[serde(skip)]
+    pub all_rows: Vec<RowChange>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Group {
+    pub name: String,
+    pub rows: u64,
+    pub tokens: u64,
+    /// Means per token.
+    pub loss_before: f64,
+    pub loss_after: f64,
+    pub change: Estimate,
+    /// The sum of the change over the tokens: size times count.
+    pub nats: f64,
+    pub verdict: Option<Verdict>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RowCounts {
+    pub helped: u64,
+    pub wasted: u64,
+    pub hurt: u64,
+    /// With a single token, of which nothing tells how sure it is.
+    pub untold: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RowChange {
+    pub row: u32,
+    pub tokens: u64,
+    pub change: Estimate,
+    pub nats: f64,
+    pub verdict: Option<Verdict>,
+    /// File and line, where they are known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<String>,
+}
+
+/// A target that was known, and what the model would rather write now.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LostPair {
+    pub token_id: u32,
+    pub token: String,
+    pub top_id: u32,
+    pub top: String,
+    pub count: u64,
+    /// The sum of the loss that came.
+    pub nats: f64,
+    /// The one that lost most.
+    pub example: Spot,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LostToken {
+    pub spot: Spot,
+    pub token_id: u32,
+    pub token: String,
+    /// The first choice now.
+    pub top_id: u32,
+    pub top: String,
+    /// ln p before and after.
+    pub before: f32,
+    pub after: f32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+enum Key {
+    All,
+    Source(u32),
+    Turn(u16),
+    Kind(Option<Kind>),
+}
+
+/// Sums of the tokens of a group: in the row that is being read, and of each row before.
+#[derive(Default)]
+struct Sums {
+    row: Term,
+    before: f64,
+    rows: Vec<Term>,
+}
+
+/// What one pass over the pairs collects.
+pub(super) struct Changes<'a> {
+    kinds: Option<&'a HashMap<(u32, u32), Kind>>,
+    groups: BTreeMap<Key, Sums>,
+    open: BTreeSet<Key>,
+    row: Option<u32>,
+    of_row: ClusterSums,
+    nats_of_row: f64,
+    tokens_of_row: u64,
+    learnt: Learnt,
+    pairs: HashMap<(u32, u32), LostPair>,
+}
+
+impl<'a> Changes<'a> {
+    /// `kinds` are those of the conflicts before, by row and position.
+    pub(super) fn new(kinds: Option<&'a HashMap<(u32, u32), Kind>>) -> Changes<'a> {
+        Changes {
+            kinds,
+            groups: BTreeMap::new(),
+            open: BTreeSet::new(),
+            row: None,
+            of_row: ClusterSums::default(),
+            nats_of_row: 0.0,
+            tokens_of_row: 0,
+            learnt: Learnt::default(),
+            pairs: HashMap::new(),
+        }
+    }
+
+    pub(super) fn add(&mut self, before: &Token, after: &Token) {
+        if !before.logprob.is_finite() || !after.logprob.is_finite() {
+            return;
+        }
+        if self.row != Some(before.row) {
+            self.close_row();
+            self.row = Some(before.row);
+        }
+        let change = f64::from(before.logprob) - f64::from(after.logprob);
+        let kind = self.kinds.map(|kinds| Key::Kind(kinds.get(&(before.row, before.pos)).copied()));
+        for key in [Key::All, Key::Source(before.source), Key::Turn(before.turn)].into_iter().chain(kind) {
+            let sums = self.groups.entry(key).or_default();
+            sums.row += Term { numerator: change, denominator: 1.0 };
+            sums.before -= f64::from(before.logprob);
+            self.open.insert(key);
+        }
+        self.of_row.add(Term { numerator: change, denominator: 1.0 });
+        self.nats_of_row += change;
+        self.tokens_of_row += 1;
+        let was_known = before.logprob >= KNOWN.ln();
+        self.learnt.known += u64::from(was_known);
+        self.learnt.gained += u64::from(before.rank > 1 && after.logprob >= KNOWN.ln());
+        if was_known && after.rank > 1 {
+            self.lose(before, after, change);
+        }
+    }
+
+    fn lose(&mut self, before: &Token, after: &Token, change: f64) {
+        self.learnt.lost += 1;
+        let spot = Spot { row: before.row, turn: before.turn, begin: before.begin, end: before.end, context: None };
+        let (token_id, top_id) = (before.token_id, after.top_id);
+        let pair = self.pairs.entry((token_id, top_id)).or_insert_with(|| LostPair {
+            token_id,
+            token: String::new(),
+            top_id,
+            top: String::new(),
+            count: 0,
+            nats: 0.0,
+            example: spot.clone(),
+        });
+        pair.count += 1;
+        pair.nats += change;
+        // Of those that are listed in the end only the ones with the most are kept.
+        let lost = &mut self.learnt.lost_tokens;
+        let lost_before = |other: &LostToken| f64::from(other.before) - f64::from(other.after);
+        let place = lost.partition_point(|other| lost_before(other) >= change);
+        if place < LISTED {
+            let (token, top) = (String::new(), String::new());
+            lost.insert(
+                place,
+                LostToken { spot, token_id, token, top_id, top, before: before.logprob, after: after.logprob, place: None },
+            );
+            lost.truncate(LISTED);
+        }
+    }
+
+    fn close_row(&mut self) {
+        let Some(row) = self.row.take() else { return };
+        for key in std::mem::take(&mut self.open) {
+            if let Some(sums) = self.groups.get_mut(&key) {
+                sums.rows.push(std::mem::take(&mut sums.row));
+            }
+        }
+        let change = std::mem::take(&mut self.of_row).estimate(Scale::Plain);
+        let verdict = Verdict::of(&change);
+        let counts = &mut self.learnt.rows;
+        *match verdict {
+            Some(Verdict::Helped) => &mut counts.helped,
+            Some(Verdict::Wasted) => &mut counts.wasted,
+            Some(Verdict::Hurt) => &mut counts.hurt,
+            None => &mut counts.untold,
+        } += 1;
+        let (nats, tokens) = (std::mem::take(&mut self.nats_of_row), std::mem::take(&mut self.tokens_of_row));
+        self.learnt.all_rows.push(RowChange { row, tokens, change, nats, verdict, place: None });
+    }
+
+    /// `sources` are the names of the sources, `runs` the folders before and after.
+    pub(super) fn finish(mut self, sources: &[String], runs: [&Path; 2]) -> Result<Learnt> {
+        self.close_row();
+        let mut learnt = self.learnt;
+        for (key, sums) in self.groups {
+            let (list, name) = match key {
+                Key::All => (&mut learnt.overall, "all".to_owned()),
+                Key::Source(source) => (&mut learnt.sources, sources.get(source as usize).cloned().unwrap_or_default()),
+                Key::Turn(turn) => (&mut learnt.turns, turn.to_string()),
+                Key::Kind(Some(kind)) => (&mut learnt.kinds, kind.name().to_owned()),
+                Key::Kind(None) => (&mut learnt.kinds, "no conflict".to_owned()),
+            };
+            list.push(sums.finish(name));
+        }
+        for list in [&mut learnt.sources, &mut learnt.turns, &mut learnt.kinds] {
+            list.sort_by(|a, b| b.nats.total_cmp(&a.nats));
+        }
+        learnt.worst_rows = learnt.all_rows.iter().filter(|row| row.nats > 0.0).cloned().collect();
+        learnt.worst_rows.sort_by(|a, b| b.nats.total_cmp(&a.nats).then(a.row.cmp(&b.row)));
+        learnt.worst_rows.truncate(LISTED);
+        learnt.lost_pairs = self.pairs.into_values().collect();
+        learnt.lost_pairs.sort_by(|a, b| b.nats.total_cmp(&a.nats).then(a.token_id.cmp(&b.token_id)).then(a.top_id.cmp(&b.top_id)));
+        learnt.lost_pairs.truncate(LISTED);
+
+        let pairs = learnt.lost_pairs.iter().flat_map(|pair| [pair.token_id, pair.top_id]);
+        let ids: HashSet<u32> = pairs.chain(learnt.lost_tokens.iter().flat_map(|lost| [lost.token_id, lost.top_id])).collect();
+        let texts = texts_of(&runs.map(|run| run.join(TOKENS_FILE)), &ids)?;
+        let text = |id: u32| texts.get(&id).cloned().unwrap_or_default();
+        for pair in &mut learnt.lost_pairs {
+            (pair.token, pair.top) = (text(pair.token_id), text(pair.top_id));
+        }
+        for lost in &mut learnt.lost_tokens {
+            (lost.token, lost.top) = (text(lost.token_id), text(lost.top_id));
+        }
+        Ok(learnt)
+    }
+}
+
+impl Sums {
+    fn finish(self, name: String) -> Group {
+        let mut total = Term::default();
+        self.rows.iter().for_each(|&row| total += row);
+        let change = over_clusters(&self.rows);
+        let loss_before = self.before / total.denominator;
+        Group {
+            name,
+            rows: self.rows.len() as u64,
+            tokens: total.denominator as u64,
+            loss_before,
+            loss_after: loss_before + total.numerator / total.denominator,
+            verdict: Verdict::of(&change),
+            change,
+            nats: total.numerator,
+        }
+    }
+}
+
+impl Learnt {
+    /// The rows of which a token or the row itself is listed.
+    pub fn listed_rows(&self) -> BTreeSet<u32> {
+        let pairs = self.lost_pairs.iter().map(|pair| pair.example.row);
+        let tokens = self.lost_tokens.iter().map(|lost| lost.spot.row);
+        pairs.chain(tokens).collect()
+    }
+
+    /// Reads the sentences of what is listed of one row out of the texts of its turns.
+    pub fn read_contexts(&mut self, row: u32, text_of: &dyn Fn(u16) -> Option<String>) {
+        let pairs = self.lost_pairs.iter_mut().map(|pair| &mut pair.example);
+        let tokens = self.lost_tokens.iter_mut().map(|lost| &mut lost.spot);
+        for spot in pairs.chain(tokens).filter(|spot| spot.row == row) {
+            if let Some(text) = text_of(spot.turn) {
+                spot.read(&text);
+            }
+        }
+    }
+
+    /// Says where the listed rows stand, by their numbers.
+    pub fn name_places(&mut self, place_of: &dyn Fn(u32) -> Option<String>) {
+        for row in &mut self.worst_rows {
+            row.place = place_of(row.row);
+        }
+        for lost in &mut self.lost_tokens {
+            lost.place = place_of(lost.spot.row);
+        }
+    }
+
+    /// Groups of a list that are worth mending: those that were hurt by their size times count, then those that were wasted by their tokens.
+    pub fn to_mend(groups: &[Group]) -> Vec<&Group> {
+        let mut groups: Vec<&Group> = groups.iter().filter(|group| !matches!(group.verdict, Some(Verdict::Helped))).collect();
+        groups.sort_by(|a, b| b.nats.max(0.0).total_cmp(&a.nats.max(0.0)).then_with(|| Reverse(a.tokens).cmp(&Reverse(b.tokens))));
+        groups
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::table::Quadrant;
+    use crate::table::testing::{Example, token, write_parts};
+    use crate::table::finish;
+
+    fn at(row: u32, pos: u32, logprob: f32, rank: u32) -> Token {
+        Token {
+            row,
+            pos,
+            token_id: pos,
+            turn: 1,
+            source: row % 2,
+            begin: 0,
+            end: 1,
+            logprob,
+            entropy: 1.0,
+            rank,
+            top_id: if rank == 1 { pos } else { 90 },
+            quadrant: Quadrant::Confident,
+        }
+    }
+
+    /// Two runs of one token each, for the texts.
+    fn runs(folder: &Path) -> [std::path::PathBuf; 2] {
+        ["before", "after"].map(|name| {
+            let run = folder.join(name);
+            write_parts(&run, &[&[Example { row: 0, source: "a", tokens: vec![token(0, 0.5, 1.0), token(90, 0.5, 1.0)] }]]);
+            finish(&run, |_, _, _| Quadrant::Confident).unwrap();
+            run
+        })
+    }
+
+    #[test]
+    fn what_was_learnt_wasted_and_lost_by_hand() {
+        let folder = tempfile::tempdir().unwrap();
+        let [before, after] = runs(folder.path());
+        let kinds = HashMap::from([((0, 1), Kind::Number)]);
+        let mut changes = Changes::new(Some(&kinds));
+        for row in 0..12 {
+            // Rows of source 0 fall by about a nat a token, those of source 1 rise by about half of one.
+            let by = if row % 2 == 0 { 1.0 } else { -0.5 };
+            for pos in 0..4 {
+                let wobble = 0.01 * ((row * 4 + pos) % 5) as f32;
+                changes.add(&at(row, pos, -2.0, 3), &at(row, pos, -2.0 + by + wobble, 2));
+            }
+        }
+        // A known token is lost: its p goes from 0.8 to 0.1.
+        changes.add(&at(12, 0, 0.8f32.ln(), 1), &at(12, 0, 0.1f32.ln(), 2));
+        // One that was not the first choice is known now, and a broken number counts for nothing.
+        changes.add(&at(13, 0, 0.1f32.ln(), 2), &at(13, 0, 0.9f32.ln(), 1));
+        changes.add(&at(13, 1, f32::NEG_INFINITY, 9), &at(13, 1, -1.0, 1));
+        let learnt = changes.finish(&["even".to_owned(), "odd".to_owned()], [&before, &after]).unwrap();
+        let of = |list: &[Group], name: &str| list.iter().find(|group| group.name == name).cloned().unwrap();
+        let odd = of(&learnt.sources, "odd");
+        // Six rows of four tokens that were hurt, and the one that is known now.
+        assert_eq!((odd.rows, odd.tokens), (7, 25));
+        assert_eq!(learnt.rows, RowCounts { helped: 6, wasted: 0, hurt: 6, untold: 2 });
+        assert_eq!((learnt.known, learnt.lost, learnt.gained), (1, 1, 1));
+        let lost = &learnt.lost_tokens[0];
+        assert_eq!((lost.spot.row, lost.token.as_str(), lost.top.as_str()), (12, "t0", "t90"));
+        assert!((learnt.lost_pairs[0].nats - 8f64.ln()).abs() < 1e-6 && learnt.lost_pairs[0].count == 1);
+        let number = of(&learnt.kinds, "number");
+        assert_eq!((number.tokens, number.verdict), (1, None));
+        assert_eq!(of(&learnt.kinds, "no conflict").tokens, 49);
+        assert_eq!(learnt.overall[0].tokens, 50);
+        let total: f64 = learnt.all_rows.iter().map(|row| row.nats).sum();
+        assert!((learnt.overall[0].nats - total).abs() < 1e-9);
+        // Row 13 was helped most, row 12 hurt most.
+        assert_eq!(learnt.worst_rows[0].row, 12);
+        assert!(learnt.worst_rows.iter().all(|row| row.nats > 0.0));
+        let even = of(&learnt.sources, "even");
+        assert!((even.loss_after - even.loss_before - even.change.value).abs() < 1e-12);
+    }
+
+    #[test]
+    fn the_same_model_twice_has_learnt_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let [before, after] = runs(folder.path());
+        let mut changes = Changes::new(None);
+        for row in 0..5 {
+            for pos in 0..3 {
+                changes.add(&at(row, pos, -0.1, 1), &at(row, pos, -0.1, 1));
+            }
+        }
+        let learnt = changes.finish(&["a".to_owned(), "b".to_owned()], [&before, &after]).unwrap();
+        assert_eq!((learnt.overall[0].change.value, learnt.overall[0].verdict), (0.0, Some(Verdict::Wasted)));
+        assert_eq!((learnt.lost, learnt.rows.wasted, learnt.kinds.len()), (0, 5, 0));
+    }
+}

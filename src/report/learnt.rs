@@ -1,0 +1,168 @@
+//! What was learnt between two score runs, what was wasted, what was lost: for the terminal, and as blocks of the report.
+
+use super::document::{Block, Inline, plain, strong};
+use super::terminal::marked;
+use super::{quoted, visible};
+use crate::diagnosis::context::{InContext, Spot};
+use crate::diagnosis::learnt::{Group, KNOWN, Learnt, Verdict};
+use crate::format::{percent, thousands};
+use crate::stats::share;
+
+/// Of each list on the terminal, and in the report.
+const ON_TERMINAL: usize = 5;
+const IN_REPORT: usize = 20;
+
+/// Lines without their ends; `red` and `reset` mark tokens.
+pub(super) fn terminal(learnt: &Learnt, [bold, dim, red, reset]: [&str; 4]) -> Vec<String> {
+    let mut lines = vec![String::new(), rows_sentence(learnt)];
+    lines.push(format!("{bold}{:<34}{:>8}{:>9}{:>9}{:>9}   {:<20}{reset}", "", "rows", "tokens", "loss", "change", "95 % interval"));
+    let lists = [("", &learnt.overall), ("source ", &learnt.sources), ("turn ", &learnt.turns), ("", &learnt.kinds)];
+    for (what, groups) in lists {
+        if what.is_empty() || groups.len() > 1 {
+            lines.extend(groups.iter().map(|group| {
+                let [rows, tokens, before, change, ends, verdict] = cells(group);
+                let name: String = format!("{what}{}", visible(&group.name)).chars().take(33).collect();
+                let (on, off) = if group.verdict == Some(Verdict::Hurt) { (red, reset) } else { ("", "") };
+                format!("{on}{name:<34}{rows:>8}{tokens:>9}{before:>9}{change:>9}   {ends:<20}{verdict}{off}")
+            }));
+        }
+    }
+    lines.push(String::new());
+    lines.push(known_sentence(learnt));
+    for lost in learnt.lost_tokens.iter().take(ON_TERMINAL) {
+        let place = lost.place.as_deref().map_or_else(|| format!("row {}", lost.spot.row), visible);
+        let [before, after] = [lost.before, lost.after].map(f32::exp);
+        lines.push(format!("  {place}  {} .. now {}, p {before:.2} -> {after:.1e}", quoted(&lost.token), quoted(&lost.top)));
+        lines.extend(lost.spot.context.as_ref().map(|context| marked(context, red, reset)));
+    }
+    if learnt.lost_pairs.iter().any(|pair| pair.count > 1) {
+        lines.push(format!("{dim}most lost by nats times count:{reset}"));
+        for pair in learnt.lost_pairs.iter().take(ON_TERMINAL) {
+            lines.push(format!("{:>6} x  {} .. now {}, {:.1} nats", pair.count, quoted(&pair.token), quoted(&pair.top), pair.nats));
+        }
+    }
+    lines
+}
+
+pub(super) fn blocks(learnt: &Learnt) -> Vec<Block> {
+    let mut blocks = vec![
+        Block::Heading("What was learnt, wasted, lost".to_owned()),
+        Block::Paragraph(vec![strong(rows_sentence(learnt))]),
+        Block::Paragraph(vec![plain(
+            "The loss is -ln p of the data's token; changes are after less before, in nats per token. A group is helped where the 95 % interval of its \
+             change lies below zero, hurt where it lies above, wasted where it holds zero: training there has left nothing that could be told from \
+             chance. Intervals take the rows, whole, as drawn from many like them (a bootstrap over rows, stretched where they are few; of thousands the \
+             linearised error). A row's own takes its tokens as drawn one by one, which neighbours are not: it is a hint.",
+        )]),
+    ];
+    for (title, groups) in
+        [("all tokens", &learnt.overall), ("source", &learnt.sources), ("turn", &learnt.turns), ("conflict before", &learnt.kinds)]
+    {
+        if groups.is_empty() || (groups.len() == 1 && title != "all tokens") {
+            continue;
+        }
+        let head = vec![title, ">rows", ">tokens", ">loss before", ">change", "95 % interval", "", ">nats in all"];
+        let row = |group: &Group| -> Vec<Inline> {
+            let name = if title == "all tokens" { String::new() } else { group.name.clone() };
+            [name].into_iter().chain(cells(group)).chain([format!("{:+.1}", group.nats)]).map(plain).collect()
+        };
+        blocks.push(Block::Table { head, rows: groups.iter().take(IN_REPORT).map(row).collect() });
+    }
+    let named = [("source", &learnt.sources), ("turn", &learnt.turns), ("kind", &learnt.kinds)];
+    let to_mend = named.iter().filter(|(_, groups)| groups.len() > 1).flat_map(|(what, groups)| {
+        Learnt::to_mend(groups).into_iter().map(move |group| (what, group))
+    });
+    let mut to_mend: Vec<(&&str, &Group)> = to_mend.collect();
+    to_mend.sort_by(|a, b| b.1.nats.max(0.0).total_cmp(&a.1.nats.max(0.0)));
+    if !to_mend.is_empty() {
+        blocks.push(Block::Paragraph(vec![strong("What to mend"), plain(", by the nats that were lost (size times count), then what was wasted:")]));
+        let item = |(what, group): &(&&str, &Group)| {
+            let verdict = group.verdict.map_or("of one row only", Verdict::name);
+            let (nats, tokens) = (group.nats, thousands(group.tokens));
+            vec![plain(format!("{what} {}: {verdict}, {nats:+.1} nats over {tokens} tokens", group.name))]
+        };
+        blocks.push(Block::List(to_mend.iter().take(IN_REPORT).map(item).collect()));
+    }
+    if !learnt.worst_rows.is_empty() {
+        blocks.push(Block::Paragraph(vec![plain("The rows that lost most (learnt.parquet has all rows):")]));
+        let head = vec!["row", "where", ">tokens", ">change", "95 % interval", "", ">nats in all"];
+        let rows = learnt.worst_rows.iter().take(IN_REPORT).map(|row| {
+            let ends = row.change.ci95.map_or_else(|| "-".to_owned(), interval);
+            let cells = [
+                row.row.to_string(),
+                row.place.clone().unwrap_or_default(),
+                thousands(row.tokens),
+                format!("{:+.3}", row.change.value),
+                ends,
+                row.verdict.map_or("", Verdict::name).to_owned(),
+                format!("{:+.1}", row.nats),
+            ];
+            cells.map(plain).to_vec()
+        });
+        blocks.push(Block::Table { head, rows: rows.collect() });
+    }
+    blocks.push(Block::Paragraph(vec![strong(known_sentence(learnt))]));
+    if !learnt.lost_pairs.is_empty() {
+        blocks.push(Block::Paragraph(vec![plain("What was known and what is written instead, by the nats that were lost:")]));
+        let head = vec!["data", "model now", ">times", ">nats", "the one that lost most"];
+        let rows = learnt.lost_pairs.iter().take(IN_REPORT).map(|pair| {
+            let (count, nats) = (plain(thousands(pair.count)), plain(format!("{:.1}", pair.nats)));
+            vec![code(&pair.token), code(&pair.top), count, nats, sentence(&pair.example)]
+        });
+        blocks.push(Block::Table { head, rows: rows.collect() });
+        blocks.push(Block::Paragraph(vec![plain("The tokens that lost most, in their sentences:")]));
+        let head = vec!["where", "data", "model now", ">p before", ">p after", "sentence"];
+        let rows = learnt.lost_tokens.iter().take(IN_REPORT).map(|lost| {
+            let place = lost.place.clone().unwrap_or_else(|| format!("row {}", lost.spot.row));
+            let [before, after] = [lost.before, lost.after].map(|logprob| plain(format!("{:.2e}", logprob.exp())));
+            vec![plain(place), code(&lost.token), code(&lost.top), before, after, sentence(&lost.spot)]
+        });
+        blocks.push(Block::Table { head, rows: rows.collect() });
+    }
+    blocks
+}
+
+fn rows_sentence(learnt: &Learnt) -> String {
+    let counts = &learnt.rows;
+    let all = counts.helped + counts.wasted + counts.hurt;
+    let part = |n: u64| format!("{} ({})", thousands(n), percent(share(n as f64, all as f64)));
+    format!("Of {} rows {} were helped, {} wasted, {} hurt.", thousands(all), part(counts.helped), part(counts.wasted), part(counts.hurt))
+}
+
+fn known_sentence(learnt: &Learnt) -> String {
+    format!(
+        "Of {} tokens that were known (p of {KNOWN} or more) {} are lost: another one is the first choice now. {} have come to be known.",
+        thousands(learnt.known),
+        thousands(learnt.lost),
+        thousands(learnt.gained)
+    )
+}
+
+/// Rows, tokens, loss before, change, interval, verdict.
+fn cells(group: &Group) -> [String; 6] {
+    [
+        thousands(group.rows),
+        thousands(group.tokens),
+        format!("{:.3}", group.loss_before),
+        format!("{:+.3}", group.change.value),
+        group.change.ci95.map_or_else(|| "-".to_owned(), interval),
+        group.verdict.map_or("", Verdict::name).to_owned(),
+    ]
+}
+
+fn interval([low, high]: [f64; 2]) -> String {
+    format!("{low:+.3} to {high:+.3}")
+}
+
+fn code(token: &str) -> Inline {
+    Inline::Code(quoted(token).trim_matches('`').to_owned())
+}
+
+/// The token in its sentence, in brackets.
+fn sentence(spot: &Spot) -> Inline {
+    let Some(InContext { before, token, after }) = &spot.context else { return plain("") };
+    plain(match token.is_empty() {
+        true => format!("(of the template) {}", visible(after)),
+        false => format!("{}[[{}]]{}", visible(before), visible(token), visible(after)),
+    })
+}
