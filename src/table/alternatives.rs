@@ -94,7 +94,8 @@ impl Pending {
 
 fn schema() -> pl::Schema {
     let text = pl::DataType::from_categories(pl::Categories::global());
-    let types = [pl::DataType::UInt32, pl::DataType::UInt32, pl::DataType::UInt16, pl::DataType::UInt32, text, pl::DataType::Float32];
+    let types =
+        [pl::DataType::UInt32, pl::DataType::UInt32, pl::DataType::UInt16, pl::DataType::UInt32, text, pl::DataType::Float32];
     COLUMNS.iter().zip(types).map(|(name, dtype)| pl::Field::new((*name).into(), dtype)).collect()
 }
 
@@ -133,7 +134,9 @@ pub fn keep_alternatives(run: &Path, rows: impl FnOnce() -> Result<HashSet<u32>>
             for (path, frame) in frames {
                 let mut kept = Pending::default();
                 let all = read_frame(&frame).map_err(|error| error.at(&path))?;
-                for Alternative { row, pos, rank, token_id, token, logprob } in all.into_iter().filter(|own| rows.contains(&own.row)) {
+                for Alternative { row, pos, rank, token_id, token, logprob } in
+                    all.into_iter().filter(|own| rows.contains(&own.row))
+                {
                     kept.push(row, pos, rank, token_id, texts.code(&token)?, logprob);
                 }
                 let order: Vec<usize> = (0..kept.row.len()).collect();
@@ -187,7 +190,14 @@ mod tests {
         let (texts, mut pending) = (TextColumn::new(), Pending::default());
         for &row in rows {
             for rank in [3, 2] {
-                pending.push(row, 7, rank, u32::from(rank) * 10, texts.code(&format!("{row} é {rank}")).unwrap(), -f32::from(rank));
+                pending.push(
+                    row,
+                    7,
+                    rank,
+                    u32::from(rank) * 10,
+                    texts.code(&format!("{row} é {rank}")).unwrap(),
+                    -f32::from(rank),
+                );
             }
         }
         let path = folder.join(name);
@@ -198,7 +208,10 @@ mod tests {
     #[test]
     fn of_what_was_set_aside_the_wanted_rows_are_kept() {
         let folder = tempfile::tempdir().unwrap();
-        let parts = [part(folder.path(), "alternatives-00000.parquet", &[4, 1]), part(folder.path(), "alternatives-00001.parquet", &[5, 9])];
+        let parts = [
+            part(folder.path(), "alternatives-00000.parquet", &[4, 1]),
+            part(folder.path(), "alternatives-00001.parquet", &[5, 9]),
+        ];
         set_aside(folder.path(), parts.iter().cloned()).unwrap();
         assert!(!parts[0].exists());
         keep_alternatives(folder.path(), || Ok(HashSet::from([1, 9]))).unwrap();
