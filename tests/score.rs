@@ -225,3 +225,66 @@ fn every_level_and_kernel_gives_the_same_scores() {
         assert!((fused / reference - 1.0).abs() < 1e-5, "{level}: {fused}, reference {reference}");
     }
 }
+
+/// Conflicts with another row of their kind shown first have the scores of one conversation of both rows in which the first is not learnt.
+#[test]
+fn conflicts_in_context_are_scored_as_one_conversation() {
+    use diagnose::table::{Column, Quadrant, read_chunks, read_conflicts};
+    let workdir = workdir();
+    let turns = [("Say hi to the lady.", "zubu wqo kjh fgd"), ("And what comes of it now?", "xvb poiu mnb lkj")];
+    let message = |role: &str, content: &str, weight: u8| serde_json::json!({"role": role, "content": content, "weight": weight});
+    let alone = |(asked, answered): (&str, &str)| serde_json::json!({"messages": [message("user", asked, 1), message("assistant", answered, 1)]});
+    let together = |first: usize, second: usize| {
+        let [(a, b), (c, d)] = [turns[first], turns[second]];
+        let messages = [message("user", a, 0), message("assistant", b, 0), message("user", c, 1), message("assistant", d, 1)];
+        serde_json::json!({ "messages": messages })
+    };
+    workdir.write("alone.jsonl", format!("{}\n{}\n", alone(turns[0]), alone(turns[1])));
+    workdir.write("together.jsonl", format!("{}\n{}\n", together(1, 0), together(0, 1)));
+    let score = |data: &str, more: &[&str]| {
+        let out = data.split('.').next().unwrap();
+        workdir.run(&[&[data, "--model", "tiny.gguf", "--out", out, "--thresholds", "p=0.004,H=5.5"], more].concat()).ok()
+    };
+    score("alone.jsonl", &["--in-context"]);
+    score("together.jsonl", &[]);
+
+    let columns = [Column::Row, Column::Pos, Column::Turn, Column::Begin, Column::End, Column::Logprob, Column::Quadrant];
+    let table = |run: &str, shift: u16| {
+        let mut tokens = std::collections::BTreeMap::new();
+        for chunk in read_chunks(&[workdir.path(run).join("tokens.parquet")], &columns) {
+            let chunk = chunk.unwrap();
+            for i in (0..chunk.len()).filter(|&i| chunk.begin[i] < chunk.end[i]) {
+                let key = (chunk.row[i], chunk.turn[i] - shift, chunk.begin[i]);
+                tokens.insert(key, (chunk.pos[i], f64::from(chunk.logprob[i]), chunk.quadrant[i] == Quadrant::ConfidentConflict));
+            }
+        }
+        tokens
+    };
+    let (before, after) = (table("alone", 0), table("together", 2));
+    assert_eq!(before.keys().collect::<Vec<_>>(), after.keys().collect::<Vec<_>>());
+    let kinds: std::collections::HashMap<(u32, u32), String> = read_conflicts(&workdir.path("alone/conflicts.parquet"))
+        .unwrap()
+        .into_iter()
+        .map(|conflict| ((conflict.row, conflict.pos), conflict.kind))
+        .collect();
+    let mut expected: std::collections::BTreeMap<String, (u64, u64, f64)> = std::collections::BTreeMap::new();
+    for (key, (pos, logprob, _)) in before.iter().filter(|(_, (.., is_conflict))| *is_conflict) {
+        let (_, then, is_conflict) = after[key];
+        let own = expected.entry(kinds[&(key.0, *pos)].clone()).or_default();
+        *own = (own.0 + 1, own.1 + u64::from(!is_conflict), own.2 + then - logprob);
+    }
+    let found = &json(&workdir, "alone/summary.json")["kinds"]["in_context"];
+    assert_eq!((&found["rows"], &found["rows_left_out"]), (&2.into(), &0.into()), "{found}");
+    assert_eq!(found["kinds"].as_array().unwrap().len(), expected.len());
+    for kind in found["kinds"].as_array().unwrap() {
+        let (n, vanished, change) = expected[kind["kind"].as_str().unwrap()];
+        assert_eq!((kind["tokens"].as_u64(), kind["vanished"].as_u64()), (Some(n), Some(vanished)), "{kind}");
+        assert!((kind["change"].as_f64().unwrap() - change / n as f64).abs() < 1e-5, "{kind}, expected {change} over {n}");
+    }
+    assert!(std::fs::read_to_string(workdir.path("alone/report.md")).unwrap().contains("shown first"));
+    // Under other thresholds they are other conflicts: what was said of the old ones is gone.
+    workdir.run(&["alone", "--thresholds", "p=0.003,H=5.5"]).ok();
+    assert!(!workdir.path("alone/in_context.parquet").exists());
+    let refused = workdir.run(&["alone", "--in-context"]);
+    assert!(refused.code == Some(2) && refused.stderr.contains("--in-context runs the model"), "{}", refused.stderr);
+}

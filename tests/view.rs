@@ -388,9 +388,8 @@ fn kinds_and_groups_of_conflicts_filter_the_rows() {
     assert!(sums.len() > 1, "{sums:?}");
     for sums in sums {
         let kind = &sums["kind"];
-        browser.eval(&format!(
-            "at('kind').value = page.run.kinds.indexOf({kind}), at('kind').dispatchEvent(new Event('change'))"
-        ));
+        browser
+            .eval(&format!("at('kind').value = page.run.kinds.indexOf({kind}), at('kind').dispatchEvent(new Event('change'))"));
         let shown = browser.eval("[at('kind').selectedOptions[0].text, page.rows.length]");
         assert_eq!(shown, json!([format!("{} ({})", kind.as_str().unwrap(), sums["tokens"]), sums["rows"]]));
         assert_eq!(browser.eval("page.passes.reduce((n, passes) => n + passes, 0)"), sums["tokens"]);
@@ -421,6 +420,120 @@ fn kinds_and_groups_of_conflicts_filter_the_rows() {
     assert_eq!(browser.complaints(), [""; 0]);
 }
 
+/// The page of a part of a run reads the run's tables, and then shows what the page of the whole run shows.
+#[test]
+fn a_larger_run_is_read_from_its_tables() {
+    let Some(mut browser) = Browser::start(1440, 900) else { return };
+    let workdir = Workdir::new();
+    let rows: Vec<Value> = (0..400)
+        .map(|i| row(&format!("Question {i}?"), &format!("{i} é {}", "The quick fox is it. ".repeat(1 + i % 7))))
+        .collect();
+    let whole = scored(&workdir, "run", &rows);
+    scored(&workdir, "other", &rows[..5]);
+    workdir.run(&["view", "run", "--tokens", "3000", "--out", "part.html"]).ok();
+    let columns = [
+        "row",
+        "tokenFrom",
+        "supervised",
+        "conflicts",
+        "turn",
+        "pos",
+        "begin",
+        "end",
+        "logprob",
+        "entropy",
+        "entropyTopk",
+        "rank",
+        "tail",
+        "varentropy",
+        "grad",
+        "topLogprob",
+        "quadrant",
+        "kind",
+        "ids",
+        "line",
+        "tokens",
+        "truncated",
+    ];
+    // Numbers are places in lists that may be in another order: what they stand for is compared.
+    let read = format!(
+        "(() => {{ const run = page.run; const hash = (values) => {{ let hash = 0; for (const value of values) {{ const text = String(value); \
+            for (let i = 0; i < text.length; i++) hash = (Math.imul(hash, 31) + text.charCodeAt(i)) | 0; }} return [values.length, hash]; }}; \
+          const found = {{}}; for (const name of {}) found[name] = hash(Array.from(run[name])); \
+          for (const [name, list] of [['word', 'words'], ['top', 'words'], ['source', 'sources'], ['path', 'paths'], ['evidence', 'evidences']]) \
+            found[name] = hash(Array.from(run[name], (place, i) => (name === 'evidence' && !run.kind[i] ? '' : run[list][place]))); \
+          found.order = hash(page.rows.map((row) => run.row[row])); return found; }})()",
+        json!(columns)
+    );
+    browser.open(&whole);
+    browser.eval("ready.then((page) => { window.page = page; })");
+    let expected = browser.eval(&read);
+    let text_of_first = browser.eval("at('turns').textContent");
+    assert_eq!(browser.eval("at('more').hidden"), true);
+
+    browser.open(&workdir.path("part.html"));
+    browser.eval("ready.then((page) => { window.page = page; })");
+    let n_part = browser.eval("page.run.row.length").as_u64().unwrap();
+    assert!(n_part < 200 && browser.eval("at('more').hidden") == false);
+    let first = browser.eval("page.run.row[page.row]");
+    browser.press(&["x"]);
+    // What is not this run's is refused, and so is half a table; nothing changes.
+    let table = |name: &str| workdir.path(&format!("run/{name}.parquet"));
+    let half = std::fs::read(table("tokens")).unwrap();
+    let half = workdir.write("half.parquet", &half[..half.len() / 2]);
+    let mut damaged = std::fs::read(table("tokens")).unwrap();
+    (4..400).for_each(|at| damaged[at] ^= 0x5a);
+    let damaged = workdir.write("damaged.parquet", damaged);
+    for (file, message) in [
+        (workdir.path("other/tokens.parquet"), "tokens.parquet is of another run"),
+        (table("rows"), "tokens.parquet is missing"),
+        (half, "half.parquet: it is not a whole Parquet table"),
+        (damaged, "damaged.parquet: "),
+        (workdir.path("run.jsonl"), "run.jsonl: it is not a whole Parquet table"),
+    ] {
+        browser.eval("at('message').textContent = ''");
+        browser.choose_file("#tables-file", &file);
+        wait_for(&mut browser, &format!("at('message').textContent.includes({})", json!(message)));
+        assert_eq!(browser.eval("page.run.row.length"), n_part, "{message}");
+    }
+    // The tokens alone: all rows, without what the other tables know.
+    browser.choose_file("#tables-file", &table("tokens"));
+    wait_for(&mut browser, "page.run.isWhole === true && at('message').textContent.startsWith('All 400 rows')");
+    let found = browser.eval(&read);
+    for name in ["row", "logprob", "rank", "word", "top", "quadrant", "conflicts", "source"] {
+        assert_eq!(found[name], expected[name], "{name}");
+    }
+    assert_eq!(browser.eval("at('decided').textContent"), "1 dropped · not exported");
+
+    // All three: what the page of the whole run has.
+    // A page with decisions that are not exported would ask before it is left.
+    browser.download_to(&workdir.path(""));
+    browser.press(&["e"]);
+    browser.open(&workdir.path("part.html"));
+    browser.eval("ready.then((page) => { window.page = page; })");
+    let tables = ["conflicts", "tokens", "rows"].map(table);
+    browser.choose_files("#tables-file", &tables.each_ref().map(PathBuf::as_path));
+    wait_for(&mut browser, "page.run.isWhole === true && at('message').textContent.startsWith('All 400 rows')");
+    let found = browser.eval(&read);
+    for (name, expected) in expected.as_object().unwrap() {
+        assert_eq!(&found[name], expected, "{name}");
+    }
+    assert_eq!(browser.eval("at('more').hidden"), true);
+    // The first row was in the page, with its text; one that was not shows its tokens.
+    assert_eq!(browser.eval("page.run.row[page.row]"), first);
+    assert_eq!(browser.eval("at('turns').textContent"), text_of_first);
+    browser.eval("at('order').value = 'file', at('order').dispatchEvent(new Event('change'))");
+    let without_text =
+        browser.eval("page.rows.find((row) => page.run.turnFrom[row] === page.run.turnFrom[row + 1])").as_u64().unwrap();
+    for _ in 0..without_text {
+        browser.press(&["j"]);
+    }
+    assert_eq!(browser.eval("page.row"), without_text);
+    let text = browser.eval("document.querySelector('.turn .text').textContent");
+    assert!(text.as_str().unwrap().starts_with(&without_text.to_string()), "{text}");
+    assert_eq!(browser.complaints(), [""; 0]);
+}
+
 #[test]
 fn two_runs_stand_side_by_side_with_what_changed() {
     let Some(mut browser) = Browser::start(1440, 900) else { return };
@@ -444,6 +557,25 @@ fn two_runs_stand_side_by_side_with_what_changed() {
     let expected = mean("after") - mean("before");
     assert!((compared["mean"].as_f64().unwrap() - expected).abs() < 1e-6, "{compared}, expected {expected}");
     assert_eq!(browser.eval("document.querySelectorAll('.sides article').length"), 4);
+    // What was lost and what was gained are the comparison's.
+    let diff = workdir.run(&["diff", "before", "after", "--json", "--out", "diff"]).ok().json();
+    let learnt = &diff["learnt"];
+    assert_eq!(browser.eval("page.changes.movedCounts.slice(1)"), json!([learnt["lost"], learnt["gained"]]));
+    // The weights of the tiny model are random, so that it knows nothing to lose: the rule by hand, and the filter.
+    let moved = browser.eval(
+        "[[0.8, 1, 0.1, 2], [0.8, 1, 0.1, 1], [0.4, 1, 0.1, 2], [0.1, 2, 0.9, 1], [0.4, 1, 0.9, 1]].map(([p, rank, q, rankAfter]) => \
+          movedOf({ logprob: [Math.log(p)], rank: [rank] }, 0, { logprob: [Math.log(q)], rank: [rankAfter] }, 0))",
+    );
+    assert_eq!(moved, json!([1, 0, 0, 2, 0]));
+    browser.eval("page.changes.moved[5] = 1, page.filters.moved = 1, page.filters.turn = 1");
+    assert_eq!(browser.eval("passingTokens(page.run, page.filters, page.changes).indexOf(1)"), 5);
+    browser.press(&["c"]);
+    let verdicts = browser.eval("page.rows.map((row) => page.changes.textOfRow(row).split(':')[0])");
+    let count = |verdict: &str| verdicts.as_array().unwrap().iter().filter(|own| *own == verdict).count();
+    for verdict in ["helped", "wasted", "hurt"] {
+        assert_eq!(learnt["rows"][verdict], count(verdict), "{verdict}");
+    }
+    assert!(workdir.path("diff/compared.html").exists() && workdir.path("diff/learnt.parquet").exists());
     browser.press(&["7"]);
     assert!(browser.eval("document.querySelectorAll('.token.better, .token.worse').length").as_u64().unwrap() > 0);
     assert_eq!(browser.complaints(), [""; 0]);

@@ -59,6 +59,10 @@ pub(super) struct Args {
     #[arg(long, hide_short_help = true)]
     no_view: bool,
 
+    /// Score the answers with conflicts once more, with another row of the same kind shown first: conflicts that vanish are a matter of the prompt
+    #[arg(long, hide_short_help = true)]
+    in_context: bool,
+
     /// Options of this command from a TOML file; those on the command line go over it. By default diagnose.toml beside the data
     #[arg(long, value_name = "FILE")]
     #[allow(dead_code, reason = "config.rs reads it before the rest is parsed")]
@@ -96,6 +100,11 @@ fn run_folder(args: &Args) -> Result<Option<PathBuf>> {
     let is_folder = |dataset: &&String| Path::new(dataset).is_dir();
     let is_run = |dataset: &&String| is_folder(dataset) && folders::holds_scores(Path::new(dataset));
     if let Some(folder) = args.datasets.iter().find(is_run) {
+        if args.in_context {
+            return Err(Error::usage("--in-context runs the model, which a run folder does not name well enough to be loaded")
+                .at(folder)
+                .cure("Give the command that made the run, with --in-context: what is scored is not scored again."));
+        }
         return match args.datasets.len() {
             1 => Ok(Some(PathBuf::from(folder))),
             _ => Err(Error::usage("a run folder is sorted again on its own, not together with other inputs").at(folder)),
@@ -122,6 +131,7 @@ fn job(args: Args, command_line: &str) -> Result<Job> {
         choice: args.rows.choice(),
         thresholds: args.thresholds,
         with_page: !args.no_view,
+        in_context: args.in_context,
         command: command_line.to_owned(),
     })
 }

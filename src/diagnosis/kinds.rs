@@ -305,7 +305,9 @@ fn expected_word(text: &str, at: usize, top: &str) -> String {
 fn is_other_spelling(word: &str, other: &str) -> bool {
     let plain = |word: &str| {
         let mut word = word.to_lowercase();
-        for (british, american) in [("yse", "yze"), ("ise", "ize"), ("isi", "izi"), ("isa", "iza"), ("our", "or"), ("ogue", "og"), ("ll", "l")] {
+        for (british, american) in
+            [("yse", "yze"), ("ise", "ize"), ("isi", "izi"), ("isa", "iza"), ("our", "or"), ("ogue", "og"), ("ll", "l")]
+        {
             word = word.replace(british, american);
         }
         let (stem, plural) = word.strip_suffix('s').map_or((word.as_str(), ""), |stem| (stem, "s"));
@@ -321,18 +323,91 @@ fn is_other_spelling(word: &str, other: &str) -> bool {
 fn is_other_ending(word: &str, other: &str) -> bool {
     const ENDINGS: [&str; 8] = ["", "s", "es", "ed", "d", "ing", "y", "ies"];
     let (word, other) = (word.to_lowercase(), other.to_lowercase());
-    let same: usize = word.chars().zip(other.chars()).take_while(|(a, b)| a == b && a.is_alphabetic()).map(|(a, _)| a.len_utf8()).sum();
+    let same: usize =
+        word.chars().zip(other.chars()).take_while(|(a, b)| a == b && a.is_alphabetic()).map(|(a, _)| a.len_utf8()).sum();
     // `bind` and `bed` share a letter and endings.
     same >= 3 && word != other && ENDINGS.contains(&&word[same..]) && ENDINGS.contains(&&other[same..])
 }
 
 /// Words that build a sentence and claim nothing; without negations, quantities, modal verbs and the prepositions of place and time that do.
 const SMALL_WORDS: &[&str] = &[
-    "a", "about", "also", "am", "an", "and", "are", "as", "at", "be", "because", "been", "being", "but", "by", "did", "do", "does", "for",
-    "had", "has", "have", "here", "how", "i", "if", "in", "into", "is", "it", "its", "just", "me", "my", "of", "on", "or", "our", "own", "so",
-    "such", "than", "that", "the", "their", "them", "then", "there", "these", "they", "this", "those", "to", "too", "upon", "us", "very",
-    "was", "we", "were", "what", "when", "where", "which", "while", "who", "whom", "whose", "with", "you", "your", "yours", "ours", "theirs",
-    "itself", "themselves", "yourself",
+    "a",
+    "about",
+    "also",
+    "am",
+    "an",
+    "and",
+    "are",
+    "as",
+    "at",
+    "be",
+    "because",
+    "been",
+    "being",
+    "but",
+    "by",
+    "did",
+    "do",
+    "does",
+    "for",
+    "had",
+    "has",
+    "have",
+    "here",
+    "how",
+    "i",
+    "if",
+    "in",
+    "into",
+    "is",
+    "it",
+    "its",
+    "just",
+    "me",
+    "my",
+    "of",
+    "on",
+    "or",
+    "our",
+    "own",
+    "so",
+    "such",
+    "than",
+    "that",
+    "the",
+    "their",
+    "them",
+    "then",
+    "there",
+    "these",
+    "they",
+    "this",
+    "those",
+    "to",
+    "too",
+    "upon",
+    "us",
+    "very",
+    "was",
+    "we",
+    "were",
+    "what",
+    "when",
+    "where",
+    "which",
+    "while",
+    "who",
+    "whom",
+    "whose",
+    "with",
+    "you",
+    "your",
+    "yours",
+    "ours",
+    "theirs",
+    "itself",
+    "themselves",
+    "yourself",
 ];
 const CONTRACTIONS: [&str; 6] = ["'s", "'m", "'re", "'ve", "'ll", "'d"];
 
@@ -517,7 +592,8 @@ mod tests {
 
     fn of(text: &str, token: &str, top: &str) -> Kind {
         let begin = text.find(token).unwrap();
-        let conflict = Conflict { text, begin, end: begin + token.len(), top, earlier: &[], rows_alike: 1, rows: 100, others: &[] };
+        let conflict =
+            Conflict { text, begin, end: begin + token.len(), top, earlier: &[], rows_alike: 1, rows: 100, others: &[] };
         kind(&conflict).0
     }
 
@@ -582,8 +658,16 @@ mod tests {
     #[test]
     fn other_rows_and_the_template_count_first() {
         let text = "It is Lyon.";
-        let conflict =
-            Conflict { text, begin: 5, end: 10, top: " Paris", earlier: &[], rows_alike: 1, rows: 100, others: &[(7, "It is Paris.")] };
+        let conflict = Conflict {
+            text,
+            begin: 5,
+            end: 10,
+            top: " Paris",
+            earlier: &[],
+            rows_alike: 1,
+            rows: 100,
+            others: &[(7, "It is Paris.")],
+        };
         assert_eq!(kind(&conflict), (Kind::Disagreement, "row 7 answers the same prompt without `Lyon`".to_owned()));
         assert_eq!(kind(&Conflict { others: &[(7, "Lyon, of course.")], ..conflict }).0, Kind::Entity);
         assert_eq!(kind(&Conflict { rows_alike: 5, ..conflict }).0, Kind::Template);

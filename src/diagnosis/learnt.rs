@@ -289,7 +289,9 @@ impl<'a> Changes<'a> {
         learnt.worst_rows.sort_by(|a, b| b.nats.total_cmp(&a.nats).then(a.row.cmp(&b.row)));
         learnt.worst_rows.truncate(LISTED);
         learnt.lost_pairs = self.pairs.into_values().collect();
-        learnt.lost_pairs.sort_by(|a, b| b.nats.total_cmp(&a.nats).then(a.token_id.cmp(&b.token_id)).then(a.top_id.cmp(&b.top_id)));
+        learnt
+            .lost_pairs
+            .sort_by(|a, b| b.nats.total_cmp(&a.nats).then(a.token_id.cmp(&b.token_id)).then(a.top_id.cmp(&b.top_id)));
         learnt.lost_pairs.truncate(LISTED);
 
         let pairs = learnt.lost_pairs.iter().flat_map(|pair| [pair.token_id, pair.top_id]);
@@ -357,7 +359,8 @@ impl Learnt {
     /// Groups of a list that are worth mending: those that were hurt by their size times count, then those that were wasted by their tokens.
     pub fn to_mend(groups: &[Group]) -> Vec<&Group> {
         let mut groups: Vec<&Group> = groups.iter().filter(|group| !matches!(group.verdict, Some(Verdict::Helped))).collect();
-        groups.sort_by(|a, b| b.nats.max(0.0).total_cmp(&a.nats.max(0.0)).then_with(|| Reverse(a.tokens).cmp(&Reverse(b.tokens))));
+        groups
+            .sort_by(|a, b| b.nats.max(0.0).total_cmp(&a.nats.max(0.0)).then_with(|| Reverse(a.tokens).cmp(&Reverse(b.tokens))));
         groups
     }
 }
@@ -366,8 +369,8 @@ impl Learnt {
 mod tests {
     use super::*;
     use crate::table::Quadrant;
-    use crate::table::testing::{Example, token, write_parts};
     use crate::table::finish;
+    use crate::table::testing::{Example, token, write_parts};
 
     fn at(row: u32, pos: u32, logprob: f32, rank: u32) -> Token {
         Token {

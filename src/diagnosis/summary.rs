@@ -181,6 +181,35 @@ pub struct Kinds {
     /// Pairs of rows with nearly the same prompt, and those of them that ask the same and are answered otherwise.
     pub near_duplicates: u64,
     pub contradictions: u64,
+    /// What became of the conflicts with another row of their kind shown first, where that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_context: Option<Prompted>,
+}
+
+/// Conflicts with another row of their kind shown first. in_context.parquet has all of them.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Prompted {
+    /// Rows with conflicts that were scored again, and those that could not be or were not drawn.
+    pub rows: u64,
+    pub rows_left_out: u64,
+    /// The largest share of vanished ones first.
+    pub kinds: Vec<PromptedKind>,
+    /// Of the other tokens of these rows, the share that became conflicts: what any other context does.
+    pub new_conflicts_share: f64,
+    pub new_conflicts_share_ci95: Option<[f64; 2]>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PromptedKind {
+    pub kind: Kind,
+    pub tokens: u64,
+    /// Those that are no conflicts then.
+    pub vanished: u64,
+    pub vanished_share: f64,
+    /// Over the rows; absent where all vanished or none.
+    pub vanished_share_ci95: Option<[f64; 2]>,
+    /// Mean of ln p then less ln p alone, nats.
+    pub change: f64,
 }
 
 /// Shares are of the loss and of the gradient of all supervised tokens.

@@ -15,7 +15,10 @@ const IN_REPORT: usize = 20;
 /// Lines without their ends; `red` and `reset` mark tokens.
 pub(super) fn terminal(learnt: &Learnt, [bold, dim, red, reset]: [&str; 4]) -> Vec<String> {
     let mut lines = vec![String::new(), rows_sentence(learnt)];
-    lines.push(format!("{bold}{:<34}{:>8}{:>9}{:>9}{:>9}   {:<20}{reset}", "", "rows", "tokens", "loss", "change", "95 % interval"));
+    lines.push(format!(
+        "{bold}{:<34}{:>8}{:>9}{:>9}{:>9}   {:<20}{reset}",
+        "", "rows", "tokens", "loss", "change", "95 % interval"
+    ));
     let lists = [("", &learnt.overall), ("source ", &learnt.sources), ("turn ", &learnt.turns), ("", &learnt.kinds)];
     for (what, groups) in lists {
         if what.is_empty() || groups.len() > 1 {
@@ -38,7 +41,13 @@ pub(super) fn terminal(learnt: &Learnt, [bold, dim, red, reset]: [&str; 4]) -> V
     if learnt.lost_pairs.iter().any(|pair| pair.count > 1) {
         lines.push(format!("{dim}most lost by nats times count:{reset}"));
         for pair in learnt.lost_pairs.iter().take(ON_TERMINAL) {
-            lines.push(format!("{:>6} x  {} .. now {}, {:.1} nats", pair.count, quoted(&pair.token), quoted(&pair.top), pair.nats));
+            lines.push(format!(
+                "{:>6} x  {} .. now {}, {:.1} nats",
+                pair.count,
+                quoted(&pair.token),
+                quoted(&pair.top),
+                pair.nats
+            ));
         }
     }
     lines
@@ -55,9 +64,12 @@ pub(super) fn blocks(learnt: &Learnt) -> Vec<Block> {
              linearised error). A row's own takes its tokens as drawn one by one, which neighbours are not: it is a hint.",
         )]),
     ];
-    for (title, groups) in
-        [("all tokens", &learnt.overall), ("source", &learnt.sources), ("turn", &learnt.turns), ("conflict before", &learnt.kinds)]
-    {
+    for (title, groups) in [
+        ("all tokens", &learnt.overall),
+        ("source", &learnt.sources),
+        ("turn", &learnt.turns),
+        ("conflict before", &learnt.kinds),
+    ] {
         if groups.is_empty() || (groups.len() == 1 && title != "all tokens") {
             continue;
         }
@@ -69,13 +81,17 @@ pub(super) fn blocks(learnt: &Learnt) -> Vec<Block> {
         blocks.push(Block::Table { head, rows: groups.iter().take(IN_REPORT).map(row).collect() });
     }
     let named = [("source", &learnt.sources), ("turn", &learnt.turns), ("kind", &learnt.kinds)];
-    let to_mend = named.iter().filter(|(_, groups)| groups.len() > 1).flat_map(|(what, groups)| {
-        Learnt::to_mend(groups).into_iter().map(move |group| (what, group))
-    });
+    let to_mend = named
+        .iter()
+        .filter(|(_, groups)| groups.len() > 1)
+        .flat_map(|(what, groups)| Learnt::to_mend(groups).into_iter().map(move |group| (what, group)));
     let mut to_mend: Vec<(&&str, &Group)> = to_mend.collect();
     to_mend.sort_by(|a, b| b.1.nats.max(0.0).total_cmp(&a.1.nats.max(0.0)));
     if !to_mend.is_empty() {
-        blocks.push(Block::Paragraph(vec![strong("What to mend"), plain(", by the nats that were lost (size times count), then what was wasted:")]));
+        blocks.push(Block::Paragraph(vec![
+            strong("What to mend"),
+            plain(", by the nats that were lost (size times count), then what was wasted:"),
+        ]));
         let item = |(what, group): &(&&str, &Group)| {
             let verdict = group.verdict.map_or("of one row only", Verdict::name);
             let (nats, tokens) = (group.nats, thousands(group.tokens));
@@ -126,7 +142,13 @@ fn rows_sentence(learnt: &Learnt) -> String {
     let counts = &learnt.rows;
     let all = counts.helped + counts.wasted + counts.hurt;
     let part = |n: u64| format!("{} ({})", thousands(n), percent(share(n as f64, all as f64)));
-    format!("Of {} rows {} were helped, {} wasted, {} hurt.", thousands(all), part(counts.helped), part(counts.wasted), part(counts.hurt))
+    format!(
+        "Of {} rows {} were helped, {} wasted, {} hurt.",
+        thousands(all),
+        part(counts.helped),
+        part(counts.wasted),
+        part(counts.hurt)
+    )
 }
 
 fn known_sentence(learnt: &Learnt) -> String {

@@ -11,7 +11,7 @@ use crate::diagnosis::gate_preview::GatePreview;
 use crate::diagnosis::planted::RankingQuality;
 use crate::diagnosis::ranking::Ranking;
 use crate::diagnosis::self_check::OnPolicy;
-use crate::diagnosis::summary::{Breakdown, Kinds, Summary};
+use crate::diagnosis::summary::{Breakdown, Kinds, Prompted, PromptedKind, Summary};
 use crate::engine::TOP_K;
 use crate::format::{number_with_interval, percent, percent_with_interval, thousands};
 use crate::table::Quadrant;
@@ -214,7 +214,7 @@ fn conflicts(text: &mut String, summary: &Summary, without_text: Option<&str>) {
     add!(text, "");
 }
 
-fn kinds(text: &mut String, Kinds { kinds, groups, near_duplicates, contradictions }: &Kinds) {
+fn kinds(text: &mut String, Kinds { kinds, groups, near_duplicates, contradictions, in_context: prompted }: &Kinds) {
     if !kinds.is_empty() {
         add!(text, "### Why they may be conflicts\n");
         add!(
@@ -239,6 +239,9 @@ fn kinds(text: &mut String, Kinds { kinds, groups, near_duplicates, contradictio
         }
         add!(text, "");
     }
+    if let Some(prompted) = prompted {
+        in_context(text, prompted);
+    }
     if *near_duplicates > 0 {
         add!(
             text,
@@ -247,6 +250,26 @@ fn kinds(text: &mut String, Kinds { kinds, groups, near_duplicates, contradictio
             thousands(*contradictions)
         );
     }
+}
+
+fn in_context(text: &mut String, prompted: &Prompted) {
+    add!(text, "### With another row of the same kind shown first\n");
+    add!(
+        text,
+        "The answers of {} rows with conflicts were scored again, each with another row of its kind as turns before its own ({} rows were left out: no other \
+         row of the kind with the same tools, too long together, or not drawn). A conflict vanishes where p and H then are none's under the same \
+         thresholds: style and format do, since an example brings them about; what stays is knowledge against knowledge. Any other context moves \
+         something: {} of the other tokens of these rows became conflicts.\n",
+        thousands(prompted.rows),
+        thousands(prompted.rows_left_out),
+        percent_with_interval(prompted.new_conflicts_share, prompted.new_conflicts_share_ci95)
+    );
+    add!(text, "| kind | conflicts | vanish | share | mean change of ln p, nat |\n|---|---:|---:|---:|---:|");
+    for PromptedKind { kind, tokens, vanished, vanished_share, vanished_share_ci95, change } in &prompted.kinds {
+        let share = percent_with_interval(*vanished_share, *vanished_share_ci95);
+        add!(text, "| {kind} | {} | {} | {share} | {change:+.2} |", thousands(*tokens), thousands(*vanished));
+    }
+    add!(text, "");
 }
 
 fn rankings(text: &mut String, planted: &RankingQuality) {

@@ -1,7 +1,7 @@
 //! What the model would rather, or next, have written: its second to fifth choices, a table of its own beside tokens.parquet.
 //!
 //! ```text
-//! alternatives.parquet   row u32, pos u32, rank u8, token_id u32, token str, logprob f32     sorted by row, position and rank (2 to 5)
+//! alternatives.parquet   row u32, pos u32, rank u16, token_id u32, token str, logprob f32     sorted by row, position and rank (2 to 5)
 //! ```
 //!
 //! Scoring leaves the choices of every token that has some worth telling ([`is_told`]) beside the parts; of a finished run only those of the
@@ -32,7 +32,7 @@ pub struct Alternative {
     /// Index of the token in the rendered sequence.
     pub pos: u32,
     /// 2 to 5.
-    pub rank: u8,
+    pub rank: u16,
     pub token_id: u32,
     pub token: String,
     pub logprob: f32,
@@ -49,7 +49,7 @@ pub(super) fn is_told(statistics: &TokenStatistics) -> bool {
 pub(super) struct Pending {
     row: Vec<u32>,
     pos: Vec<u32>,
-    rank: Vec<u8>,
+    rank: Vec<u16>,
     token_id: Vec<u32>,
     /// Category codes.
     token: Vec<u32>,
@@ -57,7 +57,7 @@ pub(super) struct Pending {
 }
 
 impl Pending {
-    pub(super) fn push(&mut self, row: u32, pos: u32, rank: u8, token_id: u32, code: u32, logprob: f32) {
+    pub(super) fn push(&mut self, row: u32, pos: u32, rank: u16, token_id: u32, code: u32, logprob: f32) {
         self.row.push(row);
         self.pos.push(pos);
         self.rank.push(rank);
@@ -83,7 +83,7 @@ impl Pending {
         let columns = vec![
             pl::UInt32Chunked::from_vec("row".into(), of(&self.row, order)).into_column(),
             pl::UInt32Chunked::from_vec("pos".into(), of(&self.pos, order)).into_column(),
-            pl::UInt8Chunked::from_vec("rank".into(), of(&self.rank, order)).into_column(),
+            pl::UInt16Chunked::from_vec("rank".into(), of(&self.rank, order)).into_column(),
             pl::UInt32Chunked::from_vec("token_id".into(), of(&self.token_id, order)).into_column(),
             texts.column("token", of(&self.token, order)),
             pl::Float32Chunked::from_vec("logprob".into(), of(&self.logprob, order)).into_column(),
@@ -94,7 +94,8 @@ impl Pending {
 
 fn schema() -> pl::Schema {
     let text = pl::DataType::from_categories(pl::Categories::global());
-    let types = [pl::DataType::UInt32, pl::DataType::UInt32, pl::DataType::UInt8, pl::DataType::UInt32, text, pl::DataType::Float32];
+    let types =
+        [pl::DataType::UInt32, pl::DataType::UInt32, pl::DataType::UInt16, pl::DataType::UInt32, text, pl::DataType::Float32];
     COLUMNS.iter().zip(types).map(|(name, dtype)| pl::Field::new((*name).into(), dtype)).collect()
 }
 
@@ -133,7 +134,9 @@ pub fn keep_alternatives(run: &Path, rows: impl FnOnce() -> Result<HashSet<u32>>
             for (path, frame) in frames {
                 let mut kept = Pending::default();
                 let all = read_frame(&frame).map_err(|error| error.at(&path))?;
-                for Alternative { row, pos, rank, token_id, token, logprob } in all.into_iter().filter(|own| rows.contains(&own.row)) {
+                for Alternative { row, pos, rank, token_id, token, logprob } in
+                    all.into_iter().filter(|own| rows.contains(&own.row))
+                {
                     kept.push(row, pos, rank, token_id, texts.code(&token)?, logprob);
                 }
                 let order: Vec<usize> = (0..kept.row.len()).collect();
@@ -167,7 +170,7 @@ fn read_frame(frame: &pl::DataFrame) -> Result<Vec<Alternative>> {
     let column = |name: &str| -> Result<&pl::Series> { Ok(frame.column(name)?.as_materialized_series()) };
     let numbers = |name: &str| -> Result<&[u32]> { Ok(column(name)?.u32()?.cont_slice()?) };
     let (rows, places, ids) = (numbers("row")?, numbers("pos")?, numbers("token_id")?);
-    let (ranks, logprobs) = (column("rank")?.u8()?.cont_slice()?, column("logprob")?.f32()?.cont_slice()?);
+    let (ranks, logprobs) = (column("rank")?.u16()?.cont_slice()?, column("logprob")?.f32()?.cont_slice()?);
     let of = |(i, token): (usize, &str)| Alternative {
         row: rows[i],
         pos: places[i],
@@ -187,7 +190,14 @@ mod tests {
         let (texts, mut pending) = (TextColumn::new(), Pending::default());
         for &row in rows {
             for rank in [3, 2] {
-                pending.push(row, 7, rank, u32::from(rank) * 10, texts.code(&format!("{row} é {rank}")).unwrap(), -f32::from(rank));
+                pending.push(
+                    row,
+                    7,
+                    rank,
+                    u32::from(rank) * 10,
+                    texts.code(&format!("{row} é {rank}")).unwrap(),
+                    -f32::from(rank),
+                );
             }
         }
         let path = folder.join(name);
@@ -198,11 +208,14 @@ mod tests {
     #[test]
     fn of_what_was_set_aside_the_wanted_rows_are_kept() {
         let folder = tempfile::tempdir().unwrap();
-        let parts = [part(folder.path(), "alternatives-00000.parquet", &[4, 1]), part(folder.path(), "alternatives-00001.parquet", &[5, 9])];
+        let parts = [
+            part(folder.path(), "alternatives-00000.parquet", &[4, 1]),
+            part(folder.path(), "alternatives-00001.parquet", &[5, 9]),
+        ];
         set_aside(folder.path(), parts.iter().cloned()).unwrap();
         assert!(!parts[0].exists());
         keep_alternatives(folder.path(), || Ok(HashSet::from([1, 9]))).unwrap();
-        let of = |row: u32, rank: u8| Alternative {
+        let of = |row: u32, rank: u16| Alternative {
             row,
             pos: 7,
             rank,

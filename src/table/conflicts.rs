@@ -41,7 +41,8 @@ pub struct NearPair {
     pub contradicts: bool,
 }
 
-pub fn write_conflicts(path: &Path, conflicts: &[KnownConflict]) -> Result<()> {
+/// `provenance` is that of the token table ([`super::read_provenance`]): it says whose conflicts these are.
+pub fn write_conflicts(path: &Path, conflicts: &[KnownConflict], provenance: &[(String, String)]) -> Result<()> {
     let numbers =
         |name: &str, of: fn(&KnownConflict) -> u32| pl::Column::new(name.into(), conflicts.iter().map(of).collect::<Vec<_>>());
     let columns = vec![
@@ -52,7 +53,7 @@ pub fn write_conflicts(path: &Path, conflicts: &[KnownConflict]) -> Result<()> {
         numbers("group", |conflict| conflict.group),
     ];
     let frame = pl::DataFrame::new(conflicts.len(), columns)?;
-    write_frames(path, frame.schema(), &[], |writer| Ok(writer.write_batch(&frame)?))
+    write_frames(path, frame.schema(), provenance, |writer| Ok(writer.write_batch(&frame)?))
 }
 
 pub fn read_conflicts(path: &Path) -> Result<Vec<KnownConflict>> {
@@ -104,7 +105,7 @@ mod tests {
         let conflict =
             |row, kind: &str| KnownConflict { row, pos: row + 7, kind: kind.to_owned(), evidence: "`é`".to_owned(), group: 1 };
         for conflicts in [vec![], vec![conflict(1, "number"), conflict(4, "entity"), conflict(4, "number")]] {
-            write_conflicts(&path, &conflicts).unwrap();
+            write_conflicts(&path, &conflicts, &[]).unwrap();
             assert_eq!(read_conflicts(&path).unwrap(), conflicts);
         }
         assert!(read_conflicts(&folder.path().join("none")).unwrap_err().to_string().contains("diagnose RUN"));

@@ -16,6 +16,7 @@ mod alternatives;
 mod conflicts;
 mod finish;
 mod frames;
+mod in_context;
 mod learnt;
 mod quantiles;
 mod read;
@@ -28,8 +29,9 @@ use serde::{Deserialize, Serialize};
 
 pub use alternatives::{ALTERNATIVES_FILE, Alternative, keep_alternatives, read_alternatives};
 pub use conflicts::{CONFLICTS_FILE, KnownConflict, NearPair, PAIRS_FILE, read_conflicts, write_conflicts, write_pairs};
-pub use learnt::{LEARNT_FILE, LearntRow, write_learnt};
 pub use finish::{Finished, finish, sort_again};
+pub use in_context::{IN_CONTEXT_FILE, PromptedToken, write_in_context};
+pub use learnt::{LEARNT_FILE, LearntRow, write_learnt};
 pub use quantiles::{quantile_of, quantiles};
 pub use read::{Chunks, read_chunks, read_provenance, texts_of};
 pub use rows::{Row, RowMasses, read_rows};

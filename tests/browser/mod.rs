@@ -128,9 +128,13 @@ impl Browser {
 
     /// Gives a file to an input field.
     pub(crate) fn choose_file(&mut self, selector: &str, file: &Path) {
+        self.choose_files(selector, &[file]);
+    }
+
+    pub(crate) fn choose_files(&mut self, selector: &str, files: &[&Path]) {
         let document = self.call("DOM.getDocument", json!({}));
         let node = self.call("DOM.querySelector", json!({ "nodeId": document["root"]["nodeId"], "selector": selector }));
-        self.call("DOM.setFileInputFiles", json!({ "files": [file], "nodeId": node["nodeId"] }));
+        self.call("DOM.setFileInputFiles", json!({ "files": files, "nodeId": node["nodeId"] }));
     }
 
     pub(crate) fn screenshot(&mut self, file: &Path) {

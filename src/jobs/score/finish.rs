@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::data::find_data;
+use super::in_context::in_context;
 use super::kinds::name_kinds;
 use super::plan::{Plan, Planted, Rollouts};
 use super::record::{RUN_FILE, ReadRecord, RunRecord, read_json, read_record};
@@ -33,8 +34,8 @@ use crate::model::Placement;
 use crate::report::markdown;
 use crate::report::terminal::Heading;
 use crate::table::{
-    CONFLICTS_FILE, Column, PAIRS_FILE, Quadrant, ROWS_FILE, TOKENS_FILE, finish as join_parts, finished_parts, read_chunks,
-    read_rows,
+    CONFLICTS_FILE, Column, IN_CONTEXT_FILE, PAIRS_FILE, Quadrant, ROWS_FILE, TOKENS_FILE, finish as join_parts, finished_parts,
+    read_chunks, read_rows,
 };
 
 const SUMMARY_FILE: &str = "summary.json";
@@ -62,7 +63,12 @@ pub(super) fn finish(plan: &Plan, stages: Option<Stages>, watch: &dyn Watch) -> 
         write_json(&plan.out.join(PLANTED_FILE), &plan.planted)?;
     }
     write_json(&path, &record)?;
-    let sorting = Sorting { thresholds: plan.thresholds, with_page: plan.with_page, command: &plan.command };
+    let sorting = Sorting {
+        thresholds: plan.thresholds,
+        with_page: plan.with_page,
+        in_context: plan.in_context.then_some(plan),
+        command: &plan.command,
+    };
     sort(&plan.out, record, &sorting, Ok((&plan.dataset, &plan.chosen)), watch)
 }
 
@@ -77,7 +83,7 @@ pub(crate) fn sort_again(
     let record = read_record(&out.join(RUN_FILE))?;
     let data = find_data(out, &record, &[]);
     let at_hand = data.as_ref().map(|(dataset, chosen)| (dataset, chosen)).map_err(Error::reason);
-    sort(out, record, &Sorting { thresholds, with_page, command }, at_hand, watch)
+    sort(out, record, &Sorting { thresholds, with_page, in_context: None, command }, at_hand, watch)
 }
 
 /// How a run is to be sorted.
@@ -85,6 +91,8 @@ struct Sorting<'a> {
     thresholds: Thresholds,
     /// Does it get a page to read it in?
     with_page: bool,
+    /// With whose model the conflicts are scored again in context, if they are.
+    in_context: Option<&'a Plan>,
     command: &'a str,
 }
 
@@ -103,19 +111,24 @@ fn sort(
     join_parts(out, |logprob, entropy, tail| resolved.label(logprob, entropy, tail))?;
 
     watch.stage("Summing up");
+    // What the conflicts of other thresholds did in context says nothing of these.
+    remove_old(out, &[IN_CONTEXT_FILE])?;
     let tables = [table];
     let mut summary = summarise(&tables, &read_rows(&out.join(ROWS_FILE))?, &resolved)?;
     let mut kinds = None;
     let without_text = match data {
         Ok((dataset, chosen)) => {
-            let mut named = name_kinds(out, &tables, &summary, dataset, chosen)?;
+            let (mut named, pairs) = name_kinds(out, &tables, &summary, dataset, chosen)?;
+            if let Some(plan) = sorting.in_context {
+                named.in_context = Some(in_context(plan, out, &resolved, &pairs, watch)?);
+            }
             read_contexts(&mut summary, &mut named, dataset, chosen)?;
             kinds = Some(named);
             None
         }
         Err(ref reason) => {
             // The kinds of other thresholds are those of other conflicts.
-            remove_old(out)?;
+            remove_old(out, &[CONFLICTS_FILE, PAIRS_FILE])?;
             Some(reason.clone())
         }
     };
@@ -145,8 +158,8 @@ fn sort(
     Ok(Outcome { out: out.to_owned(), record, report, has_page: sorting.with_page })
 }
 
-fn remove_old(out: &Path) -> Result<()> {
-    for name in [CONFLICTS_FILE, PAIRS_FILE] {
+fn remove_old(out: &Path, names: &[&str]) -> Result<()> {
+    for name in names {
         let path = out.join(name);
         if path.exists() {
             std::fs::remove_file(&path).context_at(&path, "cannot remove the table of the run under other thresholds")?;

@@ -18,7 +18,8 @@ use crate::error::Result;
 use crate::files::sha256;
 use crate::stats::share;
 use crate::table::{
-    CONFLICTS_FILE, Column, KnownConflict, NearPair, PAIRS_FILE, Quadrant, read_chunks, texts_of, write_conflicts, write_pairs,
+    CONFLICTS_FILE, Column, KnownConflict, NearPair, PAIRS_FILE, Quadrant, read_chunks, read_provenance, texts_of,
+    write_conflicts, write_pairs,
 };
 
 /// A conflict out of the table.
@@ -43,8 +44,14 @@ const CHUNK: usize = 1024;
 /// Groups that the summary lists.
 const LISTED: usize = 20;
 
-/// Names the kinds; writes conflicts.parquet and pairs.parquet.
-pub(super) fn name_kinds(out: &Path, tables: &[PathBuf], summary: &Summary, dataset: &Dataset, chosen: &Chosen) -> Result<Kinds> {
+/// Names the kinds; writes conflicts.parquet and pairs.parquet. Gives the rows that ask nearly the same, too.
+pub(super) fn name_kinds(
+    out: &Path,
+    tables: &[PathBuf],
+    summary: &Summary,
+    dataset: &Dataset,
+    chosen: &Chosen,
+) -> Result<(Kinds, Vec<NearPair>)> {
     let conflicts = conflicts(tables)?;
     let ids: HashSet<u32> = conflicts.iter().flat_map(|conflict| [conflict.token_id, conflict.top_id]).collect();
     let texts = texts_of(tables, &ids)?;
@@ -68,7 +75,8 @@ pub(super) fn name_kinds(out: &Path, tables: &[PathBuf], summary: &Summary, data
             others.get(&row).into_iter().flatten().filter_map(|other| Some((*other, answers.get(other)?.as_str()))).collect();
         for (conflict, known) in conflicts[range.clone()].iter().zip(&mut known[range]) {
             let Some(turn) = example.turns.get(usize::from(conflict.turn)) else { continue };
-            let earlier: Vec<&str> = example.turns[..usize::from(conflict.turn)].iter().map(|turn| turn.content.as_str()).collect();
+            let earlier: Vec<&str> =
+                example.turns[..usize::from(conflict.turn)].iter().map(|turn| turn.content.as_str()).collect();
             *known = Some(kinds::kind(&Conflict {
                 text: &turn.content,
                 begin: conflict.begin as usize,
@@ -146,7 +154,8 @@ pub(super) fn name_kinds(out: &Path, tables: &[PathBuf], summary: &Summary, data
         rows.entry(kind).or_default().insert(conflict.row);
         table.push(KnownConflict { row: conflict.row, pos: conflict.pos, kind: kind.name().to_owned(), evidence, group });
     }
-    write_conflicts(&out.join(CONFLICTS_FILE), &table)?;
+    let provenance = tables.first().map(|table| read_provenance(table)).transpose()?.unwrap_or_default();
+    write_conflicts(&out.join(CONFLICTS_FILE), &table, &provenance)?;
     write_pairs(&out.join(PAIRS_FILE), &pairs)?;
 
     let (loss, grad) = (summary.overall.loss, summary.overall.grad);
@@ -161,12 +170,14 @@ pub(super) fn name_kinds(out: &Path, tables: &[PathBuf], summary: &Summary, data
         (sums.loss_share, sums.grad_share) = (share(sums.loss_share, loss), share(sums.grad_share, grad));
     }
     kinds.sort_by_key(|sums| Reverse(sums.tokens));
-    Ok(Kinds {
+    let kinds = Kinds {
         kinds,
         groups: listed,
         near_duplicates: pairs.len() as u64,
         contradictions: pairs.iter().filter(|pair| pair.contradicts).count() as u64,
-    })
+        in_context: None,
+    };
+    Ok((kinds, pairs))
 }
 
 fn conflicts(tables: &[PathBuf]) -> Result<Vec<Found>> {

@@ -6,11 +6,13 @@
 //! record.rs    run.json, written and read again
 //! data.rs      the data files of a finished run, found and checked again
 //! kinds.rs     the kind of each conflict, and rows that are alike
+//! in_context.rs  the conflicts again, with another row of their kind shown first
 //! finish.rs    parts -> tables, summary, figures, report; again under other thresholds without the model
 //! ```
 
 mod data;
 mod finish;
+mod in_context;
 mod kinds;
 mod plan;
 mod record;

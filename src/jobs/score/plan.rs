@@ -39,6 +39,8 @@ pub(crate) struct Job {
     pub thresholds: Thresholds,
     /// Does the run get a page to read it in?
     pub with_page: bool,
+    /// Are the conflicts scored again with another row of their kind shown first?
+    pub in_context: bool,
     /// The command line, for the report.
     pub command: String,
 }
@@ -68,6 +70,7 @@ pub(crate) struct Plan {
     pub read: ReadOptions,
     pub thresholds: Thresholds,
     pub with_page: bool,
+    pub in_context: bool,
     pub command: String,
 }
 
@@ -173,6 +176,7 @@ impl Plan {
             read: job.read.clone(),
             thresholds: job.thresholds,
             with_page: job.with_page,
+            in_context: job.in_context,
             command: job.command.clone(),
         };
         watch.audited(&plan.audit);
@@ -334,6 +338,7 @@ mod tests {
                 choice: Choice::All,
                 thresholds: Thresholds::default(),
                 with_page: false,
+                in_context: false,
                 command: format!("diagnose {path}"),
             };
             let made_of = MadeOf {

@@ -37,6 +37,7 @@ pub(super) fn score_before(options: &Options, out: &Path, command: &str, watch: 
         choice: options.choice(),
         thresholds: Thresholds::default(),
         with_page: false,
+        in_context: false,
         command: command.to_owned(),
     };
     score::run(&job, watch).map(|_| ())

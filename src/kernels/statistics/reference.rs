@@ -6,8 +6,8 @@ use rayon::prelude::*;
 use super::divergence::Divergence;
 use super::options::HeadOptions;
 use crate::error::Result;
-use crate::kernels::{Choice, NEXT_CHOICES, TokenStatistics};
 use crate::kernels::matmul::Matrix;
+use crate::kernels::{Choice, NEXT_CHOICES, TokenStatistics};
 
 /// The statistics of a target in one row of logits. `p_v = exp(logit_v) / sum exp`; a logit of -inf is `p = 0`, and
 /// `0 ln 0 = 0`. A NaN (or +inf) among the logits, or nothing but -inf, makes every number NaN, `rank` 0 and `top_id` 0.
@@ -55,7 +55,9 @@ fn next_choices(shifted: &[f64], top_k: usize, logprob: impl Fn(f64) -> f64) -> 
     let mut ids: Vec<usize> = (0..shifted.len()).collect();
     ids.sort_by(|&a, &b| shifted[b].total_cmp(&shifted[a]).then(a.cmp(&b)));
     let mut next = ids.into_iter().take(top_k).skip(1).filter(|&id| shifted[id].is_finite());
-    std::array::from_fn(|_| next.next().map_or(Choice::default(), |id| Choice { id: id as u32, logprob: logprob(shifted[id]) as f32 }))
+    std::array::from_fn(|_| {
+        next.next().map_or(Choice::default(), |id| Choice { id: id as u32, logprob: logprob(shifted[id]) as f32 })
+    })
 }
 
 /// Both Kullback-Leibler divergences between the distributions of two rows of logits: `KL(p || q) = sum_v p_v (ln p_v - ln q_v)`, nats,

@@ -12,9 +12,9 @@
 //! The terms of a tile are added up in f32, lane by lane, and the tiles in f64.
 
 use super::reference::{normalised_topk_entropy, topk_entropies_up_to};
-use crate::kernels::{Choice, NEXT_CHOICES, TokenStatistics};
 use crate::kernels::exp::exp_of_nonpositive;
 use crate::kernels::lanes::Lanes;
+use crate::kernels::{Choice, NEXT_CHOICES, TokenStatistics};
 
 /// `exp` of this is 0 in f32, and so is its product with its argument, which would be NaN for -inf.
 const NO_MASS: f32 = -100.0;

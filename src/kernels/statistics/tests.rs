@@ -55,7 +55,11 @@ fn assert_close(name: &str, got: &TokenStatistics, expected: &TokenStatistics, r
         assert!(is_close(own.logprob, true_one.logprob), "{name}: choice {} is {own:?}, not {true_one:?}", i + 2);
         // Two whose logits differ by a rounding error may change places, the last one with what comes behind it.
         let is_tied = expected.next.iter().any(|other| other.id == own.id && is_close(other.logprob, true_one.logprob));
-        assert!(own.id == true_one.id || is_tied || i + 1 == NEXT_CHOICES, "{name}: choice {} is {own:?}, not {true_one:?}", i + 2);
+        assert!(
+            own.id == true_one.id || is_tied || i + 1 == NEXT_CHOICES,
+            "{name}: choice {} is {own:?}, not {true_one:?}",
+            i + 2
+        );
     }
 }
 

@@ -2,7 +2,7 @@
 
 function makeActs(app) {
   const { page } = app;
-  const { run } = page;
+  const { run, after } = page;
   const rowNumber = () => run.row[page.row];
 
   return {
@@ -85,6 +85,19 @@ function makeActs(app) {
         say(`${file.name}: ${error.message}. Nothing was taken over.`);
       }
     },
+    // All rows of a run that is larger than the page, from its tables.
+    async readTables(files) {
+      if (after || run.rowsOfRun === run.row.length) return say("The page shows all rows of the run already.");
+      say("Reading the tables.");
+      try {
+        Object.assign(run, await wholeRun(files, run));
+        app.reload();
+        say(`All ${count(run.row.length, "row")}; of those that the page did not hold the tokens stand alone.`);
+      } catch (error) {
+        say(`${error.message}. Nothing was taken over.`);
+      }
+    },
+    chooseTables: () => at("tables-file").click(),
     search: () => at("search").focus(),
     setMeasure(id) {
       page.measure = page.measures.find((measure) => measure.id === id);

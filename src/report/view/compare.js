@@ -3,6 +3,15 @@
 // Rows are paired by their numbers where both runs read the same data files, else by their ids, else by their numbers. Tokens are paired
 // within a row where turn, bytes and text are the same; other tokens (another answer, another tokenizer) have no partner and no change.
 
+// What became of a token: it was known (p of 1/2 or more) and is not the first choice any more, or it was not the first choice and is known now.
+const MOVED = ["", "known, then lost", "newly known"];
+const KNOWN = Math.log(0.5);
+
+function movedOf(before, token, after, partner) {
+  if (before.logprob[token] >= KNOWN && after.rank[partner] > 1) return 1;
+  return before.rank[token] > 1 && after.logprob[partner] >= KNOWN ? 2 : 0;
+}
+
 function compareRuns(before, after) {
   const hashes = (run) => run.data.map(({ sha256 }) => sha256).join();
   const haveIds = before.ids.some((id) => id !== null) && after.ids.some((id) => id !== null);
@@ -15,6 +24,9 @@ function compareRuns(before, after) {
 
   const tokenOf = new Int32Array(before.logprob.length).fill(-1);
   const ofRow = new Float64Array(before.row.length).fill(NaN);
+  const [lossOfRow, squares, sizes] = [0, 0, 0].map(() => new Float64Array(before.row.length));
+  const moved = new Uint8Array(before.logprob.length);
+  const movedCounts = MOVED.map(() => 0);
   let [shared, total] = [0, 0];
   for (let row = 0; row < rowOf.length; row++) {
     if (rowOf[row] < 0) continue;
@@ -28,8 +40,13 @@ function compareRuns(before, after) {
       if (partner === undefined) continue;
       tokenOf[token] = partner;
       n++;
-      sum += after.logprob[partner] - before.logprob[token];
+      const change = after.logprob[partner] - before.logprob[token];
+      sum += change;
+      squares[row] += change * change;
+      moved[token] = movedOf(before, token, after, partner);
+      movedCounts[moved[token]]++;
     }
+    [sizes[row], lossOfRow[row]] = [n, -sum];
     if (n > 0) ofRow[row] = sum / n;
     shared += n;
     total += sum;
@@ -37,10 +54,28 @@ function compareRuns(before, after) {
   const backTokens = new Int32Array(after.logprob.length).fill(-1);
   tokenOf.forEach((partner, token) => partner >= 0 && (backTokens[partner] = token));
   return {
-    by, rowOf, tokenOf, backTokens, ofRow, shared,
+    by, rowOf, tokenOf, backTokens, ofRow, lossOfRow, moved, movedCounts, shared,
+    textOfRow: (row) => rowChangeText(ofRow[row], squares[row], sizes[row]),
     mean: shared ? total / shared : NaN,
     conflictsAfter: (row) => (rowOf[row] < 0 ? undefined : after.conflicts[rowOf[row]]),
   };
+}
+
+// What training did to a row, as `diagnose diff` says it: an interval by Student's t over its tokens, taken as drawn one by one.
+function rowChangeText(mean, squares, n) {
+  if (!(n > 1)) return n === 1 ? `change of ln p ${changeText(mean)}` : "";
+  const reach = studentT(n - 1) * Math.sqrt(Math.max(squares / n - mean * mean, 0) / (n - 1));
+  const verdict = mean - reach > 0 ? "helped" : mean + reach < 0 ? "hurt" : "wasted";
+  return `${verdict}: change of ln p ${changeText(mean)} (${changeText(mean - reach)} to ${changeText(mean + reach)})`;
+}
+
+// The 97.5 % quantile (Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.5).
+function studentT(n) {
+  if (n < 3) return [NaN, 12.706204736432095, 4.302652729911275][n];
+  const x = 1.959963984540054;
+  return x + (x ** 3 + x) / (4 * n) + (5 * x ** 5 + 16 * x ** 3 + 3 * x) / (96 * n ** 2) +
+    (3 * x ** 7 + 19 * x ** 5 + 17 * x ** 3 - 15 * x) / (384 * n ** 3) +
+    (79 * x ** 9 + 776 * x ** 7 + 1482 * x ** 5 - 1920 * x ** 3 - 945 * x) / (92160 * n ** 4);
 }
 
 // Tokens of the template have no bytes: their place in the sequence stands for them.

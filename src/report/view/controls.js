@@ -6,8 +6,6 @@ function makeControls(app) {
   const quadrantButtons = makeQuadrantButtons();
 
   function makeQuadrantButtons() {
-    const totals = [0, 0, 0, 0];
-    for (const quadrant of run.quadrant) totals[quadrant]++;
     return QUADRANTS.map((name, idx) => {
       const element = button(name, () => {
         const { quadrants } = page.filters;
@@ -18,25 +16,38 @@ function makeControls(app) {
         app.draw.filterAgain();
       });
       element.className = `q${idx}`;
-      element.append(make("span", "", thousands(totals[idx])));
+      element.append(make("span"));
       at("quadrants").append(element);
       return element;
     });
   }
 
-  function fillSelect(select, names, key) {
-    select.append(new Option("all", ""));
-    for (const [value, name] of names) select.append(new Option(oneLine(name), value));
-    select.addEventListener("change", () => {
-      page.filters[key] = select.value === "" ? null : Number(select.value);
-      app.draw.filterAgain();
-    });
+  function fillSelect(key, names) {
+    at(key).replaceChildren(new Option("all", ""), ...names.map(([value, name]) => new Option(oneLine(name), value)));
+  }
+
+  // What there is to choose, and how much of it.
+  function fill() {
+    const totals = [0, 0, 0, 0];
+    for (const quadrant of run.quadrant) totals[quadrant]++;
+    quadrantButtons.forEach((element, idx) => (element.lastChild.textContent = thousands(totals[idx])));
+    fillSelect("source", run.sources.map((name, idx) => [idx, name]));
+    fillSelect("turn", [...new Set(run.turn)].sort((a, b) => a - b).map((turn) => [turn, String(turn)]));
+    if (run.kinds) {
+      const counts = countKinds(run);
+      const found = run.kinds.map((name, idx) => [idx, `${name} (${thousands(counts[idx])})`]);
+      fillSelect("kind", found.filter(([idx]) => idx > 0 && counts[idx] > 0));
+    }
+    if (after) fillSelect("moved", MOVED.map((name, idx) => [idx, `${name} (${thousands(page.changes.movedCounts[idx])})`]).slice(1));
+    at("more").hidden = Boolean(after) || run.rowsOfRun === run.row.length;
+    at("more-text").textContent = `${thousands(run.row.length)} of ${count(run.rowsOfRun, "row")}. Drop tokens.parquet here for all.`;
+    at("more").title = "The tables of the run: tokens.parquet, and with it rows.parquet and conflicts.parquet for places and kinds";
   }
 
   function showFilters() {
     const { filters } = page;
     at("search").value = filters.text;
-    for (const key of ["source", "turn", "kind"]) at(key).value = filters[key] ?? "";
+    for (const key of ["source", "turn", "kind", "moved"]) at(key).value = filters[key] ?? "";
     at("group").hidden = filters.group === null;
     if (filters.group !== null) {
       const [, word, top] = filters.group.split(" ").map((idx) => quotedToken(run.words[idx] ?? ""));
@@ -92,15 +103,15 @@ function makeControls(app) {
     });
   }
 
-  fillSelect(at("source"), run.sources.map((name, idx) => [idx, name]), "source");
-  fillSelect(at("turn"), [...new Set(run.turn)].sort((a, b) => a - b).map((turn) => [turn, String(turn)]), "turn");
-  if (run.kinds) {
-    const counts = countKinds(run);
-    const found = run.kinds.map((name, idx) => [idx, `${name} (${thousands(counts[idx])})`]).filter(([idx]) => idx > 0 && counts[idx] > 0);
-    fillSelect(at("kind"), found, "kind");
-    // A group is of one kind.
-    at("kind").addEventListener("change", () => page.filters.group !== null && app.act.filterBy({ group: null }));
+  for (const key of ["source", "turn", "kind", "moved"]) {
+    at(key).addEventListener("change", () => {
+      // A group is of one kind.
+      const group = key === "kind" ? null : page.filters.group;
+      app.act.filterBy({ [key]: at(key).value === "" ? null : Number(at(key).value), group });
+    });
   }
+  at("moved-label").hidden = !after;
+  fill();
   at("kind-label").hidden = at("groups-button").hidden = !run.kinds;
   at("groups-button").addEventListener("click", () => app.act.groups());
   at("group").addEventListener("click", () => app.act.filterBy({ group: null, kind: null }));
@@ -127,6 +138,12 @@ function makeControls(app) {
     if (file) await app.act.readBack(file);
     at("import-file").value = "";
   });
+  at("tables").addEventListener("click", () => app.act.chooseTables());
+  at("tables-file").addEventListener("change", async () => {
+    const files = [...at("tables-file").files];
+    at("tables-file").value = "";
+    if (files.length) await app.act.readTables(files);
+  });
   at("help-button").addEventListener("click", () => app.act.help());
   at("scheme").addEventListener("click", () => {
     const { dataset } = document.documentElement;
@@ -136,7 +153,7 @@ function makeControls(app) {
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => app.density.draw());
 
-  return { showFilters, showMeasures };
+  return { fill, showFilters, showMeasures };
 }
 
 // The mouse in the text, and leaving the page.
@@ -168,6 +185,20 @@ function listenToPointer(app) {
     page.anchor = Number(from);
     page.token = Number(to);
     app.draw.repaintTokens();
+  });
+  // Files that are dropped anywhere: tables of the run, or decisions. Without this the browser would leave the page for them.
+  document.addEventListener("dragover", (event) => {
+    event.preventDefault();
+    document.body.classList.add("dragged");
+  });
+  document.addEventListener("dragleave", () => document.body.classList.remove("dragged"));
+  document.addEventListener("drop", (event) => {
+    event.preventDefault();
+    document.body.classList.remove("dragged");
+    const files = [...event.dataTransfer.files];
+    const decisions = files.find(({ name }) => name.endsWith(".jsonl"));
+    if (decisions) app.act.readBack(decisions);
+    else if (files.length) app.act.readTables(files);
   });
   window.addEventListener("beforeunload", (event) => {
     if (page.decisions.unsaved) event.preventDefault();

@@ -23,9 +23,13 @@ async function readBlock(base64) {
 function makeRun(about, arrayAt) {
   const run = { ...about };
   for (const [name, place] of Object.entries(about.arrays)) run[name] = arrayAt(...place);
+  placeTokens(run);
+  return run;
+}
+
+function placeTokens(run) {
   run.rowOfToken = new Uint32Array(run.logprob.length);
   for (let row = 0; row < run.row.length; row++) run.rowOfToken.fill(row, run.tokenFrom[row], run.tokenFrom[row + 1]);
-  return run;
 }
 
 function tokensOfRow(run, row) {

@@ -35,7 +35,7 @@ function makeDensity(canvas, page, onBrush) {
     if (at <= 0) return 0;
     return at >= 1 ? Infinity : (at * greatestRoot) ** 2;
   };
-  const cells = countCells(page.run, greatestRoot);
+  let cells = countCells(page.run, greatestRoot);
   const colour = (name) => {
     probe.style.color = `var(${name})`;
     return getComputedStyle(probe).color;
@@ -119,7 +119,8 @@ function makeDensity(canvas, page, onBrush) {
     from = null;
   });
   canvas.addEventListener("pointercancel", () => (from = null));
-  return { draw };
+  const recount = () => (cells = countCells(page.run, greatestRoot));
+  return { draw, recount };
 }
 
 function isBrushed({ p, entropy }) {

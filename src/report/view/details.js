@@ -7,7 +7,6 @@ function drawDetails(place, page, run, token) {
     return;
   }
   const word = (idx) => quotedToken(run.words[idx]);
-  const p = Math.exp(run.logprob[token]);
   const side = run === page.after ? "after · " : page.after ? "before · " : "";
   const heading = make("h2", "", `${side}turn ${run.turn[token]} · token ${run.pos[token]}`);
   const target = make("p", "target");
@@ -18,8 +17,6 @@ function drawDetails(place, page, run, token) {
   place.append(choices(run, token, word));
 
   const facts = [
-    ["p", percent(p)],
-    ["rank", `${thousands(run.rank[token])} of ${thousands(run.vocabSize)}`],
     ["entropy H", `${nats(run.entropy[token])} nats`],
     ["surplus -ln p - H", `${nats(surplusOf(run, token))} nats`],
     ["surplus / sd", nats(surplusOf(run, token) / Math.sqrt(Math.max(run.varentropy[token], 1e-6)))],

@@ -7,7 +7,7 @@ function makeDrawing(app) {
   const { run, after } = page;
 
   function filterAgain() {
-    page.passes = asksOfTokens(page.filters) ? passingTokens(run, page.filters) : null;
+    page.passes = asksOfTokens(page.filters) ? passingTokens(run, page.filters, page.changes) : null;
     const row = page.row;
     page.rows = chosenRows(page);
     const all = count(run.row.length, "row");
@@ -71,15 +71,17 @@ function makeDrawing(app) {
     if (page.row < 0) return;
     const row = page.row;
     const place = head.appendChild(make("div", "place"));
-    place.append(isolated("", oneLine(`${run.paths[run.path[row]]}:${run.line[row]}`)));
+    const path = run.paths[run.path[row]];
+    if (path) place.append(isolated("", oneLine(`${path}:${run.line[row]}`)));
     if (run.ids[row] !== null) place.append(isolated("soft", oneLine(run.ids[row])));
     place.append(
       isolated("soft", oneLine(run.sources[run.source[row]])),
       make("span", "soft", `row ${run.row[row]}`),
-      make("span", "soft", `${count(run.supervised[row], "token")} learnt of ${thousands(run.tokens[row])}`),
+      make("span", "soft", count(run.supervised[row], "token") + " learnt" + (run.tokens[row] > 0 ? ` of ${thousands(run.tokens[row])}` : "")),
       make("span", "soft", `mean -ln p ${nats(-run.meanLogprob[row])}`),
       make("span", "soft", massesText(row)),
     );
+    if (after) place.append(make("span", "", page.changes.textOfRow(row)));
     if (run.truncated[row]) place.append(make("span", "soft", "cut at the maximal length"));
     if (run.sampled[row]) place.append(make("span", "soft", "drawn at random"));
     const acts = head.appendChild(make("div", "acts"));

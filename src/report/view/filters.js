@@ -1,7 +1,7 @@
 // What is asked for -> the rows to show, in their order.
 //
 // A row passes if its source and text do, and one and the same of its tokens passes everything that is asked of tokens: quadrants, kind,
-// group (the same kind, target and choice), turn, and the rectangle of p and H.
+// group (the same kind, target and choice), what became of it in the second run, turn, and the rectangle of p and H.
 
 const ORDERS = [
   {
@@ -18,22 +18,26 @@ const ORDERS = [
     id: "change", name: "change", about: "how far the mean of ln p has moved", compared: true,
     of: (page, row) => Math.abs(page.changes?.ofRow[row] ?? 0),
   },
+  {
+    id: "lost", name: "nats lost", about: "the sum of the loss that came: size times count", compared: true,
+    of: (page, row) => page.changes.lossOfRow[row] || 0,
+  },
   { id: "file", name: "order of the file", about: "as in the data", of: (page, row) => -page.run.row[row] },
 ];
 
 function noFilters() {
-  return { text: "", source: null, turn: null, kind: null, group: null, quadrants: [true, true, true, true], p: [0, 1], entropy: [0, Infinity] };
+  return { text: "", source: null, turn: null, kind: null, group: null, moved: null, quadrants: [true, true, true, true], p: [0, 1], entropy: [0, Infinity] };
 }
 
 function asksOfTokens(filters) {
-  const { quadrants, kind, turn, p, entropy } = filters;
-  return kind !== null || turn !== null || !quadrants.every(Boolean) || p[0] > 0 || p[1] < 1 || entropy[0] > 0 || entropy[1] < Infinity;
+  const { quadrants, kind, group, moved, turn, p, entropy } = filters;
+  return kind !== null || group !== null || moved !== null || turn !== null || !quadrants.every(Boolean) || p[0] > 0 || p[1] < 1 || entropy[0] > 0 || entropy[1] < Infinity;
 }
 
 // 1 for each token that passes.
-function passingTokens(run, filters) {
+function passingTokens(run, filters, changes) {
   const passes = new Uint8Array(run.logprob.length);
-  const { quadrants, kind, group, turn, entropy } = filters;
+  const { quadrants, kind, group, moved, turn, entropy } = filters;
   // Compared as logarithms, in which the table has them; a rectangle that reaches the edge takes in what lies on it.
   const [low, high] = [filters.p[0] <= 0 ? -Infinity : Math.log(filters.p[0]), filters.p[1] >= 1 ? Infinity : Math.log(filters.p[1])];
   for (let token = 0; token < passes.length; token++) {
@@ -42,7 +46,7 @@ function passingTokens(run, filters) {
     passes[token] =
       quadrants[run.quadrant[token]] && logprob >= low && logprob <= high && h >= entropy[0] && h <= entropy[1] &&
       (turn === null || run.turn[token] === turn) && (kind === null || run.kind[token] === kind) &&
-      (group === null || groupKey(run, token) === group) ? 1 : 0;
+      (group === null || groupKey(run, token) === group) && (moved === null || changes.moved[token] === moved) ? 1 : 0;
   }
   return passes;
 }

@@ -53,14 +53,14 @@ function fillGroups(dialog, page, act) {
     act.filterBy(filters);
   };
   const share = (value, total) => (total > 0 ? percent(value / total) : "–");
-  const kinds = linesOf(["kind", ">conflicts", ">in rows", ">surplus", ">of the loss", ">of the gradient"]);
+  const kinds = linedTable(["kind", ">conflicts", ">in rows", ">surplus", ">of the loss", ">of the gradient"]);
   for (const sums of run.kindSums) {
     const kind = run.kinds.indexOf(sums.kind);
     const numbers = [thousands(sums.tokens), thousands(sums.rows), sums.surplus.toFixed(1), percent(sums.loss_share), percent(sums.grad_share)];
     addLine(kinds, [button(sums.kind, choose({ kind, group: null })), ...numbers]);
   }
   const groups = groupsOf(run);
-  const list = linesOf(["kind", "data", "model", ">times", ">surplus", ">of the loss", "the sharpest"]);
+  const list = linedTable(["kind", "data", "model", ">times", ">surplus", ">of the loss", "the sharpest"]);
   for (const group of groups.slice(0, GROUPS_SHOWN)) {
     const [word, top] = [group.word, group.top].map((idx) => isolatedNode(make("code", "", quotedToken(run.words[idx]))));
     const only = button(run.kinds[group.kind], choose({ kind: group.kind, group: group.key }));
@@ -77,7 +77,7 @@ function fillGroups(dialog, page, act) {
 }
 
 // A table whose columns with `>` are numbers.
-function linesOf(columns) {
+function linedTable(columns) {
   const lines = make("table", "lines");
   const head = lines.appendChild(make("tr"));
   for (const name of columns) {

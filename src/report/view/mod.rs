@@ -7,6 +7,7 @@
 //! data.js        the data block       text.js      bytes -> text that shows all that is in it
 //! numbers.js     measures, weights    decisions.js what was decided, and decisions.jsonl
 //! groups.js      the conflicts by kind, and by target and choice
+//! parquet.js     a table's columns    whole.js     the tables of a larger run -> all its rows
 //! filters.js     which rows, in which order        compare.js   two runs side by side
 //! density.js     (p, H) as a brush    list.js      the ranked rows
 //! reader.js      one row in full      details.js   one token
@@ -65,7 +66,7 @@ pub(crate) struct Run<'a> {
 
 const PAGE: &str = include_str!("page.html");
 const STYLE: &str = include_str!("style.css");
-const SCRIPTS: [&str; 16] = [
+const SCRIPTS: [&str; 18] = [
     include_str!("data.js"),
     include_str!("text.js"),
     include_str!("numbers.js"),
@@ -77,6 +78,8 @@ const SCRIPTS: [&str; 16] = [
     include_str!("reader.js"),
     include_str!("details.js"),
     include_str!("groups.js"),
+    include_str!("parquet.js"),
+    include_str!("whole.js"),
     include_str!("draw.js"),
     include_str!("acts.js"),
     include_str!("controls.js"),
@@ -198,7 +201,8 @@ fn header<'a>(run: &'a Run, block: &mut Block) -> Result<Header<'a>> {
     for alternative in run.alternatives {
         alternatives.entry((alternative.row, alternative.pos)).or_default().push(alternative);
     }
-    let alternatives_of = || tokens.row.iter().zip(&tokens.pos).map(|(&row, &pos)| alternatives.get(&(row, pos)).map_or(&[][..], Vec::as_slice));
+    let alternatives_of =
+        || tokens.row.iter().zip(&tokens.pos).map(|(&row, &pos)| alternatives.get(&(row, pos)).map_or(&[][..], Vec::as_slice));
     if !alternatives.is_empty() {
         put("alternativesFrom", block.u32(ends(alternatives_of().map(<[_]>::len))));
         put("alternative", block.u32(alternatives_of().flatten().map(|alternative| words.of(alternative.token_id))));
@@ -214,9 +218,13 @@ fn header<'a>(run: &'a Run, block: &mut Block) -> Result<Header<'a>> {
         let by_place: HashMap<(u32, u32), &KnownConflict> =
             conflicts.iter().map(|conflict| ((conflict.row, conflict.pos), conflict)).collect();
         let of_token = || tokens.row.iter().zip(&tokens.pos).map(|(&row, &pos)| by_place.get(&(row, pos)).copied());
-        let kind_of = |conflict: &KnownConflict| Kind::ALL.iter().position(|kind| kind.name() == conflict.kind).map_or(0, |at| at + 1);
+        let kind_of =
+            |conflict: &KnownConflict| Kind::ALL.iter().position(|kind| kind.name() == conflict.kind).map_or(0, |at| at + 1);
         put("kind", block.u8(of_token().map(|conflict| conflict.map_or(0, kind_of) as u8)));
-        put("evidence", block.u32(of_token().map(|conflict| evidences.of(conflict.map_or("", |conflict| conflict.evidence.as_str())))));
+        put(
+            "evidence",
+            block.u32(of_token().map(|conflict| evidences.of(conflict.map_or("", |conflict| conflict.evidence.as_str())))),
+        );
         KindsHeader {
             kinds: std::iter::once("").chain(Kind::ALL.map(Kind::name)).collect(),
             kinds_of_form: (1..).zip(Kind::ALL).filter(|(_, kind)| kind.is_of_form()).map(|(at, _)| at).collect(),

@@ -49,6 +49,17 @@ function show(page) {
   listenToKeys(keys);
   fillHelp(at("help"), keys);
 
+  // The run has become another: all rows in place of some.
+  app.reload = () => {
+    placeTokens(run);
+    Object.assign(page, { sharpest: sharpestTokens(run), searchTexts: [], filters: noFilters(), row: -1, token: -1, anchor: -1 });
+    app.density.recount();
+    app.controls.fill();
+    at("groups").replaceChildren();
+    at("about").textContent = at("about").title = oneLine(aboutText(page));
+    app.draw.filterAgain();
+    app.draw.decided();
+  };
   app.controls.showMeasures();
   app.draw.filterAgain();
   app.draw.decided();
@@ -62,6 +73,7 @@ function aboutText({ run, after, changes }) {
     const ranked = run.row.length - sampled;
     parts.push(`shown: ${thousands(ranked)} top rows and ${thousands(sampled)} at random, of ${thousands(run.rowsOfRun)}`);
   }
+  if (run.isWhole) parts.push("all rows, from the tables");
   if (run.turnFrom.at(-1) === 0) parts.push("the data were not at hand: the tokens alone");
   if (after) {
     const change = Number.isNaN(changes.mean) ? "" : `, mean change of ln p ${changeText(changes.mean)}`;

@@ -83,7 +83,10 @@ fn the_block_holds_what_was_put_in() {
     assert_eq!((kind, count, u16::from_le_bytes([arrays[at], arrays[at + 1]])), ("u16", 1, 1250));
     let (_, at, _) = place("evidence");
     assert_eq!((arrays[at], run["evidences"][0].as_str()), (0, Some("héé")));
-    assert_eq!(run["kindsOfForm"].as_array().unwrap().iter().map(|at| &run["kinds"][at.as_u64().unwrap() as usize]).collect::<Vec<_>>(), ["template", "format", "wording"]);
+    assert_eq!(
+        run["kindsOfForm"].as_array().unwrap().iter().map(|at| &run["kinds"][at.as_u64().unwrap() as usize]).collect::<Vec<_>>(),
+        ["template", "format", "wording"]
+    );
     let (_, at, count) = place("textFrom");
     let ends: Vec<u32> =
         arrays[at..at + 4 * count].chunks(4).map(|bytes| u32::from_le_bytes(bytes.try_into().unwrap())).collect();
@@ -123,6 +126,22 @@ fn the_scripts_never_make_markup_of_text() {
             assert!(!script.contains(way), "{way}");
         }
     }
+}
+
+/// The scripts share one scope: a second function of a name would take the place of the first.
+#[test]
+fn no_two_functions_of_the_scripts_have_one_name() {
+    let mut seen = std::collections::HashSet::new();
+    for line in SCRIPTS.iter().flat_map(|script| script.lines()) {
+        let declared = line.strip_prefix("async ").unwrap_or(line);
+        let declared = ["function* ", "function ", "const ", "let "].iter().find_map(|word| declared.strip_prefix(word));
+        if let Some(name) = declared.and_then(|rest| rest.split(|c: char| !c.is_alphanumeric() && c != '_').next())
+            && !name.is_empty()
+        {
+            assert!(seen.insert(name), "{name} is declared twice");
+        }
+    }
+    assert!(seen.len() > 100);
 }
 
 #[test]

@@ -1,0 +1,333 @@
+//! Would a prompt do? The answers with conflicts again, with another row of the same kind shown first: what then is no conflict any more is a
+//! matter of style or format that an example in the prompt brings about; what stays is knowledge against knowledge.
+//!
+//! For a conflict token `t` of row `r`, whose conflicts are mostly of kind `k`, and a row `s` whose are, too:
+//!
+//! ```text
+//! before   p(t | prompt of r, answer of r up to t)
+//! after    p(t | prompt and answer of s, prompt of r, answer of r up to t)      both of s and r as turns of one conversation
+//! ```
+//!
+//! The conflict vanishes where `after` is none under the run's thresholds. Any longer context moves probabilities, and of tokens that were
+//! chosen for a small one more rise than fall; so it is counted beside it how many of the other tokens of the same answers have become conflicts.
+//!
+//! Left out: rows of plain text, rows that have no other row of their kind with the same tools, rows whose conversation with the other one is
+//! longer than `--max-len`, and tokens of the template. Rows that ask nearly the same are not shown to each other: the answer would stand there. Of
+//! more than [`MOST_ROWS`] rows so many are drawn at random.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::path::Path;
+
+use crate::dataset::{Example, Role};
+use crate::diagnosis::kinds::Kind;
+use crate::diagnosis::quadrants::Resolved;
+use crate::diagnosis::summary::{Prompted, PromptedKind};
+use crate::engine::{self, Work};
+use crate::error::Result;
+use crate::jobs::watch::Watch;
+use crate::kernels::TokenStatistics;
+use crate::random;
+use crate::stats::{ClusterSums, Scale, Term, share};
+use crate::table::{
+    CONFLICTS_FILE, Column, IN_CONTEXT_FILE, NearPair, PromptedToken, Quadrant, TOKENS_FILE, read_chunks, read_conflicts,
+    write_in_context,
+};
+use crate::tokens::Sequence;
+
+use super::plan::Plan;
+
+/// Rows that are scored again at most.
+const MOST_ROWS: u32 = 2000;
+const SEED: u64 = 0;
+/// Rows that are scored at a time.
+const AT_ONCE: usize = 64;
+
+/// A supervised token of the run.
+#[derive(Clone, Copy)]
+struct Known {
+    pos: u32,
+    logprob: f32,
+    quadrant: Quadrant,
+}
+
+/// Turn, first byte, byte after the last, token id.
+type Key = (u16, u32, u32, u32);
+
+pub(super) fn in_context(
+    plan: &Plan,
+    out: &Path,
+    thresholds: &Resolved,
+    pairs: &[NearPair],
+    watch: &dyn Watch,
+) -> Result<Prompted> {
+    watch.stage("Scoring the conflicts in context");
+    let kinds: HashMap<(u32, u32), Kind> = read_conflicts(&out.join(CONFLICTS_FILE))?
+        .into_iter()
+        .filter_map(|conflict| Some(((conflict.row, conflict.pos), conflict.kind.parse().ok()?)))
+        .collect();
+    let main = main_kinds(&kinds);
+    let all: Vec<u32> = main.keys().copied().collect();
+    let drawn: BTreeSet<u32> = random::sample(SEED, all.len() as u32, MOST_ROWS).into_iter().map(|i| all[i as usize]).collect();
+    let examples = examples_of(plan, &drawn)?;
+    let shown = shown_first(&main, &examples, pairs);
+    let known = tokens_of(out, &shown.keys().copied().collect())?;
+
+    let mut sums: BTreeMap<Kind, Sums> = BTreeMap::new();
+    let (mut others, mut table, mut n_rows) = (ClusterSums::default(), Vec::new(), 0);
+    let rows: Vec<(u32, u32)> = shown.iter().map(|(row, other)| (*row, *other)).collect();
+    for chunk in rows.chunks(AT_ONCE) {
+        let mut sequences = Vec::new();
+        for (row, other) in chunk {
+            let (Some(own), Some(before)) = (examples.get(row), examples.get(other)) else { continue };
+            let (together, moved) = conversation(before, own);
+            let Ok(rendered) = plan.renderer.render(*row, &together) else { continue };
+            if rendered.audit.truncated.is_none() && rendered.sequence.supervised.contains(&true) {
+                sequences.push((*row, *other, moved, rendered.sequence));
+            }
+        }
+        let only: Vec<Sequence> = sequences.iter().map(|(.., sequence)| sequence.clone()).collect();
+        let scores = engine::score(&plan.model, &only, &mut Work::default(), &mut |_| {})?;
+        for ((row, other, moved, sequence), scores) in sequences.into_iter().zip(scores) {
+            let Some(known) = known.get(&row) else { continue };
+            n_rows += 1;
+            let mut of_row: BTreeMap<Kind, (u64, u64, f64)> = BTreeMap::new();
+            let (mut n_others, mut n_new) = (0u64, 0u64);
+            for (key, statistics) in supervised(&sequence, &scores, moved) {
+                let Some(before) = known.get(&key) else { continue };
+                let label = thresholds.label(statistics.logprob, statistics.entropy, statistics.tail);
+                let is_conflict = label == Quadrant::ConfidentConflict;
+                if before.quadrant != Quadrant::ConfidentConflict {
+                    n_others += 1;
+                    n_new += u64::from(is_conflict);
+                    continue;
+                }
+                let Some(kind) = kinds.get(&(row, before.pos)) else { continue };
+                let own = of_row.entry(*kind).or_default();
+                own.0 += 1;
+                own.1 += u64::from(!is_conflict);
+                own.2 += f64::from(statistics.logprob) - f64::from(before.logprob);
+                table.push(PromptedToken {
+                    row,
+                    pos: before.pos,
+                    shown: other,
+                    logprob: statistics.logprob,
+                    entropy: statistics.entropy,
+                    vanished: !is_conflict,
+                });
+            }
+            others.add(Term { numerator: n_new as f64, denominator: n_others as f64 });
+            for (kind, (n, vanished, change)) in of_row {
+                sums.entry(kind).or_default().add(n, vanished, change);
+            }
+        }
+    }
+    table.sort_by_key(|token| (token.row, token.pos));
+    write_in_context(&out.join(IN_CONTEXT_FILE), &table)?;
+    let mut prompted: Vec<PromptedKind> = sums.into_iter().map(|(kind, sums)| sums.finish(kind)).collect();
+    prompted.sort_by(|a, b| b.vanished_share.total_cmp(&a.vanished_share).then(b.tokens.cmp(&a.tokens)));
+    let estimate = others.estimate(Scale::LogOdds);
+    Ok(Prompted {
+        rows: n_rows,
+        rows_left_out: main.len() as u64 - n_rows,
+        kinds: prompted,
+        new_conflicts_share: if estimate.value.is_finite() { estimate.value } else { 0.0 },
+        new_conflicts_share_ci95: estimate.ci95,
+    })
+}
+
+#[derive(Default)]
+struct Sums {
+    tokens: u64,
+    vanished: u64,
+    change: f64,
+    share: ClusterSums,
+}
+
+impl Sums {
+    fn add(&mut self, tokens: u64, vanished: u64, change: f64) {
+        self.tokens += tokens;
+        self.vanished += vanished;
+        self.change += change;
+        self.share.add(Term { numerator: vanished as f64, denominator: tokens as f64 });
+    }
+
+    fn finish(self, kind: Kind) -> PromptedKind {
+        PromptedKind {
+            kind,
+            tokens: self.tokens,
+            vanished: self.vanished,
+            vanished_share: share(self.vanished as f64, self.tokens as f64),
+            vanished_share_ci95: self.share.ci95(Scale::LogOdds),
+            change: share(self.change, self.tokens as f64),
+        }
+    }
+}
+
+/// The kind of most conflicts of each row, the first of equally many.
+fn main_kinds(kinds: &HashMap<(u32, u32), Kind>) -> BTreeMap<u32, Kind> {
+    let mut counts: BTreeMap<u32, BTreeMap<Kind, u32>> = BTreeMap::new();
+    for ((row, _), kind) in kinds {
+        *counts.entry(*row).or_default().entry(*kind).or_default() += 1;
+    }
+    let most = |counts: BTreeMap<Kind, u32>| {
+        // Of equal counts the smaller kind comes first, and only a larger count takes its place.
+        counts
+            .into_iter()
+            .fold(None, |best: Option<(Kind, u32)>, own| if best.is_none_or(|best| own.1 > best.1) { Some(own) } else { best })
+    };
+    counts.into_iter().filter_map(|(row, counts)| Some((row, most(counts)?.0))).collect()
+}
+
+fn examples_of(plan: &Plan, rows: &BTreeSet<u32>) -> Result<HashMap<u32, Example>> {
+    let mut examples = HashMap::new();
+    for record in plan.dataset.chosen(&plan.chosen) {
+        let record = record?;
+        if rows.contains(&record.row)
+            && let Ok(example) = record.example
+        {
+            examples.insert(record.row, example);
+        }
+        if examples.len() == rows.len() {
+            break;
+        }
+    }
+    Ok(examples)
+}
+
+/// Which row is shown before each: the next one, in a circle, of the same kind, source and tools; else of the same kind and tools.
+fn shown_first(main: &BTreeMap<u32, Kind>, examples: &HashMap<u32, Example>, pairs: &[NearPair]) -> BTreeMap<u32, u32> {
+    let near: HashSet<(u32, u32)> = pairs.iter().flat_map(|pair| [(pair.row, pair.other), (pair.other, pair.row)]).collect();
+    let is_text = |example: &Example| example.turns.iter().any(|turn| turn.role == Role::Text);
+    let group = |row: u32, example: &Example| {
+        let tools = example.tools.as_ref().map(ToString::to_string);
+        main.get(&row).map(|kind| (*kind, tools))
+    };
+    let mut groups: BTreeMap<(Kind, Option<String>), Vec<u32>> = BTreeMap::new();
+    let rows: BTreeSet<u32> = examples.iter().filter(|(_, example)| !is_text(example)).map(|(row, _)| *row).collect();
+    for row in rows {
+        if let Some(key) = examples.get(&row).and_then(|example| group(row, example)) {
+            groups.entry(key).or_default().push(row);
+        }
+    }
+    let mut shown = BTreeMap::new();
+    for members in groups.values() {
+        for (i, &row) in members.iter().enumerate() {
+            let circle = || {
+                (1..members.len()).map(|step| members[(i + step) % members.len()]).filter(|other| !near.contains(&(row, *other)))
+            };
+            let source = |row: u32| examples.get(&row).map(|example| example.source.as_str());
+            if let Some(other) = circle().find(|other| source(*other) == source(row)).or_else(|| circle().next()) {
+                shown.insert(row, other);
+            }
+        }
+    }
+    shown
+}
+
+/// The two as one conversation, in which nothing of the first is learnt, and where the turns of the second stand: those from the first number on
+/// have moved by the second.
+fn conversation(first: &Example, second: &Example) -> (Example, (u16, u16)) {
+    let n_system = second.turns.iter().take_while(|turn| turn.role == Role::System).count();
+    let mut shown: Vec<_> = first.turns.iter().filter(|turn| turn.role != Role::System).cloned().collect();
+    for turn in &mut shown {
+        turn.weight = 0.0;
+        turn.parts.clear();
+    }
+    let moved = (n_system as u16, shown.len() as u16);
+    let mut turns = second.turns[..n_system].to_vec();
+    turns.extend(shown);
+    turns.extend_from_slice(&second.turns[n_system..]);
+    (Example { turns, ..second.clone() }, moved)
+}
+
+/// The supervised tokens that are text, by where they stand in the second conversation alone.
+fn supervised<'a>(
+    sequence: &'a Sequence,
+    scores: &'a [TokenStatistics],
+    (from, by): (u16, u16),
+) -> impl Iterator<Item = (Key, &'a TokenStatistics)> {
+    let targets = (0..sequence.ids.len()).filter(|pos| sequence.supervised[*pos]);
+    targets.zip(scores).filter_map(move |(pos, statistics)| {
+        let span = sequence.spans[pos];
+        let turn = if span.turn < from { span.turn } else { span.turn.checked_sub(by)? };
+        (span.begin < span.end).then_some(((turn, span.begin, span.end, sequence.ids[pos]), statistics))
+    })
+}
+
+fn tokens_of(out: &Path, rows: &HashSet<u32>) -> Result<HashMap<u32, HashMap<Key, Known>>> {
+    let columns =
+        [Column::Row, Column::Turn, Column::Pos, Column::TokenId, Column::Begin, Column::End, Column::Logprob, Column::Quadrant];
+    let mut known: HashMap<u32, HashMap<Key, Known>> = HashMap::new();
+    for chunk in read_chunks(&[out.join(TOKENS_FILE)], &columns) {
+        let chunk = chunk?;
+        for i in (0..chunk.len()).filter(|&i| rows.contains(&chunk.row[i])) {
+            let key = (chunk.turn[i], chunk.begin[i], chunk.end[i], chunk.token_id[i]);
+            let token = Known { pos: chunk.pos[i], logprob: chunk.logprob[i], quadrant: chunk.quadrant[i] };
+            known.entry(chunk.row[i]).or_default().insert(key, token);
+        }
+    }
+    Ok(known)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataset::Turn;
+
+    fn example(turns: &[(Role, &str)], source: &str) -> Example {
+        let turns = turns.iter().map(|(role, text)| Turn::plain(*role, *text)).collect();
+        Example { turns, source: source.to_owned(), ..Example::default() }
+    }
+
+    #[test]
+    fn one_conversation_of_two() {
+        use Role::{Assistant, System, User};
+        let first = example(&[(System, "be brief"), (User, "a?"), (Assistant, "a.")], "x");
+        let second = example(&[(System, "be kind"), (User, "b?"), (Assistant, "b.")], "x");
+        let (together, moved) = conversation(&first, &second);
+        let texts: Vec<_> = together.turns.iter().map(|turn| (turn.content.as_str(), turn.is_learnt())).collect();
+        assert_eq!(texts, [("be kind", true), ("a?", false), ("a.", false), ("b?", true), ("b.", true)]);
+        assert_eq!(moved, (1, 2));
+        assert_eq!(conversation(&second, &example(&[(User, "c?")], "x")).1, (0, 2));
+    }
+
+    #[test]
+    fn the_next_row_of_the_kind_is_shown_and_none_that_asks_the_same() {
+        let kinds: HashMap<(u32, u32), Kind> =
+            [(1, Kind::Format), (2, Kind::Format), (3, Kind::Format), (5, Kind::Number), (6, Kind::Format)]
+                .into_iter()
+                .flat_map(|(row, kind)| [((row, 4), kind), ((row, 5), kind), ((row, 6), Kind::Unexplained)])
+                .collect();
+        let main = main_kinds(&kinds);
+        assert_eq!((main[&1], main[&5]), (Kind::Format, Kind::Number));
+        let chat = |source| example(&[(Role::User, "a"), (Role::Assistant, "b")], source);
+        let mut examples = HashMap::from([
+            (1, chat("x")),
+            (2, chat("y")),
+            (3, chat("x")),
+            (5, chat("x")),
+            (6, example(&[(Role::Text, "t")], "x")),
+        ]);
+        // Of the same source first; the only number has nobody; plain text neither shows nor is shown.
+        assert_eq!(shown_first(&main, &examples, &[]), BTreeMap::from([(1, 3), (2, 3), (3, 1)]));
+        let pair = NearPair { row: 3, other: 1, prompts: 1.0, contradicts: true };
+        assert_eq!(shown_first(&main, &examples, &[pair]), BTreeMap::from([(1, 2), (2, 3), (3, 2)]));
+        examples.get_mut(&2).unwrap().tools = Some(serde_json::json!([{"name": "f"}]));
+        assert_eq!(shown_first(&main, &examples, &[]), BTreeMap::from([(1, 3), (3, 1)]));
+    }
+
+    #[test]
+    fn tokens_are_found_where_they_stood() {
+        use crate::tokens::Span;
+        let span = |turn, begin, end| Span { turn, begin, end };
+        let sequence = Sequence {
+            row: 0,
+            ids: vec![9, 7, 8, 6],
+            supervised: vec![false, true, true, true],
+            spans: vec![span(2, 0, 1), span(4, 0, 1), span(4, 1, 3), span(4, 0, 0)],
+        };
+        let scores = [TokenStatistics::default(); 3];
+        let keys: Vec<Key> = supervised(&sequence, &scores, (1, 2)).map(|(key, _)| key).collect();
+        assert_eq!(keys, [(2, 0, 1, 7), (2, 1, 3, 8)]);
+    }
+}
