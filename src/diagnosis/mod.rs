@@ -9,6 +9,7 @@
 //! kinds.rs          why a conflict may be one; near_duplicates.rs rows that ask nearly the same
 //! ranking.rs        tokens by how likely they are to be conflicts; planted.rs measures the rankings on known ones
 //! movement.rs       how the tokens moved between the quadrants from one model to another
+//! landscape.rs      how far two data sets lie apart in probability and entropy
 //! shown.rs          the rows that a person looks at, with all numbers of their tokens
 //! fidelity.rs       the top-K entropy as a stand-in for the full one
 //! self_check.rs     what must hold on text that the model itself has drawn
@@ -20,6 +21,7 @@ pub mod fidelity;
 pub mod gate;
 pub mod gate_preview;
 pub mod kinds;
+pub mod landscape;
 pub mod movement;
 pub mod near_duplicates;
 pub mod planted;
