@@ -63,6 +63,26 @@ fn answers_are_rows_that_score_as_the_model_drew_them() {
     // A random model of bytes writes hardly any UTF-8: its text cannot give the same tokens.
     assert!(on_policy["respelt"].as_u64().unwrap() > 100, "{on_policy}");
 
+    // Beside the data: one figure, and how far the one lies from the other.
+    workdir.run(&["rows.jsonl", "--model", "tiny.gguf", "--out", "data", "--no-view"]).ok();
+    let beside = workdir.run(&["data", "scores", "--out", "beside", "--json"]).ok().json();
+    let runs = beside["runs"].as_array().unwrap();
+    assert_eq!((&runs[0]["run"], &runs[1]["run"], &runs[0]["gaps"]), (&json!("data"), &json!("scores"), &Value::Null));
+    let gaps = &runs[1]["gaps"];
+    let surplus = |run: usize| runs[run]["overall"]["mean_surplus"].as_f64().unwrap();
+    assert!((gaps["mean_surplus"]["value"].as_f64().unwrap() - (surplus(1) - surplus(0))).abs() < 1e-6);
+    let within = |gap: &Value| {
+        let ends: Vec<f64> = gap["ci95"].as_array().unwrap().iter().map(|end| end.as_f64().unwrap()).collect();
+        ends[0] <= ends[1] && ends[0] - 0.02 <= gap["value"].as_f64().unwrap() && gap["value"].as_f64().unwrap() <= ends[1] + 0.02
+    };
+    assert!(["conflict_share", "mean_surplus", "distance"].iter().all(|key| within(&gaps[*key])), "{gaps}");
+    for name in ["landscapes.png", "landscapes.svg", "landscapes.md", "landscapes.json"] {
+        assert!(workdir.path("beside").join(name).is_file(), "{name}");
+    }
+    workdir.run(&["data", "--thresholds", "p=0.5,H=2"]).ok();
+    let refused = workdir.run(&["data", "scores", "--out", "other"]);
+    assert!(refused.code == Some(1) && refused.stderr.contains("different thresholds"), "{}", refused.stderr);
+
     // Drawn otherwise, or by another model, they are no check.
     let other = tiny_model::write_noised(&workdir.path("other.gguf"), 0.01);
     let scored =

@@ -8,8 +8,8 @@ use super::rows::RowArgs;
 use crate::diagnosis::Report;
 use crate::diagnosis::quadrants::Thresholds;
 use crate::error::{Context, Error, Result};
-use crate::jobs::folders;
 use crate::jobs::score::{self, Job, Outcome};
+use crate::jobs::{folders, landscape};
 use crate::kernels::{Dtype, Kernels, cuda};
 use crate::model::Placement;
 use crate::report::terminal;
@@ -18,7 +18,7 @@ use crate::report::terminal;
 pub(super) struct Args {
     /// Data files (JSONL, JSON, CSV, Parquet, Arrow, each also .gz, .zst, .bz2, .xz or .zip), folders of them, globs, `-` for standard
     /// input; or a finished run folder,
-    /// which is sorted again under other --thresholds without the model
+    /// which is sorted again under other --thresholds without the model; or several, which are drawn side by side
     #[arg(required = true, value_name = "DATASET")]
     datasets: Vec<String>,
 
@@ -83,6 +83,13 @@ struct Printed<'a> {
 
 pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
     let json = args.json;
+    if let Some(runs) = runs_side_by_side(&args) {
+        let outcome = landscape::run(&landscape::Job { runs, out: args.out })?;
+        return output::print(&match json {
+            true => serde_json::to_string_pretty(&outcome).context("cannot write JSON")? + "\n",
+            false => format!("{}\nfigure   {}/landscapes.png\n", outcome.text, outcome.out.display()),
+        });
+    }
     let watch = Terminal::new();
     let outcome = match run_folder(&args)? {
         Some(folder) => score::sort_again(&folder, args.thresholds, !args.no_view, command_line, &watch)?,
@@ -93,6 +100,12 @@ pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
         eprintln!("{profile}");
     }
     print(&outcome, json)
+}
+
+/// Several finished runs and nothing else.
+fn runs_side_by_side(args: &Args) -> Option<Vec<PathBuf>> {
+    let runs: Vec<PathBuf> = args.datasets.iter().map(PathBuf::from).collect();
+    (runs.len() > 1 && runs.iter().all(|run| run.is_dir() && folders::holds_scores(run))).then_some(runs)
 }
 
 /// The finished run that the user wants sorted again, if it is one. Any other folder is a data set.
@@ -107,7 +120,8 @@ fn run_folder(args: &Args) -> Result<Option<PathBuf>> {
         }
         return match args.datasets.len() {
             1 => Ok(Some(PathBuf::from(folder))),
-            _ => Err(Error::usage("a run folder is sorted again on its own, not together with other inputs").at(folder)),
+            _ => Err(Error::usage("a run folder is sorted again on its own, or shown beside other runs, not together with data")
+                .at(folder)),
         };
     }
     match args.datasets.iter().filter(is_folder).find(|folder| folders::is_no_data(Path::new(folder))) {

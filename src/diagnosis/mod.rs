@@ -10,6 +10,7 @@
 //! ranking.rs        tokens by how likely they are to be conflicts; planted.rs measures the rankings on known ones
 //! paired.rs         the tokens of two scorings, paired; movement.rs how they moved between the quadrants
 //! learnt.rs         what was learnt between two scorings, what was wasted, what was known and is lost
+//! landscape.rs      how far two data sets lie apart in probability and entropy
 //! shown.rs          the rows that a person looks at, with all numbers of their tokens
 //! fidelity.rs       the top-K entropy as a stand-in for the full one
 //! self_check.rs     what must hold on text that the model itself has drawn
@@ -21,6 +22,7 @@ pub mod fidelity;
 pub mod gate;
 pub mod gate_preview;
 pub mod kinds;
+pub mod landscape;
 pub mod learnt;
 pub mod movement;
 pub mod near_duplicates;

@@ -9,6 +9,7 @@
 //! rollout/   prompts -> the model's own answers, a data set
 //! export/    a run and decisions -> its data again
 //! diff.rs    two of those -> what changed
+//! landscape.rs finished runs of scores, side by side
 //! check.rs   a data set -> what can be said of it without weights
 //! view.rs    finished runs -> the page to read and decide in
 //! reopened.rs  a run of scores with its data at hand again
@@ -30,6 +31,7 @@ pub(crate) mod diff;
 pub(crate) mod eval;
 pub(crate) mod export;
 pub(crate) mod folders;
+pub(crate) mod landscape;
 pub(crate) mod reopened;
 pub(crate) mod rollout;
 pub(crate) mod score;

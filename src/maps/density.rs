@@ -53,6 +53,10 @@ impl Density {
     pub fn grid(&self) -> &Grid {
         &self.grid
     }
+
+    pub(super) fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
 }
 
 /// `shares` are the quadrants' shares of the tokens, 0 to 1, in the order of [`QUADRANT_NAMES`].
@@ -106,6 +110,6 @@ pub(super) fn scene(data: &Density, shares: [f64; 4], cuts: &Cuts, caption: &Cap
     if grid.tally.added == 0 {
         style::no_tokens(&mut scene, frame.left + frame.width / 2.0, frame.y_at(1.6));
     }
-    style::notes(&mut scene, &[format!("{} Dashed: thresholds.", plane::tally_note(grid))]);
+    style::notes(&mut scene, &[format!("{} Dashed: thresholds.", plane::tally_note(&grid.tally))]);
     scene
 }

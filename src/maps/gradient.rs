@@ -118,7 +118,7 @@ pub(super) fn scene(
         }
     }
     let reading = "Percentages: the quadrants' shares of SFT's summed gradient norm, in both panels.";
-    style::notes(&mut scene, &[reading.to_owned(), plane::tally_note(&data.plain)]);
+    style::notes(&mut scene, &[reading.to_owned(), plane::tally_note(&data.plain.tally)]);
     scene
 }
 

@@ -41,7 +41,7 @@ pub struct Tally {
 }
 
 impl Tally {
-    fn merge(&mut self, other: &Tally) {
+    pub(super) fn merge(&mut self, other: &Tally) {
         self.added += other.added;
         self.clipped += other.clipped;
         self.ignored += other.ignored;

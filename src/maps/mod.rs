@@ -7,6 +7,7 @@
 //!
 //! ```text
 //! density   where the tokens lie in the plane of probability and entropy      (the paper's figure 1b)
+//! landscape several data sets in that plane, side by side                     (figure 1b)
 //! gradient  where the gradient norm lies in that plane, SFT beside a gate     (figure 3)
 //! tokens    the most frequent tokens of each quadrant                         (figure 7)
 //! fidelity  how well the top-K entropy stands in for the full entropy         (figure 6)
@@ -24,6 +25,7 @@ pub mod density;
 pub mod fidelity;
 pub mod forest;
 pub mod gradient;
+pub mod landscape;
 pub mod movement;
 pub mod retention;
 pub mod tail;

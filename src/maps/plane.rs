@@ -14,7 +14,7 @@
 //! ```
 
 use super::axes::{Axis, Frame};
-use super::grid::{Bins, Grid};
+use super::grid::{Bins, Grid, Tally};
 use super::scene::{Anchor, Point, Scene, Text};
 use super::style::{self, INK, LogScale, NOTE_SIZE, SOFT_INK};
 use crate::format::n_tokens;
@@ -159,9 +159,9 @@ pub(super) fn draw_quadrants(scene: &mut Scene, frame: &Frame, cuts: &Cuts, labe
 }
 
 /// For the small print: points at the edges and points left out.
-pub(super) fn tally_note(grid: &Grid) -> String {
-    let edges = format!("p < 10⁻⁷ or p > 0.99999: {} drawn in the edge cells", n_tokens(grid.tally.clipped));
-    match grid.tally.ignored {
+pub(super) fn tally_note(tally: &Tally) -> String {
+    let edges = format!("p < 10⁻⁷ or p > 0.99999: {} drawn in the edge cells", n_tokens(tally.clipped));
+    match tally.ignored {
         0 => format!("{edges}."),
         ignored => format!("{edges}; {} with a NaN left out.", n_tokens(ignored)),
     }

@@ -3,6 +3,7 @@
 pub(crate) mod diff;
 mod document;
 pub(crate) mod eval;
+pub(crate) mod landscape;
 mod learnt;
 pub(crate) mod markdown;
 pub(crate) mod terminal;

@@ -1,5 +1,7 @@
 //! Percentile intervals (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13).
 
+use rayon::prelude::*;
+
 use crate::random::SplitMix;
 
 /// Bootstrap samples: the ends of a 95 % interval are then known to about a twentieth of its width.
@@ -15,6 +17,25 @@ pub(super) fn bootstrap_interval(n: usize, statistic: impl Fn(&[u32]) -> f64) ->
         statistic(&draw)
     });
     percentile_interval(samples.collect())
+}
+
+/// The intervals of some statistics of two samples, each drawn again by itself: `value - (quantile - value)` of the draws, so that what the
+/// draws lie too high by on average, such as distances, which noise only makes larger, is taken off twice.
+pub(crate) fn two_sample_intervals<const K: usize>(
+    sizes: [usize; 2],
+    values: [f64; K],
+    statistics: impl Fn([&[u32]; 2]) -> [f64; K] + Sync,
+) -> [[f64; 2]; K] {
+    let draw = |resample: usize| {
+        let mut random = SplitMix(SEED ^ (resample as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let draws = sizes.map(|n| (0..n).map(|_| random.below(n as u32)).collect::<Vec<u32>>());
+        statistics([&draws[0], &draws[1]])
+    };
+    let draws: Vec<[f64; K]> = (0..RESAMPLES).into_par_iter().map(draw).collect();
+    std::array::from_fn(|k| {
+        let [low, high] = percentile_interval(draws.iter().map(|draw| draw[k]).collect());
+        [2.0 * values[k] - high, 2.0 * values[k] - low]
+    })
 }
 
 /// From the 2.5 % to the 97.5 % quantile, interpolated as NumPy does.

@@ -18,6 +18,7 @@ mod items;
 mod shares;
 mod terms;
 
+pub(crate) use bootstrap::two_sample_intervals;
 pub(crate) use clusters::{ClusterSums, Scale, cluster_interval, over_clusters};
 pub(crate) use design::Design;
 pub(crate) use flips::{detectable_drop, holm, mcnemar_exact, sign_flip};

@@ -38,7 +38,7 @@ use crate::table::{
     read_chunks, read_rows,
 };
 
-const SUMMARY_FILE: &str = "summary.json";
+pub(crate) const SUMMARY_FILE: &str = "summary.json";
 const PLANTED_FILE: &str = "planted.json";
 const MAPS_FOLDER: &str = "maps";
 

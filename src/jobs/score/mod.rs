@@ -19,9 +19,9 @@ mod record;
 mod stream;
 
 pub(crate) use data::{find_data, open_data};
-pub(crate) use finish::{Outcome, sort_again};
+pub(crate) use finish::{Outcome, SUMMARY_FILE, sort_again};
 pub(crate) use plan::{Job, Plan};
-pub(crate) use record::{RUN_FILE, RunRecord, read_record};
+pub(crate) use record::{RUN_FILE, RunRecord, read_json, read_record};
 
 use crate::error::Result;
 use crate::jobs::watch::Watch;

@@ -143,7 +143,7 @@ pub(crate) fn read_record(path: &Path) -> Result<RunRecord> {
     })
 }
 
-pub(super) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     match std::fs::read(path) {
         Ok(bytes) => {
             serde_json::from_slice(&bytes).context_at(path, "the file does not hold what this version writes there").map(Some)

@@ -1,0 +1,117 @@
+//! Finished runs side by side -> one figure on shared axes, and how far each lies from the first.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::score::{RUN_FILE, RunRecord, SUMMARY_FILE, read_json, read_record};
+use crate::diagnosis::Report;
+use crate::diagnosis::landscape::Landscape;
+use crate::error::{Context, Error, Result};
+use crate::files::{write_atomically, write_json};
+use crate::maps::density::Density;
+use crate::maps::landscape::{Panel, draw};
+use crate::maps::{Caption, Cuts};
+use crate::report::landscape::{Side, text};
+use crate::table::{Column, Quadrant, TOKENS_FILE, read_chunks};
+
+/// Runs side by side as the user asked for them.
+pub(crate) struct Job {
+    /// Folders of finished runs, two at least.
+    pub runs: Vec<PathBuf>,
+    /// `None`: `landscapes` in the last run's folder.
+    pub out: Option<PathBuf>,
+}
+
+/// What landscapes.json holds.
+#[derive(Serialize)]
+pub(crate) struct Outcome {
+    pub out: PathBuf,
+    pub thresholds: String,
+    pub runs: Vec<Side>,
+    #[serde(skip)]
+    pub text: String,
+}
+
+/// A run as it was found.
+struct Run {
+    name: String,
+    record: RunRecord,
+    report: Report,
+    tables: [PathBuf; 1],
+}
+
+pub(crate) fn run(job: &Job) -> Result<Outcome> {
+    let runs: Vec<Run> = job.runs.iter().map(|folder| open(folder)).collect::<Result<_>>()?;
+    let (Some(first), Some(last)) = (runs.first(), job.runs.last()) else {
+        return Err(Error::usage("expected the folders of two runs or more"));
+    };
+    for (run, folder) in runs.iter().zip(&job.runs) {
+        let of = |run: &Run| run.report.summary.thresholds.to_string();
+        if of(run) != of(first) {
+            return Err(Error::new(format!("the runs are sorted by different thresholds: {}, and here {}", of(first), of(run)))
+                .at(folder)
+                .cure("Sort them again by the same: `diagnose RUN --thresholds fixed`."));
+        }
+        if run.record.vocab_size != first.record.vocab_size {
+            return Err(
+                Error::new("the runs are of models with different vocabularies, whose entropies do not compare").at(folder)
+            );
+        }
+    }
+    let landscapes: Vec<Landscape> = runs.iter().map(|run| Landscape::read(&run.tables)).collect::<Result<_>>()?;
+    let sides: Vec<Side> = runs
+        .iter()
+        .enumerate()
+        .map(|(idx, run)| Side {
+            run: run.name.clone(),
+            data: run.record.data_names(),
+            model: run.record.model.name.clone(),
+            overall: run.report.summary.overall,
+            gaps: (idx > 0).then(|| landscapes[0].gaps(&landscapes[idx])),
+        })
+        .collect();
+
+    let out = job.out.clone().unwrap_or_else(|| last.join("landscapes"));
+    std::fs::create_dir_all(&out).context_at(&out, "cannot create the folder")?;
+    let panels: Vec<Panel> = runs.iter().map(panel).collect::<Result<_>>()?;
+    let thresholds = &first.report.summary.thresholds;
+    let caption = Caption {
+        model: first.record.model.name.clone(),
+        data: runs.iter().map(|run| run.record.data_names()).collect::<Vec<_>>().join(" beside "),
+        thresholds: thresholds.to_string(),
+    };
+    let entropies = [Some(thresholds.entropy), thresholds.entropy_high].into_iter().flatten().map(f64::from).collect();
+    let cuts = Cuts { probability: thresholds.p.map(f64::from), entropies, tail: None };
+    for extension in ["png", "svg"] {
+        draw(&panels, &cuts, &caption, &out.join(format!("landscapes.{extension}")))?;
+    }
+    let text = text(&sides, &thresholds.to_string());
+    let markdown = format!("# Runs side by side\n\n![where the tokens lie](landscapes.png)\n\n{text}");
+    write_atomically(&out.join("landscapes.md"), |file| {
+        file.write_all(markdown.as_bytes()).context("cannot write the comparison")
+    })?;
+    let outcome = Outcome { out, thresholds: thresholds.to_string(), runs: sides, text };
+    write_json(&outcome.out.join("landscapes.json"), &outcome)?;
+    Ok(outcome)
+}
+
+fn open(folder: &Path) -> Result<Run> {
+    let path = folder.join(SUMMARY_FILE);
+    let report = read_json(&path)?.ok_or_else(|| {
+        Error::new("the run folder holds no summary.json: the run was not finished").at(&path).cure("Give its command again.")
+    })?;
+    let name = folder.file_name().map_or_else(|| folder.display().to_string(), |name| name.to_string_lossy().into_owned());
+    Ok(Run { name, record: read_record(&folder.join(RUN_FILE))?, report, tables: [folder.join(TOKENS_FILE)] })
+}
+
+fn panel(run: &Run) -> Result<Panel> {
+    let mut density = Density::new(run.record.vocab_size);
+    for chunk in read_chunks(&run.tables, &[Column::Logprob, Column::Entropy]) {
+        let chunk = chunk?;
+        density.add_all(&chunk.logprob, &chunk.entropy);
+    }
+    let cells = &run.report.summary.overall.quadrants;
+    Ok(Panel { name: run.name.clone(), density, shares: Quadrant::ALL.map(|quadrant| cells.get(quadrant).token_share) })
+}
