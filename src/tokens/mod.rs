@@ -4,16 +4,24 @@
 //! by rendering prefixes of the conversation (`turns`), and the text is tokenised so that every answer begins on a token boundary
 //! (`render`), record by record on all cores (`records`). What looks wrong on the way is counted (`audit`).
 //!
+//! Templates are Jinja's, and the engine is minijinja: `syntax` translates what the two read in different ways, `methods` and `filters` do what Python's and
+//! Jinja's do, `python` prints values as Python does; `constructs` compares each construct with Transformers.
+//!
 //! The room knows nothing of model files: a vocabulary comes from a tokenizer.json or as the plain struct [`GgufVocabulary`].
 
 mod audit;
+#[cfg(test)]
+mod constructs;
+mod filters;
 mod gguf;
 mod lost;
+mod marks;
 mod methods;
 mod parts;
 mod python;
 mod records;
 mod render;
+mod syntax;
 mod template;
 #[cfg(test)]
 mod test_models;
