@@ -129,7 +129,9 @@ fn tool_results_and_empty_tool_lists() {
         ],
         "functions": [],
     }));
-    assert_eq!(script(&example)[2..], ["Tool: {\"ok\":true}", "Tool: [1,2]"]);
+    assert_eq!(script(&example)[2..], ["Tool: {\"ok\": true}", "Tool: [1, 2]"], "as json.dumps has it");
+    let values = |turn: usize| example.turns[turn].written.value.clone();
+    assert_eq!([values(1), values(2), values(3)], [None, Some(json!({"ok": true})), Some(json!([1, 2]))]);
     assert_eq!(example.turns[1].tool_calls.as_ref().unwrap()[0]["function"]["arguments"], json!({}));
     assert_eq!((example.turns[2].name.as_deref(), example.turns[3].tool_call_id.as_deref()), (Some("f"), Some("c1")));
     assert_eq!(example.tools, None);
@@ -297,6 +299,44 @@ fn the_same_rows_from_every_container_and_packing() {
     }
 }
 
+#[test]
+fn the_separator_of_a_table_and_pythons_quotes_are_told() {
+    for (name, bytes) in [
+        ("a.tsv", "prompt\tcompletion\na, b; c\td\n"),
+        ("a.csv", "prompt;completion\na, b; c;d\n"),
+        ("a.csv", "prompt,completion\n\"a, b; c\",d\n"),
+        ("a.csv", "\u{FEFF}prompt;completion\n\"a, b; c\";d\n"),
+        ("a.jsonl", "{'prompt': 'a, b; c', 'completion': \"d\", 'note': None}\n"),
+    ] {
+        // Two separators in a cell without quotes are two cells.
+        let bytes = bytes.replace("\na, b; c;d", "\n\"a, b; c\";d");
+        let examples = examples(name, bytes.as_bytes());
+        assert_eq!(script(&examples[0]), ["User: a, b; c", "Assistant: d"], "{name}: {bytes}");
+    }
+}
+
+/// Made by tests/fixtures/arrow/make.py.
+#[test]
+fn arrow_data_are_read_packed_or_not() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/arrow");
+    for kind in ["stream", "file"] {
+        for packing in ["plain", "lz4", "zstd"] {
+            let path = folder.join(format!("{kind}-{packing}.arrow"));
+            let dataset = open(&path, &ReadOptions::default()).unwrap();
+            assert_eq!(dataset.files()[0].container, Container::Arrow);
+            assert!(dataset.notes().iter().any(|note| note.contains("messages.at")), "{:?}", dataset.notes());
+            let examples: Vec<Example> = dataset.records().map(|record| record.unwrap().example.unwrap()).collect();
+            let found: Vec<_> =
+                examples.iter().map(|example| (script(example), example.id.clone(), example.source.clone())).collect();
+            let expected = |asked: &str, answered: &str, id: &str, source: &str| {
+                (vec![format!("User: {asked}"), format!("Assistant: {answered}")], Some(id.to_owned()), source.to_owned())
+            };
+            let rows = [expected("Größe?", "7.", "1", "a"), expected(&"Why? ".repeat(40), "So.", "-2", "b")];
+            assert_eq!(found, rows, "{}", path.display());
+        }
+    }
+}
+
 fn pairs_as_parquet() -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut frame = polars::df!("prompt" => ["1,\u{2028}\"", "c"], "completion" => ["b", ""], "x" => [Some(1), None]).unwrap();
@@ -451,6 +491,8 @@ fn other_peoples_shapes_become_turns() {
         &plain,
     );
     check(json!({"contents": [{"role": "user", "parts": [{"text": "a"}]}, {"role": "model", "parts": [{"text": "b"}]}]}), &plain);
+    check(json!({"messages": {"role": ["user", "assistant"], "content": ["a", "b"]}}), &plain);
+    check(json!({"conversations": {"from": ["human", "gpt"], "value": ["a", "b"]}}), &plain);
     check(json!({"prompt": "What is 2 + 3?", "completion": 5}), &["User: What is 2 + 3?", "Assistant: 5"]);
     check(json!({"instruction": "Is it?", "output": true}), &["User: Is it?", "Assistant: True"]);
     check(
@@ -566,7 +608,9 @@ fn bad_chat_rows_say_where_and_why() {
     check(r#"{"messages": }"#, "expected valid JSON, found `}` (expected value; line 2, column 14)");
     check("{\"messages\": \"\0\"}", "found a NUL byte at byte 14");
     check(r#"{"messages": "\ud800"}"#, "expected valid JSON");
-    check(r#"{"messages": NaN}"#, "`messages`: expected a value, found null");
+    check(r#"{"messages": NaN}"#, "`messages`: expected a value, found `NaN`");
+    check(r#"{"messages": -Infinity}"#, "`messages`: expected a list, found `-Infinity`");
+    check(r#"{"messages": [{"role": "user", "content": "\uFDD3 1"}]}"#, "the Unicode noncharacter U+FDD3");
     check(&format!("{}1{}", "[".repeat(9999), "]".repeat(9999)), "found more than 128 brackets inside each other");
     check("[1, 2]", "expected an object with named fields, found a list");
     check("\"text\"", "expected an object with named fields, found a string");
@@ -597,10 +641,13 @@ fn bad_chat_rows_say_where_and_why() {
         r#"{"role": "assistant", "content": "", "weight": -1}"#,
         "`messages[1].weight`: expected a finite number from 0, found -1",
     );
+    check_turn(r#"{"role": "assistant", "content": "", "weight": 1e-50}"#, "expected 0 or a number from 1e-45, found 1e-50");
     check_turn(
         r#"{"role": "assistant", "content": "", "train": "yes"}"#,
-        "expected a number from 0 or a boolean, found a string",
+        "expected a finite number from 0 or a boolean, found a string",
     );
+    check_turn(r#"{"role": "assistant", "content": "", "weight": Infinity}"#, "from 0 or a boolean, found `Infinity`");
+    check_turn(r#"{"role": "assistant", "content": Infinity}"#, "expected a string or a list of parts, found `Infinity`");
     check_turn(
         r#"{"role": "tool", "content": "b", "tool_call_id": [4]}"#,
         "`messages[1].tool_call_id`: expected a string, found a list",
@@ -618,6 +665,8 @@ fn bad_chat_rows_say_where_and_why() {
     };
     check_field(r#""tools": "add""#, "`tools`: expected a list of tool schemas, found a string");
     check_field(r#""tools": [1]"#, "`tools[0]`: expected an object, found a number");
+    let systems = r#""system": "Be long.", "messages": [{"role": "system", "content": "Be brief."}]"#;
+    check_field(systems, "contradict each other: the system prompts `Be long.` and `Be brief.`");
     check_field(r#""planted": 3"#, "`planted`: expected a list, found a number");
     check_field(r#""planted": [{"turn": 0, "begin": 0}]"#, "missing field `planted[0].end`");
     check_field(
@@ -649,7 +698,7 @@ fn bad_rows_of_other_formats_and_containers() {
     check(r#"{"instruction": "a", "instances": []}"#, "`instances`: expected at least one instance, found an empty list");
     check(r#"{"instruction": "a", "instances": [{"input": "b"}]}"#, "missing field `instances[0].output`, found `input`");
     let invalid = [good.as_bytes(), b"\n{\"instruction\": \"\xFF\"}\n", good.as_bytes()].concat();
-    check_bad_row("a.jsonl", &invalid, "expected UTF-8, found an invalid byte at byte 17");
+    check_bad_row("a.jsonl", &invalid, "expected UTF-8, found the byte 0xFF at byte 17");
     check_bad_row("a.json", format!("[{good},\n{{\"instruction\": }},\n{good}]").as_bytes(), "expected valid JSON");
     check_bad_row("a.csv", b"text,x\na,1\nb\nc,1\n", "expected 2 cells as in the header, found 1");
     check_bad_row("a.csv", b"text,x\na,1\n\xFF,1\nc,1\n", "column `text`: expected UTF-8");
@@ -676,7 +725,8 @@ fn bad_files_are_errors_that_name_the_file() {
     let rows: String = (0..50).map(|i| format!("{{\"text\": \"{}\"}}\n", i * 7919 % 10_007)).collect();
     let (packed, zstd) = (gzip(rows.as_bytes()), zstd::encode_all(rows.as_bytes(), 1).unwrap());
     let empty = "expected at least one record, found an empty file";
-    let cases: [(&str, &[u8], &str); 18] = [
+    let cases: [(&str, &[u8], &str); 19] = [
+        ("a.jsonl", b"<!DOCTYPE html>", "found a page of HTML"),
         ("a.jsonl", b"", empty),
         ("a.jsonl", b"\n  \n\r\n", empty),
         ("a.jsonl", b"\xEF\xBB\xBF", empty),

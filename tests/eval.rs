@@ -53,6 +53,19 @@ fn scores_and_samples_land_in_the_folder() {
 }
 
 #[test]
+fn a_chat_template_is_refused_and_not_swallowed() {
+    let workdir = workdir();
+    for arguments in [
+        &["eval", "--chat-template", "a.jinja"][..],
+        &["eval", "--apply_chat_template"],
+        &["diff", "a", "b", "--chat-template=a"],
+    ] {
+        let ran = workdir.run(arguments);
+        assert!(ran.code == Some(2) && ran.stderr.contains("without a chat template"), "{arguments:?}: {}", ran.stderr);
+    }
+}
+
+#[test]
 fn a_score_does_not_depend_on_its_neighbours_or_the_kernels() {
     let workdir = workdir();
     let eval = |out: &str, more: &[&str]| {

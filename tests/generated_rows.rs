@@ -31,6 +31,8 @@ struct PlainTurn {
     text: Vec<(char, f32)>,
     /// Of the turn as a whole: the token that ends it weighs as much.
     weight: f32,
+    /// The turn says itself that it counts.
+    asked_for: bool,
 }
 
 impl Plain {
@@ -180,16 +182,19 @@ fn row_switches(dice: &mut Dice, row: &mut Vec<(String, Value)>, plain: &mut Pla
         row.push(("loss_mask".to_owned(), json!(mask)));
         for (idx, flag) in of_answers {
             let turn = &mut plain.turns[idx];
-            plain.contradicts |= flag && turn.weight == 0.0;
+            plain.contradicts |= if flag { turn.weight == 0.0 } else { turn.asked_for };
             if !flag {
                 unlearn(turn);
             }
         }
     }
-    if typed && dice.one_in(6) {
+    if dice.one_in(6) {
         let wanted = dice.one_in(2);
-        row.push((dice.pick(&["label", "kto_tag"]).to_string(), json!(wanted)));
+        // A table of text has its words, in any case.
+        let word = if typed { json!(wanted) } else { json!(if wanted { "True" } else { "FALSE" }) };
+        row.push((dice.pick(&["label", "kto_tag"]).to_string(), word));
         if !wanted {
+            plain.contradicts |= plain.turns.iter().any(|turn| turn.role == "assistant" && turn.asked_for);
             plain.turns.iter_mut().filter(|turn| turn.role == "assistant").for_each(unlearn);
         }
     }
@@ -203,6 +208,7 @@ fn row_switches(dice: &mut Dice, row: &mut Vec<(String, Value)>, plain: &mut Pla
 
 fn unlearn(turn: &mut PlainTurn) {
     turn.weight = 0.0;
+    turn.asked_for = false;
     turn.text.iter_mut().for_each(|(_, weight)| *weight = 0.0);
 }
 
@@ -216,6 +222,7 @@ fn turn(dice: &mut Dice, role: &'static str, sharegpt: bool, list: &str, plain: 
     let mut message = vec![(role_key.to_owned(), json!(dice.pick(names)))];
     let (weight, contradicts) = switches(dice, role, &format!("{list}[]."), &mut message, plain);
     plain.contradicts |= contradicts;
+    let asked_for = weight.is_some_and(|weight| weight > 0.0);
     let weight = weight.unwrap_or(1.0);
     // A content is a text, a text with details, or a list of parts with weights of their own.
     let mut text: Vec<(char, f32)> = Vec::new();
@@ -259,7 +266,7 @@ fn turn(dice: &mut Dice, role: &'static str, sharegpt: bool, list: &str, plain: 
         }
     }
     dice.shuffle(&mut message);
-    plain.turns.push(PlainTurn { role, text, weight });
+    plain.turns.push(PlainTurn { role, text, weight, asked_for });
     Value::Object(message.into_iter().collect())
 }
 
@@ -278,7 +285,7 @@ fn switches(dice: &mut Dice, role: &str, path: &str, at: &mut Vec<(String, Value
     }
     // One that nobody knows.
     if dice.one_in(12) {
-        let key = *dice.pick(&["lossy", "masking", "trainable", "learn_this", "LOSS", "sample_weight"]);
+        let key = *dice.pick(&["lossy", "masking", "trainable", "learn_this", "LOSS", "sample_weight", "isTrained", "skip_loss"]);
         at.push((key.to_owned(), json!(1)));
         plain.named.insert(format!("{path}{key}"));
     }

@@ -14,7 +14,8 @@ use crate::report::eval::table;
 /// Measure what a model can do, with standard errors
 ///
 /// Scores multiple-choice questions, last words and texts by log-likelihood, with the conventions of lm-evaluation-harness, and
-/// writes scores.json and samples.parquet. Tasks that the folder holds already are not evaluated again.
+/// writes scores.json and samples.parquet. Tasks that the folder holds already are not evaluated again. No chat template is put around
+/// the questions, which is the harness's default, too.
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// A Hugging Face model folder, a .gguf file, a LoRA adapter folder, or a hub id (org/name, org/name@revision, org/name:file.gguf);
@@ -81,12 +82,22 @@ pub(super) struct Options {
     /// what the model takes, if that is less]
     #[arg(long, value_name = "TOKENS")]
     max_len: Option<usize>,
+
+    /// Answered with the reason why there is none here.
+    #[arg(long, aliases = ["apply-chat-template", "apply_chat_template"], num_args = 0..=1, default_missing_value = "", hide = true)]
+    chat_template: Option<String>,
 }
 
 impl Options {
     pub(super) fn way(&self) -> Result<Way> {
         if let Some(max_len) = self.max_len.filter(|max_len| *max_len < 2) {
             return Err(Error::usage(format!("--max-len {max_len} leaves nothing to predict; expected 2 or more")));
+        }
+        if self.chat_template.is_some() {
+            return Err(Error::usage(
+                "the tasks are asked without a chat template, as lm-evaluation-harness asks them by default",
+            )
+            .cure("Leave the option out; `diagnose DATASET --chat-template FILE` scores conversations by a template."));
         }
         for (option, n) in [("--limit", self.limit), ("--sample", self.sample)] {
             if n == Some(0) {

@@ -21,7 +21,7 @@ pub(super) const STREAM_MARK: [u8; 4] = [0xFF; 4];
 /// The first bytes of a file.
 pub(super) const FILE_MARK: &[u8] = b"ARROW1";
 
-const DAMAGED: &str = "cannot read the Arrow data: they are damaged, packed, or of an unknown kind";
+const DAMAGED: &str = "cannot read the Arrow data: they are damaged or of an unknown kind";
 
 enum Reader {
     Stream(Box<StreamReader<BufReader<File>>>),
@@ -45,8 +45,7 @@ pub(super) fn records(file: File) -> Result<impl Iterator<Item = Result<Raw>> + 
             match guarded(DAMAGED, || next(&mut reader)) {
                 Ok(frame) => current = Some((frame?, 0)),
                 Err(error) => {
-                    let cure = "Write the file anew, unpacked: pyarrow.feather.write_feather(.., compression='uncompressed'), or as Parquet.";
-                    return Some(Err(error.cure(cure)));
+                    return Some(Err(error.cure("Write the file anew, with pyarrow.feather.write_feather or as Parquet.")));
                 }
             }
         }

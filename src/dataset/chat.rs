@@ -8,6 +8,7 @@
 //! Gemini       {"role": "model", "parts": [{"text"}, {"functionCall"}, {"functionResponse"}]}
 //! pairs        {"human", "assistant"}, two turns in one object
 //! UltraChat    a list of texts, asked and answered by turns
+//! datasets     {"role": [..], "content": [..]}, a list for each key
 //! ```
 //!
 //! Parts of one turn are joined without a separator. A null content is an empty one. Results of tools that stand in a user's turn become turns of their own before it. Images and sound are refused.
@@ -16,8 +17,9 @@ use serde_json::Value;
 
 use super::example::{Role, Turn, WeightedPart};
 use super::fields::{self, Object, list_keys, wrong_type};
+use super::literal::is_nothing;
 use super::roles::RoleMap;
-use super::{switches, tools};
+use super::{literal, switches, tools};
 use crate::error::{Error, Result};
 
 /// What a row is read with, and what was seen on the way.
@@ -82,11 +84,21 @@ pub(super) fn conversation(row: &Object, dialect: &Dialect, reading: &mut Readin
     Ok(turns)
 }
 
-/// Puts the row's system prompt first, unless it is empty or the turns have one.
+/// Puts the row's system prompt first, unless it is empty or the turns have the same.
 pub(super) fn add_system(row: &Object, turns: &mut Vec<Turn>) -> Result<()> {
-    let has_system = turns.first().is_some_and(|turn| turn.role == Role::System);
-    if let (Some(system), false) = (system(row)?, has_system) {
-        turns.insert(0, system);
+    let Some(system) = system(row)? else { return Ok(()) };
+    match turns.first().filter(|turn| turn.role == Role::System) {
+        None => turns.insert(0, system),
+        Some(own) if own.content.trim() == system.content.trim() => {}
+        Some(own) => {
+            let start = |text: &str| text.chars().take(40).collect::<String>();
+            return Err(Error::new(format!(
+                "the row's column and its first turn contradict each other: the system prompts `{}` and `{}`",
+                start(&system.content),
+                start(&own.content)
+            ))
+            .cure("Leave one of them."));
+        }
     }
     Ok(())
 }
@@ -116,7 +128,8 @@ pub(super) fn plain(role: Role, content: &str) -> Turn {
 }
 
 pub(super) fn turns(value: &Value, dialect: &Dialect, path: &str, reading: &mut Reading) -> Result<Vec<Turn>> {
-    let list = fields::list(value, path)?;
+    let columns = by_columns(value);
+    let list = fields::list(columns.as_ref().unwrap_or(value), path)?;
     if list.is_empty() {
         return Err(Error::new(format!("`{path}`: expected at least one turn, found an empty list")));
     }
@@ -137,6 +150,18 @@ pub(super) fn turns(value: &Value, dialect: &Dialect, path: &str, reading: &mut 
         return Err(Error::new(format!("`{path}`: expected at most {} turns, found {}", u16::MAX, turns.len())));
     }
     Ok(turns)
+}
+
+/// The turns of `{"role": ["user", "assistant"], "content": ["Hi", "Hello"]}`, as `datasets` has a sequence of objects.
+fn by_columns(value: &Value) -> Option<Value> {
+    let columns = value.as_object()?;
+    let names = |keys: &[&str]| keys.iter().any(|key| columns.contains_key(*key));
+    let lists: Vec<(&String, &Vec<Value>)> =
+        columns.iter().map(|(key, list)| Some((key, list.as_array()?))).collect::<Option<_>>()?;
+    let n_turns = lists.first()?.1.len();
+    let is_table = names(&ROLE_KEYS) && names(&CONTENT_KEYS) && lists.iter().all(|(_, list)| list.len() == n_turns);
+    let turn = |idx: usize| Value::Object(lists.iter().map(|(key, list)| ((*key).clone(), list[idx].clone())).collect());
+    is_table.then(|| (0..n_turns).map(turn).collect())
 }
 
 /// Could this be the first element of a list of turns? Says so of OpenAI's, ShareGPT's, of pairs and of loose texts.
@@ -191,12 +216,12 @@ fn add_turn(message: &Object, dialect: &Dialect, path: &str, turns: &mut Vec<Tur
     let is_own_name = role_key == "role" && !is_call && !reading.roles.has(&name) && name != role.name();
     turn.written.role = is_own_name.then(|| name.into_owned());
     let mut calls = tools::calls_of_turn(message, path)?;
-    let is_there = |key: &&&str| message.get(**key).is_some_and(|value| !value.is_null());
+    let is_there = |key: &&&str| message.get(**key).is_some_and(|value| !is_nothing(value));
     let content_key = [dialect.content].iter().chain(&CONTENT_KEYS).find(is_there).copied().unwrap_or(dialect.content);
     let content_path = format!("{path}.{content_key}");
     let mut results = Vec::new();
-    match message.get(content_key) {
-        None | Some(Value::Null) => {}
+    match message.get(content_key).filter(|value| !is_nothing(value)) {
+        None => {}
         Some(value) if is_call => calls.extend(tools::calls_of_value(value, &content_path)?),
         Some(Value::Array(parts)) if role != Role::Tool || parts.iter().all(is_known_part) => {
             add_parts(&mut turn, &mut calls, &mut results, parts, &content_path, &mut reading.unused)?;
@@ -208,7 +233,10 @@ fn add_turn(message: &Object, dialect: &Dialect, path: &str, turns: &mut Vec<Tur
             add_part(&mut turn, &mut calls, &mut results, part, &content_path, &mut reading.unused)?;
         }
         // A tool may answer with any JSON; templates that want text get it as text.
-        Some(value) if role == Role::Tool && !value.is_string() => turn.content = value.to_string(),
+        Some(value) if role == Role::Tool && !value.is_string() => {
+            turn.content = literal::dumps(value);
+            turn.written.value = Some(value.clone());
+        }
         Some(value) => match fields::text(value) {
             Some(text) => turn.content.push_str(&text),
             None => return Err(wrong_type(&content_path, "a string or a list of parts", value)),
@@ -236,6 +264,10 @@ fn add_turn(message: &Object, dialect: &Dialect, path: &str, turns: &mut Vec<Tur
     turn.tool_call_id = fields::optional_text(message, &["tool_call_id"], &prefix)?.map(|id| id.into_owned());
     turn.name = fields::optional_text(message, &["name"], &prefix)?.map(|name| name.into_owned());
     switches::of_turn(&mut turn, message, &prefix, &mut reading.unused)?;
+    for (idx, call) in message.get("tool_calls").and_then(Value::as_array).into_iter().flatten().enumerate() {
+        let call = call.as_object().into_iter();
+        call.for_each(|call| switches::note_unused(call, &[], &format!("{prefix}tool_calls[{idx}]."), &mut reading.unused));
+    }
     turn.written.others = others(message, &[role_key, content_key]);
     // A turn that only brings results of tools is those results.
     let is_only_results = !results.is_empty() && turn.content.is_empty() && role != Role::Assistant;
@@ -251,7 +283,7 @@ fn others(message: &Object, read: &[&str]) -> Object {
     const READ: [&str; 8] =
         ["reasoning_content", "reasoning", "thinking", "tool_calls", "function_call", "tool_call_id", "name", "refusal"];
     let is_other = |key: &str| !read.contains(&key) && !READ.contains(&key) && !switches::looks_like_switch(key);
-    message.iter().filter(|(key, value)| !value.is_null() && is_other(key)).map(|(k, v)| (k.clone(), v.clone())).collect()
+    message.iter().filter(|(key, value)| !is_nothing(value) && is_other(key)).map(|(k, v)| (k.clone(), v.clone())).collect()
 }
 
 /// Keys of the parts of Bedrock and Gemini, which have no `type`.
@@ -290,7 +322,7 @@ fn add_part(
 ) -> Result<()> {
     let prefix = format!("{path}.");
     let inner = |key: &str| fields::object(&part[key], &format!("{prefix}{key}"));
-    let untyped = UNTYPED_PARTS.iter().find(|key| part.get(**key).is_some_and(|value| !value.is_null()));
+    let untyped = UNTYPED_PARTS.iter().find(|key| part.get(**key).is_some_and(|value| !is_nothing(value)));
     let kind = match (part.get("type"), untyped) {
         (None | Some(Value::Null), Some(key)) => (*key).to_owned(),
         _ => fields::required_text(part, &["type"], &prefix)?.into_owned(),
@@ -356,8 +388,8 @@ fn tool_result(result: &Object, path: &str) -> Result<Turn> {
         Some((key, Value::Array(parts))) if parts.iter().all(|part| part.get("json").is_none()) => {
             add_parts(&mut turn, &mut Vec::new(), &mut Vec::new(), parts, &format!("{prefix}{key}"), &mut Vec::new())?;
         }
-        Some((_, Value::Array(parts))) if parts.len() == 1 => turn.content = parts[0]["json"].to_string(),
-        Some((_, other)) => turn.content = other.to_string(),
+        Some((_, Value::Array(parts))) if parts.len() == 1 => turn.content = literal::dumps(&parts[0]["json"]),
+        Some((_, other)) => turn.content = literal::dumps(other),
     }
     Ok(turn)
 }

@@ -91,6 +91,9 @@ pub(super) fn detect(path: &Path, store: &Store, options: &ReadOptions) -> Resul
         "txt" | "md" | "text" => return Ok(Container::Text),
         _ => {}
     }
+    if let Some(name) = known(&head) {
+        return Err(Error::new(format!("expected JSON Lines, a JSON array, CSV, Parquet or Arrow, found {name}")));
+    }
     let is_json_by_name = matches!(extension.as_str(), "json" | "jsonl" | "ndjson" | "jsonlines");
     let n_blank = (head.len() - text.len()) as u64;
     match text.first() {
@@ -117,8 +120,8 @@ pub(super) fn detect(path: &Path, store: &Store, options: &ReadOptions) -> Resul
         .cure("For plain text use --format text; CSV needs the extension .csv or a header with known columns."))
 }
 
-/// What the first bytes are, as far as they tell.
-fn found(head: &[u8]) -> String {
+/// What is no data, by its first bytes.
+fn known(head: &[u8]) -> Option<&'static str> {
     let known: [(&[u8], &str); 6] = [
         (b"version https://git-lfs", "a pointer of Git LFS instead of the file (fetch it: git lfs pull)"),
         (b"%PDF", "a PDF"),
@@ -127,9 +130,11 @@ fn found(head: &[u8]) -> String {
         (b"\x89HDF", "an HDF5 file"),
         (b"SQLite format 3", "an SQLite database"),
     ];
-    if let Some((_, name)) = known.iter().find(|(mark, _)| head.trim_ascii_start().starts_with(mark)) {
-        return (*name).to_owned();
-    }
+    known.iter().find(|(mark, _)| head.trim_ascii_start().starts_with(mark)).map(|(_, name)| *name)
+}
+
+/// The first bytes, for a message.
+fn found(head: &[u8]) -> String {
     let start: String = String::from_utf8_lossy(&head[..head.len().min(60)]).chars().take(30).collect();
     format!("something else, which begins with `{}`", start.escape_debug())
 }
@@ -144,7 +149,7 @@ fn extension(path: &Path) -> String {
 }
 
 /// Keys of an object whose value is the list of all rows.
-const ROWS: [&[u8]; 8] = [b"data", b"rows", b"train", b"examples", b"items", b"samples", b"records", b"entries"];
+pub(super) const ROWS: [&[u8]; 8] = [b"data", b"rows", b"train", b"examples", b"items", b"samples", b"records", b"entries"];
 
 /// Where the list of rows begins in an object that wraps it. Its elements are objects that are no turns: `{"data": ["a", "b"]}` is one row.
 /// Where another object follows the first, each is a row, whatever it holds.

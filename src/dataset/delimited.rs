@@ -8,12 +8,16 @@ use csv::{ByteRecord, ReaderBuilder, Terminator};
 use serde_json::{Map, Value};
 
 use super::files::{Reader, broken};
-use super::lines::{MAX_RECORD_BYTES, utf8};
+use super::lines::{MAX_RECORD_BYTES, NOT_UTF8, utf8};
 use super::raw::Raw;
 use crate::error::{Error, Result};
 
 pub(super) fn records(mut reader: Reader) -> Result<impl Iterator<Item = Result<Raw>> + Send> {
-    let delimiter = delimiter(reader.fill_buf().map_err(broken)?);
+    // A buffer may hold a part of the first line only.
+    let mut head = Vec::new();
+    reader.by_ref().take(MAX_HEADER_BYTES).read_until(b'\n', &mut head).map_err(broken)?;
+    let delimiter = delimiter(&head);
+    let reader: Reader = Box::new(io::Cursor::new(head).chain(reader));
     let budget = Arc::new(AtomicU64::new(MAX_RECORD_BYTES as u64));
     let limited = Limited { reader, budget: budget.clone() }.chain(END_MARK);
     let mut reader = ReaderBuilder::new()
@@ -25,7 +29,8 @@ pub(super) fn records(mut reader: Reader) -> Result<impl Iterator<Item = Result<
     let mut record = ByteRecord::new();
     reader.read_byte_record(&mut record).map_err(csv_broken)?;
     let names = cells(&record).map(|name| utf8(name).map(|name| name.trim().to_owned())).collect::<Result<Vec<_>>>();
-    let names = names.map_err(|error| Error::new(format!("expected a header with column names, {}", error.message())))?;
+    let names =
+        names.map_err(|error| Error::new(format!("expected a header with column names, {}", error.message())).cure(NOT_UTF8))?;
     if let Some(name) = names.iter().enumerate().find_map(|(idx, name)| names[..idx].contains(name).then_some(name)) {
         return Err(Error::new(format!("expected different column names, found `{name}` twice")));
     }
@@ -49,6 +54,8 @@ pub(super) fn records(mut reader: Reader) -> Result<impl Iterator<Item = Result<
         }
     }))
 }
+
+const MAX_HEADER_BYTES: u64 = 1 << 20;
 
 /// Put after the file. A record of its own, it is the end; inside another record, that record has a quote that was never
 /// closed, which the CSV rules would take for a cell that reaches to the end of the file.
@@ -79,7 +86,7 @@ fn row(names: &[String], record: &ByteRecord) -> Result<Value> {
     }
     let cell = |(name, cell): (&String, &[u8])| match utf8(cell) {
         Ok(text) => Ok((name.clone(), Value::String(text.to_owned()))),
-        Err(error) => Err(Error::new(format!("column `{name}`: {}", error.message()))),
+        Err(error) => Err(Error::new(format!("column `{name}`: {}", error.message())).cure(NOT_UTF8)),
     };
     Ok(Value::Object(names.iter().zip(cells(record)).map(cell).collect::<Result<Map<_, _>>>()?))
 }
@@ -122,7 +129,8 @@ mod tests {
     use super::*;
 
     fn read(text: &'static str) -> String {
-        let records = records(Box::new(text.as_bytes())).unwrap();
+        // A buffer that holds less than the first name.
+        let records = records(Box::new(io::BufReader::with_capacity(1, text.as_bytes()))).unwrap();
         let show = |raw: Raw| match raw.value {
             Ok(value) => format!("{}: {value}", raw.line),
             Err(error) => format!("{}: {}", raw.line, error.message()),

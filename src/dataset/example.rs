@@ -84,6 +84,10 @@ pub struct Written {
     pub without_content: bool,
     /// The content as the row's list of parts, if all of them are text; else empty.
     pub parts: Vec<Value>,
+    /// The content of a tool's result that is no text, such as an object: templates are given it as it is, and `content` is its JSON.
+    pub value: Option<Value>,
+    /// The message says itself whether it is learnt.
+    pub has_switch: bool,
     /// The other keys of the message, such as Command R's `tool_plan`; those that are null are left out, as in Transformers.
     pub others: Map<String, Value>,
 }

@@ -1,6 +1,6 @@
 //! Fields of a JSON object, with errors that say where, what was expected and what was found.
 //!
-//! `null` and a missing key mean the same: Parquet and pandas write the one for the other.
+//! `null`, pandas' `NaN` and a missing key mean the same: Parquet and pandas write the one for the other.
 //! Where a list or an object is expected, a string that holds its JSON or its Python literal will do: CSV has nothing else, and
 //! ShareGPT files keep their tools that way. Where text is expected, a number or a boolean is read as Python prints it.
 
@@ -31,15 +31,18 @@ fn is_turn(value: &Value) -> bool {
 }
 
 /// The JSON type, as it is said in a sentence.
-pub(super) fn kind(value: &Value) -> &'static str {
-    match value {
+pub(super) fn kind(value: &Value) -> Cow<'static, str> {
+    if let Some(number) = literal::verbatim(value) {
+        return Cow::Owned(format!("`{number}`"));
+    }
+    Cow::Borrowed(match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",
         Value::Number(_) => "a number",
         Value::String(_) => "a string",
         Value::Array(_) => "a list",
         Value::Object(_) => "an object",
-    }
+    })
 }
 
 /// `keys` as they are shown in messages.
@@ -54,7 +57,13 @@ pub(super) fn list_keys<'a>(keys: impl Iterator<Item = &'a String>) -> String {
 }
 
 pub(super) fn wrong_type(path: &str, expected: &str, found: &Value) -> Error {
-    Error::new(format!("`{path}`: expected {expected}, found {}", kind(found)))
+    // The text that was found, where it is short enough to be read.
+    let shown = match found {
+        Value::String(text) if literal::verbatim(found).is_none() => format!(", `{}`", text.chars().take(40).collect::<String>()),
+        Value::Bool(_) | Value::Number(_) => format!(", {found}"),
+        _ => String::new(),
+    };
+    Error::new(format!("`{path}`: expected {expected}, found {}{shown}", kind(found)))
 }
 
 pub(super) fn missing(row: &Object, path: &str) -> Error {
@@ -63,13 +72,17 @@ pub(super) fn missing(row: &Object, path: &str) -> Error {
 
 /// The first of `keys` that is there and not null.
 pub(super) fn first<'a, 'k>(row: &'a Object, keys: &[&'k str]) -> Option<(&'k str, &'a Value)> {
-    keys.iter().find_map(|&key| row.get(key).filter(|value| !value.is_null()).map(|value| (key, value)))
+    keys.iter().find_map(|&key| row.get(key).filter(|value| !literal::is_nothing(value)).map(|value| (key, value)))
 }
 
 /// A string as it is, a number or a boolean as Python prints it: answers such as 5 are often written without quotes.
 pub(super) fn text(value: &Value) -> Option<Cow<'_, str>> {
     match value {
-        Value::String(text) => Some(Cow::Borrowed(text.strip_prefix(literal::LONG_INTEGER).unwrap_or(text))),
+        Value::String(text) => match literal::verbatim(value) {
+            None => Some(Cow::Borrowed(text)),
+            // An integer; the words for numbers that are none are no text.
+            Some(number) => Some(Cow::Borrowed(number)).filter(|number| number.ends_with(|c: char| c.is_ascii_digit())),
+        },
         Value::Bool(true) => Some(Cow::Borrowed("True")),
         Value::Bool(false) => Some(Cow::Borrowed("False")),
         Value::Number(number) => Some(Cow::Owned(match number.as_f64().filter(|_| number.is_f64()) {
@@ -107,6 +120,7 @@ pub(super) fn required_text<'a>(row: &'a Object, keys: &[&str], prefix: &str) ->
 
 /// The value that a string holds, in JSON or as Python prints it; else why it holds none.
 pub(super) fn embedded(text: &str) -> Result<Value, String> {
+    literal::text(text).map_err(|error| error.message().to_owned())?;
     if !literal::may_hold_long_integers(text)
         && let Ok(value) = serde_json::from_str(text)
     {
@@ -119,7 +133,7 @@ pub(super) fn embedded(text: &str) -> Result<Value, String> {
 pub(super) fn list<'a>(value: &'a Value, path: &str) -> Result<Cow<'a, [Value]>> {
     match value {
         Value::Array(list) => Ok(Cow::Borrowed(list)),
-        Value::String(text) => match embedded(text) {
+        Value::String(text) if literal::verbatim(value).is_none() => match embedded(text) {
             Ok(Value::Array(list)) => Ok(Cow::Owned(list)),
             Ok(other) => Err(wrong_type(path, "a list", &other)),
             Err(reason) => {
@@ -138,7 +152,9 @@ pub(super) fn object<'a>(value: &'a Value, path: &str) -> Result<&'a Object> {
 /// A string or a number as an identifier; anything else does not name the row.
 pub(super) fn label(row: &Object, key: &str) -> Option<String> {
     match row.get(key)? {
-        Value::String(text) if !text.is_empty() => Some(text.trim_start_matches(literal::LONG_INTEGER).to_owned()),
+        value @ Value::String(text) if !text.is_empty() && !literal::is_nothing(value) => {
+            Some(literal::verbatim(value).unwrap_or(text).to_owned())
+        }
         Value::Number(number) => Some(number.to_string()),
         _ => None,
     }

@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::chat::Reading;
 use super::example::{Example, Role, Rollout, Turn};
 use super::fields::{self, Object, label, list_keys};
+use super::literal::is_nothing;
 use super::mapping::FieldMap;
 use super::roles::RoleMap;
 use super::{chat, pairs, switches, tools};
@@ -137,7 +138,7 @@ impl Format {
     /// The examples of one row: one, or for self-instruct one per instance. (`oasst` needs all rows, see `trees`.)
     pub(super) fn examples(self, row: &Object, source: &str, roles: &RoleMap) -> Result<Vec<Example>> {
         let mut reading = Reading { roles, unused: Vec::new() };
-        let is_preference = row.get("chosen").is_some_and(|value| !value.is_null());
+        let is_preference = row.get("chosen").is_some_and(|value| !is_nothing(value));
         let turns = match self {
             Format::Messages | Format::ShareGpt => {
                 let dialect = if self == Format::Messages { &chat::MESSAGES } else { &chat::SHAREGPT };
@@ -171,7 +172,7 @@ const MEDIA: [&str; 6] = ["image", "images", "audio", "audios", "video", "videos
 fn example(row: &Object, mut turns: Vec<Turn>, source: &str, mut unused: Vec<String>) -> Result<Example> {
     let is_filled = |value: &Value| match value {
         Value::Null | Value::Bool(_) | Value::Number(_) => false,
-        Value::String(text) => !text.is_empty(),
+        Value::String(text) => !text.is_empty() && !is_nothing(value),
         Value::Array(list) => !list.is_empty(),
         Value::Object(object) => !object.is_empty(),
     };
@@ -208,7 +209,7 @@ fn of_row(row: &Object) -> Option<Format> {
             _ => {}
         }
     }
-    let is_known = Format::of_keys(&|key| row.get(key).is_some_and(|value| !value.is_null())).is_some();
+    let is_known = Format::of_keys(&|key| row.get(key).is_some_and(|value| !is_nothing(value))).is_some();
     if let (Some((key, value)), false) = (fields::first(row, &chat::OTHER_LISTS), is_known)
         && let Ok(turns) = fields::list(value, key)
         && !turns.is_empty()
@@ -218,7 +219,7 @@ fn of_row(row: &Object) -> Option<Format> {
     }
     // The root of a tree names no parent, but it has the column.
     let may_be_null = |key: &str| matches!(key, "parent_id" | "parent_message_id");
-    Format::of_keys(&|key| row.get(key).is_some_and(|value| !value.is_null() || may_be_null(key)))
+    Format::of_keys(&|key| row.get(key).is_some_and(|value| !is_nothing(value) || may_be_null(key)))
 }
 
 impl fmt::Display for Format {

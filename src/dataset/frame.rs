@@ -15,6 +15,7 @@ use polars::datatypes::ArrowDataType;
 use polars::prelude::{AnyValue, DataFrame};
 use serde_json::{Map, Value};
 
+use super::literal;
 use super::switches::looks_like_switch;
 use crate::error::{Context, Error, Result};
 
@@ -58,7 +59,7 @@ impl Columns {
         let mut row = Map::new();
         for column in frame.columns() {
             let value = column.get(idx).context("cannot read a cell of the table")?;
-            row.insert(column.name().to_string(), json(value));
+            row.insert(column.name().to_string(), json(value)?);
         }
         // What cannot be seen must not pass for absent.
         row.extend(self.unseen.iter().map(|name| (name.clone(), Value::from("of a type that is not read"))));
@@ -79,31 +80,31 @@ fn prune(value: &mut Value, path: &[String]) {
     }
 }
 
-fn json(value: AnyValue) -> Value {
-    match value {
+fn json(value: AnyValue) -> Result<Value> {
+    Ok(match value {
         AnyValue::Null => Value::Null,
         AnyValue::Boolean(value) => value.into(),
-        AnyValue::String(text) => text.into(),
-        AnyValue::StringOwned(text) => text.as_str().into(),
+        AnyValue::String(text) => literal::text(text)?.into(),
+        AnyValue::StringOwned(text) => literal::text(text.as_str())?.into(),
         AnyValue::UInt16(value) => value.into(),
         AnyValue::UInt32(value) => value.into(),
         AnyValue::UInt64(value) => value.into(),
         AnyValue::Int32(value) => value.into(),
         AnyValue::Int64(value) => value.into(),
-        AnyValue::Float32(value) => value.into(),
-        AnyValue::Float64(value) => value.into(),
-        AnyValue::Struct(..) => json(value.into_static()),
+        AnyValue::Float32(value) => literal::number(value.into()),
+        AnyValue::Float64(value) => literal::number(value),
+        AnyValue::Struct(..) => json(value.into_static())?,
         // In a column of structs every row has every key, so that null is the only way to leave one out.
         AnyValue::StructOwned(payload) => {
             let (values, fields) = *payload;
             let fields = fields.into_iter().zip(values).filter(|(_, value)| !value.is_null());
-            Value::Object(fields.map(|(field, value)| (field.name().to_string(), json(value))).collect())
+            Value::Object(fields.map(|(field, value)| Ok((field.name().to_string(), json(value)?))).collect::<Result<_>>()?)
         }
-        AnyValue::List(list) => Value::Array(list.iter().map(json).collect()),
+        AnyValue::List(list) => Value::Array(list.iter().map(json).collect::<Result<_>>()?),
         AnyValue::Categorical(..) | AnyValue::CategoricalOwned(..) => value.get_str().map_or(Value::Null, Value::from),
         // Pruned afterwards: nothing that is kept is of another type.
         _ => Value::Null,
-    }
+    })
 }
 
 /// Can the column be read, and if so, but for which members of its structs? `path` is where the type stands.

@@ -1,19 +1,65 @@
 //! The tables of the guide, made from what the readers know.
 
+use super::container::{Container, ROWS, detect};
 use super::example::Role;
+use super::files::Store;
 use super::format::Format;
+use super::options::ReadOptions;
 use super::{roles, switches};
 
 #[test]
 fn the_guide_has_the_tables_of_what_is_read() {
     let guide = include_str!("../guide/data.md");
-    for table in [formats(), switches(), roles()] {
+    for table in [containers(), formats(), switches(), roles()] {
         assert!(guide.contains(&table), "src/guide/data.md should hold this table:\n{table}");
     }
 }
 
 fn list<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
     names.into_iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+}
+
+/// Each container with a small file that is told to be one.
+fn containers() -> String {
+    let wrapped =
+        format!("an object that holds the list of rows under {}", list(ROWS.iter().filter_map(|key| str::from_utf8(key).ok())));
+    let first_bytes = "its first bytes";
+    let rows: [(Container, &str, &[u8], &str, &str); 8] = [
+        (Container::JsonLines, "a", b"{\"text\": 1}\n{}", "JSON Lines: an object, or a list of turns, a line", first_bytes),
+        (Container::JsonArray, "a", b"[\n{\"text\": 1}]", "a JSON array of objects", first_bytes),
+        (
+            Container::JsonObjects,
+            "a",
+            b"{\n\"text\": 1}\n{}",
+            "objects spread over lines; a table by columns, as pandas' `to_json` writes it",
+            first_bytes,
+        ),
+        (Container::JsonWrapped(9), "a", b"{\"data\": [{\"text\": 1}]}", &wrapped, first_bytes),
+        (Container::Parquet, "a", b"PAR1", "Parquet", first_bytes),
+        (
+            Container::Arrow,
+            "a",
+            b"ARROW1",
+            "Arrow streams and files, such as Feather's and those of `save_to_disk`, also packed by LZ4 or zstd",
+            first_bytes,
+        ),
+        (
+            Container::Csv,
+            "a.tsv",
+            b"x\ty",
+            "CSV with a header, by comma, tab or semicolon",
+            "`.csv`, `.tsv`, or columns that are known",
+        ),
+        (Container::Text, "a.md", b"# x", "plain text, a row on each line", "`.txt`, `.md`, `.text`, or `--format text`"),
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    let row = |(container, name, bytes, holds, by): &(Container, &str, &[u8], &str, &str)| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        assert_eq!(detect(&path, &Store::open(&path).unwrap(), &ReadOptions::default()).unwrap(), *container, "{holds}");
+        format!("| {holds} | {by} |\n")
+    };
+    format!("| a file holds | told by |\n|---|---|\n{}", rows.iter().map(row).collect::<String>())
 }
 
 fn formats() -> String {

@@ -105,7 +105,9 @@ pub(super) fn parse(bytes: &[u8], line: u64) -> Result<Value> {
         }
     }
     serde_json::from_str(text).or_else(|error| {
-        let dialect = literal::json(text);
+        // `print(row)` of Python writes its own quotes.
+        let is_printed = text.starts_with("{'") || text.starts_with("[{'");
+        let dialect = literal::json(text).or_else(|error| if is_printed { literal::python(text) } else { Err(error) });
         // serde_json counts lines from the start of the record and appends them to the message.
         let position = format!(" at line {} column {}", error.line(), error.column());
         let message = error.to_string();

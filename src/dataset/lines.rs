@@ -2,6 +2,7 @@
 
 use std::io::{self, BufRead, Read};
 
+use super::literal;
 use crate::error::{Error, Result};
 
 /// A record longer than this is not data but a file that lost its separators; without a limit it would fill the memory.
@@ -54,12 +55,19 @@ pub(super) fn too_long() -> Error {
     Error::new(format!("expected a record of at most {} MiB, found a longer one", MAX_RECORD_BYTES >> 20))
 }
 
+pub(super) const NOT_UTF8: &str =
+    "Convert the file from what it is in, such as: iconv -f LATIN1 -t UTF-8 or iconv -f GB18030 -t UTF-8.";
+
 /// The bytes as text, or what is wrong with them.
 pub(super) fn utf8(bytes: &[u8]) -> Result<&str> {
     if let Some(position) = bytes.iter().position(|&byte| byte == 0) {
         return Err(Error::new(format!("expected text, found a NUL byte at byte {position} of the record")));
     }
-    std::str::from_utf8(bytes).map_err(|error| {
-        Error::new(format!("expected UTF-8, found an invalid byte at byte {} of the record", error.valid_up_to()))
-    })
+    let text = std::str::from_utf8(bytes).map_err(|error| {
+        let byte = bytes.get(error.valid_up_to()).copied().unwrap_or_default();
+        let place = error.valid_up_to();
+        Error::new(format!("expected UTF-8, found the byte 0x{byte:02X} at byte {place} of the record, which is none"))
+            .cure(NOT_UTF8)
+    })?;
+    literal::text(text)
 }

@@ -1,7 +1,7 @@
 //! What Python writes where JSON is expected -> JSON values.
 //!
 //! ```text
-//! json.dumps     NaN, Infinity, -Infinity                               read as null: no value
+//! json.dumps     NaN, Infinity, -Infinity                               kept as they are written (`VERBATIM`); NaN counts as no value
 //! str(list)      ['it''s', "it's", None, True, ('a', 'b'), 1_000, nan]  as pandas' to_csv leaves lists in a cell
 //! str(array)     [{'a': 1}                                              NumPy puts no comma between its elements
 //!                 {'a': 2}]
@@ -10,6 +10,9 @@
 //! Left out: expressions, names, bytes, sets. Nothing is evaluated.
 
 use serde_json::{Map, Number, Value};
+
+use crate::error::{Error, Result as Checked};
+use crate::format::python_float;
 
 /// JSON with Python's three words for numbers that are none.
 pub(super) fn json(text: &str) -> Result<Value, String> {
@@ -21,8 +24,86 @@ pub(super) fn python(text: &str) -> Result<Value, String> {
     Parser { text, at: 0, depth: 0, is_python: true }.whole()
 }
 
-/// Stands before the digits of an integer that a JSON value cannot hold, in a text: a noncharacter of Unicode, which no text of data has.
-pub(crate) const LONG_INTEGER: char = '\u{FDD3}';
+/// Stands, in a text, before a number that a JSON value cannot hold, as it was written: the digits of an integer of more than 64 bits,
+/// `NaN`, `Infinity`, `-Infinity`. A noncharacter of Unicode: texts of data that hold it are refused.
+const VERBATIM: char = '\u{FDD3}';
+
+/// The number as it was written that the value stands for, where JSON has none for it.
+pub(crate) fn verbatim(value: &Value) -> Option<&str> {
+    value.as_str()?.strip_prefix(VERBATIM)
+}
+
+/// A number, whatever it is.
+pub(super) fn number(number: f64) -> Value {
+    let word = if number.is_nan() {
+        "NaN"
+    } else if number > 0.0 {
+        "Infinity"
+    } else {
+        "-Infinity"
+    };
+    Number::from_f64(number).map_or_else(|| Value::String(format!("{VERBATIM}{word}")), Value::Number)
+}
+
+/// Null, or pandas' word for it.
+pub(super) fn is_nothing(value: &Value) -> bool {
+    value.is_null() || verbatim(value) == Some("NaN")
+}
+
+/// The text of a row, or JSON before its strings are read: neither may hold what stands before our numbers.
+pub(super) fn text(text: &str) -> Checked<&str> {
+    const ESCAPED: &[u8] = b"\\ufdd3";
+    let is_escaped = |at: usize| text.as_bytes()[at..].get(..ESCAPED.len()).is_some_and(|six| six.eq_ignore_ascii_case(ESCAPED));
+    match text.contains(VERBATIM) || text.match_indices("\\u").any(|(at, _)| is_escaped(at)) {
+        false => Ok(text),
+        true => Err(Error::new("the text contains the Unicode noncharacter U+FDD3")
+            .cure("No text should: it is the trace of a broken conversion. Remove it.")),
+    }
+}
+
+/// The value as Python's `json.dumps(.., ensure_ascii=False)` has it.
+pub(crate) fn dumps(value: &Value) -> String {
+    let mut out = String::new();
+    write(&mut out, value, ", ", ": ");
+    out
+}
+
+/// A row for a line of a file.
+pub(crate) fn line(row: &Map<String, Value>) -> String {
+    let mut out = String::new();
+    write_object(&mut out, row, ",", ":");
+    out
+}
+
+fn write(out: &mut String, value: &Value, comma: &str, colon: &str) {
+    match value {
+        Value::Array(list) => {
+            out.push('[');
+            for (idx, value) in list.iter().enumerate() {
+                out.push_str(if idx > 0 { comma } else { "" });
+                write(out, value, comma, colon);
+            }
+            out.push(']');
+        }
+        Value::Object(object) => write_object(out, object, comma, colon),
+        other => match (verbatim(other), other.as_f64().filter(|_| other.is_f64())) {
+            (Some(number), _) => out.push_str(number),
+            (None, Some(number)) => out.push_str(&python_float(number)),
+            (None, None) => out.push_str(&other.to_string()),
+        },
+    }
+}
+
+fn write_object(out: &mut String, object: &Map<String, Value>, comma: &str, colon: &str) {
+    out.push('{');
+    for (idx, (key, value)) in object.iter().enumerate() {
+        out.push_str(if idx > 0 { comma } else { "" });
+        out.push_str(&Value::from(key.as_str()).to_string());
+        out.push_str(colon);
+        write(out, value, comma, colon);
+    }
+    out.push('}');
+}
 
 /// Begins what is said of an integer that nothing here holds.
 pub(super) const TOO_LONG: &str = "found an integer of more than 128 bits";
@@ -37,7 +118,7 @@ pub(super) fn may_hold_long_integers(text: &str) -> bool {
     })
 }
 
-/// An integer of more than 64 bits, as a text with [`LONG_INTEGER`] before it; `None` where a JSON number holds it.
+/// An integer of more than 64 bits, as a text with [`VERBATIM`] before it; `None` where a JSON number holds it.
 fn long_integer(written: &str) -> Result<Option<Value>, String> {
     let digits = written.strip_prefix('-').unwrap_or(written);
     if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) || (digits.len() > 1 && digits.starts_with('0')) {
@@ -47,7 +128,7 @@ fn long_integer(written: &str) -> Result<Option<Value>, String> {
         return Ok(None);
     }
     match written.parse::<i128>().is_ok() || written.parse::<u128>().is_ok() {
-        true => Ok(Some(Value::String(format!("{LONG_INTEGER}{written}")))),
+        true => Ok(Some(Value::String(format!("{VERBATIM}{written}")))),
         false => Err(format!("{TOO_LONG}, {written}")),
     }
 }
@@ -264,9 +345,10 @@ impl Parser<'_> {
     }
 
     fn number(&mut self) -> Result<Value, String> {
-        for word in ["-Infinity", "-inf", "-nan", "+inf"] {
+        let words = [("-Infinity", f64::NEG_INFINITY), ("-inf", f64::NEG_INFINITY), ("-nan", f64::NAN), ("+inf", f64::INFINITY)];
+        for (word, value) in words {
             if (word == "-Infinity" || self.is_python) && self.take(word) {
-                return Ok(Value::Null);
+                return Ok(number(value));
             }
         }
         let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.' | '_');
@@ -297,13 +379,13 @@ impl Parser<'_> {
             ("true", Value::Bool(true)),
             ("false", Value::Bool(false)),
             ("null", Value::Null),
-            ("NaN", Value::Null),
-            ("Infinity", Value::Null),
+            ("NaN", number(f64::NAN)),
+            ("Infinity", number(f64::INFINITY)),
             ("True", Value::Bool(true)),
             ("False", Value::Bool(false)),
             ("None", Value::Null),
-            ("nan", Value::Null),
-            ("inf", Value::Null),
+            ("nan", number(f64::NAN)),
+            ("inf", number(f64::INFINITY)),
         ];
         const N_JSON: usize = 5;
         let length = self.rest().find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(self.rest().len());
@@ -332,7 +414,8 @@ mod tests {
         check("('a')", json!("a"));
         check("('a',)", json!(["a"]));
         check("('a' \"b\")", json!("ab"));
-        check("[1, -2.5, 1_000, True, False, nan, -inf]", json!([1, -2.5, 1000, true, false, null, null]));
+        let words = json!([1, -2.5, 1000, true, false, "\u{FDD3}NaN", "\u{FDD3}-Infinity"]);
+        check("[1, -2.5, 1_000, True, False, nan, -inf]", words);
         check("{1: {}, 'b': []}", json!({"1": {}, "b": []}));
         // str(numpy.array([{..}, {..}], dtype=object))
         check("[{'a': 1}\n {'a': 2.}]", json!([{"a": 1}, {"a": 2.0}]));
@@ -343,7 +426,10 @@ mod tests {
 
     #[test]
     fn json_is_json_but_for_three_words() {
-        assert_eq!(json(r#"{"a": NaN, "b": [Infinity, -Infinity, null]}"#), Ok(json!({"a": null, "b": [null, null, null]})));
+        // .. which are printed again as they were written.
+        let text = r#"{"a": NaN, "b": [Infinity, -Infinity, null, 1e+16, 12345678901234567890123, "é\n"]}"#;
+        assert_eq!(json(text).map(|value| dumps(&value)), Ok(text.to_owned()));
+        assert_eq!(json(text).map(|value| line(value.as_object().unwrap())), Ok(text.replace(", ", ",").replace(": ", ":")));
         assert_eq!(json(r#" "\ud83d\ude00\u00e9\/" "#), Ok(json!("😀é/")));
         for text in ["{'a': 1}", "[1,]", "{\"a\": 1,}", "None", "[nan]", "\"a\nb\"", "01x", "{} {}"] {
             assert!(json(text).is_err(), "{text}");

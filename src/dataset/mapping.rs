@@ -21,6 +21,7 @@ use std::str::Chars;
 use serde_json::Value;
 
 use super::fields::{self, Object, kind, list_keys};
+use super::literal;
 use crate::error::{Error, Result};
 
 /// Rules in the order given; empty means that rows stay as they are.
@@ -123,10 +124,12 @@ fn fill(parts: &[Part], row: &Object) -> Result<String> {
         match part {
             Part::Text(literal) => text.push_str(literal),
             Part::Column(name) => match column(row, name)? {
-                Value::Null => return Err(Error::new(format!("expected a value in the column `{name}`, found null"))),
+                nothing if literal::is_nothing(nothing) => {
+                    return Err(Error::new(format!("expected a value in the column `{name}`, found {}", kind(nothing))));
+                }
                 value => match fields::text(value) {
                     Some(value) => text.push_str(&value),
-                    None => text.push_str(&value.to_string()),
+                    None => text.push_str(&literal::dumps(value)),
                 },
             },
             Part::Choice { column: name, alternatives } => {
@@ -135,7 +138,7 @@ fn fill(parts: &[Part], row: &Object) -> Result<String> {
                     let found = if matches!(value, Value::Number(_) | Value::String(_)) {
                         value.to_string()
                     } else {
-                        kind(value).to_owned()
+                        kind(value).into_owned()
                     };
                     let n = alternatives.len();
                     Error::new(format!(
@@ -278,7 +281,7 @@ mod tests {
         check("completion={cop:A|B}", "completion", "B".into());
         check("completion=It is {cop:A. {a}|B. {b}}.", "completion", "It is B. y.".into());
         check("completion={cop:|{cop:|deep}}", "completion", "deep".into());
-        check("text={meta.w}", "text", "[1,2]".into());
+        check("text={meta.w}", "text", "[1, 2]".into());
     }
 
     #[test]

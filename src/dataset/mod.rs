@@ -54,7 +54,7 @@ pub use container::Container;
 pub use example::{Example, Place, PlantedSpan, Role, Rollout, Turn, WeightedPart, Written};
 pub use files::Compression;
 pub use format::Format;
-pub(crate) use literal::LONG_INTEGER;
+pub(crate) use literal::{dumps, line, verbatim};
 pub use mapping::FieldMap;
 pub use options::ReadOptions;
 pub(crate) use original::Original;

@@ -12,6 +12,7 @@ use serde_json::Value;
 use super::chat::{self, Reading};
 use super::example::{Role, Turn};
 use super::fields::{self, Object, list, wrong_type};
+use super::literal::is_nothing;
 use super::switches::unlearn;
 use crate::error::{Error, Result};
 
@@ -24,7 +25,7 @@ pub(super) const ANSWERED: [&str; 10] =
 ///
 /// Only the completion is learnt: answers in the prompt are what the model is given (TRL's `completion_only_loss`).
 pub(super) fn prompt_completion(row: &Object, reading: &mut Reading) -> Result<Vec<Turn>> {
-    if row.get("chosen").is_some_and(|value| !value.is_null()) {
+    if row.get("chosen").is_some_and(|value| !is_nothing(value)) {
         return preference(row, None, reading);
     }
     pair(row, &ASKED, &ANSWERED, reading)
@@ -42,7 +43,7 @@ pub(super) fn alpaca(row: &Object, reading: &mut Reading) -> Result<Vec<Turn>> {
     let instruction = fields::required_text(row, &["instruction"], "")?;
     let input = fields::optional_text(row, &["input", "context"], "")?;
     turns.push(chat::plain(Role::User, &join(&instruction, input.as_deref())));
-    if row.get("chosen").is_some_and(|value| !value.is_null()) {
+    if row.get("chosen").is_some_and(|value| !is_nothing(value)) {
         return preference(row, Some(turns), reading);
     }
     turns.push(chat::plain(Role::Assistant, &fields::required_text(row, &["output", "response"], "")?));
@@ -73,7 +74,7 @@ pub(super) fn preference(row: &Object, before: Option<Vec<Turn>>, reading: &mut 
     let mut turns;
     if is_whole(&chosen) {
         // What is said of the unwanted answer is no word about what is learnt.
-        let rejected = row.get("rejected").filter(|value| !value.is_null());
+        let rejected = row.get("rejected").filter(|value| !is_nothing(value));
         let mut unheard = Reading { roles: reading.roles, unused: Vec::new() };
         let rejected = rejected.and_then(|value| side(value, "rejected", Role::Assistant, &mut unheard).ok()).unwrap_or_default();
         let n_common = chosen

@@ -18,6 +18,7 @@ use serde_json::Value;
 
 use super::example::{Role, Turn, WeightedPart};
 use super::fields::{Object, list, object, wrong_type};
+use super::literal::is_nothing;
 use crate::error::{Error, Result};
 
 /// Switches of a turn or a part that say that it does not count.
@@ -29,12 +30,10 @@ pub(super) const LOSS_MASK: &str = "loss_mask";
 pub(super) const LABELS: [&str; 2] = ["label", "kto_tag"];
 pub(super) const TEMPLATE_SWITCHES: &str = "chat_template_kwargs";
 
-/// Does the name promise to change what is learnt, or to show the model more than text?
+/// Does the name promise to change what is learnt, or to show the model more than text? `isTrainable` and `completion_mask` do.
 pub(super) fn looks_like_switch(key: &str) -> bool {
-    let key = key.to_ascii_lowercase();
-    let begins = ["loss", "mask", "train", "weight", "supervis", "learn", "ignore"].iter().any(|begin| key.starts_with(begin));
-    let ends = ["_kwargs", "_mask", "_masks", "_weight", "_weights", "_loss", "_train", "_loss_scale"];
-    let whole = [
+    const WORDS: [&str; 7] = ["loss", "mask", "train", "weight", "supervis", "learn", "ignore"];
+    const WHOLE: [&str; 13] = [
         "label",
         "labels",
         "kto_tag",
@@ -45,29 +44,40 @@ pub(super) fn looks_like_switch(key: &str) -> bool {
         "video",
         "videos",
         "mm_inputs",
-        "no_loss",
-        "is_masked",
         "kwargs",
-        "trained",
+        "skip",
+        "exclude",
     ];
-    begins || ends.iter().any(|end| key.ends_with(end)) || whole.contains(&key.as_str())
+    let lower = key.to_ascii_lowercase();
+    // A word begins behind what is no letter, and with a capital behind a small letter.
+    let begins_word = |at: usize| {
+        let (before, first) = (key[..at].chars().next_back(), key[at..].chars().next());
+        before.is_none_or(|before| !before.is_alphanumeric() || (before.is_lowercase() && first.is_some_and(char::is_uppercase)))
+    };
+    let has_word = |word: &str| lower.match_indices(word).any(|(at, _)| begins_word(at));
+    lower.ends_with("_kwargs") || WHOLE.contains(&lower.as_str()) || WORDS.iter().any(|word| has_word(word))
 }
 
 /// What it holds says nothing: null, nothing at all, or an empty list.
 fn is_empty(value: &Value) -> bool {
     match value {
         Value::Null => true,
-        Value::String(text) => text.is_empty(),
+        Value::String(text) => text.is_empty() || is_nothing(value),
         Value::Array(list) => list.is_empty(),
         Value::Object(object) => object.is_empty(),
         _ => false,
     }
 }
 
-/// Names the keys of an object that look like switches and were not used.
+/// Names the keys of an object that look like switches and were not used, and those of the objects in it that hold what is said about it.
 pub(super) fn note_unused(at: &Object, used: &[&str], path: &str, unused: &mut Vec<String>) {
-    let keys = at.iter().filter(|(key, value)| !used.contains(&key.as_str()) && looks_like_switch(key) && !is_empty(value));
-    unused.extend(keys.map(|(key, _)| format!("{path}{key}")));
+    for (key, value) in at.iter().filter(|(key, value)| !used.contains(&key.as_str()) && !is_empty(value)) {
+        if looks_like_switch(key) {
+            unused.push(format!("{path}{key}"));
+        } else if let (Value::Object(about), true) = (value, ["meta", "extra"].iter().any(|begin| key.starts_with(begin))) {
+            note_unused(about, &[], &format!("{path}{key}."), unused);
+        }
+    }
 }
 
 /// The switches of one turn or part, agreed on one weight; `None` where there are none.
@@ -76,7 +86,7 @@ pub(super) fn note_unused(at: &Object, used: &[&str], path: &str, unused: &mut V
 pub(super) fn weight(at: &Object, path: &str) -> Result<Option<f32>> {
     let mut agreed: Option<(&str, f32, bool)> = None;
     for key in NAMES {
-        let Some(value) = at.get(key).filter(|value| !value.is_null()) else { continue };
+        let Some(value) = at.get(key).filter(|value| !is_nothing(value)) else { continue };
         let is_mask = MASKS.contains(&key);
         let (weight, is_exact) = match value {
             Value::Bool(value) => (if *value != is_mask { 1.0 } else { 0.0 }, false),
@@ -86,10 +96,14 @@ pub(super) fn weight(at: &Object, path: &str) -> Result<Option<f32>> {
                     .cure("Write `weight` instead: 0 is not learnt, 1 is."));
             }
             Value::Number(number) => (number.as_f64().unwrap_or(f64::NAN) as f32, true),
-            other => return Err(wrong_type(&format!("{path}{key}"), "a number from 0 or a boolean", other)),
+            other => return Err(wrong_type(&format!("{path}{key}"), "a finite number from 0 or a boolean", other)),
         };
         if !weight.is_finite() || weight < 0.0 {
             return Err(Error::new(format!("`{path}{key}`: expected a finite number from 0, found {value}")));
+        }
+        // A number that rounds to 0 would be taken for the switch.
+        if weight == 0.0 && value.as_f64().is_some_and(|number| number != 0.0) {
+            return Err(Error::new(format!("`{path}{key}`: expected 0 or a number from 1e-45, found {value}")));
         }
         agreed = match agreed {
             None => Some((key, weight, is_exact)),
@@ -112,6 +126,7 @@ pub(super) fn of_turn(turn: &mut Turn, message: &Object, path: &str, unused: &mu
     let mut used: Vec<&str> = Vec::new();
     if let Some(weight) = weight(message, path)? {
         turn.weight = weight;
+        turn.written.has_switch = true;
         // Only answers are learnt, so that on another turn a 0 is heeded and anything else is not.
         if turn.role == Role::Assistant || weight == 0.0 {
             used.extend(NAMES);
@@ -174,11 +189,17 @@ pub(super) fn of_row(row: &Object, turns: &mut [Turn], unused: &mut Vec<String>)
         used.push(LOSS_MASK);
     }
     for key in LABELS {
-        if let Some(Value::Bool(is_wanted)) = row.get(key) {
-            used.push(key);
-            if !is_wanted {
-                turns.iter_mut().filter(|turn| matches!(turn.role, Role::Assistant | Role::Text)).for_each(unlearn);
+        let Some(is_wanted) = row.get(key).and_then(truth) else { continue };
+        used.push(key);
+        for turn in turns.iter_mut().filter(|turn| !is_wanted && matches!(turn.role, Role::Assistant | Role::Text)) {
+            if is_asked_for(turn) {
+                return Err(Error::new(format!(
+                    "`{key}` contradicts a turn's own switch: false, and a weight of {}",
+                    turn.weight
+                ))
+                .cure("Leave one of them."));
             }
+            unlearn(turn);
         }
     }
     // NVIDIA's files name the speakers that are not learnt.
@@ -189,7 +210,8 @@ pub(super) fn of_row(row: &Object, turns: &mut [Turn], unused: &mut Vec<String>)
         }
     }
     let switches = match row.get(TEMPLATE_SWITCHES) {
-        None | Some(Value::Null) => None,
+        None => None,
+        Some(nothing) if is_nothing(nothing) => None,
         Some(Value::Object(switches)) => Some(Value::Object(switches.clone())),
         Some(Value::String(text)) if text.trim().is_empty() => None,
         Some(Value::String(text)) => match super::fields::embedded(text) {
@@ -201,6 +223,21 @@ pub(super) fn of_row(row: &Object, turns: &mut [Turn], unused: &mut Vec<String>)
     used.push(TEMPLATE_SWITCHES);
     note_unused(row, &used, "", unused);
     Ok(switches)
+}
+
+/// A boolean, or its word in a table that has nothing but text.
+fn truth(value: &Value) -> Option<bool> {
+    match value {
+        Value::Bool(value) => Some(*value),
+        Value::String(word) if word.eq_ignore_ascii_case("true") => Some(true),
+        Value::String(word) if word.eq_ignore_ascii_case("false") => Some(false),
+        _ => None,
+    }
+}
+
+/// Does the turn say itself that it is to be learnt?
+fn is_asked_for(turn: &Turn) -> bool {
+    turn.role == Role::Assistant && turn.written.has_switch && turn.weight > 0.0
 }
 
 /// Makes nothing of the turn a target.
@@ -232,7 +269,13 @@ fn add_loss_mask(value: &Value, turns: &mut [Turn]) -> Result<()> {
             Value::Number(number) if number.as_f64() == Some(1.0) => true,
             other => return Err(Error::new(format!("`{LOSS_MASK}[{idx}]`: expected 0 or 1, found {other}"))),
         };
-        if !is_learnt {
+        if !is_learnt && is_asked_for(turn) {
+            return Err(Error::new(format!(
+                "`{LOSS_MASK}[{idx}]` contradicts the turn's own switch: {value}, and a weight of {}",
+                turn.weight
+            ))
+            .cure("Leave one of them."));
+        } else if !is_learnt {
             unlearn(turn);
         } else if turn.role != Role::Assistant {
             return Err(Error::new(format!("`{LOSS_MASK}[{idx}]`: asks to learn a turn that is no answer"))
@@ -274,6 +317,7 @@ mod tests {
             (json!({"train": true, "mask": true}), "contradict"),
             (json!({"mask": 1}), "found 1, which may mean either"),
             (json!({"loss": -1}), "found -1"),
+            (json!({"weight": 1e-50}), "found 1e-50"),
             (json!({"train": "no"}), "found a string"),
         ] {
             let error = found(message.clone()).unwrap_err().to_string();
@@ -333,6 +377,10 @@ mod tests {
             "generation_kwargs",
             "LOSS_MASK",
             "Train",
+            "isTrainable",
+            "compute_loss",
+            "do-train",
+            "ÉTÉ_mask",
         ];
         for key in keys {
             for value in [json!(0), json!("x"), json!([1]), json!({"a": 1}), json!(1.5)] {
@@ -340,7 +388,14 @@ mod tests {
                 let mut unused = Vec::new();
                 of_row(row.as_object().unwrap(), &mut [plain(Role::User, "a")], &mut unused).unwrap();
                 assert_eq!(unused, [key], "{row}");
+                let (about, mut unused) = (json!({"metadata": {"extra": row}}), Vec::new());
+                note_unused(about.as_object().unwrap(), &[], "messages[0].", &mut unused);
+                assert_eq!(unused, [format!("messages[0].metadata.extra.{key}")]);
             }
+        }
+        // Words that only hold the letters of one.
+        for key in ["glossary", "unmasked", "constraint", "restrained", "flossed", "id", "counterweight"] {
+            assert!(!looks_like_switch(key), "{key}");
         }
     }
 }

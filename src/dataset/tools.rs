@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::example::Turn;
 use super::fields::{self, Object, wrong_type};
+use super::literal::is_nothing;
 use crate::error::{Error, Result};
 
 /// The row's `tools` (or older `functions`) as a JSON array of `{"type": "function", "function": {..}}`; none if empty.
@@ -29,7 +30,7 @@ pub(super) fn schemas(row: &Object) -> Result<Option<Value>> {
     // One schema stands for a list of one; the text `null` and an object without keys for none.
     let single;
     let list = match value {
-        Value::Null => return Ok(None),
+        nothing if is_nothing(nothing) => return Ok(None),
         Value::Object(object) if object.is_empty() => return Ok(None),
         Value::Object(_) => {
             single = [value.clone()];
@@ -39,7 +40,7 @@ pub(super) fn schemas(row: &Object) -> Result<Option<Value>> {
         other => return Err(wrong_type(key, "a list of tool schemas", other)),
     };
     let mut schemas = Vec::new();
-    for (idx, schema) in list.iter().enumerate().filter(|(_, schema)| !schema.is_null()) {
+    for (idx, schema) in list.iter().enumerate().filter(|(_, schema)| !is_nothing(schema)) {
         add_schema(schema, &format!("{key}[{idx}]"), &mut schemas)?;
     }
     Ok((!schemas.is_empty()).then_some(Value::Array(schemas)))
@@ -134,7 +135,7 @@ fn call(value: &Value, path: &str) -> Result<Value> {
     }
     // Templates print whole calls, so that keys and their order stay as the row has them.
     let mut call = object.clone();
-    call.retain(|_, value| !value.is_null());
+    call.retain(|_, value| !is_nothing(value));
     let mut function = function.clone();
     function.insert("name".to_owned(), json!(name));
     function.insert("arguments".to_owned(), checked(arguments, &arguments_path)?);
@@ -161,7 +162,8 @@ fn made(name: &str, id: Option<String>, arguments: Option<&Value>, path: &str) -
 /// Arguments are an object or text. A function without parameters is called with `""`, `null`, `{}` or nothing at all.
 fn checked(arguments: Option<&Value>, path: &str) -> Result<Value> {
     match arguments {
-        None | Some(Value::Null) => Ok(json!({})),
+        None => Ok(json!({})),
+        Some(nothing) if is_nothing(nothing) => Ok(json!({})),
         Some(Value::String(text)) if text.trim().is_empty() => Ok(json!({})),
         Some(arguments @ (Value::Object(_) | Value::String(_))) => Ok(arguments.clone()),
         Some(other) => Err(wrong_type(path, "an object", other)),

@@ -42,6 +42,10 @@ pub struct RowAudit {
     pub unused_switches: Vec<String>,
     /// Names of roles that the template does not know: `developer`.
     pub renamed_roles: Vec<String>,
+    /// A content is a list of parts, which the template does not know.
+    pub joined_parts: bool,
+    /// A question has no text, or the row has null in its place.
+    pub empty_question: bool,
     /// A supervised answer has no text, no reasoning and no call.
     pub empty_answer: bool,
     /// The original length, in tokens, of a sequence that was cut.
@@ -142,6 +146,20 @@ const CHECKS: &[Check] = &[
         finding: "have roles that the chat template does not know",
         meaning: "It is given system, user, assistant or tool in their place; Transformers would leave such turns out or print the name.",
         cure: "Nothing to do if that is what you want; --role NAME=ROLE says what a name stands for.",
+    },
+    Check {
+        name: "joined_parts",
+        holds: |row| row.joined_parts,
+        finding: "have contents in parts, which the chat template does not know",
+        meaning: "The texts of the parts are joined; Transformers would print the list or refuse it.",
+        cure: "Nothing to do if that is what you want; else write the contents as text, or give a template that knows parts (--chat-template FILE).",
+    },
+    Check {
+        name: "empty_question",
+        holds: |row| row.empty_question,
+        finding: "have a question that holds nothing",
+        meaning: "The model learns to answer without having been asked.",
+        cure: "Take these rows out, or look for what was lost on the way: null and NaN are read as nothing.",
     },
     Check {
         name: "empty_answer",

@@ -2,9 +2,12 @@
 //!
 //! What Transformers' sandbox forbids (`append`, `pop`, `update`) is unknown here too; an unknown method is an error that names it.
 
-use minijinja::value::{Kwargs, Value, ValueKind, from_args};
+use minijinja::formatting::{self, FormatStyle};
+use minijinja::value::{Kwargs, Tuple, Value, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State};
 use minijinja_contrib::pycompat;
+
+use super::python;
 
 /// For `Environment::set_unknown_method_callback`.
 pub(super) fn call(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
@@ -28,9 +31,19 @@ pub(super) fn call(state: &mut State, value: &Value, method: &str, args: &[Value
     }
 }
 
-/// The filter `trim`.
-pub(super) fn trim(value: &Value, chars: Option<&str>) -> String {
-    strip(&super::python::text(value), chars, true, true).to_owned()
+/// `"..".format(..)`, or the filter `format`, whose signs are `%`.
+pub(super) fn format(style: FormatStyle, format: &str, args: &[Value]) -> Result<Value, Error> {
+    // What each field says beside the name of its value.
+    let says_more = |field: &str| match style {
+        FormatStyle::StrFormat => field.split('}').next().is_some_and(|field| field.contains([':', '!', '.', '['])),
+        FormatStyle::Printf => !field.starts_with('s') && !field.is_empty(),
+    };
+    let mark = if matches!(style, FormatStyle::StrFormat) { '{' } else { '%' };
+    // A field that says nothing is `str`, in Python's spelling; keyword arguments are one value of a kind of their own.
+    let is_plain = !format.split(mark).skip(1).any(says_more);
+    let spelled = |arg: &Value| if is_plain && !arg.is_kwargs() { python::text(arg).map(Value::from) } else { Ok(arg.clone()) };
+    let args = args.iter().map(spelled).collect::<Result<Vec<_>, _>>()?;
+    formatting::format(style, format, &args).map(Value::from)
 }
 
 fn of_string(text: &str, method: &str, args: &[Value]) -> Result<Option<Value>, Error> {
@@ -38,7 +51,7 @@ fn of_string(text: &str, method: &str, args: &[Value]) -> Result<Option<Value>, 
         let (chars,): (Option<&str>,) = from_args(args)?;
         Ok::<_, Error>(Value::from(strip(text, chars, begin, end)))
     };
-    let three = |parts: [&str; 3]| parts.into_iter().map(Value::from).collect::<Value>();
+    let three = |parts: [&str; 3]| Value::from(Tuple::from(parts.map(Value::from)));
     let around = |at: Option<usize>, mark: &str| at.map(|at| three([&text[..at], mark, &text[at + mark.len()..]]));
     Ok(Some(match method {
         "strip" => outer(true, true)?,
@@ -70,6 +83,16 @@ fn of_string(text: &str, method: &str, args: &[Value]) -> Result<Option<Value>, 
             let absent = || Error::new(ErrorKind::InvalidOperation, format!("`{mark}` is not in the string"));
             Value::from(text.find(mark).map(|at| text[..at].chars().count()).ok_or_else(absent)?)
         }
+        "title" => {
+            let () = from_args(args)?;
+            Value::from(title(text))
+        }
+        "format" => format(FormatStyle::StrFormat, text, args)?,
+        "join" => {
+            let (items,): (&Value,) = from_args(args)?;
+            let items = items.try_iter()?.map(|item| python::text(&item)).collect::<Result<Vec<_>, _>>()?;
+            Value::from(items.join(text))
+        }
         "casefold" => {
             let () = from_args(args)?;
             Value::from(text.to_lowercase().replace('ß', "ss"))
@@ -84,7 +107,7 @@ fn of_string(text: &str, method: &str, args: &[Value]) -> Result<Option<Value>, 
     }))
 }
 
-fn strip<'a>(text: &'a str, chars: Option<&str>, begin: bool, end: bool) -> &'a str {
+pub(super) fn strip<'a>(text: &'a str, chars: Option<&str>, begin: bool, end: bool) -> &'a str {
     let is_stripped = |c: char| chars.map_or_else(|| is_space(c), |chars| chars.contains(c));
     let text = if begin { text.trim_start_matches(is_stripped) } else { text };
     if end { text.trim_end_matches(is_stripped) } else { text }
@@ -155,7 +178,22 @@ fn split(text: &str, from_right: bool, args: &[Value]) -> Result<Value, Error> {
     Ok(parts.into_iter().map(Value::from).collect())
 }
 
-fn lines(text: &str, keeps_ends: bool) -> Vec<&str> {
+/// Python begins a word behind everything that is no letter.
+fn title(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut is_inside = false;
+    for c in text.chars() {
+        if is_inside {
+            out.extend(c.to_lowercase())
+        } else {
+            out.extend(c.to_uppercase())
+        }
+        is_inside = c.is_lowercase() || c.is_uppercase();
+    }
+    out
+}
+
+pub(super) fn lines(text: &str, keeps_ends: bool) -> Vec<&str> {
     let is_end =
         |c: char| matches!(c, '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}');
     let (mut lines, mut rest) = (Vec::new(), text);
@@ -179,7 +217,6 @@ mod tests {
     fn methods_do_what_pythons_do() {
         let mut environment = minijinja::Environment::new();
         environment.set_unknown_method_callback(call);
-        environment.add_filter("trim", trim);
         environment.set_formatter(crate::tokens::python::write);
         for (expression, expected) in [
             (r#"" \x1ca\xa0 ".strip()"#, "a"),
@@ -201,10 +238,13 @@ mod tests {
             (r#""abc".partition("=") | length"#, "3"),
             (r#""abc".removeprefix("a").removesuffix("c")"#, "b"),
             (r#""-7".zfill(4)"#, "-007"),
+            (r#""it's a_b ÉT".title()"#, "It'S A_B Ét"),
+            (r#""{}: {} {a}".format(1e16, [1e-7], a="x")"#, "1e+16: [1e-07] x"),
+            (r#""{:.2f}|{:>3}".format(2.5, 1)"#, "2.50|  1"),
+            (r#"", ".join(["a", "b"])"#, "a, b"),
             (r#""café".index("é")"#, "3"),
             (r#"[1, 2].index(2)"#, "1"),
             (r#"{"a": 1}.copy()"#, "{'a': 1}"),
-            (r#"" \x1ca ".upper() | trim"#, "A"),
         ] {
             // The syntax of templates has no \x and \u, but the source may hold the characters.
             let source = expression.replace(r"\x1c", "\u{1c}").replace(r"\xa0", "\u{a0}").replace(r"\x0b", "\u{b}");

@@ -5,17 +5,25 @@
 //! (`render`), record by record on all cores (`records`). What looks wrong on the way is counted (`audit`). Prompts to be answered, and
 //! answers that a model wrote, are `rollout`'s.
 //!
+//! Templates are Jinja's, and the engine is minijinja: `syntax` translates what the two read in different ways, `methods` and `filters` do what Python's and
+//! Jinja's do, `python` prints values as Python does; `constructs` compares each construct with Transformers.
+//!
 //! The room knows nothing of model files: a vocabulary comes from a tokenizer.json or as the plain struct [`GgufVocabulary`].
 
 mod audit;
+#[cfg(test)]
+mod constructs;
+mod filters;
 mod gguf;
 mod lost;
+mod marks;
 mod methods;
 mod parts;
 mod python;
 mod records;
 mod render;
 mod rollout;
+mod syntax;
 mod template;
 #[cfg(test)]
 mod test_models;

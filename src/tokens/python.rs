@@ -4,12 +4,13 @@
 //! two are imitated to the byte. Left out of `strftime`: what depends on the locale.
 
 use std::fmt::Write;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use minijinja::value::{Kwargs, Value, ValueKind};
+use minijinja::value::{Enumerator, Kwargs, Object, ObjectRepr, Value, ValueKind};
 use minijinja::{Error, ErrorKind, Output, State};
 
-use crate::dataset::LONG_INTEGER;
+use crate::dataset::verbatim;
 use crate::format::python_float;
 
 /// JSON as templates see it; maps keep their order.
@@ -24,10 +25,12 @@ pub(super) fn from_json(json: &serde_json::Value) -> Value {
             (None, None) => Value::from(number.as_f64().unwrap_or(f64::NAN)),
         },
         Json::String(text) => {
-            match text.strip_prefix(LONG_INTEGER).map(|digits| (digits.parse::<i128>(), digits.parse::<u128>())) {
-                Some((Ok(integer), _)) => Value::from(integer),
-                Some((_, Ok(integer))) => Value::from(integer),
-                _ => Value::from(text.as_str()),
+            let Some(number) = verbatim(json) else { return Value::from(text.as_str()) };
+            match (number.parse::<i128>(), number.parse::<u128>(), number.parse::<f64>()) {
+                (Ok(integer), ..) => Value::from(integer),
+                (_, Ok(integer), _) => Value::from(integer),
+                (.., Ok(float)) => Value::from(float),
+                _ => Value::from(number),
             }
         }
         Json::Array(items) => items.iter().map(from_json).collect(),
@@ -49,50 +52,83 @@ pub(super) fn is_sequence(value: &Value) -> bool {
 pub(super) fn write(out: &mut Output, _: &mut State, value: &Value) -> Result<(), Error> {
     match value.as_str() {
         Some(text) => out.write_str(text).map_err(Error::from),
-        None => out.write_str(&text(value)).map_err(Error::from),
+        None => out.write_str(&text(value)?).map_err(Error::from),
     }
 }
 
 /// Python's `str(value)`; an undefined value is nothing.
-pub(super) fn text(value: &Value) -> String {
+pub(super) fn text(value: &Value) -> Result<String, Error> {
     let mut out = String::new();
     match value.as_str() {
         Some(text) => out.push_str(text),
         None if value.is_undefined() => {}
-        None => write_repr(&mut out, value),
+        None => write_repr(&mut out, value)?,
     }
-    out
+    Ok(out)
 }
 
 /// Python's `repr(value)`. Beside floats and characters that cannot be printed, minijinja's own is the same.
-fn write_repr(out: &mut String, value: &Value) {
-    let list = |out: &mut String, value: &Value, open: &str, close: &str| {
-        out.push_str(open);
-        let items: Vec<Value> = value.try_iter().map(Iterator::collect).unwrap_or_default();
-        for (idx, item) in items.iter().enumerate() {
-            out.push_str(if idx > 0 { ", " } else { "" });
-            write_repr(out, item);
-        }
-        out.push_str(if open == "(" && items.len() == 1 { ",)" } else { close });
-    };
+fn write_repr(out: &mut String, value: &Value) -> Result<(), Error> {
     match value.kind() {
         ValueKind::Number if !value.is_integer() => out.push_str(&float(value)),
         ValueKind::String => write_quoted(out, value.as_str().unwrap_or_default()),
-        ValueKind::Seq if value.is_tuple() => list(out, value, "(", ")"),
-        ValueKind::Seq => list(out, value, "[", "]"),
+        ValueKind::Seq | ValueKind::Iterable if !is_generator(value) => {
+            let (open, close) = if value.is_tuple() { ("(", ")") } else { ("[", "]") };
+            out.push_str(open);
+            let items: Vec<Value> = value.try_iter()?.collect();
+            for (idx, item) in items.iter().enumerate() {
+                out.push_str(if idx > 0 { ", " } else { "" });
+                write_repr(out, item)?;
+            }
+            out.push_str(if value.is_tuple() && items.len() == 1 { ",)" } else { close });
+        }
         ValueKind::Map => {
             out.push('{');
-            for (idx, key) in value.try_iter().into_iter().flatten().enumerate() {
+            for (idx, key) in value.try_iter()?.enumerate() {
                 out.push_str(if idx > 0 { ", " } else { "" });
-                write_repr(out, &key);
+                write_repr(out, &key)?;
                 out.push_str(": ");
-                write_repr(out, &value.get_item(&key).unwrap_or_default());
+                write_repr(out, &value.get_item(&key)?)?;
             }
             out.push('}');
+        }
+        // Python would print where it lies in memory.
+        ValueKind::Plain => return Err(Error::new(ErrorKind::InvalidOperation, format!("{value:?} has no text"))),
+        ValueKind::Iterable => {
+            return Err(Error::new(ErrorKind::InvalidOperation, "a generator has no text; `| list` makes one of it"));
         }
         // Writing to a string cannot fail.
         _ => drop(write!(out, "{value:?}")),
     }
+    Ok(())
+}
+
+/// What is gone through once.
+#[derive(Debug)]
+pub(super) struct Generator(Vec<Value>);
+
+impl Generator {
+    pub(super) fn of(items: Vec<Value>) -> Result<Value, Error> {
+        Ok(Value::from_object(Generator(items)))
+    }
+}
+
+impl Object for Generator {
+    fn repr(self: &Arc<Self>) -> ObjectRepr {
+        ObjectRepr::Iterable
+    }
+
+    fn enumerate(self: &Arc<Self>) -> Enumerator {
+        Enumerator::Values(self.0.clone())
+    }
+
+    fn is_true(self: &Arc<Self>) -> bool {
+        true
+    }
+}
+
+fn is_generator(value: &Value) -> bool {
+    value.downcast_object_ref::<Generator>().is_some()
 }
 
 fn float(value: &Value) -> String {
@@ -154,8 +190,7 @@ pub(super) fn tojson(value: &Value, arguments: Kwargs) -> Result<String, Error> 
                 None => Some(" ".repeat(usize::try_from(indent)?)),
             },
         },
-        item: ", ".to_owned(),
-        key: ": ".to_owned(),
+        ..Layout::plain()
     };
     arguments.assert_all_used()?;
     let layout = match separators.as_deref() {
@@ -178,6 +213,12 @@ struct Layout {
     key: String,
 }
 
+impl Layout {
+    fn plain() -> Layout {
+        Layout { ensure_ascii: false, sort_keys: false, indent: None, item: ", ".to_owned(), key: ": ".to_owned() }
+    }
+}
+
 fn write_json(out: &mut String, value: &Value, layout: &Layout, depth: usize) -> Result<(), Error> {
     match value.kind() {
         ValueKind::None => out.push_str("null"),
@@ -190,7 +231,7 @@ fn write_json(out: &mut String, value: &Value, layout: &Layout, depth: usize) ->
             number => number,
         }),
         ValueKind::String => write_string(out, value.as_str().unwrap_or_default(), layout.ensure_ascii),
-        ValueKind::Seq | ValueKind::Iterable => {
+        ValueKind::Seq | ValueKind::Iterable if !is_generator(value) => {
             let items: Vec<Value> = value.try_iter()?.collect();
             write_items(out, "[]", &items, layout, depth, |out, item| write_json(out, item, layout, depth + 1))?;
         }
@@ -200,7 +241,7 @@ fn write_json(out: &mut String, value: &Value, layout: &Layout, depth: usize) ->
                 keys.sort();
             }
             write_items(out, "{}", &keys, layout, depth, |out, key| {
-                write_string(out, &key.to_string(), layout.ensure_ascii);
+                write_string(out, &json_key(key)?, layout.ensure_ascii);
                 out.push_str(&layout.key);
                 write_json(out, &value.get_item(key)?, layout, depth + 1)
             })?;
@@ -208,6 +249,19 @@ fn write_json(out: &mut String, value: &Value, layout: &Layout, depth: usize) ->
         kind => return Err(Error::new(ErrorKind::InvalidOperation, format!("tojson: a value of kind {kind} has no JSON form"))),
     }
     Ok(())
+}
+
+/// A key as json.dumps has it, which takes texts, numbers and the three words alone.
+fn json_key(key: &Value) -> Result<String, Error> {
+    match key.kind() {
+        ValueKind::String => text(key),
+        ValueKind::Number | ValueKind::Bool | ValueKind::None => {
+            let mut out = String::new();
+            write_json(&mut out, key, &Layout::plain(), 0)?;
+            Ok(out)
+        }
+        kind => Err(Error::new(ErrorKind::InvalidOperation, format!("tojson: a key of kind {kind} has no JSON form"))),
+    }
 }
 
 fn write_items(

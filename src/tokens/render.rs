@@ -16,7 +16,8 @@ use minijinja::Value;
 use serde::Serialize;
 
 use super::audit::RowAudit;
-use super::template::{ChatTemplate, Surroundings, is_mark};
+use super::marks::is_mark;
+use super::template::{ChatTemplate, Surroundings};
 use super::tokenizer::{Token, Tokenizer};
 use super::turns::{Answer, Conversation, Habits, Layout, Placed, lay_out};
 use super::{Sequence, Span, lost, python};
@@ -193,19 +194,21 @@ impl Renderer {
         let tools = example.tools.as_ref().map(python::from_json);
         let switches = self.switches(example)?;
         let around = Surroundings { tools: tools.as_ref(), switches: switches.as_ref() };
-        let attempt = |turns: &[Turn], nulls| {
-            let messages = Messages { template, habits, nulls };
+        let attempt = |turns: &[Turn], contents| {
+            let messages = Messages { template, habits, contents };
             render(template, habits, &self.conversation(turns, around, &messages))
         };
-        let has_null = example.turns.iter().any(|turn| turn.written.without_content);
-        let first = attempt(&example.turns, Nulls::Absent);
-        // A template that cannot do without a content gets an empty one.
-        let second = || attempt(&example.turns, Nulls::Empty);
-        let first = first.or_else(|error| if has_null { second().map_err(|_| error) } else { Err(error) });
+        let is_no_text = |turn: &Turn| turn.written.without_content || turn.written.value.is_some();
+        let has_no_text = example.turns.iter().any(is_no_text);
+        let first = attempt(&example.turns, Contents::AsWritten);
+        // A template that cannot do without a content gets an empty one, and JSON in the place of an object.
+        let second = || attempt(&example.turns, Contents::Text);
+        let first = first.or_else(|error| if has_no_text { second().map_err(|_| error) } else { Err(error) });
         // A template that goes through the arguments of a call cannot do so with text: it gets the object that the text holds.
         match (first, with_parsed_arguments(&example.turns)) {
             (Err(error), Some(turns)) => {
-                let parsed = [Nulls::Absent, Nulls::Empty].into_iter().find_map(|nulls| attempt(&turns, nulls).ok());
+                let parsed =
+                    [Contents::AsWritten, Contents::Text].into_iter().find_map(|contents| attempt(&turns, contents).ok());
                 parsed.ok_or(error)
             }
             (first, _) => first,
@@ -384,6 +387,10 @@ impl Renderer {
             drawn: None,
             unused_switches: self.unused_switches(example),
             renamed_roles: self.renamed_roles(example),
+            joined_parts: self
+                .template_of(example)
+                .is_some_and(|(_, habits)| example.turns.iter().any(|turn| habits.joins_parts(turn))),
+            empty_question: example.turns.iter().any(|turn| turn.role == Role::User && turn.content.trim().is_empty()),
             empty_answer: chosen().any(|answer| says_nothing(&example.turns[answer.turn])),
             ..if is_text { RowAudit::default() } else { lost::lost(example, &layout.text) }
         }
@@ -434,19 +441,20 @@ fn holds(range: &Range<usize>, token: &Token) -> bool {
     range.start <= token.begin && token.end <= range.end && token.begin < range.end
 }
 
-/// What becomes of a content that is null.
+/// What becomes of a content that is no text.
 #[derive(Clone, Copy, PartialEq)]
-enum Nulls {
-    /// The message has none, as in Transformers.
-    Absent,
-    Empty,
+enum Contents {
+    /// As in Transformers: none where it is null, the object itself where a tool answers with one.
+    AsWritten,
+    /// Nothing, and JSON.
+    Text,
 }
 
 /// How turns become the messages that a template knows.
 struct Messages<'a> {
     template: &'a ChatTemplate,
     habits: &'a Habits,
-    nulls: Nulls,
+    contents: Contents,
 }
 
 impl Messages<'_> {
@@ -458,8 +466,10 @@ impl Messages<'_> {
         fields.extend(turn.reasoning.as_ref().map(|reasoning| ("thinking", Value::from(reasoning.as_str()))));
         let own = written.role.as_deref().filter(|role| knows_role(self.template, role));
         fields.push(("role", Value::from(own.unwrap_or(turn.role.name()))));
-        if !written.without_content || self.nulls == Nulls::Empty {
-            fields.push(("content", self.habits.content(turn)));
+        match (&written.value, self.contents) {
+            (Some(value), Contents::AsWritten) => fields.push(("content", python::from_json(value))),
+            (None, Contents::AsWritten) if written.without_content => {}
+            _ => fields.push(("content", self.habits.content(turn))),
         }
         fields.extend(turn.reasoning.as_ref().map(|reasoning| ("reasoning_content", Value::from(reasoning.as_str()))));
         fields.extend(turn.tool_calls.as_ref().map(|calls| ("tool_calls", python::from_json(calls))));

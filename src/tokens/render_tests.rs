@@ -464,10 +464,38 @@ fn a_row_is_given_to_the_template_as_transformers_gives_it() {
     let mut asked = user("ab");
     asked.written.parts =
         vec![serde_json::json!({"type": "text", "text": "a"}), serde_json::json!({"type": "text", "text": "b"})];
-    let (listed, _) = text(both, vec![asked.clone(), assistant("hello")]);
+    let (listed, audit) = text(both, vec![asked.clone(), assistant("hello")]);
     assert_eq!(listed, "<|user|>user:[a][b]<|end|><|user|>assistant:hello<|end|>");
-    let (joined, _) = text(CHATML, vec![asked, assistant("hello")]);
-    assert!(joined.contains("user\nab<|im_end|>"), "{joined}");
+    assert!(!audit.joined_parts);
+    // Questions are shown as parts alone, and answers are, too, whatever the other is.
+    let picky = "{% for m in messages %}{% if m.role == 'user' %}<|user|>user:{{ m.content | map(attribute='text') | join }}<|end|>\
+                 {% else %}<|user|>assistant:{{ m.content[0]['text'] + '<|end|>' }}{% endif %}{% endfor %}\
+                 {% if add_generation_prompt %}<|user|>assistant:{% endif %}";
+    for turns in [vec![asked.clone(), assistant("hello")], vec![user("ab"), assistant("hello")]] {
+        let (listed, audit) = text(picky, turns);
+        assert_eq!(listed, "<|user|>user:ab<|end|><|user|>assistant:hello<|end|>");
+        assert!(!audit.joined_parts && !audit.lost_content);
+    }
+    // A template that prints the list as Python or as JSON has not understood it: the texts are joined, and that is said.
+    let prints = "{% for m in messages %}<|user|>{{ m.role }}:{{ m.content if m.content is string else m.content | tojson }}<|end|>{% endfor %}\
+                  {% if add_generation_prompt %}<|user|>assistant:{% endif %}";
+    for template in [prints, &prints.replace(" if m.content is string else m.content | tojson", "")] {
+        let (joined, audit) = text(template, vec![asked.clone(), assistant("hello")]);
+        assert_eq!((joined.as_str(), audit.joined_parts), ("<|user|>user:ab<|end|><|user|>assistant:hello<|end|>", true));
+    }
+
+    // What a tool answers with is given as it is, and as its JSON to a template that wants text.
+    let mut result = turn(Role::Tool, r#"{"t": 21.5}"#);
+    result.written.value = Some(serde_json::json!({"t": 21.5}));
+    let adds = prints.replace("m.content if m.content is string else m.content | tojson", "'' + m.content");
+    for (template, expected) in [
+        (prints, r#"{"t": 21.5}"#),
+        (&prints.replace(" if m.content is string else m.content | tojson", ""), "{'t': 21.5}"),
+        (&adds, r#"{"t": 21.5}"#),
+    ] {
+        let (shown, audit) = text(template, vec![user("q"), assistant("a"), result.clone(), assistant("b")]);
+        assert!(shown.contains(&format!("tool:{expected}<|end|>")) && !audit.lost_content, "{shown}");
+    }
 
     // A null content is no content where the template can do without, else an empty one; other keys of the message are there.
     let mut silent = assistant("");
@@ -510,6 +538,8 @@ fn values_are_printed_as_python_prints_them() {
         "123456789012345678901234567890 [123456789012345678901234567890] \
            123456789012345678901234567890 123456789012345678901234567890",
     );
+    check("\"\\ufdd3NaN\"", "nan [nan] nan NaN");
+    check("\"\\ufdd3-Infinity\"", "-inf [-inf] -inf -Infinity");
     check("\"it's\\n\\u200b\"", "it's\n\u{200b} [\"it's\\n\\u200b\"] it's\n\u{200b} \"it's\\n\u{200b}\"");
     check(
         "{\"a\": [1, 0.5], \"b\": {}}",

@@ -4,8 +4,9 @@
 //! methods of Python's strings and dictionaries, `tojson`, `raise_exception`, `strftime_now`, loop controls. `strftime_now`
 //! differs in one point: it gives the time (in UTC) at which the template was compiled, so that all rows of a run agree.
 //!
-//! `{% generation %} ... {% endgeneration %}` marks what the model is to write. minijinja has no such tag; before compiling, the
-//! tags are replaced by two marks that no text can contain, and [`ChatTemplate::render_marked`] reads the places off them.
+//! What minijinja reads in another way than Jinja is translated before it is compiled (`syntax`). Among that is `{% generation %} ..
+//! {% endgeneration %}`, which marks what the model is to write: two marks stand there that no text can contain, and
+//! [`ChatTemplate::render_marked`] reads the places off them.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -15,8 +16,10 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::merge_maps;
 use minijinja::{Environment, ErrorKind, Value};
 
+use super::marks::{GENERATION_BEGIN, GENERATION_END, is_mark};
+use super::syntax::{Translated, translate};
 use super::tokenizer::Tokenizer;
-use super::{methods, python};
+use super::{filters, methods, python};
 use crate::error::{Context, Error, Result};
 use crate::files::sha256;
 
@@ -39,12 +42,6 @@ pub(super) struct Surroundings<'a> {
     pub switches: Option<&'a Value>,
 }
 
-/// Unicode noncharacters: no text that is meant to be read contains them, and rows that do are refused.
-pub(super) const GENERATION_BEGIN: char = '\u{FDD0}';
-pub(super) const GENERATION_END: char = '\u{FDD1}';
-/// Stands for a message's content where a rendering shows the place of it.
-pub(super) const CONTENT: char = '\u{FDD2}';
-
 const NAME: &str = "chat_template";
 
 impl ChatTemplate {
@@ -55,21 +52,14 @@ impl ChatTemplate {
         if source.contains(is_mark) {
             return Err(Error::new("the chat template contains a Unicode noncharacter (U+FDD0 to U+FDD2)").cure(cure));
         }
-        if let Some(expression) = escaping_sum(source) {
-            return Err(Error::new(format!(
-                "the chat template adds text to a `safe` one, which Jinja escapes as HTML: {expression}"
-            ))
-            .cure("Write `~` instead of `+` there, or leave out `safe`."));
-        }
-        let (marked, has_generation_tags) = replace_generation_tags(source);
+        let Translated { source: translated, has_generation_tags } = translate(source)?;
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().context("no syntax")?;
         environment.set_syntax(syntax);
         environment.set_unknown_method_callback(methods::call);
         environment.set_formatter(python::write);
-        environment.add_filter("tojson", python::tojson);
-        environment.add_filter("string", python::text);
-        environment.add_filter("trim", methods::trim);
+        filters::add(&mut environment);
+        environment.remove_global("debug");
         environment.add_test("iterable", python::is_iterable);
         environment.add_test("sequence", python::is_sequence);
         environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
@@ -78,7 +68,7 @@ impl ChatTemplate {
         let now = python::now();
         environment.add_function("strftime_now", move |format: String| python::strftime(now, &format));
         environment
-            .add_template_owned(NAME, marked)
+            .add_template_owned(NAME, translated)
             .context("the chat template does not compile")
             .map_err(|error| error.cure(cure))?;
         Ok(Self {
@@ -175,70 +165,6 @@ impl ChatTemplate {
     }
 }
 
-/// An expression in which `safe` and `+` meet: Jinja makes `&lt;` of a `<` on the other side of the sum, minijinja does not.
-fn escaping_sum(source: &str) -> Option<&str> {
-    let expressions = source.match_indices("{{").filter_map(|(at, _)| Some(&source[at..at + source[at..].find("}}")? + 2]));
-    expressions.into_iter().find(|expression| {
-        let mut quote = None;
-        let inside = expression.get(3..).unwrap_or_default();
-        let code: String = inside
-            .chars()
-            .filter(|&c| match quote {
-                Some(open) => {
-                    quote = quote.filter(|_| c != open);
-                    false
-                }
-                None => {
-                    quote = Some(c).filter(|c| matches!(c, '\'' | '"'));
-                    quote.is_none()
-                }
-            })
-            .collect();
-        let is_safe = code.split('|').skip(1).any(|filter| filter.trim_start().starts_with("safe"));
-        is_safe && code.contains('+')
-    })
-}
-
-/// Is the character one of the three that this room uses as marks?
-pub(super) fn is_mark(c: char) -> bool {
-    matches!(c, GENERATION_BEGIN | GENERATION_END | CONTENT)
-}
-
-/// Replaces each tag by a block tag with the same whitespace control on its outer sides, and a mark in it. `with` because
-/// Transformers' tag opens a scope too.
-fn replace_generation_tags(source: &str) -> (String, bool) {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    let mut found = false;
-    while let Some(at) = rest.find("{%") {
-        let (before, tag) = rest.split_at(at);
-        out.push_str(before);
-        let Some(end) = tag.find("%}") else {
-            rest = tag;
-            break;
-        };
-        let (inside, after) = (&tag[2..end], &tag[end + 2..]);
-        let left = inside.chars().next().filter(|c| matches!(c, '-' | '+')).map(String::from).unwrap_or_default();
-        let right = inside.chars().last().filter(|c| matches!(c, '-' | '+')).map(String::from).unwrap_or_default();
-        match inside.trim_matches(['-', '+']).trim() {
-            "generation" => {
-                out.push_str(&format!("{{%{left} with %}}{{{{ '{GENERATION_BEGIN}' }}}}{{% if true {right}%}}"));
-                found = true;
-            }
-            "endgeneration" => {
-                out.push_str(&format!("{{%{left} endif %}}{{{{ '{GENERATION_END}' }}}}{{% endwith {right}%}}"));
-            }
-            _ => {
-                // A tag can hold "%}" in a string; then what follows has no tag start that could be mistaken.
-                out.push_str(&tag[..end + 2]);
-            }
-        }
-        rest = after;
-    }
-    out.push_str(rest);
-    (out, found)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -289,16 +215,6 @@ mod tests {
         let error = template.render(&[], Surroundings::default(), false).unwrap_err().to_string();
         assert!(error.contains("roles must alternate"), "{error}");
         assert!(ChatTemplate::new("{% if %}", None, None).is_err());
-    }
-
-    #[test]
-    fn sums_that_jinja_escapes_are_refused() {
-        for source in ["{{ 'a'|safe + b }}", "{{- '<' + (b | safe) }}"] {
-            assert!(ChatTemplate::new(source, None, None).is_err(), "{source}");
-        }
-        for source in ["{{ '+' ~ b | safe }}", "{{+ b | safe }}", "{{ a + b }}{{ c|safe }}", "{{ 'safe|' + b }}"] {
-            assert!(ChatTemplate::new(source, None, None).is_ok(), "{source}");
-        }
     }
 
     #[test]

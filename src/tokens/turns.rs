@@ -13,8 +13,9 @@ use std::ops::Range;
 
 use minijinja::Value;
 
+use super::marks::CONTENT;
 use super::python;
-use super::template::{CONTENT, ChatTemplate, Surroundings};
+use super::template::{ChatTemplate, Surroundings};
 use crate::dataset::{Role, Turn};
 use crate::error::{Context, Error, Result};
 
@@ -160,6 +161,12 @@ impl Habits {
         contents.content(&turn.content, &turn.written.parts)
     }
 
+    /// Does the template print the list where the row has this turn's content in parts, so that their texts are joined?
+    pub(super) fn joins_parts(&self, turn: &Turn) -> bool {
+        let contents = if turn.role == Role::Assistant { self.answers } else { self.others };
+        !turn.written.parts.is_empty() && !contents.as_parts
+    }
+
     /// Finds the special token that closes an answer, in the text of the answer with whatever the template puts after it.
     ///
     /// Several special tokens can stand at the end: the template adds another one, or the data spell one out. The right one is
@@ -184,24 +191,21 @@ impl Habits {
 impl Contents {
     /// Of questions, and of answers.
     fn of(template: &ChatTemplate) -> [Contents; 2] {
-        let mark = CONTENT.to_string();
-        let render = |question: Value, answer: Value| {
-            let message = |role: &str, content: Value| minijinja::context! { role => role, content => content };
+        let message = |role: &str, content: &Value| minijinja::context! { role => role, content => content };
+        let shows = |question: &Value, answer: &Value| {
             let messages = [message("user", question), message("assistant", answer)];
             let text = template.render(&messages, Surroundings::default(), false).unwrap_or_default();
-            // A template that prints a list as Python does has not understood it.
-            let is_printed = text.contains("'type'") || text.contains("\"type\"");
-            if is_printed { 0 } else { text.matches(CONTENT).count() }
+            // A template that prints a list as Python or JSON has not understood it.
+            let is_printed = text.contains("'type': 'text'") || text.contains("\"type\": \"text\"");
+            !is_printed && text.contains(CONTENT)
         };
-        let (text, parts) = (|text: &str| Value::from(text), part);
-        let (plain_question, question) = (render(text(&mark), text("x")), render(parts(&mark), text("x")));
-        // Asked after a question in the form that the template knows.
-        let asked = if plain_question == 0 && question > 0 { parts("x") } else { text("x") };
-        let (plain_answer, answer) = (render(asked.clone(), text(&mark)), render(asked, parts(&mark)));
-        [
-            Contents { as_text: plain_question > 0 || question == 0, as_parts: question > 0 },
-            Contents { as_text: plain_answer > 0 || answer == 0, as_parts: answer > 0 },
-        ]
+        let mark = CONTENT.to_string();
+        let (plain, marked) = ([Value::from("x"), part("x")], [Value::from(mark.as_str()), part(&mark)]);
+        // The other message in either form: some templates know only one.
+        let question = |form: usize| plain.iter().any(|answer| shows(&marked[form], answer));
+        let answer = |form: usize| plain.iter().any(|question| shows(question, &marked[form]));
+        let contents = |as_text: bool, as_parts: bool| Contents { as_text: as_text || !as_parts, as_parts };
+        [contents(question(0), question(1)), contents(answer(0), answer(1))]
     }
 
     fn content(self, text: &str, parts: &[serde_json::Value]) -> Value {

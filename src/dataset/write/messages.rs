@@ -42,14 +42,17 @@ fn message(turn: &Turn, switches: Switches) -> Result<Object> {
             );
         }
     };
-    let mut message = Object::new();
-    message.insert("role".to_owned(), role.into());
-    message.insert("content".to_owned(), turn.content.clone().into());
+    let (written, mut message) = (&turn.written, Object::new());
+    message.insert("role".to_owned(), written.role.as_deref().unwrap_or(role).into());
+    message.insert("content".to_owned(), written.value.clone().unwrap_or_else(|| turn.content.clone().into()));
     let optional = [("reasoning_content", &turn.reasoning), ("tool_call_id", &turn.tool_call_id), ("name", &turn.name)];
     for (key, value) in optional {
         message.extend(value.clone().map(|value| (key.to_owned(), value.into())));
     }
     message.extend(turn.tool_calls.clone().map(|calls| ("tool_calls".to_owned(), calls)));
+    for (key, value) in &written.others {
+        message.entry(key).or_insert_with(|| value.clone());
+    }
     add_switches(&mut message, turn, switches)?;
     Ok(message)
 }

@@ -28,6 +28,7 @@ use super::chat::OTHER_LISTS;
 use super::example::{Example, Turn};
 use super::fields::Object;
 use super::format::Format;
+use super::literal::is_nothing;
 use super::mapping::{FIELDS, FieldMap};
 use super::original::Original;
 use super::pairs::{ANSWERED, ASKED};
@@ -71,12 +72,12 @@ pub(crate) fn left_out(target: Target, original: &Original) -> Vec<String> {
     // What a row is read from stands in the example; a conversation under another name is one of its lists.
     let is_read = |key: &str| FIELDS.contains(&key) || ASKED.contains(&key) || ANSWERED.contains(&key) || key == "conversation";
     let is_list = |key: &str, value: &Value| OTHER_LISTS.contains(&key) && value.is_array();
-    let is_held = |key: &str, value: &Value| value.is_null() || (is_read(key) && key != "planted") || is_list(key, value);
+    let is_held = |key: &str, value: &Value| is_nothing(value) || (is_read(key) && key != "planted") || is_list(key, value);
     object.iter().filter(|(key, value)| !is_held(key, value)).map(|(key, _)| key.clone()).collect()
 }
 
 fn is_preference(original: &Original) -> bool {
-    original.object.as_ref().is_some_and(|row| row.get("chosen").is_some_and(|value| !value.is_null()))
+    original.object.as_ref().is_some_and(|row| row.get("chosen").is_some_and(|value| !is_nothing(value)))
 }
 
 /// Reads the row again and compares.

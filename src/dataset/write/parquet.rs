@@ -8,6 +8,7 @@ use polars::prelude::{AnyValue, DataType, IntoColumn, Series};
 use serde_json::Value;
 
 use super::super::fields::{Object, kind};
+use super::super::verbatim;
 use crate::error::{Context, Error, Result};
 
 /// Writes the rows as a table.
@@ -63,6 +64,13 @@ enum Shape {
 impl Shape {
     /// The shape of these values and one more.
     fn with(self, value: &Value, path: &str) -> Result<Shape> {
+        if let Some(number) = verbatim(value) {
+            return match (&self, number.parse::<f64>()) {
+                (Shape::Null | Shape::Whole | Shape::Fraction, Ok(float)) if !float.is_finite() => Ok(Shape::Fraction),
+                _ => Err(Error::new(format!("`{path}`: expected {} in every row of a table, found {number}", self.name()))
+                    .cure("Write JSON Lines, where each row may be as it is.")),
+            };
+        }
         Ok(match (self, value) {
             (shape, Value::Null) => shape,
             (Shape::Null | Shape::Boolean, Value::Bool(_)) => Shape::Boolean,
@@ -136,6 +144,9 @@ impl Shape {
             (Shape::Boolean, Value::Bool(value)) => AnyValue::Boolean(*value),
             (Shape::Whole, Value::Number(number)) => number.as_i64().map_or(AnyValue::Null, AnyValue::Int64),
             (Shape::Fraction, Value::Number(number)) => number.as_f64().map_or(AnyValue::Null, AnyValue::Float64),
+            (Shape::Fraction, word @ Value::String(_)) => {
+                verbatim(word).and_then(|number| number.parse().ok()).map_or(AnyValue::Null, AnyValue::Float64)
+            }
             (Shape::Text, Value::String(text)) => AnyValue::StringOwned(text.as_str().into()),
             (Shape::List(item), Value::Array(list)) => {
                 let cells: Vec<AnyValue> = list.iter().map(|value| item.cell(value)).collect::<Result<_>>()?;

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::super::dumps;
 use super::super::example::{Example, Role, Turn};
 use super::super::fields::Object;
 use super::target::{Reading, Target, add_surroundings, named};
@@ -83,8 +84,8 @@ fn calls_text(calls: &Value) -> String {
     };
     let bare: Vec<Value> = calls.as_array().into_iter().flatten().map(bare).collect();
     match &bare[..] {
-        [call] => call.to_string(),
-        calls => Value::from(calls).to_string(),
+        [call] => dumps(call),
+        calls => dumps(&Value::from(calls)),
     }
 }
 

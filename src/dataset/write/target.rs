@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use serde_json::Value;
 
+use super::super::dumps;
 use super::super::example::Example;
 use super::super::fields::Object;
 use super::super::format::Format;
@@ -97,7 +98,7 @@ pub(super) fn named(example: &Example, reading: &Reading) -> Object {
 /// The columns behind the conversation: tools, as a text that no table pads with nulls, and the variables of the template.
 pub(super) fn add_surroundings(row: &mut Object, example: &Example, tools_as_text: bool) {
     if let Some(tools) = &example.tools {
-        let tools = if tools_as_text { Value::String(tools.to_string()) } else { tools.clone() };
+        let tools = if tools_as_text { Value::String(dumps(tools)) } else { tools.clone() };
         row.insert("tools".to_owned(), tools);
     }
     row.extend(example.template_switches.clone().map(|switches| ("chat_template_kwargs".to_owned(), switches)));

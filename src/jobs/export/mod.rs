@@ -27,7 +27,7 @@ use serde_json::json;
 use super::decisions::{Decisions, Mask};
 use super::reopened::Reopened;
 use crate::dataset::write::{self, Reading, Target};
-use crate::dataset::{Example, Original, Role, Turn, WeightedPart};
+use crate::dataset::{self, Example, Original, Role, Turn, WeightedPart};
 use crate::diagnosis::gate::Gate;
 use crate::error::{Context, Error, Result};
 use crate::files::write_atomically;
@@ -209,11 +209,7 @@ impl Export<'_> {
         };
         self.each_row(|row| match row {
             Written::Bytes(bytes) => put(&bytes),
-            Written::Object(row) => {
-                let mut line = serde_json::to_vec(&row).context("cannot write the row")?;
-                line.push(b'\n');
-                put(&line)
-            }
+            Written::Object(row) => put((dataset::line(&row) + "\n").as_bytes()),
         })
     }
 

@@ -25,10 +25,10 @@ use std::str::FromStr;
 
 use serde_json::{Value, json};
 
-use crate::dataset::{Example, Role};
+use crate::dataset::{Example, Role, dumps};
 use crate::error::{Context, Error, Result};
 use crate::tokens::Supervise;
-use recipe::{Batch, DATA, DEEPSPEED};
+use recipe::{Batch, DATA, DEEPSPEED, TEMPLATE};
 
 pub(super) use recipe::{CONFIG, Length, Loss, Recipe, Schedule};
 
@@ -65,6 +65,9 @@ pub(super) fn emit(
     let pretty = |json: &Value| serde_json::to_string_pretty(json).context("cannot write JSON");
     write(CONFIG, config)?;
     write(DEEPSPEED, pretty(&deepspeed())? + "\n")?;
+    if let Some(template) = &recipe.chat_template {
+        write(TEMPLATE, template.clone())?;
+    }
     if target == Target::LlamaFactory {
         write("dataset_info.json", pretty(&llama_factory::dataset_info())? + "\n")?;
     }
@@ -110,7 +113,7 @@ fn write_data(target: Target, recipe: &Recipe, examples: impl IntoIterator<Item 
     let mut rows = 0;
     for example in examples {
         let row = row(target, recipe, &example?).map_err(|error| Error::new(format!("row {}: {}", rows + 1, error.message())))?;
-        writeln!(file, "{row}").context_at(path, "cannot write the data")?;
+        writeln!(file, "{}", dumps(&row)).context_at(path, "cannot write the data")?;
         rows += 1;
     }
     file.flush().context_at(path, "cannot write the data")?;
@@ -188,7 +191,7 @@ fn calls_with_text_arguments(calls: &Value) -> Value {
         if let Some(arguments) = call.get_mut("function").and_then(|function| function.get_mut("arguments"))
             && !arguments.is_string()
         {
-            *arguments = arguments.to_string().into();
+            *arguments = dumps(arguments).into();
         }
     }
     calls

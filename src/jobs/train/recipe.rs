@@ -63,13 +63,12 @@ pub(crate) fn emit(options: &Options, target: Target, watch: &dyn Watch) -> Resu
         bf16: options.dtype()? == Dtype::Bf16,
         seed: options.seed,
         validation: options.validation_share,
+        chat_template: options.chat_template.as_deref().map(template).transpose()?,
         layer_class,
     };
-    for (option, is_given) in [
-        ("--system", options.system.is_some()),
-        ("--chat-template", options.chat_template.is_some()),
-        ("--chat-template-kwargs", options.chat_template_kwargs.is_some()),
-    ] {
+    for (option, is_given) in
+        [("--system", options.system.is_some()), ("--chat-template-kwargs", options.chat_template_kwargs.is_some())]
+    {
         if is_given {
             return Err(Error::usage(format!(
                 "{option} would be lost: the configuration takes the template of the model's folder"
@@ -86,6 +85,10 @@ pub(crate) fn emit(options: &Options, target: Target, watch: &dyn Watch) -> Resu
     });
     let rows = emit::emit(target, &recipe, examples, &out)?;
     Ok((out, rows))
+}
+
+fn template(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).context_at(path, "cannot read the chat template")
 }
 
 /// A model's folder by its whole path, since the configuration is used in its own folder; a hub id as it is.

@@ -1,6 +1,6 @@
 //! axolotl: `axolotl train train.yaml`.
 
-use super::recipe::{self, Batch, DATA, DEEPSPEED, Length, Loss, Recipe, model, not_offered, optimiser};
+use super::recipe::{self, Batch, DATA, DEEPSPEED, Length, Loss, Recipe, TEMPLATE, model, not_offered, optimiser};
 use super::yaml::{Yaml, list, number, text};
 use crate::diagnosis::gate::{Beside, Curve, Eaft, Gate};
 use crate::error::{Error, Result};
@@ -22,7 +22,11 @@ pub(super) fn config(recipe: &Recipe, batch: &Batch) -> Result<String> {
     if eaft.is_some() {
         yaml.comment(EAFT_NOTE);
     }
-    yaml.blank().set("base_model", text(model)).blank();
+    yaml.blank().set("base_model", text(model));
+    if recipe.chat_template.is_some() {
+        yaml.comment("It is saved with the model.").set("chat_template", "jinja").set("chat_template_jinja", text(TEMPLATE));
+    }
+    yaml.blank();
 
     if let Some(lora) = &recipe.lora {
         yaml.set("adapter", "lora")
@@ -53,8 +57,11 @@ pub(super) fn config(recipe: &Recipe, batch: &Batch) -> Result<String> {
         .set("  - path", text(DATA))
         .set("    ds_type", "json")
         .set("    type", "chat_template")
-        .set("    chat_template", "tokenizer_default")
-        .set("    field_messages", "messages")
+        .set("    chat_template", if recipe.chat_template.is_some() { "jinja" } else { "tokenizer_default" });
+    if recipe.chat_template.is_some() {
+        yaml.set("    chat_template_jinja", text(TEMPLATE));
+    }
+    yaml.set("    field_messages", "messages")
         .set("    message_field_training", "train")
         .set("    roles_to_train", "[]")
         .set("    train_on_eos", "turn")

@@ -34,6 +34,10 @@ pub(super) fn config(recipe: &Recipe, batch: &Batch) -> Result<String> {
         )
         .cure("Use --supervise assistant or last."));
     }
+    if recipe.chat_template.is_some() {
+        return Err(Error::usage("LLaMA-Factory takes no file with a chat template: it has names for its own, or reads the tokenizer's")
+            .cure("Write it into chat_template.jinja in a copy of the model's folder, give --model that folder, and leave --chat-template out."));
+    }
     let mut yaml = Yaml::default();
     yaml.comment("Written by diagnose for LLaMA-Factory. In this folder:")
         .comment(&format!("    FORCE_TORCHRUN=1 NPROC_PER_NODE={} llamafactory-cli train {}", recipe.devices, recipe::CONFIG))

@@ -31,6 +31,8 @@ pub(crate) struct Recipe {
     pub seed: u64,
     /// Share of the rows that are held out.
     pub validation: f64,
+    /// A template in place of the model's own.
+    pub chat_template: Option<String>,
     /// Transformers' class of a block, for FSDP: `LlamaDecoderLayer`.
     pub layer_class: String,
 }
@@ -62,6 +64,7 @@ pub(crate) enum Length {
 pub(crate) const CONFIG: &str = "train.yaml";
 pub(super) const DATA: &str = "train.jsonl";
 pub(super) const DEEPSPEED: &str = "deepspeed.json";
+pub(super) const TEMPLATE: &str = "chat_template.jinja";
 
 /// A step's sequences, spread over the devices.
 pub(super) struct Batch {

@@ -48,6 +48,7 @@ fn recipe(loss: Loss) -> Recipe {
         bf16: true,
         seed: 7,
         validation: 0.05,
+        chat_template: None,
         layer_class: "LlamaDecoderLayer".to_owned(),
     }
 }
@@ -142,6 +143,7 @@ fn a_folder_for_axolotl() {
         ("max_steps", "100"),
         ("sequence_len", "2048"),
         ("    message_field_training", "train"),
+        ("    chat_template", "tokenizer_default"),
     ] {
         assert_eq!(value(&config, key), Some(expected), "{key}");
     }
@@ -152,6 +154,19 @@ fn a_folder_for_axolotl() {
     let trained: Vec<bool> = data[0]["messages"].as_array().unwrap().iter().map(|m| m["train"].as_bool().unwrap()).collect();
     assert_eq!(trained, [false, false, false, true], "the last answer only");
     assert!(!folder.path().join("dataset_info.json").exists());
+}
+
+#[test]
+fn a_template_of_ones_own_goes_along_where_the_program_takes_one() {
+    let recipe = Recipe { chat_template: Some("{{ messages }}\n".to_owned()), ..recipe(eaft(1.0)) };
+    let (config, _, folder) = emitted(Target::Axolotl, &recipe, rows()).unwrap();
+    for indent in ["", "    "] {
+        assert_eq!(value(&config, &format!("{indent}chat_template")), Some("jinja"));
+        assert_eq!(value(&config, &format!("{indent}chat_template_jinja")), Some("\"chat_template.jinja\""));
+    }
+    assert_eq!(fs::read_to_string(folder.path().join("chat_template.jinja")).unwrap(), "{{ messages }}\n");
+    let error = emitted(Target::LlamaFactory, &recipe, rows()).unwrap_err().to_string();
+    assert!(error.contains("no file with a chat template"), "{error}");
 }
 
 #[test]
@@ -250,6 +265,6 @@ fn arguments_of_tool_calls_become_texts() {
     let mut result = turn(Role::Tool, "2", 1.0);
     result.name = Some("add".to_owned());
     let row = row(Target::Axolotl, &recipe(eaft(1.0)), &example(vec![call, result])).unwrap();
-    assert_eq!(row["messages"][0]["tool_calls"][0]["function"]["arguments"], "{\"a\":1}");
+    assert_eq!(row["messages"][0]["tool_calls"][0]["function"]["arguments"], "{\"a\": 1}");
     assert_eq!(row["messages"][1], json!({"role": "tool", "content": "2", "train": false, "name": "add"}));
 }

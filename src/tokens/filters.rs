@@ -1,0 +1,227 @@
+//! Filters that minijinja has otherwise than Jinja, and those that Transformers adds.
+//!
+//! Most of the first differ in one point only: what is no text is spelled by Python's `str`, so that `1e16 | upper` is `1E+16` here, too.
+//! Those that go through a list give a generator in Jinja, which is true even where nothing comes out of it. Left out are `attr` and
+//! `pprint`, which nobody's template needs and which Jinja has otherwise.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+
+use minijinja::formatting::FormatStyle;
+use minijinja::value::{Kwargs, Object, ObjectRepr, Rest, StringInput, Value, ValueKind, ValueOrKwargs};
+use minijinja::{Environment, Error, ErrorKind, State, filters};
+
+use super::methods::{self, strip};
+use super::python::{self, Generator, text};
+use super::syntax::DICT_METHODS;
+
+pub(super) fn add(environment: &mut Environment<'static>) {
+    environment.add_filter("tojson", python::tojson);
+    environment.add_filter("string", text);
+    environment.add_filter("item", item);
+    environment.add_filter("plus", plus);
+    environment.add_filter("int", int);
+    environment.add_filter("float", float);
+    for name in ["default", "d"] {
+        environment.add_filter(name, default);
+    }
+    environment.add_filter("join", join);
+    environment.add_filter("trim", |value: &Value, chars: Option<&str>| Ok(strip(&text(value)?, chars, true, true).to_owned()));
+    environment.add_filter("upper", |value: &Value| Ok(text(value)?.to_uppercase()));
+    environment.add_filter("lower", |value: &Value| Ok(text(value)?.to_lowercase()));
+    environment.add_filter("title", |value: &Value| Ok(filters::title(text(value)?.into())));
+    environment.add_filter("capitalize", |state: &State, value: &Value| {
+        Ok(filters::capitalize(StringInput::new(state, &Value::from(text(value)?))?))
+    });
+    environment.add_filter("replace", replace);
+    environment.add_filter("indent", indent);
+    for name in ["escape", "e"] {
+        environment.add_filter(name, escape);
+    }
+    for name in ["attr", "pprint"] {
+        environment.remove_filter(name);
+    }
+    type Rests = Rest<ValueOrKwargs>;
+    environment.add_filter("select", |state: &mut State, list: Value, test: Option<Cow<str>>, args: Rests| {
+        Generator::of(filters::select(state, list, test, args)?)
+    });
+    environment.add_filter("reject", |state: &mut State, list: Value, test: Option<Cow<str>>, args: Rests| {
+        Generator::of(filters::reject(state, list, test, args)?)
+    });
+    environment.add_filter("selectattr", |state: &mut State, list: Value, key: Cow<str>, test: Option<Cow<str>>, args: Rests| {
+        Generator::of(filters::selectattr(state, list, key, test, args)?)
+    });
+    environment.add_filter("rejectattr", |state: &mut State, list: Value, key: Cow<str>, test: Option<Cow<str>>, args: Rests| {
+        Generator::of(filters::rejectattr(state, list, key, test, args)?)
+    });
+    environment.add_filter("map", |state: &mut State, list: Value, args: Rests| Generator::of(filters::map(state, list, args)?));
+    environment.add_filter("unique", |state: &State, list: Value, kwargs: Kwargs| {
+        Generator::of(filters::unique(state, list, kwargs)?.try_iter()?.collect())
+    });
+    environment.add_filter("batch", |state: &State, list: Value, n: usize, fill: Option<Value>| {
+        Generator::of(filters::batch(state, list, n, fill)?.try_iter()?.collect())
+    });
+    environment.add_filter("items", |map: &Value| Generator::of(filters::items(map)?.try_iter()?.collect()));
+    environment.add_filter("reverse", |list: &Value| match list.kind() {
+        ValueKind::String | ValueKind::Undefined => filters::reverse(list),
+        _ => Generator::of(filters::reverse(list)?.try_iter()?.collect()),
+    });
+    environment.add_filter("format", |format: &str, args: Rest<ValueOrKwargs>| {
+        methods::format(FormatStyle::Printf, format, &args.into_values())
+    });
+}
+
+/// `value[key]` for a key that is the name of a dictionary's method: Jinja looks for the method where there is no such key, so that
+/// `schema['items']` is never false.
+fn item(value: &Value, key: &str) -> Result<Value, Error> {
+    let found = value.get_item(&Value::from(key))?;
+    let is_method = found.is_undefined() && value.kind() == ValueKind::Map && DICT_METHODS.contains(&key);
+    Ok(if is_method { Value::from_object(Method { of: value.clone(), name: key.to_owned() }) } else { found })
+}
+
+/// A method of a dictionary that is not called yet: true, defined, and nothing that could be printed.
+struct Method {
+    of: Value,
+    name: String,
+}
+
+impl fmt::Debug for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the dictionary's method `{}`", self.name)
+    }
+}
+
+impl Object for Method {
+    fn repr(self: &Arc<Self>) -> ObjectRepr {
+        ObjectRepr::Plain
+    }
+
+    fn call(self: &Arc<Self>, state: &mut State<'_, '_>, args: &[Value]) -> Result<Value, Error> {
+        self.of.call_method(state, &self.name, args)
+    }
+}
+
+/// A sum in which one side may be `safe`: the other is escaped, and the sum is `safe`.
+fn plus(state: &State, left: Value, right: Value) -> Result<Value, Error> {
+    match (left.as_str(), right.as_str()) {
+        (Some(_), Some(_)) if left.is_safe() || right.is_safe() => {
+            let (left, right) = (escape(&left)?, escape(&right)?);
+            Ok(Value::from_safe_string(text(&left)? + &text(&right)?))
+        }
+        _ => state.env().compile_expression("a + b")?.eval(minijinja::context! { a => left, b => right }),
+    }
+}
+
+/// Python's `int`, of a text by way of `float` if need be; what is no number is the default.
+fn int(value: &Value, default: Option<Value>) -> Result<Value, Error> {
+    let whole = |float: f64| (float.is_finite() && float.abs() < 1e38).then(|| Value::from(float.trunc() as i128));
+    let found = match (value.as_str(), value.kind()) {
+        (Some(text), _) => {
+            let digits = plain_number(text);
+            digits.parse::<i128>().ok().map(Value::from).or_else(|| whole(digits.parse().ok()?))
+        }
+        (_, ValueKind::Bool) => Some(Value::from(i64::from(value.is_true()))),
+        (_, ValueKind::Number) if value.is_integer() => Some(value.clone()),
+        (_, ValueKind::Number) => f64::try_from(value.clone()).ok().and_then(whole),
+        (_, ValueKind::Undefined) => return Err(Error::from(ErrorKind::UndefinedError)),
+        _ => None,
+    };
+    Ok(found.unwrap_or_else(|| default.unwrap_or_else(|| Value::from(0))))
+}
+
+/// Python's `float`; what is no number is the default.
+fn float(value: &Value, default: Option<Value>) -> Result<Value, Error> {
+    let found = match (value.as_str(), value.kind()) {
+        (Some(text), _) => plain_number(text).parse::<f64>().ok(),
+        (_, ValueKind::Bool) => Some(if value.is_true() { 1.0 } else { 0.0 }),
+        (_, ValueKind::Undefined) => return Err(Error::from(ErrorKind::UndefinedError)),
+        _ => f64::try_from(value.clone()).ok(),
+    };
+    Ok(found.map(Value::from).unwrap_or_else(|| default.unwrap_or_else(|| Value::from(0.0))))
+}
+
+/// A number in a text as Python reads it: with white space around, and with `_` between digits.
+fn plain_number(text: &str) -> String {
+    let text = strip(text, None, true, true);
+    let is_digit = |at: usize| text.as_bytes().get(at).is_some_and(u8::is_ascii_digit);
+    let is_between = |at: usize| at > 0 && is_digit(at - 1) && is_digit(at + 1);
+    text.char_indices().filter(|&(at, c)| c != '_' || !is_between(at)).map(|(_, c)| c).collect()
+}
+
+fn default(value: Value, other: Option<Value>, boolean: Option<bool>, kwargs: Kwargs) -> Result<Value, Error> {
+    let other = other.map_or_else(|| kwargs.get::<Option<Value>>("default_value"), |other| Ok(Some(other)))?;
+    let boolean = boolean.map_or_else(|| kwargs.get::<Option<bool>>("boolean"), |boolean| Ok(Some(boolean)))?.unwrap_or(false);
+    kwargs.assert_all_used()?;
+    let is_missing = value.is_undefined() || (boolean && !value.is_true());
+    Ok(if is_missing { other.unwrap_or_else(|| Value::from("")) } else { value })
+}
+
+/// As markupsafe has it. Nothing else here escapes anything.
+fn escape(value: &Value) -> Result<Value, Error> {
+    if value.is_safe() {
+        return Ok(value.clone());
+    }
+    let text = text(value)?.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+    Ok(Value::from_safe_string(text.replace('\'', "&#39;").replace('"', "&#34;")))
+}
+
+/// Jinja's `indent`: all lines but the first, and none that is blank, unless asked for.
+fn indent(value: &str, width: Option<Value>, first: Option<bool>, blank: Option<bool>, kwargs: Kwargs) -> Result<String, Error> {
+    let width = width.map_or_else(|| kwargs.get::<Option<Value>>("width"), |width| Ok(Some(width)))?;
+    let first = first.map_or_else(|| kwargs.get::<Option<bool>>("first"), |first| Ok(Some(first)))?.unwrap_or(false);
+    let blank = blank.map_or_else(|| kwargs.get::<Option<bool>>("blank"), |blank| Ok(Some(blank)))?.unwrap_or(false);
+    kwargs.assert_all_used()?;
+    let space = match width {
+        None => " ".repeat(4),
+        Some(width) => match width.as_str() {
+            Some(text) => text.to_owned(),
+            None => " ".repeat(usize::try_from(width)?.min(1 << 10)),
+        },
+    };
+    let value = format!("{value}\n");
+    let is_indented = |idx: usize, line: &str| if idx == 0 { first } else { blank || !line.is_empty() };
+    let line = |(idx, line)| if is_indented(idx, line) { format!("{space}{line}") } else { line.to_owned() };
+    Ok(methods::lines(&value, false).into_iter().enumerate().map(line).collect::<Vec<_>>().join("\n"))
+}
+
+fn join(value: &Value, mark: Option<Value>, attribute: Option<Value>, kwargs: Kwargs) -> Result<String, Error> {
+    let mark = match mark {
+        Some(mark) => mark,
+        None => kwargs.get::<Option<Value>>("d")?.unwrap_or_default(),
+    };
+    let attribute = match attribute {
+        Some(attribute) => Some(attribute),
+        None => kwargs.get::<Option<Value>>("attribute")?,
+    };
+    kwargs.assert_all_used()?;
+    let mark = text(&mark)?;
+    let mut out = String::new();
+    for (idx, item) in value.try_iter()?.enumerate() {
+        out.push_str(if idx > 0 { &mark } else { "" });
+        out.push_str(&text(&attribute.as_ref().map_or(Ok(item.clone()), |path| attribute_of(&item, path))?)?);
+    }
+    Ok(out)
+}
+
+/// Jinja's `a.b.0`.
+fn attribute_of(item: &Value, path: &Value) -> Result<Value, Error> {
+    let Some(path) = path.as_str() else { return item.get_item(path) };
+    path.split('.').try_fold(item.clone(), |value, key| match key.parse::<usize>() {
+        Ok(idx) => value.get_item_by_index(idx),
+        Err(_) => value.get_attr(key),
+    })
+}
+
+fn replace(value: &Value, old: &Value, new: &Value, count: Option<i64>, kwargs: Kwargs) -> Result<String, Error> {
+    let count = match count {
+        Some(count) => Some(count),
+        None => kwargs.get::<Option<i64>>("count")?,
+    };
+    kwargs.assert_all_used()?;
+    let (value, old, new) = (text(value)?, text(old)?, text(new)?);
+    Ok(match count.and_then(|count| usize::try_from(count).ok()) {
+        Some(count) => value.replacen(&old, &new, count),
+        None => value.replace(&old, &new),
+    })
+}

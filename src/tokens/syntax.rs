@@ -1,0 +1,472 @@
+//! The source of a chat template, written so that minijinja reads it as Jinja does.
+//!
+//! Most templates pass through unchanged. What the two read otherwise, without a word, is translated token by token, or refused:
+//!
+//! | source | Jinja | here |
+//! |---|---|---|
+//! | `a ~ b` | Python's `str` of both, minijinja has a spelling of its own for floats and in lists | `(a)\|string ~ (b)\|string` |
+//! | `schema['items']` | the method of that name where the dictionary has no such key | `(schema)\|item('items')` |
+//! | `'\/'`, `'\a'`, `'\U0001f600'` | Python's escapes | the characters |
+//! | line ends `\r\n` and `\r` | `\n` | `\n` |
+//! | `{% generation %}` | Transformers' own tag | two marks, as minijinja cannot be given tags |
+//! | `x\|safe + b` | escapes `b` as HTML | `(x\|safe)\|plus(b)` |
+//! | `{% autoescape true %}` | escapes all as HTML | refused |
+//! | `schema.items` without parentheses | the method, whatever keys there are | refused |
+
+use super::marks::{GENERATION_BEGIN, GENERATION_END};
+use crate::error::{Error, Result};
+
+/// A template's source for minijinja.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Translated {
+    pub source: String,
+    pub has_generation_tags: bool,
+}
+
+/// Text, comments and raw blocks as they are; or the code between `{{ }}` or `{% %}`.
+#[derive(Debug)]
+enum Piece<'a> {
+    Verbatim(&'a str),
+    Code(Code<'a>),
+}
+
+#[derive(Debug)]
+struct Code<'a> {
+    /// With its white space control: `{%-`.
+    open: &'a str,
+    tokens: Vec<Token<'a>>,
+    /// White space before the end.
+    space: &'a str,
+    close: &'a str,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Token<'a> {
+    /// White space before it.
+    space: &'a str,
+    text: &'a str,
+    /// How many brackets are open around it; a bracket is outside of itself.
+    depth: usize,
+}
+
+/// Methods of a dictionary that Transformers' sandbox lets templates see.
+pub(super) const DICT_METHODS: [&str; 6] = ["copy", "fromkeys", "get", "items", "keys", "values"];
+
+/// `source` for minijinja, or why it cannot be had.
+pub(super) fn translate(source: &str) -> Result<Translated> {
+    let source = source.replace("\r\n", "\n").replace('\r', "\n");
+    let pieces = pieces(&source);
+    let codes = pieces.iter().filter_map(|piece| if let Piece::Code(code) = piece { Some(code) } else { None });
+    let safe = safe_variables(codes);
+    let mut translated = Translated { source: String::with_capacity(source.len()), has_generation_tags: false };
+    for piece in &pieces {
+        match piece {
+            Piece::Verbatim(text) => translated.source.push_str(text),
+            Piece::Code(code) => match code.tag() {
+                "generation" if code.tokens.len() == 1 => {
+                    translated.has_generation_tags = true;
+                    // `with` because Transformers' tag opens a scope, too; the white space control stays on its outer sides.
+                    let Code { open, close, .. } = code;
+                    translated.source.push_str(&format!("{open} with %}}{{{{ '{GENERATION_BEGIN}' }}}}{{% if true {close}"));
+                }
+                tag @ "autoescape" => {
+                    return Err(
+                        Error::new(format!("the chat template has a tag that is not known here: `{tag}`")).cure("Leave it out.")
+                    );
+                }
+                "endgeneration" if code.tokens.len() == 1 => {
+                    let Code { open, close, .. } = code;
+                    translated.source.push_str(&format!("{open} endif %}}{{{{ '{GENERATION_END}' }}}}{{% endwith {close}"));
+                }
+                _ => code.write(&safe, &mut translated.source)?,
+            },
+        }
+    }
+    Ok(translated)
+}
+
+impl<'a> Code<'a> {
+    fn is_tag(&self) -> bool {
+        self.open.starts_with("{%")
+    }
+
+    /// The name of a tag, such as `set`; nothing for an expression.
+    fn tag(&self) -> &'a str {
+        self.tokens.first().filter(|_| self.is_tag()).map_or("", |token| token.text)
+    }
+
+    fn source(&self) -> String {
+        let tokens: String = self.tokens.iter().flat_map(|token| [token.space, token.text]).collect();
+        [self.open, &tokens, self.space, self.close].concat()
+    }
+
+    /// Does a filter of it make a text that counts as HTML?
+    fn makes_safe(&self) -> bool {
+        self.tokens.windows(2).any(|two| two[0].text == "|" && ["safe", "escape", "e"].contains(&two[1].text))
+    }
+
+    /// `safe` are the variables that may hold a text that counts as HTML.
+    fn write(&self, safe: &[&str], out: &mut String) -> Result<()> {
+        // What stands before and behind each token, from the outermost to the innermost, and from the innermost to the outermost.
+        let mut around = vec![(String::new(), String::new()); self.tokens.len()];
+        let mut replaced: Vec<Option<String>> = vec![None; self.tokens.len()];
+        for (begin, end) in self.concatenated() {
+            around[begin].0.insert(0, '(');
+            around[end - 1].1.push_str(")|string");
+        }
+        if self.makes_safe() || self.tokens.iter().any(|token| safe.contains(&token.text)) {
+            for sum in self.sums()? {
+                around[sum.begin].0.push_str(&"(".repeat(sum.signs.len()));
+                for (nth, &sign) in sum.signs.iter().enumerate() {
+                    replaced[sign] = Some(if nth == 0 { ")|plus(" } else { "))|plus(" }.to_owned());
+                }
+                around[sum.end - 1].1.push(')');
+            }
+        }
+        for (idx, token) in self.tokens.iter().enumerate() {
+            if token.text.contains('\\') {
+                replaced[idx] = Some(minijinja_string(token.text)?);
+            }
+            let name = token.text.trim_matches(['\'', '"']);
+            if !DICT_METHODS.contains(&name) || idx == 0 {
+                continue;
+            }
+            let (before, after) = (self.text(idx - 1), self.text(idx + 1));
+            if before == "." && name == token.text && after != "(" {
+                return Err(Error::new(format!(
+                    "the chat template asks for `.{name}` without parentheses, which is the dictionary's method in Jinja: {}",
+                    self.source()
+                ))
+                .cure(format!("Write `['{name}']` for the key, `.{name}()` for the method.")));
+            }
+            if before == "["
+                && name != token.text
+                && after == "]"
+                && let Some(begin) = self.subscripted(idx - 1)
+            {
+                around[begin].0.push('(');
+                replaced[idx - 1] = Some("|item(".to_owned());
+                replaced[idx + 1] = Some("))".to_owned());
+            }
+        }
+        out.push_str(self.open);
+        for ((token, (before, after)), replaced) in self.tokens.iter().zip(&around).zip(&replaced) {
+            for text in [token.space, before, replaced.as_deref().unwrap_or(token.text), after] {
+                out.push_str(text);
+            }
+        }
+        out.push_str(self.space);
+        out.push_str(self.close);
+        Ok(())
+    }
+
+    fn text(&self, idx: usize) -> &'a str {
+        self.tokens.get(idx).map_or("", |token| token.text)
+    }
+
+    /// The ranges of tokens that are operands of `~`, but for strings.
+    fn concatenated(&self) -> Vec<(usize, usize)> {
+        let mut operands = Vec::new();
+        for tilde in (0..self.tokens.len()).filter(|&idx| self.text(idx) == "~") {
+            let depth = self.tokens[tilde].depth;
+            let is_outside = |idx: usize| {
+                let other = self.tokens[idx].depth;
+                other < depth || (other == depth && self.binds_weaker(idx))
+            };
+            let begin = (0..tilde).rev().find(|&idx| is_outside(idx)).map_or(0, |idx| idx + 1);
+            let end = (tilde + 1..self.tokens.len()).find(|&idx| is_outside(idx)).unwrap_or(self.tokens.len());
+            operands.extend([(begin, tilde), (tilde + 1, end)]);
+        }
+        operands.sort_by_key(|&(begin, end)| (begin, std::cmp::Reverse(end)));
+        operands.dedup();
+        operands.retain(|&(begin, end)| begin < end && !(end == begin + 1 && self.text(begin).starts_with(['\'', '"'])));
+        operands
+    }
+
+    /// The sums of two or more terms.
+    fn sums(&self) -> Result<Vec<Sum>> {
+        let mut sums: Vec<Sum> = Vec::new();
+        for sign in (0..self.tokens.len()).filter(|&idx| self.text(idx) == "+" && self.ends_operand(idx)) {
+            let depth = self.tokens[sign].depth;
+            let is_outside = |idx: usize| {
+                let (other, text) = (self.tokens[idx].depth, self.text(idx));
+                other < depth || (other == depth && !["~", "+", "-"].contains(&text) && self.binds_weaker(idx))
+            };
+            let begin = (0..sign).rev().find(|&idx| is_outside(idx)).map_or(0, |idx| idx + 1);
+            let end = (sign + 1..self.tokens.len()).find(|&idx| is_outside(idx)).unwrap_or(self.tokens.len());
+            let subtracts = |idx: usize| self.tokens[idx].depth == depth && self.text(idx) == "-" && self.ends_operand(idx);
+            if (begin..end).any(subtracts) || end == sign + 1 {
+                return Err(Error::new(format!("the chat template adds and subtracts beside a `safe` text: {}", self.source()))
+                    .cure("Write `~` instead of `+` there, or leave out `safe`."));
+            }
+            match sums.iter_mut().find(|sum| (sum.begin, sum.end) == (begin, end)) {
+                Some(sum) => sum.signs.push(sign),
+                None => sums.push(Sum { begin, end, signs: vec![sign] }),
+            }
+        }
+        Ok(sums)
+    }
+
+    /// Is the token an operator that binds no stronger than `~`, or does it stand between expressions?
+    fn binds_weaker(&self, idx: usize) -> bool {
+        let before = idx.checked_sub(1).map_or("", |before| self.text(before));
+        match self.text(idx) {
+            "~" | "==" | "!=" | "<" | ">" | "<=" | ">=" | "," | ":" | "=" => true,
+            "+" | "-" => self.ends_operand(idx),
+            // `x is not defined` is one operand, and so is an attribute of such a name.
+            "in" if before == "not" && idx > 1 && self.text(idx - 2) == "is" => false,
+            "and" | "or" | "not" | "in" | "if" | "else" | "recursive" => !matches!(before, "is" | "." | "|"),
+            _ => idx == 0 && self.is_tag(),
+        }
+    }
+
+    /// Does an operand end before this token?
+    fn ends_operand(&self, idx: usize) -> bool {
+        let Some(before) = idx.checked_sub(1) else { return false };
+        let is_word = |c: char| c.is_alphanumeric() || matches!(c, '_' | ')' | ']' | '}' | '\'' | '"');
+        self.text(before).ends_with(is_word) && self.text(before) != "is" && !self.binds_weaker(before)
+    }
+
+    /// Where the expression begins that the bracket at `bracket` takes an item of; `None` for a list.
+    fn subscripted(&self, bracket: usize) -> Option<usize> {
+        let mut end = bracket;
+        loop {
+            if !self.ends_operand(end) {
+                return None;
+            }
+            let mut begin = end - 1;
+            if matches!(self.text(begin), ")" | "]" | "}") {
+                let depth = self.tokens[begin].depth;
+                begin = (0..begin).rev().find(|&idx| self.tokens[idx].depth == depth && is_open(self.text(idx)))?;
+            }
+            match begin.checked_sub(1) {
+                // A bracket behind an operand is a call or an item of it.
+                Some(_) if is_open(self.text(begin)) && self.ends_operand(begin) => end = begin,
+                Some(before) if self.text(before) == "." => end = before,
+                _ => return Some(begin),
+            }
+        }
+    }
+}
+
+/// `begin..end` of the tokens, with the places of its signs.
+struct Sum {
+    begin: usize,
+    end: usize,
+    signs: Vec<usize>,
+}
+
+fn is_open(text: &str) -> bool {
+    matches!(text, "(" | "[" | "{")
+}
+
+/// Variables that are set to a `safe` text somewhere.
+fn safe_variables<'a>(codes: impl Iterator<Item = &'a Code<'a>>) -> Vec<&'a str> {
+    codes.filter(|code| code.tag() == "set" && code.makes_safe()).map(|code| code.text(1)).collect()
+}
+
+/// A string in quotes with the escapes of Python that minijinja reads otherwise.
+fn minijinja_string(quoted: &str) -> Result<String> {
+    let mut out = String::with_capacity(quoted.len());
+    let mut rest = quoted;
+    while let Some(at) = rest.find('\\') {
+        out.push_str(&rest[..at]);
+        let escaped = rest[at + 1..].chars().next().unwrap_or_default();
+        let mut len = 1 + escaped.len_utf8();
+        match escaped {
+            '/' => out.push_str("\\\\/"),
+            'a' => out.push('\u{7}'),
+            'v' => out.push('\u{b}'),
+            '\n' => {}
+            'U' => {
+                let digits = rest.get(at + 2..at + 10).unwrap_or_default();
+                let c = u32::from_str_radix(digits, 16).ok().and_then(char::from_u32);
+                out.push(c.ok_or_else(|| unknown_escape(quoted))?);
+                len += 8;
+            }
+            'N' => return Err(unknown_escape(quoted)),
+            _ => out.push_str(&rest[at..at + len]),
+        }
+        rest = rest.get(at + len..).unwrap_or_default();
+    }
+    out.push_str(rest);
+    Ok(out)
+}
+
+fn unknown_escape(quoted: &str) -> Error {
+    Error::new(format!("the chat template has a string with an escape that is not known here: {quoted}"))
+        .cure("Write the character itself.")
+}
+
+/// What does not close is left for minijinja to complain of.
+fn pieces(source: &str) -> Vec<Piece<'_>> {
+    let mut pieces = Vec::new();
+    let mut rest = source;
+    let mut begin = 0;
+    while let Some(at) = rest[begin..].find('{').map(|at| begin + at) {
+        let code = match rest.as_bytes().get(at + 1) {
+            Some(b'#') => {
+                begin = rest[at + 2..].find("#}").map_or(rest.len(), |end| at + 2 + end + 2);
+                continue;
+            }
+            Some(b'%') => match raw_end(&rest[at..]) {
+                Some(end) => {
+                    begin = at + end;
+                    continue;
+                }
+                None => code(&rest[at..], "%}"),
+            },
+            Some(b'{') => code(&rest[at..], "}}"),
+            _ => {
+                begin = at + 1;
+                continue;
+            }
+        };
+        let Some((code, len)) = code else { break };
+        pieces.push(Piece::Verbatim(&rest[..at]));
+        pieces.push(Piece::Code(code));
+        rest = &rest[at + len..];
+        begin = 0;
+    }
+    pieces.push(Piece::Verbatim(rest));
+    pieces
+}
+
+/// Where the raw block that stands here ends, if one does.
+fn raw_end(source: &str) -> Option<usize> {
+    tag_len(source, "raw")?;
+    let ends = source.match_indices("{%").find_map(|(at, _)| Some(at + tag_len(&source[at..], "endraw")?));
+    Some(ends.unwrap_or(source.len()))
+}
+
+/// The length of the tag of this name that stands here.
+fn tag_len(source: &str, name: &str) -> Option<usize> {
+    let inside = source.strip_prefix("{%")?.trim_start_matches(['-', '+']).trim_start().strip_prefix(name)?;
+    let after = inside.trim_start().trim_start_matches(['-', '+']).strip_prefix("%}")?;
+    Some(source.len() - after.len())
+}
+
+/// The code that stands here and ends with `close`, and its length.
+fn code<'a>(source: &'a str, close: &str) -> Option<(Code<'a>, usize)> {
+    let mut at = 2 + usize::from(source[2..].starts_with(['-', '+']));
+    let open = &source[..at];
+    let (mut tokens, mut depth) = (Vec::new(), 0_usize);
+    loop {
+        let space = &source[at..source.len() - source[at..].trim_start().len()];
+        at += space.len();
+        let rest = &source[at..];
+        let control = usize::from(rest.starts_with(['-', '+']));
+        if depth == 0 && rest[control..].starts_with(close) {
+            let end = at + control + close.len();
+            return Some((Code { open, tokens, space, close: &source[at..end] }, end));
+        }
+        let len = token_len(rest)?;
+        let text = &rest[..len];
+        if matches!(text, ")" | "]" | "}") {
+            depth = depth.saturating_sub(1);
+        }
+        tokens.push(Token { space, text, depth });
+        depth += usize::from(is_open(text));
+        at += len;
+    }
+}
+
+/// The length of the token that stands here; `None` at the end, and in a string that does not close.
+fn token_len(rest: &str) -> Option<usize> {
+    let first = rest.chars().next()?;
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    let word = |text: &str| text.len() - text.trim_start_matches(is_word).len();
+    match first {
+        '\'' | '"' => {
+            let mut is_escaped = false;
+            let end = rest.char_indices().skip(1).find(|&(_, c)| {
+                let ends = c == first && !is_escaped;
+                is_escaped = c == '\\' && !is_escaped;
+                ends
+            });
+            end.map(|(at, _)| at + 1)
+        }
+        '0'..='9' => {
+            let mut len = word(rest);
+            let fraction = rest[len..].strip_prefix('.').map_or(0, word);
+            len += if fraction > 0 { 1 + fraction } else { 0 };
+            let is_decimal = !rest.starts_with("0x");
+            let exponent = rest[len..].strip_prefix(['-', '+']).map_or(0, word);
+            Some(len + if is_decimal && rest[..len].ends_with(['e', 'E']) && exponent > 0 { 1 + exponent } else { 0 })
+        }
+        c if is_word(c) => Some(word(rest)),
+        _ if ["==", "!=", "<=", ">=", "//", "**"].iter().any(|two| rest.starts_with(two)) => Some(2),
+        c => Some(c.len_utf8()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(source: &str, expected: &str) {
+        assert_eq!(translate(source).unwrap().source, expected, "{source}");
+    }
+
+    #[test]
+    fn operands_of_tildes_become_text_and_nothing_else_moves() {
+        check("{{ 'a' ~ b }}", "{{ 'a' ~ (b)|string }}");
+        check(
+            "{{- a.b[1] ~ -c * 2 ~ f(x ~ y) -}}",
+            "{{- (a.b[1])|string ~ (-c * 2)|string ~ (f((x)|string ~ (y)|string))|string -}}",
+        );
+        check("{{ 1 + a ~ b - c }}", "{{ 1 + (a)|string ~ (b)|string - c }}");
+        check("{% if not a ~ b == c and d %}", "{% if not (a)|string ~ (b)|string == c and d %}");
+        check(
+            "{% set x = a|join(', ') ~ b if c is not none else d ~ 'e' %}",
+            "{% set x = (a|join(', '))|string ~ (b)|string if c is not none else (d)|string ~ 'e' %}",
+        );
+        check(
+            "{{ {'a': b ~ c}['a'] ~ d is defined }}",
+            "{{ ({'a': (b)|string ~ (c)|string}['a'])|string ~ (d is defined)|string }}",
+        );
+        check("{{ x is not in y ~ z not in w }}", "{{ (x is not in y)|string ~ (z)|string not in w }}");
+        check("{{ x.not ~ y[a ~ b:] }}", "{{ (x.not)|string ~ (y[(a)|string ~ (b)|string:])|string }}");
+        check("{{ (a ~ b)[1:] ~ 1e-7 }}", "{{ (((a)|string ~ (b)|string)[1:])|string ~ (1e-7)|string }}");
+        check(
+            "a ~ b {# c ~ d #}{% raw %}{{ a ~ b }}{%- endraw %}{{ '~' }}",
+            "a ~ b {# c ~ d #}{% raw %}{{ a ~ b }}{%- endraw %}{{ '~' }}",
+        );
+        check("{{ a ~ ", "{{ a ~ ");
+    }
+
+    #[test]
+    fn keys_of_the_names_of_methods_are_asked_for_as_jinja_does() {
+        check("{{ a['items'] }}", "{{ (a|item('items')) }}");
+        check("{% if x.y(1)['items']['get'].z %}", "{% if ((x.y(1)|item('items'))|item('get')).z %}");
+        check("{{ ['items'] }}{% for x in ['items'] %}", "{{ ['items'] }}{% for x in ['items'] %}");
+        check("{{ a.items() ~ b['keys'] }}", "{{ (a.items())|string ~ ((b|item('keys')))|string }}");
+        assert!(translate("{{ a.items }}").unwrap_err().to_string().contains("`.items`"));
+    }
+
+    #[test]
+    fn strings_have_pythons_escapes_and_lines_end_as_jinjas() {
+        check(r"{{ 'a\/b\a\'\U0001f600\d\n' }}", "{{ 'a\\\\/b\u{7}\\'😀\\d\\n' }}");
+        check("a\r\nb\rc{{ 'd\r\ne' }}", "a\nb\nc{{ 'd\ne' }}");
+        assert!(translate(r"{{ '\N{DASH}' }}").is_err());
+    }
+
+    #[test]
+    fn sums_with_safe_texts_escape_as_jinjas_do() {
+        check("{{ 'a'|safe + b }}", "{{ ('a'|safe )|plus( b) }}");
+        check("{{ a + 'b'|e + f(c + d) ~ g }}", "{{ ((a )|plus( 'b'|e ))|plus( (f((c )|plus( d)))|string ~ (g)|string) }}");
+        check("{% set x = a | safe %}{{ x + b == c }}{{ b + c }}", "{% set x = a | safe %}{{ (x )|plus( b) == c }}{{ b + c }}");
+        check(
+            "{{ '+' ~ b | safe }}{{+ b | safe }}{{ 'safe|' + b }}",
+            "{{ '+' ~ (b | safe)|string }}{{+ b | safe }}{{ 'safe|' + b }}",
+        );
+        assert!(translate("{{ 'a'|safe + b - c }}").is_err());
+    }
+
+    #[test]
+    fn tags_may_hold_their_own_ends_in_strings_and_brackets() {
+        check("{{ '}}' ~ a }}", "{{ '}}' ~ (a)|string }}");
+        check("{{ {'a': {'b': 1}} }}", "{{ {'a': {'b': 1}} }}");
+        check("{% set a = '%}' ~ b %}", "{% set a = '%}' ~ (b)|string %}");
+    }
+}
