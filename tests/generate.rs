@@ -101,7 +101,7 @@ fn requests() -> Vec<Request> {
     let beginning: Vec<u32> = (0..40).map(|i| i * 5 % 256).collect();
     let prompt = |i: u32| -> Vec<u32> {
         let own = (0..1 + i * 3 % 25).map(|j| (i * 31 + j * 7) % 256);
-        let shared = if i % 3 == 0 { &beginning[..] } else { &beginning[..(i as usize) % 20] };
+        let shared = if i.is_multiple_of(3) { &beginning[..] } else { &beginning[..(i as usize) % 20] };
         shared.iter().copied().chain(own).collect()
     };
     (0..24).map(|i| Request { prompt: prompt(i / 2), max_new_tokens: 5 + i as usize * 2 % 40, seed: u64::from(i) }).collect()

@@ -17,7 +17,7 @@ fn workdir(n_rows: usize) -> Workdir {
             json!({"role": "user", "content": "And then?"}),
             json!({"role": "assistant", "content": "the last answer"}),
         ];
-        json!({"id": format!("r{i}"), "messages": if i % 2 == 0 { &turns[..2] } else { &turns[..] }}).to_string()
+        json!({"id": format!("r{i}"), "messages": if i.is_multiple_of(2) { &turns[..2] } else { &turns[..] }}).to_string()
     };
     workdir.write("rows.jsonl", (0..n_rows).map(row).collect::<Vec<_>>().join("\n"));
     workdir
@@ -44,9 +44,9 @@ fn answers_are_rows_that_score_as_the_model_drew_them() {
         assert_eq!((&row["rollout"]["row"], &row["rollout"]["draw"]), (&json!(source), &json!(draw)));
         assert_eq!(row["id"], format!("r{source}"));
         let messages = row["messages"].as_array().unwrap();
-        assert_eq!(messages.len(), if source % 2 == 0 { 2 } else { 4 });
+        assert_eq!(messages.len(), if source.is_multiple_of(2) { 2 } else { 4 });
         // What the data say in an earlier answer is not the model's.
-        assert!(source % 2 == 0 || messages[1]["weight"] == 0);
+        assert!(source.is_multiple_of(2) || messages[1]["weight"] == 0);
         assert_ne!(messages.last().unwrap()["content"], "the last answer");
     }
     assert_ne!(rows[0]["rollout"]["ids"], rows[1]["rollout"]["ids"], "two draws are two answers");
