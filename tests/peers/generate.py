@@ -5,8 +5,8 @@
 
 ROWS.jsonl holds questions in any format that `diagnose` reads; the prompts are those of its run, as token ids that are rendered here by
 Transformers from the messages of rollouts.jsonl. Greedy answers must be equal, token for token; where one is not, the two logits between which
-it differs are shown. With --speed N it also times N answers at once by both, greedy, --tokens each with end tokens taken for any other, padded
-on the left by Transformers, and one at a time.
+it differs are shown. With --speed N it also times N answers at once by both, greedy, and one at a time: Transformers, padded on the left, writes
+--tokens each; `diagnose` ends an answer at its end token, which leaves fewer answers side by side, and its rate is that of what it wrote.
 """
 
 import argparse
