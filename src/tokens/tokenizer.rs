@@ -15,6 +15,7 @@ use tokenizers::Tokenizer as Inner;
 use super::gguf::{GgufVocabulary, inner_from_gguf};
 use super::parts::{Parts, PrefixSpace, Spelling};
 use crate::error::{Context, Error, Result};
+use crate::files::refuse_pointer;
 
 /// One token of a text: bytes `begin..end` of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +45,7 @@ impl Tokenizer {
     /// Reads a tokenizer.json. The tokenizer_config.json beside it, if there is one, names the beginning and end tokens.
     pub fn from_file(path: &Path) -> Result<Self> {
         let bytes = std::fs::read(path).context_at(path, "cannot read the tokenizer")?;
+        refuse_pointer(path)?;
         let config_path = path.with_file_name("tokenizer_config.json");
         let config = match std::fs::read(&config_path) {
             Ok(bytes) => serde_json::from_slice(&bytes).context_at(&config_path, "expected JSON")?,
@@ -359,6 +361,14 @@ mod tests {
         }
         assert_eq!(cursor, text.len(), "{text:?}");
         tokens.iter().map(|token| tokenizer.text(token.id)).collect()
+    }
+
+    #[test]
+    fn a_pointer_in_the_place_of_the_file_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokenizer.json");
+        std::fs::write(&path, "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n").unwrap();
+        assert!(Tokenizer::from_file(&path).err().is_some_and(|error| error.to_string().contains("Git LFS pointer")));
     }
 
     #[test]

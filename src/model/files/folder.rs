@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::mxfp4;
 use super::safetensors::Shards;
 use crate::error::{Context, Error, Result};
+use crate::files::refuse_pointer;
 use crate::json::present;
 use crate::model::config::Config;
 use crate::model::families::{self, multimodal};
@@ -316,7 +317,7 @@ pub(crate) fn template(folder: &Path, tokenizer: &Tokenizer) -> Result<Option<Ch
 /// A text file that need not be there.
 fn text(path: &Path) -> Result<Option<String>> {
     match std::fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
+        Ok(text) => refuse_pointer(path).map(|()| Some(text)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Error::new("cannot read the chat template").at(path).caused_by(error)),
     }
@@ -339,7 +340,10 @@ pub(crate) fn companions(folder: &Path) -> Result<Vec<(&'static str, Vec<u8>)>> 
 fn json(folder: &Path, name: &str) -> Result<Option<Value>> {
     let path = folder.join(name);
     match std::fs::read_to_string(&path) {
-        Ok(text) => serde_json::from_str(&text).context_at(&path, "this is not JSON").map(Some),
+        Ok(text) => {
+            refuse_pointer(&path)?;
+            serde_json::from_str(&text).context_at(&path, "this is not JSON").map(Some)
+        }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Error::new("cannot read the file").at(&path).caused_by(error)),
     }
