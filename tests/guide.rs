@@ -18,7 +18,7 @@ fn the_commands_of_the_readme_run_as_they_stand() {
     std::fs::rename(tiny_model::write(workdir.path("").as_path()), workdir.path("model.gguf")).unwrap();
     // A folder as a trained model is one: the tiny model after a step.
     let demo = std::fs::read_to_string(root.join("data/demo.jsonl")).unwrap();
-    let rows: Vec<&str> = demo.lines().filter(|row| !row.contains("tool")).take(12).collect();
+    let rows: Vec<&str> = demo.lines().filter(|row| !row.contains("tool")).take(80).collect();
     workdir.write("data.jsonl", rows.join("\n"));
     let made = workdir.run(&[
         "train",

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::tiny_model;
-use crate::workdir::Workdir;
+use crate::workdir::{Ran, Workdir};
 
 const ROWS: &str = r#"{"id":"a","messages":[{"role":"user","content":"Say hi."},{"role":"assistant","content":"hi there"}]}
 {"id":"b","source":"second","messages":[{"role":"user","content":"And?"},{"role":"assistant","content":"bye"},{"role":"user","content":"Why?"},{"role":"assistant","content":"because"}]}
@@ -287,4 +287,25 @@ fn conflicts_in_context_are_scored_as_one_conversation() {
     assert!(!workdir.path("alone/in_context.parquet").exists());
     let refused = workdir.run(&["alone", "--in-context"]);
     assert!(refused.code == Some(2) && refused.stderr.contains("--in-context runs the model"), "{}", refused.stderr);
+}
+
+/// What the first start on a processor has measured, and keeps, decides the level of all that follow.
+#[test]
+fn the_level_that_was_found_the_fastest_is_used() {
+    let workdir = Workdir::new();
+    let version = || {
+        let mut command = workdir.command(&["--version"]);
+        Ran::of(command.env("DIAGNOSE_CACHE", workdir.path("cache")).env_remove("DIAGNOSE_KERNELS").output().unwrap()).stdout
+    };
+    let first = version();
+    let Ok(levels) = std::fs::read_dir(workdir.path("cache").join("levels")) else {
+        assert!(first.contains("portable") || first.contains("avx2"), "no choice was kept where there is one: {first}");
+        return;
+    };
+    let kept = levels.map(|entry| entry.unwrap().path()).next().unwrap();
+    let mut choice: Value = serde_json::from_slice(&std::fs::read(&kept).unwrap()).unwrap();
+    assert!(first.contains(&format!("kernels {}", choice["level"].as_str().unwrap())), "{first}");
+    choice["level"] = "avx2".into();
+    std::fs::write(&kept, choice.to_string()).unwrap();
+    assert!(version().contains("kernels avx2"), "the choice that was kept is not used");
 }

@@ -75,11 +75,11 @@ pub fn fail(error: &Error) -> u8 {
 
 /// Runs what the command line asks for.
 pub fn run() -> Result<()> {
+    // First of all: the version that the command line knows names the level.
+    choice::settle()?;
     let typed: Vec<_> = std::env::args_os().collect();
     let matches = config::matches(&Cli::command(), &typed)?;
     let cli = Cli::from_arg_matches(&matches).map_err(|error| Error::usage(error.to_string()))?;
-    // Early, so that a misspelt level is an error and not a slow run.
-    choice::settle()?;
     let command_line = std::env::args().map(|argument| quoted(&argument)).collect::<Vec<_>>().join(" ");
     match cli.command {
         None => score::run(cli.score, &command_line),

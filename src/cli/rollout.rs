@@ -1,6 +1,6 @@
 //! `diagnose rollout`: the model's own answers to the prompts of a data set.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::output;
 use super::progress::Terminal;
@@ -112,8 +112,24 @@ pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
         true => serde_json::to_string_pretty(&outcome.record).context("cannot write JSON")? + "\n",
         false => {
             let path = outcome.rollouts();
-            let command = format!("diagnose {}", output::quoted(&path.display().to_string()));
+            let command = scoring_command(&job, &path);
             format!("{}\n\nrollouts  {}\nscore them with: {command}\n", outcome.record.lines().join("\n"), path.display())
         }
     })
+}
+
+/// What scores the answers by the model that wrote them, in the conversation that it wrote them in.
+fn scoring_command(job: &Job, rollouts: &Path) -> String {
+    let render = &job.render;
+    let options = [
+        ("--model", job.model.clone()),
+        ("--base", job.base.clone()),
+        ("--dtype", (job.dtype != Dtype::F32).then(|| job.dtype.to_string())),
+        ("--system", render.system.clone()),
+        ("--chat-template", render.chat_template.as_ref().map(|path| path.display().to_string())),
+        ("--chat-template-kwargs", render.template_switches.as_ref().map(ToString::to_string)),
+        ("--max-len", job.max_len.map(|tokens| tokens.to_string())),
+    ];
+    let given = options.into_iter().filter_map(|(name, value)| Some(format!(" {name} {}", output::quoted(&value?))));
+    format!("diagnose {}{}", output::quoted(&rollouts.display().to_string()), given.collect::<String>())
 }

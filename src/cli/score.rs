@@ -84,6 +84,10 @@ struct Printed<'a> {
 pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
     let json = args.json;
     if let Some(runs) = runs_side_by_side(&args) {
+        if args.in_context || args.model.is_some() || args.base.is_some() || args.thresholds != Thresholds::default() {
+            let cure = "Leave out --model, --base and --in-context; for other --thresholds sort each run again by itself first.";
+            return Err(Error::usage("runs side by side are drawn as they were scored and sorted").cure(cure));
+        }
         let outcome = landscape::run(&landscape::Job { runs, out: args.out })?;
         return output::print(&match json {
             true => serde_json::to_string_pretty(&outcome).context("cannot write JSON")? + "\n",

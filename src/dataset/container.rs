@@ -91,7 +91,9 @@ pub(super) fn detect(path: &Path, store: &Store, options: &ReadOptions) -> Resul
         "txt" | "md" | "text" => return Ok(Container::Text),
         _ => {}
     }
-    if let Some(name) = known(&head) {
+    // A text may begin with a tag, as chat logs do.
+    let is_text = options.format == Some(Format::Text) && text.starts_with(b"<");
+    if let Some(name) = known(&head).filter(|_| !is_text) {
         return Err(Error::new(format!("expected JSON Lines, a JSON array, CSV, Parquet or Arrow, found {name}")));
     }
     let is_json_by_name = matches!(extension.as_str(), "json" | "jsonl" | "ndjson" | "jsonlines");

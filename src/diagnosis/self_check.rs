@@ -41,10 +41,12 @@ pub struct SelfCheck {
 /// Standard errors, and the level of the test: together they refuse a program that is right once in eighty runs.
 pub const MOST_STDERRS: f64 = 3.0;
 pub const LEAST_P: f64 = 0.01;
+/// With as many, three standard errors are passed once in two hundred runs (Student's t), and not once in five as with two rows.
+pub const LEAST_ROWS: u64 = 30;
 const SEED: u64 = 7;
 
 impl SelfCheck {
-    /// `None` where fewer than two rows have a token.
+    /// `None` for fewer than [`LEAST_ROWS`] rows: their standard error says too little.
     pub fn of(tables: &[PathBuf]) -> Result<Option<SelfCheck>> {
         let (mut sums, mut row, mut current) = (ClusterSums::default(), None, Term { numerator: 0.0, denominator: 0.0 });
         let (mut rows, mut uniforms) = (0, Vec::new());
@@ -66,7 +68,7 @@ impl SelfCheck {
         }
         sums.add(current);
         let estimate = sums.estimate(Scale::Plain);
-        let Some(stderr) = estimate.stderr.filter(|_| rows >= 2) else { return Ok(None) };
+        let Some(stderr) = estimate.stderr.filter(|_| rows >= LEAST_ROWS) else { return Ok(None) };
         let (ks_distance, ks_p) = kolmogorov_smirnov(&mut uniforms);
         Ok(Some(SelfCheck { rows, tokens: uniforms.len() as u64, mean_surplus: estimate.value, stderr, ks_distance, ks_p }))
     }

@@ -78,7 +78,7 @@ pub(crate) fn run(job: &Job) -> Result<Outcome> {
     let panels: Vec<Panel> = runs.iter().map(panel).collect::<Result<_>>()?;
     let thresholds = &first.report.summary.thresholds;
     let caption = Caption {
-        model: first.record.model.name.clone(),
+        model: distinct(runs.iter().map(|run| run.record.model.name.as_str())).join(" beside "),
         data: runs.iter().map(|run| run.record.data_names()).collect::<Vec<_>>().join(" beside "),
         thresholds: thresholds.to_string(),
     };
@@ -114,4 +114,15 @@ fn panel(run: &Run) -> Result<Panel> {
     }
     let cells = &run.report.summary.overall.quadrants;
     Ok(Panel { name: run.name.clone(), density, shares: Quadrant::ALL.map(|quadrant| cells.get(quadrant).token_share) })
+}
+
+/// Each name once, in the order in which they come.
+fn distinct<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    let mut distinct = Vec::new();
+    names.for_each(|name| {
+        if !distinct.contains(&name) {
+            distinct.push(name);
+        }
+    });
+    distinct
 }

@@ -43,6 +43,12 @@ struct Remembered {
 /// If the variable asks for a level that is none, that the processor lacks, or that gives wrong products there.
 pub(crate) fn settle() -> Result<Level> {
     let level = match Level::asked()? {
+        #[cfg(target_arch = "x86_64")]
+        Some(Level::Amx) => {
+            let cure = "Unset DIAGNOSE_KERNELS to use the fastest of the other levels.";
+            super::matmul::amx::check().map_err(|error| error.cure(cure))?;
+            Level::Amx
+        }
         Some(level) => level,
         None => fastest(),
     };

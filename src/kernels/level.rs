@@ -50,16 +50,10 @@ impl Level {
         *CURRENT.get_or_init(|| level)
     }
 
-    /// The level that `DIAGNOSE_KERNELS` names; an error if it names none, one the processor lacks, or one that is wrong there.
+    /// The level that `DIAGNOSE_KERNELS` names; an error if it names none, or one the processor lacks.
     pub(super) fn asked() -> Result<Option<Level>> {
         let Some(value) = std::env::var_os(VARIABLE) else { return Ok(None) };
-        let level = Level::parse(&value.to_string_lossy(), Level::highest())?;
-        #[cfg(target_arch = "x86_64")]
-        if level == Level::Amx {
-            let cure = format!("Unset {VARIABLE} to use the best of the other levels.");
-            super::matmul::amx::check().map_err(|error| error.cure(cure))?;
-        }
-        Ok(Some(level))
+        Level::parse(&value.to_string_lossy(), Level::highest()).map(Some)
     }
 
     /// The levels that may be chosen without being asked for, lowest first: with 256-bit vectors and above, if there are any.
@@ -148,7 +142,7 @@ pub(crate) trait Kernel {
 /// In unit tests a processor without AMX follows its definition instead, slowly.
 #[cfg(target_arch = "x86_64")]
 fn has_tiles() -> bool {
-    cfg!(test) || super::matmul::amx::is_here()
+    cfg!(test) || super::processor::has_tiles()
 }
 
 #[cfg(not(target_arch = "x86_64"))]

@@ -16,6 +16,8 @@ pub mod level;
 pub mod matmul;
 pub mod norm;
 pub mod peak;
+#[cfg(target_arch = "x86_64")]
+mod processor;
 pub mod rotary;
 pub mod statistics;
 #[cfg(test)]

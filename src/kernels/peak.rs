@@ -21,7 +21,7 @@ pub fn flops(level: Level, dtype: Dtype) -> f64 {
         #[cfg(target_arch = "x86_64")]
         (Level::Avx512Bf16, Dtype::Bf16) => bf16_dot::chains(STEPS),
         #[cfg(target_arch = "x86_64")]
-        (Level::Amx, Dtype::Bf16) if super::matmul::amx::is_here() => super::matmul::amx::chains(STEPS / 16),
+        (Level::Amx, Dtype::Bf16) if super::processor::has_tiles() => super::matmul::amx::chains(STEPS / 16),
         // Without the instruction pairs of bf16 are widened to f32 first.
         _ => level.run(Chains { steps: STEPS }),
     };

@@ -143,11 +143,12 @@ fn rows_sentence(learnt: &Learnt) -> String {
     let all = counts.helped + counts.wasted + counts.hurt;
     let part = |n: u64| format!("{} ({})", thousands(n), percent(share(n as f64, all as f64)));
     format!(
-        "Of {} rows {} were helped, {} wasted, {} hurt.",
+        "Of {} rows {} were helped, {} wasted, {} hurt; {} more have a single token, of which nothing tells.",
         thousands(all),
         part(counts.helped),
         part(counts.wasted),
-        part(counts.hurt)
+        part(counts.hurt),
+        thousands(counts.untold)
     )
 }
 

@@ -6,6 +6,7 @@ use super::{isolated, quoted, visible};
 use crate::diagnosis::Report;
 use crate::diagnosis::context::InContext;
 use crate::diagnosis::ranking::Ranking;
+use crate::diagnosis::self_check::LEAST_ROWS;
 use crate::diagnosis::summary::{Cell, Summary, Surprise};
 use crate::format::{number_with_interval, percent, percent_with_interval, thousands};
 use crate::table::Quadrant;
@@ -113,7 +114,7 @@ pub(crate) fn summary(heading: &Heading, report: &Report, coloured: bool) -> Str
         line(String::new());
         let found = on_policy.check.as_ref().map(|check| check.sentence().replace("**", ""));
         let why_not = || on_policy.why_not.as_ref().map(|why_not| format!("not possible: {why_not}"));
-        line(format!("{bold}self-check{reset} {}", found.or_else(why_not).unwrap_or_else(|| "needs two rows".to_owned())));
+        line(format!("{bold}self-check{reset} {}", found.or_else(why_not).unwrap_or_else(|| format!("needs {LEAST_ROWS} rows"))));
     }
     line(String::new());
     if heading.has_page {

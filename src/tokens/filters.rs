@@ -114,16 +114,29 @@ fn plus(state: &State, left: Value, right: Value) -> Result<Value, Error> {
 }
 
 /// Python's `int`, of a text by way of `float` if need be; what is no number is the default.
-fn int(value: &Value, default: Option<Value>) -> Result<Value, Error> {
-    let whole = |float: f64| (float.is_finite() && float.abs() < 1e38).then(|| Value::from(float.trunc() as i128));
+fn int(value: &Value, positional: Rest<Value>, kwargs: Kwargs) -> Result<Value, Error> {
+    let default = given(&positional, &kwargs, 0, "default")?;
+    kwargs.assert_all_used()?;
+    if positional.len() > 1 {
+        return Err(Error::new(ErrorKind::TooManyArguments, "`int` with a base is not read"));
+    }
+    let whole = |float: f64| match float.is_finite() {
+        true if float.abs() < 1e38 => Ok(Some(Value::from(float.trunc() as i128))),
+        true => Err(Error::new(ErrorKind::InvalidOperation, format!("`int` of {float} has more digits than are read here"))),
+        false => Ok(None),
+    };
     let found = match (value.as_str(), value.kind()) {
         (Some(text), _) => {
             let digits = plain_number(text);
-            digits.parse::<i128>().ok().map(Value::from).or_else(|| whole(digits.parse().ok()?))
+            match (digits.parse::<i128>(), digits.parse()) {
+                (Ok(integer), _) => Some(Value::from(integer)),
+                (_, Ok(float)) => whole(float)?,
+                _ => None,
+            }
         }
         (_, ValueKind::Bool) => Some(Value::from(i64::from(value.is_true()))),
         (_, ValueKind::Number) if value.is_integer() => Some(value.clone()),
-        (_, ValueKind::Number) => f64::try_from(value.clone()).ok().and_then(whole),
+        (_, ValueKind::Number) => f64::try_from(value.clone()).ok().map(whole).transpose()?.flatten(),
         (_, ValueKind::Undefined) => return Err(Error::from(ErrorKind::UndefinedError)),
         _ => None,
     };
@@ -131,7 +144,9 @@ fn int(value: &Value, default: Option<Value>) -> Result<Value, Error> {
 }
 
 /// Python's `float`; what is no number is the default.
-fn float(value: &Value, default: Option<Value>) -> Result<Value, Error> {
+fn float(value: &Value, positional: Rest<Value>, kwargs: Kwargs) -> Result<Value, Error> {
+    let default = given(&positional, &kwargs, 0, "default")?;
+    kwargs.assert_all_used()?;
     let found = match (value.as_str(), value.kind()) {
         (Some(text), _) => plain_number(text).parse::<f64>().ok(),
         (_, ValueKind::Bool) => Some(if value.is_true() { 1.0 } else { 0.0 }),
@@ -149,9 +164,21 @@ fn plain_number(text: &str) -> String {
     text.char_indices().filter(|&(at, c)| c != '_' || !is_between(at)).map(|(_, c)| c).collect()
 }
 
-fn default(value: Value, other: Option<Value>, boolean: Option<bool>, kwargs: Kwargs) -> Result<Value, Error> {
-    let other = other.map_or_else(|| kwargs.get::<Option<Value>>("default_value"), |other| Ok(Some(other)))?;
-    let boolean = boolean.map_or_else(|| kwargs.get::<Option<bool>>("boolean"), |boolean| Ok(Some(boolean)))?.unwrap_or(false);
+/// An argument by its place or its name. (`Option<Value>` would take a `none` that is given for one that is not.)
+fn given(positional: &Rest<Value>, kwargs: &Kwargs, nth: usize, name: &str) -> Result<Option<Value>, Error> {
+    match positional.get(nth) {
+        Some(value) => Ok(Some(value.clone())),
+        None if kwargs.has(name) => kwargs.get::<Value>(name).map(Some),
+        None => Ok(None),
+    }
+}
+
+fn default(value: Value, positional: Rest<Value>, kwargs: Kwargs) -> Result<Value, Error> {
+    let other = given(&positional, &kwargs, 0, "default_value")?;
+    let boolean = given(&positional, &kwargs, 1, "boolean")?.is_some_and(|boolean| boolean.is_true());
+    if positional.len() > 2 {
+        return Err(Error::from(ErrorKind::TooManyArguments));
+    }
     kwargs.assert_all_used()?;
     let is_missing = value.is_undefined() || (boolean && !value.is_true());
     Ok(if is_missing { other.unwrap_or_else(|| Value::from("")) } else { value })

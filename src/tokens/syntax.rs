@@ -124,7 +124,7 @@ impl<'a> Code<'a> {
             }
         }
         for (idx, token) in self.tokens.iter().enumerate() {
-            if token.text.contains('\\') {
+            if token.text.starts_with(['\'', '"']) && token.text.contains('\\') {
                 replaced[idx] = Some(minijinja_string(token.text)?);
             }
             let name = token.text.trim_matches(['\'', '"']);

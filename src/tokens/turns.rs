@@ -196,7 +196,8 @@ impl Contents {
             let messages = [message("user", question), message("assistant", answer)];
             let text = template.render(&messages, Surroundings::default(), false).unwrap_or_default();
             // A template that prints a list as Python or JSON has not understood it.
-            let is_printed = text.contains("'type': 'text'") || text.contains("\"type\": \"text\"");
+            let without_blanks = text.replace(' ', "");
+            let is_printed = without_blanks.contains("'type':'text'") || without_blanks.contains("\"type\":\"text\"");
             !is_printed && text.contains(CONTENT)
         };
         let mark = CONTENT.to_string();

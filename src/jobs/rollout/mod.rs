@@ -20,7 +20,7 @@ use std::time::Instant;
 use serde_json::Value;
 
 use crate::dataset::write::{Reading, conversation};
-use crate::dataset::{Example, FieldMap, Format, Role, RoleMap, Rollout, Turn};
+use crate::dataset::{Example, FieldMap, Format, Role, RoleMap, Rollout, Turn, dumps};
 use crate::engine::generate::{Request, Way, generate};
 use crate::error::{Context, Error, Result};
 use crate::files::{write_atomically, write_json};
@@ -54,7 +54,7 @@ impl Outcome {
 pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
     let plan = Plan::make(job, watch)?;
     let finished = plan.out.join(RUN_FILE);
-    if finished.exists() {
+    if finished.exists() && plan.out.join(ROLLOUTS_FILE).exists() {
         let record = Record::read(&finished)?;
         return match record.identity == plan.identity {
             true => Ok(Outcome { out: plan.out, record }),
@@ -112,7 +112,7 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
         left_out: plan.left_out,
         counts: record::Counts::of(entries.values()),
         seconds,
-        tokens_per_second: (seconds > 0.0).then(|| written.tokens as f64 / seconds),
+        tokens_per_second: (written.tokens > 0 && seconds > 0.0).then(|| written.tokens as f64 / seconds),
         written,
         peak_memory_bytes: peak_memory_bytes(),
     };
@@ -151,7 +151,7 @@ fn write_rows(plan: &Plan, job: &Job, entries: &journal::Entries, file: &mut imp
                 return Err(Error::new(format!("the answer {draw} to row {} is missing", asked.row)));
             };
             let row = row(plan, job, &example, asked, entry)?;
-            serde_json::to_writer(&mut *file, &row).context("cannot write a row")?;
+            file.write_all(dumps(&row).as_bytes()).context("cannot write a row")?;
             file.write_all(b"\n").context("cannot write a row")?;
         }
     }

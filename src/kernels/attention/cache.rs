@@ -200,9 +200,11 @@ mod tests {
     #[test]
     fn pieces_give_the_bits_of_the_whole() {
         let frequencies: Vec<f64> = (0..4).map(|i| 100f64.powf(-f64::from(i) / 4.0)).collect();
-        for (window, softcap, head_dim) in [(None, None, 8), (Some(5), None, 12), (Some(300), Some(3.0), 16), (Some(90), None, 4)] {
+        for (window, softcap, head_dim) in
+            [(None, None, 8), (Some(5), None, 12), (Some(300), Some(3.0), 16), (Some(90), None, 24)]
+        {
             // The last with attention sinks.
-            let sinks = (head_dim == 4).then(|| Tensor::new(&[0.5f32, -1.0, 3.0, 0.0, 1.0, 2.0], &Device::Cpu).unwrap());
+            let sinks = (head_dim == 24).then(|| Tensor::new(&[0.5f32, -1.0, 3.0, 0.0, 1.0, 2.0], &Device::Cpu).unwrap());
             let shape = AttentionShape { heads: 6, kv_heads: 2, head_dim, scale: 0.4, window, softcap };
             let rotary = Rotary::new(&frequencies, 700, RotaryStyle::Half, 1.0);
             let (lengths, columns) = ([650usize, 37, 1], shape.columns());

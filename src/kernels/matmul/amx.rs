@@ -19,13 +19,13 @@
 
 use std::arch::asm;
 use std::cell::Cell;
-use std::sync::OnceLock;
 
 use super::pack::{PANEL, bf16_pair};
 use super::tile::{Product, ProductKernel, VECTORS};
 use crate::error::{Error, Result};
 use crate::kernels::lanes::{F32x16, Lanes};
 use crate::kernels::level::Level;
+use crate::kernels::processor;
 
 /// Rows of a tile register, and 32-bit words of each row.
 const TILE: usize = 16;
@@ -108,7 +108,7 @@ unsafe fn filled_up(sums: *mut f32, n_rows: usize, x: *const u32, stride: usize,
 unsafe fn multiply_add<const TILES: usize>(sums: *mut f32, x: *const u32, stride: usize, w: *const u32, steps: usize) {
     const { assert!(TILES == 1 || TILES == 2) };
     #[cfg(test)]
-    if !is_here() {
+    if !processor::has_tiles() {
         // SAFETY: the same promise.
         return unsafe { emulated::multiply_add(sums, TILES * TILE, x, stride, w, steps) };
     }
@@ -208,7 +208,7 @@ thread_local! {
 impl Tiles {
     fn take() -> Tiles {
         let nested = TAKEN.replace(true);
-        if !nested && is_here() {
+        if !nested && processor::has_tiles() {
             // Palette 1, and of each of the eight registers the bytes of a row (from byte 16 on) and the rows (from byte 48 on).
             #[repr(C, align(64))]
             struct Shape([u8; 64]);
@@ -229,52 +229,12 @@ impl Drop for Tiles {
     fn drop(&mut self) {
         if !self.nested {
             TAKEN.set(false);
-            if is_here() {
+            if processor::has_tiles() {
                 // SAFETY: they are there, and nobody on this thread uses them any more.
                 unsafe { asm!("tilerelease", options(nostack, nomem)) };
             }
         }
     }
-}
-
-/// Has the processor these instructions, and does the kernel let this process use them? Asked once.
-pub(crate) fn is_here() -> bool {
-    static HERE: OnceLock<bool> = OnceLock::new();
-    *HERE.get_or_init(|| in_processor() && granted())
-}
-
-fn in_processor() -> bool {
-    use std::arch::x86_64::{__cpuid, __cpuid_count};
-    const BF16: u32 = 1 << 22;
-    const TILES: u32 = 1 << 24;
-    __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & (BF16 | TILES) == BF16 | TILES
-}
-
-/// Linux saves eight kilobytes more for a process that uses tiles, and wants to be asked.
-#[cfg(target_os = "linux")]
-fn granted() -> bool {
-    const ARCH_PRCTL: i64 = 158;
-    const ARCH_REQ_XCOMP_PERM: i64 = 0x1023;
-    const TILE_DATA: i64 = 18;
-    let answer: i64;
-    // SAFETY: a system call that takes two numbers and touches no memory of ours; it clobbers `rcx` and `r11`.
-    unsafe {
-        asm!(
-            "syscall",
-            inlateout("rax") ARCH_PRCTL => answer,
-            in("rdi") ARCH_REQ_XCOMP_PERM,
-            in("rsi") TILE_DATA,
-            lateout("rcx") _,
-            lateout("r11") _,
-            options(nostack),
-        );
-    }
-    answer == 0
-}
-
-#[cfg(not(target_os = "linux"))]
-fn granted() -> bool {
-    false
 }
 
 /// Compares the tiles with plain sums, so that a processor (or an emulator) that has its own idea of them is refused and not believed.
@@ -356,7 +316,7 @@ impl Sums<'_> {
 
 /// Operations of six independent chains on registers alone, for [`peak`](crate::kernels::peak).
 pub(crate) fn chains(steps: usize) -> usize {
-    assert!(is_here());
+    assert!(processor::has_tiles());
     let _tiles = Tiles::take();
     // SAFETY: the tiles have their shape, and `ldtilecfg` has filled them with zeros.
     unsafe {

@@ -8,9 +8,10 @@ use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
 
+use super::dispatch::dispatch;
 use super::fused::{Rows, multiply_onto};
 use super::pack::{PANEL, Panels, bf16_pair};
-use super::tile::{Product, ProductKernel, dispatch, tile};
+use super::tile::{Product, ProductKernel, tile};
 use crate::kernels::Dtype;
 use crate::kernels::cpu::written;
 use crate::kernels::lanes::Lanes;

@@ -9,6 +9,7 @@
 
 #[cfg(target_arch = "x86_64")]
 pub(super) mod amx;
+mod dispatch;
 mod fused;
 mod gradient;
 mod pack;
@@ -20,11 +21,12 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Device, Layout, Shape, Tensor};
 use rayon::prelude::*;
 
+pub(super) use dispatch::dispatch;
 pub(super) use fused::{Rows, multiply};
 use gradient::add_input_gradient;
 pub(super) use gradient::input_gradient;
 pub(super) use pack::{PANEL, Panels};
-pub(super) use tile::{Product, ProductKernel, dispatch, tile};
+pub(super) use tile::{Product, ProductKernel, tile};
 pub use trained::Trained;
 
 use super::cpu::{contiguous, floats, output, with_floats};

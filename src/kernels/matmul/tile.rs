@@ -8,9 +8,8 @@
 use std::mem::MaybeUninit;
 
 use super::pack::PANEL;
-use crate::kernels::Dtype;
 use crate::kernels::lanes::Lanes;
-use crate::kernels::level::{Kernel, Level};
+use crate::kernels::level::Kernel;
 
 /// Vectors of a tile's row: all 48 outputs with AVX-512, 24 or 12 of them where registers are shorter and fewer.
 pub(crate) const VECTORS: usize = 3;
@@ -35,25 +34,13 @@ pub(crate) trait Product {
     );
 }
 
-/// Code that [`dispatch`] compiles once per product; the rules of [`Kernel`] hold.
+/// Code that [`dispatch`](super::dispatch::dispatch) compiles once per product; the rules of [`Kernel`] hold.
 pub(crate) trait ProductKernel {
     type Output;
 
     /// # Safety
     /// The processor must have `P`'s instructions.
     unsafe fn run<P: Product>(self) -> Self::Output;
-}
-
-/// Runs `kernel` with the product for words of `dtype` at `level`.
-pub(crate) fn dispatch<K: ProductKernel>(level: Level, dtype: Dtype, kernel: K) -> K::Output {
-    match (level, dtype) {
-        #[cfg(target_arch = "x86_64")]
-        (Level::Avx512Bf16, Dtype::Bf16) => bf16_dot::dispatch(kernel),
-        #[cfg(target_arch = "x86_64")]
-        (Level::Amx, Dtype::Bf16) => super::amx::dispatch(kernel),
-        (_, Dtype::F32) => level.run(F32Kernel(kernel)),
-        (_, Dtype::Bf16) => level.run(WidenedKernel(kernel)),
-    }
 }
 
 /// Multiplies a tile of up to [`Product::MAX_ROWS`] rows and hands each vector of sums to `finish(row, column, sums)`.
@@ -91,7 +78,7 @@ pub(crate) unsafe fn tile<P: Product, const R: usize>(
     }
 }
 
-struct F32Kernel<K>(K);
+pub(super) struct F32Kernel<K>(pub(super) K);
 
 impl<K: ProductKernel> Kernel for F32Kernel<K> {
     type Output = K::Output;
@@ -103,7 +90,7 @@ impl<K: ProductKernel> Kernel for F32Kernel<K> {
     }
 }
 
-struct WidenedKernel<K>(K);
+pub(super) struct WidenedKernel<K>(pub(super) K);
 
 impl<K: ProductKernel> Kernel for WidenedKernel<K> {
     type Output = K::Output;
@@ -189,7 +176,7 @@ impl<V: Lanes> Product for WidenedProduct<V> {
 
 /// Pairs of bf16 with the instruction made for them: twice the rate of f32.
 #[cfg(target_arch = "x86_64")]
-mod bf16_dot {
+pub(super) mod bf16_dot {
     use std::arch::x86_64::*;
     use std::mem::transmute;
 
@@ -197,7 +184,7 @@ mod bf16_dot {
     use crate::kernels::lanes::F32x16;
     use crate::kernels::level::Level;
 
-    pub(super) fn dispatch<K: ProductKernel>(kernel: K) -> K::Output {
+    pub(in crate::kernels::matmul) fn dispatch<K: ProductKernel>(kernel: K) -> K::Output {
         // As in `Level::run`: one comparison keeps this sound whatever level was passed in.
         assert!(Level::available().contains(&Level::Avx512Bf16), "this processor cannot run avx512bf16 kernels");
         // SAFETY: the processor has the instructions.
