@@ -116,6 +116,7 @@ fn write_parts(folder: &Path, n_rows: u32) -> diagnose::Result<()> {
                     grad: 1.0 - logprob.exp(),
                     top_id: (random().powi(4) * VOCABULARY as f32) as u32,
                     top_logprob: -random(),
+                    next: Default::default(),
                 }
             })
             .collect();

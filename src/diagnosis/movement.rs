@@ -10,7 +10,7 @@ use super::learnt::{Changes, Learnt};
 use super::paired::{Rest, each_pair};
 use crate::error::Result;
 
-/// diff.json of two score runs. Quadrants are in the order of [`Quadrant::ALL`].
+/// diff.json of two score runs. Quadrants are in the order of [`Quadrant::ALL`](crate::table::Quadrant::ALL).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Movement {
     pub before: String,

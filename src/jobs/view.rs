@@ -82,8 +82,11 @@ pub(crate) fn keep_alternatives(folder: &Path, has_kinds: bool) -> Result<()> {
     })
 }
 
+/// Tokens by row and position.
+type Places = HashSet<(u32, u32)>;
+
 /// The conflicts of a run with their kinds, and which of them are of form. A run that was sorted without its data has no kinds.
-fn conflicts_of(folder: &Path, has_kinds: bool) -> Result<(Option<Vec<KnownConflict>>, HashSet<(u32, u32)>)> {
+fn conflicts_of(folder: &Path, has_kinds: bool) -> Result<(Option<Vec<KnownConflict>>, Places)> {
     let conflicts = has_kinds.then(|| read_conflicts(&folder.join(CONFLICTS_FILE))).transpose()?;
     let is_of_form = |conflict: &&KnownConflict| conflict.kind.parse().is_ok_and(Kind::is_of_form);
     let of_form = conflicts.iter().flatten().filter(is_of_form).map(|conflict| (conflict.row, conflict.pos)).collect();

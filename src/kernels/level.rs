@@ -1,6 +1,6 @@
 //! Which instructions the kernels use, decided once at run time.
 //!
-//! The fastest level the processor has ([`choice`](super::choice)), unless the environment variable `DIAGNOSE_KERNELS` asks for
+//! The fastest level the processor has (`choice.rs`), unless the environment variable `DIAGNOSE_KERNELS` asks for
 //! another: that is how a machine with AVX-512 tests what an older one will run. Every kernel takes the level as an argument, so that its tests can
 //! walk through [`Level::available`]; the public functions pass [`Level::current`].
 //!
@@ -39,7 +39,7 @@ pub enum Level {
 impl Level {
     const ALL: [Level; 5] = [Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16, Level::Amx];
 
-    /// The level this process uses: what [`choice::settle`](super::choice::settle) has fixed, as the program does at its start; else
+    /// The level this process uses: what `choice::settle` has fixed, as the program does at its start; else
     /// the one that the environment asks for, if that is possible, or the best.
     pub fn current() -> Level {
         *CURRENT.get_or_init(|| Level::asked().ok().flatten().unwrap_or_else(Level::best))

@@ -29,6 +29,7 @@ pub(crate) struct Diff {
 
 #[derive(Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
+#[expect(clippy::large_enum_variant, reason = "there is one of them in a run of the program")]
 pub(crate) enum What {
     Evaluations(Comparison),
     Scores(Movement),
