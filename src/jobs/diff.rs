@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::eval::{self, Named, Way};
-use super::score::{RUN_FILE, find_data, read_record};
+use super::score::{RUN_FILE, find_data, read_listed, read_record};
 use super::view;
 use crate::diagnosis::kinds as conflict;
 use crate::diagnosis::learnt::Verdict;
@@ -135,19 +135,8 @@ fn compare_scores(before: &Path, after: &Path) -> Result<Movement> {
     // Data that have moved or changed leave the places, and no sentences.
     let data = read_record(&before.join(RUN_FILE)).and_then(|record| find_data(before, &record, &[]));
     if let Ok((dataset, chosen)) = data {
-        let mut wanted = movement.learnt.listed_rows();
-        let mut records = dataset.chosen(&chosen);
-        while !wanted.is_empty()
-            && let Some(record) = records.next()
-        {
-            let record = record?;
-            if wanted.remove(&record.row)
-                && let Ok(example) = &record.example
-            {
-                let text_of = |turn: u16| example.turns.get(usize::from(turn)).map(|turn| turn.content.clone());
-                movement.learnt.read_contexts(record.row, &text_of);
-            }
-        }
+        let wanted = movement.learnt.listed_rows();
+        read_listed(&dataset, &chosen, wanted, |row, text_of| movement.learnt.read_contexts(row, text_of))?;
     }
     Ok(movement)
 }

@@ -29,14 +29,13 @@ pub struct Answer {
 impl Answer {
     /// The bytes of the tokens but for an end token.
     pub fn bytes(&self, tokenizer: &Tokenizer) -> Vec<u8> {
-        let n = self.ids.len() - usize::from(self.ended == Ended::EndToken);
-        self.ids[..n].iter().flat_map(|&id| tokenizer.bytes(id)).copied().collect()
+        bytes_of(&self.ids, self.ended, tokenizer)
     }
 
     /// All that was written, without the end token. What is no UTF-8, such as the beginning of a character that was cut, becomes
     /// U+FFFD.
     pub fn text(&self, tokenizer: &Tokenizer) -> String {
-        String::from_utf8_lossy(&self.bytes(tokenizer)).into_owned()
+        text_of(&self.ids, self.ended, tokenizer)
     }
 
     /// The same up to the stop string.
@@ -45,6 +44,16 @@ impl Answer {
         bytes.truncate(self.stop_at.unwrap_or(bytes.len()));
         String::from_utf8_lossy(&bytes).into_owned()
     }
+}
+
+/// The text of an answer's tokens: [`Answer::text`], where no more is kept of it.
+pub fn text_of(ids: &[u32], ended: Ended, tokenizer: &Tokenizer) -> String {
+    String::from_utf8_lossy(&bytes_of(ids, ended, tokenizer)).into_owned()
+}
+
+fn bytes_of(ids: &[u32], ended: Ended, tokenizer: &Tokenizer) -> Vec<u8> {
+    let n = ids.len() - usize::from(ended == Ended::EndToken);
+    ids[..n].iter().flat_map(|&id| tokenizer.bytes(id)).copied().collect()
 }
 
 /// An answer under way.

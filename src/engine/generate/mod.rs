@@ -16,7 +16,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use answer::Writing;
-pub use answer::{Answer, Ended};
+pub use answer::{Answer, Ended, text_of};
 pub use sampling::Sampling;
 
 use crate::error::{Error, Result};

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::engine::generate::Ended;
+use crate::engine::generate::{Ended, text_of};
 use crate::error::{Context, Error, Result};
 use crate::tokens::Tokenizer;
 
@@ -24,11 +24,8 @@ pub(super) struct Entry {
 pub(super) type Entries = HashMap<(u32, u32), Entry>;
 
 impl Entry {
-    /// Without the end token. What is no UTF-8 becomes U+FFFD.
     pub(super) fn text(&self, tokenizer: &Tokenizer) -> String {
-        let n = self.ids.len() - usize::from(self.ended == Ended::EndToken);
-        let bytes: Vec<u8> = self.ids[..n].iter().flat_map(|&id| tokenizer.bytes(id)).copied().collect();
-        String::from_utf8_lossy(&bytes).into_owned()
+        text_of(&self.ids, self.ended, tokenizer)
     }
 
     pub(super) fn ended_name(&self) -> &'static str {

@@ -3,11 +3,33 @@
 //! They are looked for under the names that run.json has, from the current folder and from those that hold the run folder, and must
 //! have the bytes that were scored.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::record::RunRecord;
 use crate::dataset::{Chosen, Compression, DataFile, Dataset};
 use crate::error::{Error, Result};
+
+/// Gives `read` each of the `wanted` rows that can be read, with the text of its turns; ends behind the last of them.
+pub(crate) fn read_listed(
+    dataset: &Dataset,
+    chosen: &Chosen,
+    mut wanted: BTreeSet<u32>,
+    mut read: impl FnMut(u32, &dyn Fn(u16) -> Option<String>),
+) -> Result<()> {
+    let mut records = dataset.chosen(chosen);
+    while !wanted.is_empty()
+        && let Some(record) = records.next()
+    {
+        let record = record?;
+        if wanted.remove(&record.row)
+            && let Ok(example) = &record.example
+        {
+            read(record.row, &|turn| example.turns.get(usize::from(turn)).map(|turn| turn.content.clone()));
+        }
+    }
+    Ok(())
+}
 
 /// Opens the data of a run, which must be the very bytes that were scored. `data` are the files, in their order, where they have moved.
 pub(crate) fn open_data(folder: &Path, record: &RunRecord, data: &[String]) -> Result<Dataset> {

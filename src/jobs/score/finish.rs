@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::data::find_data;
+use super::data::{find_data, read_listed};
 use super::in_context::in_context;
 use super::kinds::name_kinds;
 use super::plan::{Plan, Planted, Rollouts};
@@ -168,28 +168,18 @@ fn remove_old(out: &Path, names: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Reads the sentences of what the summary lists. The reading ends behind the last row of the lists.
+/// Reads the sentences of what the summary lists.
 fn read_contexts(summary: &mut Summary, kinds: &mut Kinds, dataset: &Dataset, chosen: &Chosen) -> Result<()> {
     let mut wanted = summary.listed_rows();
     wanted.extend(kinds.groups.iter().map(|group| group.example.row));
-    let mut records = dataset.chosen(chosen);
-    while !wanted.is_empty()
-        && let Some(record) = records.next()
-    {
-        let record = record?;
-        if wanted.remove(&record.row)
-            && let Ok(example) = &record.example
-        {
-            let text_of = |turn: u16| example.turns.get(usize::from(turn)).map(|turn| turn.content.clone());
-            summary.read_contexts(record.row, &text_of);
-            for example in kinds.groups.iter_mut().map(|group| &mut group.example).filter(|example| example.row == record.row) {
-                if let Some(text) = text_of(example.turn) {
-                    example.read(&text);
-                }
+    read_listed(dataset, chosen, wanted, |row, text_of| {
+        summary.read_contexts(row, text_of);
+        for example in kinds.groups.iter_mut().map(|group| &mut group.example).filter(|example| example.row == row) {
+            if let Some(text) = text_of(example.turn) {
+                example.read(&text);
             }
         }
-    }
-    Ok(())
+    })
 }
 
 fn record(plan: &Plan, seconds: Stages) -> Result<RunRecord> {

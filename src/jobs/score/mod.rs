@@ -18,7 +18,7 @@ mod plan;
 mod record;
 mod stream;
 
-pub(crate) use data::{find_data, open_data};
+pub(crate) use data::{find_data, open_data, read_listed};
 pub(crate) use finish::{Outcome, SUMMARY_FILE, sort_again};
 pub(crate) use plan::{Job, Plan};
 pub(crate) use record::{RUN_FILE, RunRecord, read_json, read_record};

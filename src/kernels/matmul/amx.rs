@@ -21,6 +21,7 @@ use std::arch::asm;
 use std::cell::Cell;
 
 use super::pack::{PANEL, bf16_pair};
+use super::tile::bf16_dot::run;
 use super::tile::{Product, ProductKernel, VECTORS};
 use crate::error::{Error, Result};
 use crate::kernels::lanes::{F32x16, Lanes};
@@ -35,13 +36,7 @@ pub(super) fn dispatch<K: ProductKernel>(kernel: K) -> K::Output {
     assert!(Level::available().contains(&Level::Amx), "this processor cannot run amx kernels");
     let _tiles = Tiles::take();
     // SAFETY: the processor has the instructions, and this thread's tile registers have their shape.
-    unsafe { run(kernel) }
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-fn run<K: ProductKernel>(kernel: K) -> K::Output {
-    // SAFETY: this function's own target features are those of `F32x16`; `dispatch` has seen to the tiles.
-    unsafe { kernel.run::<Amx>() }
+    unsafe { run::<Amx, K>(kernel) }
 }
 
 struct Amx;

@@ -188,13 +188,17 @@ pub(super) mod bf16_dot {
         // As in `Level::run`: one comparison keeps this sound whatever level was passed in.
         assert!(Level::available().contains(&Level::Avx512Bf16), "this processor cannot run avx512bf16 kernels");
         // SAFETY: the processor has the instructions.
-        unsafe { run(kernel) }
+        unsafe { run::<Bf16Dot, K>(kernel) }
     }
 
+    /// Compiles `kernel` with these instructions, for the products that need no others, or see to them.
+    ///
+    /// # Safety
+    /// The processor must have them, and `P`'s own.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-    fn run<K: ProductKernel>(kernel: K) -> K::Output {
-        // SAFETY: this function's own target features are those of `Bf16Dot`.
-        unsafe { kernel.run::<Bf16Dot>() }
+    pub(in crate::kernels::matmul) unsafe fn run<P: Product, K: ProductKernel>(kernel: K) -> K::Output {
+        // SAFETY: by contract.
+        unsafe { kernel.run::<P>() }
     }
 
     struct Bf16Dot;
