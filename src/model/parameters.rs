@@ -130,10 +130,7 @@ impl Parameter {
     /// The numbers of one tensor, row-major, out of a flat array such as values, gradient or an optimiser's moments.
     pub fn tensor_of(&self, part: &Part, flat: &[f32]) -> Vec<f32> {
         match &self.store {
-            Store::Matrix(trained) => {
-                let rows = trained.rows_of(flat, part.rows.clone());
-                rows.chunks_exact(trained.in_features()).flat_map(|row| row[part.columns.clone()].to_vec()).collect()
-            }
+            Store::Matrix(trained) => trained.part_of(flat, part.rows.clone(), part.columns.clone()),
             Store::Vector(_) => flat[part.columns.clone()].to_vec(),
         }
     }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::snapshot::Snapshot;
 use crate::error::{Context, Error, Result};
-use crate::files::write_atomically;
+use crate::files::{write_atomically, write_numbers};
 use crate::kernels::Dtype;
 use crate::kernels::adamw::Moments;
 use crate::model::Parameter;
@@ -123,13 +123,15 @@ fn read(path: &Path, identity: &str, parameters: &[Parameter], optimizer: &mut A
 }
 
 /// Fills `to` with the file's next numbers of `N` bytes each.
-fn read_into<T, const N: usize>(file: &mut File, to: &mut [T], decode: fn([u8; N]) -> T) -> Result<()> {
+fn read_into<T, const N: usize>(file: &mut File, to: &mut [T], decode: impl Fn([u8; N]) -> T) -> Result<()> {
     let mut bytes = vec![0; 1 << 20];
     for to in to.chunks_mut(bytes.len() / N) {
         let bytes = &mut bytes[..N * to.len()];
         file.read_exact(bytes).context("the checkpoint is cut short")?;
         let (words, _) = bytes.as_chunks::<N>();
-        to.iter_mut().zip(words).for_each(|(number, word)| *number = decode(*word));
+        for i in 0..to.len() {
+            to[i] = decode(words[i]);
+        }
     }
     Ok(())
 }
@@ -167,12 +169,8 @@ fn arrays(parameters: &[Parameter], optimizer: &AdamW) -> Vec<(String, Dtype, us
     parameters.iter().zip(&optimizer.moments).flat_map(of_parameter).collect()
 }
 
-fn numbers<T: Copy, const N: usize>(file: &mut BufWriter<File>, numbers: &[T], encode: fn(T) -> [u8; N]) -> Result<()> {
-    for numbers in numbers.chunks(1 << 16) {
-        let bytes: Vec<u8> = numbers.iter().flat_map(|&number| encode(number)).collect();
-        file.write_all(&bytes).context("cannot write the checkpoint")?;
-    }
-    Ok(())
+fn numbers<T: Copy, const N: usize>(file: &mut BufWriter<File>, numbers: &[T], encode: impl Fn(T) -> [u8; N]) -> Result<()> {
+    write_numbers(file, numbers, encode).context("cannot write the checkpoint")
 }
 
 /// The checkpoints, oldest first.

@@ -4,6 +4,11 @@
 //! for `T` of arithmetic), and `dW` with the tokens in the place of the inputs. In bf16 the factors `dy`, `W` and `x` are rounded
 //! and the products added in f32, as PyTorch's autocast does.
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "an iterator that stays a call would be compiled without the level's instructions"
+)]
+
 use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
@@ -15,12 +20,14 @@ use super::tile::{Product, ProductKernel, tile};
 use crate::kernels::Dtype;
 use crate::kernels::cpu::written;
 use crate::kernels::lanes::Lanes;
-use crate::kernels::level::Level;
+use crate::kernels::level::{Kernel, Level};
 
 /// Outputs of `W` that are transposed at a time: bounds the memory, and changes no bit of the result.
 const TRANSPOSED_OUTPUTS: usize = 64 * PANEL;
 /// Up to two panels: the rows of a low-rank adapter.
 const FEW_OUTPUTS: usize = 2 * PANEL;
+/// Columns of the inputs that are put together at a time: a cache line of each row.
+const COLUMN_BLOCK: usize = 16;
 /// Words of tokens per block: as in fused.rs, a panel's share stays in the second-level cache.
 const DEPTH_BLOCK: usize = 768;
 
@@ -53,7 +60,7 @@ pub(super) fn add_weight_gradient(level: Level, dtype: Dtype, x_tk: &[f32], dy_t
         gradient.add_transposed(&transposed);
         return;
     }
-    let x = Columns::new(dtype, x_tk, n_rows, k);
+    let x = Columns::new(level, dtype, x_tk, n_rows, k);
     gradient.floats_mut().par_chunks_mut(k * PANEL).enumerate().for_each(|(panel, gradient)| {
         let first_column = panel * PANEL;
         let n_columns = PANEL.min(n - first_column);
@@ -69,8 +76,7 @@ struct Columns {
 }
 
 impl Columns {
-    fn new(dtype: Dtype, x_tk: &[f32], n_rows: usize, k: usize) -> Columns {
-        const BLOCK: usize = 16;
+    fn new(level: Level, dtype: Dtype, x_tk: &[f32], n_rows: usize, k: usize) -> Columns {
         let depth = match dtype {
             Dtype::F32 => n_rows,
             Dtype::Bf16 => n_rows.div_ceil(2),
@@ -78,31 +84,87 @@ impl Columns {
         // An odd number of cache lines: the eight rows of a tile must not all fall into the same set.
         let stride = depth.next_multiple_of(32) + 16;
         let fill = |words: &mut [MaybeUninit<u32>]| {
-            words.par_chunks_mut(BLOCK * stride).enumerate().for_each(|(i, words)| {
-                words.chunks_exact_mut(stride).for_each(|column| column[depth..].fill(MaybeUninit::new(0)));
-                let columns = i * BLOCK..((i + 1) * BLOCK).min(k);
-                match dtype {
-                    Dtype::F32 => {
-                        for (t, x) in x_tk.chunks_exact(k).enumerate() {
-                            for (c, x) in x[columns.clone()].iter().enumerate() {
-                                words[c * stride + t].write(x.to_bits());
-                            }
-                        }
-                    }
-                    Dtype::Bf16 => {
-                        for (t, x) in x_tk.chunks(2 * k).enumerate() {
-                            let (even, odd) = x.split_at(k);
-                            for (c, k) in columns.clone().enumerate() {
-                                words[c * stride + t].write(bf16_pair(even[k], odd.get(k).copied().unwrap_or(0.0)));
-                            }
-                        }
-                    }
-                }
+            words.par_chunks_mut(COLUMN_BLOCK * stride).enumerate().for_each(|(i, words)| {
+                let n_columns = words.len() / stride;
+                let x = Part { rows: x_tk, width: k, n_rows, first: i * COLUMN_BLOCK, n_columns };
+                level.run(Turn { dtype, x, depth, stride, words });
             });
         };
         // SAFETY: of each column the `depth` words of the tokens are written, and those behind them.
         let words = unsafe { written(k * stride, fill) };
         Columns { words, depth, stride }
+    }
+}
+
+/// Columns `first..first + n_columns` of `rows [n_rows, width]`.
+#[derive(Clone, Copy)]
+struct Part<'a> {
+    rows: &'a [f32],
+    width: usize,
+    n_rows: usize,
+    first: usize,
+    n_columns: usize,
+}
+
+impl Part<'_> {
+    /// Row `t`; zeros behind the last row. Columns of `to` that the part lacks stay as they are.
+    #[inline(always)]
+    fn row_into<const N: usize>(&self, t: usize, to: &mut [f32; N]) {
+        if t >= self.n_rows {
+            *to = [0.0; N];
+            return;
+        }
+        let row = &self.rows[t * self.width + self.first..];
+        match row.first_chunk() {
+            Some(row) if self.n_columns == N => *to = *row,
+            _ => to[..self.n_columns].copy_from_slice(&row[..self.n_columns]),
+        }
+    }
+}
+
+/// A block of columns: rows in, columns out.
+struct Turn<'a> {
+    dtype: Dtype,
+    x: Part<'a>,
+    depth: usize,
+    stride: usize,
+    /// `stride` words for each of the columns, at most [`COLUMN_BLOCK`].
+    words: &'a mut [MaybeUninit<u32>],
+}
+
+impl Kernel for Turn<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Lanes>(self) {
+        let Turn { dtype, x, depth, stride, words } = self;
+        let (mut even, mut odd) = ([0.0; COLUMN_BLOCK], [0.0; COLUMN_BLOCK]);
+        for i in 0..depth {
+            let mut turned = [0; COLUMN_BLOCK];
+            match dtype {
+                Dtype::F32 => {
+                    x.row_into(i, &mut even);
+                    for c in 0..COLUMN_BLOCK {
+                        turned[c] = even[c].to_bits();
+                    }
+                }
+                Dtype::Bf16 => {
+                    x.row_into(2 * i, &mut even);
+                    x.row_into(2 * i + 1, &mut odd);
+                    for c in 0..COLUMN_BLOCK {
+                        turned[c] = bf16_pair(even[c], odd[c]);
+                    }
+                }
+            }
+            for c in 0..x.n_columns {
+                words[c * stride + i].write(turned[c]);
+            }
+        }
+        for c in 0..x.n_columns {
+            for i in depth..stride {
+                words[c * stride + i].write(0);
+            }
+        }
     }
 }
 
@@ -152,16 +214,21 @@ impl Outer<'_> {
     /// The panel's columns of `dy`, tokens outermost: words `first..first + depth`.
     #[inline(always)]
     fn pack(&self, first: usize, depth: usize, panel: &mut [f32]) {
-        let row = |t: usize| &self.dy_tn[t * self.n + self.first_column..][..self.n_columns];
-        for (i, to) in panel.chunks_exact_mut(PANEL).take(depth).enumerate() {
-            let t = first + i;
+        let dy =
+            Part { rows: self.dy_tn, width: self.n, n_rows: self.n_rows, first: self.first_column, n_columns: self.n_columns };
+        let panel = panel.as_chunks_mut::<PANEL>().0;
+        let (mut even, mut odd) = ([0.0; PANEL], [0.0; PANEL]);
+        for i in 0..depth {
             match self.dtype {
-                Dtype::F32 => to[..self.n_columns].copy_from_slice(row(t)),
-                Dtype::Bf16 if 2 * t + 1 < self.n_rows => {
-                    let pairs = row(2 * t).iter().zip(row(2 * t + 1));
-                    to.iter_mut().zip(pairs).for_each(|(word, (&a, &b))| *word = f32::from_bits(bf16_pair(a, b)));
+                Dtype::F32 => dy.row_into(first + i, &mut panel[i]),
+                Dtype::Bf16 => {
+                    dy.row_into(2 * (first + i), &mut even);
+                    dy.row_into(2 * (first + i) + 1, &mut odd);
+                    let to = &mut panel[i];
+                    for c in 0..PANEL {
+                        to[c] = f32::from_bits(bf16_pair(even[c], odd[c]));
+                    }
                 }
-                Dtype::Bf16 => to.iter_mut().zip(row(2 * t)).for_each(|(word, &a)| *word = f32::from_bits(bf16_pair(a, 0.0))),
             }
         }
     }

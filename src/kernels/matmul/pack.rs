@@ -174,31 +174,8 @@ impl Panels {
         let (k_end, dtype) = (self.in_features, self.dtype);
         let mut transposed = Panels { out_features: k_end, ..Panels::new(outputs.len(), dtype) };
         transposed.grow(k_end.div_ceil(PANEL), |i, to| {
-            // Square blocks, so that both sides stay in the first-level cache.
             let columns = i * PANEL..((i + 1) * PANEL).min(k_end);
-            for begin in (outputs.start..outputs.end).step_by(PANEL) {
-                let from = self.panel(begin / PANEL);
-                let n_outputs = PANEL.min(outputs.end - begin);
-                let first = begin - outputs.start;
-                match dtype {
-                    Dtype::F32 => {
-                        for (c, k) in columns.clone().enumerate() {
-                            let from = &from[k * PANEL..][..n_outputs];
-                            from.iter().enumerate().for_each(|(n, &word)| to[(first + n) * PANEL + c] = word);
-                        }
-                    }
-                    Dtype::Bf16 => {
-                        for (c, k) in columns.clone().enumerate() {
-                            let from = &from[k / 2 * PANEL..][..n_outputs];
-                            let half = |word: u32| if k % 2 == 0 { word & 0xffff } else { word >> 16 };
-                            for (n, pair) in from.chunks(2).enumerate() {
-                                let odd = pair.get(1).map_or(0, |&word| half(word));
-                                to[(first / 2 + n) * PANEL + c] = half(pair[0]) | odd << 16;
-                            }
-                        }
-                    }
-                }
-            }
+            Level::current().run(Transpose { from: self, outputs: outputs.clone(), columns, to });
         });
         transposed
     }
@@ -262,23 +239,21 @@ impl Kernel for Split<'_> {
             let rest = x.to_bits().wrapping_sub(upper) as i32;
             if x.is_nan() { 0 } else { rest.min(0x7fff) as u32 }
         };
-        let words = self.upper.as_chunks_mut::<PANEL>().0.iter_mut().zip(self.lower.as_chunks_mut::<PANEL>().0);
-        for ((upper, lower), floats) in words.zip(self.floats.chunks(2 * PANEL)) {
-            let (even, odd) = floats.split_at(PANEL);
-            let (even, odd) = (first_row(even), first_row(odd));
+        let (upper, lower) = (self.upper.as_chunks_mut::<PANEL>().0, self.lower.as_chunks_mut::<PANEL>().0);
+        let floats = self.floats.as_chunks::<PANEL>().0;
+        assert!(upper.len() == lower.len() && floats.len().div_ceil(2) == upper.len());
+        for pair in 0..upper.len() {
+            let even = &floats[2 * pair];
+            // Zeros beside the last one if their number is odd.
+            let odd = floats.get(2 * pair + 1).unwrap_or(&[0.0; PANEL]);
+            let (upper, lower) = (&mut upper[pair], &mut lower[pair]);
             for i in 0..PANEL {
-                let pair = bf16_pair(even[i], odd[i]);
-                upper[i] = pair;
-                lower[i] = rest(even[i], pair << 16) & 0xffff | rest(odd[i], pair & 0xffff_0000) << 16;
+                let words = bf16_pair(even[i], odd[i]);
+                upper[i] = words;
+                lower[i] = rest(even[i], words << 16) & 0xffff | rest(odd[i], words & 0xffff_0000) << 16;
             }
         }
     }
-}
-
-/// A row of a panel; zeros beside the last one if their number is odd.
-#[inline(always)]
-fn first_row(row: &[f32]) -> &[f32; PANEL] {
-    row.first_chunk().unwrap_or(&[0.0; PANEL])
 }
 
 struct Join<'a> {
@@ -292,14 +267,73 @@ impl Kernel for Join<'_> {
 
     #[inline(always)]
     unsafe fn run<V: Lanes>(self) {
-        let words = self.upper.as_chunks::<PANEL>().0.iter().zip(self.lower.as_chunks::<PANEL>().0);
-        for ((upper, lower), floats) in words.zip(self.floats.chunks_mut(2 * PANEL)) {
-            let (even, odd) = floats.split_at_mut(PANEL);
-            for (x, (upper, lower)) in even.iter_mut().zip(upper.iter().zip(lower)) {
-                *x = f32::from_bits((upper << 16).wrapping_add_signed((lower << 16) as i32 >> 16));
+        let (upper, lower) = (self.upper.as_chunks::<PANEL>().0, self.lower.as_chunks::<PANEL>().0);
+        let floats = self.floats.as_chunks_mut::<PANEL>().0;
+        assert!(upper.len() == lower.len() && floats.len().div_ceil(2) == upper.len());
+        for row in 0..floats.len() {
+            let (upper, lower, floats) = (&upper[row / 2], &lower[row / 2], &mut floats[row]);
+            if row % 2 == 0 {
+                for i in 0..PANEL {
+                    floats[i] = f32::from_bits((upper[i] << 16).wrapping_add_signed((lower[i] << 16) as i32 >> 16));
+                }
+            } else {
+                for i in 0..PANEL {
+                    floats[i] = f32::from_bits((upper[i] & 0xffff_0000).wrapping_add_signed(lower[i] as i32 >> 16));
+                }
             }
-            for (x, (upper, lower)) in odd.iter_mut().zip(upper.iter().zip(lower)) {
-                *x = f32::from_bits((upper & 0xffff_0000).wrapping_add_signed(*lower as i32 >> 16));
+        }
+    }
+}
+
+/// One panel of [`Panels::transposed`]: columns `columns` of the rows `outputs`.
+struct Transpose<'a> {
+    from: &'a Panels,
+    outputs: Range<usize>,
+    columns: Range<usize>,
+    /// Zeros at first.
+    to: &'a mut [u32],
+}
+
+impl Kernel for Transpose<'_> {
+    type Output = ();
+
+    // Square blocks of fixed size, so that both sides stay in the first-level cache and no index needs a check.
+    #[inline(always)]
+    unsafe fn run<V: Lanes>(self) {
+        let n_columns = self.columns.len();
+        let first_panel = self.outputs.start / PANEL;
+        let words = self.to.as_chunks_mut::<PANEL>().0;
+        match self.from.dtype {
+            Dtype::F32 => {
+                for block in 0..words.len().div_ceil(PANEL) {
+                    let from = &self.from.panel(first_panel + block).as_chunks::<PANEL>().0[self.columns.clone()];
+                    let n_words = PANEL.min(words.len() - block * PANEL);
+                    let to = &mut words[block * PANEL..][..n_words];
+                    for c in 0..n_columns {
+                        for n in 0..n_words {
+                            to[n][c] = from[c][n];
+                        }
+                    }
+                }
+            }
+            Dtype::Bf16 => {
+                const PAIRS: usize = PANEL / 2;
+                // Panels begin with an even column, as they are an even number of outputs wide.
+                let first_row = self.columns.start / 2;
+                for block in 0..words.len().div_ceil(PAIRS) {
+                    let from = &self.from.panel(first_panel + block).as_chunks::<PANEL>().0[first_row..];
+                    let n_words = PAIRS.min(words.len() - block * PAIRS);
+                    let to = &mut words[block * PAIRS..][..n_words];
+                    for pair in 0..n_columns.div_ceil(2) {
+                        let row = &from[pair];
+                        // Of an odd number of columns the last word holds one and a zero: it lands in the padding.
+                        for n in 0..n_words {
+                            let (a, b) = (row[2 * n], row[2 * n + 1]);
+                            to[n][2 * pair] = a & 0xffff | b << 16;
+                            to[n][2 * pair + 1] = a >> 16 | b & 0xffff_0000;
+                        }
+                    }
+                }
             }
         }
     }

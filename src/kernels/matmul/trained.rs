@@ -7,6 +7,7 @@
 //! larger than the master alone, and a rounded copy beside it would be half as large again (the split of Kalamkar et al. 2020,
 //! "Optimizing Deep Learning Recommender Systems Training on CPU Cluster Architectures", arXiv 2005.04680, but rounded to the nearest).
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use rayon::prelude::*;
@@ -160,9 +161,15 @@ impl Trained {
         look(lock(&self.gradient).floats())
     }
 
-    /// Outputs `rows` of a flat array as a matrix, row-major `[rows.len(), K]`.
-    pub fn rows_of(&self, values: &[f32], rows: std::ops::Range<usize>) -> Vec<f32> {
-        rows.flat_map(|n| (0..self.in_features).map(move |k| values[self.place(n, k)])).collect()
+    /// Outputs `rows` and inputs `columns` of a flat array as a matrix, row-major.
+    pub fn part_of(&self, values: &[f32], rows: Range<usize>, columns: Range<usize>) -> Vec<f32> {
+        let mut part = Vec::with_capacity(rows.len() * columns.len());
+        for n in rows {
+            for k in columns.clone() {
+                part.push(values[self.place(n, k)]);
+            }
+        }
+        part
     }
 
     /// Where `w_nk` stands in a flat array.

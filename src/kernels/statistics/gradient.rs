@@ -467,7 +467,7 @@ mod tests {
             // Sums of up to 401 terms of order 1 in f32.
             close(&d_hidden, &expected, 1e-4, "dh");
             let expected: Vec<f64> = (0..w.len()).map(|i| difference(&mut h64, &mut w64, false, i)).collect();
-            let d_head = trained.gradient(|gradient| trained.rows_of(gradient, 0..vocabulary));
+            let d_head = trained.gradient(|gradient| trained.part_of(gradient, 0..vocabulary, 0..trained.in_features()));
             close(&d_head, &expected, 1e-4, "dW");
         }
     }

@@ -12,7 +12,7 @@ use half::bf16;
 use serde_json::{Map, Value, json};
 
 use crate::error::{Context, Error, Result};
-use crate::files::write_synced;
+use crate::files::{write_numbers, write_synced};
 use crate::json::pretty;
 use crate::kernels::Dtype;
 
@@ -80,15 +80,11 @@ pub fn write_file(path: &Path, tensors: &[SavedTensor], dtype: Dtype, fetch: Fet
             )));
         }
         let values = values.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-        let mut buffer = Vec::with_capacity(1 << 16);
-        for chunk in values.chunks(1 << 14) {
-            buffer.clear();
-            match dtype {
-                Dtype::F32 => buffer.extend(chunk.iter().flat_map(|x| x.to_le_bytes())),
-                Dtype::Bf16 => buffer.extend(chunk.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes())),
-            }
-            file.write_all(&buffer).context_at(path, failed)?;
-        }
+        let written = match dtype {
+            Dtype::F32 => write_numbers(&mut file, &values, f32::to_le_bytes),
+            Dtype::Bf16 => write_numbers(&mut file, &values, |x| bf16::from_f32(x).to_le_bytes()),
+        };
+        written.context_at(path, failed)?;
     }
     let file = file.into_inner().map_err(|error| error.into_error()).context_at(path, failed)?;
     file.sync_all().context_at(path, "cannot write the weights to the disk")
