@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::eval::{self, Named, Way};
+use super::folders::names;
 use super::score::{RUN_FILE, find_data, read_listed, read_record};
 use super::view;
 use crate::diagnosis::kinds as conflict;
@@ -116,8 +117,8 @@ fn compared(job: &Job, watch: &dyn Watch) -> Result<What> {
         return Ok(What::Evaluations(compare::compare(&before, &after)?));
     }
     // Folders of evaluations bear the names of their models, which runs from one script share: their own names tell them apart.
-    for (side, after) in sides.iter_mut().zip(&job.after) {
-        side.name = Path::new(after).file_name().map_or_else(|| after.clone(), |name| name.to_string_lossy().into_owned());
+    for (side, name) in sides.iter_mut().zip(names(&job.after)) {
+        side.name = name;
     }
     Ok(What::Retention(retention::retention(before, sides, &job.target)?))
 }
