@@ -157,7 +157,11 @@ fn write_learnt_rows(movement: &Movement, out: &Path) -> Result<()> {
             verdict: row.verdict.map_or("", Verdict::name),
         })
         .collect();
-    write_learnt(&out.join(LEARNT_FILE), &rows)?;
+    let identity = |side: &str, run: &str| -> Result<(String, String)> {
+        Ok((format!("diagnose.{side}"), read_record(&Path::new(run).join(RUN_FILE))?.identity))
+    };
+    let provenance = [identity("before", &movement.before)?, identity("after", &movement.after)?];
+    write_learnt(&out.join(LEARNT_FILE), &rows, &provenance)?;
     let runs = vec![PathBuf::from(&movement.before), PathBuf::from(&movement.after)];
     let page = view::Job { runs, data: Vec::new(), out: Some(out.join(view::COMPARED_FILE)), most_tokens: view::MOST_TOKENS };
     view::view(&page).map(|_| ())
