@@ -53,7 +53,9 @@ fn sort(folder: &Path) -> diagnose::Result<()> {
         parts => parts.iter().map(|part| part.tokens.clone()).collect(),
     };
     let thresholds = step("thresholds", || resolve(Thresholds::Pilot, &tables))?;
-    step("quadrants", || table::finish(folder, |logprob, entropy, tail| thresholds.label(logprob, entropy, tail)).map(drop))?;
+    step("quadrants", || {
+        table::finish(folder, &thresholds.key(), |logprob, entropy, tail| thresholds.label(logprob, entropy, tail)).map(drop)
+    })?;
     let rows = step("rows", || table::read_rows(&folder.join(table::ROWS_FILE)))?;
     let summary = step("summary", || summarise(&tokens, &rows, &thresholds))?;
     step("density map", || {

@@ -96,15 +96,38 @@ pub(crate) fn in_new_folder(folder: &Path, fill: impl FnOnce(&Path) -> Result<()
 
 /// An error where Git left the address of a large file in its place. What cannot be opened is for others to say.
 pub(crate) fn refuse_pointer(path: &Path) -> Result<()> {
-    const MARK: &[u8] = b"version https://git-lfs.github.com/spec/";
     let mut start = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(MARK.len() as u64).read_to_end(&mut start));
-    match read.is_ok() && start == MARK {
-        true => Err(Error::new("this is a Git LFS pointer, which names a large file and is not the file itself")
-            .at(path)
-            .cure("Fetch the file: git lfs pull in its repository, or download it from where the repository is served.")),
-        false => Ok(()),
+    let read = File::open(path).and_then(|file| file.take(POINTER_BYTES).read_to_end(&mut start));
+    match pointer(&start).filter(|_| read.is_ok()) {
+        Some(refused) => Err(refused.at(path)),
+        None => Ok(()),
     }
+}
+
+/// So many bytes of a file show whether it is a pointer.
+const POINTER_BYTES: u64 = 64;
+
+/// The error for a file that begins so, if Git LFS or git-annex put it in the place of a large file.
+pub(crate) fn pointer(start: &[u8]) -> Option<Error> {
+    const LFS: [&[u8]; 2] = [b"version https://git-lfs.github.com/spec/", b"version https://hawser.github.com/spec/"];
+    const ANNEX: &[u8] = b"/annex/objects/";
+    // Where links cannot be made, git-annex writes what the link would hold.
+    let is_annex = start.starts_with(ANNEX) || (start.starts_with(b"../") || start.starts_with(b".git/")) && holds(start, ANNEX);
+    let (name, fetch) = if LFS.iter().any(|mark| start.starts_with(mark)) {
+        ("Git LFS", "git lfs pull")
+    } else if is_annex {
+        ("git-annex", "git annex get")
+    } else {
+        return None;
+    };
+    Some(
+        Error::new(format!("this is a {name} pointer, which names a large file and is not the file itself"))
+            .cure(format!("Fetch the file: {fetch} in its repository, or download it from where the repository is served.")),
+    )
+}
+
+fn holds(text: &[u8], part: &[u8]) -> bool {
+    text.windows(part.len()).any(|window| window == part)
 }
 
 /// SHA-256 of a file's bytes in hexadecimal.
@@ -187,6 +210,10 @@ mod tests {
         let path = folder.path().join("a.parquet");
         fs::write(&path, "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n").unwrap();
         assert!(refuse_pointer(&path).unwrap_err().to_string().contains("Git LFS pointer"));
+        fs::write(&path, "/annex/objects/SHA256E-s9--00.parquet\n").unwrap();
+        assert!(refuse_pointer(&path).unwrap_err().to_string().contains("git annex get"));
+        fs::write(&path, "../../.git/annex/objects/x1/9Z/SHA256E-s9--00").unwrap();
+        assert!(refuse_pointer(&path).is_err());
         fs::write(&path, "version https://git").unwrap();
         assert!(refuse_pointer(&path).is_ok() && refuse_pointer(&folder.path().join("b")).is_ok());
     }

@@ -232,7 +232,9 @@ fn turn(dice: &mut Dice, role: &'static str, sharegpt: bool, list: &str, plain: 
                 let words = words(dice);
                 let mut part = vec![("type".to_owned(), json!("text")), ("text".to_owned(), json!(words))];
                 let (own, contradicts) = switches(dice, role, &format!("{list}[].content[]."), &mut part, plain);
-                plain.contradicts |= contradicts;
+                // A part may be off where its turn is on, but it does not weigh otherwise than a turn that says its own weight.
+                let outweighs = own.is_some_and(|own| own > 0.0 && own != weight) && weight != 1.0;
+                plain.contradicts |= contradicts || outweighs;
                 text.extend(words.chars().map(|c| (c, own.unwrap_or(weight))));
                 dice.shuffle(&mut part);
                 Value::Object(part.into_iter().collect())
@@ -242,18 +244,13 @@ fn turn(dice: &mut Dice, role: &'static str, sharegpt: bool, list: &str, plain: 
         }
         1 if role == "assistant" => {
             let words = words(dice);
-            text.extend(words.chars().map(|c| (c, weight)));
+            // What no piece holds is not learnt.
+            text.extend(words.chars().map(|c| (c, 0.0)));
             let first = dice.below(text.len());
             let last = first + dice.below(text.len() - first);
             let trained = dice.one_in(2);
-            // What is switched on weighs as its turn, if that weighs anything.
-            let inside = if !trained {
-                0.0
-            } else if weight > 0.0 {
-                weight
-            } else {
-                1.0
-            };
+            plain.contradicts |= trained && weight == 0.0;
+            let inside = if trained { weight } else { 0.0 };
             text[first..=last].iter_mut().for_each(|(_, weight)| *weight = inside);
             let key = dice.pick(&["train_detail", "training_detail"]).to_string();
             message.push((key, json!([{"begin_offset": first, "end_offset": last, "train": trained}])));

@@ -282,6 +282,30 @@ fn conflicts_in_context_are_scored_as_one_conversation() {
         assert!((kind["change"].as_f64().unwrap() - change / n as f64).abs() < 1e-5, "{kind}, expected {change} over {n}");
     }
     assert!(std::fs::read_to_string(workdir.path("alone/report.md")).unwrap().contains("shown first"));
+    // Sorted again by the same thresholds, or asked for again, nothing is scored again and nothing is lost.
+    let bytes = || std::fs::read(workdir.path("alone/in_context.parquet")).unwrap();
+    let (scored, found) = (bytes(), found.clone());
+    workdir.run(&["alone", "--thresholds", "p=0.004,H=5.5"]).ok();
+    score("alone.jsonl", &["--in-context"]);
+    assert!(bytes() == scored && json(&workdir, "alone/summary.json")["kinds"]["in_context"] == found);
+    // A killed run has left what it had scored, which the next one takes over: here a row without conflicts, which nobody would find.
+    let known = diagnose::table::read_provenance(&workdir.path("alone/in_context.parquet")).unwrap();
+    let key = &known.iter().find(|(key, _)| key == "diagnose.conflicts").unwrap().1;
+    let left = |key: &str| {
+        std::fs::remove_file(workdir.path("alone/in_context.parquet")).unwrap();
+        let row = serde_json::json!({"row": 0, "shown": 1, "others": 4, "new": 1, "conflicts": []});
+        let torn = &row.to_string()[..20];
+        workdir.write("alone/.in_context.jsonl", format!("{}\n{row}\n{torn}", serde_json::json!({"identity": key})));
+        score("alone.jsonl", &["--in-context"]);
+        assert!(!workdir.path("alone/.in_context.jsonl").exists());
+        json(&workdir, "alone/summary.json")["kinds"]["in_context"].clone()
+    };
+    let resumed = left(key);
+    let n_tokens =
+        |of: &serde_json::Value| of["kinds"].as_array().unwrap().iter().map(|kind| kind["tokens"].as_u64().unwrap()).sum::<u64>();
+    assert!(resumed["rows"] == 2 && n_tokens(&resumed) > 0 && n_tokens(&resumed) < n_tokens(&found), "{resumed}");
+    assert_eq!(left("of other conflicts"), found);
+    assert!(bytes() == scored);
     // Under other thresholds they are other conflicts: what was said of the old ones is gone.
     workdir.run(&["alone", "--thresholds", "p=0.003,H=5.5"]).ok();
     assert!(!workdir.path("alone/in_context.parquet").exists());

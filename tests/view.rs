@@ -484,8 +484,18 @@ fn a_larger_run_is_read_from_its_tables() {
     let mut damaged = std::fs::read(table("tokens")).unwrap();
     (4..400).for_each(|at| damaged[at] ^= 0x5a);
     let damaged = workdir.write("damaged.parquet", damaged);
+    // The same run under other thresholds has other quadrants and conflicts.
+    std::fs::create_dir(workdir.path("sorted")).unwrap();
+    for entry in std::fs::read_dir(workdir.path("run")).unwrap().map(Result::unwrap).filter(|entry| entry.path().is_file()) {
+        std::fs::copy(entry.path(), workdir.path("sorted").join(entry.file_name())).unwrap();
+    }
+    workdir.run(&["sorted", "--thresholds", "tail"]).ok();
     for (file, message) in [
         (workdir.path("other/tokens.parquet"), "tokens.parquet is of another run"),
+        (workdir.path("sorted/tokens.parquet"), "tokens.parquet is sorted by other thresholds"),
+        (workdir.path("sorted/conflicts.parquet"), "conflicts.parquet is sorted by other thresholds"),
+        (table("alternatives"), "alternatives.parquet is the table alternatives, and none of"),
+        (table("pairs"), "pairs.parquet is the table pairs, and none of"),
         (table("rows"), "tokens.parquet is missing"),
         (half, "half.parquet: it is not a whole Parquet table"),
         (damaged, "damaged.parquet: "),
@@ -503,6 +513,13 @@ fn a_larger_run_is_read_from_its_tables() {
     for name in ["row", "logprob", "rank", "word", "top", "quadrant", "conflicts", "source"] {
         assert_eq!(found[name], expected[name], "{name}");
     }
+    // Every conflict has a kind; of the rows that the page did not hold it is said that nobody knows which.
+    let kinds = "(() => { const { kind, kinds, quadrant } = page.run; const found = { none: 0, known: 0, unknown: 0 }; \
+                 quadrant.forEach((quadrant, token) => { if (quadrant === 0) \
+                   found[kinds[kind[token]] === '' ? 'none' : kinds[kind[token]] === 'unknown' ? 'unknown' : 'known']++; }); return found; })()";
+    let count = browser.eval(kinds);
+    assert!(count["none"] == 0 && count["unknown"].as_u64() > Some(0) && count["known"].as_u64() > Some(0), "{count}");
+    assert!(browser.eval("at('about').textContent").as_str().unwrap().contains("kinds of conflict unknown"));
     assert_eq!(browser.eval("at('decided').textContent"), "1 dropped · not exported");
 
     // All three: what the page of the whole run has.
@@ -518,6 +535,7 @@ fn a_larger_run_is_read_from_its_tables() {
     for (name, expected) in expected.as_object().unwrap() {
         assert_eq!(&found[name], expected, "{name}");
     }
+    assert_eq!(browser.eval(kinds)["unknown"], 0);
     assert_eq!(browser.eval("at('more').hidden"), true);
     // The first row was in the page, with its text; one that was not shows its tokens.
     assert_eq!(browser.eval("page.run.row[page.row]"), first);

@@ -13,6 +13,7 @@ use super::options::ReadOptions;
 use super::raw::{Raw, RawRecords};
 use super::{arrow, delimited, json, lines, parquet};
 use crate::error::{Error, Result};
+use crate::files::pointer;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -74,6 +75,10 @@ const HEAD_BYTES: u64 = 64 << 10;
 pub(super) fn detect(path: &Path, store: &Store, options: &ReadOptions) -> Result<Container> {
     let mut head = Vec::new();
     store.reader()?.take(HEAD_BYTES).read_to_end(&mut head).map_err(broken)?;
+    // Whatever the file is called: a pointer inside an archive, too.
+    if let Some(refused) = pointer(&head) {
+        return Err(refused);
+    }
     let extension = extension(path);
     if head.starts_with(b"PAR1") {
         return Ok(Container::Parquet);
@@ -85,16 +90,18 @@ pub(super) fn detect(path: &Path, store: &Store, options: &ReadOptions) -> Resul
         return Err(Error::new("expected at least one record, found an empty file"));
     }
     let text = head.trim_ascii_start();
+    let is_text_by_name = matches!(extension.as_str(), "txt" | "md" | "text");
+    // A text may begin with a tag, as chat logs do; a page is one only where that is said.
+    let is_said = options.format == Some(Format::Text);
+    let is_text = text.starts_with(b"<") && (is_said || (is_text_by_name && !is_page(text)));
+    if let Some(name) = known(&head).filter(|_| !is_text) {
+        return Err(Error::new(format!("expected JSON Lines, a JSON array, CSV, Parquet or Arrow, found {name}")));
+    }
     match extension.as_str() {
         "parquet" => return Err(Error::new("expected a Parquet file, which begins with `PAR1`, found something else")),
         "csv" | "tsv" => return Ok(Container::Csv),
-        "txt" | "md" | "text" => return Ok(Container::Text),
+        _ if is_text_by_name => return Ok(Container::Text),
         _ => {}
-    }
-    // A text may begin with a tag, as chat logs do.
-    let is_text = options.format == Some(Format::Text) && text.starts_with(b"<");
-    if let Some(name) = known(&head).filter(|_| !is_text) {
-        return Err(Error::new(format!("expected JSON Lines, a JSON array, CSV, Parquet or Arrow, found {name}")));
     }
     let is_json_by_name = matches!(extension.as_str(), "json" | "jsonl" | "ndjson" | "jsonlines");
     let n_blank = (head.len() - text.len()) as u64;
@@ -108,7 +115,7 @@ pub(super) fn detect(path: &Path, store: &Store, options: &ReadOptions) -> Resul
         _ if is_json_by_name => return Ok(Container::JsonLines),
         _ => {}
     }
-    if options.format == Some(Format::Text) {
+    if is_said {
         return Ok(Container::Text);
     }
     if let Some(names) = delimited::header(text) {
@@ -124,8 +131,7 @@ pub(super) fn detect(path: &Path, store: &Store, options: &ReadOptions) -> Resul
 
 /// What is no data, by its first bytes.
 fn known(head: &[u8]) -> Option<&'static str> {
-    let known: [(&[u8], &str); 6] = [
-        (b"version https://git-lfs", "a pointer of Git LFS instead of the file (fetch it: git lfs pull)"),
+    let known: [(&[u8], &str); 5] = [
         (b"%PDF", "a PDF"),
         (b"<", "a page of HTML or XML (a login page instead of the file?)"),
         (b"GGUF", "a GGUF model"),
@@ -133,6 +139,12 @@ fn known(head: &[u8]) -> Option<&'static str> {
         (b"SQLite format 3", "an SQLite database"),
     ];
     known.iter().find(|(mark, _)| head.trim_ascii_start().starts_with(mark)).map(|(_, name)| *name)
+}
+
+/// Is it a page of HTML or a document in XML?
+fn is_page(text: &[u8]) -> bool {
+    let starts = |mark: &[u8]| text.get(..mark.len()).is_some_and(|start| start.eq_ignore_ascii_case(mark));
+    starts(b"<!doctype") || starts(b"<html") || starts(b"<?xml")
 }
 
 /// The first bytes, for a message.
@@ -245,6 +257,43 @@ mod tests {
         check(b"{\"data\": [{\"a\": 1}]}\n", Some(9));
         assert!(is_conversation_a_line(b"[{\"role\": \"user\", \"content\": \"a\"}]\n[]"));
         assert!(!is_conversation_a_line(b"[{\"prompt\": \"a\"}]") && !is_conversation_a_line(b"[\n{\"role\": 1}]"));
+    }
+
+    #[test]
+    fn what_is_no_data_is_refused_under_every_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let found = |name: &str, bytes: &[u8], format: Option<Format>| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, bytes).unwrap();
+            let options = ReadOptions { format, ..ReadOptions::default() };
+            Store::open(&path).and_then(|store| detect(&path, &store, &options)).map_err(|error| error.to_string())
+        };
+        let packed = |bytes: &[u8]| {
+            let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+            std::io::Write::write_all(&mut encoder, bytes).unwrap();
+            encoder.finish().unwrap()
+        };
+        let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n";
+        let refused: [(&[u8], &str); 5] = [
+            (pointer, "Git LFS pointer"),
+            (b"/annex/objects/MD5E-s9--00.txt\n", "git-annex pointer"),
+            (b"%PDF-1.7\n", "a PDF"),
+            (b"GGUF\x03\0\0\0", "a GGUF model"),
+            (b"SQLite format 3\0", "an SQLite database"),
+        ];
+        for name in ["a", "a.txt", "a.md", "a.csv", "a.tsv", "a.jsonl", "a.json"] {
+            for (bytes, what) in refused {
+                for format in [None, Some(Format::Text), Some(Format::Messages)] {
+                    assert!(found(name, bytes, format).unwrap_err().contains(what), "{name} {what}");
+                    let error = found(&format!("{name}.gz"), &packed(bytes), format).unwrap_err();
+                    assert!(error.contains(what), "{name}.gz {what}: {error}");
+                }
+            }
+            assert!(found(name, b"<!DOCTYPE html>\n<html>", None).unwrap_err().contains("a page of HTML"), "{name}");
+        }
+        // A chat log, and a page that is said to be text.
+        assert_eq!(found("a.txt", b"<user> Hello", None), Ok(Container::Text));
+        assert_eq!(found("a.txt", b"<html>", Some(Format::Text)), Ok(Container::Text));
     }
 
     #[test]

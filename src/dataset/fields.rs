@@ -120,13 +120,20 @@ pub(super) fn required_text<'a>(row: &'a Object, keys: &[&str], prefix: &str) ->
 
 /// The value that a string holds, in JSON or as Python prints it; else why it holds none.
 pub(super) fn embedded(text: &str) -> Result<Value, String> {
-    literal::text(text).map_err(|error| error.message().to_owned())?;
+    literal::source(text).map_err(|error| error.message().to_owned())?;
     if !literal::may_hold_long_integers(text)
         && let Ok(value) = serde_json::from_str(text)
     {
         return Ok(value);
     }
     literal::json(text).or_else(|error| literal::python(text).map_err(|python| if text.contains('\'') { python } else { error }))
+}
+
+/// The value of the JSON in a string, such as the arguments of a call; integers keep their digits.
+pub(crate) fn embedded_json(text: &str) -> Option<Value> {
+    literal::source(text).ok()?;
+    let plain = || serde_json::from_str(text).ok();
+    if literal::may_hold_long_integers(text) { None } else { plain() }.or_else(|| literal::json(text).ok())
 }
 
 /// A list, or a string that holds one in JSON or as Python prints it.

@@ -62,16 +62,23 @@ impl Columns {
             row.insert(column.name().to_string(), json(value)?);
         }
         // What cannot be seen must not pass for absent.
-        row.extend(self.unseen.iter().map(|name| (name.clone(), Value::from("of a type that is not read"))));
+        row.extend(self.unseen.iter().map(|name| (name.clone(), Value::from(UNREAD))));
         let mut row = Value::Object(row);
         self.pruned.iter().for_each(|path| prune(&mut row, path));
         Ok(row)
     }
 }
 
+/// Stands for a value of a type that is not read, under a name that promises to change what is learnt.
+const UNREAD: &str = "of a type that is not read";
+
+/// Takes a member out; one that promises to change what is learnt must not pass for absent.
 fn prune(value: &mut Value, path: &[String]) {
     match (value, path) {
         (Value::Array(list), _) => list.iter_mut().for_each(|value| prune(value, path)),
+        (Value::Object(object), [last]) if looks_like_switch(last) => {
+            object.insert(last.clone(), UNREAD.into());
+        }
         (Value::Object(object), [last]) => {
             object.shift_remove(last);
         }
@@ -101,7 +108,9 @@ fn json(value: AnyValue) -> Result<Value> {
             Value::Object(fields.map(|(field, value)| Ok((field.name().to_string(), json(value)?))).collect::<Result<_>>()?)
         }
         AnyValue::List(list) => Value::Array(list.iter().map(json).collect::<Result<_>>()?),
-        AnyValue::Categorical(..) | AnyValue::CategoricalOwned(..) => value.get_str().map_or(Value::Null, Value::from),
+        AnyValue::Categorical(..) | AnyValue::CategoricalOwned(..) => {
+            value.get_str().map(literal::text).transpose()?.map_or(Value::Null, Value::from)
+        }
         // Pruned afterwards: nothing that is kept is of another type.
         _ => Value::Null,
     })
@@ -165,4 +174,20 @@ pub(super) fn guarded<T>(damaged: &str, work: impl FnOnce() -> Result<T>) -> Res
     let outcome = catch_unwind(AssertUnwindSafe(work));
     IS_GUARDED.set(false);
     outcome.unwrap_or_else(|_| Err(Error::new(damaged)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_member_that_is_not_read_is_absent_unless_it_looks_like_a_switch() {
+        let mut row = json!({"messages": [{"role": "user", "at": 1, "weight": null}, {"role": "assistant"}]});
+        for member in ["at", "weight"] {
+            prune(&mut row, &["messages".to_owned(), member.to_owned()]);
+        }
+        let turn = |role: &str| json!({"role": role, "weight": UNREAD});
+        assert_eq!(row, json!({"messages": [turn("user"), turn("assistant")]}));
+    }
 }

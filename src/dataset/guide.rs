@@ -72,7 +72,11 @@ fn switches() -> String {
     let rows = [
         (list(weights), "turn, part", "a weight from 0, or true or false; 0 and false are not learnt"),
         (list(switches::MASKS), "turn, part", "true: not learnt"),
-        (list(switches::DETAILS), "turn", "pieces of the text by character, both ends included, each with `train`"),
+        (
+            list(switches::DETAILS),
+            "turn",
+            "pieces of the text by character, both ends included, each with `train`; what none holds is not learnt",
+        ),
         (list([switches::LOSS_MASK]), "row", "0 or 1 for each answer, or for each turn"),
         (list(switches::LABELS), "row", "false: an answer that is not wanted"),
         (list([switches::TEMPLATE_SWITCHES]), "row", "variables for the chat template"),

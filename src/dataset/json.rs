@@ -90,7 +90,7 @@ fn rows_of_columns(columns: &Map<String, Value>) -> Option<Vec<Map<String, Value
 
 /// Parses one record that starts on `line`.
 pub(super) fn parse(bytes: &[u8], line: u64) -> Result<Value> {
-    let text = utf8(bytes)?;
+    let text = literal::source(utf8(bytes)?)?;
     // Where files were joined, a byte order mark stands in the middle.
     let text = text.strip_prefix('\u{FEFF}').unwrap_or(text);
     if literal::may_hold_long_integers(text) {

@@ -50,15 +50,28 @@ pub(super) fn is_nothing(value: &Value) -> bool {
     value.is_null() || verbatim(value) == Some("NaN")
 }
 
-/// The text of a row, or JSON before its strings are read: neither may hold what stands before our numbers.
+/// A text of the data, which must not hold what stands before our numbers.
 pub(super) fn text(text: &str) -> Checked<&str> {
-    const ESCAPED: &[u8] = b"\\ufdd3";
-    let is_escaped = |at: usize| text.as_bytes()[at..].get(..ESCAPED.len()).is_some_and(|six| six.eq_ignore_ascii_case(ESCAPED));
-    match text.contains(VERBATIM) || text.match_indices("\\u").any(|(at, _)| is_escaped(at)) {
-        false => Ok(text),
-        true => Err(Error::new("the text contains the Unicode noncharacter U+FDD3")
-            .cure("No text should: it is the trace of a broken conversion. Remove it.")),
-    }
+    if text.contains(VERBATIM) { Err(verbatim_in_text()) } else { Ok(text) }
+}
+
+/// JSON, or what Python prints, before its strings are read: none of them may hold what stands before our numbers.
+pub(super) fn source(source: &str) -> Checked<&str> {
+    let names_it = |at: usize| {
+        ["ufdd3", "U0000fdd3"].iter().any(|name| {
+            let found = source.as_bytes().get(at..at + name.len()).unwrap_or_default();
+            found.first() == name.as_bytes().first() && found.eq_ignore_ascii_case(name.as_bytes())
+        })
+    };
+    // Behind another backslash that is itself a text's, there is no escape.
+    let is_escape = |at: usize| source[..at].bytes().rev().take_while(|&byte| byte == b'\\').count() % 2 == 0;
+    let mut backslashes = source.match_indices('\\').map(|(at, _)| at);
+    if backslashes.any(|at| names_it(at + 1) && is_escape(at)) { Err(verbatim_in_text()) } else { text(source) }
+}
+
+fn verbatim_in_text() -> Error {
+    Error::new("the text contains the Unicode noncharacter U+FDD3")
+        .cure("No text should: it is the trace of a broken conversion. Remove it.")
 }
 
 /// The value as Python's `json.dumps(.., ensure_ascii=False)` has it.
@@ -205,11 +218,7 @@ impl Parser<'_> {
             if self.take("}") && (self.is_python || object.is_empty()) {
                 return Ok(Value::Object(object));
             }
-            let key = match self.value()? {
-                Value::String(key) => key,
-                Value::Number(key) if self.is_python => key.to_string(),
-                other => return Err(format!("expected a key in quotes, found {other}")),
-            };
+            let key = self.key()?;
             self.skip_space();
             if !self.take(":") {
                 return Err(format!("expected `:` after the key, found {}", self.found()));
@@ -223,6 +232,17 @@ impl Parser<'_> {
             if !self.take(",") {
                 return Err(format!("expected `,` or `}}`, found {}", self.found()));
             }
+        }
+    }
+
+    /// A string, or in Python also a number, which becomes the text that `json.dumps` makes of it.
+    fn key(&mut self) -> Result<String, String> {
+        let found = self.found();
+        let is_quoted = self.rest().starts_with('"') || (self.is_python && self.rest().starts_with('\''));
+        match self.value()? {
+            Value::String(key) if is_quoted => Ok(key),
+            number if self.is_python && (number.is_number() || verbatim(&number).is_some()) => Ok(dumps(&number)),
+            _ => Err(format!("expected a key in quotes, found {found}")),
         }
     }
 
@@ -416,7 +436,7 @@ mod tests {
         check("('a' \"b\")", json!("ab"));
         let words = json!([1, -2.5, 1000, true, false, "\u{FDD3}NaN", "\u{FDD3}-Infinity"]);
         check("[1, -2.5, 1_000, True, False, nan, -inf]", words);
-        check("{1: {}, 'b': []}", json!({"1": {}, "b": []}));
+        check("{1: {}, 'b': [], nan: 2, 1e16: 3}", json!({"1": {}, "b": [], "NaN": 2, "1e+16": 3}));
         // str(numpy.array([{..}, {..}], dtype=object))
         check("[{'a': 1}\n {'a': 2.}]", json!([{"a": 1}, {"a": 2.0}]));
         for text in ["[__import__('os')]", "{'a'}", "[1, 2", "'a", "b'x'", "[1 2]", "", "{'a': 1} x"] {
@@ -431,11 +451,37 @@ mod tests {
         assert_eq!(json(text).map(|value| dumps(&value)), Ok(text.to_owned()));
         assert_eq!(json(text).map(|value| line(value.as_object().unwrap())), Ok(text.replace(", ", ",").replace(": ", ":")));
         assert_eq!(json(r#" "\ud83d\ude00\u00e9\/" "#), Ok(json!("😀é/")));
-        for text in ["{'a': 1}", "[1,]", "{\"a\": 1,}", "None", "[nan]", "\"a\nb\"", "01x", "{} {}"] {
+        for text in [
+            "{NaN: 1}",
+            "{-Infinity: 1}",
+            "{12345678901234567890123: 1}",
+            "{1: 1}",
+            "{null: 1}",
+            "{'a': 1}",
+            "[1,]",
+            "{\"a\": 1,}",
+            "None",
+            "[nan]",
+            "\"a\nb\"",
+            "01x",
+            "{} {}",
+        ] {
             assert!(json(text).is_err(), "{text}");
         }
         assert!(json(r#""\ud800 x""#).unwrap_err().contains(r"`\ud800`, half of a surrogate pair"));
         assert!(json(&"[".repeat(100_000)).unwrap_err().contains("brackets"));
+    }
+
+    #[test]
+    fn what_stands_before_our_numbers_is_refused_in_texts_and_nothing_like_it() {
+        for refused in ["\u{fdd3}", r"\ufdd3", r"a\uFDD3", r"\\\ufdd3", r"\U0000fdd3", r#"{"a": "\uFdd3NaN"}"#] {
+            assert!(source(refused).is_err(), "{refused}");
+        }
+        // A backslash and letters: the text speaks of the escape.
+        for fine in [r"\\ufdd3", r"\\\\ufdd3", "ufdd3", r"\ufdd4", r"\Ufdd3", r"\u0000fdd3", "é\\\\uFDD3", "u", "U"] {
+            assert!(source(fine).is_ok(), "{fine}");
+        }
+        assert!(text("\u{fdd3}").is_err() && text(r"\ufdd3").is_ok());
     }
 
     /// Whatever serde_json takes, this parser takes to the same value, and nothing else but the three words.

@@ -4,8 +4,8 @@
 //! turn, part   weight, loss_weight, loss_scale     a number from 0, the weight in the loss; 0 is not learnt       OpenAI, ms-swift
 //!              train, training, loss               true or false, or such a number                               axolotl, ms-swift
 //!              mask, masked                        true: not learnt                                              torchtune
-//! turn         train_detail, training_detail       [{"begin_offset", "end_offset", "train"}], characters, both ends included
-//!                                                                                                                axolotl
+//! turn         train_detail, training_detail       [{"begin_offset", "end_offset", "train"}], characters, both ends included; what
+//!                                                  no piece holds is not learnt                                  axolotl
 //! row          loss_mask                           [0, 1, ..], one for each answer or for each turn              LLaMA-Factory
 //!              label, kto_tag                      false: an answer that is not wanted                           TRL, LLaMA-Factory
 //!              chat_template_kwargs                {"enable_thinking": false}, passed to the template            TRL
@@ -127,25 +127,46 @@ pub(super) fn of_turn(turn: &mut Turn, message: &Object, path: &str, unused: &mu
     if let Some(weight) = weight(message, path)? {
         turn.weight = weight;
         turn.written.has_switch = true;
+        if let Some(part) = turn.parts.iter().find(|part| part.weight > 0.0 && weight != 1.0 && part.weight != weight) {
+            return Err(Error::new(format!(
+                "`{}` contradicts the switch of a part of its content: a weight of {weight}, and one of {}",
+                path.trim_end_matches('.'),
+                part.weight
+            ))
+            .cure("Leave one of them."));
+        }
         // Only answers are learnt, so that on another turn a 0 is heeded and anything else is not.
         if turn.role == Role::Assistant || weight == 0.0 {
             used.extend(NAMES);
         }
     }
     for key in DETAILS {
-        if let Some(value) = message.get(key).filter(|value| !is_empty(value)) {
+        let is_said = |value: &&Value| !is_nothing(value) && value.as_str() != Some("");
+        if let Some(value) = message.get(key).filter(is_said) {
             add_details(turn, value, &format!("{path}{key}"))?;
-            used.push(key);
+            // Only answers are learnt.
+            if turn.role == Role::Assistant || turn.parts.iter().all(|part| part.weight == 0.0) {
+                used.push(key);
+            }
         }
     }
     note_unused(message, &used, path, unused);
     Ok(())
 }
 
-/// Adds axolotl's `train_detail`, whose offsets count characters and include both ends.
+/// Adds axolotl's `train_detail`, whose offsets count characters and include both ends. Of an answer that has some, nothing else is learnt
+/// (`get_offsets_for_train_detail` in its prompt_strategies/chat_template.py).
 fn add_details(turn: &mut Turn, value: &Value, path: &str) -> Result<()> {
     let n_chars = turn.content.chars().count();
-    for (idx, detail) in list(value, path)?.iter().enumerate() {
+    let details = list(value, path)?;
+    if details.is_empty() {
+        return Err(Error::new(format!(
+            "`{path}`: expected at least one piece, found an empty list, of which axolotl learns nothing"
+        ))
+        .cure("Leave the key out to learn the whole turn, or write `weight`: 0."));
+    }
+    let mut pieces: Vec<(usize, usize, f32)> = Vec::new();
+    for (idx, detail) in details.iter().enumerate() {
         let path = format!("{path}[{idx}]");
         let detail = object(detail, &path)?;
         let offset = |key: &str| {
@@ -164,16 +185,31 @@ fn add_details(turn: &mut Turn, value: &Value, path: &str) -> Result<()> {
             return Err(Error::new(format!("`{path}.train`: expected true or false, found {found}")));
         };
         let byte = |n: usize| turn.content.char_indices().nth(n).map_or(turn.content.len(), |(at, _)| at);
-        // What is to be trained has the weight of its turn, if that is to be trained at all.
-        let weight = if !is_trained {
-            0.0
-        } else if turn.weight > 0.0 {
-            turn.weight
-        } else {
-            1.0
-        };
-        turn.parts.push(WeightedPart { begin: byte(first), end: byte(last + 1), weight });
+        if *is_trained && turn.weight == 0.0 {
+            return Err(Error::new(format!("`{path}.train` contradicts the switch of its turn: true, and a weight of 0"))
+                .cure("Leave one of them."));
+        }
+        let weight = if *is_trained { turn.weight } else { 0.0 };
+        let (begin, end) = (byte(first), byte(last + 1));
+        if pieces.iter().any(|&(other, its_end, its)| begin < its_end && other < end && its != weight) {
+            return Err(Error::new(format!("`{path}` contradicts a piece before it, which holds some of its characters"))
+                .cure("Give each character to one piece."));
+        }
+        pieces.push((begin, end, weight));
     }
+    pieces.sort_unstable_by_key(|&(begin, end, _)| (begin, end));
+    let mut at = 0;
+    let mut parts: Vec<WeightedPart> = Vec::new();
+    for (begin, end, weight) in pieces.into_iter().chain([(turn.content.len(), turn.content.len(), 0.0)]) {
+        if at < begin && turn.role == Role::Assistant {
+            parts.push(WeightedPart { begin: at, end: begin, weight: 0.0 });
+        }
+        if begin < end {
+            parts.push(WeightedPart { begin, end, weight });
+        }
+        at = at.max(end);
+    }
+    turn.parts.append(&mut parts);
     Ok(())
 }
 
@@ -333,9 +369,52 @@ mod tests {
         add_details(&mut turn, &details, "d").unwrap();
         let parts: Vec<(&str, f32)> = turn.parts.iter().map(|part| (&turn.content[part.begin..part.end], part.weight)).collect();
         assert_eq!(parts, [("né, ", 0.0), ("five.", 1.0)]);
-        for bad in [json!([{"begin_offset": 0, "end_offset": 9, "train": true}]), json!([{"begin_offset": 0, "end_offset": 1}])] {
+        // What no piece holds is not learnt, of whatever kind the pieces are.
+        let parts = |details: Value| {
+            let mut turn = plain(Role::Assistant, "né, five.");
+            add_details(&mut turn, &details, "d").unwrap();
+            turn.parts.iter().map(|part| (turn.content[part.begin..part.end].to_owned(), part.weight)).collect::<Vec<_>>()
+        };
+        let piece = |first: usize, last: usize, train: bool| json!({"begin_offset": first, "end_offset": last, "train": train});
+        let text = |text: &str, weight: f32| (text.to_owned(), weight);
+        assert_eq!(parts(json!([piece(1, 2, true)])), [text("n", 0.0), text("é,", 1.0), text(" five.", 0.0)]);
+        assert_eq!(parts(json!([piece(0, 1, false)])), [text("né", 0.0), text(", five.", 0.0)]);
+        assert_eq!(parts(json!([piece(6, 8, true), piece(0, 1, true)])), [text("né", 1.0), text(", fi", 0.0), text("ve.", 1.0)]);
+        for bad in [
+            json!([piece(0, 9, true)]),
+            json!([{"begin_offset": 0, "end_offset": 1}]),
+            json!([]),
+            json!([piece(0, 4, true), piece(4, 8, false)]),
+        ] {
             assert!(add_details(&mut turn, &bad, "d").is_err(), "{bad}");
         }
+        // Of the turn, its parts and its pieces one may not say what another denies.
+        let of = |message: Value, parts: &[f32]| {
+            let mut turn = plain(Role::Assistant, "né, five.");
+            turn.parts = parts.iter().map(|&weight| WeightedPart { begin: 0, end: 4, weight }).collect();
+            let mut unused = Vec::new();
+            of_turn(&mut turn, message.as_object().unwrap(), "m.", &mut unused).map(|()| unused)
+        };
+        for (message, parts) in [
+            (json!({"train": false, "train_detail": [piece(0, 1, true)]}), &[][..]),
+            (json!({"weight": 0}), &[1.0]),
+            (json!({"weight": 0.5}), &[1.0]),
+        ] {
+            assert!(of(message.clone(), parts).unwrap_err().to_string().contains("contradict"), "{message}");
+        }
+        for (message, parts) in [
+            (json!({"train": false, "train_detail": [piece(0, 1, false)]}), &[][..]),
+            (json!({"weight": 0.5}), &[0.0, 0.5]),
+            (json!({"weight": 1}), &[0.5]),
+        ] {
+            assert_eq!(of(message.clone(), parts).unwrap(), [""; 0], "{message}");
+        }
+        // Pieces of a question are not learnt, and that is said.
+        let mut question = plain(Role::User, "né, five.");
+        let message = json!({"train_detail": [piece(0, 1, true)]});
+        let mut unused = Vec::new();
+        of_turn(&mut question, message.as_object().unwrap(), "m.", &mut unused).unwrap();
+        assert_eq!(unused, ["m.train_detail"]);
     }
 
     #[test]

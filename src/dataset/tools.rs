@@ -88,13 +88,15 @@ fn add_schema(schema: &Value, path: &str, schemas: &mut Vec<Value>) -> Result<()
 /// The calls of a turn's `tool_calls` or `function_call` field; empty if it has none.
 pub(super) fn calls_of_turn(turn: &Object, path: &str) -> Result<Vec<Value>> {
     let mut calls = Vec::new();
-    if let Some((key, value)) = fields::first(turn, &["tool_calls"]) {
+    // The text `null` stands for none in tables, and so does no text at all.
+    let is_none = |value: &Value| value.as_str().is_some_and(|text| ["", "null", "None"].contains(&text.trim()));
+    if let Some((key, value)) = fields::first(turn, &["tool_calls"]).filter(|(_, value)| !is_none(value)) {
         let path = format!("{path}.{key}");
         for (idx, value) in fields::list(value, &path)?.iter().enumerate() {
             calls.push(call(value, &format!("{path}[{idx}]"))?);
         }
     }
-    if let Some((key, value)) = fields::first(turn, &["function_call"]) {
+    if let Some((key, value)) = fields::first(turn, &["function_call"]).filter(|(_, value)| !is_none(value)) {
         calls.push(call(value, &format!("{path}.{key}"))?);
     }
     Ok(calls)

@@ -394,7 +394,7 @@ mod tests {
         ["before", "after"].map(|name| {
             let run = folder.join(name);
             write_parts(&run, &[&[Example { row: 0, source: "a", tokens: vec![token(0, 0.5, 1.0), token(90, 0.5, 1.0)] }]]);
-            finish(&run, |_, _, _| Quadrant::Confident).unwrap();
+            finish(&run, "test", |_, _, _| Quadrant::Confident).unwrap();
             run
         })
     }

@@ -70,6 +70,12 @@ pub struct Resolved {
 }
 
 impl Resolved {
+    /// The same for equal thresholds, and for no others: tables name those that they were sorted by.
+    pub fn key(&self) -> String {
+        // Plain fields can be written.
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
     /// The quadrant of a token; see the drawing at the top of this file. Total: NaN is neither low p nor low H.
     pub fn label(&self, logprob: f32, entropy: f32, tail: f32) -> Quadrant {
         let low_p = match self.logprob {

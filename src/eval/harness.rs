@@ -72,7 +72,8 @@ fn groups_of_results(path: &Path) -> BTreeMap<String, Vec<String>> {
         name.starts_with("results") && name.ends_with(".json")
     };
     let newest = entries.filter_map(|entry| Some(entry.ok()?.path())).filter(is_results).max();
-    let read = |path: PathBuf| -> Option<Value> { serde_json::from_slice(&std::fs::read(path).ok()?).ok() };
+    // Python writes NaN where there is no standard error.
+    let read = |path: PathBuf| -> Option<Value> { dataset::embedded_json(&std::fs::read_to_string(path).ok()?) };
     let Some(results) = newest.and_then(read) else { return BTreeMap::new() };
     let Some(subtasks) = results.get("group_subtasks").and_then(Value::as_object) else { return BTreeMap::new() };
     let all = |name: &String| {
@@ -387,7 +388,7 @@ mod tests {
         assert_eq!(average.tasks, ["mmlu", "other"]);
         close(average.difference.value, 1.0 / 12.0);
         // The results name the groups, too, and groups within them.
-        let results = r#"{"group_subtasks": {"mmlu": ["mmlu_law", "mmlu_stem"], "mmlu_stem": ["mmlu_virology", "mmlu_logic"], "other": []}}"#;
+        let results = r#"{"results": {"mmlu": {"acc_stderr,none": NaN}}, "group_subtasks": {"mmlu": ["mmlu_law", "mmlu_stem"], "mmlu_stem": ["mmlu_virology", "mmlu_logic"], "other": []}}"#;
         let found = compare(&side([2, 2, 3], Some(results)), &side([1, 2, 6], Some(results))).unwrap();
         assert_eq!(found.groups.keys().collect::<Vec<_>>(), ["mmlu", "mmlu_stem"]);
         assert_eq!(

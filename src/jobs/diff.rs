@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::eval::{self, Named, Way};
+use super::folders::names;
 use super::score::{RUN_FILE, find_data, read_listed, read_record};
 use super::view;
 use crate::diagnosis::kinds as conflict;
@@ -116,8 +117,8 @@ fn compared(job: &Job, watch: &dyn Watch) -> Result<What> {
         return Ok(What::Evaluations(compare::compare(&before, &after)?));
     }
     // Folders of evaluations bear the names of their models, which runs from one script share: their own names tell them apart.
-    for (side, after) in sides.iter_mut().zip(&job.after) {
-        side.name = Path::new(after).file_name().map_or_else(|| after.clone(), |name| name.to_string_lossy().into_owned());
+    for (side, name) in sides.iter_mut().zip(names(&job.after)) {
+        side.name = name;
     }
     Ok(What::Retention(retention::retention(before, sides, &job.target)?))
 }
@@ -156,7 +157,11 @@ fn write_learnt_rows(movement: &Movement, out: &Path) -> Result<()> {
             verdict: row.verdict.map_or("", Verdict::name),
         })
         .collect();
-    write_learnt(&out.join(LEARNT_FILE), &rows)?;
+    let identity = |side: &str, run: &str| -> Result<(String, String)> {
+        Ok((format!("diagnose.{side}"), read_record(&Path::new(run).join(RUN_FILE))?.identity))
+    };
+    let provenance = [identity("before", &movement.before)?, identity("after", &movement.after)?];
+    write_learnt(&out.join(LEARNT_FILE), &rows, &provenance)?;
     let runs = vec![PathBuf::from(&movement.before), PathBuf::from(&movement.after)];
     let page = view::Job { runs, data: Vec::new(), out: Some(out.join(view::COMPARED_FILE)), most_tokens: view::MOST_TOKENS };
     view::view(&page).map(|_| ())

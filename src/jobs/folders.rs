@@ -1,6 +1,6 @@
 //! What a folder holds that the user named where data or a run of scores was expected, and what to do with it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::train;
 use crate::error::Error;
@@ -10,6 +10,27 @@ use crate::table::{PARTS_FOLDER, TOKENS_FILE};
 /// Is it the folder of finished scores, which can be sorted again? Where a run was killed while it joined its parts, sorting does that.
 pub(crate) fn holds_scores(folder: &Path) -> bool {
     folder.join("run.json").is_file() && [TOKENS_FILE, PARTS_FOLDER].iter().any(|name| folder.join(name).exists())
+}
+
+/// What to call folders side by side: their own names, with as many of the names before as tell them apart. One that is given again gets a
+/// number.
+pub(crate) fn names<P: AsRef<Path>>(folders: &[P]) -> Vec<String> {
+    let whole = |folder: &P| folder.as_ref().canonicalize().unwrap_or_else(|_| folder.as_ref().to_owned());
+    let wholes: Vec<PathBuf> = folders.iter().map(whole).collect();
+    // The last `n` names of a path.
+    let end = |path: &Path, n: usize| {
+        let names: Vec<_> = path.iter().collect();
+        names[names.len().saturating_sub(n)..].iter().collect::<PathBuf>()
+    };
+    let name = |idx: usize, path: &PathBuf| {
+        let is_alone = |n: &usize| wholes.iter().all(|other| other == path || end(other, *n) != end(path, *n));
+        let own = (1..=path.iter().count()).find(is_alone).map_or_else(|| path.clone(), |n| end(path, n));
+        match wholes[..idx].iter().filter(|other| *other == path).count() {
+            0 => own.display().to_string(),
+            n_before => format!("{} ({})", own.display(), n_before + 1),
+        }
+    };
+    wholes.iter().enumerate().map(|(idx, path)| name(idx, path)).collect()
 }
 
 /// Is it, in the place of data, something else that this program knows, or nothing at all?
@@ -59,4 +80,24 @@ pub(crate) fn not_scores(folder: &Path) -> Error {
     }
     of("this folder holds no finished run (no run.json)")
         .cure("Name data files, such as `folder/*.jsonl`, or a run folder that a finished run has left.")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_of_one_name_are_told_apart() {
+        let check = |folders: &[&str], expected: &[&str]| assert_eq!(names(folders), expected, "{folders:?}");
+        check(&["runs/a", "runs/b"], &["a", "b"]);
+        check(&["x/run", "y/run", "y/other"], &["x/run", "y/run", "other"]);
+        check(&["1/x/run", "2/x/run", "2/y/run"], &["1/x/run", "2/x/run", "y/run"]);
+        check(&["x/run", "x/run", "run"], &["x/run", "x/run (2)", "run"]);
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["x/run", "y/run"] {
+            std::fs::create_dir_all(folder.path().join(name)).unwrap();
+        }
+        let given = ["x/run", "y/../y/run/", "y/run/."].map(|name| folder.path().join(name));
+        assert_eq!(names(&given), ["x/run", "y/run", "y/run (2)"]);
+    }
 }

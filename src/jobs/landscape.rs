@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::folders::names;
 use super::score::{RUN_FILE, RunRecord, SUMMARY_FILE, read_json, read_record};
 use crate::diagnosis::Report;
 use crate::diagnosis::landscape::Landscape;
@@ -43,7 +44,7 @@ struct Run {
 }
 
 pub(crate) fn run(job: &Job) -> Result<Outcome> {
-    let runs: Vec<Run> = job.runs.iter().map(|folder| open(folder)).collect::<Result<_>>()?;
+    let runs: Vec<Run> = job.runs.iter().zip(names(&job.runs)).map(|(folder, name)| open(folder, name)).collect::<Result<_>>()?;
     let (Some(first), Some(last)) = (runs.first(), job.runs.last()) else {
         return Err(Error::usage("expected the folders of two runs or more"));
     };
@@ -97,12 +98,11 @@ pub(crate) fn run(job: &Job) -> Result<Outcome> {
     Ok(outcome)
 }
 
-fn open(folder: &Path) -> Result<Run> {
+fn open(folder: &Path, name: String) -> Result<Run> {
     let path = folder.join(SUMMARY_FILE);
     let report = read_json(&path)?.ok_or_else(|| {
         Error::new("the run folder holds no summary.json: the run was not finished").at(&path).cure("Give its command again.")
     })?;
-    let name = folder.file_name().map_or_else(|| folder.display().to_string(), |name| name.to_string_lossy().into_owned());
     Ok(Run { name, record: read_record(&folder.join(RUN_FILE))?, report, tables: [folder.join(TOKENS_FILE)] })
 }
 

@@ -15,6 +15,7 @@
 //! reopened.rs  a run of scores with its data at hand again
 //! decisions.rs what a person has decided about its rows
 //! folders.rs what a folder is that stands in the wrong place
+//! journal.rs what a killed job had finished
 //! watch.rs   who is told how a job goes on
 //! ```
 
@@ -31,6 +32,7 @@ pub(crate) mod diff;
 pub(crate) mod eval;
 pub(crate) mod export;
 pub(crate) mod folders;
+mod journal;
 pub(crate) mod landscape;
 pub(crate) mod reopened;
 pub(crate) mod rollout;

@@ -61,10 +61,10 @@ pub(crate) fn view(job: &Job) -> Result<Written> {
     }
     let mut seen = Vec::new();
     let mut without_text = Vec::new();
-    for (folder, record, data) in &opened {
+    for ((folder, record, data), name) in opened.iter().zip(folders::names(&job.runs)) {
         let data = data.as_ref().map(|(dataset, chosen)| (dataset, chosen)).map_err(Error::reason);
         without_text.extend(data.as_ref().err().map(|reason| format!("{}: {reason}", folder.display())));
-        seen.push(Seen::of(folder, record, data.ok(), job.most_tokens)?);
+        seen.push(Seen { title: name, ..Seen::of(folder, record, data.ok(), job.most_tokens)? });
     }
     let path = job.out.clone().unwrap_or_else(|| {
         let name = if job.runs.len() == 1 { VIEW_FILE } else { COMPARED_FILE };

@@ -20,6 +20,7 @@ use crate::error::{Context, Result};
 use crate::kernels::TokenStatistics;
 
 pub const ALTERNATIVES_FILE: &str = "alternatives.parquet";
+const TABLE: &str = "alternatives";
 /// Where the choices of all rows wait until it is known which rows are looked at.
 const WAITING_FOLDER: &str = ".alternatives";
 
@@ -73,7 +74,7 @@ impl Pending {
         }
         let mut order: Vec<usize> = (0..self.row.len()).collect();
         order.sort_by_key(|&i| (self.row[i], self.pos[i], self.rank[i]));
-        write_frames(path, &schema(), provenance, |writer| Ok(writer.write_batch(&self.frame(&order, texts)?)?))
+        write_frames(path, TABLE, &schema(), provenance, |writer| Ok(writer.write_batch(&self.frame(&order, texts)?)?))
     }
 
     fn frame(&self, order: &[usize], texts: &TextColumn) -> Result<pl::DataFrame> {
@@ -124,7 +125,7 @@ pub fn keep_alternatives(run: &Path, rows: impl FnOnce() -> Result<HashSet<u32>>
     paths.sort();
     let provenance = paths.first().map(|path| super::read_provenance(path)).transpose()?.unwrap_or_default();
     let texts = TextColumn::new();
-    write_frames(&run.join(ALTERNATIVES_FILE), &schema(), &provenance, |writer| {
+    write_frames(&run.join(ALTERNATIVES_FILE), TABLE, &schema(), &provenance, |writer| {
         let mut groups = RowGroups::of(&paths, COLUMNS.to_vec());
         loop {
             let frames = groups.next_frames()?;

@@ -53,7 +53,7 @@ pub fn write_conflicts(path: &Path, conflicts: &[KnownConflict], provenance: &[(
         numbers("group", |conflict| conflict.group),
     ];
     let frame = pl::DataFrame::new(conflicts.len(), columns)?;
-    write_frames(path, frame.schema(), provenance, |writer| Ok(writer.write_batch(&frame)?))
+    write_frames(path, "conflicts", frame.schema(), provenance, |writer| Ok(writer.write_batch(&frame)?))
 }
 
 pub fn read_conflicts(path: &Path) -> Result<Vec<KnownConflict>> {
@@ -64,7 +64,7 @@ pub fn read_conflicts(path: &Path) -> Result<Vec<KnownConflict>> {
     Ok(all.map(|(((row, pos), group), (kind, evidence))| KnownConflict { row, pos, kind, evidence, group }).collect())
 }
 
-pub fn write_pairs(path: &Path, pairs: &[NearPair]) -> Result<()> {
+pub fn write_pairs(path: &Path, pairs: &[NearPair], provenance: &[(String, String)]) -> Result<()> {
     let columns = vec![
         pl::Column::new("row".into(), pairs.iter().map(|pair| pair.row).collect::<Vec<_>>()),
         pl::Column::new("other".into(), pairs.iter().map(|pair| pair.other).collect::<Vec<_>>()),
@@ -72,7 +72,7 @@ pub fn write_pairs(path: &Path, pairs: &[NearPair]) -> Result<()> {
         pl::Column::new("contradicts".into(), pairs.iter().map(|pair| pair.contradicts).collect::<Vec<_>>()),
     ];
     let frame = pl::DataFrame::new(pairs.len(), columns)?;
-    write_frames(path, frame.schema(), &[], |writer| Ok(writer.write_batch(&frame)?))
+    write_frames(path, "pairs", frame.schema(), provenance, |writer| Ok(writer.write_batch(&frame)?))
 }
 
 fn read(path: &Path) -> Result<pl::DataFrame> {

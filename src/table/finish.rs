@@ -24,17 +24,21 @@ pub struct Finished {
     pub rows: usize,
 }
 
-/// Joins the parts of a run into its two tables; `label(logprob, entropy, tail)` gives each token's quadrant.
+/// The key under which the tables say by which thresholds their quadrants were told.
+pub const THRESHOLDS_KEY: &str = "diagnose.thresholds";
+
+/// Joins the parts of a run into its two tables; `label(logprob, entropy, tail)` gives each token's quadrant, by `thresholds`, which
+/// the tables name.
 ///
 /// A run whose parts have been joined already is labelled again.
-pub fn finish(run: &Path, label: impl Fn(f32, f32, f32) -> Quadrant) -> Result<Finished> {
+pub fn finish(run: &Path, thresholds: &str, label: impl Fn(f32, f32, f32) -> Quadrant) -> Result<Finished> {
     let parts = finished_parts(run)?;
     if parts.is_empty() {
-        return sort_again(run, label);
+        return sort_again(run, thresholds, label);
     }
     let tokens: Vec<PathBuf> = parts.iter().map(|part| part.tokens.clone()).collect();
     let rows: Vec<PathBuf> = parts.iter().map(|part| part.rows.clone()).collect();
-    let finished = write_tables(run, &tokens, &rows, label)?;
+    let finished = write_tables(run, &tokens, &rows, thresholds, label)?;
     set_aside(run, parts.iter().map(|part| part.alternatives.clone()))?;
     // One rename takes all parts out of sight: half a folder of parts must never look like a run to be finished.
     let parts = run.join(PARTS_FOLDER);
@@ -48,21 +52,29 @@ pub fn finish(run: &Path, label: impl Fn(f32, f32, f32) -> Quadrant) -> Result<F
 }
 
 /// Gives every token of a finished run a new quadrant. No model is needed.
-pub fn sort_again(run: &Path, label: impl Fn(f32, f32, f32) -> Quadrant) -> Result<Finished> {
+pub fn sort_again(run: &Path, thresholds: &str, label: impl Fn(f32, f32, f32) -> Quadrant) -> Result<Finished> {
     let tokens = run.join(TOKENS_FILE);
     if !tokens.exists() {
         return Err(Error::new(format!("there is no {TOKENS_FILE} in this run folder"))
             .at(run)
             .cure("Score the data first: `diagnose DATASET --out FOLDER`."));
     }
-    write_tables(run, &[tokens], &[run.join(ROWS_FILE)], label)
+    write_tables(run, &[tokens], &[run.join(ROWS_FILE)], thresholds, label)
 }
 
-fn write_tables(run: &Path, tokens: &[PathBuf], rows: &[PathBuf], label: impl Fn(f32, f32, f32) -> Quadrant) -> Result<Finished> {
-    let provenance = match tokens.first() {
+fn write_tables(
+    run: &Path,
+    tokens: &[PathBuf],
+    rows: &[PathBuf],
+    thresholds: &str,
+    label: impl Fn(f32, f32, f32) -> Quadrant,
+) -> Result<Finished> {
+    let mut provenance = match tokens.first() {
         Some(path) => read_provenance(path)?,
         None => Vec::new(),
     };
+    provenance.retain(|(key, _)| key != THRESHOLDS_KEY);
+    provenance.push((THRESHOLDS_KEY.to_owned(), thresholds.to_owned()));
     let (n_tokens, masses) = write_tokens(&run.join(TOKENS_FILE), tokens, &provenance, label)?;
     let mut all_rows = Vec::new();
     for path in rows {
@@ -101,7 +113,7 @@ fn write_tokens(
         Ok(())
     };
     let schema = schema(quadrant_type.clone());
-    write_frames(path, &schema, provenance, |writer| {
+    write_frames(path, "tokens", &schema, provenance, |writer| {
         let mut group = pl::DataFrame::empty_with_schema(&schema);
         loop {
             let frames = row_groups.next_frames()?;

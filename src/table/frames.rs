@@ -39,17 +39,23 @@ pub(super) fn text_column<'a>(name: &str, texts: impl Iterator<Item = &'a str>) 
     Ok(dictionary.column(name, codes))
 }
 
-/// Writes a Parquet file atomically; `fill` puts the batches in, one row group each.
+/// The key under which a file says which of the tables it is.
+const TABLE_KEY: &str = "diagnose.table";
+
+/// Writes a Parquet file atomically; `fill` puts the batches in, one row group each. `table` is the name of the file without its ending.
 pub(super) fn write_frames(
     path: &Path,
+    table: &str,
     schema: &pl::Schema,
     provenance: &[(String, String)],
     fill: impl FnOnce(&mut pl::BatchedWriter<&mut BufWriter<File>>) -> Result<()>,
 ) -> Result<()> {
+    let others = provenance.iter().filter(|(key, _)| key != TABLE_KEY).cloned();
+    let known: Vec<(String, String)> = others.chain([(TABLE_KEY.to_owned(), table.to_owned())]).collect();
     write_atomically(path, |file| {
         let mut writer = pl::ParquetWriter::new(file)
             .with_compression(COMPRESSION)
-            .with_key_value_metadata(Some(pl::KeyValueMetadata::from_static(provenance.to_vec())))
+            .with_key_value_metadata(Some(pl::KeyValueMetadata::from_static(known)))
             .batched(schema)
             .context("cannot start the table")?;
         fill(&mut writer)?;

@@ -27,7 +27,8 @@ pub struct PromptedToken {
     pub vanished: bool,
 }
 
-pub fn write_in_context(path: &Path, tokens: &[PromptedToken]) -> Result<()> {
+/// `provenance` says of which conflicts they are, and what they came to.
+pub fn write_in_context(path: &Path, tokens: &[PromptedToken], provenance: &[(String, String)]) -> Result<()> {
     let numbers =
         |name: &str, of: fn(&PromptedToken) -> u32| pl::Column::new(name.into(), tokens.iter().map(of).collect::<Vec<_>>());
     let floats =
@@ -41,5 +42,5 @@ pub fn write_in_context(path: &Path, tokens: &[PromptedToken]) -> Result<()> {
         pl::Column::new("vanished".into(), tokens.iter().map(|token| token.vanished).collect::<Vec<_>>()),
     ];
     let frame = pl::DataFrame::new(tokens.len(), columns)?;
-    write_frames(path, frame.schema(), &[], |writer| Ok(writer.write_batch(&frame)?))
+    write_frames(path, "in_context", frame.schema(), provenance, |writer| Ok(writer.write_batch(&frame)?))
 }

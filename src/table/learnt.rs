@@ -27,7 +27,8 @@ pub struct LearntRow<'a> {
     pub verdict: &'a str,
 }
 
-pub fn write_learnt(path: &Path, rows: &[LearntRow]) -> Result<()> {
+/// `provenance` says of which two runs the rows are.
+pub fn write_learnt(path: &Path, rows: &[LearntRow], provenance: &[(String, String)]) -> Result<()> {
     let floats = |name: &str, of: fn(&LearntRow) -> f32| pl::Column::new(name.into(), rows.iter().map(of).collect::<Vec<_>>());
     let ends = |name: &str, end: usize| {
         pl::Column::new(name.into(), rows.iter().map(|row| row.ci95.map(|ends| ends[end])).collect::<Vec<_>>())
@@ -42,5 +43,5 @@ pub fn write_learnt(path: &Path, rows: &[LearntRow]) -> Result<()> {
         text_column("verdict", rows.iter().map(|row| row.verdict))?,
     ];
     let frame = pl::DataFrame::new(rows.len(), columns)?;
-    write_frames(path, frame.schema(), &[], |writer| Ok(writer.write_batch(&frame)?))
+    write_frames(path, "learnt", frame.schema(), provenance, |writer| Ok(writer.write_batch(&frame)?))
 }

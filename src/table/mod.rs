@@ -29,7 +29,7 @@ use serde::{Deserialize, Serialize};
 
 pub use alternatives::{ALTERNATIVES_FILE, Alternative, keep_alternatives, read_alternatives};
 pub use conflicts::{CONFLICTS_FILE, KnownConflict, NearPair, PAIRS_FILE, read_conflicts, write_conflicts, write_pairs};
-pub use finish::{Finished, finish, sort_again};
+pub use finish::{Finished, THRESHOLDS_KEY, finish, sort_again};
 pub use in_context::{IN_CONTEXT_FILE, PromptedToken, write_in_context};
 pub use learnt::{LEARNT_FILE, LearntRow, write_learnt};
 pub use quantiles::{quantile_of, quantiles};

@@ -63,7 +63,7 @@ pub fn read_rows(path: &Path) -> Result<Vec<Row>> {
 
 pub(super) fn write_rows(path: &Path, rows: &[Row], provenance: &[(String, String)]) -> Result<()> {
     let frame = frame_of(rows)?;
-    write_frames(path, frame.schema(), provenance, |writer| Ok(writer.write_batch(&frame)?))
+    write_frames(path, "rows", frame.schema(), provenance, |writer| Ok(writer.write_batch(&frame)?))
 }
 
 pub(super) fn add_masses(rows: &mut [Row], masses: &RowMasses) {

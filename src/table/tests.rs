@@ -56,7 +56,7 @@ fn two_rows_by_hand() {
         Example { row: 2, source: "b", tokens: vec![] },
     ];
     write_parts(run.path(), &[&rows]);
-    assert_eq!(finish(run.path(), by_p_and_h).unwrap(), Finished { tokens: 3, rows: 3 });
+    assert_eq!(finish(run.path(), "test", by_p_and_h).unwrap(), Finished { tokens: 3, rows: 3 });
 
     let tokens = run.path().join(TOKENS_FILE);
     let chunks = read_all(std::slice::from_ref(&tokens), &EVERY_COLUMN);
@@ -102,7 +102,7 @@ fn parts_and_one_piece_give_the_same_table() {
     assert!(parts.windows(2).all(|pair| pair[1].sources.starts_with(&pair[0].sources)));
 
     let of = |run: &std::path::Path| {
-        finish(run, by_p_and_h).unwrap();
+        finish(run, "test", by_p_and_h).unwrap();
         (read_all(&[run.join(TOKENS_FILE)], &EVERY_COLUMN), read_rows(&run.join(ROWS_FILE)).unwrap())
     };
     let (whole, split) = (of(whole.path()), of(split.path()));
@@ -117,9 +117,9 @@ fn sorting_again_equals_a_fresh_sort() {
     let (fresh, sorted) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     write_parts(fresh.path(), &[&examples]);
     write_parts(sorted.path(), &[&examples[..7], &examples[7..]]);
-    finish(fresh.path(), other).unwrap();
-    finish(sorted.path(), by_p_and_h).unwrap();
-    sort_again(sorted.path(), other).unwrap();
+    finish(fresh.path(), "test", other).unwrap();
+    finish(sorted.path(), "test", by_p_and_h).unwrap();
+    sort_again(sorted.path(), "test", other).unwrap();
     for file in [TOKENS_FILE, ROWS_FILE] {
         assert_eq!(fs::read(fresh.path().join(file)).unwrap(), fs::read(sorted.path().join(file)).unwrap(), "{file}");
     }
@@ -137,8 +137,8 @@ fn a_writer_goes_on_after_the_complete_parts() {
     write_parts(run.path(), &[&examples[3..]]);
     let straight = tempfile::tempdir().unwrap();
     write_parts(straight.path(), &[&examples]);
-    finish(run.path(), by_p_and_h).unwrap();
-    finish(straight.path(), by_p_and_h).unwrap();
+    finish(run.path(), "test", by_p_and_h).unwrap();
+    finish(straight.path(), "test", by_p_and_h).unwrap();
     let tokens = |run: &tempfile::TempDir| read_all(&[run.path().join(TOKENS_FILE)], &EVERY_COLUMN);
     assert_eq!(tokens(&run), tokens(&straight));
 }
@@ -147,7 +147,7 @@ fn a_writer_goes_on_after_the_complete_parts() {
 fn a_table_without_tokens_is_a_table() {
     let run = tempfile::tempdir().unwrap();
     write_parts(run.path(), &[&[Example { row: 0, source: "a", tokens: vec![] }]]);
-    assert_eq!(finish(run.path(), by_p_and_h).unwrap(), Finished { tokens: 0, rows: 1 });
+    assert_eq!(finish(run.path(), "test", by_p_and_h).unwrap(), Finished { tokens: 0, rows: 1 });
     assert_eq!(read_all(&[run.path().join(TOKENS_FILE)], &EVERY_COLUMN), []);
     let message = quantiles(&[run.path().join(TOKENS_FILE)], &[(Column::Entropy, 0.15)]).unwrap_err().to_string();
     assert!(message.contains("has no tokens"), "{message}");
@@ -170,7 +170,7 @@ fn what_is_wrong_with_a_file_is_said_with_its_name() {
             "tokens-00000.parquet: the token table has no column `quadrant`",
         ),
         (error("parts/rows-00000.parquet", &[Column::Logprob]), "rows-00000.parquet: the token table has no column `logprob`"),
-        (sort_again(run.path(), by_p_and_h).unwrap_err().to_string(), "there is no tokens.parquet in this run folder"),
+        (sort_again(run.path(), "test", by_p_and_h).unwrap_err().to_string(), "there is no tokens.parquet in this run folder"),
     ] {
         assert!(message.contains(expected), "{message}");
     }
@@ -200,7 +200,7 @@ fn every_text_survives_whatever_its_id() {
         push(&mut writer, &Example { row: part, source: ["a", ""][part as usize], tokens });
         writer.finish_part().unwrap();
     }
-    finish(run.path(), by_p_and_h).unwrap();
+    finish(run.path(), "test", by_p_and_h).unwrap();
     let frame = {
         use polars::prelude::{DataType, ParquetReader, SerReader};
         let file = fs::File::open(run.path().join(TOKENS_FILE)).unwrap();

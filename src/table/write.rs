@@ -208,7 +208,7 @@ impl PartWriter {
         }
         let part = part(&self.folder, self.next_part);
         let frame = std::mem::take(&mut self.pending).into_sorted_frame(&self.texts)?;
-        write_frames(&part.tokens, frame.schema(), &self.provenance, |writer| {
+        write_frames(&part.tokens, "tokens", frame.schema(), &self.provenance, |writer| {
             for begin in (0..frame.height()).step_by(ROW_GROUP_TOKENS) {
                 writer.write_batch(&frame.slice(begin as i64, ROW_GROUP_TOKENS))?;
             }

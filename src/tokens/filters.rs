@@ -1,8 +1,8 @@
 //! Filters that minijinja has otherwise than Jinja, and those that Transformers adds.
 //!
 //! Most of the first differ in one point only: what is no text is spelled by Python's `str`, so that `1e16 | upper` is `1E+16` here, too.
-//! Those that go through a list give a generator in Jinja, which is true even where nothing comes out of it. Left out are `attr` and
-//! `pprint`, which nobody's template needs and which Jinja has otherwise.
+//! Those that go through a list give a generator in Jinja, which is true even where nothing comes out of it, and is gone through once.
+//! Left out are `attr` and `pprint`, which nobody's template needs and which Jinja has otherwise, and what Jinja does not have.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -12,14 +12,17 @@ use minijinja::formatting::FormatStyle;
 use minijinja::value::{Kwargs, Object, ObjectRepr, Rest, StringInput, Value, ValueKind, ValueOrKwargs};
 use minijinja::{Environment, Error, ErrorKind, State, filters};
 
+use super::iterables::{self, Generator};
 use super::methods::{self, strip};
-use super::python::{self, Generator, text};
-use super::syntax::DICT_METHODS;
+use super::python::{self, text};
+use super::syntax;
 
 pub(super) fn add(environment: &mut Environment<'static>) {
     environment.add_filter("tojson", python::tojson);
     environment.add_filter("string", text);
     environment.add_filter("item", item);
+    environment.add_filter("attribute", attribute);
+    environment.add_filter("sliceable", sliceable);
     environment.add_filter("plus", plus);
     environment.add_filter("int", int);
     environment.add_filter("float", float);
@@ -39,56 +42,101 @@ pub(super) fn add(environment: &mut Environment<'static>) {
     for name in ["escape", "e"] {
         environment.add_filter(name, escape);
     }
-    for name in ["attr", "pprint"] {
+    // What Jinja does not have.
+    for name in ["attr", "pprint", "chain", "zip", "lines", "split", "bool"] {
         environment.remove_filter(name);
     }
     type Rests = Rest<ValueOrKwargs>;
+    let of_items = |source: &Value, found: Value| Ok::<_, Error>(Generator::over(source, items(&found)?));
     environment.add_filter("select", |state: &mut State, list: Value, test: Option<Cow<str>>, args: Rests| {
-        Generator::of(filters::select(state, list, test, args)?)
+        Ok::<_, Error>(Generator::over(&list, filters::select(state, list.clone(), test, args)?))
     });
     environment.add_filter("reject", |state: &mut State, list: Value, test: Option<Cow<str>>, args: Rests| {
-        Generator::of(filters::reject(state, list, test, args)?)
+        Ok::<_, Error>(Generator::over(&list, filters::reject(state, list.clone(), test, args)?))
     });
     environment.add_filter("selectattr", |state: &mut State, list: Value, key: Cow<str>, test: Option<Cow<str>>, args: Rests| {
-        Generator::of(filters::selectattr(state, list, key, test, args)?)
+        Ok::<_, Error>(Generator::over(&list, filters::selectattr(state, list.clone(), key, test, args)?))
     });
     environment.add_filter("rejectattr", |state: &mut State, list: Value, key: Cow<str>, test: Option<Cow<str>>, args: Rests| {
-        Generator::of(filters::rejectattr(state, list, key, test, args)?)
+        Ok::<_, Error>(Generator::over(&list, filters::rejectattr(state, list.clone(), key, test, args)?))
     });
-    environment.add_filter("map", |state: &mut State, list: Value, args: Rests| Generator::of(filters::map(state, list, args)?));
-    environment.add_filter("unique", |state: &State, list: Value, kwargs: Kwargs| {
-        Generator::of(filters::unique(state, list, kwargs)?.try_iter()?.collect())
+    environment.add_filter("map", |state: &mut State, list: Value, args: Rests| {
+        Ok::<_, Error>(Generator::over(&list, filters::map(state, list.clone(), args)?))
     });
-    environment.add_filter("batch", |state: &State, list: Value, n: usize, fill: Option<Value>| {
-        Generator::of(filters::batch(state, list, n, fill)?.try_iter()?.collect())
+    environment.add_filter("unique", move |state: &State, list: Value, kwargs: Kwargs| {
+        of_items(&list, filters::unique(state, list.clone(), kwargs)?)
     });
-    environment.add_filter("items", |map: &Value| Generator::of(filters::items(map)?.try_iter()?.collect()));
-    environment.add_filter("reverse", |list: &Value| match list.kind() {
+    environment.add_filter("batch", move |state: &State, list: Value, n: usize, fill: Option<Value>| {
+        of_items(&list, filters::batch(state, list.clone(), n, fill)?)
+    });
+    environment.add_filter("slice", move |state: &State, list: Value, n: usize, fill: Option<Value>| {
+        of_items(&list, filters::slice(state, list.clone(), n, fill)?)
+    });
+    environment.add_filter("items", move |map: &Value| of_items(map, filters::items(map)?));
+    // Python goes backwards through what has a length, and Jinja makes a list of all else.
+    environment.add_filter("reverse", move |list: &Value| match list.kind() {
         ValueKind::String | ValueKind::Undefined => filters::reverse(list),
-        _ => Generator::of(filters::reverse(list)?.try_iter()?.collect()),
+        _ if Generator::is(list) => Ok(Value::from(items(&filters::reverse(list)?)?)),
+        _ => of_items(list, filters::reverse(list)?),
+    });
+    environment.add_filter("last", |list: Value| match Generator::is(&list) {
+        true => Err(Error::new(ErrorKind::InvalidOperation, "a generator has no last item; `| list` makes a list of it")),
+        false => filters::last(list),
     });
     environment.add_filter("format", |format: &str, args: Rest<ValueOrKwargs>| {
         methods::format(FormatStyle::Printf, format, &args.into_values())
     });
 }
 
-/// `value[key]` for a key that is the name of a dictionary's method: Jinja looks for the method where there is no such key, so that
+/// What comes out of an iterable.
+fn items(iterable: &Value) -> Result<Vec<Value>, Error> {
+    iterable.try_iter()?.checked().collect()
+}
+
+/// `value[key]` for a key that is the name of a method: Jinja looks for the method where there is no such key, so that
 /// `schema['items']` is never false.
 fn item(value: &Value, key: &str) -> Result<Value, Error> {
     let found = value.get_item(&Value::from(key))?;
-    let is_method = found.is_undefined() && value.kind() == ValueKind::Map && DICT_METHODS.contains(&key);
-    Ok(if is_method { Value::from_object(Method { of: value.clone(), name: key.to_owned() }) } else { found })
+    Ok(if found.is_undefined() { Method::of(value, key).unwrap_or(found) } else { found })
 }
 
-/// A method of a dictionary that is not called yet: true, defined, and nothing that could be printed.
+/// `value.key` for a key that is the name of a method: Jinja looks for the key where there is no such method. One that the sandbox
+/// forbids is undefined.
+fn attribute(value: &Value, key: &str) -> Result<Value, Error> {
+    match Method::of(value, key) {
+        Some(method) => Ok(method),
+        None if syntax::is_forbidden(value, key) => Ok(Value::UNDEFINED),
+        None => value.get_attr(key),
+    }
+}
+
+/// The operand of a slice, which Python refuses where there is nothing in it to count.
+fn sliceable(value: Value) -> Result<Value, Error> {
+    let refused = |name: &str| Err(Error::new(ErrorKind::InvalidOperation, format!("{name} cannot be sliced")));
+    match (iterables::name(&value), value.kind()) {
+        (Some(name), _) => refused(&format!("{name}, which is no list here,")),
+        (None, ValueKind::Undefined) => Err(Error::from(ErrorKind::UndefinedError)),
+        (None, ValueKind::None) => refused("`none`"),
+        (None, _) => Ok(value),
+    }
+}
+
+/// A method that is not called yet: true, defined, and nothing that could be printed.
 struct Method {
     of: Value,
     name: String,
 }
 
+impl Method {
+    fn of(value: &Value, name: &str) -> Option<Value> {
+        let is_method = syntax::is_method(value, name);
+        is_method.then(|| Value::from_object(Method { of: value.clone(), name: name.to_owned() }))
+    }
+}
+
 impl fmt::Debug for Method {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the dictionary's method `{}`", self.name)
+        write!(f, "the method `{}`", self.name)
     }
 }
 
@@ -224,7 +272,8 @@ fn join(value: &Value, mark: Option<Value>, attribute: Option<Value>, kwargs: Kw
     kwargs.assert_all_used()?;
     let mark = text(&mark)?;
     let mut out = String::new();
-    for (idx, item) in value.try_iter()?.enumerate() {
+    for (idx, item) in value.try_iter()?.checked().enumerate() {
+        let item = item?;
         out.push_str(if idx > 0 { &mark } else { "" });
         out.push_str(&text(&attribute.as_ref().map_or(Ok(item.clone()), |path| attribute_of(&item, path))?)?);
     }

@@ -7,6 +7,7 @@ use minijinja::value::{Kwargs, Tuple, Value, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State};
 use minijinja_contrib::pycompat;
 
+use super::iterables::{View, is_dictionary};
 use super::python;
 
 /// For `Environment::set_unknown_method_callback`.
@@ -18,6 +19,12 @@ pub(super) fn call(state: &mut State, value: &Value, method: &str, args: &[Value
             let at = value.try_iter()?.position(|item| item == *wanted);
             let absent = || Error::new(ErrorKind::InvalidOperation, format!("{wanted:?} is not in the list"));
             Some(Value::from(at.ok_or_else(absent)?))
+        }
+        // A namespace, a loop or a macro has its own names alone.
+        (ValueKind::Map, _) if !is_dictionary(value) => return Err(Error::from(ErrorKind::UnknownMethod)),
+        (ValueKind::Map, _) if let Some(view) = View::of(value, method) => {
+            let () = from_args(args)?;
+            Some(view)
         }
         (ValueKind::Seq | ValueKind::Map, _) if method == "copy" => {
             let () = from_args(args)?;
@@ -90,12 +97,16 @@ fn of_string(text: &str, method: &str, args: &[Value]) -> Result<Option<Value>, 
         "format" => format(FormatStyle::StrFormat, text, args)?,
         "join" => {
             let (items,): (&Value,) = from_args(args)?;
-            let items = items.try_iter()?.map(|item| python::text(&item)).collect::<Result<Vec<_>, _>>()?;
+            let items = items.try_iter()?.checked().map(|item| python::text(&item?)).collect::<Result<Vec<_>, _>>()?;
             Value::from(items.join(text))
         }
         "casefold" => {
             let () = from_args(args)?;
             Value::from(text.to_lowercase().replace('ß', "ss"))
+        }
+        "isdigit" | "isnumeric" | "isalpha" | "isalnum" => {
+            let () = from_args(args)?;
+            Value::from(is_all(text, method)?)
         }
         "zfill" => {
             let (width,): (usize,) = from_args(args)?;
@@ -105,6 +116,31 @@ fn of_string(text: &str, method: &str, args: &[Value]) -> Result<Option<Value>, 
         }
         _ => return Ok(None),
     }))
+}
+
+/// Is every character a digit, a number, a letter, or a letter or number, and is there one? Python goes by properties of Unicode that the
+/// standard library of Rust does not have: vowel signs are no letters to it, and some letters are numbers.
+fn is_all(text: &str, method: &str) -> Result<bool, Error> {
+    let is_letter = |c: char| {
+        matches!(c, '\u{c0}'..='\u{24f}' | '\u{388}'..='\u{481}' | '\u{48a}'..='\u{52f}' | '\u{3041}'..='\u{3096}'
+            | '\u{30a1}'..='\u{30fa}' | '\u{3400}'..='\u{4dbf}' | '\u{4e00}'..='\u{9fff}' | '\u{ac00}'..='\u{d7a3}')
+    };
+    // What Python says of one character, where that is known.
+    let is = |c: char| match method {
+        _ if !c.is_alphanumeric() => Some(false),
+        "isdigit" if !c.is_numeric() => Some(false),
+        "isdigit" | "isnumeric" => {
+            c.is_ascii().then(|| c.is_ascii_digit()).or((!c.is_numeric() && c < '\u{3000}').then_some(false))
+        }
+        "isalpha" if c.is_numeric() && c.is_ascii() => Some(false),
+        _ => (c.is_ascii() || (is_letter(c) && c.is_alphabetic())).then_some(true),
+    };
+    let found: Vec<Option<bool>> = text.chars().map(is).collect();
+    match text.chars().zip(&found).find(|(_, is)| is.is_none()) {
+        _ if found.contains(&Some(false)) => Ok(false),
+        Some((c, _)) => Err(Error::new(ErrorKind::InvalidOperation, format!("{method}: the character {c} is not known here"))),
+        None => Ok(!found.is_empty()),
+    }
 }
 
 pub(super) fn strip<'a>(text: &'a str, chars: Option<&str>, begin: bool, end: bool) -> &'a str {

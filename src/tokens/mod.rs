@@ -6,7 +6,8 @@
 //! answers that a model wrote, are `rollout`'s.
 //!
 //! Templates are Jinja's, and the engine is minijinja: `syntax` translates what the two read in different ways, `methods` and `filters` do what Python's and
-//! Jinja's do, `python` prints values as Python does; `constructs` compares each construct with Transformers.
+//! Jinja's do, `iterables` are what Python goes through, `python` prints values as Python does; `constructs` compares each construct with
+//! Transformers.
 //!
 //! The room knows nothing of model files: a vocabulary comes from a tokenizer.json or as the plain struct [`GgufVocabulary`].
 
@@ -15,6 +16,7 @@ mod audit;
 mod constructs;
 mod filters;
 mod gguf;
+mod iterables;
 mod lost;
 mod marks;
 mod methods;

@@ -4,12 +4,12 @@
 //! two are imitated to the byte. Left out of `strftime`: what depends on the locale.
 
 use std::fmt::Write;
-use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use minijinja::value::{Enumerator, Kwargs, Object, ObjectRepr, Value, ValueKind};
+use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Error, ErrorKind, Output, State};
 
+use super::iterables::{self, is_dictionary};
 use crate::dataset::verbatim;
 use crate::format::python_float;
 
@@ -40,12 +40,14 @@ pub(super) fn from_json(json: &serde_json::Value) -> Value {
 
 /// The test `iterable`: Python goes through the letters of a text and through nothing at all, but not through `None`.
 pub(super) fn is_iterable(value: &Value) -> bool {
-    value.is_undefined() || matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Iterable | ValueKind::Map)
+    value.is_undefined()
+        || matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Iterable)
+        || is_dictionary(value)
 }
 
 /// The test `sequence`: in Jinja whatever has a length and can be asked for an item, dictionaries among them.
 pub(super) fn is_sequence(value: &Value) -> bool {
-    value.is_undefined() || matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Map)
+    value.is_undefined() || matches!(value.kind(), ValueKind::String | ValueKind::Seq) || is_dictionary(value)
 }
 
 /// For `Environment::set_formatter`: `{{ value }}` as Python's `str` has it.
@@ -72,17 +74,30 @@ fn write_repr(out: &mut String, value: &Value) -> Result<(), Error> {
     match value.kind() {
         ValueKind::Number if !value.is_integer() => out.push_str(&float(value)),
         ValueKind::String => write_quoted(out, value.as_str().unwrap_or_default()),
-        ValueKind::Seq | ValueKind::Iterable if !is_generator(value) => {
-            let (open, close) = if value.is_tuple() { ("(", ")") } else { ("[", "]") };
-            out.push_str(open);
-            let items: Vec<Value> = value.try_iter()?.collect();
+        ValueKind::Seq | ValueKind::Iterable => {
+            let (open, items, close) = match iterables::text(value)? {
+                Some(parts) => parts,
+                None => {
+                    let items = value.try_iter()?.checked().collect::<Result<Vec<_>, _>>()?;
+                    let is_tuple = iterables::is_tuple(value);
+                    let close = if is_tuple && items.len() == 1 {
+                        ",)"
+                    } else if is_tuple {
+                        ")"
+                    } else {
+                        "]"
+                    };
+                    (if is_tuple { "(" } else { "[" }.to_owned(), items, close)
+                }
+            };
+            out.push_str(&open);
             for (idx, item) in items.iter().enumerate() {
                 out.push_str(if idx > 0 { ", " } else { "" });
                 write_repr(out, item)?;
             }
-            out.push_str(if value.is_tuple() && items.len() == 1 { ",)" } else { close });
+            out.push_str(close);
         }
-        ValueKind::Map => {
+        ValueKind::Map if is_dictionary(value) => {
             out.push('{');
             for (idx, key) in value.try_iter()?.enumerate() {
                 out.push_str(if idx > 0 { ", " } else { "" });
@@ -92,43 +107,13 @@ fn write_repr(out: &mut String, value: &Value) -> Result<(), Error> {
             }
             out.push('}');
         }
-        // Python would print where it lies in memory.
-        ValueKind::Plain => return Err(Error::new(ErrorKind::InvalidOperation, format!("{value:?} has no text"))),
-        ValueKind::Iterable => {
-            return Err(Error::new(ErrorKind::InvalidOperation, "a generator has no text; `| list` makes one of it"));
-        }
         // Writing to a string cannot fail.
-        _ => drop(write!(out, "{value:?}")),
+        ValueKind::Number | ValueKind::Bool | ValueKind::None => drop(write!(out, "{value:?}")),
+        ValueKind::Undefined => out.push_str("Undefined"),
+        // Python would print where it lies in memory, or its own words for a namespace, a loop or a macro.
+        _ => return Err(Error::new(ErrorKind::InvalidOperation, format!("{value:?} has no text"))),
     }
     Ok(())
-}
-
-/// What is gone through once.
-#[derive(Debug)]
-pub(super) struct Generator(Vec<Value>);
-
-impl Generator {
-    pub(super) fn of(items: Vec<Value>) -> Result<Value, Error> {
-        Ok(Value::from_object(Generator(items)))
-    }
-}
-
-impl Object for Generator {
-    fn repr(self: &Arc<Self>) -> ObjectRepr {
-        ObjectRepr::Iterable
-    }
-
-    fn enumerate(self: &Arc<Self>) -> Enumerator {
-        Enumerator::Values(self.0.clone())
-    }
-
-    fn is_true(self: &Arc<Self>) -> bool {
-        true
-    }
-}
-
-fn is_generator(value: &Value) -> bool {
-    value.downcast_object_ref::<Generator>().is_some()
 }
 
 fn float(value: &Value) -> String {
@@ -231,11 +216,11 @@ fn write_json(out: &mut String, value: &Value, layout: &Layout, depth: usize) ->
             number => number,
         }),
         ValueKind::String => write_string(out, value.as_str().unwrap_or_default(), layout.ensure_ascii),
-        ValueKind::Seq | ValueKind::Iterable if !is_generator(value) => {
-            let items: Vec<Value> = value.try_iter()?.collect();
+        ValueKind::Seq | ValueKind::Iterable if iterables::name(value).is_none() => {
+            let items = value.try_iter()?.checked().collect::<Result<Vec<_>, _>>()?;
             write_items(out, "[]", &items, layout, depth, |out, item| write_json(out, item, layout, depth + 1))?;
         }
-        ValueKind::Map => {
+        ValueKind::Map if is_dictionary(value) => {
             let mut keys: Vec<Value> = value.try_iter()?.collect();
             if layout.sort_keys {
                 keys.sort();
@@ -246,7 +231,10 @@ fn write_json(out: &mut String, value: &Value, layout: &Layout, depth: usize) ->
                 write_json(out, &value.get_item(key)?, layout, depth + 1)
             })?;
         }
-        kind => return Err(Error::new(ErrorKind::InvalidOperation, format!("tojson: a value of kind {kind} has no JSON form"))),
+        kind => {
+            let name = iterables::name(value).map_or_else(|| format!("a value of kind {kind}"), str::to_owned);
+            return Err(Error::new(ErrorKind::InvalidOperation, format!("tojson: {name} has no JSON form")));
+        }
     }
     Ok(())
 }

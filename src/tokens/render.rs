@@ -21,7 +21,7 @@ use super::template::{ChatTemplate, Surroundings};
 use super::tokenizer::{Token, Tokenizer};
 use super::turns::{Answer, Conversation, Habits, Layout, Placed, lay_out};
 use super::{Sequence, Span, lost, python};
-use crate::dataset::{Example, Role, Turn};
+use crate::dataset::{Example, Role, Turn, embedded_json};
 use crate::error::{Error, Result};
 
 /// Which tokens are targets of the loss.
@@ -427,7 +427,7 @@ fn with_parsed_arguments(turns: &[Turn]) -> Option<Vec<Turn>> {
     let mut is_changed = false;
     for call in turns.iter_mut().filter_map(|turn| turn.tool_calls.as_mut()?.as_array_mut()).flatten() {
         let Some(arguments) = call.pointer_mut("/function/arguments") else { continue };
-        let parsed = arguments.as_str().and_then(|text| serde_json::from_str::<serde_json::Value>(text).ok());
+        let parsed = arguments.as_str().and_then(embedded_json);
         if let Some(parsed) = parsed.filter(serde_json::Value::is_object) {
             *arguments = parsed;
             is_changed = true;

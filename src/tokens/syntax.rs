@@ -5,14 +5,18 @@
 //! | source | Jinja | here |
 //! |---|---|---|
 //! | `a ~ b` | Python's `str` of both, minijinja has a spelling of its own for floats and in lists | `(a)\|string ~ (b)\|string` |
-//! | `schema['items']` | the method of that name where the dictionary has no such key | `(schema)\|item('items')` |
+//! | `schema['items']` | the method of that name where the dictionary has no such key | `(schema\|item('items'))` |
+//! | `schema.items` without parentheses | the method of that name where the value has one, whatever keys there are | `(schema\|attribute('items'))` |
+//! | `list[1:]` | an error of a generator, of `none` and of what is undefined | `(list\|sliceable)[1:]` |
 //! | `'\/'`, `'\a'`, `'\U0001f600'` | Python's escapes | the characters |
 //! | line ends `\r\n` and `\r` | `\n` | `\n` |
 //! | `{% generation %}` | Transformers' own tag | two marks, as minijinja cannot be given tags |
 //! | `x\|safe + b` | escapes `b` as HTML | `(x\|safe)\|plus(b)` |
 //! | `{% autoescape true %}` | escapes all as HTML | refused |
-//! | `schema.items` without parentheses | the method, whatever keys there are | refused |
 
+use minijinja::value::{Value, ValueKind};
+
+use super::iterables::is_dictionary;
 use super::marks::{GENERATION_BEGIN, GENERATION_END};
 use crate::error::{Error, Result};
 
@@ -49,8 +53,88 @@ struct Token<'a> {
     depth: usize,
 }
 
-/// Methods of a dictionary that Transformers' sandbox lets templates see.
-pub(super) const DICT_METHODS: [&str; 6] = ["copy", "fromkeys", "get", "items", "keys", "values"];
+/// The names of Python's methods, by the kind of value, and of those the ones that Transformers' sandbox hides.
+const METHODS: [(ValueKind, &[&str], &[&str]); 3] = [
+    (
+        ValueKind::Map,
+        &["copy", "fromkeys", "get", "items", "keys", "values"],
+        &["clear", "pop", "popitem", "setdefault", "update"],
+    ),
+    (ValueKind::Seq, &["copy", "count", "index"], &["append", "clear", "extend", "insert", "pop", "remove", "reverse", "sort"]),
+    (
+        ValueKind::String,
+        &[
+            "capitalize",
+            "casefold",
+            "center",
+            "count",
+            "encode",
+            "endswith",
+            "expandtabs",
+            "find",
+            "format",
+            "format_map",
+            "index",
+            "isalnum",
+            "isalpha",
+            "isascii",
+            "isdecimal",
+            "isdigit",
+            "isidentifier",
+            "islower",
+            "isnumeric",
+            "isprintable",
+            "isspace",
+            "istitle",
+            "isupper",
+            "join",
+            "ljust",
+            "lower",
+            "lstrip",
+            "maketrans",
+            "partition",
+            "removeprefix",
+            "removesuffix",
+            "replace",
+            "rfind",
+            "rindex",
+            "rjust",
+            "rpartition",
+            "rsplit",
+            "rstrip",
+            "split",
+            "splitlines",
+            "startswith",
+            "strip",
+            "swapcase",
+            "title",
+            "translate",
+            "upper",
+            "zfill",
+        ],
+        &[],
+    ),
+];
+
+/// Is it a method of the value, by Python, that the sandbox shows?
+pub(super) fn is_method(value: &Value, name: &str) -> bool {
+    methods_of(value).any(|(shown, _)| shown.contains(&name))
+}
+
+/// Is it a method of the value, by Python, that the sandbox hides?
+pub(super) fn is_forbidden(value: &Value, name: &str) -> bool {
+    methods_of(value).any(|(_, hidden)| hidden.contains(&name))
+}
+
+/// What Jinja's namespaces, loops and macros are asked for is their own.
+fn methods_of(value: &Value) -> impl Iterator<Item = (&'static [&'static str], &'static [&'static str])> {
+    let kind = Some(value.kind()).filter(|&kind| kind != ValueKind::Map || is_dictionary(value));
+    METHODS.into_iter().filter(move |(of, ..)| kind == Some(*of)).map(|(_, shown, hidden)| (shown, hidden))
+}
+
+fn names_a_method(name: &str) -> bool {
+    METHODS.iter().any(|(_, shown, hidden)| shown.contains(&name) || hidden.contains(&name))
+}
 
 /// `source` for minijinja, or why it cannot be had.
 pub(super) fn translate(source: &str) -> Result<Translated> {
@@ -127,26 +211,33 @@ impl<'a> Code<'a> {
             if token.text.starts_with(['\'', '"']) && token.text.contains('\\') {
                 replaced[idx] = Some(minijinja_string(token.text)?);
             }
-            let name = token.text.trim_matches(['\'', '"']);
-            if !DICT_METHODS.contains(&name) || idx == 0 {
-                continue;
-            }
-            let (before, after) = (self.text(idx - 1), self.text(idx + 1));
-            if before == "." && name == token.text && after != "(" {
-                return Err(Error::new(format!(
-                    "the chat template asks for `.{name}` without parentheses, which is the dictionary's method in Jinja: {}",
-                    self.source()
-                ))
-                .cure(format!("Write `['{name}']` for the key, `.{name}()` for the method.")));
-            }
-            if before == "["
-                && name != token.text
-                && after == "]"
-                && let Some(begin) = self.subscripted(idx - 1)
+            let Some(before) = idx.checked_sub(1) else { continue };
+            if token.text == "["
+                && self.is_slice(idx)
+                && let Some(begin) = self.subscripted(idx)
             {
                 around[begin].0.push('(');
-                replaced[idx - 1] = Some("|item(".to_owned());
-                replaced[idx + 1] = Some("))".to_owned());
+                replaced[idx] = Some("|sliceable)[".to_owned());
+            }
+            let name = token.text.trim_matches(['\'', '"']);
+            if !names_a_method(name) {
+                continue;
+            }
+            let (is_quoted, after) = (name != token.text, self.text(idx + 1));
+            let is_asked = match self.text(before) {
+                "." => !is_quoted && after != "(" && idx >= self.targets_end() && self.text(before.saturating_sub(1)) != "loop",
+                "[" => is_quoted && after == "]",
+                _ => false,
+            };
+            if let Some(begin) = self.subscripted(before).filter(|_| is_asked) {
+                around[begin].0.push('(');
+                if is_quoted {
+                    replaced[before] = Some("|item(".to_owned());
+                    replaced[idx + 1] = Some("))".to_owned());
+                } else {
+                    replaced[before] = Some("|attribute(".to_owned());
+                    replaced[idx] = Some(format!("'{name}'))"));
+                }
             }
         }
         out.push_str(self.open);
@@ -162,6 +253,19 @@ impl<'a> Code<'a> {
 
     fn text(&self, idx: usize) -> &'a str {
         self.tokens.get(idx).map_or("", |token| token.text)
+    }
+
+    /// Where the names end that a `set` gives values to: a namespace is asked for nothing there.
+    fn targets_end(&self) -> usize {
+        let is_assignment = |idx: &usize| self.tokens[*idx].depth == 0 && self.text(*idx) == "=";
+        if self.tag() == "set" { (0..self.tokens.len()).find(is_assignment).unwrap_or(self.tokens.len()) } else { 0 }
+    }
+
+    /// Is there a slice in the bracket that opens here?
+    fn is_slice(&self, bracket: usize) -> bool {
+        let depth = self.tokens[bracket].depth;
+        let inside = self.tokens[bracket + 1..].iter().take_while(|token| token.depth > depth);
+        inside.into_iter().any(|token| token.depth == depth + 1 && token.text == ":")
     }
 
     /// The ranges of tokens that are operands of `~`, but for strings.
@@ -426,8 +530,8 @@ mod tests {
             "{{ ({'a': (b)|string ~ (c)|string}['a'])|string ~ (d is defined)|string }}",
         );
         check("{{ x is not in y ~ z not in w }}", "{{ (x is not in y)|string ~ (z)|string not in w }}");
-        check("{{ x.not ~ y[a ~ b:] }}", "{{ (x.not)|string ~ (y[(a)|string ~ (b)|string:])|string }}");
-        check("{{ (a ~ b)[1:] ~ 1e-7 }}", "{{ (((a)|string ~ (b)|string)[1:])|string ~ (1e-7)|string }}");
+        check("{{ x.not ~ y[a ~ b:] }}", "{{ (x.not)|string ~ ((y|sliceable)[(a)|string ~ (b)|string:])|string }}");
+        check("{{ (a ~ b)[1:] ~ 1e-7 }}", "{{ ((((a)|string ~ (b)|string)|sliceable)[1:])|string ~ (1e-7)|string }}");
         check(
             "a ~ b {# c ~ d #}{% raw %}{{ a ~ b }}{%- endraw %}{{ '~' }}",
             "a ~ b {# c ~ d #}{% raw %}{{ a ~ b }}{%- endraw %}{{ '~' }}",
@@ -441,7 +545,13 @@ mod tests {
         check("{% if x.y(1)['items']['get'].z %}", "{% if ((x.y(1)|item('items'))|item('get')).z %}");
         check("{{ ['items'] }}{% for x in ['items'] %}", "{{ ['items'] }}{% for x in ['items'] %}");
         check("{{ a.items() ~ b['keys'] }}", "{{ (a.items())|string ~ ((b|item('keys')))|string }}");
-        assert!(translate("{{ a.items }}").unwrap_err().to_string().contains("`.items`"));
+        check("{{ a.b.items.title }}{{ a.items() }}", "{{ ((a.b|attribute('items'))|attribute('title')) }}{{ a.items() }}");
+        check(
+            "{% set n.items = n.items + f(x.index) %}",
+            "{% set n.items = (n|attribute('items')) + f((x|attribute('index'))) %}",
+        );
+        check("{{ loop.index }}{{ x['index'][0] }}", "{{ loop.index }}{{ (x|item('index'))[0] }}");
+        check("{{ a.b[1:][0][x:y] + {'a': 1}['a'] }}", "{{ ((a.b|sliceable)[1:][0]|sliceable)[x:y] + {'a': 1}['a'] }}");
     }
 
     #[test]

@@ -19,7 +19,7 @@ use minijinja::{Environment, ErrorKind, Value};
 use super::marks::{GENERATION_BEGIN, GENERATION_END, is_mark};
 use super::syntax::{Translated, translate};
 use super::tokenizer::Tokenizer;
-use super::{filters, methods, python};
+use super::{filters, iterables, methods, python};
 use crate::error::{Context, Error, Result};
 use crate::files::sha256;
 
@@ -62,6 +62,8 @@ impl ChatTemplate {
         environment.remove_global("debug");
         environment.add_test("iterable", python::is_iterable);
         environment.add_test("sequence", python::is_sequence);
+        environment.add_test("mapping", iterables::is_dictionary);
+        environment.add_function("range", iterables::range);
         environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
         });

@@ -26,7 +26,7 @@ use serde_json::Value;
 
 use super::chat::OTHER_LISTS;
 use super::example::{Example, Turn};
-use super::fields::Object;
+use super::fields::{Object, embedded_json};
 use super::format::Format;
 use super::literal::is_nothing;
 use super::mapping::{FIELDS, FieldMap};
@@ -147,7 +147,7 @@ fn calls(calls: &Option<Value>) -> Vec<(Option<&Value>, Value)> {
     let list = calls.as_ref().and_then(Value::as_array).into_iter().flatten();
     list.map(|call| {
         let arguments = call.pointer("/function/arguments").cloned().unwrap_or_default();
-        let parsed = arguments.as_str().and_then(|text| serde_json::from_str(text).ok());
+        let parsed = arguments.as_str().and_then(embedded_json);
         (call.pointer("/function/name"), parsed.unwrap_or(arguments))
     })
     .collect()

@@ -1,5 +1,5 @@
 //! Rows -> a Parquet table. A column has one type, into which all its values must fit: lists of one type, objects with all keys that
-//! any of them has (a key that a row lacks is null there, and read as absent).
+//! any of them has (a key that a row lacks is null there, and read as absent). Python's NaN is no value, and so null, but among floats.
 
 use std::io::Write;
 
@@ -25,7 +25,7 @@ pub(crate) fn write_parquet(rows: &[Object], file: &mut dyn Write) -> Result<()>
         for value in &values {
             shape = shape.with(value, name)?;
         }
-        let cells: Vec<AnyValue> = values.iter().map(|value| shape.cell(value)).collect::<Result<_>>()?;
+        let cells: Vec<AnyValue> = values.iter().map(|value| shape.cell(value, name)).collect::<Result<_>>()?;
         let series = Series::from_any_values_and_dtype(name.as_str().into(), &cells, &shape.dtype(), true);
         Ok(series.context(format!("cannot make a column of `{name}`"))?.into_column())
     };
@@ -66,7 +66,9 @@ impl Shape {
     fn with(self, value: &Value, path: &str) -> Result<Shape> {
         if let Some(number) = verbatim(value) {
             return match (&self, number.parse::<f64>()) {
-                (Shape::Null | Shape::Whole | Shape::Fraction, Ok(float)) if !float.is_finite() => Ok(Shape::Fraction),
+                // No value: null, but in a column of floats.
+                (_, Ok(float)) if float.is_nan() => Ok(self),
+                (Shape::Null | Shape::Whole | Shape::Fraction, Ok(float)) if float.is_infinite() => Ok(Shape::Fraction),
                 _ => Err(Error::new(format!("`{path}`: expected {} in every row of a table, found {number}", self.name()))
                     .cure("Write JSON Lines, where each row may be as it is.")),
             };
@@ -139,23 +141,33 @@ impl Shape {
         }
     }
 
-    fn cell(&self, value: &Value) -> Result<AnyValue<'static>> {
+    fn cell(&self, value: &Value, path: &str) -> Result<AnyValue<'static>> {
         Ok(match (self, value) {
             (Shape::Boolean, Value::Bool(value)) => AnyValue::Boolean(*value),
             (Shape::Whole, Value::Number(number)) => number.as_i64().map_or(AnyValue::Null, AnyValue::Int64),
-            (Shape::Fraction, Value::Number(number)) => number.as_f64().map_or(AnyValue::Null, AnyValue::Float64),
+            (Shape::Fraction, Value::Number(number)) => {
+                let float = number.as_f64().unwrap_or(f64::NAN);
+                let integer = number.as_i64().map(i128::from).or(number.as_u64().map(i128::from));
+                if integer.is_some_and(|integer| float as i128 != integer) {
+                    let message = format!("`{path}`: expected numbers that a column of floats holds, found {number}");
+                    return Err(Error::new(message).cure("Write JSON Lines, where each row may be as it is."));
+                }
+                AnyValue::Float64(float)
+            }
             (Shape::Fraction, word @ Value::String(_)) => {
                 verbatim(word).and_then(|number| number.parse().ok()).map_or(AnyValue::Null, AnyValue::Float64)
             }
-            (Shape::Text, Value::String(text)) => AnyValue::StringOwned(text.as_str().into()),
+            (Shape::Text, Value::String(text)) if verbatim(value).is_none() => AnyValue::StringOwned(text.as_str().into()),
             (Shape::List(item), Value::Array(list)) => {
-                let cells: Vec<AnyValue> = list.iter().map(|value| item.cell(value)).collect::<Result<_>>()?;
+                let cells: Vec<AnyValue> = list.iter().map(|value| item.cell(value, path)).collect::<Result<_>>()?;
                 AnyValue::List(Series::from_any_values_and_dtype("".into(), &cells, &item.dtype(), true)?)
             }
             (Shape::Object(fields), Value::Object(object)) => {
-                let own =
-                    fields.iter().map(|(name, shape)| object.get(name).map_or(Ok(AnyValue::Null), |value| shape.cell(value)));
-                let mut cells: Vec<AnyValue> = own.collect::<Result<_>>()?;
+                let own = |(name, shape): &(String, Shape)| match object.get(name) {
+                    Some(value) => shape.cell(value, &format!("{path}.{name}")),
+                    None => Ok(AnyValue::Null),
+                };
+                let mut cells = fields.iter().map(own).collect::<Result<Vec<_>>>()?;
                 if cells.is_empty() {
                     cells.push(AnyValue::Null);
                 }

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::super::dumps;
 use super::super::example::{Example, Role, Turn};
-use super::super::fields::Object;
+use super::super::fields::{Object, embedded_json};
 use super::target::{Reading, Target, add_surroundings, named};
 use super::weights::segments;
 use crate::error::{Error, Result};
@@ -79,7 +79,7 @@ fn message(turn: &Turn) -> Result<Object> {
 fn calls_text(calls: &Value) -> String {
     let bare = |call: &Value| {
         let arguments = call.pointer("/function/arguments").cloned().unwrap_or_default();
-        let parsed = arguments.as_str().and_then(|text| serde_json::from_str::<Value>(text).ok());
+        let parsed = arguments.as_str().and_then(embedded_json);
         json!({"name": call.pointer("/function/name"), "arguments": parsed.unwrap_or(arguments)})
     };
     let bare: Vec<Value> = calls.as_array().into_iter().flatten().map(bare).collect();

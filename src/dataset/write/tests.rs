@@ -187,6 +187,22 @@ fn a_table_holds_what_the_rows_hold() {
         json!({"id": null, "messages": [{"role": "user", "content": "c"}], "n": 1.5, "none": null}),
     ];
     assert_eq!(read, expected);
+    // pandas' word for a cell without a value stands in columns of every kind; an integer is not rounded without a word.
+    let read_back = |text: &[&str]| {
+        let object = |text: &&str| crate::dataset::json::parse(text.as_bytes(), 1).unwrap().as_object().unwrap().clone();
+        let rows: Vec<Object> = text.iter().map(object).collect();
+        write_parquet(&rows, &mut std::fs::File::create(&path).unwrap())?;
+        let read = crate::dataset::rows(&path).unwrap().map(|row| crate::dataset::line(&row.unwrap().1)).collect::<Vec<_>>();
+        Ok::<_, crate::error::Error>(read)
+    };
+    let texts = [r#"{"t":NaN,"n":1,"f":NaN,"l":["a",NaN],"o":{"x":NaN}}"#, r#"{"t":"a","n":NaN,"f":0.5,"l":NaN,"o":{"x":true}}"#];
+    let expected = [r#"{"t":null,"n":1,"f":NaN,"l":["a",null],"o":{}}"#, r#"{"t":"a","n":null,"f":0.5,"l":null,"o":{"x":true}}"#];
+    assert_eq!(read_back(&texts).unwrap(), expected);
+    assert_eq!(read_back(&[r#"{"f":1}"#, r#"{"f":Infinity}"#]).unwrap(), [r#"{"f":1.0}"#, r#"{"f":Infinity}"#]);
+    for text in [r#"{"f":9007199254740993}"#, r#"{"f":18446744073709551615}"#] {
+        let error = read_back(&[text, r#"{"f":0.5}"#]).unwrap_err().to_string();
+        assert!(error.contains("`f`") && error.contains(&text[5..text.len() - 1]), "{error}");
+    }
     let mixed: Vec<Object> = [json!({"a": 1}), json!({"a": "b"})].iter().map(|row| row.as_object().unwrap().clone()).collect();
     let error = write_parquet(&mixed, &mut Vec::new()).unwrap_err().to_string();
     assert!(error.contains("`a`: expected a number in every row of a table, found a string"), "{error}");

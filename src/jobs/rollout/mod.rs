@@ -2,13 +2,13 @@
 //!
 //! ```text
 //! plan.rs      what the user asked for -> the prompts, and an identity that two equal commands share
-//! journal.rs   the answers as they come, of which a killed run keeps every one
+//! entry.rs     an answer, as the journal keeps it for a killed run
 //! record.rs    run.json
 //! ```
 //!
 //! An answer depends on nothing but its prompt, the seed, its row and its number, so that an interrupted run comes out as an undisturbed one.
 
-mod journal;
+mod entry;
 mod plan;
 mod record;
 
@@ -24,12 +24,13 @@ use crate::dataset::{Example, FieldMap, Format, Role, RoleMap, Rollout, Turn, du
 use crate::engine::generate::{Request, Way, generate};
 use crate::error::{Context, Error, Result};
 use crate::files::{write_atomically, write_json};
+use crate::jobs::journal::Journal;
 use crate::jobs::watch::Watch;
 use crate::jobs::{peak_memory_bytes, provenance_of};
 use crate::model::Placement;
 use crate::random;
 use crate::tokens::fingerprint_of_prompt;
-use journal::{Entry, Journal};
+use entry::{Entry, entries};
 pub(crate) use plan::Job;
 use plan::Plan;
 pub(crate) use record::Record;
@@ -62,7 +63,8 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
         };
     }
     std::fs::create_dir_all(&plan.out).context_at(&plan.out, "cannot create the run folder")?;
-    let (mut journal, mut entries) = Journal::open(&plan.out.join(JOURNAL_FILE), &plan.identity, || other_run(&plan.out))?;
+    let (mut journal, answers) = Journal::open(&plan.out.join(JOURNAL_FILE), &plan.identity, || Some(other_run(&plan.out)))?;
+    let mut entries = entries(answers);
 
     let all: Vec<(usize, u32)> = (0..plan.prompts.len()).flat_map(|prompt| (0..job.n).map(move |draw| (prompt, draw))).collect();
     let open: Vec<(usize, u32)> =
@@ -140,7 +142,7 @@ fn other_run(out: &Path) -> Error {
 }
 
 /// The rows in the order of the data, each with its answers one after the other.
-fn write_rows(plan: &Plan, job: &Job, entries: &journal::Entries, file: &mut impl Write) -> Result<()> {
+fn write_rows(plan: &Plan, job: &Job, entries: &entry::Entries, file: &mut impl Write) -> Result<()> {
     let mut prompts = plan.prompts.iter().peekable();
     for record in plan.dataset.chosen(&plan.chosen) {
         let record = record?;

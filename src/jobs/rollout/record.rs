@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::journal::Entry;
+use super::entry::Entry;
 use crate::dataset::DataFile;
 use crate::engine::generate::{Ended, Sampling, Written};
 use crate::error::{Context, Result};

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::data::{find_data, read_listed};
-use super::in_context::in_context;
+use super::in_context::{Conflicts, in_context, kept};
 use super::kinds::name_kinds;
 use super::plan::{Plan, Planted, Rollouts};
 use super::record::{RUN_FILE, ReadRecord, RunRecord, read_json, read_record};
@@ -108,27 +108,32 @@ fn sort(
     let parts: Vec<PathBuf> = finished_parts(out)?.into_iter().map(|part| part.tokens).collect();
     let table = out.join(TOKENS_FILE);
     let resolved = resolve(sorting.thresholds, if parts.is_empty() { std::slice::from_ref(&table) } else { &parts })?;
-    join_parts(out, |logprob, entropy, tail| resolved.label(logprob, entropy, tail))?;
+    join_parts(out, &resolved.key(), |logprob, entropy, tail| resolved.label(logprob, entropy, tail))?;
 
     watch.stage("Summing up");
-    // What the conflicts of other thresholds did in context says nothing of these.
-    remove_old(out, &[IN_CONTEXT_FILE])?;
     let tables = [table];
     let mut summary = summarise(&tables, &read_rows(&out.join(ROWS_FILE))?, &resolved)?;
     let mut kinds = None;
     let without_text = match data {
         Ok((dataset, chosen)) => {
             let (mut named, pairs) = name_kinds(out, &tables, &summary, dataset, chosen)?;
-            if let Some(plan) = sorting.in_context {
-                named.in_context = Some(in_context(plan, out, &resolved, &pairs, watch)?);
-            }
+            let conflicts = Conflicts::read(out)?;
+            named.in_context = match (kept(out, &conflicts)?, sorting.in_context) {
+                (Some(kept), _) => Some(kept),
+                (None, Some(plan)) => Some(in_context(plan, out, &conflicts, &resolved, &pairs, watch)?),
+                // What other conflicts did in context says nothing of these.
+                (None, None) => {
+                    remove_old(out, &[IN_CONTEXT_FILE])?;
+                    None
+                }
+            };
             read_contexts(&mut summary, &mut named, dataset, chosen)?;
             kinds = Some(named);
             None
         }
         Err(ref reason) => {
-            // The kinds of other thresholds are those of other conflicts.
-            remove_old(out, &[CONFLICTS_FILE, PAIRS_FILE])?;
+            // The kinds of other thresholds are those of other conflicts, and so is what these did in context.
+            remove_old(out, &[CONFLICTS_FILE, PAIRS_FILE, IN_CONTEXT_FILE])?;
             Some(reason.clone())
         }
     };

@@ -18,19 +18,23 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
+
 use crate::dataset::{Example, Role};
 use crate::diagnosis::kinds::Kind;
 use crate::diagnosis::quadrants::Resolved;
 use crate::diagnosis::summary::{Prompted, PromptedKind};
 use crate::engine::{self, Work};
-use crate::error::Result;
+use crate::error::{Context, Result};
+use crate::files::sha256;
+use crate::jobs::journal::Journal;
 use crate::jobs::watch::Watch;
 use crate::kernels::TokenStatistics;
 use crate::random;
 use crate::stats::{ClusterSums, Scale, Term, share};
 use crate::table::{
-    CONFLICTS_FILE, Column, IN_CONTEXT_FILE, NearPair, PromptedToken, Quadrant, TOKENS_FILE, read_chunks, read_conflicts,
-    write_in_context,
+    CONFLICTS_FILE, Column, IN_CONTEXT_FILE, KnownConflict, NearPair, PromptedToken, Quadrant, TOKENS_FILE, read_chunks,
+    read_conflicts, read_provenance, write_in_context,
 };
 use crate::tokens::Sequence;
 
@@ -53,28 +57,80 @@ struct Known {
 /// Turn, first byte, byte after the last, token id.
 type Key = (u16, u32, u32, u32);
 
+/// The conflicts of a run with their kinds, and a hash of all that decides what becomes of them in context.
+pub(super) struct Conflicts {
+    kinds: HashMap<(u32, u32), Kind>,
+    key: String,
+    /// Of the token table.
+    provenance: Vec<(String, String)>,
+}
+
+impl Conflicts {
+    pub(super) fn read(out: &Path) -> Result<Conflicts> {
+        let provenance = read_provenance(&out.join(TOKENS_FILE))?;
+        let conflicts = read_conflicts(&out.join(CONFLICTS_FILE))?;
+        let places: Vec<(u32, u32, &str)> =
+            conflicts.iter().map(|conflict| (conflict.row, conflict.pos, conflict.kind.as_str())).collect();
+        // The provenance holds the run's identity and thresholds.
+        let key = sha256(format!("{VERSION} {provenance:?} {places:?}"));
+        let kind = |conflict: &KnownConflict| Some(((conflict.row, conflict.pos), conflict.kind.parse().ok()?));
+        Ok(Conflicts { kinds: conflicts.iter().filter_map(kind).collect(), key, provenance })
+    }
+}
+
+/// Raised when the scoring changes, so that no table of an older one is taken for one of this.
+const VERSION: u32 = 1;
+/// Where the table says of which conflicts it is, and what they came to.
+const CONFLICTS_KEY: &str = "diagnose.conflicts";
+const PROMPTED_KEY: &str = "diagnose.prompted";
+/// What a killed run had scored, and the next one of the same conflicts goes on with.
+const JOURNAL_FILE: &str = ".in_context.jsonl";
+
+/// What the run found out before, if it was about these very conflicts.
+pub(super) fn kept(out: &Path, conflicts: &Conflicts) -> Result<Option<Prompted>> {
+    let path = out.join(IN_CONTEXT_FILE);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let known: HashMap<String, String> = read_provenance(&path)?.into_iter().collect();
+    let is_same = known.get(CONFLICTS_KEY) == Some(&conflicts.key);
+    Ok(known.get(PROMPTED_KEY).filter(|_| is_same).and_then(|prompted| serde_json::from_str(prompted).ok()))
+}
+
+/// A row that was scored, as the journal keeps it.
+#[derive(Serialize, Deserialize)]
+struct Scored {
+    row: u32,
+    /// The row that was shown first.
+    shown: u32,
+    /// Its tokens that were no conflicts alone, and those of them that are then.
+    others: u64,
+    new: u64,
+    /// Of its conflicts: place, ln p and entropy then (the bits of the numbers, which may be none that JSON has), and whether it vanished.
+    conflicts: Vec<(u32, u32, u32, bool)>,
+}
+
 pub(super) fn in_context(
     plan: &Plan,
     out: &Path,
+    conflicts: &Conflicts,
     thresholds: &Resolved,
     pairs: &[NearPair],
     watch: &dyn Watch,
 ) -> Result<Prompted> {
     watch.stage("Scoring the conflicts in context");
-    let kinds: HashMap<(u32, u32), Kind> = read_conflicts(&out.join(CONFLICTS_FILE))?
-        .into_iter()
-        .filter_map(|conflict| Some(((conflict.row, conflict.pos), conflict.kind.parse().ok()?)))
-        .collect();
-    let main = main_kinds(&kinds);
+    let kinds = &conflicts.kinds;
+    let main = main_kinds(kinds);
     let all: Vec<u32> = main.keys().copied().collect();
     let drawn: BTreeSet<u32> = random::sample(SEED, all.len() as u32, MOST_ROWS).into_iter().map(|i| all[i as usize]).collect();
     let examples = examples_of(plan, &drawn)?;
     let shown = shown_first(&main, &examples, pairs);
     let known = tokens_of(out, &shown.keys().copied().collect())?;
 
-    let mut sums: BTreeMap<Kind, Sums> = BTreeMap::new();
-    let (mut others, mut table, mut n_rows) = (ClusterSums::default(), Vec::new(), 0);
-    let rows: Vec<(u32, u32)> = shown.iter().map(|(row, other)| (*row, *other)).collect();
+    let (mut journal, before) = Journal::open::<Scored>(&out.join(JOURNAL_FILE), &conflicts.key, || None)?;
+    let mut scored: BTreeMap<u32, Scored> = before.into_iter().map(|scored| (scored.row, scored)).collect();
+    let rows: Vec<(u32, u32)> =
+        shown.iter().map(|(row, other)| (*row, *other)).filter(|(row, _)| !scored.contains_key(row)).collect();
     for chunk in rows.chunks(AT_ONCE) {
         let mut sequences = Vec::new();
         for (row, other) in chunk {
@@ -89,50 +145,62 @@ pub(super) fn in_context(
         let scores = engine::score(&plan.model, &only, &mut Work::default(), &mut |_| {})?;
         for ((row, other, moved, sequence), scores) in sequences.into_iter().zip(scores) {
             let Some(known) = known.get(&row) else { continue };
-            n_rows += 1;
-            let mut of_row: BTreeMap<Kind, (u64, u64, f64)> = BTreeMap::new();
-            let (mut n_others, mut n_new) = (0u64, 0u64);
+            let mut of_row = Scored { row, shown: other, others: 0, new: 0, conflicts: Vec::new() };
             for (key, statistics) in supervised(&sequence, &scores, moved) {
                 let Some(before) = known.get(&key) else { continue };
                 let label = thresholds.label(statistics.logprob, statistics.entropy, statistics.tail);
                 let is_conflict = label == Quadrant::ConfidentConflict;
                 if before.quadrant != Quadrant::ConfidentConflict {
-                    n_others += 1;
-                    n_new += u64::from(is_conflict);
-                    continue;
+                    of_row.others += 1;
+                    of_row.new += u64::from(is_conflict);
+                } else if kinds.contains_key(&(row, before.pos)) {
+                    let (logprob, entropy) = (statistics.logprob.to_bits(), statistics.entropy.to_bits());
+                    of_row.conflicts.push((before.pos, logprob, entropy, !is_conflict));
                 }
-                let Some(kind) = kinds.get(&(row, before.pos)) else { continue };
-                let own = of_row.entry(*kind).or_default();
-                own.0 += 1;
-                own.1 += u64::from(!is_conflict);
-                own.2 += f64::from(statistics.logprob) - f64::from(before.logprob);
-                table.push(PromptedToken {
-                    row,
-                    pos: before.pos,
-                    shown: other,
-                    logprob: statistics.logprob,
-                    entropy: statistics.entropy,
-                    vanished: !is_conflict,
-                });
             }
-            others.add(Term { numerator: n_new as f64, denominator: n_others as f64 });
-            for (kind, (n, vanished, change)) in of_row {
-                sums.entry(kind).or_default().add(n, vanished, change);
-            }
+            journal.add(&of_row)?;
+            scored.insert(row, of_row);
         }
     }
+
+    let mut sums: BTreeMap<Kind, Sums> = BTreeMap::new();
+    let (mut others, mut table) = (ClusterSums::default(), Vec::new());
+    for (&row, of_row) in &scored {
+        let alone: HashMap<u32, f32> =
+            known.get(&row).into_iter().flatten().map(|(_, token)| (token.pos, token.logprob)).collect();
+        let mut by_kind: BTreeMap<Kind, (u64, u64, f64)> = BTreeMap::new();
+        for &(pos, logprob, entropy, vanished) in &of_row.conflicts {
+            let (Some(kind), Some(&before)) = (kinds.get(&(row, pos)), alone.get(&pos)) else { continue };
+            let (logprob, entropy) = (f32::from_bits(logprob), f32::from_bits(entropy));
+            let own = by_kind.entry(*kind).or_default();
+            own.0 += 1;
+            own.1 += u64::from(vanished);
+            own.2 += f64::from(logprob) - f64::from(before);
+            table.push(PromptedToken { row, pos, shown: of_row.shown, logprob, entropy, vanished });
+        }
+        others.add(Term { numerator: of_row.new as f64, denominator: of_row.others as f64 });
+        for (kind, (n, vanished, change)) in by_kind {
+            sums.entry(kind).or_default().add(n, vanished, change);
+        }
+    }
+    let n_rows = scored.len() as u64;
     table.sort_by_key(|token| (token.row, token.pos));
-    write_in_context(&out.join(IN_CONTEXT_FILE), &table)?;
     let mut prompted: Vec<PromptedKind> = sums.into_iter().map(|(kind, sums)| sums.finish(kind)).collect();
     prompted.sort_by(|a, b| b.vanished_share.total_cmp(&a.vanished_share).then(b.tokens.cmp(&a.tokens)));
     let estimate = others.estimate(Scale::LogOdds);
-    Ok(Prompted {
+    let prompted = Prompted {
         rows: n_rows,
         rows_left_out: main.len() as u64 - n_rows,
         kinds: prompted,
         new_conflicts_share: if estimate.value.is_finite() { estimate.value } else { 0.0 },
         new_conflicts_share_ci95: estimate.ci95,
-    })
+    };
+    let mut provenance = conflicts.provenance.clone();
+    provenance.push((CONFLICTS_KEY.to_owned(), conflicts.key.clone()));
+    provenance.push((PROMPTED_KEY.to_owned(), serde_json::to_string(&prompted).context("cannot write down what was found")?));
+    write_in_context(&out.join(IN_CONTEXT_FILE), &table, &provenance)?;
+    journal.remove()?;
+    Ok(prompted)
 }
 
 #[derive(Default)]

@@ -156,7 +156,7 @@ pub(super) fn name_kinds(
     }
     let provenance = tables.first().map(|table| read_provenance(table)).transpose()?.unwrap_or_default();
     write_conflicts(&out.join(CONFLICTS_FILE), &table, &provenance)?;
-    write_pairs(&out.join(PAIRS_FILE), &pairs)?;
+    write_pairs(&out.join(PAIRS_FILE), &pairs, &provenance)?;
 
     let (loss, grad) = (summary.overall.loss, summary.overall.grad);
     for group in &mut listed {

@@ -231,10 +231,16 @@ impl Largest {
 
     /// The choices after the first, of `top_k` at most. Words come by their ids, but the target comes last, so that among ties the ids
     /// are put in order here.
-    fn next_choices(&self, top_k: usize, logprob: impl Fn(f32) -> f32) -> [Choice; NEXT_CHOICES] {
-        let mut ranked: Vec<(f32, u32)> = self.values.iter().copied().zip(self.ids.iter().copied()).collect();
-        ranked.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-        let mut next = ranked.into_iter().take(top_k).skip(1).filter(|(value, _)| value.is_finite());
-        std::array::from_fn(|_| next.next().map_or(Choice::default(), |(value, id)| Choice { id, logprob: logprob(value) }))
+    fn next_choices(&mut self, top_k: usize, logprob: impl Fn(f32) -> f32) -> [Choice; NEXT_CHOICES] {
+        for end in 1..self.ids.len() {
+            let mut place = end;
+            while place > 0 && self.values[place - 1] == self.values[place] && self.ids[place - 1] > self.ids[place] {
+                self.ids.swap(place - 1, place);
+                place -= 1;
+            }
+        }
+        let ranked = self.values.iter().zip(&self.ids).take(top_k).skip(1);
+        let mut next = ranked.filter(|(value, _)| value.is_finite());
+        std::array::from_fn(|_| next.next().map_or(Choice::default(), |(&value, &id)| Choice { id, logprob: logprob(value) }))
     }
 }

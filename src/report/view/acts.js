@@ -92,7 +92,8 @@ function makeActs(app) {
       try {
         Object.assign(run, await wholeRun(files, run));
         app.reload();
-        say(`All ${count(run.row.length, "row")}; of those that the page did not hold the tokens stand alone.`);
+        const unknown = run.kinds?.includes(UNKNOWN_KIND) ? ", and the kinds of their conflicts are unknown (drop conflicts.parquet, too)" : "";
+        say(`All ${count(run.row.length, "row")}; of those that the page did not hold the tokens stand alone${unknown}.`);
       } catch (error) {
         say(`${error.message}. Nothing was taken over.`);
       }

@@ -75,6 +75,7 @@ function alternativesOf(run, token) {
 }
 
 function evidenceOf(run, token) {
+  if (run.kinds[run.kind[token]] === UNKNOWN_KIND) return ": conflicts.parquet says which";
   const evidence = run.evidences[run.evidence[token]];
   return evidence ? `: ${oneLine(evidence)}` : ": none of the rules fits";
 }

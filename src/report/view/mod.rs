@@ -120,6 +120,8 @@ struct Header<'a> {
     vocab_size: usize,
     thresholds: &'a Resolved,
     thresholds_text: String,
+    /// As the tables of the run name them.
+    thresholds_key: String,
     gates: Vec<Value>,
     rows_of_run: usize,
     roles: [&'static str; 5],
@@ -246,6 +248,7 @@ fn header<'a>(run: &'a Run, block: &mut Block) -> Result<Header<'a>> {
         vocab_size: run.vocab_size,
         thresholds: run.thresholds,
         thresholds_text: run.thresholds.to_string(),
+        thresholds_key: run.thresholds.key(),
         gates: run.gates.iter().map(gate).collect::<Result<_>>()?,
         rows_of_run: *of_rows,
         roles: ROLES,

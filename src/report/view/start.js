@@ -74,6 +74,7 @@ function aboutText({ run, after, changes }) {
     parts.push(`shown: ${thousands(ranked)} top rows and ${thousands(sampled)} at random, of ${thousands(run.rowsOfRun)}`);
   }
   if (run.isWhole) parts.push("all rows, from the tables");
+  if (run.kinds?.includes(UNKNOWN_KIND)) parts.push("kinds of conflict unknown of the rows that the page did not hold");
   if (run.turnFrom.at(-1) === 0) parts.push("the data were not at hand: the tokens alone");
   if (after) {
     const change = Number.isNaN(changes.mean) ? "" : `, mean change of ln p ${changeText(changes.mean)}`;

@@ -1,17 +1,24 @@
 // The tables of a run that is larger than what the page holds -> all its rows, in place of those that were chosen for it.
 //
 // tokens.parquet is enough; rows.parquet adds ids, files and lines, conflicts.parquet the kinds. The texts are those that the page
-// has: of the other rows the tokens stand alone.
+// has: of the other rows the tokens stand alone, and without conflicts.parquet the kinds of their conflicts are unknown.
+
+const READ_TABLES = ["tokens", "rows", "conflicts"];
+const UNKNOWN_KIND = "unknown";
 
 async function wholeRun(files, run) {
   const tables = {};
   for (const file of files) {
     const table = await openTable(file).catch((error) => { throw new Error(`${file.name}: ${error.message}`); });
-    const what = ["logprob", "perplexity", "evidence"].find((column) => table.has(column));
-    if (!what) throw new Error(`${file.name} is none of tokens.parquet, rows.parquet and conflicts.parquet`);
+    const what = table.known.get("diagnose.table");
+    if (!what) throw new Error(`${file.name} does not say which table it is: sort the run again with this version of the program`);
+    if (!READ_TABLES.includes(what)) throw new Error(`${file.name} is the table ${what}, and none of tokens.parquet, rows.parquet and conflicts.parquet`);
     if (table.known.get("diagnose.identity") !== run.identity) throw new Error(`${file.name} is of another run`);
-    tables[{ logprob: "tokens", perplexity: "rows", evidence: "conflicts" }[what]] = { table, name: file.name };
+    if (table.known.get("diagnose.thresholds") !== run.thresholdsKey) throw new Error(`${file.name} is sorted by other thresholds than this page`);
+    if (tables[what]) throw new Error(`${file.name} and ${tables[what].name} are both ${what}.parquet`);
+    tables[what] = { table, name: file.name };
   }
+  if (tables.conflicts && !run.kinds) throw new Error("this page was written without kinds of conflict: write it again with diagnose view");
   if (!tables.tokens) throw new Error("tokens.parquet is missing: it has the tokens of all rows");
   const read = async (what, names) => {
     const { table, name } = tables[what];
@@ -27,7 +34,7 @@ async function wholeRun(files, run) {
   const whole = { ...rows, ...tokenArrays(tokens), ...wordsOf(tokens, run) };
   Object.assign(whole, tables.rows ? aboutRows(await read("rows", ["row", "id", "path", "line", "tokens", "supervised", "truncated"]), rows) : keptRows(run, rows));
   Object.assign(whole, keptTexts(run, rows), keptAlternatives(run, rows, whole));
-  if (run.kinds) Object.assign(whole, tables.conflicts ? kindsOf(await read("conflicts", ["row", "pos", "kind", "evidence"]), tokens, run) : keptKinds(run, rows));
+  if (run.kinds) Object.assign(whole, tables.conflicts ? kindsOf(await read("conflicts", ["row", "pos", "kind", "evidence"]), tokens, run) : keptKinds(run, rows, whole));
   return { ...whole, sources: tokens.source.texts, rowsOfRun: rows.row.length, isWhole: true };
 }
 
@@ -144,7 +151,9 @@ function keptAlternatives(run, rows, { alternativeWord }) {
 
 function kindsOf(conflicts, tokens, run) {
   const [kind, evidence] = [new Uint8Array(tokens.row.length), new Uint32Array(tokens.row.length)];
-  const codes = conflicts.kind.texts.map((name) => Math.max(run.kinds.indexOf(name), 0));
+  const kinds = run.kinds.filter((name) => name !== UNKNOWN_KIND);
+  const codes = conflicts.kind.texts.map((name) => kinds.indexOf(name));
+  if (codes.includes(-1)) throw new Error("conflicts.parquet names kinds that this page does not know");
   let token = 0;
   for (let i = 0; i < conflicts.row.length; i++) {
     const isBefore = () => tokens.row[token] < conflicts.row[i] || (tokens.row[token] === conflicts.row[i] && tokens.pos[token] < conflicts.pos[i]);
@@ -153,15 +162,25 @@ function kindsOf(conflicts, tokens, run) {
     kind[token] = codes[conflicts.kind.codes[i]];
     evidence[token] = conflicts.evidence.codes[i];
   }
-  return { kind, evidence, evidences: conflicts.evidence.texts };
+  return { kinds, kind, evidence, evidences: conflicts.evidence.texts };
 }
 
-function keptKinds(run, rows) {
+// The conflicts of rows that the page did not hold have a kind, but nobody has said which.
+function keptKinds(run, rows, { quadrant }) {
   const [kind, evidence] = [new Uint8Array(rows.tokenFrom.at(-1)), new Uint32Array(rows.tokenFrom.at(-1))];
+  const kinds = run.kinds.includes(UNKNOWN_KIND) ? run.kinds : [...run.kinds, UNKNOWN_KIND];
+  const unknown = kinds.indexOf(UNKNOWN_KIND);
+  const [evidences, none] = run.evidences.includes("") ? [run.evidences, run.evidences.indexOf("")] : [[...run.evidences, ""], run.evidences.length];
   oldRows(run, rows).forEach((place, row) => {
-    if (place < 0) return;
+    if (place < 0) {
+      for (let token = rows.tokenFrom[row]; token < rows.tokenFrom[row + 1]; token++) {
+        if (quadrant[token] === 0) kind[token] = unknown;
+        evidence[token] = none;
+      }
+      return;
+    }
     kind.set(run.kind.subarray(...tokensOfRow(run, place)), rows.tokenFrom[row]);
     evidence.set(run.evidence.subarray(...tokensOfRow(run, place)), rows.tokenFrom[row]);
   });
-  return { kind, evidence };
+  return { kinds, kind, evidence, evidences };
 }

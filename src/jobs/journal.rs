@@ -1,0 +1,96 @@
+//! What a long job has finished, as it comes: a line each, behind a line that says whose they are. A line that was cut off with the process is
+//! written anew.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+
+use crate::error::{Context, Error, Result};
+
+pub(super) struct Journal {
+    path: PathBuf,
+    file: File,
+}
+
+impl Journal {
+    /// A new journal, or one that a run of the same identity has left, with what it holds. `other` says what to do with one of another run:
+    /// the error, or nothing where it is to be written anew.
+    pub(super) fn open<Entry: DeserializeOwned>(
+        path: &Path,
+        identity: &str,
+        other: impl Fn() -> Option<Error>,
+    ) -> Result<(Journal, Vec<Entry>)> {
+        const CANNOT: &str = "cannot open the journal of the run";
+        let text = match std::fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(Error::new(CANNOT).at(path).caused_by(error)),
+        };
+        let mut whole = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
+        let mut lines = text[..whole].split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
+        let mut entries = Vec::new();
+        if let Some(first) = lines.next() {
+            let found: serde_json::Value = serde_json::from_slice(first).context_at(path, "expected the identity of a run")?;
+            match (found["identity"] == identity, other()) {
+                (true, _) => {
+                    for line in lines {
+                        entries.push(serde_json::from_slice(line).context_at(path, "expected what the run has finished")?);
+                    }
+                }
+                (false, Some(error)) => return Err(error),
+                (false, None) => whole = 0,
+            }
+        }
+        let file = OpenOptions::new().create(true).append(true).open(path).context_at(path, CANNOT)?;
+        file.set_len(whole as u64).context_at(path, CANNOT)?;
+        let mut journal = Journal { path: path.to_owned(), file };
+        if whole == 0 {
+            journal.add(&json!({ "identity": identity }))?;
+        }
+        Ok((journal, entries))
+    }
+
+    pub(super) fn add(&mut self, entry: &impl Serialize) -> Result<()> {
+        let mut line = serde_json::to_vec(entry).context("cannot write down what is finished")?;
+        line.push(b'\n');
+        self.file.write_all(&line).context_at(&self.path, "cannot write down what is finished")
+    }
+
+    /// Once what it holds stands elsewhere.
+    pub(super) fn remove(self) -> Result<()> {
+        std::fs::remove_file(&self.path).context_at(&self.path, "cannot remove the file")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whole_lines_stay_and_a_cut_one_is_written_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("answers.jsonl");
+        let refused = || Some(Error::new("another run"));
+        let open = |identity: &str, other: &dyn Fn() -> Option<Error>| Journal::open::<Vec<u32>>(&path, identity, other);
+        let (mut journal, entries) = open("a", &refused).unwrap();
+        assert!(entries.is_empty());
+        journal.add(&[3, 7]).unwrap();
+        journal.add(&[5, 7]).unwrap();
+        drop(journal);
+        let text = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &text[..text.len() - 4]).unwrap();
+        assert_eq!(open("b", &refused).err().unwrap().message(), "another run");
+        let (mut journal, entries) = open("a", &refused).unwrap();
+        assert_eq!(entries, [[3, 7]]);
+        journal.add(&[5, 7]).unwrap();
+        drop(journal);
+        assert_eq!(std::fs::read(&path).unwrap(), text);
+        // Of another run, and not worth an error: begun anew.
+        assert!(open("b", &|| None).unwrap().1.is_empty());
+        assert!(open("b", &refused).unwrap().1.is_empty());
+    }
+}

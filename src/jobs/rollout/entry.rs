@@ -1,0 +1,37 @@
+//! An answer that was drawn, as the journal of a run keeps it.
+
+use std::collections::HashMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::engine::generate::{Ended, text_of};
+use crate::tokens::Tokenizer;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Entry {
+    pub row: u32,
+    pub draw: u32,
+    pub ids: Vec<u32>,
+    pub ended: Ended,
+}
+
+/// By row and draw.
+pub(super) type Entries = HashMap<(u32, u32), Entry>;
+
+pub(super) fn entries(entries: Vec<Entry>) -> Entries {
+    entries.into_iter().map(|entry| ((entry.row, entry.draw), entry)).collect()
+}
+
+impl Entry {
+    pub(super) fn text(&self, tokenizer: &Tokenizer) -> String {
+        text_of(&self.ids, self.ended, tokenizer)
+    }
+
+    pub(super) fn ended_name(&self) -> &'static str {
+        match self.ended {
+            Ended::EndToken => "end_token",
+            Ended::Stop => "stop",
+            Ended::Length => "length",
+        }
+    }
+}

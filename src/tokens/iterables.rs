@@ -1,0 +1,241 @@
+//! What Python goes through that is no list: generators, the views of a dictionary, `range`.
+//!
+//! minijinja has one kind of iterable for them all, which begins anew each time, can be asked for its third item, and prints as a list.
+//! In Python a generator is gone through once, none but `range` has a third item, and their texts are their own.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use minijinja::value::{DynObject, Enumerator, Object, ObjectRepr, Rest, Tuple, Value, ValueKind};
+use minijinja::{Error, ErrorKind};
+
+/// What a filter such as `map` gives: each item comes out once, and is gone.
+#[derive(Debug)]
+pub(super) struct Generator(Mutex<Left>);
+
+/// What is left of a generator.
+#[derive(Debug, Default)]
+struct Left {
+    items: VecDeque<Value>,
+    /// Its end was reached.
+    is_done: bool,
+    /// The generator that another filter made of this one, and that takes from it in Python when it is gone through itself.
+    lent_to: Option<Arc<Generator>>,
+}
+
+impl Generator {
+    /// Of the items that a filter made of `source`.
+    pub(super) fn over(source: &Value, items: impl IntoIterator<Item = Value>) -> Value {
+        let generator = Arc::new(Generator(Mutex::new(Left { items: items.into_iter().collect(), ..Left::default() })));
+        if let Some(source) = source.downcast_object_ref::<Generator>() {
+            source.rest().lent_to = Some(generator.clone());
+        }
+        Value::from_dyn_object(generator)
+    }
+
+    pub(super) fn is(value: &Value) -> bool {
+        value.downcast_object_ref::<Generator>().is_some()
+    }
+
+    fn rest(&self) -> MutexGuard<'_, Left> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_done(&self) -> bool {
+        let rest = self.rest();
+        rest.is_done && rest.lent_to.as_ref().is_none_or(|other| other.is_done())
+    }
+}
+
+impl Object for Generator {
+    fn repr(self: &Arc<Self>) -> ObjectRepr {
+        ObjectRepr::Iterable
+    }
+
+    fn get_value(self: &Arc<Self>, _: &Value) -> Option<Value> {
+        Some(Value::UNDEFINED)
+    }
+
+    fn enumerate(self: &Arc<Self>) -> Enumerator {
+        Enumerator::Iter(Box::new(Drain { generator: self.clone(), is_refused: false }))
+    }
+
+    fn enumerator_len(self: &Arc<Self>) -> Option<usize> {
+        None
+    }
+
+    fn is_true(self: &Arc<Self>) -> bool {
+        true
+    }
+}
+
+struct Drain {
+    generator: Arc<Generator>,
+    is_refused: bool,
+}
+
+impl Iterator for Drain {
+    type Item = Value;
+
+    fn next(&mut self) -> Option<Value> {
+        let mut rest = self.generator.rest();
+        // Items were handed on that Python would still have here.
+        if rest.lent_to.as_ref().is_some_and(|other| !other.is_done()) && !self.is_refused {
+            self.is_refused = true;
+            let message = "a generator is gone through while a filter of it is not at its end; `| list` makes a list of it";
+            return Some(Value::from(Error::new(ErrorKind::InvalidOperation, message)));
+        }
+        let item = rest.items.pop_front();
+        rest.is_done |= item.is_none();
+        item
+    }
+
+    /// For `loop.last` and `loop.length`, which Jinja knows of generators, too.
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let n_left = self.generator.rest().items.len();
+        (n_left, Some(n_left))
+    }
+}
+
+/// What the methods `keys`, `values` and `items` of a dictionary give.
+#[derive(Debug)]
+pub(super) struct View {
+    of: DynObject,
+    what: What,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum What {
+    Keys,
+    Values,
+    Items,
+}
+
+impl View {
+    /// `method` of the dictionary, if it is one that gives a view.
+    pub(super) fn of(dictionary: &Value, method: &str) -> Option<Value> {
+        let what = match method {
+            "keys" => What::Keys,
+            "values" => What::Values,
+            "items" => What::Items,
+            _ => return None,
+        };
+        Some(Value::from_object(View { of: dictionary.as_object()?.clone(), what }))
+    }
+
+    /// As Python begins its text.
+    fn name(&self) -> &'static str {
+        match self.what {
+            What::Keys => "dict_keys",
+            What::Values => "dict_values",
+            What::Items => "dict_items",
+        }
+    }
+}
+
+impl Object for View {
+    fn repr(self: &Arc<Self>) -> ObjectRepr {
+        ObjectRepr::Iterable
+    }
+
+    fn get_value(self: &Arc<Self>, _: &Value) -> Option<Value> {
+        Some(Value::UNDEFINED)
+    }
+
+    fn enumerate(self: &Arc<Self>) -> Enumerator {
+        let part = |(key, value)| match self.what {
+            What::Keys => key,
+            What::Values => value,
+            What::Items => Value::from(Tuple::from([key, value])),
+        };
+        Enumerator::Values(self.of.try_iter_pairs().into_iter().flatten().map(part).collect())
+    }
+
+    fn enumerator_len(self: &Arc<Self>) -> Option<usize> {
+        self.of.enumerator_len()
+    }
+}
+
+/// Python's `range`.
+#[derive(Debug)]
+pub(super) struct Range {
+    begin: i64,
+    end: i64,
+    step: i64,
+    len: usize,
+}
+
+/// The function `range`, as Jinja's sandbox has it.
+pub(super) fn range(arguments: Rest<Value>) -> Result<Value, Error> {
+    const MAX_LEN: u128 = 100_000;
+    let refused = |message: String| Error::new(ErrorKind::InvalidOperation, format!("range: {message}"));
+    let whole = |value: &Value| match value.kind() {
+        ValueKind::Number if value.is_integer() => i64::try_from(value.clone()),
+        ValueKind::Bool => Ok(i64::from(value.is_true())),
+        kind => Err(refused(format!("expected an integer, found a value of kind {kind}"))),
+    };
+    let numbers = arguments.iter().map(whole).collect::<Result<Vec<_>, _>>()?;
+    let (begin, end, step) = match numbers[..] {
+        [end] => (0, end, 1),
+        [begin, end] => (begin, end, 1),
+        [begin, end, step] if step != 0 => (begin, end, step),
+        [_, _, _] => return Err(refused("the step is 0".to_owned())),
+        _ => return Err(refused(format!("expected 1 to 3 arguments, found {}", numbers.len()))),
+    };
+    let distance = if step > 0 { i128::from(end) - i128::from(begin) } else { i128::from(begin) - i128::from(end) };
+    let len = u128::try_from(distance).unwrap_or(0).div_ceil(step.unsigned_abs().into());
+    match usize::try_from(len) {
+        Ok(n) if len <= MAX_LEN => Ok(Value::from_object(Range { begin, end, step, len: n })),
+        _ => Err(refused(format!("expected at most {MAX_LEN} numbers, found {len}"))),
+    }
+}
+
+impl Object for Range {
+    fn repr(self: &Arc<Self>) -> ObjectRepr {
+        ObjectRepr::Seq
+    }
+
+    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
+        let idx = key.as_usize().filter(|&idx| idx < self.len)?;
+        Some(Value::from(self.begin + idx as i64 * self.step))
+    }
+
+    fn enumerate(self: &Arc<Self>) -> Enumerator {
+        Enumerator::Seq(self.len)
+    }
+}
+
+/// The beginning, the items and the end of the text of what is no list, if `value` is such; an error where Python prints a place in memory.
+pub(super) fn text(value: &Value) -> Result<Option<(String, Vec<Value>, &'static str)>, Error> {
+    if Generator::is(value) {
+        return Err(Error::new(ErrorKind::InvalidOperation, "a generator has no text; `| list` makes one of it"));
+    }
+    if let Some(view) = value.downcast_object_ref::<View>() {
+        return Ok(Some((format!("{}([", view.name()), value.try_iter()?.collect(), "])")));
+    }
+    Ok(value.downcast_object_ref::<Range>().map(|range| {
+        let step = if range.step == 1 { String::new() } else { format!(", {}", range.step) };
+        (format!("range({}, {}{step}", range.begin, range.end), Vec::new(), ")")
+    }))
+}
+
+/// What `json.dumps` and a slice refuse, by name; `None` for all else.
+pub(super) fn name(value: &Value) -> Option<&'static str> {
+    match value {
+        generator if Generator::is(generator) => Some("a generator"),
+        range if range.downcast_object_ref::<Range>().is_some() => Some("a `range`"),
+        view => view.downcast_object_ref::<View>().map(View::name),
+    }
+}
+
+/// Is it what Python calls a dictionary? minijinja's namespaces, loops and macros can be asked for names, too.
+pub(super) fn is_dictionary(value: &Value) -> bool {
+    const MAPS: [&str; 4] = ["IndexMap<", "BTreeMap<", "HashMap<", "::MergeDict"];
+    let is_map = |object: &DynObject| MAPS.iter().any(|map| object.type_name().contains(map));
+    value.kind() == ValueKind::Map && value.as_object().is_some_and(is_map)
+}
+
+/// For the groups of `groupby`, which are tuples in Jinja.
+pub(super) fn is_tuple(value: &Value) -> bool {
+    value.is_tuple() || value.as_object().is_some_and(|object| object.type_name().ends_with("GroupTuple"))
+}
