@@ -15,6 +15,7 @@
 //! reopened.rs  a run of scores with its data at hand again
 //! decisions.rs what a person has decided about its rows
 //! folders.rs what a folder is that stands in the wrong place
+//! answer.rs  an answer that was drawn
 //! journal.rs what a killed job had finished
 //! watch.rs   who is told how a job goes on
 //! ```
@@ -26,6 +27,8 @@ use crate::kernels::level::Level;
 use crate::model::Placement;
 use crate::provenance::Provenance;
 
+
+mod answer;
 pub(crate) mod check;
 pub(crate) mod decisions;
 pub(crate) mod diff;

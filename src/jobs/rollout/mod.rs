@@ -2,13 +2,11 @@
 //!
 //! ```text
 //! plan.rs      what the user asked for -> the prompts, and an identity that two equal commands share
-//! entry.rs     an answer, as the journal keeps it for a killed run
 //! record.rs    run.json
 //! ```
 //!
-//! An answer depends on nothing but its prompt, the seed, its row and its number, so that an interrupted run comes out as an undisturbed one.
+//! A killed run keeps every answer that was finished (`jobs/journal.rs`). An answer depends on nothing but its prompt, the seed, its row and its number, so that an interrupted run comes out as an undisturbed one.
 
-mod entry;
 mod plan;
 mod record;
 
@@ -24,13 +22,13 @@ use crate::dataset::{Example, FieldMap, Format, Role, RoleMap, Rollout, Turn, du
 use crate::engine::generate::{Request, Way, generate};
 use crate::error::{Context, Error, Result};
 use crate::files::{write_atomically, write_json};
+use crate::jobs::answer::{Entries, Entry, entries};
 use crate::jobs::journal::Journal;
 use crate::jobs::watch::Watch;
 use crate::jobs::{peak_memory_bytes, provenance_of};
 use crate::model::Placement;
 use crate::random;
 use crate::tokens::fingerprint_of_prompt;
-use entry::{Entry, entries};
 pub(crate) use plan::Job;
 use plan::Plan;
 pub(crate) use record::Record;
@@ -142,7 +140,7 @@ fn other_run(out: &Path) -> Error {
 }
 
 /// The rows in the order of the data, each with its answers one after the other.
-fn write_rows(plan: &Plan, job: &Job, entries: &entry::Entries, file: &mut impl Write) -> Result<()> {
+fn write_rows(plan: &Plan, job: &Job, entries: &Entries, file: &mut impl Write) -> Result<()> {
     let mut prompts = plan.prompts.iter().peekable();
     for record in plan.dataset.chosen(&plan.chosen) {
         let record = record?;

@@ -4,10 +4,10 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::entry::Entry;
 use crate::dataset::DataFile;
 use crate::engine::generate::{Ended, Sampling, Written};
 use crate::error::{Context, Result};
+use crate::jobs::answer::Entry;
 use crate::model::Info;
 use crate::provenance::Provenance;
 

@@ -1,4 +1,4 @@
-//! An answer that was drawn, as the journal of a run keeps it.
+//! An answer that was drawn, as the journal of a rollout or an evaluation keeps it.
 
 use std::collections::HashMap;
 
@@ -8,7 +8,8 @@ use crate::engine::generate::{Ended, text_of};
 use crate::tokens::Tokenizer;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Entry {
+pub(crate) struct Entry {
+    /// The record that is answered, or the item.
     pub row: u32,
     pub draw: u32,
     pub ids: Vec<u32>,
@@ -16,18 +17,18 @@ pub(super) struct Entry {
 }
 
 /// By row and draw.
-pub(super) type Entries = HashMap<(u32, u32), Entry>;
+pub(crate) type Entries = HashMap<(u32, u32), Entry>;
 
-pub(super) fn entries(entries: Vec<Entry>) -> Entries {
+pub(crate) fn entries(entries: Vec<Entry>) -> Entries {
     entries.into_iter().map(|entry| ((entry.row, entry.draw), entry)).collect()
 }
 
 impl Entry {
-    pub(super) fn text(&self, tokenizer: &Tokenizer) -> String {
+    pub(crate) fn text(&self, tokenizer: &Tokenizer) -> String {
         text_of(&self.ids, self.ended, tokenizer)
     }
 
-    pub(super) fn ended_name(&self) -> &'static str {
+    pub(crate) fn ended_name(&self) -> &'static str {
         match self.ended {
             Ended::EndToken => "end_token",
             Ended::Stop => "stop",
