@@ -25,7 +25,7 @@
 //! engine      packed batches -> statistics of every supervised token; answers that the model writes
 //! table       the token table: columns, types, units; Parquet with what made it
 //! diagnosis   quadrants, gates, summary, rankings, kinds of conflict, movement: makes numbers of the table
-//! eval        benchmarks: tasks, requests, metrics, comparisons
+//! eval        benchmarks: tasks, requests, written answers, metrics, comparisons
 //! train       losses, updates, schedules, what is logged
 //! maps        finished numbers -> figures
 //! report      finished numbers -> terminal, Markdown, JSON, HTML; view/ is the page to read a run in

@@ -52,17 +52,59 @@ fn scores_and_samples_land_in_the_folder() {
     assert!(items.iter().flat_map(|item| &item.choices).all(|choice| choice.logprob < 0.0 && choice.tokens > 0));
 }
 
+/// The prompts themselves are compared with the harness's in `src/eval/asking.rs`.
 #[test]
-fn a_chat_template_is_refused_and_not_swallowed() {
+fn a_chat_template_is_part_of_what_an_evaluation_is() {
     let workdir = workdir();
-    for arguments in [
-        &["eval", "--chat-template", "a.jinja"][..],
-        &["eval", "--apply_chat_template"],
-        &["diff", "a", "b", "--chat-template=a"],
+    let eval = |out: &str, tasks: &str, more: &[&str]| {
+        workdir.run(&[&["eval", "--model", "tiny.gguf", "--tasks", tasks, "--out", out], more].concat())
+    };
+    eval("plain", "items.uniform.jsonl,text.txt", &[]).ok();
+    let shown = eval("chat", "items.uniform.jsonl,text.txt", &["--apply-chat-template"]).ok().stdout;
+    assert!(shown.contains("--apply-chat-template (template "), "{shown}");
+    let (plain, chat) = (scores(&workdir, "plain"), scores(&workdir, "chat"));
+    let tasks = |scores: &Value| scores["tasks"].clone();
+    assert_ne!(tasks(&plain)["items"]["metrics"], tasks(&chat)["items"]["metrics"]);
+    // A text is read as it is.
+    assert_eq!(tasks(&plain)["text"]["metrics"], tasks(&chat)["text"]["metrics"]);
+    assert!(chat["tasks"]["items"]["chat"]["template_sha256"].is_string() && chat["tasks"]["text"].get("chat").is_none());
+
+    // By hand: ChatML, and choices right behind the opened answer.
+    let line = "{\"context\":\"<|im_start|>user\\none two<|im_end|>\\n<|im_start|>assistant\\n\",\"choices\":[\"three\",\"four\"],\"answer\":0}\n";
+    workdir.write("hand.jsonl", line);
+    eval("hand", "hand.jsonl", &[]).ok();
+    let first = |out: &str, task: &str| {
+        diagnose::eval::samples::read(&workdir.path(out).join("samples.parquet")).unwrap().remove(task).unwrap().remove(0)
+    };
+    let (ours, by_hand) = (first("chat", "items"), first("hand", "hand"));
+    assert_eq!(ours.prompt_sha256, by_hand.prompt_sha256);
+    // The newline that goes over to the choice, and its letters; by hand there is a space, which is a token with the first letter.
+    assert_eq!((ours.choices[0].tokens, by_hand.choices[0].tokens), (6, 6));
+    assert!(ours.choices[0].chars == 5 && ours.choices[0].logprob != by_hand.choices[0].logprob);
+
+    let same = workdir.run(&["diff", "chat", "chat", "--json"]).ok().json();
+    assert_eq!(same["tasks"]["items"]["prompts_differ"], 0);
+    let refused = workdir.run(&["diff", "plain", "chat", "--json"]).ok().json();
+    let skipped = refused["skipped"][0].as_str().unwrap();
+    assert!(skipped.contains("`items` was asked in two ways, which differ by --apply-chat-template"), "{skipped}");
+    assert!(refused["tasks"].get("items").is_none() && refused["tasks"].get("text").is_some(), "{refused}");
+
+    for (more, what) in [
+        (
+            &["--apply-chat-template", "--system", "Be brief."][..],
+            "asked for is all items and no examples, --system \"Be brief.\"",
+        ),
+        (&[], "with all items and no examples, --apply-chat-template"),
     ] {
-        let ran = workdir.run(arguments);
-        assert!(ran.code == Some(2) && ran.stderr.contains("without a chat template"), "{arguments:?}: {}", ran.stderr);
+        let other = eval("chat", "items.uniform.jsonl", more);
+        assert!(other.code == Some(1) && other.stderr.contains(what), "{}", other.stderr);
     }
+    for option in ["--fewshot-as-multiturn=true", "--chat-template-kwargs={}"] {
+        let refused = eval("bad", "items.uniform.jsonl", &[option]);
+        assert!(refused.code == Some(2) && refused.stderr.contains("Add --apply-chat-template"), "{}", refused.stderr);
+    }
+    let nowhere = eval("bad", "items.uniform.jsonl", &["--chat-template", "nowhere.jinja"]);
+    assert!(nowhere.code == Some(1) && nowhere.stderr.contains("nowhere.jinja"), "{}", nowhere.stderr);
 }
 
 #[test]

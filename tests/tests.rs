@@ -36,3 +36,4 @@ mod tokens;
 mod train;
 mod view;
 mod workdir;
+mod written;

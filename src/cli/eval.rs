@@ -4,18 +4,20 @@ use std::path::PathBuf;
 
 use super::output;
 use super::progress::Terminal;
+use crate::engine::generate::Sampling;
 use crate::error::{Context, Error, Result};
 use crate::eval::{benchmarks, tasks};
-use crate::jobs::eval::{self, Job, Way};
+use crate::jobs::eval::{self, ChatWay, Job, Way, WrittenWay};
 use crate::kernels::{Dtype, Kernels};
 use crate::model::Placement;
 use crate::report::eval::table;
+use crate::tokens::RenderOptions;
 
 /// Measure what a model can do, with standard errors
 ///
-/// Scores multiple-choice questions, last words and texts by log-likelihood, with the conventions of lm-evaluation-harness, and
-/// writes scores.json and samples.parquet. Tasks that the folder holds already are not evaluated again. No chat template is put around
-/// the questions, which is the harness's default, too.
+/// Scores multiple-choice questions, last words and texts by log-likelihood, and the answers that the model writes to word problems and to
+/// questions of your own, with the conventions of lm-evaluation-harness: no chat template, unless --apply-chat-template asks for it. Writes
+/// scores.json with samples.parquet and answers.parquet. Tasks that the folder holds already are not evaluated again, and an interrupted one goes on.
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// A Hugging Face model folder, a .gguf file, a LoRA adapter folder, or a hub id (org/name, org/name@revision, org/name:file.gguf);
@@ -28,8 +30,8 @@ pub(super) struct Args {
     base: Option<String>,
 
     /// Separated by commas: `probe` (320 questions of general knowledge that ship with the program), benchmarks by name (`list` shows
-    /// them), benchmarks with your copy of their rows (NAME=FILE), files of items (.uniform.jsonl, .jsonl), texts (.txt, or .jsonl with
-    /// `text`) for perplexity, globs
+    /// them), benchmarks with your copy of their rows (NAME=FILE), files of items (.uniform.jsonl, .jsonl) to choose from or to answer, texts
+    /// (.txt, or .jsonl with `text`) for perplexity, globs
     #[arg(long, value_name = "TASKS", value_delimiter = ',', default_value = tasks::PROBE)]
     tasks: Vec<String>,
 
@@ -57,11 +59,16 @@ pub(super) struct Options {
     #[arg(long, value_name = "N")]
     sample: Option<usize>,
 
-    /// Put N answered examples before every question: from another split of the benchmark, or from the task's own other items
-    #[arg(long, value_name = "N", default_value_t = 0, aliases = ["num-fewshot", "num_fewshot"])]
-    fewshot: usize,
+    /// Put N answered examples before every question: from another split of the benchmark, or from the task's own other items [default: as
+    /// many as lm-evaluation-harness does, 0 mostly, 5 for gsm8k]
+    #[arg(long, value_name = "N", aliases = ["num-fewshot", "num_fewshot"])]
+    fewshot: Option<usize>,
 
-    /// Seed of the draw of these examples, and of --sample
+    /// Take these examples from this file, the first N of its rows; it has the form of the task, which is the only one
+    #[arg(long, value_name = "FILE", aliases = ["fewshot_from"])]
+    fewshot_from: Option<PathBuf>,
+
+    /// Seed of the draw of these examples, of --sample, and of answers at a --temperature
     #[arg(long, default_value_t = 1234)]
     seed: u64,
 
@@ -83,21 +90,78 @@ pub(super) struct Options {
     #[arg(long, value_name = "TOKENS")]
     max_len: Option<usize>,
 
-    /// Answered with the reason why there is none here.
-    #[arg(long, aliases = ["apply-chat-template", "apply_chat_template"], num_args = 0..=1, default_missing_value = "", hide = true)]
-    chat_template: Option<String>,
+    /// Ask through the model's chat template: examples are earlier turns, and an answer begins where the template opens one
+    #[arg(long, alias = "apply_chat_template")]
+    apply_chat_template: bool,
+
+    /// A file with a chat template in place of the model's own; asks through it
+    #[arg(long, value_name = "FILE", alias = "chat_template")]
+    chat_template: Option<PathBuf>,
+
+    /// JSON object of variables for the chat template, such as '{"enable_thinking": false}'
+    #[arg(long, value_name = "JSON", alias = "chat_template_kwargs", hide_short_help = true)]
+    chat_template_kwargs: Option<String>,
+
+    /// Through a chat template: examples as turns of their own, or all in one user's message with the question (`false`)
+    #[arg(
+        long,
+        value_name = "BOOL",
+        alias = "fewshot_as_multiturn",
+        num_args = 0..=1,
+        default_missing_value = "true",
+        hide_short_help = true
+    )]
+    fewshot_as_multiturn: Option<bool>,
+
+    /// A system message before every question; without a chat template the text stands before everything else
+    #[arg(long, value_name = "TEXT", aliases = ["system-instruction", "system_instruction"])]
+    system: Option<String>,
+
+    #[command(flatten)]
+    written: Written,
+}
+
+/// How answers are written.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Written answers")]
+struct Written {
+    /// Longest answer in tokens [default: the task's own, 256 mostly]
+    #[arg(long, value_name = "TOKENS", aliases = ["max_new_tokens", "max-gen-toks", "max_gen_toks"])]
+    max_new_tokens: Option<usize>,
+
+    /// Draw answers at this temperature; 0 takes the most probable token
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    temperature: f64,
+
+    /// Draw from the K most probable tokens only
+    #[arg(long, value_name = "K", alias = "top_k", hide_short_help = true)]
+    top_k: Option<usize>,
+
+    /// Draw from the most probable tokens that have this share together
+    #[arg(long, value_name = "P", alias = "top_p", hide_short_help = true)]
+    top_p: Option<f64>,
+
+    /// Draw from tokens of at least this share of the probability of the first
+    #[arg(long, value_name = "P", alias = "min_p", hide_short_help = true)]
+    min_p: Option<f64>,
+
+    /// Write N answers to every question: their mean, and pass@k, the chance that one of k is right
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    repeats: u32,
+
+    /// End an answer before this text, too; may be given several times
+    #[arg(long = "stop", value_name = "TEXT", hide_short_help = true)]
+    stops: Vec<String>,
+
+    /// Answers under way at a time; takes memory, and changes none
+    #[arg(long, value_name = "N", default_value_t = 16, hide_short_help = true)]
+    batch: usize,
 }
 
 impl Options {
     pub(super) fn way(&self) -> Result<Way> {
         if let Some(max_len) = self.max_len.filter(|max_len| *max_len < 2) {
             return Err(Error::usage(format!("--max-len {max_len} leaves nothing to predict; expected 2 or more")));
-        }
-        if self.chat_template.is_some() {
-            return Err(Error::usage(
-                "the tasks are asked without a chat template, as lm-evaluation-harness asks them by default",
-            )
-            .cure("Leave the option out; `diagnose DATASET --chat-template FILE` scores conversations by a template."));
         }
         for (option, n) in [("--limit", self.limit), ("--sample", self.sample)] {
             if n == Some(0) {
@@ -108,11 +172,70 @@ impl Options {
             limit: self.limit,
             sample: self.sample,
             few_shot: self.fewshot,
+            few_shot_from: self.fewshot_from.clone(),
             seed: self.seed,
+            system: self.system.clone(),
+            chat: self.chat()?,
+            written: self.written.way()?,
             dtype: self.dtype,
             kernels: self.kernels,
             device: self.device,
             max_len: self.max_len,
+        })
+    }
+
+    /// How a chat template is used, if it is.
+    fn chat(&self) -> Result<Option<ChatWay>> {
+        if !self.apply_chat_template && self.chat_template.is_none() {
+            let without = [
+                (self.fewshot_as_multiturn == Some(true), "--fewshot-as-multiturn"),
+                (self.chat_template_kwargs.is_some(), "--chat-template-kwargs"),
+            ];
+            return match without.into_iter().find(|(is_given, _)| *is_given) {
+                Some((_, option)) => {
+                    Err(Error::usage(format!("{option} is for questions that are asked through a chat template"))
+                        .cure("Add --apply-chat-template."))
+                }
+                None => Ok(None),
+            };
+        }
+        Ok(Some(ChatWay {
+            template: self.chat_template.clone(),
+            switches: RenderOptions::parse_switches(self.chat_template_kwargs.as_deref())?,
+            multiturn: self.fewshot_as_multiturn.unwrap_or(true),
+        }))
+    }
+}
+
+impl Written {
+    fn way(&self) -> Result<WrittenWay> {
+        let sampling = Sampling { temperature: self.temperature, top_k: self.top_k, top_p: self.top_p, min_p: self.min_p };
+        sampling.check()?;
+        for (option, n) in [
+            ("--max-new-tokens", self.max_new_tokens.unwrap_or(1)),
+            ("--repeats", self.repeats as usize),
+            ("--batch", self.batch),
+        ] {
+            if n == 0 {
+                return Err(Error::usage(format!("{option} 0 leaves nothing to write; expected 1 or more")));
+            }
+        }
+        if self.stops.iter().any(String::is_empty) {
+            return Err(Error::usage("--stop: expected a text, found an empty one"));
+        }
+        if self.repeats > 1 && sampling.is_greedy() {
+            return Err(Error::usage(format!(
+                "--repeats {} at temperature 0 would write the same answer {} times",
+                self.repeats, self.repeats
+            ))
+            .cure("Give a --temperature, such as 1."));
+        }
+        Ok(WrittenWay {
+            max_new_tokens: self.max_new_tokens,
+            sampling,
+            stops: self.stops.clone(),
+            repeats: self.repeats,
+            at_once: self.batch,
         })
     }
 }

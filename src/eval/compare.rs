@@ -15,8 +15,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::metrics::{Sample, metrics, primary};
-use super::results::read_scores;
-use super::samples::{self, SAMPLES_FILE};
+use super::results::{Settings, read_samples, read_scores};
 use super::tasks::Kind;
 use crate::error::{Error, Result};
 use crate::stats::{
@@ -49,8 +48,10 @@ pub struct TaskSamples {
     pub origins: Vec<Origin>,
     /// Of the data file, where it is known.
     pub data_sha256: Option<String>,
-    /// Examples before every question, where it is known.
-    pub few_shot: Option<u32>,
+    /// How it was asked and how answers were written, where it is known.
+    pub settings: Option<Settings>,
+    /// The metric that is usually quoted, where it is known.
+    pub primary: Option<String>,
 }
 
 /// A metric, item by item.
@@ -80,7 +81,7 @@ impl TaskSamples {
     /// Of an evaluation of our own.
     pub fn of(kind: Kind, samples: Vec<Sample>) -> TaskSamples {
         let own = metrics(kind, &samples).into_iter().map(|metric| OwnMetric {
-            name: metric.name.to_owned(),
+            name: metric.name,
             link: metric.link,
             lower_is_better: metric.lower_is_better,
             terms: metric.terms,
@@ -93,10 +94,11 @@ impl TaskSamples {
                 .iter()
                 .map(|sample| Origin { subject: sample.subject.clone(), group: sample.group.clone() })
                 .collect(),
+            asked: samples.iter().map(|sample| Asked { document: None, prompt: sample.prompt_sha256.clone() }).collect(),
             samples,
-            asked: Vec::new(),
             data_sha256: None,
-            few_shot: None,
+            settings: None,
+            primary: None,
         }
     }
 }
@@ -201,19 +203,17 @@ pub struct MacroChange {
 /// Reads an evaluation folder.
 pub fn read_side(folder: &Path) -> Result<Side> {
     let scores = read_scores(folder)?;
-    let path = folder.join(SAMPLES_FILE);
-    let mut samples = samples::read(&path)?;
+    let mut samples = read_samples(folder)?;
     let mut tasks = BTreeMap::new();
     for (name, task) in scores.tasks {
         let own = samples.remove(&name).filter(|own| own.len() == task.n).ok_or_else(|| {
             Error::new(format!("the table does not hold the {} items of `{name}` that scores.json speaks of", task.n))
-                .at(&path)
+                .at(folder)
                 .cure("Evaluate the task again.")
         })?;
-        tasks.insert(
-            name,
-            TaskSamples { data_sha256: Some(task.data_sha256), few_shot: Some(task.few_shot), ..TaskSamples::of(task.kind, own) },
-        );
+        let (settings, primary) = (Some(task.settings()), Some(task.primary));
+        let own = TaskSamples { settings, primary, data_sha256: Some(task.data_sha256), ..TaskSamples::of(task.kind, own) };
+        tasks.insert(name, own);
     }
     Ok(Side { name: scores.identity.model, tasks, groups: BTreeMap::new(), skipped: Vec::new() })
 }
@@ -288,6 +288,13 @@ fn compare_task(name: &str, old: &TaskSamples, new: &TaskSamples) -> Result<Comp
             None => items_only_before.push(id.clone()),
         }
     }
+    if let (Some(old), Some(new)) = (&old.settings, &new.settings)
+        && let Some(option) = differs(old, new)
+    {
+        return Ok(Compared::Unlike(format!(
+            "`{name}` was asked in two ways, which differ by {option}: {old}; and {new}. What changed by the model cannot be told from that"
+        )));
+    }
     for &(x, y) in &pairs {
         if let (Some(x), Some(y)) = (old.samples.get(x), new.samples.get(y))
             && (x.answer, x.choices.len()) != (y.answer, y.choices.len())
@@ -326,7 +333,7 @@ fn compare_task(name: &str, old: &TaskSamples, new: &TaskSamples) -> Result<Comp
     let mut change = TaskChange {
         n: pairs.len(),
         n_groups: design.n_groups(),
-        primary: primary_of(name, old.kind.or(new.kind), &shared),
+        primary: primary_of(name, old, new, &shared),
         metrics: BTreeMap::new(),
         mean_over_subjects: None,
         flips: None,
@@ -334,7 +341,7 @@ fn compare_task(name: &str, old: &TaskSamples, new: &TaskSamples) -> Result<Comp
         items_only_before,
         items_only_after: only_after.collect(),
         data_differs,
-        few_shot: old.few_shot.zip(new.few_shot).filter(|(a, b)| a != b).map(|(a, b)| [a, b]),
+        few_shot: few_shot(old).zip(few_shot(new)).filter(|(a, b)| a != b).map(|(a, b)| [a, b]),
         prompts_differ: n_other(&|asked| asked.prompt.as_deref()),
     };
     let ids: Vec<&str> = pairs.iter().map(|&(x, _)| old.ids[x].as_str()).collect();
@@ -361,14 +368,16 @@ fn compare_task(name: &str, old: &TaskSamples, new: &TaskSamples) -> Result<Comp
                 p_holm: None,
             },
         );
-        if x.name == change.primary
-            && let Some(flips) = flips
-        {
-            let flipping = (flips.lost.len() + flips.gained.len()) as f64 / change.n as f64;
-            let n_alone = change.n as f64 / variance_inflation(&before, &after, &design);
-            change.detectable_drop = detectable_drop(n_alone as usize, flipping);
-            change.flips = Some(flips);
-            change.mean_over_subjects = mean_change_over_parts(&before, &after, &design);
+        // The share of several answers that are right is an accuracy, too.
+        let is_accuracy = flips.is_some() || old.kind.or(new.kind) == Some(Kind::Written);
+        if x.name == change.primary && is_accuracy {
+            if let Some(flips) = flips {
+                let flipping = (flips.lost.len() + flips.gained.len()) as f64 / change.n as f64;
+                let n_alone = change.n as f64 / variance_inflation(&before, &after, &design);
+                change.detectable_drop = detectable_drop(n_alone as usize, flipping);
+                change.flips = Some(flips);
+                change.mean_over_subjects = mean_change_over_parts(&before, &after, &design);
+            }
             let groups = origins.iter().map(|origin| origin.group.clone()).collect();
             accuracy = Some(Accuracy { metric: x.name.clone(), before, after, groups, difference });
         }
@@ -376,12 +385,25 @@ fn compare_task(name: &str, old: &TaskSamples, new: &TaskSamples) -> Result<Comp
     Ok(Compared::Changed(Box::new(change), accuracy))
 }
 
+/// The option by which the two were asked in different ways. Examples do not count: how many there were is said beside the numbers.
+fn differs(old: &Settings, new: &Settings) -> Option<&'static str> {
+    let of_writing = || old.writing.as_ref().zip(new.writing.as_ref()).and_then(|(old, new)| old.differs(new));
+    old.asked.differs(&new.asked).or_else(of_writing)
+}
+
+fn few_shot(task: &TaskSamples) -> Option<u32> {
+    task.settings.as_ref().map(|settings| settings.few_shot.map_or(0, |few_shot| few_shot.n))
+}
+
 /// The metric that is usually quoted, among those that both sides have.
-fn primary_of(task: &str, kind: Option<Kind>, shared: &[(&OwnMetric, &OwnMetric)]) -> String {
+fn primary_of(task: &str, old: &TaskSamples, new: &TaskSamples, shared: &[(&OwnMetric, &OwnMetric)]) -> String {
     let names: Vec<&str> = shared.iter().map(|(metric, _)| metric.name.as_str()).collect();
     // The samples of the harness do not tell their kind; several choices have `acc_norm`.
-    let kind = kind.unwrap_or(if names.contains(&"bits_per_byte") { Kind::Text } else { Kind::Choice });
-    let wanted = [primary(kind, task), "acc", "exact_match", "prompt_level_strict_acc"];
+    let guess = if names.contains(&"bits_per_byte") { Kind::Text } else { Kind::Choice };
+    let of_kind = primary(old.kind.or(new.kind).unwrap_or(guess), task);
+    let known = old.primary.as_deref().or(new.primary.as_deref()).or(of_kind);
+    let wanted: Vec<&str> =
+        known.into_iter().chain(["acc", "exact_match,strict-match", "exact_match", "prompt_level_strict_acc"]).collect();
     let is_called =
         |name: &str, wanted: &str| name == wanted || name.strip_prefix(wanted).is_some_and(|rest| rest.starts_with(','));
     let found = wanted.iter().find_map(|wanted| names.iter().find(|name| is_called(name, wanted)));
@@ -512,7 +534,7 @@ mod tests {
         let item = |i: usize| {
             let score = |logprob| ChoiceScore { logprob, chars: 1, bytes: 1, ..ChoiceScore::default() };
             let choices = vec![score(if right(i) { -1.0 } else { -3.0 }), score(-2.0)];
-            Sample { id: i.to_string(), subject: None, group: None, answer: 0, choices }
+            Sample { id: i.to_string(), choices, ..Sample::default() }
         };
         let task = TaskSamples::of(Kind::Choice, (0..n).map(item).collect());
         Side { name: "m".into(), tasks: BTreeMap::from([("t".to_owned(), task)]), groups: BTreeMap::new(), skipped: Vec::new() }

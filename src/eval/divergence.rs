@@ -50,7 +50,8 @@ pub fn general_text(tokenizer: &Tokenizer, max_len: usize, tokens: u64) -> Resul
     for (text, idx) in (0..).zip(random::order(SEED, items.len() as u32)) {
         let item = &items[idx as usize];
         let Some(request) = item.requests.get(item.answer) else { continue };
-        for (window, _) in windows(tokenizer, &format!("{}{}{}", item.preamble, request.context, request.continuation), max_len)?
+        for (window, _) in
+            windows(tokenizer, &format!("{}{}{}", item.description, request.context, request.continuation), max_len)?
         {
             n += window.n_targets as u64;
             sequences.push(window.sequence(text));

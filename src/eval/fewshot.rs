@@ -1,13 +1,12 @@
 //! Answered examples before every question.
 //!
-//! As lm-evaluation-harness puts them together (`lm_eval/api/task.py`, `fewshot_context`): the description, each example with its
-//! right answer and a blank line, the question; a question is never its own example. One seeded draw serves all questions of a
+//! As in lm-evaluation-harness (`lm_eval/api/task.py`, `fewshot_context`) a question is never its own example. One seeded draw serves all questions of a
 //! subject, where the harness draws anew for each: the examples are then a prefix that the engine computes once, and the luck of the
 //! draw falls on both sides of a comparison alike. Python's generator is not imitated.
 
 use std::collections::BTreeMap;
 
-use super::tasks::{Examples, FewShot, Item, Kind, Task};
+use super::tasks::{Examples, FewShot, Item, Kind, Shot, Task};
 use crate::error::{Error, Result};
 use crate::random::{SplitMix, own_seed};
 
@@ -20,6 +19,7 @@ pub fn apply(task: &mut Task, n: usize, seed: u64) -> Result<()> {
         return Err(Error::usage(format!("--fewshot is for questions, but `{}` is a text", task.name))
             .cure("Evaluate texts by a command of their own."));
     }
+    check_written(task)?;
     let own;
     let (pool, is_drawn) = match &task.examples {
         Examples::Own => {
@@ -41,25 +41,50 @@ pub fn apply(task: &mut Task, n: usize, seed: u64) -> Result<()> {
     for item in &mut task.items {
         let examples = subjects.get(&item.subject.as_deref()).map(Vec::as_slice).unwrap_or_default();
         let others = examples.iter().filter(|example| example.requests != item.requests).take(n);
-        let texts: Vec<String> = others.map(|example| answered(example)).collect();
-        if texts.len() < n {
+        let shots: Vec<Shot> = others.map(|example| answered(task.kind, example)).collect();
+        if shots.len() < n {
             let of = item.subject.as_ref().map_or_else(String::new, |subject| format!(" of `{subject}`"));
             return Err(Error::usage(format!(
                 "--fewshot {n} asks for more examples than `{}`{of} has ({})",
                 task.name,
-                texts.len()
+                shots.len()
             ))
             .cure("Give a smaller --fewshot."));
         }
-        item.preamble += &texts.concat();
+        item.examples = shots;
     }
     task.few_shot = Some(FewShot { n: n as u32, seed: is_drawn.then_some(seed) });
     Ok(())
 }
 
-fn answered(example: &Item) -> String {
+/// An error where something that is to be written cannot stand in an example, or behind one.
+fn check_written(task: &Task) -> Result<()> {
+    if task.kind != Kind::Written {
+        return Ok(());
+    }
+    let pool = match &task.examples {
+        Examples::Own => &task.items,
+        Examples::Drawn(pool) | Examples::First(pool) => pool,
+    };
+    let is_conversation = |item: &&Item| item.written.as_ref().is_some_and(|question| question.messages.is_some());
+    let by_messages = pool.iter().chain(&task.items).find(is_conversation).map(|item| (item, "asks by `messages`"));
+    let unanswered =
+        || pool.iter().find(|item| item.requests[0].continuation.is_empty()).map(|item| (item, "has no answer to show"));
+    match by_messages.or_else(unanswered) {
+        Some((item, what)) => Err(Error::usage(format!(
+            "--fewshot needs questions with a prompt and an answer, but item `{}` of `{}` {what}",
+            item.id, task.name
+        ))
+        .cure("Give --fewshot 0.")),
+        None => Ok(()),
+    }
+}
+
+fn answered(kind: Kind, example: &Item) -> Shot {
     let request = &example.requests[example.answer];
-    format!("{}{}\n\n", request.context, request.continuation)
+    // A last word has a space of its own in the harness.
+    let answer = if kind == Kind::LastWord { &request.continuation } else { request.choice() };
+    Shot { question: request.context.clone(), answer: answer.to_owned() }
 }
 
 /// Fisher and Yates; each subject has an order of its own.
@@ -87,7 +112,7 @@ mod tests {
         let mut with = task(12);
         apply(&mut with, 5, 3).unwrap();
         for (i, item) in with.items.iter().enumerate() {
-            let examples: Vec<&str> = item.preamble.split_terminator("\n\n").collect();
+            let examples: Vec<String> = item.examples.iter().map(|shot| format!("{} {}", shot.question, shot.answer)).collect();
             assert_eq!(examples.len(), 5);
             // Six items a subject, so that five examples are all the others.
             let mut expected: Vec<String> = (0..12)
@@ -108,7 +133,10 @@ mod tests {
         let drawn = |seed: u64| {
             let mut task = task(200);
             apply(&mut task, 3, seed).unwrap();
-            task.items.into_iter().map(|item| item.preamble).collect::<Vec<_>>()
+            task.items
+                .into_iter()
+                .map(|item| item.examples.into_iter().map(|shot| shot.question).collect::<String>())
+                .collect::<Vec<_>>()
         };
         let (first, again, other) = (drawn(1), drawn(1), drawn(2));
         assert!(first == again && first != other);
@@ -125,9 +153,33 @@ mod tests {
         task.examples = Examples::First(super::tests::task(8).items);
         apply(&mut task, 2, 9).unwrap();
         // Q0 is no example of itself.
-        assert_eq!([&task.items[0].preamble, &task.items[1].preamble], ["Q2 a2\n\nQ4 a4\n\n", "Q3 b3\n\nQ5 b5\n\n"]);
+        let shot = |question: &str, answer: &str| Shot { question: question.into(), answer: answer.into() };
+        assert_eq!(task.items[0].examples, [shot("Q2", "a2"), shot("Q4", "a4")]);
+        assert_eq!(task.items[1].examples, [shot("Q3", "b3"), shot("Q5", "b5")]);
         assert_eq!(task.few_shot, Some(FewShot { n: 2, seed: None }));
         let mut text = parse("t", "t.txt", b"abc").unwrap();
         assert!(apply(&mut text, 1, 0).is_err() && apply(&mut text, 0, 0).is_ok());
+    }
+
+    #[test]
+    fn what_is_written_needs_a_prompt_and_an_answer_to_be_an_example() {
+        let parsed = |rows: &str| parse("t", "t.jsonl", rows.as_bytes()).unwrap();
+        let mut task = parsed("{\"prompt\":\"Q0\",\"answers\":[\"a\",\"b\"]}\n{\"prompt\":\"Q1\",\"answer\":7}");
+        apply(&mut task, 1, 1).unwrap();
+        assert_eq!(task.items[1].examples, [Shot { question: "Q0".into(), answer: "a".into() }]);
+        let mut talk = parsed("{\"messages\":[{\"role\":\"user\",\"content\":\"Hi\"}],\"answer\":\"a\"}");
+        assert!(apply(&mut talk, 1, 1).unwrap_err().to_string().contains("item `0` of `t` asks by `messages`"));
+    }
+
+    #[test]
+    fn a_last_word_keeps_its_space() {
+        let mut task = parse(
+            "t",
+            "t.jsonl",
+            b"{\"context\":\"I saw the\",\"continuation\":\"sea\"}\n{\"context\":\"We\",\"continuation\":\"go\"}",
+        )
+        .unwrap();
+        apply(&mut task, 1, 1).unwrap();
+        assert_eq!(task.items[1].examples, [Shot { question: "I saw the".into(), answer: " sea".into() }]);
     }
 }

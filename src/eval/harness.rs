@@ -195,7 +195,17 @@ fn read_task(path: &Path) -> Result<Read> {
         ids = own_ids;
     }
     let left_out = named.into_iter().filter(|name| own.iter().all(|metric| metric.name != *name)).collect();
-    let task = TaskSamples { kind: None, ids, samples: Vec::new(), own, asked, origins, data_sha256: None, few_shot: None };
+    let task = TaskSamples {
+        kind: None,
+        ids,
+        samples: Vec::new(),
+        own,
+        asked,
+        origins,
+        data_sha256: None,
+        settings: None,
+        primary: None,
+    };
     Ok(Read { task, group: group.flatten(), left_out })
 }
 

@@ -2,13 +2,17 @@
 //!
 //! By lm-evaluation-harness (`lm_eval/api/task.py`, `ConfigurableTask.process_results`): `acc` takes the choice with the highest
 //! log-likelihood, `acc_norm` the highest per character of the choice, `acc_bytes` per UTF-8 byte; ties go to the first.
+//! Written answers bring their verdicts along (`written/`); of several to one question the share that is right counts, and beside it
+//! `pass@k`, the chance that one of k is right: 1 - C(n-c, k) / C(n, k) with c of n right, which is unbiased (arXiv 2107.03374, section 2.1).
 //! Perplexities are per item (LAMBADA), per word (`re.split(r"\s+", text)`) or per byte of the text.
 
 use super::tasks::Kind;
+use super::written::Verdict;
+use crate::engine::generate::Ended;
 use crate::stats::{Link, Term};
 
 /// What the model said about one item, or about one window of a text.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Sample {
     pub id: String,
     /// The part of the task.
@@ -16,7 +20,23 @@ pub struct Sample {
     /// What was drawn together.
     pub group: Option<String>,
     pub answer: u32,
+    /// Empty where the model writes.
     pub choices: Vec<ChoiceScore>,
+    /// SHA-256 of the text before the answer, of the first one where the choices are contexts: the harness's `prompt_hash`. `None` for a text.
+    pub prompt_sha256: Option<String>,
+    /// The answers that the model wrote, one after the other.
+    pub draws: Vec<Draw>,
+}
+
+/// A written answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Draw {
+    /// What was judged.
+    pub text: String,
+    /// All that were drawn, the end token included.
+    pub tokens: u32,
+    pub ended: Ended,
+    pub verdicts: Vec<Verdict>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -33,7 +53,7 @@ pub struct ChoiceScore {
 }
 
 pub struct Metric {
-    pub name: &'static str,
+    pub name: String,
     pub link: Link,
     pub lower_is_better: bool,
     /// One per sample, in order.
@@ -42,15 +62,15 @@ pub struct Metric {
 
 /// All metrics of a kind of task; the first is the most telling one, unless [`primary`] says otherwise.
 pub fn metrics(kind: Kind, samples: &[Sample]) -> Vec<Metric> {
-    let share = |name, right: &dyn Fn(&Sample) -> bool| Metric {
-        name,
+    let share = |name: &str, right: &dyn Fn(&Sample) -> bool| Metric {
+        name: name.to_owned(),
         link: Link::Identity,
         lower_is_better: false,
         terms: samples.iter().map(|sample| Term { numerator: f64::from(u8::from(right(sample))), denominator: 1.0 }).collect(),
     };
     // Nats, or bits where `unit` is ln 2, over what `denominator` counts.
-    let loss = |name, link, unit: f64, denominator: &dyn Fn(&ChoiceScore) -> f64| Metric {
-        name,
+    let loss = |name: &str, link, unit: f64, denominator: &dyn Fn(&ChoiceScore) -> f64| Metric {
+        name: name.to_owned(),
         link,
         lower_is_better: true,
         terms: samples
@@ -74,17 +94,65 @@ pub fn metrics(kind: Kind, samples: &[Sample]) -> Vec<Metric> {
             loss("byte_perplexity", Link::Exp, 1.0, &bytes),
             loss("word_perplexity", Link::Exp, 1.0, &|score| f64::from(score.words)),
         ],
+        Kind::Written => written(samples),
     }
+}
+
+/// The metrics of the verdicts, in their order.
+fn written(samples: &[Sample]) -> Vec<Metric> {
+    let Some(first) = samples.first().and_then(|sample| sample.draws.first()) else { return Vec::new() };
+    let n = samples.iter().map(|sample| sample.draws.len()).min().unwrap_or(0) as u32;
+    let mut metrics = Vec::new();
+    for (idx, Verdict { metric, .. }) in first.verdicts.iter().enumerate() {
+        let counts = |sample: &Sample| {
+            let of_metric = sample.draws.iter().filter_map(|draw| draw.verdicts.get(idx));
+            of_metric.fold([0, 0], |[right, of], verdict| [right + verdict.right, of + verdict.of])
+        };
+        let metric_of = |name: String, term: &dyn Fn(&Sample) -> Term| Metric {
+            name,
+            link: Link::Identity,
+            lower_is_better: false,
+            terms: samples.iter().map(term).collect(),
+        };
+        metrics.push(metric_of(metric.clone(), &|sample| {
+            let ([right, of], n) = (counts(sample), sample.draws.len() as f64);
+            Term { numerator: f64::from(right) / n, denominator: f64::from(of) / n }
+        }));
+        // What counts several things in an answer is not right or wrong as a whole.
+        let is_of_answers = samples.iter().all(|sample| counts(sample)[1] as usize == sample.draws.len());
+        for k in powers_of_two_to(if is_of_answers { n } else { 0 }) {
+            let name = format!("pass@{k}({metric})");
+            metrics.push(metric_of(name, &|sample| {
+                let [right, of] = counts(sample);
+                Term { numerator: pass_at(k, right, of), denominator: 1.0 }
+            }));
+        }
+    }
+    metrics
+}
+
+/// 2, 4, 8, .. and the number itself.
+fn powers_of_two_to(n: u32) -> impl Iterator<Item = u32> {
+    let powers = (1..32).map(|exponent| 1u32 << exponent).take_while(move |k| *k < n);
+    powers.chain((n > 1).then_some(n))
+}
+
+/// The chance that one of `k` answers is right, with `c` of `n` right: see the top of the file.
+fn pass_at(k: u32, c: u32, n: u32) -> f64 {
+    // C(n-c, k) / C(n, k) is the product of (1 - k / i) over i in n-c+1 ..= n.
+    if n - c < k { 1.0 } else { 1.0 - ((n - c + 1)..=n).map(|i| 1.0 - f64::from(k) / f64::from(i)).product::<f64>() }
 }
 
 /// The metric that is usually quoted, and that the macro average takes: where the answers of a benchmark differ much in length,
 /// the one per character.
-pub fn primary(kind: Kind, task: &str) -> &'static str {
-    match kind {
+/// `None` where the task says it itself ([`Spec::primary`](super::written::Spec)).
+pub fn primary(kind: Kind, task: &str) -> Option<&'static str> {
+    Some(match kind {
+        Kind::Written => return None,
         Kind::Choice if ["hellaswag", "arc_challenge", "openbookqa"].iter().any(|name| task.starts_with(name)) => "acc_norm",
         Kind::Choice | Kind::Partial | Kind::LastWord => "acc",
         Kind::Text => "bits_per_byte",
-    }
+    })
 }
 
 impl Sample {
@@ -112,11 +180,20 @@ mod tests {
 
     fn sample(answer: u32, choices: &[(f64, u32, u32)]) -> Sample {
         let score = |&(logprob, chars, bytes)| ChoiceScore { logprob, chars, bytes, words: 2, ..ChoiceScore::default() };
-        Sample { id: String::new(), subject: None, group: None, answer, choices: choices.iter().map(score).collect() }
+        Sample { answer, choices: choices.iter().map(score).collect(), ..Sample::default() }
     }
 
-    fn values(kind: Kind, samples: &[Sample]) -> Vec<(&'static str, f64)> {
-        metrics(kind, samples).iter().map(|metric| (metric.name, ratio(&metric.terms, metric.link))).collect()
+    fn values(kind: Kind, samples: &[Sample]) -> Vec<(String, f64)> {
+        metrics(kind, samples).iter().map(|metric| (metric.name.clone(), ratio(&metric.terms, metric.link))).collect()
+    }
+
+    #[track_caller]
+    fn check(found: Vec<(String, f64)>, expected: &[(&str, f64)]) {
+        let names = |values: &[(String, f64)]| values.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+        assert_eq!(names(&found), expected.iter().map(|(name, _)| (*name).to_owned()).collect::<Vec<_>>());
+        for ((name, found), (_, expected)) in found.iter().zip(expected) {
+            assert!((found - expected).abs() < 1e-12, "{name}: {found} for {expected}");
+        }
     }
 
     #[test]
@@ -125,7 +202,7 @@ mod tests {
         let by_all = sample(0, &[(-4.0, 2, 2), (-9.0, 9, 3)]);
         // A tie goes to the first.
         let tie = sample(1, &[(-3.0, 1, 1), (-3.0, 1, 1)]);
-        assert_eq!(values(Kind::Choice, &[by_all, tie]), [("acc", 0.5), ("acc_norm", 0.0), ("acc_bytes", 0.5)]);
+        check(values(Kind::Choice, &[by_all, tie]), &[("acc", 0.5), ("acc_norm", 0.0), ("acc_bytes", 0.5)]);
     }
 
     #[test]
@@ -133,10 +210,98 @@ mod tests {
         // 8 nats on 4 bytes and 2 words, 4 ln 2 nats on 4 bytes and 2 words.
         let windows = [sample(0, &[(-8.0, 4, 4)]), sample(0, &[(-4.0 * 2f64.ln(), 4, 4)])];
         let nats = 8.0 + 4.0 * 2f64.ln();
-        let found = values(Kind::Text, &windows);
-        let expected = [nats / 2f64.ln() / 8.0, (nats / 8.0).exp(), (nats / 4.0).exp()];
-        for ((name, found), expected) in found.into_iter().zip(expected) {
-            assert!((found - expected).abs() < 1e-12, "{name}: {found} for {expected}");
+        let expected = [
+            ("bits_per_byte", nats / 2f64.ln() / 8.0),
+            ("byte_perplexity", (nats / 8.0).exp()),
+            ("word_perplexity", (nats / 4.0).exp()),
+        ];
+        check(values(Kind::Text, &windows), &expected);
+    }
+
+    fn answered(right: &[bool], parts: [u32; 2]) -> Sample {
+        let draw = |&right: &bool| Draw {
+            text: String::new(),
+            tokens: 1,
+            ended: Ended::Length,
+            verdicts: vec![Verdict::of_answer("m", right), Verdict::of_parts("parts", parts[0], parts[1])],
+        };
+        Sample { draws: right.iter().map(draw).collect(), ..Sample::default() }
+    }
+
+    #[test]
+    fn one_answer_is_right_or_wrong_and_of_several_one_in_k_is() {
+        let single = [answered(&[true], [1, 2]), answered(&[false], [0, 3])];
+        check(values(Kind::Written, &single), &[("m", 0.5), ("parts", 0.2)]);
+        // 1 of 3 right: of the three pairs two hold it. 0 of 3: none.
+        let several = [answered(&[false, true, false], [1, 1]), answered(&[false; 3], [1, 1])];
+        check(
+            values(Kind::Written, &several),
+            &[
+                ("m", 1.0 / 6.0),
+                ("pass@2(m)", 1.0 / 3.0),
+                ("pass@3(m)", 0.5),
+                ("parts", 1.0),
+                ("pass@2(parts)", 1.0),
+                ("pass@3(parts)", 1.0),
+            ],
+        );
+    }
+
+    /// The interval counts both: 40 questions of very different difficulty, 4 answers to each.
+    #[test]
+    fn intervals_of_several_answers_cover_the_truth() {
+        use crate::random::unit;
+        use crate::stats::{Design, estimate};
+        let (n_experiments, n_items, n_draws) = (400u64, 40u64, 4u64);
+        // Questions are right with a chance of u^3: most are hard. Over u in 0..1 the mean is 1/4, and that of one in two right 2/4 - 1/7.
+        let truths = [("m", 0.25), ("pass@2(m)", 0.5 - 1.0 / 7.0), ("pass@4(m)", 1.0 - four_wrong())];
+        let (mut covered, mut covered_by_answers) = ([0.0; 3], 0.0);
+        for experiment in 0..n_experiments {
+            let item = |item: u64| {
+                let chance = unit(experiment, item).powi(3);
+                let right: Vec<bool> =
+                    (0..n_draws).map(|draw| unit(experiment + 1_000_000, item * n_draws + draw) < chance).collect();
+                let verdicts = right.iter().map(|&right| vec![Verdict::of_answer("m", right)]);
+                let draw = |verdicts| Draw { text: String::new(), tokens: 1, ended: Ended::Length, verdicts };
+                Sample { draws: verdicts.map(draw).collect(), ..Sample::default() }
+            };
+            let samples: Vec<Sample> = (0..n_items).map(item).collect();
+            for (idx, metric) in metrics(Kind::Written, &samples).iter().enumerate() {
+                assert_eq!(metric.name, truths[idx].0);
+                let [low, high] = estimate(&metric.terms, &Design::ALONE, metric.link).ci95.unwrap();
+                covered[idx] += f64::from(u8::from((low..=high).contains(&truths[idx].1))) / n_experiments as f64;
+            }
+            // Every answer on its own, as if 160 questions had been asked.
+            let answers: Vec<Term> = samples
+                .iter()
+                .flat_map(|sample| &sample.draws)
+                .map(|draw| Term { numerator: f64::from(draw.verdicts[0].right), denominator: 1.0 })
+                .collect();
+            let [low, high] = estimate(&answers, &Design::ALONE, Link::Identity).ci95.unwrap();
+            covered_by_answers += f64::from(u8::from((low..=high).contains(&truths[0].1))) / n_experiments as f64;
+        }
+        println!("covered {covered:?}; by answers alone {covered_by_answers}");
+        // A percentile bootstrap of 40 falls short of 95 % by a little.
+        assert!(covered.iter().all(|covered| (0.90..=0.98).contains(covered)), "{covered:?}");
+        assert!(covered_by_answers < 0.85, "{covered_by_answers}");
+    }
+
+    /// The mean of (1 - u^3)^4 over u in 0..1: 1 - 4/4 + 6/7 - 4/10 + 1/13.
+    fn four_wrong() -> f64 {
+        6.0 / 7.0 - 0.4 + 1.0 / 13.0
+    }
+
+    #[test]
+    fn the_chance_of_one_in_k_is_that_of_all_subsets() {
+        let n = 7u32;
+        for c in 0..=n {
+            for k in 1..=n {
+                // Of all subsets of k answers those with one of the first c.
+                let subsets: Vec<u32> = (0u32..1 << n).filter(|set| set.count_ones() == k).collect();
+                let right = subsets.iter().filter(|&set| set & ((1 << c) - 1) != 0).count();
+                let expected = right as f64 / subsets.len() as f64;
+                assert!((pass_at(k, c, n) - expected).abs() < 1e-12, "{k} {c}");
+            }
         }
     }
 }

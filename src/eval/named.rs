@@ -4,9 +4,10 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use super::benchmarks;
-use super::tasks::{PROBE, Task, probe, read};
+use super::tasks::{Examples, PROBE, Task, probe, read};
 use crate::error::{Error, Result};
 use crate::fetch::Progress;
+use crate::files::sha256;
 
 /// The tasks that the user named: `probe`, benchmarks, benchmarks with their files (`NAME=FILE`), files, and globs of files.
 pub fn load(names: &[String], fetching: Progress) -> Result<Vec<Task>> {
@@ -33,11 +34,29 @@ pub fn load(names: &[String], fetching: Progress) -> Result<Vec<Task>> {
     Ok(tasks)
 }
 
+/// Examples for the one task: the first rows of a file in the form of the task's own, published or uniform.
+pub fn examples_from(tasks: &mut [Task], path: &Path) -> Result<()> {
+    let [task] = tasks else {
+        return Err(Error::usage(format!("--fewshot-from has the examples of one task, but there are {}", tasks.len()))
+            .cure("Evaluate that task by a command of its own."));
+    };
+    let from = match benchmarks::find(&task.name) {
+        Some(benchmark) => benchmarks::load(benchmark, Some(path), &|_, _, _| ())?,
+        None => read(path)?,
+    };
+    if from.kind != task.kind {
+        return Err(Error::usage(format!("the examples of --fewshot-from are of another kind than `{}`", task.name)).at(path));
+    }
+    task.sha256 = sha256(format!("{}\n{}", task.sha256, from.sha256));
+    task.examples = Examples::First(from.items);
+    Ok(())
+}
+
 fn expand(pattern: &str) -> Result<Vec<PathBuf>> {
     let unknown = || {
         Error::usage(format!("there is no task and no file called `{pattern}`")).cure(format!(
             "--tasks takes `{PROBE}` (questions that ship with the program), benchmarks by name (`--tasks list` shows them), and files: \
-             .uniform.jsonl, .jsonl with `context` and `continuation` or with `text`, .txt."
+             .uniform.jsonl, .jsonl with `context` and `continuation`, with `prompt` and `answer`, or with `text`, .txt."
         ))
     };
     let paths = glob::glob(pattern).map_err(|cause| unknown().caused_by(cause))?;

@@ -2,7 +2,8 @@
 //!
 //! `lm_eval/api/model.py` (`TemplateLM._encode_pair`): spaces at the end of the context go over to the continuation; the two are
 //! tokenised together and cut at the length of the context's own encoding. `lm_eval/utils.py` (`get_rolling_token_windows`,
-//! `make_disjoint_window`): a text is scored in windows that predict every token once.
+//! `make_disjoint_window`): a text is scored in windows that predict every token once. `lm_eval/models/huggingface.py` (`tok_encode`,
+//! `tok_batch_encode`): a prompt to be answered loses its beginning where it leaves no room for the answer.
 
 use std::ops::Range;
 
@@ -30,7 +31,7 @@ pub fn encode(tokenizer: &Tokenizer, context: &str, continuation: &str, max_len:
         n_targets = rest.len();
         ids.extend(rest);
     } else {
-        ids = tokenizer.leading_bos().into_iter().collect::<Vec<_>>();
+        ids = leading_bos(tokenizer, kept, tokenizer.bos().or(tokenizer.eos())).into_iter().collect::<Vec<_>>();
         let own = tokenizer.encode(kept)?;
         let whole = tokenizer.encode(&format!("{kept}{continuation}"))?;
         let rest = whole.get(own.len()..).unwrap_or_default();
@@ -49,6 +50,25 @@ pub fn encode(tokenizer: &Tokenizer, context: &str, continuation: &str, max_len:
     let surplus = ids.len().saturating_sub(max_len + 1);
     ids.drain(..surplus);
     Ok(Encoded { ids, n_targets, truncated: surplus > 0 })
+}
+
+/// A prompt that is to be answered, of at most `most` tokens, the last ones; `true` where its beginning was cut off.
+pub fn encode_prompt(tokenizer: &Tokenizer, context: &str, most: usize) -> Result<(Vec<u32>, bool)> {
+    let mut ids: Vec<u32> = leading_bos(tokenizer, context, tokenizer.bos()).into_iter().collect();
+    ids.extend(ids_of(&tokenizer.encode(context)?));
+    let surplus = ids.len().saturating_sub(most);
+    ids.drain(..surplus);
+    match ids.is_empty() {
+        true => Err(Error::new("the prompt has no token")),
+        false => Ok((ids, surplus > 0)),
+    }
+}
+
+/// The token that the tokenizer puts before a text. Not where the text begins with the string of `prefix` (`has_bos_prefix` in the harness), as
+/// many chat templates let it: it would be there twice.
+fn leading_bos(tokenizer: &Tokenizer, text: &str, prefix: Option<u32>) -> Option<u32> {
+    let has_one = prefix.is_some_and(|prefix| text.starts_with(&tokenizer.text(prefix)));
+    tokenizer.leading_bos().filter(|_| !has_one)
 }
 
 /// A text cut into windows that predict each of its tokens once: the first after the prefix token, every other one with as many

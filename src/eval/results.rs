@@ -1,13 +1,16 @@
 //! scores.json: what an evaluation found.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::answers::{self, ANSWERS_FILE};
+use super::asking::{Asked, Asking};
 use super::metrics::{Metric, Sample, metrics, primary};
-use super::score::Scored;
+use super::samples::{self, SAMPLES_FILE};
 use super::tasks::{FewShot, Kind, Task};
+use super::write::{Endings, Writing};
 use crate::error::{Context, Result};
 use crate::files::sha256;
 use crate::provenance::Provenance;
@@ -90,12 +93,65 @@ pub struct TaskScores {
     pub seed: Option<u64>,
     #[serde(flatten)]
     pub chosen: Chosen,
+    #[serde(flatten)]
+    pub asked: Asked,
+    /// How answers were written, and how they ended; where the model writes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub writing: Option<Writing>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endings: Option<Endings>,
+    #[serde(flatten)]
+    pub work: Work,
+    pub seconds: f64,
+    /// What was odd about the model, in sentences.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+}
+
+/// What it took.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Work {
     /// Requests whose context lost its beginning.
     pub truncated: u64,
+    /// Items whose system message the chat template refused.
+    #[serde(default)]
+    pub without_system: u64,
+    /// Of all requests; where the model writes, those of prompts and answers.
     pub tokens: u64,
     /// Less than `tokens` where requests share a prefix.
     pub computed_tokens: u64,
-    pub seconds: f64,
+}
+
+/// All that decides a task's scores beside the model and the data.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    pub chosen: Chosen,
+    pub few_shot: Option<FewShot>,
+    pub asked: Asked,
+    pub writing: Option<Writing>,
+}
+
+impl Settings {
+    pub fn new(task: &Task, chosen: Chosen, asking: &Asking, writing: Option<Writing>) -> Settings {
+        Settings { chosen, few_shot: task.few_shot, asked: asking.asked(task.kind, task.few_shot.is_some()), writing }
+    }
+}
+
+/// For people.
+impl std::fmt::Display for Settings {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        let items = match self.chosen {
+            Chosen { sample: Some(n), sample_seed, .. } => format!("--sample {n} --seed {}", sample_seed.unwrap_or_default()),
+            Chosen { limit: Some(n), .. } => format!("--limit {n}"),
+            _ => "all items".to_owned(),
+        };
+        let drawn = |seed: Option<u64>| seed.map(|seed| format!(" --seed {seed}")).unwrap_or_default();
+        let examples = self
+            .few_shot
+            .map_or("no examples".to_owned(), |few_shot| format!("--fewshot {}{}", few_shot.n, drawn(few_shot.seed)));
+        let ways = self.asked.words().into_iter().chain(self.writing.iter().flat_map(Writing::words));
+        write!(f, "{items} and {examples}{}", ways.map(|word| format!(", {word}")).collect::<String>())
+    }
 }
 
 /// Which items of a task were evaluated: of each subject, where there are some.
@@ -117,48 +173,38 @@ pub struct SubjectScore {
 }
 
 impl TaskScores {
-    /// Which items and examples, for people; equal where the two are.
-    pub(crate) fn settings(&self) -> String {
-        let few_shot = (self.few_shot > 0).then_some(FewShot { n: self.few_shot, seed: self.seed });
-        TaskScores::settings_of(self.chosen, few_shot)
-    }
-
-    pub(crate) fn settings_of(chosen: Chosen, few_shot: Option<FewShot>) -> String {
-        let items = match chosen {
-            Chosen { sample: Some(n), sample_seed, .. } => format!("--sample {n} --seed {}", sample_seed.unwrap_or_default()),
-            Chosen { limit: Some(n), .. } => format!("--limit {n}"),
-            _ => "all items".to_owned(),
-        };
-        let drawn = |seed: Option<u64>| seed.map(|seed| format!(" --seed {seed}")).unwrap_or_default();
-        let examples =
-            few_shot.map_or("no examples".to_owned(), |few_shot| format!("--fewshot {}{}", few_shot.n, drawn(few_shot.seed)));
-        format!("{items} and {examples}")
-    }
-
-    pub fn new(task: &Task, scored: &Scored, chosen: Chosen, seconds: f64) -> TaskScores {
-        let all = metrics(task.kind, &scored.samples);
-        let primary = primary(task.kind, &task.name);
+    pub fn new(task: &Task, samples: &[Sample], settings: Settings, work: Work, seconds: f64) -> TaskScores {
+        let all = metrics(task.kind, samples);
+        let primary = task.written.map(|spec| spec.primary).or(primary(task.kind, &task.name)).unwrap_or_default();
         let of_primary = all.iter().find(|metric| metric.name == primary);
-        let design = Design::of(scored.samples.iter().map(|sample| (sample.subject.as_deref(), sample.group.as_deref())));
+        let design = Design::of(samples.iter().map(|sample| (sample.subject.as_deref(), sample.group.as_deref())));
+        let Settings { chosen, few_shot, asked, writing } = settings;
         TaskScores {
-            n: scored.samples.len(),
-            metrics: all.iter().map(|metric| (metric.name.to_owned(), estimate(&metric.terms, &design, metric.link))).collect(),
+            n: samples.len(),
+            metrics: all.iter().map(|metric| (metric.name.clone(), estimate(&metric.terms, &design, metric.link))).collect(),
             primary: primary.to_owned(),
-            groups: of_primary.map(|metric| subjects(metric, &scored.samples)).unwrap_or_default(),
+            groups: of_primary.map(|metric| subjects(metric, samples)).unwrap_or_default(),
             mean_over_subjects: of_primary.and_then(|metric| mean_over_parts(&metric.terms, &design)),
             n_groups: design.n_groups(),
             kind: task.kind,
             version: task.version,
             data: task.path.clone(),
             data_sha256: task.sha256.clone(),
-            few_shot: task.few_shot.map_or(0, |few_shot| few_shot.n),
-            seed: task.few_shot.and_then(|few_shot| few_shot.seed),
+            few_shot: few_shot.map_or(0, |few_shot| few_shot.n),
+            seed: few_shot.and_then(|few_shot| few_shot.seed),
             chosen,
-            truncated: scored.truncated,
-            tokens: scored.tokens,
-            computed_tokens: scored.computed_tokens,
+            asked,
+            endings: writing.is_some().then(|| Endings::of(samples)),
+            writing,
+            work,
             seconds,
+            notes: Vec::new(),
         }
+    }
+
+    pub fn settings(&self) -> Settings {
+        let few_shot = (self.few_shot > 0).then_some(FewShot { n: self.few_shot, seed: self.seed });
+        Settings { chosen: self.chosen, few_shot, asked: self.asked.clone(), writing: self.writing.clone() }
     }
 }
 
@@ -177,4 +223,22 @@ pub fn read_scores(folder: &Path) -> Result<Scores> {
     let path = folder.join(SCORES_FILE);
     let bytes = std::fs::read(&path).context_at(&path, "cannot read the scores")?;
     serde_json::from_slice(&bytes).context_at(&path, "the file does not hold what this version writes there")
+}
+
+/// The samples of each task of an evaluation's folder.
+pub fn read_samples(folder: &Path) -> Result<HashMap<String, Vec<Sample>>> {
+    let mut tasks = samples::read(&folder.join(SAMPLES_FILE))?;
+    let path = folder.join(ANSWERS_FILE);
+    if path.exists() {
+        tasks.extend(answers::read(&path)?);
+    }
+    Ok(tasks)
+}
+
+/// Writes them; a task is in one of the two tables.
+pub fn write_samples(folder: &Path, tasks: &[(&str, &[Sample])]) -> Result<()> {
+    if tasks.iter().any(|(_, samples)| samples.iter().any(|sample| !sample.draws.is_empty())) {
+        answers::write(&folder.join(ANSWERS_FILE), tasks)?;
+    }
+    samples::write(&folder.join(SAMPLES_FILE), tasks)
 }

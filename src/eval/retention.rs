@@ -89,7 +89,7 @@ mod tests {
         let sample = |i: usize, right: bool| {
             let score = |logprob| ChoiceScore { logprob, chars: 1, bytes: 1, ..ChoiceScore::default() };
             let choices = vec![score(if right { -1.0 } else { -3.0 }), score(-2.0)];
-            Sample { id: i.to_string(), subject: None, group: None, answer: 0, choices }
+            Sample { id: i.to_string(), choices, ..Sample::default() }
         };
         let task = |&(name, n_right): &(&str, usize)| {
             let samples = (0..10).map(|i| sample(i, i < n_right)).collect();

@@ -1,4 +1,5 @@
-//! samples.parquet: one row per item and choice, with which every score of the folder can be made again.
+//! samples.parquet: one row per item and choice, with which every score of log-likelihoods in the folder can be made again; what the model
+//! wrote is in `answers.rs`.
 //!
 //! | column | meaning |
 //! |---|---|
@@ -9,6 +10,7 @@
 //! | greedy bool | every token of the continuation is the model's first choice |
 //! | tokens, chars, bytes, words u32 | of the choice without the space before it; tokens: those that were scored |
 //! | picked, picked_norm bool | the choice with the highest logprob of its item, in all and per character |
+//! | prompt_sha256 str | of the item's first context, as lm-evaluation-harness hashes it (`prompt_hash`); null for a text |
 //!
 //! A text has one row per window, `choice` 0.
 
@@ -66,6 +68,7 @@ pub fn write(path: &Path, tasks: &[(&str, &[Sample])]) -> Result<()> {
         column!("words", row, row.sample.choices[row.choice].words),
         column!("picked", row, row.picked),
         column!("picked_norm", row, row.picked_norm),
+        column!("prompt_sha256", row, row.sample.prompt_sha256.as_deref()),
     ];
     let mut frame = pl::DataFrame::new(rows.len(), columns)?;
     write_atomically(path, |file| {
@@ -95,6 +98,9 @@ fn samples_of(frame: &pl::DataFrame) -> Result<HashMap<String, Vec<Sample>>> {
     let (choice, answer, greedy) = (column("choice")?.u32()?, column("answer")?.u32()?, column("greedy")?.bool()?);
     let (logprob, tokens) = (column("logprob")?.f64()?, column("tokens")?.u32()?);
     let (chars, bytes, words) = (column("chars")?.u32()?, column("bytes")?.u32()?, column("words")?.u32()?);
+    // Older tables have none.
+    let prompt = frame.column("prompt_sha256").ok().map(|column| column.cast(&pl::DataType::String)).transpose()?;
+    let prompt = prompt.as_ref().map(|column| column.str()).transpose()?;
     let mut tasks: HashMap<String, Vec<Sample>> = HashMap::new();
     for row in 0..frame.height() {
         let whole = |column: &pl::UInt32Chunked| column.get(row).unwrap_or_default();
@@ -105,7 +111,8 @@ fn samples_of(frame: &pl::DataFrame) -> Result<HashMap<String, Vec<Sample>>> {
                 subject: subject.get(row).map(str::to_owned),
                 group: group.get(row).map(str::to_owned),
                 answer: whole(answer),
-                choices: Vec::new(),
+                prompt_sha256: prompt.and_then(|column| column.get(row)).map(str::to_owned),
+                ..Sample::default()
             });
         }
         let score = ChoiceScore {
@@ -137,6 +144,8 @@ mod tests {
             group: name.map(|name| name.repeat(2)),
             answer: 1,
             choices,
+            prompt_sha256: name.map(str::to_owned),
+            draws: Vec::new(),
         };
         let a = vec![sample("x", Some("law"), vec![score(-1.5, 1), score(-2.0, 4)]), sample("y", None, vec![score(-0.25, 2)])];
         let b = vec![sample("x", None, vec![score(f64::NEG_INFINITY, 1)])];

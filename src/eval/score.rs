@@ -4,11 +4,13 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::asking::Asking;
 use super::metrics::{ChoiceScore, Sample};
 use super::requests::{Encoded, encode, is_python_space, windows};
 use super::tasks::{Item, Kind, Task};
 use crate::engine::{self, Work};
 use crate::error::{Error, Result};
+use crate::files::sha256;
 use crate::model::Model;
 use crate::tokens::{Sequence, Tokenizer};
 
@@ -17,6 +19,8 @@ pub struct Scored {
     pub samples: Vec<Sample>,
     /// Requests whose context lost its beginning to `max_len`.
     pub truncated: u64,
+    /// Items whose system message the chat template refused.
+    pub without_system: u64,
     /// Tokens of all requests, and how many of them went through the model.
     pub tokens: u64,
     pub computed_tokens: u64,
@@ -26,14 +30,15 @@ pub struct Scored {
 const CHUNK_TOKENS: usize = 1 << 16;
 
 /// `progress` is told the number of tokens done, of all.
-pub fn score(model: &Model, task: &Task, max_len: usize, progress: &mut dyn FnMut(u64, u64)) -> Result<Scored> {
+pub fn score(model: &Model, task: &Task, asking: &Asking, max_len: usize, progress: &mut dyn FnMut(u64, u64)) -> Result<Scored> {
     let of_item = |item: &Item| {
-        prepare(&model.tokenizer, task.kind, item, max_len)
+        prepare(&model.tokenizer, task.kind, item, asking, max_len)
             .map_err(|error| Error::new(format!("item `{}` cannot be scored", item.id)).caused_by(error).at(&task.path))
     };
     let prepared: Vec<Vec<Prepared>> = task.items.par_iter().map(of_item).collect::<Result<_>>()?;
     let mut prepared: Vec<Prepared> = prepared.into_iter().flatten().collect();
     let truncated = prepared.iter().flat_map(|sample| &sample.requests).filter(|request| request.truncated).count() as u64;
+    let without_system = prepared.iter().filter(|sample| sample.without_system).count() as u64;
     let tokens: u64 = prepared.iter().map(|sample| sample.n_tokens() as u64).sum();
 
     let mut work = Work::default();
@@ -52,13 +57,14 @@ pub fn score(model: &Model, task: &Task, max_len: usize, progress: &mut dyn FnMu
         done += chunk.iter().map(|sample| sample.n_tokens() as u64).sum::<u64>();
         samples.extend(score_chunk(model, chunk, &mut work, &mut |within| progress(begun + within, tokens))?);
     }
-    Ok(Scored { samples, truncated, tokens, computed_tokens: work.computed_tokens })
+    Ok(Scored { samples, truncated, without_system, tokens, computed_tokens: work.computed_tokens })
 }
 
 /// A sample whose log-likelihoods are still missing, and what is to be scored for them.
 struct Prepared {
     sample: Sample,
     requests: Vec<Encoded>,
+    without_system: bool,
 }
 
 impl Prepared {
@@ -67,13 +73,14 @@ impl Prepared {
     }
 }
 
-fn prepare(tokenizer: &Tokenizer, kind: Kind, item: &Item, max_len: usize) -> Result<Vec<Prepared>> {
+fn prepare(tokenizer: &Tokenizer, kind: Kind, item: &Item, asking: &Asking, max_len: usize) -> Result<Vec<Prepared>> {
     let sample = |id: String, choices: Vec<ChoiceScore>| Sample {
         id,
         subject: item.subject.clone(),
         group: item.group.clone(),
         answer: item.answer as u32,
         choices,
+        ..Sample::default()
     };
     if kind == Kind::Text {
         let text = &item.requests[0].continuation;
@@ -87,15 +94,29 @@ fn prepare(tokenizer: &Tokenizer, kind: Kind, item: &Item, max_len: usize) -> Re
                 words: n_spaces as u32 + u32::from(bytes.start == 0),
                 ..ChoiceScore::default()
             };
-            Prepared { sample: sample(format!("{}:{number}", item.id), vec![score]), requests: vec![request] }
+            let sample = sample(format!("{}:{number}", item.id), vec![score]);
+            Prepared { sample, requests: vec![request], without_system: false }
         };
         return Ok(windows(tokenizer, text, max_len)?.into_iter().enumerate().map(of_window).collect());
     }
-    let requests: Vec<Encoded> = item
-        .requests
-        .iter()
-        .map(|request| encode(tokenizer, &format!("{}{}", item.preamble, request.context), &request.continuation, max_len))
-        .collect::<Result<_>>()?;
+    let mut without_system = false;
+    let mut prompt_sha256 = None;
+    let mut requests = Vec::with_capacity(item.requests.len());
+    let mut last: Option<(&str, String)> = None;
+    for request in &item.requests {
+        // Mostly all choices have one context.
+        let context = match last.take().filter(|(question, _)| *question == request.context) {
+            Some((_, text)) => text,
+            None => {
+                let context = asking.context(item, &request.context)?;
+                without_system |= context.without_system;
+                context.text
+            }
+        };
+        prompt_sha256.get_or_insert_with(|| sha256(&context));
+        requests.push(encode(tokenizer, &context, asking.continuation(kind, request), max_len)?);
+        last = Some((&request.context, context));
+    }
     let lengths = item.requests.iter().map(|request| {
         let choice = request.choice();
         ChoiceScore {
@@ -105,7 +126,8 @@ fn prepare(tokenizer: &Tokenizer, kind: Kind, item: &Item, max_len: usize) -> Re
             ..ChoiceScore::default()
         }
     });
-    Ok(vec![Prepared { sample: sample(item.id.clone(), lengths.collect()), requests }])
+    let sample = Sample { prompt_sha256, ..sample(item.id.clone(), lengths.collect()) };
+    Ok(vec![Prepared { sample, requests, without_system }])
 }
 
 /// Where each run of white space begins.
@@ -125,7 +147,7 @@ fn space_runs(text: &str) -> Vec<usize> {
 fn score_chunk(model: &Model, chunk: Vec<Prepared>, work: &mut Work, progress: &mut dyn FnMut(u64)) -> Result<Vec<Sample>> {
     let mut samples = Vec::with_capacity(chunk.len());
     let mut sequences: Vec<Sequence> = Vec::new();
-    for Prepared { sample, requests } in chunk {
+    for Prepared { sample, requests, .. } in chunk {
         samples.push(sample);
         sequences.extend(requests.into_iter().map(|request| request.sequence(0)));
     }

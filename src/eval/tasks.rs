@@ -1,19 +1,20 @@
-//! Files -> tasks: items that ask for the log-likelihood of continuations.
+//! Files -> tasks: items that ask for the log-likelihood of continuations, or for an answer.
 //!
-//! Three forms of JSON Lines, told apart by their keys, and plain text:
+//! Four forms of JSON Lines, told apart by their keys, and plain text:
 //!
 //! ```text
 //! {"id", "context", "choices": [..], "answer": 0}                                 choices; `answer` counts from 0
 //! {"id", "choices": [..], "continuation", "answer": 0, "scoring": "partial"}      each choice is a context (WinoGrande)
 //! {"context", "continuation"}                                                     the last word of a passage (LAMBADA)
 //! {"text"}, or a .txt file as a whole                                             perplexity in a rolling window
+//! {"id", "prompt" | "messages", "answer" | "answers", "match"}                    the model writes: see written/uniform.rs
 //! ```
 //!
 //! The conventions are those of lm-evaluation-harness (github.com/EleutherAI/lm-evaluation-harness): one space stands between
-//! context and continuation, choices are not stripped, no chat template. A `description` stands before everything else, also
-//! before the examples of `fewshot.rs`. `subject` or `paradigm` names the part of the task that an item belongs to: parts are what the
+//! context and continuation, choices are not stripped. A `description` stands before everything else, also
+//! before the examples of `fewshot.rs`; `asking.rs` puts them together. `subject` or `paradigm` names the part of the task that an item belongs to: parts are what the
 //! harness has as tasks of one group, are summed up on their own, too, and have their own examples. `group` names what an item shares
-//! with others, such as a passage: they were drawn together, which errors and intervals respect. Left out: generation.
+//! with others, such as a passage: they were drawn together, which errors and intervals respect.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -21,6 +22,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::written::{Spec, uniform};
+use crate::dataset::{Role, Turn};
 use crate::error::{Context, Error, Result};
 use crate::files::sha256;
 
@@ -36,6 +39,8 @@ pub struct Task {
     /// Of the file.
     pub sha256: String,
     pub kind: Kind,
+    /// How answers are written and judged, where [`Kind::Written`].
+    pub written: Option<&'static Spec>,
     pub items: Vec<Item>,
     pub examples: Examples,
     /// The examples that stand before every item; `None`: there are none.
@@ -71,6 +76,8 @@ pub enum Kind {
     LastWord,
     /// How probable is the text?
     Text,
+    /// Is the answer right that the model writes?
+    Written,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -81,11 +88,34 @@ pub struct Item {
     pub subject: Option<String>,
     /// Items of one group were drawn together, such as questions about one passage.
     pub group: Option<String>,
-    /// Stands before the context of every request: a description, examples.
-    pub preamble: String,
+    /// Stands before everything else; empty where there is none.
+    pub description: String,
+    /// Answered examples that stand before the question.
+    pub examples: Vec<Shot>,
+    /// One for each choice. Where the model writes, a single one: the prompt, and the answer that an example shows.
     pub requests: Vec<Request>,
     /// Index of the right request.
     pub answer: usize,
+    /// Where the model writes.
+    pub written: Option<Question>,
+}
+
+/// An example: a question and its answer, without what stands between.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Shot {
+    pub question: String,
+    pub answer: String,
+}
+
+/// What else a written answer needs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Question {
+    /// The conversation that is to be answered, in the place of a prompt.
+    pub messages: Option<Vec<Turn>>,
+    /// JSON array of tool schemas, for the chat template.
+    pub tools: Option<Value>,
+    /// What the answer is judged by: see [`Spec::check`](super::written::Spec).
+    pub data: Value,
 }
 
 /// Asks for ln P(`continuation` | `context`).
@@ -138,6 +168,7 @@ pub fn parse(name: &str, path: &str, bytes: &[u8]) -> Result<Task> {
         path: path.to_owned(),
         sha256,
         kind,
+        written: (kind == Kind::Written).then_some(&uniform::SPEC),
         items,
         examples: Examples::Own,
         few_shot: None,
@@ -145,7 +176,7 @@ pub fn parse(name: &str, path: &str, bytes: &[u8]) -> Result<Task> {
 }
 
 fn json_lines(path: &str, text: &str) -> Result<(Kind, Vec<Item>)> {
-    let mut builder = Builder::default();
+    let mut builder = Builder::of_user();
     // Split on `\n` only: strings may hold U+2028 and other characters that end lines elsewhere.
     for (line, number) in text.split('\n').zip(1u64..).filter(|(line, _)| !line.trim().is_empty()) {
         let row = serde_json::from_str(line).context("expected a JSON object");
@@ -155,17 +186,31 @@ fn json_lines(path: &str, text: &str) -> Result<(Kind, Vec<Item>)> {
 }
 
 /// Rows of the uniform form -> items of one kind with ids of their own.
-#[derive(Default)]
 pub(super) struct Builder {
     items: Vec<Item>,
     kind: Option<Kind>,
     lines_of_ids: HashMap<String, u64>,
+    /// What a row says that an answer is judged by.
+    judged_by: fn(&Map<String, Value>) -> Result<Value>,
 }
 
 impl Builder {
+    /// Of rows of a user's own file.
+    fn of_user() -> Builder {
+        Builder { items: Vec::new(), kind: None, lines_of_ids: HashMap::new(), judged_by: uniform::data }
+    }
+
+    /// Of rows that a benchmark's own function has made: `data` is what its `check` reads.
+    pub(super) fn of_benchmark() -> Builder {
+        let judged_by = |row: &Map<String, Value>| {
+            row.get("data").cloned().ok_or_else(|| Error::new("expected `data` to judge the answer by"))
+        };
+        Builder { judged_by, ..Builder::of_user() }
+    }
+
     /// `line` is named in errors about later rows.
     pub(super) fn add(&mut self, row: &Map<String, Value>, line: u64) -> Result<()> {
-        let (own_kind, item) = item(row, self.items.len())?;
+        let (own_kind, item) = item(row, self.items.len(), self.judged_by)?;
         check_context(own_kind, &item, self.items.first())?;
         let kind = *self.kind.get_or_insert(own_kind);
         if own_kind != kind {
@@ -213,16 +258,26 @@ fn name_of(row: &Map<String, Value>, key: &str) -> Result<Option<String>> {
     }
 }
 
-fn item(row: &Map<String, Value>, index: usize) -> Result<(Kind, Item)> {
+fn item(row: &Map<String, Value>, index: usize, judged_by: fn(&Map<String, Value>) -> Result<Value>) -> Result<(Kind, Item)> {
     let id = name_of(row, "id")?.unwrap_or_else(|| index.to_string());
     let subject = match name_of(row, "subject")? {
         None => name_of(row, "paradigm")?,
         subject => subject,
     };
     let group = name_of(row, "group")?;
-    let preamble = match row.get("description") {
+    let description = match row.get("description") {
         None | Some(Value::Null) => String::new(),
         Some(_) => text(row, "description")?.to_owned(),
+    };
+    let item = |requests: Vec<Request>, answer: usize, written: Option<Question>| Item {
+        id,
+        subject,
+        group,
+        description,
+        examples: Vec::new(),
+        requests,
+        answer,
+        written,
     };
     let partial = match row.get("scoring") {
         None | Some(Value::Null) => false,
@@ -243,18 +298,68 @@ fn item(row: &Map<String, Value>, index: usize) -> Result<(Kind, Item)> {
                 (Kind::Choice, choices.iter().map(|choice| request(context, choice)).collect())
             }
         };
-        return Ok((kind, Item { id, subject, group, preamble, requests, answer }));
+        return Ok((kind, item(requests, answer, None)));
     }
     if row.contains_key("continuation") {
         let request =
             Request { context: text(row, "context")?.to_owned(), continuation: format!(" {}", filled(row, "continuation")?) };
-        return Ok((Kind::LastWord, Item { id, subject, group, preamble, requests: vec![request], answer: 0 }));
+        return Ok((Kind::LastWord, item(vec![request], 0, None)));
     }
     if row.contains_key("text") {
-        return Ok((Kind::Text, Item { subject, group, ..text_item(id, text(row, "text")?)? }));
+        // Nothing stands before a text.
+        let Item { requests, .. } = text_item(String::new(), text(row, "text")?)?;
+        return Ok((Kind::Text, Item { description: String::new(), ..item(requests, 0, None) }));
+    }
+    if row.contains_key("prompt") || row.contains_key("messages") {
+        let data = judged_by(row)?;
+        let (request, messages) = prompt(row, &data)?;
+        let tools = row.get("tools").filter(|tools| !tools.is_null()).cloned();
+        return Ok((Kind::Written, item(vec![request], 0, Some(Question { messages, tools, data }))));
     }
     let keys = row.keys().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
-    Err(Error::new(format!("expected `choices`, `continuation` or `text`, found the keys {keys}")))
+    Err(Error::new(format!("expected `choices`, `continuation`, `text`, `prompt` or `messages`, found the keys {keys}")))
+}
+
+/// The prompt with the answer that it has as an example, or the conversation that is to be answered.
+fn prompt(row: &Map<String, Value>, data: &Value) -> Result<(Request, Option<Vec<Turn>>)> {
+    let shown = match row.get("target") {
+        Some(_) => Some(text(row, "target")?),
+        None => data.pointer("/answers/0").and_then(Value::as_str),
+    };
+    let continuation = shown.map_or_else(String::new, |answer| format!(" {answer}"));
+    match (row.get("prompt"), row.get("messages")) {
+        (Some(_), Some(_)) => Err(Error::new("expected `prompt` or `messages`, found both")),
+        (Some(_), None) => {
+            let context = text(row, "prompt")?.to_owned();
+            match context.trim().is_empty() {
+                true => Err(Error::new("`prompt` is empty: there is nothing to answer")),
+                false => Ok((Request { context, continuation }, None)),
+            }
+        }
+        (None, messages) => {
+            let messages = messages.and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+            let turns = messages.iter().map(turn).collect::<Result<Vec<Turn>>>()?;
+            match turns.last() {
+                Some(last) if last.role != Role::Assistant => Ok((Request { context: String::new(), continuation }, Some(turns))),
+                Some(_) => Err(Error::new("the last of `messages` is an answer: there is nothing to answer")),
+                None => Err(expected("messages", "a list of {role, content}", row.get("messages").unwrap_or(&Value::Null))),
+            }
+        }
+    }
+}
+
+fn turn(message: &Value) -> Result<Turn> {
+    let role = match message["role"].as_str() {
+        Some("system") => Role::System,
+        Some("user") => Role::User,
+        Some("assistant") => Role::Assistant,
+        _ => return Err(expected("role", "system, user or assistant", &message["role"])),
+    };
+    let content = message["content"].as_str().ok_or_else(|| expected("content", "a text", &message["content"]))?;
+    match content.trim().is_empty() {
+        true => Err(Error::new("the `content` of a message is empty")),
+        false => Ok(Turn::plain(role, content)),
+    }
 }
 
 fn text_item(id: String, text: &str) -> Result<Item> {
@@ -262,7 +367,16 @@ fn text_item(id: String, text: &str) -> Result<Item> {
         return Err(Error::new("expected a text, found an empty one"));
     }
     let request = Request { context: String::new(), continuation: text.to_owned() };
-    Ok(Item { id, subject: None, group: None, preamble: String::new(), requests: vec![request], answer: 0 })
+    Ok(Item {
+        id,
+        subject: None,
+        group: None,
+        description: String::new(),
+        examples: Vec::new(),
+        requests: vec![request],
+        answer: 0,
+        written: None,
+    })
 }
 
 fn choices(row: &Map<String, Value>) -> Result<Vec<&str>> {
@@ -317,6 +431,7 @@ impl Kind {
             Kind::Partial => "`choices` and `continuation`",
             Kind::LastWord => "`context` and `continuation`",
             Kind::Text => "`text`",
+            Kind::Written => "`prompt` or `messages`",
         }
     }
 }

@@ -195,7 +195,8 @@ fn side(kind: Kind, written: &str, job: &Job, watch: &dyn Watch) -> Result<Side>
         Kind::Model => {
             let tasks = if job.tasks.is_empty() { vec![tasks::PROBE.to_owned()] } else { job.tasks.clone() };
             let command = job.command.clone();
-            let asked = eval::Job { model: Some(written.to_owned()), base: None, tasks, out: None, way: job.way, command };
+            let asked =
+                eval::Job { model: Some(written.to_owned()), base: None, tasks, out: None, way: job.way.clone(), command };
             let evaluated = eval::run(&asked, watch)?;
             compare::read_side(&evaluated.out)
         }

@@ -31,6 +31,7 @@ pub(crate) mod diff;
 pub(crate) mod eval;
 pub(crate) mod export;
 pub(crate) mod folders;
+mod journal;
 pub(crate) mod landscape;
 pub(crate) mod reopened;
 pub(crate) mod rollout;

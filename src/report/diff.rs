@@ -73,11 +73,12 @@ pub(crate) fn terminal(diff: &Diff, coloured: bool) -> String {
     match &diff.what {
         What::Evaluations(comparison) => {
             let width = comparison.tasks.keys().map(|name| name.chars().count()).fold(13, usize::max);
+            let metric_width = comparison.tasks.values().map(|task| task.primary.chars().count() + 1).fold(14, usize::max);
             // Task, number of items and metric.
-            let mean_width = width + 24;
+            let mean_width = width + 10 + metric_width;
             line(format!("{bold}{}{reset} -> {bold}{}{reset}\n", comparison.before, comparison.after));
             line(format!(
-                "{bold}{:<width$} {:>6}  {:<14}{:>9}{:>9}{:>9}   {:<18}{:>6}{:>6}{:>9}{reset}",
+                "{bold}{:<width$} {:>6}  {:<metric_width$}{:>9}{:>9}{:>9}   {:<18}{:>6}{:>6}{:>9}{reset}",
                 "task", "n", "metric", "before", "after", "change", "95 % interval", "lost", "won", "p (Holm)"
             ));
             for (task_name, task) in &comparison.tasks {
@@ -85,7 +86,7 @@ pub(crate) fn terminal(diff: &Diff, coloured: bool) -> String {
                 let row = Row::of(task, metric);
                 let on = if row.drop { red } else { "" };
                 line(format!(
-                    "{on}{task_name:<width$} {:>6}  {:<14}{:>9}{:>9}{:>9}   {:<18}{:>6}{:>6}{:>9}{}",
+                    "{on}{task_name:<width$} {:>6}  {:<metric_width$}{:>9}{:>9}{:>9}   {:<18}{:>6}{:>6}{:>9}{}",
                     task.n,
                     task.primary,
                     row.before,
@@ -106,7 +107,7 @@ pub(crate) fn terminal(diff: &Diff, coloured: bool) -> String {
                 let number = |value: f64| format!("{:.2}", 100.0 * value);
                 let interval = average.difference.ci95.map_or_else(|| "-".to_owned(), |ends| interval(ends, 100.0));
                 line(format!(
-                    "{bold}{:<width$} {:>6}  {:<14}{:>9}{:>9}{:>+9.2}   {interval}{reset}",
+                    "{bold}{:<width$} {:>6}  {:<metric_width$}{:>9}{:>9}{:>+9.2}   {interval}{reset}",
                     "macro average",
                     "",
                     format!("{} tasks", average.tasks.len()),

@@ -3,14 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
-use crate::eval::results::{Chosen, Scores, TaskScores};
+use crate::eval::results::{Chosen, Scores, TaskScores, Work};
 use crate::eval::tasks::Kind;
+use crate::eval::write::{Endings, Writing};
 use crate::stats::{Estimate, Interval};
 
 /// `out` is the folder that holds the scores.
 pub(crate) fn table(scores: &Scores, out: &str, coloured: bool) -> String {
     let (bold, dim, reset) = if coloured { ("\x1b[1m", "\x1b[2m", "\x1b[0m") } else { ("", "", "") };
     let width = scores.tasks.keys().map(|name| name.chars().count()).fold(4, usize::max);
+    let names = scores.tasks.values().flat_map(shown).map(|(metric, _)| metric.chars().count());
+    let metric_width = names.fold(14, usize::max) + 2;
     let identity = &scores.identity;
     let mut text = String::new();
     // Writing to a String cannot fail.
@@ -21,27 +24,58 @@ pub(crate) fn table(scores: &Scores, out: &str, coloured: bool) -> String {
         "{bold}{}{reset} {dim}{}, at most {} tokens at once{reset}\n",
         identity.model, identity.dtype, identity.max_len
     ));
-    line(format!("{bold}{:<width$} {:>7}  {:<16}{:>10}{:>10}   95 % interval{reset}", "task", "n", "metric", "value", "stderr"));
+    line(format!(
+        "{bold}{:<width$} {:>7}  {:<metric_width$}{:>10}{:>10}   95 % interval{reset}",
+        "task", "n", "metric", "value", "stderr"
+    ));
     for (name, task) in &scores.tasks {
         for (idx, (metric, estimate)) in shown(task).into_iter().enumerate() {
             let (name, n) = if idx == 0 { (name.as_str(), task.n.to_string()) } else { ("", String::new()) };
-            line(format!("{name:<width$} {n:>7}  {metric:<16}{}", numbers(metric, estimate)));
+            line(format!("{name:<width$} {n:>7}  {metric:<metric_width$}{}", numbers(metric, estimate)));
         }
         if let Some(mean) = &task.mean_over_subjects {
             let row = numbers(&task.primary, mean);
-            line(format!("{:<width$} {:>7}  {:<16}{row}", "", "", format!("{} by subject", task.primary)));
+            line(format!("{:<width$} {:>7}  {:<metric_width$}{row}", "", "", format!("{} by subject", task.primary)));
         }
         if let Some(which) = which_items(task) {
             line(format!("{dim}{:width$}          {which}{reset}", ""));
         }
-        if task.truncated > 0 {
-            line(format!("{dim}{:width$}          {} contexts were cut at their beginning{reset}", "", task.truncated));
+        for remark in remarks(task) {
+            line(format!("{dim}{:width$}          {remark}{reset}", ""));
         }
     }
     line(format!("\n{dim}95 % intervals: {}{reset}", methods(scores)));
     line(format!("\nscores   {bold}{out}/scores.json{reset}"));
     line(format!("samples  {out}/samples.parquet"));
+    if scores.tasks.values().any(|task| task.writing.is_some()) {
+        line(format!("answers  {out}/answers.parquet"));
+    }
     text
+}
+
+/// What else is to be known about a task's numbers.
+fn remarks(task: &TaskScores) -> Vec<String> {
+    let mut remarks = Vec::new();
+    let ways: Vec<String> = task.asked.words().into_iter().chain(task.writing.iter().flat_map(Writing::words)).collect();
+    if !ways.is_empty() {
+        remarks.push(ways.join(", "));
+    }
+    if let Some(Endings { end_token, stop, length }) = task.endings {
+        remarks.push(format!(
+            "of {} answers {end_token} ended by themselves, {stop} met a stop string, {length} were cut at their longest",
+            end_token + stop + length
+        ));
+    }
+    let Work { truncated, without_system, .. } = task.work;
+    if truncated > 0 {
+        remarks.push(format!("{truncated} contexts were cut at their beginning"));
+    }
+    if without_system > 0 {
+        remarks
+            .push(format!("{without_system} questions were asked without their system message, which the chat template refuses"));
+    }
+    remarks.extend(task.notes.iter().cloned());
+    remarks
 }
 
 /// Said where not all items of the task were evaluated.
@@ -84,9 +118,13 @@ fn shown(task: &TaskScores) -> Vec<(&str, &Estimate)> {
     metrics
 }
 
-/// Accuracies in per cent, everything else as it is.
+fn is_share(metric: &str) -> bool {
+    !metric.ends_with("perplexity") && metric != "bits_per_byte"
+}
+
+/// Shares in per cent, everything else as it is.
 fn numbers(metric: &str, estimate: &Estimate) -> String {
-    let (scale, unit) = if metric.starts_with("acc") { (100.0, " %") } else { (1.0, "") };
+    let (scale, unit) = if is_share(metric) { (100.0, " %") } else { (1.0, "") };
     let number = |value: f64| format!("{:.*}", if unit.is_empty() { 4 } else { 2 }, scale * value);
     let stderr = estimate.stderr.map_or_else(|| "-".to_owned(), number);
     let interval = estimate.ci95.map_or_else(|| "-".to_owned(), |[low, high]| format!("{} to {}", number(low), number(high)));

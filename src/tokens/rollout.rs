@@ -4,6 +4,8 @@
 //! that were drawn, which are what the model said, and counted; where they do not belong to the row (another tokenizer, a prompt that is
 //! rendered otherwise, a text that was changed), it is read as its text, and counted, too.
 
+use serde_json::Value;
+
 use super::Span;
 use super::audit::Drawn;
 use super::render::{Rendered, Renderer};
@@ -63,6 +65,15 @@ impl Renderer {
             true => Err(Error::new("the prompt is empty")),
             false => Ok(Prompt { ids, n_turns }),
         }
+    }
+
+    /// The text that the model is given to answer these turns, as the template writes it; without a template an error.
+    pub fn prompt_text(&self, turns: Vec<Turn>, tools: Option<Value>) -> Result<String> {
+        let (n_turns, asked) = (turns.len(), Example { turns, tools, ..Example::default() });
+        let template = self.template_of(&asked).ok_or_else(|| {
+            Error::usage("the model has no chat template").cure("Give one by --chat-template FILE, or ask without one.")
+        })?;
+        self.generation_prompt(template, &asked, n_turns)
     }
 
     /// The special token with which the template ends an answer; without a template the end token.

@@ -153,6 +153,11 @@ impl Tokenizer {
         self.bytes.get(id as usize).map_or(&[], |bytes| bytes)
     }
 
+    /// The text of tokens that the model wrote, without the control tokens: `decode` of Transformers with `skip_special_tokens`.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        self.inner.decode(ids, true).context("the tokenizer refused the tokens")
+    }
+
     /// One more than the largest id.
     pub fn vocab_size(&self) -> usize {
         self.bytes.len()

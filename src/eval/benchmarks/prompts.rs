@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::rows::Row;
 use crate::error::{Error, Result};
 use crate::eval::requests::is_python_space;
+use crate::eval::written::math::boxed_answer;
 
 type Uniform = Result<Option<Value>>;
 
@@ -27,6 +28,19 @@ pub(super) fn agieval(row: &Row) -> Uniform {
     Ok(Some(
         json!({"context": context, "choices": choices, "answer": letter(row.text("label")?, options.len())?, "subject": &*row.part}),
     ))
+}
+
+/// `aime/aime.yaml` and its siblings: each has its own spelling of the keys.
+pub(super) fn aime(row: &Row) -> Uniform {
+    let problem = ["Question", "Problem", "problem"].into_iter().find(|key| row.has(key)).unwrap_or("Problem");
+    let key = if row.has("Answer") { "Answer" } else { "answer" };
+    let answer = row.text(key).map(str::to_owned).or_else(|_| row.number(key).map(|number| number.to_string()))?;
+    Ok(Some(json!({
+        "id": row.text("ID").ok().or(id(row)),
+        "prompt": format!("Question: {}\nAnswer:", row.text(problem)?),
+        "target": answer,
+        "data": answer,
+    })))
 }
 
 /// `arc/arc_easy.yaml`
@@ -74,11 +88,28 @@ pub(super) fn copa(row: &Row) -> Uniform {
     Ok(Some(json!({"context": context, "choices": choices, "answer": row.number("label")?})))
 }
 
+/// `gsm8k/gsm8k.yaml`
+pub(super) fn gsm8k(row: &Row) -> Uniform {
+    let answer = row.text("answer")?;
+    if !answer.contains("#### ") {
+        return Err(Error::new("expected an `answer` that ends with `#### ` and the number"));
+    }
+    Ok(Some(json!({"prompt": format!("Question: {}\nAnswer:", row.text("question")?), "target": answer, "data": answer})))
+}
+
 /// `hellaswag/utils.py`
 pub(super) fn hellaswag(row: &Row) -> Uniform {
     let context = format!("{}: {} {}", row.text("activity_label")?, row.text("ctx_a")?, capitalized(row.text("ctx_b")?));
     let choices: Vec<String> = row.texts("endings")?.into_iter().map(without_brackets).collect();
     Ok(Some(json!({"context": without_brackets(&context), "choices": choices, "answer": row.number("label")?})))
+}
+
+/// `hendrycks_math/hendrycks_math_algebra.yaml`
+pub(super) fn hendrycks(row: &Row) -> Uniform {
+    let solution = row.text("solution")?;
+    let prompt = format!("Problem: {}\nAnswer:", row.text("problem")?);
+    let (answer, subject) = (boxed_answer(solution)?, row.text("type").ok());
+    Ok(Some(json!({"prompt": prompt, "target": answer, "data": solution, "subject": subject})))
 }
 
 /// `lambada/lambada_openai.yaml`
@@ -112,6 +143,17 @@ pub(super) fn medqa(row: &Row) -> Uniform {
     };
     let context = format!("Question: {question}\n{}Answer:", lettered(&texts));
     Ok(Some(json!({"context": context, "choices": letters(texts.len()), "answer": answer})))
+}
+
+/// `minerva_math/minerva_math_algebra.yaml`. An example says its answer in the sentence that is looked for, as the four of the harness do.
+pub(super) fn minerva(row: &Row) -> Uniform {
+    let solution = row.text("solution")?;
+    let target = match solution.contains("Final Answer: The final answer is") {
+        true => solution.to_owned(),
+        false => format!("{solution}\nFinal Answer: The final answer is ${}$. I hope it is correct.", boxed_answer(solution)?),
+    };
+    let prompt = format!("Problem:\n{}\n\nSolution:", row.text("problem")?);
+    Ok(Some(json!({"prompt": prompt, "target": target, "data": solution, "subject": row.text("type").ok()})))
 }
 
 /// `mmlu/default/_default_template_yaml`

@@ -33,7 +33,8 @@ fn published_rows_give_the_uniform_files() {
                 ours.requests.truncate(theirs.requests.len());
             }
             let whole = |item: &tasks::Item| {
-                let requests = item.requests.iter().map(|r| (format!("{}{}", item.preamble, r.context), r.continuation.clone()));
+                let requests =
+                    item.requests.iter().map(|r| (format!("{}{}", item.description, r.context), r.continuation.clone()));
                 (requests.collect::<Vec<_>>(), item.answer)
             };
             assert_eq!(whole(&ours), whole(theirs), "{name}, {}", theirs.id);

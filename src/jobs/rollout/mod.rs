@@ -2,13 +2,11 @@
 //!
 //! ```text
 //! plan.rs      what the user asked for -> the prompts, and an identity that two equal commands share
-//! journal.rs   the answers as they come, of which a killed run keeps every one
 //! record.rs    run.json
 //! ```
 //!
-//! An answer depends on nothing but its prompt, the seed, its row and its number, so that an interrupted run comes out as an undisturbed one.
+//! A killed run keeps every answer that was finished (`jobs/journal.rs`). An answer depends on nothing but its prompt, the seed, its row and its number, so that an interrupted run comes out as an undisturbed one.
 
-mod journal;
 mod plan;
 mod record;
 
@@ -24,12 +22,12 @@ use crate::dataset::{Example, FieldMap, Format, Role, RoleMap, Rollout, Turn, du
 use crate::engine::generate::{Request, Way, generate};
 use crate::error::{Context, Error, Result};
 use crate::files::{write_atomically, write_json};
+use crate::jobs::journal::{Entries, Entry, Journal};
 use crate::jobs::watch::Watch;
 use crate::jobs::{peak_memory_bytes, provenance_of};
 use crate::model::Placement;
 use crate::random;
 use crate::tokens::fingerprint_of_prompt;
-use journal::{Entry, Journal};
 pub(crate) use plan::Job;
 use plan::Plan;
 pub(crate) use record::Record;
@@ -140,7 +138,7 @@ fn other_run(out: &Path) -> Error {
 }
 
 /// The rows in the order of the data, each with its answers one after the other.
-fn write_rows(plan: &Plan, job: &Job, entries: &journal::Entries, file: &mut impl Write) -> Result<()> {
+fn write_rows(plan: &Plan, job: &Job, entries: &Entries, file: &mut impl Write) -> Result<()> {
     let mut prompts = plan.prompts.iter().peekable();
     for record in plan.dataset.chosen(&plan.chosen) {
         let record = record?;

@@ -4,10 +4,10 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::journal::Entry;
 use crate::dataset::DataFile;
 use crate::engine::generate::{Ended, Sampling, Written};
 use crate::error::{Context, Result};
+use crate::jobs::journal::Entry;
 use crate::model::Info;
 use crate::provenance::Provenance;
 

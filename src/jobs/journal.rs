@@ -1,4 +1,5 @@
-//! The answers as they come: a line each, behind a line that says whose they are. A line that was cut off with the process is written anew.
+//! Answers as they come, of rollouts and of evaluations: a line each, behind a line that says whose they are. A line that was cut off with the
+//! process is written anew.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -13,7 +14,8 @@ use crate::error::{Context, Error, Result};
 use crate::tokens::Tokenizer;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Entry {
+pub(crate) struct Entry {
+    /// The record that is answered, or the item.
     pub row: u32,
     pub draw: u32,
     pub ids: Vec<u32>,
@@ -21,14 +23,14 @@ pub(super) struct Entry {
 }
 
 /// By row and draw.
-pub(super) type Entries = HashMap<(u32, u32), Entry>;
+pub(crate) type Entries = HashMap<(u32, u32), Entry>;
 
 impl Entry {
-    pub(super) fn text(&self, tokenizer: &Tokenizer) -> String {
+    pub(crate) fn text(&self, tokenizer: &Tokenizer) -> String {
         text_of(&self.ids, self.ended, tokenizer)
     }
 
-    pub(super) fn ended_name(&self) -> &'static str {
+    pub(crate) fn ended_name(&self) -> &'static str {
         match self.ended {
             Ended::EndToken => "end_token",
             Ended::Stop => "stop",
@@ -37,14 +39,14 @@ impl Entry {
     }
 }
 
-pub(super) struct Journal {
+pub(crate) struct Journal {
     path: PathBuf,
     file: File,
 }
 
 impl Journal {
     /// A new journal, or one that a run of the same identity has left, with what it holds.
-    pub(super) fn open(path: &Path, identity: &str, other: impl Fn() -> Error) -> Result<(Journal, Entries)> {
+    pub(crate) fn open(path: &Path, identity: &str, other: impl Fn() -> Error) -> Result<(Journal, Entries)> {
         const CANNOT: &str = "cannot open the answers of the run";
         let text = match std::fs::read(path) {
             Ok(bytes) => bytes,
@@ -73,12 +75,12 @@ impl Journal {
         Ok((journal, entries))
     }
 
-    pub(super) fn add(&mut self, entry: &Entry) -> Result<()> {
+    pub(crate) fn add(&mut self, entry: &Entry) -> Result<()> {
         self.line(entry)
     }
 
     /// Once the answers stand elsewhere.
-    pub(super) fn remove(self) -> Result<()> {
+    pub(crate) fn remove(self) -> Result<()> {
         std::fs::remove_file(&self.path).context_at(&self.path, "cannot remove the file")
     }
 

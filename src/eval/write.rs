@@ -1,0 +1,197 @@
+//! Questions -> prompts -> answers that the model writes -> verdicts.
+//!
+//! As lm-evaluation-harness does with `generate_until` (`lm_eval/models/huggingface.py`): a prompt that leaves no room for the longest answer loses its
+//! beginning, control tokens are left out of the answer's text, and the text ends before the first stop string. What ends an answer by
+//! itself is what ends it in Transformers; through a chat template also the token with which that ends a turn.
+//!
+//! A draw depends on nothing but the seed, the task, the item and its number.
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::asking::Asking;
+use super::metrics::{Draw, Sample};
+use super::requests::encode_prompt;
+use super::tasks::{Item, Task};
+use super::written::Spec;
+use crate::engine::generate::{Ended, Request, Sampling};
+use crate::error::{Error, Result};
+use crate::files::sha256;
+use crate::random::own_seed;
+use crate::tokens::Tokenizer;
+
+/// What of the writing a task's scores depend on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Writing {
+    pub max_new_tokens: usize,
+    pub sampling: Sampling,
+    pub stops: Vec<String>,
+    /// Answers to each question.
+    pub repeats: u32,
+    /// Of the draws; `None` where nothing is drawn.
+    pub seed: Option<u64>,
+}
+
+/// How answers ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Endings {
+    /// By themselves.
+    pub end_token: u64,
+    /// By a stop string.
+    pub stop: u64,
+    /// There was to be no more.
+    pub length: u64,
+}
+
+/// What the questions of a task become.
+pub struct Prompts {
+    /// In the order of the items.
+    pub list: Vec<Prompt>,
+    /// Those that lost their beginning.
+    pub truncated: u64,
+    /// Those whose system message the chat template refused.
+    pub without_system: u64,
+}
+
+pub struct Prompt {
+    pub ids: Vec<u32>,
+    /// Of the text.
+    pub sha256: String,
+}
+
+impl Writing {
+    /// By a task's own rules, as far as nobody says otherwise; `stops` come on top.
+    pub fn of(
+        spec: &Spec,
+        max_new_tokens: Option<usize>,
+        sampling: Sampling,
+        stops: &[String],
+        repeats: u32,
+        seed: u64,
+    ) -> Writing {
+        let own = spec.stops.iter().map(|stop| (*stop).to_owned());
+        Writing {
+            max_new_tokens: max_new_tokens.unwrap_or(spec.max_new_tokens),
+            sampling,
+            stops: own.chain(stops.iter().cloned()).collect(),
+            repeats,
+            seed: (!sampling.is_greedy()).then_some(seed),
+        }
+    }
+
+    /// The option by which two ways of writing differ; another seed draws other answers in the same way.
+    pub fn differs(&self, other: &Writing) -> Option<&'static str> {
+        if self.max_new_tokens != other.max_new_tokens {
+            return Some("--max-new-tokens");
+        }
+        if self.sampling != other.sampling {
+            return Some("--temperature, --top-k, --top-p or --min-p");
+        }
+        if self.stops != other.stops {
+            return Some("--stop");
+        }
+        (self.repeats != other.repeats).then_some("--repeats")
+    }
+
+    /// For people.
+    pub fn words(&self) -> Vec<String> {
+        let mut words = vec![format!("--max-new-tokens {}", self.max_new_tokens)];
+        let Sampling { temperature, top_k, top_p, min_p } = self.sampling;
+        if let Some(seed) = self.seed {
+            words.push(format!("--temperature {temperature}"));
+            words.extend(top_k.map(|k| format!("--top-k {k}")));
+            words.extend(top_p.map(|p| format!("--top-p {p}")));
+            words.extend(min_p.map(|p| format!("--min-p {p}")));
+            words.push(format!("--repeats {} --seed {seed}", self.repeats));
+        }
+        words.extend(self.stops.iter().map(|stop| format!("stop {stop:?}")));
+        words
+    }
+
+    /// The request for an answer to one of the task's prompts.
+    pub fn request(&self, task: &Task, item: usize, prompts: &Prompts, draw: u32) -> Request {
+        Request {
+            prompt: prompts.list[item].ids.clone(),
+            max_new_tokens: self.max_new_tokens,
+            seed: own_seed(&format!("answer {} {} {} {draw}", self.seed.unwrap_or_default(), task.name, task.items[item].id)),
+        }
+    }
+}
+
+/// The prompts of all items; with the longest answer none is longer than `max_len`.
+pub fn prompts(tokenizer: &Tokenizer, task: &Task, asking: &Asking, writing: &Writing, max_len: usize) -> Result<Prompts> {
+    let most = max_len.checked_sub(writing.max_new_tokens).filter(|most| *most > 0).ok_or_else(|| {
+        Error::usage(format!(
+            "`{}` asks for answers of up to {} tokens, which leaves no room for its prompts in --max-len {max_len}",
+            task.name, writing.max_new_tokens
+        ))
+        .cure("Give a larger --max-len or a smaller --max-new-tokens.")
+    })?;
+    let of_item = |item: &Item| {
+        let context = asking.context(item, &item.requests[0].context)?;
+        let (ids, is_cut) = encode_prompt(tokenizer, &context.text, most)?;
+        Ok((Prompt { ids, sha256: sha256(&context.text) }, is_cut, context.without_system))
+    };
+    let named = |item: &Item| {
+        of_item(item)
+            .map_err(|error: Error| Error::new(format!("item `{}` cannot be asked", item.id)).caused_by(error).at(&task.path))
+    };
+    let found = task.items.par_iter().map(named).collect::<Result<Vec<_>>>()?;
+    let count = |is_one: fn(&(Prompt, bool, bool)) -> bool| found.iter().filter(|one| is_one(one)).count() as u64;
+    let (truncated, without_system) = (count(|one| one.1), count(|one| one.2));
+    Ok(Prompts { list: found.into_iter().map(|(prompt, ..)| prompt).collect(), truncated, without_system })
+}
+
+/// What the answers to an item came to; `answers` are the tokens of each, in the order of the draws.
+pub fn judged(
+    tokenizer: &Tokenizer,
+    task: &Task,
+    item: &Item,
+    prompt: &Prompt,
+    stops: &[String],
+    answers: &[(&[u32], Ended)],
+) -> Result<Sample> {
+    let (Some(spec), Some(question)) = (task.written, &item.written) else {
+        return Err(Error::new(format!("`{}` is no task with written answers", task.name)));
+    };
+    let draw = |&(ids, ended): &(&[u32], Ended)| {
+        let text = text(tokenizer, ids, ended, stops)?;
+        let verdicts = (spec.check)(&question.data, &text)?;
+        Ok(Draw { text, tokens: ids.len() as u32, ended, verdicts })
+    };
+    let draws = answers.iter().map(draw).collect::<Result<Vec<Draw>>>().map_err(|error: Error| {
+        Error::new(format!("an answer to item `{}` cannot be judged", item.id)).caused_by(error).at(&task.path)
+    })?;
+    Ok(Sample {
+        id: item.id.clone(),
+        subject: item.subject.clone(),
+        group: item.group.clone(),
+        prompt_sha256: Some(prompt.sha256.clone()),
+        draws,
+        ..Sample::default()
+    })
+}
+
+/// An answer as it is judged.
+fn text(tokenizer: &Tokenizer, ids: &[u32], ended: Ended, stops: &[String]) -> Result<String> {
+    let n = ids.len() - usize::from(ended == Ended::EndToken && !ids.is_empty());
+    let mut text = tokenizer.decode(&ids[..n])?;
+    for stop in stops {
+        text.truncate(text.find(stop.as_str()).unwrap_or(text.len()));
+    }
+    Ok(text)
+}
+
+impl Endings {
+    pub fn of(samples: &[Sample]) -> Endings {
+        let mut endings = Endings::default();
+        for draw in samples.iter().flat_map(|sample| &sample.draws) {
+            match draw.ended {
+                Ended::EndToken => endings.end_token += 1,
+                Ended::Stop => endings.stop += 1,
+                Ended::Length => endings.length += 1,
+            }
+        }
+        endings
+    }
+}

@@ -1,0 +1,75 @@
+//! The folder of an evaluation: what is there, what fits to it, and what is added.
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Context, Error, Result};
+use crate::eval::metrics::Sample;
+use crate::eval::results::{Identity, SCORES_FILE, Scores, Settings, TaskScores, read_samples, read_scores, write_samples};
+use crate::eval::tasks::Task;
+use crate::files::write_atomically;
+use crate::provenance;
+
+/// An evaluation folder that is being written.
+pub(super) struct Folder {
+    path: PathBuf,
+    pub(super) scores: Scores,
+    samples: HashMap<String, Vec<Sample>>,
+}
+
+impl Folder {
+    /// A new folder for `scores`, which hold no task yet, or one that an evaluation of the same model by the same program has left.
+    pub(super) fn open(path: &Path, scores: Scores) -> Result<Folder> {
+        std::fs::create_dir_all(path).context_at(path, "cannot create the folder")?;
+        let mut folder = Folder { path: path.to_owned(), scores, samples: HashMap::new() };
+        if path.join(SCORES_FILE).exists() {
+            let before = read_scores(path)?;
+            if before.identity() != folder.scores.identity() {
+                let Scores { identity: Identity { model, dtype, .. }, provenance, .. } = &before;
+                let by = provenance.build();
+                return Err(Error::new(format!("the folder holds the scores of another evaluation: {model}, {dtype}, by {by}"))
+                    .at(path)
+                    .cure(format!(
+                        "Give another --out, or the same --model, --dtype, --kernels, --device and --max-len; this program is {}.",
+                        provenance::build()
+                    )));
+            }
+            folder.scores.tasks = before.tasks;
+            folder.samples = read_samples(path)?;
+        }
+        Ok(folder)
+    }
+
+    /// An error if the folder holds the task with other items or examples, or asked in another way, which two sets of scores under one name
+    /// would hide.
+    pub(super) fn check(&self, task: &Task, settings: &Settings) -> Result<()> {
+        let Some(was) = self.scores.tasks.get(&task.name).map(TaskScores::settings) else { return Ok(()) };
+        if was == *settings {
+            return Ok(());
+        }
+        Err(Error::new(format!("the folder holds the scores of `{}` with {was}; asked for is {settings}", task.name))
+            .at(&self.path)
+            .cure("Give another --out, or leave it out: the folder is then named after these settings, too."))
+    }
+
+    /// Has this task been evaluated, on the same items?
+    pub(super) fn holds(&self, task: &Task, settings: &Settings) -> bool {
+        self.scores.tasks.get(&task.name).is_some_and(|scores| {
+            (scores.version, &scores.data_sha256) == (task.version, &task.sha256)
+                && scores.settings() == *settings
+                && self.samples.get(&task.name).is_some_and(|samples| samples.len() == scores.n)
+        })
+    }
+
+    /// Writes a finished task, in the place of an older one of that name.
+    pub(super) fn add(&mut self, name: &str, scores: TaskScores, samples: Vec<Sample>) -> Result<()> {
+        self.scores.tasks.insert(name.to_owned(), scores);
+        self.samples.insert(name.to_owned(), samples);
+        let samples_of = |name: &String| self.samples.get(name).map_or(&[][..], Vec::as_slice);
+        let tables: Vec<(&str, &[Sample])> = self.scores.tasks.keys().map(|name| (name.as_str(), samples_of(name))).collect();
+        write_samples(&self.path, &tables)?;
+        let json = serde_json::to_string_pretty(&self.scores).context("cannot write down the scores")?;
+        write_atomically(&self.path.join(SCORES_FILE), |file| writeln!(file, "{json}").context("cannot write the scores"))
+    }
+}

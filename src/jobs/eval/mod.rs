@@ -1,0 +1,141 @@
+//! An evaluation: tasks and a model -> a folder with scores.json, samples.parquet and answers.parquet, which can be resumed and added to.
+//!
+//! A folder belongs to one model at one precision, and each of its tasks to one choice of items and examples and one way of asking; a folder
+//! that nobody named is named after these, too. Tasks that it holds already are not evaluated again, so that an interrupted command goes on
+//! where it stopped, and another one adds its tasks. Only a task whose file has changed is evaluated anew in its place. The tables are
+//! written before scores.json: samples without a score are those of a task that was cut off, and are dropped. Answers are kept one by one
+//! in a journal of their task until it is finished.
+
+mod desk;
+mod folder;
+mod way;
+
+use std::path::PathBuf;
+use std::time::{Instant, SystemTime};
+
+use crate::error::{Error, Result};
+use crate::eval::divergence::{self, Divergence};
+use crate::eval::results::{Identity, Scores, TaskScores, Tasks};
+use crate::eval::tasks::Kind;
+use crate::eval::{fewshot, named};
+use crate::files::sha256;
+use crate::jobs::journal::Journal;
+use crate::jobs::provenance_of;
+use crate::jobs::watch::{Watch, fetching};
+use crate::model::{Model, Reference};
+use desk::{Desk, ends, notes};
+use folder::Folder;
+pub(crate) use way::{ChatWay, Way, WrittenWay};
+
+/// An evaluation as the user asked for it.
+pub(crate) struct Job {
+    /// `None`: the default model.
+    pub model: Option<String>,
+    /// The model that an adapter is put on, in place of the one that its config names.
+    pub base: Option<String>,
+    /// `probe`, benchmarks, files, globs.
+    pub tasks: Vec<String>,
+    /// `None`: a folder under `runs/` named after the model and what else decides the scores.
+    pub out: Option<PathBuf>,
+    pub way: Way,
+    /// The command line, for scores.json.
+    pub command: String,
+}
+
+/// What an evaluation has left.
+pub(crate) struct Outcome {
+    pub out: PathBuf,
+    pub scores: Scores,
+}
+
+/// Evaluates the tasks that the folder does not hold yet, and writes it after each.
+pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
+    let started = SystemTime::now();
+    let way = &job.way;
+    let mut tasks = named::load(&job.tasks, &fetching(watch))?;
+    if let Some(path) = &way.few_shot_from {
+        named::examples_from(&mut tasks, path)?;
+    }
+    for task in &mut tasks {
+        // Drawn from all items, so that neither a limit nor a sample changes a prompt.
+        let own = task.written.map_or(0, |spec| spec.few_shot);
+        fewshot::apply(task, way.few_shot.unwrap_or(own), way.seed)?;
+        way.choose(task);
+    }
+    let reference = Reference::resolve_on(job.model.as_deref(), job.base.as_deref(), &fetching(watch))?;
+    let asking = way.asking(&reference)?;
+    let max_len = reference.max_len(way.max_len)?;
+    let identity = Identity {
+        model: reference.name.clone(),
+        model_reference: reference.written.clone(),
+        model_base: reference.base.clone(),
+        model_sha256: reference.sha256()?,
+        dtype: way.dtype.to_string(),
+        kernels: way.kernels.to_string(),
+        max_len,
+    };
+    let provenance = provenance_of(started, Model::place(&reference, way.load_options(), max_len)?);
+    let scores = Scores { provenance, command: job.command.clone(), identity, tasks: Tasks::new() };
+    let out = job.out.clone().unwrap_or_else(|| scores.folder(&way.settings(&asking)));
+    let mut folder = Folder::open(&out, scores)?;
+    let mut open = Vec::new();
+    for task in tasks {
+        let settings = way.settings_of(&task, &asking);
+        folder.check(&task, &settings)?;
+        if !folder.holds(&task, &settings) {
+            open.push((task, settings));
+        }
+    }
+    if open.is_empty() {
+        return Ok(Outcome { out, scores: folder.scores });
+    }
+    let model = Model::load(&reference, way.load_options(), max_len)?;
+    let writes = open.iter().any(|(task, _)| task.kind == Kind::Written);
+    let ends = if writes { ends(&reference, &model, &asking)? } else { Vec::new() };
+    let notes = notes(writes, &ends, &asking);
+    watch.remarks(&model.info.name, &notes);
+    let desk = Desk { model: &model, asking: &asking, max_len, ends, at_once: way.written.at_once, watch };
+    for (task, settings) in open {
+        let began = Instant::now();
+        let (samples, work, journal) = match &settings.writing {
+            None => desk.scored(&task)?,
+            Some(writing) => {
+                let (version, data) = (task.version, &task.sha256);
+                let identity = sha256(format!("{} {} {version} {data} {settings}", folder.scores.identity(), task.name));
+                desk.written(&task, writing, &out.join(format!("answers.{}.part.jsonl", task.name)), &identity)?
+            }
+        };
+        let scores = TaskScores::new(&task, &samples, settings, work, began.elapsed().as_secs_f64());
+        folder.add(&task.name, TaskScores { notes: notes.clone(), ..scores }, samples)?;
+        journal.map_or(Ok(()), Journal::remove)?;
+    }
+    Ok(Outcome { out, scores: folder.scores })
+}
+
+/// A model by what its user wrote.
+pub(crate) struct Named {
+    /// `None`: the default model.
+    pub written: Option<String>,
+    /// What its user wrote for the base of an adapter.
+    pub base: Option<String>,
+    /// What its SHA-256 was, where a folder tells.
+    pub sha256: Option<String>,
+}
+
+/// How far two models are apart on general text: see `divergence.rs`.
+pub(crate) fn divergence(models: [&Named; 2], way: &Way, watch: &dyn Watch) -> Result<Divergence> {
+    let find = |named: &Named| {
+        let reference = Reference::resolve_on(named.written.as_deref(), named.base.as_deref(), &fetching(watch))?;
+        if let Some(then) = &named.sha256
+            && *then != reference.sha256()?
+        {
+            return Err(Error::new(format!("{} is another model now than it was then", reference.written)));
+        }
+        Ok(reference)
+    };
+    let (before, after) = (find(models[0])?, find(models[1])?);
+    // Both read the same windows.
+    let max_len = before.max_len(way.max_len)?.min(after.max_len(way.max_len)?);
+    let load = |reference: &Reference| Model::load(reference, way.load_options(), max_len);
+    divergence::measure(&load(&before)?, &load(&after)?, max_len, &|what, done, total| watch.tokens(what, done, total))
+}

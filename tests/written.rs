@@ -1,0 +1,208 @@
+//! `diagnose eval` where the model writes: what it leaves, a run that was killed, and what is refused.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::tiny_model;
+use crate::workdir::Workdir;
+
+fn workdir(n_rows: usize) -> Workdir {
+    let workdir = Workdir::new();
+    tiny_model::write(&workdir.path(""));
+    let row = |i: usize| {
+        let prompt = format!("Question {i}, {}?", "which is long ".repeat(i % 5));
+        let subject = if i.is_multiple_of(2) { "a" } else { "b" };
+        json!({"id": format!("q{i}"), "prompt": prompt, "answers": ["e", "t"], "match": "contains", "subject": subject})
+            .to_string()
+    };
+    workdir.write("q.jsonl", (0..n_rows).map(row).collect::<Vec<_>>().join("\n"));
+    workdir
+}
+
+fn task(workdir: &Workdir, out: &str, name: &str) -> Value {
+    let text = std::fs::read_to_string(workdir.path(out).join("scores.json")).unwrap();
+    serde_json::from_str::<Value>(&text).unwrap()["tasks"][name].clone()
+}
+
+/// The answers to each item.
+fn answers(workdir: &Workdir, out: &str, name: &str) -> Vec<(String, Vec<String>)> {
+    let samples = diagnose::eval::answers::read(&workdir.path(out).join("answers.parquet")).unwrap().remove(name).unwrap();
+    samples.into_iter().map(|sample| (sample.id, sample.draws.into_iter().map(|draw| draw.text).collect())).collect()
+}
+
+const EVAL: [&str; 7] = ["eval", "--model", "tiny.gguf", "--max-new-tokens", "40", "--tasks", "q.jsonl"];
+const DRAWN: [&str; 4] = ["--temperature", "1", "--repeats", "3"];
+
+#[test]
+fn answers_are_judged_and_kept() {
+    let workdir = workdir(40);
+    let eval = |out: &str, more: &[&str]| workdir.run(&[&EVAL[..], &["--out", out], more].concat());
+    let shown = eval("greedy", &[]).ok().stdout;
+    assert!(shown.contains("40 answers") && shown.contains("answers.parquet"), "{shown}");
+    let found = task(&workdir, "greedy", "q");
+    assert_eq!((&found["n"], &found["kind"], &found["primary"]), (&json!(40), &json!("written"), &json!("match")));
+    assert_eq!(found["groups"]["a"]["n"], 20);
+    let written = answers(&workdir, "greedy", "q");
+    let right = written.iter().filter(|(_, draws)| draws[0].contains(['e', 't'])).count();
+    assert_eq!(found["metrics"]["match"]["value"], json!(right as f64 / 40.0));
+    let endings = &found["endings"];
+    let all = ["end_token", "stop", "length"].iter().map(|key| endings[key].as_u64().unwrap()).sum::<u64>();
+    assert_eq!(all, 40, "{endings}");
+    // Finished tasks are kept, and no journal of them.
+    eval("greedy", &[]).ok();
+    assert_eq!(task(&workdir, "greedy", "q")["seconds"], found["seconds"], "evaluated again");
+    assert!(!workdir.path("greedy").join("answers.q.part.jsonl").exists());
+
+    // Several answers: their mean, and the chance of one in k, which does not fall.
+    eval("drawn", &DRAWN).ok();
+    let found = task(&workdir, "drawn", "q");
+    let value = |metric: &str| found["metrics"][metric]["value"].as_f64().unwrap();
+    let written = answers(&workdir, "drawn", "q");
+    let counts: Vec<usize> =
+        written.iter().map(|(_, draws)| draws.iter().filter(|text| text.contains(['e', 't'])).count()).collect();
+    assert!(written.iter().all(|(_, draws)| draws.len() == 3 && draws[0] != draws[1]));
+    assert!((value("match") - counts.iter().sum::<usize>() as f64 / 120.0).abs() < 1e-12);
+    assert!((value("pass@3(match)") - counts.iter().filter(|count| **count > 0).count() as f64 / 40.0).abs() < 1e-12);
+    assert!(value("match") <= value("pass@2(match)") && value("pass@2(match)") <= value("pass@3(match)"));
+    let ends = found["metrics"]["match"]["ci95"].as_array().unwrap();
+    assert!(ends[0].as_f64().unwrap() < value("match") && value("match") < ends[1].as_f64().unwrap(), "{ends:?}");
+
+    // What a stop string ends, it is no part of.
+    let stopped = eval("stopped", &["--stop", "e"]).ok().stdout;
+    assert!(stopped.contains("stop \"e\""), "{stopped}");
+    assert!(answers(&workdir, "stopped", "q").iter().all(|(_, draws)| !draws[0].contains('e')));
+}
+
+#[test]
+fn other_ways_of_writing_are_not_compared() {
+    let workdir = workdir(20);
+    let eval = |out: &str, more: &[&str]| workdir.run(&[&EVAL[..], &["--out", out], more].concat());
+    for (out, more) in
+        [("greedy", &[][..]), ("drawn", &DRAWN), ("again", &["--temperature", "1", "--repeats", "3", "--seed", "7"])]
+    {
+        eval(out, more).ok();
+    }
+    let drawn_twice = workdir.run(&["diff", "drawn", "again", "--json"]).ok().json();
+    assert_eq!(drawn_twice["macro_average"]["tasks"], json!(["q"]), "the share of right answers is an accuracy");
+    assert!(drawn_twice["tasks"]["q"]["metrics"]["match"]["difference"]["ci95"].is_array());
+    let refused = workdir.run(&["diff", "greedy", "drawn"]);
+    assert!(refused.code == Some(1) && refused.stderr.contains("which differ by --temperature"), "{}", refused.stderr);
+    let other = eval("greedy", &["--stop", "x"]);
+    assert!(
+        other.code == Some(1) && other.stderr.contains("asked for is all items and no examples, --max-new-tokens 40, stop \"x\""),
+        "{}",
+        other.stderr
+    );
+}
+
+#[test]
+fn a_killed_evaluation_and_another_batch_give_the_same_answers() {
+    let workdir = workdir(250);
+    let command = [&EVAL[..], &DRAWN].concat();
+    let began = Instant::now();
+    workdir.run(&[&command[..], &["--out", "whole"]].concat()).ok();
+    let whole = began.elapsed();
+    for moment in 1..4u32 {
+        let mut child = workdir.command(&[&command[..], &["--out", "killed"]].concat()).spawn().unwrap();
+        std::thread::sleep(whole * moment / 5 + Duration::from_millis(3));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    workdir.run(&[&command[..], &["--out", "killed", "--batch", "5"]].concat()).ok();
+    assert_eq!(answers(&workdir, "whole", "q"), answers(&workdir, "killed", "q"));
+    let [a, b] = ["whole", "killed"].map(|out| task(&workdir, out, "q"));
+    assert_eq!((&a["metrics"], &a["tokens"]), (&b["metrics"], &b["tokens"]));
+    // A sample of the items has their answers.
+    workdir.run(&[&command[..], &["--out", "few", "--batch", "1", "--limit", "2"]].concat()).ok();
+    assert_eq!(answers(&workdir, "few", "q"), answers(&workdir, "whole", "q")[..4]);
+    // A journal of other settings is not gone on with.
+    std::fs::create_dir(workdir.path("other")).unwrap();
+    workdir.write("other/answers.q.part.jsonl", "{\"identity\":\"x\"}\n");
+    let refused = workdir.run(&[&command[..], &["--out", "other"]].concat());
+    assert!(refused.code == Some(1) && refused.stderr.contains("were begun for other items"), "{}", refused.stderr);
+}
+
+#[test]
+fn what_cannot_be_asked_is_said() {
+    let workdir = workdir(4);
+    let refused = |tasks: &str, more: &[&str], code: i32, what: &str| {
+        let ran = workdir.run(&[&["eval", "--model", "tiny.gguf", "--tasks", tasks, "--out", "bad"], more].concat());
+        assert!(ran.code == Some(code) && ran.stderr.contains(what), "{:?} {}", ran.code, ran.stderr);
+    };
+    refused("q.jsonl", &["--repeats", "2"], 2, "would write the same answer 2 times");
+    refused("q.jsonl", &["--max-new-tokens", "0"], 2, "--max-new-tokens 0");
+    refused("q.jsonl", &["--max-len", "256"], 2, "leaves no room for its prompts in --max-len 256");
+    workdir.write("empty.jsonl", r#"{"prompt": " ", "answer": "a"}"#);
+    refused("empty.jsonl", &[], 1, "empty.jsonl:1: `prompt` is empty");
+    workdir.write("talk.jsonl", r#"{"messages": [{"role": "user", "content": "Hi"}], "answer": "a"}"#);
+    refused("talk.jsonl", &[], 1, "--apply-chat-template");
+    workdir
+        .run(&[
+            "eval",
+            "--model",
+            "tiny.gguf",
+            "--tasks",
+            "talk.jsonl",
+            "--apply-chat-template",
+            "--max-new-tokens",
+            "4",
+            "--out",
+            "talk",
+        ])
+        .ok();
+    workdir.write("said.jsonl", r#"{"messages": [{"role": "assistant", "content": "Hi"}], "answer": "a"}"#);
+    refused("said.jsonl", &[], 1, "there is nothing to answer");
+    workdir.write("open.jsonl", r#"{"prompt": "Hi"}"#);
+    refused("open.jsonl", &[], 1, "open.jsonl:1: expected `answer` or `answers`");
+
+    // A prompt that is too long loses its beginning, which is said.
+    let cut = workdir.run(&[&EVAL[..], &["--max-len", "70", "--out", "cut"]].concat()).ok().stdout;
+    assert!(cut.contains("contexts were cut at their beginning"), "{cut}");
+    assert_eq!(task(&workdir, "cut", "q")["truncated"], 2);
+
+    // A template that opens no answer, and a model that never ends one.
+    workdir.write("bare.jinja", "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}");
+    let bare = workdir.run(&[&EVAL[..], &["--chat-template", "bare.jinja", "--out", "bare"]].concat()).ok();
+    assert!(bare.stderr.contains("adds nothing where an answer is to follow"), "{}", bare.stderr);
+    assert!(task(&workdir, "bare", "q")["notes"][0].as_str().unwrap().contains("right behind the question"));
+}
+
+#[test]
+fn gsm8k_takes_its_examples_from_a_file() {
+    let workdir = workdir(1);
+    let row =
+        |a: usize| json!({"question": format!("{a} + {a}?"), "answer": format!("It is {}.\n#### {}", 2 * a, 2 * a)}).to_string();
+    let rows = |range: std::ops::Range<usize>| range.map(row).collect::<Vec<_>>().join("\n");
+    workdir.write("test.jsonl", rows(0..3));
+    workdir.write("train.jsonl", rows(10..20));
+    let eval = |out: &str, more: &[&str]| {
+        let command = ["eval", "--model", "tiny.gguf", "--tasks", "gsm8k=test.jsonl", "--max-new-tokens", "8", "--out", out];
+        workdir.run(&[&command[..], more].concat())
+    };
+    let few = eval("bad", &[]);
+    assert!(
+        few.code == Some(2) && few.stderr.contains("--fewshot 5 asks for more examples than `gsm8k` has (2)"),
+        "{}",
+        few.stderr
+    );
+    eval("out", &["--fewshot-from", "train.jsonl"]).ok();
+    let found = task(&workdir, "out", "gsm8k");
+    assert_eq!(
+        (&found["few_shot"], &found["seed"], &found["primary"]),
+        (&json!(5), &Value::Null, &json!("exact_match,strict-match"))
+    );
+    assert!(found["metrics"]["exact_match,flexible-extract"]["value"].is_f64());
+    // The prompt by hand.
+    let shown = |a: usize| format!("Question: {a} + {a}?\nAnswer: It is {}.\n#### {}\n\n", 2 * a, 2 * a);
+    let prompt = format!("{}Question: 0 + 0?\nAnswer:", (10..15).map(shown).collect::<String>());
+    workdir.write("hand.jsonl", json!({"prompt": prompt, "answer": "x"}).to_string());
+    workdir.run(&["eval", "--model", "tiny.gguf", "--tasks", "hand.jsonl", "--max-new-tokens", "8", "--out", "hand"]).ok();
+    let hash = |out: &str, name: &str| {
+        let samples = diagnose::eval::answers::read(&workdir.path(out).join("answers.parquet")).unwrap();
+        (samples[name][0].prompt_sha256.clone().unwrap(), samples[name][0].draws[0].text.clone())
+    };
+    let (ours, by_hand) = (hash("out", "gsm8k"), hash("hand", "hand"));
+    assert_eq!(ours.0, by_hand.0);
+    assert!(by_hand.1.starts_with(&ours.1), "only the stop strings differ: {ours:?} {by_hand:?}");
+}
