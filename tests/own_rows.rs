@@ -78,7 +78,10 @@ fn the_cross_entropy_of_rows_is_that_of_their_scores_by_source_and_in_a_comparis
     workdir.write("bad.jsonl", format!("{}\n{{\"instruction\": 7}}", rows(2)));
     refused(workdir.run(&["eval", "--model", "tiny.gguf", "--tasks", "bad.jsonl", "--out", "none"]), "bad.jsonl:3");
     workdir.write("empty.jsonl", r#"{"messages":[{"role":"user","content":"No answer?"}]}"#);
-    refused(workdir.run(&["eval", "--model", "tiny.gguf", "--tasks", "empty.jsonl", "--out", "none"]), "no token of it is supervised");
+    refused(
+        workdir.run(&["eval", "--model", "tiny.gguf", "--tasks", "empty.jsonl", "--out", "none"]),
+        "no token of it is supervised",
+    );
 }
 
 #[test]
@@ -89,7 +92,8 @@ fn questions_find_their_answers_in_the_file_beside_them() {
     let question = |i: usize, category: &str| {
         json!({"id": format!("{category}_{i}"), "question": [[{"role": "user", "content": format!("Add {i} and 2.")}]], "function": [function]}).to_string()
     };
-    let answer = |i: usize| json!({"id": format!("simple_python_{i}"), "ground_truth": [{"add": {"a": [i], "b": [2]}}]}).to_string();
+    let answer =
+        |i: usize| json!({"id": format!("simple_python_{i}"), "ground_truth": [{"add": {"a": [i], "b": [2]}}]}).to_string();
     std::fs::create_dir_all(workdir.path("bfcl/possible_answer")).unwrap();
     let lines = |f: &dyn Fn(usize) -> String| (0..3).map(f).collect::<Vec<_>>().join("\n");
     workdir.write("bfcl/BFCL_v4_simple_python.json", lines(&|i| question(i, "simple_python")));

@@ -93,7 +93,8 @@ pub fn score(model: &Model, task: &Task, renderer: &Renderer, progress: &mut dyn
     let named = |item: &Item| {
         rendered(item).map_err(|error| Error::new(format!("row `{}` cannot be scored", item.id)).caused_by(error).at(&task.path))
     };
-    let (mut open, cut): (Vec<Sequence>, Vec<bool>) = task.items.par_iter().map(named).collect::<Result<Vec<_>>>()?.into_iter().unzip();
+    let (mut open, cut): (Vec<Sequence>, Vec<bool>) =
+        task.items.par_iter().map(named).collect::<Result<Vec<_>>>()?.into_iter().unzip();
     let tokens: u64 = open.iter().map(|sequence| sequence.ids.len() as u64).sum();
     let (mut work, mut done, mut scores) = (Work::default(), 0, Vec::with_capacity(open.len()));
     while !open.is_empty() {
