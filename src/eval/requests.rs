@@ -67,7 +67,8 @@ pub fn encode_prompt(tokenizer: &Tokenizer, context: &str, most: usize) -> Resul
 /// The token that the tokenizer puts before a text. Not where the text begins with the string of `prefix` (`has_bos_prefix` in the harness), as
 /// many chat templates let it: it would be there twice.
 fn leading_bos(tokenizer: &Tokenizer, text: &str, prefix: Option<u32>) -> Option<u32> {
-    let has_one = prefix.is_some_and(|prefix| text.starts_with(&tokenizer.text(prefix)));
+    let prefix = prefix.map(|prefix| tokenizer.text(prefix)).filter(|prefix| !prefix.is_empty());
+    let has_one = prefix.is_some_and(|prefix| text.starts_with(&prefix));
     tokenizer.leading_bos().filter(|_| !has_one)
 }
 
@@ -155,6 +156,29 @@ mod tests {
         // One more token than the model takes is the last target.
         check("abab", " a", 3, &[1, 2, 5, 1], 2, true);
         assert!(encode(&tokenizer, "a", "bbbb", 3).unwrap_err().to_string().contains("--max-len 3"));
+    }
+
+    #[test]
+    fn a_beginning_token_is_not_put_before_one_that_is_there() {
+        let vocabulary = |adds_bos: bool| GgufVocabulary {
+            model: "gpt2".into(),
+            pre: Some("gpt-2".into()),
+            tokens: ["<s>", "a", "b"].map(str::to_owned).to_vec(),
+            token_types: vec![3, 1, 1],
+            bos: Some(0),
+            add_bos: Some(adds_bos),
+            ..GgufVocabulary::default()
+        };
+        let tokenizer = Tokenizer::from_gguf(vocabulary(true)).unwrap();
+        let prompt = |text: &str, most| encode_prompt(&tokenizer, text, most).unwrap();
+        assert_eq!([prompt("ab", 9), prompt("<s>ab", 9)], [(vec![0, 1, 2], false), (vec![0, 1, 2], false)]);
+        // What is cut is the beginning.
+        assert_eq!(prompt("abab", 2), (vec![1, 2], true));
+        assert_eq!(encode(&tokenizer, "<s>a", "b", 9).unwrap().ids, [0, 1, 2]);
+        assert_eq!(encode(&tokenizer, "a", "b", 9).unwrap().ids, [0, 1, 2]);
+        let without = Tokenizer::from_gguf(vocabulary(false)).unwrap();
+        assert_eq!(encode_prompt(&without, "ab", 9).unwrap().0, [1, 2]);
+        assert!(encode_prompt(&without, "", 9).is_err());
     }
 
     #[test]

@@ -178,3 +178,41 @@ fn the_list_names_every_benchmark_once_and_in_order() {
     let list = list();
     assert!(names.iter().all(|name| list.lines().any(|line| line.starts_with(name))), "{list}");
 }
+
+/// Rows as published, and what becomes of them: prompt, answer of an example, data of the judge.
+#[test]
+fn rows_that_are_answered_in_writing_become_prompts() {
+    let check = |name: &str, row: Value, prompt: &str, shown: &str, data: Value| {
+        let benchmark = find(name).unwrap();
+        let mut builder = tasks::Builder::of_benchmark();
+        let uniform = (benchmark.prompt)(&Row::of(row, "part")).unwrap().unwrap();
+        builder.add(uniform.as_object().unwrap(), 1).unwrap();
+        let (kind, items) = builder.finish().unwrap();
+        let written = items[0].written.as_ref().unwrap();
+        assert_eq!((kind, items[0].requests[0].context.as_str()), (Kind::Written, prompt), "{name}");
+        assert_eq!((items[0].requests[0].choice(), &written.data), (shown, &data), "{name}");
+        let verdicts = (benchmark.written.unwrap().check)(&written.data, shown).unwrap();
+        assert_eq!(verdicts[0].metric, benchmark.written.unwrap().primary);
+        assert!(verdicts[0].right == 1, "{name}: the answer that an example shows is right");
+    };
+    let answer = "He has 3 + 4 = <<3+4=7>>7.\n#### 7";
+    let row = serde_json::json!({"question": "How many?", "answer": answer});
+    check("gsm8k", row, "Question: How many?\nAnswer:", answer, answer.into());
+    let row = serde_json::json!({"ID": "2024-I-1", "Problem": "Find $n$.", "Answer": 204});
+    check("aime24", row, "Question: Find $n$.\nAnswer:", "204", "204".into());
+    let row = serde_json::json!({"problem": "Find $n$.", "answer": "70", "id": "0"});
+    check("aime25", row, "Question: Find $n$.\nAnswer:", "70", "70".into());
+    let solution = "It is $\\boxed{\\frac12}$.";
+    let row = || serde_json::json!({"problem": "Half?", "solution": solution, "level": "Level 1", "type": "Algebra"});
+    check("hendrycks_math", row(), "Problem: Half?\nAnswer:", "\\frac12", solution.into());
+    let shown = format!("{solution}\nFinal Answer: The final answer is $\\frac12$. I hope it is correct.");
+    check("minerva_math", row(), "Problem:\nHalf?\n\nSolution:", &shown, solution.into());
+    for (name, row, what) in [
+        ("gsm8k", serde_json::json!({"question": "Q", "answer": "7"}), "`#### ` and the number"),
+        ("hendrycks_math", serde_json::json!({"problem": "Q", "solution": "7"}), "\\boxed"),
+        ("aime", serde_json::json!({"Question": "Q", "Answer": 1.5}), "`Answer`"),
+    ] {
+        let error = (find(name).unwrap().prompt)(&Row::of(row, "part")).unwrap_err().to_string();
+        assert!(error.contains(what), "{name}: {error}");
+    }
+}
