@@ -27,6 +27,7 @@ mod interrupted;
 mod layers;
 mod malformed;
 mod memory;
+mod own_rows;
 mod packaging;
 mod parity;
 mod rollout;

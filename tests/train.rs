@@ -651,6 +651,9 @@ fn wrong_use_is_refused_by_name() {
         (vec!["--dry-run"], "--warmup-steps 0"),
         (vec!["--emit", "axolotl", "--system", "Be brief.", "--batch-size", "2"], "--system"),
         (vec!["--sample", "2", "--limit", "2"], "give one of them"),
+        (vec!["--emit", "axolotl", "--validation", "rows.jsonl", "--batch-size", "2"], "--validation is not written"),
+        (vec!["--keep", "best"], "--validation FILE"),
+        (vec!["--eval_dataset", "held"], "Give validation"),
     ] {
         refused(workdir.run(&arguments(&[&["--out", "run"], &more[..]].concat())), 2, expected);
     }
@@ -674,4 +677,201 @@ fn the_same_training_for_other_programs() {
     let config = std::fs::read_to_string(workdir.path("far/away/train.yaml")).unwrap();
     let model = config.lines().find_map(|line| line.strip_prefix("base_model: ")).unwrap().trim_matches(['"', '\'']);
     assert!(Path::new(model).is_absolute() && Path::new(model).join("config.json").is_file(), "{model}");
+}
+
+/// Rows whose answers have little in common with those of [`prepared`].
+fn others(n: usize) -> String {
+    let row = |i: usize| {
+        format!(
+            r#"{{"messages":[{{"role":"user","content":"Which of {i}?"}},{{"role":"assistant","content":"{i} cats sat on mats, and {i} sailed away."}}]}}"#
+        )
+    };
+    (0..n).map(row).collect::<Vec<_>>().join("\n")
+}
+
+/// Sum of -ln p and number of the supervised tokens of a run of scores.
+fn cross_entropy(scores: &Path) -> (f64, u64) {
+    let (mut sum, mut n) = (0.0, 0);
+    for chunk in read_chunks(&[scores.join("tokens.parquet")], &[Column::Logprob]) {
+        for logprob in &chunk.unwrap().logprob {
+            (sum, n) = (sum - f64::from(*logprob), n + 1);
+        }
+    }
+    (sum, n)
+}
+
+fn record(folder: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(folder.join("run.json")).unwrap()).unwrap()
+}
+
+#[test]
+fn a_file_of_held_out_rows_is_read_as_the_data_are_and_never_shares_a_row_with_them() {
+    let workdir = prepared(12);
+    workdir.write("held.jsonl", others(6));
+    workdir.run(&["held.jsonl", "--model", "tiny.gguf", "--out", "scores"]).ok();
+    let (sum, n) = cross_entropy(&workdir.path("scores"));
+    // Two rows that are trained on, and one that cannot be read.
+    let trained = std::fs::read_to_string(workdir.path("rows.jsonl")).unwrap();
+    let shared: Vec<&str> = trained.lines().take(2).collect();
+    workdir.write("mixed.jsonl", format!("{}\n{}\n{{\"messages\": 7}}", others(6), shared.join("\n")));
+    for (out, file) in [("clean", "held.jsonl"), ("mixed", "mixed.jsonl")] {
+        let ran = workdir.run(&arguments(&["--out", out, "--method", "sft", "--warmup-steps", "0", "--validation", file])).ok();
+        let run = record(&workdir.path(out));
+        let before = &run["before"]["validation"];
+        assert_eq!((number(&before["rows"]), number(&before["tokens"])), (6.0, n as f64), "{out}");
+        assert!((number(&before["cross_entropy"]) - sum / n as f64).abs() < 1e-6, "{out}: {before}");
+        assert_eq!(run["plan"]["sequences"], 12, "{out}: no row is taken from the data");
+        assert_eq!(run["held_out_data"][0]["path"], file);
+        let says = ["2 of 8 rows of --validation are equal", "--validation: 1 of 9 rows were refused"];
+        for said in says {
+            assert_eq!(ran.stderr.contains(said), out == "mixed", "{said}: {}", ran.stderr);
+        }
+    }
+    // The weights do not depend on what is looked at.
+    let weights = |out: &str| std::fs::read(workdir.path(out).join("model/model.safetensors")).unwrap();
+    assert!(weights("clean") == weights("mixed"));
+    workdir.write("same.jsonl", shared.join("\n"));
+    let with = |out: &str, file: &str| {
+        workdir.run(&arguments(&["--out", out, "--method", "sft", "--warmup-steps", "0", "--validation", file]))
+    };
+    refused(with("refused", "same.jsonl"), 1, "all 2 rows of --validation same.jsonl are equal to rows that are trained on");
+    refused(with("refused", "absent.jsonl"), 1, "absent.jsonl");
+    // Other held-out rows make another run.
+    refused(with("clean", "mixed.jsonl"), 1, "another training run");
+}
+
+/// Learnt by heart, the rows make others less likely after a while.
+#[test]
+fn the_best_model_is_kept_the_run_ends_early_and_goes_on_to_the_same_bits_after_kills() {
+    let workdir = prepared(20);
+    workdir.write("held.jsonl", others(8));
+    for (kind, result, lr) in [(vec![], "model", "1e-2"), (vec!["--lora", "--merge", "--lora-dropout", "0.1"], "model", "3e-2")] {
+        let options =
+            ["--method", "sft", "--validation", "held.jsonl", "--batch-size", "5", "--epochs", "30", "--eval-every", "3"];
+        let saving = ["--save-every", "1", "--stop-after-worse", "4", "--lr", lr];
+        let command = |out: &'static str| arguments(&[&["--out", out], &options[..], &saving[..], &kind[..]].concat());
+        let out = if kind.is_empty() { ["full", "full-killed"] } else { ["lora", "lora-killed"] };
+        let began = Instant::now();
+        let ran = workdir.run(&command(out[0])).ok();
+        let whole = began.elapsed();
+        let run = record(&workdir.path(out[0]));
+        let steps = metrics(&workdir.path(out[0]));
+        let looks: Vec<(u64, f64)> = steps
+            .iter()
+            .filter(|step| !step["validation"].is_null())
+            .map(|step| (step["step"].as_u64().unwrap(), number(&step["validation"]["cross_entropy"])))
+            .collect();
+        let best = looks.iter().copied().min_by(|a, b| a.1.total_cmp(&b.1)).unwrap();
+        let n_steps = run["steps"].as_u64().unwrap();
+        // The premises: there is a best look, and neither the first nor the last is it.
+        assert!(looks[0].0 < best.0 && best.0 < n_steps && n_steps < 120, "{out:?}: {looks:?}");
+        assert_eq!(n_steps, best.0 + 4 * 3, "four looks after the best, and none more");
+        assert_eq!((run["kept_step"].as_u64(), number(&run["lowest"]["cross_entropy"])), (Some(best.0), best.1));
+        assert_eq!(number(&run["validation"]["cross_entropy"]), best.1);
+        assert_eq!(steps.last().unwrap()["lowest"]["worse_since"], 4);
+        for said in [format!("Kept the model after step {}", best.0), "4 looks in a row".to_owned()] {
+            assert!(ran.stdout.contains(&said), "{said}: {}", ran.stdout);
+        }
+        // The result is that model, and no other.
+        let model = workdir.path(out[0]).join(result);
+        let scored = format!("{}-scored", out[0]);
+        workdir.run(&["held.jsonl", "--model", &model.to_string_lossy(), "--out", &scored]).ok();
+        let (sum, n) = cross_entropy(&workdir.path(&scored));
+        assert!((sum / n as f64 - best.1).abs() < 1e-4, "{out:?}: {} is not {}", sum / n as f64, best.1);
+        let checkpoints = |out: &str| {
+            let folder = std::fs::read_dir(workdir.path(out).join("checkpoints")).unwrap();
+            let mut names: Vec<String> = folder.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect();
+            names.retain(|name| !name.starts_with('.'));
+            names.sort();
+            names
+        };
+        let name = |step: u64| format!("step-{step:08}.safetensors");
+        assert_eq!(checkpoints(out[0]), [name(best.0), name(n_steps)]);
+
+        for moment in 1..8u32 {
+            let mut child = workdir.command(&command(out[1])).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+            std::thread::sleep(whole * moment / 9);
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        workdir.run(&command(out[1])).ok();
+        assert_eq!(steps, metrics(&workdir.path(out[1])));
+        let bytes = |out: &str| std::fs::read(workdir.path(out).join(result).join("model.safetensors")).unwrap();
+        assert!(bytes(out[0]) == bytes(out[1]), "{out:?}: the model differs after the kills");
+        assert_eq!(checkpoints(out[0]), checkpoints(out[1]));
+        assert_eq!(record(&workdir.path(out[1]))["kept_step"], best.0);
+    }
+    // The last model of the same steps is another one, by its held-out loss too.
+    let last = [
+        "--out",
+        "last",
+        "--method",
+        "sft",
+        "--validation",
+        "held.jsonl",
+        "--batch-size",
+        "5",
+        "--epochs",
+        "30",
+        "--eval-every",
+        "3",
+        "--stop-after-worse",
+        "4",
+        "--lr",
+        "1e-2",
+        "--keep",
+        "last",
+    ];
+    workdir.run(&arguments(&last)).ok();
+    let (best, last) = (record(&workdir.path("full")), record(&workdir.path("last")));
+    assert_eq!((&best["steps"], &best["lowest"]), (&last["steps"], &last["lowest"]));
+    assert_eq!(last["kept_step"], last["steps"]);
+    assert!(number(&last["validation"]["cross_entropy"]) > number(&best["validation"]["cross_entropy"]));
+}
+
+#[test]
+fn a_checkpoint_is_written_as_a_model_that_scores_as_the_run_did_at_that_step() {
+    let workdir = prepared(12);
+    for (out, kind, folder, file) in [
+        ("full", vec![], "model", "model.safetensors"),
+        ("bf16", vec!["--dtype", "bf16"], "model", "model.safetensors"),
+        ("lora", vec!["--lora"], "adapter", "adapter_model.safetensors"),
+    ] {
+        let options =
+            ["--out", out, "--method", "sft", "--batch-size", "12", "--epochs", "5", "--lr", "1e-2", "--warmup-steps", "0"];
+        let all = ["--save-every", "1", "--keep-checkpoints", "99"];
+        workdir.run(&arguments(&[&options[..], &all[..], &kind[..]].concat())).ok();
+        let checkpoint = |step: u64| workdir.path(out).join(format!("checkpoints/step-{step:08}.safetensors"));
+        let export = |step: u64| {
+            let to = format!("{out}-{step}");
+            workdir.run(&["export", &checkpoint(step).to_string_lossy(), "--out", &to]).ok();
+            workdir.path(&to).join(folder)
+        };
+        // That of the last step is the result, to the byte.
+        let bytes = |folder: &Path| std::fs::read(folder.join(file)).unwrap();
+        assert!(bytes(&export(5)) == bytes(&workdir.path(out).join(folder)), "{out}");
+        // A step says what the model was before it, of all rows where the batch holds them all.
+        let model = export(2);
+        let (scored, dtype) = (format!("{out}-scored"), if out == "bf16" { "bf16" } else { "f32" });
+        let model = model.to_string_lossy();
+        workdir.run(&["rows.jsonl", "--model", &model, "--dtype", dtype, "--out", &scored]).ok();
+        let (sum, n) = cross_entropy(&workdir.path(&scored));
+        let expected = number(&metrics(&workdir.path(out))[2]["cross_entropy"]);
+        assert!((sum / n as f64 - expected).abs() < 1e-4, "{out}: {} is not {expected}", sum / n as f64);
+        let other = number(&metrics(&workdir.path(out))[3]["cross_entropy"]);
+        assert!((other - expected).abs() > 1e-2, "{out}: a step changes nothing");
+        // As it stands it is no model, and is told what to do.
+        let named = checkpoint(2);
+        refused(workdir.run(&["rows.jsonl", "--model", &named.to_string_lossy(), "--out", "none"]), 1, "diagnose export");
+    }
+    let ran = workdir.run(&["export", "full/checkpoints/step-00000002.safetensors", "--out", "x", "--drop", "mass=1"]);
+    refused(ran, 2, "is a checkpoint");
+    refused(workdir.run(&["export", "full/model/model.safetensors", "--out", "x"]), 1, "not a checkpoint of a training run");
+    // Another model in the place of the one that was trained.
+    let mut other = std::fs::read(workdir.path("tiny.gguf")).unwrap();
+    let last = other.len() - 1;
+    other[last] ^= 1;
+    workdir.write("tiny.gguf", other);
+    let ran = workdir.run(&["export", "lora/checkpoints/step-00000002.safetensors", "--out", "x"]);
+    refused(ran, 1, "not the model that this run trains");
 }

@@ -31,7 +31,7 @@ pub(super) struct Args {
 
     /// Separated by commas: `probe` (320 questions of general knowledge that ship with the program), benchmarks by name (`list` shows
     /// them), benchmarks with your copy of their rows (NAME=FILE), files of items (.uniform.jsonl, .jsonl) to choose from or to answer, texts
-    /// (.txt, or .jsonl with `text`) for perplexity, globs
+    /// (.txt, or .jsonl with `text`) for perplexity, rows to learn from in any format (the cross-entropy of their answers), globs
     #[arg(long, value_name = "TASKS", value_delimiter = ',', default_value = tasks::PROBE)]
     tasks: Vec<String>,
 

@@ -1,30 +1,35 @@
-//! `diagnose export RUN`: the data again, with what the diagnosis or a person has decided.
+//! `diagnose export RUN`: the data again, with what the diagnosis or a person has decided; or the model of a checkpoint.
 
 use std::fmt::Write;
 use std::path::PathBuf;
 
 use super::output;
+use super::progress::Terminal;
 use crate::dataset::write::Target;
 use crate::diagnosis::gate::Gate;
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use crate::format::thousands;
 use crate::jobs::export::{self, DropRule, Exported, Job, MaskRule};
+use crate::jobs::train;
 
 /// Write the data of a run again: rows dropped, tokens masked, rows weighted, as the diagnosis or you have decided
 ///
 /// Rows keep their order and, with --format read, their form; without a decision the file is the same to the byte. Beside it stands
 /// NAME.changes.jsonl, which says of each row that was touched what was done and why. A row that the format cannot hold is an
 /// error, and no file is written. `diagnose train` and the trainers named by the format honour the masks.
+///
+/// Of a checkpoint of a training run (RUN/checkpoints/step-NNNNNNNN.safetensors) the model is written, as `model/` or `adapter/` in the
+/// folder --out, which every --model takes.
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// The folder of a finished run of scores
+    /// The folder of a finished run of scores, or a checkpoint of a training run
     run: PathBuf,
 
     /// What to write: read (as it was read), messages, sharegpt, alpaca, llama-factory, axolotl, trl
     #[arg(long, default_value = "read")]
     format: Target,
 
-    /// The file to write: JSON Lines, or Parquet where its name ends so
+    /// The file to write: JSON Lines, or Parquet where its name ends so; of a checkpoint, a folder
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
 
@@ -62,6 +67,9 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
+    if args.run.is_file() && args.run.extension().is_some_and(|extension| extension == "safetensors") {
+        return model_of_checkpoint(&args);
+    }
     let job = Job {
         run: args.run,
         data: args.data,
@@ -81,6 +89,22 @@ pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
         false => summary(&exported),
     };
     output::print(&text)
+}
+
+fn model_of_checkpoint(args: &Args) -> Result<()> {
+    let has_rule = !args.drop.is_empty() || !args.mask.is_empty() || args.weight.is_some() || args.select.is_some();
+    let of_data = args.decisions.is_some() || args.rewrite_candidates.is_some() || !args.data.is_empty();
+    if has_rule || of_data || args.format != Target::Read {
+        return Err(Error::usage(format!("{} is a checkpoint, and --out is all that its model needs", args.run.display()))
+            .cure("Leave the other options out, or name the folder of a run of scores."));
+    }
+    let watch = Terminal::new();
+    let model = train::export_checkpoint(&args.run, &args.out, &watch)?;
+    drop(watch);
+    output::print(&match args.json {
+        true => format!("{}\n", serde_json::json!({ "model": model })),
+        false => format!("model    {0}\nUse it with --model {0}\n", model.display()),
+    })
 }
 
 fn summary(exported: &Exported) -> String {

@@ -237,6 +237,7 @@ fn record_text(record: &TrainRecord, json: bool) -> Result<String> {
         thousands(record.input_tokens),
         record.tokens_per_second,
     );
+    text += &ending(record);
     let before = record.before;
     let was = |value: Option<String>| value.map_or(String::new(), |value| format!(" ({value} before)"));
     if let Some(validation) = record.validation {
@@ -261,6 +262,27 @@ fn record_text(record: &TrainRecord, json: bool) -> Result<String> {
     }
     text += &format!("Result {}\n", record.result.display());
     Ok(text)
+}
+
+/// Why the run ended before its last step, and which of its models was kept, where that needs saying.
+fn ending(record: &TrainRecord) -> String {
+    let mut text = String::new();
+    let Some(lowest) = record.lowest else { return text };
+    if record.steps < record.plan.total_steps {
+        text += &format!(
+            "Ended before step {}: {} looks in a row at the held-out rows gave no lower loss\n",
+            thousands(record.plan.total_steps),
+            lowest.worse_since,
+        );
+    }
+    let (Some(kept), Some(cross_entropy)) = (record.kept_step, lowest.cross_entropy) else { return text };
+    if kept < record.steps {
+        text += &format!("Kept the model after step {}, whose held-out loss is the lowest\n", thousands(kept));
+    }
+    if record.before.validation.is_some_and(|before| before.cross_entropy <= cross_entropy) {
+        text += "No step made the loss on held-out rows lower than it was before training\n";
+    }
+    text
 }
 
 #[cfg(test)]

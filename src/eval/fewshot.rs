@@ -15,9 +15,9 @@ pub fn apply(task: &mut Task, n: usize, seed: u64) -> Result<()> {
     if n == 0 {
         return Ok(());
     }
-    if task.kind == Kind::Text {
-        return Err(Error::usage(format!("--fewshot is for questions, but `{}` is a text", task.name))
-            .cure("Evaluate texts by a command of their own."));
+    if matches!(task.kind, Kind::Text | Kind::Rows) {
+        return Err(Error::usage(format!("--fewshot is for questions, and `{}` has none", task.name))
+            .cure("Evaluate texts and rows by a command of their own."));
     }
     check_written(task)?;
     let own;

@@ -95,6 +95,10 @@ pub fn metrics(kind: Kind, samples: &[Sample]) -> Vec<Metric> {
             loss("word_perplexity", Link::Exp, 1.0, &|score| f64::from(score.words)),
         ],
         Kind::Written => written(samples),
+        Kind::Rows => vec![
+            loss("cross_entropy", Link::Identity, 1.0, &|score| f64::from(score.tokens)),
+            loss("perplexity", Link::Exp, 1.0, &|score| f64::from(score.tokens)),
+        ],
     }
 }
 
@@ -152,6 +156,7 @@ pub fn primary(kind: Kind, task: &str) -> Option<&'static str> {
         Kind::Choice if ["hellaswag", "arc_challenge", "openbookqa"].iter().any(|name| task.starts_with(name)) => "acc_norm",
         Kind::Choice | Kind::Partial | Kind::LastWord => "acc",
         Kind::Text => "bits_per_byte",
+        Kind::Rows => "cross_entropy",
     })
 }
 

@@ -8,6 +8,7 @@
 //! score.rs      sequences -> engine -> log-likelihoods
 //! write.rs      prompts, and answers that the engine has written -> verdicts, by written/
 //! metrics.rs    log-likelihoods and verdicts -> metrics, as sums over items
+//! rows.rs       a user's own rows -> cross-entropy of their answers
 //! samples.rs    samples.parquet; answers.rs: answers.parquet
 //! results.rs    scores.json
 //! compare.rs    two evaluations of the same items -> paired differences
@@ -28,6 +29,7 @@ pub mod named;
 pub mod requests;
 pub mod results;
 pub mod retention;
+pub mod rows;
 pub mod samples;
 pub mod score;
 pub mod tasks;

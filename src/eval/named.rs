@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use super::benchmarks;
 use super::tasks::{Examples, PROBE, Task, probe, read};
+use super::{benchmarks, rows};
 use crate::error::{Error, Result};
 use crate::fetch::Progress;
 use crate::files::sha256;
@@ -15,11 +15,11 @@ pub fn load(names: &[String], fetching: Progress) -> Result<Vec<Task>> {
     for name in names {
         let with_file = name.split_once('=').and_then(|(name, file)| Some((benchmarks::find(name)?, Path::new(file))));
         let found = match (with_file, benchmarks::find(name)) {
-            _ if Path::new(name).is_file() => vec![read(Path::new(name))?],
+            _ if Path::new(name).is_file() => vec![read_file(Path::new(name))?],
             (Some((benchmark, file)), _) => vec![benchmarks::load(benchmark, Some(file), fetching)?],
             (None, Some(benchmark)) => vec![benchmarks::load(benchmark, None, fetching)?],
             _ if name == PROBE => vec![probe()?],
-            _ => expand(name)?.iter().map(|path| read(path)).collect::<Result<Vec<_>>>()?,
+            _ => expand(name)?.iter().map(|path| read_file(path)).collect::<Result<Vec<_>>>()?,
         };
         tasks.extend(found);
     }
@@ -52,11 +52,17 @@ pub fn examples_from(tasks: &mut [Task], path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Questions, a text, or rows to learn from.
+fn read_file(path: &Path) -> Result<Task> {
+    if rows::holds_rows(path) { rows::read(path) } else { read(path) }
+}
+
 fn expand(pattern: &str) -> Result<Vec<PathBuf>> {
     let unknown = || {
         Error::usage(format!("there is no task and no file called `{pattern}`")).cure(format!(
             "--tasks takes `{PROBE}` (questions that ship with the program), benchmarks by name (`--tasks list` shows them), and files: \
-             .uniform.jsonl, .jsonl with `context` and `continuation`, with `prompt` and `answer`, or with `text`, .txt."
+             .uniform.jsonl, .jsonl with `context` and `continuation`, with `prompt` and `answer`, or with `text`, .txt, rows to \
+             learn from."
         ))
     };
     let paths = glob::glob(pattern).map_err(|cause| unknown().caused_by(cause))?;

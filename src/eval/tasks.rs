@@ -3,7 +3,7 @@
 //! Four forms of JSON Lines, told apart by their keys, and plain text:
 //!
 //! ```text
-//! {"id", "context", "choices": [..], "answer": 0}                                 choices; `answer` counts from 0
+//! {"id", "context", "choices": [..], "answer": 0}                                 choices; `answer` counts from 0; `delimiter` before them: a space
 //! {"id", "choices": [..], "continuation", "answer": 0, "scoring": "partial"}      each choice is a context (WinoGrande)
 //! {"context", "continuation"}                                                     the last word of a passage (LAMBADA)
 //! {"text"}, or a .txt file as a whole                                             perplexity in a rolling window
@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::written::{Spec, uniform};
-use crate::dataset::{Role, Turn};
+use crate::dataset::{Example, Role, Turn};
 use crate::error::{Context, Error, Result};
 use crate::files::sha256;
 
@@ -78,9 +78,11 @@ pub enum Kind {
     Text,
     /// Is the answer right that the model writes?
     Written,
+    /// How probable are the answers of rows to learn from?
+    Rows,
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Item {
     /// Unique in its task.
     pub id: String,
@@ -98,6 +100,8 @@ pub struct Item {
     pub answer: usize,
     /// Where the model writes.
     pub written: Option<Question>,
+    /// Where it is a row to learn from.
+    pub row: Option<Box<Example>>,
 }
 
 /// An example: a question and its answer, without what stands between.
@@ -278,6 +282,7 @@ fn item(row: &Map<String, Value>, index: usize, judged_by: fn(&Map<String, Value
         requests,
         answer,
         written,
+        row: None,
     };
     let partial = match row.get("scoring") {
         None | Some(Value::Null) => false,
@@ -287,7 +292,13 @@ fn item(row: &Map<String, Value>, index: usize, judged_by: fn(&Map<String, Value
     if row.contains_key("choices") {
         let choices = choices(row)?;
         let answer = answer(row, choices.len())?;
-        let request = |context: &str, rest: &str| Request { context: context.to_owned(), continuation: format!(" {rest}") };
+        let delimiter = match row.get("delimiter") {
+            None => " ",
+            Some(Value::String(text)) if text == " " || text == "\n" => text,
+            Some(other) => return Err(expected("delimiter", "a space or a newline", other)),
+        };
+        let request =
+            |context: &str, rest: &str| Request { context: context.to_owned(), continuation: format!("{delimiter}{rest}") };
         let (kind, requests) = match partial {
             true => {
                 let continuation = filled(row, "continuation")?;
@@ -367,16 +378,7 @@ fn text_item(id: String, text: &str) -> Result<Item> {
         return Err(Error::new("expected a text, found an empty one"));
     }
     let request = Request { context: String::new(), continuation: text.to_owned() };
-    Ok(Item {
-        id,
-        subject: None,
-        group: None,
-        description: String::new(),
-        examples: Vec::new(),
-        requests: vec![request],
-        answer: 0,
-        written: None,
-    })
+    Ok(Item { id, requests: vec![request], ..Item::default() })
 }
 
 fn choices(row: &Map<String, Value>) -> Result<Vec<&str>> {
@@ -432,14 +434,15 @@ impl Kind {
             Kind::LastWord => "`context` and `continuation`",
             Kind::Text => "`text`",
             Kind::Written => "`prompt` or `messages`",
+            Kind::Rows => "rows to learn from",
         }
     }
 }
 
 impl Request {
-    /// The choice as the file has it, without the space before it.
+    /// The choice as the file has it, without the delimiter before it.
     pub fn choice(&self) -> &str {
-        self.continuation.strip_prefix(' ').unwrap_or(&self.continuation)
+        self.continuation.strip_prefix([' ', '\n']).unwrap_or(&self.continuation)
     }
 }
 

@@ -216,11 +216,23 @@ fn kind_of(path: &Path, metadata: &std::fs::Metadata) -> Result<Kind> {
                 .at(path)
                 .cure(format!("Join the pieces: cat {stem}.part* > {stem}")))
         }
+        "safetensors" if is_checkpoint(path) => Err(Error::new("this is a checkpoint of a training run, with what it takes to go on")
+            .at(path)
+            .cure(format!(
+                "Write its model first: `diagnose export {} --out DIR`, and give --model DIR/model, or DIR/adapter of a run with --lora.",
+                path.display()
+            ))),
         _ => {
             refuse_pointer(path)?;
             Err(Error::new("this is neither a folder nor a GGUF file").at(path).cure(EXPECTED))
         }
     }
+}
+
+/// Is it called as `diagnose train` calls its checkpoints?
+fn is_checkpoint(path: &Path) -> bool {
+    let starts = |name: Option<&std::ffi::OsStr>, start: &str| name.is_some_and(|name| name.to_string_lossy().starts_with(start));
+    starts(path.file_name(), "step-") && starts(path.parent().and_then(Path::file_name), "checkpoints")
 }
 
 fn begins_as_gguf(path: &Path) -> bool {

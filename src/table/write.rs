@@ -4,7 +4,6 @@
 //! inside a part the rows are sorted, so that the same stretches give the same table however often the run was interrupted.
 //! `rows-00000.parquet` is written after `tokens-00000.parquet` and `alternatives-00000.parquet`; a part counts once it is there.
 
-use std::collections::HashMap;
 use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -51,8 +50,8 @@ pub struct PartWriter {
     text_of: Box<dyn Fn(u32) -> String + Send>,
     provenance: Vec<(String, String)>,
     texts: TextColumn,
-    /// Category code of each token's text, filled on first use.
-    codes: HashMap<u32, u32>,
+    /// Category code of each token's text by the token's id, filled on first use.
+    codes: Vec<Option<u32>>,
     pending: PendingTokens,
     alternatives: alternatives::Pending,
     rows: Vec<Row>,
@@ -104,7 +103,7 @@ impl PartWriter {
             text_of,
             provenance,
             texts: TextColumn::new(),
-            codes: HashMap::new(),
+            codes: Vec::new(),
             pending: PendingTokens::default(),
             alternatives: alternatives::Pending::default(),
             rows: Vec::new(),
@@ -223,11 +222,13 @@ impl PartWriter {
     }
 
     fn code_of_token(&mut self, id: u32) -> Result<u32> {
-        if let Some(code) = self.codes.get(&id) {
+        let place = id as usize;
+        if let Some(Some(code)) = self.codes.get(place) {
             return Ok(*code);
         }
         let code = self.texts.code(&(self.text_of)(id))?;
-        self.codes.insert(id, code);
+        self.codes.resize(self.codes.len().max(place + 1), None);
+        self.codes[place] = Some(code);
         Ok(code)
     }
 }

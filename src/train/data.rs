@@ -4,12 +4,12 @@
 //! a weight of their own appear in each epoch that many times: 0.5 for a half of their rows, another half each epoch, 2 for all
 //! rows twice.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::path::Path;
 
 use super::step::supervised;
-use crate::dataset::{Chosen, Dataset, Place};
+use crate::dataset::{Choice, Chosen, Dataset, Place};
 use crate::error::{Error, Result};
 use crate::random::SplitMix;
 use crate::tokens::{Audit, Renderer, Sequence, rendered};
@@ -44,17 +44,35 @@ pub(crate) struct Order {
     weights: Vec<f64>,
 }
 
+/// Which rows are looked at and not trained on.
+#[derive(Clone, Copy)]
+pub(crate) enum HeldOut<'a> {
+    /// This share of those with something to learn, drawn by seed, one at least; 0 for none.
+    Share(f64),
+    /// Those of another data set.
+    Apart(&'a Dataset),
+}
+
+/// A row with something to learn.
+struct Row {
+    sequence: Sequence,
+    source: String,
+    name: RowName,
+    target_weights: Vec<f32>,
+}
+
 impl TrainingSet {
-    /// Reads and renders everything, and draws the rows to hold out: `validation_share` of those with something to learn, one at least.
+    /// Reads and renders everything, and sets aside the rows that are held out.
     pub(crate) fn read(
         dataset: &Dataset,
         renderer: &Renderer,
         chosen: &Chosen,
         strict: bool,
-        validation_share: f64,
+        held_out: HeldOut,
         seed: u64,
         watch: &mut dyn FnMut(u64),
     ) -> Result<TrainingSet> {
+        let (rows, audit) = read_rows(dataset, renderer, chosen, strict, watch)?;
         let mut set = TrainingSet {
             sequences: Vec::new(),
             source_of: Vec::new(),
@@ -62,47 +80,28 @@ impl TrainingSet {
             names: Vec::new(),
             target_weights: Vec::new(),
             validation: Vec::new(),
-            audit: Audit::of(dataset),
+            audit,
         };
-        let mut read = Vec::new();
-        let mut records = 0;
-        for chunk in rendered(dataset, renderer, 0, chosen) {
-            for item in chunk? {
-                records += 1;
-                let rendered = match item.rendered {
-                    Ok(rendered) => rendered,
-                    Err(error) if strict => return Err(error.cure("Mend the row, or leave out --strict to skip it.")),
-                    Err(error) => {
-                        set.audit.add_error(&item.place, &error);
-                        continue;
-                    }
-                };
-                set.audit.add(&item.place, &rendered.audit);
-                // The spans are for maps; training does without.
-                let sequence = Sequence { spans: Vec::new(), ..rendered.sequence };
-                if supervised(&sequence) == 0 {
-                    continue;
-                }
-                let (source, id) = item.example.map(|example| (example.source, example.id)).unwrap_or_default();
-                let all_alike = rendered.target_weights.iter().all(|&weight| weight == 1.0);
-                let target_weights = if all_alike { Vec::new() } else { rendered.target_weights };
-                read.push((sequence, source, RowName { place: item.place, id }, target_weights));
+        let share = match held_out {
+            HeldOut::Share(share) => share,
+            HeldOut::Apart(apart) => {
+                set.hold_out_apart(apart, &rows, renderer, strict, watch)?;
+                0.0
             }
-            watch(records);
-        }
+        };
         // Rows that are equal token by token go by the number of the first of them, so that none stands on both sides.
         let mut firsts: HashMap<&[u32], u32> = HashMap::new();
-        let numbers: Vec<u32> = read.iter().map(|(sequence, ..)| *firsts.entry(&sequence.ids).or_insert(sequence.row)).collect();
-        let n_equal = read.len() - firsts.len();
-        if validation_share > 0.0 && n_equal > 0 {
+        let numbers: Vec<u32> = rows.iter().map(|row| *firsts.entry(&row.sequence.ids).or_insert(row.sequence.row)).collect();
+        let n_equal = rows.len() - firsts.len();
+        if share > 0.0 && n_equal > 0 {
             set.audit.notes.push(format!(
                 "{n_equal} of {} rows are equal to an earlier one; with --validation-share they stay on the side of the first",
-                read.len()
+                rows.len()
             ));
         }
-        let held_out = held_out(&numbers, validation_share, seed);
-        for ((sequence, source, name, target_weights), held_out) in read.into_iter().zip(held_out) {
-            if held_out {
+        let drawn = drawn(&numbers, share, seed);
+        for (Row { sequence, source, name, target_weights }, is_drawn) in rows.into_iter().zip(drawn) {
+            if is_drawn {
                 set.validation.push(sequence);
                 continue;
             }
@@ -120,6 +119,40 @@ impl TrainingSet {
             return Err(Error::new("no token of this data set would be trained on: there is nothing to learn").cure(reasons));
         }
         Ok(set)
+    }
+
+    /// Holds out the rows of `apart`, all of them but those that are equal, token by token, to one of `rows`, which are trained on.
+    fn hold_out_apart(
+        &mut self,
+        apart: &Dataset,
+        rows: &[Row],
+        renderer: &Renderer,
+        strict: bool,
+        watch: &mut dyn FnMut(u64),
+    ) -> Result<()> {
+        let (mut held_out, audit) = read_rows(apart, renderer, &apart.choose(Choice::All)?, strict, watch)?;
+        self.audit.notes.extend(audit.lines().iter().map(|line| format!("--validation: {line}")));
+        let n = held_out.len();
+        let trained: HashSet<&[u32]> = rows.iter().map(|row| row.sequence.ids.as_slice()).collect();
+        held_out.retain(|row| !trained.contains(row.sequence.ids.as_slice()));
+        if held_out.is_empty() {
+            let names: Vec<String> = apart.files().iter().map(|file| file.path.display().to_string()).collect();
+            return Err(Error::new(match n {
+                0 => format!("no token of --validation {} would be looked at", names.join(" ")),
+                _ => format!("all {n} rows of --validation {} are equal to rows that are trained on", names.join(" ")),
+            })
+            .cure(
+                "Give rows with answers that are not among those to train on, or draw some of these with --validation-share.",
+            ));
+        }
+        if held_out.len() < n {
+            self.audit.notes.push(format!(
+                "{} of {n} rows of --validation are equal to rows that are trained on, and are left out of the held-out loss",
+                n - held_out.len()
+            ));
+        }
+        self.validation = held_out.into_iter().map(|row| row.sequence).collect();
+        Ok(())
     }
 
     /// The order of the epochs; `mix` gives sources a weight other than 1.
@@ -159,21 +192,57 @@ impl TrainingSet {
     }
 }
 
+/// The chosen rows with something to learn, and what is odd about all of them.
+fn read_rows(
+    dataset: &Dataset,
+    renderer: &Renderer,
+    chosen: &Chosen,
+    strict: bool,
+    watch: &mut dyn FnMut(u64),
+) -> Result<(Vec<Row>, Audit)> {
+    let (mut rows, mut audit, mut records) = (Vec::new(), Audit::of(dataset), 0);
+    for chunk in rendered(dataset, renderer, 0, chosen) {
+        for item in chunk? {
+            records += 1;
+            let rendered = match item.rendered {
+                Ok(rendered) => rendered,
+                Err(error) if strict => return Err(error.cure("Mend the row, or leave out --strict to skip it.")),
+                Err(error) => {
+                    audit.add_error(&item.place, &error);
+                    continue;
+                }
+            };
+            audit.add(&item.place, &rendered.audit);
+            // The spans are for maps; training does without.
+            let sequence = Sequence { spans: Vec::new(), ..rendered.sequence };
+            if supervised(&sequence) == 0 {
+                continue;
+            }
+            let (source, id) = item.example.map(|example| (example.source, example.id)).unwrap_or_default();
+            let all_alike = rendered.target_weights.iter().all(|&weight| weight == 1.0);
+            let target_weights = if all_alike { Vec::new() } else { rendered.target_weights };
+            rows.push(Row { sequence, source, name: RowName { place: item.place, id }, target_weights });
+        }
+        watch(records);
+    }
+    Ok((rows, audit))
+}
+
 /// Which of the rows with these numbers are held out; never all of them. A row's draw follows from its number, so that rows that are
 /// added to a file leave most of the others on their side.
-fn held_out(rows: &[u32], share: f64, seed: u64) -> Vec<bool> {
+fn drawn(rows: &[u32], share: f64, seed: u64) -> Vec<bool> {
     if share == 0.0 {
         return vec![false; rows.len()];
     }
     let n = ((share * rows.len() as f64).round() as usize).max(1).min(rows.len().saturating_sub(1));
-    let mut drawn: Vec<usize> = (0..rows.len()).collect();
-    drawn.sort_by_cached_key(|&index| Random::new(seed ^ VALIDATION, u64::from(rows[index])).next());
+    let mut order: Vec<usize> = (0..rows.len()).collect();
+    order.sort_by_cached_key(|&index| Random::new(seed ^ VALIDATION, u64::from(rows[index])).next());
     // Equal rows have one number and stand side by side: the cut must not part them.
-    let is_cut_through = |n: usize| (1..drawn.len()).contains(&n) && rows[drawn[n]] == rows[drawn[n - 1]];
-    let up = (n..=drawn.len()).find(|&n| !is_cut_through(n)).filter(|&n| n < drawn.len());
+    let is_cut_through = |n: usize| (1..order.len()).contains(&n) && rows[order[n]] == rows[order[n - 1]];
+    let up = (n..=order.len()).find(|&n| !is_cut_through(n)).filter(|&n| n < order.len());
     let n = up.or_else(|| (0..=n).rev().find(|&n| !is_cut_through(n))).unwrap_or(0);
     let mut held_out = vec![false; rows.len()];
-    drawn[..n].iter().for_each(|&index| held_out[index] = true);
+    order[..n].iter().for_each(|&index| held_out[index] = true);
     held_out
 }
 
@@ -290,27 +359,27 @@ mod tests {
     #[test]
     fn the_share_held_out_is_exact() {
         let rows: Vec<u32> = (0..40).map(|i| 3 * i).collect();
-        let count = |share, seed| held_out(&rows, share, seed).into_iter().filter(|&out| out).count();
+        let count = |share, seed| drawn(&rows, share, seed).into_iter().filter(|&out| out).count();
         assert_eq!((count(0.0, 1), count(0.001, 1), count(0.25, 1), count(0.27, 1), count(0.999, 1)), (0, 1, 10, 11, 39));
-        assert_ne!(held_out(&rows, 0.25, 1), held_out(&rows, 0.25, 2));
-        assert_eq!(held_out(&[7], 0.5, 1), [false]);
+        assert_ne!(drawn(&rows, 0.25, 1), drawn(&rows, 0.25, 2));
+        assert_eq!(drawn(&[7], 0.5, 1), [false]);
         // What was held out of fewer rows is held out of more, but for those that the new ones displace.
-        let (fewer, more) = (held_out(&rows[..36], 0.25, 1), held_out(&rows, 0.25, 1));
+        let (fewer, more) = (drawn(&rows[..36], 0.25, 1), drawn(&rows, 0.25, 1));
         assert!(fewer.iter().zip(&more).filter(|(fewer, more)| fewer != more).count() <= 4);
-        assert!(held_out(&[], 0.5, 1).is_empty());
+        assert!(drawn(&[], 0.5, 1).is_empty());
     }
 
     #[test]
     fn equal_rows_stay_on_one_side() {
         let rows: Vec<u32> = (0..60).map(|i| i % 20).collect();
         for seed in 0..50 {
-            let held_out = held_out(&rows, 0.2, seed);
+            let held_out = drawn(&rows, 0.2, seed);
             let side = |number: u32| -> Vec<bool> { (0..60).filter(|&i| rows[i] == number).map(|i| held_out[i]).collect() };
             assert!((0..20).all(|number| side(number).windows(2).all(|pair| pair[0] == pair[1])));
             let n = held_out.iter().filter(|&&out| out).count();
             assert!((12..=14).contains(&n), "{n}");
         }
-        assert_eq!(held_out(&[3, 3, 3], 0.5, 1), [false; 3]);
+        assert_eq!(drawn(&[3, 3, 3], 0.5, 1), [false; 3]);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use super::keep::Keep;
 use super::schedule::Shape;
 use crate::diagnosis::gate::{Method, Normaliser};
 use crate::error::{Error, Result};
@@ -117,7 +118,7 @@ typed! {
     Switch: bool;
     Whole: u64 usize;
     Number: f32 f64;
-    Text: String PathBuf Method Normaliser Shape;
+    Text: String PathBuf Method Normaliser Shape Keep;
     Texts: Vec<String>;
     Numbers: BTreeMap<String, f64>;
 }
@@ -153,6 +154,7 @@ const SAME: &[(&str, &str)] = &[
     ("eval_steps", "eval-every"),
     ("save_steps", "save-every"),
     ("save_total_limit", "keep-checkpoints"),
+    ("early_stopping_patience", "stop-after-worse"),
 ];
 
 const BATCH: &str =
@@ -178,6 +180,10 @@ const INSTEAD: &[(&str, &str)] = &[
     ("bf16", "Give dtype = \"bf16\"."),
     ("fp16", "Give dtype = \"bf16\"."),
     ("dataset", "Give datasets, a list of files."),
+    ("eval_dataset", "Give validation, a list of files."),
+    ("test_datasets", "Give validation, a list of files."),
+    ("load_best_model_at_end", "Give keep = \"best\"."),
+    ("metric_for_best_model", "Leave it out: keep = \"best\" goes by the held-out loss."),
     ("template", "Leave it out: the model's own chat template is used."),
     ("optim", "Leave it out: AdamW is the optimiser."),
     ("optimizer", "Leave it out: AdamW is the optimiser."),

@@ -1,7 +1,8 @@
 //! What is logged at a step: one object of metrics.jsonl, and the same as TensorBoard scalars.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
+use super::keep::Lowest;
 use super::step::StepToken;
 use crate::diagnosis::by_quadrant::ByQuadrant;
 use crate::diagnosis::quadrants::{Resolved, Thresholds};
@@ -47,6 +48,9 @@ pub(crate) struct StepMetrics {
     /// Every so many steps, else empty.
     #[serde(flatten)]
     pub standing: Standing,
+    /// The lowest held-out loss up to here, where this step has looked.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub lowest: Option<Lowest>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
@@ -58,6 +62,7 @@ pub(crate) struct Group {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Validation {
     /// Mean -ln p, nats per token; the intervals are over the rows.
+    #[serde(deserialize_with = "null_is_nan")]
     pub cross_entropy: f64,
     #[serde(default)]
     pub cross_entropy_ci95: Option<[f64; 2]>,
@@ -73,9 +78,11 @@ pub(crate) struct Validation {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Drift {
     /// Mean KL(base || model), nats per token; the interval is over the texts.
+    #[serde(deserialize_with = "null_is_nan")]
     pub kl: f64,
     #[serde(default)]
     pub kl_ci95: Option<[f64; 2]>,
+    #[serde(deserialize_with = "null_is_nan")]
     pub cross_entropy: f64,
     #[serde(default)]
     pub texts: u64,
@@ -89,6 +96,11 @@ pub(crate) struct Standing {
     pub validation: Option<Validation>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub drift: Option<Drift>,
+}
+
+/// JSON has no number for what is not finite; a line with such a loss is read again all the same.
+fn null_is_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::<f64>::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
 
 impl Validation {
@@ -199,6 +211,24 @@ mod tests {
         // Both rows have a mean of 2 and one token in two right: nothing varies between them.
         assert_eq!((found.cross_entropy_ci95, found.accuracy_ci95), (Some([2.0, 2.0]), Some([0.5, 0.5])));
         assert_eq!(Validation::of(&rows[..1]).cross_entropy_ci95, None);
+    }
+
+    /// Of a run that goes on, the lines before are read again, also where a loss was no number.
+    #[test]
+    fn a_line_whose_loss_is_not_finite_is_read_again() {
+        let validation = Validation { cross_entropy: f64::NAN, ..Validation::default() };
+        let drift = Drift { kl: f64::INFINITY, cross_entropy: 1.5, ..Drift::default() };
+        let standing = Standing { validation: Some(validation), drift: Some(drift) };
+        let metrics = StepMetrics {
+            step: 3,
+            standing,
+            lowest: Some(Lowest { worse_since: 1, ..Lowest::default() }),
+            ..StepMetrics::default()
+        };
+        let line = serde_json::to_string(&metrics).unwrap();
+        let again: StepMetrics = serde_json::from_str(&line).unwrap();
+        assert!(again.standing.validation.unwrap().cross_entropy.is_nan() && again.standing.drift.unwrap().kl.is_nan());
+        assert_eq!((again.step, again.lowest, serde_json::to_string(&again).unwrap()), (3, metrics.lowest, line));
     }
 
     /// Rows of one to sixty tokens, each with a level of its own. Nominal 95 %; 1000 experiments leave a standard deviation of 0.7 points.

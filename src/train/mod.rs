@@ -6,6 +6,7 @@
 //! step.rs        sequences -> packs -> forward, head, backward: the gradient of one step
 //! loss.rs        a token's statistics -> the factors of its loss, for every method of `diagnosis::gate`
 //! adamw.rs       the update; schedule.rs its rate
+//! keep.rs        which model of a run is kept, and when it ends early
 //! metrics.rs     what is logged; drift.rs how far general text has moved
 //! ```
 //!
@@ -15,6 +16,7 @@ pub(crate) mod adamw;
 pub(crate) mod data;
 pub(crate) mod declared;
 pub(crate) mod drift;
+pub(crate) mod keep;
 pub(crate) mod loss;
 pub(crate) mod metrics;
 pub(crate) mod options;

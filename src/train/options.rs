@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::adamw::AdamWOptions;
 use super::declared::{Declared, Group, Kind, Typed, our_name};
+use super::keep::Keep;
 use super::schedule::Shape;
 use crate::dataset::{Choice, FieldMap, ReadOptions, RoleMap};
 use crate::diagnosis::gate::{Beside, EAFT, Gate, Method, Normaliser};
@@ -94,8 +95,15 @@ options! {
     Looking {
         /// This share of the rows is held out and looked at now and then.
         validation_share: f64 = 0.0;
+        /// A file of rows to hold out beside the data, all of it, read and masked as the data are; may be given several times.
+        validation: Vec<String> = Vec::new();
         /// Steps from one look at held-out rows and general text to the next [default: a tenth of the run].
         eval_every: Option<u64> = None;
+        /// The model that is saved at the end: last, or best, which is that of the lowest held-out loss [default: last, with
+        /// --stop-after-worse best].
+        keep: Option<Keep> = None;
+        /// Ends the run after so many looks in a row at the held-out rows without a new lowest loss [default: never].
+        stop_after_worse: Option<u64> = None;
         /// Steps from one checkpoint to the next [default: an epoch].
         save_every: Option<u64> = None;
     }
@@ -145,7 +153,7 @@ options! {
         activation_memory: Option<usize> = None;
         /// Number format of the saved model: f32 or bf16; adapters are saved in f32.
         save_dtype: String = "f32".to_owned();
-        /// So many checkpoints are kept.
+        /// So many checkpoints are kept, and beside them that of the lowest held-out loss where it is to be the result.
         keep_checkpoints: usize = 1;
         /// Format of the data, where it is not to be guessed [default: guessed].
         format: Option<String> = None;
@@ -220,6 +228,7 @@ impl Options {
             ("snapshot-every", self.snapshot_every),
             ("limit", self.limit),
             ("sample", self.sample),
+            ("stop-after-worse", self.stop_after_worse),
         ] {
             if every == Some(0) {
                 return wrong(format!("--{name} 0: expected 1 or more"));
@@ -227,6 +236,19 @@ impl Options {
         }
         if self.limit.is_some() && self.sample.is_some() {
             return wrong("--limit takes the first rows and --sample random ones: give one of them".to_owned());
+        }
+        if self.validation_share > 0.0 && !self.validation.is_empty() {
+            return wrong(
+                "--validation names the rows to hold out and --validation-share draws them: give one of them".to_owned(),
+            );
+        }
+        let needs_held_out =
+            [("--keep best", self.keep == Some(Keep::Best)), ("--stop-after-worse", self.stop_after_worse.is_some())];
+        if let Some((name, _)) = needs_held_out.iter().find(|(_, is_given)| *is_given)
+            && !self.holds_out()
+        {
+            return Err(Error::usage(format!("{name} goes by the loss on held-out rows, and there are none"))
+                .cure("Give --validation FILE, or --validation-share 0.05."));
         }
         if !(self.epochs > 0.0 && self.epochs.is_finite()) {
             return wrong(format!("--epochs {}: expected a number above 0", self.epochs));
@@ -284,6 +306,16 @@ impl Options {
         self.render()?;
         self.read()?;
         Ok(())
+    }
+
+    /// Are there rows that are looked at and not trained on?
+    pub(crate) fn holds_out(&self) -> bool {
+        self.validation_share > 0.0 || !self.validation.is_empty()
+    }
+
+    /// Which model is the result.
+    pub(crate) fn kept(&self) -> Keep {
+        self.keep.unwrap_or(if self.stop_after_worse.is_some() { Keep::Best } else { Keep::Last })
     }
 
     /// Which records are read.
@@ -532,6 +564,11 @@ mod tests {
             ("kl-weight = 0.5", "kl-weight"),
             ("method = 'sft'\nintended = ['edits.jsonl']", "--intended"),
             ("validation-share = 1.0", "validation-share"),
+            ("validation-share = 0.1\nvalidation = ['b']", "give one of them"),
+            ("keep = 'best'", "--keep best goes by the loss on held-out rows"),
+            ("stop-after-worse = 2", "--validation FILE"),
+            ("validation = ['b']\nstop-after-worse = 0", "--stop-after-worse 0"),
+            ("validation = ['b']\nkeep = 'first'", "unknown variant"),
             ("lr = -1.0", "lr"),
             ("snapshot-every = 4", "--snapshot-every is for psft"),
             ("method = 'psft'\nsnapshot-every = 0", "--snapshot-every 0"),

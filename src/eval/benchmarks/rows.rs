@@ -1,6 +1,6 @@
 //! Rows as published, of wherever they lie.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -52,6 +52,31 @@ pub(super) fn of_package(files: &str, progress: Progress) -> Result<Rows> {
     read(&members, &part, &|path| path.strip_prefix(folder.path()).unwrap_or(path).to_owned(), PACKAGE.requirement.to_owned())
 }
 
+/// Apache-2.0, by the authors of the Berkeley Function-Calling Leaderboard.
+pub(super) const BFCL: Wheel = Wheel {
+    what: "the package of BFCL",
+    requirement: "bfcl-eval==2026.3.23",
+    wheel_bytes: 1_925_664,
+    member: None,
+    file: "bfcl_eval-2026.3.23-py3-none-any.whl",
+    bytes: 1_925_664,
+    sha256: "3bb6dfa5f0c68ad403c9ec50b00db2bb3b4cc9b38ab1ff33f48fe30d853d3a0a",
+    instead: "give a folder with the published files: `--tasks bfcl=FOLDER`",
+};
+
+/// The questions of these categories, with what may be answered to them.
+pub(super) fn of_bfcl(categories: &[&str], progress: Progress) -> Result<Rows> {
+    let path = wheel::fetch(&BFCL, progress)?;
+    let folder = tempfile::tempdir().context("cannot create a temporary folder")?;
+    let is_of_category = |name: &str| {
+        let file = name.rsplit('/').next().and_then(|file| file.strip_prefix("BFCL_v4_")?.strip_suffix(".json"));
+        name.starts_with("bfcl_eval/data/") && !name.contains("unused") && file.is_some_and(|file| categories.contains(&file))
+    };
+    let mut members = wheel::unpack_members(&path, is_of_category, folder.path())?;
+    members.retain(|path| path.parent().is_none_or(|folder| !folder.ends_with(Answers::FOLDER)));
+    read(&members, &stem, &|path| path.strip_prefix(folder.path()).unwrap_or(path).to_owned(), BFCL.requirement.to_owned())
+}
+
 pub(super) fn of_hub(sets: &[&str], files: &str, progress: Progress) -> Result<Rows> {
     let pattern = pattern(files)?;
     let mut paths = Vec::new();
@@ -87,8 +112,7 @@ pub(super) fn of_path(path: &Path) -> Result<Rows> {
     if files.is_empty() {
         return Err(Error::new("expected a folder with data files (.jsonl, .json, .parquet, .csv), found none").at(path));
     }
-    let part = |path: &Path| name_of(path).split('.').next().unwrap_or_default().to_owned();
-    read(&files, &part, &Path::to_owned, path.display().to_string())
+    read(&files, &stem, &Path::to_owned, path.display().to_string())
 }
 
 fn read(files: &[PathBuf], part: &dyn Fn(&Path) -> String, shown: &dyn Fn(&Path) -> PathBuf, origin: String) -> Result<Rows> {
@@ -96,10 +120,15 @@ fn read(files: &[PathBuf], part: &dyn Fn(&Path) -> String, shown: &dyn Fn(&Path)
     let mut asked = HashSet::new();
     for path in files {
         hashes.push(crate::files::file_sha256(path)?);
+        let answers = Answers::beside(path)?;
+        hashes.extend(answers.iter().map(|answers| answers.sha256.clone()));
         let (part, shown) = (Rc::from(part(path)), Rc::from(shown(path)));
         for row in crate::dataset::rows(path)? {
             let (line, values) = row?;
-            let mut add = |values: Map<String, Value>| {
+            let mut add = |mut values: Map<String, Value>| {
+                if let Some(answers) = &answers {
+                    answers.join(&mut values);
+                }
                 list.push(Row { values, part: Rc::clone(&part), path: Rc::clone(&shown), line });
             };
             match (values.get("doc"), values.get("examples")) {
@@ -124,8 +153,44 @@ fn read(files: &[PathBuf], part: &dyn Fn(&Path) -> String, shown: &dyn Fn(&Path)
     Ok(Rows { list, origin, sha256 })
 }
 
+/// What is right, where a publisher has it in a file of its own: `possible_answer/NAME` beside NAME, with the same ids.
+struct Answers {
+    by_id: HashMap<String, Value>,
+    sha256: String,
+}
+
+impl Answers {
+    const FOLDER: &str = "possible_answer";
+    const KEY: &str = "ground_truth";
+
+    fn beside(path: &Path) -> Result<Option<Answers>> {
+        let beside = path.parent().zip(path.file_name()).map(|(folder, name)| folder.join(Answers::FOLDER).join(name));
+        let Some(path) = beside.filter(|path| path.is_file()) else { return Ok(None) };
+        let mut by_id = HashMap::new();
+        for row in crate::dataset::rows(&path)? {
+            let (line, mut row) = row?;
+            match (row.remove("id"), row.remove(Answers::KEY)) {
+                (Some(id), Some(answer)) => by_id.insert(id.to_string(), answer),
+                _ => return Err(Error::new(format!("expected `id` and `{}`", Answers::KEY)).at_line(&path, line)),
+            };
+        }
+        Ok(Some(Answers { by_id, sha256: crate::files::file_sha256(&path)? }))
+    }
+
+    fn join(&self, row: &mut Map<String, Value>) {
+        if let Some(answer) = row.get("id").and_then(|id| self.by_id.get(&id.to_string())) {
+            row.insert(Answers::KEY.to_owned(), answer.clone());
+        }
+    }
+}
+
 fn pattern(text: &str) -> Result<Pattern> {
     Pattern::new(text).context("cannot read a pattern of file names")
+}
+
+/// The name up to its first dot.
+fn stem(path: &Path) -> String {
+    name_of(path).split('.').next().unwrap_or_default().to_owned()
 }
 
 fn name_of(path: &Path) -> String {
@@ -163,6 +228,14 @@ impl Row {
 
     pub(super) fn text(&self, key: &str) -> Result<&str> {
         self.get(key).and_then(Value::as_str).ok_or_else(|| self.wanted(key, "a text"))
+    }
+
+    pub(super) fn values(&self) -> &Map<String, Value> {
+        &self.values
+    }
+
+    pub(super) fn value(&self, key: &str) -> Result<&Value> {
+        self.get(key).ok_or_else(|| self.wanted(key, "there"))
     }
 
     pub(super) fn texts(&self, key: &str) -> Result<Vec<&str>> {

@@ -68,6 +68,63 @@ fn published_rows_give_the_uniform_files() {
 }
 
 /// Nothing is fetched for this test.
+fn asked(name: &str, rows: &rows::Rows) -> Vec<tasks::Item> {
+    questions(find(name).unwrap(), rows).unwrap()
+}
+
+#[test]
+fn every_published_prompt_of_ifeval_has_instructions_that_are_checked() {
+    let Some(path) = shared("ifeval_input_data.jsonl") else { return };
+    let rows = rows::of_path(&path).unwrap();
+    let items = asked("ifeval", &rows);
+    assert_eq!((items.len(), items[0].id.as_str()), (rows.list.len(), "1000"));
+    let data = &items[0].written.as_ref().unwrap().data;
+    assert_eq!(data["instruction_id_list"][2], "length_constraints:number_words");
+    assert!(items[0].requests[0].context.starts_with("Write a 300+ word summary"));
+}
+
+#[test]
+fn questions_of_bfcl_have_their_functions_and_their_answers_beside_them() {
+    let Some(folder) = shared("target/bfcl") else { return };
+    for (file, subject) in [
+        ("BFCL_v4_simple_python.json", "simple_python"),
+        ("BFCL_v4_multiple.json", "multiple"),
+        ("BFCL_v4_parallel.json", "parallel"),
+        ("BFCL_v4_irrelevance.json", "irrelevance"),
+        ("BFCL_v4_live_simple.json", "live_simple"),
+    ] {
+        let rows = rows::of_path(&folder.join(file)).unwrap();
+        let items = asked("bfcl", &rows);
+        assert_eq!((items.len(), items[0].subject.as_deref()), (rows.list.len(), Some(subject)));
+        assert!(items.len() > 50, "{file}");
+        for item in &items {
+            let question = item.written.as_ref().unwrap();
+            let [system, user, ..] = question.messages.as_deref().unwrap() else { panic!("{}: no two messages", item.id) };
+            let names = question.data["function"].as_array().unwrap().iter().map(|function| function["name"].as_str().unwrap());
+            assert!(names.into_iter().all(|name| system.content.contains(name)) && !user.content.is_empty(), "{}", item.id);
+            assert_eq!(question.data["ground_truth"].is_null(), subject == "irrelevance", "{}", item.id);
+        }
+    }
+    let other = rows::of_path(&folder.join("BFCL_v4_multi_turn_base.json")).unwrap();
+    assert!(questions(find("bfcl").unwrap(), &other).unwrap_err().to_string().contains("no category"));
+}
+
+#[test]
+fn a_pronoun_is_asked_about_with_opencompass_prompt() {
+    let row = |label: Value| {
+        let target = serde_json::json!({"span1_text": "阿梅", "span1_index": 0, "span2_text": "她", "span2_index": 7});
+        Row::of(serde_json::json!({"text": "阿梅上了船，可是她忘了票。", "target": target, "label": label}), "test_public")
+    };
+    let uniform = prompts::cluewsc(&row("true".into())).unwrap().unwrap();
+    let item = parse("t", "t.jsonl", uniform.to_string().as_bytes()).unwrap().items.remove(0);
+    let texts: Vec<String> = item.requests.iter().map(|request| format!("{}{}", request.context, request.continuation)).collect();
+    let question = "阿梅上了船，可是她忘了票。\n此处，代词“她“被用于指代“阿梅“吗?";
+    assert_eq!((texts, item.answer), (vec![format!("{question}\n否"), format!("{question}\n是")], 1));
+    assert_eq!(item.requests[1].choice(), "是");
+    // 0 is `true` in some copies and `false` in others.
+    assert!(prompts::cluewsc(&row(0.into())).unwrap_err().to_string().contains("expected `label` to be a text"));
+}
+
 #[test]
 fn the_package_holds_whole_benchmarks() {
     let folder = std::env::var_os("DIAGNOSE_CACHE").map(std::path::PathBuf::from).or_else(|| {

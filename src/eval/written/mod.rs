@@ -1,7 +1,9 @@
 //! Answers that the model writes -> verdicts: pure functions of an answer's text and of what its item says is right.
 //!
 //! ```text
+//! bfcl/        calls of functions, by their syntax trees; BFCL
 //! extract.rs   the filters and the exact match of lm-evaluation-harness; GSM8K
+//! ifeval/      instructions that can be verified; IFEval
 //! math.rs      answers in LaTeX: boxes, Hendrycks' and Minerva's normal forms; MATH, AIME
 //! uniform.rs   a user's own questions: exact, number, contains, regex
 //! ```
@@ -9,7 +11,9 @@
 //! Metrics have the names that lm-evaluation-harness gives them in its samples and results: `exact_match`, or with the filter that the answer
 //! went through `exact_match,strict-match`.
 
+pub mod bfcl;
 pub mod extract;
+pub mod ifeval;
 pub mod math;
 pub mod uniform;
 

@@ -9,19 +9,22 @@ use crate::error::{Error, Result};
 use crate::eval::asking::Asking;
 use crate::eval::metrics::Sample;
 use crate::eval::results::Work;
-use crate::eval::score;
-use crate::eval::tasks::{Item, Task};
+use crate::eval::tasks::{Item, Kind, Task};
 use crate::eval::write::{self, Prompt, Writing};
+use crate::eval::{rows, score};
 use crate::jobs::answer::{Entry, entries};
 use crate::jobs::journal::Journal;
 use crate::jobs::watch::Watch;
 use crate::model::{Model, Reference, stop_tokens};
+use crate::tokens::Renderer;
 
 /// What tasks are evaluated with.
 pub(super) struct Desk<'a> {
     pub(super) model: &'a Model,
     pub(super) asking: &'a Asking,
     pub(super) max_len: usize,
+    /// For rows to learn from, where a task has some.
+    pub(super) rows: Option<Renderer>,
     /// Tokens that end an answer.
     pub(super) ends: Vec<u32>,
     /// Answers under way at a time.
@@ -37,7 +40,10 @@ impl Desk<'_> {
     pub(super) fn scored(&self, task: &Task) -> Result<Evaluated> {
         let what = format!("Evaluating {}", task.name);
         let mut progress = |done, total| self.watch.tokens(&what, done, total);
-        let scored = score::score(self.model, task, self.asking, self.max_len, &mut progress)?;
+        let scored = match (task.kind, &self.rows) {
+            (Kind::Rows, Some(renderer)) => rows::score(self.model, task, renderer, &mut progress)?,
+            _ => score::score(self.model, task, self.asking, self.max_len, &mut progress)?,
+        };
         let score::Scored { samples, truncated, without_system, tokens, computed_tokens } = scored;
         Ok((samples, Work { truncated, without_system, tokens, computed_tokens }, None))
     }

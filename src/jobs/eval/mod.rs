@@ -94,7 +94,9 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
     let ends = if writes { ends(&reference, &model, &asking)? } else { Vec::new() };
     let notes = notes(writes, &ends, &asking);
     watch.remarks(&model.info.name, &notes);
-    let desk = Desk { model: &model, asking: &asking, max_len, ends, at_once: way.written.at_once, watch };
+    let has_rows = open.iter().any(|(task, _)| task.kind == Kind::Rows);
+    let rows = has_rows.then(|| way.rows(&reference, max_len)).transpose()?;
+    let desk = Desk { model: &model, asking: &asking, max_len, rows, ends, at_once: way.written.at_once, watch };
     for (task, settings) in open {
         let began = Instant::now();
         let (samples, work, journal) = match &settings.writing {

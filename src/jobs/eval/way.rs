@@ -118,6 +118,16 @@ impl Way {
         })
     }
 
+    /// How rows to learn from become tokens: through the model's own template or that of the questions, masked as training masks.
+    pub(super) fn rows(&self, reference: &Reference, max_len: usize) -> Result<Renderer> {
+        let (tokenizer, template) = text_of(reference)?;
+        let (chat_template, template_switches) =
+            self.chat.as_ref().map(|chat| (chat.template.clone(), chat.switches.clone())).unwrap_or_default();
+        let system = self.system.clone();
+        let options = RenderOptions { system, max_len, chat_template, template_switches, ..RenderOptions::default() };
+        Renderer::new(tokenizer, template, options)
+    }
+
     /// All that decides the scores of a task beside the model and the data.
     pub(super) fn settings_of(&self, task: &Task, asking: &Asking) -> Settings {
         let WrittenWay { max_new_tokens, sampling, stops, repeats, .. } = &self.written;

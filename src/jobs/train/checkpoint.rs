@@ -5,7 +5,7 @@
 //! the step, so that nothing else need be kept.
 
 use std::fs::{self, File};
-use std::io::{BufWriter, Read, Write};
+use std::io::{BufWriter, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -18,6 +18,7 @@ use crate::kernels::adamw::Moments;
 use crate::model::Parameter;
 use crate::model::files::{safetensors, safetensors_write};
 use crate::train::adamw::AdamW;
+use crate::train::keep::Lowest;
 use crate::train::metrics::Standing;
 
 pub(super) const FOLDER: &str = "checkpoints";
@@ -27,9 +28,18 @@ pub(super) const FOLDER: &str = "checkpoints";
 pub(super) struct Progress {
     /// Of the whole run: [`Options::identity`](crate::train::options::Options::identity), data and model.
     pub identity: String,
+    /// The model that is trained, which an export loads again.
+    #[serde(default)]
+    pub model_sha256: String,
+    /// Tokens with which answers of the data end and the model's do not.
+    #[serde(default)]
+    pub new_ends: Vec<u32>,
     /// Of the base model.
     #[serde(default)]
     pub before: Standing,
+    /// The held-out loss that decides which model is kept and when the run ends.
+    #[serde(default)]
+    pub lowest: Lowest,
     /// Updates done.
     pub step: u64,
     pub input_tokens: u64,
@@ -54,11 +64,18 @@ impl Progress {
     }
 }
 
-/// Writes a checkpoint and removes all but the last `keep`.
-pub(super) fn save(out: &Path, progress: &Progress, parameters: &[Parameter], optimizer: &AdamW, keep: usize) -> Result<()> {
+/// Writes a checkpoint and removes all but the last `keep` and that of the step `best`.
+pub(super) fn save(
+    out: &Path,
+    progress: &Progress,
+    parameters: &[Parameter],
+    optimizer: &AdamW,
+    keep: usize,
+    best: Option<u64>,
+) -> Result<()> {
     let folder = out.join(FOLDER);
     fs::create_dir_all(&folder).context_at(&folder, "cannot create the folder for checkpoints")?;
-    let path = folder.join(format!("step-{:08}.safetensors", progress.step));
+    let path = path(out, progress.step);
     let progress = serde_json::to_string(progress).context("cannot write down the progress")?;
     let arrays = arrays(parameters, optimizer);
     let entries = arrays.iter().map(|(name, dtype, len)| (name.as_str(), *dtype, std::slice::from_ref(len)));
@@ -76,10 +93,17 @@ pub(super) fn save(out: &Path, progress: &Progress, parameters: &[Parameter], op
     })?;
     let mut all = list(out)?;
     all.truncate(all.len().saturating_sub(keep.max(1)));
+    let best = best.map(|step| self::path(out, step));
+    all.retain(|path| best.as_ref() != Some(path));
     for old in all {
         fs::remove_file(&old).context_at(&old, "cannot remove the old checkpoint")?;
     }
     Ok(())
+}
+
+/// Where the checkpoint of a step lies.
+pub(super) fn path(out: &Path, step: u64) -> PathBuf {
+    out.join(FOLDER).join(format!("step-{step:08}.safetensors"))
 }
 
 /// Takes the run up at the newest checkpoint, if there is one.
@@ -92,9 +116,38 @@ pub(super) fn load(out: &Path, identity: &str, parameters: &[Parameter], optimiz
 
 /// The progress of the newest checkpoint, without its numbers.
 pub(super) fn latest(out: &Path) -> Result<Option<Progress>> {
-    let Some(path) = list(out)?.pop() else { return Ok(None) };
-    let mut file = File::open(&path).context_at(&path, "cannot open the checkpoint")?;
-    header(&mut file).map(|(progress, _)| Some(progress)).map_err(|error| error.at(&path))
+    list(out)?.pop().map(|path| progress(&path)).transpose()
+}
+
+/// The progress of one checkpoint, without its numbers.
+pub(super) fn progress(path: &Path) -> Result<Progress> {
+    let mut file = File::open(path).context_at(path, "cannot open the checkpoint")?;
+    header(&mut file).map(|(progress, _)| progress).map_err(|error| error.at(path))
+}
+
+/// Gives the parameters the values of a checkpoint, and leaves its moments where they are.
+pub(super) fn read_values(path: &Path, parameters: &[Parameter]) -> Result<()> {
+    let read = || {
+        let mut file = File::open(path).context("cannot open the checkpoint")?;
+        let (_, found) = header(&mut file)?;
+        // Values and two moments of each.
+        let (arrays, rest) = found.as_chunks::<3>();
+        let fits = |(parameter, [values, m, v]): (&Parameter, &[Array; 3])| {
+            let expected = (array_name(parameter, "values"), "F32", parameter.len());
+            expected == (values.0.clone(), values.1.as_str(), values.2) && m.2 == parameter.len() && v.2 == parameter.len()
+        };
+        if !rest.is_empty() || arrays.len() != parameters.len() || !parameters.iter().zip(arrays).all(fits) {
+            return Err(Error::new("the checkpoint does not fit the model")
+                .cure("It is of a run from another model, or with other options."));
+        }
+        for (parameter, [_, m, v]) in parameters.iter().zip(arrays) {
+            parameter.change(|values| read_into(&mut file, values, f32::from_le_bytes))??;
+            let bytes = [m, v].iter().map(|(_, dtype, len)| len * if dtype == "F32" { 4 } else { 2 }).sum::<usize>();
+            file.seek_relative(bytes as i64).context("cannot seek in the checkpoint")?;
+        }
+        Ok(())
+    };
+    read().map_err(|error| error.at(path))
 }
 
 fn read(path: &Path, identity: &str, parameters: &[Parameter], optimizer: &mut AdamW) -> Result<Progress> {
@@ -158,15 +211,18 @@ fn header(file: &mut File) -> Result<(Progress, Vec<Array>)> {
 /// Name, type and length of each array of a checkpoint, in order.
 fn arrays(parameters: &[Parameter], optimizer: &AdamW) -> Vec<(String, Dtype, usize)> {
     let of_parameter = |(parameter, moments): (&Parameter, &Moments)| {
-        let first = parameter.parts.first().map_or("", |part| part.name.as_str());
         let moments = match moments {
             Moments::F32(_) => Dtype::F32,
             Moments::Bf16(_) => Dtype::Bf16,
         };
         [("values", Dtype::F32), ("m", moments), ("v", moments)]
-            .map(|(what, dtype)| (format!("{first}/{what}"), dtype, parameter.len()))
+            .map(|(what, dtype)| (array_name(parameter, what), dtype, parameter.len()))
     };
     parameters.iter().zip(&optimizer.moments).flat_map(of_parameter).collect()
+}
+
+fn array_name(parameter: &Parameter, what: &str) -> String {
+    format!("{}/{what}", parameter.parts.first().map_or("", |part| part.name.as_str()))
 }
 
 fn numbers<T: Copy, const N: usize>(file: &mut BufWriter<File>, numbers: &[T], encode: impl Fn(T) -> [u8; N]) -> Result<()> {
@@ -201,6 +257,9 @@ mod tests {
     fn damaged_checkpoints_are_refused_by_name() {
         let progress = Progress {
             identity: "abc".to_owned(),
+            model_sha256: "def".to_owned(),
+            new_ends: vec![2],
+            lowest: Lowest { step: Some(2), cross_entropy: Some(1.5), worse_since: 1 },
             before: Standing::default(),
             step: 3,
             input_tokens: 10,

@@ -45,7 +45,10 @@ pub(super) struct Opened {
     pub out: PathBuf,
     pub command: String,
     pub dataset: Dataset,
+    /// Rows to hold out that are no part of it.
+    pub validation: Option<Dataset>,
     pub reference: Reference,
+    pub model_sha256: String,
     pub identity: String,
 }
 
@@ -55,16 +58,23 @@ impl Opened {
         let Job { mut options, command, .. } = job;
         let dataset = Dataset::open(&options.datasets, &options.read()?)?;
         watch.opened(dataset.files());
+        let validation = match options.validation.is_empty() {
+            true => None,
+            false => Some(Dataset::open(&options.validation, &options.read()?)?),
+        };
+        let held_out = validation.as_ref().map_or(&[][..], Dataset::files);
+        watch.opened(held_out);
         let reference = Reference::resolve_on(options.model.as_deref(), options.base.as_deref(), &fetching(watch))?;
         options.max_len = Some(reference.max_len(options.max_len)?);
         let (model_sha256, build) = (reference.sha256()?, provenance::build());
-        let own_identity = identity(&options, dataset.files(), &model_sha256, &build)?;
+        let own_identity = identity(&options, [dataset.files(), held_out], &model_sha256, &build)?;
         let out = options.out.clone().unwrap_or_else(|| Path::new("runs").join(format!("train-{}", &own_identity[..8])));
-        let opened = Opened { options, out, command, dataset, reference, identity: own_identity };
+        let opened = Opened { options, out, command, dataset, validation, reference, model_sha256, identity: own_identity };
         if let Some(record) = opened.record()?.filter(|record| record.identity != opened.identity) {
             let Options { epochs, max_steps, .. } = record.options;
             let as_long = Options { epochs, max_steps, ..opened.options.clone() };
-            if identity(&as_long, opened.dataset.files(), &model_sha256, &build)? == record.identity {
+            let files = [opened.dataset.files(), opened.held_out_files()];
+            if identity(&as_long, files, &opened.model_sha256, &build)? == record.identity {
                 return Err(opened.of_another_length(&record));
             }
             return Err(Error::new("this folder holds another training run").at(&opened.out).cure(
@@ -94,6 +104,11 @@ impl Opened {
             .cure(format!("Give another --out to train for {wanted} from the beginning, or go on from the result with {result} and another --out."))
     }
 
+    /// The files of `--validation`.
+    pub(super) fn held_out_files(&self) -> &[DataFile] {
+        self.validation.as_ref().map_or(&[], Dataset::files)
+    }
+
     /// The record of the run, if it has ended.
     pub(super) fn record(&self) -> Result<Option<TrainRecord>> {
         let path = self.out.join(RUN_FILE);
@@ -106,13 +121,14 @@ impl Opened {
     }
 }
 
-/// SHA-256 over all that the result depends on; `build` is the program.
-fn identity(options: &Options, files: &[DataFile], model_sha256: &str, build: &str) -> Result<String> {
+/// SHA-256 over all that the result depends on: the files to train on and those that are held out, ..; `build` is the program.
+fn identity(options: &Options, [files, held_out]: [&[DataFile]; 2], model_sha256: &str, build: &str) -> Result<String> {
     // Data and model count by their bytes, however the user spells them.
-    let options = Options { datasets: Vec::new(), model: None, base: None, ..options.identity() };
+    let options = Options { datasets: Vec::new(), validation: Vec::new(), model: None, base: None, ..options.identity() };
     let what = serde_json::json!({
         "program": build,
         "files": identity_of_files(files),
+        "held_out_files": identity_of_files(held_out),
         "model": model_sha256,
         "options": options.to_toml()?,
         // Other instructions round other sums.
@@ -135,7 +151,7 @@ mod tests {
             let datasets = vec![path.to_string_lossy().into_owned()];
             let options = Options { datasets, model: Some(model.to_owned()), seed, ..Options::default() };
             let dataset = Dataset::open(&options.datasets, &options.read().unwrap()).unwrap();
-            identity(&options, dataset.files(), "abc", build).unwrap()
+            identity(&options, [dataset.files(), &[]], "abc", build).unwrap()
         };
         let own = identity_of(&path, "model.gguf", "0.1.0 (a)", 0);
         assert_eq!(own, identity_of(&spelling, "./model.gguf", "0.1.0 (a)", 0));

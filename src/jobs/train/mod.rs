@@ -8,7 +8,7 @@
 //! snapshot.rs    what psft compares with
 //! checkpoint.rs  weights, moments and progress, to the bit
 //! log.rs         metrics.jsonl; events.rs for TensorBoard; figures.rs draws
-//! result.rs      the trained model or adapter as others read it
+//! result.rs      the trained model or adapter as others read it; exported.rs the same of a checkpoint
 //! emit.rs        no run at all, but the same training as a configuration of LLaMA-Factory or axolotl, by way of recipe.rs
 //! ```
 
@@ -16,6 +16,7 @@ mod before;
 mod checkpoint;
 mod emit;
 mod events;
+mod exported;
 mod figures;
 mod job;
 mod log;
@@ -27,6 +28,7 @@ mod snapshot;
 mod special_tokens;
 mod trainer;
 
+pub(crate) use exported::export_checkpoint;
 pub(crate) use job::{Job, Outcome};
 pub(crate) use plan::Plan;
 pub(crate) use recipe::emit;

@@ -9,6 +9,7 @@ use crate::jobs::watch::{Watch, fetching};
 use crate::kernels::Dtype;
 use crate::model::{LoraSettings, Reference};
 use crate::train;
+use crate::train::keep::Keep;
 use crate::train::options::Options;
 use crate::train::schedule::Shape;
 
@@ -74,6 +75,16 @@ pub(crate) fn emit(options: &Options, target: Target, watch: &dyn Watch) -> Resu
                 "{option} would be lost: the configuration takes the template of the model's folder"
             ))
             .cure("Write it into the data or into the model's folder, and leave the option out."));
+        }
+    }
+    for (option, is_given) in [
+        ("--validation", !options.validation.is_empty()),
+        ("--keep best", options.kept() == Keep::Best),
+        ("--stop-after-worse", options.stop_after_worse.is_some()),
+    ] {
+        if is_given {
+            return Err(Error::usage(format!("{option} is not written into the configuration of another program"))
+                .cure("Leave it out, and set it there."));
         }
     }
     if !options.mix.is_empty() || !options.intended.is_empty() {

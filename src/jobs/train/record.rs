@@ -8,6 +8,7 @@ use super::plan::Plan;
 use crate::error::{Context, Result};
 use crate::model::Info;
 use crate::provenance::Provenance;
+use crate::train::keep::Lowest;
 use crate::train::metrics::{Drift, Standing, Validation};
 use crate::train::options::Options;
 
@@ -25,8 +26,18 @@ pub(crate) struct TrainRecord {
     pub options: Options,
     pub model: Info,
     pub data: serde_json::Value,
+    /// The files of `--validation`.
+    #[serde(default)]
+    pub held_out_data: serde_json::Value,
     pub plan: Plan,
+    /// Updates done; fewer than planned where `--stop-after-worse` ended the run.
     pub steps: u64,
+    /// The result is the model after so many of them; absent in records of earlier programs, which kept the last.
+    #[serde(default)]
+    pub kept_step: Option<u64>,
+    /// The lowest held-out loss, where there are held-out rows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lowest: Option<Lowest>,
     pub input_tokens: u64,
     pub supervised_tokens: u64,
     pub seconds: f64,
@@ -36,7 +47,7 @@ pub(crate) struct TrainRecord {
     /// Of the base model; empty in records of programs that did not look.
     #[serde(default)]
     pub before: Standing,
-    /// After the last update.
+    /// Of the result.
     pub validation: Option<Validation>,
     pub drift: Option<Drift>,
     /// One line per finding of the mask audit.

@@ -9,11 +9,33 @@ use crate::error::{Context, Error, Result};
 use crate::files::write_atomically;
 use crate::kernels::Dtype;
 use crate::model::{
-    LoraOptions, LoraPair, LoraSettings, Parameter, Part, Reference, save as save_model, save_adapter, save_merged,
+    LoraOptions, LoraPair, LoraSettings, Parameter, Part, Reference, add_end_tokens, save as save_model, save_adapter,
+    save_merged,
 };
+use crate::train::options::Options;
+
+/// Saves what was trained from `reference` as the options want it: the weights, the tokens `new_ends` at which the model is to stop, the
+/// template that was trained on. Gives the name of the folder that training made.
+pub(super) fn save(
+    reference: &Reference,
+    out: &Path,
+    parameters: &[Parameter],
+    options: &Options,
+    new_ends: &[u32],
+) -> Result<PathBuf> {
+    let result = save_weights(reference, out, parameters, options.lora().as_ref(), options.merge, options.save_dtype()?)?;
+    let model = out.join("model");
+    if !new_ends.is_empty() && model.is_dir() {
+        add_end_tokens(&model, new_ends)?;
+    }
+    if let Some(template) = &options.chat_template {
+        replace_template(template, out)?;
+    }
+    Ok(result)
+}
 
 /// Puts the template that was trained on into the saved folders.
-pub(super) fn replace_template(template: &Path, out: &Path) -> Result<()> {
+fn replace_template(template: &Path, out: &Path) -> Result<()> {
     let bytes = std::fs::read(template).context_at(template, "cannot read the chat template")?;
     for folder in ["model", "adapter"].map(|name| out.join(name)).iter().filter(|folder| folder.is_dir()) {
         let path = folder.join("chat_template.jinja");
@@ -31,7 +53,7 @@ pub(super) fn replace_template(template: &Path, out: &Path) -> Result<()> {
 
 /// Saves `OUT/model`, or `OUT/adapter` if adapters were trained, and then with `merge` the base with the adapter as `OUT/model`, too.
 /// Gives the name of the folder that training made.
-pub(super) fn save(
+fn save_weights(
     reference: &Reference,
     out: &Path,
     parameters: &[Parameter],

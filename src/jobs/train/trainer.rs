@@ -22,11 +22,12 @@ use crate::jobs::watch::Watch;
 use crate::jobs::{peak_memory_bytes, provenance_of};
 use crate::kernels::{Dtype, Kernels};
 use crate::maps;
-use crate::model::{LoadOptions, Model, Parameter, Placement, Reference, add_end_tokens, memory};
+use crate::model::{LoadOptions, Model, Parameter, Placement, Reference, memory};
 use crate::tokens::{Renderer, Sequence};
 use crate::train::adamw::{AdamW, gradient_norm};
-use crate::train::data::{Order, Random, TrainingSet, steps_of_epochs};
+use crate::train::data::{HeldOut, Order, Random, TrainingSet, steps_of_epochs};
 use crate::train::drift::DriftProbe;
+use crate::train::keep::{Keep, Lowest};
 use crate::train::loss::Loss;
 use crate::train::metrics::{Standing, StepMetrics, Validation, fixed_thresholds};
 use crate::train::options::Options;
@@ -54,7 +55,9 @@ pub(super) struct Trainer {
     schedule: Schedule,
     thresholds: Resolved,
     identity: String,
+    model_sha256: String,
     data: Vec<DataFile>,
+    held_out_data: Vec<DataFile>,
     command: String,
     started: SystemTime,
 }
@@ -88,21 +91,25 @@ struct Steps {
     schedule: Schedule,
 }
 
-const fn load_options(dtype: Dtype) -> LoadOptions {
+pub(super) const fn load_options(dtype: Dtype) -> LoadOptions {
     LoadOptions { dtype, kernels: Kernels::Fused, device: Placement::Cpu }
+}
+
+/// What learns keeps f32 masters; a frozen base is stored as it is multiplied.
+pub(super) fn stored_dtype(options: &Options) -> Result<Dtype> {
+    if options.lora { options.dtype() } else { Ok(Dtype::F32) }
 }
 
 impl Read {
     fn new(opened: &Opened, watch: &dyn Watch) -> Result<Read> {
-        let Opened { options, dataset, reference, .. } = opened;
-        // What learns keeps f32 masters; a frozen base is stored as it is multiplied.
-        let stored = if options.lora { options.dtype()? } else { Dtype::F32 };
+        let Opened { options, dataset, validation, reference, .. } = opened;
+        let stored = stored_dtype(options)?;
         let mut model = Model::load(reference, load_options(stored), options.max_len())?;
         let renderer = Renderer::new(model.tokenizer.clone(), model.template.take(), options.render()?)?;
         let mut reading = |records| watch.reading(records);
         let chosen = dataset.choose(options.choice())?;
-        let mut set =
-            TrainingSet::read(dataset, &renderer, &chosen, options.strict, options.validation_share, options.seed, &mut reading)?;
+        let held_out = validation.as_ref().map_or(HeldOut::Share(options.validation_share), HeldOut::Apart);
+        let mut set = TrainingSet::read(dataset, &renderer, &chosen, options.strict, held_out, options.seed, &mut reading)?;
         set.audit.notes.extend(chosen.remark());
         let new_ends = special_tokens::unknown_ends(&set, &model.tokenizer, reference)?;
         let saves_model = !options.lora || options.merge;
@@ -156,7 +163,8 @@ impl Trainer {
         let started = SystemTime::now();
         let mut read = Read::new(&opened, watch)?;
         let steps = read.steps(&opened.options)?;
-        let Opened { options, out, command, dataset, reference, identity } = opened;
+        let held_out_data = opened.held_out_files().to_vec();
+        let Opened { options, out, command, dataset, reference, model_sha256, identity, .. } = opened;
         let (dtype, set, intended) = (options.dtype()?, &read.set, std::mem::take(&mut read.intended));
 
         let gate = options.gate()?;
@@ -186,7 +194,9 @@ impl Trainer {
             Some(parameters) => parameters,
             None => read.model.train(dtype)?,
         };
-        let population = with_topk_entropies(population, &gate, &read.model, &[&set.sequences, &set.validation])?;
+        // Of all rows of the data, as the tables are; a file of held-out rows is none of them.
+        let drawn = if options.validation.is_empty() { &set.validation[..] } else { &[] };
+        let population = with_topk_entropies(population, &gate, &read.model, &[&set.sequences, drawn])?;
         let loss = Loss::new(options.method, gate, options.kl_weight, population);
         let preview = preview(&read.model, &set.sequences, &weights, &loss, &thresholds)?;
         let plan = steps.plan(&read, &parameters, Some(preview));
@@ -208,7 +218,9 @@ impl Trainer {
             schedule,
             thresholds,
             identity,
+            model_sha256,
             data: dataset.files().to_vec(),
+            held_out_data,
             command,
             started,
             options,
@@ -231,6 +243,9 @@ impl Trainer {
             Some(progress) => progress,
             None => Progress {
                 identity: self.identity.clone(),
+                model_sha256: self.model_sha256.clone(),
+                new_ends: self.new_ends.clone(),
+                lowest: Lowest::default(),
                 before: Standing { validation: self.validate()?, drift: Some(drift.base) },
                 step: 0,
                 input_tokens: 0,
@@ -244,7 +259,12 @@ impl Trainer {
         watch.trains(&self.out, progress.step, total);
         crate::kernels::allocator::keep_freed_memory();
         let eval_every = self.options.eval_every.unwrap_or((total / 10).max(1));
-        while progress.step < total {
+        let (keep, looks) = (self.options.kept(), self.options.stop_after_worse);
+        let ended = |progress: &Progress| {
+            let enough = looks.is_some_and(|looks| progress.lowest.worse_since >= looks);
+            enough || progress.step >= total
+        };
+        while !ended(&progress) {
             let step = progress.step;
             let began = Instant::now();
             let mut metrics = self.step(step, &mut optimizer, &mut progress.snapshot)?;
@@ -259,6 +279,12 @@ impl Trainer {
             if progress.step.is_multiple_of(eval_every) || progress.step == total {
                 metrics.standing = Standing { validation: self.validate()?, drift: Some(drift.measure(&self.model)?) };
             }
+            let mut is_to_be_kept = false;
+            if let Some(validation) = metrics.standing.validation {
+                let is_lowest = progress.lowest.look(progress.step, validation.cross_entropy);
+                is_to_be_kept = is_lowest && keep == Keep::Best;
+                metrics.lowest = Some(progress.lowest);
+            }
             log.push(&metrics)?;
             watch.step(&metrics, total);
             let interrupted = watch.interrupted();
@@ -266,18 +292,29 @@ impl Trainer {
                 Some(every) => progress.step.is_multiple_of(every),
                 None => self.epoch_ends.contains(&progress.step),
             };
-            if due || interrupted || progress.step == total {
+            if due || interrupted || is_to_be_kept || ended(&progress) {
                 log.flush()?;
-                let keep = self.options.keep_checkpoints;
-                checkpoint::save(&self.out, &progress, &self.parameters, &optimizer, keep)?;
+                let best = progress.lowest.step.filter(|_| keep == Keep::Best);
+                checkpoint::save(&self.out, &progress, &self.parameters, &optimizer, self.options.keep_checkpoints, best)?;
             }
-            if interrupted && progress.step < total {
+            if interrupted && !ended(&progress) {
                 return Ok(Outcome::Interrupted { out: self.out, step: progress.step, total });
             }
         }
         log.flush()?;
         drop(optimizer);
-        self.finish(progress, watch)
+        let kept_step = match keep {
+            Keep::Last => progress.step,
+            Keep::Best => progress.lowest.step.ok_or_else(|| {
+                Error::new("no look at the held-out rows has given a finite loss, so that there is no best model")
+                    .at(&self.out)
+                    .cure("Look at metrics.jsonl and at those rows, and give a smaller --lr and another --out.")
+            })?,
+        };
+        if kept_step != progress.step {
+            checkpoint::read_values(&checkpoint::path(&self.out, kept_step), &self.parameters)?;
+        }
+        self.finish(progress, kept_step, watch)
     }
 
     /// What stands below the figures' titles.
@@ -394,20 +431,14 @@ impl Trainer {
         Ok(Some(Validation::of(&scores)))
     }
 
-    fn finish(self, progress: Progress, watch: &dyn Watch) -> Result<Outcome> {
+    /// Saves the model as it is now, which is that of `kept_step`.
+    fn finish(self, progress: Progress, kept_step: u64, watch: &dyn Watch) -> Result<Outcome> {
         watch.stage("Saving");
         let metrics = read_metrics(&self.out.join(METRICS_FILE))?;
-        // The last step has looked after its update.
-        let after = metrics.last().map(|last| last.standing).unwrap_or_default();
-        let (lora, dtype) = (self.options.lora(), self.options.save_dtype()?);
-        let result = result::save(&self.reference, &self.out, &self.parameters, lora.as_ref(), self.options.merge, dtype)?;
-        let model_folder = self.out.join("model");
-        if !self.new_ends.is_empty() && model_folder.is_dir() {
-            add_end_tokens(&model_folder, &self.new_ends)?;
-        }
-        if let Some(template) = &self.options.chat_template {
-            result::replace_template(template, &self.out)?;
-        }
+        // The last step has looked after its update, and so has that of the lowest loss.
+        let kept = metrics.iter().rfind(|metrics| metrics.step == kept_step);
+        let after = kept.map(|metrics| metrics.standing).unwrap_or_default();
+        let result = result::save(&self.reference, &self.out, &self.parameters, &self.options, &self.new_ends)?;
         let record = TrainRecord {
             provenance: provenance_of(self.started, self.model.placement),
             command: self.command.clone(),
@@ -415,8 +446,11 @@ impl Trainer {
             options: self.options.clone(),
             model: self.model.info.clone(),
             data: serde_json::to_value(&self.data).context("cannot write down the run")?,
+            held_out_data: serde_json::to_value(&self.held_out_data).context("cannot write down the run")?,
             plan: self.plan.clone(),
             steps: progress.step,
+            kept_step: Some(kept_step),
+            lowest: progress.lowest.step.map(|_| progress.lowest),
             input_tokens: progress.input_tokens,
             supervised_tokens: progress.supervised_tokens,
             seconds: progress.seconds,

@@ -1,0 +1,183 @@
+//! A user's own rows as a task: how well does the model say their answers?
+//!
+//! Any format that is trained on, masked and put through the model's chat template as training and scoring do (`tokens`). Rows are the items, and
+//! what the intervals are over; the sources of the rows, where there are several, are the parts of the task. The measure is the cross-entropy of
+//! the answers: nats per supervised token, over all tokens of all rows.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use rayon::prelude::*;
+use serde_json::{Map, Value};
+
+use super::metrics::{ChoiceScore, Sample};
+use super::score::Scored;
+use super::tasks::{Examples, Item, Kind, Task};
+use crate::dataset::{self, Dataset, Example, ReadOptions};
+use crate::engine::{self, Work};
+use crate::error::{Error, Result};
+use crate::files::file_sha256;
+use crate::model::Model;
+use crate::tokens::{Renderer, Sequence};
+
+/// Version of what is measured.
+const VERSION: u32 = 1;
+
+/// Does the file hold rows to learn from rather than questions or a text? Its first row tells.
+pub fn holds_rows(path: &Path) -> bool {
+    let extension = path.extension().map(|extension| extension.to_ascii_lowercase());
+    if extension.is_some_and(|extension| extension == "txt") {
+        return false;
+    }
+    // What cannot be read is nobody's: the reader of questions says why.
+    let first = dataset::rows(path).ok().and_then(|mut rows| rows.next());
+    first.and_then(Result::ok).is_some_and(|(_, row)| !is_question(&row))
+}
+
+/// Is the row of a form of `tasks.rs`?
+fn is_question(row: &Map<String, Value>) -> bool {
+    let has = |key: &str| row.get(key).is_some_and(|value| !value.is_null());
+    let asks = has("prompt") || has("messages");
+    let judges = ["answer", "answers", "match"].into_iter().any(has);
+    has("choices") || has("continuation") || has("text") || asks && judges
+}
+
+/// The rows of a file. A row that cannot be read is an error.
+pub fn read(path: &Path) -> Result<Task> {
+    let dataset = Dataset::open(&[path.to_string_lossy().into_owned()], &ReadOptions::default())?;
+    let mut rows: Vec<(u32, Example)> = Vec::new();
+    for record in dataset.records() {
+        let record = record?;
+        rows.push((record.row, record.example.map_err(|error| error.cure("Mend the row, or take it out."))?));
+    }
+    if rows.is_empty() {
+        return Err(Error::new("the file holds no rows").at(path));
+    }
+    let sources: HashSet<&str> = rows.iter().map(|(_, example)| example.source.as_str()).collect();
+    let ids: HashSet<&str> = rows.iter().filter_map(|(_, example)| example.id.as_deref()).collect();
+    let (has_sources, has_ids) = (sources.len() > 1, ids.len() == rows.len());
+    let item = |(row, example): (u32, Example)| Item {
+        id: example.id.clone().filter(|_| has_ids).unwrap_or_else(|| row.to_string()),
+        subject: has_sources.then(|| example.source.clone()),
+        row: Some(Box::new(example)),
+        ..Item::default()
+    };
+    let file = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    Ok(Task {
+        name: file.split('.').find(|part| !part.is_empty()).unwrap_or("rows").to_owned(),
+        version: VERSION,
+        path: path.to_string_lossy().into_owned(),
+        sha256: file_sha256(path)?,
+        kind: Kind::Rows,
+        written: None,
+        items: rows.into_iter().map(item).collect(),
+        examples: Examples::Own,
+        few_shot: None,
+    })
+}
+
+/// Tokens that are packed together: many enough that rows meet those with the same prompt.
+const CHUNK_TOKENS: usize = 1 << 16;
+
+/// `progress` is told the number of tokens done, of all.
+pub fn score(model: &Model, task: &Task, renderer: &Renderer, progress: &mut dyn FnMut(u64, u64)) -> Result<Scored> {
+    let rendered = |item: &Item| -> Result<(Sequence, bool)> {
+        let example = item.row.as_ref().ok_or_else(|| Error::new("an item is no row"))?;
+        let rendered = renderer.render(0, example)?;
+        match rendered.sequence.supervised.contains(&true) {
+            true => Ok((rendered.sequence, rendered.audit.truncated.is_some())),
+            false => Err(Error::new("no token of it is supervised: it has no answer, or --max-len cuts it away")
+                .cure("Take the row out, or give a larger --max-len.")),
+        }
+    };
+    let named = |item: &Item| {
+        rendered(item).map_err(|error| Error::new(format!("row `{}` cannot be scored", item.id)).caused_by(error).at(&task.path))
+    };
+    let (mut open, cut): (Vec<Sequence>, Vec<bool>) =
+        task.items.par_iter().map(named).collect::<Result<Vec<_>>>()?.into_iter().unzip();
+    let tokens: u64 = open.iter().map(|sequence| sequence.ids.len() as u64).sum();
+    let (mut work, mut done, mut scores) = (Work::default(), 0, Vec::with_capacity(open.len()));
+    while !open.is_empty() {
+        let mut n_tokens = 0;
+        let fitting = open.iter().take_while(|sequence| {
+            let fits = n_tokens < CHUNK_TOKENS;
+            n_tokens += sequence.ids.len();
+            fits
+        });
+        let n = fitting.count();
+        let chunk: Vec<Sequence> = open.drain(..n).collect();
+        scores.extend(engine::score(model, &chunk, &mut work, &mut |within| progress(done + within, tokens))?);
+        done += chunk.iter().map(|sequence| sequence.ids.len() as u64).sum::<u64>();
+    }
+    let sample = |(item, statistics): (&Item, Vec<crate::kernels::TokenStatistics>)| Sample {
+        id: item.id.clone(),
+        subject: item.subject.clone(),
+        choices: vec![ChoiceScore {
+            logprob: statistics.iter().map(|token| f64::from(token.logprob)).sum(),
+            greedy: statistics.iter().all(|token| token.rank == 1),
+            tokens: statistics.len() as u32,
+            ..ChoiceScore::default()
+        }],
+        ..Sample::default()
+    };
+    Ok(Scored {
+        samples: task.items.iter().zip(scores).map(sample).collect(),
+        truncated: cut.into_iter().filter(|is_cut| *is_cut).count() as u64,
+        without_system: 0,
+        tokens,
+        computed_tokens: work.computed_tokens,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_to_learn_from_are_told_from_questions() {
+        let folder = tempfile::tempdir().unwrap();
+        let holds = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            holds_rows(&path)
+        };
+        for row in [
+            r#"{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}"#,
+            r#"{"conversations":[{"from":"human","value":"a"},{"from":"gpt","value":"b"}]}"#,
+            r#"{"instruction":"a","input":"","output":"b"}"#,
+            r#"{"prompt":"a","completion":"b"}"#,
+            r#"{"question":"a","answer":"b"}"#,
+        ] {
+            assert!(holds("a.jsonl", row) && holds("a.json", &format!("[{row}]")), "{row}");
+        }
+        for row in [
+            r#"{"context":"a","choices":["b","c"],"answer":0}"#,
+            r#"{"context":"a","continuation":"b"}"#,
+            r#"{"text":"a"}"#,
+            r#"{"prompt":"a","answer":"b"}"#,
+            r#"{"messages":[{"role":"user","content":"a"}],"answers":["b"]}"#,
+            r#"{"messages":[{"role":"user","content":"a"}],"match":"exact"}"#,
+            "no JSON",
+        ] {
+            assert!(!holds("a.jsonl", row), "{row}");
+        }
+        assert!(!holds("a.txt", r#"{"instruction":"a","output":"b"}"#));
+    }
+
+    #[test]
+    fn rows_are_items_and_several_sources_are_parts() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("held.out.jsonl");
+        let row = |id: &str, source: &str| format!(r#"{{"id":"{id}","source":"{source}","prompt":"a","completion":"b"}}"#);
+        std::fs::write(&path, [row("x", "law"), row("y", "art")].join("\n")).unwrap();
+        let task = read(&path).unwrap();
+        let named = |task: &Task| task.items.iter().map(|item| (item.id.clone(), item.subject.clone())).collect::<Vec<_>>();
+        assert_eq!((task.name.as_str(), task.kind), ("held", Kind::Rows));
+        assert_eq!(named(&task), [("x".to_owned(), Some("law".to_owned())), ("y".to_owned(), Some("art".to_owned()))]);
+        // Ids that do not tell rows apart are none, and a single source is no part.
+        std::fs::write(&path, [row("x", "law"), row("x", "law")].join("\n")).unwrap();
+        assert_eq!(named(&read(&path).unwrap()), [("0".to_owned(), None), ("1".to_owned(), None)]);
+        std::fs::write(&path, format!("{}\n{{\"prompt\": 7}}", row("x", "law"))).unwrap();
+        assert!(read(&path).unwrap_err().to_string().contains("held.out.jsonl:2"));
+    }
+}

@@ -1,0 +1,202 @@
+//! The calls that an answer writes, as the official decoder reads them (`default_decode_ast_prompting`, `ast_parse`, `resolve_ast_by_type` in
+//! `bfcl_eval/model_handler/utils.py`, 2026.3.23): a list of calls in Python's syntax, brackets around it or not.
+//!
+//! Arguments without a name are passed over, as there. Sums and products are worked out where they are of constants; the official decoder
+//! evaluates whatever stands there, this one nothing.
+
+use super::python::{Call, Expr, index_written, parse, unparse};
+use super::value::Value;
+
+/// A call of a function with its named arguments.
+pub(super) struct Decoded {
+    pub function: String,
+    pub arguments: Vec<(String, Value)>,
+}
+
+/// `None` where the answer is no list of calls.
+pub(super) fn decode(answer: &str) -> Option<Vec<Decoded>> {
+    let mut text = answer.trim_matches(['`', '\n', ' ']).to_owned();
+    if !text.starts_with('[') {
+        text.insert(0, '[');
+    }
+    if !text.ends_with(']') {
+        text.push(']');
+    }
+    let text = text.trim_matches(crate::eval::requests::is_python_space).trim_matches('\'');
+    match parse(text)? {
+        Expr::Call(call) => Some(vec![decoded(&call)?]),
+        Expr::List(items) | Expr::Tuple(items) | Expr::Set(items) => {
+            let call = |item: &Expr| match item {
+                Expr::Call(call) => decoded(call),
+                _ => None,
+            };
+            items.iter().map(call).collect()
+        }
+        _ => None,
+    }
+}
+
+fn decoded(call: &Call) -> Option<Decoded> {
+    let mut parts = Vec::new();
+    let mut function = &call.function;
+    while let Expr::Attribute(value, name) = function {
+        parts.push(name.as_str());
+        function = value;
+    }
+    if let Expr::Name(name) = function {
+        parts.push(name);
+    }
+    parts.reverse();
+    let mut arguments: Vec<(String, Value)> = Vec::new();
+    for (name, value) in &call.named {
+        let value = value_of(value)?;
+        // No parameter has this name, which stands for Python's None.
+        let name = name.clone().unwrap_or_else(|| "**".to_owned());
+        match arguments.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, known)) => *known = value,
+            None => arguments.push((name, value)),
+        }
+    }
+    Some(Decoded { function: parts.join("."), arguments })
+}
+
+/// `None` where the decoder raises an error.
+fn value_of(expr: &Expr) -> Option<Value> {
+    match expr {
+        Expr::Constant(value) => Some(value.clone()),
+        Expr::Ellipsis => Some(Value::Text("...".to_owned())),
+        Expr::Name(name) => Some(Value::Text(name.clone())),
+        // Whatever the sign is, the value is negated.
+        Expr::Unary(_, operand) => match &**operand {
+            Expr::Constant(value) => negated(value),
+            _ => None,
+        },
+        Expr::List(items) => items.iter().map(value_of).collect::<Option<_>>().map(Value::List),
+        Expr::Tuple(items) => items.iter().map(value_of).collect::<Option<_>>().map(Value::Tuple),
+        Expr::Dict(entries) => {
+            let mut dict: Vec<(Value, Value)> = Vec::new();
+            for (key, value) in entries {
+                let (key, value) = (value_of(key.as_ref()?)?, value_of(value)?);
+                if !key.is_hashable() {
+                    return None;
+                }
+                match dict.iter_mut().find(|(known, _)| *known == key) {
+                    Some((_, known)) => *known = value,
+                    None => dict.push((key, value)),
+                }
+            }
+            Some(Value::Dict(dict))
+        }
+        Expr::Binary(..) => evaluated(expr),
+        Expr::Call(call) if call.named.is_empty() => Some(Value::Text(unparse(expr))),
+        Expr::Call(call) => {
+            let Decoded { function, arguments } = decoded(call)?;
+            let arguments = arguments.into_iter().map(|(name, value)| (Value::Text(name), value)).collect();
+            Some(Value::Dict(vec![(Value::Text(function), Value::Dict(arguments))]))
+        }
+        Expr::Subscript(value, index) => Some(Value::Text(format!("{}[{}]", unparse(value), index_written(index)))),
+        Expr::Attribute(..) | Expr::Set(_) | Expr::Other(_) => None,
+    }
+}
+
+fn negated(value: &Value) -> Option<Value> {
+    match value {
+        Value::Bool(value) => Some(Value::Int(-i128::from(*value))),
+        Value::Int(n) => n.checked_neg().map(Value::Int),
+        Value::Float(x) => Some(Value::Float(-x)),
+        _ => None,
+    }
+}
+
+/// A number, or texts and lists put together.
+fn evaluated(expr: &Expr) -> Option<Value> {
+    match expr {
+        Expr::Constant(value) => Some(value.clone()),
+        Expr::List(items) => items.iter().map(evaluated).collect::<Option<_>>().map(Value::List),
+        Expr::Tuple(items) => items.iter().map(evaluated).collect::<Option<_>>().map(Value::Tuple),
+        Expr::Unary(sign, operand) => match (*sign, evaluated(operand)?) {
+            ("-", value) => negated(&value),
+            ("+", value) => negated(&negated(&value)?),
+            ("~", value) => whole(&value).map(|n| Value::Int(!n)),
+            _ => None,
+        },
+        Expr::Binary(op, left, right) => operated(op, &evaluated(left)?, &evaluated(right)?),
+        _ => None,
+    }
+}
+
+fn whole(value: &Value) -> Option<i128> {
+    match value {
+        Value::Bool(value) => Some(i128::from(*value)),
+        Value::Int(n) => Some(*n),
+        _ => None,
+    }
+}
+
+fn operated(op: &str, left: &Value, right: &Value) -> Option<Value> {
+    if let (Some(a), Some(b)) = (whole(left), whole(right)) {
+        let is_small = |n: i128| n.unsigned_abs() <= 1 << 53;
+        return match op {
+            "+" => a.checked_add(b).map(Value::Int),
+            "-" => a.checked_sub(b).map(Value::Int),
+            "*" => a.checked_mul(b).map(Value::Int),
+            // Larger numbers would have to be divided before they are rounded.
+            "/" => (b != 0 && is_small(a) && is_small(b)).then(|| Value::Float(a as f64 / b as f64)),
+            "//" => floored(a, b).map(|(quotient, _)| Value::Int(quotient)),
+            "%" => floored(a, b).map(|(_, rest)| Value::Int(rest)),
+            "**" if b >= 0 => a.checked_pow(u32::try_from(b).ok()?).map(Value::Int),
+            "**" => (a != 0 && is_small(a)).then(|| Value::Float((a as f64).powf(b as f64))),
+            "<<" => u32::try_from(b).ok().filter(|b| *b < 127).and_then(|b| a.checked_mul(1 << b)).map(Value::Int),
+            ">>" => (b >= 0).then(|| Value::Int(a >> b.min(127))),
+            "&" => Some(Value::Int(a & b)),
+            "|" => Some(Value::Int(a | b)),
+            "^" => Some(Value::Int(a ^ b)),
+            _ => None,
+        };
+    }
+    let number = |value: &Value| match value {
+        Value::Float(x) => Some(*x),
+        value => whole(value).map(|n| n as f64),
+    };
+    if let (Some(a), Some(b)) = (number(left), number(right)) {
+        let floor = |a: f64, b: f64| {
+            let rest = a % b;
+            let rest = if rest != 0.0 && (rest < 0.0) != (b < 0.0) { rest + b } else { rest };
+            (((a - rest) / b).round(), rest)
+        };
+        return match op {
+            "+" => Some(Value::Float(a + b)),
+            "-" => Some(Value::Float(a - b)),
+            "*" => Some(Value::Float(a * b)),
+            "/" => (b != 0.0).then(|| Value::Float(a / b)),
+            "//" => (b != 0.0).then(|| Value::Float(floor(a, b).0)),
+            "%" => (b != 0.0).then(|| Value::Float(floor(a, b).1)),
+            // Roots of negative numbers are complex.
+            "**" if a < 0.0 && b.fract() != 0.0 => Some(Value::Opaque),
+            "**" => (a != 0.0 || b >= 0.0).then(|| Value::Float(a.powf(b))),
+            _ => None,
+        };
+    }
+    match (op, left, right) {
+        ("+", Value::Text(a), Value::Text(b)) => Some(Value::Text(format!("{a}{b}"))),
+        ("+", Value::List(a), Value::List(b)) => Some(Value::List([a.as_slice(), b].concat())),
+        ("+", Value::Tuple(a), Value::Tuple(b)) => Some(Value::Tuple([a.as_slice(), b].concat())),
+        ("*", Value::Text(text), n) | ("*", n, Value::Text(text)) => Some(Value::Text(text.repeat(times(n, text.len())?))),
+        ("*", Value::List(items), n) | ("*", n, Value::List(items)) => {
+            let n = times(n, items.len())?;
+            Some(Value::List(std::iter::repeat_n(items, n).flatten().cloned().collect()))
+        }
+        _ => None,
+    }
+}
+
+/// How often something is repeated; not without end.
+fn times(n: &Value, len: usize) -> Option<usize> {
+    let n = usize::try_from(whole(n)?.max(0)).ok()?;
+    n.checked_mul(len).filter(|total| *total < 1 << 20).map(|_| n)
+}
+
+fn floored(a: i128, b: i128) -> Option<(i128, i128)> {
+    let (quotient, rest) = (a.checked_div(b)?, a.checked_rem(b)?);
+    Some(if rest != 0 && (rest < 0) != (b < 0) { (quotient - 1, rest + b) } else { (quotient, rest) })
+}

@@ -1,0 +1,312 @@
+//! BFCL (Berkeley Function-Calling Leaderboard; Patil et al. 2025): does an answer write the calls that its question asks for? The official checker's
+//! comparison of the written calls with what is possible (`bfcl_eval/eval_checker/ast_eval/ast_checker.py` and `eval_runner.py`, 2026.3.23, for
+//! Python), its quirks included.
+//!
+//! ```text
+//! python.rs   text -> Python's expressions; value.rs its values
+//! calls.rs    expressions -> calls with their arguments
+//! ```
+//!
+//! Names of functions are compared as they stand, which is what that program does for models that write their calls as text.
+
+mod calls;
+mod python;
+mod value;
+
+use serde_json::{Value as Json, json};
+
+use super::{Spec, Verdict};
+use crate::error::{Error, Result};
+use calls::{Decoded, decode};
+use value::{Type, Value};
+
+/// The data are `category`, and but for irrelevance `function` and `ground_truth` of a published question and its answer.
+pub const SPEC: Spec = Spec { stops: &[], max_new_tokens: 1024, few_shot: 0, primary: "acc", check };
+
+/// What kind of question it is, by which the checker goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Category {
+    /// One function, called once.
+    Simple,
+    /// One of several functions, called once.
+    Multiple,
+    /// Several calls in any order, of one function or of several.
+    Parallel,
+    /// No function fits: nothing may be called.
+    Irrelevance,
+}
+
+impl Category {
+    const ALL: [(&str, Category); 4] = [
+        ("simple", Category::Simple),
+        ("multiple", Category::Multiple),
+        ("parallel", Category::Parallel),
+        ("irrelevance", Category::Irrelevance),
+    ];
+
+    /// Of the official name of a file of questions, such as `live_parallel_multiple`.
+    pub fn of(name: &str) -> Option<Category> {
+        // In the order in which the checker asks.
+        let named = |part: &str| name.contains(part);
+        match () {
+            () if named("java") || named("multi_turn") => None,
+            () if named("irrelevance") => Some(Category::Irrelevance),
+            () if named("parallel") => Some(Category::Parallel),
+            () if named("multiple") => Some(Category::Multiple),
+            () if named("simple") => Some(Category::Simple),
+            () => None,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        Category::ALL.iter().find(|(_, category)| *category == self).map_or("", |(name, _)| name)
+    }
+}
+
+/// What [`SPEC`] needs of a question's functions and of its possible answers: an error if the checker could make nothing of them.
+pub fn data(category: Category, function: &Json, ground_truth: &Json) -> Result<Json> {
+    if category != Category::Irrelevance {
+        Question::read(function, ground_truth)?;
+    }
+    Ok(json!({"category": category.name(), "function": function, "ground_truth": ground_truth}))
+}
+
+fn check(data: &Json, answer: &str) -> Result<Vec<Verdict>> {
+    let category = Category::ALL.iter().find(|(name, _)| data["category"] == *name);
+    let (_, category) = category.ok_or_else(|| Error::new(format!("there is no category {}", data["category"])))?;
+    let is_right = match category {
+        Category::Irrelevance => decode(answer).is_none_or(|calls| calls.is_empty()),
+        category => {
+            let question = Question::read(&data["function"], &data["ground_truth"])?;
+            decode(answer).is_some_and(|calls| question.is_answered(*category, &calls))
+        }
+    };
+    Ok(vec![Verdict::of_answer("acc", is_right)])
+}
+
+/// The calls that are expected, each with its function.
+struct Question<'a> {
+    expected: Vec<Expected<'a>>,
+}
+
+struct Expected<'a> {
+    function: Function<'a>,
+    /// Of each parameter, what it may be; an empty text: it may be left out.
+    arguments: Vec<(&'a str, Vec<Value>)>,
+}
+
+#[derive(Clone)]
+struct Function<'a> {
+    name: &'a str,
+    required: Vec<&'a str>,
+    parameters: Vec<(&'a str, Parameter)>,
+}
+
+#[derive(Clone, Copy)]
+struct Parameter {
+    kind: Type,
+    is_float: bool,
+    is_tuple: bool,
+    /// Of the items of a list.
+    nested: Option<Type>,
+}
+
+impl<'a> Question<'a> {
+    fn read(function: &'a Json, ground_truth: &'a Json) -> Result<Question<'a>> {
+        let functions = function.as_array().map_or(std::slice::from_ref(function), Vec::as_slice);
+        let functions = functions.iter().map(Function::read).collect::<Result<Vec<_>>>()?;
+        let expected = |call: &'a Json| -> Result<Expected<'a>> {
+            let (name, arguments) = call.as_object().and_then(|call| call.iter().next()).ok_or_else(|| wrong("a call", call))?;
+            let function = functions.iter().find(|function| function.name == name);
+            let function = function.ok_or_else(|| Error::new(format!("no function is called `{name}`, as an answer has it")))?;
+            let possible = |(parameter, possible): (&'a String, &'a Json)| {
+                let list = possible.as_array().ok_or_else(|| wrong("a list of what a parameter may be", possible))?;
+                Ok((parameter.as_str(), list.iter().map(Value::of_json).collect()))
+            };
+            let arguments = arguments.as_object().ok_or_else(|| wrong("the arguments of a call", arguments))?;
+            Ok(Expected { function: function.clone(), arguments: arguments.iter().map(possible).collect::<Result<_>>()? })
+        };
+        let calls =
+            ground_truth.as_array().filter(|calls| !calls.is_empty()).ok_or_else(|| wrong("a list of calls", ground_truth))?;
+        Ok(Question { expected: calls.iter().map(expected).collect::<Result<_>>()? })
+    }
+
+    fn is_answered(&self, category: Category, calls: &[Decoded]) -> bool {
+        if calls.len() != self.expected.len() {
+            return false;
+        }
+        if category != Category::Parallel {
+            return self.expected[0].is_met(&calls[0]);
+        }
+        // Each expected call takes the first that meets it.
+        let mut taken = vec![false; calls.len()];
+        self.expected.iter().all(|expected| {
+            let found = (0..calls.len()).find(|&idx| !taken[idx] && expected.is_met(&calls[idx]));
+            found.is_some_and(|idx| {
+                taken[idx] = true;
+                true
+            })
+        })
+    }
+}
+
+impl<'a> Function<'a> {
+    fn read(json: &'a Json) -> Result<Function<'a>> {
+        let name = json["name"].as_str().ok_or_else(|| wrong("a function with a name", json))?;
+        let properties = json["parameters"]["properties"].as_object();
+        let properties = properties.ok_or_else(|| wrong("`parameters` with `properties`", json))?;
+        let required = json["parameters"]["required"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let parameter = |(name, json): (&'a String, &'a Json)| Ok((name.as_str(), Parameter::read(json)?));
+        Ok(Function {
+            name,
+            required: required.iter().filter_map(Json::as_str).collect(),
+            parameters: properties.iter().map(parameter).collect::<Result<_>>()?,
+        })
+    }
+}
+
+impl Parameter {
+    fn read(json: &Json) -> Result<Parameter> {
+        let kind = |json: &Json| match json.as_str() {
+            Some("string" | "any") => Ok(Type::Text),
+            Some("integer") => Ok(Type::Int),
+            Some("float") => Ok(Type::Float),
+            Some("boolean") => Ok(Type::Bool),
+            Some("array" | "tuple") => Ok(Type::List),
+            Some("dict") => Ok(Type::Dict),
+            _ => Err(wrong("a type: string, integer, float, boolean, array, tuple, dict or any", json)),
+        };
+        let own = &json["type"];
+        let has_items = *own == "array" || *own == "tuple";
+        Ok(Parameter {
+            kind: kind(own)?,
+            is_float: *own == "float",
+            is_tuple: *own == "tuple",
+            nested: has_items.then(|| kind(&json["items"]["type"])).transpose()?,
+        })
+    }
+}
+
+impl Expected<'_> {
+    /// `simple_function_checker`.
+    fn is_met(&self, call: &Decoded) -> bool {
+        let has = |name: &str| call.arguments.iter().any(|(known, _)| known == name);
+        if call.function != self.function.name || !self.function.required.iter().all(|name| has(name)) {
+            return false;
+        }
+        let is_met = |(name, value): &(String, Value)| {
+            let parameter = self.function.parameters.iter().find(|(known, _)| known == name);
+            let possible = self.arguments.iter().find(|(known, _)| known == name);
+            parameter.zip(possible).is_some_and(|((_, parameter), (_, possible))| parameter.takes(value, possible))
+        };
+        let is_optional = |possible: &[Value]| possible.iter().any(is_empty_text);
+        call.arguments.iter().all(is_met) && self.arguments.iter().all(|(name, possible)| has(name) || is_optional(possible))
+    }
+}
+
+impl Parameter {
+    /// May the parameter have this value?
+    fn takes(self, value: &Value, possible: &[Value]) -> bool {
+        let value = match value {
+            Value::Tuple(items) if self.is_tuple => Value::List(items.clone()),
+            Value::Int(n) if self.is_float => Value::Float(*n as f64),
+            other => other.clone(),
+        };
+        let Some(is_variable) = is_of_type(&value, possible, self.kind, self.nested) else { return false };
+        match &value {
+            _ if is_variable => possible.contains(&value),
+            Value::Dict(_) if self.kind == Type::Dict => possible.iter().any(|possible| is_dict(&value, possible)),
+            Value::List(items) if self.kind == Type::List && self.nested == Some(Type::Dict) => {
+                possible.iter().any(|possible| are_dicts(items, possible))
+            }
+            Value::Text(text) if self.kind == Type::Text => is_text(text, possible),
+            Value::List(items) if self.kind == Type::List => {
+                let items = Value::List(items.iter().map(plain).collect());
+                possible.iter().any(|possible| plain_items(possible) == items)
+            }
+            value => possible.contains(value),
+        }
+    }
+}
+
+/// `type_checker`: of a wrong type, `None`; else, is it the name of a variable in the place of a value?
+fn is_of_type(value: &Value, possible: &[Value], expected: Type, nested: Option<Type>) -> Option<bool> {
+    let possible_type = possible.iter().find(|possible| !is_empty_text(possible)).map(Value::kind);
+    let is_variable = possible_type.is_some_and(|kind| kind != expected);
+    if value.kind() == expected {
+        let Some(nested) = nested else { return Some(is_variable) };
+        let Value::List(items) = value else { return None };
+        // What is no list stands for anything.
+        let fits = |possible: &Value| match possible {
+            Value::List(possible) => items.iter().all(|item| is_of_type(item, possible, nested, None).is_some()),
+            _ => true,
+        };
+        return possible.iter().any(fits).then_some(is_variable);
+    }
+    (possible_type == Some(value.kind())).then_some(true)
+}
+
+fn is_empty_text(value: &Value) -> bool {
+    matches!(value, Value::Text(text) if text.is_empty())
+}
+
+/// `standardize_string`.
+fn standard(text: &str) -> String {
+    let kept: String = text.chars().filter(|c| !" ,./-_*^".contains(*c)).collect();
+    kept.to_lowercase().replace('\'', "\"")
+}
+
+/// A text in its standard form, anything else as it is.
+fn plain(value: &Value) -> Value {
+    match value {
+        Value::Text(text) => Value::Text(standard(text)),
+        other => other.clone(),
+    }
+}
+
+/// The items of a possible list; of a text, its characters, as Python goes through it.
+fn plain_items(possible: &Value) -> Value {
+    match possible {
+        Value::List(items) => Value::List(items.iter().map(plain).collect()),
+        Value::Text(text) => Value::List(text.chars().map(|c| Value::Text(standard(&c.to_string()))).collect()),
+        other => other.clone(),
+    }
+}
+
+fn is_text(text: &str, possible: &[Value]) -> bool {
+    let text = standard(text);
+    possible.iter().any(|possible| matches!(possible, Value::Text(possible) if standard(possible) == text))
+}
+
+/// `dict_checker`, with one of the possible answers: a list for each key.
+fn is_dict(value: &Value, possible: &Value) -> bool {
+    let (Value::Dict(entries), Value::Dict(expected)) = (value, possible) else { return false };
+    let is_met = |(key, value): &(Value, Value)| match possible.get(key) {
+        Some(Value::List(possible)) => possible.iter().map(plain).any(|possible| possible == plain(value)),
+        _ => false,
+    };
+    let is_there = |(key, possible): &(Value, Value)| {
+        let is_optional = matches!(possible, Value::List(possible) if possible.iter().any(is_empty_text));
+        is_optional || value.get(key).is_some()
+    };
+    entries.iter().all(is_met) && expected.iter().all(is_there)
+}
+
+/// `list_dict_checker`, with one of the possible answers.
+fn are_dicts(items: &[Value], possible: &Value) -> bool {
+    match possible {
+        Value::List(possible) => {
+            items.len() == possible.len() && items.iter().zip(possible).all(|(item, possible)| is_dict(item, possible))
+        }
+        // An empty text is as long as an empty list.
+        possible => items.is_empty() && is_empty_text(possible),
+    }
+}
+
+fn wrong(expected: &str, found: &Json) -> Error {
+    let found: String = found.to_string().chars().take(80).collect();
+    Error::new(format!("expected {expected}, found {found}"))
+}
+
+#[cfg(test)]
+mod tests;

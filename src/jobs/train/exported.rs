@@ -1,0 +1,40 @@
+//! A checkpoint of a run -> its model as others read it: what the run would have left had it ended there.
+
+use std::path::{Path, PathBuf};
+
+use super::checkpoint;
+use super::record::OPTIONS_FILE;
+use super::result;
+use super::trainer::{load_options, stored_dtype};
+use crate::error::{Error, Result};
+use crate::jobs::watch::{Watch, fetching};
+use crate::model::{Model, Reference};
+use crate::train::options::Options;
+
+/// Writes `OUT/model`, or `OUT/adapter` of a run that trains adapters, and gives its name. The model that was trained is loaded again, by
+/// what the run's options call it; the data are not needed.
+pub(crate) fn export_checkpoint(path: &Path, out: &Path, watch: &dyn Watch) -> Result<PathBuf> {
+    let progress = checkpoint::progress(path)?;
+    let run = path.parent().and_then(Path::parent).map(|run| run.join(OPTIONS_FILE)).filter(|options| options.is_file());
+    let run = run.ok_or_else(|| {
+        Error::new(format!("there is no {OPTIONS_FILE} in the folder above that of the checkpoint, which says how it was made"))
+            .at(path)
+            .cure("Name the checkpoint in the folder of its run: RUN/checkpoints/step-...")
+    })?;
+    let options = Options::resolve(Some(&run), toml::Table::new())?;
+    let reference = Reference::resolve_on(options.model.as_deref(), options.base.as_deref(), &fetching(watch))?;
+    if reference.sha256()? != progress.model_sha256 {
+        return Err(Error::new(format!("`{}` is not the model that this run trains: its weights are others", reference.written))
+            .at(path)
+            .cure(format!("Put that model there again, or name where it lies now as `model` in {}.", run.display())));
+    }
+    watch.stage("Loading");
+    let mut model = Model::load(&reference, load_options(stored_dtype(&options)?), options.max_len())?;
+    let parameters = match options.lora() {
+        Some(lora) => model.adapt(&lora, options.seed)?,
+        None => model.train(options.dtype()?)?,
+    };
+    checkpoint::read_values(path, &parameters)?;
+    watch.stage("Saving");
+    result::save(&reference, out, &parameters, &options, &progress.new_ends)
+}

@@ -1,0 +1,126 @@
+//! `diagnose eval` of rows to learn from, and of published questions that have their answers in another file.
+
+use diagnose::table::{Column, read_chunks};
+use serde_json::{Value, json};
+
+use crate::tiny_model;
+use crate::workdir::Workdir;
+
+fn workdir() -> Workdir {
+    let workdir = Workdir::new();
+    tiny_model::write(&workdir.path(""));
+    workdir
+}
+
+fn scores(workdir: &Workdir, out: &str) -> Value {
+    let text = std::fs::read_to_string(workdir.path(out).join("scores.json")).unwrap();
+    serde_json::from_str::<Value>(&text).unwrap()["tasks"].clone()
+}
+
+fn number(value: &Value) -> f64 {
+    value.as_f64().unwrap_or_else(|| panic!("{value} is no number"))
+}
+
+/// Rows of two sources, the answers of the second longer.
+fn rows(n: usize) -> String {
+    let row = |i: usize| {
+        let (source, answer) = if i.is_multiple_of(3) { ("law", "yes ".repeat(9)) } else { ("art", format!("number {i}")) };
+        json!({"source": source, "instruction": format!("What is {i}?"), "input": "", "output": answer}).to_string()
+    };
+    (0..n).map(row).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn the_cross_entropy_of_rows_is_that_of_their_scores_by_source_and_in_a_comparison() {
+    let workdir = workdir();
+    workdir.write("held.jsonl", rows(30));
+    workdir.run(&["held.jsonl", "--model", "tiny.gguf", "--out", "run"]).ok();
+    let mut sums = [(0.0, 0u32); 2];
+    for chunk in read_chunks(&[workdir.path("run/tokens.parquet")], &[Column::Row, Column::Logprob]) {
+        let chunk = chunk.unwrap();
+        for (row, logprob) in chunk.row.iter().zip(&chunk.logprob) {
+            let (sum, n) = &mut sums[usize::from(!row.is_multiple_of(3))];
+            (*sum, *n) = (*sum - f64::from(*logprob), *n + 1);
+        }
+    }
+    let eval = |out: &str, more: &[&str]| {
+        workdir.run(&[&["eval", "--model", "tiny.gguf", "--tasks", "held.jsonl", "--out", out], more].concat())
+    };
+    let shown = eval("eval", &[]).ok().stdout;
+    let task = scores(&workdir, "eval")["held"].clone();
+    let metric = |task: &Value| number(&task["metrics"]["cross_entropy"]["value"]);
+    let all = (sums[0].0 + sums[1].0) / f64::from(sums[0].1 + sums[1].1);
+    assert_eq!((&task["kind"], &task["n"]), (&json!("rows"), &json!(30)));
+    assert!((metric(&task) - all).abs() < 1e-6, "{} is not {all}: {task}", metric(&task));
+    assert!((number(&task["metrics"]["perplexity"]["value"]) - all.exp()).abs() < 1e-4 * all.exp());
+    for (source, (sum, n)) in ["law", "art"].into_iter().zip(sums) {
+        let part = &task["groups"][source];
+        assert!((metric(part) - sum / f64::from(n)).abs() < 1e-6, "{source}: {part}");
+    }
+    let ci95 = &task["metrics"]["cross_entropy"]["ci95"];
+    assert!(number(&ci95[0]) < all && all < number(&ci95[1]), "{ci95}");
+    assert!(shown.contains("cross_entropy"), "{shown}");
+
+    // Of the first rows of each source, and with another system prompt; two of the same give no difference.
+    eval("some", &["--limit", "4"]).ok();
+    assert_eq!(scores(&workdir, "some")["held"]["n"], 8);
+    eval("system", &["--system", "Be brief."]).ok();
+    assert!((metric(&scores(&workdir, "system")["held"]) - all).abs() > 1e-6, "the system prompt changes nothing");
+    eval("again", &[]).ok();
+    let ran = workdir.run(&["diff", "eval", "again", "--json", "--out", "diff"]).ok();
+    let change = &ran.json()["tasks"]["held"]["metrics"]["cross_entropy"];
+    assert_eq!((number(&change["difference"]["value"]), &change["lower_is_better"]), (0.0, &json!(true)));
+
+    let refused = |ran: crate::workdir::Ran, expected: &str| {
+        assert!(ran.code != Some(0) && ran.stderr.contains(expected), "{expected}: {}", ran.stderr);
+    };
+    refused(eval("none", &["--fewshot", "2"]), "--fewshot is for questions");
+    workdir.write("bad.jsonl", format!("{}\n{{\"instruction\": 7}}", rows(2)));
+    refused(workdir.run(&["eval", "--model", "tiny.gguf", "--tasks", "bad.jsonl", "--out", "none"]), "bad.jsonl:3");
+    workdir.write("empty.jsonl", r#"{"messages":[{"role":"user","content":"No answer?"}]}"#);
+    refused(
+        workdir.run(&["eval", "--model", "tiny.gguf", "--tasks", "empty.jsonl", "--out", "none"]),
+        "no token of it is supervised",
+    );
+}
+
+#[test]
+fn questions_find_their_answers_in_the_file_beside_them() {
+    let workdir = workdir();
+    let function = json!({"name": "add", "description": "Adds.", "parameters": {"type": "dict", "properties":
+        {"a": {"type": "integer", "description": "one"}, "b": {"type": "integer", "description": "two"}}, "required": ["a", "b"]}});
+    let question = |i: usize, category: &str| {
+        json!({"id": format!("{category}_{i}"), "question": [[{"role": "user", "content": format!("Add {i} and 2.")}]], "function": [function]}).to_string()
+    };
+    let answer =
+        |i: usize| json!({"id": format!("simple_python_{i}"), "ground_truth": [{"add": {"a": [i], "b": [2]}}]}).to_string();
+    std::fs::create_dir_all(workdir.path("bfcl/possible_answer")).unwrap();
+    let lines = |f: &dyn Fn(usize) -> String| (0..3).map(f).collect::<Vec<_>>().join("\n");
+    workdir.write("bfcl/BFCL_v4_simple_python.json", lines(&|i| question(i, "simple_python")));
+    workdir.write("bfcl/BFCL_v4_irrelevance.json", lines(&|i| question(i, "irrelevance")));
+    workdir.write("bfcl/possible_answer/BFCL_v4_simple_python.json", lines(&answer));
+    let eval = |more: &[&str]| {
+        let options = ["eval", "--model", "tiny.gguf", "--tasks", "bfcl=bfcl", "--max-new-tokens", "6"];
+        workdir.run(&[&options[..], more].concat())
+    };
+    eval(&["--out", "scores", "--apply-chat-template"]).ok();
+    let task = scores(&workdir, "scores")["bfcl"].clone();
+    // A model of random weights calls nothing, which is right where nothing fits.
+    assert_eq!((&task["n"], &task["primary"]), (&json!(6), &json!("acc")));
+    assert_eq!(task["groups"]["simple_python"]["metrics"]["acc"]["value"], 0.0);
+    assert_eq!(task["groups"]["irrelevance"]["metrics"]["acc"]["value"], 1.0);
+    let ran = eval(&["--out", "none"]);
+    assert!(ran.code == Some(2) && ran.stderr.contains("--apply-chat-template"), "{}", ran.stderr);
+
+    // Other answers are other data; without them there is nothing to judge by.
+    workdir.write("bfcl/possible_answer/BFCL_v4_simple_python.json", lines(&|i| answer(i).replace("[2]", "[2, 3]")));
+    let hash = |out: &str| scores(&workdir, out)["bfcl"]["data_sha256"].clone();
+    eval(&["--out", "other", "--apply-chat-template"]).ok();
+    assert_ne!(hash("scores"), hash("other"));
+    std::fs::remove_dir_all(workdir.path("bfcl/possible_answer")).unwrap();
+    let ran = eval(&["--out", "none", "--apply-chat-template"]);
+    assert!(ran.code == Some(1) && ran.stderr.contains("expected a list of calls, found null"), "{}", ran.stderr);
+
+    let ran = workdir.run(&["eval", "--model", "tiny.gguf", "--tasks", "cluewsc", "--out", "none"]);
+    assert!(ran.code == Some(2) && ran.stderr.contains("--tasks cluewsc=FILE"), "{}", ran.stderr);
+}
