@@ -5,8 +5,9 @@
 
 ROWS.jsonl holds questions in any format that `diagnose` reads; the prompts are those of its run, as token ids that are rendered here by
 Transformers from the messages of rollouts.jsonl. Greedy answers must be equal, token for token; where one is not, the two logits between which
-it differs are shown. With --speed N it also times N answers at once by both, greedy, and one at a time: Transformers, padded on the left, writes
---tokens each; `diagnose` ends an answer at its end token, which leaves fewer answers side by side, and its rate is that of what it wrote.
+it differs are shown. With --speed N it also times one answer, and 3 N of them with N at once, greedy, ended by the end token or --tokens:
+Transformers takes N prompts at a time, padded on the left, and goes on until the last has ended; `diagnose` gives the place of an answer that
+has ended to the next prompt. Rates are tokens of answers, without the padding behind them, by the whole time; --rows at least 3 N.
 """
 
 import argparse
@@ -61,19 +62,28 @@ for row, prompt in zip(rows, prompts):
 print(f"{equal} of {len(rows)} greedy answers of {options.tokens} tokens are equal ({options.dtype})")
 
 if options.speed:
-    model.generation_config.eos_token_id = None
-    for n in (1, options.speed):
-        some = prompts[:n]
-        width = max(map(len, some))
-        ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in some])
-        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in some])
-        model.generate(ids, attention_mask=mask, max_new_tokens=4, do_sample=False, pad_token_id=0)
-        began = time.perf_counter()
-        model.generate(ids, attention_mask=mask, max_new_tokens=options.tokens, min_new_tokens=options.tokens, do_sample=False, pad_token_id=0)
-        theirs = n * options.tokens / (time.perf_counter() - began)
+    end = model.generation_config.eos_token_id
+    for n, total in ((1, 1), (options.speed, 3 * options.speed)):
+        some = prompts[:total]
+        n_theirs, seconds = 0, 0.0
+        for first in [-1, *range(0, len(some), n)]:
+            # The first time, with few tokens, is not counted.
+            batch = some[max(first, 0):max(first, 0) + n]
+            width = max(map(len, batch))
+            ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in batch])
+            mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in batch])
+            began = time.perf_counter()
+            out = model.generate(ids, attention_mask=mask, max_new_tokens=4 if first < 0 else options.tokens, do_sample=False, pad_token_id=0)
+            if first < 0:
+                continue
+            seconds += time.perf_counter() - began
+            ends = end if isinstance(end, list) else [end]
+            for answer in out[:, width:].tolist():
+                n_theirs += next((i + 1 for i, id in enumerate(answer) if id in ends), len(answer))
+        theirs = n_theirs / seconds
         with tempfile.TemporaryDirectory() as folder:
-            command = [options.diagnose, "rollout", options.rows, "--model", options.folder, "--limit", str(n), "--temperature", "0", "--json",
+            command = [options.diagnose, "rollout", options.rows, "--model", options.folder, "--limit", str(total), "--temperature", "0", "--json",
                        "--max-new-tokens", str(options.tokens), "--dtype", options.dtype, "--batch", str(n), "--out", folder + "/run"]
             run = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         ours = run["tokens_per_second"]
-        print(f"{n} at once: diagnose {ours:.0f} tokens/s, Transformers {theirs:.0f}, ratio {ours / theirs:.2f} ({options.dtype})")
+        print(f"{total} answers, {n} at once: diagnose {ours:.0f} tokens/s, Transformers {theirs:.0f} ({n_theirs} tokens), ratio {ours / theirs:.2f} ({options.dtype})")
