@@ -182,7 +182,7 @@ mod tests {
         let examples: Vec<Example> = (0..n_rows).map(example).collect();
         write_parts(folder, &[&examples]);
         let fixed = resolve(Thresholds::Fixed, &[]).unwrap();
-        finish(folder, |logprob, entropy, tail| fixed.label(logprob, entropy, tail)).unwrap();
+        finish(folder, &fixed.key(), |logprob, entropy, tail| fixed.label(logprob, entropy, tail)).unwrap();
         (vec![folder.join(TOKENS_FILE)], read_rows(&folder.join(ROWS_FILE)).unwrap())
     }
 

@@ -648,7 +648,7 @@ mod tests {
         write_parts(run.path(), &[&examples[..half], &examples[half..]]);
         let parts: Vec<PathBuf> = crate::table::finished_parts(run.path()).unwrap().into_iter().map(|part| part.tokens).collect();
         let resolved = resolve(thresholds, &parts).unwrap();
-        finish(run.path(), |logprob, entropy, tail| resolved.label(logprob, entropy, tail)).unwrap();
+        finish(run.path(), &resolved.key(), |logprob, entropy, tail| resolved.label(logprob, entropy, tail)).unwrap();
         let rows = read_rows(&run.path().join(ROWS_FILE)).unwrap();
         summarise(&[run.path().join(TOKENS_FILE)], &rows, &resolved).unwrap()
     }
@@ -773,7 +773,7 @@ mod tests {
         let run = tempfile::tempdir().unwrap();
         write_parts(run.path(), &[&random_examples(22, 0..50)]);
         let resolved = resolve(Thresholds::Fixed, &[]).unwrap();
-        finish(run.path(), |logprob, entropy, tail| resolved.label(logprob, entropy, tail)).unwrap();
+        finish(run.path(), &resolved.key(), |logprob, entropy, tail| resolved.label(logprob, entropy, tail)).unwrap();
         let tables = [run.path().join(TOKENS_FILE)];
         let rows = read_rows(&run.path().join(ROWS_FILE)).unwrap();
         let summary = summarise(&tables, &rows, &resolved).unwrap();

@@ -134,10 +134,8 @@ pub fn keep_alternatives(run: &Path, rows: impl FnOnce() -> Result<HashSet<u32>>
             }
             for (path, frame) in frames {
                 let mut kept = Pending::default();
-                let all = read_frame(&frame).map_err(|error| error.at(&path))?;
-                for Alternative { row, pos, rank, token_id, token, logprob } in
-                    all.into_iter().filter(|own| rows.contains(&own.row))
-                {
+                let own = of_rows(&frame, &rows).and_then(|own| read_frame(&own)).map_err(|error| error.at(&path))?;
+                for Alternative { row, pos, rank, token_id, token, logprob } in own {
                     kept.push(row, pos, rank, token_id, texts.code(&token)?, logprob);
                 }
                 let order: Vec<usize> = (0..kept.row.len()).collect();
@@ -146,6 +144,18 @@ pub fn keep_alternatives(run: &Path, rows: impl FnOnce() -> Result<HashSet<u32>>
         }
     })?;
     fs::remove_dir_all(&waiting).context_at(&waiting, "cannot remove the folder")
+}
+
+/// Those of some rows: texts are read of no others.
+fn of_rows(frame: &pl::DataFrame, rows: &HashSet<u32>) -> Result<pl::DataFrame> {
+    let wanted: pl::BooleanChunked = frame
+        .column("row")?
+        .as_materialized_series()
+        .u32()?
+        .iter()
+        .map(|row| row.is_some_and(|row| rows.contains(&row)))
+        .collect();
+    Ok(frame.filter(&wanted)?)
 }
 
 /// The whole table of a run; empty where the run has none.
