@@ -273,9 +273,9 @@ mod tests {
             assert!(is_dictionary(&message), "{message:?}");
             let text = environment
                 .render_str("{{ m.get('role') }} {{ m.items() | length > 0 }} {{ m is mapping }}", context! { m => message });
-            assert_eq!(text.unwrap(), "user true true");
+            assert_eq!(text.unwrap(), "user True True");
         }
         let source = "{% macro m() %}{% endmacro %}{{ m is mapping }}{% for x in [1] %}{{ loop is mapping }}{% endfor %}{{ namespace(a=1) is mapping }}";
-        assert_eq!(environment.render_str(source, ()).unwrap(), "falsefalsefalse");
+        assert_eq!(environment.render_str(source, ()).unwrap(), "FalseFalseFalse");
     }
 }
