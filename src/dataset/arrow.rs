@@ -12,6 +12,7 @@ use polars_arrow::datatypes::Field;
 use polars_arrow::io::ipc::read::{FileReader, StreamReader, StreamState, read_file_metadata, read_stream_metadata};
 use polars_arrow::offset::{Offset, OffsetsBuffer};
 
+use super::arrow_batches::{DAMAGED, refuse_bombs_of_file, refuse_bombs_of_stream};
 use super::frame::{Columns, guarded, is_plain};
 use super::raw::Raw;
 use crate::error::{Context, Error, Result};
@@ -20,8 +21,6 @@ use crate::error::{Context, Error, Result};
 pub(super) const STREAM_MARK: [u8; 4] = [0xFF; 4];
 /// The first bytes of a file.
 pub(super) const FILE_MARK: &[u8] = b"ARROW1";
-
-const DAMAGED: &str = "cannot read the Arrow data: they are damaged or of an unknown kind";
 
 enum Reader {
     Stream(Box<StreamReader<BufReader<File>>>),
@@ -77,10 +76,13 @@ fn open(file: File) -> Result<(Reader, Columns)> {
     match metadata {
         Some(metadata) => {
             let columns = readable(Columns::of(schema.iter_values().map(|field| (field.name.as_str(), &field.dtype))))?;
+            refuse_bombs_of_file(&mut file, metadata.dictionaries.iter().flatten().chain(&metadata.blocks))?;
             let reader = FileReader::new(file, metadata, idxs(&columns), None);
             Ok((Reader::File(Box::new(reader)), columns))
         }
         None => {
+            refuse_bombs_of_stream(&mut file)?;
+            file.rewind().context(DAMAGED)?;
             let metadata = read_stream_metadata(&mut file).context(DAMAGED)?;
             let columns = readable(Columns::of(metadata.schema.iter_values().map(|field| (field.name.as_str(), &field.dtype))))?;
             let reader = StreamReader::new(file, metadata, idxs(&columns));

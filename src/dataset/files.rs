@@ -238,11 +238,20 @@ impl<R: Read> Read for Unpacked<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let n_read = self.reader.read(buffer)?;
         self.n_read += n_read as u64;
-        if self.n_read > ALWAYS_FINE_BYTES && self.n_read / MAX_RATIO > self.packed_bytes {
+        if is_bomb(self.packed_bytes, self.n_read) {
             return Err(io::Error::new(io::ErrorKind::FileTooLarge, BOMB));
         }
         Ok(n_read)
     }
+}
+
+/// May so few bytes not become so many?
+pub(super) fn is_bomb(packed_bytes: u64, n_unpacked: u64) -> bool {
+    n_unpacked > ALWAYS_FINE_BYTES && n_unpacked / MAX_RATIO > packed_bytes
+}
+
+pub(super) fn bomb() -> Error {
+    Error::new(BOMB).cure("If you know what it holds, unpack it yourself and give the file.")
 }
 
 const BOMB: &str = "expected packed data, found a compression bomb: it unpacks to more than a thousand times its size";
@@ -250,7 +259,7 @@ const BOMB: &str = "expected packed data, found a compression bomb: it unpacks t
 /// A read that failed half-way: a damaged archive or a failing disk.
 pub(super) fn broken(error: io::Error) -> Error {
     if error.kind() == io::ErrorKind::FileTooLarge {
-        return Error::new(BOMB).cure("If you know what it holds, unpack it yourself and give the file.");
+        return bomb();
     }
     let cure = "The rows before this place were read; fetch or pack the file again.";
     Error::new("cannot read on: the file is damaged or cut short").caused_by(error).cure(cure)

@@ -15,6 +15,7 @@
 //! Left out: images and audio, and data sets by hub name (download them first).
 
 mod arrow;
+mod arrow_batches;
 mod chat;
 mod choice;
 mod container;

@@ -205,18 +205,29 @@ impl Object for Range {
     }
 }
 
-/// The beginning, the items and the end of the text of what is no list, if `value` is such; an error where Python prints a place in memory.
-pub(super) fn text(value: &Value) -> Result<Option<(String, Vec<Value>, &'static str)>, Error> {
+/// How Python writes a value that goes through others.
+pub(super) struct Written {
+    pub open: String,
+    pub items: Vec<Value>,
+    pub close: &'static str,
+}
+
+/// How Python writes a list or what is here; an error where it would say a place in memory.
+pub(super) fn written(value: &Value) -> Result<Written, Error> {
     if Generator::is(value) {
         return Err(Error::new(ErrorKind::InvalidOperation, "a generator has no text; `| list` makes one of it"));
     }
-    if let Some(view) = value.downcast_object_ref::<View>() {
-        return Ok(Some((format!("{}([", view.name()), value.try_iter()?.collect(), "])")));
-    }
-    Ok(value.downcast_object_ref::<Range>().map(|range| {
+    if let Some(range) = value.downcast_object_ref::<Range>() {
         let step = if range.step == 1 { String::new() } else { format!(", {}", range.step) };
-        (format!("range({}, {}{step}", range.begin, range.end), Vec::new(), ")")
-    }))
+        return Ok(Written { open: format!("range({}, {}{step}", range.begin, range.end), items: Vec::new(), close: ")" });
+    }
+    let items = value.try_iter()?.checked().collect::<Result<Vec<_>, _>>()?;
+    let (open, close) = match value.downcast_object_ref::<View>() {
+        Some(view) => (format!("{}([", view.name()), "])"),
+        None if is_tuple(value) => ("(".to_owned(), if items.len() == 1 { ",)" } else { ")" }),
+        None => ("[".to_owned(), "]"),
+    };
+    Ok(Written { open, items, close })
 }
 
 /// What `json.dumps` and a slice refuse, by name; `None` for all else.
@@ -230,12 +241,41 @@ pub(super) fn name(value: &Value) -> Option<&'static str> {
 
 /// Is it what Python calls a dictionary? minijinja's namespaces, loops and macros can be asked for names, too.
 pub(super) fn is_dictionary(value: &Value) -> bool {
-    const MAPS: [&str; 4] = ["IndexMap<", "BTreeMap<", "HashMap<", "::MergeDict"];
+    const MAPS: [&str; 5] = ["IndexMap<", "BTreeMap<", "HashMap<", "::StaticKeyMap", "::MergeDict"];
     let is_map = |object: &DynObject| MAPS.iter().any(|map| object.type_name().contains(map));
     value.kind() == ValueKind::Map && value.as_object().is_some_and(is_map)
 }
 
 /// For the groups of `groupby`, which are tuples in Jinja.
-pub(super) fn is_tuple(value: &Value) -> bool {
+fn is_tuple(value: &Value) -> bool {
     value.is_tuple() || value.as_object().is_some_and(|object| object.type_name().ends_with("GroupTuple"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use minijinja::{Environment, context};
+
+    /// Whatever way a message was put together here, templates see a dictionary; what minijinja makes of its own is none.
+    #[test]
+    fn messages_are_dictionaries_however_they_are_made() {
+        let plain = Value::from_pairs([("role", "user")]);
+        let made = [
+            context! { role => "user" },
+            context! { content => "a", ..plain.clone() },
+            super::super::python::from_json(&serde_json::json!({"role": "user"})),
+            plain,
+        ];
+        let mut environment = Environment::new();
+        environment.set_unknown_method_callback(super::super::methods::call);
+        environment.add_test("mapping", is_dictionary);
+        for message in made {
+            assert!(is_dictionary(&message), "{message:?}");
+            let text = environment
+                .render_str("{{ m.get('role') }} {{ m.items() | length > 0 }} {{ m is mapping }}", context! { m => message });
+            assert_eq!(text.unwrap(), "user True True");
+        }
+        let source = "{% macro m() %}{% endmacro %}{{ m is mapping }}{% for x in [1] %}{{ loop is mapping }}{% endfor %}{{ namespace(a=1) is mapping }}";
+        assert_eq!(environment.render_str(source, ()).unwrap(), "FalseFalseFalse");
+    }
 }

@@ -9,7 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Error, ErrorKind, Output, State};
 
-use super::iterables::{self, is_dictionary};
+use super::iterables::{self, Written, is_dictionary};
 use crate::dataset::verbatim;
 use crate::format::python_float;
 
@@ -75,21 +75,7 @@ fn write_repr(out: &mut String, value: &Value) -> Result<(), Error> {
         ValueKind::Number if !value.is_integer() => out.push_str(&float(value)),
         ValueKind::String => write_quoted(out, value.as_str().unwrap_or_default()),
         ValueKind::Seq | ValueKind::Iterable => {
-            let (open, items, close) = match iterables::text(value)? {
-                Some(parts) => parts,
-                None => {
-                    let items = value.try_iter()?.checked().collect::<Result<Vec<_>, _>>()?;
-                    let is_tuple = iterables::is_tuple(value);
-                    let close = if is_tuple && items.len() == 1 {
-                        ",)"
-                    } else if is_tuple {
-                        ")"
-                    } else {
-                        "]"
-                    };
-                    (if is_tuple { "(" } else { "[" }.to_owned(), items, close)
-                }
-            };
+            let Written { open, items, close } = iterables::written(value)?;
             out.push_str(&open);
             for (idx, item) in items.iter().enumerate() {
                 out.push_str(if idx > 0 { ", " } else { "" });
