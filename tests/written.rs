@@ -205,4 +205,20 @@ fn gsm8k_takes_its_examples_from_a_file() {
     let (ours, by_hand) = (hash("out", "gsm8k"), hash("hand", "hand"));
     assert_eq!(ours.0, by_hand.0);
     assert!(by_hand.1.starts_with(&ours.1), "only the stop strings differ: {ours:?} {by_hand:?}");
+
+    // The harness's samples of the same questions pair by number, filter and metric; its hash of the prompt is ours.
+    let samples = |filter: &str| {
+        let row = |id: usize| {
+            let prompt = if id == 0 { ours.0.as_str() } else { "another" };
+            json!({"doc_id": id, "doc": {}, "filter": filter, "metrics": ["exact_match"], "exact_match": 1.0, "prompt_hash": prompt}).to_string()
+        };
+        (0..3).map(row).collect::<Vec<_>>().join("\n") + "\n"
+    };
+    std::fs::create_dir(workdir.path("theirs")).unwrap();
+    workdir.write("theirs/samples_gsm8k_2026-01-02T03-04-05.6.jsonl", samples("strict-match") + &samples("flexible-extract"));
+    let compared = workdir.run(&["diff", "out", "theirs", "--json"]).ok().json()["tasks"]["gsm8k"].clone();
+    assert_eq!((&compared["n"], &compared["prompts_differ"]), (&json!(3), &json!(2)));
+    assert_eq!(compared["primary"], "exact_match,strict-match");
+    assert_eq!(compared["metrics"]["exact_match,strict-match"]["after"], 1.0);
+    assert_eq!(compared["metrics"].as_object().unwrap().len(), 2);
 }

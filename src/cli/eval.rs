@@ -39,12 +39,12 @@ pub(super) struct Args {
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 
-    #[command(flatten)]
-    options: Options,
-
     /// Print the scores as JSON
     #[arg(long)]
     json: bool,
+
+    #[command(flatten)]
+    options: Options,
 }
 
 /// How to evaluate: the options that `diagnose diff` has, too.
@@ -64,7 +64,7 @@ pub(super) struct Options {
     #[arg(long, value_name = "N", aliases = ["num-fewshot", "num_fewshot"])]
     fewshot: Option<usize>,
 
-    /// Take these examples from this file, the first N of its rows; it has the form of the task, which is the only one
+    /// For a single task: take these examples from a file of its form, the first N of its rows
     #[arg(long, value_name = "FILE", aliases = ["fewshot_from"])]
     fewshot_from: Option<PathBuf>,
 

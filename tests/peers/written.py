@@ -20,9 +20,9 @@ import time
 from pathlib import Path
 
 
-def rows(path, n):
+def rows(path, n, skip=0):
     with open(path, encoding="utf-8") as lines:
-        return [json.loads(line) for line in itertools.islice((line for line in lines if line.strip()), n)]
+        return [json.loads(line) for line in itertools.islice((line for line in lines if line.strip()), skip, skip + n)]
 
 
 def harness(arguments, scratch, chat):
@@ -72,6 +72,7 @@ def main():
     parser.add_argument("--test", type=Path, required=True)
     parser.add_argument("--train", type=Path, required=True)
     parser.add_argument("--items", type=int, default=60)
+    parser.add_argument("--skip", type=int, default=0, help="as many rows of --test, so that a long comparison can be cut in parts")
     parser.add_argument("--max-new-tokens", type=int, default=256)
     parser.add_argument("--batch", type=int, default=8, help="of the harness")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -82,8 +83,8 @@ def main():
     for way in [arguments.only] if arguments.only else ["plain", "chat"]:
         with tempfile.TemporaryDirectory() as folder:
             scratch = Path(folder)
-            for name, path, n in [("test.jsonl", arguments.test, arguments.items), ("train.jsonl", arguments.train, 5)]:
-                (scratch / name).write_text("".join(json.dumps(row) + "\n" for row in rows(path, n)), encoding="utf-8")
+            for name, found in [("test.jsonl", rows(arguments.test, arguments.items, arguments.skip)), ("train.jsonl", rows(arguments.train, 5))]:
+                (scratch / name).write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
             (mine, my_seconds), (theirs, their_seconds) = (run(arguments, scratch, way == "chat") for run in (ours, harness))
         assert len(mine) == len(theirs) == arguments.items
         counts = {key: sum(a[key] == b[key] for a, b in zip(mine, theirs)) for key in mine[0]}

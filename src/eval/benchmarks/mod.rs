@@ -228,7 +228,7 @@ pub fn list() -> String {
     // Writing to a String cannot fail.
     let _ = writeln!(
         text,
-        "{:<16} {:<11} {:<25} {:<32} what, and where the data come from",
+        "{:<17} {:<11} {:<25} {:<32} what, and where the data come from",
         "task", "prompt", "metric", "examples of --fewshot"
     );
     let mut row = |name: &str, kind: Kind, written: Option<&Spec>, examples: &str, about: &str, source: &str| {
@@ -241,7 +241,7 @@ pub fn list() -> String {
             Kind::Written => "written",
         };
         let metric = primary(kind, name).or(written.map(|spec| spec.primary)).unwrap_or_default();
-        let _ = writeln!(text, "{name:<16} {prompt:<11} {metric:<25} {examples:<32} {about}; {source}");
+        let _ = writeln!(text, "{name:<17} {prompt:<11} {metric:<25} {examples:<32} {about}; {source}");
     };
     row(
         tasks::PROBE,

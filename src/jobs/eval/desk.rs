@@ -131,3 +131,15 @@ pub(super) fn notes(writes: bool, ends: &[u32], asking: &Asking) -> Vec<String> 
     }
     notes
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_that_nothing_ends_are_said_where_some_are_written() {
+        let of = |writes, ends: &[u32]| notes(writes, ends, &Asking::default());
+        assert!(of(true, &[])[0].contains("names no end token"));
+        assert!(of(true, &[2]).is_empty() && of(false, &[]).is_empty());
+    }
+}
