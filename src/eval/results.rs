@@ -170,6 +170,9 @@ pub struct Chosen {
 pub struct SubjectScore {
     pub n: usize,
     pub value: f64,
+    /// Over its items; absent in scores of earlier programs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ci95: Option<[f64; 2]>,
 }
 
 impl TaskScores {
@@ -209,14 +212,20 @@ impl TaskScores {
 }
 
 fn subjects(metric: &Metric, samples: &[Sample]) -> BTreeMap<String, SubjectScore> {
-    let mut members: BTreeMap<&str, Vec<Term>> = BTreeMap::new();
+    let mut members: BTreeMap<&str, (Vec<Term>, Vec<Option<&str>>)> = BTreeMap::new();
     for (sample, term) in samples.iter().zip(&metric.terms) {
         if let Some(subject) = &sample.subject {
-            members.entry(subject).or_default().push(*term);
+            let (terms, groups) = members.entry(subject).or_default();
+            terms.push(*term);
+            groups.push(sample.group.as_deref());
         }
     }
-    let score = |terms: &[Term]| SubjectScore { n: terms.len(), value: ratio(terms, metric.link) };
-    members.iter().map(|(subject, terms)| ((*subject).to_owned(), score(terms))).collect()
+    let score = |(terms, groups): &(Vec<Term>, Vec<Option<&str>>)| {
+        let design = Design::of(groups.iter().map(|group| (None, *group)));
+        let ci95 = estimate(terms, &design, metric.link).ci95;
+        SubjectScore { n: terms.len(), value: ratio(terms, metric.link), ci95 }
+    };
+    members.iter().map(|(subject, members)| ((*subject).to_owned(), score(members))).collect()
 }
 
 pub fn read_scores(folder: &Path) -> Result<Scores> {

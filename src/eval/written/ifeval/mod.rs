@@ -6,7 +6,8 @@
 //! sentences.rs    Punkt, for the number of sentences; words.rs cuts them, for words in capitals
 //! language.rs     langdetect, for the three kinds that detect a language; python_random.rs its draws
 //! json.rs         what Python takes for JSON
-//! fetched.rs      the tables that this takes
+//! tools.rs        all of that as one, out of the packages that fetched.rs fetches
+//! pattern.rs      patterns as Python has them
 //! ```
 //!
 //! Where the harness would draw what is asked for at random, because the row does not say it, the row is refused. One such case is in the
@@ -17,46 +18,25 @@ mod fetched;
 mod instruction;
 mod json;
 mod language;
+mod pattern;
 mod python_random;
 mod sentences;
+mod tools;
 mod words;
 
-use std::path::Path;
 use std::sync::OnceLock;
 
-use fancy_regex::Regex;
 use serde_json::{Map, Value, json};
 
 use super::{Spec, Verdict};
 use crate::error::{Error, Result};
 use crate::fetch::Progress;
-use instruction::{Instruction, Patterns};
-use language::Languages;
-use sentences::Sentences;
-use words::Words;
+use instruction::Instruction;
+
+pub use tools::Tools;
 
 /// `ifeval/ifeval.yaml`. The data are `instruction_id_list` and `kwargs` of a published row.
 pub const SPEC: Spec = Spec { stops: &[], max_new_tokens: 1280, few_shot: 0, primary: "prompt_level_strict_acc", check };
-
-/// What some kinds of instructions need beside the answer.
-pub struct Tools {
-    sentences: Sentences,
-    words: Words,
-    languages: Languages,
-    patterns: Patterns,
-}
-
-impl Tools {
-    /// From the folders of Punkt's English model and of the package langdetect.
-    pub fn open(punkt: &Path, langdetect: &Path) -> Result<Tools> {
-        Ok(Tools {
-            sentences: Sentences::open(punkt)?,
-            words: Words::new()?,
-            languages: Languages::open(langdetect)?,
-            patterns: Patterns::new()?,
-        })
-    }
-}
 
 static TOOLS: OnceLock<Tools> = OnceLock::new();
 
@@ -131,11 +111,6 @@ fn instructions(data: &Value) -> Result<Vec<Instruction>> {
         )));
     }
     ids.iter().zip(arguments).map(|(id, arguments)| Instruction::parse(id, arguments)).collect()
-}
-
-/// A pattern of this program's own, or of a row.
-fn pattern(text: &str) -> Result<Regex> {
-    Regex::new(text).map_err(|error| Error::new(format!("the pattern `{text}` cannot be read")).caused_by(error))
 }
 
 #[cfg(test)]

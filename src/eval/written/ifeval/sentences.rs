@@ -10,6 +10,7 @@ use std::path::Path;
 
 use fancy_regex::Regex;
 
+use super::pattern::pattern;
 use crate::error::{Context, Error, Result};
 
 /// The tables of the model, and the patterns that cut words.
@@ -81,10 +82,10 @@ impl Sentences {
             collocations: pairs("collocations.tab")?.into_iter().collect(),
             starters: lines("sent_starters.txt")?.into_iter().collect(),
             ortho: pairs("ortho_context.tab")?.into_iter().map(bits).collect::<Result<_>>()?,
-            word: super::pattern(&word)?,
-            number: super::pattern(r"^-?[.,]?\d[\d,.\-]*\.?$")?,
-            initial: super::pattern(r"^[^\W\d]\.$")?,
-            realignment: super::pattern(r#"(?m)\A["')\]}‘’“”«»]+?(?:\s+|(?=--)|$)"#)?,
+            word: pattern(&word)?,
+            number: pattern(r"^-?[.,]?\d[\d,.\-]*\.?$")?,
+            initial: pattern(r"^[^\W\d]\.$")?,
+            realignment: pattern(r#"(?m)\A["')\]}‘’“”«»]+?(?:\s+|(?=--)|$)"#)?,
         })
     }
 

@@ -2,6 +2,7 @@
 
 use fancy_regex::Regex;
 
+use super::pattern::pattern;
 use crate::error::{Error, Result};
 use crate::eval::requests::is_python_space;
 
@@ -58,7 +59,7 @@ const AFTER: &[(&str, &str)] = &[
 impl Words {
     pub(super) fn new() -> Result<Words> {
         let compiled = |rules: &[(&'static str, &'static str)]| -> Result<Vec<(Regex, &'static str)>> {
-            rules.iter().map(|(pattern, by)| Ok((super::pattern(pattern)?, *by))).collect()
+            rules.iter().map(|(text, by)| Ok((pattern(text)?, *by))).collect()
         };
         Ok(Words { before: compiled(BEFORE)?, after: compiled(AFTER)? })
     }
