@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::path::PathBuf;
 
-use super::output;
+use super::{output, runs};
 use crate::dataset::write::Target;
 use crate::diagnosis::gate::Gate;
 use crate::error::{Context, Result};
@@ -17,8 +17,9 @@ use crate::jobs::export::{self, DropRule, Exported, Job, MaskRule};
 /// error, and no file is written. `diagnose train` and the trainers named by the format honour the masks.
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// The folder of a finished run of scores
-    run: PathBuf,
+    /// The folder of a finished run of scores, or those of its shards
+    #[arg(required = true, value_name = "RUN")]
+    run: Vec<PathBuf>,
 
     /// What to write: read (as it was read), messages, sharegpt, alpaca, llama-factory, axolotl, trl
     #[arg(long, default_value = "read")]
@@ -63,7 +64,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
     let job = Job {
-        run: args.run,
+        run: runs::one(&args.run, command_line)?,
         data: args.data,
         target: args.format,
         out: args.out,

@@ -1,6 +1,6 @@
 //! What a folder holds that the user named where data or a run of scores was expected, and what to do with it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::train;
 use crate::error::Error;
@@ -10,6 +10,16 @@ use crate::table::{PARTS_FOLDER, TOKENS_FILE};
 /// Is it the folder of finished scores, which can be sorted again? Where a run was killed while it joined its parts, sorting does that.
 pub(crate) fn holds_scores(folder: &Path) -> bool {
     folder.join("run.json").is_file() && [TOKENS_FILE, PARTS_FOLDER].iter().any(|name| folder.join(name).exists())
+}
+
+/// The folders of finished scores that a name or a glob means, in the order of their names.
+pub(crate) fn runs_of(named: &str) -> Vec<PathBuf> {
+    let path = PathBuf::from(named);
+    if path.exists() {
+        return if path.is_dir() && holds_scores(&path) { vec![path] } else { Vec::new() };
+    }
+    let matched = glob::glob(named).into_iter().flatten().flatten();
+    matched.filter(|path| path.is_dir() && holds_scores(path)).collect()
 }
 
 /// Is it, in the place of data, something else that this program knows, or nothing at all?

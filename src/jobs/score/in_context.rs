@@ -23,7 +23,7 @@ use crate::diagnosis::kinds::Kind;
 use crate::diagnosis::quadrants::Resolved;
 use crate::diagnosis::summary::{Prompted, PromptedKind};
 use crate::engine::{self, Work};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::jobs::watch::Watch;
 use crate::kernels::TokenStatistics;
 use crate::random;
@@ -34,6 +34,7 @@ use crate::table::{
 };
 use crate::tokens::Sequence;
 
+use super::engine::Engine;
 use super::plan::Plan;
 
 /// Rows that are scored again at most.
@@ -60,6 +61,11 @@ pub(super) fn in_context(
     pairs: &[NearPair],
     watch: &dyn Watch,
 ) -> Result<Prompted> {
+    let Engine::Own(model) = &plan.engine else {
+        return Err(
+            Error::usage("--in-context runs the model here, and this run has it on a server").cure("Leave one of them out.")
+        );
+    };
     watch.stage("Scoring the conflicts in context");
     let kinds: HashMap<(u32, u32), Kind> = read_conflicts(&out.join(CONFLICTS_FILE))?
         .into_iter()
@@ -86,7 +92,7 @@ pub(super) fn in_context(
             }
         }
         let only: Vec<Sequence> = sequences.iter().map(|(.., sequence)| sequence.clone()).collect();
-        let scores = engine::score(&plan.model, &only, &mut Work::default(), &mut |_| {})?;
+        let scores = engine::score(model, &only, &mut Work::default(), &mut |_| {})?;
         for ((row, other, moved, sequence), scores) in sequences.into_iter().zip(scores) {
             let Some(known) = known.get(&row) else { continue };
             n_rows += 1;
