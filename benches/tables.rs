@@ -129,6 +129,7 @@ fn write_parts(folder: &Path, n_rows: u32) -> diagnose::Result<()> {
         writer.push(&ScoredExample {
             sequence: &sequence,
             statistics: &statistics,
+            bounds: &[],
             id: None,
             source,
             place: &place,

@@ -186,6 +186,26 @@ fn partial_path(path: &Path) -> PathBuf {
     path.with_file_name(format!(".{name}.partial"))
 }
 
+/// As `absent` of tests/workdir.rs: what is missing fails in CI unless it is known to be.
+#[cfg(test)]
+pub(crate) fn absent(thing: &str, why: &str) {
+    let is_ci = std::env::var("CI").is_ok_and(|value| !["", "0", "false"].contains(&value.as_str()));
+    let without = std::env::var("DIAGNOSE_TESTS_WITHOUT").unwrap_or_default();
+    assert!(!is_ci || without.split(',').any(|known| known.trim() == thing), "{why}: CI must not pass for want of it");
+    println!("skipped: {why}");
+}
+
+/// A file of the development data beside the checkout, for tests.
+#[cfg(test)]
+pub(crate) fn shared(name: &str) -> Option<PathBuf> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared").join(name);
+    if !path.exists() {
+        absent("shared", &format!("there is no ../shared/{name}"));
+        return None;
+    }
+    Some(path)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -22,7 +22,7 @@
 //! tokens      chat template, supervised mask, mask audit -> token ids
 //! kernels     the custom operations, and all `unsafe` code
 //! model       families, files of models, the decoder, adapters
-//! engine      packed batches -> statistics of every supervised token; answers that the model writes
+//! engine      packed batches -> statistics of every supervised token, computed or by way of servers; answers that the model writes
 //! table       the token table: columns, types, units; Parquet with what made it
 //! diagnosis   quadrants, gates, summary, rankings, kinds of conflict, movement: makes numbers of the table
 //! eval        benchmarks: tasks, requests, written answers, metrics, comparisons

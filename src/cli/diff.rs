@@ -5,8 +5,10 @@ use std::path::PathBuf;
 use super::eval::Options;
 use super::output;
 use super::progress::Terminal;
+use super::runs;
 use crate::error::{Context, Error, Result};
 use crate::jobs::diff::{self, Job};
+use crate::jobs::folders::runs_of;
 use crate::report::diff::terminal;
 
 /// Say what changed between two models, two evaluations or two score runs
@@ -17,7 +19,7 @@ use crate::report::diff::terminal;
 /// number of runs is set against the model before: what each gained on the target, and what it lost in general.
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// The folder of an evaluation or of a score run; samples_TASK_TIME.jsonl of lm-evaluation-harness, or a folder of these; or a
+    /// The folder of an evaluation or of a score run, or a glob of the shards of one; samples_TASK_TIME.jsonl of lm-evaluation-harness, or a folder of these; or a
     /// model: a folder, a .gguf file, and with --tasks a hub id
     before: String,
 
@@ -59,9 +61,16 @@ pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
     if args.fail_on_drop.is_some_and(|points| !(0.0..=100.0).contains(&points)) {
         return Err(Error::usage("--fail-on-drop takes points from 0 to 100"));
     }
+    // A glob of shards is one run; all else stays as it is named.
+    let run = |name: String| -> Result<String> {
+        match runs_of(&name).len() {
+            0 => Ok(name),
+            _ => Ok(runs::one(&[PathBuf::from(name)], command_line)?.to_string_lossy().into_owned()),
+        }
+    };
     let job = Job {
-        before: args.before,
-        after: args.after,
+        before: run(args.before)?,
+        after: args.after.into_iter().map(run).collect::<Result<_>>()?,
         target: args.target,
         tasks: args.tasks,
         divergence: args.kl,

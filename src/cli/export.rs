@@ -1,10 +1,10 @@
 //! `diagnose export RUN`: the data again, with what the diagnosis or a person has decided; or the model of a checkpoint.
 
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use super::output;
 use super::progress::Terminal;
+use super::{output, runs};
 use crate::dataset::write::Target;
 use crate::diagnosis::gate::Gate;
 use crate::error::{Context, Error, Result};
@@ -22,8 +22,9 @@ use crate::jobs::train;
 /// folder --out, which every --model takes.
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// The folder of a finished run of scores, or a checkpoint of a training run
-    run: PathBuf,
+    /// The folder of a finished run of scores, or those of its shards; or a checkpoint of a training run
+    #[arg(required = true, value_name = "RUN")]
+    run: Vec<PathBuf>,
 
     /// What to write: read (as it was read), messages, sharegpt, alpaca, llama-factory, axolotl, trl
     #[arg(long, default_value = "read")]
@@ -67,11 +68,14 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
-    if args.run.is_file() && args.run.extension().is_some_and(|extension| extension == "safetensors") {
-        return model_of_checkpoint(&args);
+    if let [checkpoint] = &args.run[..]
+        && checkpoint.is_file()
+        && checkpoint.extension().is_some_and(|extension| extension == "safetensors")
+    {
+        return model_of_checkpoint(checkpoint, &args);
     }
     let job = Job {
-        run: args.run,
+        run: runs::one(&args.run, command_line)?,
         data: args.data,
         target: args.format,
         out: args.out,
@@ -91,15 +95,15 @@ pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
     output::print(&text)
 }
 
-fn model_of_checkpoint(args: &Args) -> Result<()> {
+fn model_of_checkpoint(checkpoint: &Path, args: &Args) -> Result<()> {
     let has_rule = !args.drop.is_empty() || !args.mask.is_empty() || args.weight.is_some() || args.select.is_some();
     let of_data = args.decisions.is_some() || args.rewrite_candidates.is_some() || !args.data.is_empty();
     if has_rule || of_data || args.format != Target::Read {
-        return Err(Error::usage(format!("{} is a checkpoint, and --out is all that its model needs", args.run.display()))
+        return Err(Error::usage(format!("{} is a checkpoint, and --out is all that its model needs", checkpoint.display()))
             .cure("Leave the other options out, or name the folder of a run of scores."));
     }
     let watch = Terminal::new();
-    let model = train::export_checkpoint(&args.run, &args.out, &watch)?;
+    let model = train::export_checkpoint(checkpoint, &args.out, &watch)?;
     drop(watch);
     output::print(&match args.json {
         true => format!("{}\n", serde_json::json!({ "model": model })),

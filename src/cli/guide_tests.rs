@@ -46,6 +46,7 @@ fn every_documented_command_is_understood() {
         include_str!("../guide/rollouts.md"),
         include_str!("../guide/evaluation.md"),
         include_str!("../guide/training.md"),
+        include_str!("../guide/remote.md"),
         include_str!("../guide/speed.md"),
     ];
     let mut n = 0;

@@ -10,7 +10,9 @@ mod output;
 mod progress;
 mod rollout;
 mod rows;
+mod runs;
 mod score;
+mod servers;
 mod train;
 mod view;
 
@@ -89,7 +91,7 @@ pub fn run() -> Result<()> {
         Some(Command::Rollout(arguments)) => rollout::run(*arguments, &command_line),
         Some(Command::Export(arguments)) => export::run(*arguments, &command_line),
         Some(Command::Train(arguments)) => train::run(*arguments, &command_line),
-        Some(Command::View(arguments)) => view::run(arguments),
+        Some(Command::View(arguments)) => view::run(arguments, &command_line),
         Some(Command::Completions(arguments)) => completions::run(&arguments, Cli::command()),
         Some(Command::Man(arguments)) => completions::write_manual(&arguments, Cli::command()),
     }

@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 use super::output;
 use super::progress::Terminal;
 use super::rows::RowArgs;
+use super::servers::ServerArgs;
+use crate::dataset::Shard;
 use crate::diagnosis::Report;
 use crate::diagnosis::quadrants::Thresholds;
 use crate::error::{Context, Error, Result};
-use crate::jobs::score::{self, Job, Outcome};
+use crate::jobs::score::{self, Job, Joining, Outcome};
 use crate::jobs::{folders, landscape};
 use crate::kernels::{Dtype, Kernels, cuda};
 use crate::model::Placement;
@@ -49,7 +51,14 @@ pub(super) struct Args {
     device: Placement,
 
     #[command(flatten)]
+    servers: ServerArgs,
+
+    #[command(flatten)]
     rows: RowArgs,
+
+    /// Score one machine's share of the rows, such as 0/4, the first of four: `diagnose 'runs/NAME-shard-*'` then reads all of them as one run
+    #[arg(long, value_name = "I/N", hide_short_help = true, conflicts_with = "in_context")]
+    shard: Option<Shard>,
 
     /// Where the quadrants divide: fixed (p 0.25, H 1 nat), pilot, groups, tail, or numbers such as p=0.2,H=0.8
     #[arg(long, default_value = "fixed")]
@@ -83,6 +92,8 @@ struct Printed<'a> {
 
 pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
     let json = args.json;
+    let mut args = args;
+    join_shards(&mut args, command_line)?;
     if let Some(runs) = runs_side_by_side(&args) {
         if args.in_context || args.model.is_some() || args.base.is_some() || args.thresholds != Thresholds::default() {
             let cure = "Leave out --model, --base and --in-context; for other --thresholds sort each run again by itself first.";
@@ -94,6 +105,9 @@ pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
             false => format!("{}\nfigure   {}/landscapes.png\n", outcome.text, outcome.out.display()),
         });
     }
+    if args.servers.emit.is_some() {
+        return emit(args, command_line);
+    }
     let watch = Terminal::new();
     let outcome = match run_folder(&args)? {
         Some(folder) => score::sort_again(&folder, args.thresholds, !args.no_view, command_line, &watch)?,
@@ -104,6 +118,38 @@ pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
         eprintln!("{profile}");
     }
     print(&outcome, json)
+}
+
+fn emit(args: Args, command_line: &str) -> Result<()> {
+    args.servers.check()?;
+    let top_k = args.servers.top_logprobs;
+    let watch = Terminal::new();
+    let emitted = score::emit(&job(args, command_line)?, top_k, &watch)?;
+    drop(watch);
+    let folder = emitted.script.parent().unwrap_or(Path::new("."));
+    output::print(&format!(
+        "{} sequences for {}\nRun it where vLLM is, then score with its answers:\n  python {} MODEL\n  diagnose DATASET --model MODEL --answers {}\n",
+        emitted.sequences,
+        emitted.script.display(),
+        emitted.script.display(),
+        folder.display()
+    ))
+}
+
+/// Puts the run in the place of its shards, where several are named and nothing but runs.
+fn join_shards(args: &mut Args, command_line: &str) -> Result<()> {
+    let named: Vec<Vec<PathBuf>> = args.datasets.iter().map(|name| folders::runs_of(name)).collect();
+    let runs: Vec<PathBuf> = named.iter().flatten().cloned().collect();
+    if named.iter().any(Vec::is_empty) || runs.len() < 2 {
+        return Ok(());
+    }
+    let joining = Joining { out: args.out.as_deref(), sorted: false, command: command_line };
+    let joined = score::joined(&runs, &joining, &Terminal::new())?;
+    let of = |run: &PathBuf| {
+        run.to_str().map(str::to_owned).ok_or_else(|| Error::new("expected a folder name of valid Unicode").at(run))
+    };
+    args.datasets = joined.iter().map(of).collect::<Result<_>>()?;
+    Ok(())
 }
 
 /// Several finished runs and nothing else.
@@ -145,8 +191,10 @@ fn job(args: Args, command_line: &str) -> Result<Job> {
         dtype: args.dtype,
         kernels: args.kernels,
         device: args.device,
+        elsewhere: args.servers.elsewhere()?,
         render: args.rows.render()?,
         choice: args.rows.choice(),
+        shard: args.shard,
         thresholds: args.thresholds,
         with_page: !args.no_view,
         in_context: args.in_context,

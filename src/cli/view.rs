@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::output;
+use super::{output, runs};
 use crate::error::{Error, Result};
 use crate::jobs::view::{self, Job};
 
@@ -14,8 +14,8 @@ use crate::jobs::view::{self, Job};
 /// writes it again.
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// The folder of a finished run, or the one before and the one after
-    #[arg(required = true, num_args = 1..=2, value_name = "RUN")]
+    /// The folder of a finished run, or the one before and the one after; the shards of a run, or a glob of them, are one
+    #[arg(required = true, num_args = 1.., value_name = "RUN")]
     runs: Vec<PathBuf>,
 
     /// The page; by default view.html in the run's folder, or compared.html in the second one's
@@ -35,8 +35,12 @@ pub(super) struct Args {
     tokens: usize,
 }
 
-pub(super) fn run(args: Args) -> Result<()> {
-    let written = view::view(&Job { runs: args.runs, data: args.data, out: args.out, most_tokens: args.tokens })?;
+pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
+    let runs = runs::named(&args.runs, command_line)?;
+    if runs.len() > 2 {
+        return Err(Error::usage(format!("expected one run or two, found {}", runs.len())));
+    }
+    let written = view::view(&Job { runs, data: args.data, out: args.out, most_tokens: args.tokens })?;
     for reason in &written.without_text {
         eprintln!("The page shows the tokens alone, without the rows around them: {reason}");
     }

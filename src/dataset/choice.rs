@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::shard::Shard;
 use super::{Dataset, Record};
 use crate::error::Result;
 use crate::random;
@@ -28,11 +29,18 @@ pub struct Chosen {
     pub choice: Choice,
     /// How many records a random sample was drawn from.
     pub drawn_from: Option<u64>,
+    /// Of them, those of one machine's share.
+    pub shard: Option<Shard>,
     /// The numbers of those that were drawn, in order.
     drawn: Option<Arc<Vec<u32>>>,
 }
 
 impl Chosen {
+    /// Of these records, those of one machine's share.
+    pub fn in_shard(self, shard: Option<Shard>) -> Chosen {
+        Chosen { shard, ..self }
+    }
+
     /// Said where not all records are read.
     pub fn remark(&self) -> Option<String> {
         match (self.choice, self.drawn_from) {
@@ -56,14 +64,14 @@ impl Choice {
 impl Dataset {
     /// Decides which records to read. A random sample takes a pass over all of them, to count them.
     pub fn choose(&self, choice: Choice) -> Result<Chosen> {
-        let Choice::Random { n, seed } = choice else { return Ok(Chosen { choice, drawn_from: None, drawn: None }) };
+        let Choice::Random { n, seed } = choice else { return Ok(Chosen { choice, drawn_from: None, shard: None, drawn: None }) };
         let mut records = 0;
         for record in self.records() {
             record?;
             records += 1;
         }
         let drawn = random::sample(seed, records, n.min(u64::from(u32::MAX)) as u32);
-        Ok(Chosen { choice, drawn_from: Some(u64::from(records)), drawn: Some(Arc::new(drawn)) })
+        Ok(Chosen { choice, drawn_from: Some(u64::from(records)), shard: None, drawn: Some(Arc::new(drawn)) })
     }
 
     /// The chosen records in order. Errors are those of [`Dataset::records`].
@@ -77,7 +85,12 @@ impl Dataset {
             (Ok(record), Some(drawn)) => drawn.binary_search(&record.row).is_ok(),
             _ => true,
         };
-        self.records().filter(is_wanted).take(limit)
+        let shard = chosen.shard;
+        let is_ours = move |record: &Result<Record>| match (record, shard) {
+            (Ok(record), Some(shard)) => shard.holds(record.row),
+            _ => true,
+        };
+        self.records().filter(is_wanted).take(limit).filter(is_ours)
     }
 }
 

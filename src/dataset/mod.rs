@@ -38,6 +38,7 @@ mod pairs;
 mod parquet;
 mod raw;
 mod roles;
+mod shard;
 mod switches;
 mod tools;
 mod trees;
@@ -61,6 +62,7 @@ pub use mapping::FieldMap;
 pub use options::ReadOptions;
 pub(crate) use original::Original;
 pub use roles::RoleMap;
+pub use shard::Shard;
 
 use example::Parsed;
 

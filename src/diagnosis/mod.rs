@@ -13,9 +13,11 @@
 //! landscape.rs      how far two data sets lie apart in probability and entropy
 //! shown.rs          the rows that a person looks at, with all numbers of their tokens
 //! fidelity.rs       the top-K entropy as a stand-in for the full one
+//! bounded.rs       scores that came through a server: what of them is exact
 //! self_check.rs     what must hold on text that the model itself has drawn
 //! ```
 
+pub mod bounded;
 pub mod by_quadrant;
 pub mod context;
 pub mod fidelity;
@@ -49,6 +51,9 @@ pub struct Report {
     pub kinds: Option<summary::Kinds>,
     /// How well the rankings find planted conflicts, where the data carry any.
     pub planted: Option<planted::RankingQuality>,
+    /// What is exact; absent where this program has run the model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bounded: Option<bounded::Bounded>,
     /// Where the data are answers that a model has drawn.
     #[serde(default)]
     pub on_policy: Option<self_check::OnPolicy>,

@@ -329,7 +329,7 @@ fn token() -> Result<Option<String>> {
 }
 
 /// Mozilla's authorities, or those of the file that companies with a proxy of their own name.
-fn root_certificates() -> Result<RootCerts> {
+pub(crate) fn root_certificates() -> Result<RootCerts> {
     let Some(path) = cache::variable("SSL_CERT_FILE").or_else(|| cache::variable("REQUESTS_CA_BUNDLE")) else {
         return Ok(RootCerts::WebPki);
     };

@@ -24,5 +24,8 @@ pub mod evaluation {}
 #[doc = include_str!("training.md")]
 pub mod training {}
 
+#[doc = include_str!("remote.md")]
+pub mod remote {}
+
 #[doc = include_str!("speed.md")]
 pub mod speed {}

@@ -33,6 +33,16 @@ pub(crate) fn names<P: AsRef<Path>>(folders: &[P]) -> Vec<String> {
     wholes.iter().enumerate().map(|(idx, path)| name(idx, path)).collect()
 }
 
+/// The folders of finished scores that a name or a glob means, in the order of their names.
+pub(crate) fn runs_of(named: &str) -> Vec<PathBuf> {
+    let path = PathBuf::from(named);
+    if path.exists() {
+        return if path.is_dir() && holds_scores(&path) { vec![path] } else { Vec::new() };
+    }
+    let matched = glob::glob(named).into_iter().flatten().flatten();
+    matched.filter(|path| path.is_dir() && holds_scores(path)).collect()
+}
+
 /// Is it, in the place of data, something else that this program knows, or nothing at all?
 pub(crate) fn is_no_data(folder: &Path) -> bool {
     let known = [train::OPTIONS_FILE, SCORES_FILE, "diff.json", PARTS_FOLDER, "config.json", "adapter_config.json"];

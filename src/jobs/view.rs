@@ -9,6 +9,7 @@ use super::folders;
 use super::score::{RUN_FILE, RunRecord, find_data, read_record};
 use crate::dataset::{Chosen, Dataset, Turn};
 use crate::diagnosis::Report;
+use crate::diagnosis::bounded::Bounded;
 use crate::diagnosis::gate::{Gate, Weight};
 use crate::diagnosis::kinds::Kind;
 use crate::diagnosis::population::{Needs, Population};
@@ -74,9 +75,13 @@ pub(crate) fn view(job: &Job) -> Result<Written> {
     Ok(Written { path, without_text })
 }
 
-/// Keeps of the choices after the first, which scoring has put aside, those of the rows that the page of the run shows.
-pub(crate) fn keep_alternatives(folder: &Path, has_kinds: bool) -> Result<()> {
+/// Keeps of the choices after the first, which scoring has put aside, those of the rows that the page of the run shows; of a shard `all`: which
+/// rows the page of the whole run shows is not known yet.
+pub(crate) fn keep_alternatives(folder: &Path, has_kinds: bool, all: bool) -> Result<()> {
     table::keep_alternatives(folder, || {
+        if all {
+            return Ok(read_rows(&folder.join(ROWS_FILE))?.iter().map(|row| row.row).collect());
+        }
         let (_, of_form) = conflicts_of(folder, has_kinds)?;
         rows_shown(&[folder.join(TOKENS_FILE)], &read_rows(&folder.join(ROWS_FILE))?, &of_form, MOST_TOKENS)
     })
@@ -149,6 +154,7 @@ impl<'a> Seen<'a> {
             model: &self.record.model.name,
             vocab_size: self.record.vocab_size,
             thresholds: &self.report.summary.thresholds,
+            exact: self.report.bounded.as_ref().map(Bounded::line),
             gates: self.gates.clone(),
             shown: &self.shown,
             alternatives: &self.alternatives,

@@ -12,6 +12,7 @@
 //!                 a block's tokens attend to
 //! config.rs       what the families need to know, whichever file it came from; rope.rs for rotary embeddings
 //! decoder.rs      the decoder that all families are, of block.rs, layers.rs and experts.rs
+//! served.rs       a model that another program runs: what is known of it here
 //! parameters.rs   what learns, and under which name; trace.rs goes backward through it, lora.rs adds adapters
 //! ```
 //!
@@ -56,6 +57,7 @@ mod parameters;
 mod placement;
 mod reference;
 mod rope;
+mod served;
 mod source;
 mod statistics;
 mod trace;
@@ -87,6 +89,7 @@ pub use lora::{Adapters, LoraOptions};
 pub use parameters::{Parameter, Part};
 pub use placement::Placement;
 pub use reference::Reference;
+pub use served::Served;
 pub(crate) use source::Source;
 pub use statistics::{BatchStatistics, Statistics};
 pub use trace::Trace;

@@ -42,10 +42,20 @@ pub(crate) struct Origin {
 /// Rows of the longer tables.
 const SHOWN: usize = 12;
 
+/// Appends lines; writing to a String cannot fail.
+macro_rules! add {
+    ($text:expr, $($arguments:tt)*) => {{
+        let _ = writeln!($text, $($arguments)*);
+    }};
+}
+
 pub(crate) fn report(report: &Report, origin: &Origin) -> String {
     let summary = &report.summary;
     let mut text = String::new();
     head(&mut text, summary, origin);
+    if let Some(bounded) = &report.bounded {
+        add!(text, "## What is exact\n\n{}\n", bounded.sentences());
+    }
     audit(&mut text, origin);
     quadrants(&mut text, summary);
     conflicts(&mut text, summary, origin.without_text.as_deref());
@@ -55,20 +65,13 @@ pub(crate) fn report(report: &Report, origin: &Origin) -> String {
     if let Some(planted) = &report.planted {
         rankings(&mut text, planted);
     }
-    gates(&mut text, summary);
+    gates(&mut text, summary, report.bounded.is_some());
     breakdowns(&mut text, summary);
     if let Some(on_policy) = &report.on_policy {
         self_check(&mut text, on_policy);
     }
     calibration(&mut text, report);
     text
-}
-
-/// Appends lines; writing to a String cannot fail.
-macro_rules! add {
-    ($text:expr, $($arguments:tt)*) => {{
-        let _ = writeln!($text, $($arguments)*);
-    }};
 }
 
 fn head(text: &mut String, summary: &Summary, origin: &Origin) {
@@ -298,8 +301,15 @@ fn rankings(text: &mut String, planted: &RankingQuality) {
     add!(text, "");
 }
 
-fn gates(text: &mut String, summary: &Summary) {
+fn gates(text: &mut String, summary: &Summary, is_bounded: bool) {
     add!(text, "## What each loss would do with these data\n");
+    if is_bounded {
+        add!(
+            text,
+            "The weights of EAFT and of gates by p alone are exact; those by the full entropy, and all norms of gradients, are of the middle of \
+             their bounds.\n"
+        );
+    }
     add!(
         text,
         "Every loss weighs each token's cross-entropy. *Effective tokens* is (sum w)² / sum w²; *gradient kept* is what remains of each \

@@ -61,6 +61,9 @@ pub(crate) fn summary(heading: &Heading, report: &Report, coloured: bool) -> Str
         heading.tokens_per_second
     ));
     line(format!("{dim}{}{reset}", summary.thresholds));
+    if let Some(bounded) = &report.bounded {
+        line(format!("{dim}{}{reset}", bounded.line()));
+    }
     line(String::new());
     line(format!("{bold}{:<20}{:>10}{:>22}{:>10}{:>10}{reset}", "quadrant", "tokens", "share", "of loss", "of grad"));
     for quadrant in Quadrant::ALL {

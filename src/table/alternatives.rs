@@ -24,7 +24,7 @@ const TABLE: &str = "alternatives";
 /// Where the choices of all rows wait until it is known which rows are looked at.
 const WAITING_FOLDER: &str = ".alternatives";
 
-const COLUMNS: [&str; 6] = ["row", "pos", "rank", "token_id", "token", "logprob"];
+pub(super) const COLUMNS: [&str; 6] = ["row", "pos", "rank", "token_id", "token", "logprob"];
 
 /// One of the choices after the first.
 #[derive(Debug, Clone, PartialEq)]

@@ -10,6 +10,7 @@ use polars::prelude as pl;
 use polars::prelude::IntoColumn;
 
 use super::alternatives::set_aside;
+use super::bounds;
 use super::frames::{TextColumn, write_frames};
 use super::read::{RowGroups, column_of, strings};
 use super::rows::{RowMass, RowMasses, add_masses, read_rows, write_rows};
@@ -91,8 +92,12 @@ fn write_tokens(
     provenance: &[(String, String)],
     label: impl Fn(f32, f32, f32) -> Quadrant,
 ) -> Result<(usize, RowMasses)> {
-    let stored: Vec<&'static str> =
+    let mut stored: Vec<&'static str> =
         Column::ALL.iter().filter(|(column, ..)| *column != Column::Quadrant).map(|(_, name, ..)| *name).collect();
+    let with_bounds = inputs.first().map(|path| bounds::has_bounds(path)).transpose()?.unwrap_or(false);
+    if with_bounds {
+        stored.extend(bounds::NAMES);
+    }
     let quadrant_type = quadrant_type()?;
     let mut row_groups = RowGroups::of(inputs, stored);
     let mut masses = RowMasses::new();
@@ -101,6 +106,7 @@ fn write_tokens(
     let dictionary = TextColumn::new();
     let mut text_columns = [(Column::Source, None), (Column::Token, Some(Column::TokenId)), (Column::Top, Some(Column::TopId))]
         .map(|(column, key)| (column, key, KnownTexts::new()));
+    let schema = schema(quadrant_type.clone(), with_bounds);
     let mut label_frame = |frame: &mut pl::DataFrame, path: &Path| -> Result<()> {
         let labels = label_tokens(frame, &label, &mut masses).map_err(|error| error.at(path))?;
         for (column, key, known) in &mut text_columns {
@@ -109,10 +115,14 @@ fn write_tokens(
         }
         let codes = pl::UInt8Chunked::from_vec(Column::Quadrant.name().into(), labels);
         frame.with_column(pl::Categorical8Chunked::from_cats_and_dtype(codes, quadrant_type.clone()).into_column())?;
+        if with_bounds {
+            let certain = bounds::certain(frame, &label).map_err(|error| error.at(path))?;
+            frame.with_column(certain)?;
+            *frame = frame.select(schema.iter_names().cloned())?;
+        }
         n_tokens += frame.height();
         Ok(())
     };
-    let schema = schema(quadrant_type.clone());
     write_frames(path, "tokens", &schema, provenance, |writer| {
         let mut group = pl::DataFrame::empty_with_schema(&schema);
         loop {
@@ -201,7 +211,7 @@ fn quadrant_type() -> Result<pl::DataType> {
     Ok(pl::DataType::from_frozen_categories(names))
 }
 
-fn schema(quadrant_type: pl::DataType) -> pl::Schema {
+fn schema(quadrant_type: pl::DataType, with_bounds: bool) -> pl::Schema {
     use super::ColumnType;
     let text = pl::DataType::from_categories(pl::Categories::global());
     let dtype = |column_type| match column_type {
@@ -211,5 +221,6 @@ fn schema(quadrant_type: pl::DataType) -> pl::Schema {
         ColumnType::Text => text.clone(),
         ColumnType::Label => quadrant_type.clone(),
     };
-    Column::ALL.iter().map(|(_, name, column_type, _)| pl::Field::new((*name).into(), dtype(*column_type))).collect()
+    let fields = Column::ALL.iter().map(|(_, name, column_type, _)| pl::Field::new((*name).into(), dtype(*column_type)));
+    fields.chain(bounds::fields().filter(|_| with_bounds)).collect()
 }

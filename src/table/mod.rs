@@ -6,18 +6,23 @@
 //!                 -> chunks of the columns a later pass needs                    (read.rs)
 //! ```
 //!
-//! Beside them stand the kinds of the conflicts (conflicts.rs), and the choices after the first (alternatives.rs).
+//! Beside them stand the kinds of the conflicts (conflicts.rs), and the choices after the first (alternatives.rs). Scores that came through a
+//! server have columns more (bounds.rs), the shards of a run become one (join.rs), and what goes to another
+//! engine and comes back from it is written and read here, too (offline.rs).
 //!
 //! Left out here: which quadrant a token belongs to is decided in `diagnosis::quadrants`; this room only stores the answer. The text
 //! columns are Parquet dictionaries (`category` in pandas): at a few bytes a row instead of a string each they keep a table of
 //! fifty million tokens usable in a notebook, and nothing has to hash a string per row on the way.
 
 mod alternatives;
+mod bounds;
 mod conflicts;
 mod finish;
 mod frames;
 mod in_context;
+mod join;
 mod learnt;
+mod offline;
 mod quantiles;
 mod read;
 mod rows;
@@ -28,10 +33,14 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 pub use alternatives::{ALTERNATIVES_FILE, Alternative, keep_alternatives, read_alternatives};
+pub(crate) use bounds::certainty;
+pub use bounds::{Bounded, for_each_bounded, has_bounds};
 pub use conflicts::{CONFLICTS_FILE, KnownConflict, NearPair, PAIRS_FILE, read_conflicts, write_conflicts, write_pairs};
 pub use finish::{Finished, THRESHOLDS_KEY, finish, sort_again};
 pub use in_context::{IN_CONTEXT_FILE, PromptedToken, write_in_context};
+pub(crate) use join::join_shards;
 pub use learnt::{LEARNT_FILE, LearntRow, write_learnt};
+pub(crate) use offline::{ANSWERS_FOLDER, Answers, SEQUENCES_FILE, write_sequences};
 pub use quantiles::{quantile_of, quantiles};
 pub use read::{Chunks, read_chunks, read_provenance, texts_of};
 pub use rows::{Row, RowMasses, read_rows};

@@ -157,11 +157,18 @@ pub(super) struct RowGroups {
     paths: Vec<PathBuf>,
     columns: Vec<&'static str>,
     current: Option<(PathBuf, Arc<pl::FileMetadata>, usize)>,
+    /// How many are decoded at a time.
+    at_once: usize,
 }
 
 impl RowGroups {
     pub(super) fn of(paths: &[PathBuf], columns: Vec<&'static str>) -> RowGroups {
-        RowGroups { paths: paths.iter().rev().cloned().collect(), columns, current: None }
+        RowGroups { paths: paths.iter().rev().cloned().collect(), columns, current: None, at_once: rayon::current_num_threads() }
+    }
+
+    /// The same one at a time, for who reads many tables side by side.
+    pub(super) fn one_by_one(paths: &[PathBuf], columns: Vec<&'static str>) -> RowGroups {
+        RowGroups { at_once: 1, ..RowGroups::of(paths, columns) }
     }
 
     /// The next row groups, as many as there are threads; none at the end. Ends after an error.
@@ -187,7 +194,7 @@ impl RowGroups {
 
     fn take_jobs(&mut self) -> Result<Vec<(PathBuf, Arc<pl::FileMetadata>, usize)>> {
         let mut jobs = Vec::new();
-        while jobs.len() < rayon::current_num_threads() {
+        while jobs.len() < self.at_once {
             match &mut self.current {
                 Some((path, metadata, group)) if *group < metadata.row_groups.len() => {
                     jobs.push((path.clone(), Arc::clone(metadata), *group));
@@ -197,7 +204,12 @@ impl RowGroups {
                     let Some(path) = self.paths.pop() else { break };
                     let metadata = open(&path)?;
                     for name in &self.columns {
-                        if !metadata.schema().columns().iter().any(|column| column.path_in_schema.iter().eq([name])) {
+                        if !metadata
+                            .schema()
+                            .columns()
+                            .iter()
+                            .any(|column| column.path_in_schema.first().is_some_and(|of| of == name))
+                        {
                             return Err(missing_column(name).at(path));
                         }
                     }
@@ -211,7 +223,7 @@ impl RowGroups {
     }
 }
 
-fn open(path: &Path) -> Result<Arc<pl::FileMetadata>> {
+pub(super) fn open(path: &Path) -> Result<Arc<pl::FileMetadata>> {
     let file = File::open(path).context_at(path, "cannot open the token table")?;
     let mut reader = pl::ParquetReader::new(file);
     let metadata = reader.get_metadata().context_at(path, "this is not a complete Parquet table")?;
@@ -271,7 +283,7 @@ pub(super) fn strings(series: &pl::Series) -> Result<impl Iterator<Item = &str>>
     Ok(series.str()?.downcast_iter().flat_map(|array| array.values_iter()))
 }
 
-fn quadrants(series: &pl::Series) -> Result<Vec<Quadrant>> {
+pub(super) fn quadrants(series: &pl::Series) -> Result<Vec<Quadrant>> {
     let of = |name: &str| Quadrant::ALL.into_iter().find(|quadrant| quadrant.name() == name);
     let quadrants: Option<Vec<Quadrant>> = strings(series)?.map(of).collect();
     quadrants.ok_or_else(|| Error::new("column `quadrant` of the token table holds names that this version does not know"))

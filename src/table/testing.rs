@@ -79,6 +79,7 @@ pub(crate) fn push(writer: &mut PartWriter, example: &Example) {
         .push(&ScoredExample {
             sequence: &sequence,
             statistics: &statistics,
+            bounds: &[],
             id: Some("x"),
             source: example.source,
             place: &place,

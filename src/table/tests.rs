@@ -184,7 +184,15 @@ fn a_sequence_and_its_statistics_must_agree() {
     let sequence =
         crate::tokens::Sequence { row: 8, ids: vec![1, 2], supervised: vec![false, true], spans: vec![Default::default(); 2] };
     let place = crate::dataset::Place { path: Arc::new(PathBuf::from("d.jsonl")), line: 9 };
-    let example = ScoredExample { sequence: &sequence, statistics: &[], id: None, source: "d", place: &place, truncated: false };
+    let example = ScoredExample {
+        sequence: &sequence,
+        statistics: &[],
+        bounds: &[],
+        id: None,
+        source: "d",
+        place: &place,
+        truncated: false,
+    };
     let message = writer.push(&example).unwrap_err().to_string();
     assert_eq!(message, "d.jsonl:9: row 8 has 1 supervised tokens of 2, but 0 token statistics");
 }

@@ -12,10 +12,12 @@ use polars::prelude as pl;
 use polars::prelude::IntoColumn;
 
 use super::alternatives;
+use super::bounds;
 use super::frames::{TextColumn, write_frames};
 use super::rows::{Row, write_rows};
 use super::{PARTS_FOLDER, ROW_GROUP_TOKENS, TokenChunk};
 use crate::dataset::Place;
+use crate::engine::remote::Bounds;
 use crate::kernels::TokenStatistics;
 use crate::tokens::Sequence;
 use crate::{Context, Error, Result};
@@ -25,6 +27,8 @@ pub struct ScoredExample<'a> {
     pub sequence: &'a Sequence,
     /// One entry per supervised token of the sequence, in order.
     pub statistics: &'a [TokenStatistics],
+    /// As many, in a table with bounds; else none.
+    pub bounds: &'a [Bounds],
     pub id: Option<&'a str>,
     pub source: &'a str,
     pub place: &'a Place,
@@ -53,6 +57,8 @@ pub struct PartWriter {
     /// Category code of each token's text by the token's id, filled on first use.
     codes: Vec<Option<u32>>,
     pending: PendingTokens,
+    /// Does the table have columns for them?
+    with_bounds: bool,
     alternatives: alternatives::Pending,
     rows: Vec<Row>,
 }
@@ -105,9 +111,15 @@ impl PartWriter {
             texts: TextColumn::new(),
             codes: Vec::new(),
             pending: PendingTokens::default(),
+            with_bounds: false,
             alternatives: alternatives::Pending::default(),
             rows: Vec::new(),
         })
+    }
+
+    /// The same for scores of which some are known by bounds alone.
+    pub fn with_bounds(self) -> PartWriter {
+        PartWriter { with_bounds: true, ..self }
     }
 
     /// Number of the part that [`PartWriter::finish_part`] will write.
@@ -130,6 +142,11 @@ impl PartWriter {
                 example.statistics.len()
             ))
             .at_line(&*example.place.path, example.place.line));
+        }
+        if self.with_bounds && example.bounds.len() != n_supervised {
+            let found = example.bounds.len();
+            return Err(Error::new(format!("row {row} has {n_supervised} supervised tokens, and bounds of {found}"))
+                .at_line(&*example.place.path, example.place.line));
         }
         let source = self.texts.code(example.source)?;
         let first = self.pending_tokens();
@@ -162,6 +179,9 @@ impl PartWriter {
                     self.alternatives.push(*row, pos as u32, rank, choice.id, code, choice.logprob);
                 }
             }
+        }
+        if self.with_bounds {
+            self.pending.bounds.extend_from_slice(example.bounds);
         }
         self.pending.examples.push((*row, first..self.pending_tokens()));
 
@@ -206,7 +226,7 @@ impl PartWriter {
             return Ok(());
         }
         let part = part(&self.folder, self.next_part);
-        let frame = std::mem::take(&mut self.pending).into_sorted_frame(&self.texts)?;
+        let frame = std::mem::take(&mut self.pending).into_sorted_frame(&self.texts, self.with_bounds)?;
         write_frames(&part.tokens, "tokens", frame.schema(), &self.provenance, |writer| {
             for begin in (0..frame.height()).step_by(ROW_GROUP_TOKENS) {
                 writer.write_batch(&frame.slice(begin as i64, ROW_GROUP_TOKENS))?;
@@ -237,6 +257,8 @@ impl PartWriter {
 #[derive(Default)]
 struct PendingTokens {
     chunk: TokenChunk,
+    /// Of each token, in a table that has them.
+    bounds: Vec<Bounds>,
     source: Vec<u32>,
     token: Vec<u32>,
     top: Vec<u32>,
@@ -245,13 +267,13 @@ struct PendingTokens {
 }
 
 impl PendingTokens {
-    /// All columns but the quadrant, in the order of [`super::Column::ALL`].
-    fn into_sorted_frame(mut self, texts: &TextColumn) -> Result<pl::DataFrame> {
+    /// All columns but the quadrant, in the order of [`super::Column::ALL`], and the bounds if there are any.
+    fn into_sorted_frame(mut self, texts: &TextColumn, with_bounds: bool) -> Result<pl::DataFrame> {
         self.examples.sort_by_key(|(row, _)| *row);
         let ranges: Vec<Range<usize>> = self.examples.into_iter().map(|(_, range)| range).collect();
         let chunk = self.chunk;
         let n_tokens = chunk.row.len();
-        let columns = vec![
+        let mut columns = vec![
             column("row", gather(&chunk.row, &ranges)),
             column("turn", gather(&chunk.turn, &ranges)),
             column("pos", gather(&chunk.pos, &ranges)),
@@ -271,6 +293,9 @@ impl PendingTokens {
             texts.column("top", gather(&self.top, &ranges)),
             column("top_logprob", gather(&chunk.top_logprob, &ranges)),
         ];
+        if with_bounds {
+            columns.extend(bounds::columns(&gather(&self.bounds, &ranges)));
+        }
         Ok(pl::DataFrame::new(n_tokens, columns)?)
     }
 }
@@ -287,7 +312,7 @@ where
     pl::ChunkedArray::<T::PolarsType>::from_vec(name.into(), values).into_column()
 }
 
-fn part(folder: &Path, number: usize) -> Part {
+pub(super) fn part(folder: &Path, number: usize) -> Part {
     let file = |table: &str| folder.join(format!("{table}-{number:05}.parquet"));
     Part { number, tokens: file("tokens"), rows: file("rows"), alternatives: file("alternatives") }
 }

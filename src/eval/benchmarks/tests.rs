@@ -2,22 +2,10 @@
 
 use super::*;
 use crate::eval::tasks::parse;
-
-/// As `absent` of tests/workdir.rs: what is missing fails in CI unless it is known to be.
-fn absent(thing: &str, why: &str) {
-    let is_ci = std::env::var("CI").is_ok_and(|value| !["", "0", "false"].contains(&value.as_str()));
-    let without = std::env::var("DIAGNOSE_TESTS_WITHOUT").unwrap_or_default();
-    assert!(!is_ci || without.split(',').any(|known| known.trim() == thing), "{why}: CI must not pass for want of it");
-    println!("skipped: {why}");
-}
+use crate::files::{self, absent};
 
 fn shared(name: &str) -> Option<std::path::PathBuf> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data/bench").join(name);
-    if !path.exists() {
-        absent("shared", &format!("there is no ../shared/data/bench/{name}"));
-        return None;
-    }
-    Some(path)
+    files::shared(&format!("data/bench/{name}"))
 }
 
 #[test]

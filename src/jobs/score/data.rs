@@ -70,7 +70,7 @@ pub(crate) fn open_data(folder: &Path, record: &RunRecord, data: &[String]) -> R
 /// The data files of a run as they lie now, and which of their records were read.
 pub(crate) fn find_data(folder: &Path, record: &RunRecord, data: &[String]) -> Result<(Dataset, Chosen)> {
     let dataset = open_data(folder, record, data)?;
-    let chosen = dataset.choose(record.choice())?;
+    let chosen = dataset.choose(record.choice())?.in_shard(record.shard.as_ref().map(|shard| shard.shard));
     Ok((dataset, chosen))
 }
 

@@ -5,13 +5,16 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::data::{find_data, read_listed};
+use super::engine::Engine;
 use super::in_context::{Conflicts, in_context, kept};
 use super::kinds::name_kinds;
-use super::plan::{Plan, Planted, Rollouts};
-use super::record::{RUN_FILE, ReadRecord, RunRecord, read_json, read_record};
-use super::stream::{FIDELITY_FILE, Stages};
+use super::part::Stages;
+use super::plan::{PLANTED_FILE, Plan, Planted, Rollouts};
+use super::record::{RUN_FILE, ReadRecord, RunRecord, ServerRecord, read_json, read_record};
+use super::stream::FIDELITY_FILE;
 use crate::dataset::{Choice, Chosen, Dataset, PlantedSpan};
 use crate::diagnosis::Report;
+use crate::diagnosis::bounded::Bounded;
 use crate::diagnosis::fidelity::Fidelity;
 use crate::diagnosis::gate::{Eaft, Gate, Token};
 use crate::diagnosis::planted::{RankingQuality, ranking_quality};
@@ -31,6 +34,7 @@ use crate::maps::tail::Tail;
 use crate::maps::tokens::{FrequentTokens, TokenCount};
 use crate::maps::{Caption, Cuts, density, fidelity, gradient, tail, tokens};
 use crate::model::Placement;
+use crate::provenance::Provenance;
 use crate::report::markdown;
 use crate::report::terminal::Heading;
 use crate::table::{
@@ -39,7 +43,6 @@ use crate::table::{
 };
 
 pub(crate) const SUMMARY_FILE: &str = "summary.json";
-const PLANTED_FILE: &str = "planted.json";
 const MAPS_FOLDER: &str = "maps";
 
 /// A finished run, for the terminal.
@@ -137,17 +140,23 @@ fn sort(
             Some(reason.clone())
         }
     };
-    view::keep_alternatives(out, kinds.is_some())?;
+    view::keep_alternatives(out, kinds.is_some(), record.shard.is_some())?;
     let planted = planted_quality(out, &tables, &resolved)?;
     let fidelity: Option<Fidelity> = read_json(&out.join(FIDELITY_FILE))?;
 
+    let bounded = match &record.server {
+        Some(server) => Bounded::of(&tables, &resolved, server.checked.top_logprobs)?,
+        None => None,
+    };
+
     watch.stage("Drawing");
-    draw_maps(out, &record, &summary, fidelity.as_ref(), &tables)?;
+    draw_maps(out, &record, &summary, (fidelity.as_ref(), bounded.as_ref()), &tables)?;
     let on_policy = on_policy(&record, &tables)?;
     let report = Report {
         summary,
         kinds,
         planted,
+        bounded,
         on_policy,
         topk_fidelity: fidelity.map(|fidelity| fidelity.summary()).unwrap_or_default(),
     };
@@ -194,11 +203,15 @@ fn record(plan: &Plan, seconds: Stages) -> Result<RunRecord> {
         Choice::First(limit) => (Some(limit), None, None),
         Choice::Random { n, seed } => (None, Some(n), Some(seed)),
     };
+    let server = plan.engine.checked().map(|checked| {
+        let retries = if let Engine::Servers(pool, _) = &plan.engine { pool.retries() } else { 0 };
+        ServerRecord { checked: checked.clone(), retries }
+    });
     Ok(RunRecord {
-        provenance: provenance_of(plan.started, plan.device),
+        provenance: Provenance { device: plan.engine.device(), ..provenance_of(plan.started, plan.device) },
         command: plan.command.clone(),
         identity: plan.identity.clone(),
-        model: plan.model.info.clone(),
+        model: plan.info.clone(),
         data: plan.dataset.files().to_vec(),
         read: Some(ReadRecord::of(&plan.read)),
         template_sha256: plan.template_sha256.clone(),
@@ -209,9 +222,9 @@ fn record(plan: &Plan, seconds: Stages) -> Result<RunRecord> {
         sample,
         sampled_from: plan.chosen.drawn_from,
         seed,
-        dtype: plan.dtype.to_string(),
-        kernels: plan.kernels.to_string(),
-        vocab_size: plan.model.config.vocab_size,
+        dtype: if server.is_some() { "as served".to_owned() } else { plan.dtype.to_string() },
+        kernels: server.as_ref().map_or_else(|| plan.kernels.to_string(), |server| server.checked.program()),
+        vocab_size: plan.vocab_size,
         counts: plan.totals,
         audit: json(serde_json::to_value(&plan.audit))?,
         audit_lines: plan.audit.lines(),
@@ -220,6 +233,8 @@ fn record(plan: &Plan, seconds: Stages) -> Result<RunRecord> {
         seconds,
         peak_memory_bytes: peak_memory_bytes(),
         peak_device_memory_bytes: peak_device_memory_bytes(plan.device),
+        server,
+        shard: plan.shard.clone(),
     })
 }
 
@@ -234,6 +249,7 @@ fn on_policy(record: &RunRecord, tables: &[PathBuf]) -> Result<Option<OnPolicy>>
     let (scored, Rollouts { rows, respelt, exact }) = (record.counts.scored, record.counts.rollouts);
     let why_not = match () {
         () if rows == 0 => return Ok(None),
+        () if record.server.is_some() => Some("a server does not tell the full entropy".to_owned()),
         () if rows < scored => Some(format!("{rows} of {scored} rows are rollouts, and the others are not the model's own text")),
         () if exact < rows => Some(format!(
             "{} of {rows} rows were not drawn by this very model in this precision at temperature 1 from all tokens, or have other targets, too",
@@ -253,7 +269,13 @@ fn planted_quality(out: &Path, tables: &[PathBuf], resolved: &Resolved) -> Resul
 }
 
 /// Everything the figures show, gathered in one pass over the table.
-fn draw_maps(out: &Path, record: &RunRecord, summary: &Summary, topk: Option<&Fidelity>, tables: &[PathBuf]) -> Result<()> {
+fn draw_maps(
+    out: &Path,
+    record: &RunRecord,
+    summary: &Summary,
+    (topk, bounded): (Option<&Fidelity>, Option<&Bounded>),
+    tables: &[PathBuf],
+) -> Result<()> {
     let gate = Gate::Eaft(Eaft::LINEAR);
     let weight = gate.bind(&Population::default())?;
     let (mut plane, mut landscape) = (Density::new(record.vocab_size), Gradient::new(record.vocab_size));
@@ -270,7 +292,9 @@ fn draw_maps(out: &Path, record: &RunRecord, summary: &Summary, topk: Option<&Fi
         rayon::join(add_gradients, || rayon::join(add_tails, || plane.add_all(&chunk.logprob, &chunk.entropy)));
     }
     let thresholds = &summary.thresholds;
-    let caption = Caption { model: record.model.name.clone(), data: record.data_names(), thresholds: thresholds.to_string() };
+    let exact = bounded.map_or(String::new(), |bounded| format!("; {}", bounded.line()));
+    let caption =
+        Caption { model: record.model.name.clone(), data: record.data_names(), thresholds: format!("{thresholds}{exact}") };
     let entropies = [Some(thresholds.entropy), thresholds.entropy_high].into_iter().flatten().map(f64::from).collect();
     let cuts = Cuts { probability: thresholds.p.map(f64::from), entropies, tail: thresholds.tail.map(f64::from) };
     let by_quadrant = |of: &dyn Fn(Quadrant) -> f64| Quadrant::ALL.map(of);

@@ -25,7 +25,7 @@ use crate::diagnosis::kinds::Kind;
 use crate::diagnosis::quadrants::Resolved;
 use crate::diagnosis::summary::{Prompted, PromptedKind};
 use crate::engine::{self, Work};
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use crate::files::sha256;
 use crate::jobs::journal::Journal;
 use crate::jobs::watch::Watch;
@@ -38,6 +38,7 @@ use crate::table::{
 };
 use crate::tokens::Sequence;
 
+use super::engine::Engine;
 use super::plan::Plan;
 
 /// Rows that are scored again at most.
@@ -118,6 +119,11 @@ pub(super) fn in_context(
     pairs: &[NearPair],
     watch: &dyn Watch,
 ) -> Result<Prompted> {
+    let Engine::Own(model) = &plan.engine else {
+        return Err(
+            Error::usage("--in-context runs the model here, and this run has it on a server").cure("Leave one of them out.")
+        );
+    };
     watch.stage("Scoring the conflicts in context");
     let kinds = &conflicts.kinds;
     let main = main_kinds(kinds);
@@ -142,7 +148,7 @@ pub(super) fn in_context(
             }
         }
         let only: Vec<Sequence> = sequences.iter().map(|(.., sequence)| sequence.clone()).collect();
-        let scores = engine::score(&plan.model, &only, &mut Work::default(), &mut |_| {})?;
+        let scores = engine::score(model, &only, &mut Work::default(), &mut |_| {})?;
         for ((row, other, moved, sequence), scores) in sequences.into_iter().zip(scores) {
             let Some(known) = known.get(&row) else { continue };
             let mut of_row = Scored { row, shown: other, others: 0, new: 0, conflicts: Vec::new() };

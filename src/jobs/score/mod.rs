@@ -1,27 +1,43 @@
 //! The main job: a data set -> a run folder with its tables, figures and report.
 //!
 //! ```text
-//! plan.rs      what the user asked for -> everything opened and checked, and an identity that two equal commands share
+//! job.rs       what the user asked for
+//! plan.rs      that -> everything opened and checked, and an identity that two equal commands share
+//! engine.rs    what runs the model: this program, or servers
 //! stream.rs    reader -> engine -> writer, three threads, in parts that a killed run keeps
+//! part.rs      the unit of work
+//! servers.rs   the engine's place in that, where servers run the model; answers.rs where another program has run it, which emit.rs writes
 //! record.rs    run.json, written and read again
 //! data.rs      the data files of a finished run, found and checked again
 //! kinds.rs     the kind of each conflict, and rows that are alike
 //! in_context.rs  the conflicts again, with another row of their kind shown first
+//! shards.rs    runs over shards of the data -> one run; shard.rs which part of which run
 //! finish.rs    parts -> tables, summary, figures, report; again under other thresholds without the model
 //! ```
 
+mod answers;
 mod data;
+mod emit;
+mod engine;
 mod finish;
 mod in_context;
+mod job;
 mod kinds;
+mod part;
 mod plan;
 mod record;
+mod servers;
+mod shard;
+mod shards;
 mod stream;
 
 pub(crate) use data::{find_data, open_data, read_listed};
+pub(crate) use emit::emit;
 pub(crate) use finish::{Outcome, SUMMARY_FILE, sort_again};
-pub(crate) use plan::{Job, Plan};
+pub(crate) use job::{Elsewhere, Job};
+pub(crate) use plan::Plan;
 pub(crate) use record::{RUN_FILE, RunRecord, read_json, read_record};
+pub(crate) use shards::{Joining, joined};
 
 use crate::error::Result;
 use crate::jobs::watch::Watch;

@@ -2,59 +2,40 @@
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use crate::dataset::{Choice, Chosen, DataFile, Dataset, PlantedSpan, ReadOptions, Rollout};
+use super::engine::{self, Engine, Found};
+use super::job::Job;
+use super::shard::ShardRecord;
+use crate::dataset::{Chosen, DataFile, Dataset, PlantedSpan, ReadOptions, Rollout, Shard};
 use crate::diagnosis::quadrants::Thresholds;
 use crate::error::{Context, Error, Result};
 use crate::files::sha256;
 use crate::jobs::identity_of_files;
-use crate::jobs::watch::{Beginning, Watch, fetching};
-use crate::kernels::level::Level;
+use crate::jobs::watch::{Beginning, Watch};
 use crate::kernels::{Dtype, Kernels};
-use crate::model::{LoadOptions, Model, Placement, Reference};
+use crate::model::{Info, Placement};
 use crate::provenance;
-use crate::tokens::{Audit, Drawn, RenderOptions, Renderer, rendered};
-
-/// The main job as the user asked for it.
-pub(crate) struct Job {
-    /// Files, globs, or `-` for standard input.
-    pub inputs: Vec<String>,
-    pub read: ReadOptions,
-    /// `None`: the default model.
-    pub model: Option<String>,
-    /// The model that an adapter is put on, in place of the one that its config names.
-    pub base: Option<String>,
-    /// `None`: a folder under `runs/` named after the data and the identity.
-    pub out: Option<PathBuf>,
-    pub dtype: Dtype,
-    pub kernels: Kernels,
-    pub device: Placement,
-    pub render: RenderOptions,
-    /// In place of that of `render`; `None` for the usual length, or what the model takes.
-    pub max_len: Option<usize>,
-    pub choice: Choice,
-    pub thresholds: Thresholds,
-    /// Does the run get a page to read it in?
-    pub with_page: bool,
-    /// Are the conflicts scored again with another row of their kind shown first?
-    pub in_context: bool,
-    /// The command line, for the report.
-    pub command: String,
-}
+use crate::tokens::{Audit, Drawn, RenderOptions, Renderer, Tokenizer, rendered};
 
 /// A job with everything opened and checked.
 pub(crate) struct Plan {
     pub dataset: Dataset,
-    pub model: Model,
+    pub engine: Engine,
+    pub info: Info,
+    pub tokenizer: Arc<Tokenizer>,
+    pub vocab_size: usize,
     pub renderer: Renderer,
     pub audit: Audit,
     pub totals: Totals,
     pub out: PathBuf,
     /// Of all that decides the scores: equal identities give equal tables.
     pub identity: String,
+    /// Of which run these are some of the rows.
+    pub shard: Option<ShardRecord>,
     pub planted: Vec<Planted>,
     pub began: Instant,
     pub started: SystemTime,
@@ -88,6 +69,19 @@ pub(crate) struct Totals {
     pub rollouts: Rollouts,
 }
 
+impl Totals {
+    /// Those of other records beside these.
+    pub(super) fn add(&mut self, other: &Totals) {
+        self.records += other.records;
+        self.scored += other.scored;
+        self.tokens += other.tokens;
+        self.supervised += other.supervised;
+        self.rollouts.rows += other.rollouts.rows;
+        self.rollouts.respelt += other.rollouts.respelt;
+        self.rollouts.exact += other.rollouts.exact;
+    }
+}
+
 /// Records whose last answer a model has drawn.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Rollouts {
@@ -111,6 +105,8 @@ impl Rollouts {
     }
 }
 
+pub(super) const PLANTED_FILE: &str = "planted.json";
+
 /// A span that a row says was planted, for the report on rankings.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Planted {
@@ -125,44 +121,55 @@ impl Plan {
         let (run_began, started) = (Instant::now(), SystemTime::now());
         let dataset = Dataset::open(&job.inputs, &job.read)?;
         watch.opened(dataset.files());
-        let reference = Reference::resolve_on(job.model.as_deref(), job.base.as_deref(), &fetching(watch))?;
-        let render = RenderOptions { max_len: reference.max_len(job.max_len)?, ..job.render.clone() };
         let began = Instant::now();
-        let options = LoadOptions { dtype: job.dtype, kernels: job.kernels, device: job.device };
-        let mut model = Model::load(&reference, options, render.max_len)?;
-        let renderer = Renderer::new(model.tokenizer.clone(), model.template.take(), render.clone())?;
+        let mut found = engine::find(job, watch)?;
+        let render = RenderOptions { max_len: found.max_len, ..job.render.clone() };
+        let renderer = Renderer::new(found.tokenizer.clone(), found.template.take(), render.clone())?;
         let template_sha256 = renderer.template_sha256().map(str::to_owned);
         let load_seconds = began.elapsed().as_secs_f64();
         let began = Instant::now();
-        let chosen = dataset.choose(job.choice)?;
+        let chosen = dataset.choose(job.choice)?.in_shard(job.shard);
         let (audit, totals, planted) =
-            survey(&dataset, &renderer, &chosen, job.read.strict, (&model.info.sha256, job.dtype), watch)?;
+            survey(&dataset, &renderer, &chosen, job.read.strict, (&found.info.sha256, job.dtype), watch)?;
         let audit_seconds = began.elapsed().as_secs_f64();
         if totals.supervised == 0 {
             let reasons = audit.lines().join("\n  ");
             return Err(Error::new("no token of this data set would be trained on: there is nothing to score").cure(reasons));
         }
+        let Found { info, tokenizer, vocab_size, .. } = &found;
+        let (info, tokenizer, vocab_size) = (info.clone(), tokenizer.clone(), *vocab_size);
+        let (mut remarks, passed_over) = (std::mem::take(&mut found.remarks), found.passed_over.take());
+        let (engine, checked) = found.engine(&dataset, &renderer, &chosen)?;
+        remarks.extend(checked);
         let made_of = MadeOf {
             files: dataset.files(),
-            model_sha256: &model.info.sha256,
+            model_sha256: &info.sha256,
             template_sha256: template_sha256.as_deref(),
-            device: model.placement,
+            engine: engine.identity(job),
             max_len: render.max_len,
         };
-        let identity = identity(job, &made_of, &provenance::build())?;
+        let whole = identity(job, &made_of, None, &provenance::build())?;
+        let identity = identity(job, &made_of, job.shard, &provenance::build())?;
         let out = match &job.out {
             Some(out) => out.clone(),
-            None => Path::new("runs").join(format!("{}-{}", stem(&dataset), &identity[..8])),
+            None => {
+                let shard = job.shard.map_or(String::new(), |shard| format!("-shard-{}-of-{}", shard.index, shard.of));
+                Path::new("runs").join(format!("{}-{}{shard}", stem(&dataset), &whole[..8]))
+            }
         };
         let plan = Plan {
             dataset,
-            device: model.placement,
-            model,
+            device: engine.placement(),
+            engine,
+            info,
+            tokenizer,
+            vocab_size,
             renderer,
             audit,
             totals,
             out,
             identity,
+            shard: job.shard.map(|shard| ShardRecord { shard, whole }),
             planted,
             began: run_began,
             started,
@@ -180,14 +187,14 @@ impl Plan {
             command: job.command.clone(),
         };
         watch.audited(&plan.audit);
-        watch.remarks(&plan.model.info.name, &plan.model.remarks);
+        watch.remarks(&plan.info.name, &remarks);
         watch.begins(&Beginning {
             supervised: plan.totals.supervised,
             tokens: plan.totals.tokens,
             rows: plan.totals.scored,
-            model: &plan.model.info.name,
-            device: plan.device.description(),
-            passed_over: plan.model.passed_over.as_deref(),
+            model: &plan.info.name,
+            device: plan.engine.device(),
+            passed_over: passed_over.as_deref(),
             out: &plan.out,
         });
         Ok(plan)
@@ -261,12 +268,13 @@ struct MadeOf<'a> {
     files: &'a [DataFile],
     model_sha256: &'a str,
     template_sha256: Option<&'a str>,
-    device: Placement,
+    /// What of the engine decides about the scores.
+    engine: serde_json::Value,
     max_len: usize,
 }
 
 /// SHA-256 over everything that the scores depend on; `build` is the program.
-fn identity(job: &Job, made_of: &MadeOf, build: &str) -> Result<String> {
+fn identity(job: &Job, made_of: &MadeOf, shard: Option<Shard>, build: &str) -> Result<String> {
     let mut what = serde_json::json!({
         "program": build,
         "files": identity_of_files(made_of.files),
@@ -277,17 +285,16 @@ fn identity(job: &Job, made_of: &MadeOf, build: &str) -> Result<String> {
         "system": job.render.system,
         "max_len": made_of.max_len,
         "supervise": job.render.supervise,
-        "dtype": job.dtype.to_string(),
-        "kernels": job.kernels.to_string(),
-        "device": made_of.device.to_string(),
-        // Other instructions round other sums.
-        "kernel_level": Level::current().name(),
     });
+    if let (Some(what), Some(engine)) = (what.as_object_mut(), made_of.engine.as_object()) {
+        what.extend(engine.clone());
+    }
     // Named only where they are used, so that runs from before there were such options keep their identity.
     let options = [
         (!job.read.roles.is_empty()).then(|| ("roles", format!("{:?}", job.read.roles).into())),
         job.render.template_switches.clone().map(|switches| ("template_switches", switches)),
         job.render.append_eos.then_some(("append_eos", true.into())),
+        shard.map(|shard| ("shard", shard.to_string().into())),
     ];
     for (key, value) in options.into_iter().flatten() {
         what[key] = value;
@@ -299,7 +306,7 @@ fn identity(job: &Job, made_of: &MadeOf, build: &str) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dataset::FieldMap;
+    use crate::dataset::{Choice, FieldMap};
     use crate::tokens::Supervise;
 
     #[test]
@@ -327,6 +334,7 @@ mod tests {
                 dtype: Dtype::F32,
                 kernels: Kernels::Fused,
                 device: Placement::Cpu,
+                elsewhere: None,
                 render: RenderOptions {
                     system: None,
                     max_len: 512,
@@ -336,6 +344,7 @@ mod tests {
                     append_eos: false,
                 },
                 choice: Choice::All,
+                shard: None,
                 thresholds: Thresholds::default(),
                 with_page: false,
                 in_context: false,
@@ -345,10 +354,10 @@ mod tests {
                 files: dataset.files(),
                 model_sha256: "abc",
                 template_sha256: None,
-                device: Placement::Cpu,
+                engine: serde_json::json!({ "device": "cpu" }),
                 max_len: 512,
             };
-            identity(&job, &made_of, build).unwrap()
+            identity(&job, &made_of, None, build).unwrap()
         };
         let own = identity_of(&path, "0.1.0 (a)");
         assert_eq!(own, identity_of(&spelling, "0.1.0 (a)"));

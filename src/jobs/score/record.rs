@@ -5,9 +5,11 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::part::Stages;
 use super::plan::Totals;
-use super::stream::Stages;
+use super::shard::ShardRecord;
 use crate::dataset::{Choice, DataFile, FieldMap, Format, ReadOptions, RoleMap};
+use crate::engine::remote::Checked;
 use crate::error::{Context, Error, Result};
 use crate::format::thousands;
 use crate::model::Info;
@@ -59,6 +61,21 @@ pub(crate) struct RunRecord {
     /// The most of a GPU's memory that was held at a time, without the driver's own; absent where the model ran on the CPU.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peak_device_memory_bytes: Option<u64>,
+    /// Who ran the model, if this program did not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<ServerRecord>,
+    /// Of which run these are some of the rows, if they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shard: Option<ShardRecord>,
+}
+
+/// The servers of a run, and what the checks before it found.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct ServerRecord {
+    #[serde(flatten)]
+    pub checked: Checked,
+    /// Requests that were sent again.
+    pub retries: u64,
 }
 
 /// The options by which the rows of the data became examples.
@@ -105,6 +122,9 @@ impl RunRecord {
     /// Which rows were read, in a few words.
     pub(super) fn rows_read(&self) -> String {
         let records = thousands(self.counts.records);
+        if let Some(ShardRecord { shard, .. }) = &self.shard {
+            return format!("{records} rows, shard {shard} of the data");
+        }
         match (self.limit, self.sampled_from) {
             (Some(limit), _) if limit <= self.counts.records => {
                 format!("the first {records} rows of the data, not a random sample")

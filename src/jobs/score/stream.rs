@@ -1,6 +1,6 @@
 //! Reader -> engine -> writer, each on a thread of its own, so that the engine does not wait for the others.
 //!
-//! The unit of work is a part: consecutive records of about [`PART_TOKENS`] tokens, whose tables appear together under their final
+//! The unit of work is a part: consecutive records of about [`PartSize`] tokens, whose tables appear together under their final
 //! names. A run that was killed goes on behind its last part, and the parts begin and end at the same records as in an undisturbed
 //! run, so the table comes out the same to the bit.
 
@@ -8,68 +8,36 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Instant;
 
-use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::answers;
+use super::engine::Engine;
+use super::part::{Part, PartSize, Stages};
 use super::plan::Plan;
+use super::record::read_json;
+use super::servers;
 use crate::diagnosis::fidelity::Fidelity;
-use crate::engine::{self, Curve, Sample, TOP_K, Work};
+use crate::engine::remote::Checked;
+use crate::engine::{self, Sample, TOP_K, Work};
 use crate::error::{Context, Error, Result};
 use crate::files::write_json;
 use crate::jobs::watch::Watch;
-use crate::kernels::TokenStatistics;
 use crate::kernels::allocator;
 use crate::kernels::level::{self, Level};
-use crate::model::Placement;
+use crate::model::{Info, Model};
 use crate::provenance;
 use crate::table::{PARTS_FOLDER, PartWriter, ScoredExample, SkippedExample, TOKENS_FILE, finished_parts, read_rows};
 use crate::tokens::{Item, Sequence, rendered};
-
-/// What a kill can cost: half a minute of work at a few hundred tokens per second; on a GPU some seconds.
-const PART_TOKENS: usize = 16_384;
-const PART_RECORDS: usize = 4_096;
-/// So much more of both on a GPU, which would be done with a part before the next one is read.
-const GPU_FACTOR: usize = 16;
 
 /// Tokens of the sample on which the top-K entropies are compared with the full one, and the largest K.
 const FIDELITY_TOKENS: usize = 512;
 pub(super) const FIDELITY_K: usize = 64;
 
 /// Says whose parts these are.
-const IDENTITY_FILE: &str = "identity.json";
+pub(super) const IDENTITY_FILE: &str = "identity.json";
+/// What a server said of the probe when the run began.
+const PROBE_FILE: &str = "probe.json";
 pub(super) const FIDELITY_FILE: &str = "fidelity.json";
-
-/// Where the time went, in seconds; the reader and the writer work beside the engine.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub(crate) struct Stages {
-    /// Before the others: loading the model, and reading and rendering everything once for the mask audit.
-    pub load: f64,
-    pub audit: f64,
-    /// Scoring, from the first record to the last part.
-    pub wall: f64,
-    pub read_and_tokenise: f64,
-    pub decoder: f64,
-    pub head: f64,
-    pub write: f64,
-    /// The engine had nothing to do.
-    pub engine_waited: f64,
-    /// Input tokens scored by this process: fewer than the run's if it went on with an earlier one's parts.
-    pub input_tokens: u64,
-    /// Tokens that went through the decoder.
-    pub computed_tokens: u64,
-    /// From the start of the run to the first example's scores; absent if there was nothing left to score.
-    #[serde(skip)]
-    pub to_first_row: Option<f64>,
-}
-
-/// Consecutive records on their way through the threads.
-struct Part {
-    items: Vec<Item>,
-    /// Of the items with something to score, in order.
-    sequences: Vec<Sequence>,
-    scores: Vec<Vec<TokenStatistics>>,
-    curves: Vec<Curve>,
-}
 
 /// Scores what is not scored yet. `None` if the run was finished before.
 pub(super) fn score(plan: &Plan, watch: &dyn Watch) -> Result<Option<Stages>> {
@@ -85,17 +53,15 @@ pub(super) fn score(plan: &Plan, watch: &dyn Watch) -> Result<Option<Stages>> {
             done_tokens += if row.skipped.is_none() { u64::from(row.tokens) } else { 0 };
         }
     }
-    let provenance = vec![
-        ("diagnose.version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
-        ("diagnose.commit".to_owned(), provenance::commit().unwrap_or_default().to_owned()),
-        ("diagnose.identity".to_owned(), plan.identity.clone()),
-        ("diagnose.model".to_owned(), plan.model.info.name.clone()),
-        ("diagnose.model_sha256".to_owned(), plan.model.info.sha256.clone()),
-    ];
-    let tokenizer = plan.model.tokenizer.clone();
-    let writer = PartWriter::create(&plan.out, Box::new(move |id| tokenizer.text(id)), provenance)?;
+    let provenance = provenance(&plan.identity, &plan.info);
+    let tokenizer = plan.tokenizer.clone();
+    let mut writer = PartWriter::create(&plan.out, Box::new(move |id| tokenizer.text(id)), provenance)?;
+    if plan.engine.is_bounded() {
+        writer = writer.with_bounds();
+    }
 
-    let has_fidelity = plan.out.join(FIDELITY_FILE).exists();
+    // The curves take the whole vocabulary.
+    let has_fidelity = plan.engine.is_bounded() || plan.out.join(FIDELITY_FILE).exists();
     let began = Instant::now();
     let sample = if has_fidelity { Sample::default() } else { fidelity_sample(plan)? };
     // One part waits on either side of the engine while it works on a third: that bounds the memory.
@@ -104,7 +70,13 @@ pub(super) fn score(plan: &Plan, watch: &dyn Watch) -> Result<Option<Stages>> {
     let mut stages = std::thread::scope(|scope| {
         let reader = scope.spawn(|| read(plan, done_records, to_engine));
         let writer = scope.spawn(|| write(plan, writer, from_engine));
-        let engine = run_engine(plan, &sample, from_reader, to_writer, done_tokens, watch);
+        let engine = match &plan.engine {
+            Engine::Own(model) => run_engine(plan, model, &sample, &from_reader, &to_writer, done_tokens, watch),
+            Engine::Servers(pool, _) => servers::score(plan, pool, &from_reader, &to_writer, done_tokens, watch),
+            Engine::Answers(folder, _) => answers::score(plan, folder, &from_reader, &to_writer, done_tokens, watch),
+        };
+        // Those at the other ends are waiting.
+        drop((from_reader, to_writer));
         // A thread that fails closes its channel, which stops the others: its own error is the one to report.
         let read_seconds = join(reader)?;
         let write_seconds = join(writer)?;
@@ -116,6 +88,17 @@ pub(super) fn score(plan: &Plan, watch: &dyn Watch) -> Result<Option<Stages>> {
     stages.wall = began.elapsed().as_secs_f64();
     (stages.load, stages.audit) = (plan.load_seconds, plan.audit_seconds);
     Ok(Some(stages))
+}
+
+/// What the tables say of themselves.
+pub(super) fn provenance(identity: &str, model: &Info) -> Vec<(String, String)> {
+    vec![
+        ("diagnose.version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
+        ("diagnose.commit".to_owned(), provenance::commit().unwrap_or_default().to_owned()),
+        ("diagnose.identity".to_owned(), identity.to_owned()),
+        ("diagnose.model".to_owned(), model.name.clone()),
+        ("diagnose.model_sha256".to_owned(), model.sha256.clone()),
+    ]
 }
 
 fn join<T>(thread: std::thread::ScopedJoinHandle<Result<T>>) -> Result<T> {
@@ -154,6 +137,20 @@ fn other_run(out: &Path) -> Error {
 fn claim(plan: &Plan) -> Result<()> {
     let parts = plan.out.join(PARTS_FOLDER);
     std::fs::create_dir_all(&parts).context_at(&parts, "cannot create the run folder")?;
+    claim_parts(plan, &parts)?;
+    plan.engine.checked().map_or(Ok(()), |checked| claim_served(checked, &parts))
+}
+
+/// A model's hash is not to be had of a server: what it says of the probe must be what it said when the run began.
+fn claim_served(checked: &Checked, parts: &Path) -> Result<()> {
+    let path = parts.join(PROBE_FILE);
+    match read_json::<Vec<f32>>(&path)? {
+        Some(before) => checked.compare(&before).map_err(|error| error.at(parts)),
+        None => write_json(&path, &checked.probe),
+    }
+}
+
+fn claim_parts(plan: &Plan, parts: &Path) -> Result<()> {
     let path = parts.join(IDENTITY_FILE);
     match std::fs::read_to_string(&path) {
         Ok(text) => {
@@ -170,25 +167,25 @@ fn claim(plan: &Plan) -> Result<()> {
 
 /// Reads, renders and tokenises ahead of the engine. Gives the seconds spent on it.
 fn read(plan: &Plan, done_records: u64, to_engine: SyncSender<Part>) -> Result<f64> {
-    let factor = if plan.device == Placement::Cuda { GPU_FACTOR } else { 1 };
+    let full = PartSize::of_device(&plan.engine.device());
     let mut seconds = 0.0;
     let mut began = Instant::now();
-    let (mut items, mut tokens) = (Vec::new(), 0);
+    let (mut items, mut size) = (Vec::new(), PartSize::default());
     // False once the engine has stopped listening: it failed, and says why itself.
     let mut send = |items: &mut Vec<Item>, began: &mut Instant| {
         let items = std::mem::take(items);
         let sequences = items.iter().filter_map(scorable).cloned().collect();
         seconds += began.elapsed().as_secs_f64();
-        let sent = to_engine.send(Part { items, sequences, scores: Vec::new(), curves: Vec::new() }).is_ok();
+        let sent = to_engine.send(Part { items, sequences, scores: Vec::new(), bounds: Vec::new(), curves: Vec::new() }).is_ok();
         *began = Instant::now();
         sent
     };
     for chunk in rendered(&plan.dataset, &plan.renderer, done_records, &plan.chosen) {
         for item in chunk? {
-            tokens += scorable(&item).map_or(0, |sequence| sequence.ids.len());
+            size.add(scorable(&item).map_or(0, |sequence| sequence.ids.len()));
             items.push(item);
-            if tokens >= factor * PART_TOKENS || items.len() >= factor * PART_RECORDS {
-                tokens = 0;
+            if size.reaches(&full) {
+                size = PartSize::default();
                 if !send(&mut items, &mut began) {
                     return Ok(0.0);
                 }
@@ -208,9 +205,10 @@ fn scorable(item: &Item) -> Option<&Sequence> {
 
 fn run_engine(
     plan: &Plan,
+    model: &Model,
     sample: &Sample,
-    from_reader: Receiver<Part>,
-    to_writer: SyncSender<Part>,
+    from_reader: &Receiver<Part>,
+    to_writer: &SyncSender<Part>,
     done_tokens: u64,
     watch: &dyn Watch,
 ) -> Result<Stages> {
@@ -224,8 +222,7 @@ fn run_engine(
             stages.to_first_row.get_or_insert_with(|| plan.began.elapsed().as_secs_f64());
             watch.tokens("Scoring", before + tokens, plan.totals.tokens);
         };
-        (part.scores, part.curves) =
-            engine::score_and_sample(&plan.model, &part.sequences, TOP_K, sample, &mut work, &mut progress)?;
+        (part.scores, part.curves) = engine::score_and_sample(model, &part.sequences, TOP_K, sample, &mut work, &mut progress)?;
         stages.input_tokens += part.sequences.iter().map(|sequence| sequence.ids.len() as u64).sum::<u64>();
         if to_writer.send(part).is_err() {
             // The writer has failed, and says why itself.
@@ -276,7 +273,7 @@ fn write(plan: &Plan, mut writer: PartWriter, from_engine: Receiver<Part>) -> Re
     let mut seconds = 0.0;
     for part in from_engine {
         let began = Instant::now();
-        let mut scored = part.sequences.iter().zip(&part.scores);
+        let mut scored = part.sequences.iter().zip(&part.scores).enumerate();
         for item in &part.items {
             let Item { row, place, example, .. } = item;
             let row = *row;
@@ -284,11 +281,12 @@ fn write(plan: &Plan, mut writer: PartWriter, from_engine: Receiver<Part>) -> Re
             let source = example.as_ref().map_or("", |example| example.source.as_str());
             match (&item.rendered, scorable(item)) {
                 (Ok(rendered), Some(_)) => {
-                    let Some((sequence, statistics)) = scored.next() else {
+                    let Some((i, (sequence, statistics))) = scored.next() else {
                         return Err(Error::new("the engine returned fewer sequences than it was given"));
                     };
                     let truncated = rendered.audit.truncated.is_some();
-                    writer.push(&ScoredExample { sequence, statistics, id, source, place, truncated })?;
+                    let bounds = part.bounds.get(i).map_or(&[][..], Vec::as_slice);
+                    writer.push(&ScoredExample { sequence, statistics, bounds, id, source, place, truncated })?;
                 }
                 (Ok(rendered), None) => {
                     let tokens = rendered.sequence.ids.len() as u32;

@@ -271,8 +271,20 @@ pub(crate) fn tokenizer(folder: &Path) -> Result<Option<Tokenizer>> {
 
 /// Rows of the embedding as config.json tells them, if the folder holds one that is understood.
 pub(crate) fn embedding_rows(folder: &Path) -> Option<usize> {
+    config(folder).map(|config| config.vocab_size)
+}
+
+/// config.json, if the folder holds one that is understood.
+pub(crate) fn config(folder: &Path) -> Option<Config> {
     let config = json(folder, "config.json").ok()??;
-    Config::from_json(&config).ok().map(|config| config.vocab_size)
+    Config::from_json(&config).ok()
+}
+
+/// The size of the vocabulary as config.json tells it, of whatever family.
+pub(crate) fn vocab_size(folder: &Path) -> Option<usize> {
+    let config = json(folder, "config.json").ok()??;
+    let text = config.get("text_config").unwrap_or(&config);
+    text.get("vocab_size")?.as_u64().map(|size| size as usize)
 }
 
 /// The chat template of a folder that has one.

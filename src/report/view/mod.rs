@@ -51,6 +51,8 @@ pub(crate) struct Run<'a> {
     pub model: &'a str,
     pub vocab_size: usize,
     pub thresholds: &'a Resolved,
+    /// What of the scores is exact, in a line, where not all is.
+    pub exact: Option<String>,
     /// By name.
     pub gates: Vec<(String, Weight)>,
     pub shown: &'a Shown,
@@ -247,7 +249,10 @@ fn header<'a>(run: &'a Run, block: &mut Block) -> Result<Header<'a>> {
         model: run.model,
         vocab_size: run.vocab_size,
         thresholds: run.thresholds,
-        thresholds_text: run.thresholds.to_string(),
+        thresholds_text: match &run.exact {
+            Some(exact) => format!("{}; {exact}", run.thresholds),
+            None => run.thresholds.to_string(),
+        },
         thresholds_key: run.thresholds.key(),
         gates: run.gates.iter().map(gate).collect::<Result<_>>()?,
         rows_of_run: *of_rows,

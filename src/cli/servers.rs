@@ -1,0 +1,78 @@
+//! The options that have the model run elsewhere.
+
+use std::path::PathBuf;
+
+use crate::engine::remote::{Api, LEAST_TOP_K, Options};
+use crate::error::{Error, Result};
+use crate::jobs::score::Elsewhere;
+
+#[derive(clap::Args)]
+pub(super) struct ServerArgs {
+    /// A server of vLLM or SGLang that runs the model in place of this program; several share the work. --model then names the tokenizer and
+    /// the template. A key comes from the environment variable DIAGNOSE_SERVER_KEY
+    #[arg(long = "server", value_name = "URL")]
+    urls: Vec<String>,
+
+    /// What the servers speak: vllm or sglang; found out by default
+    #[arg(long, requires = "urls", hide_short_help = true)]
+    api: Option<Api>,
+
+    /// The name under which they serve the model, where there are several
+    #[arg(long, value_name = "NAME", requires = "urls", hide_short_help = true)]
+    served_model: Option<String>,
+
+    /// How many of the most probable tokens are asked for: more narrow the bounds of what a server does not tell, and it must be started with
+    /// as many (--max-logprobs)
+    #[arg(long, value_name = "K", default_value_t = LEAST_TOP_K, hide_short_help = true)]
+    pub(super) top_logprobs: usize,
+
+    /// Tokens under way at each server at a time, which bounds its memory
+    #[arg(long, value_name = "TOKENS", default_value_t = 8192, requires = "urls", hide_short_help = true)]
+    in_flight: usize,
+
+    /// Score nothing, but write a program that does (vllm-offline: with vLLM's own engine, without a server) and what it is to score into --out
+    #[arg(long, value_name = "WHAT", value_parser = ["vllm-offline"], requires = "out", conflicts_with_all = ["urls", "answers"], hide_short_help = true)]
+    pub(super) emit: Option<String>,
+
+    /// The folder of --emit, where its program has left the answers: they take the place of the model
+    #[arg(long, value_name = "DIR", conflicts_with = "urls", hide_short_help = true)]
+    answers: Option<PathBuf>,
+}
+
+impl ServerArgs {
+    /// Who runs the model, if this program does not.
+    pub(super) fn elsewhere(self) -> Result<Option<Elsewhere>> {
+        match self.answers.clone() {
+            Some(folder) => Ok(Some(Elsewhere::Answers(folder))),
+            None => Ok(self.options()?.map(Elsewhere::Servers)),
+        }
+    }
+
+    /// Enough of the most probable tokens for the gate?
+    pub(super) fn check(&self) -> Result<()> {
+        if self.top_logprobs < LEAST_TOP_K {
+            return Err(Error::usage(format!(
+                "--top-logprobs {} is less than the {LEAST_TOP_K} that the gate of EAFT looks at",
+                self.top_logprobs
+            )));
+        }
+        Ok(())
+    }
+
+    fn options(self) -> Result<Option<Options>> {
+        if self.urls.is_empty() {
+            return Ok(None);
+        }
+        self.check()?;
+        if self.in_flight == 0 {
+            return Err(Error::usage("--in-flight 0 sends nothing; expected 1 or more"));
+        }
+        Ok(Some(Options {
+            urls: self.urls,
+            api: self.api,
+            model: self.served_model,
+            top_k: self.top_logprobs,
+            in_flight: self.in_flight,
+        }))
+    }
+}

@@ -1,0 +1,120 @@
+//! Scores that came through a server: how narrow the bounds of what it does not tell are, and of how many tokens the quadrant is certain.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::quadrants::Resolved;
+use crate::engine::remote::{Bounds, Range};
+use crate::error::Result;
+use crate::format::{percent, thousands};
+use crate::table::{Quadrant, certainty, for_each_bounded, has_bounds};
+
+/// What is exact of such scores, and how exact the rest is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Bounded {
+    /// The most probable tokens of each position that the server told.
+    pub top_logprobs: usize,
+    pub tokens: u64,
+    /// Whose target is among them: their `tail` and `rank` are exact.
+    pub tail_exact: u64,
+    /// Whose quadrant is the same whatever lies within the bounds, the thresholds taken as given.
+    pub certain: u64,
+    /// Confident conflicts at least and at most.
+    pub conflicts: [u64; 2],
+    /// Between the bounds.
+    pub entropy: Width,
+    pub tail: Width,
+    pub varentropy: Width,
+    pub grad: Width,
+}
+
+/// Of the stretch between the bounds, in the unit of the column.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Width {
+    pub mean: f64,
+    pub max: f64,
+}
+
+impl Width {
+    fn add(&mut self, range: Range) {
+        let width = f64::from(range.width());
+        self.mean += width;
+        self.max = self.max.max(width);
+    }
+}
+
+impl Bounded {
+    /// `None` where this program has run the model.
+    pub fn of(tables: &[PathBuf], thresholds: &Resolved, top_logprobs: usize) -> Result<Option<Bounded>> {
+        for table in tables {
+            if !has_bounds(table)? {
+                return Ok(None);
+            }
+        }
+        let none = Width::default();
+        let mut found = Bounded {
+            top_logprobs,
+            tokens: 0,
+            tail_exact: 0,
+            certain: 0,
+            conflicts: [0, 0],
+            entropy: none,
+            tail: none,
+            varentropy: none,
+            grad: none,
+        };
+        for_each_bounded(tables, |token| {
+            let (is_certain, may_be_conflict) =
+                certainty(token.logprob, &token.bounds, |logprob, entropy, tail| thresholds.label(logprob, entropy, tail));
+            found.tokens += 1;
+            found.tail_exact += u64::from(token.rank as usize <= top_logprobs);
+            found.certain += u64::from(is_certain);
+            found.conflicts[0] += u64::from(is_certain && token.quadrant == Quadrant::ConfidentConflict);
+            found.conflicts[1] += u64::from(may_be_conflict);
+            let Bounds { entropy, tail, varentropy, grad } = token.bounds;
+            found.entropy.add(entropy);
+            found.tail.add(tail);
+            found.varentropy.add(varentropy);
+            found.grad.add(grad);
+        })?;
+        let n = found.tokens.max(1) as f64;
+        for width in [&mut found.entropy, &mut found.tail, &mut found.varentropy, &mut found.grad] {
+            width.mean /= n;
+        }
+        Ok(Some(found))
+    }
+
+    fn share(&self, n: u64) -> String {
+        percent(n as f64 / self.tokens.max(1) as f64)
+    }
+
+    /// For a terminal and a caption.
+    pub fn line(&self) -> String {
+        format!(
+            "through a server, top {}: H within {:.3} nat on the mean, the quadrant certain for {} of the tokens",
+            self.top_logprobs,
+            self.entropy.mean,
+            self.share(self.certain)
+        )
+    }
+
+    /// For the report.
+    pub fn sentences(&self) -> String {
+        format!(
+            "A server told the {} most probable tokens of each position. ln p, the model's first choice and the gate of EAFT (`entropy_topk`) are \
+             exact, and so are `tail` and `rank` for {} of the tokens, whose target is among them. Entropy, varentropy and gradient lie within \
+             bounds, {:.4} nat, {:.3} nat² and {:.5} apart on the mean, and what is said of them here, in the quadrants, the figures and the \
+             gates that weigh by the full entropy, is of the middle. The quadrant of {} of the tokens is certain; there are {} confident \
+             conflicts at least and {} at most. More of the most probable tokens (`--top-logprobs`) narrow the bounds.",
+            self.top_logprobs,
+            self.share(self.tail_exact),
+            self.entropy.mean,
+            self.varentropy.mean,
+            self.grad.mean,
+            self.share(self.certain),
+            thousands(self.conflicts[0]),
+            thousands(self.conflicts[1])
+        )
+    }
+}

@@ -1,0 +1,277 @@
+//! What is asked of the servers before a run, since each of these engines has had faults on this very path.
+//!
+//! That the first entry is null, that no entry is missing, and that each names its own token, every answer of the run is asked
+//! (`reply.rs`), and that the log-probabilities are those of a distribution (`bounds.rs`).
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::bounds::Position;
+use super::http::Trouble;
+use super::pool::Pool;
+use super::server::Api;
+use crate::error::{Error, Result};
+use crate::kernels::TokenStatistics;
+use crate::tokens::{Sequence, Tokenizer};
+
+/// Tokens of a probe: enough for several pages of a server's cache (16 tokens in vLLM).
+const PROBE_TOKENS: usize = 64;
+/// Nats between two answers to one prompt, on the mean. In bf16 another batch rounds other sums: 0.01; a stale value is nats away.
+const REPEATED: f64 = 0.05;
+/// Between two servers of one model, which may run on other cards.
+const BETWEEN_SERVERS: f64 = 0.1;
+/// From our own engine in f32. bf16 alone is 0.03 away, fp8 and int4 some times that.
+const FROM_OWN: f64 = 0.3;
+/// Of the texts of tokens that may differ: tokenizers write spaces and broken characters in several ways.
+const OTHER_TEXTS: f64 = 0.1;
+
+/// What the servers were, and what the checks found: goes into run.json.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Checked {
+    pub api: Api,
+    pub urls: Vec<String>,
+    /// As it is served, and where the server has it from.
+    pub model: String,
+    pub root: Option<String>,
+    pub version: Option<String>,
+    /// The most probable tokens of each position that were asked for.
+    pub top_logprobs: usize,
+    /// Over which the mass that is left is shared.
+    pub vocab_size: usize,
+    /// Nats between two answers to the same prompt, on the mean, and the largest.
+    pub repeated: Difference,
+    /// The same from this program's own engine in f32; absent where the weights are not here or too many.
+    pub from_own: Option<Difference>,
+    /// ln p of the probe's tokens.
+    #[serde(skip)]
+    pub probe: Vec<f32>,
+}
+
+impl Checked {
+    /// Of answers that lie in a folder.
+    pub fn offline(
+        folder: &Path,
+        top_logprobs: usize,
+        vocab_size: usize,
+        first: &[Position],
+        from_own: Option<Difference>,
+    ) -> Checked {
+        Checked {
+            api: Api::Vllm,
+            urls: vec![folder.display().to_string()],
+            model: String::new(),
+            root: None,
+            version: Some("offline".to_owned()),
+            top_logprobs,
+            vocab_size,
+            repeated: Difference::default(),
+            from_own,
+            probe: first.iter().map(|position| position.target.logprob).collect(),
+        }
+    }
+
+    /// `vllm 0.11.0`
+    pub fn program(&self) -> String {
+        self.version.as_ref().map_or_else(|| self.api.to_string(), |version| format!("{} {version}", self.api))
+    }
+
+    /// An error unless the servers say of the probe what they said `before`.
+    pub fn compare(&self, before: &[f32]) -> Result<()> {
+        let apart = Difference::of(self.probe.iter().copied().zip(before.iter().copied()));
+        if self.probe.len() == before.len() && apart.mean <= BETWEEN_SERVERS {
+            return Ok(());
+        }
+        Err(Error::new(format!(
+            "the servers say other things of the data's first tokens than when this run began: ln p is {:.3} nat apart on the mean of {}",
+            apart.mean, apart.tokens
+        ))
+        .cure("Another model is served now: serve the one of before, or name another folder with --out."))
+    }
+}
+
+/// Of ln p of the same tokens.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Difference {
+    pub tokens: usize,
+    pub mean: f64,
+    pub max: f64,
+}
+
+impl Difference {
+    /// Tokens of which either says that they are impossible are left out unless only one does.
+    fn of(pairs: impl Iterator<Item = (f32, f32)>) -> Difference {
+        let mut found = Difference::default();
+        for (a, b) in pairs {
+            // Below that, bf16 says little, and both say "no".
+            const LEAST: f32 = -15.0;
+            let apart = f64::from((a.max(LEAST) - b.max(LEAST)).abs());
+            found.tokens += 1;
+            found.mean += apart;
+            found.max = found.max.max(apart);
+        }
+        found.mean /= found.tokens.max(1) as f64;
+        found
+    }
+}
+
+impl Pool {
+    /// Probes every server with the beginning of a sequence of the data. `own` gives what this program's own engine says of the supervised
+    /// tokens of a sequence, where it can.
+    pub fn check(
+        &self,
+        sequence: &Sequence,
+        tokenizer: &Tokenizer,
+        own: impl FnOnce(&Sequence) -> Result<Option<Vec<TokenStatistics>>>,
+    ) -> Result<Checked> {
+        let probe = probe_of(sequence);
+        let first = self.probe(0, &probe, tokenizer)?;
+        let repeated = self.repeat(0, &probe, &first)?;
+        for at in 1..self.servers.len() {
+            let other = self.probe(at, &probe, tokenizer)?;
+            self.repeat(at, &probe, &other)?;
+            let apart = difference(&first, &other);
+            if apart.mean > BETWEEN_SERVERS {
+                return Err(self
+                    .fault(
+                        at,
+                        format!(
+                            "this server says other things of a probe than {}: ln p is {:.3} nat apart on the mean of {} tokens",
+                            self.servers[0].url(),
+                            apart.mean,
+                            apart.tokens
+                        ),
+                    )
+                    .cure("Name servers of one and the same model in one precision."));
+            }
+        }
+        let from_own = match own(&probe)? {
+            Some(own) => Some(compare_with_own(&first, &own).map_err(|error| error.at(self.servers[0].url()))?),
+            None => None,
+        };
+        let server = &self.servers[0];
+        Ok(Checked {
+            api: server.api,
+            urls: self.servers.iter().map(|server| server.url().to_owned()).collect(),
+            model: server.model.clone(),
+            root: server.root.clone(),
+            version: server.version.clone(),
+            top_logprobs: self.top_k,
+            vocab_size: self.vocab,
+            repeated,
+            from_own,
+            probe: first.iter().map(|position| position.target.logprob).collect(),
+        })
+    }
+
+    /// The first answer of a server, and whether its tokens are ours.
+    fn probe(&self, at: usize, probe: &Sequence, tokenizer: &Tokenizer) -> Result<Vec<Position>> {
+        let mut texts = HashMap::new();
+        let positions = self.ask(at, &probe.ids, &probe.supervised, Some(&mut texts)).map_err(Trouble::into_error)?;
+        for position in &positions {
+            position.statistics(self.vocab).map_err(|error| error.at(self.servers[at].url()))?;
+        }
+        self.check_texts(at, &texts, tokenizer)?;
+        // The last token of the vocabulary must be known there, and the one after it must not.
+        let last = tokenizer.vocab_size().min(self.vocab).saturating_sub(1) as u32;
+        let ids = [probe.ids[0], last];
+        self.ask(at, &ids, &[false, true], None).map_err(Trouble::into_error)?;
+        // SGLang hands it to the GPU, where it ends the server.
+        if self.servers[at].api == Api::Vllm {
+            let beyond = [probe.ids[0], self.vocab as u32];
+            match self.ask(at, &beyond, &[false, true], None) {
+                Err(Trouble::Lasting(_)) => {}
+                Err(Trouble::Passing(error, _)) => return Err(*error),
+                Ok(_) => return Err(self.larger_vocabulary(at)),
+            }
+        }
+        Ok(positions)
+    }
+
+    fn larger_vocabulary(&self, at: usize) -> Error {
+        self.fault(at, format!("the server's model knows a token {}, and the model named here ends before it", self.vocab))
+            .cure("Name the folder of the very model that is served with --model.")
+    }
+
+    fn check_texts(&self, at: usize, texts: &HashMap<u32, String>, tokenizer: &Tokenizer) -> Result<()> {
+        // Part of a character cannot be written in JSON.
+        let whole = |text: &str| !text.contains('\u{fffd}');
+        let mut ids: Vec<u32> = texts.iter().filter(|(_, text)| whole(text)).map(|(id, _)| *id).collect();
+        ids.sort_unstable();
+        let is_other = |id: &&u32| texts[*id].trim() != tokenizer.text(**id).trim();
+        let other: Vec<u32> = ids.iter().filter(is_other).copied().collect();
+        if other.len() as f64 <= OTHER_TEXTS * ids.len() as f64 {
+            return Ok(());
+        }
+        let examples = other.iter().take(3).map(|id| format!("{id} is {:?} there and {:?} here", texts[id], tokenizer.text(*id)));
+        Err(self
+            .fault(
+                at,
+                format!(
+                    "the server's model has another vocabulary: {} of {} tokens differ ({})",
+                    other.len(),
+                    ids.len(),
+                    examples.collect::<Vec<_>>().join("; ")
+                ),
+            )
+            .cure("Name the folder of the very model that is served with --model."))
+    }
+
+    /// A prompt with the same prefix, and the probe again: neither may change what is said of it.
+    fn repeat(&self, at: usize, probe: &Sequence, first: &[Position]) -> Result<Difference> {
+        let shared = probe.ids.len() / 2;
+        if shared >= 2 {
+            let ids: Vec<u32> = probe.ids[..shared].iter().chain(&probe.ids[1..shared]).copied().collect();
+            let wanted: Vec<bool> = (0..ids.len()).map(|i| i > 0).collect();
+            let beside = self.ask(at, &ids, &wanted, None).map_err(Trouble::into_error)?;
+            self.check_repeated(at, difference(first, &beside[..shared - 1]), "in a prompt that begins as the probe does")?;
+        }
+        let again = self.ask(at, &probe.ids, &probe.supervised, None).map_err(Trouble::into_error)?;
+        self.check_repeated(at, difference(first, &again), "when the probe is sent again")
+    }
+
+    fn check_repeated(&self, at: usize, found: Difference, when: &str) -> Result<Difference> {
+        if found.mean <= REPEATED {
+            return Ok(found);
+        }
+        Err(self
+            .fault(
+                at,
+                format!(
+                    "the server says other things of the same tokens {when}: ln p is {:.3} nat apart on the mean, {:.3} at most",
+                    found.mean, found.max
+                ),
+            )
+            .cure("Its cache gives stale values: start it with --no-enable-prefix-caching (vLLM) or --disable-radix-cache (SGLang)."))
+    }
+}
+
+/// Another engine's answer to a sequence against this program's own. An error where they are further apart than any precision explains.
+pub fn compare_with_own(found: &[Position], own: &[TokenStatistics]) -> Result<Difference> {
+    let apart = Difference::of(found.iter().zip(own).map(|(found, own)| (found.target.logprob, own.logprob)));
+    if apart.mean <= FROM_OWN {
+        return Ok(apart);
+    }
+    Err(Error::new(format!(
+        "the server says other things than this program does of the same tokens with the model named here: ln p is {:.3} nat apart on the mean \
+         of {} tokens, {:.3} at most",
+        apart.mean, apart.tokens, apart.max
+    ))
+    .cure("Another model is served, or the server computes it wrongly. Name the very model that is served with --model."))
+}
+
+fn difference(first: &[Position], second: &[Position]) -> Difference {
+    Difference::of(first.iter().zip(second).map(|(first, second)| (first.target.logprob, second.target.logprob)))
+}
+
+/// The beginning of a sequence, of which all tokens but the first are asked for.
+fn probe_of(sequence: &Sequence) -> Sequence {
+    let n = sequence.ids.len().min(PROBE_TOKENS);
+    Sequence {
+        row: sequence.row,
+        ids: sequence.ids[..n].to_vec(),
+        supervised: (0..n).map(|i| i > 0).collect(),
+        spans: sequence.spans[..n].to_vec(),
+    }
+}

@@ -1,0 +1,195 @@
+//! Requests to one server: JSON there, a stream back; what a status means, and whether to try again.
+
+use std::io::Read;
+use std::time::Duration;
+
+use serde_json::Value;
+use ureq::http::Response;
+use ureq::{Agent, Body};
+
+use crate::error::{Error, Result};
+use crate::fetch::client::root_certificates;
+
+/// Holds the key of the servers, if they want one.
+pub(crate) const KEY_VARIABLE: &str = "DIAGNOSE_SERVER_KEY";
+
+const WAIT_TO_CONNECT: Duration = Duration::from_secs(10);
+/// A server with a long queue answers late.
+const WAIT_FOR_ANSWER: Duration = Duration::from_secs(900);
+const WAIT_FOR_BYTES: Duration = Duration::from_secs(120);
+/// Of a message of error, and of what is no answer to a prompt.
+const MESSAGE_BYTES: u64 = 1 << 20;
+/// Connections that are kept.
+pub(super) const CONNECTIONS: usize = 64;
+
+/// A request that brought no answer.
+#[derive(Debug)]
+pub(crate) enum Trouble {
+    /// Worth another try, after so long if the server says so.
+    Passing(Box<Error>, Option<Duration>),
+    /// The same again would end the same.
+    Lasting(Box<Error>),
+}
+
+impl Trouble {
+    pub(crate) fn passing(error: Error) -> Trouble {
+        Trouble::Passing(Box::new(error), None)
+    }
+
+    pub(crate) fn lasting(error: Error) -> Trouble {
+        Trouble::Lasting(Box::new(error))
+    }
+
+    pub(crate) fn into_error(self) -> Error {
+        match self {
+            Trouble::Passing(error, _) | Trouble::Lasting(error) => *error,
+        }
+    }
+}
+
+/// A server by its address.
+pub(crate) struct Http {
+    agent: Agent,
+    /// Without a slash at the end.
+    pub url: String,
+    key: Option<String>,
+}
+
+impl Http {
+    /// `url` as the user wrote it: with or without the `/v1` of OpenAI's protocol.
+    pub(crate) fn new(url: &str) -> Result<Http> {
+        let expected = "Give an address such as http://localhost:8000.";
+        let trimmed = url.trim_end_matches('/');
+        let trimmed = trimmed.strip_suffix("/v1").unwrap_or(trimmed).trim_end_matches('/');
+        let host = trimmed.strip_prefix("http://").or_else(|| trimmed.strip_prefix("https://"));
+        match host {
+            // It is not shown: it holds a password.
+            Some(host) if host.contains('@') => {
+                return Err(Error::usage("the address of a server has a name or a password before an `@`")
+                    .cure(format!("Leave it out, and put the server's key into the environment variable {KEY_VARIABLE}.")));
+            }
+            Some(host) if !host.is_empty() && !host.contains(['?', '#']) => {}
+            _ => return Err(Error::usage(format!("`{url}` is no address of a server")).cure(expected)),
+        }
+        let key = std::env::var(KEY_VARIABLE).ok().map(|key| key.trim().to_owned()).filter(|key| !key.is_empty());
+        if key.as_ref().is_some_and(|key| !key.bytes().all(|byte| byte.is_ascii_graphic())) {
+            return Err(Error::new(format!("{KEY_VARIABLE} holds characters that no key has")).cure("Set it anew."));
+        }
+        let config = Agent::config_builder()
+            .http_status_as_error(false)
+            // The key goes nowhere else.
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .user_agent(concat!("diagnose/", env!("CARGO_PKG_VERSION")))
+            .accept_encoding("identity")
+            .timeout_connect(Some(WAIT_TO_CONNECT))
+            .timeout_recv_response(Some(WAIT_FOR_ANSWER))
+            .timeout_per_read(Some(WAIT_FOR_BYTES))
+            .max_idle_connections(CONNECTIONS)
+            .max_idle_connections_per_host(CONNECTIONS)
+            .tls_config(ureq::tls::TlsConfig::builder().root_certs(root_certificates()?).build())
+            .build();
+        Ok(Http { agent: config.into(), url: trimmed.to_owned(), key })
+    }
+
+    fn at(&self, error: Error) -> Error {
+        error.at(&self.url)
+    }
+
+    /// What GET brings as JSON; `None` where there is nothing of that name.
+    pub(crate) fn get(&self, path: &str) -> Result<Option<Value>, Trouble> {
+        let mut request = self.agent.get(format!("{}{path}", self.url));
+        if let Some(key) = &self.key {
+            request = request.header("authorization", format!("Bearer {key}"));
+        }
+        let mut response = request.call().map_err(|cause| self.unreachable(cause))?;
+        match response.status().as_u16() {
+            200 => {
+                let text = message(&mut response);
+                Ok(serde_json::from_str(&text).ok())
+            }
+            404 | 405 => Ok(None),
+            _ => Err(self.refusal(response)),
+        }
+    }
+
+    /// POSTs JSON and gives the answer's body, if the status is that of success.
+    pub(crate) fn post(&self, path: &str, body: &Value) -> Result<impl Read + use<>, Trouble> {
+        let mut request = self.agent.post(format!("{}{path}", self.url)).header("content-type", "application/json");
+        if let Some(key) = &self.key {
+            request = request.header("authorization", format!("Bearer {key}"));
+        }
+        let response = request.send(body.to_string()).map_err(|cause| self.unreachable(cause))?;
+        match response.status().as_u16() {
+            200 => Ok(response.into_body().into_reader()),
+            _ => Err(self.refusal(response)),
+        }
+    }
+
+    fn unreachable(&self, cause: ureq::Error) -> Trouble {
+        Trouble::passing(self.at(Error::new("the server cannot be reached, or has dropped the connection").caused_by(cause)))
+    }
+
+    /// What a status that is not a success means.
+    fn refusal(&self, mut response: Response<Body>) -> Trouble {
+        let status = response.status();
+        let after = response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.trim().parse().ok());
+        let said = said(&message(&mut response));
+        let error = |what: String| self.at(Error::new(what));
+        match status.as_u16() {
+            401 | 403 => {
+                let key = match self.key {
+                    Some(_) => format!("Check the key in {KEY_VARIABLE}."),
+                    None => format!("Put its key into the environment variable {KEY_VARIABLE}."),
+                };
+                Trouble::lasting(error(format!("the server wants a key, or another one ({status})")).cure(key))
+            }
+            408 | 429 => Trouble::Passing(
+                Box::new(error(format!("the server asks for patience ({status}): {said}"))),
+                after.map(|seconds: u64| Duration::from_secs(seconds.min(300))),
+            ),
+            500..=599 => Trouble::passing(error(format!("the server failed ({status}): {said}"))),
+            // Python's json refuses to write a NaN.
+            400 if said.contains("not JSON compliant") => Trouble::lasting(
+                error("the server's model gives log-probabilities that are not numbers, which it can only report as a bad request (400)".to_owned())
+                    .cure("Its weights are damaged, or overflow in the precision in which it runs: try --dtype float32 or bfloat16 there."),
+            ),
+            400 if said.contains("max_tokens must be at least 1") || said.contains("maximum context length") => {
+                Trouble::lasting(error(format!("the prompt is longer than the server takes ({status}): {said}")).cure(
+                    "It takes one token less than its --max-model-len, since it has to answer one: give a smaller --max-len here, or a larger \
+                     limit there.",
+                ))
+            }
+            400 if said.contains("out of vocabulary") => Trouble::lasting(
+                error(format!("the server's model has fewer tokens than the tokenizer: {said}"))
+                    .cure("Name the folder of the very model that is served with --model."),
+            ),
+            400 if said.contains("prompt logprobs") || said.contains("logprobs of") => Trouble::lasting(
+                error(format!("the server gives fewer log-probabilities than are asked for: {said}"))
+                    .cure("Start it with a larger --max-logprobs, or give a smaller --top-logprobs."),
+            ),
+            300..=399 => Trouble::lasting(error(format!("the server sends us elsewhere ({status}), and a key must not be sent along"))),
+            _ => Trouble::lasting(error(format!("the server refuses the request ({status}): {said}"))),
+        }
+    }
+}
+
+/// The beginning of a body, as text.
+fn message(response: &mut Response<Body>) -> String {
+    let mut bytes = Vec::new();
+    // What has come is what there is to say.
+    let _ = response.body_mut().as_reader().take(MESSAGE_BYTES).read_to_end(&mut bytes);
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// What a body of error says, in a line: `{"error": {"message": ..}}`, `{"error": ".."}`, `{"detail": ".."}`, or itself.
+fn said(body: &str) -> String {
+    let json: Value = serde_json::from_str(body).unwrap_or_default();
+    let said = [&json["error"]["message"], &json["error"], &json["detail"], &json["message"]];
+    let said = said.into_iter().find_map(Value::as_str).unwrap_or(body);
+    let line = said.split_whitespace().collect::<Vec<_>>().join(" ");
+    match line.char_indices().nth(300) {
+        Some((end, _)) => format!("{}..", &line[..end]),
+        None => line,
+    }
+}

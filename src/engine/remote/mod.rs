@@ -1,0 +1,23 @@
+//! The same scores from elsewhere: a server of vLLM or SGLang runs the model, and says what it believed about the tokens of a prompt.
+//!
+//! ```text
+//! server.rs   one server, its protocol, its answer to a prompt; http.rs what goes over the wire
+//! reply.rs    an answer, read as it comes -> positions
+//! bounds.rs   a position -> statistics, and bounds of those that the largest probabilities do not decide
+//! pool.rs     several servers: turns, retries
+//! checks.rs   what is asked of them before a run
+//! ```
+//!
+//! Token ids go there, not text: the template, the mask and the tokenizer are this program's.
+
+mod bounds;
+mod checks;
+mod http;
+mod pool;
+mod reply;
+mod server;
+
+pub use bounds::{Bounds, LEAST_TOP_K, Position, Range};
+pub use checks::{Checked, Difference, compare_with_own};
+pub use pool::{Options, Pool, Scored};
+pub use server::Api;

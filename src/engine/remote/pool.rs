@@ -1,0 +1,191 @@
+//! Several servers of one model: each prompt goes to the one with the fewest tokens under way, and comes back scored.
+//!
+//! What is bounded is the tokens under way, not the requests: the log-probabilities of a prompt take a server `tokens x vocabulary` numbers.
+//! What fails in passing is asked again, after a pause that doubles; a server that fails rests meanwhile, and the others go on.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::bounds::{Bounds, Position};
+use super::http::{CONNECTIONS, Trouble};
+use super::server::{Api, Server};
+use crate::error::{Error, Result};
+use crate::kernels::TokenStatistics;
+use crate::tokens::Sequence;
+
+/// As the user wants it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Options {
+    pub urls: Vec<String>,
+    /// `None`: it is found out.
+    pub api: Option<Api>,
+    /// The name under which the model is served; `None` where there is one.
+    pub model: Option<String>,
+    /// How many of the most probable tokens are asked for.
+    pub top_k: usize,
+    /// Tokens under way at each server.
+    pub in_flight: usize,
+}
+
+/// Seconds for which a request is tried again, in place of [`PATIENCE`].
+const PATIENCE_VARIABLE: &str = "DIAGNOSE_SERVER_PATIENCE";
+const PATIENCE: Duration = Duration::from_secs(180);
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+/// A request that is tried once more at once may only have met a connection that the server had closed.
+const LEAST_TRIES: u32 = 3;
+
+pub struct Pool {
+    pub(super) servers: Vec<Server>,
+    loads: Mutex<Vec<Load>>,
+    freed: Condvar,
+    pub(super) top_k: usize,
+    pub(super) vocab: usize,
+    in_flight: usize,
+    patience: Duration,
+    retries: AtomicU64,
+}
+
+/// What is under way at a server.
+#[derive(Default)]
+struct Load {
+    tokens: usize,
+    requests: usize,
+    /// Failures since its last answer.
+    failures: u32,
+    rests_until: Option<Instant>,
+}
+
+/// What is known of each supervised token of a sequence, in order.
+pub type Scored = Vec<(TokenStatistics, Bounds)>;
+
+impl Pool {
+    /// Asks each server what it is. They serve a model of `vocab` tokens.
+    pub fn open(options: &Options, vocab: usize) -> Result<Pool> {
+        let patience = std::env::var(PATIENCE_VARIABLE).ok().and_then(|seconds| seconds.parse().ok());
+        let servers = options.urls.iter().map(|url| Server::open(url, options.api, options.model.as_deref()));
+        let servers = servers.collect::<Result<Vec<Server>>>()?;
+        Ok(Pool {
+            loads: Mutex::new(servers.iter().map(|_| Load::default()).collect()),
+            servers,
+            freed: Condvar::new(),
+            top_k: options.top_k,
+            vocab,
+            in_flight: options.in_flight,
+            patience: patience.map_or(PATIENCE, Duration::from_secs_f64),
+            retries: AtomicU64::new(0),
+        })
+    }
+
+    /// The most requests that can be under way.
+    pub fn connections(&self) -> usize {
+        CONNECTIONS * self.servers.len()
+    }
+
+    /// Where the servers have the model from, or what they call it.
+    pub fn model(&self) -> &str {
+        self.servers.first().map_or("", |server| server.root.as_deref().unwrap_or(&server.model))
+    }
+
+    /// Requests that were sent again.
+    pub fn retries(&self) -> u64 {
+        self.retries.load(Ordering::Relaxed)
+    }
+
+    /// The longest prompt that all of them take: one token less than their limit, since each has to answer one.
+    pub fn longest_prompt(&self) -> Option<usize> {
+        self.servers.iter().filter_map(|server| server.max_len).min().map(|tokens| tokens.saturating_sub(1))
+    }
+
+    /// What the servers say of the supervised tokens of a sequence, in order. Waits for its turn, and through failures that pass.
+    pub fn score(&self, sequence: &Sequence) -> Result<Scored> {
+        // Nothing is asked of what follows the last supervised token.
+        let n = sequence.supervised.iter().rposition(|&supervised| supervised).map_or(0, |last| last + 1);
+        let positions = self.positions(&sequence.ids[..n], &sequence.supervised[..n])?;
+        positions.iter().map(|position| position.statistics(self.vocab)).collect()
+    }
+
+    fn positions(&self, ids: &[u32], wanted: &[bool]) -> Result<Vec<Position>> {
+        let mut began: Option<Instant> = None;
+        for tries in 1.. {
+            let at = self.acquire(ids.len());
+            let answer = self.ask(at, ids, wanted, None);
+            self.release(at, ids.len(), &answer);
+            match answer {
+                Ok(positions) => return Ok(positions),
+                Err(Trouble::Passing(error, _)) => {
+                    if tries >= LEAST_TRIES && began.is_some_and(|began| began.elapsed() >= self.patience) {
+                        return Err(error.cure(format!(
+                            "It was tried {tries} times. Give the same command again when the server is up: it goes on where it stopped."
+                        )));
+                    }
+                    began.get_or_insert_with(Instant::now);
+                    self.retries.fetch_add(1, Ordering::Relaxed);
+                }
+                Err(Trouble::Lasting(error)) => return Err(*error),
+            }
+        }
+        Ok(Vec::new())
+    }
+
+    /// One request to one server.
+    pub(super) fn ask(
+        &self,
+        at: usize,
+        ids: &[u32],
+        wanted: &[bool],
+        texts: Option<&mut HashMap<u32, String>>,
+    ) -> Result<Vec<Position>, Trouble> {
+        self.servers[at].positions(ids, wanted, (self.top_k, self.vocab), texts)
+    }
+
+    fn loads(&self) -> MutexGuard<'_, Vec<Load>> {
+        // Nothing in there can be half done.
+        self.loads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until a server has room for so many tokens: the one with the fewest under way. One prompt may be as long as it likes.
+    fn acquire(&self, tokens: usize) -> usize {
+        let mut loads = self.loads();
+        loop {
+            let now = Instant::now();
+            let is_free = |load: &Load| {
+                let has_room = load.tokens == 0 || load.tokens + tokens <= self.in_flight;
+                has_room && load.requests < CONNECTIONS && load.rests_until.is_none_or(|until| until <= now)
+            };
+            let free = loads.iter().enumerate().filter(|(_, load)| is_free(load)).min_by_key(|(_, load)| load.tokens);
+            if let Some((at, _)) = free {
+                loads[at].tokens += tokens;
+                loads[at].requests += 1;
+                return at;
+            }
+            // A rest may end without anybody saying so.
+            let (woken, _) = self.freed.wait_timeout(loads, Duration::from_millis(100)).unwrap_or_else(PoisonError::into_inner);
+            loads = woken;
+        }
+    }
+
+    fn release(&self, at: usize, tokens: usize, answer: &Result<Vec<Position>, Trouble>) {
+        let mut loads = self.loads();
+        let load = &mut loads[at];
+        load.tokens -= tokens;
+        load.requests -= 1;
+        match answer {
+            Err(Trouble::Passing(_, after)) => {
+                let pause = FIRST_PAUSE.saturating_mul(1 << load.failures.min(10)).min(LONGEST_PAUSE);
+                load.rests_until = Some(Instant::now() + after.unwrap_or(pause));
+                load.failures += 1;
+            }
+            Ok(_) | Err(Trouble::Lasting(_)) => (load.failures, load.rests_until) = (0, None),
+        }
+        drop(loads);
+        self.freed.notify_all();
+    }
+
+    /// An error of the checks before the run.
+    pub(super) fn fault(&self, at: usize, message: String) -> Error {
+        Error::new(message).at(self.servers[at].url())
+    }
+}

@@ -1,0 +1,530 @@
+//! A server's answer, read as it comes: JSON of any length -> the positions that were asked for.
+//!
+//! A prompt token takes 1.4 kB of vLLM's JSON and 170 bytes here; what is not wanted is dropped at once, and more than was asked for is
+//! refused as soon as it shows, so that memory is bounded by the request, whatever the reply. Each position must name its own token: a
+//! reply that is shifted, reordered, cut or another prompt's does not.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io::Read;
+
+use serde::Deserialize;
+use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+use super::bounds::Position;
+use crate::error::{Error, Result};
+use crate::kernels::Choice;
+
+/// What a prompt's answer must look like.
+pub(crate) struct Expected<'a> {
+    /// The prompt that was sent.
+    pub ids: &'a [u32],
+    /// Of which of its tokens positions are wanted; never of the first.
+    pub wanted: &'a [bool],
+    /// Index of the token with which the answer begins; that one's position is null, since nothing predicts it.
+    pub start: usize,
+    pub top_k: usize,
+    /// Ids lie below it.
+    pub vocab: usize,
+}
+
+/// What was wrong with an answer.
+#[derive(Debug)]
+pub(crate) enum Fault {
+    /// It broke off, or is no JSON: worth another try.
+    Broken(Error),
+    /// It is whole and wrong: another try would be, too.
+    Wrong(Error),
+}
+
+/// The wanted positions, in order, and the texts of tokens where the answer has them and `texts` is there.
+pub(crate) fn read_vllm(
+    reply: impl Read,
+    expected: &Expected,
+    texts: Option<&mut HashMap<u32, String>>,
+) -> Result<Vec<Position>, Fault> {
+    let mut reading = Reading { expected, positions: Vec::new(), at: 0, texts, fault: None };
+    let read = read(reply, Vllm(&mut reading));
+    let found = reading.at;
+    finish(reading, read, found)
+}
+
+/// The same of SGLang's `/generate`.
+pub(crate) fn read_sglang(reply: impl Read, expected: &Expected) -> Result<Vec<Position>, Fault> {
+    let mut reading = Reading { expected, positions: Vec::new(), at: 0, texts: None, fault: None };
+    let mut arrays = Arrays::default();
+    let read = read(reply, Sglang(&mut reading, &mut arrays));
+    let read = read.and_then(|()| {
+        let joined = arrays.join(&mut reading);
+        joined.map_err(|fault| {
+            reading.fault = Some(fault);
+            serde_json::Error::custom("")
+        })
+    });
+    let found = reading.at;
+    finish(reading, read, found)
+}
+
+fn read<'de, R: Read, S: DeserializeSeed<'de, Value = ()>>(reply: R, seed: S) -> serde_json::Result<()> {
+    let mut json = serde_json::Deserializer::from_reader(std::io::BufReader::with_capacity(1 << 16, reply));
+    seed.deserialize(&mut json)?;
+    json.end()
+}
+
+fn finish(reading: Reading, read: serde_json::Result<()>, found: usize) -> Result<Vec<Position>, Fault> {
+    if let Some(fault) = reading.fault {
+        return Err(Fault::Wrong(fault));
+    }
+    if let Err(error) = read {
+        let what =
+            if error.is_eof() || error.is_io() { "the answer broke off" } else { "the answer is not the JSON of such a server" };
+        return Err(Fault::Broken(Error::new(what).caused_by(error)));
+    }
+    let Expected { ids, start, .. } = reading.expected;
+    let expected = ids.len() - start;
+    if found != expected {
+        return Err(Fault::Wrong(
+            Error::new(format!("expected the log-probabilities of {expected} tokens, found {found}: entries are missing")).cure(
+                "The server cuts prompts, or leaves out what it has in its prefix cache: start it with --no-enable-prefix-caching (vLLM) or \
+                 --disable-radix-cache (SGLang).",
+            ),
+        ));
+    }
+    Ok(reading.positions)
+}
+
+/// What has been read so far.
+struct Reading<'a> {
+    expected: &'a Expected<'a>,
+    positions: Vec<Position>,
+    /// Entries read.
+    at: usize,
+    texts: Option<&'a mut HashMap<u32, String>>,
+    /// Why the answer is wrong though it is JSON.
+    fault: Option<Error>,
+}
+
+impl Reading<'_> {
+    fn wrong<E: serde::de::Error>(&mut self, fault: Error) -> E {
+        self.fault.get_or_insert(fault);
+        E::custom("")
+    }
+
+    /// The server may say how many tokens it has read.
+    fn check_length<E: serde::de::Error>(&mut self, read: Option<u64>) -> Result<(), E> {
+        let sent = self.expected.ids.len() as u64;
+        match read.filter(|read| *read != sent) {
+            Some(read) => Err(self
+                .wrong(Error::new(format!("{sent} tokens were sent, the server has read {read}: it cuts prompts in silence")))),
+            None => Ok(()),
+        }
+    }
+
+    /// Index of the token whose entry comes next, or why there is none.
+    fn index(&self) -> Result<usize> {
+        let index = self.expected.start + self.at;
+        match index < self.expected.ids.len() {
+            true => Ok(index),
+            false => Err(Error::new(format!(
+                "expected the log-probabilities of {} tokens, found more: this is the answer to another prompt",
+                self.expected.ids.len() - self.expected.start
+            ))),
+        }
+    }
+
+    /// The entry of a token that nothing predicts.
+    fn null(&mut self) -> Result<()> {
+        let index = self.index()?;
+        if self.at > 0 {
+            return Err(Error::new(format!(
+                "the entry of token {index} is null, and only the first may be: its log-probability is missing, infinite or not a number"
+            )));
+        }
+        self.at += 1;
+        Ok(())
+    }
+
+    /// The entry of a token: the most probable ones, and the target among them or beside them.
+    fn entry(&mut self, top: Vec<Choice>, target: Option<Choice>, rank: Option<u32>) -> Result<()> {
+        let index = self.index()?;
+        let Expected { ids, wanted, top_k, vocab, .. } = *self.expected;
+        if self.at == 0 {
+            return Err(Error::new(format!(
+                "the first entry is that of token {}, which nothing predicts; expected null: the entries are shifted by one",
+                target.or(top.first().copied()).map_or(0, |choice| choice.id)
+            )));
+        }
+        let id = ids[index];
+        let Some(target) = target.filter(|target| target.id == id) else {
+            return Err(Error::new(format!(
+                "the entry at token {index} does not name it (id {id}): the answer is shifted, reordered, cut at its beginning, or another prompt's"
+            )));
+        };
+        if let Some(choice) = top.iter().find(|choice| choice.id as usize >= vocab) {
+            return Err(Error::new(format!(
+                "the server's model has a token {}, the tokenizer ends before {vocab}: they do not belong together",
+                choice.id
+            ))
+            .cure("Name the folder of the very model that is served with --model."));
+        }
+        self.at += 1;
+        if !wanted[index] {
+            return Ok(());
+        }
+        self.positions.push(Position::new(index, target, rank, top, top_k)?);
+        Ok(())
+    }
+}
+
+/// vLLM writes -9999 for minus infinity; finite values below that are what they are.
+fn logprob(value: f64) -> f32 {
+    if value == -9999.0 { f32::NEG_INFINITY } else { value as f32 }
+}
+
+/// An object of which some members are read and the others passed over.
+macro_rules! object {
+    ($seed:ident($($of:ident: $type:ty),*), $what:literal, |$own:ident, $key:ident, $map:ident| $body:block) => {
+        struct $seed<'r, 'a>($(&'r mut $type),*);
+
+        impl<'de> DeserializeSeed<'de> for $seed<'_, '_> {
+            type Value = ();
+
+            fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<(), D::Error> {
+                json.deserialize_map(self)
+            }
+        }
+
+        impl<'de> Visitor<'de> for $seed<'_, '_> {
+            type Value = ();
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str($what)
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut $map: A) -> Result<(), A::Error> {
+                let $own = self;
+                while let Some($key) = $map.next_key::<String>()? {
+                    $body
+                }
+                Ok(())
+            }
+        }
+    };
+}
+
+object!(Vllm(reading: Reading<'a>), "an object with choices", |own, key, map| {
+    match key.as_str() {
+        "choices" => map.next_value_seed(Choices(own.0))?,
+        "usage" => {
+            let usage: Option<Usage> = map.next_value()?;
+            own.0.check_length(usage.and_then(|usage| usage.prompt_tokens))?;
+        }
+        _ => drop(map.next_value::<IgnoredAny>()?),
+    }
+});
+
+#[derive(Deserialize)]
+struct Usage {
+    prompt_tokens: Option<u64>,
+}
+
+/// The list of choices, of which there is one for one prompt.
+struct Choices<'r, 'a>(&'r mut Reading<'a>);
+
+impl<'de> DeserializeSeed<'de> for Choices<'_, '_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<(), D::Error> {
+        json.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Choices<'_, '_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("a list of choices")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+        if seq.next_element_seed(VllmChoice(self.0))?.is_some() && seq.next_element::<IgnoredAny>()?.is_some() {
+            return Err(self.0.wrong(Error::new("expected the answer to one prompt, found several")));
+        }
+        Ok(())
+    }
+}
+
+object!(VllmChoice(reading: Reading<'a>), "a choice", |own, key, map| {
+    match key.as_str() {
+        "prompt_logprobs" => map.next_value_seed(Entries(own.0))?,
+        "prompt_token_ids" => {
+            let ids: Option<Vec<u32>> = map.next_value()?;
+            if ids.is_some_and(|ids| ids != own.0.expected.ids) {
+                return Err(own.0.wrong(Error::new("the server has read other tokens than were sent")));
+            }
+        }
+        _ => drop(map.next_value::<IgnoredAny>()?),
+    }
+});
+
+/// `[null, {"id": {..}, ..}, ..]`
+struct Entries<'r, 'a>(&'r mut Reading<'a>);
+
+impl<'de> DeserializeSeed<'de> for Entries<'_, '_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<(), D::Error> {
+        json.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Entries<'_, '_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("a list of log-probabilities, one for each token of the prompt")
+    }
+
+    fn visit_unit<E: serde::de::Error>(self) -> Result<(), E> {
+        Err(self.0.wrong(no_logprobs()))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+        while seq.next_element_seed(Entry(self.0))?.is_some() {}
+        Ok(())
+    }
+}
+
+fn no_logprobs() -> Error {
+    Error::new("the server gives no log-probabilities of the prompt").cure(
+        "vLLM does with `prompt_logprobs`, SGLang with `return_logprob`; llama.cpp's server does not: run its file here with --model file.gguf.",
+    )
+}
+
+struct Entry<'r, 'a>(&'r mut Reading<'a>);
+
+impl<'de> DeserializeSeed<'de> for Entry<'_, '_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<(), D::Error> {
+        json.deserialize_any(self)
+    }
+}
+
+#[derive(Deserialize)]
+struct Told {
+    logprob: f64,
+    rank: Option<u32>,
+    decoded_token: Option<String>,
+}
+
+impl<'de> Visitor<'de> for Entry<'_, '_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("null or an object from token ids to log-probabilities")
+    }
+
+    fn visit_unit<E: serde::de::Error>(self) -> Result<(), E> {
+        self.0.null().map_err(|fault| self.0.wrong(fault))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let reading = self.0;
+        let Expected { ids, top_k, .. } = *reading.expected;
+        let own = reading.index().map(|index| ids[index]).map_err(|fault| reading.wrong(fault))?;
+        let (mut top, mut target, mut rank) = (Vec::with_capacity(top_k + 1), None, None);
+        while let Some(id) = map.next_key::<IdText>()? {
+            let told: Told = map.next_value()?;
+            let choice = Choice { id: id.0, logprob: logprob(told.logprob) };
+            if choice.id == own {
+                (target, rank) = (Some(choice), told.rank);
+            }
+            top.push(choice);
+            if top.len() > top_k + 1 {
+                let found = "expected the most probable tokens of each position that were asked for, found more";
+                return Err(reading.wrong(Error::new(found)));
+            }
+            if let (Some(texts), Some(text)) = (&mut reading.texts, told.decoded_token) {
+                texts.insert(choice.id, text);
+            }
+        }
+        // One more than was asked for: the target, which is not among them.
+        if top.len() == top_k + 1 {
+            top.retain(|choice| choice.id != own);
+        }
+        reading.entry(top, target, rank).map_err(|fault| reading.wrong(fault))
+    }
+}
+
+/// A token id as the key of an object.
+struct IdText(u32);
+
+impl<'de> Deserialize<'de> for IdText {
+    fn deserialize<D: Deserializer<'de>>(json: D) -> Result<IdText, D::Error> {
+        struct Id;
+        impl Visitor<'_> for Id {
+            type Value = IdText;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("a token id in quotes")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<IdText, E> {
+                text.parse().map(IdText).map_err(|_| E::custom(format!("expected a token id, found `{text}`")))
+            }
+        }
+        json.deserialize_str(Id)
+    }
+}
+
+object!(Sglang(reading: Reading<'a>, arrays: Arrays), "an object with meta_info", |own, key, map| {
+    match key.as_str() {
+        "meta_info" => map.next_value_seed(Meta(own.0, own.1))?,
+        _ => drop(map.next_value::<IgnoredAny>()?),
+    }
+});
+
+/// SGLang's two lists, which come one after the other: the targets, and the most probable tokens.
+#[derive(Default)]
+struct Arrays {
+    targets: Vec<Option<Choice>>,
+    tops: Vec<Option<Vec<Choice>>>,
+    seen: bool,
+}
+
+/// `[ln p, id, text or null]`
+#[derive(Deserialize)]
+struct Triple(Option<f64>, u32, IgnoredAny);
+
+impl Triple {
+    fn choice(&self) -> Option<Choice> {
+        Some(Choice { id: self.1, logprob: logprob(self.0?) })
+    }
+}
+
+impl Arrays {
+    fn join(self, reading: &mut Reading) -> Result<()> {
+        if !self.seen {
+            return Err(no_logprobs());
+        }
+        let (targets, tops) = (self.targets.len(), self.tops.len());
+        if targets != tops {
+            return Err(Error::new(format!(
+                "found the log-probabilities of {targets} tokens, and the most probable ones at {tops}: entries are missing"
+            )));
+        }
+        for (target, top) in self.targets.into_iter().zip(self.tops) {
+            match (target, top) {
+                (None, _) => reading.null()?,
+                (target, top) => reading.entry(top.unwrap_or_default(), target, None)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+object!(Meta(reading: Reading<'a>, arrays: Arrays), "an object with log-probabilities", |own, key, map| {
+    match key.as_str() {
+        "input_token_logprobs" => map.next_value_seed(Targets(own.0, own.1))?,
+        "input_top_logprobs" => map.next_value_seed(Tops(own.0, own.1))?,
+        "prompt_tokens" => {
+            let read: Option<u64> = map.next_value()?;
+            own.0.check_length(read)?;
+        }
+        "finish_reason" => {
+            let reason: Option<serde_json::Value> = map.next_value()?;
+            if let Some(reason) = reason.filter(|reason| reason["type"] == "abort") {
+                return Err(own.0.wrong(Error::new(format!("the server gave the request up: {}", reason["message"]))));
+            }
+        }
+        _ => drop(map.next_value::<IgnoredAny>()?),
+    }
+});
+
+/// A list with an element for each token of the prompt, and none beyond it.
+macro_rules! per_token {
+    ($seed:ident, |$own:ident, $seq:ident| $next:expr, |$element:ident| $body:expr) => {
+        struct $seed<'r, 'a>(&'r mut Reading<'a>, &'r mut Arrays);
+
+        impl<'de> DeserializeSeed<'de> for $seed<'_, '_> {
+            type Value = ();
+
+            fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<(), D::Error> {
+                json.deserialize_any(self)
+            }
+        }
+
+        impl<'de> Visitor<'de> for $seed<'_, '_> {
+            type Value = ();
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("a list with an element for each token of the prompt")
+            }
+
+            fn visit_unit<E: serde::de::Error>(self) -> Result<(), E> {
+                Err(self.0.wrong(no_logprobs()))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut $seq: A) -> Result<(), A::Error> {
+                let $own = self;
+                let most = $own.0.expected.ids.len();
+                for n in 0.. {
+                    let Some($element) = $next else { break };
+                    if n >= most {
+                        let found = format!("expected the log-probabilities of at most {most} tokens, found more");
+                        return Err($own.0.wrong(Error::new(found)));
+                    }
+                    $body;
+                }
+                Ok(())
+            }
+        }
+    };
+}
+
+per_token!(Targets, |own, seq| seq.next_element::<Option<Triple>>()?, |target| {
+    own.1.targets.push(target.and_then(|triple| triple.choice()));
+    own.1.seen = true;
+});
+per_token!(Tops, |own, seq| seq.next_element_seed(Several(&mut *own.0))?, |top| own.1.tops.push(top));
+
+/// A list of no more than were asked for, or null.
+struct Several<'r, 'a>(&'r mut Reading<'a>);
+
+impl<'de> DeserializeSeed<'de> for Several<'_, '_> {
+    type Value = Option<Vec<Choice>>;
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Self::Value, D::Error> {
+        json.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Several<'_, '_> {
+    type Value = Option<Vec<Choice>>;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("null or a list of the most probable tokens")
+    }
+
+    fn visit_unit<E: serde::de::Error>(self) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+        let most = self.0.expected.top_k;
+        let mut choices = Vec::with_capacity(most);
+        while let Some(triple) = seq.next_element::<Triple>()? {
+            if choices.len() == most {
+                return Err(self
+                    .0
+                    .wrong(Error::new(format!("expected the {most} most probable tokens of each position, found more"))));
+            }
+            choices.extend(triple.choice());
+        }
+        Ok(Some(choices))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,175 @@
+//! One server: which protocol it speaks, what it serves, and its answer to a prompt.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::bounds::Position;
+use super::http::{Http, Trouble};
+use super::reply::{Expected, Fault, read_sglang, read_vllm};
+use crate::error::{Error, Result};
+
+/// What a server speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Api {
+    /// `/v1/completions` with `prompt_logprobs`.
+    Vllm,
+    /// `/generate` with `return_logprob`.
+    Sglang,
+}
+
+impl fmt::Display for Api {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Api::Vllm => "vllm",
+            Api::Sglang => "sglang",
+        })
+    }
+}
+
+impl FromStr for Api {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Api> {
+        match text {
+            "vllm" => Ok(Api::Vllm),
+            "sglang" => Ok(Api::Sglang),
+            _ => Err(Error::usage(format!("expected vllm or sglang, found `{text}`"))),
+        }
+    }
+}
+
+pub(crate) struct Server {
+    http: Http,
+    pub api: Api,
+    /// The name under which it serves the model.
+    pub model: String,
+    /// Where it has the model from, if it says so.
+    pub root: Option<String>,
+    pub version: Option<String>,
+    /// Prompt and answer together, if it says so.
+    pub max_len: Option<usize>,
+}
+
+impl Server {
+    /// Asks a server what it is. `model` names one of those that it serves, where there are several.
+    pub(crate) fn open(url: &str, api: Option<Api>, model: Option<&str>) -> Result<Server> {
+        let http = Http::new(url)?;
+        let is_up = |trouble: Trouble| match trouble {
+            Trouble::Passing(error, _) => error.cure("Check the address, and whether the server is up: it may still be loading."),
+            Trouble::Lasting(error) => *error,
+        };
+        let at = http.url.clone();
+        let models = http.get("/v1/models").map_err(is_up)?;
+        let listed: Vec<Value> = models.as_ref().and_then(|models| models["data"].as_array()).cloned().unwrap_or_default();
+        let owner = listed.first().and_then(|model| model["owned_by"].as_str()).unwrap_or_default().to_owned();
+        if owner == "llamacpp" {
+            return Err(Error::new("this is llama.cpp's server, which gives no log-probabilities of a prompt")
+                .at(at)
+                .cure("Run its file here, without a server: --model file.gguf."));
+        }
+        let api = match (api, owner.as_str()) {
+            (Some(api), _) => api,
+            (None, "vllm") => Api::Vllm,
+            (None, "sglang") => Api::Sglang,
+            (None, _) if http.get("/get_model_info").map_err(is_up)?.is_some_and(|info| info["model_path"].is_string()) => {
+                Api::Sglang
+            }
+            (None, _) => {
+                let whose =
+                    if owner.is_empty() { "does not say what it is".to_owned() } else { format!("says that it is `{owner}`") };
+                return Err(Error::new(format!("expected a server of vLLM or SGLang; this one {whose}")).at(at).cure(
+                    "If it speaks as one of them does, say so with --api vllm or --api sglang. Only these give the log-probabilities of a prompt.",
+                ));
+            }
+        };
+        let served = match model {
+            Some(name) => listed.iter().find(|served| served["id"] == *name),
+            None => listed.first(),
+        };
+        let names = || listed.iter().filter_map(|served| served["id"].as_str()).collect::<Vec<_>>().join(", ");
+        match (model, listed.len()) {
+            (Some(name), 1..) if served.is_none() => {
+                return Err(Error::usage(format!("the server serves no model `{name}`, but {}", names())).at(at));
+            }
+            (None, 2..) => {
+                return Err(Error::usage(format!("the server serves several models: {}", names()))
+                    .at(at)
+                    .cure("Say which one with --served-model."));
+            }
+            _ => {}
+        }
+        let text = |key: &str| served.and_then(|served| served[key].as_str()).map(str::to_owned);
+        let version = match api {
+            Api::Vllm => http.get("/version").map_err(is_up)?.and_then(|version| version["version"].as_str().map(str::to_owned)),
+            Api::Sglang => None,
+        };
+        Ok(Server {
+            api,
+            model: text("id").or_else(|| model.map(str::to_owned)).unwrap_or_default(),
+            root: text("root"),
+            version,
+            max_len: served.and_then(|served| served["max_model_len"].as_u64()).map(|tokens| tokens as usize),
+            http,
+        })
+    }
+
+    pub(crate) fn url(&self) -> &str {
+        &self.http.url
+    }
+
+    /// What it says of the wanted tokens of a prompt, in order; `texts` gets the texts of the tokens that come along, if there are any.
+    pub(crate) fn positions(
+        &self,
+        ids: &[u32],
+        wanted: &[bool],
+        (top_k, vocab): (usize, usize),
+        texts: Option<&mut HashMap<u32, String>>,
+    ) -> Result<Vec<Position>, Trouble> {
+        let Some(first) = wanted.iter().position(|&wanted| wanted) else { return Ok(Vec::new()) };
+        let start = match self.api {
+            Api::Vllm => 0,
+            Api::Sglang => first.saturating_sub(1),
+        };
+        let expected = Expected { ids, wanted, start, top_k, vocab };
+        let read = match self.api {
+            Api::Vllm => read_vllm(self.http.post("/v1/completions", &self.vllm(ids, top_k))?, &expected, texts),
+            Api::Sglang => read_sglang(self.http.post("/generate", &sglang(ids, start, top_k))?, &expected),
+        };
+        read.map_err(|fault| match fault {
+            Fault::Broken(error) => Trouble::passing(error.at(self.url())),
+            Fault::Wrong(error) => Trouble::lasting(error.at(self.url())),
+        })
+    }
+
+    fn vllm(&self, ids: &[u32], top_k: usize) -> Value {
+        // It refuses to write no token; which one it writes is of no interest.
+        let mut body = json!({
+            "prompt": ids,
+            "max_tokens": 1,
+            "temperature": 0,
+            "prompt_logprobs": top_k,
+            "return_token_ids": true,
+            "add_special_tokens": false,
+        });
+        if !self.model.is_empty() {
+            body["model"] = self.model.as_str().into();
+        }
+        body
+    }
+}
+
+fn sglang(ids: &[u32], start: usize, top_k: usize) -> Value {
+    json!({
+        "input_ids": ids,
+        "sampling_params": { "max_new_tokens": 1, "temperature": 1.0 },
+        "return_logprob": true,
+        "logprob_start_len": start,
+        "top_logprobs_num": top_k,
+        "return_text_in_logprobs": false,
+    })
+}

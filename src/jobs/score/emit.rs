@@ -1,0 +1,50 @@
+//! What is to be scored, and a program that has vLLM's own engine do it: for those who have no server, or millions of rows.
+
+use std::path::{Path, PathBuf};
+
+use super::engine::text_of;
+use super::job::Job;
+use crate::dataset::Dataset;
+use crate::error::{Context, Error, Result};
+use crate::files::write_atomically;
+use crate::jobs::watch::Watch;
+use crate::table::{ANSWERS_FOLDER, SEQUENCES_FILE, write_sequences};
+use crate::tokens::{RenderOptions, Renderer, rendered};
+
+const SCRIPT: &str = include_str!("emit/vllm_offline.py");
+const SCRIPT_FILE: &str = "vllm_offline.py";
+
+/// What was written.
+pub(crate) struct Emitted {
+    pub sequences: u64,
+    pub script: PathBuf,
+}
+
+/// Writes the sequences of a job and the program that has `top_k` of the most probable tokens of each of their targets told.
+pub(crate) fn emit(job: &Job, top_k: usize, watch: &dyn Watch) -> Result<Emitted> {
+    let out = job.out.as_deref().ok_or_else(|| Error::usage("--emit needs --out: the folder to write into"))?;
+    if out.join(ANSWERS_FOLDER).exists() {
+        return Err(Error::new("the folder holds answers already, which would be taken for those to the new sequences")
+            .at(out)
+            .cure("Name another folder with --out, or remove this one."));
+    }
+    let dataset = Dataset::open(&job.inputs, &job.read)?;
+    watch.opened(dataset.files());
+    let (mut served, _) = text_of(job, "--emit", watch)?;
+    let render = RenderOptions { max_len: job.max_len.unwrap_or_else(|| served.max_len()), ..job.render.clone() };
+    let renderer = Renderer::new(served.tokenizer.clone(), served.template.take(), render)?;
+    let chosen = dataset.choose(job.choice)?.in_shard(job.shard);
+    std::fs::create_dir_all(out).context_at(out, "cannot create the folder")?;
+    let batches = rendered(&dataset, &renderer, 0, &chosen).map(|items| {
+        let sequences = items?.into_iter().filter_map(|item| item.rendered.ok()).map(|rendered| rendered.sequence);
+        Ok(sequences.filter(|sequence| sequence.supervised.contains(&true)).collect())
+    });
+    let sequences = write_sequences(&out.join(SEQUENCES_FILE), batches)?;
+    let script = out.join(SCRIPT_FILE);
+    write_text(&script, &SCRIPT.replace("TOP_LOGPROBS", &top_k.to_string()))?;
+    Ok(Emitted { sequences, script })
+}
+
+fn write_text(path: &Path, text: &str) -> Result<()> {
+    write_atomically(path, |file| std::io::Write::write_all(file, text.as_bytes()).context("cannot write the program"))
+}

@@ -1,0 +1,252 @@
+//! What runs the model: this program, or servers.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::job::{Elsewhere, Job};
+use crate::dataset::{Chosen, Dataset};
+use crate::engine::remote::{Checked, Pool, compare_with_own};
+use crate::engine::{self, Work};
+use crate::error::{Error, Result};
+use crate::files::sha256;
+use crate::jobs::watch::{Watch, fetching};
+use crate::kernels::level::Level;
+use crate::kernels::{Dtype, Kernels, TokenStatistics};
+use crate::model::{Info, LoadOptions, Model, Placement, Reference, Served};
+use crate::table::Answers;
+use crate::tokens::{ChatTemplate, Renderer, Sequence, Tokenizer, rendered};
+
+pub(crate) enum Engine {
+    Own(Box<Model>),
+    Servers(Arc<Pool>, Box<Checked>),
+    /// The folder of the answers that another program has left.
+    Answers(PathBuf, Box<Checked>),
+}
+
+impl Engine {
+    /// Are some of the scores known by bounds alone?
+    pub(super) fn is_bounded(&self) -> bool {
+        self.checked().is_some()
+    }
+
+    /// Of another engine than ours: what was found about it.
+    pub(super) fn checked(&self) -> Option<&Checked> {
+        match self {
+            Engine::Own(_) => None,
+            Engine::Servers(_, checked) | Engine::Answers(_, checked) => Some(checked),
+        }
+    }
+
+    /// Where the model runs, for people and run.json.
+    pub(super) fn device(&self) -> String {
+        match self {
+            Engine::Own(model) => model.placement.description(),
+            Engine::Servers(_, checked) | Engine::Answers(_, checked) => {
+                format!("{} at {}", checked.program(), checked.urls.join(", "))
+            }
+        }
+    }
+
+    /// Where our own kernels run.
+    pub(super) fn placement(&self) -> Placement {
+        match self {
+            Engine::Own(model) => model.placement,
+            Engine::Servers(..) | Engine::Answers(..) => Placement::Cpu,
+        }
+    }
+
+    /// What of it decides about the scores.
+    pub(super) fn identity(&self, job: &Job) -> Value {
+        match self {
+            Engine::Own(model) => json!({
+                "dtype": job.dtype.to_string(),
+                "kernels": job.kernels.to_string(),
+                "device": model.placement.to_string(),
+                // Other instructions round other sums.
+                "kernel_level": Level::current().name(),
+            }),
+            // Not the addresses: any server of the model will do.
+            Engine::Servers(_, checked) | Engine::Answers(_, checked) => json!({
+                "api": checked.api,
+                "top_logprobs": checked.top_logprobs,
+                "vocab_size": checked.vocab_size,
+            }),
+        }
+    }
+}
+
+/// Everything but the engine that is known of the model before the data are read, and what the engine is made of.
+pub(super) struct Found {
+    pub info: Info,
+    pub tokenizer: Arc<Tokenizer>,
+    pub template: Option<ChatTemplate>,
+    pub vocab_size: usize,
+    pub max_len: usize,
+    pub remarks: Vec<String>,
+    pub passed_over: Option<String>,
+    source: Source,
+}
+
+enum Source {
+    Own(Box<Model>),
+    Servers(Pool, Box<(Served, Reference)>),
+    Answers(PathBuf, Box<(Served, Reference)>),
+}
+
+/// Loads the model, or asks the servers what they are.
+pub(super) fn find(job: &Job, watch: &dyn Watch) -> Result<Found> {
+    match &job.elsewhere {
+        None => own(job, watch),
+        Some(elsewhere) => served(job, elsewhere, watch),
+    }
+}
+
+fn own(job: &Job, watch: &dyn Watch) -> Result<Found> {
+    let reference = Reference::resolve_on(job.model.as_deref(), job.base.as_deref(), &fetching(watch))?;
+    let max_len = reference.max_len(job.max_len)?;
+    let options = LoadOptions { dtype: job.dtype, kernels: job.kernels, device: job.device };
+    let mut model = Model::load(&reference, options, max_len)?;
+    Ok(Found {
+        info: model.info.clone(),
+        tokenizer: model.tokenizer.clone(),
+        template: model.template.take(),
+        vocab_size: model.config.vocab_size,
+        max_len,
+        remarks: std::mem::take(&mut model.remarks),
+        passed_over: model.passed_over.take(),
+        source: Source::Own(Box::new(model)),
+    })
+}
+
+/// The model's texts, which is all of it that is needed here where it is run elsewhere. `option` is what the user asked that with.
+pub(super) fn text_of(job: &Job, option: &str, watch: &dyn Watch) -> Result<(Served, Reference)> {
+    let ours = [
+        (job.dtype != Dtype::default(), "--dtype"),
+        (job.kernels != Kernels::default(), "--kernels"),
+        (job.device != Placement::default(), "--device"),
+    ];
+    if let Some((_, ours)) = ours.iter().find(|(given, _)| *given) {
+        return Err(Error::usage(format!("{ours} is how this program runs the model, and {option} has it run elsewhere"))
+            .cure(format!("Leave out {ours}, and start the engine there as you want it.")));
+    }
+    if job.in_context {
+        return Err(Error::usage(format!("--in-context runs the model here, and {option} has it run elsewhere"))
+            .cure("Leave out one of them."));
+    }
+    if job.model.is_none() {
+        return Err(Error::usage(format!(
+            "{option} needs --model: the tokenizer and the chat template of the model that is run"
+        ))
+        .cure("Name the folder or the hub id that is run there; its weights need not be here."));
+    }
+    let reference = Reference::resolve_text(job.model.as_deref(), job.base.as_deref(), &fetching(watch))?;
+    let served = Served::read(&reference)?;
+    Ok((served, reference))
+}
+
+fn served(job: &Job, elsewhere: &Elsewhere, watch: &dyn Watch) -> Result<Found> {
+    let (option, servers) = match elsewhere {
+        Elsewhere::Servers(servers) => ("--server", Some(servers)),
+        Elsewhere::Answers(_) => ("--answers", None),
+    };
+    let (mut served, reference) = text_of(job, option, watch)?;
+    let pool = servers.map(|servers| Pool::open(servers, served.vocab_size)).transpose()?;
+    let longest = pool.as_ref().and_then(Pool::longest_prompt).unwrap_or(usize::MAX);
+    let max_len = match job.max_len {
+        Some(asked) if asked > longest => {
+            return Err(Error::usage(format!(
+                "--max-len {asked} is more than the {longest} tokens that the server takes: one less than its limit, since it has to answer one"
+            ))
+            .cure(format!("Give --max-len {longest}, or start the server with --max-model-len {}.", asked + 1)));
+        }
+        Some(asked) => asked,
+        None => served.max_len().min(longest),
+    };
+    let hash = match elsewhere {
+        Elsewhere::Servers(_) => hash(pool.as_ref().map_or("", Pool::model), &served.tokenizer)?,
+        Elsewhere::Answers(folder) => hash(&Answers::hash(folder)?, &served.tokenizer)?,
+    };
+    Ok(Found {
+        info: Info { sha256: hash, ..served.info.clone() },
+        tokenizer: served.tokenizer.clone(),
+        template: served.template.take(),
+        vocab_size: served.vocab_size,
+        max_len,
+        remarks: Vec::new(),
+        passed_over: None,
+        source: match (pool, elsewhere) {
+            (Some(pool), _) => Source::Servers(pool, Box::new((served, reference))),
+            (None, Elsewhere::Answers(folder)) => Source::Answers(folder.clone(), Box::new((served, reference))),
+            (None, Elsewhere::Servers(_)) => return Err(Error::usage("--server names no server")),
+        },
+    })
+}
+
+/// In the place of the weights' hash, which a server does not tell: of what it calls its model, and of the tokenizer.
+fn hash(model: &str, tokenizer: &Tokenizer) -> Result<String> {
+    Ok(sha256(format!("served\n{model}\n{}", tokenizer.to_json()?)))
+}
+
+impl Found {
+    /// Puts another engine to the test by the first row that has something to score; with remarks for people.
+    pub(super) fn engine(self, dataset: &Dataset, renderer: &Renderer, chosen: &Chosen) -> Result<(Engine, Vec<String>)> {
+        let mut remarks = Vec::new();
+        let engine = match self.source {
+            Source::Own(model) => Engine::Own(model),
+            Source::Servers(pool, served) => {
+                let first = first_sequence(dataset, renderer, chosen)?;
+                let checked = pool.check(&first, &served.0.tokenizer, |probe| own_scores(&served, probe, &mut remarks))?;
+                Engine::Servers(Arc::new(pool), Box::new(checked))
+            }
+            Source::Answers(folder, served) => {
+                let first = first_sequence(dataset, renderer, chosen)?;
+                let mut answers = Answers::open(&folder)?;
+                let found = answers.of(&first)?;
+                let own = own_scores(&served, &first, &mut remarks)?;
+                let from_own = own.map(|own| compare_with_own(&found, &own).map_err(|error| error.at(&folder))).transpose()?;
+                let checked = Checked::offline(&folder, answers.top_k, self.vocab_size, &found, from_own);
+                Engine::Answers(folder, Box::new(checked))
+            }
+        };
+        if let Some(apart) = engine.checked().and_then(|checked| checked.from_own) {
+            remarks.push(format!(
+                "The engine there and this program's own engine in f32 are {:.4} nat apart in ln p on the mean of {} tokens, {:.4} at most.",
+                apart.mean, apart.tokens, apart.max
+            ));
+        }
+        Ok((engine, remarks))
+    }
+}
+
+/// What our own engine says of a sequence, where the model is here and not too large; else a remark why not.
+fn own_scores(
+    (served, reference): &(Served, Reference),
+    probe: &Sequence,
+    remarks: &mut Vec<String>,
+) -> Result<Option<Vec<TokenStatistics>>> {
+    match served.load(reference, probe.ids.len()) {
+        Ok(model) => {
+            let scores = engine::score(&model, std::slice::from_ref(probe), &mut Work::default(), &mut |_| {})?;
+            Ok(scores.into_iter().next())
+        }
+        Err(why) => {
+            remarks.push(format!("The engine there is not compared with this program's own: {why}."));
+            Ok(None)
+        }
+    }
+}
+
+fn first_sequence(dataset: &Dataset, renderer: &Renderer, chosen: &Chosen) -> Result<Sequence> {
+    for chunk in rendered(dataset, renderer, 0, chosen) {
+        for item in chunk? {
+            if let Ok(rendered) = item.rendered
+                && rendered.sequence.supervised.contains(&true)
+            {
+                return Ok(rendered.sequence);
+            }
+        }
+    }
+    Err(Error::new("no token of this data set would be trained on: there is nothing to score"))
+}

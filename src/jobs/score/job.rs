@@ -1,0 +1,47 @@
+//! The main job as the user asks for it.
+
+use std::path::PathBuf;
+
+use crate::dataset::{Choice, ReadOptions, Shard};
+use crate::diagnosis::quadrants::Thresholds;
+use crate::engine::remote::Options;
+use crate::kernels::{Dtype, Kernels};
+use crate::model::Placement;
+use crate::tokens::RenderOptions;
+
+pub(crate) struct Job {
+    /// Files, globs, or `-` for standard input.
+    pub inputs: Vec<String>,
+    pub read: ReadOptions,
+    /// `None`: the default model.
+    pub model: Option<String>,
+    /// The model that an adapter is put on, in place of the one that its config names.
+    pub base: Option<String>,
+    /// `None`: a folder under `runs/` named after the data and the identity.
+    pub out: Option<PathBuf>,
+    pub dtype: Dtype,
+    pub kernels: Kernels,
+    pub device: Placement,
+    /// Who runs the model in place of this program.
+    pub elsewhere: Option<Elsewhere>,
+    pub render: RenderOptions,
+    /// In place of that of `render`; `None` for the usual length, or what the model takes.
+    pub max_len: Option<usize>,
+    pub choice: Choice,
+    /// Of the records that are chosen, one machine's share.
+    pub shard: Option<Shard>,
+    pub thresholds: Thresholds,
+    /// Does the run get a page to read it in?
+    pub with_page: bool,
+    /// Are the conflicts scored again with another row of their kind shown first?
+    pub in_context: bool,
+    /// The command line, for the report.
+    pub command: String,
+}
+
+/// Who runs the model in place of this program.
+pub(crate) enum Elsewhere {
+    Servers(Options),
+    /// Somebody has: a folder of `--emit` with the answers.
+    Answers(PathBuf),
+}

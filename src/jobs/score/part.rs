@@ -1,0 +1,89 @@
+//! The unit of work, and where the time goes.
+
+use serde::{Deserialize, Serialize};
+
+use crate::engine::Curve;
+use crate::engine::remote::Bounds;
+use crate::kernels::TokenStatistics;
+use crate::tokens::{Item, Sequence};
+
+/// Where the time went, in seconds; the reader and the writer work beside the engine.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Stages {
+    /// Before the others: loading the model, and reading and rendering everything once for the mask audit.
+    pub load: f64,
+    pub audit: f64,
+    /// Scoring, from the first record to the last part.
+    pub wall: f64,
+    pub read_and_tokenise: f64,
+    pub decoder: f64,
+    pub head: f64,
+    pub write: f64,
+    /// The engine had nothing to do.
+    pub engine_waited: f64,
+    /// Input tokens scored by this process: fewer than the run's if it went on with an earlier one's parts.
+    pub input_tokens: u64,
+    /// Tokens that went through the decoder.
+    pub computed_tokens: u64,
+    /// From the start of the run to the first example's scores; absent if there was nothing left to score.
+    #[serde(skip)]
+    pub to_first_row: Option<f64>,
+}
+
+impl Stages {
+    /// Those of another process beside: times add up to machine time, and the first row is the earlier one's.
+    pub(super) fn add(&mut self, other: &Stages) {
+        self.load += other.load;
+        self.audit += other.audit;
+        self.wall += other.wall;
+        self.read_and_tokenise += other.read_and_tokenise;
+        self.decoder += other.decoder;
+        self.head += other.head;
+        self.write += other.write;
+        self.engine_waited += other.engine_waited;
+        self.input_tokens += other.input_tokens;
+        self.computed_tokens += other.computed_tokens;
+    }
+}
+
+/// What a kill can cost: half a minute of work at a few hundred tokens per second; on a GPU some seconds.
+const PART_TOKENS: usize = 16_384;
+const PART_RECORDS: usize = 4_096;
+/// So much more of both on a GPU, which would be done with a part before the next one is read.
+const GPU_FACTOR: usize = 16;
+
+/// How much is in a part.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct PartSize {
+    tokens: usize,
+    records: usize,
+}
+
+impl PartSize {
+    /// With how much a part is full. `device` as [`Placement::description`](crate::model::Placement::description) names it.
+    pub(super) fn of_device(device: &str) -> PartSize {
+        let factor = if device.starts_with("cuda") { GPU_FACTOR } else { 1 };
+        PartSize { tokens: factor * PART_TOKENS, records: factor * PART_RECORDS }
+    }
+
+    /// One more record, with so many tokens to read.
+    pub(super) fn add(&mut self, tokens: usize) {
+        self.tokens += tokens;
+        self.records += 1;
+    }
+
+    pub(super) fn reaches(&self, full: &PartSize) -> bool {
+        self.tokens >= full.tokens || self.records >= full.records
+    }
+}
+
+/// Consecutive records on their way through the threads.
+pub(super) struct Part {
+    pub items: Vec<Item>,
+    /// Of the items with something to score, in order.
+    pub sequences: Vec<Sequence>,
+    pub scores: Vec<Vec<TokenStatistics>>,
+    /// As many, where they come from servers.
+    pub bounds: Vec<Vec<Bounds>>,
+    pub curves: Vec<Curve>,
+}

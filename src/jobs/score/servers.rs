@@ -1,0 +1,167 @@
+//! The scores of a run from servers: many requests at a time, whose answers are put together to parts in the order of the data.
+
+use std::collections::VecDeque;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, TryRecvError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::part::{Part, Stages};
+use super::plan::Plan;
+
+use crate::engine::remote::{Pool, Scored};
+use crate::error::{Error, Result};
+use crate::jobs::watch::Watch;
+use crate::tokens::Sequence;
+
+/// Parts that wait for an answer; what comes after them waits in the reader.
+const OPEN_PARTS: usize = 4;
+
+/// A sequence on its way, by the number of its part and its own in it.
+struct Task {
+    part: usize,
+    index: usize,
+    sequence: Sequence,
+}
+
+struct Answer {
+    part: usize,
+    index: usize,
+    tokens: u64,
+    scored: Result<Scored>,
+}
+
+/// A part some of whose answers may be missing.
+struct Open {
+    part: Part,
+    scored: Vec<Option<Scored>>,
+    missing: usize,
+    /// How many of its sequences are on their way or there.
+    sent: usize,
+}
+
+/// Has the parts scored and hands them on in their order. A failure that lasts ends it, and what is whole by then is kept.
+pub(super) fn score(
+    plan: &Plan,
+    pool: &Arc<Pool>,
+    from_reader: &Receiver<Part>,
+    to_writer: &SyncSender<Part>,
+    done_tokens: u64,
+    watch: &dyn Watch,
+) -> Result<Stages> {
+    let mut stages = Stages::default();
+    let workers = Workers::start(pool);
+    let mut open: VecDeque<Open> = VecDeque::new();
+    let (mut first_open, mut under_way, mut ended) = (0, 0, false);
+    loop {
+        // Work for every connection, and as much again, so that none waits for the next.
+        while under_way < 2 * pool.connections() {
+            let next = open.iter().position(|open| open.sent < open.part.sequences.len());
+            if let Some(at) = next {
+                let Open { part, sent, .. } = &mut open[at];
+                workers.send(Task { part: first_open + at, index: *sent, sequence: part.sequences[*sent].clone() })?;
+                *sent += 1;
+                under_way += 1;
+                continue;
+            }
+            if ended || open.len() == OPEN_PARTS {
+                break;
+            }
+            let began = Instant::now();
+            let part = match under_way {
+                0 => from_reader.recv().map_err(|_| TryRecvError::Disconnected),
+                _ => from_reader.try_recv(),
+            };
+            match part {
+                Ok(part) => {
+                    let missing = part.sequences.len();
+                    open.push_back(Open { scored: (0..missing).map(|_| None).collect(), part, missing, sent: 0 });
+                }
+                Err(TryRecvError::Disconnected) => ended = true,
+                Err(TryRecvError::Empty) => break,
+            }
+            stages.engine_waited += began.elapsed().as_secs_f64();
+            // A part may have nothing to score.
+            if !hand_on(&mut open, &mut first_open, to_writer)? {
+                return Ok(stages);
+            }
+        }
+        if under_way == 0 && ended && open.is_empty() {
+            return Ok(stages);
+        }
+        let Some(Answer { part, index, tokens, scored }) = workers.next()? else { continue };
+        under_way -= 1;
+        let scored = scored?;
+        stages.to_first_row.get_or_insert_with(|| plan.began.elapsed().as_secs_f64());
+        stages.input_tokens += tokens;
+        stages.computed_tokens += tokens;
+        watch.tokens("Scoring", done_tokens + stages.input_tokens, plan.totals.tokens);
+        if let Some(open) = part.checked_sub(first_open).and_then(|at| open.get_mut(at)) {
+            open.scored[index] = Some(scored);
+            open.missing -= 1;
+        }
+        if !hand_on(&mut open, &mut first_open, to_writer)? {
+            return Ok(stages);
+        }
+    }
+}
+
+/// Hands on the first parts that are whole. False once nobody listens: the writer has failed, and says why itself.
+fn hand_on(open: &mut VecDeque<Open>, first_open: &mut usize, to_writer: &SyncSender<Part>) -> Result<bool> {
+    while open.front().is_some_and(|first| first.missing == 0)
+        && let Some(Open { part, scored, .. }) = open.pop_front()
+    {
+        *first_open += 1;
+        let (scores, bounds) = scored.into_iter().map(|scored| scored.unwrap_or_default().into_iter().unzip()).unzip();
+        if to_writer.send(Part { scores, bounds, ..part }).is_err() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Threads that each wait for one answer at a time. They end when this is dropped, after the answer they wait for.
+struct Workers {
+    tasks: Sender<Task>,
+    answers: Receiver<Answer>,
+}
+
+impl Workers {
+    fn start(pool: &Arc<Pool>) -> Workers {
+        let (tasks, from_us) = channel::<Task>();
+        let (to_us, answers) = channel();
+        let from_us = Arc::new(Mutex::new(from_us));
+        for _ in 0..pool.connections() {
+            let (pool, from_us, to_us) = (Arc::clone(pool), Arc::clone(&from_us), to_us.clone());
+            // Not waited for: where one answer is an error, the others are of no use.
+            std::thread::spawn(move || {
+                loop {
+                    let task = from_us.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                    let Ok(Task { part, index, sequence }) = task else { return };
+                    let scored = pool.score(&sequence);
+                    let answer = Answer { part, index, tokens: sequence.ids.len() as u64, scored };
+                    if to_us.send(answer).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        Workers { tasks, answers }
+    }
+
+    fn send(&self, task: Task) -> Result<()> {
+        self.tasks.send(task).map_err(|_| stopped())
+    }
+
+    /// The next answer; `None` after a while without any.
+    fn next(&self) -> Result<Option<Answer>> {
+        match self.answers.recv_timeout(Duration::from_millis(20)) {
+            Ok(answer) => Ok(Some(answer)),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => Err(stopped()),
+        }
+    }
+}
+
+fn stopped() -> Error {
+    Error::new("the threads that wait for the servers have ended")
+}

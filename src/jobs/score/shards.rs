@@ -1,0 +1,292 @@
+//! Runs over shards of one data set -> the run that one program would have made.
+//!
+//! The joined run stands in a folder of its own, so that whatever reads runs reads it as any other. It is made once: where the folder is
+//! there and of the same run, it is taken.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use super::finish::{SUMMARY_FILE, sort_again};
+use super::part::{PartSize, Stages};
+use super::plan::{PLANTED_FILE, Planted, Totals};
+use super::record::{RUN_FILE, RunRecord, read_json, read_record};
+use super::shard::ShardRecord;
+use super::stream::{FIDELITY_FILE, IDENTITY_FILE, provenance};
+use crate::dataset::Shard;
+use crate::diagnosis::Report;
+use crate::diagnosis::fidelity::Fidelity;
+use crate::diagnosis::quadrants::Thresholds;
+use crate::error::{Context, Error, Result};
+use crate::files::write_json;
+use crate::jobs::folders;
+use crate::jobs::watch::Watch;
+use crate::table::{PARTS_FOLDER, TOKENS_FILE, join_shards};
+
+/// Where the parts are put together before they count.
+const JOINING_FOLDER: &str = ".parts.joining";
+
+/// How a joined run is made.
+pub(crate) struct Joining<'a> {
+    /// Its folder; `None` for one beside the first shard.
+    pub out: Option<&'a Path>,
+    /// Is it sorted as the shards are, which then must agree? Else that is left to the caller.
+    pub sorted: bool,
+    pub command: &'a str,
+}
+
+/// A run over a shard.
+struct Found {
+    folder: PathBuf,
+    record: RunRecord,
+    shard: ShardRecord,
+}
+
+/// Folders of runs, in which the shards of a run, where there are several of them, become that run, in the place of the first.
+pub(crate) fn joined(folders: &[PathBuf], joining: &Joining, watch: &dyn Watch) -> Result<Vec<PathBuf>> {
+    let mut out: Vec<PathBuf> = Vec::new();
+    let mut runs: BTreeMap<String, Vec<Found>> = BTreeMap::new();
+    for folder in folders {
+        match found(folder)? {
+            Some(found) => {
+                let of_run = runs.entry(found.shard.whole.clone()).or_default();
+                // Its place, until the run is there.
+                if of_run.is_empty() {
+                    out.push(PathBuf::from(&found.shard.whole));
+                }
+                of_run.push(found);
+            }
+            None => out.push(folder.clone()),
+        }
+    }
+    let n_shards: usize = runs.values().map(Vec::len).sum();
+    for (whole, shards) in &runs {
+        let folder = match shards.as_slice() {
+            // Alone it is a run over some of the rows.
+            [single] if n_shards == 1 => single.folder.clone(),
+            shards => {
+                check_whole(shards, &runs)?;
+                join(shards, joining, watch)?
+            }
+        };
+        out.iter_mut().filter(|path| *path == Path::new(whole)).for_each(|path| path.clone_from(&folder));
+    }
+    Ok(out)
+}
+
+fn found(folder: &Path) -> Result<Option<Found>> {
+    if !folder.is_dir() || !folders::holds_scores(folder) {
+        return Ok(None);
+    }
+    let record = read_record(&folder.join(RUN_FILE))?;
+    let shard = record.shard.clone();
+    Ok(shard.map(|shard| Found { folder: folder.to_owned(), record, shard }))
+}
+
+/// All shards of one run, each once?
+fn check_whole(shards: &[Found], runs: &BTreeMap<String, Vec<Found>>) -> Result<()> {
+    let Some(first) = shards.first() else { return Ok(()) };
+    let of = first.shard.shard.of;
+    let missing: Vec<String> = (0..of)
+        .filter(|index| !shards.iter().any(|found| found.shard.shard.index == *index))
+        .map(|index| Shard { index, of }.to_string())
+        .collect();
+    if !missing.is_empty() {
+        if let Some(other) = runs.values().flatten().find(|other| other.shard.whole != first.shard.whole) {
+            return Err(Error::new(format!(
+                "the shards are of different runs: {} in {}, and in {} {}",
+                difference(&first.record, &other.record).0,
+                first.folder.display(),
+                other.folder.display(),
+                difference(&first.record, &other.record).1
+            ))
+            .cure("Score all shards of a run with the same command, program and kernel level (DIAGNOSE_KERNELS)."));
+        }
+        return Err(Error::new(format!("{} of {of} shards are missing: {}", missing.len(), missing.join(", ")))
+            .at(&first.folder)
+            .cure("Name the folders of all shards of the run."));
+    }
+    for (i, found) in shards.iter().enumerate() {
+        if let Some(before) = shards[..i].iter().find(|before| before.shard.shard == found.shard.shard) {
+            return Err(Error::new(format!(
+                "this is shard {} once more, which {} is",
+                found.shard.shard,
+                before.folder.display()
+            ))
+            .at(&found.folder)
+            .cure("Name each shard once."));
+        }
+        if !found.folder.join(TOKENS_FILE).exists() {
+            return Err(Error::new("the shard's run was killed before it was finished")
+                .at(&found.folder)
+                .cure("Give the command that began it again."));
+        }
+    }
+    Ok(())
+}
+
+/// In what two records differ, in words.
+fn difference(a: &RunRecord, b: &RunRecord) -> (String, String) {
+    let level = |record: &RunRecord| record.provenance.kernel_level.clone().unwrap_or_default();
+    let files = |record: &RunRecord| {
+        record.data.iter().map(|file| file.sha256.get(..12).unwrap_or_default().to_owned()).collect::<Vec<_>>().join(", ")
+    };
+    type Of<'a> = &'a dyn Fn(&RunRecord) -> String;
+    let what: [(&str, Of); 9] = [
+        ("model", &|record| format!("{} ({})", record.model.name, record.model.sha256.get(..12).unwrap_or_default())),
+        ("template", &|record| record.template_sha256.clone().unwrap_or_default()),
+        ("data", &files),
+        ("kernel level", &level),
+        ("precision", &|record| record.dtype.clone()),
+        ("kernels", &|record| record.kernels.clone()),
+        ("program", &|record| record.provenance.build()),
+        ("--max-len", &|record| record.max_len.to_string()),
+        ("number of shards", &|record| record.shard.as_ref().map_or(0, |shard| shard.shard.of).to_string()),
+    ];
+    for (name, of) in what {
+        if of(a) != of(b) {
+            return (format!("the {name} is {}", of(a)), of(b));
+        }
+    }
+    ("the options are others".to_owned(), "than here".to_owned())
+}
+
+fn join(shards: &[Found], joining: &Joining, watch: &dyn Watch) -> Result<PathBuf> {
+    let Some(first) = shards.first() else { return Err(Error::usage("expected the shards of a run")) };
+    let out = joining.out.map_or_else(|| beside(first), Path::to_owned);
+    let whole = &first.shard.whole;
+    let record = joined_record(shards, joining.command)?;
+    if out.join(RUN_FILE).exists() {
+        let found = read_record(&out.join(RUN_FILE))?;
+        if found.identity != *whole {
+            return Err(Error::new("the folder holds another run than the one whose shards are named")
+                .at(out)
+                .cure("Name another folder with --out, or remove this one."));
+        }
+    } else {
+        watch.stage("Joining the shards");
+        let size = PartSize::of_device(&record.provenance.device);
+        let mut so_far = PartSize::default();
+        let ends = |row: &crate::table::Row| {
+            so_far.add(if row.skipped.is_none() { row.tokens as usize } else { 0 });
+            let ends = so_far.reaches(&size);
+            if ends {
+                so_far = PartSize::default();
+            }
+            ends
+        };
+        let folders: Vec<PathBuf> = shards.iter().map(|found| found.folder.clone()).collect();
+        let parts = out.join(JOINING_FOLDER);
+        if parts.exists() {
+            std::fs::remove_dir_all(&parts).context_at(&parts, "cannot remove the folder")?;
+        }
+        join_shards(&parts, &folders, ends, &provenance(whole, &record.model))?;
+        write_json(&parts.join(IDENTITY_FILE), &json!({ "identity": whole }))?;
+        join_others(shards, &out)?;
+        let final_parts = out.join(PARTS_FOLDER);
+        if final_parts.exists() {
+            return Err(Error::new("the folder holds a run that was not finished")
+                .at(out)
+                .cure("Name another folder with --out."));
+        }
+        std::fs::rename(&parts, &final_parts).context_at(&parts, "cannot move the joined parts to their place")?;
+        write_json(&out.join(RUN_FILE), &record)?;
+    }
+    if joining.sorted {
+        let thresholds = common_thresholds(shards)?;
+        // The page is written again by who wants it.
+        if preset(&out)? != Some(thresholds.to_string()) {
+            sort_again(&out, thresholds, false, joining.command, watch)?;
+        }
+    }
+    Ok(out)
+}
+
+/// `runs/data-1a2b3c4d` for `runs/data-1a2b3c4d-shard-0-of-3`, else a name of its own beside the shard.
+fn beside(first: &Found) -> PathBuf {
+    let name = first.folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let name = match name.split_once("-shard-") {
+        Some((stem, _)) if !stem.is_empty() => stem.to_owned(),
+        _ => format!("joined-{}", first.shard.whole.get(..8).unwrap_or_default()),
+    };
+    first.folder.with_file_name(name)
+}
+
+fn common_thresholds(shards: &[Found]) -> Result<Thresholds> {
+    let mut common: Option<(String, &Path)> = None;
+    for found in shards {
+        let preset = preset(&found.folder)?
+            .ok_or_else(|| Error::new("the run of the shard was not finished: it has no summary").at(&found.folder))?;
+        match &common {
+            Some((other, folder)) if *other != preset => {
+                return Err(Error::new(format!(
+                    "the shards are sorted by different thresholds: {other} in {}, and here {preset}",
+                    folder.display()
+                ))
+                .at(&found.folder)
+                .cure("Name some for all of them: `diagnose SHARD... --thresholds fixed`."));
+            }
+            Some(_) => {}
+            None => common = Some((preset, &found.folder)),
+        }
+    }
+    common.map_or(Ok(Thresholds::default()), |(preset, _)| preset.parse())
+}
+
+/// The thresholds by which a run is sorted; `None` where it is not.
+fn preset(folder: &Path) -> Result<Option<String>> {
+    let is_sorted = folder.join(TOKENS_FILE).exists() && !folder.join(PARTS_FOLDER).exists();
+    let report: Option<Report> = if is_sorted { read_json(&folder.join(SUMMARY_FILE))? } else { None };
+    Ok(report.map(|report| report.summary.thresholds.preset))
+}
+
+/// What stands beside the tables: the sample of entropies, and the planted spans.
+fn join_others(shards: &[Found], out: &Path) -> Result<()> {
+    let (mut fidelity, mut planted): (Option<Fidelity>, Vec<Planted>) = (None, Vec::new());
+    for found in shards {
+        if let Some(of_shard) = read_json::<Fidelity>(&found.folder.join(FIDELITY_FILE))? {
+            fidelity.get_or_insert_default().merge(&of_shard);
+        }
+        planted.extend(read_json::<Vec<Planted>>(&found.folder.join(PLANTED_FILE))?.unwrap_or_default());
+    }
+    if let Some(fidelity) = fidelity {
+        write_json(&out.join(FIDELITY_FILE), &fidelity)?;
+    }
+    planted.sort_by_key(|planted| (planted.row, planted.turn, planted.begin));
+    match planted.is_empty() {
+        true => Ok(()),
+        false => write_json(&out.join(PLANTED_FILE), &planted),
+    }
+}
+
+/// Sums of the shards' counts and times: of all machines together.
+fn joined_record(shards: &[Found], command: &str) -> Result<RunRecord> {
+    let Some(first) = shards.first() else { return Err(Error::usage("expected the shards of a run")) };
+    let (mut counts, mut seconds) = (Totals::default(), Stages::default());
+    let mut lines = Vec::new();
+    for Found { record, shard, .. } in shards {
+        counts.add(&record.counts);
+        seconds.add(&record.seconds);
+        lines.extend(record.audit_lines.iter().map(|line| format!("Shard {}: {line}", shard.shard)));
+    }
+    let records = || shards.iter().map(|found| &found.record);
+    let server = first.record.server.clone().map(|mut server| {
+        server.retries = records().filter_map(|record| record.server.as_ref()).map(|server| server.retries).sum();
+        server
+    });
+    Ok(RunRecord {
+        command: command.to_owned(),
+        identity: first.shard.whole.clone(),
+        counts,
+        audit: json!({ "shards": records().map(|record| record.audit.clone()).collect::<Vec<_>>() }),
+        audit_lines: lines,
+        tokens_per_second: seconds.input_tokens as f64 / (seconds.audit + seconds.wall),
+        seconds,
+        peak_memory_bytes: records().filter_map(|record| record.peak_memory_bytes).max(),
+        peak_device_memory_bytes: records().filter_map(|record| record.peak_device_memory_bytes).max(),
+        server,
+        shard: None,
+        ..first.record.clone()
+    })
+}

@@ -1,0 +1,160 @@
+//! The tables of shards, which share the rows of a data set -> the parts of the run that one program would have written.
+//!
+//! Each shard is read a row group at a time, in the order of its rows; a part takes from each what belongs into it. Memory is that of a row
+//! group of each shard, one part, and the table of rows.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use polars::prelude as pl;
+
+use super::alternatives::{ALTERNATIVES_FILE, COLUMNS as ALTERNATIVES};
+use super::bounds;
+use super::frames::write_frames;
+use super::read::RowGroups;
+use super::rows::{Row, read_rows, write_rows};
+use super::write::part;
+use super::{Column, ROW_GROUP_TOKENS, ROWS_FILE, TOKENS_FILE};
+use crate::error::{Context, Error, Result};
+
+/// Writes the parts into the folder `parts`. `ends` is told each row in order, and says whether a part ends behind it; `provenance` goes into
+/// the files, as [`PartWriter`](super::PartWriter) puts it there.
+pub(crate) fn join_shards(
+    parts: &Path,
+    shards: &[PathBuf],
+    mut ends: impl FnMut(&Row) -> bool,
+    provenance: &[(String, String)],
+) -> Result<usize> {
+    std::fs::create_dir_all(parts).context_at(parts, "cannot create the folder")?;
+    let rows = rows_of(shards)?;
+    let mut stored: Vec<&'static str> =
+        Column::ALL.iter().filter(|(column, ..)| *column != Column::Quadrant).map(|(_, name, ..)| *name).collect();
+    let tables: Vec<PathBuf> = shards.iter().map(|shard| shard.join(TOKENS_FILE)).collect();
+    if tables.first().map(|table| bounds::has_bounds(table)).transpose()?.unwrap_or(false) {
+        stored.extend(bounds::NAMES);
+    }
+    let mut tokens: Vec<Cursor> = tables.iter().map(|table| Cursor::new(table, stored.clone())).collect();
+    let mut alternatives: Vec<Cursor> = shards
+        .iter()
+        .map(|shard| shard.join(ALTERNATIVES_FILE))
+        .filter(|table| table.exists())
+        .map(|table| Cursor::new(&table, ALTERNATIVES.to_vec()))
+        .collect();
+    let (mut begin, mut number) = (0, 0);
+    for end in 1..=rows.len() {
+        // Always told, as it counts.
+        if !ends(&rows[end - 1]) && end < rows.len() {
+            continue;
+        }
+        let part = part(parts, number);
+        let last = rows[end - 1].row;
+        if let Some(frame) = merged(&mut tokens, last)? {
+            write_frames(&part.tokens, "tokens", frame.schema(), provenance, |writer| {
+                for begin in (0..frame.height()).step_by(ROW_GROUP_TOKENS) {
+                    writer.write_batch(&frame.slice(begin as i64, ROW_GROUP_TOKENS))?;
+                }
+                Ok(())
+            })?;
+        } else {
+            let frame = empty(&tables[0], &stored)?;
+            write_frames(&part.tokens, "tokens", frame.schema(), provenance, |writer| Ok(writer.write_batch(&frame)?))?;
+        }
+        if let Some(frame) = merged(&mut alternatives, last)? {
+            write_frames(&part.alternatives, "alternatives", frame.schema(), provenance, |writer| {
+                Ok(writer.write_batch(&frame)?)
+            })?;
+        }
+        write_rows(&part.rows, &rows[begin..end], provenance)?;
+        (begin, number) = (end, number + 1);
+    }
+    Ok(rows.len())
+}
+
+/// The rows of all shards in their order.
+fn rows_of(shards: &[PathBuf]) -> Result<Vec<Row>> {
+    let (mut rows, mut of) = (Vec::new(), HashMap::new());
+    for (shard, folder) in shards.iter().enumerate() {
+        for row in read_rows(&folder.join(ROWS_FILE))? {
+            if let Some(other) = of.insert(row.row, shard) {
+                return Err(Error::new(format!("row {} is in {} as well", row.row, shards[other].display()))
+                    .at(folder)
+                    .cure("Name each shard of the run once, and shards of one run."));
+            }
+            rows.push(row);
+        }
+    }
+    rows.sort_by_key(|row| row.row);
+    Ok(rows)
+}
+
+/// A table without its tokens.
+fn empty(table: &Path, columns: &[&'static str]) -> Result<pl::DataFrame> {
+    let mut cursor = Cursor::new(table, columns.to_vec());
+    cursor.fill()?;
+    match &cursor.frame {
+        Some(frame) => Ok(frame.clear()),
+        None => Err(Error::new("the table of the shard has no row group").at(table)),
+    }
+}
+
+/// A table that is read from its beginning to its end, in the order of its rows.
+struct Cursor {
+    groups: RowGroups,
+    /// The rest of a row group, and the column `row` of it.
+    frame: Option<pl::DataFrame>,
+}
+
+impl Cursor {
+    fn new(table: &Path, columns: Vec<&'static str>) -> Cursor {
+        Cursor { groups: RowGroups::one_by_one(&[table.to_owned()], columns), frame: None }
+    }
+
+    fn fill(&mut self) -> Result<()> {
+        while self.frame.as_ref().is_none_or(|frame| frame.height() == 0)
+            && let Some((_, frame)) = self.groups.next_frames()?.pop()
+        {
+            self.frame = Some(frame);
+            if self.frame.as_ref().is_some_and(|frame| frame.height() > 0) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what belongs to rows up to `last`.
+    fn take(&mut self, last: u32, into: &mut Vec<pl::DataFrame>) -> Result<()> {
+        loop {
+            self.fill()?;
+            let Some(frame) = self.frame.take().filter(|frame| frame.height() > 0) else { return Ok(()) };
+            let n = frame.column(Column::Row.name())?.u32()?.cont_slice()?.partition_point(|&row| row <= last);
+            let height = frame.height();
+            if n > 0 {
+                into.push(frame.slice(0, n));
+            }
+            if n < height {
+                self.frame = Some(frame.slice(n as i64, height - n));
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// What belongs to rows up to `last`, in their order; `None` where nothing does.
+fn merged(cursors: &mut [Cursor], last: u32) -> Result<Option<pl::DataFrame>> {
+    let mut frames = Vec::new();
+    for cursor in cursors {
+        cursor.take(last, &mut frames)?;
+    }
+    let mut frames = frames.into_iter();
+    let Some(mut whole) = frames.next() else { return Ok(None) };
+    for frame in frames {
+        whole.vstack_mut_owned(frame)?;
+    }
+    whole.rechunk_mut_par();
+    // A row is whole in one shard, and in its order there.
+    let rows = whole.column(Column::Row.name())?.u32()?.cont_slice()?;
+    let mut order: Vec<u32> = (0..rows.len() as u32).collect();
+    order.sort_by_key(|&i| rows[i as usize]);
+    let order = pl::IdxCa::from_vec("order".into(), order);
+    Ok(Some(whole.take(&order)?))
+}

@@ -1,0 +1,242 @@
+//! What goes to an engine that runs elsewhere, and what comes back from it.
+//!
+//! ```text
+//! sequences.parquet         row u32, ids list u32, targets list u32 (indices of the tokens that are asked for)
+//! answers/NNNNN.parquet     row u32, pos u32, token_id u32, logprob f32, rank u32, top_ids list u32, top_logprobs list f32
+//! ```
+//!
+//! The answers have the rows in the order of the sequences, each with its targets in their order; the files follow each other by name.
+
+use std::path::{Path, PathBuf};
+
+use polars::prelude as pl;
+use polars::prelude::{IntoColumn, ListBuilderTrait};
+
+use super::frames::write_frames;
+use super::read::RowGroups;
+use crate::engine::remote::{LEAST_TOP_K, Position};
+use crate::error::{Context, Error, Result};
+use crate::files::{file_sha256, sha256};
+use crate::kernels::Choice;
+use crate::tokens::Sequence;
+
+pub(crate) const SEQUENCES_FILE: &str = "sequences.parquet";
+pub(crate) const ANSWERS_FOLDER: &str = "answers";
+
+const COLUMNS: [&str; 7] = ["row", "pos", "token_id", "logprob", "rank", "top_ids", "top_logprobs"];
+
+fn lists<'a>(name: &str, n: usize, lists: impl Iterator<Item = &'a [u32]>) -> pl::Column {
+    let mut builder = pl::ListPrimitiveChunkedBuilder::<pl::UInt32Type>::new(name.into(), n, 64 * n, pl::DataType::UInt32);
+    lists.for_each(|list| builder.append_slice(list));
+    builder.finish().into_column()
+}
+
+/// Writes the sequences, a batch of them at a time; each ends with its last target.
+pub(crate) fn write_sequences(path: &Path, batches: impl Iterator<Item = Result<Vec<Sequence>>>) -> Result<u64> {
+    let list = pl::DataType::List(Box::new(pl::DataType::UInt32));
+    let fields = [("row", pl::DataType::UInt32), ("ids", list.clone()), ("targets", list)];
+    let schema: pl::Schema = fields.into_iter().map(|(name, dtype)| pl::Field::new(name.into(), dtype)).collect();
+    let mut n_written = 0;
+    write_frames(path, "sequences", &schema, &[], |writer| {
+        for batch in batches {
+            let batch = batch?;
+            let targets: Vec<Vec<u32>> = batch
+                .iter()
+                .map(|sequence| {
+                    (0..).zip(&sequence.supervised).filter(|(_, supervised)| **supervised).map(|(pos, _)| pos).collect()
+                })
+                .collect();
+            let end = |targets: &[u32]| targets.last().map_or(0, |last| *last as usize + 1);
+            let n = batch.len();
+            let columns = vec![
+                pl::UInt32Chunked::from_vec("row".into(), batch.iter().map(|sequence| sequence.row).collect()).into_column(),
+                lists("ids", n, batch.iter().zip(&targets).map(|(sequence, targets)| &sequence.ids[..end(targets)])),
+                lists("targets", n, targets.iter().map(Vec::as_slice)),
+            ];
+            writer.write_batch(&pl::DataFrame::new(n, columns)?)?;
+            n_written += n as u64;
+        }
+        Ok(())
+    })?;
+    Ok(n_written)
+}
+
+/// The answers in a folder, in the order of the sequences.
+pub(crate) struct Answers {
+    groups: RowGroups,
+    /// Positions that were read and not asked for, the next one last.
+    ready: Vec<(u32, u32, Position)>,
+    folder: PathBuf,
+    /// How many of the most probable tokens each has; 0 before the first is read.
+    pub top_k: usize,
+}
+
+impl Answers {
+    pub(crate) fn open(folder: &Path) -> Result<Answers> {
+        let groups = RowGroups::one_by_one(&Answers::files(folder)?, COLUMNS.to_vec());
+        Ok(Answers { groups, ready: Vec::new(), folder: folder.join(ANSWERS_FOLDER), top_k: 0 })
+    }
+
+    fn files(folder: &Path) -> Result<Vec<PathBuf>> {
+        let answers = folder.join(ANSWERS_FOLDER);
+        let cannot = "cannot list the folder of the answers";
+        let mut paths = Vec::new();
+        for entry in std::fs::read_dir(&answers).context_at(&answers, cannot)? {
+            paths.push(entry.context_at(&answers, cannot)?.path());
+        }
+        paths.retain(|path| path.extension().is_some_and(|extension| extension == "parquet"));
+        paths.sort();
+        Ok(paths)
+    }
+
+    /// SHA-256 of what tells these answers from others: the names and sizes of the files, and the first of them.
+    pub(crate) fn hash(folder: &Path) -> Result<String> {
+        let mut listed = String::new();
+        for path in Answers::files(folder)? {
+            let size = std::fs::metadata(&path).context_at(&path, "cannot look at the file")?.len();
+            if listed.is_empty() {
+                listed = file_sha256(&path)?;
+            }
+            listed.push_str(&format!("\n{} {size}", path.file_name().unwrap_or_default().to_string_lossy()));
+        }
+        Ok(sha256(listed))
+    }
+
+    /// The answer to a sequence; rows before its own are passed over.
+    pub(crate) fn of(&mut self, sequence: &Sequence) -> Result<Vec<Position>> {
+        let missing = |what: String| {
+            Error::new(what).at(&self.folder).cure(
+                "Run the driver again: it goes on with what is missing. After another --emit, remove the answers to the sequences of before.",
+            )
+        };
+        let targets = (0..).zip(&sequence.ids).zip(&sequence.supervised).filter(|(_, supervised)| **supervised);
+        let mut positions = Vec::new();
+        for ((pos, id), _) in targets {
+            let (row, at, position) = loop {
+                match self.ready.pop() {
+                    Some((row, ..)) if row < sequence.row => {}
+                    Some(found) => break found,
+                    None => match self.groups.next_frames()?.pop() {
+                        Some((path, frame)) => {
+                            self.ready = positions_of(&frame, &mut self.top_k).map_err(|error| error.at(path))?;
+                            self.ready.reverse();
+                        }
+                        None => return Err(missing(format!("the answers end before row {}, token {pos}", sequence.row))),
+                    },
+                }
+            };
+            if (row, at) != (sequence.row, pos) {
+                return Err(missing(format!(
+                    "expected the answer to row {}, token {pos}, found row {row}, token {at}",
+                    sequence.row
+                )));
+            }
+            if position.target.id != *id {
+                return Err(missing(format!(
+                    "row {row} has {id} as its token {pos}, the answer is about {}: it is to other sequences",
+                    position.target.id
+                )));
+            }
+            positions.push(position);
+        }
+        Ok(positions)
+    }
+}
+
+fn positions_of(frame: &pl::DataFrame, top_k: &mut usize) -> Result<Vec<(u32, u32, Position)>> {
+    let numbers = |name: &str| -> Result<Vec<u32>> { Ok(frame.column(name)?.u32()?.cont_slice()?.to_vec()) };
+    let (rows, pos, ids, ranks) = (numbers("row")?, numbers("pos")?, numbers("token_id")?, numbers("rank")?);
+    let logprobs = frame.column("logprob")?.f32()?.cont_slice()?;
+    let (top_ids, top_logprobs) = (frame.column("top_ids")?.list()?, frame.column("top_logprobs")?.list()?);
+    let mut positions = Vec::with_capacity(rows.len());
+    for (i, (ids_of, logprobs_of)) in top_ids.amortized_iter().zip(top_logprobs.amortized_iter()).enumerate() {
+        let (Some(ids_of), Some(logprobs_of)) = (ids_of, logprobs_of) else {
+            return Err(Error::new(format!("the most probable tokens of answer {i} are missing")));
+        };
+        let (ids_of, logprobs_of) = (ids_of.as_ref().u32()?.to_vec_null_aware(), logprobs_of.as_ref().f32()?.to_vec_null_aware());
+        let (Some(ids_of), Some(logprobs_of)) = (ids_of.left(), logprobs_of.left()) else {
+            return Err(Error::new(format!("one of the most probable tokens of answer {i} is missing")));
+        };
+        let top: Vec<Choice> =
+            ids_of.iter().zip(&logprobs_of).map(|(id, logprob)| Choice { id: *id, logprob: *logprob }).collect();
+        let target = Choice { id: ids[i], logprob: logprobs[i] };
+        if *top_k == 0 {
+            *top_k = top.len().max(LEAST_TOP_K);
+        }
+        positions.push((rows[i], pos[i], Position::new(pos[i] as usize, target, Some(ranks[i]), top, *top_k)?));
+    }
+    Ok(positions)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tokens::Span;
+
+    fn sequence(row: u32, ids: &[u32], targets: &[usize]) -> Sequence {
+        let supervised = (0..ids.len()).map(|i| targets.contains(&i)).collect();
+        Sequence { row, ids: ids.to_vec(), supervised, spans: vec![Span::default(); ids.len()] }
+    }
+
+    /// As the program writes them: `(row, pos, token_id, logprob)`, and twenty most probable ones.
+    fn write_answers(path: &Path, answers: &[(u32, u32, u32, f32)]) {
+        let n = answers.len();
+        let top: Vec<u32> = (100..120).collect();
+        let mut logprobs =
+            pl::ListPrimitiveChunkedBuilder::<pl::Float32Type>::new("top_logprobs".into(), n, 20 * n, pl::DataType::Float32);
+        let top_logprobs: Vec<f32> = (0..20).map(|i| -1.5 - 0.2 * i as f32).collect();
+        answers.iter().for_each(|_| logprobs.append_slice(&top_logprobs));
+        let numbers = |name: &str, of: fn(&(u32, u32, u32, f32)) -> u32| {
+            pl::UInt32Chunked::from_vec(name.into(), answers.iter().map(of).collect()).into_column()
+        };
+        let columns = vec![
+            numbers("row", |answer| answer.0),
+            numbers("pos", |answer| answer.1),
+            numbers("token_id", |answer| answer.2),
+            pl::Float32Chunked::from_vec("logprob".into(), answers.iter().map(|answer| answer.3).collect()).into_column(),
+            numbers("rank", |_| 30),
+            lists("top_ids", n, answers.iter().map(|_| top.as_slice())),
+            logprobs.finish().into_column(),
+        ];
+        let frame = pl::DataFrame::new(n, columns).unwrap();
+        write_frames(path, "answers", frame.schema(), &[], |writer| Ok(writer.write_batch(&frame)?)).unwrap();
+    }
+
+    #[test]
+    fn answers_come_back_to_the_sequences_that_went_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path();
+        let sequences = [sequence(3, &[7, 8, 9, 2], &[1, 2]), sequence(5, &[7, 4], &[1]), sequence(9, &[1, 2, 3], &[2])];
+        let batches = [Ok(sequences[..2].to_vec()), Ok(sequences[2..].to_vec())];
+        assert_eq!(write_sequences(&out.join(SEQUENCES_FILE), batches.into_iter()).unwrap(), 3);
+        // What went out ends with the last target.
+        let file = std::fs::File::open(out.join(SEQUENCES_FILE)).unwrap();
+        let written = pl::SerReader::finish(<pl::ParquetReader<_> as pl::SerReader<_>>::new(file)).unwrap();
+        let ids = written.column("ids").unwrap().list().unwrap();
+        let lengths: Vec<usize> = ids.amortized_iter().map(|list| list.unwrap().as_ref().len()).collect();
+        assert_eq!(lengths, [3, 2, 3]);
+
+        let answers = out.join(ANSWERS_FOLDER);
+        std::fs::create_dir(&answers).unwrap();
+        write_answers(&answers.join("00000.parquet"), &[(3, 1, 8, -6.0), (3, 2, 9, -7.0), (5, 1, 4, -8.0)]);
+        write_answers(&answers.join("00001.parquet"), &[(9, 2, 3, -9.0)]);
+        std::fs::write(answers.join("00002.17.part"), "half").unwrap();
+        let mut read = Answers::open(out).unwrap();
+        let first = read.of(&sequences[0]).unwrap();
+        assert_eq!(
+            first.iter().map(|position| (position.target.id, position.target.logprob)).collect::<Vec<_>>(),
+            [(8, -6.0), (9, -7.0)]
+        );
+        assert_eq!((first[0].rank, first[0].top.len(), read.top_k), (Some(30), 20, 20));
+        // A run that goes on passes over what it has.
+        assert_eq!(read.of(&sequences[2]).unwrap()[0].target.logprob, -9.0);
+
+        let of_first = |sequence: &Sequence| Answers::open(out).unwrap().of(sequence).unwrap_err().to_string();
+        assert!(of_first(&sequence(3, &[7, 6, 9], &[1])).contains("has 6 as its token 1, the answer is about 8"));
+        assert!(of_first(&sequence(4, &[7, 6], &[1])).contains("expected the answer to row 4, token 1, found row 5, token 1"));
+        assert!(of_first(&sequence(10, &[7, 6], &[1])).contains("the answers end before row 10, token 1"));
+        let before = Answers::hash(out).unwrap();
+        write_answers(&answers.join("00000.parquet"), &[(3, 1, 8, -6.5), (3, 2, 9, -7.0), (5, 1, 4, -8.0)]);
+        assert_ne!(Answers::hash(out).unwrap(), before);
+    }
+}

@@ -1,0 +1,323 @@
+//! Scores from servers: the same numbers, through every fault that passes; and for each that does not, its message.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use diagnose::table::{Column, TokenChunk, for_each_bounded, read_chunks};
+use serde_json::Value;
+
+use crate::served::{Fault, Manners, Server};
+use crate::tiny_model;
+use crate::workdir::{Ran, Workdir};
+
+fn workdir(rows: usize) -> Workdir {
+    let workdir = Workdir::new();
+    tiny_model::write(&workdir.path(""));
+    let row = |i: usize| {
+        let answer = "the fox and the dog ".repeat(1 + i % 3);
+        format!(r#"{{"messages":[{{"role":"user","content":"Question {i}?"}},{{"role":"assistant","content":"{i} {answer}"}}]}}"#)
+    };
+    let mut rows: Vec<String> = (0..rows).map(row).collect();
+    // One with nothing to score, and one that cannot be read.
+    rows.insert(rows.len() / 2, r#"{"messages":[{"role":"user","content":"nobody answers"}]}"#.to_owned());
+    rows.push(r#"{"messages":"no list"}"#.to_owned());
+    workdir.write("rows.jsonl", rows.join("\n"));
+    workdir
+}
+
+fn arguments<'a>(server: &'a Server, out: &'a str) -> Vec<&'a str> {
+    vec!["rows.jsonl", "--model", "tiny.gguf", "--server", &server.url, "--out", out]
+}
+
+/// Where a failure that does not pass is not waited for.
+fn run(workdir: &Workdir, arguments: &[&str]) -> Ran {
+    Ran::of(workdir.command(arguments).env("DIAGNOSE_SERVER_PATIENCE", "0.5").output().unwrap())
+}
+
+fn table(workdir: &Workdir, run: &str) -> PathBuf {
+    workdir.path(run).join("tokens.parquet")
+}
+
+fn read(path: &Path) -> TokenChunk {
+    let columns: Vec<Column> = Column::ALL.iter().map(|(column, ..)| *column).collect();
+    read_chunks(&[path.to_owned()], &columns).next().unwrap().unwrap()
+}
+
+fn same_tables(workdir: &Workdir, runs: [&str; 2]) {
+    for name in ["tokens.parquet", "rows.parquet", "summary.json"] {
+        let [a, b] = runs.map(|run| std::fs::read(workdir.path(run).join(name)).unwrap());
+        assert!(a == b, "{name} of {} and {} differ", runs[0], runs[1]);
+    }
+}
+
+#[test]
+fn servers_give_our_own_scores_and_bounds_that_hold() {
+    let workdir = workdir(40);
+    workdir.run(&["rows.jsonl", "--model", "tiny.gguf", "--out", "own"]).ok();
+    let own = read(&table(&workdir, "own"));
+    for api in ["vllm", "sglang"] {
+        let server = Server::start(&workdir.path("tiny.gguf"), Manners::of(api));
+        let ran = run(&workdir, &arguments(&server, api)).ok();
+        assert!(ran.stderr.contains("this program's own engine in f32 are 0.0000 nat apart"), "{}", ran.stderr);
+        assert!(ran.stdout.contains("through a server, top 20: H within"), "{}", ran.stdout);
+        let served = read(&table(&workdir, api));
+        assert_eq!(
+            (&served.row, &served.pos, &served.token_id, &served.begin, &served.end, &served.top_id),
+            (&own.row, &own.pos, &own.token_id, &own.begin, &own.end, &own.top_id)
+        );
+        // The softmax over the same logits, in another order of its sums.
+        let near = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 2e-5);
+        assert!(near(&served.logprob, &own.logprob) && near(&served.top_logprob, &own.top_logprob));
+        assert!(near(&served.entropy_topk, &own.entropy_topk));
+        let (mut i, mut exact) = (0, 0);
+        for_each_bounded(&[table(&workdir, api)], |token| {
+            let within = |lo: f32, hi: f32, truth: f32| lo - 2e-5 <= truth && truth <= hi + 2e-5;
+            let bounds = &token.bounds;
+            assert!(within(bounds.entropy.lo, bounds.entropy.hi, own.entropy[i]), "{bounds:?} {}", own.entropy[i]);
+            assert!(within(bounds.tail.lo, bounds.tail.hi, own.tail[i]), "{bounds:?} {}", own.tail[i]);
+            assert!(within(bounds.grad.lo, bounds.grad.hi, own.grad[i]), "{bounds:?} {}", own.grad[i]);
+            assert!(within(bounds.varentropy.lo, bounds.varentropy.hi, own.varentropy[i]), "{bounds:?}");
+            if own.rank[i] <= 20 {
+                assert_eq!(token.rank, own.rank[i]);
+                exact += 1;
+            } else if api == "vllm" {
+                assert_eq!(token.rank, own.rank[i]);
+            }
+            i += 1;
+        })
+        .unwrap();
+        assert!(i == own.len() && exact > 0 && exact < i, "{exact} of {i}");
+
+        let json = |name: &str| -> Value {
+            serde_json::from_str(&std::fs::read_to_string(workdir.path(api).join(name)).unwrap()).unwrap()
+        };
+        let (summary, record) = (json("summary.json"), json("run.json"));
+        assert_eq!(summary["bounded"]["tail_exact"], exact);
+        let [least, most] = [0, 1].map(|i| summary["bounded"]["conflicts"][i].as_u64().unwrap());
+        let conflicts = summary["overall"]["quadrants"]["confident_conflict"]["tokens"].as_u64().unwrap();
+        assert!(least <= conflicts && conflicts <= most);
+        assert_eq!((&record["server"]["api"], &record["dtype"]), (&api.into(), &"as served".into()));
+        assert!(record["server"]["from_own"]["max"].as_f64().unwrap() < 1e-4);
+        let report = std::fs::read_to_string(workdir.path(api).join("report.md")).unwrap();
+        assert!(report.contains("## What is exact"), "{report}");
+        // Sorting again needs no server.
+        drop(server);
+        run(&workdir, &[api, "--thresholds", "groups"]).ok();
+        run(&workdir, &[api]).ok();
+        assert_eq!(json("summary.json")["bounded"], summary["bounded"]);
+    }
+}
+
+#[test]
+fn failures_that_pass_lose_and_double_nothing() {
+    let workdir = workdir(40);
+    let well = Server::start(&workdir.path("tiny.gguf"), Manners::of("vllm"));
+    run(&workdir, &arguments(&well, "well")).ok();
+    // The checks before the run take the first five requests, and are not tried again.
+    let moody = Server::start(
+        &workdir.path("tiny.gguf"),
+        Manners::with("vllm", |ask| match ask.number {
+            0..6 => Fault::Nothing,
+            n if ask.repeated && n % 2 == 0 => Fault::Nothing,
+            n => [
+                Fault::Dropped,
+                Fault::Cut,
+                Fault::Truncated,
+                Fault::Status(429, r#"{"error": {"message": "too many"}}"#),
+                Fault::Status(500, r#"{"error": {"message": "out of memory"}}"#),
+                Fault::Status(503, "<html>starting</html>"),
+                Fault::Slow(Duration::from_millis(60)),
+                Fault::Nothing,
+            ][n % 8],
+        }),
+    );
+    let ran = Ran::of(workdir.command(&arguments(&moody, "moody")).output().unwrap());
+    ran.ok();
+    same_tables(&workdir, ["well", "moody"]);
+    let record: Value = serde_json::from_str(&std::fs::read_to_string(workdir.path("moody/run.json")).unwrap()).unwrap();
+    assert!(record["server"]["retries"].as_u64().unwrap() > 10, "{record}");
+}
+
+#[test]
+fn each_fault_that_lasts_has_its_message() {
+    let workdir = workdir(3);
+    tiny_model::write_noised(&workdir.path("other.gguf"), 2.0);
+    let check = |manners: Manners, model: &str, message: &str| {
+        let server = Server::start(&workdir.path(model), manners);
+        let ran = run(&workdir, &arguments(&server, "run"));
+        assert_eq!(ran.code, Some(1), "{message}: {}{}", ran.stdout, ran.stderr);
+        assert!(ran.stderr.contains(message), "expected {message}, found {}", ran.stderr);
+        assert!(!workdir.path("run").join("tokens.parquet").exists());
+    };
+    let always = |api, fault| Manners::with(api, move |_| fault);
+    for api in ["vllm", "sglang"] {
+        let check = |fault, message| check(always(api, fault), "tiny.gguf", message);
+        check(Fault::Missing, "entries are missing");
+        check(Fault::Shifted, if api == "vllm" { "the entries are shifted by one" } else { "shifted" });
+        check(Fault::Swapped, "does not name it");
+        check(Fault::Raw, "expected log-probabilities, found");
+        check(Fault::Cuts, if api == "vllm" { "cut at its beginning" } else { "the server has read" });
+        check(Fault::Truncated, "the answer broke off");
+        check(
+            Fault::Status(500, r#"{"error": {"message": "out of memory"}}"#),
+            "the server failed (500 Internal Server Error): out of memory",
+        );
+        check(Fault::Dropped, "has dropped the connection");
+        check(
+            Fault::Status(400, r#"{"error": {"message": "Out of range float values are not JSON compliant"}}"#),
+            "log-probabilities that are not numbers",
+        );
+        check(Fault::Status(404, r#"{"error": {"message": "The model `x` does not exist."}}"#), "The model `x` does not exist.");
+    }
+    // As a real server says it.
+    let refused = |body, message| check(always("vllm", Fault::Status(400, body)), "tiny.gguf", message);
+    refused(include_str!("fixtures/vllm/too_many.json"), "the server gives fewer log-probabilities than are asked for");
+    refused(include_str!("fixtures/vllm/vocabulary.json"), "the server's model has fewer tokens than the tokenizer");
+    refused(include_str!("fixtures/vllm/limit.json"), "the prompt is longer than the server takes");
+    refused(include_str!("fixtures/vllm/unknown.json"), "The model `nope` does not exist");
+    check(always("vllm", Fault::Another), "tiny.gguf", "does not name it");
+    check(always("vllm", Fault::Fewer(3)), "tiny.gguf", "expected the 20 most probable tokens at token 1, found 1");
+    // What a prefix cache may do: the second answer to a prompt is another one.
+    let stale = Manners::with("vllm", |ask| if ask.repeated { Fault::Stale } else { Fault::Nothing });
+    check(stale, "tiny.gguf", "the server says other things of the same tokens when the probe is sent again");
+    // Any other prompt that begins as the probe did.
+    let stale = Manners::with("vllm", |ask| if ask.number == 3 { Fault::Stale } else { Fault::Nothing });
+    check(stale, "tiny.gguf", "in a prompt that begins as the probe does");
+    check(always("vllm", Fault::Stale), "tiny.gguf", "the server says other things than this program does");
+    check(Manners::of("vllm"), "other.gguf", "the server says other things than this program does");
+    check(Manners { texts_off_by: 1, ..Manners::of("vllm") }, "tiny.gguf", "the server's model has another vocabulary");
+    check(Manners { owner: "llamacpp", ..Manners::of("vllm") }, "tiny.gguf", "--model file.gguf");
+    check(Manners { owner: "somebody", ..Manners::of("vllm") }, "tiny.gguf", "this one says that it is `somebody`");
+
+    // After the checks, too: the row is not scored wrongly.
+    for fault in [Fault::Missing, Fault::Swapped, Fault::Raw, Fault::Another] {
+        let later = Manners::with("vllm", move |ask| if ask.number > 5 { fault } else { Fault::Nothing });
+        let server = Server::start(&workdir.path("tiny.gguf"), later);
+        let ran = run(&workdir, &arguments(&server, "later"));
+        assert_eq!(ran.code, Some(1), "{fault:?}: {}", ran.stderr);
+        assert!(!workdir.path("later").join("tokens.parquet").exists());
+    }
+}
+
+#[test]
+fn what_is_wrong_before_any_request_is_said_before_it() {
+    let workdir = workdir(3);
+    let short = Server::start(&workdir.path("tiny.gguf"), Manners { max_model_len: 64, ..Manners::of("vllm") });
+    let usage = |more: &[&str], message: &str| {
+        let ran = run(&workdir, &[&arguments(&short, "run"), more].concat());
+        assert_eq!(ran.code, Some(2), "{}", ran.stderr);
+        assert!(ran.stderr.contains(message), "{}", ran.stderr);
+    };
+    usage(&["--max-len", "64"], "--max-len 64 is more than the 63 tokens that the server takes");
+    usage(&["--dtype", "bf16"], "--dtype is how this program runs the model");
+    usage(&["--in-context"], "--in-context runs the model here");
+    usage(&["--top-logprobs", "5"], "--top-logprobs 5 is less than the 20");
+    usage(&["--served-model", "huge"], "the server serves no model `huge`, but tiny");
+    usage(&["--server", "http://me:secret@127.0.0.1:1"], "has a name or a password before an `@`");
+    // Without a length of its own a run is cut to what the server takes.
+    run(&workdir, &arguments(&short, "cut")).ok();
+    let record: Value = serde_json::from_str(&std::fs::read_to_string(workdir.path("cut/run.json")).unwrap()).unwrap();
+    assert_eq!(record["max_len"], 63);
+    assert!(short.asked().iter().all(|ids| ids.len() <= 63));
+    let ran = run(&workdir, &["rows.jsonl", "--server", &short.url]);
+    assert!(ran.code == Some(2) && ran.stderr.contains("--server needs --model"), "{}", ran.stderr);
+}
+
+#[test]
+fn a_key_opens_the_door_and_stands_nowhere() {
+    const KEY: &str = "a-key-that-nobody-sees";
+    let workdir = workdir(3);
+    let server = Server::start(&workdir.path("tiny.gguf"), Manners { key: Some(KEY), ..Manners::of("vllm") });
+    let ran = run(&workdir, &arguments(&server, "run"));
+    assert!(ran.code == Some(1) && ran.stderr.contains("DIAGNOSE_SERVER_KEY"), "{}", ran.stderr);
+    let with = |key: &str| Ran::of(workdir.command(&arguments(&server, "run")).env("DIAGNOSE_SERVER_KEY", key).output().unwrap());
+    let wrong = with("another-key");
+    assert!(wrong.stderr.contains("Check the key in") && !wrong.stderr.contains("another-key"), "{}", wrong.stderr);
+    let ran = with(KEY).ok();
+    assert!(!ran.stdout.contains(KEY) && !ran.stderr.contains(KEY));
+    for name in ["run.json", "summary.json", "report.md", "tokens.parquet"] {
+        let bytes = std::fs::read(workdir.path("run").join(name)).unwrap();
+        assert!(!bytes.windows(KEY.len()).any(|window| window == KEY.as_bytes()), "{name}");
+    }
+}
+
+#[test]
+fn several_servers_share_the_work_and_must_agree() {
+    let workdir = workdir(40);
+    let slow = Manners::with("vllm", |_| Fault::Slow(Duration::from_millis(5)));
+    let [a, b] = [Manners::of("vllm"), slow].map(|manners| Server::start(&workdir.path("tiny.gguf"), manners));
+    let both = [&arguments(&a, "both")[..], &["--server", &b.url, "--in-flight", "400"]].concat();
+    run(&workdir, &both).ok();
+    let (n_a, n_b) = (a.asked().len(), b.asked().len());
+    assert!(n_a > 8 && n_b > 8 && n_a + n_b == 40 + 2 * 5, "{n_a} {n_b}");
+    run(&workdir, &arguments(&a, "one")).ok();
+    same_tables(&workdir, ["both", "one"]);
+
+    tiny_model::write_noised(&workdir.path("other.gguf"), 2.0);
+    let other = Server::start(&workdir.path("other.gguf"), Manners::of("vllm"));
+    let ran = run(&workdir, &[&arguments(&a, "never")[..], &["--server", &other.url]].concat());
+    assert!(ran.code == Some(1) && ran.stderr.contains("this server says other things of a probe than"), "{}", ran.stderr);
+}
+
+#[test]
+fn killed_client_and_server_and_run_again_gives_the_same_table() {
+    // Of two parts and more.
+    const ROWS: usize = 500;
+    let workdir = workdir(ROWS);
+    let model = workdir.path("tiny.gguf");
+    let undisturbed = Server::start(&model, Manners::of("vllm"));
+    run(&workdir, &arguments(&undisturbed, "undisturbed")).ok();
+
+    let slow = || Server::start(&model, Manners::with("vllm", |_| Fault::Slow(Duration::from_millis(30))));
+    let server = slow();
+    let has_part = || workdir.path("killed").join("parts/rows-00000.parquet").exists();
+    // The client, as soon as it has a part; then the server under the next client.
+    let mut client = workdir.command(&arguments(&server, "killed")).spawn().unwrap();
+    let began = Instant::now();
+    while !has_part() && began.elapsed() < Duration::from_secs(60) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    client.kill().unwrap();
+    client.wait().unwrap();
+    assert!(!workdir.path("killed").join("tokens.parquet").exists(), "it was done before it was killed");
+    let asked_before = server.asked().len();
+    assert!(asked_before < ROWS);
+
+    let mut client = workdir.command(&arguments(&server, "killed"));
+    client.env("DIAGNOSE_SERVER_PATIENCE", "0.5").stderr(std::process::Stdio::piped());
+    let client = client.spawn().unwrap();
+    while server.asked().len() < asked_before + 30 {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    server.kill();
+    let ran = Ran::of(client.wait_with_output().unwrap());
+    assert!(ran.code == Some(1) && ran.stderr.contains("it goes on where it stopped"), "{}", ran.stderr);
+
+    // Another model in its place is refused.
+    tiny_model::write_noised(&workdir.path("other.gguf"), 2.0);
+    let other = Server::start(&workdir.path("other.gguf"), Manners::of("vllm"));
+    let ran = run(&workdir, &arguments(&other, "killed"));
+    assert!(ran.code == Some(1), "{}", ran.stderr);
+
+    let server = Server::start(&model, Manners::of("vllm"));
+    run(&workdir, &arguments(&server, "killed")).ok();
+    assert!(server.asked().len() < ROWS, "nothing was kept");
+    same_tables(&workdir, ["undisturbed", "killed"]);
+}
+
+#[test]
+fn what_vllm_is_to_score_without_a_server_is_written_with_its_program() {
+    let workdir = workdir(5);
+    let arguments = ["rows.jsonl", "--model", "tiny.gguf", "--emit", "vllm-offline", "--out", "offline"];
+    let ran = run(&workdir, &arguments).ok();
+    assert!(ran.stdout.contains("5 sequences for offline/vllm_offline.py"), "{}", ran.stdout);
+    assert!(workdir.path("offline/sequences.parquet").metadata().unwrap().len() > 0);
+    let program = std::fs::read_to_string(workdir.path("offline/vllm_offline.py")).unwrap();
+    assert!(program.contains("TOP_K = 20\n") && program.lines().count() < 100, "{program}");
+    // Before the program has run there is nothing to read.
+    let ran = run(&workdir, &["rows.jsonl", "--model", "tiny.gguf", "--answers", "offline", "--out", "run"]);
+    assert!(ran.code == Some(1) && ran.stderr.contains("cannot list the folder of the answers"), "{}", ran.stderr);
+    std::fs::create_dir(workdir.path("offline/answers")).unwrap();
+    let ran = run(&workdir, &arguments);
+    assert!(ran.code == Some(1) && ran.stderr.contains("the folder holds answers already"), "{}", ran.stderr);
+}

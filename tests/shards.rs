@@ -1,0 +1,129 @@
+//! Shards of a data set, scored apart: joined they are the run of one machine.
+
+use serde_json::Value;
+
+use crate::tiny_model;
+use crate::workdir::Workdir;
+
+const N: u32 = 3;
+
+fn workdir() -> Workdir {
+    let workdir = Workdir::new();
+    tiny_model::write(&workdir.path(""));
+    let row = |i: usize| {
+        let answer = "the fox and the dog ".repeat(1 + i % 4);
+        format!(r#"{{"messages":[{{"role":"user","content":"Question {i}?"}},{{"role":"assistant","content":"{i} {answer}"}}]}}"#)
+    };
+    // Several parts, and rows that are not scored.
+    let mut rows: Vec<String> = (0..900).map(row).collect();
+    rows.insert(17, r#"{"messages":[{"role":"user","content":"nobody answers"}]}"#.to_owned());
+    rows.insert(500, r#"{"messages":"no list"}"#.to_owned());
+    workdir.write("rows.jsonl", rows.join("\n"));
+    workdir
+}
+
+fn score_shards(workdir: &Workdir, out: &str, more: &[&str]) {
+    for i in 0..N {
+        let (shard, out) = (format!("{i}/{N}"), format!("{out}-shard-{i}-of-{N}"));
+        let arguments = [&["rows.jsonl", "--model", "tiny.gguf", "--shard", &shard, "--out", &out], more].concat();
+        workdir.run(&arguments).ok();
+    }
+}
+
+fn json(workdir: &Workdir, name: &str) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(workdir.path(name)).unwrap()).unwrap()
+}
+
+#[test]
+fn three_shards_joined_are_one_run_byte_for_byte() {
+    let workdir = workdir();
+    workdir.run(&["rows.jsonl", "--model", "tiny.gguf", "--out", "one"]).ok();
+    score_shards(&workdir, "many", &[]);
+    let ran = workdir.run(&["many-shard-*"]).ok();
+    assert!(ran.stdout.contains("900 of 902 rows"), "{}", ran.stdout);
+    for name in ["tokens.parquet", "rows.parquet", "alternatives.parquet", "conflicts.parquet"] {
+        let [one, many] = ["one", "many"].map(|run| std::fs::read(workdir.path(run).join(name)).unwrap());
+        assert!(one == many, "{name} differs");
+    }
+    let [one, many] = ["one", "many"].map(|run| json(&workdir, &format!("{run}/run.json")));
+    for field in ["identity", "counts", "model", "data", "template_sha256", "vocab_size", "dtype", "kernel_level"] {
+        assert_eq!(one[field], many[field], "{field}");
+    }
+    // All but the sample of curves, of which each shard draws its own.
+    let [mut one, mut many] = ["one", "many"].map(|run| json(&workdir, &format!("{run}/summary.json")));
+    assert!(many["topk_fidelity"].as_array().is_some_and(|curves| !curves.is_empty()));
+    (one["topk_fidelity"], many["topk_fidelity"]) = (Value::Null, Value::Null);
+    assert_eq!(one, many);
+
+    // Whatever reads runs takes them as one, in any order.
+    std::fs::remove_dir_all(workdir.path("many")).unwrap();
+    let shards = ["many-shard-2-of-3", "many-shard-0-of-3", "many-shard-1-of-3"];
+    workdir.run(&[&["view"], &shards[..], &["--out", "page.html"]].concat()).ok();
+    assert!(workdir.path("page.html").metadata().unwrap().len() > 100_000);
+    assert!(
+        std::fs::read(workdir.path("one/tokens.parquet")).unwrap() == std::fs::read(workdir.path("many/tokens.parquet")).unwrap()
+    );
+    let exported = workdir.run(&["export", "many-shard-*", "--out", "kept.jsonl", "--json"]).ok().json();
+    assert_eq!(exported["rows_written"], 902, "{exported}");
+    let diff = workdir.run(&["diff", "one", "many-shard-*", "--json"]).ok();
+    assert!(diff.stdout.contains("tokens"), "{}", diff.stdout);
+    // Other thresholds, in a folder of their own.
+    workdir.run(&["many-shard-*", "--thresholds", "groups", "--out", "groups"]).ok();
+    assert_eq!(json(&workdir, "groups/summary.json")["thresholds"]["preset"], "groups");
+    // One alone is a run over its rows.
+    let alone = workdir.run(&["many-shard-1-of-3"]).ok();
+    assert!(alone.stdout.contains("shard 1/3 of the data"), "{}", alone.stdout);
+}
+
+#[test]
+fn what_does_not_belong_together_is_named() {
+    let workdir = workdir();
+    score_shards(&workdir, "a", &["--limit", "40"]);
+    let check = |runs: &[&str], message: &str| {
+        let ran = workdir.run(runs);
+        assert!(ran.code != Some(0) && ran.stderr.contains(message), "expected {message}, found {}{}", ran.stdout, ran.stderr);
+    };
+    check(&["a-shard-0-of-3", "a-shard-2-of-3"], "1 of 3 shards are missing: 1/3");
+    check(&["a-shard-0-of-3", "a-shard-1-of-3", "a-shard-2-of-3", "a-shard-1-of-3"], "this is shard 1/3 once more");
+    // Another model, and other instructions of the processor.
+    tiny_model::write_noised(&workdir.path("other.gguf"), 0.5);
+    workdir.run(&["rows.jsonl", "--model", "other.gguf", "--limit", "40", "--shard", "2/3", "--out", "other"]).ok();
+    check(&["a-shard-0-of-3", "a-shard-1-of-3", "other"], "the model is");
+    let mut command =
+        workdir.command(&["rows.jsonl", "--model", "tiny.gguf", "--limit", "40", "--shard", "2/3", "--out", "plain"]);
+    let plain = command.env("DIAGNOSE_KERNELS", "portable").output().unwrap();
+    assert!(plain.status.success(), "{}", String::from_utf8_lossy(&plain.stderr));
+    let level = json(&workdir, "plain/run.json")["kernel_level"].clone();
+    if json(&workdir, "a-shard-0-of-3/run.json")["kernel_level"] != level {
+        check(&["a-shard-0-of-3", "a-shard-1-of-3", "plain"], "the kernel level is");
+    }
+    // Shards that are sorted by other thresholds: for the reader to say.
+    workdir.run(&["a-shard-1-of-3", "--thresholds", "groups"]).ok();
+    check(&["view", "a-shard-0-of-3", "a-shard-1-of-3", "a-shard-2-of-3"], "the shards are sorted by different thresholds");
+    workdir.run(&["a-shard-0-of-3", "a-shard-1-of-3", "a-shard-2-of-3"]).ok();
+    check(&["view", "nothing-*"], "nothing-*");
+}
+
+#[test]
+fn the_slurm_array_runs_on_one_machine() {
+    let workdir = Workdir::new();
+    tiny_model::write(&workdir.path(""));
+    let row = |i: usize| {
+        format!(r#"{{"messages":[{{"role":"user","content":"{i}?"}},{{"role":"assistant","content":"{i} the fox"}}]}}"#)
+    };
+    workdir.write("rows.jsonl", (0..40).map(row).collect::<Vec<_>>().join("\n"));
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/shards.slurm");
+    let program = std::path::Path::new(env!("CARGO_BIN_EXE_diagnose")).parent().unwrap();
+    let path = format!("{}:{}", program.display(), std::env::var("PATH").unwrap());
+    for task in 0..4 {
+        let ran = std::process::Command::new("bash")
+            .args([script, "rows.jsonl", "--model", "tiny.gguf"])
+            .envs([("PATH", path.as_str()), ("SLURM_ARRAY_TASK_ID", &task.to_string())])
+            .current_dir(workdir.path(""))
+            .output()
+            .unwrap();
+        assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+        assert_eq!(workdir.path("runs/scores/summary.json").exists(), task == 3, "after task {task}");
+    }
+    assert_eq!(json(&workdir, "runs/scores/run.json")["counts"]["records"], 40);
+}
