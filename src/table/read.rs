@@ -204,7 +204,12 @@ impl RowGroups {
                     let Some(path) = self.paths.pop() else { break };
                     let metadata = open(&path)?;
                     for name in &self.columns {
-                        if !metadata.schema().columns().iter().any(|column| column.path_in_schema.first().is_some_and(|of| of == name)) {
+                        if !metadata
+                            .schema()
+                            .columns()
+                            .iter()
+                            .any(|column| column.path_in_schema.first().is_some_and(|of| of == name))
+                        {
                             return Err(missing_column(name).at(path));
                         }
                     }
