@@ -75,6 +75,9 @@ pub(crate) struct Server {
     state: Arc<State>,
 }
 
+/// A token, its ln p and rank, and all ids by falling ln p.
+type Told = (u32, f32, usize, Vec<(u32, f32)>);
+
 struct State {
     model: Model,
     manners: Manners,
@@ -218,8 +221,8 @@ impl State {
         Ok(true)
     }
 
-    /// For each token but the first: its own ln p and rank, and all ids by falling ln p.
-    fn entries(&self, ids: &[u32], fault: Fault) -> Vec<(u32, f32, usize, Vec<(u32, f32)>)> {
+    /// For each token but the first.
+    fn entries(&self, ids: &[u32], fault: Fault) -> Vec<Told> {
         let other: Vec<u32> = ids.iter().map(|id| (id + 1) % 256).collect();
         let read = if fault == Fault::Stale { &other } else { ids };
         let segments = Arc::from([Segment { tokens: 0..read.len(), context: Vec::new() }]);
@@ -255,7 +258,7 @@ impl State {
         let another: Vec<u32> = ids.iter().rev().copied().collect();
         let ids = if fault == Fault::Another { &another } else { ids };
         let told = |logprob: f32, rank: usize, id: u32| json!({"logprob": logprob, "rank": rank, "decoded_token": self.text(id)});
-        let entry = |(id, own, rank, all): &(u32, f32, usize, Vec<(u32, f32)>)| {
+        let entry = |(id, own, rank, all): &Told| {
             let mut entry = Map::new();
             entry.insert(id.to_string(), told(*own, *rank, *id));
             let left_out = if let Fault::Fewer(n) = fault { n } else { 0 };

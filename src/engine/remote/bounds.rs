@@ -136,7 +136,7 @@ impl Position {
             n: vocab.saturating_sub(known().count()) as f64,
             cap: p(last),
         };
-        self.check(first, listed, &rest)?;
+        self.check(first, listed, all, &rest)?;
         let rest = Rest { most: rest.most.min(rest.n * rest.cap), ..rest };
 
         let entropy: f64 = known().map(|choice| surprise(p(choice))).sum();
@@ -182,7 +182,7 @@ impl Position {
     }
 
     /// Are these the largest of one distribution over the vocabulary?
-    fn check(&self, first: &Choice, listed: f64, rest: &Rest) -> Result<()> {
+    fn check(&self, first: &Choice, listed: f64, all: f64, rest: &Rest) -> Result<()> {
         let raw =
             "The server gives raw or altered logits: start it without --logprobs-mode, or with --logprobs-mode raw_logprobs.";
         if first.logprob > SLACK as f32 {
@@ -195,7 +195,7 @@ impl Position {
             ))
             .cure(raw));
         }
-        let most = listed + rest.n * rest.cap;
+        let most = all + rest.n * rest.cap;
         if most < 1.0 - 1e-3 {
             return Err(Error::new(format!(
                 "the {} largest probabilities of a position add up to {listed:.2e}, and the {} other tokens, none more probable than the \
