@@ -27,7 +27,6 @@ use crate::kernels::level::Level;
 use crate::model::Placement;
 use crate::provenance::Provenance;
 
-
 mod answer;
 pub(crate) mod check;
 pub(crate) mod decisions;
