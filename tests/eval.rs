@@ -107,6 +107,22 @@ fn a_chat_template_is_part_of_what_an_evaluation_is() {
     assert!(nowhere.code == Some(1) && nowhere.stderr.contains("nowhere.jinja"), "{}", nowhere.stderr);
 }
 
+/// They go through a template without being told to: another one makes another evaluation.
+#[test]
+fn the_template_of_rows_to_learn_from_is_part_of_what_an_evaluation_is() {
+    let workdir = workdir();
+    workdir.write("rows.jsonl", r#"{"messages":[{"role":"user","content":"Hi"},{"role":"assistant","content":"Hello"}]}"#);
+    workdir.write("bare.jinja", "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}");
+    let eval =
+        |more: &[&str]| workdir.run(&[&["eval", "--model", "tiny.gguf", "--tasks", "rows.jsonl", "--out", "out"], more].concat());
+    eval(&[]).ok();
+    assert!(scores(&workdir, "out")["tasks"]["rows"]["chat"]["template_sha256"].is_string());
+    // Asked for by name it is the same.
+    eval(&["--apply-chat-template"]).ok();
+    let other = eval(&["--chat-template", "bare.jinja"]);
+    assert!(other.code == Some(1) && other.stderr.contains("holds the scores of `rows` with"), "{}", other.stderr);
+}
+
 #[test]
 fn a_score_does_not_depend_on_its_neighbours_or_the_kernels() {
     let workdir = workdir();

@@ -26,6 +26,8 @@ pub struct Asking {
     /// Stands before everything else.
     pub system: Option<String>,
     pub chat: Option<Chat>,
+    /// Of rows to learn from, where a task has some: they go through a template in any case, and have the system message from it.
+    pub rows: Option<Renderer>,
 }
 
 /// By a chat template.
@@ -89,12 +91,15 @@ impl Asking {
         if kind == Kind::Text {
             return Asked::default();
         }
-        let chat = self.chat.as_ref().map(|chat| AskedByChat {
-            template_sha256: chat.renderer.template_sha256().unwrap_or_default().to_owned(),
+        let switches = self.chat.as_ref().and_then(|chat| chat.switches.clone());
+        let by_chat = |renderer: &Renderer, multiturn: bool| {
+            Some(AskedByChat { template_sha256: renderer.template_sha256()?.to_owned(), multiturn, switches })
+        };
+        let chat = match kind {
+            Kind::Rows => self.rows.as_ref().and_then(|renderer| by_chat(renderer, true)),
             // Without examples both are the same.
-            multiturn: chat.multiturn || !has_examples,
-            switches: chat.switches.clone(),
-        });
+            _ => self.chat.as_ref().and_then(|chat| by_chat(&chat.renderer, chat.multiturn || !has_examples)),
+        };
         Asked { system: self.system.clone(), chat }
     }
 }
@@ -233,7 +238,7 @@ mod tests {
                 .as_bool()
                 .unwrap()
                 .then(|| chat(fixture["template"].as_str().unwrap(), case["multiturn"].as_bool().unwrap()));
-            let asking = Asking { system: case["system"].as_str().map(str::to_owned), chat };
+            let asking = Asking { system: case["system"].as_str().map(str::to_owned), chat, rows: None };
             let item = &task.items[0];
             let found = item.requests.iter().map(|request| {
                 let context = asking.context(item, &request.context).unwrap();
@@ -251,7 +256,8 @@ mod tests {
     fn a_template_that_refuses_system_messages_is_asked_without_and_one_that_refuses_all_is_an_error() {
         let strict = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}[{{ m.role }}]{{ m.content }}{% endfor %}";
         let item = |row: Value| parse("t", "t.jsonl", row.to_string().as_bytes()).unwrap().items.remove(0);
-        let asking = |system: Option<&str>| Asking { system: system.map(str::to_owned), chat: Some(chat(strict, true)) };
+        let asking =
+            |system: Option<&str>| Asking { system: system.map(str::to_owned), chat: Some(chat(strict, true)), rows: None };
         let plain = item(json!({"prompt": "Hi", "answer": "a"}));
         let found = asking(Some("Be brief.")).context(&plain, "Hi").unwrap();
         assert_eq!(found, Context { text: "[user]Hi".into(), without_system: true });

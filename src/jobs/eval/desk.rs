@@ -16,15 +16,12 @@ use crate::jobs::answer::{Entry, entries};
 use crate::jobs::journal::Journal;
 use crate::jobs::watch::Watch;
 use crate::model::{Model, Reference, stop_tokens};
-use crate::tokens::Renderer;
 
 /// What tasks are evaluated with.
 pub(super) struct Desk<'a> {
     pub(super) model: &'a Model,
     pub(super) asking: &'a Asking,
     pub(super) max_len: usize,
-    /// For rows to learn from, where a task has some.
-    pub(super) rows: Option<Renderer>,
     /// Tokens that end an answer.
     pub(super) ends: Vec<u32>,
     /// Answers under way at a time.
@@ -40,7 +37,7 @@ impl Desk<'_> {
     pub(super) fn scored(&self, task: &Task) -> Result<Evaluated> {
         let what = format!("Evaluating {}", task.name);
         let mut progress = |done, total| self.watch.tokens(&what, done, total);
-        let scored = match (task.kind, &self.rows) {
+        let scored = match (task.kind, &self.asking.rows) {
             (Kind::Rows, Some(renderer)) => rows::score(self.model, task, renderer, &mut progress)?,
             _ => score::score(self.model, task, self.asking, self.max_len, &mut progress)?,
         };

@@ -63,8 +63,8 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
         way.choose(task);
     }
     let reference = Reference::resolve_on(job.model.as_deref(), job.base.as_deref(), &fetching(watch))?;
-    let asking = way.asking(&reference)?;
     let max_len = reference.max_len(way.max_len)?;
+    let asking = way.asking(&reference, &tasks, max_len)?;
     let identity = Identity {
         model: reference.name.clone(),
         model_reference: reference.written.clone(),
@@ -94,9 +94,7 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
     let ends = if writes { ends(&reference, &model, &asking)? } else { Vec::new() };
     let notes = notes(writes, &ends, &asking);
     watch.remarks(&model.info.name, &notes);
-    let has_rows = open.iter().any(|(task, _)| task.kind == Kind::Rows);
-    let rows = has_rows.then(|| way.rows(&reference, max_len)).transpose()?;
-    let desk = Desk { model: &model, asking: &asking, max_len, rows, ends, at_once: way.written.at_once, watch };
+    let desk = Desk { model: &model, asking: &asking, max_len, ends, at_once: way.written.at_once, watch };
     for (task, settings) in open {
         let began = Instant::now();
         let (samples, work, journal) = match &settings.writing {

@@ -100,9 +100,11 @@ impl Way {
     }
 
     /// How questions are put to this model.
-    pub(super) fn asking(&self, reference: &Reference) -> Result<Asking> {
+    pub(super) fn asking(&self, reference: &Reference, tasks: &[Task], max_len: usize) -> Result<Asking> {
+        let has_rows = tasks.iter().any(|task| task.kind == Kind::Rows);
+        let rows = has_rows.then(|| self.rows(reference, max_len)).transpose()?;
         let Some(ChatWay { template: own, switches, multiturn }) = &self.chat else {
-            return Ok(Asking { system: self.system.clone(), chat: None });
+            return Ok(Asking { system: self.system.clone(), chat: None, rows });
         };
         let (tokenizer, template) = text_of(reference)?;
         if own.is_none() && template.is_none() {
@@ -115,11 +117,12 @@ impl Way {
         Ok(Asking {
             system: self.system.clone(),
             chat: Some(Chat { renderer, multiturn: *multiturn, switches: switches.clone() }),
+            rows,
         })
     }
 
     /// How rows to learn from become tokens: through the model's own template or that of the questions, masked as training masks.
-    pub(super) fn rows(&self, reference: &Reference, max_len: usize) -> Result<Renderer> {
+    fn rows(&self, reference: &Reference, max_len: usize) -> Result<Renderer> {
         let (tokenizer, template) = text_of(reference)?;
         let (chat_template, template_switches) =
             self.chat.as_ref().map(|chat| (chat.template.clone(), chat.switches.clone())).unwrap_or_default();
