@@ -137,7 +137,7 @@ impl Position {
             cap: p(last),
         };
         self.check(first, listed, all, &rest)?;
-        let rest = Rest { most: rest.most.min(rest.n * rest.cap), ..rest };
+        let rest = Rest { most: rest.most.min(rest.n * rest.cap + SLACK), ..rest };
 
         let entropy: f64 = known().map(|choice| surprise(p(choice))).sum();
         let entropy = (entropy + rest.packed(rest.least, surprise), entropy + rest.spread(rest.most, surprise));
@@ -221,7 +221,7 @@ impl Position {
         let unlisted = vocab.saturating_sub(self.top.len());
         let larger = self.rank.map_or(unlisted, |rank| (rank as usize).saturating_sub(1 + self.top.len())) as f64;
         let least = (rest.least - larger * rest.cap).max(0.0) + target;
-        let most = (rest.most + target).min(target * unlisted as f64);
+        let most = (rest.most + target).min(target * unlisted as f64 + SLACK);
         Range::new(own + least, (own + most).min(1.0))
     }
 
