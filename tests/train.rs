@@ -866,6 +866,9 @@ fn a_checkpoint_is_written_as_a_model_that_scores_as_the_run_did_at_that_step() 
     }
     let ran = workdir.run(&["export", "full/checkpoints/step-00000002.safetensors", "--out", "x", "--drop", "mass=1"]);
     refused(ran, 2, "is a checkpoint");
+    // The run's own folder holds the model that its record speaks of.
+    let ran = workdir.run(&["export", "full/checkpoints/step-00000002.safetensors", "--out", "full"]);
+    refused(ran, 2, "there is a model in this folder already");
     refused(workdir.run(&["export", "full/model/model.safetensors", "--out", "x"]), 1, "not a checkpoint of a training run");
     // Another model in the place of the one that was trained.
     let mut other = std::fs::read(workdir.path("tiny.gguf")).unwrap();

@@ -197,7 +197,8 @@ impl Object for Range {
 
     fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
         let idx = key.as_usize().filter(|&idx| idx < self.len)?;
-        Some(Value::from(self.begin + idx as i64 * self.step))
+        // What wraps in between wraps back: the element itself lies between the range's ends.
+        Some(Value::from(self.begin.wrapping_add((idx as i64).wrapping_mul(self.step))))
     }
 
     fn enumerate(self: &Arc<Self>) -> Enumerator {

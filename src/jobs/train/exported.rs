@@ -21,6 +21,12 @@ pub(crate) fn export_checkpoint(path: &Path, out: &Path, watch: &dyn Watch) -> R
             .at(path)
             .cure("Name the checkpoint in the folder of its run: RUN/checkpoints/step-...")
     })?;
+    // A folder that holds a model already would have it replaced, and what stands beside it would speak of another.
+    if let Some(there) = ["model", "adapter"].map(|name| out.join(name)).into_iter().find(|there| there.exists()) {
+        return Err(Error::usage("there is a model in this folder already, which would be replaced")
+            .at(there)
+            .cure("Give another --out."));
+    }
     let options = Options::resolve(Some(&run), toml::Table::new())?;
     let reference = Reference::resolve_on(options.model.as_deref(), options.base.as_deref(), &fetching(watch))?;
     if reference.sha256()? != progress.model_sha256 {

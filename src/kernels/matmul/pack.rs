@@ -168,9 +168,10 @@ impl Panels {
     }
 
     /// Rows `outputs` of `W` as the columns of a matrix of their own, `[K, outputs.len()]`, in the same number format; `outputs`
-    /// begins with a panel.
+    /// begin with a panel and end with one, or with the last output.
     pub(crate) fn transposed(&self, outputs: Range<usize>) -> Panels {
-        assert!(outputs.start.is_multiple_of(PANEL) && outputs.end <= self.out_features);
+        let at_end = outputs.end.is_multiple_of(PANEL) || outputs.end == self.out_features;
+        assert!(outputs.start.is_multiple_of(PANEL) && at_end && outputs.end <= self.out_features);
         let (k_end, dtype) = (self.in_features, self.dtype);
         let mut transposed = Panels { out_features: k_end, ..Panels::new(outputs.len(), dtype) };
         transposed.grow(k_end.div_ceil(PANEL), |i, to| {
