@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use diagnose::table::{Column, TokenChunk, for_each_bounded, read_chunks};
 use serde_json::Value;
 
-use crate::served::{Fault, Manners, Server};
+use crate::served::{Ask, Fault, Manners, Server};
 use crate::tiny_model;
 use crate::workdir::{Ran, Workdir};
 
@@ -268,11 +268,13 @@ fn killed_client_and_server_and_run_again_gives_the_same_table() {
     let undisturbed = Server::start(&model, Manners::of("vllm"));
     run(&workdir, &arguments(&undisturbed, "undisturbed")).ok();
 
-    let slow = || Server::start(&model, Manners::with("vllm", |_| Fault::Slow(Duration::from_millis(30))));
-    let server = slow();
+    // Behind the first part every answer takes long, so that there is time to kill the client however busy the machine is.
+    let slow = |ask: &Ask| if ask.number < 300 { Fault::Nothing } else { Fault::Slow(Duration::from_millis(100)) };
+    let server = Server::start(&model, Manners::with("vllm", slow));
+    let slowly = [&arguments(&server, "killed")[..], &["--in-flight", "400"]].concat();
     let has_part = || workdir.path("killed").join("parts/rows-00000.parquet").exists();
     // The client, as soon as it has a part; then the server under the next client.
-    let mut client = workdir.command(&arguments(&server, "killed")).spawn().unwrap();
+    let mut client = workdir.command(&slowly).spawn().unwrap();
     let began = Instant::now();
     while !has_part() && began.elapsed() < Duration::from_secs(60) {
         std::thread::sleep(Duration::from_millis(5));
@@ -283,10 +285,10 @@ fn killed_client_and_server_and_run_again_gives_the_same_table() {
     let asked_before = server.asked().len();
     assert!(asked_before < ROWS);
 
-    let mut client = workdir.command(&arguments(&server, "killed"));
+    let mut client = workdir.command(&slowly);
     client.env("DIAGNOSE_SERVER_PATIENCE", "0.5").stderr(std::process::Stdio::piped());
     let client = client.spawn().unwrap();
-    while server.asked().len() < asked_before + 30 {
+    while server.asked().len() < asked_before + 20 {
         std::thread::sleep(Duration::from_millis(5));
     }
     server.kill();
