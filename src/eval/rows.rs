@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 use super::metrics::{ChoiceScore, Sample};
 use super::score::Scored;
 use super::tasks::{Examples, Item, Kind, Task};
-use crate::dataset::{self, Dataset, Example, ReadOptions};
+use crate::dataset::{self, Dataset, Example, Format, ReadOptions};
 use crate::engine::{self, Work};
 use crate::error::{Error, Result};
 use crate::files::file_sha256;
@@ -31,19 +31,21 @@ pub fn holds_rows(path: &Path) -> bool {
     }
     // What cannot be read is nobody's: the reader of questions says why.
     let first = dataset::rows(path).ok().and_then(|mut rows| rows.next());
-    first.and_then(Result::ok).is_some_and(|(_, row)| !is_question(&row)) && open(path).is_ok()
+    // A column `text` beside messages or an instruction does not make a text of them: the keys that name a format say which it is.
+    let is_learnt_from = |data: Dataset| data.files().iter().all(|file| file.format != Format::Text);
+    first.and_then(Result::ok).is_some_and(|(_, row)| !is_question(&row)) && open(path).is_ok_and(is_learnt_from)
 }
 
 fn open(path: &Path) -> Result<Dataset> {
     Dataset::open(&[path.to_string_lossy().into_owned()], &ReadOptions::default())
 }
 
-/// Is the row of a form of `tasks.rs`?
+/// Is the row of a form of `tasks.rs` that asks?
 fn is_question(row: &Map<String, Value>) -> bool {
     let has = |key: &str| row.get(key).is_some_and(|value| !value.is_null());
     let asks = has("prompt") || has("messages");
     let judges = ["answer", "answers", "match"].into_iter().any(has);
-    has("choices") || has("continuation") || has("text") || asks && judges
+    has("choices") || has("continuation") || asks && judges
 }
 
 /// The rows of a file. A row that cannot be read is an error.
@@ -151,6 +153,9 @@ mod tests {
             r#"{"instruction":"a","input":"","output":"b"}"#,
             r#"{"prompt":"a","completion":"b"}"#,
             r#"{"question":"a","answer":"b"}"#,
+            // A dump of the whole beside what it was made of.
+            r#"{"text":"a b","messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}"#,
+            r#"{"instruction":"a","input":"","output":"b","text":"a b"}"#,
         ] {
             assert!(holds("a.jsonl", row) && holds("a.json", &format!("[{row}]")), "{row}");
         }

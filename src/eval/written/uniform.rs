@@ -79,22 +79,32 @@ fn last_number(text: &str) -> Option<f64> {
             at += 1;
             continue;
         }
-        // `.5` is a number, too.
-        let mut begin = at;
-        if begin > 0 && bytes[begin - 1] == b'.' && !text[..begin - 1].ends_with(|c: char| c.is_alphanumeric()) {
-            begin -= 1;
-        }
+        // `.5` is a number, too, but not behind what a sentence or a range may end with.
+        let begins_number = |c: char| c.is_whitespace() || is_sign(c) || "+(=".contains(c) || is_currency(c);
+        let begin = match text[..at].strip_suffix('.') {
+            Some(before) if before.chars().next_back().is_none_or(begins_number) => at - 1,
+            _ => at,
+        };
         let end = end_of_number(bytes, at);
-        if let Some(before) = text[..begin].strip_suffix(['-', '\u{2212}'])
-            && !before.ends_with(|c: char| c.is_alphanumeric() || ")]}".contains(c))
-        {
-            last = number_of(&format!("-{}", &text[begin..end]));
-        } else {
-            last = number_of(&text[begin..end]);
-        }
+        // The sign may stand before a currency.
+        let before = text[..begin].strip_suffix(is_currency).unwrap_or(&text[..begin]);
+        let ends_term = |c: char| c.is_alphanumeric() || ")]}".contains(c);
+        let is_negative = before.strip_suffix(is_sign).is_some_and(|before| !before.ends_with(ends_term));
+        last = match is_negative {
+            true => number_of(&format!("-{}", &text[begin..end])),
+            false => number_of(&text[begin..end]),
+        };
         at = end;
     }
     last
+}
+
+fn is_sign(c: char) -> bool {
+    matches!(c, '-' | '\u{2212}')
+}
+
+fn is_currency(c: char) -> bool {
+    "$€£¥₹".contains(c)
 }
 
 /// Where the number ends whose first digit is at `at`: digits, groups of three behind commas, decimals, an exponent.
@@ -157,6 +167,12 @@ mod tests {
     #[test]
     fn a_minus_is_a_sign_or_a_difference() {
         for (text, number) in [("5-3", 3.0), ("is -3", -3.0), ("(a)-2", 2.0), ("−7", -7.0), ("= -.5", -0.5), ("v1.2", 1.2)] {
+            assert_eq!(last_number(text), Some(number), "{text}");
+        }
+        for (text, number) in [("-$5", -5.0), ("$-5", -5.0), ("is −€5", -5.0), ("10-$5", 5.0), ("$.5", 0.5), ("(.5)", 0.5)] {
+            assert_eq!(last_number(text), Some(number), "{text}");
+        }
+        for (text, number) in [("so...5", 5.0), ("...5", 5.0), ("3..5", 5.0), ("x.5", 5.0), ("Yes.5", 5.0), (".5", 0.5)] {
             assert_eq!(last_number(text), Some(number), "{text}");
         }
         // A date is no number with commas.

@@ -178,22 +178,48 @@ fn operated(op: &str, left: &Value, right: &Value) -> Option<Value> {
         };
     }
     match (op, left, right) {
+        ("+", Value::Text(_) | Value::List(_) | Value::Tuple(_), _)
+            if left.kind() == right.kind() && !fits(left.size() + right.size()) =>
+        {
+            Some(Value::Opaque)
+        }
         ("+", Value::Text(a), Value::Text(b)) => Some(Value::Text(format!("{a}{b}"))),
         ("+", Value::List(a), Value::List(b)) => Some(Value::List([a.as_slice(), b].concat())),
         ("+", Value::Tuple(a), Value::Tuple(b)) => Some(Value::Tuple([a.as_slice(), b].concat())),
-        ("*", Value::Text(text), n) | ("*", n, Value::Text(text)) => Some(Value::Text(text.repeat(times(n, text.len())?))),
-        ("*", Value::List(items), n) | ("*", n, Value::List(items)) => {
-            let n = times(n, items.len())?;
-            Some(Value::List(std::iter::repeat_n(items, n).flatten().cloned().collect()))
-        }
+        ("*", sequence @ (Value::Text(_) | Value::List(_) | Value::Tuple(_)), n)
+        | ("*", n, sequence @ (Value::Text(_) | Value::List(_) | Value::Tuple(_))) => repeated(sequence, n),
+        ("+" | "*", Value::Opaque, _) | ("+" | "*", _, Value::Opaque) => Some(Value::Opaque),
         _ => None,
     }
 }
 
-/// How often something is repeated; not without end.
-fn times(n: &Value, len: usize) -> Option<usize> {
-    let n = usize::try_from(whole(n)?.max(0)).ok()?;
-    n.checked_mul(len).filter(|total| *total < 1 << 20).map(|_| n)
+/// A text or a list, so many times; as Python, an error where no memory holds it.
+fn repeated(sequence: &Value, n: &Value) -> Option<Value> {
+    const MEMORY: usize = 1 << 40;
+    let n = i64::try_from(whole(n)?).ok()?.max(0) as usize;
+    // Its values are not copied there, so that the list takes as much as their addresses.
+    let bytes = match sequence {
+        Value::Text(text) => text.len(),
+        Value::List(items) | Value::Tuple(items) => 8 * items.len(),
+        _ => return None,
+    };
+    n.checked_mul(bytes).filter(|bytes| *bytes < MEMORY)?;
+    let n = if bytes == 0 { 0 } else { n };
+    if !n.checked_mul(sequence.size() - 1).is_some_and(fits) {
+        return Some(Value::Opaque);
+    }
+    let all = |items: &[Value]| std::iter::repeat_n(items, n).flatten().cloned().collect();
+    match sequence {
+        Value::Text(text) => Some(Value::Text(text.repeat(n))),
+        Value::List(items) => Some(Value::List(all(items))),
+        Value::Tuple(items) => Some(Value::Tuple(all(items))),
+        _ => None,
+    }
+}
+
+/// Larger than anything that is expected of an answer is what an operator would build: it is not built, and equals nothing.
+fn fits(size: usize) -> bool {
+    size < 1 << 16
 }
 
 fn floored(a: i128, b: i128) -> Option<(i128, i128)> {

@@ -38,7 +38,7 @@ type Arguments = (Vec<Expr>, Vec<(Option<String>, Expr)>);
 /// Reads a text that is one expression, as `ast.parse(text, mode="eval")`; `None` where Python finds an error of syntax.
 pub(super) fn parse(text: &str) -> Option<Expr> {
     let tokens = tokens(text)?;
-    let mut parser = Parser { text, tokens, at: 0, depth: 0 };
+    let mut parser = Parser { text, tokens, at: 0, depth: 0, links: 0 };
     let expr = parser.several()?;
     (parser.at == parser.tokens.len()).then_some(expr)
 }
@@ -98,6 +98,9 @@ fn tokens(text: &str) -> Option<Vec<Token>> {
                 } else {
                     let op = OPS.iter().find(|op| rest.starts_with(**op))?;
                     open += i64::from("([{".contains(*op)) - i64::from(")]}".contains(*op));
+                    if open > DEEPEST as i64 {
+                        return None;
+                    }
                     at += op.len();
                     Kind::Op
                 };
@@ -248,11 +251,16 @@ struct Parser<'a> {
     text: &'a str,
     tokens: Vec<Token>,
     at: usize,
-    /// Of brackets in brackets; Python gives up at 200.
+    /// Of expressions in expressions.
     depth: usize,
+    /// Operators and the like that made a tree higher without a bracket.
+    links: usize,
 }
 
+/// Brackets in brackets, where Python's tokenizer gives up, and expressions in expressions.
 const DEEPEST: usize = 200;
+/// Of chains without brackets; Python gives up where a tree is 3,000 high, and whatever goes down a tree here goes by recursion.
+const LONGEST: usize = 1000;
 
 impl Parser<'_> {
     fn word(&self, at: usize) -> &str {
@@ -270,6 +278,12 @@ impl Parser<'_> {
         let is_next = self.is(word);
         self.at += usize::from(is_next);
         is_next
+    }
+
+    /// One more link of a chain; the first of a kind costs nothing where brackets bound how often there is one.
+    fn links(&mut self, is_free: bool) -> Option<()> {
+        self.links += usize::from(!is_free);
+        (self.links <= LONGEST).then_some(())
     }
 
     fn expects(&mut self, word: &str) -> Option<()> {
@@ -398,6 +412,7 @@ impl Parser<'_> {
     fn inversion(&mut self) -> Option<Expr> {
         let mut n = 0;
         while self.takes("not") {
+            self.links(n == 0)?;
             n += 1;
         }
         let value = self.comparison()?;
@@ -432,6 +447,7 @@ impl Parser<'_> {
         let mut value = self.binary(level + 1)?;
         while let Some(op) = ops.iter().copied().find(|op| self.is(op)) {
             self.at += 1;
+            self.links(false)?;
             value = Expr::Binary(op, Box::new(value), Box::new(self.binary(level + 1)?));
         }
         Some(value)
@@ -441,6 +457,7 @@ impl Parser<'_> {
         let mut signs = Vec::new();
         while let Some(sign) = ["+", "-", "~"].into_iter().find(|sign| self.is(sign)) {
             self.at += 1;
+            self.links(signs.is_empty())?;
             signs.push(sign);
         }
         let mut value = self.power()?;
@@ -458,6 +475,7 @@ impl Parser<'_> {
             base = self.other(first);
         }
         if self.takes("**") {
+            self.links(false)?;
             self.depth += 1;
             let exponent = if self.depth > DEEPEST { None } else { self.factor() };
             self.depth -= 1;
@@ -468,7 +486,12 @@ impl Parser<'_> {
 
     fn primary(&mut self) -> Option<Expr> {
         let mut value = self.atom()?;
+        let mut n = 0;
         loop {
+            if [".", "(", "["].contains(&self.word(self.at)) {
+                self.links(n == 0)?;
+                n += 1;
+            }
             if self.takes(".") {
                 value = Expr::Attribute(Box::new(value), self.name()?);
             } else if self.takes("(") {

@@ -81,3 +81,56 @@ fn expressions_are_written_as_python_writes_them() {
         assert_eq!(python::unparse(&python::parse(text).unwrap()), expected, "{text}");
     }
 }
+
+#[test]
+fn what_would_take_all_memory_is_neither_built_nor_right() {
+    let argument = |text: &str| calls::decode(&format!("f(a={text})")).map(|calls| calls[0].arguments[0].1.repr());
+    for text in ["[]*10**18", "''*10**18", "10**18*[]", "['a']*-3"] {
+        assert!(argument(text).is_some_and(|found| found == "[]" || found == "''"), "{text}");
+    }
+    assert_eq!(argument("(1, 'a')*2").as_deref(), Some("(1, 'a', 1, 'a')"));
+    // Lists of the same value and sums of large ones, which Python holds, are something that nothing equals.
+    for text in ["['a'*60000]*1000000", "['a'*1000000]*1000000", "'a'*60000+'a'*60000", "[['a'*60000]*1, 'a'*60000]*100"] {
+        assert_eq!(argument(text).as_deref(), Some("?"), "{text}");
+    }
+    // Nothing holds these.
+    for text in ["'a'*10**18", "[1]*10**18", "[]*10**30"] {
+        assert_eq!(argument(text), None, "{text}");
+    }
+}
+
+#[test]
+fn trees_are_as_deep_as_python_has_them_and_no_deeper() {
+    let nested = |open: &str, inside: &str, close: &str, n: usize| format!("{}{inside}{}", open.repeat(n), close.repeat(n));
+    for (open, close) in [("[", "]"), ("(", ")"), ("{1:", "}"), ("f(", ")"), ("x[", "]"), ("-(", ")")] {
+        assert!(python::parse(&nested(open, "1", close, 199)).is_some(), "{open}");
+    }
+    for (open, close) in [
+        ("[", "]"),
+        ("(*(", "),)"),
+        ("{**", "}"),
+        ("[*", "]"),
+        ("x[", "]"),
+        ("[a for a in ", "]"),
+        ("f(*", ")"),
+        ("-", ""),
+        ("~ ", ""),
+        ("not ", ""),
+        ("1+", ""),
+        ("1**", ""),
+        ("1**-", ""),
+        ("", ".a"),
+        ("", "()"),
+        ("", "[0]"),
+        ("lambda: ", ""),
+        ("1 if 1 else ", ""),
+    ] {
+        let text = nested(open, "x", close, 100_000);
+        assert!(python::parse(&text).is_none() && calls::decode(&text).is_none(), "{open}..{close}");
+    }
+    // The highest tree goes through all that reads one.
+    let highest = nested("-x.a(", &format!("1{}", "+1".repeat(700)), ")", 198);
+    assert!(python::unparse(&python::parse(&highest).unwrap()).len() > highest.len());
+    // A long list of signed numbers is not high.
+    assert!(python::parse(&format!("[{}]", "-1, ".repeat(5000))).is_some());
+}

@@ -72,6 +72,17 @@ impl Value {
         }
     }
 
+    /// About the memory that it takes: bytes of texts, and one for each value.
+    pub(super) fn size(&self) -> usize {
+        let all = |items: &[Value]| items.iter().map(Value::size).sum::<usize>();
+        1 + match self {
+            Value::Text(text) => text.len(),
+            Value::List(items) | Value::Tuple(items) => all(items),
+            Value::Dict(entries) => entries.iter().map(|(key, value)| key.size() + value.size()).sum(),
+            _ => 0,
+        }
+    }
+
     /// Can it be the key of a dictionary?
     pub(super) fn is_hashable(&self) -> bool {
         match self {
