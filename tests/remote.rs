@@ -249,7 +249,7 @@ fn several_servers_share_the_work_and_must_agree() {
     let both = [&arguments(&a, "both")[..], &["--server", &b.url, "--in-flight", "400"]].concat();
     run(&workdir, &both).ok();
     let (n_a, n_b) = (a.asked().len(), b.asked().len());
-    assert!(n_a > 8 && n_b > 8 && n_a + n_b == 40 + 2 * 5, "{n_a} {n_b}");
+    assert!(n_a > 8 && n_b > 8 && n_a + n_b == 40 + 2 * 5 + 1, "{n_a} {n_b}");
     run(&workdir, &arguments(&a, "one")).ok();
     same_tables(&workdir, ["both", "one"]);
 
@@ -298,13 +298,36 @@ fn killed_client_and_server_and_run_again_gives_the_same_table() {
     // Another model in its place is refused.
     tiny_model::write_noised(&workdir.path("other.gguf"), 2.0);
     let other = Server::start(&workdir.path("other.gguf"), Manners::of("vllm"));
-    let ran = run(&workdir, &arguments(&other, "killed"));
-    assert!(ran.code == Some(1), "{}", ran.stderr);
+    let of_other = ["rows.jsonl", "--model", "other.gguf", "--server", &other.url, "--out", "killed"];
+    let says_other_things = "the servers say other things of the data's first tokens than when this run began";
+    let ran = run(&workdir, &of_other);
+    assert!(ran.code == Some(1) && ran.stderr.contains(says_other_things), "{}", ran.stderr);
 
     let server = Server::start(&model, Manners::of("vllm"));
     run(&workdir, &arguments(&server, "killed")).ok();
     assert!(server.asked().len() < ROWS, "nothing was kept");
+    // Nor is the finished run taken for that of another model which is served under the same name.
+    let ran = run(&workdir, &of_other);
+    assert!(ran.code == Some(1) && ran.stderr.contains(says_other_things), "{}", ran.stderr);
+    run(&workdir, &arguments(&server, "killed")).ok();
     same_tables(&workdir, ["undisturbed", "killed"]);
+}
+
+#[test]
+fn shards_of_servers_with_other_weights_are_not_joined() {
+    let workdir = workdir(60);
+    tiny_model::write_noised(&workdir.path("other.gguf"), 2.0);
+    let [one, other] = ["tiny.gguf", "other.gguf"].map(|model| Server::start(&workdir.path(model), Manners::of("vllm")));
+    // The same tokenizer, served under the same name: of the weights nothing is known but what the servers say.
+    let score = |model: &str, server: &Server, shard: &str, out: &str| {
+        run(&workdir, &["rows.jsonl", "--model", model, "--server", &server.url, "--shard", shard, "--out", out]).ok();
+    };
+    score("tiny.gguf", &one, "0/2", "a-shard-0-of-2");
+    score("tiny.gguf", &one, "1/2", "a-shard-1-of-2");
+    score("other.gguf", &other, "1/2", "b-shard-1-of-2");
+    let ran = run(&workdir, &["a-shard-0-of-2", "b-shard-1-of-2"]);
+    assert!(ran.code == Some(1) && ran.stderr.contains("ran different models"), "{}", ran.stderr);
+    run(&workdir, &["a-shard-0-of-2", "a-shard-1-of-2"]).ok();
 }
 
 #[test]

@@ -64,17 +64,68 @@ pub(crate) fn write_sequences(path: &Path, batches: impl Iterator<Item = Result<
 /// The answers in a folder, in the order of the sequences.
 pub(crate) struct Answers {
     groups: RowGroups,
+    /// What they are the answers to.
+    sent: RowGroups,
+    /// Rows that were read of it and not asked for, with their ids, the next one last.
+    sent_ready: Vec<(u32, Vec<u32>)>,
     /// Positions that were read and not asked for, the next one last.
     ready: Vec<(u32, u32, Position)>,
     folder: PathBuf,
+    /// Ids lie below it.
+    vocab: usize,
     /// How many of the most probable tokens each has; 0 before the first is read.
     pub top_k: usize,
 }
 
 impl Answers {
-    pub(crate) fn open(folder: &Path) -> Result<Answers> {
+    /// Of a model of `vocab` tokens.
+    pub(crate) fn open(folder: &Path, vocab: usize) -> Result<Answers> {
         let groups = RowGroups::one_by_one(&Answers::files(folder)?, COLUMNS.to_vec());
-        Ok(Answers { groups, ready: Vec::new(), folder: folder.join(ANSWERS_FOLDER), top_k: 0 })
+        let sequences = folder.join(SEQUENCES_FILE);
+        if !sequences.exists() {
+            return Err(Error::new("the file of the sequences that were answered is missing: the answers may be to others")
+                .at(sequences)
+                .cure("Put the one that --emit wrote back beside the folder of the answers."));
+        }
+        let sent = RowGroups::one_by_one(&[sequences], vec!["row", "ids"]);
+        let folder = folder.join(ANSWERS_FOLDER);
+        Ok(Answers { groups, sent, sent_ready: Vec::new(), ready: Vec::new(), folder, vocab, top_k: 0 })
+    }
+
+    /// Does the answered sequence of this row have the very ids of this one, up to its last target?
+    fn check_sent(&mut self, sequence: &Sequence) -> Result<()> {
+        let other = |what: String| {
+            Error::new(what).at(self.folder.with_file_name(SEQUENCES_FILE)).cure(
+                "Give the data and the options of --emit (template, --system, --max-len, --supervise ..) again, or emit into another folder.",
+            )
+        };
+        let (row, ids) = loop {
+            match self.sent_ready.pop() {
+                Some((row, _)) if row < sequence.row => {}
+                Some(found) => break found,
+                None => match self.sent.next_frames()?.pop() {
+                    Some((_, frame)) => {
+                        self.sent_ready = sent_of(&frame)?;
+                        self.sent_ready.reverse();
+                    }
+                    None => return Err(other(format!("the sequences that were answered end before row {}", sequence.row))),
+                },
+            }
+        };
+        if row != sequence.row {
+            return Err(other(format!("row {} was not asked about; the next that was is row {row}", sequence.row)));
+        }
+        let end = sequence.supervised.iter().rposition(|&supervised| supervised).map_or(0, |last| last + 1);
+        let own = &sequence.ids[..end];
+        if let Some(at) = (0..own.len().max(ids.len())).find(|&at| own.get(at) != ids.get(at)) {
+            let said = |id: Option<&u32>| id.map_or_else(|| "no".to_owned(), |id| format!("id {id} as"));
+            return Err(other(format!(
+                "row {row} has {} token {at}, and {} token {at} in what was answered: the answers are to other sequences",
+                said(own.get(at)),
+                said(ids.get(at))
+            )));
+        }
+        Ok(())
     }
 
     fn files(folder: &Path) -> Result<Vec<PathBuf>> {
@@ -104,6 +155,7 @@ impl Answers {
 
     /// The answer to a sequence; rows before its own are passed over.
     pub(crate) fn of(&mut self, sequence: &Sequence) -> Result<Vec<Position>> {
+        self.check_sent(sequence)?;
         let missing = |what: String| {
             Error::new(what).at(&self.folder).cure(
                 "Run the driver again: it goes on with what is missing. After another --emit, remove the answers to the sequences of before.",
@@ -118,7 +170,7 @@ impl Answers {
                     Some(found) => break found,
                     None => match self.groups.next_frames()?.pop() {
                         Some((path, frame)) => {
-                            self.ready = positions_of(&frame, &mut self.top_k).map_err(|error| error.at(path))?;
+                            self.ready = positions_of(&frame, &mut self.top_k, self.vocab).map_err(|error| error.at(path))?;
                             self.ready.reverse();
                         }
                         None => return Err(missing(format!("the answers end before row {}, token {pos}", sequence.row))),
@@ -143,7 +195,17 @@ impl Answers {
     }
 }
 
-fn positions_of(frame: &pl::DataFrame, top_k: &mut usize) -> Result<Vec<(u32, u32, Position)>> {
+fn sent_of(frame: &pl::DataFrame) -> Result<Vec<(u32, Vec<u32>)>> {
+    let rows = frame.column("row")?.u32()?.cont_slice()?;
+    let ids = frame.column("ids")?.list()?.amortized_iter();
+    let with_ids = rows.iter().zip(ids).map(|(row, ids)| {
+        let ids = ids.and_then(|ids| ids.as_ref().u32().ok().and_then(|ids| ids.to_vec_null_aware().left()));
+        ids.map(|ids| (*row, ids)).ok_or_else(|| Error::new(format!("the ids of row {row} are missing")))
+    });
+    with_ids.collect()
+}
+
+fn positions_of(frame: &pl::DataFrame, top_k: &mut usize, vocab: usize) -> Result<Vec<(u32, u32, Position)>> {
     let numbers = |name: &str| -> Result<Vec<u32>> { Ok(frame.column(name)?.u32()?.cont_slice()?.to_vec()) };
     let (rows, pos, ids, ranks) = (numbers("row")?, numbers("pos")?, numbers("token_id")?, numbers("rank")?);
     let logprobs = frame.column("logprob")?.f32()?.cont_slice()?;
@@ -163,7 +225,7 @@ fn positions_of(frame: &pl::DataFrame, top_k: &mut usize) -> Result<Vec<(u32, u3
         if *top_k == 0 {
             *top_k = top.len().max(LEAST_TOP_K);
         }
-        positions.push((rows[i], pos[i], Position::new(pos[i] as usize, target, Some(ranks[i]), top, *top_k)?));
+        positions.push((rows[i], pos[i], Position::new(pos[i] as usize, target, Some(ranks[i]), top, (*top_k, vocab))?));
     }
     Ok(positions)
 }
@@ -221,7 +283,7 @@ mod tests {
         write_answers(&answers.join("00000.parquet"), &[(3, 1, 8, -6.0), (3, 2, 9, -7.0), (5, 1, 4, -8.0)]);
         write_answers(&answers.join("00001.parquet"), &[(9, 2, 3, -9.0)]);
         std::fs::write(answers.join("00002.17.part"), "half").unwrap();
-        let mut read = Answers::open(out).unwrap();
+        let mut read = Answers::open(out, 1000).unwrap();
         let first = read.of(&sequences[0]).unwrap();
         assert_eq!(
             first.iter().map(|position| (position.target.id, position.target.logprob)).collect::<Vec<_>>(),
@@ -231,10 +293,18 @@ mod tests {
         // A run that goes on passes over what it has.
         assert_eq!(read.of(&sequences[2]).unwrap()[0].target.logprob, -9.0);
 
-        let of_first = |sequence: &Sequence| Answers::open(out).unwrap().of(sequence).unwrap_err().to_string();
-        assert!(of_first(&sequence(3, &[7, 6, 9], &[1])).contains("has 6 as its token 1, the answer is about 8"));
-        assert!(of_first(&sequence(4, &[7, 6], &[1])).contains("expected the answer to row 4, token 1, found row 5, token 1"));
-        assert!(of_first(&sequence(10, &[7, 6], &[1])).contains("the answers end before row 10, token 1"));
+        let of_first = |sequence: &Sequence| Answers::open(out, 1000).unwrap().of(sequence).unwrap_err().to_string();
+        let is_other = "has id 6 as token 0, and id 7 as token 0 in what was answered";
+        assert!(of_first(&sequence(3, &[6, 8, 9], &[1, 2])).contains(is_other), "the same targets behind another prompt");
+        assert!(of_first(&sequence(3, &[7, 8, 9], &[1])).contains("has no token 2, and id 9 as token 2"));
+        assert!(of_first(&sequence(4, &[7, 6], &[1])).contains("row 4 was not asked about; the next that was is row 5"));
+        assert!(of_first(&sequence(10, &[7, 6], &[1])).contains("the sequences that were answered end before row 10"));
+        // Equal ids of which others are targets.
+        assert!(of_first(&sequence(3, &[7, 8, 9], &[2])).contains("expected the answer to row 3, token 2, found row 3, token 1"));
+        std::fs::rename(answers.join("00001.parquet"), out.join("elsewhere")).unwrap();
+        assert!(of_first(&sequences[2]).contains("the answers end before row 9, token 2"));
+        std::fs::rename(out.join(SEQUENCES_FILE), out.join("sent")).unwrap();
+        assert!(Answers::open(out, 1000).err().unwrap().to_string().contains("the answers may be to others"));
         let before = Answers::hash(out).unwrap();
         write_answers(&answers.join("00000.parquet"), &[(3, 1, 8, -6.5), (3, 2, 9, -7.0), (5, 1, 4, -8.0)]);
         assert_ne!(Answers::hash(out).unwrap(), before);

@@ -18,6 +18,11 @@ use crate::tokens::{Sequence, Tokenizer};
 
 /// Tokens of a probe: enough for several pages of a server's cache (16 tokens in vLLM).
 const PROBE_TOKENS: usize = 64;
+/// What every run asks about, whatever its data: by this it is known whether two shards were scored by the same weights.
+const FIXED_TEXT: &str = "The quick brown fox jumps over the lazy dog. A train leaves the station at 7:45 and arrives 3 hours later; def f(x): \
+    return x + 1  # plus one. Water boils at 100 degrees.";
+/// Below that ln p, bf16 says little. JSON has no minus infinity, either.
+const LEAST_LOGPROB: f32 = -15.0;
 /// Nats between two answers to one prompt, on the mean. In bf16 another batch rounds other sums: 0.01; a stale value is nats away.
 const REPEATED: f64 = 0.05;
 /// Between two servers of one model, which may run on other cards.
@@ -44,9 +49,10 @@ pub struct Checked {
     pub repeated: Difference,
     /// The same from this program's own engine in f32; absent where the weights are not here or too many.
     pub from_own: Option<Difference>,
-    /// ln p of the probe's tokens.
-    #[serde(skip)]
+    /// ln p of the probe's tokens, which are the first of the data.
     pub probe: Vec<f32>,
+    /// ln p of the tokens of a text that is the same in all runs; none where there is nobody to ask.
+    pub fixed: Vec<f32>,
 }
 
 impl Checked {
@@ -68,13 +74,21 @@ impl Checked {
             vocab_size,
             repeated: Difference::default(),
             from_own,
-            probe: first.iter().map(|position| position.target.logprob).collect(),
+            probe: logprobs(first),
+            fixed: Vec::new(),
         }
     }
 
     /// `vllm 0.11.0`
     pub fn program(&self) -> String {
         self.version.as_ref().map_or_else(|| self.api.to_string(), |version| format!("{} {version}", self.api))
+    }
+
+    /// How far apart the servers of two runs are in what they say of a text that is not of the data, where that is too far for one model.
+    pub fn weights_apart(&self, other: &Checked) -> Option<Difference> {
+        // The tokens after a prefix do not change what is said of it.
+        let apart = Difference::of(self.fixed.iter().copied().zip(other.fixed.iter().copied()));
+        (self.fixed.is_empty() != other.fixed.is_empty() || apart.mean > BETWEEN_SERVERS).then_some(apart)
     }
 
     /// An error unless the servers say of the probe what they said `before`.
@@ -104,9 +118,7 @@ impl Difference {
     fn of(pairs: impl Iterator<Item = (f32, f32)>) -> Difference {
         let mut found = Difference::default();
         for (a, b) in pairs {
-            // Below that, bf16 says little, and both say "no".
-            const LEAST: f32 = -15.0;
-            let apart = f64::from((a.max(LEAST) - b.max(LEAST)).abs());
+            let apart = f64::from((a.max(LEAST_LOGPROB) - b.max(LEAST_LOGPROB)).abs());
             found.tokens += 1;
             found.mean += apart;
             found.max = found.max.max(apart);
@@ -150,6 +162,7 @@ impl Pool {
             Some(own) => Some(compare_with_own(&first, &own).map_err(|error| error.at(self.servers[0].url()))?),
             None => None,
         };
+        let fixed = self.fixed(tokenizer)?;
         let server = &self.servers[0];
         Ok(Checked {
             api: server.api,
@@ -161,8 +174,18 @@ impl Pool {
             vocab_size: self.vocab,
             repeated,
             from_own,
-            probe: first.iter().map(|position| position.target.logprob).collect(),
+            probe: logprobs(&first),
+            fixed,
         })
+    }
+
+    /// What the first server, which the others agree with, says of the text that is the same in all runs.
+    fn fixed(&self, tokenizer: &Tokenizer) -> Result<Vec<f32>> {
+        let text = tokenizer.encode(FIXED_TEXT)?;
+        let mut ids: Vec<u32> = tokenizer.leading_bos().into_iter().chain(text.iter().map(|token| token.id)).collect();
+        ids.truncate(PROBE_TOKENS.min(self.longest_prompt().unwrap_or(PROBE_TOKENS)));
+        let wanted: Vec<bool> = (0..ids.len()).map(|i| i > 0).collect();
+        Ok(logprobs(&self.ask(0, &ids, &wanted, None).map_err(Trouble::into_error)?))
     }
 
     /// The first answer of a server, and whether its tokens are ours.
@@ -259,6 +282,11 @@ pub fn compare_with_own(found: &[Position], own: &[TokenStatistics]) -> Result<D
         apart.mean, apart.tokens, apart.max
     ))
     .cure("Another model is served, or the server computes it wrongly. Name the very model that is served with --model."))
+}
+
+/// ln p of the targets, to be kept and compared.
+fn logprobs(positions: &[Position]) -> Vec<f32> {
+    positions.iter().map(|position| position.target.logprob.max(LEAST_LOGPROB)).collect()
 }
 
 fn difference(first: &[Position], second: &[Position]) -> Difference {

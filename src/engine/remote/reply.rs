@@ -160,18 +160,11 @@ impl Reading<'_> {
                 "the entry at token {index} does not name it (id {id}): the answer is shifted, reordered, cut at its beginning, or another prompt's"
             )));
         };
-        if let Some(choice) = top.iter().find(|choice| choice.id as usize >= vocab) {
-            return Err(Error::new(format!(
-                "the server's model has a token {}, the tokenizer ends before {vocab}: they do not belong together",
-                choice.id
-            ))
-            .cure("Name the folder of the very model that is served with --model."));
-        }
         self.at += 1;
         if !wanted[index] {
             return Ok(());
         }
-        self.positions.push(Position::new(index, target, rank, top, top_k)?);
+        self.positions.push(Position::new(index, target, rank, top, (top_k, vocab))?);
         Ok(())
     }
 }

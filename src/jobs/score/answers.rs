@@ -18,7 +18,7 @@ pub(super) fn score(
     watch: &dyn Watch,
 ) -> Result<Stages> {
     let mut stages = Stages::default();
-    let mut answers = Answers::open(folder)?;
+    let mut answers = Answers::open(folder, plan.vocab_size)?;
     for mut part in from_reader {
         for sequence in &part.sequences {
             let positions = answers.of(sequence)?;

@@ -202,7 +202,7 @@ impl Found {
             }
             Source::Answers(folder, served) => {
                 let first = first_sequence(dataset, renderer, chosen)?;
-                let mut answers = Answers::open(&folder)?;
+                let mut answers = Answers::open(&folder, self.vocab_size)?;
                 let found = answers.of(&first)?;
                 let own = own_scores(&served, &first, &mut remarks)?;
                 let from_own = own.map(|own| compare_with_own(&found, &own).map_err(|error| error.at(&folder))).transpose()?;

@@ -122,6 +122,18 @@ fn check_whole(shards: &[Found], runs: &BTreeMap<String, Vec<Found>>) -> Result<
                 .at(&found.folder)
                 .cure("Give the command that began it again."));
         }
+        let servers = [&first.record, &found.record].map(|record| record.server.as_ref().map(|server| &server.checked));
+        if let [Some(of_first), Some(own)] = servers
+            && let Some(apart) = own.weights_apart(of_first)
+        {
+            return Err(Error::new(format!(
+                "the servers of shard {} and shard {} ran different models: ln p of a text that both were asked about is {:.3} nat apart on \
+                 the mean of {} tokens",
+                first.shard.shard, found.shard.shard, apart.mean, apart.tokens
+            ))
+            .at(&found.folder)
+            .cure("Score all shards with servers of one and the same model in one precision."));
+        }
     }
     Ok(())
 }

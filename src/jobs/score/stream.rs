@@ -14,7 +14,7 @@ use super::answers;
 use super::engine::Engine;
 use super::part::{Part, PartSize, Stages};
 use super::plan::Plan;
-use super::record::read_json;
+use super::record::{RUN_FILE, read_json, read_record};
 use super::servers;
 use crate::diagnosis::fidelity::Fidelity;
 use crate::engine::remote::Checked;
@@ -115,7 +115,16 @@ fn is_finished(plan: &Plan) -> Result<bool> {
     let found = crate::table::read_provenance(&tokens)?;
     match found.iter().find(|(name, _)| name == "diagnose.identity") {
         // Parts beside a finished table are what a killed run had not put away yet: the finishing pass does.
-        Some((_, identity)) if *identity == plan.identity => Ok(!plan.out.join(PARTS_FOLDER).exists()),
+        Some((_, identity)) if *identity == plan.identity && plan.out.join(PARTS_FOLDER).exists() => Ok(false),
+        Some((_, identity)) if *identity == plan.identity => match plan.engine.checked() {
+            None => Ok(true),
+            Some(checked) => {
+                let path = plan.out.join(RUN_FILE);
+                let before = read_record(&path)?.server.ok_or_else(|| other_run(&plan.out))?;
+                checked.compare(&before.checked.probe).map_err(|error| error.at(path))?;
+                Ok(true)
+            }
+        },
         _ => Err(other_run(&plan.out)),
     }
 }
