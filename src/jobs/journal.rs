@@ -31,11 +31,12 @@ impl Journal {
             Err(error) => return Err(Error::new(CANNOT).at(path).caused_by(error)),
         };
         let mut whole = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
-        let mut lines = text[..whole].split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
+        let mut lines = text[..whole].split(|&byte| byte == b'\n').filter(|line| !line.is_empty()).peekable();
         let mut entries = Vec::new();
         if let Some(first) = lines.next() {
             let found: serde_json::Value = serde_json::from_slice(first).context_at(path, "expected the identity of a run")?;
-            match (found["identity"] == identity, other()) {
+            // Nothing is lost with a journal that holds nothing.
+            match (found["identity"] == identity, other().filter(|_| lines.peek().is_some())) {
                 (true, _) => {
                     for line in lines {
                         entries.push(serde_json::from_slice(line).context_at(path, "expected what the run has finished")?);
@@ -92,5 +93,11 @@ mod tests {
         // Of another run, and not worth an error: begun anew.
         assert!(open("b", &|| None).unwrap().1.is_empty());
         assert!(open("b", &refused).unwrap().1.is_empty());
+        // It holds nothing yet: so is it without being asked for.
+        assert!(open("c", &refused).unwrap().1.is_empty());
+        let (mut journal, _) = open("c", &refused).unwrap();
+        journal.add(&[1, 7]).unwrap();
+        drop(journal);
+        assert!(open("b", &refused).is_err());
     }
 }
