@@ -116,11 +116,14 @@ fn a_killed_evaluation_and_another_batch_give_the_same_answers() {
     // A sample of the items has their answers.
     workdir.run(&[&command[..], &["--out", "few", "--batch", "1", "--limit", "2"]].concat()).ok();
     assert_eq!(answers(&workdir, "few", "q"), answers(&workdir, "whole", "q")[..4]);
-    // A journal of other settings is not gone on with.
+    // A journal of other settings is not gone on with, unless nothing stands in it.
     std::fs::create_dir(workdir.path("other")).unwrap();
-    workdir.write("other/answers.q.part.jsonl", "{\"identity\":\"x\"}\n");
+    workdir.write("other/answers.q.part.jsonl", "{\"identity\":\"x\"}\n{}\n");
     let refused = workdir.run(&[&command[..], &["--out", "other"]].concat());
     assert!(refused.code == Some(1) && refused.stderr.contains("were begun for other items"), "{}", refused.stderr);
+    workdir.write("other/answers.q.part.jsonl", "{\"identity\":\"x\"}\n");
+    workdir.run(&[&command[..], &["--out", "other"]].concat()).ok();
+    assert_eq!(answers(&workdir, "whole", "q"), answers(&workdir, "other", "q"));
 }
 
 #[test]
@@ -132,6 +135,10 @@ fn what_cannot_be_asked_is_said() {
     };
     refused("q.jsonl", &["--repeats", "2"], 2, "would write the same answer 2 times");
     refused("q.jsonl", &["--max-new-tokens", "0"], 2, "--max-new-tokens 0");
+    refused("q.jsonl", &["--top-p", "0.9"], 2, "--top-p has no say at temperature 0");
+    refused("q.jsonl", &["--fewshot-from", "q.jsonl"], 2, "`q` is asked with none");
+    refused("q.jsonl", &["--device", "cuda"], 2, "answers are written on the CPU only, not on `cuda`");
+    assert!(!workdir.path("bad").exists());
     refused("q.jsonl", &["--max-len", "256"], 2, "leaves no room for its prompts in --max-len 256");
     workdir.write("empty.jsonl", r#"{"prompt": " ", "answer": "a"}"#);
     refused("empty.jsonl", &[], 1, "empty.jsonl:1: `prompt` is empty");
@@ -160,6 +167,7 @@ fn what_cannot_be_asked_is_said() {
     let cut = workdir.run(&[&EVAL[..], &["--max-len", "70", "--out", "cut"]].concat()).ok().stdout;
     assert!(cut.contains("contexts were cut at their beginning"), "{cut}");
     assert_eq!(task(&workdir, "cut", "q")["truncated"], 2);
+    assert!(task(&workdir, "cut", "q")["writing"]["ends"].is_array());
 
     // A template that opens no answer, and a model that never ends one.
     workdir.write("bare.jinja", "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}");

@@ -80,8 +80,8 @@ pub(super) struct Options {
     #[arg(long, default_value = "fused", hide_short_help = true)]
     kernels: Kernels,
 
-    /// Where the model runs: auto (an NVIDIA GPU if there is one that the model fits on, else the CPU), cpu, cuda, or metal (a build with
-    /// that feature, and --kernels reference)
+    /// Where the model runs: auto (an NVIDIA GPU if there is one that the model fits on, else the CPU, which also writes all answers), cpu,
+    /// cuda, or metal (a build with that feature, and --kernels reference)
     #[arg(long, default_value = "auto", hide_short_help = true)]
     device: Placement,
 
@@ -222,6 +222,11 @@ impl Written {
         }
         if self.stops.iter().any(String::is_empty) {
             return Err(Error::usage("--stop: expected a text, found an empty one"));
+        }
+        let cuts = [(self.top_k.is_some(), "--top-k"), (self.top_p.is_some(), "--top-p"), (self.min_p.is_some(), "--min-p")];
+        if let Some((_, option)) = cuts.iter().find(|(is_given, _)| *is_given && sampling.is_greedy()) {
+            return Err(Error::usage(format!("{option} has no say at temperature 0, which takes the most probable token"))
+                .cure("Give a --temperature, such as 1, or leave it out."));
         }
         if self.repeats > 1 && sampling.is_greedy() {
             return Err(Error::usage(format!(

@@ -116,6 +116,9 @@ pub struct Work {
     /// Items whose system message the chat template refused.
     #[serde(default)]
     pub without_system: u64,
+    /// Answers that could not be judged, and count as wrong.
+    #[serde(default)]
+    pub unjudged: u64,
     /// Of all requests; where the model writes, those of prompts and answers.
     pub tokens: u64,
     /// Less than `tokens` where requests share a prefix.
@@ -150,7 +153,8 @@ impl std::fmt::Display for Settings {
             .few_shot
             .map_or("no examples".to_owned(), |few_shot| format!("--fewshot {}{}", few_shot.n, drawn(few_shot.seed)));
         let ways = self.asked.words().into_iter().chain(self.writing.iter().flat_map(Writing::words));
-        write!(f, "{items} and {examples}{}", ways.map(|word| format!(", {word}")).collect::<String>())
+        let ends = self.writing.as_ref().map(|writing| format!("end tokens {:?}", writing.ends));
+        write!(f, "{items} and {examples}{}", ways.chain(ends).map(|word| format!(", {word}")).collect::<String>())
     }
 }
 

@@ -8,12 +8,13 @@
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::asking::Asking;
 use super::metrics::{Draw, Sample};
 use super::requests::encode_prompt;
 use super::tasks::{Item, Task};
-use super::written::Spec;
+use super::written::{Check, Spec, Verdict};
 use crate::engine::generate::{Ended, Request, Sampling};
 use crate::error::{Error, Result};
 use crate::files::sha256;
@@ -30,6 +31,9 @@ pub struct Writing {
     pub repeats: u32,
     /// Of the draws; `None` where nothing is drawn.
     pub seed: Option<u64>,
+    /// Tokens that end an answer: files beside the weights name them, so that the model's SHA-256 does not tell them.
+    #[serde(default)]
+    pub ends: Vec<u32>,
 }
 
 /// How answers ended.
@@ -60,7 +64,7 @@ pub struct Prompt {
 }
 
 impl Writing {
-    /// By a task's own rules, as far as nobody says otherwise; `stops` come on top.
+    /// By a task's own rules, as far as nobody says otherwise; `stops` come on top. What the model ends an answer with is not known yet.
     pub fn of(
         spec: &Spec,
         max_new_tokens: Option<usize>,
@@ -76,7 +80,19 @@ impl Writing {
             stops: own.chain(stops.iter().cloned()).collect(),
             repeats,
             seed: (!sampling.is_greedy()).then_some(seed),
+            ends: Vec::new(),
         }
+    }
+
+    /// Tokens that are left to a prompt of the task; an error where there are none.
+    pub fn room(&self, task: &str, max_len: usize) -> Result<usize> {
+        max_len.checked_sub(self.max_new_tokens).filter(|most| *most > 0).ok_or_else(|| {
+            Error::usage(format!(
+                "`{task}` asks for answers of up to {} tokens, which leaves no room for its prompts in --max-len {max_len}",
+                self.max_new_tokens
+            ))
+            .cure("Give a larger --max-len or a smaller --max-new-tokens.")
+        })
     }
 
     /// The option by which two ways of writing differ; another seed draws other answers in the same way.
@@ -120,13 +136,7 @@ impl Writing {
 
 /// The prompts of all items; with the longest answer none is longer than `max_len`.
 pub fn prompts(tokenizer: &Tokenizer, task: &Task, asking: &Asking, writing: &Writing, max_len: usize) -> Result<Prompts> {
-    let most = max_len.checked_sub(writing.max_new_tokens).filter(|most| *most > 0).ok_or_else(|| {
-        Error::usage(format!(
-            "`{}` asks for answers of up to {} tokens, which leaves no room for its prompts in --max-len {max_len}",
-            task.name, writing.max_new_tokens
-        ))
-        .cure("Give a larger --max-len or a smaller --max-new-tokens.")
-    })?;
+    let most = writing.room(&task.name, max_len)?;
     let of_item = |item: &Item| {
         let context = asking.context(item, &item.requests[0].context)?;
         let (ids, is_cut) = encode_prompt(tokenizer, &context.text, most)?;
@@ -142,7 +152,8 @@ pub fn prompts(tokenizer: &Tokenizer, task: &Task, asking: &Asking, writing: &Wr
     Ok(Prompts { list: found.into_iter().map(|(prompt, ..)| prompt).collect(), truncated, without_system })
 }
 
-/// What the answers to an item came to; `answers` are the tokens of each, in the order of the draws.
+/// What the answers to an item came to, and how many of them could not be judged: they count as wrong. `answers` are the tokens of each, in the
+/// order of the draws.
 pub fn judged(
     tokenizer: &Tokenizer,
     task: &Task,
@@ -150,26 +161,41 @@ pub fn judged(
     prompt: &Prompt,
     stops: &[String],
     answers: &[(&[u32], Ended)],
-) -> Result<Sample> {
+) -> Result<(Sample, u64)> {
     let (Some(spec), Some(question)) = (task.written, &item.written) else {
         return Err(Error::new(format!("`{}` is no task with written answers", task.name)));
     };
+    let mut unjudged = 0;
     let draw = |&(ids, ended): &(&[u32], Ended)| {
         let text = text(tokenizer, ids, ended, stops)?;
-        let verdicts = (spec.check)(&question.data, &text)?;
+        let (verdicts, is_judged) = verdicts(spec.check, &question.data, &text)?;
+        unjudged += u64::from(!is_judged);
         Ok(Draw { text, tokens: ids.len() as u32, ended, verdicts })
     };
     let draws = answers.iter().map(draw).collect::<Result<Vec<Draw>>>().map_err(|error: Error| {
         Error::new(format!("an answer to item `{}` cannot be judged", item.id)).caused_by(error).at(&task.path)
     })?;
-    Ok(Sample {
+    let sample = Sample {
         id: item.id.clone(),
         subject: item.subject.clone(),
         group: item.group.clone(),
         prompt_sha256: Some(prompt.sha256.clone()),
         draws,
         ..Sample::default()
-    })
+    };
+    Ok((sample, unjudged))
+}
+
+/// The verdicts on an answer, and whether it could be judged. One that could not, such as one on which a pattern takes too long, must not cost
+/// all others: it is wrong by each metric, and an empty answer tells which there are.
+fn verdicts(check: Check, data: &Value, text: &str) -> Result<(Vec<Verdict>, bool)> {
+    match check(data, text) {
+        Ok(verdicts) => Ok((verdicts, true)),
+        Err(error) => {
+            let of_nothing = check(data, "").map_err(|_| error)?;
+            Ok((of_nothing.into_iter().map(|verdict| Verdict { right: 0, ..verdict }).collect(), false))
+        }
+    }
 }
 
 /// An answer as it is judged.
@@ -193,5 +219,27 @@ impl Endings {
             }
         }
         endings
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::written::uniform;
+    use super::*;
+
+    #[test]
+    fn an_answer_that_no_pattern_can_be_tried_on_is_wrong_and_counted() {
+        // Backtracks without end where what follows is missing.
+        let row = json!({"answer": r"^(?=a)(a|a|aa)+\1b$", "match": "regex"});
+        let data = uniform::data(row.as_object().unwrap()).unwrap();
+        let answer = "a".repeat(60);
+        assert!((uniform::SPEC.check)(&data, &format!("{answer}c")).is_err());
+        let wrong = vec![Verdict::of_answer("match", false)];
+        assert_eq!(verdicts(uniform::SPEC.check, &data, &format!("{answer}c")).unwrap(), (wrong.clone(), false));
+        assert_eq!(verdicts(uniform::SPEC.check, &data, "x").unwrap(), (wrong, true));
+        // What no answer can be judged by is an error.
+        assert!(verdicts(uniform::SPEC.check, &json!({}), "x").is_err());
     }
 }

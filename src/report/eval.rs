@@ -67,7 +67,7 @@ fn remarks(task: &TaskScores) -> Vec<String> {
             end_token + stop + length
         ));
     }
-    let Work { truncated, without_system, .. } = task.work;
+    let Work { truncated, without_system, unjudged, .. } = task.work;
     if truncated > 0 {
         remarks.push(match task.kind {
             Kind::Rows => format!("{truncated} rows were cut at their end"),
@@ -80,6 +80,9 @@ fn remarks(task: &TaskScores) -> Vec<String> {
     if without_system > 0 {
         remarks
             .push(format!("{without_system} questions were asked without their system message, which the chat template refuses"));
+    }
+    if unjudged > 0 {
+        remarks.push(format!("{unjudged} answers could not be judged, as their patterns took too long, and count as wrong"));
     }
     remarks.extend(task.notes.iter().cloned());
     remarks

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::path::Path;
 use std::time::Instant;
 
+use crate::dataset::Role;
 use crate::engine::generate::{self, Request, generate};
 use crate::error::{Error, Result};
 use crate::eval::asking::Asking;
@@ -15,15 +16,13 @@ use crate::eval::{rows, score};
 use crate::jobs::answer::{Entry, entries};
 use crate::jobs::journal::Journal;
 use crate::jobs::watch::Watch;
-use crate::model::{Model, Reference, stop_tokens};
+use crate::model::{Model, Reference, stop_tokens, text_of};
 
 /// What tasks are evaluated with.
 pub(super) struct Desk<'a> {
     pub(super) model: &'a Model,
     pub(super) asking: &'a Asking,
     pub(super) max_len: usize,
-    /// Tokens that end an answer.
-    pub(super) ends: Vec<u32>,
     /// Answers under way at a time.
     pub(super) at_once: usize,
     pub(super) watch: &'a dyn Watch,
@@ -42,7 +41,7 @@ impl Desk<'_> {
             _ => score::score(self.model, task, self.asking, self.max_len, &mut progress)?,
         };
         let score::Scored { samples, truncated, without_system, tokens, computed_tokens } = scored;
-        Ok((samples, Work { truncated, without_system, tokens, computed_tokens }, None))
+        Ok((samples, Work { truncated, without_system, unjudged: 0, tokens, computed_tokens }, None))
     }
 
     /// By answers that are written, as far as the journal does not hold them.
@@ -64,7 +63,7 @@ impl Desk<'_> {
         let requests: Vec<Request> = open.iter().map(|&(item, draw)| writing.request(task, item, &prompts, draw)).collect();
         let way = generate::Way {
             sampling: writing.sampling,
-            ends: self.ends.clone(),
+            ends: writing.ends.clone(),
             stops: writing.stops.clone(),
             at_once: self.at_once,
         };
@@ -92,11 +91,13 @@ impl Desk<'_> {
             });
             write::judged(tokenizer, task, question, prompt, &writing.stops, &answers.collect::<Result<Vec<_>>>()?)
         };
-        let samples = task.items.iter().zip(&prompts.list).enumerate().map(judged).collect::<Result<Vec<Sample>>>()?;
+        let (samples, unjudged): (Vec<Sample>, Vec<u64>) =
+            task.items.iter().zip(&prompts.list).enumerate().map(judged).collect::<Result<Vec<_>>>()?.into_iter().unzip();
         let of_prompts = prompts.list.iter().map(|prompt| prompt.ids.len() as u64).sum::<u64>() * u64::from(writing.repeats);
         let work = Work {
             truncated: prompts.truncated,
             without_system: prompts.without_system,
+            unjudged: unjudged.into_iter().sum(),
             tokens: of_prompts + entries.values().map(|entry| entry.ids.len() as u64).sum::<u64>(),
             computed_tokens: spent.prompt_tokens - spent.shared_tokens + spent.tokens,
         };
@@ -105,26 +106,42 @@ impl Desk<'_> {
 }
 
 /// The tokens that end an answer: those that end it in Transformers, and the one with which the chat template ends a turn.
-pub(super) fn ends(reference: &Reference, model: &Model, asking: &Asking) -> Result<Vec<u32>> {
-    let mut ends = stop_tokens(reference, &model.tokenizer)?;
+pub(super) fn ends(reference: &Reference, asking: &Asking) -> Result<Vec<u32>> {
+    let (tokenizer, _) = text_of(reference)?;
+    let mut ends = stop_tokens(reference, &tokenizer)?;
     let of_turn = asking.chat.as_ref().and_then(|chat| chat.renderer.end_of_turn());
     ends.extend(of_turn.filter(|id| !ends.contains(id)));
     Ok(ends)
 }
 
-/// What is odd about the model, in sentences.
-pub(super) fn notes(writes: bool, ends: &[u32], asking: &Asking) -> Vec<String> {
+/// What is odd about how the model does a task, in sentences.
+pub(super) fn notes(task: &Task, ends: &[u32], asking: &Asking) -> Vec<String> {
     let mut notes = Vec::new();
-    if writes && ends.is_empty() {
+    if task.kind == Kind::Written && ends.is_empty() {
         notes.push(
             "the model names no end token, and neither does a template: every answer is as long as it may be, or meets a stop string"
                 .to_owned(),
         );
     }
-    if asking.chat.as_ref().is_some_and(|chat| !chat.renderer.has_generation_prompt()) {
+    // A text is read as it is, and rows have their answers in them.
+    let is_asked = !matches!(task.kind, Kind::Text | Kind::Rows);
+    if is_asked && asking.chat.as_ref().is_some_and(|chat| !chat.renderer.has_generation_prompt()) {
         notes.push(
             "the chat template adds nothing where an answer is to follow: answers begin right behind the question".to_owned(),
         );
+    }
+    let messages_of = |item: &Item| match (&item.written, &item.row) {
+        (Some(written), _) if written.messages.is_some() => written.messages.clone(),
+        (_, Some(row)) => Some(row.turns.clone()),
+        _ => None,
+    };
+    let has_own = |item: &&Item| messages_of(item).is_some_and(|turns| turns.iter().any(|turn| turn.role == Role::System));
+    let own = task.items.iter().filter(has_own).count();
+    if asking.system.is_some() && own > 0 {
+        notes.push(format!(
+            "{own} of {} items have a system message of their own, and keep it in the place of --system",
+            task.items.len()
+        ));
     }
     notes
 }
@@ -132,11 +149,26 @@ pub(super) fn notes(writes: bool, ends: &[u32], asking: &Asking) -> Vec<String> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::eval::tasks::parse;
 
     #[test]
     fn answers_that_nothing_ends_are_said_where_some_are_written() {
-        let of = |writes, ends: &[u32]| notes(writes, ends, &Asking::default());
-        assert!(of(true, &[])[0].contains("names no end token"));
-        assert!(of(true, &[2]).is_empty() && of(false, &[]).is_empty());
+        let task = |row: &str| parse("t", "t.jsonl", row.as_bytes()).unwrap();
+        let of = |row: &str, ends: &[u32]| notes(&task(row), ends, &Asking::default());
+        let (written, chosen) = (r#"{"prompt":"a","answer":"b"}"#, r#"{"context":"a","choices":["b","c"],"answer":0}"#);
+        assert!(of(written, &[])[0].contains("names no end token"));
+        assert!(of(written, &[2]).is_empty() && of(chosen, &[]).is_empty());
+    }
+
+    #[test]
+    fn items_that_keep_a_system_message_of_their_own_are_counted() {
+        let row = |role: &str| {
+            format!(r#"{{"messages":[{{"role":"{role}","content":"S"}},{{"role":"user","content":"a"}}],"answer":"b"}}"#)
+        };
+        let rows = [row("system"), row("user"), row("system")].join("\n");
+        let task = parse("t", "t.jsonl", rows.as_bytes()).unwrap();
+        let of = |system: Option<&str>| notes(&task, &[2], &Asking { system: system.map(str::to_owned), ..Asking::default() });
+        assert!(of(Some("Be brief."))[0].starts_with("2 of 3 items have a system message"));
+        assert!(of(None).is_empty());
     }
 }

@@ -50,7 +50,7 @@ impl Folder {
         }
         Err(Error::new(format!("the folder holds the scores of `{}` with {was}; asked for is {settings}", task.name))
             .at(&self.path)
-            .cure("Give another --out, or leave it out: the folder is then named after these settings, too."))
+            .cure("Give another --out. Without one the folder is named after the settings, though not after templates and end tokens."))
     }
 
     /// Has this task been evaluated, on the same items?

@@ -16,7 +16,6 @@ use std::time::{Instant, SystemTime};
 use crate::error::{Error, Result};
 use crate::eval::divergence::{self, Divergence};
 use crate::eval::results::{Identity, Scores, TaskScores, Tasks};
-use crate::eval::tasks::Kind;
 use crate::eval::{fewshot, named};
 use crate::files::sha256;
 use crate::jobs::journal::Journal;
@@ -25,6 +24,7 @@ use crate::jobs::watch::{Watch, fetching};
 use crate::model::{Model, Reference};
 use desk::{Desk, ends, notes};
 use folder::Folder;
+use way::writes;
 pub(crate) use way::{ChatWay, Way, WrittenWay};
 
 /// An evaluation as the user asked for it.
@@ -59,12 +59,23 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
     for task in &mut tasks {
         // Drawn from all items, so that neither a limit nor a sample changes a prompt.
         let own = task.written.map_or(0, |spec| spec.few_shot);
-        fewshot::apply(task, way.few_shot.unwrap_or(own), way.seed)?;
+        let n = way.few_shot.unwrap_or(own);
+        if let (0, Some(path)) = (n, &way.few_shot_from) {
+            return Err(Error::usage(format!(
+                "--fewshot-from {} has examples, but `{}` is asked with none",
+                path.display(),
+                task.name
+            ))
+            .cure("Say how many by --fewshot N, or leave --fewshot-from out."));
+        }
+        fewshot::apply(task, n, way.seed)?;
         way.choose(task);
     }
+    let load_options = way.load_options_of(&tasks)?;
     let reference = Reference::resolve_on(job.model.as_deref(), job.base.as_deref(), &fetching(watch))?;
     let max_len = reference.max_len(way.max_len)?;
     let asking = way.asking(&reference, &tasks, max_len)?;
+    let ends = if writes(&tasks) { ends(&reference, &asking)? } else { Vec::new() };
     let identity = Identity {
         model: reference.name.clone(),
         model_reference: reference.written.clone(),
@@ -74,13 +85,16 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
         kernels: way.kernels.to_string(),
         max_len,
     };
-    let provenance = provenance_of(started, Model::place(&reference, way.load_options(), max_len)?);
+    let provenance = provenance_of(started, Model::place(&reference, load_options, max_len)?);
     let scores = Scores { provenance, command: job.command.clone(), identity, tasks: Tasks::new() };
-    let out = job.out.clone().unwrap_or_else(|| scores.folder(&way.settings(&asking)));
+    let out = job.out.clone().unwrap_or_else(|| scores.folder(&way.settings(&asking, &tasks)));
     let mut folder = Folder::open(&out, scores)?;
     let mut open = Vec::new();
     for task in tasks {
-        let settings = way.settings_of(&task, &asking);
+        let settings = way.settings_of(&task, &asking, &ends);
+        if let Some(writing) = &settings.writing {
+            writing.room(&task.name, max_len)?;
+        }
         folder.check(&task, &settings)?;
         if !folder.holds(&task, &settings) {
             open.push((task, settings));
@@ -89,12 +103,15 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
     if open.is_empty() {
         return Ok(Outcome { out, scores: folder.scores });
     }
-    let model = Model::load(&reference, way.load_options(), max_len)?;
-    let writes = open.iter().any(|(task, _)| task.kind == Kind::Written);
-    let ends = if writes { ends(&reference, &model, &asking)? } else { Vec::new() };
-    let notes = notes(writes, &ends, &asking);
-    watch.remarks(&model.info.name, &notes);
-    let desk = Desk { model: &model, asking: &asking, max_len, ends, at_once: way.written.at_once, watch };
+    let model = Model::load(&reference, load_options, max_len)?;
+    let mut all: Vec<String> = Vec::new();
+    for note in open.iter().flat_map(|(task, _)| notes(task, &ends, &asking)) {
+        if !all.contains(&note) {
+            all.push(note);
+        }
+    }
+    watch.remarks(&model.info.name, &all);
+    let desk = Desk { model: &model, asking: &asking, max_len, at_once: way.written.at_once, watch };
     for (task, settings) in open {
         let began = Instant::now();
         let (samples, work, journal) = match &settings.writing {
@@ -106,7 +123,7 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
             }
         };
         let scores = TaskScores::new(&task, &samples, settings, work, began.elapsed().as_secs_f64());
-        folder.add(&task.name, TaskScores { notes: notes.clone(), ..scores }, samples)?;
+        folder.add(&task.name, TaskScores { notes: notes(&task, &ends, &asking), ..scores }, samples)?;
         journal.map_or(Ok(()), Journal::remove)?;
     }
     Ok(Outcome { out, scores: folder.scores })

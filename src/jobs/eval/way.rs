@@ -132,19 +132,23 @@ impl Way {
     }
 
     /// All that decides the scores of a task beside the model and the data.
-    pub(super) fn settings_of(&self, task: &Task, asking: &Asking) -> Settings {
+    pub(super) fn settings_of(&self, task: &Task, asking: &Asking, ends: &[u32]) -> Settings {
         let WrittenWay { max_new_tokens, sampling, stops, repeats, .. } = &self.written;
-        let writing = task.written.map(|spec| Writing::of(spec, *max_new_tokens, *sampling, stops, *repeats, self.seed));
+        let writing = task.written.map(|spec| Writing {
+            ends: ends.to_vec(),
+            ..Writing::of(spec, *max_new_tokens, *sampling, stops, *repeats, self.seed)
+        });
         Settings::new(task, self.chosen(), asking, writing)
     }
 
     /// For the name of a folder: empty for all items without examples, asked as it goes without saying.
-    pub(super) fn settings(&self, asking: &Asking) -> String {
+    pub(super) fn settings(&self, asking: &Asking, tasks: &[Task]) -> String {
         let option = |name: &str, n: Option<usize>| n.map(|n| format!("{name} {n}"));
-        let examples = self.few_shot.filter(|n| *n > 0);
-        let drawn = self.sample.or(examples).map(|_| self.seed as usize);
+        let draws_examples = tasks.iter().any(|task| task.few_shot.is_some_and(|few_shot| few_shot.seed.is_some()));
+        let drawn = (self.sample.is_some() || draws_examples).then_some(self.seed as usize);
+        // No examples are a choice, too, where a task is known with some.
         let options =
-            [option("limit", self.limit), option("sample", self.sample), option("fewshot", examples), option("seed", drawn)];
+            [option("limit", self.limit), option("sample", self.sample), option("fewshot", self.few_shot), option("seed", drawn)];
         let mut options: Vec<String> = options.into_iter().flatten().collect();
         options.extend(self.few_shot_from.as_ref().map(|path| format!("from {}", path.display())));
         // With examples of its own a task may tell one turn from several.
@@ -161,6 +165,24 @@ impl Way {
     pub(super) fn load_options(&self) -> LoadOptions {
         LoadOptions { dtype: self.dtype, kernels: self.kernels, device: self.device }
     }
+
+    /// Where the model does these tasks: answers are written on the CPU only. It depends on all tasks that are asked for, finished or not, so
+    /// that the same command finds its folder again.
+    pub(super) fn load_options_of(&self, tasks: &[Task]) -> Result<LoadOptions> {
+        match self.device {
+            Placement::Auto | Placement::Cpu if writes(tasks) => {
+                Ok(LoadOptions { device: Placement::Cpu, ..self.load_options() })
+            }
+            device if writes(tasks) => Err(Error::usage(format!("answers are written on the CPU only, not on `{device}`"))
+                .cure("Leave --device out, or evaluate the tasks without written answers by a command of their own.")),
+            _ => Ok(self.load_options()),
+        }
+    }
+}
+
+/// Does the model write answers to one of them?
+pub(super) fn writes(tasks: &[Task]) -> bool {
+    tasks.iter().any(|task| task.kind == Kind::Written)
 }
 
 #[cfg(test)]
@@ -183,6 +205,42 @@ mod tests {
             device: Placement::Cpu,
             max_len: Some(16),
         }
+    }
+
+    #[test]
+    fn answers_are_written_on_the_cpu_wherever_the_model_could_run() {
+        let written = || parse("w", "w.jsonl", br#"{"prompt":"a","answer":"b"}"#).unwrap();
+        let text = || parse("t", "t.txt", b"abc").unwrap();
+        let placed =
+            |device: Placement, tasks: &[Task]| Way { device, ..way(None, None, 1) }.load_options_of(tasks).map(|o| o.device);
+        assert_eq!(placed(Placement::Auto, &[text(), written()]).unwrap(), Placement::Cpu);
+        assert_eq!(placed(Placement::Auto, &[text()]).unwrap(), Placement::Auto);
+        assert_eq!(placed(Placement::Cuda, &[text()]).unwrap(), Placement::Cuda);
+        for device in [Placement::Cuda, Placement::Metal] {
+            assert!(placed(device, &[text(), written()]).unwrap_err().to_string().contains("on the CPU only"));
+        }
+    }
+
+    #[test]
+    fn settings_of_written_tasks_tell_what_ends_an_answer() {
+        let task = parse("w", "w.jsonl", br#"{"prompt":"a","answer":"b"}"#).unwrap();
+        let of = |ends: &[u32]| way(None, None, 1).settings_of(&task, &Asking::default(), ends);
+        assert_ne!(of(&[2]), of(&[2, 7]));
+        assert_ne!(of(&[2]).to_string(), of(&[2, 7]).to_string());
+    }
+
+    #[test]
+    fn a_folder_is_named_after_examples_and_their_seed() {
+        let row = |i: usize| format!("{{\"context\":\"Q{i}\",\"choices\":[\"a\",\"b\"],\"answer\":0}}\n");
+        let name = |few_shot: Option<usize>, n: usize, seed: u64| {
+            let mut task = parse("t", "t.jsonl", (0..4).map(row).collect::<String>().as_bytes()).unwrap();
+            crate::eval::fewshot::apply(&mut task, n, seed).unwrap();
+            Way { few_shot, ..way(None, None, seed) }.settings(&Asking::default(), &[task])
+        };
+        assert_ne!(name(None, 0, 1), name(Some(0), 0, 1));
+        // As many as a task is known with are drawn, too.
+        assert_ne!(name(None, 2, 1), name(None, 2, 2));
+        assert_eq!(name(None, 0, 1), name(None, 0, 2));
     }
 
     #[test]
