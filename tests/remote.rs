@@ -212,6 +212,7 @@ fn what_is_wrong_before_any_request_is_said_before_it() {
     usage(&["--dtype", "bf16"], "--dtype is how this program runs the model");
     usage(&["--in-context"], "--in-context runs the model here");
     usage(&["--top-logprobs", "5"], "--top-logprobs 5 is less than the 20");
+    usage(&["--top-logprobs", "100000"], "--top-logprobs 100000 is more than the");
     usage(&["--served-model", "huge"], "the server serves no model `huge`, but tiny");
     usage(&["--server", "http://me:secret@127.0.0.1:1"], "has a name or a password before an `@`");
     // Without a length of its own a run is cut to what the server takes.
@@ -219,6 +220,12 @@ fn what_is_wrong_before_any_request_is_said_before_it() {
     let record: Value = serde_json::from_str(&std::fs::read_to_string(workdir.path("cut/run.json")).unwrap()).unwrap();
     assert_eq!(record["max_len"], 63);
     assert!(short.asked().iter().all(|ids| ids.len() <= 63));
+    // What only another engine is asked for is refused where there is none.
+    let ran = run(&workdir, &["rows.jsonl", "--model", "tiny.gguf", "--top-logprobs", "40"]);
+    assert!(ran.code == Some(2) && ran.stderr.contains("--server"), "{}", ran.stderr);
+    let ran = workdir.command(&arguments(&short, "never")).env("DIAGNOSE_SERVER_PATIENCE", "-1").output().unwrap();
+    let ran = Ran::of(ran);
+    assert!(ran.code == Some(2) && ran.stderr.contains("DIAGNOSE_SERVER_PATIENCE is `-1`"), "{}", ran.stderr);
     let ran = run(&workdir, &["rows.jsonl", "--server", &short.url]);
     assert!(ran.code == Some(2) && ran.stderr.contains("--server needs --model"), "{}", ran.stderr);
 }
@@ -339,6 +346,11 @@ fn what_vllm_is_to_score_without_a_server_is_written_with_its_program() {
     assert!(workdir.path("offline/sequences.parquet").metadata().unwrap().len() > 0);
     let program = std::fs::read_to_string(workdir.path("offline/vllm_offline.py")).unwrap();
     assert!(program.contains("TOP_K = 20\n") && program.lines().count() < 100, "{program}");
+    let strict = ["rows.jsonl", "--model", "tiny.gguf", "--emit", "vllm-offline", "--out", "strict", "--strict"];
+    let ran = run(&workdir, &strict);
+    assert!(ran.code == Some(1) && ran.stderr.contains("`messages`: expected a list"), "{}", ran.stderr);
+    let more_than_all = run(&workdir, &[&arguments[..], &["--top-logprobs", "100000"]].concat());
+    assert!(more_than_all.code == Some(2), "{}", more_than_all.stderr);
     // Before the program has run there is nothing to read.
     let ran = run(&workdir, &["rows.jsonl", "--model", "tiny.gguf", "--answers", "offline", "--out", "run"]);
     assert!(ran.code == Some(1) && ran.stderr.contains("cannot list the folder of the answers"), "{}", ran.stderr);

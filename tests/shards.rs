@@ -102,6 +102,23 @@ fn what_does_not_belong_together_is_named() {
     check(&["view", "a-shard-0-of-3", "a-shard-1-of-3", "a-shard-2-of-3"], "the shards are sorted by different thresholds");
     workdir.run(&["a-shard-0-of-3", "a-shard-1-of-3", "a-shard-2-of-3"]).ok();
     check(&["view", "nothing-*"], "nothing-*");
+    // Killed behind its tables: what stands beside them may be missing.
+    std::fs::remove_file(workdir.path("a-shard-2-of-3/summary.json")).unwrap();
+    check(&["a-shard-0-of-3", "a-shard-1-of-3", "a-shard-2-of-3", "--out", "never"], "was killed before it was finished");
+}
+
+#[test]
+fn a_shard_without_rows_says_what_to_do() {
+    let workdir = workdir();
+    let scored = (0..N).filter(|i| {
+        let shard = format!("{i}/{N}");
+        let ran =
+            workdir.run(&["rows.jsonl", "--model", "tiny.gguf", "--limit", "1", "--shard", &shard, "--out", &format!("s{i}")]);
+        let is_empty = ran.stderr.contains(&format!("shard {shard} has no token")) && ran.stderr.contains("fewer shards than 3");
+        assert!((ran.code == Some(0)) != is_empty, "{}", ran.stderr);
+        !is_empty
+    });
+    assert_eq!(scored.count(), 1);
 }
 
 #[test]

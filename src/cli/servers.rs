@@ -10,7 +10,7 @@ use crate::jobs::score::Elsewhere;
 pub(super) struct ServerArgs {
     /// A server of vLLM or SGLang that runs the model in place of this program; several share the work. --model then names the tokenizer and
     /// the template. A key comes from the environment variable DIAGNOSE_SERVER_KEY
-    #[arg(long = "server", value_name = "URL")]
+    #[arg(long = "server", value_name = "URL", group = "elsewhere")]
     urls: Vec<String>,
 
     /// What the servers speak: vllm or sglang; found out by default
@@ -23,7 +23,7 @@ pub(super) struct ServerArgs {
 
     /// How many of the most probable tokens are asked for: more narrow the bounds of what a server does not tell, and it must be started with
     /// as many (--max-logprobs)
-    #[arg(long, value_name = "K", default_value_t = LEAST_TOP_K, hide_short_help = true)]
+    #[arg(long, value_name = "K", default_value_t = LEAST_TOP_K, requires = "elsewhere", hide_short_help = true)]
     pub(super) top_logprobs: usize,
 
     /// Tokens under way at each server at a time, which bounds its memory
@@ -31,11 +31,11 @@ pub(super) struct ServerArgs {
     in_flight: usize,
 
     /// Score nothing, but write a program that does (vllm-offline: with vLLM's own engine, without a server) and what it is to score into --out
-    #[arg(long, value_name = "WHAT", value_parser = ["vllm-offline"], requires = "out", conflicts_with_all = ["urls", "answers"], hide_short_help = true)]
+    #[arg(long, value_name = "WHAT", value_parser = ["vllm-offline"], group = "elsewhere", requires = "out", conflicts_with_all = ["urls", "answers"], hide_short_help = true)]
     pub(super) emit: Option<String>,
 
     /// The folder of --emit, where its program has left the answers: they take the place of the model
-    #[arg(long, value_name = "DIR", conflicts_with = "urls", hide_short_help = true)]
+    #[arg(long, value_name = "DIR", group = "elsewhere", conflicts_with = "urls", hide_short_help = true)]
     answers: Option<PathBuf>,
 }
 

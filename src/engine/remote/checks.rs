@@ -50,8 +50,10 @@ pub struct Checked {
     /// The same from this program's own engine in f32; absent where the weights are not here or too many.
     pub from_own: Option<Difference>,
     /// ln p of the probe's tokens, which are the first of the data.
+    #[serde(default)]
     pub probe: Vec<f32>,
     /// ln p of the tokens of a text that is the same in all runs; none where there is nobody to ask.
+    #[serde(default)]
     pub fixed: Vec<f32>,
 }
 

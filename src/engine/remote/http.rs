@@ -62,13 +62,14 @@ impl Http {
         let trimmed = url.trim_end_matches('/');
         let trimmed = trimmed.strip_suffix("/v1").unwrap_or(trimmed).trim_end_matches('/');
         let host = trimmed.strip_prefix("http://").or_else(|| trimmed.strip_prefix("https://"));
+        // What holds a password or a key is not shown, however it is spelt.
+        let secret = [('@', "has a name or a password before an `@`"), ('?', "has a `?`, which a key may follow")];
+        if let Some((_, what)) = secret.iter().find(|(sign, _)| url.contains(*sign)) {
+            return Err(Error::usage(format!("the address of a server {what}"))
+                .cure(format!("Leave it out, and put the server's key into the environment variable {KEY_VARIABLE}.")));
+        }
         match host {
-            // It is not shown: it holds a password.
-            Some(host) if host.contains('@') => {
-                return Err(Error::usage("the address of a server has a name or a password before an `@`")
-                    .cure(format!("Leave it out, and put the server's key into the environment variable {KEY_VARIABLE}.")));
-            }
-            Some(host) if !host.is_empty() && !host.contains(['?', '#']) => {}
+            Some(host) if !host.is_empty() && !host.contains('#') => {}
             _ => return Err(Error::usage(format!("`{url}` is no address of a server")).cure(expected)),
         }
         let key = std::env::var(KEY_VARIABLE).ok().map(|key| key.trim().to_owned()).filter(|key| !key.is_empty());
@@ -134,7 +135,7 @@ impl Http {
     fn refusal(&self, mut response: Response<Body>) -> Trouble {
         let status = response.status();
         let after = response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.trim().parse().ok());
-        let said = said(&message(&mut response));
+        let said = said(&message(&mut response), self.key.as_deref());
         let error = |what: String| self.at(Error::new(what));
         match status.as_u16() {
             401 | 403 => {
@@ -183,13 +184,48 @@ fn message(response: &mut Response<Body>) -> String {
 }
 
 /// What a body of error says, in a line: `{"error": {"message": ..}}`, `{"error": ".."}`, `{"detail": ".."}`, or itself.
-fn said(body: &str) -> String {
+/// The key does not go with it: some servers say which one was wrong.
+fn said(body: &str, key: Option<&str>) -> String {
     let json: Value = serde_json::from_str(body).unwrap_or_default();
     let said = [&json["error"]["message"], &json["error"], &json["detail"], &json["message"]];
     let said = said.into_iter().find_map(Value::as_str).unwrap_or(body);
-    let line = said.split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut line = said.split_whitespace().collect::<Vec<_>>().join(" ");
+    if let Some(key) = key {
+        line = line.replace(key, "(the key)");
+    }
     match line.char_indices().nth(300) {
         Some((end, _)) => format!("{}..", &line[..end]),
         None => line,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_hold_a_secret_is_not_shown() {
+        for url in [
+            "http://me:secret@host:8000",
+            "HTTP://me:secret@host:8000",
+            "me:secret@host",
+            "http://host/v1?api_key=secret",
+            "host:8000/?api_key=secret",
+        ] {
+            let error = Http::new(url).err().unwrap().to_string();
+            assert!(error.contains(KEY_VARIABLE) && !error.contains("secret"), "{error}");
+        }
+        assert!(Http::new("host:8000").err().unwrap().to_string().contains("`host:8000` is no address"));
+        assert_eq!(Http::new("http://host:8000/v1/").unwrap().url, "http://host:8000");
+    }
+
+    #[test]
+    fn what_a_server_says_is_a_line_without_the_key() {
+        let body = r#"{"error": {"message": "Incorrect API key\n provided: sk-12345."}}"#;
+        assert_eq!(said(body, Some("sk-12345")), "Incorrect API key provided: (the key).");
+        assert_eq!(said("<b>no</b>", None), "<b>no</b>");
+        // Where the line ends within the key, no part of it is left.
+        let long = format!("{}sk-12345", "x".repeat(296));
+        assert!(!said(&long, Some("sk-12345")).contains("sk-"));
     }
 }

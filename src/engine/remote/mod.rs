@@ -19,5 +19,6 @@ mod server;
 
 pub use bounds::{Bounds, LEAST_TOP_K, Position, Range};
 pub use checks::{Checked, Difference, compare_with_own};
+pub(crate) use pool::more_than_all;
 pub use pool::{Options, Pool, Scored};
 pub use server::Api;

@@ -58,13 +58,31 @@ struct Load {
     rests_until: Option<Instant>,
 }
 
+fn patience(seconds: &str) -> Result<Duration> {
+    let parsed: Option<f64> = seconds.trim().parse().ok();
+    parsed.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()).ok_or_else(|| {
+        Error::usage(format!("{PATIENCE_VARIABLE} is `{seconds}`; expected seconds, such as {}", PATIENCE.as_secs()))
+    })
+}
+
+/// `top_k` of the most probable tokens are asked for, of fewer that there are.
+pub(crate) fn more_than_all(top_k: usize, vocab: usize) -> Error {
+    Error::usage(format!("--top-logprobs {top_k} is more than the {vocab} tokens of the model's vocabulary"))
+}
+
 /// What is known of each supervised token of a sequence, in order.
 pub type Scored = Vec<(TokenStatistics, Bounds)>;
 
 impl Pool {
     /// Asks each server what it is. They serve a model of `vocab` tokens.
     pub fn open(options: &Options, vocab: usize) -> Result<Pool> {
-        let patience = std::env::var(PATIENCE_VARIABLE).ok().and_then(|seconds| seconds.parse().ok());
+        if options.top_k > vocab {
+            return Err(more_than_all(options.top_k, vocab));
+        }
+        let patience = match std::env::var(PATIENCE_VARIABLE) {
+            Ok(seconds) => patience(&seconds)?,
+            Err(_) => PATIENCE,
+        };
         let servers = options.urls.iter().map(|url| Server::open(url, options.api, options.model.as_deref()));
         let servers = servers.collect::<Result<Vec<Server>>>()?;
         Ok(Pool {
@@ -74,7 +92,7 @@ impl Pool {
             top_k: options.top_k,
             vocab,
             in_flight: options.in_flight,
-            patience: patience.map_or(PATIENCE, Duration::from_secs_f64),
+            patience,
             retries: AtomicU64::new(0),
         })
     }
@@ -187,5 +205,18 @@ impl Pool {
     /// An error of the checks before the run.
     pub(super) fn fault(&self, at: usize, message: String) -> Error {
         Error::new(message).at(self.servers[at].url())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patience_is_a_time() {
+        assert_eq!(patience("0.5").unwrap(), Duration::from_millis(500));
+        for wrong in ["-1", "inf", "nan", "1e300", "soon", ""] {
+            assert!(patience(wrong).unwrap_err().to_string().contains("expected seconds, such as 180"), "{wrong}");
+        }
     }
 }

@@ -4,6 +4,7 @@
 //! refused as soon as it shows, so that memory is bounded by the request, whatever the reply. Each position must name its own token: a
 //! reply that is shifted, reordered, cut or another prompt's does not.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::fmt;
 use std::io::Read;
@@ -44,16 +45,17 @@ pub(crate) fn read_vllm(
     texts: Option<&mut HashMap<u32, String>>,
 ) -> Result<Vec<Position>, Fault> {
     let mut reading = Reading { expected, positions: Vec::new(), at: 0, texts, fault: None };
-    let read = read(reply, Vllm(&mut reading));
-    let found = reading.at;
-    finish(reading, read, found)
+    let is_too_long = Cell::new(false);
+    let read = read(Limited::new(reply, expected, &is_too_long), Vllm(&mut reading));
+    finish(reading, read, is_too_long.get())
 }
 
 /// The same of SGLang's `/generate`.
 pub(crate) fn read_sglang(reply: impl Read, expected: &Expected) -> Result<Vec<Position>, Fault> {
     let mut reading = Reading { expected, positions: Vec::new(), at: 0, texts: None, fault: None };
     let mut arrays = Arrays::default();
-    let read = read(reply, Sglang(&mut reading, &mut arrays));
+    let is_too_long = Cell::new(false);
+    let read = read(Limited::new(reply, expected, &is_too_long), Sglang(&mut reading, &mut arrays));
     let read = read.and_then(|()| {
         let joined = arrays.join(&mut reading);
         joined.map_err(|fault| {
@@ -61,8 +63,40 @@ pub(crate) fn read_sglang(reply: impl Read, expected: &Expected) -> Result<Vec<P
             serde_json::Error::custom("")
         })
     });
-    let found = reading.at;
-    finish(reading, read, found)
+    finish(reading, read, is_too_long.get())
+}
+
+/// A reply up to the length that one to this request can have. The values are bounded as they come; a single string or key, which is read
+/// whole, is by this.
+struct Limited<'a, R> {
+    reply: R,
+    left: u64,
+    is_too_long: &'a Cell<bool>,
+}
+
+impl<'a, R: Read> Limited<'a, R> {
+    fn new(reply: R, expected: &Expected, is_too_long: &'a Cell<bool>) -> Limited<'a, R> {
+        // What stands beside the entries, the text of the answer and the ids of the prompt among it; and an entry of each token, whose text of
+        // a hundred characters or so may be written in six bytes each.
+        const BESIDE: u64 = 4 << 20;
+        const CHOICE: u64 = 1 << 10;
+        let choices = expected.ids.len() as u64 * (expected.top_k as u64 + 2);
+        Limited { reply, left: BESIDE + choices * CHOICE, is_too_long }
+    }
+}
+
+impl<R: Read> Read for Limited<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let n = self.reply.read(buffer)?;
+        match self.left.checked_sub(n as u64) {
+            Some(left) => self.left = left,
+            None => {
+                self.is_too_long.set(true);
+                return Err(std::io::Error::other("too long"));
+            }
+        }
+        Ok(n)
+    }
 }
 
 fn read<'de, R: Read, S: DeserializeSeed<'de, Value = ()>>(reply: R, seed: S) -> serde_json::Result<()> {
@@ -71,9 +105,12 @@ fn read<'de, R: Read, S: DeserializeSeed<'de, Value = ()>>(reply: R, seed: S) ->
     json.end()
 }
 
-fn finish(reading: Reading, read: serde_json::Result<()>, found: usize) -> Result<Vec<Position>, Fault> {
+fn finish(reading: Reading, read: serde_json::Result<()>, is_too_long: bool) -> Result<Vec<Position>, Fault> {
     if let Some(fault) = reading.fault {
         return Err(Fault::Wrong(fault));
+    }
+    if is_too_long {
+        return Err(Fault::Wrong(Error::new("the answer is longer than one to this request can be")));
     }
     if let Err(error) = read {
         let what =
@@ -81,7 +118,10 @@ fn finish(reading: Reading, read: serde_json::Result<()>, found: usize) -> Resul
         return Err(Fault::Broken(Error::new(what).caused_by(error)));
     }
     let Expected { ids, start, .. } = reading.expected;
-    let expected = ids.len() - start;
+    let (expected, found) = (ids.len() - start, reading.at);
+    if found == 0 && expected > 0 {
+        return Err(Fault::Wrong(no_logprobs()));
+    }
     if found != expected {
         return Err(Fault::Wrong(
             Error::new(format!("expected the log-probabilities of {expected} tokens, found {found}: entries are missing")).cure(
@@ -250,15 +290,46 @@ impl<'de> Visitor<'de> for Choices<'_, '_> {
 object!(VllmChoice(reading: Reading<'a>), "a choice", |own, key, map| {
     match key.as_str() {
         "prompt_logprobs" => map.next_value_seed(Entries(own.0))?,
-        "prompt_token_ids" => {
-            let ids: Option<Vec<u32>> = map.next_value()?;
-            if ids.is_some_and(|ids| ids != own.0.expected.ids) {
-                return Err(own.0.wrong(Error::new("the server has read other tokens than were sent")));
-            }
-        }
+        "prompt_token_ids" => map.next_value_seed(ReadIds(own.0))?,
         _ => drop(map.next_value::<IgnoredAny>()?),
     }
 });
+
+/// The ids of the prompt as the server has read them, or null.
+struct ReadIds<'r, 'a>(&'r mut Reading<'a>);
+
+impl<'de> DeserializeSeed<'de> for ReadIds<'_, '_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<(), D::Error> {
+        json.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for ReadIds<'_, '_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("null or a list of token ids")
+    }
+
+    fn visit_unit<E: serde::de::Error>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+        let mut sent = self.0.expected.ids.iter();
+        loop {
+            let read = seq.next_element::<u32>()?;
+            if read.as_ref() != sent.next() {
+                return Err(self.0.wrong(Error::new("the server has read other tokens than were sent")));
+            }
+            if read.is_none() {
+                return Ok(());
+            }
+        }
+    }
+}
 
 /// `[null, {"id": {..}, ..}, ..]`
 struct Entries<'r, 'a>(&'r mut Reading<'a>);
@@ -386,6 +457,14 @@ struct Arrays {
     seen: bool,
 }
 
+/// Why the answer ended.
+#[derive(Deserialize)]
+struct FinishReason {
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    message: Option<String>,
+}
+
 /// `[ln p, id, text or null]`
 #[derive(Deserialize)]
 struct Triple(Option<f64>, u32, IgnoredAny);
@@ -426,9 +505,10 @@ object!(Meta(reading: Reading<'a>, arrays: Arrays), "an object with log-probabil
             own.0.check_length(read)?;
         }
         "finish_reason" => {
-            let reason: Option<serde_json::Value> = map.next_value()?;
-            if let Some(reason) = reason.filter(|reason| reason["type"] == "abort") {
-                return Err(own.0.wrong(Error::new(format!("the server gave the request up: {}", reason["message"]))));
+            let reason: Option<FinishReason> = map.next_value()?;
+            if let Some(reason) = reason.filter(|reason| reason.kind.as_deref() == Some("abort")) {
+                let why: String = reason.message.unwrap_or_default().chars().take(300).collect();
+                return Err(own.0.wrong(Error::new(format!("the server gave the request up: {why}"))));
             }
         }
         _ => drop(map.next_value::<IgnoredAny>()?),

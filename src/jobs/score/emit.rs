@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use super::engine::text_of;
 use super::job::Job;
 use crate::dataset::Dataset;
+use crate::engine::remote::more_than_all;
 use crate::error::{Context, Error, Result};
 use crate::files::write_atomically;
 use crate::jobs::watch::Watch;
 use crate::table::{ANSWERS_FOLDER, SEQUENCES_FILE, write_sequences};
-use crate::tokens::{RenderOptions, Renderer, rendered};
+use crate::tokens::{RenderOptions, Renderer, Sequence, rendered};
 
 const SCRIPT: &str = include_str!("emit/vllm_offline.py");
 const SCRIPT_FILE: &str = "vllm_offline.py";
@@ -31,13 +32,24 @@ pub(crate) fn emit(job: &Job, top_k: usize, watch: &dyn Watch) -> Result<Emitted
     let dataset = Dataset::open(&job.inputs, &job.read)?;
     watch.opened(dataset.files());
     let (mut served, _) = text_of(job, "--emit", watch)?;
+    if top_k > served.vocab_size {
+        return Err(more_than_all(top_k, served.vocab_size));
+    }
     let render = RenderOptions { max_len: job.max_len.unwrap_or_else(|| served.max_len()), ..job.render.clone() };
     let renderer = Renderer::new(served.tokenizer.clone(), served.template.take(), render)?;
     let chosen = dataset.choose(job.choice)?.in_shard(job.shard);
     std::fs::create_dir_all(out).context_at(out, "cannot create the folder")?;
     let batches = rendered(&dataset, &renderer, 0, &chosen).map(|items| {
-        let sequences = items?.into_iter().filter_map(|item| item.rendered.ok()).map(|rendered| rendered.sequence);
-        Ok(sequences.filter(|sequence| sequence.supervised.contains(&true)).collect())
+        let mut sequences = Vec::new();
+        for item in items? {
+            match item.rendered {
+                Ok(rendered) => sequences.push(rendered.sequence),
+                Err(error) if job.read.strict => return Err(error.cure("Mend the row, or leave out --strict to skip it.")),
+                Err(_) => {}
+            }
+        }
+        sequences.retain(|sequence: &Sequence| sequence.supervised.contains(&true));
+        Ok(sequences)
     });
     let sequences = write_sequences(&out.join(SEQUENCES_FILE), batches)?;
     let script = out.join(SCRIPT_FILE);

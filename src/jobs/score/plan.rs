@@ -133,6 +133,12 @@ impl Plan {
             survey(&dataset, &renderer, &chosen, job.read.strict, (&found.info.sha256, job.dtype), watch)?;
         let audit_seconds = began.elapsed().as_secs_f64();
         if totals.supervised == 0 {
+            if let Some(shard) = job.shard {
+                return Err(Error::new(format!(
+                    "shard {shard} has no token that would be trained on: there is nothing to score"
+                ))
+                .cure(format!("Give the data fewer shards than {}, or score them whole.", shard.of)));
+            }
             let reasons = audit.lines().join("\n  ");
             return Err(Error::new("no token of this data set would be trained on: there is nothing to score").cure(reasons));
         }

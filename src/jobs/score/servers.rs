@@ -1,6 +1,7 @@
 //! The scores of a run from servers: many requests at a time, whose answers are put together to parts in the order of the data.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -137,7 +138,11 @@ impl Workers {
                 loop {
                     let task = from_us.lock().unwrap_or_else(PoisonError::into_inner).recv();
                     let Ok(Task { part, index, sequence }) = task else { return };
-                    let scored = pool.score(&sequence);
+                    // Whoever waits for the answer must hear of a fault of ours, too.
+                    let scored = catch_unwind(AssertUnwindSafe(|| pool.score(&sequence)));
+                    let scored = scored.unwrap_or_else(|_| {
+                        Err(Error::new(format!("the program has failed at the answer to row {}", sequence.row)))
+                    });
                     let answer = Answer { part, index, tokens: sequence.ids.len() as u64, scored };
                     if to_us.send(answer).is_err() {
                         return;

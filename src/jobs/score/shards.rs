@@ -117,7 +117,11 @@ fn check_whole(shards: &[Found], runs: &BTreeMap<String, Vec<Found>>) -> Result<
             .at(&found.folder)
             .cure("Name each shard once."));
         }
-        if !found.folder.join(TOKENS_FILE).exists() {
+        // The summary comes after all tables, and the first time only then.
+        let is_whole = found.folder.join(TOKENS_FILE).exists()
+            && !found.folder.join(PARTS_FOLDER).exists()
+            && found.folder.join(SUMMARY_FILE).exists();
+        if !is_whole {
             return Err(Error::new("the shard's run was killed before it was finished")
                 .at(&found.folder)
                 .cure("Give the command that began it again."));

@@ -156,7 +156,9 @@ fn a_wrong_answer_says_how_it_is_wrong() {
     wrong(vllm(&without("\"4\":", "\"64\":").0), "has a token 64");
     wrong(vllm(&VLLM.replacen("{\"index\":0", "{},{\"index\":0", 1)), "found several");
     wrong(vllm(r#"{"choices":[{"prompt_logprobs":null}]}"#), "gives no log-probabilities of the prompt");
-    wrong(vllm(r#"{"choices":[{}]}"#), "of 4 tokens, found 0");
+    wrong(vllm(r#"{"choices":[{}]}"#), "gives no log-probabilities of the prompt");
+    wrong(vllm(r#"{"choices":[{"prompt_logprobs":[]}]}"#), "gives no log-probabilities of the prompt");
+    wrong(vllm(&VLLM.replace("\"prompt_token_ids\":[7,3,5,2]", "\"prompt_token_ids\":[7,3,5]")), "other tokens than were sent");
 
     wrong(sglang(&SGLANG.replace("[-9.5,5,null]", "[null,5,null]")), "its log-probability is missing, infinite or not a number");
     wrong(sglang(&SGLANG.replace("[-9.5,5,null]", "[-9.5,4,null]")), "the entry at token 2 does not name it (id 5)");
@@ -213,4 +215,20 @@ fn a_reply_longer_than_the_prompt_is_refused_before_it_is_read() {
     let expected = Expected { ids: &ids, wanted: &[true; 1000], start: 0, top_k: 2, vocab: 64 };
     wrong(read_vllm(reply, &expected, None), "found more");
     assert!(usize::MAX - endless.left < 2000, "{}", usize::MAX - endless.left);
+    // Lists, strings and keys of any length are not kept, either.
+    for (begin, entry, message) in [
+        (r#"{"choices":[{"prompt_token_ids":[3"#, ",3", "other tokens than were sent"),
+        (r#"{"choices":[{"text":""#, "text", "longer than one to this request can be"),
+        (r#"{""#, "key", "longer than one to this request can be"),
+        (r#"{"choices":[{"prompt_logprobs":[null,{"3":{"decoded_token":""#, "text", "longer than one to this request can be"),
+    ] {
+        let mut endless = Endless { entry: entry.repeat(1000).into_bytes(), left: usize::MAX, at: 0 };
+        wrong(read_vllm(begin.as_bytes().chain(&mut endless), &expected, None), message);
+        let bytes = (usize::MAX - endless.left) * 1000 * entry.len();
+        assert!(bytes < 12 << 20, "{begin}: {bytes}");
+    }
+    let begin = r#"{"meta_info":{"finish_reason":{"type":"abort","message":""#;
+    let mut endless = Endless { entry: b"text".repeat(1000), left: usize::MAX, at: 0 };
+    let found = read_sglang(begin.as_bytes().chain(&mut endless), &expected);
+    wrong(found, "longer than one to this request can be");
 }
