@@ -4,6 +4,7 @@
 //! inside a part the rows are sorted, so that the same stretches give the same table however often the run was interrupted.
 //! `rows-00000.parquet` is written after `tokens-00000.parquet` and `alternatives-00000.parquet`; a part counts once it is there.
 
+use std::collections::HashMap;
 use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -54,8 +55,8 @@ pub struct PartWriter {
     text_of: Box<dyn Fn(u32) -> String + Send>,
     provenance: Vec<(String, String)>,
     texts: TextColumn,
-    /// Category code of each token's text by the token's id, filled on first use.
-    codes: Vec<Option<u32>>,
+    /// Category code of each token's text, filled on first use.
+    codes: HashMap<u32, u32>,
     pending: PendingTokens,
     /// Does the table have columns for them?
     with_bounds: bool,
@@ -109,7 +110,7 @@ impl PartWriter {
             text_of,
             provenance,
             texts: TextColumn::new(),
-            codes: Vec::new(),
+            codes: HashMap::new(),
             pending: PendingTokens::default(),
             with_bounds: false,
             alternatives: alternatives::Pending::default(),
@@ -242,13 +243,11 @@ impl PartWriter {
     }
 
     fn code_of_token(&mut self, id: u32) -> Result<u32> {
-        let place = id as usize;
-        if let Some(Some(code)) = self.codes.get(place) {
+        if let Some(code) = self.codes.get(&id) {
             return Ok(*code);
         }
         let code = self.texts.code(&(self.text_of)(id))?;
-        self.codes.resize(self.codes.len().max(place + 1), None);
-        self.codes[place] = Some(code);
+        self.codes.insert(id, code);
         Ok(code)
     }
 }
