@@ -14,7 +14,7 @@ pub const SPEC: Spec = Spec { stops: &[], max_new_tokens: MAX_NEW_TOKENS, few_sh
 
 const MATCHES: [&str; 4] = ["exact", "number", "contains", "regex"];
 
-/// What [`check`] needs of a row.
+/// What `check` needs of a row.
 pub fn data(row: &Map<String, Value>) -> Result<Value> {
     let how = match row.get("match") {
         None | Some(Value::Null) => MATCHES[0],
