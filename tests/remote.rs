@@ -1,6 +1,8 @@
 //! Scores from servers: the same numbers, through every fault that passes; and for each that does not, its message.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use diagnose::table::{Column, TokenChunk, for_each_bounded, read_chunks};
@@ -275,13 +277,19 @@ fn killed_client_and_server_and_run_again_gives_the_same_table() {
     let undisturbed = Server::start(&model, Manners::of("vllm"));
     run(&workdir, &arguments(&undisturbed, "undisturbed")).ok();
 
-    // Behind the first part every answer takes long, so that there is time to kill the client however busy the machine is.
-    let slow = |ask: &Ask| if ask.number < 300 { Fault::Nothing } else { Fault::Slow(Duration::from_millis(100)) };
-    let server = Server::start(&model, Manners::with("vllm", slow));
-    let slowly = [&arguments(&server, "killed")[..], &["--in-flight", "400"]].concat();
+    // From this request on, in the middle of the second part, answers wait: there is time to kill the client however busy the machine is.
+    let waits_from = Arc::new(AtomicUsize::new(300));
+    let limit = waits_from.clone();
+    let waiting = move |ask: &Ask| {
+        while ask.number >= limit.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Fault::Nothing
+    };
+    let server = Server::start(&model, Manners::with("vllm", waiting));
     let has_part = || workdir.path("killed").join("parts/rows-00000.parquet").exists();
     // The client, as soon as it has a part; then the server under the next client.
-    let mut client = workdir.command(&slowly).spawn().unwrap();
+    let mut client = workdir.command(&arguments(&server, "killed")).spawn().unwrap();
     let began = Instant::now();
     while !has_part() && began.elapsed() < Duration::from_secs(60) {
         std::thread::sleep(Duration::from_millis(5));
@@ -292,13 +300,15 @@ fn killed_client_and_server_and_run_again_gives_the_same_table() {
     let asked_before = server.asked().len();
     assert!(asked_before < ROWS);
 
-    let mut client = workdir.command(&slowly);
+    waits_from.store(asked_before + 40, Ordering::SeqCst);
+    let mut client = workdir.command(&arguments(&server, "killed"));
     client.env("DIAGNOSE_SERVER_PATIENCE", "0.5").stderr(std::process::Stdio::piped());
     let client = client.spawn().unwrap();
     while server.asked().len() < asked_before + 20 {
         std::thread::sleep(Duration::from_millis(5));
     }
     server.kill();
+    waits_from.store(usize::MAX, Ordering::SeqCst);
     let ran = Ran::of(client.wait_with_output().unwrap());
     assert!(ran.code == Some(1) && ran.stderr.contains("it goes on where it stopped"), "{}", ran.stderr);
 
