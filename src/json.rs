@@ -45,6 +45,12 @@ pub(crate) fn present<'a>(json: &'a Value, key: &str) -> Option<&'a Value> {
     json.get(key).filter(|value| !value.is_null())
 }
 
+/// The error of a value that is another than it should be; of a long one its beginning is shown.
+pub(crate) fn expected(key: &str, what: &str, found: &Value) -> Error {
+    let found: String = found.to_string().chars().take(60).collect();
+    Error::new(format!("expected `{key}` to be {what}, found {found}"))
+}
+
 pub(crate) fn pretty(json: &Value) -> Result<Vec<u8>> {
     let mut bytes = serde_json::to_vec_pretty(json).context("cannot write JSON")?;
     bytes.push(b'\n');

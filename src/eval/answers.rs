@@ -29,8 +29,6 @@ pub const ANSWERS_FILE: &str = "answers.parquet";
 /// Columns before those of the metrics.
 const FIXED: [&str; 9] = ["task", "id", "subject", "group", "draw", "text", "tokens", "ended", "prompt_sha256"];
 
-const ENDINGS: [(Ended, &str); 3] = [(Ended::EndToken, "end_token"), (Ended::Stop, "stop"), (Ended::Length, "length")];
-
 /// `tasks` are names with their samples, in the order in which they are written.
 pub fn write(path: &Path, tasks: &[(&str, &[Sample])]) -> Result<()> {
     struct Row<'a> {
@@ -64,7 +62,7 @@ pub fn write(path: &Path, tasks: &[(&str, &[Sample])]) -> Result<()> {
         column!("draw", row, row.number as u32),
         column!("text", row, row.draw.text.as_str()),
         column!("tokens", row, row.draw.tokens),
-        column!("ended", row, ENDINGS.iter().find(|(ended, _)| *ended == row.draw.ended).map(|(_, name)| *name)),
+        column!("ended", row, row.draw.ended.name()),
         column!("prompt_sha256", row, row.sample.prompt_sha256.as_deref()),
     ];
     for metric in metrics {
@@ -128,7 +126,7 @@ fn samples_of(frame: &pl::DataFrame) -> Result<HashMap<String, Vec<Sample>>> {
         let verdict = |(metric, (right, of)): (&&str, &(&pl::UInt32Chunked, &pl::UInt32Chunked))| {
             Some(Verdict::of_parts(metric, right.get(row)?, of.get(row)?))
         };
-        let ended = ENDINGS.iter().find(|(_, name)| Some(*name) == ended.get(row)).map(|(ended, _)| *ended);
+        let ended = Ended::ALL.into_iter().find(|known| Some(known.name()) == ended.get(row));
         let ended =
             ended.ok_or_else(|| Error::new(format!("row {row} of the table of answers does not say how its answer ended")))?;
         let draw = Draw {

@@ -11,8 +11,8 @@ use rayon::prelude::*;
 use serde_json::{Map, Value};
 
 use super::metrics::{ChoiceScore, Sample};
-use super::score::Scored;
-use super::tasks::{Examples, Item, Kind, Task};
+use super::score::{Scored, take_chunk};
+use super::tasks::{Examples, Item, Kind, Task, task_name};
 use crate::dataset::{self, Dataset, Example, Format, ReadOptions};
 use crate::engine::{self, Work};
 use crate::error::{Error, Result};
@@ -68,9 +68,8 @@ pub fn read(path: &Path) -> Result<Task> {
         row: Some(Box::new(example)),
         ..Item::default()
     };
-    let file = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     Ok(Task {
-        name: file.split('.').find(|part| !part.is_empty()).unwrap_or("rows").to_owned(),
+        name: task_name(path, "rows"),
         version: VERSION,
         path: path.to_string_lossy().into_owned(),
         sha256: file_sha256(path)?,
@@ -81,9 +80,6 @@ pub fn read(path: &Path) -> Result<Task> {
         few_shot: None,
     })
 }
-
-/// Tokens that are packed together: many enough that rows meet those with the same prompt.
-const CHUNK_TOKENS: usize = 1 << 16;
 
 /// `progress` is told the number of tokens done, of all.
 pub fn score(model: &Model, task: &Task, renderer: &Renderer, progress: &mut dyn FnMut(u64, u64)) -> Result<Scored> {
@@ -104,14 +100,7 @@ pub fn score(model: &Model, task: &Task, renderer: &Renderer, progress: &mut dyn
     let tokens: u64 = open.iter().map(|sequence| sequence.ids.len() as u64).sum();
     let (mut work, mut done, mut scores) = (Work::default(), 0, Vec::with_capacity(open.len()));
     while !open.is_empty() {
-        let mut n_tokens = 0;
-        let fitting = open.iter().take_while(|sequence| {
-            let fits = n_tokens < CHUNK_TOKENS;
-            n_tokens += sequence.ids.len();
-            fits
-        });
-        let n = fitting.count();
-        let chunk: Vec<Sequence> = open.drain(..n).collect();
+        let chunk = take_chunk(&mut open, |sequence| sequence.ids.len());
         scores.extend(engine::score(model, &chunk, &mut work, &mut |within| progress(done + within, tokens))?);
         done += chunk.iter().map(|sequence| sequence.ids.len() as u64).sum::<u64>();
     }

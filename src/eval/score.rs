@@ -29,6 +29,18 @@ pub struct Scored {
 /// Tokens that are packed together: many enough that the items of a task meet those with the same prefix.
 const CHUNK_TOKENS: usize = 1 << 16;
 
+/// Takes the first of `open` that are packed together, at least one if there is one.
+pub(super) fn take_chunk<T>(open: &mut Vec<T>, tokens: impl Fn(&T) -> usize) -> Vec<T> {
+    let mut n_tokens = 0;
+    let fitting = open.iter().take_while(|item| {
+        let fits = n_tokens < CHUNK_TOKENS;
+        n_tokens += tokens(item);
+        fits
+    });
+    let n = fitting.count();
+    open.drain(..n).collect()
+}
+
 /// `progress` is told the number of tokens done, of all.
 pub fn score(model: &Model, task: &Task, asking: &Asking, max_len: usize, progress: &mut dyn FnMut(u64, u64)) -> Result<Scored> {
     let of_item = |item: &Item| {
@@ -45,14 +57,7 @@ pub fn score(model: &Model, task: &Task, asking: &Asking, max_len: usize, progre
     let mut done = 0;
     let mut samples = Vec::with_capacity(prepared.len());
     while !prepared.is_empty() {
-        let mut n_tokens = 0;
-        let n = prepared.iter().take_while(|sample| {
-            let fits = n_tokens < CHUNK_TOKENS;
-            n_tokens += sample.n_tokens();
-            fits
-        });
-        let n = n.count();
-        let chunk: Vec<Prepared> = prepared.drain(..n).collect();
+        let chunk = take_chunk(&mut prepared, Prepared::n_tokens);
         let begun = done;
         done += chunk.iter().map(|sample| sample.n_tokens() as u64).sum::<u64>();
         samples.extend(score_chunk(model, chunk, &mut work, &mut |within| progress(begun + within, tokens))?);

@@ -26,6 +26,7 @@ use super::written::{Spec, uniform};
 use crate::dataset::{Example, Role, Turn};
 use crate::error::{Context, Error, Result};
 use crate::files::sha256;
+use crate::json::expected;
 
 /// Items that are scored and summed up together.
 #[derive(Debug, Clone)]
@@ -141,12 +142,16 @@ pub fn probe() -> Result<Task> {
     parse(PROBE, "data/probe/general.jsonl", PROBE_ITEMS.as_bytes())
 }
 
+/// What a task from a file is called: the file's name up to its first dot, or `otherwise`.
+pub(super) fn task_name(path: &Path, otherwise: &str) -> String {
+    let file = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    file.split('.').find(|part| !part.is_empty()).unwrap_or(otherwise).to_owned()
+}
+
 /// A task from a file of the user.
 pub fn read(path: &Path) -> Result<Task> {
     let bytes = std::fs::read(path).context_at(path, "cannot read the task")?;
-    let file = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let name = file.split('.').find(|part| !part.is_empty()).unwrap_or("task");
-    parse(name, &path.to_string_lossy(), &bytes)
+    parse(&task_name(path, "task"), &path.to_string_lossy(), &bytes)
 }
 
 /// A task from the bytes of its file; `path` decides between text and JSON Lines and is named in errors.
@@ -419,11 +424,6 @@ fn filled<'a>(row: &'a Map<String, Value>, key: &str) -> Result<&'a str> {
         "" => Err(Error::new(format!("`{key}` is empty"))),
         text => Ok(text),
     }
-}
-
-fn expected(key: &str, what: &str, found: &Value) -> Error {
-    let found: String = found.to_string().chars().take(60).collect();
-    Error::new(format!("expected `{key}` to be {what}, found {found}"))
 }
 
 impl Kind {

@@ -15,8 +15,10 @@ use std::time::Duration;
 use serde_json::Value;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
+use ureq::config::ConfigBuilder;
 use ureq::http::{Response, Uri};
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
+use ureq::typestate::AgentScope;
 use ureq::{Agent, Body};
 
 use super::cache::{self, is_commit};
@@ -77,19 +79,7 @@ impl Client {
         if origin(&endpoint).is_none() {
             return Err(Error::new(format!("HF_ENDPOINT is `{endpoint}`; expected an address such as https://huggingface.co")));
         }
-        let config = Agent::config_builder()
-            .http_status_as_error(false)
-            // Redirects are followed by hand: they decide where the token goes.
-            .max_redirects(0)
-            .max_redirects_will_error(false)
-            .user_agent(concat!("diagnose/", env!("CARGO_PKG_VERSION")))
-            // Sizes and hashes are those of the file, not of a compressed copy.
-            .accept_encoding("identity")
-            .timeout_connect(Some(WAIT_TO_CONNECT))
-            .timeout_recv_response(Some(WAIT_FOR_BYTES))
-            .timeout_per_read(Some(WAIT_FOR_BYTES))
-            .tls_config(TlsConfig::builder().root_certs(root_certificates()?).build())
-            .build();
+        let config = agent_config()?.timeout_recv_response(Some(WAIT_FOR_BYTES)).timeout_per_read(Some(WAIT_FOR_BYTES)).build();
         Ok(Client { agent: config.into(), endpoint, token: token()?, id: id.clone() })
     }
 
@@ -328,8 +318,22 @@ fn token() -> Result<Option<String>> {
     }
 }
 
+/// What every agent of this program has; how long an answer may take depends on whom it asks.
+pub(crate) fn agent_config() -> Result<ConfigBuilder<AgentScope>> {
+    Ok(Agent::config_builder()
+        .http_status_as_error(false)
+        // Redirects are followed by hand, or not at all: they decide where a token goes.
+        .max_redirects(0)
+        .max_redirects_will_error(false)
+        .user_agent(concat!("diagnose/", env!("CARGO_PKG_VERSION")))
+        // Sizes and hashes are those of the file, not of a compressed copy.
+        .accept_encoding("identity")
+        .timeout_connect(Some(WAIT_TO_CONNECT))
+        .tls_config(TlsConfig::builder().root_certs(root_certificates()?).build()))
+}
+
 /// Mozilla's authorities, or those of the file that companies with a proxy of their own name.
-pub(crate) fn root_certificates() -> Result<RootCerts> {
+fn root_certificates() -> Result<RootCerts> {
     let Some(path) = cache::variable("SSL_CERT_FILE").or_else(|| cache::variable("REQUESTS_CA_BUNDLE")) else {
         return Ok(RootCerts::WebPki);
     };

@@ -27,12 +27,4 @@ impl Entry {
     pub(crate) fn text(&self, tokenizer: &Tokenizer) -> String {
         text_of(&self.ids, self.ended, tokenizer)
     }
-
-    pub(crate) fn ended_name(&self) -> &'static str {
-        match self.ended {
-            Ended::EndToken => "end_token",
-            Ended::Stop => "stop",
-            Ended::Length => "length",
-        }
-    }
 }

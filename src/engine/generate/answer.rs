@@ -16,6 +16,19 @@ pub enum Ended {
     Length,
 }
 
+impl Ended {
+    pub const ALL: [Ended; 3] = [Ended::EndToken, Ended::Stop, Ended::Length];
+
+    /// As files have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Ended::EndToken => "end_token",
+            Ended::Stop => "stop",
+            Ended::Length => "length",
+        }
+    }
+}
+
 /// A finished answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {

@@ -8,12 +8,11 @@ use ureq::http::Response;
 use ureq::{Agent, Body};
 
 use crate::error::{Error, Result};
-use crate::fetch::client::root_certificates;
+use crate::fetch::client::agent_config;
 
 /// Holds the key of the servers, if they want one.
 pub(crate) const KEY_VARIABLE: &str = "DIAGNOSE_SERVER_KEY";
 
-const WAIT_TO_CONNECT: Duration = Duration::from_secs(10);
 /// A server with a long queue answers late.
 const WAIT_FOR_ANSWER: Duration = Duration::from_secs(900);
 const WAIT_FOR_BYTES: Duration = Duration::from_secs(120);
@@ -76,19 +75,12 @@ impl Http {
         if key.as_ref().is_some_and(|key| !key.bytes().all(|byte| byte.is_ascii_graphic())) {
             return Err(Error::new(format!("{KEY_VARIABLE} holds characters that no key has")).cure("Set it anew."));
         }
-        let config = Agent::config_builder()
-            .http_status_as_error(false)
-            // The key goes nowhere else.
-            .max_redirects(0)
-            .max_redirects_will_error(false)
-            .user_agent(concat!("diagnose/", env!("CARGO_PKG_VERSION")))
-            .accept_encoding("identity")
-            .timeout_connect(Some(WAIT_TO_CONNECT))
+        // It follows no redirect: the key goes nowhere else.
+        let config = agent_config()?
             .timeout_recv_response(Some(WAIT_FOR_ANSWER))
             .timeout_per_read(Some(WAIT_FOR_BYTES))
             .max_idle_connections(CONNECTIONS)
             .max_idle_connections_per_host(CONNECTIONS)
-            .tls_config(ureq::tls::TlsConfig::builder().root_certs(root_certificates()?).build())
             .build();
         Ok(Http { agent: config.into(), url: trimmed.to_owned(), key })
     }

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::{MAX_NEW_TOKENS, Spec, Verdict};
 use crate::error::{Error, Result};
+use crate::json::expected;
 
 pub const SPEC: Spec = Spec { stops: &[], max_new_tokens: MAX_NEW_TOKENS, few_shot: 0, primary: "match", check };
 
@@ -131,11 +132,6 @@ fn number_of(text: &str) -> Option<f64> {
     let text = text.trim().replace(',', "").replace('\u{2212}', "-");
     let text = text.trim_end_matches('%').replacen('$', "", 1);
     text.parse().ok().filter(|number: &f64| number.is_finite())
-}
-
-fn expected(key: &str, what: &str, found: &Value) -> Error {
-    let found: String = found.to_string().chars().take(60).collect();
-    Error::new(format!("expected `{key}` to be {what}, found {found}"))
 }
 
 #[cfg(test)]

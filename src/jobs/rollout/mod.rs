@@ -170,7 +170,7 @@ fn row(plan: &Plan, job: &Job, example: &Example, asked: &plan::Asked, entry: &E
         row: entry.row,
         draw: entry.draw,
         ids: entry.ids.clone(),
-        ended: entry.ended_name().to_owned(),
+        ended: entry.ended.name().to_owned(),
         prompt: fingerprint_of_prompt(&asked.ids),
         model: plan.model.info.sha256.clone(),
         dtype: job.dtype.to_string(),
