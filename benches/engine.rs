@@ -3,9 +3,9 @@
 //!     cargo bench --bench engine            # the default model, which must be in the cache
 //!     cargo bench --bench engine -- MODEL   # a .gguf file or a Hugging Face folder
 //!
-//! First chat-like rows: the whole, beside each kernel run alone with the same shapes as often as the model runs it. The share of the
-//! products is how near scoring comes to what products alone would allow; `rest` is what no kernel accounts for. Then questions with four
-//! answers each over a context of 500 tokens, scored together and one by one: seconds, ratio, largest difference.
+//! First chat-like rows, then long ones: the whole, beside each kernel run alone with the same shapes as often as the model runs it. The
+//! share of the products is how near scoring comes to what products alone would allow; `rest` is what no kernel accounts for. Then
+//! questions with four answers each over a context of 500 tokens, scored together and one by one: seconds, ratio, largest difference.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -20,7 +20,7 @@ use diagnose::kernels::matmul::Matrix;
 use diagnose::kernels::norm::rms_norm;
 use diagnose::kernels::rotary::{Rotary, RotaryStyle};
 use diagnose::kernels::statistics::head_statistics;
-use diagnose::kernels::{Dtype, Kernels, peak};
+use diagnose::kernels::{Dtype, Kernels, allocator, peak};
 use diagnose::model::{LoadOptions, Model, Placement, Reference};
 use diagnose::tokens::{Sequence, Span};
 
@@ -28,6 +28,7 @@ use diagnose::tokens::{Sequence, Span};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const CHATS: u32 = 24;
+const LONG: [usize; 2] = [2_000, 8_000];
 const QUESTIONS: u32 = 6;
 const CHOICES: u32 = 4;
 const CONTEXT: usize = 500;
@@ -35,13 +36,21 @@ const ANSWER: usize = 12;
 const REPEATS: usize = 3;
 
 fn main() {
+    // As the program does.
+    allocator::keep_freed_memory();
     let model = std::env::args().skip(1).find(|argument| !argument.starts_with("--"));
     let reference = Reference::resolve(model.as_deref(), &|_, _, _| {}).expect("no model");
     for dtype in [Dtype::F32, Dtype::Bf16] {
         let options = LoadOptions { dtype, kernels: Kernels::Fused, device: Placement::Cpu };
-        let model = Model::load(&reference, options, 1024).expect("the model does not load");
-        breakdown(&model, &pack(&chats(model.config.vocab_size as u32), TOKEN_BUDGET, TOKEN_BUDGET), dtype);
-        let sequences = questions(model.config.vocab_size as u32);
+        let longest = LONG[LONG.len() - 1];
+        let model = Model::load(&reference, options, longest).expect("the model does not load");
+        let vocabulary = model.config.vocab_size as u32;
+        breakdown(&model, &pack(&chats(vocabulary), TOKEN_BUDGET, TOKEN_BUDGET), dtype);
+        for length in LONG.into_iter().filter(|&length| length <= model.config.max_positions) {
+            let row = chat(0, random_ids(vocabulary)(length));
+            breakdown(&model, &pack(&[row], TOKEN_BUDGET, TOKEN_BUDGET), dtype);
+        }
+        let sequences = questions(vocabulary);
         let (mut together_seconds, mut alone_seconds) = (Vec::new(), Vec::new());
         let mut largest = 0f32;
         for _ in 0..REPEATS {
@@ -87,7 +96,7 @@ fn breakdown(model: &Model, batches: &[Packed], dtype: Dtype) {
     let others = [matrix(width, q_width), matrix(2 * inner, width), matrix(width, inner)];
     let input = |rows: usize, columns: usize| Tensor::randn(0f32, 1.0, (rows, columns), &Device::Cpu).unwrap();
     let frequencies: Vec<f64> = (0..config.head_dim / 2).map(|i| 1e5f64.powf(-2.0 * i as f64 / config.head_dim as f64)).collect();
-    let rotary = Rotary::new(&frequencies, 4096, RotaryStyle::Half, 1.0);
+    let rotary = Rotary::new(&frequencies, batches.iter().map(|packed| packed.batch.ids.len()).max().unwrap(), RotaryStyle::Half, 1.0);
     let ones = Tensor::ones(width, DType::F32, &Device::Cpu).unwrap();
 
     let (mut whole, mut products, mut attentions, mut norms, mut gates, mut statistics) = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0);
@@ -155,12 +164,12 @@ fn seconds(mut work: impl FnMut()) -> f64 {
 fn chats(vocabulary: u32) -> Vec<Sequence> {
     let mut ids = random_ids(vocabulary);
     let system = ids(24);
-    let chat = |row: u32| {
-        let ids = [system.clone(), ids(76 + (row as usize * 67) % 200)].concat();
-        let supervised = (0..ids.len()).map(|t| t >= ids.len() * 2 / 5).collect();
-        Sequence { row, supervised, spans: vec![Span::default(); ids.len()], ids }
-    };
-    (0..CHATS).map(chat).collect()
+    (0..CHATS).map(|row| chat(row, [system.clone(), ids(76 + (row as usize * 67) % 200)].concat())).collect()
+}
+
+fn chat(row: u32, ids: Vec<u32>) -> Sequence {
+    let supervised = (0..ids.len()).map(|t| t >= ids.len() * 2 / 5).collect();
+    Sequence { row, supervised, spans: vec![Span::default(); ids.len()], ids }
 }
 
 fn random_ids(vocabulary: u32) -> impl FnMut(usize) -> Vec<u32> {

@@ -1,11 +1,12 @@
-//! criterion's times, with the throughput beside its share of what the machine can do (`diagnose::kernels::peak`).
+//! criterion's times, with the throughput beside its share of what the machine can do (`diagnose::kernels::peak`). Freed memory stays in
+//! the process, as in the program: or the kernel's clearing of pages would be measured, too.
 
 use std::time::{Duration, Instant};
 
 use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use criterion::{Criterion, Throughput};
 use diagnose::kernels::level::Level;
-use diagnose::kernels::{Dtype, peak};
+use diagnose::kernels::{Dtype, allocator, peak};
 
 pub(crate) struct OfPeak {
     unit: &'static str,
@@ -15,6 +16,7 @@ pub(crate) struct OfPeak {
 /// Benchmarks of products in `dtype`. `Throughput::Elements` are floating-point operations.
 #[allow(dead_code, reason = "each bench is a crate of its own and uses what it needs")]
 pub(crate) fn of_flops(dtype: Dtype) -> Criterion<OfPeak> {
+    allocator::keep_freed_memory();
     let level = Level::current();
     let per_second = peak::flops(level, dtype);
     println!("\npeak of {level} in {dtype}: {:.0} GFLOP/s", per_second / 1e9);
@@ -24,6 +26,7 @@ pub(crate) fn of_flops(dtype: Dtype) -> Criterion<OfPeak> {
 /// Benchmarks of what mostly moves data. `Throughput::Bytes` are read or written; what fits a cache may go beyond 100 %.
 #[allow(dead_code, reason = "each bench is a crate of its own and uses what it needs")]
 pub(crate) fn of_bandwidth() -> Criterion<OfPeak> {
+    allocator::keep_freed_memory();
     let per_second = peak::bandwidth();
     println!("\nmemory bandwidth (triad): {:.1} GB/s", per_second / 1e9);
     Criterion::default().configure_from_args().with_measurement(OfPeak { unit: "GB/s", per_second })

@@ -1,16 +1,18 @@
 #!/usr/bin/env python3
 """The whole job side by side: diagnose, a tuned Transformers script, llama.cpp's prompt evaluation; same model, rows and machine.
 
-    python3 -m venv V && V/bin/pip install torch transformers gguf accelerate llama-cpp-python
+    python3 -m venv V && V/bin/pip install torch transformers gguf accelerate
     V/bin/python tests/peers/compare.py ROWS.jsonl --gguf MODEL.gguf --dtype f32 --repeat 3
+    V/bin/python tests/peers/compare.py ROWS.jsonl --gguf MODEL.gguf --dtype f32 --long 8000 --batches 1
+    V/bin/python tests/peers/compare.py ROWS.jsonl --folder MODEL --dtype bf16
 
-ROWS.jsonl holds chat messages. Every number is input tokens (all of them, as tokenised here, cut at --max-len) per second after the
+ROWS.jsonl holds chat messages; with --long N their texts are joined to a few rows of N tokens, half of each prompt and half answer. Every number is input tokens (all of them, as tokenised here, cut at --max-len) per second after the
 model is loaded; each run is a process of its own, in turn, so that a slow minute of the machine hits all of them. Peak memory is the
 process's high-water mark.
 
 - transformers: sorted by length, padded batches, the head on answer tokens only, statistics in place (log-probability, entropy,
   top-20 entropy, rank); the best of the batch sizes given by --batch.
-- llama.cpp: prompt evaluation in pieces of up to 512 tokens, no statistics at all: a lower bound of what a script around it would cost.
+- llama.cpp: prompt evaluation alone, row by row, the head on one token, no statistics: a lower bound of what a script around it would cost.
   With --dtype f32 and bf16 it runs a GGUF of that type, made by --llama-gguf (the quantised file otherwise, and the table says so).
 - diagnose: everything, tables, maps and report included in its wall time by the `whole` column. How near it comes to its matrix products
   alone on this machine, and what takes the rest, says `cargo bench --bench engine`.
@@ -18,6 +20,7 @@ process's high-water mark.
 
 import argparse
 import copy
+import itertools
 import json
 import os
 import shutil
@@ -26,6 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 
 
@@ -72,6 +76,26 @@ def sequences(rows, folder, max_len):
         yield ids, min(len(prompt_ids), len(ids))
 
 
+def long_rows(rows, folder, length, count, path):
+    """Rows of at least `length` tokens: the texts of the rows, one after another, the first half as the prompt."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    texts = itertools.cycle([message["content"] for line in open(rows) for message in json.loads(line)["messages"]])
+
+    def text(tokens):
+        joined, n = [], 0
+        while n < tokens:
+            joined.append(next(texts))
+            n += len(tokenizer.encode(joined[-1], add_special_tokens=False)) + 1
+        return "\n".join(joined)
+
+    with open(path, "w") as out:
+        for _ in range(count):
+            messages = [{"role": "user", "content": text(length // 2)}, {"role": "assistant", "content": text(length)}]
+            out.write(json.dumps({"messages": messages}) + "\n")
+
+
 def run_transformers(arguments):
     import torch
     from transformers import AutoModelForCausalLM
@@ -110,20 +134,33 @@ def run_transformers(arguments):
 
 
 def run_llama(arguments):
-    from llama_cpp import Llama
-
-    # The rows come tokenised by Transformers from the caller: this process need not hold both.
+    """Each row through llama-server, one after the other; it says itself how long the evaluation of the prompt took."""
     rows = [json.loads(line) for line in open(arguments.tokens)]
-    model = Llama(str(arguments.gguf), n_ctx=arguments.max_len, n_batch=512, n_threads=arguments.threads,
-                  n_threads_batch=arguments.threads, logits_all=False, verbose=False)
-    model.eval(rows[0][:8])
-    began = time.perf_counter()
-    for ids in rows:
-        model.reset()
-        model.eval(ids)
-    seconds = time.perf_counter() - began
+    port = str(arguments.port)
+    command = [arguments.llama_server, "-m", str(arguments.gguf), "-c", str(arguments.max_len + 8), "-t", str(arguments.threads),
+               "-tb", str(arguments.threads), "-np", "1", "--port", port, "-ngl", "0", "--no-webui"]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def ask(ids):
+        body = json.dumps({"prompt": ids, "n_predict": 1, "cache_prompt": False}).encode()
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/completion", body, {"Content-Type": "application/json"})
+        timings = json.load(urllib.request.urlopen(request))["timings"]
+        assert timings["prompt_n"] == len(ids), f"{timings['prompt_n']} tokens evaluated of {len(ids)}"
+        return timings["prompt_ms"] / 1000
+
+    try:
+        for _ in range(600):
+            try:
+                ask(rows[0][:8])
+                break
+            except OSError:
+                time.sleep(0.1)
+        seconds = sum(map(ask, rows))
+        peak = [int(line.split()[1]) / 2**20 for line in open(f"/proc/{server.pid}/status") if line.startswith("VmHWM:")]
+    finally:
+        server.kill()
     tokens = sum(map(len, rows))
-    print(json.dumps({"tokens_per_second": tokens / seconds, "peak_gib": peak_gib(), "tokens": tokens}))
+    print(json.dumps({"tokens_per_second": tokens / seconds, "peak_gib": peak[0], "tokens": tokens}))
 
 
 def last_json(command):
@@ -134,7 +171,13 @@ def last_json(command):
 def run_all(arguments):
     scratch = Path(tempfile.mkdtemp())
     arguments.folder = arguments.folder or scratch / "model"
-    transformers_folder(arguments.gguf, arguments.folder)
+    if arguments.gguf:
+        transformers_folder(arguments.gguf, arguments.folder)
+    if arguments.long:
+        arguments.max_len = arguments.long
+        path = scratch / "long.jsonl"
+        long_rows(arguments.rows, arguments.folder, arguments.long, arguments.long_rows, path)
+        arguments.rows = path
     tokens_file = scratch / "tokens.jsonl"
     rows = [ids for ids, _ in sequences(arguments.rows, arguments.folder, arguments.max_len)]
     tokens_file.write_text("".join(json.dumps(ids) + "\n" for ids in rows))
@@ -148,24 +191,25 @@ def run_all(arguments):
 
     def llama():
         gguf = arguments.llama_gguf or arguments.gguf
-        command = [arguments.llama_python or sys.executable, __file__, "--side", "llama", str(arguments.rows), "--gguf", str(gguf)]
-        return last_json(command + ["--tokens", str(tokens_file)] + common)
+        command = [*here, "--side", "llama", str(arguments.rows), "--gguf", str(gguf), "--llama-server", arguments.llama_server]
+        return last_json(command + ["--tokens", str(tokens_file), "--port", str(arguments.port)] + common)
 
     def diagnose():
         out = scratch / "run"
         shutil.rmtree(out, ignore_errors=True)
         began = time.perf_counter()
-        command = [arguments.diagnose, str(arguments.rows), "--model", str(arguments.gguf), "--out", str(out)]
+        command = [arguments.diagnose, str(arguments.rows), "--model", str(arguments.gguf or arguments.folder), "--out", str(out)]
         command += ["--dtype", arguments.dtype, "--max-len", str(arguments.max_len)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         whole = time.perf_counter() - began
         run = json.loads((out / "run.json").read_text())
         return {"tokens_per_second": run["tokens_per_second"], "peak_gib": run["peak_memory_bytes"] / 2**30, "whole": n_tokens / whole,
-                "first_row": run["seconds_to_first_row"], "seconds": run["seconds"]}
+                "first_row": run["seconds_to_first_row"], "seconds": run["seconds"],
+                "machine": f"{run['processor']}, level {run['kernel_level']}"}
 
     sides = {"diagnose": diagnose}
     sides |= {f"transformers, batch {batch}": transformers_at(batch) for batch in arguments.batches}
-    if not arguments.no_llama:
+    if arguments.llama_server:
         sides["llama.cpp" + ("" if arguments.llama_gguf else " (quantised)")] = llama
     results = {name: [] for name in sides}
     for repeat in range(arguments.repeat):
@@ -177,33 +221,35 @@ def run_all(arguments):
         return statistics.median(result[key] for result in results[name])
 
     ours = median("diagnose", "tokens_per_second")
-    print(f"\n{len(rows)} rows, {n_tokens} tokens, {arguments.dtype}, {arguments.threads} threads, medians of {arguments.repeat}\n")
+    machine = results["diagnose"][-1]["machine"]
+    print(f"\n{machine}: {len(rows)} rows, {n_tokens} tokens, {arguments.dtype}, {arguments.threads} threads, medians of {arguments.repeat}\n")
     print("| | tokens/s | peak GiB | diagnose is |\n|---|---:|---:|---:|")
     for name in sides:
         rate = median(name, "tokens_per_second")
         print(f"| {name} | {rate:.0f} | {median(name, 'peak_gib'):.2f} | {ours / rate:.2f}x |")
     print(f"| diagnose, start to report | {median('diagnose', 'whole'):.0f} | | |")
     stages = results["diagnose"][-1]["seconds"]
-    shown = ["load", "audit", "decoder", "head", "sample", "engine_waited"]
     print(f"\ndiagnose: first row after {median('diagnose', 'first_row'):.2f} s; of its last run's seconds, "
-          + ", ".join(f"{name} {stages[name]:.1f}" for name in shown))
+          + ", ".join(f"{name} {seconds:.1f}" for name, seconds in stages.items() if not name.endswith("tokens")))
     shutil.rmtree(scratch)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", type=Path)
-    parser.add_argument("--gguf", type=Path)
+    parser.add_argument("--gguf", type=Path, help="absent: the model of --folder")
     parser.add_argument("--llama-gguf", type=Path, help="a GGUF of --dtype for llama.cpp")
-    parser.add_argument("--llama-python", help="interpreter that has llama-cpp-python, if not this one")
+    parser.add_argument("--llama-server", help="llama.cpp's server, built on this machine (cmake -DGGML_NATIVE=ON); without it llama.cpp is left out")
+    parser.add_argument("--port", type=int, default=8093)
     parser.add_argument("--diagnose", default="target/release/diagnose")
     parser.add_argument("--folder", type=Path, help="the model as a Transformers folder; made if absent")
     parser.add_argument("--dtype", choices=["f32", "bf16"], default="f32")
     parser.add_argument("--max-len", type=int, default=512)
+    parser.add_argument("--long", type=int, help="rows of so many tokens instead of those of ROWS")
+    parser.add_argument("--long-rows", type=int, default=3, help="how many of them")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4])
-    parser.add_argument("--no-llama", action="store_true")
     parser.add_argument("--side", choices=["transformers", "llama"], help=argparse.SUPPRESS)
     parser.add_argument("--batch", type=int, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--tokens", type=Path, help=argparse.SUPPRESS)
