@@ -82,6 +82,33 @@ impl Block {
         rows: Option<&[u32]>,
         adapters: Adapters,
     ) -> Result<(Tensor, Activations)> {
+        let (kept, read) = self.opened(x, context, rows, adapters)?;
+        let y = match (&self.mlp_post_norm, &kept.fed) {
+            (Some(norm), Some(fed)) => (&kept.middle + norm.forward(fed)?)?,
+            _ => self.mlp.close_add(&read, kept.gate_up.as_ref(), &kept.middle, adapters)?,
+        };
+        Ok((y, kept))
+    }
+
+    /// What the backward pass needs of the same run, without the block's last product where only the output needs it.
+    pub(super) fn activations(
+        &self,
+        x: Tensor,
+        context: Context,
+        rows: Option<&[u32]>,
+        adapters: Adapters,
+    ) -> Result<Activations> {
+        Ok(self.opened(x, context, rows, adapters)?.0)
+    }
+
+    /// All but the output, and what the feed-forward network reads.
+    fn opened(
+        &self,
+        x: Tensor,
+        context: Context,
+        rows: Option<&[u32]>,
+        adapters: Adapters,
+    ) -> Result<(Activations, Tensor)> {
         let qkv = self.attention.project_in(&normed(&self.attention_norm, &x)?, adapters)?;
         let (mixed, softmaxes) = self.attention.mix(&qkv, context)?;
         let (mixed_rows, x_rows) = (select(&mixed, rows)?, select(&x, rows)?);
@@ -97,14 +124,11 @@ impl Block {
             FeedForward::Dense(mlp) => Some(mlp.open(&read, adapters)?),
             FeedForward::Routed(_) => None,
         };
-        let (y, fed) = match &self.mlp_post_norm {
-            None => (self.mlp.close_add(&read, gate_up.as_ref(), &middle, adapters)?, None),
-            Some(norm) => {
-                let fed = self.mlp.close(&read, gate_up.as_ref(), adapters)?;
-                ((&middle + norm.forward(&fed)?)?, Some(fed))
-            }
+        let fed = match &self.mlp_post_norm {
+            None => None,
+            Some(_) => Some(self.mlp.close(&read, gate_up.as_ref(), adapters)?),
         };
-        Ok((y, Activations { input: x, qkv, mixed, softmaxes, added, middle, gate_up, fed }))
+        Ok((Activations { input: x, qkv, mixed, softmaxes, added, middle, gate_up, fed }, read))
     }
 
     /// Adds to the gradients of whatever is trained; from `dy` to the gradient of the input.

@@ -137,6 +137,19 @@ impl Decoder {
         self.blocks[index].run(x, context, rows, adapters)
     }
 
+    /// What the backward pass of block `index` needs, once more.
+    pub(super) fn block_again(
+        &self,
+        index: usize,
+        x: Tensor,
+        context: Context,
+        rows: &[u32],
+        adapters: Adapters,
+    ) -> Result<Activations> {
+        let rows = (index + 1 == self.blocks.len()).then_some(rows);
+        self.blocks[index].activations(x, context, rows, adapters)
+    }
+
     /// The gradient of block `index`'s input.
     pub(super) fn block_backward(
         &self,

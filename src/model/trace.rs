@@ -81,7 +81,7 @@ impl Model {
         for (index, stage) in stages.into_iter().enumerate().rev() {
             let activations = match stage {
                 Stage::Whole(activations) => activations,
-                Stage::Input(input) => self.decoder.run_block(index, input, Context::Batch(&batch), &rows, adapters)?.1,
+                Stage::Input(input) => self.decoder.block_again(index, input, Context::Batch(&batch), &rows, adapters)?,
             };
             dx = self.decoder.block_backward(index, &activations, &batch, &rows, adapters, &dx)?;
         }
