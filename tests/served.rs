@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use diagnose::engine::generate::{Ended, Request, Sampling, Way, generate};
 use diagnose::kernels::Segment;
 use diagnose::model::{Batch, LoadOptions, Model, Reference};
 use serde_json::{Map, Value, json};
@@ -40,14 +41,30 @@ pub(crate) enum Fault {
     Cuts,
     /// So many of the most probable are left out.
     Fewer(usize),
+    /// An answer comes without its token ids.
+    NoIds,
+    /// .. with one id less than it counts.
+    Uncounted,
+    /// .. is given up by the server.
+    Aborted,
+    /// .. ends after one token, for its length.
+    Short,
+    /// .. ends with a token that ends none here.
+    EndsElsewhere,
+    /// .. ends with a stop string that is none by the tokens' bytes, if there are stop strings.
+    FalseStop,
+    /// .. has another token than the most probable one.
+    Altered,
 }
 
-/// A request for log-probabilities.
+/// A request for log-probabilities, or for an answer.
 pub(crate) struct Ask {
     /// Counted from 0, over all of them.
     pub number: usize,
     /// Has this prompt come before?
     pub repeated: bool,
+    /// Is it for an answer?
+    pub writes: bool,
 }
 
 pub(crate) struct Manners {
@@ -191,7 +208,8 @@ impl State {
             asked.len() - 1
         };
         let repeated = !self.seen.lock().unwrap().insert(ids.clone());
-        let fault = (self.manners.fault)(&Ask { number, repeated });
+        let writes = body.get(if is_sglang { "return_logprob" } else { "prompt_logprobs" }).is_none();
+        let fault = (self.manners.fault)(&Ask { number, repeated, writes });
         if let Some(id) = ids.iter().find(|&&id| id as usize >= self.model.config.vocab_size) {
             let message = format!("Token id {id} is out of vocabulary");
             write(stream, 400, &json!({"error": {"message": message, "code": 400}}).to_string(), None)?;
@@ -206,7 +224,12 @@ impl State {
             Fault::Slow(time) => std::thread::sleep(time),
             _ => {}
         }
-        let reply = if is_sglang { self.sglang(&body, &ids, fault) } else { self.vllm(&body, &ids, fault) }.to_string();
+        let reply = match (writes, is_sglang) {
+            (true, _) => self.written(&body, &ids, fault),
+            (false, true) => self.sglang(&body, &ids, fault),
+            (false, false) => self.vllm(&body, &ids, fault),
+        };
+        let reply = reply.to_string();
         if self.killed.load(Ordering::SeqCst) {
             return Ok(false);
         }
@@ -242,6 +265,79 @@ impl State {
             (*id, own, rank, all)
         };
         logits.iter().zip(&ids[1..]).map(of_row).collect()
+    }
+
+    /// An answer as either of them gives it.
+    fn written(&self, body: &Value, ids: &[u32], fault: Fault) -> Value {
+        let is_sglang = self.manners.api == "sglang";
+        let asked = if is_sglang { &body["sampling_params"] } else { body };
+        let number = |key: &str| asked[key].as_f64().unwrap();
+        // What a server would take for granted is said.
+        assert_eq!(["repetition_penalty", "presence_penalty", "frequency_penalty"].map(number), [1.0, 0.0, 0.0]);
+        let most = number(if is_sglang { "max_new_tokens" } else { "max_tokens" }) as usize;
+        let seed = asked[if is_sglang { "sampling_seed" } else { "seed" }].as_u64();
+        assert_eq!(seed.is_some(), number("temperature") > 0.0);
+        let sampling = Sampling {
+            temperature: number("temperature"),
+            top_k: Some(number("top_k")).filter(|k| *k > 0.0).map(|k| k as usize),
+            top_p: Some(number("top_p")).filter(|p| *p < 1.0),
+            min_p: Some(number("min_p")).filter(|p| *p > 0.0),
+        };
+        let list = |key: &str| asked[key].as_array().unwrap().clone();
+        let way = Way {
+            sampling,
+            ends: list("stop_token_ids").iter().map(|id| id.as_u64().unwrap() as u32).collect(),
+            stops: list("stop").iter().map(|text| text.as_str().unwrap().to_owned()).collect(),
+            at_once: 1,
+        };
+        let request = Request { prompt: ids.to_vec(), max_new_tokens: most, seed: seed.unwrap_or_default() };
+        let mut written = None;
+        let mut finished = |_, answer| {
+            written = Some(answer);
+            Ok(())
+        };
+        generate(&self.model, &[request], &way, &mut finished, &mut |_| {}).unwrap();
+        let answer = written.unwrap();
+        let (mut answered, mut ended) = (answer.ids.clone(), answer.ended);
+        let mut matched = match ended {
+            Ended::EndToken => json!(answered.last()),
+            Ended::Stop => json!(way.stops[0]),
+            Ended::Length => Value::Null,
+        };
+        match fault {
+            Fault::Short => (answered, ended) = (vec![1], Ended::Length),
+            Fault::EndsElsewhere => (answered, ended, matched) = (vec![1], Ended::EndToken, json!(1)),
+            Fault::FalseStop if !way.stops.is_empty() => {
+                (answered, ended, matched) = (vec![1], Ended::Stop, json!(way.stops[0]));
+            }
+            Fault::Altered => answered[0] = (answered[0] + 1) % 256,
+            _ => {}
+        }
+        let n = answered.len();
+        if fault == Fault::Uncounted {
+            answered.pop();
+        }
+        let mut reason = if ended == Ended::Length { "length" } else { "stop" };
+        if fault == Fault::Aborted {
+            reason = "abort";
+        }
+        let n_read = ids.len() - if fault == Fault::Cuts { 2 } else { 0 };
+        let given = if fault == Fault::NoIds { Value::Null } else { json!(answered) };
+        match is_sglang {
+            true => json!({
+                "text": "",
+                "output_ids": given,
+                "meta_info": {
+                    "finish_reason": {"type": reason, "matched": matched},
+                    "prompt_tokens": n_read,
+                    "completion_tokens": n,
+                },
+            }),
+            false => json!({
+                "choices": [{"index": 0, "text": "", "token_ids": given, "finish_reason": reason, "stop_reason": matched}],
+                "usage": {"prompt_tokens": n_read, "completion_tokens": n},
+            }),
+        }
     }
 
     fn text(&self, id: u32) -> String {

@@ -31,6 +31,7 @@ mod own_rows;
 mod packaging;
 mod parity;
 mod remote;
+mod remote_answers;
 mod rollout;
 mod score;
 mod served;

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use super::output;
 use super::progress::Terminal;
+use super::servers::ServerArgs;
 use crate::engine::generate::Sampling;
+use crate::engine::remote::LEAST_TOP_K;
 use crate::error::{Context, Error, Result};
 use crate::eval::{benchmarks, tasks};
 use crate::jobs::eval::{self, ChatWay, Job, Way, WrittenWay};
@@ -28,6 +30,9 @@ pub(super) struct Args {
     /// For an adapter: the model that it is put on, in place of the one that its config names, such as the full model of a quantised one
     #[arg(long, value_name = "REF")]
     base: Option<String>,
+
+    #[command(flatten)]
+    servers: ServerArgs,
 
     /// Separated by commas: `probe` (320 questions of general knowledge that ship with the program), benchmarks by name (`list` shows
     /// them), benchmarks with your copy of their rows (NAME=FILE), files of items (.uniform.jsonl, .jsonl) to choose from or to answer, texts
@@ -153,9 +158,9 @@ struct Written {
     #[arg(long = "stop", value_name = "TEXT", hide_short_help = true)]
     stops: Vec<String>,
 
-    /// Answers under way at a time; takes memory, and changes none
-    #[arg(long, value_name = "N", default_value_t = 16, hide_short_help = true)]
-    batch: usize,
+    /// Answers under way at a time; takes memory, and changes none. Servers have --in-flight in its place [default: 16]
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    batch: Option<usize>,
 }
 
 impl Options {
@@ -214,7 +219,7 @@ impl Written {
         for (option, n) in [
             ("--max-new-tokens", self.max_new_tokens.unwrap_or(1)),
             ("--repeats", self.repeats as usize),
-            ("--batch", self.batch),
+            ("--batch", self.batch.unwrap_or(1)),
         ] {
             if n == 0 {
                 return Err(Error::usage(format!("{option} 0 leaves nothing to write; expected 1 or more")));
@@ -240,7 +245,7 @@ impl Written {
             sampling,
             stops: self.stops.clone(),
             repeats: self.repeats,
-            at_once: self.batch,
+            at_once: self.batch.unwrap_or(WrittenWay::default().at_once),
         })
     }
 }
@@ -249,9 +254,15 @@ pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
     if args.tasks == ["list"] {
         return output::print(&benchmarks::list());
     }
+    let batch = args.options.written.batch;
+    let servers = args.servers.options(LEAST_TOP_K)?;
+    if let (Some(batch), true) = (batch, servers.is_some()) {
+        return Err(Error::usage(format!("--batch {batch} is of this program's own engine; servers have --in-flight")));
+    }
     let job = Job {
         model: args.model,
         base: args.base,
+        servers,
         tasks: args.tasks,
         out: args.out,
         way: args.options.way()?,

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use super::output;
 use super::progress::Terminal;
 use super::rows::RowArgs;
+use super::servers::ServerArgs;
 use crate::engine::generate::Sampling;
+use crate::engine::remote::LEAST_TOP_K;
 use crate::error::{Context, Error, Result};
 use crate::jobs::rollout::{self, Job};
 use crate::kernels::Dtype;
@@ -29,6 +31,9 @@ pub(super) struct Args {
     /// For an adapter: the model that it is put on, in place of the one that its config names, such as the full model of a quantised one
     #[arg(long, value_name = "REF")]
     base: Option<String>,
+
+    #[command(flatten)]
+    servers: ServerArgs,
 
     /// The run folder; by default a folder under runs/
     #[arg(long, value_name = "DIR")]
@@ -62,8 +67,8 @@ pub(super) struct Args {
     #[arg(long = "stop", value_name = "TEXT")]
     stops: Vec<String>,
 
-    /// Answers under way at a time; takes memory, and changes none
-    #[arg(long, value_name = "N", default_value_t = 16)]
+    /// Answers under way at a time; takes memory, and changes none. Servers have --in-flight in its place
+    #[arg(long, value_name = "N", default_value_t = 16, conflicts_with = "urls")]
     batch: usize,
 
     /// Precision of the matrix products: f32 or bf16
@@ -92,6 +97,7 @@ pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
         inputs: args.datasets,
         model: args.model,
         base: args.base,
+        servers: args.servers.options(LEAST_TOP_K)?,
         out: args.out,
         dtype: args.dtype,
         render: args.rows.render()?,

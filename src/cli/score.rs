@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::output;
 use super::progress::Terminal;
 use super::rows::RowArgs;
-use super::servers::ServerArgs;
+use super::servers::ScoringArgs;
 use crate::dataset::Shard;
 use crate::diagnosis::Report;
 use crate::diagnosis::quadrants::Thresholds;
@@ -51,7 +51,7 @@ pub(super) struct Args {
     device: Placement,
 
     #[command(flatten)]
-    servers: ServerArgs,
+    servers: ScoringArgs,
 
     #[command(flatten)]
     rows: RowArgs,

@@ -27,6 +27,8 @@ use crate::stats::{
 pub struct Side {
     /// For people.
     pub name: String,
+    /// What ran the model, where it is known.
+    pub engine: Option<String>,
     pub tasks: BTreeMap<String, TaskSamples>,
     /// Tasks that are summed up together, by the group's name.
     pub groups: BTreeMap<String, Vec<String>>,
@@ -108,6 +110,9 @@ impl TaskSamples {
 pub struct Comparison {
     pub before: String,
     pub after: String,
+    /// What ran the models, before and after, where the two differ.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engines: Option<[String; 2]>,
     pub tasks: BTreeMap<String, TaskChange>,
     /// Tasks that the harness sums up, by the group's name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -203,6 +208,7 @@ pub struct MacroChange {
 /// Reads an evaluation folder.
 pub fn read_side(folder: &Path) -> Result<Side> {
     let scores = read_scores(folder)?;
+    let engine = Some(scores.engine());
     let mut samples = read_samples(folder)?;
     let mut tasks = BTreeMap::new();
     for (name, task) in scores.tasks {
@@ -215,7 +221,7 @@ pub fn read_side(folder: &Path) -> Result<Side> {
         let own = TaskSamples { settings, primary, data_sha256: Some(task.data_sha256), ..TaskSamples::of(task.kind, own) };
         tasks.insert(name, own);
     }
-    Ok(Side { name: scores.identity.model, tasks, groups: BTreeMap::new(), skipped: Vec::new() })
+    Ok(Side { name: scores.identity.model, engine, tasks, groups: BTreeMap::new(), skipped: Vec::new() })
 }
 
 pub fn compare(before: &Side, after: &Side) -> Result<Comparison> {
@@ -250,6 +256,7 @@ pub fn compare(before: &Side, after: &Side) -> Result<Comparison> {
     Ok(Comparison {
         before: before.name.clone(),
         after: after.name.clone(),
+        engines: before.engine.clone().zip(after.engine.clone()).filter(|(a, b)| a != b).map(|(a, b)| [a, b]),
         tasks,
         macro_average: macro_average(&accuracies, &groups),
         groups,
@@ -537,7 +544,13 @@ mod tests {
             Sample { id: i.to_string(), choices, ..Sample::default() }
         };
         let task = TaskSamples::of(Kind::Choice, (0..n).map(item).collect());
-        Side { name: "m".into(), tasks: BTreeMap::from([("t".to_owned(), task)]), groups: BTreeMap::new(), skipped: Vec::new() }
+        Side {
+            name: "m".into(),
+            engine: None,
+            tasks: BTreeMap::from([("t".to_owned(), task)]),
+            groups: BTreeMap::new(),
+            skipped: Vec::new(),
+        }
     }
 
     #[test]
@@ -575,7 +588,7 @@ mod tests {
         let (a, mut b) = (side(3, |_| true), side(3, |_| true));
         b.tasks.get_mut("t").unwrap().samples[1].answer = 1;
         assert!(compare(&a, &b).unwrap_err().to_string().contains("item `1` of `t`"));
-        let other = Side { name: "m".into(), tasks: BTreeMap::new(), groups: BTreeMap::new(), skipped: Vec::new() };
+        let other = Side { name: "m".into(), engine: None, tasks: BTreeMap::new(), groups: BTreeMap::new(), skipped: Vec::new() };
         assert!(compare(&a, &other).unwrap_err().to_string().contains("no item in common"));
     }
 }

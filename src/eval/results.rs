@@ -11,6 +11,7 @@ use super::metrics::{Metric, Sample, metrics, primary};
 use super::samples::{self, SAMPLES_FILE};
 use super::tasks::{FewShot, Kind, Task};
 use super::write::{Endings, Writing};
+use crate::engine::remote::Checked;
 use crate::error::{Context, Result};
 use crate::files::sha256;
 use crate::provenance::Provenance;
@@ -28,6 +29,9 @@ pub struct Scores {
     pub command: String,
     #[serde(flatten)]
     pub identity: Identity,
+    /// The servers that ran the model, if this program did not, and what was found about them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<Checked>,
     pub tasks: Tasks,
 }
 
@@ -35,6 +39,14 @@ pub struct Scores {
 pub type Tasks = BTreeMap<String, TaskScores>;
 
 impl Scores {
+    /// What ran the model, for people: two evaluations of one model by two engines may differ by these.
+    pub fn engine(&self) -> String {
+        match &self.server {
+            Some(server) => format!("{} (a server)", server.program()),
+            None => format!("this program in {}", self.identity.dtype),
+        }
+    }
+
     /// SHA-256 over what decides the numbers besides the task: equal ones give equal scores. Neither a model's name nor its path does.
     pub fn identity(&self) -> String {
         let Identity { model_sha256, dtype, kernels, max_len, .. } = &self.identity;

@@ -74,7 +74,13 @@ fn named(side: &mut Side, name: &str) -> Result<Vec<String>> {
 /// The named tasks, and the others.
 fn split(side: Side, target: &[String]) -> (Side, Side) {
     let (named, others): (BTreeMap<_, _>, _) = side.tasks.into_iter().partition(|(name, _)| target.contains(name));
-    let side_of = |tasks, skipped| Side { name: side.name.clone(), tasks, groups: side.groups.clone(), skipped };
+    let side_of = |tasks, skipped| Side {
+        name: side.name.clone(),
+        engine: side.engine.clone(),
+        tasks,
+        groups: side.groups.clone(),
+        skipped,
+    };
     (side_of(named, Vec::new()), side_of(others, side.skipped))
 }
 
@@ -95,7 +101,13 @@ mod tests {
             let samples = (0..10).map(|i| sample(i, i < n_right)).collect();
             (name.to_owned(), TaskSamples::of(Kind::Choice, samples))
         };
-        Side { name: name.into(), tasks: tasks.iter().map(task).collect(), groups: BTreeMap::new(), skipped: Vec::new() }
+        Side {
+            name: name.into(),
+            engine: None,
+            tasks: tasks.iter().map(task).collect(),
+            groups: BTreeMap::new(),
+            skipped: Vec::new(),
+        }
     }
 
     #[test]

@@ -11,13 +11,11 @@ use rayon::prelude::*;
 use serde_json::{Map, Value};
 
 use super::metrics::{ChoiceScore, Sample};
-use super::score::{Scored, take_chunk};
+use super::score::{Said, Say, Scored, take_chunk};
 use super::tasks::{Examples, Item, Kind, Task, task_name};
 use crate::dataset::{self, Dataset, Example, Format, ReadOptions};
-use crate::engine::{self, Work};
 use crate::error::{Error, Result};
 use crate::files::file_sha256;
-use crate::model::Model;
 use crate::tokens::{Renderer, Sequence};
 
 /// Version of what is measured.
@@ -82,7 +80,7 @@ pub fn read(path: &Path) -> Result<Task> {
 }
 
 /// `progress` is told the number of tokens done, of all.
-pub fn score(model: &Model, task: &Task, renderer: &Renderer, progress: &mut dyn FnMut(u64, u64)) -> Result<Scored> {
+pub fn score(task: &Task, renderer: &Renderer, say: &mut Say, progress: &mut dyn FnMut(u64, u64)) -> Result<Scored> {
     let rendered = |item: &Item| -> Result<(Sequence, bool)> {
         let example = item.row.as_ref().ok_or_else(|| Error::new("an item is no row"))?;
         let rendered = renderer.render(0, example)?;
@@ -98,21 +96,16 @@ pub fn score(model: &Model, task: &Task, renderer: &Renderer, progress: &mut dyn
     let (mut open, cut): (Vec<Sequence>, Vec<bool>) =
         task.items.par_iter().map(named).collect::<Result<Vec<_>>>()?.into_iter().unzip();
     let tokens: u64 = open.iter().map(|sequence| sequence.ids.len() as u64).sum();
-    let (mut work, mut done, mut scores) = (Work::default(), 0, Vec::with_capacity(open.len()));
+    let (mut done, mut scores) = (0, Vec::with_capacity(open.len()));
     while !open.is_empty() {
         let chunk = take_chunk(&mut open, |sequence| sequence.ids.len());
-        scores.extend(engine::score(model, &chunk, &mut work, &mut |within| progress(done + within, tokens))?);
+        scores.extend(say(&chunk, &mut |within| progress(done + within, tokens))?);
         done += chunk.iter().map(|sequence| sequence.ids.len() as u64).sum::<u64>();
     }
-    let sample = |(item, statistics): (&Item, Vec<crate::kernels::TokenStatistics>)| Sample {
+    let sample = |(item, said): (&Item, Said)| Sample {
         id: item.id.clone(),
         subject: item.subject.clone(),
-        choices: vec![ChoiceScore {
-            logprob: statistics.iter().map(|token| f64::from(token.logprob)).sum(),
-            greedy: statistics.iter().all(|token| token.rank == 1),
-            tokens: statistics.len() as u32,
-            ..ChoiceScore::default()
-        }],
+        choices: vec![ChoiceScore { logprob: said.logprob, greedy: said.greedy, tokens: said.tokens, ..ChoiceScore::default() }],
         ..Sample::default()
     };
     Ok(Scored {
@@ -120,7 +113,6 @@ pub fn score(model: &Model, task: &Task, renderer: &Renderer, progress: &mut dyn
         truncated: cut.into_iter().filter(|is_cut| *is_cut).count() as u64,
         without_system: 0,
         tokens,
-        computed_tokens: work.computed_tokens,
     })
 }
 

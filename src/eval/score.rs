@@ -1,4 +1,4 @@
-//! Items -> log-likelihoods, on the engine that scores data sets: what choices have in common is computed once.
+//! Items -> log-likelihoods, by the engine that scores data sets, which computes once what choices have in common, or by whoever else can say them.
 
 use std::ops::Range;
 
@@ -11,6 +11,7 @@ use super::tasks::{Item, Kind, Task};
 use crate::engine::{self, Work};
 use crate::error::{Error, Result};
 use crate::files::sha256;
+use crate::kernels::TokenStatistics;
 use crate::model::Model;
 use crate::tokens::{Sequence, Tokenizer};
 
@@ -21,9 +22,40 @@ pub struct Scored {
     pub truncated: u64,
     /// Items whose system message the chat template refused.
     pub without_system: u64,
-    /// Tokens of all requests, and how many of them went through the model.
+    /// Tokens of all requests.
     pub tokens: u64,
-    pub computed_tokens: u64,
+}
+
+/// What a model says of the supervised tokens of a sequence.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Said {
+    /// Sum of ln p, in f64.
+    pub logprob: f64,
+    /// Is none of them less probable than another token in its place?
+    pub greedy: bool,
+    pub tokens: u32,
+}
+
+impl Said {
+    pub fn of<'a>(statistics: impl IntoIterator<Item = &'a TokenStatistics>) -> Said {
+        let nothing = Said { logprob: 0.0, greedy: true, tokens: 0 };
+        statistics.into_iter().fold(nothing, |said, token| Said {
+            logprob: said.logprob + f64::from(token.logprob),
+            greedy: said.greedy && token.rank == 1,
+            tokens: said.tokens + 1,
+        })
+    }
+}
+
+/// Says of sequences, in their order, what a model makes of them. What it is given beside them is to be told how many of their tokens are done.
+pub type Say<'a> = dyn FnMut(&[Sequence], &mut dyn FnMut(u64)) -> Result<Vec<Said>> + 'a;
+
+/// By a model of our own, whose work is added up.
+pub fn said_by<'a>(
+    model: &'a Model,
+    work: &'a mut Work,
+) -> impl FnMut(&[Sequence], &mut dyn FnMut(u64)) -> Result<Vec<Said>> + 'a {
+    |sequences, progress| Ok(engine::score(model, sequences, work, progress)?.iter().map(Said::of).collect())
 }
 
 /// Tokens that are packed together: many enough that the items of a task meet those with the same prefix.
@@ -42,9 +74,16 @@ pub(super) fn take_chunk<T>(open: &mut Vec<T>, tokens: impl Fn(&T) -> usize) -> 
 }
 
 /// `progress` is told the number of tokens done, of all.
-pub fn score(model: &Model, task: &Task, asking: &Asking, max_len: usize, progress: &mut dyn FnMut(u64, u64)) -> Result<Scored> {
+pub fn score(
+    tokenizer: &Tokenizer,
+    task: &Task,
+    asking: &Asking,
+    max_len: usize,
+    say: &mut Say,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Scored> {
     let of_item = |item: &Item| {
-        prepare(&model.tokenizer, task.kind, item, asking, max_len)
+        prepare(tokenizer, task.kind, item, asking, max_len)
             .map_err(|error| Error::new(format!("item `{}` cannot be scored", item.id)).caused_by(error).at(&task.path))
     };
     let prepared: Vec<Vec<Prepared>> = task.items.par_iter().map(of_item).collect::<Result<_>>()?;
@@ -53,16 +92,15 @@ pub fn score(model: &Model, task: &Task, asking: &Asking, max_len: usize, progre
     let without_system = prepared.iter().filter(|sample| sample.without_system).count() as u64;
     let tokens: u64 = prepared.iter().map(|sample| sample.n_tokens() as u64).sum();
 
-    let mut work = Work::default();
     let mut done = 0;
     let mut samples = Vec::with_capacity(prepared.len());
     while !prepared.is_empty() {
         let chunk = take_chunk(&mut prepared, Prepared::n_tokens);
         let begun = done;
         done += chunk.iter().map(|sample| sample.n_tokens() as u64).sum::<u64>();
-        samples.extend(score_chunk(model, chunk, &mut work, &mut |within| progress(begun + within, tokens))?);
+        samples.extend(score_chunk(chunk, say, &mut |within| progress(begun + within, tokens))?);
     }
-    Ok(Scored { samples, truncated, without_system, tokens, computed_tokens: work.computed_tokens })
+    Ok(Scored { samples, truncated, without_system, tokens })
 }
 
 /// A sample whose log-likelihoods are still missing, and what is to be scored for them.
@@ -149,19 +187,16 @@ fn space_runs(text: &str) -> Vec<usize> {
     runs
 }
 
-fn score_chunk(model: &Model, chunk: Vec<Prepared>, work: &mut Work, progress: &mut dyn FnMut(u64)) -> Result<Vec<Sample>> {
+fn score_chunk(chunk: Vec<Prepared>, say: &mut Say, progress: &mut dyn FnMut(u64)) -> Result<Vec<Sample>> {
     let mut samples = Vec::with_capacity(chunk.len());
     let mut sequences: Vec<Sequence> = Vec::new();
     for Prepared { sample, requests, .. } in chunk {
         samples.push(sample);
         sequences.extend(requests.into_iter().map(|request| request.sequence(0)));
     }
-    let mut statistics = engine::score(model, &sequences, work, progress)?.into_iter();
-    for score in samples.iter_mut().flat_map(|sample| &mut sample.choices) {
-        let tokens = statistics.next().unwrap_or_default();
-        score.logprob = tokens.iter().map(|token| f64::from(token.logprob)).sum();
-        score.greedy = tokens.iter().all(|token| token.rank == 1);
-        score.tokens = tokens.len() as u32;
+    let scores = samples.iter_mut().flat_map(|sample| &mut sample.choices);
+    for (score, said) in scores.zip(say(&sequences, progress)?) {
+        (score.logprob, score.greedy, score.tokens) = (said.logprob, said.greedy, said.tokens);
     }
     Ok(samples)
 }
@@ -169,6 +204,15 @@ fn score_chunk(model: &Model, chunk: Vec<Prepared>, work: &mut Work, progress: &
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_said_of_a_continuation_is_the_sum_over_its_tokens() {
+        let token = |logprob: f32, rank: u32| TokenStatistics { logprob, rank, ..TokenStatistics::default() };
+        let said = |tokens: &[TokenStatistics]| Said::of(tokens);
+        assert_eq!(said(&[token(-0.5, 1), token(-0.25, 1)]), Said { logprob: -0.75, greedy: true, tokens: 2 });
+        assert_eq!(said(&[token(-0.5, 1), token(-4.0, 3)]), Said { logprob: -4.5, greedy: false, tokens: 2 });
+        assert_eq!(said(&[token(f32::NEG_INFINITY, 9)]).logprob, f64::NEG_INFINITY);
+    }
 
     #[test]
     fn words_are_the_pieces_between_white_space() {

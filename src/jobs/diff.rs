@@ -200,8 +200,15 @@ fn side(kind: Kind, written: &str, job: &Job, watch: &dyn Watch) -> Result<Side>
         Kind::Model => {
             let tasks = if job.tasks.is_empty() { vec![tasks::PROBE.to_owned()] } else { job.tasks.clone() };
             let command = job.command.clone();
-            let asked =
-                eval::Job { model: Some(written.to_owned()), base: None, tasks, out: None, way: job.way.clone(), command };
+            let asked = eval::Job {
+                model: Some(written.to_owned()),
+                base: None,
+                servers: None,
+                tasks,
+                out: None,
+                way: job.way.clone(),
+                command,
+            };
             let evaluated = eval::run(&asked, watch)?;
             compare::read_side(&evaluated.out)
         }
@@ -218,28 +225,41 @@ fn distance(job: &Job, watch: &dyn Watch) -> Result<Distance> {
         return unknown("not measured; --kl runs both models for it");
     }
     let behind = |written: &String, kind| model_behind(Path::new(written), kind);
-    let (Some(before), Some(after)) = (behind(&job.before, kinds[0])?, behind(after, kinds[1])?) else {
-        return unknown("not available: the samples of lm-evaluation-harness do not tell where the models are");
-    };
-    match eval::divergence([&before, &after], &job.way, watch) {
-        Ok(divergence) => Ok(Distance::Measured(divergence)),
-        Err(error) => unknown(&format!("not available: {}", error.reason())),
+    match (behind(&job.before, kinds[0])?, behind(after, kinds[1])?) {
+        (Behind::Model(before), Behind::Model(after)) => match eval::divergence([&before, &after], &job.way, watch) {
+            Ok(divergence) => Ok(Distance::Measured(divergence)),
+            Err(error) => unknown(&format!("not available: {}", error.reason())),
+        },
+        (Behind::Server, _) | (_, Behind::Server) => {
+            unknown("not available: a server ran a model, whose weights are not known here")
+        }
+        _ => unknown("not available: the samples of lm-evaluation-harness do not tell where the models are"),
     }
 }
 
 /// The model that a side is, or was made with.
-fn model_behind(path: &Path, kind: Kind) -> Result<Option<Named>> {
+enum Behind {
+    Model(Named),
+    /// Only a server knows its weights.
+    Server,
+    Unknown,
+}
+
+fn model_behind(path: &Path, kind: Kind) -> Result<Behind> {
     let named = |file: &str, model: &str| {
         let path = path.join(file);
         let bytes = std::fs::read(&path).context_at(&path, "cannot read what made the folder")?;
         let record: Value = serde_json::from_slice(&bytes).context_at(&path, "the file is no JSON")?;
+        if record["server"].is_object() {
+            return Ok(Behind::Server);
+        }
         let text = |key: &str| record.pointer(&format!("{model}{key}")).and_then(Value::as_str).map(str::to_owned);
         let written = text("reference").filter(|written| written != DEFAULT_MODEL);
-        Ok(Some(Named { written, base: text("base"), sha256: text("sha256") }))
+        Ok(Behind::Model(Named { written, base: text("base"), sha256: text("sha256") }))
     };
     match kind {
-        Kind::Harness => Ok(None),
-        Kind::Model => Ok(Some(Named { written: Some(path.to_string_lossy().into_owned()), base: None, sha256: None })),
+        Kind::Harness => Ok(Behind::Unknown),
+        Kind::Model => Ok(Behind::Model(Named { written: Some(path.to_string_lossy().into_owned()), base: None, sha256: None })),
         Kind::Evaluation => named(SCORES_FILE, "/model_"),
         Kind::ScoreRun => named("run.json", "/model/"),
     }

@@ -16,6 +16,8 @@
 //! decisions.rs what a person has decided about its rows
 //! folders.rs what a folder is that stands in the wrong place
 //! answer.rs  an answer that was drawn
+//! author.rs  who writes answers: this program, or servers
+//! served.rs  a model that servers run
 //! journal.rs what a killed job had finished
 //! watch.rs   who is told how a job goes on
 //! ```
@@ -28,6 +30,7 @@ use crate::model::Placement;
 use crate::provenance::Provenance;
 
 mod answer;
+mod author;
 pub(crate) mod check;
 pub(crate) mod decisions;
 pub(crate) mod diff;
@@ -39,6 +42,7 @@ pub(crate) mod landscape;
 pub(crate) mod reopened;
 pub(crate) mod rollout;
 pub(crate) mod score;
+mod served;
 pub(crate) mod train;
 pub(crate) mod view;
 pub(crate) mod watch;

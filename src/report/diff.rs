@@ -152,6 +152,7 @@ pub(crate) fn terminal(diff: &Diff, coloured: bool) -> String {
                 let (on, off) = if lost { (red, reset) } else { ("", "") };
                 line(format!("{on}{:<width$} {target:>9}   {target_ends:<18} {general:>9}   {general_ends:<18}{off}", run.name));
             }
+            engines_of_runs(retention).for_each(|warning| line(format!("{dim}{warning}{reset}")));
         }
     }
     line(format!("{dim}{}{reset}", distance(&diff.divergence)));
@@ -326,6 +327,7 @@ fn of_retention(retention: &Retention) -> Vec<Block> {
         let (target, general) = (run.target.tasks.join(", "), run.general.tasks.join(", "));
         notes.push(vec![strong(&run.name), plain(format!(": target {target}; general {general}"))]);
     }
+    notes.extend(engines_of_runs(retention).map(|warning| vec![plain(warning)]));
     let head = vec!["run", ">target gain", "95 % interval", ">general change", "95 % interval"];
     vec![
         Block::Title(format!("What was gained and what was forgotten since {}", retention.before)),
@@ -425,8 +427,20 @@ fn nats(change: &Change) -> [String; 2] {
     [change.logprob, change.entropy].map(|mean| mean.map_or_else(|| "-".to_owned(), |mean| format!("{mean:+.4}")))
 }
 
+/// That two engines ran the models, where they did.
+fn engines(comparison: &Comparison) -> Option<String> {
+    let [before, after] = comparison.engines.as_ref()?;
+    Some(format!("the models were run by two engines, which may differ by themselves: {before} before, {after} after"))
+}
+
+/// The same of each run.
+fn engines_of_runs(retention: &Retention) -> impl Iterator<Item = String> {
+    retention.runs.iter().filter_map(|run| Some(format!("{}: {}", run.name, engines(&run.general_tasks)?)))
+}
+
 fn warnings(comparison: &Comparison) -> Vec<String> {
     let mut warnings = Vec::new();
+    warnings.extend(engines(comparison));
     let mut only = |what: &str, names: &[String]| {
         if !names.is_empty() {
             let shown = names.iter().take(5).cloned().collect::<Vec<_>>().join(", ");

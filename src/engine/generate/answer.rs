@@ -69,6 +69,12 @@ fn bytes_of(ids: &[u32], ended: Ended, tokenizer: &Tokenizer) -> Vec<u8> {
     ids[..n].iter().flat_map(|&id| tokenizer.bytes(id)).copied().collect()
 }
 
+/// The answer that these tokens are, of at most `most`, up to the one that ends it; `None` where none of them does.
+pub(crate) fn answer_of(ids: &[u32], most: usize, ends: &[u32], stops: &[String], tokenizer: &Tokenizer) -> Option<Answer> {
+    let mut writing = Writing::new(tokenizer, ends, stops, most);
+    ids.iter().find_map(|&id| writing.push(id))
+}
+
 /// An answer under way.
 pub(super) struct Writing<'a> {
     tokenizer: &'a Tokenizer,

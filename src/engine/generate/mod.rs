@@ -16,6 +16,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use answer::Writing;
+pub(crate) use answer::answer_of;
 pub use answer::{Answer, Ended, text_of};
 pub use sampling::Sampling;
 

@@ -11,10 +11,11 @@ use serde::{Deserialize, Serialize};
 use super::bounds::Position;
 use super::http::Trouble;
 use super::pool::Pool;
-use super::server::Api;
+use super::server::{Api, program};
+use crate::engine::generate::{Request, Sampling, Way};
 use crate::error::{Error, Result};
 use crate::kernels::TokenStatistics;
-use crate::tokens::{Sequence, Tokenizer};
+use crate::tokens::{Sequence, Span, Tokenizer};
 
 /// Tokens of a probe: enough for several pages of a server's cache (16 tokens in vLLM).
 const PROBE_TOKENS: usize = 64;
@@ -29,6 +30,11 @@ const REPEATED: f64 = 0.05;
 const BETWEEN_SERVERS: f64 = 0.1;
 /// From our own engine in f32. bf16 alone is 0.03 away, fp8 and int4 some times that.
 const FROM_OWN: f64 = 0.3;
+/// By how much a token that is written as the most probable one may fall short of it when it is asked for as part of a prompt: in bf16 two that
+/// are nearly equal may change places.
+const WRITTEN: f32 = 0.25;
+/// Tokens that are written for it.
+const PROBE_ANSWER: usize = 8;
 /// Of the texts of tokens that may differ: tokenizers write spaces and broken characters in several ways.
 const OTHER_TEXTS: f64 = 0.1;
 
@@ -83,7 +89,7 @@ impl Checked {
 
     /// `vllm 0.11.0`
     pub fn program(&self) -> String {
-        self.version.as_ref().map_or_else(|| self.api.to_string(), |version| format!("{} {version}", self.api))
+        program(self.api, self.version.as_deref())
     }
 
     /// How far apart the servers of two runs are in what they say of a text that is not of the data, where that is too far for one model.
@@ -183,11 +189,51 @@ impl Pool {
 
     /// What the first server, which the others agree with, says of the text that is the same in all runs.
     fn fixed(&self, tokenizer: &Tokenizer) -> Result<Vec<f32>> {
+        let Sequence { ids, supervised, .. } = self.fixed_sequence(tokenizer)?;
+        Ok(logprobs(&self.ask(0, &ids, &supervised, None).map_err(Trouble::into_error)?))
+    }
+
+    /// The tokens of the text that is the same in all runs: the probe where there are no data.
+    pub(crate) fn fixed_sequence(&self, tokenizer: &Tokenizer) -> Result<Sequence> {
         let text = tokenizer.encode(FIXED_TEXT)?;
         let mut ids: Vec<u32> = tokenizer.leading_bos().into_iter().chain(text.iter().map(|token| token.id)).collect();
         ids.truncate(PROBE_TOKENS.min(self.longest_prompt().unwrap_or(PROBE_TOKENS)));
-        let wanted: Vec<bool> = (0..ids.len()).map(|i| i > 0).collect();
-        Ok(logprobs(&self.ask(0, &ids, &wanted, None).map_err(Trouble::into_error)?))
+        let n = ids.len();
+        Ok(Sequence { row: 0, supervised: (0..n).map(|i| i > 0).collect(), spans: vec![Span::default(); n], ids })
+    }
+
+    /// Has every server go on with a text by the most probable tokens, and asks it how probable these are: what it writes must be what it
+    /// says. A penalty, a watermark, or other ids than those that were drawn do not pass.
+    pub(crate) fn check_answers(&self, tokenizer: &Tokenizer) -> Result<()> {
+        let mut prompt = self.fixed_sequence(tokenizer)?.ids;
+        prompt.truncate(prompt.len().saturating_sub(PROBE_ANSWER).max(1));
+        let way = Way { sampling: Sampling::GREEDY, ends: Vec::new(), stops: Vec::new(), at_once: 1 };
+        let request = Request { prompt, max_new_tokens: PROBE_ANSWER, seed: 0 };
+        for (at, server) in self.servers.iter().enumerate() {
+            let answer = server.answer(&request, &way, tokenizer, self.vocab).map_err(Trouble::into_error)?;
+            let ids: Vec<u32> = request.prompt.iter().chain(&answer.ids).copied().collect();
+            let wanted: Vec<bool> = (0..ids.len()).map(|i| i >= request.prompt.len()).collect();
+            let said = self.ask(at, &ids, &wanted, None).map_err(Trouble::into_error)?;
+            let short_of =
+                |position: &Position| position.top.first().map_or(0.0, |first| first.logprob - position.target.logprob);
+            if let Some(worst) = said.iter().max_by(|a, b| short_of(a).total_cmp(&short_of(b))).filter(|p| short_of(p) > WRITTEN)
+            {
+                let error = self.fault(
+                    at,
+                    format!(
+                        "the server was to write the most probable tokens, and wrote {} ({:?}), which by its own word is {:.2} nat less \
+                         probable than the first",
+                        worst.target.id,
+                        tokenizer.text(worst.target.id),
+                        short_of(worst)
+                    ),
+                );
+                return Err(
+                    error.cure("It alters what it draws from: start it without penalties, biases and watermarks of its own.")
+                );
+            }
+        }
+        Ok(())
     }
 
     /// The first answer of a server, and whether its tokens are ours.

@@ -108,7 +108,13 @@ impl Http {
 
     /// POSTs JSON and gives the answer's body, if the status is that of success.
     pub(crate) fn post(&self, path: &str, body: &Value) -> Result<impl Read + use<>, Trouble> {
+        self.post_waiting(path, body, Duration::ZERO)
+    }
+
+    /// The same where the answer may take `more` time than most.
+    pub(crate) fn post_waiting(&self, path: &str, body: &Value, more: Duration) -> Result<impl Read + use<>, Trouble> {
         let mut request = self.agent.post(format!("{}{path}", self.url)).header("content-type", "application/json");
+        request = request.config().timeout_recv_response(Some(WAIT_FOR_ANSWER + more)).build();
         if let Some(key) = &self.key {
             request = request.header("authorization", format!("Bearer {key}"));
         }

@@ -4,7 +4,7 @@
 //! What fails in passing is asked again, after a pause that doubles; a server that fails rests meanwhile, and the others go on.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -46,6 +46,7 @@ pub struct Pool {
     in_flight: usize,
     patience: Duration,
     retries: AtomicU64,
+    stopped: AtomicBool,
 }
 
 /// What is under way at a server.
@@ -94,7 +95,13 @@ impl Pool {
             in_flight: options.in_flight,
             patience,
             retries: AtomicU64::new(0),
+            stopped: AtomicBool::new(false),
         })
+    }
+
+    /// The same servers, asked for fewer of the most probable tokens: enough for the targets alone is one, and costs the least.
+    pub fn with_top_k(self, top_k: usize) -> Pool {
+        Pool { top_k, ..self }
     }
 
     /// The most requests that can be under way.
@@ -107,14 +114,24 @@ impl Pool {
         self.servers.first().map_or("", |server| server.root.as_deref().unwrap_or(&server.model))
     }
 
+    /// `vllm 0.11.0`
+    pub fn program(&self) -> String {
+        self.servers.first().map_or_else(String::new, Server::program)
+    }
+
     /// Requests that were sent again.
     pub fn retries(&self) -> u64 {
         self.retries.load(Ordering::Relaxed)
     }
 
+    /// The most tokens that all of them take, prompt and answer together.
+    pub fn max_len(&self) -> Option<usize> {
+        self.servers.iter().filter_map(|server| server.max_len).min()
+    }
+
     /// The longest prompt that all of them take: one token less than their limit, since each has to answer one.
     pub fn longest_prompt(&self) -> Option<usize> {
-        self.servers.iter().filter_map(|server| server.max_len).min().map(|tokens| tokens.saturating_sub(1))
+        self.max_len().map(|tokens| tokens.saturating_sub(1))
     }
 
     /// What the servers say of the supervised tokens of a sequence, in order. Waits for its turn, and through failures that pass.
@@ -126,14 +143,32 @@ impl Pool {
     }
 
     fn positions(&self, ids: &[u32], wanted: &[bool]) -> Result<Vec<Position>> {
-        let mut began: Option<Instant> = None;
-        for tries in 1.. {
-            let at = self.acquire(ids.len());
-            let answer = self.ask(at, ids, wanted, None);
-            self.release(at, ids.len(), &answer);
+        self.turn(ids.len(), |server| server.positions(ids, wanted, (self.top_k, self.vocab), None))
+    }
+
+    /// What waits for its turn is asked for no more.
+    pub(super) fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
+    }
+
+    /// What a server answers to a request of so many tokens. Waits for its turn, and through failures that pass.
+    pub(super) fn turn<T>(&self, tokens: usize, ask: impl Fn(&Server) -> Result<T, Trouble>) -> Result<T> {
+        let (mut began, mut tries): (Option<Instant>, u32) = (None, 0);
+        loop {
+            let at = self.acquire(tokens);
+            if self.stopped.load(Ordering::Relaxed) {
+                self.release(at, tokens, &Ok(()));
+                return Err(Error::new("it was not asked for: another request has failed"));
+            }
+            let answer = ask(&self.servers[at]);
+            self.release(at, tokens, &answer);
+            tries += 1;
             match answer {
-                Ok(positions) => return Ok(positions),
+                Ok(answer) => return Ok(answer),
                 Err(Trouble::Passing(error, _)) => {
+                    if self.stopped.load(Ordering::Relaxed) {
+                        return Err(*error);
+                    }
                     if tries >= LEAST_TRIES && began.is_some_and(|began| began.elapsed() >= self.patience) {
                         return Err(error.cure(format!(
                             "It was tried {tries} times. Give the same command again when the server is up: it goes on where it stopped."
@@ -145,7 +180,6 @@ impl Pool {
                 Err(Trouble::Lasting(error)) => return Err(*error),
             }
         }
-        Ok(Vec::new())
     }
 
     /// One request to one server.
@@ -185,7 +219,7 @@ impl Pool {
         }
     }
 
-    fn release(&self, at: usize, tokens: usize, answer: &Result<Vec<Position>, Trouble>) {
+    fn release<T>(&self, at: usize, tokens: usize, answer: &Result<T, Trouble>) {
         let mut loads = self.loads();
         let load = &mut loads[at];
         load.tokens -= tokens;

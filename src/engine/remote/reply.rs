@@ -46,7 +46,7 @@ pub(crate) fn read_vllm(
 ) -> Result<Vec<Position>, Fault> {
     let mut reading = Reading { expected, positions: Vec::new(), at: 0, texts, fault: None };
     let is_too_long = Cell::new(false);
-    let read = read(Limited::new(reply, expected, &is_too_long), Vllm(&mut reading));
+    let read = read(Limited::of_prompt(reply, expected, &is_too_long), Vllm(&mut reading));
     finish(reading, read, is_too_long.get())
 }
 
@@ -55,7 +55,7 @@ pub(crate) fn read_sglang(reply: impl Read, expected: &Expected) -> Result<Vec<P
     let mut reading = Reading { expected, positions: Vec::new(), at: 0, texts: None, fault: None };
     let mut arrays = Arrays::default();
     let is_too_long = Cell::new(false);
-    let read = read(Limited::new(reply, expected, &is_too_long), Sglang(&mut reading, &mut arrays));
+    let read = read(Limited::of_prompt(reply, expected, &is_too_long), Sglang(&mut reading, &mut arrays));
     let read = read.and_then(|()| {
         let joined = arrays.join(&mut reading);
         joined.map_err(|fault| {
@@ -68,20 +68,24 @@ pub(crate) fn read_sglang(reply: impl Read, expected: &Expected) -> Result<Vec<P
 
 /// A reply up to the length that one to this request can have. The values are bounded as they come; a single string or key, which is read
 /// whole, is by this.
-struct Limited<'a, R> {
+pub(super) struct Limited<'a, R> {
     reply: R,
     left: u64,
     is_too_long: &'a Cell<bool>,
 }
 
 impl<'a, R: Read> Limited<'a, R> {
-    fn new(reply: R, expected: &Expected, is_too_long: &'a Cell<bool>) -> Limited<'a, R> {
+    fn of_prompt(reply: R, expected: &Expected, is_too_long: &'a Cell<bool>) -> Limited<'a, R> {
+        Limited::of_tokens(reply, expected.ids.len() as u64 * (expected.top_k as u64 + 2), is_too_long)
+    }
+
+    /// Of a reply that tells so many tokens.
+    pub(super) fn of_tokens(reply: R, tokens: u64, is_too_long: &'a Cell<bool>) -> Limited<'a, R> {
         // What stands beside the entries, the text of the answer and the ids of the prompt among it; and an entry of each token, whose text of
         // a hundred characters or so may be written in six bytes each.
         const BESIDE: u64 = 4 << 20;
-        const CHOICE: u64 = 1 << 10;
-        let choices = expected.ids.len() as u64 * (expected.top_k as u64 + 2);
-        Limited { reply, left: BESIDE + choices * CHOICE, is_too_long }
+        const TOKEN: u64 = 1 << 10;
+        Limited { reply, left: BESIDE + tokens * TOKEN, is_too_long }
     }
 }
 
@@ -105,18 +109,21 @@ fn read<'de, R: Read, S: DeserializeSeed<'de, Value = ()>>(reply: R, seed: S) ->
     json.end()
 }
 
+/// Why a reply could not be read.
+pub(super) fn unread(error: serde_json::Error, is_too_long: bool) -> Fault {
+    if is_too_long {
+        return Fault::Wrong(Error::new("the answer is longer than one to this request can be"));
+    }
+    let what =
+        if error.is_eof() || error.is_io() { "the answer broke off" } else { "the answer is not the JSON of such a server" };
+    Fault::Broken(Error::new(what).caused_by(error))
+}
+
 fn finish(reading: Reading, read: serde_json::Result<()>, is_too_long: bool) -> Result<Vec<Position>, Fault> {
     if let Some(fault) = reading.fault {
         return Err(Fault::Wrong(fault));
     }
-    if is_too_long {
-        return Err(Fault::Wrong(Error::new("the answer is longer than one to this request can be")));
-    }
-    if let Err(error) = read {
-        let what =
-            if error.is_eof() || error.is_io() { "the answer broke off" } else { "the answer is not the JSON of such a server" };
-        return Err(Fault::Broken(Error::new(what).caused_by(error)));
-    }
+    read.map_err(|error| unread(error, is_too_long))?;
     let Expected { ids, start, .. } = reading.expected;
     let (expected, found) = (ids.len() - start, reading.at);
     if found == 0 && expected > 0 {

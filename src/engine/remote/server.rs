@@ -44,7 +44,7 @@ impl FromStr for Api {
 }
 
 pub(crate) struct Server {
-    http: Http,
+    pub(super) http: Http,
     pub api: Api,
     /// The name under which it serves the model.
     pub model: String,
@@ -118,6 +118,11 @@ impl Server {
         })
     }
 
+    /// `vllm 0.11.0`
+    pub(super) fn program(&self) -> String {
+        program(self.api, self.version.as_deref())
+    }
+
     pub(crate) fn url(&self) -> &str {
         &self.http.url
     }
@@ -140,10 +145,15 @@ impl Server {
             Api::Vllm => read_vllm(self.http.post("/v1/completions", &self.vllm(ids, top_k))?, &expected, texts),
             Api::Sglang => read_sglang(self.http.post("/generate", &sglang(ids, start, top_k))?, &expected),
         };
-        read.map_err(|fault| match fault {
+        read.map_err(|fault| self.trouble(fault))
+    }
+
+    /// What is wrong with an answer of this server, and whether to ask again.
+    pub(super) fn trouble(&self, fault: Fault) -> Trouble {
+        match fault {
             Fault::Broken(error) => Trouble::passing(error.at(self.url())),
             Fault::Wrong(error) => Trouble::lasting(error.at(self.url())),
-        })
+        }
     }
 
     fn vllm(&self, ids: &[u32], top_k: usize) -> Value {
@@ -161,6 +171,11 @@ impl Server {
         }
         body
     }
+}
+
+/// `vllm 0.11.0`
+pub(super) fn program(api: Api, version: Option<&str>) -> String {
+    version.map_or_else(|| api.to_string(), |version| format!("{api} {version}"))
 }
 
 fn sglang(ids: &[u32], start: usize, top_k: usize) -> Value {

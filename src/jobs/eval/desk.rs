@@ -1,26 +1,33 @@
 //! A task and a model -> its samples, by log-likelihoods or by written answers.
 
-use std::cell::Cell;
+use std::collections::HashMap;
 use std::path::Path;
 use std::time::Instant;
 
+use serde::{Deserialize, Serialize};
+
 use crate::dataset::Role;
-use crate::engine::generate::{self, Request, generate};
+use crate::engine;
+use crate::engine::generate::{self, Request};
 use crate::error::{Error, Result};
 use crate::eval::asking::Asking;
 use crate::eval::metrics::Sample;
 use crate::eval::results::Work;
+use crate::eval::score::{Said, Scored};
 use crate::eval::tasks::{Item, Kind, Task};
 use crate::eval::write::{self, Prompt, Writing};
 use crate::eval::{rows, score};
 use crate::jobs::answer::{Entry, entries};
+use crate::jobs::author::Author;
 use crate::jobs::journal::Journal;
+use crate::jobs::served::Servers;
 use crate::jobs::watch::Watch;
-use crate::model::{Model, Reference, stop_tokens, text_of};
+use crate::model::{Reference, stop_tokens, text_of};
+use crate::tokens::Sequence;
 
 /// What tasks are evaluated with.
 pub(super) struct Desk<'a> {
-    pub(super) model: &'a Model,
+    pub(super) author: &'a Author,
     pub(super) asking: &'a Asking,
     pub(super) max_len: usize,
     /// Answers under way at a time.
@@ -32,29 +39,36 @@ pub(super) struct Desk<'a> {
 pub(super) type Evaluated = (Vec<Sample>, Work, Option<Journal>);
 
 impl Desk<'_> {
-    /// By log-likelihoods.
-    pub(super) fn scored(&self, task: &Task) -> Result<Evaluated> {
+    /// By log-likelihoods; as far as the journal does not hold them, where servers say them.
+    pub(super) fn scored(&self, task: &Task, journal: &Path, identity: &str) -> Result<Evaluated> {
+        match self.author {
+            Author::Own(model) => {
+                let mut work = engine::Work::default();
+                let scored = self.scored_by(task, &mut score::said_by(model, &mut work))?;
+                Ok(evaluated(scored, work.computed_tokens, None))
+            }
+            Author::Servers(servers) => {
+                let mut saying = Saying::begin(servers, journal, identity)?;
+                let scored = self.scored_by(task, &mut |sequences, progress| saying.say(sequences, progress))?;
+                Ok(evaluated(scored, saying.tokens, Some(saying.journal)))
+            }
+        }
+    }
+
+    fn scored_by(&self, task: &Task, say: &mut score::Say) -> Result<Scored> {
         let what = format!("Evaluating {}", task.name);
         let mut progress = |done, total| self.watch.tokens(&what, done, total);
-        let scored = match (task.kind, &self.asking.rows) {
-            (Kind::Rows, Some(renderer)) => rows::score(self.model, task, renderer, &mut progress)?,
-            _ => score::score(self.model, task, self.asking, self.max_len, &mut progress)?,
-        };
-        let score::Scored { samples, truncated, without_system, tokens, computed_tokens } = scored;
-        Ok((samples, Work { truncated, without_system, unjudged: 0, tokens, computed_tokens }, None))
+        match (task.kind, &self.asking.rows) {
+            (Kind::Rows, Some(renderer)) => rows::score(task, renderer, say, &mut progress),
+            _ => score::score(self.author.tokenizer(), task, self.asking, self.max_len, say, &mut progress),
+        }
     }
 
     /// By answers that are written, as far as the journal does not hold them.
     pub(super) fn written(&self, task: &Task, writing: &Writing, journal: &Path, identity: &str) -> Result<Evaluated> {
-        let tokenizer = &self.model.tokenizer;
+        let tokenizer = self.author.tokenizer();
         let prompts = write::prompts(tokenizer, task, self.asking, writing, self.max_len)?;
-        let other = || {
-            let error = Error::new("the answers were begun for other items or settings, or by another version of the program")
-                .at(journal)
-                .cure("Go on as it was begun, remove the file, or give another --out.");
-            Some(error)
-        };
-        let (mut journal, before) = Journal::open(journal, identity, other)?;
+        let (mut journal, before) = Journal::open(journal, identity, || Some(begun_otherwise(journal)))?;
         let mut entries = entries(before);
         let all: Vec<(usize, u32)> =
             (0..task.items.len()).flat_map(|item| (0..writing.repeats).map(move |draw| (item, draw))).collect();
@@ -67,23 +81,17 @@ impl Desk<'_> {
             stops: writing.stops.clone(),
             at_once: self.at_once,
         };
-        let (began, n_tokens) = (Instant::now(), Cell::new(0));
+        let began = Instant::now();
         let mut done = entries.len() as u64;
-        let spent = generate(
-            self.model,
-            &requests,
-            &way,
-            &mut |request, answer| {
-                let (item, draw) = open[request];
-                let entry = Entry { row: item as u32, draw, ids: answer.ids, ended: answer.ended };
-                journal.add(&entry)?;
-                entries.insert((entry.row, entry.draw), entry);
-                done += 1;
-                self.watch.answers(done, all.len() as u64, n_tokens.get() as f64 / began.elapsed().as_secs_f64());
-                Ok(())
-            },
-            &mut |tokens| n_tokens.set(tokens),
-        )?;
+        let spent = self.author.write(&requests, &way, &mut |request, answer, n_tokens| {
+            let (item, draw) = open[request];
+            let entry = Entry { row: item as u32, draw, ids: answer.ids, ended: answer.ended };
+            journal.add(&entry)?;
+            entries.insert((entry.row, entry.draw), entry);
+            done += 1;
+            self.watch.answers(done, all.len() as u64, n_tokens as f64 / began.elapsed().as_secs_f64());
+            Ok(())
+        })?;
         let judged = |(item, (question, prompt)): (usize, (&Item, &Prompt))| {
             let answers = (0..writing.repeats).map(|draw| match entries.get(&(item as u32, draw)) {
                 Some(entry) => Ok((entry.ids.as_slice(), entry.ended)),
@@ -102,6 +110,72 @@ impl Desk<'_> {
             computed_tokens: spent.prompt_tokens - spent.shared_tokens + spent.tokens,
         };
         Ok((samples, work, Some(journal)))
+    }
+}
+
+fn evaluated(scored: Scored, computed_tokens: u64, journal: Option<Journal>) -> Evaluated {
+    let Scored { samples, truncated, without_system, tokens } = scored;
+    (samples, Work { truncated, without_system, unjudged: 0, tokens, computed_tokens }, journal)
+}
+
+fn begun_otherwise(journal: &Path) -> Error {
+    Error::new("the task was begun with other items or settings, or by another version of the program")
+        .at(journal)
+        .cure("Go on as it was begun, remove the file, or give another --out.")
+}
+
+/// What servers say of a task's sequences, which come in one order whenever the task is begun.
+struct Saying<'a> {
+    servers: &'a Servers,
+    journal: Journal,
+    /// By the number of the sequence.
+    known: HashMap<u64, Said>,
+    /// Sequences that were handed on, and tokens that were asked about.
+    n: u64,
+    tokens: u64,
+}
+
+/// JSON has no minus infinity: the sum stands as its bits.
+#[derive(Serialize, Deserialize)]
+struct SaidEntry {
+    sequence: u64,
+    logprob_bits: u64,
+    greedy: bool,
+    tokens: u32,
+}
+
+impl Saying<'_> {
+    fn begin<'a>(servers: &'a Servers, path: &Path, identity: &str) -> Result<Saying<'a>> {
+        let (journal, before) = Journal::open::<SaidEntry>(path, identity, || Some(begun_otherwise(path)))?;
+        let said =
+            |entry: &SaidEntry| Said { logprob: f64::from_bits(entry.logprob_bits), greedy: entry.greedy, tokens: entry.tokens };
+        let known = before.iter().map(|entry| (entry.sequence, said(entry))).collect();
+        Ok(Saying { servers, journal, known, n: 0, tokens: 0 })
+    }
+
+    fn say(&mut self, sequences: &[Sequence], progress: &mut dyn FnMut(u64)) -> Result<Vec<Said>> {
+        let Saying { servers, journal, known, n, tokens } = self;
+        let first = *n;
+        *n += sequences.len() as u64;
+        let (open, held): (Vec<(u64, &Sequence)>, Vec<_>) =
+            (first..).zip(sequences).partition(|(number, _)| !known.contains_key(number));
+        let mut done: u64 = held.iter().map(|(_, sequence)| sequence.ids.len() as u64).sum();
+        let pool = &servers.pool;
+        pool.each(
+            &open,
+            |(_, sequence)| Ok(Said::of(pool.score(sequence)?.iter().map(|(statistics, _)| statistics))),
+            &mut |at, said| {
+                let (sequence, ids) = (open[at].0, open[at].1.ids.len() as u64);
+                let Said { logprob, greedy, tokens: n_targets } = said;
+                journal.add(&SaidEntry { sequence, logprob_bits: logprob.to_bits(), greedy, tokens: n_targets })?;
+                known.insert(sequence, said);
+                (done, *tokens) = (done + ids, *tokens + ids);
+                progress(done);
+                Ok(())
+            },
+        )?;
+        let missing = |number| Error::new(format!("what is said of sequence {number} is missing"));
+        (first..*n).map(|number| known.get(&number).copied().ok_or_else(|| missing(number))).collect()
     }
 }
 

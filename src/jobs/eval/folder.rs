@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Context, Error, Result};
 use crate::eval::metrics::Sample;
-use crate::eval::results::{Identity, SCORES_FILE, Scores, Settings, TaskScores, read_samples, read_scores, write_samples};
+use crate::eval::results::{SCORES_FILE, Scores, Settings, TaskScores, read_samples, read_scores, write_samples};
 use crate::eval::tasks::Task;
 use crate::files::write_atomically;
 use crate::provenance;
@@ -26,12 +26,11 @@ impl Folder {
         if path.join(SCORES_FILE).exists() {
             let before = read_scores(path)?;
             if before.identity() != folder.scores.identity() {
-                let Scores { identity: Identity { model, dtype, .. }, provenance, .. } = &before;
-                let by = provenance.build();
-                return Err(Error::new(format!("the folder holds the scores of another evaluation: {model}, {dtype}, by {by}"))
+                let (model, engine, by) = (&before.identity.model, before.engine(), before.provenance.build());
+                return Err(Error::new(format!("the folder holds the scores of another evaluation: {model}, run by {engine}, {by}"))
                     .at(path)
                     .cure(format!(
-                        "Give another --out, or the same --model, --dtype, --kernels, --device and --max-len; this program is {}.",
+                        "Give another --out, or the same --server, --model, --dtype, --kernels, --device and --max-len; this program is {}.",
                         provenance::build()
                     )));
             }

@@ -3,27 +3,31 @@
 //! A folder belongs to one model at one precision, and each of its tasks to one choice of items and examples and one way of asking; a folder
 //! that nobody named is named after these, too. Tasks that it holds already are not evaluated again, so that an interrupted command goes on
 //! where it stopped, and another one adds its tasks. Only a task whose file has changed is evaluated anew in its place. The tables are
-//! written before scores.json: samples without a score are those of a task that was cut off, and are dropped. Answers are kept one by one
-//! in a journal of their task until it is finished.
+//! written before scores.json: samples without a score are those of a task that was cut off, and are dropped. Answers, and what servers say of
+//! continuations, are kept one by one in a journal of their task until it is finished.
 
 mod desk;
 mod folder;
+mod found;
 mod way;
 
 use std::path::PathBuf;
 use std::time::{Instant, SystemTime};
 
+use crate::engine::remote::Options;
 use crate::error::{Error, Result};
 use crate::eval::divergence::{self, Divergence};
-use crate::eval::results::{Identity, Scores, TaskScores, Tasks};
+use crate::eval::results::{Scores, TaskScores, Tasks};
 use crate::eval::{fewshot, named};
 use crate::files::sha256;
 use crate::jobs::journal::Journal;
 use crate::jobs::provenance_of;
 use crate::jobs::watch::{Watch, fetching};
-use crate::model::{Model, Reference};
+use crate::model::{Model, Placement, Reference};
+use crate::provenance::Provenance;
 use desk::{Desk, ends, notes};
 use folder::Folder;
+use found::Found;
 use way::writes;
 pub(crate) use way::{ChatWay, Way, WrittenWay};
 
@@ -33,6 +37,8 @@ pub(crate) struct Job {
     pub model: Option<String>,
     /// The model that an adapter is put on, in place of the one that its config names.
     pub base: Option<String>,
+    /// Those that run the model in place of this program.
+    pub servers: Option<Options>,
     /// `probe`, benchmarks, files, globs.
     pub tasks: Vec<String>,
     /// `None`: a folder under `runs/` named after the model and what else decides the scores.
@@ -71,24 +77,16 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
         fewshot::apply(task, n, way.seed)?;
         way.choose(task);
     }
-    let load_options = way.load_options_of(&tasks)?;
-    let reference = Reference::resolve_on(job.model.as_deref(), job.base.as_deref(), &fetching(watch))?;
-    let max_len = reference.max_len(way.max_len)?;
-    let asking = way.asking(&reference, &tasks, max_len)?;
-    let ends = if writes(&tasks) { ends(&reference, &asking)? } else { Vec::new() };
-    let identity = Identity {
-        model: reference.name.clone(),
-        model_reference: reference.written.clone(),
-        model_base: reference.base.clone(),
-        model_sha256: reference.sha256()?,
-        dtype: way.dtype.to_string(),
-        kernels: way.kernels.to_string(),
-        max_len,
-    };
-    let provenance = provenance_of(started, Model::place(&reference, load_options, max_len)?);
-    let scores = Scores { provenance, command: job.command.clone(), identity, tasks: Tasks::new() };
+    let found = Found::find([job.model.as_deref(), job.base.as_deref()], job.servers.as_ref(), way, &tasks, watch)?;
+    let (reference, max_len) = (found.reference(), found.max_len());
+    let asking = way.asking(reference, &tasks, max_len)?;
+    let ends = if writes(&tasks) { ends(reference, &asking)? } else { Vec::new() };
+    let provenance = Provenance { device: found.device()?, ..provenance_of(started, Placement::Cpu) };
+    let identity = found.identity(way)?;
+    let scores = Scores { provenance, command: job.command.clone(), identity, server: None, tasks: Tasks::new() };
     let out = job.out.clone().unwrap_or_else(|| scores.folder(&way.settings(&asking, &tasks)));
     let mut folder = Folder::open(&out, scores)?;
+    let writes = writes(&tasks);
     let mut open = Vec::new();
     for task in tasks {
         let settings = way.settings_of(&task, &asking, &ends);
@@ -100,27 +98,26 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
             open.push((task, settings));
         }
     }
-    if open.is_empty() {
+    let Some(author) = found.author(!open.is_empty(), writes, &out, watch)? else {
         return Ok(Outcome { out, scores: folder.scores });
-    }
-    let model = Model::load(&reference, load_options, max_len)?;
+    };
+    folder.scores.server = author.checked().cloned();
     let mut all: Vec<String> = Vec::new();
     for note in open.iter().flat_map(|(task, _)| notes(task, &ends, &asking)) {
         if !all.contains(&note) {
             all.push(note);
         }
     }
-    watch.remarks(&model.info.name, &all);
-    let desk = Desk { model: &model, asking: &asking, max_len, at_once: way.written.at_once, watch };
+    watch.remarks(&folder.scores.identity.model, &all);
+    let desk = Desk { author: &author, asking: &asking, max_len, at_once: way.written.at_once, watch };
     for (task, settings) in open {
         let began = Instant::now();
+        let (version, data) = (task.version, &task.sha256);
+        let identity = sha256(format!("{} {} {version} {data} {settings}", folder.scores.identity(), task.name));
+        let journal = |what: &str| out.join(format!("{what}.{}.part.jsonl", task.name));
         let (samples, work, journal) = match &settings.writing {
-            None => desk.scored(&task)?,
-            Some(writing) => {
-                let (version, data) = (task.version, &task.sha256);
-                let identity = sha256(format!("{} {} {version} {data} {settings}", folder.scores.identity(), task.name));
-                desk.written(&task, writing, &out.join(format!("answers.{}.part.jsonl", task.name)), &identity)?
-            }
+            None => desk.scored(&task, &journal("scores"), &identity)?,
+            Some(writing) => desk.written(&task, writing, &journal("answers"), &identity)?,
         };
         let scores = TaskScores::new(&task, &samples, settings, work, began.elapsed().as_secs_f64());
         folder.add(&task.name, TaskScores { notes: notes(&task, &ends, &asking), ..scores }, samples)?;

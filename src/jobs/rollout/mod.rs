@@ -10,7 +10,6 @@
 mod plan;
 mod record;
 
-use std::cell::Cell;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -19,7 +18,7 @@ use serde_json::Value;
 
 use crate::dataset::write::{Reading, conversation};
 use crate::dataset::{Example, FieldMap, Format, Role, RoleMap, Rollout, Turn, dumps};
-use crate::engine::generate::{Request, Way, generate};
+use crate::engine::generate::{Request, Way};
 use crate::error::{Context, Error, Result};
 use crate::files::{write_atomically, write_json};
 use crate::jobs::answer::{Entries, Entry, entries};
@@ -27,6 +26,7 @@ use crate::jobs::journal::Journal;
 use crate::jobs::watch::Watch;
 use crate::jobs::{peak_memory_bytes, provenance_of};
 use crate::model::Placement;
+use crate::provenance::Provenance;
 use crate::random;
 use crate::tokens::fingerprint_of_prompt;
 pub(crate) use plan::Job;
@@ -51,16 +51,22 @@ impl Outcome {
 
 /// Writes what is not written yet.
 pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
-    let plan = Plan::make(job, watch)?;
+    let (plan, source) = Plan::make(job, watch)?;
     let finished = plan.out.join(RUN_FILE);
-    if finished.exists() && plan.out.join(ROLLOUTS_FILE).exists() {
-        let record = Record::read(&finished)?;
-        return match record.identity == plan.identity {
-            true => Ok(Outcome { out: plan.out, record }),
-            false => Err(other_run(&plan.out)),
-        };
+    let before = match finished.exists() && plan.out.join(ROLLOUTS_FILE).exists() {
+        true => Some(Record::read(&finished)?),
+        false => None,
+    };
+    if before.as_ref().is_some_and(|record| record.identity != plan.identity) {
+        return Err(other_run(&plan.out));
     }
     std::fs::create_dir_all(&plan.out).context_at(&plan.out, "cannot create the run folder")?;
+    let device = source.device();
+    // Servers are asked in any case: a finished folder is none of another model's that has taken their place.
+    let author = source.author(&plan.out, watch)?;
+    if let Some(record) = before {
+        return Ok(Outcome { out: plan.out, record });
+    }
     let (mut journal, answers) = Journal::open(&plan.out.join(JOURNAL_FILE), &plan.identity, || Some(other_run(&plan.out)))?;
     let mut entries = entries(answers);
 
@@ -71,41 +77,35 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
     let way = Way { sampling: job.sampling, ends: plan.ends.clone(), stops: job.stops.clone(), at_once: job.at_once };
     let (began, before) = (Instant::now(), entries.len() as u64);
     let mut done = before;
-    let n_tokens = Cell::new(0);
-    let written = generate(
-        &plan.model,
-        &requests,
-        &way,
-        &mut |request, answer| {
-            let (prompt, draw) = open[request];
-            let entry = Entry { row: plan.prompts[prompt].row, draw, ids: answer.ids, ended: answer.ended };
-            journal.add(&entry)?;
-            entries.insert((entry.row, entry.draw), entry);
-            done += 1;
-            watch.answers(done, all.len() as u64, n_tokens.get() as f64 / began.elapsed().as_secs_f64());
-            Ok(())
-        },
-        &mut |tokens| n_tokens.set(tokens),
-    )?;
+    let written = author.write(&requests, &way, &mut |request, answer, n_tokens| {
+        let (prompt, draw) = open[request];
+        let entry = Entry { row: plan.prompts[prompt].row, draw, ids: answer.ids, ended: answer.ended };
+        journal.add(&entry)?;
+        entries.insert((entry.row, entry.draw), entry);
+        done += 1;
+        watch.answers(done, all.len() as u64, n_tokens as f64 / began.elapsed().as_secs_f64());
+        Ok(())
+    })?;
     let seconds = began.elapsed().as_secs_f64();
 
     watch.stage("Writing the rows");
     let path = plan.out.join(ROLLOUTS_FILE);
     write_atomically(&path, |file| write_rows(&plan, job, &entries, file))?;
     let record = Record {
-        provenance: provenance_of(plan.started, Placement::Cpu),
+        provenance: Provenance { device, ..provenance_of(plan.started, Placement::Cpu) },
         command: job.command.clone(),
         identity: plan.identity.clone(),
-        model: plan.model.info.clone(),
+        model: plan.info.clone(),
+        server: author.checked().cloned(),
         data: plan.dataset.files().to_vec(),
         template_sha256: plan.renderer.template_sha256().map(str::to_owned),
-        dtype: job.dtype.to_string(),
+        dtype: plan.dtype.clone(),
         max_len: plan.max_len,
         max_new_tokens: job.max_new_tokens,
         n: job.n,
         sampling: job.sampling,
         stops: job.stops.clone(),
-        ends: plan.ends.iter().map(|&id| plan.model.tokenizer.text(id)).collect(),
+        ends: plan.ends.iter().map(|&id| plan.tokenizer.text(id)).collect(),
         seed: job.seed,
         notes: plan.notes.clone(),
         prompts: plan.prompts.len() as u64,
@@ -165,15 +165,15 @@ fn row(plan: &Plan, job: &Job, example: &Example, asked: &plan::Asked, entry: &E
         turn.weight = 0.0;
         turn.parts.clear();
     });
-    turns.push(Turn::plain(Role::Assistant, entry.text(&plan.model.tokenizer)));
+    turns.push(Turn::plain(Role::Assistant, entry.text(&plan.tokenizer)));
     let rollout = Rollout {
         row: entry.row,
         draw: entry.draw,
         ids: entry.ids.clone(),
         ended: entry.ended.name().to_owned(),
         prompt: fingerprint_of_prompt(&asked.ids),
-        model: plan.model.info.sha256.clone(),
-        dtype: job.dtype.to_string(),
+        model: plan.info.sha256.clone(),
+        dtype: plan.dtype.clone(),
         plain: job.sampling.is_plain() && job.stops.is_empty(),
     };
     let written = Example { turns, planted: Vec::new(), unused: Vec::new(), ..example.clone() };

@@ -1,6 +1,7 @@
 //! What the user asked for -> everything opened, the prompts, and an identity that two equal commands share.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use rayon::prelude::*;
@@ -9,15 +10,18 @@ use serde_json::json;
 use super::record::LeftOut;
 use crate::dataset::{Choice, Chosen, Dataset, ReadOptions, Record};
 use crate::engine::generate::Sampling;
+use crate::engine::remote::Options;
 use crate::error::{Context, Error, Result};
 use crate::files::sha256;
+use crate::jobs::author::Author;
 use crate::jobs::identity_of_files;
+use crate::jobs::served::{AS_SERVED, Beyond, Opened};
 use crate::jobs::watch::{Watch, fetching};
 use crate::kernels::level::Level;
 use crate::kernels::{Dtype, Kernels};
-use crate::model::{LoadOptions, Model, Placement, Reference, stop_tokens};
+use crate::model::{Info, LoadOptions, Model, Placement, Reference, stop_tokens};
 use crate::provenance;
-use crate::tokens::{RenderOptions, Renderer};
+use crate::tokens::{ChatTemplate, RenderOptions, Renderer, Tokenizer};
 
 /// Rollouts as the user asked for them.
 pub(crate) struct Job {
@@ -28,6 +32,8 @@ pub(crate) struct Job {
     pub model: Option<String>,
     /// The model that an adapter is put on, in place of the one that its config names.
     pub base: Option<String>,
+    /// Those that run the model in place of this program.
+    pub servers: Option<Options>,
     /// `None`: a folder under `runs/` named after the identity.
     pub out: Option<PathBuf>,
     pub dtype: Dtype,
@@ -51,7 +57,10 @@ pub(crate) struct Job {
 pub(super) struct Plan {
     pub dataset: Dataset,
     pub chosen: Chosen,
-    pub model: Model,
+    pub info: Info,
+    pub tokenizer: Arc<Tokenizer>,
+    /// The precision of its products.
+    pub dtype: String,
     pub renderer: Renderer,
     /// In the order of the rows.
     pub prompts: Vec<Asked>,
@@ -62,6 +71,30 @@ pub(super) struct Plan {
     pub out: PathBuf,
     pub identity: String,
     pub started: SystemTime,
+}
+
+/// What runs the model.
+pub(super) enum Source {
+    Own(Box<Model>),
+    /// They are put to the test when the folder is known.
+    Servers(Box<Opened>),
+}
+
+impl Source {
+    pub(super) fn author(self, out: &Path, watch: &dyn Watch) -> Result<Author> {
+        match self {
+            Source::Own(model) => Ok(Author::Own(model)),
+            Source::Servers(opened) => Ok(Author::Servers(Box::new(opened.check(out, true, watch)?))),
+        }
+    }
+
+    /// For run.json.
+    pub(super) fn device(&self) -> String {
+        match self {
+            Source::Own(model) => model.placement.description(),
+            Source::Servers(opened) => opened.program(),
+        }
+    }
 }
 
 /// The prompt of a row.
@@ -76,19 +109,15 @@ pub(super) struct Asked {
 const CHUNK: usize = 256;
 
 impl Plan {
-    pub(super) fn make(job: &Job, watch: &dyn Watch) -> Result<Plan> {
+    pub(super) fn make(job: &Job, watch: &dyn Watch) -> Result<(Plan, Source)> {
         let started = SystemTime::now();
         job.sampling.check()?;
         let dataset = Dataset::open(&job.inputs, &job.read)?;
         watch.opened(dataset.files());
-        let reference = Reference::resolve_on(job.model.as_deref(), job.base.as_deref(), &fetching(watch))?;
-        let max_len = reference.max_len(job.max_len)?;
-        let options = LoadOptions { dtype: job.dtype, kernels: Kernels::Fused, device: Placement::Cpu };
-        let mut model = Model::load(&reference, options, max_len)?;
+        let Found { reference, info, tokenizer, template, max_len, source } = find(job, watch)?;
         let render = RenderOptions { max_len, ..job.render.clone() };
-        let renderer = Renderer::new(model.tokenizer.clone(), model.template.take(), render)?;
-        watch.remarks(&model.info.name, &model.remarks);
-        let mut ends = stop_tokens(&reference, &model.tokenizer)?;
+        let renderer = Renderer::new(tokenizer.clone(), template, render)?;
+        let mut ends = stop_tokens(&reference, &tokenizer)?;
         ends.extend(renderer.end_of_turn().filter(|id| !ends.contains(id)));
         let mut notes = Vec::new();
         if ends.is_empty() {
@@ -109,20 +138,25 @@ impl Plan {
         if prompts.is_empty() {
             return Err(Error::new("no row of the data has a prompt that could be answered").cure(notes.join("\n  ")));
         }
-        watch.remarks(&model.info.name, &notes);
+        watch.remarks(&info.name, &notes);
+        let (dtype, kernel_level) = match &source {
+            Source::Own(_) => (job.dtype.to_string(), Level::current().name().to_owned()),
+            // Not the addresses: any server of the model will do.
+            Source::Servers(opened) => (AS_SERVED.to_owned(), opened.program()),
+        };
         let identity = json!({
             "program": provenance::build(),
             "files": identity_of_files(dataset.files()),
             "mapping": format!("{:?}", job.read.mapping),
             "roles": format!("{:?}", job.read.roles),
             "choice": job.choice,
-            "model": model.info.sha256,
+            "model": info.sha256,
             "template": renderer.template_sha256(),
             "system": job.render.system,
             "template_switches": job.render.template_switches,
             "max_len": max_len,
-            "dtype": job.dtype.to_string(),
-            "kernel_level": Level::current().name(),
+            "dtype": dtype,
+            "kernel_level": kernel_level,
             "n": job.n,
             "max_new_tokens": job.max_new_tokens,
             "sampling": job.sampling,
@@ -131,8 +165,65 @@ impl Plan {
         });
         let identity = sha256(serde_json::to_string(&identity).context("cannot write down what identifies the run")?);
         let out = job.out.clone().unwrap_or_else(|| Path::new("runs").join(format!("rollout-{}", &identity[..8])));
-        Ok(Plan { dataset, chosen, model, renderer, prompts, left_out, ends, max_len, notes, out, identity, started })
+        let plan = Plan {
+            dataset,
+            chosen,
+            info,
+            tokenizer,
+            dtype,
+            renderer,
+            prompts,
+            left_out,
+            ends,
+            max_len,
+            notes,
+            out,
+            identity,
+            started,
+        };
+        Ok((plan, source))
     }
+}
+
+/// The model, as far as it is known before the data are read.
+struct Found {
+    reference: Reference,
+    info: Info,
+    tokenizer: Arc<Tokenizer>,
+    template: Option<ChatTemplate>,
+    max_len: usize,
+    source: Source,
+}
+
+fn find(job: &Job, watch: &dyn Watch) -> Result<Found> {
+    let model = [job.model.as_deref(), job.base.as_deref()];
+    if let Some(servers) = &job.servers {
+        let ours = [(job.dtype != Dtype::default(), "--dtype")];
+        let beyond = Beyond { tokens: 0, why: "its limit, prompt and answer together" };
+        let mut opened = Opened::open(servers, model, &ours, job.max_len, &beyond, watch)?;
+        opened.check_way(&job.sampling)?;
+        return Ok(Found {
+            reference: opened.reference.clone(),
+            info: Info { sha256: opened.sha256.clone(), ..opened.served.info.clone() },
+            tokenizer: opened.served.tokenizer.clone(),
+            template: opened.served.template.take(),
+            max_len: opened.max_len,
+            source: Source::Servers(Box::new(opened)),
+        });
+    }
+    let reference = Reference::resolve_on(model[0], model[1], &fetching(watch))?;
+    let max_len = reference.max_len(job.max_len)?;
+    let options = LoadOptions { dtype: job.dtype, kernels: Kernels::Fused, device: Placement::Cpu };
+    let mut model = Model::load(&reference, options, max_len)?;
+    watch.remarks(&model.info.name, &model.remarks);
+    Ok(Found {
+        reference,
+        info: model.info.clone(),
+        tokenizer: model.tokenizer.clone(),
+        template: model.template.take(),
+        max_len,
+        source: Source::Own(Box::new(model)),
+    })
 }
 
 /// The prompts of all chosen rows, how many rows have none, and why, for the first of them.

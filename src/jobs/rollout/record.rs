@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::dataset::DataFile;
 use crate::engine::generate::{Ended, Sampling, Written};
+use crate::engine::remote::Checked;
 use crate::error::{Context, Result};
 use crate::jobs::answer::Entry;
 use crate::model::Info;
@@ -18,6 +19,9 @@ pub(crate) struct Record {
     pub command: String,
     pub identity: String,
     pub model: Info,
+    /// The servers that ran the model, if this program did not, and what was found about them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<Checked>,
     pub data: Vec<DataFile>,
     pub template_sha256: Option<String>,
     pub dtype: String,
@@ -86,8 +90,9 @@ impl Record {
     /// For the terminal.
     pub(crate) fn lines(&self) -> Vec<String> {
         let Counts { answers, tokens, ended_with_end_token, ended_with_stop, ended_by_length } = self.counts;
+        let by = self.server.as_ref().map(|server| format!(" by {}", server.program())).unwrap_or_default();
         let mut lines = vec![format!(
-            "{answers} answers to {} prompts with {}, {tokens} tokens: {ended_with_end_token} ended by themselves, {ended_by_length} were cut \
+            "{answers} answers to {} prompts with {}{by}, {tokens} tokens: {ended_with_end_token} ended by themselves, {ended_by_length} were cut \
              at their longest{}",
             self.prompts,
             self.model.name,

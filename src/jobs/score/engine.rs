@@ -8,12 +8,11 @@ use serde_json::{Value, json};
 use super::job::{Elsewhere, Job};
 use crate::dataset::{Chosen, Dataset};
 use crate::engine::remote::{Checked, Pool, compare_with_own};
-use crate::engine::{self, Work};
 use crate::error::{Error, Result};
-use crate::files::sha256;
+use crate::jobs::served::{self, Beyond, hash, own_scores};
 use crate::jobs::watch::{Watch, fetching};
 use crate::kernels::level::Level;
-use crate::kernels::{Dtype, Kernels, TokenStatistics};
+use crate::kernels::{Dtype, Kernels};
 use crate::model::{Info, LoadOptions, Model, Placement, Reference, Served};
 use crate::table::Answers;
 use crate::tokens::{ChatTemplate, Renderer, Sequence, Tokenizer, rendered};
@@ -127,23 +126,11 @@ pub(super) fn text_of(job: &Job, option: &str, watch: &dyn Watch) -> Result<(Ser
         (job.kernels != Kernels::default(), "--kernels"),
         (job.device != Placement::default(), "--device"),
     ];
-    if let Some((_, ours)) = ours.iter().find(|(given, _)| *given) {
-        return Err(Error::usage(format!("{ours} is how this program runs the model, and {option} has it run elsewhere"))
-            .cure(format!("Leave out {ours}, and start the engine there as you want it.")));
-    }
     if job.in_context {
         return Err(Error::usage(format!("--in-context runs the model here, and {option} has it run elsewhere"))
             .cure("Leave out one of them."));
     }
-    if job.model.is_none() {
-        return Err(Error::usage(format!(
-            "{option} needs --model: the tokenizer and the chat template of the model that is run"
-        ))
-        .cure("Name the folder or the hub id that is run there; its weights need not be here."));
-    }
-    let reference = Reference::resolve_text(job.model.as_deref(), job.base.as_deref(), &fetching(watch))?;
-    let served = Served::read(&reference)?;
-    Ok((served, reference))
+    served::text_of([job.model.as_deref(), job.base.as_deref()], option, &ours, watch)
 }
 
 fn served(job: &Job, elsewhere: &Elsewhere, watch: &dyn Watch) -> Result<Found> {
@@ -153,17 +140,8 @@ fn served(job: &Job, elsewhere: &Elsewhere, watch: &dyn Watch) -> Result<Found> 
     };
     let (mut served, reference) = text_of(job, option, watch)?;
     let pool = servers.map(|servers| Pool::open(servers, served.vocab_size)).transpose()?;
-    let longest = pool.as_ref().and_then(Pool::longest_prompt).unwrap_or(usize::MAX);
-    let max_len = match job.max_len {
-        Some(asked) if asked > longest => {
-            return Err(Error::usage(format!(
-                "--max-len {asked} is more than the {longest} tokens that the server takes: one less than its limit, since it has to answer one"
-            ))
-            .cure(format!("Give --max-len {longest}, or start the server with --max-model-len {}.", asked + 1)));
-        }
-        Some(asked) => asked,
-        None => served.max_len().min(longest),
-    };
+    let beyond = Beyond { tokens: 1, why: "one less than its limit, since it has to answer one" };
+    let max_len = served::max_len(job.max_len, &served, pool.as_ref(), &beyond)?;
     let hash = match elsewhere {
         Elsewhere::Servers(_) => hash(pool.as_ref().map_or("", Pool::model), &served.tokenizer)?,
         Elsewhere::Answers(folder) => hash(&Answers::hash(folder)?, &served.tokenizer)?,
@@ -184,11 +162,6 @@ fn served(job: &Job, elsewhere: &Elsewhere, watch: &dyn Watch) -> Result<Found> 
     })
 }
 
-/// In the place of the weights' hash, which a server does not tell: of what it calls its model, and of the tokenizer.
-fn hash(model: &str, tokenizer: &Tokenizer) -> Result<String> {
-    Ok(sha256(format!("served\n{model}\n{}", tokenizer.to_json()?)))
-}
-
 impl Found {
     /// Puts another engine to the test by the first row that has something to score; with remarks for people.
     pub(super) fn engine(self, dataset: &Dataset, renderer: &Renderer, chosen: &Chosen) -> Result<(Engine, Vec<String>)> {
@@ -197,44 +170,22 @@ impl Found {
             Source::Own(model) => Engine::Own(model),
             Source::Servers(pool, served) => {
                 let first = first_sequence(dataset, renderer, chosen)?;
-                let checked = pool.check(&first, &served.0.tokenizer, |probe| own_scores(&served, probe, &mut remarks))?;
+                let checked =
+                    pool.check(&first, &served.0.tokenizer, |probe| own_scores(&served.0, &served.1, probe, &mut remarks))?;
                 Engine::Servers(Arc::new(pool), Box::new(checked))
             }
             Source::Answers(folder, served) => {
                 let first = first_sequence(dataset, renderer, chosen)?;
                 let mut answers = Answers::open(&folder, self.vocab_size)?;
                 let found = answers.of(&first)?;
-                let own = own_scores(&served, &first, &mut remarks)?;
+                let own = own_scores(&served.0, &served.1, &first, &mut remarks)?;
                 let from_own = own.map(|own| compare_with_own(&found, &own).map_err(|error| error.at(&folder))).transpose()?;
                 let checked = Checked::offline(&folder, answers.top_k, self.vocab_size, &found, from_own);
                 Engine::Answers(folder, Box::new(checked))
             }
         };
-        if let Some(apart) = engine.checked().and_then(|checked| checked.from_own) {
-            remarks.push(format!(
-                "The engine there and this program's own engine in f32 are {:.4} nat apart in ln p on the mean of {} tokens, {:.4} at most.",
-                apart.mean, apart.tokens, apart.max
-            ));
-        }
+        remarks.extend(engine.checked().and_then(served::remark));
         Ok((engine, remarks))
-    }
-}
-
-/// What our own engine says of a sequence, where the model is here and not too large; else a remark why not.
-fn own_scores(
-    (served, reference): &(Served, Reference),
-    probe: &Sequence,
-    remarks: &mut Vec<String>,
-) -> Result<Option<Vec<TokenStatistics>>> {
-    match served.load(reference, probe.ids.len()) {
-        Ok(model) => {
-            let scores = engine::score(&model, std::slice::from_ref(probe), &mut Work::default(), &mut |_| {})?;
-            Ok(scores.into_iter().next())
-        }
-        Err(why) => {
-            remarks.push(format!("The engine there is not compared with this program's own: {why}."));
-            Ok(None)
-        }
     }
 }
 

@@ -252,7 +252,7 @@ fn on_policy(record: &RunRecord, tables: &[PathBuf]) -> Result<Option<OnPolicy>>
         () if record.server.is_some() => Some("a server does not tell the full entropy".to_owned()),
         () if rows < scored => Some(format!("{rows} of {scored} rows are rollouts, and the others are not the model's own text")),
         () if exact < rows => Some(format!(
-            "{} of {rows} rows were not drawn by this very model in this precision at temperature 1 from all tokens, or have other targets, too",
+            "{} of {rows} rows were not drawn, as far as is known, by this very model in this precision at temperature 1 from all tokens, or have other targets, too",
             rows - exact
         )),
         () => None,

@@ -1,0 +1,55 @@
+//! Many requests at a time, as many as there are connections.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::channel;
+
+use super::pool::Pool;
+use crate::error::Result;
+
+impl Pool {
+    /// Asks for each task, and gives `finished` its number and what came, as it comes. After a failure nothing more is begun, and what was
+    /// under way is still handed on: it has been paid for.
+    pub fn each<T: Sync, R: Send>(
+        &self,
+        tasks: &[T],
+        ask: impl Fn(&T) -> Result<R> + Sync,
+        finished: &mut dyn FnMut(usize, R) -> Result<()>,
+    ) -> Result<()> {
+        let next = AtomicUsize::new(0);
+        let stop = || {
+            next.store(tasks.len(), Ordering::Relaxed);
+            self.stop();
+        };
+        let work = |to_us: std::sync::mpsc::Sender<(usize, Result<R>)>| {
+            loop {
+                let at = next.fetch_add(1, Ordering::Relaxed);
+                let Some(task) = tasks.get(at) else { return };
+                let answer = ask(task);
+                let has_failed = answer.is_err();
+                if to_us.send((at, answer)).is_err() {
+                    return;
+                }
+                // Those that end by it come behind what it was.
+                if has_failed {
+                    stop();
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            let (to_us, answers) = channel();
+            for _ in 0..self.connections().min(tasks.len()) {
+                let (to_us, work) = (to_us.clone(), &work);
+                scope.spawn(move || work(to_us));
+            }
+            drop(to_us);
+            let mut failure = None;
+            for (at, answer) in answers {
+                if let Err(error) = answer.and_then(|answer| finished(at, answer)) {
+                    stop();
+                    failure.get_or_insert(error);
+                }
+            }
+            failure.map_or(Ok(()), Err)
+        })
+    }
+}

@@ -1,0 +1,300 @@
+//! An answer that a server writes: token ids there, token ids back, and it ends where this program ends it.
+//!
+//! All that could draw from another distribution is said, not left to what the server takes for granted: temperature, cuts, penalties, end
+//! tokens, watermarks. What comes is gone through token by token as in our own engine (`generate/answer.rs`); why the server stopped counts only where
+//! this finds no end.
+
+use std::cell::Cell;
+use std::io::{BufReader, Read};
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::http::Trouble;
+use super::pool::Pool;
+use super::reply::{Fault, Limited, unread};
+use super::server::{Api, Server};
+use crate::engine::generate::{Answer, Request, Sampling, Way, answer_of};
+use crate::error::{Error, Result};
+use crate::tokens::Tokenizer;
+
+/// A server with many answers under way writes five tokens a second of each.
+const WAIT_FOR_TOKEN: Duration = Duration::from_millis(200);
+/// vLLM takes this for each temperature between it and 0.
+const LEAST_TEMPERATURE_OF_VLLM: f64 = 0.01;
+
+impl Pool {
+    /// An error where the servers cannot draw in this way.
+    pub fn check_way(&self, sampling: &Sampling) -> Result<()> {
+        let Some(server) = self.servers.iter().find(|server| server.api == Api::Vllm) else { return Ok(()) };
+        let Sampling { temperature, top_p, min_p, .. } = *sampling;
+        if temperature > 0.0 && temperature < LEAST_TEMPERATURE_OF_VLLM {
+            return Err(Error::usage(format!(
+                "--temperature {temperature}: vLLM takes {LEAST_TEMPERATURE_OF_VLLM} for what is less"
+            ))
+            .at(server.url())
+            .cure(format!("Give {LEAST_TEMPERATURE_OF_VLLM} or more, or 0 for the most probable token.")));
+        }
+        if !sampling.is_greedy() && top_p.is_some() && min_p.is_some() {
+            return Err(Error::usage(
+                "--top-p and --min-p together: vLLM cuts by --min-p first, this program and Transformers by --top-p, and other tokens are left",
+            )
+            .at(server.url())
+            .cure("Give one of the two."));
+        }
+        Ok(())
+    }
+
+    /// The answer to a request. Waits for its turn, and through failures that pass.
+    pub fn answer(&self, request: &Request, way: &Way, tokenizer: &Tokenizer) -> Result<Answer> {
+        let tokens = request.prompt.len() + request.max_new_tokens;
+        self.turn(tokens, |server| server.answer(request, way, tokenizer, self.vocab))
+    }
+}
+
+impl Server {
+    /// One request, or two: where the server has seen a stop string that is none by the bytes of the tokens, it is asked without.
+    pub(super) fn answer(&self, request: &Request, way: &Way, tokenizer: &Tokenizer, vocab: usize) -> Result<Answer, Trouble> {
+        let Way { ends, stops, .. } = way;
+        let cut = |told: &Told| answer_of(&told.ids, request.max_new_tokens, ends, stops, tokenizer);
+        let mut told = self.told(request, way, stops, vocab)?;
+        if cut(&told).is_none() && told.reason == "stop" && told.matched.is_string() {
+            told = self.told(request, way, &[], vocab)?;
+        }
+        cut(&told).ok_or_else(|| self.trouble(Fault::Wrong(told.unfinished(request, tokenizer))))
+    }
+
+    fn told(&self, request: &Request, way: &Way, stops: &[String], vocab: usize) -> Result<Told, Trouble> {
+        let more = WAIT_FOR_TOKEN.saturating_mul(u32::try_from(request.max_new_tokens).unwrap_or(u32::MAX));
+        let tokens = (request.prompt.len() + request.max_new_tokens) as u64;
+        let told = match self.api {
+            Api::Vllm => {
+                let reply = self.http.post_waiting("/v1/completions", &self.asked_of_vllm(request, way, stops), more)?;
+                read(reply, tokens).and_then(Told::by_vllm)
+            }
+            Api::Sglang => {
+                let reply = self.http.post_waiting("/generate", &asked_of_sglang(request, way, stops), more)?;
+                read(reply, tokens).and_then(Told::by_sglang)
+            }
+        };
+        let told = told.and_then(|told| told.checked(request, vocab));
+        told.map_err(|fault| self.trouble(fault))
+    }
+
+    fn asked_of_vllm(&self, request: &Request, way: &Way, stops: &[String]) -> Value {
+        let Sampling { temperature, top_k, top_p, min_p } = way.sampling;
+        let mut body = json!({
+            "prompt": request.prompt,
+            "max_tokens": request.max_new_tokens,
+            "temperature": temperature,
+            "top_k": top_k.unwrap_or(0),
+            "top_p": top_p.unwrap_or(1.0),
+            "min_p": min_p.unwrap_or(0.0),
+            "repetition_penalty": 1.0,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+            "watermarking": false,
+            // Ours, and no others: the end tokens of the model that is served may be fewer or more.
+            "ignore_eos": true,
+            "stop_token_ids": way.ends,
+            "stop": stops,
+            "include_stop_str_in_output": true,
+            "skip_special_tokens": false,
+            "spaces_between_special_tokens": false,
+            "add_special_tokens": false,
+            "return_token_ids": true,
+        });
+        if !way.sampling.is_greedy() {
+            // It takes numbers with a sign.
+            body["seed"] = (request.seed >> 1).into();
+        }
+        if !self.model.is_empty() {
+            body["model"] = self.model.as_str().into();
+        }
+        body
+    }
+}
+
+fn asked_of_sglang(request: &Request, way: &Way, stops: &[String]) -> Value {
+    let Sampling { temperature, top_k, top_p, min_p } = way.sampling;
+    let mut sampling = json!({
+        "max_new_tokens": request.max_new_tokens,
+        "temperature": temperature,
+        "top_k": top_k.map_or(-1, |k| i64::try_from(k).unwrap_or(i64::MAX)),
+        "top_p": top_p.unwrap_or(1.0),
+        "min_p": min_p.unwrap_or(0.0),
+        "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        // With `ignore_eos` it would end at none of these either.
+        "stop_token_ids": way.ends,
+        "stop": stops,
+        "no_stop_trim": true,
+        "skip_special_tokens": false,
+        "spaces_between_special_tokens": false,
+    });
+    if !way.sampling.is_greedy() {
+        // It heeds this with --enable-deterministic-inference, and then would draw all answers to a prompt alike without.
+        sampling["sampling_seed"] = (request.seed >> 33).into();
+    }
+    json!({ "input_ids": request.prompt, "sampling_params": sampling })
+}
+
+/// A reply that tells so many tokens at most.
+fn read<T: DeserializeOwned>(reply: impl Read, tokens: u64) -> Result<T, Fault> {
+    let is_too_long = Cell::new(false);
+    let reply = BufReader::with_capacity(1 << 16, Limited::of_tokens(reply, tokens, &is_too_long));
+    serde_json::from_reader(reply).map_err(|error| unread(error, is_too_long.get()))
+}
+
+#[derive(Deserialize)]
+struct VllmReply {
+    #[serde(default)]
+    choices: Vec<VllmChoice>,
+    usage: Option<Usage>,
+}
+
+#[derive(Deserialize)]
+struct VllmChoice {
+    token_ids: Option<Vec<u32>>,
+    prompt_token_ids: Option<Vec<u32>>,
+    finish_reason: Option<String>,
+    #[serde(default)]
+    stop_reason: Value,
+}
+
+#[derive(Deserialize)]
+struct Usage {
+    prompt_tokens: Option<usize>,
+    completion_tokens: Option<usize>,
+}
+
+#[derive(Deserialize)]
+struct SglangReply {
+    output_ids: Option<Vec<u32>>,
+    meta_info: Option<Meta>,
+}
+
+#[derive(Deserialize)]
+struct Meta {
+    finish_reason: Option<FinishReason>,
+    prompt_tokens: Option<usize>,
+    completion_tokens: Option<usize>,
+}
+
+#[derive(Deserialize)]
+struct FinishReason {
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    #[serde(default)]
+    matched: Value,
+    message: Option<String>,
+}
+
+/// What a server says of an answer.
+struct Told {
+    ids: Vec<u32>,
+    /// `length`, `stop`, ..
+    reason: String,
+    /// The id or the text that ended it, or null.
+    matched: Value,
+    prompt_ids: Option<Vec<u32>>,
+    prompt_tokens: Option<usize>,
+    completion_tokens: Option<usize>,
+}
+
+impl Told {
+    fn by_vllm(reply: VllmReply) -> Result<Told, Fault> {
+        let [choice] = <[VllmChoice; 1]>::try_from(reply.choices)
+            .map_err(|choices| Fault::Wrong(Error::new(format!("expected one answer, found {}", choices.len()))))?;
+        let reason = choice.finish_reason.unwrap_or_default();
+        check_not_given_up(&reason, "")?;
+        Ok(Told {
+            ids: choice.token_ids.ok_or_else(no_ids)?,
+            reason,
+            matched: choice.stop_reason,
+            prompt_ids: choice.prompt_token_ids,
+            prompt_tokens: reply.usage.as_ref().and_then(|usage| usage.prompt_tokens),
+            completion_tokens: reply.usage.and_then(|usage| usage.completion_tokens),
+        })
+    }
+
+    fn by_sglang(reply: SglangReply) -> Result<Told, Fault> {
+        let meta = reply.meta_info.unwrap_or(Meta { finish_reason: None, prompt_tokens: None, completion_tokens: None });
+        let reason = meta.finish_reason.unwrap_or(FinishReason { kind: None, matched: Value::Null, message: None });
+        let kind = reason.kind.unwrap_or_default();
+        check_not_given_up(&kind, &reason.message.unwrap_or_default())?;
+        Ok(Told {
+            ids: reply.output_ids.ok_or_else(no_ids)?,
+            reason: kind,
+            matched: reason.matched,
+            prompt_ids: None,
+            prompt_tokens: meta.prompt_tokens,
+            completion_tokens: meta.completion_tokens,
+        })
+    }
+
+    /// Is it an answer to this request, whole and in the tokens of the vocabulary?
+    fn checked(self, request: &Request, vocab: usize) -> Result<Told, Fault> {
+        let wrong = |what: String| Err(Fault::Wrong(Error::new(what)));
+        if self.prompt_ids.as_ref().is_some_and(|ids| *ids != request.prompt) {
+            return wrong("the server has read other tokens than were sent".to_owned());
+        }
+        if let Some(read) = self.prompt_tokens.filter(|read| *read != request.prompt.len()) {
+            return wrong(format!("the server has read {read} tokens of the {} that were sent", request.prompt.len()));
+        }
+        let (found, most) = (self.ids.len(), request.max_new_tokens);
+        if let Some(counted) = self.completion_tokens.filter(|counted| *counted != found) {
+            return wrong(format!("the server counts {counted} tokens of its answer, and gives {found} ids"));
+        }
+        if found > most {
+            return wrong(format!("expected an answer of at most {most} tokens, found {found}"));
+        }
+        if let Some(id) = self.ids.iter().find(|&&id| id as usize >= vocab) {
+            let error = Error::new(format!("the server's answer has a token {id}, and the model named here ends before {vocab}"));
+            return Err(Fault::Wrong(error.cure("Name the folder of the very model that is served with --model.")));
+        }
+        Ok(self)
+    }
+
+    /// Why these tokens are no answer: nothing in them ends it.
+    fn unfinished(&self, request: &Request, tokenizer: &Tokenizer) -> Error {
+        let (found, most) = (self.ids.len(), request.max_new_tokens);
+        match (self.reason.as_str(), self.ids.last()) {
+            ("length", _) => Error::new(format!("the server ended an answer after {found} tokens, and {most} were asked for"))
+                .cure("Start it with a larger --max-model-len (SGLang: --context-length), and without a limit of new tokens of its own."),
+            ("stop", Some(&last)) => Error::new(format!(
+                "the server ended an answer with token {last} ({:?}), which ends none by the files of the model that is named here",
+                tokenizer.text(last)
+            ))
+            .cure("Name the folder of the very model that is served with --model: its generation_config.json says what ends an answer."),
+            ("stop", None) => Error::new("the server ended an answer before its first token"),
+            (other, _) => Error::new(format!(
+                "the server ended an answer after {found} tokens because of `{other}`; expected an end token, a stop string, or {most} tokens"
+            )),
+        }
+    }
+}
+
+/// Asked again, it may go through.
+fn check_not_given_up(reason: &str, message: &str) -> Result<(), Fault> {
+    if reason != "abort" {
+        return Ok(());
+    }
+    let message: String = message.chars().take(300).collect();
+    let error = Error::new(match message.is_empty() {
+        true => "the server gave the request up".to_owned(),
+        false => format!("the server gave the request up: {message}"),
+    });
+    Err(Fault::Broken(error))
+}
+
+fn no_ids() -> Fault {
+    let error =
+        Error::new("the server gives no token ids of its answer, and the ids of a text are not always those that were drawn");
+    Fault::Wrong(
+        error.cure("vLLM gives them from version 0.10.2 on (`return_token_ids`), SGLang as `output_ids`: take a newer one."),
+    )
+}

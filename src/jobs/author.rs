@@ -1,0 +1,59 @@
+//! What runs the model of an evaluation or of rollouts: this program, or servers.
+
+use std::cell::Cell;
+
+use crate::engine::generate::{Answer, Request, Way, Written, generate};
+use crate::engine::remote::Checked;
+use crate::error::Result;
+use crate::jobs::served::Servers;
+use crate::model::Model;
+use crate::tokens::Tokenizer;
+
+pub(super) enum Author {
+    Own(Box<Model>),
+    Servers(Box<Servers>),
+}
+
+impl Author {
+    pub(super) fn tokenizer(&self) -> &Tokenizer {
+        match self {
+            Author::Own(model) => &model.tokenizer,
+            Author::Servers(servers) => &servers.tokenizer,
+        }
+    }
+
+    /// Of servers: what was found about them.
+    pub(super) fn checked(&self) -> Option<&Checked> {
+        match self {
+            Author::Own(_) => None,
+            Author::Servers(servers) => Some(&servers.checked),
+        }
+    }
+
+    /// Answers all requests: see [`generate`]. `finished` gets the number of tokens that were written so far with each answer.
+    pub(super) fn write(
+        &self,
+        requests: &[Request],
+        way: &Way,
+        finished: &mut dyn FnMut(usize, Answer, u64) -> Result<()>,
+    ) -> Result<Written> {
+        match self {
+            Author::Own(model) => {
+                let n_tokens = Cell::new(0);
+                generate(model, requests, way, &mut |request, answer| finished(request, answer, n_tokens.get()), &mut |tokens| {
+                    n_tokens.set(tokens)
+                })
+            }
+            Author::Servers(servers) => {
+                let Servers { pool, tokenizer, .. } = &**servers;
+                let mut written = Written::default();
+                pool.each(requests, |request| pool.answer(request, way, tokenizer), &mut |request, answer: Answer| {
+                    written.prompt_tokens += requests[request].prompt.len() as u64;
+                    written.tokens += answer.ids.len() as u64;
+                    finished(request, answer, written.tokens)
+                })?;
+                Ok(written)
+            }
+        }
+    }
+}

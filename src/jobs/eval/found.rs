@@ -1,0 +1,100 @@
+//! What runs the model of an evaluation, as far as it is known before anything is asked of it: this program, or servers.
+
+use std::path::Path;
+
+use super::way::{Way, writes};
+use crate::engine::remote::Options;
+use crate::error::Result;
+use crate::eval::results::Identity;
+use crate::eval::tasks::Task;
+use crate::jobs::author::Author;
+use crate::jobs::served::{AS_SERVED, Beyond, Opened};
+use crate::jobs::watch::{Watch, fetching};
+use crate::kernels::{Dtype, Kernels};
+use crate::model::{LoadOptions, Model, Placement, Reference};
+
+pub(super) enum Found {
+    Own { reference: Box<Reference>, options: LoadOptions, max_len: usize },
+    Servers(Box<Opened>),
+}
+
+impl Found {
+    /// `model` is what the user wrote for it, and for the base of an adapter.
+    pub(super) fn find(
+        model: [Option<&str>; 2],
+        servers: Option<&Options>,
+        way: &Way,
+        tasks: &[Task],
+        watch: &dyn Watch,
+    ) -> Result<Found> {
+        if let Some(servers) = servers {
+            let ours = [
+                (way.dtype != Dtype::default(), "--dtype"),
+                (way.kernels != Kernels::default(), "--kernels"),
+                (way.device != Placement::default(), "--device"),
+            ];
+            let beyond = Beyond {
+                tokens: 2,
+                why: "two less than its limit, since a continuation has one more than the model reads, and the server has to answer one",
+            };
+            let opened = Opened::open(servers, model, &ours, way.max_len, &beyond, watch)?;
+            if writes(tasks) {
+                opened.check_way(&way.written.sampling)?;
+            }
+            return Ok(Found::Servers(Box::new(opened)));
+        }
+        let options = way.load_options_of(tasks)?;
+        let reference = Reference::resolve_on(model[0], model[1], &fetching(watch))?;
+        let max_len = reference.max_len(way.max_len)?;
+        Ok(Found::Own { reference: Box::new(reference), options, max_len })
+    }
+
+    pub(super) fn reference(&self) -> &Reference {
+        match self {
+            Found::Own { reference, .. } => reference,
+            Found::Servers(opened) => &opened.reference,
+        }
+    }
+
+    pub(super) fn max_len(&self) -> usize {
+        match self {
+            Found::Own { max_len, .. } => *max_len,
+            Found::Servers(opened) => opened.max_len,
+        }
+    }
+
+    /// Where the model runs. Not by which servers: any of the model will do.
+    pub(super) fn device(&self) -> Result<String> {
+        match self {
+            Found::Own { reference, options, max_len } => Ok(Model::place(reference, *options, *max_len)?.description()),
+            Found::Servers(opened) => Ok(opened.program()),
+        }
+    }
+
+    pub(super) fn identity(&self, way: &Way) -> Result<Identity> {
+        let reference = self.reference();
+        let (sha256, dtype, kernels) = match self {
+            Found::Own { reference, .. } => (reference.sha256()?, way.dtype.to_string(), way.kernels.to_string()),
+            Found::Servers(opened) => (opened.sha256.clone(), AS_SERVED.to_owned(), AS_SERVED.to_owned()),
+        };
+        Ok(Identity {
+            model: reference.name.clone(),
+            model_reference: reference.written.clone(),
+            model_base: reference.base.clone(),
+            model_sha256: sha256,
+            dtype,
+            kernels,
+            max_len: self.max_len(),
+        })
+    }
+
+    /// The model, where something is left to do. Servers are put to the test in any case, with an answer where the tasks have some written: a
+    /// finished folder is none of another model's that has taken their place.
+    pub(super) fn author(self, has_work: bool, writes: bool, out: &Path, watch: &dyn Watch) -> Result<Option<Author>> {
+        Ok(match self {
+            Found::Servers(opened) => Some(Author::Servers(Box::new(opened.check(out, writes, watch)?))),
+            Found::Own { .. } if !has_work => None,
+            Found::Own { reference, options, max_len } => Some(Author::Own(Box::new(Model::load(&reference, options, max_len)?))),
+        })
+    }
+}

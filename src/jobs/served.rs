@@ -1,0 +1,180 @@
+//! A model that servers run, for every job that has it so: its texts, how long a sequence may be, and what was found out about the servers.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::engine::generate::Sampling;
+use crate::engine::remote::{Checked, Options, Pool};
+use crate::engine::{self, Work};
+use crate::error::{Context, Error, Result};
+use crate::files::{sha256, write_json};
+use crate::jobs::watch::{Watch, fetching};
+use crate::kernels::TokenStatistics;
+use crate::model::{Reference, Served};
+use crate::tokens::{Sequence, Tokenizer};
+
+/// What the servers of a folder were when it was begun.
+const SERVER_FILE: &str = "server.json";
+/// What stands where an own engine's precision and kernels would.
+pub(crate) const AS_SERVED: &str = "as served";
+
+/// The model's texts, which is all of it that is needed here where it is run elsewhere. `option` is what the user asked that with; `ours` are options
+/// of how this program runs a model, and whether they were given.
+pub(super) fn text_of(
+    [model, base]: [Option<&str>; 2],
+    option: &str,
+    ours: &[(bool, &str)],
+    watch: &dyn Watch,
+) -> Result<(Served, Reference)> {
+    if let Some((_, ours)) = ours.iter().find(|(given, _)| *given) {
+        return Err(Error::usage(format!("{ours} is how this program runs the model, and {option} has it run elsewhere"))
+            .cure(format!("Leave out {ours}, and start the engine there as you want it.")));
+    }
+    if model.is_none() {
+        return Err(Error::usage(format!(
+            "{option} needs --model: the tokenizer and the chat template of the model that is run"
+        ))
+        .cure("Name the folder or the hub id that is run there; its weights need not be here."));
+    }
+    let reference = Reference::resolve_text(model, base, &fetching(watch))?;
+    let served = Served::read(&reference)?;
+    Ok((served, reference))
+}
+
+/// Why a sequence may be less long than a server's limit.
+pub(super) struct Beyond {
+    /// By how many tokens.
+    pub tokens: usize,
+    pub why: &'static str,
+}
+
+/// How long a sequence may be: as the user says, else the usual length, or what model and servers take if that is less.
+pub(super) fn max_len(asked: Option<usize>, served: &Served, pool: Option<&Pool>, beyond: &Beyond) -> Result<usize> {
+    let limit = pool.and_then(Pool::max_len);
+    let longest = limit.map_or(usize::MAX, |limit| limit.saturating_sub(beyond.tokens));
+    match asked {
+        Some(asked) if asked > longest => Err(Error::usage(format!(
+            "--max-len {asked} is more than the {longest} tokens that the server takes: {}",
+            beyond.why
+        ))
+        .cure(format!("Give --max-len {longest}, or start the server with --max-model-len {}.", asked + beyond.tokens))),
+        Some(asked) => Ok(asked),
+        None => Ok(served.max_len().min(longest)),
+    }
+}
+
+/// In the place of the weights' hash, which a server does not tell: of what it calls its model, and of the tokenizer.
+pub(super) fn hash(model: &str, tokenizer: &Tokenizer) -> Result<String> {
+    Ok(sha256(format!("served\n{model}\n{}", tokenizer.to_json()?)))
+}
+
+/// What our own engine says of a sequence, where the model is here and not too large; else a remark why not.
+pub(super) fn own_scores(
+    served: &Served,
+    reference: &Reference,
+    probe: &Sequence,
+    remarks: &mut Vec<String>,
+) -> Result<Option<Vec<TokenStatistics>>> {
+    match served.load(reference, probe.ids.len()) {
+        Ok(model) => {
+            let scores = engine::score(&model, std::slice::from_ref(probe), &mut Work::default(), &mut |_| {})?;
+            Ok(scores.into_iter().next())
+        }
+        Err(why) => {
+            remarks.push(format!("The engine there is not compared with this program's own: {why}."));
+            Ok(None)
+        }
+    }
+}
+
+/// What the comparison with our own engine came to, for people.
+pub(super) fn remark(checked: &Checked) -> Option<String> {
+    checked.from_own.map(|apart| {
+        format!(
+            "The engine there and this program's own engine in f32 are {:.4} nat apart in ln p on the mean of {} tokens, {:.4} at most.",
+            apart.mean, apart.tokens, apart.max
+        )
+    })
+}
+
+/// Servers that answered, before they are put to the test.
+pub(super) struct Opened {
+    pub served: Served,
+    pub reference: Reference,
+    pub max_len: usize,
+    /// Of the model, as far as it is known.
+    pub sha256: String,
+    pool: Pool,
+}
+
+/// Servers that were put to the test.
+pub(super) struct Servers {
+    pub pool: Pool,
+    pub tokenizer: Arc<Tokenizer>,
+    pub checked: Checked,
+}
+
+impl Opened {
+    pub(super) fn open(
+        options: &Options,
+        model: [Option<&str>; 2],
+        ours: &[(bool, &str)],
+        asked_len: Option<usize>,
+        beyond: &Beyond,
+        watch: &dyn Watch,
+    ) -> Result<Opened> {
+        let (served, reference) = text_of(model, "--server", ours, watch)?;
+        let pool = Pool::open(options, served.vocab_size)?;
+        let max_len = max_len(asked_len, &served, Some(&pool), beyond)?;
+        let sha256 = hash(pool.model(), &served.tokenizer)?;
+        Ok(Opened { served, reference, max_len, sha256, pool })
+    }
+
+    /// An error where the servers cannot draw in this way.
+    pub(super) fn check_way(&self, sampling: &Sampling) -> Result<()> {
+        self.pool.check_way(sampling)
+    }
+
+    /// `vllm 0.11.0`
+    pub(super) fn program(&self) -> String {
+        self.pool.program()
+    }
+
+    /// Puts the servers to the test, `writes` with an answer, too. The folder `out`, which is made, keeps what they were: others than those it was begun
+    /// with are refused.
+    pub(super) fn check(self, out: &Path, writes: bool, watch: &dyn Watch) -> Result<Servers> {
+        let Opened { served, reference, pool, .. } = self;
+        let (tokenizer, mut remarks) = (served.tokenizer.clone(), Vec::new());
+        let probe = pool.fixed_sequence(&tokenizer)?;
+        let own = |probe: &Sequence| own_scores(&served, &reference, probe, &mut remarks);
+        let checked = pool.check(&probe, &tokenizer, own)?;
+        if writes {
+            pool.check_answers(&tokenizer)?;
+        }
+        remarks.extend(remark(&checked));
+        watch.remarks(&served.info.name, &remarks);
+        claim(&checked, out)?;
+        // Of what is asked for from now on only the targets count.
+        Ok(Servers { pool: pool.with_top_k(1), tokenizer, checked })
+    }
+}
+
+/// A model's hash is not to be had of a server: what it says of one text must be what it said when the folder was begun.
+fn claim(checked: &Checked, out: &Path) -> Result<()> {
+    std::fs::create_dir_all(out).context_at(out, "cannot create the folder")?;
+    let path: PathBuf = out.join(SERVER_FILE);
+    let before: Checked = match std::fs::read(&path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).context_at(&path, "the file does not say what the servers were")?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return write_json(&path, checked),
+        Err(error) => return Err(Error::new("cannot read the file").at(&path).caused_by(error)),
+    };
+    match checked.weights_apart(&before) {
+        None => Ok(()),
+        Some(apart) => Err(Error::new(format!(
+            "the servers say other things of a text than when this folder was begun: ln p is {:.3} nat apart on the mean of {} tokens",
+            apart.mean, apart.tokens
+        ))
+        .at(path)
+        .cure("Another model is served now: serve the one of before, or name another folder with --out.")),
+    }
+}
