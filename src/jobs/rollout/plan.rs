@@ -84,7 +84,7 @@ impl Plan {
         let reference = Reference::resolve_on(job.model.as_deref(), job.base.as_deref(), &fetching(watch))?;
         let max_len = reference.max_len(job.max_len)?;
         let options = LoadOptions { dtype: job.dtype, kernels: Kernels::Fused, device: Placement::Cpu };
-        let mut model = Model::load(&reference, options, max_len)?;
+        let mut model = Model::load_to_write(&reference, options, max_len)?;
         let render = RenderOptions { max_len, ..job.render.clone() };
         let renderer = Renderer::new(model.tokenizer.clone(), model.template.take(), render)?;
         watch.remarks(&model.info.name, &model.remarks);
