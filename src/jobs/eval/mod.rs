@@ -10,12 +10,13 @@ mod desk;
 mod folder;
 mod way;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime};
 
 use crate::error::{Error, Result};
 use crate::eval::divergence::{self, Divergence};
 use crate::eval::results::{Identity, Scores, TaskScores, Tasks};
+use crate::eval::tasks::Task;
 use crate::eval::{fewshot, named};
 use crate::files::sha256;
 use crate::jobs::journal::Journal;
@@ -96,8 +97,9 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
             writing.room(&task.name, max_len)?;
         }
         folder.check(&task, &settings)?;
-        if !folder.holds(&task, &settings) {
-            open.push((task, settings));
+        match folder.holds(&task, &settings) {
+            true => Journal::clear(&journal_of(&out, &task))?,
+            false => open.push((task, settings)),
         }
     }
     if open.is_empty() {
@@ -119,7 +121,7 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
             Some(writing) => {
                 let (version, data) = (task.version, &task.sha256);
                 let identity = sha256(format!("{} {} {version} {data} {settings}", folder.scores.identity(), task.name));
-                desk.written(&task, writing, &out.join(format!("answers.{}.part.jsonl", task.name)), &identity)?
+                desk.written(&task, writing, &journal_of(&out, &task), &identity)?
             }
         };
         let scores = TaskScores::new(&task, &samples, settings, work, began.elapsed().as_secs_f64());
@@ -127,6 +129,11 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
         journal.map_or(Ok(()), Journal::remove)?;
     }
     Ok(Outcome { out, scores: folder.scores })
+}
+
+/// Where the answers to a task stand until all are there.
+fn journal_of(out: &Path, task: &Task) -> PathBuf {
+    out.join(format!("answers.{}.part.jsonl", task.name))
 }
 
 /// A model by what its user wrote.

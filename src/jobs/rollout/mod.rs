@@ -55,10 +55,11 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
     let finished = plan.out.join(RUN_FILE);
     if finished.exists() && plan.out.join(ROLLOUTS_FILE).exists() {
         let record = Record::read(&finished)?;
-        return match record.identity == plan.identity {
-            true => Ok(Outcome { out: plan.out, record }),
-            false => Err(other_run(&plan.out)),
-        };
+        if record.identity != plan.identity {
+            return Err(other_run(&plan.out));
+        }
+        Journal::clear(&plan.out.join(JOURNAL_FILE))?;
+        return Ok(Outcome { out: plan.out, record });
     }
     std::fs::create_dir_all(&plan.out).context_at(&plan.out, "cannot create the run folder")?;
     let (mut journal, answers) = Journal::open(&plan.out.join(JOURNAL_FILE), &plan.identity, || Some(other_run(&plan.out)))?;
