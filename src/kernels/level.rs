@@ -30,7 +30,7 @@ pub enum Level {
     Avx2,
     /// AVX-512 F, BW, DQ and VL.
     Avx512,
-    /// The same and the dot products of bf16 and of bytes (VNNI), which come together in every processor that has the former.
+    /// The same and the bf16 dot products.
     Avx512Bf16,
     /// The same and tiles of bf16 products. Only where it is asked for: no machine that we could test on has them.
     Amx,
@@ -157,9 +157,8 @@ fn detect() -> Level {
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512dq")
         && is_x86_feature_detected!("avx512vl");
-    let dots = is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512vnni");
     match () {
-        () if avx2 && avx512 && dots => Level::Avx512Bf16,
+        () if avx2 && avx512 && is_x86_feature_detected!("avx512bf16") => Level::Avx512Bf16,
         () if avx2 && avx512 => Level::Avx512,
         () if avx2 => Level::Avx2,
         () => Level::Portable,

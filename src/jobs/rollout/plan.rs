@@ -107,6 +107,12 @@ impl Plan {
         let (prompts, left_out, reasons) = prompts(&dataset, &chosen, &renderer, max_len, job.read.strict)?;
         notes.extend(reasons);
         if prompts.is_empty() {
+            if left_out.too_long > 0 {
+                notes.push(format!(
+                    "{} prompts leave no room for an answer in --max-len {max_len}: give a larger one, if the model has the positions, or shorter rows.",
+                    left_out.too_long
+                ));
+            }
             return Err(Error::new("no row of the data has a prompt that could be answered").cure(notes.join("\n  ")));
         }
         watch.remarks(&model.info.name, &notes);

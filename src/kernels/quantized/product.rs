@@ -12,8 +12,6 @@ use rayon::prelude::*;
 
 use super::blocks::{Blocks, Form, PANEL, shift_of_nibble};
 use super::task::{HALVES, ONE, Place, SUMMED, TWO, Task, places, sums_of};
-#[cfg(target_arch = "x86_64")]
-use super::vnni;
 use crate::kernels::cpu::{Shared, written};
 use crate::kernels::lanes::Lanes;
 use crate::kernels::level::{Kernel, Level};
@@ -46,39 +44,24 @@ pub(in crate::kernels) fn multiply(
         _ => PANEL_BLOCK,
     };
     let panel_blocks = panels.len().div_ceil(panel_block);
-    let each_task = |run: &(dyn Fn(&Task) + Sync)| {
+    let sums = sums_of(x_tk);
+    let fill = |y_tn: &mut [MaybeUninit<f32>]| {
+        let output = Shared::new(y_tn);
         (0..row_blocks * panel_blocks).into_par_iter().with_max_len(1).for_each(|task| {
             let first_row = task % row_blocks * ROW_BLOCK;
             let first_panel = task / row_blocks * panel_block;
             let panels = &panels[first_panel..(first_panel + panel_block).min(panels.len())];
-            run(&Task { panels, n, residual_tn, first_row, end_row: (first_row + ROW_BLOCK).min(n_rows) });
+            let task = Task { panels, n, residual_tn, first_row, end_row: (first_row + ROW_BLOCK).min(n_rows) };
+            level.run(Tiles { task, x_tk, k, sums: &sums, output: &output });
         });
-    };
-    let fill = |y_tn: &mut [MaybeUninit<f32>]| {
-        let output = Shared::new(y_tn);
-        match level {
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512Bf16 | Level::Amx => {
-                // As in `Level::run`: one comparison keeps this sound whatever level was passed in.
-                assert!(Level::available().contains(&Level::Avx512Bf16), "this processor cannot run {level} kernels");
-                // SAFETY: the processor has the instructions, as the level includes them.
-                let x = unsafe { vnni::Fixed::new(x_tk, k) };
-                // SAFETY: as above.
-                each_task(&|task| unsafe { vnni::run(task, &x, &output) });
-            }
-            _ => {
-                let sums = sums_of(x_tk);
-                each_task(&|task| level.run(Tiles { task, x_tk, k, sums: &sums, output: &output }));
-            }
-        }
     };
     // SAFETY: the tasks cover all rows and all panels, and a tile writes each of its elements.
     unsafe { written(n_rows * n, fill) }
 }
 
-/// A task in f32, at any level.
+/// A task and what it multiplies.
 struct Tiles<'a> {
-    task: &'a Task<'a>,
+    task: Task<'a>,
     x_tk: &'a [f32],
     k: usize,
     /// `[T, K / SUMMED]`
