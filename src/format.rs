@@ -84,6 +84,42 @@ pub(crate) fn python_float(x: f64) -> String {
     }
 }
 
+/// Python's `repr(str)`: in single quotes, or in double ones where it has single ones and no double ones.
+pub(crate) fn python_quoted(text: &str) -> String {
+    let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
+    let mut out = String::from(quote);
+    for c in text.chars() {
+        let code = c as u32;
+        match c {
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            c if c == quote => {
+                out.push('\\');
+                out.push(c);
+            }
+            _ if !is_printable(c) && code <= 0xff => out.push_str(&format!("\\x{code:02x}")),
+            _ if !is_printable(c) && code <= 0xffff => out.push_str(&format!("\\u{code:04x}")),
+            _ if !is_printable(c) => out.push_str(&format!("\\U{code:08x}")),
+            c => out.push(c),
+        }
+    }
+    out.push(quote);
+    out
+}
+
+/// Python's `str.isprintable`, without the code points that Unicode has not assigned yet.
+fn is_printable(c: char) -> bool {
+    let is_format = matches!(c,
+        '\u{ad}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}' | '\u{890}' | '\u{891}' | '\u{8e2}' | '\u{180e}'
+        | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}'
+        | '\u{110bd}' | '\u{110cd}' | '\u{1d173}'..='\u{1d17a}' | '\u{e0001}' | '\u{e0020}'..='\u{e007f}');
+    let is_private = matches!(c, '\u{e000}'..='\u{f8ff}' | '\u{f0000}'..);
+    let is_noncharacter = (c as u32) & 0xfffe == 0xfffe || matches!(c, '\u{fdd0}'..='\u{fdef}');
+    c == ' ' || !(c.is_control() || c.is_whitespace() || is_format || is_private || is_noncharacter)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

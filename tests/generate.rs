@@ -8,6 +8,8 @@ use diagnose::engine::generate::{Answer, Ended, Request, Sampling, Way, generate
 use diagnose::kernels::{Dtype, Kernels, Segment};
 use diagnose::model::{Batch, Cache, LoadOptions, Model, PAGE, Placement, Reference, Stretch};
 
+use crate::workdir::default_model;
+
 fn greedy() -> Way {
     Way { sampling: Sampling::GREEDY, ends: Vec::new(), stops: Vec::new(), at_once: 7 }
 }
@@ -175,4 +177,56 @@ fn answers_end_with_end_tokens_and_stop_strings() {
 fn free_text(model: &Model, ids: &[u32]) -> String {
     let bytes: Vec<u8> = ids.iter().flat_map(|&id| model.tokenizer.bytes(id)).copied().collect();
     String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// The default model's matrices are Q4_1 and Q8_0. Twenty prompts of different tokens, 64 tokens each.
+#[test]
+fn answers_in_the_blocks_of_the_file_are_those_in_f32() {
+    let Some(path) = default_model() else { return };
+    let reference = Reference::resolve(path.to_str(), &|_, _, _| {}).unwrap();
+    let options = LoadOptions { dtype: Dtype::F32, kernels: Kernels::Fused, device: Placement::Cpu };
+    let plain = Model::load(&reference, options, 256).unwrap();
+    let in_blocks = Model::load_to_write(&reference, options, 256).unwrap();
+    assert!(3 * in_blocks.head().bytes() < plain.head().bytes());
+    let request = |i: u32| {
+        let text = format!("<|im_start|>user\nTell me about the number {}.<|im_end|>\n<|im_start|>assistant\n", i * i);
+        Request {
+            prompt: plain.tokenizer.encode(&text).unwrap().iter().map(|token| token.id).collect(),
+            max_new_tokens: 64,
+            seed: 0,
+        }
+    };
+    let requests: Vec<Request> = (0..20).map(request).collect();
+    let expected = answers(&plain, &requests, &greedy());
+    let found = answers(&in_blocks, &requests, &greedy());
+    let same = expected.iter().zip(&found).filter(|(a, b)| a == b).count();
+    println!("{same} of 20 answers are the same");
+    // The log-probabilities of all words behind every token of the answers.
+    let mut largest = 0f32;
+    for (request, answer) in requests.iter().zip(&expected) {
+        let ids = [request.prompt.as_slice(), &answer.ids].concat();
+        let rows: Vec<u32> = (request.prompt.len() as u32 - 1..ids.len() as u32 - 1).collect();
+        let [a, b] = [&plain, &in_blocks].map(|model| {
+            let segments = vec![Segment { tokens: 0..ids.len(), context: Vec::new() }].into();
+            let logits = model.logits(&Batch { ids: ids.clone(), segments }, &rows).unwrap();
+            log_softmax(&logits.to_vec2::<f32>().unwrap())
+        });
+        for (a, b) in a.iter().flatten().zip(b.iter().flatten()) {
+            largest = largest.max((a - b).abs());
+        }
+    }
+    println!("log-probabilities differ by {largest:e} at most");
+    // As much as f32 on another level does.
+    assert!(largest < 1e-3, "{largest}");
+    assert!(same >= 19, "{same}");
+}
+
+/// Rows of logits -> ln p, in f64.
+fn log_softmax(rows: &[Vec<f32>]) -> Vec<Vec<f32>> {
+    let of_row = |row: &Vec<f32>| {
+        let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let sum: f64 = row.iter().map(|logit| f64::from(logit - largest).exp()).sum();
+        row.iter().map(|logit| (f64::from(logit - largest) - sum.ln()) as f32).collect()
+    };
+    rows.iter().map(of_row).collect()
 }

@@ -273,6 +273,35 @@ fn every_type_gives_the_logits_of_the_folder_with_its_numbers() {
     }
 }
 
+/// A model that writes keeps matrices in the blocks of the file, where products are made for these: fewer bytes, the same logits.
+#[test]
+fn matrices_in_their_blocks_give_the_logits_of_their_numbers() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    let mut kept = Vec::new();
+    for blocks in types() {
+        pair(&blocks).write_gguf(&path);
+        let reference = Reference::resolve(path.to_str(), &|_, _, _| {}).unwrap();
+        let options = LoadOptions { dtype: Dtype::F32, kernels: Kernels::Fused, device: Placement::Cpu };
+        let plain = Model::load(&reference, options, 64).unwrap();
+        let in_blocks = Model::load_to_write(&reference, options, 64).unwrap();
+        let ids: Vec<u32> = (0..20).map(|i| i * 37 % 256).collect();
+        let rows: Vec<u32> = (0..20).collect();
+        let [expected, found] = [&plain, &in_blocks].map(|model| {
+            let segments = vec![Segment { tokens: 0..ids.len(), context: Vec::new() }].into();
+            let logits = model.logits(&Batch { ids: ids.clone(), segments }, &rows).unwrap();
+            logits.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        });
+        let largest = expected.iter().fold(1f32, |largest, logit| largest.max(logit.abs()));
+        let error = expected.iter().zip(&found).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+        assert!(error <= 1e-4 * largest, "{}: off by {error} of {largest}", blocks.name);
+        if 3 * in_blocks.head().bytes() < plain.head().bytes() {
+            kept.push(blocks.name);
+        }
+    }
+    assert_eq!(kept, ["Q4_0", "Q4_1", "Q5_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K"]);
+}
+
 #[test]
 fn what_is_not_read_is_named_and_no_broken_download() {
     let folder = tempfile::tempdir().unwrap();

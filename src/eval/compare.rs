@@ -383,8 +383,8 @@ fn compare_task(name: &str, old: &TaskSamples, new: &TaskSamples) -> Result<Comp
                 let n_alone = change.n as f64 / variance_inflation(&before, &after, &design);
                 change.detectable_drop = detectable_drop(n_alone as usize, flipping);
                 change.flips = Some(flips);
-                change.mean_over_subjects = mean_change_over_parts(&before, &after, &design);
             }
+            change.mean_over_subjects = mean_change_over_parts(&before, &after, &design);
             let groups = origins.iter().map(|origin| origin.group.clone()).collect();
             accuracy = Some(Accuracy { metric: x.name.clone(), before, after, groups, difference });
         }

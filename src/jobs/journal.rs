@@ -63,7 +63,17 @@ impl Journal {
 
     /// Once what it holds stands elsewhere.
     pub(super) fn remove(self) -> Result<()> {
-        std::fs::remove_file(&self.path).context_at(&self.path, "cannot remove the file")
+        Journal::clear(&self.path)
+    }
+
+    /// Removes the journal of what is finished, if the process was killed before it could.
+    pub(super) fn clear(path: &Path) -> Result<()> {
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::new("cannot remove the file").at(path).caused_by(error))
+            }
+            _ => Ok(()),
+        }
     }
 }
 

@@ -79,6 +79,12 @@ pub(crate) trait Lanes: Copy {
     fn if_nan(self, then: Self, otherwise: Self) -> Self;
     /// Lanes `first..end` of `self`, the others from `fill`; `first <= end <= N`.
     fn keep(self, first: usize, end: usize, fill: Self) -> Self;
+    /// The four bits of each lane's representation from bit `shift` on, as a number of 0 to 15.
+    fn nibbles(self, shift: u32) -> Self;
+    /// The eight bits of each lane's representation from bit `shift` on, as a number of -128 to 127.
+    fn bytes(self, shift: u32) -> Self;
+    /// The sixteen bits of each lane's representation from bit `shift` on, as a finite f16.
+    fn halves(self, shift: u32) -> Self;
     /// Adds the lowest bits of `n`'s representation to the exponent: see [`exp`](super::exp::exp).
     fn add_to_exponent(self, n: Self) -> Self;
     /// The sum over the lanes, by halves: a fixed order.
@@ -133,6 +139,9 @@ pub(crate) fn prefetch(values: &[f32]) {
         let _ = line;
     }
 }
+
+/// 2^112: what the exponents of f16 and f32 differ by, once the bits stand where f32 has them.
+const HALF_BIAS: f32 = f32::from_bits((112 + 127) << 23);
 
 /// AVX-512.
 #[cfg(target_arch = "x86_64")]
@@ -233,6 +242,29 @@ impl Lanes for F32x16 {
     #[inline(always)]
     fn keep(self, first: usize, end: usize, fill: Self) -> Self {
         Self(unsafe { _mm512_mask_blend_ps(Self::first(end) & !Self::first(first), fill.0, self.0) })
+    }
+    #[inline(always)]
+    fn nibbles(self, shift: u32) -> Self {
+        // The permutation looks at the lowest four bits of an index only.
+        unsafe {
+            let numbers = _mm512_setr_ps(0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.);
+            let bits = _mm512_srlv_epi32(_mm512_castps_si512(self.0), _mm512_set1_epi32(shift as i32));
+            Self(_mm512_permutexvar_ps(bits, numbers))
+        }
+    }
+    #[inline(always)]
+    fn bytes(self, shift: u32) -> Self {
+        unsafe {
+            let high = _mm512_sllv_epi32(_mm512_castps_si512(self.0), _mm512_set1_epi32(24 - shift as i32));
+            Self(_mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(high)))
+        }
+    }
+    #[inline(always)]
+    fn halves(self, shift: u32) -> Self {
+        unsafe {
+            let bits = _mm512_srlv_epi32(_mm512_castps_si512(self.0), _mm512_set1_epi32(shift as i32));
+            Self(_mm512_cvtph_ps(_mm512_cvtepi32_epi16(bits)))
+        }
     }
     #[inline(always)]
     fn add_to_exponent(self, n: Self) -> Self {
@@ -344,6 +376,30 @@ impl Lanes for F32x8 {
             let keep = _mm256_andnot_si256(Self::first(first), Self::first(end));
             _mm256_blendv_ps(fill.0, self.0, _mm256_castsi256_ps(keep))
         })
+    }
+    #[inline(always)]
+    fn nibbles(self, shift: u32) -> Self {
+        unsafe {
+            let bits = _mm256_srlv_epi32(_mm256_castps_si256(self.0), _mm256_set1_epi32(shift as i32));
+            Self(_mm256_cvtepi32_ps(_mm256_and_si256(bits, _mm256_set1_epi32(15))))
+        }
+    }
+    #[inline(always)]
+    fn bytes(self, shift: u32) -> Self {
+        unsafe {
+            let high = _mm256_sllv_epi32(_mm256_castps_si256(self.0), _mm256_set1_epi32(24 - shift as i32));
+            Self(_mm256_cvtepi32_ps(_mm256_srai_epi32::<24>(high)))
+        }
+    }
+    #[inline(always)]
+    fn halves(self, shift: u32) -> Self {
+        unsafe {
+            let bits = _mm256_srlv_epi32(_mm256_castps_si256(self.0), _mm256_set1_epi32(shift as i32));
+            let sign = _mm256_slli_epi32::<16>(_mm256_and_si256(bits, _mm256_set1_epi32(0x8000)));
+            let rest = _mm256_slli_epi32::<13>(_mm256_and_si256(bits, _mm256_set1_epi32(0x7fff)));
+            let size = _mm256_mul_ps(_mm256_castsi256_ps(rest), _mm256_set1_ps(HALF_BIAS));
+            Self(_mm256_or_ps(size, _mm256_castsi256_ps(sign)))
+        }
     }
     #[inline(always)]
     fn add_to_exponent(self, n: Self) -> Self {
@@ -471,6 +527,22 @@ impl Lanes for F32x4 {
     #[inline(always)]
     fn keep(self, first: usize, end: usize, fill: Self) -> Self {
         Self(four(|i| if (first..end).contains(&i) { self.0[i] } else { fill.0[i] }))
+    }
+    #[inline(always)]
+    fn nibbles(self, shift: u32) -> Self {
+        Self(four(|i| (self.0[i].to_bits() >> shift & 15) as f32))
+    }
+    #[inline(always)]
+    fn bytes(self, shift: u32) -> Self {
+        Self(four(|i| ((self.0[i].to_bits() << (24 - shift)) as i32 >> 24) as f32))
+    }
+    #[inline(always)]
+    fn halves(self, shift: u32) -> Self {
+        let number = |bits: u32| {
+            let size = f32::from_bits((bits & 0x7fff) << 13) * HALF_BIAS;
+            f32::from_bits(size.to_bits() | (bits & 0x8000) << 16)
+        };
+        Self(four(|i| number(self.0[i].to_bits() >> shift)))
     }
     #[inline(always)]
     fn add_to_exponent(self, n: Self) -> Self {

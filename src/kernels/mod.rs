@@ -18,6 +18,7 @@ pub mod norm;
 pub mod peak;
 #[cfg(target_arch = "x86_64")]
 mod processor;
+pub(crate) mod quantized;
 pub mod rotary;
 pub mod statistics;
 #[cfg(test)]

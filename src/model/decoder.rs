@@ -13,6 +13,7 @@ use super::families as family;
 use super::layers::{Adapting, Layer, RmsNorm};
 use super::lora::Adapters;
 use super::parameters::{Parameter, Part};
+use super::source::matrix;
 use super::{Batch, LoadOptions, Source};
 use crate::error::Result;
 use crate::kernels::attention::{LayerCache, Stretch};
@@ -43,7 +44,7 @@ impl Decoder {
         let windowed = config.window_rope.as_ref().map(rotary).transpose()?;
         let resting = Rotary::new(&[], 0, family.rotary, 1.0);
         let vocabulary = [config.vocab_size, config.hidden_size];
-        let matrix = |name: &str| Matrix::new([source.tensor(name, &vocabulary)], options.dtype, options.kernels);
+        let matrix = |name: &str| matrix(source, &[(name.to_owned(), vocabulary)], options);
         let block = |index: usize| {
             let rotary = match &windowed {
                 _ if !config.turning[index] => &resting,

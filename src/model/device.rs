@@ -9,6 +9,7 @@ use super::on_cuda::Sizes;
 use super::placement::Placement;
 use super::{LoadOptions, Source, memory};
 use crate::error::{Error, Result};
+use crate::kernels::quantized::Blocks;
 use crate::kernels::{Kernels, cuda};
 use crate::tokens::{ChatTemplate, Tokenizer};
 
@@ -72,6 +73,8 @@ fn check_family(config: &Config) -> Result<()> {
 pub(super) struct OnDevice<'a> {
     pub source: &'a dyn Source,
     pub device: &'a Device,
+    /// May matrices stay in the blocks of their file?
+    pub in_blocks: bool,
 }
 
 impl Source for OnDevice<'_> {
@@ -97,6 +100,10 @@ impl Source for OnDevice<'_> {
 
     fn slice(&self, name: &str, shape: &[usize], index: usize) -> Result<Tensor> {
         Ok(self.source.slice(name, shape, index)?.to_device(self.device)?)
+    }
+
+    fn blocks(&self, name: &str, shape: [usize; 2]) -> Result<Option<Blocks>> {
+        if self.in_blocks { self.source.blocks(name, shape) } else { Ok(None) }
     }
 
     fn config_json(&self) -> Result<Value> {

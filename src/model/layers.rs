@@ -8,6 +8,7 @@ use super::config::{Config, QueryGrowth};
 use super::context::Context;
 use super::lora::{Adapters, Lora, LoraOptions};
 use super::parameters::{Parameter, Part, Vector};
+use super::source::matrix;
 use super::{Batch, LoadOptions, Source};
 use crate::error::Result;
 use crate::kernels::attention::{AttentionShape, Softmaxes, attention_backward, attention_keeping, attention_onto};
@@ -53,8 +54,9 @@ pub(super) struct Linear {
 impl Linear {
     /// Loads `{module}.weight` `[out, input]` for each `(module, out)`, one below the other, and the biases if `bias`.
     pub(super) fn load(layer: &Layer, modules: &[(&str, usize)], input: usize, bias: bool) -> Result<Linear> {
-        let part = |&(module, out): &(&str, usize)| layer.source.tensor(&layer.name(&format!("{module}.weight")), &[out, input]);
-        let matrix = Matrix::new(modules.iter().map(part), layer.options.dtype, layer.options.kernels)?;
+        let parts: Vec<(String, [usize; 2])> =
+            modules.iter().map(|&(module, out)| (layer.name(&format!("{module}.weight")), [out, input])).collect();
+        let matrix = matrix(layer.source, &parts, layer.options)?;
         let bias = match bias {
             true => {
                 let part = |&(module, out): &(&str, usize)| layer.source.tensor(&layer.name(&format!("{module}.bias")), &[out]);

@@ -6,8 +6,11 @@ use std::sync::{Mutex, PoisonError};
 use candle_core::Tensor;
 use serde_json::Value;
 
+use super::LoadOptions;
 use super::config::Config;
 use crate::error::Result;
+use crate::kernels::matmul::Matrix;
+use crate::kernels::quantized::Blocks;
 use crate::tokens::{ChatTemplate, Tokenizer};
 
 /// A place that weights come from. Tensors are asked for by the names that Transformers gives them.
@@ -21,6 +24,11 @@ pub(crate) trait Source: Sync {
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor>;
     /// The `index`th of the tensors that are stacked as `name`, whose whole shape is `shape`; the others are not read.
     fn slice(&self, name: &str, shape: &[usize], index: usize) -> Result<Tensor>;
+    /// The matrix in the blocks that the file has it in, if products can use these as they are and its values are exactly those of
+    /// [`Source::tensor`].
+    fn blocks(&self, _name: &str, _shape: [usize; 2]) -> Result<Option<Blocks>> {
+        Ok(None)
+    }
     /// config.json of the language model, with Transformers' names.
     fn config_json(&self) -> Result<Value>;
     /// What else stands beside the weights in a Hugging Face folder: the tokenizer's files, the chat template. Names and contents.
@@ -37,6 +45,22 @@ pub(crate) trait Source: Sync {
     }
     /// Once the model is loaded: an error that names the tensors that nobody has asked for, unless they are known to change nothing.
     fn check_all_used(&self) -> Result<()>;
+}
+
+/// The matrices that `parts` name, one below the other; in the blocks of their file if all of them can stay in theirs.
+pub(super) fn matrix(source: &dyn Source, parts: &[(String, [usize; 2])], options: LoadOptions) -> Result<Matrix> {
+    let mut blocks = Vec::new();
+    for (name, shape) in parts {
+        match source.blocks(name, *shape)? {
+            Some(part) => blocks.push(part),
+            None => break,
+        }
+    }
+    if blocks.len() == parts.len() {
+        return Matrix::in_blocks(blocks);
+    }
+    drop(blocks);
+    Matrix::new(parts.iter().map(|(name, shape)| source.tensor(name, shape)), options.dtype, options.kernels)
 }
 
 /// Which tensors of a source somebody has asked for.

@@ -158,7 +158,8 @@ fn parts(design: &Design, sides: &[&[Term]], of: impl Fn(&[&[Term]], &Design) ->
         let own = design.within(&items);
         let terms: Vec<Vec<Term>> = sides.iter().map(|side| items.iter().map(|&idx| side[idx]).collect()).collect();
         let terms: Vec<&[Term]> = terms.iter().map(Vec::as_slice).collect();
-        if !terms.iter().all(|terms| is_right_or_wrong(terms, Link::Identity)) {
+        // Right, wrong, or the share of several answers that are right.
+        if !terms.iter().flat_map(|terms| terms.iter()).all(|term| term.is_share() && term.denominator == 1.0) {
             return None;
         }
         let value = ratio(terms[terms.len() - 1], Link::Identity);

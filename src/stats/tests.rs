@@ -390,6 +390,24 @@ fn errors_over_groups_are_statsmodels_and_over_subjects_the_harness() {
     assert!(same.value == 0.0 && same.ci95.is_some_and(|[low, high]| low < -0.02 && high > 0.02), "{same:?}");
 }
 
+/// Of several answers to an item a share is right. Three parts of 2, 4 and 8 items.
+#[test]
+fn means_over_subjects_take_shares() {
+    let subjects = [0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0];
+    let shares = [0.25, 0.75, 0.5, 0.5, 1.0, 0.0, 1.0, 0.75, 1.0, 0.75, 1.0, 0.75, 1.0, 0.75];
+    let (terms, subjects) = (plain(&shares), design(Some(&subjects), None));
+    let mean = mean_over_parts(&terms, &subjects).unwrap();
+    close(mean.value, (0.5 + 0.5 + 0.875) / 3.0, 1e-12);
+    // The squared standard errors of the parts: 0.125 / 2, (0.5 / 3) / 4 and (0.125 / 7) / 8.
+    close(mean.stderr.unwrap(), (0.125f64 / 2.0 + 0.5 / 12.0 + 0.125 / 56.0).sqrt() / 3.0, 1e-12);
+    assert!(mean.ci95.is_some_and(|[low, high]| low < mean.value - 0.1 && high > mean.value + 0.1), "{mean:?}");
+    let better = plain(&shares.map(|share| (share + 0.25).min(1.0)));
+    let difference = mean_difference_over_parts(&terms, &better, &subjects).unwrap();
+    close(difference.value, (0.25 + 0.75 / 4.0 + 1.0 / 8.0) / 3.0, 1e-12);
+    // Losses in nats are no shares.
+    assert_eq!(mean_over_parts(&plain(&[1.5; 14]), &subjects), None);
+}
+
 #[test]
 fn certainty_is_never_whole() {
     let is_doubtful =

@@ -11,7 +11,7 @@ use minijinja::{Error, ErrorKind, Output, State};
 
 use super::iterables::{self, Written, is_dictionary};
 use crate::dataset::verbatim;
-use crate::format::python_float;
+use crate::format::{python_float, python_quoted};
 
 /// JSON as templates see it; maps keep their order.
 pub(super) fn from_json(json: &serde_json::Value) -> Value {
@@ -73,7 +73,7 @@ pub(super) fn text(value: &Value) -> Result<String, Error> {
 fn write_repr(out: &mut String, value: &Value) -> Result<(), Error> {
     match value.kind() {
         ValueKind::Number if !value.is_integer() => out.push_str(&float(value)),
-        ValueKind::String => write_quoted(out, value.as_str().unwrap_or_default()),
+        ValueKind::String => out.push_str(&python_quoted(value.as_str().unwrap_or_default())),
         ValueKind::Seq | ValueKind::Iterable => {
             let Written { open, items, close } = iterables::written(value)?;
             out.push_str(&open);
@@ -109,41 +109,6 @@ fn float(value: &Value) -> String {
         Ok(number) => python_float(number),
         Err(_) => value.to_string(),
     }
-}
-
-fn write_quoted(out: &mut String, text: &str) {
-    let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
-    out.push(quote);
-    for c in text.chars() {
-        let code = c as u32;
-        match c {
-            '\\' => out.push_str("\\\\"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            c if c == quote => {
-                out.push('\\');
-                out.push(c);
-            }
-            // Writing to a string cannot fail.
-            _ if !is_printable(c) && code <= 0xff => drop(write!(out, "\\x{code:02x}")),
-            _ if !is_printable(c) && code <= 0xffff => drop(write!(out, "\\u{code:04x}")),
-            _ if !is_printable(c) => drop(write!(out, "\\U{code:08x}")),
-            c => out.push(c),
-        }
-    }
-    out.push(quote);
-}
-
-/// Python's `str.isprintable`, without the code points that Unicode has not assigned yet.
-fn is_printable(c: char) -> bool {
-    let is_format = matches!(c,
-        '\u{ad}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}' | '\u{890}' | '\u{891}' | '\u{8e2}' | '\u{180e}'
-        | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}'
-        | '\u{110bd}' | '\u{110cd}' | '\u{1d173}'..='\u{1d17a}' | '\u{e0001}' | '\u{e0020}'..='\u{e007f}');
-    let is_private = matches!(c, '\u{e000}'..='\u{f8ff}' | '\u{f0000}'..);
-    let is_noncharacter = (c as u32) & 0xfffe == 0xfffe || matches!(c, '\u{fdd0}'..='\u{fdef}');
-    c == ' ' || !(c.is_control() || c.is_whitespace() || is_format || is_private || is_noncharacter)
 }
 
 /// The filter `tojson(ensure_ascii=False, indent=None, separators=None, sort_keys=False)` of Transformers

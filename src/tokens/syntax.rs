@@ -328,7 +328,20 @@ impl<'a> Code<'a> {
     fn ends_operand(&self, idx: usize) -> bool {
         let Some(before) = idx.checked_sub(1) else { return false };
         let is_word = |c: char| c.is_alphanumeric() || matches!(c, '_' | ')' | ']' | '}' | '\'' | '"');
+        // What follows the name of a test is the test's: `x is in [1, 2]` takes no item of `in`.
+        if is_open(self.text(idx)) && self.names_test(before) {
+            return false;
+        }
         self.text(before).ends_with(is_word) && self.text(before) != "is" && !self.binds_weaker(before)
+    }
+
+    /// Is the token the name of a test, behind `is` or `is not`?
+    fn names_test(&self, idx: usize) -> bool {
+        let text_before = |n: usize| idx.checked_sub(n).map_or("", |before| self.text(before));
+        match text_before(1) {
+            "not" => text_before(2) == "is",
+            before => before == "is" && self.text(idx) != "not",
+        }
     }
 
     /// Where the expression begins that the bracket at `bracket` takes an item of; `None` for a list.
@@ -530,6 +543,9 @@ mod tests {
             "{{ ({'a': (b)|string ~ (c)|string}['a'])|string ~ (d is defined)|string }}",
         );
         check("{{ x is not in y ~ z not in w }}", "{{ (x is not in y)|string ~ (z)|string not in w }}");
+        // A test's argument is no item of the test's name.
+        check("{{ x is in [1, 2] ~ y is not in ['items'] }}", "{{ (x is in [1, 2])|string ~ (y is not in ['items'])|string }}");
+        check("{{ x is in(y) ~ x is in ['items'] }}", "{{ (x is in(y))|string ~ (x is in ['items'])|string }}");
         check("{{ x.not ~ y[a ~ b:] }}", "{{ (x.not)|string ~ ((y|sliceable)[(a)|string ~ (b)|string:])|string }}");
         check("{{ (a ~ b)[1:] ~ 1e-7 }}", "{{ ((((a)|string ~ (b)|string)|sliceable)[1:])|string ~ (1e-7)|string }}");
         check(

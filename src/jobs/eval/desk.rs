@@ -197,6 +197,13 @@ pub(super) fn notes(task: &Task, ends: &[u32], asking: &Asking) -> Vec<String> {
                 .to_owned(),
         );
     }
+    if task.written.is_some_and(|spec| spec.primary == "string_match") {
+        notes.push(
+            "`string_match` is by Minerva's normal forms as texts; the harness's `exact_match` goes on to ask sympy, for which 0.5 is \\frac{1}{2}, \
+             2\\sqrt{2} is \\sqrt{8}, and a sum in another order is the same: it is never lower"
+                .to_owned(),
+        );
+    }
     // A text is read as it is, and rows have their answers in them.
     let is_asked = !matches!(task.kind, Kind::Text | Kind::Rows);
     if is_asked && asking.chat.as_ref().is_some_and(|chat| !chat.renderer.has_generation_prompt()) {

@@ -11,13 +11,14 @@ mod folder;
 mod found;
 mod way;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime};
 
 use crate::engine::remote::Options;
 use crate::error::{Error, Result};
 use crate::eval::divergence::{self, Divergence};
 use crate::eval::results::{Scores, TaskScores, Tasks};
+use crate::eval::tasks::Task;
 use crate::eval::{fewshot, named};
 use crate::files::sha256;
 use crate::jobs::journal::Journal;
@@ -94,8 +95,9 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
             writing.room(&task.name, max_len)?;
         }
         folder.check(&task, &settings)?;
-        if !folder.holds(&task, &settings) {
-            open.push((task, settings));
+        match folder.holds(&task, &settings) {
+            true => [SCORES, ANSWERS].iter().try_for_each(|what| Journal::clear(&journal_of(&out, &task, what)))?,
+            false => open.push((task, settings)),
         }
     }
     let Some(author) = found.author(!open.is_empty(), writes, &out, watch)? else {
@@ -114,16 +116,24 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
         let began = Instant::now();
         let (version, data) = (task.version, &task.sha256);
         let identity = sha256(format!("{} {} {version} {data} {settings}", folder.scores.identity(), task.name));
-        let journal = |what: &str| out.join(format!("{what}.{}.part.jsonl", task.name));
         let (samples, work, journal) = match &settings.writing {
-            None => desk.scored(&task, &journal("scores"), &identity)?,
-            Some(writing) => desk.written(&task, writing, &journal("answers"), &identity)?,
+            None => desk.scored(&task, &journal_of(&out, &task, SCORES), &identity)?,
+            Some(writing) => desk.written(&task, writing, &journal_of(&out, &task, ANSWERS), &identity)?,
         };
         let scores = TaskScores::new(&task, &samples, settings, work, began.elapsed().as_secs_f64());
         folder.add(&task.name, TaskScores { notes: notes(&task, &ends, &asking), ..scores }, samples)?;
         journal.map_or(Ok(()), Journal::remove)?;
     }
     Ok(Outcome { out, scores: folder.scores })
+}
+
+/// What is collected of a task until all of it is there: of servers' scores, of written answers.
+const SCORES: &str = "scores";
+const ANSWERS: &str = "answers";
+
+/// Where it stands until then.
+fn journal_of(out: &Path, task: &Task, what: &str) -> PathBuf {
+    out.join(format!("{what}.{}.part.jsonl", task.name))
 }
 
 /// A model by what its user wrote.

@@ -65,6 +65,7 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
     // Servers are asked in any case: a finished folder is none of another model's that has taken their place.
     let author = source.author(&plan.out, watch)?;
     if let Some(record) = before {
+        Journal::clear(&plan.out.join(JOURNAL_FILE))?;
         return Ok(Outcome { out: plan.out, record });
     }
     let (mut journal, answers) = Journal::open(&plan.out.join(JOURNAL_FILE), &plan.identity, || Some(other_run(&plan.out)))?;

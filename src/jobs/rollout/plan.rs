@@ -136,6 +136,12 @@ impl Plan {
         let (prompts, left_out, reasons) = prompts(&dataset, &chosen, &renderer, max_len, job.read.strict)?;
         notes.extend(reasons);
         if prompts.is_empty() {
+            if left_out.too_long > 0 {
+                notes.push(format!(
+                    "{} prompts leave no room for an answer in --max-len {max_len}: give a larger one, if the model has the positions, or shorter rows.",
+                    left_out.too_long
+                ));
+            }
             return Err(Error::new("no row of the data has a prompt that could be answered").cure(notes.join("\n  ")));
         }
         watch.remarks(&info.name, &notes);
@@ -214,7 +220,7 @@ fn find(job: &Job, watch: &dyn Watch) -> Result<Found> {
     let reference = Reference::resolve_on(model[0], model[1], &fetching(watch))?;
     let max_len = reference.max_len(job.max_len)?;
     let options = LoadOptions { dtype: job.dtype, kernels: Kernels::Fused, device: Placement::Cpu };
-    let mut model = Model::load(&reference, options, max_len)?;
+    let mut model = Model::load_to_write(&reference, options, max_len)?;
     watch.remarks(&model.info.name, &model.remarks);
     Ok(Found {
         reference,

@@ -32,6 +32,7 @@ pub use trained::Trained;
 use super::cpu::{contiguous, floats, output, with_floats};
 use super::cuda::{Weight, hosted};
 use super::level::Level;
+use super::quantized::{self, Blocks};
 use super::{Dtype, Kernels};
 use crate::error::{Error, Result};
 
@@ -50,6 +51,8 @@ enum Store {
     Plain(Tensor),
     Packed(Arc<Panels>),
     Trained(Arc<Trained>),
+    /// In the blocks of its file, the parts one below the other; for products alone.
+    Blocks(Arc<[Blocks]>),
     /// On the GPU.
     Device(Arc<Weight>),
 }
@@ -74,8 +77,19 @@ impl Matrix {
             Store::Packed(panels) => panels.out_features(),
             Store::Trained(trained) => trained.out_features(),
             Store::Device(weight) => weight.out_features(),
+            Store::Blocks(parts) => parts.iter().map(Blocks::out_features).sum(),
         };
         Ok(Matrix { out_features, in_features, dtype, store })
+    }
+
+    /// A weight that stays in the blocks of its file: `parts` one below the other.
+    pub(crate) fn in_blocks(parts: Vec<Blocks>) -> Result<Matrix> {
+        let in_features = parts.first().map_or(0, Blocks::in_features);
+        if in_features == 0 || parts.iter().any(|part| part.in_features() != in_features) {
+            return Err(Error::new("the parts of a weight in blocks have other numbers of inputs, or none"));
+        }
+        let out_features = parts.iter().map(Blocks::out_features).sum();
+        Ok(Matrix { out_features, in_features, dtype: Dtype::F32, store: Store::Blocks(parts.into()) })
     }
 
     /// `x W^T`: `[T, K]` f32 -> `[T, N]` f32.
@@ -84,6 +98,7 @@ impl Matrix {
         match &self.store {
             Store::Plain(weight) => plain_forward(weight, x_tk, self.dtype),
             Store::Device(weight) => hosted::multiply(x_tk, weight, None),
+            Store::Blocks(parts) => self.multiply_blocks(parts, x_tk, None),
             _ => Ok(contiguous(x_tk)?.apply_op1(self.linear()?)?),
         }
     }
@@ -102,6 +117,7 @@ impl Matrix {
         match &self.store {
             Store::Plain(weight) => Ok((residual_tn + plain_forward(weight, x_tk, self.dtype)?)?),
             Store::Device(weight) => hosted::multiply(x_tk, weight, Some(residual_tn)),
+            Store::Blocks(parts) => self.multiply_blocks(parts, x_tk, Some(residual_tn)),
             _ => Ok(contiguous(x_tk)?.apply_op2(&contiguous(residual_tn)?, self.linear()?)?),
         }
     }
@@ -146,6 +162,11 @@ impl Matrix {
                 Ok(weight.index_select(&ids, 0)?.to_dtype(DType::F32)?)
             }
             Store::Device(weight) => hosted::rows(weight, ids),
+            Store::Blocks(parts) => {
+                let mut rows = vec![0.0; ids.len() * self.in_features];
+                rows.par_chunks_mut(self.in_features).zip(ids).for_each(|(row, &id)| block_row(parts, id as usize, row));
+                Ok(Tensor::from_vec(rows, (ids.len(), self.in_features), &Device::Cpu)?)
+            }
             _ => {
                 let panels = self.panels().ok_or_else(|| Error::new("this weight is not packed"))?;
                 let mut rows = vec![0.0; ids.len() * self.in_features];
@@ -174,6 +195,7 @@ impl Matrix {
             Store::Packed(panels) => panels.bytes(),
             Store::Trained(trained) => trained.bytes(),
             Store::Device(weight) => weight.bytes(),
+            Store::Blocks(parts) => parts.iter().map(Blocks::bytes).sum(),
         }
     }
 
@@ -223,10 +245,30 @@ impl Matrix {
     /// The panels of a fused matrix, in the precision of its products.
     pub(super) fn panels(&self) -> Option<Arc<Panels>> {
         match &self.store {
-            Store::Plain(_) | Store::Device(_) => None,
+            Store::Plain(_) | Store::Device(_) | Store::Blocks(_) => None,
             Store::Packed(panels) => Some(panels.clone()),
             Store::Trained(trained) => Some(trained.panels()),
         }
+    }
+
+    /// The parts of a weight that stays in the blocks of its file.
+    pub(super) fn blocks(&self) -> Option<&[Blocks]> {
+        match &self.store {
+            Store::Blocks(parts) => Some(parts),
+            _ => None,
+        }
+    }
+
+    fn multiply_blocks(&self, parts: &[Blocks], x_tk: &Tensor, residual_tn: Option<&Tensor>) -> Result<Tensor> {
+        let n_rows = x_tk.dims()[0];
+        let product = |residual: Option<&[f32]>| {
+            with_floats(&contiguous(x_tk)?, |x| Ok(quantized::multiply(Level::current(), x, n_rows, parts, residual)))?
+        };
+        let y: Result<Vec<f32>> = match residual_tn {
+            None => product(None),
+            Some(residual) => with_floats(&contiguous(residual)?, |residual| product(Some(residual)))?,
+        };
+        Ok(Tensor::from_vec(y?, (n_rows, self.out_features), &Device::Cpu)?)
     }
 
     fn linear(&self) -> Result<Linear> {
@@ -250,6 +292,16 @@ impl Matrix {
                 k = self.in_features,
                 dtype = x_tk.dtype()
             ))),
+        }
+    }
+}
+
+/// Output `n` of all parts together, dequantised.
+fn block_row(parts: &[Blocks], mut n: usize, row: &mut [f32]) {
+    for part in parts {
+        match n.checked_sub(part.out_features()) {
+            None => return part.row_into(n, row),
+            Some(rest) => n = rest,
         }
     }
 }

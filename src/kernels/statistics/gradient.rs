@@ -30,6 +30,7 @@ use crate::kernels::exp::{exp_of_nonpositive, tanh};
 use crate::kernels::lanes::{Lanes, for_lanes, load, store};
 use crate::kernels::level::{Kernel, Level};
 use crate::kernels::matmul::{Matrix, PANEL, Panels, input_gradient, multiply};
+use crate::kernels::quantized;
 
 /// The factors of one token's loss terms; zero for what does not count.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -117,19 +118,27 @@ pub fn chunk_rows(vocabulary: usize) -> usize {
 /// Logits `[N, V]`, softcap included: for [`chunk_rows`] rows at a time, as they take much memory.
 pub fn logits(hidden_nd: &Tensor, head_vd: &Matrix, options: &HeadOptions) -> Result<Vec<f32>> {
     let n_rows = check_hidden(hidden_nd, head_vd)?;
-    match head_vd.panels() {
-        None => reference::logits(hidden_nd, head_vd, options),
-        Some(panels) => logits_of(hidden_nd, n_rows, &panels, options),
+    match (head_vd.panels(), head_vd.blocks()) {
+        (Some(panels), _) => logits_of(hidden_nd, n_rows, &panels, options),
+        (None, Some(parts)) => {
+            let product = |hidden: &[f32]| quantized::multiply(Level::current(), hidden, n_rows, parts, None);
+            Ok(bent(with_floats(&contiguous(hidden_nd)?, product)?, head_vd.out_features(), options))
+        }
+        (None, None) => reference::logits(hidden_nd, head_vd, options),
     }
 }
 
 fn logits_of(hidden_nd: &Tensor, n_rows: usize, panels: &Panels, options: &HeadOptions) -> Result<Vec<f32>> {
-    let level = Level::current();
-    let mut logits = with_floats(&contiguous(hidden_nd)?, |hidden| multiply(level, hidden, n_rows, panels, None))?;
+    let logits = with_floats(&contiguous(hidden_nd)?, |hidden| multiply(Level::current(), hidden, n_rows, panels, None))?;
+    Ok(bent(logits, panels.out_features(), options))
+}
+
+/// Rows of logits with the softcap, if there is one.
+fn bent(mut logits: Vec<f32>, vocabulary: usize, options: &HeadOptions) -> Vec<f32> {
     if let Some(cap) = options.softcap {
-        logits.par_chunks_mut(panels.out_features()).for_each(|row| level.run(Bend { row, cap }));
+        logits.par_chunks_mut(vocabulary).for_each(|row| Level::current().run(Bend { row, cap }));
     }
-    Ok(logits)
+    logits
 }
 
 /// What the model believes about each target, and how far it is from the model that gave `reference_logits [N, V]`.

@@ -82,6 +82,12 @@ impl GgufFiles {
         }
     }
 
+    /// The bytes of the whole tensor, undecoded.
+    pub(super) fn bytes(&self, name: &str) -> Result<Vec<u8>> {
+        let (part, info) = self.find(name)?;
+        part.bytes(name, info)
+    }
+
     pub(crate) fn parameters(&self) -> u64 {
         self.parts.iter().flat_map(|part| part.tensors.values()).map(TensorInfo::elements).sum()
     }
@@ -104,16 +110,19 @@ impl Part {
     }
 
     fn read(&self, name: &str, info: &TensorInfo) -> Result<Tensor> {
-        let mut bytes = vec![0; info.bytes() as usize];
-        {
-            // A panic while another thread held the file leaves nothing half-done: every read seeks first.
-            let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-            let read = file.seek(SeekFrom::Start(info.begin)).and_then(|_| file.read_exact(&mut bytes));
-            read.context_at(&self.path, format!("cannot read the tensor `{name}`"))?;
-        }
+        let bytes = self.bytes(name, info)?;
         let mut values = vec![0.0; info.elements() as usize];
         info.kind.decode(&bytes, &mut values);
         Ok(Tensor::from_vec(values, info.shape.as_slice(), &Device::Cpu)?)
+    }
+
+    fn bytes(&self, name: &str, info: &TensorInfo) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; info.bytes() as usize];
+        // A panic while another thread held the file leaves nothing half-done: every read seeks first.
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let read = file.seek(SeekFrom::Start(info.begin)).and_then(|_| file.read_exact(&mut bytes));
+        read.context_at(&self.path, format!("cannot read the tensor `{name}`"))?;
+        Ok(bytes)
     }
 }
 

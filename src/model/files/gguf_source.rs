@@ -9,8 +9,10 @@ use serde_json::{Value as JsonValue, json};
 use super::config_json;
 use super::gguf::Gguf;
 use super::gguf_keys;
+use super::quants;
 use crate::error::{Error, Result};
 use crate::json::pretty;
+use crate::kernels::quantized::Blocks;
 use crate::model::config::Config;
 use crate::model::families::{self, Family, Rule};
 use crate::model::rope::{Rope, RopeScaling, yarn_attention_factor};
@@ -96,6 +98,16 @@ impl Gguf {
         let stored = gguf_name(family, name);
         let stored = stored.ok_or_else(|| Error::new(format!("GGUF has no name for the tensor `{name}`")).at(&self.path))?;
         Ok((family, stored))
+    }
+
+    /// The heads of the tensor `name` if their rows are interleaved in the file.
+    fn interleaved_heads(&self, name: &str) -> Result<Option<usize>> {
+        if !self.family()?.gguf_permuted || !(name.contains("q_proj.") || name.contains("k_proj.")) {
+            return Ok(None);
+        }
+        let all_heads = self.required_count("attention.head_count")?;
+        let kv_heads = self.arch_count("attention.head_count_kv")?.unwrap_or(all_heads);
+        Ok(Some(if name.contains("q_proj.") { all_heads } else { kv_heads }.max(1)))
     }
 
     fn check_shape(&self, stored: &str, expected: &[usize]) -> Result<()> {
@@ -244,7 +256,7 @@ impl Source for Gguf {
         if let Some(tensor) = (self.family()?.gguf_tensor)(self, name, shape, None)? {
             return Ok(tensor);
         }
-        let (family, stored) = self.stored_name(name)?;
+        let (_, stored) = self.stored_name(name)?;
         let tensor = match (self.files.info(&stored), shape.first()) {
             (Some(_), _) => {
                 self.check_shape(&stored, shape)?;
@@ -258,13 +270,40 @@ impl Source for Gguf {
             }
             _ => return Err(Error::new(format!("the file holds no tensor `{stored}` (`{name}`)")).at(&self.path)),
         };
-        if family.gguf_permuted && (name.contains("q_proj.") || name.contains("k_proj.")) {
-            let all_heads = self.required_count("attention.head_count")?;
-            let kv_heads = self.arch_count("attention.head_count_kv")?.unwrap_or(all_heads);
-            let heads = if name.contains("q_proj.") { all_heads } else { kv_heads };
-            return halves_from_interleaved(&tensor, heads.max(1));
+        match self.interleaved_heads(name)? {
+            Some(heads) => halves_from_interleaved(&tensor, heads),
+            None => Ok(tensor),
         }
-        Ok(tensor)
+    }
+
+    fn blocks(&self, name: &str, [rows, columns]: [usize; 2]) -> Result<Option<Blocks>> {
+        if (self.family()?.gguf_tensor)(self, name, &[rows, columns], None)?.is_some() {
+            return Ok(None);
+        }
+        let (_, stored) = self.stored_name(name)?;
+        let (first, whole) = match self.files.info(&stored) {
+            Some(_) => {
+                self.check_shape(&stored, &[rows, columns])?;
+                (0, stored)
+            }
+            None => match self.part_of(&stored, rows)? {
+                Some(part) => part,
+                None => return Ok(None),
+            },
+        };
+        let Some(info) = self.files.info(&whole).filter(|info| info.shape.last() == Some(&columns)) else { return Ok(None) };
+        let Some(&(_, form, group)) = quants::kept(info.kind.name) else { return Ok(None) };
+        let row_bytes = columns / info.kind.values * info.kind.bytes;
+        let heads = self.interleaved_heads(name)?;
+        // Heads that are no whole number of pairs are an error where the tensor is read.
+        if heads.is_some_and(|heads| !rows.is_multiple_of(2 * heads)) {
+            return Ok(None);
+        }
+        let bytes = self.files.bytes(&whole)?;
+        Ok(Blocks::new(form, rows, columns, |n, i| {
+            let stored_row = first + heads.map_or(n, |heads| interleaved(n, rows / heads));
+            group(&bytes[stored_row * row_bytes..][..row_bytes], i)
+        }))
     }
 
     fn slice(&self, name: &str, shape: &[usize], index: usize) -> Result<Tensor> {
@@ -355,6 +394,12 @@ fn halves_from_interleaved(weight: &Tensor, heads: usize) -> Result<Tensor> {
     Ok(pairs.transpose(1, 2)?.contiguous()?.reshape(weight.shape())?)
 }
 
+/// Where [`halves_from_interleaved`] takes row `row` from, of heads of `head_rows` rows.
+fn interleaved(row: usize, head_rows: usize) -> usize {
+    let (head, within, half) = (row / head_rows, row % head_rows, head_rows / 2);
+    head * head_rows + within % half * 2 + within / half
+}
+
 /// Transformers' names of a block's modules, and llama.cpp's. A family's own list comes first.
 const NAMES: &[(&str, &str)] = &[
     ("self_attn.q_proj", "attn_q"),
@@ -412,5 +457,7 @@ mod tests {
         let stored = Tensor::new(&[[0f32], [2.], [1.], [3.], [4.], [6.], [5.], [7.]], &candle_core::Device::Cpu).unwrap();
         let halves = halves_from_interleaved(&stored, 2).unwrap();
         assert_eq!(halves.flatten_all().unwrap().to_vec1::<f32>().unwrap(), [0., 1., 2., 3., 4., 5., 6., 7.]);
+        let stored = stored.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert!((0..8).all(|row| stored[interleaved(row, 4)] == row as f32));
     }
 }

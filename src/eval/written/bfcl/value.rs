@@ -2,6 +2,8 @@
 
 use serde_json::Value as Json;
 
+use crate::format::{python_float, python_quoted};
+
 #[derive(Debug, Clone)]
 pub(super) enum Value {
     None,
@@ -101,7 +103,7 @@ impl Value {
             Value::Bool(false) => "False".to_owned(),
             Value::Int(n) => n.to_string(),
             Value::Float(x) => float(*x),
-            Value::Text(text) => quoted(text),
+            Value::Text(text) => python_quoted(text),
             Value::List(items) => format!("[{}]", joined(items)),
             Value::Tuple(items) if items.len() == 1 => format!("({},)", joined(items)),
             Value::Tuple(items) => format!("({})", joined(items)),
@@ -137,7 +139,7 @@ impl PartialEq for Value {
     }
 }
 
-/// The shortest decimal, with an exponent from 1e16 on and below 1e-4.
+/// `repr` of a float as `ast.unparse` has it.
 fn float(x: f64) -> String {
     if !x.is_finite() {
         // `ast.unparse` writes what overflows to it.
@@ -150,34 +152,5 @@ fn float(x: f64) -> String {
         }
         .to_owned();
     }
-    if x == 0.0 || (1e-4..1e16).contains(&x.abs()) {
-        return format!("{x:?}");
-    }
-    let text = format!("{x:e}");
-    match text.split_once('e') {
-        Some((digits, exponent)) => {
-            let (sign, exponent) = exponent.strip_prefix('-').map_or(('+', exponent), |exponent| ('-', exponent));
-            format!("{digits}e{sign}{exponent:0>2}")
-        }
-        None => text,
-    }
-}
-
-/// In single quotes, or in double ones where it has single ones and no double ones.
-fn quoted(text: &str) -> String {
-    let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
-    let mut out = String::from(quote);
-    for c in text.chars() {
-        match c {
-            '\\' => out.push_str("\\\\"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            c if c == quote => out.extend(['\\', c]),
-            c if c < ' ' || c == '\u{7f}' => out.push_str(&format!("\\x{:02x}", c as u32)),
-            c => out.push(c),
-        }
-    }
-    out.push(quote);
-    out
+    python_float(x)
 }

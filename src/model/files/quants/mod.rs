@@ -8,15 +8,18 @@
 //! simple.rs      blocks with one scale
 //! nested.rs      blocks of 256 with scales for parts of them (Q2_K to Q6_K, IQ4_XS)
 //! codebook.rs    eight or four numbers at a time out of a codebook (IQ1_S to IQ3_S), which grids.rs holds
+//! apart.rs       what blocks consist of, for products that use them as they are
 //! words.rs       numbers of several bytes in a block
 //! ```
 
+mod apart;
 mod codebook;
 mod grids;
 mod nested;
 mod simple;
 mod words;
 
+pub(super) use apart::kept;
 pub(super) use simple::mxfp4_in_pairs;
 
 use rayon::prelude::*;

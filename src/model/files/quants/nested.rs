@@ -69,7 +69,7 @@ pub(super) fn q5_k(block: &[u8; 176], values: &mut [f32; 256]) {
 
 /// Scale and subtrahend of one of eight parts, 6 bits each: those of the first four parts are whole bytes' low bits, those of the others
 /// have their low four bits in the third row of bytes, and their high two above the whole ones.
-fn six_bits(scales: &[u8], part: usize) -> (f32, f32) {
+pub(super) fn six_bits(scales: &[u8], part: usize) -> (f32, f32) {
     let (scale, less) = match part {
         0..4 => (scales[part] & 63, scales[part + 4] & 63),
         _ => {

@@ -4,6 +4,8 @@ use candle_core::{Device, Tensor};
 
 use super::*;
 use crate::files::sha256;
+use crate::kernels::quantized::Blocks;
+use crate::kernels::testing::noise;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -69,4 +71,25 @@ fn the_table_in_the_guide_is_true() {
     };
     assert_eq!(row("GGUF types that are read"), TAKEN.iter().map(|taken| taken.name).collect::<Vec<_>>());
     assert_eq!(row("refused by name"), REFUSED.iter().map(|(name, ..)| *name).collect::<Vec<_>>());
+}
+
+/// Whatever stands in the bytes, the blocks hold the very numbers that the type is decoded to, which are gguf-py's.
+#[test]
+fn what_is_kept_is_what_is_decoded() {
+    for &(name, form, group) in apart::KEPT {
+        let kind = TAKEN.iter().find(|taken| taken.name == name).unwrap();
+        let (rows, blocks) = (50, 3);
+        let (width, row_bytes) = (blocks * kind.values, blocks * kind.bytes);
+        let mut bytes: Vec<u8> = noise(rows * row_bytes, 128.0, 7).iter().map(|x| *x as i8 as u8).collect();
+        // Every byte may be the upper one of a scale: none that is infinite or no number, nor so large that eight times as much is.
+        bytes.iter_mut().filter(|byte| **byte & 0x70 == 0x70).for_each(|byte| *byte ^= 0x40);
+        let mut expected = vec![0.0; rows * width];
+        kind.decode(&bytes, &mut expected);
+        let kept = Blocks::new(form, rows, width, |n, i| group(&bytes[n * row_bytes..][..row_bytes], i)).unwrap();
+        let mut row = vec![0.0; width];
+        for (n, expected) in expected.chunks_exact(width).enumerate() {
+            kept.row_into(n, &mut row);
+            assert!(row.iter().zip(expected).all(|(a, b)| a == b), "{name}, row {n}");
+        }
+    }
 }

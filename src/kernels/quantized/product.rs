@@ -1,0 +1,205 @@
+//! The product: tiles of up to four rows of the input times one panel of 48 outputs.
+//!
+//! Every output has two sums in a block, of the even and the odd inputs, so that one row has chains enough to keep the processor busy; the
+//! blocks follow in ascending order. It is the same arithmetic whatever the tile's height: a row's result depends neither on its batch nor on
+//! the number of threads.
+
+#![allow(clippy::needless_range_loop, reason = "indices over register tiles read like the formulas")]
+
+use std::mem::MaybeUninit;
+
+use rayon::prelude::*;
+
+use super::blocks::{Blocks, Form, PANEL, shift_of_nibble};
+use super::task::{HALVES, ONE, Place, SUMMED, TWO, Task, places, sums_of};
+use crate::kernels::cpu::{Shared, written};
+use crate::kernels::lanes::Lanes;
+use crate::kernels::level::{Kernel, Level};
+
+/// Vectors of a tile's row.
+const VECTORS: usize = 3;
+/// Rows per task.
+const ROW_BLOCK: usize = 96;
+/// Panels per task, at most.
+const PANEL_BLOCK: usize = 16;
+/// Tasks for each thread where there are few rows.
+const FEW_ROWS_TASKS: usize = 4;
+
+/// `x W^T`, plus `residual_tn` if there is one, `W` being `parts` one below the other. `x_tk` is `[T, K]`, row-major; the result `[T, N]`.
+pub(in crate::kernels) fn multiply(
+    level: Level,
+    x_tk: &[f32],
+    n_rows: usize,
+    parts: &[Blocks],
+    residual_tn: Option<&[f32]>,
+) -> Vec<f32> {
+    let n: usize = parts.iter().map(Blocks::out_features).sum();
+    let k = parts.first().map_or(0, Blocks::in_features);
+    assert!(x_tk.len() == n_rows * k && parts.iter().all(|part| part.in_features() == k));
+    assert!(residual_tn.is_none_or(|residual| residual.len() == n_rows * n), "the residual has the output's shape");
+    let panels: Vec<Place> = places(parts);
+    let row_blocks = n_rows.div_ceil(ROW_BLOCK);
+    let panel_block = match row_blocks {
+        1 => panels.len().div_ceil(FEW_ROWS_TASKS * rayon::current_num_threads()).clamp(1, PANEL_BLOCK),
+        _ => PANEL_BLOCK,
+    };
+    let panel_blocks = panels.len().div_ceil(panel_block);
+    let sums = sums_of(x_tk);
+    let fill = |y_tn: &mut [MaybeUninit<f32>]| {
+        let output = Shared::new(y_tn);
+        (0..row_blocks * panel_blocks).into_par_iter().with_max_len(1).for_each(|task| {
+            let first_row = task % row_blocks * ROW_BLOCK;
+            let first_panel = task / row_blocks * panel_block;
+            let panels = &panels[first_panel..(first_panel + panel_block).min(panels.len())];
+            let task = Task { panels, n, residual_tn, first_row, end_row: (first_row + ROW_BLOCK).min(n_rows) };
+            level.run(Tiles { task, x_tk, k, sums: &sums, output: &output });
+        });
+    };
+    // SAFETY: the tasks cover all rows and all panels, and a tile writes each of its elements.
+    unsafe { written(n_rows * n, fill) }
+}
+
+/// A task and what it multiplies.
+struct Tiles<'a> {
+    task: Task<'a>,
+    x_tk: &'a [f32],
+    k: usize,
+    /// `[T, K / SUMMED]`
+    sums: &'a [f32],
+    output: &'a Shared<f32>,
+}
+
+impl Kernel for Tiles<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Lanes>(self) {
+        for place in self.task.panels {
+            // SAFETY: the caller vouches for the instructions.
+            unsafe {
+                match place.part.form() {
+                    Form::Nibbles => self.rows::<V, 4, 4, HALVES>(place),
+                    Form::WideNibbles => self.rows::<V, 4, 4, TWO>(place),
+                    Form::Bytes => self.rows::<V, 8, 8, ONE>(place),
+                    Form::BytesAndLeast => self.rows::<V, 8, 8, TWO>(place),
+                    Form::ShortBytes => self.rows::<V, 8, 4, ONE>(place),
+                }
+            }
+        }
+    }
+}
+
+impl Tiles<'_> {
+    /// All rows of the task against one panel.
+    ///
+    /// # Safety
+    /// The processor has `V`'s instructions; `BITS`, `WORDS` and `SCALES` are those of the panel's form.
+    #[inline(always)]
+    unsafe fn rows<V: Lanes, const BITS: usize, const WORDS: usize, const SCALES: u8>(&self, place: &Place) {
+        // Six sums a row: 24 of AVX-512's 32 registers; 12 of 16 elsewhere.
+        let highest = if V::N == 16 { 4 } else { 2 };
+        let mut row = self.task.first_row;
+        while row < self.task.end_row {
+            // SAFETY: the rows exist; the rest by contract.
+            row += unsafe {
+                match (self.task.end_row - row).min(highest) {
+                    4.. => self.tile::<V, 4, BITS, WORDS, SCALES>(place, row),
+                    3 => self.tile::<V, 3, BITS, WORDS, SCALES>(place, row),
+                    2 => self.tile::<V, 2, BITS, WORDS, SCALES>(place, row),
+                    _ => self.tile::<V, 1, BITS, WORDS, SCALES>(place, row),
+                }
+            };
+        }
+    }
+
+    /// `R` rows from `row` on; returns `R`.
+    ///
+    /// # Safety
+    /// As [`Tiles::rows`], and `R` rows from `row` on exist.
+    #[inline(always)]
+    unsafe fn tile<V: Lanes, const R: usize, const BITS: usize, const WORDS: usize, const SCALES: u8>(
+        &self,
+        place: &Place,
+        row: usize,
+    ) -> usize {
+        let per_word = const { u32::BITS as usize / BITS };
+        let rows_of_block = const { WORDS + if SCALES == TWO { 2 } else { 1 } };
+        debug_assert_eq!((per_word * WORDS, rows_of_block), (place.part.form().len(), place.part.form().words()));
+        let x = self.x_tk[row * self.k..(row + R) * self.k].as_ptr();
+        let n_sums = self.k / SUMMED;
+        let sums_of_x = self.sums[row * n_sums..(row + R) * n_sums].as_ptr();
+        let panel = place.part.panel(place.panel);
+        for column in (0..PANEL).step_by(VECTORS * V::N) {
+            // SAFETY: `panel` has checked that its words are there; the rows of `x` have `K` numbers, which all blocks together are.
+            unsafe {
+                let mut totals = [[V::splat(0.0); VECTORS]; R];
+                for block in 0..place.part.n_blocks() {
+                    let words = panel.add(block * rows_of_block * PANEL + column);
+                    let x = x.add(block * per_word * WORDS);
+                    let mut sums = [[[V::splat(0.0); VECTORS]; 2]; R];
+                    for word in 0..WORDS {
+                        let w = words.add(word * PANEL).cast::<f32>();
+                        let w = [V::load(w), V::load(w.add(V::N)), V::load(w.add(2 * V::N))];
+                        let x = x.add(word * per_word);
+                        // Written out, so that every sum stays in its register.
+                        step::<V, R, BITS, 0>(x, self.k, &w, &mut sums);
+                        step::<V, R, BITS, 1>(x, self.k, &w, &mut sums);
+                        step::<V, R, BITS, 2>(x, self.k, &w, &mut sums);
+                        step::<V, R, BITS, 3>(x, self.k, &w, &mut sums);
+                        if const { BITS == 4 } {
+                            step::<V, R, BITS, 4>(x, self.k, &w, &mut sums);
+                            step::<V, R, BITS, 5>(x, self.k, &w, &mut sums);
+                            step::<V, R, BITS, 6>(x, self.k, &w, &mut sums);
+                            step::<V, R, BITS, 7>(x, self.k, &w, &mut sums);
+                        }
+                    }
+                    let scales = words.add(WORDS * PANEL).cast::<f32>();
+                    for c in 0..VECTORS {
+                        let first = V::load(scales.add(c * V::N));
+                        let scale = if SCALES == HALVES { first.halves(0) } else { first };
+                        for r in 0..R {
+                            totals[r][c] = scale.mul_add(sums[r][0][c].add(sums[r][1][c]), totals[r][c]);
+                        }
+                        if SCALES != ONE {
+                            let least = if SCALES == HALVES { first.halves(16) } else { V::load(scales.add(PANEL + c * V::N)) };
+                            for r in 0..R {
+                                let sum = V::splat(*sums_of_x.add(r * n_sums + block));
+                                totals[r][c] = least.mul_add(sum, totals[r][c]);
+                            }
+                        }
+                    }
+                }
+                for r in 0..R {
+                    for c in 0..VECTORS {
+                        self.task.store(self.output, totals[r][c], row + r, column + c * V::N, place);
+                    }
+                }
+            }
+        }
+        R
+    }
+}
+
+/// Adds the products of input `I` of the words `w` to the sums of the even or the odd ones.
+///
+/// # Safety
+/// The processor has `V`'s instructions; `R` numbers, `stride` apart, are readable `I` behind `x`.
+#[inline(always)]
+unsafe fn step<V: Lanes, const R: usize, const BITS: usize, const I: usize>(
+    x: *const f32,
+    stride: usize,
+    w: &[V; VECTORS],
+    sums: &mut [[[V; VECTORS]; 2]; R],
+) {
+    let mut q = *w;
+    for c in 0..VECTORS {
+        q[c] = if BITS == 4 { w[c].nibbles(shift_of_nibble(I) as u32) } else { w[c].bytes(8 * I as u32) };
+    }
+    for r in 0..R {
+        // SAFETY: by contract.
+        let x = unsafe { V::splat(*x.add(r * stride + I)) };
+        for c in 0..VECTORS {
+            sums[r][I % 2][c] = x.mul_add(q[c], sums[r][I % 2][c]);
+        }
+    }
+}
