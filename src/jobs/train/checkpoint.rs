@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::snapshot::Snapshot;
 use crate::error::{Context, Error, Result};
 use crate::files::{write_atomically, write_numbers};
-use crate::kernels::Dtype;
+use crate::kernels::Stored;
 use crate::kernels::adamw::Moments;
 use crate::model::Parameter;
 use crate::model::files::{safetensors, safetensors_write};
@@ -209,13 +209,13 @@ fn header(file: &mut File) -> Result<(Progress, Vec<Array>)> {
 }
 
 /// Name, type and length of each array of a checkpoint, in order.
-fn arrays(parameters: &[Parameter], optimizer: &AdamW) -> Vec<(String, Dtype, usize)> {
+fn arrays(parameters: &[Parameter], optimizer: &AdamW) -> Vec<(String, Stored, usize)> {
     let of_parameter = |(parameter, moments): (&Parameter, &Moments)| {
         let moments = match moments {
-            Moments::F32(_) => Dtype::F32,
-            Moments::Bf16(_) => Dtype::Bf16,
+            Moments::F32(_) => Stored::F32,
+            Moments::Bf16(_) => Stored::Bf16,
         };
-        [("values", Dtype::F32), ("m", moments), ("v", moments)]
+        [("values", Stored::F32), ("m", moments), ("v", moments)]
             .map(|(what, dtype)| (array_name(parameter, what), dtype, parameter.len()))
     };
     parameters.iter().zip(&optimizer.moments).flat_map(of_parameter).collect()
@@ -269,7 +269,7 @@ mod tests {
         };
         let metadata = serde_json::json!({"progress": serde_json::to_string(&progress).unwrap()});
         let mut good =
-            safetensors_write::header(metadata, [("a/values", Dtype::F32, &[4][..]), ("a/m", Dtype::Bf16, &[4])]).unwrap();
+            safetensors_write::header(metadata, [("a/values", Stored::F32, &[4][..]), ("a/m", Stored::Bf16, &[4])]).unwrap();
         good.resize(good.len() + 24, 7);
         let out = tempfile::tempdir().unwrap();
         let path = out.path().join(FOLDER).join("step-00000003.safetensors");

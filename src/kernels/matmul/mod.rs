@@ -5,7 +5,8 @@
 //! keeps no second copy; [`Kernels::Reference`] is the candle product, on any device, and passes gradients to the weight. A
 //! fused weight is frozen, and gradients pass through to the input only, until [`Matrix::train`] makes a [`Trained`] one of it.
 //!
-//! In bf16 both factors are rounded to bfloat16 and the products added in f32, whichever kernels run.
+//! In bf16 both factors are rounded to bfloat16 and the products added in f32, whichever kernels run; in bf16x3 each factor is the sum of two
+//! bfloat16.
 
 #[cfg(target_arch = "x86_64")]
 pub(super) mod amx;
@@ -46,7 +47,7 @@ pub struct Matrix {
 
 #[derive(Debug, Clone)]
 enum Store {
-    /// `[N, K]`, f32 or bf16.
+    /// `[N, K]`, f32 or bf16; f32 for bf16x3.
     Plain(Tensor),
     Packed(Arc<Panels>),
     Trained(Arc<Trained>),
@@ -67,7 +68,7 @@ impl Matrix {
         let store = match kernels {
             Kernels::Reference => Store::Plain(join(first, parts, dtype)?),
             Kernels::Fused => Store::Packed(Arc::new(pack(first, parts, dtype)?)),
-            Kernels::Cuda => Store::Device(hosted::weight(first, parts, dtype)?),
+            Kernels::Cuda => Store::Device(hosted::weight(first, parts, dtype.stored()?)?),
         };
         let out_features = match &store {
             Store::Plain(weight) => weight.dims2()?.0,
@@ -132,7 +133,10 @@ impl Matrix {
     pub fn add_gradient(&self, x_tk: &Tensor, dy_tn: &Tensor) -> Result<()> {
         self.check_input(x_tk)?;
         self.check_gradient(x_tk, dy_tn)?;
-        Ok(self.linear()?.add_gradient(x_tk, dy_tn)?)
+        if let Some(trained) = self.trained() {
+            add_weight_gradient(trained, x_tk, dy_tn)?;
+        }
+        Ok(())
     }
 
     /// Rows of `W` as they are stored, `[ids.len(), K]` f32: the embedding of a model whose head and embedding are one matrix.
@@ -143,15 +147,18 @@ impl Matrix {
         match &self.store {
             Store::Plain(weight) => {
                 let ids = Tensor::new(ids, weight.device())?;
-                Ok(weight.index_select(&ids, 0)?.to_dtype(DType::F32)?)
+                let rows = weight.index_select(&ids, 0)?.to_dtype(DType::F32)?;
+                match self.dtype {
+                    Dtype::F32 | Dtype::Bf16 => Ok(rows),
+                    Dtype::Bf16x3 => {
+                        let [upper, lower] = in_two(&rows)?;
+                        Ok((upper + lower)?)
+                    }
+                }
             }
             Store::Device(weight) => hosted::rows(weight, ids),
-            _ => {
-                let panels = self.panels().ok_or_else(|| Error::new("this weight is not packed"))?;
-                let mut rows = vec![0.0; ids.len() * self.in_features];
-                rows.par_chunks_mut(self.in_features).zip(ids).for_each(|(row, &id)| panels.row_into(id as usize, row));
-                Ok(Tensor::from_vec(rows, (ids.len(), self.in_features), &Device::Cpu)?)
-            }
+            Store::Packed(panels) => rows_of(panels, ids, false),
+            Store::Trained(trained) => rows_of(&trained.stored(), ids, self.dtype == Dtype::Bf16x3),
         }
     }
 
@@ -254,17 +261,42 @@ impl Matrix {
     }
 }
 
+/// Rows of a packed matrix, or what two parts of them hold.
+fn rows_of(panels: &Panels, ids: &[u32], in_parts: bool) -> Result<Tensor> {
+    let k = panels.in_features();
+    let mut rows = vec![0.0; ids.len() * k];
+    rows.par_chunks_mut(k).zip(ids).for_each(|(row, &id)| {
+        panels.row_into(id as usize, row);
+        if in_parts {
+            row.iter_mut().for_each(|x| *x = pack::held_in_parts(*x));
+        }
+    });
+    Ok(Tensor::from_vec(rows, (ids.len(), k), &Device::Cpu)?)
+}
+
 /// The slow readable product.
 fn plain_forward(weight_nk: &Tensor, x_tk: &Tensor, dtype: Dtype) -> Result<Tensor> {
     Ok(match dtype {
         Dtype::F32 => x_tk.matmul(&weight_nk.t()?)?,
         Dtype::Bf16 => x_tk.to_dtype(DType::BF16)?.to_dtype(DType::F32)?.matmul(&weight_nk.to_dtype(DType::F32)?.t()?)?,
+        Dtype::Bf16x3 => {
+            let ([x, x_rest], [w, w_rest]) = (in_two(x_tk)?, in_two(weight_nk)?);
+            ((x.matmul(&w.t()?)? + x.matmul(&w_rest.t()?)?)? + x_rest.matmul(&w.t()?)?)?
+        }
     })
+}
+
+/// The nearest finite bf16 and the bf16 nearest to what is left, both as f32.
+fn in_two(x: &Tensor) -> Result<[Tensor; 2]> {
+    let rounded = |x: &Tensor| x.to_dtype(DType::BF16)?.to_dtype(DType::F32);
+    let upper = rounded(x)?.clamp(half::bf16::MIN.to_f32(), half::bf16::MAX.to_f32())?;
+    let lower = rounded(&(x - &upper)?)?;
+    Ok([upper, lower])
 }
 
 fn join(first: Tensor, rest: impl Iterator<Item = Result<Tensor>>, dtype: Dtype) -> Result<Tensor> {
     let dtype = match dtype {
-        Dtype::F32 => DType::F32,
+        Dtype::F32 | Dtype::Bf16x3 => DType::F32,
         Dtype::Bf16 => DType::BF16,
     };
     let mut parts = vec![first.to_dtype(dtype)?];
@@ -298,19 +330,20 @@ struct Linear {
 impl Linear {
     /// Adds to the weight's gradient and returns the input's.
     fn backward(&self, x_tk: &Tensor, dy_tn: &Tensor) -> candle_core::Result<Tensor> {
-        self.add_gradient(x_tk, dy_tn)?;
+        if let Some(trained) = &self.trained {
+            add_weight_gradient(trained, x_tk, dy_tn)?;
+        }
         let dx = with_floats(dy_tn, |dy_tn| input_gradient(Level::current(), &self.panels, dy_tn, x_tk.dims()[0]))?;
         super::cpu::gradient(dx, x_tk)
     }
+}
 
-    fn add_gradient(&self, x_tk: &Tensor, dy_tn: &Tensor) -> candle_core::Result<()> {
-        let Some(trained) = &self.trained else { return Ok(()) };
-        with_floats(x_tk, |x_tk| {
-            with_floats(dy_tn, |dy_tn| {
-                trained.add_gradient(Level::current(), x_tk, dy_tn, x_tk.len() / self.panels.in_features())
-            })
-        })?
-    }
+fn add_weight_gradient(trained: &Trained, x_tk: &Tensor, dy_tn: &Tensor) -> candle_core::Result<()> {
+    with_floats(x_tk, |x_tk| {
+        with_floats(dy_tn, |dy_tn| {
+            trained.add_gradient(Level::current(), x_tk, dy_tn, x_tk.len() / trained.in_features());
+        })
+    })?
 }
 
 impl CustomOp1 for Linear {
