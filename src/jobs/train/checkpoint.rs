@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::snapshot::Snapshot;
 use crate::error::{Context, Error, Result};
 use crate::files::{write_atomically, write_numbers};
+use crate::jobs::level;
 use crate::kernels::Stored;
 use crate::kernels::adamw::Moments;
 use crate::model::Parameter;
@@ -31,6 +32,9 @@ pub(super) struct Progress {
     /// The model that is trained, which an export loads again.
     #[serde(default)]
     pub model_sha256: String,
+    /// The instructions that the run goes on with.
+    #[serde(default)]
+    pub kernel_level: String,
     /// Tokens with which answers of the data end and the model's do not.
     #[serde(default)]
     pub new_ends: Vec<u32>,
@@ -55,6 +59,9 @@ impl Progress {
     /// Refuses the progress of another run.
     pub(super) fn check(&self, identity: &str) -> Result<()> {
         if self.identity != identity {
+            if let Some(error) = level::at_another(Some(&self.kernel_level)) {
+                return Err(error);
+            }
             return Err(Error::new("this checkpoint belongs to another training run").cure(
                 "It has other options, data or another model, or was made by another version or commit of the program: give \
                      another --out, or remove the folder to begin anew.",
@@ -258,6 +265,7 @@ mod tests {
         let progress = Progress {
             identity: "abc".to_owned(),
             model_sha256: "def".to_owned(),
+            kernel_level: "portable".to_owned(),
             new_ends: vec![2],
             lowest: Lowest { step: Some(2), cross_entropy: Some(1.5), worse_since: 1 },
             before: Standing::default(),
