@@ -4,6 +4,10 @@
 //! longest vectors. The first start on a processor therefore times one product of a usual shape at each level and in both number
 //! formats, some twenty milliseconds in all. The highest level wins unless a lower one is clearly faster, by a margin that noise seldom
 //! reaches, and in two measurements, so that measuring again gives the same answer; and the answer is kept for good, not in the cache.
+//!
+//! One shape speaks for training's products, too, which are the same tiles: on Zen 5 (`rates_of_training` below; three shapes) avx512bf16 does
+//! 4.9 to 6.1 times avx2's rate in bf16 forward, 4.5 to 5.0 times for the inputs' gradient and 3.5 to 4.0 times for the weights', and avx512
+//! 2.1 to 2.9, 1.5 to 2.1 and 1.8 to 1.9 times in f32: the same order, by more than the margin, everywhere.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
