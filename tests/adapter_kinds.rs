@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
-use diagnose::kernels::{Dtype, Kernels, Segment};
+use diagnose::kernels::{Dtype, Kernels, Segment, Stored};
 use diagnose::model::{Batch, LoadOptions, Model, Placement, Reference, save_merged};
 use serde_json::Value;
 
@@ -61,7 +61,7 @@ fn every_kind_has_the_logits_of_peft_and_so_has_its_merged_model() {
             Err(error) => failures.push(format!("{name}: {error}")),
         }
         let folder = tempfile::tempdir().unwrap();
-        match save_merged(&adapter, &folder.path().join("merged"), Dtype::F32) {
+        match save_merged(&adapter, &folder.path().join("merged"), Stored::F32) {
             Ok(()) => {
                 let difference = worst(&logits(&reference(&folder.path().join("merged"))).unwrap(), expected);
                 if difference.is_nan() || difference > TOLERANCE {

@@ -61,7 +61,12 @@ fn alone(model: &Model, sequences: &[Sequence]) -> Vec<Vec<TokenStatistics>> {
 fn a_shared_prefix_changes_no_score() {
     let folder = tempfile::tempdir().unwrap();
     let path = tiny_model::write(folder.path());
-    let on_cpu = [(Kernels::Reference, Dtype::F32), (Kernels::Fused, Dtype::F32), (Kernels::Fused, Dtype::Bf16)];
+    let on_cpu = [
+        (Kernels::Reference, Dtype::F32),
+        (Kernels::Fused, Dtype::F32),
+        (Kernels::Fused, Dtype::Bf16),
+        (Kernels::Fused, Dtype::Bf16x3),
+    ];
     let on_cuda = cuda::Device::get().is_ok().then_some((Kernels::Cuda, Dtype::F32));
     for (kernels, dtype) in on_cpu.into_iter().chain(on_cuda) {
         let model = load(&path, kernels, dtype);

@@ -70,7 +70,7 @@ fn greedy_answers_of_every_family_are_those_of_transformers() {
 #[test]
 fn cached_hidden_states_are_the_uncached_ones_to_the_bit() {
     for folder in fixtures() {
-        for dtype in [Dtype::F32, Dtype::Bf16] {
+        for dtype in [Dtype::F32, Dtype::Bf16, Dtype::Bf16x3] {
             let model = load(&folder, dtype);
             let sequence: Vec<u32> = (0..100).map(|i| (i * 37 + i * i) % 256).collect();
             let rows: Vec<u32> = (0..100).collect();
@@ -113,7 +113,7 @@ fn requests() -> Vec<Request> {
 fn an_answer_depends_on_nothing_but_its_request() {
     for name in ["llama", "gemma3_text", "qwen3_moe", "phi3"] {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families").join(name);
-        for dtype in [Dtype::F32, Dtype::Bf16] {
+        for dtype in [Dtype::F32, Dtype::Bf16, Dtype::Bf16x3] {
             let model = load(&folder, dtype);
             let requests = requests();
             let together = answers(&model, &requests, &Way { at_once: 16, ..plain() });

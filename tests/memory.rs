@@ -203,9 +203,10 @@ fn loading_takes_what_it_is_said_to_take() {
         shape.write_folder(&workdir.path("folder"));
         shape.write_gguf(&workdir.path("model.gguf"));
         workdir.write("rows.jsonl", r#"{"text": "a short row, so that no batch takes more than loading"}"#);
-        for (model, dtype) in [("folder", Dtype::F32), ("folder", Dtype::Bf16), ("model.gguf", Dtype::Bf16)] {
+        let folder = [Dtype::F32, Dtype::Bf16, Dtype::Bf16x3].map(|dtype| ("folder", dtype));
+        for (model, dtype) in folder.into_iter().chain([("model.gguf", Dtype::Bf16)]) {
             // Two layers of 32B are 4 GB in f32, more than a test may take.
-            if (dtype == Dtype::F32 || model == "model.gguf") && shape.gguf == "qwen2" {
+            if (dtype != Dtype::Bf16 || model == "model.gguf") && shape.gguf == "qwen2" {
                 continue;
             }
             let out = format!("run-{model}-{dtype}");
@@ -217,7 +218,7 @@ fn loading_takes_what_it_is_said_to_take() {
             let taken = run["peak_memory_bytes"].as_f64().unwrap();
             let (said, whole) = (shape.said(dtype), shape.whole().said(dtype));
             let line = format!(
-                "{:22} {model:10} {dtype:4}: said {:.3} GB, taken {:.3} GB, {:+.1} %; of the whole model's {:.1} GB {:+.1} %",
+                "{:22} {model:10} {dtype:6}: said {:.3} GB, taken {:.3} GB, {:+.1} %; of the whole model's {:.1} GB {:+.1} %",
                 shape.name,
                 said / 1e9,
                 taken / 1e9,

@@ -313,16 +313,18 @@ fn conflicts_in_context_are_scored_as_one_conversation() {
     assert!(refused.code == Some(2) && refused.stderr.contains("--in-context runs the model"), "{}", refused.stderr);
 }
 
-/// What the first start on a processor has measured, and keeps, decides the level of all that follow.
+/// What the first start on a processor has measured, and keeps, decides the level of all that follow; a cache that is cleared changes nothing.
 #[test]
 fn the_level_that_was_found_the_fastest_is_used() {
     let workdir = Workdir::new();
     let version = || {
         let mut command = workdir.command(&["--version"]);
-        Ran::of(command.env("DIAGNOSE_CACHE", workdir.path("cache")).env_remove("DIAGNOSE_KERNELS").output().unwrap()).stdout
+        let command = command.env("DIAGNOSE_CACHE", workdir.path("cache")).env("XDG_STATE_HOME", workdir.path("state"));
+        Ran::of(command.env_remove("DIAGNOSE_KERNELS").output().unwrap()).stdout
     };
     let first = version();
-    let Ok(levels) = std::fs::read_dir(workdir.path("cache").join("levels")) else {
+    assert!(!workdir.path("cache").join("levels").exists(), "the choice stands in the cache");
+    let Ok(levels) = std::fs::read_dir(workdir.path("state").join("diagnose/levels")) else {
         assert!(first.contains("portable") || first.contains("avx2"), "no choice was kept where there is one: {first}");
         return;
     };
@@ -332,4 +334,59 @@ fn the_level_that_was_found_the_fastest_is_used() {
     choice["level"] = "avx2".into();
     std::fs::write(&kept, choice.to_string()).unwrap();
     assert!(version().contains("kernels avx2"), "the choice that was kept is not used");
+}
+
+/// A run stays at its level: another one is refused by name, with the way back, and what compares runs says that they differ in it.
+#[test]
+fn a_run_goes_on_at_its_own_level_only_and_comparisons_name_another() {
+    let workdir = Workdir::new();
+    tiny_model::write(&workdir.path(""));
+    workdir.write("rows.jsonl", r#"{"prompt":"What is it?","response":"A test of levels."}"#);
+    let at =
+        |level: &str, arguments: &[&str]| Ran::of(workdir.command(arguments).env("DIAGNOSE_KERNELS", level).output().unwrap());
+    let highest = Ran::of(workdir.command(&["--version"]).env_remove("DIAGNOSE_KERNELS").output().unwrap()).stdout;
+    if highest.contains("kernels portable") {
+        println!("skipped: there is one level only");
+        return;
+    }
+    let score = |out| ["rows.jsonl", "--model", "tiny.gguf", "--out", out];
+    let evaluate = ["eval", "--tasks", "rows.jsonl", "--model", "tiny.gguf", "--out", "evaluated"];
+    let train = [
+        "train",
+        "rows.jsonl",
+        "--model",
+        "tiny.gguf",
+        "--batch-size",
+        "1",
+        "--epochs",
+        "2",
+        "--warmup-steps",
+        "0",
+        "--save-every",
+        "1",
+        "--out",
+        "trained",
+    ];
+    for arguments in [&score("run")[..], &evaluate, &train] {
+        at("portable", arguments).ok();
+        let refused = at("avx2", arguments);
+        let named =
+            ["begun at the kernel level portable", "this process is at avx2", "DIAGNOSE_KERNELS=portable goes on with it"];
+        assert!(refused.code == Some(1) && named.iter().all(|part| refused.stderr.contains(part)), "{}", refused.stderr);
+        at("portable", arguments).ok();
+    }
+    // Killed before they had ended: parts and checkpoints know the level, too.
+    let parts = workdir.path("half/parts");
+    std::fs::create_dir_all(&parts).unwrap();
+    std::fs::write(parts.join("identity.json"), r#"{"identity": "of another", "kernel_level": "portable"}"#).unwrap();
+    std::fs::remove_file(workdir.path("trained/run.json")).unwrap();
+    for arguments in [&score("half")[..], &train] {
+        let refused = at("avx2", arguments);
+        assert!(refused.stderr.contains("begun at the kernel level portable"), "{}", refused.stderr);
+    }
+    at("avx2", &score("other")).ok();
+    let said = at("avx2", &["diff", "run", "other"]).ok().stdout;
+    assert!(said.contains("The kernel level is portable in run and avx2 in other"), "{said}");
+    let same = at("avx2", &["diff", "run", "run"]).ok().stdout;
+    assert!(!same.contains("kernel level"), "{same}");
 }

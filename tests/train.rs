@@ -108,7 +108,7 @@ fn wait_for(child: &mut Child, ready: impl Fn() -> bool) {
 #[test]
 fn the_first_loss_is_the_weighted_sum_over_the_score_table() {
     let workdir = prepared(12);
-    for dtype in ["f32", "bf16"] {
+    for dtype in ["f32", "bf16", "bf16x3"] {
         let scores = format!("scores-{dtype}");
         workdir.run(&["rows.jsonl", "--model", "tiny.gguf", "--dtype", dtype, "--out", &scores]).ok();
         let (mut weighted, mut plain, mut n) = (0.0, 0.0, 0);
@@ -221,6 +221,7 @@ fn twenty_rows_can_be_learnt_by_heart() {
     for (out, kind, near_zero) in [
         ("full", vec!["--lr", "5e-3"], 0.02),
         ("bf16", vec!["--lr", "5e-3", "--dtype", "bf16"], 0.02),
+        ("bf16x3", vec!["--lr", "5e-3", "--dtype", "bf16x3"], 0.02),
         ("lora", vec!["--lora", "--lr", "1e-2"], 0.4),
     ] {
         let common = ["--out", out, "--method", "sft", "--batch-size", "5", "--epochs", "100"];

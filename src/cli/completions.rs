@@ -53,7 +53,7 @@ fn with_names(command: Command) -> Command {
         ("gate", gates.collect()),
         ("method", methods),
         ("thresholds", vec!["fixed", "pilot", "groups", "tail"]),
-        ("dtype", vec!["f32", "bf16"]),
+        ("dtype", vec!["f32", "bf16", "bf16x3"]),
         ("kernels", vec!["fused", "reference"]),
         ("device", vec!["auto", "cpu", "cuda", "metal"]),
         ("supervise", vec!["assistant", "last", "all"]),
@@ -94,7 +94,7 @@ mod tests {
         assert!(offered("gate").len() > 5 && offered("gate").iter().all(|name| name.parse::<Gate>().is_ok()));
         assert_eq!(offered("method").len(), METHODS.len());
         // The same without `train`, whose options are texts: what is offered must parse as it is typed.
-        for (option, names) in [("thresholds", 4), ("dtype", 2), ("kernels", 2), ("device", 4), ("supervise", 3)] {
+        for (option, names) in [("thresholds", 4), ("dtype", 3), ("kernels", 2), ("device", 4), ("supervise", 3)] {
             let argument = command.get_arguments().find(|argument| argument.get_id() == option).unwrap();
             let values = argument.get_possible_values();
             assert_eq!(values.len(), names, "{option}");

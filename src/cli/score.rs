@@ -37,7 +37,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "DIR", aliases = ["output-dir", "output_dir"])]
     out: Option<PathBuf>,
 
-    /// Precision of the matrix products: f32 or bf16
+    /// Precision of the matrix products: f32, bf16, or bf16x3 (each factor as two bf16: near f32)
     #[arg(long, default_value = "f32")]
     dtype: Dtype,
 

@@ -50,7 +50,10 @@ impl Scores {
     /// SHA-256 over what decides the numbers besides the task: equal ones give equal scores. Neither a model's name nor its path does.
     pub fn identity(&self) -> String {
         let Identity { model_sha256, dtype, kernels, max_len, .. } = &self.identity;
-        sha256(format!("{} {} {model_sha256} {dtype} {kernels} {max_len}", self.provenance.build(), self.provenance.device))
+        let Provenance { device, kernel_level, .. } = &self.provenance;
+        // Other instructions round other sums.
+        let level = kernel_level.as_deref().unwrap_or_default();
+        sha256(format!("{} {device} {level} {model_sha256} {dtype} {kernels} {max_len}", self.provenance.build()))
     }
 
     /// Where an evaluation goes whose folder nobody named; `settings` say which items and examples, where that is not all and none.

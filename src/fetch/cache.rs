@@ -150,6 +150,16 @@ pub(crate) fn own_cache() -> Option<PathBuf> {
     })
 }
 
+/// The folder of what this program has decided once and may not decide otherwise when caches are cleared: `diagnose` in
+/// `$XDG_STATE_HOME`, or in the user's folder for such; `None` where there is neither.
+pub(crate) fn own_state() -> Option<PathBuf> {
+    let in_home = || {
+        user_home().map(|home| home.join(if cfg!(target_os = "macos") { "Library/Application Support" } else { ".local/state" }))
+    };
+    let base = variable("XDG_STATE_HOME").or_else(|| variable("LOCALAPPDATA")).or_else(in_home);
+    base.map(|base| base.join("diagnose"))
+}
+
 /// A variable that names a path; `~` is the home folder, as in Python's library.
 pub(crate) fn variable(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)?;

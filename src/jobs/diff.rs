@@ -50,7 +50,34 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Diff> {
     if job.fail_on_drop.is_some() && matches!(what, What::Scores(_)) {
         return Err(Error::usage("--fail-on-drop is for evaluations; score runs have no accuracy"));
     }
-    Ok(Diff { what, divergence: distance(job, watch)? })
+    Ok(Diff { what, divergence: distance(job, watch)?, roundings: roundings(job)? })
+}
+
+/// Of folders of ours: what rounds their numbers otherwise and is no difference of the models.
+fn roundings(job: &Job) -> Result<Vec<String>> {
+    let record = |written: &String| -> Result<Option<Value>> {
+        let file = match kind(written, job)? {
+            Kind::Evaluation => SCORES_FILE,
+            Kind::ScoreRun => RUN_FILE,
+            Kind::Harness | Kind::Model => return Ok(None),
+        };
+        read(&Path::new(written).join(file)).map(Some)
+    };
+    let mut said = Vec::new();
+    let Some(before) = record(&job.before)? else { return Ok(said) };
+    for written in &job.after {
+        let Some(after) = record(written)? else { continue };
+        for (key, what) in [("kernel_level", "kernel level"), ("dtype", "precision")] {
+            match [&before, &after].map(|record| record[key].as_str()) {
+                [Some(a), Some(b)] if a != b => said.push(format!(
+                    "The {what} is {a} in {} and {b} in {written}: part of every change is that of rounding",
+                    job.before
+                )),
+                _ => {}
+            }
+        }
+    }
+    Ok(said)
 }
 
 impl Job {
@@ -237,6 +264,12 @@ fn distance(job: &Job, watch: &dyn Watch) -> Result<Distance> {
     }
 }
 
+/// The record of what made a folder.
+fn read(path: &Path) -> Result<Value> {
+    let bytes = std::fs::read(path).context_at(path, "cannot read what made the folder")?;
+    serde_json::from_slice(&bytes).context_at(path, "the file is no JSON")
+}
+
 /// The model that a side is, or was made with.
 enum Behind {
     Model(Named),
@@ -247,9 +280,7 @@ enum Behind {
 
 fn model_behind(path: &Path, kind: Kind) -> Result<Behind> {
     let named = |file: &str, model: &str| {
-        let path = path.join(file);
-        let bytes = std::fs::read(&path).context_at(&path, "cannot read what made the folder")?;
-        let record: Value = serde_json::from_slice(&bytes).context_at(&path, "the file is no JSON")?;
+        let record = read(&path.join(file))?;
         if record["server"].is_object() {
             return Ok(Behind::Server);
         }

@@ -39,6 +39,7 @@ pub(crate) mod export;
 pub(crate) mod folders;
 mod journal;
 pub(crate) mod landscape;
+mod level;
 pub(crate) mod reopened;
 pub(crate) mod rollout;
 pub(crate) mod score;

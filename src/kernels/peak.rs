@@ -19,13 +19,15 @@ pub fn flops(level: Level, dtype: Dtype) -> f64 {
     const STEPS: usize = 2_000_000;
     let run = || match (level, dtype) {
         #[cfg(target_arch = "x86_64")]
-        (Level::Avx512Bf16, Dtype::Bf16) => bf16_dot::chains(STEPS),
+        (Level::Avx512Bf16, Dtype::Bf16 | Dtype::Bf16x3) => bf16_dot::chains(STEPS),
         #[cfg(target_arch = "x86_64")]
-        (Level::Amx, Dtype::Bf16) if super::processor::has_tiles() => super::matmul::amx::chains(STEPS / 16),
+        (Level::Amx, Dtype::Bf16 | Dtype::Bf16x3) if super::processor::has_tiles() => super::matmul::amx::chains(STEPS / 16),
         // Without the instruction pairs of bf16 are widened to f32 first.
         _ => level.run(Chains { steps: STEPS }),
     };
-    best(|| rayon::broadcast(|_| run()).into_iter().sum::<usize>())
+    // Three products stand for one.
+    let products = if dtype == Dtype::Bf16x3 { 3.0 } else { 1.0 };
+    best(|| rayon::broadcast(|_| run()).into_iter().sum::<usize>()) / products
 }
 
 /// Bytes per second of `a = b + s c`; each of the three arrays counts once.

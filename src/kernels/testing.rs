@@ -1,7 +1,7 @@
 //! Inputs and comparisons shared by the kernels' tests.
 
-use super::Kernels;
 use super::cuda::Device;
+use super::{Dtype, Kernels};
 
 /// All implementations that run on this machine. Where `DIAGNOSE_DEVICE_TESTS` is set, a GPU that cannot be used is a failure.
 pub(crate) fn implementations() -> Vec<Kernels> {
@@ -30,6 +30,32 @@ pub(crate) fn noise(n: usize, amplitude: f32, seed: u64) -> Vec<f32> {
         z ^ (z >> 31)
     };
     (0..n).map(|_| ((next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0) * amplitude).collect()
+}
+
+pub(crate) const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::Bf16, Dtype::Bf16x3];
+
+/// `x w` as a product in `dtype` has it, without an error of its own.
+pub(crate) fn product(dtype: Dtype, x: f32, w: f32) -> f64 {
+    let rounded = |x: f32| half::bf16::from_f32(x).to_f32();
+    let (upper_x, upper_w) = (rounded(x), rounded(w));
+    match dtype {
+        Dtype::F32 => f64::from(x) * f64::from(w),
+        Dtype::Bf16 => f64::from(upper_x) * f64::from(upper_w),
+        Dtype::Bf16x3 => {
+            let (lower_x, lower_w) = (f64::from(rounded(x - upper_x)), f64::from(rounded(w - upper_w)));
+            f64::from(upper_x) * (f64::from(upper_w) + lower_w) + lower_x * f64::from(upper_w)
+        }
+    }
+}
+
+/// A number as a weight in `dtype` holds it.
+pub(crate) fn held(dtype: Dtype, x: f32) -> f32 {
+    let rounded = |x: f32| half::bf16::from_f32(x).to_f32();
+    match dtype {
+        Dtype::F32 => x,
+        Dtype::Bf16 => rounded(x),
+        Dtype::Bf16x3 => rounded(x) + rounded(x - rounded(x)),
+    }
 }
 
 /// Panics at the first element that is off by more than `tolerance * max(1, |expected|)`.

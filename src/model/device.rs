@@ -26,9 +26,10 @@ pub(super) fn place(options: LoadOptions, name: &str, config: &Config, parameter
         let device = cuda::Device::get()?;
         check_family(config)?;
         let (free, _) = device.memory()?;
-        let sizes = Sizes::new(config, options.dtype);
+        let dtype = options.dtype.stored()?;
+        let sizes = Sizes::new(config, dtype);
         let batch = sizes.token_budget().max(max_tokens);
-        memory::check_device(name, device.name(), parameters, options.dtype, sizes.batch_bytes(batch, batch) as u64, free)
+        memory::check_device(name, device.name(), parameters, dtype, sizes.batch_bytes(batch, batch) as u64, free)
     };
     let mut passed_over = None;
     let (device, kernels) = match (options.device, options.kernels) {

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use super::config::Config;
 use crate::error::{Error, Result};
-use crate::kernels::Dtype;
+use crate::kernels::{Dtype, Stored};
 
 /// Tokens of a batch at most, unless one sequence is longer: half more than the engine packs on purpose.
 const BATCH_TOKENS: u64 = 3072;
@@ -24,15 +24,15 @@ pub fn check(name: &str, config: &Config, parameters: u64, dtype: Dtype, max_tok
 
 /// An error if a model of `parameters` weights does not fit on the GPU called `device`, of whose memory `free` bytes are free;
 /// a batch takes `batch` bytes.
-pub fn check_device(name: &str, device: &str, parameters: u64, dtype: Dtype, batch: u64, free: u64) -> Result<()> {
+pub fn check_device(name: &str, device: &str, parameters: u64, dtype: Stored, batch: u64, free: u64) -> Result<()> {
     // cuBLASLt's workspace, and the matrix that is on its way as f32.
     const BESIDE: u64 = 512 << 20;
-    let need = |dtype: Dtype| parameters.saturating_mul(dtype.size_in_bytes()).saturating_add(batch).saturating_add(BESIDE);
+    let need = |dtype: Stored| parameters.saturating_mul(dtype.size_in_bytes()).saturating_add(batch).saturating_add(BESIDE);
     if need(dtype) <= free {
         return Ok(());
     }
     let bf16 =
-        if dtype == Dtype::F32 { format!("Give --dtype bf16 (about {}), ", gib(need(Dtype::Bf16))) } else { String::new() };
+        if dtype == Stored::F32 { format!("Give --dtype bf16 (about {}), ", gib(need(Stored::Bf16))) } else { String::new() };
     Err(Error::new(format!("{name} needs about {} in {dtype} on {device}; {} are free there", gib(need(dtype)), gib(free)))
         .cure(format!("{bf16}a smaller --max-len, a smaller model, or --device cpu.")))
 }
@@ -80,7 +80,7 @@ fn refuse(name: &str, need: impl Fn(Dtype) -> u64, dtype: Dtype, available: u64)
         return Ok(());
     }
     let bf16 = match dtype {
-        Dtype::F32 => format!("Give --dtype bf16 (about {}), use a smaller model", gib(need(Dtype::Bf16))),
+        Dtype::F32 | Dtype::Bf16x3 => format!("Give --dtype bf16 (about {}), use a smaller model", gib(need(Dtype::Bf16))),
         Dtype::Bf16 => "Use a smaller model".to_owned(),
     };
     Err(Error::new(format!("{name} needs about {} of memory in {dtype}; {} are available", gib(needed), gib(available)))
@@ -110,7 +110,7 @@ pub fn loading_bytes(config: &Config, parameters: u64, dtype: Dtype) -> u64 {
     last.max(vocabularies).saturating_add(PROGRAM_BYTES)
 }
 
-/// The weights as they are held: those of the first block in f32 always (`decoder.rs`).
+/// The weights as they are held: those of the first block in f32 even if the others are in bf16 (`decoder.rs`).
 fn held_bytes(config: &Config, parameters: u64, dtype: Dtype) -> u64 {
     let in_blocks = parameters.saturating_sub(vocabulary(config).saturating_mul(n_vocabularies(config)));
     let first_block = in_blocks / (config.layers as u64).max(1);
@@ -191,6 +191,8 @@ mod tests {
         let rest = (216 << 20) + PROGRAM_BYTES;
         assert_eq!(needed_bytes(&config, 2 * GIB, Dtype::F32, 2048), 8 * GIB + rest);
         assert_eq!(loading_bytes(&config, 2 * GIB, Dtype::F32), 8 * GIB + (24 << 20) + PROGRAM_BYTES);
+        // Two parts of two bytes, also in the first block.
+        assert_eq!(needed_bytes(&config, 2 * GIB, Dtype::Bf16x3, 2048), 8 * GIB + rest);
         // Embedding and head are 2 * 65536 * 1024 = GIB / 8; half of what is left is the first block, with two bytes more a weight.
         let first_block = (2 * GIB - GIB / 8) / 2 * 2;
         assert_eq!(needed_bytes(&config, 2 * GIB, Dtype::Bf16, 2048), 4 * GIB + first_block + rest);

@@ -181,7 +181,7 @@ impl Model {
         let template = source.template(&tokenizer)?;
         let decoder = decoder?;
         let on_cuda = match options.device {
-            Placement::Cuda => Some(OnCuda::new(&decoder, &config, options.dtype)?),
+            Placement::Cuda => Some(OnCuda::new(&decoder, &config, options.dtype.stored()?)?),
             _ => None,
         };
         source.check_all_used()?;

@@ -26,7 +26,7 @@ use crate::kernels::cuda::{
 };
 use crate::kernels::matmul::Matrix;
 use crate::kernels::statistics::HeadOptions;
-use crate::kernels::{Dtype, TokenStatistics};
+use crate::kernels::{Stored, TokenStatistics};
 
 /// The largest K of the entropy over the K largest logits that a batch's memory is reckoned for.
 const MAX_TOP_K: usize = 64;
@@ -66,7 +66,7 @@ pub(super) struct Sizes {
     /// 0 without a router.
     pub experts: usize,
     pub vocabulary: usize,
-    pub dtype: Dtype,
+    pub dtype: Stored,
 }
 
 /// Statistics that the device is computing.
@@ -93,7 +93,7 @@ struct Inputs<'a> {
 }
 
 impl Sizes {
-    pub(super) fn new(config: &Config, dtype: Dtype) -> Sizes {
+    pub(super) fn new(config: &Config, dtype: Stored) -> Sizes {
         let experts = config.experts.as_ref();
         let inner = experts.map_or(0, |experts| experts.intermediate_size).max(config.intermediate_size);
         Sizes {
@@ -110,7 +110,7 @@ impl Sizes {
     /// Bytes that a batch of `tokens` is computed in, of which `n` predict a target: what [`OnCuda::run`] takes of its arena.
     pub(super) fn batch_bytes(&self, tokens: usize, n: usize) -> usize {
         let Sizes { width, columns, mixed, inner, experts, vocabulary, dtype } = *self;
-        let f32s = |len: usize| arena_bytes(len, Dtype::F32);
+        let f32s = |len: usize| arena_bytes(len, Stored::F32);
         let factors = |len: usize| arena_bytes(len, dtype);
         // The residual stream and its last rows; ids, positions, rows, targets, tiles and ranges; statistics.
         let always =
@@ -136,7 +136,7 @@ impl Sizes {
 
 impl OnCuda {
     /// Uploads what stands beside the matrices of `decoder`, which are there already.
-    pub(super) fn new(decoder: &Decoder, config: &Config, dtype: Dtype) -> Result<OnCuda> {
+    pub(super) fn new(decoder: &Decoder, config: &Config, dtype: Stored) -> Result<OnCuda> {
         let device = Device::get()?;
         let mut tables: Vec<(*const f32, Arc<RotaryTables>)> = Vec::new();
         let mut blocks = Vec::with_capacity(decoder.blocks.len());
@@ -156,7 +156,7 @@ impl OnCuda {
         }
         // The last norm's weight takes in what multiplies the logits.
         let weight = (decoder.norm.weight.get() * decoder.logit_scale)?;
-        let norm = hosted::upload(device, &weight, Dtype::F32)?;
+        let norm = hosted::upload(device, &weight, Stored::F32)?;
         let sizes = Sizes::new(config, dtype);
         let budget = sizes.token_budget();
         let arena = Mutex::new(device.allocate(sizes.batch_bytes(budget, budget))?);
@@ -174,7 +174,7 @@ impl OnCuda {
         let arena = Arena::new(&buffer);
         let (inputs, pinned) = self.send(decoder, batch, rows, &[], &arena)?;
         let residual = self.run(decoder, &inputs, &arena)?;
-        let hidden = arena.array(n * width, Dtype::F32)?;
+        let hidden = arena.array(n * width, Stored::F32)?;
         self.device.rms_norm(residual, &self.norm, decoder.norm.eps, hidden)?;
         let hidden = self.device.download(hidden)?;
         drop(pinned);
@@ -203,7 +203,7 @@ impl OnCuda {
         let bytes = self.sizes.batch_bytes(batch.ids.len(), n);
         let buffer = self.room(bytes)?;
         let arena = Arena::new(&buffer);
-        let statistics = arena.array(STATISTICS_WORDS * n, Dtype::F32)?;
+        let statistics = arena.array(STATISTICS_WORDS * n, Stored::F32)?;
         let words = statistics.indices(0, STATISTICS_WORDS * n, 0)?;
         let (inputs, input) = self.send(decoder, batch, rows, targets, &arena)?;
         let residual = self.run(decoder, &inputs, &arena)?;
@@ -212,9 +212,9 @@ impl OnCuda {
         device.rms_norm(residual, &self.norm, decoder.norm.eps, hidden)?;
         let chunk = head_chunk(vocabulary).min(n);
         let room = HeadRoom {
-            logits: arena.array(chunk * vocabulary, Dtype::F32)?,
-            sums: arena.array(chunk * SUMS_WORDS, Dtype::F32)?,
-            top_logits: arena.array(chunk * options.top_k.min(vocabulary), Dtype::F32)?,
+            logits: arena.array(chunk * vocabulary, Stored::F32)?,
+            sums: arena.array(chunk * SUMS_WORDS, Stored::F32)?,
+            top_logits: arena.array(chunk * options.top_k.min(vocabulary), Stored::F32)?,
         };
         device.head_statistics(hidden, head, inputs.targets, words, &room, options)?;
         let output = device.pinned(4 * STATISTICS_WORDS * n)?;
@@ -249,22 +249,16 @@ impl OnCuda {
         let attention = &decoder.blocks.first().ok_or_else(|| Error::new("a decoder without blocks"))?.attention;
         decoder.blocks.iter().try_for_each(|block| block.attention.rotary.check(attention.shape.head_dim, &positions))?;
         let positions: Vec<u32> = positions.into_iter().map(|position| position as u32).collect();
-        let plan = AttentionPlan::new(
-            &batch.segments,
-            tokens,
-            &attention.shape,
-            attention.qkv.matrix.dtype(),
-            self.device.shared_bytes(),
-        );
+        let plan = AttentionPlan::new(&batch.segments, tokens, &attention.shape, self.sizes.dtype, self.device.shared_bytes());
         let lists: [&[u32]; 6] = [&batch.ids, &positions, rows, targets, &plan.tiles, &plan.ranges];
-        let bytes = |list: &[u32]| arena_bytes(list.len(), Dtype::F32);
+        let bytes = |list: &[u32]| arena_bytes(list.len(), Stored::F32);
         let mut pinned = self.device.pinned(lists.iter().map(|list| bytes(list)).sum())?;
         let mut offset = 0;
         for list in lists {
             pinned.write(offset, list)?;
             offset += bytes(list);
         }
-        let all = arena.array(offset / 4, Dtype::F32)?;
+        let all = arena.array(offset / 4, Stored::F32)?;
         self.device.send(&pinned, all)?;
         let mut begin = 0;
         let mut next = |list: &[u32]| {
@@ -288,8 +282,8 @@ impl OnCuda {
     fn run<'a>(&self, decoder: &Decoder, inputs: &Inputs<'a>, arena: &Arena<'a>) -> Result<Array<'a>> {
         let (width, n) = (self.sizes.width, inputs.rows.len());
         let table = on_device(&decoder.embedding)?;
-        let mut residual = arena.array(inputs.ids.len() * width, Dtype::F32)?;
-        let last = arena.array(n * width, Dtype::F32)?;
+        let mut residual = arena.array(inputs.ids.len() * width, Stored::F32)?;
+        let last = arena.array(n * width, Stored::F32)?;
         self.device.embed(table.array()?, inputs.ids, residual, width, decoder.embedding_scale as f32)?;
         for (index, (block, vectors)) in decoder.blocks.iter().zip(&self.blocks).enumerate() {
             let mark = arena.mark();
@@ -357,7 +351,7 @@ impl OnCuda {
                     return Err(Error::new("experts with a norm behind them or a shared network have no kernels on the GPU"));
                 }
                 let before = block.mlp_norm.as_ref().zip(vectors.mlp_norm.as_ref());
-                let normed = self.normed(residual, before, Dtype::F32, arena)?;
+                let normed = self.normed(residual, before, Stored::F32, arena)?;
                 self.route(experts, normed, residual, arena)
             }
         }
@@ -368,7 +362,7 @@ impl OnCuda {
         &self,
         residual: Array,
         norm: Option<(&RmsNorm, &Buffer)>,
-        dtype: Dtype,
+        dtype: Stored,
         arena: &Arena<'a>,
     ) -> Result<Array<'a>> {
         let (norm, weight) = norm.ok_or_else(|| Error::new("a block without a norm in front has no kernels on the GPU"))?;
@@ -398,7 +392,7 @@ impl OnCuda {
                 output.bias.map_or(Ok(()), |bias| self.device.add_bias(bias, residual, width))
             }
             Some((norm, vector)) => {
-                let added = arena.array(residual.len(), Dtype::F32)?;
+                let added = arena.array(residual.len(), Stored::F32)?;
                 self.device.multiply(x, weight, added, false)?;
                 output.bias.map_or(Ok(()), |bias| self.device.add_bias(bias, added, width))?;
                 self.device.rms_norm_add(added, vector, norm.eps, residual)
@@ -413,7 +407,7 @@ impl OnCuda {
         let tokens = x.len() / width;
         let router = on_device(&experts.router.matrix)?;
         let mark = arena.mark();
-        let logits = arena.array(tokens * router.out_features(), Dtype::F32)?;
+        let logits = arena.array(tokens * router.out_features(), Stored::F32)?;
         device.multiply(x, router, logits, false)?;
         let choices = experts.choose_by_expert(&device.download(logits)?)?;
         arena.give_back(mark);
@@ -422,22 +416,22 @@ impl OnCuda {
             let words: Vec<u32> = rows.iter().copied().chain(weights.iter().map(|weight| weight.to_bits())).collect();
             let mut pinned = device.pinned(size_of_val(words.as_slice()))?;
             pinned.write(0, &words)?;
-            let all = arena.array(words.len(), Dtype::F32)?;
+            let all = arena.array(words.len(), Stored::F32)?;
             device.send(&pinned, all)?;
             let (n, weight) = (rows.len(), on_device(&expert.gate_up.matrix)?);
             let (chosen, weights) = (all.indices(0, n, hosted::end(&rows))?, all.part(n, n)?);
-            let taken = arena.array(n * width, Dtype::F32)?;
+            let taken = arena.array(n * width, Stored::F32)?;
             device.take_rows(x, chosen, taken, width)?;
             let input = match weight.dtype() {
-                Dtype::F32 => taken,
-                Dtype::Bf16 => {
-                    let rounded = arena.array(n * width, Dtype::Bf16)?;
+                Stored::F32 => taken,
+                Stored::Bf16 => {
+                    let rounded = arena.array(n * width, Stored::Bf16)?;
                     device.round(taken, rounded)?;
                     rounded
                 }
             };
             let inner = self.open(expert, None, input, arena)?;
-            let y = arena.array(n * width, Dtype::F32)?;
+            let y = arena.array(n * width, Stored::F32)?;
             device.multiply(inner, on_device(&expert.down.matrix)?, y, false)?;
             device.add_rows(y, chosen, weights, residual, width)?;
             // The host's memory is used again.
@@ -497,7 +491,7 @@ fn norm(device: &'static Device, norm: &RmsNorm) -> Result<Buffer> {
 }
 
 fn vector(device: &'static Device, vector: &Vector) -> Result<Buffer> {
-    hosted::upload(device, &vector.get(), Dtype::F32)
+    hosted::upload(device, &vector.get(), Stored::F32)
 }
 
 fn on_device(matrix: &Matrix) -> Result<&Weight> {

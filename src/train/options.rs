@@ -16,7 +16,7 @@ use super::schedule::Shape;
 use crate::dataset::{Choice, FieldMap, ReadOptions, RoleMap};
 use crate::diagnosis::gate::{Beside, EAFT, Gate, Method, Normaliser};
 use crate::error::{Context, Error, Result};
-use crate::kernels::Dtype;
+use crate::kernels::{Dtype, Stored};
 use crate::model::LoraOptions;
 use crate::tokens::{DEFAULT_MAX_LEN, RenderOptions, Supervise};
 
@@ -54,7 +54,7 @@ options! {
         base: Option<String> = None;
         /// The run folder [default: one under runs/].
         out: Option<PathBuf> = None;
-        /// Precision of the products: f32 or bf16; what learns is kept in f32.
+        /// Precision of the products: f32, bf16, or bf16x3 (each factor as two bf16: near f32); what learns is kept in f32.
         dtype: String = "f32".to_owned();
     }
     Loss {
@@ -343,7 +343,7 @@ impl Options {
         self.dtype.parse()
     }
 
-    pub(crate) fn save_dtype(&self) -> Result<Dtype> {
+    pub(crate) fn save_dtype(&self) -> Result<Stored> {
         self.save_dtype.parse()
     }
 
@@ -411,7 +411,7 @@ impl Options {
 
     pub(crate) fn adamw(&self) -> Result<AdamWOptions> {
         let bf16_moments = match &self.moments {
-            Some(moments) => moments.parse::<Dtype>()? == Dtype::Bf16,
+            Some(moments) => moments.parse::<Stored>()? == Stored::Bf16,
             None => !self.lora,
         };
         let Options { beta1, beta2, eps, weight_decay, .. } = *self;

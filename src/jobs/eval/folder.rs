@@ -9,6 +9,7 @@ use crate::eval::metrics::Sample;
 use crate::eval::results::{SCORES_FILE, Scores, Settings, TaskScores, read_samples, read_scores, write_samples};
 use crate::eval::tasks::Task;
 use crate::files::write_atomically;
+use crate::jobs::level;
 use crate::provenance;
 
 /// An evaluation folder that is being written.
@@ -26,6 +27,9 @@ impl Folder {
         if path.join(SCORES_FILE).exists() {
             let before = read_scores(path)?;
             if before.identity() != folder.scores.identity() {
+                if let Some(error) = level::at_another(before.provenance.kernel_level.as_deref()) {
+                    return Err(error.at(path));
+                }
                 let (model, engine, by) = (&before.identity.model, before.engine(), before.provenance.build());
                 return Err(Error::new(format!("the folder holds the scores of another evaluation: {model}, run by {engine}, {by}"))
                     .at(path)

@@ -24,7 +24,7 @@ use crate::files::{write_atomically, write_json};
 use crate::jobs::answer::{Entries, Entry, entries};
 use crate::jobs::journal::Journal;
 use crate::jobs::watch::Watch;
-use crate::jobs::{peak_memory_bytes, provenance_of};
+use crate::jobs::{level, peak_memory_bytes, provenance_of};
 use crate::model::Placement;
 use crate::provenance::Provenance;
 use crate::random;
@@ -133,8 +133,13 @@ fn request(plan: &Plan, job: &Job, prompt: usize, draw: u32) -> Request {
 }
 
 fn other_run(out: &Path) -> Error {
+    let record = Record::read(&out.join(RUN_FILE)).ok();
+    if let Some(error) = level::at_another(record.and_then(|record| record.provenance.kernel_level).as_deref()) {
+        return error.at(out);
+    }
     Error::new(
-        "the folder holds other rollouts: other data, model or options, or made by another version or commit of the program",
+        "the folder holds other rollouts: other data, model or options, or made by another version or commit of the program or at another \
+         kernel level (DIAGNOSE_KERNELS)",
     )
     .at(out)
     .cure("Name another folder with --out, or remove this one.")

@@ -198,7 +198,7 @@ fn join(shards: &[Found], joining: &Joining, watch: &dyn Watch) -> Result<PathBu
             std::fs::remove_dir_all(&parts).context_at(&parts, "cannot remove the folder")?;
         }
         join_shards(&parts, &folders, ends, &provenance(whole, &record.model))?;
-        write_json(&parts.join(IDENTITY_FILE), &json!({ "identity": whole }))?;
+        write_json(&parts.join(IDENTITY_FILE), &json!({ "identity": whole, "kernel_level": record.provenance.kernel_level }))?;
         join_others(shards, &out)?;
         let final_parts = out.join(PARTS_FOLDER);
         if final_parts.exists() {

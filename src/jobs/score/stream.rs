@@ -21,9 +21,10 @@ use crate::engine::remote::Checked;
 use crate::engine::{self, Sample, TOP_K, Work};
 use crate::error::{Context, Error, Result};
 use crate::files::write_json;
+use crate::jobs::level;
 use crate::jobs::watch::Watch;
 use crate::kernels::allocator;
-use crate::kernels::level::{self, Level};
+use crate::kernels::level::Level;
 use crate::model::{Info, Model};
 use crate::provenance;
 use crate::table::{PARTS_FOLDER, PartWriter, ScoredExample, SkippedExample, TOKENS_FILE, finished_parts, read_rows};
@@ -130,16 +131,15 @@ fn is_finished(plan: &Plan) -> Result<bool> {
 }
 
 fn other_run(out: &Path) -> Error {
-    Error::new(
-        "the folder holds another run: other data, model, or options, or made by another version or commit of the program or with other \
-         instructions of the processor",
-    )
-    .at(out)
-    .cure(format!(
-        "Name another folder with --out, or remove this one. Where its run was made with another {}, set that one (now {}).",
-        level::VARIABLE,
-        Level::current()
-    ))
+    // While a run is under way its level stands beside its identity, and then in its record.
+    let kept = |file: PathBuf| read_json::<serde_json::Value>(&file).ok().flatten()?["kernel_level"].as_str().map(str::to_owned);
+    let found = kept(out.join(PARTS_FOLDER).join(IDENTITY_FILE)).or_else(|| kept(out.join(RUN_FILE)));
+    if let Some(error) = level::at_another(found.as_deref()) {
+        return error.at(out);
+    }
+    Error::new("the folder holds another run: other data, model, or options, or made by another version or commit of the program")
+        .at(out)
+        .cure("Name another folder with --out, or remove this one.")
 }
 
 /// Creates the run folder, or checks that the parts in it are of the same command.
@@ -169,7 +169,10 @@ fn claim_parts(plan: &Plan, parts: &Path) -> Result<()> {
             }
             Ok(())
         }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => write_json(&path, &json!({ "identity": plan.identity })),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let level = Level::current().name();
+            write_json(&path, &json!({ "identity": plan.identity, "kernel_level": level }))
+        }
         Err(error) => Err(Error::new("cannot read the file").at(&path).caused_by(error)),
     }
 }

@@ -13,7 +13,8 @@ use serde::{Deserialize, Serialize};
 use super::snapshot::Snapshot;
 use crate::error::{Context, Error, Result};
 use crate::files::{write_atomically, write_numbers};
-use crate::kernels::Dtype;
+use crate::jobs::level;
+use crate::kernels::Stored;
 use crate::kernels::adamw::Moments;
 use crate::model::Parameter;
 use crate::model::files::{safetensors, safetensors_write};
@@ -31,6 +32,9 @@ pub(super) struct Progress {
     /// The model that is trained, which an export loads again.
     #[serde(default)]
     pub model_sha256: String,
+    /// The instructions that the run goes on with.
+    #[serde(default)]
+    pub kernel_level: String,
     /// Tokens with which answers of the data end and the model's do not.
     #[serde(default)]
     pub new_ends: Vec<u32>,
@@ -55,6 +59,9 @@ impl Progress {
     /// Refuses the progress of another run.
     pub(super) fn check(&self, identity: &str) -> Result<()> {
         if self.identity != identity {
+            if let Some(error) = level::at_another(Some(&self.kernel_level)) {
+                return Err(error);
+            }
             return Err(Error::new("this checkpoint belongs to another training run").cure(
                 "It has other options, data or another model, or was made by another version or commit of the program: give \
                      another --out, or remove the folder to begin anew.",
@@ -209,13 +216,13 @@ fn header(file: &mut File) -> Result<(Progress, Vec<Array>)> {
 }
 
 /// Name, type and length of each array of a checkpoint, in order.
-fn arrays(parameters: &[Parameter], optimizer: &AdamW) -> Vec<(String, Dtype, usize)> {
+fn arrays(parameters: &[Parameter], optimizer: &AdamW) -> Vec<(String, Stored, usize)> {
     let of_parameter = |(parameter, moments): (&Parameter, &Moments)| {
         let moments = match moments {
-            Moments::F32(_) => Dtype::F32,
-            Moments::Bf16(_) => Dtype::Bf16,
+            Moments::F32(_) => Stored::F32,
+            Moments::Bf16(_) => Stored::Bf16,
         };
-        [("values", Dtype::F32), ("m", moments), ("v", moments)]
+        [("values", Stored::F32), ("m", moments), ("v", moments)]
             .map(|(what, dtype)| (array_name(parameter, what), dtype, parameter.len()))
     };
     parameters.iter().zip(&optimizer.moments).flat_map(of_parameter).collect()
@@ -258,6 +265,7 @@ mod tests {
         let progress = Progress {
             identity: "abc".to_owned(),
             model_sha256: "def".to_owned(),
+            kernel_level: "portable".to_owned(),
             new_ends: vec![2],
             lowest: Lowest { step: Some(2), cross_entropy: Some(1.5), worse_since: 1 },
             before: Standing::default(),
@@ -269,7 +277,7 @@ mod tests {
         };
         let metadata = serde_json::json!({"progress": serde_json::to_string(&progress).unwrap()});
         let mut good =
-            safetensors_write::header(metadata, [("a/values", Dtype::F32, &[4][..]), ("a/m", Dtype::Bf16, &[4])]).unwrap();
+            safetensors_write::header(metadata, [("a/values", Stored::F32, &[4][..]), ("a/m", Stored::Bf16, &[4])]).unwrap();
         good.resize(good.len() + 24, 7);
         let out = tempfile::tempdir().unwrap();
         let path = out.path().join(FOLDER).join("step-00000003.safetensors");

@@ -8,8 +8,8 @@ use super::record::{RUN_FILE, TrainRecord, read_record};
 use crate::dataset::{DataFile, Dataset};
 use crate::error::{Context, Error, Result};
 use crate::files::sha256;
-use crate::jobs::identity_of_files;
 use crate::jobs::watch::{Watch, fetching};
+use crate::jobs::{identity_of_files, level};
 use crate::kernels::level::Level;
 use crate::model::Reference;
 use crate::provenance;
@@ -77,9 +77,12 @@ impl Opened {
             if identity(&as_long, files, &opened.model_sha256, &build)? == record.identity {
                 return Err(opened.of_another_length(&record));
             }
+            if let Some(error) = level::at_another(record.provenance.kernel_level.as_deref()) {
+                return Err(error.at(&opened.out));
+            }
             return Err(Error::new("this folder holds another training run").at(&opened.out).cure(
-                "It has other options, data or another model, or was made by another version or commit of the program \
-                    or with another DIAGNOSE_KERNELS: give another --out.",
+                "It has other options, data or another model, or was made by another version or commit of the program: give \
+                    another --out.",
             ));
         }
         if let Some(progress) = checkpoint::latest(&opened.out)? {

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::diagnosis::quadrants::Resolved;
 use crate::engine::{self, Work};
 use crate::error::Result;
-use crate::kernels::TokenStatistics;
+use crate::kernels::{Dtype, TokenStatistics};
 use crate::model::{Model, Parameter};
 use crate::table::Quadrant;
 use crate::tokens::Sequence;
@@ -90,6 +90,11 @@ pub(super) fn memory_beside(options: &Options, model: &Model, adapters: Option<&
         Some(adapters) => adapters.iter().map(|adapter| adapter.len() as u64 * (8 + moments)).sum(),
     };
     let base = if options.needs_base() { model.info.parameters * options.dtype()?.size_in_bytes() } else { 0 };
+    // Of what learns in bf16x3 the two parts of the matrix in use; the vocabulary's is the largest.
+    let parts = match (adapters, options.dtype()?) {
+        (None, Dtype::Bf16x3) => model.config.vocab_size as u64 * model.config.hidden_size as u64 * Dtype::Bf16x3.size_in_bytes(),
+        _ => 0,
+    };
     let block_inputs = 4 * options.pack_tokens * model.config.hidden_size * model.config.layers;
-    Ok(learning + base + (options.activation_bytes() + block_inputs) as u64)
+    Ok(learning + base + parts + (options.activation_bytes() + block_inputs) as u64)
 }

@@ -7,7 +7,7 @@ use candle_core::{Device, Tensor};
 
 use crate::error::{Context, Error, Result};
 use crate::files::write_atomically;
-use crate::kernels::Dtype;
+use crate::kernels::Stored;
 use crate::model::{
     LoraOptions, LoraPair, LoraSettings, Parameter, Part, Reference, add_end_tokens, save as save_model, save_adapter,
     save_merged,
@@ -59,7 +59,7 @@ fn save_weights(
     parameters: &[Parameter],
     lora: Option<&LoraOptions>,
     merge: bool,
-    dtype: Dtype,
+    dtype: Stored,
 ) -> Result<PathBuf> {
     let trained = Trained::new(parameters);
     match lora {

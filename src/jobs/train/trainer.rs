@@ -20,6 +20,7 @@ use crate::error::{Context, Error, Result};
 use crate::files::{write_atomically, write_json};
 use crate::jobs::watch::Watch;
 use crate::jobs::{peak_memory_bytes, provenance_of};
+use crate::kernels::level::Level;
 use crate::kernels::{Dtype, Kernels};
 use crate::maps;
 use crate::model::{LoadOptions, Model, Parameter, Placement, Reference, memory};
@@ -244,6 +245,7 @@ impl Trainer {
             None => Progress {
                 identity: self.identity.clone(),
                 model_sha256: self.model_sha256.clone(),
+                kernel_level: Level::current().name().to_owned(),
                 new_ends: self.new_ends.clone(),
                 lowest: Lowest::default(),
                 before: Standing { validation: self.validate()?, drift: Some(drift.base) },

@@ -31,7 +31,7 @@ use super::cpu::{contiguous, floats, gradient, output, with_floats};
 use super::cuda::hosted;
 use super::level::Level;
 use super::rotary::Rotary;
-use super::{Dtype, Kernels, Segment};
+use super::{Kernels, Segment, Stored};
 use crate::error::{Error, Result};
 
 /// `qkv [T, (heads + 2 kv_heads) * head_dim] -> [T, heads * head_dim]`, with its gradient.
@@ -90,7 +90,7 @@ pub fn attention_keeping(
         Kernels::Cuda if logits.is_some() => {
             return Err(Error::new("there is no kernel of the GPU for attention sinks").cure("Leave out --device cuda."));
         }
-        Kernels::Cuda => hosted::attention(qkv, segments, &positions, rotary, shape, Dtype::F32)?,
+        Kernels::Cuda => hosted::attention(qkv, segments, &positions, rotary, shape, Stored::F32)?,
     };
     Ok((y, softmaxes))
 }

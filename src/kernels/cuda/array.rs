@@ -5,14 +5,14 @@ use std::marker::PhantomData;
 
 use super::library::Address;
 use crate::error::{Error, Result};
-use crate::kernels::Dtype;
+use crate::kernels::Stored;
 
 /// `len` numbers on the device. It borrows its memory; that two arrays do not overlap is up to whoever divides a buffer.
 #[derive(Debug, Clone, Copy)]
 pub struct Array<'a> {
     pub(super) address: Address,
     pub(super) len: usize,
-    pub(super) dtype: Dtype,
+    pub(super) dtype: Stored,
     pub(super) memory: PhantomData<&'a ()>,
 }
 
@@ -35,7 +35,7 @@ impl<'a> Array<'a> {
         self.len == 0
     }
 
-    pub fn dtype(&self) -> Dtype {
+    pub fn dtype(&self) -> Stored {
         self.dtype
     }
 
@@ -54,12 +54,12 @@ impl<'a> Array<'a> {
     /// Words `begin .. begin + len` of it as whole numbers below `end`.
     pub fn indices(&self, begin: usize, len: usize, end: u32) -> Result<Indices<'a>> {
         let Array { address, len, memory, .. } = self.part(begin, len)?;
-        self.expect("whole numbers", self.len, Dtype::F32)?;
+        self.expect("whole numbers", self.len, Stored::F32)?;
         Ok(Indices { address, len, end, memory })
     }
 
     /// An error unless it holds `len` numbers of `dtype`.
-    pub(super) fn expect(&self, what: &str, len: usize, dtype: Dtype) -> Result<()> {
+    pub(super) fn expect(&self, what: &str, len: usize, dtype: Stored) -> Result<()> {
         if (self.len, self.dtype) != (len, dtype) {
             return Err(Error::new(format!("{what}: expected {len} numbers in {dtype}, found {} in {}", self.len, self.dtype)));
         }
@@ -94,7 +94,7 @@ impl<'a> Indices<'a> {
 }
 
 /// What an array takes of an arena: every array begins at a multiple of 256 bytes, which the widest accesses want.
-pub fn arena_bytes(len: usize, dtype: Dtype) -> usize {
+pub fn arena_bytes(len: usize, dtype: Stored) -> usize {
     (len * dtype.size_in_bytes() as usize).next_multiple_of(256)
 }
 

@@ -18,7 +18,7 @@ use super::compile::{self, Source};
 use super::library::{self, Address, Blas, Driver, Opaque, check_blas};
 use super::shape::Shape;
 use crate::error::{Error, Result};
-use crate::kernels::Dtype;
+use crate::kernels::Stored;
 use crate::kernels::cpu::lock;
 
 /// The GPU that everything runs on: the first that the driver shows (`CUDA_VISIBLE_DEVICES` says which that is).
@@ -213,7 +213,7 @@ impl Device {
     }
 
     /// A buffer that holds `numbers`, in `dtype`. They go by way of two pinned pieces: one is filled by all cores, the other is on its way.
-    pub fn upload(&'static self, numbers: &[f32], dtype: Dtype) -> Result<Buffer> {
+    pub fn upload(&'static self, numbers: &[f32], dtype: Stored) -> Result<Buffer> {
         let size = dtype.size_in_bytes() as usize;
         let buffer = self.allocate(numbers.len() * size)?;
         let mut pieces = [None, None];
@@ -236,10 +236,10 @@ impl Device {
     /// The numbers of an array, as f32.
     pub fn download(&'static self, array: Array) -> Result<Vec<f32>> {
         let widened = match array.dtype {
-            Dtype::F32 => None,
-            Dtype::Bf16 => {
+            Stored::F32 => None,
+            Stored::Bf16 => {
                 let floats = self.allocate(array.len * size_of::<f32>())?;
-                self.widen(array, floats.array(0, array.len, Dtype::F32)?)?;
+                self.widen(array, floats.array(0, array.len, Stored::F32)?)?;
                 Some(floats)
             }
         };
@@ -467,7 +467,7 @@ impl Buffer {
     }
 
     /// `len` numbers of `dtype` from byte `offset` on.
-    pub fn array(&self, offset: usize, len: usize, dtype: Dtype) -> Result<Array<'_>> {
+    pub fn array(&self, offset: usize, len: usize, dtype: Stored) -> Result<Array<'_>> {
         let end = len.checked_mul(dtype.size_in_bytes() as usize).and_then(|bytes| bytes.checked_add(offset));
         if end.is_none_or(|end| end > self.bytes) {
             return Err(Error::new(format!(
@@ -480,7 +480,7 @@ impl Buffer {
 
     /// `len` whole numbers below `end` from byte `offset` on.
     pub fn indices(&self, offset: usize, len: usize, end: u32) -> Result<Indices<'_>> {
-        let Array { address, len, memory, .. } = self.array(offset, len, Dtype::F32)?;
+        let Array { address, len, memory, .. } = self.array(offset, len, Stored::F32)?;
         Ok(Indices { address, len, end, memory })
     }
 }
@@ -504,7 +504,7 @@ impl<'a> Arena<'a> {
     }
 
     /// Room for `len` numbers behind what was taken before.
-    pub fn array(&self, len: usize, dtype: Dtype) -> Result<Array<'a>> {
+    pub fn array(&self, len: usize, dtype: Stored) -> Result<Array<'a>> {
         let array = self.buffer.array(self.used.get(), len, dtype)?;
         self.used.set(self.used.get() + arena_bytes(len, dtype));
         Ok(array)
@@ -541,18 +541,18 @@ impl Pinned {
     }
 
     /// Writes `numbers` in `dtype` at the beginning. Not while the device reads it.
-    fn fill(&mut self, numbers: &[f32], dtype: Dtype) -> Result<()> {
+    fn fill(&mut self, numbers: &[f32], dtype: Stored) -> Result<()> {
         if numbers.len() * dtype.size_in_bytes() as usize > self.capacity() {
             return Err(Error::new("more numbers than the host's buffer holds"));
         }
         const BLOCK: usize = 1 << 16;
         match dtype {
-            Dtype::F32 => {
+            Stored::F32 => {
                 // SAFETY: the buffer is that long, as was checked, and aligned to pages.
                 let to = unsafe { std::slice::from_raw_parts_mut(self.address().cast::<f32>(), numbers.len()) };
                 to.par_chunks_mut(BLOCK).zip(numbers.par_chunks(BLOCK)).for_each(|(to, from)| to.copy_from_slice(from));
             }
-            Dtype::Bf16 => {
+            Stored::Bf16 => {
                 // SAFETY: as above.
                 let to = unsafe { std::slice::from_raw_parts_mut(self.address().cast::<bf16>(), numbers.len()) };
                 to.par_chunks_mut(BLOCK).zip(numbers.par_chunks(BLOCK)).for_each(|(to, from)| to.convert_from_f32_slice(from));

@@ -13,19 +13,19 @@ use crate::kernels::cpu::{contiguous, with_floats};
 use crate::kernels::gated::Activation;
 use crate::kernels::rotary::{Rotary, RotaryStyle};
 use crate::kernels::statistics::HeadOptions;
-use crate::kernels::{Dtype, Segment, TokenStatistics};
+use crate::kernels::{Segment, Stored, TokenStatistics};
 
 /// `x` in `dtype` on the device.
-pub fn upload(device: &'static Device, x: &Tensor, dtype: Dtype) -> Result<Buffer> {
+pub fn upload(device: &'static Device, x: &Tensor, dtype: Stored) -> Result<Buffer> {
     with_floats(&contiguous(x)?, |x| device.upload(x, dtype))?
 }
 
-fn download(device: &'static Device, buffer: &Buffer, shape: (usize, usize), dtype: Dtype) -> Result<Tensor> {
+fn download(device: &'static Device, buffer: &Buffer, shape: (usize, usize), dtype: Stored) -> Result<Tensor> {
     let numbers = device.download(buffer.array(0, shape.0 * shape.1, dtype)?)?;
     Ok(Tensor::from_vec(numbers, shape, &Candle::Cpu)?)
 }
 
-fn room(device: &'static Device, len: usize, dtype: Dtype) -> Result<Buffer> {
+fn room(device: &'static Device, len: usize, dtype: Stored) -> Result<Buffer> {
     device.allocate(len * dtype.size_in_bytes() as usize)
 }
 
@@ -34,7 +34,7 @@ fn upload_words(device: &'static Device, words: &[u32]) -> Result<Buffer> {
     let buffer = device.allocate(size_of_val(words))?;
     let mut pinned = device.pinned(size_of_val(words))?;
     pinned.write(0, words)?;
-    device.send(&pinned, buffer.array(0, words.len(), Dtype::F32)?)?;
+    device.send(&pinned, buffer.array(0, words.len(), Stored::F32)?)?;
     device.synchronize()?;
     Ok(buffer)
 }
@@ -48,30 +48,30 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let device = Device::get()?;
     let (rows, width) = x.dims2()?;
     let (x, weight, y) =
-        (upload(device, x, Dtype::F32)?, upload(device, weight, Dtype::F32)?, room(device, rows * width, Dtype::F32)?);
-    device.rms_norm(x.array(0, rows * width, Dtype::F32)?, &weight, eps, y.array(0, rows * width, Dtype::F32)?)?;
-    download(device, &y, (rows, width), Dtype::F32)
+        (upload(device, x, Stored::F32)?, upload(device, weight, Stored::F32)?, room(device, rows * width, Stored::F32)?);
+    device.rms_norm(x.array(0, rows * width, Stored::F32)?, &weight, eps, y.array(0, rows * width, Stored::F32)?)?;
+    download(device, &y, (rows, width), Stored::F32)
 }
 
 pub fn gated(gate_up: &Tensor, activation: Activation) -> Result<Tensor> {
     let device = Device::get()?;
     let (rows, columns) = gate_up.dims2()?;
-    let (x, y) = (upload(device, gate_up, Dtype::F32)?, room(device, rows * columns / 2, Dtype::F32)?);
-    let (x_all, y_all) = (x.array(0, rows * columns, Dtype::F32)?, y.array(0, rows * columns / 2, Dtype::F32)?);
+    let (x, y) = (upload(device, gate_up, Stored::F32)?, room(device, rows * columns / 2, Stored::F32)?);
+    let (x_all, y_all) = (x.array(0, rows * columns, Stored::F32)?, y.array(0, rows * columns / 2, Stored::F32)?);
     device.gated(x_all, None, activation, y_all, columns / 2)?;
-    download(device, &y, (rows, columns / 2), Dtype::F32)
+    download(device, &y, (rows, columns / 2), Stored::F32)
 }
 
 pub fn qk_norm(qkv: &Tensor, q_weight: &Tensor, k_weight: &Tensor, heads: usize, kv_heads: usize, eps: f64) -> Result<Tensor> {
     let head_dim = q_weight.elem_count();
     let shape = AttentionShape { heads, kv_heads, head_dim, scale: 1.0, window: None, softcap: None };
     let device = Device::get()?;
-    let (q, k) = (upload(device, q_weight, Dtype::F32)?, upload(device, k_weight, Dtype::F32)?);
+    let (q, k) = (upload(device, q_weight, Stored::F32)?, upload(device, k_weight, Stored::F32)?);
     let rotary = Rotary::new(&[], 0, RotaryStyle::Half, 1.0);
     let tokens = qkv.dim(0)?;
     let segment = Segment { tokens: 0..tokens, context: Vec::new() };
-    let prepared = prepare(device, qkv, &[segment], &vec![0; tokens], &rotary, &shape, Some((&q, &k, eps)), Dtype::F32)?;
-    download(device, &prepared, (tokens, shape.columns()), Dtype::F32)
+    let prepared = prepare(device, qkv, &[segment], &vec![0; tokens], &rotary, &shape, Some((&q, &k, eps)), Stored::F32)?;
+    download(device, &prepared, (tokens, shape.columns()), Stored::F32)
 }
 
 #[expect(clippy::too_many_arguments, reason = "the parts of one operation, named where it is called")]
@@ -83,7 +83,7 @@ fn prepare(
     rotary: &Rotary,
     shape: &AttentionShape,
     norms: Option<(&Buffer, &Buffer, f64)>,
-    dtype: Dtype,
+    dtype: Stored,
 ) -> Result<Buffer> {
     let qkv = upload(device, qkv, dtype)?;
     let tables = RotaryTables::new(device, rotary)?;
@@ -103,7 +103,7 @@ pub fn attention(
     positions: &[usize],
     rotary: &Rotary,
     shape: &AttentionShape,
-    dtype: Dtype,
+    dtype: Stored,
 ) -> Result<Tensor> {
     let device = Device::get()?;
     let tokens = positions.len();
@@ -125,7 +125,7 @@ pub fn attention(
 }
 
 /// A weight of parts `[N_i, K]`, which are asked for one by one.
-pub fn weight(first: Tensor, rest: impl Iterator<Item = Result<Tensor>>, dtype: Dtype) -> Result<Arc<Weight>> {
+pub fn weight(first: Tensor, rest: impl Iterator<Item = Result<Tensor>>, dtype: Stored) -> Result<Arc<Weight>> {
     let device = Device::get()?;
     let in_features = first.dims2()?.1;
     let mut parts = Vec::new();
@@ -147,11 +147,11 @@ pub fn multiply(x: &Tensor, weight: &Weight, residual: Option<&Tensor>) -> Resul
     let x_buffer = upload(device, x, dtype)?;
     let len = rows * weight.out_features();
     let y = match residual {
-        Some(residual) => upload(device, residual, Dtype::F32)?,
-        None => room(device, len, Dtype::F32)?,
+        Some(residual) => upload(device, residual, Stored::F32)?,
+        None => room(device, len, Stored::F32)?,
     };
-    device.multiply(x_buffer.array(0, x.elem_count(), dtype)?, weight, y.array(0, len, Dtype::F32)?, residual.is_some())?;
-    download(device, &y, (rows, weight.out_features()), Dtype::F32)
+    device.multiply(x_buffer.array(0, x.elem_count(), dtype)?, weight, y.array(0, len, Stored::F32)?, residual.is_some())?;
+    download(device, &y, (rows, weight.out_features()), Stored::F32)
 }
 
 /// Rows of a weight, f32.
@@ -159,15 +159,15 @@ pub fn rows(weight: &Weight, ids: &[u32]) -> Result<Tensor> {
     let device = Device::get()?;
     let width = weight.in_features();
     let words = upload_words(device, ids)?;
-    let y = room(device, ids.len() * width, Dtype::F32)?;
+    let y = room(device, ids.len() * width, Stored::F32)?;
     device.embed(
         weight.array()?,
         words.indices(0, ids.len(), end(ids))?,
-        y.array(0, ids.len() * width, Dtype::F32)?,
+        y.array(0, ids.len() * width, Stored::F32)?,
         width,
         1.0,
     )?;
-    download(device, &y, (ids.len(), width), Dtype::F32)
+    download(device, &y, (ids.len(), width), Stored::F32)
 }
 
 /// The statistics of `targets` at `hidden_nd`.
@@ -207,9 +207,9 @@ fn head(
     let logits = device.allocate(4 * chunk)?;
     let top_len = n * options.top_k.min(vocabulary);
     let (top_buffer, sums) = (device.allocate(4 * top_len)?, device.allocate(4 * SUMS_WORDS * n)?);
-    let top = top_buffer.array(0, top_len, Dtype::F32)?;
-    let sums = sums.array(0, SUMS_WORDS * n, Dtype::F32)?;
-    let room = HeadRoom { logits: logits.array(0, chunk, Dtype::F32)?, sums, top_logits: top };
+    let top = top_buffer.array(0, top_len, Stored::F32)?;
+    let sums = sums.array(0, SUMS_WORDS * n, Stored::F32)?;
+    let room = HeadRoom { logits: logits.array(0, chunk, Stored::F32)?, sums, top_logits: top };
     device.head_statistics(hidden, head_vd, words, all, &room, options)?;
     let pinned = device.pinned(statistics.bytes())?;
     device.fetch(&statistics, &pinned, statistics.bytes())?;

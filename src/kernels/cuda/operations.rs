@@ -10,7 +10,7 @@ use crate::kernels::attention::AttentionShape;
 use crate::kernels::gated::Activation;
 use crate::kernels::rotary::{Rotary, RotaryStyle};
 use crate::kernels::statistics::HeadOptions;
-use crate::kernels::{Dtype, Segment, TokenStatistics};
+use crate::kernels::{Segment, Stored, TokenStatistics};
 
 /// Threads of a block that works on one row, and of norm.cu's.
 const ROW_THREADS: usize = 256;
@@ -21,13 +21,13 @@ const WALKING_BLOCKS: usize = 4096;
 impl Device {
     /// Rounds f32 to bf16.
     pub fn round(&self, x: Array, y: Array) -> Result<()> {
-        y.expect("rounded numbers", x.len(), Dtype::Bf16)?;
+        y.expect("rounded numbers", x.len(), Stored::Bf16)?;
         self.convert("round_to_bf16", x, y)
     }
 
     /// bf16 to f32.
     pub fn widen(&self, x: Array, y: Array) -> Result<()> {
-        y.expect("widened numbers", x.len(), Dtype::F32)?;
+        y.expect("widened numbers", x.len(), Stored::F32)?;
         self.convert("widen_to_f32", x, y)
     }
 
@@ -40,9 +40,9 @@ impl Device {
 
     /// `y [T, D]` f32: rows `ids` of `table [V, D]` times `scale`.
     pub fn embed(&self, table: Array, ids: Indices, y: Array, width: usize, scale: f32) -> Result<()> {
-        y.expect("embeddings", ids.len() * width, Dtype::F32)?;
+        y.expect("embeddings", ids.len() * width, Stored::F32)?;
         check_rows(ids, table, width)?;
-        let name = if table.dtype() == Dtype::F32 { "embed_f32" } else { "embed_bf16" };
+        let name = if table.dtype() == Stored::F32 { "embed_f32" } else { "embed_bf16" };
         self.by_row(name, ids.len(), width, &[table.argument(), ids.argument(), y.argument(), U32(width as u32), F32(scale)])
     }
 
@@ -50,15 +50,15 @@ impl Device {
     pub fn take_rows(&self, x: Array, rows: Indices, y: Array, width: usize) -> Result<()> {
         y.expect("chosen rows", rows.len() * width, x.dtype())?;
         check_rows(rows, x, width)?;
-        let name = if x.dtype() == Dtype::F32 { "take_rows_f32" } else { "take_rows_bf16" };
+        let name = if x.dtype() == Stored::F32 { "take_rows_f32" } else { "take_rows_bf16" };
         self.by_row(name, rows.len(), width, &[x.argument(), rows.argument(), y.argument(), U32(width as u32)])
     }
 
     /// Adds `weights[i] x[i]` to row `rows[i]` of `y`; no row stands twice among `rows`.
     pub fn add_rows(&self, x: Array, rows: Indices, weights: Array, y: Array, width: usize) -> Result<()> {
-        x.expect("rows to add", rows.len() * width, Dtype::F32)?;
-        weights.expect("weights of rows", rows.len(), Dtype::F32)?;
-        y.expect("sums of rows", y.len(), Dtype::F32)?;
+        x.expect("rows to add", rows.len() * width, Stored::F32)?;
+        weights.expect("weights of rows", rows.len(), Stored::F32)?;
+        y.expect("sums of rows", y.len(), Stored::F32)?;
         check_rows(rows, y, width)?;
         let arguments = [x.argument(), rows.argument(), weights.argument(), y.argument(), U32(width as u32)];
         self.by_row("add_rows", rows.len(), width, &arguments)
@@ -66,9 +66,9 @@ impl Device {
 
     /// Adds `bias [N]` to every row of `y [T, N]`, f32.
     pub fn add_bias(&self, bias: &Buffer, y: Array, width: usize) -> Result<()> {
-        let bias = bias.array(0, width, Dtype::F32)?;
+        let bias = bias.array(0, width, Stored::F32)?;
         let rows = whole_rows("a bias", y, width)?;
-        y.expect("what a bias is added to", y.len(), Dtype::F32)?;
+        y.expect("what a bias is added to", y.len(), Stored::F32)?;
         self.by_row("add_bias", rows, width, &[bias.argument(), y.argument(), U32(width as u32)])
     }
 
@@ -80,21 +80,21 @@ impl Device {
 
     /// `y [T, D] = x / sqrt(mean(x^2) + eps) * weight` in f32, stored as `y` is.
     pub fn rms_norm(&self, x: Array, weight: &Buffer, eps: f64, y: Array) -> Result<()> {
-        let name = if y.dtype() == Dtype::F32 { "rms_norm_f32" } else { "rms_norm_bf16" };
+        let name = if y.dtype() == Stored::F32 { "rms_norm_f32" } else { "rms_norm_bf16" };
         self.norm(name, x, weight, eps, y)
     }
 
     /// The same, added to `y`, which is f32.
     pub fn rms_norm_add(&self, x: Array, weight: &Buffer, eps: f64, y: Array) -> Result<()> {
-        y.expect("what a norm is added to", y.len(), Dtype::F32)?;
+        y.expect("what a norm is added to", y.len(), Stored::F32)?;
         self.norm("rms_norm_add", x, weight, eps, y)
     }
 
     fn norm(&self, name: &'static str, x: Array, weight: &Buffer, eps: f64, y: Array) -> Result<()> {
         let width = weight.bytes() / size_of::<f32>();
         let rows = whole_rows("a norm", y, width)?;
-        x.expect("the input of a norm", y.len(), Dtype::F32)?;
-        let weight = weight.array(0, width, Dtype::F32)?;
+        x.expect("the input of a norm", y.len(), Stored::F32)?;
+        let weight = weight.array(0, width, Stored::F32)?;
         let kernel = self.kernel(Source::Norm, name)?;
         // Wide rows have more threads, so that each keeps its numbers in registers.
         let row_threads = match width {
@@ -119,10 +119,10 @@ impl Device {
         gate_up.expect("gate and up", 2 * y.len(), y.dtype())?;
         let bias = optional(bias, 2 * width)?;
         let name = match (activation, y.dtype()) {
-            (Activation::Silu, Dtype::F32) => "silu_f32",
-            (Activation::Silu, Dtype::Bf16) => "silu_bf16",
-            (Activation::GeluTanh, Dtype::F32) => "gelu_tanh_f32",
-            (Activation::GeluTanh, Dtype::Bf16) => "gelu_tanh_bf16",
+            (Activation::Silu, Stored::F32) => "silu_f32",
+            (Activation::Silu, Stored::Bf16) => "silu_bf16",
+            (Activation::GeluTanh, Stored::F32) => "gelu_tanh_f32",
+            (Activation::GeluTanh, Stored::Bf16) => "gelu_tanh_bf16",
             (Activation::ClampedSwiglu(_), _) => {
                 return Err(Error::new("there is no kernel of the GPU for the clamped activation of gpt-oss")
                     .cure("Leave out --device cuda: the CPU takes its place."));
@@ -158,13 +158,13 @@ impl Device {
                 positions.end
             )));
         }
-        let (cos, sin) = (cos.array(0, pairs * max_positions, Dtype::F32)?, sin.array(0, pairs * max_positions, Dtype::F32)?);
+        let (cos, sin) = (cos.array(0, pairs * max_positions, Stored::F32)?, sin.array(0, pairs * max_positions, Stored::F32)?);
         let (q_norm, k_norm, eps) = match options.norms {
             Some((q, k, eps)) => (optional(Some(q), head_dim)?, optional(Some(k), head_dim)?, eps),
             None => (Pointer(0), Pointer(0), 0.0),
         };
         let bias = optional(options.bias, columns)?;
-        let name = if qkv.dtype() == Dtype::F32 { "prepare_f32" } else { "prepare_bf16" };
+        let name = if qkv.dtype() == Stored::F32 { "prepare_f32" } else { "prepare_bf16" };
         let kernel = self.kernel(plan.source(options.shape)?, name)?;
         let arguments = [
             qkv.argument(),
@@ -202,8 +202,8 @@ impl Device {
             return Err(Error::new("the attention was planned for another batch"));
         }
         let (name, threads) = match y.dtype() {
-            Dtype::F32 => ("attention_f32", 256),
-            Dtype::Bf16 => ("attention_bf16", 32 * plan.blocking.warps),
+            Stored::F32 => ("attention_f32", 256),
+            Stored::Bf16 => ("attention_bf16", 32 * plan.blocking.warps),
         };
         let kernel = self.kernel(plan.source(shape)?, name)?;
         let arguments = [
@@ -228,9 +228,9 @@ impl Device {
     fn token_statistics(&self, head: &HeadArrays, vocabulary: usize, top_k: usize, softcap: Option<f32>) -> Result<()> {
         let HeadArrays { logits, targets, statistics, sums, top_logits } = *head;
         let n = targets.len();
-        logits.expect("logits", n * vocabulary, Dtype::F32)?;
-        top_logits.expect("the largest logits", n * top_k, Dtype::F32)?;
-        sums.expect("sums of rows", n * SUMS_WORDS, Dtype::F32)?;
+        logits.expect("logits", n * vocabulary, Stored::F32)?;
+        top_logits.expect("the largest logits", n * top_k, Stored::F32)?;
+        sums.expect("sums of rows", n * SUMS_WORDS, Stored::F32)?;
         if targets.end as usize > vocabulary || statistics.len() != n * STATISTICS_WORDS {
             return Err(Error::new("targets lie outside the vocabulary, or their statistics have no room"));
         }
@@ -368,8 +368,8 @@ pub struct RotaryTables {
 impl RotaryTables {
     pub fn new(device: &'static Device, rotary: &Rotary) -> Result<RotaryTables> {
         Ok(RotaryTables {
-            cos: device.upload(&rotary.cos, Dtype::F32)?,
-            sin: device.upload(&rotary.sin, Dtype::F32)?,
+            cos: device.upload(&rotary.cos, Stored::F32)?,
+            sin: device.upload(&rotary.sin, Stored::F32)?,
             pairs: rotary.pairs,
             max_positions: rotary.max_positions(),
             style: rotary.style,
@@ -410,7 +410,7 @@ struct Blocking {
 impl AttentionPlan {
     /// `segments` have been checked by [`positions`](crate::kernels::attention::positions), and hold `tokens` tokens; a block of the device
     /// may have `shared_bytes` of shared memory.
-    pub fn new(segments: &[Segment], tokens: usize, shape: &AttentionShape, dtype: Dtype, shared_bytes: usize) -> AttentionPlan {
+    pub fn new(segments: &[Segment], tokens: usize, shape: &AttentionShape, dtype: Stored, shared_bytes: usize) -> AttentionPlan {
         // Large tiles read each key once for 128 tokens, but stand idle where segments are short.
         let long: usize = segments.iter().map(|segment| segment.tokens.len()).filter(|&len| len > 96).sum();
         let small = Blocking { warps: 4, row_tiles: 1 };
@@ -457,19 +457,19 @@ impl AttentionPlan {
 
 impl Blocking {
     /// Tokens of a tile, as attention.cu has them.
-    fn queries(self, shape: &AttentionShape, dtype: Dtype) -> usize {
+    fn queries(self, shape: &AttentionShape, dtype: Stored) -> usize {
         match dtype {
-            Dtype::Bf16 => (16 * self.warps * self.row_tiles) as usize,
-            Dtype::F32 if shape.head_dim > 128 => 32,
-            Dtype::F32 => 64,
+            Stored::Bf16 => (16 * self.warps * self.row_tiles) as usize,
+            Stored::F32 if shape.head_dim > 128 => 32,
+            Stored::F32 => 64,
         }
     }
 
     /// Dynamic shared memory of the two kernels in attention.cu.
-    fn shared_bytes(self, head_dim: usize, dtype: Dtype) -> usize {
+    fn shared_bytes(self, head_dim: usize, dtype: Stored) -> usize {
         let is_wide = head_dim > 128;
         match dtype {
-            Dtype::Bf16 => {
+            Stored::Bf16 => {
                 let row = 2 * (head_dim.next_multiple_of(16) + 8);
                 let keys = if is_wide { 32 } else { 64 };
                 // Two buffers of keys and values; queries beside them only where registers do not take them in.
@@ -477,7 +477,7 @@ impl Blocking {
                 let queries = if keeps_queries { 0 } else { (16 * self.warps * self.row_tiles) as usize };
                 (queries + 4 * keys) * row
             }
-            Dtype::F32 => {
+            Stored::F32 => {
                 let (queries, keys) = if is_wide { (32, 16) } else { (64, 32) };
                 4 * ((queries + 2 * keys) * (head_dim + 1) + queries * (keys + 1))
             }
@@ -488,7 +488,7 @@ impl Blocking {
 /// The device's `f32` numbers, or a null pointer.
 fn optional(buffer: Option<&Buffer>, len: usize) -> Result<Argument> {
     Ok(match buffer {
-        Some(buffer) => buffer.array(0, len, Dtype::F32)?.argument(),
+        Some(buffer) => buffer.array(0, len, Stored::F32)?.argument(),
         None => Pointer(0),
     })
 }

@@ -8,14 +8,14 @@ use super::device::{Buffer, Device};
 use super::library::{Algorithm, Choice, Opaque, check_blas};
 use super::shape::Shape;
 use crate::error::{Error, Result};
-use crate::kernels::Dtype;
+use crate::kernels::Stored;
 use crate::kernels::cpu::lock;
 
 /// A weight matrix `W [N, K]` on the device, row by row.
 #[derive(Debug)]
 pub struct Weight {
     buffer: Buffer,
-    dtype: Dtype,
+    dtype: Stored,
     out_features: usize,
     in_features: usize,
 }
@@ -36,7 +36,7 @@ mod constants {
 
 impl Weight {
     /// From parts `[N_i, K]`, one below the other.
-    pub fn new(parts: Vec<(Buffer, usize)>, in_features: usize, dtype: Dtype) -> Result<Weight> {
+    pub fn new(parts: Vec<(Buffer, usize)>, in_features: usize, dtype: Stored) -> Result<Weight> {
         let device = Device::get()?;
         let out_features = parts.iter().map(|(_, rows)| rows).sum();
         if parts.len() == 1 {
@@ -65,7 +65,7 @@ impl Weight {
         self.in_features
     }
 
-    pub fn dtype(&self) -> Dtype {
+    pub fn dtype(&self) -> Stored {
         self.dtype
     }
 
@@ -85,7 +85,7 @@ impl Device {
         let (n, k) = (weight.out_features, weight.in_features);
         let rows = y.len() / n.max(1);
         x.expect("the input of a product", rows * k, weight.dtype)?;
-        if y.len() != rows * n || (y.dtype() == Dtype::Bf16 && weight.dtype == Dtype::F32) {
+        if y.len() != rows * n || (y.dtype() == Stored::Bf16 && weight.dtype == Stored::F32) {
             return Err(Error::new(format!(
                 "a product of {n} columns in {} has no room in {} in {}",
                 weight.dtype,
@@ -159,7 +159,7 @@ struct Product {
 
 impl Product {
     fn new(device: &'static Device, shape: &Shape) -> Result<Product> {
-        let format = |dtype: Dtype| if dtype == Dtype::F32 { constants::R_32F } else { constants::R_16BF };
+        let format = |dtype: Stored| if dtype == Stored::F32 { constants::R_32F } else { constants::R_16BF };
         let (rows, n, k) = (shape.rows as u64, shape.out_features as u64, shape.in_features as u64);
         let mut made = Product { device, product: null_mut(), weight: null_mut(), input: null_mut(), output: null_mut() };
         let transposed = constants::TRANSPOSED;

@@ -1,6 +1,6 @@
 //! What the fastest algorithm of a product depends on.
 
-use crate::kernels::Dtype;
+use crate::kernels::Stored;
 
 /// `y [rows, N] = x [rows, K] W^T`, or added to `y`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -8,7 +8,7 @@ pub(super) struct Shape {
     pub rows: usize,
     pub out_features: usize,
     pub in_features: usize,
-    pub factors: Dtype,
-    pub result: Dtype,
+    pub factors: Stored,
+    pub result: Stored,
     pub adds: bool,
 }

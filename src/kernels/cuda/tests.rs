@@ -12,7 +12,7 @@ use crate::kernels::norm::rms_norm;
 use crate::kernels::rotary::{Rotary, RotaryStyle};
 use crate::kernels::statistics::{HeadOptions, head_statistics, statistics_of_logits};
 use crate::kernels::testing::{close, device, noise};
-use crate::kernels::{Dtype, Kernels, Segment};
+use crate::kernels::{Dtype, Kernels, Segment, Stored};
 
 fn tensor(numbers: &[f32], rows: usize, columns: usize) -> Tensor {
     Tensor::from_slice(numbers, (rows, columns), &Candle::Cpu).unwrap()
@@ -40,8 +40,8 @@ fn rounding_is_to_nearest_even() {
     let Some(device) = device() else { return };
     let numbers: Vec<f32> =
         noise(1000, 3.0, 1).into_iter().chain([0.0, -0.0, 1.0, 1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, 3.0e38, 1.0e-40]).collect();
-    let rounded = device.upload(&numbers, Dtype::Bf16).unwrap();
-    let got = device.download(rounded.array(0, numbers.len(), Dtype::Bf16).unwrap()).unwrap();
+    let rounded = device.upload(&numbers, Stored::Bf16).unwrap();
+    let got = device.download(rounded.array(0, numbers.len(), Stored::Bf16).unwrap()).unwrap();
     let expected: Vec<f32> = numbers.iter().map(|&x| half::bf16::from_f32(x).to_f32()).collect();
     assert_eq!(got, expected);
 }
@@ -51,28 +51,28 @@ fn rows_are_taken_and_added() {
     let Some(device) = device() else { return };
     let (width, numbers) = (37, noise(5 * 37, 1.0, 2));
     let row = |i: usize| &numbers[i * width..(i + 1) * width];
-    for dtype in [Dtype::F32, Dtype::Bf16] {
-        let expected = |x: f32| if dtype == Dtype::F32 { x } else { half::bf16::from_f32(x).to_f32() };
-        let matrix = Matrix::new([Ok(tensor(&numbers, 5, width))], dtype, Kernels::Cuda).unwrap();
+    for (dtype, products) in [(Stored::F32, Dtype::F32), (Stored::Bf16, Dtype::Bf16)] {
+        let expected = |x: f32| if dtype == Stored::F32 { x } else { half::bf16::from_f32(x).to_f32() };
+        let matrix = Matrix::new([Ok(tensor(&numbers, 5, width))], products, Kernels::Cuda).unwrap();
         let got = matrix.rows(&[4, 0, 4]).unwrap().to_vec2::<f32>().unwrap();
         for (got, from) in got.iter().zip([4, 0, 4]) {
             assert_eq!(*got, row(from).iter().map(|&x| expected(x)).collect::<Vec<_>>());
         }
         let x = device.upload(&numbers, dtype).unwrap();
-        let words = device.upload(&[3, 1].map(f32::from_bits), Dtype::F32).unwrap();
+        let words = device.upload(&[3, 1].map(f32::from_bits), Stored::F32).unwrap();
         let y = device.allocate(2 * width * 4).unwrap();
         let y = y.array(0, 2 * width, dtype).unwrap();
         device.take_rows(x.array(0, 5 * width, dtype).unwrap(), words.indices(0, 2, 4).unwrap(), y, width).unwrap();
         let got = device.download(y).unwrap();
         assert_eq!(got, [row(3), row(1)].concat().into_iter().map(expected).collect::<Vec<_>>());
     }
-    let (y, x) = (device.upload(&numbers, Dtype::F32).unwrap(), device.upload(&numbers[..2 * width], Dtype::F32).unwrap());
+    let (y, x) = (device.upload(&numbers, Stored::F32).unwrap(), device.upload(&numbers[..2 * width], Stored::F32).unwrap());
     let (words, weights) =
-        (device.upload(&[4, 2].map(f32::from_bits), Dtype::F32).unwrap(), device.upload(&[0.5, -2.0], Dtype::F32).unwrap());
-    let all = y.array(0, 5 * width, Dtype::F32).unwrap();
-    let (x, weights) = (x.array(0, 2 * width, Dtype::F32).unwrap(), weights.array(0, 2, Dtype::F32).unwrap());
+        (device.upload(&[4, 2].map(f32::from_bits), Stored::F32).unwrap(), device.upload(&[0.5, -2.0], Stored::F32).unwrap());
+    let all = y.array(0, 5 * width, Stored::F32).unwrap();
+    let (x, weights) = (x.array(0, 2 * width, Stored::F32).unwrap(), weights.array(0, 2, Stored::F32).unwrap());
     device.add_rows(x, words.indices(0, 2, 5).unwrap(), weights, all, width).unwrap();
-    let bias = device.upload(row(0), Dtype::F32).unwrap();
+    let bias = device.upload(row(0), Stored::F32).unwrap();
     device.add_bias(&bias, all, width).unwrap();
     let mut expected: Vec<f64> = numbers.iter().enumerate().map(|(i, &x)| f64::from(x) + f64::from(row(0)[i % width])).collect();
     for i in 0..width {
@@ -98,13 +98,13 @@ fn norms_and_gates_in_bf16_are_those_in_f32_rounded() {
             )
             .unwrap(),
         );
-        let (from, weight) = (device.upload(&x, Dtype::F32).unwrap(), device.upload(&weight, Dtype::F32).unwrap());
+        let (from, weight) = (device.upload(&x, Stored::F32).unwrap(), device.upload(&weight, Stored::F32).unwrap());
         let y = device.allocate(7 * width * 4).unwrap();
-        let (from, to) = (from.array(0, 7 * width, Dtype::F32).unwrap(), y.array(0, 7 * width, Dtype::Bf16).unwrap());
+        let (from, to) = (from.array(0, 7 * width, Stored::F32).unwrap(), y.array(0, 7 * width, Stored::Bf16).unwrap());
         device.rms_norm(from, &weight, 1e-5, to).unwrap();
         // Half a unit in the last of eight binary places.
         close(&device.download(to).unwrap(), &expected, 1.0 / 256.0, "norm");
-        let to = y.array(0, 7 * width, Dtype::F32).unwrap();
+        let to = y.array(0, 7 * width, Stored::F32).unwrap();
         device.copy(from, to).unwrap();
         device.rms_norm_add(from, &weight, 1e-5, to).unwrap();
         let added: Vec<f64> = expected.iter().zip(&x).map(|(norm, &x)| norm + f64::from(x)).collect();
@@ -115,9 +115,9 @@ fn norms_and_gates_in_bf16_are_those_in_f32_rounded() {
             let rounded: Vec<f32> = gate_up.iter().map(|&x| half::bf16::from_f32(x).to_f32()).collect();
             let biased: Vec<f32> = rounded.iter().enumerate().map(|(i, &x)| x + bias[i % (2 * width)]).collect();
             let expected = flat(&gated(&tensor(&biased, 3, 2 * width), activation, Kernels::Reference).unwrap());
-            let (from, bias) = (device.upload(&gate_up, Dtype::Bf16).unwrap(), device.upload(&bias, Dtype::F32).unwrap());
-            let to = y.array(0, 3 * width, Dtype::Bf16).unwrap();
-            device.gated(from.array(0, 6 * width, Dtype::Bf16).unwrap(), Some(&bias), activation, to, width).unwrap();
+            let (from, bias) = (device.upload(&gate_up, Stored::Bf16).unwrap(), device.upload(&bias, Stored::F32).unwrap());
+            let to = y.array(0, 3 * width, Stored::Bf16).unwrap();
+            device.gated(from.array(0, 6 * width, Stored::Bf16).unwrap(), Some(&bias), activation, to, width).unwrap();
             close(&device.download(to).unwrap(), &expected, 1.0 / 256.0, "gated activation");
         }
     }
@@ -135,7 +135,7 @@ fn attention_over_shared_prefixes_of_all_widths() {
             let qkv = tensor(&noise(456 * shape.columns(), 2.0, head_dim as u64), 456, shape.columns());
             let expected = flat(&attention(&qkv, &segments().into(), &rotary, &shape, Kernels::Reference).unwrap());
             let positions = positions(&segments(), 456).unwrap();
-            for (dtype, tolerance) in [(Dtype::F32, 2e-5), (Dtype::Bf16, 3e-2)] {
+            for (dtype, tolerance) in [(Stored::F32, 2e-5), (Stored::Bf16, 3e-2)] {
                 let got = hosted::attention(&qkv, &segments(), &positions, &rotary, &shape, dtype).unwrap();
                 let got: Vec<f32> = got.flatten_all().unwrap().to_vec1().unwrap();
                 close(&got, &expected, tolerance, &format!("{dtype} head of {head_dim}, window {window:?}"));
@@ -160,7 +160,7 @@ fn attention_in_bf16_of_many_lengths() {
         let qkv = tensor(&noise(begin * shape.columns(), 2.0, 9), begin, shape.columns());
         let expected = flat(&attention(&qkv, &segments.clone().into(), &rotary, &shape, Kernels::Reference).unwrap());
         let positions = positions(&segments, begin).unwrap();
-        let got = hosted::attention(&qkv, &segments, &positions, &rotary, &shape, Dtype::Bf16).unwrap();
+        let got = hosted::attention(&qkv, &segments, &positions, &rotary, &shape, Stored::Bf16).unwrap();
         close(&got.flatten_all().unwrap().to_vec1::<f32>().unwrap(), &expected, 3e-2, "attention");
     }
 }
@@ -187,10 +187,10 @@ fn products_in_bf16_are_exact_sums_of_rounded_factors() {
         let added: Vec<f64> = expected.iter().zip(&residual).map(|(x, &r)| x + f64::from(r)).collect();
         close(&got.flatten_all().unwrap().to_vec1::<f32>().unwrap(), &added, 1e-5 * (k as f64).sqrt(), "sum");
         // Into bf16.
-        let from = device.upload(&x, Dtype::Bf16).unwrap();
+        let from = device.upload(&x, Stored::Bf16).unwrap();
         let to = device.allocate(2 * rows * n).unwrap();
-        let to = to.array(0, rows * n, Dtype::Bf16).unwrap();
-        device.multiply(from.array(0, rows * k, Dtype::Bf16).unwrap(), matrix.on_device().unwrap(), to, false).unwrap();
+        let to = to.array(0, rows * n, Stored::Bf16).unwrap();
+        device.multiply(from.array(0, rows * k, Stored::Bf16).unwrap(), matrix.on_device().unwrap(), to, false).unwrap();
         close(&device.download(to).unwrap(), &expected, 1.0 / 128.0, "rounded product");
     }
 }
@@ -233,9 +233,9 @@ fn statistics_of_a_large_vocabulary() {
 fn what_does_not_fit_is_refused() {
     let Some(device) = device() else { return };
     let buffer = device.allocate(1000).unwrap();
-    assert!(buffer.array(0, 251, Dtype::F32).is_err());
-    assert!(buffer.array(usize::MAX, 2, Dtype::F32).is_err());
-    let array = buffer.array(0, 250, Dtype::F32).unwrap();
+    assert!(buffer.array(0, 251, Stored::F32).is_err());
+    assert!(buffer.array(usize::MAX, 2, Stored::F32).is_err());
+    let array = buffer.array(0, 250, Stored::F32).unwrap();
     assert!(array.part(200, 51).is_err());
     assert!(device.round(array, array).is_err());
     let (_, total) = device.memory().unwrap();
@@ -247,7 +247,7 @@ fn what_does_not_fit_is_refused() {
 #[test]
 fn a_plan_covers_every_token_once() {
     let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 64, scale: 1.0, window: None, softcap: None };
-    for dtype in [Dtype::F32, Dtype::Bf16] {
+    for dtype in [Stored::F32, Stored::Bf16] {
         let plan = AttentionPlan::new(&segments(), 456, &shape, dtype, 99 << 10);
         let positions = positions(&segments(), 456).unwrap();
         let mut seen = vec![0; 456];

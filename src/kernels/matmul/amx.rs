@@ -13,9 +13,13 @@
 //! Manual, volume 2; denormals count as zero). Words are therefore taken 16 at a time from the first `k` on, and what fills no tile
 //! is filled up with zeros: a row's result depends neither on its batch nor on the tile it fell into, as everywhere.
 //!
+//! In bf16x3 a step takes 16 words of upper and 16 of lower parts, and each sum gets three products instead of one; tiles are loaded again for
+//! each, as loads take half the time of products.
+//!
 //! No machine that we could test on has AMX. Unit tests put the manual's definition in the place of the instructions, so that all
 //! around them is tested; the instructions themselves are compared with plain sums when the level is asked for ([`check`]), and
-//! [`Level::current`](crate::kernels::level::Level::current) never chooses it by itself.
+//! [`Level::current`](crate::kernels::level::Level::current) never chooses it by itself. On a machine that has them
+//! `DIAGNOSE_AMX_TESTS=1 cargo test --release --lib kernels` runs all those tests by the instructions: the first thing to do there.
 
 use std::arch::asm;
 use std::cell::Cell;
@@ -31,17 +35,18 @@ use crate::kernels::processor;
 /// Rows of a tile register, and 32-bit words of each row.
 const TILE: usize = 16;
 
-pub(super) fn dispatch<K: ProductKernel>(kernel: K) -> K::Output {
+/// `PARTS` is 1 for bf16 and 2 for bf16x3.
+pub(super) fn dispatch<const PARTS: usize, K: ProductKernel>(kernel: K) -> K::Output {
     // As in `Level::run`: one comparison keeps this sound whatever level was passed in.
     assert!(Level::available().contains(&Level::Amx), "this processor cannot run amx kernels");
     let _tiles = Tiles::take();
     // SAFETY: the processor has the instructions, and this thread's tile registers have their shape.
-    unsafe { run::<Amx, K>(kernel) }
+    unsafe { run::<Amx<PARTS>, K>(kernel) }
 }
 
-struct Amx;
+struct Amx<const PARTS: usize>;
 
-impl Product for Amx {
+impl<const PARTS: usize> Product for Amx<PARTS> {
     type V = F32x16;
     const MAX_ROWS: usize = 2 * TILE;
 
@@ -54,66 +59,153 @@ impl Product for Amx {
         depth: usize,
     ) {
         let to = sums.as_mut_ptr().cast::<f32>();
-        let (steps, rest) = (depth / TILE, depth % TILE);
+        let words = PARTS * TILE;
+        let (steps, rest) = (depth / words, depth % words);
         // SAFETY: the caller's promise; a whole tile is read only where `R` rows and 16 words fill it.
         unsafe {
             match R {
-                32 => multiply_add::<2>(to, x, stride, w, steps),
-                16 => multiply_add::<1>(to, x, stride, w, steps),
+                32 => multiply_add::<2, PARTS>(to, x, stride, w, steps),
+                16 => multiply_add::<1, PARTS>(to, x, stride, w, steps),
                 _ => (0..steps).for_each(|step| {
-                    filled_up(to, R, x.wrapping_add(step * TILE), stride, w.wrapping_add(step * TILE * PANEL), TILE);
+                    filled_up::<PARTS>(to, R, x.wrapping_add(step * words), stride, w.wrapping_add(step * words * PANEL), words);
                 }),
             }
             if rest > 0 {
-                filled_up(to, R, x.wrapping_add(steps * TILE), stride, w.wrapping_add(steps * TILE * PANEL), rest);
+                filled_up::<PARTS>(to, R, x.wrapping_add(steps * words), stride, w.wrapping_add(steps * words * PANEL), rest);
             }
         }
     }
 }
 
-/// `sums [n_rows, PANEL] += x w` for `n_words <= 16` words and any number of rows, by way of copies that zeros fill up to whole tiles.
+/// `sums [n_rows, PANEL] += x w` for the words of at most one step and any number of rows, by way of copies that zeros fill up to whole
+/// tiles.
 ///
 /// # Safety
 /// As [`Product::accumulate`], and the tiles have their shape.
-unsafe fn filled_up(sums: *mut f32, n_rows: usize, x: *const u32, stride: usize, w: *const u32, n_words: usize) {
-    let mut w_copy = [0u32; TILE * PANEL];
+unsafe fn filled_up<const PARTS: usize>(
+    sums: *mut f32,
+    n_rows: usize,
+    x: *const u32,
+    stride: usize,
+    w: *const u32,
+    n_words: usize,
+) {
+    const { assert!(PARTS == 1 || PARTS == 2) };
+    let mut w_copy;
     // SAFETY: the caller's promise: `n_rows` rows of `n_words` words, and as many rows of a panel.
     unsafe {
-        w_copy.as_mut_ptr().copy_from_nonoverlapping(w, n_words * PANEL);
+        let w = if n_words == PARTS * TILE {
+            w
+        } else {
+            w_copy = [0u32; 2 * TILE * PANEL];
+            w_copy.as_mut_ptr().copy_from_nonoverlapping(w, n_words * PANEL);
+            w_copy.as_ptr()
+        };
         for first in (0..n_rows).step_by(TILE) {
             let rows = TILE.min(n_rows - first);
-            let (mut x_copy, mut sums_copy) = ([0u32; TILE * TILE], [0f32; TILE * PANEL]);
+            let (mut x_copy, mut sums_copy) = ([0u32; 2 * TILE * TILE], [0f32; TILE * PANEL]);
             for r in 0..rows {
-                x_copy.as_mut_ptr().add(r * TILE).copy_from_nonoverlapping(x.add((first + r) * stride), n_words);
+                x_copy.as_mut_ptr().add(r * 2 * TILE).copy_from_nonoverlapping(x.add((first + r) * stride), n_words);
             }
             let sums = sums.add(first * PANEL);
             sums_copy.as_mut_ptr().copy_from_nonoverlapping(sums, rows * PANEL);
-            multiply_add::<1>(sums_copy.as_mut_ptr(), x_copy.as_ptr(), TILE, w_copy.as_ptr(), 1);
+            multiply_add::<1, PARTS>(sums_copy.as_mut_ptr(), x_copy.as_ptr(), 2 * TILE, w, 1);
             sums.copy_from_nonoverlapping(sums_copy.as_ptr(), rows * PANEL);
         }
     }
 }
 
-/// `sums [16 TILES, PANEL] += x w` over `16 steps` words; `TILES` is one or two.
+/// Bytes of 16 words of a row, and of 16 rows of a panel.
+const X_STEP: usize = TILE * size_of::<u32>();
+const W_STEP: usize = TILE * PANEL * size_of::<u32>();
+
+/// The products of 32 rows by 16 words of a panel, `$x` and `$w` bytes behind the pointers.
+macro_rules! products_of_32_rows {
+    ($x:literal, $w:literal) => {
+        concat!(
+            "tileloadd tmm7, [{upper} + {stride} + ",
+            $x,
+            "]\n",
+            "tileloadd tmm6, [{w} + {pitch} + ",
+            $w,
+            "]\n",
+            "tdpbf16ps tmm0, tmm7, tmm6\n",
+            "tileloadd tmm6, [{w} + {pitch} + ",
+            $w,
+            " + 64]\n",
+            "tdpbf16ps tmm1, tmm7, tmm6\n",
+            "tileloadd tmm6, [{w} + {pitch} + ",
+            $w,
+            " + 128]\n",
+            "tdpbf16ps tmm2, tmm7, tmm6\n",
+            // The thirds in the other order: the last one is there already.
+            "tileloadd tmm7, [{lower} + {stride} + ",
+            $x,
+            "]\n",
+            "tdpbf16ps tmm5, tmm7, tmm6\n",
+            "tileloadd tmm6, [{w} + {pitch} + ",
+            $w,
+            " + 64]\n",
+            "tdpbf16ps tmm4, tmm7, tmm6\n",
+            "tileloadd tmm6, [{w} + {pitch} + ",
+            $w,
+            "]\n",
+            "tdpbf16ps tmm3, tmm7, tmm6",
+        )
+    };
+}
+
+/// The same for 16 rows.
+macro_rules! products_of_16_rows {
+    ($x:literal, $w:literal) => {
+        concat!(
+            "tileloadd tmm7, [{x} + {stride} + ",
+            $x,
+            "]\n",
+            "tileloadd tmm4, [{w} + {pitch} + ",
+            $w,
+            "]\n",
+            "tdpbf16ps tmm0, tmm7, tmm4\n",
+            "tileloadd tmm5, [{w} + {pitch} + ",
+            $w,
+            " + 64]\n",
+            "tdpbf16ps tmm1, tmm7, tmm5\n",
+            "tileloadd tmm6, [{w} + {pitch} + ",
+            $w,
+            " + 128]\n",
+            "tdpbf16ps tmm2, tmm7, tmm6",
+        )
+    };
+}
+
+/// `sums [16 TILES, PANEL] += x w` over `steps` steps of `16 PARTS` words; `TILES` and `PARTS` are one or two. Of two parts, in the order of
+/// [`Split`](super::tile::Split), a step has the products upper by upper, upper by lower and lower by upper.
 ///
 /// # Safety
-/// `16 TILES` rows of sums are writable, as many rows of `x`, `stride` words apart, and `16 steps` rows of a panel are readable, and
+/// `16 TILES` rows of sums are writable, as many rows of `x`, `stride` words apart, and `16 PARTS steps` rows of a panel are readable, and
 /// the tiles have their shape.
 #[inline(always)]
-unsafe fn multiply_add<const TILES: usize>(sums: *mut f32, x: *const u32, stride: usize, w: *const u32, steps: usize) {
-    const { assert!(TILES == 1 || TILES == 2) };
+unsafe fn multiply_add<const TILES: usize, const PARTS: usize>(
+    sums: *mut f32,
+    x: *const u32,
+    stride: usize,
+    w: *const u32,
+    steps: usize,
+) {
+    const { assert!((TILES == 1 || TILES == 2) && (PARTS == 1 || PARTS == 2)) };
+    const { assert!(X_STEP == 64 && W_STEP == 3072) };
     #[cfg(test)]
     if !processor::has_tiles() {
         // SAFETY: the same promise.
-        return unsafe { emulated::multiply_add(sums, TILES * TILE, x, stride, w, steps) };
+        return unsafe { emulated::multiply_add::<PARTS>(sums, TILES * TILE, x, stride, w, steps) };
     }
     if steps == 0 {
         return;
     }
-    // SAFETY: the loads and stores are those that the caller allows: 16 rows of 64 bytes each, `pitch` or `stride` bytes apart. The
-    // first factor of `tdpbf16ps` is the second operand.
-    unsafe {
-        if TILES == 2 {
+    // Loads and stores are those that the caller allows: 16 rows of 64 bytes each, `pitch` or `stride` bytes apart. The first factor of
+    // `tdpbf16ps` is the second operand.
+    macro_rules! by_32_rows {
+        ($($products:expr),+) => {
             asm!(
                 "tileloadd tmm0, [{sums} + {pitch}]",
                 "tileloadd tmm1, [{sums} + {pitch} + 64]",
@@ -122,23 +214,10 @@ unsafe fn multiply_add<const TILES: usize>(sums: *mut f32, x: *const u32, stride
                 "tileloadd tmm4, [{sums} + {pitch} + 3136]",
                 "tileloadd tmm5, [{sums} + {pitch} + 3200]",
                 "2:",
-                "tileloadd tmm7, [{upper} + {stride}]",
-                "tileloadd tmm6, [{w} + {pitch}]",
-                "tdpbf16ps tmm0, tmm7, tmm6",
-                "tileloadd tmm6, [{w} + {pitch} + 64]",
-                "tdpbf16ps tmm1, tmm7, tmm6",
-                "tileloadd tmm6, [{w} + {pitch} + 128]",
-                "tdpbf16ps tmm2, tmm7, tmm6",
-                // The thirds in the other order: the last one is there already.
-                "tileloadd tmm7, [{lower} + {stride}]",
-                "tdpbf16ps tmm5, tmm7, tmm6",
-                "tileloadd tmm6, [{w} + {pitch} + 64]",
-                "tdpbf16ps tmm4, tmm7, tmm6",
-                "tileloadd tmm6, [{w} + {pitch}]",
-                "tdpbf16ps tmm3, tmm7, tmm6",
-                "add {upper}, 64",
-                "add {lower}, 64",
-                "add {w}, 3072",
+                $($products,)+
+                "add {upper}, {x_step}",
+                "add {lower}, {x_step}",
+                "add {w}, {w_step}",
                 "dec {steps}",
                 "jnz 2b",
                 "tilestored [{sums} + {pitch}], tmm0",
@@ -154,24 +233,23 @@ unsafe fn multiply_add<const TILES: usize>(sums: *mut f32, x: *const u32, stride
                 stride = in(reg) stride * size_of::<u32>(),
                 w = inout(reg) w => _,
                 steps = inout(reg) steps => _,
+                x_step = const PARTS * X_STEP,
+                w_step = const PARTS * W_STEP,
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                 options(nostack),
-            );
-        } else {
+            )
+        };
+    }
+    macro_rules! by_16_rows {
+        ($($products:expr),+) => {
             asm!(
                 "tileloadd tmm0, [{sums} + {pitch}]",
                 "tileloadd tmm1, [{sums} + {pitch} + 64]",
                 "tileloadd tmm2, [{sums} + {pitch} + 128]",
                 "2:",
-                "tileloadd tmm7, [{x} + {stride}]",
-                "tileloadd tmm4, [{w} + {pitch}]",
-                "tdpbf16ps tmm0, tmm7, tmm4",
-                "tileloadd tmm5, [{w} + {pitch} + 64]",
-                "tdpbf16ps tmm1, tmm7, tmm5",
-                "tileloadd tmm6, [{w} + {pitch} + 128]",
-                "tdpbf16ps tmm2, tmm7, tmm6",
-                "add {x}, 64",
-                "add {w}, 3072",
+                $($products,)+
+                "add {x}, {x_step}",
+                "add {w}, {w_step}",
                 "dec {steps}",
                 "jnz 2b",
                 "tilestored [{sums} + {pitch}], tmm0",
@@ -183,9 +261,24 @@ unsafe fn multiply_add<const TILES: usize>(sums: *mut f32, x: *const u32, stride
                 stride = in(reg) stride * size_of::<u32>(),
                 w = inout(reg) w => _,
                 steps = inout(reg) steps => _,
+                x_step = const PARTS * X_STEP,
+                w_step = const PARTS * W_STEP,
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                 options(nostack),
-            );
+            )
+        };
+    }
+    // SAFETY: the caller's promise, as said above.
+    unsafe {
+        match (TILES, PARTS) {
+            (2, 1) => by_32_rows!(products_of_32_rows!("0", "0")),
+            (2, _) => {
+                by_32_rows!(products_of_32_rows!("0", "0"), products_of_32_rows!("0", "3072"), products_of_32_rows!("64", "0"))
+            }
+            (_, 1) => by_16_rows!(products_of_16_rows!("0", "0")),
+            (_, _) => {
+                by_16_rows!(products_of_16_rows!("0", "0"), products_of_16_rows!("0", "3072"), products_of_16_rows!("64", "0"))
+            }
         }
     }
 }
@@ -234,7 +327,7 @@ impl Drop for Tiles {
 
 /// Compares the tiles with plain sums, so that a processor (or an emulator) that has its own idea of them is refused and not believed.
 pub(crate) fn check() -> Result<()> {
-    const WORDS: usize = 5 * TILE + 3;
+    const WORDS: usize = 6 * TILE;
     const ROWS: usize = 32;
     let mut state = 1u32;
     let mut noise = || {
@@ -246,15 +339,27 @@ pub(crate) fn check() -> Result<()> {
     let (x, w) = (words(ROWS * WORDS), words(WORDS * PANEL));
     let packed = |words: &[[f32; 2]]| -> Vec<u32> { words.iter().map(|&[a, b]| bf16_pair(a, b)).collect() };
     let (x_words, w_words) = (packed(&x), packed(&w));
-    let rows_of = |n_rows| dispatch(Sums { x: &x_words, w: &w_words, depth: WORDS, n_rows });
+    // Of both parts the words with these numbers meet; one of one part ends within a tile.
+    let one_part: Vec<(usize, usize)> = (0..WORDS - 13).map(|k| (k, k)).collect();
+    let groups = (0..WORDS).step_by(2 * TILE);
+    let pairs = |first: usize, x: usize, w: usize| (first..first + TILE).map(move |k| (k + x, k + w));
+    let two_parts: Vec<(usize, usize)> =
+        groups.flat_map(|first| pairs(first, 0, 0).chain(pairs(first, 0, TILE)).chain(pairs(first, TILE, 0))).collect();
     for n_rows in [ROWS, TILE, 5] {
-        for (i, sum) in rows_of(n_rows).into_iter().enumerate() {
-            let (row, column) = (i / PANEL, i % PANEL);
-            let products = (0..WORDS).flat_map(|k| (0..2).map(move |half| (k, half)));
-            let expected: f64 = products.map(|(k, half)| f64::from(x[row * WORDS + k][half] * w[k * PANEL + column][half])).sum();
-            // 166 products of at most 4: each of as many roundings takes 2^-24 of at most 664.
-            if (f64::from(sum) - expected).abs() > 0.007 {
-                return Err(Error::new(format!("the processor's AMX tiles give {sum} where {expected} is right")));
+        let sums = |depth| Sums { x: &x_words, stride: WORDS, w: &w_words[..depth * PANEL], depth, n_rows };
+        let found = [(dispatch::<1, _>(sums(WORDS - 13)), &one_part), (dispatch::<2, _>(sums(WORDS)), &two_parts)];
+        for (found, products) in found {
+            for (i, sum) in found.into_iter().enumerate() {
+                let (row, column) = (i / PANEL, i % PANEL);
+                let product = |&(k, j): &(usize, usize)| {
+                    let (x, w) = (x[row * WORDS + k], w[j * PANEL + column]);
+                    f64::from(x[0] * w[0]) + f64::from(x[1] * w[1])
+                };
+                let expected: f64 = products.iter().map(product).sum();
+                // At most 288 products of at most 4: each of as many roundings takes 2^-24 of at most 1,152.
+                if (f64::from(sum) - expected).abs() > 0.02 {
+                    return Err(Error::new(format!("the processor's AMX tiles give {sum} where {expected} is right")));
+                }
             }
         }
     }
@@ -264,6 +369,7 @@ pub(crate) fn check() -> Result<()> {
 /// The first `n_rows` rows of `x w`, `[n_rows, PANEL]`: what [`check`] looks at.
 struct Sums<'a> {
     x: &'a [u32],
+    stride: usize,
     w: &'a [u32],
     depth: usize,
     n_rows: usize,
@@ -292,12 +398,13 @@ impl Sums<'_> {
     /// As [`Product::accumulate`].
     #[inline(always)]
     unsafe fn tile<P: Product, const R: usize>(&self, to: &mut [f32]) {
-        assert!(to.len() == R * PANEL && self.x.len() >= R * self.depth && self.w.len() == self.depth * PANEL);
+        let rows_are_there = self.depth <= self.stride && self.x.len() >= R * self.stride;
+        assert!(to.len() == R * PANEL && rows_are_there && self.w.len() == self.depth * PANEL);
         // SAFETY: `column + N <= PANEL` in every call; the assertion vouches for the rest.
         unsafe {
             super::tile::tile::<P, R>(
                 self.x.as_ptr(),
-                self.depth,
+                self.stride,
                 self.w.as_ptr(),
                 self.depth,
                 #[inline(always)]
@@ -340,23 +447,43 @@ mod emulated {
 
     /// # Safety
     /// As [`super::multiply_add`].
-    pub(super) unsafe fn multiply_add(sums: *mut f32, n_rows: usize, x: *const u32, stride: usize, w: *const u32, steps: usize) {
+    pub(super) unsafe fn multiply_add<const PARTS: usize>(
+        sums: *mut f32,
+        n_rows: usize,
+        x: *const u32,
+        stride: usize,
+        w: *const u32,
+        steps: usize,
+    ) {
+        for step in 0..steps * PARTS {
+            let products: &[(usize, usize)] = match (PARTS, step % PARTS) {
+                (1, _) => &[(0, 0)],
+                (_, 0) => &[(0, 0), (0, TILE), (TILE, 0)],
+                _ => &[],
+            };
+            for &(x_words, w_words) in products {
+                // SAFETY: the caller's promise.
+                unsafe { product(sums, n_rows, x.add(step * TILE + x_words), stride, w.add((step * TILE + w_words) * PANEL)) };
+            }
+        }
+    }
+
+    /// One `tdpbf16ps` for each 16 rows and each third of a panel.
+    unsafe fn product(sums: *mut f32, n_rows: usize, x: *const u32, stride: usize, w: *const u32) {
         let (even, odd) = (|word: u32| f32::from_bits(word << 16), |word: u32| f32::from_bits(word & 0xffff_0000));
         let flushed = |x: f32| if x.is_subnormal() { 0.0 } else { x };
-        for step in 0..steps {
-            for r in 0..n_rows {
-                for n in 0..PANEL {
-                    let (mut evens, mut odds) = (0f32, 0f32);
-                    for k in 0..TILE {
-                        // SAFETY: the caller's promise.
-                        let (x, w) = unsafe { (*x.add(r * stride + step * TILE + k), *w.add((step * TILE + k) * PANEL + n)) };
-                        evens = flushed(flushed(even(x)).mul_add(flushed(even(w)), evens));
-                        odds = flushed(flushed(odd(x)).mul_add(flushed(odd(w)), odds));
-                    }
+        for r in 0..n_rows {
+            for n in 0..PANEL {
+                let (mut evens, mut odds) = (0f32, 0f32);
+                for k in 0..TILE {
                     // SAFETY: the caller's promise.
-                    let sum = unsafe { &mut *sums.add(r * PANEL + n) };
-                    *sum = flushed(flushed(*sum) + flushed(evens + odds));
+                    let (x, w) = unsafe { (*x.add(r * stride + k), *w.add(k * PANEL + n)) };
+                    evens = flushed(flushed(even(x)).mul_add(flushed(even(w)), evens));
+                    odds = flushed(flushed(odd(x)).mul_add(flushed(odd(w)), odds));
                 }
+                // SAFETY: the caller's promise.
+                let sum = unsafe { &mut *sums.add(r * PANEL + n) };
+                *sum = flushed(flushed(*sum) + flushed(evens + odds));
             }
         }
     }
@@ -368,6 +495,11 @@ mod tests {
 
     #[test]
     fn the_check_of_the_instructions_passes() {
+        let wanted = std::env::var_os("DIAGNOSE_AMX_TESTS").is_some();
+        assert!(
+            !wanted || processor::has_tiles(),
+            "DIAGNOSE_AMX_TESTS is set, and there are no tiles, or the kernel grants none"
+        );
         if Level::available().contains(&Level::Amx) {
             check().unwrap();
         }
@@ -379,15 +511,20 @@ mod tests {
         if !Level::available().contains(&Level::Amx) {
             return;
         }
-        for depth in [1, 15, 16, 17, 48, 83] {
-            let noise = crate::kernels::testing::noise(2 * depth * (32 + PANEL), 1.0, 7);
-            let words: Vec<u32> = noise.chunks(2).map(|pair| bf16_pair(pair[0], pair[1])).collect();
-            let (x, w) = words.split_at(32 * depth);
-            let all = dispatch(Sums { x, w, depth, n_rows: 32 });
-            for n_rows in [16, 5] {
-                let some = dispatch(Sums { x, w, depth, n_rows });
-                assert!(some.iter().zip(&all).all(|(a, b)| a.to_bits() == b.to_bits()), "{n_rows} rows of {depth} words");
+        fn check<const PARTS: usize>(depths: &[usize]) {
+            for &depth in depths {
+                let noise = crate::kernels::testing::noise(2 * depth * (32 + PANEL), 1.0, 7);
+                let words: Vec<u32> = noise.chunks(2).map(|pair| bf16_pair(pair[0], pair[1])).collect();
+                let (x, w) = words.split_at(32 * depth);
+                let rows = |n_rows| dispatch::<PARTS, _>(Sums { x, stride: depth, w, depth, n_rows });
+                let all = rows(32);
+                for n_rows in [16, 5] {
+                    let same = rows(n_rows).iter().zip(&all).all(|(a, b)| a.to_bits() == b.to_bits());
+                    assert!(same, "{n_rows} rows of {depth} words in {PARTS} parts");
+                }
             }
         }
+        check::<1>(&[1, 15, 16, 17, 48, 83]);
+        check::<2>(&[32, 64, 160]);
     }
 }

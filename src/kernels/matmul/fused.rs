@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use rayon::prelude::*;
 
 use super::dispatch::dispatch;
-use super::pack::{PANEL, Panels, bf16_pair};
+use super::pack::{GROUP, PANEL, Panels, bf16_pair, split_pair};
 use super::tile::{Product, ProductKernel, tile};
 use crate::kernels::Dtype;
 use crate::kernels::cpu::written;
@@ -95,7 +95,7 @@ enum Start<'a> {
     Output,
 }
 
-/// The input in words: f32 as it is, or pairs of bf16.
+/// The input in words: f32 as it is, or pairs of bf16, of one or two parts.
 pub(crate) struct Rows<'a> {
     words: std::borrow::Cow<'a, [u32]>,
     n_rows: usize,
@@ -120,10 +120,14 @@ impl<'a> Rows<'a> {
                 let words = unsafe { std::slice::from_raw_parts(x.as_ptr().cast::<u32>(), x.len()) };
                 Rows { words: words.into(), n_rows, stride }
             }
-            Dtype::Bf16 => {
+            dtype => {
                 let fill = |words: &mut [MaybeUninit<u32>]| {
                     words.par_chunks_mut(ROUND_BLOCK * depth).enumerate().for_each(|(i, words)| {
-                        level.run(RoundToBf16 { x: &x[i * ROUND_BLOCK * stride..], stride, k, words });
+                        let x = &x[i * ROUND_BLOCK * stride..];
+                        match dtype {
+                            Dtype::Bf16x3 => level.run(SplitToBf16 { x, stride, k, words }),
+                            _ => level.run(RoundToBf16 { x, stride, k, words }),
+                        }
                     });
                 };
                 // SAFETY: the chunks cover all rows, and the kernel writes every word of each.
@@ -164,6 +168,34 @@ impl Kernel for RoundToBf16<'_> {
             }
             for &a in odd {
                 words[pairs.len()].write(bf16_pair(a, 0.0));
+            }
+        }
+    }
+}
+
+/// Rows of `k` numbers to rows of their two parts, as a panel has them.
+struct SplitToBf16<'a> {
+    x: &'a [f32],
+    stride: usize,
+    k: usize,
+    words: &'a mut [MaybeUninit<u32>],
+}
+
+impl Kernel for SplitToBf16<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Lanes>(self) {
+        let groups = self.words.as_chunks_mut::<{ 2 * GROUP }>().0;
+        for (groups, x) in groups.chunks_exact_mut(self.k.div_ceil(2 * GROUP)).zip(self.x.chunks(self.stride)) {
+            for (group, x) in groups.iter_mut().zip(x[..self.k].chunks(2 * GROUP)) {
+                let mut numbers = [0.0; 2 * GROUP];
+                numbers[..x.len()].copy_from_slice(x);
+                for i in 0..GROUP {
+                    let [upper, lower] = split_pair(numbers[2 * i], numbers[2 * i + 1]);
+                    group[i].write(upper);
+                    group[GROUP + i].write(lower);
+                }
             }
         }
     }

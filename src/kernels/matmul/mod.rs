@@ -5,7 +5,8 @@
 //! keeps no second copy; [`Kernels::Reference`] is the candle product, on any device, and passes gradients to the weight. A
 //! fused weight is frozen, and gradients pass through to the input only, until [`Matrix::train`] makes a [`Trained`] one of it.
 //!
-//! In bf16 both factors are rounded to bfloat16 and the products added in f32, whichever kernels run.
+//! In bf16 both factors are rounded to bfloat16 and the products added in f32, whichever kernels run; in bf16x3 each factor is the sum of two
+//! bfloat16.
 
 #[cfg(target_arch = "x86_64")]
 pub(super) mod amx;
@@ -47,7 +48,7 @@ pub struct Matrix {
 
 #[derive(Debug, Clone)]
 enum Store {
-    /// `[N, K]`, f32 or bf16.
+    /// `[N, K]`, f32 or bf16; f32 for bf16x3.
     Plain(Tensor),
     Packed(Arc<Panels>),
     Trained(Arc<Trained>),
@@ -70,7 +71,7 @@ impl Matrix {
         let store = match kernels {
             Kernels::Reference => Store::Plain(join(first, parts, dtype)?),
             Kernels::Fused => Store::Packed(Arc::new(pack(first, parts, dtype)?)),
-            Kernels::Cuda => Store::Device(hosted::weight(first, parts, dtype)?),
+            Kernels::Cuda => Store::Device(hosted::weight(first, parts, dtype.stored()?)?),
         };
         let out_features = match &store {
             Store::Plain(weight) => weight.dims2()?.0,
@@ -148,7 +149,10 @@ impl Matrix {
     pub fn add_gradient(&self, x_tk: &Tensor, dy_tn: &Tensor) -> Result<()> {
         self.check_input(x_tk)?;
         self.check_gradient(x_tk, dy_tn)?;
-        Ok(self.linear()?.add_gradient(x_tk, dy_tn)?)
+        if let Some(trained) = self.trained() {
+            add_weight_gradient(trained, x_tk, dy_tn)?;
+        }
+        Ok(())
     }
 
     /// Rows of `W` as they are stored, `[ids.len(), K]` f32: the embedding of a model whose head and embedding are one matrix.
@@ -159,19 +163,26 @@ impl Matrix {
         match &self.store {
             Store::Plain(weight) => {
                 let ids = Tensor::new(ids, weight.device())?;
-                Ok(weight.index_select(&ids, 0)?.to_dtype(DType::F32)?)
+                let rows = weight.index_select(&ids, 0)?.to_dtype(DType::F32)?;
+                match self.dtype {
+                    Dtype::F32 | Dtype::Bf16 => Ok(rows),
+                    Dtype::Bf16x3 => {
+                        let [upper, lower] = in_two(&rows)?;
+                        Ok((upper + lower)?)
+                    }
+                }
             }
             Store::Device(weight) => hosted::rows(weight, ids),
-            Store::Blocks(parts) => {
-                let mut rows = vec![0.0; ids.len() * self.in_features];
-                rows.par_chunks_mut(self.in_features).zip(ids).for_each(|(row, &id)| block_row(parts, id as usize, row));
-                Ok(Tensor::from_vec(rows, (ids.len(), self.in_features), &Device::Cpu)?)
-            }
-            _ => {
-                let panels = self.panels().ok_or_else(|| Error::new("this weight is not packed"))?;
-                let mut rows = vec![0.0; ids.len() * self.in_features];
-                rows.par_chunks_mut(self.in_features).zip(ids).for_each(|(row, &id)| panels.row_into(id as usize, row));
-                Ok(Tensor::from_vec(rows, (ids.len(), self.in_features), &Device::Cpu)?)
+            Store::Blocks(parts) => rows_of(self.in_features, ids, |id, row| block_row(parts, id, row)),
+            Store::Packed(panels) => rows_of(self.in_features, ids, |id, row| panels.row_into(id, row)),
+            Store::Trained(trained) => {
+                let panels = trained.stored();
+                rows_of(self.in_features, ids, |id, row| {
+                    panels.row_into(id, row);
+                    if self.dtype == Dtype::Bf16x3 {
+                        row.iter_mut().for_each(|x| *x = pack::held_in_parts(*x));
+                    }
+                })
             }
         }
     }
@@ -306,17 +317,36 @@ fn block_row(parts: &[Blocks], mut n: usize, row: &mut [f32]) {
     }
 }
 
+/// `[N, K]`: the rows of these numbers, each as `fill` has it.
+fn rows_of(k: usize, ids: &[u32], fill: impl Fn(usize, &mut [f32]) + Sync) -> Result<Tensor> {
+    let mut rows = vec![0.0; ids.len() * k];
+    rows.par_chunks_mut(k).zip(ids).for_each(|(row, &id)| fill(id as usize, row));
+    Ok(Tensor::from_vec(rows, (ids.len(), k), &Device::Cpu)?)
+}
+
 /// The slow readable product.
 fn plain_forward(weight_nk: &Tensor, x_tk: &Tensor, dtype: Dtype) -> Result<Tensor> {
     Ok(match dtype {
         Dtype::F32 => x_tk.matmul(&weight_nk.t()?)?,
         Dtype::Bf16 => x_tk.to_dtype(DType::BF16)?.to_dtype(DType::F32)?.matmul(&weight_nk.to_dtype(DType::F32)?.t()?)?,
+        Dtype::Bf16x3 => {
+            let ([x, x_rest], [w, w_rest]) = (in_two(x_tk)?, in_two(weight_nk)?);
+            ((x.matmul(&w.t()?)? + x.matmul(&w_rest.t()?)?)? + x_rest.matmul(&w.t()?)?)?
+        }
     })
+}
+
+/// The nearest finite bf16 and the bf16 nearest to what is left, both as f32.
+fn in_two(x: &Tensor) -> Result<[Tensor; 2]> {
+    let rounded = |x: &Tensor| x.to_dtype(DType::BF16)?.to_dtype(DType::F32);
+    let upper = rounded(x)?.clamp(half::bf16::MIN.to_f32(), half::bf16::MAX.to_f32())?;
+    let lower = rounded(&(x - &upper)?)?;
+    Ok([upper, lower])
 }
 
 fn join(first: Tensor, rest: impl Iterator<Item = Result<Tensor>>, dtype: Dtype) -> Result<Tensor> {
     let dtype = match dtype {
-        Dtype::F32 => DType::F32,
+        Dtype::F32 | Dtype::Bf16x3 => DType::F32,
         Dtype::Bf16 => DType::BF16,
     };
     let mut parts = vec![first.to_dtype(dtype)?];
@@ -350,19 +380,20 @@ struct Linear {
 impl Linear {
     /// Adds to the weight's gradient and returns the input's.
     fn backward(&self, x_tk: &Tensor, dy_tn: &Tensor) -> candle_core::Result<Tensor> {
-        self.add_gradient(x_tk, dy_tn)?;
+        if let Some(trained) = &self.trained {
+            add_weight_gradient(trained, x_tk, dy_tn)?;
+        }
         let dx = with_floats(dy_tn, |dy_tn| input_gradient(Level::current(), &self.panels, dy_tn, x_tk.dims()[0]))?;
         super::cpu::gradient(dx, x_tk)
     }
+}
 
-    fn add_gradient(&self, x_tk: &Tensor, dy_tn: &Tensor) -> candle_core::Result<()> {
-        let Some(trained) = &self.trained else { return Ok(()) };
-        with_floats(x_tk, |x_tk| {
-            with_floats(dy_tn, |dy_tn| {
-                trained.add_gradient(Level::current(), x_tk, dy_tn, x_tk.len() / self.panels.in_features())
-            })
-        })?
-    }
+fn add_weight_gradient(trained: &Trained, x_tk: &Tensor, dy_tn: &Tensor) -> candle_core::Result<()> {
+    with_floats(x_tk, |x_tk| {
+        with_floats(dy_tn, |dy_tn| {
+            trained.add_gradient(Level::current(), x_tk, dy_tn, x_tk.len() / trained.in_features());
+        })
+    })?
 }
 
 impl CustomOp1 for Linear {

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! In bf16 a 32-bit word holds two neighbouring `k` of one output, the even one in the low half: the operand of `vdpbf16ps`.
-//! An odd `K` and the last panel are filled up with zeros. 48 outputs are three AVX-512 vectors, and with 8 rows of the input
+//! An odd `K` and the last panel are filled up with zeros. In bf16x3 of each 32 words the first 16 hold the upper parts of 32 numbers, as in
+//! bf16, and the others the lower parts; `K` is filled up to a multiple of 32. 48 outputs are three AVX-512 vectors, and with 8 rows of the input
 //! 24 of the 32 registers hold sums.
 
 use std::mem::MaybeUninit;
@@ -24,6 +25,8 @@ pub(crate) const PANEL: usize = 48;
 
 /// Words (f32, or two bf16) in a cache line.
 const LINE: usize = 16;
+/// Words of upper parts before those of the lower parts that belong to them: a row of an AMX tile.
+pub(super) const GROUP: usize = 16;
 const LINES_PER_DEPTH: usize = PANEL / LINE;
 
 /// A cache line, for its alignment: a vector that straddles two lines costs two loads.
@@ -72,6 +75,11 @@ impl Panels {
                         pairs.iter().enumerate().for_each(|(k, &[a, b])| words[k * PANEL + column] = bf16_pair(a, b));
                         odd.iter().for_each(|&a| words[pairs.len() * PANEL + column] = bf16_pair(a, 0.0));
                     }
+                    Dtype::Bf16x3 => row.chunks(2).enumerate().for_each(|(k, pair)| {
+                        let parts = split_pair(pair[0], pair.get(1).copied().unwrap_or(0.0));
+                        let places = [upper_place(k), upper_place(k) + GROUP];
+                        places.iter().zip(parts).for_each(|(place, part)| words[place * PANEL + column] = part);
+                    }),
                 }
             }
         };
@@ -111,12 +119,9 @@ impl Panels {
         self.dtype
     }
 
-    /// Words of one output: `K` in f32, half of it, rounded up, in bf16.
+    /// Words of one output: those of `K` numbers.
     pub(crate) fn depth(&self) -> usize {
-        match self.dtype {
-            Dtype::F32 => self.in_features,
-            Dtype::Bf16 => self.in_features.div_ceil(2),
-        }
+        words_of(self.dtype, self.in_features)
     }
 
     pub(crate) fn n_panels(&self) -> usize {
@@ -161,6 +166,14 @@ impl Panels {
         whole
     }
 
+    /// An f32 matrix in the two parts of bf16x3.
+    pub(super) fn in_parts(&self) -> Panels {
+        let mut parts = Panels::zeros(self.out_features, self.in_features, Dtype::Bf16x3);
+        let floats = self.floats().par_chunks(self.depth() * PANEL);
+        parts.words_mut().zip(floats).for_each(|(words, floats)| Level::current().run(Parts { floats, words }));
+        parts
+    }
+
     /// The panels one by one, `[depth, PANEL]` words each.
     pub(crate) fn words_mut(&mut self) -> impl IndexedParallelIterator<Item = &mut [u32]> {
         let panel_words = self.depth() * PANEL;
@@ -203,15 +216,30 @@ impl Panels {
     pub(crate) fn row_into(&self, n: usize, row: &mut [f32]) {
         let panel = self.panel(n / PANEL);
         for (k, x) in row.iter_mut().enumerate() {
+            let word = |place: usize| panel[place * PANEL + n % PANEL];
+            let half = |word: u32| f32::from_bits(if k % 2 == 0 { word << 16 } else { word & 0xffff_0000 });
             *x = match self.dtype {
-                Dtype::F32 => f32::from_bits(panel[k * PANEL + n % PANEL]),
-                Dtype::Bf16 => {
-                    let pair = panel[k / 2 * PANEL + n % PANEL];
-                    f32::from_bits(if k % 2 == 0 { pair << 16 } else { pair & 0xffff_0000 })
-                }
+                Dtype::F32 => f32::from_bits(word(k)),
+                Dtype::Bf16 => half(word(k / 2)),
+                Dtype::Bf16x3 => half(word(upper_place(k / 2))) + half(word(upper_place(k / 2) + GROUP)),
             };
         }
     }
+}
+
+/// Words in which `n` neighbouring numbers stand.
+pub(super) fn words_of(dtype: Dtype, n: usize) -> usize {
+    match dtype {
+        Dtype::F32 => n,
+        Dtype::Bf16 => n.div_ceil(2),
+        Dtype::Bf16x3 => 2 * n.div_ceil(2).next_multiple_of(GROUP),
+    }
+}
+
+/// In bf16x3 the word that holds the upper parts of the pair with this number; [`GROUP`] words behind it are the lower ones.
+#[inline(always)]
+pub(super) fn upper_place(pair: usize) -> usize {
+    pair + pair / GROUP * GROUP
 }
 
 /// One panel of [`Panels::split`].
@@ -286,6 +314,32 @@ impl Kernel for Join<'_> {
     }
 }
 
+/// One panel of [`Panels::in_parts`].
+struct Parts<'a> {
+    floats: &'a [f32],
+    /// Zeros at first.
+    words: &'a mut [u32],
+}
+
+impl Kernel for Parts<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Lanes>(self) {
+        let (floats, words) = (self.floats.as_chunks::<PANEL>().0, self.words.as_chunks_mut::<PANEL>().0);
+        for pair in 0..floats.len().div_ceil(2) {
+            let even = &floats[2 * pair];
+            let odd = floats.get(2 * pair + 1).unwrap_or(&[0.0; PANEL]);
+            let mut parts = [[0; PANEL]; 2];
+            for i in 0..PANEL {
+                [parts[0][i], parts[1][i]] = split_pair(even[i], odd[i]);
+            }
+            words[upper_place(pair)] = parts[0];
+            words[upper_place(pair) + GROUP] = parts[1];
+        }
+    }
+}
+
 /// One panel of [`Panels::transposed`]: columns `columns` of the rows `outputs`.
 struct Transpose<'a> {
     from: &'a Panels,
@@ -318,26 +372,73 @@ impl Kernel for Transpose<'_> {
                 }
             }
             Dtype::Bf16 => {
-                const PAIRS: usize = PANEL / 2;
                 // Panels begin with an even column, as they are an even number of outputs wide.
                 let first_row = self.columns.start / 2;
                 for block in 0..words.len().div_ceil(PAIRS) {
                     let from = &self.from.panel(first_panel + block).as_chunks::<PANEL>().0[first_row..];
                     let n_words = PAIRS.min(words.len() - block * PAIRS);
-                    let to = &mut words[block * PAIRS..][..n_words];
-                    for pair in 0..n_columns.div_ceil(2) {
-                        let row = &from[pair];
-                        // Of an odd number of columns the last word holds one and a zero: it lands in the padding.
-                        for n in 0..n_words {
-                            let (a, b) = (row[2 * n], row[2 * n + 1]);
-                            to[n][2 * pair] = a & 0xffff | b << 16;
-                            to[n][2 * pair + 1] = a >> 16 | b & 0xffff_0000;
+                    transpose_pairs(n_columns, |pair| &from[pair], &mut words[block * PAIRS..][..n_words]);
+                }
+            }
+            Dtype::Bf16x3 => {
+                let first_row = self.columns.start / 2;
+                let n_pairs = self.outputs.len().div_ceil(2);
+                for block in 0..n_pairs.div_ceil(PAIRS) {
+                    let from = self.from.panel(first_panel + block).as_chunks::<PANEL>().0;
+                    for part in [0, GROUP] {
+                        let mut to = [[0; PANEL]; PAIRS];
+                        transpose_pairs(n_columns, |pair| &from[upper_place(first_row + pair) + part], &mut to);
+                        for n in 0..PAIRS.min(n_pairs - block * PAIRS) {
+                            words[upper_place(block * PAIRS + n) + part] = to[n];
                         }
                     }
                 }
             }
         }
     }
+}
+
+/// Words that a panel's outputs become.
+const PAIRS: usize = PANEL / 2;
+
+/// `n_columns` columns, of which `from(pair)` gives two at a time, as the first `to.len()` rows of pairs.
+#[inline(always)]
+fn transpose_pairs<'a>(n_columns: usize, from: impl Fn(usize) -> &'a [u32; PANEL], to: &mut [[u32; PANEL]]) {
+    for pair in 0..n_columns.div_ceil(2) {
+        let row = from(pair);
+        // Of an odd number of columns the last word holds one and a zero: it lands in the padding.
+        for n in 0..to.len() {
+            let (a, b) = (row[2 * n], row[2 * n + 1]);
+            to[n][2 * pair] = a & 0xffff | b << 16;
+            to[n][2 * pair + 1] = a >> 16 | b & 0xffff_0000;
+        }
+    }
+}
+
+/// Neighbouring numbers in the two parts of bf16x3: the pair of the upper ones, and that of the lower ones.
+#[inline(always)]
+pub(super) fn split_pair(first: f32, second: f32) -> [u32; 2] {
+    let ([first, first_rest], [second, second_rest]) = (in_two(first), in_two(second));
+    [bf16_pair(first, second), bf16_pair(first_rest, second_rest)]
+}
+
+/// The sum of a number's two parts.
+pub(super) fn held_in_parts(x: f32) -> f32 {
+    let [upper, lower] = split_pair(x, x).map(|pair| f32::from_bits(pair << 16));
+    upper + lower
+}
+
+/// The nearest finite bf16, and what is left, exactly. An infinity or a NaN is one and what is left: it reaches the products that have it as in
+/// f32, and the other factor's lower part, of either sign or zero, meets the one.
+#[inline(always)]
+fn in_two(x: f32) -> [f32; 2] {
+    const INFINITE: u32 = 0x7f80_0000;
+    const LARGEST: u32 = 0x7f7f_0000;
+    const ONE: u32 = 0x3f80_0000;
+    let (sign, size) = (x.to_bits() & 0x8000_0000, x.to_bits() & 0x7fff_ffff);
+    let rounded = (size + (0x7fff + (size >> 16 & 1))) & 0xffff_0000;
+    let upper = f32::from_bits(sign | if size < INFINITE { rounded.min(LARGEST) } else { ONE });
+    [upper, x - upper]
 }
 
 /// Neighbouring numbers rounded to the nearest bf16 (to the even one of two), the first in the low half.
@@ -385,6 +486,22 @@ mod tests {
             let bits = |x: f32| u32::from(half::bf16::from_f32(x).to_bits());
             assert_eq!(bf16_pair(x, 1.0), bits(x) | bits(1.0) << 16, "{x}");
             assert_eq!(bf16_pair(1.0, x), bits(1.0) | bits(x) << 16, "{x}");
+        }
+    }
+
+    #[test]
+    fn two_parts_hold_seventeen_bits_of_any_number() {
+        let edges = [0.0, -0.0, f32::MAX, f32::MIN, f32::MIN_POSITIVE, 1e-45, 1.003_906_2, -3.402_823e38];
+        for x in (0..=u32::MAX).step_by(65_521).map(f32::from_bits).chain(edges).filter(|x| x.is_finite()) {
+            let [upper, lower] = split_pair(x, x).map(|pair| f32::from_bits(pair << 16));
+            assert!(upper.is_finite() && lower.is_finite(), "{x}");
+            // Half a unit of the upper part's eight bits is left, and of that eight bits are kept. The smallest bf16 is 2^-133.
+            let error = (f64::from(upper) + f64::from(lower) - f64::from(x)).abs();
+            assert!(error <= (f64::from(x).abs() * 2f64.powi(-17)).max(2f64.powi(-134)), "{x}: {upper} + {lower}");
+        }
+        for x in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
+            let [upper, lower] = in_two(x);
+            assert!(upper.is_finite() && (lower == x || lower.is_nan() && x.is_nan()), "{x}");
         }
     }
 }

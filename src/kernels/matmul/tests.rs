@@ -1,7 +1,7 @@
 //! Fused and reference products against sums in f64.
 
 use super::*;
-use crate::kernels::testing::{implementations, noise};
+use crate::kernels::testing::{DTYPES, held, implementations, noise, product};
 
 /// Reproducible numbers in [-1, 1).
 fn numbers(n: usize, seed: u64) -> Vec<f32> {
@@ -13,10 +13,7 @@ fn tensor(values: &[f32], rows: usize, columns: usize) -> Tensor {
 }
 
 fn rounded(dtype: Dtype, values: &[f32]) -> Vec<f32> {
-    match dtype {
-        Dtype::F32 => values.to_vec(),
-        Dtype::Bf16 => values.iter().map(|&x| half::bf16::from_f32(x).to_f32()).collect(),
-    }
+    values.iter().map(|&x| held(dtype, x)).collect()
 }
 
 fn packed(dtype: Dtype, w_nk: &[f32], k: usize) -> Panels {
@@ -34,10 +31,9 @@ fn tolerance(k: usize) -> f64 {
 fn check_product(dtype: Dtype, t: usize, k: usize, n: usize) {
     let (x, w, residual) = (numbers(t * k, 1 + t as u64), numbers(n * k, 2 + n as u64), numbers(t * n, 3));
     let panels = packed(dtype, &w, k);
-    let (x_rounded, w_rounded) = (rounded(dtype, &x), rounded(dtype, &w));
-    let truth = |row: usize, column: usize| -> f64 {
-        (0..k).map(|i| f64::from(x_rounded[row * k + i]) * f64::from(w_rounded[column * k + i])).sum()
-    };
+    let truth = |row: usize, column: usize| -> f64 { (0..k).map(|i| product(dtype, x[row * k + i], w[column * k + i])).sum() };
+    // Of two parts the products that count less are numbers too, and roundings of sums: half as many again and to spare.
+    let tolerance = |k| if dtype == Dtype::Bf16x3 { 2.0 * tolerance(k) } else { tolerance(k) };
     let mut results: Vec<(String, Vec<f32>, Vec<f32>)> = Level::available()
         .into_iter()
         .map(|level| {
@@ -67,7 +63,7 @@ fn one_hand_made_product() {
     let x = tensor(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 2, 3);
     let w = tensor(&[1.0, 0.0, -1.0, 0.5, 0.5, 0.5], 2, 3);
     for kernels in implementations() {
-        for dtype in [Dtype::F32, Dtype::Bf16] {
+        for dtype in DTYPES {
             let matrix = Matrix::new([Ok(w.clone())], dtype, kernels).unwrap();
             assert_eq!(matrix.forward(&x).unwrap().to_vec2::<f32>().unwrap(), [[-2.0, 3.0], [-2.0, 7.5]]);
             let residual = tensor(&[10.0, 20.0, 30.0, 40.0], 2, 2);
@@ -80,7 +76,7 @@ fn one_hand_made_product() {
 #[test]
 fn odd_sizes_agree_with_f64_at_every_level() {
     const SIZES: [usize; 10] = [1, 2, 15, 16, 17, 47, 48, 49, 63, 577];
-    for dtype in [Dtype::F32, Dtype::Bf16] {
+    for dtype in DTYPES {
         for t in SIZES {
             check_product(dtype, t, 65, 50);
         }
@@ -97,8 +93,50 @@ fn odd_sizes_agree_with_f64_at_every_level() {
 }
 
 #[test]
+fn two_parts_are_hundreds_of_times_closer_to_f32_than_one() {
+    let (t, k, n) = (16, 576, 96);
+    let (x, w) = (numbers(t * k, 7), numbers(n * k, 8));
+    let truth: Vec<f64> =
+        (0..t * n).map(|i| (0..k).map(|j| product(Dtype::F32, x[i / n * k + j], w[i % n * k + j])).sum()).collect();
+    for level in Level::available() {
+        let [f32, bf16, bf16x3] = DTYPES.map(|dtype| {
+            let y = fused::multiply(level, &x, t, &packed(dtype, &w, k), None);
+            (y.iter().zip(&truth).map(|(y, truth)| (f64::from(*y) - truth).powi(2)).sum::<f64>() / truth.len() as f64).sqrt()
+        });
+        assert!(bf16x3 < bf16 / 300.0 && bf16x3 < 40.0 * f32, "{level}: {f32:e}, {bf16:e}, {bf16x3:e}");
+    }
+}
+
+/// Numbers that no bf16 is near give what f32 gives: those that round to infinity, infinities and NaN.
+#[test]
+fn the_largest_numbers_infinities_and_nan_multiply_as_in_f32() {
+    let infinity = f32::INFINITY;
+    let edges = [3.4e38, -3.4e38, infinity, -infinity, f32::NAN, 0.0, 1.0, -3.7];
+    let others = [0.3, -0.7, 1e-3, 1.0, 0.0, 1.003e30, infinity];
+    let multiplied = |level: Level, dtype: Dtype, [x, w]: [f32; 2], k: usize| {
+        let row = |last: f32| -> Vec<f32> { vec![0.0; k - 1].into_iter().chain([last]).collect() };
+        fused::multiply(level, &row(x), 1, &packed(dtype, &row(w), k), None)[0]
+    };
+    for level in Level::available() {
+        for (edge, other, k) in
+            edges.into_iter().flat_map(|edge| others.map(|other| [(edge, other, 1), (edge, other, 33)])).flatten()
+        {
+            // Finite factors whose product overflows are f32's own edge.
+            if edge.is_finite() && other.is_finite() && !(edge * other).is_finite() {
+                continue;
+            }
+            for factors in [[edge, other], [other, edge]] {
+                let [f32, found] = [Dtype::F32, Dtype::Bf16x3].map(|dtype| multiplied(level, dtype, factors, k));
+                let near = f32 == found || (f32 - found).abs() <= 1e-4 * f32.abs() || f32.is_nan() && found.is_nan();
+                assert!(near, "{level}: the product of {factors:?} is {found} for {f32}");
+            }
+        }
+    }
+}
+
+#[test]
 fn no_rows_and_no_outputs() {
-    for dtype in [Dtype::F32, Dtype::Bf16] {
+    for dtype in DTYPES {
         for (t, k, n) in [(0, 3, 5), (2, 3, 0), (0, 1, 0)] {
             check_product(dtype, t, k, n);
         }
@@ -109,7 +147,7 @@ fn no_rows_and_no_outputs() {
 fn a_row_is_the_same_in_every_batch_and_on_any_number_of_threads() {
     let (t, k, n) = (121, 801, 100);
     let (x, w) = (numbers(t * k, 5), numbers(n * k, 6));
-    for dtype in [Dtype::F32, Dtype::Bf16] {
+    for dtype in DTYPES {
         let panels = packed(dtype, &w, k);
         for level in Level::available() {
             let all = fused::multiply(level, &x, t, &panels, None);
@@ -129,7 +167,7 @@ fn parts_are_joined_wherever_they_end_and_rows_come_back_as_stored() {
     let sizes = [1, 46, 3, 100, 48];
     let parts: Vec<Vec<f32>> = sizes.iter().map(|&n| numbers(n * k, n as u64)).collect();
     let whole = tensor(&parts.concat(), sizes.iter().sum(), k);
-    for dtype in [Dtype::F32, Dtype::Bf16] {
+    for dtype in DTYPES {
         for kernels in implementations() {
             let tensors = parts.iter().zip(sizes).map(|(part, n)| Ok(tensor(part, n, k)));
             let matrix = Matrix::new(tensors, dtype, kernels).unwrap();
@@ -152,6 +190,9 @@ fn a_packed_weight_takes_its_own_size_in_memory() {
     assert_eq!(bytes(Dtype::Bf16, Kernels::Fused), 96 * 10 * 2);
     assert_eq!(bytes(Dtype::F32, Kernels::Reference), 96 * 10 * 4);
     assert_eq!(bytes(Dtype::Bf16, Kernels::Reference), 96 * 10 * 2);
+    // Of ten inputs there are as many words as of 32.
+    assert_eq!(bytes(Dtype::Bf16x3, Kernels::Fused), 96 * 32 * 4);
+    assert_eq!(bytes(Dtype::Bf16x3, Kernels::Reference), 96 * 10 * 4);
 }
 
 #[test]
@@ -167,7 +208,7 @@ fn views_are_multiplied_as_what_they_show() {
 #[test]
 fn gradients_reach_the_input_and_the_residual() {
     let (t, k, n) = (3, 5, 800);
-    for dtype in [Dtype::F32, Dtype::Bf16] {
+    for dtype in DTYPES {
         // Numbers that bf16 holds exactly: the reference rounds the gradient on its way through the cast, and this changes nothing.
         let w = tensor(&rounded(Dtype::Bf16, &numbers(n * k, 1)), n, k);
         let gradients = |kernels: Kernels| {
@@ -185,7 +226,12 @@ fn gradients_reach_the_input_and_the_residual() {
         let (fused, plain) = (gradients(Kernels::Fused), gradients(Kernels::Reference));
         assert_eq!(fused.1, plain.1);
         // Sums of 800 products twice; the reference in bf16 rounds each result to 8 bits.
-        let tolerance = if dtype == Dtype::F32 { 1e-4 } else { 0.5 };
+        // Of two parts the products that are left out, up to 2^-17 of as many sizes.
+        let tolerance = match dtype {
+            Dtype::F32 => 1e-4,
+            Dtype::Bf16 => 0.5,
+            Dtype::Bf16x3 => 1e-3,
+        };
         for (fused, plain) in fused.0.iter().zip(&plain.0) {
             assert!((fused - plain).abs() <= tolerance, "{dtype}: {fused} is not {plain}");
         }

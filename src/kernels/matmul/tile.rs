@@ -7,7 +7,7 @@
 
 use std::mem::MaybeUninit;
 
-use super::pack::PANEL;
+use super::pack::{GROUP, PANEL};
 use crate::kernels::lanes::Lanes;
 use crate::kernels::level::Kernel;
 
@@ -32,6 +32,35 @@ pub(crate) trait Product {
         w: *const u32,
         depth: usize,
     );
+}
+
+/// Both factors in two parts, `x = u + v` and `w = s + t`: of the four products `u s`, `u t` and `v s` are added up; `v t` is at most
+/// 2^-16 of the whole. Group by group, so that blocks of whole groups give the bits of one product over all of them.
+pub(super) struct Split<P>(P);
+
+impl<P: Product> Product for Split<P> {
+    type V = P::V;
+    const MAX_ROWS: usize = P::MAX_ROWS;
+
+    #[inline(always)]
+    unsafe fn accumulate<const R: usize>(
+        sums: &mut [[P::V; VECTORS]; R],
+        x: *const u32,
+        stride: usize,
+        w: *const u32,
+        depth: usize,
+    ) {
+        debug_assert!(depth.is_multiple_of(2 * GROUP));
+        for first in (0..depth).step_by(2 * GROUP) {
+            // SAFETY: both parts of a group lie within `depth` words; the rest is the caller's promise.
+            unsafe {
+                let (x, w) = (x.add(first), w.add(first * PANEL));
+                P::accumulate(sums, x, stride, w, GROUP);
+                P::accumulate(sums, x, stride, w.add(GROUP * PANEL), GROUP);
+                P::accumulate(sums, x.add(GROUP), stride, w, GROUP);
+            }
+        }
+    }
 }
 
 /// Code that [`dispatch`](super::dispatch::dispatch) compiles once per product; the rules of [`Kernel`] hold.
@@ -99,6 +128,18 @@ impl<K: ProductKernel> Kernel for WidenedKernel<K> {
     unsafe fn run<V: Lanes>(self) -> K::Output {
         // SAFETY: `WidenedProduct<V>` needs the instructions of `V`.
         unsafe { self.0.run::<WidenedProduct<V>>() }
+    }
+}
+
+pub(super) struct SplitKernel<K>(pub(super) K);
+
+impl<K: ProductKernel> Kernel for SplitKernel<K> {
+    type Output = K::Output;
+
+    #[inline(always)]
+    unsafe fn run<V: Lanes>(self) -> K::Output {
+        // SAFETY: `WidenedProduct<V>` needs the instructions of `V`.
+        unsafe { self.0.run::<Split<WidenedProduct<V>>>() }
     }
 }
 
@@ -180,16 +221,24 @@ pub(super) mod bf16_dot {
     use std::arch::x86_64::*;
     use std::mem::transmute;
 
-    use super::{PANEL, Product, ProductKernel, VECTORS};
+    use super::{PANEL, Product, ProductKernel, Split, VECTORS};
     use crate::kernels::lanes::F32x16;
     use crate::kernels::level::Level;
 
-    pub(in crate::kernels::matmul) fn dispatch<K: ProductKernel>(kernel: K) -> K::Output {
+    /// `P` is a product by these instructions.
+    pub(in crate::kernels::matmul) fn dispatch<P: ByDots, K: ProductKernel>(kernel: K) -> K::Output {
         // As in `Level::run`: one comparison keeps this sound whatever level was passed in.
         assert!(Level::available().contains(&Level::Avx512Bf16), "this processor cannot run avx512bf16 kernels");
         // SAFETY: the processor has the instructions.
-        unsafe { run::<Bf16Dot, K>(kernel) }
+        unsafe { run::<P, K>(kernel) }
     }
+
+    /// Products that need no other instructions.
+    pub(in crate::kernels::matmul) trait ByDots: Product {}
+
+    impl ByDots for Bf16Dot {}
+
+    impl ByDots for Split<Bf16Dot> {}
 
     /// Compiles `kernel` with these instructions, for the products that need no others, or see to them.
     ///
@@ -201,7 +250,7 @@ pub(super) mod bf16_dot {
         unsafe { kernel.run::<P>() }
     }
 
-    struct Bf16Dot;
+    pub(in crate::kernels::matmul) struct Bf16Dot;
 
     impl Product for Bf16Dot {
         type V = F32x16;

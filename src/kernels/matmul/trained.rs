@@ -6,6 +6,7 @@
 //! In bf16 the master is two matrices: the rounded weight, which products read, and what rounding took from it. Together they are no
 //! larger than the master alone, and a rounded copy beside it would be half as large again (the split of Kalamkar et al. 2020,
 //! "Optimizing Deep Learning Recommender Systems Training on CPU Cluster Architectures", arXiv 2005.04680, but rounded to the nearest).
+//! What rounding took is not the lower part of bf16x3, so that the master stays whole there.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
@@ -46,7 +47,7 @@ impl Trained {
             out_features,
             in_features,
             master: RwLock::new(match dtype {
-                Dtype::F32 => Master::Whole(Arc::new(master)),
+                Dtype::F32 | Dtype::Bf16x3 => Master::Whole(Arc::new(master)),
                 Dtype::Bf16 => {
                     let (upper, lower) = master.split();
                     Master::Split { upper: Arc::new(upper), lower }
@@ -206,8 +207,15 @@ impl Trained {
         }
     }
 
-    /// What products read.
+    /// What products read: of the master, but in bf16x3 its two parts, made for the occasion. That is one pass over the weight for the
+    /// arithmetic of all tokens; kept, the parts would take as much memory as the master.
     pub(super) fn panels(&self) -> Arc<Panels> {
+        let stored = self.stored();
+        if self.dtype == Dtype::Bf16x3 { Arc::new(stored.in_parts()) } else { stored }
+    }
+
+    /// The master, in bf16 rounded.
+    pub(super) fn stored(&self) -> Arc<Panels> {
         match &*self.master() {
             Master::Whole(panels) | Master::Split { upper: panels, .. } => panels.clone(),
         }

@@ -395,7 +395,7 @@ mod tests {
 
     use super::*;
     use crate::kernels::statistics::head_statistics;
-    use crate::kernels::testing::{close, noise};
+    use crate::kernels::testing::{DTYPES, close, noise};
     use crate::kernels::{Dtype, Kernels};
 
     const WIDTH: usize = 19;
@@ -498,7 +498,7 @@ mod tests {
         let vocabulary = SPAN_PANELS * PANEL + 1000;
         let (h, w) = (noise(9 * WIDTH, 2.0, 7), noise(vocabulary * WIDTH, 1.0, 8));
         let targets: Vec<u32> = (0..9).map(|n| n * 2800).collect();
-        for dtype in [Dtype::F32, Dtype::Bf16] {
+        for dtype in DTYPES {
             let mut head = matrix(&w, vocabulary);
             head.train(dtype).unwrap();
             let options = HeadOptions::default();

@@ -4,7 +4,7 @@ use candle_core::Device;
 
 use super::reference::divergence_of_logits;
 use super::*;
-use crate::kernels::testing::{implementations, noise};
+use crate::kernels::testing::{DTYPES, implementations, noise, product};
 use crate::kernels::{Dtype, Kernels, NEXT_CHOICES};
 
 /// Reproducible numbers in [-1, 1).
@@ -245,15 +245,11 @@ fn logits_that_grow_or_fall_with_the_id() {
 
 /// Random hidden states and weights; returns them with the logits in f64, rounded to f32.
 fn random_head(dtype: Dtype, n: usize, width: usize, v: usize) -> (Vec<f32>, Vec<f32>, Vec<Vec<f32>>) {
-    let rounded = |x: &f32| match dtype {
-        Dtype::F32 => f64::from(*x),
-        Dtype::Bf16 => half::bf16::from_f32(*x).to_f64(),
-    };
     let (hidden, weight) = (numbers(n * width, 11), numbers(v * width, 12));
     let logits = hidden
         .chunks(width)
         .map(|h| {
-            let dot = |w: &[f32]| h.iter().zip(w).map(|(h, w)| rounded(h) * rounded(w)).sum::<f64>() as f32;
+            let dot = |w: &[f32]| h.iter().zip(w).map(|(h, w)| product(dtype, *h, *w)).sum::<f64>() as f32;
             weight.chunks(width).map(dot).collect()
         })
         .collect();
@@ -262,7 +258,7 @@ fn random_head(dtype: Dtype, n: usize, width: usize, v: usize) -> (Vec<f32>, Vec
 
 #[test]
 fn whole_heads_agree_with_logits_in_f64() {
-    for dtype in [Dtype::F32, Dtype::Bf16] {
+    for dtype in DTYPES {
         for (n, width, v) in [(1, 63, 1000), (13, 577, 200), (70, 16, 25_000)] {
             let (hidden, weight, logits) = random_head(dtype, n, width, v);
             let targets: Vec<u32> = (0..n).map(|i| (i * 131 % v) as u32).collect();
@@ -338,7 +334,7 @@ fn fused_divergences_are_the_references() {
 #[test]
 fn a_token_is_the_same_in_every_batch_and_on_any_number_of_threads() {
     let (n, width, v) = (75, 33, 25_000);
-    for dtype in [Dtype::F32, Dtype::Bf16] {
+    for dtype in DTYPES {
         let (hidden, weight) = (numbers(n * width, 1), numbers(v * width, 2));
         let targets: Vec<u32> = (0..n).map(|i| (i * 331 % v) as u32).collect();
         let head = Matrix::new([Ok(tensor(&weight, v, width))], dtype, Kernels::Fused).unwrap();

@@ -12,7 +12,7 @@ use super::safetensors_write::{SavedTensor, write_file};
 use crate::error::{Error, Result};
 use crate::files::{in_new_folder, write_synced};
 use crate::json::pretty;
-use crate::kernels::Dtype;
+use crate::kernels::Stored;
 use crate::model::Reference;
 use crate::model::families::multimodal;
 
@@ -83,7 +83,7 @@ pub fn save_adapter(base: &Reference, folder: &Path, settings: &LoraSettings, pa
             let pair = &pairs[number / 2];
             Ok(if number.is_multiple_of(2) { pair.a.clone() } else { pair.b.clone() })
         };
-        write_file(&partial.join(WEIGHTS), &tensors, Dtype::F32, values)?;
+        write_file(&partial.join(WEIGHTS), &tensors, Stored::F32, values)?;
         write_synced(&partial.join(CONFIG), &pretty(&config)?)
     })
 }
@@ -127,7 +127,7 @@ mod tests {
 
         // Merged and saved, it is a model by itself.
         let merged = out.path().join("merged");
-        crate::model::save_merged(&adapted, &merged, Dtype::F32).unwrap();
+        crate::model::save_merged(&adapted, &merged, Stored::F32).unwrap();
         let merged = resolve(&merged).open().unwrap().tensor(&name, &[16, 12]).unwrap();
         assert_eq!(merged.to_vec2::<f32>().unwrap(), expected.to_vec2::<f32>().unwrap());
     }
@@ -185,7 +185,7 @@ mod tests {
     /// Every tensor of the base and every update is used.
     fn save_merged_again(adapter: &Path, to: &Path) {
         let reference = Reference::resolve(adapter.to_str(), &|_, _, _| {}).unwrap();
-        crate::model::save_merged(&reference, to, Dtype::F32).unwrap();
+        crate::model::save_merged(&reference, to, Stored::F32).unwrap();
     }
 
     #[test]

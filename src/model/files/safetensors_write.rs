@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 use crate::error::{Context, Error, Result};
 use crate::files::{write_numbers, write_synced};
 use crate::json::pretty;
-use crate::kernels::Dtype;
+use crate::kernels::Stored;
 
 /// Transformers cuts at 5 GB (`max_shard_size` of `save_pretrained`, up to version 4).
 pub const SHARD_BYTES: u64 = 5_000_000_000;
@@ -30,7 +30,7 @@ pub struct SavedTensor {
 pub type Fetch<'a> = &'a mut dyn FnMut(usize) -> Result<Tensor>;
 
 /// `model.safetensors`, or several files of at most `shard_bytes` (or one tensor) and their index.
-pub fn write_weights(folder: &Path, tensors: &[SavedTensor], dtype: Dtype, shard_bytes: u64, fetch: Fetch) -> Result<()> {
+pub fn write_weights(folder: &Path, tensors: &[SavedTensor], dtype: Stored, shard_bytes: u64, fetch: Fetch) -> Result<()> {
     let mut shards: Vec<std::ops::Range<usize>> = Vec::new();
     let mut open = 0;
     for (number, tensor) in tensors.iter().enumerate() {
@@ -63,7 +63,7 @@ pub fn write_weights(folder: &Path, tensors: &[SavedTensor], dtype: Dtype, shard
 }
 
 /// One file, forced to the disk.
-pub fn write_file(path: &Path, tensors: &[SavedTensor], dtype: Dtype, fetch: Fetch) -> Result<()> {
+pub fn write_file(path: &Path, tensors: &[SavedTensor], dtype: Stored, fetch: Fetch) -> Result<()> {
     let failed = "cannot write the weights";
     let mut file = BufWriter::with_capacity(1 << 20, File::create(path).context_at(path, failed)?);
     let entries = tensors.iter().map(|tensor| (tensor.name.as_str(), dtype, tensor.shape.as_slice()));
@@ -81,8 +81,8 @@ pub fn write_file(path: &Path, tensors: &[SavedTensor], dtype: Dtype, fetch: Fet
         }
         let values = values.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
         let written = match dtype {
-            Dtype::F32 => write_numbers(&mut file, &values, f32::to_le_bytes),
-            Dtype::Bf16 => write_numbers(&mut file, &values, |x| bf16::from_f32(x).to_le_bytes()),
+            Stored::F32 => write_numbers(&mut file, &values, f32::to_le_bytes),
+            Stored::Bf16 => write_numbers(&mut file, &values, |x| bf16::from_f32(x).to_le_bytes()),
         };
         written.context_at(path, failed)?;
     }
@@ -90,13 +90,13 @@ pub fn write_file(path: &Path, tensors: &[SavedTensor], dtype: Dtype, fetch: Fet
     file.sync_all().context_at(path, "cannot write the weights to the disk")
 }
 
-fn bytes(tensor: &SavedTensor, dtype: Dtype) -> u64 {
+fn bytes(tensor: &SavedTensor, dtype: Stored) -> u64 {
     size(dtype, &tensor.shape)
 }
 
 /// What a file begins with, for tensors of these names, types and shapes: the header's length and the header, padded with spaces so
 /// that the tensors begin at a multiple of 8.
-pub fn header<'a>(metadata: Value, tensors: impl IntoIterator<Item = (&'a str, Dtype, &'a [usize])>) -> Result<Vec<u8>> {
+pub fn header<'a>(metadata: Value, tensors: impl IntoIterator<Item = (&'a str, Stored, &'a [usize])>) -> Result<Vec<u8>> {
     let mut entries: Map<String, Value> = Map::new();
     entries.insert("__metadata__".to_owned(), metadata);
     let mut begin = 0;
@@ -114,14 +114,14 @@ pub fn header<'a>(metadata: Value, tensors: impl IntoIterator<Item = (&'a str, D
 }
 
 /// As headers call it.
-pub fn type_name(dtype: Dtype) -> &'static str {
+pub fn type_name(dtype: Stored) -> &'static str {
     match dtype {
-        Dtype::F32 => "F32",
-        Dtype::Bf16 => "BF16",
+        Stored::F32 => "F32",
+        Stored::Bf16 => "BF16",
     }
 }
 
-fn size(dtype: Dtype, shape: &[usize]) -> u64 {
+fn size(dtype: Stored, shape: &[usize]) -> u64 {
     shape.iter().product::<usize>() as u64 * dtype.size_in_bytes()
 }
 
@@ -150,7 +150,7 @@ mod tests {
     #[test]
     fn what_is_written_is_read_again_in_one_file_and_in_several() {
         for (shard_bytes, dtype, files) in
-            [(1 << 20, Dtype::F32, 1), (40, Dtype::F32, 2), (1, Dtype::F32, 3), (1 << 20, Dtype::Bf16, 1)]
+            [(1 << 20, Stored::F32, 1), (40, Stored::F32, 2), (1, Stored::F32, 3), (1 << 20, Stored::Bf16, 1)]
         {
             let folder = tempfile::tempdir().unwrap();
             write_weights(folder.path(), &tensors(), dtype, shard_bytes, &mut values).unwrap();
@@ -164,8 +164,8 @@ mod tests {
             for (number, tensor) in tensors().iter().enumerate() {
                 let expected = values(number).unwrap();
                 let expected = match dtype {
-                    Dtype::F32 => expected,
-                    Dtype::Bf16 => expected.to_dtype(DType::BF16).unwrap().to_dtype(DType::F32).unwrap(),
+                    Stored::F32 => expected,
+                    Stored::Bf16 => expected.to_dtype(DType::BF16).unwrap().to_dtype(DType::F32).unwrap(),
                 };
                 let flat = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
                 assert_eq!(flat(&shards.tensor(&tensor.name, &tensor.shape).unwrap()), flat(&expected), "{}", tensor.name);
@@ -179,7 +179,7 @@ mod tests {
     fn a_tensor_of_another_shape_is_refused_by_name() {
         let folder = tempfile::tempdir().unwrap();
         let wrong = &mut |_| values(1);
-        let error = write_file(&folder.path().join("x"), &tensors(), Dtype::F32, wrong).unwrap_err().to_string();
+        let error = write_file(&folder.path().join("x"), &tensors(), Stored::F32, wrong).unwrap_err().to_string();
         assert!(error.contains("`b.weight` should be saved as [2, 3]; it is [5]"), "{error}");
     }
 }

@@ -15,7 +15,7 @@ use crate::error::{Context, Error, Result};
 use crate::files::{in_new_folder, write_synced};
 use crate::json::pretty;
 use crate::kernels::rotary::Rotary;
-use crate::kernels::{Dtype, Kernels};
+use crate::kernels::{Dtype, Kernels, Stored};
 use crate::model::config::Config;
 use crate::model::experts::{CORRECTION, stack};
 use crate::model::families;
@@ -31,7 +31,7 @@ use crate::tokens::{ChatTemplate, Tokenizer};
 pub fn save(
     reference: &Reference,
     folder: &Path,
-    dtype: Dtype,
+    dtype: Stored,
     fetch: &mut dyn FnMut(&str, &[usize]) -> Result<Tensor>,
 ) -> Result<()> {
     // The source is asked for names only; that all its tensors are read was checked when the model was loaded.
@@ -49,7 +49,7 @@ pub fn save(
 }
 
 /// Saves the model as it is: an adapter merged into its base, a GGUF file as a folder.
-pub fn save_merged(reference: &Reference, folder: &Path, dtype: Dtype) -> Result<()> {
+pub fn save_merged(reference: &Reference, folder: &Path, dtype: Stored) -> Result<()> {
     let source = reference.open()?;
     save_source(source.as_ref(), folder, dtype, SHARD_BYTES, &mut |name, shape| source.tensor(name, shape), true)
 }
@@ -57,7 +57,7 @@ pub fn save_merged(reference: &Reference, folder: &Path, dtype: Dtype) -> Result
 fn save_source(
     source: &dyn Source,
     folder: &Path,
-    dtype: Dtype,
+    dtype: Stored,
     shard_bytes: u64,
     fetch: &mut dyn FnMut(&str, &[usize]) -> Result<Tensor>,
     reads_source: bool,
@@ -130,10 +130,10 @@ const EMBEDDING: &str = "model.embed_tokens.weight";
 const NORM: &str = "model.norm.weight";
 const HEAD: &str = "lm_head.weight";
 
-fn dtype_name(dtype: Dtype) -> &'static str {
+fn dtype_name(dtype: Stored) -> &'static str {
     match dtype {
-        Dtype::F32 => "float32",
-        Dtype::Bf16 => "bfloat16",
+        Stored::F32 => "float32",
+        Stored::Bf16 => "bfloat16",
     }
 }
 

@@ -37,7 +37,7 @@ fn every_family_is_saved_and_loads_with_the_same_logits() {
             }
             let out = tempfile::tempdir().unwrap();
             let saved = out.path().join("model");
-            save_merged(&reference(&path), &saved, Dtype::F32).unwrap();
+            save_merged(&reference(&path), &saved, Stored::F32).unwrap();
             let (before, after) = (logits(&path), logits(&saved));
             let worst = before.iter().zip(&after).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             // Settings that the file holds as f32 (Llama 3's divisors) come back rounded otherwise; weights come back to the bit, but
@@ -60,13 +60,13 @@ fn half_the_bytes_in_bfloat16_and_shards_give_the_same() {
     let out = tempfile::tempdir().unwrap();
     let saved = out.path().join("model");
     let fetch = &mut |name: &str, shape: &[usize]| source.tensor(name, shape);
-    save_source(source.as_ref(), &saved, Dtype::Bf16, 30_000, fetch, false).unwrap();
+    save_source(source.as_ref(), &saved, Stored::Bf16, 30_000, fetch, false).unwrap();
     assert!(saved.join("model.safetensors.index.json").is_file() && !saved.join("model.safetensors").exists());
     let config: serde_json::Value = serde_json::from_slice(&fs::read(saved.join("config.json")).unwrap()).unwrap();
     assert_eq!(config["dtype"], "bfloat16");
     assert_eq!(logits(&path), logits(&saved));
     // Saved again in one file, the shards are gone.
-    save_source(source.as_ref(), &saved, Dtype::F32, SHARD_BYTES, fetch, false).unwrap();
+    save_source(source.as_ref(), &saved, Stored::F32, SHARD_BYTES, fetch, false).unwrap();
     assert!(!saved.join("model.safetensors.index.json").exists() && saved.join("model.safetensors").is_file());
 }
 
@@ -78,7 +78,7 @@ fn changed_values_are_the_ones_that_are_saved() {
     let out = tempfile::tempdir().unwrap();
     let saved = out.path().join("model");
     let mut asked = Vec::new();
-    save(&reference, &saved, Dtype::F32, &mut |name, shape| {
+    save(&reference, &saved, Stored::F32, &mut |name, shape| {
         asked.push(name.to_owned());
         Ok((source.tensor(name, shape)? + 0.5)?)
     })
@@ -97,7 +97,7 @@ fn a_saved_gguf_has_its_tokenizer_and_its_template() {
     let path = fixtures().join("llama/model.gguf");
     let out = tempfile::tempdir().unwrap();
     let saved = out.path().join("model");
-    save_merged(&reference(&path), &saved, Dtype::F32).unwrap();
+    save_merged(&reference(&path), &saved, Stored::F32).unwrap();
     let tokenizer = |path: &Path| reference(path).open().unwrap().tokenizer().unwrap();
     let (before, after) = (tokenizer(&path), tokenizer(&saved));
     let text = "Hi 123<|im_end|> naïve";
@@ -122,12 +122,12 @@ fn a_folder_with_other_files_is_not_replaced_and_a_failure_leaves_nothing() {
     let folder = out.path().join("model");
     fs::create_dir(&folder).unwrap();
     fs::write(folder.join("thesis.tex"), "words").unwrap();
-    let error = save_merged(&reference, &folder, Dtype::F32).unwrap_err().to_string();
+    let error = save_merged(&reference, &folder, Stored::F32).unwrap_err().to_string();
     assert!(error.contains("`thesis.tex`") && error.contains("new folder"), "{error}");
     assert_eq!(fs::read_dir(out.path()).unwrap().count(), 1);
 
     let other = out.path().join("other");
-    let error = save(&reference, &other, Dtype::F32, &mut |_, _| Err(Error::new("out of ink"))).unwrap_err().to_string();
+    let error = save(&reference, &other, Stored::F32, &mut |_, _| Err(Error::new("out of ink"))).unwrap_err().to_string();
     assert!(error.contains("out of ink"), "{error}");
     assert_eq!(fs::read_dir(out.path()).unwrap().count(), 1);
 }

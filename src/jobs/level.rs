@@ -1,0 +1,32 @@
+//! A run keeps the kernel level that it was begun at: other instructions round other sums.
+
+use crate::error::Error;
+use crate::kernels::level::{Level, VARIABLE};
+
+/// The refusal of a run that was begun at another kernel level, by name; `None` if it was not, or nobody knows.
+pub(super) fn at_another(found: Option<&str>) -> Option<Error> {
+    let own = Level::current().name();
+    let found = found.filter(|found| !found.is_empty() && *found != own)?;
+    Some(
+        Error::new(format!(
+            "the run in this folder was begun at the kernel level {found}; this process is at {own}, which rounds other sums"
+        ))
+        .cure(format!(
+            "{VARIABLE}={found} goes on with it where the processor has that level; or name another folder with --out."
+        )),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_level_is_named_with_the_way_back_to_it() {
+        assert!(at_another(None).is_none() && at_another(Some("")).is_none());
+        assert!(at_another(Some(Level::current().name())).is_none());
+        let error = at_another(Some("avx1024")).unwrap().to_string();
+        assert!(error.contains("avx1024") && error.contains(Level::current().name()), "{error}");
+        assert!(error.contains("DIAGNOSE_KERNELS=avx1024 goes on with it"), "{error}");
+    }
+}
