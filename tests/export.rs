@@ -298,7 +298,8 @@ fn kinds_of_the_demo() {
     let rows: Vec<Value> =
         std::fs::read_to_string(&demo).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let mut known = BTreeMap::new();
-    for conflict in diagnose::table::read_conflicts(&workdir.path("run/conflicts.parquet")).unwrap() {
+    for conflict in diagnose::table::read_conflicts(&workdir.path("run/conflicts.parquet")) {
+        let conflict = conflict.unwrap();
         known.insert((conflict.row, conflict.pos), (conflict.kind, conflict.evidence));
     }
     let columns = [Column::Row, Column::Turn, Column::Pos, Column::Begin, Column::End, Column::Quadrant];

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use diagnose::table::{Column, TokenChunk, for_each_bounded, read_chunks};
+use polars::prelude as pl;
+use polars::prelude::{NamedFrom, SerReader};
 use serde_json::Value;
 
 use crate::served::{Ask, Fault, Manners, Server};
@@ -328,6 +330,84 @@ fn killed_client_and_server_and_run_again_gives_the_same_table() {
     assert!(ran.code == Some(1) && ran.stderr.contains(says_other_things), "{}", ran.stderr);
     run(&workdir, &arguments(&server, "killed")).ok();
     same_tables(&workdir, ["undisturbed", "killed"]);
+}
+
+/// What the program of --emit leaves, in two files, made of what the server says.
+fn write_answers(server: &Server, folder: &Path) {
+    let file = std::fs::File::open(folder.join("sequences.parquet")).unwrap();
+    let sent = pl::ParquetReader::new(file).finish().unwrap();
+    let list = |name: &str, i: usize| -> Vec<u32> {
+        sent.column(name).unwrap().list().unwrap().get_as_series(i).unwrap().u32().unwrap().into_no_null_iter().collect()
+    };
+    let rows: Vec<u32> = sent.column("row").unwrap().u32().unwrap().into_no_null_iter().collect();
+    std::fs::create_dir(folder.join("answers")).unwrap();
+    for (number, part) in (0..rows.len()).collect::<Vec<_>>().chunks(rows.len().div_ceil(2)).enumerate() {
+        let mut numbers: [Vec<u32>; 4] = Default::default();
+        let (mut logprobs, mut top_ids, mut top_logprobs) = (Vec::new(), Vec::new(), Vec::new());
+        for &i in part {
+            let (ids, targets) = (list("ids", i), list("targets", i));
+            let told = server.told(&ids);
+            for pos in targets {
+                let (id, logprob, rank, all) = &told[pos as usize - 1];
+                for (column, value) in numbers.iter_mut().zip([rows[i], pos, *id, *rank as u32]) {
+                    column.push(value);
+                }
+                logprobs.push(*logprob);
+                top_ids.push(pl::Series::new("".into(), all[..20].iter().map(|(id, _)| *id).collect::<Vec<u32>>()));
+                top_logprobs
+                    .push(pl::Series::new("".into(), all[..20].iter().map(|(_, logprob)| *logprob).collect::<Vec<f32>>()));
+            }
+        }
+        let [row, pos, token_id, rank] = numbers;
+        let mut frame = pl::df!("row" => row, "pos" => pos, "token_id" => token_id, "logprob" => logprobs, "rank" => rank, "top_ids" => top_ids, "top_logprobs" => top_logprobs).unwrap();
+        let file = std::fs::File::create(folder.join(format!("answers/{number:05}.parquet"))).unwrap();
+        pl::ParquetWriter::new(file).finish(&mut frame).unwrap();
+    }
+}
+
+#[test]
+fn answers_that_another_program_has_left_are_those_of_a_server() {
+    let workdir = workdir(40);
+    let server = Server::start(&workdir.path("tiny.gguf"), Manners::of("vllm"));
+    run(&workdir, &arguments(&server, "served")).ok();
+    run(&workdir, &["rows.jsonl", "--model", "tiny.gguf", "--emit", "vllm-offline", "--out", "offline"]).ok();
+    write_answers(&server, &workdir.path("offline"));
+    let answered = |out: &'static str| ["rows.jsonl", "--model", "tiny.gguf", "--answers", "offline", "--out", out];
+    let ran = run(&workdir, &answered("run")).ok();
+    assert!(ran.stderr.contains("this program's own engine in f32 are 0.0000 nat apart"), "{}", ran.stderr);
+    let all = |run: &str| {
+        let mut bounds = Vec::new();
+        for_each_bounded(&[table(&workdir, run)], |token| bounds.push((token.rank, token.bounds))).unwrap();
+        (read(&table(&workdir, run)), bounds)
+    };
+    assert!(all("run") == all("served"), "the way does not change what is said");
+    // Once more it is reported alone; and shards of the same answers are the run.
+    run(&workdir, &answered("run")).ok();
+    for (shard, out) in [("0/2", "off-shard-0-of-2"), ("1/2", "off-shard-1-of-2")] {
+        run(&workdir, &[&answered(out)[..], &["--shard", shard]].concat()).ok();
+    }
+    run(&workdir, &["off-shard-*"]).ok();
+    same_tables(&workdir, ["run", "off"]);
+    // Other prompts, and prompts that the run of before was not about.
+    let ran = run(&workdir, &[&answered("other")[..], &["--system", "Be kind."]].concat());
+    assert!(ran.code == Some(1) && ran.stderr.contains("the answers are to other sequences"), "{}", ran.stderr);
+    let record: Value = serde_json::from_slice(&std::fs::read(workdir.path("run/run.json")).unwrap()).unwrap();
+    assert_eq!(record["server"]["sent_sha256"].as_str().map(str::len), Some(64));
+    let sent = workdir.path("offline/sequences.parquet");
+    let bytes = std::fs::read(&sent).unwrap();
+    run(&workdir, &["rows.jsonl", "--model", "tiny.gguf", "--limit", "30", "--emit", "vllm-offline", "--out", "fewer"]).ok();
+    std::fs::copy(workdir.path("fewer/sequences.parquet"), &sent).unwrap();
+    let ran = run(&workdir, &answered("run"));
+    assert!(ran.code == Some(1) && ran.stderr.contains("the prompts that were answered are others"), "{}", ran.stderr);
+    // Answers to some of them: the missing ones are named.
+    std::fs::write(&sent, bytes).unwrap();
+    std::fs::remove_file(workdir.path("offline/answers/00001.parquet")).unwrap();
+    let ran = run(&workdir, &answered("half"));
+    assert!(ran.code == Some(1) && ran.stderr.contains("the answers end before row"), "{}", ran.stderr);
+    // A prompt as long as the model takes leaves no room for an answer.
+    let long = ["rows.jsonl", "--model", "tiny.gguf", "--max-len", "100000", "--emit", "vllm-offline", "--out", "long"];
+    let ran = run(&workdir, &long);
+    assert!(ran.code == Some(2) && ran.stderr.contains("leaves no room for the token"), "{}", ran.stderr);
 }
 
 #[test]

@@ -263,8 +263,7 @@ fn conflicts_in_context_are_scored_as_one_conversation() {
     let (before, after) = (table("alone", 0), table("together", 2));
     assert_eq!(before.keys().collect::<Vec<_>>(), after.keys().collect::<Vec<_>>());
     let kinds: std::collections::HashMap<(u32, u32), String> = read_conflicts(&workdir.path("alone/conflicts.parquet"))
-        .unwrap()
-        .into_iter()
+        .map(Result::unwrap)
         .map(|conflict| ((conflict.row, conflict.pos), conflict.kind))
         .collect();
     let mut expected: std::collections::BTreeMap<String, (u64, u64, f64)> = std::collections::BTreeMap::new();

@@ -93,7 +93,7 @@ pub(crate) struct Server {
 }
 
 /// A token, its ln p and rank, and all ids by falling ln p.
-type Told = (u32, f32, usize, Vec<(u32, f32)>);
+pub(crate) type Told = (u32, f32, usize, Vec<(u32, f32)>);
 
 struct State {
     model: Model,
@@ -131,6 +131,11 @@ impl Server {
         self.state.killed.store(true, Ordering::SeqCst);
         // It waits for one more.
         drop(TcpStream::connect(self.url.trim_start_matches("http://")));
+    }
+
+    /// What it says of each token of a prompt but the first.
+    pub(crate) fn told(&self, ids: &[u32]) -> Vec<Told> {
+        self.state.entries(ids, Fault::Nothing)
     }
 
     pub(crate) fn asked(&self) -> Vec<Vec<u32>> {

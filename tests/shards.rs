@@ -6,6 +6,7 @@ use crate::tiny_model;
 use crate::workdir::Workdir;
 
 const N: u32 = 3;
+const ROW: &str = r#"{"messages":[{"role":"user","content":"What?"},{"role":"assistant","content":"the fox and the dog"}]}"#;
 
 fn workdir() -> Workdir {
     let workdir = Workdir::new();
@@ -70,9 +71,14 @@ fn three_shards_joined_are_one_run_byte_for_byte() {
     // Other thresholds, in a folder of their own.
     workdir.run(&["many-shard-*", "--thresholds", "groups", "--out", "groups"]).ok();
     assert_eq!(json(&workdir, "groups/summary.json")["thresholds"]["preset"], "groups");
-    // One alone is a run over its rows.
-    let alone = workdir.run(&["many-shard-1-of-3"]).ok();
-    assert!(alone.stdout.contains("shard 1/3 of the data"), "{}", alone.stdout);
+    // One alone is a run over its rows, by its name or by a glob.
+    for name in ["many-shard-1-of-3", "many-shard-1*"] {
+        let alone = workdir.run(&[name]).ok();
+        assert!(alone.stdout.contains("shard 1/3 of the data"), "{}", alone.stdout);
+    }
+    // Beside another run it has a name of its own first.
+    let ran = workdir.run(&["many-shard-*", "one", "--out", "both"]);
+    assert!(ran.code == Some(2) && ran.stderr.contains("--out names one folder, and 2 runs are named"), "{}", ran.stderr);
 }
 
 #[test]
@@ -100,7 +106,21 @@ fn what_does_not_belong_together_is_named() {
     // Shards that are sorted by other thresholds: for the reader to say.
     workdir.run(&["a-shard-1-of-3", "--thresholds", "groups"]).ok();
     check(&["view", "a-shard-0-of-3", "a-shard-1-of-3", "a-shard-2-of-3"], "the shards are sorted by different thresholds");
+    // Killed when it had its parts and no record.
+    assert!(workdir.path("a/parts").exists());
+    std::fs::remove_file(workdir.path("a/run.json")).unwrap();
     workdir.run(&["a-shard-0-of-3", "a-shard-1-of-3", "a-shard-2-of-3"]).ok();
+    assert_eq!(json(&workdir, "a/run.json")["counts"]["records"], 40);
+    // Parts of the same run that was scored, and not to its end.
+    std::fs::create_dir_all(workdir.path("scoring/parts")).unwrap();
+    let identity = format!("{{\"identity\": {}}}", json(&workdir, "a/run.json")["identity"]);
+    workdir.write("scoring/parts/identity.json", identity);
+    check(&["a-shard-0-of-3", "a-shard-1-of-3", "a-shard-2-of-3", "--out", "scoring"], "holds a run that was not finished");
+    score_shards(&workdir, "b", &["--limit", "30"]);
+    check(
+        &["a-shard-*", "b-shard-*", "--out", "never"],
+        "--out names one folder, and 2 runs are named: a-shard-0-of-3 (shard 0/3), b",
+    );
     check(&["view", "nothing-*"], "nothing-*");
     // Killed behind its tables: what stands beside them may be missing.
     std::fs::remove_file(workdir.path("a-shard-2-of-3/summary.json")).unwrap();
@@ -108,17 +128,33 @@ fn what_does_not_belong_together_is_named() {
 }
 
 #[test]
-fn a_shard_without_rows_says_what_to_do() {
+fn shards_without_anything_to_score_are_runs_that_join() {
     let workdir = workdir();
-    let scored = (0..N).filter(|i| {
-        let shard = format!("{i}/{N}");
-        let ran =
-            workdir.run(&["rows.jsonl", "--model", "tiny.gguf", "--limit", "1", "--shard", &shard, "--out", &format!("s{i}")]);
-        let is_empty = ran.stderr.contains(&format!("shard {shard} has no token")) && ran.stderr.contains("fewer shards than 3");
-        assert!((ran.code == Some(0)) != is_empty, "{}", ran.stderr);
-        !is_empty
-    });
-    assert_eq!(scored.count(), 1);
+    // One row, of which two of three shards have nothing; and a second one that nobody answers, which one of them may have.
+    workdir.write("two.jsonl", format!("{}\n{}\n", ROW, r#"{"messages":[{"role":"user","content":"nobody answers"}]}"#));
+    workdir.run(&["two.jsonl", "--model", "tiny.gguf", "--out", "one"]).ok();
+    let mut scored = 0;
+    for i in 0..N {
+        let (shard, out) = (format!("{i}/{N}"), format!("s-shard-{i}-of-{N}"));
+        workdir.run(&["two.jsonl", "--model", "tiny.gguf", "--shard", &shard, "--out", &out]).ok();
+        let counts = json(&workdir, &format!("{out}/run.json"))["counts"].clone();
+        assert_eq!(workdir.path(&out).join("view.html").exists(), counts["scored"] == 1);
+        scored += u64::from(counts["scored"] == 1);
+        // It is reported again like any other.
+        workdir.run(&[&out]).ok();
+        let seen = workdir.run(&["view", &out]);
+        assert!(seen.code == Some(0) || seen.stderr.contains("there is nothing to look at"), "{}", seen.stderr);
+    }
+    assert_eq!(scored, 1);
+    workdir.run(&["s-shard-*"]).ok();
+    for name in ["tokens.parquet", "rows.parquet", "conflicts.parquet"] {
+        let [one, many] = ["one", "s"].map(|run| std::fs::read(workdir.path(run).join(name)).unwrap());
+        assert!(one == many, "{name} differs");
+    }
+    // Where no shard has anything, that is said.
+    workdir.write("none.jsonl", r#"{"messages":[{"role":"user","content":"nobody answers"}]}"#);
+    let ran = workdir.run(&["none.jsonl", "--model", "tiny.gguf", "--shard", "0/3"]);
+    assert!(ran.code == Some(1) && ran.stderr.contains("there is nothing to score"), "{}", ran.stderr);
 }
 
 #[test]
@@ -130,17 +166,32 @@ fn the_slurm_array_runs_on_one_machine() {
     };
     workdir.write("rows.jsonl", (0..40).map(row).collect::<Vec<_>>().join("\n"));
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/shards.slurm");
+    assert!(std::fs::read_to_string(script).unwrap().contains("#SBATCH --array=0-3\n"));
     let program = std::path::Path::new(env!("CARGO_BIN_EXE_diagnose")).parent().unwrap();
     let path = format!("{}:{}", program.display(), std::env::var("PATH").unwrap());
-    for task in 0..4 {
-        let ran = std::process::Command::new("bash")
-            .args([script, "rows.jsonl", "--model", "tiny.gguf"])
-            .envs([("PATH", path.as_str()), ("SLURM_ARRAY_TASK_ID", &task.to_string())])
-            .current_dir(workdir.path(""))
-            .output()
-            .unwrap();
+    // What Slurm sets for a task of the array.
+    let task = |task: u32, runs: &str| {
+        let mut command = std::process::Command::new("bash");
+        command.args([script, "rows.jsonl", "--model", "tiny.gguf"]).current_dir(workdir.path("")).envs([
+            ("PATH", path.as_str()),
+            ("SLURM_ARRAY_TASK_ID", &task.to_string()),
+            ("SLURM_ARRAY_TASK_COUNT", "4"),
+            ("RUNS", runs),
+        ]);
+        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::piped());
+        command
+    };
+    for i in 0..4 {
+        let ran = task(i, "runs/scores").output().unwrap();
         assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
-        assert_eq!(workdir.path("runs/scores/summary.json").exists(), task == 3, "after task {task}");
+        assert_eq!(workdir.path("runs/scores/summary.json").exists(), i == 3, "after task {i}");
     }
+    // All at once: whichever is the last joins.
+    let tasks: Vec<_> = (0..4).map(|i| task(i, "runs/at_once").spawn().unwrap()).collect();
+    for task in tasks {
+        let ran = task.wait_with_output().unwrap();
+        assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+    }
+    assert_eq!(json(&workdir, "runs/at_once/run.json")["counts"]["records"], 40);
     assert_eq!(json(&workdir, "runs/scores/run.json")["counts"]["records"], 40);
 }

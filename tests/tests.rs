@@ -24,6 +24,7 @@ mod gguf_keys;
 mod guide;
 mod hub;
 mod interrupted;
+mod joining;
 mod layers;
 mod malformed;
 mod memory;

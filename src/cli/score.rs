@@ -136,11 +136,11 @@ fn emit(args: Args, command_line: &str) -> Result<()> {
     ))
 }
 
-/// Puts the run in the place of its shards, where several are named and nothing but runs.
+/// Puts runs in the place of their shards and of globs, where nothing but runs is named.
 fn join_shards(args: &mut Args, command_line: &str) -> Result<()> {
     let named: Vec<Vec<PathBuf>> = args.datasets.iter().map(|name| folders::runs_of(name)).collect();
     let runs: Vec<PathBuf> = named.iter().flatten().cloned().collect();
-    if named.iter().any(Vec::is_empty) || runs.len() < 2 {
+    if named.iter().any(Vec::is_empty) {
         return Ok(());
     }
     let joining = Joining { out: args.out.as_deref(), sorted: false, command: command_line };

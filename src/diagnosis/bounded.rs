@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::quadrants::Resolved;
-use crate::engine::remote::{Bounds, Range};
+use crate::engine::bounds::{Bounds, Range};
 use crate::error::Result;
 use crate::format::{percent, thousands};
 use crate::table::{Quadrant, certainty, for_each_bounded, has_bounds};

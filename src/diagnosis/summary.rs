@@ -328,11 +328,11 @@ struct Sums {
 }
 
 /// Number and surplus of some conflicts, and the worst of them.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 struct Pair {
-    count: u64,
+    count: u32,
     surplus: f64,
-    worst: Option<Worst>,
+    worst: Worst,
 }
 
 /// The conflict with the largest surplus among several; the first of equal ones.
@@ -346,8 +346,9 @@ struct Worst {
 }
 
 impl Worst {
-    fn of(self, other: Option<Worst>) -> Worst {
-        other.filter(|other| other.surplus >= self.surplus).unwrap_or(self)
+    /// The earlier one stays where it is as large.
+    fn or(self, later: Worst) -> Worst {
+        if self.surplus >= later.surplus { self } else { later }
     }
 
     fn spot(self) -> Spot {
@@ -438,12 +439,13 @@ impl Sums {
                 let surplus = -logprob - entropy;
                 let (row, turn) = (chunk.row[i], chunk.turn[i]);
                 let own = Worst { surplus, row, turn, begin: chunk.begin[i], end: chunk.end[i] };
-                let pair = self.pairs.entry((chunk.token_id[i], chunk.top_id[i])).or_default();
+                let ids = (chunk.token_id[i], chunk.top_id[i]);
+                let pair = self.pairs.entry(ids).or_insert(Pair { count: 0, surplus: 0.0, worst: own });
                 pair.count += 1;
                 pair.surplus += surplus;
-                pair.worst = Some(own.of(pair.worst));
+                pair.worst = pair.worst.or(own);
                 let worst = self.worst.entry(row).or_insert(own);
-                *worst = own.of(Some(*worst));
+                *worst = worst.or(own);
             }
         }
         self.add_surprises(chunk, thresholds);
@@ -560,9 +562,9 @@ impl Sums {
                     token: text(target),
                     top_id: top,
                     top: text(top),
-                    count,
+                    count: u64::from(count),
                     surplus,
-                    example: worst.map(Worst::spot),
+                    example: Some(worst.spot()),
                 })
                 .collect(),
             conflict_rows: conflict_rows(rows, &self.worst),

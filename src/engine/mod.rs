@@ -1,9 +1,11 @@
 //! One forward pass over a data set: sequences -> what the model believed about every supervised token.
 //!
 //! `batch.rs` packs sequences into batches that share prefixes; this file runs them, `sample.rs` says of which tokens more is wanted, and
-//! `divergence.rs` compares two models over them. `generate/` lets a model write. `remote/` asks a server in place of a model of our own.
+//! `divergence.rs` compares two models over them. `generate/` lets a model write. `remote/` asks a server in place of a model of our own,
+//! and `bounds.rs` says what follows from the most probable tokens, which are all that a server tells.
 
 mod batch;
+pub mod bounds;
 mod divergence;
 pub mod generate;
 pub mod remote;

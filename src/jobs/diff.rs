@@ -153,9 +153,10 @@ fn compared(job: &Job, watch: &dyn Watch) -> Result<What> {
 /// Two score runs, with the sentences around what is listed where the data of the first are at hand.
 fn compare_scores(before: &Path, after: &Path) -> Result<Movement> {
     let conflicts = before.join(CONFLICTS_FILE);
-    let kinds = conflicts.exists().then(|| read_conflicts(&conflicts)).transpose()?;
     let by_place = |conflict: KnownConflict| Some(((conflict.row, conflict.pos), conflict.kind.parse().ok()?));
-    let kinds: Option<HashMap<(u32, u32), conflict::Kind>> = kinds.map(|known| known.into_iter().filter_map(by_place).collect());
+    let by_place = |conflict: Result<KnownConflict>| conflict.map(by_place).transpose();
+    let kinds: Option<HashMap<(u32, u32), conflict::Kind>> =
+        conflicts.exists().then(|| read_conflicts(&conflicts).filter_map(by_place).collect::<Result<_>>()).transpose()?;
     let mut movement = movement::compare(before, after, kinds.as_ref())?;
     let rows = read_rows(&before.join(ROWS_FILE))?;
     let places: HashMap<u32, String> = rows.into_iter().map(|row| (row.row, format!("{}:{}", row.path, row.line))).collect();

@@ -59,8 +59,13 @@ pub(super) fn max_len(asked: Option<usize>, served: &Served, pool: Option<&Pool>
         ))
         .cure(format!("Give --max-len {longest}, or start the server with --max-model-len {}.", asked + beyond.tokens))),
         Some(asked) => Ok(asked),
-        None => Ok(served.max_len().min(longest)),
+        None => Ok(usual_len(served, beyond.tokens).min(longest)),
     }
+}
+
+/// How long a sequence may be where the user does not say, so many tokens less than the model was made for.
+pub(super) fn usual_len(served: &Served, beyond: usize) -> usize {
+    served.max_len().min(served.longest.map_or(usize::MAX, |longest| longest.saturating_sub(beyond)))
 }
 
 /// In the place of the weights' hash, which a server does not tell: of what it calls its model, and of the tokenizer.

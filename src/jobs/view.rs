@@ -82,7 +82,7 @@ pub(crate) fn keep_alternatives(folder: &Path, has_kinds: bool, all: bool) -> Re
         if all {
             return Ok(read_rows(&folder.join(ROWS_FILE))?.iter().map(|row| row.row).collect());
         }
-        let (_, of_form) = conflicts_of(folder, has_kinds)?;
+        let of_form = conflicts_of_form(folder, has_kinds)?;
         rows_shown(&[folder.join(TOKENS_FILE)], &read_rows(&folder.join(ROWS_FILE))?, &of_form, MOST_TOKENS)
     })
 }
@@ -90,12 +90,21 @@ pub(crate) fn keep_alternatives(folder: &Path, has_kinds: bool, all: bool) -> Re
 /// Tokens by row and position.
 type Places = HashSet<(u32, u32)>;
 
-/// The conflicts of a run with their kinds, and which of them are of form. A run that was sorted without its data has no kinds.
-fn conflicts_of(folder: &Path, has_kinds: bool) -> Result<(Option<Vec<KnownConflict>>, Places)> {
-    let conflicts = has_kinds.then(|| read_conflicts(&folder.join(CONFLICTS_FILE))).transpose()?;
-    let is_of_form = |conflict: &&KnownConflict| conflict.kind.parse().is_ok_and(Kind::is_of_form);
-    let of_form = conflicts.iter().flatten().filter(is_of_form).map(|conflict| (conflict.row, conflict.pos)).collect();
-    Ok((conflicts, of_form))
+/// Which conflicts of a run are of form: none where it was sorted without its data, and has no kinds.
+fn conflicts_of_form(folder: &Path, has_kinds: bool) -> Result<Places> {
+    if !has_kinds {
+        return Ok(Places::new());
+    }
+    let is_of_form = |conflict: &KnownConflict| conflict.kind.parse().is_ok_and(Kind::is_of_form);
+    let place = |conflict: KnownConflict| is_of_form(&conflict).then_some((conflict.row, conflict.pos));
+    read_conflicts(&folder.join(CONFLICTS_FILE)).filter_map(|conflict| conflict.map(place).transpose()).collect()
+}
+
+/// The conflicts of the rows that are shown, with their kinds.
+fn conflicts_of(folder: &Path, shown: &Shown) -> Result<Vec<KnownConflict>> {
+    let rows: HashSet<u32> = shown.rows.iter().map(|row| row.row.row).collect();
+    let is_shown = |conflict: &Result<KnownConflict>| conflict.as_ref().map_or(true, |conflict| rows.contains(&conflict.row));
+    read_conflicts(&folder.join(CONFLICTS_FILE)).filter(is_shown).collect()
 }
 
 /// Writes the page of a run that has just been sorted. `data` are its files, where they are at hand.
@@ -115,6 +124,7 @@ struct Seen<'a> {
     data: serde_json::Value,
     report: Report,
     gates: Vec<(String, Weight)>,
+    /// Of the rows that are shown.
     conflicts: Option<Vec<KnownConflict>>,
     alternatives: Vec<Alternative>,
     shown: Shown,
@@ -128,8 +138,12 @@ impl<'a> Seen<'a> {
         let report: Report =
             serde_json::from_slice(&report).context_at(&summary, "the file does not hold what this version writes there")?;
         let tables = [folder.join(TOKENS_FILE)];
-        let (conflicts, of_form) = conflicts_of(folder, report.kinds.is_some())?;
+        let of_form = conflicts_of_form(folder, report.kinds.is_some())?;
         let shown = shown(&tables, &read_rows(&folder.join(ROWS_FILE))?, &of_form, most_tokens)?;
+        let conflicts = report.kinds.is_some().then(|| conflicts_of(folder, &shown)).transpose()?;
+        if shown.of_rows == 0 {
+            return Err(Error::new("the run has no token: there is nothing to look at").at(folder));
+        }
         let turns = data.map(|(dataset, chosen)| turns_of(&shown, dataset, chosen)).transpose()?;
         let name = folder.file_name().map(|name| name.to_string_lossy().into_owned());
         Ok(Seen {

@@ -14,7 +14,7 @@ use polars::prelude::{IntoColumn, NewChunkedArray};
 
 use super::read::RowGroups;
 use super::{Column, Quadrant};
-use crate::engine::remote::{Bounds, Range};
+use crate::engine::bounds::{Bounds, Range};
 use crate::error::{Error, Result};
 
 pub(super) const NAMES: [&str; 8] =

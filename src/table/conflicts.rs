@@ -8,13 +8,16 @@
 use std::path::Path;
 
 use polars::prelude as pl;
-use polars::prelude::SerReader;
 
+use super::ROW_GROUP_TOKENS;
 use super::frames::{text_column, write_frames};
-use crate::{Context, Error, Result};
+use super::read::{RowGroups, strings};
+use crate::{Error, Result};
 
 pub const CONFLICTS_FILE: &str = "conflicts.parquet";
 pub const PAIRS_FILE: &str = "pairs.parquet";
+
+const COLUMNS: [&str; 5] = ["row", "pos", "kind", "evidence", "group"];
 
 /// A confident conflict with its kind, as `diagnosis::kinds` names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,8 +44,32 @@ pub struct NearPair {
     pub contradicts: bool,
 }
 
-/// `provenance` is that of the token table ([`super::read_provenance`]): it says whose conflicts these are.
-pub fn write_conflicts(path: &Path, conflicts: &[KnownConflict], provenance: &[(String, String)]) -> Result<()> {
+/// Writes the conflicts that `fill` hands over, a row group of them at a time. `provenance` is that of the token table
+/// ([`super::read_provenance`]): it says whose conflicts these are.
+pub fn write_conflicts(
+    path: &Path,
+    provenance: &[(String, String)],
+    fill: impl FnOnce(&mut dyn FnMut(KnownConflict) -> Result<()>) -> Result<()>,
+) -> Result<()> {
+    write_frames(path, "conflicts", frame_of(&[])?.schema(), provenance, |writer| {
+        let (mut waiting, mut is_empty) = (Vec::new(), true);
+        fill(&mut |conflict| {
+            waiting.push(conflict);
+            if waiting.len() == ROW_GROUP_TOKENS {
+                writer.write_batch(&frame_of(&waiting)?)?;
+                waiting.clear();
+                is_empty = false;
+            }
+            Ok(())
+        })?;
+        if is_empty || !waiting.is_empty() {
+            writer.write_batch(&frame_of(&waiting)?)?;
+        }
+        Ok(())
+    })
+}
+
+fn frame_of(conflicts: &[KnownConflict]) -> Result<pl::DataFrame> {
     let numbers =
         |name: &str, of: fn(&KnownConflict) -> u32| pl::Column::new(name.into(), conflicts.iter().map(of).collect::<Vec<_>>());
     let columns = vec![
@@ -52,16 +79,46 @@ pub fn write_conflicts(path: &Path, conflicts: &[KnownConflict], provenance: &[(
         pl::Column::new("evidence".into(), conflicts.iter().map(|conflict| conflict.evidence.as_str()).collect::<Vec<_>>()),
         numbers("group", |conflict| conflict.group),
     ];
-    let frame = pl::DataFrame::new(conflicts.len(), columns)?;
-    write_frames(path, "conflicts", frame.schema(), provenance, |writer| Ok(writer.write_batch(&frame)?))
+    Ok(pl::DataFrame::new(conflicts.len(), columns)?)
 }
 
-pub fn read_conflicts(path: &Path) -> Result<Vec<KnownConflict>> {
-    let frame = read(path)?;
-    let (rows, places, groups) = (numbers(&frame, "row")?, numbers(&frame, "pos")?, numbers(&frame, "group")?);
-    let (kinds, evidence) = (texts(&frame, "kind")?, texts(&frame, "evidence")?);
-    let all = rows.into_iter().zip(places).zip(groups).zip(kinds.into_iter().zip(evidence));
-    Ok(all.map(|(((row, pos), group), (kind, evidence))| KnownConflict { row, pos, kind, evidence, group }).collect())
+/// The conflicts of a table in its order, in the memory of a row group.
+pub fn read_conflicts(path: &Path) -> impl Iterator<Item = Result<KnownConflict>> + use<> {
+    let mut groups = RowGroups::one_by_one(&[path.to_owned()], COLUMNS.to_vec());
+    let mut missing = (!path.exists()).then(|| {
+        Error::new("the run has no kinds of conflict: its data were not at hand when it was sorted")
+            .at(path)
+            .cure("Sort it again where the data lie: `diagnose RUN`.")
+    });
+    let frames = std::iter::from_fn(move || {
+        if let Some(missing) = missing.take() {
+            groups.stop();
+            return Some(Err(missing));
+        }
+        groups.next_frames().map(|mut frames| frames.pop()).transpose()
+    });
+    frames.flat_map(|frame| match frame.and_then(|(path, frame)| conflicts_of(&frame).map_err(|error| error.at(path))) {
+        Ok(conflicts) => conflicts.into_iter().map(Ok).collect(),
+        Err(error) => vec![Err(error)],
+    })
+}
+
+fn conflicts_of(frame: &pl::DataFrame) -> Result<Vec<KnownConflict>> {
+    if frame.height() == 0 {
+        return Ok(Vec::new());
+    }
+    let numbers = |name: &str| -> Result<&[u32]> { Ok(frame.column(name)?.as_materialized_series().u32()?.cont_slice()?) };
+    let texts = |name: &str| strings(frame.column(name)?.as_materialized_series());
+    let (rows, places, groups) = (numbers("row")?, numbers("pos")?, numbers("group")?);
+    let texts = texts("kind")?.zip(texts("evidence")?).enumerate();
+    let conflict = |(i, (kind, evidence)): (usize, (&str, &str))| KnownConflict {
+        row: rows[i],
+        pos: places[i],
+        kind: kind.to_owned(),
+        evidence: evidence.to_owned(),
+        group: groups[i],
+    };
+    Ok(texts.map(conflict).collect())
 }
 
 pub fn write_pairs(path: &Path, pairs: &[NearPair], provenance: &[(String, String)]) -> Result<()> {
@@ -75,25 +132,6 @@ pub fn write_pairs(path: &Path, pairs: &[NearPair], provenance: &[(String, Strin
     write_frames(path, "pairs", frame.schema(), provenance, |writer| Ok(writer.write_batch(&frame)?))
 }
 
-fn read(path: &Path) -> Result<pl::DataFrame> {
-    if !path.exists() {
-        return Err(Error::new("the run has no kinds of conflict: its data were not at hand when it was sorted")
-            .at(path)
-            .cure("Sort it again where the data lie: `diagnose RUN`."));
-    }
-    let file = std::fs::File::open(path).context_at(path, "cannot open the table of conflicts")?;
-    pl::ParquetReader::new(file).finish().context_at(path, "cannot read the table of conflicts")
-}
-
-fn numbers(frame: &pl::DataFrame, name: &str) -> Result<Vec<u32>> {
-    Ok(frame.column(name)?.as_materialized_series().u32()?.iter().map(Option::unwrap_or_default).collect())
-}
-
-fn texts(frame: &pl::DataFrame, name: &str) -> Result<Vec<String>> {
-    let strings = frame.column(name)?.as_materialized_series().cast(&pl::DataType::String)?;
-    Ok(strings.str()?.iter().map(|text| text.unwrap_or_default().to_owned()).collect())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -105,9 +143,24 @@ mod tests {
         let conflict =
             |row, kind: &str| KnownConflict { row, pos: row + 7, kind: kind.to_owned(), evidence: "`é`".to_owned(), group: 1 };
         for conflicts in [vec![], vec![conflict(1, "number"), conflict(4, "entity"), conflict(4, "number")]] {
-            write_conflicts(&path, &conflicts, &[]).unwrap();
-            assert_eq!(read_conflicts(&path).unwrap(), conflicts);
+            write_conflicts(&path, &[], |write| conflicts.iter().cloned().try_for_each(write)).unwrap();
+            assert_eq!(read_conflicts(&path).collect::<Result<Vec<_>>>().unwrap(), conflicts);
         }
-        assert!(read_conflicts(&folder.path().join("none")).unwrap_err().to_string().contains("diagnose RUN"));
+        let missing: Vec<_> = read_conflicts(&folder.path().join("none")).collect();
+        assert_eq!(missing.len(), 1);
+        assert!(missing[0].as_ref().unwrap_err().to_string().contains("diagnose RUN"));
+    }
+
+    #[test]
+    fn many_are_written_and_read_in_pieces() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(CONFLICTS_FILE);
+        let n = 2 * ROW_GROUP_TOKENS as u32;
+        let of = |row| KnownConflict { row, pos: 0, kind: "entity".to_owned(), evidence: format!("`{row}`"), group: row % 7 };
+        for n in [n - 1, n, n + 1] {
+            write_conflicts(&path, &[], |write| (0..n).map(of).try_for_each(write)).unwrap();
+            assert!(read_conflicts(&path).map(Result::unwrap).eq((0..n).map(of)), "{n}");
+            assert_eq!(super::super::read::open(&path).unwrap().row_groups.len(), (n as usize).div_ceil(ROW_GROUP_TOKENS));
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! The tables of shards, which share the rows of a data set -> the parts of the run that one program would have written.
 //!
-//! Each shard is read a row group at a time, in the order of its rows; a part takes from each what belongs into it. Memory is that of a row
-//! group of each shard, one part, and the table of rows.
+//! Each shard is read a slice at a time, in the order of its rows; a part takes from each what belongs into it. Memory is that of some row groups,
+//! whatever the number of shards, one part, and the table of rows.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -16,6 +16,9 @@ use super::rows::{Row, read_rows, write_rows};
 use super::write::part;
 use super::{Column, ROW_GROUP_TOKENS, ROWS_FILE, TOKENS_FILE};
 use crate::error::{Context, Error, Result};
+
+/// Tokens of all shards together that are held at a time.
+const HELD_TOKENS: usize = 4 * ROW_GROUP_TOKENS;
 
 /// Writes the parts into the folder `parts`. `ends` is told each row in order, and says whether a part ends behind it; `provenance` goes into
 /// the files, as [`PartWriter`](super::PartWriter) puts it there.
@@ -33,12 +36,13 @@ pub(crate) fn join_shards(
     if tables.first().map(|table| bounds::has_bounds(table)).transpose()?.unwrap_or(false) {
         stored.extend(bounds::NAMES);
     }
-    let mut tokens: Vec<Cursor> = tables.iter().map(|table| Cursor::new(table, stored.clone())).collect();
+    let at_once = HELD_TOKENS / shards.len().max(1);
+    let mut tokens: Vec<Cursor> = tables.iter().map(|table| Cursor::new(table, stored.clone(), at_once)).collect();
     let mut alternatives: Vec<Cursor> = shards
         .iter()
         .map(|shard| shard.join(ALTERNATIVES_FILE))
         .filter(|table| table.exists())
-        .map(|table| Cursor::new(&table, ALTERNATIVES.to_vec()))
+        .map(|table| Cursor::new(&table, ALTERNATIVES.to_vec(), at_once))
         .collect();
     let (mut begin, mut number) = (0, 0);
     for end in 1..=rows.len() {
@@ -56,7 +60,7 @@ pub(crate) fn join_shards(
                 Ok(())
             })?;
         } else {
-            let frame = empty(&tables[0], &stored)?;
+            let frame = empty(&tables, &stored)?;
             write_frames(&part.tokens, "tokens", frame.schema(), provenance, |writer| Ok(writer.write_batch(&frame)?))?;
         }
         if let Some(frame) = merged(&mut alternatives, last)? {
@@ -83,30 +87,36 @@ fn rows_of(shards: &[PathBuf]) -> Result<Vec<Row>> {
             rows.push(row);
         }
     }
-    rows.sort_by_key(|row| row.row);
+    rows.sort_unstable_by_key(|row| row.row);
     Ok(rows)
 }
 
-/// A table without its tokens.
-fn empty(table: &Path, columns: &[&'static str]) -> Result<pl::DataFrame> {
-    let mut cursor = Cursor::new(table, columns.to_vec());
-    cursor.fill()?;
-    match &cursor.frame {
-        Some(frame) => Ok(frame.clear()),
-        None => Err(Error::new("the table of the shard has no row group").at(table)),
+/// The tables without their tokens. That of an empty shard may have no row group to tell its columns.
+fn empty(tables: &[PathBuf], columns: &[&'static str]) -> Result<pl::DataFrame> {
+    for table in tables {
+        let mut cursor = Cursor::new(table, columns.to_vec(), ROW_GROUP_TOKENS);
+        cursor.fill()?;
+        if let Some(frame) = &cursor.frame {
+            return Ok(frame.clear());
+        }
     }
+    Err(Error::new("the tables of the shards have no tokens"))
 }
+
+/// Of one shard: slices of a row group cost its pages anew.
+const LEAST_TOKENS: usize = 1 << 14;
 
 /// A table that is read from its beginning to its end, in the order of its rows.
 struct Cursor {
     groups: RowGroups,
-    /// The rest of a row group, and the column `row` of it.
+    /// The rest of a slice.
     frame: Option<pl::DataFrame>,
 }
 
 impl Cursor {
-    fn new(table: &Path, columns: Vec<&'static str>) -> Cursor {
-        Cursor { groups: RowGroups::one_by_one(&[table.to_owned()], columns), frame: None }
+    /// Reads so many tokens at a time.
+    fn new(table: &Path, columns: Vec<&'static str>, at_once: usize) -> Cursor {
+        Cursor { groups: RowGroups::in_slices(&[table.to_owned()], columns, at_once.max(LEAST_TOKENS)), frame: None }
     }
 
     fn fill(&mut self) -> Result<()> {

@@ -14,7 +14,7 @@ use polars::prelude::{IntoColumn, ListBuilderTrait};
 
 use super::frames::write_frames;
 use super::read::RowGroups;
-use crate::engine::remote::{LEAST_TOP_K, Position};
+use crate::engine::bounds::{LEAST_TOP_K, Position};
 use crate::error::{Context, Error, Result};
 use crate::files::{file_sha256, sha256};
 use crate::kernels::Choice;

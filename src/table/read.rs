@@ -156,28 +156,45 @@ pub(super) struct RowGroups {
     /// Files not yet opened, the next one last.
     paths: Vec<PathBuf>,
     columns: Vec<&'static str>,
-    current: Option<(PathBuf, Arc<pl::FileMetadata>, usize)>,
+    /// The open file, the row group in it that comes next, and how many of its rows have been taken.
+    current: Option<(PathBuf, Arc<pl::FileMetadata>, usize, usize)>,
     /// How many are decoded at a time.
     at_once: usize,
+    /// Rows of a frame: a row group that has more comes in several.
+    most_rows: usize,
+}
+
+/// Rows of a file, of one row group.
+struct Slice {
+    path: PathBuf,
+    metadata: Arc<pl::FileMetadata>,
+    begin: usize,
+    len: usize,
 }
 
 impl RowGroups {
     pub(super) fn of(paths: &[PathBuf], columns: Vec<&'static str>) -> RowGroups {
-        RowGroups { paths: paths.iter().rev().cloned().collect(), columns, current: None, at_once: rayon::current_num_threads() }
+        let at_once = rayon::current_num_threads().min(MOST_AT_ONCE);
+        RowGroups { paths: paths.iter().rev().cloned().collect(), columns, current: None, at_once, most_rows: usize::MAX }
     }
 
-    /// The same one at a time, for who reads many tables side by side.
+    /// The same one at a time.
     pub(super) fn one_by_one(paths: &[PathBuf], columns: Vec<&'static str>) -> RowGroups {
         RowGroups { at_once: 1, ..RowGroups::of(paths, columns) }
     }
 
-    /// The next row groups, as many as there are threads; none at the end. Ends after an error.
+    /// The same with so many rows at a time, for who reads many tables side by side.
+    pub(super) fn in_slices(paths: &[PathBuf], columns: Vec<&'static str>, most_rows: usize) -> RowGroups {
+        RowGroups { most_rows, ..RowGroups::one_by_one(paths, columns) }
+    }
+
+    /// The next row groups, as many as are decoded at a time; none at the end. Ends after an error.
     pub(super) fn next_frames(&mut self) -> Result<Vec<(PathBuf, pl::DataFrame)>> {
         let frames = self.take_jobs().and_then(|jobs| {
             jobs.into_par_iter()
-                .map(|(path, metadata, group)| {
-                    let frame = read_group(&path, &metadata, group, &self.columns)?;
-                    Ok((path, frame))
+                .map(|slice: Slice| {
+                    let frame = read_slice(&slice, &self.columns)?;
+                    Ok((slice.path, frame))
                 })
                 .collect()
         });
@@ -187,18 +204,21 @@ impl RowGroups {
         frames
     }
 
-    fn stop(&mut self) {
+    pub(super) fn stop(&mut self) {
         self.paths.clear();
         self.current = None;
     }
 
-    fn take_jobs(&mut self) -> Result<Vec<(PathBuf, Arc<pl::FileMetadata>, usize)>> {
+    fn take_jobs(&mut self) -> Result<Vec<Slice>> {
         let mut jobs = Vec::new();
         while jobs.len() < self.at_once {
             match &mut self.current {
-                Some((path, metadata, group)) if *group < metadata.row_groups.len() => {
-                    jobs.push((path.clone(), Arc::clone(metadata), *group));
-                    *group += 1;
+                Some((path, metadata, group, taken)) if *group < metadata.row_groups.len() => {
+                    let before: usize = metadata.row_groups[..*group].iter().map(|group| group.num_rows()).sum();
+                    let rows = metadata.row_groups[*group].num_rows();
+                    let (begin, len) = (before + *taken, (rows - *taken).min(self.most_rows));
+                    jobs.push(Slice { path: path.clone(), metadata: Arc::clone(metadata), begin, len });
+                    (*group, *taken) = if *taken + len < rows { (*group, *taken + len) } else { (*group + 1, 0) };
                 }
                 _ => {
                     let Some(path) = self.paths.pop() else { break };
@@ -215,13 +235,16 @@ impl RowGroups {
                     }
                     // Without what Arrow would like to know about the columns, they are what Parquet says they are.
                     let plain = pl::FileMetadata { key_value_metadata: None, ..(*metadata).clone() };
-                    self.current = Some((path, Arc::new(plain), 0));
+                    self.current = Some((path, Arc::new(plain), 0, 0));
                 }
             }
         }
         Ok(jobs)
     }
 }
+
+/// So many keep ahead of whoever reads them; on a machine with a hundred threads a row group each would be gigabytes.
+const MOST_AT_ONCE: usize = 8;
 
 pub(super) fn open(path: &Path) -> Result<Arc<pl::FileMetadata>> {
     let file = File::open(path).context_at(path, "cannot open the token table")?;
@@ -230,8 +253,7 @@ pub(super) fn open(path: &Path) -> Result<Arc<pl::FileMetadata>> {
     Ok(Arc::clone(metadata))
 }
 
-fn read_group(path: &Path, metadata: &Arc<pl::FileMetadata>, group: usize, columns: &[&str]) -> Result<pl::DataFrame> {
-    let begin: usize = metadata.row_groups[..group].iter().map(|group| group.num_rows()).sum();
+fn read_slice(Slice { path, metadata, begin, len }: &Slice, columns: &[&str]) -> Result<pl::DataFrame> {
     let file = File::open(path).context_at(path, "cannot open the token table")?;
     let mut reader = pl::ParquetReader::new(file);
     reader.set_metadata(Arc::clone(metadata));
@@ -239,7 +261,7 @@ fn read_group(path: &Path, metadata: &Arc<pl::FileMetadata>, group: usize, colum
     reader
         .read_parallel(pl::ParallelStrategy::RowGroups)
         .with_columns(Some(columns.iter().map(|name| name.to_string()).collect()))
-        .with_slice(Some((begin, metadata.row_groups[group].num_rows())))
+        .with_slice(Some((*begin, *len)))
         .set_rechunk(true)
         .finish()
         .context_at(path, "cannot read the token table")

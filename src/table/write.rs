@@ -18,7 +18,7 @@ use super::frames::{TextColumn, write_frames};
 use super::rows::{Row, write_rows};
 use super::{PARTS_FOLDER, ROW_GROUP_TOKENS, TokenChunk};
 use crate::dataset::Place;
-use crate::engine::remote::Bounds;
+use crate::engine::bounds::Bounds;
 use crate::kernels::TokenStatistics;
 use crate::tokens::Sequence;
 use crate::{Context, Error, Result};
@@ -223,9 +223,15 @@ impl PartWriter {
 
     /// Writes what was pushed as one more part. Nothing happens when nothing was pushed.
     pub fn finish_part(&mut self) -> Result<()> {
-        if self.rows.is_empty() {
-            return Ok(());
-        }
+        if self.rows.is_empty() { Ok(()) } else { self.write_part() }
+    }
+
+    /// Writes what was pushed since the last part. A run without any part gets an empty one, so that it has tables.
+    pub fn finish(mut self) -> Result<()> {
+        if self.next_part == 0 { self.write_part() } else { self.finish_part() }
+    }
+
+    fn write_part(&mut self) -> Result<()> {
         let part = part(&self.folder, self.next_part);
         let frame = std::mem::take(&mut self.pending).into_sorted_frame(&self.texts, self.with_bounds)?;
         write_frames(&part.tokens, "tokens", frame.schema(), &self.provenance, |writer| {

@@ -1,7 +1,7 @@
 //! What is asked of the servers before a run, since each of these engines has had faults on this very path.
 //!
 //! That the first entry is null, that no entry is missing, and that each names its own token, every answer of the run is asked
-//! (`reply.rs`), and that the log-probabilities are those of a distribution (`bounds.rs`).
+//! (`reply.rs`), and that the log-probabilities are those of a distribution (`../bounds.rs`).
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -61,14 +61,17 @@ pub struct Checked {
     /// ln p of the tokens of a text that is the same in all runs; none where there is nobody to ask.
     #[serde(default)]
     pub fixed: Vec<f32>,
+    /// Of the file of the prompts that were answered, where another program has answered them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sent_sha256: Option<String>,
 }
 
 impl Checked {
     /// Of answers that lie in a folder.
     pub fn offline(
         folder: &Path,
-        top_logprobs: usize,
-        vocab_size: usize,
+        sent_sha256: String,
+        (top_logprobs, vocab_size): (usize, usize),
         first: &[Position],
         from_own: Option<Difference>,
     ) -> Checked {
@@ -84,6 +87,7 @@ impl Checked {
             from_own,
             probe: logprobs(first),
             fixed: Vec::new(),
+            sent_sha256: Some(sent_sha256),
         }
     }
 
@@ -99,10 +103,14 @@ impl Checked {
         (self.fixed.is_empty() != other.fixed.is_empty() || apart.mean > BETWEEN_SERVERS).then_some(apart)
     }
 
-    /// An error unless the servers say of the probe what they said `before`.
-    pub fn compare(&self, before: &[f32]) -> Result<()> {
-        let apart = Difference::of(self.probe.iter().copied().zip(before.iter().copied()));
-        if self.probe.len() == before.len() && apart.mean <= BETWEEN_SERVERS {
+    /// An error unless the servers say of the probe what they said `before`, and it is the same one.
+    pub fn compare(&self, before: &Checked) -> Result<()> {
+        if self.sent_sha256 != before.sent_sha256 || self.probe.len() != before.probe.len() {
+            return Err(Error::new("the prompts that were answered are others than when this run began")
+                .cure("Give the answers of before, or name another folder with --out."));
+        }
+        let apart = Difference::of(self.probe.iter().copied().zip(before.probe.iter().copied()));
+        if apart.mean <= BETWEEN_SERVERS {
             return Ok(());
         }
         Err(Error::new(format!(
@@ -184,6 +192,7 @@ impl Pool {
             from_own,
             probe: logprobs(&first),
             fixed,
+            sent_sha256: None,
         })
     }
 

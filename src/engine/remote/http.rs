@@ -13,9 +13,16 @@ use crate::fetch::client::agent_config;
 /// Holds the key of the servers, if they want one.
 pub(crate) const KEY_VARIABLE: &str = "DIAGNOSE_SERVER_KEY";
 
-/// A server with a long queue answers late.
-const WAIT_FOR_ANSWER: Duration = Duration::from_secs(900);
-const WAIT_FOR_BYTES: Duration = Duration::from_secs(120);
+/// How long a server is waited for.
+#[derive(Clone, Copy)]
+struct Waits {
+    /// For its answer to begin, and from then on for it to end. A server with a long queue answers late.
+    answer: Duration,
+    /// For it to take some bytes of what is sent.
+    sending: Duration,
+}
+
+const WAITS: Waits = Waits { answer: Duration::from_secs(900), sending: Duration::from_secs(120) };
 /// Of a message of error, and of what is no answer to a prompt.
 const MESSAGE_BYTES: u64 = 1 << 20;
 /// Connections that are kept.
@@ -52,11 +59,16 @@ pub(crate) struct Http {
     /// Without a slash at the end.
     pub url: String,
     key: Option<String>,
+    waits: Waits,
 }
 
 impl Http {
     /// `url` as the user wrote it: with or without the `/v1` of OpenAI's protocol.
     pub(crate) fn new(url: &str) -> Result<Http> {
+        Http::with_waits(url, WAITS)
+    }
+
+    fn with_waits(url: &str, waits: Waits) -> Result<Http> {
         let expected = "Give an address such as http://localhost:8000.";
         let trimmed = url.trim_end_matches('/');
         let trimmed = trimmed.strip_suffix("/v1").unwrap_or(trimmed).trim_end_matches('/');
@@ -77,12 +89,17 @@ impl Http {
         }
         // It follows no redirect: the key goes nowhere else.
         let config = agent_config()?
-            .timeout_recv_response(Some(WAIT_FOR_ANSWER))
-            .timeout_per_read(Some(WAIT_FOR_BYTES))
+            .timeout_recv_response(Some(waits.answer))
+            .timeout_recv_body(Some(waits.answer))
+            .timeout_per_write(Some(waits.sending))
             .max_idle_connections(CONNECTIONS)
             .max_idle_connections_per_host(CONNECTIONS)
             .build();
-        Ok(Http { agent: config.into(), url: trimmed.to_owned(), key })
+        Ok(Http { agent: config.into(), url: trimmed.to_owned(), key, waits })
+    }
+
+    pub(super) fn key(&self) -> Option<&str> {
+        self.key.as_deref()
     }
 
     fn at(&self, error: Error) -> Error {
@@ -114,7 +131,7 @@ impl Http {
     /// The same where the answer may take `more` time than most.
     pub(crate) fn post_waiting(&self, path: &str, body: &Value, more: Duration) -> Result<impl Read + use<>, Trouble> {
         let mut request = self.agent.post(format!("{}{path}", self.url)).header("content-type", "application/json");
-        request = request.config().timeout_recv_response(Some(WAIT_FOR_ANSWER + more)).build();
+        request = request.config().timeout_recv_response(Some(self.waits.answer + more)).build();
         if let Some(key) = &self.key {
             request = request.header("authorization", format!("Bearer {key}"));
         }
@@ -183,7 +200,7 @@ fn message(response: &mut Response<Body>) -> String {
 
 /// What a body of error says, in a line: `{"error": {"message": ..}}`, `{"error": ".."}`, `{"detail": ".."}`, or itself.
 /// The key does not go with it: some servers say which one was wrong.
-fn said(body: &str, key: Option<&str>) -> String {
+pub(super) fn said(body: &str, key: Option<&str>) -> String {
     let json: Value = serde_json::from_str(body).unwrap_or_default();
     let said = [&json["error"]["message"], &json["error"], &json["detail"], &json["message"]];
     let said = said.into_iter().find_map(Value::as_str).unwrap_or(body);
@@ -199,7 +216,54 @@ fn said(body: &str, key: Option<&str>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
+
+    use serde_json::json;
+
     use super::*;
+
+    /// The address of a server that does this with its only connection.
+    fn server(serve: impl FnOnce(TcpStream) + Send + 'static) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        std::thread::spawn(move || serve(listener.accept().unwrap().0));
+        url
+    }
+
+    #[test]
+    fn neither_what_is_sent_nor_what_comes_is_waited_for_for_ever() {
+        let waits = Waits { answer: Duration::from_secs(2), sending: Duration::from_millis(100) };
+        let ask = |url: String, body: &Value| {
+            let mut text = String::new();
+            let reply = Http::with_waits(&url, waits).unwrap().post("/", body)?;
+            let read = std::io::BufReader::new(reply).read_to_string(&mut text);
+            read.map_err(|cause| Trouble::passing(Error::new("the answer broke off").caused_by(cause)))?;
+            Ok(text)
+        };
+        let rest = Duration::from_secs(20);
+        let head = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n";
+        let fails = |url: String, body: &Value| match ask(url, body) {
+            Err(Trouble::Passing(error, _)) => error.to_string(),
+            other => panic!("{other:?}"),
+        };
+        // It reads nothing of more than fits on the way; it never answers; it answers the half.
+        let long = json!({ "prompt": "x".repeat(64 << 20) });
+        assert!(fails(server(move |_stream| std::thread::sleep(rest)), &long).contains("cannot be reached"));
+        assert!(fails(server(move |_stream| std::thread::sleep(rest)), &json!({})).contains("cannot be reached"));
+        let half = server(move |mut stream| {
+            write!(stream, "{head}x").unwrap();
+            std::thread::sleep(rest);
+        });
+        assert!(fails(half, &json!({})).contains("broke off"));
+        // Late is not never: longer than it may take for some bytes to be sent.
+        let late = server(move |mut stream| {
+            std::thread::sleep(Duration::from_millis(300));
+            write!(stream, "{head}ok").unwrap();
+            std::thread::sleep(rest);
+        });
+        assert_eq!(ask(late, &json!({})).unwrap(), "ok");
+    }
 
     #[test]
     fn what_may_hold_a_secret_is_not_shown() {

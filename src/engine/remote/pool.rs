@@ -1,16 +1,16 @@
-//! Several servers of one model: each prompt goes to the one with the fewest tokens under way, and comes back scored.
+//! Several servers of one model: each prompt goes to one that has room for it, and comes back scored.
 //!
 //! What is bounded is the tokens under way, not the requests: the log-probabilities of a prompt take a server `tokens x vocabulary` numbers.
-//! What fails in passing is asked again, after a pause that doubles; a server that fails rests meanwhile, and the others go on.
+//! What fails in passing is asked again when its turn comes (`turns.rs`).
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::bounds::{Bounds, Position};
 use super::http::{CONNECTIONS, Trouble};
 use super::server::{Api, Server};
+use super::turns::{End, LEAST_TRIES, Turns};
 use crate::error::{Error, Result};
 use crate::kernels::TokenStatistics;
 use crate::tokens::Sequence;
@@ -32,31 +32,15 @@ pub struct Options {
 /// Seconds for which a request is tried again, in place of [`PATIENCE`].
 const PATIENCE_VARIABLE: &str = "DIAGNOSE_SERVER_PATIENCE";
 const PATIENCE: Duration = Duration::from_secs(180);
-const FIRST_PAUSE: Duration = Duration::from_millis(250);
-const LONGEST_PAUSE: Duration = Duration::from_secs(15);
-/// A request that is tried once more at once may only have met a connection that the server had closed.
-const LEAST_TRIES: u32 = 3;
 
 pub struct Pool {
     pub(super) servers: Vec<Server>,
-    loads: Mutex<Vec<Load>>,
-    freed: Condvar,
+    turns: Turns,
     pub(super) top_k: usize,
     pub(super) vocab: usize,
-    in_flight: usize,
     patience: Duration,
     retries: AtomicU64,
     stopped: AtomicBool,
-}
-
-/// What is under way at a server.
-#[derive(Default)]
-struct Load {
-    tokens: usize,
-    requests: usize,
-    /// Failures since its last answer.
-    failures: u32,
-    rests_until: Option<Instant>,
 }
 
 fn patience(seconds: &str) -> Result<Duration> {
@@ -69,6 +53,15 @@ fn patience(seconds: &str) -> Result<Duration> {
 /// `top_k` of the most probable tokens are asked for, of fewer that there are.
 pub(crate) fn more_than_all(top_k: usize, vocab: usize) -> Error {
     Error::usage(format!("--top-logprobs {top_k} is more than the {vocab} tokens of the model's vocabulary"))
+}
+
+/// What the turn that brought it ends with.
+fn end_of<T>(answer: &Result<T, Trouble>) -> End {
+    match answer {
+        Ok(_) => End::Answered,
+        Err(Trouble::Passing(_, after)) => End::Failed(*after),
+        Err(Trouble::Lasting(_)) => End::Refused,
+    }
 }
 
 /// What is known of each supervised token of a sequence, in order.
@@ -87,12 +80,10 @@ impl Pool {
         let servers = options.urls.iter().map(|url| Server::open(url, options.api, options.model.as_deref()));
         let servers = servers.collect::<Result<Vec<Server>>>()?;
         Ok(Pool {
-            loads: Mutex::new(servers.iter().map(|_| Load::default()).collect()),
+            turns: Turns::new(servers.len(), options.in_flight, CONNECTIONS),
             servers,
-            freed: Condvar::new(),
             top_k: options.top_k,
             vocab,
-            in_flight: options.in_flight,
             patience,
             retries: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
@@ -155,13 +146,13 @@ impl Pool {
     pub(super) fn turn<T>(&self, tokens: usize, ask: impl Fn(&Server) -> Result<T, Trouble>) -> Result<T> {
         let (mut began, mut tries): (Option<Instant>, u32) = (None, 0);
         loop {
-            let at = self.acquire(tokens);
+            let turn = self.turns.take(tokens);
             if self.stopped.load(Ordering::Relaxed) {
-                self.release(at, tokens, &Ok(()));
+                self.turns.end(turn, End::Refused);
                 return Err(Error::new("it was not asked for: another request has failed"));
             }
-            let answer = ask(&self.servers[at]);
-            self.release(at, tokens, &answer);
+            let answer = ask(&self.servers[turn.at]);
+            self.turns.end(turn, end_of(&answer));
             tries += 1;
             match answer {
                 Ok(answer) => return Ok(answer),
@@ -169,9 +160,12 @@ impl Pool {
                     if self.stopped.load(Ordering::Relaxed) {
                         return Err(*error);
                     }
-                    if tries >= LEAST_TRIES && began.is_some_and(|began| began.elapsed() >= self.patience) {
+                    // A server may fail at one request and answer others, or answer nothing at all.
+                    let own = began.filter(|_| tries >= LEAST_TRIES).map(|began| began.elapsed());
+                    if let Some(tried) = own.max(self.turns.failing_for()).filter(|tried| *tried >= self.patience) {
                         return Err(error.cure(format!(
-                            "It was tried {tries} times. Give the same command again when the server is up: it goes on where it stopped."
+                            "It was tried for {:.1} s. Give the same command again when the server is up: it goes on where it stopped.",
+                            tried.as_secs_f64()
                         )));
                     }
                     began.get_or_insert_with(Instant::now);
@@ -191,49 +185,6 @@ impl Pool {
         texts: Option<&mut HashMap<u32, String>>,
     ) -> Result<Vec<Position>, Trouble> {
         self.servers[at].positions(ids, wanted, (self.top_k, self.vocab), texts)
-    }
-
-    fn loads(&self) -> MutexGuard<'_, Vec<Load>> {
-        // Nothing in there can be half done.
-        self.loads.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Waits until a server has room for so many tokens: the one with the fewest under way. One prompt may be as long as it likes.
-    fn acquire(&self, tokens: usize) -> usize {
-        let mut loads = self.loads();
-        loop {
-            let now = Instant::now();
-            let is_free = |load: &Load| {
-                let has_room = load.tokens == 0 || load.tokens + tokens <= self.in_flight;
-                has_room && load.requests < CONNECTIONS && load.rests_until.is_none_or(|until| until <= now)
-            };
-            let free = loads.iter().enumerate().filter(|(_, load)| is_free(load)).min_by_key(|(_, load)| load.tokens);
-            if let Some((at, _)) = free {
-                loads[at].tokens += tokens;
-                loads[at].requests += 1;
-                return at;
-            }
-            // A rest may end without anybody saying so.
-            let (woken, _) = self.freed.wait_timeout(loads, Duration::from_millis(100)).unwrap_or_else(PoisonError::into_inner);
-            loads = woken;
-        }
-    }
-
-    fn release<T>(&self, at: usize, tokens: usize, answer: &Result<T, Trouble>) {
-        let mut loads = self.loads();
-        let load = &mut loads[at];
-        load.tokens -= tokens;
-        load.requests -= 1;
-        match answer {
-            Err(Trouble::Passing(_, after)) => {
-                let pause = FIRST_PAUSE.saturating_mul(1 << load.failures.min(10)).min(LONGEST_PAUSE);
-                load.rests_until = Some(Instant::now() + after.unwrap_or(pause));
-                load.failures += 1;
-            }
-            Ok(_) | Err(Trouble::Lasting(_)) => (load.failures, load.rests_until) = (0, None),
-        }
-        drop(loads);
-        self.freed.notify_all();
     }
 
     /// An error of the checks before the run.

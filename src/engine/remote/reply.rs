@@ -13,6 +13,7 @@ use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::bounds::Position;
+use super::http::said;
 use crate::error::{Error, Result};
 use crate::kernels::Choice;
 
@@ -27,6 +28,8 @@ pub(crate) struct Expected<'a> {
     pub top_k: usize,
     /// Ids lie below it.
     pub vocab: usize,
+    /// What no message may show.
+    pub key: Option<&'a str>,
 }
 
 /// What was wrong with an answer.
@@ -514,7 +517,7 @@ object!(Meta(reading: Reading<'a>, arrays: Arrays), "an object with log-probabil
         "finish_reason" => {
             let reason: Option<FinishReason> = map.next_value()?;
             if let Some(reason) = reason.filter(|reason| reason.kind.as_deref() == Some("abort")) {
-                let why: String = reason.message.unwrap_or_default().chars().take(300).collect();
+                let why = said(&reason.message.unwrap_or_default(), own.0.expected.key);
                 return Err(own.0.wrong(Error::new(format!("the server gave the request up: {why}"))));
             }
         }

@@ -140,7 +140,7 @@ impl Server {
             Api::Vllm => 0,
             Api::Sglang => first.saturating_sub(1),
         };
-        let expected = Expected { ids, wanted, start, top_k, vocab };
+        let expected = Expected { ids, wanted, start, top_k, vocab, key: self.http.key() };
         let read = match self.api {
             Api::Vllm => read_vllm(self.http.post("/v1/completions", &self.vllm(ids, top_k))?, &expected, texts),
             Api::Sglang => read_sglang(self.http.post("/generate", &sglang(ids, start, top_k))?, &expected),

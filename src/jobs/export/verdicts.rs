@@ -10,7 +10,7 @@ use crate::diagnosis::kinds::Kind;
 use crate::diagnosis::population::Population;
 use crate::error::{Error, Result};
 use crate::jobs::decisions::{Decisions, Mask};
-use crate::table::{CONFLICTS_FILE, Column, Quadrant, Row, TOKENS_FILE, TokenChunk, read_chunks, read_conflicts};
+use crate::table::{CONFLICTS_FILE, Column, KnownConflict, Quadrant, Row, TOKENS_FILE, TokenChunk, read_chunks, read_conflicts};
 
 /// What is wanted, by rule and by decision.
 pub(crate) struct Wanted {
@@ -106,9 +106,8 @@ fn read(run: &Path, wanted: &Wanted) -> Result<Seen> {
         || wanted.mask.iter().any(|rule| matches!(rule, MaskRule::Kind(_)));
     let kinds: HashMap<(u32, u32), _> = match by_kind {
         true => {
-            let known = read_conflicts(&run.join(CONFLICTS_FILE))?.into_iter();
-            let kinds = known.map(|conflict| Ok(((conflict.row, conflict.pos), conflict.kind.parse::<Kind>()?)));
-            kinds.collect::<Result<_>>()?
+            let kind = |conflict: KnownConflict| Ok(((conflict.row, conflict.pos), conflict.kind.parse::<Kind>()?));
+            read_conflicts(&run.join(CONFLICTS_FILE)).map(|conflict| conflict.and_then(kind)).collect::<Result<_>>()?
         }
         false => HashMap::new(),
     };

@@ -8,7 +8,9 @@ use crate::dataset::Dataset;
 use crate::engine::remote::more_than_all;
 use crate::error::{Context, Error, Result};
 use crate::files::write_atomically;
+use crate::jobs::served::usual_len;
 use crate::jobs::watch::Watch;
+use crate::model::Served;
 use crate::table::{ANSWERS_FOLDER, SEQUENCES_FILE, write_sequences};
 use crate::tokens::{RenderOptions, Renderer, Sequence, rendered};
 
@@ -35,7 +37,7 @@ pub(crate) fn emit(job: &Job, top_k: usize, watch: &dyn Watch) -> Result<Emitted
     if top_k > served.vocab_size {
         return Err(more_than_all(top_k, served.vocab_size));
     }
-    let render = RenderOptions { max_len: job.max_len.unwrap_or_else(|| served.max_len()), ..job.render.clone() };
+    let render = RenderOptions { max_len: max_len(job, &served)?, ..job.render.clone() };
     let renderer = Renderer::new(served.tokenizer.clone(), served.template.take(), render)?;
     let chosen = dataset.choose(job.choice)?.in_shard(job.shard);
     std::fs::create_dir_all(out).context_at(out, "cannot create the folder")?;
@@ -55,6 +57,18 @@ pub(crate) fn emit(job: &Job, top_k: usize, watch: &dyn Watch) -> Result<Emitted
     let script = out.join(SCRIPT_FILE);
     write_text(&script, &SCRIPT.replace("TOP_LOGPROBS", &top_k.to_string()))?;
     Ok(Emitted { sequences, script })
+}
+
+/// Every prompt leaves room for the token that vLLM has to answer.
+fn max_len(job: &Job, served: &Served) -> Result<usize> {
+    match (job.max_len, served.longest) {
+        (Some(asked), Some(longest)) if asked >= longest => Err(Error::usage(format!(
+            "--max-len {asked} leaves no room for the token that vLLM has to answer: the model was made for {longest}"
+        ))
+        .cure(format!("Give --max-len {} or less.", longest.saturating_sub(1)))),
+        (Some(asked), _) => Ok(asked),
+        (None, _) => Ok(usual_len(served, 1)),
+    }
 }
 
 fn write_text(path: &Path, text: &str) -> Result<()> {

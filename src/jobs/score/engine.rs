@@ -9,12 +9,13 @@ use super::job::{Elsewhere, Job};
 use crate::dataset::{Chosen, Dataset};
 use crate::engine::remote::{Checked, Pool, compare_with_own};
 use crate::error::{Error, Result};
+use crate::files::file_sha256;
 use crate::jobs::served::{self, Beyond, hash, own_scores};
 use crate::jobs::watch::{Watch, fetching};
 use crate::kernels::level::Level;
 use crate::kernels::{Dtype, Kernels};
 use crate::model::{Info, LoadOptions, Model, Placement, Reference, Served};
-use crate::table::Answers;
+use crate::table::{Answers, SEQUENCES_FILE};
 use crate::tokens::{ChatTemplate, Renderer, Sequence, Tokenizer, rendered};
 
 pub(crate) enum Engine {
@@ -163,24 +164,24 @@ fn served(job: &Job, elsewhere: &Elsewhere, watch: &dyn Watch) -> Result<Found> 
 }
 
 impl Found {
-    /// Puts another engine to the test by the first row that has something to score; with remarks for people.
-    pub(super) fn engine(self, dataset: &Dataset, renderer: &Renderer, chosen: &Chosen) -> Result<(Engine, Vec<String>)> {
+    /// Puts another engine to the test by the first row that has something to score, which it `is_asked` about in this run; with remarks for
+    /// people.
+    pub(super) fn engine(self, first: Sequence, is_asked: bool) -> Result<(Engine, Vec<String>)> {
         let mut remarks = Vec::new();
         let engine = match self.source {
             Source::Own(model) => Engine::Own(model),
             Source::Servers(pool, served) => {
-                let first = first_sequence(dataset, renderer, chosen)?;
-                let checked =
-                    pool.check(&first, &served.0.tokenizer, |probe| own_scores(&served.0, &served.1, probe, &mut remarks))?;
+                let own = |probe: &Sequence| own_scores(&served.0, &served.1, probe, &mut remarks);
+                let checked = pool.check(&first, &served.0.tokenizer, own)?;
                 Engine::Servers(Arc::new(pool), Box::new(checked))
             }
             Source::Answers(folder, served) => {
-                let first = first_sequence(dataset, renderer, chosen)?;
                 let mut answers = Answers::open(&folder, self.vocab_size)?;
-                let found = answers.of(&first)?;
-                let own = own_scores(&served.0, &served.1, &first, &mut remarks)?;
+                let found = if is_asked { answers.of(&first)? } else { Vec::new() };
+                let own = if is_asked { own_scores(&served.0, &served.1, &first, &mut remarks)? } else { None };
                 let from_own = own.map(|own| compare_with_own(&found, &own).map_err(|error| error.at(&folder))).transpose()?;
-                let checked = Checked::offline(&folder, answers.top_k, self.vocab_size, &found, from_own);
+                let sent = file_sha256(&folder.join(SEQUENCES_FILE))?;
+                let checked = Checked::offline(&folder, sent, (answers.top_k, self.vocab_size), &found, from_own);
                 Engine::Answers(folder, Box::new(checked))
             }
         };
@@ -189,7 +190,8 @@ impl Found {
     }
 }
 
-fn first_sequence(dataset: &Dataset, renderer: &Renderer, chosen: &Chosen) -> Result<Sequence> {
+/// Of the first row that has something to score.
+pub(super) fn first_sequence(dataset: &Dataset, renderer: &Renderer, chosen: &Chosen) -> Result<Sequence> {
     for chunk in rendered(dataset, renderer, 0, chosen) {
         for item in chunk? {
             if let Ok(rendered) = item.rendered
@@ -199,5 +201,9 @@ fn first_sequence(dataset: &Dataset, renderer: &Renderer, chosen: &Chosen) -> Re
             }
         }
     }
-    Err(Error::new("no token of this data set would be trained on: there is nothing to score"))
+    Err(nothing_to_score())
+}
+
+pub(super) fn nothing_to_score() -> Error {
+    Error::new("no token of this data set would be trained on: there is nothing to score")
 }

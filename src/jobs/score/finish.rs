@@ -120,16 +120,18 @@ fn sort(
     let without_text = match data {
         Ok((dataset, chosen)) => {
             let (mut named, pairs) = name_kinds(out, &tables, &summary, dataset, chosen)?;
-            let conflicts = Conflicts::read(out)?;
-            named.in_context = match (kept(out, &conflicts)?, sorting.in_context) {
-                (Some(kept), _) => Some(kept),
-                (None, Some(plan)) => Some(in_context(plan, out, &conflicts, &resolved, &pairs, watch)?),
-                // What other conflicts did in context says nothing of these.
-                (None, None) => {
-                    remove_old(out, &[IN_CONTEXT_FILE])?;
-                    None
-                }
-            };
+            if sorting.in_context.is_some() || out.join(IN_CONTEXT_FILE).exists() {
+                let conflicts = Conflicts::read(out)?;
+                named.in_context = match (kept(out, &conflicts)?, sorting.in_context) {
+                    (Some(kept), _) => Some(kept),
+                    (None, Some(plan)) => Some(in_context(plan, out, &conflicts, &resolved, &pairs, watch)?),
+                    // What other conflicts did in context says nothing of these.
+                    (None, None) => {
+                        remove_old(out, &[IN_CONTEXT_FILE])?;
+                        None
+                    }
+                };
+            }
             read_contexts(&mut summary, &mut named, dataset, chosen)?;
             kinds = Some(named);
             None
@@ -165,11 +167,13 @@ fn sort(
     write_atomically(&out.join("report.md"), |file| {
         std::io::Write::write_all(file, text.as_bytes()).context("cannot write the report")
     })?;
-    if sorting.with_page {
+    // A shard may have nothing to show.
+    let has_page = sorting.with_page && report.summary.overall.tokens > 0;
+    if has_page {
         watch.stage("Writing the page");
         view::write_own(out, &record, data.ok())?;
     }
-    Ok(Outcome { out: out.to_owned(), record, report, has_page: sorting.with_page })
+    Ok(Outcome { out: out.to_owned(), record, report, has_page })
 }
 
 fn remove_old(out: &Path, names: &[&str]) -> Result<()> {

@@ -19,6 +19,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use crate::dataset::{Example, Role};
 use crate::diagnosis::kinds::Kind;
@@ -26,7 +27,7 @@ use crate::diagnosis::quadrants::Resolved;
 use crate::diagnosis::summary::{Prompted, PromptedKind};
 use crate::engine::{self, Work};
 use crate::error::{Context, Error, Result};
-use crate::files::sha256;
+use crate::files::hex;
 use crate::jobs::journal::Journal;
 use crate::jobs::watch::Watch;
 use crate::kernels::TokenStatistics;
@@ -69,13 +70,20 @@ pub(super) struct Conflicts {
 impl Conflicts {
     pub(super) fn read(out: &Path) -> Result<Conflicts> {
         let provenance = read_provenance(&out.join(TOKENS_FILE))?;
-        let conflicts = read_conflicts(&out.join(CONFLICTS_FILE))?;
-        let places: Vec<(u32, u32, &str)> =
-            conflicts.iter().map(|conflict| (conflict.row, conflict.pos, conflict.kind.as_str())).collect();
+        let mut kinds = HashMap::new();
         // The provenance holds the run's identity and thresholds.
-        let key = sha256(format!("{VERSION} {provenance:?} {places:?}"));
-        let kind = |conflict: &KnownConflict| Some(((conflict.row, conflict.pos), conflict.kind.parse().ok()?));
-        Ok(Conflicts { kinds: conflicts.iter().filter_map(kind).collect(), key, provenance })
+        let mut key = Sha256::new();
+        key.update(format!("{VERSION} {provenance:?} ["));
+        for (n, conflict) in read_conflicts(&out.join(CONFLICTS_FILE)).enumerate() {
+            let KnownConflict { row, pos, kind, .. } = conflict?;
+            let separator = if n == 0 { "" } else { ", " };
+            key.update(format!("{separator}({row}, {pos}, {kind:?})"));
+            if let Ok(kind) = kind.parse() {
+                kinds.insert((row, pos), kind);
+            }
+        }
+        key.update("]");
+        Ok(Conflicts { kinds, key: hex(&key.finalize()), provenance })
     }
 }
 

@@ -1,7 +1,8 @@
 //! The conflicts of a run and the texts of its rows -> the kind of each conflict, groups of them, and rows that are alike.
 //!
-//! The data are read once, and those rows again whose prompts have another answer elsewhere. Kept in memory: the conflicts, a
-//! signature of each row's prompt (256 bytes), a hash of its answers.
+//! The conflicts pass by twice: once to find out which are alike in many rows, once beside the rows of the data to be named and written. The data are
+//! read once more for the rows that ask nearly the same, and again for those whose prompts have another answer elsewhere. Kept in memory: of each
+//! conflict its place and tokens (16 bytes) while the first pass counts, the sums of each group (64 bytes), a signature of each row's prompt (256 bytes).
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -18,8 +19,8 @@ use crate::error::Result;
 use crate::files::sha256;
 use crate::stats::share;
 use crate::table::{
-    CONFLICTS_FILE, Column, KnownConflict, NearPair, PAIRS_FILE, Quadrant, read_chunks, read_provenance, texts_of,
-    write_conflicts, write_pairs,
+    CONFLICTS_FILE, Column, KnownConflict, NearPair, PAIRS_FILE, Quadrant, TokenChunk, read_chunks, read_conflicts,
+    read_provenance, texts_of, write_conflicts, write_pairs,
 };
 
 /// A conflict out of the table.
@@ -38,6 +39,9 @@ struct Found {
     place: u32,
 }
 
+/// Target, choice, and how far behind the first target of the turn.
+type Likeness = (u32, u32, u32);
+
 /// Records whose prompts are read at a time, by all cores.
 const CHUNK: usize = 1024;
 
@@ -52,127 +56,64 @@ pub(super) fn name_kinds(
     dataset: &Dataset,
     chosen: &Chosen,
 ) -> Result<(Kinds, Vec<NearPair>)> {
-    let conflicts = conflicts(tables)?;
-    let ids: HashSet<u32> = conflicts.iter().flat_map(|conflict| [conflict.token_id, conflict.top_id]).collect();
+    let pairs = pairs(dataset, chosen)?;
+    let (rows_alike, ids) = survey(tables)?;
     let texts = texts_of(tables, &ids)?;
     let text = |id: u32| texts.get(&id).map_or("", String::as_str);
-
-    let pairs = pairs(dataset, chosen)?;
     let mut others: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
     for pair in pairs.iter().filter(|pair| pair.contradicts) {
         others.entry(pair.row).or_default().push(pair.other);
         others.entry(pair.other).or_default().push(pair.row);
     }
     let answers = answers_of(&others.keys().copied().collect(), dataset, chosen)?;
-
-    let mut rows_alike: HashMap<(u32, u32, u32), HashSet<u32>> = HashMap::new();
-    for conflict in &conflicts {
-        rows_alike.entry((conflict.token_id, conflict.top_id, conflict.place)).or_default().insert(conflict.row);
-    }
-    let mut known: Vec<Option<(Kind, String)>> = vec![None; conflicts.len()];
-    let mut name = |row: u32, example: &Example, range: std::ops::Range<usize>| {
-        let others: Vec<(u32, &str)> =
-            others.get(&row).into_iter().flatten().filter_map(|other| Some((*other, answers.get(other)?.as_str()))).collect();
-        for (conflict, known) in conflicts[range.clone()].iter().zip(&mut known[range]) {
-            let Some(turn) = example.turns.get(usize::from(conflict.turn)) else { continue };
-            let earlier: Vec<&str> =
-                example.turns[..usize::from(conflict.turn)].iter().map(|turn| turn.content.as_str()).collect();
-            *known = Some(kinds::kind(&Conflict {
-                text: &turn.content,
-                begin: conflict.begin as usize,
-                end: conflict.end as usize,
-                top: text(conflict.top_id),
-                earlier: &earlier,
-                rows_alike: rows_alike.get(&(conflict.token_id, conflict.top_id, conflict.place)).map_or(1, HashSet::len),
-                rows: summary.overall.rows as usize,
-                others: &others,
-            }));
-        }
+    let kind = |conflict: &Found, example: &Example, others: &[(u32, &str)]| {
+        let turn = example.turns.get(usize::from(conflict.turn))?;
+        let earlier: Vec<&str> = example.turns[..usize::from(conflict.turn)].iter().map(|turn| turn.content.as_str()).collect();
+        Some(kinds::kind(&Conflict {
+            text: &turn.content,
+            begin: conflict.begin as usize,
+            end: conflict.end as usize,
+            top: text(conflict.top_id),
+            earlier: &earlier,
+            rows_alike: rows_alike.get(&conflict.likeness()).map_or(1, |n| *n as usize),
+            rows: summary.overall.rows as usize,
+            others,
+        }))
     };
-    // The conflicts of a row stand together, and the rows in the order of the data.
-    let mut at = 0;
-    for record in dataset.chosen(chosen) {
-        let record = record?;
-        let end = at + conflicts[at..].iter().take_while(|conflict| conflict.row == record.row).count();
-        if let (true, Ok(example)) = (end > at, &record.example) {
-            name(record.row, example, at..end);
-        }
-        at = end;
-        if at == conflicts.len() {
-            break;
-        }
-    }
-    let mut groups: HashMap<(Kind, u32, u32), u32> = HashMap::new();
-    let mut sums: BTreeMap<Kind, KindSums> = BTreeMap::new();
-    let mut rows: BTreeMap<Kind, HashSet<u32>> = BTreeMap::new();
-    let mut listed: Vec<ConflictGroup> = Vec::new();
-    let mut worst: Vec<f64> = Vec::new();
-    let mut table = Vec::with_capacity(conflicts.len());
-    for (conflict, known) in conflicts.iter().zip(known) {
-        let (kind, evidence) = known.unwrap_or((Kind::Unexplained, String::new()));
-        let next = groups.len() as u32;
-        let group = *groups.entry((kind, conflict.token_id, conflict.top_id)).or_insert(next);
-        let spot = Spot { row: conflict.row, turn: conflict.turn, begin: conflict.begin, end: conflict.end, context: None };
-        if group == next {
-            let (token, top) = (text(conflict.token_id).to_owned(), text(conflict.top_id).to_owned());
-            let (evidence, example) = (String::new(), spot.clone());
-            listed.push(ConflictGroup {
-                group,
-                kind,
-                token,
-                top,
-                count: 0,
-                surplus: 0.0,
-                loss_share: 0.0,
-                grad_share: 0.0,
-                example,
-                evidence,
-            });
-            worst.push(f64::NEG_INFINITY);
-        }
-        let own = &mut listed[group as usize];
-        own.count += 1;
-        own.surplus += conflict.surplus;
-        own.loss_share += conflict.loss;
-        own.grad_share += conflict.grad;
-        if conflict.surplus > worst[group as usize] {
-            worst[group as usize] = conflict.surplus;
-            (own.example, own.evidence) = (spot, evidence.clone());
-        }
-        let of_kind = sums.entry(kind).or_insert_with(|| KindSums {
-            kind,
-            tokens: 0,
-            rows: 0,
-            surplus: 0.0,
-            loss_share: 0.0,
-            grad_share: 0.0,
-        });
-        of_kind.tokens += 1;
-        of_kind.surplus += conflict.surplus;
-        of_kind.loss_share += conflict.loss;
-        of_kind.grad_share += conflict.grad;
-        rows.entry(kind).or_default().insert(conflict.row);
-        table.push(KnownConflict { row: conflict.row, pos: conflict.pos, kind: kind.name().to_owned(), evidence, group });
-    }
     let provenance = tables.first().map(|table| read_provenance(table)).transpose()?.unwrap_or_default();
-    write_conflicts(&out.join(CONFLICTS_FILE), &table, &provenance)?;
+    let mut sums = Sums::default();
+    write_conflicts(&out.join(CONFLICTS_FILE), &provenance, |write| {
+        let mut add = |conflict: &Found, known: Option<(Kind, String)>| {
+            let (kind, evidence) = known.unwrap_or((Kind::Unexplained, String::new()));
+            let group = sums.add(conflict, kind);
+            write(KnownConflict { row: conflict.row, pos: conflict.pos, kind: kind.name().to_owned(), evidence, group })
+        };
+        // The conflicts of a row stand together, and the rows in the order of the data.
+        let mut conflicts = conflicts(tables).peekable();
+        let mut records = dataset.chosen(chosen);
+        while conflicts.peek().is_some()
+            && let Some(record) = records.next()
+        {
+            let record = record?;
+            let others: Vec<(u32, &str)> = others
+                .get(&record.row)
+                .into_iter()
+                .flatten()
+                .filter_map(|other| Some((*other, answers.get(other)?.as_str())))
+                .collect();
+            while let Some(conflict) = conflicts.next_if(|next| next.as_ref().map_or(true, |next| next.row <= record.row)) {
+                let conflict = conflict?;
+                let example = record.example.as_ref().ok().filter(|_| conflict.row == record.row);
+                add(&conflict, example.and_then(|example| kind(&conflict, example, &others)))?;
+            }
+        }
+        conflicts.try_for_each(|conflict| add(&conflict?, None))
+    })?;
     write_pairs(&out.join(PAIRS_FILE), &pairs, &provenance)?;
-
-    let (loss, grad) = (summary.overall.loss, summary.overall.grad);
-    for group in &mut listed {
-        (group.loss_share, group.grad_share) = (share(group.loss_share, loss), share(group.grad_share, grad));
-    }
-    listed.sort_by(|a, b| b.surplus.total_cmp(&a.surplus).then(a.group.cmp(&b.group)));
-    listed.truncate(LISTED);
-    let mut kinds: Vec<KindSums> = sums.into_values().collect();
-    for sums in &mut kinds {
-        sums.rows = rows.get(&sums.kind).map_or(0, HashSet::len) as u64;
-        (sums.loss_share, sums.grad_share) = (share(sums.loss_share, loss), share(sums.grad_share, grad));
-    }
-    kinds.sort_by_key(|sums| Reverse(sums.tokens));
+    let (kinds, groups) = sums.finish(out, (summary.overall.loss, summary.overall.grad), text)?;
     let kinds = Kinds {
         kinds,
-        groups: listed,
+        groups,
         near_duplicates: pairs.len() as u64,
         contradictions: pairs.iter().filter(|pair| pair.contradicts).count() as u64,
         in_context: None,
@@ -180,7 +121,166 @@ pub(super) fn name_kinds(
     Ok((kinds, pairs))
 }
 
-fn conflicts(tables: &[PathBuf]) -> Result<Vec<Found>> {
+/// Sums over the conflicts, in the order in which they come.
+#[derive(Default)]
+struct Sums {
+    /// Each group's number, by its kind, target and choice.
+    numbers: HashMap<(Kind, u32, u32), u32>,
+    groups: Vec<Group>,
+    kinds: BTreeMap<Kind, OfKind>,
+    /// So many conflicts.
+    n: u32,
+}
+
+/// Conflicts of one kind with the same target and the same choice.
+struct Group {
+    kind: Kind,
+    token_id: u32,
+    top_id: u32,
+    count: u32,
+    surplus: f64,
+    loss: f64,
+    grad: f64,
+    /// The largest surplus among them, and whose it is.
+    worst: f64,
+    row: u32,
+    turn: u16,
+    begin: u32,
+    end: u32,
+    /// Its place among all conflicts.
+    at: u32,
+}
+
+#[derive(Default)]
+struct OfKind {
+    tokens: u64,
+    rows: u64,
+    surplus: f64,
+    loss: f64,
+    grad: f64,
+    last_row: Option<u32>,
+}
+
+impl Group {
+    /// Without any conflict yet.
+    fn new(kind: Kind, conflict: &Found) -> Group {
+        let &Found { row, turn, begin, end, token_id, top_id, .. } = conflict;
+        let (count, at, worst) = (0, 0, f64::NEG_INFINITY);
+        Group { kind, token_id, top_id, count, surplus: 0.0, loss: 0.0, grad: 0.0, worst, row, turn, begin, end, at }
+    }
+
+    /// Where the worst stands.
+    fn spot(&self) -> Spot {
+        Spot { row: self.row, turn: self.turn, begin: self.begin, end: self.end, context: None }
+    }
+}
+
+impl Sums {
+    /// Gives the number of the conflict's group.
+    fn add(&mut self, conflict: &Found, kind: Kind) -> u32 {
+        let &Found { row, turn, begin, end, loss, surplus, grad, .. } = conflict;
+        let next = self.groups.len() as u32;
+        let number = *self.numbers.entry((kind, conflict.token_id, conflict.top_id)).or_insert(next);
+        if number == next {
+            self.groups.push(Group::new(kind, conflict));
+        }
+        let group = &mut self.groups[number as usize];
+        group.count += 1;
+        group.surplus += surplus;
+        group.loss += loss;
+        group.grad += grad;
+        if surplus > group.worst {
+            group.worst = surplus;
+            (group.row, group.turn, group.begin, group.end, group.at) = (row, turn, begin, end, self.n);
+        }
+        let of_kind = self.kinds.entry(kind).or_default();
+        of_kind.tokens += 1;
+        of_kind.surplus += surplus;
+        of_kind.loss += loss;
+        of_kind.grad += grad;
+        // The conflicts of a row stand together.
+        of_kind.rows += u64::from(of_kind.last_row.replace(row) != Some(row));
+        self.n += 1;
+        number
+    }
+
+    /// The kinds, most conflicts first, and the groups with the most surplus; `loss` and `grad` are those of all tokens. What speaks for the kind of
+    /// an example is read again from the table of conflicts.
+    fn finish<'a>(
+        self,
+        out: &Path,
+        (loss, grad): (f64, f64),
+        text: impl Fn(u32) -> &'a str,
+    ) -> Result<(Vec<KindSums>, Vec<ConflictGroup>)> {
+        let Sums { numbers, groups, kinds, .. } = self;
+        drop(numbers);
+        let mut order: Vec<u32> = (0..groups.len() as u32).collect();
+        let surplus = |number: &u32| groups[*number as usize].surplus;
+        order.sort_unstable_by(|a, b| surplus(b).total_cmp(&surplus(a)).then(a.cmp(b)));
+        order.truncate(LISTED);
+        let mut evidences: BTreeMap<u32, String> = BTreeMap::new();
+        let mut wanted: BTreeSet<u32> = order.iter().map(|number| groups[*number as usize].at).collect();
+        for (at, conflict) in (0..).zip(read_conflicts(&out.join(CONFLICTS_FILE))) {
+            if wanted.is_empty() {
+                break;
+            }
+            let conflict = conflict?;
+            if wanted.remove(&at) {
+                evidences.insert(at, conflict.evidence);
+            }
+        }
+        let listed = |number: u32| {
+            let group = &groups[number as usize];
+            ConflictGroup {
+                group: number,
+                kind: group.kind,
+                token: text(group.token_id).to_owned(),
+                top: text(group.top_id).to_owned(),
+                count: u64::from(group.count),
+                surplus: group.surplus,
+                loss_share: share(group.loss, loss),
+                grad_share: share(group.grad, grad),
+                example: group.spot(),
+                evidence: evidences.remove(&group.at).unwrap_or_default(),
+            }
+        };
+        let listed = order.into_iter().map(listed).collect();
+        let sums = |(kind, sums): (Kind, OfKind)| KindSums {
+            kind,
+            tokens: sums.tokens,
+            rows: sums.rows,
+            surplus: sums.surplus,
+            loss_share: share(sums.loss, loss),
+            grad_share: share(sums.grad, grad),
+        };
+        let mut kinds: Vec<KindSums> = kinds.into_iter().map(sums).collect();
+        kinds.sort_by_key(|sums| Reverse(sums.tokens));
+        Ok((kinds, listed))
+    }
+}
+
+impl Found {
+    fn likeness(&self) -> Likeness {
+        (self.token_id, self.top_id, self.place)
+    }
+}
+
+/// In how many rows conflicts are alike, where it is more than one, and the ids of the conflicts' targets and choices.
+fn survey(tables: &[PathBuf]) -> Result<(HashMap<Likeness, u32>, HashSet<u32>)> {
+    let (mut places, mut ids) = (Vec::new(), HashSet::new());
+    for conflict in conflicts(tables) {
+        let conflict = conflict?;
+        ids.extend([conflict.token_id, conflict.top_id]);
+        places.push((conflict.likeness(), conflict.row));
+    }
+    places.sort_unstable();
+    places.dedup();
+    let alike = places.chunk_by(|(a, _), (b, _)| a == b).filter(|alike| alike.len() > 1);
+    Ok((alike.map(|alike| (alike[0].0, alike.len() as u32)).collect(), ids))
+}
+
+/// The conflicts of the tables in their order.
+fn conflicts(tables: &[PathBuf]) -> impl Iterator<Item = Result<Found>> {
     let columns = [
         Column::Row,
         Column::Turn,
@@ -194,37 +294,42 @@ fn conflicts(tables: &[PathBuf]) -> Result<Vec<Found>> {
         Column::Grad,
         Column::Quadrant,
     ];
-    let mut found = Vec::new();
+    // The turn that is being read, and the position of its first target.
     let mut first = (None, 0);
-    for chunk in read_chunks(tables, &columns) {
-        let chunk = chunk?;
-        for i in 0..chunk.len() {
-            let turn = Some((chunk.row[i], chunk.turn[i]));
-            if first.0 != turn {
-                first = (turn, chunk.pos[i]);
-            }
-            // A token whose numbers are not finite is counted elsewhere, and is no conflict.
-            let loss = -f64::from(chunk.logprob[i]);
-            let surplus = loss - f64::from(chunk.entropy[i]);
-            if chunk.quadrant[i] != Quadrant::ConfidentConflict || !surplus.is_finite() {
-                continue;
-            }
-            found.push(Found {
-                row: chunk.row[i],
-                turn: chunk.turn[i],
-                pos: chunk.pos[i],
-                begin: chunk.begin[i],
-                end: chunk.end[i],
-                token_id: chunk.token_id[i],
-                top_id: chunk.top_id[i],
-                loss,
-                surplus,
-                grad: f64::from(chunk.grad[i]),
-                place: chunk.pos[i] - first.1,
-            });
+    read_chunks(tables, &columns).flat_map(move |chunk| match chunk {
+        Ok(chunk) => conflicts_of(&chunk, &mut first).into_iter().map(Ok).collect(),
+        Err(error) => vec![Err(error)],
+    })
+}
+
+fn conflicts_of(chunk: &TokenChunk, first: &mut (Option<(u32, u16)>, u32)) -> Vec<Found> {
+    let mut found = Vec::new();
+    for i in 0..chunk.len() {
+        let turn = Some((chunk.row[i], chunk.turn[i]));
+        if first.0 != turn {
+            *first = (turn, chunk.pos[i]);
         }
+        // A token whose numbers are not finite is counted elsewhere, and is no conflict.
+        let loss = -f64::from(chunk.logprob[i]);
+        let surplus = loss - f64::from(chunk.entropy[i]);
+        if chunk.quadrant[i] != Quadrant::ConfidentConflict || !surplus.is_finite() {
+            continue;
+        }
+        found.push(Found {
+            row: chunk.row[i],
+            turn: chunk.turn[i],
+            pos: chunk.pos[i],
+            begin: chunk.begin[i],
+            end: chunk.end[i],
+            token_id: chunk.token_id[i],
+            top_id: chunk.top_id[i],
+            loss,
+            surplus,
+            grad: f64::from(chunk.grad[i]),
+            place: chunk.pos[i] - first.1,
+        });
     }
-    Ok(found)
+    found
 }
 
 /// What is asked before the last answer, and all that is answered.
@@ -260,24 +365,43 @@ fn pairs(dataset: &Dataset, chosen: &Chosen) -> Result<Vec<NearPair>> {
         signatures.par_extend(chunk.par_iter().filter_map(signature));
     }
     let near = near_pairs(&signatures);
+    drop(signatures);
     if near.is_empty() {
         return Ok(Vec::new());
     }
-    let wanted: BTreeSet<u32> = near.iter().flat_map(|(a, b, _)| [*a, *b]).collect();
-    let mut texts: HashMap<u32, (String, String)> = HashMap::new();
+    // The prompt of an earlier row, and of its answer no more than whether it is another one, wait for the last row that is like it.
+    let mut last_use: HashMap<u32, u32> = HashMap::new();
+    for (other, row, _) in &near {
+        let last = last_use.entry(*other).or_default();
+        *last = (*last).max(*row);
+    }
+    let mut near = near.into_iter().peekable();
+    let (mut waiting, mut pairs) = (BTreeMap::new(), Vec::new());
     for record in dataset.chosen(chosen) {
         let record = record?;
-        if let (true, Ok(example)) = (wanted.contains(&record.row), &record.example) {
+        let is_other = last_use.contains_key(&record.row);
+        let is_row = near.peek().is_some_and(|(_, row, _)| *row == record.row);
+        let texts = record.example.as_ref().ok().filter(|_| is_other || is_row).map(|example| {
             let (asked, answered) = asked_and_answered(example);
-            // Of the answer no more than whether it is another one.
-            texts.insert(record.row, (asked, sha256(words(&answered).join(" "))));
+            (asked, sha256(words(&answered).join(" ")))
+        });
+        while let Some((other, row, prompts)) = near.next_if(|(_, row, _)| *row <= record.row) {
+            let before: Option<&(String, String)> = waiting.get(&other);
+            if let (Some(a), Some(b)) = (before, texts.as_ref().filter(|_| row == record.row)) {
+                pairs.push(NearPair { row, other, prompts, contradicts: a.1 != b.1 && asks_the_same(&a.0, &b.0) });
+            }
+            if last_use.get(&other).is_some_and(|last| *last <= row) {
+                waiting.remove(&other);
+            }
+        }
+        if let (Some(texts), true) = (texts, is_other) {
+            waiting.insert(record.row, texts);
+        }
+        if near.peek().is_none() {
+            break;
         }
     }
-    let pair = |(other, row, prompts): (u32, u32, f32)| {
-        let (a, b) = (texts.get(&other)?, texts.get(&row)?);
-        Some(NearPair { row, other, prompts, contradicts: a.1 != b.1 && asks_the_same(&a.0, &b.0) })
-    };
-    Ok(near.into_iter().filter_map(pair).collect())
+    Ok(pairs)
 }
 
 /// The last answers of these rows.

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::engine::Curve;
-use crate::engine::remote::Bounds;
+use crate::engine::bounds::Bounds;
 use crate::kernels::TokenStatistics;
 use crate::tokens::{Item, Sequence};
 

@@ -12,7 +12,7 @@ use super::job::Job;
 use super::shard::ShardRecord;
 use crate::dataset::{Chosen, DataFile, Dataset, PlantedSpan, ReadOptions, Rollout, Shard};
 use crate::diagnosis::quadrants::Thresholds;
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Result};
 use crate::files::sha256;
 use crate::jobs::identity_of_files;
 use crate::jobs::watch::{Beginning, Watch};
@@ -132,20 +132,17 @@ impl Plan {
         let (audit, totals, planted) =
             survey(&dataset, &renderer, &chosen, job.read.strict, (&found.info.sha256, job.dtype), watch)?;
         let audit_seconds = began.elapsed().as_secs_f64();
-        if totals.supervised == 0 {
-            if let Some(shard) = job.shard {
-                return Err(Error::new(format!(
-                    "shard {shard} has no token that would be trained on: there is nothing to score"
-                ))
-                .cure(format!("Give the data fewer shards than {}, or score them whole.", shard.of)));
-            }
-            let reasons = audit.lines().join("\n  ");
-            return Err(Error::new("no token of this data set would be trained on: there is nothing to score").cure(reasons));
+        // A shard may have none of the rows that the others have.
+        if totals.supervised == 0 && job.shard.is_none() {
+            return Err(engine::nothing_to_score().cure(audit.lines().join("\n  ")));
         }
         let Found { info, tokenizer, vocab_size, .. } = &found;
         let (info, tokenizer, vocab_size) = (info.clone(), tokenizer.clone(), *vocab_size);
         let (mut remarks, passed_over) = (std::mem::take(&mut found.remarks), found.passed_over.take());
-        let (engine, checked) = found.engine(&dataset, &renderer, &chosen)?;
+        let of_all = dataset.choose(job.choice)?;
+        let probed = if totals.supervised == 0 { &of_all } else { &chosen };
+        let first = engine::first_sequence(&dataset, &renderer, probed)?;
+        let (engine, checked) = found.engine(first, totals.supervised > 0)?;
         remarks.extend(checked);
         let made_of = MadeOf {
             files: dataset.files(),

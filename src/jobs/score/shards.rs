@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::finish::{SUMMARY_FILE, sort_again};
@@ -26,6 +27,14 @@ use crate::table::{PARTS_FOLDER, TOKENS_FILE, join_shards};
 
 /// Where the parts are put together before they count.
 const JOINING_FOLDER: &str = ".parts.joining";
+
+/// Says whose parts these are, and that they are all there.
+#[derive(PartialEq, Serialize, Deserialize)]
+struct JoinedParts {
+    identity: String,
+    kernel_level: Option<String>,
+    joined_shards: usize,
+}
 
 /// How a joined run is made.
 pub(crate) struct Joining<'a> {
@@ -61,6 +70,14 @@ pub(crate) fn joined(folders: &[PathBuf], joining: &Joining, watch: &dyn Watch) 
         }
     }
     let n_shards: usize = runs.values().map(Vec::len).sum();
+    if let (Some(folder), 2.., 2..) = (joining.out, n_shards, out.len()) {
+        let of_run = runs.values().map(|shards| format!("{} (shard {})", shards[0].folder.display(), shards[0].shard.shard));
+        let others = folders.iter().filter(|folder| out.contains(folder)).map(|folder| folder.display().to_string());
+        let named: Vec<String> = of_run.chain(others).collect();
+        return Err(Error::usage(format!("--out names one folder, and {} runs are named: {}", named.len(), named.join(", ")))
+            .at(folder)
+            .cure("Join the shards of each run by themselves, and then name the joined folders."));
+    }
     for (whole, shards) in &runs {
         let folder = match shards.as_slice() {
             // Alone it is a run over some of the rows.
@@ -182,31 +199,7 @@ fn join(shards: &[Found], joining: &Joining, watch: &dyn Watch) -> Result<PathBu
         }
     } else {
         watch.stage("Joining the shards");
-        let size = PartSize::of_device(&record.provenance.device);
-        let mut so_far = PartSize::default();
-        let ends = |row: &crate::table::Row| {
-            so_far.add(if row.skipped.is_none() { row.tokens as usize } else { 0 });
-            let ends = so_far.reaches(&size);
-            if ends {
-                so_far = PartSize::default();
-            }
-            ends
-        };
-        let folders: Vec<PathBuf> = shards.iter().map(|found| found.folder.clone()).collect();
-        let parts = out.join(JOINING_FOLDER);
-        if parts.exists() {
-            std::fs::remove_dir_all(&parts).context_at(&parts, "cannot remove the folder")?;
-        }
-        join_shards(&parts, &folders, ends, &provenance(whole, &record.model))?;
-        write_json(&parts.join(IDENTITY_FILE), &json!({ "identity": whole, "kernel_level": record.provenance.kernel_level }))?;
-        join_others(shards, &out)?;
-        let final_parts = out.join(PARTS_FOLDER);
-        if final_parts.exists() {
-            return Err(Error::new("the folder holds a run that was not finished")
-                .at(out)
-                .cure("Name another folder with --out."));
-        }
-        std::fs::rename(&parts, &final_parts).context_at(&parts, "cannot move the joined parts to their place")?;
+        join_parts(shards, &out, &record)?;
         write_json(&out.join(RUN_FILE), &record)?;
     }
     if joining.sorted {
@@ -217,6 +210,42 @@ fn join(shards: &[Found], joining: &Joining, watch: &dyn Watch) -> Result<PathBu
         }
     }
     Ok(out)
+}
+
+/// Puts the parts of the joined run into its folder, and what stands beside them.
+fn join_parts(shards: &[Found], out: &Path, record: &RunRecord) -> Result<()> {
+    let identity = JoinedParts {
+        identity: record.identity.clone(),
+        kernel_level: record.provenance.kernel_level.clone(),
+        joined_shards: shards.len(),
+    };
+    let final_parts = out.join(PARTS_FOLDER);
+    if final_parts.exists() {
+        // Killed before it had a record. Parts without that number are those of a run that scores.
+        if read_json::<JoinedParts>(&final_parts.join(IDENTITY_FILE)).is_ok_and(|found| found.as_ref() == Some(&identity)) {
+            return Ok(());
+        }
+        return Err(Error::new("the folder holds a run that was not finished").at(out).cure("Name another folder with --out."));
+    }
+    let size = PartSize::of_device(&record.provenance.device);
+    let mut so_far = PartSize::default();
+    let ends = |row: &crate::table::Row| {
+        so_far.add(if row.skipped.is_none() { row.tokens as usize } else { 0 });
+        let ends = so_far.reaches(&size);
+        if ends {
+            so_far = PartSize::default();
+        }
+        ends
+    };
+    let folders: Vec<PathBuf> = shards.iter().map(|found| found.folder.clone()).collect();
+    let parts = out.join(JOINING_FOLDER);
+    if parts.exists() {
+        std::fs::remove_dir_all(&parts).context_at(&parts, "cannot remove the folder")?;
+    }
+    join_shards(&parts, &folders, ends, &provenance(&record.identity, &record.model))?;
+    write_json(&parts.join(IDENTITY_FILE), &identity)?;
+    join_others(shards, out)?;
+    std::fs::rename(&parts, &final_parts).context_at(&parts, "cannot move the joined parts to their place")
 }
 
 /// `runs/data-1a2b3c4d` for `runs/data-1a2b3c4d-shard-0-of-3`, else a name of its own beside the shard.

@@ -122,7 +122,7 @@ fn is_finished(plan: &Plan) -> Result<bool> {
             Some(checked) => {
                 let path = plan.out.join(RUN_FILE);
                 let before = read_record(&path)?.server.ok_or_else(|| other_run(&plan.out))?;
-                checked.compare(&before.checked.probe).map_err(|error| error.at(path))?;
+                checked.compare(&before.checked).map_err(|error| error.at(path))?;
                 Ok(true)
             }
         },
@@ -153,9 +153,9 @@ fn claim(plan: &Plan) -> Result<()> {
 /// A model's hash is not to be had of a server: what it says of the probe must be what it said when the run began.
 fn claim_served(checked: &Checked, parts: &Path) -> Result<()> {
     let path = parts.join(PROBE_FILE);
-    match read_json::<Vec<f32>>(&path)? {
+    match read_json::<Checked>(&path)? {
         Some(before) => checked.compare(&before).map_err(|error| error.at(parts)),
-        None => write_json(&path, &checked.probe),
+        None => write_json(&path, checked),
     }
 }
 
@@ -318,5 +318,6 @@ fn write(plan: &Plan, mut writer: PartWriter, from_engine: Receiver<Part>) -> Re
         writer.finish_part()?;
         seconds += began.elapsed().as_secs_f64();
     }
+    writer.finish()?;
     Ok(seconds)
 }

@@ -58,7 +58,7 @@ pub(crate) struct Run<'a> {
     pub shown: &'a Shown,
     /// Of rows among those shown; empty where none are known.
     pub alternatives: &'a [Alternative],
-    /// The conflicts of the run with their kinds, and sums of them; `None` where the data were not at hand when the run was sorted.
+    /// The conflicts of the rows that are shown with their kinds, and sums of them; `None` where the data were not at hand when the run was sorted.
     pub kinds: Option<(&'a [KnownConflict], &'a Kinds)>,
     /// Loss and gradient of all supervised tokens of the run, of which shares are shown.
     pub totals: [f64; 2],

@@ -17,7 +17,7 @@ const SGLANG: &str = r#"{"text":" a","output_ids":[1],"meta_info":{"id":"y","fin
     "output_token_logprobs":[[-0.3,1,null]],"completion_tokens":1}}"#;
 
 fn expected<'a>(wanted: &'a [bool], start: usize) -> Expected<'a> {
-    Expected { ids: &IDS, wanted, start, top_k: 2, vocab: 64 }
+    Expected { ids: &IDS, wanted, start, top_k: 2, vocab: 64, key: None }
 }
 
 fn vllm(json: &str) -> Result<Vec<Position>, Fault> {
@@ -67,7 +67,7 @@ fn what_a_real_server_answered_is_read() {
     let reply = include_str!("../../../../tests/fixtures/vllm/answer.json");
     let ids = [1, 4093, 198, 2744, 253, 9353, 30, 2, 198, 1, 520, 9531, 198, 3726, 30, 2];
     let wanted: Vec<bool> = (0..ids.len()).map(|i| i > 0).collect();
-    let expected = Expected { ids: &ids, wanted: &wanted, start: 0, top_k: 3, vocab: 49_152 };
+    let expected = Expected { ids: &ids, wanted: &wanted, start: 0, top_k: 3, vocab: 49_152, key: None };
     let found = read_vllm(reply.as_bytes(), &expected, None).unwrap();
     assert_eq!(found.len(), ids.len() - 1);
     // The first is far from the three most probable ones, the second the first of them.
@@ -102,7 +102,7 @@ fn recorded_answers_are_read_as_what_they_are() {
     ] {
         let Some((ids, top_k, body)) = recorded(&format!("{name}.json")) else { return };
         let wanted: Vec<bool> = (0..ids.len()).map(|i| i > 0).collect();
-        let expected = Expected { ids: &ids, wanted: &wanted, start: 0, top_k, vocab: 49_152 };
+        let expected = Expected { ids: &ids, wanted: &wanted, start: 0, top_k, vocab: 49_152, key: None };
         let found = read_vllm(body.as_bytes(), &expected, None).unwrap();
         assert_eq!(found.len(), ids.len() - 1, "{name}");
         for position in found.iter().filter(|_| top_k == LEAST_TOP_K) {
@@ -120,7 +120,8 @@ fn recorded_answers_are_read_as_what_they_are() {
     // Two prompts in one request, which this program does not send; and the answer to another one.
     let Some((_, top_k, body)) = recorded("batch2_k3_f32.json") else { return };
     let ids = [1, 9690, 198, 2683, 359, 253];
-    let expected = |ids| Expected { ids, wanted: &[false, true, true, true, true, true], start: 0, top_k, vocab: 49_152 };
+    let expected =
+        |ids| Expected { ids, wanted: &[false, true, true, true, true, true], start: 0, top_k, vocab: 49_152, key: None };
     wrong(read_vllm(body.as_bytes(), &expected(&ids), None), "expected the answer to one prompt, found several");
     wrong(read_vllm(body.as_bytes(), &expected(&[1, 9690, 198, 2683, 253, 359]), None), "does not name it");
 }
@@ -172,6 +173,13 @@ fn a_wrong_answer_says_how_it_is_wrong() {
 }
 
 #[test]
+fn a_key_in_what_the_server_says_is_not_shown() {
+    let said = r#"{"meta_info":{"finish_reason":{"type":"abort","message":"no more\nfor sk-12345"}}}"#;
+    let found = read_sglang(said.as_bytes(), &Expected { key: Some("sk-12345"), ..expected(&[false, true, true, true], 0) });
+    wrong(found, "gave the request up: no more for (the key)");
+}
+
+#[test]
 fn what_breaks_off_is_worth_another_try() {
     for n in [0, 1, 40, VLLM.len() / 2, VLLM.len() - 1] {
         assert!(matches!(vllm(&VLLM[..n]), Err(Fault::Broken(_))), "{n}");
@@ -212,7 +220,7 @@ fn a_reply_longer_than_the_prompt_is_refused_before_it_is_read() {
     let mut endless = Endless { entry, left: usize::MAX, at: 0 };
     let reply = b"{\"choices\":[{\"prompt_logprobs\":[null,".chain(&mut endless);
     let ids = [3; 1000];
-    let expected = Expected { ids: &ids, wanted: &[true; 1000], start: 0, top_k: 2, vocab: 64 };
+    let expected = Expected { ids: &ids, wanted: &[true; 1000], start: 0, top_k: 2, vocab: 64, key: None };
     wrong(read_vllm(reply, &expected, None), "found more");
     assert!(usize::MAX - endless.left < 2000, "{}", usize::MAX - endless.left);
     // Lists, strings and keys of any length are not kept, either.

@@ -1,0 +1,242 @@
+//! Whose turn it is: requests wait in the order in which they came, and each goes to the server with the fewest tokens under way.
+//!
+//! A server that fails rests for a time that doubles, and the others go on. What was under way when it failed had been sent before anybody knew: however
+//! much of that fails, it is one failure.
+
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+/// Of the tries that failed only one may have met a connection that the server had closed.
+pub(super) const LEAST_TRIES: u32 = 3;
+
+pub(super) struct Turns {
+    state: Mutex<State>,
+    changed: Condvar,
+    /// Tokens under way at each server.
+    in_flight: usize,
+    /// Requests under way at each server.
+    connections: usize,
+}
+
+/// A request under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Turn {
+    /// The number of its server.
+    pub at: usize,
+    tokens: usize,
+    /// How often the server had failed when it was sent.
+    fallen: u64,
+}
+
+/// How a request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    Answered,
+    /// In passing; the server may have said after how long it will do.
+    Failed(Option<Duration>),
+    /// It would fail anywhere and always.
+    Refused,
+}
+
+struct State {
+    servers: Vec<Load>,
+    /// The number of the next request that comes, and of the one whose turn is next.
+    comes: u64,
+    next: u64,
+}
+
+/// What is under way at a server.
+#[derive(Debug, Default)]
+struct Load {
+    tokens: usize,
+    requests: usize,
+    fallen: u64,
+    /// Failures since its last answer, and when the first of them was.
+    failures: u32,
+    fails_since: Option<Instant>,
+    rests_until: Option<Instant>,
+}
+
+impl Turns {
+    pub(super) fn new(servers: usize, in_flight: usize, connections: usize) -> Turns {
+        let servers = (0..servers).map(|_| Load::default()).collect();
+        Turns { state: Mutex::new(State { servers, comes: 0, next: 0 }), changed: Condvar::new(), in_flight, connections }
+    }
+
+    /// Waits until all that came before have had their turn and a server has room for so many tokens. One request may be as long as it likes.
+    pub(super) fn take(&self, tokens: usize) -> Turn {
+        let mut state = self.state();
+        let own = state.comes;
+        state.comes += 1;
+        loop {
+            if state.next == own
+                && let Some(turn) = self.free(&mut state, tokens, Instant::now())
+            {
+                state.next += 1;
+                self.changed.notify_all();
+                return turn;
+            }
+            // A rest may end without anybody saying so.
+            let (woken, _) = self.changed.wait_timeout(state, Duration::from_millis(50)).unwrap_or_else(PoisonError::into_inner);
+            state = woken;
+        }
+    }
+
+    pub(super) fn end(&self, turn: Turn, end: End) {
+        self.state().servers[turn.at].end(turn, end, Instant::now());
+        self.changed.notify_all();
+    }
+
+    /// For how long no server has answered anything, where each has failed several times: what waits for its turn has been waiting for nothing.
+    pub(super) fn failing_for(&self) -> Option<Duration> {
+        self.state().failing_for(Instant::now())
+    }
+
+    fn free(&self, state: &mut State, tokens: usize, now: Instant) -> Option<Turn> {
+        let has_room = |load: &Load| {
+            let fits = load.tokens == 0 || load.tokens + tokens <= self.in_flight;
+            fits && load.requests < self.connections && load.rests_until.is_none_or(|until| until <= now)
+        };
+        let (at, load) =
+            state.servers.iter_mut().enumerate().filter(|(_, load)| has_room(load)).min_by_key(|(_, load)| load.tokens)?;
+        load.tokens += tokens;
+        load.requests += 1;
+        Some(Turn { at, tokens, fallen: load.fallen })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing in there can be half done.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn failing_for(&self, now: Instant) -> Option<Duration> {
+        let of = |load: &Load| load.fails_since.filter(|_| load.failures >= LEAST_TRIES).map(|since| now - since);
+        self.servers.iter().map(of).min().flatten()
+    }
+}
+
+impl Load {
+    fn end(&mut self, turn: Turn, end: End, now: Instant) {
+        self.tokens -= turn.tokens;
+        self.requests -= 1;
+        match end {
+            // It ends no rest: what was answered may have been sent before.
+            End::Answered => (self.failures, self.fails_since) = (0, None),
+            End::Failed(after) => {
+                let pause = FIRST_PAUSE.saturating_mul(1 << self.failures.min(10)).min(LONGEST_PAUSE);
+                let is_first = turn.fallen == self.fallen;
+                let rest = after.or_else(|| is_first.then_some(pause)).map(|rest| now + rest);
+                // The longer of two rests holds, and none is shortened.
+                self.rests_until = self.rests_until.max(rest);
+                if is_first {
+                    self.fallen += 1;
+                    self.failures += 1;
+                    self.fails_since.get_or_insert(now);
+                }
+            }
+            End::Refused => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn take(turns: &Turns, tokens: usize, now: Instant) -> Option<Turn> {
+        turns.free(&mut turns.state(), tokens, now)
+    }
+
+    fn end(turns: &Turns, turn: Turn, how: End, now: Instant) {
+        turns.state().servers[turn.at].end(turn, how, now);
+    }
+
+    #[test]
+    fn failures_that_happen_together_count_once() {
+        let (turns, mut now) = (Turns::new(1, 1000, 64), Instant::now());
+        for pause in [250, 500, 1000, 2000] {
+            let pause = Duration::from_millis(pause);
+            let under_way: Vec<Turn> = (0..64).map(|_| take(&turns, 1, now).unwrap()).collect();
+            // One after the other, while the server rests already.
+            for (n, turn) in (0..).zip(under_way) {
+                end(&turns, turn, End::Failed(None), now + Duration::from_millis(n));
+            }
+            assert_eq!(take(&turns, 1, now + pause - Duration::from_millis(1)), None);
+            now += pause;
+        }
+        end(&turns, take(&turns, 1, now).unwrap(), End::Answered, now);
+        end(&turns, take(&turns, 1, now).unwrap(), End::Failed(None), now);
+        assert!(take(&turns, 1, now + FIRST_PAUSE).is_some(), "an answer sets the pauses back");
+    }
+
+    #[test]
+    fn servers_fail_where_none_answers() {
+        let (turns, began) = (Turns::new(2, 10, 64), Instant::now());
+        let failing_for = |now| turns.state().failing_for(now);
+        let mut now = began;
+        for pause in [FIRST_PAUSE, 2 * FIRST_PAUSE, 4 * FIRST_PAUSE] {
+            assert_eq!(failing_for(now), None);
+            let both = [10, 10].map(|tokens| take(&turns, tokens, now).unwrap());
+            both.into_iter().for_each(|turn| end(&turns, turn, End::Failed(None), now));
+            now += pause;
+        }
+        assert_eq!(failing_for(now), Some(now - began));
+        end(&turns, take(&turns, 1, now).unwrap(), End::Answered, now);
+        assert_eq!(failing_for(now), None);
+    }
+
+    #[test]
+    fn a_rest_that_was_asked_for_is_kept() {
+        let (turns, now) = (Turns::new(1, 1000, 64), Instant::now());
+        let turn = || take(&turns, 1, now).unwrap();
+        let (asked, answered, failed, asked_less) = (turn(), turn(), turn(), turn());
+        end(&turns, asked, End::Failed(Some(20 * SECOND)), now);
+        end(&turns, answered, End::Answered, now);
+        end(&turns, failed, End::Failed(None), now);
+        end(&turns, asked_less, End::Failed(Some(SECOND)), now);
+        assert_eq!(take(&turns, 1, now + 19 * SECOND), None);
+        assert!(take(&turns, 1, now + 20 * SECOND).is_some());
+    }
+
+    #[test]
+    fn the_others_go_on_while_one_rests() {
+        let (turns, now) = (Turns::new(2, 10, 64), Instant::now());
+        let turn = take(&turns, 4, now).unwrap();
+        end(&turns, turn, End::Failed(None), now);
+        let next: Vec<usize> = (0..3).filter_map(|_| Some(take(&turns, 4, now)?.at)).collect();
+        assert_eq!(next, [1 - turn.at, 1 - turn.at], "it has room for two");
+    }
+
+    #[test]
+    fn a_long_request_is_not_passed_by() {
+        let turns = Turns::new(1, 10, 64);
+        let first = turns.take(6);
+        let order = Mutex::new(Vec::new());
+        let wait_for = |comes: u64| {
+            while turns.state().comes < comes {
+                std::thread::yield_now();
+            }
+        };
+        std::thread::scope(|scope| {
+            let (turns, order) = (&turns, &order);
+            for (tokens, comes) in [(10, 1), (2, 2), (1, 3)] {
+                wait_for(comes);
+                scope.spawn(move || {
+                    let turn = turns.take(tokens);
+                    order.lock().unwrap().push(tokens);
+                    turns.end(turn, End::Answered);
+                });
+            }
+            wait_for(4);
+            turns.end(first, End::Answered);
+        });
+        // The long one is first; the others find room beside each other, in either order.
+        assert_eq!(order.into_inner().unwrap()[0], 10);
+    }
+}
