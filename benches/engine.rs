@@ -96,7 +96,8 @@ fn breakdown(model: &Model, batches: &[Packed], dtype: Dtype) {
     let others = [matrix(width, q_width), matrix(2 * inner, width), matrix(width, inner)];
     let input = |rows: usize, columns: usize| Tensor::randn(0f32, 1.0, (rows, columns), &Device::Cpu).unwrap();
     let frequencies: Vec<f64> = (0..config.head_dim / 2).map(|i| 1e5f64.powf(-2.0 * i as f64 / config.head_dim as f64)).collect();
-    let rotary = Rotary::new(&frequencies, batches.iter().map(|packed| packed.batch.ids.len()).max().unwrap(), RotaryStyle::Half, 1.0);
+    let rotary =
+        Rotary::new(&frequencies, batches.iter().map(|packed| packed.batch.ids.len()).max().unwrap(), RotaryStyle::Half, 1.0);
     let ones = Tensor::ones(width, DType::F32, &Device::Cpu).unwrap();
 
     let (mut whole, mut products, mut attentions, mut norms, mut gates, mut statistics) = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0);

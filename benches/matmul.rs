@@ -13,7 +13,8 @@ use diagnose::kernels::{Dtype, Kernels};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() {
-    for (dtype, all_kernels) in [(Dtype::F32, &[Kernels::Fused, Kernels::Reference][..]), (Dtype::Bf16, &[Kernels::Fused])] {
+    let both = [Kernels::Fused, Kernels::Reference];
+    for (dtype, all_kernels) in [(Dtype::F32, &both[..]), (Dtype::Bf16, &both[..1]), (Dtype::Bf16x3, &both[..1])] {
         let mut criterion = of_peak::of_flops(dtype);
         for (t, k, n) in [(2048, 576, 1536), (2048, 576, 960), (2048, 1536, 576), (2048, 576, 49152), (1, 576, 49152)] {
             let mut group = criterion.benchmark_group(format!("[{t} x {k}] x [{k} x {n}]"));

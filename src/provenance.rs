@@ -24,7 +24,7 @@ pub struct Provenance {
     /// The processor's name.
     #[serde(default)]
     pub processor: Option<String>,
-    /// The instructions that the kernels used: `avx512bf16`.
+    /// The instructions that the kernels used: `avx512bf16`. None where servers ran the model.
     #[serde(default)]
     pub kernel_level: Option<String>,
     #[serde(default)]
@@ -47,6 +47,11 @@ impl Provenance {
             threads: Some(rayon::current_num_threads()),
             device,
         }
+    }
+
+    /// The same where the model ran elsewhere: this process's kernels rounded nothing.
+    pub fn of_elsewhere(self) -> Provenance {
+        Provenance { kernel_level: None, ..self }
     }
 
     /// The program that wrote the record, as [`build`] names this one.

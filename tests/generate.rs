@@ -218,7 +218,8 @@ fn answers_in_the_blocks_of_the_file_are_those_in_f32() {
     println!("log-probabilities differ by {largest:e} at most");
     // As much as f32 on another level does.
     assert!(largest < 1e-3, "{largest}");
-    assert!(same >= 19, "{same}");
+    // All are here; on another processor a near tie may fall to the other side.
+    assert!(same >= 17, "{same}");
 }
 
 /// Rows of logits -> ln p, in f64.

@@ -120,7 +120,7 @@ fn a_killed_evaluation_and_another_batch_give_the_same_answers() {
     std::fs::create_dir(workdir.path("other")).unwrap();
     workdir.write("other/answers.q.part.jsonl", "{\"identity\":\"x\"}\n{}\n");
     let refused = workdir.run(&[&command[..], &["--out", "other"]].concat());
-    assert!(refused.code == Some(1) && refused.stderr.contains("were begun for other items"), "{}", refused.stderr);
+    assert!(refused.code == Some(1) && refused.stderr.contains("begun with other items"), "{}", refused.stderr);
     workdir.write("other/answers.q.part.jsonl", "{\"identity\":\"x\"}\n");
     workdir.run(&[&command[..], &["--out", "other"]].concat()).ok();
     assert_eq!(answers(&workdir, "whole", "q"), answers(&workdir, "other", "q"));

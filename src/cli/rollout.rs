@@ -136,6 +136,11 @@ fn scoring_command(job: &Job, rollouts: &Path) -> String {
         ("--chat-template-kwargs", render.template_switches.as_ref().map(ToString::to_string)),
         ("--max-len", job.max_len.map(|tokens| tokens.to_string())),
     ];
-    let given = options.into_iter().filter_map(|(name, value)| Some(format!(" {name} {}", output::quoted(&value?))));
+    let servers = job.servers.iter().flat_map(|servers| {
+        let urls = servers.urls.iter().map(|url| ("--server", Some(url.clone())));
+        urls.chain([("--api", servers.api.map(|api| api.to_string())), ("--served-model", servers.model.clone())])
+    });
+    let options = options.into_iter().chain(servers);
+    let given = options.filter_map(|(name, value)| Some(format!(" {name} {}", output::quoted(&value?))));
     format!("diagnose {}{}", output::quoted(&rollouts.display().to_string()), given.collect::<String>())
 }

@@ -58,7 +58,13 @@ impl Journal {
     pub(super) fn add(&mut self, entry: &impl Serialize) -> Result<()> {
         let mut line = serde_json::to_vec(entry).context("cannot write down what is finished")?;
         line.push(b'\n');
-        self.file.write_all(&line).context_at(&self.path, "cannot write down what is finished")
+        let before = self.file.metadata().context_at(&self.path, "cannot read the length of the journal")?.len();
+        let written = self.file.write_all(&line);
+        if written.is_err() {
+            // Half a line, of a full disk, would spoil the next one.
+            let _ = self.file.set_len(before);
+        }
+        written.context_at(&self.path, "cannot write down what is finished")
     }
 
     /// Once what it holds stands elsewhere.

@@ -12,7 +12,7 @@ pub(super) fn at_another(found: Option<&str>) -> Option<Error> {
             "the run in this folder was begun at the kernel level {found}; this process is at {own}, which rounds other sums"
         ))
         .cure(format!(
-            "{VARIABLE}={found} goes on with it where the processor has that level; or name another folder with --out."
+            "{VARIABLE}={found} goes on with it if all else is the same, where the processor has that level; or name another folder with --out."
         )),
     )
 }

@@ -90,6 +90,7 @@ fn keep(path: &Path, remembered: &Remembered) -> Result<()> {
     std::fs::create_dir_all(folder).context_at(folder, "cannot create the folder")?;
     let mut file = tempfile::NamedTempFile::new_in(folder).context_at(folder, "cannot write to the folder")?;
     serde_json::to_writer_pretty(&mut file, remembered).context("cannot write JSON")?;
+    file.as_file().sync_all().context_at(path, "cannot write the file")?;
     file.persist_noclobber(path).map_err(|error| error.error).context_at(path, "cannot write the file")?;
     Ok(())
 }

@@ -50,7 +50,7 @@ pub enum Dtype {
     F32,
     /// Rounds both factors of every product to bfloat16 and adds in f32.
     Bf16,
-    /// Each factor as the sum of two bfloat16, and of their four products the three that count, added in f32: some six hundred times closer
+    /// Each factor as the sum of two bfloat16, and of their four products the three that count, added in f32: some five hundred times closer
     /// to f32 than `Bf16`, for three times its work. Of a factor 16 bits are kept, of its 24; denormal parts count as zero where the
     /// processor's bf16 instructions say so, and a sum within a hundredth of f32's largest number may overflow, to infinity or NaN; factors
     /// that are infinite or NaN give what they give in f32.

@@ -102,13 +102,7 @@ impl Block {
     }
 
     /// All but the output, and what the feed-forward network reads.
-    fn opened(
-        &self,
-        x: Tensor,
-        context: Context,
-        rows: Option<&[u32]>,
-        adapters: Adapters,
-    ) -> Result<(Activations, Tensor)> {
+    fn opened(&self, x: Tensor, context: Context, rows: Option<&[u32]>, adapters: Adapters) -> Result<(Activations, Tensor)> {
         let qkv = self.attention.project_in(&normed(&self.attention_norm, &x)?, adapters)?;
         let (mixed, softmaxes) = self.attention.mix(&qkv, context)?;
         let (mixed_rows, x_rows) = (select(&mixed, rows)?, select(&x, rows)?);

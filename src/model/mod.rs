@@ -157,8 +157,8 @@ impl Model {
     }
 
     /// The same for a model that writes: in f32, the matrices of a GGUF file stay in its 8- and 4-bit blocks where
-    /// `kernels/quantized` multiplies with them, which gives the same numbers up to the rounding of sums, with a fifth of the memory to
-    /// read for each token.
+    /// `kernels/quantized` multiplies with them, which gives the same numbers up to the rounding of sums, with a sixth to a third of the
+    /// memory to read for each token.
     pub fn load_to_write(reference: &Reference, options: LoadOptions, max_positions: usize) -> Result<Model> {
         Model::load_in(reference, options, max_positions, true)
     }

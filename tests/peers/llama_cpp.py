@@ -133,13 +133,17 @@ with tempfile.TemporaryDirectory() as folder:
             thread.start()
         for thread in threads:
             thread.join()
-        return sum(lengths) / (time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        assert len(lengths) == len(rows), f"{len(lengths)} of {len(rows)} answers came"
+        return sum(lengths) / seconds
 
-    for n in options.at_once:
-        rates = []
-        for _ in range(options.tries):
-            rate, rows = ours(n)
-            rates.append((rate, theirs(rows)))
-        a, b = (statistics.median(side) for side in zip(*rates))
-        print(f"{n} at once: diagnose {a:.0f} tokens/s ({options.dtype}), llama.cpp {b:.0f} ({options.type}), ratio {a / b:.2f}, medians of {options.tries}")
-    server.close()
+    try:
+        for n in options.at_once:
+            rates = []
+            for _ in range(options.tries):
+                rate, rows = ours(n)
+                rates.append((rate, theirs(rows)))
+            a, b = (statistics.median(side) for side in zip(*rates))
+            print(f"{n} at once: diagnose {a:.0f} tokens/s ({options.dtype}), llama.cpp {b:.0f} ({options.type}), ratio {a / b:.2f}, medians of {options.tries}")
+    finally:
+        server.close()

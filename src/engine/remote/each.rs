@@ -1,10 +1,11 @@
 //! Many requests at a time, as many as there are connections.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 
 use super::pool::Pool;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 impl Pool {
     /// Asks for each task, and gives `finished` its number and what came, as it comes. After a failure nothing more is begun, and what was
@@ -24,7 +25,9 @@ impl Pool {
             loop {
                 let at = next.fetch_add(1, Ordering::Relaxed);
                 let Some(task) = tasks.get(at) else { return };
-                let answer = ask(task);
+                // Whoever waits for the answer must hear of a fault of ours, too.
+                let answer = catch_unwind(AssertUnwindSafe(|| ask(task)))
+                    .unwrap_or_else(|_| Err(Error::new(format!("the program has failed at request {at}"))));
                 let has_failed = answer.is_err();
                 if to_us.send((at, answer)).is_err() {
                     return;
@@ -42,9 +45,14 @@ impl Pool {
                 scope.spawn(move || work(to_us));
             }
             drop(to_us);
-            let mut failure = None;
+            let (mut failure, mut can_write) = (None, true);
             for (at, answer) in answers {
-                if let Err(error) = answer.and_then(|answer| finished(at, answer)) {
+                let taken = match answer {
+                    // What could not be written down once is not offered more.
+                    Ok(answer) if can_write => finished(at, answer).inspect_err(|_| can_write = false),
+                    other => other.map(drop),
+                };
+                if let Err(error) = taken {
                     stop();
                     failure.get_or_insert(error);
                 }

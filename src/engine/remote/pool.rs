@@ -146,11 +146,9 @@ impl Pool {
     pub(super) fn turn<T>(&self, tokens: usize, ask: impl Fn(&Server) -> Result<T, Trouble>) -> Result<T> {
         let (mut began, mut tries): (Option<Instant>, u32) = (None, 0);
         loop {
-            let turn = self.turns.take(tokens);
-            if self.stopped.load(Ordering::Relaxed) {
-                self.turns.end(turn, End::Refused);
+            let Some(turn) = self.turns.take(tokens, &self.stopped) else {
                 return Err(Error::new("it was not asked for: another request has failed"));
-            }
+            };
             let answer = ask(&self.servers[turn.at]);
             self.turns.end(turn, end_of(&answer));
             tries += 1;

@@ -108,12 +108,16 @@ impl Server {
             Api::Vllm => http.get("/version").map_err(is_up)?.and_then(|version| version["version"].as_str().map(str::to_owned)),
             Api::Sglang => None,
         };
+        // Prompt and answer of so many tokens less, by the versions of it that keep the most: it refuses or cuts what is longer.
+        let kept_back = if api == Api::Sglang { 8 } else { 0 };
         Ok(Server {
             api,
             model: text("id").or_else(|| model.map(str::to_owned)).unwrap_or_default(),
             root: text("root"),
             version,
-            max_len: served.and_then(|served| served["max_model_len"].as_u64()).map(|tokens| tokens as usize),
+            max_len: served
+                .and_then(|served| served["max_model_len"].as_u64())
+                .map(|tokens| (tokens as usize).saturating_sub(kept_back)),
             http,
         })
     }

@@ -3,6 +3,7 @@
 //! A server that fails rests for a time that doubles, and the others go on. What was under way when it failed had been sent before anybody knew: however
 //! much of that fails, it is one failure.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -66,17 +67,21 @@ impl Turns {
     }
 
     /// Waits until all that came before have had their turn and a server has room for so many tokens. One request may be as long as it likes.
-    pub(super) fn take(&self, tokens: usize) -> Turn {
+    /// `None` once all have `stopped`, which is for good: those that wait go, too.
+    pub(super) fn take(&self, tokens: usize, stopped: &AtomicBool) -> Option<Turn> {
         let mut state = self.state();
         let own = state.comes;
         state.comes += 1;
         loop {
+            if stopped.load(Ordering::Relaxed) {
+                return None;
+            }
             if state.next == own
                 && let Some(turn) = self.free(&mut state, tokens, Instant::now())
             {
                 state.next += 1;
                 self.changed.notify_all();
-                return turn;
+                return Some(turn);
             }
             // A rest may end without anybody saying so.
             let (woken, _) = self.changed.wait_timeout(state, Duration::from_millis(50)).unwrap_or_else(PoisonError::into_inner);
@@ -97,7 +102,9 @@ impl Turns {
     fn free(&self, state: &mut State, tokens: usize, now: Instant) -> Option<Turn> {
         let has_room = |load: &Load| {
             let fits = load.tokens == 0 || load.tokens + tokens <= self.in_flight;
-            fits && load.requests < self.connections && load.rests_until.is_none_or(|until| until <= now)
+            // A server that has failed is tried by one request, however many wait.
+            let connections = if load.failures == 0 { self.connections } else { 1 };
+            fits && load.requests < connections && load.rests_until.is_none_or(|until| until <= now)
         };
         let (at, load) =
             state.servers.iter_mut().enumerate().filter(|(_, load)| has_room(load)).min_by_key(|(_, load)| load.tokens)?;
@@ -160,9 +167,10 @@ mod tests {
     #[test]
     fn failures_that_happen_together_count_once() {
         let (turns, mut now) = (Turns::new(1, 1000, 64), Instant::now());
-        for pause in [250, 500, 1000, 2000] {
-            let pause = Duration::from_millis(pause);
-            let under_way: Vec<Turn> = (0..64).map(|_| take(&turns, 1, now).unwrap()).collect();
+        for pause in [250, 500, 1000, 2000].map(Duration::from_millis) {
+            let under_way: Vec<Turn> = (0..64).map_while(|_| take(&turns, 1, now)).collect();
+            // Once it has failed, one tries it for all.
+            assert_eq!(under_way.len(), if pause == FIRST_PAUSE { 64 } else { 1 });
             // One after the other, while the server rests already.
             for (n, turn) in (0..).zip(under_way) {
                 end(&turns, turn, End::Failed(None), now + Duration::from_millis(n));
@@ -216,7 +224,8 @@ mod tests {
     #[test]
     fn a_long_request_is_not_passed_by() {
         let turns = Turns::new(1, 10, 64);
-        let first = turns.take(6);
+        let never = AtomicBool::new(false);
+        let first = turns.take(6, &never).unwrap();
         let order = Mutex::new(Vec::new());
         let wait_for = |comes: u64| {
             while turns.state().comes < comes {
@@ -224,11 +233,11 @@ mod tests {
             }
         };
         std::thread::scope(|scope| {
-            let (turns, order) = (&turns, &order);
+            let (turns, order, never) = (&turns, &order, &never);
             for (tokens, comes) in [(10, 1), (2, 2), (1, 3)] {
                 wait_for(comes);
                 scope.spawn(move || {
-                    let turn = turns.take(tokens);
+                    let turn = turns.take(tokens, never).unwrap();
                     order.lock().unwrap().push(tokens);
                     turns.end(turn, End::Answered);
                 });
@@ -238,5 +247,28 @@ mod tests {
         });
         // The long one is first; the others find room beside each other, in either order.
         assert_eq!(order.into_inner().unwrap()[0], 10);
+    }
+
+    #[test]
+    fn a_server_that_has_failed_is_tried_by_one_request_at_a_time() {
+        let never = AtomicBool::new(false);
+        let turns = Turns::new(2, 10, 64);
+        let first = turns.take(1, &never).unwrap();
+        turns.end(first, End::Failed(Some(Duration::ZERO)));
+        let next: Vec<usize> = (0..5).map(|_| turns.take(1, &never).unwrap().at).collect();
+        assert_eq!(next.iter().filter(|&&at| at == first.at).count(), 1, "{next:?}");
+    }
+
+    #[test]
+    fn whoever_waits_goes_when_all_is_over() {
+        let stopped = AtomicBool::new(false);
+        let turns = Turns::new(1, 10, 64);
+        let first = turns.take(1, &stopped).unwrap();
+        turns.end(first, End::Failed(Some(Duration::from_secs(300))));
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| turns.take(1, &stopped));
+            stopped.store(true, Ordering::Relaxed);
+            assert_eq!(waits.join().unwrap(), None);
+        });
     }
 }

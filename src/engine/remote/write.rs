@@ -128,7 +128,8 @@ fn asked_of_sglang(request: &Request, way: &Way, stops: &[String]) -> Value {
         "repetition_penalty": 1.0,
         "presence_penalty": 0.0,
         "frequency_penalty": 0.0,
-        // With `ignore_eos` it would end at none of these either.
+        // Where there are some it would end at none of these either.
+        "ignore_eos": way.ends.is_empty(),
         "stop_token_ids": way.ends,
         "stop": stops,
         "no_stop_trim": true,

@@ -119,7 +119,7 @@ fn evaluated(scored: Scored, computed_tokens: u64, journal: Option<Journal>) -> 
 }
 
 fn begun_otherwise(journal: &Path) -> Error {
-    Error::new("the task was begun with other items or settings, or by another version of the program")
+    Error::new("the task was begun with other items or settings, at another kernel level (DIAGNOSE_KERNELS), or by another version of the program")
         .at(journal)
         .cure("Go on as it was begun, remove the file, or give another --out.")
 }

@@ -83,6 +83,7 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
     let asking = way.asking(reference, &tasks, max_len)?;
     let ends = if writes(&tasks) { ends(reference, &asking)? } else { Vec::new() };
     let provenance = Provenance { device: found.device()?, ..provenance_of(started, Placement::Cpu) };
+    let provenance = if job.servers.is_none() { provenance } else { provenance.of_elsewhere() };
     let identity = found.identity(way)?;
     let scores = Scores { provenance, command: job.command.clone(), identity, server: None, tasks: Tasks::new() };
     let out = job.out.clone().unwrap_or_else(|| scores.folder(&way.settings(&asking, &tasks)));

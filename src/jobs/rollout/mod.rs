@@ -5,7 +5,8 @@
 //! record.rs    run.json
 //! ```
 //!
-//! A killed run keeps every answer that was finished (`jobs/journal.rs`). An answer depends on nothing but its prompt, the seed, its row and its number, so that an interrupted run comes out as an undisturbed one.
+//! A killed run keeps every answer that was finished (`jobs/journal.rs`). An answer depends on nothing but its prompt, the seed, its row and its number, so that an interrupted
+//! run comes out as an undisturbed one; a server's drawn answers may depend on what it writes beside them.
 
 mod plan;
 mod record;
@@ -92,8 +93,9 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
     watch.stage("Writing the rows");
     let path = plan.out.join(ROLLOUTS_FILE);
     write_atomically(&path, |file| write_rows(&plan, job, &entries, file))?;
+    let provenance = Provenance { device, ..provenance_of(plan.started, Placement::Cpu) };
     let record = Record {
-        provenance: Provenance { device, ..provenance_of(plan.started, Placement::Cpu) },
+        provenance: if author.checked().is_none() { provenance } else { provenance.of_elsewhere() },
         command: job.command.clone(),
         identity: plan.identity.clone(),
         model: plan.info.clone(),

@@ -211,8 +211,9 @@ fn record(plan: &Plan, seconds: Stages) -> Result<RunRecord> {
         let retries = if let Engine::Servers(pool, _) = &plan.engine { pool.retries() } else { 0 };
         ServerRecord { checked: checked.clone(), retries }
     });
+    let provenance = Provenance { device: plan.engine.device(), ..provenance_of(plan.started, plan.device) };
     Ok(RunRecord {
-        provenance: Provenance { device: plan.engine.device(), ..provenance_of(plan.started, plan.device) },
+        provenance: if server.is_none() { provenance } else { provenance.of_elsewhere() },
         command: plan.command.clone(),
         identity: plan.identity.clone(),
         model: plan.info.clone(),

@@ -80,8 +80,11 @@ pub(super) fn score(plan: &Plan, watch: &dyn Watch) -> Result<Option<Stages>> {
         drop((from_reader, to_writer));
         // A thread that fails closes its channel, which stops the others: its own error is the one to report.
         let read_seconds = join(reader)?;
-        let write_seconds = join(writer)?;
-        engine.map(|stages| Stages { read_and_tokenise: read_seconds, write: write_seconds, ..stages })
+        let (write_seconds, writer) = join(writer)?;
+        let stages = engine?;
+        // Only of a run that came to its end: of another one an empty part would be its first.
+        writer.finish()?;
+        Ok::<_, Error>(Stages { read_and_tokenise: read_seconds, write: write_seconds, ..stages })
     })?;
     if !has_fidelity {
         join_fidelity(&plan.out)?;
@@ -170,7 +173,8 @@ fn claim_parts(plan: &Plan, parts: &Path) -> Result<()> {
             Ok(())
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let level = Level::current().name();
+            // A server's instructions are its own.
+            let level = plan.engine.checked().is_none().then(|| Level::current().name());
             write_json(&path, &json!({ "identity": plan.identity, "kernel_level": level }))
         }
         Err(error) => Err(Error::new("cannot read the file").at(&path).caused_by(error)),
@@ -280,8 +284,8 @@ fn join_fidelity(out: &Path) -> Result<()> {
     write_json(&out.join(FIDELITY_FILE), &whole)
 }
 
-/// Writes part after part behind the engine. Gives the seconds spent on it.
-fn write(plan: &Plan, mut writer: PartWriter, from_engine: Receiver<Part>) -> Result<f64> {
+/// Writes part after part behind the engine. Gives the seconds spent on it, and the writer back.
+fn write(plan: &Plan, mut writer: PartWriter, from_engine: Receiver<Part>) -> Result<(f64, PartWriter)> {
     let mut seconds = 0.0;
     for part in from_engine {
         let began = Instant::now();
@@ -318,6 +322,5 @@ fn write(plan: &Plan, mut writer: PartWriter, from_engine: Receiver<Part>) -> Re
         writer.finish_part()?;
         seconds += began.elapsed().as_secs_f64();
     }
-    writer.finish()?;
-    Ok(seconds)
+    Ok((seconds, writer))
 }

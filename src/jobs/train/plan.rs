@@ -90,9 +90,12 @@ pub(super) fn memory_beside(options: &Options, model: &Model, adapters: Option<&
         Some(adapters) => adapters.iter().map(|adapter| adapter.len() as u64 * (8 + moments)).sum(),
     };
     let base = if options.needs_base() { model.info.parameters * options.dtype()?.size_in_bytes() } else { 0 };
-    // Of what learns in bf16x3 the two parts of the matrix in use; the vocabulary's is the largest.
+    // Of what learns in bf16x3 the two parts of the matrix in use: the vocabulary's, or where it is small gate and up together.
     let parts = match (adapters, options.dtype()?) {
-        (None, Dtype::Bf16x3) => model.config.vocab_size as u64 * model.config.hidden_size as u64 * Dtype::Bf16x3.size_in_bytes(),
+        (None, Dtype::Bf16x3) => {
+            let rows = model.config.vocab_size.max(2 * model.config.intermediate_size);
+            rows as u64 * model.config.hidden_size as u64 * Dtype::Bf16x3.size_in_bytes()
+        }
         _ => 0,
     };
     let block_inputs = 4 * options.pack_tokens * model.config.hidden_size * model.config.layers;

@@ -10,7 +10,7 @@
 //! with every `q`, `d` and `m` exact and all sums in f32. It is the product of the dequantised weight up to the order in which f32 numbers
 //! are rounded, and no factor of it is rounded to eight bits, as is usual elsewhere. (Dot products of bytes, with three bytes for an input, were a
 //! twentieth faster for one row and a sixth slower for sixteen.) A step of generation, whose time is that of reading the
-//! weights, has a fifth of the bytes to read.
+//! weights, has a sixth to a third of the bytes to read.
 //!
 //! ```text
 //! blocks.rs      the stored form

@@ -291,7 +291,9 @@ impl Source for Gguf {
                 None => return Ok(None),
             },
         };
-        let Some(info) = self.files.info(&whole).filter(|info| info.shape.last() == Some(&columns)) else { return Ok(None) };
+        let Some(info) = self.files.info(&whole).filter(|info| matches!(info.shape[..], [_, found] if found == columns)) else {
+            return Ok(None);
+        };
         let Some(&(_, form, group)) = quants::kept(info.kind.name) else { return Ok(None) };
         let row_bytes = columns / info.kind.values * info.kind.bytes;
         let heads = self.interleaved_heads(name)?;
