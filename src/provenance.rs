@@ -35,23 +35,18 @@ pub struct Provenance {
 }
 
 impl Provenance {
-    /// Of this process, which began at `started`.
-    pub fn new(started: SystemTime, kernel_level: &str, device: String) -> Provenance {
+    /// Of this process, which began at `started`. Where the model ran elsewhere no kernels of this process rounded anything.
+    pub fn new(started: SystemTime, kernel_level: Option<&str>, device: String) -> Provenance {
         Provenance {
             program: env!("CARGO_PKG_NAME").to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             commit: commit().map(str::to_owned),
             started: started.duration_since(UNIX_EPOCH).ok().map(|since| utc(since.as_secs())),
             processor: processor(),
-            kernel_level: Some(kernel_level.to_owned()),
+            kernel_level: kernel_level.map(str::to_owned),
             threads: Some(rayon::current_num_threads()),
             device,
         }
-    }
-
-    /// The same where the model ran elsewhere: this process's kernels rounded nothing.
-    pub fn of_elsewhere(self) -> Provenance {
-        Provenance { kernel_level: None, ..self }
     }
 
     /// The program that wrote the record, as [`build`] names this one.
@@ -107,7 +102,7 @@ mod tests {
     fn records_of_older_programs_can_be_read() {
         let old: Provenance = serde_json::from_str(r#"{"program":"diagnose","version":"0.0.9"}"#).unwrap();
         assert_eq!((old.build().as_str(), old.device.as_str()), ("0.0.9", "cpu"));
-        let new = Provenance::new(UNIX_EPOCH, "avx2", "cuda (X)".to_owned());
+        let new = Provenance::new(UNIX_EPOCH, Some("avx2"), "cuda (X)".to_owned());
         assert_eq!((new.build(), new.started.as_deref()), (build(), Some("1970-01-01T00:00:00Z")));
         let again: Provenance = serde_json::from_str(&serde_json::to_string(&new).unwrap()).unwrap();
         assert_eq!(again, new);

@@ -1,8 +1,7 @@
 //! Scores from servers: the same numbers, through every fault that passes; and for each that does not, its message.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use diagnose::table::{Column, TokenChunk, for_each_bounded, read_chunks};
@@ -10,7 +9,7 @@ use polars::prelude as pl;
 use polars::prelude::{NamedFrom, SerReader};
 use serde_json::Value;
 
-use crate::served::{Ask, Fault, Manners, Server};
+use crate::served::{Fault, Manners, Server};
 use crate::tiny_model;
 use crate::workdir::{Ran, Workdir};
 
@@ -279,16 +278,9 @@ fn killed_client_and_server_and_run_again_gives_the_same_table() {
     let undisturbed = Server::start(&model, Manners::of("vllm"));
     run(&workdir, &arguments(&undisturbed, "undisturbed")).ok();
 
-    // From this request on, in the middle of the second part, answers wait: there is time to kill the client however busy the machine is.
-    let waits_from = Arc::new(AtomicUsize::new(300));
-    let limit = waits_from.clone();
-    let waiting = move |ask: &Ask| {
-        while ask.number >= limit.load(Ordering::SeqCst) {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        Fault::Nothing
-    };
-    let server = Server::start(&model, Manners::with("vllm", waiting));
+    // In the middle of the second part.
+    let (waiting, waits_from) = Manners::waiting("vllm", 300);
+    let server = Server::start(&model, waiting);
     let has_part = || workdir.path("killed").join("parts/rows-00000.parquet").exists();
     // The client, as soon as it has a part; then the server under the next client.
     let mut client = workdir.command(&arguments(&server, "killed")).spawn().unwrap();

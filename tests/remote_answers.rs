@@ -2,8 +2,7 @@
 //! message.
 
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use diagnose::eval::metrics::Sample;
@@ -320,16 +319,8 @@ fn killed_client_and_server_and_run_again_gives_the_same_answers() {
         run(&workdir, &through(command, &undisturbed, &outs[0], more)).ok();
         let all = undisturbed.asked().len();
 
-        // From this request on answers wait: there is time to kill the client however busy the machine is.
-        let waits_from = Arc::new(AtomicUsize::new(20));
-        let limit = waits_from.clone();
-        let waiting = move |ask: &Ask| {
-            while ask.number >= limit.load(Ordering::SeqCst) {
-                std::thread::sleep(Duration::from_millis(5));
-            }
-            Fault::Nothing
-        };
-        let server = Server::start(&model, Manners::with("vllm", waiting));
+        let (waiting, waits_from) = Manners::waiting("vllm", 20);
+        let server = Server::start(&model, waiting);
         let kept = || std::fs::read_to_string(workdir.path(&outs[1]).join(journal)).map_or(0, |text| text.lines().count());
         let until = |is_so: &dyn Fn() -> bool| {
             let began = Instant::now();

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -84,6 +84,19 @@ impl Manners {
 
     pub(crate) fn with(api: &'static str, fault: impl Fn(&Ask) -> Fault + Send + Sync + 'static) -> Manners {
         Manners { fault: Box::new(fault), ..Manners::of(api) }
+    }
+
+    /// Answers wait from the request of this number on, which may be changed: there is time to kill a client however busy the machine is.
+    pub(crate) fn waiting(api: &'static str, from: usize) -> (Manners, Arc<AtomicUsize>) {
+        let waits_from = Arc::new(AtomicUsize::new(from));
+        let limit = waits_from.clone();
+        let waiting = move |ask: &Ask| {
+            while ask.number >= limit.load(Ordering::SeqCst) {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Fault::Nothing
+        };
+        (Manners::with(api, waiting), waits_from)
     }
 }
 

@@ -26,7 +26,6 @@ use std::time::SystemTime;
 
 use crate::dataset::DataFile;
 use crate::kernels::level::Level;
-use crate::model::Placement;
 use crate::provenance::Provenance;
 
 mod answer;
@@ -48,9 +47,9 @@ pub(crate) mod train;
 pub(crate) mod view;
 pub(crate) mod watch;
 
-/// The record of this process, which began at `started` and ran the model on `device`.
-pub(crate) fn provenance_of(started: SystemTime, device: Placement) -> Provenance {
-    Provenance::new(started, Level::current().name(), device.description())
+/// The record of this process, which began at `started` and ran the model on `device`, or had it run there by servers.
+pub(crate) fn provenance_of(started: SystemTime, device: String, by_servers: bool) -> Provenance {
+    Provenance::new(started, (!by_servers).then(|| Level::current().name()), device)
 }
 
 /// What of the data files decides about a run: their bytes, what they are read as, and their names, which the table holds as sources.

@@ -21,6 +21,7 @@ mod processor;
 pub(crate) mod quantized;
 pub mod rotary;
 pub mod statistics;
+pub(crate) mod tasks;
 #[cfg(test)]
 pub(crate) mod testing;
 pub(crate) mod tile;

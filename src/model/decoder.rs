@@ -125,7 +125,12 @@ impl Decoder {
         Ok(())
     }
 
-    /// Block `index` from `[T, D]` to `[T, D]`; from the last block only `rows` go on, for nothing attends to its output.
+    /// The rows that go on behind block `index`, where not all do: from the last only `rows`, for nothing attends to its output.
+    fn going_on<'a>(&self, index: usize, rows: &'a [u32]) -> Option<&'a [u32]> {
+        (index + 1 == self.blocks.len()).then_some(rows)
+    }
+
+    /// Block `index` from `[T, D]` to `[T, D]`, from the last block to `[N, D]`.
     pub(super) fn run_block(
         &self,
         index: usize,
@@ -134,8 +139,7 @@ impl Decoder {
         rows: &[u32],
         adapters: Adapters,
     ) -> Result<(Tensor, Activations)> {
-        let rows = (index + 1 == self.blocks.len()).then_some(rows);
-        self.blocks[index].run(x, context, rows, adapters)
+        self.blocks[index].run(x, context, self.going_on(index, rows), adapters)
     }
 
     /// What the backward pass of block `index` needs, once more.
@@ -147,8 +151,7 @@ impl Decoder {
         rows: &[u32],
         adapters: Adapters,
     ) -> Result<Activations> {
-        let rows = (index + 1 == self.blocks.len()).then_some(rows);
-        self.blocks[index].activations(x, context, rows, adapters)
+        self.blocks[index].activations(x, context, self.going_on(index, rows), adapters)
     }
 
     /// The gradient of block `index`'s input.
@@ -161,8 +164,7 @@ impl Decoder {
         adapters: Adapters,
         dy: &Tensor,
     ) -> Result<Tensor> {
-        let rows = (index + 1 == self.blocks.len()).then_some(rows);
-        self.blocks[index].backward(kept, batch, rows, adapters, dy)
+        self.blocks[index].backward(kept, batch, self.going_on(index, rows), adapters, dy)
     }
 
     pub(super) fn n_blocks(&self) -> usize {

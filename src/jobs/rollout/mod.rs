@@ -26,8 +26,6 @@ use crate::jobs::answer::{Entries, Entry, entries};
 use crate::jobs::journal::Journal;
 use crate::jobs::watch::Watch;
 use crate::jobs::{level, peak_memory_bytes, provenance_of};
-use crate::model::Placement;
-use crate::provenance::Provenance;
 use crate::random;
 use crate::tokens::fingerprint_of_prompt;
 pub(crate) use plan::Job;
@@ -93,9 +91,8 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
     watch.stage("Writing the rows");
     let path = plan.out.join(ROLLOUTS_FILE);
     write_atomically(&path, |file| write_rows(&plan, job, &entries, file))?;
-    let provenance = Provenance { device, ..provenance_of(plan.started, Placement::Cpu) };
     let record = Record {
-        provenance: if author.checked().is_none() { provenance } else { provenance.of_elsewhere() },
+        provenance: provenance_of(plan.started, device, author.checked().is_some()),
         command: job.command.clone(),
         identity: plan.identity.clone(),
         model: plan.info.clone(),

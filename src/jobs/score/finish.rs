@@ -34,7 +34,6 @@ use crate::maps::tail::Tail;
 use crate::maps::tokens::{FrequentTokens, TokenCount};
 use crate::maps::{Caption, Cuts, density, fidelity, gradient, tail, tokens};
 use crate::model::Placement;
-use crate::provenance::Provenance;
 use crate::report::markdown;
 use crate::report::terminal::Heading;
 use crate::table::{
@@ -211,9 +210,8 @@ fn record(plan: &Plan, seconds: Stages) -> Result<RunRecord> {
         let retries = if let Engine::Servers(pool, _) = &plan.engine { pool.retries() } else { 0 };
         ServerRecord { checked: checked.clone(), retries }
     });
-    let provenance = Provenance { device: plan.engine.device(), ..provenance_of(plan.started, plan.device) };
     Ok(RunRecord {
-        provenance: if server.is_none() { provenance } else { provenance.of_elsewhere() },
+        provenance: provenance_of(plan.started, plan.engine.device(), server.is_some()),
         command: plan.command.clone(),
         identity: plan.identity.clone(),
         model: plan.info.clone(),

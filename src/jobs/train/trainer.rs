@@ -442,7 +442,7 @@ impl Trainer {
         let after = kept.map(|metrics| metrics.standing).unwrap_or_default();
         let result = result::save(&self.reference, &self.out, &self.parameters, &self.options, &self.new_ends)?;
         let record = TrainRecord {
-            provenance: provenance_of(self.started, self.model.placement),
+            provenance: provenance_of(self.started, self.model.placement.description(), false),
             command: self.command.clone(),
             identity: self.identity.clone(),
             options: self.options.clone(),

@@ -1,6 +1,7 @@
 //! The fused product: tiles of the output over all cores, the residual added as a tile is stored.
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
@@ -11,6 +12,7 @@ use crate::kernels::Dtype;
 use crate::kernels::cpu::written;
 use crate::kernels::lanes::Lanes;
 use crate::kernels::level::{Kernel, Level};
+use crate::kernels::tasks::for_each_task;
 
 /// Words of `k` per block. A panel's share stays in a cache while all rows of a task go past it: the second-level cache
 /// (144 KiB) where eight rows share what is read, the first (24 KiB) where registers hold fewer. The sums of the blocks before
@@ -18,12 +20,6 @@ use crate::kernels::level::{Kernel, Level};
 const fn depth_block<P: Product>() -> usize {
     if P::V::N == 16 { 768 } else { 128 }
 }
-/// Rows per task: 288 KiB in the larger block, for the second-level cache too.
-const ROW_BLOCK: usize = 96;
-/// Panels per task, at most.
-const PANEL_BLOCK: usize = 16;
-/// Tasks for each thread where a product has few rows, whose time is that of reading the weight: so that all threads read to the end.
-const FEW_ROWS_TASKS: usize = 4;
 /// Rows rounded to bf16 per task.
 const ROUND_BLOCK: usize = 32;
 
@@ -62,27 +58,8 @@ fn fresh(level: Level, x: &Rows, weight: &Panels, residual_tn: Option<&[f32]>) -
 }
 
 fn run(level: Level, x: &Rows, weight: &Panels, start: Start, output: Output) {
-    let row_blocks = x.n_rows.div_ceil(ROW_BLOCK);
-    let panel_block = match row_blocks {
-        1 => weight.n_panels().div_ceil(FEW_ROWS_TASKS * rayon::current_num_threads()).clamp(1, PANEL_BLOCK),
-        _ => PANEL_BLOCK,
-    };
-    let panel_blocks = weight.n_panels().div_ceil(panel_block);
-    // Row blocks vary fastest: a block of panels comes from memory once and serves them all.
-    (0..row_blocks * panel_blocks).into_par_iter().with_max_len(1).for_each(|task| {
-        let first_row = task % row_blocks * ROW_BLOCK;
-        let first_panel = task / row_blocks * panel_block;
-        let block = Block {
-            x,
-            weight,
-            start,
-            output,
-            first_row,
-            end_row: (first_row + ROW_BLOCK).min(x.n_rows),
-            first_panel,
-            end_panel: (first_panel + panel_block).min(weight.n_panels()),
-        };
-        dispatch(level, weight.dtype(), block);
+    for_each_task(x.n_rows, weight.n_panels(), |rows, panels| {
+        dispatch(level, weight.dtype(), Block { x, weight, start, output, rows, panels });
     });
 }
 
@@ -215,10 +192,8 @@ struct Block<'a> {
     weight: &'a Panels,
     start: Start<'a>,
     output: Output,
-    first_row: usize,
-    end_row: usize,
-    first_panel: usize,
-    end_panel: usize,
+    rows: Range<usize>,
+    panels: Range<usize>,
 }
 
 impl ProductKernel for Block<'_> {
@@ -230,10 +205,10 @@ impl ProductKernel for Block<'_> {
         let mut first_k = 0;
         loop {
             let end_k = (first_k + depth_block::<P>()).min(depth);
-            for panel in self.first_panel..self.end_panel {
-                let mut row = self.first_row;
-                while row < self.end_row {
-                    let n_rows = P::MAX_ROWS.min(self.end_row - row);
+            for panel in self.panels.clone() {
+                let mut row = self.rows.start;
+                while row < self.rows.end {
+                    let n_rows = P::MAX_ROWS.min(self.rows.end - row);
                     // SAFETY: the rows and the panel exist, `end_k <= depth`, and the caller vouches for the instructions.
                     row += unsafe {
                         match n_rows {

@@ -20,8 +20,7 @@ use crate::kernels::Dtype;
 use crate::kernels::lanes::Lanes;
 use crate::kernels::level::{Kernel, Level};
 
-/// Outputs in a panel.
-pub(crate) const PANEL: usize = 48;
+pub(crate) use crate::kernels::tasks::PANEL;
 
 /// Words (f32, or two bf16) in a cache line.
 const LINE: usize = 16;

@@ -6,8 +6,8 @@
 use half::f16;
 use rayon::prelude::*;
 
-/// Outputs in a panel: three AVX-512 vectors.
-pub(super) const PANEL: usize = 48;
+use crate::kernels::tasks::PANEL;
+
 /// Numbers of a block, at most.
 const LONGEST: usize = 32;
 

@@ -8,23 +8,15 @@
 
 use std::mem::MaybeUninit;
 
-use rayon::prelude::*;
-
-use super::blocks::{Blocks, Form, PANEL, shift_of_nibble};
+use super::blocks::{Blocks, Form, shift_of_nibble};
 use super::task::{HALVES, ONE, Place, SUMMED, TWO, Task, places, sums_of};
 use crate::kernels::cpu::{Shared, written};
 use crate::kernels::lanes::Lanes;
 use crate::kernels::level::{Kernel, Level};
+use crate::kernels::tasks::{PANEL, for_each_task};
 
 /// Vectors of a tile's row.
 const VECTORS: usize = 3;
-/// Rows per task.
-const ROW_BLOCK: usize = 96;
-/// Panels per task, at most.
-const PANEL_BLOCK: usize = 16;
-/// Tasks for each thread where there are few rows.
-const FEW_ROWS_TASKS: usize = 4;
-
 /// `x W^T`, plus `residual_tn` if there is one, `W` being `parts` one below the other. `x_tk` is `[T, K]`, row-major; the result `[T, N]`.
 pub(in crate::kernels) fn multiply(
     level: Level,
@@ -38,20 +30,11 @@ pub(in crate::kernels) fn multiply(
     assert!(x_tk.len() == n_rows * k && parts.iter().all(|part| part.in_features() == k));
     assert!(residual_tn.is_none_or(|residual| residual.len() == n_rows * n), "the residual has the output's shape");
     let panels: Vec<Place> = places(parts);
-    let row_blocks = n_rows.div_ceil(ROW_BLOCK);
-    let panel_block = match row_blocks {
-        1 => panels.len().div_ceil(FEW_ROWS_TASKS * rayon::current_num_threads()).clamp(1, PANEL_BLOCK),
-        _ => PANEL_BLOCK,
-    };
-    let panel_blocks = panels.len().div_ceil(panel_block);
     let sums = sums_of(x_tk);
     let fill = |y_tn: &mut [MaybeUninit<f32>]| {
         let output = Shared::new(y_tn);
-        (0..row_blocks * panel_blocks).into_par_iter().with_max_len(1).for_each(|task| {
-            let first_row = task % row_blocks * ROW_BLOCK;
-            let first_panel = task / row_blocks * panel_block;
-            let panels = &panels[first_panel..(first_panel + panel_block).min(panels.len())];
-            let task = Task { panels, n, residual_tn, first_row, end_row: (first_row + ROW_BLOCK).min(n_rows) };
+        for_each_task(n_rows, panels.len(), |rows, of_task| {
+            let task = Task { panels: &panels[of_task], n, residual_tn, rows };
             level.run(Tiles { task, x_tk, k, sums: &sums, output: &output });
         });
     };
@@ -98,11 +81,11 @@ impl Tiles<'_> {
     unsafe fn rows<V: Lanes, const BITS: usize, const WORDS: usize, const SCALES: u8>(&self, place: &Place) {
         // Six sums a row: 24 of AVX-512's 32 registers; 12 of 16 elsewhere.
         let highest = if V::N == 16 { 4 } else { 2 };
-        let mut row = self.task.first_row;
-        while row < self.task.end_row {
+        let mut row = self.task.rows.start;
+        while row < self.task.rows.end {
             // SAFETY: the rows exist; the rest by contract.
             row += unsafe {
-                match (self.task.end_row - row).min(highest) {
+                match (self.task.rows.end - row).min(highest) {
                     4.. => self.tile::<V, 4, BITS, WORDS, SCALES>(place, row),
                     3 => self.tile::<V, 3, BITS, WORDS, SCALES>(place, row),
                     2 => self.tile::<V, 2, BITS, WORDS, SCALES>(place, row),

@@ -1,8 +1,11 @@
 //! What one thread multiplies at a time, and where the results go; the same for every product.
 
-use super::blocks::{Blocks, PANEL};
+use std::ops::Range;
+
+use super::blocks::Blocks;
 use crate::kernels::cpu::Shared;
 use crate::kernels::lanes::Lanes;
+use crate::kernels::tasks::PANEL;
 
 /// Inputs whose sum is taken for the least values.
 pub(super) const SUMMED: usize = 32;
@@ -52,8 +55,7 @@ pub(super) struct Task<'a> {
     /// Outputs of all panels.
     pub(super) n: usize,
     pub(super) residual_tn: Option<&'a [f32]>,
-    pub(super) first_row: usize,
-    pub(super) end_row: usize,
+    pub(super) rows: Range<usize>,
 }
 
 impl Task<'_> {

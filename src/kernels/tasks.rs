@@ -1,0 +1,49 @@
+//! How a product `[T, K] x [K, N]` against packed panels is cut into what one thread does at a time.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+/// Outputs in a panel: three AVX-512 vectors.
+pub(crate) const PANEL: usize = 48;
+/// Rows per task: 288 KiB in the larger block of `matmul/fused.rs`, for the second-level cache.
+const ROW_BLOCK: usize = 96;
+/// Panels per task, at most.
+const PANEL_BLOCK: usize = 16;
+/// Tasks for each thread where a product has few rows, whose time is that of reading the weight: so that all threads read to the end.
+const FEW_ROWS_TASKS: usize = 4;
+
+/// Calls `work` with the rows and the panels of each task, on all threads; together they cover every row against every panel once.
+pub(super) fn for_each_task(n_rows: usize, n_panels: usize, work: impl Fn(Range<usize>, Range<usize>) + Sync) {
+    let row_blocks = n_rows.div_ceil(ROW_BLOCK);
+    let panel_block = match row_blocks {
+        1 => n_panels.div_ceil(FEW_ROWS_TASKS * rayon::current_num_threads()).clamp(1, PANEL_BLOCK),
+        _ => PANEL_BLOCK,
+    };
+    let panel_blocks = n_panels.div_ceil(panel_block);
+    // Row blocks vary fastest: a block of panels comes from memory once and serves them all.
+    (0..row_blocks * panel_blocks).into_par_iter().with_max_len(1).for_each(|task| {
+        let row = task % row_blocks * ROW_BLOCK;
+        let panel = task / row_blocks * panel_block;
+        work(row..(row + ROW_BLOCK).min(n_rows), panel..(panel + panel_block).min(n_panels));
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    #[test]
+    fn every_row_meets_every_panel_once() {
+        for (n_rows, n_panels) in [(0, 3), (1, 1), (1, 100), (96, 17), (97, 16), (300, 5), (5, 0)] {
+            let met = Mutex::new(vec![0; n_rows * n_panels]);
+            for_each_task(n_rows, n_panels, |rows, panels| {
+                let mut met = met.lock().unwrap();
+                rows.for_each(|row| panels.clone().for_each(|panel| met[row * n_panels + panel] += 1));
+            });
+            assert!(met.into_inner().unwrap().iter().all(|&times| times == 1), "{n_rows} rows, {n_panels} panels");
+        }
+    }
+}
