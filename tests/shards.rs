@@ -117,10 +117,15 @@ fn what_does_not_belong_together_is_named() {
     workdir.write("scoring/parts/identity.json", identity);
     check(&["a-shard-0-of-3", "a-shard-1-of-3", "a-shard-2-of-3", "--out", "scoring"], "holds a run that was not finished");
     score_shards(&workdir, "b", &["--limit", "30"]);
-    check(
-        &["a-shard-*", "b-shard-*", "--out", "never"],
-        "--out names one folder, and 2 runs are named: a-shard-0-of-3 (shard 0/3), b",
-    );
+    // In the order in which they are named.
+    for [first, second] in [["a", "b"], ["b", "a"]] {
+        check(
+            &[&format!("{first}-shard-*"), &format!("{second}-shard-*"), "--out", "never"],
+            &format!(
+                "--out names one folder, and 2 runs are named: {first}-shard-0-of-3 (shard 0/3), {second}-shard-0-of-3 (shard 0/3)"
+            ),
+        );
+    }
     check(&["view", "nothing-*"], "nothing-*");
     // Killed behind its tables: what stands beside them may be missing.
     std::fs::remove_file(workdir.path("a-shard-2-of-3/summary.json")).unwrap();

@@ -3,7 +3,6 @@
 //! The joined run stands in a folder of its own, so that whatever reads runs reads it as any other. It is made once: where the folder is
 //! there and of the same run, it is taken.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -52,44 +51,61 @@ struct Found {
     shard: ShardRecord,
 }
 
+/// What a command names as one run.
+enum Named {
+    Run(PathBuf),
+    /// Shards of one run, at least one.
+    Shards(Vec<Found>),
+}
+
 /// Folders of runs, in which the shards of a run, where there are several of them, become that run, in the place of the first.
 pub(crate) fn joined(folders: &[PathBuf], joining: &Joining, watch: &dyn Watch) -> Result<Vec<PathBuf>> {
-    let mut out: Vec<PathBuf> = Vec::new();
-    let mut runs: BTreeMap<String, Vec<Found>> = BTreeMap::new();
+    // In the order of the command line, so that messages do not depend on the runs' identities.
+    let mut named: Vec<Named> = Vec::new();
     for folder in folders {
-        match found(folder)? {
-            Some(found) => {
-                let of_run = runs.entry(found.shard.whole.clone()).or_default();
-                // Its place, until the run is there.
-                if of_run.is_empty() {
-                    out.push(PathBuf::from(&found.shard.whole));
-                }
-                of_run.push(found);
-            }
-            None => out.push(folder.clone()),
+        let Some(found) = found(folder)? else {
+            named.push(Named::Run(folder.clone()));
+            continue;
+        };
+        let of_run = named.iter_mut().find_map(|named| match named {
+            Named::Shards(shards) if shards[0].shard.whole == found.shard.whole => Some(shards),
+            _ => None,
+        });
+        match of_run {
+            Some(shards) => shards.push(found),
+            None => named.push(Named::Shards(vec![found])),
         }
     }
-    let n_shards: usize = runs.values().map(Vec::len).sum();
-    if let (Some(folder), 2.., 2..) = (joining.out, n_shards, out.len()) {
-        let of_run = runs.values().map(|shards| format!("{} (shard {})", shards[0].folder.display(), shards[0].shard.shard));
-        let others = folders.iter().filter(|folder| out.contains(folder)).map(|folder| folder.display().to_string());
-        let named: Vec<String> = of_run.chain(others).collect();
-        return Err(Error::usage(format!("--out names one folder, and {} runs are named: {}", named.len(), named.join(", ")))
+    let shards: Vec<&[Found]> = named
+        .iter()
+        .filter_map(|named| match named {
+            Named::Shards(shards) => Some(shards.as_slice()),
+            Named::Run(_) => None,
+        })
+        .collect();
+    let n_shards: usize = shards.iter().map(|shards| shards.len()).sum();
+    if let (Some(folder), 2.., 2..) = (joining.out, n_shards, named.len()) {
+        let names: Vec<String> = named
+            .iter()
+            .map(|named| match named {
+                Named::Run(folder) => folder.display().to_string(),
+                Named::Shards(shards) => format!("{} (shard {})", shards[0].folder.display(), shards[0].shard.shard),
+            })
+            .collect();
+        return Err(Error::usage(format!("--out names one folder, and {} runs are named: {}", names.len(), names.join(", ")))
             .at(folder)
             .cure("Join the shards of each run by themselves, and then name the joined folders."));
     }
-    for (whole, shards) in &runs {
-        let folder = match shards.as_slice() {
-            // Alone it is a run over some of the rows.
-            [single] if n_shards == 1 => single.folder.clone(),
-            shards => {
-                check_whole(shards, &runs)?;
-                join(shards, joining, watch)?
-            }
-        };
-        out.iter_mut().filter(|path| *path == Path::new(whole)).for_each(|path| path.clone_from(&folder));
-    }
-    Ok(out)
+    let folder_of = |named: &Named| match named {
+        Named::Run(folder) => Ok(folder.clone()),
+        // Alone it is a run over some of the rows.
+        Named::Shards(of_run) if n_shards == 1 => Ok(of_run[0].folder.clone()),
+        Named::Shards(of_run) => {
+            check_whole(of_run, &shards)?;
+            join(of_run, joining, watch)
+        }
+    };
+    named.iter().map(folder_of).collect()
 }
 
 fn found(folder: &Path) -> Result<Option<Found>> {
@@ -102,7 +118,7 @@ fn found(folder: &Path) -> Result<Option<Found>> {
 }
 
 /// All shards of one run, each once?
-fn check_whole(shards: &[Found], runs: &BTreeMap<String, Vec<Found>>) -> Result<()> {
+fn check_whole(shards: &[Found], runs: &[&[Found]]) -> Result<()> {
     let Some(first) = shards.first() else { return Ok(()) };
     let of = first.shard.shard.of;
     let missing: Vec<String> = (0..of)
@@ -110,7 +126,7 @@ fn check_whole(shards: &[Found], runs: &BTreeMap<String, Vec<Found>>) -> Result<
         .map(|index| Shard { index, of }.to_string())
         .collect();
     if !missing.is_empty() {
-        if let Some(other) = runs.values().flatten().find(|other| other.shard.whole != first.shard.whole) {
+        if let Some(other) = runs.iter().copied().flatten().find(|other| other.shard.whole != first.shard.whole) {
             return Err(Error::new(format!(
                 "the shards are of different runs: {} in {}, and in {} {}",
                 difference(&first.record, &other.record).0,
