@@ -30,33 +30,36 @@ const CASES: [(usize, usize, (usize, usize, usize)); 7] = [
 ];
 
 fn main() {
-    let mut criterion = of_peak::of_flops(Dtype::F32);
-    forward(&mut criterion);
-    backward(&mut criterion);
-    criterion.final_summary();
+    for dtype in [Dtype::F32, Dtype::Bf16] {
+        let mut criterion = of_peak::of_flops(dtype);
+        forward(&mut criterion, dtype);
+        backward(&mut criterion, dtype);
+        criterion.final_summary();
+    }
 }
 
-fn forward(criterion: &mut Criterion<OfPeak>) {
-    let mut group = criterion.benchmark_group("attention");
+fn forward(criterion: &mut Criterion<OfPeak>, dtype: Dtype) {
+    let mut group = criterion.benchmark_group(format!("attention in {dtype}"));
     for (sequences, length, heads) in CASES {
         let case = Case::new(sequences, length, heads);
         group.throughput(Throughput::Elements(case.flop));
         for kernels in case.kernels() {
-            group.bench_function(BenchmarkId::new(kernels.to_string(), &case.name), |b| b.iter(|| case.run(&case.qkv, *kernels)));
+            let id = BenchmarkId::new(kernels.to_string(), &case.name);
+            group.bench_function(id, |b| b.iter(|| case.run(&case.qkv, dtype, *kernels)));
         }
     }
 }
 
 /// Forward and backward; the backward pass has five products to the forward's two.
-fn backward(criterion: &mut Criterion<OfPeak>) {
-    let mut group = criterion.benchmark_group("attention with gradient");
+fn backward(criterion: &mut Criterion<OfPeak>, dtype: Dtype) {
+    let mut group = criterion.benchmark_group(format!("attention with gradient in {dtype}"));
     for (sequences, length, heads) in [CASES[1], CASES[2], CASES[3], CASES[4], CASES[5]] {
         let case = Case::new(sequences, length, heads);
         let qkv = Var::from_tensor(&case.qkv).unwrap();
         group.throughput(Throughput::Elements(case.flop * 7 / 2));
         for kernels in case.kernels() {
             group.bench_function(BenchmarkId::new(kernels.to_string(), &case.name), |b| {
-                b.iter(|| case.run(&qkv, *kernels).sum_all().unwrap().backward().unwrap())
+                b.iter(|| case.run(&qkv, dtype, *kernels).sum_all().unwrap().backward().unwrap())
             });
         }
     }
@@ -91,7 +94,7 @@ impl Case {
         if self.segments[0].tokens.len() > 4096 { &[Kernels::Fused] } else { &[Kernels::Fused, Kernels::Reference] }
     }
 
-    fn run(&self, qkv: &Tensor, kernels: Kernels) -> Tensor {
-        attention(qkv, &self.segments, &self.rotary, &self.shape, kernels).unwrap()
+    fn run(&self, qkv: &Tensor, dtype: Dtype, kernels: Kernels) -> Tensor {
+        attention(qkv, &self.segments, &self.rotary, &self.shape, dtype, kernels).unwrap()
     }
 }

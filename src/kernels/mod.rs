@@ -5,6 +5,8 @@
 pub mod activation;
 pub mod adamw;
 pub mod allocator;
+#[cfg(target_arch = "x86_64")]
+mod amx;
 pub mod attention;
 pub(crate) mod choice;
 pub(crate) mod cpu;
@@ -24,7 +26,6 @@ pub mod statistics;
 pub(crate) mod tasks;
 #[cfg(test)]
 pub(crate) mod testing;
-pub(crate) mod tile;
 
 use std::fmt;
 use std::ops::Range;

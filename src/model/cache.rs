@@ -1,6 +1,7 @@
 //! The keys and values of sequences that are being written, in all layers, and which of their pages are free.
 
 use super::Config;
+use crate::kernels::Dtype;
 use crate::kernels::attention::LayerCache;
 pub use crate::kernels::attention::{PAGE, Stretch};
 
@@ -12,10 +13,10 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// Room for `n_pages` times [`PAGE`] positions; memory is taken as it is written.
-    pub fn new(config: &Config, n_pages: usize) -> Cache {
+    /// Room for `n_pages` times [`PAGE`] positions of a model in `dtype`; memory is taken as it is written.
+    pub fn new(config: &Config, dtype: Dtype, n_pages: usize) -> Cache {
         Cache {
-            layers: (0..config.layers).map(|layer| LayerCache::new(&config.attention_shape(layer), n_pages)).collect(),
+            layers: (0..config.layers).map(|layer| LayerCache::new(&config.attention_shape(layer), n_pages, dtype)).collect(),
             // The first ones are handed out first, so that what was never needed is never touched.
             free: (0..n_pages).rev().collect(),
             holders: vec![0; n_pages],
@@ -23,8 +24,8 @@ impl Cache {
     }
 
     /// The memory that a page takes in all layers.
-    pub fn page_bytes(config: &Config) -> usize {
-        (0..config.layers).map(|layer| LayerCache::page_bytes(&config.attention_shape(layer))).sum()
+    pub fn page_bytes(config: &Config, dtype: Dtype) -> usize {
+        (0..config.layers).map(|layer| LayerCache::page_bytes(&config.attention_shape(layer), dtype)).sum()
     }
 
     pub fn n_free(&self) -> usize {
@@ -67,8 +68,8 @@ mod tests {
             "max_position_embeddings": 64, "rms_norm_eps": 1e-5}))
         .unwrap();
         // Two layers, one head of 4 keys and of 16 padded values, 16 positions, 4 bytes.
-        assert_eq!(Cache::page_bytes(&config), 2 * (4 + 16) * 16 * 4);
-        let mut cache = Cache::new(&config, 5);
+        assert_eq!(Cache::page_bytes(&config, Dtype::F32), 2 * (4 + 16) * 16 * 4);
+        let mut cache = Cache::new(&config, Dtype::F32, 5);
         let first = cache.take(3).unwrap();
         assert_eq!((first.as_slice(), cache.n_free()), (&[0, 1, 2][..], 2));
         assert!(cache.take(3).is_none());

@@ -83,6 +83,11 @@ impl Linear {
         Ok(Linear { matrix: Matrix::new(weights, options.dtype, options.kernels)?, bias: None, modules, lora: None })
     }
 
+    /// What the weight's products are computed in.
+    pub(super) fn dtype(&self) -> Dtype {
+        self.matrix.dtype()
+    }
+
     /// `[T, input] -> [T, out]`
     pub(super) fn forward(&self, x: &Tensor, adapters: Adapters) -> Result<Tensor> {
         self.finish(x, self.matrix.forward(x)?, adapters)
@@ -266,11 +271,17 @@ impl Attention {
         let grown = self.grown(self.normed(qkv)?, &context)?;
         let sinks = self.sinks.as_ref().map(|(sinks, _)| sinks.get());
         match context {
-            Context::Batch(batch) => {
-                attention_keeping(&grown, &batch.segments, &self.rotary, &self.shape, sinks.as_ref(), self.kernels)
-            }
+            Context::Batch(batch) => attention_keeping(
+                &grown,
+                &batch.segments,
+                &self.rotary,
+                &self.shape,
+                sinks.as_ref(),
+                self.qkv.dtype(),
+                self.kernels,
+            ),
             Context::Cache(stretches, cache) => {
-                let y = attention_onto(&grown, stretches, cache, &self.rotary, &self.shape, sinks.as_ref())?;
+                let y = attention_onto(&grown, stretches, cache, &self.rotary, &self.shape, sinks.as_ref(), self.qkv.dtype())?;
                 Ok((y, Softmaxes::default()))
             }
         }
@@ -304,8 +315,17 @@ impl Attention {
         let grown = self.grown(self.normed(qkv)?, &Context::Batch(batch))?;
         let (segments, shape) = (&batch.segments, &self.shape);
         let sinks = self.sinks.as_ref().map(|(sinks, _)| sinks.get());
-        let (d_grown, d_sinks) =
-            attention_backward(&grown, segments, &self.rotary, shape, sinks.as_ref(), mixed, softmaxes, d_mixed)?;
+        let (d_grown, d_sinks) = attention_backward(
+            &grown,
+            segments,
+            &self.rotary,
+            shape,
+            sinks.as_ref(),
+            mixed,
+            softmaxes,
+            d_mixed,
+            self.qkv.dtype(),
+        )?;
         if let (Some((sinks, _)), Some(d_sinks)) = (&self.sinks, d_sinks) {
             sinks.add_gradient(&d_sinks);
         }

@@ -107,6 +107,7 @@ pub struct Model {
     pub passed_over: Option<String>,
     /// Sentences about the files: what contradicts itself there and which was taken, what was left aside.
     pub remarks: Vec<String>,
+    dtype: Dtype,
     decoder: Decoder,
     /// What else the decoder needs on a GPU.
     on_cuda: Option<OnCuda>,
@@ -210,6 +211,7 @@ impl Model {
             placement: options.device,
             passed_over,
             remarks,
+            dtype: options.dtype,
             decoder,
             on_cuda,
         })
@@ -220,6 +222,11 @@ impl Model {
         let source = reference.open()?;
         let config = source.config()?;
         Ok(device::place(options, &reference.name, &config, source.parameters(), max_positions)?.options.device)
+    }
+
+    /// What it was loaded in.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
     }
 
     /// Hidden states `[rows.len(), D]` after the final norm, at `rows` of the batch.

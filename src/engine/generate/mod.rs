@@ -81,14 +81,14 @@ pub fn generate(
         return Err(Error::new("answers are written on the CPU only").cure("Give --device cpu."));
     }
     let pages = n_pages(requests, way.at_once);
-    let bytes = pages as u64 * Cache::page_bytes(&model.config) as u64;
+    let bytes = pages as u64 * Cache::page_bytes(&model.config, model.dtype()) as u64;
     memory::check_answers(&model.info.name, bytes)?;
     let (head_options, vocabulary) = (model.head_options(1), model.head().out_features());
     let mut desk = Desk {
         model,
         requests,
         way,
-        cache: Cache::new(&model.config, pages),
+        cache: Cache::new(&model.config, model.dtype(), pages),
         next: 0,
         rows: Vec::new(),
         last: None,

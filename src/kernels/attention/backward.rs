@@ -18,17 +18,17 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::arithmetic::{Arithmetic, AttentionKernel};
 use super::fused::{QueryRows, Running, Strip};
 use super::pack::{Packed, Part, padded};
 use super::plan::{GRANULE, Plan};
 use super::problem::Problem;
 use super::shape::AttentionShape;
-use super::strip::{STRIDE, STRIP, Sight, add_transposed, look, products, weighted_sums};
+use super::strip::{STRIDE, Scores, Sight, as_words, look};
 use crate::kernels::Segment;
 use crate::kernels::cpu::{Shared, written};
 use crate::kernels::exp::exp_of_nonpositive;
 use crate::kernels::lanes::Lanes;
-use crate::kernels::level::Kernel;
 
 /// Strips of a block: they share each tile while that is in the second-level cache.
 const STRIPS: usize = 16;
@@ -56,7 +56,7 @@ pub(super) fn gradient(problem: &Problem, output: &[f32], softmaxes: &[Running],
         let d_qkv = Shared::new(d_qkv);
         tasks.par_iter().with_max_len(1).for_each(|(family, kv_head, shares)| {
             let of_share = |share: &Vec<Piece>| {
-                problem.level.run(Backward {
+                problem.run(Backward {
                     problem,
                     plan: &plan,
                     key_columns: &key_columns,
@@ -88,8 +88,8 @@ struct Piece {
     tokens: Range<usize>,
 }
 
-fn block_tokens(shape: &AttentionShape) -> usize {
-    (STRIPS * STRIP / shape.group()).max(1)
+fn block_tokens(problem: &Problem) -> usize {
+    (STRIPS * problem.factors.strip() / problem.shape.group()).max(1)
 }
 
 /// A family cut into shares of about equal cost, in the order of the rows.
@@ -98,7 +98,7 @@ fn shares(family: &[usize], problem: &Problem, window: usize) -> Vec<Vec<Piece>>
     let tokens = || family.iter().flat_map(|&segment| problem.segments[segment].tokens.clone());
     let whole: usize = tokens().map(cost).sum();
     let n_shares = (whole / SHARE).clamp(1, MAX_SHARES);
-    let block = block_tokens(problem.shape);
+    let block = block_tokens(problem);
     let mut shares = vec![Vec::new()];
     let mut spent = 0;
     for &segment in family {
@@ -243,21 +243,11 @@ struct Backward<'a> {
     d_qkv: &'a Shared<f32>,
 }
 
-impl Kernel for Backward<'_> {
+impl AttentionKernel for Backward<'_> {
     type Output = KeyGradients;
 
     #[inline(always)]
-    unsafe fn run<V: Lanes>(self) -> KeyGradients {
-        // SAFETY: by contract.
-        unsafe { if V::N == 16 { self.pieces::<V, 4>() } else { self.pieces::<V, 2>() } }
-    }
-}
-
-impl Backward<'_> {
-    /// # Safety
-    /// The processor must have `V`'s instructions.
-    #[inline(always)]
-    unsafe fn pieces<V: Lanes, const C: usize>(self) -> KeyGradients {
+    unsafe fn run<A: Arithmetic<S>, const S: usize>(self) -> KeyGradients {
         let Backward { problem, plan, share, .. } = self;
         // Up to the last position of each piece: no query of it looks further.
         let of_piece = |piece: &Piece| {
@@ -266,30 +256,32 @@ impl Backward<'_> {
         };
         let granules = share.iter().flat_map(|piece| of_piece(piece).iter().copied());
         let mut sums = KeyGradients::zeros(granules, plan, padded(problem.shape.head_dim));
-        let block = block_tokens(problem.shape);
+        let block = block_tokens(problem);
         for Piece { segment, tokens } in share {
             for start in tokens.clone().step_by(block) {
                 // SAFETY: by contract; the sums have room for what the piece sees.
-                unsafe { self.block::<V, C>(&plan.seen[*segment], start..tokens.end.min(start + block), &mut sums) };
+                unsafe { self.block::<A, S>(&plan.seen[*segment], start..tokens.end.min(start + block), &mut sums) };
             }
         }
         sums
     }
+}
 
+impl Backward<'_> {
     /// Writes the gradients of a block's queries and adds to those of the keys and values that it sees.
     ///
     /// # Safety
-    /// The processor must have `V`'s instructions.
+    /// The processor must have `A`'s instructions.
     #[inline(always)]
-    unsafe fn block<V: Lanes, const C: usize>(&self, seen: &[usize], tokens: Range<usize>, sums: &mut KeyGradients) {
+    unsafe fn block<A: Arithmetic<S>, const S: usize>(&self, seen: &[usize], tokens: Range<usize>, sums: &mut KeyGradients) {
         let Backward { problem, kv_head, .. } = *self;
         let AttentionShape { heads, head_dim, scale, softcap, .. } = *problem.shape;
         let window = problem.shape.window.unwrap_or(usize::MAX);
         let rows = QueryRows::new(tokens, kv_head, problem.shape);
         let width = sums.width;
-        let size = STRIP * width;
-        let strips = rows.strips(problem.positions, window);
-        let n_rows = strips.len() * STRIP;
+        let size = S * width;
+        let strips = rows.strips::<S>(problem.positions, window);
+        let n_rows = strips.len() * S;
         let mut all = vec![0.0; 3 * n_rows * width];
         let (queries, rest) = all.split_at_mut(n_rows * width);
         let (d_outputs, d_queries) = rest.split_at_mut(n_rows * width);
@@ -310,8 +302,16 @@ impl Backward<'_> {
                 d_outputs[row * width..][..head_dim].copy_from_slice(dy);
             }
         }
+        // SAFETY: the instructions are there by contract; rows are whole granules, `A::PER_WORD` of them lie behind each other.
+        let (queries_across, d_outputs_across) =
+            unsafe { (rows_across::<A, S>(queries, width), rows_across::<A, S>(d_outputs, width)) };
+        for row in queries.chunks_exact_mut(width).chain(d_outputs.chunks_exact_mut(width)) {
+            // SAFETY: as above.
+            unsafe { A::along(row) };
+        }
 
-        let (mut weights, mut d_scores) = ([0.0; STRIP * STRIDE], [0.0; STRIP * STRIDE]);
+        let (mut weights, mut d_scores) = (Scores::ZEROS, Scores::ZEROS);
+        let (mut weights_across, mut d_scores_across) = (Scores::ZEROS, Scores::ZEROS);
         // SAFETY: the instructions are there by contract; each operand is packed as its product wants it.
         unsafe {
             for number in Strip::tiles(&strips) {
@@ -320,22 +320,27 @@ impl Backward<'_> {
                     if tile.granules.is_empty() {
                         continue;
                     }
-                    let (queries, d_outputs) = (&queries[s * size..][..size], &d_outputs[s * size..][..size]);
-                    products::<V, C>(self.key_columns.head(kv_head), tile, queries, head_dim, &mut weights);
-                    products::<V, C>(self.value_columns.head(kv_head), tile, d_outputs, head_dim, &mut d_scores);
-                    for r in 0..STRIP {
-                        let row = r * STRIDE..r * STRIDE + tile.granules.len() * GRANULE;
-                        look::<V>(&mut weights[row.clone()], tile, Sight { position: strip.positions[r], window, softcap });
-                        let (weights, d_scores) = (&mut weights[row.clone()], &mut d_scores[row]);
-                        score_gradients::<V>(weights, d_scores, softmaxes[s * STRIP + r], dots[s * STRIP + r], softcap);
+                    let n = tile.granules.len() * GRANULE;
+                    let part = s * size..(s + 1) * size;
+                    A::products(self.key_columns.head(kv_head), tile, as_words(&queries[part.clone()]), &mut weights);
+                    A::products(self.value_columns.head(kv_head), tile, as_words(&d_outputs[part.clone()]), &mut d_scores);
+                    for r in 0..S {
+                        let (weights, d_scores) = (&mut weights.0[r][..n], &mut d_scores.0[r][..n]);
+                        look::<A::V>(weights, tile, Sight { position: strip.positions[r], window, softcap });
+                        score_gradients::<A::V>(weights, d_scores, softmaxes[s * S + r], dots[s * S + r], softcap);
                     }
-                    let (ones, d_queries) = ([1.0; STRIP], &mut d_queries[s * size..][..size]);
-                    weighted_sums::<V, C>(self.key_rows.head(kv_head), tile, &d_scores, strip.last(), &ones, d_queries);
+                    let of_strip = s * size / A::PER_WORD..(s + 1) * size / A::PER_WORD;
+                    let (queries, d_outputs) = (&queries_across[of_strip.clone()], &d_outputs_across[of_strip]);
+                    let weights = scores_across::<A, S>(&weights, n, &mut weights_across);
+                    let d_scores_words = scores_across::<A, S>(&d_scores, n, &mut d_scores_across);
                     for (g, &granule) in tile.granules.iter().enumerate() {
                         let place = sums.place(granule);
-                        add_transposed::<V, C>(&d_scores, g, queries, &mut sums.d_keys[place.clone()]);
-                        add_transposed::<V, C>(&weights, g, d_outputs, &mut sums.d_values[place]);
+                        A::add_transposed(d_scores_words, g, queries, &mut sums.d_keys[place.clone()]);
+                        A::add_transposed(weights, g, d_outputs, &mut sums.d_values[place]);
                     }
+                    d_scores.0.iter_mut().for_each(|row| A::along(&mut row[..n]));
+                    let d_queries = &mut d_queries[part];
+                    A::weighted_sums(self.key_rows.head(kv_head), tile, &d_scores, strip.last(), &[1.0; S], d_queries);
                 }
             }
         }
@@ -353,6 +358,42 @@ impl Backward<'_> {
     }
 }
 
+/// Rows of `width` numbers as words of what lies below each other, `[n_rows / PER_WORD, width]`.
+///
+/// # Safety
+/// The processor must have `A`'s instructions; a row must be whole granules, and their number a multiple of `PER_WORD`.
+#[inline(always)]
+unsafe fn rows_across<A: Arithmetic<S>, const S: usize>(rows: &[f32], width: usize) -> Vec<u32> {
+    let mut words = vec![0; rows.len() / A::PER_WORD];
+    for (rows, words) in rows.chunks_exact(A::PER_WORD * width).zip(words.chunks_exact_mut(width)) {
+        // SAFETY: by contract.
+        unsafe { A::across(rows.as_ptr(), width, width, words.as_mut_ptr()) };
+    }
+    words
+}
+
+/// The first `n` scores of each row as words of what lies below each other, `[S / PER_WORD, STRIDE]`: where they are, if a word is one
+/// number, else in `scratch`.
+///
+/// # Safety
+/// The processor must have `A`'s instructions; `n` must be whole granules.
+#[inline(always)]
+unsafe fn scores_across<'a, A: Arithmetic<S>, const S: usize>(
+    scores: &'a Scores<S>,
+    n: usize,
+    scratch: &'a mut Scores<S>,
+) -> &'a [u32] {
+    if A::PER_WORD == 1 {
+        return scores.as_words();
+    }
+    assert!(n <= STRIDE);
+    for (rows, words) in scores.0.chunks_exact(A::PER_WORD).zip(&mut scratch.0) {
+        // SAFETY: by contract, and the assertion.
+        unsafe { A::across(rows.as_ptr().cast(), STRIDE, n, words.as_mut_ptr().cast()) };
+    }
+    &scratch.as_words()[..S / A::PER_WORD * STRIDE]
+}
+
 /// From one row's scores `s` and weight gradients `dp` of a tile: the weights `p` in place of the scores, and the gradients of
 /// the scores before their cap in place of `dp`.
 ///
@@ -361,6 +402,46 @@ impl Backward<'_> {
 #[inline(always)]
 unsafe fn score_gradients<V: Lanes>(scores: &mut [f32], d_weights: &mut [f32], row: Running, dot: f32, softcap: Option<f32>) {
     assert_eq!(scores.len(), d_weights.len());
+    // Two loops, so that neither asks for the cap again and again.
+    // SAFETY: by contract.
+    unsafe {
+        match softcap {
+            None => each_score_gradient::<V>(
+                scores,
+                d_weights,
+                row,
+                dot,
+                #[inline(always)]
+                |_, d_score| d_score,
+            ),
+            Some(cap) => each_score_gradient::<V>(
+                scores,
+                d_weights,
+                row,
+                dot,
+                #[inline(always)]
+                |score, d_score| {
+                    // Hidden keys have the score -infinity, which -1 stands for: slope 0.
+                    let bent = score.mul(V::splat(1.0 / cap)).max(V::splat(-1.0));
+                    d_score.mul(V::splat(1.0).sub(bent.mul(bent)))
+                },
+            ),
+        }
+    }
+}
+
+/// The same, with `bend(score, gradient)` for what the cap does to a gradient.
+///
+/// # Safety
+/// As above.
+#[inline(always)]
+unsafe fn each_score_gradient<V: Lanes>(
+    scores: &mut [f32],
+    d_weights: &mut [f32],
+    row: Running,
+    dot: f32,
+    bend: impl Fn(V, V) -> V,
+) {
     // SAFETY: by contract.
     unsafe {
         let (maximum, share, dot) = (V::splat(row.maximum), V::splat(1.0 / row.sum), V::splat(dot));
@@ -368,12 +449,7 @@ unsafe fn score_gradients<V: Lanes>(scores: &mut [f32], d_weights: &mut [f32], r
             let (score_at, d_at) = (scores.as_mut_ptr().add(vector), d_weights.as_mut_ptr().add(vector));
             let score = V::load(score_at);
             let weight = exp_of_nonpositive(score.sub(maximum)).mul(share);
-            let mut d_score = V::load(d_at).sub(dot).mul(weight);
-            if let Some(cap) = softcap {
-                // Hidden keys have the score -infinity, which -1 stands for: slope 0.
-                let bent = score.mul(V::splat(1.0 / cap)).max(V::splat(-1.0));
-                d_score = d_score.mul(V::splat(1.0).sub(bent.mul(bent)));
-            }
+            let d_score = bend(score, V::load(d_at).sub(dot).mul(weight));
             weight.store(score_at);
             d_score.store(d_at);
         }

@@ -9,15 +9,17 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use super::arithmetic::{Arithmetic, AttentionKernel, Factors};
 use super::fused;
-use super::pack::{Packed, padded};
+use super::pack::{Packed, column_size, padded, row_size};
 use super::plan::GRANULE;
 use super::problem::Problem;
 use super::shape::AttentionShape;
+use super::strip::as_words;
 use crate::error::{Error, Result};
+use crate::kernels::Dtype;
 use crate::kernels::cpu::Shared;
-use crate::kernels::lanes::Lanes;
-use crate::kernels::level::{Kernel, Level};
+use crate::kernels::level::Level;
 use crate::kernels::rotary::Rotary;
 
 /// Positions in a page.
@@ -30,6 +32,8 @@ pub struct LayerCache {
     n_pages: usize,
     kv_heads: usize,
     head_dim: usize,
+    level: Level,
+    factors: Factors,
 }
 
 /// Tokens of a batch that go on with one sequence.
@@ -44,20 +48,30 @@ pub struct Stretch {
 }
 
 impl LayerCache {
-    pub fn new(shape: &AttentionShape, n_pages: usize) -> LayerCache {
+    /// Of a model in `dtype`.
+    pub fn new(shape: &AttentionShape, n_pages: usize, dtype: Dtype) -> LayerCache {
+        LayerCache::at(Level::current(), shape, n_pages, dtype)
+    }
+
+    fn at(level: Level, shape: &AttentionShape, n_pages: usize, dtype: Dtype) -> LayerCache {
         let AttentionShape { kv_heads, head_dim, .. } = *shape;
+        let factors = Factors::of(level, dtype);
         LayerCache {
-            keys: Packed::zeros(n_pages, kv_heads, head_dim * GRANULE),
-            values: Packed::zeros(n_pages, kv_heads, padded(head_dim) * GRANULE),
+            keys: Packed::zeros(n_pages, kv_heads, column_size(factors, head_dim)),
+            values: Packed::zeros(n_pages, kv_heads, row_size(factors, head_dim)),
             n_pages,
             kv_heads,
             head_dim,
+            level,
+            factors,
         }
     }
 
     /// The memory that a page takes.
-    pub fn page_bytes(shape: &AttentionShape) -> usize {
-        shape.kv_heads * (shape.head_dim + padded(shape.head_dim)) * GRANULE * size_of::<f32>()
+    pub fn page_bytes(shape: &AttentionShape, dtype: Dtype) -> usize {
+        let factors = Factors::of(Level::current(), dtype);
+        let words = column_size(factors, shape.head_dim) + row_size(factors, shape.head_dim);
+        shape.kv_heads * words * size_of::<u32>()
     }
 
     /// Puts the keys and values of the stretches' tokens into their pages.
@@ -73,9 +87,9 @@ impl LayerCache {
             })
         };
         let shares: Vec<Share> = stretches.iter().filter(|stretch| !stretch.tokens.is_empty()).flat_map(of_stretch).collect();
-        let (keys, values) = (Shared::of(self.keys.floats_mut()), Shared::of(self.values.floats_mut()));
+        let (keys, values) = (Shared::of(self.keys.words_mut()), Shared::of(self.values.words_mut()));
         shares.par_iter().with_min_len(8).for_each(|share| {
-            problem.level.run(Store { problem, share, keys: &keys, values: &values });
+            problem.run(Store { problem, share, keys: &keys, values: &values });
         });
     }
 }
@@ -91,39 +105,56 @@ struct Share {
 struct Store<'a> {
     problem: &'a Problem<'a>,
     share: &'a Share,
-    keys: &'a Shared<f32>,
-    values: &'a Shared<f32>,
+    keys: &'a Shared<u32>,
+    values: &'a Shared<u32>,
 }
 
-impl Kernel for Store<'_> {
+impl AttentionKernel for Store<'_> {
     type Output = ();
 
     #[inline(always)]
-    unsafe fn run<V: Lanes>(self) {
+    unsafe fn run<A: Arithmetic<S>, const S: usize>(self) {
         let Store { problem, share, keys, values } = self;
         let AttentionShape { heads, kv_heads, head_dim, .. } = *problem.shape;
         let width = padded(head_dim);
-        let mut row = vec![0.0; head_dim];
+        let (n_keys, n_values) = (column_size(problem.factors, head_dim), row_size(problem.factors, head_dim));
+        let mut row = vec![0.0; width];
+        // A value's row and what shares its words; the words.
+        let (mut rows, mut words) = (vec![0.0; A::PER_WORD * width], vec![0u32; width]);
         for kv_head in 0..kv_heads {
             let place = share.page * kv_heads + kv_head;
             // SAFETY: each page belongs to one share (`check`), and what is there has been written, if only with zeros.
             let (keys, values) = unsafe {
-                let (n_keys, n_values) = (head_dim * GRANULE, width * GRANULE);
                 (
                     std::slice::from_raw_parts_mut(keys.at(place * n_keys, n_keys), n_keys),
                     std::slice::from_raw_parts_mut(values.at(place * n_values, n_values), n_values),
                 )
             };
+            if share.lanes.start == 0 {
+                // Whatever a sequence that is gone has left: its infinities would be NaN where they have the weight 0.
+                values.fill(0);
+            }
             for (i, lane) in share.lanes.clone().enumerate() {
                 let token = share.token + i;
                 let columns = &problem.qkv[token * problem.shape.columns()..][..problem.shape.columns()];
-                row.copy_from_slice(&columns[(heads + kv_head) * head_dim..][..head_dim]);
-                problem.rotary.rotate_head(&mut row, problem.positions[token], 1.0);
-                for (d, &key) in row.iter().enumerate() {
-                    keys[d * GRANULE + lane] = key;
+                let (numbers, padding) = row.split_at_mut(head_dim);
+                numbers.copy_from_slice(&columns[(heads + kv_head) * head_dim..][..head_dim]);
+                padding.fill(0.0);
+                problem.rotary.rotate_head(numbers, problem.positions[token], 1.0);
+                // SAFETY: the instructions are there by contract; a padded row is whole granules.
+                unsafe { A::along(&mut row) };
+                for (word, key) in as_words(&row).iter().zip(keys.chunks_exact_mut(GRANULE)) {
+                    key[lane] = *word;
                 }
-                values[lane * width..][..head_dim]
+                rows.fill(0.0);
+                rows[lane % A::PER_WORD * width..][..head_dim]
                     .copy_from_slice(&columns[(heads + kv_heads + kv_head) * head_dim..][..head_dim]);
+                // SAFETY: as above.
+                unsafe { A::across(rows.as_ptr(), width, width, words.as_mut_ptr()) };
+                // A word's second number comes to the first; with the first, the second is zero for now.
+                let kept = (1u32 << (16 * (lane % A::PER_WORD))) - 1;
+                let to = &mut values[lane / A::PER_WORD * width..][..width];
+                to.iter_mut().zip(&words).for_each(|(to, word)| *to = *to & kept | word);
             }
         }
     }
@@ -137,12 +168,14 @@ pub(super) fn attention(
     rotary: &Rotary,
     shape: &AttentionShape,
     sinks: Option<&[f32]>,
+    dtype: Dtype,
 ) -> Result<Vec<f32>> {
     let tokens = qkv.len() / shape.columns();
     let positions = positions_of(stretches, tokens)?;
     rotary.check(shape.head_dim, &positions)?;
-    check(stretches, cache, shape)?;
-    let problem = Problem { qkv, segments: &[], positions: &positions, rotary, shape, sinks, level: Level::current() };
+    check(stretches, cache, shape, dtype)?;
+    let problem =
+        Problem { qkv, segments: &[], positions: &positions, rotary, shape, sinks, level: cache.level, factors: cache.factors };
     cache.store(&problem, stretches);
     let views: Vec<fused::View> =
         stretches.iter().map(|stretch| fused::View { tokens: stretch.tokens.clone(), seen: &stretch.pages }).collect();
@@ -165,9 +198,12 @@ pub fn positions_of(stretches: &[Stretch], tokens: usize) -> Result<Vec<usize>> 
 }
 
 /// Every position has a page that is there, and no page is written for two sequences.
-fn check(stretches: &[Stretch], cache: &LayerCache, shape: &AttentionShape) -> Result<()> {
+fn check(stretches: &[Stretch], cache: &LayerCache, shape: &AttentionShape, dtype: Dtype) -> Result<()> {
     if (cache.kv_heads, cache.head_dim) != (shape.kv_heads, shape.head_dim) {
         return Err(Error::new("the cache was made for heads of another number or width"));
+    }
+    if cache.factors != Factors::of(cache.level, dtype) {
+        return Err(Error::new("the cache was made for a model of another precision"));
     }
     let mut written = Vec::new();
     for stretch in stretches {
@@ -188,79 +224,94 @@ fn check(stretches: &[Stretch], cache: &LayerCache, shape: &AttentionShape) -> R
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{Device, Tensor};
-
-    use super::super::{attention_keeping, attention_onto};
+    use super::super::tests::arithmetics;
     use super::*;
+    use crate::kernels::Segment;
     use crate::kernels::rotary::RotaryStyle;
     use crate::kernels::testing::noise;
-    use crate::kernels::{Kernels, Segment};
 
-    /// A sequence read in pieces of any size, beside others and behind a beginning that it shares, is the one read at once, to the bit.
+    fn dtype(factors: Factors) -> Dtype {
+        if factors == Factors::F32 { Dtype::F32 } else { Dtype::Bf16 }
+    }
+
+    /// A sequence read in pieces of any size, beside others and behind a beginning that it shares, is the one read at once, to the bit,
+    /// whatever the pages held before.
     #[test]
     fn pieces_give_the_bits_of_the_whole() {
-        let frequencies: Vec<f64> = (0..4).map(|i| 100f64.powf(-f64::from(i) / 4.0)).collect();
-        for (window, softcap, head_dim) in
-            [(None, None, 8), (Some(5), None, 12), (Some(300), Some(3.0), 16), (Some(90), None, 24)]
-        {
-            // The last with attention sinks.
-            let sinks = (head_dim == 24).then(|| Tensor::new(&[0.5f32, -1.0, 3.0, 0.0, 1.0, 2.0], &Device::Cpu).unwrap());
-            let shape = AttentionShape { heads: 6, kv_heads: 2, head_dim, scale: 0.4, window, softcap };
-            let rotary = Rotary::new(&frequencies, 700, RotaryStyle::Half, 1.0);
-            let (lengths, columns) = ([650usize, 37, 1], shape.columns());
-            let mut sequences: Vec<Vec<f32>> =
-                lengths.iter().enumerate().map(|(i, n)| noise(n * columns, 1.0, i as u64 + 1)).collect();
-            // The second one begins as the first, for two pages.
-            let shared = 2 * PAGE * columns;
-            let beginning = sequences[0][..shared].to_vec();
-            sequences[1][..shared].copy_from_slice(&beginning);
-            let whole: Vec<Vec<f32>> = sequences
-                .iter()
-                .map(|rows| {
-                    let n = rows.len() / columns;
-                    let segments: Arc<[Segment]> = vec![Segment { tokens: 0..n, context: Vec::new() }].into();
-                    let qkv = Tensor::from_slice(rows, (n, columns), &Device::Cpu).unwrap();
-                    let (y, _) = attention_keeping(&qkv, &segments, &rotary, &shape, sinks.as_ref(), Kernels::Fused).unwrap();
-                    y.flatten_all().unwrap().to_vec1().unwrap()
-                })
-                .collect();
-            let mut cache = LayerCache::new(&shape, 60);
-            // Pages in an order of their own; the second sequence has its first two from the first one.
-            let pages: [Arc<[usize]>; 3] = [(0..41).map(|i| 59 - i).collect(), vec![59, 58, 3].into(), vec![7].into()];
-            let mut done = [0, 2 * PAGE, 0];
-            let mut found: [Vec<f32>; 3] = Default::default();
-            for sizes in [[33, 1, 0], [1, 0, 0], [14, 1, 1], [1, 1, 0], [1, 2, 0], [600, 0, 0]] {
-                let (mut stretches, mut rows) = (Vec::new(), Vec::new());
-                for (i, &n) in sizes.iter().enumerate() {
-                    let begin = rows.len() / columns;
-                    stretches.push(Stretch { tokens: begin..begin + n, position: done[i], pages: pages[i].clone() });
-                    rows.extend_from_slice(&sequences[i][done[i] * columns..(done[i] + n) * columns]);
-                    done[i] += n;
-                }
-                let qkv = Tensor::from_slice(&rows, (rows.len() / columns, columns), &Device::Cpu).unwrap();
-                let y = attention_onto(&qkv, &stretches, &mut cache, &rotary, &shape, sinks.as_ref()).unwrap();
-                let y: Vec<Vec<f32>> = y.to_vec2().unwrap();
-                for (i, stretch) in stretches.iter().enumerate() {
-                    found[i].extend(y[stretch.tokens.clone()].iter().flatten());
-                }
+        for (level, factors) in arithmetics() {
+            for (window, softcap, head_dim) in
+                [(None, None, 8), (Some(5), None, 12), (Some(300), Some(3.0), 16), (Some(90), None, 24)]
+            {
+                // The last with attention sinks.
+                let sinks = (head_dim == 24).then_some(&[0.5f32, -1.0, 3.0, 0.0, 1.0, 2.0][..]);
+                let shape = AttentionShape { heads: 6, kv_heads: 2, head_dim, scale: 0.4, window, softcap };
+                check_pieces(level, factors, &shape, sinks);
             }
-            assert_eq!(done, lengths);
-            let bits = |rows: &[f32]| rows.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-            assert_eq!(bits(&found[0]), bits(&whole[0]));
-            assert_eq!(bits(&found[1]), bits(&whole[1][2 * PAGE * shape.heads * head_dim..]));
-            assert_eq!(bits(&found[2]), bits(&whole[2]));
         }
+    }
+
+    fn check_pieces(level: Level, factors: Factors, shape: &AttentionShape, sinks: Option<&[f32]>) {
+        let frequencies: Vec<f64> = (0..4).map(|i| 100f64.powf(-f64::from(i) / 4.0)).collect();
+        let rotary = Rotary::new(&frequencies, 704, RotaryStyle::Half, 1.0);
+        let (lengths, columns) = ([650usize, 37, 1], shape.columns());
+        let mut sequences: Vec<Vec<f32>> =
+            lengths.iter().enumerate().map(|(i, n)| noise(n * columns, 1.0, i as u64 + 1)).collect();
+        // The second one begins as the first, for two pages.
+        let shared = 2 * PAGE * columns;
+        let beginning = sequences[0][..shared].to_vec();
+        sequences[1][..shared].copy_from_slice(&beginning);
+        let whole = |qkv: &Vec<f32>| {
+            let n = qkv.len() / columns;
+            let segments = &[Segment { tokens: 0..n, context: Vec::new() }];
+            let (positions, rotary) = (&(0..n).collect::<Vec<_>>(), &rotary);
+            fused::attention(&Problem { qkv, segments, positions, rotary, shape, sinks, level, factors }).0
+        };
+        let whole: Vec<Vec<f32>> = sequences.iter().map(whole).collect();
+        let mut cache = LayerCache::at(level, shape, 60, dtype(factors));
+        let mut add = |rows: &[f32], stretches: &[Stretch]| {
+            attention(rows, stretches, &mut cache, &rotary, shape, sinks, dtype(factors)).unwrap()
+        };
+        // Another sequence was here before.
+        let all: Arc<[usize]> = (0..40).chain(55..59).collect();
+        let n = all.len() * PAGE;
+        add(&vec![f32::INFINITY; n * columns], &[Stretch { tokens: 0..n, position: 0, pages: all }]);
+        // Pages in an order of their own; the second sequence has its first two from the first one.
+        let pages: [Arc<[usize]>; 3] = [(0..41).map(|i| 59 - i).collect(), vec![59, 58, 3].into(), vec![7].into()];
+        let mut done = [0, 2 * PAGE, 0];
+        let mut found: [Vec<f32>; 3] = Default::default();
+        for sizes in [[33, 1, 0], [1, 0, 0], [14, 1, 1], [1, 1, 0], [1, 2, 0], [600, 0, 0]] {
+            let (mut stretches, mut rows) = (Vec::new(), Vec::new());
+            for (i, &n) in sizes.iter().enumerate() {
+                let begin = rows.len() / columns;
+                stretches.push(Stretch { tokens: begin..begin + n, position: done[i], pages: pages[i].clone() });
+                rows.extend_from_slice(&sequences[i][done[i] * columns..(done[i] + n) * columns]);
+                done[i] += n;
+            }
+            let y = add(&rows, &stretches);
+            let width = shape.heads * shape.head_dim;
+            for (i, stretch) in stretches.iter().enumerate() {
+                found[i].extend(&y[stretch.tokens.start * width..stretch.tokens.end * width]);
+            }
+        }
+        assert_eq!(done, lengths);
+        let bits = |rows: &[f32]| rows.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        let what = format!("{level} {factors:?} {shape:?}");
+        assert_eq!(bits(&found[0]), bits(&whole[0]), "{what}");
+        assert_eq!(bits(&found[1]), bits(&whole[1][2 * PAGE * shape.heads * shape.head_dim..]), "{what}");
+        assert_eq!(bits(&found[2]), bits(&whole[2]), "{what}");
     }
 
     #[test]
     fn a_page_has_one_writer_and_every_position_a_page() {
         let shape = AttentionShape { heads: 2, kv_heads: 1, head_dim: 4, scale: 1.0, window: None, softcap: None };
         let rotary = Rotary::new(&[1.0], 100, RotaryStyle::Half, 1.0);
-        let mut cache = LayerCache::new(&shape, 3);
+        let mut cache = LayerCache::at(Level::Portable, &shape, 3, Dtype::F32);
         let mut run = |stretches: &[Stretch]| {
             let n = stretches.iter().map(|stretch| stretch.tokens.len()).sum::<usize>();
-            let qkv = Tensor::zeros((n, shape.columns()), candle_core::DType::F32, &Device::Cpu).unwrap();
-            attention_onto(&qkv, stretches, &mut cache, &rotary, &shape, None).map(|_| ()).map_err(|error| error.to_string())
+            let qkv = vec![0.0; n * shape.columns()];
+            attention(&qkv, stretches, &mut cache, &rotary, &shape, None, Dtype::F32)
+                .map(|_| ())
+                .map_err(|error| error.to_string())
         };
         let stretch = |tokens: Range<usize>, position: usize, pages: &[usize]| Stretch { tokens, position, pages: pages.into() };
         assert_eq!(run(&[stretch(0..3, 14, &[0, 1]), stretch(3..4, 16, &[0, 2])]), Ok(()));
@@ -272,6 +323,18 @@ mod tests {
             (vec![stretch(0..1, 100, &[0, 0, 0, 0, 0, 0, 0])], "position 100"),
         ] {
             assert!(run(&stretches).unwrap_err().contains(message), "{stretches:?}");
+        }
+    }
+
+    #[test]
+    fn a_cache_is_for_one_precision() {
+        let shape = AttentionShape { heads: 1, kv_heads: 1, head_dim: 4, scale: 1.0, window: None, softcap: None };
+        let rotary = Rotary::new(&[1.0], 9, RotaryStyle::Half, 1.0);
+        for (level, factors) in arithmetics().into_iter().filter(|(_, factors)| *factors != Factors::F32) {
+            let mut cache = LayerCache::at(level, &shape, 1, Dtype::F32);
+            let stretches = [Stretch { tokens: 0..1, position: 0, pages: vec![0].into() }];
+            let error = attention(&[0.0; 12], &stretches, &mut cache, &rotary, &shape, None, dtype(factors)).unwrap_err();
+            assert!(error.to_string().contains("another precision"), "{level}: {error}");
         }
     }
 }

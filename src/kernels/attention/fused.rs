@@ -4,7 +4,7 @@
 //! pack    every key row turned and transposed, every value row copied          once per row and kv head
 //! block   some tokens of a segment x the query heads of one kv head            one task
 //! tile      256 keys, which stay in the second-level cache
-//! strip       six query rows, turned and scaled: scores -> running softmax -> outputs += weights x values
+//! strip       some query rows, turned and scaled: scores -> running softmax -> outputs += weights x values
 //! ```
 //!
 //! The running softmax (Milakov and Gimelshein 2018, arXiv 1805.02867; FlashAttention, Dao et al. 2022, arXiv 2205.14135) keeps
@@ -20,15 +20,15 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::arithmetic::{Arithmetic, AttentionKernel};
 use super::pack::{Packed, Part, padded};
 use super::plan::{GRANULE, Plan, Reach};
 use super::problem::Problem;
 use super::shape::AttentionShape;
-use super::strip::{STRIDE, STRIP, Sight, look, products, weighted_sums};
+use super::strip::{Scores, Sight, as_words, look};
 use crate::kernels::cpu::{Shared, written};
 use crate::kernels::exp::exp_of_nonpositive;
 use crate::kernels::lanes::{Lanes, for_lanes, load, prefetch, store};
-use crate::kernels::level::Kernel;
 
 /// Strips in a task of its own: coarse enough to be worth handing to a thread, fine enough to balance threads.
 const STRIPS: usize = 8;
@@ -52,7 +52,7 @@ pub(super) struct View<'a> {
 
 /// The same over keys by column and values by row. The views tile the tokens.
 pub(super) fn over(problem: &Problem, views: &[View], keys: &Packed, values: &Packed) -> (Vec<f32>, Vec<Running>) {
-    let blocks = blocks(views, problem.shape);
+    let blocks = blocks(views, STRIPS * problem.factors.strip() / problem.shape.group(), problem.shape.kv_heads);
     let n_rows = problem.positions.len() * problem.shape.heads;
     let mut softmaxes = Vec::new();
     let fill = |output: &mut [MaybeUninit<f32>]| {
@@ -62,7 +62,7 @@ pub(super) fn over(problem: &Problem, views: &[View], keys: &Packed, values: &Pa
             blocks.par_iter().with_max_len(1).for_each(|block| {
                 let (output, softmaxes) = (&output, &softmaxes);
                 let seen = views[block.view].seen;
-                problem.level.run(Forward { problem, seen, keys, values, block, output, softmaxes });
+                problem.run(Forward { problem, seen, keys, values, block, output, softmaxes });
             });
         };
         // SAFETY: as below.
@@ -80,12 +80,12 @@ struct Block {
     tokens: Range<usize>,
 }
 
-/// Blocks are counted from each view's start; neighbours share their keys and values.
-fn blocks(views: &[View], shape: &AttentionShape) -> Vec<Block> {
-    let size = (STRIPS * STRIP / shape.group()).max(1);
+/// Blocks of `size` tokens, counted from each view's start; neighbours share their keys and values.
+fn blocks(views: &[View], size: usize, kv_heads: usize) -> Vec<Block> {
+    let size = size.max(1);
     let mut blocks = Vec::new();
     for (view, View { tokens, .. }) in views.iter().enumerate() {
-        for kv_head in 0..shape.kv_heads {
+        for kv_head in 0..kv_heads {
             let starts = tokens.clone().step_by(size);
             blocks.extend(starts.map(|start| Block { view, kv_head, tokens: start..tokens.end.min(start + size) }));
         }
@@ -106,39 +106,28 @@ struct Forward<'a> {
     softmaxes: &'a Shared<Running>,
 }
 
-impl Kernel for Forward<'_> {
+impl AttentionKernel for Forward<'_> {
     type Output = ();
 
     #[inline(always)]
-    unsafe fn run<V: Lanes>(self) {
-        // The column vectors of a register tile: as many as leave registers for the operands.
-        // SAFETY: by contract.
-        unsafe { if V::N == 16 { self.strips::<V, 4>() } else { self.strips::<V, 2>() } }
-    }
-}
-
-impl Forward<'_> {
-    /// # Safety
-    /// The processor must have `V`'s instructions.
-    #[inline(always)]
-    unsafe fn strips<V: Lanes, const C: usize>(self) {
+    unsafe fn run<A: Arithmetic<S>, const S: usize>(self) {
         let Forward { problem, seen, block, .. } = self;
         let AttentionShape { heads, head_dim, scale, softcap, .. } = *problem.shape;
         let width = padded(head_dim);
         let (keys, values) = (self.keys.head(block.kv_head), self.values.head(block.kv_head));
         let rows = QueryRows::new(block.tokens.clone(), block.kv_head, problem.shape);
         let window = problem.shape.window.unwrap_or(usize::MAX);
-        let mut strips = rows.strips(problem.positions, window);
-        let n_rows = strips.len() * STRIP;
+        let mut strips = rows.strips::<S>(problem.positions, window);
+        let n_rows = strips.len() * S;
         if let Some(sinks) = problem.sinks {
             for row in 0..n_rows {
-                strips[row / STRIP].running[row % STRIP] = Running::sink(sinks[rows.place(row).1]);
+                strips[row / S].running[row % S] = Running::sink(sinks[rows.place(row).1]);
             }
         }
         let mut queries = Vec::with_capacity(n_rows * width);
         for row in 0..n_rows {
             let (token, head) = rows.place(row);
-            let (next_token, next_head) = rows.place(row + STRIP);
+            let (next_token, next_head) = rows.place(row + S);
             prefetch(problem.query(next_token, next_head));
             queries.extend_from_slice(problem.query(token, head));
             let query = &mut queries[row * width..];
@@ -146,11 +135,13 @@ impl Forward<'_> {
             query.iter_mut().for_each(|x| *x *= scale);
             queries.resize((row + 1) * width, 0.0);
         }
+        // SAFETY: the instructions are there by contract; a padded row is whole granules.
+        queries.chunks_exact_mut(width).for_each(|row| unsafe { A::along(row) });
         let mut outputs = vec![0.0; n_rows * width];
-        let mut scores = [0.0; STRIP * STRIDE];
-        let mut shrinks = [0.0; STRIP];
+        let mut scores = Scores::ZEROS;
+        let mut highest = [0.0; S];
         for number in Strip::tiles(&strips) {
-            let each = strips.iter_mut().zip(queries.chunks_exact(STRIP * width)).zip(outputs.chunks_exact_mut(STRIP * width));
+            let each = strips.iter_mut().zip(queries.chunks_exact(S * width)).zip(outputs.chunks_exact_mut(S * width));
             for ((strip, queries), outputs) in each {
                 let tile = strip.reach.tile(seen, number);
                 if tile.granules.is_empty() {
@@ -158,28 +149,34 @@ impl Forward<'_> {
                 }
                 // SAFETY: the instructions are there by contract; keys are packed by column, values by row.
                 unsafe {
-                    products::<V, C>(keys, tile, queries, head_dim, &mut scores);
-                    for r in 0..STRIP {
-                        let row = &mut scores[r * STRIDE..][..tile.granules.len() * GRANULE];
-                        let highest = look::<V>(row, tile, Sight { position: strip.positions[r], window, softcap });
-                        shrinks[r] = strip.running[r].weigh::<V>(row, highest);
+                    A::products(keys, tile, as_words(queries), &mut scores);
+                    let n = tile.granules.len() * GRANULE;
+                    for r in 0..S {
+                        let sight = Sight { position: strip.positions[r], window, softcap };
+                        highest[r] = look::<A::V>(&mut scores.0[r][..n], tile, sight);
                     }
-                    weighted_sums::<V, C>(values, tile, &scores, strip.last(), &shrinks, outputs);
+                    let shrinks = Running::raise::<A::V, S>(&mut strip.running, &highest);
+                    for r in 0..S {
+                        let row = &mut scores.0[r][..n];
+                        strip.running[r].weigh::<A::V>(row);
+                        A::along(row);
+                    }
+                    A::weighted_sums(values, tile, &scores, strip.last(), &shrinks, outputs);
                 }
             }
         }
         for (row, outputs) in outputs.chunks_exact(width).enumerate().take(rows.len()) {
             let (token, head) = rows.place(row);
-            let softmax = strips[row / STRIP].running[row % STRIP];
+            let softmax = strips[row / S].running[row % S];
             // SAFETY: the instructions are there by contract; this row and head belong to this block alone.
             unsafe {
                 self.softmaxes.at(token * heads + head, 1).write(softmax);
-                let share = V::splat(1.0 / softmax.sum);
+                let share = A::V::splat(1.0 / softmax.sum);
                 let to = self.output.at((token * heads + head) * head_dim, head_dim);
-                for_lanes::<V>(
+                for_lanes::<A::V>(
                     head_dim,
                     #[inline(always)]
-                    |d, n| store(load::<V>(outputs, d, n).mul(share), to, d, n),
+                    |d, n| store(load::<A::V>(outputs, d, n).mul(share), to, d, n),
                 );
             }
         }
@@ -210,30 +207,30 @@ impl QueryRows {
     }
 
     /// The rows in strips, the last one filled up.
-    pub(super) fn strips(&self, positions: &[usize], window: usize) -> Vec<Strip> {
+    pub(super) fn strips<const S: usize>(&self, positions: &[usize], window: usize) -> Vec<Strip<S>> {
         let strip = |start: usize| {
             let positions = std::array::from_fn(|r| positions[self.place(start + r).0]);
-            let reach = Reach::new(positions[0], positions[STRIP - 1], window);
-            Strip { positions, reach, running: [Running::START; STRIP] }
+            let reach = Reach::new(positions[0], positions[S - 1], window);
+            Strip { positions, reach, running: [Running::START; S] }
         };
-        (0..self.len()).step_by(STRIP).map(strip).collect()
+        (0..self.len()).step_by(S).map(strip).collect()
     }
 }
 
-/// [`STRIP`] neighbouring query rows, as far as they have got.
-pub(super) struct Strip {
-    pub positions: [usize; STRIP],
+/// `S` neighbouring query rows, as far as they have got.
+pub(super) struct Strip<const S: usize> {
+    pub positions: [usize; S],
     pub reach: Reach,
-    pub running: [Running; STRIP],
+    pub running: [Running; S],
 }
 
-impl Strip {
+impl<const S: usize> Strip<S> {
     pub(super) fn last(&self) -> usize {
-        self.positions[STRIP - 1]
+        self.positions[S - 1]
     }
 
     /// Numbers of the tiles that any of these strips, in order, sees.
-    pub(super) fn tiles(strips: &[Strip]) -> Range<usize> {
+    pub(super) fn tiles(strips: &[Strip<S>]) -> Range<usize> {
         match strips {
             [] => 0..0,
             [first, ..] => first.reach.tiles().start..strips[strips.len() - 1].reach.tiles().end,
@@ -257,29 +254,55 @@ impl Running {
         Running { maximum: logit, sum: 1.0 }
     }
 
-    /// Turns the scores of a tile, of which `highest` is the highest, into weights `exp(score - maximum)`. Returns what earlier
-    /// weights shrink by because this tile has raised the maximum.
+    /// Raises maxima to those of a tile's scores where they are higher. Returns what earlier weights shrink by, as the sums do already.
+    ///
+    /// # Safety
+    /// The processor must have `V`'s instructions.
+    #[inline(always)]
+    pub(super) unsafe fn raise<V: Lanes, const S: usize>(rows: &mut [Running; S], highest: &[f32; S]) -> [f32; S] {
+        let mut shrinks = [0.0; S];
+        for r in 0..S {
+            let before = rows[r].maximum;
+            rows[r].maximum = before.max(highest[r]);
+            shrinks[r] = before - rows[r].subtracted();
+        }
+        for_lanes::<V>(
+            S,
+            #[inline(always)]
+            |i, n| {
+                // SAFETY: by contract.
+                unsafe { store(exp_of_nonpositive(load::<V>(&shrinks, i, n)), shrinks.as_mut_ptr(), i, n) };
+            },
+        );
+        for r in 0..S {
+            rows[r].sum *= shrinks[r];
+        }
+        shrinks
+    }
+
+    /// A row that has seen nothing yet must not compute -inf - -inf.
+    #[inline(always)]
+    fn subtracted(&self) -> f32 {
+        if self.maximum == f32::NEG_INFINITY { 0.0 } else { self.maximum }
+    }
+
+    /// Turns the scores of a tile, none above the maximum, into weights `exp(score - maximum)`, and adds those to the sum.
     ///
     /// # Safety
     /// The processor must have `V`'s instructions; `scores` must be whole vectors.
     #[inline(always)]
-    pub(super) unsafe fn weigh<V: Lanes>(&mut self, scores: &mut [f32], highest: f32) -> f32 {
-        let before = self.maximum;
-        self.maximum = before.max(highest);
-        // A row that has seen nothing yet must not compute -inf - -inf.
-        let subtracted = if self.maximum == f32::NEG_INFINITY { 0.0 } else { self.maximum };
+    pub(super) unsafe fn weigh<V: Lanes>(&mut self, scores: &mut [f32]) {
         // SAFETY: by contract.
         unsafe {
-            let shrink = exp_of_nonpositive(V::splat(before - subtracted)).maximum();
+            let subtracted = V::splat(self.subtracted());
             let mut sum = V::splat(0.0);
             for vector in (0..scores.len()).step_by(V::N) {
                 let at = scores.as_mut_ptr().add(vector);
-                let weight = exp_of_nonpositive(V::load(at).sub(V::splat(subtracted)));
+                let weight = exp_of_nonpositive(V::load(at).sub(subtracted));
                 weight.store(at);
                 sum = sum.add(weight);
             }
-            self.sum = self.sum * shrink + sum.sum();
-            shrink
+            self.sum += sum.sum();
         }
     }
 }

@@ -3,8 +3,11 @@
 //! Shapes: `T` tokens of the batch, `q | k | v` the columns of one fused projection. Sequences lie one after the other without
 //! padding; [`Segment`]s say who sees whom, so a shared prefix is stored and projected once and read by many.
 
+mod arithmetic;
 mod backward;
 mod cache;
+#[cfg(target_arch = "x86_64")]
+mod dots;
 mod fused;
 mod pack;
 mod plan;
@@ -16,11 +19,14 @@ mod sinks;
 mod strip;
 #[cfg(test)]
 mod tests;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 
 use std::sync::{Arc, OnceLock};
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
 
+use arithmetic::Factors;
 pub use cache::{LayerCache, PAGE, Stretch, positions_of};
 use fused::Running;
 pub use positions::positions;
@@ -31,7 +37,7 @@ use super::cpu::{contiguous, floats, gradient, output, with_floats};
 use super::cuda::hosted;
 use super::level::Level;
 use super::rotary::Rotary;
-use super::{Kernels, Segment, Stored};
+use super::{Dtype, Kernels, Segment, Stored};
 use crate::error::{Error, Result};
 
 /// `qkv [T, (heads + 2 kv_heads) * head_dim] -> [T, heads * head_dim]`, with its gradient.
@@ -39,14 +45,17 @@ use crate::error::{Error, Result};
 /// For each token and head `softmax(scale * rot(q) . rot(k)) v` over the tokens it sees: all of its segment's `context`, then its
 /// own segment up to itself; its position is the number of tokens before it. Never holds a tokens-by-tokens matrix when fused,
 /// and a token's result depends on nothing but the tokens it sees, to the last bit.
+///
+/// With [`Dtype::Bf16`] the fused kernels round the factors of both products to bf16 at the levels that multiply those faster.
 pub fn attention(
     qkv: &Tensor,
     segments: &Arc<[Segment]>,
     rotary: &Rotary,
     shape: &AttentionShape,
+    dtype: Dtype,
     kernels: Kernels,
 ) -> Result<Tensor> {
-    Ok(attention_keeping(qkv, segments, rotary, shape, None, kernels)?.0)
+    Ok(attention_keeping(qkv, segments, rotary, shape, None, dtype, kernels)?.0)
 }
 
 /// Each row's softmax, `[T, heads]`, which [`attention_backward`] would compute again: eight bytes a row and head. Empty where the kernels
@@ -68,6 +77,7 @@ pub fn attention_keeping(
     rotary: &Rotary,
     shape: &AttentionShape,
     sinks: Option<&Tensor>,
+    dtype: Dtype,
     kernels: Kernels,
 ) -> Result<(Tensor, Softmaxes)> {
     shape.check()?;
@@ -83,8 +93,9 @@ pub fn attention_keeping(
         Kernels::Reference => reference::attention(qkv, segments, &positions, rotary, shape, sinks)?,
         Kernels::Fused => {
             let (segments, rotary, shape) = (segments.clone(), rotary.clone(), *shape);
-            let level = Level::current();
-            let op = Attention { segments, positions, rotary, shape, sinks: logits, level, softmaxes: softmaxes.clone() };
+            let (level, softmaxes) = (Level::current(), softmaxes.clone());
+            let factors = Factors::of(level, dtype);
+            let op = Attention { segments, positions, rotary, shape, sinks: logits, level, factors, softmaxes };
             contiguous(qkv)?.apply_op1(op)?
         }
         Kernels::Cuda if logits.is_some() => {
@@ -104,6 +115,7 @@ pub fn attention_onto(
     rotary: &Rotary,
     shape: &AttentionShape,
     sinks: Option<&Tensor>,
+    dtype: Dtype,
 ) -> Result<Tensor> {
     shape.check()?;
     let sinks = sinks.map(|sinks| sinks::logits(sinks, shape)).transpose()?;
@@ -111,12 +123,13 @@ pub fn attention_onto(
     if columns != shape.columns() {
         return Err(Error::new(format!("the fused projection has {columns} columns, expected {}", shape.columns())));
     }
-    let y = with_floats(&contiguous(qkv)?, |qkv| cache::attention(qkv, stretches, cache, rotary, shape, sinks.as_deref()))??;
+    let y =
+        with_floats(&contiguous(qkv)?, |qkv| cache::attention(qkv, stretches, cache, rotary, shape, sinks.as_deref(), dtype))??;
     Ok(Tensor::from_vec(y, (tokens, shape.heads * shape.head_dim), qkv.device())?)
 }
 
 /// The gradient of [`attention_keeping`] with respect to `qkv` and, where there are some, to the sinks, from its output `y`, what was kept
-/// with it, and the gradient `dy` of `y`.
+/// with it, and the gradient `dy` of `y`; in the forward pass's `dtype`.
 #[allow(clippy::too_many_arguments, reason = "the forward pass's, and what goes back")]
 pub fn attention_backward(
     qkv: &Tensor,
@@ -127,11 +140,14 @@ pub fn attention_backward(
     y: &Tensor,
     softmaxes: &Softmaxes,
     dy: &Tensor,
+    dtype: Dtype,
 ) -> Result<(Tensor, Option<Vec<f32>>)> {
     let positions = positions(segments, qkv.dims2()?.0)?;
     let (segments, rotary, softmaxes) = (segments.clone(), rotary.clone(), softmaxes.clone());
     let sinks = sinks.map(|sinks| sinks::logits(sinks, shape)).transpose()?;
-    let op = Attention { segments, positions, rotary, shape: *shape, sinks, level: Level::current(), softmaxes };
+    let level = Level::current();
+    let factors = Factors::of(level, dtype);
+    let op = Attention { segments, positions, rotary, shape: *shape, sinks, level, factors, softmaxes };
     let d_qkv = op.backward(qkv, y, dy)?;
     Ok((d_qkv, op.sinks_backward(y, dy)?))
 }
@@ -143,6 +159,7 @@ struct Attention {
     shape: AttentionShape,
     sinks: Option<Vec<f32>>,
     level: Level,
+    factors: Factors,
     /// Written by the forward pass.
     softmaxes: Softmaxes,
 }
@@ -182,7 +199,7 @@ impl Attention {
     }
 
     fn problem<'a>(&'a self, qkv: &'a [f32]) -> Problem<'a> {
-        let Attention { segments, positions, rotary, shape, level, .. } = self;
-        Problem { qkv, segments, positions, rotary, shape, sinks: self.sinks.as_deref(), level: *level }
+        let Attention { segments, positions, rotary, shape, level, factors, .. } = self;
+        Problem { qkv, segments, positions, rotary, shape, sinks: self.sinks.as_deref(), level: *level, factors: *factors }
     }
 }

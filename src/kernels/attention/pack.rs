@@ -4,18 +4,19 @@ use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
 
+use super::arithmetic::{Arithmetic, AttentionKernel, Factors};
 use super::plan::{GRANULE, Plan};
 use super::problem::Problem;
 use super::shape::AttentionShape;
+use super::strip::as_words;
 use crate::kernels::cpu::written;
-use crate::kernels::lanes::{Lanes, prefetch};
-use crate::kernels::level::Kernel;
+use crate::kernels::lanes::prefetch;
 
 /// The rows of one part of the projection, granule by granule and in each head by head.
 pub(super) struct Packed {
-    values: Vec<f32>,
+    words: Vec<u32>,
     kv_heads: usize,
-    /// Floats of one head in one granule.
+    /// Words of one head in one granule.
     size: usize,
 }
 
@@ -28,27 +29,41 @@ pub(super) enum Part {
 }
 
 impl Packed {
-    /// Each granule and head `[16, padded head_dim]`; zeros where there is nothing.
+    /// Each granule and head `[16 / factors in a word, padded head_dim]`, a word's factors from rows below each other; zeros where there is
+    /// nothing.
     pub(super) fn by_row(problem: &Problem, plan: &Plan, part: Part) -> Packed {
-        pack(problem, plan, part, Order::Rows, padded(problem.shape.head_dim))
+        pack(problem, plan, part, Order::Rows, row_size(problem.factors, problem.shape.head_dim))
     }
 
-    /// Each granule and head `[head_dim, 16]`, that is, transposed; zeros where there is nothing.
+    /// Each granule and head `[words of a row, 16]`, that is, transposed; zeros where there is nothing.
     pub(super) fn by_column(problem: &Problem, plan: &Plan, part: Part) -> Packed {
-        pack(problem, plan, part, Order::Columns, problem.shape.head_dim)
+        pack(problem, plan, part, Order::Columns, column_size(problem.factors, problem.shape.head_dim))
     }
 
-    /// Room for so many granules, `size` floats of each head, with nothing in it.
+    /// Room for so many granules, `size` words of each head, with nothing in it.
     pub(super) fn zeros(n_granules: usize, kv_heads: usize, size: usize) -> Packed {
-        Packed { values: vec![0.0; n_granules * kv_heads * size], kv_heads, size }
+        Packed { words: vec![0; n_granules * kv_heads * size], kv_heads, size }
     }
 
-    pub(super) fn floats_mut(&mut self) -> &mut [f32] {
-        &mut self.values
+    pub(super) fn words_mut(&mut self) -> &mut [u32] {
+        &mut self.words
     }
 
     pub(super) fn head(&self, kv_head: usize) -> Head<'_> {
         Head { packed: self, kv_head }
+    }
+}
+
+/// Words of a granule of one head packed by row.
+pub(super) fn row_size(factors: Factors, head_dim: usize) -> usize {
+    padded(head_dim) * GRANULE / factors.per_word()
+}
+
+/// Words of a granule of one head packed by column. Where a word is one number, no padding is needed.
+pub(super) fn column_size(factors: Factors, head_dim: usize) -> usize {
+    match factors.per_word() {
+        1 => head_dim * GRANULE,
+        n => padded(head_dim) / n * GRANULE,
     }
 }
 
@@ -61,9 +76,15 @@ pub(super) struct Head<'a> {
 
 impl<'a> Head<'a> {
     #[inline(always)]
-    pub(super) fn granule(self, granule: usize) -> &'a [f32] {
-        let Packed { values, kv_heads, size } = self.packed;
-        &values[(granule * kv_heads + self.kv_head) * size..][..*size]
+    pub(super) fn granule(self, granule: usize) -> &'a [u32] {
+        let Packed { words, kv_heads, size } = self.packed;
+        &words[(granule * kv_heads + self.kv_head) * size..][..*size]
+    }
+
+    /// Words of a granule.
+    #[inline(always)]
+    pub(super) fn size(self) -> usize {
+        self.packed.size
     }
 }
 
@@ -78,19 +99,19 @@ enum Order {
     Columns,
 }
 
-fn pack(problem: &Problem, plan: &Plan, part: Part, order: Order, width: usize) -> Packed {
-    let (kv_heads, size) = (problem.shape.kv_heads, width * GRANULE);
-    let fill = |packed: &mut [MaybeUninit<f32>]| {
+fn pack(problem: &Problem, plan: &Plan, part: Part, order: Order, size: usize) -> Packed {
+    let kv_heads = problem.shape.kv_heads;
+    let fill = |packed: &mut [MaybeUninit<u32>]| {
         // All heads of a granule in one task: so the projection is read from front to back.
         let granules = packed.par_chunks_mut(kv_heads * size).enumerate();
         granules.with_min_len(4).for_each_init(
-            || vec![0.0; GRANULE * problem.shape.head_dim],
-            |rows, (granule, packed)| problem.level.run(Pack { problem, plan, granule, part, order, rows, packed }),
+            || vec![0.0; GRANULE * padded(problem.shape.head_dim)],
+            |rows, (granule, packed)| problem.run(Pack { problem, plan, granule, part, order, rows, packed }),
         );
     };
     // SAFETY: `Pack` writes every element of its granule.
-    let values = unsafe { written(plan.rows.len() * kv_heads * size, fill) };
-    Packed { values, kv_heads, size }
+    let words = unsafe { written(plan.rows.len() * kv_heads * size, fill) };
+    Packed { words, kv_heads, size }
 }
 
 struct Pack<'a> {
@@ -99,22 +120,23 @@ struct Pack<'a> {
     granule: usize,
     part: Part,
     order: Order,
-    /// Scratch for one granule of one head.
+    /// Scratch for one granule of one head, zeros behind each row's `head_dim` numbers.
     rows: &'a mut [f32],
     /// The granule's place.
-    packed: &'a mut [MaybeUninit<f32>],
+    packed: &'a mut [MaybeUninit<u32>],
 }
 
-impl Kernel for Pack<'_> {
+impl AttentionKernel for Pack<'_> {
     type Output = ();
 
-    /// Mostly moving data: no vectors named here, but the compiler may use them.
+    /// Mostly moving data: few vectors named here, but the compiler may use them.
     #[inline(always)]
-    unsafe fn run<V: Lanes>(self) {
+    unsafe fn run<A: Arithmetic<S>, const S: usize>(self) {
         let Pack { problem, plan, granule, part, order, rows, packed } = self;
         let tokens = &plan.rows[granule];
         let Problem { qkv, rotary, positions, shape, .. } = *problem;
         let AttentionShape { heads, kv_heads, head_dim, .. } = *shape;
+        let width = padded(head_dim);
         let first_head = match part {
             Part::Keys => heads,
             Part::Values => heads + kv_heads,
@@ -123,27 +145,33 @@ impl Kernel for Pack<'_> {
         for token in plan.rows.get(granule + 1).into_iter().flatten() {
             prefetch(&qkv[token * shape.columns() + first_head * head_dim..][..kv_heads * head_dim]);
         }
-        rows[tokens.len() * head_dim..].fill(0.0);
+        rows[tokens.len() * width..].fill(0.0);
         for (kv_head, packed) in packed.chunks_exact_mut(packed.len() / kv_heads).enumerate() {
-            for (&token, row) in tokens.iter().zip(rows.chunks_exact_mut(head_dim)) {
+            for (&token, row) in tokens.iter().zip(rows.chunks_exact_mut(width)) {
+                let (row, padding) = row.split_at_mut(head_dim);
                 row.copy_from_slice(&qkv[token * shape.columns() + (first_head + kv_head) * head_dim..][..head_dim]);
+                padding.fill(0.0);
                 if let Part::Keys = part {
                     rotary.rotate_head(row, positions[token], 1.0);
                 }
             }
             match order {
                 Order::Rows => {
-                    for (to, row) in packed.chunks_exact_mut(packed.len() / GRANULE).zip(rows.chunks_exact(head_dim)) {
-                        let (to, padding) = to.split_at_mut(head_dim);
-                        to.write_copy_of_slice(row);
-                        padding.iter_mut().for_each(|x| _ = x.write(0.0));
+                    for (rows, to) in rows.chunks_exact(A::PER_WORD * width).zip(packed.chunks_exact_mut(width)) {
+                        // SAFETY: the instructions are there by contract; a row is whole granules, and so is its place.
+                        unsafe { A::across(rows.as_ptr(), width, width, to.as_mut_ptr().cast()) };
                     }
                 }
                 Order::Columns => {
+                    for row in rows.chunks_exact_mut(width) {
+                        // SAFETY: as above.
+                        unsafe { A::along(row) };
+                    }
+                    let rows = as_words(rows);
                     let (columns, _) = packed.as_chunks_mut::<GRANULE>();
                     for (d, column) in columns.iter_mut().enumerate() {
                         for lane in 0..GRANULE {
-                            column[lane].write(rows[lane * head_dim + d]);
+                            column[lane].write(rows[lane * width + d]);
                         }
                     }
                 }

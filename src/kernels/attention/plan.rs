@@ -58,6 +58,13 @@ pub(super) struct Tile<'a> {
 }
 
 impl Tile<'_> {
+    /// Does a query at `position` see all of it through a window?
+    #[inline(always)]
+    pub(super) fn is_seen(&self, position: usize, window: usize) -> bool {
+        let end = self.position + self.granules.len() * GRANULE;
+        end <= position + 1 && (position + 1).saturating_sub(window) <= self.position
+    }
+
     /// The lanes of the `g`-th granule that a query at `position` sees through a window (`usize::MAX` for none).
     #[inline(always)]
     pub(super) fn visible(&self, g: usize, position: usize, window: usize) -> std::ops::Range<usize> {

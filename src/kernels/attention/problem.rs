@@ -1,5 +1,6 @@
 //! One call of the fused kernels.
 
+use super::arithmetic::{AttentionKernel, Factors};
 use super::shape::AttentionShape;
 use crate::kernels::Segment;
 use crate::kernels::level::Level;
@@ -15,9 +16,15 @@ pub(super) struct Problem<'a> {
     /// A logit for each head that every softmax begins with.
     pub sinks: Option<&'a [f32]>,
     pub level: Level,
+    /// What the level multiplies for the model's precision.
+    pub factors: Factors,
 }
 
 impl<'a> Problem<'a> {
+    pub(super) fn run<K: AttentionKernel>(&self, kernel: K) -> K::Output {
+        self.factors.run(self.level, kernel)
+    }
+
     /// One query head of one token.
     #[inline(always)]
     pub(super) fn query(&self, token: usize, head: usize) -> &'a [f32] {

@@ -1,4 +1,4 @@
-//! A strip of query rows against a tile of keys: the products under the forward and the backward pass.
+//! A strip of query rows against a tile of keys: the products under the forward and the backward pass, by registers.
 //!
 //! A strip goes through all its keys before the next one starts, so its scores stay in the nearest cache.
 #![allow(clippy::needless_range_loop, reason = "indices over register tiles read like the formulas")]
@@ -7,83 +7,154 @@ use super::pack::Head;
 use super::plan::{GRANULE, TILE, Tile};
 use crate::kernels::exp::tanh;
 use crate::kernels::lanes::Lanes;
-use crate::kernels::tile::multiply_add;
 
-/// Query rows of a strip, and so of a register tile: with four AVX-512 or two AVX2 vectors beside each other the accumulators
-/// fill the registers.
-pub(super) const STRIP: usize = 6;
 /// From one row of scores to the next; not a power of two, which would put all rows on the same cache sets.
 pub(super) const STRIDE: usize = TILE * GRANULE + GRANULE;
 
-/// One number for each query row of a strip and each key of a tile.
-pub(super) type Scores = [f32; STRIP * STRIDE];
+/// One number for each query row of a strip and each key of a tile. In whole cache lines, so that no vector lies in two.
+#[repr(C, align(64))]
+pub(super) struct Scores<const S: usize>(pub [[f32; STRIDE]; S]);
 
-/// `scores[r][key] = rows[r] . columns[key]`; `rows` is `[STRIP, padded head_dim]`.
+impl<const S: usize> Scores<S> {
+    pub(super) const ZEROS: Scores<S> = Scores([[0.0; STRIDE]; S]);
+
+    pub(super) fn as_words(&self) -> &[u32] {
+        as_words(self.0.as_flattened())
+    }
+}
+
+/// The bits of floats, which may be words of other factors.
+pub(super) fn as_words(floats: &[f32]) -> &[u32] {
+    // SAFETY: every f32 has the size, the alignment and a bit pattern of a u32.
+    unsafe { std::slice::from_raw_parts(floats.as_ptr().cast(), floats.len()) }
+}
+
+/// Vectors of words, of which pairs are multiplied and added up.
+pub(super) trait Words {
+    type V: Lanes;
+    /// `V::N` words.
+    type Words: Copy;
+    /// Factors in a word.
+    const PER_WORD: usize;
+
+    /// The same word in all lanes.
+    ///
+    /// # Safety
+    /// The processor must have the instructions; a word is readable at `from`.
+    unsafe fn splat(from: *const u32) -> Self::Words;
+
+    /// # Safety
+    /// The processor must have the instructions; `V::N` words are readable at `from`.
+    unsafe fn load(from: *const u32) -> Self::Words;
+
+    /// `sum + a . b` in each lane.
+    ///
+    /// # Safety
+    /// The processor must have the instructions.
+    unsafe fn multiply_add(a: Self::Words, b: Self::Words, sum: Self::V) -> Self::V;
+}
+
+/// `acc[r][c] += sum over k < depth of a[r * a_row + k * a_step] . b[c][k * b_step ..][..N]`, in words.
+///
+/// Each element is one chain of multiply-adds over `k` in order: a result does not depend on the shape of the tile it is
+/// computed in. (The tile comes by reference: returned by value, it was copied through memory twice.)
 ///
 /// # Safety
-/// The processor must have `V`'s instructions; `columns` must be packed by column, `C` vectors to a register tile.
+/// The processor must have `W`'s instructions, and all addresses named above must be readable.
 #[inline(always)]
-pub(super) unsafe fn products<V: Lanes, const C: usize>(
+unsafe fn multiply_add<W: Words, const R: usize, const C: usize>(
+    depth: usize,
+    (mut a, a_row, a_step): (*const u32, usize, usize),
+    (mut b, b_step): ([*const u32; C], usize),
+    acc: &mut [[W::V; C]; R],
+) {
+    // SAFETY: by contract; the last step leaves the pointers past the end, where `wrapping_add` may point.
+    unsafe {
+        for _ in 0..depth {
+            let mut columns = [W::load(b[0]); C];
+            b[0] = b[0].wrapping_add(b_step);
+            for c in 1..C {
+                columns[c] = W::load(b[c]);
+                b[c] = b[c].wrapping_add(b_step);
+            }
+            for r in 0..R {
+                let row = W::splat(a.add(r * a_row));
+                for c in 0..C {
+                    acc[r][c] = W::multiply_add(row, columns[c], acc[r][c]);
+                }
+            }
+            a = a.wrapping_add(a_step);
+        }
+    }
+}
+
+/// [`Arithmetic::products`](super::arithmetic::Arithmetic::products), `C` vectors of keys to a register tile.
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+pub(super) unsafe fn products<W: Words, const S: usize, const C: usize>(
     columns: Head,
     tile: Tile,
-    rows: &[f32],
-    head_dim: usize,
-    scores: &mut Scores,
+    rows: &[u32],
+    scores: &mut Scores<S>,
 ) {
-    assert!(tile.granules.len() <= TILE && head_dim * STRIP <= rows.len());
-    let rows = (rows.as_ptr(), rows.len() / STRIP, 1);
+    let (depth, stride) = (columns.size() / GRANULE, rows.len() / S);
+    assert!(tile.granules.len() <= TILE && depth <= stride);
+    let rows = (rows.as_ptr(), stride, 1);
+    let scores = scores.0.as_mut_ptr().cast::<f32>();
+    let lanes = W::V::N;
     // SAFETY: by contract; a vector of keys lies within a granule.
     unsafe {
         let key = |vector: usize| {
-            let lane = vector * V::N;
+            let lane = vector * lanes;
             columns.granule(tile.granules[lane / GRANULE]).as_ptr().add(lane % GRANULE)
         };
-        let vectors = tile.granules.len() * (GRANULE / V::N);
+        let vectors = tile.granules.len() * (GRANULE / lanes);
         let mut vector = 0;
         while vector + C <= vectors {
             let mut keys = [std::ptr::null(); C];
             for c in 0..C {
                 keys[c] = key(vector + c);
             }
-            let mut acc = [[V::splat(0.0); C]; STRIP];
-            multiply_add(head_dim, rows, (keys, GRANULE), &mut acc);
-            put(&acc, scores.as_mut_ptr().add(vector * V::N), STRIDE);
+            let mut acc = [[W::V::splat(0.0); C]; S];
+            multiply_add::<W, S, C>(depth, rows, (keys, GRANULE), &mut acc);
+            put(&acc, scores.add(vector * lanes), STRIDE);
             vector += C;
         }
         while vector < vectors {
-            let mut acc = [[V::splat(0.0); 1]; STRIP];
-            multiply_add(head_dim, rows, ([key(vector)], GRANULE), &mut acc);
-            put(&acc, scores.as_mut_ptr().add(vector * V::N), STRIDE);
+            let mut acc = [[W::V::splat(0.0); 1]; S];
+            multiply_add::<W, S, 1>(depth, rows, ([key(vector)], GRANULE), &mut acc);
+            put(&acc, scores.add(vector * lanes), STRIDE);
             vector += 1;
         }
     }
 }
 
-/// `sums[r] = sums[r] * shrinks[r] + sum over keys of weights[r][key] * rows[key]`, over the keys of a tile up to the position
-/// `last`; `sums` is `[STRIP, padded head_dim]`.
+/// [`Arithmetic::weighted_sums`](super::arithmetic::Arithmetic::weighted_sums), `C` vectors of columns to a register tile.
 ///
 /// # Safety
-/// The processor must have `V`'s instructions; `rows` must be packed by row.
+/// As there.
 #[inline(always)]
-pub(super) unsafe fn weighted_sums<V: Lanes, const C: usize>(
+pub(super) unsafe fn weighted_sums<W: Words, const S: usize, const C: usize>(
     rows: Head,
     tile: Tile,
-    weights: &Scores,
+    weights: &Scores<S>,
     last: usize,
-    shrinks: &[f32; STRIP],
+    shrinks: &[f32; S],
     sums: &mut [f32],
 ) {
-    let width = sums.len() / STRIP;
+    let width = sums.len() / S;
     let mut column = 0;
     // SAFETY: by contract; the padded width is a whole number of vectors.
     unsafe {
-        while column + C * V::N <= width {
-            weighted_sum::<V, C>(rows, tile, weights, last, shrinks, sums, column);
-            column += C * V::N;
+        while column + C * W::V::N <= width {
+            weighted_sum::<W, S, C>(rows, tile, weights, last, shrinks, sums, column);
+            column += C * W::V::N;
         }
         while column < width {
-            weighted_sum::<V, 1>(rows, tile, weights, last, shrinks, sums, column);
-            column += V::N;
+            weighted_sum::<W, S, 1>(rows, tile, weights, last, shrinks, sums, column);
+            column += W::V::N;
         }
     }
 }
@@ -93,53 +164,60 @@ pub(super) unsafe fn weighted_sums<V: Lanes, const C: usize>(
 /// # Safety
 /// As above; the columns must lie within the padded width.
 #[inline(always)]
-unsafe fn weighted_sum<V: Lanes, const C: usize>(
+unsafe fn weighted_sum<W: Words, const S: usize, const C: usize>(
     rows: Head,
     tile: Tile,
-    weights: &Scores,
+    weights: &Scores<S>,
     last: usize,
-    shrinks: &[f32; STRIP],
+    shrinks: &[f32; S],
     sums: &mut [f32],
     column: usize,
 ) {
-    let width = sums.len() / STRIP;
+    let width = sums.len() / S;
+    let weights = weights.as_words().as_ptr();
     // SAFETY: by contract.
     unsafe {
         let sums = sums.as_mut_ptr().add(column);
-        let mut acc = [[V::splat(0.0); C]; STRIP];
-        for r in 0..STRIP {
+        let mut acc = [[W::V::splat(0.0); C]; S];
+        for r in 0..S {
             for c in 0..C {
-                acc[r][c] = V::load(sums.add(r * width + c * V::N)).mul(V::splat(shrinks[r]));
+                acc[r][c] = W::V::load(sums.add(r * width + c * W::V::N)).mul(W::V::splat(shrinks[r]));
             }
         }
         for (g, &granule) in tile.granules.iter().enumerate() {
             let row = rows.granule(granule).as_ptr().add(column);
-            let seen = tile.visible(g, last, usize::MAX).end;
-            multiply_add(seen, (weights.as_ptr().add(g * GRANULE), STRIDE, 1), (beside::<V, C>(row), width), &mut acc);
+            let seen = tile.visible(g, last, usize::MAX).end.div_ceil(W::PER_WORD);
+            let weights = (weights.add(g * GRANULE / W::PER_WORD), STRIDE, 1);
+            multiply_add::<W, S, C>(seen, weights, (beside::<W, C>(row), width), &mut acc);
         }
         put(&acc, sums, width);
     }
 }
 
-/// `sums[key] += sum over r of weights[r][key] * rows[r]` for each key of one granule, the tile's `g`-th; `sums` is
-/// `[16, padded head_dim]`, `rows` `[STRIP, padded head_dim]`.
+/// [`Arithmetic::add_transposed`](super::arithmetic::Arithmetic::add_transposed), `K` keys by `C` vectors of columns to a register tile.
 ///
 /// # Safety
-/// The processor must have `V`'s instructions.
+/// As there.
 #[inline(always)]
-pub(super) unsafe fn add_transposed<V: Lanes, const C: usize>(weights: &Scores, g: usize, rows: &[f32], sums: &mut [f32]) {
-    let width = rows.len() / STRIP;
-    assert!(g < TILE && sums.len() == GRANULE * width);
+pub(super) unsafe fn add_transposed<W: Words, const S: usize, const C: usize, const K: usize>(
+    weights: &[u32],
+    g: usize,
+    rows: &[u32],
+    sums: &mut [f32],
+) {
+    let depth = S / W::PER_WORD;
+    let width = rows.len() / depth;
+    assert!(g < TILE && weights.len() == depth * STRIDE && sums.len() == GRANULE * width);
     let mut column = 0;
     // SAFETY: by contract; the padded width is a whole number of vectors.
     unsafe {
-        while column + C * V::N <= width {
-            add_transposed_columns::<V, C>(weights, g, rows, sums, column);
-            column += C * V::N;
+        while column + C * W::V::N <= width {
+            add_transposed_columns::<W, S, C, K>(weights, g, rows, sums, column);
+            column += C * W::V::N;
         }
         while column < width {
-            add_transposed_columns::<V, 1>(weights, g, rows, sums, column);
-            column += V::N;
+            add_transposed_columns::<W, S, 1, K>(weights, g, rows, sums, column);
+            column += W::V::N;
         }
     }
 }
@@ -149,28 +227,28 @@ pub(super) unsafe fn add_transposed<V: Lanes, const C: usize>(weights: &Scores, 
 /// # Safety
 /// As above; the columns must lie within the padded width.
 #[inline(always)]
-unsafe fn add_transposed_columns<V: Lanes, const C: usize>(
-    weights: &Scores,
+unsafe fn add_transposed_columns<W: Words, const S: usize, const C: usize, const K: usize>(
+    weights: &[u32],
     g: usize,
-    rows: &[f32],
+    rows: &[u32],
     sums: &mut [f32],
     column: usize,
 ) {
-    // Divides a granule and, times `C`, fits the registers.
-    const KEYS: usize = 4;
-    let width = rows.len() / STRIP;
+    const { assert!(GRANULE.is_multiple_of(K) && S.is_multiple_of(W::PER_WORD)) };
+    let depth = S / W::PER_WORD;
+    let width = rows.len() / depth;
     // SAFETY: by contract.
     unsafe {
-        for key in (0..GRANULE).step_by(KEYS) {
+        for key in (0..GRANULE).step_by(K) {
             let sums = sums.as_mut_ptr().add(key * width + column);
-            let mut acc = [[V::splat(0.0); C]; KEYS];
-            for k in 0..KEYS {
+            let mut acc = [[W::V::splat(0.0); C]; K];
+            for k in 0..K {
                 for c in 0..C {
-                    acc[k][c] = V::load(sums.add(k * width + c * V::N));
+                    acc[k][c] = W::V::load(sums.add(k * width + c * W::V::N));
                 }
             }
             let weights = weights.as_ptr().add(g * GRANULE + key);
-            multiply_add(STRIP, (weights, 1, STRIDE), (beside::<V, C>(rows.as_ptr().add(column)), width), &mut acc);
+            multiply_add::<W, K, C>(depth, (weights, 1, STRIDE), (beside::<W, C>(rows.as_ptr().add(column)), width), &mut acc);
             put(&acc, sums, width);
         }
     }
@@ -191,11 +269,23 @@ pub(super) struct Sight {
 /// The processor must have `V`'s instructions; `scores` must hold the tile.
 #[inline(always)]
 pub(super) unsafe fn look<V: Lanes>(scores: &mut [f32], tile: Tile, sight: Sight) -> f32 {
-    assert!(tile.granules.len() * GRANULE <= scores.len());
+    let n = tile.granules.len() * GRANULE;
+    assert!(n <= scores.len());
     // SAFETY: by contract.
     unsafe {
         let nothing = V::splat(f32::NEG_INFINITY);
         let mut maxima = nothing;
+        // Most tiles lie before a row as a whole.
+        if sight.softcap.is_none() && tile.is_seen(sight.position, sight.window) {
+            let mut others = nothing;
+            for vectors in (0..n).step_by(2 * V::N) {
+                let first = scores.as_ptr().add(vectors);
+                maxima = maxima.max(V::load(first));
+                // A granule is two vectors or one; an odd last one is looked at again.
+                others = others.max(V::load(first.add(if vectors + V::N < n { V::N } else { 0 })));
+            }
+            return maxima.max(others).maximum();
+        }
         for g in 0..tile.granules.len() {
             let visible = tile.visible(g, sight.position, sight.window);
             for lane in (0..GRANULE).step_by(V::N) {
@@ -223,11 +313,11 @@ pub(super) unsafe fn look<V: Lanes>(scores: &mut [f32], tile: Tile, sight: Sight
 /// # Safety
 /// They must be inside one allocation.
 #[inline(always)]
-unsafe fn beside<V: Lanes, const C: usize>(first: *const f32) -> [*const f32; C] {
+unsafe fn beside<W: Words, const C: usize>(first: *const u32) -> [*const u32; C] {
     let mut all = [first; C];
     for c in 0..C {
         // SAFETY: by contract.
-        all[c] = unsafe { first.add(c * V::N) };
+        all[c] = unsafe { first.add(c * W::V::N) };
     }
     all
 }

@@ -30,14 +30,16 @@ fn frequencies(pairs: usize) -> Vec<f64> {
     (0..pairs).map(|i| 10000f64.powf(-(i as f64) / pairs as f64)).collect()
 }
 
-/// The formula, token by token, in f64.
+/// The formula, token by token, in f64, with what `factors` rounds.
 fn truth(
     qkv: &[f32],
     segments: &[Segment],
     rotary: (&[f64], RotaryStyle),
     shape: &AttentionShape,
     sinks: Option<&[f32]>,
+    factors: Factors,
 ) -> Vec<f64> {
+    let rounded = |x: f64| if factors == Factors::F32 { x } else { half::bf16::from_f64(x).to_f64() };
     let AttentionShape { heads, kv_heads, head_dim, .. } = *shape;
     let columns = shape.columns();
     let head = |token: usize, head: usize| -> Vec<f64> {
@@ -53,7 +55,8 @@ fn truth(
             let (sin, cos) = (position as f64 * frequency).sin_cos();
             (x[a], x[b]) = (x[a] * cos - x[b] * sin, x[b] * cos + x[a] * sin);
         }
-        x
+        let scale = if i < heads { f64::from(shape.scale) } else { 1.0 };
+        x.into_iter().map(|x| rounded(x * scale)).collect::<Vec<f64>>()
     };
     let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
     let mut output = Vec::new();
@@ -71,7 +74,7 @@ fn truth(
                 let g = h / (heads / kv_heads);
                 let query = turned(token, h, positions[token]);
                 let score = |&t: &usize| {
-                    let score = dot(&query, &keys[t][g]) * f64::from(shape.scale);
+                    let score = dot(&query, &keys[t][g]);
                     shape.softcap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
                 };
                 let scores: Vec<f64> = seen.iter().map(score).collect();
@@ -81,7 +84,8 @@ fn truth(
                 let sum = weights.iter().sum::<f64>() + (sink - maximum).exp();
                 let mut row = vec![0.0; head_dim];
                 for (&t, weight) in seen.iter().zip(&weights) {
-                    row.iter_mut().zip(head(t, heads + kv_heads + g)).for_each(|(x, v)| *x += weight / sum * v);
+                    let values = head(t, heads + kv_heads + g);
+                    row.iter_mut().zip(values).for_each(|(x, v)| *x += rounded(*weight) / sum * rounded(v));
                 }
                 output.extend(row);
             }
@@ -101,18 +105,51 @@ fn check(segments: &[Segment], pairs: usize, style: RotaryStyle, shape: &Attenti
     for sinks in [None, Some(sinks(shape))] {
         let sinks = sinks.as_deref();
         let what = format!("{tokens} tokens {shape:?} {sinks:?}");
-        let expected = truth(&qkv, segments, (&frequencies, style), shape, sinks);
-        for level in Level::available() {
-            let problem = Problem { qkv: &qkv, segments, positions: &positions, rotary: &rotary, shape, sinks, level };
-            close(&fused::attention(&problem).0, &expected, 1e-5, &format!("{level} {what}"));
+        let expected_of = |factors| truth(&qkv, segments, (&frequencies, style), shape, sinks, factors);
+        let (expected, mut expected_of_pairs) = (expected_of(Factors::F32), None);
+        for (level, factors) in arithmetics() {
+            let problem = Problem { qkv: &qkv, segments, positions: &positions, rotary: &rotary, shape, sinks, level, factors };
+            let (got, what) = (fused::attention(&problem).0, format!("{level} {factors:?} {what}"));
+            if factors == Factors::F32 {
+                close(&got, &expected, 1e-5, &what);
+            } else {
+                close_but_for_rounding(&got, expected_of_pairs.get_or_insert_with(|| expected_of(factors)), &what);
+            }
         }
         let sinks = sinks.map(|sinks| Tensor::new(sinks, &Device::Cpu).unwrap());
         // No kernel of the GPU knows sinks.
         for kernels in implementations().into_iter().filter(|kernels| sinks.is_none() || *kernels != Kernels::Cuda) {
-            let got = attention_keeping(&tensor, &segments.into(), &rotary, shape, sinks.as_ref(), kernels).unwrap().0;
+            let got =
+                attention_keeping(&tensor, &segments.into(), &rotary, shape, sinks.as_ref(), Dtype::F32, kernels).unwrap().0;
             close(&got.flatten_all().unwrap().to_vec1().unwrap(), &expected, 1e-5, &format!("{kernels:?} {what}"));
         }
     }
+}
+
+/// All levels in f32, and in bf16 those that round.
+pub(super) fn arithmetics() -> Vec<(Level, Factors)> {
+    let of_level = |level| [Dtype::F32, Dtype::Bf16].map(|dtype| (level, Factors::of(level, dtype)));
+    let mut all: Vec<_> = Level::available().into_iter().flat_map(of_level).collect();
+    all.dedup();
+    all
+}
+
+/// In bf16 a factor that f32 and f64 see on different sides of a rounding boundary is one part in 256 apart, and so is a weight that was
+/// rounded beside another maximum than the last: rarely, and by little on the mean.
+fn close_but_for_rounding(got: &[f32], expected: &[f64], what: &str) {
+    close(got, expected, 8e-3, what);
+    let errors: f64 = got.iter().zip(expected).map(|(got, expected)| (f64::from(*got) - expected).abs()).sum();
+    let size: f64 = expected.iter().map(|x| x.abs()).sum();
+    assert!(errors < 2e-3 * size, "{what}: {} of the size on the mean", errors / size);
+}
+
+/// The gradient in bf16: each factor is a part in 512 off at most, and what is left of `dp - dy . y` may be a fraction of both. By the lengths
+/// of whole vectors, since single elements may cancel to nothing.
+fn near(got: &[f32], expected: &[f64], what: &str) {
+    let length = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
+    let error = length(&mut got.iter().zip(expected).map(|(got, expected)| f64::from(*got) - expected));
+    let size = length(&mut expected.iter().copied());
+    assert!(error <= 2e-2 * size + 1e-6, "{what}: {error} beside {size}");
 }
 
 /// From far below the scores, where a sink takes nothing, to far above, where it takes nearly all.
@@ -126,7 +163,7 @@ fn by_hand() {
     let qkv = Tensor::new(&[[0f32, 1.0, 1.0], [5.0, 1.0, 3.0], [-5.0, 1.0, 8.0]], &Device::Cpu).unwrap();
     let rotary = Rotary::new(&[], 0, RotaryStyle::Half, 1.0);
     for kernels in implementations() {
-        let y = attention(&qkv, &sequences(&[3]).into(), &rotary, &shape(1, 1, 1), kernels).unwrap();
+        let y = attention(&qkv, &sequences(&[3]).into(), &rotary, &shape(1, 1, 1), Dtype::F32, kernels).unwrap();
         close(&y.flatten_all().unwrap().to_vec1().unwrap(), &[1.0, 2.0, 4.0], 1e-6, "by hand");
     }
     // Scores of 0 beside a sink of ln 2, which counts for two tokens: 1 / 3; (1 + 3) / 4; (1 + 3 + 8) / 5.
@@ -134,11 +171,12 @@ fn by_hand() {
     let sinks = Tensor::new(&[2f32.ln()], &Device::Cpu).unwrap();
     for kernels in [Kernels::Reference, Kernels::Fused] {
         let (segments, shape) = (sequences(&[3]).into(), shape(1, 1, 1));
-        let (y, softmaxes) = attention_keeping(&qkv, &segments, &rotary, &shape, Some(&sinks), kernels).unwrap();
+        let (y, softmaxes) = attention_keeping(&qkv, &segments, &rotary, &shape, Some(&sinks), Dtype::F32, kernels).unwrap();
         close(&y.flatten_all().unwrap().to_vec1().unwrap(), &[1.0 / 3.0, 1.0, 12.0 / 5.0], 1e-6, "sinks by hand");
         // Of the first output alone: the sink's share 2 / 3 times -1 / 3.
         let dy = Tensor::new(&[[1f32], [0.0], [0.0]], &Device::Cpu).unwrap();
-        let (_, d_sinks) = attention_backward(&qkv, &segments, &rotary, &shape, Some(&sinks), &y, &softmaxes, &dy).unwrap();
+        let (_, d_sinks) =
+            attention_backward(&qkv, &segments, &rotary, &shape, Some(&sinks), &y, &softmaxes, &dy, Dtype::F32).unwrap();
         close(&d_sinks.unwrap(), &[-2.0 / 9.0], 1e-6, "sinks by hand");
     }
 }
@@ -224,18 +262,18 @@ fn a_tree_equals_its_unshared_sequences_to_the_bit() {
     let with_sinks = sinks(&plain);
     let windowed = AttentionShape { window: Some(70), ..plain };
     for (shape, sinks) in [(plain, None), (windowed, None), (plain, Some(&with_sinks[..])), (windowed, Some(&with_sinks[..]))] {
-        for level in Level::available() {
+        for (level, factors) in arithmetics() {
             let run = |qkv: &[f32], segments: &[Segment]| {
                 let positions = positions(segments, qkv.len() / shape.columns()).unwrap();
-                fused::attention(&Problem { qkv, segments, positions: &positions, rotary: &rotary, shape: &shape, sinks, level })
-                    .0
+                let (positions, rotary, shape) = (&positions, &rotary, &shape);
+                fused::attention(&Problem { qkv, segments, positions, rotary, shape, sinks, level, factors }).0
             };
             let shared = run(&qkv, &tree);
             for segment in &tree {
                 let rows: Vec<usize> = segment.context.iter().chain([&segment.tokens]).flat_map(|range| range.clone()).collect();
                 let alone = run(&gather(&qkv, shape.columns(), rows.iter().copied()), &sequences(&[rows.len()]));
                 let own = segment.tokens.start * 576..segment.tokens.end * 576;
-                assert!(shared[own.clone()] == alone[alone.len() - own.len()..], "{level}: {segment:?}, {shape:?}");
+                assert!(shared[own.clone()] == alone[alone.len() - own.len()..], "{level} {factors:?}: {segment:?}, {shape:?}");
             }
         }
     }
@@ -247,32 +285,24 @@ fn neither_neighbours_nor_threads_change_a_bit() {
     let rotary = Rotary::new(&frequencies(32), 1000, RotaryStyle::Half, 1.0);
     let lengths = [199, 7, 300, 48];
     let qkv = noise(554 * shape.columns(), 2.0, 1);
-    for level in Level::available() {
+    for (level, factors) in arithmetics() {
         let run = |qkv: &[f32], segments: &[Segment]| {
             let positions = positions(segments, qkv.len() / shape.columns()).unwrap();
-            fused::attention(&Problem {
-                qkv,
-                segments,
-                positions: &positions,
-                rotary: &rotary,
-                shape: &shape,
-                sinks: None,
-                level,
-            })
-            .0
+            let (positions, rotary, shape) = (&positions, &rotary, &shape);
+            fused::attention(&Problem { qkv, segments, positions, rotary, shape, sinks: None, level, factors }).0
         };
         let segments = sequences(&lengths);
         let together = run(&qkv, &segments);
         let single = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
-        assert!(single.install(|| run(&qkv, &segments)) == together, "{level}: one thread");
+        assert!(single.install(|| run(&qkv, &segments)) == together, "{level} {factors:?}: one thread");
         for segment in &segments {
             let rows = segment.tokens.clone();
             let alone = run(&gather(&qkv, shape.columns(), rows.clone()), &sequences(&[rows.len()]));
-            assert!(alone == together[rows.start * 576..rows.end * 576], "{level}: {rows:?} alone");
+            assert!(alone == together[rows.start * 576..rows.end * 576], "{level} {factors:?}: {rows:?} alone");
             // Nor do later tokens of the same sequence.
             let half = rows.start..rows.start + rows.len() / 2;
             let alone = run(&gather(&qkv, shape.columns(), half.clone()), &sequences(&[half.len()]));
-            assert!(alone == together[half.start * 576..half.end * 576], "{level}: {half:?} alone");
+            assert!(alone == together[half.start * 576..half.end * 576], "{level} {factors:?}: {half:?} alone");
         }
     }
 }
@@ -286,7 +316,7 @@ fn gradient(
     sinks: Option<&Var>,
     kernels: Kernels,
 ) -> (Vec<f32>, Option<Vec<f32>>) {
-    let y = attention_keeping(qkv, &segments.into(), rotary, shape, sinks.map(Var::as_tensor), kernels).unwrap().0;
+    let y = attention_keeping(qkv, &segments.into(), rotary, shape, sinks.map(Var::as_tensor), Dtype::F32, kernels).unwrap().0;
     let upstream = Tensor::from_vec(noise(y.elem_count(), 1.0, 9), y.shape(), &Device::Cpu).unwrap();
     let gradients = (y * upstream).unwrap().sum_all().unwrap().backward().unwrap();
     let of = |var: &Var| Some(gradients.get(var)?.flatten_all().unwrap().to_vec1().unwrap());
@@ -307,15 +337,21 @@ fn check_gradient(segments: &[Segment], pairs: usize, style: RotaryStyle, shape:
         let (expected, of_sinks) = (exact(expected), of_sinks.map(exact));
         let what = format!("gradient of {tokens} tokens {shape:?} {sinks:?}");
         close(&gradient(&qkv, segments, &rotary, shape, variable.as_ref(), Kernels::Fused).0, &expected, 1e-4, &what);
-        for level in Level::available() {
+        for (level, factors) in arithmetics() {
             let sinks = sinks.as_deref();
-            let problem = Problem { qkv: &values, segments, positions: &positions, rotary: &rotary, shape, sinks, level };
+            let problem =
+                Problem { qkv: &values, segments, positions: &positions, rotary: &rotary, shape, sinks, level, factors };
             let (y, softmaxes) = fused::attention(&problem);
             let dy = noise(y.len(), 1.0, 9);
             let got = backward::gradient(&problem, &y, &softmaxes, &dy);
-            close(&got, &expected, 1e-4, &format!("{level} {what}"));
+            let what = format!("{level} {factors:?} {what}");
+            let close = |got: &[f32], expected: &[f64]| match factors {
+                Factors::F32 => close(got, expected, 1e-4, &what),
+                _ => near(got, expected, &what),
+            };
+            close(&got, &expected);
             if let (Some(sinks), Some(expected)) = (sinks, &of_sinks) {
-                close(&sinks::gradient(sinks, &softmaxes, &y, &dy), expected, 1e-4, &format!("{level} sinks, {what}"));
+                close(&sinks::gradient(sinks, &softmaxes, &y, &dy), expected);
             }
         }
     }
@@ -350,11 +386,14 @@ fn the_gradient_of_a_long_sequence_is_a_sum_of_shares() {
     for segments in [&sequences(&[n])[..], &tree] {
         let positions = positions(segments, n).unwrap();
         let level = Level::current();
-        let problem = Problem { qkv: &qkv, segments, positions: &positions, rotary: &rotary, shape: &shape, sinks: None, level };
-        let (y, softmaxes) = fused::attention(&problem);
-        let gradient = || backward::gradient(&problem, &y, &softmaxes, &noise(y.len(), 1.0, 9));
-        let on = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(gradient);
-        assert!(on(1) == on(3));
+        for dtype in [Dtype::F32, Dtype::Bf16] {
+            let (qkv, positions, rotary, shape, factors) = (&qkv, &positions, &rotary, &shape, Factors::of(level, dtype));
+            let problem = Problem { qkv, segments, positions, rotary, shape, sinks: None, level, factors };
+            let (y, softmaxes) = fused::attention(&problem);
+            let gradient = || backward::gradient(&problem, &y, &softmaxes, &noise(y.len(), 1.0, 9));
+            let on = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(gradient);
+            assert!(on(1) == on(3), "{dtype}");
+        }
     }
 }
 
@@ -365,20 +404,12 @@ fn nan_reaches_those_who_see_it_and_nobody_else() {
     let rotary = Rotary::new(&frequencies(8), 60, RotaryStyle::Half, 1.0);
     let mut qkv = noise(60 * shape.columns(), 2.0, 1);
     qkv[20 * shape.columns() + 3 * 16] = f32::NAN; // the key of token 20
-    for level in Level::available() {
+    for (level, factors) in arithmetics() {
         let positions = positions(&segments, 60).unwrap();
-        let y = fused::attention(&Problem {
-            qkv: &qkv,
-            segments: &segments,
-            positions: &positions,
-            rotary: &rotary,
-            shape: &shape,
-            sinks: None,
-            level,
-        })
-        .0;
+        let (qkv, segments, positions, rotary, shape) = (&qkv, &segments, &positions, &rotary, &shape);
+        let y = fused::attention(&Problem { qkv, segments, positions, rotary, shape, sinks: None, level, factors }).0;
         for (token, row) in y.chunks(48).enumerate() {
-            assert!(row.iter().all(|x| x.is_nan() == (20..40).contains(&token)), "{level}: token {token}");
+            assert!(row.iter().all(|x| x.is_nan() == (20..40).contains(&token)), "{level} {factors:?}: token {token}");
         }
     }
 }
@@ -388,7 +419,7 @@ fn what_cannot_be_computed_is_refused() {
     let rotary = Rotary::new(&[1.0], 2, RotaryStyle::Half, 1.0);
     let qkv = Tensor::zeros((3, 12), candle_core::DType::F32, &Device::Cpu).unwrap();
     let fails = |lengths: &[usize], shape| {
-        attention(&qkv, &sequences(lengths).into(), &rotary, &shape, Kernels::Fused).unwrap_err().to_string()
+        attention(&qkv, &sequences(lengths).into(), &rotary, &shape, Dtype::F32, Kernels::Fused).unwrap_err().to_string()
     };
     assert!(fails(&[3], shape(4, 1, 2)).contains("position 2"));
     assert!(fails(&[2], shape(4, 1, 2)).contains("cover 2 tokens"));
@@ -399,7 +430,7 @@ fn what_cannot_be_computed_is_refused() {
     let with = |sinks: &[f32], kernels| {
         let sinks = Tensor::new(sinks, &Device::Cpu).unwrap();
         let segments = sequences(&[2, 1]).into();
-        attention_keeping(&qkv, &segments, &rotary, &shape(4, 1, 2), Some(&sinks), kernels).unwrap_err().to_string()
+        attention_keeping(&qkv, &segments, &rotary, &shape(4, 1, 2), Some(&sinks), Dtype::F32, kernels).unwrap_err().to_string()
     };
     assert!(with(&[1.0; 3], Kernels::Fused).contains("each of 4 heads, found 3"));
     assert!(with(&[1.0, f32::NAN, 1.0, 1.0], Kernels::Reference).contains("head 1 is NaN"));

@@ -133,7 +133,7 @@ fn attention_over_shared_prefixes_of_all_widths() {
             let frequencies: Vec<f64> = (0..head_dim / 4).map(|i| 100f64.powf(-(i as f64) / 8.0)).collect();
             let rotary = Rotary::new(&frequencies, 512, RotaryStyle::Interleaved, 1.0);
             let qkv = tensor(&noise(456 * shape.columns(), 2.0, head_dim as u64), 456, shape.columns());
-            let expected = flat(&attention(&qkv, &segments().into(), &rotary, &shape, Kernels::Reference).unwrap());
+            let expected = flat(&attention(&qkv, &segments().into(), &rotary, &shape, Dtype::F32, Kernels::Reference).unwrap());
             let positions = positions(&segments(), 456).unwrap();
             for (dtype, tolerance) in [(Stored::F32, 2e-5), (Stored::Bf16, 3e-2)] {
                 let got = hosted::attention(&qkv, &segments(), &positions, &rotary, &shape, dtype).unwrap();
@@ -158,7 +158,7 @@ fn attention_in_bf16_of_many_lengths() {
             begin += length;
         }
         let qkv = tensor(&noise(begin * shape.columns(), 2.0, 9), begin, shape.columns());
-        let expected = flat(&attention(&qkv, &segments.clone().into(), &rotary, &shape, Kernels::Reference).unwrap());
+        let expected = flat(&attention(&qkv, &segments.clone().into(), &rotary, &shape, Dtype::F32, Kernels::Reference).unwrap());
         let positions = positions(&segments, begin).unwrap();
         let got = hosted::attention(&qkv, &segments, &positions, &rotary, &shape, Stored::Bf16).unwrap();
         close(&got.flatten_all().unwrap().to_vec1::<f32>().unwrap(), &expected, 3e-2, "attention");

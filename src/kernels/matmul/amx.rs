@@ -22,24 +22,26 @@
 //! `DIAGNOSE_AMX_TESTS=1 cargo test --release --lib kernels` runs all those tests by the instructions: the first thing to do there.
 
 use std::arch::asm;
-use std::cell::Cell;
 
 use super::pack::{PANEL, bf16_pair};
 use super::tile::bf16_dot::run;
 use super::tile::{Product, ProductKernel, VECTORS};
 use crate::error::{Error, Result};
+#[cfg(test)]
+use crate::kernels::amx::emulated::add_product;
+use crate::kernels::amx::{Shape, TILE, Tiles};
 use crate::kernels::lanes::{F32x16, Lanes};
 use crate::kernels::level::Level;
 use crate::kernels::processor;
 
-/// Rows of a tile register, and 32-bit words of each row.
-const TILE: usize = 16;
+/// All registers whole.
+static SHAPE: Shape = Shape::new([(TILE, TILE); 8]);
 
 /// `PARTS` is 1 for bf16 and 2 for bf16x3.
 pub(super) fn dispatch<const PARTS: usize, K: ProductKernel>(kernel: K) -> K::Output {
     // As in `Level::run`: one comparison keeps this sound whatever level was passed in.
     assert!(Level::available().contains(&Level::Amx), "this processor cannot run amx kernels");
-    let _tiles = Tiles::take();
+    let _tiles = Tiles::take(&SHAPE);
     // SAFETY: the processor has the instructions, and this thread's tile registers have their shape.
     unsafe { run::<Amx<PARTS>, K>(kernel) }
 }
@@ -283,48 +285,6 @@ unsafe fn multiply_add<const TILES: usize, const PARTS: usize>(
     }
 }
 
-/// This thread's tile registers, in the shape that the products use. Given back at the end: the kernel saves them, and the processor
-/// keeps them powered, as long as they are taken.
-struct Tiles {
-    nested: bool,
-}
-
-thread_local! {
-    static TAKEN: Cell<bool> = const { Cell::new(false) };
-}
-
-impl Tiles {
-    fn take() -> Tiles {
-        let nested = TAKEN.replace(true);
-        if !nested && processor::has_tiles() {
-            // Palette 1, and of each of the eight registers the bytes of a row (from byte 16 on) and the rows (from byte 48 on).
-            #[repr(C, align(64))]
-            struct Shape([u8; 64]);
-            let mut shape = Shape([0; 64]);
-            shape.0[0] = 1;
-            for register in 0..8 {
-                shape.0[16 + 2 * register] = 64;
-                shape.0[48 + register] = TILE as u8;
-            }
-            // SAFETY: the 64 bytes are a legal shape, and the processor and the kernel allow tiles.
-            unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const shape, options(nostack, readonly)) };
-        }
-        Tiles { nested }
-    }
-}
-
-impl Drop for Tiles {
-    fn drop(&mut self) {
-        if !self.nested {
-            TAKEN.set(false);
-            if processor::has_tiles() {
-                // SAFETY: they are there, and nobody on this thread uses them any more.
-                unsafe { asm!("tilerelease", options(nostack, nomem)) };
-            }
-        }
-    }
-}
-
 /// Compares the tiles with plain sums, so that a processor (or an emulator) that has its own idea of them is refused and not believed.
 pub(crate) fn check() -> Result<()> {
     const WORDS: usize = 6 * TILE;
@@ -419,7 +379,7 @@ impl Sums<'_> {
 /// Operations of six independent chains on registers alone, for [`peak`](crate::kernels::peak).
 pub(crate) fn chains(steps: usize) -> usize {
     assert!(processor::has_tiles());
-    let _tiles = Tiles::take();
+    let _tiles = Tiles::take(&SHAPE);
     // SAFETY: the tiles have their shape, and `ldtilecfg` has filled them with zeros.
     unsafe {
         asm!(
@@ -443,7 +403,7 @@ pub(crate) fn chains(steps: usize) -> usize {
 /// The manual's definition of `tdpbf16ps` between 16 rows and a panel.
 #[cfg(test)]
 mod emulated {
-    use super::{PANEL, TILE};
+    use super::{PANEL, TILE, add_product};
 
     /// # Safety
     /// As [`super::multiply_add`].
@@ -470,20 +430,10 @@ mod emulated {
 
     /// One `tdpbf16ps` for each 16 rows and each third of a panel.
     unsafe fn product(sums: *mut f32, n_rows: usize, x: *const u32, stride: usize, w: *const u32) {
-        let (even, odd) = (|word: u32| f32::from_bits(word << 16), |word: u32| f32::from_bits(word & 0xffff_0000));
-        let flushed = |x: f32| if x.is_subnormal() { 0.0 } else { x };
         for r in 0..n_rows {
             for n in 0..PANEL {
-                let (mut evens, mut odds) = (0f32, 0f32);
-                for k in 0..TILE {
-                    // SAFETY: the caller's promise.
-                    let (x, w) = unsafe { (*x.add(r * stride + k), *w.add(k * PANEL + n)) };
-                    evens = flushed(flushed(even(x)).mul_add(flushed(even(w)), evens));
-                    odds = flushed(flushed(odd(x)).mul_add(flushed(odd(w)), odds));
-                }
                 // SAFETY: the caller's promise.
-                let sum = unsafe { &mut *sums.add(r * PANEL + n) };
-                *sum = flushed(flushed(*sum) + flushed(evens + odds));
+                unsafe { add_product(&mut *sums.add(r * PANEL + n), x.add(r * stride), w.add(n), PANEL, TILE) };
             }
         }
     }

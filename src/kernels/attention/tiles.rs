@@ -1,0 +1,279 @@
+//! Pairs of bf16 by AMX: products of tiles of 16 rows by 16 words, of which the softmax takes most of the time that is left.
+//!
+//! ```text
+//!   scores     rows x keys of a granule by column     16 words of a row at a time, at its end 8; four granules beside each other
+//!   outputs    weights x values of a granule by row   8 words, the granule's keys; four times 16 columns beside each other
+//! ```
+//!
+//! A granule's keys go into a sum at once, those of weight 0, too, so that a row's result depends neither on the other rows nor on what
+//! comes behind it; see `matmul/amx.rs` for how the instruction adds up, and for the tests.
+
+use std::arch::asm;
+use std::arch::x86_64::*;
+
+use super::arithmetic::{Arithmetic, AttentionKernel};
+use super::dots;
+use super::pack::Head;
+use super::plan::{GRANULE, TILE as GRANULES, Tile};
+use super::strip::{STRIDE, Scores};
+#[cfg(test)]
+use crate::kernels::amx::emulated::add_product;
+use crate::kernels::amx::{Shape, TILE, Tiles};
+use crate::kernels::lanes::F32x16;
+use crate::kernels::level::Level;
+#[cfg(test)]
+use crate::kernels::processor;
+
+/// Query rows of a strip.
+pub(super) const STRIP: usize = TILE;
+
+/// Words of half a tile: the keys of a granule.
+const HALF: usize = TILE / 2;
+
+/// Four for sums, two for factors of 16 words, two for those of 8.
+static SHAPE: Shape =
+    Shape::new([(TILE, TILE), (TILE, TILE), (TILE, TILE), (TILE, TILE), (TILE, TILE), (TILE, TILE), (TILE, HALF), (HALF, TILE)]);
+
+pub(super) fn run<K: AttentionKernel>(kernel: K) -> K::Output {
+    // As in `Level::run`: one comparison keeps this sound whatever level was passed in.
+    assert!(Level::available().contains(&Level::Amx), "this processor cannot run amx kernels");
+    let _tiles = Tiles::take(&SHAPE);
+    // SAFETY: the processor has the instructions, and this thread's tile registers have their shape.
+    unsafe { dots::compiled::<K, OfTiles, STRIP>(kernel) }
+}
+
+struct OfTiles;
+
+impl Arithmetic<STRIP> for OfTiles {
+    type V = F32x16;
+    const PER_WORD: usize = 2;
+
+    #[inline(always)]
+    unsafe fn along(row: &mut [f32]) {
+        // SAFETY: by contract.
+        unsafe { dots::along(row) };
+    }
+
+    #[inline(always)]
+    unsafe fn across(rows: *const f32, stride: usize, n: usize, to: *mut u32) {
+        // SAFETY: by contract.
+        unsafe { dots::across(rows, stride, n, to) };
+    }
+
+    #[inline(always)]
+    unsafe fn products(columns: Head, tile: Tile, rows: &[u32], scores: &mut Scores<STRIP>) {
+        let (depth, stride) = (columns.size() / GRANULE, rows.len() / STRIP);
+        assert!(tile.granules.len() <= GRANULES && depth <= stride && depth.is_multiple_of(HALF));
+        let scores = scores.0.as_mut_ptr().cast::<f32>();
+        let (fours, ones) = tile.granules.as_chunks::<4>();
+        let keys = |granule: usize| columns.granule(granule).as_ptr();
+        // SAFETY: by contract, and the assertion; the granules' scores lie beside each other.
+        unsafe {
+            for (i, &[a, b, c, d]) in fours.iter().enumerate() {
+                multiply::<4>(rows.as_ptr(), stride, [keys(a), keys(b), keys(c), keys(d)], depth, scores.add(4 * i * GRANULE));
+            }
+            for (i, &granule) in ones.iter().enumerate() {
+                multiply::<1>(rows.as_ptr(), stride, [keys(granule); 4], depth, scores.add((4 * fours.len() + i) * GRANULE));
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn weighted_sums(
+        rows: Head,
+        tile: Tile,
+        weights: &Scores<STRIP>,
+        _last: usize,
+        shrinks: &[f32; STRIP],
+        sums: &mut [f32],
+    ) {
+        let width = sums.len() / STRIP;
+        assert!(tile.granules.len() <= GRANULES);
+        for (row, shrink) in sums.chunks_exact_mut(width).zip(shrinks) {
+            row.iter_mut().for_each(|x| *x *= shrink);
+        }
+        let mut granules = [std::ptr::null(); GRANULES];
+        granules.iter_mut().zip(tile.granules).for_each(|(to, &granule)| *to = rows.granule(granule).as_ptr());
+        // SAFETY: by contract, and the assertion.
+        unsafe { multiply_add(weights.as_words().as_ptr(), STRIDE, &granules[..tile.granules.len()], sums, width) };
+    }
+
+    #[inline(always)]
+    unsafe fn add_transposed(weights: &[u32], g: usize, rows: &[u32], sums: &mut [f32]) {
+        let width = rows.len() / HALF;
+        assert!(g < GRANULES && weights.len() == HALF * STRIDE && sums.len() == GRANULE * width);
+        // SAFETY: the processor has the instructions by contract; the assertion vouches for the places.
+        unsafe {
+            let weights = transposed(weights.as_ptr().add(g * GRANULE));
+            multiply_add(weights.as_ptr().cast(), HALF, &[rows.as_ptr()], sums, width);
+        }
+    }
+}
+
+/// Eight rows of 16 words, [`STRIDE`] apart, as 16 rows of eight.
+///
+/// # Safety
+/// The processor must have AVX-512; the words must be readable.
+#[inline(always)]
+unsafe fn transposed(words: *const u32) -> [[u32; HALF]; GRANULE] {
+    // Of four rows the words of each column, of every fourth column from the first, second, third and fourth on.
+    // SAFETY: by contract.
+    let by_fours = |first: usize| -> [[[u32; 4]; 4]; 4] {
+        unsafe {
+            let row = |i: usize| _mm512_loadu_si512(words.add((first + i) * STRIDE).cast());
+            let (a, b, c, d) = (row(0), row(1), row(2), row(3));
+            let (ab, ab_high) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+            let (cd, cd_high) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+            std::mem::transmute::<[__m512i; 4], _>([
+                _mm512_unpacklo_epi64(ab, cd),
+                _mm512_unpackhi_epi64(ab, cd),
+                _mm512_unpacklo_epi64(ab_high, cd_high),
+                _mm512_unpackhi_epi64(ab_high, cd_high),
+            ])
+        }
+    };
+    let (upper, lower) = (by_fours(0), by_fours(4));
+    let mut columns = [[0; HALF]; GRANULE];
+    for (i, column) in columns.iter_mut().enumerate() {
+        column[..4].copy_from_slice(&upper[i % 4][i / 4]);
+        column[4..].copy_from_slice(&lower[i % 4][i / 4]);
+    }
+    columns
+}
+
+/// `to[r][n] = a[r] . b[n]` of `depth` words for `N` tiles of 16 columns, 4 or 1 of them; rows of `to` are [`STRIDE`] apart, words of a
+/// column 16.
+///
+/// # Safety
+/// All that is readable, `to` writable, `depth` a multiple of 8, and the tiles have their shape.
+#[inline(always)]
+unsafe fn multiply<const N: usize>(a: *const u32, stride: usize, b: [*const u32; 4], depth: usize, to: *mut f32) {
+    const { assert!(N == 4 || N == 1) };
+    #[cfg(test)]
+    if !processor::has_tiles() {
+        for (r, n) in (0..TILE).flat_map(|r| (0..N * TILE).map(move |n| (r, n))) {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let mut sum = 0.0;
+                for k in (0..depth).step_by(TILE) {
+                    let b = b[n / TILE].add(k * TILE + n % TILE);
+                    add_product(&mut sum, a.add(r * stride + k), b, TILE, TILE.min(depth - k));
+                }
+                to.add(r * STRIDE + n).write(sum);
+            }
+        }
+        return;
+    }
+    // Loads and stores are those that the caller allows. The first factor of `tdpbf16ps` is the second operand.
+    macro_rules! product {
+        ($(($b:ident, $column:literal, $sum:literal)),+) => {
+            asm!(
+                $(concat!("tilezero ", $sum),)+
+                "test {steps}, {steps}",
+                "jz 3f",
+                "2:",
+                "tileloadd tmm4, [{a} + {stride}]",
+                $(
+                    concat!("tileloadd tmm5, [{", stringify!($b), "} + {pitch}]"),
+                    concat!("tdpbf16ps ", $sum, ", tmm4, tmm5"),
+                    concat!("add {", stringify!($b), "}, 1024"),
+                )+
+                "add {a}, 64",
+                "dec {steps}",
+                "jnz 2b",
+                "3:",
+                "test {rest}, {rest}",
+                "jz 4f",
+                "tileloadd tmm6, [{a} + {stride}]",
+                $(
+                    concat!("tileloadd tmm7, [{", stringify!($b), "} + {pitch}]"),
+                    concat!("tdpbf16ps ", $sum, ", tmm6, tmm7"),
+                )+
+                "4:",
+                $(concat!("tilestored [{to} + {to_pitch} + ", $column, "], ", $sum),)+
+                $($b = inout(reg) $b => _,)+
+                a = inout(reg) a => _,
+                stride = in(reg) stride * size_of::<u32>(),
+                pitch = in(reg) TILE * size_of::<u32>(),
+                steps = inout(reg) depth / TILE => _,
+                rest = in(reg) depth % TILE,
+                to = in(reg) to,
+                to_pitch = in(reg) STRIDE * size_of::<f32>(),
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack),
+            )
+        };
+    }
+    let [b0, b1, b2, b3] = b;
+    // SAFETY: the caller's promise, as said above.
+    unsafe {
+        match N {
+            4 => product!((b0, "0", "tmm0"), (b1, "64", "tmm1"), (b2, "128", "tmm2"), (b3, "192", "tmm3")),
+            _ => product!((b0, "0", "tmm0")),
+        }
+    }
+}
+
+/// `sums += sum over i of a[i] b[i]` with tiles `a[i]` of 16 rows by 8 words, which lie beside each other in rows `stride` words apart, and
+/// `b[i]` of 8 rows of `width` words; `sums` is `[16, width]`.
+///
+/// # Safety
+/// All that is readable, `width` is a multiple of 16, and the tiles have their shape.
+#[inline(always)]
+unsafe fn multiply_add(a: *const u32, stride: usize, b: &[*const u32], sums: &mut [f32], width: usize) {
+    if b.is_empty() {
+        return;
+    }
+    #[cfg(test)]
+    if !processor::has_tiles() {
+        for (i, sum) in sums.iter_mut().enumerate() {
+            for (k, b) in b.iter().enumerate() {
+                // SAFETY: the caller's promise.
+                unsafe { add_product(sum, a.add(i / width * stride + k * HALF), b.add(i % width), width, HALF) };
+            }
+        }
+        return;
+    }
+    macro_rules! product {
+        ($first:expr, $(($column:literal, $sum:literal)),+) => {
+            asm!(
+                $(concat!("tileloadd ", $sum, ", [{sums} + {pitch} + ", $column, "]"),)+
+                "2:",
+                "mov {row}, [{b}]",
+                "add {row}, {first}",
+                "tileloadd tmm6, [{a} + {stride}]",
+                $(
+                    concat!("tileloadd tmm7, [{row} + {pitch} + ", $column, "]"),
+                    concat!("tdpbf16ps ", $sum, ", tmm6, tmm7"),
+                )+
+                "add {a}, 32",
+                "add {b}, 8",
+                "dec {steps}",
+                "jnz 2b",
+                $(concat!("tilestored [{sums} + {pitch} + ", $column, "], ", $sum),)+
+                row = out(reg) _,
+                first = in(reg) $first * size_of::<u32>(),
+                a = inout(reg) a => _,
+                stride = in(reg) stride * size_of::<u32>(),
+                b = inout(reg) b.as_ptr() => _,
+                steps = inout(reg) b.len() => _,
+                sums = in(reg) sums.as_mut_ptr().add($first),
+                pitch = in(reg) width * size_of::<u32>(),
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm6") _, out("tmm7") _,
+                options(nostack),
+            )
+        };
+    }
+    let mut column = 0;
+    // SAFETY: the caller's promise: loads and stores are of columns within the width.
+    unsafe {
+        while column + 4 * TILE <= width {
+            product!(column, ("0", "tmm0"), ("64", "tmm1"), ("128", "tmm2"), ("192", "tmm3"));
+            column += 4 * TILE;
+        }
+        while column < width {
+            product!(column, ("0", "tmm0"));
+            column += TILE;
+        }
+    }
+}
