@@ -1,13 +1,14 @@
 //! What the products of attention multiply: f32, or pairs of bf16 where the processor has instructions for those.
 //!
-//! | arithmetic | where | a word holds | query rows of a strip |
-//! |---|---|---|---:|
-//! | [`Floats`] | every level, and all precisions but the next | an f32 | 6 |
-//! | `Dots` | bf16 at `avx512bf16` | two bf16, neighbours in the sum | 12 |
-//! | `Tiles` | bf16 at `amx` | the same | 16 |
+//! | arithmetic | where | scores | the other products | query rows of a strip |
+//! |---|---|---|---|---:|
+//! | [`Floats`] | every level, and all precisions but the next | f32 | f32 | 6 |
+//! | `Dots` | bf16 at `avx512bf16` | f32 | bf16 | 12 |
+//! | `Tiles` | bf16 at `amx` | bf16x3 | bf16 | 16 |
 //!
-//! Rounded are the factors alone: turned and scaled queries, turned keys, values, and weights `exp(score - maximum)`, which are at most 1. Sums
-//! and softmax stay in f32, as do bf16's products below `avx512bf16`, where rounding would gain nothing.
+//! Scores stand in exponents: with bf16 queries and keys ln p was an eighth further from f32's (SmolLM2-135M, 3,419 tokens), with bf16 weights
+//! `exp(score - maximum)` and values it is as near as before. So those alone are rounded, and what is multiplied in the backward pass; sums
+//! and softmax stay in f32.
 
 use super::pack::Head;
 use super::plan::Tile;
@@ -38,7 +39,7 @@ impl Factors {
         }
     }
 
-    /// How many of them a word holds.
+    /// How many of them a word holds, but in keys by column.
     pub(super) fn per_word(self) -> usize {
         match self {
             Factors::F32 => 1,
@@ -82,16 +83,28 @@ pub(super) trait Arithmetic<const S: usize> {
     /// The processor must have the instructions; the row must be whole granules.
     unsafe fn along(row: &mut [f32]);
 
+    /// Numbers of a query or a key into as many words that [`Arithmetic::scores`] multiplies, in place.
+    ///
+    /// # Safety
+    /// As above.
+    unsafe fn finely(row: &mut [f32]);
+
     /// `PER_WORD` rows, `stride` apart, into words of what lies below each other.
     ///
     /// # Safety
     /// The processor must have the instructions; `n` must be whole granules, readable in each row, and as many words writable at `to`.
     unsafe fn across(rows: *const f32, stride: usize, n: usize, to: *mut u32);
 
-    /// `scores[r][key] = rows[r] . columns[key]`; `rows` is `[S, padded head_dim]`, each with its words along it at its beginning.
+    /// `scores[r][key] = rows[r] . columns[key]`; `rows` is `[S, padded head_dim]`.
     ///
     /// # Safety
-    /// The processor must have the instructions; `columns` must be packed by column.
+    /// The processor must have the instructions; `columns` must be packed by column, these and the rows finely.
+    unsafe fn scores(columns: Head, tile: Tile, rows: &[u32], scores: &mut Scores<S>);
+
+    /// The same of words along rows, at the beginning of each.
+    ///
+    /// # Safety
+    /// The processor must have the instructions; `columns` must be packed by column, these and the rows along.
     unsafe fn products(columns: Head, tile: Tile, rows: &[u32], scores: &mut Scores<S>);
 
     /// `sums[r] = sums[r] * shrinks[r] + sum over keys of weights[r][key] * rows[key]`, over the keys of a tile up to the position
@@ -119,7 +132,7 @@ pub(super) trait AttentionKernel {
 }
 
 /// f32 in the vectors of any level.
-struct Floats<V>(V);
+pub(super) struct Floats<V>(V);
 
 /// Query rows of a strip, and so of a register tile: with four AVX-512 or two AVX2 vectors beside each other the sums fill the registers.
 const STRIP: usize = 6;
@@ -153,6 +166,15 @@ impl<V: Lanes> Arithmetic<STRIP> for Floats<V> {
 
     #[inline(always)]
     unsafe fn along(_row: &mut [f32]) {}
+
+    #[inline(always)]
+    unsafe fn finely(_row: &mut [f32]) {}
+
+    #[inline(always)]
+    unsafe fn scores(columns: Head, tile: Tile, rows: &[u32], scores: &mut Scores<STRIP>) {
+        // SAFETY: by contract; both are f32.
+        unsafe { Self::products(columns, tile, rows, scores) };
+    }
 
     #[inline(always)]
     unsafe fn across(rows: *const f32, _stride: usize, n: usize, to: *mut u32) {

@@ -305,9 +305,12 @@ impl Backward<'_> {
         // SAFETY: the instructions are there by contract; rows are whole granules, `A::PER_WORD` of them lie behind each other.
         let (queries_across, d_outputs_across) =
             unsafe { (rows_across::<A, S>(queries, width), rows_across::<A, S>(d_outputs, width)) };
-        for row in queries.chunks_exact_mut(width).chain(d_outputs.chunks_exact_mut(width)) {
+        for (query, d_output) in queries.chunks_exact_mut(width).zip(d_outputs.chunks_exact_mut(width)) {
             // SAFETY: as above.
-            unsafe { A::along(row) };
+            unsafe {
+                A::finely(query);
+                A::along(d_output);
+            }
         }
 
         let (mut weights, mut d_scores) = (Scores::ZEROS, Scores::ZEROS);
@@ -322,7 +325,7 @@ impl Backward<'_> {
                     }
                     let n = tile.granules.len() * GRANULE;
                     let part = s * size..(s + 1) * size;
-                    A::products(self.key_columns.head(kv_head), tile, as_words(&queries[part.clone()]), &mut weights);
+                    A::scores(self.key_columns.head(kv_head), tile, as_words(&queries[part.clone()]), &mut weights);
                     A::products(self.value_columns.head(kv_head), tile, as_words(&d_outputs[part.clone()]), &mut d_scores);
                     for r in 0..S {
                         let (weights, d_scores) = (&mut weights.0[r][..n], &mut d_scores.0[r][..n]);

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use super::arithmetic::{Arithmetic, AttentionKernel, Factors};
 use super::fused;
-use super::pack::{Packed, column_size, padded, row_size};
+use super::pack::{Packed, key_size, padded, row_size};
 use super::plan::GRANULE;
 use super::problem::Problem;
 use super::shape::AttentionShape;
@@ -57,7 +57,7 @@ impl LayerCache {
         let AttentionShape { kv_heads, head_dim, .. } = *shape;
         let factors = Factors::of(level, dtype);
         LayerCache {
-            keys: Packed::zeros(n_pages, kv_heads, column_size(factors, head_dim)),
+            keys: Packed::zeros(n_pages, kv_heads, key_size(factors, head_dim)),
             values: Packed::zeros(n_pages, kv_heads, row_size(factors, head_dim)),
             n_pages,
             kv_heads,
@@ -70,7 +70,7 @@ impl LayerCache {
     /// The memory that a page takes.
     pub fn page_bytes(shape: &AttentionShape, dtype: Dtype) -> usize {
         let factors = Factors::of(Level::current(), dtype);
-        let words = column_size(factors, shape.head_dim) + row_size(factors, shape.head_dim);
+        let words = key_size(factors, shape.head_dim) + row_size(factors, shape.head_dim);
         shape.kv_heads * words * size_of::<u32>()
     }
 
@@ -117,7 +117,7 @@ impl AttentionKernel for Store<'_> {
         let Store { problem, share, keys, values } = self;
         let AttentionShape { heads, kv_heads, head_dim, .. } = *problem.shape;
         let width = padded(head_dim);
-        let (n_keys, n_values) = (column_size(problem.factors, head_dim), row_size(problem.factors, head_dim));
+        let (n_keys, n_values) = (key_size(problem.factors, head_dim), row_size(problem.factors, head_dim));
         let mut row = vec![0.0; width];
         // A value's row and what shares its words; the words.
         let (mut rows, mut words) = (vec![0.0; A::PER_WORD * width], vec![0u32; width]);
@@ -142,7 +142,7 @@ impl AttentionKernel for Store<'_> {
                 padding.fill(0.0);
                 problem.rotary.rotate_head(numbers, problem.positions[token], 1.0);
                 // SAFETY: the instructions are there by contract; a padded row is whole granules.
-                unsafe { A::along(&mut row) };
+                unsafe { A::finely(&mut row) };
                 for (word, key) in as_words(&row).iter().zip(keys.chunks_exact_mut(GRANULE)) {
                     key[lane] = *word;
                 }

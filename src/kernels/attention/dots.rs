@@ -5,7 +5,7 @@
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
-use super::arithmetic::{Arithmetic, AttentionKernel};
+use super::arithmetic::{Arithmetic, AttentionKernel, Floats};
 use super::pack::Head;
 use super::plan::{GRANULE, Tile};
 use super::strip::{self, Scores, Words};
@@ -113,6 +113,15 @@ impl Arithmetic<STRIP> for Dots {
     unsafe fn across(rows: *const f32, stride: usize, n: usize, to: *mut u32) {
         // SAFETY: by contract.
         unsafe { across(rows, stride, n, to) };
+    }
+
+    #[inline(always)]
+    unsafe fn finely(_row: &mut [f32]) {}
+
+    #[inline(always)]
+    unsafe fn scores(columns: Head, tile: Tile, rows: &[u32], scores: &mut Scores<STRIP>) {
+        // SAFETY: by contract.
+        unsafe { strip::products::<Floats<F32x16>, STRIP, 2>(columns, tile, rows, scores) };
     }
 
     #[inline(always)]

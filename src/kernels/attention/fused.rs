@@ -136,7 +136,7 @@ impl AttentionKernel for Forward<'_> {
             queries.resize((row + 1) * width, 0.0);
         }
         // SAFETY: the instructions are there by contract; a padded row is whole granules.
-        queries.chunks_exact_mut(width).for_each(|row| unsafe { A::along(row) });
+        queries.chunks_exact_mut(width).for_each(|row| unsafe { A::finely(row) });
         let mut outputs = vec![0.0; n_rows * width];
         let mut scores = Scores::ZEROS;
         let mut highest = [0.0; S];
@@ -149,7 +149,7 @@ impl AttentionKernel for Forward<'_> {
                 }
                 // SAFETY: the instructions are there by contract; keys are packed by column, values by row.
                 unsafe {
-                    A::products(keys, tile, as_words(queries), &mut scores);
+                    A::scores(keys, tile, as_words(queries), &mut scores);
                     let n = tile.granules.len() * GRANULE;
                     for r in 0..S {
                         let sight = Sight { position: strip.positions[r], window, softcap };

@@ -35,9 +35,13 @@ impl Packed {
         pack(problem, plan, part, Order::Rows, row_size(problem.factors, problem.shape.head_dim))
     }
 
-    /// Each granule and head `[words of a row, 16]`, that is, transposed; zeros where there is nothing.
+    /// Each granule and head `[words of a row, 16]`, that is, transposed: keys finely, values along; zeros where there is nothing.
     pub(super) fn by_column(problem: &Problem, plan: &Plan, part: Part) -> Packed {
-        pack(problem, plan, part, Order::Columns, column_size(problem.factors, problem.shape.head_dim))
+        let size = match part {
+            Part::Keys => key_size(problem.factors, problem.shape.head_dim),
+            Part::Values => padded(problem.shape.head_dim) / problem.factors.per_word() * GRANULE,
+        };
+        pack(problem, plan, part, Order::Columns, size)
     }
 
     /// Room for so many granules, `size` words of each head, with nothing in it.
@@ -59,11 +63,12 @@ pub(super) fn row_size(factors: Factors, head_dim: usize) -> usize {
     padded(head_dim) * GRANULE / factors.per_word()
 }
 
-/// Words of a granule of one head packed by column. Where a word is one number, no padding is needed.
-pub(super) fn column_size(factors: Factors, head_dim: usize) -> usize {
-    match factors.per_word() {
-        1 => head_dim * GRANULE,
-        n => padded(head_dim) / n * GRANULE,
+/// Words of a granule of one head's keys packed by column. Where they are f32, no padding is needed.
+pub(super) fn key_size(factors: Factors, head_dim: usize) -> usize {
+    match factors {
+        #[cfg(target_arch = "x86_64")]
+        Factors::Tiles => padded(head_dim) * GRANULE,
+        _ => head_dim * GRANULE,
     }
 }
 
@@ -165,7 +170,12 @@ impl AttentionKernel for Pack<'_> {
                 Order::Columns => {
                     for row in rows.chunks_exact_mut(width) {
                         // SAFETY: as above.
-                        unsafe { A::along(row) };
+                        unsafe {
+                            match part {
+                                Part::Keys => A::finely(row),
+                                Part::Values => A::along(row),
+                            }
+                        }
                     }
                     let rows = as_words(rows);
                     let (columns, _) = packed.as_chunks_mut::<GRANULE>();

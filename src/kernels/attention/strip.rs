@@ -88,7 +88,7 @@ unsafe fn multiply_add<W: Words, const R: usize, const C: usize>(
     }
 }
 
-/// [`Arithmetic::products`](super::arithmetic::Arithmetic::products), `C` vectors of keys to a register tile.
+/// [`Arithmetic::scores`](super::arithmetic::Arithmetic::scores) or [`products`](super::arithmetic::Arithmetic::products), `C` vectors of keys to a register tile.
 ///
 /// # Safety
 /// As there.

@@ -1,7 +1,8 @@
 //! Pairs of bf16 by AMX: products of tiles of 16 rows by 16 words, of which the softmax takes most of the time that is left.
 //!
 //! ```text
-//!   scores     rows x keys of a granule by column     16 words of a row at a time, at its end 8; four granules beside each other
+//!   scores     rows x keys of a granule by column     16 words of a row at a time, at its end 8; four granules beside each other; both in two
+//!                                                     parts, of whose products three are added up as in bf16x3
 //!   outputs    weights x values of a granule by row   8 words, the granule's keys; four times 16 columns beside each other
 //! ```
 //!
@@ -61,21 +62,21 @@ impl Arithmetic<STRIP> for OfTiles {
     }
 
     #[inline(always)]
+    unsafe fn finely(row: &mut [f32]) {
+        // SAFETY: by contract.
+        unsafe { split(row) };
+    }
+
+    #[inline(always)]
+    unsafe fn scores(columns: Head, tile: Tile, rows: &[u32], scores: &mut Scores<STRIP>) {
+        // SAFETY: by contract.
+        unsafe { products::<2>(columns, tile, rows, scores) };
+    }
+
+    #[inline(always)]
     unsafe fn products(columns: Head, tile: Tile, rows: &[u32], scores: &mut Scores<STRIP>) {
-        let (depth, stride) = (columns.size() / GRANULE, rows.len() / STRIP);
-        assert!(tile.granules.len() <= GRANULES && depth <= stride && depth.is_multiple_of(HALF));
-        let scores = scores.0.as_mut_ptr().cast::<f32>();
-        let (fours, ones) = tile.granules.as_chunks::<4>();
-        let keys = |granule: usize| columns.granule(granule).as_ptr();
-        // SAFETY: by contract, and the assertion; the granules' scores lie beside each other.
-        unsafe {
-            for (i, &[a, b, c, d]) in fours.iter().enumerate() {
-                multiply::<4>(rows.as_ptr(), stride, [keys(a), keys(b), keys(c), keys(d)], depth, scores.add(4 * i * GRANULE));
-            }
-            for (i, &granule) in ones.iter().enumerate() {
-                multiply::<1>(rows.as_ptr(), stride, [keys(granule); 4], depth, scores.add((4 * fours.len() + i) * GRANULE));
-            }
-        }
+        // SAFETY: by contract.
+        unsafe { products::<1>(columns, tile, rows, scores) };
     }
 
     #[inline(always)]
@@ -106,6 +107,55 @@ impl Arithmetic<STRIP> for OfTiles {
         unsafe {
             let weights = transposed(weights.as_ptr().add(g * GRANULE));
             multiply_add(weights.as_ptr().cast(), HALF, &[rows.as_ptr()], sums, width);
+        }
+    }
+}
+
+/// Of each 32 numbers the words of their upper parts and behind them those of their lower parts, in place; of 16 at the end likewise.
+///
+/// # Safety
+/// As [`Arithmetic::finely`].
+#[inline(always)]
+unsafe fn split(row: &mut [f32]) {
+    // SAFETY: by contract.
+    unsafe {
+        for numbers in row.chunks_mut(2 * GRANULE) {
+            let mut lower = [0f32; 2 * GRANULE];
+            for i in (0..numbers.len()).step_by(GRANULE) {
+                let x = _mm512_loadu_ps(numbers.as_ptr().add(i));
+                let upper = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x));
+                let upper = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(upper)));
+                lower.as_mut_ptr().add(i).cast::<__m512>().write_unaligned(_mm512_sub_ps(x, upper));
+            }
+            let half = numbers.len() / 2;
+            dots::along(numbers);
+            dots::along(&mut lower[..2 * half]);
+            numbers[half..].copy_from_slice(&lower[..half]);
+        }
+    }
+}
+
+/// Scores of words along rows, in `PARTS` parts, one or two.
+///
+/// # Safety
+/// As [`Arithmetic::products`].
+#[inline(always)]
+unsafe fn products<const PARTS: usize>(columns: Head, tile: Tile, rows: &[u32], scores: &mut Scores<STRIP>) {
+    let (words, stride) = (columns.size() / GRANULE, rows.len() / STRIP);
+    assert!(tile.granules.len() <= GRANULES && words <= stride && words.is_multiple_of(PARTS * HALF));
+    let scores = scores.0.as_mut_ptr().cast::<f32>();
+    let (fours, ones) = tile.granules.as_chunks::<4>();
+    let keys = |granule: usize| columns.granule(granule).as_ptr();
+    let depth = words / PARTS;
+    // SAFETY: by contract, and the assertion; the granules' scores lie beside each other.
+    unsafe {
+        for (i, &[a, b, c, d]) in fours.iter().enumerate() {
+            let keys = [keys(a), keys(b), keys(c), keys(d)];
+            multiply::<4, PARTS>(rows.as_ptr(), stride, keys, depth, scores.add(4 * i * GRANULE));
+        }
+        for (i, &granule) in ones.iter().enumerate() {
+            let to = scores.add((4 * fours.len() + i) * GRANULE);
+            multiply::<1, PARTS>(rows.as_ptr(), stride, [keys(granule); 4], depth, to);
         }
     }
 }
@@ -141,60 +191,76 @@ unsafe fn transposed(words: *const u32) -> [[u32; HALF]; GRANULE] {
     columns
 }
 
-/// `to[r][n] = a[r] . b[n]` of `depth` words for `N` tiles of 16 columns, 4 or 1 of them; rows of `to` are [`STRIDE`] apart, words of a
-/// column 16.
+/// `to[r][n] = a[r] . b[n]` of `depth` words, in `PARTS` parts, for `N` tiles of 16 columns, 4 or 1 of them; rows of `to` are [`STRIDE`] apart,
+/// words of a column 16. Of two parts a step has the products upper by upper, upper by lower and lower by upper.
 ///
 /// # Safety
 /// All that is readable, `to` writable, `depth` a multiple of 8, and the tiles have their shape.
 #[inline(always)]
-unsafe fn multiply<const N: usize>(a: *const u32, stride: usize, b: [*const u32; 4], depth: usize, to: *mut f32) {
-    const { assert!(N == 4 || N == 1) };
+unsafe fn multiply<const N: usize, const PARTS: usize>(
+    a: *const u32,
+    stride: usize,
+    b: [*const u32; 4],
+    depth: usize,
+    to: *mut f32,
+) {
+    const { assert!((N == 4 || N == 1) && (PARTS == 1 || PARTS == 2)) };
     #[cfg(test)]
     if !processor::has_tiles() {
         for (r, n) in (0..TILE).flat_map(|r| (0..N * TILE).map(move |n| (r, n))) {
-            // SAFETY: the caller's promise.
-            unsafe {
-                let mut sum = 0.0;
-                for k in (0..depth).step_by(TILE) {
-                    let b = b[n / TILE].add(k * TILE + n % TILE);
-                    add_product(&mut sum, a.add(r * stride + k), b, TILE, TILE.min(depth - k));
+            let mut sum = 0.0;
+            let (a, b) = (a.wrapping_add(r * stride), b[n / TILE].wrapping_add(n % TILE));
+            for step in (0..depth).step_by(TILE) {
+                let words = TILE.min(depth - step);
+                let products: &[(usize, usize)] = if PARTS == 1 { &[(0, 0)] } else { &[(0, 0), (0, words), (words, 0)] };
+                for (of_a, of_b) in products {
+                    let (a, b) = (a.wrapping_add(PARTS * step + of_a), b.wrapping_add((PARTS * step + of_b) * TILE));
+                    // SAFETY: the caller's promise.
+                    unsafe { add_product(&mut sum, a, b, TILE, words) };
                 }
-                to.add(r * STRIDE + n).write(sum);
             }
+            // SAFETY: the caller's promise.
+            unsafe { to.add(r * STRIDE + n).write(sum) };
         }
         return;
     }
-    // Loads and stores are those that the caller allows. The first factor of `tdpbf16ps` is the second operand.
+    // One product of each column tile, from `$of_a` and `$of_b` bytes on, through the registers `$x` and `$y`. The first factor of
+    // `tdpbf16ps` is the second operand.
+    macro_rules! one {
+        ($x:literal, $of_a:literal, $y:literal, $of_b:literal, $($b:ident $sum:literal),+) => {
+            concat!(
+                "tileloadd ", $x, ", [{a} + {stride} + ", $of_a, "]\n",
+                $(
+                    "tileloadd ", $y, ", [{", stringify!($b), "} + {pitch} + ", $of_b, "]\n",
+                    "tdpbf16ps ", $sum, ", ", $x, ", ", $y, "\n",
+                )+
+            )
+        };
+    }
     macro_rules! product {
-        ($(($b:ident, $column:literal, $sum:literal)),+) => {
+        ($whole:expr, $half:expr, $($b:ident $column:literal $sum:literal),+) => {
             asm!(
                 $(concat!("tilezero ", $sum),)+
                 "test {steps}, {steps}",
                 "jz 3f",
                 "2:",
-                "tileloadd tmm4, [{a} + {stride}]",
-                $(
-                    concat!("tileloadd tmm5, [{", stringify!($b), "} + {pitch}]"),
-                    concat!("tdpbf16ps ", $sum, ", tmm4, tmm5"),
-                    concat!("add {", stringify!($b), "}, 1024"),
-                )+
-                "add {a}, 64",
+                $whole,
+                $(concat!("add {", stringify!($b), "}, {b_step}"),)+
+                "add {a}, {a_step}",
                 "dec {steps}",
                 "jnz 2b",
                 "3:",
                 "test {rest}, {rest}",
                 "jz 4f",
-                "tileloadd tmm6, [{a} + {stride}]",
-                $(
-                    concat!("tileloadd tmm7, [{", stringify!($b), "} + {pitch}]"),
-                    concat!("tdpbf16ps ", $sum, ", tmm6, tmm7"),
-                )+
+                $half,
                 "4:",
                 $(concat!("tilestored [{to} + {to_pitch} + ", $column, "], ", $sum),)+
                 $($b = inout(reg) $b => _,)+
                 a = inout(reg) a => _,
                 stride = in(reg) stride * size_of::<u32>(),
                 pitch = in(reg) TILE * size_of::<u32>(),
+                a_step = const PARTS * TILE * size_of::<u32>(),
+                b_step = const PARTS * TILE * TILE * size_of::<u32>(),
                 steps = inout(reg) depth / TILE => _,
                 rest = in(reg) depth % TILE,
                 to = in(reg) to,
@@ -204,12 +270,37 @@ unsafe fn multiply<const N: usize>(a: *const u32, stride: usize, b: [*const u32;
             )
         };
     }
+    // Loads and stores are those that the caller allows.
+    macro_rules! in_parts {
+        ($($b:ident $column:literal $sum:literal),+) => {
+            match PARTS {
+                1 => product!(
+                    one!("tmm4", "0", "tmm5", "0", $($b $sum),+),
+                    one!("tmm6", "0", "tmm7", "0", $($b $sum),+),
+                    $($b $column $sum),+
+                ),
+                _ => product!(
+                    concat!(
+                        one!("tmm4", "0", "tmm5", "0", $($b $sum),+),
+                        one!("tmm4", "0", "tmm5", "1024", $($b $sum),+),
+                        one!("tmm4", "64", "tmm5", "0", $($b $sum),+),
+                    ),
+                    concat!(
+                        one!("tmm6", "0", "tmm7", "0", $($b $sum),+),
+                        one!("tmm6", "0", "tmm7", "512", $($b $sum),+),
+                        one!("tmm6", "32", "tmm7", "0", $($b $sum),+),
+                    ),
+                    $($b $column $sum),+
+                ),
+            }
+        };
+    }
     let [b0, b1, b2, b3] = b;
     // SAFETY: the caller's promise, as said above.
     unsafe {
         match N {
-            4 => product!((b0, "0", "tmm0"), (b1, "64", "tmm1"), (b2, "128", "tmm2"), (b3, "192", "tmm3")),
-            _ => product!((b0, "0", "tmm0")),
+            4 => in_parts!(b0 "0" "tmm0", b1 "64" "tmm1", b2 "128" "tmm2", b3 "192" "tmm3"),
+            _ => in_parts!(b0 "0" "tmm0"),
         }
     }
 }
