@@ -56,6 +56,13 @@ pub(crate) trait Lanes: Copy {
     /// As [`Lanes::splat`]; `N` words must be readable at `from`.
     unsafe fn load_high_halves(from: *const u32) -> Self;
 
+    /// Transposes a square of `N` by `N` bf16 whose rows stand in twos: word `j` of `from(i)` holds its numbers `(2 i, j)` and `(2 i + 1, j)`,
+    /// and word `j` of `to(i)` becomes those at `(j, 2 i)` and `(j, 2 i + 1)`, the first in the low half; `i < N / 2`.
+    ///
+    /// # Safety
+    /// As [`Lanes::splat`]; `N` words must be readable at each `from(i)` and writable at each `to(i)`, and no two may overlap.
+    unsafe fn transpose_halves(from: impl Fn(usize) -> *const u32, to: impl Fn(usize) -> *mut u32);
+
     /// `value` in every lane. Safe, because `self` shows that the processor has the instructions.
     #[inline(always)]
     fn filled(self, value: f32) -> Self {
@@ -143,6 +150,13 @@ pub(crate) fn prefetch(values: &[f32]) {
 /// 2^112: what the exponents of f16 and f32 differ by, once the bits stand where f32 has them.
 const HALF_BIAS: f32 = f32::from_bits((112 + 127) << 23);
 
+/// The order of bytes in which the second and the third of four bf16 have changed places, twice.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn swapped_halves() -> __m128i {
+    unsafe { _mm_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15) }
+}
+
 /// AVX-512.
 #[cfg(target_arch = "x86_64")]
 #[derive(Debug, Clone, Copy)]
@@ -197,6 +211,29 @@ impl Lanes for F32x16 {
     #[inline(always)]
     unsafe fn load_low_halves(from: *const u32) -> Self {
         Self(unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_loadu_si512(from.cast()))) })
+    }
+    #[inline(always)]
+    unsafe fn transpose_halves(from: impl Fn(usize) -> *const u32, to: impl Fn(usize) -> *mut u32) {
+        unsafe {
+            let swap = _mm512_broadcast_i32x4(swapped_halves());
+            // Four numbers, two of each row, are one element of 64 bits.
+            let load = |i| _mm512_shuffle_epi8(_mm512_loadu_si512(from(i).cast()), swap);
+            let rows = [load(0), load(1), load(2), load(3), load(4), load(5), load(6), load(7)];
+            // The elements with even numbers, then those with odd ones.
+            for odd in 0..2 {
+                let pair = |i: usize| match odd {
+                    0 => _mm512_unpacklo_epi64(rows[2 * i], rows[2 * i + 1]),
+                    _ => _mm512_unpackhi_epi64(rows[2 * i], rows[2 * i + 1]),
+                };
+                let [a, b, c, d] = [pair(0), pair(1), pair(2), pair(3)];
+                let low = [_mm512_shuffle_i64x2::<0x44>(a, b), _mm512_shuffle_i64x2::<0x44>(c, d)];
+                let high = [_mm512_shuffle_i64x2::<0xee>(a, b), _mm512_shuffle_i64x2::<0xee>(c, d)];
+                _mm512_storeu_si512(to(odd).cast(), _mm512_shuffle_i64x2::<0x88>(low[0], low[1]));
+                _mm512_storeu_si512(to(2 + odd).cast(), _mm512_shuffle_i64x2::<0xdd>(low[0], low[1]));
+                _mm512_storeu_si512(to(4 + odd).cast(), _mm512_shuffle_i64x2::<0x88>(high[0], high[1]));
+                _mm512_storeu_si512(to(6 + odd).cast(), _mm512_shuffle_i64x2::<0xdd>(high[0], high[1]));
+            }
+        }
     }
     #[inline(always)]
     unsafe fn load_high_halves(from: *const u32) -> Self {
@@ -328,6 +365,23 @@ impl Lanes for F32x8 {
     #[inline(always)]
     unsafe fn load_low_halves(from: *const u32) -> Self {
         Self(unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_loadu_si256(from.cast()))) })
+    }
+    #[inline(always)]
+    unsafe fn transpose_halves(from: impl Fn(usize) -> *const u32, to: impl Fn(usize) -> *mut u32) {
+        unsafe {
+            let swap = _mm256_broadcastsi128_si256(swapped_halves());
+            let load = |i| _mm256_shuffle_epi8(_mm256_loadu_si256(from(i).cast()), swap);
+            let rows = [load(0), load(1), load(2), load(3)];
+            for odd in 0..2 {
+                let pair = |i: usize| match odd {
+                    0 => _mm256_unpacklo_epi64(rows[2 * i], rows[2 * i + 1]),
+                    _ => _mm256_unpackhi_epi64(rows[2 * i], rows[2 * i + 1]),
+                };
+                let [a, b] = [pair(0), pair(1)];
+                _mm256_storeu_si256(to(odd).cast(), _mm256_permute2x128_si256::<0x20>(a, b));
+                _mm256_storeu_si256(to(2 + odd).cast(), _mm256_permute2x128_si256::<0x31>(a, b));
+            }
+        }
     }
     #[inline(always)]
     unsafe fn load_high_halves(from: *const u32) -> Self {
@@ -476,6 +530,17 @@ impl Lanes for F32x4 {
         // SAFETY: four words are readable by contract.
         let words = unsafe { from.cast::<[u32; 4]>().read_unaligned() };
         Self(four(|i| f32::from_bits(words[i] << 16)))
+    }
+    #[inline(always)]
+    unsafe fn transpose_halves(from: impl Fn(usize) -> *const u32, to: impl Fn(usize) -> *mut u32) {
+        for (i, j) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+            // SAFETY: words `2 j` and `2 j + 1` of four are readable, words `2 i` and `2 i + 1` writable by contract.
+            unsafe {
+                let (a, b) = (*from(i).add(2 * j), *from(i).add(2 * j + 1));
+                *to(j).add(2 * i) = a & 0xffff | b << 16;
+                *to(j).add(2 * i + 1) = a >> 16 | b & 0xffff_0000;
+            }
+        }
     }
     #[inline(always)]
     unsafe fn load_high_halves(from: *const u32) -> Self {

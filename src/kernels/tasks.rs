@@ -10,16 +10,16 @@ pub(crate) const PANEL: usize = 48;
 const ROW_BLOCK: usize = 96;
 /// Panels per task, at most.
 const PANEL_BLOCK: usize = 16;
-/// Tasks for each thread where a product has few rows, whose time is that of reading the weight: so that all threads read to the end.
+/// Tasks for each thread, at least, as far as there are panels: a thread that has done its own waits for at most one of them.
+const TASKS: usize = 16;
+/// The same where a product has few rows, whose time is that of reading the weight.
 const FEW_ROWS_TASKS: usize = 4;
 
 /// Calls `work` with the rows and the panels of each task, on all threads; together they cover every row against every panel once.
 pub(super) fn for_each_task(n_rows: usize, n_panels: usize, work: impl Fn(Range<usize>, Range<usize>) + Sync) {
     let row_blocks = n_rows.div_ceil(ROW_BLOCK);
-    let panel_block = match row_blocks {
-        1 => n_panels.div_ceil(FEW_ROWS_TASKS * rayon::current_num_threads()).clamp(1, PANEL_BLOCK),
-        _ => PANEL_BLOCK,
-    };
+    let tasks = rayon::current_num_threads() * if row_blocks == 1 { FEW_ROWS_TASKS } else { TASKS };
+    let panel_block = (n_panels * row_blocks).div_ceil(tasks).clamp(1, PANEL_BLOCK);
     let panel_blocks = n_panels.div_ceil(panel_block);
     // Row blocks vary fastest: a block of panels comes from memory once and serves them all.
     (0..row_blocks * panel_blocks).into_par_iter().with_max_len(1).for_each(|task| {
@@ -27,6 +27,12 @@ pub(super) fn for_each_task(n_rows: usize, n_panels: usize, work: impl Fn(Range<
         let panel = task / row_blocks * panel_block;
         work(row..(row + ROW_BLOCK).min(n_rows), panel..(panel + panel_block).min(n_panels));
     });
+}
+
+/// Runs `work` on a thread of the pool, which hands a part of each operation to the others; any other thread would hand all of it over, and
+/// two of them would have to be woken instead of one.
+pub(crate) fn on_the_pool<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+    rayon::scope(|_| work())
 }
 
 #[cfg(test)]

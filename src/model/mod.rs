@@ -72,6 +72,7 @@ use self::device::{OnDevice, Placed};
 use crate::error::{Error, Result};
 use crate::kernels::matmul::Matrix;
 use crate::kernels::statistics::{Curves, HeadOptions, head_statistics_and_curves, topk_entropies};
+use crate::kernels::tasks::on_the_pool;
 use crate::kernels::{Dtype, Kernels};
 use crate::tokens::{ChatTemplate, Tokenizer};
 
@@ -275,11 +276,13 @@ impl Model {
             let curves = topk_entropies(&self.hidden(batch, &rows)?, self.head(), curves.k_max, options)?;
             return Ok(Statistics::Ready(BatchStatistics { curves, head: statistics.head + began.elapsed(), ..statistics }));
         }
-        let began = Instant::now();
-        let hidden_nd = self.decoder.hidden(batch, rows, Adapters::On)?;
-        let decoder = began.elapsed();
-        let (tokens, curves) = head_statistics_and_curves(&hidden_nd, self.head(), targets, options, curves)?;
-        Ok(Statistics::Ready(BatchStatistics { tokens, curves, decoder, head: began.elapsed() - decoder }))
+        on_the_pool(|| {
+            let began = Instant::now();
+            let hidden_nd = self.decoder.hidden(batch, rows, Adapters::On)?;
+            let decoder = began.elapsed();
+            let (tokens, curves) = head_statistics_and_curves(&hidden_nd, self.head(), targets, options, curves)?;
+            Ok(Statistics::Ready(BatchStatistics { tokens, curves, decoder, head: began.elapsed() - decoder }))
+        })
     }
 
     /// Tokens of a batch that keep the processor or the GPU busy without taking more memory than they must.

@@ -149,7 +149,7 @@ options! {
         /// Tokens that go through the model together; changes memory and speed, not results.
         pack_tokens: usize = 2048;
         /// MiB of activations that are kept instead of computed again; changes memory and speed, not results [default: 1024 for LoRA, else
-        /// 128].
+        /// 256].
         activation_memory: Option<usize> = None;
         /// Number format of the saved model: f32 or bf16; adapters are saved in f32.
         save_dtype: String = "f32".to_owned();
@@ -406,7 +406,7 @@ impl Options {
 
     /// Bytes of activations to keep.
     pub(crate) fn activation_bytes(&self) -> usize {
-        self.activation_memory.unwrap_or(if self.lora { 1024 } else { 128 }) << 20
+        self.activation_memory.unwrap_or(if self.lora { 1024 } else { 256 }) << 20
     }
 
     pub(crate) fn adamw(&self) -> Result<AdamWOptions> {

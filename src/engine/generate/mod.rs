@@ -22,6 +22,7 @@ pub use sampling::Sampling;
 
 use crate::error::{Error, Result};
 use crate::kernels::statistics::logits;
+use crate::kernels::tasks::on_the_pool;
 use crate::model::{Cache, Model, PAGE, Placement, Stretch, memory};
 use crate::random;
 
@@ -101,7 +102,7 @@ pub fn generate(
         }
         let batch = desk.batch();
         let (rows, cache) = (&desk.rows, &mut desk.cache);
-        let mut step = || -> Result<Vec<u32>> {
+        let step = || -> Result<Vec<u32>> {
             let hidden = model.hidden_onto(cache, &batch.ids, &batch.stretches, &batch.last)?;
             let logits = logits(&hidden, model.head(), &head_options)?;
             let choose = |(row, logits): (&Row, &[f32])| {
@@ -109,10 +110,7 @@ pub fn generate(
             };
             rows.par_iter().zip(logits.par_chunks(vocabulary)).map(choose).collect()
         };
-        // On a thread of the pool, which hands its work to the others without being woken by them.
-        let mut result = None;
-        rayon::scope(|_| result = Some(step()));
-        let chosen = result.unwrap_or_else(|| Err(Error::new("a step of the model was lost")))?;
+        let chosen = on_the_pool(step)?;
         desk.take(&chosen, finished)?;
         progress(desk.written.tokens);
     }

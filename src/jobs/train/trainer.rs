@@ -21,6 +21,7 @@ use crate::files::{write_atomically, write_json};
 use crate::jobs::watch::Watch;
 use crate::jobs::{peak_memory_bytes, provenance_of};
 use crate::kernels::level::Level;
+use crate::kernels::tasks::on_the_pool;
 use crate::kernels::{Dtype, Kernels};
 use crate::maps;
 use crate::model::{LoadOptions, Model, Parameter, Placement, Reference, memory};
@@ -364,19 +365,19 @@ impl Trainer {
             dropout: lora.map_or(0.0, |lora| lora.dropout),
             dropout_key: Random::new(self.options.seed ^ DROPOUT, step).next(),
         };
-        let result = accumulate(&self.model, &sequences, &weights, &options)?;
+        let result = on_the_pool(|| accumulate(&self.model, &sequences, &weights, &options))?;
         if !result.diverged.is_empty() {
             let rows: Vec<usize> = result.diverged.iter().map(|&index| batch[index]).collect();
             return Err(self.diverged(step, "loss", &rows));
         }
-        let norm = gradient_norm(&self.parameters);
+        let norm = on_the_pool(|| gradient_norm(&self.parameters));
         if !norm.is_finite() {
             return Err(self.diverged(step, "gradient", &batch));
         }
         // torch.nn.utils.clip_grad_norm_
         let factor = if self.options.clip > 0.0 { (self.options.clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
         let learning_rate = self.schedule.rate(step);
-        optimizer.update(&self.parameters, learning_rate, factor as f32)?;
+        on_the_pool(|| optimizer.update(&self.parameters, learning_rate, factor as f32))?;
 
         let mut metrics = StepMetrics::of(&result.tokens, &self.thresholds);
         metrics.step = step + 1;

@@ -19,7 +19,7 @@ use super::pack::{GROUP, PANEL, Panels, bf16_pair, split_pair, upper_place, word
 use super::tile::{Product, ProductKernel, tile};
 use crate::kernels::Dtype;
 use crate::kernels::cpu::written;
-use crate::kernels::lanes::Lanes;
+use crate::kernels::lanes::{Lanes, prefetch};
 use crate::kernels::level::{Kernel, Level};
 
 /// Outputs of `W` that are transposed at a time: bounds the memory, and changes no bit of the result.
@@ -28,6 +28,8 @@ const TRANSPOSED_OUTPUTS: usize = 64 * PANEL;
 const FEW_OUTPUTS: usize = 2 * PANEL;
 /// Columns of the inputs that are put together at a time: a cache line of each row.
 const COLUMN_BLOCK: usize = 16;
+/// Rows are asked for so many rows before they are read: they lie too far apart for the processor to see it coming.
+const ROWS_AHEAD: usize = 16;
 /// Words of tokens per block: as in fused.rs, a panel's share stays in the second-level cache.
 const DEPTH_BLOCK: usize = 768;
 
@@ -43,7 +45,7 @@ pub(super) fn add_input_gradient(level: Level, weight: &Panels, dy_tn: &[f32], n
     let n = weight.out_features();
     assert_eq!(dy_tn.len(), n_rows * n);
     for begin in (0..n).step_by(TRANSPOSED_OUTPUTS) {
-        let w_kn = weight.transposed(begin..(begin + TRANSPOSED_OUTPUTS).min(n));
+        let w_kn = weight.transposed(level, begin..(begin + TRANSPOSED_OUTPUTS).min(n));
         let dy = Rows::strided(level, &dy_tn[begin.min(dy_tn.len())..], n, n_rows, &w_kn);
         multiply_onto(level, &dy, &w_kn, dx_tk);
     }
@@ -61,7 +63,7 @@ pub(super) fn add_weight_gradient(level: Level, dtype: Dtype, x_tk: &[f32], dy_t
         return;
     }
     let x = Columns::new(level, dtype, x_tk, n_rows, k);
-    gradient.floats_mut().par_chunks_mut(k * PANEL).enumerate().for_each(|(panel, gradient)| {
+    gradient.floats_mut().par_chunks_mut(k * PANEL).enumerate().with_max_len(1).for_each(|(panel, gradient)| {
         let first_column = panel * PANEL;
         let n_columns = PANEL.min(n - first_column);
         dispatch(level, dtype, Outer { dtype, x: &x, dy_tn, n, n_rows, first_column, n_columns, gradient });
@@ -110,6 +112,10 @@ impl Part<'_> {
         if t >= self.n_rows {
             *to = [0.0; N];
             return;
+        }
+        let ahead = (t + ROWS_AHEAD) * self.width + self.first;
+        if let Some(row) = self.rows.get(ahead..ahead + self.n_columns) {
+            prefetch(row);
         }
         let row = &self.rows[t * self.width + self.first..];
         match row.first_chunk() {
@@ -253,6 +259,9 @@ impl Outer<'_> {
     #[inline(always)]
     unsafe fn tile<P: Product, const R: usize>(&mut self, k: usize, first: usize, depth: usize, panel: &[f32]) -> usize {
         assert!(k + R <= self.gradient.len() / PANEL && first + depth <= self.x.depth && panel.len() >= depth * PANEL);
+        // What the next tile adds to: from memory, for which this one's sums would have to wait.
+        let next = (k + R) * PANEL;
+        prefetch(&self.gradient[next..self.gradient.len().min(next + R * PANEL)]);
         let x = self.x.words[k * self.x.stride + first..].as_ptr();
         let to = self.gradient[k * PANEL..(k + R) * PANEL].as_mut_ptr();
         // SAFETY: `column + N <= PANEL` in every call, so the elements are those of the rows just cut out; the assertion vouches
@@ -333,9 +342,12 @@ mod tests {
             for dtype in DTYPES {
                 let mut panels = Panels::new(k, dtype);
                 panels.push(&w);
-                let (rows, columns) = (rows_of(&panels), rows_of(&panels.transposed(0..n)));
-                for i in 0..n * k {
-                    assert_eq!(rows[i], columns[i % k * n + i / k], "{dtype} [{n}, {k}] element {i}");
+                let rows = rows_of(&panels);
+                for level in Level::available() {
+                    let columns = rows_of(&panels.transposed(level, 0..n));
+                    for i in 0..n * k {
+                        assert_eq!(rows[i], columns[i % k * n + i / k], "{level} {dtype} [{n}, {k}] element {i}");
+                    }
                 }
             }
         }

@@ -181,14 +181,14 @@ impl Panels {
 
     /// Rows `outputs` of `W` as the columns of a matrix of their own, `[K, outputs.len()]`, in the same number format; `outputs`
     /// begin with a panel and end with one, or with the last output.
-    pub(crate) fn transposed(&self, outputs: Range<usize>) -> Panels {
+    pub(crate) fn transposed(&self, level: Level, outputs: Range<usize>) -> Panels {
         let at_end = outputs.end.is_multiple_of(PANEL) || outputs.end == self.out_features;
         assert!(outputs.start.is_multiple_of(PANEL) && at_end && outputs.end <= self.out_features);
         let (k_end, dtype) = (self.in_features, self.dtype);
         let mut transposed = Panels { out_features: k_end, ..Panels::new(outputs.len(), dtype) };
         transposed.grow(k_end.div_ceil(PANEL), |i, to| {
             let columns = i * PANEL..((i + 1) * PANEL).min(k_end);
-            Level::current().run(Transpose { from: self, outputs: outputs.clone(), columns, to });
+            level.run(Transpose { from: self, outputs: outputs.clone(), columns, to });
         });
         transposed
     }
@@ -376,7 +376,9 @@ impl Kernel for Transpose<'_> {
                 for block in 0..words.len().div_ceil(PAIRS) {
                     let from = &self.from.panel(first_panel + block).as_chunks::<PANEL>().0[first_row..];
                     let n_words = PAIRS.min(words.len() - block * PAIRS);
-                    transpose_pairs(n_columns, |pair| &from[pair], &mut words[block * PAIRS..][..n_words]);
+                    let to = &mut words[block * PAIRS..][..n_words];
+                    // SAFETY: the instructions are there by contract.
+                    unsafe { transpose_pairs::<V>(n_columns, |pair| &from[pair], to) };
                 }
             }
             Dtype::Bf16x3 => {
@@ -386,7 +388,9 @@ impl Kernel for Transpose<'_> {
                     let from = self.from.panel(first_panel + block).as_chunks::<PANEL>().0;
                     for part in [0, GROUP] {
                         let mut to = [[0; PANEL]; PAIRS];
-                        transpose_pairs(n_columns, |pair| &from[upper_place(first_row + pair) + part], &mut to);
+                        let row = |pair| &from[upper_place(first_row + pair) + part];
+                        // SAFETY: the instructions are there by contract.
+                        unsafe { transpose_pairs::<V>(n_columns, row, &mut to) };
                         for n in 0..PAIRS.min(n_pairs - block * PAIRS) {
                             words[upper_place(block * PAIRS + n) + part] = to[n];
                         }
@@ -401,8 +405,28 @@ impl Kernel for Transpose<'_> {
 const PAIRS: usize = PANEL / 2;
 
 /// `n_columns` columns, of which `from(pair)` gives two at a time, as the first `to.len()` rows of pairs.
+///
+/// # Safety
+/// The processor must have `V`'s instructions.
 #[inline(always)]
-fn transpose_pairs<'a>(n_columns: usize, from: impl Fn(usize) -> &'a [u32; PANEL], to: &mut [[u32; PANEL]]) {
+unsafe fn transpose_pairs<'a, V: Lanes>(n_columns: usize, from: impl Fn(usize) -> &'a [u32; PANEL], to: &mut [[u32; PANEL]]) {
+    if n_columns == PANEL && to.len() == PAIRS {
+        let to = to.as_mut_ptr();
+        for pair in (0..PAIRS).step_by(V::N / 2) {
+            for n in (0..PAIRS).step_by(V::N / 2) {
+                // SAFETY: `N` words from an even one on lie in a row, and `PAIRS` rows are there; the rest is the caller's promise.
+                unsafe {
+                    V::transpose_halves(
+                        #[inline(always)]
+                        |i| from(pair + i).as_ptr().add(2 * n),
+                        #[inline(always)]
+                        |i| to.add(n + i).cast::<u32>().add(2 * pair),
+                    );
+                }
+            }
+        }
+        return;
+    }
     for pair in 0..n_columns.div_ceil(2) {
         let row = from(pair);
         // Of an odd number of columns the last word holds one and a zero: it lands in the padding.

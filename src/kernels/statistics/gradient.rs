@@ -51,7 +51,7 @@ pub struct HeadGradient {
 }
 
 /// Logits in memory at a time.
-const CHUNK_BYTES: usize = 32 << 20;
+const CHUNK_BYTES: usize = 64 << 20;
 
 /// Gradient of `sum_n loss_n` over targets `n`, `loss(n, statistics)` being the factors of target `n`. The gradient of a trained
 /// `head_vd` is added to its own. `reference` are the hidden states `[N, D']` and the head of the model to stay near.
@@ -87,7 +87,7 @@ pub fn head_gradient(
         };
         let mut d_logits = logits(&hidden_nd, &panels)?;
         let mut others = reference.as_ref().map(|(hidden, head)| logits(hidden, head)).transpose()?;
-        let rows = d_logits.par_chunks_mut(vocabulary).zip(targets).enumerate();
+        let rows = d_logits.par_chunks_mut(vocabulary).zip(targets).enumerate().with_max_len(1);
         let of_row = |n: usize, row: &mut [f32], other: Option<&mut [f32]>, target: u32| {
             level.run(Row { row, other, n: first + n, target, head_vd: &panels, options, loss })
         };
