@@ -41,6 +41,8 @@ pub struct Stretch {
     pub position: usize,
     /// The pages of the sequence, the `i`-th for the positions from `16 i` on. There may be more than are in use yet.
     pub pages: Arc<[usize]>,
+    /// The number of the sequence, for layers that remember it by a state of its own ([`DeltaCache`](crate::kernels::delta::DeltaCache)).
+    pub sequence: usize,
 }
 
 impl LayerCache {
@@ -233,7 +235,7 @@ mod tests {
                 let (mut stretches, mut rows) = (Vec::new(), Vec::new());
                 for (i, &n) in sizes.iter().enumerate() {
                     let begin = rows.len() / columns;
-                    stretches.push(Stretch { tokens: begin..begin + n, position: done[i], pages: pages[i].clone() });
+                    stretches.push(Stretch { tokens: begin..begin + n, position: done[i], pages: pages[i].clone(), sequence: i });
                     rows.extend_from_slice(&sequences[i][done[i] * columns..(done[i] + n) * columns]);
                     done[i] += n;
                 }
@@ -262,7 +264,12 @@ mod tests {
             let qkv = Tensor::zeros((n, shape.columns()), candle_core::DType::F32, &Device::Cpu).unwrap();
             attention_onto(&qkv, stretches, &mut cache, &rotary, &shape, None).map(|_| ()).map_err(|error| error.to_string())
         };
-        let stretch = |tokens: Range<usize>, position: usize, pages: &[usize]| Stretch { tokens, position, pages: pages.into() };
+        let stretch = |tokens: Range<usize>, position: usize, pages: &[usize]| Stretch {
+            tokens,
+            position,
+            pages: pages.into(),
+            sequence: 0,
+        };
         assert_eq!(run(&[stretch(0..3, 14, &[0, 1]), stretch(3..4, 16, &[0, 2])]), Ok(()));
         for (stretches, message) in [
             (vec![stretch(0..3, 14, &[0, 1]), stretch(3..4, 0, &[1])], "written twice"),
