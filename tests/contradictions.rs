@@ -209,6 +209,21 @@ fn weights_in_mxfp4_are_read_where_the_config_says_so_and_count_as_what_they_hol
     changed.expect_refused(&["gate_up_proj"], "weights in MXFP4 that nobody announces");
 }
 
+/// Layers that predict further tokens, which Transformers does not load (`_keys_to_ignore_on_load_unexpected`).
+#[test]
+fn tensors_beside_the_model_are_left_aside_in_their_families_alone() {
+    for (family, aside) in [("qwen3_next", true), ("qwen3_5_moe_text", true), ("qwen3_moe", false)] {
+        let plain = checkpoint(&fixtures().join(family));
+        let (logits, _) = plain.load().unwrap();
+        let mut changed = plain.clone();
+        changed.tensors.insert("mtp.fc.weight".to_owned(), ones(4));
+        match aside {
+            true => drop(changed.expect_same(&logits, "a layer that predicts further tokens")),
+            false => changed.expect_refused(&["mtp.fc.weight"], "a layer that predicts further tokens"),
+        }
+    }
+}
+
 #[test]
 fn the_head_is_what_the_file_holds_and_never_a_guess() {
     let tie = "tie_word_embeddings";

@@ -76,17 +76,19 @@ fn cached_hidden_states_are_the_uncached_ones_to_the_bit() {
             let rows: Vec<u32> = (0..100).collect();
             let segments: Arc<[Segment]> = vec![Segment { tokens: 0..100, context: Vec::new() }].into();
             let whole = model.hidden(&Batch { ids: sequence.clone(), segments }, &rows).unwrap().to_vec2::<f32>().unwrap();
-            let mut cache = Cache::new(&model.config, 20);
-            // Another sequence comes and goes between the pieces, with the first one's first page.
+            let mut cache = Cache::new(&model.config, model.dtype(), 20, 2);
+            // Another sequence comes and goes between the pieces, with the first one's first page where pages can be shared.
             let pages: Arc<[usize]> = cache.take(100usize.div_ceil(PAGE)).unwrap().into();
-            let others: Arc<[usize]> = [&pages[..1], &cache.take(4).unwrap()].concat().into();
+            let n_shared = usize::from(cache.shares_pages());
+            let others: Arc<[usize]> = [&pages[..n_shared], &cache.take(4).unwrap()].concat().into();
             let mut done = 0;
-            for (n, others_position) in [(30, None), (1, Some(16)), (1, Some(17)), (47, Some(18)), (1, None), (20, Some(19))] {
+            for (n, others_position) in [(30, None), (1, Some(0)), (1, Some(1)), (47, Some(2)), (1, None), (20, Some(3))] {
                 let mut ids = sequence[done..done + n].to_vec();
-                let mut stretches = vec![Stretch { tokens: 0..n, position: done, pages: pages.clone() }];
+                let mut stretches = vec![Stretch { tokens: 0..n, position: done, pages: pages.clone(), sequence: 0 }];
                 if let Some(position) = others_position {
                     ids.push(7);
-                    stretches.push(Stretch { tokens: n..n + 1, position, pages: others.clone() });
+                    let position = n_shared * PAGE + position;
+                    stretches.push(Stretch { tokens: n..n + 1, position, pages: others.clone(), sequence: 1 });
                 }
                 let rows: Vec<u32> = (0..n as u32).collect();
                 let found = model.hidden_onto(&mut cache, &ids, &stretches, &rows).unwrap().to_vec2::<f32>().unwrap();
@@ -111,7 +113,7 @@ fn requests() -> Vec<Request> {
 
 #[test]
 fn an_answer_depends_on_nothing_but_its_request() {
-    for name in ["llama", "gemma3_text", "qwen3_moe", "phi3"] {
+    for name in ["llama", "gemma3_text", "qwen3_moe", "phi3", "qwen3_5_text"] {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families").join(name);
         for dtype in [Dtype::F32, Dtype::Bf16, Dtype::Bf16x3] {
             let model = load(&folder, dtype);

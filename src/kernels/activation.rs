@@ -6,6 +6,8 @@ pub enum Activation {
     Silu,
     /// `x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))`: Gemma.
     GeluTanh,
+    /// `1 / (1 + exp(-x))`: the gates of attention in Qwen3-Next.
+    Sigmoid,
     /// `(1 + clamp(up)) g / (1 + exp(-alpha g))`, `g = min(gate, limit)`, `up` between `-limit` and `limit`: gpt-oss.
     ClampedSwiglu(ClampedSwiglu),
 }

@@ -47,6 +47,7 @@ fn reference(gate_up: &Tensor, activation: Activation) -> Result<Tensor> {
     let y = match activation {
         Activation::Silu => (gate.silu()? * up)?,
         Activation::GeluTanh => (gate.gelu()? * up)?,
+        Activation::Sigmoid => ((gate.neg()?.exp()? + 1.0)?.recip()? * up)?,
         // candle's maximum of nothing and a number is broken.
         Activation::ClampedSwiglu(_) if gate.elem_count() == 0 => gate,
         Activation::ClampedSwiglu(ClampedSwiglu { alpha, limit }) => {
@@ -120,6 +121,10 @@ impl Kernel for Forward<'_> {
                     #[inline(always)]
                     |gate: V, up| gelu(gate).0.mul(up),
                 ),
+                Activation::Sigmoid => self.rows(
+                    #[inline(always)]
+                    |gate: V, up| sigmoid(gate).0.mul(up),
+                ),
                 Activation::ClampedSwiglu(how) => self.rows(
                     #[inline(always)]
                     |gate: V, up| clamped_swiglu(how, gate, up).0,
@@ -188,6 +193,7 @@ impl Kernel for Backward<'_> {
                     let (of_gate, of_up) = match activation {
                         Activation::Silu => by_product(silu(gate), up),
                         Activation::GeluTanh => by_product(gelu(gate), up),
+                        Activation::Sigmoid => by_product(sigmoid(gate), up),
                         Activation::ClampedSwiglu(how) => {
                             let (_, of_gate, of_up) = clamped_swiglu(how, gate, up);
                             (of_gate, of_up)
@@ -225,13 +231,21 @@ fn clamped_swiglu<V: Lanes>(ClampedSwiglu { alpha, limit }: ClampedSwiglu, gate:
 
 /// The function and its derivative; whichever is not used is not computed.
 #[inline(always)]
-fn silu<V: Lanes>(x: V) -> (V, V) {
+pub(super) fn silu<V: Lanes>(x: V) -> (V, V) {
     let (zero, one) = (x.filled(0.0), x.filled(1.0));
     let denominator = one.add(exp(zero.sub(x)));
     let value = x.div(denominator);
     let sigmoid = one.div(denominator);
     // s (1 + x (1 - s)) = s + y (1 - s)
     (value, value.mul_add(one.sub(sigmoid), sigmoid))
+}
+
+/// The function and its derivative; whichever is not used is not computed.
+#[inline(always)]
+fn sigmoid<V: Lanes>(x: V) -> (V, V) {
+    let (zero, one) = (x.filled(0.0), x.filled(1.0));
+    let value = one.div(one.add(exp(zero.sub(x))));
+    (value, value.mul(one.sub(value)))
 }
 
 /// The function and its derivative; whichever is not used is not computed.
@@ -255,7 +269,7 @@ mod tests {
     use crate::kernels::testing::{close, noise};
 
     const CLAMPED: Activation = Activation::ClampedSwiglu(ClampedSwiglu { alpha: 1.702, limit: 2.5 });
-    const ALL: [Activation; 3] = [Activation::Silu, Activation::GeluTanh, CLAMPED];
+    const ALL: [Activation; 4] = [Activation::Silu, Activation::GeluTanh, Activation::Sigmoid, CLAMPED];
 
     fn truth(activation: Activation, gate: f32, up: f32) -> f64 {
         let x = f64::from(gate);
@@ -265,6 +279,7 @@ mod tests {
         }
         let activated = match activation {
             Activation::Silu => x / (1.0 + (-x).exp()),
+            Activation::Sigmoid => 1.0 / (1.0 + (-x).exp()),
             _ => 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh()),
         };
         activated * f64::from(up)

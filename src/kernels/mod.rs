@@ -11,6 +11,7 @@ pub mod attention;
 pub(crate) mod choice;
 pub(crate) mod cpu;
 pub mod cuda;
+pub mod delta;
 pub mod exp;
 pub mod gated;
 pub(crate) mod lanes;

@@ -6,8 +6,9 @@ use candle_core::Tensor;
 use super::Batch;
 use super::context::Context;
 use super::experts::Experts;
-use super::layers::{Attention, Layer, Mlp, RmsNorm};
+use super::layers::{Layer, Mlp, RmsNorm};
 use super::lora::Adapters;
+use super::mixer::Mixer;
 use super::parameters::Parameter;
 use crate::error::{Error, Result};
 use crate::kernels::Dtype;
@@ -18,7 +19,7 @@ use crate::kernels::gated::Activation;
 pub(super) struct Block {
     /// On what the attention reads.
     pub attention_norm: Option<RmsNorm>,
-    pub attention: Attention,
+    pub mixer: Mixer,
     /// On what the attention adds.
     pub attention_post_norm: Option<RmsNorm>,
     /// On what the feed-forward network reads.
@@ -37,9 +38,9 @@ pub(super) enum FeedForward {
 pub(super) struct Activations {
     /// `[T, D]`
     input: Tensor,
-    /// `[T, q | k | v]`
-    qkv: Tensor,
-    /// `[T, heads * head_dim]`
+    /// `[T, q | k | v]`, or what else the mixer projects.
+    projected: Tensor,
+    /// What the heads have read, `[T, M]`.
     mixed: Tensor,
     softmaxes: Softmaxes,
     /// What the attention adds, before its norm; only where there is one.
@@ -56,17 +57,17 @@ impl Activations {
     /// The memory they take.
     pub(super) fn bytes(&self) -> usize {
         let optional = [&self.added, &self.gate_up, &self.fed].into_iter().flatten();
-        let all = [&self.input, &self.qkv, &self.mixed, &self.middle].into_iter().chain(optional);
+        let all = [&self.input, &self.projected, &self.mixed, &self.middle].into_iter().chain(optional);
         all.map(|tensor| 4 * tensor.elem_count()).sum::<usize>() + self.softmaxes.bytes()
     }
 }
 
 impl Block {
     /// The block of most families: norms on what is read alone, by their usual names.
-    pub(super) fn pre_norm(layer: &Layer, attention: Attention, mlp: FeedForward) -> Result<Block> {
+    pub(super) fn pre_norm(layer: &Layer, mixer: impl Into<Mixer>, mlp: FeedForward) -> Result<Block> {
         Ok(Block {
             attention_norm: Some(layer.norm("input_layernorm")?),
-            attention,
+            mixer: mixer.into(),
             attention_post_norm: None,
             mlp_norm: Some(layer.norm("post_attention_layernorm")?),
             mlp,
@@ -103,13 +104,13 @@ impl Block {
 
     /// All but the output, and what the feed-forward network reads.
     fn opened(&self, x: Tensor, context: Context, rows: Option<&[u32]>, adapters: Adapters) -> Result<(Activations, Tensor)> {
-        let qkv = self.attention.project_in(&normed(&self.attention_norm, &x)?, adapters)?;
-        let (mixed, softmaxes) = self.attention.mix(&qkv, context)?;
+        let projected = self.mixer.project_in(&normed(&self.attention_norm, &x)?, adapters)?;
+        let (mixed, softmaxes) = self.mixer.mix(&projected, context)?;
         let (mixed_rows, x_rows) = (select(&mixed, rows)?, select(&x, rows)?);
         let (middle, added) = match &self.attention_post_norm {
-            None => (self.attention.project_add(&mixed_rows, &x_rows, adapters)?, None),
+            None => (self.mixer.project_add(&mixed_rows, &x_rows, adapters)?, None),
             Some(norm) => {
-                let added = self.attention.project(&mixed_rows, adapters)?;
+                let added = self.mixer.project(&mixed_rows, adapters)?;
                 ((x_rows + norm.forward(&added)?)?, Some(added))
             }
         };
@@ -122,7 +123,7 @@ impl Block {
             None => None,
             Some(_) => Some(self.mlp.close(&read, gate_up.as_ref(), adapters)?),
         };
-        Ok((Activations { input: x, qkv, mixed, softmaxes, added, middle, gate_up, fed }, read))
+        Ok((Activations { input: x, projected, mixed, softmaxes, added, middle, gate_up, fed }, read))
     }
 
     /// Adds to the gradients of whatever is trained; from `dy` to the gradient of the input.
@@ -150,18 +151,18 @@ impl Block {
             (Some(norm), Some(added)) => norm.backward(added, &d_middle)?,
             _ => d_middle.clone(),
         };
-        let d_mixed = self.attention.project_backward(&select(&kept.mixed, rows)?, &d_added, adapters)?;
+        let d_mixed = self.mixer.project_backward(&select(&kept.mixed, rows)?, &d_added, adapters)?;
         let tokens = kept.input.dim(0)?;
         let (d_mixed, d_middle) = (spread(d_mixed, rows, tokens)?, spread(d_middle, rows, tokens)?);
         let read = normed(&self.attention_norm, &kept.input)?;
         let mixed = (&kept.mixed, &kept.softmaxes);
-        let d_read = self.attention.backward(&read, &kept.qkv, mixed, &d_mixed, batch, adapters)?;
+        let d_read = self.mixer.backward(&read, &kept.projected, mixed, &d_mixed, batch, adapters)?;
         Ok(sum(&d_middle, &norm_backward(&self.attention_norm, &kept.input, d_read)?)?)
     }
 
     pub(super) fn train(&mut self, dtype: Dtype, parameters: &mut Vec<Parameter>) -> Result<()> {
         self.attention_norm.as_ref().map_or(Ok(()), |norm| norm.train(parameters))?;
-        self.attention.train(dtype, parameters)?;
+        self.mixer.train(dtype, parameters)?;
         self.attention_post_norm.as_ref().map_or(Ok(()), |norm| norm.train(parameters))?;
         self.mlp_norm.as_ref().map_or(Ok(()), |norm| norm.train(parameters))?;
         match &mut self.mlp {

@@ -1,22 +1,34 @@
-//! The keys and values of sequences that are being written, in all layers, and which of their pages are free.
+//! What all layers keep of sequences that are being written: keys and values, by pages, and which of these are free; of layers with the
+//! gated delta rule a state of each sequence.
 
 use super::Config;
 use crate::kernels::Dtype;
 use crate::kernels::attention::LayerCache;
 pub use crate::kernels::attention::{PAGE, Stretch};
+use crate::kernels::delta::DeltaCache;
 
 pub struct Cache {
-    pub(super) layers: Vec<LayerCache>,
+    pub(super) layers: Vec<Kept>,
     free: Vec<usize>,
     /// Sequences that hold each page.
     holders: Vec<u32>,
 }
 
+/// What one layer keeps.
+pub(super) enum Kept {
+    Attention(LayerCache),
+    Delta(DeltaCache),
+}
+
 impl Cache {
-    /// Room for `n_pages` times [`PAGE`] positions of a model in `dtype`; memory is taken as it is written.
-    pub fn new(config: &Config, dtype: Dtype, n_pages: usize) -> Cache {
+    /// Room for `n_pages` times [`PAGE`] positions of `n_sequences` sequences at a time, for a model in `dtype`; memory is taken as it is written.
+    pub fn new(config: &Config, dtype: Dtype, n_pages: usize, n_sequences: usize) -> Cache {
+        let kept = |layer: usize| match config.delta_shape(layer) {
+            None => Kept::Attention(LayerCache::new(&config.attention_shape(layer), n_pages, dtype)),
+            Some(shape) => Kept::Delta(DeltaCache::new(shape, n_sequences)),
+        };
         Cache {
-            layers: (0..config.layers).map(|layer| LayerCache::new(&config.attention_shape(layer), n_pages, dtype)).collect(),
+            layers: (0..config.layers).map(kept).collect(),
             // The first ones are handed out first, so that what was never needed is never touched.
             free: (0..n_pages).rev().collect(),
             holders: vec![0; n_pages],
@@ -25,7 +37,18 @@ impl Cache {
 
     /// The memory that a page takes in all layers.
     pub fn page_bytes(config: &Config, dtype: Dtype) -> usize {
-        (0..config.layers).map(|layer| LayerCache::page_bytes(&config.attention_shape(layer), dtype)).sum()
+        let layers = (0..config.layers).filter(|&layer| config.delta_shape(layer).is_none());
+        layers.map(|layer| LayerCache::page_bytes(&config.attention_shape(layer), dtype)).sum()
+    }
+
+    /// The memory that a sequence takes beside its pages.
+    pub fn sequence_bytes(config: &Config) -> usize {
+        (0..config.layers).filter_map(|layer| config.delta_shape(layer)).map(|shape| DeltaCache::sequence_bytes(&shape)).sum()
+    }
+
+    /// May a sequence begin with pages of another? Not where a layer keeps a state, which is of all that came before.
+    pub fn shares_pages(&self) -> bool {
+        self.layers.iter().all(|kept| matches!(kept, Kept::Attention(_)))
     }
 
     pub fn n_free(&self) -> usize {
@@ -69,7 +92,8 @@ mod tests {
         .unwrap();
         // Two layers, one head of 4 keys and of 16 padded values, 16 positions, 4 bytes.
         assert_eq!(Cache::page_bytes(&config, Dtype::F32), 2 * (4 + 16) * 16 * 4);
-        let mut cache = Cache::new(&config, Dtype::F32, 5);
+        let mut cache = Cache::new(&config, Dtype::F32, 5, 1);
+        assert!(cache.shares_pages() && Cache::sequence_bytes(&config) == 0);
         let first = cache.take(3).unwrap();
         assert_eq!((first.as_slice(), cache.n_free()), (&[0, 1, 2][..], 2));
         assert!(cache.take(3).is_none());

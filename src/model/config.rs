@@ -6,6 +6,7 @@ use super::rope::Rope;
 use crate::error::{Error, Result};
 use crate::json::present;
 use crate::kernels::attention::AttentionShape;
+use crate::kernels::delta::DeltaShape;
 use crate::kernels::gated::ClampedSwiglu;
 
 #[derive(Debug, Clone, PartialEq)]
@@ -42,6 +43,10 @@ pub struct Config {
     pub output_bias: bool,
     /// Norms on queries and keys, where that is a setting and not the family's.
     pub qk_norm: bool,
+    /// Each query head comes with as many gates, which multiply what it reads.
+    pub attention_gates: bool,
+    /// Layers with the gated delta rule in place of attention.
+    pub delta: Option<DeltaConfig>,
     /// Biases in the feed-forward network.
     pub mlp_bias: bool,
     pub experts: Option<ExpertsConfig>,
@@ -68,6 +73,14 @@ pub struct QueryGrowth {
     pub original_positions: usize,
 }
 
+/// The gated delta rule, which some layers have in place of attention.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeltaConfig {
+    pub shape: DeltaShape,
+    /// Of each layer: has it the rule, or attention?
+    pub layers: Vec<bool>,
+}
+
 /// A feed-forward network of which each token uses a part.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ExpertsConfig {
@@ -83,6 +96,10 @@ pub struct ExpertsConfig {
     pub scale: f64,
     /// The width of a network that every token uses beside its experts; 0 for none.
     pub shared_size: usize,
+    /// That network has a gate, a number for each token.
+    pub shared_gate: bool,
+    /// PEFT takes `gate_proj` and the like for the stacks of the experts, as if each expert were a module; else it leaves these alone.
+    pub modules: bool,
     /// How gpt-oss has it: the router and the experts have biases; the experts are stacked as inputs by outputs, and gate and up alternate.
     pub transposed: bool,
     /// The stacks are stored in MXFP4.
@@ -103,6 +120,8 @@ impl ExpertsConfig {
             scoring: Scoring::Softmax,
             scale: 1.0,
             shared_size: 0,
+            shared_gate: false,
+            modules: true,
             transposed: false,
             mxfp4: false,
             swiglu: None,
@@ -144,6 +163,8 @@ impl Config {
             qkv_bias: false,
             output_bias: false,
             qk_norm: false,
+            attention_gates: false,
+            delta: None,
             mlp_bias: false,
             experts: None,
             further_layers: 0,
@@ -192,6 +213,9 @@ impl Config {
                 return Err(Error::new(format!("{what} would be multiplied by {scale}; expected a positive number")));
             }
         }
+        if let Some(DeltaConfig { shape, .. }) = &self.delta {
+            shape.check(shape.columns())?;
+        }
         if let Some(experts) = &self.experts
             && (experts.per_token == 0 || experts.per_token > experts.count)
         {
@@ -204,6 +228,11 @@ impl Config {
     pub fn longest(&self) -> usize {
         let ropes = [Some(&self.rope), self.window_rope.as_ref()];
         ropes.into_iter().flatten().filter_map(Rope::longest).fold(self.max_positions, usize::min)
+    }
+
+    /// The heads of the gated delta rule in a layer that has it; `None` where there is attention.
+    pub(super) fn delta_shape(&self, layer: usize) -> Option<DeltaShape> {
+        self.delta.as_ref().filter(|delta| delta.layers[layer]).map(|delta| delta.shape)
     }
 
     pub(super) fn attention_shape(&self, layer: usize) -> AttentionShape {

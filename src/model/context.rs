@@ -1,14 +1,15 @@
 //! What the tokens that go through a block attend to.
 
 use crate::error::Result;
-use crate::kernels::attention::{LayerCache, Stretch, positions, positions_of};
+use crate::kernels::attention::{Stretch, positions, positions_of};
 use crate::model::Batch;
+use crate::model::cache::Kept;
 
 pub(super) enum Context<'a> {
     /// Others of their batch.
     Batch(&'a Batch),
-    /// What this layer's cache holds of their sequences; what they bring is added to it.
-    Cache(&'a [Stretch], &'a mut LayerCache),
+    /// What this layer has kept of their sequences; what they bring is added to it.
+    Cache(&'a [Stretch], &'a mut Kept),
 }
 
 impl Context<'_> {

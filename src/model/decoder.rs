@@ -7,6 +7,7 @@
 use candle_core::Tensor;
 
 use super::block::{Activations, Block, FeedForward};
+use super::cache::Kept;
 use super::config::Config;
 use super::context::Context;
 use super::families as family;
@@ -16,7 +17,7 @@ use super::parameters::{Parameter, Part};
 use super::source::matrix;
 use super::{Batch, LoadOptions, Source};
 use crate::error::Result;
-use crate::kernels::attention::{LayerCache, Stretch};
+use crate::kernels::attention::Stretch;
 use crate::kernels::cpu::with_floats;
 use crate::kernels::matmul::Matrix;
 use crate::kernels::rotary::Rotary;
@@ -76,13 +77,7 @@ impl Decoder {
     }
 
     /// The same for tokens that go on with sequences of a cache, and are added to it.
-    pub(super) fn hidden_onto(
-        &self,
-        cache: &mut [LayerCache],
-        ids: &[u32],
-        stretches: &[Stretch],
-        rows: &[u32],
-    ) -> Result<Tensor> {
+    pub(super) fn hidden_onto(&self, cache: &mut [Kept], ids: &[u32], stretches: &[Stretch], rows: &[u32]) -> Result<Tensor> {
         self.through(ids, rows, Adapters::On, cache.iter_mut().map(|layer| Context::Cache(stretches, layer)))
     }
 
@@ -201,7 +196,7 @@ impl Decoder {
         // networks that every token uses: only what it keeps is trained.
         let has_experts = self.blocks.iter().any(|block| matches!(block.mlp, FeedForward::Routed(_)));
         for block in &mut self.blocks {
-            block.attention.adapt(how, &mut parameters)?;
+            block.mixer.adapt(how, &mut parameters)?;
             match &mut block.mlp {
                 FeedForward::Dense(_) if has_experts => {}
                 FeedForward::Dense(mlp) => mlp.adapt(how, &mut parameters)?,

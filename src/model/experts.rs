@@ -22,14 +22,16 @@ pub(super) struct Experts {
     pub(super) experts: Vec<Mlp>,
     /// What every token uses.
     pub(super) shared: Option<Box<Mlp>>,
+    /// `[1, D]`, whose sigmoid multiplies what that gives.
+    shared_gate: Option<Linear>,
     scoring: Scoring,
     /// `[E]`, added to the scores to choose; no gradient reaches it.
     correction: Option<Vec<f32>>,
     per_token: usize,
     normalise: bool,
     scale: f64,
-    /// See [`ExpertsConfig::transposed`].
-    transposed: bool,
+    /// See [`ExpertsConfig::modules`].
+    modules: bool,
 }
 
 /// The end of the name of the tensor that corrects a router's choice.
@@ -92,18 +94,29 @@ impl Experts {
         let experts = (0..count).map(load).collect::<Result<Vec<Mlp>>>()?;
         let shared = match config.shared_size {
             0 => None,
-            size => Some(Box::new(Mlp::load_in(layer, "mlp.shared_experts", size, activation)?)),
+            size => {
+                let module = if config.shared_gate { "mlp.shared_expert" } else { "mlp.shared_experts" };
+                Some(Box::new(Mlp::load_in(layer, module, size, activation)?))
+            }
         };
-        let ExpertsConfig { per_token, normalise, scoring, scale, transposed, .. } = *config;
-        Ok(Experts { router, experts, shared, scoring, correction, per_token, normalise, scale, transposed })
+        let shared_gate = match config.shared_gate && shared.is_some() {
+            true => Some(Linear::load(&in_f32, &[("mlp.shared_expert_gate", 1)], width, false)?),
+            false => None,
+        };
+        let ExpertsConfig { per_token, normalise, scoring, scale, modules, .. } = *config;
+        Ok(Experts { router, experts, shared, shared_gate, scoring, correction, per_token, normalise, scale, modules })
     }
 
     /// `residual + experts(x)`, `x` and `residual [T, D]`
     pub(super) fn forward_add(&self, x: &Tensor, residual: &Tensor, adapters: Adapters) -> Result<Tensor> {
         let sum = self.routed_add(x, residual, adapters)?;
-        match &self.shared {
-            None => Ok(sum),
-            Some(shared) => shared.close_add(&shared.open(x, adapters)?, &sum, adapters),
+        match (&self.shared, &self.shared_gate) {
+            (None, _) => Ok(sum),
+            (Some(shared), None) => shared.close_add(&shared.open(x, adapters)?, &sum, adapters),
+            (Some(shared), Some(gate)) => {
+                let share = sigmoid(&gate.forward(x, adapters)?)?;
+                Ok((sum + shared.forward(x, adapters)?.broadcast_mul(&share)?)?)
+            }
         }
     }
 
@@ -126,7 +139,7 @@ impl Experts {
                 let exp_te = logits_te.broadcast_sub(&logits_te.max_keepdim(1)?)?.exp()?;
                 exp_te.broadcast_div(&exp_te.sum_keepdim(1)?)?
             }
-            Scoring::Sigmoid => (logits_te.neg()?.exp()? + 1.0)?.recip()?,
+            Scoring::Sigmoid => sigmoid(logits_te)?,
         };
         let chosen = self.choose(&scores_te.to_vec2::<f32>()?)?;
         let mut weights_te = (&scores_te * mask(&chosen, self.experts.len(), logits_te)?)?;
@@ -189,26 +202,39 @@ impl Experts {
         let gradients = (weights_te * d_weights_te)?.sum_all()?.backward()?;
         let d_logits_te = gradients.get(&logits_te).ok_or_else(|| Error::new("no gradient reached the experts' router"))?;
         let dx = sum(&dx, &self.router.backward(x, d_logits_te, adapters)?)?;
-        match &self.shared {
-            None => Ok(dx),
-            Some(shared) => Ok(sum(&dx, &shared.backward(x, &shared.open(x, adapters)?, dy, adapters)?)?),
+        match (&self.shared, &self.shared_gate) {
+            (None, _) => Ok(dx),
+            (Some(shared), None) => Ok(sum(&dx, &shared.backward(x, &shared.open(x, adapters)?, dy, adapters)?)?),
+            (Some(shared), Some(gate)) => {
+                let share = sigmoid(&gate.forward(x, adapters)?)?;
+                let gate_up = shared.open(x, adapters)?;
+                let d_share = (shared.close(&gate_up, adapters)? * dy)?.sum_keepdim(1)?;
+                // s (1 - s)
+                let d_logit = ((d_share * &share)? * share.affine(-1.0, 1.0)?)?;
+                let dx = sum(&dx, &shared.backward(x, &gate_up, &dy.broadcast_mul(&share)?, adapters)?)?;
+                Ok(sum(&dx, &gate.backward(x, &d_logit, adapters)?)?)
+            }
         }
     }
 
     /// Makes all weights learn, the router in f32.
     pub(super) fn train(&mut self, dtype: Dtype, parameters: &mut Vec<Parameter>) -> Result<()> {
         self.router.train(Dtype::F32, parameters)?;
-        self.experts.iter_mut().chain(self.shared.as_deref_mut()).try_for_each(|expert| expert.train(dtype, parameters))
+        self.experts.iter_mut().chain(self.shared.as_deref_mut()).try_for_each(|expert| expert.train(dtype, parameters))?;
+        self.shared_gate.as_mut().map_or(Ok(()), |gate| gate.train(Dtype::F32, parameters))
     }
 
-    /// Adapts the experts; the router and what all tokens share are left as they are, and so are transposed stacks, which PEFT knows as
-    /// parameters and not as modules.
+    /// Adapts the experts or, where these are no modules to PEFT, what all tokens share, which goes by the same names; never the router.
     pub(super) fn adapt(&mut self, how: &Adapting, parameters: &mut Vec<Parameter>) -> Result<()> {
-        if self.transposed {
-            return Ok(());
+        match self.modules {
+            true => self.experts.iter_mut().try_for_each(|expert| expert.adapt(how, parameters)),
+            false => self.shared.as_deref_mut().map_or(Ok(()), |shared| shared.adapt(how, parameters)),
         }
-        self.experts.iter_mut().try_for_each(|expert| expert.adapt(how, parameters))
     }
+}
+
+fn sigmoid(x: &Tensor) -> Result<Tensor> {
+    Ok((x.neg()?.exp()? + 1.0)?.recip()?)
 }
 
 /// Added to the sum that weights are divided by: it changes no sum of numbers that matter.

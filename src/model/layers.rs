@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 
+use super::cache::Kept;
 use super::config::{Config, QueryGrowth};
 use super::context::Context;
 use super::lora::{Adapters, Lora, LoraOptions};
 use super::parameters::{Parameter, Part, Vector};
 use super::source::matrix;
 use super::{Batch, LoadOptions, Source};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernels::attention::{AttentionShape, Softmaxes, attention_backward, attention_keeping, attention_onto};
 use crate::kernels::cpu::column_sums;
 use crate::kernels::gated::{Activation, gated, gated_backward};
@@ -167,8 +168,30 @@ impl RmsNorm {
     }
 
     pub(super) fn load(config: &Config, source: &dyn Source, name: &str, width: usize, kernels: Kernels) -> Result<RmsNorm> {
-        let stored = source.tensor(name, &[width])?;
         let offset = if config.norm_offset { 1.0 } else { 0.0 };
+        RmsNorm::load_offset(config, source, name, width, offset, kernels)
+    }
+
+    /// The same where the weight is stored as it is, whatever the family's others are.
+    pub(super) fn load_plain(
+        config: &Config,
+        source: &dyn Source,
+        name: &str,
+        width: usize,
+        kernels: Kernels,
+    ) -> Result<RmsNorm> {
+        RmsNorm::load_offset(config, source, name, width, 0.0, kernels)
+    }
+
+    fn load_offset(
+        config: &Config,
+        source: &dyn Source,
+        name: &str,
+        width: usize,
+        offset: f64,
+        kernels: Kernels,
+    ) -> Result<RmsNorm> {
+        let stored = source.tensor(name, &[width])?;
         let weight = Vector::new((stored + offset)?, offset as f32);
         Ok(RmsNorm { weight, name: name.to_owned(), eps: config.rms_norm_eps, kernels })
     }
@@ -198,6 +221,8 @@ pub(super) struct Attention {
     /// On queries and on keys: of each head, or of all heads at once.
     pub(super) qk_norm: Option<(RmsNorm, RmsNorm)>,
     pub(super) output: Linear,
+    /// Whether each query head comes with gates, `(query | gates)` one head after the other.
+    gated: bool,
     /// A logit for each head that takes a share of every softmax, and its name.
     sinks: Option<(Arc<Vector>, String)>,
     pub(super) shape: AttentionShape,
@@ -210,6 +235,7 @@ impl Attention {
     /// From `q_proj`, `k_proj`, `v_proj` and `o_proj`.
     pub(super) fn load(layer: &Layer) -> Result<Attention> {
         let (q_width, kv_width) = layer.config.attention_shape(layer.index).widths();
+        let q_width = if layer.config.attention_gates { 2 * q_width } else { q_width };
         let inputs = [("self_attn.q_proj", q_width), ("self_attn.k_proj", kv_width), ("self_attn.v_proj", kv_width)];
         Attention::load_parts(layer, &inputs)
     }
@@ -228,6 +254,7 @@ impl Attention {
             qkv: Linear::load(layer, inputs, width, config.qkv_bias)?,
             qk_norm: None,
             output: Linear::load(layer, &[("self_attn.o_proj", width)], q_width, config.output_bias)?,
+            gated: config.attention_gates,
             sinks: None,
             shape,
             rotary: layer.rotary.clone(),
@@ -260,17 +287,18 @@ impl Attention {
         Ok(Attention { qk_norm, ..Attention::load(layer)? })
     }
 
-    /// Queries, keys and values of the heads: `x [T, D] -> [T, q | k | v]`.
+    /// Queries, keys and values of the heads: `x [T, D] -> [T, q | k | v]`; with gates beside each query head where there are some.
     pub(super) fn project_in(&self, x: &Tensor, adapters: Adapters) -> Result<Tensor> {
         self.qkv.forward(x, adapters)
     }
 
-    /// What the heads read from the context: `qkv [T, q | k | v] -> [T, heads * head_dim]`, before the output projection.
-    /// With what the backward pass needs.
-    pub(super) fn mix(&self, qkv: &Tensor, context: Context) -> Result<(Tensor, Softmaxes)> {
-        let grown = self.grown(self.normed(qkv)?, &context)?;
+    /// What the heads read from the context: `[T, q | k | v] -> [T, heads * head_dim]`, before the output projection; behind the gates, as
+    /// many, where there are some. With what the backward pass needs.
+    pub(super) fn mix(&self, projected: &Tensor, context: Context) -> Result<(Tensor, Softmaxes)> {
+        let (qkv, gates) = self.without_gates(projected)?;
+        let grown = self.grown(self.normed(&qkv)?, &context)?;
         let sinks = self.sinks.as_ref().map(|(sinks, _)| sinks.get());
-        match context {
+        let (read, softmaxes) = match context {
             Context::Batch(batch) => attention_keeping(
                 &grown,
                 &batch.segments,
@@ -279,39 +307,83 @@ impl Attention {
                 sinks.as_ref(),
                 self.qkv.dtype(),
                 self.kernels,
-            ),
-            Context::Cache(stretches, cache) => {
-                let y = attention_onto(&grown, stretches, cache, &self.rotary, &self.shape, sinks.as_ref(), self.qkv.dtype())?;
-                Ok((y, Softmaxes::default()))
+            )?,
+            Context::Cache(_, Kept::Delta(_)) => return Err(Error::new("the cache keeps no keys of a layer with attention")),
+            Context::Cache(stretches, Kept::Attention(cache)) => {
+                let read = attention_onto(&grown, stretches, cache, &self.rotary, &self.shape, sinks.as_ref(), self.qkv.dtype())?;
+                (read, Softmaxes::default())
             }
+        };
+        match gates {
+            None => Ok((read, softmaxes)),
+            Some(gates) => Ok((Tensor::cat(&[gates, read], 1)?, softmaxes)),
         }
     }
 
     /// `mixed W_o^T`
     pub(super) fn project(&self, mixed: &Tensor, adapters: Adapters) -> Result<Tensor> {
-        self.output.forward(mixed, adapters)
+        self.output.forward(&self.opened(mixed)?, adapters)
     }
 
     /// `residual + mixed W_o^T`
     pub(super) fn project_add(&self, mixed: &Tensor, residual: &Tensor, adapters: Adapters) -> Result<Tensor> {
-        self.output.forward_add(mixed, residual, adapters)
+        self.output.forward_add(&self.opened(mixed)?, residual, adapters)
     }
 
     /// The gradient of [`Attention::project`]'s input.
     pub(super) fn project_backward(&self, mixed: &Tensor, dy: &Tensor, adapters: Adapters) -> Result<Tensor> {
-        self.output.backward(mixed, dy, adapters)
+        let d_opened = self.output.backward(&self.opened(mixed)?, dy, adapters)?;
+        if self.gated { gated_backward(mixed, Activation::Sigmoid, &d_opened) } else { Ok(d_opened) }
+    }
+
+    /// What the gates let through.
+    fn opened(&self, mixed: &Tensor) -> Result<Tensor> {
+        if self.gated { gated(mixed, Activation::Sigmoid, self.kernels) } else { Ok(mixed.clone()) }
+    }
+
+    /// Queries, keys and values `[T, q | k | v]`, and the gates `[T, q]`.
+    fn without_gates(&self, projected: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
+        if !self.gated {
+            return Ok((projected.clone(), None));
+        }
+        let AttentionShape { heads, head_dim, .. } = self.shape;
+        let (tokens, columns) = projected.dims2()?;
+        let width = heads * head_dim;
+        let both = projected.narrow(1, 0, 2 * width)?.reshape((tokens, heads, 2, head_dim))?;
+        let part = |number: usize| both.narrow(2, number, 1)?.reshape((tokens, width));
+        let qkv = Tensor::cat(&[part(0)?, projected.narrow(1, 2 * width, columns - 2 * width)?], 1)?;
+        Ok((qkv, Some(part(1)?)))
+    }
+
+    /// The way back of [`Attention::without_gates`].
+    fn with_gates(&self, qkv: Tensor, gates: Option<Tensor>) -> Result<Tensor> {
+        let Some(gates) = gates else { return Ok(qkv) };
+        let AttentionShape { heads, head_dim, .. } = self.shape;
+        let (tokens, columns) = qkv.dims2()?;
+        let width = heads * head_dim;
+        let of_heads = |x: Tensor| x.reshape((tokens, heads, 1, head_dim));
+        let both = Tensor::cat(&[of_heads(qkv.narrow(1, 0, width)?)?, of_heads(gates)?], 2)?.reshape((tokens, 2 * width))?;
+        Ok(Tensor::cat(&[both, qkv.narrow(1, width, columns - width)?], 1)?)
     }
 
     /// From the gradient of what [`Attention::mix`] gave to that of the `x` which was projected in.
     pub(super) fn backward(
         &self,
         x: &Tensor,
-        qkv: &Tensor,
+        projected: &Tensor,
         (mixed, softmaxes): (&Tensor, &Softmaxes),
         d_mixed: &Tensor,
         batch: &Batch,
         adapters: Adapters,
     ) -> Result<Tensor> {
+        let (qkv, _) = self.without_gates(projected)?;
+        let qkv = &qkv;
+        let width = self.shape.widths().0;
+        let part = |x: &Tensor, first: usize| x.narrow(1, first, width)?.contiguous();
+        let (mixed, d_gates, d_mixed) = match self.gated {
+            false => (mixed.clone(), None, d_mixed.clone()),
+            true => (part(mixed, width)?, Some(part(d_mixed, 0)?), part(d_mixed, width)?),
+        };
         let grown = self.grown(self.normed(qkv)?, &Context::Batch(batch))?;
         let (segments, shape) = (&batch.segments, &self.shape);
         let sinks = self.sinks.as_ref().map(|(sinks, _)| sinks.get());
@@ -321,9 +393,9 @@ impl Attention {
             &self.rotary,
             shape,
             sinks.as_ref(),
-            mixed,
+            &mixed,
             softmaxes,
-            d_mixed,
+            &d_mixed,
             self.qkv.dtype(),
         )?;
         if let (Some((sinks, _)), Some(d_sinks)) = (&self.sinks, d_sinks) {
@@ -338,7 +410,7 @@ impl Attention {
             k.weight.add_gradient(&dk);
             d_qkv = dx;
         }
-        self.qkv.backward(x, &d_qkv, adapters)
+        self.qkv.backward(x, &self.with_gates(d_qkv, d_gates)?, adapters)
     }
 
     /// Makes all weights learn.

@@ -90,8 +90,9 @@ fn refuse(name: &str, need: impl Fn(Dtype) -> u64, dtype: Dtype, available: u64)
 /// What the process grows to while it scores.
 fn needed_bytes(config: &Config, parameters: u64, dtype: Dtype, max_tokens: usize) -> u64 {
     let [width, inner] = [config.hidden_size, config.intermediate_size].map(|n| n as u64);
-    // Residual stream, normed copy, queries to values, mixed heads; gate, up and their product.
-    let per_token = (6 * width).saturating_add(3 * inner).saturating_mul(4);
+    let delta = config.delta.as_ref().map_or(0, |delta| delta.shape.columns()) as u64;
+    // Residual stream, normed copy, queries to values, mixed heads; gate, up and their product; what the delta rule reads and gives.
+    let per_token = (6 * width).saturating_add(3 * inner).saturating_add(2 * delta).saturating_mul(4);
     let activations = BATCH_TOKENS.max(max_tokens as u64).saturating_mul(per_token);
     let held = held_bytes(config, parameters, dtype).saturating_add(activations).saturating_add(PROGRAM_BYTES);
     held.max(loading_bytes(config, parameters, dtype))
@@ -102,7 +103,8 @@ pub fn loading_bytes(config: &Config, parameters: u64, dtype: Dtype) -> u64 {
     // A matrix as it is stored, in two bytes mostly, and as f32, beside what it becomes: of a layer, on top of all that is loaded; of the
     // vocabulary, on top of the other one.
     const ON_ITS_WAY: u64 = 2 + 4;
-    let layer = (config.hidden_size as u64).saturating_mul(config.intermediate_size as u64);
+    let delta = config.delta.as_ref().map_or(0, |delta| delta.shape.wide_columns());
+    let layer = (config.hidden_size as u64).saturating_mul(config.intermediate_size.max(delta) as u64);
     // Gate and up are one tensor in the files of these families.
     let layer = if ["glm", "glm4", "phi3", "gpt_oss"].contains(&config.family) { layer.saturating_mul(2) } else { layer };
     let last = held_bytes(config, parameters, dtype).saturating_add(layer.saturating_mul(ON_ITS_WAY));

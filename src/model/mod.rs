@@ -11,7 +11,7 @@
 //! source.rs       where weights come from; batch.rs what goes in; cache.rs keeps what sequences have been read, context.rs says what
 //!                 a block's tokens attend to
 //! config.rs       what the families need to know, whichever file it came from; rope.rs for rotary embeddings
-//! decoder.rs      the decoder that all families are, of block.rs, layers.rs and experts.rs
+//! decoder.rs      the decoder that all families are, of block.rs, mixer.rs, layers.rs, delta_net.rs and experts.rs
 //! served.rs       a model that another program runs: what is known of it here
 //! parameters.rs   what learns, and under which name; trace.rs goes backward through it, lora.rs adds adapters
 //! ```
@@ -43,6 +43,7 @@ mod config;
 mod context;
 mod decoder;
 mod default_model;
+mod delta_net;
 mod device;
 mod embedding_norms;
 mod experts;
@@ -52,6 +53,7 @@ mod layers;
 mod load_options;
 mod lora;
 pub mod memory;
+mod mixer;
 mod on_cuda;
 mod parameters;
 mod placement;

@@ -141,7 +141,7 @@ impl OnCuda {
         let mut tables: Vec<(*const f32, Arc<RotaryTables>)> = Vec::new();
         let mut blocks = Vec::with_capacity(decoder.blocks.len());
         for block in &decoder.blocks {
-            let rotary = &block.attention.rotary;
+            let rotary = &block.mixer.attention()?.rotary;
             let address = rotary.cos.as_ptr();
             let found = tables.iter().find(|(known, _)| *known == address).map(|(_, tables)| tables.clone());
             let rotary = match found {
@@ -246,8 +246,11 @@ impl OnCuda {
     ) -> Result<(Inputs<'a>, Pinned)> {
         let tokens = batch.ids.len();
         let positions = positions(&batch.segments, tokens)?;
-        let attention = &decoder.blocks.first().ok_or_else(|| Error::new("a decoder without blocks"))?.attention;
-        decoder.blocks.iter().try_for_each(|block| block.attention.rotary.check(attention.shape.head_dim, &positions))?;
+        let attention = decoder.blocks.first().ok_or_else(|| Error::new("a decoder without blocks"))?.mixer.attention()?;
+        decoder
+            .blocks
+            .iter()
+            .try_for_each(|block| block.mixer.attention()?.rotary.check(attention.shape.head_dim, &positions))?;
         let positions: Vec<u32> = positions.into_iter().map(|position| position as u32).collect();
         let plan = AttentionPlan::new(&batch.segments, tokens, &attention.shape, self.sizes.dtype, self.device.shared_bytes());
         let lists: [&[u32]; 6] = [&batch.ids, &positions, rows, targets, &plan.tiles, &plan.ranges];
@@ -295,7 +298,7 @@ impl OnCuda {
                 self.device.take_rows(residual, inputs.rows, last, width)?;
                 (mixed, residual) = (rows, last);
             }
-            let output = Output { linear: &block.attention.output, bias: vectors.output_bias.as_ref() };
+            let output = Output { linear: &block.mixer.attention()?.output, bias: vectors.output_bias.as_ref() };
             let norm = block.attention_post_norm.as_ref().zip(vectors.attention_post_norm.as_ref());
             self.add_to(residual, output, mixed, norm, arena)?;
             arena.give_back(mark);
@@ -315,7 +318,7 @@ impl OnCuda {
         arena: &Arena<'a>,
     ) -> Result<Array<'a>> {
         let Sizes { width, columns, mixed, .. } = self.sizes;
-        let (tokens, attention) = (residual.len() / width, &block.attention);
+        let (tokens, attention) = (residual.len() / width, block.mixer.attention()?);
         let weight = on_device(&attention.qkv.matrix)?;
         let norm = block.attention_norm.as_ref().zip(vectors.attention_norm.as_ref());
         let normed = self.normed(residual, norm, weight.dtype(), arena)?;
@@ -462,7 +465,7 @@ impl BlockVectors {
     fn new(device: &'static Device, block: &Block, rotary: Arc<RotaryTables>) -> Result<BlockVectors> {
         let bias = |linear: &Linear| linear.bias.as_ref().map(|bias| vector(device, bias)).transpose();
         let optional = |found: &Option<RmsNorm>| found.as_ref().map(|found| norm(device, found)).transpose();
-        let attention = &block.attention;
+        let attention = block.mixer.attention()?;
         let (gate_up_bias, down_bias) = match &block.mlp {
             FeedForward::Dense(mlp) => (bias(&mlp.gate_up)?, bias(&mlp.down)?),
             FeedForward::Routed(_) => (None, None),

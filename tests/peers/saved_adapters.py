@@ -58,7 +58,7 @@ def check(fixture):
 
 def compare(name, folder):
     # A multimodal model as a whole: its adapters have the names of the whole.
-    whole = name in ("ministral3_multimodal", "mistral3", "qwen2_5_vl", "qwen3_vl")
+    whole = name in ("ministral3_multimodal", "mistral3", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
     auto = AutoModelForImageTextToText if whole else AutoModelForCausalLM
     base = lambda: auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     ids = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))(TEXT, add_special_tokens=False)["input_ids"]

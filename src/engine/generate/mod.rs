@@ -2,7 +2,8 @@
 //!
 //! Many prompts are answered at once, and one that is finished makes room for the next: a step computes one token of every answer under way
 //! and the whole prompts of those that join, in one batch, by the same blocks as scoring (`Model::hidden_onto`). Pages of the cache that
-//! hold nothing but a common beginning of two prompts are computed and kept once.
+//! hold nothing but a common beginning of two prompts are computed and kept once; not in models with the gated delta rule, which remember a
+//! sequence by a state of all of it.
 //!
 //! Every token is drawn with a random number of its own, from the request's seed and its place in the answer, and its logits do not depend
 //! on the rest of the batch, to the bit: neither does an answer. Stop strings and end tokens end it (`answer.rs`), `sampling.rs` chooses the
@@ -81,15 +82,16 @@ pub fn generate(
     if model.placement != Placement::Cpu {
         return Err(Error::new("answers are written on the CPU only").cure("Give --device cpu."));
     }
-    let pages = n_pages(requests, way.at_once);
-    let bytes = pages as u64 * Cache::page_bytes(&model.config, model.dtype()) as u64;
-    memory::check_answers(&model.info.name, bytes)?;
+    let (pages, at_once) = (n_pages(requests, way.at_once), way.at_once.clamp(1, requests.len().max(1)));
+    let bytes = pages * Cache::page_bytes(&model.config, model.dtype()) + at_once * Cache::sequence_bytes(&model.config);
+    memory::check_answers(&model.info.name, bytes as u64)?;
     let (head_options, vocabulary) = (model.head_options(1), model.head().out_features());
     let mut desk = Desk {
         model,
         requests,
         way,
-        cache: Cache::new(&model.config, model.dtype(), pages),
+        cache: Cache::new(&model.config, model.dtype(), pages, at_once),
+        seats: (0..at_once).rev().collect(),
         next: 0,
         rows: Vec::new(),
         last: None,
@@ -135,6 +137,8 @@ struct Desk<'a> {
     requests: &'a [Request],
     way: &'a Way,
     cache: Cache,
+    /// Numbers of sequences of the cache that no answer has.
+    seats: Vec<usize>,
     /// The first request that has not been begun.
     next: usize,
     rows: Vec<Row<'a>>,
@@ -146,6 +150,7 @@ struct Desk<'a> {
 /// An answer under way.
 struct Row<'a> {
     request: usize,
+    seat: usize,
     pages: Arc<[usize]>,
     /// Tokens of the sequence that are in the cache.
     n_cached: usize,
@@ -166,8 +171,7 @@ impl Desk<'_> {
     /// Begins requests as long as there is room.
     fn admit(&mut self) -> Result<()> {
         let mut joining = 0;
-        while self.next < self.requests.len() && self.rows.len() < self.way.at_once.max(1) {
-            let request = &self.requests[self.next];
+        while let (Some(request), Some(&seat)) = (self.requests.get(self.next), self.seats.last()) {
             if joining > 0 && joining + request.prompt.len() > JOINING_TOKENS {
                 break;
             }
@@ -178,6 +182,7 @@ impl Desk<'_> {
                     false => break,
                 }
             };
+            self.seats.pop();
             self.cache.share(&shared);
             let n_shared = shared.len() * PAGE;
             joining += request.prompt.len() - n_shared;
@@ -190,6 +195,7 @@ impl Desk<'_> {
             let Way { ends, stops, .. } = self.way;
             self.rows.push(Row {
                 request: self.next,
+                seat,
                 pages: pages.into(),
                 n_cached: n_shared,
                 reading: request.prompt[n_shared..].to_vec(),
@@ -204,6 +210,9 @@ impl Desk<'_> {
 
     /// The pages of another prompt that hold the beginning of this one, as many as there are; its last token is always computed.
     fn shared_pages(&self, prompt: &[u32]) -> Vec<usize> {
+        if !self.cache.shares_pages() {
+            return Vec::new();
+        }
         let common = |request: usize| {
             let other = &self.requests[request].prompt;
             let n = prompt[..prompt.len() - 1].iter().zip(other).take_while(|(a, b)| a == b).count();
@@ -222,7 +231,7 @@ impl Desk<'_> {
             step.ids.extend_from_slice(&row.reading);
             let tokens = begin..step.ids.len();
             step.last.push(tokens.end as u32 - 1);
-            step.stretches.push(Stretch { tokens, position: row.n_cached, pages: row.pages.clone() });
+            step.stretches.push(Stretch { tokens, position: row.n_cached, pages: row.pages.clone(), sequence: row.seat });
         }
         step
     }
@@ -237,6 +246,7 @@ impl Desk<'_> {
             match row.writing.push(id) {
                 Some(answer) => {
                     self.cache.release(&row.pages);
+                    self.seats.push(row.seat);
                     finished(row.request, answer)?;
                 }
                 None => {

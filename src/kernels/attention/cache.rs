@@ -45,6 +45,8 @@ pub struct Stretch {
     pub position: usize,
     /// The pages of the sequence, the `i`-th for the positions from `16 i` on. There may be more than are in use yet.
     pub pages: Arc<[usize]>,
+    /// The number of the sequence, for layers that remember it by a state of its own ([`DeltaCache`](crate::kernels::delta::DeltaCache)).
+    pub sequence: usize,
 }
 
 impl LayerCache {
@@ -274,7 +276,7 @@ mod tests {
         // Another sequence was here before.
         let all: Arc<[usize]> = (0..40).chain(55..59).collect();
         let n = all.len() * PAGE;
-        add(&vec![f32::INFINITY; n * columns], &[Stretch { tokens: 0..n, position: 0, pages: all }]);
+        add(&vec![f32::INFINITY; n * columns], &[Stretch { tokens: 0..n, position: 0, pages: all, sequence: 3 }]);
         // Pages in an order of their own; the second sequence has its first two from the first one.
         let pages: [Arc<[usize]>; 3] = [(0..41).map(|i| 59 - i).collect(), vec![59, 58, 3].into(), vec![7].into()];
         let mut done = [0, 2 * PAGE, 0];
@@ -283,7 +285,7 @@ mod tests {
             let (mut stretches, mut rows) = (Vec::new(), Vec::new());
             for (i, &n) in sizes.iter().enumerate() {
                 let begin = rows.len() / columns;
-                stretches.push(Stretch { tokens: begin..begin + n, position: done[i], pages: pages[i].clone() });
+                stretches.push(Stretch { tokens: begin..begin + n, position: done[i], pages: pages[i].clone(), sequence: i });
                 rows.extend_from_slice(&sequences[i][done[i] * columns..(done[i] + n) * columns]);
                 done[i] += n;
             }
@@ -313,7 +315,12 @@ mod tests {
                 .map(|_| ())
                 .map_err(|error| error.to_string())
         };
-        let stretch = |tokens: Range<usize>, position: usize, pages: &[usize]| Stretch { tokens, position, pages: pages.into() };
+        let stretch = |tokens: Range<usize>, position: usize, pages: &[usize]| Stretch {
+            tokens,
+            position,
+            pages: pages.into(),
+            sequence: 0,
+        };
         assert_eq!(run(&[stretch(0..3, 14, &[0, 1]), stretch(3..4, 16, &[0, 2])]), Ok(()));
         for (stretches, message) in [
             (vec![stretch(0..3, 14, &[0, 1]), stretch(3..4, 0, &[1])], "written twice"),
@@ -332,7 +339,7 @@ mod tests {
         let rotary = Rotary::new(&[1.0], 9, RotaryStyle::Half, 1.0);
         for (level, factors) in arithmetics().into_iter().filter(|(_, factors)| *factors != Factors::F32) {
             let mut cache = LayerCache::at(level, &shape, 1, Dtype::F32);
-            let stretches = [Stretch { tokens: 0..1, position: 0, pages: vec![0].into() }];
+            let stretches = [Stretch { tokens: 0..1, position: 0, pages: vec![0].into(), sequence: 0 }];
             let error = attention(&[0.0; 12], &stretches, &mut cache, &rotary, &shape, None, dtype(factors)).unwrap_err();
             assert!(error.to_string().contains("another precision"), "{level}: {error}");
         }

@@ -123,8 +123,8 @@ impl Device {
             (Activation::Silu, Stored::Bf16) => "silu_bf16",
             (Activation::GeluTanh, Stored::F32) => "gelu_tanh_f32",
             (Activation::GeluTanh, Stored::Bf16) => "gelu_tanh_bf16",
-            (Activation::ClampedSwiglu(_), _) => {
-                return Err(Error::new("there is no kernel of the GPU for the clamped activation of gpt-oss")
+            (Activation::ClampedSwiglu(_) | Activation::Sigmoid, _) => {
+                return Err(Error::new(format!("there is no kernel of the GPU for the activation {activation:?}"))
                     .cure("Leave out --device cuda: the CPU takes its place."));
             }
         };

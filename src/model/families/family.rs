@@ -25,6 +25,8 @@ pub(crate) struct Family {
     pub rotary: RotaryStyle,
     /// What its blocks have that `on_cuda.rs` cannot compute; empty where a GPU runs the family.
     pub cuda_lacks: &'static str,
+    /// Beginnings of the names of tensors that files hold beside the model, and that are not run, as in Transformers.
+    pub left_aside: &'static [&'static str],
     /// Reads what is particular from config.json.
     pub configure: fn(&mut Config, &Value) -> Result<()>,
     /// The way back: what config.json says that is particular. `null` removes a key that all families have.
@@ -54,6 +56,7 @@ impl Family {
         defaults: "{}",
         rotary: RotaryStyle::Half,
         cuda_lacks: "",
+        left_aside: &[],
         configure: |_, _| Ok(()),
         settings: |_| Value::Null,
         configure_gguf: |_, _| Ok(()),

@@ -105,7 +105,7 @@ fn configure_gguf(config: &mut Config, file: &Gguf) -> Result<()> {
 fn block(layer: &Layer) -> Result<Block> {
     Ok(Block {
         attention_norm: Some(layer.norm("input_layernorm")?),
-        attention: Attention::load(layer)?,
+        mixer: Attention::load(layer)?.into(),
         attention_post_norm: Some(layer.norm("post_attention_layernorm")?),
         mlp_norm: Some(layer.norm("pre_feedforward_layernorm")?),
         mlp: FeedForward::Dense(Mlp::load(layer, Activation::GeluTanh)?),

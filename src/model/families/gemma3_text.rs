@@ -118,7 +118,7 @@ fn configure_gguf(config: &mut Config, file: &Gguf) -> Result<()> {
 fn block(layer: &Layer) -> Result<Block> {
     Ok(Block {
         attention_norm: Some(layer.norm("input_layernorm")?),
-        attention: Attention::load_with_norms(layer)?,
+        mixer: Attention::load_with_norms(layer)?.into(),
         attention_post_norm: Some(layer.norm("post_attention_layernorm")?),
         mlp_norm: Some(layer.norm("pre_feedforward_layernorm")?),
         mlp: FeedForward::Dense(Mlp::load(layer, Activation::GeluTanh)?),

@@ -32,7 +32,7 @@ pub(super) const FAMILY: Family = Family {
 fn block(layer: &Layer) -> Result<Block> {
     Ok(Block {
         attention_norm: Some(layer.norm("input_layernorm")?),
-        attention: Attention::load(layer)?,
+        mixer: Attention::load(layer)?.into(),
         attention_post_norm: Some(layer.norm("post_self_attn_layernorm")?),
         mlp_norm: Some(layer.norm("post_attention_layernorm")?),
         mlp: FeedForward::Dense(Mlp::load_fused(layer, Activation::Silu)?),

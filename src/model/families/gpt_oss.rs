@@ -109,7 +109,7 @@ fn configure(config: &mut Config, json: &Value) -> Result<()> {
 /// The softmax is over the chosen experts, which is that over all of them, normed.
 fn experts(config: &Config, count: usize, per_token: usize) -> ExpertsConfig {
     let plain = ExpertsConfig::plain(count, per_token, config.intermediate_size, vec![true; config.layers]);
-    ExpertsConfig { normalise: true, transposed: true, swiglu: Some(SWIGLU), ..plain }
+    ExpertsConfig { normalise: true, modules: false, transposed: true, swiglu: Some(SWIGLU), ..plain }
 }
 
 fn settings(config: &Config) -> Value {

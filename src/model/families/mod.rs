@@ -9,6 +9,7 @@ mod glm4;
 mod glm4_moe;
 mod gpt_oss;
 mod granite;
+mod hybrid;
 pub(super) mod keys;
 mod layer_kinds;
 mod llama;
@@ -21,7 +22,10 @@ mod outer;
 mod phi3;
 mod qwen2;
 mod qwen3;
+mod qwen3_5_moe_text;
+mod qwen3_5_text;
 mod qwen3_moe;
+mod qwen3_next;
 mod smollm3;
 
 use serde_json::Value;
@@ -51,6 +55,9 @@ pub(super) const FAMILIES: &[Family] = &[
     olmo3::FAMILY,
     granite::FAMILY,
     gpt_oss::FAMILY,
+    qwen3_next::FAMILY,
+    qwen3_5_text::FAMILY,
+    qwen3_5_moe_text::FAMILY,
 ];
 
 pub(super) fn by_model_type(model_type: &str) -> Result<&'static Family> {

@@ -116,7 +116,7 @@ fn holds_sections(parameters: Option<&Value>) -> bool {
 }
 
 /// Rope parameters without the sections that the frequencies are divided into: for text all sections turn alike.
-fn without_sections(parameters: &mut Value) {
+pub(super) fn without_sections(parameters: &mut Value) {
     let Some(parameters) = parameters.as_object_mut() else { return };
     parameters.retain(|key, _| !["mrope_section", "mrope_interleaved"].contains(&key.as_str()));
     for kind in ["rope_type", "type"] {

@@ -42,7 +42,7 @@ fn configure(config: &mut Config, json: &Value) -> Result<()> {
 pub(super) fn block(layer: &Layer) -> Result<Block> {
     Ok(Block {
         attention_norm: None,
-        attention: Attention::load_with_whole_norms(layer)?,
+        mixer: Attention::load_with_whole_norms(layer)?.into(),
         attention_post_norm: Some(layer.norm("post_attention_layernorm")?),
         mlp_norm: None,
         mlp: FeedForward::Dense(Mlp::load(layer, Activation::Silu)?),

@@ -76,6 +76,28 @@ pub(crate) const OUTERS: &[Outer] = &[
         sectioned: true,
         needs_sections: false,
     },
+    Outer {
+        model_type: "qwen3_5",
+        class: "Qwen3_5ForConditionalGeneration",
+        inner: &[("qwen3_5_text", "qwen3_5_text")],
+        defaults: "{}",
+        tied: false,
+        inner_tie_counts: false,
+        flat: false,
+        sectioned: true,
+        needs_sections: false,
+    },
+    Outer {
+        model_type: "qwen3_5_moe",
+        class: "Qwen3_5MoeForConditionalGeneration",
+        inner: &[("qwen3_5_moe_text", "qwen3_5_moe_text")],
+        defaults: "{}",
+        tied: false,
+        inner_tie_counts: false,
+        flat: false,
+        sectioned: true,
+        needs_sections: false,
+    },
 ];
 
 /// The multimodal model that config.json is of, if it is of one.

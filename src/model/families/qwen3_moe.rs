@@ -70,6 +70,17 @@ fn configure(config: &mut Config, json: &Value) -> Result<()> {
         (Some(count), _) => count,
         (None, _) => count(json, "num_experts")?,
     };
+    if n_experts > 0 {
+        let (per_token, inner) = (count(json, "num_experts_per_tok")?, count(json, "moe_intermediate_size")?);
+        let routed = routed(json, config.layers)?;
+        let normalise = flag(json, "norm_topk_prob")?.unwrap_or(false);
+        config.experts = Some(ExpertsConfig { normalise, ..ExpertsConfig::plain(n_experts, per_token, inner, routed) });
+    }
+    Ok(())
+}
+
+/// Of each layer: has it experts?
+pub(super) fn routed(json: &Value, layers: usize) -> Result<Vec<bool>> {
     let step = optional_count(json, "decoder_sparse_step")?.unwrap_or(1);
     if step == 0 {
         return Err(Error::new("`decoder_sparse_step` is 0; expected 1 or more"));
@@ -79,13 +90,7 @@ fn configure(config: &mut Config, json: &Value) -> Result<()> {
         Some(layers) => serde_json::from_value(layers.clone())
             .map_err(|_| Error::new(format!("expected a list of layer numbers for `mlp_only_layers`, found {layers}")))?,
     };
-    if n_experts > 0 {
-        let (per_token, inner) = (count(json, "num_experts_per_tok")?, count(json, "moe_intermediate_size")?);
-        let routed = (0..config.layers).map(|layer| (layer + 1) % step == 0 && !dense.contains(&layer)).collect();
-        let normalise = flag(json, "norm_topk_prob")?.unwrap_or(false);
-        config.experts = Some(ExpertsConfig { normalise, ..ExpertsConfig::plain(n_experts, per_token, inner, routed) });
-    }
-    Ok(())
+    Ok((0..layers).map(|layer| (layer + 1) % step == 0 && !dense.contains(&layer)).collect())
 }
 
 fn settings(config: &Config) -> Value {

@@ -50,8 +50,8 @@ pub(crate) struct Adapter {
     folder: PathBuf,
     /// The file of the adapter's weights.
     path: PathBuf,
-    /// Are the base's experts stacked in a way that has no rows of single modules?
-    transposed: bool,
+    /// Do updates of single experts count, in the rows of their stacks?
+    modules: bool,
     /// By the name of the tensor that is changed.
     changes: BTreeMap<String, Change>,
     /// Names of `changes` that nobody has asked for yet.
@@ -121,8 +121,8 @@ impl Adapter {
             changes = of_language_model(changes, &mut remarks).map_err(|error| error.at(&weights))?;
         }
         let unused = Mutex::new(changes.keys().cloned().collect());
-        let transposed = base.config()?.experts.is_some_and(|experts| experts.transposed);
-        Ok(Adapter { base, transposed, folder: path.to_owned(), path: weights, changes, unused, remarks })
+        let modules = base.config()?.experts.is_none_or(|experts| experts.modules);
+        Ok(Adapter { base, modules, folder: path.to_owned(), path: weights, changes, unused, remarks })
     }
 
     fn use_change(&self, name: &str) -> Option<&Change> {
@@ -173,7 +173,7 @@ impl Adapter {
 
     /// The changes of the `index`th of the experts that are stacked as `name`: which of its rows each is for.
     fn changes_of_expert(&self, name: &str, rows: usize, index: usize) -> Vec<(usize, usize, &Change)> {
-        let Some((mlp, kind)) = name.split_once(".experts.").filter(|_| !self.transposed) else { return Vec::new() };
+        let Some((mlp, kind)) = name.split_once(".experts.").filter(|_| self.modules) else { return Vec::new() };
         let parts: &[&str] = match kind {
             "gate_up_proj" | "gate_up_proj.weight" => &["gate_proj", "up_proj"],
             kind => &[kind.trim_end_matches(".weight")],

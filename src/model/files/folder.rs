@@ -224,12 +224,14 @@ impl Source for Folder {
     fn check_all_used(&self) -> Result<()> {
         let multimodal = self.is_multimodal()?;
         let mut unread = self.used.others(self.shards.names());
-        let Config { layers, further_layers, .. } = self.config()?;
+        let Config { family, layers, further_layers, .. } = self.config()?;
+        let left_aside = families::by_model_type(family)?.left_aside;
         unread.retain(|name| {
             let beside = multimodal && multimodal::is_beside_text(name);
             let layer = name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
             let further = layer.is_some_and(|layer| (layers..layers + further_layers).contains(&layer));
-            !(is_rotary_buffer(name) || beside || further)
+            let aside = left_aside.iter().any(|start| name.starts_with(start));
+            !(is_rotary_buffer(name) || beside || further || aside)
         });
         if unread.is_empty() {
             return Ok(());

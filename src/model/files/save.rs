@@ -104,7 +104,8 @@ fn save_source(
                 }
             }
         };
-        match norms_lose_one && part.saved.name.ends_with("norm.weight") {
+        let name = &part.saved.name;
+        match norms_lose_one && name.ends_with("norm.weight") && !name.ends_with("linear_attn.norm.weight") {
             true => Ok((tensor - 1.0)?),
             false => Ok(tensor),
         }

@@ -39,6 +39,9 @@ fn ministral_rope(factor: f64) -> Value {
     json!({"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": 64, "llama_4_scaling_beta": 0.1})
 }
 
+/// Families with layers of two kinds.
+const HYBRID: &[&str] = &["qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"];
+
 /// Another valid value for a setting that is honoured.
 fn another(key: &str, family: &str) -> Value {
     match key {
@@ -47,10 +50,16 @@ fn another(key: &str, family: &str) -> Value {
         "num_key_value_heads" => json!(3),
         "num_hidden_layers" => json!(2),
         "head_dim" => json!(16),
+        "partial_rotary_factor" if HYBRID.contains(&family) => json!(0.5),
         "partial_rotary_factor" => json!(0.25),
+        "linear_num_key_heads" => json!(8),
+        "linear_num_value_heads" => json!(16),
+        "layer_types" if HYBRID.contains(&family) => {
+            json!(["linear_attention", "full_attention", "full_attention", "full_attention"])
+        }
         "rms_norm_eps" | "rope_theta" | "query_pre_attn_scalar" | "rope_local_base_freq" => json!(12345.0),
         "final_logit_softcapping" => json!(25.0),
-        "norm_topk_prob" if family == "glm4_moe" => json!(false),
+        "norm_topk_prob" if ["glm4_moe", "qwen3_next"].contains(&family) => json!(false),
         "use_qk_norm" => json!(true),
         "tie_word_embeddings" | "attention_bias" | "mlp_bias" | "norm_topk_prob" => json!(true),
         "use_sliding_window" => json!(false),
@@ -308,10 +317,60 @@ fn the_settings_of_gpt_oss_are_taken() {
     refused("hidden_act", json!("gelu"), "not supported");
 }
 
+/// Qwen/Qwen3-Next-80B-A3B-Instruct, and the text half of Qwen/Qwen3.5-27B.
+#[test]
+fn the_settings_of_layers_with_the_delta_rule_are_taken() {
+    let next = json!({
+        "architectures": ["Qwen3NextForCausalLM"], "attention_bias": false, "attention_dropout": 0.0, "bos_token_id": 151_643,
+        "decoder_sparse_step": 1, "eos_token_id": 151_645, "full_attention_interval": 4, "head_dim": 256, "hidden_act": "silu",
+        "hidden_size": 2048, "initializer_range": 0.02, "intermediate_size": 5120, "linear_conv_kernel_dim": 4,
+        "linear_key_head_dim": 128, "linear_num_key_heads": 16, "linear_num_value_heads": 32, "linear_value_head_dim": 128,
+        "max_position_embeddings": 262_144, "mlp_only_layers": [], "model_type": "qwen3_next", "moe_intermediate_size": 512,
+        "norm_topk_prob": true, "num_attention_heads": 16, "num_experts": 512, "num_experts_per_tok": 10, "num_hidden_layers": 48,
+        "num_key_value_heads": 2, "output_router_logits": false, "partial_rotary_factor": 0.25, "rms_norm_eps": 1e-6,
+        "rope_scaling": null, "rope_theta": 10_000_000, "router_aux_loss_coef": 0.001, "shared_expert_intermediate_size": 512,
+        "tie_word_embeddings": false, "torch_dtype": "bfloat16", "use_cache": true, "use_sliding_window": false,
+        "vocab_size": 151_936,
+    });
+    let config = Config::from_json(&next).unwrap();
+    let delta = config.delta.clone().unwrap();
+    assert_eq!((config.rotary_dim, config.norm_offset, config.attention_gates), (64, true, true));
+    assert_eq!((&delta.layers[..4], delta.shape.columns()), (&[true, true, true, false][..], 12_288 + 64));
+    let experts = config.experts.unwrap();
+    assert_eq!((experts.shared_size, experts.shared_gate, experts.normalise), (512, true, true));
+    let refused = |key: &str, value: Value, expected: &str| {
+        let mut json = next.clone();
+        json[key] = value;
+        let message = Config::from_json(&json).unwrap_err().to_string();
+        assert!(message.contains(expected), "{message}");
+    };
+    refused("layer_types", json!(["linear_attention"]), "each of the 48 layers");
+    refused("layer_types", json!(vec!["sliding_attention"; 48]), "`layer_types`");
+    refused("linear_num_value_heads", json!(24), "24 value heads");
+    refused("full_attention_interval", json!(0), "expected 1 or more");
+    refused("use_sliding_window", json!(true), "not supported");
+
+    let qwen = json!({"architectures": ["Qwen3_5ForConditionalGeneration"], "image_token_id": 248_056, "model_type": "qwen3_5",
+        "text_config": {"attention_bias": false, "attention_dropout": 0.0, "attn_output_gate": true, "dtype": "bfloat16",
+            "eos_token_id": 248_044, "full_attention_interval": 4, "head_dim": 256, "hidden_act": "silu", "hidden_size": 5120,
+            "initializer_range": 0.02, "intermediate_size": 17_408, "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128,
+            "linear_num_key_heads": 16, "linear_num_value_heads": 48, "linear_value_head_dim": 128, "mamba_ssm_dtype": "float32",
+            "max_position_embeddings": 262_144, "mlp_only_layers": [], "model_type": "qwen3_5_text", "mtp_num_hidden_layers": 1,
+            "mtp_use_dedicated_embeddings": false, "num_attention_heads": 24, "num_hidden_layers": 64, "num_key_value_heads": 4,
+            "rms_norm_eps": 1e-6, "tie_word_embeddings": false, "use_cache": true, "vocab_size": 248_320,
+            "rope_parameters": {"mrope_interleaved": true, "mrope_section": [11, 11, 10], "partial_rotary_factor": 0.25,
+                "rope_theta": 10_000_000, "rope_type": "default"}},
+        "tie_word_embeddings": false, "video_token_id": 248_057, "vision_config": {"depth": 27}, "vision_end_token_id": 248_054,
+        "vision_start_token_id": 248_053});
+    let config = Config::from_json(&qwen).unwrap();
+    assert_eq!((config.family, config.rotary_dim, config.rope.theta), ("qwen3_5_text", 64, 1e7));
+    assert_eq!(config.delta.unwrap().shape.columns(), 2 * 16 * 128 + 2 * 48 * 128 + 2 * 48);
+}
+
 /// Families that are left out are told by their names.
 #[test]
 fn other_families_are_refused_by_name() {
-    for model_type in ["qwen3_next", "qwen3_5", "gemma4", "gemma3n", "qwen3_vl_moe", "llama4", "granitemoe"] {
+    for model_type in ["gemma4", "gemma3n", "qwen3_vl_moe", "llama4", "granitemoe"] {
         let message = Config::from_json(&json!({"model_type": model_type})).unwrap_err().to_string();
         assert!(message.contains(&format!("family `{model_type}`")), "{message}");
     }

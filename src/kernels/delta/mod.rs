@@ -1,0 +1,199 @@
+//! The gated delta rule over a packed batch, with what stands before it: a convolution over the last tokens, norms, decay.
+//!
+//! ```text
+//! shape.rs      heads, and where their numbers stand in a row; weights.rs what is learnt beside the projections
+//! plan.rs       which tokens go through after which
+//! forward.rs    all heads over a batch; cache.rs what they remember of sequences that go on
+//! head.rs       one key head over tokens of one sequence
+//! rule.rs       the rule itself, and its backward pass
+//! reference.rs  the same as tensor operations
+//! ```
+//!
+//! Tokens go through the rule one by one, wherever they are computed: what a token gets is the same to the bit in a sequence alone, behind
+//! a prefix that others share, and where its sequence goes on from a cache. Backward each sequence goes through as a whole.
+
+mod cache;
+mod forward;
+mod head;
+mod plan;
+mod reference;
+mod rule;
+mod shape;
+#[cfg(test)]
+mod tests;
+mod weights;
+
+use candle_core::{DType, Tensor};
+use rayon::prelude::*;
+
+pub use cache::DeltaCache;
+use head::{Head, HeadGradients, Problem, columns_of, put_columns};
+use plan::sequences;
+pub use shape::DeltaShape;
+pub use weights::DeltaWeights;
+
+use super::attention::{Stretch, positions};
+use super::cpu::{contiguous, with_floats};
+use super::level::Level;
+use super::{Kernels, Segment};
+use crate::error::{Error, Result};
+
+/// The gradients of one call.
+pub struct DeltaGradients {
+    /// `[T, columns]`
+    pub x: Tensor,
+    pub convolution: Vec<f32>,
+    pub a_log: Vec<f32>,
+    pub dt_bias: Vec<f32>,
+}
+
+/// The projections `x [T, columns] -> [T, value_heads, 2 value_dim]`: of each value head its gates, untouched, and what the rule gives.
+pub fn delta(x: &Tensor, weights: &DeltaWeights, segments: &[Segment], shape: DeltaShape, kernels: Kernels) -> Result<Tensor> {
+    let (tokens, columns) = x.dims2()?;
+    shape.check(columns)?;
+    if kernels == Kernels::Cuda {
+        return Err(Error::new("there is no kernel of the GPU for the gated delta rule").cure("Leave out --device cuda."));
+    }
+    if kernels == Kernels::Reference {
+        return reference::delta(x, weights, segments, shape);
+    }
+    positions(segments, tokens)?;
+    let numbers = Numbers::new(weights, shape)?;
+    let y = with_floats(&contiguous(x)?, |x| forward::forward(x, &numbers.problem(shape), segments))?;
+    Ok(Tensor::from_vec(y, (tokens, 2 * shape.width()), x.device())?)
+}
+
+/// The same for tokens that go on with the sequences of a cache, and are remembered there. By the fused kernels alone.
+pub fn delta_onto(x: &Tensor, weights: &DeltaWeights, stretches: &[Stretch], cache: &mut DeltaCache) -> Result<Tensor> {
+    let (shape, (tokens, columns)) = (cache.shape(), x.dims2()?);
+    shape.check(columns)?;
+    let numbers = Numbers::new(weights, shape)?;
+    let y = with_floats(&contiguous(x)?, |x| forward::forward_onto(x, &numbers.problem(shape), stretches, cache))??;
+    Ok(Tensor::from_vec(y, (tokens, 2 * shape.width()), x.device())?)
+}
+
+/// The gradients of [`delta`] from that of what it gave. Sequences are added up in order, so that threads change no bit.
+pub fn delta_backward(
+    x: &Tensor,
+    weights: &DeltaWeights,
+    segments: &[Segment],
+    shape: DeltaShape,
+    dy: &Tensor,
+) -> Result<DeltaGradients> {
+    let (tokens, columns) = x.dims2()?;
+    shape.check(columns)?;
+    let numbers = Numbers::new(weights, shape)?;
+    let (dx, of_weights) = with_floats(x, |x| with_floats(dy, |dy| numbers.backward(x, segments, shape, dy)))??;
+    let Numbers { convolution, a_log, dt_bias } = of_weights;
+    Ok(DeltaGradients { x: Tensor::from_vec(dx, (tokens, columns), x.device())?, convolution, a_log, dt_bias })
+}
+
+/// The weights, or their gradients, as numbers.
+struct Numbers {
+    convolution: Vec<f32>,
+    a_log: Vec<f32>,
+    dt_bias: Vec<f32>,
+}
+
+impl Numbers {
+    fn new(weights: &DeltaWeights, shape: DeltaShape) -> Result<Numbers> {
+        let numbers = |tensor: &Tensor, what: &str, expected: &[usize]| -> Result<Vec<f32>> {
+            if tensor.dims() != expected {
+                return Err(Error::new(format!("{what} is {:?}; expected {expected:?}", tensor.dims())));
+            }
+            Ok(tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
+        };
+        Ok(Numbers {
+            convolution: numbers(&weights.convolution, "the convolution", &[shape.channels(), shape.kernel])?,
+            a_log: numbers(&weights.a_log, "A_log", &[shape.value_heads])?,
+            dt_bias: numbers(&weights.dt_bias, "dt_bias", &[shape.value_heads])?,
+        })
+    }
+
+    fn problem(&self, shape: DeltaShape) -> Problem<'_> {
+        let Numbers { convolution, a_log, dt_bias } = self;
+        Problem { convolution, a_log, dt_bias, shape, level: Level::current() }
+    }
+
+    fn backward(&self, x: &[f32], segments: &[Segment], shape: DeltaShape, dy: &[f32]) -> (Vec<f32>, Numbers) {
+        let problem = self.problem(shape);
+        let sequences = sequences(segments);
+        let (columns, width, group) = (shape.columns(), 2 * shape.width(), shape.group() * shape.value_dim);
+        // Of one key head: its columns of all tokens, side by side, and its weights.
+        let of_head = |head: usize| {
+            let mut sums = HeadSums::zeros(x.len() / columns, shape);
+            for sequence in &sequences {
+                let mut d_all = vec![0.0; sequence.rows.len() * group];
+                for (&row, d_all) in sequence.rows.iter().zip(d_all.chunks_exact_mut(group)).skip(sequence.before) {
+                    let from = &dy[row * width + head * 2 * group..][..2 * group];
+                    let of_heads = from.chunks_exact(2 * shape.value_dim);
+                    d_all
+                        .chunks_exact_mut(shape.value_dim)
+                        .zip(of_heads)
+                        .for_each(|(to, from)| to.copy_from_slice(&from[shape.value_dim..]));
+                }
+                let rows: Vec<&[f32]> = sequence.rows.iter().map(|&row| &x[row * columns..][..columns]).collect();
+                let gradients = Head { problem: &problem, head, rows: &rows, before: 0 }.backward(&d_all);
+                sums.add(&sequence.rows, gradients);
+            }
+            sums
+        };
+        let found: Vec<HeadSums> = (0..shape.key_heads).into_par_iter().with_max_len(1).map(of_head).collect();
+        let mut dx = vec![0.0; x.len()];
+        let mut convolution = vec![0.0; self.convolution.len()];
+        let (mut a_log, mut dt_bias) = (Vec::new(), Vec::new());
+        for (head, sums) in found.iter().enumerate() {
+            let [q, k, v] = shape.qkv(head, false);
+            let [z, b, a] = shape.zba(head);
+            for (range, part) in [q, k, v, b, a].into_iter().zip(&sums.columns) {
+                put_columns(&mut dx, columns, range.start, part, range.len());
+            }
+            for r in 0..shape.group() {
+                let gates = columns_of(dy, width, head * 2 * group + r * 2 * shape.value_dim, shape.value_dim);
+                put_columns(&mut dx, columns, z.start + r * shape.value_dim, &gates, shape.value_dim);
+            }
+            for (channels, part) in shape.qkv(head, true).into_iter().zip(&sums.convolutions) {
+                convolution[channels.start * shape.kernel..channels.end * shape.kernel].copy_from_slice(part);
+            }
+            a_log.extend_from_slice(&sums.a_log);
+            dt_bias.extend_from_slice(&sums.dt_bias);
+        }
+        (dx, Numbers { convolution, a_log, dt_bias })
+    }
+}
+
+/// What the sequences add up to, of one key head.
+struct HeadSums {
+    /// Of `q`, `k`, the values, `b` and `a`: `[T, width]`.
+    columns: [Vec<f32>; 5],
+    convolutions: [Vec<f32>; 3],
+    a_log: Vec<f32>,
+    dt_bias: Vec<f32>,
+}
+
+impl HeadSums {
+    fn zeros(tokens: usize, shape: DeltaShape) -> HeadSums {
+        let (keys, group) = (shape.key_dim, shape.group());
+        let values = group * shape.value_dim;
+        HeadSums {
+            columns: [keys, keys, values, group, group].map(|width| vec![0.0; tokens * width]),
+            convolutions: [keys, keys, values].map(|width| vec![0.0; width * shape.kernel]),
+            a_log: vec![0.0; group],
+            dt_bias: vec![0.0; group],
+        }
+    }
+
+    fn add(&mut self, rows: &[usize], gradients: HeadGradients) {
+        let HeadGradients { qkv: [q, k, v], b, a, convolutions, a_log, dt_bias } = gradients;
+        let add = |to: &mut [f32], from: &[f32]| to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
+        for (sums, part) in self.columns.iter_mut().zip([q, k, v, b, a]) {
+            let width = part.len() / rows.len().max(1);
+            for (&row, part) in rows.iter().zip(part.chunks_exact(width.max(1))) {
+                add(&mut sums[row * width..][..width], part);
+            }
+        }
+        self.convolutions.iter_mut().zip(&convolutions).for_each(|(sums, part)| add(sums, part));
+        add(&mut self.a_log, &a_log);
+        add(&mut self.dt_bias, &dt_bias);
+    }
+}

@@ -1,0 +1,111 @@
+//! In which order the tokens of a batch go through the rule.
+
+use std::collections::HashMap;
+
+use crate::kernels::Segment;
+
+/// Tokens that go through one after the other.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Run {
+    /// The last rows before them, which the convolution reads; none at the beginning of a sequence.
+    pub before: Vec<usize>,
+    pub rows: Vec<usize>,
+    /// So many of `rows` are of other runs, which give their outputs: a context that is no whole path of segments goes through once more.
+    pub again: usize,
+    /// The run of its tree whose last states these tokens go on from; the beginning without one.
+    pub parent: Option<usize>,
+    /// How many runs go on from its last states.
+    pub heirs: usize,
+}
+
+/// Runs that depend on each other, each behind its parent.
+pub(super) type Tree = Vec<Run>;
+
+/// A segment goes on from the states that the last one of its context has left, so that a common prefix goes through once. `kernel` is the
+/// number of tokens that the convolution reads.
+pub(super) fn trees(segments: &[Segment], kernel: usize) -> Vec<Tree> {
+    let mut trees: Vec<Tree> = Vec::new();
+    // The segments by their first rows, with the tree and the run of each.
+    let mut known: HashMap<usize, (&Segment, usize, usize)> = HashMap::new();
+    for segment in segments.iter().filter(|segment| !segment.tokens.is_empty()) {
+        let context: Vec<usize> = segment.context.iter().flat_map(|range| range.clone()).collect();
+        let parent = segment.context.split_last().and_then(|(last, before)| {
+            let (found, tree, run) = known.get(&last.start)?;
+            (found.tokens == *last && found.context == before).then_some((*tree, *run))
+        });
+        let own = segment.tokens.clone();
+        let place = match parent {
+            Some((tree, parent)) => {
+                let before = context[context.len().saturating_sub(kernel - 1)..].to_vec();
+                trees[tree][parent].heirs += 1;
+                trees[tree].push(Run { before, rows: own.collect(), again: 0, parent: Some(parent), heirs: 0 });
+                tree
+            }
+            None => {
+                let again = context.len();
+                let rows = context.into_iter().chain(own).collect();
+                trees.push(vec![Run { before: Vec::new(), rows, again, parent: None, heirs: 0 }]);
+                trees.len() - 1
+            }
+        };
+        known.insert(segment.tokens.start, (segment, place, trees[place].len() - 1));
+    }
+    trees
+}
+
+/// The rows of a segment with all that comes before it, and how many come before it.
+pub(super) struct Sequence {
+    pub rows: Vec<usize>,
+    pub before: usize,
+}
+
+/// The segments one by one, as the backward pass takes them.
+pub(super) fn sequences(segments: &[Segment]) -> Vec<Sequence> {
+    let of = |segment: &Segment| {
+        let mut rows: Vec<usize> = segment.context.iter().flat_map(|range| range.clone()).collect();
+        let before = rows.len();
+        rows.extend(segment.tokens.clone());
+        Sequence { rows, before }
+    };
+    segments.iter().filter(|segment| !segment.tokens.is_empty()).map(of).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::single_range_in_vec_init, reason = "a context is a list of ranges")]
+
+    use super::*;
+
+    fn run(before: &[usize], rows: impl Iterator<Item = usize>, again: usize, parent: Option<usize>, heirs: usize) -> Run {
+        Run { before: before.to_vec(), rows: rows.collect(), again, parent, heirs }
+    }
+
+    #[test]
+    fn a_path_of_segments_goes_through_once() {
+        let segment = |tokens, context: &[std::ops::Range<usize>]| Segment { tokens, context: context.to_vec() };
+        let segments = [
+            segment(0..5, &[]),
+            segment(5..7, &[0..5]),
+            segment(7..8, &[0..5, 5..7]),
+            segment(8..9, &[]),
+            segment(9..9, &[8..9]),
+            segment(9..12, &[0..5]),
+            // A part of a segment, and a path that does not begin at the beginning.
+            segment(12..13, &[0..4]),
+            segment(13..14, &[5..7]),
+        ];
+        let expected = vec![
+            vec![
+                run(&[], 0..5, 0, None, 2),
+                run(&[2, 3, 4], 5..7, 0, Some(0), 1),
+                run(&[4, 5, 6], 7..8, 0, Some(1), 0),
+                run(&[2, 3, 4], 9..12, 0, Some(0), 0),
+            ],
+            vec![run(&[], 8..9, 0, None, 0)],
+            vec![run(&[], (0..4).chain([12]), 4, None, 0)],
+            vec![run(&[], [5, 6, 13].into_iter(), 2, None, 0)],
+        ];
+        assert_eq!(trees(&segments, 4), expected);
+        assert!(trees(&segments, 1).iter().flatten().all(|run| run.before.is_empty()));
+    }
+}

@@ -1,0 +1,100 @@
+//! Heads of the gated delta rule, and where their numbers stand in a row of the projections.
+
+use std::ops::Range;
+
+use super::rule::PAD;
+use crate::error::{Error, Result};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeltaShape {
+    pub key_heads: usize,
+    /// Value heads `h` with `h * key_heads / value_heads = g` share the query and the key of head `g`.
+    pub value_heads: usize,
+    pub key_dim: usize,
+    pub value_dim: usize,
+    /// Tokens that the convolution sees, the last one itself.
+    pub kernel: usize,
+    /// Whether a row is `(q | k | v.. | z..) of each key head | (b.. | a..) of each key head` (Qwen3-Next), or `q | k | v | z | b | a` of
+    /// all heads (Qwen 3.5).
+    pub grouped: bool,
+}
+
+impl DeltaShape {
+    /// Value heads of a key head.
+    pub(super) fn group(&self) -> usize {
+        self.value_heads / self.key_heads.max(1)
+    }
+
+    /// Channels of the convolution: `q | k | v` of all heads.
+    pub fn channels(&self) -> usize {
+        2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
+    }
+
+    /// Columns of the first projection or projections: queries, keys, values and gates.
+    pub fn wide_columns(&self) -> usize {
+        self.channels() + self.value_heads * self.value_dim
+    }
+
+    /// Columns of all projections; behind the wide ones two numbers of each value head: `b`, how much is learnt, and `a`, how much is kept.
+    pub fn columns(&self) -> usize {
+        self.wide_columns() + 2 * self.value_heads
+    }
+
+    /// Width of what the heads give.
+    pub fn width(&self) -> usize {
+        self.value_heads * self.value_dim
+    }
+
+    /// Numbers in the states of a key head's value heads, `[group, value_dim, padded key_dim]`.
+    pub(super) fn state_len(&self) -> usize {
+        self.group() * self.value_dim * padded(self.key_dim)
+    }
+
+    /// Columns of the query, the key, the values of a key head: of a row of the projections, or of the channels.
+    pub(super) fn qkv(&self, head: usize, of_channels: bool) -> [Range<usize>; 3] {
+        let DeltaShape { key_heads, key_dim, value_dim, .. } = *self;
+        let values = self.group() * value_dim;
+        let [q, k, v] = match self.grouped && !of_channels {
+            true => {
+                let start = head * 2 * (key_dim + values);
+                [start, start + key_dim, start + 2 * key_dim]
+            }
+            false => [head * key_dim, (key_heads + head) * key_dim, 2 * key_heads * key_dim + head * values],
+        };
+        [q..q + key_dim, k..k + key_dim, v..v + values]
+    }
+
+    /// Columns of the gates of a key head's values, and of their `b` and `a`.
+    pub(super) fn zba(&self, head: usize) -> [Range<usize>; 3] {
+        let group = self.group();
+        let values = group * self.value_dim;
+        let wide = self.wide_columns();
+        let [z, b, a] = match self.grouped {
+            true => {
+                let first = wide + head * 2 * group;
+                [head * 2 * (self.key_dim + values) + 2 * self.key_dim + values, first, first + group]
+            }
+            false => [self.channels() + head * values, wide + head * group, wide + self.value_heads + head * group],
+        };
+        [z..z + values, b..b + group, a..a + group]
+    }
+
+    pub(crate) fn check(&self, columns: usize) -> Result<()> {
+        let DeltaShape { key_heads, value_heads, key_dim, value_dim, kernel, .. } = *self;
+        if [key_heads, value_heads, key_dim, value_dim, kernel].contains(&0) || !value_heads.is_multiple_of(key_heads) {
+            return Err(Error::new(format!(
+                "{value_heads} value heads of width {value_dim} cannot share {key_heads} key heads of width {key_dim} evenly, behind a \
+                 convolution over {kernel} tokens"
+            )));
+        }
+        if columns != self.columns() {
+            return Err(Error::new(format!("the projections have {columns} columns, expected {}", self.columns())));
+        }
+        Ok(())
+    }
+}
+
+/// Keys as the rule reads them, filled up with zeros.
+pub(super) fn padded(key_dim: usize) -> usize {
+    key_dim.next_multiple_of(PAD)
+}

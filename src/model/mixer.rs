@@ -1,0 +1,107 @@
+//! What lets the tokens of a sequence see each other: attention, or the gated delta rule.
+
+use candle_core::Tensor;
+
+use super::Batch;
+use super::context::Context;
+use super::delta_net::DeltaNet;
+use super::layers::{Adapting, Attention};
+use super::lora::Adapters;
+use super::parameters::Parameter;
+use crate::error::{Error, Result};
+use crate::kernels::Dtype;
+use crate::kernels::attention::Softmaxes;
+
+pub(super) enum Mixer {
+    Attention(Attention),
+    Delta(DeltaNet),
+}
+
+impl From<Attention> for Mixer {
+    fn from(attention: Attention) -> Mixer {
+        Mixer::Attention(attention)
+    }
+}
+
+impl Mixer {
+    /// `x [T, D]` -> what the heads read, `[T, C]`.
+    pub(super) fn project_in(&self, x: &Tensor, adapters: Adapters) -> Result<Tensor> {
+        match self {
+            Mixer::Attention(attention) => attention.project_in(x, adapters),
+            Mixer::Delta(delta) => delta.project_in(x, adapters),
+        }
+    }
+
+    /// What the heads find in the batch: `[T, M]`, before gates and the output projection. With what the backward pass needs.
+    pub(super) fn mix(&self, projected: &Tensor, context: Context) -> Result<(Tensor, Softmaxes)> {
+        match self {
+            Mixer::Attention(attention) => attention.mix(projected, context),
+            Mixer::Delta(delta) => Ok((delta.mix(projected, context)?, Softmaxes::default())),
+        }
+    }
+
+    /// From what was mixed to `[T, D]`.
+    pub(super) fn project(&self, mixed: &Tensor, adapters: Adapters) -> Result<Tensor> {
+        match self {
+            Mixer::Attention(attention) => attention.project(mixed, adapters),
+            Mixer::Delta(delta) => delta.project(mixed, adapters),
+        }
+    }
+
+    /// The same added to `residual`.
+    pub(super) fn project_add(&self, mixed: &Tensor, residual: &Tensor, adapters: Adapters) -> Result<Tensor> {
+        match self {
+            Mixer::Attention(attention) => attention.project_add(mixed, residual, adapters),
+            Mixer::Delta(delta) => delta.project_add(mixed, residual, adapters),
+        }
+    }
+
+    /// The gradient of [`Mixer::project`]'s input.
+    pub(super) fn project_backward(&self, mixed: &Tensor, dy: &Tensor, adapters: Adapters) -> Result<Tensor> {
+        match self {
+            Mixer::Attention(attention) => attention.project_backward(mixed, dy, adapters),
+            Mixer::Delta(delta) => delta.project_backward(mixed, dy, adapters),
+        }
+    }
+
+    /// From the gradient of what [`Mixer::mix`] gave to that of the `x` which was projected in.
+    pub(super) fn backward(
+        &self,
+        x: &Tensor,
+        projected: &Tensor,
+        mixed: (&Tensor, &Softmaxes),
+        d_mixed: &Tensor,
+        batch: &Batch,
+        adapters: Adapters,
+    ) -> Result<Tensor> {
+        match self {
+            Mixer::Attention(attention) => attention.backward(x, projected, mixed, d_mixed, batch, adapters),
+            Mixer::Delta(delta) => delta.backward(x, projected, d_mixed, batch, adapters),
+        }
+    }
+
+    /// Makes all weights learn.
+    pub(super) fn train(&mut self, dtype: Dtype, parameters: &mut Vec<Parameter>) -> Result<()> {
+        match self {
+            Mixer::Attention(attention) => attention.train(dtype, parameters),
+            Mixer::Delta(delta) => delta.train(dtype, parameters),
+        }
+    }
+
+    pub(super) fn adapt(&mut self, how: &Adapting, parameters: &mut Vec<Parameter>) -> Result<()> {
+        match self {
+            Mixer::Attention(attention) => attention.adapt(how, parameters),
+            Mixer::Delta(delta) => delta.adapt(how, parameters),
+        }
+    }
+
+    /// What a GPU can compute.
+    pub(super) fn attention(&self) -> Result<&Attention> {
+        match self {
+            Mixer::Attention(attention) => Ok(attention),
+            Mixer::Delta(_) => {
+                Err(Error::new("there is no kernel of the GPU for the gated delta rule").cure("Leave out --device cuda."))
+            }
+        }
+    }
+}
