@@ -127,7 +127,8 @@ fn breakdown(model: &Model, batches: &[Packed], dtype: Dtype) {
 
         let fused = input(t, shape.columns());
         attentions += seconds(|| {
-            (0..layers).for_each(|_| drop(attention(&fused, &packed.batch.segments, &rotary, &shape, Kernels::Fused).unwrap()))
+            (0..layers)
+                .for_each(|_| drop(attention(&fused, &packed.batch.segments, &rotary, &shape, dtype, Kernels::Fused).unwrap()))
         });
         norms += seconds(|| (0..2 * layers).for_each(|_| drop(rms_norm(&x, &ones, 1e-5, Kernels::Fused).unwrap())));
         let gate_up = input(t, 2 * inner);
