@@ -4,8 +4,8 @@
 //! another: that is how a machine with AVX-512 tests what an older one will run. Every kernel takes the level as an argument, so that its tests can
 //! walk through [`Level::available`]; the public functions pass [`Level::current`].
 //!
-//! A kernel is written once, over `Lanes`, and `Level::run` compiles it for each instruction set. Only the matrix products,
-//! whose register tiles and bf16 instructions differ between levels, match on the level themselves.
+//! A kernel is written once, over `Lanes`, and `Level::run` compiles it for each instruction set. Only the matrix products and
+//! attention, whose register tiles and bf16 instructions differ between levels, match on the level themselves.
 
 use std::fmt;
 use std::sync::OnceLock;

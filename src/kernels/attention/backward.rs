@@ -341,7 +341,9 @@ impl Backward<'_> {
                         A::add_transposed(d_scores_words, g, queries, &mut sums.d_keys[place.clone()]);
                         A::add_transposed(weights, g, d_outputs, &mut sums.d_values[place]);
                     }
-                    d_scores.0.iter_mut().for_each(|row| A::along(&mut row[..n]));
+                    for r in 0..S {
+                        A::along(&mut d_scores.0[r][..n]);
+                    }
                     let d_queries = &mut d_queries[part];
                     A::weighted_sums(self.key_rows.head(kv_head), tile, &d_scores, strip.last(), &[1.0; S], d_queries);
                 }

@@ -90,13 +90,21 @@ pub(super) unsafe fn along(row: &mut [f32]) {
 pub(super) unsafe fn across(rows: *const f32, stride: usize, n: usize, to: *mut u32) {
     // SAFETY: by contract.
     unsafe {
-        let halves =
-            |from: *const f32| _mm512_cvtepu16_epi32(transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(_mm512_loadu_ps(from))));
         for i in (0..n).step_by(GRANULE) {
-            let (first, second) = (halves(rows.add(i)), halves(rows.add(stride + i)));
+            let (first, second) = (low_halves(rows.add(i)), low_halves(rows.add(stride + i)));
             to.add(i).cast::<__m512i>().write_unaligned(_mm512_or_si512(first, _mm512_slli_epi32::<16>(second)));
         }
     }
+}
+
+/// 16 numbers as bf16 in the low halves of words.
+///
+/// # Safety
+/// The processor must have the instructions; 16 floats must be readable.
+#[inline(always)]
+unsafe fn low_halves(from: *const f32) -> __m512i {
+    // SAFETY: by contract.
+    unsafe { _mm512_cvtepu16_epi32(transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(_mm512_loadu_ps(from)))) }
 }
 
 impl Arithmetic<STRIP> for Dots {

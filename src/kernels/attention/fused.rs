@@ -135,8 +135,10 @@ impl AttentionKernel for Forward<'_> {
             query.iter_mut().for_each(|x| *x *= scale);
             queries.resize((row + 1) * width, 0.0);
         }
-        // SAFETY: the instructions are there by contract; a padded row is whole granules.
-        queries.chunks_exact_mut(width).for_each(|row| unsafe { A::finely(row) });
+        for row in queries.chunks_exact_mut(width) {
+            // SAFETY: the instructions are there by contract; a padded row is whole granules.
+            unsafe { A::finely(row) };
+        }
         let mut outputs = vec![0.0; n_rows * width];
         let mut scores = Scores::ZEROS;
         let mut highest = [0.0; S];

@@ -166,29 +166,35 @@ unsafe fn products<const PARTS: usize>(columns: Head, tile: Tile, rows: &[u32], 
 /// The processor must have AVX-512; the words must be readable.
 #[inline(always)]
 unsafe fn transposed(words: *const u32) -> [[u32; HALF]; GRANULE] {
-    // Of four rows the words of each column, of every fourth column from the first, second, third and fourth on.
     // SAFETY: by contract.
-    let by_fours = |first: usize| -> [[[u32; 4]; 4]; 4] {
-        unsafe {
-            let row = |i: usize| _mm512_loadu_si512(words.add((first + i) * STRIDE).cast());
-            let (a, b, c, d) = (row(0), row(1), row(2), row(3));
-            let (ab, ab_high) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-            let (cd, cd_high) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
-            std::mem::transmute::<[__m512i; 4], _>([
-                _mm512_unpacklo_epi64(ab, cd),
-                _mm512_unpackhi_epi64(ab, cd),
-                _mm512_unpacklo_epi64(ab_high, cd_high),
-                _mm512_unpackhi_epi64(ab_high, cd_high),
-            ])
-        }
-    };
-    let (upper, lower) = (by_fours(0), by_fours(4));
+    let (upper, lower) = unsafe { (by_fours(words), by_fours(words.add(4 * STRIDE))) };
     let mut columns = [[0; HALF]; GRANULE];
     for (i, column) in columns.iter_mut().enumerate() {
         column[..4].copy_from_slice(&upper[i % 4][i / 4]);
         column[4..].copy_from_slice(&lower[i % 4][i / 4]);
     }
     columns
+}
+
+/// Of four rows, [`STRIDE`] apart, the words of each column: of every fourth column from the first, second, third and fourth on.
+///
+/// # Safety
+/// As above.
+#[inline(always)]
+unsafe fn by_fours(words: *const u32) -> [[[u32; 4]; 4]; 4] {
+    // SAFETY: by contract.
+    unsafe {
+        let (a, b) = (_mm512_loadu_si512(words.cast()), _mm512_loadu_si512(words.add(STRIDE).cast()));
+        let (c, d) = (_mm512_loadu_si512(words.add(2 * STRIDE).cast()), _mm512_loadu_si512(words.add(3 * STRIDE).cast()));
+        let (ab, ab_high) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+        let (cd, cd_high) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+        std::mem::transmute::<[__m512i; 4], _>([
+            _mm512_unpacklo_epi64(ab, cd),
+            _mm512_unpackhi_epi64(ab, cd),
+            _mm512_unpacklo_epi64(ab_high, cd_high),
+            _mm512_unpackhi_epi64(ab_high, cd_high),
+        ])
+    }
 }
 
 /// `to[r][n] = a[r] . b[n]` of `depth` words, in `PARTS` parts, for `N` tiles of 16 columns, 4 or 1 of them; rows of `to` are [`STRIDE`] apart,
