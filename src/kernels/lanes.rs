@@ -44,18 +44,6 @@ pub(crate) trait Lanes: Copy {
     /// `n <= N` floats must be writable at `to`.
     unsafe fn store_first(self, to: *mut f32, n: usize);
 
-    /// The bf16 numbers in the low halves of `N` words.
-    ///
-    /// # Safety
-    /// As [`Lanes::splat`]; `N` words must be readable at `from`.
-    unsafe fn load_low_halves(from: *const u32) -> Self;
-
-    /// The bf16 numbers in the high halves of `N` words.
-    ///
-    /// # Safety
-    /// As [`Lanes::splat`]; `N` words must be readable at `from`.
-    unsafe fn load_high_halves(from: *const u32) -> Self;
-
     /// Transposes a square of `N` by `N` bf16 whose rows stand in twos: word `j` of `from(i)` holds its numbers `(2 i, j)` and `(2 i + 1, j)`,
     /// and word `j` of `to(i)` becomes those at `(j, 2 i)` and `(j, 2 i + 1)`, the first in the low half; `i < N / 2`.
     ///
@@ -92,6 +80,10 @@ pub(crate) trait Lanes: Copy {
     fn bytes(self, shift: u32) -> Self;
     /// The sixteen bits of each lane's representation from bit `shift` on, as a finite f16.
     fn halves(self, shift: u32) -> Self;
+    /// The bf16 numbers in the low halves of each lane's representation.
+    fn low_halves(self) -> Self;
+    /// The bf16 numbers in the high halves of each lane's representation.
+    fn high_halves(self) -> Self;
     /// Adds the lowest bits of `n`'s representation to the exponent: see [`exp`](super::exp::exp).
     fn add_to_exponent(self, n: Self) -> Self;
     /// The sum over the lanes, by halves: a fixed order.
@@ -209,8 +201,13 @@ impl Lanes for F32x16 {
         unsafe { _mm512_mask_storeu_ps(to, Self::first(n), self.0) }
     }
     #[inline(always)]
-    unsafe fn load_low_halves(from: *const u32) -> Self {
-        Self(unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_loadu_si512(from.cast()))) })
+    fn low_halves(self) -> Self {
+        Self(unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_castps_si512(self.0))) })
+    }
+    #[inline(always)]
+    fn high_halves(self) -> Self {
+        let mask = unsafe { _mm512_set1_epi32(0xffff_0000_u32 as i32) };
+        Self(unsafe { _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(self.0), mask)) })
     }
     #[inline(always)]
     unsafe fn transpose_halves(from: impl Fn(usize) -> *const u32, to: impl Fn(usize) -> *mut u32) {
@@ -234,11 +231,6 @@ impl Lanes for F32x16 {
                 _mm512_storeu_si512(to(6 + odd).cast(), _mm512_shuffle_i64x2::<0xdd>(high[0], high[1]));
             }
         }
-    }
-    #[inline(always)]
-    unsafe fn load_high_halves(from: *const u32) -> Self {
-        let words = unsafe { _mm512_loadu_si512(from.cast()) };
-        Self(unsafe { _mm512_castsi512_ps(_mm512_and_si512(words, _mm512_set1_epi32(0xffff_0000_u32 as i32))) })
     }
     #[inline(always)]
     fn add(self, other: Self) -> Self {
@@ -363,8 +355,13 @@ impl Lanes for F32x8 {
         unsafe { _mm256_maskstore_ps(to, Self::first(n), self.0) }
     }
     #[inline(always)]
-    unsafe fn load_low_halves(from: *const u32) -> Self {
-        Self(unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_loadu_si256(from.cast()))) })
+    fn low_halves(self) -> Self {
+        Self(unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_castps_si256(self.0))) })
+    }
+    #[inline(always)]
+    fn high_halves(self) -> Self {
+        let mask = unsafe { _mm256_set1_epi32(0xffff_0000_u32 as i32) };
+        Self(unsafe { _mm256_castsi256_ps(_mm256_and_si256(_mm256_castps_si256(self.0), mask)) })
     }
     #[inline(always)]
     unsafe fn transpose_halves(from: impl Fn(usize) -> *const u32, to: impl Fn(usize) -> *mut u32) {
@@ -382,11 +379,6 @@ impl Lanes for F32x8 {
                 _mm256_storeu_si256(to(2 + odd).cast(), _mm256_permute2x128_si256::<0x31>(a, b));
             }
         }
-    }
-    #[inline(always)]
-    unsafe fn load_high_halves(from: *const u32) -> Self {
-        let words = unsafe { _mm256_loadu_si256(from.cast()) };
-        Self(unsafe { _mm256_castsi256_ps(_mm256_and_si256(words, _mm256_set1_epi32(0xffff_0000_u32 as i32))) })
     }
     #[inline(always)]
     fn add(self, other: Self) -> Self {
@@ -526,10 +518,12 @@ impl Lanes for F32x4 {
         }
     }
     #[inline(always)]
-    unsafe fn load_low_halves(from: *const u32) -> Self {
-        // SAFETY: four words are readable by contract.
-        let words = unsafe { from.cast::<[u32; 4]>().read_unaligned() };
-        Self(four(|i| f32::from_bits(words[i] << 16)))
+    fn low_halves(self) -> Self {
+        Self(four(|i| f32::from_bits(self.0[i].to_bits() << 16)))
+    }
+    #[inline(always)]
+    fn high_halves(self) -> Self {
+        Self(four(|i| f32::from_bits(self.0[i].to_bits() & 0xffff_0000)))
     }
     #[inline(always)]
     unsafe fn transpose_halves(from: impl Fn(usize) -> *const u32, to: impl Fn(usize) -> *mut u32) {
@@ -541,12 +535,6 @@ impl Lanes for F32x4 {
                 *to(j).add(2 * i + 1) = a >> 16 | b & 0xffff_0000;
             }
         }
-    }
-    #[inline(always)]
-    unsafe fn load_high_halves(from: *const u32) -> Self {
-        // SAFETY: four words are readable by contract.
-        let words = unsafe { from.cast::<[u32; 4]>().read_unaligned() };
-        Self(four(|i| f32::from_bits(words[i] & 0xffff_0000)))
     }
     #[inline(always)]
     fn add(self, other: Self) -> Self {

@@ -153,9 +153,9 @@ impl AttentionKernel for Forward<'_> {
                 unsafe {
                     A::scores(keys, tile, as_words(queries), &mut scores);
                     let n = tile.granules.len() * GRANULE;
-                    for r in 0..S {
+                    for (r, highest) in highest.iter_mut().enumerate() {
                         let sight = Sight { position: strip.positions[r], window, softcap };
-                        highest[r] = look::<A::V>(&mut scores.0[r][..n], tile, sight);
+                        *highest = look::<A::V>(&mut scores.0[r][..n], tile, sight);
                     }
                     let shrinks = Running::raise::<A::V, S>(&mut strip.running, &highest);
                     for r in 0..S {

@@ -5,9 +5,9 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::dispatch::dispatch;
+use super::dispatch::{dispatch, widens};
 use super::pack::{GROUP, PANEL, Panels, bf16_pair, split_pair};
-use super::tile::{Product, ProductKernel, tile};
+use super::tile::{MANY_ROWS, Product, ProductKernel, Widened, tile, widen};
 use crate::kernels::Dtype;
 use crate::kernels::cpu::written;
 use crate::kernels::lanes::Lanes;
@@ -59,7 +59,13 @@ fn fresh(level: Level, x: &Rows, weight: &Panels, residual_tn: Option<&[f32]>) -
 
 fn run(level: Level, x: &Rows, weight: &Panels, start: Start, output: Output) {
     for_each_task(x.n_rows, weight.n_panels(), |rows, panels| {
-        dispatch(level, weight.dtype(), Block { x, weight, start, output, rows, panels });
+        let many = rows.len() >= MANY_ROWS;
+        let block = Block { x, weight, start, output, rows, panels };
+        if many && widens(level, weight.dtype()) {
+            dispatch(level, weight.dtype(), WidenedBlock(block));
+        } else {
+            dispatch(level, weight.dtype(), block);
+        }
     });
 }
 
@@ -206,22 +212,41 @@ impl ProductKernel for Block<'_> {
         loop {
             let end_k = (first_k + depth_block::<P>()).min(depth);
             for panel in self.panels.clone() {
-                let mut row = self.rows.start;
-                while row < self.rows.end {
-                    let n_rows = P::MAX_ROWS.min(self.rows.end - row);
-                    // SAFETY: the rows and the panel exist, `end_k <= depth`, and the caller vouches for the instructions.
-                    row += unsafe {
-                        match n_rows {
-                            // Only products with tiles that high are compiled for them.
-                            32.. if const { P::MAX_ROWS >= 32 } => self.tile::<P, 32>(row, panel, first_k, end_k),
-                            16.. if const { P::MAX_ROWS >= 16 } => self.tile::<P, 16>(row, panel, first_k, end_k),
-                            8.. => self.tile::<P, 8>(row, panel, first_k, end_k),
-                            4.. => self.tile::<P, 4>(row, panel, first_k, end_k),
-                            3.. => self.tile::<P, 3>(row, panel, first_k, end_k),
-                            2.. => self.tile::<P, 2>(row, panel, first_k, end_k),
-                            _ => self.tile::<P, 1>(row, panel, first_k, end_k),
-                        }
-                    };
+                let w = &self.weight.panel(panel)[first_k * PANEL..end_k * PANEL];
+                // SAFETY: `w` are the panel's words of `first_k..end_k`; the caller vouches for the instructions.
+                unsafe { self.against::<P>(panel, w, first_k, end_k) };
+            }
+            first_k = end_k;
+            if first_k >= depth {
+                break;
+            }
+        }
+    }
+}
+
+/// The same to the same bits, where the product widens its panels. A kernel of its own: compiled as one function with the other, the sums of
+/// both went through memory.
+struct WidenedBlock<'a>(Block<'a>);
+
+impl ProductKernel for WidenedBlock<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<P: Product>(self) {
+        assert!(P::WIDENS, "this product takes words as they are");
+        let WidenedBlock(block) = self;
+        let depth = block.weight.depth();
+        let depth_block = (depth_block::<P>() / 2).min(depth);
+        let mut widened = Panels::zeros(PANEL, (2 * depth_block).max(1), Dtype::F32);
+        let mut first_k = 0;
+        loop {
+            let end_k = (first_k + depth_block).min(depth);
+            for panel in block.panels.clone() {
+                let w = &block.weight.panel(panel)[first_k * PANEL..end_k * PANEL];
+                // SAFETY: the panel's words of `first_k..end_k`, widened; the caller vouches for the instructions.
+                unsafe {
+                    widen::<P::V>(w, widened.floats_mut());
+                    block.against::<Widened<P>>(panel, widened.panel(0), first_k, end_k);
                 }
             }
             first_k = end_k;
@@ -233,22 +258,55 @@ impl ProductKernel for Block<'_> {
 }
 
 impl Block<'_> {
+    /// Adds `first_k..end_k` to all rows against one panel, whose words of them are at `w`.
+    ///
+    /// # Safety
+    /// As [`Block::tile`].
+    #[inline(always)]
+    unsafe fn against<P: Product>(&self, panel: usize, w: &[u32], first_k: usize, end_k: usize) {
+        let mut row = self.rows.start;
+        while row < self.rows.end {
+            let n_rows = P::MAX_ROWS.min(self.rows.end - row);
+            // SAFETY: the rows exist; the rest is the caller's promise.
+            row += unsafe {
+                match n_rows {
+                    // Only products with tiles that high are compiled for them.
+                    32.. if const { P::MAX_ROWS >= 32 } => self.tile::<P, 32>(row, panel, w, first_k, end_k),
+                    16.. if const { P::MAX_ROWS >= 16 } => self.tile::<P, 16>(row, panel, w, first_k, end_k),
+                    8.. => self.tile::<P, 8>(row, panel, w, first_k, end_k),
+                    4.. => self.tile::<P, 4>(row, panel, w, first_k, end_k),
+                    3.. => self.tile::<P, 3>(row, panel, w, first_k, end_k),
+                    2.. => self.tile::<P, 2>(row, panel, w, first_k, end_k),
+                    _ => self.tile::<P, 1>(row, panel, w, first_k, end_k),
+                }
+            };
+        }
+    }
+
     /// Adds `first_k..end_k` to `R` rows from `row` on; returns `R`.
     ///
     /// # Safety
-    /// The rows, the panel and the words exist; the processor has `P`'s instructions.
+    /// The rows and the panel exist, `first_k..end_k` lie within its depth, and `w` are its words of them; the processor has `P`'s
+    /// instructions.
     #[inline(always)]
-    unsafe fn tile<P: Product, const R: usize>(&self, row: usize, panel: usize, first_k: usize, end_k: usize) -> usize {
+    unsafe fn tile<P: Product, const R: usize>(
+        &self,
+        row: usize,
+        panel: usize,
+        w: &[u32],
+        first_k: usize,
+        end_k: usize,
+    ) -> usize {
         let n = self.weight.out_features();
         let first_column = panel * PANEL;
         let n_columns = PANEL.min(n - first_column);
         let last = end_k == self.weight.depth();
         let lanes = |column: usize| n_columns.saturating_sub(column).min(P::V::N);
         let at = |r: usize, column: usize| (row + r) * n + first_column + column;
-        let w = &self.weight.panel(panel)[first_k * PANEL..end_k * PANEL];
         let x = self.x.rows(row, R);
         // SAFETY: `lanes(column)` elements from `at(r, column)` on lie in row `row + r` of the output, and of the residual, which
-        // has its shape; blocks of `k` after the first read what the first has written, and `Start::Output` promises that it is there; the slices vouch for `x` and `w`.
+        // has its shape; blocks of `k` after the first read what the first has written, and `Start::Output` promises that it is there; the slice
+        // vouches for `x`, and the caller for `w`.
         unsafe {
             tile::<P, R>(
                 x.add(first_k),

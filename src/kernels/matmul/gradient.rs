@@ -16,7 +16,7 @@ use rayon::prelude::*;
 use super::dispatch::dispatch;
 use super::fused::{Rows, multiply_onto};
 use super::pack::{GROUP, PANEL, Panels, bf16_pair, split_pair, upper_place, words_of};
-use super::tile::{Product, ProductKernel, tile};
+use super::tile::{Product, ProductKernel, Widened, tile, widen};
 use crate::kernels::Dtype;
 use crate::kernels::cpu::written;
 use crate::kernels::lanes::{Lanes, prefetch};
@@ -214,31 +214,51 @@ impl ProductKernel for Outer<'_> {
 
     #[inline(always)]
     unsafe fn run<P: Product>(mut self) {
-        let mut panel = Panels::zeros(PANEL, DEPTH_BLOCK.min(self.x.depth), Dtype::F32);
-        let k_end = self.gradient.len() / PANEL;
-        for first in (0..self.x.depth).step_by(DEPTH_BLOCK) {
-            let depth = DEPTH_BLOCK.min(self.x.depth - first);
+        let block = if P::WIDENS { DEPTH_BLOCK / 2 } else { DEPTH_BLOCK };
+        let rows = block.min(self.x.depth);
+        let mut panel = Panels::zeros(PANEL, rows, Dtype::F32);
+        let mut widened = Panels::zeros(PANEL, if P::WIDENS { 2 * rows } else { 1 }, Dtype::F32);
+        for first in (0..self.x.depth).step_by(block) {
+            let depth = block.min(self.x.depth - first);
             self.pack(first, depth, panel.floats_mut());
-            let mut k = 0;
-            while k < k_end {
-                // SAFETY: the rows exist, `depth` words are packed, and the caller vouches for the instructions.
-                k += unsafe {
-                    match P::MAX_ROWS.min(k_end - k) {
-                        32.. if const { P::MAX_ROWS >= 32 } => self.tile::<P, 32>(k, first, depth, panel.floats()),
-                        16.. if const { P::MAX_ROWS >= 16 } => self.tile::<P, 16>(k, first, depth, panel.floats()),
-                        8.. => self.tile::<P, 8>(k, first, depth, panel.floats()),
-                        4.. => self.tile::<P, 4>(k, first, depth, panel.floats()),
-                        3.. => self.tile::<P, 3>(k, first, depth, panel.floats()),
-                        2.. => self.tile::<P, 2>(k, first, depth, panel.floats()),
-                        _ => self.tile::<P, 1>(k, first, depth, panel.floats()),
-                    }
-                };
+            // SAFETY: the rows exist, `depth` words are packed, and the caller vouches for the instructions.
+            unsafe {
+                if P::WIDENS {
+                    widen::<P::V>(&panel.panel(0)[..depth * PANEL], widened.floats_mut());
+                    self.against::<Widened<P>>(first, depth, widened.panel(0));
+                } else {
+                    self.against::<P>(first, depth, panel.panel(0));
+                }
             }
         }
     }
 }
 
 impl Outer<'_> {
+    /// Adds `depth` words to all rows of the gradient.
+    ///
+    /// # Safety
+    /// As [`Outer::tile`].
+    #[inline(always)]
+    unsafe fn against<P: Product>(&mut self, first: usize, depth: usize, panel: &[u32]) {
+        let k_end = self.gradient.len() / PANEL;
+        let mut k = 0;
+        while k < k_end {
+            // SAFETY: the rows exist; the rest is the caller's promise.
+            k += unsafe {
+                match P::MAX_ROWS.min(k_end - k) {
+                    32.. if const { P::MAX_ROWS >= 32 } => self.tile::<P, 32>(k, first, depth, panel),
+                    16.. if const { P::MAX_ROWS >= 16 } => self.tile::<P, 16>(k, first, depth, panel),
+                    8.. => self.tile::<P, 8>(k, first, depth, panel),
+                    4.. => self.tile::<P, 4>(k, first, depth, panel),
+                    3.. => self.tile::<P, 3>(k, first, depth, panel),
+                    2.. => self.tile::<P, 2>(k, first, depth, panel),
+                    _ => self.tile::<P, 1>(k, first, depth, panel),
+                }
+            };
+        }
+    }
+
     /// The panel's columns of `dy`, tokens outermost: words `first..first + depth`.
     #[inline(always)]
     fn pack(&self, first: usize, depth: usize, panel: &mut [f32]) {
@@ -257,7 +277,7 @@ impl Outer<'_> {
     /// # Safety
     /// `R` columns of `x` from `k` on have words `first..first + depth`; the processor has `P`'s instructions.
     #[inline(always)]
-    unsafe fn tile<P: Product, const R: usize>(&mut self, k: usize, first: usize, depth: usize, panel: &[f32]) -> usize {
+    unsafe fn tile<P: Product, const R: usize>(&mut self, k: usize, first: usize, depth: usize, panel: &[u32]) -> usize {
         assert!(k + R <= self.gradient.len() / PANEL && first + depth <= self.x.depth && panel.len() >= depth * PANEL);
         // What the next tile adds to: from memory, for which this one's sums would have to wait.
         let next = (k + R) * PANEL;
@@ -270,7 +290,7 @@ impl Outer<'_> {
             tile::<P, R>(
                 x,
                 self.x.stride,
-                panel.as_ptr().cast(),
+                panel.as_ptr(),
                 depth,
                 #[inline(always)]
                 |r, column| P::V::load(to.add(r * PANEL + column)),

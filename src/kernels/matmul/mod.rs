@@ -22,12 +22,12 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Device, Layout, Shape, Tensor};
 use rayon::prelude::*;
 
-pub(super) use dispatch::dispatch;
+pub(super) use dispatch::{dispatch, widens};
 pub(super) use fused::{Rows, multiply};
 use gradient::add_input_gradient;
 pub(super) use gradient::input_gradient;
 pub(super) use pack::{PANEL, Panels};
-pub(super) use tile::{Product, ProductKernel, tile};
+pub(super) use tile::{MANY_ROWS, Product, ProductKernel, Widened, tile, widen};
 pub use trained::Trained;
 
 use super::cpu::{contiguous, floats, output, with_floats};

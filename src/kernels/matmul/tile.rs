@@ -32,6 +32,69 @@ pub(crate) trait Product {
         w: *const u32,
         depth: usize,
     );
+
+    /// Whether many rows go past a panel faster once [`widen`] has made f32 of its words: see [`Widened`].
+    const WIDENS: bool = false;
+    /// [`Product::MAX_ROWS`] of the product by widened words.
+    const WIDENED_ROWS: usize = Self::MAX_ROWS;
+
+    /// [`Product::accumulate`] where `w` are widened words, twice `depth` rows: to the same bits. Only where [`Product::WIDENS`].
+    ///
+    /// # Safety
+    /// As [`Product::accumulate`].
+    #[inline(always)]
+    unsafe fn accumulate_widened<const R: usize>(
+        _sums: &mut [[Self::V; VECTORS]; R],
+        _x: *const u32,
+        _stride: usize,
+        _w: *const u32,
+        _depth: usize,
+    ) {
+        unreachable!("this product takes words as they are")
+    }
+}
+
+/// So many rows are worth the widening of a panel.
+pub(crate) const MANY_ROWS: usize = 8;
+
+/// `P` by words that [`widen`] has made.
+pub(crate) struct Widened<P>(P);
+
+impl<P: Product> Product for Widened<P> {
+    type V = P::V;
+    const MAX_ROWS: usize = P::WIDENED_ROWS;
+
+    #[inline(always)]
+    unsafe fn accumulate<const R: usize>(
+        sums: &mut [[P::V; VECTORS]; R],
+        x: *const u32,
+        stride: usize,
+        w: *const u32,
+        depth: usize,
+    ) {
+        // SAFETY: by contract.
+        unsafe { P::accumulate_widened(sums, x, stride, w, depth) }
+    }
+}
+
+/// Rows of a panel's words, pairs of bf16, as twice as many rows of f32: of each pair the odd `k` first.
+///
+/// # Safety
+/// The processor has `V`'s instructions.
+#[inline(always)]
+pub(crate) unsafe fn widen<V: Lanes>(words: &[u32], to: &mut [f32]) {
+    assert!(words.len().is_multiple_of(PANEL) && to.len() >= 2 * words.len());
+    for row in (0..words.len()).step_by(PANEL) {
+        for column in (0..PANEL).step_by(V::N) {
+            // SAFETY: `column + N <= PANEL`, and the assertion vouches for both rows; the instructions are there by contract.
+            unsafe {
+                let pairs = V::load(words.as_ptr().add(row + column).cast());
+                let to = to.as_mut_ptr().add(2 * row + column);
+                pairs.high_halves().store(to);
+                pairs.low_halves().store(to.add(PANEL));
+            }
+        }
+    }
 }
 
 /// Both factors in two parts, `x = u + v` and `w = s + t`: of the four products `u s`, `u t` and `v s` are added up; `v t` is at most
@@ -58,6 +121,29 @@ impl<P: Product> Product for Split<P> {
                 P::accumulate(sums, x, stride, w, GROUP);
                 P::accumulate(sums, x, stride, w.add(GROUP * PANEL), GROUP);
                 P::accumulate(sums, x.add(GROUP), stride, w, GROUP);
+            }
+        }
+    }
+
+    const WIDENS: bool = P::WIDENS;
+    const WIDENED_ROWS: usize = P::WIDENED_ROWS;
+
+    #[inline(always)]
+    unsafe fn accumulate_widened<const R: usize>(
+        sums: &mut [[P::V; VECTORS]; R],
+        x: *const u32,
+        stride: usize,
+        w: *const u32,
+        depth: usize,
+    ) {
+        debug_assert!(depth.is_multiple_of(2 * GROUP));
+        for first in (0..depth).step_by(2 * GROUP) {
+            // SAFETY: as in `accumulate`, each word of `w` being two.
+            unsafe {
+                let (x, w) = (x.add(first), w.add(2 * first * PANEL));
+                P::accumulate_widened(sums, x, stride, w, GROUP);
+                P::accumulate_widened(sums, x, stride, w.add(2 * GROUP * PANEL), GROUP);
+                P::accumulate_widened(sums, x.add(GROUP), stride, w, GROUP);
             }
         }
     }
@@ -195,17 +281,53 @@ impl<V: Lanes> Product for WidenedProduct<V> {
         for k in 0..depth {
             // SAFETY: the caller's promise, for `k < depth` and `r < R`.
             unsafe {
-                let w = w.add(k * PANEL);
-                let odd = [V::load_high_halves(w), V::load_high_halves(w.add(V::N)), V::load_high_halves(w.add(2 * V::N))];
+                let w = w.add(k * PANEL).cast();
+                let odd = [V::load(w).high_halves(), V::load(w.add(V::N)).high_halves(), V::load(w.add(2 * V::N)).high_halves()];
                 for r in 0..R {
                     let x = V::splat(f32::from_bits(*x.add(r * stride + k) & 0xffff_0000));
                     for c in 0..VECTORS {
                         sums[r][c] = x.mul_add(odd[c], sums[r][c]);
                     }
                 }
-                let even = [V::load_low_halves(w), V::load_low_halves(w.add(V::N)), V::load_low_halves(w.add(2 * V::N))];
+                let even = [V::load(w).low_halves(), V::load(w.add(V::N)).low_halves(), V::load(w.add(2 * V::N)).low_halves()];
                 for r in 0..R {
                     let x = V::splat(f32::from_bits(*x.add(r * stride + k) << 16));
+                    for c in 0..VECTORS {
+                        sums[r][c] = x.mul_add(even[c], sums[r][c]);
+                    }
+                }
+            }
+        }
+    }
+
+    /// AVX-512 has the registers to widen four rows' worth on the way.
+    const WIDENS: bool = V::N < 16;
+    /// As of f32 words.
+    const WIDENED_ROWS: usize = F32Product::<V>::MAX_ROWS;
+
+    #[inline(always)]
+    unsafe fn accumulate_widened<const R: usize>(
+        sums: &mut [[V; VECTORS]; R],
+        x: *const u32,
+        stride: usize,
+        w: *const u32,
+        depth: usize,
+    ) {
+        for k in 0..depth {
+            // SAFETY: the caller's promise, for `k < depth` and `r < R`.
+            unsafe {
+                let w = w.add(2 * k * PANEL).cast::<f32>();
+                let odd = [V::load(w), V::load(w.add(V::N)), V::load(w.add(2 * V::N))];
+                for r in 0..R {
+                    let x = V::splat(f32::from_bits(*x.add(r * stride + k))).high_halves();
+                    for c in 0..VECTORS {
+                        sums[r][c] = x.mul_add(odd[c], sums[r][c]);
+                    }
+                }
+                let w = w.add(PANEL);
+                let even = [V::load(w), V::load(w.add(V::N)), V::load(w.add(2 * V::N))];
+                for r in 0..R {
+                    let x = V::splat(f32::from_bits(*x.add(r * stride + k))).low_halves();
                     for c in 0..VECTORS {
                         sums[r][c] = x.mul_add(even[c], sums[r][c]);
                     }

@@ -5,15 +5,17 @@
 //! cores busy; [`Running::join`] puts the spans together in f64, always in the same order. Which tokens share a call, and how
 //! many threads work on it, changes no bit of the result.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::options::{Curves, HeadOptions};
 use super::running::Running;
-use crate::kernels::TokenStatistics;
 use crate::kernels::exp::tanh;
 use crate::kernels::lanes::Lanes;
 use crate::kernels::level::Level;
-use crate::kernels::matmul::{PANEL, Panels, Product, ProductKernel, Rows, dispatch, tile};
+use crate::kernels::matmul::{MANY_ROWS, PANEL, Panels, Product, ProductKernel, Rows, Widened, dispatch, tile, widen, widens};
+use crate::kernels::{Dtype, TokenStatistics};
 
 /// Panels whose logits are joined at the end: 24,576 words.
 pub(super) const SPAN_PANELS: usize = 512;
@@ -67,9 +69,11 @@ pub(super) fn head_statistics(
                 first_row,
                 first_panel,
                 end_panel: (first_panel + SPAN_PANELS).min(head_vd.n_panels()),
+                tile_panels: tile_panels(level, head_vd),
                 top_k: options.top_k.min(head_vd.out_features()),
             };
-            dispatch(level, head_vd.dtype(), sweep)
+            let widened = sweep.tokens.len() >= MANY_ROWS && widens(level, head_vd.dtype());
+            if widened { dispatch(level, head_vd.dtype(), WidenedSweep(sweep)) } else { dispatch(level, head_vd.dtype(), sweep) }
         })
         .collect();
 
@@ -84,8 +88,9 @@ pub(super) fn head_statistics(
 }
 
 /// Panels of a tile.
-pub(super) fn tile_panels(head_vd: &Panels) -> usize {
-    let panel_bytes = head_vd.depth() * PANEL * size_of::<u32>();
+pub(super) fn tile_panels(level: Level, head_vd: &Panels) -> usize {
+    let widened = if widens(level, head_vd.dtype()) { 2 } else { 1 };
+    let panel_bytes = widened * head_vd.depth() * PANEL * size_of::<u32>();
     (TILE_BYTES / panel_bytes).clamp(1, MAX_TILE_PANELS)
 }
 
@@ -123,22 +128,21 @@ impl Logits<'_> {
     /// Logits of `R` rows against one panel, handed over a vector at a time: `store(row, column, logits)`.
     ///
     /// # Safety
-    /// The processor has `P`'s instructions.
+    /// `w` are a panel's words; the processor has `P`'s instructions.
     #[inline(always)]
     unsafe fn compute<P: Product, const R: usize>(
         &self,
         first_row: usize,
-        panel: usize,
+        w: *const u32,
         mut store: impl FnMut(usize, usize, P::V),
     ) {
-        let w = self.head_vd.panel(panel);
         let x = self.rows.rows(first_row, R);
-        // SAFETY: `rows` and `panel` have checked that they are there; the instructions are there by contract.
+        // SAFETY: `rows` has checked that they are there; the rest is the caller's promise.
         unsafe {
             tile::<P, R>(
                 x,
                 self.rows.stride(),
-                w.as_ptr(),
+                w,
                 self.head_vd.depth(),
                 #[inline(always)]
                 |_, _| P::V::splat(0.0),
@@ -171,11 +175,11 @@ impl ProductKernel for TargetLogits<'_> {
         for (i, &target) in self.targets.iter().enumerate() {
             let mut logits = [0.0; PANEL];
             let to = logits.as_mut_ptr();
-            // SAFETY: `column + N <= PANEL` in every call; the instructions are there by contract.
+            // SAFETY: `column + N <= PANEL` in every call, and the panel is whole; the instructions are there by contract.
             unsafe {
                 self.logits.compute::<P, 1>(
                     self.first_row + i,
-                    target as usize / PANEL,
+                    self.logits.head_vd.panel(target as usize / PANEL).as_ptr(),
                     #[inline(always)]
                     |_, column, logits| logits.store(to.add(column)),
                 );
@@ -196,6 +200,7 @@ struct Sweep<'a> {
     first_row: usize,
     first_panel: usize,
     end_panel: usize,
+    tile_panels: usize,
     top_k: usize,
 }
 
@@ -208,61 +213,114 @@ impl ProductKernel for Sweep<'_> {
 
     #[inline(always)]
     unsafe fn run<P: Product>(self) -> Vec<Running> {
-        let tile_panels = tile_panels(self.logits.head_vd);
-        let rows = self.tokens.iter().zip(self.kept);
-        let mut running: Vec<Running> = rows.map(|(&(_, logit), &kept)| Running::new(logit, self.top_k, kept)).collect();
+        let mut running = self.begin();
         let mut buffer = Tile([[0.0; MAX_TILE_PANELS * PANEL]; MAX_ROWS]);
-        let mut panel = self.first_panel;
-        while panel < self.end_panel {
-            let end_panel = (panel + tile_panels).min(self.end_panel);
-            let mut row = 0;
-            while row < running.len() {
-                let n_rows = P::MAX_ROWS.min(MAX_ROWS).min(running.len() - row);
-                // SAFETY: the instructions are there by contract.
-                row += unsafe {
-                    match n_rows {
-                        16.. if const { P::MAX_ROWS >= 16 } => {
-                            self.rows::<P, 16>(&mut buffer, row, panel, end_panel, &mut running[row..])
-                        }
-                        8.. => self.rows::<P, 8>(&mut buffer, row, panel, end_panel, &mut running[row..]),
-                        4.. => self.rows::<P, 4>(&mut buffer, row, panel, end_panel, &mut running[row..]),
-                        3.. => self.rows::<P, 3>(&mut buffer, row, panel, end_panel, &mut running[row..]),
-                        2.. => self.rows::<P, 2>(&mut buffer, row, panel, end_panel, &mut running[row..]),
-                        _ => self.rows::<P, 1>(&mut buffer, row, panel, end_panel, &mut running[row..]),
-                    }
-                };
+        for panels in self.tiles() {
+            // SAFETY: the panels are whole; the instructions are there by contract.
+            unsafe { self.tile::<P>(&mut buffer, panels, self.logits.head_vd, 0, &mut running) };
+        }
+        running
+    }
+}
+
+/// The same to the same bits, where the product widens its panels.
+struct WidenedSweep<'a>(Sweep<'a>);
+
+impl ProductKernel for WidenedSweep<'_> {
+    type Output = Vec<Running>;
+
+    #[inline(always)]
+    unsafe fn run<P: Product>(self) -> Vec<Running> {
+        assert!(P::WIDENS, "this product takes words as they are");
+        let WidenedSweep(sweep) = self;
+        let mut running = sweep.begin();
+        let mut buffer = Tile([[0.0; MAX_TILE_PANELS * PANEL]; MAX_ROWS]);
+        let head_vd = sweep.logits.head_vd;
+        let depth = 2 * head_vd.depth();
+        let mut widened = Panels::zeros(sweep.tile_panels * PANEL, depth, Dtype::F32);
+        for panels in sweep.tiles() {
+            // SAFETY: the panels are whole, and each is widened; the instructions are there by contract.
+            unsafe {
+                for (panel, words) in panels.clone().zip(widened.floats_mut().chunks_exact_mut(depth * PANEL)) {
+                    widen::<P::V>(head_vd.panel(panel), words);
+                }
+                let first = panels.start;
+                sweep.tile::<Widened<P>>(&mut buffer, panels, &widened, first, &mut running);
             }
-            panel = end_panel;
         }
         running
     }
 }
 
 impl Sweep<'_> {
-    /// Takes the words of `first_panel..end_panel` into the statistics of `R` rows; returns `R`.
+    fn begin(&self) -> Vec<Running> {
+        let rows = self.tokens.iter().zip(self.kept);
+        rows.map(|(&(_, logit), &kept)| Running::new(logit, self.top_k, kept)).collect()
+    }
+
+    /// The panels of one tile after the other.
+    fn tiles(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let (end, step) = (self.end_panel, self.tile_panels);
+        (self.first_panel..end).step_by(step).map(move |panel| panel..(panel + step).min(end))
+    }
+
+    /// Takes the words of some panels into the statistics of all rows; `packed` has the panels from number `first` on.
     ///
     /// # Safety
-    /// The processor has `P`'s instructions.
+    /// The panels have whole words of `P`'s; the processor has its instructions.
+    #[inline(always)]
+    unsafe fn tile<P: Product>(
+        &self,
+        buffer: &mut Tile,
+        panels: Range<usize>,
+        packed: &Panels,
+        first: usize,
+        running: &mut [Running],
+    ) {
+        let mut row = 0;
+        while row < running.len() {
+            let n_rows = P::MAX_ROWS.min(MAX_ROWS).min(running.len() - row);
+            let (panels, running) = (panels.clone(), &mut running[row..]);
+            // SAFETY: by contract.
+            row += unsafe {
+                match n_rows {
+                    16.. if const { P::MAX_ROWS >= 16 } => self.rows::<P, 16>(buffer, row, panels, packed, first, running),
+                    8.. => self.rows::<P, 8>(buffer, row, panels, packed, first, running),
+                    4.. => self.rows::<P, 4>(buffer, row, panels, packed, first, running),
+                    3.. => self.rows::<P, 3>(buffer, row, panels, packed, first, running),
+                    2.. => self.rows::<P, 2>(buffer, row, panels, packed, first, running),
+                    _ => self.rows::<P, 1>(buffer, row, panels, packed, first, running),
+                }
+            };
+        }
+    }
+
+    /// The same for `R` rows from `row` on; returns `R`.
+    ///
+    /// # Safety
+    /// As [`Sweep::tile`].
     #[inline(always)]
     unsafe fn rows<P: Product, const R: usize>(
         &self,
         buffer: &mut Tile,
         row: usize,
-        first_panel: usize,
-        end_panel: usize,
+        panels: Range<usize>,
+        packed: &Panels,
+        first: usize,
         running: &mut [Running],
     ) -> usize {
-        for panel in first_panel..end_panel {
+        let Range { start: first_panel, end: end_panel } = panels;
+        for panel in panels {
             let offset = (panel - first_panel) * PANEL;
             let mut rows = [std::ptr::null_mut(); MAX_ROWS];
             for (to, row) in rows.iter_mut().zip(&mut buffer.0) {
                 *to = row[offset..offset + PANEL].as_mut_ptr();
             }
-            // SAFETY: `column + N <= PANEL` in every call; the instructions are there by contract.
+            // SAFETY: `column + N <= PANEL` in every call; the rest is the caller's promise.
             unsafe {
                 self.logits.compute::<P, R>(
                     self.first_row + row,
-                    panel,
+                    packed.panel(panel - first).as_ptr(),
                     #[inline(always)]
                     |r, column, logits| logits.store(rows[r].add(column)),
                 );

@@ -76,7 +76,7 @@ pub fn head_gradient(
     };
     let hidden_nd = contiguous(hidden_nd)?;
     let (level, width, vocabulary) = (Level::current(), head_vd.in_features(), head_vd.out_features());
-    let chunk = chunk_rows(vocabulary);
+    let (chunk, tile) = (chunk_rows(vocabulary), tile_panels(level, &panels) * PANEL);
     let mut statistics = Vec::with_capacity(targets.len());
     let mut divergences = Vec::with_capacity(targets.len());
     let mut d_hidden: Vec<f32> = Vec::with_capacity(targets.len() * width);
@@ -89,7 +89,7 @@ pub fn head_gradient(
         let mut others = reference.as_ref().map(|(hidden, head)| logits(hidden, head)).transpose()?;
         let rows = d_logits.par_chunks_mut(vocabulary).zip(targets).enumerate().with_max_len(1);
         let of_row = |n: usize, row: &mut [f32], other: Option<&mut [f32]>, target: u32| {
-            level.run(Row { row, other, n: first + n, target, head_vd: &panels, options, loss })
+            level.run(Row { row, other, n: first + n, target, tile, options, loss })
         };
         let found: Vec<(TokenStatistics, Divergence)> = match &mut others {
             None => rows.map(|(n, (row, &target))| of_row(n, row, None, target)).collect(),
@@ -158,11 +158,11 @@ pub fn divergences(
         return reference::divergences(hidden_nd, head_vd, targets, reference_logits, options);
     };
     let level = Level::current();
+    let tile = tile_panels(level, &panels) * PANEL;
     let own = logits_of(hidden_nd, targets.len(), &panels, options)?;
     let rows = own.par_chunks(vocabulary).zip(reference_logits.par_chunks(vocabulary)).zip(targets);
-    let of_row = |((row, other), &target): ((&[f32], &[f32]), &u32)| {
-        level.run(Compare { row, other, target, head_vd: &panels, top_k: options.top_k })
-    };
+    let of_row =
+        |((row, other), &target): ((&[f32], &[f32]), &u32)| level.run(Compare { row, other, target, tile, top_k: options.top_k });
     Ok(rows.map(of_row).collect())
 }
 
@@ -189,7 +189,8 @@ struct Compare<'a> {
     row: &'a [f32],
     other: &'a [f32],
     target: u32,
-    head_vd: &'a Panels,
+    /// Words of a tile.
+    tile: usize,
     top_k: usize,
 }
 
@@ -198,11 +199,11 @@ impl Kernel for Compare<'_> {
 
     #[inline(always)]
     unsafe fn run<V: Lanes>(self) -> Self::Output {
-        let Compare { row, other, target, head_vd, top_k } = self;
+        let Compare { row, other, target, tile, top_k } = self;
         // SAFETY: by contract.
         unsafe {
-            let statistics = statistics::<V>(row, target, head_vd, top_k);
-            let other_log_sum = reference_log_sum::<V>(other, target, head_vd);
+            let statistics = statistics::<V>(row, target, tile, top_k);
+            let other_log_sum = reference_log_sum::<V>(other, target, tile);
             (statistics, divergence::<V>(row, row[target as usize] - statistics.logprob, other, other_log_sum))
         }
     }
@@ -214,7 +215,8 @@ struct Row<'a> {
     other: Option<&'a mut [f32]>,
     n: usize,
     target: u32,
-    head_vd: &'a Panels,
+    /// Words of a tile.
+    tile: usize,
     options: &'a HeadOptions,
     loss: &'a (dyn Fn(usize, &TokenStatistics, &Divergence) -> TokenLoss + Sync),
 }
@@ -224,7 +226,7 @@ impl Kernel for Row<'_> {
 
     #[inline(always)]
     unsafe fn run<V: Lanes>(self) -> Self::Output {
-        let Row { row, mut other, n, target, head_vd, options, loss } = self;
+        let Row { row, mut other, n, target, tile, options, loss } = self;
         // SAFETY: the instructions are there by contract, in each call.
         unsafe {
             if let Some(cap) = options.softcap {
@@ -233,14 +235,14 @@ impl Kernel for Row<'_> {
                     bend::<V>(other, cap);
                 }
             }
-            let statistics = statistics::<V>(row, target, head_vd, options.top_k);
+            let statistics = statistics::<V>(row, target, tile, options.top_k);
             let target_logit = row[target as usize];
             let log_sum = target_logit - statistics.logprob;
             let (divergence, other) = match &other {
                 None => (Divergence::default(), None),
                 Some(other) => {
                     // Any target serves: only the sum over all words is wanted.
-                    let whole = reference_log_sum::<V>(other, target, head_vd);
+                    let whole = reference_log_sum::<V>(other, target, tile);
                     (divergence::<V>(row, log_sum, other, whole), Some((&**other, whole)))
                 }
             };
@@ -271,18 +273,17 @@ unsafe fn bend<V: Lanes>(row: &mut [f32], cap: f32) {
     );
 }
 
-/// Of one row of logits, in the tiles and spans of the fused head, and so with its bits.
+/// Of one row of logits, in the spans and tiles (of `tile` words) of the fused head, and so with its bits.
 ///
 /// # Safety
 /// The processor must have `V`'s instructions.
 #[inline(always)]
-unsafe fn statistics<V: Lanes>(row: &[f32], target: u32, head_vd: &Panels, top_k: usize) -> TokenStatistics {
+unsafe fn statistics<V: Lanes>(row: &[f32], target: u32, tile: usize, top_k: usize) -> TokenStatistics {
     /// A tile, aligned.
     #[repr(align(64))]
     struct Tile([f32; MAX_TILE_PANELS * PANEL]);
     let mut buffer = Tile([0.0; MAX_TILE_PANELS * PANEL]);
     let target_logit = row[target as usize];
-    let tile = tile_panels(head_vd) * PANEL;
     let mut whole: Option<Running> = None;
     for (i, span) in row.chunks(SPAN_PANELS * PANEL).enumerate() {
         let mut running = Running::new(target_logit, top_k.min(row.len()), 0);
@@ -306,9 +307,9 @@ unsafe fn statistics<V: Lanes>(row: &[f32], target: u32, head_vd: &Panels, top_k
 /// # Safety
 /// The processor must have `V`'s instructions.
 #[inline(always)]
-unsafe fn reference_log_sum<V: Lanes>(other: &[f32], target: u32, head_vd: &Panels) -> f32 {
+unsafe fn reference_log_sum<V: Lanes>(other: &[f32], target: u32, tile: usize) -> f32 {
     // SAFETY: by contract.
-    other[target as usize] - unsafe { statistics::<V>(other, target, head_vd, 1) }.logprob
+    other[target as usize] - unsafe { statistics::<V>(other, target, tile, 1) }.logprob
 }
 
 /// Both divergences between `p = exp(row - log_sum)` and `q = exp(other - other_log_sum)`.
