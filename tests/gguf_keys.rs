@@ -43,12 +43,20 @@ const SIZES: &[&str] = &[
     "expert_count",
     "expert_feed_forward_length",
     "expert_shared_count",
+    "expert_shared_feed_forward_length",
     "feed_forward_length",
     "leading_dense_block_count",
+    "attention.recurrent_layers",
+    "ssm.conv_kernel",
+    "ssm.group_count",
+    "ssm.inner_size",
+    "ssm.state_size",
+    "ssm.time_step_rank",
 ];
 
 /// These say nothing that changes the numbers of a sequence that is short enough.
-const HARMLESS: &[&str] = &["context_length", "rope.scaling.finetuned", "tensor_data_layout", "vocab_size"];
+const HARMLESS: &[&str] =
+    &["context_length", "rope.dimension_sections", "rope.scaling.finetuned", "tensor_data_layout", "vocab_size"];
 
 /// What llama.cpp takes where the key is missing.
 fn default(architecture: &str, setting: &str) -> Option<Value> {
@@ -124,8 +132,11 @@ fn keys_that_are_there_count_or_are_harmless_when_they_change_or_go() {
             // Texts, names and tokens: ids go in here, so that the numbers stay, or the file is refused.
             let harmless = setting.map_or(key != "general.architecture", |setting| HARMLESS.contains(&setting));
             // Where all layers have experts, nothing has that size.
-            let harmless =
-                harmless || ["qwen3_moe", "gpt_oss"].contains(&family.as_str()) && setting == Some("feed_forward_length");
+            let harmless = harmless
+                || ["qwen3_moe", "gpt_oss", "qwen3_5_moe_text"].contains(&family.as_str())
+                    && setting == Some("feed_forward_length");
+            // What only a file without the list of layers is read by.
+            let harmless = harmless || family.starts_with("qwen3_5") && setting == Some("full_attention_interval");
             // Corrections that are cut to whole dimensions, and a head has few; a length that only a scaling asks for.
             let harmless = harmless
                 || family == "olmo3" && setting.is_some_and(|setting| setting.starts_with("rope.scaling.yarn_beta"))

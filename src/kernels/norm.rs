@@ -383,7 +383,7 @@ impl Kernel for Backward<'_> {
 /// # Safety
 /// The processor must have `V`'s instructions.
 #[inline(always)]
-unsafe fn inverse_rms<V: Lanes>(x: &[f32], eps: f32) -> f32 {
+pub(super) unsafe fn inverse_rms<V: Lanes>(x: &[f32], eps: f32) -> f32 {
     // SAFETY: the instructions are there by contract; `i + n` never passes the end of `x`.
     unsafe {
         // Two sums, so that one addition need not wait for the other.

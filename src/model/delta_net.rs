@@ -15,7 +15,7 @@ use super::layers::{Adapting, Layer, Linear, RmsNorm};
 use super::lora::Adapters;
 use super::parameters::{Parameter, Vector};
 use crate::error::{Error, Result};
-use crate::kernels::delta::{DeltaShape, DeltaWeights, delta, delta_backward, delta_onto};
+use crate::kernels::delta::{DeltaShape, DeltaWeights, delta, delta_backward, delta_onto, open};
 use crate::kernels::gated::{Activation, gated, gated_backward};
 use crate::kernels::{Dtype, Kernels};
 
@@ -91,11 +91,11 @@ impl DeltaNet {
 
     /// `[N, 2 W] -> [N, D]`
     pub(super) fn project(&self, mixed: &Tensor, adapters: Adapters) -> Result<Tensor> {
-        self.output.forward(&self.opened(mixed)?.1, adapters)
+        self.output.forward(&self.open(mixed)?, adapters)
     }
 
     pub(super) fn project_add(&self, mixed: &Tensor, residual: &Tensor, adapters: Adapters) -> Result<Tensor> {
-        self.output.forward_add(&self.opened(mixed)?.1, residual, adapters)
+        self.output.forward_add(&self.open(mixed)?, residual, adapters)
     }
 
     /// The gradient of [`DeltaNet::project`]'s input.
@@ -148,7 +148,15 @@ impl DeltaNet {
         Ok(heads.narrow(1, value_dim, value_dim)?.contiguous()?)
     }
 
-    /// Of each head its gates and, beside them, the normed numbers `[N * heads, 2 value_dim]`; and what the gates let through `[N, W]`.
+    /// What the gates let through, `[N, W]`.
+    fn open(&self, mixed: &Tensor) -> Result<Tensor> {
+        match self.kernels {
+            Kernels::Fused => open(mixed, &self.norm.weight.get(), self.norm.eps),
+            _ => Ok(self.opened(mixed)?.1),
+        }
+    }
+
+    /// The same in two steps, as the backward pass needs it: of each head its gates and, beside them, the normed numbers `[N * heads, 2 value_dim]`; and what the gates let through `[N, W]`.
     fn opened(&self, mixed: &Tensor) -> Result<(Tensor, Tensor)> {
         let DeltaShape { value_heads, value_dim, .. } = self.shape;
         let rows = mixed.dim(0)?;

@@ -10,6 +10,9 @@ use crate::kernels::Segment;
 use crate::kernels::attention::Stretch;
 use crate::kernels::cpu::Shared;
 
+/// Tokens that a head takes at a time.
+const PIECE: usize = 64;
+
 /// `x [T, columns] -> [T, value_heads, 2 value_dim]` of segments that see each other.
 pub(super) fn forward(x: &[f32], problem: &Problem, segments: &[Segment]) -> Vec<f32> {
     let rows = Rows::of(x, problem);
@@ -30,8 +33,7 @@ pub(super) fn forward(x: &[f32], problem: &Problem, segments: &[Segment]) -> Vec
                 }
             };
             let read: Vec<&[f32]> = run.before.iter().chain(&run.rows).map(|&row| rows.row(row)).collect();
-            let found = Head { problem, head, rows: &read, before: run.before.len() }.forward(&mut states);
-            outputs.put(head, run.rows.iter().copied(), &rows, &found, run.again);
+            outputs.of_head(head, &read, &mut states, &run.rows, run.again);
             if run.heirs > 0 {
                 left[number].0 = states;
             }
@@ -52,9 +54,8 @@ pub(super) fn forward_onto(x: &[f32], problem: &Problem, stretches: &[Stretch], 
     }
     tasks.par_iter_mut().with_max_len(1).for_each(|(stretch, last, head, states)| {
         let before = last.chunks_exact(rows.columns);
-        let read: Vec<&[f32]> = before.clone().chain(stretch.tokens.clone().map(|row| rows.row(row))).collect();
-        let found = Head { problem, head: *head, rows: &read, before: before.len() }.forward(states);
-        outputs.put(*head, stretch.tokens.clone(), &rows, &found, 0);
+        let read: Vec<&[f32]> = before.chain(stretch.tokens.clone().map(|row| rows.row(row))).collect();
+        outputs.of_head(*head, &read, states, &stretch.tokens.clone().collect::<Vec<usize>>(), 0);
     });
     for (stretch, memory) in stretches.iter().zip(&mut memories) {
         memory.read(
@@ -94,17 +95,34 @@ struct Outputs<'a> {
 }
 
 impl Outputs<'_> {
-    /// What a key head gives, `[L, value heads of it * value_dim]`, beside the gates of these heads; but of the first `again` rows.
-    fn put(&self, head: usize, to: impl Iterator<Item = usize>, rows: &Rows, found: &[f32], again: usize) {
+    /// What a key head makes of the last of the rows that are `read`, as many as `to` has places for it in the batch; those before are for
+    /// the convolution. Of the first `again` tokens nothing is put anywhere.
+    ///
+    /// A piece after the other, so that all that is made on the way stays in the nearest caches.
+    fn of_head(&self, head: usize, read: &[&[f32]], states: &mut [f32], to: &[usize], again: usize) {
+        let before = read.len() - to.len();
+        for (piece, to) in to.chunks(PIECE).enumerate() {
+            let first = before + piece * PIECE;
+            let from = first.saturating_sub(self.problem.shape.kernel - 1);
+            let rows = &read[from..first + to.len()];
+            let found = Head { problem: self.problem, head, rows, before: first - from }.forward(states);
+            let own = rows[first - from..].iter().zip(to).skip(again.saturating_sub(piece * PIECE));
+            self.put(head, own, &found);
+        }
+    }
+
+    /// The last of what a key head gives, `[L, value heads of it * value_dim]`, beside the gates of these heads, to each row of the batch.
+    fn put<'b>(&self, head: usize, rows: impl ExactSizeIterator<Item = (&'b &'b [f32], &'b usize)>, found: &[f32]) {
         let shape = self.problem.shape;
         let (value_dim, group) = (shape.value_dim, shape.group() * shape.value_dim);
         let [gates, ..] = shape.zba(head);
-        for (row, found) in to.zip(found.chunks_exact(group)).skip(again) {
+        let found = &found[found.len() - rows.len() * group..];
+        for ((row, &to), found) in rows.zip(found.chunks_exact(group)) {
             // SAFETY: a row is of one run alone but for those that go through again, and a run's head of one task.
             let y = unsafe {
-                std::slice::from_raw_parts_mut(self.y.at(row * 2 * shape.width() + head * 2 * group, 2 * group), 2 * group)
+                std::slice::from_raw_parts_mut(self.y.at(to * 2 * shape.width() + head * 2 * group, 2 * group), 2 * group)
             };
-            let gates = rows.row(row)[gates.clone()].chunks_exact(value_dim);
+            let gates = row[gates.clone()].chunks_exact(value_dim);
             for ((y, gates), found) in y.chunks_exact_mut(2 * value_dim).zip(gates).zip(found.chunks_exact(value_dim)) {
                 y[..value_dim].copy_from_slice(gates);
                 y[value_dim..].copy_from_slice(found);

@@ -6,6 +6,7 @@
 //! forward.rs    all heads over a batch; cache.rs what they remember of sequences that go on
 //! head.rs       one key head over tokens of one sequence
 //! rule.rs       the rule itself, and its backward pass
+//! open.rs       norm and gates behind it
 //! reference.rs  the same as tensor operations
 //! ```
 //!
@@ -15,6 +16,7 @@
 mod cache;
 mod forward;
 mod head;
+mod open;
 mod plan;
 mod reference;
 mod rule;
@@ -28,6 +30,7 @@ use rayon::prelude::*;
 
 pub use cache::DeltaCache;
 use head::{Head, HeadGradients, Problem, columns_of, put_columns};
+pub use open::open;
 use plan::sequences;
 pub use shape::DeltaShape;
 pub use weights::DeltaWeights;

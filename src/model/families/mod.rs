@@ -10,6 +10,7 @@ mod glm4_moe;
 mod gpt_oss;
 mod granite;
 mod hybrid;
+mod hybrid_gguf;
 pub(super) mod keys;
 mod layer_kinds;
 mod llama;

@@ -5,13 +5,15 @@ use serde_json::Value;
 
 use super::family::Family;
 use super::family::Rule::{Honoured, Irrelevant, Only, Optional};
-use super::hybrid;
+use super::{hybrid, hybrid_gguf};
 use crate::error::Result;
 use crate::json::count;
 use crate::model::config::{Config, ExpertsConfig};
+use crate::model::files::gguf::Gguf;
 
 pub(super) const FAMILY: Family = Family {
     model_type: "qwen3_5_moe_text",
+    architecture: "qwen35moe",
     class: "Qwen3_5MoeForCausalLM",
     keys: &[
         ("attention_bias", Honoured),
@@ -47,6 +49,10 @@ pub(super) const FAMILY: Family = Family {
     left_aside: &["mtp.", "model.visual."],
     configure,
     settings,
+    configure_gguf,
+    gguf_names: hybrid_gguf::NAMES,
+    gguf_keys: hybrid_gguf::KEYS_WITH_EXPERTS,
+    gguf_tensor: hybrid_gguf::tensor,
     block: hybrid::block,
     ..Family::PLAIN
 };
@@ -54,15 +60,28 @@ pub(super) const FAMILY: Family = Family {
 fn configure(config: &mut Config, json: &Value) -> Result<()> {
     hybrid::configure(config, json, false)?;
     let (n_experts, per_token) = (count(json, "num_experts")?, count(json, "num_experts_per_tok")?);
-    let inner = count(json, "moe_intermediate_size")?;
-    config.experts = Some(ExpertsConfig {
-        shared_size: count(json, "shared_expert_intermediate_size")?,
+    let (inner, shared_size) = (count(json, "moe_intermediate_size")?, count(json, "shared_expert_intermediate_size")?);
+    config.experts = Some(experts(config.layers, [n_experts, per_token, inner, shared_size]));
+    Ok(())
+}
+
+fn configure_gguf(config: &mut Config, file: &Gguf) -> Result<()> {
+    hybrid_gguf::configure(config, file)?;
+    let (n_experts, per_token) = (file.required_count("expert_count")?, file.required_count("expert_used_count")?);
+    let inner = file.required_count("expert_feed_forward_length")?;
+    let shared_size = file.required_count("expert_shared_feed_forward_length")?;
+    config.experts = Some(experts(config.layers, [n_experts, per_token, inner, shared_size]));
+    Ok(())
+}
+
+fn experts(layers: usize, [n_experts, per_token, inner, shared_size]: [usize; 4]) -> ExpertsConfig {
+    ExpertsConfig {
+        shared_size,
         shared_gate: true,
         // Not in Transformers' table of conversions, which PEFT goes by.
         modules: false,
-        ..ExpertsConfig::plain(n_experts, per_token, inner, vec![true; config.layers])
-    });
-    Ok(())
+        ..ExpertsConfig::plain(n_experts, per_token, inner, vec![true; layers])
+    }
 }
 
 fn settings(config: &Config) -> Value {

@@ -5,10 +5,11 @@ use serde_json::Value;
 
 use super::family::Family;
 use super::family::Rule::{Honoured, Irrelevant, Only, Optional};
-use super::hybrid;
+use super::{hybrid, hybrid_gguf};
 
 pub(super) const FAMILY: Family = Family {
     model_type: "qwen3_5_text",
+    architecture: "qwen35",
     class: "Qwen3_5ForCausalLM",
     keys: &[
         ("attention_bias", Honoured),
@@ -36,6 +37,10 @@ pub(super) const FAMILY: Family = Family {
     left_aside: &["mtp.", "model.visual."],
     configure: |config, json| hybrid::configure(config, json, false),
     settings: |config| Value::Object(hybrid::settings(config)),
+    configure_gguf: hybrid_gguf::configure,
+    gguf_names: hybrid_gguf::NAMES,
+    gguf_keys: hybrid_gguf::KEYS,
+    gguf_tensor: hybrid_gguf::tensor,
     block: hybrid::block,
     ..Family::PLAIN
 };

@@ -69,7 +69,7 @@ impl Gguf {
         Ok(format!("{}.{name}", self.architecture()?))
     }
 
-    pub(super) fn architecture(&self) -> Result<&str> {
+    pub(crate) fn architecture(&self) -> Result<&str> {
         self.text("general.architecture")?.ok_or_else(|| self.missing("general.architecture"))
     }
 

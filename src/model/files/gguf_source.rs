@@ -211,11 +211,16 @@ impl Source for Gguf {
             None if in_part => return Err(self.missing(&format!("{prefix}rope.dimension_count"))),
             None => head_dim,
         };
+        // Where all layers have experts, files may leave out what no layer has.
+        let intermediate_size = match (self.arch_count("feed_forward_length")?, self.arch_count("expert_feed_forward_length")?) {
+            (None, Some(of_experts)) => of_experts,
+            _ => self.required_count("feed_forward_length")?,
+        };
         let epsilon = "attention.layer_norm_rms_epsilon";
         let mut config = Config {
             vocab_size: embedding.shape.first().copied().unwrap_or(0),
             hidden_size,
-            intermediate_size: self.required_count("feed_forward_length")?,
+            intermediate_size,
             heads,
             kv_heads: self.arch_count("attention.head_count_kv")?.unwrap_or(heads),
             rms_norm_eps: self.arch_number(epsilon)?.ok_or_else(|| self.missing(epsilon))?,
