@@ -50,7 +50,7 @@ pub(crate) fn settle() -> Result<Level> {
         #[cfg(target_arch = "x86_64")]
         Some(Level::Amx) => {
             let cure = "Unset DIAGNOSE_KERNELS to use the fastest of the other levels.";
-            super::matmul::amx::check().map_err(|error| error.cure(cure))?;
+            super::matmul::amx::check().and_then(|()| super::attention::check_tiles()).map_err(|error| error.cure(cure))?;
             Level::Amx
         }
         Some(level) => level,

@@ -51,7 +51,7 @@ pub enum Kernels {
 pub enum Dtype {
     #[default]
     F32,
-    /// Rounds both factors of every product to bfloat16 and adds in f32.
+    /// Rounds both factors of every product with a weight to bfloat16 and adds in f32; of attention's products see `attention/factors.rs`.
     Bf16,
     /// Each factor as the sum of two bfloat16, and of their four products the three that count, added in f32: some five hundred times closer
     /// to f32 than `Bf16`, for three times its work. Of a factor 16 bits are kept, of its 24; denormal parts count as zero where the

@@ -21,10 +21,11 @@ pub(super) enum Kept {
 }
 
 impl Cache {
-    /// Room for `n_pages` times [`PAGE`] positions of `n_sequences` sequences at a time, for a model in `dtype`; memory is taken as it is written.
-    pub fn new(config: &Config, dtype: Dtype, n_pages: usize, n_sequences: usize) -> Cache {
+    /// Room for `n_pages` times [`PAGE`] positions of `n_sequences` sequences at a time, for layers whose attention is in `dtypes`; memory is
+    /// taken as it is written.
+    pub(super) fn new(config: &Config, dtypes: &[Dtype], n_pages: usize, n_sequences: usize) -> Cache {
         let kept = |layer: usize| match config.delta_shape(layer) {
-            None => Kept::Attention(LayerCache::new(&config.attention_shape(layer), n_pages, dtype)),
+            None => Kept::Attention(LayerCache::new(&config.attention_shape(layer), n_pages, dtypes[layer])),
             Some(shape) => Kept::Delta(DeltaCache::new(shape, n_sequences)),
         };
         Cache {
@@ -36,13 +37,13 @@ impl Cache {
     }
 
     /// The memory that a page takes in all layers.
-    pub fn page_bytes(config: &Config, dtype: Dtype) -> usize {
+    pub(super) fn page_bytes(config: &Config, dtypes: &[Dtype]) -> usize {
         let layers = (0..config.layers).filter(|&layer| config.delta_shape(layer).is_none());
-        layers.map(|layer| LayerCache::page_bytes(&config.attention_shape(layer), dtype)).sum()
+        layers.map(|layer| LayerCache::page_bytes(&config.attention_shape(layer), dtypes[layer])).sum()
     }
 
     /// The memory that a sequence takes beside its pages.
-    pub fn sequence_bytes(config: &Config) -> usize {
+    pub(super) fn sequence_bytes(config: &Config) -> usize {
         (0..config.layers).filter_map(|layer| config.delta_shape(layer)).map(|shape| DeltaCache::sequence_bytes(&shape)).sum()
     }
 
@@ -91,8 +92,8 @@ mod tests {
             "max_position_embeddings": 64, "rms_norm_eps": 1e-5}))
         .unwrap();
         // Two layers, one head of 4 keys and of 16 padded values, 16 positions, 4 bytes.
-        assert_eq!(Cache::page_bytes(&config, Dtype::F32), 2 * (4 + 16) * 16 * 4);
-        let mut cache = Cache::new(&config, Dtype::F32, 5, 1);
+        assert_eq!(Cache::page_bytes(&config, &[Dtype::F32; 2]), 2 * (4 + 16) * 16 * 4);
+        let mut cache = Cache::new(&config, &[Dtype::F32; 2], 5, 1);
         assert!(cache.shares_pages() && Cache::sequence_bytes(&config) == 0);
         let first = cache.take(3).unwrap();
         assert_eq!((first.as_slice(), cache.n_free()), (&[0, 1, 2][..], 2));

@@ -231,7 +231,7 @@ impl Config {
     }
 
     /// The heads of the gated delta rule in a layer that has it; `None` where there is attention.
-    pub(super) fn delta_shape(&self, layer: usize) -> Option<DeltaShape> {
+    pub(crate) fn delta_shape(&self, layer: usize) -> Option<DeltaShape> {
         self.delta.as_ref().filter(|delta| delta.layers[layer]).map(|delta| delta.shape)
     }
 

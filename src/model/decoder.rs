@@ -13,6 +13,7 @@ use super::context::Context;
 use super::families as family;
 use super::layers::{Adapting, Layer, RmsNorm};
 use super::lora::Adapters;
+use super::mixer::Mixer;
 use super::parameters::{Parameter, Part};
 use super::source::matrix;
 use super::{Batch, LoadOptions, Source};
@@ -187,6 +188,15 @@ impl Decoder {
             parameters.push(vocabulary(head, "lm_head.weight")?);
         }
         Ok(parameters)
+    }
+
+    /// What each block's attention multiplies: what its projections do. Of a block without attention it does not matter.
+    pub(super) fn attention_dtypes(&self) -> Vec<Dtype> {
+        let of_mixer = |mixer: &Mixer| match mixer {
+            Mixer::Attention(attention) => attention.dtype(),
+            Mixer::Delta(_) => Dtype::F32,
+        };
+        self.blocks.iter().map(|block| of_mixer(&block.mixer)).collect()
     }
 
     /// Adds low-rank adapters to the modules that `how` names.

@@ -287,6 +287,11 @@ impl Attention {
         Ok(Attention { qk_norm, ..Attention::load(layer)? })
     }
 
+    /// What its products are in, those between tokens among them.
+    pub(super) fn dtype(&self) -> Dtype {
+        self.qkv.dtype()
+    }
+
     /// Queries, keys and values of the heads: `x [T, D] -> [T, q | k | v]`; with gates beside each query head where there are some.
     pub(super) fn project_in(&self, x: &Tensor, adapters: Adapters) -> Result<Tensor> {
         self.qkv.forward(x, adapters)
@@ -310,7 +315,7 @@ impl Attention {
             )?,
             Context::Cache(_, Kept::Delta(_)) => return Err(Error::new("the cache keeps no keys of a layer with attention")),
             Context::Cache(stretches, Kept::Attention(cache)) => {
-                let read = attention_onto(&grown, stretches, cache, &self.rotary, &self.shape, sinks.as_ref(), self.qkv.dtype())?;
+                let read = attention_onto(&grown, stretches, cache, &self.rotary, &self.shape, sinks.as_ref(), self.dtype())?;
                 (read, Softmaxes::default())
             }
         };

@@ -110,7 +110,6 @@ pub struct Model {
     pub passed_over: Option<String>,
     /// Sentences about the files: what contradicts itself there and which was taken, what was left aside.
     pub remarks: Vec<String>,
-    dtype: Dtype,
     decoder: Decoder,
     /// What else the decoder needs on a GPU.
     on_cuda: Option<OnCuda>,
@@ -214,7 +213,6 @@ impl Model {
             placement: options.device,
             passed_over,
             remarks,
-            dtype: options.dtype,
             decoder,
             on_cuda,
         })
@@ -227,9 +225,15 @@ impl Model {
         Ok(device::place(options, &reference.name, &config, source.parameters(), max_positions)?.options.device)
     }
 
-    /// What it was loaded in.
-    pub fn dtype(&self) -> Dtype {
-        self.dtype
+    /// Room for what the layers keep of `n_sequences` sequences at a time that are being written, `n_pages` times [`PAGE`] positions in all.
+    pub fn cache(&self, n_pages: usize, n_sequences: usize) -> Cache {
+        Cache::new(&self.config, &self.decoder.attention_dtypes(), n_pages, n_sequences)
+    }
+
+    /// The memory that [`Model::cache`] takes once all of it is written.
+    pub fn cache_bytes(&self, n_pages: usize, n_sequences: usize) -> usize {
+        let of_pages = n_pages * Cache::page_bytes(&self.config, &self.decoder.attention_dtypes());
+        of_pages + n_sequences * Cache::sequence_bytes(&self.config)
     }
 
     /// Hidden states `[rows.len(), D]` after the final norm, at `rows` of the batch.

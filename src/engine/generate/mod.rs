@@ -83,14 +83,13 @@ pub fn generate(
         return Err(Error::new("answers are written on the CPU only").cure("Give --device cpu."));
     }
     let (pages, at_once) = (n_pages(requests, way.at_once), way.at_once.clamp(1, requests.len().max(1)));
-    let bytes = pages * Cache::page_bytes(&model.config, model.dtype()) + at_once * Cache::sequence_bytes(&model.config);
-    memory::check_answers(&model.info.name, bytes as u64)?;
+    memory::check_answers(&model.info.name, model.cache_bytes(pages, at_once) as u64)?;
     let (head_options, vocabulary) = (model.head_options(1), model.head().out_features());
     let mut desk = Desk {
         model,
         requests,
         way,
-        cache: Cache::new(&model.config, model.dtype(), pages, at_once),
+        cache: model.cache(pages, at_once),
         seats: (0..at_once).rev().collect(),
         next: 0,
         rows: Vec::new(),

@@ -98,6 +98,10 @@ pub(super) fn memory_beside(options: &Options, model: &Model, adapters: Option<&
         }
         _ => 0,
     };
+    // Backward the gated delta rule takes the projections of a layer apart by heads, and their gradients.
+    let of_delta =
+        (0..model.config.layers).filter_map(|layer| model.config.delta_shape(layer)).map(|shape| shape.columns()).max();
+    let beside = 2 * 4 * options.pack_tokens * of_delta.unwrap_or(0);
     let block_inputs = 4 * options.pack_tokens * model.config.hidden_size * model.config.layers;
-    Ok(learning + base + parts + (options.activation_bytes() + block_inputs) as u64)
+    Ok(learning + base + parts + (options.activation_bytes() + block_inputs + beside) as u64)
 }

@@ -20,7 +20,8 @@ use rayon::prelude::*;
 
 use super::arithmetic::{Arithmetic, AttentionKernel};
 use super::fused::{QueryRows, Running, Strip};
-use super::pack::{Packed, Part, padded};
+use super::pack::Part;
+use super::packed::{Packed, padded};
 use super::plan::{GRANULE, Plan};
 use super::problem::Problem;
 use super::shape::AttentionShape;
@@ -298,7 +299,9 @@ impl Backward<'_> {
             if row < rows.len() {
                 let place = (token * heads + head) * head_dim;
                 let (y, dy) = (&self.output[place..][..head_dim], &self.d_output[place..][..head_dim]);
-                dots[row] = y.iter().zip(dy).map(|(y, dy)| y * dy).sum();
+                // Of what `dp` is made of: with other roundings `ds` would not add up to 0, and the keys' mean would go into `dq`.
+                let rounded = |dy: f32| if A::PER_WORD == 1 { dy } else { half::bf16::from_f32(dy).to_f32() };
+                dots[row] = y.iter().zip(dy).map(|(y, dy)| y * rounded(*dy)).sum();
                 d_outputs[row * width..][..head_dim].copy_from_slice(dy);
             }
         }

@@ -9,9 +9,11 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::arithmetic::{Arithmetic, AttentionKernel, Factors};
+use super::arithmetic::{Arithmetic, AttentionKernel};
+use super::factors::Factors;
 use super::fused;
-use super::pack::{Packed, key_size, padded, row_size};
+use super::pack::{key_size, row_size};
+use super::packed::{Packed, padded};
 use super::plan::GRANULE;
 use super::problem::Problem;
 use super::shape::AttentionShape;

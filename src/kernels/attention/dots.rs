@@ -5,11 +5,12 @@
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
-use super::arithmetic::{Arithmetic, AttentionKernel, Floats};
-use super::pack::Head;
+use super::arithmetic::{Arithmetic, AttentionKernel};
+use super::floats::Floats;
+use super::packed::Head;
 use super::plan::{GRANULE, Tile};
 use super::strip::{self, Scores, Words};
-use crate::kernels::lanes::F32x16;
+use crate::kernels::lanes::{F32x16, Lanes};
 use crate::kernels::level::Level;
 
 /// Query rows of a strip: 12 by two vectors are as many sums as registers take and the instruction's latency needs, and six pairs.
@@ -82,6 +83,28 @@ pub(super) unsafe fn along(row: &mut [f32]) {
     }
 }
 
+/// [`Arithmetic::along_with_sum`].
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+pub(super) unsafe fn along_with_sum(row: &mut [f32]) -> f32 {
+    // SAFETY: by contract; half as many words as there were numbers, and of an odd number of granules half a vector at the end.
+    unsafe {
+        along(row);
+        let n = row.len() / 2;
+        let words = row.as_ptr().cast::<u32>();
+        let one = _mm512_set1_epi32(0x3f80_3f80);
+        let mut sum = _mm512_setzero_ps();
+        for i in (0..n).step_by(GRANULE) {
+            let there = if n - i < GRANULE { 0x00ff } else { 0xffff };
+            let pairs = _mm512_maskz_loadu_epi32(there, words.add(i).cast());
+            sum = _mm512_dpbf16_ps(sum, transmute::<__m512i, __m512bh>(pairs), transmute::<__m512i, __m512bh>(one));
+        }
+        F32x16::new(sum).sum()
+    }
+}
+
 /// [`Arithmetic::across`].
 ///
 /// # Safety
@@ -121,6 +144,12 @@ impl Arithmetic<STRIP> for Dots {
     unsafe fn across(rows: *const f32, stride: usize, n: usize, to: *mut u32) {
         // SAFETY: by contract.
         unsafe { across(rows, stride, n, to) };
+    }
+
+    #[inline(always)]
+    unsafe fn along_with_sum(row: &mut [f32], _sum: f32) -> f32 {
+        // SAFETY: by contract.
+        unsafe { along_with_sum(row) }
     }
 
     #[inline(always)]

@@ -21,7 +21,8 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::arithmetic::{Arithmetic, AttentionKernel};
-use super::pack::{Packed, Part, padded};
+use super::pack::Part;
+use super::packed::{Packed, padded};
 use super::plan::{GRANULE, Plan, Reach};
 use super::problem::Problem;
 use super::shape::AttentionShape;
@@ -160,8 +161,10 @@ impl AttentionKernel for Forward<'_> {
                     let shrinks = Running::raise::<A::V, S>(&mut strip.running, &highest);
                     for r in 0..S {
                         let row = &mut scores.0[r][..n];
-                        strip.running[r].weigh::<A::V>(row);
-                        A::along(row);
+                        let sum = strip.running[r].weigh::<A::V>(row);
+                        // Of what is multiplied: where values have a mean, the roundings of weights that add up to more than their sum would
+                        // count it too often.
+                        strip.running[r].sum += A::along_with_sum(row, sum);
                     }
                     A::weighted_sums(values, tile, &scores, strip.last(), &shrinks, outputs);
                 }
@@ -288,12 +291,12 @@ impl Running {
         if self.maximum == f32::NEG_INFINITY { 0.0 } else { self.maximum }
     }
 
-    /// Turns the scores of a tile, none above the maximum, into weights `exp(score - maximum)`, and adds those to the sum.
+    /// Turns the scores of a tile, none above the maximum, into weights `exp(score - maximum)`; returns their sum.
     ///
     /// # Safety
     /// The processor must have `V`'s instructions; `scores` must be whole vectors.
     #[inline(always)]
-    pub(super) unsafe fn weigh<V: Lanes>(&mut self, scores: &mut [f32]) {
+    pub(super) unsafe fn weigh<V: Lanes>(&self, scores: &mut [f32]) -> f32 {
         // SAFETY: by contract.
         unsafe {
             let subtracted = V::splat(self.subtracted());
@@ -304,7 +307,7 @@ impl Running {
                 weight.store(at);
                 sum = sum.add(weight);
             }
-            self.sum += sum.sum();
+            sum.sum()
         }
     }
 }

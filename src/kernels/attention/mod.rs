@@ -8,8 +8,11 @@ mod backward;
 mod cache;
 #[cfg(target_arch = "x86_64")]
 mod dots;
+mod factors;
+mod floats;
 mod fused;
 mod pack;
+mod packed;
 mod plan;
 mod positions;
 mod problem;
@@ -26,8 +29,8 @@ use std::sync::{Arc, OnceLock};
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
 
-use arithmetic::Factors;
 pub use cache::{LayerCache, PAGE, Stretch, positions_of};
+use factors::Factors;
 use fused::Running;
 pub use positions::positions;
 use problem::Problem;
@@ -150,6 +153,52 @@ pub fn attention_backward(
     let op = Attention { segments, positions, rotary, shape: *shape, sinks, level, factors, softmaxes };
     let d_qkv = op.backward(qkv, y, dy)?;
     Ok((d_qkv, op.sinks_backward(y, dy)?))
+}
+
+/// Compares attention by AMX's tiles with attention in f32, forward and backward, in all shapes of tiles, as `matmul::amx::check` does for
+/// the products with weights.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn check_tiles() -> Result<()> {
+    // Five granules are four and one; 40 numbers of a head are a whole tile of words and half a tile, padded to 48 columns, and 128 are whole.
+    for head_dim in [40, 128] {
+        let shape = AttentionShape {
+            heads: 2,
+            kv_heads: 1,
+            head_dim,
+            scale: 1.0 / (head_dim as f32).sqrt(),
+            window: None,
+            softcap: None,
+        };
+        let tokens = 70;
+        let segments = &[Segment { tokens: 0..tokens, context: Vec::new() }];
+        let mut state = 1u32;
+        let mut noise = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        let qkv: Vec<f32> = (0..tokens * shape.columns()).map(|_| 2.0 * noise()).collect();
+        let dy: Vec<f32> = (0..tokens * shape.heads * head_dim).map(|_| noise()).collect();
+        let positions: Vec<usize> = (0..tokens).collect();
+        let rotary = Rotary::new(&[], 0, super::rotary::RotaryStyle::Half, 1.0);
+        let of = |level: Level, dtype: Dtype| {
+            let factors = Factors::of(level, dtype);
+            let (qkv, positions, rotary, shape) = (&qkv, &positions, &rotary, &shape);
+            let problem = Problem { qkv, segments, positions, rotary, shape, sinks: None, level, factors };
+            let (y, softmaxes) = fused::attention(&problem);
+            let gradient = backward::gradient(&problem, &y, &softmaxes, &dy);
+            [y, gradient]
+        };
+        for (found, expected) in of(Level::Amx, Dtype::Bf16).iter().zip(&of(Level::Avx512, Dtype::F32)) {
+            let length = |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x * x)).sum::<f64>().sqrt();
+            let error = length(&mut found.iter().zip(expected).map(|(found, expected)| found - expected));
+            let size = length(&mut expected.iter().copied());
+            // Factors are off by a part in 512 at most.
+            if error.is_nan() || error > 1e-2 * size {
+                return Err(Error::new(format!("attention by the processor's AMX tiles is {error} off where {size} is right")));
+            }
+        }
+    }
+    Ok(())
 }
 
 struct Attention {

@@ -1,24 +1,18 @@
-//! The keys and values of a batch in the order in which the register tiles read them.
+//! From the keys and values of a batch to the order in which the register tiles read them.
 
 use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
 
-use super::arithmetic::{Arithmetic, AttentionKernel, Factors};
+use super::arithmetic::{Arithmetic, AttentionKernel};
+use super::factors::Factors;
+use super::packed::{Packed, padded};
 use super::plan::{GRANULE, Plan};
 use super::problem::Problem;
 use super::shape::AttentionShape;
 use super::strip::as_words;
 use crate::kernels::cpu::written;
 use crate::kernels::lanes::prefetch;
-
-/// The rows of one part of the projection, granule by granule and in each head by head.
-pub(super) struct Packed {
-    words: Vec<u32>,
-    kv_heads: usize,
-    /// Words of one head in one granule.
-    size: usize,
-}
 
 /// Which columns of the projection, and what to do with them.
 #[derive(Clone, Copy)]
@@ -43,19 +37,6 @@ impl Packed {
         };
         pack(problem, plan, part, Order::Columns, size)
     }
-
-    /// Room for so many granules, `size` words of each head, with nothing in it.
-    pub(super) fn zeros(n_granules: usize, kv_heads: usize, size: usize) -> Packed {
-        Packed { words: vec![0; n_granules * kv_heads * size], kv_heads, size }
-    }
-
-    pub(super) fn words_mut(&mut self) -> &mut [u32] {
-        &mut self.words
-    }
-
-    pub(super) fn head(&self, kv_head: usize) -> Head<'_> {
-        Head { packed: self, kv_head }
-    }
 }
 
 /// Words of a granule of one head packed by row.
@@ -70,32 +51,6 @@ pub(super) fn key_size(factors: Factors, head_dim: usize) -> usize {
         Factors::Tiles => padded(head_dim) * GRANULE,
         _ => head_dim * GRANULE,
     }
-}
-
-/// One head of it.
-#[derive(Clone, Copy)]
-pub(super) struct Head<'a> {
-    packed: &'a Packed,
-    kv_head: usize,
-}
-
-impl<'a> Head<'a> {
-    #[inline(always)]
-    pub(super) fn granule(self, granule: usize) -> &'a [u32] {
-        let Packed { words, kv_heads, size } = self.packed;
-        &words[(granule * kv_heads + self.kv_head) * size..][..*size]
-    }
-
-    /// Words of a granule.
-    #[inline(always)]
-    pub(super) fn size(self) -> usize {
-        self.packed.size
-    }
-}
-
-/// Rows of a head padded with zeros to whole granules of columns, so that no vector is partial.
-pub(super) fn padded(head_dim: usize) -> usize {
-    head_dim.next_multiple_of(GRANULE)
 }
 
 #[derive(Clone, Copy)]

@@ -1,6 +1,7 @@
 //! One call of the fused kernels.
 
-use super::arithmetic::{AttentionKernel, Factors};
+use super::arithmetic::AttentionKernel;
+use super::factors::Factors;
 use super::shape::AttentionShape;
 use crate::kernels::Segment;
 use crate::kernels::level::Level;

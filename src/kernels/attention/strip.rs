@@ -3,7 +3,7 @@
 //! A strip goes through all its keys before the next one starts, so its scores stay in the nearest cache.
 #![allow(clippy::needless_range_loop, reason = "indices over register tiles read like the formulas")]
 
-use super::pack::Head;
+use super::packed::Head;
 use super::plan::{GRANULE, TILE, Tile};
 use crate::kernels::exp::tanh;
 use crate::kernels::lanes::Lanes;

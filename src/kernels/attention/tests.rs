@@ -80,12 +80,12 @@ fn truth(
                 let scores: Vec<f64> = seen.iter().map(score).collect();
                 let sink = sinks.map_or(f64::NEG_INFINITY, |sinks| sinks[h].into());
                 let maximum = scores.iter().copied().fold(sink, f64::max);
-                let weights: Vec<f64> = scores.iter().map(|s| (s - maximum).exp()).collect();
+                let weights: Vec<f64> = scores.iter().map(|s| rounded((s - maximum).exp())).collect();
                 let sum = weights.iter().sum::<f64>() + (sink - maximum).exp();
                 let mut row = vec![0.0; head_dim];
                 for (&t, weight) in seen.iter().zip(&weights) {
                     let values = head(t, heads + kv_heads + g);
-                    row.iter_mut().zip(values).for_each(|(x, v)| *x += rounded(*weight) / sum * rounded(v));
+                    row.iter_mut().zip(values).for_each(|(x, v)| *x += weight / sum * rounded(v));
                 }
                 output.extend(row);
             }
@@ -373,6 +373,49 @@ fn gradients_match_the_reference() {
         check_gradient(&tree, 8, RotaryStyle::Half, &AttentionShape { window: Some(window), ..shape(3, 1, 16) });
     }
     check_gradient(&tree, 8, RotaryStyle::Half, &AttentionShape { softcap: Some(1.5), ..shape(3, 1, 16) });
+}
+
+/// Where keys and values lie far from zero, as some models' do, and only their differences count: in bf16 roundings of the mean itself stay, and
+/// no error times the mean may come of weights or gradients that do not add up (0.2 of `dq` here, where they did not).
+#[test]
+fn gradients_with_means_far_from_zero() {
+    let (shape, tokens) = (shape(2, 1, 32), 100);
+    let width = shape.columns();
+    let noise = noise(tokens * width, 1.0, 4);
+    let of_query = shape.heads * shape.head_dim;
+    let values: Vec<f32> = noise.iter().enumerate().map(|(i, x)| if i % width < of_query { *x } else { x + 6.0 }).collect();
+    let (segments, rotary) = (&sequences(&[tokens]), &Rotary::new(&[], 0, RotaryStyle::Half, 1.0));
+    let positions = &positions(segments, tokens).unwrap();
+    let of = |level, factors| {
+        let problem = Problem { qkv: &values, segments, positions, rotary, shape: &shape, sinks: None, level, factors };
+        let (y, softmaxes) = fused::attention(&problem);
+        let dy = crate::kernels::testing::noise(y.len(), 1.0, 9);
+        backward::gradient(&problem, &y, &softmaxes, &dy)
+    };
+    let expected = of(Level::Portable, Factors::F32);
+    for (level, factors) in arithmetics() {
+        let found = of(level, factors);
+        // Of queries, keys and values by themselves.
+        for columns in [0..of_query, of_query..of_query + 32, of_query + 32..width] {
+            let part = |values: &[f32]| -> Vec<f64> {
+                values.chunks(width).flat_map(|row| &row[columns.clone()]).map(|x| f64::from(*x)).collect()
+            };
+            let (found, expected) = (part(&found), part(&expected));
+            let length = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
+            let error = length(&mut found.iter().zip(&expected).map(|(found, expected)| found - expected));
+            let size = length(&mut expected.iter().copied());
+            let bound = if factors == Factors::F32 { 1e-4 } else { 6e-2 };
+            assert!(error < bound * size, "{level} {factors:?} {columns:?}: {error} beside {size}");
+        }
+    }
+}
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn the_check_of_the_tiles_passes() {
+    if Level::available().contains(&Level::Amx) {
+        check_tiles().unwrap();
+    }
 }
 
 /// Shares of a long sequence against one sum over it: equal but for rounding, and the same bits from any number of threads.

@@ -14,7 +14,7 @@ use std::arch::x86_64::*;
 
 use super::arithmetic::{Arithmetic, AttentionKernel};
 use super::dots;
-use super::pack::Head;
+use super::packed::Head;
 use super::plan::{GRANULE, TILE as GRANULES, Tile};
 use super::strip::{STRIDE, Scores};
 #[cfg(test)]
@@ -59,6 +59,12 @@ impl Arithmetic<STRIP> for OfTiles {
     unsafe fn across(rows: *const f32, stride: usize, n: usize, to: *mut u32) {
         // SAFETY: by contract.
         unsafe { dots::across(rows, stride, n, to) };
+    }
+
+    #[inline(always)]
+    unsafe fn along_with_sum(row: &mut [f32], _sum: f32) -> f32 {
+        // SAFETY: by contract.
+        unsafe { dots::along_with_sum(row) }
     }
 
     #[inline(always)]
