@@ -46,6 +46,13 @@ pub(super) struct Vector {
     offset: f32,
 }
 
+/// Not if `bias`, `layernorm` or `rmsnorm` stand in the name, or a norm of other names.
+fn decays(name: &str) -> bool {
+    let name = name.to_lowercase();
+    let is_norm = name.split('.').any(|word| word == "norm" || word.ends_with("_norm"));
+    !is_norm && !["bias", "layernorm", "rmsnorm"].iter().any(|word| name.contains(word))
+}
+
 impl Parameter {
     pub(super) fn matrix(trained: Arc<Trained>, parts: Vec<Part>) -> Parameter {
         Parameter { parts, store: Store::Matrix(trained) }
@@ -61,9 +68,9 @@ impl Parameter {
         Parameter { parts: parts.iter().map(part).collect(), store: Store::Vector(vector) }
     }
 
-    /// Weights of products, which weight decay is for; norms and biases are not.
-    pub fn is_matrix(&self) -> bool {
-        matches!(self.store, Store::Matrix(_))
+    /// Is weight decay for it? As Transformers' Trainer decides: by the name, for all but norms and biases.
+    pub fn decays(&self) -> bool {
+        self.parts.iter().all(|part| decays(&part.name))
     }
 
     /// Numbers in the flat arrays: a few more than the tensors have, where rows fill up a panel.
@@ -208,5 +215,36 @@ impl Vector {
         let len = values.len();
         *self.value.write().unwrap_or_else(PoisonError::into_inner) = Tensor::from_vec(values, len, &Device::Cpu)?;
         Ok(result)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As the pattern of `Trainer.get_decay_parameter_names` in Transformers 5 has it.
+    #[test]
+    fn norms_and_biases_keep_their_size() {
+        for name in [
+            "model.embed_tokens.weight",
+            "model.layers.0.self_attn.q_proj.weight",
+            "model.layers.0.self_attn.sinks",
+            "model.layers.0.linear_attn.conv1d.weight",
+            "model.layers.0.linear_attn.A_log",
+            "model.layers.0.mlp.gate.weight",
+        ] {
+            assert!(decays(name), "{name}");
+        }
+        for name in [
+            "model.norm.weight",
+            "model.layers.0.input_layernorm.weight",
+            "model.layers.0.self_attn.q_norm.weight",
+            "model.layers.0.self_attn.q_proj.bias",
+            "model.layers.0.linear_attn.norm.weight",
+            "model.layers.0.linear_attn.dt_bias",
+            "model.layers.0.mlp.experts.gate_up_proj_bias",
+        ] {
+            assert!(!decays(name), "{name}");
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! The optimiser: AdamW over all parameters, with weight decay for matrices only; norms and biases keep their size.
+//! The optimiser: AdamW over all parameters, with weight decay for all but norms and biases, as in Transformers.
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -46,7 +46,7 @@ impl AdamW {
         let AdamWOptions { beta1, beta2, eps, weight_decay, .. } = self.options;
         let correction = |beta: f64| 1.0 - beta.powi(self.step.min(i32::MAX as u64) as i32);
         for (number, (parameter, moments)) in (0u32..).zip(parameters.iter().zip(&mut self.moments)) {
-            let decay = if parameter.is_matrix() { weight_decay } else { 0.0 };
+            let decay = if parameter.decays() { weight_decay } else { 0.0 };
             let update = Update {
                 factor,
                 rate: (learning_rate / correction(beta1)) as f32,

@@ -139,7 +139,7 @@ options! {
         beta2: f64 = 0.999;
         /// AdamW adds this to what it divides by.
         eps: f64 = 1e-8;
-        /// Matrices decay at this rate times the learning rate; norms and biases do not.
+        /// All weights but norms and biases decay at this rate times the learning rate.
         weight_decay: f64 = 0.0;
         /// Number format of AdamW's moments: f32, or bf16, rounded at random, for a quarter less memory and held-out losses that differ in
         /// the fourth decimal [default: f32 for LoRA, else bf16].
