@@ -91,7 +91,7 @@ impl LayerCache {
             })
         };
         let shares: Vec<Share> = stretches.iter().filter(|stretch| !stretch.tokens.is_empty()).flat_map(of_stretch).collect();
-        let (keys, values) = (Shared::of(self.keys.words_mut()), Shared::of(self.values.words_mut()));
+        let (keys, values) = (Shared::of(&mut self.keys.words), Shared::of(&mut self.values.words));
         shares.par_iter().with_min_len(8).for_each(|share| {
             problem.run(Store { problem, share, keys: &keys, values: &values });
         });

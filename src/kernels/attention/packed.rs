@@ -16,10 +16,6 @@ impl Packed {
         Packed { words: vec![0; n_granules * kv_heads * size], kv_heads, size }
     }
 
-    pub(super) fn words_mut(&mut self) -> &mut [u32] {
-        &mut self.words
-    }
-
     pub(super) fn head(&self, kv_head: usize) -> Head<'_> {
         Head { packed: self, kv_head }
     }

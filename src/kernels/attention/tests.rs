@@ -146,10 +146,16 @@ fn close_but_for_rounding(got: &[f32], expected: &[f64], what: &str) {
 /// The gradient in bf16: each factor is a part in 512 off at most, and what is left of `dp - dy . y` may be a fraction of both. By the lengths
 /// of whole vectors, since single elements may cancel to nothing.
 fn near(got: &[f32], expected: &[f64], what: &str) {
-    let length = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
-    let error = length(&mut got.iter().zip(expected).map(|(got, expected)| f64::from(*got) - expected));
-    let size = length(&mut expected.iter().copied());
+    let (error, size) = lengths(got.iter().copied().map(f64::from), expected.iter().copied());
     assert!(error <= 2e-2 * size + 1e-6, "{what}: {error} beside {size}");
+}
+
+/// Of the difference and of what is expected.
+fn lengths(got: impl Iterator<Item = f64>, expected: impl Iterator<Item = f64>) -> (f64, f64) {
+    let squares =
+        |(errors, sizes): (f64, f64), (got, expected): (f64, f64)| (errors + (got - expected).powi(2), sizes + expected.powi(2));
+    let (errors, sizes) = got.zip(expected).fold((0.0, 0.0), squares);
+    (errors.sqrt(), sizes.sqrt())
 }
 
 /// From far below the scores, where a sink takes nothing, to far above, where it takes nearly all.
@@ -400,10 +406,7 @@ fn gradients_with_means_far_from_zero() {
             let part = |values: &[f32]| -> Vec<f64> {
                 values.chunks(width).flat_map(|row| &row[columns.clone()]).map(|x| f64::from(*x)).collect()
             };
-            let (found, expected) = (part(&found), part(&expected));
-            let length = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
-            let error = length(&mut found.iter().zip(&expected).map(|(found, expected)| found - expected));
-            let size = length(&mut expected.iter().copied());
+            let (error, size) = lengths(part(&found).into_iter(), part(&expected).into_iter());
             let bound = if factors == Factors::F32 { 1e-4 } else { 6e-2 };
             assert!(error < bound * size, "{level} {factors:?} {columns:?}: {error} beside {size}");
         }
