@@ -4,10 +4,11 @@ use std::fmt::Write;
 
 use super::{isolated, quoted, visible};
 use crate::diagnosis::Report;
+use crate::diagnosis::breakdown::Cell;
 use crate::diagnosis::context::InContext;
 use crate::diagnosis::ranking::Ranking;
 use crate::diagnosis::self_check::LEAST_ROWS;
-use crate::diagnosis::summary::{Cell, Summary, Surprise};
+use crate::diagnosis::summary::{Summary, Surprise};
 use crate::format::{number_with_interval, percent, percent_with_interval, thousands};
 use crate::table::Quadrant;
 
