@@ -389,3 +389,25 @@ fn a_run_goes_on_at_its_own_level_only_and_comparisons_name_another() {
     let same = at("avx2", &["diff", "run", "run"]).ok().stdout;
     assert!(!same.contains("kernel level"), "{same}");
 }
+
+/// What makes tokens move whatever the models are is said: other thresholds, other data.
+#[test]
+fn a_comparison_of_runs_names_other_thresholds_and_other_data() {
+    let workdir = Workdir::new();
+    tiny_model::write(&workdir.path(""));
+    let row = r#"{"prompt":"What is it?","response":"A test of comparisons."}"#;
+    workdir.write("rows.jsonl", row);
+    workdir.write("more.jsonl", &format!("{row}\n{row}\n"));
+    let score = |data: &str, thresholds: &str, out: &str| {
+        workdir.run(&[data, "--model", "tiny.gguf", "--thresholds", thresholds, "--out", out]).ok();
+    };
+    score("rows.jsonl", "fixed", "run");
+    score("rows.jsonl", "p=0.1,H=9", "sorted");
+    score("more.jsonl", "fixed", "more");
+    let said = |other: &str| workdir.run(&["diff", "run", other]).ok().stdout;
+    let sorted = said("sorted");
+    assert!(sorted.contains("run was sorted by fixed: p <= 0.25, H <= 1 nat, and sorted by p=0.1,H=9"), "{sorted}");
+    assert!(!sorted.contains("data files"), "{sorted}");
+    let more = said("more");
+    assert!(more.contains("The data files of run and more are not the same") && !more.contains("was sorted by"), "{more}");
+}

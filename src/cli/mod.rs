@@ -4,6 +4,7 @@ mod check;
 mod completions;
 mod config;
 mod diff;
+mod draws;
 mod eval;
 mod export;
 mod output;

@@ -25,9 +25,9 @@ pub(crate) struct Diff {
     #[serde(flatten)]
     pub what: What,
     pub divergence: Distance,
-    /// What else differs that rounds numbers, in sentences.
+    /// What else differs than the models, in sentences without their full stops.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub roundings: Vec<String>,
+    pub remarks: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -158,8 +158,8 @@ pub(crate) fn terminal(diff: &Diff, coloured: bool) -> String {
             engines_of_runs(retention).for_each(|warning| line(format!("{dim}{warning}{reset}")));
         }
     }
-    for rounding in &diff.roundings {
-        line(format!("{dim}{rounding}{reset}"));
+    for remark in &diff.remarks {
+        line(format!("{dim}{remark}{reset}"));
     }
     line(format!("{dim}{}{reset}", distance(&diff.divergence)));
     text
@@ -171,7 +171,7 @@ fn blocks(diff: &Diff, command: &str) -> Vec<Block> {
         What::Scores(movement) => of_scores(movement),
         What::Retention(retention) => of_retention(retention),
     };
-    blocks.extend(diff.roundings.iter().map(|rounding| Block::Paragraph(vec![plain(format!("{rounding}."))])));
+    blocks.extend(diff.remarks.iter().map(|remark| Block::Paragraph(vec![plain(format!("{remark}."))])));
     blocks.push(Block::Paragraph(vec![plain(distance(&diff.divergence) + ".")]));
     blocks.push(Block::Paragraph(vec![plain(format!("Made by diagnose {} with", provenance::build()))]));
     blocks.push(Block::Code(command.to_owned()));

@@ -180,6 +180,8 @@ impl Options {
     /// Reads `file`, puts `overrides` (keys as in the file) over it, and checks the whole.
     pub(crate) fn resolve(file: Option<&Path>, overrides: toml::Table) -> Result<Options> {
         let mut table = file.map_or(Ok(toml::Table::new()), read_table)?;
+        // A file that a run has left names every option; on the command line one was meant, even where it says the default.
+        let of_adapters = overrides.keys().find(|name| name.starts_with("lora-")).cloned();
         table.extend(overrides);
         for declared in DECLARED.iter().filter(|declared| declared.kind == Kind::Texts) {
             // As LLaMA-Factory's files have a list of one.
@@ -194,7 +196,10 @@ impl Options {
             file.map_or(Error::usage(message), |path| wrong.at(path))
         })?;
         options.check()?;
-        Ok(options)
+        match of_adapters {
+            Some(name) if !options.lora => Err(without_adapters(&name)),
+            _ => Ok(options),
+        }
     }
 
     /// The options as a file that `--config` takes.
@@ -279,8 +284,16 @@ impl Options {
         if !self.intended.is_empty() && !self.method.has_weights() {
             return wrong(format!("--intended lifts a method's weights, and {} has none: leave it out", self.method));
         }
-        if self.merge && !self.lora {
-            return wrong("--merge adds an adapter to its base: give --lora, or leave it out".to_owned());
+        let plain = Options::default();
+        let of_adapters = [
+            ("merge", self.merge),
+            ("lora-r", self.lora_r != plain.lora_r),
+            ("lora-alpha", self.lora_alpha.is_some()),
+            ("lora-dropout", self.lora_dropout != plain.lora_dropout),
+            ("lora-targets", !self.lora_targets.is_empty()),
+        ];
+        if let Some((name, _)) = of_adapters.into_iter().find(|(_, is_given)| *is_given && !self.lora) {
+            return Err(without_adapters(name));
         }
         if self.kl_weight.is_some() && !self.method.needs_reference() {
             return wrong(format!("--kl-weight is for sft-kl and asft, and the method is {}", self.method));
@@ -430,6 +443,11 @@ impl Options {
     }
 }
 
+fn without_adapters(name: &str) -> Error {
+    Error::usage(format!("--{name} is for low-rank adapters, and all weights are to be trained"))
+        .cure(format!("Give --lora, too (`lora = true` in a file), or leave --{name} out."))
+}
+
 /// Options as a file has them, by our names; those of other programs, and underscores for dashes, are taken for them, and in YAML `null`
 /// for an option left out.
 fn read_table(path: &Path) -> Result<toml::Table> {
@@ -509,6 +527,24 @@ mod tests {
             let error = read(&format!("datasets: [a.jsonl]\n{line}\n")).unwrap_err();
             assert!(error.to_string().contains(expected) && error.exit_code() == 2, "{line}: {error}");
         }
+    }
+
+    #[test]
+    fn what_is_for_adapters_is_refused_without_them() {
+        for line in
+            ["lora-r = 8", "lora-r = 16", "lora-alpha = 32.0", "lora-dropout = 0.1", "lora-targets = ['q_proj']", "merge = true"]
+        {
+            let resolved = |more: &str| Options::resolve(None, table(&format!("datasets = ['a']\n{line}\n{more}")));
+            let error = resolved("").unwrap_err();
+            assert!(error.to_string().contains("Give --lora, too") && error.exit_code() == 2, "{line}: {error}");
+            resolved("lora = true").unwrap();
+        }
+        // The file that a run leaves names every option.
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("train.toml");
+        let left = Options { datasets: vec!["a".to_owned()], ..Options::default() }.to_toml().unwrap();
+        std::fs::write(&file, left).unwrap();
+        Options::resolve(Some(&file), toml::Table::new()).unwrap();
     }
 
     #[test]
