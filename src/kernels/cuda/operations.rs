@@ -262,8 +262,7 @@ impl Device {
     fn head_shared_bytes(&self, vocabulary: usize, top_k: usize) -> Option<usize> {
         let vector = if vocabulary.is_multiple_of(4) { 4 } else { 1 };
         let of_group = HEAD_THREADS / HEAD_GROUPS * vector * vocabulary.div_ceil(vector * HEAD_THREADS);
-        let listed = top_k.checked_sub(1)? + top_k.min(1 + NEXT_CHOICES) - 1;
-        let bytes = 4 * (top_k + listed * of_group);
+        let bytes = 4 * (top_k + top_k.checked_sub(1)? * of_group);
         // The kernel declares some kilobytes itself.
         (top_k <= HEAD_GROUPS && bytes + (8 << 10) <= self.shared_bytes as usize).then_some(bytes)
     }
