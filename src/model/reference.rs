@@ -125,7 +125,7 @@ impl Reference {
     }
 
     /// What an adapter's config calls this model: a whole path, or a hub id with its revision if the user named one.
-    pub(super) fn as_base(&self) -> Result<(String, Option<String>)> {
+    pub(crate) fn as_base(&self) -> Result<(String, Option<String>)> {
         if let Kind::Adapter(_) = self.kind {
             return Err(Error::new(format!("the model `{}` is an adapter itself, on which no other can stand", self.name))
                 .at(&self.path)

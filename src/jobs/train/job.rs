@@ -65,6 +65,10 @@ impl Opened {
         let held_out = validation.as_ref().map_or(&[][..], Dataset::files);
         watch.opened(held_out);
         let reference = Reference::resolve_on(options.model.as_deref(), options.base.as_deref(), &fetching(watch))?;
+        if options.lora {
+            // What cannot be saved is not trained.
+            reference.as_base()?;
+        }
         options.max_len = Some(reference.max_len(options.max_len)?);
         let (model_sha256, build) = (reference.sha256()?, provenance::build());
         let own_identity = identity(&options, [dataset.files(), held_out], &model_sha256, &build)?;
