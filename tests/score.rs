@@ -308,6 +308,22 @@ fn conflicts_in_context_are_scored_as_one_conversation() {
     // Under other thresholds they are other conflicts: what was said of the old ones is gone.
     workdir.run(&["alone", "--thresholds", "p=0.003,H=5.5"]).ok();
     assert!(!workdir.path("alone/in_context.parquet").exists());
+    // A finished run is not scored: what only scoring heeds is no option of it.
+    for option in
+        [["--model", "none"], ["--dtype", "bf16"], ["--max-len", "10"], ["--supervise", "all"], ["--seed", "0"], ["--out", "x"]]
+    {
+        let refused = workdir.run(&[&["alone"], &option[..]].concat());
+        let expected = format!("{} has no say over a finished run", option[0]);
+        assert!(refused.code == Some(2) && refused.stderr.contains(&expected), "{}", refused.stderr);
+        if option[0] != "--out" {
+            let refused = workdir.run(&[&["alone", "alone"], &option[..]].concat());
+            assert!(
+                refused.code == Some(2) && refused.stderr.contains("has no say over runs side by side"),
+                "{}",
+                refused.stderr
+            );
+        }
+    }
     let refused = workdir.run(&["alone", "--in-context"]);
     assert!(refused.code == Some(2) && refused.stderr.contains("--in-context runs the model"), "{}", refused.stderr);
 }

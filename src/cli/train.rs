@@ -9,7 +9,7 @@ use super::output;
 use super::progress::Terminal;
 use crate::diagnosis::gate::method_names;
 use crate::error::{Context, Error, Result};
-use crate::format::{number_with_interval, thousands};
+use crate::format::{divergence, number_with_interval, thousands};
 use crate::jobs::train::{self, Job, Outcome, Plan, TrainRecord};
 use crate::train::declared::{Declared, Group, Kind, answered_names, other_names, our_name};
 use crate::train::options::{DECLARED, Options};
@@ -255,7 +255,7 @@ fn record_text(record: &TrainRecord, json: bool) -> Result<String> {
             "General text ({} texts, {} tokens): mean KL from the base model {} nats, cross-entropy {:.4}{}\n",
             drift.texts,
             thousands(drift.tokens),
-            number_with_interval(Some(drift.kl), drift.kl_ci95, 4),
+            divergence(drift.kl, drift.kl_ci95),
             drift.cross_entropy,
             was(before.drift.map(|before| format!("{:.4}", before.cross_entropy))),
         );

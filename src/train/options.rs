@@ -129,7 +129,7 @@ options! {
         lora_dropout: f32 = 0.0;
         /// Modules that get adapters, such as q_proj,v_proj [default: all linear ones of the blocks].
         lora_targets: Vec<String> = Vec::new();
-        /// The learning rate falls as cosine, linear or constant says.
+        /// The learning rate falls as cosine or linear says, or stays as constant (without a warm-up) or constant-with-warmup says.
         schedule: Shape = Shape::Cosine;
         /// The learning rate rises over this share of the steps.
         warmup_ratio: f64 = 0.03;
@@ -209,6 +209,7 @@ impl Options {
 
     fn check(&self) -> Result<()> {
         let wrong = |what: String| Err(Error::usage(what));
+        let plain = Options::default();
         if self.datasets.is_empty() {
             return wrong("no data to train on: name a file, or give `datasets` in the configuration".to_owned());
         }
@@ -278,13 +279,17 @@ impl Options {
                 return wrong(format!("--{name} {value}: expected a number of 0 or more{}", below(bound)));
             }
         }
+        let warms_up = self.warmup_steps.is_some_and(|steps| steps > 0.0) || self.warmup_ratio != plain.warmup_ratio;
+        if warms_up && self.schedule == Shape::Constant {
+            return Err(Error::usage("a warm-up has no say under --schedule constant, as in Transformers")
+                .cure("Give --schedule constant-with-warmup, or leave the warm-up out."));
+        }
         if let Some((name, weight)) = self.mix.iter().find(|(_, weight)| !(0.0..1e6).contains(*weight)) {
             return wrong(format!("--mix {name}={weight}: expected a number of 0 or more"));
         }
         if !self.intended.is_empty() && !self.method.has_weights() {
             return wrong(format!("--intended lifts a method's weights, and {} has none: leave it out", self.method));
         }
-        let plain = Options::default();
         let of_adapters = [
             ("merge", self.merge),
             ("lora-r", self.lora_r != plain.lora_r),
@@ -403,6 +408,9 @@ impl Options {
 
     /// Steps over which the learning rate rises, in a run of so many.
     pub(crate) fn warmup(&self, total: u64) -> u64 {
+        if self.schedule == Shape::Constant {
+            return 0;
+        }
         let of_share = |share: f64| (share * total as f64).ceil() as u64;
         match self.warmup_steps {
             None => of_share(self.warmup_ratio),
@@ -517,7 +525,10 @@ mod tests {
         )
         .unwrap();
         assert_eq!((options.lr, options.epochs, options.max_len, options.lora_r), (Some(1e-4), 2.5, Some(512), 8));
-        assert_eq!((options.warmup(95), options.schedule, options.lora().unwrap().targets), (10, Shape::Constant, Vec::new()));
+        assert_eq!(
+            (options.warmup(95), options.schedule, options.lora().unwrap().targets),
+            (10, Shape::ConstantWithWarmup, Vec::new())
+        );
         for (line, expected) in [
             ("gradient_accumulation_steps: 4", "batch-size"),
             ("finetuning_type: lora", "lora = true"),
@@ -552,6 +563,9 @@ mod tests {
         let warmup = |text: &str| Options::resolve(None, table(&format!("datasets = ['a']\n{text}"))).unwrap().warmup(100);
         let found = ["", "warmup-ratio = 0.1", "warmup-steps = 0", "warmup-steps = 7", "warmup-steps = 0.25"].map(warmup);
         assert_eq!(found, [3, 10, 0, 7, 25]);
+        assert_eq!([warmup("schedule = 'constant'"), warmup("lr_scheduler_type = 'constant_with_warmup'")], [0, 3]);
+        let refused = Options::resolve(None, table("datasets = ['a']\nschedule = 'constant'\nwarmup-steps = 5")).unwrap_err();
+        assert!(refused.to_string().contains("constant-with-warmup"), "{refused}");
     }
 
     #[test]
