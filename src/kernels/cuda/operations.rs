@@ -10,7 +10,7 @@ use crate::kernels::attention::AttentionShape;
 use crate::kernels::gated::{Activation, ClampedSwiglu};
 use crate::kernels::rotary::{Rotary, RotaryStyle};
 use crate::kernels::statistics::HeadOptions;
-use crate::kernels::{Segment, Stored, TokenStatistics};
+use crate::kernels::{Choice, NEXT_CHOICES, Segment, Stored, TokenStatistics};
 
 /// Threads of a block that works on one row, and of norm.cu's.
 const ROW_THREADS: usize = 256;
@@ -290,7 +290,8 @@ impl Device {
     fn head_shared_bytes(&self, vocabulary: usize, top_k: usize) -> Option<usize> {
         let vector = if vocabulary.is_multiple_of(4) { 4 } else { 1 };
         let of_group = HEAD_THREADS / HEAD_GROUPS * vector * vocabulary.div_ceil(vector * HEAD_THREADS);
-        let bytes = 4 * (top_k + top_k.checked_sub(1)? * of_group);
+        let listed = top_k.checked_sub(1)? + top_k.min(1 + NEXT_CHOICES) - 1;
+        let bytes = 4 * (top_k + listed * of_group);
         // The kernel declares some kilobytes itself.
         (top_k <= HEAD_GROUPS && bytes + (8 << 10) <= self.shared_bytes as usize).then_some(bytes)
     }
@@ -363,9 +364,9 @@ pub fn head_chunk(vocabulary: usize) -> usize {
 /// statistics.cu: `THREADS`, `GROUPS`.
 const HEAD_THREADS: usize = 512;
 const HEAD_GROUPS: usize = 256;
-/// Words of [`TokenStatistics`] and of `RowSums` in statistics.cu.
-pub const STATISTICS_WORDS: usize = 9;
-pub const SUMS_WORDS: usize = 14;
+/// Words of `TokenStatistics` and of `RowSums` in statistics.cu.
+pub const STATISTICS_WORDS: usize = 9 + 2 * NEXT_CHOICES;
+pub const SUMS_WORDS: usize = 14 + NEXT_CHOICES;
 
 /// From the words that statistics.cu wrote for one token.
 pub fn statistics_of_words(words: &[u32; STATISTICS_WORDS]) -> TokenStatistics {
@@ -380,7 +381,7 @@ pub fn statistics_of_words(words: &[u32; STATISTICS_WORDS]) -> TokenStatistics {
         grad: float(6),
         top_id: words[7],
         top_logprob: float(8),
-        next: Default::default(),
+        next: std::array::from_fn(|i| Choice { id: words[9 + i], logprob: float(9 + NEXT_CHOICES + i) }),
     }
 }
 

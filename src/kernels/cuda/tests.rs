@@ -13,7 +13,7 @@ use crate::kernels::norm::{qk_norm, rms_norm};
 use crate::kernels::rotary::{Rotary, RotaryStyle};
 use crate::kernels::statistics::{HeadOptions, head_statistics, statistics_of_logits};
 use crate::kernels::testing::{close, device, noise};
-use crate::kernels::{Dtype, Kernels, Segment, Stored};
+use crate::kernels::{Dtype, Kernels, Segment, Stored, TokenStatistics};
 
 fn tensor(numbers: &[f32], rows: usize, columns: usize) -> Tensor {
     Tensor::from_slice(numbers, (rows, columns), &Candle::Cpu).unwrap()
@@ -434,13 +434,19 @@ fn statistics_of_a_large_vocabulary() {
         }
         for ((got, logits), &target) in got.iter().zip(logits.to_vec2::<f32>().unwrap()).zip(&targets) {
             let expected = statistics_of_logits(&logits, target, top_k);
-            let numbers = |s: &crate::kernels::TokenStatistics| {
+            let numbers = |s: &TokenStatistics| {
                 [s.logprob, s.entropy, s.entropy_topk, s.tail, s.varentropy, s.grad, s.top_logprob].map(f64::from)
             };
             close(&numbers(got).map(|x| x as f32), &numbers(&expected), 2e-5, "statistics");
             // The cap's hyperbolic tangent is rounded differently here and there, which may part ties.
             if softcap.is_none() {
                 assert_eq!((got.rank, got.top_id), (expected.rank, expected.top_id), "vocabulary {vocabulary}, target {target}");
+                let ids = |s: &TokenStatistics| s.next.map(|choice| choice.id);
+                assert_eq!(ids(got), ids(&expected), "choices: vocabulary {vocabulary}, target {target}");
+            }
+            for (got, expected) in got.next.iter().zip(&expected.next) {
+                let is_close = (got.logprob - expected.logprob).abs() <= 2e-5 * expected.logprob.abs().max(1.0);
+                assert!(got.logprob == expected.logprob || is_close, "{got:?}, not {expected:?}");
             }
         }
     }
@@ -455,6 +461,8 @@ fn what_does_not_fit_is_refused() {
     let array = buffer.array(0, 250, Stored::F32).unwrap();
     assert!(array.part(200, 51).is_err());
     assert!(device.round(array, array).is_err());
+    let matrix = Matrix::new([Ok(tensor(&[1.0, 2.0], 1, 2))], Dtype::Bf16x3, Kernels::Cuda);
+    assert!(matrix.err().unwrap().to_string().contains("bf16x3 products run on the CPU only"));
     let (_, total) = device.memory().unwrap();
     let error = device.allocate(2 * total as usize).unwrap_err().to_string();
     assert!(error.contains("OUT_OF_MEMORY") && error.contains("free on"), "{error}");
