@@ -563,7 +563,7 @@ mod tests {
         let warmup = |text: &str| Options::resolve(None, table(&format!("datasets = ['a']\n{text}"))).unwrap().warmup(100);
         let found = ["", "warmup-ratio = 0.1", "warmup-steps = 0", "warmup-steps = 7", "warmup-steps = 0.25"].map(warmup);
         assert_eq!(found, [3, 10, 0, 7, 25]);
-        assert_eq!([warmup("schedule = 'constant'"), warmup("lr_scheduler_type = 'constant_with_warmup'")], [0, 3]);
+        assert_eq!([warmup("schedule = 'constant'"), warmup("schedule = 'constant_with_warmup'")], [0, 3]);
         let refused = Options::resolve(None, table("datasets = ['a']\nschedule = 'constant'\nwarmup-steps = 5")).unwrap_err();
         assert!(refused.to_string().contains("constant-with-warmup"), "{refused}");
     }
