@@ -3,7 +3,7 @@
 use std::mem::MaybeUninit;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use candle_core::{CpuStorage, DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
+use candle_core::{CpuStorage, DType, Device, Layout, Result, Shape, Storage, Tensor, WithDType, bail};
 use rayon::prelude::*;
 
 /// The tensor as the fused kernels want it: contiguous f32 on the CPU. Copies only if it must.
@@ -21,18 +21,27 @@ pub(crate) fn contiguous(x: &Tensor) -> crate::error::Result<Tensor> {
 
 /// The elements of a contiguous f32 tensor inside a custom op.
 pub(crate) fn floats<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    numbers(storage, layout)
+}
+
+fn numbers<'a, T: WithDType>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
     match layout.contiguous_offsets() {
-        Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
+        Some((start, end)) => Ok(&storage.as_slice::<T>()?[start..end]),
         None => bail!("a fused kernel got a strided tensor"),
     }
 }
 
 /// Calls `f` with the elements of a tensor; used in backward passes, which get tensors in any layout.
 pub(crate) fn with_floats<R>(x: &Tensor, f: impl FnOnce(&[f32]) -> R) -> Result<R> {
+    with_numbers(x, f)
+}
+
+/// The same for a tensor of `T`.
+pub(crate) fn with_numbers<T: WithDType, R>(x: &Tensor, f: impl FnOnce(&[T]) -> R) -> Result<R> {
     let x = x.contiguous()?;
     let (storage, layout) = x.storage_and_layout();
     match &*storage {
-        Storage::Cpu(storage) => Ok(f(floats(storage, layout)?)),
+        Storage::Cpu(storage) => Ok(f(numbers(storage, layout)?)),
         _ => bail!("a fused kernel got a tensor that is not on the CPU"),
     }
 }

@@ -92,6 +92,11 @@ impl Source for OnDevice<'_> {
         Ok(self.source.slice(name, shape, index)?.to_device(self.device)?)
     }
 
+    fn bf16(&self, name: &str, shape: &[usize], index: Option<usize>) -> Result<Option<Tensor>> {
+        let found = self.source.bf16(name, shape, index)?;
+        Ok(found.map(|found| found.to_device(self.device)).transpose()?)
+    }
+
     fn blocks(&self, name: &str, shape: [usize; 2]) -> Result<Option<Blocks>> {
         if self.in_blocks { self.source.blocks(name, shape) } else { Ok(None) }
     }

@@ -11,6 +11,7 @@ use super::config::{ExpertsConfig, Scoring};
 use super::layers::{Adapting, Layer, Linear, Mlp};
 use super::lora::Adapters;
 use super::parameters::Parameter;
+use super::source::part;
 use crate::error::{Error, Result};
 use crate::kernels::Dtype;
 use crate::kernels::cpu::sum;
@@ -47,10 +48,12 @@ impl Experts {
         let has = |module: &str| layer.source.has(&layer.name(&format!("mlp.experts.{module}")));
         let load = |expert: usize| {
             let stacked = |module: &str, out: usize, input: usize| {
-                layer.source.slice(&layer.name(&format!("mlp.experts.{module}")), &[count, out, input], expert)
+                let name = layer.name(&format!("mlp.experts.{module}"));
+                part(layer.source, &name, &[count, out, input], Some(expert), layer.options)
             };
             let single = |module: &str, out: usize, input: usize| {
-                layer.source.tensor(&layer.name(&format!("mlp.experts.{expert}.{module}.weight")), &[out, input])
+                let name = layer.name(&format!("mlp.experts.{expert}.{module}.weight"));
+                part(layer.source, &name, &[out, input], None, layer.options)
             };
             let (gate_up, down) = if config.transposed {
                 let (gate, up) = halves(&stacked("gate_up_proj", width, 2 * inner)?)?;

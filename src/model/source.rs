@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::LoadOptions;
 use super::config::Config;
 use crate::error::Result;
+use crate::kernels::Kernels;
 use crate::kernels::matmul::Matrix;
 use crate::kernels::quantized::Blocks;
 use crate::tokens::{ChatTemplate, Tokenizer};
@@ -24,6 +25,11 @@ pub(crate) trait Source: Sync {
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor>;
     /// The `index`th of the tensors that are stacked as `name`, whose whole shape is `shape`; the others are not read.
     fn slice(&self, name: &str, shape: &[usize], index: usize) -> Result<Tensor>;
+    /// The matrix, or the `index`th of those stacked as `name`, in bf16 if the file has it so: exactly the numbers of [`Source::tensor`] or
+    /// [`Source::slice`].
+    fn bf16(&self, _name: &str, _shape: &[usize], _index: Option<usize>) -> Result<Option<Tensor>> {
+        Ok(None)
+    }
     /// The matrix in the blocks that the file has it in, if products can use these as they are and its values are exactly those of
     /// [`Source::tensor`].
     fn blocks(&self, _name: &str, _shape: [usize; 2]) -> Result<Option<Blocks>> {
@@ -60,7 +66,26 @@ pub(super) fn matrix(source: &dyn Source, parts: &[(String, [usize; 2])], option
         return Matrix::in_blocks(blocks);
     }
     drop(blocks);
-    Matrix::new(parts.iter().map(|(name, shape)| source.tensor(name, shape)), options.dtype, options.kernels)
+    Matrix::new(parts.iter().map(|(name, shape)| part(source, name, shape, None, options)), options.dtype, options.kernels)
+}
+
+/// A part of a matrix, or the `index`th of those stacked as `name`. A GPU takes in bf16 as the file has it, the CPU f32.
+pub(super) fn part(
+    source: &dyn Source,
+    name: &str,
+    shape: &[usize],
+    index: Option<usize>,
+    options: LoadOptions,
+) -> Result<Tensor> {
+    if options.kernels == Kernels::Cuda
+        && let Some(part) = source.bf16(name, shape, index)?
+    {
+        return Ok(part);
+    }
+    match index {
+        Some(index) => source.slice(name, shape, index),
+        None => source.tensor(name, shape),
+    }
 }
 
 /// Which tensors of a source somebody has asked for.

@@ -69,6 +69,19 @@ pub(super) struct Kernel {
     name: &'static str,
 }
 
+/// A number as the device stores it; any bits are one.
+trait Number: Copy + Send + Sync {
+    const STORED: Stored;
+}
+
+impl Number for f32 {
+    const STORED: Stored = Stored::F32;
+}
+
+impl Number for bf16 {
+    const STORED: Stored = Stored::Bf16;
+}
+
 /// Memory on the device, freed when dropped.
 #[derive(Debug)]
 pub struct Buffer {
@@ -212,9 +225,27 @@ impl Device {
         Ok(Buffer { address, bytes })
     }
 
-    /// A buffer that holds `numbers`, in `dtype`. They go by way of two pinned pieces: one is filled by all cores, the other is on its way.
+    /// A buffer that holds `numbers`, in `dtype`.
     pub fn upload(&'static self, numbers: &[f32], dtype: Stored) -> Result<Buffer> {
-        let size = dtype.size_in_bytes() as usize;
+        match dtype {
+            Stored::F32 => self.upload_as(numbers, <[f32]>::copy_from_slice),
+            Stored::Bf16 => self.upload_as(numbers, |to: &mut [bf16], from| to.convert_from_f32_slice(from)),
+        }
+    }
+
+    /// A buffer that holds `numbers` as they are.
+    pub fn upload_bf16(&'static self, numbers: &[bf16]) -> Result<Buffer> {
+        self.upload_as(numbers, <[bf16]>::copy_from_slice)
+    }
+
+    /// A buffer that holds what `fill` makes of `numbers`. They go by way of two pinned pieces: one is filled by all cores, the other is on
+    /// its way.
+    fn upload_as<F: Sync, T: Number>(
+        &'static self,
+        numbers: &[F],
+        fill: impl Fn(&mut [T], &[F]) + Copy + Sync,
+    ) -> Result<Buffer> {
+        let size = size_of::<T>();
         let buffer = self.allocate(numbers.len() * size)?;
         let mut pieces = [None, None];
         for (index, piece) in numbers.chunks(PIECE).enumerate() {
@@ -225,8 +256,8 @@ impl Device {
                 }
                 None => self.pinned(piece.len() * size)?,
             };
-            pinned.fill(piece, dtype)?;
-            self.send(&pinned, buffer.array(index * PIECE * size, piece.len(), dtype)?)?;
+            pinned.fill(piece, fill)?;
+            self.send(&pinned, buffer.array(index * PIECE * size, piece.len(), T::STORED)?)?;
             pieces[index % 2] = Some((pinned, self.record()?));
         }
         self.synchronize()?;
@@ -540,24 +571,15 @@ impl Pinned {
         Ok(())
     }
 
-    /// Writes `numbers` in `dtype` at the beginning. Not while the device reads it.
-    fn fill(&mut self, numbers: &[f32], dtype: Stored) -> Result<()> {
-        if numbers.len() * dtype.size_in_bytes() as usize > self.capacity() {
+    /// Writes what `fill` makes of `numbers` at the beginning, by all cores. Not while the device reads it.
+    fn fill<F: Sync, T: Number>(&mut self, numbers: &[F], fill: impl Fn(&mut [T], &[F]) + Sync) -> Result<()> {
+        if numbers.len() * size_of::<T>() > self.capacity() {
             return Err(Error::new("more numbers than the host's buffer holds"));
         }
         const BLOCK: usize = 1 << 16;
-        match dtype {
-            Stored::F32 => {
-                // SAFETY: the buffer is that long, as was checked, and aligned to pages.
-                let to = unsafe { std::slice::from_raw_parts_mut(self.address().cast::<f32>(), numbers.len()) };
-                to.par_chunks_mut(BLOCK).zip(numbers.par_chunks(BLOCK)).for_each(|(to, from)| to.copy_from_slice(from));
-            }
-            Stored::Bf16 => {
-                // SAFETY: as above.
-                let to = unsafe { std::slice::from_raw_parts_mut(self.address().cast::<bf16>(), numbers.len()) };
-                to.par_chunks_mut(BLOCK).zip(numbers.par_chunks(BLOCK)).for_each(|(to, from)| to.convert_from_f32_slice(from));
-            }
-        }
+        // SAFETY: the buffer is that long, as was checked, and aligned to 256 bytes at least; any bits are a number.
+        let to = unsafe { std::slice::from_raw_parts_mut(self.address().cast::<T>(), numbers.len()) };
+        to.par_chunks_mut(BLOCK).zip(numbers.par_chunks(BLOCK)).for_each(|(to, from)| fill(to, from));
         Ok(())
     }
 

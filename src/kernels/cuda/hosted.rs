@@ -3,13 +3,13 @@
 
 use std::sync::Arc;
 
-use candle_core::{Device as Candle, Tensor};
+use candle_core::{DType, Device as Candle, Tensor};
 
 use super::operations::{HeadRoom, RotaryTables, STATISTICS_WORDS, SUMS_WORDS, head_chunk, statistics_of_words};
 use super::{Arena, AttentionPlan, Buffer, DeltaArrays, DeltaPlan, Device, PrepareOptions, Weight};
 use crate::error::{Error, Result};
 use crate::kernels::attention::AttentionShape;
-use crate::kernels::cpu::{contiguous, with_floats};
+use crate::kernels::cpu::{contiguous, with_floats, with_numbers};
 use crate::kernels::delta::{DeltaShape, DeltaWeights};
 use crate::kernels::gated::Activation;
 use crate::kernels::rotary::{Rotary, RotaryStyle};
@@ -154,9 +154,23 @@ pub fn weight(first: Tensor, rest: impl Iterator<Item = Result<Tensor>>, dtype: 
         if width != in_features {
             return Err(Error::new(format!("weights of {:?} cannot follow others with {in_features} inputs", part.dims())));
         }
-        parts.push((upload(device, &part.to_dtype(candle_core::DType::F32)?, dtype)?, rows));
+        parts.push((upload_part(device, &part, dtype)?, rows));
     }
     Ok(Arc::new(Weight::new(parts, in_features, dtype)?))
+}
+
+/// A part of a weight, of any float type, in `dtype`. What is in bf16 goes to the device as it is.
+fn upload_part(device: &'static Device, part: &Tensor, dtype: Stored) -> Result<Buffer> {
+    if part.dtype() != DType::BF16 {
+        return upload(device, &part.to_dtype(DType::F32)?, dtype);
+    }
+    let stored = with_numbers(part, |numbers| device.upload_bf16(numbers))??;
+    if dtype == Stored::Bf16 {
+        return Ok(stored);
+    }
+    let (len, widened) = (part.elem_count(), room(device, part.elem_count(), dtype)?);
+    device.widen(stored.array(0, len, Stored::Bf16)?, widened.array(0, len, dtype)?)?;
+    Ok(widened)
 }
 
 /// `x W^T`, added to `residual` where there is one.

@@ -1,7 +1,7 @@
 //! What has no counterpart among the operations on tensors of the host, and bf16. The other operations' own tests run on the device, too.
 //! Without a GPU these tests have nothing to test; with `DIAGNOSE_DEVICE_TESTS` set they fail then.
 
-use candle_core::{Device as Candle, Tensor};
+use candle_core::{DType, Device as Candle, Tensor};
 
 use super::hosted;
 use super::*;
@@ -45,6 +45,25 @@ fn rounding_is_to_nearest_even() {
     let got = device.download(rounded.array(0, numbers.len(), Stored::Bf16).unwrap()).unwrap();
     let expected: Vec<f32> = numbers.iter().map(|&x| half::bf16::from_f32(x).to_f32()).collect();
     assert_eq!(got, expected);
+}
+
+/// Joined from parts, for products in either format, and by way of three pieces of pinned memory, the third of which is the first again.
+#[test]
+fn what_is_stored_in_bf16_goes_to_the_device_as_it_is() {
+    let Some(device) = device() else { return };
+    let parts = [(3, 1), (70, 2), (1, 3)].map(|(rows, seed)| tensor(&noise(rows * 37, 1.0, seed), rows, 37));
+    let parts = parts.map(|part| part.to_dtype(DType::BF16).unwrap());
+    for dtype in [Dtype::F32, Dtype::Bf16] {
+        let rows = |stored: DType| {
+            let matrix = Matrix::new(parts.iter().map(|part| Ok(part.to_dtype(stored)?)), dtype, Kernels::Cuda).unwrap();
+            matrix.rows(&(0..74).collect::<Vec<u32>>()).unwrap().to_vec2::<f32>().unwrap()
+        };
+        assert_eq!(rows(DType::BF16), rows(DType::F32), "{dtype}");
+    }
+    let numbers: Vec<half::bf16> = (0..(2 << 23) + 5u32).map(|i| half::bf16::from_bits((i % 0x7f80) as u16)).collect();
+    let stored = device.upload_bf16(&numbers).unwrap();
+    let got = device.download(stored.array(0, numbers.len(), Stored::Bf16).unwrap()).unwrap();
+    assert!(got.iter().zip(&numbers).all(|(got, number)| got.to_bits() == number.to_f32().to_bits()));
 }
 
 #[test]

@@ -177,6 +177,15 @@ impl Source for Folder {
         self.shards.slice(stored, shape, index)
     }
 
+    fn bf16(&self, name: &str, shape: &[usize], index: Option<usize>) -> Result<Option<Tensor>> {
+        let Some(stored) = self.stored_name(name) else { return Ok(None) };
+        let found = self.shards.bf16(&stored, shape, index)?;
+        if found.is_some() {
+            self.used.note(&stored);
+        }
+        Ok(found)
+    }
+
     fn config_json(&self) -> Result<Value> {
         let whole = json(&self.path, "config.json")?.unwrap_or(Value::Null);
         let family = families::by_model_type(self.config()?.family)?;

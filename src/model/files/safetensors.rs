@@ -9,6 +9,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
+use half::bf16;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 
@@ -55,6 +56,11 @@ impl Shards {
         self.shard(name)?.slice(name, shape, index)
     }
 
+    /// The tensor, or the `index`th of those that are stacked as `shape`, if it is stored in bf16.
+    pub(super) fn bf16(&self, name: &str, shape: &[usize], index: Option<usize>) -> Result<Option<Tensor>> {
+        self.shard(name)?.bf16(name, shape, index)
+    }
+
     /// The bytes of a tensor of whole numbers `U8`, or of the `index`th of those that are stacked in it.
     pub(super) fn bytes(&self, name: &str, shape: &[usize], index: Option<usize>) -> Result<Vec<u8>> {
         self.shard(name)?.bytes(name, shape, index)
@@ -75,13 +81,8 @@ impl Shards {
         if (left.dtype, &left.shape) != (right.dtype, &right.shape) {
             return Ok(false);
         }
-        let open = |shard: &Shard, info: &TensorInfo| -> Result<File> {
-            let mut file = File::open(&shard.path).context_at(&shard.path, "cannot open the weights")?;
-            let begin = SeekFrom::Start(shard.data_start + info.data_offsets.0 as u64);
-            file.seek(begin).context_at(&shard.path, "cannot seek in the weights")?;
-            Ok(file)
-        };
-        let (mut left_file, mut right_file) = (open(left_shard, left)?, open(right_shard, right)?);
+        let mut left_file = left_shard.open_at(left.data_offsets.0 as u64)?;
+        let mut right_file = right_shard.open_at(right.data_offsets.0 as u64)?;
         let mut remaining = left.data_offsets.1 - left.data_offsets.0;
         const PIECE: usize = 1 << 20;
         while remaining > 0 {
@@ -138,12 +139,45 @@ impl Shard {
 
     fn slice(&self, name: &str, shape: &[usize], index: usize) -> Result<Tensor> {
         let (dtype, begin) = self.check(name, shape)?;
-        match shape {
-            [count, shape @ ..] if index < *count => {
+        let (begin, shape) = self.place(name, dtype, begin, shape, Some(index))?;
+        self.read(name, dtype, begin, shape)
+    }
+
+    fn bf16(&self, name: &str, shape: &[usize], index: Option<usize>) -> Result<Option<Tensor>> {
+        let (dtype, begin) = self.check(name, shape)?;
+        if dtype != DType::BF16 {
+            return Ok(None);
+        }
+        let (begin, shape) = self.place(name, dtype, begin, shape, index)?;
+        // Piece by piece, so that the bytes do not stand in memory twice.
+        const PIECE: usize = 1 << 20;
+        let len: usize = shape.iter().product();
+        let (mut file, mut numbers, mut piece) = (self.open_at(begin)?, Vec::with_capacity(len), vec![0; PIECE]);
+        while numbers.len() < len {
+            let bytes = &mut piece[..PIECE.min(2 * (len - numbers.len()))];
+            file.read_exact(bytes).context_at(&self.path, format!("cannot read the tensor `{name}`"))?;
+            let (pairs, _) = bytes.as_chunks();
+            numbers.extend(pairs.iter().map(|&pair| bf16::from_le_bytes(pair)));
+        }
+        Ok(Some(Tensor::from_vec(numbers, shape, &Device::Cpu)?))
+    }
+
+    /// The first byte and the shape of a tensor that begins at `begin`, or of the `index`th of those that are stacked in it.
+    fn place<'a>(
+        &self,
+        name: &str,
+        dtype: DType,
+        begin: u64,
+        shape: &'a [usize],
+        index: Option<usize>,
+    ) -> Result<(u64, &'a [usize])> {
+        match (index, shape) {
+            (None, _) => Ok((begin, shape)),
+            (Some(index), [count, shape @ ..]) if index < *count => {
                 let bytes = shape.iter().product::<usize>() * dtype.size_in_bytes();
-                self.read(name, dtype, begin + (index * bytes) as u64, shape)
+                Ok((begin + (index * bytes) as u64, shape))
             }
-            _ => Err(Error::new(format!("tensor `{name}`: {shape:?} has no part {index}")).at(&self.path)),
+            (Some(index), _) => Err(Error::new(format!("tensor `{name}`: {shape:?} has no part {index}")).at(&self.path)),
         }
     }
 
@@ -194,10 +228,16 @@ impl Shard {
         Ok(Tensor::from_raw_buffer(&bytes, dtype, shape, &Device::Cpu)?.to_dtype(DType::F32)?)
     }
 
-    fn read_bytes(&self, name: &str, begin: u64, len: usize) -> Result<Vec<u8>> {
-        let mut bytes = vec![0; len];
+    /// The file, to be read from byte `begin` of the tensors on.
+    fn open_at(&self, begin: u64) -> Result<File> {
         let mut file = File::open(&self.path).context_at(&self.path, "cannot open the weights")?;
         file.seek(SeekFrom::Start(self.data_start + begin)).context_at(&self.path, "cannot seek in the weights")?;
+        Ok(file)
+    }
+
+    fn read_bytes(&self, name: &str, begin: u64, len: usize) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; len];
+        let mut file = self.open_at(begin)?;
         file.read_exact(&mut bytes).context_at(&self.path, format!("cannot read the tensor `{name}`"))?;
         Ok(bytes)
     }
@@ -245,4 +285,31 @@ pub(crate) fn shard_paths(folder: &Path) -> Result<Vec<PathBuf>> {
     names.sort_unstable();
     names.dedup();
     Ok(names.into_iter().map(|name| folder.join(name)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    #[test]
+    fn what_is_stored_in_bf16_is_read_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let numbers: Vec<f32> = (0..60).map(|i| (i as f32 - 20.0) * 0.37).collect();
+        let tensor = Tensor::from_vec(numbers, (3, 4, 5), &Device::Cpu).unwrap();
+        let stored = HashMap::from([("half", tensor.to_dtype(DType::BF16).unwrap()), ("whole", tensor)]);
+        candle_core::safetensors::save(&stored, folder.path().join("model.safetensors")).unwrap();
+        let shards = Shards::open(folder.path()).unwrap();
+        let shape = [3, 4, 5];
+        let flat = |x: Tensor| x.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let half = |index| shards.bf16("half", &shape, index).unwrap().unwrap();
+        assert_eq!((half(None).dtype(), half(None).dims()), (DType::BF16, &shape[..]));
+        assert_eq!(flat(half(None)), flat(shards.tensor("half", &shape).unwrap()));
+        assert_eq!(half(Some(2)).dims(), [4, 5]);
+        assert_eq!(flat(half(Some(2))), flat(shards.slice("half", &shape, 2).unwrap()));
+        assert!(shards.bf16("half", &shape, Some(3)).unwrap_err().to_string().contains("no part 3"));
+        assert!(shards.bf16("half", &[3, 5, 4], None).unwrap_err().to_string().contains("expected shape"));
+        assert!(shards.bf16("whole", &shape, None).unwrap().is_none());
+    }
 }

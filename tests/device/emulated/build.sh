@@ -2,6 +2,7 @@
 # Builds the emulated GPU: three libraries in place of NVIDIA's, which do their work on the processor (x86-64, Linux, g++ 10 or later).
 #
 #     tests/device/emulated/build.sh FOLDER
+#     FOLDER/faults    whether it finds what it is there to find
 #     LD_LIBRARY_PATH=FOLDER DIAGNOSE_DEVICE_TESTS=1 cargo test --release --lib kernels::
 #     LD_LIBRARY_PATH=FOLDER diagnose data/demo.jsonl --device cuda
 #
@@ -26,3 +27,4 @@ compile -Wl,-soname,libcuda.so.1 -DEMULATED_SOURCES="\"$sources\"" "$here/driver
 compile -Wl,-soname,libnvrtc.so.13 "$here/nvrtc.cpp" -o libnvrtc.so.13 -ldl
 compile -Wl,-soname,libcublasLt.so.13 "$here/cublas.cpp" -o libcublasLt.so.13 -L. -l:libcuda.so.1
 cp "$here/device.h" "$here/kernel.h" .
+${CXX:-g++} -std=gnu++17 -O1 -Wall "$here/faults.cpp" -o faults -L. -l:libcuda.so.1 -l:libnvrtc.so.13 -Wl,-rpath,'$ORIGIN'

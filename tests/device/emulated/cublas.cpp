@@ -43,21 +43,22 @@ struct Factor {
     const void* at;
     int format;
     size_t outer_stride, inner_stride;
-    float get(size_t outer, size_t inner) const {
-        size_t i = outer * outer_stride + inner * inner_stride;
-        return format == R_32F ? ((const float*)at)[i] : widen(((const uint16_t*)at)[i]);
-    }
 };
 
 // So many of A's rows by so many of B's columns fit the registers, and so many of the inner index the caches.
 constexpr size_t WIDTH = 32, HEIGHT = 8, DEPTH = 256, GROUP = 128;
 
-// to[inner][STEP] of STEP outer ones, 0 where there are none.
+// to[depth][STEP]: STEP outer ones, 0 where there are none.
 template <size_t STEP>
-void pack(float* to, const Factor& from, size_t outer, size_t n_outer, size_t inner, size_t depth) {
+void pack(float* to, const Factor& from, size_t outer, size_t n_outer, size_t depth) {
     memset(to, 0, STEP * depth * sizeof(float));
     for (size_t i = 0; i < STEP && outer + i < n_outer; ++i) {
-        for (size_t k = 0; k < depth; ++k) to[k * STEP + i] = from.get(outer + i, inner + k);
+        size_t first = (outer + i) * from.outer_stride, step = from.inner_stride;
+        if (from.format == R_32F) {
+            for (size_t k = 0; k < depth; ++k) to[k * STEP + i] = ((const float*)from.at)[first + k * step];
+        } else {
+            for (size_t k = 0; k < depth; ++k) to[k * STEP + i] = widen(((const uint16_t*)from.at)[first + k * step]);
+        }
     }
 }
 
@@ -103,12 +104,12 @@ void multiply(size_t m, size_t n, size_t depth, const Factor& a, const Factor& b
     emulated::parallel(groups, [&](size_t group) {
         for (size_t part = 0; part < GROUP; part += HEIGHT) {
             size_t first = group * GROUP + part;
-            if (first < n) pack<HEIGHT>(&right[first * depth], b, first, n, 0, depth);
+            if (first < n) pack<HEIGHT>(&right[first * depth], b, first, n, depth);
         }
     });
     emulated::parallel(widths, [&](size_t width) {
         std::vector<float> left(WIDTH * depth), sums(GROUP * WIDTH);
-        pack<WIDTH>(left.data(), a, width * WIDTH, m, 0, depth);
+        pack<WIDTH>(left.data(), a, width * WIDTH, m, depth);
         for (size_t group = 0; group < n; group += GROUP) {
             std::fill(sums.begin(), sums.end(), 0.0f);
             for (size_t inner = 0; inner < depth; inner += DEPTH) {

@@ -14,7 +14,7 @@ struct Index {
 struct Place {
     Index thread, block, threads, blocks;
 };
-extern thread_local Place* here;
+extern __thread Place* here __attribute__((tls_model("initial-exec")));
 
 // Prints kernel, block and thread, and ends the program: on a card the context would be lost.
 [[noreturn]] void fail(const char* what);

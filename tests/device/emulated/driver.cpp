@@ -137,6 +137,7 @@ char* allocate(Allocations& all, size_t bytes, int fill) {
     mprotect(mapped + PAGE, pages, PROT_READ | PROT_WRITE);
     // Against the page behind it.
     char* address = mapped + PAGE + pages - padded;
+    memset(mapped + PAGE, NO_NUMBER, pages - padded);
     memset(address, fill, bytes);
     memset(address + bytes, RED, padded - bytes);
     all[(uintptr_t)address] = {mapped, mapped_bytes, bytes};
@@ -147,6 +148,9 @@ bool release(Allocations& all, void* address) {
     auto found = all.find((uintptr_t)address);
     if (found == all.end()) return false;
     const Allocation& known = found->second;
+    for (const char* at = known.mapped + PAGE; at < address; ++at) {
+        if ((unsigned char)*at != NO_NUMBER) emulated::fail("something wrote before the beginning of an allocation");
+    }
     for (const char* at = (char*)address + known.bytes; at < known.mapped + known.mapped_bytes - PAGE; ++at) {
         if ((unsigned char)*at != RED) emulated::fail("something wrote behind the end of an allocation");
     }

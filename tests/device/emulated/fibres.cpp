@@ -49,7 +49,7 @@ emulated_switch:
 
 namespace emulated {
 
-thread_local Place* here = nullptr;
+__thread Place* here = nullptr;
 
 namespace {
 
@@ -75,10 +75,7 @@ struct Settings {
         }
     }
 };
-const Settings& settings() {
-    static const Settings settings;
-    return settings;
-}
+const Settings settings;
 
 struct Copy {
     void* to;
@@ -167,7 +164,7 @@ Worker& worker() {
     return *own;
 }
 
-thread_local Worker* current = nullptr;
+__thread Worker* current __attribute__((tls_model("initial-exec"))) = nullptr;
 
 void enter() {
     current->launch->body();
@@ -184,7 +181,7 @@ void Worker::run_block(const Launch& what, Index block) {
     memset(statics, POISON, static_bytes);
     static_bytes = 0;
     memset(dynamic(), POISON, dynamics + SHARED - dynamic());
-    random.seed(settings().seed + block.x + 7919 * block.y + 104729 * block.z);
+    random.seed(settings.seed + block.x + 7919 * block.y + 104729 * block.z);
     for (unsigned i = 0; i < alive; ++i) {
         Fibre& fibre = fibres[i];
         fibre.place = {{i % size.x, i / size.x % size.y, i / size.x / size.y}, block, size, what.blocks};
@@ -222,7 +219,7 @@ unsigned bit_from(unsigned bits, unsigned first) {
 
 Fibre* Worker::next() {
     unsigned warp = running ? running->warp : 0, lane = running ? running->lane : 0;
-    Order order = settings().order;
+    Order order = settings.order;
     if (order == Order::Random) warp = random() % n_warps;
     else if (order == Order::Reverse && !running) warp = n_warps - 1;
     for (unsigned i = 0; i < n_warps; ++i) {
@@ -311,7 +308,6 @@ void meet(unsigned mask, Work work, void* part) {
     Meeting* meeting = nullptr;
     for (Meeting& known : warp.meetings) {
         if (known.mask == mask) meeting = &known;
-        else if (known.arrived && known.mask & mask & known.arrived) fail("a lane is waited for with different masks");
     }
     if (!meeting) {
         warp.meetings.emplace_back();
@@ -336,11 +332,10 @@ void* shared_variable(const void* key, size_t bytes, size_t alignment) {
     size_t at = (own.static_bytes + alignment - 1) / alignment * alignment;
     if (at / alignment % 2 == 0) at += alignment;
     own.static_bytes = at + bytes + RED_ZONE;
-    size_t declared = 0;
+    size_t declared = bytes;
     for (const Variable& known : own.variables) declared += known.bytes;
-    if (own.static_bytes > SHARED || declared + bytes + own.launch->dynamic_bytes > own.launch->shared_limit) {
-        fail("a block has more shared memory than the device");
-    }
+    if (declared > 48 << 10) fail("more than 48 KiB of shared variables");
+    if (declared + own.launch->dynamic_bytes > own.launch->shared_limit) fail("a block has more shared memory than the device");
     own.variables.push_back({key, own.statics + at, bytes});
     memset(own.statics + at, POISON, bytes);
     memset(own.statics + at + bytes, RED, RED_ZONE);
@@ -446,13 +441,13 @@ void run(const Launch& launch) {
     const Index& size = launch.blocks;
     size_t n = (size_t)size.x * size.y * size.z;
     std::vector<unsigned> order;
-    if (settings().order == Order::Random) {
+    if (settings.order == Order::Random) {
         order.resize(n);
         for (size_t i = 0; i < n; ++i) order[i] = i;
-        std::shuffle(order.begin(), order.end(), std::minstd_rand(settings().seed));
+        std::shuffle(order.begin(), order.end(), std::minstd_rand(settings.seed));
     }
     parallel(n, [&](size_t i) {
-        if (settings().order == Order::Reverse) i = n - 1 - i;
+        if (settings.order == Order::Reverse) i = n - 1 - i;
         if (!order.empty()) i = order[i];
         worker().run_block(launch, {(unsigned)(i % size.x), (unsigned)(i / size.x % size.y), (unsigned)(i / size.x / size.y)});
     });
