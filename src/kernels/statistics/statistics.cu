@@ -116,17 +116,21 @@ __device__ void sum_rows(const float* logits, const u32* targets, RowSums* row_s
     // Second pass.
     float bound = least, e_sum = 0.0f, e_d = 0.0f, e_dd = 0.0f, e_e = 0.0f, tail = 0.0f;
     u32 n_larger = 0;
-#pragma unroll 2
+#pragma unroll 1
     for (u32 v = VECTOR * threadIdx.x; v < vocabulary; v += VECTOR * THREADS) {
         Words<VECTOR> words(row + v, softcap);
         float part_e = 0.0f, part_ed = 0.0f, part_edd = 0.0f, part_ee = 0.0f, part_tail = 0.0f;
 #pragma unroll
         for (int i = 0; i < VECTOR; ++i) {
             float logit = words.at[i];
-            if (logit > least_choice) ids[-(int)atomicAdd(&n_ids, 1u)] = v + i;
-            else if (logit > bound) {
-                list[atomicAdd(&n_listed, 1u)] = logit;
-                if (logit == least_choice) atomicMin(&tied_id, v + i);
+            if (logit > bound) {
+                // Read here, where few come: kept in a register it would push others of the loop out of theirs.
+                float least_listed_by_id = *(volatile float*)&least_choice;
+                if (logit > least_listed_by_id) ids[-(int)atomicAdd(&n_ids, 1u)] = v + i;
+                else {
+                    list[atomicAdd(&n_listed, 1u)] = logit;
+                    if (logit == least_listed_by_id) atomicMin(&tied_id, v + i);
+                }
             }
             n_larger += logit > target_logit;
             // Below -100 there is no mass in f32, and -inf would make NaN of its product with its own exponential.
