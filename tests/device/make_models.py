@@ -3,8 +3,8 @@
 
     python make_models.py OUT [--seed 0] [--models 135m 0.6b 8b] [--layers-8b 6] [--rows-512 N] [--rows-4096 N] [--tiny]
 
-Folders: 135m (SmolLM2-135M: llama, tied, weights in f32), 0.6b (Qwen3-0.6B: tied, bf16), 8b (Qwen3-8B: untied, bf16, fewer layers), each
-with a tokenizer. Files: rows-512.jsonl and rows-4096.jsonl, rows-parity.jsonl (lengths from 2 to 3,001, three rows with a common prefix),
+Folders: 135m (SmolLM2-135M: llama, tied, weights in f32), 0.6b (Qwen3-0.6B: tied, bf16), 8b (Qwen3-8B: untied, bf16, fewer layers); if asked
+for, 30b-a3b (Qwen3-30B-A3B: experts, fewer layers) and 3.5-4b (Qwen3.5-4B: the gated delta rule, fewer layers); each with a tokenizer. Files: rows-512.jsonl and rows-4096.jsonl, rows-parity.jsonl (lengths from 2 to 3,001, three rows with a common prefix),
 models.json (sizes and operations a token, for the table). The same seed gives the same weights on the same kind of device.
 
 The numbers should be like a trained model's where that matters for rounding:
@@ -51,12 +51,30 @@ SHAPES = {
         model_type="qwen3", like="Qwen3-8B", hidden=4096, inner=12288, layers=6, of=36, heads=32, kv_heads=8, head_dim=128, vocab=151936,
         tied=False, theta=1000000.0, eps=1e-6, positions=40960, eos=151645, dtype="bfloat16",
     ),
+    "30b-a3b": dict(
+        model_type="qwen3_moe", like="Qwen3-30B-A3B", hidden=2048, inner=768, layers=3, of=48, heads=32, kv_heads=4, head_dim=128, vocab=151936,
+        tied=False, theta=1000000.0, eps=1e-6, positions=40960, eos=151645, dtype="bfloat16", experts=128, per_token=8,
+    ),
+    "3.5-4b": dict(
+        model_type="qwen3_5_text", like="Qwen3.5-4B", hidden=2560, inner=9216, layers=8, of=32, heads=16, kv_heads=4, head_dim=256, vocab=248320,
+        tied=True, theta=10000000.0, eps=1e-6, positions=40960, eos=248044, dtype="bfloat16", key_heads=16, value_heads=32, delta_dim=128,
+    ),
 }
+DEFAULT = ["135m", "0.6b", "8b"]
 TINY = {
     "135m": dict(hidden=72, inner=104, layers=3, of=3, heads=9, kv_heads=3, head_dim=8, vocab=9000),
     "0.6b": dict(hidden=64, inner=96, layers=2, of=2, heads=4, kv_heads=2, head_dim=32, vocab=9216, eos=9100),
     "8b": dict(hidden=64, inner=96, layers=2, of=2, heads=4, kv_heads=2, head_dim=16, vocab=9216, eos=9100),
+    "30b-a3b": dict(hidden=64, inner=48, layers=2, of=2, heads=4, kv_heads=2, head_dim=16, vocab=9216, eos=9100, experts=8, per_token=3),
+    "3.5-4b": dict(
+        hidden=64, inner=96, layers=4, of=4, heads=4, kv_heads=2, head_dim=16, vocab=9216, eos=9100, key_heads=2, value_heads=4, delta_dim=16,
+    ),
 }
+# Of the families: Transformers' class.
+CLASSES = {
+    "llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM", "qwen3_5_text": "Qwen3_5ForCausalLM",
+}
+KERNEL = 4  # tokens that the convolution before the gated delta rule reads
 
 
 def seed_of(*what):
@@ -66,7 +84,7 @@ def seed_of(*what):
 def config(shape):
     """As Transformers 5 writes it."""
     settings = {
-        "architectures": ["LlamaForCausalLM" if shape["model_type"] == "llama" else "Qwen3ForCausalLM"],
+        "architectures": [CLASSES[shape["model_type"]]],
         "attention_bias": False,
         "attention_dropout": 0.0,
         "bos_token_id": None,
@@ -92,12 +110,31 @@ def config(shape):
     }
     if shape["model_type"] == "llama":
         settings |= {"mlp_bias": False, "pretraining_tp": 1}
+    elif shape["model_type"] == "qwen3_5_text":
+        kinds = ["linear_attention" if is_delta(shape, i) else "full_attention" for i in range(shape["layers"])]
+        settings["rope_parameters"]["partial_rotary_factor"] = 0.25
+        settings |= {
+            "layer_types": kinds, "linear_conv_kernel_dim": KERNEL, "linear_key_head_dim": shape["delta_dim"],
+            "linear_num_key_heads": shape["key_heads"], "linear_num_value_heads": shape["value_heads"],
+            "linear_value_head_dim": shape["delta_dim"],
+        }
+    elif shape["model_type"] == "qwen3_moe":
+        settings |= {
+            "decoder_sparse_step": 1, "max_window_layers": shape["layers"], "mlp_only_layers": [], "moe_intermediate_size": shape["inner"],
+            "norm_topk_prob": True, "num_experts": shape["experts"], "num_experts_per_tok": shape["per_token"],
+            "output_router_logits": False, "router_aux_loss_coef": 0.001, "sliding_window": None, "use_sliding_window": False,
+        }
     else:
         settings |= {
             "layer_types": ["full_attention"] * shape["layers"], "max_window_layers": shape["layers"], "sliding_window": None,
             "use_sliding_window": False,
         }
     return settings
+
+
+def is_delta(shape, i):
+    """The gated delta rule in three layers of four."""
+    return shape["model_type"] == "qwen3_5_text" and (i + 1) % 4 != 0
 
 
 class Weights:
@@ -135,31 +172,77 @@ class Weights:
         order = self.normal("signs", hidden).argsort()
         signs = torch.ones(hidden, device=self.device)
         signs[order[round(positive * hidden):]] = -1
-        return size * signs
+        return size * signs - self.offset()
+
+    def offset(self):
+        """Qwen 3.5 stores the weights of its norms as what they have over 1."""
+        return 1.0 if self.shape["model_type"] == "qwen3_5_text" else 0.0
 
     def layer(self, i):
         shape = self.shape
-        hidden, inner, dim = shape["hidden"], shape["inner"], shape["head_dim"]
-        rows, kv_rows = shape["heads"] * dim, shape["kv_heads"] * dim
-        at, normed = f"model.layers.{i}.", shape["model_type"] == "qwen3"
+        hidden = shape["hidden"]
+        at = f"model.layers.{i}."
+        # Of what attention and feed-forward network add.
         branch = self.embedding_std * math.sqrt((1 / SHARE**2 - 1) / (2 * shape["layers"]))
+        made = {
+            "input_layernorm.weight": self.norm(at + "1", hidden) - self.offset(),
+            "post_attention_layernorm.weight": self.norm(at + "2", hidden) - self.offset(),
+        }
+        made |= self.delta(at, branch) if is_delta(shape, i) else self.attention(at, branch)
+        if "experts" in shape:
+            # As wide as a router's that is sure of some tokens; of the outputs of K experts a share of 1 / K each is added.
+            made["mlp.gate.weight"] = self.matrix(at + "router", shape["experts"], hidden, 2.0)
+            for expert in range(shape["experts"]):
+                made |= self.network(at, f"mlp.experts.{expert}.", branch * math.sqrt(shape["per_token"]))
+        else:
+            made |= self.network(at, "mlp.", branch)
+        return {at + key: value for key, value in made.items()}
+
+    def network(self, at, module, branch):
+        hidden, inner = self.shape["hidden"], self.shape["inner"]
+        seed = at + module.removeprefix("mlp.")
+        return {
+            f"{module}gate_proj.weight": self.matrix(seed + "gate", inner, hidden),
+            f"{module}up_proj.weight": self.matrix(seed + "up", inner, hidden),
+            # SiLU(x) y is 0.6 of what it multiplies.
+            f"{module}down_proj.weight": self.matrix(seed + "down", hidden, inner, branch / 0.6),
+        }
+
+    def attention(self, at, branch):
+        shape = self.shape
+        hidden, dim = shape["hidden"], shape["head_dim"]
+        rows, kv_rows = shape["heads"] * dim, shape["kv_heads"] * dim
+        normed, gates = shape["model_type"] != "llama", shape["model_type"] == "qwen3_5_text"
         sharp = 1.0 if normed else math.sqrt(SCORES)
         made = {
-            "input_layernorm": self.norm(at + "1", hidden),
-            "post_attention_layernorm": self.norm(at + "2", hidden),
-            "self_attn.q_proj": self.matrix(at + "q", rows, hidden, sharp),
-            "self_attn.k_proj": self.matrix(at + "k", kv_rows, hidden, sharp),
-            "self_attn.v_proj": self.matrix(at + "v", kv_rows, hidden),
-            # Attention gives half of what it averages, SiLU(x) y 0.6 of what it multiplies.
-            "self_attn.o_proj": self.matrix(at + "o", hidden, rows, branch / 0.5),
-            "mlp.gate_proj": self.matrix(at + "gate", inner, hidden),
-            "mlp.up_proj": self.matrix(at + "up", inner, hidden),
-            "mlp.down_proj": self.matrix(at + "down", hidden, inner, branch / 0.6),
+            "self_attn.q_proj.weight": self.matrix(at + "q", rows * (2 if gates else 1), hidden, sharp),
+            "self_attn.k_proj.weight": self.matrix(at + "k", kv_rows, hidden, sharp),
+            "self_attn.v_proj.weight": self.matrix(at + "v", kv_rows, hidden),
+            # Attention gives half of what it averages, gates let half of that through.
+            "self_attn.o_proj.weight": self.matrix(at + "o", hidden, rows, branch / (0.25 if gates else 0.5)),
         }
         if normed:
-            made["self_attn.q_norm"] = self.norm(at + "q_norm", dim, math.sqrt(SCORES))
-            made["self_attn.k_norm"] = self.norm(at + "k_norm", dim, math.sqrt(SCORES))
-        return {f"{at}{key}.weight": value for key, value in made.items()}
+            made["self_attn.q_norm.weight"] = self.norm(at + "q_norm", dim, math.sqrt(SCORES)) - self.offset()
+            made["self_attn.k_norm.weight"] = self.norm(at + "k_norm", dim, math.sqrt(SCORES)) - self.offset()
+        return made
+
+    def delta(self, at, branch):
+        shape = self.shape
+        hidden, dim, heads = shape["hidden"], shape["delta_dim"], shape["value_heads"]
+        keys, values = shape["key_heads"] * dim, heads * dim
+        return {
+            "linear_attn.in_proj_qkv.weight": self.matrix(at + "qkv", 2 * keys + values, hidden),
+            "linear_attn.in_proj_z.weight": self.matrix(at + "z", values, hidden),
+            "linear_attn.in_proj_b.weight": self.matrix(at + "b", heads, hidden),
+            "linear_attn.in_proj_a.weight": self.matrix(at + "a", heads, hidden),
+            "linear_attn.conv1d.weight": self.normal(at + "conv", 2 * keys + values, 1, KERNEL).mul_(0.5),
+            # Heads forget a half of the state in a few tokens to a few hundred.
+            "linear_attn.A_log": self.normal(at + "A", heads) - 2.0,
+            "linear_attn.dt_bias": self.normal(at + "dt", heads) - 2.0,
+            "linear_attn.norm.weight": self.norm(at + "norm", dim),
+            # The norm gives 1, the gates let half through.
+            "linear_attn.out_proj.weight": self.matrix(at + "out", hidden, values, branch / 0.5),
+        }
 
     def shards(self):
         yield {"model.embed_tokens.weight": self.embedding(), "model.norm.weight": self.last_norm()}
@@ -188,30 +271,43 @@ class Weights:
 
     def layers_of_shards(self):
         """About 200 million weights each."""
-        step, layers = max(1, 200_000_000 // layer_weights(self.shape)), self.shape["layers"]
+        step, layers = max(1, 200_000_000 // layer_weights(self.shape, 0)), self.shape["layers"]
         return [range(first, min(first + step, layers)) for first in range(0, layers, step)]
 
 
-def layer_matrices(shape):
-    rows, kv_rows = shape["heads"] * shape["head_dim"], shape["kv_heads"] * shape["head_dim"]
-    return shape["hidden"] * (2 * rows + 2 * kv_rows + 3 * shape["inner"])
+def layer_matrices(shape, i, all_experts=False):
+    """Weights in the matrices of a layer that a token is multiplied with, or all."""
+    hidden, rows, kv_rows = shape["hidden"], shape["heads"] * shape["head_dim"], shape["kv_heads"] * shape["head_dim"]
+    network = 3 * hidden * shape["inner"]
+    if "experts" in shape:
+        network = network * shape["experts" if all_experts else "per_token"] + hidden * shape["experts"]
+    if is_delta(shape, i):
+        keys, values = shape["key_heads"] * shape["delta_dim"], shape["value_heads"] * shape["delta_dim"]
+        return hidden * (2 * keys + 3 * values + 2 * shape["value_heads"]) + network
+    return hidden * ((3 if shape["model_type"] == "qwen3_5_text" else 2) * rows + 2 * kv_rows) + network
 
 
-def layer_weights(shape):
-    norms = 2 * shape["hidden"] + (2 * shape["head_dim"] if shape["model_type"] == "qwen3" else 0)
-    return layer_matrices(shape) + norms
+def layer_weights(shape, i):
+    hidden, dim = shape["hidden"], shape["head_dim"]
+    if is_delta(shape, i):
+        heads, delta = shape["value_heads"], shape["delta_dim"]
+        others = KERNEL * (2 * shape["key_heads"] + heads) * delta + 2 * heads + delta
+    else:
+        others = 0 if shape["model_type"] == "llama" else 2 * dim
+    return layer_matrices(shape, i, all_experts=True) + 2 * hidden + others
 
 
 def facts(shape):
     """What the table needs: weights, and operations (a product and a sum are two)."""
     table = shape["vocab"] * shape["hidden"]
-    weights = shape["layers"] * layer_weights(shape) + shape["hidden"] + table * (1 if shape["tied"] else 2)
+    layers = range(shape["layers"])
+    weights = sum(layer_weights(shape, i) for i in layers) + shape["hidden"] + table * (1 if shape["tied"] else 2)
     return {
         "like": shape["like"], "layers": shape["layers"], "of_layers": shape["of"], "weights": weights,
-        "decoder_flop_per_token": 2 * shape["layers"] * layer_matrices(shape),
+        "decoder_flop_per_token": 2 * sum(layer_matrices(shape, i) for i in layers),
         "head_flop_per_token": 2 * table,
         # Scores and their use, over half of the row on average: 4 * width * tokens / 2.
-        "attention_flop_per_token_and_length": 2 * shape["layers"] * shape["heads"] * shape["head_dim"],
+        "attention_flop_per_token_and_length": 2 * sum(not is_delta(shape, i) for i in layers) * shape["heads"] * shape["head_dim"],
     }
 
 
@@ -288,7 +384,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--models", nargs="+", choices=list(SHAPES), default=list(SHAPES))
+    parser.add_argument("--models", nargs="+", choices=list(SHAPES), default=DEFAULT)
     parser.add_argument("--layers-8b", type=int, default=6)
     parser.add_argument("--rows-512", type=int, default=1024)
     parser.add_argument("--rows-4096", type=int, default=128)

@@ -9,7 +9,7 @@
 # OUT gets table.md (also printed last), results.jsonl, log.txt, tests.txt, profile.txt.
 #
 #     STEPS="tests parity speed profile"     what to do
-#     MODELS="135m 0.6b 8b"                  on which shapes
+#     MODELS="135m 0.6b 8b"                  on which shapes; 30b-a3b (experts) and 3.5-4b (the gated delta rule) want a run of their own
 #     REPEATS=3                              runs of diagnose for each speed, while time is left
 #     FILTER=kernels::                       which unit tests
 #     INTEGRATION=file                       the binary of tests/tests.rs: every family and shared prefixes on the device
@@ -189,7 +189,7 @@ ours() {
 
 # (c) Parity with the same binary's f32 on the CPU.
 if has "$steps" parity; then
-    for model in 135m 0.6b; do
+    for model in 135m 0.6b 30b-a3b 3.5-4b; do
         has "$models" $model && made $model || continue
         at=$work/parity-$model
         ours "$model on the CPU, f32" 5 60 parity-run "$rows/$model" "$rows/rows-parity.jsonl" --device cpu --dtype f32 --out "$at-cpu"
@@ -203,7 +203,7 @@ if has "$steps" parity; then
 fi
 
 # (d) Speed: rows of 512 and of 4,096 tokens.
-declare -A few=([135m]=1024 [0.6b]=256 [8b]=256) many=([135m]=128 [0.6b]=32 [8b]=32)
+declare -A few=([135m]=1024 [0.6b]=256 [8b]=256 [30b-a3b]=256 [3.5-4b]=256) many=([135m]=128 [0.6b]=32 [8b]=32 [30b-a3b]=32 [3.5-4b]=32)
 speed_of_ours() {
     for model in $models; do
         made "$model" || continue

@@ -7,6 +7,7 @@
 //! head.rs       one key head over tokens of one sequence
 //! rule.rs       the rule itself, and its backward pass
 //! open.rs       norm and gates behind it
+//! delta.cu      all of it on a GPU, by the plan of cuda/delta.rs
 //! reference.rs  the same as tensor operations
 //! ```
 //!

@@ -5,7 +5,7 @@ use candle_core::{Device, Tensor, Var};
 
 use super::rule::{Forward, Inputs};
 use super::*;
-use crate::kernels::testing::{close, implementations, noise};
+use crate::kernels::testing::{close, device, implementations, noise};
 
 const SMALL: DeltaShape = DeltaShape { key_heads: 2, value_heads: 4, key_dim: 5, value_dim: 3, kernel: 4, grouped: true };
 
@@ -70,6 +70,22 @@ fn the_fused_rule_is_the_reference_forward_and_backward() {
             &[segment(0..9, vec![]), segment(9..11, vec![0..9]), segment(11..12, vec![0..9, 9..10]), segment(12..14, vec![0..2])],
             shape,
         );
+    }
+}
+
+/// Heads as wide as those of models and wider: on a GPU several blocks share a head's columns, and more lanes a key beyond 128 elements.
+#[test]
+fn wide_heads() {
+    for (key_dim, value_dim) in [(128, 128), (64, 100), (130, 70), (256, 33)] {
+        let shape = DeltaShape { key_heads: 2, value_heads: 4, key_dim, value_dim, kernel: 4, grouped: true };
+        let segments = [segment(0..21, vec![]), segment(21..30, vec![0..21]), segment(30..47, vec![])];
+        let (x, vars) = variables(47, shape);
+        let weights = weights(&vars);
+        let expected = exact(&flat(&delta(&x, &weights, &segments, shape, Kernels::Reference).unwrap()));
+        for kernels in implementations() {
+            let found = delta(&x, &weights, &segments, shape, kernels).unwrap();
+            close(&flat(&found), &expected, 1e-5, &format!("{kernels:?}, {shape:?}"));
+        }
     }
 }
 
@@ -212,4 +228,10 @@ fn what_cannot_be_computed_is_refused() {
     assert!(fails(DeltaShape { key_dim: 6, ..SMALL }, Kernels::Fused).contains("columns"));
     assert!(fails(DeltaShape { value_heads: 3, ..SMALL }, Kernels::Fused).contains("evenly"));
     assert!(fails(DeltaShape { kernel: 5, ..SMALL }, Kernels::Fused).contains("the convolution is [32, 4]"));
+    if device().is_some() {
+        let wide = DeltaShape { key_heads: 1, value_heads: 1, key_dim: 257, ..SMALL };
+        let (x, vars) = variables(3, wide);
+        let error = delta(&x, &self::weights(&vars), &[segment(0..3, vec![])], wide, Kernels::Cuda).unwrap_err().to_string();
+        assert!(error.contains("up to 256 elements, not 257"), "{error}");
+    }
 }
