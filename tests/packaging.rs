@@ -94,7 +94,7 @@ fn check_reads_the_options_that_lie_beside_the_data() {
     let workdir = Workdir::new();
     tiny_model::write(&workdir.path(""));
     let row = r#"{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b c d"},{"role":"user","content":"e"},{"role":"assistant","content":"f"}]}"#;
-    workdir.write("rows.jsonl", &format!("{row}\n{row}\n{row}\n"));
+    workdir.write("rows.jsonl", format!("{row}\n{row}\n{row}\n"));
     let check = |more: &[&str]| workdir.run(&[&["check", "rows.jsonl", "--model", "tiny.gguf", "--json"], more].concat()).ok();
     let learnt = |ran: &Ran| ran.json()["supervised"].as_u64().unwrap();
     let whole = learnt(&check(&[]));

@@ -413,7 +413,7 @@ fn a_comparison_of_runs_names_other_thresholds_and_other_data() {
     tiny_model::write(&workdir.path(""));
     let row = r#"{"prompt":"What is it?","response":"A test of comparisons."}"#;
     workdir.write("rows.jsonl", row);
-    workdir.write("more.jsonl", &format!("{row}\n{row}\n"));
+    workdir.write("more.jsonl", format!("{row}\n{row}\n"));
     let score = |data: &str, thresholds: &str, out: &str| {
         workdir.run(&[data, "--model", "tiny.gguf", "--thresholds", thresholds, "--out", out]).ok();
     };
