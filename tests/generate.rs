@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use diagnose::engine::generate::{Answer, Ended, Request, Sampling, Way, generate};
 use diagnose::kernels::{Dtype, Kernels, Segment};
-use diagnose::model::{Batch, LoadOptions, Model, PAGE, Placement, Reference, Stretch};
+use diagnose::model::{Batch, CacheSize, LoadOptions, Model, PAGE, Placement, Reference, Stretch};
 
 use crate::workdir::default_model;
 
@@ -76,7 +76,8 @@ fn cached_hidden_states_are_the_uncached_ones_to_the_bit() {
             let rows: Vec<u32> = (0..100).collect();
             let segments: Arc<[Segment]> = vec![Segment { tokens: 0..100, context: Vec::new() }].into();
             let whole = model.hidden(&Batch { ids: sequence.clone(), segments }, &rows).unwrap().to_vec2::<f32>().unwrap();
-            let mut cache = model.cache(20, 2);
+            let size = CacheSize { pages: 20..=20, sequences: 2, positions: 100, tokens: 48 };
+            let mut cache = model.cache(&size).unwrap();
             // Another sequence comes and goes between the pieces, with the first one's first page where pages can be shared.
             let pages: Arc<[usize]> = cache.take(100usize.div_ceil(PAGE)).unwrap().into();
             let n_shared = usize::from(cache.shares_pages());

@@ -6,7 +6,8 @@
 //! families/       one family a file, and the table of them; multimodal.rs for those inside a larger model; keys.rs says which settings
 //!                 are honoured, refused, irrelevant
 //! memory.rs       refuses what does not fit
-//! placement.rs    where a model runs; device.rs puts it there; load_options.rs how it is held; on_cuda.rs runs a decoder on a GPU
+//! placement.rs    where a model runs; device.rs puts it there; load_options.rs how it is held; on_cuda.rs runs a decoder on a GPU,
+//!                 step_on_cuda.rs where it writes
 //! statistics.rs   what a model believed about a batch's targets: computed, or on its way
 //! source.rs       where weights come from; batch.rs what goes in; cache.rs keeps what sequences have been read, context.rs says what
 //!                 a block's tokens attend to
@@ -62,6 +63,7 @@ mod rope;
 mod served;
 mod source;
 mod statistics;
+mod step_on_cuda;
 mod trace;
 
 use std::path::PathBuf;
@@ -70,10 +72,12 @@ use std::time::Instant;
 
 use candle_core::Tensor;
 
+use self::cache::Place;
 use self::device::{OnDevice, Placed};
 use crate::error::{Error, Result};
+use crate::kernels::cuda::DEVICE_PAGE;
 use crate::kernels::matmul::Matrix;
-use crate::kernels::statistics::{Curves, HeadOptions, head_statistics_and_curves, topk_entropies};
+use crate::kernels::statistics::{Curves, HeadOptions, bent, head_statistics_and_curves, logits, topk_entropies};
 use crate::kernels::tasks::on_the_pool;
 use crate::kernels::{Dtype, Kernels};
 use crate::tokens::{ChatTemplate, Tokenizer};
@@ -82,7 +86,7 @@ use decoder::Decoder;
 use on_cuda::OnCuda;
 
 pub use batch::Batch;
-pub use cache::{Cache, PAGE, Stretch};
+pub use cache::{Cache, CacheSize, PAGE, Stretch};
 pub use config::Config;
 pub use default_model::DEFAULT_MODEL;
 pub(crate) use files::end_tokens::{add_end_tokens, end_tokens, stop_tokens};
@@ -225,15 +229,22 @@ impl Model {
         Ok(device::place(options, &reference.name, &config, source.parameters(), max_positions)?.options.device)
     }
 
-    /// Room for what the layers keep of `n_sequences` sequences at a time that are being written, `n_pages` times [`PAGE`] positions in all.
-    pub fn cache(&self, n_pages: usize, n_sequences: usize) -> Cache {
-        Cache::new(&self.config, &self.decoder.attention_dtypes(), n_pages, n_sequences)
+    /// Positions in a page of a cache.
+    pub fn page(&self) -> usize {
+        if self.on_cuda.is_some() { DEVICE_PAGE } else { PAGE }
     }
 
-    /// The memory that [`Model::cache`] takes once all of it is written.
-    pub fn cache_bytes(&self, n_pages: usize, n_sequences: usize) -> usize {
-        let of_pages = n_pages * Cache::page_bytes(&self.config, &self.decoder.attention_dtypes());
-        of_pages + n_sequences * Cache::sequence_bytes(&self.config)
+    /// Room for what the layers keep of sequences that are being written; an error says how much memory it would take where there is not so
+    /// much. On the CPU it has the most pages that `size` tells, on a GPU as many as fit.
+    pub fn cache(&self, size: &CacheSize) -> Result<Cache> {
+        if let Some(on_cuda) = &self.on_cuda {
+            return Ok(Cache::on_device(on_cuda.keys(&self.info.name, &self.config, size)?));
+        }
+        let (n_pages, dtypes) = (*size.pages.end(), self.decoder.attention_dtypes());
+        let of_pages = n_pages * Cache::page_bytes(&self.config, &dtypes);
+        let bytes = of_pages + size.sequences * Cache::sequence_bytes(&self.config);
+        memory::check_answers(&self.info.name, bytes as u64)?;
+        Ok(Cache::new(&self.config, &dtypes, n_pages, size.sequences))
     }
 
     /// Hidden states `[rows.len(), D]` after the final norm, at `rows` of the batch.
@@ -249,7 +260,35 @@ impl Model {
     /// their whole sequences. Only on the CPU with the fused kernels.
     pub fn hidden_onto(&self, cache: &mut Cache, ids: &[u32], stretches: &[Stretch], rows: &[u32]) -> Result<Tensor> {
         self.tokenizer.check(ids)?;
-        self.decoder.hidden_onto(&mut cache.layers, ids, stretches, rows)
+        self.decoder.hidden_onto(cache.layers()?, ids, stretches, rows)
+    }
+
+    /// Hands the logits `[N, V]` of what may follow the last token of each of the `N` stretches to `read`; the stretches' tokens are added to
+    /// `cache`. Their bits do not depend on what is computed with them.
+    pub fn next_logits<R>(
+        &self,
+        cache: &mut Cache,
+        ids: &[u32],
+        stretches: &[Stretch],
+        read: impl FnOnce(&[f32]) -> Result<R>,
+    ) -> Result<R> {
+        self.tokenizer.check(ids)?;
+        let (head, options) = (self.head(), self.head_options(1));
+        match (&self.on_cuda, &cache.place) {
+            (Some(on_cuda), Place::Device(keys)) => {
+                let logits = on_cuda.next_logits(&self.decoder, keys, ids, stretches)?;
+                match options.softcap {
+                    None => read(logits.get()?),
+                    Some(_) => read(&bent(logits.get()?.to_vec(), head.out_features(), &options)),
+                }
+            }
+            (None, Place::Host(_)) => {
+                let last: Vec<u32> = stretches.iter().map(|stretch| (stretch.tokens.end as u32).saturating_sub(1)).collect();
+                let hidden = self.decoder.hidden_onto(cache.layers()?, ids, stretches, &last)?;
+                read(&logits(&hidden, head, &options)?)
+            }
+            _ => Err(Error::new("the cache was made for a model in another place")),
+        }
     }
 
     /// The same of the model without the adapters that it learns.

@@ -5,6 +5,7 @@
 //! and statistics are f32; the factors of products have the weights' format. All work of a batch is put into the device's stream at once,
 //! so that the next batch is prepared while this one is computed.
 
+use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -14,14 +15,14 @@ use super::block::{Block, FeedForward};
 use super::config::Config;
 use super::decoder::Decoder;
 use super::experts::Experts;
-use super::layers::{Linear, Mlp, RmsNorm};
+use super::layers::{Attention, Linear, Mlp, RmsNorm};
 use super::{Batch, parameters::Vector};
 use crate::error::{Error, Result};
-use crate::kernels::attention::positions;
+use crate::kernels::attention::{AttentionShape, positions};
 use crate::kernels::cpu::lock;
 use crate::kernels::cuda::hosted;
 use crate::kernels::cuda::{
-    Arena, Array, AttentionPlan, Buffer, Device, Event, HeadRoom, Indices, Pinned, PrepareOptions, RotaryTables,
+    Arena, Array, AttentionPlan, Buffer, Device, Event, HeadRoom, Indices, Pinned, PrepareOptions, RotaryTables, Rows,
     STATISTICS_WORDS, SUMS_WORDS, Weight, arena_bytes, head_chunk, statistics_of_words,
 };
 use crate::kernels::matmul::Matrix;
@@ -33,12 +34,12 @@ const MAX_TOP_K: usize = 64;
 
 /// What the decoder needs on the device beside its matrices.
 pub(super) struct OnCuda {
-    device: &'static Device,
+    pub(super) device: &'static Device,
     blocks: Vec<BlockVectors>,
-    norm: Buffer,
+    pub(super) norm: Buffer,
     /// What a batch is computed in; it grows to the largest.
     arena: Mutex<Buffer>,
-    sizes: Sizes,
+    pub(super) sizes: Sizes,
 }
 
 /// Norms, biases and tables of a block.
@@ -82,15 +83,30 @@ pub struct Pending {
 }
 
 /// Token ids and the like of a batch on the device.
-struct Inputs<'a> {
-    ids: Indices<'a>,
-    positions: Indices<'a>,
-    rows: Indices<'a>,
-    targets: Indices<'a>,
-    tiles: Indices<'a>,
-    ranges: Indices<'a>,
-    plan: AttentionPlan,
+pub(super) struct Inputs<'a> {
+    pub ids: Indices<'a>,
+    pub positions: Indices<'a>,
+    /// What goes on behind the last block.
+    pub rows: Indices<'a>,
+    pub plan: &'a AttentionPlan,
 }
+
+/// What one batch is computed in, and which rows of its products together.
+pub(super) struct Pass<'a> {
+    pub arena: Arena<'a>,
+    pub rows: Rows,
+}
+
+impl<'a> Deref for Pass<'a> {
+    type Target = Arena<'a>;
+
+    fn deref(&self) -> &Arena<'a> {
+        &self.arena
+    }
+}
+
+/// What the heads of a block, of this number, read: from prepared `[T, q | k | v]` to `[T, heads * head_dim]`.
+pub(super) type Read<'r, 'a> = dyn Fn(usize, &AttentionShape, Array<'a>, &Pass<'a>) -> Result<Array<'a>> + 'r;
 
 impl Sizes {
     pub(super) fn new(config: &Config, dtype: Stored) -> Sizes {
@@ -171,10 +187,13 @@ impl OnCuda {
     pub(super) fn hidden(&self, decoder: &Decoder, batch: &Batch, rows: &[u32]) -> Result<Tensor> {
         let (n, width) = (rows.len(), self.sizes.width);
         let buffer = self.room(self.sizes.batch_bytes(batch.ids.len(), n))?;
-        let arena = Arena::new(&buffer);
-        let (inputs, pinned) = self.send(decoder, batch, rows, &[], &arena)?;
-        let residual = self.run(decoder, &inputs, &arena)?;
-        let hidden = arena.array(n * width, Stored::F32)?;
+        let pass = Pass { arena: Arena::new(&buffer), rows: Rows::Together };
+        let (positions, plan) = self.plan(decoder, batch)?;
+        let lists = [&batch.ids, &positions, rows, &plan.tiles, &plan.ranges];
+        let ([ids, positions, rows, tiles, ranges], pinned) = self.send(lists, &pass)?;
+        let inputs = Inputs { ids, positions, rows, plan: &plan };
+        let residual = self.run(decoder, &inputs, &self.read_batch(&plan, tiles, ranges), &pass)?;
+        let hidden = pass.array(n * width, Stored::F32)?;
         self.device.rms_norm(residual, &self.norm, decoder.norm.eps, hidden)?;
         let hidden = self.device.download(hidden)?;
         drop(pinned);
@@ -202,21 +221,24 @@ impl OnCuda {
         // The statistics come first: they are fetched from the buffer's beginning.
         let bytes = self.sizes.batch_bytes(batch.ids.len(), n);
         let buffer = self.room(bytes)?;
-        let arena = Arena::new(&buffer);
-        let statistics = arena.array(STATISTICS_WORDS * n, Stored::F32)?;
+        let pass = Pass { arena: Arena::new(&buffer), rows: Rows::Together };
+        let statistics = pass.array(STATISTICS_WORDS * n, Stored::F32)?;
         let words = statistics.indices(0, STATISTICS_WORDS * n, 0)?;
-        let (inputs, input) = self.send(decoder, batch, rows, targets, &arena)?;
-        let residual = self.run(decoder, &inputs, &arena)?;
+        let (positions, plan) = self.plan(decoder, batch)?;
+        let lists = [&batch.ids, &positions, rows, targets, &plan.tiles, &plan.ranges];
+        let ([ids, positions, rows, targets, tiles, ranges], input) = self.send(lists, &pass)?;
+        let inputs = Inputs { ids, positions, rows, plan: &plan };
+        let residual = self.run(decoder, &inputs, &self.read_batch(&plan, tiles, ranges), &pass)?;
         let decoded = device.record()?;
-        let hidden = arena.array(n * width, head.dtype())?;
+        let hidden = pass.array(n * width, head.dtype())?;
         device.rms_norm(residual, &self.norm, decoder.norm.eps, hidden)?;
         let chunk = head_chunk(vocabulary).min(n);
         let room = HeadRoom {
-            logits: arena.array(chunk * vocabulary, Stored::F32)?,
-            sums: arena.array(chunk * SUMS_WORDS, Stored::F32)?,
-            top_logits: arena.array(chunk * options.top_k.min(vocabulary), Stored::F32)?,
+            logits: pass.array(chunk * vocabulary, Stored::F32)?,
+            sums: pass.array(chunk * SUMS_WORDS, Stored::F32)?,
+            top_logits: pass.array(chunk * options.top_k.min(vocabulary), Stored::F32)?,
         };
-        device.head_statistics(hidden, head, inputs.targets, words, &room, options)?;
+        device.head_statistics(hidden, head, targets, words, &room, options)?;
         let output = device.pinned(4 * STATISTICS_WORDS * n)?;
         device.fetch(&buffer, &output, 4 * STATISTICS_WORDS * n)?;
         let ended = device.record()?;
@@ -224,7 +246,7 @@ impl OnCuda {
     }
 
     /// A buffer of at least `bytes` for one batch. Batches follow each other in the stream, so that they share it.
-    fn room(&self, bytes: usize) -> Result<MutexGuard<'_, Buffer>> {
+    pub(super) fn room(&self, bytes: usize) -> Result<MutexGuard<'_, Buffer>> {
         let mut arena = lock(&self.arena);
         if arena.bytes() < bytes {
             // The old one goes first, so that both need not fit; what was computed in it has left it by then.
@@ -235,25 +257,17 @@ impl OnCuda {
         Ok(arena)
     }
 
-    /// Copies what is to be computed to the device, in one piece.
-    fn send<'a>(
-        &self,
-        decoder: &Decoder,
-        batch: &Batch,
-        rows: &[u32],
-        targets: &[u32],
-        arena: &Arena<'a>,
-    ) -> Result<(Inputs<'a>, Pinned)> {
+    /// Positions of the batch's tokens, and what its attention computes.
+    fn plan(&self, decoder: &Decoder, batch: &Batch) -> Result<(Vec<u32>, AttentionPlan)> {
         let tokens = batch.ids.len();
         let positions = positions(&batch.segments, tokens)?;
-        let attention = decoder.blocks.first().ok_or_else(|| Error::new("a decoder without blocks"))?.mixer.attention()?;
-        decoder
-            .blocks
-            .iter()
-            .try_for_each(|block| block.mixer.attention()?.rotary.check(attention.shape.head_dim, &positions))?;
-        let positions: Vec<u32> = positions.into_iter().map(|position| position as u32).collect();
-        let plan = AttentionPlan::new(&batch.segments, tokens, &attention.shape, self.sizes.dtype, self.device.shared_bytes());
-        let lists: [&[u32]; 6] = [&batch.ids, &positions, rows, targets, &plan.tiles, &plan.ranges];
+        let shape = check_positions(decoder, &positions)?;
+        let plan = AttentionPlan::new(&batch.segments, tokens, shape, self.sizes.dtype, self.device.shared_bytes());
+        Ok((positions.into_iter().map(|position| position as u32).collect(), plan))
+    }
+
+    /// Copies lists to the device, in one piece. The pinned memory is kept until the device has read it.
+    pub(super) fn send<'a, const N: usize>(&self, lists: [&[u32]; N], arena: &Arena<'a>) -> Result<([Indices<'a>; N], Pinned)> {
         let bytes = |list: &[u32]| arena_bytes(list.len(), Stored::F32);
         let mut pinned = self.device.pinned(lists.iter().map(|list| bytes(list)).sum())?;
         let mut offset = 0;
@@ -264,66 +278,58 @@ impl OnCuda {
         let all = arena.array(offset / 4, Stored::F32)?;
         self.device.send(&pinned, all)?;
         let mut begin = 0;
-        let mut next = |list: &[u32]| {
-            let indices = all.indices(begin, list.len(), hosted::end(list));
+        let mut sent = [all.indices(0, 0, 0)?; N];
+        for (sent, list) in sent.iter_mut().zip(lists) {
+            *sent = all.indices(begin, list.len(), hosted::end(list))?;
             begin += bytes(list) / 4;
-            indices
-        };
-        let inputs = Inputs {
-            ids: next(&batch.ids)?,
-            positions: next(&positions)?,
-            rows: next(rows)?,
-            targets: next(targets)?,
-            tiles: next(&plan.tiles)?,
-            ranges: next(&plan.ranges)?,
-            plan,
-        };
-        Ok((inputs, pinned))
+        }
+        Ok((sent, pinned))
     }
 
     /// The residual stream `[N, D]` behind the last block, at the rows that are asked for.
-    fn run<'a>(&self, decoder: &Decoder, inputs: &Inputs<'a>, arena: &Arena<'a>) -> Result<Array<'a>> {
+    pub(super) fn run<'a>(&self, decoder: &Decoder, inputs: &Inputs<'a>, read: &Read<'_, 'a>, pass: &Pass<'a>) -> Result<Array<'a>> {
         let (width, n) = (self.sizes.width, inputs.rows.len());
         let table = on_device(&decoder.embedding)?;
-        let mut residual = arena.array(inputs.ids.len() * width, Stored::F32)?;
-        let last = arena.array(n * width, Stored::F32)?;
+        let mut residual = pass.array(inputs.ids.len() * width, Stored::F32)?;
+        let last = pass.array(n * width, Stored::F32)?;
         self.device.embed(table.array()?, inputs.ids, residual, width, decoder.embedding_scale as f32)?;
         for (index, (block, vectors)) in decoder.blocks.iter().zip(&self.blocks).enumerate() {
-            let mark = arena.mark();
-            let mut mixed = self.attend(block, vectors, residual, inputs, arena)?;
+            let mark = pass.mark();
+            let (attention, qkv) = self.prepare(block, vectors, residual, inputs, pass)?;
+            let mut mixed = read(index, &attention.shape, qkv, pass)?;
             // Nothing attends to the last block's output: only what is asked for goes on.
             if index + 1 == decoder.blocks.len() {
-                let rows = arena.array(n * self.sizes.mixed, mixed.dtype())?;
+                let rows = pass.array(n * self.sizes.mixed, mixed.dtype())?;
                 self.device.take_rows(mixed, inputs.rows, rows, self.sizes.mixed)?;
                 self.device.take_rows(residual, inputs.rows, last, width)?;
                 (mixed, residual) = (rows, last);
             }
-            let output = Output { linear: &block.mixer.attention()?.output, bias: vectors.output_bias.as_ref() };
+            let output = Output { linear: &attention.output, bias: vectors.output_bias.as_ref() };
             let norm = block.attention_post_norm.as_ref().zip(vectors.attention_post_norm.as_ref());
-            self.add_to(residual, output, mixed, norm, arena)?;
-            arena.give_back(mark);
-            self.feed_forward(block, vectors, residual, arena)?;
-            arena.give_back(mark);
+            self.add_to(residual, output, mixed, norm, pass)?;
+            pass.give_back(mark);
+            self.feed_forward(block, vectors, residual, pass)?;
+            pass.give_back(mark);
         }
         Ok(residual)
     }
 
-    /// What the heads read: `[T, heads * head_dim]`.
-    fn attend<'a>(
+    /// Queries, keys and values as the heads want them: `[T, q | k | v]`.
+    fn prepare<'a, 'b>(
         &self,
-        block: &Block,
+        block: &'b Block,
         vectors: &BlockVectors,
         residual: Array,
         inputs: &Inputs,
-        arena: &Arena<'a>,
-    ) -> Result<Array<'a>> {
-        let Sizes { width, columns, mixed, .. } = self.sizes;
+        pass: &Pass<'a>,
+    ) -> Result<(&'b Attention, Array<'a>)> {
+        let Sizes { width, columns, .. } = self.sizes;
         let (tokens, attention) = (residual.len() / width, block.mixer.attention()?);
         let weight = on_device(&attention.qkv.matrix)?;
         let norm = block.attention_norm.as_ref().zip(vectors.attention_norm.as_ref());
-        let normed = self.normed(residual, norm, weight.dtype(), arena)?;
-        let qkv = arena.array(tokens * columns, weight.dtype())?;
-        self.device.multiply(normed, weight, qkv, false)?;
+        let normed = self.normed(residual, norm, weight.dtype(), pass)?;
+        let qkv = pass.array(tokens * columns, weight.dtype())?;
+        self.device.multiply(normed, weight, qkv, false, pass.rows)?;
         let eps = attention.qk_norm.as_ref().map_or(0.0, |(q, _)| q.eps);
         let options = PrepareOptions {
             shape: &attention.shape,
@@ -331,31 +337,43 @@ impl OnCuda {
             bias: vectors.qkv_bias.as_ref(),
             norms: vectors.qk_norm.as_ref().map(|(q, k)| (q, k, eps)),
         };
-        self.device.prepare_attention(qkv, &options, &inputs.plan, inputs.positions)?;
-        let read = arena.array(tokens * mixed, weight.dtype())?;
-        self.device.attention(qkv, &inputs.plan, inputs.tiles, inputs.ranges, &attention.shape, read)?;
-        Ok(read)
+        self.device.prepare_attention(qkv, &options, inputs.plan, inputs.positions)?;
+        Ok((attention, qkv))
+    }
+
+    /// What the heads read of their own batch.
+    fn read_batch<'a>(
+        &self,
+        plan: &AttentionPlan,
+        tiles: Indices,
+        ranges: Indices,
+    ) -> impl Fn(usize, &AttentionShape, Array<'a>, &Pass<'a>) -> Result<Array<'a>> {
+        move |_, shape, qkv, pass| {
+            let read = pass.array(qkv.len() / shape.columns() * self.sizes.mixed, qkv.dtype())?;
+            self.device.attention(qkv, None, plan, tiles, ranges, shape, read)?;
+            Ok(read)
+        }
     }
 
     /// Adds what the feed-forward network makes of the residual stream to it.
-    fn feed_forward(&self, block: &Block, vectors: &BlockVectors, residual: Array, arena: &Arena) -> Result<()> {
+    fn feed_forward(&self, block: &Block, vectors: &BlockVectors, residual: Array, pass: &Pass) -> Result<()> {
         let norm = block.mlp_post_norm.as_ref().zip(vectors.mlp_post_norm.as_ref());
         match &block.mlp {
             FeedForward::Dense(mlp) => {
                 let weight = on_device(&mlp.gate_up.matrix)?;
                 let before = block.mlp_norm.as_ref().zip(vectors.mlp_norm.as_ref());
-                let normed = self.normed(residual, before, weight.dtype(), arena)?;
-                let inner = self.open(mlp, vectors.gate_up_bias.as_ref(), normed, arena)?;
+                let normed = self.normed(residual, before, weight.dtype(), pass)?;
+                let inner = self.open(mlp, vectors.gate_up_bias.as_ref(), normed, pass)?;
                 let output = Output { linear: &mlp.down, bias: vectors.down_bias.as_ref() };
-                self.add_to(residual, output, inner, norm, arena)
+                self.add_to(residual, output, inner, norm, pass)
             }
             FeedForward::Routed(experts) => {
                 if norm.is_some() || experts.shared.is_some() {
                     return Err(Error::new("experts with a norm behind them or a shared network have no kernels on the GPU"));
                 }
                 let before = block.mlp_norm.as_ref().zip(vectors.mlp_norm.as_ref());
-                let normed = self.normed(residual, before, Stored::F32, arena)?;
-                self.route(experts, normed, residual, arena)
+                let normed = self.normed(residual, before, Stored::F32, pass)?;
+                self.route(experts, normed, residual, pass)
             }
         }
     }
@@ -366,37 +384,37 @@ impl OnCuda {
         residual: Array,
         norm: Option<(&RmsNorm, &Buffer)>,
         dtype: Stored,
-        arena: &Arena<'a>,
+        pass: &Pass<'a>,
     ) -> Result<Array<'a>> {
         let (norm, weight) = norm.ok_or_else(|| Error::new("a block without a norm in front has no kernels on the GPU"))?;
-        let normed = arena.array(residual.len(), dtype)?;
+        let normed = pass.array(residual.len(), dtype)?;
         self.device.rms_norm(residual, weight, norm.eps, normed)?;
         Ok(normed)
     }
 
     /// `activation(gate) * up`: `[T, D] -> [T, F]`.
-    fn open<'a>(&self, mlp: &Mlp, bias: Option<&Buffer>, x: Array, arena: &Arena<'a>) -> Result<Array<'a>> {
+    fn open<'a>(&self, mlp: &Mlp, bias: Option<&Buffer>, x: Array, pass: &Pass<'a>) -> Result<Array<'a>> {
         let weight = on_device(&mlp.gate_up.matrix)?;
         let (tokens, inner) = (x.len() / self.sizes.width, weight.out_features() / 2);
-        let gate_up = arena.array(2 * tokens * inner, weight.dtype())?;
-        self.device.multiply(x, weight, gate_up, false)?;
-        let y = arena.array(tokens * inner, weight.dtype())?;
+        let gate_up = pass.array(2 * tokens * inner, weight.dtype())?;
+        self.device.multiply(x, weight, gate_up, false, pass.rows)?;
+        let y = pass.array(tokens * inner, weight.dtype())?;
         self.device.gated(gate_up, bias, mlp.activation, y, inner)?;
         Ok(y)
     }
 
     /// Adds `x W^T + b` to the residual stream, through a norm where there is one.
-    fn add_to(&self, residual: Array, output: Output, x: Array, norm: Option<(&RmsNorm, &Buffer)>, arena: &Arena) -> Result<()> {
+    fn add_to(&self, residual: Array, output: Output, x: Array, norm: Option<(&RmsNorm, &Buffer)>, pass: &Pass) -> Result<()> {
         let weight = on_device(&output.linear.matrix)?;
         let width = self.sizes.width;
         match norm {
             None => {
-                self.device.multiply(x, weight, residual, true)?;
+                self.device.multiply(x, weight, residual, true, pass.rows)?;
                 output.bias.map_or(Ok(()), |bias| self.device.add_bias(bias, residual, width))
             }
             Some((norm, vector)) => {
-                let added = arena.array(residual.len(), Stored::F32)?;
-                self.device.multiply(x, weight, added, false)?;
+                let added = pass.array(residual.len(), Stored::F32)?;
+                self.device.multiply(x, weight, added, false, pass.rows)?;
                 output.bias.map_or(Ok(()), |bias| self.device.add_bias(bias, added, width))?;
                 self.device.rms_norm_add(added, vector, norm.eps, residual)
             }
@@ -405,41 +423,41 @@ impl OnCuda {
 
     /// Adds the experts' outputs to the residual stream. Who is chosen is decided on the host, as in `experts.rs`; then each expert computes
     /// the tokens that chose it.
-    fn route(&self, experts: &Experts, x: Array, residual: Array, arena: &Arena) -> Result<()> {
+    fn route(&self, experts: &Experts, x: Array, residual: Array, pass: &Pass) -> Result<()> {
         let (width, device) = (self.sizes.width, self.device);
         let tokens = x.len() / width;
         let router = on_device(&experts.router.matrix)?;
-        let mark = arena.mark();
-        let logits = arena.array(tokens * router.out_features(), Stored::F32)?;
-        device.multiply(x, router, logits, false)?;
+        let mark = pass.mark();
+        let logits = pass.array(tokens * router.out_features(), Stored::F32)?;
+        device.multiply(x, router, logits, false, pass.rows)?;
         let choices = experts.choose_by_expert(&device.download(logits)?)?;
-        arena.give_back(mark);
+        pass.give_back(mark);
         for (expert, (rows, weights)) in experts.experts.iter().zip(choices).filter(|(_, (rows, _))| !rows.is_empty()) {
-            let mark = arena.mark();
+            let mark = pass.mark();
             let words: Vec<u32> = rows.iter().copied().chain(weights.iter().map(|weight| weight.to_bits())).collect();
             let mut pinned = device.pinned(size_of_val(words.as_slice()))?;
             pinned.write(0, &words)?;
-            let all = arena.array(words.len(), Stored::F32)?;
+            let all = pass.array(words.len(), Stored::F32)?;
             device.send(&pinned, all)?;
             let (n, weight) = (rows.len(), on_device(&expert.gate_up.matrix)?);
             let (chosen, weights) = (all.indices(0, n, hosted::end(&rows))?, all.part(n, n)?);
-            let taken = arena.array(n * width, Stored::F32)?;
+            let taken = pass.array(n * width, Stored::F32)?;
             device.take_rows(x, chosen, taken, width)?;
             let input = match weight.dtype() {
                 Stored::F32 => taken,
                 Stored::Bf16 => {
-                    let rounded = arena.array(n * width, Stored::Bf16)?;
+                    let rounded = pass.array(n * width, Stored::Bf16)?;
                     device.round(taken, rounded)?;
                     rounded
                 }
             };
-            let inner = self.open(expert, None, input, arena)?;
-            let y = arena.array(n * width, Stored::F32)?;
-            device.multiply(inner, on_device(&expert.down.matrix)?, y, false)?;
+            let inner = self.open(expert, None, input, pass)?;
+            let y = pass.array(n * width, Stored::F32)?;
+            device.multiply(inner, on_device(&expert.down.matrix)?, y, false, pass.rows)?;
             device.add_rows(y, chosen, weights, residual, width)?;
             // The host's memory is used again.
             device.synchronize()?;
-            arena.give_back(mark);
+            pass.give_back(mark);
         }
         Ok(())
     }
@@ -497,6 +515,13 @@ fn vector(device: &'static Device, vector: &Vector) -> Result<Buffer> {
     hosted::upload(device, &vector.get(), Stored::F32)
 }
 
-fn on_device(matrix: &Matrix) -> Result<&Weight> {
+/// Refuses positions that a rotary embedding has no angles for; the shape of the first block's attention.
+pub(super) fn check_positions<'a>(decoder: &'a Decoder, positions: &[usize]) -> Result<&'a AttentionShape> {
+    let first = decoder.blocks.first().ok_or_else(|| Error::new("a decoder without blocks"))?.mixer.attention()?;
+    decoder.blocks.iter().try_for_each(|block| block.mixer.attention()?.rotary.check(first.shape.head_dim, positions))?;
+    Ok(&first.shape)
+}
+
+pub(super) fn on_device(matrix: &Matrix) -> Result<&Weight> {
     matrix.on_device().ok_or_else(|| Error::new("a weight of the model is not on the GPU"))
 }

@@ -26,6 +26,11 @@ pub(super) enum Source {
         warps: u32,
         row_tiles: u32,
     },
+    /// Attention of the last tokens of sequences, of heads of so many elements, so many of which a block computes.
+    Last {
+        head_dim: u32,
+        group: u32,
+    },
 }
 
 impl Source {
@@ -36,6 +41,7 @@ impl Source {
             Source::Rows => include_str!("../matmul/rows.cu"),
             Source::Head => include_str!("../statistics/statistics.cu"),
             Source::Attention { .. } => include_str!("../attention/attention.cu"),
+            Source::Last { .. } => include_str!("../attention/last.cu"),
         }
     }
 
@@ -46,6 +52,7 @@ impl Source {
             Source::Rows => "rows.cu",
             Source::Head => "statistics.cu",
             Source::Attention { .. } => "attention.cu",
+            Source::Last { .. } => "last.cu",
         }
     }
 
@@ -63,6 +70,7 @@ impl Source {
             Source::Attention { head_dim, warps, row_tiles } => {
                 vec![("HEAD_DIM", head_dim), ("WARPS", warps), ("ROW_TILES", row_tiles)]
             }
+            Source::Last { head_dim, group } => vec![("HEAD_DIM", head_dim), ("GROUP", group)],
             _ => Vec::new(),
         }
     }
@@ -157,11 +165,12 @@ mod tests {
             return;
         }
         let attention = |head_dim, warps, row_tiles| Source::Attention { head_dim, warps, row_tiles };
+        let last = [(64, 3), (128, 4), (128, 8), (256, 8)].map(|(head_dim, group)| Source::Last { head_dim, group });
         let plain = [Source::Norm, Source::Gated, Source::Rows, Source::Head];
         let widths = [attention(64, 4, 1), attention(64, 4, 2), attention(128, 4, 2), attention(128, 8, 1), attention(256, 4, 1)];
         let capabilities = [(8, 0), (9, 0), (10, 0)];
         let all: Vec<_> =
-            plain.into_iter().chain(widths).flat_map(|source| capabilities.map(|capability| (source, capability))).collect();
+            plain.into_iter().chain(widths).chain(last).flat_map(|source| capabilities.map(|capability| (source, capability))).collect();
         all.into_par_iter().for_each(|(source, capability)| {
             let mut options = options(capability);
             options.push("--ptxas-options=--verbose".to_owned());

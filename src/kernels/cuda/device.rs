@@ -36,6 +36,8 @@ pub struct Device {
     modules: Mutex<HashMap<Source, Handle>>,
     pub(super) algorithms: Mutex<HashMap<Shape, library::Algorithm>>,
     pub(super) workspace: Mutex<Option<Buffer>>,
+    /// Where products compute fewer rows than a tile has.
+    pub(super) tile: Mutex<Option<Buffer>>,
     /// Host memory that is waiting to be used again.
     pinned: Mutex<Vec<PinnedBytes>>,
     allocated: AtomicU64,
@@ -164,6 +166,7 @@ impl Device {
             modules: Mutex::default(),
             algorithms: Mutex::default(),
             workspace: Mutex::default(),
+            tile: Mutex::default(),
             pinned: Mutex::default(),
             allocated: AtomicU64::new(0),
             peak: AtomicU64::new(0),
@@ -563,11 +566,23 @@ impl Pinned {
 
     /// The first `n` words, after the device has written them.
     pub fn words(&self, n: usize) -> Result<&[u32]> {
-        if n.checked_mul(4).is_none_or(|bytes| bytes > self.capacity()) {
-            return Err(Error::new("fewer numbers came from the GPU than were asked for"));
-        }
+        self.check_words(n)?;
         // SAFETY: the buffer is that long, aligned to pages, and any bits are a number.
         Ok(unsafe { std::slice::from_raw_parts(self.address().cast(), n) })
+    }
+
+    /// The same as f32.
+    pub fn floats(&self, n: usize) -> Result<&[f32]> {
+        self.check_words(n)?;
+        // SAFETY: as above.
+        Ok(unsafe { std::slice::from_raw_parts(self.address().cast(), n) })
+    }
+
+    fn check_words(&self, n: usize) -> Result<()> {
+        match n.checked_mul(4).is_some_and(|bytes| bytes <= self.capacity()) {
+            true => Ok(()),
+            false => Err(Error::new("fewer numbers came from the GPU than were asked for")),
+        }
     }
 }
 

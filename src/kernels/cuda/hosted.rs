@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::{Device as Candle, Tensor};
 
 use super::operations::{HeadRoom, RotaryTables, STATISTICS_WORDS, SUMS_WORDS, head_chunk, statistics_of_words};
-use super::{AttentionPlan, Buffer, Device, PrepareOptions, Weight};
+use super::{AttentionPlan, Buffer, Device, PrepareOptions, Rows, Weight};
 use crate::error::{Error, Result};
 use crate::kernels::attention::AttentionShape;
 use crate::kernels::cpu::{contiguous, with_floats};
@@ -115,6 +115,7 @@ pub fn attention(
     let y = room(device, tokens * width, dtype)?;
     device.attention(
         prepared.array(0, tokens * shape.columns(), dtype)?,
+        None,
         &plan,
         tiles.indices(0, plan.tiles.len(), 0)?,
         ranges.indices(0, plan.ranges.len(), 0)?,
@@ -150,7 +151,7 @@ pub fn multiply(x: &Tensor, weight: &Weight, residual: Option<&Tensor>) -> Resul
         Some(residual) => upload(device, residual, Stored::F32)?,
         None => room(device, len, Stored::F32)?,
     };
-    device.multiply(x_buffer.array(0, x.elem_count(), dtype)?, weight, y.array(0, len, Stored::F32)?, residual.is_some())?;
+    device.multiply(x_buffer.array(0, x.elem_count(), dtype)?, weight, y.array(0, len, Stored::F32)?, residual.is_some(), Rows::Together)?;
     download(device, &y, (rows, weight.out_features()), Stored::F32)
 }
 

@@ -6,6 +6,7 @@
 //! device.rs     the GPU: memory, copies, launches, times; array.rs numbers there
 //! product.rs    `x W^T` by cuBLASLt; shape.rs what its algorithm depends on
 //! operations.rs norms, gates, rows, attention, the head's statistics: checks, then launches
+//! pages.rs      keys and values of sequences that are being written, and the attention of their last tokens
 //! hosted.rs     the same for tensors of the host
 //! ```
 //!
@@ -19,6 +20,7 @@ mod device;
 pub mod hosted;
 mod library;
 mod operations;
+mod pages;
 mod product;
 mod shape;
 #[cfg(test)]
@@ -29,4 +31,5 @@ pub use device::{Arena, Buffer, Device, Event, Pinned, is_there, profile};
 pub use operations::{
     AttentionPlan, HeadRoom, PrepareOptions, RotaryTables, STATISTICS_WORDS, SUMS_WORDS, head_chunk, statistics_of_words,
 };
-pub use product::Weight;
+pub use pages::{DEVICE_PAGE, LastRoom, PagedKeys, StepLists, StepPlan};
+pub use product::{Rows, TILE, Weight};

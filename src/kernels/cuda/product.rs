@@ -3,7 +3,7 @@
 use std::ffi::c_void;
 use std::ptr::null_mut;
 
-use super::array::Array;
+use super::array::{Array, arena_bytes};
 use super::device::{Buffer, Device};
 use super::library::{Algorithm, Choice, Opaque, check_blas};
 use super::shape::Shape;
@@ -19,6 +19,19 @@ pub struct Weight {
     out_features: usize,
     in_features: usize,
 }
+
+/// Which rows of a product are computed together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rows {
+    /// All there are, which is the fastest. cuBLASLt's algorithm depends on their number, and with it the last bits of each.
+    Together,
+    /// [`TILE`] at a time, never more or less: the bits of a row do not depend on how many others there are.
+    InTiles,
+}
+
+/// Rows of a tile. The tensor cores multiply so many in the time that the weights take to come from memory, and each begins where cuBLASLt
+/// wants arrays to begin, at a multiple of 256 bytes.
+pub const TILE: usize = 64;
 
 const WORKSPACE_BYTES: usize = 32 << 20;
 /// Algorithms that are remembered; batches differ in length, so that there is no end of shapes.
@@ -81,7 +94,40 @@ impl Weight {
 
 impl Device {
     /// `y [T, N] = x [T, K] W^T`, added to `y` if `adds`. `x` in the weight's format, `y` in f32, or in bf16 where the weight is.
-    pub fn multiply(&'static self, x: Array, weight: &Weight, y: Array, adds: bool) -> Result<()> {
+    pub fn multiply(&'static self, x: Array, weight: &Weight, y: Array, adds: bool, rows: Rows) -> Result<()> {
+        if rows == Rows::Together {
+            return self.multiply_together(x, weight, y, adds);
+        }
+        let (n, k) = (weight.out_features, weight.in_features);
+        let rows = y.len() / n.max(1);
+        x.expect("the input of a product", rows * k, weight.dtype)?;
+        let whole = rows / TILE * TILE;
+        for begin in (0..whole).step_by(TILE) {
+            self.multiply_together(x.part(begin * k, TILE * k)?, weight, y.part(begin * n, TILE * n)?, adds)?;
+        }
+        let rest = rows - whole;
+        if rest == 0 {
+            return Ok(());
+        }
+        // What is left is computed within a tile of its own, whose other rows are whatever lies there.
+        let x_bytes = arena_bytes(TILE * k, weight.dtype);
+        let mut tile = lock(&self.tile);
+        let bytes = x_bytes + arena_bytes(TILE * n, Stored::F32);
+        if tile.as_ref().is_none_or(|tile| tile.bytes() < bytes) {
+            *tile = Some(self.allocate(bytes)?);
+        }
+        let buffer = tile.as_ref().ok_or_else(|| Error::new("a product's tile was not kept"))?;
+        let (x_tile, y_tile) = (buffer.array(0, TILE * k, weight.dtype)?, buffer.array(x_bytes, TILE * n, y.dtype())?);
+        let (x_rest, y_rest) = (x.part(whole * k, rest * k)?, y.part(whole * n, rest * n)?);
+        self.copy(x_rest, x_tile.part(0, rest * k)?)?;
+        if adds {
+            self.copy(y_rest, y_tile.part(0, rest * n)?)?;
+        }
+        self.multiply_together(x_tile, weight, y_tile, adds)?;
+        self.copy(y_tile.part(0, rest * n)?, y_rest)
+    }
+
+    fn multiply_together(&'static self, x: Array, weight: &Weight, y: Array, adds: bool) -> Result<()> {
         let (n, k) = (weight.out_features, weight.in_features);
         let rows = y.len() / n.max(1);
         x.expect("the input of a product", rows * k, weight.dtype)?;

@@ -190,7 +190,7 @@ fn products_in_bf16_are_exact_sums_of_rounded_factors() {
         let from = device.upload(&x, Stored::Bf16).unwrap();
         let to = device.allocate(2 * rows * n).unwrap();
         let to = to.array(0, rows * n, Stored::Bf16).unwrap();
-        device.multiply(from.array(0, rows * k, Stored::Bf16).unwrap(), matrix.on_device().unwrap(), to, false).unwrap();
+        device.multiply(from.array(0, rows * k, Stored::Bf16).unwrap(), matrix.on_device().unwrap(), to, false, Rows::Together).unwrap();
         close(&device.download(to).unwrap(), &expected, 1.0 / 128.0, "rounded product");
     }
 }
