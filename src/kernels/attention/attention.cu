@@ -163,41 +163,6 @@ struct KeyTiles {
 // Queries stay in registers where these suffice; they come by way of the second buffer of keys and values.
 #define KEEP_QUERIES (HEAD_DIM * ROW_TILES <= 128)
 
-__device__ __forceinline__ u32 shared_address(const void* pointer) { return (u32)__cvta_generic_to_shared(pointer); }
-
-// 16 bytes, or zeros.
-__device__ __forceinline__ void copy_async(bf16* to, const bf16* from, bool is_there) {
-    int bytes = is_there ? 16 : 0;
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(bytes) : "memory");
-}
-
-__device__ __forceinline__ void load_matrices(u32 (&to)[4], const bf16* from) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                 : "r"(shared_address(from))
-                 : "memory");
-}
-
-__device__ __forceinline__ void load_matrices_transposed(u32 (&to)[4], const bf16* from) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                 : "r"(shared_address(from))
-                 : "memory");
-}
-
-// sum [16, 8] += a [16, 16] b [16, 8]
-__device__ __forceinline__ void multiply_add(float (&sum)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                 : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-__device__ __forceinline__ float exp2_fast(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
 // `rows` rows of one head into shared memory, zeros up to `all` rows and up to PADDED_DIM columns.
 __device__ __forceinline__ void load_rows(bf16* to, const bf16* from, u64 columns, u32 rows, u32 all) {
 #if HEAD_DIM % 8 == 0
@@ -236,7 +201,8 @@ attention_bf16(const bf16* qkv, const bf16* kv, u32 kv_columns, const Tile* tile
     load_rows(query_rows, qkv + (u64)tile.row * columns + head * HEAD_DIM, columns, tile.rows, QUERIES);
     load_rows(keys_and_values, keys + (u64)current.row * kv_columns, kv_columns, current.rows, KEYS);
     load_rows(keys_and_values + KEYS * STRIDE, values + (u64)current.row * kv_columns, kv_columns, current.rows, KEYS);
-    asm volatile("cp.async.commit_group;\ncp.async.wait_group 0;" ::: "memory");
+    commit_copies();
+    wait_for_copies();
     __syncthreads();
     const bf16* own_queries = query_rows + (first_row + lane % 16) * STRIDE + lane / 16 * 8;
 #if KEEP_QUERIES
@@ -261,7 +227,7 @@ attention_bf16(const bf16* qkv, const bf16* kv, u32 kv_columns, const Tile* tile
             bf16* to = keys_and_values + (buffer ^ 1) * 2 * KEYS * STRIDE;
             load_rows(to, keys + (u64)next.row * kv_columns, kv_columns, next.rows, KEYS);
             load_rows(to + KEYS * STRIDE, values + (u64)next.row * kv_columns, kv_columns, next.rows, KEYS);
-            asm volatile("cp.async.commit_group;" ::: "memory");
+            commit_copies();
         }
         const bf16* from = keys_and_values + buffer * 2 * KEYS * STRIDE;
         const bf16* key_rows = from + (lane / 16 * 8 + lane % 8) * STRIDE + lane / 8 % 2 * 8;
@@ -361,7 +327,7 @@ attention_bf16(const bf16* qkv, const bf16* kv, u32 kv_columns, const Tile* tile
             }
         }
         // The next keys are there for all, and nobody reads these any more.
-        asm volatile("cp.async.wait_group 0;" ::: "memory");
+        wait_for_copies();
         __syncthreads();
         current = next;
         buffer ^= 1;

@@ -1,6 +1,7 @@
 // What every CUDA source of this program begins with: no header of CUDA is needed, so that NVRTC compiles it anywhere.
 //
-// Written for sm_80 and later: bfloat16 conversions, asynchronous copies and the m16n8k16 product are instructions from there on.
+// Written for sm_80 and later: bfloat16 conversions, asynchronous copies and the m16n8k16 product are instructions from there on. All
+// instructions of PTX stand in this file, as functions: tests/device/emulated has them for a processor.
 
 typedef unsigned short bf16;
 typedef unsigned int u32;
@@ -10,6 +11,8 @@ typedef unsigned long long u64;
 #define ALL_LANES 0xffffffffu
 
 __device__ __forceinline__ float widen(bf16 x) { return __uint_as_float((u32)x << 16); }
+
+#ifndef EMULATED_INSTRUCTIONS
 
 // Round to nearest, ties to even.
 __device__ __forceinline__ bf16 round_bf16(float x) {
@@ -24,6 +27,53 @@ __device__ __forceinline__ u32 round_bf16_pair(float low, float high) {
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
     return y;
 }
+
+// 2^x within two units in the last place; 0 where that is subnormal.
+__device__ __forceinline__ float exp2_fast(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+__device__ __forceinline__ u32 shared_address(const void* pointer) { return (u32)__cvta_generic_to_shared(pointer); }
+
+// 16 bytes, or zeros, to shared memory; they are there once they were waited for.
+__device__ __forceinline__ void copy_async(bf16* to, const bf16* from, bool is_there) {
+    int bytes = is_there ? 16 : 0;
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(bytes) : "memory");
+}
+
+// Makes a group of this thread's copies so far.
+__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Until all groups of this thread have arrived.
+__device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
+
+// Four matrices of 8 by 8 from shared memory: lane 8 m + r says where row r of matrix m is, lane 4 r + c gets elements 2 c and 2 c + 1 of
+// row r of each.
+__device__ __forceinline__ void load_matrices(u32 (&to)[4], const bf16* from) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(shared_address(from))
+                 : "memory");
+}
+
+// The same with columns in place of rows.
+__device__ __forceinline__ void load_matrices_transposed(u32 (&to)[4], const bf16* from) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(shared_address(from))
+                 : "memory");
+}
+
+// sum [16, 8] += a [16, 16] b [16, 8]
+__device__ __forceinline__ void multiply_add(float (&sum)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+#endif
 
 __device__ __forceinline__ float load(const float* from, u64 i) { return from[i]; }
 __device__ __forceinline__ float load(const bf16* from, u64 i) { return widen(from[i]); }

@@ -76,11 +76,12 @@ impl Source {
     }
 }
 
-/// Machine code of `source` for compute capability `major.minor`, from the cache folder if it was compiled before.
-pub(super) fn compiled(source: Source, (major, minor): (i32, i32)) -> Result<Vec<u8>> {
+/// Machine code of `source` for the GPU `name` of compute capability `major.minor`, from the cache folder if it was compiled before: the
+/// name, as an emulated GPU has the capability of a real one.
+pub(super) fn compiled(source: Source, name: &str, (major, minor): (i32, i32)) -> Result<Vec<u8>> {
     let text = source.whole_text();
     let options = options((major, minor));
-    let key = sha256(format!("{}\n{}\n{text}", env!("CARGO_PKG_VERSION"), options.join(" ")));
+    let key = sha256(format!("{}\n{name}\n{}\n{text}", env!("CARGO_PKG_VERSION"), options.join(" ")));
     let cached = own_cache().map(|folder| folder.join("kernels").join(format!("{key}.cubin")));
     if let Some(code) = cached.as_ref().and_then(|path| std::fs::read(path).ok()) {
         return Ok(code);

@@ -391,7 +391,7 @@ impl Device {
         if let Some(module) = modules.get(&source) {
             return Ok(*module);
         }
-        let code = compile::compiled(source, self.capability)?;
+        let code = compile::compiled(source, &self.name, self.capability)?;
         let mut module = null_mut();
         self.enter()?;
         // SAFETY: the code is a cubin that NVRTC wrote.

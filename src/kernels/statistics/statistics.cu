@@ -35,13 +35,6 @@ __device__ __forceinline__ float capped(float logit, float softcap) {
     return softcap > 0.0f ? tanhf(logit / softcap) * softcap : logit;
 }
 
-// Within two units in the last place.
-__device__ __forceinline__ float exp_fast(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * LOG2_E));
-    return y;
-}
-
 __device__ __forceinline__ float largest_of_lanes(float x, int lanes) {
     for (int lane = lanes / 2; lane > 0; lane /= 2) x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, lane));
     return x;
@@ -124,7 +117,7 @@ __device__ void sum_rows(const float* logits, const u32* targets, RowSums* row_s
             // Below -100 there is no mass in f32, and -inf would make NaN of its product with its own exponential.
             float d = logit - top;
             d = d < -100.0f || v + i == target ? -100.0f : d;
-            float e = exp_fast(d), ed = e * d;
+            float e = exp2_fast(d * LOG2_E), ed = e * d;
             part_e += e;
             part_ed += ed;
             part_edd = fmaf(ed, d, part_edd);

@@ -1,0 +1,233 @@
+// libcublasLt.so.13: D = alpha op(A) op(B) + beta C of matrices in f32 or bf16, stored by columns, added in f32.
+
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "device.h"
+
+#define API extern "C" __attribute__((visibility("default"))) int
+
+namespace {
+
+enum Code { SUCCESS = 0, INVALID_VALUE = 7, NOT_SUPPORTED = 15 };
+enum Format { R_32F = 0, R_16BF = 14 };
+enum { TRANSPOSE_A = 3, TRANSPOSE_B = 4, COMPUTE_32F = 68 };
+
+struct Layout {
+    int format;
+    uint64_t rows, columns;
+    int64_t stride;  // from column to column
+    size_t bytes() const { return ((columns - 1) * stride + rows) * (format == R_32F ? 4 : 2); }
+};
+
+struct Product {
+    int transposes_a = 0, transposes_b = 0;
+};
+
+float widen(uint16_t x) {
+    uint32_t bits = (uint32_t)x << 16;
+    float y;
+    memcpy(&y, &bits, 4);
+    return y;
+}
+
+uint16_t round_bf16(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return x != x ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
+// A factor as outer index by inner index.
+struct Factor {
+    const void* at;
+    int format;
+    size_t outer_stride, inner_stride;
+    float get(size_t outer, size_t inner) const {
+        size_t i = outer * outer_stride + inner * inner_stride;
+        return format == R_32F ? ((const float*)at)[i] : widen(((const uint16_t*)at)[i]);
+    }
+};
+
+// So many of A's rows by so many of B's columns fit the registers, and so many of the inner index the caches.
+constexpr size_t WIDTH = 32, HEIGHT = 8, DEPTH = 256, GROUP = 128;
+
+// to[inner][STEP] of STEP outer ones, 0 where there are none.
+template <size_t STEP>
+void pack(float* to, const Factor& from, size_t outer, size_t n_outer, size_t inner, size_t depth) {
+    memset(to, 0, STEP * depth * sizeof(float));
+    for (size_t i = 0; i < STEP && outer + i < n_outer; ++i) {
+        for (size_t k = 0; k < depth; ++k) to[k * STEP + i] = from.get(outer + i, inner + k);
+    }
+}
+
+// sums[HEIGHT][WIDTH] += right[depth][HEIGHT] left[depth][WIDTH]
+void add_products(float* sums, const float* left, const float* right, size_t depth) {
+    typedef float Row __attribute__((vector_size(16 * sizeof(float))));
+    Row sum[HEIGHT][WIDTH / 16];
+    memcpy(sum, sums, sizeof sum);
+    for (size_t k = 0; k < depth; ++k) {
+        Row row[WIDTH / 16];
+        memcpy(row, left + k * WIDTH, sizeof row);
+#pragma GCC unroll 8
+        for (size_t i = 0; i < HEIGHT; ++i) {
+#pragma GCC unroll 2
+            for (size_t j = 0; j < WIDTH / 16; ++j) sum[i][j] += right[k * HEIGHT + i] * row[j];
+        }
+    }
+    memcpy(sums, sum, sizeof sum);
+}
+
+struct Scaled {
+    float alpha, beta;
+    const Layout *c, *d;
+    const void* c_at;
+    void* d_at;
+
+    void store(size_t row, size_t column, float sum) const {
+        float y = alpha * sum;
+        if (beta != 0.0f) {
+            size_t i = column * c->stride + row;
+            y += beta * (c->format == R_32F ? ((const float*)c_at)[i] : widen(((const uint16_t*)c_at)[i]));
+        }
+        size_t i = column * d->stride + row;
+        if (d->format == R_32F) ((float*)d_at)[i] = y;
+        else ((uint16_t*)d_at)[i] = round_bf16(y);
+    }
+};
+
+// One task computes WIDTH rows of D for GROUP columns at a time.
+void multiply(size_t m, size_t n, size_t depth, const Factor& a, const Factor& b, const Scaled& scaled) {
+    size_t widths = (m + WIDTH - 1) / WIDTH, groups = (n + GROUP - 1) / GROUP;
+    std::vector<float> right(groups * GROUP * depth);
+    emulated::parallel(groups, [&](size_t group) {
+        for (size_t part = 0; part < GROUP; part += HEIGHT) {
+            size_t first = group * GROUP + part;
+            if (first < n) pack<HEIGHT>(&right[first * depth], b, first, n, 0, depth);
+        }
+    });
+    emulated::parallel(widths, [&](size_t width) {
+        std::vector<float> left(WIDTH * depth), sums(GROUP * WIDTH);
+        pack<WIDTH>(left.data(), a, width * WIDTH, m, 0, depth);
+        for (size_t group = 0; group < n; group += GROUP) {
+            std::fill(sums.begin(), sums.end(), 0.0f);
+            for (size_t inner = 0; inner < depth; inner += DEPTH) {
+                size_t some = std::min(DEPTH, depth - inner);
+                for (size_t part = 0; part < GROUP && group + part < n; part += HEIGHT) {
+                    add_products(&sums[part * WIDTH], &left[inner * WIDTH], &right[(group + part) * depth + inner * HEIGHT], some);
+                }
+            }
+            for (size_t column = group; column < std::min(group + GROUP, n); ++column) {
+                for (size_t i = 0; i < WIDTH && width * WIDTH + i < m; ++i) {
+                    scaled.store(width * WIDTH + i, column, sums[(column - group) * WIDTH + i]);
+                }
+            }
+        }
+    });
+}
+
+}  // namespace
+
+API cublasLtCreate(void** handle) {
+    static int only;
+    *handle = &only;
+    return SUCCESS;
+}
+
+API cublasLtMatrixLayoutCreate(void** layout, int format, uint64_t rows, uint64_t columns, int64_t stride) {
+    if (format != R_32F && format != R_16BF) return NOT_SUPPORTED;
+    if (rows == 0 || columns == 0 || stride < (int64_t)rows) return INVALID_VALUE;
+    *layout = new Layout{format, rows, columns, stride};
+    return SUCCESS;
+}
+
+API cublasLtMatrixLayoutDestroy(void* layout) {
+    delete (Layout*)layout;
+    return SUCCESS;
+}
+
+API cublasLtMatmulDescCreate(void** product, int compute, int scale) {
+    if (compute != COMPUTE_32F || scale != R_32F) return NOT_SUPPORTED;
+    *product = new Product;
+    return SUCCESS;
+}
+
+API cublasLtMatmulDescSetAttribute(void* product, int attribute, const void* value, size_t size) {
+    if (size != sizeof(int)) return INVALID_VALUE;
+    int transposes = *(const int*)value;
+    if (transposes != 0 && transposes != 1) return NOT_SUPPORTED;
+    if (attribute == TRANSPOSE_A) ((Product*)product)->transposes_a = transposes;
+    else if (attribute == TRANSPOSE_B) ((Product*)product)->transposes_b = transposes;
+    else return NOT_SUPPORTED;
+    return SUCCESS;
+}
+
+API cublasLtMatmulDescDestroy(void* product) {
+    delete (Product*)product;
+    return SUCCESS;
+}
+
+API cublasLtMatmulPreferenceCreate(void** preference) {
+    *preference = new int;
+    return SUCCESS;
+}
+
+API cublasLtMatmulPreferenceSetAttribute(void*, int, const void*, size_t) { return SUCCESS; }
+
+API cublasLtMatmulPreferenceDestroy(void* preference) {
+    delete (int*)preference;
+    return SUCCESS;
+}
+
+// cublasLtMatmulHeuristicResult_t
+struct Choice {
+    uint64_t algorithm[8];
+    size_t workspace_bytes;
+    int state;
+    float waves;
+    int reserved[4];
+};
+
+namespace {
+
+// The inner length where the shapes belong together, else 0.
+uint64_t depth_of(const Product& product, const Layout& a, const Layout& b, const Layout& c, const Layout& d) {
+    uint64_t m = product.transposes_a ? a.columns : a.rows, depth = product.transposes_a ? a.rows : a.columns;
+    uint64_t n = product.transposes_b ? b.rows : b.columns, depth_b = product.transposes_b ? b.columns : b.rows;
+    bool fits = depth == depth_b && c.rows == m && c.columns == n && d.rows == m && d.columns == n;
+    // What the real one takes: both factors in one format, f32 factors with an f32 result.
+    fits &= a.format == b.format && c.format == d.format && (a.format == R_16BF || d.format == R_32F);
+    return fits ? depth : 0;
+}
+
+}  // namespace
+
+API cublasLtMatmulAlgoGetHeuristic(void*, void* product, void* a, void* b, void* c, void* d, void*, int, Choice* choice, int* found) {
+    *found = 0;
+    if (!depth_of(*(Product*)product, *(Layout*)a, *(Layout*)b, *(Layout*)c, *(Layout*)d)) return NOT_SUPPORTED;
+    *choice = {};
+    choice->algorithm[0] = 1;
+    *found = 1;
+    return SUCCESS;
+}
+
+API cublasLtMatmul(void*, void* product_at, const float* alpha, const void* a_at, void* a_layout, const void* b_at, void* b_layout,
+                   const float* beta, const void* c_at, void* c_layout, void* d_at, void* d_layout, const uint64_t* algorithm, void*,
+                   size_t, void* stream) {
+    Product product = *(Product*)product_at;
+    Layout a = *(Layout*)a_layout, b = *(Layout*)b_layout, c = *(Layout*)c_layout, d = *(Layout*)d_layout;
+    uint64_t depth = depth_of(product, a, b, c, d);
+    if (!depth || algorithm[0] != 1) return INVALID_VALUE;
+    emulated::expect_device(a_at, a.bytes(), "a product's first factor lies outside of the device's memory");
+    emulated::expect_device(b_at, b.bytes(), "a product's second factor lies outside of the device's memory");
+    emulated::expect_device(c_at, c.bytes(), "what a product is added to lies outside of the device's memory");
+    emulated::expect_device(d_at, d.bytes(), "a product's result lies outside of the device's memory");
+    float alpha_now = *alpha, beta_now = *beta;
+    emulated::enqueue(stream, [=] {
+        size_t a_stride = a.stride, b_stride = b.stride;
+        Factor left = {a_at, a.format, product.transposes_a ? a_stride : 1, product.transposes_a ? 1 : a_stride};
+        Factor right = {b_at, b.format, product.transposes_b ? 1 : b_stride, product.transposes_b ? b_stride : 1};
+        multiply(d.rows, d.columns, depth, left, right, {alpha_now, beta_now, &c, &d, c_at, d_at});
+    });
+    return SUCCESS;
+}
