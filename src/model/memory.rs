@@ -248,7 +248,10 @@ mod tests {
     fn an_answer_that_no_gpu_holds_is_refused_with_its_size() {
         assert!(check_device_answers("big", "a card", GIB, GIB).is_ok());
         let message = check_device_answers("big", "a card", 2 * GIB, GIB).unwrap_err().to_string();
-        assert!(["2.0 GiB of a card", "1.0 GiB are free there", "--max-new-tokens"].iter().all(|part| message.contains(part)), "{message}");
+        assert!(
+            ["2.0 GiB of a card", "1.0 GiB are free there", "--max-new-tokens"].iter().all(|part| message.contains(part)),
+            "{message}"
+        );
     }
 
     #[test]

@@ -84,6 +84,7 @@ use crate::tokens::{ChatTemplate, Tokenizer};
 
 use decoder::Decoder;
 use on_cuda::OnCuda;
+use step_on_cuda::Wanted;
 
 pub use batch::Batch;
 pub use cache::{Cache, CacheSize, PAGE, Stretch};
@@ -276,10 +277,10 @@ impl Model {
         let (head, options) = (self.head(), self.head_options(1));
         match (&self.on_cuda, &cache.place) {
             (Some(on_cuda), Place::Device(keys)) => {
-                let logits = on_cuda.next_logits(&self.decoder, keys, ids, stretches)?;
+                let fetched = on_cuda.step(&self.decoder, keys, ids, stretches, Wanted::Logits)?;
                 match options.softcap {
-                    None => read(logits.get()?),
-                    Some(_) => read(&bent(logits.get()?.to_vec(), head.out_features(), &options)),
+                    None => read(fetched.logits()?),
+                    Some(_) => read(&bent(fetched.logits()?.to_vec(), head.out_features(), &options)),
                 }
             }
             (None, Place::Host(_)) => {
@@ -291,7 +292,21 @@ impl Model {
         }
     }
 
-    /// The same of the model without the adapters that it learns.
+    /// In the place of [`Model::next_logits`] where only the largest of each row matters, on a GPU: its id, the first of equals, or `u32::MAX`
+    /// where a logit is no number. `None`, and nothing is done, where all logits have to be looked at: on the CPU, and under a cap, which may
+    /// round two of them to one.
+    pub fn next_largest(&self, cache: &mut Cache, ids: &[u32], stretches: &[Stretch]) -> Result<Option<Vec<u32>>> {
+        match (&self.on_cuda, &cache.place, self.config.final_softcap) {
+            (Some(on_cuda), Place::Device(keys), None) => {
+                self.tokenizer.check(ids)?;
+                let fetched = on_cuda.step(&self.decoder, keys, ids, stretches, Wanted::Largest)?;
+                Ok(Some(fetched.largest()?.to_vec()))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// [`Model::hidden`] of the model without the adapters that it learns.
     pub fn hidden_of_base(&self, batch: &Batch, rows: &[u32]) -> Result<Tensor> {
         self.tokenizer.check(&batch.ids)?;
         self.decoder.hidden(batch, rows, Adapters::Off)

@@ -5,7 +5,6 @@
 //! and statistics are f32; the factors of products have the weights' format. All work of a batch is put into the device's stream at once,
 //! so that the next batch is prepared while this one is computed.
 
-use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -91,22 +90,8 @@ pub(super) struct Inputs<'a> {
     pub plan: &'a AttentionPlan,
 }
 
-/// What one batch is computed in, and which rows of its products together.
-pub(super) struct Pass<'a> {
-    pub arena: Arena<'a>,
-    pub rows: Rows,
-}
-
-impl<'a> Deref for Pass<'a> {
-    type Target = Arena<'a>;
-
-    fn deref(&self) -> &Arena<'a> {
-        &self.arena
-    }
-}
-
 /// What the heads of a block, of this number, read: from prepared `[T, q | k | v]` to `[T, heads * head_dim]`.
-pub(super) type Read<'r, 'a> = dyn Fn(usize, &AttentionShape, Array<'a>, &Pass<'a>) -> Result<Array<'a>> + 'r;
+pub(super) type Read<'r, 'a> = dyn Fn(usize, &AttentionShape, Array<'a>, &Arena<'a>) -> Result<Array<'a>> + 'r;
 
 impl Sizes {
     pub(super) fn new(config: &Config, dtype: Stored) -> Sizes {
@@ -187,13 +172,13 @@ impl OnCuda {
     pub(super) fn hidden(&self, decoder: &Decoder, batch: &Batch, rows: &[u32]) -> Result<Tensor> {
         let (n, width) = (rows.len(), self.sizes.width);
         let buffer = self.room(self.sizes.batch_bytes(batch.ids.len(), n))?;
-        let pass = Pass { arena: Arena::new(&buffer), rows: Rows::Together };
+        let arena = Arena::new(&buffer, Rows::Together);
         let (positions, plan) = self.plan(decoder, batch)?;
         let lists = [&batch.ids, &positions, rows, &plan.tiles, &plan.ranges];
-        let ([ids, positions, rows, tiles, ranges], pinned) = self.send(lists, &pass)?;
+        let ([ids, positions, rows, tiles, ranges], pinned) = self.send(lists, &arena)?;
         let inputs = Inputs { ids, positions, rows, plan: &plan };
-        let residual = self.run(decoder, &inputs, &self.read_batch(&plan, tiles, ranges), &pass)?;
-        let hidden = pass.array(n * width, Stored::F32)?;
+        let residual = self.run(decoder, &inputs, &self.read_batch(&plan, tiles, ranges), &arena)?;
+        let hidden = arena.array(n * width, Stored::F32)?;
         self.device.rms_norm(residual, &self.norm, decoder.norm.eps, hidden)?;
         let hidden = self.device.download(hidden)?;
         drop(pinned);
@@ -221,22 +206,22 @@ impl OnCuda {
         // The statistics come first: they are fetched from the buffer's beginning.
         let bytes = self.sizes.batch_bytes(batch.ids.len(), n);
         let buffer = self.room(bytes)?;
-        let pass = Pass { arena: Arena::new(&buffer), rows: Rows::Together };
-        let statistics = pass.array(STATISTICS_WORDS * n, Stored::F32)?;
+        let arena = Arena::new(&buffer, Rows::Together);
+        let statistics = arena.array(STATISTICS_WORDS * n, Stored::F32)?;
         let words = statistics.indices(0, STATISTICS_WORDS * n, 0)?;
         let (positions, plan) = self.plan(decoder, batch)?;
         let lists = [&batch.ids, &positions, rows, targets, &plan.tiles, &plan.ranges];
-        let ([ids, positions, rows, targets, tiles, ranges], input) = self.send(lists, &pass)?;
+        let ([ids, positions, rows, targets, tiles, ranges], input) = self.send(lists, &arena)?;
         let inputs = Inputs { ids, positions, rows, plan: &plan };
-        let residual = self.run(decoder, &inputs, &self.read_batch(&plan, tiles, ranges), &pass)?;
+        let residual = self.run(decoder, &inputs, &self.read_batch(&plan, tiles, ranges), &arena)?;
         let decoded = device.record()?;
-        let hidden = pass.array(n * width, head.dtype())?;
+        let hidden = arena.array(n * width, head.dtype())?;
         device.rms_norm(residual, &self.norm, decoder.norm.eps, hidden)?;
         let chunk = head_chunk(vocabulary).min(n);
         let room = HeadRoom {
-            logits: pass.array(chunk * vocabulary, Stored::F32)?,
-            sums: pass.array(chunk * SUMS_WORDS, Stored::F32)?,
-            top_logits: pass.array(chunk * options.top_k.min(vocabulary), Stored::F32)?,
+            logits: arena.array(chunk * vocabulary, Stored::F32)?,
+            sums: arena.array(chunk * SUMS_WORDS, Stored::F32)?,
+            top_logits: arena.array(chunk * options.top_k.min(vocabulary), Stored::F32)?,
         };
         device.head_statistics(hidden, head, targets, words, &room, options)?;
         let output = device.pinned(4 * STATISTICS_WORDS * n)?;
@@ -287,29 +272,35 @@ impl OnCuda {
     }
 
     /// The residual stream `[N, D]` behind the last block, at the rows that are asked for.
-    pub(super) fn run<'a>(&self, decoder: &Decoder, inputs: &Inputs<'a>, read: &Read<'_, 'a>, pass: &Pass<'a>) -> Result<Array<'a>> {
+    pub(super) fn run<'a>(
+        &self,
+        decoder: &Decoder,
+        inputs: &Inputs<'a>,
+        read: &Read<'_, 'a>,
+        arena: &Arena<'a>,
+    ) -> Result<Array<'a>> {
         let (width, n) = (self.sizes.width, inputs.rows.len());
         let table = on_device(&decoder.embedding)?;
-        let mut residual = pass.array(inputs.ids.len() * width, Stored::F32)?;
-        let last = pass.array(n * width, Stored::F32)?;
+        let mut residual = arena.array(inputs.ids.len() * width, Stored::F32)?;
+        let last = arena.array(n * width, Stored::F32)?;
         self.device.embed(table.array()?, inputs.ids, residual, width, decoder.embedding_scale as f32)?;
         for (index, (block, vectors)) in decoder.blocks.iter().zip(&self.blocks).enumerate() {
-            let mark = pass.mark();
-            let (attention, qkv) = self.prepare(block, vectors, residual, inputs, pass)?;
-            let mut mixed = read(index, &attention.shape, qkv, pass)?;
+            let mark = arena.mark();
+            let (attention, qkv) = self.prepare(block, vectors, residual, inputs, arena)?;
+            let mut mixed = read(index, &attention.shape, qkv, arena)?;
             // Nothing attends to the last block's output: only what is asked for goes on.
             if index + 1 == decoder.blocks.len() {
-                let rows = pass.array(n * self.sizes.mixed, mixed.dtype())?;
+                let rows = arena.array(n * self.sizes.mixed, mixed.dtype())?;
                 self.device.take_rows(mixed, inputs.rows, rows, self.sizes.mixed)?;
                 self.device.take_rows(residual, inputs.rows, last, width)?;
                 (mixed, residual) = (rows, last);
             }
             let output = Output { linear: &attention.output, bias: vectors.output_bias.as_ref() };
             let norm = block.attention_post_norm.as_ref().zip(vectors.attention_post_norm.as_ref());
-            self.add_to(residual, output, mixed, norm, pass)?;
-            pass.give_back(mark);
-            self.feed_forward(block, vectors, residual, pass)?;
-            pass.give_back(mark);
+            self.add_to(residual, output, mixed, norm, arena)?;
+            arena.give_back(mark);
+            self.feed_forward(block, vectors, residual, arena)?;
+            arena.give_back(mark);
         }
         Ok(residual)
     }
@@ -321,15 +312,15 @@ impl OnCuda {
         vectors: &BlockVectors,
         residual: Array,
         inputs: &Inputs,
-        pass: &Pass<'a>,
+        arena: &Arena<'a>,
     ) -> Result<(&'b Attention, Array<'a>)> {
         let Sizes { width, columns, .. } = self.sizes;
         let (tokens, attention) = (residual.len() / width, block.mixer.attention()?);
         let weight = on_device(&attention.qkv.matrix)?;
         let norm = block.attention_norm.as_ref().zip(vectors.attention_norm.as_ref());
-        let normed = self.normed(residual, norm, weight.dtype(), pass)?;
-        let qkv = pass.array(tokens * columns, weight.dtype())?;
-        self.device.multiply(normed, weight, qkv, false, pass.rows)?;
+        let normed = self.normed(residual, norm, weight.dtype(), arena)?;
+        let qkv = arena.array(tokens * columns, weight.dtype())?;
+        self.device.multiply(normed, weight, qkv, false, arena.rows())?;
         let eps = attention.qk_norm.as_ref().map_or(0.0, |(q, _)| q.eps);
         let options = PrepareOptions {
             shape: &attention.shape,
@@ -347,33 +338,33 @@ impl OnCuda {
         plan: &AttentionPlan,
         tiles: Indices,
         ranges: Indices,
-    ) -> impl Fn(usize, &AttentionShape, Array<'a>, &Pass<'a>) -> Result<Array<'a>> {
-        move |_, shape, qkv, pass| {
-            let read = pass.array(qkv.len() / shape.columns() * self.sizes.mixed, qkv.dtype())?;
+    ) -> impl Fn(usize, &AttentionShape, Array<'a>, &Arena<'a>) -> Result<Array<'a>> {
+        move |_, shape, qkv, arena| {
+            let read = arena.array(qkv.len() / shape.columns() * self.sizes.mixed, qkv.dtype())?;
             self.device.attention(qkv, None, plan, tiles, ranges, shape, read)?;
             Ok(read)
         }
     }
 
     /// Adds what the feed-forward network makes of the residual stream to it.
-    fn feed_forward(&self, block: &Block, vectors: &BlockVectors, residual: Array, pass: &Pass) -> Result<()> {
+    fn feed_forward(&self, block: &Block, vectors: &BlockVectors, residual: Array, arena: &Arena) -> Result<()> {
         let norm = block.mlp_post_norm.as_ref().zip(vectors.mlp_post_norm.as_ref());
         match &block.mlp {
             FeedForward::Dense(mlp) => {
                 let weight = on_device(&mlp.gate_up.matrix)?;
                 let before = block.mlp_norm.as_ref().zip(vectors.mlp_norm.as_ref());
-                let normed = self.normed(residual, before, weight.dtype(), pass)?;
-                let inner = self.open(mlp, vectors.gate_up_bias.as_ref(), normed, pass)?;
+                let normed = self.normed(residual, before, weight.dtype(), arena)?;
+                let inner = self.open(mlp, vectors.gate_up_bias.as_ref(), normed, arena)?;
                 let output = Output { linear: &mlp.down, bias: vectors.down_bias.as_ref() };
-                self.add_to(residual, output, inner, norm, pass)
+                self.add_to(residual, output, inner, norm, arena)
             }
             FeedForward::Routed(experts) => {
                 if norm.is_some() || experts.shared.is_some() {
                     return Err(Error::new("experts with a norm behind them or a shared network have no kernels on the GPU"));
                 }
                 let before = block.mlp_norm.as_ref().zip(vectors.mlp_norm.as_ref());
-                let normed = self.normed(residual, before, Stored::F32, pass)?;
-                self.route(experts, normed, residual, pass)
+                let normed = self.normed(residual, before, Stored::F32, arena)?;
+                self.route(experts, normed, residual, arena)
             }
         }
     }
@@ -384,37 +375,37 @@ impl OnCuda {
         residual: Array,
         norm: Option<(&RmsNorm, &Buffer)>,
         dtype: Stored,
-        pass: &Pass<'a>,
+        arena: &Arena<'a>,
     ) -> Result<Array<'a>> {
         let (norm, weight) = norm.ok_or_else(|| Error::new("a block without a norm in front has no kernels on the GPU"))?;
-        let normed = pass.array(residual.len(), dtype)?;
+        let normed = arena.array(residual.len(), dtype)?;
         self.device.rms_norm(residual, weight, norm.eps, normed)?;
         Ok(normed)
     }
 
     /// `activation(gate) * up`: `[T, D] -> [T, F]`.
-    fn open<'a>(&self, mlp: &Mlp, bias: Option<&Buffer>, x: Array, pass: &Pass<'a>) -> Result<Array<'a>> {
+    fn open<'a>(&self, mlp: &Mlp, bias: Option<&Buffer>, x: Array, arena: &Arena<'a>) -> Result<Array<'a>> {
         let weight = on_device(&mlp.gate_up.matrix)?;
         let (tokens, inner) = (x.len() / self.sizes.width, weight.out_features() / 2);
-        let gate_up = pass.array(2 * tokens * inner, weight.dtype())?;
-        self.device.multiply(x, weight, gate_up, false, pass.rows)?;
-        let y = pass.array(tokens * inner, weight.dtype())?;
+        let gate_up = arena.array(2 * tokens * inner, weight.dtype())?;
+        self.device.multiply(x, weight, gate_up, false, arena.rows())?;
+        let y = arena.array(tokens * inner, weight.dtype())?;
         self.device.gated(gate_up, bias, mlp.activation, y, inner)?;
         Ok(y)
     }
 
     /// Adds `x W^T + b` to the residual stream, through a norm where there is one.
-    fn add_to(&self, residual: Array, output: Output, x: Array, norm: Option<(&RmsNorm, &Buffer)>, pass: &Pass) -> Result<()> {
+    fn add_to(&self, residual: Array, output: Output, x: Array, norm: Option<(&RmsNorm, &Buffer)>, arena: &Arena) -> Result<()> {
         let weight = on_device(&output.linear.matrix)?;
         let width = self.sizes.width;
         match norm {
             None => {
-                self.device.multiply(x, weight, residual, true, pass.rows)?;
+                self.device.multiply(x, weight, residual, true, arena.rows())?;
                 output.bias.map_or(Ok(()), |bias| self.device.add_bias(bias, residual, width))
             }
             Some((norm, vector)) => {
-                let added = pass.array(residual.len(), Stored::F32)?;
-                self.device.multiply(x, weight, added, false, pass.rows)?;
+                let added = arena.array(residual.len(), Stored::F32)?;
+                self.device.multiply(x, weight, added, false, arena.rows())?;
                 output.bias.map_or(Ok(()), |bias| self.device.add_bias(bias, added, width))?;
                 self.device.rms_norm_add(added, vector, norm.eps, residual)
             }
@@ -423,41 +414,41 @@ impl OnCuda {
 
     /// Adds the experts' outputs to the residual stream. Who is chosen is decided on the host, as in `experts.rs`; then each expert computes
     /// the tokens that chose it.
-    fn route(&self, experts: &Experts, x: Array, residual: Array, pass: &Pass) -> Result<()> {
+    fn route(&self, experts: &Experts, x: Array, residual: Array, arena: &Arena) -> Result<()> {
         let (width, device) = (self.sizes.width, self.device);
         let tokens = x.len() / width;
         let router = on_device(&experts.router.matrix)?;
-        let mark = pass.mark();
-        let logits = pass.array(tokens * router.out_features(), Stored::F32)?;
-        device.multiply(x, router, logits, false, pass.rows)?;
+        let mark = arena.mark();
+        let logits = arena.array(tokens * router.out_features(), Stored::F32)?;
+        device.multiply(x, router, logits, false, arena.rows())?;
         let choices = experts.choose_by_expert(&device.download(logits)?)?;
-        pass.give_back(mark);
+        arena.give_back(mark);
         for (expert, (rows, weights)) in experts.experts.iter().zip(choices).filter(|(_, (rows, _))| !rows.is_empty()) {
-            let mark = pass.mark();
+            let mark = arena.mark();
             let words: Vec<u32> = rows.iter().copied().chain(weights.iter().map(|weight| weight.to_bits())).collect();
             let mut pinned = device.pinned(size_of_val(words.as_slice()))?;
             pinned.write(0, &words)?;
-            let all = pass.array(words.len(), Stored::F32)?;
+            let all = arena.array(words.len(), Stored::F32)?;
             device.send(&pinned, all)?;
             let (n, weight) = (rows.len(), on_device(&expert.gate_up.matrix)?);
             let (chosen, weights) = (all.indices(0, n, hosted::end(&rows))?, all.part(n, n)?);
-            let taken = pass.array(n * width, Stored::F32)?;
+            let taken = arena.array(n * width, Stored::F32)?;
             device.take_rows(x, chosen, taken, width)?;
             let input = match weight.dtype() {
                 Stored::F32 => taken,
                 Stored::Bf16 => {
-                    let rounded = pass.array(n * width, Stored::Bf16)?;
+                    let rounded = arena.array(n * width, Stored::Bf16)?;
                     device.round(taken, rounded)?;
                     rounded
                 }
             };
-            let inner = self.open(expert, None, input, pass)?;
-            let y = pass.array(n * width, Stored::F32)?;
-            device.multiply(inner, on_device(&expert.down.matrix)?, y, false, pass.rows)?;
+            let inner = self.open(expert, None, input, arena)?;
+            let y = arena.array(n * width, Stored::F32)?;
+            device.multiply(inner, on_device(&expert.down.matrix)?, y, false, arena.rows())?;
             device.add_rows(y, chosen, weights, residual, width)?;
             // The host's memory is used again.
             device.synchronize()?;
-            pass.give_back(mark);
+            arena.give_back(mark);
         }
         Ok(())
     }

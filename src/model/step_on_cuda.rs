@@ -1,5 +1,6 @@
 //! A step of writing on a GPU: the newest tokens of sequences go through the blocks of `on_cuda.rs`, and leave their keys and values in
-//! pages there. Only the logits of what may come next travel.
+//! pages there. Only the logits of what may come next travel, or
+//! which of them is the largest.
 //!
 //! Rows are computed in tiles of one size, so that batches are padded with tokens that no sequence has: what a sequence gets does not depend
 //! on those beside it.
@@ -8,24 +9,37 @@ use super::cache::CacheSize;
 use super::config::Config;
 use super::decoder::Decoder;
 use super::memory;
-use super::on_cuda::{Inputs, OnCuda, Pass, Sizes, check_positions, on_device};
+use super::on_cuda::{Inputs, OnCuda, Sizes, check_positions, on_device};
 use crate::error::{Error, Result};
+use crate::kernels::Stored;
 use crate::kernels::attention::{AttentionShape, Stretch, positions_of};
 use crate::kernels::cuda::{Arena, Array, LastRoom, PagedKeys, Pinned, Rows, StepLists, StepPlan, TILE, arena_bytes};
-use crate::kernels::Stored;
 
 /// Memory of the GPU that is left to products and kernels when the cache is made.
 const LEFT_FREE: u64 = 256 << 20;
 
-/// Rows of logits `[N, V]`, on the host.
-pub(super) struct NextLogits {
+/// What a step is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// Logits `[N, V]` f32, before their cap.
+    Logits,
+    /// Of each row the id of the largest, the first of equals; `u32::MAX` where a logit is no number.
+    Largest,
+}
+
+/// What came of it, on the host.
+pub(super) struct Fetched {
     pinned: Pinned,
     len: usize,
 }
 
-impl NextLogits {
-    pub(super) fn get(&self) -> Result<&[f32]> {
+impl Fetched {
+    pub(super) fn logits(&self) -> Result<&[f32]> {
         self.pinned.floats(self.len)
+    }
+
+    pub(super) fn largest(&self) -> Result<&[u32]> {
+        self.pinned.words(self.len)
     }
 }
 
@@ -35,22 +49,23 @@ impl OnCuda {
     pub(super) fn keys(&self, name: &str, config: &Config, size: &CacheSize) -> Result<PagedKeys> {
         let (shape, dtype) = (config.attention_shape(0), self.sizes.dtype);
         self.room(step_bytes(&self.sizes, &shape, size)).map(drop)?;
-        let page = PagedKeys::page_bytes(&shape, config.layers, dtype);
+        let page = PagedKeys::page_bytes(&shape, config.layers, dtype) as u64;
         let (free, _) = self.device.memory()?;
-        let fits = free.saturating_sub(LEFT_FREE) / page as u64;
-        let (least, most) = (*size.pages.start() as u64, *size.pages.end() as u64);
-        memory::check_device_answers(name, self.device.name(), (least * page as u64).saturating_add(LEFT_FREE), free)?;
-        PagedKeys::new(self.device, &shape, config.layers, most.min(fits) as usize, dtype)
+        let least = (*size.pages.start() as u64).saturating_mul(page);
+        memory::check_device_answers(name, self.device.name(), least.saturating_add(LEFT_FREE), free)?;
+        let fits = (free - LEFT_FREE) / page;
+        PagedKeys::new(self.device, &shape, config.layers, fits.min(*size.pages.end() as u64) as usize, dtype)
     }
 
-    /// The logits behind the last token of each stretch, before their cap.
-    pub(super) fn next_logits(
+    /// What may follow the last token of each stretch.
+    pub(super) fn step(
         &self,
         decoder: &Decoder,
         keys: &PagedKeys,
         ids: &[u32],
         stretches: &[Stretch],
-    ) -> Result<NextLogits> {
+        wanted: Wanted,
+    ) -> Result<Fetched> {
         let device = self.device;
         let Sizes { width, vocabulary, dtype, .. } = self.sizes;
         let (held, n) = (ids.len(), stretches.len());
@@ -72,27 +87,39 @@ impl OnCuda {
         let rows = padded(&mut stretches.iter().map(|stretch| stretch.tokens.end as u32 - 1), n_rows);
 
         let buffer = self.room(bytes_of_a_step(&self.sizes, shape, tokens, n_rows, plan.n_words(), plan.n_parts()))?;
-        let pass = Pass { arena: Arena::new(&buffer), rows: Rows::InTiles };
-        // The logits come first: they are fetched from the buffer's beginning.
-        let logits = pass.array(n_rows * vocabulary, Stored::F32)?;
+        let arena = Arena::new(&buffer, Rows::InTiles);
+        // What is fetched comes first in the buffer.
+        let (logits, largest) = match wanted {
+            Wanted::Logits => (arena.array(n_rows * vocabulary, Stored::F32)?, None),
+            Wanted::Largest => {
+                let largest = arena.array(n_rows, Stored::F32)?;
+                (arena.array(n_rows * vocabulary, Stored::F32)?, Some(largest))
+            }
+        };
         let [tiles, ranges] = [&plan.before.tiles, &plan.before.ranges];
         let lists = [&ids, &positions, &rows, tiles, ranges, &plan.rows, &plan.queries, &plan.parts, &plan.pages];
-        let (sent, _input) = self.send(lists.map(Vec::as_slice), &pass)?;
+        let (sent, _input) = self.send(lists.map(Vec::as_slice), &arena)?;
         let [ids, positions, rows, tiles, ranges, cache_rows, queries, parts, pages] = sent;
         let lists = StepLists { tiles, ranges, rows: cache_rows, queries, parts, pages };
-        let room = LastRoom::new(plan.n_parts(), shape, |len| pass.array(len, Stored::F32))?;
+        let room = LastRoom::new(plan.n_parts(), shape, |len| arena.array(len, Stored::F32))?;
         let read = self.read_step(keys, &plan, &lists, &room, decoder.n_blocks() - 1);
         let inputs = Inputs { ids, positions, rows, plan: &plan.before };
-        let residual = self.run(decoder, &inputs, &read, &pass)?;
+        let residual = self.run(decoder, &inputs, &read, &arena)?;
         let head = on_device(decoder.head())?;
-        let hidden = pass.array(n_rows * width, head.dtype())?;
+        let hidden = arena.array(n_rows * width, head.dtype())?;
         device.rms_norm(residual, &self.norm, decoder.norm.eps, hidden)?;
         device.multiply(hidden, head, logits, false, Rows::InTiles)?;
-        let len = n * vocabulary;
+        let len = match largest {
+            None => n * vocabulary,
+            Some(largest) => {
+                device.largest_of_rows(logits, largest, vocabulary)?;
+                n
+            }
+        };
         let pinned = device.pinned(4 * len)?;
         device.fetch(&buffer, &pinned, 4 * len)?;
         device.synchronize()?;
-        Ok(NextLogits { pinned, len })
+        Ok(Fetched { pinned, len })
     }
 
     /// What the heads read of what is kept, with what the step adds to that. Behind the last block only the last tokens go on.
@@ -103,11 +130,11 @@ impl OnCuda {
         lists: &StepLists,
         room: &LastRoom,
         last_block: usize,
-    ) -> impl Fn(usize, &AttentionShape, Array<'a>, &Pass<'a>) -> Result<Array<'a>> {
-        move |index, shape, qkv, pass| {
+    ) -> impl Fn(usize, &AttentionShape, Array<'a>, &Arena<'a>) -> Result<Array<'a>> {
+        move |index, shape, qkv, arena| {
             let (device, kept) = (self.device, keys.layer(index)?);
             device.keep(qkv, shape, lists, kept)?;
-            let read = pass.array(qkv.len() / shape.columns() * self.sizes.mixed, qkv.dtype())?;
+            let read = arena.array(qkv.len() / shape.columns() * self.sizes.mixed, qkv.dtype())?;
             if index != last_block {
                 device.attention(qkv, Some(kept), &plan.before, lists.tiles, lists.ranges, shape, read)?;
             }
@@ -128,5 +155,5 @@ fn step_bytes(sizes: &Sizes, shape: &AttentionShape, size: &CacheSize) -> usize 
 fn bytes_of_a_step(sizes: &Sizes, shape: &AttentionShape, tokens: usize, n_rows: usize, words: usize, parts: usize) -> usize {
     let f32s = |len: usize| arena_bytes(len, Stored::F32);
     let room: usize = LastRoom::lens(parts, shape).into_iter().map(f32s).sum();
-    sizes.batch_bytes(tokens, n_rows) + f32s(n_rows * sizes.vocabulary) + f32s(words) + room
+    sizes.batch_bytes(tokens, n_rows) + f32s(n_rows * sizes.vocabulary) + f32s(n_rows) + f32s(words) + room
 }

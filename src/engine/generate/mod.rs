@@ -82,12 +82,26 @@ pub fn generate(
         return Err(Error::new("answers are written on the CPU or on an NVIDIA GPU, not on `metal`").cure("Give --device cpu."));
     }
     let at_once = way.at_once.clamp(1, requests.len().max(1));
+    let cache = model.cache(&cache_size(requests, at_once, model.page()))?;
+    answer_within(model, requests, way, cache, finished, progress)
+}
+
+/// The same in a cache that is there; where its pages do not suffice for all at once, some wait.
+fn answer_within(
+    model: &Model,
+    requests: &[Request],
+    way: &Way,
+    cache: Cache,
+    finished: &mut dyn FnMut(usize, Answer) -> Result<()>,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Written> {
+    let at_once = way.at_once.clamp(1, requests.len().max(1));
     let vocabulary = model.head().out_features();
     let mut desk = Desk {
         model,
         requests,
         way,
-        cache: model.cache(&cache_size(requests, at_once, model.page()))?,
+        cache,
         seats: (0..at_once).rev().collect(),
         next: 0,
         rows: Vec::new(),
@@ -105,6 +119,11 @@ pub fn generate(
             let choose = |(row, logits): (&Row, &[f32])| {
                 way.sampling.choose(logits, random::unit(requests[row.request].seed, row.writing.len() as u64))
             };
+            if way.sampling.is_greedy()
+                && let Some(largest) = model.next_largest(cache, &batch.ids, &batch.stretches)?
+            {
+                return largest.into_iter().map(sampling::check_largest).collect();
+            }
             model.next_logits(cache, &batch.ids, &batch.stretches, |logits| {
                 rows.par_iter().zip(logits.par_chunks(vocabulary)).map(choose).collect()
             })
@@ -263,5 +282,49 @@ impl Desk<'_> {
         }
         self.rows = rows;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::kernels::{Dtype, Kernels};
+    use crate::model::{LoadOptions, Reference};
+
+    /// In the least cache there is always one under way, and the answers are those of the largest.
+    #[test]
+    fn an_answer_does_not_depend_on_the_pages_there_are() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families/llama");
+        let reference = Reference::resolve(folder.to_str(), &|_, _, _| {}).unwrap();
+        let on_gpu = crate::kernels::testing::device().map(|_| Placement::Cuda);
+        for device in [Placement::Cpu].into_iter().chain(on_gpu) {
+            let options = LoadOptions { dtype: Dtype::F32, kernels: Kernels::Fused, device };
+            let model = Model::load(&reference, options, 128).unwrap();
+            let request = |i: u32| Request {
+                prompt: (0..5 + i * 17 % 70).map(|j| if j < 40 { 9 } else { i * 31 % 250 }).collect(),
+                max_new_tokens: 3 + (i as usize * 7) % 13,
+                seed: u64::from(i),
+            };
+            let requests: Vec<Request> = (0..12).map(request).collect();
+            let way = Way { sampling: Sampling::PLAIN, ends: Vec::new(), stops: Vec::new(), at_once: 8 };
+            let size = cache_size(&requests, 8, model.page());
+            assert!(size.pages.start() < size.pages.end());
+            let answers = |pages: usize| {
+                let mut answers = vec![None; requests.len()];
+                let cache = model.cache(&CacheSize { pages: pages..=pages, ..size.clone() }).unwrap();
+                let finished = &mut |request: usize, answer: Answer| {
+                    answers[request] = Some(answer);
+                    Ok(())
+                };
+                let written = answer_within(&model, &requests, &way, cache, finished, &mut |_| {}).unwrap();
+                (answers, written.steps)
+            };
+            let (scarce, scarce_steps) = answers(*size.pages.start());
+            let (plenty, plenty_steps) = answers(*size.pages.end());
+            assert!(scarce.iter().all(Option::is_some) && scarce == plenty, "{device}");
+            assert!(scarce_steps > plenty_steps, "{scarce_steps} and {plenty_steps} steps on {device}");
+        }
     }
 }

@@ -20,6 +20,7 @@ pub(super) enum Source {
     Gated,
     Rows,
     Head,
+    Largest,
     /// Attention of heads of so many elements, by so many warps a block, each on so many times 16 tokens.
     Attention {
         head_dim: u32,
@@ -40,6 +41,7 @@ impl Source {
             Source::Gated => include_str!("../gated.cu"),
             Source::Rows => include_str!("../matmul/rows.cu"),
             Source::Head => include_str!("../statistics/statistics.cu"),
+            Source::Largest => include_str!("../statistics/largest.cu"),
             Source::Attention { .. } => include_str!("../attention/attention.cu"),
             Source::Last { .. } => include_str!("../attention/last.cu"),
         }
@@ -51,6 +53,7 @@ impl Source {
             Source::Gated => "gated.cu",
             Source::Rows => "rows.cu",
             Source::Head => "statistics.cu",
+            Source::Largest => "largest.cu",
             Source::Attention { .. } => "attention.cu",
             Source::Last { .. } => "last.cu",
         }
@@ -167,11 +170,15 @@ mod tests {
         }
         let attention = |head_dim, warps, row_tiles| Source::Attention { head_dim, warps, row_tiles };
         let last = [(64, 3), (128, 4), (128, 8), (256, 8)].map(|(head_dim, group)| Source::Last { head_dim, group });
-        let plain = [Source::Norm, Source::Gated, Source::Rows, Source::Head];
+        let plain = [Source::Norm, Source::Gated, Source::Rows, Source::Head, Source::Largest];
         let widths = [attention(64, 4, 1), attention(64, 4, 2), attention(128, 4, 2), attention(128, 8, 1), attention(256, 4, 1)];
         let capabilities = [(8, 0), (9, 0), (10, 0)];
-        let all: Vec<_> =
-            plain.into_iter().chain(widths).chain(last).flat_map(|source| capabilities.map(|capability| (source, capability))).collect();
+        let all: Vec<_> = plain
+            .into_iter()
+            .chain(widths)
+            .chain(last)
+            .flat_map(|source| capabilities.map(|capability| (source, capability)))
+            .collect();
         all.into_par_iter().for_each(|(source, capability)| {
             let mut options = options(capability);
             options.push("--ptxas-options=--verbose".to_owned());

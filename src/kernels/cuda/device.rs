@@ -16,7 +16,7 @@ use rayon::prelude::*;
 use super::array::{Argument, Array, Indices, arena_bytes};
 use super::compile::{self, Source};
 use super::library::{self, Address, Blas, Driver, Opaque, check_blas};
-use super::shape::Shape;
+use super::shape::{Rows, Shape};
 use crate::error::{Error, Result};
 use crate::kernels::Stored;
 use crate::kernels::cpu::lock;
@@ -78,10 +78,11 @@ pub struct Buffer {
     bytes: usize,
 }
 
-/// Divides a buffer from its beginning on.
+/// What a batch is computed in: divides a buffer from its beginning on, and says which rows of its products are computed together.
 pub struct Arena<'a> {
     buffer: &'a Buffer,
     used: Cell<usize>,
+    rows: Rows,
 }
 
 /// Host memory that the device reads and writes by itself while the host goes on.
@@ -502,8 +503,12 @@ impl Drop for Buffer {
 }
 
 impl<'a> Arena<'a> {
-    pub fn new(buffer: &'a Buffer) -> Arena<'a> {
-        Arena { buffer, used: Cell::new(0) }
+    pub fn new(buffer: &'a Buffer, rows: Rows) -> Arena<'a> {
+        Arena { buffer, used: Cell::new(0), rows }
+    }
+
+    pub fn rows(&self) -> Rows {
+        self.rows
     }
 
     /// Room for `len` numbers behind what was taken before.

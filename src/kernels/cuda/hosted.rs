@@ -30,7 +30,7 @@ fn room(device: &'static Device, len: usize, dtype: Stored) -> Result<Buffer> {
 }
 
 /// Whole numbers on the device.
-fn upload_words(device: &'static Device, words: &[u32]) -> Result<Buffer> {
+pub(super) fn upload_words(device: &'static Device, words: &[u32]) -> Result<Buffer> {
     let buffer = device.allocate(size_of_val(words))?;
     let mut pinned = device.pinned(size_of_val(words))?;
     pinned.write(0, words)?;
@@ -151,7 +151,13 @@ pub fn multiply(x: &Tensor, weight: &Weight, residual: Option<&Tensor>) -> Resul
         Some(residual) => upload(device, residual, Stored::F32)?,
         None => room(device, len, Stored::F32)?,
     };
-    device.multiply(x_buffer.array(0, x.elem_count(), dtype)?, weight, y.array(0, len, Stored::F32)?, residual.is_some(), Rows::Together)?;
+    device.multiply(
+        x_buffer.array(0, x.elem_count(), dtype)?,
+        weight,
+        y.array(0, len, Stored::F32)?,
+        residual.is_some(),
+        Rows::Together,
+    )?;
     download(device, &y, (rows, weight.out_features()), Stored::F32)
 }
 

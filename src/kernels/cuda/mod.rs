@@ -32,4 +32,5 @@ pub use operations::{
     AttentionPlan, HeadRoom, PrepareOptions, RotaryTables, STATISTICS_WORDS, SUMS_WORDS, head_chunk, statistics_of_words,
 };
 pub use pages::{DEVICE_PAGE, LastRoom, PagedKeys, StepLists, StepPlan};
-pub use product::{Rows, TILE, Weight};
+pub use product::Weight;
+pub use shape::{Rows, TILE};

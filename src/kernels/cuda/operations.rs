@@ -6,7 +6,8 @@ use super::array::Argument::{self, F32, Pointer, U32, U64};
 use super::array::{Array, Indices};
 use super::compile::Source;
 use super::device::{Buffer, Device};
-use super::product::{Rows, Weight};
+use super::product::Weight;
+use super::shape::Rows;
 use crate::error::{Error, Result};
 use crate::kernels::attention::AttentionShape;
 use crate::kernels::gated::Activation;
@@ -61,7 +62,11 @@ impl Device {
         y.expect("rows to be replaced", y.len(), x.dtype())?;
         check_rows(rows, y, width)?;
         if first + width > x_width || whole_rows("a choice of columns", x, x_width)? < rows.len() {
-            return Err(Error::new(format!("columns {first} to {} of {} rows are not there on the GPU", first + width, rows.len())));
+            return Err(Error::new(format!(
+                "columns {first} to {} of {} rows are not there on the GPU",
+                first + width,
+                rows.len()
+            )));
         }
         let name = if x.dtype() == Stored::F32 { "put_rows_f32" } else { "put_rows_bf16" };
         let [x_width, first, width_word] = [x_width, first, width].map(|number| U32(number as u32));
@@ -289,6 +294,17 @@ impl Device {
         let arguments = [sums.argument(), top_logits.argument(), statistics.argument(), U32(n as u32), top_k];
         // SAFETY: as above; the statistics have room for all.
         unsafe { self.launch(kernel, (n.div_ceil(8), 1), 256, 0, &arguments) }
+    }
+
+    /// The first of the largest of each row of `logits [N, V]` f32: `ids [N]` words, `u32::MAX` where a logit is no number or the largest not
+    /// finite.
+    pub fn largest_of_rows(&self, logits: Array, ids: Array, vocabulary: usize) -> Result<()> {
+        let rows = whole_rows("a choice of the largest", logits, vocabulary)?;
+        logits.expect("logits", logits.len(), Stored::F32)?;
+        ids.expect("ids of the largest", rows, Stored::F32)?;
+        let kernel = self.kernel(Source::Largest, "largest_of_rows")?;
+        // SAFETY: the logits are whole rows, and there is a word for each.
+        unsafe { self.launch(kernel, (rows, 1), 512, 0, &[logits.argument(), ids.argument(), U32(vocabulary as u32)]) }
     }
 
     /// Shared memory for the `top_k` largest of a row of logits; `None` where there is not enough.

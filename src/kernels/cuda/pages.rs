@@ -34,7 +34,13 @@ pub struct PagedKeys {
 }
 
 impl PagedKeys {
-    pub fn new(device: &'static Device, shape: &AttentionShape, layers: usize, n_pages: usize, dtype: Stored) -> Result<PagedKeys> {
+    pub fn new(
+        device: &'static Device,
+        shape: &AttentionShape,
+        layers: usize,
+        n_pages: usize,
+        dtype: Stored,
+    ) -> Result<PagedKeys> {
         let buffer = device.allocate(n_pages * PagedKeys::page_bytes(shape, layers, dtype))?;
         Ok(PagedKeys { buffer, n_pages, columns: kept_columns(shape), dtype })
     }
@@ -248,8 +254,7 @@ impl Device {
         unsafe { self.launch(kernel, blocks, PART as u32, 0, &arguments)? };
         let kernel = self.kernel(source, of_parts)?;
         let sinks = optional(sinks, heads)?;
-        let arguments =
-            [sums.argument(), masses.argument(), lists.queries.argument(), sinks, y.argument(), U32(heads as u32)];
+        let arguments = [sums.argument(), masses.argument(), lists.queries.argument(), sinks, y.argument(), U32(heads as u32)];
         // SAFETY: as above; the sinks are one a head, or none.
         unsafe { self.launch(kernel, (plan.queries.len() / QUERY_WORDS, 1), 256, 0, &arguments) }
     }
@@ -266,5 +271,267 @@ fn source(shape: &AttentionShape) -> Result<Source> {
         head_dim @ 1..=256 => Ok(Source::Last { head_dim: head_dim as u32, group: group(shape) as u32 }),
         wide => Err(Error::new(format!("the GPU's attention takes heads of up to 256 elements, not {wide}"))
             .cure("Leave out --device cuda: the CPU takes its place.")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::ops::Range;
+    use std::sync::Arc;
+
+    use candle_core::{Device as Candle, Tensor};
+
+    use super::super::{PrepareOptions, RotaryTables, hosted};
+    use super::*;
+    use crate::kernels::attention::attention_keeping;
+    use crate::kernels::rotary::{Rotary, RotaryStyle};
+    use crate::kernels::testing::{close, device, noise};
+    use crate::kernels::{Dtype, Kernels, Segment};
+
+    const N_PAGES: usize = 24;
+
+    /// Some sequences, where their pages are, and what reads them.
+    struct Setting<'a> {
+        device: &'static Device,
+        shape: AttentionShape,
+        dtype: Stored,
+        rotary: &'a Rotary,
+        sinks: Option<&'a [f32]>,
+        sequences: &'a [Vec<f32>],
+    }
+
+    /// By sequence and position, what the heads read.
+    type Found = BTreeMap<(usize, usize), Vec<f32>>;
+
+    impl Setting<'_> {
+        /// Reads positions of sequences, step by step, which lie at `pages`; each batch has some rows without a token.
+        fn run(&self, pages: &[Arc<[usize]>], steps: &[Vec<(usize, Range<usize>)>]) -> Found {
+            let (device, shape, dtype) = (self.device, &self.shape, self.dtype);
+            let (columns, width) = (shape.columns(), shape.heads * shape.head_dim);
+            let keys = PagedKeys::new(device, shape, 2, N_PAGES, dtype).unwrap();
+            // Sequences were here before; what they left is no number.
+            let len = N_PAGES * DEVICE_PAGE * kept_columns(shape);
+            let infinite = device.upload(&vec![f32::INFINITY; len], dtype).unwrap();
+            device.copy(infinite.array(0, len, dtype).unwrap(), keys.layer(1).unwrap()).unwrap();
+            let tables = RotaryTables::new(device, self.rotary).unwrap();
+            let sinks = self.sinks.map(|sinks| device.upload(sinks, Stored::F32).unwrap());
+            let mut found = Found::new();
+            for step in steps {
+                let (mut stretches, mut rows, mut positions) = (Vec::new(), Vec::new(), Vec::new());
+                for (sequence, range) in step {
+                    let begin = positions.len();
+                    rows.extend_from_slice(&self.sequences[*sequence][range.start * columns..range.end * columns]);
+                    positions.extend(range.clone().map(|position| position as u32));
+                    let tokens = begin..begin + range.len();
+                    stretches.push(Stretch {
+                        tokens,
+                        position: range.start,
+                        pages: pages[*sequence].clone(),
+                        sequence: *sequence,
+                    });
+                }
+                let held = positions.len();
+                let tokens = held + 3;
+                rows.resize(tokens * columns, 7.0);
+                positions.resize(tokens, 0);
+                let plan = StepPlan::new(&stretches, tokens, N_PAGES, shape, dtype, device.shared_bytes()).unwrap();
+                assert!(plan.n_words() <= StepPlan::most_words(tokens, step.len(), 1024));
+                assert!(plan.n_parts() <= StepPlan::most_parts(step.len(), 1024));
+                let lists =
+                    [&positions, &plan.before.tiles, &plan.before.ranges, &plan.rows, &plan.queries, &plan.parts, &plan.pages];
+                let buffers = lists.map(|list| hosted::upload_words(device, list).unwrap());
+                let sent = |i: usize| buffers[i].indices(0, lists[i].len(), hosted::end(lists[i])).unwrap();
+                let step_lists = StepLists {
+                    tiles: sent(1),
+                    ranges: sent(2),
+                    rows: sent(3),
+                    queries: sent(4),
+                    parts: sent(5),
+                    pages: sent(6),
+                };
+                let qkv = device.upload(&rows, dtype).unwrap();
+                let qkv = qkv.array(0, tokens * columns, dtype).unwrap();
+                let options = PrepareOptions { shape, rotary: &tables, bias: None, norms: None };
+                device.prepare_attention(qkv, &options, &plan.before, sent(0)).unwrap();
+                let kept = keys.layer(1).unwrap();
+                device.keep(qkv, shape, &step_lists, kept).unwrap();
+                let y = device.allocate(tokens * width * 4).unwrap();
+                let y = y.array(0, tokens * width, dtype).unwrap();
+                device.attention(qkv, Some(kept), &plan.before, step_lists.tiles, step_lists.ranges, shape, y).unwrap();
+                let [sums, masses] = LastRoom::lens(plan.n_parts(), shape).map(|len| device.allocate(4 * len).unwrap());
+                let room = LastRoom {
+                    sums: sums.array(0, sums.bytes() / 4, Stored::F32).unwrap(),
+                    masses: masses.array(0, masses.bytes() / 4, Stored::F32).unwrap(),
+                };
+                device.attend_to_last(qkv, kept, &plan, &step_lists, shape, sinks.as_ref(), &room, y).unwrap();
+                let y = device.download(y).unwrap();
+                assert!(y[held * width..].iter().all(|&x| x == 0.0), "rows without a token");
+                let mut y = y.chunks_exact(width);
+                for (sequence, range) in step {
+                    for position in range.clone() {
+                        found.insert((*sequence, position), y.next().unwrap().to_vec());
+                    }
+                }
+            }
+            found
+        }
+
+        fn expected(&self, sequence: usize) -> Vec<f64> {
+            let n = self.sequences[sequence].len() / self.shape.columns();
+            let qkv = Tensor::from_slice(&self.sequences[sequence], (n, self.shape.columns()), &Candle::Cpu).unwrap();
+            let segments = vec![Segment { tokens: 0..n, context: Vec::new() }].into();
+            let sinks = self.sinks.map(|sinks| Tensor::from_slice(sinks, sinks.len(), &Candle::Cpu).unwrap());
+            let (y, _) =
+                attention_keeping(&qkv, &segments, self.rotary, &self.shape, sinks.as_ref(), Dtype::F32, Kernels::Reference)
+                    .unwrap();
+            y.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f64::from).collect()
+        }
+    }
+
+    /// Prompts of several tokens and then tokens one by one are what whole sequences are, and their bits do not depend on what is computed
+    /// beside them, on where their pages are, or on whether another prompt has brought the beginning.
+    #[test]
+    fn sequences_by_pages_are_whole_sequences_and_alone_in_them() {
+        let Some(device) = device() else { return };
+        let cases = [
+            ((64, 9, 3), None, None),
+            ((64, 2, 1), Some(30), Some(3.0)),
+            ((20, 4, 2), Some(300), None),
+            ((7, 3, 1), Some(30), None),
+            ((128, 8, 1), None, None),
+            ((256, 4, 4), Some(300), None),
+        ];
+        for ((head_dim, heads, kv_heads), window, softcap) in cases {
+            for dtype in [Stored::F32, Stored::Bf16] {
+                let scale = 2.0 / (head_dim as f32).sqrt();
+                check(device, AttentionShape { heads, kv_heads, head_dim, scale, window, softcap }, dtype);
+            }
+        }
+    }
+
+    fn check(device: &'static Device, shape: AttentionShape, dtype: Stored) {
+        let frequencies: Vec<f64> = (0..shape.head_dim / 4).map(|i| 100f64.powf(-(i as f64) / 8.0)).collect();
+        let rotary = Rotary::new(&frequencies, 1024, RotaryStyle::Half, 1.0);
+        let columns = shape.columns();
+        let lengths = [540usize, 106, 4];
+        let mut sequences: Vec<Vec<f32>> =
+            lengths.iter().enumerate().map(|(i, n)| noise(n * columns, 2.0, i as u64 + 1)).collect();
+        // The second begins like the first, for a page and a bit.
+        let common = sequences[0][..70 * columns].to_vec();
+        sequences[1][..70 * columns].copy_from_slice(&common);
+        let setting = Setting { device, shape, dtype, rotary: &rotary, sinks: None, sequences: &sequences };
+        let pages = |first: Range<usize>, second: &[usize], third: usize| -> [Arc<[usize]>; 3] {
+            [first.rev().collect(), second.into(), [third].into()]
+        };
+        let own = pages(5..14, &[1, 3], 0);
+        let alone: Found = [
+            setting.run(&own, &[vec![(0, 0..530)], vec![(0, 530..531)], vec![(0, 531..532)]]),
+            setting.run(&own, &[vec![(1, 0..104)], vec![(1, 104..105)], vec![(1, 105..106)]]),
+            setting.run(&own, &[vec![(2, 0..1)], vec![(2, 1..2)]]),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        let among = pages(12..21, &[20, 2], 7);
+        let together = setting.run(
+            &among,
+            &[
+                vec![(2, 0..1), (0, 0..530)],
+                vec![(1, 64..104), (0, 530..531), (2, 1..2)],
+                vec![(0, 531..532), (1, 104..105)],
+                vec![(1, 105..106)],
+            ],
+        );
+        let bits = |found: &Found| -> Vec<((usize, usize), Vec<u32>)> {
+            found.iter().map(|(place, row)| (*place, row.iter().map(|x| x.to_bits()).collect())).collect()
+        };
+        let mut of_shared: Found = alone.clone();
+        of_shared.retain(|place, _| together.contains_key(place));
+        assert_eq!(together.len(), 532 + 42 + 2);
+        assert!(bits(&of_shared) == bits(&together), "{shape:?} {dtype}");
+        let tolerance = if dtype == Stored::F32 { 2e-5 } else { 3e-2 };
+        let width = shape.heads * shape.head_dim;
+        for sequence in 0..3 {
+            let expected = setting.expected(sequence);
+            for (&(_, position), row) in alone.iter().filter(|((found, _), _)| *found == sequence) {
+                let what = format!("{shape:?} {dtype} sequence {sequence} at {position}");
+                close(row, &expected[position * width..(position + 1) * width], tolerance, &what);
+            }
+        }
+    }
+
+    #[test]
+    fn sinks_take_their_share_of_the_last_token() {
+        let Some(device) = device() else { return };
+        for window in [None, Some(20)] {
+            let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 16, scale: 0.5, window, softcap: None };
+            let rotary = Rotary::new(&[1.0, 0.1], 1024, RotaryStyle::Half, 1.0);
+            let sequences = [noise(300 * shape.columns(), 1.0, 5)];
+            let sinks = [3.0, -2.0, 0.0, 5.0];
+            let setting =
+                Setting { device, shape, dtype: Stored::F32, rotary: &rotary, sinks: Some(&sinks), sequences: &sequences };
+            let found = setting.run(&[(0..5).collect()], &[vec![(0, 0..299)], vec![(0, 299..300)]]);
+            let width = shape.heads * shape.head_dim;
+            let expected = setting.expected(0);
+            for position in [298, 299] {
+                close(&found[&(0, position)], &expected[position * width..(position + 1) * width], 2e-5, "with sinks");
+            }
+        }
+    }
+
+    /// A product's rows have the same bits beside any others; on a card, where the algorithm depends on their number, because of the tiles.
+    #[test]
+    fn rows_of_products_in_tiles_have_their_own_bits() {
+        use super::super::{Rows, TILE};
+        use crate::kernels::matmul::Matrix;
+        let Some(device) = device() else { return };
+        for (dtype, products) in [(Stored::F32, Dtype::F32), (Stored::Bf16, Dtype::Bf16)] {
+            let (k, n) = (200, 72);
+            let (x, w, residual) = (noise(300 * k, 1.0, 1), noise(n * k, 1.0, 2), noise(300 * n, 1.0, 3));
+            let matrix =
+                Matrix::new([Ok(Tensor::from_slice(&w, (n, k), &Candle::Cpu).unwrap())], products, Kernels::Cuda).unwrap();
+            let run = |rows: Range<usize>, adds: bool| -> Vec<u32> {
+                let x = device.upload(&x[rows.start * k..rows.end * k], dtype).unwrap();
+                let y = device.upload(&residual[rows.start * n..rows.end * n], Stored::F32).unwrap();
+                let y = y.array(0, rows.len() * n, Stored::F32).unwrap();
+                let x = x.array(0, rows.len() * k, dtype).unwrap();
+                device.multiply(x, matrix.on_device().unwrap(), y, adds, Rows::InTiles).unwrap();
+                device.download(y).unwrap().into_iter().map(f32::to_bits).collect()
+            };
+            for adds in [false, true] {
+                let all = run(0..300, adds);
+                for rows in [0..1, 299..300, 100..100 + TILE, 3..70, 60..300] {
+                    assert!(run(rows.clone(), adds) == all[rows.start * n..rows.end * n], "{dtype}, adds {adds}, rows {rows:?}");
+                }
+            }
+        }
+    }
+
+    /// What the pages of a cache do not hold is refused; this needs no GPU.
+    #[test]
+    fn a_step_keeps_to_its_pages() {
+        let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 64, scale: 1.0, window: None, softcap: None };
+        let stretch = |tokens: Range<usize>, position: usize, pages: &[usize]| Stretch {
+            tokens,
+            position,
+            pages: pages.into(),
+            sequence: 0,
+        };
+        let plan = |stretches: &[Stretch], tokens| {
+            StepPlan::new(stretches, tokens, 4, &shape, Stored::Bf16, 99 << 10).map_err(|error| error.to_string())
+        };
+        let whole = plan(&[stretch(0..70, 0, &[2, 0]), stretch(70..71, 64, &[2, 3])], 128).unwrap();
+        assert_eq!(whole.rows[..64], (128..192).collect::<Vec<u32>>());
+        assert_eq!(whole.rows[64..], [0, 1, 2, 3, 4, 5, 192]);
+        assert_eq!((whole.kv_rows, whole.n_parts(), whole.queries.len() / QUERY_WORDS), (256, 2, 2 + 57));
+        for (stretches, message) in [
+            (vec![stretch(0..70, 0, &[2])], "lacks some"),
+            (vec![stretch(0..1, 0, &[4])], "lacks some"),
+            (vec![stretch(0..1, 64, &[0, 1]), stretch(1..2, 0, &[1])], "written twice"),
+            (vec![stretch(0..200, 0, &[0, 1, 2, 3])], "200 tokens in a batch of 128"),
+        ] {
+            assert!(plan(&stretches, 128).is_err_and(|error| error.contains(message)), "{message}");
+        }
     }
 }

@@ -6,7 +6,7 @@ use std::ptr::null_mut;
 use super::array::{Array, arena_bytes};
 use super::device::{Buffer, Device};
 use super::library::{Algorithm, Choice, Opaque, check_blas};
-use super::shape::Shape;
+use super::shape::{Rows, Shape, TILE};
 use crate::error::{Error, Result};
 use crate::kernels::Stored;
 use crate::kernels::cpu::lock;
@@ -19,19 +19,6 @@ pub struct Weight {
     out_features: usize,
     in_features: usize,
 }
-
-/// Which rows of a product are computed together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Rows {
-    /// All there are, which is the fastest. cuBLASLt's algorithm depends on their number, and with it the last bits of each.
-    Together,
-    /// [`TILE`] at a time, never more or less: the bits of a row do not depend on how many others there are.
-    InTiles,
-}
-
-/// Rows of a tile. The tensor cores multiply so many in the time that the weights take to come from memory, and each begins where cuBLASLt
-/// wants arrays to begin, at a multiple of 256 bytes.
-pub const TILE: usize = 64;
 
 const WORKSPACE_BYTES: usize = 32 << 20;
 /// Algorithms that are remembered; batches differ in length, so that there is no end of shapes.
