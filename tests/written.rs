@@ -136,7 +136,8 @@ fn answers_on_a_gpu_are_those_of_the_cpu() {
     let workdir = workdir(12);
     workdir.write("chosen.jsonl", r#"{"context": "a", "choices": ["b", "c"], "answer": 0}"#);
     let eval = |device: &str| {
-        workdir.run(&[&EVAL[..], &["chosen.jsonl", "--device", device, "--out", device, "--batch", "5"]].concat()).ok();
+        let tasks = ["--tasks", "q.jsonl,chosen.jsonl"];
+        workdir.run(&[&EVAL[..5], &tasks, &["--device", device, "--out", device, "--batch", "5"]].concat()).ok();
         assert!(!workdir.path(device).join("answers.q.part.jsonl").exists());
         answers(&workdir, device, "q")
     };

@@ -131,7 +131,7 @@ pub struct TokenStatistics {
     /// The model's first choice; the lowest id among ties
     pub top_id: u32,
     pub top_logprob: f32,
-    /// The model's second to fifth choice, the lowest ids first among ties. Not from a GPU, nor of fewer than five largest logits that were asked for.
+    /// The model's second to fifth choice, the lowest ids first among ties; fewer where fewer largest logits were asked for.
     pub next: [Choice; NEXT_CHOICES],
 }
 

@@ -12,6 +12,13 @@ pub(crate) fn implementations() -> Vec<Kernels> {
     kernels
 }
 
+/// Those that multiply in `dtype`.
+pub(crate) fn implementations_in(dtype: Dtype) -> Vec<Kernels> {
+    let mut kernels = implementations();
+    kernels.retain(|&kernels| kernels != Kernels::Cuda || dtype.stored().is_ok());
+    kernels
+}
+
 /// The GPU, if there is one.
 pub(crate) fn device() -> Option<&'static Device> {
     let device = Device::get();

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::kernels::Dtype;
 use crate::kernels::attention::LayerCache;
 pub use crate::kernels::attention::{PAGE, Stretch};
-use crate::kernels::cuda::{DEVICE_PAGE, PagedKeys};
+use crate::kernels::cuda::{DEVICE_PAGE, KeptStates, PagedKeys};
 use crate::kernels::delta::DeltaCache;
 
 /// What a cache is to hold at a time.
@@ -34,7 +34,16 @@ pub struct Cache {
 pub(super) enum Place {
     /// By layers.
     Host(Vec<Kept>),
-    Device(PagedKeys),
+    Device(OnDevice),
+}
+
+/// What all layers keep on a GPU.
+pub(super) struct OnDevice {
+    pub keys: PagedKeys,
+    /// Where some layers have the gated delta rule.
+    pub states: Option<KeptStates>,
+    /// Of each layer, how many before it are of its kind.
+    pub numbers: Vec<usize>,
 }
 
 /// What one layer keeps.
@@ -54,9 +63,9 @@ impl Cache {
         Cache::of(Place::Host((0..config.layers).map(kept).collect()), n_pages)
     }
 
-    pub(super) fn on_device(keys: PagedKeys) -> Cache {
-        let n_pages = keys.n_pages();
-        Cache::of(Place::Device(keys), n_pages)
+    pub(super) fn on_device(kept: OnDevice) -> Cache {
+        let n_pages = kept.keys.n_pages();
+        Cache::of(Place::Device(kept), n_pages)
     }
 
     fn of(place: Place, n_pages: usize) -> Cache {
@@ -83,7 +92,7 @@ impl Cache {
     pub fn shares_pages(&self) -> bool {
         match &self.place {
             Place::Host(layers) => layers.iter().all(|kept| matches!(kept, Kept::Attention(_))),
-            Place::Device(_) => true,
+            Place::Device(kept) => kept.states.is_none(),
         }
     }
 

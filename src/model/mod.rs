@@ -6,8 +6,9 @@
 //! families/       one family a file, and the table of them; multimodal.rs for those inside a larger model; keys.rs says which settings
 //!                 are honoured, refused, irrelevant
 //! memory.rs       refuses what does not fit
-//! placement.rs    where a model runs; device.rs puts it there; load_options.rs how it is held; on_cuda.rs runs a decoder on a GPU,
-//!                 step_on_cuda.rs where it writes
+//! placement.rs    where a model runs; device.rs puts it there; load_options.rs how it is held
+//! on_cuda.rs      runs a decoder on a GPU, with cuda_experts.rs, cuda_delta.rs and what these share, cuda_parts.rs; step_on_cuda.rs
+//!                 where it writes
 //! statistics.rs   what a model believed about a batch's targets: computed, or on its way
 //! source.rs       where weights come from; batch.rs what goes in; cache.rs keeps what sequences have been read, context.rs says what
 //!                 a block's tokens attend to
@@ -26,8 +27,8 @@
 //!    values `Only`, or `Irrelevant`; a setting that stands nowhere is refused with its name; `settings` writes them again. `block`
 //!    puts the parts of `layers.rs` together. What no part does yet becomes a part, or a field of `Config`, not a special case.
 //!    `configure_gguf`, `gguf_keys` and `gguf_names` read llama.cpp's files (`src/models/{architecture}.cpp` and
-//!    `gguf-py/gguf/tensor_mapping.py` there). What `on_cuda.rs` does not compute, `cuda_lacks` says. A multimodal model around a
-//!    known family is a row in `outer.rs` instead.
+//!    `gguf-py/gguf/tensor_mapping.py` there). A part that is new is computed in `on_cuda.rs`, too. A multimodal model around a known
+//!    family is a row in `outer.rs` instead.
 //! 2. A row in `FAMILIES` and a `mod` line (`src/model/families/mod.rs`), and a row in the table of `src/guide/models.md`.
 //! 3. A fixture `tests/fixtures/families/{model_type}`: a random checkpoint of a few thousand weights with the logits that
 //!    Transformers gives it. Add it to `make.py` there and run that, then `columns.py`, `greedy.py` and, where llama.cpp knows the
@@ -42,6 +43,11 @@ mod block;
 mod cache;
 mod config;
 mod context;
+mod cuda_delta;
+mod cuda_experts;
+mod cuda_parts;
+#[cfg(test)]
+mod cuda_tests;
 mod decoder;
 mod default_model;
 mod delta_net;
@@ -239,7 +245,7 @@ impl Model {
     /// much. On the CPU it has the most pages that `size` tells, on a GPU as many as fit.
     pub fn cache(&self, size: &CacheSize) -> Result<Cache> {
         if let Some(on_cuda) = &self.on_cuda {
-            return Ok(Cache::on_device(on_cuda.keys(&self.info.name, &self.config, size)?));
+            return Ok(Cache::on_device(on_cuda.keep(&self.info.name, &self.config, size)?));
         }
         let (n_pages, dtypes) = (*size.pages.end(), self.decoder.attention_dtypes());
         let of_pages = n_pages * Cache::page_bytes(&self.config, &dtypes);
@@ -276,8 +282,8 @@ impl Model {
         self.tokenizer.check(ids)?;
         let (head, options) = (self.head(), self.head_options(1));
         match (&self.on_cuda, &cache.place) {
-            (Some(on_cuda), Place::Device(keys)) => {
-                let fetched = on_cuda.step(&self.decoder, keys, ids, stretches, Wanted::Logits)?;
+            (Some(on_cuda), Place::Device(kept)) => {
+                let fetched = on_cuda.step(&self.decoder, kept, ids, stretches, Wanted::Logits)?;
                 match options.softcap {
                     None => read(fetched.logits()?),
                     Some(_) => read(&bent(fetched.logits()?.to_vec(), head.out_features(), &options)),
@@ -297,9 +303,9 @@ impl Model {
     /// round two of them to one.
     pub fn next_largest(&self, cache: &mut Cache, ids: &[u32], stretches: &[Stretch]) -> Result<Option<Vec<u32>>> {
         match (&self.on_cuda, &cache.place, self.config.final_softcap) {
-            (Some(on_cuda), Place::Device(keys), None) => {
+            (Some(on_cuda), Place::Device(kept), None) => {
                 self.tokenizer.check(ids)?;
-                let fetched = on_cuda.step(&self.decoder, keys, ids, stretches, Wanted::Largest)?;
+                let fetched = on_cuda.step(&self.decoder, kept, ids, stretches, Wanted::Largest)?;
                 Ok(Some(fetched.largest()?.to_vec()))
             }
             _ => Ok(None),

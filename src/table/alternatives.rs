@@ -67,7 +67,7 @@ impl Pending {
         self.logprob.push(logprob);
     }
 
-    /// Nothing is written where there is nothing: scores from a GPU have no such choices.
+    /// Nothing is written where there is nothing.
     pub(super) fn write(self, path: &Path, texts: &TextColumn, provenance: &[(String, String)]) -> Result<()> {
         if self.row.is_empty() {
             return Ok(());

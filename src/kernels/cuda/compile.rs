@@ -21,6 +21,11 @@ pub(super) enum Source {
     Rows,
     Head,
     Largest,
+    Experts,
+    /// The gated delta rule of keys of so many elements.
+    Delta {
+        key_dim: u32,
+    },
     /// Attention of heads of so many elements, by so many warps a block, each on so many times 16 tokens.
     Attention {
         head_dim: u32,
@@ -42,6 +47,8 @@ impl Source {
             Source::Rows => include_str!("../matmul/rows.cu"),
             Source::Head => include_str!("../statistics/statistics.cu"),
             Source::Largest => include_str!("../statistics/largest.cu"),
+            Source::Experts => include_str!("experts.cu"),
+            Source::Delta { .. } => include_str!("../delta/delta.cu"),
             Source::Attention { .. } => include_str!("../attention/attention.cu"),
             Source::Last { .. } => include_str!("../attention/last.cu"),
         }
@@ -54,6 +61,8 @@ impl Source {
             Source::Rows => "rows.cu",
             Source::Head => "statistics.cu",
             Source::Largest => "largest.cu",
+            Source::Experts => "experts.cu",
+            Source::Delta { .. } => "delta.cu",
             Source::Attention { .. } => "attention.cu",
             Source::Last { .. } => "last.cu",
         }
@@ -74,6 +83,7 @@ impl Source {
                 vec![("HEAD_DIM", head_dim), ("WARPS", warps), ("ROW_TILES", row_tiles)]
             }
             Source::Last { head_dim, group } => vec![("HEAD_DIM", head_dim), ("GROUP", group)],
+            Source::Delta { key_dim } => vec![("KEY_DIM", key_dim)],
             _ => Vec::new(),
         }
     }
@@ -170,11 +180,13 @@ mod tests {
         }
         let attention = |head_dim, warps, row_tiles| Source::Attention { head_dim, warps, row_tiles };
         let last = [(64, 3), (128, 4), (128, 8), (256, 8)].map(|(head_dim, group)| Source::Last { head_dim, group });
-        let plain = [Source::Norm, Source::Gated, Source::Rows, Source::Head, Source::Largest];
+        let plain = [Source::Norm, Source::Gated, Source::Rows, Source::Head, Source::Largest, Source::Experts];
+        let keys = [10, 128, 256].map(|key_dim| Source::Delta { key_dim });
         let widths = [attention(64, 4, 1), attention(64, 4, 2), attention(128, 4, 2), attention(128, 8, 1), attention(256, 4, 1)];
         let capabilities = [(8, 0), (9, 0), (10, 0)];
         let all: Vec<_> = plain
             .into_iter()
+            .chain(keys)
             .chain(widths)
             .chain(last)
             .flat_map(|source| capabilities.map(|capability| (source, capability)))

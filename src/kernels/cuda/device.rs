@@ -36,8 +36,6 @@ pub struct Device {
     modules: Mutex<HashMap<Source, Handle>>,
     pub(super) algorithms: Mutex<HashMap<Shape, library::Algorithm>>,
     pub(super) workspace: Mutex<Option<Buffer>>,
-    /// Where products compute fewer rows than a tile has.
-    pub(super) tile: Mutex<Option<Buffer>>,
     /// Host memory that is waiting to be used again.
     pinned: Mutex<Vec<PinnedBytes>>,
     allocated: AtomicU64,
@@ -167,7 +165,6 @@ impl Device {
             modules: Mutex::default(),
             algorithms: Mutex::default(),
             workspace: Mutex::default(),
-            tile: Mutex::default(),
             pinned: Mutex::default(),
             allocated: AtomicU64::new(0),
             peak: AtomicU64::new(0),

@@ -3,7 +3,7 @@
 use std::ffi::c_void;
 use std::ptr::null_mut;
 
-use super::array::{Array, arena_bytes};
+use super::array::Array;
 use super::device::{Buffer, Device};
 use super::library::{Algorithm, Choice, Opaque, check_blas};
 use super::shape::{Rows, Shape, TILE};
@@ -88,30 +88,13 @@ impl Device {
         let (n, k) = (weight.out_features, weight.in_features);
         let rows = y.len() / n.max(1);
         x.expect("the input of a product", rows * k, weight.dtype)?;
-        let whole = rows / TILE * TILE;
-        for begin in (0..whole).step_by(TILE) {
+        if !rows.is_multiple_of(TILE) {
+            return Err(Error::new(format!("{rows} rows of a product are not whole tiles of {TILE}")));
+        }
+        for begin in (0..rows).step_by(TILE) {
             self.multiply_together(x.part(begin * k, TILE * k)?, weight, y.part(begin * n, TILE * n)?, adds)?;
         }
-        let rest = rows - whole;
-        if rest == 0 {
-            return Ok(());
-        }
-        // What is left is computed within a tile of its own, whose other rows are whatever lies there.
-        let x_bytes = arena_bytes(TILE * k, weight.dtype);
-        let mut tile = lock(&self.tile);
-        let bytes = x_bytes + arena_bytes(TILE * n, Stored::F32);
-        if tile.as_ref().is_none_or(|tile| tile.bytes() < bytes) {
-            *tile = Some(self.allocate(bytes)?);
-        }
-        let buffer = tile.as_ref().ok_or_else(|| Error::new("a product's tile was not kept"))?;
-        let (x_tile, y_tile) = (buffer.array(0, TILE * k, weight.dtype)?, buffer.array(x_bytes, TILE * n, y.dtype())?);
-        let (x_rest, y_rest) = (x.part(whole * k, rest * k)?, y.part(whole * n, rest * n)?);
-        self.copy(x_rest, x_tile.part(0, rest * k)?)?;
-        if adds {
-            self.copy(y_rest, y_tile.part(0, rest * n)?)?;
-        }
-        self.multiply_together(x_tile, weight, y_tile, adds)?;
-        self.copy(y_tile.part(0, rest * n)?, y_rest)
+        Ok(())
     }
 
     fn multiply_together(&'static self, x: Array, weight: &Weight, y: Array, adds: bool) -> Result<()> {

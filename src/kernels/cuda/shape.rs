@@ -18,7 +18,7 @@ pub(super) struct Shape {
 pub enum Rows {
     /// All there are, which is the fastest. cuBLASLt's algorithm depends on their number, and with it the last bits of each.
     Together,
-    /// [`TILE`] at a time, never more or less: the bits of a row do not depend on how many others there are.
+    /// [`TILE`] at a time, never more or less: the bits of a row do not depend on how many others there are. Whole tiles are given.
     InTiles,
 }
 

@@ -1,7 +1,7 @@
 //! Fused and reference products against sums in f64.
 
 use super::*;
-use crate::kernels::testing::{DTYPES, held, implementations, noise, product};
+use crate::kernels::testing::{DTYPES, held, implementations, implementations_in, noise, product};
 
 /// Reproducible numbers in [-1, 1).
 fn numbers(n: usize, seed: u64) -> Vec<f32> {
@@ -62,8 +62,8 @@ fn one_hand_made_product() {
     // [1 2 3; 4 5 6] times the rows (1, 0, -1) and (0.5, 0.5, 0.5): exact in bf16 too.
     let x = tensor(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 2, 3);
     let w = tensor(&[1.0, 0.0, -1.0, 0.5, 0.5, 0.5], 2, 3);
-    for kernels in implementations() {
-        for dtype in DTYPES {
+    for dtype in DTYPES {
+        for kernels in implementations_in(dtype) {
             let matrix = Matrix::new([Ok(w.clone())], dtype, kernels).unwrap();
             assert_eq!(matrix.forward(&x).unwrap().to_vec2::<f32>().unwrap(), [[-2.0, 3.0], [-2.0, 7.5]]);
             let residual = tensor(&[10.0, 20.0, 30.0, 40.0], 2, 2);
@@ -168,7 +168,7 @@ fn parts_are_joined_wherever_they_end_and_rows_come_back_as_stored() {
     let parts: Vec<Vec<f32>> = sizes.iter().map(|&n| numbers(n * k, n as u64)).collect();
     let whole = tensor(&parts.concat(), sizes.iter().sum(), k);
     for dtype in DTYPES {
-        for kernels in implementations() {
+        for kernels in implementations_in(dtype) {
             let tensors = parts.iter().zip(sizes).map(|(part, n)| Ok(tensor(part, n, k)));
             let matrix = Matrix::new(tensors, dtype, kernels).unwrap();
             assert_eq!((matrix.out_features(), matrix.in_features()), (198, 5));

@@ -4,13 +4,16 @@
 // relative to the largest logit `m`, with d = logit - m and e = exp(d): terms of one thread in f32, of the block in f64. The K largest logits
 // are found exactly. The words are dealt to GROUPS groups of threads; the K-th largest of the groups' own maxima, `least`, is a lower bound of
 // the K-th largest logit; all logits above `least` lie with fewer than K groups, so that a list of (K - 1) times a group's words holds them,
-// and the rest of the K equals `least`.
+// and the rest of the K equals `least`. The ids of the first CHOICES of them are found in the same way, by a bound of their own.
 
 #define THREADS 512
 // One for two threads; K may not be larger.
 #define GROUPS 256
 #define GROUP (THREADS / GROUPS)
 #define N_SUMS 5
+// The first choice and those after it whose ids are told.
+#define CHOICES 5
+#define NO_WORD 0xffffffffu
 
 #define MINUS_INFINITY __int_as_float(0xff800000)
 #define NOT_A_NUMBER __int_as_float(0x7fc00000)
@@ -20,7 +23,7 @@
 struct RowSums {
     double e, e_d, e_dd, e_e, tail;
     float largest, target_logit;
-    u32 largest_id, n_larger;
+    u32 n_larger, choices[CHOICES];
 };
 
 struct TokenStatistics {
@@ -29,6 +32,8 @@ struct TokenStatistics {
     float tail, varentropy, grad;
     u32 top_id;
     float top_logprob;
+    u32 next_ids[CHOICES - 1];
+    float next_logprobs[CHOICES - 1];  // -inf where there is no such choice
 };
 
 __device__ __forceinline__ float capped(float logit, float softcap) {
@@ -59,17 +64,20 @@ struct Words<4> {
 };
 
 // logits [N, V] f32, targets [N], row_sums [N], top_logits [N, top_k]: the largest logits, largest first. Dynamic shared memory: top_k floats,
-// then the list of (top_k - 1) * GROUP * VECTOR * ceil(V / (VECTOR * THREADS)).
+// then lists of the logits and of the ids, top_k - 1 and min(top_k, CHOICES) - 1 times GROUP * VECTOR * ceil(V / (VECTOR * THREADS)).
 template <int VECTOR>
 __device__ void sum_rows(const float* logits, const u32* targets, RowSums* row_sums, float* top_logits, u32 vocabulary, u32 top_k,
                          float softcap) {
     __shared__ float maxima[GROUPS];
     __shared__ double sums[N_SUMS][THREADS / WARP];
     __shared__ float tops[WARP];
-    __shared__ float least;
-    __shared__ u32 n_listed, top_id, n_larger_sum;
+    // The `top_k`-th and the `n_choices`-th largest of the maxima; the lowest word that equals the latter.
+    __shared__ float least, least_choice;
+    __shared__ u32 n_listed, n_ids, tied_id, n_larger_sum;
     extern __shared__ float largest[];
+    u32 n_choices = min(top_k, CHOICES);
     float* list = largest + top_k;
+    u32* ids = (u32*)(list + (top_k - 1) * (GROUP * VECTOR) * ((vocabulary + VECTOR * THREADS - 1) / (VECTOR * THREADS)));
 
     const float* row = logits + (u64)blockIdx.x * vocabulary;
     u32 target = targets[blockIdx.x], warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
@@ -87,7 +95,7 @@ __device__ void sum_rows(const float* logits, const u32* targets, RowSums* row_s
     if (threadIdx.x % GROUP == 0) maxima[threadIdx.x / GROUP] = group_top;
     top = largest_of_lanes(top, WARP);
     if (lane == 0) tops[warp] = top;
-    if (threadIdx.x == 0) n_listed = 0, top_id = 0xffffffffu, n_larger_sum = 0;
+    if (threadIdx.x == 0) n_listed = 0, n_ids = 0, tied_id = NO_WORD, n_larger_sum = 0;
     __syncthreads();
     top = largest_of_lanes(lane < THREADS / WARP ? tops[lane] : MINUS_INFINITY, WARP);
 
@@ -98,6 +106,7 @@ __device__ void sum_rows(const float* logits, const u32* targets, RowSums* row_s
 #pragma unroll 8
         for (u32 i = 0; i < GROUPS; ++i) before += maxima[i] > own || (maxima[i] == own && i < threadIdx.x);
         if (before == top_k - 1) least = own;
+        if (before == n_choices - 1) least_choice = own;
     }
     __syncthreads();
 
@@ -111,8 +120,11 @@ __device__ void sum_rows(const float* logits, const u32* targets, RowSums* row_s
 #pragma unroll
         for (int i = 0; i < VECTOR; ++i) {
             float logit = words.at[i];
-            if (logit > bound) list[atomicAdd(&n_listed, 1u)] = logit;
-            if (logit == top) atomicMin(&top_id, v + i);
+            if (logit > bound) {
+                list[atomicAdd(&n_listed, 1u)] = logit;
+                if (logit > least_choice) ids[atomicAdd(&n_ids, 1u)] = v + i;
+                else if (logit == least_choice) atomicMin(&tied_id, v + i);
+            }
             n_larger += logit > target_logit;
             // Below -100 there is no mass in f32, and -inf would make NaN of its product with its own exponential.
             float d = logit - top;
@@ -147,8 +159,38 @@ __device__ void sum_rows(const float* logits, const u32* targets, RowSums* row_s
         for (int i = 0; i < THREADS / WARP; ++i) sum += sums[threadIdx.x][i];
         (&out->e)[threadIdx.x] = sum;
     }
-    if (threadIdx.x == 0) out->largest = top, out->target_logit = target_logit, out->largest_id = top_id, out->n_larger = n_larger_sum;
+    if (threadIdx.x == 0) out->largest = top, out->target_logit = target_logit, out->n_larger = n_larger_sum;
+    // The same for their ids, the lower ones first among ties.
+    for (u32 i = threadIdx.x; i < n_ids; i += THREADS) {
+        u32 place = 0, id = ids[i];
+        float own = capped(row[id], softcap);
+#pragma unroll 1
+        for (u32 j = 0; j < n_ids; ++j) {
+            float other = capped(row[ids[j]], softcap);
+            place += other > own || (other == own && ids[j] < id);
+        }
+        if (place < n_choices) out->choices[place] = id;
+    }
     __syncthreads();
+    // The rest equals `least_choice`, the lowest ids first. The first of them is known where it is more than `least`.
+    u32 first = 0;
+#pragma unroll 1
+    for (u32 place = n_ids; place < n_choices; ++place) {
+        if (tied_id == NO_WORD) {
+            __syncthreads();  // All have seen that.
+            for (u32 v = first + threadIdx.x; v < vocabulary; v += THREADS) {
+                if (capped(row[v], softcap) != least_choice) continue;
+                atomicMin(&tied_id, v);
+                break;
+            }
+            __syncthreads();
+        }
+        u32 found = tied_id;
+        __syncthreads();
+        if (threadIdx.x == 0) out->choices[place] = found, tied_id = NO_WORD;
+        first = found == NO_WORD ? vocabulary : found + 1;
+        __syncthreads();
+    }
     for (u32 i = threadIdx.x; i < top_k; i += THREADS) top_logits[(u64)blockIdx.x * top_k + i] = largest[i];
 }
 
@@ -184,6 +226,7 @@ finish(const RowSums* row_sums, const float* top_logits, TokenStatistics* statis
     RowSums others = row_sums[token];
     double d = (double)others.target_logit - (double)others.largest, e = exp(d), total = others.e + e;
     TokenStatistics out = {NOT_A_NUMBER, NOT_A_NUMBER, NOT_A_NUMBER, 0, NOT_A_NUMBER, NOT_A_NUMBER, NOT_A_NUMBER, 0, NOT_A_NUMBER};
+    for (u32 i = 0; i < CHOICES - 1; ++i) out.next_ids[i] = 0, out.next_logprobs[i] = MINUS_INFINITY;
     // One NaN or +inf makes `e d` NaN; nothing but -inf leaves no mass.
     if (total > 0.0 && others.e_d - others.e_d == 0.0) {
         double ed = e > 0.0 ? e * d : 0.0, edd = e > 0.0 ? e * d * d : 0.0;
@@ -197,8 +240,12 @@ finish(const RowSums* row_sums, const float* top_logits, TokenStatistics* statis
         out.tail = (float)fmin((others.tail + e) / total, 1.0);
         out.varentropy = (float)fmax((others.e_dd + edd) / total - mean_d * mean_d, 0.0);
         out.grad = (float)sqrt(not_target * not_target + others.e_e / (total * total));
-        out.top_id = others.largest_id;
+        out.top_id = others.choices[0];
         out.top_logprob = (float)-ln_total;
+        for (u32 i = 1; i < min(top_k, CHOICES) && largest[i] > MINUS_INFINITY; ++i) {
+            out.next_ids[i - 1] = others.choices[i];
+            out.next_logprobs[i - 1] = (float)((double)largest[i] - (double)others.largest - ln_total);
+        }
     }
     statistics[token] = out;
 }

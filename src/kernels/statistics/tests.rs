@@ -4,7 +4,7 @@ use candle_core::Device;
 
 use super::reference::divergence_of_logits;
 use super::*;
-use crate::kernels::testing::{DTYPES, implementations, noise, product};
+use crate::kernels::testing::{DTYPES, device, implementations, noise, product};
 use crate::kernels::{Dtype, Kernels, NEXT_CHOICES};
 
 /// Reproducible numbers in [-1, 1).
@@ -26,6 +26,10 @@ fn all_ways(logits: &[f32], targets: &[u32], top_k: usize) -> Vec<(String, Vec<T
         .into_iter()
         .map(|level| (level.to_string(), fused::head_statistics(level, &ones, &panels, targets, &options, Curves::default()).0))
         .collect();
+    if device().is_some() {
+        let head = Matrix::new([Ok(tensor(logits, logits.len(), 1))], Dtype::F32, Kernels::Cuda).unwrap();
+        ways.push(("cuda".into(), head_statistics(&tensor(&ones, ones.len(), 1), &head, targets, &options).unwrap()));
+    }
     let truth = targets.iter().map(|&target| statistics_of_logits(logits, target, top_k)).collect();
     ways.push(("f64".into(), truth));
     ways

@@ -64,7 +64,7 @@ function choices(run, token, word) {
   return body;
 }
 
-// Word, ln p and rank of the choices after the first. Tokens that the model was sure of have none, and neither has a run from a GPU.
+// Word, ln p and rank of the choices after the first. Tokens that the model was sure of have none.
 function alternativesOf(run, token) {
   const list = [];
   if (!run.alternativesFrom) return list;
