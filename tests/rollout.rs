@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use diagnose::kernels::cuda;
 use serde_json::{Value, json};
 
 use crate::tiny_model;
@@ -98,21 +99,43 @@ fn answers_are_rows_that_score_as_the_model_drew_them() {
 
 #[test]
 fn a_killed_run_and_another_batch_give_the_same_answers() {
-    let workdir = workdir(300);
+    killed_and_written_again(300, &COMMAND);
+}
+
+/// On an emulated one, too; where there is none, `--device cuda` is refused by the name of what is missing.
+#[test]
+fn a_killed_run_and_another_batch_give_the_same_answers_on_a_gpu() {
+    let mut command = [&COMMAND[..], &["--device", "cuda"]].concat();
+    command[5] = "25";
+    if let Err(error) = cuda::Device::get() {
+        assert!(std::env::var_os("DIAGNOSE_DEVICE_TESTS").is_none(), "{error}");
+        let refused = workdir(3).run(&[&command[..], &["--out", "run"]].concat());
+        assert!(
+            refused.code == Some(1) && refused.stderr.contains("GPU") || refused.stderr.contains("libcuda"),
+            "{}",
+            refused.stderr
+        );
+        return;
+    }
+    killed_and_written_again(30, &command);
+}
+
+fn killed_and_written_again(n_rows: usize, command: &[&str]) {
+    let workdir = workdir(n_rows);
     let began = Instant::now();
-    workdir.run(&[&COMMAND[..], &["--out", "whole"]].concat()).ok();
+    workdir.run(&[command, &["--out", "whole"]].concat()).ok();
     let whole = began.elapsed();
     for moment in 1..4u32 {
-        let mut child = workdir.command(&[&COMMAND[..], &["--out", "killed"]].concat()).spawn().unwrap();
+        let mut child = workdir.command(&[command, &["--out", "killed"]].concat()).spawn().unwrap();
         std::thread::sleep(whole * moment / 5 + Duration::from_millis(3));
         child.kill().unwrap();
         child.wait().unwrap();
     }
-    workdir.run(&[&COMMAND[..], &["--out", "killed", "--batch", "5"]].concat()).ok();
+    workdir.run(&[command, &["--out", "killed", "--batch", "5"]].concat()).ok();
     assert!(read(&workdir, "whole") == read(&workdir, "killed"));
-    let other = workdir.run(&[&COMMAND[..], &["--out", "killed", "--seed", "1"]].concat());
+    let other = workdir.run(&[command, &["--out", "killed", "--seed", "1"]].concat());
     assert!(other.code == Some(1) && other.stderr.contains("holds other rollouts"), "{}", other.stderr);
-    workdir.run(&[&COMMAND[..], &["--out", "alone", "--batch", "1", "--limit", "3"]].concat()).ok();
+    workdir.run(&[command, &["--out", "alone", "--batch", "1", "--limit", "3"]].concat()).ok();
     let first: Vec<Value> = rows(&read(&workdir, "whole")).into_iter().take(6).collect();
     assert_eq!(rows(&read(&workdir, "alone")), first);
 }

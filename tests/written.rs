@@ -126,6 +126,25 @@ fn a_killed_evaluation_and_another_batch_give_the_same_answers() {
     assert_eq!(answers(&workdir, "whole", "q"), answers(&workdir, "other", "q"));
 }
 
+/// In f32 the tiny model's greedy answers are the same wherever it runs, and tasks of both kinds share a folder there.
+#[test]
+fn answers_on_a_gpu_are_those_of_the_cpu() {
+    if let Err(error) = diagnose::kernels::cuda::Device::get() {
+        assert!(std::env::var_os("DIAGNOSE_DEVICE_TESTS").is_none(), "{error}");
+        return;
+    }
+    let workdir = workdir(12);
+    workdir.write("chosen.jsonl", r#"{"context": "a", "choices": ["b", "c"], "answer": 0}"#);
+    let eval = |device: &str| {
+        let tasks = ["--tasks", "q.jsonl,chosen.jsonl"];
+        workdir.run(&[&EVAL[..5], &tasks, &["--device", device, "--out", device, "--batch", "5"]].concat()).ok();
+        assert!(!workdir.path(device).join("answers.q.part.jsonl").exists());
+        answers(&workdir, device, "q")
+    };
+    assert_eq!(eval("cuda"), eval("cpu"));
+    assert_eq!(task(&workdir, "cuda", "q")["metrics"], task(&workdir, "cpu", "q")["metrics"]);
+}
+
 #[test]
 fn what_cannot_be_asked_is_said() {
     let workdir = workdir(4);
@@ -137,7 +156,7 @@ fn what_cannot_be_asked_is_said() {
     refused("q.jsonl", &["--max-new-tokens", "0"], 2, "--max-new-tokens 0");
     refused("q.jsonl", &["--top-p", "0.9"], 2, "--top-p has no say at temperature 0");
     refused("q.jsonl", &["--fewshot-from", "q.jsonl"], 2, "`q` is asked with none");
-    refused("q.jsonl", &["--device", "cuda"], 2, "answers are written on the CPU only, not on `cuda`");
+    refused("q.jsonl", &["--device", "metal"], 2, "answers are written on the CPU or on an NVIDIA GPU, not on `metal`");
     assert!(!workdir.path("bad").exists());
     refused("q.jsonl", &["--max-len", "256"], 2, "leaves no room for its prompts in --max-len 256");
     workdir.write("empty.jsonl", r#"{"prompt": " ", "answer": "a"}"#);

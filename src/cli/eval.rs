@@ -86,8 +86,8 @@ pub(super) struct Options {
     #[arg(long, default_value = "fused", hide_short_help = true)]
     kernels: Kernels,
 
-    /// Where the model runs: auto (an NVIDIA GPU if there is one that the model fits on, else the CPU, which also writes all answers), cpu,
-    /// cuda, or metal (a build with that feature, and --kernels reference)
+    /// Where the model runs: auto (an NVIDIA GPU if there is one that the model fits on, else the CPU), cpu, cuda, or metal (a build with
+    /// that feature, and --kernels reference)
     #[arg(long, default_value = "auto", hide_short_help = true)]
     device: Placement,
 

@@ -12,6 +12,7 @@ use crate::engine::remote::LEAST_TOP_K;
 use crate::error::{Context, Error, Result};
 use crate::jobs::rollout::{self, Job};
 use crate::kernels::Dtype;
+use crate::model::Placement;
 
 /// Let the model answer the prompts of a data set itself
 ///
@@ -76,6 +77,10 @@ pub(super) struct Args {
     #[arg(long, default_value = "f32")]
     dtype: Dtype,
 
+    /// Where the model runs: auto (an NVIDIA GPU if there is one that the model fits on, else the CPU), cpu, or cuda
+    #[arg(long, default_value = "auto", hide_short_help = true)]
+    device: Placement,
+
     #[command(flatten)]
     rows: RowArgs,
 
@@ -103,6 +108,7 @@ pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
         servers: args.servers.options(LEAST_TOP_K)?,
         out: args.out,
         dtype: args.dtype,
+        device: args.device,
         render: args.rows.render()?,
         max_len: args.rows.max_len(),
         choice: args.rows.choice(),
@@ -134,6 +140,7 @@ fn scoring_command(job: &Job, rollouts: &Path) -> String {
         ("--model", job.model.clone()),
         ("--base", job.base.clone()),
         ("--dtype", (job.dtype != Dtype::F32).then(|| job.dtype.to_string())),
+        ("--device", (job.device != Placement::Auto).then(|| job.device.to_string())),
         ("--system", render.system.clone()),
         ("--chat-template", render.chat_template.as_ref().map(|path| path.display().to_string())),
         ("--chat-template-kwargs", render.template_switches.as_ref().map(ToString::to_string)),

@@ -1,17 +1,49 @@
 //! What all layers keep of sequences that are being written: keys and values, by pages, and which of these are free; of layers with the
 //! gated delta rule a state of each sequence.
 
+use std::ops::RangeInclusive;
+
 use super::Config;
+use crate::error::{Error, Result};
 use crate::kernels::Dtype;
 use crate::kernels::attention::LayerCache;
 pub use crate::kernels::attention::{PAGE, Stretch};
+use crate::kernels::cuda::{DEVICE_PAGE, KeptStates, PagedKeys};
 use crate::kernels::delta::DeltaCache;
 
+/// What a cache is to hold at a time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CacheSize {
+    /// Pages, as the model has them (`Model::page`): at least so many, and at most.
+    pub pages: RangeInclusive<usize>,
+    pub sequences: usize,
+    /// Positions of the longest sequence.
+    pub positions: usize,
+    /// Tokens that are added in one call, at most.
+    pub tokens: usize,
+}
+
 pub struct Cache {
-    pub(super) layers: Vec<Kept>,
+    pub(super) place: Place,
     free: Vec<usize>,
     /// Sequences that hold each page.
     holders: Vec<u32>,
+}
+
+/// Where it lies.
+pub(super) enum Place {
+    /// By layers.
+    Host(Vec<Kept>),
+    Device(OnDevice),
+}
+
+/// What all layers keep on a GPU.
+pub(super) struct OnDevice {
+    pub keys: PagedKeys,
+    /// Where some layers have the gated delta rule.
+    pub states: Option<KeptStates>,
+    /// Of each layer, how many before it are of its kind.
+    pub numbers: Vec<usize>,
 }
 
 /// What one layer keeps.
@@ -28,8 +60,17 @@ impl Cache {
             None => Kept::Attention(LayerCache::new(&config.attention_shape(layer), n_pages, dtypes[layer])),
             Some(shape) => Kept::Delta(DeltaCache::new(shape, n_sequences)),
         };
+        Cache::of(Place::Host((0..config.layers).map(kept).collect()), n_pages)
+    }
+
+    pub(super) fn on_device(kept: OnDevice) -> Cache {
+        let n_pages = kept.keys.n_pages();
+        Cache::of(Place::Device(kept), n_pages)
+    }
+
+    fn of(place: Place, n_pages: usize) -> Cache {
         Cache {
-            layers: (0..config.layers).map(kept).collect(),
+            place,
             // The first ones are handed out first, so that what was never needed is never touched.
             free: (0..n_pages).rev().collect(),
             holders: vec![0; n_pages],
@@ -49,7 +90,25 @@ impl Cache {
 
     /// May a sequence begin with pages of another? Not where a layer keeps a state, which is of all that came before.
     pub fn shares_pages(&self) -> bool {
-        self.layers.iter().all(|kept| matches!(kept, Kept::Attention(_)))
+        match &self.place {
+            Place::Host(layers) => layers.iter().all(|kept| matches!(kept, Kept::Attention(_))),
+            Place::Device(kept) => kept.states.is_none(),
+        }
+    }
+
+    /// Positions in a page.
+    pub fn page(&self) -> usize {
+        match self.place {
+            Place::Host(_) => PAGE,
+            Place::Device(_) => DEVICE_PAGE,
+        }
+    }
+
+    pub(super) fn layers(&mut self) -> Result<&mut [Kept]> {
+        match &mut self.place {
+            Place::Host(layers) => Ok(layers),
+            Place::Device(_) => Err(Error::new("the keys and values of these sequences are on the GPU")),
+        }
     }
 
     pub fn n_free(&self) -> usize {

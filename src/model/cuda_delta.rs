@@ -4,7 +4,9 @@ use super::cuda_parts::{norm, on_device};
 use super::delta_net::DeltaNet;
 use crate::error::Result;
 use crate::kernels::Stored;
-use crate::kernels::cuda::{Arena, Array, Buffer, DeltaArrays, DeltaPlan, Device, Indices, arena_bytes};
+use crate::kernels::cuda::{
+    Arena, Array, Buffer, DeltaArrays, DeltaPlan, Device, Indices, KeptStates, StatesLists, StatesPlan, arena_bytes,
+};
 use crate::kernels::delta::DeltaShape;
 
 /// What a layer needs on the device beside its matrices.
@@ -42,14 +44,46 @@ impl DeltaVectors {
         inputs: &DeltaInputs,
         arena: &Arena<'a>,
     ) -> Result<Array<'a>> {
-        let (shape, weight) = (&net.shape, on_device(&net.input.matrix)?);
-        let tokens = x.len() / weight.in_features();
-        let projected = arena.array(tokens * shape.columns(), Stored::F32)?;
-        device.multiply(x, weight, projected, false)?;
+        let tokens = x.len() / on_device(&net.input.matrix)?.in_features();
+        let projected = arena.array(tokens * net.shape.columns(), Stored::F32)?;
+        self.project_and_open(device, net, x, projected, arena, &|projected| {
+            let DeltaInputs { plan, steps, runs } = inputs;
+            device.delta(projected, &self.learnt, plan, *steps, *runs, &net.shape, arena)
+        })
+    }
+
+    /// The same for sequences that go on, in the layer of this number among those with the rule.
+    pub(super) fn mix_onto<'a>(
+        &self,
+        device: &'static Device,
+        net: &DeltaNet,
+        x: Array,
+        (plan, lists): (&StatesPlan, &StatesLists),
+        (kept, layer): (&KeptStates, usize),
+        arena: &Arena<'a>,
+    ) -> Result<Array<'a>> {
+        let tokens = x.len() / on_device(&net.input.matrix)?.in_features();
+        let columns = net.shape.columns();
+        let all = arena.array((tokens + plan.recalled.len()) * columns, Stored::F32)?;
+        self.project_and_open(device, net, x, all.part(0, tokens * columns)?, arena, &|_| {
+            device.delta_onto(all, &self.learnt, plan, lists, kept, layer, arena)
+        })
+    }
+
+    fn project_and_open<'a>(
+        &self,
+        device: &'static Device,
+        net: &DeltaNet,
+        x: Array,
+        projected: Array<'a>,
+        arena: &Arena<'a>,
+        rule: &dyn Fn(Array<'a>) -> Result<Array<'a>>,
+    ) -> Result<Array<'a>> {
+        let shape = &net.shape;
+        device.multiply(x, on_device(&net.input.matrix)?, projected, false, arena.rows())?;
+        let tokens = projected.len() / shape.columns();
         let opened = arena.array(tokens * shape.width(), on_device(&net.output.matrix)?.dtype())?;
-        let DeltaInputs { plan, steps, runs } = inputs;
-        let given = device.delta(projected, &self.learnt, plan, *steps, *runs, shape, arena)?;
-        device.delta_open(projected, given, &self.norm, net.norm.eps, shape, opened)?;
+        device.delta_open(projected, rule(projected)?, &self.norm, net.norm.eps, shape, opened)?;
         Ok(opened)
     }
 }

@@ -84,7 +84,7 @@ impl ExpertVectors {
         let (width, n_experts) = (router.in_features(), experts.experts.len());
         let tokens = x.len() / width;
         let logits = arena.array(tokens * n_experts, Stored::F32)?;
-        device.multiply(x, router, logits, false)?;
+        device.multiply(x, router, logits, false, arena.rows())?;
         let options = RouterOptions {
             n_experts,
             per_token: experts.per_token,
@@ -112,7 +112,7 @@ impl ExpertVectors {
                 let biases = self.gate_up_biases.as_ref();
                 let bias = biases.map(|biases| biases.array(4 * expert * columns, columns, Stored::F32)).transpose()?;
                 let inner = open(device, mlp, bias, own(taken)?, arena)?;
-                device.multiply(inner, on_device(&mlp.down.matrix)?, own(given)?, false)?;
+                device.multiply(inner, on_device(&mlp.down.matrix)?, own(given)?, false, arena.rows())?;
                 arena.give_back(mark);
             }
             device.add_experts(given, &routing, &group.slots, self.down_biases.as_ref(), residual, width)?;
@@ -121,10 +121,10 @@ impl ExpertVectors {
         let Some(shared) = &experts.shared else { return Ok(()) };
         let inner = open(device, shared, None, x_rounded, arena)?;
         let down = on_device(&shared.down.matrix)?;
-        let Some(gate) = &experts.shared_gate else { return device.multiply(inner, down, residual, true) };
+        let Some(gate) = &experts.shared_gate else { return device.multiply(inner, down, residual, true, arena.rows()) };
         let (gates, given) = (arena.array(tokens, Stored::F32)?, arena.array(tokens * width, Stored::F32)?);
-        device.multiply(x, on_device(&gate.matrix)?, gates, false)?;
-        device.multiply(inner, down, given, false)?;
+        device.multiply(x, on_device(&gate.matrix)?, gates, false, arena.rows())?;
+        device.multiply(inner, down, given, false, arena.rows())?;
         device.add_gated(given, gates, residual, width)
     }
 }

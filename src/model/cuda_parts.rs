@@ -44,7 +44,7 @@ pub(super) fn open<'a>(
     let weight = on_device(&mlp.gate_up.matrix)?;
     let (tokens, inner) = (x.len() / weight.in_features(), weight.out_features() / 2);
     let gate_up = arena.array(2 * tokens * inner, weight.dtype())?;
-    device.multiply(x, weight, gate_up, false)?;
+    device.multiply(x, weight, gate_up, false, arena.rows())?;
     let y = arena.array(tokens * inner, weight.dtype())?;
     device.gated(gate_up, bias, mlp.activation, y, inner)?;
     Ok(y)

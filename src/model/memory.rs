@@ -37,6 +37,16 @@ pub fn check_device(name: &str, device: &str, parameters: u64, dtype: Stored, ba
         .cure(format!("{bf16}a smaller --max-len, a smaller model, or --device cpu.")))
 }
 
+/// An error if the keys and values of one answer at a time do not fit on the GPU called `device`, of whose memory `free` bytes are free.
+pub fn check_device_answers(name: &str, device: &str, needed: u64, free: u64) -> Result<()> {
+    if needed <= free {
+        return Ok(());
+    }
+    let (needed, free) = (gib(needed), gib(free));
+    Err(Error::new(format!("an answer of {name} needs about {needed} of {device} beside the model; {free} are free there"))
+        .cure("Give a smaller --max-new-tokens or --max-len, --dtype bf16, or --device cpu."))
+}
+
 /// An error if training a model that is loaded needs more memory beside it than there is.
 pub fn check_training(name: &str, beside: u64) -> Result<()> {
     known_limit().map_or(Ok(()), |available| refuse_training(name, beside, available))
@@ -232,6 +242,16 @@ mod tests {
         assert!(refuse_answers("big", GIB, GIB).is_ok());
         let message = refuse_answers("big", 2 * GIB, GIB).unwrap_err().to_string();
         assert!(["2.0 GiB", "1.0 GiB are available", "--batch"].iter().all(|part| message.contains(part)), "{message}");
+    }
+
+    #[test]
+    fn an_answer_that_no_gpu_holds_is_refused_with_its_size() {
+        assert!(check_device_answers("big", "a card", GIB, GIB).is_ok());
+        let message = check_device_answers("big", "a card", 2 * GIB, GIB).unwrap_err().to_string();
+        assert!(
+            ["2.0 GiB of a card", "1.0 GiB are free there", "--max-new-tokens"].iter().all(|part| message.contains(part)),
+            "{message}"
+        );
     }
 
     #[test]

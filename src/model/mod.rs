@@ -7,7 +7,8 @@
 //!                 are honoured, refused, irrelevant
 //! memory.rs       refuses what does not fit
 //! placement.rs    where a model runs; device.rs puts it there; load_options.rs how it is held
-//! on_cuda.rs      runs a decoder on a GPU, with cuda_experts.rs, cuda_delta.rs and what these share, cuda_parts.rs
+//! on_cuda.rs      runs a decoder on a GPU, with cuda_experts.rs, cuda_delta.rs and what these share, cuda_parts.rs; step_on_cuda.rs
+//!                 where it writes
 //! statistics.rs   what a model believed about a batch's targets: computed, or on its way
 //! source.rs       where weights come from; batch.rs what goes in; cache.rs keeps what sequences have been read, context.rs says what
 //!                 a block's tokens attend to
@@ -68,6 +69,7 @@ mod rope;
 mod served;
 mod source;
 mod statistics;
+mod step_on_cuda;
 mod trace;
 
 use std::path::PathBuf;
@@ -76,19 +78,22 @@ use std::time::Instant;
 
 use candle_core::Tensor;
 
+use self::cache::Place;
 use self::device::{OnDevice, Placed};
 use crate::error::{Error, Result};
+use crate::kernels::cuda::DEVICE_PAGE;
 use crate::kernels::matmul::Matrix;
-use crate::kernels::statistics::{Curves, HeadOptions, head_statistics_and_curves, topk_entropies};
+use crate::kernels::statistics::{Curves, HeadOptions, bent, head_statistics_and_curves, logits, topk_entropies};
 use crate::kernels::tasks::on_the_pool;
 use crate::kernels::{Dtype, Kernels};
 use crate::tokens::{ChatTemplate, Tokenizer};
 
 use decoder::Decoder;
 use on_cuda::OnCuda;
+use step_on_cuda::Wanted;
 
 pub use batch::Batch;
-pub use cache::{Cache, PAGE, Stretch};
+pub use cache::{Cache, CacheSize, PAGE, Stretch};
 pub use config::Config;
 pub use default_model::DEFAULT_MODEL;
 pub(crate) use files::end_tokens::{add_end_tokens, end_tokens, stop_tokens};
@@ -231,15 +236,22 @@ impl Model {
         Ok(device::place(options, &reference.name, &config, source.parameters(), max_positions)?.options.device)
     }
 
-    /// Room for what the layers keep of `n_sequences` sequences at a time that are being written, `n_pages` times [`PAGE`] positions in all.
-    pub fn cache(&self, n_pages: usize, n_sequences: usize) -> Cache {
-        Cache::new(&self.config, &self.decoder.attention_dtypes(), n_pages, n_sequences)
+    /// Positions in a page of a cache.
+    pub fn page(&self) -> usize {
+        if self.on_cuda.is_some() { DEVICE_PAGE } else { PAGE }
     }
 
-    /// The memory that [`Model::cache`] takes once all of it is written.
-    pub fn cache_bytes(&self, n_pages: usize, n_sequences: usize) -> usize {
-        let of_pages = n_pages * Cache::page_bytes(&self.config, &self.decoder.attention_dtypes());
-        of_pages + n_sequences * Cache::sequence_bytes(&self.config)
+    /// Room for what the layers keep of sequences that are being written; an error says how much memory it would take where there is not so
+    /// much. On the CPU it has the most pages that `size` tells, on a GPU as many as fit.
+    pub fn cache(&self, size: &CacheSize) -> Result<Cache> {
+        if let Some(on_cuda) = &self.on_cuda {
+            return Ok(Cache::on_device(on_cuda.keep(&self.info.name, &self.config, size)?));
+        }
+        let (n_pages, dtypes) = (*size.pages.end(), self.decoder.attention_dtypes());
+        let of_pages = n_pages * Cache::page_bytes(&self.config, &dtypes);
+        let bytes = of_pages + size.sequences * Cache::sequence_bytes(&self.config);
+        memory::check_answers(&self.info.name, bytes as u64)?;
+        Ok(Cache::new(&self.config, &dtypes, n_pages, size.sequences))
     }
 
     /// Hidden states `[rows.len(), D]` after the final norm, at `rows` of the batch.
@@ -255,10 +267,52 @@ impl Model {
     /// their whole sequences. Only on the CPU with the fused kernels.
     pub fn hidden_onto(&self, cache: &mut Cache, ids: &[u32], stretches: &[Stretch], rows: &[u32]) -> Result<Tensor> {
         self.tokenizer.check(ids)?;
-        self.decoder.hidden_onto(&mut cache.layers, ids, stretches, rows)
+        self.decoder.hidden_onto(cache.layers()?, ids, stretches, rows)
     }
 
-    /// The same of the model without the adapters that it learns.
+    /// Hands the logits `[N, V]` of what may follow the last token of each of the `N` stretches to `read`; the stretches' tokens are added to
+    /// `cache`. Their bits do not depend on what is computed with them.
+    pub fn next_logits<R>(
+        &self,
+        cache: &mut Cache,
+        ids: &[u32],
+        stretches: &[Stretch],
+        read: impl FnOnce(&[f32]) -> Result<R>,
+    ) -> Result<R> {
+        self.tokenizer.check(ids)?;
+        let (head, options) = (self.head(), self.head_options(1));
+        match (&self.on_cuda, &cache.place) {
+            (Some(on_cuda), Place::Device(kept)) => {
+                let fetched = on_cuda.step(&self.decoder, kept, ids, stretches, Wanted::Logits)?;
+                match options.softcap {
+                    None => read(fetched.logits()?),
+                    Some(_) => read(&bent(fetched.logits()?.to_vec(), head.out_features(), &options)),
+                }
+            }
+            (None, Place::Host(_)) => {
+                let last: Vec<u32> = stretches.iter().map(|stretch| (stretch.tokens.end as u32).saturating_sub(1)).collect();
+                let hidden = self.decoder.hidden_onto(cache.layers()?, ids, stretches, &last)?;
+                read(&logits(&hidden, head, &options)?)
+            }
+            _ => Err(Error::new("the cache was made for a model in another place")),
+        }
+    }
+
+    /// In the place of [`Model::next_logits`] where only the largest of each row matters, on a GPU: its id, the first of equals, or `u32::MAX`
+    /// where a logit is no number. `None`, and nothing is done, where all logits have to be looked at: on the CPU, and under a cap, which may
+    /// round two of them to one.
+    pub fn next_largest(&self, cache: &mut Cache, ids: &[u32], stretches: &[Stretch]) -> Result<Option<Vec<u32>>> {
+        match (&self.on_cuda, &cache.place, self.config.final_softcap) {
+            (Some(on_cuda), Place::Device(kept), None) => {
+                self.tokenizer.check(ids)?;
+                let fetched = on_cuda.step(&self.decoder, kept, ids, stretches, Wanted::Largest)?;
+                Ok(Some(fetched.largest()?.to_vec()))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// [`Model::hidden`] of the model without the adapters that it learns.
     pub fn hidden_of_base(&self, batch: &Batch, rows: &[u32]) -> Result<Tensor> {
         self.tokenizer.check(&batch.ids)?;
         self.decoder.hidden(batch, rows, Adapters::Off)

@@ -17,6 +17,7 @@ use super::cuda_delta::{self, DeltaInputs, DeltaVectors};
 use super::cuda_experts::{ExpertSizes, ExpertVectors};
 use super::cuda_parts::{bias, factor, norm, on_device, open, vector};
 use super::decoder::Decoder;
+use super::delta_net::DeltaNet;
 use super::layers::{Attention, Linear, RmsNorm};
 use super::mixer::Mixer;
 use crate::error::{Error, Result};
@@ -24,7 +25,7 @@ use crate::kernels::attention::{AttentionShape, positions};
 use crate::kernels::cpu::lock;
 use crate::kernels::cuda::hosted;
 use crate::kernels::cuda::{
-    Arena, Array, AttentionPlan, Buffer, DeltaPlan, Device, Event, HeadRoom, Indices, Pinned, PrepareOptions, RotaryTables,
+    Arena, Array, AttentionPlan, Buffer, DeltaPlan, Device, Event, HeadRoom, Indices, Pinned, PrepareOptions, RotaryTables, Rows,
     STATISTICS_WORDS, SUMS_WORDS, arena_bytes, head_chunk, statistics_of_words,
 };
 use crate::kernels::delta::DeltaShape;
@@ -37,12 +38,12 @@ const MAX_TOP_K: usize = 64;
 
 /// What the decoder needs on the device beside its matrices.
 pub(super) struct OnCuda {
-    device: &'static Device,
+    pub(super) device: &'static Device,
     blocks: Vec<BlockVectors>,
-    norm: Buffer,
+    pub(super) norm: Buffer,
     /// What a batch is computed in; it grows to the largest.
     arena: Mutex<Buffer>,
-    sizes: Sizes,
+    pub(super) sizes: Sizes,
 }
 
 /// Norms, biases and tables of a block.
@@ -80,15 +81,15 @@ enum MlpVectors {
 /// What the memory of a batch depends on.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Sizes {
-    width: usize,
-    attention: AttentionShape,
+    pub width: usize,
+    pub attention: AttentionShape,
     /// Columns of the gates of the attention's heads; 0 without.
     gates: usize,
-    delta: Option<DeltaShape>,
+    pub delta: Option<DeltaShape>,
     inner: usize,
     experts: Option<ExpertSizes>,
-    vocabulary: usize,
-    dtype: Stored,
+    pub vocabulary: usize,
+    pub dtype: Stored,
 }
 
 /// Statistics that the device is computing.
@@ -104,15 +105,64 @@ pub struct Pending {
 }
 
 /// Token ids and the like of a batch on the device.
-struct Inputs<'a> {
-    ids: Indices<'a>,
-    positions: Indices<'a>,
-    rows: Indices<'a>,
-    targets: Indices<'a>,
+pub(super) struct Inputs<'a> {
+    pub ids: Indices<'a>,
+    pub positions: Indices<'a>,
+    /// What goes on behind the last block.
+    pub rows: Indices<'a>,
+    pub plan: &'a AttentionPlan,
+}
+
+/// What the tokens of a batch find in others, in the block of this number.
+pub(super) trait Finds<'a> {
+    /// What the heads read: from prepared `[T, q | k | v]` to `[T, heads * head_dim]`.
+    fn attend(
+        &self,
+        block: usize,
+        shape: &AttentionShape,
+        sinks: Option<&Buffer>,
+        qkv: Array<'a>,
+        arena: &Arena<'a>,
+    ) -> Result<Array<'a>>;
+
+    /// What the gated delta rule gives for the normed residual stream `[T, D]`: `[T, W]`.
+    fn remember(
+        &self,
+        block: usize,
+        vectors: &DeltaVectors,
+        net: &DeltaNet,
+        normed: Array,
+        arena: &Arena<'a>,
+    ) -> Result<Array<'a>>;
+}
+
+/// A batch whose tokens find each other.
+struct Together<'a> {
+    device: &'static Device,
+    plan: &'a AttentionPlan,
     tiles: Indices<'a>,
     ranges: Indices<'a>,
-    plan: AttentionPlan,
     delta: Option<DeltaInputs<'a>>,
+}
+
+impl<'a> Finds<'a> for Together<'a> {
+    fn attend(
+        &self,
+        _: usize,
+        shape: &AttentionShape,
+        sinks: Option<&Buffer>,
+        qkv: Array<'a>,
+        arena: &Arena<'a>,
+    ) -> Result<Array<'a>> {
+        let read = arena.array(qkv.len() / shape.columns() * shape.widths().0, qkv.dtype())?;
+        self.device.attention(qkv, None, self.plan, self.tiles, self.ranges, shape, sinks, read)?;
+        Ok(read)
+    }
+
+    fn remember(&self, _: usize, vectors: &DeltaVectors, net: &DeltaNet, normed: Array, arena: &Arena<'a>) -> Result<Array<'a>> {
+        let inputs = self.delta.as_ref().ok_or_else(|| Error::new("a batch was not planned for the gated delta rule"))?;
+        vectors.mix(self.device, net, normed, inputs, arena)
+    }
 }
 
 impl Sizes {
@@ -185,9 +235,9 @@ impl OnCuda {
     pub(super) fn hidden(&self, decoder: &Decoder, batch: &Batch, rows: &[u32]) -> Result<Tensor> {
         let (n, width) = (rows.len(), self.sizes.width);
         let buffer = self.room(self.batch_bytes(batch, n))?;
-        let arena = Arena::new(&buffer);
-        let (inputs, pinned) = self.send(decoder, batch, rows, &[], &arena)?;
-        let residual = self.run(decoder, &inputs, &arena)?;
+        let arena = Arena::new(&buffer, Rows::Together);
+        let (positions, plan, delta) = self.plan(decoder, batch)?;
+        let (residual, pinned, _) = self.run_batch(decoder, batch, (&positions, rows, &[]), &plan, delta, &arena)?;
         let hidden = arena.array(n * width, Stored::F32)?;
         self.device.rms_norm(residual, &self.norm, decoder.norm.eps, hidden)?;
         let hidden = self.device.download(hidden)?;
@@ -215,11 +265,11 @@ impl OnCuda {
         let began = device.record()?;
         // The statistics come first: they are fetched from the buffer's beginning.
         let buffer = self.room(self.batch_bytes(batch, n))?;
-        let arena = Arena::new(&buffer);
+        let arena = Arena::new(&buffer, Rows::Together);
         let statistics = arena.array(STATISTICS_WORDS * n, Stored::F32)?;
         let words = statistics.indices(0, STATISTICS_WORDS * n, 0)?;
-        let (inputs, input) = self.send(decoder, batch, rows, targets, &arena)?;
-        let residual = self.run(decoder, &inputs, &arena)?;
+        let (positions, plan, delta) = self.plan(decoder, batch)?;
+        let (residual, input, targets) = self.run_batch(decoder, batch, (&positions, rows, targets), &plan, delta, &arena)?;
         let decoded = device.record()?;
         let hidden = arena.array(n * width, head.dtype())?;
         device.rms_norm(residual, &self.norm, decoder.norm.eps, hidden)?;
@@ -229,7 +279,7 @@ impl OnCuda {
             sums: arena.array(chunk * SUMS_WORDS, Stored::F32)?,
             top_logits: arena.array(chunk * options.top_k.min(vocabulary), Stored::F32)?,
         };
-        device.head_statistics(hidden, head, inputs.targets, words, &room, options)?;
+        device.head_statistics(hidden, head, targets, words, &room, options)?;
         let output = device.pinned(4 * STATISTICS_WORDS * n)?;
         device.fetch(&buffer, &output, 4 * STATISTICS_WORDS * n)?;
         let ended = device.record()?;
@@ -244,7 +294,7 @@ impl OnCuda {
     }
 
     /// A buffer of at least `bytes` for one batch. Batches follow each other in the stream, so that they share it.
-    fn room(&self, bytes: usize) -> Result<MutexGuard<'_, Buffer>> {
+    pub(super) fn room(&self, bytes: usize) -> Result<MutexGuard<'_, Buffer>> {
         let mut arena = lock(&self.arena);
         if arena.bytes() < bytes {
             // The old one goes first, so that both need not fit; what was computed in it has left it by then.
@@ -262,27 +312,27 @@ impl OnCuda {
         Ok(())
     }
 
-    /// Copies what is to be computed to the device, in one piece.
-    fn send<'a>(
-        &self,
-        decoder: &Decoder,
-        batch: &Batch,
-        rows: &[u32],
-        targets: &[u32],
-        arena: &Arena<'a>,
-    ) -> Result<(Inputs<'a>, Pinned)> {
+    /// Positions of the batch's tokens, and what its attention and its delta rule compute.
+    fn plan(&self, decoder: &Decoder, batch: &Batch) -> Result<(Vec<u32>, AttentionPlan, Option<DeltaPlan>)> {
         let tokens = batch.ids.len();
         let positions = positions(&batch.segments, tokens)?;
-        let shape = &self.sizes.attention;
+        self.check_positions(decoder, &positions)?;
+        let Sizes { attention, dtype, delta, .. } = &self.sizes;
+        let plan = AttentionPlan::new(&batch.segments, tokens, attention, *dtype, self.device.shared_bytes());
+        let delta = delta.as_ref().map(|shape| DeltaPlan::new(&batch.segments, tokens, shape));
+        Ok((positions.into_iter().map(|position| position as u32).collect(), plan, delta))
+    }
+
+    /// Refuses positions that a rotary embedding has no angles for.
+    pub(super) fn check_positions(&self, decoder: &Decoder, positions: &[usize]) -> Result<()> {
         decoder.blocks.iter().try_for_each(|block| match &block.mixer {
-            Mixer::Attention(attention) => attention.rotary.check(shape.head_dim, &positions),
+            Mixer::Attention(attention) => attention.rotary.check(self.sizes.attention.head_dim, positions),
             Mixer::Delta(_) => Ok(()),
-        })?;
-        let positions: Vec<u32> = positions.into_iter().map(|position| position as u32).collect();
-        let plan = AttentionPlan::new(&batch.segments, tokens, shape, self.sizes.dtype, self.device.shared_bytes());
-        let delta = self.sizes.delta.as_ref().map(|shape| DeltaPlan::new(&batch.segments, tokens, shape));
-        let (steps, runs) = delta.as_ref().map_or((&[][..], &[][..]), |plan| (&plan.steps, &plan.runs));
-        let lists: [&[u32]; 8] = [&batch.ids, &positions, rows, targets, &plan.tiles, &plan.ranges, steps, runs];
+        })
+    }
+
+    /// Copies lists to the device, in one piece. The pinned memory is kept until the device has read it.
+    pub(super) fn send<'a, const N: usize>(&self, lists: [&[u32]; N], arena: &Arena<'a>) -> Result<([Indices<'a>; N], Pinned)> {
         let bytes = |list: &[u32]| arena_bytes(list.len(), Stored::F32);
         let mut pinned = self.device.pinned(lists.iter().map(|list| bytes(list)).sum())?;
         let mut offset = 0;
@@ -293,29 +343,41 @@ impl OnCuda {
         let all = arena.array(offset / 4, Stored::F32)?;
         self.device.send(&pinned, all)?;
         let mut begin = 0;
-        let mut next = |list: &[u32]| {
-            let indices = all.indices(begin, list.len(), hosted::end(list));
+        let mut sent = [all.indices(0, 0, 0)?; N];
+        for (sent, list) in sent.iter_mut().zip(lists) {
+            *sent = all.indices(begin, list.len(), hosted::end(list))?;
             begin += bytes(list) / 4;
-            indices
-        };
-        let inputs = Inputs {
-            ids: next(&batch.ids)?,
-            positions: next(&positions)?,
-            rows: next(rows)?,
-            targets: next(targets)?,
-            tiles: next(&plan.tiles)?,
-            ranges: next(&plan.ranges)?,
-            delta: match (next(steps)?, next(runs)?, delta) {
-                (steps, runs, Some(plan)) => Some(DeltaInputs { plan, steps, runs }),
-                _ => None,
-            },
-            plan,
-        };
-        Ok((inputs, pinned))
+        }
+        Ok((sent, pinned))
+    }
+
+    /// The residual stream at the rows that are asked for, what was sent for it, and the targets on the device.
+    fn run_batch<'a>(
+        &self,
+        decoder: &Decoder,
+        batch: &Batch,
+        (positions, rows, targets): (&[u32], &[u32], &[u32]),
+        plan: &'a AttentionPlan,
+        delta: Option<DeltaPlan>,
+        arena: &Arena<'a>,
+    ) -> Result<(Array<'a>, Pinned, Indices<'a>)> {
+        let (steps, runs) = delta.as_ref().map_or((&[][..], &[][..]), |plan| (&plan.steps, &plan.runs));
+        let lists = [&batch.ids, positions, rows, targets, &plan.tiles, &plan.ranges, steps, runs];
+        let ([ids, positions, rows, targets, tiles, ranges, steps, runs], pinned) = self.send(lists, arena)?;
+        let delta = delta.map(|plan| DeltaInputs { plan, steps, runs });
+        let together = Together { device: self.device, plan, tiles, ranges, delta };
+        let residual = self.run(decoder, &Inputs { ids, positions, rows, plan }, &together, arena)?;
+        Ok((residual, pinned, targets))
     }
 
     /// The residual stream `[N, D]` behind the last block, at the rows that are asked for.
-    fn run<'a>(&self, decoder: &Decoder, inputs: &Inputs<'a>, arena: &Arena<'a>) -> Result<Array<'a>> {
+    pub(super) fn run<'a>(
+        &self,
+        decoder: &Decoder,
+        inputs: &Inputs<'a>,
+        finds: &dyn Finds<'a>,
+        arena: &Arena<'a>,
+    ) -> Result<Array<'a>> {
         let (width, n) = (self.sizes.width, inputs.rows.len());
         let table = on_device(&decoder.embedding)?;
         let mut residual = arena.array(inputs.ids.len() * width, Stored::F32)?;
@@ -323,7 +385,7 @@ impl OnCuda {
         self.device.embed(table.array()?, inputs.ids, residual, width, decoder.embedding_scale as f32)?;
         for (index, (block, vectors)) in decoder.blocks.iter().zip(&self.blocks).enumerate() {
             let mark = arena.mark();
-            let mut mixed = self.mix(block, vectors, residual, inputs, arena)?;
+            let mut mixed = self.mix(index, (block, vectors), residual, inputs, finds, arena)?;
             // Nothing attends to the last block's output: only what is asked for goes on.
             if index + 1 == decoder.blocks.len() {
                 let mixed_width = block.mixer.output().matrix.in_features();
@@ -345,39 +407,44 @@ impl OnCuda {
     /// What the heads of a block find, through their gates: `[T, M]`.
     fn mix<'a>(
         &self,
-        block: &Block,
-        vectors: &BlockVectors,
+        index: usize,
+        (block, vectors): (&Block, &BlockVectors),
         residual: Array<'a>,
         inputs: &Inputs,
+        finds: &dyn Finds<'a>,
         arena: &Arena<'a>,
     ) -> Result<Array<'a>> {
         let norm = block.attention_norm.as_ref().zip(vectors.attention_norm.as_ref());
         let normed = |dtype| self.normed(residual, norm, dtype, arena);
-        match (&block.mixer, &vectors.mixer, &inputs.delta) {
-            (Mixer::Attention(attention), MixerVectors::Attention(vectors), _) => {
-                let dtype = on_device(&attention.qkv.matrix)?.dtype();
-                self.attend(attention, vectors, normed(dtype)?, inputs, arena)
+        match (&block.mixer, &vectors.mixer) {
+            (Mixer::Attention(attention), MixerVectors::Attention(vectors)) => {
+                let normed = normed(on_device(&attention.qkv.matrix)?.dtype())?;
+                let (projected, qkv, options) = self.prepare(attention, vectors, normed, inputs, arena)?;
+                let read = finds.attend(index, &attention.shape, vectors.sinks.as_ref(), qkv, arena)?;
+                if attention.gated {
+                    self.device.open_gates(projected, &options, inputs.plan, read)?;
+                }
+                Ok(read)
             }
-            (Mixer::Delta(net), MixerVectors::Delta(vectors), Some(inputs)) => {
-                let dtype = on_device(&net.input.matrix)?.dtype();
-                vectors.mix(self.device, net, normed(dtype)?, inputs, arena)
+            (Mixer::Delta(net), MixerVectors::Delta(vectors)) => {
+                finds.remember(index, vectors, net, normed(on_device(&net.input.matrix)?.dtype())?, arena)
             }
             _ => Err(Error::new("the vectors on the GPU belong to another block")),
         }
     }
 
-    /// What the heads read: `[T, heads * head_dim]`.
-    fn attend<'a>(
+    /// Queries, keys and values as the heads want them, `[T, q | k | v]`, behind what they were made of, with gates where there are some.
+    fn prepare<'a, 'b>(
         &self,
-        attention: &Attention,
-        vectors: &AttentionVectors,
+        attention: &'b Attention,
+        vectors: &'b AttentionVectors,
         normed: Array,
         inputs: &Inputs,
         arena: &Arena<'a>,
-    ) -> Result<Array<'a>> {
+    ) -> Result<(Array<'a>, Array<'a>, PrepareOptions<'b>)> {
         let (tokens, weight) = (inputs.positions.len(), on_device(&attention.qkv.matrix)?);
         let projected = arena.array(tokens * weight.out_features(), weight.dtype())?;
-        self.device.multiply(normed, weight, projected, false)?;
+        self.device.multiply(normed, weight, projected, false, arena.rows())?;
         let columns = attention.shape.columns();
         let qkv = if attention.gated { arena.array(tokens * columns, weight.dtype())? } else { projected };
         let eps = attention.qk_norm.as_ref().map_or(0.0, |(q, _)| q.eps);
@@ -389,14 +456,8 @@ impl OnCuda {
             gated: attention.gated,
             growth: attention.growth.map(|growth| (growth.beta as f32, growth.original_positions)),
         };
-        self.device.prepare_attention(projected, qkv, &options, &inputs.plan, inputs.positions)?;
-        let read = arena.array(tokens * attention.shape.widths().0, weight.dtype())?;
-        let sinks = vectors.sinks.as_ref();
-        self.device.attention(qkv, &inputs.plan, inputs.tiles, inputs.ranges, &attention.shape, sinks, read)?;
-        if attention.gated {
-            self.device.open_gates(projected, &options, &inputs.plan, read)?;
-        }
-        Ok(read)
+        self.device.prepare_attention(projected, qkv, &options, inputs.plan, inputs.positions)?;
+        Ok((projected, qkv, options))
     }
 
     /// Adds what the feed-forward network makes of the residual stream to it.
@@ -443,12 +504,12 @@ impl OnCuda {
         let width = self.sizes.width;
         match norm {
             None => {
-                self.device.multiply(x, weight, residual, true)?;
+                self.device.multiply(x, weight, residual, true, arena.rows())?;
                 output.bias.map_or(Ok(()), |bias| self.device.add_bias(bias, residual, width))
             }
             Some((norm, vector)) => {
                 let added = arena.array(residual.len(), Stored::F32)?;
-                self.device.multiply(x, weight, added, false)?;
+                self.device.multiply(x, weight, added, false, arena.rows())?;
                 output.bias.map_or(Ok(()), |bias| self.device.add_bias(bias, added, width))?;
                 self.device.rms_norm_add(added, vector, norm.eps, residual)
             }

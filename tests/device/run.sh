@@ -8,11 +8,11 @@
 # All steps keep within SECONDS (300): what no longer fits is skipped, and the table says so. A step that fails stops no other.
 # OUT gets table.md (also printed last), results.jsonl, log.txt, tests.txt, profile.txt.
 #
-#     STEPS="tests parity speed profile"     what to do
+#     STEPS="tests parity speed written profile"     what to do
 #     MODELS="135m 0.6b 8b"                  on which shapes; 30b-a3b (experts) and 3.5-4b (the gated delta rule) want a run of their own
 #     REPEATS=3                              runs of diagnose for each speed, while time is left
 #     FILTER=kernels::                       which unit tests
-#     INTEGRATION=file                       the binary of tests/tests.rs: every family and shared prefixes on the device
+#     INTEGRATION=file                       the binary of tests/tests.rs: every family, shared prefixes and answers on the device
 #     LAYERS_8B=6  SIZE=full|tiny            tiny tries the script itself
 #     DEVICE=cuda                            cpu tries the script itself
 #     WORK=folder                            for models and tables; kept if given
@@ -21,7 +21,7 @@ set -u
 
 [ $# -ge 3 ] || { sed -n '2,18p' "$0" >&2; exit 2; }
 binary=$1 tests=$2 out=$3 seconds=${4:-300}
-steps=${STEPS:-tests parity speed profile} models=${MODELS:-135m 0.6b 8b} repeats=${REPEATS:-3}
+steps=${STEPS:-tests parity speed written profile} models=${MODELS:-135m 0.6b 8b} repeats=${REPEATS:-3}
 filter=${FILTER:-kernels::} size=${SIZE:-full} device=${DEVICE:-cuda} layers=${LAYERS_8B:-6}
 
 began=$(date +%s)
@@ -134,7 +134,7 @@ with_libraries "$work/diagnose" --version >"$work/output" 2>&1 && note "$(head -
 # (b) Models, while the tests run: neither is timed.
 arguments=(--layers-8b "$layers" --models $models)
 [ "$size" = tiny ] && arguments+=(--tiny --rows-512 6 --rows-4096 2 --parity-longest 500)
-if has "$steps" parity || has "$steps" speed || has "$steps" profile; then
+if has "$steps" parity || has "$steps" speed || has "$steps" written || has "$steps" profile; then
     (
         timeout -k 5 100 python3 "$here/make_models.py" "$work/models" "${arguments[@]}" >"$work/models.txt" 2>&1
         echo $? >"$work/models.rc"
@@ -158,7 +158,7 @@ fi
 
 if has "$steps" tests && [ -n "${INTEGRATION:-}" ]; then
     unpack "$INTEGRATION" "$work/integration" 2>>"$log" || note "unpack $(basename "$INTEGRATION")" failed 0
-    step "families on the device" 5 60 "$own" env DIAGNOSE_DEVICE_TESTS=1 RUST_BACKTRACE=0 sh -c '"$0" families engine::a_shared 2>&1' "$work/integration"
+    step "families on the device" 5 60 "$own" env DIAGNOSE_DEVICE_TESTS=1 RUST_BACKTRACE=0 sh -c '"$0" families engine::a_shared generate:: on_a_gpu 2>&1' "$work/integration"
     cat "$work/output" >>"$out/tests.txt"
 fi
 
@@ -224,6 +224,18 @@ if has "$steps" speed; then
         record peer <"$work/output"
         compared "Transformers $model bf16, against f32 on the CPU" \
             "$work/parity-$model-peer.parquet" "$work/parity-$model-cpu/tokens.parquet"
+    done
+fi
+
+# Answers: tokens/s of 1, 16 and 64 at once.
+if has "$steps" written; then
+    for model in $models; do
+        [ $model != 0.6b ] && made "$model" || continue
+        step "answers of $model" 10 40 "$own" python3 "$here/written.py" ours "$work/diagnose" "$rows/$model" "$rows/rows-512.jsonl" \
+            --device "$device" --out "$work/written" --errors "$work/errors.txt"
+        record written <"$work/output"
+        step "answers of Transformers, $model" 15 40 python3 "$here/written.py" peer "$rows/$model" "$rows/rows-512.jsonl" --device "$device"
+        record written <"$work/output"
     done
 fi
 

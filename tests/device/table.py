@@ -102,6 +102,22 @@ table(
     rows,
 )
 
+written = {}
+for run in of("written"):
+    written.setdefault((run["model"], run["at_once"]), {})[run["who"]] = run
+rate = lambda run: run.get("tokens_per_second") if run else None
+table(
+    ["answers, bf16, tokens/s", "at once", "diagnose", "Transformers", "ratio", "steps", "shared tokens"],
+    [
+        [
+            model, at_once, shown(rate(by.get("diagnose")), ".0f"), shown(rate(by.get("Transformers")), ".0f"),
+            f"{rate(by['diagnose']) / rate(by['Transformers']):.2f}x" if rate(by.get("diagnose")) and rate(by.get("Transformers")) else "",
+            *[by.get("diagnose", {}).get("written", {}).get(key, "") for key in ("steps", "shared_tokens")],
+        ]
+        for (model, at_once), by in written.items()
+    ],
+)
+
 heads = ["audit", "wall", "read_and_tokenise", "decoder", "head", "sample", "write", "engine_waited"]
 seen = {}
 for run in of("ours"):
@@ -121,6 +137,9 @@ table(
     ["step", "result", "s"],
     [[step["name"], step["result"], step["seconds"]] for step in steps],
 )
+for run in of("written"):
+    if run["rc"] != 0:
+        print(f"- {run['model']}, {run['at_once']} answers at once: {' / '.join(run['error'].splitlines())[:400]}")
 for run in of("parity-run") + of("ours") + of("profile-run"):
     if run["rc"] != 0:
         said = " / ".join(run["error"].splitlines())[:400] or run["rc"]

@@ -1,7 +1,7 @@
 //! Answers written by the model: prompts -> token ids.
 //!
 //! Many prompts are answered at once, and one that is finished makes room for the next: a step computes one token of every answer under way
-//! and the whole prompts of those that join, in one batch, by the same blocks as scoring (`Model::hidden_onto`). Pages of the cache that
+//! and the whole prompts of those that join, in one batch, by the same blocks as scoring (`Model::next_logits`). Pages of the cache that
 //! hold nothing but a common beginning of two prompts are computed and kept once; not in models with the gated delta rule, which remember a
 //! sequence by a state of all of it.
 //!
@@ -22,9 +22,8 @@ pub use answer::{Answer, Ended, text_of};
 pub use sampling::Sampling;
 
 use crate::error::{Error, Result};
-use crate::kernels::statistics::logits;
 use crate::kernels::tasks::on_the_pool;
-use crate::model::{Cache, Model, PAGE, Placement, Stretch, memory};
+use crate::model::{Cache, CacheSize, Model, Placement, Stretch};
 use crate::random;
 
 /// Tokens of prompts that join in one step, unless one is longer.
@@ -79,17 +78,30 @@ pub fn generate(
             return Err(Error::new("an answer needs a prompt of one token at least, and one token at least to be written"));
         }
     }
-    if model.placement != Placement::Cpu {
-        return Err(Error::new("answers are written on the CPU only").cure("Give --device cpu."));
+    if model.placement == Placement::Metal {
+        return Err(Error::new("answers are written on the CPU or on an NVIDIA GPU, not on `metal`").cure("Give --device cpu."));
     }
-    let (pages, at_once) = (n_pages(requests, way.at_once), way.at_once.clamp(1, requests.len().max(1)));
-    memory::check_answers(&model.info.name, model.cache_bytes(pages, at_once) as u64)?;
-    let (head_options, vocabulary) = (model.head_options(1), model.head().out_features());
+    let at_once = way.at_once.clamp(1, requests.len().max(1));
+    let cache = model.cache(&cache_size(requests, at_once, model.page()))?;
+    answer_within(model, requests, way, cache, finished, progress)
+}
+
+/// The same in a cache that is there; where its pages do not suffice for all at once, some wait.
+fn answer_within(
+    model: &Model,
+    requests: &[Request],
+    way: &Way,
+    cache: Cache,
+    finished: &mut dyn FnMut(usize, Answer) -> Result<()>,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Written> {
+    let at_once = way.at_once.clamp(1, requests.len().max(1));
+    let vocabulary = model.head().out_features();
     let mut desk = Desk {
         model,
         requests,
         way,
-        cache: model.cache(pages, at_once),
+        cache,
         seats: (0..at_once).rev().collect(),
         next: 0,
         rows: Vec::new(),
@@ -104,12 +116,17 @@ pub fn generate(
         let batch = desk.batch();
         let (rows, cache) = (&desk.rows, &mut desk.cache);
         let step = || -> Result<Vec<u32>> {
-            let hidden = model.hidden_onto(cache, &batch.ids, &batch.stretches, &batch.last)?;
-            let logits = logits(&hidden, model.head(), &head_options)?;
             let choose = |(row, logits): (&Row, &[f32])| {
                 way.sampling.choose(logits, random::unit(requests[row.request].seed, row.writing.len() as u64))
             };
-            rows.par_iter().zip(logits.par_chunks(vocabulary)).map(choose).collect()
+            if way.sampling.is_greedy()
+                && let Some(largest) = model.next_largest(cache, &batch.ids, &batch.stretches)?
+            {
+                return largest.into_iter().map(sampling::check_largest).collect();
+            }
+            model.next_logits(cache, &batch.ids, &batch.stretches, |logits| {
+                rows.par_iter().zip(logits.par_chunks(vocabulary)).map(choose).collect()
+            })
         };
         let chosen = on_the_pool(step)?;
         desk.take(&chosen, finished)?;
@@ -117,17 +134,28 @@ pub fn generate(
     }
 }
 
+/// What is needed for so many answers at a time, or for one, by pages of so many positions.
+fn cache_size(requests: &[Request], at_once: usize, page: usize) -> CacheSize {
+    let longest_prompt = requests.iter().map(|request| request.prompt.len()).max().unwrap_or(0);
+    CacheSize {
+        pages: n_pages(requests, 1, page)..=n_pages(requests, at_once, page),
+        sequences: at_once,
+        positions: requests.iter().map(positions_of).max().unwrap_or(0),
+        tokens: longest_prompt.max(JOINING_TOKENS) + at_once,
+    }
+}
+
 /// Pages for the largest requests that can be under way at a time, and for the prompt that was admitted last.
-fn n_pages(requests: &[Request], at_once: usize) -> usize {
-    let mut needs: Vec<usize> = requests.iter().map(pages_of).collect();
+fn n_pages(requests: &[Request], at_once: usize, page: usize) -> usize {
+    let mut needs: Vec<usize> = requests.iter().map(|request| positions_of(request).div_ceil(page)).collect();
     needs.sort_unstable_by(|a, b| b.cmp(a));
-    let prompts = requests.iter().map(|request| request.prompt.len().div_ceil(PAGE));
+    let prompts = requests.iter().map(|request| request.prompt.len().div_ceil(page));
     needs.iter().take(at_once.max(1)).sum::<usize>() + prompts.max().unwrap_or(0)
 }
 
-/// The last token of an answer is not read again.
-fn pages_of(request: &Request) -> usize {
-    (request.prompt.len() + request.max_new_tokens - 1).div_ceil(PAGE)
+/// Tokens that are read: the last of an answer is not.
+fn positions_of(request: &Request) -> usize {
+    request.prompt.len() + request.max_new_tokens - 1
 }
 
 /// All that is under way.
@@ -162,20 +190,18 @@ struct Row<'a> {
 struct Step {
     ids: Vec<u32>,
     stretches: Vec<Stretch>,
-    /// The last token of each row, which predicts the next.
-    last: Vec<u32>,
 }
 
 impl Desk<'_> {
     /// Begins requests as long as there is room.
     fn admit(&mut self) -> Result<()> {
-        let mut joining = 0;
+        let (mut joining, page) = (0, self.cache.page());
         while let (Some(request), Some(&seat)) = (self.requests.get(self.next), self.seats.last()) {
             if joining > 0 && joining + request.prompt.len() > JOINING_TOKENS {
                 break;
             }
             let shared = self.shared_pages(&request.prompt);
-            let Some(own) = self.cache.take(pages_of(request) - shared.len()) else {
+            let Some(own) = self.cache.take(positions_of(request).div_ceil(page) - shared.len()) else {
                 match self.rows.is_empty() {
                     true => return Err(Error::new("the cache has no room for a single answer")),
                     false => break,
@@ -183,10 +209,10 @@ impl Desk<'_> {
             };
             self.seats.pop();
             self.cache.share(&shared);
-            let n_shared = shared.len() * PAGE;
+            let n_shared = shared.len() * page;
             joining += request.prompt.len() - n_shared;
             let pages: Vec<usize> = shared.into_iter().chain(own).collect();
-            let whole = pages[..request.prompt.len() / PAGE].to_vec();
+            let whole = pages[..request.prompt.len() / page].to_vec();
             self.cache.share(&whole);
             if let Some((_, before)) = self.last.replace((self.next, whole)) {
                 self.cache.release(&before);
@@ -207,15 +233,16 @@ impl Desk<'_> {
         Ok(())
     }
 
-    /// The pages of another prompt that hold the beginning of this one, as many as there are; its last token is always computed.
+    /// The pages of another prompt that hold the beginning of this one, as many as there are. The last token of this one is always computed,
+    /// and that of the other is none of a beginning: it may have been computed in another way than those before.
     fn shared_pages(&self, prompt: &[u32]) -> Vec<usize> {
         if !self.cache.shares_pages() {
             return Vec::new();
         }
         let common = |request: usize| {
             let other = &self.requests[request].prompt;
-            let n = prompt[..prompt.len() - 1].iter().zip(other).take_while(|(a, b)| a == b).count();
-            n / PAGE
+            let beginnings = prompt[..prompt.len() - 1].iter().zip(&other[..other.len() - 1]);
+            beginnings.take_while(|(a, b)| a == b).count() / self.cache.page()
         };
         let of_rows = self.rows.iter().map(|row| (common(row.request), &row.pages[..]));
         let of_last = self.last.iter().map(|(request, pages)| (common(*request), pages.as_slice()));
@@ -224,12 +251,11 @@ impl Desk<'_> {
     }
 
     fn batch(&self) -> Step {
-        let mut step = Step { ids: Vec::new(), stretches: Vec::new(), last: Vec::new() };
+        let mut step = Step { ids: Vec::new(), stretches: Vec::new() };
         for row in &self.rows {
             let begin = step.ids.len();
             step.ids.extend_from_slice(&row.reading);
             let tokens = begin..step.ids.len();
-            step.last.push(tokens.end as u32 - 1);
             step.stretches.push(Stretch { tokens, position: row.n_cached, pages: row.pages.clone(), sequence: row.seat });
         }
         step
@@ -256,5 +282,49 @@ impl Desk<'_> {
         }
         self.rows = rows;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::kernels::{Dtype, Kernels};
+    use crate::model::{LoadOptions, Reference};
+
+    /// In the least cache there is always one under way, and the answers are those of the largest.
+    #[test]
+    fn an_answer_does_not_depend_on_the_pages_there_are() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families/llama");
+        let reference = Reference::resolve(folder.to_str(), &|_, _, _| {}).unwrap();
+        let on_gpu = crate::kernels::testing::device().map(|_| Placement::Cuda);
+        for device in [Placement::Cpu].into_iter().chain(on_gpu) {
+            let options = LoadOptions { dtype: Dtype::F32, kernels: Kernels::Fused, device };
+            let model = Model::load(&reference, options, 128).unwrap();
+            let request = |i: u32| Request {
+                prompt: (0..5 + i * 17 % 70).map(|j| if j < 40 { 9 } else { i * 31 % 250 }).collect(),
+                max_new_tokens: 3 + (i as usize * 7) % 13,
+                seed: u64::from(i),
+            };
+            let requests: Vec<Request> = (0..12).map(request).collect();
+            let way = Way { sampling: Sampling::PLAIN, ends: Vec::new(), stops: Vec::new(), at_once: 8 };
+            let size = cache_size(&requests, 8, model.page());
+            assert!(size.pages.start() < size.pages.end());
+            let answers = |pages: usize| {
+                let mut answers = vec![None; requests.len()];
+                let cache = model.cache(&CacheSize { pages: pages..=pages, ..size.clone() }).unwrap();
+                let finished = &mut |request: usize, answer: Answer| {
+                    answers[request] = Some(answer);
+                    Ok(())
+                };
+                let written = answer_within(&model, &requests, &way, cache, finished, &mut |_| {}).unwrap();
+                (answers, written.steps)
+            };
+            let (scarce, scarce_steps) = answers(*size.pages.start());
+            let (plenty, plenty_steps) = answers(*size.pages.end());
+            assert!(scarce.iter().all(Option::is_some) && scarce == plenty, "{device}");
+            assert!(scarce_steps > plenty_steps, "{scarce_steps} and {plenty_steps} steps on {device}");
+        }
     }
 }

@@ -57,8 +57,7 @@ impl Sampling {
     pub(super) fn choose(&self, logits: &[f32], random: f64) -> Result<u32> {
         let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         if !largest.is_finite() || logits.iter().any(|logit| logit.is_nan()) {
-            return Err(Error::new("the model's logits are not numbers")
-                .cure("The weights are damaged, or overflow: check the model file."));
+            return Err(no_numbers());
         }
         if self.is_greedy() {
             return Ok(logits.iter().position(|&logit| logit == largest).unwrap_or(0) as u32);
@@ -86,6 +85,15 @@ impl Sampling {
         }
         weights
     }
+}
+
+/// The id of the largest logit, unless there is none.
+pub(super) fn check_largest(id: u32) -> Result<u32> {
+    if id == u32::MAX { Err(no_numbers()) } else { Ok(id) }
+}
+
+fn no_numbers() -> Error {
+    Error::new("the model's logits are not numbers").cure("The weights are damaged, or overflow: check the model file.")
 }
 
 /// Leaves the most probable tokens until they have this share of the whole; of equals the first come first.

@@ -166,15 +166,13 @@ impl Way {
         LoadOptions { dtype: self.dtype, kernels: self.kernels, device: self.device }
     }
 
-    /// Where the model does these tasks: answers are written on the CPU only. It depends on all tasks that are asked for, finished or not, so
-    /// that the same command finds its folder again.
+    /// Where the model does these tasks.
     pub(super) fn load_options_of(&self, tasks: &[Task]) -> Result<LoadOptions> {
         match self.device {
-            Placement::Auto | Placement::Cpu if writes(tasks) => {
-                Ok(LoadOptions { device: Placement::Cpu, ..self.load_options() })
+            Placement::Metal if writes(tasks) => {
+                Err(Error::usage("answers are written on the CPU or on an NVIDIA GPU, not on `metal`")
+                    .cure("Leave --device out, or evaluate the tasks without written answers by a command of their own."))
             }
-            device if writes(tasks) => Err(Error::usage(format!("answers are written on the CPU only, not on `{device}`"))
-                .cure("Leave --device out, or evaluate the tasks without written answers by a command of their own.")),
             _ => Ok(self.load_options()),
         }
     }
@@ -208,17 +206,16 @@ mod tests {
     }
 
     #[test]
-    fn answers_are_written_on_the_cpu_wherever_the_model_could_run() {
+    fn answers_are_written_wherever_the_model_runs_but_on_metal() {
         let written = || parse("w", "w.jsonl", br#"{"prompt":"a","answer":"b"}"#).unwrap();
         let text = || parse("t", "t.txt", b"abc").unwrap();
         let placed =
             |device: Placement, tasks: &[Task]| Way { device, ..way(None, None, 1) }.load_options_of(tasks).map(|o| o.device);
-        assert_eq!(placed(Placement::Auto, &[text(), written()]).unwrap(), Placement::Cpu);
-        assert_eq!(placed(Placement::Auto, &[text()]).unwrap(), Placement::Auto);
-        assert_eq!(placed(Placement::Cuda, &[text()]).unwrap(), Placement::Cuda);
-        for device in [Placement::Cuda, Placement::Metal] {
-            assert!(placed(device, &[text(), written()]).unwrap_err().to_string().contains("on the CPU only"));
+        for device in [Placement::Auto, Placement::Cpu, Placement::Cuda] {
+            assert_eq!(placed(device, &[text(), written()]).unwrap(), device);
         }
+        assert_eq!(placed(Placement::Metal, &[text()]).unwrap(), Placement::Metal);
+        assert!(placed(Placement::Metal, &[text(), written()]).unwrap_err().to_string().contains("not on `metal`"));
     }
 
     #[test]

@@ -37,6 +37,7 @@ pub(crate) struct Job {
     /// `None`: a folder under `runs/` named after the identity.
     pub out: Option<PathBuf>,
     pub dtype: Dtype,
+    pub device: Placement,
     pub render: RenderOptions,
     /// In place of that of `render`; `None` for the usual length, or what the model takes.
     pub max_len: Option<usize>,
@@ -163,6 +164,7 @@ impl Plan {
             "max_len": max_len,
             "dtype": dtype,
             "kernel_level": kernel_level,
+            "device": source.device(),
             "n": job.n,
             "max_new_tokens": job.max_new_tokens,
             "sampling": job.sampling,
@@ -204,7 +206,7 @@ struct Found {
 fn find(job: &Job, watch: &dyn Watch) -> Result<Found> {
     let model = [job.model.as_deref(), job.base.as_deref()];
     if let Some(servers) = &job.servers {
-        let ours = [(job.dtype != Dtype::default(), "--dtype")];
+        let ours = [(job.dtype != Dtype::default(), "--dtype"), (job.device != Placement::default(), "--device")];
         let beyond = Beyond { tokens: 0, why: "its limit, prompt and answer together" };
         let mut opened = Opened::open(servers, model, &ours, job.max_len, &beyond, watch)?;
         opened.check_way(&job.sampling)?;
@@ -219,8 +221,15 @@ fn find(job: &Job, watch: &dyn Watch) -> Result<Found> {
     }
     let reference = Reference::resolve_on(model[0], model[1], &fetching(watch))?;
     let max_len = reference.max_len(job.max_len)?;
-    let options = LoadOptions { dtype: job.dtype, kernels: Kernels::Fused, device: Placement::Cpu };
+    if job.device == Placement::Metal {
+        return Err(
+            Error::usage("answers are written on the CPU or on an NVIDIA GPU, not on `metal`").cure("Leave --device out.")
+        );
+    }
+    let options = LoadOptions { dtype: job.dtype, kernels: Kernels::Fused, device: job.device };
     let mut model = Model::load_to_write(&reference, options, max_len)?;
+    let passed_over = model.passed_over.take().map(|reason| format!("The GPU is not used: {reason}"));
+    model.remarks.extend(passed_over);
     watch.remarks(&model.info.name, &model.remarks);
     Ok(Found {
         reference,

@@ -1,5 +1,6 @@
 // Causal grouped-query attention over a packed batch, as attention/mod.rs defines it, for heads of HEAD_DIM elements (a definition
-// of the compiler's). Shapes: T tokens; qkv [T, C], C = (heads + 2 kv_heads) HEAD_DIM; y [T, heads HEAD_DIM].
+// of the compiler's). Shapes: T tokens; qkv [T, C], C = (heads + 2 kv_heads) HEAD_DIM; y [T, heads HEAD_DIM]; kv holds the keys of all heads
+// and their values side by side in rows of `kv_columns`: those of the same qkv, or a cache (last.cu).
 //
 // `prepare` normalises and turns queries and keys, where they stand or, without the gates that stand between them, in a place of their own.
 // Then one block computes one query head of one tile of tokens: it walks over the ranges of rows that the tile's segment sees, some keys at
@@ -24,7 +25,7 @@ struct Tile {
     u32 first_range, end_range; // what its segment sees; the last range is the segment itself
 };
 
-// Keys that lie side by side.
+// Rows of kv that lie side by side.
 struct Range {
     u32 row, rows, position;
 };
@@ -256,16 +257,16 @@ __device__ __forceinline__ void load_rows(bf16* to, const bf16* from, u64 column
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS* WARP)
-attention_bf16(const bf16* qkv, const Tile* tiles, const Range* ranges, const float* sinks, bf16* y, u32 heads, u32 kv_heads, float scale,
-               u32 window, float softcap) {
+attention_bf16(const bf16* qkv, const bf16* kv, u32 kv_columns, const Tile* tiles, const Range* ranges, const float* sinks, bf16* y, u32 heads,
+               u32 kv_heads, float scale, u32 window, float softcap) {
     extern __shared__ __align__(16) bf16 shared[];
     bf16* keys_and_values = shared + (KEEP_QUERIES ? 0 : QUERIES * STRIDE);
     bf16* query_rows = KEEP_QUERIES ? keys_and_values + 2 * KEYS * STRIDE : shared;
     Tile tile = tiles[blockIdx.x / heads];
     u32 head = blockIdx.x % heads, kv_head = head / (heads / kv_heads);
     u64 columns = (u64)(heads + 2 * kv_heads) * HEAD_DIM;
-    const bf16* keys = qkv + (heads + kv_head) * HEAD_DIM;
-    const bf16* values = qkv + (heads + kv_heads + kv_head) * HEAD_DIM;
+    const bf16* keys = kv + kv_head * HEAD_DIM;
+    const bf16* values = kv + (kv_heads + kv_head) * HEAD_DIM;
     u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     // What this lane holds of a [16, 8] tile: rows `own_row` and `own_row + 8`, columns `own_column` and the next.
     u32 own_row = lane / 4, own_column = lane % 4 * 2, first_row = 16 * ROW_TILES * warp;
@@ -275,8 +276,8 @@ attention_bf16(const bf16* qkv, const Tile* tiles, const Range* ranges, const fl
     KeyTiles<KEYS> key_tiles(ranges, tile);
     KeyTile current = key_tiles.next(tile.position, last_position, window);
     load_rows(query_rows, qkv + (u64)tile.row * columns + head * HEAD_DIM, columns, tile.rows, QUERIES);
-    load_rows(keys_and_values, keys + current.row * columns, columns, current.rows, KEYS);
-    load_rows(keys_and_values + KEYS * STRIDE, values + current.row * columns, columns, current.rows, KEYS);
+    load_rows(keys_and_values, keys + (u64)current.row * kv_columns, kv_columns, current.rows, KEYS);
+    load_rows(keys_and_values + KEYS * STRIDE, values + (u64)current.row * kv_columns, kv_columns, current.rows, KEYS);
     commit_copies();
     wait_for_copies();
     __syncthreads();
@@ -305,8 +306,8 @@ attention_bf16(const bf16* qkv, const Tile* tiles, const Range* ranges, const fl
         KeyTile next = key_tiles.next(tile.position, last_position, window);
         if (next.rows > 0) {
             bf16* to = keys_and_values + (buffer ^ 1) * 2 * KEYS * STRIDE;
-            load_rows(to, keys + next.row * columns, columns, next.rows, KEYS);
-            load_rows(to + KEYS * STRIDE, values + next.row * columns, columns, next.rows, KEYS);
+            load_rows(to, keys + (u64)next.row * kv_columns, kv_columns, next.rows, KEYS);
+            load_rows(to + KEYS * STRIDE, values + (u64)next.row * kv_columns, kv_columns, next.rows, KEYS);
             commit_copies();
         }
         const bf16* from = keys_and_values + buffer * 2 * KEYS * STRIDE;
@@ -367,7 +368,8 @@ attention_bf16(const bf16* qkv, const Tile* tiles, const Range* ranges, const fl
                 top = fmaxf(top, __shfl_xor_sync(ALL_LANES, top, 2));
                 // A row that has seen nothing yet keeps its sums of 0.
                 float reference = top == MINUS_INFINITY ? 0.0f : top * to_log2;
-                float shrink = exp2_fast(largest[m][half] * to_log2 - reference);
+                // Exactly 1 where nothing grew, so that keys which the row does not see leave no trace in its sums.
+                float shrink = largest[m][half] == top ? 1.0f : exp2_fast(largest[m][half] * to_log2 - reference);
                 largest[m][half] = top;
                 mass[m][half] *= shrink;
 #pragma unroll
@@ -440,8 +442,8 @@ attention_bf16(const bf16* qkv, const Tile* tiles, const Range* ranges, const fl
 #define FLOAT_STRIDE (HEAD_DIM + 1)
 
 extern "C" __global__ void __launch_bounds__(256)
-attention_f32(const float* qkv, const Tile* tiles, const Range* ranges, const float* sinks, float* y, u32 heads, u32 kv_heads, float scale,
-              u32 window, float softcap) {
+attention_f32(const float* qkv, const float* kv, u32 kv_columns, const Tile* tiles, const Range* ranges, const float* sinks, float* y, u32 heads,
+              u32 kv_heads, float scale, u32 window, float softcap) {
     constexpr int ROWS = FLOAT_QUERIES / 16, COLUMNS = (HEAD_DIM + 15) / 16, OWN_KEYS = FLOAT_KEYS / 16;
     extern __shared__ float floats[];
     float* queries = floats;
@@ -472,7 +474,7 @@ attention_f32(const float* qkv, const Tile* tiles, const Range* ranges, const fl
         __syncthreads();
         for (u32 i = threadIdx.x; i < FLOAT_KEYS * HEAD_DIM; i += 256) {
             u32 row = i / HEAD_DIM, column = i % HEAD_DIM;
-            const float* from = qkv + (current.row + row) * columns + (heads + kv_head) * HEAD_DIM + column;
+            const float* from = kv + (u64)(current.row + row) * kv_columns + kv_head * HEAD_DIM + column;
             bool is_there = row < current.rows;
             keys[row * FLOAT_STRIDE + column] = is_there ? from[0] : 0.0f;
             values[row * FLOAT_STRIDE + column] = is_there ? from[kv_heads * HEAD_DIM] : 0.0f;

@@ -45,7 +45,7 @@ pub struct Stretch {
     pub tokens: Range<usize>,
     /// Of the first of them in the sequence.
     pub position: usize,
-    /// The pages of the sequence, the `i`-th for the positions from `16 i` on. There may be more than are in use yet.
+    /// The pages of the sequence, the `i`-th for the positions from `i` times a page's on. There may be more than are in use yet.
     pub pages: Arc<[usize]>,
     /// The number of the sequence, for layers that remember it by a state of its own ([`DeltaCache`](crate::kernels::delta::DeltaCache)).
     pub sequence: usize,
@@ -201,7 +201,7 @@ pub fn positions_of(stretches: &[Stretch], tokens: usize) -> Result<Vec<usize>> 
     }
 }
 
-/// Every position has a page that is there, and no page is written for two sequences.
+/// The cache is one for this shape and precision, and has the pages.
 fn check(stretches: &[Stretch], cache: &LayerCache, shape: &AttentionShape, dtype: Dtype) -> Result<()> {
     if (cache.kv_heads, cache.head_dim) != (shape.kv_heads, shape.head_dim) {
         return Err(Error::new("the cache was made for heads of another number or width"));
@@ -209,14 +209,19 @@ fn check(stretches: &[Stretch], cache: &LayerCache, shape: &AttentionShape, dtyp
     if cache.factors != Factors::of(cache.level, dtype) {
         return Err(Error::new("the cache was made for a model of another precision"));
     }
+    check_pages(stretches, cache.n_pages, GRANULE)
+}
+
+/// Every position has a page of a cache of `n_pages`, and no page, of so many positions, is written for two sequences.
+pub fn check_pages(stretches: &[Stretch], n_pages: usize, page: usize) -> Result<()> {
     let mut written = Vec::new();
     for stretch in stretches {
-        let end = (stretch.position + stretch.tokens.len()).div_ceil(GRANULE);
-        if end > stretch.pages.len() || stretch.pages.iter().any(|&page| page >= cache.n_pages) {
+        let end = (stretch.position + stretch.tokens.len()).div_ceil(page);
+        if end > stretch.pages.len() || stretch.pages.iter().any(|&page| page >= n_pages) {
             return Err(Error::new(format!("a sequence of {end} pages lacks some of them in the cache")));
         }
         if !stretch.tokens.is_empty() {
-            written.extend_from_slice(&stretch.pages[stretch.position / GRANULE..end]);
+            written.extend_from_slice(&stretch.pages[stretch.position / page..end]);
         }
     }
     written.sort_unstable();

@@ -29,7 +29,7 @@ use std::sync::{Arc, OnceLock};
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
 
-pub use cache::{LayerCache, PAGE, Stretch, positions_of};
+pub use cache::{LayerCache, PAGE, Stretch, check_pages, positions_of};
 use factors::Factors;
 use fused::Running;
 pub use positions::positions;

@@ -20,6 +20,7 @@ pub(super) enum Source {
     Gated,
     Rows,
     Head,
+    Largest,
     Experts,
     /// The gated delta rule of keys of so many elements.
     Delta {
@@ -31,6 +32,11 @@ pub(super) enum Source {
         warps: u32,
         row_tiles: u32,
     },
+    /// Attention of the last tokens of sequences, of heads of so many elements, so many of which a block computes.
+    Last {
+        head_dim: u32,
+        group: u32,
+    },
 }
 
 impl Source {
@@ -40,9 +46,11 @@ impl Source {
             Source::Gated => include_str!("../gated.cu"),
             Source::Rows => include_str!("../matmul/rows.cu"),
             Source::Head => include_str!("../statistics/statistics.cu"),
+            Source::Largest => include_str!("../statistics/largest.cu"),
             Source::Experts => include_str!("experts.cu"),
             Source::Delta { .. } => include_str!("../delta/delta.cu"),
             Source::Attention { .. } => include_str!("../attention/attention.cu"),
+            Source::Last { .. } => include_str!("../attention/last.cu"),
         }
     }
 
@@ -52,9 +60,11 @@ impl Source {
             Source::Gated => "gated.cu",
             Source::Rows => "rows.cu",
             Source::Head => "statistics.cu",
+            Source::Largest => "largest.cu",
             Source::Experts => "experts.cu",
             Source::Delta { .. } => "delta.cu",
             Source::Attention { .. } => "attention.cu",
+            Source::Last { .. } => "last.cu",
         }
     }
 
@@ -72,6 +82,7 @@ impl Source {
             Source::Attention { head_dim, warps, row_tiles } => {
                 vec![("HEAD_DIM", head_dim), ("WARPS", warps), ("ROW_TILES", row_tiles)]
             }
+            Source::Last { head_dim, group } => vec![("HEAD_DIM", head_dim), ("GROUP", group)],
             Source::Delta { key_dim } => vec![("KEY_DIM", key_dim)],
             _ => Vec::new(),
         }
@@ -168,7 +179,8 @@ mod tests {
             return;
         }
         let attention = |head_dim, warps, row_tiles| Source::Attention { head_dim, warps, row_tiles };
-        let plain = [Source::Norm, Source::Gated, Source::Rows, Source::Head, Source::Experts];
+        let last = [(64, 3), (128, 4), (128, 8), (256, 8)].map(|(head_dim, group)| Source::Last { head_dim, group });
+        let plain = [Source::Norm, Source::Gated, Source::Rows, Source::Head, Source::Largest, Source::Experts];
         let keys = [10, 128, 256].map(|key_dim| Source::Delta { key_dim });
         let widths = [attention(64, 4, 1), attention(64, 4, 2), attention(128, 4, 2), attention(128, 8, 1), attention(256, 4, 1)];
         let capabilities = [(8, 0), (9, 0), (10, 0)];
@@ -176,6 +188,7 @@ mod tests {
             .into_iter()
             .chain(keys)
             .chain(widths)
+            .chain(last)
             .flat_map(|source| capabilities.map(|capability| (source, capability)))
             .collect();
         all.into_par_iter().for_each(|(source, capability)| {

@@ -124,7 +124,7 @@ fn room(steps: usize, tokens: usize, n_states: usize, shape: &DeltaShape) -> usi
     prepared + f32s(n_states * state_bytes(shape) / 4) + f32s(tokens * shape.width())
 }
 
-fn state_bytes(shape: &DeltaShape) -> usize {
+pub(super) fn state_bytes(shape: &DeltaShape) -> usize {
     4 * shape.width() * padded(shape.key_dim)
 }
 
@@ -136,6 +136,17 @@ fn parts(key_dim: usize) -> usize {
 /// delta.cu: `PADDED_KEYS`.
 fn padded(key_dim: usize) -> usize {
     key_dim.next_multiple_of(4 * parts(key_dim))
+}
+
+/// What goes through the rule, on the device.
+pub(super) struct Order<'a> {
+    /// Rows of what it gives.
+    pub tokens: usize,
+    pub n_steps: usize,
+    pub steps: Indices<'a>,
+    pub runs: Indices<'a>,
+    /// Runs that depend on none but those of the levels before.
+    pub levels: &'a [Range<usize>],
 }
 
 impl Device {
@@ -151,20 +162,34 @@ impl Device {
         shape: &DeltaShape,
         arena: &Arena<'a>,
     ) -> Result<Array<'a>> {
-        let DeltaShape { key_heads, value_heads, value_dim, kernel, grouped, .. } = *shape;
-        let source = source(shape)?;
-        let n_steps = plan.n_steps(kernel);
         x.expect("projections for the gated delta rule", plan.tokens * shape.columns(), Stored::F32)?;
         if (steps.len(), runs.len()) != (plan.steps.len(), plan.runs.len()) {
             return Err(Error::new("the gated delta rule was planned for another batch"));
         }
+        let states = arena.array(plan.n_states * state_bytes(shape) / 4, Stored::F32)?;
+        let order = Order { tokens: plan.tokens, n_steps: plan.n_steps(shape.kernel), steps, runs, levels: &plan.levels };
+        self.delta_in(x, learnt, &order, states, shape, arena)
+    }
+
+    /// The same in an order that is given, from and to `states`. The rows and states that it names are there.
+    pub(super) fn delta_in<'a>(
+        &self,
+        x: Array,
+        learnt: &DeltaArrays,
+        order: &Order,
+        states: Array,
+        shape: &DeltaShape,
+        arena: &Arena<'a>,
+    ) -> Result<Array<'a>> {
+        let DeltaShape { key_heads, value_heads, value_dim, kernel, grouped, .. } = *shape;
+        let Order { tokens, n_steps, steps, runs, levels } = *order;
+        let source = source(shape)?;
         let f32s = |len: usize| arena.array(len, Stored::F32);
         let [queries, keys] =
             [f32s(n_steps * key_heads * padded(shape.key_dim))?, f32s(n_steps * key_heads * padded(shape.key_dim))?];
         let values = f32s(n_steps * shape.width())?;
         let [alphas, betas] = [f32s(n_steps * value_heads)?, f32s(n_steps * value_heads)?];
-        let states = f32s(plan.n_states * state_bytes(shape) / 4)?;
-        let y = f32s(plan.tokens * shape.width())?;
+        let y = f32s(tokens * shape.width())?;
 
         let [key_heads, value_heads_word, value_dim_word] = [key_heads, value_heads, value_dim].map(|number| U32(number as u32));
         let arguments = [
@@ -185,11 +210,11 @@ impl Device {
             U32(kernel as u32),
         ];
         let prepare = self.kernel(source, "delta_prepare")?;
-        // SAFETY: the plan's rows lie within `tokens`: `DeltaPlan::new` had its segments checked; all else is as long as was taken.
+        // SAFETY: the order's rows lie within those of `x`, as its maker had checked; all else is as long as was taken.
         unsafe { self.launch(prepare, (n_steps, 1), 256, 0, &arguments)? };
         let rule = self.kernel(source, "delta_rule")?;
         let blocks = value_dim.div_ceil(RULE_THREADS / parts(shape.key_dim));
-        for level in &plan.levels {
+        for level in levels {
             let of_level = runs.part(level.start * RUN_WORDS, level.len() * RUN_WORDS)?;
             let inputs = [queries, keys, values, alphas, betas].map(|array| array.argument());
             let rest = [of_level.argument(), states.argument(), y.argument(), key_heads, value_heads_word, value_dim_word];

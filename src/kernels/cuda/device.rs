@@ -16,7 +16,7 @@ use rayon::prelude::*;
 use super::array::{Argument, Array, Indices, arena_bytes};
 use super::compile::{self, Source};
 use super::library::{self, Address, Blas, Driver, Opaque, check_blas};
-use super::shape::Shape;
+use super::shape::{Rows, Shape};
 use crate::error::{Error, Result};
 use crate::kernels::Stored;
 use crate::kernels::cpu::lock;
@@ -89,10 +89,11 @@ pub struct Buffer {
     bytes: usize,
 }
 
-/// Divides a buffer from its beginning on.
+/// What a batch is computed in: divides a buffer from its beginning on, and says which rows of its products are computed together.
 pub struct Arena<'a> {
     buffer: &'a Buffer,
     used: Cell<usize>,
+    rows: Rows,
 }
 
 /// Host memory that the device reads and writes by itself while the host goes on.
@@ -530,8 +531,12 @@ impl Drop for Buffer {
 }
 
 impl<'a> Arena<'a> {
-    pub fn new(buffer: &'a Buffer) -> Arena<'a> {
-        Arena { buffer, used: Cell::new(0) }
+    pub fn new(buffer: &'a Buffer, rows: Rows) -> Arena<'a> {
+        Arena { buffer, used: Cell::new(0), rows }
+    }
+
+    pub fn rows(&self) -> Rows {
+        self.rows
     }
 
     /// Room for `len` numbers behind what was taken before.
@@ -585,11 +590,23 @@ impl Pinned {
 
     /// The first `n` words, after the device has written them.
     pub fn words(&self, n: usize) -> Result<&[u32]> {
-        if n.checked_mul(4).is_none_or(|bytes| bytes > self.capacity()) {
-            return Err(Error::new("fewer numbers came from the GPU than were asked for"));
-        }
+        self.check_words(n)?;
         // SAFETY: the buffer is that long, aligned to pages, and any bits are a number.
         Ok(unsafe { std::slice::from_raw_parts(self.address().cast(), n) })
+    }
+
+    /// The same as f32.
+    pub fn floats(&self, n: usize) -> Result<&[f32]> {
+        self.check_words(n)?;
+        // SAFETY: as above.
+        Ok(unsafe { std::slice::from_raw_parts(self.address().cast(), n) })
+    }
+
+    fn check_words(&self, n: usize) -> Result<()> {
+        match n.checked_mul(4).is_some_and(|bytes| bytes <= self.capacity()) {
+            true => Ok(()),
+            false => Err(Error::new("fewer numbers came from the GPU than were asked for")),
+        }
     }
 }
 

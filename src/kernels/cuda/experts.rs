@@ -11,11 +11,12 @@ use super::array::{Array, Indices, arena_bytes};
 use super::compile::Source;
 use super::device::{Arena, Buffer, Device};
 use super::operations::{optional, threads_for, whole_rows};
+use super::shape::TILE;
 use crate::error::{Error, Result};
 use crate::kernels::Stored;
 
-/// See above.
-const PADDING: usize = 64;
+/// See above; products in tiles want whole ones.
+const PADDING: usize = TILE;
 /// experts.cu: `CHOOSING_WARPS`, `LISTING_THREADS`.
 const CHOOSING_WARPS: usize = 8;
 const LISTING_THREADS: u32 = 256;

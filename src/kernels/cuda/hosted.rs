@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device as Candle, Tensor};
 
 use super::operations::{HeadRoom, RotaryTables, STATISTICS_WORDS, SUMS_WORDS, head_chunk, statistics_of_words};
-use super::{Arena, AttentionPlan, Buffer, DeltaArrays, DeltaPlan, Device, PrepareOptions, Weight};
+use super::{Arena, AttentionPlan, Buffer, DeltaArrays, DeltaPlan, Device, PrepareOptions, Rows, Weight};
 use crate::error::{Error, Result};
 use crate::kernels::attention::AttentionShape;
 use crate::kernels::cpu::{contiguous, with_floats, with_numbers};
@@ -31,7 +31,7 @@ fn room(device: &'static Device, len: usize, dtype: Stored) -> Result<Buffer> {
 }
 
 /// Whole numbers on the device.
-fn upload_words(device: &'static Device, words: &[u32]) -> Result<Buffer> {
+pub(super) fn upload_words(device: &'static Device, words: &[u32]) -> Result<Buffer> {
     let buffer = device.allocate(size_of_val(words))?;
     let mut pinned = device.pinned(size_of_val(words))?;
     pinned.write(0, words)?;
@@ -119,6 +119,7 @@ pub fn attention(
     let sinks = sinks.map(|sinks| device.upload(sinks, Stored::F32)).transpose()?;
     device.attention(
         prepared.array(0, tokens * shape.columns(), dtype)?,
+        None,
         &plan,
         tiles.indices(0, plan.tiles.len(), 0)?,
         ranges.indices(0, plan.ranges.len(), 0)?,
@@ -137,7 +138,7 @@ pub fn delta(x: &Tensor, weights: &DeltaWeights, segments: &[Segment], shape: &D
     let plan = DeltaPlan::new(segments, tokens, shape);
     let (steps, runs) = (upload_words(device, &plan.steps)?, upload_words(device, &plan.runs)?);
     let (x, room) = (upload(device, x, Stored::F32)?, device.allocate(plan.room(shape))?);
-    let arena = Arena::new(&room);
+    let arena = Arena::new(&room, Rows::Together);
     let (steps, runs) = (steps.indices(0, plan.steps.len(), 0)?, runs.indices(0, plan.runs.len(), 0)?);
     let y = device.delta(x.array(0, tokens * shape.columns(), Stored::F32)?, &learnt, &plan, steps, runs, shape, &arena)?;
     Ok(Tensor::from_vec(device.download(y)?, (tokens, shape.width()), &Candle::Cpu)?)
@@ -183,7 +184,13 @@ pub fn multiply(x: &Tensor, weight: &Weight, residual: Option<&Tensor>) -> Resul
         Some(residual) => upload(device, residual, Stored::F32)?,
         None => room(device, len, Stored::F32)?,
     };
-    device.multiply(x_buffer.array(0, x.elem_count(), dtype)?, weight, y.array(0, len, Stored::F32)?, residual.is_some())?;
+    device.multiply(
+        x_buffer.array(0, x.elem_count(), dtype)?,
+        weight,
+        y.array(0, len, Stored::F32)?,
+        residual.is_some(),
+        Rows::Together,
+    )?;
     download(device, &y, (rows, weight.out_features()), Stored::F32)
 }
 

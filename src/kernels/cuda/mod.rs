@@ -7,6 +7,8 @@
 //! product.rs    `x W^T` by cuBLASLt; shape.rs what its algorithm depends on
 //! operations.rs norms, gates, rows, attention, the head's statistics: checks, then launches
 //! experts.rs    the same for experts: who computes which tokens; delta.rs for the gated delta rule
+//! pages.rs      keys and values of sequences that are being written, and the attention of their last tokens; states.rs what the delta
+//!               rule remembers of them
 //! hosted.rs     the same for tensors of the host
 //! ```
 //!
@@ -22,8 +24,10 @@ mod experts;
 pub mod hosted;
 mod library;
 mod operations;
+mod pages;
 mod product;
 mod shape;
+mod states;
 #[cfg(test)]
 mod tests;
 
@@ -34,4 +38,7 @@ pub use experts::{RouterOptions, Routing, most_rows, routing_bytes};
 pub use operations::{
     AttentionPlan, HeadRoom, PrepareOptions, RotaryTables, STATISTICS_WORDS, SUMS_WORDS, head_chunk, statistics_of_words,
 };
+pub use pages::{DEVICE_PAGE, LastRoom, PagedKeys, StepLists, StepPlan};
 pub use product::Weight;
+pub use shape::{Rows, TILE};
+pub use states::{KeptStates, StatesLists, StatesPlan};

@@ -1,10 +1,13 @@
 //! The operations of this room on arrays of the device: each checks lengths and formats, then launches its kernel and returns at once.
 
+use std::ops::Range;
+
 use super::array::Argument::{self, F32, Pointer, U32, U64};
 use super::array::{Array, Indices};
 use super::compile::Source;
 use super::device::{Buffer, Device};
 use super::product::Weight;
+use super::shape::Rows;
 use crate::error::{Error, Result};
 use crate::kernels::attention::AttentionShape;
 use crate::kernels::gated::{Activation, ClampedSwiglu};
@@ -52,6 +55,22 @@ impl Device {
         check_rows(rows, x, width)?;
         let name = if x.dtype() == Stored::F32 { "take_rows_f32" } else { "take_rows_bf16" };
         self.by_row(name, rows.len(), width, &[x.argument(), rows.argument(), y.argument(), U32(width as u32)])
+    }
+
+    /// Columns `first ..` of the rows of `x`, as wide as a row of `y`, become rows `rows` of `y`; none stands twice among them.
+    pub fn put_rows(&self, x: Array, x_width: usize, first: usize, rows: Indices, y: Array, width: usize) -> Result<()> {
+        y.expect("rows to be replaced", y.len(), x.dtype())?;
+        check_rows(rows, y, width)?;
+        if first + width > x_width || whole_rows("a choice of columns", x, x_width)? < rows.len() {
+            return Err(Error::new(format!(
+                "columns {first} to {} of {} rows are not there on the GPU",
+                first + width,
+                rows.len()
+            )));
+        }
+        let name = if x.dtype() == Stored::F32 { "put_rows_f32" } else { "put_rows_bf16" };
+        let [x_width, first, width_word] = [x_width, first, width].map(|number| U32(number as u32));
+        self.by_row(name, rows.len(), width, &[x.argument(), rows.argument(), y.argument(), x_width, first, width_word])
     }
 
     /// Adds `bias [N]` to every row of `y [T, N]`, f32.
@@ -208,12 +227,13 @@ impl Device {
         unsafe { self.launch(kernel, (tokens, 1), threads_for(heads * head_dim), 0, &arguments) }
     }
 
-    /// What the heads read: `y [T, heads * head_dim]` of prepared `qkv [T, C]`, both in one format; with `sinks [heads]`, a logit for each
-    /// head that takes a share of every softmax.
+    /// What the heads read: `y [T, heads * head_dim]` of prepared `qkv [T, C]`, both in one format; of `kept [P, 2 kv_heads * head_dim]`, where
+    /// the plan is made over pages of that. With `sinks [heads]`, a logit for each head that takes a share of every softmax.
     #[expect(clippy::too_many_arguments, reason = "the parts of one operation, named where it is called")]
     pub fn attention(
         &self,
         qkv: Array,
+        kept: Option<Array>,
         plan: &AttentionPlan,
         tiles: Indices,
         ranges: Indices,
@@ -224,6 +244,21 @@ impl Device {
         let AttentionShape { heads, kv_heads, head_dim, scale, window, softcap } = *shape;
         let tokens = whole_rows("an attention", y, heads * head_dim)?;
         qkv.expect("queries, keys and values", tokens * shape.columns(), y.dtype())?;
+        let kv_columns = 2 * kv_heads * head_dim;
+        let (kv, kv_columns, kv_rows) = match kept {
+            Some(kept) => {
+                kept.expect("kept keys and values", kept.len(), y.dtype())?;
+                (kept, kv_columns, whole_rows("kept keys and values", kept, kv_columns)?)
+            }
+            None => {
+                let first = heads * head_dim;
+                let kv = qkv.part(first.min(qkv.len()), qkv.len().saturating_sub(first))?;
+                (kv, shape.columns(), tokens)
+            }
+        };
+        if plan.kv_rows > kv_rows {
+            return Err(Error::new(format!("an attention to {} rows has {kv_rows} keys", plan.kv_rows)));
+        }
         let is_whole = tokens == plan.tokens && tiles.len() == plan.tiles.len() && ranges.len() == plan.ranges.len();
         if !is_whole || plan.queries != plan.blocking.queries(shape, y.dtype()) {
             return Err(Error::new("the attention was planned for another batch"));
@@ -235,6 +270,8 @@ impl Device {
         let kernel = self.kernel(plan.source(shape)?, name)?;
         let arguments = [
             qkv.argument(),
+            kv.argument(),
+            U32(kv_columns as u32),
             tiles.argument(),
             ranges.argument(),
             optional(sinks, heads)?,
@@ -247,7 +284,7 @@ impl Device {
         ];
         let blocks = (plan.n_tiles() * heads, 1);
         let shared_bytes = plan.blocking.shared_bytes(head_dim, y.dtype());
-        // SAFETY: the plan's tiles and ranges lie within `tokens` rows: `AttentionPlan::new` had its segments checked.
+        // SAFETY: the plan's tiles lie within `tokens` rows and its ranges within `kv_rows`, as it was made for them and as was checked.
         unsafe { self.launch(kernel, blocks, threads, shared_bytes, &arguments) }
     }
 
@@ -284,6 +321,17 @@ impl Device {
         let arguments = [sums.argument(), top_logits.argument(), statistics.argument(), U32(n as u32), top_k];
         // SAFETY: as above; the statistics have room for all.
         unsafe { self.launch(kernel, (n.div_ceil(8), 1), 256, 0, &arguments) }
+    }
+
+    /// The first of the largest of each row of `logits [N, V]` f32: `ids [N]` words, `u32::MAX` where a logit is no number or the largest not
+    /// finite.
+    pub fn largest_of_rows(&self, logits: Array, ids: Array, vocabulary: usize) -> Result<()> {
+        let rows = whole_rows("a choice of the largest", logits, vocabulary)?;
+        logits.expect("logits", logits.len(), Stored::F32)?;
+        ids.expect("ids of the largest", rows, Stored::F32)?;
+        let kernel = self.kernel(Source::Largest, "largest_of_rows")?;
+        // SAFETY: the logits are whole rows, and there is a word for each.
+        unsafe { self.launch(kernel, (rows, 1), 512, 0, &[logits.argument(), ids.argument(), U32(vocabulary as u32)]) }
     }
 
     /// Shared memory for the `top_k` largest of a row of logits; `None` where there is not enough.
@@ -341,7 +389,7 @@ impl Device {
         for begin in (0..n_all).step_by(chunk.max(1)) {
             let n = chunk.min(n_all - begin);
             let logits = room.logits.part(0, n * vocabulary)?;
-            self.multiply(hidden.part(begin * width, n * width)?, head_vd, logits, false)?;
+            self.multiply(hidden.part(begin * width, n * width)?, head_vd, logits, false, Rows::Together)?;
             let head = HeadArrays {
                 logits,
                 targets: targets.part(begin, n)?,
@@ -422,6 +470,8 @@ pub struct PrepareOptions<'a> {
 /// Which block computes what: the batch's segments cut into tiles of `queries` tokens, and what each segment sees.
 pub struct AttentionPlan {
     tokens: usize,
+    /// One more than the last row of keys.
+    kv_rows: usize,
     queries: usize,
     blocking: Blocking,
     /// `Tile` of attention.cu, five words each; the longest work first.
@@ -430,7 +480,14 @@ pub struct AttentionPlan {
     pub ranges: Vec<u32>,
 }
 
-const TILE_WORDS: usize = 5;
+/// Tokens of a batch that lie side by side, and what they see.
+pub(super) struct View {
+    pub tokens: Range<usize>,
+    /// Of the first of them in its sequence.
+    pub position: usize,
+    /// Rows of keys, in the order of their positions, from 0 on.
+    pub seen: Vec<Range<usize>>,
+}
 
 /// How a block of attention.cu is cut: so many warps, each on so many times 16 tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -440,41 +497,61 @@ struct Blocking {
 }
 
 impl AttentionPlan {
+    pub(super) const TILE_WORDS: usize = 5;
+    pub(super) const RANGE_WORDS: usize = 3;
+
     /// `segments` have been checked by [`positions`](crate::kernels::attention::positions), and hold `tokens` tokens; a block of the device
     /// may have `shared_bytes` of shared memory.
     pub fn new(segments: &[Segment], tokens: usize, shape: &AttentionShape, dtype: Stored, shared_bytes: usize) -> AttentionPlan {
+        let view = |segment: &Segment| {
+            let seen: Vec<_> = segment.context.iter().chain([&segment.tokens]).cloned().collect();
+            let position = segment.context.iter().map(|range| range.len()).sum();
+            View { tokens: segment.tokens.clone(), position, seen }
+        };
+        AttentionPlan::of(segments.iter().map(view), tokens, shape, dtype, shared_bytes)
+    }
+
+    /// The same for `views` of a batch of `tokens`, whose rows need not all be in one.
+    pub(super) fn of(
+        views: impl Iterator<Item = View>,
+        tokens: usize,
+        shape: &AttentionShape,
+        dtype: Stored,
+        shared_bytes: usize,
+    ) -> AttentionPlan {
+        let views: Vec<View> = views.filter(|view| !view.tokens.is_empty()).collect();
         // Large tiles read each key once for 128 tokens, but stand idle where segments are short.
-        let long: usize = segments.iter().map(|segment| segment.tokens.len()).filter(|&len| len > 96).sum();
+        let long: usize = views.iter().map(|view| view.tokens.len()).filter(|&len| len > 96).sum();
         let small = Blocking { warps: 4, row_tiles: 1 };
         let large = [Blocking { warps: 4, row_tiles: 2 }, Blocking { warps: 8, row_tiles: 1 }];
         let large =
             large.into_iter().find(|large| shape.head_dim <= 128 && large.shared_bytes(shape.head_dim, dtype) <= shared_bytes);
         let blocking = large.filter(|_| 2 * long >= tokens).unwrap_or(small);
         let queries = blocking.queries(shape, dtype);
-        let mut tiles: Vec<(usize, [u32; TILE_WORDS])> = Vec::new();
-        let mut ranges = Vec::new();
-        for segment in segments.iter().filter(|segment| !segment.tokens.is_empty()) {
-            let first_range = ranges.len() / 3;
-            let mut position = 0;
-            for range in segment.context.iter().filter(|range| !range.is_empty()).chain([&segment.tokens]) {
-                ranges.extend([range.start, range.len(), position].map(|number| number as u32));
-                position += range.len();
+        let mut tiles: Vec<(usize, [u32; AttentionPlan::TILE_WORDS])> = Vec::new();
+        let (mut ranges, mut kv_rows) = (Vec::new(), 0);
+        for View { tokens, position, seen } in &views {
+            let first_range = ranges.len() / AttentionPlan::RANGE_WORDS;
+            let mut of_range = 0;
+            for range in seen.iter().filter(|range| !range.is_empty()) {
+                ranges.extend([range.start, range.len(), of_range].map(|number| number as u32));
+                of_range += range.len();
+                kv_rows = kv_rows.max(range.end);
             }
-            let (end_range, before) = (ranges.len() / 3, position - segment.tokens.len());
-            for begin in (0..segment.tokens.len()).step_by(queries) {
-                let rows = queries.min(segment.tokens.len() - begin);
-                let tile =
-                    [segment.tokens.start + begin, rows, before + begin, first_range, end_range].map(|number| number as u32);
-                tiles.push((before + begin + rows, tile));
+            let end_range = ranges.len() / AttentionPlan::RANGE_WORDS;
+            for begin in (0..tokens.len()).step_by(queries) {
+                let rows = queries.min(tokens.len() - begin);
+                let tile = [tokens.start + begin, rows, position + begin, first_range, end_range].map(|number| number as u32);
+                tiles.push((position + begin + rows, tile));
             }
         }
         tiles.sort_by_key(|&(keys, _)| std::cmp::Reverse(keys));
         let tiles = tiles.into_iter().flat_map(|(_, tile)| tile).collect();
-        AttentionPlan { tokens, queries, blocking, tiles, ranges }
+        AttentionPlan { tokens, kv_rows, queries, blocking, tiles, ranges }
     }
 
     fn n_tiles(&self) -> usize {
-        self.tiles.len() / TILE_WORDS
+        self.tiles.len() / AttentionPlan::TILE_WORDS
     }
 
     fn source(&self, shape: &AttentionShape) -> Result<Source> {

@@ -6,7 +6,7 @@ use std::ptr::null_mut;
 use super::array::Array;
 use super::device::{Buffer, Device};
 use super::library::{Algorithm, Choice, Opaque, check_blas};
-use super::shape::Shape;
+use super::shape::{Rows, Shape, TILE};
 use crate::error::{Error, Result};
 use crate::kernels::Stored;
 use crate::kernels::cpu::lock;
@@ -81,7 +81,23 @@ impl Weight {
 
 impl Device {
     /// `y [T, N] = x [T, K] W^T`, added to `y` if `adds`. `x` in the weight's format, `y` in f32, or in bf16 where the weight is.
-    pub fn multiply(&'static self, x: Array, weight: &Weight, y: Array, adds: bool) -> Result<()> {
+    pub fn multiply(&'static self, x: Array, weight: &Weight, y: Array, adds: bool, rows: Rows) -> Result<()> {
+        if rows == Rows::Together {
+            return self.multiply_together(x, weight, y, adds);
+        }
+        let (n, k) = (weight.out_features, weight.in_features);
+        let rows = y.len() / n.max(1);
+        x.expect("the input of a product", rows * k, weight.dtype)?;
+        if !rows.is_multiple_of(TILE) {
+            return Err(Error::new(format!("{rows} rows of a product are not whole tiles of {TILE}")));
+        }
+        for begin in (0..rows).step_by(TILE) {
+            self.multiply_together(x.part(begin * k, TILE * k)?, weight, y.part(begin * n, TILE * n)?, adds)?;
+        }
+        Ok(())
+    }
+
+    fn multiply_together(&'static self, x: Array, weight: &Weight, y: Array, adds: bool) -> Result<()> {
         let (n, k) = (weight.out_features, weight.in_features);
         let rows = y.len() / n.max(1);
         x.expect("the input of a product", rows * k, weight.dtype)?;

@@ -12,3 +12,16 @@ pub(super) struct Shape {
     pub result: Stored,
     pub adds: bool,
 }
+
+/// Which rows of a product are computed together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rows {
+    /// All there are, which is the fastest. cuBLASLt's algorithm depends on their number, and with it the last bits of each.
+    Together,
+    /// [`TILE`] at a time, never more or less: the bits of a row do not depend on how many others there are. Whole tiles are given.
+    InTiles,
+}
+
+/// Rows of a tile. The tensor cores multiply so many in the time that the weights take to come from memory, and each begins where cuBLASLt
+/// wants arrays to begin, at a multiple of 256 bytes.
+pub const TILE: usize = 64;

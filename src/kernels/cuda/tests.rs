@@ -326,7 +326,7 @@ fn experts_get_their_tokens_and_give_their_sums() {
             };
             let room = device.allocate(routing_bytes(tokens, n_experts, per_token)).unwrap();
             let on_logits = on_logits.array(0, logits.len(), Stored::F32).unwrap();
-            let routing = device.route(on_logits, &options, &Arena::new(&room)).unwrap();
+            let routing = device.route(on_logits, &options, &Arena::new(&room, Rows::Together)).unwrap();
             let mut found = Vec::new();
             for rows in [1, 128, usize::MAX] {
                 let y = upload(&residual);
@@ -356,7 +356,7 @@ fn experts_get_their_tokens_and_give_their_sums() {
             correction: None,
         };
         let (on_logits, room) = (device.upload(logits, Stored::F32).unwrap(), device.allocate(routing_bytes(2, 4, 1)).unwrap());
-        let routing = device.route(on_logits.array(0, 8, Stored::F32).unwrap(), &options, &Arena::new(&room));
+        let routing = device.route(on_logits.array(0, 8, Stored::F32).unwrap(), &options, &Arena::new(&room, Rows::Together));
         routing.map(|routing| routing.groups(1).iter().map(|group| group.experts.clone()).collect::<Vec<_>>())
     };
     assert_eq!(refused(&[1.0, 2.0, 2.0, 0.0, 5.0, 5.0, 5.0, 5.0]).unwrap(), [0..1, 1..2]);
@@ -426,7 +426,9 @@ fn products_in_bf16_are_exact_sums_of_rounded_factors() {
         let from = device.upload(&x, Stored::Bf16).unwrap();
         let to = device.allocate(2 * rows * n).unwrap();
         let to = to.array(0, rows * n, Stored::Bf16).unwrap();
-        device.multiply(from.array(0, rows * k, Stored::Bf16).unwrap(), matrix.on_device().unwrap(), to, false).unwrap();
+        device
+            .multiply(from.array(0, rows * k, Stored::Bf16).unwrap(), matrix.on_device().unwrap(), to, false, Rows::Together)
+            .unwrap();
         close(&device.download(to).unwrap(), &expected, 1.0 / 128.0, "rounded product");
     }
 }
@@ -469,6 +471,37 @@ fn statistics_of_a_large_vocabulary() {
             }
         }
     }
+}
+
+#[test]
+fn the_largest_of_a_row_is_the_first_of_equals() {
+    let Some(device) = device() else { return };
+    let vocabulary = 3001;
+    let mut logits = noise(8 * vocabulary, 5.0, 3);
+    let mut expected: Vec<u32> = Vec::new();
+    for (i, row) in logits.chunks_exact_mut(vocabulary).enumerate() {
+        match i {
+            // Ties, within a thread's share and across shares; the last; broken rows.
+            0 => [700, 188, 1212, 3000].iter().for_each(|&at| row[at] = 9.0),
+            1 => row[3000] = 9.0,
+            2 => row[2999] = f32::NAN,
+            3 => row.fill(f32::NEG_INFINITY),
+            4 => row[17] = f32::INFINITY,
+            5 => row.fill(-3.0),
+            _ => {}
+        }
+        let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let is_broken = !largest.is_finite() || row.iter().any(|logit| logit.is_nan());
+        let at = row.iter().position(|&logit| logit == largest).unwrap_or(0) as u32;
+        expected.push(if is_broken { u32::MAX } else { at });
+    }
+    assert_eq!(expected[..6], [188, 3000, u32::MAX, u32::MAX, u32::MAX, 0]);
+    let buffer = device.upload(&logits, Stored::F32).unwrap();
+    let ids = device.allocate(4 * 8).unwrap();
+    let all = ids.array(0, 8, Stored::F32).unwrap();
+    device.largest_of_rows(buffer.array(0, 8 * vocabulary, Stored::F32).unwrap(), all, vocabulary).unwrap();
+    let found: Vec<u32> = device.download(all).unwrap().into_iter().map(f32::to_bits).collect();
+    assert_eq!(found, expected);
 }
 
 #[test]

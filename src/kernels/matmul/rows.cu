@@ -27,6 +27,22 @@ extern "C" __global__ void take_rows_bf16(const bf16* x, const u32* rows, bf16* 
     for (u32 i = threadIdx.x; i < width; i += blockDim.x) y[(u64)blockIdx.x * width + i] = from[i];
 }
 
+// y[rows[i]] = columns first .. first + width of x[i], which has x_width of them.
+template <typename T>
+__device__ void put_rows(const T* x, const u32* rows, T* y, u32 x_width, u32 first, u32 width) {
+    const T* from = x + (u64)blockIdx.x * x_width + first;
+    T* to = y + (u64)rows[blockIdx.x] * width;
+    for (u32 i = threadIdx.x; i < width; i += blockDim.x) to[i] = from[i];
+}
+
+extern "C" __global__ void put_rows_f32(const float* x, const u32* rows, float* y, u32 x_width, u32 first, u32 width) {
+    put_rows(x, rows, y, x_width, first, width);
+}
+
+extern "C" __global__ void put_rows_bf16(const bf16* x, const u32* rows, bf16* y, u32 x_width, u32 first, u32 width) {
+    put_rows(x, rows, y, x_width, first, width);
+}
+
 // y[t] += bias
 extern "C" __global__ void add_bias(const float* bias, float* y, u32 width) {
     float* to = y + (u64)blockIdx.x * width;

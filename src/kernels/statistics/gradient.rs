@@ -134,7 +134,7 @@ fn logits_of(hidden_nd: &Tensor, n_rows: usize, panels: &Panels, options: &HeadO
 }
 
 /// Rows of logits with the softcap, if there is one.
-fn bent(mut logits: Vec<f32>, vocabulary: usize, options: &HeadOptions) -> Vec<f32> {
+pub fn bent(mut logits: Vec<f32>, vocabulary: usize, options: &HeadOptions) -> Vec<f32> {
     if let Some(cap) = options.softcap {
         logits.par_chunks_mut(vocabulary).for_each(|row| Level::current().run(Bend { row, cap }));
     }

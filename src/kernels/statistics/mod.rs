@@ -18,7 +18,7 @@ use candle_core::Tensor;
 
 use check::{check, check_hidden};
 pub use divergence::Divergence;
-pub use gradient::{HeadGradient, TokenLoss, chunk_rows, divergences, head_gradient, logits};
+pub use gradient::{HeadGradient, TokenLoss, bent, chunk_rows, divergences, head_gradient, logits};
 pub use options::{Curves, HeadOptions};
 pub use reference::statistics_of_logits;
 

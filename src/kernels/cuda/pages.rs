@@ -1,0 +1,545 @@
+//! Keys and values of sequences that are being written, kept on the device by pages, and the attention of the sequences' newest tokens.
+//!
+//! What a step computes of a token does not depend, to the bit, on what else it computes. A prompt's tokens but the last go through
+//! attention.cu, which takes keys by 64 or fewer positions from multiples of that on, as pages have them; the last token of each stretch goes
+//! through last.cu, whether it is a prompt's or was written. So a prompt is cut the same way wherever its beginning was computed, as long as
+//! pages are shared that hold no other prompt's last token.
+
+use super::array::Argument::{F32, U32};
+use super::array::{Array, Indices};
+use super::compile::Source;
+use super::device::{Buffer, Device};
+use super::operations::{AttentionPlan, View, optional, whole_rows};
+use crate::error::{Error, Result};
+use crate::kernels::Stored;
+use crate::kernels::attention::{AttentionShape, Stretch, check_pages};
+
+/// Positions in a page of the device; last.cu: `PAGE`. The keys that attention.cu takes at a time divide it.
+pub const DEVICE_PAGE: usize = 64;
+/// Positions of a part, and threads of the block that computes it; last.cu: `KEYS`.
+const PART: usize = 256;
+/// Words of `Query`, `Part` and `Mass` in last.cu.
+const QUERY_WORDS: usize = 5;
+const PART_WORDS: usize = 2;
+const MASS_WORDS: usize = 2;
+/// Query heads at most that one block computes.
+const MOST_HEADS: usize = 8;
+
+/// Keys and values of all layers: of each `[pages * DEVICE_PAGE, 2 kv_heads * head_dim]`, a position's keys of all heads and then its values.
+pub struct PagedKeys {
+    buffer: Buffer,
+    n_pages: usize,
+    columns: usize,
+    dtype: Stored,
+}
+
+impl PagedKeys {
+    pub fn new(
+        device: &'static Device,
+        shape: &AttentionShape,
+        layers: usize,
+        n_pages: usize,
+        dtype: Stored,
+    ) -> Result<PagedKeys> {
+        let buffer = device.allocate(n_pages * PagedKeys::page_bytes(shape, layers, dtype))?;
+        Ok(PagedKeys { buffer, n_pages, columns: kept_columns(shape), dtype })
+    }
+
+    /// What a page takes in so many layers.
+    pub fn page_bytes(shape: &AttentionShape, layers: usize, dtype: Stored) -> usize {
+        layers * DEVICE_PAGE * kept_columns(shape) * dtype.size_in_bytes() as usize
+    }
+
+    pub fn n_pages(&self) -> usize {
+        self.n_pages
+    }
+
+    pub fn layer(&self, index: usize) -> Result<Array<'_>> {
+        let len = self.n_pages * DEVICE_PAGE * self.columns;
+        self.buffer.array(index * len * self.dtype.size_in_bytes() as usize, len, self.dtype)
+    }
+}
+
+fn kept_columns(shape: &AttentionShape) -> usize {
+    2 * shape.kv_heads * shape.head_dim
+}
+
+/// What the attention of one step computes.
+pub struct StepPlan {
+    tokens: usize,
+    kv_rows: usize,
+    /// Of all tokens but the last of each stretch.
+    pub before: AttentionPlan,
+    /// The row of each token in the cache.
+    pub rows: Vec<u32>,
+    /// `Query` of last.cu: the last token of each stretch, and the rows of the batch that hold no token.
+    pub queries: Vec<u32>,
+    /// `Part` of last.cu.
+    pub parts: Vec<u32>,
+    /// Of all stretches, as far as they are in use.
+    pub pages: Vec<u32>,
+}
+
+/// A plan's lists on the device.
+pub struct StepLists<'a> {
+    pub tiles: Indices<'a>,
+    pub ranges: Indices<'a>,
+    pub rows: Indices<'a>,
+    pub queries: Indices<'a>,
+    pub parts: Indices<'a>,
+    pub pages: Indices<'a>,
+}
+
+/// Where the parts of sequences are kept until they are added up.
+pub struct LastRoom<'a> {
+    sums: Array<'a>,
+    masses: Array<'a>,
+}
+
+impl<'a> LastRoom<'a> {
+    /// By `array`, room for so many f32 numbers.
+    pub fn new(parts: usize, shape: &AttentionShape, array: impl Fn(usize) -> Result<Array<'a>>) -> Result<LastRoom<'a>> {
+        let [sums, masses] = LastRoom::lens(parts, shape);
+        Ok(LastRoom { sums: array(sums)?, masses: array(masses)? })
+    }
+
+    /// Numbers of its arrays.
+    pub fn lens(parts: usize, shape: &AttentionShape) -> [usize; 2] {
+        [parts * shape.heads * shape.head_dim, parts * shape.heads * MASS_WORDS]
+    }
+}
+
+impl StepPlan {
+    /// Of stretches that tile the first rows of a batch of `tokens`, and a cache of `n_pages`.
+    pub fn new(
+        stretches: &[Stretch],
+        tokens: usize,
+        n_pages: usize,
+        shape: &AttentionShape,
+        dtype: Stored,
+        shared_bytes: usize,
+    ) -> Result<StepPlan> {
+        check_pages(stretches, n_pages, DEVICE_PAGE)?;
+        let mut plan = StepPlan {
+            tokens,
+            kv_rows: 0,
+            before: AttentionPlan::of(stretches.iter().map(all_but_last), tokens, shape, dtype, shared_bytes),
+            rows: Vec::new(),
+            queries: Vec::new(),
+            parts: Vec::new(),
+            pages: Vec::new(),
+        };
+        for stretch in stretches.iter().filter(|stretch| !stretch.tokens.is_empty()) {
+            plan.add(stretch);
+        }
+        let held = plan.rows.len();
+        for row in held..tokens {
+            plan.queries.extend([row as u32, 0, 0, 0, 0]);
+        }
+        match held <= tokens {
+            true => Ok(plan),
+            false => Err(Error::new(format!("stretches of {held} tokens in a batch of {tokens}"))),
+        }
+    }
+
+    fn add(&mut self, stretch: &Stretch) {
+        let end = stretch.position + stretch.tokens.len();
+        let row_of = |position: usize| stretch.pages[position / DEVICE_PAGE] * DEVICE_PAGE + position % DEVICE_PAGE;
+        self.rows.extend((stretch.position..end).map(|position| row_of(position) as u32));
+        let query = (self.queries.len() / QUERY_WORDS) as u32;
+        let parts = end.div_ceil(PART);
+        let first_part = self.n_parts();
+        let words = [stretch.tokens.end - 1, end - 1, self.pages.len(), first_part, parts];
+        self.queries.extend(words.map(|number| number as u32));
+        self.parts.extend((0..parts).flat_map(|part| [query, (part * PART) as u32]));
+        let pages = &stretch.pages[..end.div_ceil(DEVICE_PAGE)];
+        self.pages.extend(pages.iter().map(|&page| page as u32));
+        let rows = pages.iter().map(|page| (page + 1) * DEVICE_PAGE).max().unwrap_or(0);
+        self.kv_rows = self.kv_rows.max(rows);
+    }
+
+    pub fn n_parts(&self) -> usize {
+        self.parts.len() / PART_WORDS
+    }
+
+    /// Words of its lists.
+    pub fn n_words(&self) -> usize {
+        let lists = [&self.before.tiles, &self.before.ranges, &self.rows, &self.queries, &self.parts, &self.pages];
+        lists.into_iter().map(Vec::len).sum()
+    }
+
+    /// The most parts that so many sequences of so many positions have.
+    pub fn most_parts(sequences: usize, positions: usize) -> usize {
+        sequences * positions.div_ceil(PART)
+    }
+
+    /// The most of these: of so many tokens, rows without one included, in sequences of so many positions.
+    pub fn most_words(tokens: usize, sequences: usize, positions: usize) -> usize {
+        // A tile has one token at least, of those that are not the last of their stretch.
+        let pages = sequences * positions.div_ceil(DEVICE_PAGE);
+        let before = tokens * AttentionPlan::TILE_WORDS + pages * AttentionPlan::RANGE_WORDS;
+        before + tokens * (1 + QUERY_WORDS) + StepPlan::most_parts(sequences, positions) * PART_WORDS + pages
+    }
+}
+
+/// What attention.cu computes of a stretch: not its last token, nor what only that sees.
+fn all_but_last(stretch: &Stretch) -> View {
+    let tokens = stretch.tokens.start..stretch.tokens.end.saturating_sub(1).max(stretch.tokens.start);
+    let n_keys = stretch.position + tokens.len();
+    let seen = stretch.pages.iter().enumerate().map_while(|(i, page)| {
+        let rows = n_keys.saturating_sub(i * DEVICE_PAGE).min(DEVICE_PAGE);
+        (rows > 0).then_some(page * DEVICE_PAGE..page * DEVICE_PAGE + rows)
+    });
+    View { position: stretch.position, seen: seen.collect(), tokens }
+}
+
+impl Device {
+    /// Adds the keys and values of prepared `qkv` to a layer of the cache.
+    pub fn keep(&self, qkv: Array, shape: &AttentionShape, lists: &StepLists, kept: Array) -> Result<()> {
+        self.put_rows(qkv, shape.columns(), shape.heads * shape.head_dim, lists.rows, kept, kept_columns(shape))
+    }
+
+    /// What the last token of each stretch reads of a layer of the cache: rows of `y [T, heads * head_dim]`, in the format of prepared
+    /// `qkv [T, C]`. `sinks [heads]` f32. Rows without a token become 0, all others stay as they are.
+    #[expect(clippy::too_many_arguments, reason = "the parts of one operation, named where it is called")]
+    pub fn attend_to_last(
+        &self,
+        qkv: Array,
+        kept: Array,
+        plan: &StepPlan,
+        lists: &StepLists,
+        shape: &AttentionShape,
+        sinks: Option<&Buffer>,
+        room: &LastRoom,
+        y: Array,
+    ) -> Result<()> {
+        let AttentionShape { heads, kv_heads, head_dim, scale, window, softcap } = *shape;
+        let dtype = y.dtype();
+        let tokens = whole_rows("an attention", y, heads * head_dim)?;
+        qkv.expect("queries, keys and values", tokens * shape.columns(), dtype)?;
+        kept.expect("kept keys and values", kept.len(), dtype)?;
+        let is_whole = tokens == plan.tokens
+            && lists.queries.len() == plan.queries.len()
+            && lists.parts.len() == plan.parts.len()
+            && lists.pages.len() == plan.pages.len();
+        if !is_whole || plan.kv_rows > whole_rows("kept keys and values", kept, kept_columns(shape))? {
+            return Err(Error::new("the attention was planned for another step"));
+        }
+        let [sums, masses] = LastRoom::lens(plan.n_parts(), shape);
+        let (sums, masses) = (room.sums.part(0, sums)?, room.masses.part(0, masses)?);
+        sums.expect("sums of parts", sums.len(), Stored::F32)?;
+        masses.expect("masses of parts", masses.len(), Stored::F32)?;
+        let source = source(shape)?;
+        let (of_part, of_parts) = match dtype {
+            Stored::F32 => ("attend_to_part_f32", "sum_of_parts_f32"),
+            Stored::Bf16 => ("attend_to_part_bf16", "sum_of_parts_bf16"),
+        };
+        let kernel = self.kernel(source, of_part)?;
+        let arguments = [
+            qkv.argument(),
+            kept.argument(),
+            lists.queries.argument(),
+            lists.parts.argument(),
+            lists.pages.argument(),
+            sums.argument(),
+            masses.argument(),
+            U32(heads as u32),
+            U32(kv_heads as u32),
+            F32(scale),
+            U32(window.map_or(u32::MAX, |window| u32::try_from(window).unwrap_or(u32::MAX))),
+            F32(softcap.unwrap_or(0.0)),
+        ];
+        let blocks = (plan.n_parts(), heads / group(shape));
+        // SAFETY: the plan's rows lie within the batch and the cache, as was checked; sums and masses have room for all parts.
+        unsafe { self.launch(kernel, blocks, PART as u32, 0, &arguments)? };
+        let kernel = self.kernel(source, of_parts)?;
+        let sinks = optional(sinks, heads)?;
+        let arguments = [sums.argument(), masses.argument(), lists.queries.argument(), sinks, y.argument(), U32(heads as u32)];
+        // SAFETY: as above; the sinks are one a head, or none.
+        unsafe { self.launch(kernel, (plan.queries.len() / QUERY_WORDS, 1), 256, 0, &arguments) }
+    }
+}
+
+/// Query heads that a block computes together: as many of those with the same keys as it takes, in equal groups.
+fn group(shape: &AttentionShape) -> usize {
+    let all = shape.heads / shape.kv_heads;
+    (1..=MOST_HEADS.min(all)).rev().find(|n| all.is_multiple_of(*n)).unwrap_or(1)
+}
+
+fn source(shape: &AttentionShape) -> Result<Source> {
+    match shape.head_dim {
+        head_dim @ 1..=256 => Ok(Source::Last { head_dim: head_dim as u32, group: group(shape) as u32 }),
+        wide => Err(Error::new(format!("the GPU's attention takes heads of up to 256 elements, not {wide}"))
+            .cure("Leave out --device cuda: the CPU takes its place.")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::ops::Range;
+    use std::sync::Arc;
+
+    use candle_core::{Device as Candle, Tensor};
+
+    use super::super::{PrepareOptions, RotaryTables, hosted};
+    use super::*;
+    use crate::kernels::attention::attention_keeping;
+    use crate::kernels::rotary::{Rotary, RotaryStyle};
+    use crate::kernels::testing::{close, device, noise};
+    use crate::kernels::{Dtype, Kernels, Segment};
+
+    const N_PAGES: usize = 24;
+
+    /// Some sequences, where their pages are, and what reads them.
+    struct Setting<'a> {
+        device: &'static Device,
+        shape: AttentionShape,
+        dtype: Stored,
+        rotary: &'a Rotary,
+        sinks: Option<&'a [f32]>,
+        sequences: &'a [Vec<f32>],
+    }
+
+    /// By sequence and position, what the heads read.
+    type Found = BTreeMap<(usize, usize), Vec<f32>>;
+
+    impl Setting<'_> {
+        /// Reads positions of sequences, step by step, which lie at `pages`; each batch has some rows without a token.
+        fn run(&self, pages: &[Arc<[usize]>], steps: &[Vec<(usize, Range<usize>)>]) -> Found {
+            let (device, shape, dtype) = (self.device, &self.shape, self.dtype);
+            let (columns, width) = (shape.columns(), shape.heads * shape.head_dim);
+            let keys = PagedKeys::new(device, shape, 2, N_PAGES, dtype).unwrap();
+            // Sequences were here before; what they left is no number.
+            let len = N_PAGES * DEVICE_PAGE * kept_columns(shape);
+            let infinite = device.upload(&vec![f32::INFINITY; len], dtype).unwrap();
+            device.copy(infinite.array(0, len, dtype).unwrap(), keys.layer(1).unwrap()).unwrap();
+            let tables = RotaryTables::new(device, self.rotary).unwrap();
+            let sinks = self.sinks.map(|sinks| device.upload(sinks, Stored::F32).unwrap());
+            let mut found = Found::new();
+            for step in steps {
+                let (mut stretches, mut rows, mut positions) = (Vec::new(), Vec::new(), Vec::new());
+                for (sequence, range) in step {
+                    let begin = positions.len();
+                    rows.extend_from_slice(&self.sequences[*sequence][range.start * columns..range.end * columns]);
+                    positions.extend(range.clone().map(|position| position as u32));
+                    let tokens = begin..begin + range.len();
+                    stretches.push(Stretch {
+                        tokens,
+                        position: range.start,
+                        pages: pages[*sequence].clone(),
+                        sequence: *sequence,
+                    });
+                }
+                let held = positions.len();
+                let tokens = held + 3;
+                rows.resize(tokens * columns, 7.0);
+                positions.resize(tokens, 0);
+                let plan = StepPlan::new(&stretches, tokens, N_PAGES, shape, dtype, device.shared_bytes()).unwrap();
+                assert!(plan.n_words() <= StepPlan::most_words(tokens, step.len(), 1024));
+                assert!(plan.n_parts() <= StepPlan::most_parts(step.len(), 1024));
+                let lists =
+                    [&positions, &plan.before.tiles, &plan.before.ranges, &plan.rows, &plan.queries, &plan.parts, &plan.pages];
+                let buffers = lists.map(|list| hosted::upload_words(device, list).unwrap());
+                let sent = |i: usize| buffers[i].indices(0, lists[i].len(), hosted::end(lists[i])).unwrap();
+                let step_lists = StepLists {
+                    tiles: sent(1),
+                    ranges: sent(2),
+                    rows: sent(3),
+                    queries: sent(4),
+                    parts: sent(5),
+                    pages: sent(6),
+                };
+                let qkv = device.upload(&rows, dtype).unwrap();
+                let qkv = qkv.array(0, tokens * columns, dtype).unwrap();
+                let options = PrepareOptions { shape, rotary: &tables, bias: None, norms: None, gated: false, growth: None };
+                device.prepare_attention(qkv, qkv, &options, &plan.before, sent(0)).unwrap();
+                let kept = keys.layer(1).unwrap();
+                device.keep(qkv, shape, &step_lists, kept).unwrap();
+                let y = device.allocate(tokens * width * 4).unwrap();
+                let y = y.array(0, tokens * width, dtype).unwrap();
+                let sinks = sinks.as_ref();
+                device.attention(qkv, Some(kept), &plan.before, step_lists.tiles, step_lists.ranges, shape, sinks, y).unwrap();
+                let [sums, masses] = LastRoom::lens(plan.n_parts(), shape).map(|len| device.allocate(4 * len).unwrap());
+                let room = LastRoom {
+                    sums: sums.array(0, sums.bytes() / 4, Stored::F32).unwrap(),
+                    masses: masses.array(0, masses.bytes() / 4, Stored::F32).unwrap(),
+                };
+                device.attend_to_last(qkv, kept, &plan, &step_lists, shape, sinks, &room, y).unwrap();
+                let y = device.download(y).unwrap();
+                assert!(y[held * width..].iter().all(|&x| x == 0.0), "rows without a token");
+                let mut y = y.chunks_exact(width);
+                for (sequence, range) in step {
+                    for position in range.clone() {
+                        found.insert((*sequence, position), y.next().unwrap().to_vec());
+                    }
+                }
+            }
+            found
+        }
+
+        fn expected(&self, sequence: usize) -> Vec<f64> {
+            let n = self.sequences[sequence].len() / self.shape.columns();
+            let qkv = Tensor::from_slice(&self.sequences[sequence], (n, self.shape.columns()), &Candle::Cpu).unwrap();
+            let segments = vec![Segment { tokens: 0..n, context: Vec::new() }].into();
+            let sinks = self.sinks.map(|sinks| Tensor::from_slice(sinks, sinks.len(), &Candle::Cpu).unwrap());
+            let (y, _) =
+                attention_keeping(&qkv, &segments, self.rotary, &self.shape, sinks.as_ref(), Dtype::F32, Kernels::Reference)
+                    .unwrap();
+            y.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f64::from).collect()
+        }
+    }
+
+    /// Prompts of several tokens and then tokens one by one are what whole sequences are, and their bits do not depend on what is computed
+    /// beside them, on where their pages are, or on whether another prompt has brought the beginning.
+    #[test]
+    fn sequences_by_pages_are_whole_sequences_and_alone_in_them() {
+        let Some(device) = device() else { return };
+        let cases = [
+            ((64, 9, 3), None, None),
+            ((64, 2, 1), Some(30), Some(3.0)),
+            ((20, 4, 2), Some(300), None),
+            ((7, 3, 1), Some(30), None),
+            ((128, 8, 1), None, None),
+            ((256, 4, 4), Some(300), None),
+        ];
+        for ((head_dim, heads, kv_heads), window, softcap) in cases {
+            for dtype in [Stored::F32, Stored::Bf16] {
+                let scale = 2.0 / (head_dim as f32).sqrt();
+                check(device, AttentionShape { heads, kv_heads, head_dim, scale, window, softcap }, dtype);
+            }
+        }
+    }
+
+    fn check(device: &'static Device, shape: AttentionShape, dtype: Stored) {
+        let frequencies: Vec<f64> = (0..shape.head_dim / 4).map(|i| 100f64.powf(-(i as f64) / 8.0)).collect();
+        let rotary = Rotary::new(&frequencies, 1024, RotaryStyle::Half, 1.0);
+        let columns = shape.columns();
+        let lengths = [540usize, 106, 4];
+        let mut sequences: Vec<Vec<f32>> =
+            lengths.iter().enumerate().map(|(i, n)| noise(n * columns, 2.0, i as u64 + 1)).collect();
+        // The second begins like the first, for a page and a bit.
+        let common = sequences[0][..70 * columns].to_vec();
+        sequences[1][..70 * columns].copy_from_slice(&common);
+        let setting = Setting { device, shape, dtype, rotary: &rotary, sinks: None, sequences: &sequences };
+        let pages = |first: Range<usize>, second: &[usize], third: usize| -> [Arc<[usize]>; 3] {
+            [first.rev().collect(), second.into(), [third].into()]
+        };
+        let own = pages(5..14, &[1, 3], 0);
+        let alone: Found = [
+            setting.run(&own, &[vec![(0, 0..530)], vec![(0, 530..531)], vec![(0, 531..532)]]),
+            setting.run(&own, &[vec![(1, 0..104)], vec![(1, 104..105)], vec![(1, 105..106)]]),
+            setting.run(&own, &[vec![(2, 0..1)], vec![(2, 1..2)]]),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        let among = pages(12..21, &[20, 2], 7);
+        let together = setting.run(
+            &among,
+            &[
+                vec![(2, 0..1), (0, 0..530)],
+                vec![(1, 64..104), (0, 530..531), (2, 1..2)],
+                vec![(0, 531..532), (1, 104..105)],
+                vec![(1, 105..106)],
+            ],
+        );
+        let bits = |found: &Found| -> Vec<((usize, usize), Vec<u32>)> {
+            found.iter().map(|(place, row)| (*place, row.iter().map(|x| x.to_bits()).collect())).collect()
+        };
+        let mut of_shared: Found = alone.clone();
+        of_shared.retain(|place, _| together.contains_key(place));
+        assert_eq!(together.len(), 532 + 42 + 2);
+        assert!(bits(&of_shared) == bits(&together), "{shape:?} {dtype}");
+        let tolerance = if dtype == Stored::F32 { 2e-5 } else { 3e-2 };
+        let width = shape.heads * shape.head_dim;
+        for sequence in 0..3 {
+            let expected = setting.expected(sequence);
+            for (&(_, position), row) in alone.iter().filter(|((found, _), _)| *found == sequence) {
+                let what = format!("{shape:?} {dtype} sequence {sequence} at {position}");
+                close(row, &expected[position * width..(position + 1) * width], tolerance, &what);
+            }
+        }
+    }
+
+    #[test]
+    fn sinks_take_their_share() {
+        let Some(device) = device() else { return };
+        for window in [None, Some(20)] {
+            let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 16, scale: 0.5, window, softcap: None };
+            let rotary = Rotary::new(&[1.0, 0.1], 1024, RotaryStyle::Half, 1.0);
+            let sequences = [noise(300 * shape.columns(), 1.0, 5)];
+            let sinks = [3.0, -2.0, 0.0, 5.0];
+            let setting =
+                Setting { device, shape, dtype: Stored::F32, rotary: &rotary, sinks: Some(&sinks), sequences: &sequences };
+            let found = setting.run(&[(0..5).collect()], &[vec![(0, 0..299)], vec![(0, 299..300)]]);
+            let width = shape.heads * shape.head_dim;
+            let expected = setting.expected(0);
+            for position in 0..300 {
+                close(&found[&(0, position)], &expected[position * width..(position + 1) * width], 2e-5, "with sinks");
+            }
+        }
+    }
+
+    /// A product's rows have the same bits beside any others; on a card, where the algorithm depends on their number, because of the tiles.
+    #[test]
+    fn rows_of_products_in_tiles_have_their_own_bits() {
+        use super::super::{Rows, TILE};
+        use crate::kernels::matmul::Matrix;
+        let Some(device) = device() else { return };
+        for (dtype, products) in [(Stored::F32, Dtype::F32), (Stored::Bf16, Dtype::Bf16)] {
+            let (k, n) = (200, 72);
+            let (x, w, residual) = (noise(300 * k, 1.0, 1), noise(n * k, 1.0, 2), noise(300 * n, 1.0, 3));
+            let matrix =
+                Matrix::new([Ok(Tensor::from_slice(&w, (n, k), &Candle::Cpu).unwrap())], products, Kernels::Cuda).unwrap();
+            let run = |rows: Range<usize>, adds: bool| -> Vec<u32> {
+                let padded = rows.len().next_multiple_of(TILE);
+                let fill = |numbers: &[f32], width: usize| {
+                    let mut numbers = numbers[rows.start * width..rows.end * width].to_vec();
+                    numbers.resize(padded * width, 9.0);
+                    numbers
+                };
+                let x = device.upload(&fill(&x, k), dtype).unwrap();
+                let y = device.upload(&fill(&residual, n), Stored::F32).unwrap();
+                let y = y.array(0, padded * n, Stored::F32).unwrap();
+                let x = x.array(0, padded * k, dtype).unwrap();
+                device.multiply(x, matrix.on_device().unwrap(), y, adds, Rows::InTiles).unwrap();
+                let y = device.download(y).unwrap();
+                y[..rows.len() * n].iter().map(|x| x.to_bits()).collect()
+            };
+            for adds in [false, true] {
+                let all = run(0..300, adds);
+                for rows in [0..1, 299..300, 100..100 + TILE, 3..70, 60..300] {
+                    assert!(run(rows.clone(), adds) == all[rows.start * n..rows.end * n], "{dtype}, adds {adds}, rows {rows:?}");
+                }
+            }
+        }
+    }
+
+    /// What the pages of a cache do not hold is refused; this needs no GPU.
+    #[test]
+    fn a_step_keeps_to_its_pages() {
+        let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 64, scale: 1.0, window: None, softcap: None };
+        let stretch = |tokens: Range<usize>, position: usize, pages: &[usize]| Stretch {
+            tokens,
+            position,
+            pages: pages.into(),
+            sequence: 0,
+        };
+        let plan = |stretches: &[Stretch], tokens| {
+            StepPlan::new(stretches, tokens, 4, &shape, Stored::Bf16, 99 << 10).map_err(|error| error.to_string())
+        };
+        let whole = plan(&[stretch(0..70, 0, &[2, 0]), stretch(70..71, 64, &[2, 3])], 128).unwrap();
+        assert_eq!(whole.rows[..64], (128..192).collect::<Vec<u32>>());
+        assert_eq!(whole.rows[64..], [0, 1, 2, 3, 4, 5, 192]);
+        assert_eq!((whole.kv_rows, whole.n_parts(), whole.queries.len() / QUERY_WORDS), (256, 2, 2 + 57));
+        for (stretches, message) in [
+            (vec![stretch(0..70, 0, &[2])], "lacks some"),
+            (vec![stretch(0..1, 0, &[4])], "lacks some"),
+            (vec![stretch(0..1, 64, &[0, 1]), stretch(1..2, 0, &[1])], "written twice"),
+            (vec![stretch(0..200, 0, &[0, 1, 2, 3])], "200 tokens in a batch of 128"),
+        ] {
+            assert!(plan(&stretches, 128).is_err_and(|error| error.contains(message)), "{message}");
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! A step of writing on a GPU: the newest tokens of sequences go through the blocks of `on_cuda.rs`, and leave their keys and values in
+//! pages there. Only the logits of what may come next travel, or
+//! which of them is the largest.
+//!
+//! Rows are computed in tiles of one size, so that batches are padded with tokens that no sequence has: what a sequence gets does not depend
+//! on those beside it.
+
+use super::cache::{CacheSize, OnDevice};
+use super::config::Config;
+use super::cuda_delta::DeltaVectors;
+use super::cuda_parts::on_device;
+use super::decoder::Decoder;
+use super::delta_net::DeltaNet;
+use super::memory;
+use super::on_cuda::{Finds, Inputs, OnCuda, Sizes};
+use crate::error::{Error, Result};
+use crate::kernels::Stored;
+use crate::kernels::attention::{AttentionShape, Stretch, positions_of};
+use crate::kernels::cuda::{
+    Arena, Array, Buffer, Device, KeptStates, LastRoom, PagedKeys, Pinned, Rows, StatesLists, StatesPlan, StepLists, StepPlan,
+    TILE, arena_bytes,
+};
+use crate::kernels::delta::DeltaShape;
+
+/// Memory of the GPU that is left to products and kernels when the cache is made.
+const LEFT_FREE: u64 = 256 << 20;
+
+/// What a step is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// Logits `[N, V]` f32, before their cap.
+    Logits,
+    /// Of each row the id of the largest, the first of equals; `u32::MAX` where a logit is no number.
+    Largest,
+}
+
+/// What came of it, on the host.
+pub(super) struct Fetched {
+    pinned: Pinned,
+    len: usize,
+}
+
+impl Fetched {
+    pub(super) fn logits(&self) -> Result<&[f32]> {
+        self.pinned.floats(self.len)
+    }
+
+    pub(super) fn largest(&self) -> Result<&[u32]> {
+        self.pinned.words(self.len)
+    }
+}
+
+impl OnCuda {
+    /// Takes memory for what the layers keep, and before that for the steps that use it: as many pages as are wanted and fit, or an error that
+    /// says how much the fewest would take.
+    pub(super) fn keep(&self, name: &str, config: &Config, size: &CacheSize) -> Result<OnDevice> {
+        let Sizes { attention, delta, dtype, .. } = &self.sizes;
+        self.room(step_bytes(&self.sizes, size)).map(drop)?;
+        let is_delta: Vec<bool> = (0..config.layers).map(|layer| config.delta_shape(layer).is_some()).collect();
+        let n_delta = is_delta.iter().filter(|is_delta| **is_delta).count();
+        let before = |layer: usize| is_delta[..layer].iter().filter(|other| **other == is_delta[layer]).count();
+        let of_sequence = delta.as_ref().map_or(0, |shape| KeptStates::sequence_bytes(shape, n_delta));
+        let always = (size.sequences * of_sequence) as u64 + LEFT_FREE;
+        let page = PagedKeys::page_bytes(attention, config.layers - n_delta, *dtype) as u64;
+        let (free, _) = self.device.memory()?;
+        let least = (*size.pages.start() as u64).saturating_mul(page).saturating_add(always);
+        memory::check_device_answers(name, self.device.name(), least, free)?;
+        let fits = (free - always).checked_div(page).unwrap_or(u64::MAX);
+        let n_pages = fits.min(*size.pages.end() as u64) as usize;
+        Ok(OnDevice {
+            keys: PagedKeys::new(self.device, attention, config.layers - n_delta, n_pages, *dtype)?,
+            states: delta.as_ref().map(|shape| KeptStates::new(self.device, shape, n_delta, size.sequences)).transpose()?,
+            numbers: (0..config.layers).map(before).collect(),
+        })
+    }
+
+    /// What may follow the last token of each stretch.
+    pub(super) fn step(
+        &self,
+        decoder: &Decoder,
+        kept: &OnDevice,
+        ids: &[u32],
+        stretches: &[Stretch],
+        wanted: Wanted,
+    ) -> Result<Fetched> {
+        let device = self.device;
+        let Sizes { width, attention, delta, vocabulary, dtype, .. } = &self.sizes;
+        let (width, vocabulary, shape) = (*width, *vocabulary, attention);
+        let (held, n) = (ids.len(), stretches.len());
+        if n == 0 || stretches.iter().any(|stretch| stretch.tokens.is_empty()) {
+            return Err(Error::new("every sequence of a step brings a token at least"));
+        }
+        let (tokens, n_rows) = (held.next_multiple_of(TILE), n.next_multiple_of(TILE));
+        let positions = positions_of(stretches, held)?;
+        self.check_positions(decoder, &positions)?;
+        let plan = StepPlan::new(stretches, tokens, kept.keys.n_pages(), shape, *dtype, device.shared_bytes())?;
+        let of_states =
+            |(states, shape): (&KeptStates, &DeltaShape)| StatesPlan::new(stretches, tokens, shape, states.sequences());
+        let states = kept.states.as_ref().zip(delta.as_ref()).map(of_states).transpose()?;
+        // Rows without a token are computed like the first one's, and nobody reads them.
+        let padded = |numbers: &mut dyn Iterator<Item = u32>, len: usize| -> Vec<u32> {
+            let mut numbers: Vec<u32> = numbers.collect();
+            numbers.resize(len, numbers[0]);
+            numbers
+        };
+        let ids = padded(&mut ids.iter().copied(), tokens);
+        let positions = padded(&mut positions.iter().map(|&position| position as u32), tokens);
+        let rows = padded(&mut stretches.iter().map(|stretch| stretch.tokens.end as u32 - 1), n_rows);
+
+        let words = plan.n_words() + states.as_ref().map_or(0, StatesPlan::n_words);
+        let buffer = self.room(bytes_of_a_step(&self.sizes, tokens, n, words, plan.n_parts()))?;
+        let arena = Arena::new(&buffer, Rows::InTiles);
+        // What is fetched comes first in the buffer.
+        let (logits, largest) = match wanted {
+            Wanted::Logits => (arena.array(n_rows * vocabulary, Stored::F32)?, None),
+            Wanted::Largest => {
+                let largest = arena.array(n_rows, Stored::F32)?;
+                (arena.array(n_rows * vocabulary, Stored::F32)?, Some(largest))
+            }
+        };
+        let of_attention = [&plan.before.tiles, &plan.before.ranges, &plan.rows, &plan.queries, &plan.parts, &plan.pages];
+        let nothing = Vec::new();
+        let of_states = match &states {
+            Some(plan) => [&plan.steps, &plan.runs, &plan.recalled, &plan.newest, &plan.places],
+            None => [&nothing; 5],
+        };
+        let ([ids, positions, rows], _inputs) = self.send([&ids, &positions, &rows].map(Vec::as_slice), &arena)?;
+        let ([tiles, ranges, cache_rows, queries, parts, pages], _lists) = self.send(of_attention.map(Vec::as_slice), &arena)?;
+        let ([steps, runs, recalled, newest, places], _states) = self.send(of_states.map(Vec::as_slice), &arena)?;
+        let going_on = GoingOn {
+            device,
+            kept,
+            plan: &plan,
+            lists: StepLists { tiles, ranges, rows: cache_rows, queries, parts, pages },
+            room: LastRoom::new(plan.n_parts(), shape, |len| arena.array(len, Stored::F32))?,
+            states: states.as_ref().map(|plan| (plan, StatesLists { steps, runs, recalled, newest, places })),
+            last_block: decoder.n_blocks() - 1,
+        };
+        let inputs = Inputs { ids, positions, rows, plan: &plan.before };
+        let residual = self.run(decoder, &inputs, &going_on, &arena)?;
+        let head = on_device(decoder.head())?;
+        let hidden = arena.array(n_rows * width, head.dtype())?;
+        device.rms_norm(residual, &self.norm, decoder.norm.eps, hidden)?;
+        device.multiply(hidden, head, logits, false, Rows::InTiles)?;
+        let len = match largest {
+            None => n * vocabulary,
+            Some(largest) => {
+                device.largest_of_rows(logits, largest, vocabulary)?;
+                n
+            }
+        };
+        let pinned = device.pinned(4 * len)?;
+        device.fetch(&buffer, &pinned, 4 * len)?;
+        device.synchronize()?;
+        Ok(Fetched { pinned, len })
+    }
+}
+
+/// A step's tokens, which find what is kept of their sequences, and are added to it.
+struct GoingOn<'a> {
+    device: &'static Device,
+    kept: &'a OnDevice,
+    plan: &'a StepPlan,
+    lists: StepLists<'a>,
+    room: LastRoom<'a>,
+    states: Option<(&'a StatesPlan, StatesLists<'a>)>,
+    last_block: usize,
+}
+
+impl<'a> Finds<'a> for GoingOn<'_> {
+    fn attend(
+        &self,
+        block: usize,
+        shape: &AttentionShape,
+        sinks: Option<&Buffer>,
+        qkv: Array<'a>,
+        arena: &Arena<'a>,
+    ) -> Result<Array<'a>> {
+        let GoingOn { device, kept, plan, lists, room, .. } = self;
+        let keys = kept.keys.layer(kept.numbers[block])?;
+        device.keep(qkv, shape, lists, keys)?;
+        let read = arena.array(qkv.len() / shape.columns() * shape.widths().0, qkv.dtype())?;
+        // Behind the last block only the last tokens go on.
+        if block != self.last_block {
+            device.attention(qkv, Some(keys), &plan.before, lists.tiles, lists.ranges, shape, sinks, read)?;
+        }
+        device.attend_to_last(qkv, keys, plan, lists, shape, sinks, room, read)?;
+        Ok(read)
+    }
+
+    fn remember(
+        &self,
+        block: usize,
+        vectors: &DeltaVectors,
+        net: &DeltaNet,
+        normed: Array,
+        arena: &Arena<'a>,
+    ) -> Result<Array<'a>> {
+        let (Some((plan, lists)), Some(states)) = (&self.states, &self.kept.states) else {
+            return Err(Error::new("nothing is kept for the gated delta rule"));
+        };
+        vectors.mix_onto(self.device, net, normed, (plan, lists), (states, self.kept.numbers[block]), arena)
+    }
+}
+
+/// The most that a step of this size is computed in.
+fn step_bytes(sizes: &Sizes, size: &CacheSize) -> usize {
+    let &CacheSize { sequences, tokens, positions, .. } = size;
+    let tokens = tokens.next_multiple_of(TILE);
+    let of_states = sizes.delta.as_ref().map_or(0, |shape| StatesPlan::most_words(tokens, sequences, shape));
+    let words = StepPlan::most_words(tokens, sequences, positions) + of_states;
+    bytes_of_a_step(sizes, tokens, sequences, words, StepPlan::most_parts(sequences, positions))
+}
+
+/// Of so many tokens, filled up, of `n` sequences, with so many words in its lists.
+fn bytes_of_a_step(sizes: &Sizes, tokens: usize, n: usize, words: usize, parts: usize) -> usize {
+    let n_rows = n.next_multiple_of(TILE);
+    let f32s = |len: usize| arena_bytes(len, Stored::F32);
+    let room: usize = LastRoom::lens(parts, &sizes.attention).into_iter().map(f32s).sum();
+    // Rows that the delta rule recalls, and those that it keeps.
+    let recalled = |shape: &DeltaShape| 2 * f32s(StatesPlan::recalled_rows(n, shape) * shape.columns());
+    let of_states = sizes.delta.as_ref().map_or(0, recalled);
+    sizes.batch_bytes(tokens, n_rows) + f32s(n_rows * sizes.vocabulary) + f32s(n_rows) + f32s(words) + room + of_states
+}
