@@ -45,6 +45,13 @@ pub(crate) fn number_with_interval(value: Option<f64>, ci95: Option<[f64; 2]>, d
     format!("{value:.digits$}{}", interval.unwrap_or_default())
 }
 
+/// A divergence in nats and its interval: four digits after the point, and where these would be 0 two that count: `0.0183`, `9.7e-7`.
+pub(crate) fn divergence(value: f64, ci95: Option<[f64; 2]>) -> String {
+    let number = |x: f64| if x == 0.0 || x.abs() >= 1e-3 { format!("{x:.4}") } else { format!("{x:.1e}") };
+    let interval = ci95.map(|[low, high]| format!(" ({} to {})", number(low), number(high)));
+    number(value) + &interval.unwrap_or_default()
+}
+
 /// Seconds since 1970 as a moment in UTC: `2026-01-31T23:59:59Z` (RFC 3339).
 pub(crate) fn utc(seconds: u64) -> String {
     let (days, second) = (seconds / 86_400, seconds % 86_400);
@@ -140,6 +147,8 @@ mod tests {
 
     #[test]
     fn numbers_are_written_for_people() {
+        assert_eq!(divergence(0.01834, Some([0.0, 0.02])), "0.0183 (0.0000 to 0.0200)");
+        assert_eq!(divergence(9.7e-7, Some([7.54e-7, 1.24e-6])), "9.7e-7 (7.5e-7 to 1.2e-6)");
         assert_eq!([thousands(0), thousands(999), thousands(1000), thousands(1234567)], ["0", "999", "1,000", "1,234,567"]);
         assert_eq!([n_tokens(0), n_tokens(1)], ["0 tokens", "1 token"]);
         assert_eq!([percent(0.0), percent(0.00001), percent(0.0045)], ["0 %", "< 0.01 %", "0.45 %"]);

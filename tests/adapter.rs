@@ -72,6 +72,18 @@ fn an_adapter_scores_as_the_model_that_peft_merges() {
     assert!(hashes[0] != hashes[1] && hashes[1] != hashes[2] && hashes[0] != hashes[2], "{hashes:?}");
 }
 
+/// Before the training, not when its result is to be saved.
+#[test]
+fn adapters_on_an_adapter_are_refused_at_once() {
+    let workdir = workdir();
+    workdir.write("rows.jsonl", r#"{"prompt":"What is it?","response":"A test of adapters."}"#);
+    for more in [&[][..], &["--dry-run"]] {
+        let refused = workdir.run(&[&["train", "rows.jsonl", "--model", "adapter", "--lora", "--out", "tuned"], more].concat());
+        assert!(refused.code == Some(1) && refused.stderr.contains("Merge it into its base first"), "{}", refused.stderr);
+        assert!(!workdir.path("tuned").exists());
+    }
+}
+
 #[test]
 fn the_base_is_found_by_its_path_from_either_folder() {
     let workdir = workdir();

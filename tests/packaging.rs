@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use crate::tiny_model;
 use crate::workdir::{Ran, Workdir, absent};
 
 /// What `shell` offers after `words`, the last of which is being typed.
@@ -85,6 +86,30 @@ fn options_come_from_a_file_and_the_command_line_goes_over_it() {
             ran.stderr
         );
     }
+}
+
+/// It says what scoring would read; what excludes each other is not both typed and read; the other commands say that the file is not theirs.
+#[test]
+fn check_reads_the_options_that_lie_beside_the_data() {
+    let workdir = Workdir::new();
+    tiny_model::write(&workdir.path(""));
+    let row = r#"{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b c d"},{"role":"user","content":"e"},{"role":"assistant","content":"f"}]}"#;
+    workdir.write("rows.jsonl", &format!("{row}\n{row}\n{row}\n"));
+    let check = |more: &[&str]| workdir.run(&[&["check", "rows.jsonl", "--model", "tiny.gguf", "--json"], more].concat()).ok();
+    let learnt = |ran: &Ran| ran.json()["supervised"].as_u64().unwrap();
+    let whole = learnt(&check(&[]));
+    workdir.write("diagnose.toml", "supervise = 'last'\nthresholds = 'groups'\nlimit = 1\n");
+    let beside = check(&[]);
+    assert!(beside.stderr.contains("Options from") && beside.json()["records"] == 1, "{}", beside.stderr);
+    assert!(learnt(&beside) < whole / 3);
+    // --sample is typed, and `limit` does not go with it.
+    assert_eq!(check(&["--sample", "2"]).json()["records"], 2);
+    assert_eq!(learnt(&check(&["--supervise", "assistant", "--limit", "3"])), whole);
+    let train = workdir.run(&["train", "rows.jsonl", "--model", "tiny.gguf", "--dry-run", "--out", "tuned"]);
+    assert!(train.stderr.contains("diagnose.toml is not for `train`"), "{}", train.stderr);
+    workdir.write("rows.toml", "supervise = 'all'\nmodle = 'x'\n");
+    let wrong = workdir.run(&["check", "rows.jsonl", "--config", "rows.toml"]);
+    assert!(wrong.code == Some(2) && wrong.stderr.contains("there is no option `modle`"), "{}", wrong.stderr);
 }
 
 #[test]

@@ -141,6 +141,12 @@ fn what_cannot_be_answered_is_said() {
     workdir.write("text.jsonl", json!({"text": "plain"}).to_string());
     let refused = workdir.run(&["rollout", "text.jsonl", "--model", "tiny.gguf", "--out", "text"]);
     assert!(refused.code == Some(1) && refused.stderr.contains("plain text has no prompt"), "{}", refused.stderr);
+    // What has no say, or would write the same answer twice.
+    let greedy = |more: &[&str]| workdir.run(&[&COMMAND[..6], &["--temperature", "0"], more].concat());
+    for (more, expected) in [(["--n", "2"], "would write the same answer 2 times"), (["--top-k", "5"], "--top-k has no say")] {
+        let refused = greedy(&more);
+        assert!(refused.code == Some(2) && refused.stderr.contains(expected), "{}", refused.stderr);
+    }
     for option in ["--temperature=-1", "--n=0", "--top-p=2", "--stop="] {
         let refused = workdir.run(&["rollout", "mixed.jsonl", "--model", "tiny.gguf", option]);
         assert_eq!(refused.code, Some(2), "{option}: {}", refused.stderr);

@@ -308,6 +308,22 @@ fn conflicts_in_context_are_scored_as_one_conversation() {
     // Under other thresholds they are other conflicts: what was said of the old ones is gone.
     workdir.run(&["alone", "--thresholds", "p=0.003,H=5.5"]).ok();
     assert!(!workdir.path("alone/in_context.parquet").exists());
+    // A finished run is not scored: what only scoring heeds is no option of it.
+    for option in
+        [["--model", "none"], ["--dtype", "bf16"], ["--max-len", "10"], ["--supervise", "all"], ["--seed", "0"], ["--out", "x"]]
+    {
+        let refused = workdir.run(&[&["alone"], &option[..]].concat());
+        let expected = format!("{} has no say over a finished run", option[0]);
+        assert!(refused.code == Some(2) && refused.stderr.contains(&expected), "{}", refused.stderr);
+        if option[0] != "--out" {
+            let refused = workdir.run(&[&["alone", "alone"], &option[..]].concat());
+            assert!(
+                refused.code == Some(2) && refused.stderr.contains("has no say over runs side by side"),
+                "{}",
+                refused.stderr
+            );
+        }
+    }
     let refused = workdir.run(&["alone", "--in-context"]);
     assert!(refused.code == Some(2) && refused.stderr.contains("--in-context runs the model"), "{}", refused.stderr);
 }
@@ -388,4 +404,26 @@ fn a_run_goes_on_at_its_own_level_only_and_comparisons_name_another() {
     assert!(said.contains("The kernel level is portable in run and avx2 in other"), "{said}");
     let same = at("avx2", &["diff", "run", "run"]).ok().stdout;
     assert!(!same.contains("kernel level"), "{same}");
+}
+
+/// What makes tokens move whatever the models are is said: other thresholds, other data.
+#[test]
+fn a_comparison_of_runs_names_other_thresholds_and_other_data() {
+    let workdir = Workdir::new();
+    tiny_model::write(&workdir.path(""));
+    let row = r#"{"prompt":"What is it?","response":"A test of comparisons."}"#;
+    workdir.write("rows.jsonl", row);
+    workdir.write("more.jsonl", &format!("{row}\n{row}\n"));
+    let score = |data: &str, thresholds: &str, out: &str| {
+        workdir.run(&[data, "--model", "tiny.gguf", "--thresholds", thresholds, "--out", out]).ok();
+    };
+    score("rows.jsonl", "fixed", "run");
+    score("rows.jsonl", "p=0.1,H=9", "sorted");
+    score("more.jsonl", "fixed", "more");
+    let said = |other: &str| workdir.run(&["diff", "run", other]).ok().stdout;
+    let sorted = said("sorted");
+    assert!(sorted.contains("run was sorted by fixed: p <= 0.25, H <= 1 nat, and sorted by p=0.1,H=9"), "{sorted}");
+    assert!(!sorted.contains("data files"), "{sorted}");
+    let more = said("more");
+    assert!(more.contains("The data files of run and more are not the same") && !more.contains("was sorted by"), "{more}");
 }

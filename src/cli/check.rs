@@ -1,6 +1,7 @@
 //! `diagnose check DATASET...`: formats, masks, audit, duplicates, without the weights.
 
 use std::fmt::Write;
+use std::path::PathBuf;
 
 use super::output;
 use super::progress::Terminal;
@@ -28,6 +29,11 @@ pub(super) struct Args {
 
     #[command(flatten)]
     rows: RowArgs,
+
+    /// Options of `diagnose DATASET` from a TOML file, as far as they concern the rows. By default diagnose.toml beside the data
+    #[arg(long, value_name = "FILE")]
+    #[allow(dead_code, reason = "config.rs reads it before the rest is parsed")]
+    config: Option<PathBuf>,
 
     /// How many rows to show with what is learnt marked
     #[arg(long, value_name = "N", default_value_t = 2)]

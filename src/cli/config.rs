@@ -1,10 +1,11 @@
-//! Options of the main job from a file: `--config FILE`, or `diagnose.toml` beside the data.
+//! Options of the main job from a file: `--config FILE`, or `diagnose.toml` beside the data. `check` takes from it what concerns the rows, since
+//! it says what scoring would read.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::parser::ValueSource;
-use clap::{ArgAction, ArgMatches, Command};
+use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use crate::error::{Context, Error, Result};
 
@@ -13,47 +14,69 @@ const NAME: &str = "diagnose.toml";
 
 /// The matches of `typed`, the command line, over the options of the file, if there is one.
 pub(super) fn matches(command: &Command, typed: &[OsString]) -> Result<ArgMatches> {
+    let mut command = command.clone();
+    // What conflicts with what is known then.
+    command.build();
     let matches = command.clone().get_matches_from(typed);
-    let Some(file) = (if matches.subcommand_name().is_some() { None } else { file(&matches) }) else { return Ok(matches) };
+    // The command that the options are for, what was typed for it, and where its own words begin.
+    let (own, of_own, begin) = match matches.subcommand() {
+        None => (&command, &matches, 1),
+        Some((name @ "check", of_own)) => (command.find_subcommand(name).unwrap_or(&command), of_own, 2),
+        Some((name, of_other)) => {
+            if let Some(file) = beside_data(of_other) {
+                eprintln!("{} is not for `{name}`: it holds options of scoring and of `check`", file.display());
+            }
+            return Ok(matches);
+        }
+    };
+    let file = of_own.get_one::<PathBuf>("config").cloned().or_else(|| beside_data(of_own));
+    let Some(file) = file else { return Ok(matches) };
     let text = std::fs::read_to_string(&file).context_at(&file, "cannot read the options")?;
     let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
         Error::usage(format!("the options are no TOML: {}", error.to_string().trim_end())).at(&file)
     })?;
     let mut added = Vec::new();
     for (key, value) in &table {
-        added.extend(option(command, &matches, key, value).map_err(|error| error.at(&file))?);
+        if argument(own, key).is_none() && argument(&command, key).is_some() {
+            continue;
+        }
+        added.extend(option(own, of_own, key, value).map_err(|error| error.at(&file))?);
     }
     eprintln!("Options from {}", file.display());
     // Before what was typed, which may end in `--` and names.
-    let (program, rest) = typed.split_at(1.min(typed.len()));
-    Ok(command.clone().get_matches_from(program.iter().cloned().chain(added).chain(rest.iter().cloned())))
+    let (program, rest) = typed.split_at(begin.min(typed.len()));
+    Ok(command.get_matches_from(program.iter().cloned().chain(added).chain(rest.iter().cloned())))
 }
 
-fn file(matches: &ArgMatches) -> Option<PathBuf> {
-    if let Some(file) = matches.get_one::<PathBuf>("config") {
-        return Some(file.clone());
-    }
-    let first = Path::new(matches.get_many::<String>("datasets")?.next()?);
+/// The file beside the first data file, if there is one.
+fn beside_data(matches: &ArgMatches) -> Option<PathBuf> {
+    let first = Path::new(matches.try_get_many::<String>("datasets").ok()??.next()?);
     // A folder of data may hold it; standard input and globs have no neighbour. A run folder is no data.
     let folder = if first.is_dir() { first } else { first.is_file().then(|| first.parent())?? };
     Some(folder.join(NAME)).filter(|file| file.is_file() && !folder.join("run.json").is_file())
 }
 
-/// The words that one line of the file stands for; none where the command line says otherwise.
-fn option(command: &Command, matches: &ArgMatches, key: &str, value: &toml::Value) -> Result<Vec<OsString>> {
+/// The option of `command` that a key of the file names.
+fn argument<'a>(command: &'a Command, key: &str) -> Option<&'a Arg> {
     let name = key.replace('_', "-");
-    let is_named = |argument: &&clap::Arg| {
+    let is_named = |argument: &&Arg| {
         let aliases = argument.get_all_aliases().unwrap_or_default();
         argument.get_long() == Some(name.as_str()) || aliases.iter().any(|alias| *alias == name || *alias == key)
     };
-    let known = command
-        .get_arguments()
-        .find(is_named)
-        .filter(|argument| !["config", "help", "version"].contains(&argument.get_id().as_str()));
-    let Some(argument) = known else {
+    let found = command.get_arguments().find(is_named);
+    found.filter(|argument| !["config", "help", "version"].contains(&argument.get_id().as_str()))
+}
+
+/// The words that one line of the file stands for; none where the command line says otherwise, or says what does not go with it.
+fn option(command: &Command, matches: &ArgMatches, key: &str, value: &toml::Value) -> Result<Vec<OsString>> {
+    let name = key.replace('_', "-");
+    let Some(argument) = argument(command, key) else {
         return Err(Error::usage(format!("there is no option `{key}`")).cure("`diagnose --help` names those that there are."));
     };
-    if matches.value_source(argument.get_id().as_str()) == Some(ValueSource::CommandLine) {
+    let is_typed = |argument: &Arg| matches.value_source(argument.get_id().as_str()) == Some(ValueSource::CommandLine);
+    let excludes = |one: &Arg, other: &Arg| command.get_arg_conflicts_with(one).iter().any(|arg| arg.get_id() == other.get_id());
+    let goes_with = |other: &&Arg| !is_typed(other) || !(excludes(argument, other) || excludes(other, argument));
+    if is_typed(argument) || !command.get_arguments().all(|other| goes_with(&other)) {
         return Ok(Vec::new());
     }
     let wrong = |expected: &str| Error::usage(format!("{key} = {value}: expected {expected}"));

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::draws;
 use super::output;
 use super::progress::Terminal;
 use super::servers::ServerArgs;
@@ -215,7 +216,7 @@ impl Options {
 impl Written {
     fn way(&self) -> Result<WrittenWay> {
         let sampling = Sampling { temperature: self.temperature, top_k: self.top_k, top_p: self.top_p, min_p: self.min_p };
-        sampling.check()?;
+        let sampling = draws::checked(sampling, ("--repeats", self.repeats))?;
         for (option, n) in [
             ("--max-new-tokens", self.max_new_tokens.unwrap_or(1)),
             ("--repeats", self.repeats as usize),
@@ -227,18 +228,6 @@ impl Written {
         }
         if self.stops.iter().any(String::is_empty) {
             return Err(Error::usage("--stop: expected a text, found an empty one"));
-        }
-        let cuts = [(self.top_k.is_some(), "--top-k"), (self.top_p.is_some(), "--top-p"), (self.min_p.is_some(), "--min-p")];
-        if let Some((_, option)) = cuts.iter().find(|(is_given, _)| *is_given && sampling.is_greedy()) {
-            return Err(Error::usage(format!("{option} has no say at temperature 0, which takes the most probable token"))
-                .cure("Give a --temperature, such as 1, or leave it out."));
-        }
-        if self.repeats > 1 && sampling.is_greedy() {
-            return Err(Error::usage(format!(
-                "--repeats {} at temperature 0 would write the same answer {} times",
-                self.repeats, self.repeats
-            ))
-            .cure("Give a --temperature, such as 1."));
         }
         Ok(WrittenWay {
             max_new_tokens: self.max_new_tokens,

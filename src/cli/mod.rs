@@ -4,6 +4,7 @@ mod check;
 mod completions;
 mod config;
 mod diff;
+mod draws;
 mod eval;
 mod export;
 mod output;
@@ -18,7 +19,8 @@ mod view;
 
 use std::sync::LazyLock;
 
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::error::{Error, Result};
 use crate::kernels::choice;
@@ -75,6 +77,13 @@ pub fn fail(error: &Error) -> u8 {
     error.exit_code()
 }
 
+/// The options that were typed, or stand in a file of options, by their long names.
+fn typed_options(matches: &ArgMatches) -> Vec<String> {
+    let command = Cli::command();
+    let is_typed = |argument: &&clap::Arg| matches.value_source(argument.get_id().as_str()) == Some(ValueSource::CommandLine);
+    command.get_arguments().filter(is_typed).filter_map(|argument| argument.get_long().map(str::to_owned)).collect()
+}
+
 /// Runs what the command line asks for.
 pub fn run() -> Result<()> {
     // First of all: the version that the command line knows names the level.
@@ -84,7 +93,7 @@ pub fn run() -> Result<()> {
     let cli = Cli::from_arg_matches(&matches).map_err(|error| Error::usage(error.to_string()))?;
     let command_line = std::env::args().map(|argument| quoted(&argument)).collect::<Vec<_>>().join(" ");
     match cli.command {
-        None => score::run(cli.score, &command_line),
+        None => score::run(cli.score, &typed_options(&matches), &command_line),
         Some(Command::Eval(arguments)) => eval::run(arguments, &command_line),
         Some(Command::Check(arguments)) => check::run(*arguments),
         Some(Command::Diff(arguments)) => diff::run(arguments, &command_line),

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::draws;
 use super::output;
 use super::progress::Terminal;
 use super::rows::RowArgs;
@@ -92,6 +93,8 @@ pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
     if args.stops.iter().any(String::is_empty) {
         return Err(Error::usage("--stop: expected a text, found an empty one"));
     }
+    let sampling = Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, min_p: args.min_p };
+    let sampling = draws::checked(sampling, ("--n", args.n))?;
     let job = Job {
         read: args.rows.read()?,
         inputs: args.datasets,
@@ -105,7 +108,7 @@ pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
         choice: args.rows.choice(),
         n: args.n,
         max_new_tokens: args.max_new_tokens,
-        sampling: Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, min_p: args.min_p },
+        sampling,
         stops: args.stops,
         at_once: args.batch,
         seed: args.rows.seed(),

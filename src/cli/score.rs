@@ -90,15 +90,15 @@ struct Printed<'a> {
     report: &'a Report,
 }
 
-pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
+/// `typed` are the options that were typed.
+pub(super) fn run(args: Args, typed: &[String], command_line: &str) -> Result<()> {
     let json = args.json;
     let mut args = args;
-    join_shards(&mut args, command_line)?;
+    let were_joined = join_shards(&mut args, command_line)?;
     if let Some(runs) = runs_side_by_side(&args) {
-        if args.in_context || args.model.is_some() || args.base.is_some() || args.thresholds != Thresholds::default() {
-            let cure = "Leave out --model, --base and --in-context; for other --thresholds sort each run again by itself first.";
-            return Err(Error::usage("runs side by side are drawn as they were scored and sorted").cure(cure));
-        }
+        let cure = "Leave it out; for other --thresholds sort each run again by itself first.";
+        let drawn = "no say over runs side by side, which are drawn as they were scored and sorted";
+        refuse_others(typed, &["out"], drawn, cure)?;
         let outcome = landscape::run(&landscape::Job { runs, out: args.out })?;
         return output::print(&match json {
             true => serde_json::to_string_pretty(&outcome).context("cannot write JSON")? + "\n",
@@ -110,7 +110,12 @@ pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
     }
     let watch = Terminal::new();
     let outcome = match run_folder(&args)? {
-        Some(folder) => score::sort_again(&folder, args.thresholds, !args.no_view, command_line, &watch)?,
+        Some(folder) => {
+            let own: &[&str] = if were_joined { &["thresholds", "no-view", "out"] } else { &["thresholds", "no-view"] };
+            let cure = "Leave it out, or give the data in place of the folder: then they are scored.";
+            refuse_others(typed, own, "no say over a finished run, which is sorted again and not scored", cure)?;
+            score::sort_again(&folder, args.thresholds, !args.no_view, command_line, &watch)?
+        }
         None => score::run(&job(args, command_line)?, &watch)?,
     };
     drop(watch);
@@ -136,20 +141,29 @@ fn emit(args: Args, command_line: &str) -> Result<()> {
     ))
 }
 
-/// Puts runs in the place of their shards and of globs, where nothing but runs is named.
-fn join_shards(args: &mut Args, command_line: &str) -> Result<()> {
+/// An error that names what was typed and would have no effect: all but `own`, `--json` and `--config`.
+fn refuse_others(typed: &[String], own: &[&str], has: &str, cure: &str) -> Result<()> {
+    let is_own = |option: &str| ["json", "config"].contains(&option) || own.contains(&option);
+    match typed.iter().find(|option| !is_own(option)) {
+        Some(option) => Err(Error::usage(format!("--{option} has {has}")).cure(cure)),
+        None => Ok(()),
+    }
+}
+
+/// Puts runs in the place of their shards and of globs, where nothing but runs is named, and says whether it did.
+fn join_shards(args: &mut Args, command_line: &str) -> Result<bool> {
     let named: Vec<Vec<PathBuf>> = args.datasets.iter().map(|name| folders::runs_of(name)).collect();
     let runs: Vec<PathBuf> = named.iter().flatten().cloned().collect();
     if named.iter().any(Vec::is_empty) {
-        return Ok(());
+        return Ok(false);
     }
     let joining = Joining { out: args.out.as_deref(), sorted: false, command: command_line };
     let joined = score::joined(&runs, &joining, &Terminal::new())?;
     let of = |run: &PathBuf| {
         run.to_str().map(str::to_owned).ok_or_else(|| Error::new("expected a folder name of valid Unicode").at(run))
     };
-    args.datasets = joined.iter().map(of).collect::<Result<_>>()?;
-    Ok(())
+    let before = std::mem::replace(&mut args.datasets, joined.iter().map(of).collect::<Result<_>>()?);
+    Ok(before != args.datasets)
 }
 
 /// Several finished runs and nothing else.

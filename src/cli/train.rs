@@ -9,7 +9,7 @@ use super::output;
 use super::progress::Terminal;
 use crate::diagnosis::gate::method_names;
 use crate::error::{Context, Error, Result};
-use crate::format::{number_with_interval, thousands};
+use crate::format::{divergence, number_with_interval, thousands};
 use crate::jobs::train::{self, Job, Outcome, Plan, TrainRecord};
 use crate::train::declared::{Declared, Group, Kind, answered_names, other_names, our_name};
 use crate::train::options::{DECLARED, Options};
@@ -255,7 +255,7 @@ fn record_text(record: &TrainRecord, json: bool) -> Result<String> {
             "General text ({} texts, {} tokens): mean KL from the base model {} nats, cross-entropy {:.4}{}\n",
             drift.texts,
             thousands(drift.tokens),
-            number_with_interval(Some(drift.kl), drift.kl_ci95, 4),
+            divergence(drift.kl, drift.kl_ci95),
             drift.cross_entropy,
             was(before.drift.map(|before| format!("{:.4}", before.cross_entropy))),
         );
@@ -310,15 +310,17 @@ mod tests {
                 let named = text.split_once("[default: ").unwrap().1.split(']').next().unwrap();
                 assert_eq!(named, default, "{}", declared.name());
                 let flag = format!("--{}", declared.name());
-                assert_eq!(typed(&[&flag, &default]).unwrap(), typed(&[]).unwrap(), "{flag}");
-                assert_eq!(typed(&["--set", &format!("{}={default}", declared.name())]).unwrap(), typed(&[]).unwrap());
+                let asked_for: &[&str] = if declared.name().starts_with("lora-") { &["--lora"] } else { &[] };
+                let with = |more: &[&str]| typed(&[asked_for, more].concat()).unwrap();
+                assert_eq!(with(&[&flag, &default]), with(&[]), "{flag}");
+                assert_eq!(with(&["--set", &format!("{}={default}", declared.name())]), with(&[]));
             }
         }
     }
 
     #[test]
     fn other_programs_names_are_taken_on_the_command_line() {
-        let options = typed(&["--learning_rate", "1e-3", "--num-train-epochs", "2.5", "--lora_rank", "4"]).unwrap();
+        let options = typed(&["--learning_rate", "1e-3", "--num-train-epochs", "2.5", "--lora", "--lora_rank", "4"]).unwrap();
         assert_eq!((options.lr, options.epochs, options.lora_r), (Some(1e-3), 2.5, 4));
         let options =
             typed(&["--set", "lora-targets=q_proj,v_proj", "--lora", "--set", "adam_beta2=0.95", "--mix", "a=2"]).unwrap();

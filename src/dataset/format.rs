@@ -1,5 +1,6 @@
 //! The formats: their names, how they are recognised, and the way from a row to its examples.
 
+use std::cmp::Reverse;
 use std::fmt;
 use std::str::FromStr;
 
@@ -98,8 +99,9 @@ impl Format {
         let mapped: Object = row.iter().filter(|(key, _)| mapping.has_target(key)).map(|(k, v)| (k.clone(), v.clone())).collect();
         of_row(&mapped).or_else(|| of_row(row)).ok_or_else(|| {
             let known: Vec<_> = Format::ALL.iter().map(|format| format!("{format} ({})", format.keys())).collect();
+            let (prompt, completion) = two_longest_texts(row).unwrap_or(("COLUMN", "COLUMN"));
             Error::new(format!("cannot tell the format from the columns {}", list_keys(row.keys()))).cure(format!(
-                "Name one with --format, or map the columns: --map 'prompt={{question}}' --map 'completion={{answer}}'.\n  \
+                "Name one with --format, or map the columns, such as --map 'prompt={{{prompt}}}' --map 'completion={{{completion}}}'.\n  \
                  Known formats: {}.",
                 known.join("; ")
             ))
@@ -222,6 +224,17 @@ fn of_row(row: &Object) -> Option<Format> {
     Format::of_keys(&|key| row.get(key).is_some_and(|value| !is_nothing(value) || may_be_null(key)))
 }
 
+/// The columns with the two longest texts, in the row's order: the likeliest prompt and completion. Names that `--map` would take apart are
+/// left out.
+fn two_longest_texts(row: &Object) -> Option<(&str, &str)> {
+    let is_plain = |key: &str| key.chars().all(|c| c.is_alphanumeric() || c == '_' || c == '-');
+    let texts = row.iter().enumerate().filter(|(_, (key, _))| is_plain(key));
+    let mut texts: Vec<_> = texts.filter_map(|(at, (key, value))| Some((value.as_str()?.len(), at, key.as_str()))).collect();
+    texts.sort_unstable_by_key(|&(length, at, _)| (Reverse(length), at));
+    let [(_, first, key), (_, second, other), ..] = texts[..] else { return None };
+    Some(if first < second { (key, other) } else { (other, key) })
+}
+
 impl fmt::Display for Format {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())
@@ -250,6 +263,18 @@ mod tests {
             assert_eq!(serde_json::to_value(format).unwrap(), format.name());
         }
         assert_eq!("chatml".parse::<Format>().unwrap_err().exit_code(), 2);
+    }
+
+    #[test]
+    fn the_cure_for_unknown_columns_names_columns_of_the_row() {
+        let cure = |row: &str| {
+            let row = serde_json::from_str(row).unwrap();
+            Format::detect(&row, &FieldMap::default()).unwrap_err().to_string()
+        };
+        let found = cure(r#"{"id": "a1", "question": "What is it?", "opa": "x", "cop": 2, "exp": "A long explanation."}"#);
+        assert!(found.contains("--map 'prompt={question}' --map 'completion={exp}'"), "{found}");
+        let found = cure(r#"{"id": 1, "the text": "no plain name", "b": "one"}"#);
+        assert!(found.contains("--map 'prompt={COLUMN}'"), "{found}");
     }
 
     #[test]

@@ -13,16 +13,16 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::breakdown::{Breakdown, Quarters, Tally};
 use super::by_quadrant::ByQuadrant;
 use super::context::{InContext, Spot};
 use super::gate::Gate;
 use super::gate_preview::{GatePreview, GateSums};
-use super::kinds::Kind;
 use super::population::{Needs, Population};
 use super::quadrants::Resolved;
 use super::ranking::Ranking;
 use crate::error::Result;
-use crate::stats::{ClusterSums, Scale, Term, share};
+use crate::stats::share;
 use crate::table::{Column, Quadrant, Row, TokenChunk, read_chunks, texts_of};
 
 /// What summary.json holds.
@@ -51,46 +51,6 @@ pub struct Summary {
 
 /// Length of each list of tokens, pairs and rows.
 const LIST_LENGTH: usize = 20;
-
-/// Sums over some of the supervised tokens. Shares are of the totals given here, and 0 where a total is 0.
-///
-/// `.._ci95` are 95 % intervals that take the rows, whole, as drawn at random from many like them, and the thresholds as given; absent
-/// where fewer than two rows or none of their tokens tell.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-pub struct Breakdown {
-    /// Rows with a token here.
-    #[serde(default)]
-    pub rows: u64,
-    pub tokens: u64,
-    /// Sum of -ln p, nats.
-    pub loss: f64,
-    /// Sum of the L2 norms of the cross-entropy gradient with respect to the logits.
-    pub grad: f64,
-    /// exp of the mean loss per token.
-    pub perplexity: f64,
-    /// Nats per token.
-    pub mean_entropy: f64,
-    /// Mean of -ln p - H, nats per token: 0 on the model's own text, above it on text that surprises the model.
-    pub mean_surplus: f64,
-    pub quadrants: ByQuadrant<Cell>,
-}
-
-/// One quadrant of a [`Breakdown`].
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-pub struct Cell {
-    pub tokens: u64,
-    pub token_share: f64,
-    #[serde(default)]
-    pub token_share_ci95: Option<[f64; 2]>,
-    pub loss: f64,
-    pub loss_share: f64,
-    #[serde(default)]
-    pub loss_share_ci95: Option<[f64; 2]>,
-    pub grad: f64,
-    pub grad_share: f64,
-    #[serde(default)]
-    pub grad_share_ci95: Option<[f64; 2]>,
-}
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SourceBreakdown {
@@ -169,76 +129,6 @@ pub struct Surprise {
     pub score: f32,
     #[serde(default)]
     pub context: Option<InContext>,
-}
-
-/// The conflicts by kind, and rows whose prompts are nearly the same. The tables conflicts.parquet and pairs.parquet have all of them.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Kinds {
-    /// Most conflicts first.
-    pub kinds: Vec<KindSums>,
-    /// Conflicts of one kind with the same target and the same choice, most surplus first.
-    pub groups: Vec<ConflictGroup>,
-    /// Pairs of rows with nearly the same prompt, and those of them that ask the same and are answered otherwise.
-    pub near_duplicates: u64,
-    pub contradictions: u64,
-    /// What became of the conflicts with another row of their kind shown first, where that was asked for.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub in_context: Option<Prompted>,
-}
-
-/// Conflicts with another row of their kind shown first. in_context.parquet has all of them.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Prompted {
-    /// Rows with conflicts that were scored again, and those that could not be or were not drawn.
-    pub rows: u64,
-    pub rows_left_out: u64,
-    /// The largest share of vanished ones first.
-    pub kinds: Vec<PromptedKind>,
-    /// Of the other tokens of these rows, the share that became conflicts: what any other context does.
-    pub new_conflicts_share: f64,
-    pub new_conflicts_share_ci95: Option<[f64; 2]>,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct PromptedKind {
-    pub kind: Kind,
-    pub tokens: u64,
-    /// Those that are no conflicts then.
-    pub vanished: u64,
-    pub vanished_share: f64,
-    /// Over the rows; absent where all vanished or none.
-    pub vanished_share_ci95: Option<[f64; 2]>,
-    /// Mean of ln p then less ln p alone, nats.
-    pub change: f64,
-}
-
-/// Shares are of the loss and of the gradient of all supervised tokens.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct KindSums {
-    pub kind: Kind,
-    pub tokens: u64,
-    pub rows: u64,
-    /// Sum of -ln p - H, nats.
-    pub surplus: f64,
-    pub loss_share: f64,
-    pub grad_share: f64,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct ConflictGroup {
-    /// Its number in conflicts.parquet.
-    pub group: u32,
-    pub kind: Kind,
-    pub token: String,
-    pub top: String,
-    pub count: u64,
-    /// Sum of -ln p - H, nats.
-    pub surplus: f64,
-    pub loss_share: f64,
-    pub grad_share: f64,
-    /// The conflict with the largest surplus, and what speaks for its kind.
-    pub example: Spot,
-    pub evidence: String,
 }
 
 impl Summary {
@@ -356,28 +246,6 @@ impl Worst {
     }
 }
 
-/// Sums by quadrant.
-type Quarters = [Quarter; 4];
-
-#[derive(Clone, Copy, Default)]
-struct Quarter {
-    tokens: u64,
-    loss: f64,
-    grad: f64,
-    entropy: f64,
-}
-
-/// Sums over some of the tokens, and over the rows that they stand in.
-#[derive(Clone, Default)]
-struct Tally {
-    whole: Quarters,
-    /// Of the row that is being read.
-    row: Quarters,
-    rows: u64,
-    /// By quadrant the shares of tokens, loss and gradient.
-    shares: [[ClusterSums; 3]; 4],
-}
-
 /// The row that is being read. The tokens of a row stand together, in one chunk or in several.
 #[derive(Default)]
 struct OpenRow {
@@ -385,32 +253,6 @@ struct OpenRow {
     /// The sources and the turns that have tokens in it.
     sources: Vec<usize>,
     turns: Vec<usize>,
-}
-
-impl Tally {
-    /// Says whether the token is the first of its row.
-    fn add(&mut self, quadrant: usize, loss: f64, grad: f64, entropy: f64) -> bool {
-        let is_first = self.row.iter().all(|quarter| quarter.tokens == 0);
-        for quarter in [&mut self.whole[quadrant], &mut self.row[quadrant]] {
-            quarter.tokens += 1;
-            quarter.loss += loss;
-            quarter.grad += grad;
-            quarter.entropy += entropy;
-        }
-        is_first
-    }
-
-    fn close_row(&mut self) {
-        let row = std::mem::take(&mut self.row);
-        let of = |quarter: &Quarter| [quarter.tokens as f64, quarter.loss, quarter.grad];
-        let whole = row.iter().map(of).fold([0.0; 3], |sum, own| std::array::from_fn(|i| sum[i] + own[i]));
-        self.rows += 1;
-        for (shares, quarter) in self.shares.iter_mut().zip(&row) {
-            for ((share, numerator), denominator) in shares.iter_mut().zip(of(quarter)).zip(whole) {
-                share.add(Term { numerator, denominator });
-            }
-        }
-    }
 }
 
 impl Sums {
@@ -532,16 +374,16 @@ impl Sums {
             thresholds: thresholds.clone(),
             tokens_between_groups: thresholds.entropy_high.map(|_| self.between),
             tokens_not_finite: self.not_finite,
-            overall: breakdown(&self.overall),
+            overall: self.overall.breakdown(),
             sources: self
                 .source_names
                 .iter()
                 .zip(&self.sources)
-                .map(|(name, sums)| SourceBreakdown { source: name.clone(), breakdown: breakdown(sums) })
+                .map(|(name, sums)| SourceBreakdown { source: name.clone(), breakdown: sums.breakdown() })
                 .collect(),
             turns: (0..)
                 .zip(&self.turns)
-                .map(|(turn, sums)| TurnBreakdown { turn, breakdown: breakdown(sums) })
+                .map(|(turn, sums)| TurnBreakdown { turn, breakdown: sums.breakdown() })
                 .filter(|turn| turn.breakdown.tokens > 0)
                 .collect(),
             frequent_tokens: ByQuadrant::from_fn(|quadrant| {
@@ -581,39 +423,6 @@ impl Sums {
         tokens.sort_unstable_by_key(|(id, count, _)| (Reverse(*count), *id));
         tokens.truncate(LIST_LENGTH);
         tokens
-    }
-}
-
-fn breakdown(tally: &Tally) -> Breakdown {
-    let Tally { whole: quarters, rows, shares, .. } = tally;
-    let tokens: u64 = quarters.iter().map(|quarter| quarter.tokens).sum();
-    let sum = |of: fn(&Quarter) -> f64| quarters.iter().map(of).sum::<f64>();
-    let (loss, grad, entropy) = (sum(|quarter| quarter.loss), sum(|quarter| quarter.grad), sum(|quarter| quarter.entropy));
-    let n = tokens as f64;
-    Breakdown {
-        rows: *rows,
-        tokens,
-        loss,
-        grad,
-        perplexity: share(loss, n).exp(),
-        mean_entropy: share(entropy, n),
-        mean_surplus: share(loss - entropy, n),
-        quadrants: ByQuadrant::from_fn(|quadrant| {
-            let quarter = quarters[quadrant.index()];
-            let [token_share_ci95, loss_share_ci95, grad_share_ci95] =
-                shares[quadrant.index()].map(|share| share.ci95(Scale::LogOdds));
-            Cell {
-                tokens: quarter.tokens,
-                token_share: share(quarter.tokens as f64, n),
-                token_share_ci95,
-                loss: quarter.loss,
-                loss_share: share(quarter.loss, loss),
-                loss_share_ci95,
-                grad: quarter.grad,
-                grad_share: share(quarter.grad, grad),
-                grad_share_ci95,
-            }
-        }),
     }
 }
 

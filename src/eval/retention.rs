@@ -12,12 +12,15 @@ use crate::error::{Error, Result};
 pub struct Retention {
     pub before: String,
     pub runs: Vec<Run>,
+    /// Tasks that some of the runs lack: they count in no average, as the runs are set beside one another.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<String>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Run {
     pub name: String,
-    /// Macro averages of the tasks that the fine-tuning was for, and of all others.
+    /// Macro averages of the tasks that the fine-tuning was for, and of all others, as far as all runs have them.
     pub target: MacroChange,
     pub general: MacroChange,
     /// Of the target, the groups of tasks by both of their weights.
@@ -27,7 +30,7 @@ pub struct Run {
     pub general_tasks: Comparison,
 }
 
-/// `target` names tasks and groups of tasks; every other task that a run shares with `before` counts as general.
+/// `target` names tasks and groups of tasks; every other task that all runs share with `before` counts as general.
 pub fn retention(mut before: Side, runs: Vec<Side>, target: &[String]) -> Result<Retention> {
     let mut tasks = Vec::new();
     for name in target {
@@ -35,6 +38,9 @@ pub fn retention(mut before: Side, runs: Vec<Side>, target: &[String]) -> Result
     }
     let target = &tasks[..];
     let name = before.name.clone();
+    let is_shared = |task: &String| runs.iter().all(|run| run.tasks.contains_key(task));
+    let of_some = |task: &&String| !is_shared(task) && runs.iter().any(|run| run.tasks.contains_key(*task));
+    let left_out: Vec<String> = before.tasks.keys().filter(of_some).cloned().collect();
     let (before_target, before_general) = split(before, target);
     let run = |run: Side| {
         let name = run.name.clone();
@@ -45,12 +51,19 @@ pub fn retention(mut before: Side, runs: Vec<Side>, target: &[String]) -> Result
                     .cure("Evaluate both on target tasks and on general ones.")
             })
         };
-        let target_tasks = compare(&before_target, &run_target)?;
         let general_tasks = compare(&before_general, &run_general)?;
-        let (target, general) = (average(&target_tasks, "target")?, average(&general_tasks, "general")?);
+        let target_tasks = compare(&before_target, &without(run_target, &left_out))?;
+        let shared = compare(&before_general, &without(run_general, &left_out))?;
+        let (target, general) = (average(&target_tasks, "target")?, average(&shared, "general")?);
         Ok(Run { name, target, target_groups: target_tasks.groups, general, general_tasks })
     };
-    Ok(Retention { before: name, runs: runs.into_iter().map(run).collect::<Result<_>>()? })
+    let runs = runs.into_iter().map(run).collect::<Result<_>>()?;
+    Ok(Retention { before: name, runs, left_out })
+}
+
+fn without(mut side: Side, tasks: &[String]) -> Side {
+    side.tasks.retain(|name, _| !tasks.contains(name));
+    side
 }
 
 /// The tasks that a name of --target stands for: a task, a group, or all tasks whose names go on behind it, which become a group.
@@ -119,8 +132,10 @@ mod tests {
         let [sft, eaft] = &found.runs[..] else { panic!() };
         let close = |found: f64, expected: f64| assert!((found - expected).abs() < 1e-12, "{found} for {expected}");
         close(sft.target.difference.value, 0.3);
-        // (-3 - 1) / 2 of 10
-        close(sft.general.difference.value, -0.2);
+        // Of `a` alone, which both have.
+        close(sft.general.difference.value, -0.3);
+        assert_eq!((&found.left_out[..], sft.general.tasks.join(" ")), (&["b".to_owned()][..], "a".to_owned()));
+        assert_eq!(sft.general_tasks.tasks.keys().map(String::as_str).collect::<Vec<_>>(), ["a", "b"]);
         close(eaft.target.difference.value, 0.2);
         close(eaft.general.difference.value, 0.0);
         assert_eq!((eaft.general.tasks.join(" "), &*found.before), ("a".to_owned(), "base"));

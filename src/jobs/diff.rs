@@ -8,11 +8,12 @@ use serde_json::Value;
 
 use super::eval::{self, Named, Way};
 use super::folders::names;
-use super::score::{RUN_FILE, find_data, read_listed, read_record};
+use super::score::{RUN_FILE, SUMMARY_FILE, find_data, read_listed, read_record};
 use super::view;
 use crate::diagnosis::kinds as conflict;
 use crate::diagnosis::learnt::Verdict;
 use crate::diagnosis::movement::{self, Movement};
+use crate::diagnosis::quadrants::Resolved;
 use crate::error::{Context, Error, Result};
 use crate::eval::compare::{self, Side};
 use crate::eval::results::SCORES_FILE;
@@ -50,29 +51,25 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Diff> {
     if job.fail_on_drop.is_some() && matches!(what, What::Scores(_)) {
         return Err(Error::usage("--fail-on-drop is for evaluations; score runs have no accuracy"));
     }
-    Ok(Diff { what, divergence: distance(job, watch)?, roundings: roundings(job)? })
+    Ok(Diff { what, divergence: distance(job, watch)?, remarks: remarks(job)? })
 }
 
-/// Of folders of ours: what rounds their numbers otherwise and is no difference of the models.
-fn roundings(job: &Job) -> Result<Vec<String>> {
-    let record = |written: &String| -> Result<Option<Value>> {
-        let file = match kind(written, job)? {
-            Kind::Evaluation => SCORES_FILE,
-            Kind::ScoreRun => RUN_FILE,
-            Kind::Harness | Kind::Model => return Ok(None),
-        };
-        read(&Path::new(written).join(file)).map(Some)
-    };
+/// Of folders of ours: what else differs between them than the models, in sentences without their full stops.
+fn remarks(job: &Job) -> Result<Vec<String>> {
     let mut said = Vec::new();
-    let Some(before) = record(&job.before)? else { return Ok(said) };
+    let Some((kind, before)) = record(&job.before, job)? else { return Ok(said) };
     for written in &job.after {
-        let Some(after) = record(written)? else { continue };
+        let Some((_, after)) = record(written, job)? else { continue };
+        let records = [&before, &after];
+        if kind == Kind::ScoreRun {
+            said.extend(other_rows(records, [&job.before, written])?);
+        }
         // Two engines are named as such.
-        if [&before, &after].into_iter().any(|record| record["server"].is_object()) {
+        if records.into_iter().any(|record| record["server"].is_object()) {
             continue;
         }
         for (key, what) in [("kernel_level", "kernel level"), ("dtype", "precision")] {
-            match [&before, &after].map(|record| record[key].as_str()) {
+            match records.map(|record| record[key].as_str()) {
                 [Some(a), Some(b)] if a != b => said.push(format!(
                     "The {what} is {a} in {} and {b} in {written}: part of every change is that of rounding",
                     job.before
@@ -80,6 +77,47 @@ fn roundings(job: &Job) -> Result<Vec<String>> {
                 _ => {}
             }
         }
+    }
+    Ok(said)
+}
+
+/// The record of a folder of ours.
+fn record(written: &String, job: &Job) -> Result<Option<(Kind, Value)>> {
+    let kind = kind(written, job)?;
+    let file = match kind {
+        Kind::Evaluation => SCORES_FILE,
+        Kind::ScoreRun => RUN_FILE,
+        Kind::Harness | Kind::Model => return Ok(None),
+    };
+    Ok(Some((kind, read(&Path::new(written).join(file))?)))
+}
+
+/// What of two score runs makes their tokens or quadrants others whatever the models are.
+fn other_rows(records: [&Value; 2], [before, after]: [&String; 2]) -> Result<Vec<String>> {
+    let mut said = Vec::new();
+    let files = records.map(|record| {
+        let files = record["data"].as_array().into_iter().flatten();
+        files.map(|file| file["sha256"].clone()).collect::<Vec<_>>()
+    });
+    if files[0] != files[1] {
+        said.push(format!(
+            "The data files of {before} and {after} are not the same: what has the same row, position and token id is compared, whatever it is"
+        ));
+    }
+    if records[0]["template_sha256"] != records[1]["template_sha256"] {
+        said.push(format!("{before} and {after} were rendered by two templates: the same text need not stand at the same place"));
+    }
+    let thresholds = [before, after].map(|folder| {
+        let summary = read(&Path::new(folder).join(SUMMARY_FILE))?;
+        let thresholds = serde_json::from_value::<Resolved>(summary["thresholds"].clone());
+        thresholds.context_at(folder, "cannot read the thresholds in summary.json")
+    });
+    let [own, other] = thresholds;
+    let (own, other) = (own?, other?);
+    if own != other {
+        said.push(format!(
+            "{before} was sorted by {own}, and {after} by {other}: tokens have moved between the quadrants for that, too"
+        ));
     }
     Ok(said)
 }

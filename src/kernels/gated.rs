@@ -266,7 +266,7 @@ mod tests {
     use candle_core::{Device, Var};
 
     use super::*;
-    use crate::kernels::testing::{close, noise};
+    use crate::kernels::testing::{close, implementations, noise};
 
     const CLAMPED: Activation = Activation::ClampedSwiglu(ClampedSwiglu { alpha: 1.702, limit: 2.5 });
     const ALL: [Activation; 4] = [Activation::Silu, Activation::GeluTanh, Activation::Sigmoid, CLAMPED];
@@ -297,7 +297,7 @@ mod tests {
         // (1 + 1) ln 3 * 3/4; gate and up above the limit 7: (7 + 1) 7 / (1 + exp(-7)); up below it: (-7 + 1) 7 / (1 + exp(-7)).
         let plain = Activation::ClampedSwiglu(ClampedSwiglu { alpha: 1.0, limit: 7.0 });
         let x = Tensor::new(&[[3f32.ln(), 9.0, 9.0, f32::NAN, 1.0, 1.0, 8.0, -8.0, 1.0, f32::NAN]], &Device::Cpu).unwrap();
-        for kernels in [Kernels::Reference, Kernels::Fused] {
+        for kernels in implementations() {
             let y = gated(&x, plain, kernels).unwrap().to_vec2::<f32>().unwrap();
             let most = 7.0 / (1.0 + (-7f64).exp());
             close(&y[0][..3], &[1.5 * 3f64.ln(), 8.0 * most, -6.0 * most], 1e-6, "clamped by hand");
@@ -324,8 +324,10 @@ mod tests {
                     // Values up to 16 carry an absolute error of a few times 1e-6.
                     close(&forward(level, activation, &gate_up, width), &expected, 1e-5, &format!("{level} {activation:?}"));
                 }
-                let reference = reference(&tensor, activation).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
-                close(&reference, &expected, 1e-5, "reference");
+                for kernels in implementations() {
+                    let y = gated(&tensor, activation, kernels).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                    close(&y, &expected, 1e-5, &format!("{kernels:?} {activation:?}"));
+                }
             }
         }
     }

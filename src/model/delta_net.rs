@@ -20,13 +20,13 @@ use crate::kernels::gated::{Activation, gated, gated_backward};
 use crate::kernels::{Dtype, Kernels};
 
 pub(super) struct DeltaNet {
-    input: Linear,
+    pub(super) input: Linear,
     convolution: Named,
     a_log: Named,
     dt_bias: Named,
-    norm: RmsNorm,
-    output: Linear,
-    shape: DeltaShape,
+    pub(super) norm: RmsNorm,
+    pub(super) output: Linear,
+    pub(super) shape: DeltaShape,
     kernels: Kernels,
 }
 
@@ -136,7 +136,7 @@ impl DeltaNet {
         self.output.adapt(how, parameters)
     }
 
-    fn weights(&self) -> Result<DeltaWeights> {
+    pub(super) fn weights(&self) -> Result<DeltaWeights> {
         let convolution = self.convolution.vector.get().reshape((self.shape.channels(), self.shape.kernel))?;
         Ok(DeltaWeights { convolution, a_log: self.a_log.vector.get(), dt_bias: self.dt_bias.vector.get() })
     }

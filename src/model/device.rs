@@ -4,7 +4,6 @@ use candle_core::{Device, Tensor};
 use serde_json::Value;
 
 use super::config::Config;
-use super::families;
 use super::on_cuda::Sizes;
 use super::placement::Placement;
 use super::{LoadOptions, Source, memory};
@@ -24,7 +23,6 @@ pub(super) struct Placed {
 pub(super) fn place(options: LoadOptions, name: &str, config: &Config, parameters: u64, max_tokens: usize) -> Result<Placed> {
     let on_device = || -> Result<()> {
         let device = cuda::Device::get()?;
-        check_family(config)?;
         let (free, _) = device.memory()?;
         let dtype = options.dtype.stored()?;
         let sizes = Sizes::new(config, dtype);
@@ -59,15 +57,6 @@ pub(super) fn place(options: LoadOptions, name: &str, config: &Config, parameter
         memory::check(name, config, parameters, options.dtype, max_tokens)?;
     }
     Ok(Placed { options: LoadOptions { device, kernels, ..options }, passed_over })
-}
-
-/// Refuses a family whose blocks have parts that no kernel of the GPU computes.
-fn check_family(config: &Config) -> Result<()> {
-    match families::by_model_type(config.family)?.cuda_lacks {
-        "" => Ok(()),
-        lacks => Err(Error::new(format!("models of the family `{}` do not run on a GPU here: {lacks}", config.family))
-            .cure("Leave out --device cuda: the CPU takes its place.")),
-    }
 }
 
 /// A source whose tensors arrive on a device.
@@ -139,21 +128,6 @@ mod tests {
         assert!("tpu".parse::<Placement>().unwrap_err().to_string().contains("`tpu`"));
         #[cfg(not(feature = "metal"))]
         assert!(Placement::Metal.open().unwrap_err().to_string().contains("--features metal"));
-    }
-
-    /// On a machine with a GPU the CPU takes the family over, and `--device cuda` names what is lacking.
-    #[test]
-    fn what_the_kernels_of_the_gpu_lack_is_named() {
-        for family in families::FAMILIES {
-            let config = Config::plain(family.model_type, 1, 8, 64);
-            match check_family(&config) {
-                Ok(()) => assert!(family.cuda_lacks.is_empty(), "{}", family.model_type),
-                Err(error) => {
-                    let error = error.to_string();
-                    assert!(error.contains(family.model_type) && error.contains(family.cuda_lacks), "{error}");
-                }
-            }
-        }
     }
 
     /// Where there is no GPU the error names the library that is missing, and the automatic choice is the CPU.

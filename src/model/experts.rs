@@ -6,7 +6,6 @@
 //! result does not depend on the others.
 
 use candle_core::{D, DType, Device, Tensor, Var};
-use rayon::prelude::*;
 
 use super::config::{ExpertsConfig, Scoring};
 use super::layers::{Adapting, Layer, Linear, Mlp};
@@ -24,13 +23,13 @@ pub(super) struct Experts {
     /// What every token uses.
     pub(super) shared: Option<Box<Mlp>>,
     /// `[1, D]`, whose sigmoid multiplies what that gives.
-    shared_gate: Option<Linear>,
-    scoring: Scoring,
+    pub(super) shared_gate: Option<Linear>,
+    pub(super) scoring: Scoring,
     /// `[E]`, added to the scores to choose; no gradient reaches it.
-    correction: Option<Vec<f32>>,
-    per_token: usize,
-    normalise: bool,
-    scale: f64,
+    pub(super) correction: Option<Vec<f32>>,
+    pub(super) per_token: usize,
+    pub(super) normalise: bool,
+    pub(super) scale: f64,
     /// See [`ExpertsConfig::modules`].
     modules: bool,
 }
@@ -153,29 +152,6 @@ impl Experts {
             weights_te = (weights_te * self.scale)?;
         }
         Ok((chosen, weights_te))
-    }
-
-    /// From the router's logits `[T, E]`, the tokens of each expert and their weights, as [`Experts::forward_add`] has them.
-    pub(super) fn choose_by_expert(&self, logits: &[f32]) -> Result<Vec<(Vec<u32>, Vec<f32>)>> {
-        let score = |logits: &[f32]| -> Vec<f32> {
-            if self.scoring == Scoring::Sigmoid {
-                return logits.iter().map(|logit| 1.0 / (1.0 + (-logit).exp())).collect();
-            }
-            let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let exponentials: Vec<f32> = logits.iter().map(|logit| (logit - largest).exp()).collect();
-            let sum: f32 = exponentials.iter().sum();
-            exponentials.iter().map(|exponential| exponential / sum).collect()
-        };
-        let scores: Vec<Vec<f32>> = logits.par_chunks_exact(self.experts.len()).map(score).collect();
-        let mut choices = vec![(Vec::new(), Vec::new()); self.experts.len()];
-        for ((row, chosen), scores) in (0u32..).zip(self.choose(&scores)?).zip(&scores) {
-            let sum: f32 = if self.normalise { chosen.iter().map(|&expert| scores[expert]).sum::<f32>() } else { 1.0 };
-            for expert in chosen {
-                choices[expert].0.push(row);
-                choices[expert].1.push(scores[expert] / sum * self.scale as f32);
-            }
-        }
-        Ok(choices)
     }
 
     /// The experts of each token, from the scores of all.

@@ -222,12 +222,12 @@ pub(super) struct Attention {
     pub(super) qk_norm: Option<(RmsNorm, RmsNorm)>,
     pub(super) output: Linear,
     /// Whether each query head comes with gates, `(query | gates)` one head after the other.
-    gated: bool,
+    pub(super) gated: bool,
     /// A logit for each head that takes a share of every softmax, and its name.
-    sinks: Option<(Arc<Vector>, String)>,
+    pub(super) sinks: Option<(Arc<Vector>, String)>,
     pub(super) shape: AttentionShape,
     pub(super) rotary: Rotary,
-    growth: Option<QueryGrowth>,
+    pub(super) growth: Option<QueryGrowth>,
     kernels: Kernels,
 }
 

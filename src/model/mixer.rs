@@ -5,10 +5,10 @@ use candle_core::Tensor;
 use super::Batch;
 use super::context::Context;
 use super::delta_net::DeltaNet;
-use super::layers::{Adapting, Attention};
+use super::layers::{Adapting, Attention, Linear};
 use super::lora::Adapters;
 use super::parameters::Parameter;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::kernels::Dtype;
 use crate::kernels::attention::Softmaxes;
 
@@ -95,13 +95,11 @@ impl Mixer {
         }
     }
 
-    /// What a GPU can compute.
-    pub(super) fn attention(&self) -> Result<&Attention> {
+    /// The product that ends it.
+    pub(super) fn output(&self) -> &Linear {
         match self {
-            Mixer::Attention(attention) => Ok(attention),
-            Mixer::Delta(_) => {
-                Err(Error::new("there is no kernel of the GPU for the gated delta rule").cure("Leave out --device cuda."))
-            }
+            Mixer::Attention(attention) => &attention.output,
+            Mixer::Delta(delta) => &delta.output,
         }
     }
 }

@@ -6,7 +6,8 @@
 //! families/       one family a file, and the table of them; multimodal.rs for those inside a larger model; keys.rs says which settings
 //!                 are honoured, refused, irrelevant
 //! memory.rs       refuses what does not fit
-//! placement.rs    where a model runs; device.rs puts it there; load_options.rs how it is held; on_cuda.rs runs a decoder on a GPU
+//! placement.rs    where a model runs; device.rs puts it there; load_options.rs how it is held
+//! on_cuda.rs      runs a decoder on a GPU, with cuda_experts.rs, cuda_delta.rs and what these share, cuda_parts.rs
 //! statistics.rs   what a model believed about a batch's targets: computed, or on its way
 //! source.rs       where weights come from; batch.rs what goes in; cache.rs keeps what sequences have been read, context.rs says what
 //!                 a block's tokens attend to
@@ -25,8 +26,8 @@
 //!    values `Only`, or `Irrelevant`; a setting that stands nowhere is refused with its name; `settings` writes them again. `block`
 //!    puts the parts of `layers.rs` together. What no part does yet becomes a part, or a field of `Config`, not a special case.
 //!    `configure_gguf`, `gguf_keys` and `gguf_names` read llama.cpp's files (`src/models/{architecture}.cpp` and
-//!    `gguf-py/gguf/tensor_mapping.py` there). What `on_cuda.rs` does not compute, `cuda_lacks` says. A multimodal model around a
-//!    known family is a row in `outer.rs` instead.
+//!    `gguf-py/gguf/tensor_mapping.py` there). A part that is new is computed in `on_cuda.rs`, too. A multimodal model around a known
+//!    family is a row in `outer.rs` instead.
 //! 2. A row in `FAMILIES` and a `mod` line (`src/model/families/mod.rs`), and a row in the table of `src/guide/models.md`.
 //! 3. A fixture `tests/fixtures/families/{model_type}`: a random checkpoint of a few thousand weights with the logits that
 //!    Transformers gives it. Add it to `make.py` there and run that, then `columns.py`, `greedy.py` and, where llama.cpp knows the
@@ -41,6 +42,11 @@ mod block;
 mod cache;
 mod config;
 mod context;
+mod cuda_delta;
+mod cuda_experts;
+mod cuda_parts;
+#[cfg(test)]
+mod cuda_tests;
 mod decoder;
 mod default_model;
 mod delta_net;

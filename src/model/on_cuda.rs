@@ -10,21 +10,25 @@ use std::time::Duration;
 
 use candle_core::{Device as Candle, Tensor};
 
+use super::Batch;
 use super::block::{Block, FeedForward};
 use super::config::Config;
+use super::cuda_delta::{self, DeltaInputs, DeltaVectors};
+use super::cuda_experts::{ExpertSizes, ExpertVectors};
+use super::cuda_parts::{bias, factor, norm, on_device, open, vector};
 use super::decoder::Decoder;
-use super::experts::Experts;
-use super::layers::{Linear, Mlp, RmsNorm};
-use super::{Batch, parameters::Vector};
+use super::layers::{Attention, Linear, RmsNorm};
+use super::mixer::Mixer;
 use crate::error::{Error, Result};
-use crate::kernels::attention::positions;
+use crate::kernels::attention::{AttentionShape, positions};
 use crate::kernels::cpu::lock;
 use crate::kernels::cuda::hosted;
 use crate::kernels::cuda::{
-    Arena, Array, AttentionPlan, Buffer, Device, Event, HeadRoom, Indices, Pinned, PrepareOptions, RotaryTables,
-    STATISTICS_WORDS, SUMS_WORDS, Weight, arena_bytes, head_chunk, statistics_of_words,
+    Arena, Array, AttentionPlan, Buffer, DeltaPlan, Device, Event, HeadRoom, Indices, Pinned, PrepareOptions, RotaryTables,
+    STATISTICS_WORDS, SUMS_WORDS, arena_bytes, head_chunk, statistics_of_words,
 };
-use crate::kernels::matmul::Matrix;
+use crate::kernels::delta::DeltaShape;
+use crate::kernels::rotary::Rotary;
 use crate::kernels::statistics::HeadOptions;
 use crate::kernels::{Stored, TokenStatistics};
 
@@ -44,29 +48,47 @@ pub(super) struct OnCuda {
 /// Norms, biases and tables of a block.
 struct BlockVectors {
     attention_norm: Option<Buffer>,
-    qkv_bias: Option<Buffer>,
-    qk_norm: Option<(Buffer, Buffer)>,
+    mixer: MixerVectors,
     output_bias: Option<Buffer>,
     attention_post_norm: Option<Buffer>,
     mlp_norm: Option<Buffer>,
-    gate_up_bias: Option<Buffer>,
-    down_bias: Option<Buffer>,
+    mlp: MlpVectors,
     mlp_post_norm: Option<Buffer>,
+}
+
+enum MixerVectors {
+    Attention(AttentionVectors),
+    Delta(DeltaVectors),
+}
+
+struct AttentionVectors {
+    qkv_bias: Option<Buffer>,
+    qk_norm: Option<(Buffer, Buffer)>,
+    sinks: Option<Buffer>,
     rotary: Arc<RotaryTables>,
+}
+
+enum MlpVectors {
+    /// Biases.
+    Dense {
+        gate_up: Option<Buffer>,
+        down: Option<Buffer>,
+    },
+    Routed(ExpertVectors),
 }
 
 /// What the memory of a batch depends on.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Sizes {
-    pub width: usize,
-    /// Columns of queries, keys and values, and of the heads' outputs.
-    pub columns: usize,
-    pub mixed: usize,
-    pub inner: usize,
-    /// 0 without a router.
-    pub experts: usize,
-    pub vocabulary: usize,
-    pub dtype: Stored,
+    width: usize,
+    attention: AttentionShape,
+    /// Columns of the gates of the attention's heads; 0 without.
+    gates: usize,
+    delta: Option<DeltaShape>,
+    inner: usize,
+    experts: Option<ExpertSizes>,
+    vocabulary: usize,
+    dtype: Stored,
 }
 
 /// Statistics that the device is computing.
@@ -90,18 +112,18 @@ struct Inputs<'a> {
     tiles: Indices<'a>,
     ranges: Indices<'a>,
     plan: AttentionPlan,
+    delta: Option<DeltaInputs<'a>>,
 }
 
 impl Sizes {
     pub(super) fn new(config: &Config, dtype: Stored) -> Sizes {
-        let experts = config.experts.as_ref();
-        let inner = experts.map_or(0, |experts| experts.intermediate_size).max(config.intermediate_size);
         Sizes {
             width: config.hidden_size,
-            columns: (config.heads + 2 * config.kv_heads) * config.head_dim,
-            mixed: config.heads * config.head_dim,
-            inner,
-            experts: experts.map_or(0, |experts| experts.count),
+            attention: config.attention_shape(0),
+            gates: if config.attention_gates { config.heads * config.head_dim } else { 0 },
+            delta: config.delta.as_ref().map(|delta| delta.shape),
+            inner: config.intermediate_size,
+            experts: config.experts.as_ref().map(ExpertSizes::new),
             vocabulary: config.vocab_size,
             dtype,
         }
@@ -109,21 +131,27 @@ impl Sizes {
 
     /// Bytes that a batch of `tokens` is computed in, of which `n` predict a target: what [`OnCuda::run`] takes of its arena.
     pub(super) fn batch_bytes(&self, tokens: usize, n: usize) -> usize {
-        let Sizes { width, columns, mixed, inner, experts, vocabulary, dtype } = *self;
+        let Sizes { width, attention, gates, delta, inner, experts, vocabulary, dtype } = *self;
+        let (columns, read) = (attention.columns(), attention.widths().0);
         let f32s = |len: usize| arena_bytes(len, Stored::F32);
         let factors = |len: usize| arena_bytes(len, dtype);
         // The residual stream and its last rows; ids, positions, rows, targets, tiles and ranges; statistics.
         let always =
             f32s(tokens * width) + f32s(n * width) + f32s((2 + 5 + 3 * 8) * tokens + 2 * n + 1024) + f32s(STATISTICS_WORDS * n);
-        let attention = factors(tokens * width) + factors(tokens * columns) + factors(tokens * mixed) + factors(n * mixed);
-        // Experts: their input in f32, the router's logits or, for one expert, the rows it takes, twice, their numbers and its output.
-        let routed = if experts == 0 { 0 } else { f32s(tokens * (4 * width + experts + 2)) };
-        let feed_forward = factors(tokens * width) + factors(3 * tokens * inner) + f32s(tokens * width) + routed;
+        // With gates the heads have their queries, keys and values in a second place.
+        let projected =
+            if gates == 0 { factors(tokens * columns) } else { factors(tokens * (columns + gates)) + factors(tokens * columns) };
+        let attention = projected + factors(tokens * read);
+        let mixer = attention.max(delta.map_or(0, |shape| cuda_delta::batch_bytes(tokens, &shape, dtype)));
+        let widest = read.max(delta.map_or(0, |shape| shape.width()));
+        let mixer = factors(tokens * width) + mixer + factors(n * widest) + f32s(tokens * width);
+        let dense = factors(tokens * width) + factors(3 * tokens * inner) + f32s(tokens * width);
+        let feed_forward = dense.max(experts.map_or(0, |experts| experts.batch_bytes(tokens, width, dtype)));
         // Logits, and beside each row its sums and largest logits.
         let chunk = head_chunk(vocabulary).min(n);
         let head = factors(n * width) + f32s(chunk * vocabulary) + f32s(chunk * (SUMS_WORDS + MAX_TOP_K));
         // A few arrays more, each up to a multiple of 256 bytes.
-        always + attention.max(feed_forward).max(head) + (1 << 16)
+        always + mixer.max(feed_forward).max(head) + (1 << 16)
     }
 
     /// Tokens of a batch that takes a gigabyte at most: many enough that products reach their peak rate.
@@ -138,22 +166,8 @@ impl OnCuda {
     /// Uploads what stands beside the matrices of `decoder`, which are there already.
     pub(super) fn new(decoder: &Decoder, config: &Config, dtype: Stored) -> Result<OnCuda> {
         let device = Device::get()?;
-        let mut tables: Vec<(*const f32, Arc<RotaryTables>)> = Vec::new();
-        let mut blocks = Vec::with_capacity(decoder.blocks.len());
-        for block in &decoder.blocks {
-            let rotary = &block.mixer.attention()?.rotary;
-            let address = rotary.cos.as_ptr();
-            let found = tables.iter().find(|(known, _)| *known == address).map(|(_, tables)| tables.clone());
-            let rotary = match found {
-                Some(found) => found,
-                None => {
-                    let new = Arc::new(RotaryTables::new(device, rotary)?);
-                    tables.push((address, new.clone()));
-                    new
-                }
-            };
-            blocks.push(BlockVectors::new(device, block, rotary)?);
-        }
+        let mut rotary = Rotaries::default();
+        let blocks = decoder.blocks.iter().map(|block| BlockVectors::new(device, block, &mut rotary)).collect::<Result<_>>()?;
         // The last norm's weight takes in what multiplies the logits.
         let weight = (decoder.norm.weight.get() * decoder.logit_scale)?;
         let norm = hosted::upload(device, &weight, Stored::F32)?;
@@ -170,7 +184,7 @@ impl OnCuda {
     /// Hidden states `[N, D]` f32 after the final norm, at `rows` of the batch, on the host.
     pub(super) fn hidden(&self, decoder: &Decoder, batch: &Batch, rows: &[u32]) -> Result<Tensor> {
         let (n, width) = (rows.len(), self.sizes.width);
-        let buffer = self.room(self.sizes.batch_bytes(batch.ids.len(), n))?;
+        let buffer = self.room(self.batch_bytes(batch, n))?;
         let arena = Arena::new(&buffer);
         let (inputs, pinned) = self.send(decoder, batch, rows, &[], &arena)?;
         let residual = self.run(decoder, &inputs, &arena)?;
@@ -200,8 +214,7 @@ impl OnCuda {
         let (n, width) = (rows.len(), self.sizes.width);
         let began = device.record()?;
         // The statistics come first: they are fetched from the buffer's beginning.
-        let bytes = self.sizes.batch_bytes(batch.ids.len(), n);
-        let buffer = self.room(bytes)?;
+        let buffer = self.room(self.batch_bytes(batch, n))?;
         let arena = Arena::new(&buffer);
         let statistics = arena.array(STATISTICS_WORDS * n, Stored::F32)?;
         let words = statistics.indices(0, STATISTICS_WORDS * n, 0)?;
@@ -223,6 +236,13 @@ impl OnCuda {
         Ok(Pending { device, _input: input, output, n, began, decoded, ended })
     }
 
+    fn batch_bytes(&self, batch: &Batch, n: usize) -> usize {
+        let tokens = batch.ids.len();
+        // Tokens that go through the gated delta rule more than once count as often.
+        let steps = |shape: &DeltaShape| DeltaPlan::new(&batch.segments, tokens, shape).n_steps(shape.kernel);
+        self.sizes.batch_bytes(self.sizes.delta.as_ref().map_or(tokens, steps).max(tokens), n)
+    }
+
     /// A buffer of at least `bytes` for one batch. Batches follow each other in the stream, so that they share it.
     fn room(&self, bytes: usize) -> Result<MutexGuard<'_, Buffer>> {
         let mut arena = lock(&self.arena);
@@ -233,6 +253,13 @@ impl OnCuda {
             *arena = self.device.allocate(bytes)?;
         }
         Ok(arena)
+    }
+
+    /// Gives back what batches are computed in, so that the next one gets what it asks for and no more.
+    #[cfg(test)]
+    pub(super) fn shrink(&self) -> Result<()> {
+        *lock(&self.arena) = self.device.allocate(0)?;
+        Ok(())
     }
 
     /// Copies what is to be computed to the device, in one piece.
@@ -246,14 +273,16 @@ impl OnCuda {
     ) -> Result<(Inputs<'a>, Pinned)> {
         let tokens = batch.ids.len();
         let positions = positions(&batch.segments, tokens)?;
-        let attention = decoder.blocks.first().ok_or_else(|| Error::new("a decoder without blocks"))?.mixer.attention()?;
-        decoder
-            .blocks
-            .iter()
-            .try_for_each(|block| block.mixer.attention()?.rotary.check(attention.shape.head_dim, &positions))?;
+        let shape = &self.sizes.attention;
+        decoder.blocks.iter().try_for_each(|block| match &block.mixer {
+            Mixer::Attention(attention) => attention.rotary.check(shape.head_dim, &positions),
+            Mixer::Delta(_) => Ok(()),
+        })?;
         let positions: Vec<u32> = positions.into_iter().map(|position| position as u32).collect();
-        let plan = AttentionPlan::new(&batch.segments, tokens, &attention.shape, self.sizes.dtype, self.device.shared_bytes());
-        let lists: [&[u32]; 6] = [&batch.ids, &positions, rows, targets, &plan.tiles, &plan.ranges];
+        let plan = AttentionPlan::new(&batch.segments, tokens, shape, self.sizes.dtype, self.device.shared_bytes());
+        let delta = self.sizes.delta.as_ref().map(|shape| DeltaPlan::new(&batch.segments, tokens, shape));
+        let (steps, runs) = delta.as_ref().map_or((&[][..], &[][..]), |plan| (&plan.steps, &plan.runs));
+        let lists: [&[u32]; 8] = [&batch.ids, &positions, rows, targets, &plan.tiles, &plan.ranges, steps, runs];
         let bytes = |list: &[u32]| arena_bytes(list.len(), Stored::F32);
         let mut pinned = self.device.pinned(lists.iter().map(|list| bytes(list)).sum())?;
         let mut offset = 0;
@@ -276,6 +305,10 @@ impl OnCuda {
             targets: next(targets)?,
             tiles: next(&plan.tiles)?,
             ranges: next(&plan.ranges)?,
+            delta: match (next(steps)?, next(runs)?, delta) {
+                (steps, runs, Some(plan)) => Some(DeltaInputs { plan, steps, runs }),
+                _ => None,
+            },
             plan,
         };
         Ok((inputs, pinned))
@@ -290,15 +323,16 @@ impl OnCuda {
         self.device.embed(table.array()?, inputs.ids, residual, width, decoder.embedding_scale as f32)?;
         for (index, (block, vectors)) in decoder.blocks.iter().zip(&self.blocks).enumerate() {
             let mark = arena.mark();
-            let mut mixed = self.attend(block, vectors, residual, inputs, arena)?;
+            let mut mixed = self.mix(block, vectors, residual, inputs, arena)?;
             // Nothing attends to the last block's output: only what is asked for goes on.
             if index + 1 == decoder.blocks.len() {
-                let rows = arena.array(n * self.sizes.mixed, mixed.dtype())?;
-                self.device.take_rows(mixed, inputs.rows, rows, self.sizes.mixed)?;
+                let mixed_width = block.mixer.output().matrix.in_features();
+                let rows = arena.array(n * mixed_width, mixed.dtype())?;
+                self.device.take_rows(mixed, inputs.rows, rows, mixed_width)?;
                 self.device.take_rows(residual, inputs.rows, last, width)?;
                 (mixed, residual) = (rows, last);
             }
-            let output = Output { linear: &block.mixer.attention()?.output, bias: vectors.output_bias.as_ref() };
+            let output = Output { linear: block.mixer.output(), bias: vectors.output_bias.as_ref() };
             let norm = block.attention_post_norm.as_ref().zip(vectors.attention_post_norm.as_ref());
             self.add_to(residual, output, mixed, norm, arena)?;
             arena.give_back(mark);
@@ -308,81 +342,99 @@ impl OnCuda {
         Ok(residual)
     }
 
-    /// What the heads read: `[T, heads * head_dim]`.
-    fn attend<'a>(
+    /// What the heads of a block find, through their gates: `[T, M]`.
+    fn mix<'a>(
         &self,
         block: &Block,
         vectors: &BlockVectors,
-        residual: Array,
+        residual: Array<'a>,
         inputs: &Inputs,
         arena: &Arena<'a>,
     ) -> Result<Array<'a>> {
-        let Sizes { width, columns, mixed, .. } = self.sizes;
-        let (tokens, attention) = (residual.len() / width, block.mixer.attention()?);
-        let weight = on_device(&attention.qkv.matrix)?;
         let norm = block.attention_norm.as_ref().zip(vectors.attention_norm.as_ref());
-        let normed = self.normed(residual, norm, weight.dtype(), arena)?;
-        let qkv = arena.array(tokens * columns, weight.dtype())?;
-        self.device.multiply(normed, weight, qkv, false)?;
+        let normed = |dtype| self.normed(residual, norm, dtype, arena);
+        match (&block.mixer, &vectors.mixer, &inputs.delta) {
+            (Mixer::Attention(attention), MixerVectors::Attention(vectors), _) => {
+                let dtype = on_device(&attention.qkv.matrix)?.dtype();
+                self.attend(attention, vectors, normed(dtype)?, inputs, arena)
+            }
+            (Mixer::Delta(net), MixerVectors::Delta(vectors), Some(inputs)) => {
+                let dtype = on_device(&net.input.matrix)?.dtype();
+                vectors.mix(self.device, net, normed(dtype)?, inputs, arena)
+            }
+            _ => Err(Error::new("the vectors on the GPU belong to another block")),
+        }
+    }
+
+    /// What the heads read: `[T, heads * head_dim]`.
+    fn attend<'a>(
+        &self,
+        attention: &Attention,
+        vectors: &AttentionVectors,
+        normed: Array,
+        inputs: &Inputs,
+        arena: &Arena<'a>,
+    ) -> Result<Array<'a>> {
+        let (tokens, weight) = (inputs.positions.len(), on_device(&attention.qkv.matrix)?);
+        let projected = arena.array(tokens * weight.out_features(), weight.dtype())?;
+        self.device.multiply(normed, weight, projected, false)?;
+        let columns = attention.shape.columns();
+        let qkv = if attention.gated { arena.array(tokens * columns, weight.dtype())? } else { projected };
         let eps = attention.qk_norm.as_ref().map_or(0.0, |(q, _)| q.eps);
         let options = PrepareOptions {
             shape: &attention.shape,
             rotary: &vectors.rotary,
             bias: vectors.qkv_bias.as_ref(),
             norms: vectors.qk_norm.as_ref().map(|(q, k)| (q, k, eps)),
+            gated: attention.gated,
+            growth: attention.growth.map(|growth| (growth.beta as f32, growth.original_positions)),
         };
-        self.device.prepare_attention(qkv, &options, &inputs.plan, inputs.positions)?;
-        let read = arena.array(tokens * mixed, weight.dtype())?;
-        self.device.attention(qkv, &inputs.plan, inputs.tiles, inputs.ranges, &attention.shape, read)?;
+        self.device.prepare_attention(projected, qkv, &options, &inputs.plan, inputs.positions)?;
+        let read = arena.array(tokens * attention.shape.widths().0, weight.dtype())?;
+        let sinks = vectors.sinks.as_ref();
+        self.device.attention(qkv, &inputs.plan, inputs.tiles, inputs.ranges, &attention.shape, sinks, read)?;
+        if attention.gated {
+            self.device.open_gates(projected, &options, &inputs.plan, read)?;
+        }
         Ok(read)
     }
 
     /// Adds what the feed-forward network makes of the residual stream to it.
-    fn feed_forward(&self, block: &Block, vectors: &BlockVectors, residual: Array, arena: &Arena) -> Result<()> {
+    fn feed_forward<'a>(&self, block: &Block, vectors: &BlockVectors, residual: Array<'a>, arena: &Arena<'a>) -> Result<()> {
         let norm = block.mlp_post_norm.as_ref().zip(vectors.mlp_post_norm.as_ref());
-        match &block.mlp {
-            FeedForward::Dense(mlp) => {
+        let before = block.mlp_norm.as_ref().zip(vectors.mlp_norm.as_ref());
+        match (&block.mlp, &vectors.mlp) {
+            (FeedForward::Dense(mlp), MlpVectors::Dense { gate_up, down }) => {
                 let weight = on_device(&mlp.gate_up.matrix)?;
-                let before = block.mlp_norm.as_ref().zip(vectors.mlp_norm.as_ref());
                 let normed = self.normed(residual, before, weight.dtype(), arena)?;
-                let inner = self.open(mlp, vectors.gate_up_bias.as_ref(), normed, arena)?;
-                let output = Output { linear: &mlp.down, bias: vectors.down_bias.as_ref() };
+                let bias = gate_up.as_ref().map(|bias| bias.array(0, weight.out_features(), Stored::F32)).transpose()?;
+                let inner = open(self.device, mlp, bias, normed, arena)?;
+                let output = Output { linear: &mlp.down, bias: down.as_ref() };
                 self.add_to(residual, output, inner, norm, arena)
             }
-            FeedForward::Routed(experts) => {
-                if norm.is_some() || experts.shared.is_some() {
-                    return Err(Error::new("experts with a norm behind them or a shared network have no kernels on the GPU"));
+            (FeedForward::Routed(experts), MlpVectors::Routed(vectors)) => {
+                if norm.is_some() {
+                    return Err(Error::new("experts with a norm behind them have no kernels on the GPU"));
                 }
-                let before = block.mlp_norm.as_ref().zip(vectors.mlp_norm.as_ref());
                 let normed = self.normed(residual, before, Stored::F32, arena)?;
-                self.route(experts, normed, residual, arena)
+                vectors.add_to(self.device, experts, normed, residual, arena)
             }
+            _ => Err(Error::new("the vectors on the GPU belong to another block")),
         }
     }
 
-    /// What a half of a block reads of the residual stream: its norm.
+    /// What a half of a block reads of the residual stream: its norm, or itself.
     fn normed<'a>(
         &self,
-        residual: Array,
+        residual: Array<'a>,
         norm: Option<(&RmsNorm, &Buffer)>,
         dtype: Stored,
         arena: &Arena<'a>,
     ) -> Result<Array<'a>> {
-        let (norm, weight) = norm.ok_or_else(|| Error::new("a block without a norm in front has no kernels on the GPU"))?;
+        let Some((norm, weight)) = norm else { return factor(self.device, residual, dtype, arena) };
         let normed = arena.array(residual.len(), dtype)?;
         self.device.rms_norm(residual, weight, norm.eps, normed)?;
         Ok(normed)
-    }
-
-    /// `activation(gate) * up`: `[T, D] -> [T, F]`.
-    fn open<'a>(&self, mlp: &Mlp, bias: Option<&Buffer>, x: Array, arena: &Arena<'a>) -> Result<Array<'a>> {
-        let weight = on_device(&mlp.gate_up.matrix)?;
-        let (tokens, inner) = (x.len() / self.sizes.width, weight.out_features() / 2);
-        let gate_up = arena.array(2 * tokens * inner, weight.dtype())?;
-        self.device.multiply(x, weight, gate_up, false)?;
-        let y = arena.array(tokens * inner, weight.dtype())?;
-        self.device.gated(gate_up, bias, mlp.activation, y, inner)?;
-        Ok(y)
     }
 
     /// Adds `x W^T + b` to the residual stream, through a norm where there is one.
@@ -401,47 +453,6 @@ impl OnCuda {
                 self.device.rms_norm_add(added, vector, norm.eps, residual)
             }
         }
-    }
-
-    /// Adds the experts' outputs to the residual stream. Who is chosen is decided on the host, as in `experts.rs`; then each expert computes
-    /// the tokens that chose it.
-    fn route(&self, experts: &Experts, x: Array, residual: Array, arena: &Arena) -> Result<()> {
-        let (width, device) = (self.sizes.width, self.device);
-        let tokens = x.len() / width;
-        let router = on_device(&experts.router.matrix)?;
-        let mark = arena.mark();
-        let logits = arena.array(tokens * router.out_features(), Stored::F32)?;
-        device.multiply(x, router, logits, false)?;
-        let choices = experts.choose_by_expert(&device.download(logits)?)?;
-        arena.give_back(mark);
-        for (expert, (rows, weights)) in experts.experts.iter().zip(choices).filter(|(_, (rows, _))| !rows.is_empty()) {
-            let mark = arena.mark();
-            let words: Vec<u32> = rows.iter().copied().chain(weights.iter().map(|weight| weight.to_bits())).collect();
-            let mut pinned = device.pinned(size_of_val(words.as_slice()))?;
-            pinned.write(0, &words)?;
-            let all = arena.array(words.len(), Stored::F32)?;
-            device.send(&pinned, all)?;
-            let (n, weight) = (rows.len(), on_device(&expert.gate_up.matrix)?);
-            let (chosen, weights) = (all.indices(0, n, hosted::end(&rows))?, all.part(n, n)?);
-            let taken = arena.array(n * width, Stored::F32)?;
-            device.take_rows(x, chosen, taken, width)?;
-            let input = match weight.dtype() {
-                Stored::F32 => taken,
-                Stored::Bf16 => {
-                    let rounded = arena.array(n * width, Stored::Bf16)?;
-                    device.round(taken, rounded)?;
-                    rounded
-                }
-            };
-            let inner = self.open(expert, None, input, arena)?;
-            let y = arena.array(n * width, Stored::F32)?;
-            device.multiply(inner, on_device(&expert.down.matrix)?, y, false)?;
-            device.add_rows(y, chosen, weights, residual, width)?;
-            // The host's memory is used again.
-            device.synchronize()?;
-            arena.give_back(mark);
-        }
-        Ok(())
     }
 }
 
@@ -462,41 +473,55 @@ impl Pending {
 }
 
 impl BlockVectors {
-    fn new(device: &'static Device, block: &Block, rotary: Arc<RotaryTables>) -> Result<BlockVectors> {
-        let bias = |linear: &Linear| linear.bias.as_ref().map(|bias| vector(device, bias)).transpose();
+    fn new(device: &'static Device, block: &Block, rotary: &mut Rotaries) -> Result<BlockVectors> {
         let optional = |found: &Option<RmsNorm>| found.as_ref().map(|found| norm(device, found)).transpose();
-        let attention = block.mixer.attention()?;
-        let (gate_up_bias, down_bias) = match &block.mlp {
-            FeedForward::Dense(mlp) => (bias(&mlp.gate_up)?, bias(&mlp.down)?),
-            FeedForward::Routed(_) => (None, None),
-        };
-        let qk_norm = match &attention.qk_norm {
-            Some((q, k)) => Some((norm(device, q)?, norm(device, k)?)),
-            None => None,
-        };
         Ok(BlockVectors {
             attention_norm: optional(&block.attention_norm)?,
-            qkv_bias: bias(&attention.qkv)?,
-            qk_norm,
-            output_bias: bias(&attention.output)?,
+            mixer: match &block.mixer {
+                Mixer::Attention(attention) => MixerVectors::Attention(AttentionVectors::new(device, attention, rotary)?),
+                Mixer::Delta(delta) => MixerVectors::Delta(DeltaVectors::new(device, delta)?),
+            },
+            output_bias: bias(device, block.mixer.output())?,
             attention_post_norm: optional(&block.attention_post_norm)?,
             mlp_norm: optional(&block.mlp_norm)?,
-            gate_up_bias,
-            down_bias,
+            mlp: match &block.mlp {
+                FeedForward::Dense(mlp) => {
+                    MlpVectors::Dense { gate_up: bias(device, &mlp.gate_up)?, down: bias(device, &mlp.down)? }
+                }
+                FeedForward::Routed(experts) => MlpVectors::Routed(ExpertVectors::new(device, experts)?),
+            },
             mlp_post_norm: optional(&block.mlp_post_norm)?,
-            rotary,
         })
     }
 }
 
-fn norm(device: &'static Device, norm: &RmsNorm) -> Result<Buffer> {
-    vector(device, &norm.weight)
+impl AttentionVectors {
+    fn new(device: &'static Device, attention: &Attention, rotary: &mut Rotaries) -> Result<AttentionVectors> {
+        let qk_norm = match &attention.qk_norm {
+            Some((q, k)) => Some((norm(device, q)?, norm(device, k)?)),
+            None => None,
+        };
+        Ok(AttentionVectors {
+            qkv_bias: bias(device, &attention.qkv)?,
+            qk_norm,
+            sinks: attention.sinks.as_ref().map(|(sinks, _)| vector(device, sinks)).transpose()?,
+            rotary: rotary.of(device, &attention.rotary)?,
+        })
+    }
 }
 
-fn vector(device: &'static Device, vector: &Vector) -> Result<Buffer> {
-    hosted::upload(device, &vector.get(), Stored::F32)
-}
+/// The tables that are there, by where they stand on the host: many blocks share one.
+#[derive(Default)]
+struct Rotaries(Vec<(*const f32, Arc<RotaryTables>)>);
 
-fn on_device(matrix: &Matrix) -> Result<&Weight> {
-    matrix.on_device().ok_or_else(|| Error::new("a weight of the model is not on the GPU"))
+impl Rotaries {
+    fn of(&mut self, device: &'static Device, rotary: &Rotary) -> Result<Arc<RotaryTables>> {
+        let address = rotary.cos.as_ptr();
+        if let Some((_, tables)) = self.0.iter().find(|(known, _)| *known == address) {
+            return Ok(tables.clone());
+        }
+        let tables = Arc::new(RotaryTables::new(device, rotary)?);
+        self.0.push((address, tables.clone()));
+        Ok(tables)
+    }
 }

@@ -4,7 +4,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::files::adapter::{self, Adapter};
-use super::files::folder::Folder;
+use super::files::folder::{self, Folder};
 use super::files::gguf::Gguf;
 use super::files::gguf_files;
 use super::files::hub_files::{self, Wanted};
@@ -125,7 +125,7 @@ impl Reference {
     }
 
     /// What an adapter's config calls this model: a whole path, or a hub id with its revision if the user named one.
-    pub(super) fn as_base(&self) -> Result<(String, Option<String>)> {
+    pub(crate) fn as_base(&self) -> Result<(String, Option<String>)> {
         if let Kind::Adapter(_) = self.kind {
             return Err(Error::new(format!("the model `{}` is an adapter itself, on which no other can stand", self.name))
                 .at(&self.path)
@@ -147,18 +147,19 @@ impl Reference {
         }
     }
 
-    /// SHA-256 of the weight file in hexadecimal; of several files (shards, a base and its adapter), of the list of their hashes.
+    /// SHA-256 in hexadecimal of all that makes the model what it is: of a single file its own, of several that of the list of theirs. Of a folder
+    /// the config and the tokenizer's files belong to it, as other numbers come of the same weights with another `rope_theta` or end token.
     pub fn sha256(&self) -> Result<String> {
+        let of_all = |paths: Vec<PathBuf>| paths.iter().map(|path| file_sha256(path)).collect::<Result<Vec<_>>>();
         let hashes = match &self.kind {
             Kind::Default => return Ok(default_model::WHEEL.sha256.to_owned()),
-            Kind::Gguf => gguf_files::paths(&self.path).iter().map(|path| file_sha256(path)).collect::<Result<Vec<_>>>()?,
-            Kind::Folder => shard_paths(&self.path)?.iter().map(|path| file_sha256(path)).collect::<Result<Vec<_>>>()?,
+            Kind::Gguf => of_all(gguf_files::paths(&self.path))?,
+            Kind::Folder => [of_all(shard_paths(&self.path)?)?, folder::text_hashes(&self.path)?].concat(),
             // The config holds the scale.
-            Kind::Adapter(base) => vec![
-                base.sha256()?,
-                file_sha256(&self.path.join(adapter::CONFIG))?,
-                file_sha256(&self.path.join(adapter::WEIGHTS))?,
-            ],
+            Kind::Adapter(base) => {
+                let own = [adapter::CONFIG, adapter::WEIGHTS].map(|name| self.path.join(name));
+                [vec![base.sha256()?], of_all(own.to_vec())?, folder::text_hashes(&self.path)?].concat()
+            }
         };
         match <[String; 1]>::try_from(hashes) {
             Ok([single]) => Ok(single),
@@ -273,4 +274,30 @@ fn with_base(found: Reference, base: Option<&str>, wanted: Wanted, progress: Pro
     }
     let name = format!("{} + {}", base.name, found.name);
     Ok(Reference { name, base: asked, kind: Kind::Adapter(Box::new(base)), ..found })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn whatever_is_read_of_a_folder_is_part_of_what_the_model_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let model =
+            Reference { written: "m".into(), name: "m".into(), path: folder.path().to_owned(), base: None, kind: Kind::Folder };
+        std::fs::create_dir(folder.path().join("additional_chat_templates")).unwrap();
+        let mut seen = HashSet::new();
+        let read =
+            ["model.safetensors", "config.json", "chat_template.json"].into_iter().chain(folder::COMPANIONS.iter().copied());
+        for name in read {
+            for text in ["{}", "{ }"] {
+                std::fs::write(folder.path().join(name), text).unwrap();
+                assert!(seen.insert(model.sha256().unwrap()), "{name} does not count");
+            }
+        }
+        std::fs::write(folder.path().join("README.md"), "not read").unwrap();
+        assert!(!seen.insert(model.sha256().unwrap()));
+    }
 }

@@ -14,7 +14,7 @@ use crate::error::Result;
 use crate::eval::compare::{Comparison, Flips, MacroChange, MeanChange, MetricChange, TaskChange};
 use crate::eval::divergence::Divergence;
 use crate::eval::retention::Retention;
-use crate::format::thousands;
+use crate::format::{divergence, thousands};
 use crate::maps::{self, forest};
 use crate::provenance;
 use crate::stats::{Estimate, Interval};
@@ -25,9 +25,9 @@ pub(crate) struct Diff {
     #[serde(flatten)]
     pub what: What,
     pub divergence: Distance,
-    /// What else differs that rounds numbers, in sentences.
+    /// What else differs than the models, in sentences without their full stops.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub roundings: Vec<String>,
+    pub remarks: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -155,11 +155,11 @@ pub(crate) fn terminal(diff: &Diff, coloured: bool) -> String {
                 let (on, off) = if lost { (red, reset) } else { ("", "") };
                 line(format!("{on}{:<width$} {target:>9}   {target_ends:<18} {general:>9}   {general_ends:<18}{off}", run.name));
             }
-            engines_of_runs(retention).for_each(|warning| line(format!("{dim}{warning}{reset}")));
+            warnings_of_runs(retention).for_each(|warning| line(format!("{dim}{warning}{reset}")));
         }
     }
-    for rounding in &diff.roundings {
-        line(format!("{dim}{rounding}{reset}"));
+    for remark in &diff.remarks {
+        line(format!("{dim}{remark}{reset}"));
     }
     line(format!("{dim}{}{reset}", distance(&diff.divergence)));
     text
@@ -171,7 +171,7 @@ fn blocks(diff: &Diff, command: &str) -> Vec<Block> {
         What::Scores(movement) => of_scores(movement),
         What::Retention(retention) => of_retention(retention),
     };
-    blocks.extend(diff.roundings.iter().map(|rounding| Block::Paragraph(vec![plain(format!("{rounding}."))])));
+    blocks.extend(diff.remarks.iter().map(|remark| Block::Paragraph(vec![plain(format!("{remark}."))])));
     blocks.push(Block::Paragraph(vec![plain(distance(&diff.divergence) + ".")]));
     blocks.push(Block::Paragraph(vec![plain(format!("Made by diagnose {} with", provenance::build()))]));
     blocks.push(Block::Code(command.to_owned()));
@@ -334,7 +334,7 @@ fn of_retention(retention: &Retention) -> Vec<Block> {
         let (target, general) = (run.target.tasks.join(", "), run.general.tasks.join(", "));
         notes.push(vec![strong(&run.name), plain(format!(": target {target}; general {general}"))]);
     }
-    notes.extend(engines_of_runs(retention).map(|warning| vec![plain(warning)]));
+    notes.extend(warnings_of_runs(retention).map(|warning| vec![plain(warning)]));
     let head = vec!["run", ">target gain", "95 % interval", ">general change", "95 % interval"];
     vec![
         Block::Title(format!("What was gained and what was forgotten since {}", retention.before)),
@@ -378,10 +378,9 @@ fn points(average: &MacroChange) -> [String; 2] {
 fn distance(distance: &Distance) -> String {
     match distance {
         Distance::Measured(Divergence { texts, tokens, mean, .. }) => {
-            let ends = mean.ci95.map_or_else(String::new, |[low, high]| format!(", 95 % interval {low:.4} to {high:.4}"));
+            let mean = divergence(mean.value, mean.ci95);
             format!(
-                "mean KL(before || after) on general text: {:.4} nat per token{ends} ({texts} texts, {} tokens)",
-                mean.value,
+                "mean KL(before || after) on general text: {mean} nat per token, {texts} texts, {} tokens",
                 thousands(*tokens)
             )
         }
@@ -441,8 +440,12 @@ fn engines(comparison: &Comparison) -> Option<String> {
 }
 
 /// The same of each run.
-fn engines_of_runs(retention: &Retention) -> impl Iterator<Item = String> {
-    retention.runs.iter().filter_map(|run| Some(format!("{}: {}", run.name, engines(&run.general_tasks)?)))
+fn warnings_of_runs(retention: &Retention) -> impl Iterator<Item = String> {
+    let left_out = &retention.left_out;
+    let unshared = (!left_out.is_empty())
+        .then(|| format!("in no average, as some of the runs were not evaluated on them: {}", left_out.join(", ")));
+    let engines = retention.runs.iter().filter_map(|run| Some(format!("{}: {}", run.name, engines(&run.general_tasks)?)));
+    unshared.into_iter().chain(engines)
 }
 
 fn warnings(comparison: &Comparison) -> Vec<String> {

@@ -4,8 +4,8 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
+use crate::diagnosis::breakdown::Breakdown;
 use crate::diagnosis::landscape::{Gap, Gaps};
-use crate::diagnosis::summary::Breakdown;
 use crate::format::{number_with_interval, percent, percent_with_interval, thousands};
 
 /// A run, and how far it lies from the first one.

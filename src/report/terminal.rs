@@ -4,10 +4,11 @@ use std::fmt::Write;
 
 use super::{isolated, quoted, visible};
 use crate::diagnosis::Report;
+use crate::diagnosis::breakdown::Cell;
 use crate::diagnosis::context::InContext;
 use crate::diagnosis::ranking::Ranking;
 use crate::diagnosis::self_check::LEAST_ROWS;
-use crate::diagnosis::summary::{Cell, Summary, Surprise};
+use crate::diagnosis::summary::{Summary, Surprise};
 use crate::format::{number_with_interval, percent, percent_with_interval, thousands};
 use crate::table::Quadrant;
 
@@ -78,7 +79,12 @@ pub(crate) fn summary(heading: &Heading, report: &Report, coloured: bool) -> Str
             percent(grad_share)
         ));
     }
-    line(format!("{dim}in brackets: 95 % interval over {} rows; {}{reset}", thousands(overall.rows), heading.rows));
+    let has_intervals = Quadrant::ALL.iter().any(|quadrant| overall.quadrants.get(*quadrant).token_share_ci95.is_some());
+    let intervals = match has_intervals {
+        true => format!("in brackets: 95 % interval over {} rows; ", thousands(overall.rows)),
+        false => String::new(),
+    };
+    line(format!("{dim}{intervals}{}{reset}", heading.rows));
     if !summary.conflict_pairs.is_empty() {
         line(String::new());
         line(format!("{bold}the data says .. where the model is sure of{reset}"));

@@ -294,12 +294,13 @@ impl Order {
     }
 }
 
-/// How many steps `epochs` take, which end as `ends` says: the last one may be a fraction, rounded up to a step as Transformers does.
+/// How many steps `epochs` take, which end as `ends` says: the last one may be a fraction, rounded up to a step. Where all are as long, the product is
+/// Transformers', so that 1.1 epochs of 10 steps are 11: `1.1 - 1.0` is more than a tenth.
 pub(crate) fn steps_of_epochs(epochs: f64, ends: &[u64]) -> u64 {
     let Some(last) = ends.len().checked_sub(1) else { return 0 };
     let begin = last.checked_sub(1).map_or(0, |before| ends[before]);
-    let share = epochs - last as f64;
-    begin + (share * (ends[last] - begin) as f64).ceil() as u64
+    let steps = ends[last] - begin;
+    begin + ((epochs * steps as f64).ceil() as u64).saturating_sub(last as u64 * steps)
 }
 
 /// Keeps the draws for held-out rows apart from those for the order.
@@ -354,6 +355,10 @@ mod tests {
         assert_eq!(order.epoch_ends(2.5, None, 32), [4, 8, 12]);
         let steps = [1.0, 2.0, 2.5, 2.6, 0.5].map(|epochs| steps_of_epochs(epochs, &order.epoch_ends(epochs, None, 32)));
         assert_eq!(steps, [4, 8, 10, 11, 2]);
+        // Transformers' math.ceil(epochs * steps), in the same arithmetic.
+        let tens: Vec<u64> = (1..=3).map(|epoch| 10 * epoch).collect();
+        let steps = [(1.1, 2), (2.2, 3), (2.15, 3), (0.3, 1)].map(|(epochs, n)| steps_of_epochs(epochs, &tens[..n]));
+        assert_eq!(steps, [11, 22, 22, 3]);
     }
 
     #[test]

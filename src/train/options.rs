@@ -129,7 +129,7 @@ options! {
         lora_dropout: f32 = 0.0;
         /// Modules that get adapters, such as q_proj,v_proj [default: all linear ones of the blocks].
         lora_targets: Vec<String> = Vec::new();
-        /// The learning rate falls as cosine, linear or constant says.
+        /// The learning rate falls as cosine or linear says, or stays as constant (without a warm-up) or constant-with-warmup says.
         schedule: Shape = Shape::Cosine;
         /// The learning rate rises over this share of the steps.
         warmup_ratio: f64 = 0.03;
@@ -180,6 +180,8 @@ impl Options {
     /// Reads `file`, puts `overrides` (keys as in the file) over it, and checks the whole.
     pub(crate) fn resolve(file: Option<&Path>, overrides: toml::Table) -> Result<Options> {
         let mut table = file.map_or(Ok(toml::Table::new()), read_table)?;
+        // A file that a run has left names every option; on the command line one was meant, even where it says the default.
+        let of_adapters = overrides.keys().find(|name| name.starts_with("lora-")).cloned();
         table.extend(overrides);
         for declared in DECLARED.iter().filter(|declared| declared.kind == Kind::Texts) {
             // As LLaMA-Factory's files have a list of one.
@@ -194,7 +196,10 @@ impl Options {
             file.map_or(Error::usage(message), |path| wrong.at(path))
         })?;
         options.check()?;
-        Ok(options)
+        match of_adapters {
+            Some(name) if !options.lora => Err(without_adapters(&name)),
+            _ => Ok(options),
+        }
     }
 
     /// The options as a file that `--config` takes.
@@ -204,6 +209,7 @@ impl Options {
 
     fn check(&self) -> Result<()> {
         let wrong = |what: String| Err(Error::usage(what));
+        let plain = Options::default();
         if self.datasets.is_empty() {
             return wrong("no data to train on: name a file, or give `datasets` in the configuration".to_owned());
         }
@@ -273,14 +279,26 @@ impl Options {
                 return wrong(format!("--{name} {value}: expected a number of 0 or more{}", below(bound)));
             }
         }
+        let warms_up = self.warmup_steps.is_some_and(|steps| steps > 0.0) || self.warmup_ratio != plain.warmup_ratio;
+        if warms_up && self.schedule == Shape::Constant {
+            return Err(Error::usage("a warm-up has no say under --schedule constant, as in Transformers")
+                .cure("Give --schedule constant-with-warmup, or leave the warm-up out."));
+        }
         if let Some((name, weight)) = self.mix.iter().find(|(_, weight)| !(0.0..1e6).contains(*weight)) {
             return wrong(format!("--mix {name}={weight}: expected a number of 0 or more"));
         }
         if !self.intended.is_empty() && !self.method.has_weights() {
             return wrong(format!("--intended lifts a method's weights, and {} has none: leave it out", self.method));
         }
-        if self.merge && !self.lora {
-            return wrong("--merge adds an adapter to its base: give --lora, or leave it out".to_owned());
+        let of_adapters = [
+            ("merge", self.merge),
+            ("lora-r", self.lora_r != plain.lora_r),
+            ("lora-alpha", self.lora_alpha.is_some()),
+            ("lora-dropout", self.lora_dropout != plain.lora_dropout),
+            ("lora-targets", !self.lora_targets.is_empty()),
+        ];
+        if let Some((name, _)) = of_adapters.into_iter().find(|(_, is_given)| *is_given && !self.lora) {
+            return Err(without_adapters(name));
         }
         if self.kl_weight.is_some() && !self.method.needs_reference() {
             return wrong(format!("--kl-weight is for sft-kl and asft, and the method is {}", self.method));
@@ -390,6 +408,9 @@ impl Options {
 
     /// Steps over which the learning rate rises, in a run of so many.
     pub(crate) fn warmup(&self, total: u64) -> u64 {
+        if self.schedule == Shape::Constant {
+            return 0;
+        }
         let of_share = |share: f64| (share * total as f64).ceil() as u64;
         match self.warmup_steps {
             None => of_share(self.warmup_ratio),
@@ -428,6 +449,11 @@ impl Options {
             ..self.clone()
         }
     }
+}
+
+fn without_adapters(name: &str) -> Error {
+    Error::usage(format!("--{name} is for low-rank adapters, and all weights are to be trained"))
+        .cure(format!("Give --lora, too (`lora = true` in a file), or leave --{name} out."))
 }
 
 /// Options as a file has them, by our names; those of other programs, and underscores for dashes, are taken for them, and in YAML `null`
@@ -499,7 +525,10 @@ mod tests {
         )
         .unwrap();
         assert_eq!((options.lr, options.epochs, options.max_len, options.lora_r), (Some(1e-4), 2.5, Some(512), 8));
-        assert_eq!((options.warmup(95), options.schedule, options.lora().unwrap().targets), (10, Shape::Constant, Vec::new()));
+        assert_eq!(
+            (options.warmup(95), options.schedule, options.lora().unwrap().targets),
+            (10, Shape::ConstantWithWarmup, Vec::new())
+        );
         for (line, expected) in [
             ("gradient_accumulation_steps: 4", "batch-size"),
             ("finetuning_type: lora", "lora = true"),
@@ -512,10 +541,31 @@ mod tests {
     }
 
     #[test]
+    fn what_is_for_adapters_is_refused_without_them() {
+        for line in
+            ["lora-r = 8", "lora-r = 16", "lora-alpha = 32.0", "lora-dropout = 0.1", "lora-targets = ['q_proj']", "merge = true"]
+        {
+            let resolved = |more: &str| Options::resolve(None, table(&format!("datasets = ['a']\n{line}\n{more}")));
+            let error = resolved("").unwrap_err();
+            assert!(error.to_string().contains("Give --lora, too") && error.exit_code() == 2, "{line}: {error}");
+            resolved("lora = true").unwrap();
+        }
+        // The file that a run leaves names every option.
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("train.toml");
+        let left = Options { datasets: vec!["a".to_owned()], ..Options::default() }.to_toml().unwrap();
+        std::fs::write(&file, left).unwrap();
+        Options::resolve(Some(&file), toml::Table::new()).unwrap();
+    }
+
+    #[test]
     fn warm_up_is_a_share_or_steps() {
         let warmup = |text: &str| Options::resolve(None, table(&format!("datasets = ['a']\n{text}"))).unwrap().warmup(100);
         let found = ["", "warmup-ratio = 0.1", "warmup-steps = 0", "warmup-steps = 7", "warmup-steps = 0.25"].map(warmup);
         assert_eq!(found, [3, 10, 0, 7, 25]);
+        assert_eq!([warmup("schedule = 'constant'"), warmup("lr_scheduler_type = 'constant_with_warmup'")], [0, 3]);
+        let refused = Options::resolve(None, table("datasets = ['a']\nschedule = 'constant'\nwarmup-steps = 5")).unwrap_err();
+        assert!(refused.to_string().contains("constant-with-warmup"), "{refused}");
     }
 
     #[test]

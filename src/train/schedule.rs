@@ -14,9 +14,15 @@ pub(crate) enum Shape {
     #[default]
     Cosine,
     Linear,
+    /// From the first step on: in Transformers no warm-up goes before it, whatever its options say.
+    Constant,
     // Transformers' name of it.
     #[serde(alias = "constant_with_warmup")]
-    Constant,
+    ConstantWithWarmup,
+}
+
+impl Shape {
+    const ALL: [Shape; 4] = [Shape::Cosine, Shape::Linear, Shape::Constant, Shape::ConstantWithWarmup];
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -50,7 +56,7 @@ impl Schedule {
         let done = (step - self.warmup) as f64 / (self.total.saturating_sub(self.warmup)).max(1) as f64;
         self.peak
             * match self.shape {
-                Shape::Constant => 1.0,
+                Shape::Constant | Shape::ConstantWithWarmup => 1.0,
                 Shape::Linear => (1.0 - done).max(0.0),
                 Shape::Cosine => (0.5 * (1.0 + (PI * done.min(1.0)).cos())).max(0.0),
             }
@@ -63,6 +69,7 @@ impl fmt::Display for Shape {
             Shape::Cosine => "cosine",
             Shape::Linear => "linear",
             Shape::Constant => "constant",
+            Shape::ConstantWithWarmup => "constant-with-warmup",
         })
     }
 }
@@ -71,8 +78,9 @@ impl FromStr for Shape {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Shape> {
-        [Shape::Cosine, Shape::Linear, Shape::Constant].into_iter().find(|shape| shape.to_string() == name).ok_or_else(|| {
-            Error::usage(format!("there is no schedule called `{name}`")).cure("Known are cosine, linear, constant.")
+        Shape::ALL.into_iter().find(|shape| shape.to_string() == name.replace('_', "-")).ok_or_else(|| {
+            Error::usage(format!("there is no schedule called `{name}`"))
+                .cure(format!("Known are {}.", Shape::ALL.map(|shape| shape.to_string()).join(", ")))
         })
     }
 }

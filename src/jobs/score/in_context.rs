@@ -22,9 +22,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::dataset::{Example, Role};
+use crate::diagnosis::by_kind::{Prompted, PromptedKind};
 use crate::diagnosis::kinds::Kind;
 use crate::diagnosis::quadrants::Resolved;
-use crate::diagnosis::summary::{Prompted, PromptedKind};
 use crate::engine::{self, Work};
 use crate::error::{Context, Error, Result};
 use crate::files::hex;

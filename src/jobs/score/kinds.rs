@@ -11,10 +11,11 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 
 use crate::dataset::{Chosen, Dataset, Example, Record, Role};
+use crate::diagnosis::by_kind::{ConflictGroup, KindSums, Kinds};
 use crate::diagnosis::context::Spot;
 use crate::diagnosis::kinds::{self, Conflict, Kind};
 use crate::diagnosis::near_duplicates::{Signature, asks_the_same, near_pairs, words};
-use crate::diagnosis::summary::{ConflictGroup, KindSums, Kinds, Summary};
+use crate::diagnosis::summary::Summary;
 use crate::error::Result;
 use crate::files::sha256;
 use crate::stats::share;

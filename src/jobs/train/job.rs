@@ -7,7 +7,7 @@ use super::plan::Plan;
 use super::record::{RUN_FILE, TrainRecord, read_record};
 use crate::dataset::{DataFile, Dataset};
 use crate::error::{Context, Error, Result};
-use crate::files::sha256;
+use crate::files::{file_sha256, sha256};
 use crate::jobs::watch::{Watch, fetching};
 use crate::jobs::{identity_of_files, level};
 use crate::kernels::level::Level;
@@ -65,6 +65,10 @@ impl Opened {
         let held_out = validation.as_ref().map_or(&[][..], Dataset::files);
         watch.opened(held_out);
         let reference = Reference::resolve_on(options.model.as_deref(), options.base.as_deref(), &fetching(watch))?;
+        if options.lora {
+            // What cannot be saved is not trained.
+            reference.as_base()?;
+        }
         options.max_len = Some(reference.max_len(options.max_len)?);
         let (model_sha256, build) = (reference.sha256()?, provenance::build());
         let own_identity = identity(&options, [dataset.files(), held_out], &model_sha256, &build)?;
@@ -126,14 +130,23 @@ impl Opened {
 
 /// SHA-256 over all that the result depends on: the files to train on and those that are held out, ..; `build` is the program.
 fn identity(options: &Options, [files, held_out]: [&[DataFile]; 2], model_sha256: &str, build: &str) -> Result<String> {
-    // Data and model count by their bytes, however the user spells them.
-    let options = Options { datasets: Vec::new(), validation: Vec::new(), model: None, base: None, ..options.identity() };
+    // Data, model and template count by their bytes, however the user spells them.
+    let template = options.chat_template.as_deref().map(file_sha256).transpose()?;
+    let by_bytes = Options {
+        datasets: Vec::new(),
+        validation: Vec::new(),
+        model: None,
+        base: None,
+        chat_template: None,
+        ..options.identity()
+    };
     let what = serde_json::json!({
         "program": build,
         "files": identity_of_files(files),
         "held_out_files": identity_of_files(held_out),
         "model": model_sha256,
-        "options": options.to_toml()?,
+        "chat_template": template,
+        "options": by_bytes.to_toml()?,
         // Other instructions round other sums.
         "kernel_level": Level::current().name(),
     });
@@ -160,5 +173,17 @@ mod tests {
         assert_eq!(own, identity_of(&spelling, "./model.gguf", "0.1.0 (a)", 0));
         assert_ne!(own, identity_of(&path, "model.gguf", "0.1.0 (b)", 0), "another commit is another program");
         assert_ne!(own, identity_of(&path, "model.gguf", "0.1.0 (a)", 1));
+        // A template counts by its bytes, too.
+        let [template, copy] = ["t.jinja", "copy.jinja"].map(|name| folder.path().join(name));
+        let under = |template: &Path| {
+            let options = Options { chat_template: Some(template.to_owned()), ..Options::default() };
+            identity(&options, [&[], &[]], "abc", "0.1.0").unwrap()
+        };
+        std::fs::write(&template, "{{ messages }}").unwrap();
+        std::fs::copy(&template, &copy).unwrap();
+        let before = under(&template);
+        assert_eq!(before, under(&copy));
+        std::fs::write(&template, "{{ messages }}.").unwrap();
+        assert_ne!(before, under(&template));
     }
 }

@@ -24,6 +24,8 @@ pub(crate) fn emit(options: &Options, target: Target, watch: &dyn Watch) -> Resu
     let layer_class = reference.layer_class()?;
     let chosen = dataset.choose(options.choice())?;
     let n_rows = dataset.chosen(&chosen).filter(|record| record.as_ref().is_ok_and(|record| record.example.is_ok())).count();
+    // Held out of them are as many as `train_test_split` takes.
+    let n_rows = n_rows - (n_rows as f64 * options.validation_share).ceil() as usize;
     let steps = options.max_steps.unwrap_or((n_rows.div_ceil(options.batch_size) as f64 * options.epochs).ceil() as u64);
     let schedule = train::schedule::Schedule {
         shape: options.schedule,
@@ -44,7 +46,7 @@ pub(crate) fn emit(options: &Options, target: Target, watch: &dyn Watch) -> Resu
         schedule: match options.schedule {
             Shape::Cosine => Schedule::Cosine,
             Shape::Linear => Schedule::Linear,
-            Shape::Constant => Schedule::Constant,
+            Shape::Constant | Shape::ConstantWithWarmup => Schedule::Constant,
         },
         warm_up_steps: options.warmup(steps),
         length: options.max_steps.map_or(Length::Epochs(options.epochs), Length::Steps),
@@ -77,7 +79,11 @@ pub(crate) fn emit(options: &Options, target: Target, watch: &dyn Watch) -> Resu
             .cure("Write it into the data or into the model's folder, and leave the option out."));
         }
     }
+    let plain = Options::default();
     for (option, is_given) in [
+        ("--merge", options.merge),
+        ("--save-dtype", options.save_dtype != plain.save_dtype),
+        ("--moments", options.moments != plain.moments),
         ("--validation", !options.validation.is_empty()),
         ("--keep best", options.kept() == Keep::Best),
         ("--stop-after-worse", options.stop_after_worse.is_some()),

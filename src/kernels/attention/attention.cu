@@ -1,10 +1,11 @@
 // Causal grouped-query attention over a packed batch, as attention/mod.rs defines it, for heads of HEAD_DIM elements (a definition
 // of the compiler's). Shapes: T tokens; qkv [T, C], C = (heads + 2 kv_heads) HEAD_DIM; y [T, heads HEAD_DIM].
 //
-// `prepare` normalises and turns queries and keys where they stand. Then one block computes one query head of one tile of tokens: it walks
-// over the ranges of rows that the tile's segment sees, some keys at a time, with the running softmax of FlashAttention (arXiv 2205.14135),
-// so that no matrix of tokens by tokens exists. `attention_bf16` multiplies on the tensor cores, QUERIES = 16 WARPS ROW_TILES tokens a tile;
-// `attention_f32` in plain f32.
+// `prepare` normalises and turns queries and keys, where they stand or, without the gates that stand between them, in a place of their own.
+// Then one block computes one query head of one tile of tokens: it walks over the ranges of rows that the tile's segment sees, some keys at
+// a time, with the running softmax of FlashAttention (arXiv 2205.14135), so that no matrix of tokens by tokens exists. With sinks [heads], a
+// logit for each head takes its share of every softmax and has no value. `attention_bf16` multiplies on the tensor cores, QUERIES =
+// 16 WARPS ROW_TILES tokens a tile; `attention_f32` in plain f32.
 
 #ifndef WARPS
 #define WARPS 4
@@ -48,32 +49,85 @@ __device__ __forceinline__ void store_two(T* head, u32 i, float a, float b) {
 #endif
 }
 
-// One block a token, each of its 8 warps every eighth head. The norms' weights and the bias may be null.
+// How queries and keys are made from their projections: what is the same for all tokens of a layer.
+struct Preparation {
+    const float* bias;    // of every column of the projections; may be null
+    const float* q_norm;  // both may be null
+    const float* k_norm;
+    const float* cos;
+    const float* sin;
+    float eps;
+    u32 whole_norms;  // one norm over all query heads and one over all key heads, in place of one for each head
+    u32 pairs, interleaved, heads, kv_heads;
+    u32 gated;          // behind each query head of the projections stand as many gates, which are left there
+    float growth;       // queries at position p are multiplied by 1 + growth ln(1 + p / original_positions)
+    u32 original_positions;  // 0 where they do not grow
+};
+
+// projected [T, C], or with gates [T, C + heads HEAD_DIM] -> qkv [T, C]; the two may be one. One block a token, each of its 8 warps every
+// eighth head.
 template <typename T>
-__device__ void prepare(T* qkv, const float* bias, const float* q_norm, const float* k_norm, float eps, const float* cos, const float* sin,
-                        const u32* positions, u32 pairs, u32 interleaved, u32 heads, u32 kv_heads) {
+__device__ void prepare(const T* projected, T* qkv, const u32* positions, const Preparation& how) {
     __shared__ __align__(8) float shared[8][HEAD_DIM + HEAD_DIM % 2];
-    u32 lane = threadIdx.x % WARP, n_heads = heads + (bias ? 2 : 1) * kv_heads;
-    float* own = shared[threadIdx.x / WARP];
-    const float* cosines = cos + (u64)positions[blockIdx.x] * pairs;
-    const float* sines = sin + (u64)positions[blockIdx.x] * pairs;
-    // Without a bias the values stay as they are.
-    for (u32 head = threadIdx.x / WARP; head < n_heads; head += 8) {
-        T* place = qkv + ((u64)blockIdx.x * (heads + 2 * kv_heads) + head) * HEAD_DIM;
+    __shared__ float partial[2][8];
+    u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, position = positions[blockIdx.x];
+    u32 query_heads = how.heads, turning = how.heads + how.kv_heads, before_query = how.gated ? 2 : 1;
+    u64 columns = (u64)(before_query * query_heads + 2 * how.kv_heads) * HEAD_DIM;
+    projected += blockIdx.x * columns;
+    qkv += (u64)blockIdx.x * (query_heads + 2 * how.kv_heads) * HEAD_DIM;
+    float* own = shared[warp];
+    const float* cosines = how.cos + (u64)position * how.pairs;
+    const float* sines = how.sin + (u64)position * how.pairs;
+
+    // Two neighbouring elements of a head as they were projected.
+    auto two = [&](u32 head, u32 i) {
+        u32 first = (head < query_heads ? before_query * head : head + (before_query - 1) * query_heads) * HEAD_DIM;
+        float2 x = load_two(projected + first, i);
+        if (how.bias) {
+            float2 b = load_two(how.bias + first, i);
+            x.x += b.x, x.y += b.y;
+        }
+        return x;
+    };
+
+    float q_scale = 1.0f, k_scale = 1.0f;
+    if (how.whole_norms) {
+        float of_queries = 0.0f, of_keys = 0.0f;
+        for (u32 head = warp; head < turning; head += 8) {
+            float squares = 0.0f;
+            for (u32 i = 2 * lane; i < HEAD_DIM; i += 2 * WARP) {
+                float2 x = two(head, i);
+                squares += x.x * x.x + x.y * x.y;
+            }
+            if (head < query_heads) of_queries += squares;
+            else of_keys += squares;
+        }
+        of_queries = warp_sum(of_queries), of_keys = warp_sum(of_keys);
+        if (lane == 0) partial[0][warp] = of_queries, partial[1][warp] = of_keys;
+        __syncthreads();
+        of_queries = of_keys = 0.0f;
+        for (int i = 0; i < 8; ++i) of_queries += partial[0][i], of_keys += partial[1][i];
+        q_scale = 1.0f / sqrtf(of_queries / (float)(query_heads * HEAD_DIM) + how.eps);
+        k_scale = 1.0f / sqrtf(of_keys / (float)(how.kv_heads * HEAD_DIM) + how.eps);
+    }
+    float factor = how.original_positions ? 1.0f + how.growth * logf(1.0f + (float)(position / how.original_positions)) : 1.0f;
+
+    // Values that nothing is added to stay where they are.
+    u32 n_heads = turning + (how.bias || how.gated ? how.kv_heads : 0);
+    for (u32 head = warp; head < n_heads; head += 8) {
+        T* place = qkv + (u64)head * HEAD_DIM;
         float squares = 0.0f;
         for (u32 i = 2 * lane; i < HEAD_DIM; i += 2 * WARP) {
-            float2 x = load_two(place, i);
-            if (bias) {
-                float2 b = load_two(bias + head * HEAD_DIM, i);
-                x.x += b.x, x.y += b.y;
-            }
+            float2 x = two(head, i);
             squares += x.x * x.x + x.y * x.y;
             store_two(own, i, x.x, x.y);
         }
-        bool turns = head < heads + kv_heads;
-        const float* norm = head < heads ? q_norm : turns ? k_norm : nullptr;
+        bool is_query = head < query_heads, turns = head < turning;
+        const float* norm = is_query ? how.q_norm : turns ? how.k_norm : nullptr;
         if (norm) {
-            float scale = 1.0f / sqrtf(warp_sum(squares) / (float)HEAD_DIM + eps);
+            float scale = is_query ? q_scale : k_scale;
+            if (how.whole_norms) norm += (is_query ? head : head - query_heads) * HEAD_DIM;
+            else scale = 1.0f / sqrtf(warp_sum(squares) / (float)HEAD_DIM + how.eps);
             for (u32 i = 2 * lane; i < HEAD_DIM; i += 2 * WARP) {
                 float2 x = load_two(own, i), w = load_two(norm, i);
                 store_two(own, i, x.x * scale * w.x, x.y * scale * w.y);
@@ -86,12 +140,13 @@ __device__ void prepare(T* qkv, const float* bias, const float* q_norm, const fl
             for (u32 k = 0; k < 2; ++k) {
                 u32 at = i + k;
                 y[k] = at < HEAD_DIM ? own[at] : 0.0f;
-                if (turns && at < 2 * pairs) {
-                    bool second = interleaved ? at % 2 : at >= pairs;
-                    u32 pair = interleaved ? at / 2 : second ? at - pairs : at;
-                    float partner = own[interleaved ? at ^ 1 : second ? at - pairs : at + pairs];
+                if (turns && at < 2 * how.pairs) {
+                    bool second = how.interleaved ? at % 2 : at >= how.pairs;
+                    u32 pair = how.interleaved ? at / 2 : second ? at - how.pairs : at;
+                    float partner = own[how.interleaved ? at ^ 1 : second ? at - how.pairs : at + how.pairs];
                     y[k] = second ? y[k] * cosines[pair] + partner * sines[pair] : y[k] * cosines[pair] - partner * sines[pair];
                 }
+                if (is_query) y[k] *= factor;
             }
             store_two(place, i, y[0], y[1]);
         }
@@ -99,16 +154,38 @@ __device__ void prepare(T* qkv, const float* bias, const float* q_norm, const fl
     }
 }
 
-extern "C" __global__ void prepare_f32(float* qkv, const float* bias, const float* q_norm, const float* k_norm, float eps,
-                                       const float* cos, const float* sin, const u32* positions, u32 pairs, u32 interleaved,
-                                       u32 heads, u32 kv_heads) {
-    prepare(qkv, bias, q_norm, k_norm, eps, cos, sin, positions, pairs, interleaved, heads, kv_heads);
+extern "C" __global__ void prepare_f32(const float* projected, float* qkv, const u32* positions, const float* bias, const float* q_norm,
+                                       const float* k_norm, const float* cos, const float* sin, float eps, u32 whole_norms, u32 pairs,
+                                       u32 interleaved, u32 heads, u32 kv_heads, u32 gated, float growth, u32 original_positions) {
+    prepare(projected, qkv, positions,
+            {bias, q_norm, k_norm, cos, sin, eps, whole_norms, pairs, interleaved, heads, kv_heads, gated, growth, original_positions});
 }
 
-extern "C" __global__ void prepare_bf16(bf16* qkv, const float* bias, const float* q_norm, const float* k_norm, float eps,
-                                        const float* cos, const float* sin, const u32* positions, u32 pairs, u32 interleaved,
-                                        u32 heads, u32 kv_heads) {
-    prepare(qkv, bias, q_norm, k_norm, eps, cos, sin, positions, pairs, interleaved, heads, kv_heads);
+extern "C" __global__ void prepare_bf16(const bf16* projected, bf16* qkv, const u32* positions, const float* bias, const float* q_norm,
+                                        const float* k_norm, const float* cos, const float* sin, float eps, u32 whole_norms, u32 pairs,
+                                        u32 interleaved, u32 heads, u32 kv_heads, u32 gated, float growth, u32 original_positions) {
+    prepare(projected, qkv, positions,
+            {bias, q_norm, k_norm, cos, sin, eps, whole_norms, pairs, interleaved, heads, kv_heads, gated, growth, original_positions});
+}
+
+// What the gates of a query head let through of what it reads: y *= sigmoid(gates), the gates as `prepare` left them; one block a token.
+template <typename T>
+__device__ void open_gates(const T* projected, const float* bias, T* y, u32 heads, u32 kv_heads) {
+    projected += (u64)blockIdx.x * (2 * heads + 2 * kv_heads) * HEAD_DIM;
+    y += (u64)blockIdx.x * heads * HEAD_DIM;
+    for (u32 i = threadIdx.x; i < heads * HEAD_DIM; i += blockDim.x) {
+        u32 at = (2 * (i / HEAD_DIM) + 1) * HEAD_DIM + i % HEAD_DIM;
+        float gate = load(projected, at) + (bias ? bias[at] : 0.0f);
+        store(y, i, load(y, i) / (1.0f + expf(-gate)));
+    }
+}
+
+extern "C" __global__ void open_gates_f32(const float* projected, const float* bias, float* y, u32 heads, u32 kv_heads) {
+    open_gates(projected, bias, y, heads, kv_heads);
+}
+
+extern "C" __global__ void open_gates_bf16(const bf16* projected, const float* bias, bf16* y, u32 heads, u32 kv_heads) {
+    open_gates(projected, bias, y, heads, kv_heads);
 }
 
 // Some keys that lie side by side, and who sees them.
@@ -179,8 +256,8 @@ __device__ __forceinline__ void load_rows(bf16* to, const bf16* from, u64 column
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS* WARP)
-attention_bf16(const bf16* qkv, const Tile* tiles, const Range* ranges, bf16* y, u32 heads, u32 kv_heads, float scale, u32 window,
-               float softcap) {
+attention_bf16(const bf16* qkv, const Tile* tiles, const Range* ranges, const float* sinks, bf16* y, u32 heads, u32 kv_heads, float scale,
+               u32 window, float softcap) {
     extern __shared__ __align__(16) bf16 shared[];
     bf16* keys_and_values = shared + (KEEP_QUERIES ? 0 : QUERIES * STRIDE);
     bf16* query_rows = KEEP_QUERIES ? keys_and_values + 2 * KEYS * STRIDE : shared;
@@ -217,7 +294,11 @@ attention_bf16(const bf16* qkv, const Tile* tiles, const Range* ranges, bf16* y,
     float sums[ROW_TILES][PADDED_DIM / 8][4] = {};
     float largest[ROW_TILES][2], mass[ROW_TILES][2] = {};
 #pragma unroll
-    for (int m = 0; m < ROW_TILES; ++m) largest[m][0] = largest[m][1] = MINUS_INFINITY;
+    for (int m = 0; m < ROW_TILES; ++m) {
+        // The sink is the first that the softmax sees, of one lane of the four that share a row; scores are scaled only with a cap.
+        largest[m][0] = largest[m][1] = sinks ? sinks[head] / (softcap > 0.0f ? 1.0f : scale) : MINUS_INFINITY;
+        if (sinks && own_column == 0) mass[m][0] = mass[m][1] = 1.0f;
+    }
 
     u32 buffer = 0;
     while (current.rows > 0) {
@@ -359,8 +440,8 @@ attention_bf16(const bf16* qkv, const Tile* tiles, const Range* ranges, bf16* y,
 #define FLOAT_STRIDE (HEAD_DIM + 1)
 
 extern "C" __global__ void __launch_bounds__(256)
-attention_f32(const float* qkv, const Tile* tiles, const Range* ranges, float* y, u32 heads, u32 kv_heads, float scale, u32 window,
-              float softcap) {
+attention_f32(const float* qkv, const Tile* tiles, const Range* ranges, const float* sinks, float* y, u32 heads, u32 kv_heads, float scale,
+              u32 window, float softcap) {
     constexpr int ROWS = FLOAT_QUERIES / 16, COLUMNS = (HEAD_DIM + 15) / 16, OWN_KEYS = FLOAT_KEYS / 16;
     extern __shared__ float floats[];
     float* queries = floats;
@@ -381,7 +462,7 @@ attention_f32(const float* qkv, const Tile* tiles, const Range* ranges, float* y
     float sums[ROWS][COLUMNS] = {};
     float largest[ROWS], mass[ROWS];
 #pragma unroll
-    for (int r = 0; r < ROWS; ++r) largest[r] = MINUS_INFINITY, mass[r] = 0.0f;
+    for (int r = 0; r < ROWS; ++r) largest[r] = sinks ? sinks[head] : MINUS_INFINITY, mass[r] = sinks && x == 0 ? 1.0f : 0.0f;
 
     u32 last_position = tile.position + tile.rows - 1;
     KeyTiles<FLOAT_KEYS> key_tiles(ranges, tile);

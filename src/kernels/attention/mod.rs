@@ -101,10 +101,7 @@ pub fn attention_keeping(
             let op = Attention { segments, positions, rotary, shape, sinks: logits, level, factors, softmaxes };
             contiguous(qkv)?.apply_op1(op)?
         }
-        Kernels::Cuda if logits.is_some() => {
-            return Err(Error::new("there is no kernel of the GPU for attention sinks").cure("Leave out --device cuda."));
-        }
-        Kernels::Cuda => hosted::attention(qkv, segments, &positions, rotary, shape, Stored::F32)?,
+        Kernels::Cuda => hosted::attention(qkv, segments, &positions, rotary, shape, logits.as_deref(), Stored::F32)?,
     };
     Ok((y, softmaxes))
 }

@@ -117,8 +117,7 @@ fn check(segments: &[Segment], pairs: usize, style: RotaryStyle, shape: &Attenti
             }
         }
         let sinks = sinks.map(|sinks| Tensor::new(sinks, &Device::Cpu).unwrap());
-        // No kernel of the GPU knows sinks.
-        for kernels in implementations().into_iter().filter(|kernels| sinks.is_none() || *kernels != Kernels::Cuda) {
+        for kernels in implementations() {
             let got =
                 attention_keeping(&tensor, &segments.into(), &rotary, shape, sinks.as_ref(), Dtype::F32, kernels).unwrap().0;
             close(&got.flatten_all().unwrap().to_vec1().unwrap(), &expected, 1e-5, &format!("{kernels:?} {what}"));
@@ -175,7 +174,7 @@ fn by_hand() {
     // Scores of 0 beside a sink of ln 2, which counts for two tokens: 1 / 3; (1 + 3) / 4; (1 + 3 + 8) / 5.
     let qkv = Tensor::new(&[[0f32, 1.0, 1.0], [0.0, 1.0, 3.0], [0.0, 1.0, 8.0]], &Device::Cpu).unwrap();
     let sinks = Tensor::new(&[2f32.ln()], &Device::Cpu).unwrap();
-    for kernels in [Kernels::Reference, Kernels::Fused] {
+    for kernels in implementations() {
         let (segments, shape) = (sequences(&[3]).into(), shape(1, 1, 1));
         let (y, softmaxes) = attention_keeping(&qkv, &segments, &rotary, &shape, Some(&sinks), Dtype::F32, kernels).unwrap();
         close(&y.flatten_all().unwrap().to_vec1().unwrap(), &[1.0 / 3.0, 1.0, 12.0 / 5.0], 1e-6, "sinks by hand");
@@ -481,7 +480,6 @@ fn what_cannot_be_computed_is_refused() {
     };
     assert!(with(&[1.0; 3], Kernels::Fused).contains("each of 4 heads, found 3"));
     assert!(with(&[1.0, f32::NAN, 1.0, 1.0], Kernels::Reference).contains("head 1 is NaN"));
-    assert!(with(&[1.0; 4], Kernels::Cuda).contains("attention sinks"));
 }
 
 #[test]

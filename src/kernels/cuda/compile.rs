@@ -20,6 +20,11 @@ pub(super) enum Source {
     Gated,
     Rows,
     Head,
+    Experts,
+    /// The gated delta rule of keys of so many elements.
+    Delta {
+        key_dim: u32,
+    },
     /// Attention of heads of so many elements, by so many warps a block, each on so many times 16 tokens.
     Attention {
         head_dim: u32,
@@ -35,6 +40,8 @@ impl Source {
             Source::Gated => include_str!("../gated.cu"),
             Source::Rows => include_str!("../matmul/rows.cu"),
             Source::Head => include_str!("../statistics/statistics.cu"),
+            Source::Experts => include_str!("experts.cu"),
+            Source::Delta { .. } => include_str!("../delta/delta.cu"),
             Source::Attention { .. } => include_str!("../attention/attention.cu"),
         }
     }
@@ -45,6 +52,8 @@ impl Source {
             Source::Gated => "gated.cu",
             Source::Rows => "rows.cu",
             Source::Head => "statistics.cu",
+            Source::Experts => "experts.cu",
+            Source::Delta { .. } => "delta.cu",
             Source::Attention { .. } => "attention.cu",
         }
     }
@@ -63,6 +72,7 @@ impl Source {
             Source::Attention { head_dim, warps, row_tiles } => {
                 vec![("HEAD_DIM", head_dim), ("WARPS", warps), ("ROW_TILES", row_tiles)]
             }
+            Source::Delta { key_dim } => vec![("KEY_DIM", key_dim)],
             _ => Vec::new(),
         }
     }
@@ -158,11 +168,16 @@ mod tests {
             return;
         }
         let attention = |head_dim, warps, row_tiles| Source::Attention { head_dim, warps, row_tiles };
-        let plain = [Source::Norm, Source::Gated, Source::Rows, Source::Head];
+        let plain = [Source::Norm, Source::Gated, Source::Rows, Source::Head, Source::Experts];
+        let keys = [10, 128, 256].map(|key_dim| Source::Delta { key_dim });
         let widths = [attention(64, 4, 1), attention(64, 4, 2), attention(128, 4, 2), attention(128, 8, 1), attention(256, 4, 1)];
         let capabilities = [(8, 0), (9, 0), (10, 0)];
-        let all: Vec<_> =
-            plain.into_iter().chain(widths).flat_map(|source| capabilities.map(|capability| (source, capability))).collect();
+        let all: Vec<_> = plain
+            .into_iter()
+            .chain(keys)
+            .chain(widths)
+            .flat_map(|source| capabilities.map(|capability| (source, capability)))
+            .collect();
         all.into_par_iter().for_each(|(source, capability)| {
             let mut options = options(capability);
             options.push("--ptxas-options=--verbose".to_owned());

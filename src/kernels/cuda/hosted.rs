@@ -6,10 +6,11 @@ use std::sync::Arc;
 use candle_core::{DType, Device as Candle, Tensor};
 
 use super::operations::{HeadRoom, RotaryTables, STATISTICS_WORDS, SUMS_WORDS, head_chunk, statistics_of_words};
-use super::{AttentionPlan, Buffer, Device, PrepareOptions, Weight};
+use super::{Arena, AttentionPlan, Buffer, DeltaArrays, DeltaPlan, Device, PrepareOptions, Weight};
 use crate::error::{Error, Result};
 use crate::kernels::attention::AttentionShape;
 use crate::kernels::cpu::{contiguous, with_floats, with_numbers};
+use crate::kernels::delta::{DeltaShape, DeltaWeights};
 use crate::kernels::gated::Activation;
 use crate::kernels::rotary::{Rotary, RotaryStyle};
 use crate::kernels::statistics::HeadOptions;
@@ -63,7 +64,7 @@ pub fn gated(gate_up: &Tensor, activation: Activation) -> Result<Tensor> {
 }
 
 pub fn qk_norm(qkv: &Tensor, q_weight: &Tensor, k_weight: &Tensor, heads: usize, kv_heads: usize, eps: f64) -> Result<Tensor> {
-    let head_dim = q_weight.elem_count();
+    let head_dim = qkv.dim(1)? / (heads + 2 * kv_heads);
     let shape = AttentionShape { heads, kv_heads, head_dim, scale: 1.0, window: None, softcap: None };
     let device = Device::get()?;
     let (q, k) = (upload(device, q_weight, Stored::F32)?, upload(device, k_weight, Stored::F32)?);
@@ -89,20 +90,22 @@ fn prepare(
     let tables = RotaryTables::new(device, rotary)?;
     let words = upload_words(device, positions)?;
     let plan = AttentionPlan::new(segments, positions.len(), shape, dtype, device.shared_bytes());
-    let options = PrepareOptions { shape, rotary: &tables, bias: None, norms };
+    let options = PrepareOptions { shape, rotary: &tables, bias: None, norms, gated: false, growth: None };
     let all = words.indices(0, positions.len(), end(positions))?;
-    device.prepare_attention(qkv.array(0, positions.len() * shape.columns(), dtype)?, &options, &plan, all)?;
+    let in_place = qkv.array(0, positions.len() * shape.columns(), dtype)?;
+    device.prepare_attention(in_place, in_place, &options, &plan, all)?;
     device.synchronize()?;
     Ok(qkv)
 }
 
-/// Prepared and attended to in `dtype`; `[T, heads * head_dim]` f32.
+/// Prepared and attended to in `dtype`, with `sinks [heads]` where there are some; `[T, heads * head_dim]` f32.
 pub fn attention(
     qkv: &Tensor,
     segments: &[Segment],
     positions: &[usize],
     rotary: &Rotary,
     shape: &AttentionShape,
+    sinks: Option<&[f32]>,
     dtype: Stored,
 ) -> Result<Tensor> {
     let device = Device::get()?;
@@ -113,15 +116,31 @@ pub fn attention(
     let (tiles, ranges) = (upload_words(device, &plan.tiles)?, upload_words(device, &plan.ranges)?);
     let width = shape.heads * shape.head_dim;
     let y = room(device, tokens * width, dtype)?;
+    let sinks = sinks.map(|sinks| device.upload(sinks, Stored::F32)).transpose()?;
     device.attention(
         prepared.array(0, tokens * shape.columns(), dtype)?,
         &plan,
         tiles.indices(0, plan.tiles.len(), 0)?,
         ranges.indices(0, plan.ranges.len(), 0)?,
         shape,
+        sinks.as_ref(),
         y.array(0, tokens * width, dtype)?,
     )?;
     download(device, &y, (tokens, width), dtype)
+}
+
+/// What the gated delta rule gives `[T, H, V]`, without the gates.
+pub fn delta(x: &Tensor, weights: &DeltaWeights, segments: &[Segment], shape: &DeltaShape) -> Result<Tensor> {
+    let device = Device::get()?;
+    let tokens = x.dim(0)?;
+    let learnt = DeltaArrays::new(device, weights, shape)?;
+    let plan = DeltaPlan::new(segments, tokens, shape);
+    let (steps, runs) = (upload_words(device, &plan.steps)?, upload_words(device, &plan.runs)?);
+    let (x, room) = (upload(device, x, Stored::F32)?, device.allocate(plan.room(shape))?);
+    let arena = Arena::new(&room);
+    let (steps, runs) = (steps.indices(0, plan.steps.len(), 0)?, runs.indices(0, plan.runs.len(), 0)?);
+    let y = device.delta(x.array(0, tokens * shape.columns(), Stored::F32)?, &learnt, &plan, steps, runs, shape, &arena)?;
+    Ok(Tensor::from_vec(device.download(y)?, (tokens, shape.width()), &Candle::Cpu)?)
 }
 
 /// A weight of parts `[N_i, K]`, which are asked for one by one.

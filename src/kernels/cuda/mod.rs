@@ -6,6 +6,7 @@
 //! device.rs     the GPU: memory, copies, launches, times; array.rs numbers there
 //! product.rs    `x W^T` by cuBLASLt; shape.rs what its algorithm depends on
 //! operations.rs norms, gates, rows, attention, the head's statistics: checks, then launches
+//! experts.rs    the same for experts: who computes which tokens; delta.rs for the gated delta rule
 //! hosted.rs     the same for tensors of the host
 //! ```
 //!
@@ -15,7 +16,9 @@
 
 mod array;
 mod compile;
+mod delta;
 mod device;
+mod experts;
 pub mod hosted;
 mod library;
 mod operations;
@@ -25,7 +28,9 @@ mod shape;
 mod tests;
 
 pub use array::{Array, Indices, arena_bytes};
+pub use delta::{DeltaArrays, DeltaPlan};
 pub use device::{Arena, Buffer, Device, Event, Pinned, is_there, profile};
+pub use experts::{RouterOptions, Routing, most_rows, routing_bytes};
 pub use operations::{
     AttentionPlan, HeadRoom, PrepareOptions, RotaryTables, STATISTICS_WORDS, SUMS_WORDS, head_chunk, statistics_of_words,
 };

@@ -7,7 +7,7 @@ use super::device::{Buffer, Device};
 use super::product::Weight;
 use crate::error::{Error, Result};
 use crate::kernels::attention::AttentionShape;
-use crate::kernels::gated::Activation;
+use crate::kernels::gated::{Activation, ClampedSwiglu};
 use crate::kernels::rotary::{Rotary, RotaryStyle};
 use crate::kernels::statistics::HeadOptions;
 use crate::kernels::{Choice, NEXT_CHOICES, Segment, Stored, TokenStatistics};
@@ -52,16 +52,6 @@ impl Device {
         check_rows(rows, x, width)?;
         let name = if x.dtype() == Stored::F32 { "take_rows_f32" } else { "take_rows_bf16" };
         self.by_row(name, rows.len(), width, &[x.argument(), rows.argument(), y.argument(), U32(width as u32)])
-    }
-
-    /// Adds `weights[i] x[i]` to row `rows[i]` of `y`; no row stands twice among `rows`.
-    pub fn add_rows(&self, x: Array, rows: Indices, weights: Array, y: Array, width: usize) -> Result<()> {
-        x.expect("rows to add", rows.len() * width, Stored::F32)?;
-        weights.expect("weights of rows", rows.len(), Stored::F32)?;
-        y.expect("sums of rows", y.len(), Stored::F32)?;
-        check_rows(rows, y, width)?;
-        let arguments = [x.argument(), rows.argument(), weights.argument(), y.argument(), U32(width as u32)];
-        self.by_row("add_rows", rows.len(), width, &arguments)
     }
 
     /// Adds `bias [N]` to every row of `y [T, N]`, f32.
@@ -110,38 +100,42 @@ impl Device {
     }
 
     /// `y [T, F] = activation(gate) * up` of `gate_up [T, 2F]`, to which `bias [2F]` is added first where there is one. Both in one format.
-    pub fn gated(&self, gate_up: Array, bias: Option<&Buffer>, activation: Activation, y: Array, width: usize) -> Result<()> {
-        if !width.is_multiple_of(2) {
-            return Err(Error::new(format!("the GPU's gated activation needs an even number of columns, found {width}"))
-                .cure("Leave out --device cuda: the CPU takes its place."));
-        }
+    pub fn gated(&self, gate_up: Array, bias: Option<Array>, activation: Activation, y: Array, width: usize) -> Result<()> {
         let rows = whole_rows("a gated activation", y, width)?;
         gate_up.expect("gate and up", 2 * y.len(), y.dtype())?;
-        let bias = optional(bias, 2 * width)?;
+        let bias = match bias {
+            Some(bias) => bias.expect("the bias of gate and up", 2 * width, Stored::F32).map(|()| bias.argument())?,
+            None => Pointer(0),
+        };
         let name = match (activation, y.dtype()) {
             (Activation::Silu, Stored::F32) => "silu_f32",
             (Activation::Silu, Stored::Bf16) => "silu_bf16",
             (Activation::GeluTanh, Stored::F32) => "gelu_tanh_f32",
             (Activation::GeluTanh, Stored::Bf16) => "gelu_tanh_bf16",
-            (Activation::ClampedSwiglu(_) | Activation::Sigmoid, _) => {
-                return Err(Error::new(format!("there is no kernel of the GPU for the activation {activation:?}"))
-                    .cure("Leave out --device cuda: the CPU takes its place."));
-            }
+            (Activation::Sigmoid, Stored::F32) => "sigmoid_f32",
+            (Activation::Sigmoid, Stored::Bf16) => "sigmoid_bf16",
+            (Activation::ClampedSwiglu(_), Stored::F32) => "clamped_swiglu_f32",
+            (Activation::ClampedSwiglu(_), Stored::Bf16) => "clamped_swiglu_bf16",
         };
         let kernel = self.kernel(Source::Gated, name)?;
         // Columns of a thread, as gated.cu has them.
-        let threads = width / if width.is_multiple_of(8) { 8 } else { 2 };
+        let columns = [8, 2, 1].into_iter().find(|columns| width.is_multiple_of(*columns)).unwrap_or(1);
+        let threads = width / columns;
         let block = threads_for(threads);
         let blocks = (rows, threads.div_ceil(block as usize));
-        let arguments = [gate_up.argument(), bias, y.argument(), U32(width as u32)];
+        let mut arguments = vec![gate_up.argument(), bias, y.argument(), U32(width as u32)];
+        if let Activation::ClampedSwiglu(ClampedSwiglu { alpha, limit }) = activation {
+            arguments.extend([F32(alpha), F32(limit)]);
+        }
         // SAFETY: `gate_up` holds `rows` rows of `2 width` numbers, `y` of `width`, the bias `2 width` or nothing.
         unsafe { self.launch(kernel, blocks, block, 0, &arguments) }
     }
 
-    /// Makes of queries, keys and values `qkv [T, C]` what the attention wants, in their place: with bias and norms where there are some,
-    /// queries and keys turned by the rotary embedding.
+    /// Makes of the projections what the attention wants, queries, keys and values `qkv [T, C]`: with bias and norms where there are some,
+    /// queries and keys turned by the rotary embedding. In their place, or without the gates between them elsewhere.
     pub fn prepare_attention(
         &self,
+        projected: Array,
         qkv: Array,
         options: &PrepareOptions,
         plan: &AttentionPlan,
@@ -150,6 +144,11 @@ impl Device {
         let AttentionShape { heads, kv_heads, head_dim, .. } = *options.shape;
         let columns = options.shape.columns();
         let tokens = whole_rows("an attention", qkv, columns)?;
+        let gates = if options.gated { heads * head_dim } else { 0 };
+        projected.expect("projections of queries, keys and values", tokens * (columns + gates), qkv.dtype())?;
+        if !options.gated && projected.address != qkv.address {
+            return Err(Error::new("queries, keys and values without gates are prepared in their place"));
+        }
         let RotaryTables { cos, sin, pairs, max_positions, style } = options.rotary;
         if positions.len() != tokens || 2 * pairs > head_dim || (*pairs > 0 && positions.end as usize > *max_positions) {
             return Err(Error::new(format!(
@@ -159,32 +158,59 @@ impl Device {
             )));
         }
         let (cos, sin) = (cos.array(0, pairs * max_positions, Stored::F32)?, sin.array(0, pairs * max_positions, Stored::F32)?);
-        let (q_norm, k_norm, eps) = match options.norms {
-            Some((q, k, eps)) => (optional(Some(q), head_dim)?, optional(Some(k), head_dim)?, eps),
-            None => (Pointer(0), Pointer(0), 0.0),
+        let (q_norm, k_norm, eps, whole_norms) = match options.norms {
+            Some((q, k, eps)) => {
+                let whole = q.bytes() != head_dim * size_of::<f32>();
+                let (q_len, k_len) = if whole { (heads * head_dim, kv_heads * head_dim) } else { (head_dim, head_dim) };
+                (optional(Some(q), q_len)?, optional(Some(k), k_len)?, eps, whole)
+            }
+            None => (Pointer(0), Pointer(0), 0.0, false),
         };
-        let bias = optional(options.bias, columns)?;
+        let bias = optional(options.bias, columns + gates)?;
+        let (growth, original_positions) = options.growth.unwrap_or((0.0, 0));
         let name = if qkv.dtype() == Stored::F32 { "prepare_f32" } else { "prepare_bf16" };
         let kernel = self.kernel(plan.source(options.shape)?, name)?;
         let arguments = [
+            projected.argument(),
             qkv.argument(),
+            positions.argument(),
             bias,
             q_norm,
             k_norm,
-            F32(eps as f32),
             cos.argument(),
             sin.argument(),
-            positions.argument(),
+            F32(eps as f32),
+            U32(u32::from(whole_norms)),
             U32(*pairs as u32),
             U32(u32::from(*style == RotaryStyle::Interleaved)),
             U32(heads as u32),
             U32(kv_heads as u32),
+            U32(u32::from(options.gated)),
+            F32(growth),
+            U32(u32::try_from(original_positions).unwrap_or(u32::MAX)),
         ];
-        // SAFETY: `qkv` holds `tokens` rows of `columns`; the positions lie within the tables; norms and bias are as long as was checked.
+        // SAFETY: `projected` and `qkv` hold `tokens` rows of their columns; the positions lie within the tables; norms and bias are as long
+        // as was checked.
         unsafe { self.launch(kernel, (tokens, 1), 256, 0, &arguments) }
     }
 
-    /// What the heads read: `y [T, heads * head_dim]` of prepared `qkv [T, C]`, both in one format.
+    /// What the gates, where `projected` had some, let through of what the heads read: `y [T, heads * head_dim] *= sigmoid(gates)`.
+    pub fn open_gates(&self, projected: Array, options: &PrepareOptions, plan: &AttentionPlan, y: Array) -> Result<()> {
+        let AttentionShape { heads, kv_heads, head_dim, .. } = *options.shape;
+        let tokens = whole_rows("gates", y, heads * head_dim)?;
+        let columns = options.shape.columns() + heads * head_dim;
+        projected.expect("projections with gates", tokens * columns, y.dtype())?;
+        let name = if y.dtype() == Stored::F32 { "open_gates_f32" } else { "open_gates_bf16" };
+        let kernel = self.kernel(plan.source(options.shape)?, name)?;
+        let bias = optional(options.bias, columns)?;
+        let arguments = [projected.argument(), bias, y.argument(), U32(heads as u32), U32(kv_heads as u32)];
+        // SAFETY: `projected` holds `tokens` rows of `columns`, `y` of all query heads, the bias one row or nothing.
+        unsafe { self.launch(kernel, (tokens, 1), threads_for(heads * head_dim), 0, &arguments) }
+    }
+
+    /// What the heads read: `y [T, heads * head_dim]` of prepared `qkv [T, C]`, both in one format; with `sinks [heads]`, a logit for each
+    /// head that takes a share of every softmax.
+    #[expect(clippy::too_many_arguments, reason = "the parts of one operation, named where it is called")]
     pub fn attention(
         &self,
         qkv: Array,
@@ -192,6 +218,7 @@ impl Device {
         tiles: Indices,
         ranges: Indices,
         shape: &AttentionShape,
+        sinks: Option<&Buffer>,
         y: Array,
     ) -> Result<()> {
         let AttentionShape { heads, kv_heads, head_dim, scale, window, softcap } = *shape;
@@ -210,6 +237,7 @@ impl Device {
             qkv.argument(),
             tiles.argument(),
             ranges.argument(),
+            optional(sinks, heads)?,
             y.argument(),
             U32(heads as u32),
             U32(kv_heads as u32),
@@ -262,8 +290,7 @@ impl Device {
     fn head_shared_bytes(&self, vocabulary: usize, top_k: usize) -> Option<usize> {
         let vector = if vocabulary.is_multiple_of(4) { 4 } else { 1 };
         let of_group = HEAD_THREADS / HEAD_GROUPS * vector * vocabulary.div_ceil(vector * HEAD_THREADS);
-        let listed = top_k.checked_sub(1)? + top_k.min(1 + NEXT_CHOICES) - 1;
-        let bytes = 4 * (top_k + listed * of_group);
+        let bytes = 4 * (top_k + top_k.checked_sub(1)? * of_group);
         // The kernel declares some kilobytes itself.
         (top_k <= HEAD_GROUPS && bytes + (8 << 10) <= self.shared_bytes as usize).then_some(bytes)
     }
@@ -382,10 +409,14 @@ impl RotaryTables {
 pub struct PrepareOptions<'a> {
     pub shape: &'a AttentionShape,
     pub rotary: &'a RotaryTables,
-    /// `[C]`
+    /// Of every column of the projections.
     pub bias: Option<&'a Buffer>,
-    /// Of queries and of keys, `[head_dim]` each, and their epsilon.
+    /// Of queries and of keys, `[head_dim]` each or, of all heads at once, as wide as these; and their epsilon.
     pub norms: Option<(&'a Buffer, &'a Buffer, f64)>,
+    /// Behind each query head of the projections stand as many gates.
+    pub gated: bool,
+    /// `(b, n)`: the queries at position `p` are multiplied by `1 + b ln(1 + floor(p / n))`.
+    pub growth: Option<(f32, usize)>,
 }
 
 /// Which block computes what: the batch's segments cut into tiles of `queries` tokens, and what each segment sees.
@@ -487,7 +518,7 @@ impl Blocking {
 }
 
 /// The device's `f32` numbers, or a null pointer.
-fn optional(buffer: Option<&Buffer>, len: usize) -> Result<Argument> {
+pub(super) fn optional(buffer: Option<&Buffer>, len: usize) -> Result<Argument> {
     Ok(match buffer {
         Some(buffer) => buffer.array(0, len, Stored::F32)?.argument(),
         None => Pointer(0),
@@ -495,7 +526,7 @@ fn optional(buffer: Option<&Buffer>, len: usize) -> Result<Argument> {
 }
 
 /// Rows of `width` that `y` is made of.
-fn whole_rows(what: &str, y: Array, width: usize) -> Result<usize> {
+pub(super) fn whole_rows(what: &str, y: Array, width: usize) -> Result<usize> {
     if width == 0 || !y.len().is_multiple_of(width) || u32::try_from(width).is_err() {
         return Err(Error::new(format!("{} numbers are no rows of {width}, as {what} wants them", y.len())));
     }
@@ -503,7 +534,7 @@ fn whole_rows(what: &str, y: Array, width: usize) -> Result<usize> {
 }
 
 /// An error unless all `rows` are there.
-fn check_rows(rows: Indices, x: Array, width: usize) -> Result<()> {
+pub(super) fn check_rows(rows: Indices, x: Array, width: usize) -> Result<()> {
     let there = whole_rows("a choice of rows", x, width)?;
     if rows.end as usize > there {
         return Err(Error::new(format!("row {} was asked of {there} on the GPU", rows.end - 1)));
@@ -512,6 +543,6 @@ fn check_rows(rows: Indices, x: Array, width: usize) -> Result<()> {
 }
 
 /// Enough for a row, in whole warps.
-fn threads_for(width: usize) -> u32 {
+pub(super) fn threads_for(width: usize) -> u32 {
     width.next_multiple_of(32).clamp(32, ROW_THREADS) as u32
 }

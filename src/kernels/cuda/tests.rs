@@ -5,10 +5,11 @@ use candle_core::{DType, Device as Candle, Tensor};
 
 use super::hosted;
 use super::*;
-use crate::kernels::attention::{AttentionShape, attention, positions};
-use crate::kernels::gated::{Activation, gated};
+use crate::kernels::attention::{AttentionShape, attention, attention_keeping, positions};
+use crate::kernels::delta::{DeltaShape, beside_gates, open};
+use crate::kernels::gated::{Activation, ClampedSwiglu, gated};
 use crate::kernels::matmul::Matrix;
-use crate::kernels::norm::rms_norm;
+use crate::kernels::norm::{qk_norm, rms_norm};
 use crate::kernels::rotary::{Rotary, RotaryStyle};
 use crate::kernels::statistics::{HeadOptions, head_statistics, statistics_of_logits};
 use crate::kernels::testing::{close, device, noise};
@@ -66,7 +67,7 @@ fn what_is_stored_in_bf16_goes_to_the_device_as_it_is() {
 }
 
 #[test]
-fn rows_are_taken_and_added() {
+fn rows_are_taken_and_biased() {
     let Some(device) = device() else { return };
     let (width, numbers) = (37, noise(5 * 37, 1.0, 2));
     let row = |i: usize| &numbers[i * width..(i + 1) * width];
@@ -85,20 +86,14 @@ fn rows_are_taken_and_added() {
         let got = device.download(y).unwrap();
         assert_eq!(got, [row(3), row(1)].concat().into_iter().map(expected).collect::<Vec<_>>());
     }
-    let (y, x) = (device.upload(&numbers, Stored::F32).unwrap(), device.upload(&numbers[..2 * width], Stored::F32).unwrap());
-    let (words, weights) =
-        (device.upload(&[4, 2].map(f32::from_bits), Stored::F32).unwrap(), device.upload(&[0.5, -2.0], Stored::F32).unwrap());
+    let (y, bias) = (device.upload(&numbers, Stored::F32).unwrap(), device.upload(row(0), Stored::F32).unwrap());
     let all = y.array(0, 5 * width, Stored::F32).unwrap();
-    let (x, weights) = (x.array(0, 2 * width, Stored::F32).unwrap(), weights.array(0, 2, Stored::F32).unwrap());
-    device.add_rows(x, words.indices(0, 2, 5).unwrap(), weights, all, width).unwrap();
-    let bias = device.upload(row(0), Stored::F32).unwrap();
     device.add_bias(&bias, all, width).unwrap();
-    let mut expected: Vec<f64> = numbers.iter().enumerate().map(|(i, &x)| f64::from(x) + f64::from(row(0)[i % width])).collect();
-    for i in 0..width {
-        expected[4 * width + i] += 0.5 * f64::from(row(0)[i]);
-        expected[2 * width + i] -= 2.0 * f64::from(row(1)[i]);
-    }
+    let expected: Vec<f64> = numbers.iter().enumerate().map(|(i, &x)| f64::from(x) + f64::from(row(0)[i % width])).collect();
     close(&device.download(all).unwrap(), &expected, 1e-6, "sums of rows");
+    let words = device.upload(&[4, 2].map(f32::from_bits), Stored::F32).unwrap();
+    let x = device.allocate(2 * width * 4).unwrap();
+    let x = x.array(0, 2 * width, Stored::F32).unwrap();
     // Rows that are not there are refused.
     assert!(device.take_rows(all, words.indices(0, 2, 6).unwrap(), x, width).is_err());
 }
@@ -106,7 +101,7 @@ fn rows_are_taken_and_added() {
 #[test]
 fn norms_and_gates_in_bf16_are_those_in_f32_rounded() {
     let Some(device) = device() else { return };
-    for width in [6, 64, 576, 1000] {
+    for width in [6, 7, 64, 576, 1000] {
         let (x, weight) = (noise(7 * width, 2.0, 3), noise(width, 1.0, 4));
         let expected = flat(
             &rms_norm(
@@ -129,14 +124,16 @@ fn norms_and_gates_in_bf16_are_those_in_f32_rounded() {
         let added: Vec<f64> = expected.iter().zip(&x).map(|(norm, &x)| norm + f64::from(x)).collect();
         close(&device.download(to).unwrap(), &added, 1e-5, "added norm");
 
-        for activation in [Activation::Silu, Activation::GeluTanh] {
+        let clamped = Activation::ClampedSwiglu(ClampedSwiglu { alpha: 1.7, limit: 2.0 });
+        for activation in [Activation::Silu, Activation::GeluTanh, Activation::Sigmoid, clamped] {
             let (gate_up, bias) = (noise(6 * width, 4.0, 5), noise(2 * width, 1.0, 6));
             let rounded: Vec<f32> = gate_up.iter().map(|&x| half::bf16::from_f32(x).to_f32()).collect();
             let biased: Vec<f32> = rounded.iter().enumerate().map(|(i, &x)| x + bias[i % (2 * width)]).collect();
             let expected = flat(&gated(&tensor(&biased, 3, 2 * width), activation, Kernels::Reference).unwrap());
             let (from, bias) = (device.upload(&gate_up, Stored::Bf16).unwrap(), device.upload(&bias, Stored::F32).unwrap());
             let to = y.array(0, 3 * width, Stored::Bf16).unwrap();
-            device.gated(from.array(0, 6 * width, Stored::Bf16).unwrap(), Some(&bias), activation, to, width).unwrap();
+            let bias = bias.array(0, 2 * width, Stored::F32).unwrap();
+            device.gated(from.array(0, 6 * width, Stored::Bf16).unwrap(), Some(bias), activation, to, width).unwrap();
             close(&device.download(to).unwrap(), &expected, 1.0 / 256.0, "gated activation");
         }
     }
@@ -155,7 +152,7 @@ fn attention_over_shared_prefixes_of_all_widths() {
             let expected = flat(&attention(&qkv, &segments().into(), &rotary, &shape, Dtype::F32, Kernels::Reference).unwrap());
             let positions = positions(&segments(), 456).unwrap();
             for (dtype, tolerance) in [(Stored::F32, 2e-5), (Stored::Bf16, 3e-2)] {
-                let got = hosted::attention(&qkv, &segments(), &positions, &rotary, &shape, dtype).unwrap();
+                let got = hosted::attention(&qkv, &segments(), &positions, &rotary, &shape, None, dtype).unwrap();
                 let got: Vec<f32> = got.flatten_all().unwrap().to_vec1().unwrap();
                 close(&got, &expected, tolerance, &format!("{dtype} head of {head_dim}, window {window:?}"));
             }
@@ -179,8 +176,228 @@ fn attention_in_bf16_of_many_lengths() {
         let qkv = tensor(&noise(begin * shape.columns(), 2.0, 9), begin, shape.columns());
         let expected = flat(&attention(&qkv, &segments.clone().into(), &rotary, &shape, Dtype::F32, Kernels::Reference).unwrap());
         let positions = positions(&segments, begin).unwrap();
-        let got = hosted::attention(&qkv, &segments, &positions, &rotary, &shape, Stored::Bf16).unwrap();
+        let got = hosted::attention(&qkv, &segments, &positions, &rotary, &shape, None, Stored::Bf16).unwrap();
         close(&got.flatten_all().unwrap().to_vec1::<f32>().unwrap(), &expected, 3e-2, "attention");
+    }
+}
+
+/// Projections with gates and a bias, both kinds of norms, and queries that grow, against the plain compositions.
+#[test]
+fn queries_and_keys_are_prepared_beside_their_gates() {
+    let Some(device) = device() else { return };
+    let (heads, kv_heads, head_dim, tokens) = (6, 2, 12, 70);
+    let shape = AttentionShape { heads, kv_heads, head_dim, scale: 1.0, window: None, softcap: None };
+    let (width, columns) = (heads * head_dim, shape.columns());
+    let (growth, original_positions) = (0.5f32, 8);
+    let positions: Vec<usize> = (0..tokens).map(|t| t * 37 % 96).collect();
+    let words: Vec<f32> = positions.iter().map(|&position| f32::from_bits(position as u32)).collect();
+    let rotary = Rotary::new(&[1.0, 0.3, 0.01], 96, RotaryStyle::Half, 1.0);
+    let (x, bias) = (noise(tokens * (columns + width), 2.0, 1), noise(columns + width, 1.0, 2));
+    for (q_width, k_width) in [(head_dim, head_dim), (width, kv_heads * head_dim)] {
+        let (q_weight, k_weight) = (noise(q_width, 1.0, 3), noise(k_width, 1.0, 4));
+        for (dtype, tolerance) in [(Stored::F32, 1e-5), (Stored::Bf16, 4e-2)] {
+            let x = device.upload(&x, dtype).unwrap();
+            let x = x.array(0, tokens * (columns + width), dtype).unwrap();
+            let rows = device.download(x).unwrap();
+            let biased: Vec<f32> = rows.iter().enumerate().map(|(i, x)| x + bias[i % (columns + width)]).collect();
+            let biased = tensor(&biased, tokens, columns + width);
+            let both = biased.narrow(1, 0, 2 * width).unwrap().reshape((tokens, heads, 2, head_dim)).unwrap();
+            let part = |number| both.narrow(2, number, 1).unwrap().reshape((tokens, width)).unwrap();
+            let qkv = Tensor::cat(&[part(0), biased.narrow(1, 2 * width, columns - width).unwrap()], 1).unwrap();
+            let weight = |w: &[f32]| Tensor::from_slice(w, w.len(), &Candle::Cpu).unwrap();
+            let normed =
+                qk_norm(&qkv, &weight(&q_weight), &weight(&k_weight), heads, kv_heads, 1e-5, Kernels::Reference).unwrap();
+            let of_heads = normed.reshape((tokens, heads + 2 * kv_heads, head_dim)).unwrap();
+            let turned = rotary.rotate(&of_heads.narrow(1, 0, heads + kv_heads).unwrap(), &positions).unwrap();
+            let prepared = Tensor::cat(&[&turned, &of_heads.narrow(1, heads + kv_heads, kv_heads).unwrap()], 1).unwrap();
+            let factor = |t: usize| 1.0 + f64::from(growth) * (1.0 + (positions[t] / original_positions) as f64).ln();
+            let grown = flat(&prepared).into_iter().enumerate();
+            let expected: Vec<f64> = grown.map(|(i, x)| if i % columns < width { x * factor(i / columns) } else { x }).collect();
+
+            let upload = |numbers: &[f32]| device.upload(numbers, Stored::F32).unwrap();
+            let (q_norm, k_norm, bias, tables) =
+                (upload(&q_weight), upload(&k_weight), upload(&bias), RotaryTables::new(device, &rotary).unwrap());
+            let options = PrepareOptions {
+                shape: &shape,
+                rotary: &tables,
+                bias: Some(&bias),
+                norms: Some((&q_norm, &k_norm, 1e-5)),
+                gated: true,
+                growth: Some((growth, original_positions)),
+            };
+            let segment = Segment { tokens: 0..tokens, context: Vec::new() };
+            let plan = AttentionPlan::new(&[segment], tokens, &shape, dtype, device.shared_bytes());
+            let (words, y) = (upload(&words), device.allocate(4 * tokens * columns).unwrap());
+            let y = y.array(0, tokens * columns, dtype).unwrap();
+            device.prepare_attention(x, y, &options, &plan, words.indices(0, tokens, 96).unwrap()).unwrap();
+            let what = format!("{dtype}, norms of {q_width}");
+            close(&device.download(y).unwrap(), &expected, tolerance, &what);
+
+            let read = noise(tokens * width, 2.0, 5);
+            let to = device.upload(&read, dtype).unwrap();
+            let to = to.array(0, read.len(), dtype).unwrap();
+            let given = device.download(to).unwrap();
+            device.open_gates(x, &options, &plan, to).unwrap();
+            let open = |(given, gate): (&f32, f64)| f64::from(*given) / (1.0 + (-gate).exp());
+            let expected: Vec<f64> = given.iter().zip(flat(&part(1))).map(open).collect();
+            close(&device.download(to).unwrap(), &expected, tolerance / 4.0, &what);
+            // Where there are no gates, nothing is moved.
+            assert!(
+                device
+                    .prepare_attention(
+                        y,
+                        to,
+                        &PrepareOptions { gated: false, ..options },
+                        &plan,
+                        words.indices(0, tokens, 96).unwrap()
+                    )
+                    .is_err()
+            );
+        }
+    }
+}
+
+/// With sinks in bf16, over a window and a cap, as in f32.
+#[test]
+fn sinks_take_their_share_in_bf16() {
+    let Some(_) = device() else { return };
+    for (head_dim, window, softcap) in [(64, None, None), (20, Some(16), None), (128, None, Some(3.0)), (256, Some(5), None)] {
+        let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim, scale: 2.0 / (head_dim as f32).sqrt(), window, softcap };
+        let rotary = Rotary::new(&[1.0, 0.3], 512, RotaryStyle::Half, 1.0);
+        let qkv = tensor(&noise(456 * shape.columns(), 2.0, 3), 456, shape.columns());
+        let sinks = [0.5, -30.0, 6.0, 2.0];
+        let of_reference = Tensor::new(&sinks, &Candle::Cpu).unwrap();
+        let (segments, positions) = (segments(), positions(&segments(), 456).unwrap());
+        let expected = attention_keeping(
+            &qkv,
+            &segments.clone().into(),
+            &rotary,
+            &shape,
+            Some(&of_reference),
+            Dtype::F32,
+            Kernels::Reference,
+        );
+        let expected = flat(&expected.unwrap().0);
+        for (dtype, tolerance) in [(Stored::F32, 2e-5), (Stored::Bf16, 3e-2)] {
+            let got = hosted::attention(&qkv, &segments, &positions, &rotary, &shape, Some(&sinks), dtype).unwrap();
+            close(&got.flatten_all().unwrap().to_vec1::<f32>().unwrap(), &expected, tolerance, &format!("{dtype} {head_dim}"));
+        }
+    }
+}
+
+/// Experts chosen, their rows sorted, and what they give added up, in groups of all sizes, against the same on the host.
+#[test]
+fn experts_get_their_tokens_and_give_their_sums() {
+    let Some(device) = device() else { return };
+    let width = 20;
+    for (tokens, n_experts, per_token) in [(1, 1, 1), (150, 7, 3), (77, 40, 40), (300, 130, 8)] {
+        let (logits, x) = (noise(tokens * n_experts, 3.0, 1), noise(tokens * width, 1.0, 2));
+        let [bias, correction, biases] =
+            [(n_experts, 3), (n_experts, 4), (n_experts * width, 5)].map(|(n, seed)| noise(n, 0.5, seed));
+        let residual = noise(tokens * width, 1.0, 6);
+        let upload = |numbers: &[f32]| device.upload(numbers, Stored::F32).unwrap();
+        let [on_bias, on_correction, on_biases, on_logits, on_x] = [&bias, &correction, &biases, &logits, &x].map(|x| upload(x));
+        for (softmax, normalise, scale) in [(true, true, 1.0), (false, true, 2.5), (true, false, 1.0)] {
+            let mut expected: Vec<f64> = residual.iter().map(|&x| f64::from(x)).collect();
+            for t in 0..tokens {
+                let logit = |e: usize| f64::from(logits[t * n_experts + e] + bias[e]);
+                let sum: f64 = (0..n_experts).map(|e| logit(e).exp()).sum();
+                let score = |e: usize| if softmax { logit(e).exp() / sum } else { 1.0 / (1.0 + (-logit(e)).exp()) };
+                let corrected = |e: usize| score(e) + f64::from(correction[e]);
+                let mut chosen: Vec<usize> = (0..n_experts).collect();
+                chosen.sort_by(|&a, &b| corrected(b).total_cmp(&corrected(a)));
+                chosen.truncate(per_token);
+                let total: f64 = if normalise { chosen.iter().map(|&e| score(e)).sum() } else { 1.0 };
+                for e in chosen {
+                    for i in 0..width {
+                        let given = x[t * width + i] + biases[e * width + i];
+                        expected[t * width + i] += score(e) / total * scale * f64::from(given);
+                    }
+                }
+            }
+            let options = RouterOptions {
+                n_experts,
+                per_token,
+                softmax,
+                normalise,
+                scale: scale as f32,
+                bias: Some(&on_bias),
+                correction: Some(&on_correction),
+            };
+            let room = device.allocate(routing_bytes(tokens, n_experts, per_token)).unwrap();
+            let on_logits = on_logits.array(0, logits.len(), Stored::F32).unwrap();
+            let routing = device.route(on_logits, &options, &Arena::new(&room)).unwrap();
+            let mut found = Vec::new();
+            for rows in [1, 128, usize::MAX] {
+                let y = upload(&residual);
+                let y = y.array(0, residual.len(), Stored::F32).unwrap();
+                for group in routing.groups(rows) {
+                    let taken = device.allocate(4 * group.slots.len() * width).unwrap();
+                    let taken = taken.array(0, group.slots.len() * width, Stored::F32).unwrap();
+                    let x = on_x.array(0, x.len(), Stored::F32).unwrap();
+                    device.take_tokens(x, &routing, &group.slots, taken, width).unwrap();
+                    device.add_experts(taken, &routing, &group.slots, Some(&on_biases), y, width).unwrap();
+                }
+                found.push(device.download(y).unwrap());
+            }
+            close(&found[0], &expected, 1e-5, &format!("{per_token} of {n_experts} experts for {tokens} tokens"));
+            assert!(found.iter().all(|y| *y == found[0]), "groups change no bit");
+        }
+    }
+    // Of equals the first; and what is no number is refused.
+    let refused = |logits: &[f32]| {
+        let options = RouterOptions {
+            n_experts: 4,
+            per_token: 1,
+            softmax: true,
+            normalise: true,
+            scale: 1.0,
+            bias: None,
+            correction: None,
+        };
+        let (on_logits, room) = (device.upload(logits, Stored::F32).unwrap(), device.allocate(routing_bytes(2, 4, 1)).unwrap());
+        let routing = device.route(on_logits.array(0, 8, Stored::F32).unwrap(), &options, &Arena::new(&room));
+        routing.map(|routing| routing.groups(1).iter().map(|group| group.experts.clone()).collect::<Vec<_>>())
+    };
+    assert_eq!(refused(&[1.0, 2.0, 2.0, 0.0, 5.0, 5.0, 5.0, 5.0]).unwrap(), [0..1, 1..2]);
+    let error = refused(&[1.0, 2.0, 2.0, 0.0, 1.0, f32::NAN, 3.0, 0.0]).unwrap_err().to_string();
+    assert!(error.contains("not numbers"), "{error}");
+}
+
+#[test]
+fn gates_stand_beside_each_token_of_the_batch() {
+    let Some(device) = device() else { return };
+    let (tokens, width) = (9, 300);
+    let [y, gates, residual] = [(tokens * width, 1), (tokens, 2), (tokens * width, 3)].map(|(n, seed)| noise(n, 3.0, seed));
+    let [on_y, on_gates, on_residual] = [&y, &gates, &residual].map(|x| device.upload(x, Stored::F32).unwrap());
+    let to = on_residual.array(0, residual.len(), Stored::F32).unwrap();
+    let (from, gates_on) = (on_y.array(0, y.len(), Stored::F32).unwrap(), on_gates.array(0, tokens, Stored::F32).unwrap());
+    device.add_gated(from, gates_on, to, width).unwrap();
+    let share = |i: usize| 1.0 / (1.0 + (-f64::from(gates[i / width])).exp());
+    let expected: Vec<f64> = (0..y.len()).map(|i| f64::from(residual[i]) + share(i) * f64::from(y[i])).collect();
+    close(&device.download(to).unwrap(), &expected, 1e-6, "gated sum");
+}
+
+/// Norm and gates behind the gated delta rule, in both layouts of the projections.
+#[test]
+fn what_the_delta_rule_gives_is_normed_and_gated() {
+    let Some(device) = device() else { return };
+    let tokens = 11;
+    for grouped in [true, false] {
+        let shape = DeltaShape { key_heads: 2, value_heads: 6, key_dim: 5, value_dim: 40, kernel: 4, grouped };
+        let (x, given) = (noise(tokens * shape.columns(), 2.0, 1), noise(tokens * shape.width(), 2.0, 2));
+        let weight = noise(shape.value_dim, 1.0, 3);
+        let on_host = |x: &[f32]| Tensor::from_slice(x, (tokens, x.len() / tokens), &Candle::Cpu).unwrap();
+        let mixed = beside_gates(&on_host(&x), &on_host(&given), shape).unwrap();
+        let expected = flat(&open(&mixed, &Tensor::from_slice(&weight, 40, &Candle::Cpu).unwrap(), 1e-6).unwrap());
+        let [on_x, on_given, on_weight] = [&x, &given, &weight].map(|x| device.upload(x, Stored::F32).unwrap());
+        for (dtype, tolerance) in [(Stored::F32, 1e-5), (Stored::Bf16, 1.0 / 256.0)] {
+            let y = device.allocate(4 * given.len()).unwrap();
+            let y = y.array(0, given.len(), dtype).unwrap();
+            let (x, given) = (on_x.array(0, x.len(), Stored::F32).unwrap(), on_given.array(0, given.len(), Stored::F32).unwrap());
+            device.delta_open(x, given, &on_weight, 1e-6, &shape, y).unwrap();
+            close(&device.download(y).unwrap(), &expected, tolerance, &format!("{dtype}, grouped {grouped}"));
+        }
     }
 }
 

@@ -16,7 +16,7 @@ const PIECE: usize = 64;
 /// `x [T, columns] -> [T, value_heads, 2 value_dim]` of segments that see each other.
 pub(super) fn forward(x: &[f32], problem: &Problem, segments: &[Segment]) -> Vec<f32> {
     let rows = Rows::of(x, problem);
-    let trees = trees(segments, problem.shape.kernel);
+    let trees = trees(segments, problem.shape.kernel, usize::MAX);
     let tasks: Vec<(&Tree, usize)> =
         trees.iter().flat_map(|tree| (0..problem.shape.key_heads).map(move |head| (tree, head))).collect();
     let mut y = vec![0.0; rows.len() * 2 * problem.shape.width()];

@@ -17,15 +17,15 @@ mod cache;
 mod forward;
 mod head;
 mod open;
-mod plan;
+pub(super) mod plan;
 mod reference;
 mod rule;
 mod shape;
 #[cfg(test)]
 mod tests;
-mod weights;
+pub(super) mod weights;
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use rayon::prelude::*;
 
 pub use cache::DeltaCache;
@@ -33,13 +33,15 @@ use head::{Head, HeadGradients, Problem, columns_of, put_columns};
 pub use open::open;
 use plan::sequences;
 pub use shape::DeltaShape;
+use weights::DeltaNumbers;
 pub use weights::DeltaWeights;
 
 use super::attention::{Stretch, positions};
 use super::cpu::{contiguous, with_floats};
+use super::cuda::hosted;
 use super::level::Level;
 use super::{Kernels, Segment};
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// The gradients of one call.
 pub struct DeltaGradients {
@@ -54,23 +56,33 @@ pub struct DeltaGradients {
 pub fn delta(x: &Tensor, weights: &DeltaWeights, segments: &[Segment], shape: DeltaShape, kernels: Kernels) -> Result<Tensor> {
     let (tokens, columns) = x.dims2()?;
     shape.check(columns)?;
-    if kernels == Kernels::Cuda {
-        return Err(Error::new("there is no kernel of the GPU for the gated delta rule").cure("Leave out --device cuda."));
-    }
     if kernels == Kernels::Reference {
         return reference::delta(x, weights, segments, shape);
     }
     positions(segments, tokens)?;
-    let numbers = Numbers::new(weights, shape)?;
+    if kernels == Kernels::Cuda {
+        return beside_gates(x, &hosted::delta(x, weights, segments, &shape)?, shape);
+    }
+    let numbers = DeltaNumbers::new(weights, shape)?;
     let y = with_floats(&contiguous(x)?, |x| forward::forward(x, &numbers.problem(shape), segments))?;
     Ok(Tensor::from_vec(y, (tokens, 2 * shape.width()), x.device())?)
+}
+
+/// `[T, value_heads, 2 value_dim]` of the projections and of what the rule gives without the gates, `[T, value_heads * value_dim]`.
+pub(super) fn beside_gates(x: &Tensor, given: &Tensor, shape: DeltaShape) -> Result<Tensor> {
+    let DeltaShape { key_heads, value_heads, value_dim, .. } = shape;
+    let tokens = x.dim(0)?;
+    let gates = (0..key_heads).map(|head| x.narrow(1, shape.zba(head)[0].start, shape.group() * value_dim));
+    let gates = Tensor::cat(&gates.collect::<Result<Vec<_>, _>>()?, 1)?;
+    let of_heads = |x: &Tensor| x.reshape((tokens, value_heads, value_dim));
+    Ok(Tensor::cat(&[of_heads(&gates)?, of_heads(given)?], 2)?.reshape((tokens, 2 * shape.width()))?)
 }
 
 /// The same for tokens that go on with the sequences of a cache, and are remembered there. By the fused kernels alone.
 pub fn delta_onto(x: &Tensor, weights: &DeltaWeights, stretches: &[Stretch], cache: &mut DeltaCache) -> Result<Tensor> {
     let (shape, (tokens, columns)) = (cache.shape(), x.dims2()?);
     shape.check(columns)?;
-    let numbers = Numbers::new(weights, shape)?;
+    let numbers = DeltaNumbers::new(weights, shape)?;
     let y = with_floats(&contiguous(x)?, |x| forward::forward_onto(x, &numbers.problem(shape), stretches, cache))??;
     Ok(Tensor::from_vec(y, (tokens, 2 * shape.width()), x.device())?)
 }
@@ -85,40 +97,19 @@ pub fn delta_backward(
 ) -> Result<DeltaGradients> {
     let (tokens, columns) = x.dims2()?;
     shape.check(columns)?;
-    let numbers = Numbers::new(weights, shape)?;
+    let numbers = DeltaNumbers::new(weights, shape)?;
     let (dx, of_weights) = with_floats(x, |x| with_floats(dy, |dy| numbers.backward(x, segments, shape, dy)))??;
-    let Numbers { convolution, a_log, dt_bias } = of_weights;
+    let DeltaNumbers { convolution, a_log, dt_bias } = of_weights;
     Ok(DeltaGradients { x: Tensor::from_vec(dx, (tokens, columns), x.device())?, convolution, a_log, dt_bias })
 }
 
-/// The weights, or their gradients, as numbers.
-struct Numbers {
-    convolution: Vec<f32>,
-    a_log: Vec<f32>,
-    dt_bias: Vec<f32>,
-}
-
-impl Numbers {
-    fn new(weights: &DeltaWeights, shape: DeltaShape) -> Result<Numbers> {
-        let numbers = |tensor: &Tensor, what: &str, expected: &[usize]| -> Result<Vec<f32>> {
-            if tensor.dims() != expected {
-                return Err(Error::new(format!("{what} is {:?}; expected {expected:?}", tensor.dims())));
-            }
-            Ok(tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
-        };
-        Ok(Numbers {
-            convolution: numbers(&weights.convolution, "the convolution", &[shape.channels(), shape.kernel])?,
-            a_log: numbers(&weights.a_log, "A_log", &[shape.value_heads])?,
-            dt_bias: numbers(&weights.dt_bias, "dt_bias", &[shape.value_heads])?,
-        })
-    }
-
+impl DeltaNumbers {
     fn problem(&self, shape: DeltaShape) -> Problem<'_> {
-        let Numbers { convolution, a_log, dt_bias } = self;
+        let DeltaNumbers { convolution, a_log, dt_bias } = self;
         Problem { convolution, a_log, dt_bias, shape, level: Level::current() }
     }
 
-    fn backward(&self, x: &[f32], segments: &[Segment], shape: DeltaShape, dy: &[f32]) -> (Vec<f32>, Numbers) {
+    fn backward(&self, x: &[f32], segments: &[Segment], shape: DeltaShape, dy: &[f32]) -> (Vec<f32>, DeltaNumbers) {
         let problem = self.problem(shape);
         let sequences = sequences(segments);
         let (columns, width, group) = (shape.columns(), 2 * shape.width(), shape.group() * shape.value_dim);
@@ -161,7 +152,7 @@ impl Numbers {
             a_log.extend_from_slice(&sums.a_log);
             dt_bias.extend_from_slice(&sums.dt_bias);
         }
-        (dx, Numbers { convolution, a_log, dt_bias })
+        (dx, DeltaNumbers { convolution, a_log, dt_bias })
     }
 }
 

@@ -6,7 +6,7 @@ use crate::kernels::Segment;
 
 /// Tokens that go through one after the other.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Run {
+pub(in crate::kernels) struct Run {
     /// The last rows before them, which the convolution reads; none at the beginning of a sequence.
     pub before: Vec<usize>,
     pub rows: Vec<usize>,
@@ -19,12 +19,14 @@ pub(super) struct Run {
 }
 
 /// Runs that depend on each other, each behind its parent.
-pub(super) type Tree = Vec<Run>;
+pub(in crate::kernels) type Tree = Vec<Run>;
 
 /// A segment goes on from the states that the last one of its context has left, so that a common prefix goes through once. `kernel` is the
-/// number of tokens that the convolution reads.
-pub(super) fn trees(segments: &[Segment], kernel: usize) -> Vec<Tree> {
+/// number of tokens that the convolution reads. At most `most_parents` runs leave their states to others; what goes on from a further one goes
+/// through its context once more.
+pub(in crate::kernels) fn trees(segments: &[Segment], kernel: usize, most_parents: usize) -> Vec<Tree> {
     let mut trees: Vec<Tree> = Vec::new();
+    let mut n_parents = 0;
     // The segments by their first rows, with the tree and the run of each.
     let mut known: HashMap<usize, (&Segment, usize, usize)> = HashMap::new();
     for segment in segments.iter().filter(|segment| !segment.tokens.is_empty()) {
@@ -33,10 +35,12 @@ pub(super) fn trees(segments: &[Segment], kernel: usize) -> Vec<Tree> {
             let (found, tree, run) = known.get(&last.start)?;
             (found.tokens == *last && found.context == before).then_some((*tree, *run))
         });
+        let parent = parent.filter(|&(tree, run)| trees[tree][run].heirs > 0 || n_parents < most_parents);
         let own = segment.tokens.clone();
         let place = match parent {
             Some((tree, parent)) => {
                 let before = context[context.len().saturating_sub(kernel - 1)..].to_vec();
+                n_parents += usize::from(trees[tree][parent].heirs == 0);
                 trees[tree][parent].heirs += 1;
                 trees[tree].push(Run { before, rows: own.collect(), again: 0, parent: Some(parent), heirs: 0 });
                 tree
@@ -105,7 +109,11 @@ mod tests {
             vec![run(&[], (0..4).chain([12]), 4, None, 0)],
             vec![run(&[], [5, 6, 13].into_iter(), 2, None, 0)],
         ];
-        assert_eq!(trees(&segments, 4), expected);
-        assert!(trees(&segments, 1).iter().flatten().all(|run| run.before.is_empty()));
+        assert_eq!(trees(&segments, 4, usize::MAX), expected);
+        assert!(trees(&segments, 1, 9).iter().flatten().all(|run| run.before.is_empty()));
+        // With room for the states of one run the second prefix goes through once more.
+        let found = trees(&segments[..3], 4, 1);
+        let again = vec![run(&[], 0..8, 7, None, 0)];
+        assert_eq!(found, [vec![run(&[], 0..5, 0, None, 1), run(&[2, 3, 4], 5..7, 0, Some(0), 0)], again]);
     }
 }

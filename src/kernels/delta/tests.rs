@@ -5,7 +5,7 @@ use candle_core::{Device, Tensor, Var};
 
 use super::rule::{Forward, Inputs};
 use super::*;
-use crate::kernels::testing::{close, noise};
+use crate::kernels::testing::{close, implementations, noise};
 
 const SMALL: DeltaShape = DeltaShape { key_heads: 2, value_heads: 4, key_dim: 5, value_dim: 3, kernel: 4, grouped: true };
 
@@ -39,8 +39,10 @@ fn check(segments: &[Segment], shape: DeltaShape) {
     let weights = weights(&vars);
     let what = format!("{tokens} tokens, {shape:?}");
     let expected = delta(&x, &weights, segments, shape, Kernels::Reference).unwrap();
-    let found = delta(&x, &weights, segments, shape, Kernels::Fused).unwrap();
-    close(&flat(&found), &exact(&flat(&expected)), 1e-5, &what);
+    for kernels in implementations() {
+        let found = delta(&x, &weights, segments, shape, kernels).unwrap();
+        close(&flat(&found), &exact(&flat(&expected)), 1e-5, &format!("{kernels:?}, {what}"));
+    }
 
     let dy = Tensor::from_vec(noise(expected.elem_count(), 1.0, 9), expected.shape(), &Device::Cpu).unwrap();
     let gradients = (expected * &dy).unwrap().sum_all().unwrap().backward().unwrap();
@@ -110,7 +112,7 @@ fn by_hand() {
     let weights = DeltaWeights { convolution, a_log: one(0.0), dt_bias: one(0.0) };
     let silu = |x: f64| x / (1.0 + (-x).exp());
     let (first, second) = (0.5 * silu(2.0), 0.25 * silu(2.0) + 0.5 * silu(4.0));
-    for kernels in [Kernels::Reference, Kernels::Fused] {
+    for kernels in implementations() {
         let y = delta(&x, &weights, &[segment(0..2, vec![])], shape, kernels).unwrap();
         close(&flat(&y), &[7.0, first, 8.0, second], 1e-5, "by hand");
     }
@@ -120,7 +122,6 @@ fn by_hand() {
 fn a_shared_prefix_and_neighbours_change_no_bit() {
     let (x, vars) = variables(40, SMALL);
     let (x, weights) = (x.as_tensor(), weights(&vars));
-    let run = |x: &Tensor, segments: &[Segment]| delta(x, &weights, segments, SMALL, Kernels::Fused).unwrap();
     // A tree with a fork at its second segment, one token long, a neighbour, and a context that ends within a segment.
     let segments = [
         segment(0..14, vec![]),
@@ -132,16 +133,18 @@ fn a_shared_prefix_and_neighbours_change_no_bit() {
         segment(32..33, vec![0..14]),
         segment(33..40, vec![0..9]),
     ];
-    let tree = run(x, &segments);
-    for segment in &segments {
+    for (kernels, segment) in
+        implementations().iter().skip(1).flat_map(|kernels| segments.iter().map(move |segment| (*kernels, segment)))
+    {
+        let run = |x: &Tensor, segments: &[Segment]| delta(x, &weights, segments, SMALL, kernels).unwrap();
         let before: Vec<usize> = segment.context.iter().flat_map(|range| range.clone()).collect();
         let rows: Vec<u32> = before.iter().copied().chain(segment.tokens.clone()).map(|row| row as u32).collect();
         let n = rows.len();
         let alone = x.index_select(&Tensor::new(rows, &Device::Cpu).unwrap(), 0).unwrap();
         let alone = run(&alone, &[Segment { tokens: 0..n, context: Vec::new() }]);
         let alone = alone.narrow(0, before.len(), segment.tokens.len()).unwrap();
-        let found = tree.narrow(0, segment.tokens.start, segment.tokens.len()).unwrap();
-        assert_eq!(flat(&found), flat(&alone), "{segment:?}");
+        let found = run(x, &segments).narrow(0, segment.tokens.start, segment.tokens.len()).unwrap();
+        assert_eq!(flat(&found), flat(&alone), "{kernels:?} {segment:?}");
     }
 }
 
@@ -209,5 +212,4 @@ fn what_cannot_be_computed_is_refused() {
     assert!(fails(DeltaShape { key_dim: 6, ..SMALL }, Kernels::Fused).contains("columns"));
     assert!(fails(DeltaShape { value_heads: 3, ..SMALL }, Kernels::Fused).contains("evenly"));
     assert!(fails(DeltaShape { kernel: 5, ..SMALL }, Kernels::Fused).contains("the convolution is [32, 4]"));
-    assert!(fails(SMALL, Kernels::Cuda).contains("gated delta rule"));
 }

@@ -51,6 +51,7 @@ struct Amx<const PARTS: usize>;
 impl<const PARTS: usize> Product for Amx<PARTS> {
     type V = F32x16;
     const MAX_ROWS: usize = 2 * TILE;
+    type Widened = Self;
 
     #[inline(always)]
     unsafe fn accumulate<const R: usize>(

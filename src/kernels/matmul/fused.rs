@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::dispatch::{dispatch, widens};
 use super::pack::{GROUP, PANEL, Panels, bf16_pair, split_pair};
-use super::tile::{MANY_ROWS, Product, ProductKernel, Widened, tile, widen};
+use super::tile::{MANY_ROWS, Product, ProductKernel, tile, widen};
 use crate::kernels::Dtype;
 use crate::kernels::cpu::written;
 use crate::kernels::lanes::Lanes;
@@ -246,7 +246,7 @@ impl ProductKernel for WidenedBlock<'_> {
                 // SAFETY: the panel's words of `first_k..end_k`, widened; the caller vouches for the instructions.
                 unsafe {
                     widen::<P::V>(w, widened.floats_mut());
-                    block.against::<Widened<P>>(panel, widened.panel(0), first_k, end_k);
+                    block.against::<P::Widened>(panel, widened.panel(0), first_k, end_k);
                 }
             }
             first_k = end_k;

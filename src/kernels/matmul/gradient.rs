@@ -16,7 +16,7 @@ use rayon::prelude::*;
 use super::dispatch::dispatch;
 use super::fused::{Rows, multiply_onto};
 use super::pack::{GROUP, PANEL, Panels, bf16_pair, split_pair, upper_place, words_of};
-use super::tile::{Product, ProductKernel, Widened, tile, widen};
+use super::tile::{Product, ProductKernel, tile, widen};
 use crate::kernels::Dtype;
 use crate::kernels::cpu::written;
 use crate::kernels::lanes::{Lanes, prefetch};
@@ -225,7 +225,7 @@ impl ProductKernel for Outer<'_> {
             unsafe {
                 if P::WIDENS {
                     widen::<P::V>(&panel.panel(0)[..depth * PANEL], widened.floats_mut());
-                    self.against::<Widened<P>>(first, depth, widened.panel(0));
+                    self.against::<P::Widened>(first, depth, widened.panel(0));
                 } else {
                     self.against::<P>(first, depth, panel.panel(0));
                 }

@@ -27,7 +27,7 @@ pub(super) use fused::{Rows, multiply};
 use gradient::add_input_gradient;
 pub(super) use gradient::input_gradient;
 pub(super) use pack::{PANEL, Panels};
-pub(super) use tile::{MANY_ROWS, Product, ProductKernel, Widened, tile, widen};
+pub(super) use tile::{MANY_ROWS, Product, ProductKernel, tile, widen};
 pub use trained::Trained;
 
 use super::cpu::{contiguous, floats, output, with_floats};

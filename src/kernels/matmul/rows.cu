@@ -1,4 +1,4 @@
-// Rows of matrices: embeddings, chosen rows, sums of chosen rows, biases, and the change of number format. One block a row.
+// Rows of matrices: embeddings, chosen rows, biases, and the change of number format. One block a row.
 
 template <typename T>
 __device__ void embed(const T* table, const u32* ids, float* y, u32 width, float scale) {
@@ -25,13 +25,6 @@ extern "C" __global__ void take_rows_f32(const float* x, const u32* rows, float*
 extern "C" __global__ void take_rows_bf16(const bf16* x, const u32* rows, bf16* y, u32 width) {
     const bf16* from = x + (u64)rows[blockIdx.x] * width;
     for (u32 i = threadIdx.x; i < width; i += blockDim.x) y[(u64)blockIdx.x * width + i] = from[i];
-}
-
-// y[rows[i]] += weights[i] * x[i]; no row stands twice among `rows`.
-extern "C" __global__ void add_rows(const float* x, const u32* rows, const float* weights, float* y, u32 width) {
-    float* to = y + (u64)rows[blockIdx.x] * width;
-    float weight = weights[blockIdx.x];
-    for (u32 i = threadIdx.x; i < width; i += blockDim.x) to[i] += weight * x[(u64)blockIdx.x * width + i];
 }
 
 // y[t] += bias

@@ -19,12 +19,18 @@ pub(crate) trait Product {
     type V: Lanes;
     /// Rows of the highest tile whose sums fit the registers.
     const MAX_ROWS: usize;
+    /// Rows of `w` for each word of `x`.
+    const ROWS_OF_WORD: usize = 1;
+    /// The same product, to the same bits, by panels of which [`widen`] has made f32; where nothing is won by that, this one.
+    type Widened: Product<V = Self::V>;
+    /// Whether many rows go past a panel faster by [`Product::Widened`].
+    const WIDENS: bool = false;
 
     /// `sums[r][c] += sum over k < depth of x[r][k] w[k][c]`; `x` has a word for each word of `w` (f32 or a pair of bf16).
     ///
     /// # Safety
     /// The processor has the product's instructions; `R` rows of `depth` words, `stride` words apart, are readable at `x`, and
-    /// `depth` rows of `VECTORS` vectors, `PANEL` words apart, at `w`.
+    /// `depth` times [`Product::ROWS_OF_WORD`] rows of `VECTORS` vectors, `PANEL` words apart, at `w`.
     unsafe fn accumulate<const R: usize>(
         sums: &mut [[Self::V; VECTORS]; R],
         x: *const u32,
@@ -32,50 +38,10 @@ pub(crate) trait Product {
         w: *const u32,
         depth: usize,
     );
-
-    /// Whether many rows go past a panel faster once [`widen`] has made f32 of its words: see [`Widened`].
-    const WIDENS: bool = false;
-    /// [`Product::MAX_ROWS`] of the product by widened words.
-    const WIDENED_ROWS: usize = Self::MAX_ROWS;
-
-    /// [`Product::accumulate`] where `w` are widened words, twice `depth` rows: to the same bits. Only where [`Product::WIDENS`].
-    ///
-    /// # Safety
-    /// As [`Product::accumulate`].
-    #[inline(always)]
-    unsafe fn accumulate_widened<const R: usize>(
-        _sums: &mut [[Self::V; VECTORS]; R],
-        _x: *const u32,
-        _stride: usize,
-        _w: *const u32,
-        _depth: usize,
-    ) {
-        unreachable!("this product takes words as they are")
-    }
 }
 
 /// So many rows are worth the widening of a panel.
 pub(crate) const MANY_ROWS: usize = 8;
-
-/// `P` by words that [`widen`] has made.
-pub(crate) struct Widened<P>(P);
-
-impl<P: Product> Product for Widened<P> {
-    type V = P::V;
-    const MAX_ROWS: usize = P::WIDENED_ROWS;
-
-    #[inline(always)]
-    unsafe fn accumulate<const R: usize>(
-        sums: &mut [[P::V; VECTORS]; R],
-        x: *const u32,
-        stride: usize,
-        w: *const u32,
-        depth: usize,
-    ) {
-        // SAFETY: by contract.
-        unsafe { P::accumulate_widened(sums, x, stride, w, depth) }
-    }
-}
 
 /// Rows of a panel's words, pairs of bf16, as twice as many rows of f32: of each pair the odd `k` first.
 ///
@@ -104,6 +70,9 @@ pub(super) struct Split<P>(P);
 impl<P: Product> Product for Split<P> {
     type V = P::V;
     const MAX_ROWS: usize = P::MAX_ROWS;
+    const ROWS_OF_WORD: usize = P::ROWS_OF_WORD;
+    type Widened = Split<P::Widened>;
+    const WIDENS: bool = P::WIDENS;
 
     #[inline(always)]
     unsafe fn accumulate<const R: usize>(
@@ -117,33 +86,10 @@ impl<P: Product> Product for Split<P> {
         for first in (0..depth).step_by(2 * GROUP) {
             // SAFETY: both parts of a group lie within `depth` words; the rest is the caller's promise.
             unsafe {
-                let (x, w) = (x.add(first), w.add(first * PANEL));
+                let (x, w) = (x.add(first), w.add(first * P::ROWS_OF_WORD * PANEL));
                 P::accumulate(sums, x, stride, w, GROUP);
-                P::accumulate(sums, x, stride, w.add(GROUP * PANEL), GROUP);
+                P::accumulate(sums, x, stride, w.add(GROUP * P::ROWS_OF_WORD * PANEL), GROUP);
                 P::accumulate(sums, x.add(GROUP), stride, w, GROUP);
-            }
-        }
-    }
-
-    const WIDENS: bool = P::WIDENS;
-    const WIDENED_ROWS: usize = P::WIDENED_ROWS;
-
-    #[inline(always)]
-    unsafe fn accumulate_widened<const R: usize>(
-        sums: &mut [[P::V; VECTORS]; R],
-        x: *const u32,
-        stride: usize,
-        w: *const u32,
-        depth: usize,
-    ) {
-        debug_assert!(depth.is_multiple_of(2 * GROUP));
-        for first in (0..depth).step_by(2 * GROUP) {
-            // SAFETY: as in `accumulate`, each word of `w` being two.
-            unsafe {
-                let (x, w) = (x.add(first), w.add(2 * first * PANEL));
-                P::accumulate_widened(sums, x, stride, w, GROUP);
-                P::accumulate_widened(sums, x, stride, w.add(2 * GROUP * PANEL), GROUP);
-                P::accumulate_widened(sums, x.add(GROUP), stride, w, GROUP);
             }
         }
     }
@@ -236,6 +182,7 @@ impl<V: Lanes> Product for F32Product<V> {
     type V = V;
     /// 24 of AVX-512's 32 registers for sums; 9 of 16 elsewhere: with 12 the compiler runs out and spills.
     const MAX_ROWS: usize = if V::N == 16 { 8 } else { 3 };
+    type Widened = Self;
 
     #[inline(always)]
     unsafe fn accumulate<const R: usize>(
@@ -269,6 +216,9 @@ impl<V: Lanes> Product for WidenedProduct<V> {
     type V = V;
     /// Both halves of three words, a row and a mask leave no room for 24 sums.
     const MAX_ROWS: usize = if V::N == 16 { 4 } else { 2 };
+    type Widened = ByWidened<V>;
+    /// AVX-512 has the registers to widen four rows' worth on the way.
+    const WIDENS: bool = V::N < 16;
 
     #[inline(always)]
     unsafe fn accumulate<const R: usize>(
@@ -299,14 +249,20 @@ impl<V: Lanes> Product for WidenedProduct<V> {
             }
         }
     }
+}
 
-    /// AVX-512 has the registers to widen four rows' worth on the way.
-    const WIDENS: bool = V::N < 16;
+/// [`WidenedProduct`] by panels that [`widen`] has made f32 of.
+struct ByWidened<V>(V);
+
+impl<V: Lanes> Product for ByWidened<V> {
+    type V = V;
     /// As of f32 words.
-    const WIDENED_ROWS: usize = F32Product::<V>::MAX_ROWS;
+    const MAX_ROWS: usize = F32Product::<V>::MAX_ROWS;
+    const ROWS_OF_WORD: usize = 2;
+    type Widened = Self;
 
     #[inline(always)]
-    unsafe fn accumulate_widened<const R: usize>(
+    unsafe fn accumulate<const R: usize>(
         sums: &mut [[V; VECTORS]; R],
         x: *const u32,
         stride: usize,
@@ -377,6 +333,7 @@ pub(super) mod bf16_dot {
     impl Product for Bf16Dot {
         type V = F32x16;
         const MAX_ROWS: usize = 8;
+        type Widened = Self;
 
         #[inline(always)]
         unsafe fn accumulate<const R: usize>(

@@ -14,7 +14,7 @@ use super::running::Running;
 use crate::kernels::exp::tanh;
 use crate::kernels::lanes::Lanes;
 use crate::kernels::level::Level;
-use crate::kernels::matmul::{MANY_ROWS, PANEL, Panels, Product, ProductKernel, Rows, Widened, dispatch, tile, widen, widens};
+use crate::kernels::matmul::{MANY_ROWS, PANEL, Panels, Product, ProductKernel, Rows, dispatch, tile, widen, widens};
 use crate::kernels::{Dtype, TokenStatistics};
 
 /// Panels whose logits are joined at the end: 24,576 words.
@@ -245,7 +245,7 @@ impl ProductKernel for WidenedSweep<'_> {
                     widen::<P::V>(head_vd.panel(panel), words);
                 }
                 let first = panels.start;
-                sweep.tile::<Widened<P>>(&mut buffer, panels, &widened, first, &mut running);
+                sweep.tile::<P::Widened>(&mut buffer, panels, &widened, first, &mut running);
             }
         }
         running

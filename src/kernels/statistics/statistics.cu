@@ -4,7 +4,8 @@
 // relative to the largest logit `m`, with d = logit - m and e = exp(d): terms of one thread in f32, of the block in f64. The K largest logits
 // are found exactly. The words are dealt to GROUPS groups of threads; the K-th largest of the groups' own maxima, `least`, is a lower bound of
 // the K-th largest logit; all logits above `least` lie with fewer than K groups, so that a list of (K - 1) times a group's words holds them,
-// and the rest of the K equals `least`. The ids of the first CHOICES of them are found in the same way, by a bound of their own.
+// and the rest of the K equals `least`. The ids of the first CHOICES of them are found in the same way, by a bound of their own: what lies above
+// that one is listed by its id, from the list's end, and in place of its logit, so that the list holds no more than before.
 
 #define THREADS 512
 // One for two threads; K may not be larger.
@@ -64,7 +65,7 @@ struct Words<4> {
 };
 
 // logits [N, V] f32, targets [N], row_sums [N], top_logits [N, top_k]: the largest logits, largest first. Dynamic shared memory: top_k floats,
-// then lists of the logits and of the ids, top_k - 1 and min(top_k, CHOICES) - 1 times GROUP * VECTOR * ceil(V / (VECTOR * THREADS)).
+// then the list of (top_k - 1) * GROUP * VECTOR * ceil(V / (VECTOR * THREADS)).
 template <int VECTOR>
 __device__ void sum_rows(const float* logits, const u32* targets, RowSums* row_sums, float* top_logits, u32 vocabulary, u32 top_k,
                          float softcap) {
@@ -77,7 +78,9 @@ __device__ void sum_rows(const float* logits, const u32* targets, RowSums* row_s
     extern __shared__ float largest[];
     u32 n_choices = min(top_k, CHOICES);
     float* list = largest + top_k;
-    u32* ids = (u32*)(list + (top_k - 1) * (GROUP * VECTOR) * ((vocabulary + VECTOR * THREADS - 1) / (VECTOR * THREADS)));
+    u32 n_listable = (top_k - 1) * (GROUP * VECTOR) * ((vocabulary + VECTOR * THREADS - 1) / (VECTOR * THREADS));
+    // The i-th id is ids[-i].
+    u32* ids = (u32*)list + n_listable - 1;
 
     const float* row = logits + (u64)blockIdx.x * vocabulary;
     u32 target = targets[blockIdx.x], warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
@@ -120,10 +123,10 @@ __device__ void sum_rows(const float* logits, const u32* targets, RowSums* row_s
 #pragma unroll
         for (int i = 0; i < VECTOR; ++i) {
             float logit = words.at[i];
-            if (logit > bound) {
+            if (logit > least_choice) ids[-(int)atomicAdd(&n_ids, 1u)] = v + i;
+            else if (logit > bound) {
                 list[atomicAdd(&n_listed, 1u)] = logit;
-                if (logit > least_choice) ids[atomicAdd(&n_ids, 1u)] = v + i;
-                else if (logit == least_choice) atomicMin(&tied_id, v + i);
+                if (logit == least_choice) atomicMin(&tied_id, v + i);
             }
             n_larger += logit > target_logit;
             // Below -100 there is no mass in f32, and -inf would make NaN of its product with its own exponential.
@@ -147,9 +150,9 @@ __device__ void sum_rows(const float* logits, const u32* targets, RowSums* row_s
     if (n_larger > 0) atomicAdd(&n_larger_sum, n_larger);
     for (u32 i = threadIdx.x; i < top_k; i += THREADS) largest[i] = least;
     __syncthreads();
-    // The K largest in order: a listed logit's place is the number of larger ones.
+    // The K largest in order: a logit's place is the number of larger ones, and those that are listed by their ids all are.
     for (u32 i = threadIdx.x; i < n_listed; i += THREADS) {
-        u32 place = 0;
+        u32 place = n_ids;
         for (u32 j = 0; j < n_listed; ++j) place += list[j] > list[i] || (list[j] == list[i] && j < i);
         if (place < top_k) largest[place] = list[i];
     }
@@ -160,15 +163,17 @@ __device__ void sum_rows(const float* logits, const u32* targets, RowSums* row_s
         (&out->e)[threadIdx.x] = sum;
     }
     if (threadIdx.x == 0) out->largest = top, out->target_logit = target_logit, out->n_larger = n_larger_sum;
-    // The same for their ids, the lower ones first among ties.
+    // The lower ids first among ties.
     for (u32 i = threadIdx.x; i < n_ids; i += THREADS) {
-        u32 place = 0, id = ids[i];
+        u32 place = 0, id = ids[-(int)i];
         float own = capped(row[id], softcap);
 #pragma unroll 1
         for (u32 j = 0; j < n_ids; ++j) {
-            float other = capped(row[ids[j]], softcap);
-            place += other > own || (other == own && ids[j] < id);
+            u32 other_id = ids[-(int)j];
+            float other = capped(row[other_id], softcap);
+            place += other > own || (other == own && other_id < id);
         }
+        if (place < top_k) largest[place] = own;
         if (place < n_choices) out->choices[place] = id;
     }
     __syncthreads();

@@ -23,8 +23,6 @@ pub(crate) struct Family {
     /// JSON: what Transformers' config class takes for keys that config.json may leave out.
     pub defaults: &'static str,
     pub rotary: RotaryStyle,
-    /// What its blocks have that `on_cuda.rs` cannot compute; empty where a GPU runs the family.
-    pub cuda_lacks: &'static str,
     /// Beginnings of the names of tensors that files hold beside the model, and that are not run, as in Transformers.
     pub left_aside: &'static [&'static str],
     /// Reads what is particular from config.json.
@@ -55,7 +53,6 @@ impl Family {
         keys: &[],
         defaults: "{}",
         rotary: RotaryStyle::Half,
-        cuda_lacks: "",
         left_aside: &[],
         configure: |_, _| Ok(()),
         settings: |_| Value::Null,

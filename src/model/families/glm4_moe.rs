@@ -41,7 +41,6 @@ pub(super) const FAMILY: Family = Family {
     defaults: r#"{"num_key_value_heads": 8, "rms_norm_eps": 0.00001, "max_position_embeddings": 131072, "n_routed_experts": 128,
                   "num_experts_per_tok": 8, "moe_intermediate_size": 1408, "n_shared_experts": 1, "first_k_dense_replace": 1,
                   "num_nextn_predict_layers": 1}"#,
-    cuda_lacks: "there is no kernel for experts beside a shared network",
     configure,
     settings,
     configure_gguf,

@@ -42,7 +42,6 @@ pub(super) const FAMILY: Family = Family {
                   "intermediate_size": 2880, "head_dim": 64, "num_attention_heads": 64, "num_key_value_heads": 8,
                   "sliding_window": 128, "tie_word_embeddings": false, "max_position_embeddings": 131072, "rms_norm_eps": 0.00001,
                   "num_experts_per_tok": 4, "attention_bias": true, "rope_theta": 150000.0}"#,
-    cuda_lacks: "there is no kernel for attention sinks",
     configure,
     settings,
     configure_gguf,

@@ -16,7 +16,6 @@ pub(super) const FAMILY: Family = Family {
     class: "Ministral3ForCausalLM",
     keys: &[("sliding_window", Optional)],
     defaults: r#"{"num_key_value_heads": 8, "head_dim": 128, "rms_norm_eps": 0.00001, "max_position_embeddings": 262144}"#,
-    cuda_lacks: "there is no kernel for queries that grow with their position",
     configure,
     settings: |config| json!({"sliding_window": config.windows.first().copied().flatten()}),
     block: llama::block,

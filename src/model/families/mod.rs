@@ -96,12 +96,9 @@ mod tests {
             lines.map(|line| line.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect()).collect()
         };
         let code = |text: &str| if text.is_empty() { "-".to_owned() } else { format!("`{text}`") };
-        let families = FAMILIES.iter().map(|family| {
-            let cuda = if family.cuda_lacks.is_empty() { "yes" } else { "no" };
-            vec![code(family.model_type), code(family.architecture), cuda.to_owned()]
-        });
+        let families = FAMILIES.iter().map(|family| vec![code(family.model_type), code(family.architecture)]);
         let found: Vec<Vec<String>> =
-            rows_below("| family | `model_type` | GGUF | GPU |").into_iter().map(|row| row[1..].to_vec()).collect();
+            rows_below("| family | `model_type` | GGUF |").into_iter().map(|row| row[1..].to_vec()).collect();
         assert_eq!(found, families.collect::<Vec<_>>());
         let outers = outer::OUTERS.iter().map(|outer| {
             let inner = outer.inner.iter().map(|(_, family)| code(family)).collect::<Vec<_>>().join(", ");

@@ -19,15 +19,12 @@ pub(super) const FAMILY: Family = Family {
     class: "Olmo2ForCausalLM",
     keys: &[("attention_bias", Honoured)],
     defaults: r#"{"rms_norm_eps": 0.00001, "max_position_embeddings": 2048}"#,
-    cuda_lacks: LACKS,
     configure,
     settings: |config| json!({"attention_bias": config.qkv_bias}),
     gguf_names: NAMES,
     block,
     ..Family::PLAIN
 };
-
-pub(super) const LACKS: &str = "there is no kernel for a norm over all heads at once";
 
 pub(super) const NAMES: &[(&str, &str)] =
     &[("post_attention_layernorm", "post_attention_norm"), ("post_feedforward_layernorm", "post_ffw_norm")];

@@ -18,7 +18,6 @@ pub(super) const FAMILY: Family = Family {
     class: "Olmo3ForCausalLM",
     keys: &[("attention_bias", Honoured), ("sliding_window", Honoured), ("layer_types", Optional)],
     defaults: r#"{"rms_norm_eps": 0.00001, "max_position_embeddings": 2048, "sliding_window": 4096}"#,
-    cuda_lacks: olmo2::LACKS,
     configure,
     settings,
     configure_gguf,

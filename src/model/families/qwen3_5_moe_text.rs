@@ -45,7 +45,6 @@ pub(super) const FAMILY: Family = Family {
                   "linear_key_head_dim": 128, "linear_value_head_dim": 128, "linear_num_key_heads": 16,
                   "linear_num_value_heads": 32, "moe_intermediate_size": 512, "shared_expert_intermediate_size": 512,
                   "num_experts_per_tok": 8, "num_experts": 256, "intermediate_size": 512}"#,
-    cuda_lacks: "there is no kernel for the gated delta rule",
     left_aside: &["mtp.", "model.visual."],
     configure,
     settings,

@@ -33,7 +33,6 @@ pub(super) const FAMILY: Family = Family {
                   "num_attention_heads": 16, "num_key_value_heads": 4, "max_position_embeddings": 32768, "head_dim": 256,
                   "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128, "linear_value_head_dim": 128,
                   "linear_num_key_heads": 16, "linear_num_value_heads": 32}"#,
-    cuda_lacks: "there is no kernel for the gated delta rule",
     left_aside: &["mtp.", "model.visual."],
     configure: |config, json| hybrid::configure(config, json, false),
     settings: |config| Value::Object(hybrid::settings(config)),

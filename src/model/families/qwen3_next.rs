@@ -38,7 +38,6 @@ pub(super) const FAMILY: Family = Family {
                   "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128, "linear_value_head_dim": 128,
                   "linear_num_key_heads": 16, "linear_num_value_heads": 32, "moe_intermediate_size": 512,
                   "shared_expert_intermediate_size": 512, "num_experts_per_tok": 10, "num_experts": 512}"#,
-    cuda_lacks: "there is no kernel for the gated delta rule",
     left_aside: &["mtp."],
     configure,
     settings,

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::mxfp4;
 use super::safetensors::Shards;
 use crate::error::{Context, Error, Result};
-use crate::files::refuse_pointer;
+use crate::files::{file_sha256, refuse_pointer};
 use crate::json::present;
 use crate::model::config::Config;
 use crate::model::families::{self, multimodal};
@@ -344,6 +344,13 @@ fn text(path: &Path) -> Result<Option<String>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Error::new("cannot read the chat template").at(path).caused_by(error)),
     }
+}
+
+/// The name and the SHA-256 of each file beside the weights that this program reads, of those that the folder holds.
+pub(crate) fn text_hashes(folder: &Path) -> Result<Vec<String>> {
+    let names = ["config.json", "chat_template.json"].into_iter().chain(COMPANIONS.iter().copied());
+    let there = names.map(|name| (name, folder.join(name))).filter(|(_, path)| path.is_file());
+    there.map(|(name, path)| Ok(format!("{name} {}", file_sha256(&path)?))).collect()
 }
 
 /// The files beside the weights that are copied with a model.

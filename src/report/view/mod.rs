@@ -31,11 +31,11 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::dataset::{Role, Turn};
+use crate::diagnosis::by_kind::{KindSums, Kinds};
 use crate::diagnosis::gate::Weight;
 use crate::diagnosis::kinds::Kind;
 use crate::diagnosis::quadrants::Resolved;
 use crate::diagnosis::shown::Shown;
-use crate::diagnosis::summary::{KindSums, Kinds};
 use crate::error::{Context, Error, Result};
 use crate::table::{Alternative, KnownConflict};
 use block::Block;

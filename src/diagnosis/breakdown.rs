@@ -1,0 +1,128 @@
+//! Tokens, loss and gradient by quadrant, summed over some of the tokens, and how much their shares vary from row to row.
+
+use serde::{Deserialize, Serialize};
+
+use super::by_quadrant::ByQuadrant;
+use crate::stats::{ClusterSums, Scale, Term, share};
+
+/// Sums over some of the supervised tokens. Shares are of the totals given here, and 0 where a total is 0.
+///
+/// `.._ci95` are 95 % intervals that take the rows, whole, as drawn at random from many like them, and the thresholds as given; absent
+/// where fewer than two rows or none of their tokens tell.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Breakdown {
+    /// Rows with a token here.
+    #[serde(default)]
+    pub rows: u64,
+    pub tokens: u64,
+    /// Sum of -ln p, nats.
+    pub loss: f64,
+    /// Sum of the L2 norms of the cross-entropy gradient with respect to the logits.
+    pub grad: f64,
+    /// exp of the mean loss per token.
+    pub perplexity: f64,
+    /// Nats per token.
+    pub mean_entropy: f64,
+    /// Mean of -ln p - H, nats per token: 0 on the model's own text, above it on text that surprises the model.
+    pub mean_surplus: f64,
+    pub quadrants: ByQuadrant<Cell>,
+}
+
+/// One quadrant of a [`Breakdown`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Cell {
+    pub tokens: u64,
+    pub token_share: f64,
+    #[serde(default)]
+    pub token_share_ci95: Option<[f64; 2]>,
+    pub loss: f64,
+    pub loss_share: f64,
+    #[serde(default)]
+    pub loss_share_ci95: Option<[f64; 2]>,
+    pub grad: f64,
+    pub grad_share: f64,
+    #[serde(default)]
+    pub grad_share_ci95: Option<[f64; 2]>,
+}
+
+/// Sums by quadrant.
+pub(super) type Quarters = [Quarter; 4];
+
+#[derive(Clone, Copy, Default)]
+pub(super) struct Quarter {
+    pub tokens: u64,
+    pub loss: f64,
+    pub grad: f64,
+    pub entropy: f64,
+}
+
+/// Sums over some of the tokens, and over the rows that they stand in.
+#[derive(Clone, Default)]
+pub(super) struct Tally {
+    pub whole: Quarters,
+    /// Of the row that is being read.
+    row: Quarters,
+    rows: u64,
+    /// By quadrant the shares of tokens, loss and gradient.
+    shares: [[ClusterSums; 3]; 4],
+}
+
+impl Tally {
+    /// Says whether the token is the first of its row.
+    pub(super) fn add(&mut self, quadrant: usize, loss: f64, grad: f64, entropy: f64) -> bool {
+        let is_first = self.row.iter().all(|quarter| quarter.tokens == 0);
+        for quarter in [&mut self.whole[quadrant], &mut self.row[quadrant]] {
+            quarter.tokens += 1;
+            quarter.loss += loss;
+            quarter.grad += grad;
+            quarter.entropy += entropy;
+        }
+        is_first
+    }
+
+    /// The tokens of one row are all there: their shares are one draw.
+    pub(super) fn close_row(&mut self) {
+        let row = std::mem::take(&mut self.row);
+        let of = |quarter: &Quarter| [quarter.tokens as f64, quarter.loss, quarter.grad];
+        let whole = row.iter().map(of).fold([0.0; 3], |sum, own| std::array::from_fn(|i| sum[i] + own[i]));
+        self.rows += 1;
+        for (shares, quarter) in self.shares.iter_mut().zip(&row) {
+            for ((share, numerator), denominator) in shares.iter_mut().zip(of(quarter)).zip(whole) {
+                share.add(Term { numerator, denominator });
+            }
+        }
+    }
+
+    pub(super) fn breakdown(&self) -> Breakdown {
+        let Tally { whole: quarters, rows, shares, .. } = self;
+        let tokens: u64 = quarters.iter().map(|quarter| quarter.tokens).sum();
+        let sum = |of: fn(&Quarter) -> f64| quarters.iter().map(of).sum::<f64>();
+        let (loss, grad, entropy) = (sum(|quarter| quarter.loss), sum(|quarter| quarter.grad), sum(|quarter| quarter.entropy));
+        let n = tokens as f64;
+        Breakdown {
+            rows: *rows,
+            tokens,
+            loss,
+            grad,
+            perplexity: share(loss, n).exp(),
+            mean_entropy: share(entropy, n),
+            mean_surplus: share(loss - entropy, n),
+            quadrants: ByQuadrant::from_fn(|quadrant| {
+                let quarter = quarters[quadrant.index()];
+                let [token_share_ci95, loss_share_ci95, grad_share_ci95] =
+                    shares[quadrant.index()].map(|share| share.ci95(Scale::LogOdds));
+                Cell {
+                    tokens: quarter.tokens,
+                    token_share: share(quarter.tokens as f64, n),
+                    token_share_ci95,
+                    loss: quarter.loss,
+                    loss_share: share(quarter.loss, loss),
+                    loss_share_ci95,
+                    grad: quarter.grad,
+                    grad_share: share(quarter.grad, grad),
+                    grad_share_ci95,
+                }
+            }),
+        }
+    }
+}
