@@ -11,4 +11,6 @@ pub(super) struct Shape {
     pub factors: Stored,
     pub result: Stored,
     pub adds: bool,
+    /// What divides the addresses of weight, input and output: parts of arrays begin anywhere.
+    pub alignments: [u32; 3],
 }
