@@ -32,6 +32,8 @@ mod constants {
     pub(super) const TRANSPOSE_A: i32 = 3;
     pub(super) const TRANSPOSED: i32 = 1;
     pub(super) const MAX_WORKSPACE_BYTES: i32 = 1;
+    /// Of the factors, of what is added, and of the result.
+    pub(super) const MIN_ALIGNMENTS: [i32; 4] = [5, 6, 7, 8];
 }
 
 impl Weight {
@@ -112,7 +114,8 @@ impl Device {
         if rows == 0 {
             return Ok(());
         }
-        let shape = Shape { rows, out_features: n, in_features: k, factors: weight.dtype, result: y.dtype(), adds };
+        let alignments = [weight.buffer.address, x.address, y.address].map(alignment);
+        let shape = Shape { rows, out_features: n, in_features: k, factors: weight.dtype, result: y.dtype(), adds, alignments };
         let product = Product::new(self, &shape)?;
         let known = lock(&self.algorithms).get(&shape).copied();
         let algorithm = match known {
@@ -163,6 +166,11 @@ impl Device {
     }
 }
 
+/// The largest power of two that divides an address, up to 256, for which cuBLASLt takes every address if nobody tells it better.
+fn alignment(address: u64) -> u32 {
+    1 << address.trailing_zeros().min(8)
+}
+
 /// cuBLASLt's description of a product. It thinks in columns: `W [N, K]` by rows is `[K, N]` by columns, to be transposed; `x` is `[K, T]`
 /// and `y` `[N, T]`.
 struct Product {
@@ -204,6 +212,12 @@ impl Product {
             check_blas("describe", (blas.create_preference)(&mut preference))?;
             let bytes = std::ptr::from_ref(&WORKSPACE_BYTES).cast();
             let mut code = (blas.set_preference)(preference, constants::MAX_WORKSPACE_BYTES, bytes, size_of::<usize>());
+            let [weight, input, output] = shape.alignments;
+            for (attribute, alignment) in constants::MIN_ALIGNMENTS.into_iter().zip([weight, input, output, output]) {
+                if code == 0 {
+                    code = (blas.set_preference)(preference, attribute, (&raw const alignment).cast(), size_of::<u32>());
+                }
+            }
             if code == 0 {
                 code = (blas.choose)(
                     self.device.blas_handle,

@@ -11,6 +11,8 @@ pub(super) struct Shape {
     pub factors: Stored,
     pub result: Stored,
     pub adds: bool,
+    /// What divides the addresses of weight, input and output: parts of arrays begin anywhere.
+    pub alignments: [u32; 3],
 }
 
 /// Which rows of a product are computed together.

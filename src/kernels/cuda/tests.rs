@@ -422,6 +422,12 @@ fn products_in_bf16_are_exact_sums_of_rounded_factors() {
         let got = matrix.forward_add(&tensor(&x, rows, k), &tensor(&residual, rows, n)).unwrap();
         let added: Vec<f64> = expected.iter().zip(&residual).map(|(x, &r)| x + f64::from(r)).collect();
         close(&got.flatten_all().unwrap().to_vec1::<f32>().unwrap(), &added, 1e-5 * (k as f64).sqrt(), "sum");
+        // Of a part of an array, which begins anywhere.
+        let (from, to) = (device.upload(&x, Stored::Bf16).unwrap(), device.allocate(4 * rows * n).unwrap());
+        let (last, to) =
+            (from.array(2 * (rows - 1) * k, k, Stored::Bf16).unwrap(), to.array(4 * (rows - 1) * n, n, Stored::F32).unwrap());
+        device.multiply(last, matrix.on_device().unwrap(), to, false).unwrap();
+        close(&device.download(to).unwrap(), &expected[(rows - 1) * n..], 1e-5 * (k as f64).sqrt(), "product of the last row");
         // Into bf16.
         let from = device.upload(&x, Stored::Bf16).unwrap();
         let to = device.allocate(2 * rows * n).unwrap();

@@ -12,7 +12,7 @@ namespace {
 
 enum Code { SUCCESS = 0, INVALID_VALUE = 7, NOT_SUPPORTED = 15 };
 enum Format { R_32F = 0, R_16BF = 14 };
-enum { TRANSPOSE_A = 3, TRANSPOSE_B = 4, COMPUTE_32F = 68 };
+enum { TRANSPOSE_A = 3, TRANSPOSE_B = 4, COMPUTE_32F = 68, MAX_WORKSPACE_BYTES = 1, MIN_ALIGNMENT_A_BYTES = 5 };
 
 struct Layout {
     int format;
@@ -168,15 +168,26 @@ API cublasLtMatmulDescDestroy(void* product) {
     return SUCCESS;
 }
 
+// What the addresses of A, B, C and D are multiples of.
+struct Preference {
+    uint32_t alignments[4] = {256, 256, 256, 256};
+};
+
 API cublasLtMatmulPreferenceCreate(void** preference) {
-    *preference = new int;
+    *preference = new Preference;
     return SUCCESS;
 }
 
-API cublasLtMatmulPreferenceSetAttribute(void*, int, const void*, size_t) { return SUCCESS; }
+API cublasLtMatmulPreferenceSetAttribute(void* preference, int attribute, const void* value, size_t size) {
+    if (attribute == MAX_WORKSPACE_BYTES) return size == sizeof(size_t) ? SUCCESS : INVALID_VALUE;
+    int matrix = attribute - MIN_ALIGNMENT_A_BYTES;
+    if (matrix < 0 || matrix > 3 || size != sizeof(uint32_t)) return INVALID_VALUE;
+    memcpy(&((Preference*)preference)->alignments[matrix], value, size);
+    return SUCCESS;
+}
 
 API cublasLtMatmulPreferenceDestroy(void* preference) {
-    delete (int*)preference;
+    delete (Preference*)preference;
     return SUCCESS;
 }
 
@@ -203,11 +214,13 @@ uint64_t depth_of(const Product& product, const Layout& a, const Layout& b, cons
 
 }  // namespace
 
-API cublasLtMatmulAlgoGetHeuristic(void*, void* product, void* a, void* b, void* c, void* d, void*, int, Choice* choice, int* found) {
+API cublasLtMatmulAlgoGetHeuristic(void*, void* product, void* a, void* b, void* c, void* d, void* preference, int, Choice* choice,
+                                   int* found) {
     *found = 0;
     if (!depth_of(*(Product*)product, *(Layout*)a, *(Layout*)b, *(Layout*)c, *(Layout*)d)) return NOT_SUPPORTED;
     *choice = {};
     choice->algorithm[0] = 1;
+    memcpy(&choice->algorithm[1], ((Preference*)preference)->alignments, sizeof(Preference));
     *found = 1;
     return SUCCESS;
 }
@@ -223,6 +236,12 @@ API cublasLtMatmul(void*, void* product_at, const float* alpha, const void* a_at
     emulated::expect_device(b_at, b.bytes(), "a product's second factor lies outside of the device's memory");
     emulated::expect_device(c_at, c.bytes(), "what a product is added to lies outside of the device's memory");
     emulated::expect_device(d_at, d.bytes(), "a product's result lies outside of the device's memory");
+    Preference preference;
+    memcpy(preference.alignments, &algorithm[1], sizeof preference.alignments);
+    const void* addresses[4] = {a_at, b_at, c_at, d_at};
+    for (int i = 0; i < 4; ++i) {
+        if ((uintptr_t)addresses[i] % preference.alignments[i]) emulated::fail("a matrix is less aligned than its algorithm was chosen for");
+    }
     float alpha_now = *alpha, beta_now = *beta;
     emulated::enqueue(stream, [=] {
         size_t a_stride = a.stride, b_stride = b.stride;
