@@ -44,7 +44,7 @@ pub fn check_device_answers(name: &str, device: &str, needed: u64, free: u64) ->
     }
     let (needed, free) = (gib(needed), gib(free));
     Err(Error::new(format!("an answer of {name} needs about {needed} of {device} beside the model; {free} are free there"))
-        .cure("Give a smaller --max-new-tokens or --max-len, --dtype bf16, or --device cpu."))
+        .cure("Give a smaller --max-new-tokens, --max-len or --batch, --dtype bf16, or --device cpu."))
 }
 
 /// An error if training a model that is loaded needs more memory beside it than there is.

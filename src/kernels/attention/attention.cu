@@ -129,12 +129,14 @@ __device__ void prepare(const T* projected, T* qkv, const u32* positions, const 
             float scale = is_query ? q_scale : k_scale;
             if (how.whole_norms) norm += (is_query ? head : head - query_heads) * HEAD_DIM;
             else scale = 1.0f / sqrtf(warp_sum(squares) / (float)HEAD_DIM + how.eps);
+#pragma unroll
             for (u32 i = 2 * lane; i < HEAD_DIM; i += 2 * WARP) {
                 float2 x = load_two(own, i), w = load_two(norm, i);
                 store_two(own, i, x.x * scale * w.x, x.y * scale * w.y);
             }
         }
         __syncwarp();
+#pragma unroll
         for (u32 i = 2 * lane; i < HEAD_DIM; i += 2 * WARP) {
             float y[2];
 #pragma unroll
