@@ -426,7 +426,7 @@ fn products_in_bf16_are_exact_sums_of_rounded_factors() {
         let (from, to) = (device.upload(&x, Stored::Bf16).unwrap(), device.allocate(4 * rows * n).unwrap());
         let (last, to) =
             (from.array(2 * (rows - 1) * k, k, Stored::Bf16).unwrap(), to.array(4 * (rows - 1) * n, n, Stored::F32).unwrap());
-        device.multiply(last, matrix.on_device().unwrap(), to, false).unwrap();
+        device.multiply(last, matrix.on_device().unwrap(), to, false, Rows::Together).unwrap();
         close(&device.download(to).unwrap(), &expected[(rows - 1) * n..], 1e-5 * (k as f64).sqrt(), "product of the last row");
         // Into bf16.
         let from = device.upload(&x, Stored::Bf16).unwrap();
