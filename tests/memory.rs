@@ -17,8 +17,8 @@ use crate::workdir::Workdir;
 /// are known, so that the difference that a few layers show is that of the whole.
 const TOLERANCE: f64 = 0.05;
 /// Of the few layers. How much is alive at once while they are packed depends on how the threads get on: GLM's from GGUF took 1.87 to
-/// 2.1 GB of the 2.17 that were said.
-const OF_THE_SHAPE: f64 = 0.18;
+/// 2.1 GB of the 2.17 that were said, and its folder in bf16x3 2.26 to 2.6 of 2.71, least where other programs kept the processors busy.
+const OF_THE_SHAPE: [f64; 2] = [-0.18, 0.28];
 
 /// Name, shape and llama.cpp's name of every tensor that is a matrix.
 type Matrices = Vec<(String, [usize; 2], String)>;
@@ -227,7 +227,8 @@ fn loading_takes_what_it_is_said_to_take() {
                 (said - taken) / whole * 100.0
             );
             println!("{line}");
-            if (said / taken - 1.0).abs() > OF_THE_SHAPE || ((said - taken) / whole).abs() > TOLERANCE {
+            let [least, most] = OF_THE_SHAPE;
+            if !(least..=most).contains(&(said / taken - 1.0)) || ((said - taken) / whole).abs() > TOLERANCE {
                 failures.push(line);
             }
         }
