@@ -6,6 +6,7 @@ use serde_json::Value;
 use super::config::Config;
 use super::on_cuda::Sizes;
 use super::placement::Placement;
+use super::step_on_cuda::answer_bytes;
 use super::{LoadOptions, Source, memory};
 use crate::error::{Error, Result};
 use crate::kernels::quantized::Blocks;
@@ -19,15 +20,25 @@ pub(super) struct Placed {
     pub passed_over: Option<String>,
 }
 
-/// Decides where a model of `parameters` weights runs and by which kernels, and refuses one that does not fit there.
-pub(super) fn place(options: LoadOptions, name: &str, config: &Config, parameters: u64, max_tokens: usize) -> Result<Placed> {
+/// Decides where a model of `parameters` weights runs and by which kernels, and refuses one that does not fit there; with an answer, if it is
+/// `to_write`.
+pub(super) fn place(
+    options: LoadOptions,
+    name: &str,
+    config: &Config,
+    parameters: u64,
+    max_tokens: usize,
+    to_write: bool,
+) -> Result<Placed> {
     let on_device = || -> Result<()> {
         let device = cuda::Device::get()?;
         let (free, _) = device.memory()?;
         let dtype = options.dtype.stored()?;
         let sizes = Sizes::new(config, dtype);
         let batch = sizes.token_budget().max(max_tokens);
-        memory::check_device(name, device.name(), parameters, dtype, sizes.batch_bytes(batch, batch) as u64, free)
+        let of_answer = if to_write { answer_bytes(config, &sizes, max_tokens) } else { 0 };
+        let beside = sizes.batch_bytes(batch, batch) as u64 + of_answer;
+        memory::check_device(name, device.name(), parameters, dtype, beside, free)
     };
     let mut passed_over = None;
     let (device, kernels) = match (options.device, options.kernels) {
@@ -138,7 +149,7 @@ mod tests {
         let config = Config::from_json(&json).unwrap();
         let place = |device, kernels| {
             let options = LoadOptions { dtype: crate::kernels::Dtype::F32, kernels, device };
-            place(options, "tiny", &config, 10_000, 128).map(|placed| (placed.options.device, placed.options.kernels))
+            place(options, "tiny", &config, 10_000, 128, true).map(|placed| (placed.options.device, placed.options.kernels))
         };
         let automatic = place(Placement::Auto, Kernels::Fused).unwrap();
         match cuda::Device::get() {

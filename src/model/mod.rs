@@ -182,7 +182,7 @@ impl Model {
         let config = source.config()?;
         check_length(&config, &reference.name, max_positions)?;
         let Placed { options, passed_over } =
-            device::place(options, &reference.name, &config, source.parameters(), max_positions)?;
+            device::place(options, &reference.name, &config, source.parameters(), max_positions, to_write)?;
         let device = options.device.open()?;
         let in_blocks = to_write && options.dtype == Dtype::F32 && options.kernels == Kernels::Fused;
         let on_device = OnDevice { source: source.as_ref(), device: &device, in_blocks };
@@ -233,7 +233,7 @@ impl Model {
     pub fn place(reference: &Reference, options: LoadOptions, max_positions: usize) -> Result<Placement> {
         let source = reference.open()?;
         let config = source.config()?;
-        Ok(device::place(options, &reference.name, &config, source.parameters(), max_positions)?.options.device)
+        Ok(device::place(options, &reference.name, &config, source.parameters(), max_positions, false)?.options.device)
     }
 
     /// Positions in a page of a cache.

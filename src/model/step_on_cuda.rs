@@ -1,6 +1,5 @@
 //! A step of writing on a GPU: the newest tokens of sequences go through the blocks of `on_cuda.rs`, and leave their keys and values in
-//! pages there. Only the logits of what may come next travel, or
-//! which of them is the largest.
+//! pages there. Only the logits of what may come next travel, or which of them is the largest.
 //!
 //! Rows are computed in tiles of one size, so that batches are padded with tokens that no sequence has: what a sequence gets does not depend
 //! on those beside it.
@@ -17,8 +16,8 @@ use crate::error::{Error, Result};
 use crate::kernels::Stored;
 use crate::kernels::attention::{AttentionShape, Stretch, positions_of};
 use crate::kernels::cuda::{
-    Arena, Array, Buffer, Device, KeptStates, LastRoom, PagedKeys, Pinned, Rows, StatesLists, StatesPlan, StepLists, StepPlan,
-    TILE, arena_bytes,
+    Arena, Array, Buffer, DEVICE_PAGE, Device, KeptStates, LastRoom, PagedKeys, Pinned, Rows, StatesLists, StatesPlan, StepLists,
+    StepPlan, TILE, arena_bytes,
 };
 use crate::kernels::delta::DeltaShape;
 
@@ -48,6 +47,14 @@ impl Fetched {
     pub(super) fn largest(&self) -> Result<&[u32]> {
         self.pinned.words(self.len)
     }
+}
+
+/// Bytes that the layers keep of one sequence of `positions`, and what is left free beside it: the least that answers need.
+pub(super) fn answer_bytes(config: &Config, sizes: &Sizes, positions: usize) -> u64 {
+    let n_delta = (0..config.layers).filter(|&layer| config.delta_shape(layer).is_some()).count();
+    let of_states = sizes.delta.as_ref().map_or(0, |shape| KeptStates::sequence_bytes(shape, n_delta));
+    let page = PagedKeys::page_bytes(&sizes.attention, config.layers - n_delta, sizes.dtype);
+    (positions.div_ceil(DEVICE_PAGE) * page + of_states) as u64 + LEFT_FREE
 }
 
 impl OnCuda {

@@ -267,6 +267,9 @@ impl Device {
 
     /// The numbers of an array, as f32.
     pub fn download(&'static self, array: Array) -> Result<Vec<f32>> {
+        if array.len == 0 {
+            return Ok(Vec::new());
+        }
         let widened = match array.dtype {
             Stored::F32 => None,
             Stored::Bf16 => {
@@ -293,6 +296,10 @@ impl Device {
         if bytes > pinned.capacity() {
             return Err(Error::new("fewer bytes on the host than were to be copied to the GPU"));
         }
+        // Lists may be empty, and the driver's manual does not say that it takes 0 bytes.
+        if bytes == 0 {
+            return Ok(());
+        }
         self.enter()?;
         // SAFETY: both sides hold that many bytes; the pinned memory stays until its owner has waited for the stream.
         let code = unsafe { (self.driver.to_device)(to.address, pinned.address().cast(), bytes, self.stream) };
@@ -304,6 +311,9 @@ impl Device {
         if bytes > pinned.capacity() || bytes > from.bytes {
             return Err(Error::new("more bytes than both sides of a copy hold"));
         }
+        if bytes == 0 {
+            return Ok(());
+        }
         self.enter()?;
         // SAFETY: as in `send`.
         let code = unsafe { (self.driver.to_host)(pinned.address().cast(), from.address, bytes, self.stream) };
@@ -314,6 +324,9 @@ impl Device {
     pub fn copy(&self, from: Array, to: Array) -> Result<()> {
         if (from.len, from.dtype) != (to.len, to.dtype) {
             return Err(Error::new("arrays of different lengths cannot be copied onto each other"));
+        }
+        if from.len == 0 {
+            return Ok(());
         }
         self.enter()?;
         // SAFETY: both arrays hold that many bytes.

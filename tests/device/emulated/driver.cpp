@@ -166,6 +166,8 @@ bool is_pinned(const void* address, size_t bytes) {
 
 // A copy whose host side is pinned waits in the stream; otherwise it is done when the function returns.
 int copy(void* to, const void* from, size_t bytes, const void* host, Stream* stream) {
+    // Not known to be allowed.
+    if (bytes == 0) return INVALID_VALUE;
     emulated::enqueue(stream, [=] { memcpy(to, from, bytes); });
     if (!is_pinned(host, bytes)) drain(*stream);
     return SUCCESS;
