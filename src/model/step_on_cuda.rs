@@ -49,12 +49,33 @@ impl Fetched {
     }
 }
 
-/// Bytes that the layers keep of one sequence of `positions`, and what is left free beside it: the least that answers need.
+/// How much the layers keep, in bytes.
+struct KeptBytes {
+    /// Layers with the gated delta rule, which keep states in place of pages.
+    n_delta: usize,
+    page: u64,
+    /// Of the states of one sequence.
+    sequence: u64,
+}
+
+impl KeptBytes {
+    fn new(config: &Config, sizes: &Sizes) -> KeptBytes {
+        let n_delta = (0..config.layers).filter(|&layer| config.delta_shape(layer).is_some()).count();
+        let sequence = sizes.delta.as_ref().map_or(0, |shape| KeptStates::sequence_bytes(shape, n_delta));
+        let page = PagedKeys::page_bytes(&sizes.attention, config.layers - n_delta, sizes.dtype);
+        KeptBytes { n_delta, page: page as u64, sequence: sequence as u64 }
+    }
+
+    /// What does not depend on the pages: the states, and what is left free.
+    fn always(&self, sequences: usize) -> u64 {
+        sequences as u64 * self.sequence + LEFT_FREE
+    }
+}
+
+/// The least that an answer of `positions` needs beside the model.
 pub(super) fn answer_bytes(config: &Config, sizes: &Sizes, positions: usize) -> u64 {
-    let n_delta = (0..config.layers).filter(|&layer| config.delta_shape(layer).is_some()).count();
-    let of_states = sizes.delta.as_ref().map_or(0, |shape| KeptStates::sequence_bytes(shape, n_delta));
-    let page = PagedKeys::page_bytes(&sizes.attention, config.layers - n_delta, sizes.dtype);
-    (positions.div_ceil(DEVICE_PAGE) * page + of_states) as u64 + LEFT_FREE
+    let kept = KeptBytes::new(config, sizes);
+    positions.div_ceil(DEVICE_PAGE) as u64 * kept.page + kept.always(1)
 }
 
 impl OnCuda {
@@ -64,11 +85,9 @@ impl OnCuda {
         let Sizes { attention, delta, dtype, .. } = &self.sizes;
         self.room(step_bytes(&self.sizes, size)).map(drop)?;
         let is_delta: Vec<bool> = (0..config.layers).map(|layer| config.delta_shape(layer).is_some()).collect();
-        let n_delta = is_delta.iter().filter(|is_delta| **is_delta).count();
         let before = |layer: usize| is_delta[..layer].iter().filter(|other| **other == is_delta[layer]).count();
-        let of_sequence = delta.as_ref().map_or(0, |shape| KeptStates::sequence_bytes(shape, n_delta));
-        let always = (size.sequences * of_sequence) as u64 + LEFT_FREE;
-        let page = PagedKeys::page_bytes(attention, config.layers - n_delta, *dtype) as u64;
+        let bytes = KeptBytes::new(config, &self.sizes);
+        let (n_delta, page, always) = (bytes.n_delta, bytes.page, bytes.always(size.sequences));
         let (free, _) = self.device.memory()?;
         let least = (*size.pages.start() as u64).saturating_mul(page).saturating_add(always);
         memory::check_device_answers(name, self.device.name(), least, free)?;

@@ -241,7 +241,7 @@ impl Device {
         sinks: Option<&Buffer>,
         y: Array,
     ) -> Result<()> {
-        let AttentionShape { heads, kv_heads, head_dim, scale, window, softcap } = *shape;
+        let AttentionShape { heads, kv_heads, head_dim, .. } = *shape;
         let tokens = whole_rows("an attention", y, heads * head_dim)?;
         qkv.expect("queries, keys and values", tokens * shape.columns(), y.dtype())?;
         let kv_columns = 2 * kv_heads * head_dim;
@@ -268,6 +268,7 @@ impl Device {
             Stored::Bf16 => ("attention_bf16", 32 * plan.blocking.warps),
         };
         let kernel = self.kernel(plan.source(shape)?, name)?;
+        let [n_heads, n_kv_heads, scale, window, softcap] = arguments_of(shape);
         let arguments = [
             qkv.argument(),
             kv.argument(),
@@ -276,11 +277,11 @@ impl Device {
             ranges.argument(),
             optional(sinks, heads)?,
             y.argument(),
-            U32(heads as u32),
-            U32(kv_heads as u32),
-            F32(scale),
-            U32(window.map_or(u32::MAX, |window| u32::try_from(window).unwrap_or(u32::MAX))),
-            F32(softcap.unwrap_or(0.0)),
+            n_heads,
+            n_kv_heads,
+            scale,
+            window,
+            softcap,
         ];
         let blocks = (plan.n_tiles() * heads, 1);
         let shared_bytes = plan.blocking.shared_bytes(head_dim, y.dtype());
@@ -331,7 +332,9 @@ impl Device {
         ids.expect("ids of the largest", rows, Stored::F32)?;
         let kernel = self.kernel(Source::Largest, "largest_of_rows")?;
         // SAFETY: the logits are whole rows, and there is a word for each.
-        unsafe { self.launch(kernel, (rows, 1), 512, 0, &[logits.argument(), ids.argument(), U32(vocabulary as u32)]) }
+        unsafe {
+            self.launch(kernel, (rows, 1), HEAD_THREADS as u32, 0, &[logits.argument(), ids.argument(), U32(vocabulary as u32)])
+        }
     }
 
     /// Shared memory for the `top_k` largest of a row of logits; `None` where there is not enough.
@@ -408,7 +411,7 @@ pub fn head_chunk(vocabulary: usize) -> usize {
     ((512 << 20) / (4 * vocabulary.max(1))).clamp(128, 8192) / 128 * 128
 }
 
-/// statistics.cu: `THREADS`, `GROUPS`.
+/// statistics.cu: `THREADS`, which largest.cu has, too, and `GROUPS`.
 const HEAD_THREADS: usize = 512;
 const HEAD_GROUPS: usize = 256;
 /// Words of `TokenStatistics` and of `RowSums` in statistics.cu.
@@ -592,6 +595,18 @@ impl Blocking {
             }
         }
     }
+}
+
+/// What every kernel of attention is told of a shape: heads, heads of keys and values, scale, window, cap.
+pub(super) fn arguments_of(shape: &AttentionShape) -> [Argument; 5] {
+    let AttentionShape { heads, kv_heads, scale, window, softcap, .. } = *shape;
+    [
+        U32(heads as u32),
+        U32(kv_heads as u32),
+        F32(scale),
+        U32(window.map_or(u32::MAX, |window| u32::try_from(window).unwrap_or(u32::MAX))),
+        F32(softcap.unwrap_or(0.0)),
+    ]
 }
 
 /// The device's `f32` numbers, or a null pointer.

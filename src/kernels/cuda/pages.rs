@@ -5,11 +5,11 @@
 //! through last.cu, whether it is a prompt's or was written. So a prompt is cut the same way wherever its beginning was computed, as long as
 //! pages are shared that hold no other prompt's last token.
 
-use super::array::Argument::{F32, U32};
+use super::array::Argument::U32;
 use super::array::{Array, Indices};
 use super::compile::Source;
 use super::device::{Buffer, Device};
-use super::operations::{AttentionPlan, View, optional, whole_rows};
+use super::operations::{AttentionPlan, View, arguments_of, optional, whole_rows};
 use crate::error::{Error, Result};
 use crate::kernels::Stored;
 use crate::kernels::attention::{AttentionShape, Stretch, check_pages};
@@ -213,7 +213,7 @@ impl Device {
         room: &LastRoom,
         y: Array,
     ) -> Result<()> {
-        let AttentionShape { heads, kv_heads, head_dim, scale, window, softcap } = *shape;
+        let AttentionShape { heads, head_dim, .. } = *shape;
         let dtype = y.dtype();
         let tokens = whole_rows("an attention", y, heads * head_dim)?;
         qkv.expect("queries, keys and values", tokens * shape.columns(), dtype)?;
@@ -235,6 +235,7 @@ impl Device {
             Stored::Bf16 => ("attend_to_part_bf16", "sum_of_parts_bf16"),
         };
         let kernel = self.kernel(source, of_part)?;
+        let [n_heads, n_kv_heads, scale, window, softcap] = arguments_of(shape);
         let arguments = [
             qkv.argument(),
             kept.argument(),
@@ -243,11 +244,11 @@ impl Device {
             lists.pages.argument(),
             sums.argument(),
             masses.argument(),
-            U32(heads as u32),
-            U32(kv_heads as u32),
-            F32(scale),
-            U32(window.map_or(u32::MAX, |window| u32::try_from(window).unwrap_or(u32::MAX))),
-            F32(softcap.unwrap_or(0.0)),
+            n_heads,
+            n_kv_heads,
+            scale,
+            window,
+            softcap,
         ];
         let blocks = (plan.n_parts(), heads / group(shape));
         // SAFETY: the plan's rows lie within the batch and the cache, as was checked; sums and masses have room for all parts.
