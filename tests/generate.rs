@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use diagnose::engine::generate::{Answer, Ended, Request, Sampling, Way, generate};
 use diagnose::kernels::{Dtype, Kernels, Segment, cuda};
-use diagnose::model::{Batch, CacheSize, LoadOptions, Model, PAGE, Placement, Reference, Stretch};
+use diagnose::model::{Batch, CacheSize, LoadOptions, Model, PAGE, Placement, Purpose, Reference, Stretch};
 
 use crate::workdir::default_model;
 
@@ -286,7 +286,7 @@ fn answers_in_the_blocks_of_the_file_are_those_in_f32() {
     let reference = Reference::resolve(path.to_str(), &|_, _, _| {}).unwrap();
     let options = LoadOptions { dtype: Dtype::F32, kernels: Kernels::Fused, device: Placement::Cpu };
     let plain = Model::load(&reference, options, 256).unwrap();
-    let in_blocks = Model::load_to_write(&reference, options, 256).unwrap();
+    let in_blocks = Model::load_for(Purpose::Write, &reference, options, 256).unwrap();
     assert!(3 * in_blocks.head().bytes() < plain.head().bytes());
     let request = |i: u32| {
         let text = format!("<|im_start|>user\nTell me about the number {}.<|im_end|>\n<|im_start|>assistant\n", i * i);

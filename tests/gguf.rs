@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use candle_core::quantized::gguf_file::{self, Content, Value};
 use candle_core::{Device, Tensor};
 use diagnose::kernels::{Dtype, Kernels, Segment};
-use diagnose::model::{Batch, LoadOptions, Model, Placement, Reference};
+use diagnose::model::{Batch, LoadOptions, Model, Placement, Purpose, Reference};
 use serde_json::json;
 
 /// Every row of every matrix: a whole number of blocks of every type.
@@ -284,7 +284,7 @@ fn matrices_in_their_blocks_give_the_logits_of_their_numbers() {
         let reference = Reference::resolve(path.to_str(), &|_, _, _| {}).unwrap();
         let options = LoadOptions { dtype: Dtype::F32, kernels: Kernels::Fused, device: Placement::Cpu };
         let plain = Model::load(&reference, options, 64).unwrap();
-        let in_blocks = Model::load_to_write(&reference, options, 64).unwrap();
+        let in_blocks = Model::load_for(Purpose::Write, &reference, options, 64).unwrap();
         let ids: Vec<u32> = (0..20).map(|i| i * 37 % 256).collect();
         let rows: Vec<u32> = (0..20).collect();
         let [expected, found] = [&plain, &in_blocks].map(|model| {

@@ -7,7 +7,7 @@ use super::config::Config;
 use super::on_cuda::Sizes;
 use super::placement::Placement;
 use super::step_on_cuda::answer_bytes;
-use super::{LoadOptions, Source, memory};
+use super::{LoadOptions, Purpose, Source, memory};
 use crate::error::{Error, Result};
 use crate::kernels::quantized::Blocks;
 use crate::kernels::{Kernels, cuda};
@@ -20,15 +20,15 @@ pub(super) struct Placed {
     pub passed_over: Option<String>,
 }
 
-/// Decides where a model of `parameters` weights runs and by which kernels, and refuses one that does not fit there; with an answer, if it is
-/// `to_write`.
+/// Decides where a model of `parameters` weights runs and by which kernels, and refuses one that does not fit there; with an answer, if it
+/// writes some.
 pub(super) fn place(
     options: LoadOptions,
+    purpose: Purpose,
     name: &str,
     config: &Config,
     parameters: u64,
     max_tokens: usize,
-    to_write: bool,
 ) -> Result<Placed> {
     let on_device = || -> Result<()> {
         let device = cuda::Device::get()?;
@@ -36,7 +36,10 @@ pub(super) fn place(
         let dtype = options.dtype.stored()?;
         let sizes = Sizes::new(config, dtype);
         let batch = sizes.token_budget().max(max_tokens);
-        let of_answer = if to_write { answer_bytes(config, &sizes, max_tokens) } else { 0 };
+        let of_answer = match purpose {
+            Purpose::Read => 0,
+            Purpose::Write | Purpose::Both => answer_bytes(config, &sizes, max_tokens),
+        };
         let beside = sizes.batch_bytes(batch, batch) as u64 + of_answer;
         memory::check_device(name, device.name(), parameters, dtype, beside, free)
     };
@@ -149,7 +152,7 @@ mod tests {
         let config = Config::from_json(&json).unwrap();
         let place = |device, kernels| {
             let options = LoadOptions { dtype: crate::kernels::Dtype::F32, kernels, device };
-            place(options, "tiny", &config, 10_000, 128, true).map(|placed| (placed.options.device, placed.options.kernels))
+            place(options, Purpose::Both, "tiny", &config, 10_000, 128).map(|placed| (placed.options.device, placed.options.kernels))
         };
         let automatic = place(Placement::Auto, Kernels::Fused).unwrap();
         match cuda::Device::get() {

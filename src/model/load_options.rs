@@ -10,3 +10,15 @@ pub struct LoadOptions {
     /// A GPU of NVIDIA's has kernels of its own; Metal runs the reference kernels.
     pub device: Placement,
 }
+
+/// What a model is loaded for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To score tokens that are there.
+    Read,
+    /// To write answers: in f32 on the CPU, the matrices of a GGUF file stay in its 8- and 4-bit blocks where `kernels/quantized` multiplies
+    /// with them, which gives the same numbers up to the rounding of sums, with a sixth to a third of the memory to read for each token.
+    Write,
+    /// Both in turn: all is read as [`Purpose::Read`] reads it, and an answer has to fit beside the model.
+    Both,
+}

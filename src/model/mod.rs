@@ -99,7 +99,7 @@ pub use default_model::DEFAULT_MODEL;
 pub(crate) use files::end_tokens::{add_end_tokens, end_tokens, stop_tokens};
 pub use files::peft::{LoraPair, LoraSettings, save_adapter};
 pub use files::save::{save, save_merged};
-pub use load_options::LoadOptions;
+pub use load_options::{LoadOptions, Purpose};
 pub use lora::{Adapters, LoraOptions};
 pub use parameters::{Parameter, Part};
 pub use placement::Placement;
@@ -165,26 +165,20 @@ pub fn text_of(reference: &Reference) -> Result<(Arc<Tokenizer>, Option<ChatTemp
 }
 
 impl Model {
-    /// Loads the decoder behind `reference` with its tokenizer and template. `max_positions` is the longest sequence it must take.
+    /// Loads the decoder behind `reference` with its tokenizer and template, to score by it. `max_positions` is the longest sequence it must
+    /// take.
     pub fn load(reference: &Reference, options: LoadOptions, max_positions: usize) -> Result<Model> {
-        Model::load_in(reference, options, max_positions, false)
+        Model::load_for(Purpose::Read, reference, options, max_positions)
     }
 
-    /// The same for a model that writes: in f32, the matrices of a GGUF file stay in its 8- and 4-bit blocks where
-    /// `kernels/quantized` multiplies with them, which gives the same numbers up to the rounding of sums, with a sixth to a third of the
-    /// memory to read for each token.
-    pub fn load_to_write(reference: &Reference, options: LoadOptions, max_positions: usize) -> Result<Model> {
-        Model::load_in(reference, options, max_positions, true)
-    }
-
-    fn load_in(reference: &Reference, options: LoadOptions, max_positions: usize, to_write: bool) -> Result<Model> {
+    pub fn load_for(purpose: Purpose, reference: &Reference, options: LoadOptions, max_positions: usize) -> Result<Model> {
         let source = reference.open()?;
         let config = source.config()?;
         check_length(&config, &reference.name, max_positions)?;
         let Placed { options, passed_over } =
-            device::place(options, &reference.name, &config, source.parameters(), max_positions, to_write)?;
+            device::place(options, purpose, &reference.name, &config, source.parameters(), max_positions)?;
         let device = options.device.open()?;
-        let in_blocks = to_write && options.dtype == Dtype::F32 && options.kernels == Kernels::Fused;
+        let in_blocks = purpose == Purpose::Write && options.dtype == Dtype::F32 && options.kernels == Kernels::Fused;
         let on_device = OnDevice { source: source.as_ref(), device: &device, in_blocks };
         // The tokenizer and the hash keep one core busy each, while the weights are read and packed by what is left.
         let (decoder, (tokenizer, sha256)) = rayon::join(
@@ -229,11 +223,11 @@ impl Model {
         })
     }
 
-    /// Where [`Model::load`] would put the model.
-    pub fn place(reference: &Reference, options: LoadOptions, max_positions: usize) -> Result<Placement> {
+    /// Where [`Model::load_for`] would put the model.
+    pub fn place(purpose: Purpose, reference: &Reference, options: LoadOptions, max_positions: usize) -> Result<Placement> {
         let source = reference.open()?;
         let config = source.config()?;
-        Ok(device::place(options, &reference.name, &config, source.parameters(), max_positions, false)?.options.device)
+        Ok(device::place(options, purpose, &reference.name, &config, source.parameters(), max_positions)?.options.device)
     }
 
     /// Positions in a page of a cache.

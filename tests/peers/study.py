@@ -2,10 +2,10 @@
 """Does EAFT forget less than plain fine-tuning that learns as much? Every loss at several learning rates, measured on held-out rows and on general tasks.
 
     python3 tests/peers/study.py DIAGNOSE OUT --data ROWS.jsonl --general hellaswag=FILE,arc_easy=FILE,text.jsonl
-        [--train 600 --held-out 150 --rates 3e-5 1e-4 3e-4 --methods sft eaft --seeds 0 --sample 300]
+        [--train 600 --held-out 150 --way 3e-5 1e-4 3e-4 --rates 1e-4 3e-4 --methods eaft --seeds 0 --sample 300]
 
 A lower learning rate forgets less, too. So a loss is not set beside plain fine-tuning at the same rate, but beside the point on the way of plain
-fine-tuning from rate to rate where as much was learnt of the held-out rows, found by linear interpolation (the base model is its beginning). A
+fine-tuning from rate to rate (--way) where as much was learnt of the held-out rows, found by linear interpolation (the base model is its beginning). A
 general task is a task of `diagnose eval` with choices or last words; a text (.jsonl, .txt) counts by bits per byte. Intervals are 95 % bootstrap intervals over
 held-out rows, items and texts, drawn for all models alike; they do not say how much another seed or another draw of rows to learn
 would change. Finished steps are not done again. Writes OUT/table.md. Needs numpy and pyarrow.
@@ -28,8 +28,9 @@ parser.add_argument("--data", required=True)
 parser.add_argument("--general", required=True)
 parser.add_argument("--train", type=int, default=600)
 parser.add_argument("--held-out", type=int, default=150)
+parser.add_argument("--way", nargs="+", default=["3e-5", "1e-4", "3e-4"])
 parser.add_argument("--rates", nargs="+", default=["3e-5", "1e-4", "3e-4"])
-parser.add_argument("--methods", nargs="+", default=["sft", "eaft"])
+parser.add_argument("--methods", nargs="+", default=["eaft"])
 parser.add_argument("--seeds", type=int, nargs="+", default=[0])
 parser.add_argument("--epochs", default="1")
 parser.add_argument("--sample", default="300")
@@ -159,7 +160,7 @@ def table(names):
         method, rate, seed = name.split("_")
         if method == "sft":
             continue
-        way = [f"sft_{rate}_{seed}" for rate in options.rates]
+        way = [f"sft_{rate}_{seed}" for rate in options.way]
         if not all(point in changes for point in way):
             continue
         differences = []
@@ -182,7 +183,7 @@ split()
 evaluated("base")
 done = []
 for seed in options.seeds:
-    for rate in options.rates:
-        for method in options.methods:
+    for method, rates in [("sft", options.way), *((method, options.rates) for method in options.methods)]:
+        for rate in rates:
             done.append(trained(method, rate, seed))
             table(done)

@@ -11,10 +11,10 @@ use crate::jobs::author::Author;
 use crate::jobs::served::{AS_SERVED, Beyond, Opened};
 use crate::jobs::watch::{Watch, fetching};
 use crate::kernels::{Dtype, Kernels};
-use crate::model::{LoadOptions, Model, Placement, Reference};
+use crate::model::{LoadOptions, Model, Placement, Purpose, Reference};
 
 pub(super) enum Found {
-    Own { reference: Box<Reference>, options: LoadOptions, max_len: usize },
+    Own { reference: Box<Reference>, options: LoadOptions, purpose: Purpose, max_len: usize },
     Servers(Box<Opened>),
 }
 
@@ -46,7 +46,8 @@ impl Found {
         let options = way.load_options_of(tasks)?;
         let reference = Reference::resolve_on(model[0], model[1], &fetching(watch))?;
         let max_len = reference.max_len(way.max_len)?;
-        Ok(Found::Own { reference: Box::new(reference), options, max_len })
+        let purpose = if writes(tasks) { Purpose::Both } else { Purpose::Read };
+        Ok(Found::Own { reference: Box::new(reference), options, purpose, max_len })
     }
 
     pub(super) fn reference(&self) -> &Reference {
@@ -66,7 +67,9 @@ impl Found {
     /// Where the model runs. Not by which servers: any of the model will do.
     pub(super) fn device(&self) -> Result<String> {
         match self {
-            Found::Own { reference, options, max_len } => Ok(Model::place(reference, *options, *max_len)?.description()),
+            Found::Own { reference, options, purpose, max_len } => {
+                Ok(Model::place(*purpose, reference, *options, *max_len)?.description())
+            }
             Found::Servers(opened) => Ok(opened.program()),
         }
     }
@@ -94,7 +97,9 @@ impl Found {
         Ok(match self {
             Found::Servers(opened) => Some(Author::Servers(Box::new(opened.check(out, writes, watch)?))),
             Found::Own { .. } if !has_work => None,
-            Found::Own { reference, options, max_len } => Some(Author::Own(Box::new(Model::load(&reference, options, max_len)?))),
+            Found::Own { reference, options, purpose, max_len } => {
+                Some(Author::Own(Box::new(Model::load_for(purpose, &reference, options, max_len)?)))
+            }
         })
     }
 }

@@ -19,7 +19,7 @@ use crate::jobs::served::{AS_SERVED, Beyond, Opened};
 use crate::jobs::watch::{Watch, fetching};
 use crate::kernels::level::Level;
 use crate::kernels::{Dtype, Kernels};
-use crate::model::{Info, LoadOptions, Model, Placement, Reference, stop_tokens};
+use crate::model::{Info, LoadOptions, Model, Placement, Purpose, Reference, stop_tokens};
 use crate::provenance;
 use crate::tokens::{ChatTemplate, RenderOptions, Renderer, Tokenizer};
 
@@ -227,7 +227,7 @@ fn find(job: &Job, watch: &dyn Watch) -> Result<Found> {
         );
     }
     let options = LoadOptions { dtype: job.dtype, kernels: Kernels::Fused, device: job.device };
-    let mut model = Model::load_to_write(&reference, options, max_len)?;
+    let mut model = Model::load_for(Purpose::Write, &reference, options, max_len)?;
     let passed_over = model.passed_over.take().map(|reason| format!("The GPU is not used: {reason}"));
     model.remarks.extend(passed_over);
     watch.remarks(&model.info.name, &model.remarks);
