@@ -116,12 +116,7 @@ impl Rope {
     /// From config.json: Transformers 5 writes `rope_parameters` with the base inside; Transformers 4 `rope_theta` and
     /// `rope_scaling`.
     pub fn from_json(json: &Value, max_positions: usize) -> Result<Rope> {
-        const ORIGINAL: &str = "original_max_position_embeddings";
-        let mut parameters = parameters(json).cloned();
-        // The length of the first training may stand beside the parameters, and then counts (`standardize_rope_params`).
-        if let (Some(original), Some(parameters)) = (json.get(ORIGINAL), parameters.as_mut().and_then(Value::as_object_mut)) {
-            parameters.insert(ORIGINAL.to_owned(), original.clone());
-        }
+        let parameters = parameters(json).map(|parameters| with_first_length(json, parameters));
         Rope::from_parameters(parameters.as_ref(), base(json, "rope_theta", parameters.as_ref(), 10_000.0)?, max_positions)
     }
 
@@ -254,6 +249,17 @@ pub(super) fn parameters(json: &Value) -> Option<&Value> {
     let is_empty = |value: &Value| value.as_object().is_some_and(serde_json::Map::is_empty);
     let scaling = present(json, "rope_scaling").filter(|scaling| !is_empty(scaling));
     scaling.or_else(|| present(json, "rope_parameters"))
+}
+
+/// `parameters` of all layers, with the length of the first training: it may stand beside them in `json`, and then counts (Transformers,
+/// `standardize_rope_params`).
+pub(super) fn with_first_length(json: &Value, parameters: &Value) -> Value {
+    const ORIGINAL: &str = "original_max_position_embeddings";
+    let mut parameters = parameters.clone();
+    if let (Some(original), Some(parameters)) = (json.get(ORIGINAL), parameters.as_object_mut()) {
+        parameters.insert(ORIGINAL.to_owned(), original.clone());
+    }
+    parameters
 }
 
 /// arXiv 2309.00071, equation 22.

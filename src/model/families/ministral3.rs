@@ -9,7 +9,7 @@ use super::llama;
 use crate::error::{Error, Result};
 use crate::json::{number, optional_count};
 use crate::model::config::{Config, QueryGrowth};
-use crate::model::rope::{self, Rope, parameters};
+use crate::model::rope::{self, Rope, parameters, with_first_length};
 
 pub(super) const FAMILY: Family = Family {
     model_type: "ministral3",
@@ -23,7 +23,7 @@ pub(super) const FAMILY: Family = Family {
 };
 
 fn configure(config: &mut Config, json: &Value) -> Result<()> {
-    let found = parameters(json).cloned().unwrap_or_else(default_parameters);
+    let found = with_first_length(json, &parameters(json).cloned().unwrap_or_else(default_parameters));
     let needed = |key: &str| {
         Error::new(format!("this family needs `{key}` in `rope_parameters` (or `rope_scaling`), where it is missing"))
     };

@@ -81,6 +81,30 @@ fn another(key: &str, family: &str) -> Value {
     }
 }
 
+/// Beside the parameters it counts, whatever stands within: `standardize_rope_params`.
+#[test]
+fn the_length_of_the_first_training_beside_rope_parameters_is_that_of_every_family() {
+    for family in FAMILIES {
+        let with = |within: u64, beside: Option<u64>| {
+            let mut json = config_of(family);
+            json["rope_parameters"] = ministral_rope(2.0);
+            if let (Some(parameters), true) = (json["rope_parameters"].as_object_mut(), family.model_type != "ministral3") {
+                parameters.remove("llama_4_scaling_beta");
+            }
+            json["rope_parameters"]["original_max_position_embeddings"] = within.into();
+            if let Some(beside) = beside {
+                json["original_max_position_embeddings"] = beside.into();
+            }
+            Config::from_json(&json)
+        };
+        // Families with rotary embeddings by kinds of layers take no parameters for all.
+        match with(32, None) {
+            Ok(config) => assert_eq!(with(64, Some(32)).unwrap(), config, "{}", family.model_type),
+            Err(_) => assert!(["gemma3_text", "olmo3"].contains(&family.model_type), "{}", family.model_type),
+        }
+    }
+}
+
 #[test]
 fn every_key_is_honoured_or_refused_or_irrelevant() {
     // Null means no window there, by itself or because another key switches it off.
