@@ -145,6 +145,38 @@ fn answers_on_a_gpu_are_those_of_the_cpu() {
     assert_eq!(task(&workdir, "cuda", "q")["metrics"], task(&workdir, "cpu", "q")["metrics"]);
 }
 
+/// The least memory with which a task without answers goes to the emulated GPU (a card has the memory that it has) leaves no room for an answer's
+/// keys and values: one with answers goes to the CPU then, where it would have been refused in the middle.
+#[test]
+fn answers_go_where_one_fits_on_a_gpu() {
+    match diagnose::kernels::cuda::Device::get() {
+        Ok(device) if device.name().starts_with("emulated") => {}
+        Ok(_) => return,
+        Err(error) => return assert!(std::env::var_os("DIAGNOSE_DEVICE_TESTS").is_none(), "{error}"),
+    }
+    let workdir = workdir(2);
+    workdir.write("chosen.jsonl", r#"{"context": "a", "choices": ["b", "c"], "answer": 0}"#);
+    let mut n = 0;
+    let mut device = |memory: u64, tasks: &str| {
+        n += 1;
+        let out = format!("run-{n}");
+        let arguments = [&EVAL[..5], &["--tasks", tasks, "--max-len", "4096", "--out", &out]].concat();
+        let mut command = workdir.command(&arguments);
+        let ran = command.env("EMULATED_MEMORY", memory.to_string()).output().unwrap();
+        assert!(ran.status.success(), "{memory} bytes: {}", String::from_utf8_lossy(&ran.stderr));
+        let scores = std::fs::read_to_string(workdir.path(&out).join("scores.json")).unwrap();
+        let scores: Value = serde_json::from_str(&scores).unwrap();
+        scores["device"].as_str().unwrap().split(' ').next().unwrap().to_owned()
+    };
+    let (mut too_little, mut enough) = (1 << 20, 16 << 30);
+    while enough - too_little > 1 {
+        let middle = u64::midpoint(too_little, enough);
+        *if device(middle, "chosen.jsonl") == "cuda" { &mut enough } else { &mut too_little } = middle;
+    }
+    assert_eq!(device(enough, "q.jsonl,chosen.jsonl"), "cpu");
+    assert_eq!(device(16 << 30, "q.jsonl,chosen.jsonl"), "cuda");
+}
+
 #[test]
 fn what_cannot_be_asked_is_said() {
     let workdir = workdir(4);

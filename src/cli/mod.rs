@@ -91,7 +91,7 @@ pub fn run() -> Result<()> {
     let typed: Vec<_> = std::env::args_os().collect();
     let matches = config::matches(&Cli::command(), &typed)?;
     let cli = Cli::from_arg_matches(&matches).map_err(|error| Error::usage(error.to_string()))?;
-    let command_line = std::env::args().map(|argument| quoted(&argument)).collect::<Vec<_>>().join(" ");
+    let command_line = typed.iter().map(|argument| quoted(&argument.to_string_lossy())).collect::<Vec<_>>().join(" ");
     match cli.command {
         None => score::run(cli.score, &typed_options(&matches), &command_line),
         Some(Command::Eval(arguments)) => eval::run(arguments, &command_line),

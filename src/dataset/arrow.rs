@@ -51,9 +51,9 @@ pub(super) fn records(file: File) -> Result<impl Iterator<Item = Result<Raw>> + 
     }))
 }
 
-/// What of the columns is not read.
-pub(super) fn notes(file: File) -> Result<Vec<String>> {
-    guarded(DAMAGED, || open(file)).map(|(_, columns)| columns.notes())
+/// What is read of the file, and what is not.
+pub(super) fn columns(file: File) -> Result<Columns> {
+    guarded(DAMAGED, || open(file)).map(|(_, columns)| columns)
 }
 
 fn open(file: File) -> Result<(Reader, Columns)> {

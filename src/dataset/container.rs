@@ -9,6 +9,7 @@ use std::path::Path;
 
 use super::files::{Store, broken};
 use super::format::Format;
+use super::frame::Columns;
 use super::options::ReadOptions;
 use super::raw::{Raw, RawRecords};
 use super::{arrow, delimited, json, lines, parquet};
@@ -49,12 +50,12 @@ pub(super) fn open(container: Container, store: &Store) -> Result<RawRecords> {
     })
 }
 
-/// What of the file is not read, for a person to know.
-pub(super) fn notes(container: Container, store: &Store) -> Result<Vec<String>> {
+/// What is read of a table whose columns have types. Of all else everything is read.
+pub(super) fn columns(container: Container, store: &Store) -> Result<Columns> {
     match container {
-        Container::Parquet => parquet::notes(&store.file()?),
-        Container::Arrow => arrow::notes(store.file()?),
-        _ => Ok(Vec::new()),
+        Container::Parquet => parquet::columns(&store.file()?),
+        Container::Arrow => arrow::columns(store.file()?),
+        _ => Ok(Columns::default()),
     }
 }
 

@@ -28,8 +28,8 @@ pub(super) struct Columns {
     pub is_plain: bool,
     /// Members of structs that are left out: the column and the names inside it.
     pruned: Vec<Vec<String>>,
-    /// Columns that are left out and whose names promise more than text, such as `images`.
-    unseen: Vec<String>,
+    /// Columns that are left out whole.
+    left_out: Vec<String>,
 }
 
 impl Columns {
@@ -40,8 +40,8 @@ impl Columns {
             if is_readable(kind, &mut vec![name.to_owned()], &mut columns.pruned) {
                 columns.is_plain &= is_plain(kind);
                 columns.read.push((idx, name.to_owned()));
-            } else if looks_like_switch(name) {
-                columns.unseen.push(name.to_owned());
+            } else {
+                columns.left_out.push(name.to_owned());
             }
         }
         columns
@@ -51,8 +51,18 @@ impl Columns {
     pub(super) fn notes(&self) -> Vec<String> {
         let pruned =
             self.pruned.iter().map(|path| format!("the member `{}` of a column is of a type that is not read", path.join(".")));
-        let unseen = self.unseen.iter().map(|name| format!("the column `{name}` is of a type that is not read"));
+        let unseen = self.unseen().map(|name| format!("the column `{name}` is of a type that is not read"));
         pruned.chain(unseen).collect()
+    }
+
+    /// Columns that are left out and whose names promise more than text, such as `images`.
+    fn unseen(&self) -> impl Iterator<Item = &String> {
+        self.left_out.iter().filter(|name| looks_like_switch(name))
+    }
+
+    /// All that no row has of what stands in the file: columns, and members of columns by the names that lead to them.
+    pub(super) fn unread(&self) -> Vec<String> {
+        self.left_out.iter().cloned().chain(self.pruned.iter().map(|path| path.join("."))).collect()
     }
 
     pub(super) fn row(&self, frame: &DataFrame, idx: usize) -> Result<Value> {
@@ -62,7 +72,7 @@ impl Columns {
             row.insert(column.name().to_string(), json(value)?);
         }
         // What cannot be seen must not pass for absent.
-        row.extend(self.unseen.iter().map(|name| (name.clone(), Value::from(UNREAD))));
+        row.extend(self.unseen().map(|name| (name.clone(), Value::from(UNREAD))));
         let mut row = Value::Object(row);
         self.pruned.iter().for_each(|path| prune(&mut row, path));
         Ok(row)

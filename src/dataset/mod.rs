@@ -117,7 +117,7 @@ impl Dataset {
             for (path, mut store) in files::Store::open_all(&path)? {
                 let (sha256, bytes) = store.digest().map_err(|error| error.at(&path))?;
                 let (container, format) = recognise(&path, &mut store, options).map_err(|error| error.at(&path))?;
-                let notes = container::notes(container, &store).map_err(|error| error.at(&path))?;
+                let notes = container::columns(container, &store).map_err(|error| error.at(&path))?.notes();
                 dataset.notes.extend(notes.into_iter().map(|note| format!("{}: {note}", path.display())));
                 dataset.files.push(DataFile { path, container, compression: store.compression, format, sha256, bytes });
                 dataset.stores.push(store);

@@ -1,5 +1,6 @@
 //! Records together with what they were read from, so that they can be written again as they stood.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, Read};
 use std::sync::Arc;
 
@@ -104,6 +105,14 @@ impl Dataset {
                 }
             }
         })))
+    }
+
+    /// Columns and members of columns that no row has, as their types are not read.
+    pub(crate) fn unread_columns(&self) -> Result<BTreeSet<String>> {
+        let of_file = |(file, store): (&DataFile, &Store)| {
+            container::columns(file.container, store).map(|columns| columns.unread()).map_err(|error| error.at(&file.path))
+        };
+        Ok(self.files.iter().zip(&self.stores).map(of_file).collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
     }
 
     /// What stands behind the last row of a file of JSON Lines: blank lines.

@@ -53,9 +53,9 @@ pub(super) fn records(file: File) -> Result<impl Iterator<Item = Result<Raw>> + 
     }))
 }
 
-/// What of the columns is not read.
-pub(super) fn notes(file: &File) -> Result<Vec<String>> {
-    guarded(DAMAGED, || layout(file)).map(|layout| layout.columns.notes())
+/// What is read of the file, and what is not.
+pub(super) fn columns(file: &File) -> Result<Columns> {
+    guarded(DAMAGED, || layout(file)).map(|layout| layout.columns)
 }
 
 /// The columns that can be read and the slices to read them in.
