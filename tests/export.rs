@@ -91,6 +91,21 @@ fn without_a_decision_the_file_is_the_same_to_the_byte() {
     }
 }
 
+/// A time in each message: of a type that is not read, and so in no row that is written.
+#[test]
+fn what_cannot_be_read_of_a_table_is_named() {
+    let workdir = Workdir::new();
+    tiny_model::write(&workdir.path(""));
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/arrow/file-plain.arrow");
+    workdir.write("rows.arrow", std::fs::read(fixture).unwrap());
+    score(&workdir, "rows.arrow", "run");
+    for out in ["clean.jsonl", "clean.parquet"] {
+        assert_eq!(export(&workdir, &["--out", out])["columns_left_out"], json!(["messages.at"]));
+        let said = workdir.run(&["export", "run", "--out", out]).ok().stdout;
+        assert!(said.contains("its type is not read: messages.at"), "{said}");
+    }
+}
+
 #[test]
 fn every_format_has_the_same_supervised_tokens() {
     let workdir = scored(ROWS);

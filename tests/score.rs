@@ -305,9 +305,17 @@ fn conflicts_in_context_are_scored_as_one_conversation() {
     assert!(resumed["rows"] == 2 && n_tokens(&resumed) > 0 && n_tokens(&resumed) < n_tokens(&found), "{resumed}");
     assert_eq!(left("of other conflicts"), found);
     assert!(bytes() == scored);
-    // Under other thresholds they are other conflicts: what was said of the old ones is gone.
-    workdir.run(&["alone", "--thresholds", "p=0.003,H=5.5"]).ok();
+    // Under other thresholds they are other conflicts, of which nothing that was found of the old ones is said.
+    let said = workdir.run(&["alone", "--thresholds", "p=0.003,H=5.5"]).ok().stderr;
+    assert!(said.contains("what --in-context found is about the conflicts under other thresholds"), "{said}");
     assert!(!workdir.path("alone/in_context.parquet").exists());
+    assert!(json(&workdir, "alone/summary.json")["kinds"]["in_context"].is_null());
+    // A run keeps the thresholds that it is sorted by where none are named; and with the old ones comes back what was found under them.
+    let thresholds = || json(&workdir, "alone/summary.json")["thresholds"]["preset"].clone();
+    workdir.run(&["alone"]).ok();
+    assert_eq!(thresholds(), "p=0.003,H=5.5");
+    workdir.run(&["alone", "--thresholds", "p=0.004,H=5.5"]).ok();
+    assert!(bytes() == scored && json(&workdir, "alone/summary.json")["kinds"]["in_context"] == found);
     // A finished run is not scored: what only scoring heeds is no option of it.
     for option in
         [["--model", "none"], ["--dtype", "bf16"], ["--max-len", "10"], ["--supervise", "all"], ["--seed", "0"], ["--out", "x"]]

@@ -14,7 +14,7 @@ use crate::jobs::train;
 
 /// Write the data of a run again: rows dropped, tokens masked, rows weighted, as the diagnosis or you have decided
 ///
-/// Rows keep their order and, with --format read, their form; without a decision the file is the same to the byte. Beside it stands
+/// Rows keep their order and, with --format read, their form; without a decision JSON Lines are the same to the byte. Beside it stands
 /// NAME.changes.jsonl, which says of each row that was touched what was done and why. A row that the format cannot hold is an
 /// error, and no file is written. `diagnose train` and the trainers named by the format honour the masks.
 ///
@@ -125,6 +125,9 @@ fn summary(exported: &Exported) -> String {
         thousands(exported.rows_masked),
         thousands(exported.rows_weighted)
     ));
+    if let Some(thresholds) = &exported.thresholds {
+        line(format!("conflicts are those that the run is sorted by: {thresholds}"));
+    }
     if exported.unreadable > 0 {
         line(format!(
             "{} records could not be read, and are written only as they stand (--format read)",
@@ -139,7 +142,7 @@ fn summary(exported: &Exported) -> String {
     }
     if !exported.columns_left_out.is_empty() {
         let columns: Vec<&str> = exported.columns_left_out.iter().map(String::as_str).collect();
-        line(format!("columns that the format does not take along: {}", columns.join(", ")));
+        line(format!("left out, as the format does not take it along or its type is not read: {}", columns.join(", ")));
     }
     exported.notes.iter().for_each(|note| line(note.clone()));
     line(format!("data     {}", exported.out.display()));

@@ -60,9 +60,10 @@ pub(super) struct Args {
     #[arg(long, value_name = "I/N", hide_short_help = true, conflicts_with = "in_context")]
     shard: Option<Shard>,
 
-    /// Where the quadrants divide: fixed (p 0.25, H 1 nat), pilot, groups, tail, or numbers such as p=0.2,H=0.8
-    #[arg(long, default_value = "fixed")]
-    thresholds: Thresholds,
+    /// Where the quadrants divide: fixed (p 0.25, H 1 nat), pilot, groups, tail, or numbers such as p=0.2,H=0.8; by default fixed, of a finished
+    /// run those that it has
+    #[arg(long, value_name = "THRESHOLDS")]
+    thresholds: Option<Thresholds>,
 
     /// Write no view.html, the page to read the run in
     #[arg(long, hide_short_help = true)]
@@ -157,7 +158,7 @@ fn join_shards(args: &mut Args, command_line: &str) -> Result<bool> {
     if named.iter().any(Vec::is_empty) {
         return Ok(false);
     }
-    let joining = Joining { out: args.out.as_deref(), sorted: false, command: command_line };
+    let joining = Joining { out: args.out.as_deref(), sorted: args.thresholds.is_none(), command: command_line };
     let joined = score::joined(&runs, &joining, &Terminal::new())?;
     let of = |run: &PathBuf| {
         run.to_str().map(str::to_owned).ok_or_else(|| Error::new("expected a folder name of valid Unicode").at(run))
@@ -209,7 +210,7 @@ fn job(args: Args, command_line: &str) -> Result<Job> {
         render: args.rows.render()?,
         choice: args.rows.choice(),
         shard: args.shard,
-        thresholds: args.thresholds,
+        thresholds: args.thresholds.unwrap_or_default(),
         with_page: !args.no_view,
         in_context: args.in_context,
         command: command_line.to_owned(),

@@ -26,6 +26,7 @@ use serde_json::json;
 
 use super::decisions::{Decisions, Mask};
 use super::reopened::Reopened;
+use super::score::sorted_by;
 use crate::dataset::write::{self, Reading, Target};
 use crate::dataset::{self, Example, Original, Role, Turn, WeightedPart};
 use crate::diagnosis::gate::Gate;
@@ -74,7 +75,10 @@ pub(crate) struct Exported {
     pub unreadable: u64,
     /// Conflicts that a rule would mask, and that are part of the template: they have no place in the text.
     pub conflicts_of_template: u64,
-    /// Columns of the data that the format does not take along.
+    /// What the run is sorted by, where rules ask for conflicts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub thresholds: Option<String>,
+    /// Columns of the data, and members of columns, that the format does not take along or whose types are not read.
     pub columns_left_out: BTreeSet<String>,
     /// What else a person should know.
     pub notes: Vec<String>,
@@ -134,6 +138,8 @@ pub(crate) fn export(job: &Job) -> Result<Exported> {
             changes: changes_path(&job.out),
             rewrite: job.rewrite.clone(),
             conflicts_of_template,
+            thresholds: sorted_by(&job.run)?.filter(|_| wanted.asks_for_conflicts()).map(|thresholds| thresholds.to_string()),
+            columns_left_out: run.dataset.unread_columns()?,
             ..Exported::default()
         },
     };

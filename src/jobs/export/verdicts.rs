@@ -23,6 +23,14 @@ pub(crate) struct Wanted {
     pub decisions: Decisions,
 }
 
+impl Wanted {
+    /// Does a rule depend on what counts as a conflict?
+    pub(super) fn asks_for_conflicts(&self) -> bool {
+        let of_rows = |rule: &DropRule| matches!(rule, DropRule::Mass(_) | DropRule::Kind(_));
+        self.drop.iter().any(of_rows) || !self.mask.is_empty() || self.select.is_some()
+    }
+}
+
 /// What is done to a row.
 #[derive(Debug, Default)]
 pub(super) struct Verdict {

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::data::{find_data, read_listed};
 use super::engine::Engine;
-use super::in_context::{Conflicts, in_context, kept};
+use super::in_context::{self, Conflicts};
 use super::kinds::name_kinds;
 use super::part::Stages;
 use super::plan::{PLANTED_FILE, Plan, Planted, Rollouts};
@@ -38,7 +38,7 @@ use crate::model::Placement;
 use crate::report::markdown;
 use crate::report::terminal::Heading;
 use crate::table::{
-    CONFLICTS_FILE, Column, IN_CONTEXT_FILE, PAIRS_FILE, Quadrant, ROWS_FILE, TOKENS_FILE, finish as join_parts, finished_parts,
+    CONFLICTS_FILE, Column, PAIRS_FILE, Quadrant, ROWS_FILE, TOKENS_FILE, finish as join_parts, finished_parts,
     read_chunks, read_rows,
 };
 
@@ -75,18 +75,29 @@ pub(super) fn finish(plan: &Plan, stages: Option<Stages>, watch: &dyn Watch) -> 
     sort(&plan.out, record, &sorting, Ok((&plan.dataset, &plan.chosen)), watch)
 }
 
-/// Sorts a finished run under other thresholds.
+/// Sorts a finished run under other thresholds, or once more under its own.
 pub(crate) fn sort_again(
     out: &Path,
-    thresholds: Thresholds,
+    thresholds: Option<Thresholds>,
     with_page: bool,
     command: &str,
     watch: &dyn Watch,
 ) -> Result<Outcome> {
     let record = read_record(&out.join(RUN_FILE))?;
+    let thresholds = match thresholds {
+        Some(thresholds) => thresholds,
+        None => sorted_by(out)?.map_or(Ok(Thresholds::default()), |thresholds| thresholds.preset.parse())?,
+    };
     let data = find_data(out, &record, &[]);
     let at_hand = data.as_ref().map(|(dataset, chosen)| (dataset, chosen)).map_err(Error::reason);
     sort(out, record, &Sorting { thresholds, with_page, in_context: None, command }, at_hand, watch)
+}
+
+/// The thresholds by which a run is sorted; `None` where it is not.
+pub(crate) fn sorted_by(out: &Path) -> Result<Option<Resolved>> {
+    let is_sorted = out.join(TOKENS_FILE).exists() && finished_parts(out)?.is_empty();
+    let report: Option<Report> = if is_sorted { read_json(&out.join(SUMMARY_FILE))? } else { None };
+    Ok(report.map(|report| report.summary.thresholds))
 }
 
 /// How a run is to be sorted.
@@ -120,14 +131,13 @@ fn sort(
     let without_text = match data {
         Ok((dataset, chosen)) => {
             let (mut named, pairs) = name_kinds(out, &tables, &summary, dataset, chosen)?;
-            if sorting.in_context.is_some() || out.join(IN_CONTEXT_FILE).exists() {
+            if sorting.in_context.is_some() || in_context::looked(out) {
                 let conflicts = Conflicts::read(out)?;
-                named.in_context = match (kept(out, &conflicts)?, sorting.in_context) {
+                named.in_context = match (in_context::kept(out, &conflicts)?, sorting.in_context) {
                     (Some(kept), _) => Some(kept),
-                    (None, Some(plan)) => Some(in_context(plan, out, &conflicts, &resolved, &pairs, watch)?),
-                    // What other conflicts did in context says nothing of these.
+                    (None, Some(plan)) => Some(in_context::score(plan, out, &conflicts, &resolved, &pairs, watch)?),
                     (None, None) => {
-                        remove_old(out, &[IN_CONTEXT_FILE])?;
+                        watch.remarks(&record.model.name, &[NOT_IN_CONTEXT.to_owned()]);
                         None
                     }
                 };
@@ -138,7 +148,8 @@ fn sort(
         }
         Err(ref reason) => {
             // The kinds of other thresholds are those of other conflicts, and so is what these did in context.
-            remove_old(out, &[CONFLICTS_FILE, PAIRS_FILE, IN_CONTEXT_FILE])?;
+            remove_old(out, &[CONFLICTS_FILE, PAIRS_FILE])?;
+            in_context::put_aside(out)?;
             Some(reason.clone())
         }
     };
@@ -175,6 +186,10 @@ fn sort(
     }
     Ok(Outcome { out: out.to_owned(), record, report, has_page })
 }
+
+/// What is said where the run has looked at other conflicts in context than at those that it has now.
+const NOT_IN_CONTEXT: &str = "what --in-context found is about the conflicts under other thresholds, and comes back with them; the command that made the run, \
+     with these --thresholds and --in-context, finds it for these";
 
 fn remove_old(out: &Path, names: &[&str]) -> Result<()> {
     for name in names {

@@ -16,7 +16,7 @@
 //! more than [`MOST_ROWS`] rows so many are drawn at random.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -95,15 +95,51 @@ const PROMPTED_KEY: &str = "diagnose.prompted";
 /// What a killed run had scored, and the next one of the same conflicts goes on with.
 const JOURNAL_FILE: &str = ".in_context.jsonl";
 
-/// What the run found out before, if it was about these very conflicts.
+/// Where the tables of conflicts under other thresholds lie, by their keys.
+const ASIDE_FOLDER: &str = ".in_context";
+
+/// Did the run look at conflicts in context before, at whichever?
+pub(super) fn looked(out: &Path) -> bool {
+    out.join(IN_CONTEXT_FILE).exists() || out.join(ASIDE_FOLDER).exists()
+}
+
+/// What the run found out before, if it was about these very conflicts. The table of others is put aside, and comes back with them: it has
+/// cost the scoring of all their rows.
 pub(super) fn kept(out: &Path, conflicts: &Conflicts) -> Result<Option<Prompted>> {
     let path = out.join(IN_CONTEXT_FILE);
+    if let Some((key, prompted)) = found(&path)?
+        && key == conflicts.key
+    {
+        return Ok(Some(prompted));
+    }
+    put_aside(out)?;
+    let aside = aside(out, &conflicts.key);
+    let Some((_, prompted)) = found(&aside)?.filter(|(key, _)| *key == conflicts.key) else { return Ok(None) };
+    std::fs::rename(&aside, &path).context_at(&aside, "cannot move the table back to its place")?;
+    Ok(Some(prompted))
+}
+
+/// Takes the table out of the way, as what other conflicts did in context says nothing of those that are to be found now.
+pub(super) fn put_aside(out: &Path) -> Result<()> {
+    let path = out.join(IN_CONTEXT_FILE);
+    let Some((key, _)) = found(&path)? else { return Ok(()) };
+    let to = aside(out, &key);
+    std::fs::create_dir_all(out.join(ASIDE_FOLDER)).context_at(&to, "cannot create the folder of the table")?;
+    std::fs::rename(&path, &to).context_at(&path, "cannot put the table aside")
+}
+
+fn aside(out: &Path, key: &str) -> PathBuf {
+    out.join(ASIDE_FOLDER).join(format!("{key}.parquet"))
+}
+
+/// The key of a table's conflicts, and what they came to.
+fn found(path: &Path) -> Result<Option<(String, Prompted)>> {
     if !path.exists() {
         return Ok(None);
     }
-    let known: HashMap<String, String> = read_provenance(&path)?.into_iter().collect();
-    let is_same = known.get(CONFLICTS_KEY) == Some(&conflicts.key);
-    Ok(known.get(PROMPTED_KEY).filter(|_| is_same).and_then(|prompted| serde_json::from_str(prompted).ok()))
+    let mut known: HashMap<String, String> = read_provenance(path)?.into_iter().collect();
+    let prompted = known.get(PROMPTED_KEY).and_then(|prompted| serde_json::from_str(prompted).ok());
+    Ok(known.remove(CONFLICTS_KEY).zip(prompted))
 }
 
 /// A row that was scored, as the journal keeps it.
@@ -119,7 +155,7 @@ struct Scored {
     conflicts: Vec<(u32, u32, u32, bool)>,
 }
 
-pub(super) fn in_context(
+pub(super) fn score(
     plan: &Plan,
     out: &Path,
     conflicts: &Conflicts,

@@ -33,7 +33,7 @@ mod stream;
 
 pub(crate) use data::{find_data, open_data, read_listed};
 pub(crate) use emit::emit;
-pub(crate) use finish::{Outcome, SUMMARY_FILE, sort_again};
+pub(crate) use finish::{Outcome, SUMMARY_FILE, sort_again, sorted_by};
 pub(crate) use job::{Elsewhere, Job};
 pub(crate) use plan::Plan;
 pub(crate) use record::{RUN_FILE, RunRecord, read_json, read_record};

@@ -8,14 +8,13 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::finish::{SUMMARY_FILE, sort_again};
+use super::finish::{SUMMARY_FILE, sort_again, sorted_by};
 use super::part::{PartSize, Stages};
 use super::plan::{PLANTED_FILE, Planted, Totals};
 use super::record::{RUN_FILE, RunRecord, read_json, read_record};
 use super::shard::ShardRecord;
 use super::stream::{FIDELITY_FILE, IDENTITY_FILE, provenance};
 use crate::dataset::Shard;
-use crate::diagnosis::Report;
 use crate::diagnosis::fidelity::Fidelity;
 use crate::diagnosis::quadrants::Thresholds;
 use crate::error::{Context, Error, Result};
@@ -221,8 +220,8 @@ fn join(shards: &[Found], joining: &Joining, watch: &dyn Watch) -> Result<PathBu
     if joining.sorted {
         let thresholds = common_thresholds(shards)?;
         // The page is written again by who wants it.
-        if preset(&out)? != Some(thresholds.to_string()) {
-            sort_again(&out, thresholds, false, joining.command, watch)?;
+        if sorted_by(&out)?.is_none_or(|found| found.preset != thresholds.to_string()) {
+            sort_again(&out, Some(thresholds), false, joining.command, watch)?;
         }
     }
     Ok(out)
@@ -277,7 +276,8 @@ fn beside(first: &Found) -> PathBuf {
 fn common_thresholds(shards: &[Found]) -> Result<Thresholds> {
     let mut common: Option<(String, &Path)> = None;
     for found in shards {
-        let preset = preset(&found.folder)?
+        let preset = sorted_by(&found.folder)?
+            .map(|thresholds| thresholds.preset)
             .ok_or_else(|| Error::new("the run of the shard was not finished: it has no summary").at(&found.folder))?;
         match &common {
             Some((other, folder)) if *other != preset => {
@@ -293,13 +293,6 @@ fn common_thresholds(shards: &[Found]) -> Result<Thresholds> {
         }
     }
     common.map_or(Ok(Thresholds::default()), |(preset, _)| preset.parse())
-}
-
-/// The thresholds by which a run is sorted; `None` where it is not.
-fn preset(folder: &Path) -> Result<Option<String>> {
-    let is_sorted = folder.join(TOKENS_FILE).exists() && !folder.join(PARTS_FOLDER).exists();
-    let report: Option<Report> = if is_sorted { read_json(&folder.join(SUMMARY_FILE))? } else { None };
-    Ok(report.map(|report| report.summary.thresholds.preset))
 }
 
 /// What stands beside the tables: the sample of entropies, and the planted spans.
