@@ -94,6 +94,31 @@ fn lib_rs_declares_the_rooms_in_reading_order() {
     assert_eq!(declared.map(|name| name.trim_end_matches(';')).collect::<Vec<_>>(), ORDER);
 }
 
+/// Whoever opens a room of five files or more finds each of them in the text at its head.
+#[test]
+fn every_room_names_its_files() {
+    let mut checked = 0;
+    for (file, text) in files_of_the_crate().into_iter().filter(|(file, _)| file.ends_with("mod.rs") || file == "lib.rs") {
+        let head: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("//!")).collect();
+        // A family is a row of a table below instead.
+        let is_named = |name: &str| {
+            let first = |line: &&str| line.split_whitespace().any(|word| word == name);
+            [format!("{name}.rs"), format!("{name}/")].iter().any(|name| head.iter().any(|line| line.contains(name)))
+                || head.iter().any(first)
+                || text.contains(&format!("{name}::FAMILY"))
+        };
+        let declared = text.lines().zip(text.lines().skip(1)).filter(|(before, _)| *before != "#[cfg(test)]");
+        let names = declared.filter_map(|(_, line)| line.split_once("mod ")?.1.strip_suffix(';').map(str::to_owned));
+        let names: Vec<String> = names.filter(|name| name.chars().all(|c| c.is_alphanumeric() || c == '_')).collect();
+        if names.len() >= 5 {
+            checked += names.len();
+            let missing: Vec<&String> = names.iter().filter(|name| !is_named(name)).collect();
+            assert!(missing.is_empty(), "the head of {file} says nothing of {missing:?}");
+        }
+    }
+    assert!(checked > 150, "{checked}");
+}
+
 #[test]
 fn the_readme_shows_the_rooms_in_reading_order() {
     let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();

@@ -1,4 +1,13 @@
 //! The command line: one file per subcommand, each with its help text and one `run`. The rest of the library knows no flag.
+//!
+//! ```text
+//! score.rs        `diagnose DATASET...`, and `diagnose RUN`; every other command is in the file of its name: check.rs, rollout.rs, train.rs,
+//!                 eval.rs, diff.rs, export.rs, view.rs, and completions.rs for those and the manual pages
+//! rows.rs         options that several commands share: how rows are read; draws.rs how answers are drawn; servers.rs where the model runs
+//! config.rs       options from a file
+//! runs.rs         finished runs as they are named
+//! output.rs       what is printed; progress.rs bars on stderr
+//! ```
 
 mod check;
 mod completions;

@@ -3,9 +3,20 @@
 //! A file passes three stations, each in a file of its own:
 //!
 //! ```text
-//! files       what the user named -> bytes: folders, globs, stdin, gzip, zstd, bzip2, xz, zip
-//! container   bytes -> one JSON object per record: JSON Lines, JSON array, CSV, Parquet, Arrow, plain text
-//! format      JSON object -> Example: chat messages, ShareGPT, Alpaca, ...; by way of the user's own field map
+//! files.rs       what the user named -> bytes: globs, stdin, gzip, zstd, bzip2, xz, zip; folders.rs which files of a folder are data
+//! container.rs   bytes -> one JSON object per record (raw.rs): json.rs, delimited.rs (CSV), parquet.rs, arrow.rs, lines of plain text
+//! format.rs      JSON object -> Example (example.rs): chat.rs lists of turns, pairs.rs columns that are turns, trees.rs OASST
+//! ```
+//!
+//! Beside them:
+//!
+//! ```text
+//! lines.rs       bytes -> lines; literal.rs what Python writes where JSON is expected
+//! frame.rs       a row of a table -> JSON; arrow_batches.rs how large unpacked batches become
+//! mapping.rs     the user's own columns -> the fields of a known format; fields.rs a field, or an error that says what was found
+//! roles.rs       who speaks; tools.rs tool schemas and calls; switches.rs what a row says not to learn
+//! options.rs     how files are read; choice.rs which records; shard.rs a machine's share of them
+//! original.rs    records with what they were read from, for write/, the way back
 //! ```
 //!
 //! Everything streams: the memory needed is that of one record (one row group for Parquet, one batch for Arrow), whatever the size of the file.

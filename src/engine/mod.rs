@@ -1,8 +1,14 @@
 //! One forward pass over a data set: sequences -> what the model believed about every supervised token.
 //!
-//! `batch.rs` packs sequences into batches that share prefixes; this file runs them, `sample.rs` says of which tokens more is wanted, and
-//! `divergence.rs` compares two models over them. `generate/` lets a model write. `remote/` asks a server in place of a model of our own,
-//! and `bounds.rs` says what follows from the most probable tokens, which are all that a server tells.
+//! This file runs the batches.
+//!
+//! ```text
+//! batch.rs        sequences -> batches that share prefixes
+//! sample.rs       of which tokens the entropy of the top K is compared with that of all
+//! divergence.rs   two models over the same batches
+//! generate/       a model that writes
+//! remote/         a server in place of a model of our own; bounds.rs what follows from the most probable tokens, which are all that it tells
+//! ```
 
 mod batch;
 pub mod bounds;

@@ -5,7 +5,7 @@
 //! ```text
 //! score/     a data set -> tables, figures, report
 //! train/     a data set -> a fine-tuned model
-//! eval.rs    tasks -> scores
+//! eval/      tasks -> scores
 //! rollout/   prompts -> the model's own answers, a data set
 //! export/    a run and decisions -> its data again
 //! diff.rs    two of those -> what changed
@@ -14,11 +14,11 @@
 //! view.rs    finished runs -> the page to read and decide in
 //! reopened.rs  a run of scores with its data at hand again
 //! decisions.rs what a person has decided about its rows
-//! folders.rs what a folder is that stands in the wrong place
+//! folders.rs recognises run folders, expands globs of them, and says what another folder is
 //! answer.rs  an answer that was drawn
 //! author.rs  who writes answers: this program, or servers
 //! served.rs  a model that servers run
-//! journal.rs what a killed job had finished
+//! journal.rs what a killed job had finished; level.rs refuses to go on with it by other instructions
 //! watch.rs   who is told how a job goes on
 //! ```
 

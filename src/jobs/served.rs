@@ -43,7 +43,7 @@ pub(super) fn text_of(
 
 /// Why a sequence may be less long than a server's limit.
 pub(super) struct Beyond {
-    /// By how many tokens.
+    /// By so many tokens a sequence has to be shorter than the server's limit.
     pub tokens: usize,
     pub why: &'static str,
 }

@@ -1,4 +1,23 @@
-//! The only custom ops and the only `unsafe`.
+//! The operations that candle lacks or does slowly, and all of the crate's `unsafe` code.
+//!
+//! Every operation has a plain form, which says what it computes, and fused kernels, which compute it fast; tests hold the second against the
+//! first in f64. The kernels are written once over lanes of a vector and compiled for each level of instructions; `.cu` files beside them are
+//! the same for NVIDIA's GPUs.
+//!
+//! ```text
+//! matmul/         `x W^T`, whatever `W` is held in; quantized/ where it stays in the blocks of a GGUF file
+//! attention/      attention over a packed batch, forward and backward, and over what earlier calls have left
+//! delta/          the gated delta rule, which stands in attention's place in some layers
+//! norm.rs         norms; rotary.rs rotary embeddings; gated.rs the gated product, with activation.rs
+//! statistics/     the head: hidden states and targets -> statistics of each token, without a row of logits in memory; its gradient
+//! adamw.rs        the update of what learns
+//! cuda/           all of it on an NVIDIA GPU
+//! cpu.rs          what a custom operation of candle's needs around a kernel; tasks.rs cuts work for the threads
+//! lanes.rs        vectors of f32, in which kernels are written; exp.rs `exp` and `tanh` of them; amx.rs registers of tiles
+//! level.rs        which instructions are used; choice.rs measures which are fastest here; processor.rs asks the processor for AMX
+//! allocator.rs    a setting of the allocator
+//! peak.rs         the most that a machine can do, for benchmarks
+//! ```
 
 #![allow(unsafe_code)]
 

@@ -18,8 +18,8 @@
 //! retention what fine-tunings gained on their target against what they lost in general  (figures 2 and 5)
 //! ```
 //!
-//! Below them: `grid` counts, `plane` knows the plane's axes and bounds, `axes` draws axes, `scene` is the list of shapes
-//! that becomes a PNG or an SVG, `font`, `palette` and `style` hold the looks, once.
+//! Below them: grid.rs counts, plane.rs knows the plane's axes and bounds, axes.rs draws axes, scene.rs is the list of shapes
+//! that becomes a PNG or an SVG; font.rs, palette.rs and style.rs hold the looks, once.
 
 pub mod density;
 pub mod fidelity;

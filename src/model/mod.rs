@@ -16,6 +16,7 @@
 //! decoder.rs      the decoder that all families are, of block.rs, mixer.rs, layers.rs, delta_net.rs and experts.rs
 //! served.rs       a model that another program runs: what is known of it here
 //! parameters.rs   what learns, and under which name; trace.rs goes backward through it, lora.rs adds adapters
+//! embedding_norms.rs  vectors that training never touched
 //! ```
 //!
 //! # Adding a family

@@ -1,4 +1,13 @@
 //! Finished numbers -> terminal, Markdown, JSON, HTML.
+//!
+//! ```text
+//! document.rs     a report as blocks -> Markdown or HTML: the one place where text is kept from turning into markup
+//! markdown.rs     report.md of a run of scores; terminal.rs its summary
+//! diff.rs         what changed between two; learnt.rs what was learnt between two runs of scores
+//! landscape.rs    several runs side by side
+//! eval.rs         an evaluation on the terminal
+//! view/           the page to read a run in
+//! ```
 
 pub(crate) mod diff;
 mod document;

@@ -6,9 +6,17 @@
 //!                 -> chunks of the columns a later pass needs                    (read.rs)
 //! ```
 //!
-//! Beside them stand the kinds of the conflicts (conflicts.rs), and the choices after the first (alternatives.rs). Scores that came through a
-//! server have columns more (bounds.rs), the shards of a run become one (join.rs), and what goes to another
-//! engine and comes back from it is written and read here, too (offline.rs).
+//! What else stands beside them, and what serves them all:
+//!
+//! ```text
+//! rows.rs         a row per example
+//! conflicts.rs    the kinds of the conflicts, and rows that are alike; in_context.rs conflicts with another row shown first
+//! alternatives.rs the choices after the first
+//! learnt.rs       what training did to each row
+//! bounds.rs       columns of scores that came through a server; offline.rs what goes to another engine and comes back from it
+//! join.rs         the shards of a run -> one
+//! frames.rs       frames -> Parquet; quantiles.rs exact quantiles of columns
+//! ```
 //!
 //! Left out here: which quadrant a token belongs to is decided in `diagnosis::quadrants`; this room only stores the answer. The text
 //! columns are Parquet dictionaries (`category` in pandas): at a few bytes a row instead of a string each they keep a table of

@@ -1,15 +1,16 @@
 //! Chat template, supervised mask, mask audit: [`Example`](crate::dataset::Example) -> [`Sequence`].
 //!
-//! An example becomes text through the model's own chat template (`template`), the places of the answers in that text are found
-//! by rendering prefixes of the conversation (`turns`), and the text is tokenised so that every answer begins on a token boundary
-//! (`render`), record by record on all cores (`records`). What looks wrong on the way is counted (`audit`). Prompts to be answered, and
-//! answers that a model wrote, are `rollout`'s.
-//!
-//! Templates are Jinja's, and the engine is minijinja: `syntax` translates what the two read in different ways, `methods` and `filters` do what Python's and
-//! Jinja's do, `iterables` are what Python goes through, `python` prints values as Python does; `constructs` compares each construct with
-//! Transformers.
-//!
 //! The room knows nothing of model files: a vocabulary comes from a tokenizer.json or as the plain struct [`GgufVocabulary`].
+//!
+//! ```text
+//! template.rs     a chat template, run as Transformers runs it: syntax.rs translates its source, methods.rs, filters.rs, iterables.rs and
+//!                 python.rs do what Python and Jinja do
+//! turns.rs        where the answers stand in a rendered conversation, found by rendering its prefixes; marks.rs characters for places in a text
+//! render.rs       a conversation -> token ids and mask, so that every answer begins on a token boundary; records.rs many, on all cores
+//! audit.rs        what looks wrong on the way, counted; lost.rs what a row holds and its text does not
+//! tokenizer.rs    text -> token ids; gguf.rs the tokenizer of a GGUF file, parts.rs what both kinds share
+//! rollout.rs      prompts to be answered, and answers that a model wrote
+//! ```
 
 mod audit;
 #[cfg(test)]

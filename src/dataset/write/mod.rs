@@ -12,6 +12,12 @@
 //!
 //! Nothing is left out in silence: what has been written is read again, and must come out as the example that it was made of, turn for
 //! turn and weight for weight. A row that does not is refused with what is missing.
+//!
+//! ```text
+//! target.rs       the formats, and what all rows have in common; own.rs, messages.rs, sharegpt.rs, alpaca.rs, trl.rs one each
+//! weights.rs      weights of parts, as character offsets
+//! parquet.rs      rows -> a table
+//! ```
 
 mod alpaca;
 mod messages;

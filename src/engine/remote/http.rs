@@ -23,7 +23,7 @@ struct Waits {
 }
 
 const WAITS: Waits = Waits { answer: Duration::from_secs(900), sending: Duration::from_secs(120) };
-/// Of a message of error, and of what is no answer to a prompt.
+/// So much is read at most of a message of error, and of a reply that is no answer to a prompt.
 const MESSAGE_BYTES: u64 = 1 << 20;
 /// Connections that are kept.
 pub(super) const CONNECTIONS: usize = 64;

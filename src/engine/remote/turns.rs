@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
-/// Of the tries that failed only one may have met a connection that the server had closed.
+/// A request is given up only after this many failed tries: a single failure may come of a kept connection that the server had closed.
 pub(super) const LEAST_TRIES: u32 = 3;
 
 pub(super) struct Turns {

@@ -5,6 +5,13 @@
 //! where it stopped, and another one adds its tasks. Only a task whose file has changed is evaluated anew in its place. The tables are
 //! written before scores.json: samples without a score are those of a task that was cut off, and are dropped. Answers, and what servers say of
 //! continuations, are kept one by one in a journal of their task until it is finished.
+//!
+//! ```text
+//! found.rs        the model, before anything is asked of it
+//! way.rs          how it is asked
+//! desk.rs         a task and the model -> samples
+//! folder.rs       what is there, what fits to it, and what is added
+//! ```
 
 mod desk;
 mod folder;

@@ -83,7 +83,7 @@ pub(super) struct Part {
     /// Of the items with something to score, in order.
     pub sequences: Vec<Sequence>,
     pub scores: Vec<Vec<TokenStatistics>>,
-    /// As many, where they come from servers.
+    /// One list for each of `scores` where servers ran the model; empty where this program did.
     pub bounds: Vec<Vec<Bounds>>,
     pub curves: Vec<Curve>,
 }

@@ -47,7 +47,7 @@ pub(crate) struct TrainRecord {
     /// Of the base model; empty in records of programs that did not look.
     #[serde(default)]
     pub before: Standing,
-    /// Of the result.
+    /// Of the saved model on the held-out rows; absent where there are none.
     pub validation: Option<Validation>,
     pub drift: Option<Drift>,
     /// One line per finding of the mask audit.

@@ -2,6 +2,16 @@
 //!
 //! Shapes: `T` tokens of the batch, `q | k | v` the columns of one fused projection. Sequences lie one after the other without
 //! padding; [`Segment`]s say who sees whom, so a shared prefix is stored and projected once and read by many.
+//!
+//! ```text
+//! reference.rs    the formula, one segment after the other
+//! plan.rs         which keys each segment sees; positions.rs where its tokens stand; shape.rs heads; sinks.rs sinks
+//! pack.rs         keys and values -> the order in which tiles read them, held by packed.rs
+//! fused.rs        rotary embedding, scores, softmax and values over tiles of keys; problem.rs one call; backward.rs its gradient
+//! strip.rs        a strip of queries against a tile of keys, by registers; arithmetic.rs what it is written over
+//! factors.rs      what is multiplied: floats.rs f32, dots.rs pairs of bf16, tiles.rs pairs of bf16 by AMX
+//! cache.rs        attention over the keys and values that earlier calls have left
+//! ```
 
 mod arithmetic;
 mod backward;

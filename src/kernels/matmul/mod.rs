@@ -7,6 +7,12 @@
 //!
 //! In bf16 both factors are rounded to bfloat16 and the products added in f32, whichever kernels run; in bf16x3 each factor is the sum of two
 //! bfloat16.
+//!
+//! ```text
+//! pack.rs         the stored form: panels
+//! fused.rs        tiles of the output over all cores; tile.rs one of them, by registers, amx.rs by AMX; dispatch.rs chooses
+//! trained.rs      a weight that learns; gradient.rs the gradients
+//! ```
 
 #[cfg(target_arch = "x86_64")]
 pub(super) mod amx;

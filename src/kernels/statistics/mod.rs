@@ -5,6 +5,14 @@
 //! stores `logits_nv`: a tile of it is computed, folded into running sums while it is in the cache, and forgotten, as in
 //! Cut Cross-Entropy (arXiv 2411.09009), here with more statistics. [`head_gradient`] does the same for training, with the logits of
 //! a few hundred tokens in memory at a time.
+//!
+//! ```text
+//! reference.rs    the definitions, of a row of logits
+//! fused.rs        tiles of logits, folded by running.rs into what has been seen of each row
+//! gradient.rs     the head of a training step
+//! divergence.rs   two models at one token
+//! options.rs      what is asked for; check.rs whether it fits together
+//! ```
 
 mod check;
 mod divergence;

@@ -1,4 +1,12 @@
-//! The table of families: one small file each.
+//! The table of families: one small file each, named after the `model_type` of its config.json. What several of them share, or all:
+//!
+//! ```text
+//! family.rs       what a family says of itself
+//! keys.rs         which settings of a config are honoured, refused, irrelevant
+//! layer_kinds.rs  rotary embeddings that differ by kinds of layers
+//! hybrid.rs       layers of attention and of the gated delta rule in turn; hybrid_gguf.rs the same from GGUF
+//! outer.rs        larger models around the text model of a known family; multimodal.rs finds that
+//! ```
 
 mod family;
 mod gemma;
