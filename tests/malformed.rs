@@ -183,7 +183,11 @@ fn a_name_that_is_no_text_is_an_error_like_others() {
     let name = std::ffi::OsStr::from_bytes(b"gone-\xff.jsonl");
     let ran = workdir.command(&["export", "run", "--out"]).arg(name).output().unwrap();
     let said = String::from_utf8_lossy(&ran.stderr);
-    assert!(ran.status.code().is_some_and(|code| code == 1 || code == 2) && said.starts_with("error: "), "{:?} {said}", ran.status);
+    assert!(
+        ran.status.code().is_some_and(|code| code == 1 || code == 2) && said.starts_with("error: "),
+        "{:?} {said}",
+        ran.status
+    );
 }
 
 fn replace(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {

@@ -88,6 +88,34 @@ fn the_cross_entropy_of_rows_is_that_of_their_scores_by_source_and_in_a_comparis
     );
 }
 
+/// Rows without ids are found again by what they say: another order of the file changes no pair, and so nothing at all.
+#[test]
+fn rows_without_ids_are_paired_in_any_order() {
+    let workdir = workdir();
+    let lines: Vec<String> = rows(12).lines().map(str::to_owned).collect();
+    let twice = [&lines[..], &lines[..1]].concat();
+    let backwards: Vec<String> = twice.iter().rev().cloned().collect();
+    for (folder, lines) in [("a", &twice), ("b", &backwards)] {
+        std::fs::create_dir(workdir.path(folder)).unwrap();
+        workdir.write(&format!("{folder}/held.jsonl"), lines.join("\n"));
+        let tasks = format!("{folder}/held.jsonl");
+        let out = format!("eval-{folder}");
+        workdir.run(&["eval", "--model", "tiny.gguf", "--tasks", &tasks, "--out", &out]).ok();
+    }
+    let diff = workdir.run(&["diff", "eval-a", "eval-b", "--json"]).ok().json();
+    let task = &diff["tasks"]["held"];
+    assert_eq!((&task["n"], &task["data_differs"]), (&json!(13), &json!(true)), "{task}");
+    let [a, b] = ["eval-a", "eval-b"].map(|out| {
+        let samples = diagnose::eval::samples::read(&workdir.path(out).join("samples.parquet")).unwrap().remove("held").unwrap();
+        let said = samples.into_iter().map(|sample| (sample.id, (sample.choices[0].tokens, sample.choices[0].logprob)));
+        said.collect::<std::collections::BTreeMap<_, _>>()
+    });
+    assert_eq!(a.len(), 13);
+    for (id, (tokens, logprob)) in &a {
+        assert!(b[id].0 == *tokens && (b[id].1 - logprob).abs() < 1e-4, "{id}: {:?} and {:?}", a[id], b[id]);
+    }
+}
+
 #[test]
 fn questions_find_their_answers_in_the_file_beside_them() {
     let workdir = workdir();

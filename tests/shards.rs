@@ -71,6 +71,10 @@ fn three_shards_joined_are_one_run_byte_for_byte() {
     // Other thresholds, in a folder of their own.
     workdir.run(&["many-shard-*", "--thresholds", "groups", "--out", "groups"]).ok();
     assert_eq!(json(&workdir, "groups/summary.json")["thresholds"]["preset"], "groups");
+    // Without any, those that the shards are sorted by.
+    shards.iter().for_each(|shard| drop(workdir.run(&[shard, "--thresholds", "pilot"]).ok()));
+    workdir.run(&["many-shard-*", "--out", "pilot"]).ok();
+    assert_eq!(json(&workdir, "pilot/summary.json")["thresholds"]["preset"], "pilot");
     // One alone is a run over its rows, by its name or by a glob.
     for name in ["many-shard-1-of-3", "many-shard-1*"] {
         let alone = workdir.run(&[name]).ok();
@@ -91,6 +95,8 @@ fn what_does_not_belong_together_is_named() {
     };
     check(&["a-shard-0-of-3", "a-shard-2-of-3"], "1 of 3 shards are missing: 1/3");
     check(&["a-shard-0-of-3", "a-shard-1-of-3", "a-shard-2-of-3", "a-shard-1-of-3"], "this is shard 1/3 once more");
+    workdir.run(&["rows.jsonl", "--model", "tiny.gguf", "--limit", "40", "--shard", "1/2", "--out", "half"]).ok();
+    check(&["half", "a-shard-0-of-3"], "shard 1/2 and shard 0/3 (in a-shard-0-of-3) are of runs that were divided otherwise");
     // Another model, and other instructions of the processor.
     tiny_model::write_noised(&workdir.path("other.gguf"), 0.5);
     workdir.run(&["rows.jsonl", "--model", "other.gguf", "--limit", "40", "--shard", "2/3", "--out", "other"]).ok();
@@ -109,7 +115,7 @@ fn what_does_not_belong_together_is_named() {
     // Killed when it had its parts and no record.
     assert!(workdir.path("a/parts").exists());
     std::fs::remove_file(workdir.path("a/run.json")).unwrap();
-    workdir.run(&["a-shard-0-of-3", "a-shard-1-of-3", "a-shard-2-of-3"]).ok();
+    workdir.run(&["a-shard-0-of-3", "a-shard-1-of-3", "a-shard-2-of-3", "--thresholds", "fixed"]).ok();
     assert_eq!(json(&workdir, "a/run.json")["counts"]["records"], 40);
     // Parts of the same run that was scored, and not to its end.
     std::fs::create_dir_all(workdir.path("scoring/parts")).unwrap();

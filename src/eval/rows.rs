@@ -4,18 +4,18 @@
 //! what the intervals are over; the sources of the rows, where there are several, are the parts of the task. The measure is the cross-entropy of
 //! the answers: nats per supervised token, over all tokens of all rows.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use rayon::prelude::*;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::metrics::{ChoiceScore, Sample};
 use super::score::{Said, Say, Scored, take_chunk};
 use super::tasks::{Examples, Item, Kind, Task, task_name};
 use crate::dataset::{self, Dataset, Example, Format, ReadOptions};
 use crate::error::{Error, Result};
-use crate::files::file_sha256;
+use crate::files::{file_sha256, sha256};
 use crate::tokens::{Renderer, Sequence};
 
 /// Version of what is measured.
@@ -60,8 +60,9 @@ pub fn read(path: &Path) -> Result<Task> {
     let sources: HashSet<&str> = rows.iter().map(|(_, example)| example.source.as_str()).collect();
     let ids: HashSet<&str> = rows.iter().filter_map(|(_, example)| example.id.as_deref()).collect();
     let (has_sources, has_ids) = (sources.len() > 1, ids.len() == rows.len());
-    let item = |(row, example): (u32, Example)| Item {
-        id: example.id.clone().filter(|_| has_ids).unwrap_or_else(|| row.to_string()),
+    let mut counts: HashMap<String, u32> = HashMap::new();
+    let item = |(_, example): (u32, Example)| Item {
+        id: example.id.clone().filter(|_| has_ids).unwrap_or_else(|| own_name(&example, &mut counts)),
         subject: has_sources.then(|| example.source.clone()),
         row: Some(Box::new(example)),
         ..Item::default()
@@ -77,6 +78,23 @@ pub fn read(path: &Path) -> Result<Task> {
         examples: Examples::Own,
         few_shot: None,
     })
+}
+
+/// A row without an id of its own is named after what it says, so that a comparison finds the same row in another order, too; rows that say
+/// the same are counted.
+fn own_name(example: &Example, counts: &mut HashMap<String, u32>) -> String {
+    let turns: Vec<Value> = example
+        .turns
+        .iter()
+        .map(|turn| {
+            json!([turn.role.name(), turn.content, turn.reasoning, turn.tool_calls, turn.tool_call_id, turn.name, turn.weight])
+        })
+        .collect();
+    let mut name = sha256(json!([turns, example.tools, example.template_switches]).to_string());
+    name.truncate(12);
+    let n = counts.entry(name.clone()).or_default();
+    *n += 1;
+    if *n > 1 { format!("{name}-{n}") } else { name }
 }
 
 /// `progress` is told the number of tokens done, of all.

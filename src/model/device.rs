@@ -152,7 +152,8 @@ mod tests {
         let config = Config::from_json(&json).unwrap();
         let place = |device, kernels| {
             let options = LoadOptions { dtype: crate::kernels::Dtype::F32, kernels, device };
-            place(options, Purpose::Both, "tiny", &config, 10_000, 128).map(|placed| (placed.options.device, placed.options.kernels))
+            place(options, Purpose::Both, "tiny", &config, 10_000, 128)
+                .map(|placed| (placed.options.device, placed.options.kernels))
         };
         let automatic = place(Placement::Auto, Kernels::Fused).unwrap();
         match cuda::Device::get() {

@@ -5,7 +5,8 @@
 //! certain                                                                                    bool: no value within them changes the quadrant
 //! ```
 //!
-//! `entropy`, `tail`, `varentropy` and `grad` are the middles of their bounds there.
+//! `entropy`, `tail`, `varentropy` and `grad` are the middles of their bounds there. `rank` is exact among the most probable tokens; elsewhere it
+//! is what the server says, or the least that it can be where it says nothing (SGLang).
 
 use std::path::{Path, PathBuf};
 

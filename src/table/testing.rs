@@ -63,6 +63,7 @@ pub(crate) fn push(writer: &mut PartWriter, example: &Example) {
             source: example.source,
             place: &place,
             tokens: 0,
+            truncated: false,
             reason: "nothing to score",
         };
         return writer.push_skipped(&skipped);

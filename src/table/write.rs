@@ -45,6 +45,8 @@ pub struct SkippedExample<'a> {
     pub place: &'a Place,
     /// Length of the rendered sequence, 0 if it never came to that.
     pub tokens: u32,
+    /// Was the sequence cut, perhaps before the first answer?
+    pub truncated: bool,
     pub reason: &'a str,
 }
 
@@ -216,6 +218,7 @@ impl PartWriter {
             path: example.place.path.display().to_string(),
             line: example.place.line,
             tokens: example.tokens,
+            truncated: example.truncated,
             skipped: Some(example.reason.to_owned()),
             ..Row::default()
         });

@@ -412,9 +412,10 @@ impl Options {
             return 0;
         }
         let of_share = |share: f64| (share * total as f64).ceil() as u64;
-        match self.warmup_steps {
+        let names_ratio = self.warmup_ratio != Options::default().warmup_ratio;
+        // As in Transformers' `TrainingArguments`: of both, steps count unless they are 0, and those below 1 are a share.
+        match self.warmup_steps.filter(|steps| *steps > 0.0 || !names_ratio) {
             None => of_share(self.warmup_ratio),
-            // As in Transformers' `TrainingArguments`.
             Some(share) if share < 1.0 => of_share(share),
             Some(steps) => steps as u64,
         }
@@ -563,6 +564,8 @@ mod tests {
         let warmup = |text: &str| Options::resolve(None, table(&format!("datasets = ['a']\n{text}"))).unwrap().warmup(100);
         let found = ["", "warmup-ratio = 0.1", "warmup-steps = 0", "warmup-steps = 7", "warmup-steps = 0.25"].map(warmup);
         assert_eq!(found, [3, 10, 0, 7, 25]);
+        let both = ["0", "7", "0.25"].map(|steps| warmup(&format!("warmup-ratio = 0.5\nwarmup-steps = {steps}")));
+        assert_eq!(both, [50, 7, 25]);
         assert_eq!([warmup("schedule = 'constant'"), warmup("schedule = 'constant_with_warmup'")], [0, 3]);
         let refused = Options::resolve(None, table("datasets = ['a']\nschedule = 'constant'\nwarmup-steps = 5")).unwrap_err();
         assert!(refused.to_string().contains("constant-with-warmup"), "{refused}");

@@ -38,8 +38,8 @@ use crate::model::Placement;
 use crate::report::markdown;
 use crate::report::terminal::Heading;
 use crate::table::{
-    CONFLICTS_FILE, Column, PAIRS_FILE, Quadrant, ROWS_FILE, TOKENS_FILE, finish as join_parts, finished_parts,
-    read_chunks, read_rows,
+    CONFLICTS_FILE, Column, PAIRS_FILE, Quadrant, ROWS_FILE, TOKENS_FILE, finish as join_parts, finished_parts, read_chunks,
+    read_rows,
 };
 
 pub(crate) const SUMMARY_FILE: &str = "summary.json";

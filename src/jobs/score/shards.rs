@@ -120,6 +120,16 @@ fn found(folder: &Path) -> Result<Option<Found>> {
 fn check_whole(shards: &[Found], runs: &[&[Found]]) -> Result<()> {
     let Some(first) = shards.first() else { return Ok(()) };
     let of = first.shard.shard.of;
+    if let Some(other) = shards.iter().find(|found| found.shard.shard.of != of) {
+        return Err(Error::new(format!(
+            "shard {} and shard {} (in {}) are of runs that were divided otherwise",
+            first.shard.shard,
+            other.shard.shard,
+            other.folder.display()
+        ))
+        .at(&first.folder)
+        .cure("Name the shards of one division, such as 0/2 and 1/2."));
+    }
     let missing: Vec<String> = (0..of)
         .filter(|index| !shards.iter().any(|found| found.shard.shard.index == *index))
         .map(|index| Shard { index, of }.to_string())

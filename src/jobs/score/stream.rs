@@ -305,11 +305,13 @@ fn write(plan: &Plan, mut writer: PartWriter, from_engine: Receiver<Part>) -> Re
                     writer.push(&ScoredExample { sequence, statistics, bounds, id, source, place, truncated })?;
                 }
                 (Ok(rendered), None) => {
-                    let tokens = rendered.sequence.ids.len() as u32;
-                    writer.push_skipped(&SkippedExample { row, id, source, place, tokens, reason: "nothing is supervised" });
+                    let (tokens, truncated) = (rendered.sequence.ids.len() as u32, rendered.audit.truncated.is_some());
+                    let reason = "nothing is supervised";
+                    writer.push_skipped(&SkippedExample { row, id, source, place, tokens, truncated, reason });
                 }
                 (Err(error), _) => {
-                    writer.push_skipped(&SkippedExample { row, id, source, place, tokens: 0, reason: &error.reason() });
+                    let (tokens, truncated, reason) = (0, false, &error.reason());
+                    writer.push_skipped(&SkippedExample { row, id, source, place, tokens, truncated, reason });
                 }
             }
         }
