@@ -414,6 +414,10 @@ fn a_run_goes_on_at_its_own_level_only_and_comparisons_name_another() {
     assert!(!same.contains("kernel level"), "{same}");
 }
 
+fn said_of(workdir: &Workdir, before: &str, after: &str) -> String {
+    workdir.run(&["diff", before, after]).ok().stdout
+}
+
 /// What makes tokens move whatever the models are is said: other thresholds, other data.
 #[test]
 fn a_comparison_of_runs_names_other_thresholds_and_other_data() {
@@ -428,10 +432,36 @@ fn a_comparison_of_runs_names_other_thresholds_and_other_data() {
     score("rows.jsonl", "fixed", "run");
     score("rows.jsonl", "p=0.1,H=9", "sorted");
     score("more.jsonl", "fixed", "more");
-    let said = |other: &str| workdir.run(&["diff", "run", other]).ok().stdout;
+    let said = |other: &str| said_of(&workdir, "run", other);
     let sorted = said("sorted");
     assert!(sorted.contains("run was sorted by fixed: p <= 0.25, H <= 1 nat, and sorted by p=0.1,H=9"), "{sorted}");
     assert!(!sorted.contains("data files"), "{sorted}");
     let more = said("more");
-    assert!(more.contains("The data files of run and more are not the same") && !more.contains("was sorted by"), "{more}");
+    assert!(more.contains("The data files of run and more are not the same: the rows have no ids"), "{more}");
+    assert!(!more.contains("was sorted by"), "{more}");
+    // Rows with ids find each other in any order; one whose id another has, too, and one that is new stand alone.
+    let rows: Vec<String> = (0..9)
+        .map(|i| format!(r#"{{"id":"r{i}","prompt":"What is {i}?","response":"{}"}}"#, "A test of it. ".repeat(1 + i % 3)))
+        .collect();
+    let twice = r#"{"id":"twice","prompt":"Who?","response":"Nobody knows."}"#;
+    let new = r#"{"id":"new","prompt":"Who else?","response":"Nobody."}"#;
+    let lines = |rows: &[&str]| rows.join("\n");
+    let forwards: Vec<&str> = rows.iter().map(String::as_str).chain([twice, twice]).collect();
+    let backwards: Vec<&str> = [new].into_iter().chain(forwards.iter().rev().skip(1).copied()).collect();
+    workdir.write("forwards.jsonl", lines(&forwards));
+    workdir.write("backwards.jsonl", lines(&backwards));
+    score("forwards.jsonl", "fixed", "forwards");
+    score("backwards.jsonl", "fixed", "backwards");
+    let diff = workdir.run(&["diff", "forwards", "backwards", "--json"]).ok().json();
+    let n = |run: &str, rows: &[u32]| -> u64 {
+        let all = diagnose::table::read_rows(&workdir.path(run).join("rows.parquet")).unwrap();
+        all.iter().filter(|row| rows.contains(&row.row)).map(|row| u64::from(row.supervised)).sum()
+    };
+    let (pairs, alone) = (n("forwards", &[0, 1, 2, 3, 4, 5, 6, 7, 8]), [n("forwards", &[9, 10]), n("backwards", &[0, 1])]);
+    assert_eq!(
+        (&diff["overall"]["tokens"], &diff["tokens_only_before"], &diff["tokens_only_after"]),
+        (&pairs.into(), &alone[0].into(), &alone[1].into())
+    );
+    assert!(diff["overall"]["logprob"].as_f64().unwrap().abs() < 1e-6, "{diff}");
+    assert!(said_of(&workdir, "forwards", "backwards").contains("rows are paired by their ids, 9 of them"));
 }

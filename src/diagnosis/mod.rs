@@ -30,7 +30,7 @@ pub mod landscape;
 pub mod learnt;
 pub mod movement;
 pub mod near_duplicates;
-mod paired;
+pub mod paired;
 pub mod planted;
 pub mod population;
 pub mod quadrants;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::kinds::Kind;
 use super::learnt::{Changes, Learnt};
-use super::paired::{Rest, each_pair};
+use super::paired::{Pairing, Rest, each_pair};
 use crate::error::Result;
 
 /// diff.json of two score runs. Quadrants are in the order of [`Quadrant::ALL`](crate::table::Quadrant::ALL).
@@ -37,10 +37,10 @@ pub struct Change {
 }
 
 /// Both are run folders; `kinds` are those of the conflicts before, by row and position, where that run has any.
-pub fn compare(before: &Path, after: &Path, kinds: Option<&HashMap<(u32, u32), Kind>>) -> Result<Movement> {
+pub fn compare(before: &Path, after: &Path, pairing: &Pairing, kinds: Option<&HashMap<(u32, u32), Kind>>) -> Result<Movement> {
     let (mut moved, mut sums) = ([[0; 4]; 4], [(0u64, 0.0, 0.0); 4]);
     let mut changes = Changes::new(kinds);
-    let Rest { only_before, only_after, sources } = each_pair(before, after, |a, b| {
+    let Rest { only_before, only_after, sources } = each_pair(before, after, pairing, |a, b| {
         moved[a.quadrant.index()][b.quadrant.index()] += 1;
         let sum = &mut sums[a.quadrant.index()];
         sum.0 += 1;

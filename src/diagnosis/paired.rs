@@ -1,11 +1,14 @@
-//! The tokens of two scorings of the same data set, paired by row, position and token id in one pass over both tables, which are sorted by
-//! row and position. A run under another template or with other data shows in the number of tokens that stand on one side only.
+//! The tokens of two scorings, paired by row and by their place in it: in one pass over both tables, which are sorted by row and position, where
+//! both have read the same data. Of other data, rows are paired by their ids, in whatever order they stand. A run under another template or with
+//! other data shows in the number of tokens that stand on one side only.
 
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::vec::IntoIter;
 
 use crate::error::{Error, Result};
-use crate::table::{Chunks, Column, Quadrant, TOKENS_FILE, TokenChunk, read_chunks};
+use crate::table::{Chunks, Column, Quadrant, Row, TOKENS_FILE, TokenChunk, read_chunks, texts_of};
 
 const COLUMNS: [Column; 12] = [
     Column::Row,
@@ -40,6 +43,38 @@ pub(super) struct Token {
     pub quadrant: Quadrant,
 }
 
+/// Which rows of two runs belong together. The page that shows two runs side by side goes by the same rule (`report/view/compare.js`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Pairing {
+    /// Those with the same number: both runs have read the same files, or nothing else tells their rows apart.
+    ByNumber,
+    /// Those with the same id, where one row of each run has it: number of the row after -> number of the row before.
+    ById(HashMap<u32, u32>),
+}
+
+impl Pairing {
+    /// Of runs over other files than each other's. Rows without an id, and those whose id another row has, too, stand alone where others have one.
+    pub fn of_other_data(before: &[Row], after: &[Row]) -> Pairing {
+        if ![before, after].iter().all(|rows| rows.iter().any(|row| row.id.is_some())) {
+            return Pairing::ByNumber;
+        }
+        let unique = |rows: &[Row]| -> HashMap<String, u32> {
+            let (mut found, mut twice) = (HashMap::new(), HashSet::new());
+            for row in rows {
+                if let Some(id) = &row.id
+                    && found.insert(id.clone(), row.row).is_some()
+                {
+                    twice.insert(id.clone());
+                }
+            }
+            found.retain(|id, _| !twice.contains(id));
+            found
+        };
+        let before = unique(before);
+        Pairing::ById(unique(after).into_iter().filter_map(|(id, row)| Some((row, *before.get(&id)?))).collect())
+    }
+}
+
 /// What stands on one side only, and the names of the sources before.
 pub(super) struct Rest {
     pub only_before: u64,
@@ -47,38 +82,143 @@ pub(super) struct Rest {
     pub sources: Arc<Vec<String>>,
 }
 
-/// Visits the pairs in the order of the data. Both are run folders.
-pub(super) fn each_pair(before: &Path, after: &Path, mut visit: impl FnMut(&Token, &Token)) -> Result<Rest> {
-    let mut left = Stream::open(before);
-    let mut right = Stream::open(after);
-    let (mut only_before, mut only_after, mut n_pairs) = (0, 0, 0u64);
-    let (mut x, mut y) = (left.next()?, right.next()?);
-    loop {
-        match (x, y) {
-            (None, None) => break,
-            (Some(a), Some(b)) if a.key() == b.key() => {
-                n_pairs += 1;
-                visit(&a, &b);
-                (x, y) = (left.next()?, right.next()?);
-            }
-            (Some(a), b) if b.is_none_or(|b| a.key() < b.key()) => {
-                only_before += 1;
-                x = left.next()?;
-            }
-            _ => {
-                only_after += 1;
-                y = right.next()?;
-            }
-        }
+/// Visits the pairs in the order of the data before; the row of the second of a pair is that of the first. Both are run folders.
+///
+/// Two tokens of a row are a pair if they are the same token of the same bytes of the same turn (of the template, at the same position).
+pub(super) fn each_pair(before: &Path, after: &Path, pairing: &Pairing, mut visit: impl FnMut(&Token, &Token)) -> Result<Rest> {
+    check_vocabularies(before, after)?;
+    let mut left = Rows::of(Tokens::Stream(Stream::open(before)))?;
+    let (right, mut only_after) = match pairing {
+        Pairing::ByNumber => (Tokens::Stream(Stream::open(after)), 0),
+        Pairing::ById(rows) => Tokens::held(after, rows)?,
+    };
+    let mut right = Rows::of(right)?;
+    let (mut only_before, mut n_pairs) = (0, 0u64);
+    while let Some(row) = [left.row(), right.row()].into_iter().flatten().min() {
+        let [own, other] = [left.take(row)?, right.take(row)?];
+        let n = pair(own, other, &mut visit);
+        n_pairs += n;
+        only_before += own.len() as u64 - n;
+        only_after += other.len() as u64 - n;
     }
     if n_pairs == 0 {
-        return Err(Error::new("the two runs have no token in common: nothing stands at the same row and position")
-            .cure("Compare runs over the same data files with the same template."));
+        return Err(Error::new("the two runs have no token in common: nothing stands at the same place of the same row")
+            .cure("Compare runs over the same rows."));
     }
-    Ok(Rest { only_before, only_after, sources: left.chunk.sources })
+    Ok(Rest { only_before, only_after, sources: left.sources() })
+}
+
+/// Visits the pairs of a row, and gives their number.
+fn pair(before: &[Token], after: &[Token], visit: &mut impl FnMut(&Token, &Token)) -> u64 {
+    // One tokenizer and one template: nothing has to be looked for.
+    if before.len() == after.len() && before.iter().zip(after).all(|(a, b)| a.place() == b.place()) {
+        before.iter().zip(after).for_each(|(a, b)| visit(a, b));
+        return before.len() as u64;
+    }
+    let partners: HashMap<_, &Token> = after.iter().map(|token| (token.place(), token)).collect();
+    let pairs = before.iter().filter_map(|a| Some((a, *partners.get(&a.place())?)));
+    pairs.map(|(a, b)| visit(a, b)).count() as u64
+}
+
+/// An error if a token id means one text before and another one after. Those at the beginning of both tables are looked at.
+fn check_vocabularies(before: &Path, after: &Path) -> Result<()> {
+    let tables = [before, after].map(|run| run.join(TOKENS_FILE));
+    let ids = |table: &PathBuf| -> Result<HashSet<u32>> {
+        let first = read_chunks(std::slice::from_ref(table), &[Column::TokenId]).next().transpose()?.unwrap_or_default();
+        Ok(first.token_id.into_iter().collect())
+    };
+    let [own, other] = [ids(&tables[0])?, ids(&tables[1])?];
+    let shared: HashSet<u32> = own.intersection(&other).copied().collect();
+    let [own, other] = [texts_of(&tables[..1], &shared)?, texts_of(&tables[1..], &shared)?];
+    let mut differing: Vec<u32> = shared.into_iter().filter(|id| own.get(id) != other.get(id)).collect();
+    differing.sort_unstable();
+    let Some(id) = differing.first() else { return Ok(()) };
+    let text = |texts: &HashMap<u32, String>| texts.get(id).cloned().unwrap_or_default();
+    Err(Error::new(format!(
+        "the runs are of models with different vocabularies: token {id} is `{}` in {} and `{}` in {}",
+        text(&own),
+        before.display(),
+        text(&other),
+        after.display()
+    ))
+    .cure("`diagnose view` with both folders shows them side by side, by their text."))
+}
+
+/// The tokens of a run, one after the other in the order of the rows before.
+enum Tokens {
+    Stream(Stream),
+    /// Rows in another order are put in order in memory: 48 bytes a token.
+    Held(IntoIter<Token>),
+}
+
+impl Tokens {
+    /// With the rows' numbers before; and how many tokens are of none of these.
+    fn held(folder: &Path, rows: &HashMap<u32, u32>) -> Result<(Tokens, u64)> {
+        let (mut stream, mut tokens, mut alone) = (Stream::open(folder), Vec::new(), 0);
+        while let Some(token) = stream.next()? {
+            match rows.get(&token.row) {
+                Some(&row) => tokens.push(Token { row, ..token }),
+                None => alone += 1,
+            }
+        }
+        tokens.sort_by_key(|token| (token.row, token.pos));
+        Ok((Tokens::Held(tokens.into_iter()), alone))
+    }
+
+    fn next(&mut self) -> Result<Option<Token>> {
+        match self {
+            Tokens::Stream(stream) => stream.next(),
+            Tokens::Held(tokens) => Ok(tokens.next()),
+        }
+    }
+}
+
+/// The same, row by row.
+struct Rows {
+    tokens: Tokens,
+    /// The first token of the next row.
+    next: Option<Token>,
+    current: Vec<Token>,
+}
+
+impl Rows {
+    fn of(mut tokens: Tokens) -> Result<Rows> {
+        let next = tokens.next()?;
+        Ok(Rows { tokens, next, current: Vec::new() })
+    }
+
+    /// The number of the next row that has tokens.
+    fn row(&self) -> Option<u32> {
+        self.next.map(|token| token.row)
+    }
+
+    /// The tokens of that row if it is the next one, else none.
+    fn take(&mut self, row: u32) -> Result<&[Token]> {
+        self.current.clear();
+        while let Some(token) = self.next.filter(|token| token.row == row) {
+            self.current.push(token);
+            self.next = self.tokens.next()?;
+        }
+        Ok(&self.current)
+    }
+
+    fn sources(self) -> Arc<Vec<String>> {
+        match self.tokens {
+            Tokens::Stream(stream) => stream.chunk.sources,
+            Tokens::Held(_) => Arc::default(),
+        }
+    }
 }
 
 impl Token {
+    /// Where it stands in its row, and what it is.
+    fn place(&self) -> (u16, u32, u32, u32) {
+        match self.begin == self.end {
+            true => (self.turn, u32::MAX, self.pos, self.token_id),
+            false => (self.turn, self.begin, self.end, self.token_id),
+        }
+    }
+
     fn key(&self) -> (u32, u32, u32) {
         (self.row, self.pos, self.token_id)
     }

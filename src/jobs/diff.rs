@@ -8,17 +8,19 @@ use serde_json::Value;
 
 use super::eval::{self, Named, Way};
 use super::folders::names;
-use super::score::{RUN_FILE, SUMMARY_FILE, find_data, read_listed, read_record};
+use super::score::{RUN_FILE, RunRecord, SUMMARY_FILE, find_data, read_listed, read_record};
 use super::view;
 use crate::diagnosis::kinds as conflict;
 use crate::diagnosis::learnt::Verdict;
 use crate::diagnosis::movement::{self, Movement};
+use crate::diagnosis::paired::Pairing;
 use crate::diagnosis::quadrants::Resolved;
 use crate::error::{Context, Error, Result};
 use crate::eval::compare::{self, Side};
 use crate::eval::results::SCORES_FILE;
 use crate::eval::{harness, retention, tasks};
 use crate::files::write_atomically;
+use crate::format::thousands;
 use crate::jobs::watch::Watch;
 use crate::model::{DEFAULT_MODEL, Reference};
 use crate::report::diff::{self as report, Diff, Distance, What};
@@ -92,17 +94,26 @@ fn record(written: &String, job: &Job) -> Result<Option<(Kind, Value)>> {
     Ok(Some((kind, read(&Path::new(written).join(file))?)))
 }
 
+/// Have two score runs read the same files?
+fn same_data(runs: [&Path; 2]) -> Result<bool> {
+    let [before, after] = runs.map(|run| read_record(&run.join(RUN_FILE)));
+    let hashes = |record: RunRecord| record.data.into_iter().map(|file| file.sha256).collect::<Vec<_>>();
+    Ok(hashes(before?) == hashes(after?))
+}
+
 /// What of two score runs makes their tokens or quadrants others whatever the models are.
 fn other_rows(records: [&Value; 2], [before, after]: [&String; 2]) -> Result<Vec<String>> {
     let mut said = Vec::new();
-    let files = records.map(|record| {
-        let files = record["data"].as_array().into_iter().flatten();
-        files.map(|file| file["sha256"].clone()).collect::<Vec<_>>()
-    });
-    if files[0] != files[1] {
-        said.push(format!(
-            "The data files of {before} and {after} are not the same: what has the same row, position and token id is compared, whatever it is"
-        ));
+    if !same_data([before, after].map(Path::new))? {
+        let [rows_before, rows_after] = [before, after].map(|folder| read_rows(&Path::new(folder).join(ROWS_FILE)));
+        let how = match Pairing::of_other_data(&rows_before?, &rows_after?) {
+            Pairing::ById(rows) => format!("rows are paired by their ids, {} of them", thousands(rows.len() as u64)),
+            Pairing::ByNumber => {
+                "the rows have no ids, and the same tokens at the same places of rows with the same number are compared, whatever rows these are"
+                    .to_owned()
+            }
+        };
+        said.push(format!("The data files of {before} and {after} are not the same: {how}"));
     }
     if records[0]["template_sha256"] != records[1]["template_sha256"] {
         said.push(format!("{before} and {after} were rendered by two templates: the same text need not stand at the same place"));
@@ -199,8 +210,12 @@ fn compare_scores(before: &Path, after: &Path) -> Result<Movement> {
     let by_place = |conflict: Result<KnownConflict>| conflict.map(by_place).transpose();
     let kinds: Option<HashMap<(u32, u32), conflict::Kind>> =
         conflicts.exists().then(|| read_conflicts(&conflicts).filter_map(by_place).collect::<Result<_>>()).transpose()?;
-    let mut movement = movement::compare(before, after, kinds.as_ref())?;
     let rows = read_rows(&before.join(ROWS_FILE))?;
+    let pairing = match same_data([before, after])? {
+        true => Pairing::ByNumber,
+        false => Pairing::of_other_data(&rows, &read_rows(&after.join(ROWS_FILE))?),
+    };
+    let mut movement = movement::compare(before, after, &pairing, kinds.as_ref())?;
     let places: HashMap<u32, String> = rows.into_iter().map(|row| (row.row, format!("{}:{}", row.path, row.line))).collect();
     movement.learnt.name_places(&|row| places.get(&row).cloned());
     // Data that have moved or changed leave the places, and no sentences.

@@ -17,9 +17,12 @@ function compareRuns(before, after) {
   const haveIds = before.ids.some((id) => id !== null) && after.ids.some((id) => id !== null);
   const by = hashes(before) !== hashes(after) && haveIds ? "id" : "number";
   const keys = (run) => (by === "id" ? run.ids : Array.from(run.row));
+  // An id that several rows of a run have says of none of them which row it is (diagnosis/paired.rs).
   const places = new Map();
   const twice = new Set();
   keys(after).forEach((key, row) => (places.has(key) ? twice.add(key) : places.set(key, row)));
+  const seen = new Set();
+  keys(before).forEach((key) => (seen.has(key) ? twice.add(key) : seen.add(key)));
   const rowOf = Int32Array.from(keys(before), (key) => (key === null || twice.has(key) ? -1 : places.get(key) ?? -1));
 
   const tokenOf = new Int32Array(before.logprob.length).fill(-1);
