@@ -104,7 +104,7 @@ pub(crate) fn refuse_pointer(path: &Path) -> Result<()> {
     }
 }
 
-/// So many bytes of a file show whether it is a pointer.
+/// The first bytes of a file that are enough to show whether it is a pointer of Git LFS or git-annex.
 const POINTER_BYTES: u64 = 64;
 
 /// The error for a file that begins so, if Git LFS or git-annex put it in the place of a large file.

@@ -1,6 +1,6 @@
 //! Seeded random numbers: Steele, Lea and Flood, Fast splittable pseudorandom number generators, OOPSLA 2014 (SplitMix64).
 //!
-//! The same on every machine and with any number of threads, so that a run can be repeated to the bit.
+//! The numbers are the same on every machine and with any number of threads, so that a run can be repeated to the bit.
 
 use crate::files::sha256;
 
@@ -26,7 +26,7 @@ pub(crate) fn uniform(seed: u64, i: u64) -> f32 {
     (number(seed, i) >> 40) as f32 / (1u64 << 24) as f32
 }
 
-/// The same with all the digits of an f64.
+/// As [`uniform`], with all the digits of an f64.
 pub(crate) fn unit(seed: u64, i: u64) -> f64 {
     (number(seed, i) >> 11) as f64 / (1u64 << 53) as f64
 }

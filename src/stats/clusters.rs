@@ -82,7 +82,7 @@ pub(crate) fn cluster_interval(value: f64, stderr: f64, clusters: u64, scale: Sc
     }))
 }
 
-/// So many clusters tell by their sums what a bootstrap would tell, in less time.
+/// From more than this many clusters on, the linearised error of their sums tells what a bootstrap would tell, in less time.
 const MANY: usize = 2000;
 
 /// `sum numerator / sum denominator` of clusters, one term each, of any number as value: with a percentile bootstrap over the clusters, stretched where

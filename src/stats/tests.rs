@@ -1,4 +1,4 @@
-//! By hand, against scipy and statsmodels, and by simulation.
+//! The estimates against numbers found by hand, against scipy and statsmodels, and against simulations.
 
 use super::clusters::student_t_975;
 use super::shares::{tango, wilson};
@@ -390,7 +390,7 @@ fn errors_over_groups_are_statsmodels_and_over_subjects_the_harness() {
     assert!(same.value == 0.0 && same.ci95.is_some_and(|[low, high]| low < -0.02 && high > 0.02), "{same:?}");
 }
 
-/// Of several answers to an item a share is right. Three parts of 2, 4 and 8 items.
+/// An item with several answers counts with the share of them that are right. Three parts of 2, 4 and 8 items.
 #[test]
 fn means_over_subjects_take_shares() {
     let subjects = [0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0];
