@@ -90,6 +90,7 @@ impl FieldMap {
         &self.written
     }
 
+    /// Are no fields mapped?
     pub fn is_empty(&self) -> bool {
         self.rules.is_empty()
     }

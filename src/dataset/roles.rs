@@ -66,6 +66,7 @@ impl RoleMap {
         &self.written
     }
 
+    /// Did the user name no roles?
     pub fn is_empty(&self) -> bool {
         self.names.is_empty()
     }
