@@ -23,7 +23,9 @@ use crate::error::{Error, Result};
 /// A template's source for minijinja.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Translated {
+    /// The translated source.
     pub source: String,
+    /// Does the template mark its answers itself, by `{% generation %}`?
     pub has_generation_tags: bool,
 }
 

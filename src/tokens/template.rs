@@ -37,6 +37,7 @@ pub struct ChatTemplate {
 /// What a template sees beside the messages.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Surroundings<'a> {
+    /// The list of tool schemas, for a conversation with tools.
     pub tools: Option<&'a Value>,
     /// A map of further variables, such as `enable_thinking`.
     pub switches: Option<&'a Value>,
@@ -124,6 +125,7 @@ impl ChatTemplate {
         &self.sha256
     }
 
+    /// Does the template mark its answers itself, by `{% generation %}`?
     pub fn has_generation_tags(&self) -> bool {
         self.has_generation_tags
     }
