@@ -29,17 +29,20 @@ pub struct Update {
     pub rate: f32,
     /// `1 - lr decay`
     pub keep: f32,
+    /// The decay rates `b1` and `b2` of the two moments.
     pub betas: [f32; 2],
     /// `1 - b`, from the betas in f64.
     pub complements: [f32; 2],
     /// `sqrt(1 - b2^t)`
     pub root: f32,
+    /// Added to the root of the second moment.
     pub eps: f32,
-    /// Of the draws for rounding.
+    /// The key of the random draws by which bf16 moments are rounded.
     pub key: u32,
 }
 
 impl Moments {
+    /// Moments of `len` numbers that have not been updated yet: in bf16, or in f32.
     pub fn zeros(len: usize, bf16: bool) -> Moments {
         if bf16 { Moments::Bf16([vec![0; len], vec![0; len]]) } else { Moments::F32([vec![0.0; len], vec![0.0; len]]) }
     }

@@ -37,7 +37,7 @@ struct Rates {
 #[derive(Debug, Serialize, Deserialize)]
 struct Remembered {
     level: String,
-    /// Of each level that was tried.
+    /// The speeds that were measured, for each level that was tried.
     flops: Vec<(String, Rates)>,
 }
 

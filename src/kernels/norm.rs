@@ -174,7 +174,7 @@ impl QkNorm {
         Rows { columns: self.columns, groups, eps: self.eps }
     }
 
-    /// Of `qkv`, and of both weights, one after the other.
+    /// The gradient of `qkv`, and the gradients of both weights, one after the other.
     fn gradients(
         &self,
         qkv: &Tensor,

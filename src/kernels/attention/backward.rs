@@ -438,7 +438,7 @@ unsafe fn score_gradients<V: Lanes>(scores: &mut [f32], d_weights: &mut [f32], r
     }
 }
 
-/// The same, with `bend(score, gradient)` for what the cap does to a gradient.
+/// The loop of [`score_gradients`]; `bend(score, gradient)` gives what the cap makes of a gradient.
 ///
 /// # Safety
 /// As above.

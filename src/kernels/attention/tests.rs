@@ -149,7 +149,7 @@ fn near(got: &[f32], expected: &[f64], what: &str) {
     assert!(error <= 2e-2 * size + 1e-6, "{what}: {error} beside {size}");
 }
 
-/// Of the difference and of what is expected.
+/// The length (L2) of the difference between `got` and `expected`, and that of `expected`.
 fn lengths(got: impl Iterator<Item = f64>, expected: impl Iterator<Item = f64>) -> (f64, f64) {
     let squares =
         |(errors, sizes): (f64, f64), (got, expected): (f64, f64)| (errors + (got - expected).powi(2), sizes + expected.powi(2));

@@ -158,7 +158,7 @@ macro_rules! products_of_32_rows {
     };
 }
 
-/// The same for 16 rows.
+/// The products of 16 rows by 16 words of a panel, `$x` and `$w` bytes behind the pointers.
 macro_rules! products_of_16_rows {
     ($x:literal, $w:literal) => {
         concat!(
