@@ -122,7 +122,7 @@ impl Experts {
         }
     }
 
-    /// The same without what all tokens share.
+    /// As [`Experts::forward_add`], without the network that all tokens share.
     fn routed_add(&self, x: &Tensor, residual: &Tensor, adapters: Adapters) -> Result<Tensor> {
         let (chosen, weights_te) = self.weigh(&self.router.forward(x, adapters)?)?;
         let mut total = residual.clone();

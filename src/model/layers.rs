@@ -22,9 +22,13 @@ use crate::kernels::{Dtype, Kernels};
 
 /// Where the weights of one block come from.
 pub(super) struct Layer<'a> {
+    /// The model's shape and settings.
     pub config: &'a Config,
+    /// The files.
     pub source: &'a dyn Source,
+    /// How to hold and run the weights.
     pub options: LoadOptions,
+    /// The layer's number, counted from 0.
     pub index: usize,
     /// This layer's rotary embedding.
     pub rotary: &'a Rotary,
@@ -70,7 +74,7 @@ impl Linear {
         Ok(Linear { matrix, bias, modules, lora: None })
     }
 
-    /// The same with biases, `[N]` of all modules together.
+    /// Adds biases: `bias` are those of all modules together, `[N]`.
     pub(super) fn with_bias(self, bias: Tensor) -> Linear {
         Linear { bias: Some(Vector::new(bias, 0.0)), ..self }
     }
@@ -94,7 +98,7 @@ impl Linear {
         self.finish(x, self.matrix.forward(x)?, adapters)
     }
 
-    /// The same added to `residual [T, out]`.
+    /// `residual + y` with `y` as [`Linear::forward`] gives it; `residual [T, out]`.
     pub(super) fn forward_add(&self, x: &Tensor, residual: &Tensor, adapters: Adapters) -> Result<Tensor> {
         self.finish(x, self.matrix.forward_add(x, residual)?, adapters)
     }
@@ -148,7 +152,9 @@ impl Linear {
 
 /// How adapters are added.
 pub(super) struct Adapting<'a> {
+    /// Rank, scale, dropout and targets.
     pub options: &'a LoraOptions,
+    /// The seed of the first values of `A`.
     pub seed: u64,
 }
 
@@ -172,7 +178,7 @@ impl RmsNorm {
         RmsNorm::load_offset(config, source, name, width, offset, kernels)
     }
 
-    /// The same where the weight is stored as it is, whatever the family's others are.
+    /// As [`RmsNorm::load`], where the weight is stored as it is, whatever the family's others are.
     pub(super) fn load_plain(
         config: &Config,
         source: &dyn Source,
@@ -476,7 +482,7 @@ impl Mlp {
         Mlp::load_in(layer, "mlp", layer.config.intermediate_size, activation)
     }
 
-    /// The same, of width `inner`, within `module`.
+    /// As [`Mlp::load`], from the matrices in `module`, of inner width `inner`.
     pub(super) fn load_in(layer: &Layer, module: &str, inner: usize, activation: Activation) -> Result<Mlp> {
         let name = |part: &str| format!("{module}.{part}");
         Mlp::load_parts(layer, &[(&name("gate_proj"), inner), (&name("up_proj"), inner)], (&name("down_proj"), inner), activation)

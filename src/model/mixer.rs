@@ -48,7 +48,7 @@ impl Mixer {
         }
     }
 
-    /// The same added to `residual`.
+    /// As [`Mixer::project`], added to `residual`.
     pub(super) fn project_add(&self, mixed: &Tensor, residual: &Tensor, adapters: Adapters) -> Result<Tensor> {
         match self {
             Mixer::Attention(attention) => attention.project_add(mixed, residual, adapters),

@@ -16,6 +16,7 @@ use crate::kernels::matmul::Trained;
 /// Tensors that are trained as one.
 #[derive(Debug, Clone)]
 pub struct Parameter {
+    /// The tensors of the checkpoint that it holds.
     pub parts: Vec<Part>,
     store: Store,
 }
@@ -25,6 +26,7 @@ pub struct Parameter {
 pub struct Part {
     /// `model.layers.0.self_attn.q_proj.weight`
     pub name: String,
+    /// The dimensions in the checkpoint.
     pub shape: Vec<usize>,
     rows: Range<usize>,
     columns: Range<usize>,
@@ -81,6 +83,7 @@ impl Parameter {
         }
     }
 
+    /// Has it no numbers?
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

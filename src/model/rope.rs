@@ -10,12 +10,16 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 use crate::json::{flag, number, present};
 
+/// A rotary embedding: its base, and how the frequencies are scaled for long sequences.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rope {
+    /// The base of the frequencies.
     pub theta: f64,
+    /// How they are scaled.
     pub scaling: RopeScaling,
 }
 
+/// How the frequencies differ from the plain ones.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RopeScaling {
     None,
@@ -267,7 +271,7 @@ pub(super) fn yarn_attention_factor(factor: f64) -> f64 {
     yarn_mscale(factor, 1.0)
 }
 
-/// The same with the weight of the logarithm that DeepSeek's models choose.
+/// `0.1 mscale ln(factor) + 1`, or 1 without scaling: DeepSeek's models choose the weight `mscale`.
 fn yarn_mscale(factor: f64, mscale: f64) -> f64 {
     if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 }
 }

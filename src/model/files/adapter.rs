@@ -52,7 +52,7 @@ pub(crate) struct Adapter {
     path: PathBuf,
     /// Do updates of single experts count, in the rows of their stacks?
     modules: bool,
-    /// By the name of the tensor that is changed.
+    /// What is changed, by the name of the tensor of the base.
     changes: BTreeMap<String, Change>,
     /// Names of `changes` that nobody has asked for yet.
     unused: Mutex<Vec<String>>,
@@ -61,7 +61,9 @@ pub(crate) struct Adapter {
 
 /// The base that an adapter was trained on, as its config names it.
 pub(crate) struct Base {
+    /// A folder or a hub id.
     pub name: String,
+    /// The branch, tag or commit of a hub id, where the config names one.
     pub revision: Option<String>,
 }
 

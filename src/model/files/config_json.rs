@@ -120,7 +120,7 @@ fn rope_scaling(rope: &Rope, rotary_dim: usize) -> Result<Value> {
     })
 }
 
-/// Of every Llama 3 model; llama.cpp's converter does not keep them.
+/// The factors of all Llama 3 models (`low_freq_factor`, `high_freq_factor`); llama.cpp's converter does not keep them.
 const LOW: f64 = 1.0;
 const HIGH: f64 = 4.0;
 

@@ -18,6 +18,7 @@ use crate::files::refuse_pointer;
 use crate::model::source::Used;
 
 pub(crate) struct GgufFiles {
+    /// The metadata of the first file, by their keys.
     pub metadata: HashMap<String, Value>,
     parts: Vec<Part>,
     /// Tensor name -> number of the part that holds it.

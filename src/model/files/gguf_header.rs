@@ -146,7 +146,7 @@ impl Head<'_> {
         Ok(u64::from_le_bytes(self.array()?))
     }
 
-    /// Of a text or an array.
+    /// The length of a text or an array.
     fn length(&mut self) -> Result<u64> {
         if self.wide { self.u64() } else { self.u32().map(u64::from) }
     }

@@ -133,7 +133,7 @@ impl Gguf {
         self.files.read_slice(stored, index)
     }
 
-    /// Of experts' gates or up-projections that are stored as one tensor: first row in each expert and the tensor's name.
+    /// Where experts' gates and up-projections are stored as one tensor: the first row in each expert, and the tensor's name.
     fn half_of(&self, stored: &str, shape: &[usize]) -> Result<Option<(usize, String)>> {
         let (Some(whole), [count, rows, input]) = (joined_experts(stored).filter(|whole| self.holds(whole)), shape) else {
             return Ok(None);

@@ -22,7 +22,9 @@ pub const SHARD_BYTES: u64 = 5_000_000_000;
 /// A tensor to be written.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SavedTensor {
+    /// The name in the file.
     pub name: String,
+    /// The dimensions, outermost first.
     pub shape: Vec<usize>,
 }
 

@@ -97,7 +97,7 @@ fn half_e8m0(exponent: u8) -> f32 {
     }
 }
 
-/// The same numbers as the checkpoints of gpt-oss hold them: the scale elsewhere, and in each byte two neighbours, the first one low.
+/// MXFP4 as the checkpoints of gpt-oss hold it: the scale elsewhere, and in each byte two neighbours, the first one low.
 pub(in super::super) fn mxfp4_in_pairs(scale: u8, block: &[u8], values: &mut [f32]) {
     let scale = half_e8m0(scale);
     for (&byte, pair) in block.iter().zip(values.chunks_exact_mut(2)) {
