@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::kernels::exp::exp_slice;
 use crate::kernels::level::Level;
 
+/// How the next token is chosen from the logits.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Sampling {
     /// Divides the logits; 0 takes the most probable token, of equals the first, and the rest then has no say.
@@ -23,10 +24,12 @@ pub struct Sampling {
 }
 
 impl Sampling {
+    /// The most probable token, each time.
     pub const GREEDY: Sampling = Sampling { temperature: 0.0, top_k: None, top_p: None, min_p: None };
-    /// From the model's own distribution.
+    /// A draw from the model's own distribution.
     pub const PLAIN: Sampling = Sampling { temperature: 1.0, top_k: None, top_p: None, min_p: None };
 
+    /// Is the most probable token taken, without a draw?
     pub fn is_greedy(&self) -> bool {
         self.temperature == 0.0
     }
@@ -37,6 +40,7 @@ impl Sampling {
         self.temperature == 1.0 && !cuts
     }
 
+    /// Refuses numbers that are out of range, by the names of their options.
     pub fn check(&self) -> Result<()> {
         if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
             return Err(Error::usage(format!("--temperature {}: expected a number from 0 on", self.temperature))

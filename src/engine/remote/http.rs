@@ -33,7 +33,7 @@ pub(super) const CONNECTIONS: usize = 64;
 pub(crate) enum Trouble {
     /// Worth another try, after so long if the server says so.
     Passing(Box<Error>, Option<Duration>),
-    /// The same again would end the same.
+    /// Another try would end the same way.
     Lasting(Box<Error>),
 }
 
@@ -128,7 +128,7 @@ impl Http {
         self.post_waiting(path, body, Duration::ZERO)
     }
 
-    /// The same where the answer may take `more` time than most.
+    /// As [`Http::post`], where the answer may take `more` time than most.
     pub(crate) fn post_waiting(&self, path: &str, body: &Value, more: Duration) -> Result<impl Read + use<>, Trouble> {
         let mut request = self.agent.post(format!("{}{path}", self.url)).header("content-type", "application/json");
         request = request.config().timeout_recv_response(Some(self.waits.answer + more)).build();
