@@ -19,6 +19,7 @@ use super::read::{RowGroups, strings};
 use crate::error::{Context, Result};
 use crate::kernels::TokenStatistics;
 
+/// The name of the file in a run folder.
 pub const ALTERNATIVES_FILE: &str = "alternatives.parquet";
 const TABLE: &str = "alternatives";
 /// Where the choices of all rows wait until it is known which rows are looked at.
@@ -29,13 +30,17 @@ pub(super) const COLUMNS: [&str; 6] = ["row", "pos", "rank", "token_id", "token"
 /// One of the choices after the first.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Alternative {
+    /// The example, numbered over the whole input.
     pub row: u32,
     /// Index of the token in the rendered sequence.
     pub pos: u32,
     /// 2 to 5.
     pub rank: u16,
+    /// The id of the choice.
     pub token_id: u32,
+    /// Its text.
     pub token: String,
+    /// Its ln p, nats.
     pub logprob: f32,
 }
 

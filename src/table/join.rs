@@ -103,7 +103,7 @@ fn empty(tables: &[PathBuf], columns: &[&'static str]) -> Result<pl::DataFrame> 
     Err(Error::new("the tables of the shards have no tokens"))
 }
 
-/// Of one shard: slices of a row group cost its pages anew.
+/// Tokens that are read of one shard at a time, at least: every slice of a row group reads its pages anew.
 const LEAST_TOKENS: usize = 1 << 14;
 
 /// A table that is read from its beginning to its end, in the order of its rows.

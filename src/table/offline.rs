@@ -78,7 +78,7 @@ pub(crate) struct Answers {
 }
 
 impl Answers {
-    /// Of a model of `vocab` tokens.
+    /// Opens the answers of a model whose vocabulary has `vocab` tokens, and the sequences that were sent, which lie beside them.
     pub(crate) fn open(folder: &Path, vocab: usize) -> Result<Answers> {
         let groups = RowGroups::one_by_one(&Answers::files(folder)?, COLUMNS.to_vec());
         let sequences = folder.join(SEQUENCES_FILE);
