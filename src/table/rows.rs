@@ -48,15 +48,15 @@ pub struct Row {
 }
 
 /// What a row's confident conflicts add up to.
-/// Number of confident conflicts.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct RowMass {
-    /// Sum of -ln p, nats.
+    /// Number of confident conflicts.
     pub conflicts: u32,
-    /// Sum of -ln p - H, nats.
+    /// Sum of -ln p, nats.
     pub loss: f64,
-    /// Sum of the gradient norms.
+    /// Sum of -ln p - H, nats.
     pub surplus: f64,
+    /// Sum of the gradient norms.
     pub grad: f64,
 }
 
