@@ -42,8 +42,11 @@ pub(super) struct Token {
 
 /// What stands on one side only, and the names of the sources before.
 pub(super) struct Rest {
+    /// Tokens that the run after does not have.
     pub only_before: u64,
+    /// Tokens that the run before does not have.
     pub only_after: u64,
+    /// The names of the sources before.
     pub sources: Arc<Vec<String>>,
 }
 

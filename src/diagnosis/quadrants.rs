@@ -58,6 +58,7 @@ pub struct Resolved {
     pub preset: String,
     /// Low p is p <= this. Absent for `tail`. For people; tokens are compared with its logarithm.
     pub p: Option<f32>,
+    /// The logarithm of `p`.
     pub logprob: Option<f32>,
     /// For `tail`: low p is a tail probability <= this. Absent also when not one token passed.
     pub tail: Option<f32>,
@@ -70,7 +71,7 @@ pub struct Resolved {
 }
 
 impl Resolved {
-    /// The same for equal thresholds, and for no others: tables name those that they were sorted by.
+    /// A text that is the same for equal thresholds, and for no others: tables name those that they were sorted by.
     pub fn key(&self) -> String {
         // Plain fields can be written.
         serde_json::to_string(self).unwrap_or_default()

@@ -13,6 +13,7 @@ pub struct Method {
     pub loss: &'static str,
     /// What a token is weighed by, unless EAFT is told otherwise.
     pub gate: Gate,
+    /// What else the loss consists of.
     pub beside: Beside,
     /// An arXiv number and where to look in it, or another program's option; empty for what needs none.
     pub source: &'static str,
