@@ -7,24 +7,18 @@ use crate::diagnosis::quadrants::PILOT_SHARE;
 use crate::engine::TOP_K;
 use crate::error::Result;
 
-/// What a token is weighed by. [`Gate::bind`] makes the weight function of it.
+/// What a token is weighed by: [`METHODS`](super::METHODS) says what each stands for. [`Gate::bind`] makes the weight function of it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Gate {
-    /// Weighs every token 1.
     One,
-    /// Weighs by a curve of the top-K entropy.
     Eaft(Eaft),
-    /// Leaves out tokens in the lowest 15 % of both ln p and H: the paper's pilot study.
     Pilot,
     /// Masks the tokens with 1/p above this under the base model.
     Stm {
         tau: f32,
     },
-    /// Weighs by p.
     Probability,
-    /// Weighs by `p^a`, `a = sum_v p_v^2` (DEFT).
     Deft,
-    /// Weighs by `p^(1/tau)`, `tau` from the mean losses of sequences (TALR).
     Tempered,
     /// Weighs by the ratio of the probability to that under an earlier model; 0 where it is above `most`.
     Ratio {
