@@ -13,7 +13,9 @@ use crate::tokens::{Sequence, Span, Token, Tokenizer};
 /// The tokens of a request; the last `n_targets` are those of the continuation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Encoded {
+    /// The token ids, context first.
     pub ids: Vec<u32>,
+    /// How many of the last tokens are the continuation's.
     pub n_targets: usize,
     /// The beginning of the context was cut off.
     pub truncated: bool,
@@ -108,6 +110,7 @@ pub(super) fn is_python_space(c: char) -> bool {
 }
 
 impl Encoded {
+    /// As a sequence that the engine scores: the continuation's tokens are the targets, and `row` its number.
     pub fn sequence(self, row: u32) -> Sequence {
         let n = self.ids.len();
         let supervised = (0..n).map(|t| t >= n - self.n_targets).collect();

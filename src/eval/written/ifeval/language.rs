@@ -17,7 +17,7 @@ use crate::error::{Context, Error, Result};
 
 pub(super) struct Languages {
     names: Vec<String>,
-    /// Of each gram, its share among those of its length in every language, in the order of `names`.
+    /// For each gram, its share among the grams of its length in every language, in the order of `names`.
     grams: HashMap<String, Box<[f64]>>,
     characters: Characters,
     url: Regex,
