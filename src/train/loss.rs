@@ -12,8 +12,9 @@ use crate::kernels::statistics::{Divergence, TokenLoss};
 /// A method with its numbers.
 #[derive(Debug, Clone)]
 pub(crate) struct Loss {
+    /// The training method.
     pub method: Method,
-    /// The method's, with what the user changed.
+    /// The method's gate, with what the user changed.
     pub gate: Gate,
     /// Factor of the divergence from the base model.
     kl_weight: f32,
@@ -33,9 +34,9 @@ pub(crate) struct BatchLoss {
 /// How much a token counts: the weights of the sequences that have it, over `N`.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct Share {
-    /// Of those where the method weighs the token.
+    /// The weights of those sequences where the method weighs the token.
     pub weighted: f32,
-    /// Of those whose conflicts are intended.
+    /// The weights of those sequences whose conflicts are intended.
     pub whole: f32,
 }
 
