@@ -22,8 +22,10 @@ use crate::table::Quadrant;
 
 #[derive(Serialize)]
 pub(crate) struct Diff {
+    /// What was compared, and what changed.
     #[serde(flatten)]
     pub what: What,
+    /// How far apart the two models are on general text, where that was measured.
     pub divergence: Distance,
     /// What else differs than the models, in sentences without their full stops.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -439,7 +441,7 @@ fn engines(comparison: &Comparison) -> Option<String> {
     Some(format!("the models were run by two engines, which may differ by themselves: {before} before, {after} after"))
 }
 
-/// The same of each run.
+/// That two engines ran the models of a run, for each run, and which tasks are in no average.
 fn warnings_of_runs(retention: &Retention) -> impl Iterator<Item = String> {
     let left_out = &retention.left_out;
     let unshared = (!left_out.is_empty())
