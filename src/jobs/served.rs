@@ -43,8 +43,9 @@ pub(super) fn text_of(
 
 /// Why a sequence may be less long than a server's limit.
 pub(super) struct Beyond {
-    /// By so many tokens a sequence has to be shorter than the server's limit.
+    /// How many tokens a sequence has to be shorter than the server's limit.
     pub tokens: usize,
+    /// Why it has to be, as a sentence's end.
     pub why: &'static str,
 }
 
@@ -107,7 +108,7 @@ pub(super) struct Opened {
     pub served: Served,
     pub reference: Reference,
     pub max_len: usize,
-    /// Of the model, as far as it is known.
+    /// A hash of what is known here of the model: what the servers call it, or have it from, and its tokenizer.
     pub sha256: String,
     pool: Pool,
 }

@@ -37,12 +37,15 @@ pub(crate) trait Watch: Sync {
 
 /// What is known when scoring begins.
 pub(crate) struct Beginning<'a> {
-    /// Of the whole data set: supervised tokens, all tokens of the rows with any, and these rows.
+    /// Supervised tokens of the whole data set.
     pub supervised: u64,
+    /// All tokens of the rows that have supervised tokens.
     pub tokens: u64,
+    /// These rows.
     pub rows: u64,
-    /// The model's short name, and where it runs.
+    /// The model's short name.
     pub model: &'a str,
+    /// Where the model runs.
     pub device: String,
     /// Why a GPU that is there was not taken.
     pub passed_over: Option<&'a str>,

@@ -19,28 +19,34 @@ use crate::tokens::{RenderOptions, Renderer};
 /// How a model is asked.
 #[derive(Debug, Clone)]
 pub(crate) struct Way {
-    /// The first so many items of each task, or so many at random; of each subject, where a task has some.
+    /// Only the first items of each task, this many; of each subject, where a task has some.
     pub limit: Option<usize>,
+    /// Only items drawn at random, this many; of each subject, where a task has some.
     pub sample: Option<usize>,
     /// Examples before every question; `None` for as many as the task is known with.
     pub few_shot: Option<usize>,
     /// The file whose first rows they are, in the place of the task's own.
     pub few_shot_from: Option<PathBuf>,
-    /// Of the draws of the examples, of the sample and of answers.
+    /// The seed of the draws of examples, of the sample and of answers.
     pub seed: u64,
+    /// The system message, if there is one.
     pub system: Option<String>,
     /// `None`: without a chat template.
     pub chat: Option<ChatWay>,
+    /// How answers are written, where the model writes.
     pub written: WrittenWay,
+    /// What products are computed in.
     pub dtype: Dtype,
+    /// Which implementation of the operations runs.
     pub kernels: Kernels,
+    /// Where the model runs.
     pub device: Placement,
     /// Tokens that go into the model at once; also the length of the windows of a text. `None` for the usual length, or what the model
     /// takes if that is less.
     pub max_len: Option<usize>,
 }
 
-/// By a chat template.
+/// How questions go through a chat template.
 #[derive(Debug, Clone)]
 pub(crate) struct ChatWay {
     /// In the place of the model's own.
@@ -56,6 +62,7 @@ pub(crate) struct ChatWay {
 pub(crate) struct WrittenWay {
     /// `None`: the task's own.
     pub max_new_tokens: Option<usize>,
+    /// How the next token is chosen.
     pub sampling: Sampling,
     /// Beside the task's own.
     pub stops: Vec<String>,

@@ -38,7 +38,7 @@ pub(crate) struct Record {
     pub prompts: u64,
     pub left_out: LeftOut,
     pub counts: Counts,
-    /// Of the process that finished the run.
+    /// How much the process that finished the run computed.
     pub written: Written,
     pub seconds: f64,
     /// Tokens of answers in the wall time after the model is loaded; absent where nothing was left to write.
@@ -49,9 +49,9 @@ pub(crate) struct Record {
 /// Rows that have no answer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LeftOut {
-    /// Whose prompt leaves no room in `max_len`.
+    /// Rows whose prompt leaves no room in `max_len`.
     pub too_long: u64,
-    /// That could not be read, or have no prompt.
+    /// Rows that could not be read, or have no prompt.
     pub unusable: u64,
 }
 

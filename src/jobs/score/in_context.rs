@@ -63,7 +63,7 @@ type Key = (u16, u32, u32, u32);
 pub(super) struct Conflicts {
     kinds: HashMap<(u32, u32), Kind>,
     key: String,
-    /// Of the token table.
+    /// The metadata of the token table, which name the run and its thresholds.
     provenance: Vec<(String, String)>,
 }
 
@@ -148,10 +148,13 @@ struct Scored {
     row: u32,
     /// The row that was shown first.
     shown: u32,
-    /// Its tokens that were no conflicts alone, and those of them that are then.
+    /// The row's tokens that were no conflicts alone.
     others: u64,
+    /// How many of them are conflicts with the other row shown first.
     new: u64,
-    /// Of its conflicts: place, ln p and entropy then (the bits of the numbers, which may be none that JSON has), and whether it vanished.
+    /// Each conflict of the row: its position, its ln p and entropy with the other row shown first (the bits of the numbers, which may
+    /// be
+    /// none that JSON has), and whether it vanished.
     conflicts: Vec<(u32, u32, u32, bool)>,
 }
 

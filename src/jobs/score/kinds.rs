@@ -129,7 +129,7 @@ struct Sums {
     numbers: HashMap<(Kind, u32, u32), u32>,
     groups: Vec<Group>,
     kinds: BTreeMap<Kind, OfKind>,
-    /// So many conflicts.
+    /// The number of conflicts.
     n: u32,
 }
 

@@ -10,16 +10,21 @@ use crate::tokens::{Item, Sequence};
 /// Where the time went, in seconds; the reader and the writer work beside the engine.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Stages {
-    /// Before the others: loading the model, and reading and rendering everything once for the mask audit.
+    /// Loading the model, before anything else.
     pub load: f64,
+    /// Reading and rendering everything once for the mask audit, before scoring begins.
     pub audit: f64,
     /// Scoring, from the first record to the last part.
     pub wall: f64,
+    /// Reading records, rendering and tokenising them.
     pub read_and_tokenise: f64,
+    /// The decoder.
     pub decoder: f64,
+    /// The head.
     pub head: f64,
+    /// Writing the parts.
     pub write: f64,
-    /// The engine had nothing to do.
+    /// The time in which the engine had nothing to do.
     pub engine_waited: f64,
     /// Input tokens scored by this process: fewer than the run's if it went on with an earlier one's parts.
     pub input_tokens: u64,
@@ -79,11 +84,14 @@ impl PartSize {
 
 /// Consecutive records on their way through the threads.
 pub(super) struct Part {
+    /// The records, as they were rendered.
     pub items: Vec<Item>,
-    /// Of the items with something to score, in order.
+    /// The sequences of those items that have something to score, in order.
     pub sequences: Vec<Sequence>,
+    /// The statistics of each sequence's supervised tokens.
     pub scores: Vec<Vec<TokenStatistics>>,
     /// One list for each of `scores` where servers ran the model; empty where this program did.
     pub bounds: Vec<Vec<Bounds>>,
+    /// The curves of the tokens that are in the sample.
     pub curves: Vec<Curve>,
 }

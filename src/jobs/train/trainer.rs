@@ -79,7 +79,7 @@ struct Read {
     model: Model,
     set: TrainingSet,
     order: Order,
-    /// Of each sequence, whether its conflicts are meant to be learnt.
+    /// For each sequence: are its conflicts meant to be learnt?
     intended: Vec<bool>,
     adapted: Option<Vec<Parameter>>,
     /// Tokens with which answers end and the model's do not.
