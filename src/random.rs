@@ -72,7 +72,7 @@ mod tests {
 
     #[test]
     fn the_sequence_is_the_published_one() {
-        // Of the seed 1234567, as the authors' Java and Vigna's splitmix64.c give it.
+        // The first numbers of the seed 1234567, as the authors' Java and Vigna's splitmix64.c give them.
         let mut random = SplitMix(1_234_567);
         assert_eq!([random.next(), random.next()], [6_457_827_717_110_365_317, 3_203_168_211_198_807_973]);
     }

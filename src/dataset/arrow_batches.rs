@@ -43,7 +43,7 @@ pub(super) fn refuse_bombs_of_file<'a>(mut file: impl Read + Seek, blocks: impl 
 
 #[derive(Default)]
 struct Message {
-    /// Where the next one begins.
+    /// The byte at which the next message begins.
     end: u64,
     /// Bytes of its packed buffers, as they are and as they claim to become.
     packed: u64,

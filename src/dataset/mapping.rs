@@ -28,7 +28,7 @@ use crate::error::{Error, Result};
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct FieldMap {
     rules: Vec<(String, Rule)>,
-    /// As they were given.
+    /// The values of `--map` as they were given.
     written: Vec<String>,
 }
 

@@ -95,7 +95,7 @@ impl Bounded {
         percent(n as f64 / self.tokens.max(1) as f64)
     }
 
-    /// For a terminal and a caption.
+    /// One line for a terminal and a caption.
     pub fn line(&self) -> String {
         format!(
             "through a server, top {}: H within {:.3} nat on the mean, the quadrant certain for {} of the tokens",
@@ -105,7 +105,7 @@ impl Bounded {
         )
     }
 
-    /// For the report.
+    /// The sentences of the report.
     pub fn sentences(&self) -> String {
         format!(
             "A server told the {} most probable tokens of each position. ln p, the model's first choice and the gate of EAFT (`entropy_topk`) are \

@@ -22,7 +22,7 @@ pub struct Breakdown {
     pub grad: f64,
     /// exp of the mean loss per token.
     pub perplexity: f64,
-    /// Nats per token.
+    /// Mean entropy over the vocabulary, nats per token.
     pub mean_entropy: f64,
     /// Mean of -ln p - H, nats per token: 0 on the model's own text, above it on text that surprises the model.
     pub mean_surplus: f64,

@@ -14,7 +14,7 @@ use crate::table::{Quadrant, TokenChunk};
 /// One gate over the whole data set.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct GatePreview {
-    /// As for `--gate`.
+    /// The name of the gate, as `--gate` takes it.
     pub gate: String,
     /// The gate's function of one token, with its thresholds filled in.
     pub weight: Weight,

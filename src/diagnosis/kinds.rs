@@ -691,7 +691,7 @@ mod tests {
         assert_eq!(as_text("<0xE4><0xB8><0x89>", &[]), "三");
         let no_bytes = ["<0x>", "a>", " <0x41", "<0x+1>"];
         assert_eq!(no_bytes.map(|text| as_text(text, &[])), no_bytes);
-        // Of 三 (E4 B8 89) the model writes the last byte otherwise: 专 is no number, and 三 is one all the same.
+        // Of the three bytes of 三 (E4 B8 89) the model writes the last one otherwise: 专 is no number, and 三 is one all the same.
         let text = "有三个";
         let of = |text, begin, end, top| {
             kind(&Conflict { text, begin, end, top, earlier: &[], rows_alike: 1, rows: 100, others: &[] }).0

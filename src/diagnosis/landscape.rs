@@ -35,7 +35,7 @@ struct RowSums {
 pub struct Gaps {
     /// The share of confident conflicts in the tokens.
     pub conflict_share: Gap,
-    /// Nats per token.
+    /// The mean of -ln p - H, nats per token.
     pub mean_surplus: Gap,
     /// The distance of the two distributions, in shares of the tokens.
     pub distance: Gap,

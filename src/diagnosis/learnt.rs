@@ -269,7 +269,7 @@ impl<'a> Changes<'a> {
         });
         pair.count += 1;
         pair.nats += change;
-        // Of those that are listed in the end only the ones with the most are kept.
+        // Only the tokens that lost most are kept, as many as are listed in the end.
         let lost = &mut self.learnt.lost_tokens;
         let lost_before = |other: &LostToken| f64::from(other.before) - f64::from(other.after);
         let place = lost.partition_point(|other| lost_before(other) >= change);

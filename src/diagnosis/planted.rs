@@ -88,7 +88,7 @@ pub fn ranking_quality(tables: &[PathBuf], planted: &[(u32, PlantedSpan)], thres
     }
     let mut scores: [Vec<f32>; 6] = Default::default();
     let mut marks = Vec::new();
-    // Of each token, its row, counted without gaps.
+    // The row of each token, counted without gaps.
     let (mut rows, mut last_row, mut n_rows) = (Vec::new(), None, 0u32);
     let mut is_found = vec![false; planted.len()];
     for chunk in read_chunks(tables, &COLUMNS) {

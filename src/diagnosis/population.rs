@@ -43,7 +43,7 @@ pub struct Population {
 const SMALLEST_TAU: f32 = 1e-6;
 
 impl Needs {
-    /// What is needed for either.
+    /// What two gates need together.
     pub fn and(mut self, other: Needs) -> Needs {
         for quantile in other.quantiles {
             if !self.quantiles.contains(&quantile) {

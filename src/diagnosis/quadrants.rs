@@ -39,7 +39,7 @@ pub enum Thresholds {
     Groups,
     /// Low p means that the tail probability passes the Benjamini-Hochberg procedure at this false-discovery rate; H 1.0 nat.
     Tail { fdr: f64 },
-    /// Explicit numbers.
+    /// Numbers that the user gave.
     Numbers { p: f64, entropy: f64 },
 }
 

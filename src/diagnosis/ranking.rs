@@ -34,7 +34,7 @@ impl Ranking {
     pub const ALL: [Ranking; 6] =
         [Ranking::Surplus, Ranking::SurplusOverSd, Ranking::Tail, Ranking::Loss, Ranking::LowEntropy, Ranking::Quadrant];
 
-    /// For tables.
+    /// The name in tables.
     pub fn name(self) -> &'static str {
         match self {
             Ranking::Surplus => "surplus",

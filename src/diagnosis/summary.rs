@@ -38,7 +38,7 @@ pub struct Summary {
     pub overall: Breakdown,
     /// In order of first appearance.
     pub sources: Vec<SourceBreakdown>,
-    /// By the number of the turn in its example, ascending.
+    /// The turns by their number in the example, ascending.
     pub turns: Vec<TurnBreakdown>,
     /// The most frequent target tokens of each quadrant.
     pub frequent_tokens: ByQuadrant<Vec<FrequentToken>>,
@@ -162,6 +162,7 @@ pub struct Surprise {
     pub top: String,
     /// ln p of the target, nats.
     pub logprob: f32,
+    /// Entropy over the whole vocabulary, nats.
     pub entropy: f32,
     /// Its place by [`Ranking::DEFAULT`]: the larger, the more surprising.
     pub score: f32,

@@ -44,7 +44,7 @@ pub struct Range {
 /// Where the statistics lie that the largest probabilities do not decide. Units as in [`TokenStatistics`].
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Bounds {
-    /// Of the whole vocabulary, nats.
+    /// The entropy over the whole vocabulary, nats.
     pub entropy: Range,
     /// Probability mass of all tokens no more probable than the target.
     pub tail: Range,
@@ -286,7 +286,7 @@ impl Position {
             // Nothing that is not listed is more probable than what is.
             return Ok(range(rest.least, rest.most));
         }
-        // Of the tokens that are not listed only so many can be more probable than the target, none more than the last that is.
+        // Only so many of the tokens that are not listed can be more probable than the target, none more than the last that is.
         let others = vocab.saturating_sub(self.top.len() + 1);
         let larger = self.rank.map_or(others, |rank| (rank as usize).saturating_sub(1 + self.top.len())) as f64;
         let least = (rest.least - larger * rest.cap).max(0.0);

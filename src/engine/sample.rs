@@ -18,7 +18,7 @@ pub struct Sample {
 pub struct Curve {
     /// The entropy of the softmax over the `K` largest logits: `by_k[K - 1]` for `K = 1 ..= k_max`.
     pub by_k: Vec<f32>,
-    /// Over the whole vocabulary.
+    /// The entropy over the whole vocabulary.
     pub entropy: f32,
 }
 
@@ -45,7 +45,7 @@ impl Sample {
         Sample { k_max, tokens }
     }
 
-    /// Tokens in it.
+    /// How many tokens are in the sample.
     pub fn len(&self) -> usize {
         self.tokens.values().map(Vec::len).sum()
     }

@@ -23,7 +23,7 @@ use crate::tokens::Renderer;
 /// How the questions of an evaluation are put.
 #[derive(Default)]
 pub struct Asking {
-    /// Stands before everything else.
+    /// The system message, which stands before everything else.
     pub system: Option<String>,
     /// The chat template that questions go through; `None`: they are asked as plain text.
     pub chat: Option<Chat>,
@@ -127,7 +127,7 @@ impl Asked {
         }
     }
 
-    /// For people.
+    /// The options that ask so, for people.
     pub fn words(&self) -> Vec<String> {
         let mut words = Vec::new();
         words.extend(self.system.as_ref().map(|system| format!("--system {system:?}")));

@@ -25,7 +25,7 @@ use crate::stats::{
 
 /// One side of a comparison.
 pub struct Side {
-    /// For people.
+    /// The name of the side, for people.
     pub name: String,
     /// What ran the model, where it is known.
     pub engine: Option<String>,
@@ -47,9 +47,9 @@ pub struct TaskSamples {
     pub samples: Vec<Sample>,
     /// What came out, item by item.
     pub own: Vec<OwnMetric>,
-    /// In the order of `ids`; empty where it is not known.
+    /// What each item asks, in the order of `ids`; empty where it is not known.
     pub asked: Vec<Asked>,
-    /// In the order of `ids`.
+    /// Where each item belongs, in the order of `ids`.
     pub origins: Vec<Origin>,
     /// SHA-256 of the data file, where it is known.
     pub data_sha256: Option<String>,
@@ -83,9 +83,9 @@ pub struct Origin {
 
 /// Hashes of what an item asks.
 pub struct Asked {
-    /// Of the item's row, where it is known.
+    /// The hash of the item's row, where it is known.
     pub document: Option<String>,
-    /// Of the text before the answer, where it is known.
+    /// The hash of the text before the answer, where it is known.
     pub prompt: Option<String>,
 }
 

@@ -16,9 +16,9 @@ use crate::stats::{Link, Term};
 pub struct Sample {
     /// The item's id, unique in its task.
     pub id: String,
-    /// The part of the task.
+    /// The part of the task that the item belongs to.
     pub subject: Option<String>,
-    /// What was drawn together.
+    /// What the item was drawn together with.
     pub group: Option<String>,
     /// The index of the right choice.
     pub answer: u32,
@@ -33,7 +33,7 @@ pub struct Sample {
 /// A written answer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Draw {
-    /// What was judged.
+    /// The text that was judged.
     pub text: String,
     /// All that were drawn, the end token included.
     pub tokens: u32,
@@ -313,7 +313,7 @@ mod tests {
         let n = 7u32;
         for c in 0..=n {
             for k in 1..=n {
-                // Of all subsets of k answers those with one of the first c.
+                // All subsets of k answers, and those with one of the first c.
                 let subsets: Vec<u32> = (0u32..1 << n).filter(|set| set.count_ones() == k).collect();
                 let right = subsets.iter().filter(|&set| set & ((1 << c) - 1) != 0).count();
                 let expected = right as f64 / subsets.len() as f64;

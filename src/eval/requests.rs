@@ -189,7 +189,7 @@ mod tests {
         let tokenizer = tokenizer();
         let found: Vec<_> =
             windows(&tokenizer, "abaabba", 3).unwrap().into_iter().map(|(e, bytes)| (e.ids, e.n_targets, bytes)).collect();
-        // By hand from get_rolling_token_windows with max_seq_len 3, context_len 1; then make_disjoint_window.
+        // Found by hand from get_rolling_token_windows with max_seq_len 3, context_len 1; then make_disjoint_window.
         let expected = [(vec![0, 1, 2, 1], 3, 0..3), (vec![1, 1, 2, 2], 3, 3..6), (vec![1, 2, 2, 1], 1, 6..7)];
         assert_eq!(found, expected);
     }

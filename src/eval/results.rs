@@ -177,7 +177,7 @@ impl Settings {
     }
 }
 
-/// For people.
+/// The options that give these settings, for people.
 impl std::fmt::Display for Settings {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
         let items = match self.chosen {
@@ -198,9 +198,9 @@ impl std::fmt::Display for Settings {
 /// Which items of a task were evaluated: of each subject, where there are some.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Chosen {
-    /// The first so many.
+    /// The first items, this many.
     pub limit: Option<usize>,
-    /// As many items at random, drawn by `sample_seed`.
+    /// Items drawn at random by `sample_seed`, this many.
     #[serde(default)]
     pub sample: Option<usize>,
     /// The seed of the draw.

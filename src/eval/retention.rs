@@ -137,7 +137,7 @@ mod tests {
         let [sft, eaft] = &found.runs[..] else { panic!() };
         let close = |found: f64, expected: f64| assert!((found - expected).abs() < 1e-12, "{found} for {expected}");
         close(sft.target.difference.value, 0.3);
-        // Of `a` alone, which both have.
+        // The target is `a` alone, which both have.
         close(sft.general.difference.value, -0.3);
         assert_eq!((&found.left_out[..], sft.general.tasks.join(" ")), (&["b".to_owned()][..], "a".to_owned()));
         assert_eq!(sft.general_tasks.tasks.keys().map(String::as_str).collect::<Vec<_>>(), ["a", "b"]);

@@ -106,9 +106,9 @@ pub struct Item {
     pub requests: Vec<Request>,
     /// Index of the right request.
     pub answer: usize,
-    /// Where the model writes.
+    /// What else a written answer needs, where the model writes.
     pub written: Option<Question>,
-    /// Where it is a row to learn from.
+    /// The row itself, where the item is a row to learn from.
     pub row: Option<Box<Example>>,
 }
 

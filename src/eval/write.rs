@@ -115,7 +115,7 @@ impl Writing {
         (self.repeats != other.repeats).then_some("--repeats")
     }
 
-    /// For people.
+    /// The options that write so, for people.
     pub fn words(&self) -> Vec<String> {
         let mut words = vec![format!("--max-new-tokens {}", self.max_new_tokens)];
         let Sampling { temperature, top_k, top_p, min_p } = self.sampling;

@@ -115,7 +115,7 @@ impl Client {
         Ok(Listing { commit: commit.to_owned(), files })
     }
 
-    /// Size and hash of `file`.
+    /// Asks the hub for the size and the hash of `file`.
     pub(crate) fn remote(&self, commit: &str, file: &str) -> Result<Remote> {
         let shelf = match self.id.shelf {
             Shelf::Models => "",

@@ -160,7 +160,7 @@ impl Opened {
         remarks.extend(remark(&checked));
         watch.remarks(&served.info.name, &remarks);
         claim(&checked, out)?;
-        // Of what is asked for from now on only the targets count.
+        // From now on only the targets count in what is asked for.
         Ok(Servers { pool: pool.with_top_k(1), tokenizer, checked })
     }
 }

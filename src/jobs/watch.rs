@@ -41,7 +41,7 @@ pub(crate) struct Beginning<'a> {
     pub supervised: u64,
     /// All tokens of the rows that have supervised tokens.
     pub tokens: u64,
-    /// These rows.
+    /// The number of these rows.
     pub rows: u64,
     /// The model's short name.
     pub model: &'a str,

@@ -109,7 +109,7 @@ struct Halves<'a> {
     m: &'a mut [u16],
     v: &'a mut [u16],
     update: Update,
-    /// Place of the block in the array.
+    /// The place of the block's first number in the whole array.
     first: u32,
 }
 

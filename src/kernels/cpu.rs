@@ -120,7 +120,7 @@ impl<T> Shared<T> {
         Self { start: values.as_mut_ptr().cast(), len: values.len() }
     }
 
-    /// An array that is there already.
+    /// Shares an array whose numbers are all written already.
     pub(crate) fn of(values: &mut [T]) -> Self {
         Self { start: values.as_mut_ptr(), len: values.len() }
     }

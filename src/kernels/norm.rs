@@ -328,7 +328,7 @@ struct Backward<'a> {
     x: &'a [f32],
     dy: &'a [f32],
     dx: &'a mut [MaybeUninit<f32>],
-    /// Added to.
+    /// The gradient of the weight is added to this.
     dw: &'a mut [f32],
 }
 

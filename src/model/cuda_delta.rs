@@ -17,7 +17,7 @@ pub(super) struct DeltaVectors {
 
 /// In which order a batch's tokens go through the rule, on the device, too.
 pub(super) struct DeltaInputs<'a> {
-    /// The order.
+    /// The order in which the tokens go through the rule.
     pub plan: DeltaPlan,
     /// [`DeltaPlan::steps`] on the device.
     pub steps: Indices<'a>,

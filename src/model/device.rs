@@ -78,7 +78,7 @@ pub(super) fn place(
 pub(super) struct OnDevice<'a> {
     /// Where the tensors come from.
     pub source: &'a dyn Source,
-    /// Where they go.
+    /// The device on which candle makes them.
     pub device: &'a Device,
     /// May matrices stay in the blocks of their file?
     pub in_blocks: bool,

@@ -9,7 +9,7 @@ use crate::kernels::matmul::Matrix;
 pub(crate) struct Norms {
     /// The norms of the tokens that were asked for, in that order.
     pub tokens: Vec<f32>,
-    /// The median of the vocabulary.
+    /// The median of the norms of the vocabulary.
     pub median: f32,
 }
 

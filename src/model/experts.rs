@@ -20,7 +20,7 @@ use crate::kernels::gated::Activation;
 pub(super) struct Experts {
     pub(super) router: Linear,
     pub(super) experts: Vec<Mlp>,
-    /// What every token uses.
+    /// The network that every token uses beside its experts.
     pub(super) shared: Option<Box<Mlp>>,
     /// `[1, D]`, whose sigmoid multiplies what that gives.
     pub(super) shared_gate: Option<Linear>,

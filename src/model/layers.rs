@@ -24,7 +24,7 @@ use crate::kernels::{Dtype, Kernels};
 pub(super) struct Layer<'a> {
     /// The model's shape and settings.
     pub config: &'a Config,
-    /// The files.
+    /// Where the tensors come from.
     pub source: &'a dyn Source,
     /// How to hold and run the weights.
     pub options: LoadOptions,
@@ -347,7 +347,7 @@ impl Attention {
         if self.gated { gated_backward(mixed, Activation::Sigmoid, &d_opened) } else { Ok(d_opened) }
     }
 
-    /// What the gates let through.
+    /// What the gates let through of what the heads found; all of it where there are no gates.
     fn opened(&self, mixed: &Tensor) -> Result<Tensor> {
         if self.gated { gated(mixed, Activation::Sigmoid, self.kernels) } else { Ok(mixed.clone()) }
     }

@@ -70,7 +70,7 @@ struct AttentionVectors {
 }
 
 enum MlpVectors {
-    /// Biases.
+    /// The biases of an ordinary feed-forward network.
     Dense {
         gate_up: Option<Buffer>,
         down: Option<Buffer>,

@@ -33,7 +33,7 @@ pub(super) enum Wanted {
     Largest,
 }
 
-/// What came of it, on the host.
+/// What a step gave, on its way to the host.
 pub(super) struct Fetched {
     pinned: Pinned,
     len: usize,

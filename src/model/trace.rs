@@ -1,6 +1,6 @@
 //! A forward pass that can go backward: what training adds to [`Model::hidden`].
 //!
-//! Of each block at least the input is kept (`[T, D]`); of the last blocks everything that their backward pass needs, as far as a given
+//! At least the input of each block is kept (`[T, D]`); of the last blocks everything that their backward pass needs, as far as a given
 //! memory reaches. The other blocks run a second time on the way back (Chen et al. 2016, arXiv 1604.06174). What is kept changes no bit
 //! of any gradient.
 

@@ -67,7 +67,7 @@ mod tests {
             let mut random = stream(resample);
             (0..N_EACH).map(move |_| random.next())
         });
-        // Of 400,000 numbers of 64 bits no two are equal but by an accident of one in 10^8.
+        // No two of 400,000 numbers of 64 bits are equal but by an accident of one in 10^8.
         assert_eq!(numbers.collect::<HashSet<u64>>().len(), RESAMPLES * N_EACH);
     }
 }

@@ -13,7 +13,7 @@ pub(crate) struct ClusterSums {
     clusters: u64,
     numerator: f64,
     denominator: f64,
-    /// Squares and the product.
+    /// Sums of the squares of numerator and denominator, and of their product.
     aa: f64,
     ab: f64,
     bb: f64,

@@ -59,7 +59,7 @@ impl Estimate {
 }
 
 impl Interval {
-    /// As a sentence names it.
+    /// The name of the interval in sentences.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Interval::Wilson => "Wilson's",
@@ -99,7 +99,7 @@ impl Link {
         }
     }
 
-    /// The derivative there.
+    /// The derivative of the link at `ratio`.
     pub(super) fn slope(self, ratio: f64) -> f64 {
         match self {
             Link::Identity => 1.0,

@@ -52,7 +52,7 @@ fn scipy_and_statsmodels_give_the_same() {
     for (found, expected) in own.ci95.unwrap().into_iter().zip(BOOTSTRAP) {
         close(found, expected, 0.15 * SEM);
     }
-    // The same for the paired difference to y = x * 0.9 + (np.arange(40) % 3) / 10, whose items are x's own.
+    // The paired difference to y = x * 0.9 + (np.arange(40) % 3) / 10, whose items are x's own.
     let after: Vec<f64> = values.iter().zip(0..).map(|(x, i)| 0.9 * x + f64::from(i % 3) / 10.0).collect();
     let difference = paired_difference(&plain(&values), &plain(&after), &ALONE, Link::Identity);
     for (found, expected) in difference.ci95.unwrap().into_iter().zip(PAIRED_BOOTSTRAP) {
@@ -314,7 +314,7 @@ fn a_model_against_itself_differs_by_nothing() {
     let terms = plain(&[1.0, 0.0, 1.0, 1.0, 0.0]);
     let difference = |n: usize| paired_difference(&terms[..n], &terms[..n], &ALONE, Link::Identity);
     for same in [paired_difference(&terms, &terms, &ALONE, Link::Identity), macro_difference(&[difference(5), difference(2)])] {
-        // By nothing, but five items are no proof of it.
+        // No item has changed, but five items are no proof that none would.
         let [low, high] = same.ci95.unwrap();
         assert!(same.value == 0.0 && same.stderr == Some(0.0) && low < -0.2 && high > 0.2, "{same:?}");
     }

@@ -34,7 +34,7 @@ pub struct Alternative {
     pub row: u32,
     /// Index of the token in the rendered sequence.
     pub pos: u32,
-    /// 2 to 5.
+    /// The first choice has 1; so this is 2 to 5.
     pub rank: u16,
     /// The id of the choice.
     pub token_id: u32,
@@ -57,7 +57,7 @@ pub(super) struct Pending {
     pos: Vec<u32>,
     rank: Vec<u16>,
     token_id: Vec<u32>,
-    /// Category codes.
+    /// The category code of each choice's text.
     token: Vec<u32>,
     logprob: Vec<f32>,
 }

@@ -45,7 +45,7 @@ pub(super) fn fields() -> impl Iterator<Item = pl::Field> {
     numbers.chain([pl::Field::new(CERTAIN.into(), pl::DataType::Boolean)])
 }
 
-/// Does the table have them?
+/// Does the table have columns with bounds?
 pub fn has_bounds(path: &Path) -> Result<bool> {
     let metadata = super::read::open(path)?;
     Ok(metadata.schema().columns().iter().any(|column| column.path_in_schema.iter().eq([NAMES[0]])))

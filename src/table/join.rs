@@ -109,12 +109,12 @@ const LEAST_TOKENS: usize = 1 << 14;
 /// A table that is read from its beginning to its end, in the order of its rows.
 struct Cursor {
     groups: RowGroups,
-    /// The rest of a slice.
+    /// The rows of a slice that were not taken yet.
     frame: Option<pl::DataFrame>,
 }
 
 impl Cursor {
-    /// Reads so many tokens at a time.
+    /// Begins a table that is read `at_once` tokens at a time, or more.
     fn new(table: &Path, columns: Vec<&'static str>, at_once: usize) -> Cursor {
         Cursor { groups: RowGroups::in_slices(&[table.to_owned()], columns, at_once.max(LEAST_TOKENS)), frame: None }
     }

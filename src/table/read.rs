@@ -259,7 +259,7 @@ fn read_slice(Slice { path, metadata, begin, len }: &Slice, columns: &[&str]) ->
     let file = File::open(path).context_at(path, "cannot open the token table")?;
     let mut reader = pl::ParquetReader::new(file);
     reader.set_metadata(Arc::clone(metadata));
-    // Of polars' strategies only this one skips the row groups before the slice instead of decoding them.
+    // This one among polars' strategies alone skips the row groups before the slice instead of decoding them.
     reader
         .read_parallel(pl::ParallelStrategy::RowGroups)
         .with_columns(Some(columns.iter().map(|name| name.to_string()).collect()))

@@ -123,7 +123,7 @@ impl View {
         Some(Value::from_object(View { of: dictionary.as_object()?.clone(), what }))
     }
 
-    /// As Python begins its text.
+    /// The word with which Python's text of it begins.
     fn name(&self) -> &'static str {
         match self.what {
             What::Keys => "dict_keys",

@@ -371,7 +371,7 @@ impl Renderer {
         let is_text = example.turns.iter().any(|turn| turn.role == Role::Text);
         let chosen = || layout.answers.iter().zip(supervised).filter(|(_, supervised)| **supervised).map(|(answer, _)| answer);
         let mut answers_by_turn: Vec<&Answer> = chosen().collect();
-        // Of several blocks of one turn, the last one must end it.
+        // Where one turn has several blocks, the last one must end it.
         answers_by_turn.reverse();
         answers_by_turn.dedup_by_key(|answer| answer.turn);
         let whole_text = is_text || self.options.supervise == Supervise::All;
@@ -451,7 +451,7 @@ fn holds(range: &Range<usize>, token: &Token) -> bool {
 enum Contents {
     /// As in Transformers: none where it is null, the object itself where a tool answers with one.
     AsWritten,
-    /// Nothing, and JSON.
+    /// Always a text: empty where it is null, and the JSON of an object.
     Text,
 }
 

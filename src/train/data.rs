@@ -54,7 +54,7 @@ pub(crate) struct Order {
 pub(crate) enum HeldOut<'a> {
     /// This share of those with something to learn, drawn by seed, one at least; 0 for none.
     Share(f64),
-    /// Those of another data set.
+    /// The rows of another data set.
     Apart(&'a Dataset),
 }
 

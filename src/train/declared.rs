@@ -54,7 +54,7 @@ impl Declared {
         self.field.replace('_', "-")
     }
 
-    /// Its sentence.
+    /// The option's sentence in help.
     pub(crate) fn help(&self) -> String {
         self.lines.split_whitespace().collect::<Vec<_>>().join(" ")
     }

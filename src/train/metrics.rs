@@ -173,7 +173,7 @@ impl StepMetrics {
         }
     }
 
-    /// As TensorBoard shows them.
+    /// The numbers that TensorBoard shows, with their names.
     pub(crate) fn scalars(&self) -> Vec<(&'static str, f64)> {
         let mut scalars = vec![
             ("train/loss", self.loss),

@@ -7,7 +7,7 @@ use crate::diagnosis::quadrants::PILOT_SHARE;
 /// A way to train: a gate, and what else its loss consists of.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Method {
-    /// As for `--method`.
+    /// The name of the method, as `--method` takes it.
     pub name: &'static str,
     /// The loss of a batch for people, in the notation above [`METHODS`].
     pub loss: &'static str,

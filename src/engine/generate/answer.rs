@@ -12,7 +12,7 @@ pub enum Ended {
     EndToken,
     /// With a stop string.
     Stop,
-    /// There was to be no more.
+    /// It has as many tokens as it may have.
     Length,
 }
 

@@ -184,7 +184,7 @@ struct Row<'a> {
     pages: Arc<[usize]>,
     /// Tokens of the sequence that are in the cache.
     n_cached: usize,
-    /// Those that are to be read next.
+    /// The sequence's tokens that go through the model next.
     reading: Vec<u32>,
     writing: Writing<'a>,
 }

@@ -180,7 +180,7 @@ mod tests {
         check(Sampling { top_p: Some(0.0), ..Sampling::PLAIN }, &[1]);
         check(Sampling { min_p: Some(0.26), ..Sampling::PLAIN }, &[1, 3, 4]);
         check(Sampling { min_p: Some(1.0), ..Sampling::PLAIN }, &[1]);
-        // Of the three that are left, 0.4 / 0.85 and 0.3 / 0.85 have 0.82 together.
+        // Among the three that are left, 0.4 / 0.85 and 0.3 / 0.85 have 0.82 together.
         check(Sampling { top_k: Some(3), top_p: Some(0.8), ..Sampling::PLAIN }, &[1, 3]);
         // Shares to the power 1 / 2: 0.63, 0.55, 0.39, 0.32, 0.22 of 2.11; two have 0.56, three 0.74.
         check(Sampling { temperature: 2.0, top_p: Some(0.7), ..Sampling::PLAIN }, &[1, 3, 4]);

@@ -29,7 +29,7 @@ pub(crate) struct Expected<'a> {
     pub top_k: usize,
     /// Ids lie below it.
     pub vocab: usize,
-    /// What no message may show.
+    /// The key that the server is asked with, which no message may show.
     pub key: Option<&'a str>,
 }
 
@@ -148,7 +148,7 @@ fn finish(reading: Reading, read: serde_json::Result<()>, is_too_long: bool) -> 
 struct Reading<'a> {
     expected: &'a Expected<'a>,
     positions: Vec<Position>,
-    /// Entries read.
+    /// How many entries were read.
     at: usize,
     texts: Option<&'a mut HashMap<u32, String>>,
     /// Why the answer is wrong though it is JSON.

@@ -31,10 +31,10 @@ use crate::fetch::Progress;
 pub struct Benchmark {
     /// The name that `--tasks` takes.
     pub name: &'static str,
-    /// Which split of what.
+    /// Which split of which data set.
     about: &'static str,
     kind: Kind,
-    /// Where [`Kind::Written`].
+    /// How answers are written and judged, where the kind is [`Kind::Written`].
     written: Option<&'static Spec>,
     source: Source,
     /// Where the examples of `--fewshot` come from.

@@ -27,7 +27,7 @@ pub(super) struct Row {
 pub(super) struct Rows {
     /// The rows, in the order of the files' names.
     pub list: Vec<Row>,
-    /// For people.
+    /// Where the rows come from, for people.
     pub origin: String,
     /// SHA-256 over the hashes of the files, in the order of their names.
     pub sha256: String,

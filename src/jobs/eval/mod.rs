@@ -137,12 +137,12 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
 const SCORES: &str = "scores";
 const ANSWERS: &str = "answers";
 
-/// Where it stands until then.
+/// The journal of a task, which holds what was said or written until the task is done.
 fn journal_of(out: &Path, task: &Task, what: &str) -> PathBuf {
     out.join(format!("{what}.{}.part.jsonl", task.name))
 }
 
-/// A model by what its user wrote.
+/// A model as its user named it.
 pub(crate) struct Named {
     /// `None`: the default model.
     pub written: Option<String>,

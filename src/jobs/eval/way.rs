@@ -49,7 +49,7 @@ pub(crate) struct Way {
 /// How questions go through a chat template.
 #[derive(Debug, Clone)]
 pub(crate) struct ChatWay {
-    /// In the place of the model's own.
+    /// A file with a template in the place of the model's own.
     pub template: Option<PathBuf>,
     /// JSON object of variables for the template.
     pub switches: Option<Value>,
@@ -64,7 +64,7 @@ pub(crate) struct WrittenWay {
     pub max_new_tokens: Option<usize>,
     /// How the next token is chosen.
     pub sampling: Sampling,
-    /// Beside the task's own.
+    /// Texts that end an answer, beside the task's own.
     pub stops: Vec<String>,
     /// Answers to each question.
     pub repeats: u32,
@@ -173,7 +173,7 @@ impl Way {
         LoadOptions { dtype: self.dtype, kernels: self.kernels, device: self.device }
     }
 
-    /// Where the model does these tasks.
+    /// How the model is held and where it runs for these tasks. An error where it cannot write answers there.
     pub(super) fn load_options_of(&self, tasks: &[Task]) -> Result<LoadOptions> {
         match self.device {
             Placement::Metal if writes(tasks) => {
@@ -242,7 +242,7 @@ mod tests {
             Way { few_shot, ..way(None, None, seed) }.settings(&Asking::default(), &[task])
         };
         assert_ne!(name(None, 0, 1), name(Some(0), 0, 1));
-        // As many as a task is known with are drawn, too.
+        // The examples that a task is known with are drawn, too.
         assert_ne!(name(None, 2, 1), name(None, 2, 2));
         assert_eq!(name(None, 0, 1), name(None, 0, 2));
     }

@@ -89,7 +89,7 @@ impl Source {
         }
     }
 
-    /// For run.json.
+    /// What runs the model, for run.json.
     pub(super) fn device(&self) -> String {
         match self {
             Source::Own(model) => model.placement.description(),

@@ -87,7 +87,7 @@ impl Record {
         serde_json::from_slice(&bytes).context_at(path, "the file is no record of rollouts by this version")
     }
 
-    /// For the terminal.
+    /// What the terminal says of the run.
     pub(crate) fn lines(&self) -> Vec<String> {
         let Counts { answers, tokens, ended_with_end_token, ended_with_stop, ended_by_length } = self.counts;
         let by = self.server.as_ref().map(|server| format!(" by {}", server.program())).unwrap_or_default();

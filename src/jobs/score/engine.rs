@@ -49,7 +49,7 @@ impl Engine {
         }
     }
 
-    /// Where our own kernels run.
+    /// Where our own kernels run; on the CPU where another engine runs the model.
     pub(super) fn placement(&self) -> Placement {
         match self {
             Engine::Own(model) => model.placement,

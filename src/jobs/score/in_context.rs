@@ -291,7 +291,7 @@ fn main_kinds(kinds: &HashMap<(u32, u32), Kind>) -> BTreeMap<u32, Kind> {
         *counts.entry(*row).or_default().entry(*kind).or_default() += 1;
     }
     let most = |counts: BTreeMap<Kind, u32>| {
-        // Of equal counts the smaller kind comes first, and only a larger count takes its place.
+        // Among equal counts the smaller kind comes first, and only a larger count takes its place.
         counts
             .into_iter()
             .fold(None, |best: Option<(Kind, u32)>, own| if best.is_none_or(|best| own.1 > best.1) { Some(own) } else { best })
@@ -429,7 +429,7 @@ mod tests {
             (5, chat("x")),
             (6, example(&[(Role::Text, "t")], "x")),
         ]);
-        // Of the same source first; the only number has nobody; plain text neither shows nor is shown.
+        // A row of the same source is shown first; the only number has nobody; plain text neither shows nor is shown.
         assert_eq!(shown_first(&main, &examples, &[]), BTreeMap::from([(1, 3), (2, 3), (3, 1)]));
         let pair = NearPair { row: 3, other: 1, prompts: 1.0, contradicts: true };
         assert_eq!(shown_first(&main, &examples, &[pair]), BTreeMap::from([(1, 2), (2, 3), (3, 2)]));

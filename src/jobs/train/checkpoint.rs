@@ -48,7 +48,7 @@ pub(super) struct Progress {
     pub step: u64,
     pub input_tokens: u64,
     pub supervised_tokens: u64,
-    /// Spent in steps.
+    /// Seconds spent in steps.
     pub seconds: f64,
     /// In the middle of a large batch, for the method that has them.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -13,7 +13,7 @@ use crate::tokens::Sequence;
 /// ln p of the targets of some steps.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Snapshot {
-    /// The first of the steps.
+    /// The number of the first of the steps.
     first: u64,
     /// ln p of each target, by step and by sequence of the step.
     logprobs: Vec<Vec<Vec<f32>>>,

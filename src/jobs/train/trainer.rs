@@ -196,7 +196,7 @@ impl Trainer {
             Some(parameters) => parameters,
             None => read.model.train(dtype)?,
         };
-        // Of all rows of the data, as the tables are; a file of held-out rows is none of them.
+        // The quantiles are those of all rows of the data, as the tables are; a file of held-out rows is none of them.
         let drawn = if options.validation.is_empty() { &set.validation[..] } else { &[] };
         let population = with_topk_entropies(population, &gate, &read.model, &[&set.sequences, drawn])?;
         let loss = Loss::new(options.method, gate, options.kl_weight, population);

@@ -97,7 +97,7 @@ fn blocks(views: &[View], size: usize, kv_heads: usize) -> Vec<Block> {
 
 struct Forward<'a> {
     problem: &'a Problem<'a>,
-    /// Granules.
+    /// The granules that the view sees.
     seen: &'a [usize],
     /// The keys, packed by column.
     keys: &'a Packed,
@@ -163,7 +163,8 @@ impl AttentionKernel for Forward<'_> {
                     for r in 0..S {
                         let row = &mut scores.0[r][..n];
                         let sum = strip.running[r].weigh::<A::V>(row);
-                        // Of what is multiplied: where values have a mean, the roundings of weights that add up to more than their sum would
+                        // The sum of the weights as they are multiplied: where values have a mean, rounded weights that add up to more
+                        // than the sum would
                         // count it too often.
                         strip.running[r].sum += A::along_with_sum(row, sum);
                     }

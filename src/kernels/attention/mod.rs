@@ -219,7 +219,7 @@ struct Attention {
     sinks: Option<Vec<f32>>,
     level: Level,
     factors: Factors,
-    /// Written by the forward pass.
+    /// Where the forward pass leaves each row's softmax.
     softmaxes: Softmaxes,
 }
 

@@ -178,7 +178,7 @@ fn by_hand() {
         let (segments, shape) = (sequences(&[3]).into(), shape(1, 1, 1));
         let (y, softmaxes) = attention_keeping(&qkv, &segments, &rotary, &shape, Some(&sinks), Dtype::F32, kernels).unwrap();
         close(&y.flatten_all().unwrap().to_vec1().unwrap(), &[1.0 / 3.0, 1.0, 12.0 / 5.0], 1e-6, "sinks by hand");
-        // Of the first output alone: the sink's share 2 / 3 times -1 / 3.
+        // The gradient of the first output alone: the sink's share 2 / 3 times -1 / 3.
         let dy = Tensor::new(&[[1f32], [0.0], [0.0]], &Device::Cpu).unwrap();
         let (_, d_sinks) =
             attention_backward(&qkv, &segments, &rotary, &shape, Some(&sinks), &y, &softmaxes, &dy, Dtype::F32).unwrap();
@@ -400,7 +400,7 @@ fn gradients_with_means_far_from_zero() {
     let expected = of(Level::Portable, Factors::F32);
     for (level, factors) in arithmetics() {
         let found = of(level, factors);
-        // Of queries, keys and values by themselves.
+        // Queries, keys and values, each by themselves.
         for columns in [0..of_query, of_query..of_query + 32, of_query + 32..width] {
             let part = |values: &[f32]| -> Vec<f64> {
                 values.chunks(width).flat_map(|row| &row[columns.clone()]).map(|x| f64::from(*x)).collect()

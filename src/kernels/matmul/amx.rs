@@ -300,7 +300,7 @@ pub(crate) fn check() -> Result<()> {
     let (x, w) = (words(ROWS * WORDS), words(WORDS * PANEL));
     let packed = |words: &[[f32; 2]]| -> Vec<u32> { words.iter().map(|&[a, b]| bf16_pair(a, b)).collect() };
     let (x_words, w_words) = (packed(&x), packed(&w));
-    // Of both parts the words with these numbers meet; one of one part ends within a tile.
+    // Which words of `x` and of `w` meet, by their numbers: where there is one part, which ends within a tile, and where there are two.
     let one_part: Vec<(usize, usize)> = (0..WORDS - 13).map(|k| (k, k)).collect();
     let groups = (0..WORDS).step_by(2 * TILE);
     let pairs = |first: usize, x: usize, w: usize| (first..first + TILE).map(move |k| (k + x, k + w));

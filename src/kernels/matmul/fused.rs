@@ -74,7 +74,7 @@ fn run(level: Level, x: &Rows, weight: &Panels, start: Start, output: Output) {
 enum Start<'a> {
     /// With nothing; the residual is added last.
     Zero { residual_tn: Option<&'a [f32]> },
-    /// With what the output holds.
+    /// With what the output holds from earlier `k`.
     Output,
 }
 

@@ -256,7 +256,7 @@ struct ByWidened<V>(V);
 
 impl<V: Lanes> Product for ByWidened<V> {
     type V = V;
-    /// As of f32 words.
+    /// As many rows as for f32 words.
     const MAX_ROWS: usize = F32Product::<V>::MAX_ROWS;
     const ROWS_OF_WORD: usize = 2;
     type Widened = Self;

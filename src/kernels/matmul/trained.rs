@@ -34,9 +34,9 @@ pub struct Trained {
 
 #[derive(Debug)]
 enum Master {
-    /// f32.
+    /// In one matrix of f32.
     Whole(Arc<Panels>),
-    /// The nearest bf16, and the rest.
+    /// In two matrices: the nearest bf16, and the rest.
     Split { upper: Arc<Panels>, lower: Panels },
 }
 

@@ -135,7 +135,7 @@ impl Running {
         self
     }
 
-    /// Adds the target itself.
+    /// The statistics of the row, with the target, which the sums have left out.
     pub(super) fn finish(self, target: u32, target_logit: f32) -> TokenStatistics {
         self.finish_with_curve(target, target_logit, 0).0
     }

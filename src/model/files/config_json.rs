@@ -87,7 +87,7 @@ pub(super) fn of(config: &Config) -> Result<Value> {
     }
 }
 
-/// As a file holds it.
+/// The scaling of a rotary embedding as config.json holds it, `rope_scaling`.
 fn rope_scaling(rope: &Rope, rotary_dim: usize) -> Result<Value> {
     let llama3 = |factor: f64, low: f64, high: f64, original: f64| {
         json!({

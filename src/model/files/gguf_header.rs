@@ -81,7 +81,7 @@ impl Header {
         }
         let begin = (len - head.left).next_multiple_of(alignment(path, &metadata)?);
         for (name, info) in &mut tensors {
-            // Offsets are counted from where the head ends.
+            // In the file, offsets are counted from where the head ends.
             info.begin = info.begin.saturating_add(begin);
             if info.begin.saturating_add(info.bytes()) > len {
                 return Err(Error::new(format!(

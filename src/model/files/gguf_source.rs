@@ -357,7 +357,7 @@ impl Source for Gguf {
     }
 
     fn check_all_used(&self) -> Result<()> {
-        // Of a matrix and the joined one that holds it, too, only one was read.
+        // Where a file has a matrix and the joined one that holds it, too, only one was read.
         let twice = self.files.names().find_map(|name| {
             let whole = match name.split_once(".attn_") {
                 Some((block, rest)) if let Some(("q" | "k" | "v", kind)) = rest.split_once('.') => {

@@ -115,7 +115,7 @@ pub fn header<'a>(metadata: Value, tensors: impl IntoIterator<Item = (&'a str, S
     Ok([&(text.len() as u64).to_le_bytes(), text.as_slice()].concat())
 }
 
-/// As headers call it.
+/// The name of the type in the headers of safetensors files.
 pub fn type_name(dtype: Stored) -> &'static str {
     match dtype {
         Stored::F32 => "F32",

@@ -11,7 +11,7 @@ use crate::model::source::listed;
 /// What becomes of one tensor of the base, in this order.
 #[derive(Default)]
 pub(super) struct Change {
-    /// Takes its place.
+    /// A tensor that takes its place.
     pub whole: Option<Whole>,
     /// Rows that take the place of those of some tokens.
     pub rows: Option<Rows>,
