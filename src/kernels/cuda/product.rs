@@ -32,7 +32,7 @@ mod constants {
     pub(super) const TRANSPOSE_A: i32 = 3;
     pub(super) const TRANSPOSED: i32 = 1;
     pub(super) const MAX_WORKSPACE_BYTES: i32 = 1;
-    /// Of the factors, of what is added, and of the result.
+    /// The alignments of both factors, of what is added, and of the result.
     pub(super) const MIN_ALIGNMENTS: [i32; 4] = [5, 6, 7, 8];
 }
 
@@ -59,18 +59,22 @@ impl Weight {
         Ok(Weight { buffer, dtype, out_features, in_features })
     }
 
+    /// `N`
     pub fn out_features(&self) -> usize {
         self.out_features
     }
 
+    /// `K`
     pub fn in_features(&self) -> usize {
         self.in_features
     }
 
+    /// What the weight is stored in.
     pub fn dtype(&self) -> Stored {
         self.dtype
     }
 
+    /// The memory that it takes.
     pub fn bytes(&self) -> usize {
         self.buffer.bytes()
     }
