@@ -79,7 +79,6 @@ impl Error {
         &self.message
     }
 
-    /// The kind of error, which decides the exit code.
     pub fn kind(&self) -> Kind {
         self.kind
     }

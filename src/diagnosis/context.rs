@@ -11,7 +11,7 @@ pub struct Spot {
     pub row: u32,
     /// The index of the turn in the example.
     pub turn: u16,
-    /// The first byte in the turn's text; `begin` and `end` are 0 where the token is part of the template.
+    /// Bytes of the turn's text; both 0 where the token is part of the template.
     pub begin: u32,
     /// The byte behind the last.
     pub end: u32,

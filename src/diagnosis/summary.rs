@@ -148,7 +148,7 @@ pub struct Surprise {
     pub line: u64,
     /// The index of the turn in the example.
     pub turn: u16,
-    /// The first byte in the turn's text.
+    /// Bytes of the turn's text.
     pub begin: u32,
     /// The byte behind the last.
     pub end: u32,

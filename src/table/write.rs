@@ -53,7 +53,6 @@ pub struct SkippedExample<'a> {
     pub place: &'a Place,
     /// Length of the rendered sequence, 0 if it never came to that.
     pub tokens: u32,
-    /// Why it was not scored.
     pub reason: &'a str,
 }
 

@@ -94,7 +94,7 @@ pub(super) fn score(plan: &Plan, watch: &dyn Watch) -> Result<Option<Stages>> {
     Ok(Some(stages))
 }
 
-/// The metadata of a run's tables: what made them.
+/// What the tables say of themselves.
 pub(super) fn provenance(identity: &str, model: &Info) -> Vec<(String, String)> {
     vec![
         ("diagnose.version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),

@@ -66,7 +66,7 @@ impl DeltaPlan {
         let mut plan = DeltaPlan { tokens, n_states: 0, steps: Vec::new(), runs: Vec::new(), levels: Vec::new() };
         let mut by_level: Vec<Vec<[u32; RUN_WORDS]>> = Vec::new();
         for tree in trees(segments, kernel, most_states) {
-            // Of each run of the tree.
+            // The level of each run of the tree, and the number of the state that it leaves to others, if it does.
             let mut placed: Vec<(usize, u32)> = Vec::with_capacity(tree.len());
             for run in &tree {
                 let (level, from) = run.parent.map_or((0, NONE), |parent| (placed[parent].0 + 1, placed[parent].1));

@@ -32,7 +32,7 @@ mod constants {
     pub(super) const TRANSPOSE_A: i32 = 3;
     pub(super) const TRANSPOSED: i32 = 1;
     pub(super) const MAX_WORKSPACE_BYTES: i32 = 1;
-    /// The alignments of both factors, of what is added, and of the result.
+    /// Of the factors, of what is added, and of the result.
     pub(super) const MIN_ALIGNMENTS: [i32; 4] = [5, 6, 7, 8];
 }
 

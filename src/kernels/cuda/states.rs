@@ -118,7 +118,7 @@ impl StatesPlan {
         for stretch in stretches {
             let (begin, len) = (stretch.position, stretch.tokens.len());
             let kept = tokens + plan.recalled.len();
-            // Of a position, counted from `before` positions before the stretch on.
+            // The row of a position, counted from `before` positions before the stretch on.
             let row = |from_before: usize| -> u32 {
                 match from_before.checked_sub(before) {
                     _ if begin + from_before < before => NONE,
