@@ -208,7 +208,7 @@ impl Store {
         Ok(Box::new(io::Cursor::new(start).chain(reader)))
     }
 
-    /// For containers that need to seek: replaces packed bytes by an unpacked temporary copy.
+    /// Replaces packed bytes by an unpacked temporary copy, for containers that need to seek.
     pub(super) fn decompress(&mut self) -> Result<()> {
         if self.packed != Compression::None {
             let temporary = spool(self.reader()?)?;

@@ -47,7 +47,7 @@ pub struct PromptedKind {
     pub vanished: u64,
     /// Their share of `tokens`.
     pub vanished_share: f64,
-    /// Over the rows; absent where all vanished or none.
+    /// Its 95 % interval over the rows; absent where all vanished or none.
     pub vanished_share_ci95: Option<[f64; 2]>,
     /// Mean of ln p then less ln p alone, nats.
     pub change: f64,

@@ -56,20 +56,20 @@ pub struct GateAttribution {
 /// A number for the loss and one for the gradient.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct LossAndGrad {
-    /// For the loss, the sum of -ln p.
+    /// The number for the loss, the sum of -ln p.
     pub loss: f64,
-    /// For the gradient, the sum of its norms.
+    /// The number for the gradient, the sum of its norms.
     pub grad: f64,
 }
 
 /// A number for the weight, one for the loss and one for the gradient.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct WeightLossAndGrad {
-    /// For the weight.
+    /// The number for the weight.
     pub weight: f64,
-    /// For the loss, the sum of -ln p.
+    /// The number for the loss, the sum of -ln p.
     pub loss: f64,
-    /// For the gradient, the sum of its norms.
+    /// The number for the gradient, the sum of its norms.
     pub grad: f64,
 }
 

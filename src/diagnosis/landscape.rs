@@ -48,7 +48,7 @@ pub struct Gaps {
 pub struct Gap {
     /// The second data set's number less the first one's; of a distance, itself.
     pub value: f64,
-    /// Over rows, drawn with replacement; absent where one of the data sets has fewer than two.
+    /// Its 95 % interval over rows, drawn with replacement; absent where one of the data sets has fewer than two.
     pub ci95: Option<[f64; 2]>,
 }
 

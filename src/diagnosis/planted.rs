@@ -46,9 +46,9 @@ pub struct RankingQuality {
 pub struct RankingScores {
     /// The ranking.
     pub ranking: Ranking,
-    /// If every token of a span counts.
+    /// Its scores if every token of a span is a hit.
     pub any_token: Scores,
-    /// If the first token of each span counts alone.
+    /// Its scores if the first token of each span alone is a hit.
     pub first_token: Scores,
 }
 
@@ -201,9 +201,9 @@ fn score_ranking(mut tokens: Vec<Token>) -> Scores {
 struct RowOfPairs {
     hits: f64,
     others: f64,
-    /// Over the row's hits: the share of all others that score below.
+    /// Summed over the row's hits: the share of all others that score below.
     others_beaten: f64,
-    /// Over the row's others: the share of all hits that score above.
+    /// Summed over the row's others: the share of all hits that score above.
     hits_above: f64,
 }
 

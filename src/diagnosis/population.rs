@@ -24,7 +24,7 @@ pub enum Quantity {
 /// What gates ask about tokens beside the one that they weigh.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Needs {
-    /// Over the whole data, under the base model.
+    /// Quantiles over the whole data, under the base model: of what, and at which share.
     pub quantiles: Vec<(Quantity, f64)>,
     /// The median over sequences of their mean -ln p: in training over the batch, in the preview over the data.
     pub tau: bool,

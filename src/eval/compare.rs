@@ -68,7 +68,7 @@ pub struct OwnMetric {
     pub link: Link,
     /// Is less better, as of a perplexity?
     pub lower_is_better: bool,
-    /// In the order of the task's ids.
+    /// What each item adds to the metric, in the order of the task's ids.
     pub terms: Vec<Term>,
 }
 

@@ -88,7 +88,7 @@ fn groups_of_results(path: &Path) -> BTreeMap<String, Vec<String>> {
     subtasks.keys().map(all).collect()
 }
 
-/// In the order of their times. `--output_path` names a folder in which the harness makes one for each model.
+/// The sample files in the order of their times. `--output_path` names a folder in which the harness makes one for each model.
 fn sample_files(path: &Path) -> Vec<PathBuf> {
     let is_samples = |path: &Path| {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();

@@ -215,7 +215,7 @@ pub struct SubjectScore {
     pub n: usize,
     /// The metric.
     pub value: f64,
-    /// Over its items; absent in scores of earlier programs.
+    /// Its 95 % interval over its items; absent in scores of earlier programs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ci95: Option<[f64; 2]>,
 }

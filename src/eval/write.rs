@@ -54,9 +54,9 @@ pub struct Endings {
 pub struct Prompts {
     /// In the order of the items.
     pub list: Vec<Prompt>,
-    /// Those that lost their beginning.
+    /// Prompts that lost their beginning.
     pub truncated: u64,
-    /// Those whose system message the chat template refused.
+    /// Prompts whose system message the chat template refused.
     pub without_system: u64,
 }
 

@@ -213,7 +213,7 @@ fn compare_scores(before: &Path, after: &Path) -> Result<Movement> {
     Ok(movement)
 }
 
-/// Beside two score runs' comparison: a table of all rows, and the page with both side by side.
+/// Writes, beside two score runs' comparison, a table of all rows and the page with both side by side.
 fn write_learnt_rows(movement: &Movement, out: &Path) -> Result<()> {
     let rows: Vec<LearntRow> = movement
         .learnt
@@ -317,7 +317,7 @@ fn read(path: &Path) -> Result<Value> {
 /// The model that a side is, or was made with.
 enum Behind {
     Model(Named),
-    /// Only a server knows its weights.
+    /// A server ran the model, and it alone knows the weights.
     Server,
     Unknown,
 }

@@ -52,7 +52,7 @@ pub(crate) struct Beginning<'a> {
     pub out: &'a Path,
 }
 
-/// For what fetches, in the rooms below, which know no job.
+/// Passes on how far a fetch has come: the rooms that fetch know no job.
 pub(crate) fn fetching(watch: &dyn Watch) -> impl Fn(&str, u64, u64) {
     |what, done, total| watch.fetching(what, done, total)
 }

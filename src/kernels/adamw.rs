@@ -140,7 +140,7 @@ fn step(w: f32, g: f32, m: f32, v: f32, update: &Update) -> (f32, f32, f32) {
     (w * update.keep - update.rate * m / (v.sqrt() / update.root + update.eps), m, v)
 }
 
-/// To bf16: up with the probability that the mean asks for. `draw` is one of 65,536 equally likely numbers.
+/// Rounds to bf16, up with the probability that the mean asks for. `draw` is one of 65,536 equally likely numbers.
 #[inline(always)]
 fn rounded(x: f32, draw: u32) -> u16 {
     let half = (x.to_bits().wrapping_add(draw) >> 16) as u16;

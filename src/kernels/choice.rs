@@ -23,7 +23,7 @@ use crate::provenance;
 
 /// A lower level must be this much faster in one of the two formats.
 const CLEARLY_FASTER: f64 = 1.3;
-/// And no slower than this in the other.
+/// It must be at least this fast in the other format.
 const AS_FAST: f64 = 0.9;
 
 /// Operations per second in the two number formats.

@@ -107,7 +107,7 @@ fn check_weight(what: &str, weight: &Tensor, width: usize) -> Result<()> {
     Ok(())
 }
 
-/// Over the last dimension, whatever stands before it.
+/// The norm as tensor operations, over the last dimension, whatever stands before it.
 fn reference(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let dtype = x.dtype();
     let x = x.to_dtype(DType::F32)?;

@@ -104,7 +104,7 @@ impl Block {
         Ok(self.opened(x, context, rows, adapters)?.0)
     }
 
-    /// All but the output, and what the feed-forward network reads.
+    /// Computes all but the output of the block: what is kept for the backward pass, and what the feed-forward network reads.
     fn opened(&self, x: Tensor, context: Context, rows: Option<&[u32]>, adapters: Adapters) -> Result<(Activations, Tensor)> {
         let projected = self.mixer.project_in(&normed(&self.attention_norm, &x)?, adapters)?;
         let (mixed, softmaxes) = self.mixer.mix(&projected, context)?;

@@ -108,7 +108,7 @@ impl DeltaNet {
         Ok(Tensor::cat(&[d_gate_up.narrow(1, 0, value_dim)?, d_read], 1)?.reshape(mixed.shape())?)
     }
 
-    /// From the gradient of what [`DeltaNet::mix`] gave to that of the `x` which was projected in.
+    /// Goes back from the gradient of what [`DeltaNet::mix`] gave to that of the `x` which was projected in.
     pub(super) fn backward(
         &self,
         x: &Tensor,

@@ -38,7 +38,7 @@ pub(super) struct Experts {
 pub(super) const CORRECTION: &str = ".mlp.gate.e_score_correction_bias";
 
 impl Experts {
-    /// From `mlp.gate` and `mlp.experts`, in whichever layout the weights are; one expert is read after the other.
+    /// Loads the experts from `mlp.gate` and `mlp.experts`, in whichever layout the weights are; one expert is read after the other.
     pub(super) fn load(layer: &Layer, config: &ExpertsConfig, activation: Activation) -> Result<Experts> {
         let (width, inner, count) = (layer.config.hidden_size, config.intermediate_size, config.count);
         // A rounded router would send tokens to other experts, and it is small.

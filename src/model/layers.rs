@@ -224,7 +224,7 @@ impl RmsNorm {
 /// Grouped-query attention with rotary embedding.
 pub(super) struct Attention {
     pub(super) qkv: Linear,
-    /// On queries and on keys: of each head, or of all heads at once.
+    /// The norms on queries and on keys: of each head, or of all heads at once.
     pub(super) qk_norm: Option<(RmsNorm, RmsNorm)>,
     pub(super) output: Linear,
     /// Whether each query head comes with gates, `(query | gates)` one head after the other.
@@ -238,7 +238,7 @@ pub(super) struct Attention {
 }
 
 impl Attention {
-    /// From `q_proj`, `k_proj`, `v_proj` and `o_proj`.
+    /// Loads the attention from `q_proj`, `k_proj`, `v_proj` and `o_proj`.
     pub(super) fn load(layer: &Layer) -> Result<Attention> {
         let (q_width, kv_width) = layer.config.attention_shape(layer.index).widths();
         let q_width = if layer.config.attention_gates { 2 * q_width } else { q_width };
@@ -246,7 +246,7 @@ impl Attention {
         Attention::load_parts(layer, &inputs)
     }
 
-    /// From `qkv_proj`, the queries' rows first, and `o_proj`.
+    /// Loads the attention from `qkv_proj`, the queries' rows first, and `o_proj`.
     pub(super) fn load_fused(layer: &Layer) -> Result<Attention> {
         let columns = layer.config.attention_shape(layer.index).columns();
         Attention::load_parts(layer, &[("self_attn.qkv_proj", columns)])
@@ -377,7 +377,7 @@ impl Attention {
         Ok(Tensor::cat(&[both, qkv.narrow(1, width, columns - width)?], 1)?)
     }
 
-    /// From the gradient of what [`Attention::mix`] gave to that of the `x` which was projected in.
+    /// Goes back from the gradient of what [`Attention::mix`] gave to that of the `x` which was projected in.
     pub(super) fn backward(
         &self,
         x: &Tensor,
@@ -477,7 +477,7 @@ pub(super) struct Mlp {
 }
 
 impl Mlp {
-    /// From `gate_proj`, `up_proj` and `down_proj`.
+    /// Loads the network from `gate_proj`, `up_proj` and `down_proj`.
     pub(super) fn load(layer: &Layer, activation: Activation) -> Result<Mlp> {
         Mlp::load_in(layer, "mlp", layer.config.intermediate_size, activation)
     }
@@ -488,7 +488,7 @@ impl Mlp {
         Mlp::load_parts(layer, &[(&name("gate_proj"), inner), (&name("up_proj"), inner)], (&name("down_proj"), inner), activation)
     }
 
-    /// From `gate_up_proj`, the gate's rows first, and `down_proj`.
+    /// Loads the network from `gate_up_proj`, the gate's rows first, and `down_proj`.
     pub(super) fn load_fused(layer: &Layer, activation: Activation) -> Result<Mlp> {
         let inner = layer.config.intermediate_size;
         Mlp::load_parts(layer, &[("mlp.gate_up_proj", 2 * inner)], ("mlp.down_proj", inner), activation)
@@ -515,7 +515,7 @@ impl Mlp {
         self.gate_up.forward(x, adapters)
     }
 
-    /// From gate and up to the output: `[T, 2 F] -> [T, D]`.
+    /// From gate and up-projection to the output: `[T, 2 F] -> [T, D]`.
     pub(super) fn close(&self, gate_up: &Tensor, adapters: Adapters) -> Result<Tensor> {
         self.down.forward(&gated(gate_up, self.activation, self.kernels)?, adapters)
     }

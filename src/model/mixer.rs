@@ -40,7 +40,7 @@ impl Mixer {
         }
     }
 
-    /// From what was mixed to `[T, D]`.
+    /// The output projection of what was mixed, to `[T, D]`.
     pub(super) fn project(&self, mixed: &Tensor, adapters: Adapters) -> Result<Tensor> {
         match self {
             Mixer::Attention(attention) => attention.project(mixed, adapters),
@@ -64,7 +64,7 @@ impl Mixer {
         }
     }
 
-    /// From the gradient of what [`Mixer::mix`] gave to that of the `x` which was projected in.
+    /// Goes back from the gradient of what [`Mixer::mix`] gave to that of the `x` which was projected in.
     pub(super) fn backward(
         &self,
         x: &Tensor,

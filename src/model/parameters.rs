@@ -48,7 +48,7 @@ pub(super) struct Vector {
     offset: f32,
 }
 
-/// Not if `bias`, `layernorm` or `rmsnorm` stand in the name, or a norm of other names.
+/// Is weight decay for the tensor of this name? Not if `bias`, `layernorm` or `rmsnorm` stand in it, or a norm of other names.
 fn decays(name: &str) -> bool {
     let name = name.to_lowercase();
     let is_norm = name.split('.').any(|word| word == "norm" || word.ends_with("_norm"));
@@ -173,7 +173,7 @@ impl Parameter {
 }
 
 impl Part {
-    /// All inputs of outputs `rows`, as `[rows.len(), inputs]`.
+    /// The part that has all inputs of the outputs `rows`, `[rows.len(), inputs]`.
     pub(super) fn rows(name: String, rows: Range<usize>, inputs: usize) -> Part {
         Part { name, shape: vec![rows.len(), inputs], rows, columns: 0..inputs }
     }

@@ -124,7 +124,7 @@ impl Rope {
         Rope::from_parameters(parameters.as_ref(), base(json, "rope_theta", parameters.as_ref(), 10_000.0)?, max_positions)
     }
 
-    /// From one set of rope parameters; `theta` is the base where they do not hold one.
+    /// Reads one set of rope parameters; `theta` is the base where they do not hold one.
     pub fn from_parameters(parameters: Option<&Value>, theta: f64, max_positions: usize) -> Result<Rope> {
         let Some(parameters) = parameters else { return Ok(Rope { theta, scaling: RopeScaling::None }) };
         if !parameters.is_object() {

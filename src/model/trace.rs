@@ -19,9 +19,9 @@ pub struct Trace {
     rows: Vec<u32>,
     adapters: Adapters,
     stages: Vec<Stage>,
-    /// Before the final norm, `[N, D]`.
+    /// The hidden states before the final norm, `[N, D]`.
     last: Tensor,
-    /// After it: what the head reads, `[N, D]`.
+    /// The hidden states after it: what the head reads, `[N, D]`.
     pub hidden: Tensor,
 }
 

@@ -282,7 +282,7 @@ fn means(comparison: &Comparison) -> Vec<(String, &MeanChange)> {
     subjects.chain(groups).collect()
 }
 
-/// Before, after, change and interval in per cent and points.
+/// The cells of a table: before, after, change and interval, in per cent and points.
 fn mean_cells(change: &MeanChange) -> [String; 4] {
     let ends = change.difference.ci95.map_or_else(|| "-".to_owned(), |ends| interval(ends, 100.0));
     let number = |value: f64| format!("{:.2}", 100.0 * value);
@@ -435,7 +435,7 @@ fn nats(change: &Change) -> [String; 2] {
     [change.logprob, change.entropy].map(|mean| mean.map_or_else(|| "-".to_owned(), |mean| format!("{mean:+.4}")))
 }
 
-/// That two engines ran the models, where they did.
+/// A sentence that two engines ran the models, where they did.
 fn engines(comparison: &Comparison) -> Option<String> {
     let [before, after] = comparison.engines.as_ref()?;
     Some(format!("the models were run by two engines, which may differ by themselves: {before} before, {after} after"))

@@ -44,7 +44,7 @@ fn stream(resample: usize) -> SplitMix {
     SplitMix(SplitMix(SEED ^ resample as u64).next())
 }
 
-/// From the 2.5 % to the 97.5 % quantile, interpolated as NumPy does.
+/// The interval from the 2.5 % to the 97.5 % quantile, interpolated as NumPy does.
 fn percentile_interval(mut samples: Vec<f64>) -> [f64; 2] {
     samples.sort_by(f64::total_cmp);
     [0.025, 0.975].map(|share| {

@@ -72,7 +72,7 @@ impl Pending {
         self.logprob.push(logprob);
     }
 
-    /// Nothing is written where there is nothing.
+    /// Writes the table; nothing where there are no choices.
     pub(super) fn write(self, path: &Path, texts: &TextColumn, provenance: &[(String, String)]) -> Result<()> {
         if self.row.is_empty() {
             return Ok(());
@@ -151,7 +151,7 @@ pub fn keep_alternatives(run: &Path, rows: impl FnOnce() -> Result<HashSet<u32>>
     fs::remove_dir_all(&waiting).context_at(&waiting, "cannot remove the folder")
 }
 
-/// Those of some rows: texts are read of no others.
+/// The choices of some rows: texts are read of no others.
 fn of_rows(frame: &pl::DataFrame, rows: &HashSet<u32>) -> Result<pl::DataFrame> {
     let wanted: pl::BooleanChunked = frame
         .column("row")?

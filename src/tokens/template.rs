@@ -86,7 +86,7 @@ impl ChatTemplate {
         })
     }
 
-    /// With further special tokens that the template may name.
+    /// Adds special tokens that the template may name.
     pub fn with_special_tokens(mut self, tokens: impl IntoIterator<Item = (String, String)>) -> Self {
         self.special_tokens.extend(tokens);
         self
@@ -109,7 +109,7 @@ impl ChatTemplate {
         })
     }
 
-    /// With another template for conversations that have tools.
+    /// Adds a template for conversations that have tools.
     pub fn with_tool_use(mut self, other: ChatTemplate) -> Self {
         self.sha256 = sha256(format!("{} {}", self.sha256, other.sha256));
         self.tool_use = Some(Box::new(other));

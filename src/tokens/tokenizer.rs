@@ -102,7 +102,7 @@ impl Tokenizer {
         }
     }
 
-    /// For a model whose embedding has `rows`: texts with a token beyond them are refused.
+    /// The tokenizer for a model whose embedding has `rows` rows: texts with a token beyond them are refused.
     pub fn bounded(self, rows: usize) -> Self {
         Self { known: rows, ..self }
     }

@@ -327,12 +327,12 @@ impl Random {
         self.0.next()
     }
 
-    /// In 0..1.
+    /// A number in 0..1, evenly.
     fn share(&mut self) -> f64 {
         (self.next() >> 11) as f64 / (1u64 << 53) as f64
     }
 
-    /// In 0..n, evenly but for one part in 2^64 / n.
+    /// A whole number in 0..n, evenly but for one part in 2^64 / n.
     fn below(&mut self, n: u64) -> u64 {
         ((u128::from(self.next()) * u128::from(n)) >> 64) as u64
     }

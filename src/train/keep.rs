@@ -18,7 +18,7 @@ pub(crate) enum Keep {
 /// The lowest held-out loss so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Lowest {
-    /// After so many steps; absent while no look has given a finite loss.
+    /// The number of steps after which it was reached; absent while no look has given a finite loss.
     pub step: Option<u64>,
     /// That loss: mean -ln p, nats per token.
     pub cross_entropy: Option<f64>,

@@ -46,7 +46,7 @@ impl Loss {
         Loss { method, gate, kl_weight: kl_weight.unwrap_or(method.kl_weight()), population }
     }
 
-    /// For one step. `mean_losses` are the mean `-ln p` of the batch's sequences, which a gate may need.
+    /// The loss of one step. `mean_losses` are the mean `-ln p` of the batch's sequences, which a gate may need.
     pub(crate) fn of_batch(&self, mean_losses: Option<&mut [f64]>) -> Result<BatchLoss> {
         let weight = match mean_losses {
             Some(means) => self.gate.bind(&self.population.clone().with_batch_tau(means))?,

@@ -15,7 +15,7 @@ use crate::kernels::level::Level;
 pub struct Sampling {
     /// Divides the logits; 0 takes the most probable token, of equals the first, and the rest then has no say.
     pub temperature: f64,
-    /// Only the so many largest logits, and those that equal the last of them.
+    /// Only this many of the largest logits, and those that equal the last of them.
     pub top_k: Option<usize>,
     /// Only the most probable tokens that together have this share, the one that reaches it included.
     pub top_p: Option<f64>,

@@ -22,7 +22,7 @@ const PROBE_TOKENS: usize = 64;
 /// What every run asks about, whatever its data: by this it is known whether two shards were scored by the same weights.
 const FIXED_TEXT: &str = "The quick brown fox jumps over the lazy dog. A train leaves the station at 7:45 and arrives 3 hours later; def f(x): \
     return x + 1  # plus one. Water boils at 100 degrees.";
-/// Below that ln p, bf16 says little. JSON has no minus infinity, either.
+/// ln p below this counts as this: bf16 says little there. JSON has no minus infinity, either.
 const LEAST_LOGPROB: f32 = -15.0;
 /// Nats between two answers to one prompt, on the mean. In bf16 another batch rounds other sums: 0.01; a stale value is nats away.
 const REPEATED: f64 = 0.05;

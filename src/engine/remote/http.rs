@@ -10,20 +10,20 @@ use ureq::{Agent, Body};
 use crate::error::{Error, Result};
 use crate::fetch::client::agent_config;
 
-/// Holds the key of the servers, if they want one.
+/// The environment variable that holds the key of the servers, if they want one.
 pub(crate) const KEY_VARIABLE: &str = "DIAGNOSE_SERVER_KEY";
 
 /// How long a server is waited for.
 #[derive(Clone, Copy)]
 struct Waits {
-    /// For its answer to begin, and from then on for it to end. A server with a long queue answers late.
+    /// How long its answer may take to begin, and from then on to end. A server with a long queue answers late.
     answer: Duration,
-    /// For it to take some bytes of what is sent.
+    /// How long it may take to read some bytes of what is sent.
     sending: Duration,
 }
 
 const WAITS: Waits = Waits { answer: Duration::from_secs(900), sending: Duration::from_secs(120) };
-/// So much is read at most of a message of error, and of a reply that is no answer to a prompt.
+/// The most that is read of a message of error, and of a reply that is no answer to a prompt.
 const MESSAGE_BYTES: u64 = 1 << 20;
 /// Connections that are kept.
 pub(super) const CONNECTIONS: usize = 64;

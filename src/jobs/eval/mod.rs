@@ -44,7 +44,7 @@ pub(crate) struct Job {
     pub model: Option<String>,
     /// The model that an adapter is put on, in place of the one that its config names.
     pub base: Option<String>,
-    /// Those that run the model in place of this program.
+    /// The servers that run the model in place of this program.
     pub servers: Option<Options>,
     /// `probe`, benchmarks, files, globs.
     pub tasks: Vec<String>,

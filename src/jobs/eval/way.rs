@@ -148,7 +148,7 @@ impl Way {
         Settings::new(task, self.chosen(), asking, writing)
     }
 
-    /// For the name of a folder: empty for all items without examples, asked as it goes without saying.
+    /// The settings in words, for the name of a folder: empty for all items without examples, asked as it goes without saying.
     pub(super) fn settings(&self, asking: &Asking, tasks: &[Task]) -> String {
         let option = |name: &str, n: Option<usize>| n.map(|n| format!("{name} {n}"));
         let draws_examples = tasks.iter().any(|task| task.few_shot.is_some_and(|few_shot| few_shot.seed.is_some()));

@@ -167,7 +167,7 @@ struct Export<'a> {
     wanted: &'a Wanted,
     verdicts: BTreeMap<u32, Verdict>,
     choices: BTreeMap<(u32, u16), Vec<rewrite::Choice>>,
-    /// For TRL: of every row the last answer alone is learnt.
+    /// For TRL: is of every row the last answer alone learnt?
     completion_alone: bool,
     is_table: bool,
     changes: Vec<Change>,

@@ -55,7 +55,7 @@ pub(crate) struct LeftOut {
     pub unusable: u64,
 }
 
-/// Over all answers.
+/// How all answers of a run ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Counts {
     pub answers: u64,

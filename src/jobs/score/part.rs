@@ -36,7 +36,7 @@ pub(crate) struct Stages {
 }
 
 impl Stages {
-    /// Those of another process beside: times add up to machine time, and the first row is the earlier one's.
+    /// Adds the times of another process: they add up to machine time, and the first row is the earlier one's.
     pub(super) fn add(&mut self, other: &Stages) {
         self.load += other.load;
         self.audit += other.audit;
@@ -54,7 +54,7 @@ impl Stages {
 /// What a kill can cost: half a minute of work at a few hundred tokens per second; on a GPU some seconds.
 const PART_TOKENS: usize = 16_384;
 const PART_RECORDS: usize = 4_096;
-/// So much more of both on a GPU, which would be done with a part before the next one is read.
+/// How many times as much is in a part on a GPU, which would be done with a smaller one before the next is read.
 const GPU_FACTOR: usize = 16;
 
 /// How much is in a part.
@@ -71,7 +71,7 @@ impl PartSize {
         PartSize { tokens: factor * PART_TOKENS, records: factor * PART_RECORDS }
     }
 
-    /// One more record, with so many tokens to read.
+    /// Adds a record that has `tokens` tokens to read.
     pub(super) fn add(&mut self, tokens: usize) {
         self.tokens += tokens;
         self.records += 1;

@@ -71,7 +71,7 @@ pub(crate) struct Totals {
 }
 
 impl Totals {
-    /// Those of other records beside these.
+    /// Adds what other records hold.
     pub(super) fn add(&mut self, other: &Totals) {
         self.records += other.records;
         self.scored += other.scored;
@@ -87,9 +87,11 @@ impl Totals {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Rollouts {
     pub rows: u64,
-    /// Those whose text has other tokens than were drawn.
+    /// Those of these records whose text has other tokens than were drawn.
     pub respelt: u64,
-    /// Those whose targets are tokens that this very model drew, in the same precision and with its own probabilities, and no others.
+    /// Those of these records whose targets are tokens that this very model drew, in the same precision and with its own probabilities,
+    /// and
+    /// no others.
     pub exact: u64,
 }
 

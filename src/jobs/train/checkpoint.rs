@@ -50,7 +50,7 @@ pub(super) struct Progress {
     pub supervised_tokens: u64,
     /// Seconds spent in steps.
     pub seconds: f64,
-    /// In the middle of a large batch, for the method that has them.
+    /// What the method compares with, if it has such a thing and the run is in the middle of a large batch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<Snapshot>,
 }

@@ -41,7 +41,7 @@ pub(crate) struct TrainRecord {
     pub input_tokens: u64,
     pub supervised_tokens: u64,
     pub seconds: f64,
-    /// All input tokens of the steps over the time spent in steps.
+    /// Input tokens a second: all of the steps over the time spent in steps.
     pub tokens_per_second: f64,
     pub peak_memory_bytes: Option<u64>,
     /// How the base model stood before training; empty in records of programs that did not look.

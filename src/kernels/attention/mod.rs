@@ -250,7 +250,7 @@ impl Attention {
         gradient(values, qkv)
     }
 
-    /// Behind [`Attention::backward`], which sees to the softmaxes.
+    /// The gradient of the sinks. It runs behind [`Attention::backward`], which sees to the softmaxes.
     fn sinks_backward(&self, y: &Tensor, dy: &Tensor) -> Result<Option<Vec<f32>>> {
         let (Some(logits), Some(softmaxes)) = (&self.sinks, self.softmaxes.0.get()) else { return Ok(None) };
         let gradient = with_floats(y, |y| with_floats(dy, |dy| sinks::gradient(logits, softmaxes, y, dy)))??;

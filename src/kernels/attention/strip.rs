@@ -8,7 +8,7 @@ use super::plan::{GRANULE, TILE, Tile};
 use crate::kernels::exp::tanh;
 use crate::kernels::lanes::Lanes;
 
-/// From one row of scores to the next; not a power of two, which would put all rows on the same cache sets.
+/// Numbers from one row of scores to the next; not a power of two, which would put all rows on the same cache sets.
 pub(super) const STRIDE: usize = TILE * GRANULE + GRANULE;
 
 /// One number for each query row of a strip and each key of a tile. In whole cache lines, so that no vector lies in two.

@@ -125,7 +125,7 @@ fn check(segments: &[Segment], pairs: usize, style: RotaryStyle, shape: &Attenti
     }
 }
 
-/// All levels in f32, and in bf16 those that round.
+/// All levels with f32 factors, and those that round to bf16 with these, too.
 pub(super) fn arithmetics() -> Vec<(Level, Factors)> {
     let of_level = |level| [Dtype::F32, Dtype::Bf16].map(|dtype| (level, Factors::of(level, dtype)));
     let mut all: Vec<_> = Level::available().into_iter().flat_map(of_level).collect();
@@ -157,7 +157,7 @@ fn lengths(got: impl Iterator<Item = f64>, expected: impl Iterator<Item = f64>) 
     (errors.sqrt(), sizes.sqrt())
 }
 
-/// From far below the scores, where a sink takes nothing, to far above, where it takes nearly all.
+/// Logits of sinks, from far below the scores, where a sink takes nothing, to far above, where it takes nearly all.
 fn sinks(shape: &AttentionShape) -> Vec<f32> {
     (0..shape.heads).map(|head| [0.5, -30.0, 12.0, -2.0, 3.0][head % 5]).collect()
 }

@@ -61,7 +61,7 @@ impl DeltaPlan {
         DeltaPlan::bounded(segments, tokens, shape.kernel, STATE_BYTES / state_bytes(shape))
     }
 
-    /// With room for so many states.
+    /// A plan with room for `most_states` states.
     fn bounded(segments: &[Segment], tokens: usize, kernel: usize, most_states: usize) -> DeltaPlan {
         let mut plan = DeltaPlan { tokens, n_states: 0, steps: Vec::new(), runs: Vec::new(), levels: Vec::new() };
         let mut by_level: Vec<Vec<[u32; RUN_WORDS]>> = Vec::new();

@@ -15,7 +15,7 @@ use super::shape::TILE;
 use crate::error::{Error, Result};
 use crate::kernels::Stored;
 
-/// See above; products in tiles want whole ones.
+/// Slots of an expert begin at a multiple of this, and are filled up to one; products in tiles want whole ones.
 const PADDING: usize = TILE;
 /// experts.cu: `CHOOSING_WARPS`, `LISTING_THREADS`.
 const CHOOSING_WARPS: usize = 8;

@@ -40,7 +40,7 @@ pub(super) fn upload_words(device: &'static Device, words: &[u32]) -> Result<Buf
     Ok(buffer)
 }
 
-/// One more than the largest.
+/// One more than the largest of `numbers`; 0 if there are none.
 pub fn end(numbers: &[u32]) -> u32 {
     numbers.iter().max().map_or(0, |&largest| largest.saturating_add(1))
 }

@@ -15,7 +15,7 @@ use crate::kernels::gated::silu;
 use crate::kernels::lanes::{Lanes, for_lanes, load, store};
 use crate::kernels::level::{Kernel, Level};
 
-/// In the norm of queries and keys, added to the sum of squares.
+/// What is added to the sum of squares in the norm of queries and keys.
 pub(super) const EPSILON: f32 = 1e-6;
 
 /// What is learnt, and how it is computed.

@@ -34,7 +34,7 @@ use crate::kernels::lanes::{F32x16, Lanes};
 use crate::kernels::level::Level;
 use crate::kernels::processor;
 
-/// All registers whole.
+/// The shape of the tiles with all registers whole.
 static SHAPE: Shape = Shape::new([(TILE, TILE); 8]);
 
 /// `PARTS` is 1 for bf16 and 2 for bf16x3.

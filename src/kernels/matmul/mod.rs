@@ -58,9 +58,9 @@ enum Store {
     Plain(Tensor),
     Packed(Arc<Panels>),
     Trained(Arc<Trained>),
-    /// In the blocks of its file, the parts one below the other; for products alone.
+    /// A frozen weight in the blocks of its file, the parts one below the other; for products alone.
     Blocks(Arc<[Blocks]>),
-    /// On the GPU.
+    /// A frozen weight on the GPU.
     Device(Arc<Weight>),
 }
 

@@ -214,7 +214,7 @@ struct WidenedProduct<V>(V);
 
 impl<V: Lanes> Product for WidenedProduct<V> {
     type V = V;
-    /// Both halves of three words, a row and a mask leave no room for 24 sums.
+    /// Few rows: both halves of three words, a row and a mask leave no room for 24 sums.
     const MAX_ROWS: usize = if V::N == 16 { 4 } else { 2 };
     type Widened = ByWidened<V>;
     /// AVX-512 has the registers to widen four rows' worth on the way.

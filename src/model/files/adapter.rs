@@ -251,7 +251,7 @@ fn of_language_model(changes: BTreeMap<String, Change>, remarks: &mut Vec<String
 }
 
 impl Source for Adapter {
-    /// That of the base, but for what the adapter adds to it.
+    /// The base's config, but for what the adapter adds to it.
     fn config(&self) -> Result<Config> {
         let mut config = self.base.config()?;
         config.tied &= !self.parts_head();

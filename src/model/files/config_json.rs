@@ -138,7 +138,7 @@ fn llama3_of_divisors(divisors: &[f64], theta: f64, rotary_dim: usize) -> Option
     Some((shortest(factor as f32), original.round()))
 }
 
-/// In what the two models differ, if they compute something else.
+/// How the two models differ, if they compute something else.
 fn differences(ours: &Config, read: &Config) -> Result<Option<String>> {
     let near = |a: f64, b: f64| (a - b).abs() <= 1e-5 * a.abs();
     let ropes_agree = |a: &Rope, b: &Rope| -> Result<bool> {

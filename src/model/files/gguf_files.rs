@@ -70,7 +70,7 @@ impl GgufFiles {
         part.read(name, info)
     }
 
-    /// One of the tensors that are stacked as `name`; the others are not read.
+    /// Reads one of the tensors that are stacked as `name`; the others are not read.
     pub(crate) fn read_slice(&self, name: &str, index: usize) -> Result<Tensor> {
         let (part, info) = self.find(name)?;
         match info.shape.as_slice() {

@@ -146,7 +146,7 @@ struct KindsHeader<'a> {
     /// The indices of those kinds that are a matter of form.
     kinds_of_form: Vec<usize>,
     evidences: Vec<&'a str>,
-    /// Over the whole run, most conflicts first.
+    /// The sums of each kind over the whole run, most conflicts first.
     kind_sums: &'a [KindSums],
 }
 

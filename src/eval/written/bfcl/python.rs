@@ -510,7 +510,7 @@ impl Parser<'_> {
         }
     }
 
-    /// Up to the closing bracket.
+    /// Reads the arguments of a call up to the closing bracket.
     fn arguments(&mut self) -> Option<Arguments> {
         let (mut positional, mut named) = (Vec::new(), Vec::new());
         let mut has_mapping = false;
@@ -810,7 +810,7 @@ fn binding(expr: &Expr) -> usize {
     }
 }
 
-/// In brackets if it binds less than `least`.
+/// The expression as text, in brackets if it binds less than `least`.
 fn written(expr: &Expr, least: usize) -> String {
     let list = |items: &[Expr]| items.iter().map(|item| written(item, 0)).collect::<Vec<_>>().join(", ");
     let text = match expr {

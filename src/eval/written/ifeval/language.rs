@@ -115,7 +115,7 @@ impl Languages {
         Ok(Some(best.map_or("unknown", |(language, _)| self.names[language].as_str())))
     }
 
-    /// Without addresses and doubled spaces; in a text of another script, without Latin letters.
+    /// The text without addresses and doubled spaces; where another script prevails, without Latin letters.
     fn cleaned(&self, text: &str) -> Result<Vec<char>> {
         let replaced = |pattern: &Regex, text: &str| match pattern.try_replacen(text, 0, " ") {
             Ok(replaced) => Ok(replaced.into_owned()),

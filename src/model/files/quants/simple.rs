@@ -11,7 +11,7 @@ pub(super) fn f32(block: &[u8; 4], values: &mut [f32; 1]) {
     values[0] = f32::from_le_bytes(*block);
 }
 
-/// Not by blocks, so that whole vectors are converted at a time.
+/// Converts f16 numbers: not by blocks, so that whole vectors are converted at a time.
 pub(super) fn f16s(bytes: &[u8], values: &mut [f32]) {
     const AT_A_TIME: usize = 256;
     let mut halves = [f16::ZERO; AT_A_TIME];
