@@ -7,6 +7,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+/// A result whose error is [`Error`], unless another is named.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Something went wrong: `message`, where, why, and what to do about it.
@@ -32,6 +33,7 @@ pub enum Kind {
 }
 
 impl Error {
+    /// A failure with this message: exit code 1, as yet without a file, a line, a cure or a cause.
     pub fn new(message: impl Into<String>) -> Self {
         Self { message: message.into(), path: None, line: None, cure: None, kind: Kind::Failed, source: None }
     }
@@ -72,6 +74,7 @@ impl Error {
         self
     }
 
+    /// What went wrong, without the place, the cause and the cure.
     pub fn message(&self) -> &str {
         &self.message
     }
@@ -127,7 +130,7 @@ impl std::error::Error for Error {
 pub trait Context<T> {
     /// `context` is the message; the foreign error becomes its cause.
     fn context(self, context: impl Into<String>) -> Result<T>;
-    /// The same for a file that could not be read or written.
+    /// As `context`, and the error names the file at `path`, which could not be read or written.
     fn context_at(self, path: impl AsRef<Path>, context: impl Into<String>) -> Result<T>;
 }
 

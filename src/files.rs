@@ -45,7 +45,9 @@ pub(crate) fn write_numbers<T: Copy, const N: usize>(
     let mut bytes = vec![0; N * numbers.len().min(AT_ONCE)];
     for numbers in numbers.chunks(AT_ONCE) {
         let (places, _) = bytes.as_chunks_mut::<N>();
-        // By index: an iterator that stays a call, as those of std may where nothing is inlined across units, costs more than the work.
+        // The loop goes by index: an iterator that stays a call, as those of std may where nothing is inlined across units, costs more
+        // than the
+        // work.
         for i in 0..numbers.len() {
             places[i] = encode(numbers[i]);
         }
@@ -104,7 +106,7 @@ pub(crate) fn refuse_pointer(path: &Path) -> Result<()> {
     }
 }
 
-/// So many bytes of a file show whether it is a pointer.
+/// The first bytes of a file that are enough to show whether it is a pointer of Git LFS or git-annex.
 const POINTER_BYTES: u64 = 64;
 
 /// The error for a file that begins so, if Git LFS or git-annex put it in the place of a large file.

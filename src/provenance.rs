@@ -13,6 +13,7 @@ use crate::format::utc;
 /// Fields that are absent were so in the records of older programs, or the system does not tell.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Provenance {
+    /// The name of the program.
     pub program: String,
     pub version: String,
     /// The commit that the program was built from; `-dirty.` and a hash follow where the source differed from it.
@@ -27,6 +28,7 @@ pub struct Provenance {
     /// The instructions that the kernels used: `avx512bf16`. None where servers ran the model.
     #[serde(default)]
     pub kernel_level: Option<String>,
+    /// How many threads of the processor worked.
     #[serde(default)]
     pub threads: Option<usize>,
     /// Where the model ran.
@@ -35,7 +37,8 @@ pub struct Provenance {
 }
 
 impl Provenance {
-    /// Of this process, which began at `started`. Where the model ran elsewhere no kernels of this process rounded anything.
+    /// The record of this process, which began at `started`. `kernel_level` is `None` where the model ran elsewhere: no kernels of this
+    /// process rounded anything then.
     pub fn new(started: SystemTime, kernel_level: Option<&str>, device: String) -> Provenance {
         Provenance {
             program: env!("CARGO_PKG_NAME").to_owned(),

@@ -1,6 +1,6 @@
 //! Seeded random numbers: Steele, Lea and Flood, Fast splittable pseudorandom number generators, OOPSLA 2014 (SplitMix64).
 //!
-//! The same on every machine and with any number of threads, so that a run can be repeated to the bit.
+//! The numbers are the same on every machine and with any number of threads, so that a run can be repeated to the bit.
 
 use crate::files::sha256;
 
@@ -26,7 +26,7 @@ pub(crate) fn uniform(seed: u64, i: u64) -> f32 {
     (number(seed, i) >> 40) as f32 / (1u64 << 24) as f32
 }
 
-/// The same with all the digits of an f64.
+/// As [`uniform`], with all the digits of an f64.
 pub(crate) fn unit(seed: u64, i: u64) -> f64 {
     (number(seed, i) >> 11) as f64 / (1u64 << 53) as f64
 }
@@ -72,7 +72,7 @@ mod tests {
 
     #[test]
     fn the_sequence_is_the_published_one() {
-        // Of the seed 1234567, as the authors' Java and Vigna's splitmix64.c give it.
+        // The first numbers of the seed 1234567, as the authors' Java and Vigna's splitmix64.c give them.
         let mut random = SplitMix(1_234_567);
         assert_eq!([random.next(), random.next()], [6_457_827_717_110_365_317, 3_203_168_211_198_807_973]);
     }

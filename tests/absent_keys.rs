@@ -8,7 +8,7 @@ use diagnose::kernels::{Dtype, Kernels, Segment};
 use diagnose::model::{Batch, LoadOptions, Model, Placement, Reference};
 use serde_json::Value;
 
-/// Of any logit; f32 on both sides, sums in another order.
+/// How far a logit may be from Transformers': f32 on both sides, sums in another order.
 const TOLERANCE: f64 = 1e-4;
 
 /// Transformers checks their types, or uses them for what is not done here.

@@ -8,7 +8,7 @@ use diagnose::kernels::{Dtype, Kernels, Segment, Stored};
 use diagnose::model::{Batch, LoadOptions, Model, Placement, Reference, save_merged};
 use serde_json::Value;
 
-/// Of any logit; f32 on both sides, sums in another order.
+/// How far a logit may be from PEFT's: f32 on both sides, sums in another order.
 const TOLERANCE: f32 = 1e-4;
 
 fn fixtures() -> PathBuf {

@@ -325,7 +325,7 @@ fn the_harness_gives_the_same_perplexity_in_rolling_windows() {
     }
 }
 
-/// The same script has a plain loop over Transformers for the beginnings of four development texts.
+/// The script that made the fixture has a plain loop over Transformers, too, for the beginnings of four development texts.
 #[test]
 fn transformers_gives_the_same_bits_per_byte() {
     let (Some(_), Some(folder), Some(fixture)) = (default_model(), shared("data/text"), fixture("rolling.json")) else { return };

@@ -301,7 +301,7 @@ fn what_cannot_be_is_refused_by_name_and_leaves_nothing() {
     assert!(report.contains("The sentences cannot be shown: the data file has changed since the run"), "{report}");
 }
 
-/// Of the demo's planted numbers and names that are conflicts, the kinds say so of four in five.
+/// Four in five of the demo's planted numbers and names that are conflicts are called so by their kinds.
 #[test]
 fn kinds_of_the_demo() {
     if default_model().is_none() {

@@ -14,7 +14,7 @@ use diagnose::kernels::{Dtype, Kernels, Segment, TokenStatistics};
 use diagnose::model::{Batch, LoadOptions, Model, Placement, Reference};
 use diagnose::tokens::{Sequence, Span};
 
-/// Of any logit; f32 on both sides, sums in another order.
+/// How far a logit may be from Transformers': f32 on both sides, sums in another order.
 const TOLERANCE: f32 = 1e-4;
 
 #[test]

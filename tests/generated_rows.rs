@@ -29,7 +29,7 @@ struct PlainTurn {
     role: &'static str,
     /// The text, and the weight of each character.
     text: Vec<(char, f32)>,
-    /// Of the turn as a whole: the token that ends it weighs as much.
+    /// The weight of the turn as a whole, which the token that ends it has, too.
     weight: f32,
     /// The turn says itself that it counts.
     asked_for: bool,

@@ -23,9 +23,9 @@ const F32: u32 = 0;
 /// A tensor in both files.
 struct Stored {
     gguf_name: String,
-    /// Of a stack of experts, one of each.
+    /// The tensor's name in the folder; for a stack of experts one name for each.
     folder_names: Vec<String>,
-    /// Of each; 0 for a norm, which is stored as F32 always.
+    /// The rows of each; 0 for a norm, which is stored as F32 always.
     rows: usize,
     width: usize,
 }
@@ -211,7 +211,7 @@ pub(crate) struct Entry {
     pub name: String,
     /// Columns first.
     pub dimensions: Vec<usize>,
-    /// Of its type.
+    /// The number of its type.
     pub number: u32,
     pub bytes: usize,
 }

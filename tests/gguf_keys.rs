@@ -5,7 +5,7 @@ use candle_core::quantized::gguf_file::Value;
 
 use crate::contradictions::{Gguf, ggufs};
 
-/// Of `{architecture}.`: a change of these changes what the model computes.
+/// The keys below `{architecture}.` whose value changes what the model computes.
 const HONOURED: &[&str] = &[
     "attention.layer_norm_rms_epsilon",
     "attention.scale",

@@ -26,9 +26,9 @@ const SHARDS: u32 = 20;
 const TOKENS: usize = 30;
 const VOCABULARY: u32 = 5000;
 const ROWS: u32 = 60_000;
-/// Of the small number of rows: a few row groups at a time, and what is kept of each row and each conflict.
+/// The most memory with the small number of rows: a few row groups at a time, and what is kept of each row and each conflict.
 const MOST_BYTES: u64 = 450 << 20;
-/// Of a million.
+/// The most memory with a million rows.
 const MOST_BYTES_OF_A_MILLION: u64 = 2 << 30;
 
 /// SplitMix64, as fractions.

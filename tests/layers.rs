@@ -190,9 +190,9 @@ fn a_planted_foreign_world_is_found() {
 
 /// The crate as this test sees it.
 struct Source {
-    /// Of each file, the files that it uses.
+    /// The files that each file uses.
     uses: BTreeMap<String, BTreeSet<String>>,
-    /// Of each file, the crates and modules that its paths begin with.
+    /// The crates and modules that each file's paths begin with.
     first_names: BTreeMap<String, BTreeSet<String>>,
 }
 
@@ -244,7 +244,7 @@ impl Source {
 
 struct LookUp {
     modules: BTreeMap<Names, String>,
-    /// By module and name: the module in which the `use` stands, and its path.
+    /// What each `use` that passes a name on names, by module and name: the module in which it stands, and its path.
     reexports: BTreeMap<(Names, String), (Names, Names)>,
     aliases: BTreeMap<(Names, String), (Names, Names)>,
 }

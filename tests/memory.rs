@@ -13,11 +13,13 @@ use serde_json::{Map, Value, json};
 use crate::gguf;
 use crate::workdir::Workdir;
 
-/// Of the whole model. What is estimated (the program, its tables, the matrix on its way) does not grow with the layers, whose own bytes
-/// are known, so that the difference that a few layers show is that of the whole.
+/// How far the memory may be from what was said for the whole model. What is estimated (the program, its tables, the matrix on its way)
+/// does not grow with the layers, whose own bytes are known, so that the difference that a few layers show is that of the whole.
 const TOLERANCE: f64 = 0.05;
-/// Of the few layers. How much is alive at once while they are packed depends on how the threads get on: GLM's from GGUF took 1.87 to
-/// 2.1 GB of the 2.17 that were said, and its folder in bf16x3 2.26 to 2.6 of 2.71, least where other programs kept the processors busy.
+/// How far it may be for the few layers. How much is alive at once while they are packed depends on how the threads get on: GLM's from
+/// GGUF took 1.87 to 2.1 GB of the 2.17 that were said, and its folder in bf16x3 2.26 to 2.6 of 2.71, least where other programs kept
+/// the
+/// processors busy.
 const OF_THE_SHAPE: [f64; 2] = [-0.18, 0.28];
 
 /// Name, shape and llama.cpp's name of every tensor that is a matrix.
@@ -126,7 +128,7 @@ impl Shape {
         (matrices + vectors) as u64
     }
 
-    /// The same with all layers and tokens.
+    /// The shape with all layers and tokens of the vocabulary.
     fn whole(&self) -> Shape {
         let mut config = self.config.clone();
         config["num_hidden_layers"] = json!(self.whole.0);

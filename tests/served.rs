@@ -39,7 +39,7 @@ pub(crate) enum Fault {
     Raw,
     /// The prompt loses its first tokens.
     Cuts,
-    /// So many of the most probable are left out.
+    /// The list of the most probable tokens is shorter by this many.
     Fewer(usize),
     /// An answer comes without its token ids.
     NoIds,

@@ -20,7 +20,7 @@ pub(crate) fn write(folder: &Path) -> PathBuf {
     write_noised(&folder.join("tiny.gguf"), 0.0)
 }
 
-/// The same weights with noise of a standard deviation of about `noise`, always the same.
+/// The model with noise of a standard deviation of about `noise` in its weights, always the same.
 pub(crate) fn write_noised(path: &Path, noise: f32) -> PathBuf {
     let tokens = vocabulary();
     let metadata = metadata(&tokens);
@@ -32,7 +32,7 @@ pub(crate) fn write_noised(path: &Path, noise: f32) -> PathBuf {
     path.to_owned()
 }
 
-/// The same model in two parts, as llama.cpp's llama-gguf-split cuts it.
+/// The model in two parts, as llama.cpp's llama-gguf-split cuts it.
 pub(crate) fn write_split(folder: &Path) -> [PathBuf; 2] {
     let tokens = vocabulary();
     let tensors = tensors(tokens.len(), 0.0);

@@ -19,7 +19,7 @@ pub(super) fn named(names: &[PathBuf], command: &str) -> Result<Vec<PathBuf>> {
     joined(&folders, &Joining { out: None, sorted: true, command }, &Terminal::new())
 }
 
-/// The same where one run is expected.
+/// As [`named`], where one run is expected.
 pub(super) fn one(names: &[PathBuf], command: &str) -> Result<PathBuf> {
     match <[PathBuf; 1]>::try_from(named(names, command)?) {
         Ok([run]) => Ok(run),

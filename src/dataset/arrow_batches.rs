@@ -13,11 +13,11 @@ use crate::error::{Error, Result};
 
 pub(super) const DAMAGED: &str = "cannot read the Arrow data: they are damaged or of an unknown kind";
 
-/// Of the messages of a stream, one behind the other from the beginning.
+/// Refuses a stream of which a message would unpack to far more bytes than it has. Messages follow each other from the beginning.
 pub(super) fn refuse_bombs_of_stream(mut file: impl Read + Seek) -> Result<()> {
     let mut messages = Messages::of(&mut file)?;
     let mut at = 0;
-    // What is no message is for the reader to say.
+    // The loop ends at bytes that are no message; the reader reports them.
     while let Some(Message { end, packed, unpacked, .. }) = messages.at(at)? {
         if is_bomb(packed, unpacked) {
             return Err(bomb());
@@ -27,7 +27,7 @@ pub(super) fn refuse_bombs_of_stream(mut file: impl Read + Seek) -> Result<()> {
     Ok(())
 }
 
-/// Of the messages of a file, where its footer says that they stand.
+/// Refuses a file of which a message would unpack to far more bytes than it has. `blocks`, from the footer, say where messages stand.
 pub(super) fn refuse_bombs_of_file<'a>(mut file: impl Read + Seek, blocks: impl Iterator<Item = &'a Block>) -> Result<()> {
     let mut messages = Messages::of(&mut file)?;
     for block in blocks {
@@ -43,7 +43,7 @@ pub(super) fn refuse_bombs_of_file<'a>(mut file: impl Read + Seek, blocks: impl 
 
 #[derive(Default)]
 struct Message {
-    /// Where the next one begins.
+    /// The byte at which the next message begins.
     end: u64,
     /// Bytes of its packed buffers, as they are and as they claim to become.
     packed: u64,

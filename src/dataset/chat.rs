@@ -24,6 +24,7 @@ use crate::error::{Error, Result};
 
 /// What a row is read with, and what was seen on the way.
 pub(super) struct Reading<'a> {
+    /// What the names of roles stand for.
     pub roles: &'a RoleMap,
     /// Keys that look like switches and were not used.
     pub unused: Vec<String>,

@@ -9,7 +9,7 @@ use super::{Dataset, Record};
 use crate::error::Result;
 use crate::random;
 
-/// As the user wants it.
+/// Which records the user wants to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Choice {
@@ -23,20 +23,21 @@ pub enum Choice {
     },
 }
 
-/// The same for a data set whose records are known.
+/// Which records of a certain data set are read: the user's choice, and what it comes to once the records are counted.
 #[derive(Debug, Clone)]
 pub struct Chosen {
+    /// What the user wanted.
     pub choice: Choice,
     /// How many records a random sample was drawn from.
     pub drawn_from: Option<u64>,
-    /// Of them, those of one machine's share.
+    /// The machine's share of the chosen records; `None`: all of them.
     pub shard: Option<Shard>,
     /// The numbers of those that were drawn, in order.
     drawn: Option<Arc<Vec<u32>>>,
 }
 
 impl Chosen {
-    /// Of these records, those of one machine's share.
+    /// Narrows the choice to one machine's share of the chosen records.
     pub fn in_shard(self, shard: Option<Shard>) -> Chosen {
         Chosen { shard, ..self }
     }
@@ -56,6 +57,7 @@ impl Chosen {
 }
 
 impl Choice {
+    /// No more than the first `limit` records; `None`: all of them.
     pub fn first(limit: Option<u64>) -> Choice {
         limit.map_or(Choice::All, Choice::First)
     }

@@ -16,6 +16,7 @@ use super::{arrow, delimited, json, lines, parquet};
 use crate::error::{Error, Result};
 use crate::files::pointer;
 
+/// How the records lie in a file's bytes, once those are unpacked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Container {

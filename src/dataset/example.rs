@@ -11,7 +11,9 @@ use crate::error::Result;
 /// Where a record stands: the file as the user named it, and the line of its first byte, counted from 1.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
+    /// The file as the user named it.
     pub path: Arc<PathBuf>,
+    /// The line of the record's first byte, counted from 1; in tables the number of the row.
     pub line: u64,
 }
 
@@ -22,6 +24,7 @@ pub struct Example {
     pub id: Option<String>,
     /// The row's own `source` field, or the name of its file.
     pub source: String,
+    /// The messages, in order. A plain text is one turn of the role [`Role::Text`].
     pub turns: Vec<Turn>,
     /// JSON array of tool schemas, passed to the chat template as it is.
     pub tools: Option<Value>,
@@ -38,8 +41,9 @@ pub struct Example {
 /// How a model wrote the last answer of a row: its `rollout`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rollout {
-    /// The record that was answered, counted from 0, and the number of the answer to it.
+    /// The record that was answered, counted from 0.
     pub row: u32,
+    /// The number of the answer among those to the same record, counted from 0.
     pub draw: u32,
     /// The tokens that were drawn, the end token included.
     pub ids: Vec<u32>,
@@ -47,8 +51,9 @@ pub struct Rollout {
     pub ended: String,
     /// SHA-256 of the prompt's tokens, the beginning of it: see [`crate::tokens::fingerprint_of_prompt`].
     pub prompt: String,
-    /// SHA-256 of the model, and the precision of its products.
+    /// SHA-256 of the model.
     pub model: String,
+    /// The precision of the model's products.
     pub dtype: String,
     /// Was every token drawn with the probability that the model gives it?
     pub plain: bool,
@@ -57,7 +62,9 @@ pub struct Rollout {
 /// One message. `content` is what the chat template sees; spans of tokens count bytes of it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Turn {
+    /// Who speaks.
     pub role: Role,
+    /// The text, in UTF-8; the spans of tokens count its bytes.
     pub content: String,
     /// Passed to the template as `reasoning_content`.
     pub reasoning: Option<String>,
@@ -72,6 +79,7 @@ pub struct Turn {
     pub weight: f32,
     /// Parts of the content with a weight of their own. Where two overlap, the smaller counts.
     pub parts: Vec<WeightedPart>,
+    /// What else the row says of the turn, for templates that look at it.
     pub written: Written,
 }
 
@@ -95,8 +103,11 @@ pub struct Written {
 /// Bytes `begin..end` of a content that have another weight in the loss than their turn.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct WeightedPart {
+    /// The first byte.
     pub begin: usize,
+    /// The byte behind the last.
     pub end: usize,
+    /// The weight in the loss, instead of the turn's; 0 is not learnt.
     pub weight: f32,
 }
 
@@ -149,8 +160,11 @@ impl Role {
 /// Byte range `begin..end` of `turns[turn].content` that carries a conflict planted on purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PlantedSpan {
+    /// The index of the turn.
     pub turn: u16,
+    /// The first byte of the conflict.
     pub begin: u32,
+    /// The byte behind its last.
     pub end: u32,
 }
 

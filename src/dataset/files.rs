@@ -20,6 +20,7 @@ pub(super) type Reader = Box<dyn BufRead + Send>;
 
 const BUFFER_BYTES: usize = 256 << 10;
 
+/// How a file is packed, as its first bytes tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Compression {
@@ -36,6 +37,7 @@ pub enum Compression {
 #[derive(Debug, Clone)]
 pub(super) struct Store {
     path: Arc<PathBuf>,
+    /// How the file was packed when it was found.
     pub compression: Compression,
     /// Where the packed bytes lie, and how many there are.
     original: Arc<PathBuf>,
@@ -206,7 +208,7 @@ impl Store {
         Ok(Box::new(io::Cursor::new(start).chain(reader)))
     }
 
-    /// For containers that need to seek: replaces packed bytes by an unpacked temporary copy.
+    /// Replaces packed bytes by an unpacked temporary copy, for containers that need to seek.
     pub(super) fn decompress(&mut self) -> Result<()> {
         if self.packed != Compression::None {
             let temporary = spool(self.reader()?)?;

@@ -15,6 +15,7 @@ use super::roles::RoleMap;
 use super::{chat, pairs, switches, tools};
 use crate::error::{Error, Result};
 
+/// What the keys of a row mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Format {
@@ -34,6 +35,7 @@ pub enum Format {
 }
 
 impl Format {
+    /// All formats, in the order in which error messages name them.
     pub const ALL: [Format; 8] = [
         Format::Messages,
         Format::ShareGpt,
@@ -45,6 +47,7 @@ impl Format {
         Format::SelfInstruct,
     ];
 
+    /// The name that `--format` takes.
     pub fn name(self) -> &'static str {
         match self {
             Format::Messages => "messages",

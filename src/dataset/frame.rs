@@ -33,7 +33,7 @@ pub(super) struct Columns {
 }
 
 impl Columns {
-    /// Of the columns of a schema, with their names and types.
+    /// Sorts the columns of a schema, given as names and types, into those that can be read and those that are left out.
     pub(super) fn of<'a>(fields: impl Iterator<Item = (&'a str, &'a ArrowDataType)>) -> Columns {
         let mut columns = Columns { is_plain: true, ..Columns::default() };
         for (idx, (name, kind)) in fields.enumerate() {

@@ -28,7 +28,7 @@ use crate::error::{Error, Result};
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct FieldMap {
     rules: Vec<(String, Rule)>,
-    /// As they were given.
+    /// The values of `--map` as they were given.
     written: Vec<String>,
 }
 
@@ -90,6 +90,7 @@ impl FieldMap {
         &self.written
     }
 
+    /// Are no fields mapped?
     pub fn is_empty(&self) -> bool {
         self.rules.is_empty()
     }

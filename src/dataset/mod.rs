@@ -91,8 +91,11 @@ pub struct Dataset {
 pub struct DataFile {
     /// As the user named it; `-` is the standard input.
     pub path: PathBuf,
+    /// How the records lie in the file.
     pub container: Container,
+    /// How the file is packed.
     pub compression: Compression,
+    /// What the keys of its rows mean.
     pub format: Format,
     /// SHA-256 of the bytes as they lie there (compressed, if they are), in hexadecimal.
     pub sha256: String,
@@ -112,7 +115,9 @@ impl DataFile {
 pub struct Record {
     /// Counts all records of all files from 0, bad ones too.
     pub row: u32,
+    /// The file, and the line of the record's first byte.
     pub place: Place,
+    /// The conversation, or why the record gives none.
     pub example: Result<Example>,
 }
 
@@ -137,6 +142,7 @@ impl Dataset {
         Ok(dataset)
     }
 
+    /// The files, in the order in which they are read.
     pub fn files(&self) -> &[DataFile] {
         &self.files
     }

@@ -15,8 +15,11 @@ use crate::error::{Error, Result};
 /// One record, as [`Record`](super::Record) has it, and the row behind it.
 #[derive(Debug)]
 pub(crate) struct Original {
+    /// Counts all records of all files from 0, bad ones too.
     pub row: u32,
+    /// The file, and the line of the record's first byte.
     pub place: Place,
+    /// The conversation, or why the record gives none.
     pub example: Result<Example>,
     /// The row's own columns, before any field map. `None` where several examples stand in one row or one in several, and where the
     /// row is no object.
@@ -48,7 +51,7 @@ impl Dataset {
         })
     }
 
-    /// Of one file, not numbered yet.
+    /// The records of one file; `row` is 0 in each of them, because the records of all files are numbered later.
     fn of_file<'a>(
         &'a self,
         idx: usize,

@@ -4,7 +4,7 @@
 //! Alpaca's `instruction` and `input` are joined by a line end, as LLaMA-Factory does, and become the user's turn of the
 //! model's own chat template; the "Below is an instruction" wording of the first Alpaca model is not added.
 //!
-//! Of a preference (`chosen`, `rejected`) the chosen answer is learnt and nothing that stands before it. Where both sides hold
+//! In a preference (`chosen`, `rejected`) the chosen answer is learnt, and nothing that stands before it. Where both sides hold
 //! the whole conversation, what they have in common is the history (TRL's `extract_prompt`).
 
 use serde_json::Value;

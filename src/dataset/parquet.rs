@@ -26,7 +26,7 @@ type Slice = (usize, usize);
 struct Layout {
     columns: Columns,
     slices: Vec<Slice>,
-    /// With the schema told anew, where that is needed.
+    /// The schema told anew, where that is needed.
     metadata: Option<Arc<FileMetadata>>,
 }
 
@@ -99,7 +99,7 @@ fn read(file: &File, layout: &Layout, slice: Slice) -> Result<DataFrame> {
         .context(DAMAGED)
 }
 
-/// Without Arrow's own schema, which knows extension types and small numbers, and with plain leaves.
+/// The metadata without Arrow's own schema, which knows extension types and small numbers, and with plain leaves.
 fn told_anew(metadata: &FileMetadata) -> FileMetadata {
     let fields = metadata.schema_descr.fields().iter().map(plain).collect();
     FileMetadata {

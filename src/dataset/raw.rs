@@ -8,6 +8,7 @@ use crate::error::Result;
 pub(super) struct Raw {
     /// Line of its first byte, from 1; in tables the number of the row, from 1.
     pub line: u64,
+    /// The record as JSON, or why it could not be read.
     pub value: Result<Value>,
 }
 

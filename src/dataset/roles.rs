@@ -44,7 +44,7 @@ pub(super) const CALLS: &[&str] = &["function_call", "tool_call", "tool_calls", 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RoleMap {
     names: Vec<(String, (Role, bool))>,
-    /// As they were given.
+    /// The values of `--role` as they were given.
     written: Vec<String>,
 }
 
@@ -66,6 +66,7 @@ impl RoleMap {
         &self.written
     }
 
+    /// Did the user name no roles?
     pub fn is_empty(&self) -> bool {
         self.names.is_empty()
     }

@@ -14,10 +14,12 @@ use crate::random::SplitMix;
 pub struct Shard {
     /// Counted from 0.
     pub index: u32,
+    /// The number of shards.
     pub of: u32,
 }
 
 impl Shard {
+    /// Does the shard have the record of this number?
     pub fn holds(self, row: u32) -> bool {
         SplitMix(u64::from(row)).below(self.of) == self.index
     }

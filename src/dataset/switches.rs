@@ -388,7 +388,7 @@ mod tests {
         ] {
             assert!(add_details(&mut turn, &bad, "d").is_err(), "{bad}");
         }
-        // Of the turn, its parts and its pieces one may not say what another denies.
+        // A switch of the turn, of its parts and of its pieces: one may not say what another denies.
         let of = |message: Value, parts: &[f32]| {
             let mut turn = plain(Role::Assistant, "né, five.");
             turn.parts = parts.iter().map(|&weight| WeightedPart { begin: 0, end: 4, weight }).collect();

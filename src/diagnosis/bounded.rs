@@ -15,24 +15,30 @@ use crate::table::{Quadrant, certainty, for_each_bounded, has_bounds};
 pub struct Bounded {
     /// The most probable tokens of each position that the server told.
     pub top_logprobs: usize,
+    /// All supervised tokens.
     pub tokens: u64,
-    /// Whose target is among them: their `tail` and `rank` are exact.
+    /// Tokens whose target is among those that the server told: their `tail` and `rank` are exact.
     pub tail_exact: u64,
-    /// Whose quadrant is the same whatever lies within the bounds, the thresholds taken as given.
+    /// Tokens whose quadrant is the same whatever lies within the bounds, the thresholds taken as given.
     pub certain: u64,
     /// Confident conflicts at least and at most.
     pub conflicts: [u64; 2],
-    /// Between the bounds.
+    /// How far the bounds of the entropy are apart, nats.
     pub entropy: Width,
+    /// How far the bounds of the tail probability are apart.
     pub tail: Width,
+    /// How far the bounds of the variance of -ln p are apart.
     pub varentropy: Width,
+    /// How far the bounds of the norm of the gradient are apart.
     pub grad: Width,
 }
 
-/// Of the stretch between the bounds, in the unit of the column.
+/// How far two bounds are apart, in the unit of the column.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Width {
+    /// The mean over all tokens.
     pub mean: f64,
+    /// The largest.
     pub max: f64,
 }
 
@@ -89,7 +95,7 @@ impl Bounded {
         percent(n as f64 / self.tokens.max(1) as f64)
     }
 
-    /// For a terminal and a caption.
+    /// One line for a terminal and a caption.
     pub fn line(&self) -> String {
         format!(
             "through a server, top {}: H within {:.3} nat on the mean, the quadrant certain for {} of the tokens",
@@ -99,7 +105,7 @@ impl Bounded {
         )
     }
 
-    /// For the report.
+    /// The sentences of the report.
     pub fn sentences(&self) -> String {
         format!(
             "A server told the {} most probable tokens of each position. ln p, the model's first choice and the gate of EAFT (`entropy_topk`) are \

@@ -14,6 +14,7 @@ pub struct Breakdown {
     /// Rows with a token here.
     #[serde(default)]
     pub rows: u64,
+    /// Tokens that are summed here.
     pub tokens: u64,
     /// Sum of -ln p, nats.
     pub loss: f64,
@@ -21,26 +22,36 @@ pub struct Breakdown {
     pub grad: f64,
     /// exp of the mean loss per token.
     pub perplexity: f64,
-    /// Nats per token.
+    /// Mean entropy over the vocabulary, nats per token.
     pub mean_entropy: f64,
     /// Mean of -ln p - H, nats per token: 0 on the model's own text, above it on text that surprises the model.
     pub mean_surplus: f64,
+    /// The parts of the four quadrants.
     pub quadrants: ByQuadrant<Cell>,
 }
 
 /// One quadrant of a [`Breakdown`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Cell {
+    /// Tokens in the quadrant.
     pub tokens: u64,
+    /// Their share of all tokens.
     pub token_share: f64,
+    /// Its 95 % interval.
     #[serde(default)]
     pub token_share_ci95: Option<[f64; 2]>,
+    /// Sum of -ln p, nats.
     pub loss: f64,
+    /// Its share of all loss.
     pub loss_share: f64,
+    /// Its 95 % interval.
     #[serde(default)]
     pub loss_share_ci95: Option<[f64; 2]>,
+    /// Sum of the gradient norms.
     pub grad: f64,
+    /// Its share of all gradient.
     pub grad_share: f64,
+    /// Its 95 % interval.
     #[serde(default)]
     pub grad_share_ci95: Option<[f64; 2]>,
 }
@@ -50,20 +61,25 @@ pub(super) type Quarters = [Quarter; 4];
 
 #[derive(Clone, Copy, Default)]
 pub(super) struct Quarter {
+    /// Tokens.
     pub tokens: u64,
+    /// Sum of -ln p, nats.
     pub loss: f64,
+    /// Sum of the gradient norms.
     pub grad: f64,
+    /// Sum of the entropies, nats.
     pub entropy: f64,
 }
 
 /// Sums over some of the tokens, and over the rows that they stand in.
 #[derive(Clone, Default)]
 pub(super) struct Tally {
+    /// The sums over all rows.
     pub whole: Quarters,
-    /// Of the row that is being read.
+    /// The sums over the row that is being read.
     row: Quarters,
     rows: u64,
-    /// By quadrant the shares of tokens, loss and gradient.
+    /// For each quadrant, how its shares of tokens, of loss and of gradient vary from row to row.
     shares: [[ClusterSums; 3]; 4],
 }
 

@@ -7,13 +7,18 @@ use crate::table::Quadrant;
 /// One thing per quadrant.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct ByQuadrant<T> {
+    /// Low p, low H.
     pub confident_conflict: T,
+    /// Low p, high H.
     pub uncertain: T,
+    /// High p, low H.
     pub confident: T,
+    /// High p, high H.
     pub hesitant: T,
 }
 
 impl<T> ByQuadrant<T> {
+    /// Asks `of` for the value of each quadrant.
     pub fn from_fn(mut of: impl FnMut(Quadrant) -> T) -> ByQuadrant<T> {
         ByQuadrant {
             confident_conflict: of(Quadrant::ConfidentConflict),
@@ -23,6 +28,7 @@ impl<T> ByQuadrant<T> {
         }
     }
 
+    /// The value of a quadrant.
     pub fn get(&self, quadrant: Quadrant) -> &T {
         match quadrant {
             Quadrant::ConfidentConflict => &self.confident_conflict,

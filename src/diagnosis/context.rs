@@ -7,11 +7,15 @@ use serde::{Deserialize, Serialize};
 /// The place of a token, and its sentence where the data were at hand.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spot {
+    /// The example, numbered over the whole input.
     pub row: u32,
+    /// The index of the turn in the example.
     pub turn: u16,
     /// Bytes of the turn's text; both 0 where the token is part of the template.
     pub begin: u32,
+    /// The byte behind the last.
     pub end: u32,
+    /// The sentence around the token, where the data were at hand.
     #[serde(default)]
     pub context: Option<InContext>,
 }
@@ -19,9 +23,11 @@ pub struct Spot {
 /// The sentence around a token, cut at about `REACH` characters on either side, where it then begins or ends with `…`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InContext {
+    /// What stands before the token.
     pub before: String,
     /// Empty where the token is part of the template; the turn's first sentence then stands in `after`.
     pub token: String,
+    /// What stands behind it.
     pub after: String,
 }
 
@@ -47,7 +53,7 @@ impl InContext {
         }
     }
 
-    /// The same with so many characters on either side at most.
+    /// The same sentence with at most `reach` characters on either side.
     pub fn shortened(&self, reach: usize) -> InContext {
         let n_before = self.before.chars().count();
         let before = match n_before > reach {

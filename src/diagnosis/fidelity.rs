@@ -19,7 +19,9 @@ pub struct Fidelity {
 /// What figure and report show of one K.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct FidelityAtK {
+    /// The `K`.
     pub k: usize,
+    /// How many tokens were compared.
     pub n: u64,
     /// Absent where either side does not vary: at K = 1 the top-K entropy is always 0.
     pub pearson: Option<f64>,

@@ -14,22 +14,24 @@ use crate::table::{Quadrant, TokenChunk};
 /// One gate over the whole data set.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct GatePreview {
-    /// As for `--gate`.
+    /// The name of the gate, as `--gate` takes it.
     pub gate: String,
-    /// The same with its thresholds filled in.
+    /// The gate's function of one token, with its thresholds filled in.
     pub weight: Weight,
     /// (sum w)^2 / sum w^2: as many equally weighted tokens would give a mean of the same variance (Kish, 1965).
     pub effective_tokens: f64,
+    /// The mean of the weights over the tokens.
     pub mean_weight: f64,
     /// Multiply SFT's learning rate by this for the same sum of gradient norms. Absent if the gate leaves nothing.
     pub learning_rate_factor: Option<f64>,
     /// Its 95 % interval over the rows, for the gate as it is with its thresholds filled in.
     #[serde(default)]
     pub learning_rate_factor_ci95: Option<[f64; 2]>,
-    /// Of the loss and of the gradient of each quadrant, the fraction that remains: above 1 where weights are.
+    /// The fraction of each quadrant's loss and of its gradient that remains: above 1 where weights are.
     pub kept: ByQuadrant<LossAndGrad>,
-    /// Of what remains in all, the share of each quadrant. Adds to 1 over the quadrants.
+    /// Each quadrant's share of the loss and of the gradient that remain in all. Adds to 1 over the quadrants.
     pub share: ByQuadrant<LossAndGrad>,
+    /// Where what is taken away comes from.
     pub taken: GateAttribution,
 }
 
@@ -47,20 +49,27 @@ pub struct GateAttribution {
     pub grad: f64,
     /// Fraction of all gradient that is *added*, by weights above 1 (axolotl's normalisation).
     pub grad_added: f64,
-    /// Of what is taken away, the share of each quadrant. Adds to 1, or to 0 if nothing is taken.
+    /// Each quadrant's share of what is taken away. Adds to 1, or to 0 if nothing is taken.
     pub share: ByQuadrant<WeightLossAndGrad>,
 }
 
+/// A number for the loss and one for the gradient.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct LossAndGrad {
+    /// The number for the loss, the sum of -ln p.
     pub loss: f64,
+    /// The number for the gradient, the sum of its norms.
     pub grad: f64,
 }
 
+/// A number for the weight, one for the loss and one for the gradient.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct WeightLossAndGrad {
+    /// The number for the weight.
     pub weight: f64,
+    /// The number for the loss, the sum of -ln p.
     pub loss: f64,
+    /// The number for the gradient, the sum of its norms.
     pub grad: f64,
 }
 

@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
+/// Why a conflict may be one, as the rule that fits says; the rules stand at the head of this file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
@@ -55,6 +56,7 @@ impl Kind {
         Kind::Unexplained,
     ];
 
+    /// The name in files.
     pub fn name(self) -> &'static str {
         match self {
             Kind::Malformed => "malformed",
@@ -96,15 +98,17 @@ impl FromStr for Kind {
 /// A conflict as the rules see it.
 #[derive(Debug, Clone, Copy)]
 pub struct Conflict<'a> {
-    /// The text of the turn, and the token's bytes in it; equal where it is part of the template.
+    /// The text of the turn.
     pub text: &'a str,
+    /// The token's first byte in the text; `begin` and `end` are equal where it is part of the template.
     pub begin: usize,
+    /// The byte behind its last.
     pub end: usize,
     /// What the model expected; a token of bytes that are no text as `<0xE4><0xB9>`.
     pub top: &'a str,
     /// The texts of the turns before.
     pub earlier: &'a [&'a str],
-    /// In so many rows the same target stands against the same choice at the same place of the answer, this one included.
+    /// The number of rows in which the same target stands against the same choice at the same place of the answer, this one included.
     pub rows_alike: usize,
     /// Rows with something to learn, to say how many are many.
     pub rows: usize,
@@ -112,7 +116,7 @@ pub struct Conflict<'a> {
     pub others: &'a [(u32, &'a str)],
 }
 
-/// So many rows alike make a template, and at least one row in [`TEMPLATE_SHARE`].
+/// This many rows alike make a template, if they are at least one row in [`TEMPLATE_SHARE`].
 const TEMPLATE_ROWS: usize = 5;
 const TEMPLATE_SHARE: usize = 200;
 
@@ -687,7 +691,7 @@ mod tests {
         assert_eq!(as_text("<0xE4><0xB8><0x89>", &[]), "三");
         let no_bytes = ["<0x>", "a>", " <0x41", "<0x+1>"];
         assert_eq!(no_bytes.map(|text| as_text(text, &[])), no_bytes);
-        // Of 三 (E4 B8 89) the model writes the last byte otherwise: 专 is no number, and 三 is one all the same.
+        // Of the three bytes of 三 (E4 B8 89) the model writes the last one otherwise: 专 is no number, and 三 is one all the same.
         let text = "有三个";
         let of = |text, begin, end, top| {
             kind(&Conflict { text, begin, end, top, earlier: &[], rows_alike: 1, rows: 100, others: &[] }).0

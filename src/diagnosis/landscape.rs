@@ -33,18 +33,22 @@ struct RowSums {
 /// What the second data set has more than the first one.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Gaps {
+    /// The share of confident conflicts in the tokens.
     pub conflict_share: Gap,
-    /// Nats per token.
+    /// The mean of -ln p - H, nats per token.
     pub mean_surplus: Gap,
+    /// The distance of the two distributions, in shares of the tokens.
     pub distance: Gap,
     /// What the distance of two data sets like these would be on average if there were no difference.
     pub distance_by_chance: f64,
 }
 
+/// A difference with its interval.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Gap {
+    /// The second data set's number less the first one's; of a distance, itself.
     pub value: f64,
-    /// Over rows, drawn with replacement; absent where one of the data sets has fewer than two.
+    /// Its 95 % interval over rows, drawn with replacement; absent where one of the data sets has fewer than two.
     pub ci95: Option<[f64; 2]>,
 }
 
@@ -65,6 +69,7 @@ fn cell(logprob: f32, entropy: f32) -> u16 {
 }
 
 impl Landscape {
+    /// Reads the tokens of these tables.
     pub fn read(tables: &[PathBuf]) -> Result<Landscape> {
         let mut rows: Vec<RowSums> = Vec::new();
         let (mut current, mut counts): (Option<u32>, HashMap<u16, f64>) = (None, HashMap::new());

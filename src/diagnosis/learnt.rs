@@ -39,6 +39,7 @@ pub enum Verdict {
 }
 
 impl Verdict {
+    /// The name in files.
     pub fn name(self) -> &'static str {
         match self {
             Verdict::Helped => "helped",
@@ -63,55 +64,77 @@ impl Verdict {
 pub struct Learnt {
     /// A single group, of all tokens on both sides.
     pub overall: Vec<Group>,
-    /// By the sum of the change, what was hurt most first.
+    /// The groups by source, by the sum of the change, what was hurt most first.
     pub sources: Vec<Group>,
+    /// The groups by the number of the turn, in the same order.
     pub turns: Vec<Group>,
-    /// By the kind of conflict that a token was before; absent where that run has no kinds.
+    /// The groups by the kind of conflict that a token was before, in the same order; empty where that run has no kinds.
     pub kinds: Vec<Group>,
+    /// How many rows were helped, wasted and hurt.
     pub rows: RowCounts,
     /// The rows that lost most, by the sum of the change.
     pub worst_rows: Vec<RowChange>,
-    /// Tokens of at least [`KNOWN`] before; those of them that are not the first choice any more; and those that have come to be known from
-    /// something else than the first choice.
+    /// Tokens of a probability of at least [`KNOWN`] before.
     pub known: u64,
+    /// Those of them that are not the first choice any more.
     pub lost: u64,
+    /// Tokens that have come to be known and were not the first choice before.
     pub gained: u64,
+    /// The lost tokens by target and by what the model would write now, what cost most first.
     pub lost_pairs: Vec<LostPair>,
+    /// The lost tokens one by one, what cost most first.
     pub lost_tokens: Vec<LostToken>,
     /// All rows, for a table of their own.
     #[serde(skip)]
     pub all_rows: Vec<RowChange>,
 }
 
+/// What happened to some of the tokens.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Group {
+    /// What they have in common: the name of the source, the number of the turn, the name of the kind.
     pub name: String,
+    /// The rows that they stand in.
     pub rows: u64,
+    /// How many they are.
     pub tokens: u64,
-    /// Means per token.
+    /// Mean -ln p per token before, nats.
     pub loss_before: f64,
+    /// Mean -ln p per token after, nats.
     pub loss_after: f64,
+    /// Mean change of -ln p per token, nats, with its interval over rows.
     pub change: Estimate,
     /// The sum of the change over the tokens: size times count.
     pub nats: f64,
+    /// What the interval says; absent where there is none.
     pub verdict: Option<Verdict>,
 }
 
+/// How many rows there are of each verdict.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RowCounts {
+    /// Rows whose loss fell.
     pub helped: u64,
+    /// Rows whose loss stayed.
     pub wasted: u64,
+    /// Rows whose loss rose.
     pub hurt: u64,
     /// With a single token, of which nothing tells how sure it is.
     pub untold: u64,
 }
 
+/// What happened to one row.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RowChange {
+    /// The row, numbered over the whole input.
     pub row: u32,
+    /// The tokens that both runs have.
     pub tokens: u64,
+    /// Mean change of -ln p per token, nats, with its interval over tokens.
     pub change: Estimate,
+    /// The sum of the change, nats.
     pub nats: f64,
+    /// What the interval says; absent where there is none.
     pub verdict: Option<Verdict>,
     /// File and line, where they are known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -121,28 +144,40 @@ pub struct RowChange {
 /// A target that was known, and what the model would rather write now.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LostPair {
+    /// The id of the target.
     pub token_id: u32,
+    /// The text of the target.
     pub token: String,
+    /// The id of the first choice now.
     pub top_id: u32,
+    /// The text of the first choice now.
     pub top: String,
+    /// How many tokens they are.
     pub count: u64,
-    /// The sum of the loss that came.
+    /// The sum by which their loss rose, nats.
     pub nats: f64,
     /// The one that lost most.
     pub example: Spot,
 }
 
+/// A single token that was known and is not the first choice any more.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LostToken {
+    /// Where it stands.
     pub spot: Spot,
+    /// The id of the target.
     pub token_id: u32,
+    /// The text of the target.
     pub token: String,
     /// The first choice now.
     pub top_id: u32,
+    /// Its text.
     pub top: String,
-    /// ln p before and after.
+    /// ln p before.
     pub before: f32,
+    /// ln p after.
     pub after: f32,
+    /// File and line, where they are known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub place: Option<String>,
 }
@@ -234,7 +269,7 @@ impl<'a> Changes<'a> {
         });
         pair.count += 1;
         pair.nats += change;
-        // Of those that are listed in the end only the ones with the most are kept.
+        // Only the tokens that lost most are kept, as many as are listed in the end.
         let lost = &mut self.learnt.lost_tokens;
         let lost_before = |other: &LostToken| f64::from(other.before) - f64::from(other.after);
         let place = lost.partition_point(|other| lost_before(other) >= change);

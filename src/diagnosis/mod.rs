@@ -46,6 +46,7 @@ use fidelity::FidelityAtK;
 /// Everything a run found out: summary.json.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Report {
+    /// The numbers of summary.json.
     #[serde(flatten)]
     pub summary: summary::Summary,
     /// The kinds of the conflicts; absent where the data were not at hand.

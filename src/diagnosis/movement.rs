@@ -13,17 +13,23 @@ use crate::error::Result;
 /// diff.json of two score runs. Quadrants are in the order of [`Quadrant::ALL`](crate::table::Quadrant::ALL).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Movement {
+    /// The run folder before, as it was named.
     pub before: String,
+    /// The run folder after.
     pub after: String,
     /// Tokens on both sides.
     pub tokens: u64,
+    /// Tokens that the run after does not have.
     pub tokens_only_before: u64,
+    /// Tokens that the run before does not have.
     pub tokens_only_after: u64,
     /// `moved[i][j]`: tokens of quadrant i before and j after.
     pub moved: [[u64; 4]; 4],
     /// Means over the tokens of a quadrant before.
     pub by_quadrant: [Change; 4],
+    /// Means over all tokens on both sides.
     pub overall: Change,
+    /// What was learnt between the two.
     #[serde(default)]
     pub learnt: Learnt,
 }
@@ -31,8 +37,11 @@ pub struct Movement {
 /// Nats, after minus before; `None` where there is no token.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Change {
+    /// How many tokens the means are over.
     pub tokens: u64,
+    /// Mean change of ln p, nats.
     pub logprob: Option<f64>,
+    /// Mean change of the entropy, nats.
     pub entropy: Option<f64>,
 }
 

@@ -84,7 +84,7 @@ pub fn near_pairs(signatures: &[(u32, Signature)]) -> Vec<(u32, u32, f32)> {
     }
     let mut pairs: Vec<(usize, usize, f32)> = pairs.into_iter().map(|((a, b), similarity)| (a, b, similarity)).collect();
     pairs.sort_unstable_by_key(|(a, b, _)| (*b, *a));
-    // Of the earlier rows that bands have found for one, the first.
+    // Where bands have found several earlier rows for one row, the first of them stays.
     pairs.dedup_by_key(|(_, later, _)| *later);
     pairs.into_iter().map(|(a, b, similarity)| (signatures[a].0, signatures[b].0, similarity)).collect()
 }

@@ -77,8 +77,11 @@ impl Pairing {
 
 /// What stands on one side only, and the names of the sources before.
 pub(super) struct Rest {
+    /// Tokens that the run after does not have.
     pub only_before: u64,
+    /// Tokens that the run before does not have.
     pub only_after: u64,
+    /// The names of the sources before.
     pub sources: Arc<Vec<String>>,
 }
 

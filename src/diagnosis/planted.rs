@@ -28,35 +28,43 @@ const LOOKED_AT: f64 = 0.01;
 /// Quality of every ranking against the planted spans.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RankingQuality {
+    /// How many spans were planted.
     pub spans: usize,
     /// Spans that no supervised token overlaps: cut off, or in a turn that is not supervised.
     pub spans_without_tokens: usize,
+    /// Supervised tokens in all.
     pub tokens: usize,
     /// Rows that these tokens stand in.
     #[serde(default)]
     pub rows: usize,
+    /// How well each ranking finds the spans.
     pub rankings: Vec<RankingScores>,
 }
 
+/// How well one ranking finds the spans.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct RankingScores {
+    /// The ranking.
     pub ranking: Ranking,
+    /// Its scores if every token of a span is a hit.
     pub any_token: Scores,
+    /// Its scores if the first token of each span alone is a hit.
     pub first_token: Scores,
 }
 
 /// Numbers are absent where there are no hits, or nothing but hits.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Scores {
+    /// How many tokens are hits.
     pub hits: usize,
     /// Probability that a hit scores above a token that is none, ties counting half (Mann and Whitney, 1947).
     pub auroc: Option<f64>,
     /// Its 95 % interval, for rows drawn whole at random from many like these.
     #[serde(default)]
     pub auroc_ci95: Option<[f64; 2]>,
-    /// Of the top 1 % of the tokens (rounded up), the share that are hits. Tokens tied at the cut count by their average.
+    /// The share of hits among the top 1 % of the tokens (rounded up). Tokens tied at the cut count by their average.
     pub precision_at_1_percent: Option<f64>,
-    /// Of the hits, the share that are in the top 1 %.
+    /// The share of the hits that are in the top 1 %.
     pub recall_at_1_percent: Option<f64>,
 }
 
@@ -80,7 +88,7 @@ pub fn ranking_quality(tables: &[PathBuf], planted: &[(u32, PlantedSpan)], thres
     }
     let mut scores: [Vec<f32>; 6] = Default::default();
     let mut marks = Vec::new();
-    // Of each token, its row, counted without gaps.
+    // The row of each token, counted without gaps.
     let (mut rows, mut last_row, mut n_rows) = (Vec::new(), None, 0u32);
     let mut is_found = vec![false; planted.len()];
     for chunk in read_chunks(tables, &COLUMNS) {
@@ -193,9 +201,9 @@ fn score_ranking(mut tokens: Vec<Token>) -> Scores {
 struct RowOfPairs {
     hits: f64,
     others: f64,
-    /// Over the row's hits: the share of all others that score below.
+    /// Summed over the row's hits: the share of all others that score below.
     others_beaten: f64,
-    /// Over the row's others: the share of all hits that score above.
+    /// Summed over the row's others: the share of all hits that score above.
     hits_above: f64,
 }
 

@@ -24,7 +24,7 @@ pub enum Quantity {
 /// What gates ask about tokens beside the one that they weigh.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Needs {
-    /// Over the whole data, under the base model.
+    /// Quantiles over the whole data, under the base model: of what, and at which share.
     pub quantiles: Vec<(Quantity, f64)>,
     /// The median over sequences of their mean -ln p: in training over the batch, in the preview over the data.
     pub tau: bool,
@@ -43,7 +43,7 @@ pub struct Population {
 const SMALLEST_TAU: f32 = 1e-6;
 
 impl Needs {
-    /// What is needed for either.
+    /// What two gates need together.
     pub fn and(mut self, other: Needs) -> Needs {
         for quantile in other.quantiles {
             if !self.quantiles.contains(&quantile) {
@@ -82,7 +82,7 @@ impl Quantity {
 }
 
 impl Population {
-    /// Of a whole data set: what is needed and the tables hold, and no more.
+    /// Reads the tables of a whole data set: what `needs` asks for and the tables hold, and no more.
     pub fn of_tables(tables: &[PathBuf], needs: &Needs) -> Result<Population> {
         let wanted: Vec<((Quantity, f64), Column)> =
             needs.quantiles.iter().filter_map(|&wanted| Some((wanted, wanted.0.column()?))).collect();
@@ -91,7 +91,7 @@ impl Population {
         Ok(Population { quantiles: wanted.into_iter().map(|(wanted, _)| wanted).zip(values).collect(), tau })
     }
 
-    /// Of the paper's 15 % quantiles, known from elsewhere; the top-K entropy's is of K = 20.
+    /// The paper's 15 % quantiles, known from elsewhere; the top-K entropy's is that of K = 20.
     #[cfg(test)]
     pub(crate) fn of_thresholds(entropy_topk: f32, logprob: f32, entropy: f32) -> Population {
         let share = super::quadrants::PILOT_SHARE;
@@ -100,15 +100,15 @@ impl Population {
         Population { quantiles: known.map(|(quantity, value)| ((quantity, share), value)).to_vec(), tau: None }
     }
 
-    /// The same with a quantile of the top-K entropy, of whose `values` there is one for each token of the data.
+    /// Adds a quantile of the top-K entropy; `values` has one for each token of the data.
     pub fn with_topk_entropies(mut self, k: usize, share: f64, values: &[f32]) -> Population {
         let value = quantile_of(values, share).map(|value| ((Quantity::EntropyTopk { k }, share), value));
         self.quantiles.extend(value);
         self
     }
 
-    /// The same thresholds with the tau of one training batch, given the mean -ln p of each of its sequences: the original
-    /// TALR takes it per batch, the preview over the whole data set.
+    /// Takes tau from one training batch, given the mean -ln p of each of its sequences: the original TALR takes it per batch, the
+    /// preview over the whole data set.
     pub fn with_batch_tau(mut self, mean_losses: &mut [f64]) -> Population {
         self.tau = talr_tau(mean_losses);
         self

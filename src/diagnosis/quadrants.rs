@@ -39,7 +39,7 @@ pub enum Thresholds {
     Groups,
     /// Low p means that the tail probability passes the Benjamini-Hochberg procedure at this false-discovery rate; H 1.0 nat.
     Tail { fdr: f64 },
-    /// Explicit numbers.
+    /// Numbers that the user gave.
     Numbers { p: f64, entropy: f64 },
 }
 
@@ -58,6 +58,7 @@ pub struct Resolved {
     pub preset: String,
     /// Low p is p <= this. Absent for `tail`. For people; tokens are compared with its logarithm.
     pub p: Option<f32>,
+    /// The logarithm of `p`.
     pub logprob: Option<f32>,
     /// For `tail`: low p is a tail probability <= this. Absent also when not one token passed.
     pub tail: Option<f32>,
@@ -70,7 +71,7 @@ pub struct Resolved {
 }
 
 impl Resolved {
-    /// The same for equal thresholds, and for no others: tables name those that they were sorted by.
+    /// A text that is the same for equal thresholds, and for no others: tables name those that they were sorted by.
     pub fn key(&self) -> String {
         // Plain fields can be written.
         serde_json::to_string(self).unwrap_or_default()

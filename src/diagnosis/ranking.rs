@@ -13,7 +13,7 @@ use crate::table::{Quadrant, TokenChunk};
 pub enum Ranking {
     /// -ln p - H: the nats beyond what the model expected.
     Surplus,
-    /// The same in standard deviations: divided by sqrt(varentropy).
+    /// -ln p - H in standard deviations of -ln p: divided by sqrt(varentropy).
     SurplusOverSd,
     /// The tail probability, smallest first.
     Tail,
@@ -26,14 +26,15 @@ pub enum Ranking {
 }
 
 impl Ranking {
-    /// Of the rankings, this one finds the planted conflicts of `data/demo.jsonl` best: AUROC 0.988 for the first token of a plant
+    /// The ranking that finds the planted conflicts of `data/demo.jsonl` best: AUROC 0.988 for the first token of a plant
     /// (tail 0.982, surplus 0.978, quadrant 0.960, -ln p 0.954, low entropy 0.821), precision at 1 % 44 % (39, 29, 14, 23, 3).
     pub const DEFAULT: Ranking = Ranking::SurplusOverSd;
 
+    /// All rankings, in the order in which tables list them.
     pub const ALL: [Ranking; 6] =
         [Ranking::Surplus, Ranking::SurplusOverSd, Ranking::Tail, Ranking::Loss, Ranking::LowEntropy, Ranking::Quadrant];
 
-    /// For tables.
+    /// The name in tables.
     pub fn name(self) -> &'static str {
         match self {
             Ranking::Surplus => "surplus",

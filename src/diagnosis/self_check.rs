@@ -3,7 +3,7 @@
 //! The mean surplus `-ln p - H` is 0, for its expectation is 0 at every token; and `tail` with ties split at random, `tail - v p` with `v`
 //! uniform in 0..1, is uniform (Czado, Gneiting and Held, Biometrics 65, 2009). A wrong cache, mask, rotary embedding, entropy or
 //! sampler breaks one or the other. The first is tested by its standard error over rows, the second by Kolmogorov's and Smirnov's test.
-//! Of words whose logits are equal to the bit only the target's own mass is split: they are rare, and together they have little.
+//! Words whose logits are equal to the bit are not split, but for the target's own mass: they are rare, and together they have little.
 
 use std::path::PathBuf;
 
@@ -19,29 +19,37 @@ use crate::table::{Column, read_chunks};
 pub struct OnPolicy {
     /// Rows whose last answer was drawn by a model.
     pub rows: u64,
-    /// Of them, those whose text has other tokens than were drawn.
+    /// The rows among them whose text has other tokens than were drawn.
     pub respelt: u64,
     /// Absent where the data are not this model's own draws alone; `why_not` says why.
     pub check: Option<SelfCheck>,
+    /// Why there is no check, as a sentence's end.
     pub why_not: Option<String>,
 }
 
+/// What the model's own answers say about the program.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct SelfCheck {
+    /// The rows with a token.
     pub rows: u64,
+    /// Their tokens.
     pub tokens: u64,
-    /// Nats per token, and its standard error over rows.
+    /// Mean of -ln p - H, nats per token.
     pub mean_surplus: f64,
+    /// Its standard error over rows.
     pub stderr: f64,
-    /// The largest distance of the distribution of `tail` from the uniform one, and the probability of one as large.
+    /// The largest distance of the distribution of `tail` from the uniform one.
     pub ks_distance: f64,
+    /// The probability of a distance as large as that.
     pub ks_p: f64,
 }
 
-/// Standard errors, and the level of the test: together they refuse a program that is right once in eighty runs.
+/// The most standard errors that the mean surplus may be off. With [`LEAST_P`] it refuses a program that is right once in eighty runs.
 pub const MOST_STDERRS: f64 = 3.0;
+/// The least probability of the distance of `tail` from uniform.
 pub const LEAST_P: f64 = 0.01;
-/// With as many, three standard errors are passed once in two hundred runs (Student's t), and not once in five as with two rows.
+/// From this many rows on, three standard errors are passed once in two hundred runs (Student's t), and not once in five as with two
+/// rows.
 pub const LEAST_ROWS: u64 = 30;
 const SEED: u64 = 7;
 
@@ -73,14 +81,17 @@ impl SelfCheck {
         Ok(Some(SelfCheck { rows, tokens: uniforms.len() as u64, mean_surplus: estimate.value, stderr, ks_distance, ks_p }))
     }
 
+    /// Is the mean surplus within [`MOST_STDERRS`] standard errors of 0?
     pub fn surplus_is_near_zero(&self) -> bool {
         self.mean_surplus.abs() <= MOST_STDERRS * self.stderr
     }
 
+    /// Is `tail` as near to uniform as chance allows?
     pub fn tail_is_uniform(&self) -> bool {
         self.ks_p >= LEAST_P
     }
 
+    /// Does the program give what it must?
     pub fn passes(&self) -> bool {
         self.surplus_is_near_zero() && self.tail_is_uniform()
     }

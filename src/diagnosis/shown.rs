@@ -18,7 +18,7 @@ pub(crate) struct Shown {
     pub rows: Vec<ShownRow>,
     /// Their tokens, in the order of the data, with all the columns that hold numbers.
     pub tokens: TokenChunk,
-    /// Of the token ids among the targets and first choices, what a person reads.
+    /// What a person reads for each token id among the targets and first choices.
     pub texts: HashMap<u32, String>,
     /// Rows of the run with a scored token.
     pub of_rows: usize,
@@ -26,6 +26,7 @@ pub(crate) struct Shown {
 
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct ShownRow {
+    /// The row of rows.parquet.
     pub row: Row,
     /// Was it drawn at random, and not for its conflicts?
     pub is_sampled: bool,
@@ -117,7 +118,7 @@ impl Sharpest {
     }
 }
 
-/// By the number of the row.
+/// How many tokens each row has, and its sharpest conflict; the key is the number of the row.
 fn sizes(tables: &[PathBuf], of_form: &HashSet<(u32, u32)>) -> Result<HashMap<u32, Size>> {
     let mut sizes: HashMap<u32, Size> = HashMap::new();
     for chunk in read_chunks(tables, &[Column::Row, Column::Pos, Column::Logprob, Column::Entropy, Column::Quadrant]) {

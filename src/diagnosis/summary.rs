@@ -28,15 +28,17 @@ use crate::table::{Column, Quadrant, Row, TokenChunk, read_chunks, texts_of};
 /// What summary.json holds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
+    /// The thresholds of the quadrants.
     pub thresholds: Resolved,
     /// For the preset `groups`: tokens between its low and its high entropy, which belong to neither group of the paper.
     pub tokens_between_groups: Option<u64>,
     /// Tokens left out because a number is infinite or not a number. Anything but 0 is a defect of the model or of a kernel.
     pub tokens_not_finite: u64,
+    /// All tokens.
     pub overall: Breakdown,
     /// In order of first appearance.
     pub sources: Vec<SourceBreakdown>,
-    /// By the number of the turn in its example.
+    /// The turns by their number in the example, ascending.
     pub turns: Vec<TurnBreakdown>,
     /// The most frequent target tokens of each quadrant.
     pub frequent_tokens: ByQuadrant<Vec<FrequentToken>>,
@@ -46,42 +48,58 @@ pub struct Summary {
     pub conflict_rows: Vec<ConflictRow>,
     /// The tokens that come first by [`Ranking::DEFAULT`], whatever their quadrant.
     pub surprises: Vec<Surprise>,
+    /// What each gate would do with the data.
     pub gates: Vec<GatePreview>,
 }
 
 /// Length of each list of tokens, pairs and rows.
 const LIST_LENGTH: usize = 20;
 
+/// The tokens of one source.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SourceBreakdown {
+    /// The record's own `source` field, or the name of its file.
     pub source: String,
+    /// Their sums.
     #[serde(flatten)]
     pub breakdown: Breakdown,
 }
 
+/// The tokens of one turn.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TurnBreakdown {
+    /// The index of the turn in its example.
     pub turn: u16,
+    /// Their sums.
     #[serde(flatten)]
     pub breakdown: Breakdown,
 }
 
+/// A target token that is frequent in a quadrant.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FrequentToken {
+    /// Its id.
     pub token_id: u32,
+    /// Its text.
     pub token: String,
     /// Occurrences in this quadrant.
     pub count: u64,
-    /// The same as a share of all occurrences of the token.
+    /// `count` as a share of all occurrences of the token.
     pub share_of_token: f64,
 }
 
+/// Confident conflicts with the same target and the same choice of the model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ConflictPair {
+    /// The id of the target.
     pub token_id: u32,
+    /// The text of the target.
     pub token: String,
+    /// The id of the model's choice.
     pub top_id: u32,
+    /// The text of the model's choice.
     pub top: String,
+    /// How many they are.
     pub count: u64,
     /// Sum of -ln p - H over these tokens, nats.
     pub surplus: f64,
@@ -94,14 +112,23 @@ pub struct ConflictPair {
 /// count the nats that the model expected to lose there.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ConflictRow {
+    /// The example, numbered over the whole input.
     pub row: u32,
+    /// The record's own `id`, if it has one.
     pub id: Option<String>,
+    /// The record's own `source` field, or the name of its file.
     pub source: String,
+    /// The file as the user named it.
     pub path: String,
+    /// The line of the record's first byte, counted from 1.
     pub line: u64,
+    /// Its supervised tokens.
     pub supervised: u32,
+    /// Its confident conflicts.
     pub conflicts: u32,
+    /// Sum of -ln p over its conflicts, nats.
     pub conflict_loss: f32,
+    /// Sum of -ln p - H over its conflicts, nats.
     pub conflict_surplus: f32,
     /// Its conflict with the largest surplus.
     #[serde(default)]
@@ -111,22 +138,35 @@ pub struct ConflictRow {
 /// A token that the data contains and the model did not expect.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Surprise {
+    /// The example, numbered over the whole input.
     pub row: u32,
+    /// The record's own `id`, if it has one.
     pub id: Option<String>,
+    /// The file as the user named it.
     pub path: String,
+    /// The line of the record's first byte, counted from 1.
     pub line: u64,
+    /// The index of the turn in the example.
     pub turn: u16,
     /// Bytes of the turn's text.
     pub begin: u32,
+    /// The byte behind the last.
     pub end: u32,
+    /// The id of the target.
     pub token_id: u32,
+    /// The text of the target.
     pub token: String,
+    /// The id of the model's first choice.
     pub top_id: u32,
+    /// The text of the model's first choice.
     pub top: String,
+    /// ln p of the target, nats.
     pub logprob: f32,
+    /// Entropy over the whole vocabulary, nats.
     pub entropy: f32,
-    /// By [`Ranking::DEFAULT`].
+    /// Its place by [`Ranking::DEFAULT`]: the larger, the more surprising.
     pub score: f32,
+    /// The sentence around the token, where the data were at hand.
     #[serde(default)]
     pub context: Option<InContext>,
 }
@@ -204,7 +244,7 @@ struct Sums {
     source_names: Arc<Vec<String>>,
     sources: Vec<Tally>,
     turns: Vec<Tally>,
-    /// Of all tokens only what tells how shares vary from row to row; the rest is the sum over the sources.
+    /// How the shares of all tokens vary from row to row; their sums are those of the sources, added at the end.
     overall: Tally,
     open_row: OpenRow,
     /// Occurrences of each target token by quadrant.

@@ -22,6 +22,7 @@ const FIRST_LOSS: usize = 32;
 
 /// A batch and what to read from it.
 pub struct Packed {
+    /// The tokens, and who sees whom.
     pub batch: Batch,
     /// Rows of the batch that predict a target, each `(row, target)` once. Length `N`.
     pub rows: Vec<u32>,
@@ -107,7 +108,7 @@ struct Forest<'a> {
     inputs: &'a [&'a [u32]],
     ids: Vec<u32>,
     segments: Vec<Segment>,
-    /// Of each finished sequence, the batch rows of its tokens, first to last.
+    /// The batch rows of each finished sequence's tokens, first to last; the key is the number of the sequence.
     paths: HashMap<usize, Vec<Range<usize>>>,
 }
 

@@ -24,6 +24,7 @@ const VARENTROPY_ROUNDING: f64 = 1e-4;
 /// What is known of one position: the target's ln p, and the K largest of the distribution that it was drawn from.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Position {
+    /// The token that stands in the data, with its ln p.
     pub target: Choice,
     /// 1 + number of tokens that are at least as probable, where the server says so.
     pub rank: Option<u32>,
@@ -34,16 +35,22 @@ pub struct Position {
 /// Least and largest value that fit what is known.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Range {
+    /// The least value, in the unit of what is bounded.
     pub lo: f32,
+    /// The largest value.
     pub hi: f32,
 }
 
 /// Where the statistics lie that the largest probabilities do not decide. Units as in [`TokenStatistics`].
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Bounds {
+    /// The entropy over the whole vocabulary, nats.
     pub entropy: Range,
+    /// Probability mass of all tokens no more probable than the target.
     pub tail: Range,
+    /// Variance of -ln p under the model.
     pub varentropy: Range,
+    /// L2 norm of the gradient of -ln p(target) with respect to the logits.
     pub grad: Range,
 }
 
@@ -52,10 +59,12 @@ impl Range {
         Range { lo: lo as f32, hi: hi.max(lo) as f32 }
     }
 
+    /// Half way between the least value and the largest.
     pub fn middle(self) -> f32 {
         self.lo + (self.hi - self.lo) / 2.0
     }
 
+    /// The largest value less the least.
     pub fn width(self) -> f32 {
         self.hi - self.lo
     }
@@ -223,8 +232,9 @@ impl Position {
         Ok((statistics, bounds))
     }
 
-    /// By how much the mass of all tokens is more or less than 1, of which those that are not known may have `rest`. An error where it is more
-    /// than rounding, and these are not the largest of one distribution over the vocabulary.
+    /// How far the mass of all tokens is from 1, if those that are not known have at most `rest`. An error where that is more than
+    /// rounding
+    /// makes, since what came is then not the largest probabilities of one distribution over the vocabulary.
     fn excess(&self, first: &Choice, listed: f64, all: f64, rest: f64) -> Result<f64> {
         let raw =
             "The server gives raw or altered logits: start it without --logprobs-mode, or with --logprobs-mode raw_logprobs.";
@@ -276,7 +286,7 @@ impl Position {
             // Nothing that is not listed is more probable than what is.
             return Ok(range(rest.least, rest.most));
         }
-        // Of the tokens that are not listed only so many can be more probable than the target, none more than the last that is.
+        // Only so many of the tokens that are not listed can be more probable than the target, none more than the last that is.
         let others = vocab.saturating_sub(self.top.len() + 1);
         let larger = self.rank.map_or(others, |rank| (rank as usize).saturating_sub(1 + self.top.len())) as f64;
         let least = (rest.least - larger * rest.cap).max(0.0);

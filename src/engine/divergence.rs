@@ -17,10 +17,10 @@ use crate::kernels::statistics::{chunk_rows, divergences, logits};
 use crate::model::Model;
 use crate::tokens::Sequence;
 
-/// At one supervised token.
+/// How far the second model is from the first at one supervised token.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TokenDivergence {
-    /// Nats.
+    /// KL(first || second), nats.
     pub kl: f64,
     /// ln p of the target under the second model.
     pub logprob: f64,

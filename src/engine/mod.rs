@@ -38,7 +38,9 @@ pub const FIRST_BUDGET: usize = 256;
 pub struct Work {
     /// Tokens that went through the decoder: less than the input where prefixes were shared or nothing supervised followed.
     pub computed_tokens: u64,
+    /// Seconds in the decoder.
     pub decoder_seconds: f64,
+    /// Seconds in the head.
     pub head_seconds: f64,
 }
 
@@ -54,7 +56,7 @@ pub fn score(
     score_top_k(model, sequences, TOP_K, work, progress)
 }
 
-/// The same with the entropy of another top K than [`TOP_K`].
+/// As [`score`], with the entropy of another top K than [`TOP_K`].
 pub fn score_top_k(
     model: &Model,
     sequences: &[Sequence],
@@ -65,8 +67,8 @@ pub fn score_top_k(
     Ok(score_and_sample(model, sequences, top_k, &Sample::default(), work, progress)?.0)
 }
 
-/// The same, and the curves of those of the sequences' tokens that are in a sample, batch by batch: they come with the statistics, from
-/// the same pass.
+/// As [`score_top_k`], and gives the curves of those tokens of the sequences that are in `sample`, batch by batch: they come with the
+/// statistics, from the same pass.
 pub fn score_and_sample(
     model: &Model,
     sequences: &[Sequence],

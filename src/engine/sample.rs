@@ -9,16 +9,16 @@ use crate::tokens::Sequence;
 #[derive(Debug, Clone, Default)]
 pub struct Sample {
     pub(super) k_max: usize,
-    /// By [`Sequence::row`]: which of the sequence's supervised tokens, in ascending order.
+    /// Which of a sequence's supervised tokens are in the sample, in ascending order; the key is [`Sequence::row`].
     tokens: HashMap<u32, Vec<usize>>,
 }
 
 /// Entropies at one token, in nats.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Curve {
-    /// Of the softmax over the `K` largest logits: `by_k[K - 1]` for `K = 1 ..= k_max`.
+    /// The entropy of the softmax over the `K` largest logits: `by_k[K - 1]` for `K = 1 ..= k_max`.
     pub by_k: Vec<f32>,
-    /// Over the whole vocabulary.
+    /// The entropy over the whole vocabulary.
     pub entropy: f32,
 }
 
@@ -45,11 +45,12 @@ impl Sample {
         Sample { k_max, tokens }
     }
 
-    /// Tokens in it.
+    /// How many tokens are in the sample.
     pub fn len(&self) -> usize {
         self.tokens.values().map(Vec::len).sum()
     }
 
+    /// Are no tokens in the sample?
     pub fn is_empty(&self) -> bool {
         self.tokens.is_empty()
     }

@@ -24,6 +24,7 @@ use crate::engine::generate::Ended;
 use crate::error::{Context, Error, Result};
 use crate::files::write_atomically;
 
+/// The name of the file in an evaluation's folder.
 pub const ANSWERS_FILE: &str = "answers.parquet";
 
 /// Columns before those of the metrics.

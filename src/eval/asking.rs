@@ -23,15 +23,18 @@ use crate::tokens::Renderer;
 /// How the questions of an evaluation are put.
 #[derive(Default)]
 pub struct Asking {
-    /// Stands before everything else.
+    /// The system message, which stands before everything else.
     pub system: Option<String>,
+    /// The chat template that questions go through; `None`: they are asked as plain text.
     pub chat: Option<Chat>,
-    /// Of rows to learn from, where a task has some: they go through a template in any case, and have the system message from it.
+    /// What renders rows to learn from, where a task has some: they go through a template in any case, and have the system message from
+    /// it.
     pub rows: Option<Renderer>,
 }
 
-/// By a chat template.
+/// How questions go through a chat template.
 pub struct Chat {
+    /// Renders the conversations.
     pub renderer: Renderer,
     /// Examples are turns of their own.
     pub multiturn: bool,
@@ -39,20 +42,25 @@ pub struct Chat {
     pub switches: Option<Value>,
 }
 
-/// What of it a task's scores depend on.
+/// The part of the way of asking that a task's scores depend on.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Asked {
+    /// The system message, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub system: Option<String>,
+    /// The chat template, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chat: Option<AskedByChat>,
 }
 
+/// The part of [`Chat`] that a task's scores depend on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AskedByChat {
+    /// SHA-256 of the template's source, in hexadecimal.
     pub template_sha256: String,
     /// Examples are turns of their own, where there are any.
     pub multiturn: bool,
+    /// JSON object of variables that the template was given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub switches: Option<Value>,
 }
@@ -60,6 +68,7 @@ pub struct AskedByChat {
 /// The text before an answer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Context {
+    /// The text, as the model is given it.
     pub text: String,
     /// The template refused the system message.
     pub without_system: bool,
@@ -118,7 +127,7 @@ impl Asked {
         }
     }
 
-    /// For people.
+    /// The options that ask so, for people.
     pub fn words(&self) -> Vec<String> {
         let mut words = Vec::new();
         words.extend(self.system.as_ref().map(|system| format!("--system {system:?}")));

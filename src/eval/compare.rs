@@ -25,10 +25,11 @@ use crate::stats::{
 
 /// One side of a comparison.
 pub struct Side {
-    /// For people.
+    /// The name of the side, for people.
     pub name: String,
     /// What ran the model, where it is known.
     pub engine: Option<String>,
+    /// The tasks by their names.
     pub tasks: BTreeMap<String, TaskSamples>,
     /// Tasks that are summed up together, by the group's name.
     pub groups: BTreeMap<String, Vec<String>>,
@@ -36,19 +37,21 @@ pub struct Side {
     pub skipped: Vec<String>,
 }
 
+/// What one side says of a task.
 pub struct TaskSamples {
-    /// Of our own evaluations.
+    /// The kind of task; known of our own evaluations alone.
     pub kind: Option<Kind>,
+    /// The items' ids.
     pub ids: Vec<String>,
-    /// Of our own evaluations, in the order of `ids`.
+    /// The samples of our own evaluations, in the order of `ids`; else empty.
     pub samples: Vec<Sample>,
     /// What came out, item by item.
     pub own: Vec<OwnMetric>,
-    /// In the order of `ids`; empty where it is not known.
+    /// What each item asks, in the order of `ids`; empty where it is not known.
     pub asked: Vec<Asked>,
-    /// In the order of `ids`.
+    /// Where each item belongs, in the order of `ids`.
     pub origins: Vec<Origin>,
-    /// Of the data file, where it is known.
+    /// SHA-256 of the data file, where it is known.
     pub data_sha256: Option<String>,
     /// How it was asked and how answers were written, where it is known.
     pub settings: Option<Settings>,
@@ -59,28 +62,35 @@ pub struct TaskSamples {
 /// A metric, item by item.
 #[derive(Clone)]
 pub struct OwnMetric {
+    /// The name of the metric.
     pub name: String,
+    /// How the ratio of sums becomes the metric.
     pub link: Link,
+    /// Is less better, as of a perplexity?
     pub lower_is_better: bool,
-    /// In the order of the task's ids.
+    /// What each item adds to the metric, in the order of the task's ids.
     pub terms: Vec<Term>,
 }
 
 /// The part of its task that an item belongs to, and what it shares with others.
 #[derive(Debug, Clone, Default)]
 pub struct Origin {
+    /// The part of its task.
     pub subject: Option<String>,
+    /// What the item was drawn together with.
     pub group: Option<String>,
 }
 
 /// Hashes of what an item asks.
 pub struct Asked {
+    /// The hash of the item's row, where it is known.
     pub document: Option<String>,
+    /// The hash of the text before the answer, where it is known.
     pub prompt: Option<String>,
 }
 
 impl TaskSamples {
-    /// Of an evaluation of our own.
+    /// What a task of our own evaluations says.
     pub fn of(kind: Kind, samples: Vec<Sample>) -> TaskSamples {
         let own = metrics(kind, &samples).into_iter().map(|metric| OwnMetric {
             name: metric.name,
@@ -108,24 +118,30 @@ impl TaskSamples {
 /// diff.json of two evaluations.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Comparison {
+    /// The name of the side before.
     pub before: String,
+    /// The name of the side after.
     pub after: String,
     /// What ran the models, before and after, where the two differ.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engines: Option<[String; 2]>,
+    /// The tasks of both sides, by their names.
     pub tasks: BTreeMap<String, TaskChange>,
     /// Tasks that the harness sums up, by the group's name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub groups: BTreeMap<String, GroupChange>,
     /// Mean over the tasks that have an accuracy, each by its primary metric and a group as one; `None` where there is no such task.
     pub macro_average: Option<MacroChange>,
+    /// Tasks that the side after does not have.
     pub tasks_only_before: Vec<String>,
+    /// Tasks that the side before does not have.
     pub tasks_only_after: Vec<String>,
     /// What could not be compared, with the reason.
     #[serde(default)]
     pub skipped: Vec<String>,
 }
 
+/// What changed in one task.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct TaskChange {
     /// Items on both sides.
@@ -133,16 +149,21 @@ pub struct TaskChange {
     /// Groups of items that were drawn together, where there are some.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub n_groups: Option<usize>,
+    /// The name of the metric that is usually quoted.
     pub primary: String,
+    /// The metrics of both sides, by their names.
     pub metrics: BTreeMap<String, MetricChange>,
-    /// Of the primary metric, where that is an accuracy and the items are of several subjects: these with the same weight each.
+    /// The mean of the primary metric with the same weight for every subject, where that is an accuracy and the items are of several
+    /// subjects.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mean_over_subjects: Option<MeanChange>,
-    /// Of the primary metric, where that is an accuracy.
+    /// Which items flipped by the primary metric, where that is an accuracy.
     pub flips: Option<Flips>,
     /// The smallest drop of the primary metric that a paired test on these items finds with power 0.8, given how many flipped.
     pub detectable_drop: Option<f64>,
+    /// Items that the side after does not have.
     pub items_only_before: Vec<String>,
+    /// Items that the side before does not have.
     pub items_only_after: Vec<String>,
     /// The ids agree, but not the data they come from.
     pub data_differs: bool,
@@ -157,7 +178,9 @@ pub struct TaskChange {
 /// Tasks of one group, by their primary metric.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct GroupChange {
+    /// The names of the tasks.
     pub tasks: Vec<String>,
+    /// The name of their primary metric.
     pub primary: String,
     /// Items on both sides.
     pub n: usize,
@@ -170,21 +193,28 @@ pub struct GroupChange {
 /// A mean before and after.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct MeanChange {
+    /// The mean before.
     pub before: f64,
-    pub after: f64,
-    pub difference: Estimate,
-}
-
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct MetricChange {
-    pub before: f64,
+    /// The mean after.
     pub after: f64,
     /// After minus before.
     pub difference: Estimate,
+}
+
+/// What changed in one metric.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct MetricChange {
+    /// The metric before.
+    pub before: f64,
+    /// The metric after.
+    pub after: f64,
+    /// After minus before.
+    pub difference: Estimate,
+    /// Is less better, as of a perplexity?
     pub lower_is_better: bool,
     /// McNemar's exact test, two-sided, over groups of items that of their nets; for accuracies.
     pub p: Option<f64>,
-    /// The same after Holm's correction for all tasks; for primary metrics.
+    /// `p` after Holm's correction for all tasks; for primary metrics.
     pub p_holm: Option<f64>,
 }
 
@@ -193,15 +223,20 @@ pub struct MetricChange {
 pub struct Flips {
     /// Right before, wrong after.
     pub lost: Vec<String>,
+    /// Wrong before, right after.
     pub gained: Vec<String>,
 }
 
+/// What changed in the mean over several tasks, each by its primary metric.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct MacroChange {
     /// Tasks and groups of tasks.
     pub tasks: Vec<String>,
+    /// The mean before.
     pub before: f64,
+    /// The mean after.
     pub after: f64,
+    /// After minus before.
     pub difference: Estimate,
 }
 
@@ -224,6 +259,7 @@ pub fn read_side(folder: &Path) -> Result<Side> {
     Ok(Side { name: scores.identity.model, engine, tasks, groups: BTreeMap::new(), skipped: Vec::new() })
 }
 
+/// Compares the tasks that both sides have. An error where a task is of another kind on the other side.
 pub fn compare(before: &Side, after: &Side) -> Result<Comparison> {
     let mut tasks = BTreeMap::new();
     let mut accuracies: BTreeMap<String, Accuracy> = BTreeMap::new();
@@ -271,7 +307,7 @@ struct Accuracy {
     metric: String,
     before: Vec<Term>,
     after: Vec<Term>,
-    /// Of each item.
+    /// The group of each item: what it was drawn together with.
     groups: Vec<Option<String>>,
     difference: Estimate,
 }

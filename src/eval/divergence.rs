@@ -21,9 +21,12 @@ use crate::tokens::{Sequence, Tokenizer};
 /// What training keeps logits of: a hundred megabytes with a vocabulary of 49,152.
 pub const FEW_TOKENS: u64 = 512;
 
+/// How far a model is from another one on general text.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Divergence {
+    /// How many texts were read.
     pub texts: usize,
+    /// Their tokens.
     pub tokens: u64,
     /// Nats per token, KL(before || after); the interval draws whole texts.
     pub mean: Estimate,
@@ -64,7 +67,7 @@ pub fn general_text(tokenizer: &Tokenizer, max_len: usize, tokens: u64) -> Resul
 }
 
 impl Divergence {
-    /// Of what was found at the tokens of `sequences`, which [`general_text`] gave.
+    /// The mean of what was found at the tokens of `sequences`, which [`general_text`] gave; the windows of one text count as one draw.
     pub fn new(sequences: &[Sequence], found: &[Vec<TokenDivergence>]) -> Divergence {
         let mut sums = ClusterSums::default();
         let (mut texts, mut tokens, mut cross_entropy) = (0, 0, 0.0);

@@ -30,7 +30,7 @@ pub fn is_harness(path: &Path) -> bool {
     !sample_files(path).is_empty()
 }
 
-/// Of several files of one task, the one with the latest time counts.
+/// Reads the sample files at `path`. Of several files of one task, the one with the latest time counts.
 pub fn read_side(path: &Path) -> Result<Side> {
     let (mut tasks, mut skipped) = (BTreeMap::new(), Vec::new());
     let mut latest = BTreeMap::new();
@@ -88,7 +88,7 @@ fn groups_of_results(path: &Path) -> BTreeMap<String, Vec<String>> {
     subtasks.keys().map(all).collect()
 }
 
-/// In the order of their times. `--output_path` names a folder in which the harness makes one for each model.
+/// The sample files in the order of their times. `--output_path` names a folder in which the harness makes one for each model.
 fn sample_files(path: &Path) -> Vec<PathBuf> {
     let is_samples = |path: &Path| {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -220,7 +220,7 @@ enum Meaning {
     Mean,
     /// exp of minus the mean of log-likelihoods.
     Perplexity,
-    /// The same over words or bytes.
+    /// exp of minus log-likelihoods over words or bytes.
     Weighted,
     /// Minus log-likelihoods in bits over bytes.
     Bits,

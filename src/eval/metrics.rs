@@ -1,7 +1,7 @@
 //! Log-likelihoods -> metrics, as sums over items.
 //!
-//! By lm-evaluation-harness (`lm_eval/api/task.py`, `ConfigurableTask.process_results`): `acc` takes the choice with the highest
-//! log-likelihood, `acc_norm` the highest per character of the choice, `acc_bytes` per UTF-8 byte; ties go to the first.
+//! The metrics are lm-evaluation-harness's (`lm_eval/api/task.py`, `ConfigurableTask.process_results`): `acc` takes the choice with the
+//! highest log-likelihood, `acc_norm` the highest per character of the choice, `acc_bytes` per UTF-8 byte; ties go to the first.
 //! Written answers bring their verdicts along (`written/`); of several to one question the share that is right counts, and beside it
 //! `pass@k`, the chance that one of k is right: 1 - C(n-c, k) / C(n, k) with c of n right, which is unbiased (arXiv 2107.03374, section 2.1).
 //! Perplexities are per item (LAMBADA), per word (`re.split(r"\s+", text)`) or per byte of the text.
@@ -14,11 +14,13 @@ use crate::stats::{Link, Term};
 /// What the model said about one item, or about one window of a text.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Sample {
+    /// The item's id, unique in its task.
     pub id: String,
-    /// The part of the task.
+    /// The part of the task that the item belongs to.
     pub subject: Option<String>,
-    /// What was drawn together.
+    /// What the item was drawn together with.
     pub group: Option<String>,
+    /// The index of the right choice.
     pub answer: u32,
     /// Empty where the model writes.
     pub choices: Vec<ChoiceScore>,
@@ -31,30 +33,40 @@ pub struct Sample {
 /// A written answer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Draw {
-    /// What was judged.
+    /// The text that was judged.
     pub text: String,
     /// All that were drawn, the end token included.
     pub tokens: u32,
+    /// Why the answer ends.
     pub ended: Ended,
+    /// What the answer came to, by each metric of the task.
     pub verdicts: Vec<Verdict>,
 }
 
+/// What the model said about one choice of an item.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct ChoiceScore {
     /// ln P(continuation | context)
     pub logprob: f64,
     /// Is every token of the continuation the model's first choice?
     pub greedy: bool,
+    /// Its tokens.
     pub tokens: u32,
-    /// Of the choice, without the space before it.
+    /// Characters of the choice, without the space before it.
     pub chars: u32,
+    /// Bytes of the choice in UTF-8.
     pub bytes: u32,
+    /// Words of the choice, cut at white space.
     pub words: u32,
 }
 
+/// A metric of a task, item by item.
 pub struct Metric {
+    /// Its name in files.
     pub name: String,
+    /// How the ratio of sums becomes the metric.
     pub link: Link,
+    /// Is less better, as of a perplexity?
     pub lower_is_better: bool,
     /// One per sample, in order.
     pub terms: Vec<Term>,
@@ -301,7 +313,7 @@ mod tests {
         let n = 7u32;
         for c in 0..=n {
             for k in 1..=n {
-                // Of all subsets of k answers those with one of the first c.
+                // All subsets of k answers, and those with one of the first c.
                 let subsets: Vec<u32> = (0u32..1 << n).filter(|set| set.count_ones() == k).collect();
                 let right = subsets.iter().filter(|&set| set & ((1 << c) - 1) != 0).count();
                 let expected = right as f64 / subsets.len() as f64;

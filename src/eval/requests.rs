@@ -13,7 +13,9 @@ use crate::tokens::{Sequence, Span, Token, Tokenizer};
 /// The tokens of a request; the last `n_targets` are those of the continuation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Encoded {
+    /// The token ids, context first.
     pub ids: Vec<u32>,
+    /// How many of the last tokens are the continuation's.
     pub n_targets: usize,
     /// The beginning of the context was cut off.
     pub truncated: bool,
@@ -108,6 +110,7 @@ pub(super) fn is_python_space(c: char) -> bool {
 }
 
 impl Encoded {
+    /// As a sequence that the engine scores: the continuation's tokens are the targets, and `row` its number.
     pub fn sequence(self, row: u32) -> Sequence {
         let n = self.ids.len();
         let supervised = (0..n).map(|t| t >= n - self.n_targets).collect();
@@ -186,7 +189,7 @@ mod tests {
         let tokenizer = tokenizer();
         let found: Vec<_> =
             windows(&tokenizer, "abaabba", 3).unwrap().into_iter().map(|(e, bytes)| (e.ids, e.n_targets, bytes)).collect();
-        // By hand from get_rolling_token_windows with max_seq_len 3, context_len 1; then make_disjoint_window.
+        // Found by hand from get_rolling_token_windows with max_seq_len 3, context_len 1; then make_disjoint_window.
         let expected = [(vec![0, 1, 2, 1], 3, 0..3), (vec![1, 1, 2, 2], 3, 3..6), (vec![1, 2, 2, 1], 1, 6..7)];
         assert_eq!(found, expected);
     }

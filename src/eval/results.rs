@@ -17,25 +17,28 @@ use crate::files::sha256;
 use crate::provenance::Provenance;
 use crate::stats::{Design, Estimate, Term, estimate, mean_over_parts, ratio};
 
+/// The name of the file in an evaluation's folder.
 pub const SCORES_FILE: &str = "scores.json";
 
 /// scores.json.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Scores {
-    /// Of the command that wrote the file last.
+    /// What made the scores: the process of the command that wrote the file last.
     #[serde(flatten)]
     pub provenance: Provenance,
     /// The command that wrote the file last.
     pub command: String,
+    /// Which model was evaluated, and how.
     #[serde(flatten)]
     pub identity: Identity,
     /// The servers that ran the model, if this program did not, and what was found about them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server: Option<Checked>,
+    /// The scores of each task.
     pub tasks: Tasks,
 }
 
-/// By name.
+/// Scores by the names of the tasks.
 pub type Tasks = BTreeMap<String, TaskScores>;
 
 impl Scores {
@@ -76,15 +79,20 @@ pub struct Identity {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model_base: Option<String>,
     pub model_sha256: String,
+    /// What the model's products were computed in.
     pub dtype: String,
+    /// Which implementation of the operations ran.
     pub kernels: String,
+    /// The most tokens that went into the model at once.
     pub max_len: usize,
 }
 
+/// What a task came to, and how it was asked.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct TaskScores {
     /// Items; windows, where it is a text.
     pub n: usize,
+    /// The metrics by their names.
     pub metrics: BTreeMap<String, Estimate>,
     /// The metric that is usually quoted.
     pub primary: String,
@@ -97,26 +105,35 @@ pub struct TaskScores {
     /// Groups of items that were drawn together, where there are some: `metrics` respects them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub n_groups: Option<usize>,
+    /// The kind of the task.
     pub kind: Kind,
+    /// The version of the task: it rises when the scores of the same file change.
     pub version: u32,
+    /// Where the items come from, for people.
     pub data: String,
+    /// SHA-256 of the data, in hexadecimal.
     pub data_sha256: String,
     /// Examples that `--fewshot` put before every question.
     pub few_shot: u32,
-    /// Of their draw; `None` where nothing was drawn.
+    /// The seed by which the examples were drawn; `None` where nothing was drawn.
     #[serde(default)]
     pub seed: Option<u64>,
+    /// Which items were evaluated.
     #[serde(flatten)]
     pub chosen: Chosen,
+    /// How they were asked.
     #[serde(flatten)]
     pub asked: Asked,
     /// How answers were written, and how they ended; where the model writes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub writing: Option<Writing>,
+    /// How answers ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endings: Option<Endings>,
+    /// What it took.
     #[serde(flatten)]
     pub work: Work,
+    /// Wall time.
     pub seconds: f64,
     /// What was odd about the model, in sentences.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -134,7 +151,7 @@ pub struct Work {
     /// Answers that could not be judged, and count as wrong.
     #[serde(default)]
     pub unjudged: u64,
-    /// Of all requests; where the model writes, those of prompts and answers.
+    /// The tokens of all requests; where the model writes, those of prompts and answers.
     pub tokens: u64,
     /// Less than `tokens` where requests share a prefix.
     pub computed_tokens: u64,
@@ -143,19 +160,24 @@ pub struct Work {
 /// All that decides a task's scores beside the model and the data.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
+    /// Which items are evaluated.
     pub chosen: Chosen,
+    /// The examples before every question.
     pub few_shot: Option<FewShot>,
+    /// How they are asked.
     pub asked: Asked,
+    /// How answers are written; `None` where the model writes none.
     pub writing: Option<Writing>,
 }
 
 impl Settings {
+    /// The settings of a task.
     pub fn new(task: &Task, chosen: Chosen, asking: &Asking, writing: Option<Writing>) -> Settings {
         Settings { chosen, few_shot: task.few_shot, asked: asking.asked(task.kind, task.few_shot.is_some()), writing }
     }
 }
 
-/// For people.
+/// The options that give these settings, for people.
 impl std::fmt::Display for Settings {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
         let items = match self.chosen {
@@ -176,25 +198,30 @@ impl std::fmt::Display for Settings {
 /// Which items of a task were evaluated: of each subject, where there are some.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Chosen {
-    /// The first so many.
+    /// The first items, this many.
     pub limit: Option<usize>,
-    /// So many at random, by this seed.
+    /// Items drawn at random by `sample_seed`, this many.
     #[serde(default)]
     pub sample: Option<usize>,
+    /// The seed of the draw.
     #[serde(default)]
     pub sample_seed: Option<u64>,
 }
 
+/// The primary metric on the items of one subject.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SubjectScore {
+    /// Items.
     pub n: usize,
+    /// The metric.
     pub value: f64,
-    /// Over its items; absent in scores of earlier programs.
+    /// Its 95 % interval over its items; absent in scores of earlier programs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ci95: Option<[f64; 2]>,
 }
 
 impl TaskScores {
+    /// Sums up the samples of a task; `seconds` is the wall time.
     pub fn new(task: &Task, samples: &[Sample], settings: Settings, work: Work, seconds: f64) -> TaskScores {
         let all = metrics(task.kind, samples);
         let primary = task.written.map(|spec| spec.primary).or(primary(task.kind, &task.name)).unwrap_or_default();
@@ -224,6 +251,7 @@ impl TaskScores {
         }
     }
 
+    /// The settings, read back from the record.
     pub fn settings(&self) -> Settings {
         let few_shot = (self.few_shot > 0).then_some(FewShot { n: self.few_shot, seed: self.seed });
         Settings { chosen: self.chosen, few_shot, asked: self.asked.clone(), writing: self.writing.clone() }
@@ -247,6 +275,7 @@ fn subjects(metric: &Metric, samples: &[Sample]) -> BTreeMap<String, SubjectScor
     members.iter().map(|(subject, members)| ((*subject).to_owned(), score(members))).collect()
 }
 
+/// Reads scores.json of an evaluation's folder.
 pub fn read_scores(folder: &Path) -> Result<Scores> {
     let path = folder.join(SCORES_FILE);
     let bytes = std::fs::read(&path).context_at(&path, "cannot read the scores")?;

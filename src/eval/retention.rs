@@ -10,23 +10,28 @@ use crate::error::{Error, Result};
 /// diff.json of a model before and any number of runs from it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Retention {
+    /// The name of the model before.
     pub before: String,
+    /// What each fine-tuning came to.
     pub runs: Vec<Run>,
     /// Tasks that some of the runs lack: they count in no average, as the runs are set beside one another.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left_out: Vec<String>,
 }
 
+/// What one fine-tuning gained and lost.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Run {
+    /// The name of the model after it.
     pub name: String,
-    /// Macro averages of the tasks that the fine-tuning was for, and of all others, as far as all runs have them.
+    /// Macro average of the tasks that the fine-tuning was for, as far as all runs have them.
     pub target: MacroChange,
+    /// Macro average of all other tasks, as far as all runs have them.
     pub general: MacroChange,
-    /// Of the target, the groups of tasks by both of their weights.
+    /// The groups of tasks among the target, each by both of its weights.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub target_groups: BTreeMap<String, GroupChange>,
-    /// Of the others, task by task.
+    /// The other tasks, one by one.
     pub general_tasks: Comparison,
 }
 
@@ -132,7 +137,7 @@ mod tests {
         let [sft, eaft] = &found.runs[..] else { panic!() };
         let close = |found: f64, expected: f64| assert!((found - expected).abs() < 1e-12, "{found} for {expected}");
         close(sft.target.difference.value, 0.3);
-        // Of `a` alone, which both have.
+        // The target is `a` alone, which both have.
         close(sft.general.difference.value, -0.3);
         assert_eq!((&found.left_out[..], sft.general.tasks.join(" ")), (&["b".to_owned()][..], "a".to_owned()));
         assert_eq!(sft.general_tasks.tasks.keys().map(String::as_str).collect::<Vec<_>>(), ["a", "b"]);

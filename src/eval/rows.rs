@@ -165,7 +165,7 @@ mod tests {
             r#"{"prompt":"a","answer":"b"}"#,
             r#"{"messages":[{"role":"user","content":"a"}],"answers":["b"]}"#,
             r#"{"messages":[{"role":"user","content":"a"}],"match":"exact"}"#,
-            // Of no known format.
+            // A row of no known format.
             r#"{"prompt":"a"}"#,
             r#"{"a":1}"#,
             "no JSON",

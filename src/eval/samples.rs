@@ -24,6 +24,7 @@ use super::metrics::{ChoiceScore, Sample};
 use crate::error::{Context, Error, Result};
 use crate::files::write_atomically;
 
+/// The name of the file in an evaluation's folder.
 pub const SAMPLES_FILE: &str = "samples.parquet";
 
 /// `tasks` are names with their samples, in the order in which they are written.

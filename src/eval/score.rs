@@ -17,6 +17,7 @@ use crate::tokens::{Sequence, Tokenizer};
 
 /// What the model said about every item.
 pub struct Scored {
+    /// One sample per item, in order.
     pub samples: Vec<Sample>,
     /// Requests whose context lost its beginning to `max_len`.
     pub truncated: u64,
@@ -33,10 +34,12 @@ pub struct Said {
     pub logprob: f64,
     /// Is none of them less probable than another token in its place?
     pub greedy: bool,
+    /// How many they are.
     pub tokens: u32,
 }
 
 impl Said {
+    /// Adds up the statistics of a sequence's supervised tokens.
     pub fn of<'a>(statistics: impl IntoIterator<Item = &'a TokenStatistics>) -> Said {
         let nothing = Said { logprob: 0.0, greedy: true, tokens: 0 };
         statistics.into_iter().fold(nothing, |said, token| Said {
@@ -50,7 +53,7 @@ impl Said {
 /// Says of sequences, in their order, what a model makes of them. What it is given beside them is to be told how many of their tokens are done.
 pub type Say<'a> = dyn FnMut(&[Sequence], &mut dyn FnMut(u64)) -> Result<Vec<Said>> + 'a;
 
-/// By a model of our own, whose work is added up.
+/// Says what a model of our own makes of sequences; its work is added to `work`.
 pub fn said_by<'a>(
     model: &'a Model,
     work: &'a mut Work,

@@ -37,12 +37,15 @@ pub struct Task {
     pub version: u32,
     /// Where the items come from, for people.
     pub path: String,
-    /// Of the file.
+    /// SHA-256 of the file, in hexadecimal.
     pub sha256: String,
+    /// What its items ask for.
     pub kind: Kind,
     /// How answers are written and judged, where [`Kind::Written`].
     pub written: Option<&'static Spec>,
+    /// The items, in order.
     pub items: Vec<Item>,
+    /// Where examples to put before questions come from.
     pub examples: Examples,
     /// The examples that stand before every item; `None`: there are none.
     pub few_shot: Option<FewShot>,
@@ -59,13 +62,16 @@ pub enum Examples {
     First(Vec<Item>),
 }
 
+/// Examples that stand before every question.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FewShot {
+    /// How many.
     pub n: u32,
     /// `None` where nothing was drawn.
     pub seed: Option<u64>,
 }
 
+/// What the items of a task ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
@@ -83,6 +89,7 @@ pub enum Kind {
     Rows,
 }
 
+/// One question of a task.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Item {
     /// Unique in its task.
@@ -99,16 +106,18 @@ pub struct Item {
     pub requests: Vec<Request>,
     /// Index of the right request.
     pub answer: usize,
-    /// Where the model writes.
+    /// What else a written answer needs, where the model writes.
     pub written: Option<Question>,
-    /// Where it is a row to learn from.
+    /// The row itself, where the item is a row to learn from.
     pub row: Option<Box<Example>>,
 }
 
 /// An example: a question and its answer, without what stands between.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Shot {
+    /// The text of the question.
     pub question: String,
+    /// The text of the answer.
     pub answer: String,
 }
 
@@ -126,6 +135,7 @@ pub struct Question {
 /// Asks for ln P(`continuation` | `context`).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Request {
+    /// The text before the continuation; a text has none.
     pub context: String,
     /// Begins with the space that belongs between the two; a text has none.
     pub continuation: String,
@@ -138,6 +148,7 @@ const PROBE_ITEMS: &str = include_str!("../../data/probe/general.jsonl");
 /// Version of the forms above.
 const VERSION: u32 = 1;
 
+/// The questions that ship with the program, as a task.
 pub fn probe() -> Result<Task> {
     parse(PROBE, "data/probe/general.jsonl", PROBE_ITEMS.as_bytes())
 }
@@ -204,12 +215,12 @@ pub(super) struct Builder {
 }
 
 impl Builder {
-    /// Of rows of a user's own file.
+    /// Builds a task from the rows of a user's own file.
     fn of_user() -> Builder {
         Builder { items: Vec::new(), kind: None, lines_of_ids: HashMap::new(), judged_by: uniform::data }
     }
 
-    /// Of rows that a benchmark's own function has made: `data` is what its `check` reads.
+    /// Builds a task from rows that a benchmark's own function has made: `data` is what its `check` reads.
     pub(super) fn of_benchmark() -> Builder {
         let judged_by = |row: &Map<String, Value>| {
             row.get("data").cloned().ok_or_else(|| Error::new("expected `data` to judge the answer by"))

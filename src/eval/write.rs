@@ -24,12 +24,15 @@ use crate::tokens::Tokenizer;
 /// What of the writing a task's scores depend on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Writing {
+    /// Longest answer, in tokens.
     pub max_new_tokens: usize,
+    /// How the next token is chosen.
     pub sampling: Sampling,
+    /// Texts that end an answer and are no part of it.
     pub stops: Vec<String>,
     /// Answers to each question.
     pub repeats: u32,
-    /// Of the draws; `None` where nothing is drawn.
+    /// The seed of the draws; `None` where nothing is drawn.
     pub seed: Option<u64>,
     /// Tokens that end an answer: files beside the weights name them, so that the model's SHA-256 does not tell them.
     #[serde(default)]
@@ -39,11 +42,11 @@ pub struct Writing {
 /// How answers ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Endings {
-    /// By themselves.
+    /// Answers that ended with an end token.
     pub end_token: u64,
-    /// By a stop string.
+    /// Answers that ended at a stop string.
     pub stop: u64,
-    /// There was to be no more.
+    /// Answers that were cut at the longest length.
     pub length: u64,
 }
 
@@ -51,20 +54,23 @@ pub struct Endings {
 pub struct Prompts {
     /// In the order of the items.
     pub list: Vec<Prompt>,
-    /// Those that lost their beginning.
+    /// Prompts that lost their beginning.
     pub truncated: u64,
-    /// Those whose system message the chat template refused.
+    /// Prompts whose system message the chat template refused.
     pub without_system: u64,
 }
 
+/// The prompt of one question.
 pub struct Prompt {
+    /// Its token ids.
     pub ids: Vec<u32>,
-    /// Of the text.
+    /// SHA-256 of the prompt's text.
     pub sha256: String,
 }
 
 impl Writing {
-    /// By a task's own rules, as far as nobody says otherwise; `stops` come on top. What the model ends an answer with is not known yet.
+    /// The task's own way of writing, as far as nobody says otherwise; `stops` come on top. What the model ends an answer with is not
+    /// known yet.
     pub fn of(
         spec: &Spec,
         max_new_tokens: Option<usize>,
@@ -109,7 +115,7 @@ impl Writing {
         (self.repeats != other.repeats).then_some("--repeats")
     }
 
-    /// For people.
+    /// The options that write so, for people.
     pub fn words(&self) -> Vec<String> {
         let mut words = vec![format!("--max-new-tokens {}", self.max_new_tokens)];
         let Sampling { temperature, top_k, top_p, min_p } = self.sampling;
@@ -209,6 +215,7 @@ fn text(tokenizer: &Tokenizer, ids: &[u32], ended: Ended, stops: &[String]) -> R
 }
 
 impl Endings {
+    /// Counts how the answers of these samples ended.
     pub fn of(samples: &[Sample]) -> Endings {
         let mut endings = Endings::default();
         for draw in samples.iter().flat_map(|sample| &sample.draws) {

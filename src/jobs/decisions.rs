@@ -20,12 +20,13 @@ use serde::{Deserialize, Serialize};
 use crate::dataset::{DataFile, Turn};
 use crate::error::{Context, Error, Result};
 
-/// Of the format: the value of the first line's `decisions`.
+/// The version of the format: the value of the first line's `decisions`.
 const VERSION: u64 = 1;
 
 /// What was decided, by row.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Decisions {
+    /// The decisions by the number of the row.
     pub rows: BTreeMap<u32, RowDecision>,
 }
 
@@ -33,7 +34,9 @@ pub(crate) struct Decisions {
 pub(crate) struct RowDecision {
     /// `Some(true)`: the row stays, whatever a rule says; `Some(false)`: it goes.
     pub keep: Option<bool>,
+    /// What of the row is not to be learnt.
     pub masks: Vec<Mask>,
+    /// What the person wrote about the row.
     pub note: Option<String>,
     /// The line that spoke of the row last, from 1.
     pub line: u64,
@@ -42,7 +45,9 @@ pub(crate) struct RowDecision {
 /// A turn, or bytes `begin..end` of its content, that are not to be learnt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Mask {
+    /// The index of the turn.
     pub turn: u16,
+    /// The bytes of its content; `None`: the whole turn.
     pub span: Option<(u32, u32)>,
 }
 

@@ -32,7 +32,7 @@ use crate::table::{
 pub(crate) struct Job {
     /// A folder of an evaluation or of a score run, samples of lm-evaluation-harness, or a model.
     pub before: String,
-    /// Of the same kind; several where there is a target.
+    /// What it is compared with, of the same kind as `before`; several where there is a target.
     pub after: Vec<String>,
     /// The tasks that the runs were fine-tuned for.
     pub target: Vec<String>,
@@ -42,6 +42,7 @@ pub(crate) struct Job {
     pub divergence: bool,
     /// The drop in points that is an error.
     pub fail_on_drop: Option<f64>,
+    /// How models are evaluated.
     pub way: Way,
     /// The command line, for the records of evaluations.
     pub command: String,
@@ -56,7 +57,7 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Diff> {
     Ok(Diff { what, divergence: distance(job, watch)?, remarks: remarks(job)? })
 }
 
-/// Of folders of ours: what else differs between them than the models, in sentences without their full stops.
+/// What else differs between folders of ours than the models, in sentences without their full stops; empty for anything but folders.
 fn remarks(job: &Job) -> Result<Vec<String>> {
     let mut said = Vec::new();
     let Some((kind, before)) = record(&job.before, job)? else { return Ok(said) };
@@ -227,7 +228,7 @@ fn compare_scores(before: &Path, after: &Path) -> Result<Movement> {
     Ok(movement)
 }
 
-/// Beside two score runs' comparison: a table of all rows, and the page with both side by side.
+/// Writes, beside two score runs' comparison, a table of all rows and the page with both side by side.
 fn write_learnt_rows(movement: &Movement, out: &Path) -> Result<()> {
     let rows: Vec<LearntRow> = movement
         .learnt
@@ -331,7 +332,7 @@ fn read(path: &Path) -> Result<Value> {
 /// The model that a side is, or was made with.
 enum Behind {
     Model(Named),
-    /// Only a server knows its weights.
+    /// A server ran the model, and it alone knows the weights.
     Server,
     Unknown,
 }

@@ -106,7 +106,7 @@ mod tests {
         journal.add(&[5, 7]).unwrap();
         drop(journal);
         assert_eq!(std::fs::read(&path).unwrap(), text);
-        // Of another run, and not worth an error: begun anew.
+        // A journal of another run is not worth an error here: it is begun anew.
         assert!(open("b", &|| None).unwrap().1.is_empty());
         assert!(open("b", &refused).unwrap().1.is_empty());
         // It holds nothing yet: so is it without being asked for.

@@ -43,8 +43,9 @@ pub(super) fn text_of(
 
 /// Why a sequence may be less long than a server's limit.
 pub(super) struct Beyond {
-    /// By so many tokens a sequence has to be shorter than the server's limit.
+    /// How many tokens a sequence has to be shorter than the server's limit.
     pub tokens: usize,
+    /// Why it has to be, as a sentence's end.
     pub why: &'static str,
 }
 
@@ -107,7 +108,7 @@ pub(super) struct Opened {
     pub served: Served,
     pub reference: Reference,
     pub max_len: usize,
-    /// Of the model, as far as it is known.
+    /// A hash of what is known here of the model: what the servers call it, or have it from, and its tokenizer.
     pub sha256: String,
     pool: Pool,
 }
@@ -159,7 +160,7 @@ impl Opened {
         remarks.extend(remark(&checked));
         watch.remarks(&served.info.name, &remarks);
         claim(&checked, out)?;
-        // Of what is asked for from now on only the targets count.
+        // From now on only the targets count in what is asked for.
         Ok(Servers { pool: pool.with_top_k(1), tokenizer, checked })
     }
 }

@@ -124,7 +124,7 @@ struct Seen<'a> {
     data: serde_json::Value,
     report: Report,
     gates: Vec<(String, Weight)>,
-    /// Of the rows that are shown.
+    /// The conflicts of the rows that are shown, with their kinds; `None` where the run has no kinds.
     conflicts: Option<Vec<KnownConflict>>,
     alternatives: Vec<Alternative>,
     shown: Shown,

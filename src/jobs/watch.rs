@@ -37,19 +37,22 @@ pub(crate) trait Watch: Sync {
 
 /// What is known when scoring begins.
 pub(crate) struct Beginning<'a> {
-    /// Of the whole data set: supervised tokens, all tokens of the rows with any, and these rows.
+    /// Supervised tokens of the whole data set.
     pub supervised: u64,
+    /// All tokens of the rows that have supervised tokens.
     pub tokens: u64,
+    /// The number of these rows.
     pub rows: u64,
-    /// The model's short name, and where it runs.
+    /// The model's short name.
     pub model: &'a str,
+    /// Where the model runs.
     pub device: String,
     /// Why a GPU that is there was not taken.
     pub passed_over: Option<&'a str>,
     pub out: &'a Path,
 }
 
-/// For what fetches, in the rooms below, which know no job.
+/// Passes on how far a fetch has come: the rooms that fetch know no job.
 pub(crate) fn fetching(watch: &dyn Watch) -> impl Fn(&str, u64, u64) {
     |what, done, total| watch.fetching(what, done, total)
 }

@@ -1,5 +1,6 @@
 //! The activations that gate a feed-forward network.
 
+/// What the gate of a feed-forward network, or of attention, goes through.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Activation {
     /// `x / (1 + exp(-x))`: Llama, Qwen, GLM.
@@ -12,9 +13,11 @@ pub enum Activation {
     ClampedSwiglu(ClampedSwiglu),
 }
 
+/// The numbers of [`Activation::ClampedSwiglu`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ClampedSwiglu {
+    /// What the gate is multiplied by within the sigmoid.
     pub alpha: f32,
-    /// Positive.
+    /// The bound of gate and up-projection; positive.
     pub limit: f32,
 }

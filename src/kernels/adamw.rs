@@ -29,17 +29,20 @@ pub struct Update {
     pub rate: f32,
     /// `1 - lr decay`
     pub keep: f32,
+    /// The decay rates `b1` and `b2` of the two moments.
     pub betas: [f32; 2],
     /// `1 - b`, from the betas in f64.
     pub complements: [f32; 2],
     /// `sqrt(1 - b2^t)`
     pub root: f32,
+    /// Added to the root of the second moment.
     pub eps: f32,
-    /// Of the draws for rounding.
+    /// The key of the random draws by which bf16 moments are rounded.
     pub key: u32,
 }
 
 impl Moments {
+    /// Moments of `len` numbers that have not been updated yet: in bf16, or in f32.
     pub fn zeros(len: usize, bf16: bool) -> Moments {
         if bf16 { Moments::Bf16([vec![0; len], vec![0; len]]) } else { Moments::F32([vec![0.0; len], vec![0.0; len]]) }
     }
@@ -106,7 +109,7 @@ struct Halves<'a> {
     m: &'a mut [u16],
     v: &'a mut [u16],
     update: Update,
-    /// Place of the block in the array.
+    /// The place of the block's first number in the whole array.
     first: u32,
 }
 
@@ -137,7 +140,7 @@ fn step(w: f32, g: f32, m: f32, v: f32, update: &Update) -> (f32, f32, f32) {
     (w * update.keep - update.rate * m / (v.sqrt() / update.root + update.eps), m, v)
 }
 
-/// To bf16: up with the probability that the mean asks for. `draw` is one of 65,536 equally likely numbers.
+/// Rounds to bf16, up with the probability that the mean asks for. `draw` is one of 65,536 equally likely numbers.
 #[inline(always)]
 fn rounded(x: f32, draw: u32) -> u16 {
     let half = (x.to_bits().wrapping_add(draw) >> 16) as u16;

@@ -23,7 +23,7 @@ use crate::provenance;
 
 /// A lower level must be this much faster in one of the two formats.
 const CLEARLY_FASTER: f64 = 1.3;
-/// And no slower than this in the other.
+/// It must be at least this fast in the other format.
 const AS_FAST: f64 = 0.9;
 
 /// Operations per second in the two number formats.
@@ -37,7 +37,7 @@ struct Rates {
 #[derive(Debug, Serialize, Deserialize)]
 struct Remembered {
     level: String,
-    /// Of each level that was tried.
+    /// The speeds that were measured, for each level that was tried.
     flops: Vec<(String, Rates)>,
 }
 

@@ -36,7 +36,7 @@ pub(crate) fn with_floats<R>(x: &Tensor, f: impl FnOnce(&[f32]) -> R) -> Result<
     with_numbers(x, f)
 }
 
-/// The same for a tensor of `T`.
+/// As [`with_floats`], for a tensor of numbers of type `T`.
 pub(crate) fn with_numbers<T: WithDType, R>(x: &Tensor, f: impl FnOnce(&[T]) -> R) -> Result<R> {
     let x = x.contiguous()?;
     let (storage, layout) = x.storage_and_layout();
@@ -120,7 +120,7 @@ impl<T> Shared<T> {
         Self { start: values.as_mut_ptr().cast(), len: values.len() }
     }
 
-    /// An array that is there already.
+    /// Shares an array whose numbers are all written already.
     pub(crate) fn of(values: &mut [T]) -> Self {
         Self { start: values.as_mut_ptr(), len: values.len() }
     }

@@ -30,9 +30,10 @@ pub enum Level {
     Avx2,
     /// AVX-512 F, BW, DQ and VL.
     Avx512,
-    /// The same and the bf16 dot products.
+    /// AVX-512 and the bf16 dot products.
     Avx512Bf16,
-    /// The same and tiles of bf16 products. Only where it is asked for: no machine that we could test on has them.
+    /// AVX-512, the bf16 dot products, and AMX: tiles of bf16 products. Only where it is asked for: no machine that we could test on
+    /// has them.
     Amx,
 }
 
@@ -67,6 +68,7 @@ impl Level {
         Level::ALL.into_iter().filter(|&level| level <= Level::highest()).collect()
     }
 
+    /// The name that `DIAGNOSE_KERNELS` takes.
     pub fn name(self) -> &'static str {
         match self {
             Level::Portable => "portable",

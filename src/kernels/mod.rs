@@ -80,7 +80,7 @@ pub enum Dtype {
 }
 
 impl Dtype {
-    /// Of one number.
+    /// The bytes of one number in memory.
     pub fn size_in_bytes(self) -> u64 {
         match self {
             Dtype::F32 | Dtype::Bf16x3 => 4,
@@ -108,7 +108,7 @@ pub enum Stored {
 }
 
 impl Stored {
-    /// Of one number.
+    /// The bytes of one number.
     pub fn size_in_bytes(self) -> u64 {
         match self {
             Stored::F32 => 4,
@@ -149,6 +149,7 @@ pub struct TokenStatistics {
     pub grad: f32,
     /// The model's first choice; the lowest id among ties
     pub top_id: u32,
+    /// ln p of that choice, nats.
     pub top_logprob: f32,
     /// The model's second to fifth choice, the lowest ids first among ties; fewer where fewer largest logits were asked for.
     pub next: [Choice; NEXT_CHOICES],
@@ -160,6 +161,7 @@ pub const NEXT_CHOICES: usize = 4;
 /// A token that the model might have written.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Choice {
+    /// The id of the token.
     pub id: u32,
     /// ln p; -inf where there is no such choice.
     pub logprob: f32,

@@ -107,7 +107,7 @@ fn check_weight(what: &str, weight: &Tensor, width: usize) -> Result<()> {
     Ok(())
 }
 
-/// Over the last dimension, whatever stands before it.
+/// The norm as tensor operations, over the last dimension, whatever stands before it.
 fn reference(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let dtype = x.dtype();
     let x = x.to_dtype(DType::F32)?;
@@ -174,7 +174,7 @@ impl QkNorm {
         Rows { columns: self.columns, groups, eps: self.eps }
     }
 
-    /// Of `qkv`, and of both weights, one after the other.
+    /// The gradient of `qkv`, and the gradients of both weights, one after the other.
     fn gradients(
         &self,
         qkv: &Tensor,
@@ -328,7 +328,7 @@ struct Backward<'a> {
     x: &'a [f32],
     dy: &'a [f32],
     dx: &'a mut [MaybeUninit<f32>],
-    /// Added to.
+    /// The gradient of the weight is added to this.
     dw: &'a mut [f32],
 }
 

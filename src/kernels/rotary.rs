@@ -50,6 +50,7 @@ impl Rotary {
         2 * self.pairs
     }
 
+    /// How many positions the tables hold.
     pub fn max_positions(&self) -> usize {
         self.max_positions
     }

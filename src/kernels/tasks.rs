@@ -12,7 +12,7 @@ const ROW_BLOCK: usize = 96;
 const PANEL_BLOCK: usize = 16;
 /// Tasks for each thread, at least, as far as there are panels: a thread that has done its own waits for at most one of them.
 const TASKS: usize = 16;
-/// The same where a product has few rows, whose time is that of reading the weight.
+/// Tasks for each thread, at least, where a product has few rows: its time is that of reading the weight.
 const FEW_ROWS_TASKS: usize = 4;
 
 /// Calls `work` with the rows and the panels of each task, on all threads; together they cover every row against every panel once.

@@ -17,15 +17,17 @@ use crate::kernels::cpu::{sum, with_floats};
 use crate::kernels::gated::Activation;
 
 pub(super) struct Block {
-    /// On what the attention reads.
+    /// The norm on what the attention reads.
     pub attention_norm: Option<RmsNorm>,
+    /// Attention, or the gated delta rule.
     pub mixer: Mixer,
-    /// On what the attention adds.
+    /// The norm on what the attention adds.
     pub attention_post_norm: Option<RmsNorm>,
-    /// On what the feed-forward network reads.
+    /// The norm on what the feed-forward network reads.
     pub mlp_norm: Option<RmsNorm>,
+    /// The feed-forward network.
     pub mlp: FeedForward,
-    /// On what the feed-forward network adds.
+    /// The norm on what the feed-forward network adds.
     pub mlp_post_norm: Option<RmsNorm>,
 }
 
@@ -102,7 +104,7 @@ impl Block {
         Ok(self.opened(x, context, rows, adapters)?.0)
     }
 
-    /// All but the output, and what the feed-forward network reads.
+    /// Computes all but the output of the block: what is kept for the backward pass, and what the feed-forward network reads.
     fn opened(&self, x: Tensor, context: Context, rows: Option<&[u32]>, adapters: Adapters) -> Result<(Activations, Tensor)> {
         let projected = self.mixer.project_in(&normed(&self.attention_norm, &x)?, adapters)?;
         let (mixed, softmaxes) = self.mixer.mix(&projected, context)?;

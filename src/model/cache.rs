@@ -16,6 +16,7 @@ use crate::kernels::delta::DeltaCache;
 pub struct CacheSize {
     /// Pages, as the model has them (`Model::page`): at least so many, and at most.
     pub pages: RangeInclusive<usize>,
+    /// Sequences at a time.
     pub sequences: usize,
     /// Positions of the longest sequence.
     pub positions: usize,
@@ -23,6 +24,7 @@ pub struct CacheSize {
     pub tokens: usize,
 }
 
+/// What all layers keep of the sequences, and which pages are free.
 pub struct Cache {
     pub(super) place: Place,
     free: Vec<usize>,
@@ -30,19 +32,20 @@ pub struct Cache {
     holders: Vec<u32>,
 }
 
-/// Where it lies.
+/// Where the kept numbers lie.
 pub(super) enum Place {
-    /// By layers.
+    /// On the host: what each layer keeps, in the order of the layers.
     Host(Vec<Kept>),
     Device(OnDevice),
 }
 
 /// What all layers keep on a GPU.
 pub(super) struct OnDevice {
+    /// The keys and values of layers with attention.
     pub keys: PagedKeys,
     /// Where some layers have the gated delta rule.
     pub states: Option<KeptStates>,
-    /// Of each layer, how many before it are of its kind.
+    /// How many layers before each layer are of its kind: its number in `keys`, or in `states`.
     pub numbers: Vec<usize>,
 }
 
@@ -111,6 +114,7 @@ impl Cache {
         }
     }
 
+    /// How many pages no sequence holds.
     pub fn n_free(&self) -> usize {
         self.free.len()
     }

@@ -9,33 +9,44 @@ use crate::kernels::attention::AttentionShape;
 use crate::kernels::delta::DeltaShape;
 use crate::kernels::gated::ClampedSwiglu;
 
+/// A model's shape and settings.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// config.json's `model_type`, or the family that a GGUF architecture stands for.
     pub family: &'static str,
+    /// Tokens of the vocabulary: rows of the embedding.
     pub vocab_size: usize,
+    /// The width of the residual stream.
     pub hidden_size: usize,
+    /// The inner width of the feed-forward network.
     pub intermediate_size: usize,
+    /// The number of blocks.
     pub layers: usize,
+    /// Query heads of an attention.
     pub heads: usize,
+    /// Key and value heads; each is read by `heads / kv_heads` query heads.
     pub kv_heads: usize,
+    /// The width of a head.
     pub head_dim: usize,
+    /// Added to the mean of squares in norms.
     pub rms_norm_eps: f64,
     /// Norm weights are stored as an offset from 1.
     pub norm_offset: bool,
+    /// The rotary embedding.
     pub rope: Rope,
     /// Another rotary embedding in layers with a window.
     pub window_rope: Option<Rope>,
     /// The first elements of a head that turn; the others stay.
     pub rotary_dim: usize,
-    /// Of each layer: do queries and keys turn? Layers that are told nothing about positions are called NoPE.
+    /// Do queries and keys turn? One entry a layer. Layers that are told nothing about positions are called NoPE.
     pub turning: Vec<bool>,
-    /// Of each layer: a token sees only the last this many tokens, itself included.
+    /// How many of the last tokens a token sees, itself included; `None`: all of them. One entry a layer.
     pub windows: Vec<Option<usize>>,
     /// Multiplies the attention scores.
     pub attention_scale: f32,
     /// `cap * tanh(score / cap)` on the attention scores.
     pub attention_softcap: Option<f32>,
+    /// How queries grow with their positions, in families that have it.
     pub query_growth: Option<QueryGrowth>,
     /// Biases on the query, key and value projections.
     pub qkv_bias: bool,
@@ -49,6 +60,7 @@ pub struct Config {
     pub delta: Option<DeltaConfig>,
     /// Biases in the feed-forward network.
     pub mlp_bias: bool,
+    /// The experts, in models that have some.
     pub experts: Option<ExpertsConfig>,
     /// Layers behind the last that predict further tokens at once: files may hold them, and they are not run.
     pub further_layers: usize,
@@ -60,6 +72,7 @@ pub struct Config {
     pub logit_divisor: f64,
     /// The head is the embedding matrix.
     pub tied: bool,
+    /// The longest sequence that the model was made for.
     pub max_positions: usize,
     /// `cap * tanh(logit / cap)` on the logits.
     pub final_softcap: Option<f32>,
@@ -69,28 +82,35 @@ pub struct Config {
 /// the attention.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct QueryGrowth {
+    /// How much queries grow.
     pub beta: f64,
+    /// The length of the first training; shorter sequences have no growth.
     pub original_positions: usize,
 }
 
 /// The gated delta rule, which some layers have in place of attention.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeltaConfig {
+    /// The rule's heads.
     pub shape: DeltaShape,
-    /// Of each layer: has it the rule, or attention?
+    /// Has the layer the rule, or attention? One entry a layer.
     pub layers: Vec<bool>,
 }
 
 /// A feed-forward network of which each token uses a part.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ExpertsConfig {
+    /// How many experts a layer has.
     pub count: usize,
+    /// How many of them each token uses.
     pub per_token: usize,
+    /// The inner width of an expert.
     pub intermediate_size: usize,
     /// The weights of a token's experts are made to sum to 1.
     pub normalise: bool,
-    /// Of each layer: has it experts, or an ordinary feed-forward network?
+    /// Has the layer experts, or an ordinary feed-forward network? One entry a layer.
     pub routed: Vec<bool>,
+    /// How the router's logits become weights.
     pub scoring: Scoring,
     /// Multiplies the weights of a token's experts.
     pub scale: f64,

@@ -17,8 +17,11 @@ pub(super) struct DeltaVectors {
 
 /// In which order a batch's tokens go through the rule, on the device, too.
 pub(super) struct DeltaInputs<'a> {
+    /// The order in which the tokens go through the rule.
     pub plan: DeltaPlan,
+    /// [`DeltaPlan::steps`] on the device.
     pub steps: Indices<'a>,
+    /// [`DeltaPlan::runs`] on the device.
     pub runs: Indices<'a>,
 }
 
@@ -52,7 +55,7 @@ impl DeltaVectors {
         })
     }
 
-    /// The same for sequences that go on, in the layer of this number among those with the rule.
+    /// As `mix`, for sequences that go on; `layer` is the layer's number among those with the rule, and `kept` what they remember.
     pub(super) fn mix_onto<'a>(
         &self,
         device: &'static Device,

@@ -12,7 +12,7 @@ use crate::kernels::cuda::{Arena, Array, Buffer, Device, RouterOptions, arena_by
 pub(super) struct ExpertVectors {
     router_bias: Option<Buffer>,
     correction: Option<Buffer>,
-    /// Of all experts, one after the other.
+    /// The biases of gates and up-projections of all experts, one expert after the other.
     gate_up_biases: Option<Buffer>,
     down_biases: Option<Buffer>,
 }
@@ -23,7 +23,7 @@ pub(super) struct ExpertSizes {
     count: usize,
     per_token: usize,
     inner: usize,
-    /// Of the network that all tokens share.
+    /// The inner width of the network that all tokens share; 0 without one.
     shared: usize,
 }
 

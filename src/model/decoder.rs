@@ -77,7 +77,7 @@ impl Decoder {
         self.through(&batch.ids, rows, adapters, std::iter::repeat_with(|| Context::Batch(batch)))
     }
 
-    /// The same for tokens that go on with sequences of a cache, and are added to it.
+    /// As [`Decoder::hidden`], for tokens that go on with sequences of a cache, and are added to it.
     pub(super) fn hidden_onto(&self, cache: &mut [Kept], ids: &[u32], stretches: &[Stretch], rows: &[u32]) -> Result<Tensor> {
         self.through(ids, rows, Adapters::On, cache.iter_mut().map(|layer| Context::Cache(stretches, layer)))
     }

@@ -108,7 +108,7 @@ impl DeltaNet {
         Ok(Tensor::cat(&[d_gate_up.narrow(1, 0, value_dim)?, d_read], 1)?.reshape(mixed.shape())?)
     }
 
-    /// From the gradient of what [`DeltaNet::mix`] gave to that of the `x` which was projected in.
+    /// Goes back from the gradient of what [`DeltaNet::mix`] gave to that of the `x` which was projected in.
     pub(super) fn backward(
         &self,
         x: &Tensor,
@@ -156,7 +156,9 @@ impl DeltaNet {
         }
     }
 
-    /// The same in two steps, as the backward pass needs it: of each head its gates and, beside them, the normed numbers `[N * heads, 2 value_dim]`; and what the gates let through `[N, W]`.
+    /// As [`DeltaNet::open`], in the two steps that the backward pass needs: for each head its gates and, beside them, the normed
+    /// numbers
+    /// `[N * heads, 2 value_dim]`; and what the gates let through, `[N, W]`.
     fn opened(&self, mixed: &Tensor) -> Result<(Tensor, Tensor)> {
         let DeltaShape { value_heads, value_dim, .. } = self.shape;
         let rows = mixed.dim(0)?;

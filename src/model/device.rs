@@ -15,6 +15,7 @@ use crate::tokens::{ChatTemplate, Tokenizer};
 
 /// Where a model runs.
 pub(super) struct Placed {
+    /// How to hold and run it; the device is a certain one.
     pub options: LoadOptions,
     /// Why a GPU that is there was not taken, where the choice was left to the program.
     pub passed_over: Option<String>,
@@ -75,7 +76,9 @@ pub(super) fn place(
 
 /// A source whose tensors arrive on a device.
 pub(super) struct OnDevice<'a> {
+    /// Where the tensors come from.
     pub source: &'a dyn Source,
+    /// The device on which candle makes them.
     pub device: &'a Device,
     /// May matrices stay in the blocks of their file?
     pub in_blocks: bool,

@@ -7,9 +7,9 @@ use crate::kernels::matmul::Matrix;
 /// L2 norms of rows of the embedding, or of the head where that is another matrix.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Norms {
-    /// Of each token that was asked for.
+    /// The norms of the tokens that were asked for, in that order.
     pub tokens: Vec<f32>,
-    /// The median of the vocabulary.
+    /// The median of the norms of the vocabulary.
     pub median: f32,
 }
 

@@ -20,7 +20,7 @@ use crate::kernels::gated::Activation;
 pub(super) struct Experts {
     pub(super) router: Linear,
     pub(super) experts: Vec<Mlp>,
-    /// What every token uses.
+    /// The network that every token uses beside its experts.
     pub(super) shared: Option<Box<Mlp>>,
     /// `[1, D]`, whose sigmoid multiplies what that gives.
     pub(super) shared_gate: Option<Linear>,
@@ -38,7 +38,7 @@ pub(super) struct Experts {
 pub(super) const CORRECTION: &str = ".mlp.gate.e_score_correction_bias";
 
 impl Experts {
-    /// From `mlp.gate` and `mlp.experts`, in whichever layout the weights are; one expert is read after the other.
+    /// Loads the experts from `mlp.gate` and `mlp.experts`, in whichever layout the weights are; one expert is read after the other.
     pub(super) fn load(layer: &Layer, config: &ExpertsConfig, activation: Activation) -> Result<Experts> {
         let (width, inner, count) = (layer.config.hidden_size, config.intermediate_size, config.count);
         // A rounded router would send tokens to other experts, and it is small.
@@ -122,7 +122,7 @@ impl Experts {
         }
     }
 
-    /// The same without what all tokens share.
+    /// As [`Experts::forward_add`], without the network that all tokens share.
     fn routed_add(&self, x: &Tensor, residual: &Tensor, adapters: Adapters) -> Result<Tensor> {
         let (chosen, weights_te) = self.weigh(&self.router.forward(x, adapters)?)?;
         let mut total = residual.clone();

@@ -22,9 +22,13 @@ use crate::kernels::{Dtype, Kernels};
 
 /// Where the weights of one block come from.
 pub(super) struct Layer<'a> {
+    /// The model's shape and settings.
     pub config: &'a Config,
+    /// Where the tensors come from.
     pub source: &'a dyn Source,
+    /// How to hold and run the weights.
     pub options: LoadOptions,
+    /// The layer's number, counted from 0.
     pub index: usize,
     /// This layer's rotary embedding.
     pub rotary: &'a Rotary,
@@ -70,7 +74,7 @@ impl Linear {
         Ok(Linear { matrix, bias, modules, lora: None })
     }
 
-    /// The same with biases, `[N]` of all modules together.
+    /// Adds biases: `bias` are those of all modules together, `[N]`.
     pub(super) fn with_bias(self, bias: Tensor) -> Linear {
         Linear { bias: Some(Vector::new(bias, 0.0)), ..self }
     }
@@ -94,7 +98,7 @@ impl Linear {
         self.finish(x, self.matrix.forward(x)?, adapters)
     }
 
-    /// The same added to `residual [T, out]`.
+    /// `residual + y` with `y` as [`Linear::forward`] gives it; `residual [T, out]`.
     pub(super) fn forward_add(&self, x: &Tensor, residual: &Tensor, adapters: Adapters) -> Result<Tensor> {
         self.finish(x, self.matrix.forward_add(x, residual)?, adapters)
     }
@@ -148,7 +152,9 @@ impl Linear {
 
 /// How adapters are added.
 pub(super) struct Adapting<'a> {
+    /// Rank, scale, dropout and targets.
     pub options: &'a LoraOptions,
+    /// The seed of the first values of `A`.
     pub seed: u64,
 }
 
@@ -172,7 +178,7 @@ impl RmsNorm {
         RmsNorm::load_offset(config, source, name, width, offset, kernels)
     }
 
-    /// The same where the weight is stored as it is, whatever the family's others are.
+    /// As [`RmsNorm::load`], where the weight is stored as it is, whatever the family's others are.
     pub(super) fn load_plain(
         config: &Config,
         source: &dyn Source,
@@ -218,7 +224,7 @@ impl RmsNorm {
 /// Grouped-query attention with rotary embedding.
 pub(super) struct Attention {
     pub(super) qkv: Linear,
-    /// On queries and on keys: of each head, or of all heads at once.
+    /// The norms on queries and on keys: of each head, or of all heads at once.
     pub(super) qk_norm: Option<(RmsNorm, RmsNorm)>,
     pub(super) output: Linear,
     /// Whether each query head comes with gates, `(query | gates)` one head after the other.
@@ -232,7 +238,7 @@ pub(super) struct Attention {
 }
 
 impl Attention {
-    /// From `q_proj`, `k_proj`, `v_proj` and `o_proj`.
+    /// Loads the attention from `q_proj`, `k_proj`, `v_proj` and `o_proj`.
     pub(super) fn load(layer: &Layer) -> Result<Attention> {
         let (q_width, kv_width) = layer.config.attention_shape(layer.index).widths();
         let q_width = if layer.config.attention_gates { 2 * q_width } else { q_width };
@@ -240,7 +246,7 @@ impl Attention {
         Attention::load_parts(layer, &inputs)
     }
 
-    /// From `qkv_proj`, the queries' rows first, and `o_proj`.
+    /// Loads the attention from `qkv_proj`, the queries' rows first, and `o_proj`.
     pub(super) fn load_fused(layer: &Layer) -> Result<Attention> {
         let columns = layer.config.attention_shape(layer.index).columns();
         Attention::load_parts(layer, &[("self_attn.qkv_proj", columns)])
@@ -341,7 +347,7 @@ impl Attention {
         if self.gated { gated_backward(mixed, Activation::Sigmoid, &d_opened) } else { Ok(d_opened) }
     }
 
-    /// What the gates let through.
+    /// What the gates let through of what the heads found; all of it where there are no gates.
     fn opened(&self, mixed: &Tensor) -> Result<Tensor> {
         if self.gated { gated(mixed, Activation::Sigmoid, self.kernels) } else { Ok(mixed.clone()) }
     }
@@ -371,7 +377,7 @@ impl Attention {
         Ok(Tensor::cat(&[both, qkv.narrow(1, width, columns - width)?], 1)?)
     }
 
-    /// From the gradient of what [`Attention::mix`] gave to that of the `x` which was projected in.
+    /// Goes back from the gradient of what [`Attention::mix`] gave to that of the `x` which was projected in.
     pub(super) fn backward(
         &self,
         x: &Tensor,
@@ -471,18 +477,18 @@ pub(super) struct Mlp {
 }
 
 impl Mlp {
-    /// From `gate_proj`, `up_proj` and `down_proj`.
+    /// Loads the network from `gate_proj`, `up_proj` and `down_proj`.
     pub(super) fn load(layer: &Layer, activation: Activation) -> Result<Mlp> {
         Mlp::load_in(layer, "mlp", layer.config.intermediate_size, activation)
     }
 
-    /// The same, of width `inner`, within `module`.
+    /// As [`Mlp::load`], from the matrices in `module`, of inner width `inner`.
     pub(super) fn load_in(layer: &Layer, module: &str, inner: usize, activation: Activation) -> Result<Mlp> {
         let name = |part: &str| format!("{module}.{part}");
         Mlp::load_parts(layer, &[(&name("gate_proj"), inner), (&name("up_proj"), inner)], (&name("down_proj"), inner), activation)
     }
 
-    /// From `gate_up_proj`, the gate's rows first, and `down_proj`.
+    /// Loads the network from `gate_up_proj`, the gate's rows first, and `down_proj`.
     pub(super) fn load_fused(layer: &Layer, activation: Activation) -> Result<Mlp> {
         let inner = layer.config.intermediate_size;
         Mlp::load_parts(layer, &[("mlp.gate_up_proj", 2 * inner)], ("mlp.down_proj", inner), activation)
@@ -509,7 +515,7 @@ impl Mlp {
         self.gate_up.forward(x, adapters)
     }
 
-    /// From gate and up to the output: `[T, 2 F] -> [T, D]`.
+    /// From gate and up-projection to the output: `[T, 2 F] -> [T, D]`.
     pub(super) fn close(&self, gate_up: &Tensor, adapters: Adapters) -> Result<Tensor> {
         self.down.forward(&gated(gate_up, self.activation, self.kernels)?, adapters)
     }

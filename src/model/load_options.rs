@@ -3,9 +3,12 @@
 use super::placement::Placement;
 use crate::kernels::{Dtype, Kernels};
 
+/// How a model is held and where it runs.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct LoadOptions {
+    /// What matrices are held in and multiplied in.
     pub dtype: Dtype,
+    /// Which implementation of the operations runs.
     pub kernels: Kernels,
     /// A GPU of NVIDIA's has kernels of its own; Metal runs the reference kernels.
     pub device: Placement,

@@ -18,16 +18,21 @@ use crate::kernels::matmul::{Matrix, Trained};
 use crate::kernels::{Dtype, Kernels};
 use crate::random::uniform;
 
+/// How adapters are made.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoraOptions {
+    /// The rows of `A` and columns of `B`.
     pub rank: usize,
+    /// The update is `alpha / rank * B A`.
     pub alpha: f64,
+    /// The share of an adapter's inputs that is dropped in training.
     pub dropout: f32,
     /// Last parts of the names of the modules to adapt, such as `q_proj`; empty for every linear module of the blocks.
     pub targets: Vec<String>,
 }
 
 impl LoraOptions {
+    /// What `B A` is multiplied by.
     pub fn scale(&self) -> f64 {
         self.alpha / self.rank as f64
     }

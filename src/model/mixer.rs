@@ -40,7 +40,7 @@ impl Mixer {
         }
     }
 
-    /// From what was mixed to `[T, D]`.
+    /// The output projection of what was mixed, to `[T, D]`.
     pub(super) fn project(&self, mixed: &Tensor, adapters: Adapters) -> Result<Tensor> {
         match self {
             Mixer::Attention(attention) => attention.project(mixed, adapters),
@@ -48,7 +48,7 @@ impl Mixer {
         }
     }
 
-    /// The same added to `residual`.
+    /// As [`Mixer::project`], added to `residual`.
     pub(super) fn project_add(&self, mixed: &Tensor, residual: &Tensor, adapters: Adapters) -> Result<Tensor> {
         match self {
             Mixer::Attention(attention) => attention.project_add(mixed, residual, adapters),
@@ -64,7 +64,7 @@ impl Mixer {
         }
     }
 
-    /// From the gradient of what [`Mixer::mix`] gave to that of the `x` which was projected in.
+    /// Goes back from the gradient of what [`Mixer::mix`] gave to that of the `x` which was projected in.
     pub(super) fn backward(
         &self,
         x: &Tensor,

@@ -112,9 +112,13 @@ pub use trace::Trace;
 
 /// A model that is ready to score, and what it needs to read text.
 pub struct Model {
+    /// What the model is, for run.json.
     pub info: Info,
+    /// Its shape and settings.
     pub config: Config,
+    /// Its vocabulary.
     pub tokenizer: Arc<Tokenizer>,
+    /// Its chat template, if it has one.
     pub template: Option<ChatTemplate>,
     /// Where it runs: never [`Placement::Auto`].
     pub placement: Placement,
@@ -137,10 +141,13 @@ pub struct Info {
     /// What the user wrote after --base.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<String>,
+    /// The file, or the folder with the files.
     pub path: PathBuf,
-    /// Of the weight file; of the list of the files' hashes where there are several.
+    /// SHA-256 of the weight file, in hexadecimal; of the list of the files' hashes where there are several.
     pub sha256: String,
+    /// The family.
     pub architecture: String,
+    /// The number of weights.
     pub parameters: u64,
 }
 
@@ -172,6 +179,7 @@ impl Model {
         Model::load_for(Purpose::Read, reference, options, max_positions)
     }
 
+    /// As [`Model::load`], for `purpose`: a model that writes also needs room for what it keeps of its answers.
     pub fn load_for(purpose: Purpose, reference: &Reference, options: LoadOptions, max_positions: usize) -> Result<Model> {
         let source = reference.open()?;
         let config = source.config()?;
@@ -258,8 +266,9 @@ impl Model {
         }
     }
 
-    /// The same for tokens that go on with sequences of `cache`, and are added to it: to the bit what [`Model::hidden`] gives for them within
-    /// their whole sequences. Only on the CPU with the fused kernels.
+    /// As [`Model::hidden`], for tokens that go on with sequences of `cache`, and are added to it: to the bit what [`Model::hidden`]
+    /// gives
+    /// for them within their whole sequences. Only on the CPU with the fused kernels.
     pub fn hidden_onto(&self, cache: &mut Cache, ids: &[u32], stretches: &[Stretch], rows: &[u32]) -> Result<Tensor> {
         self.tokenizer.check(ids)?;
         self.decoder.hidden_onto(cache.layers()?, ids, stretches, rows)
@@ -372,6 +381,7 @@ impl Model {
         })
     }
 
+    /// What the head is asked for, with the model's own softcap.
     pub fn head_options(&self, top_k: usize) -> HeadOptions {
         HeadOptions { top_k, softcap: self.config.final_softcap }
     }

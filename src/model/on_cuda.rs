@@ -70,7 +70,7 @@ struct AttentionVectors {
 }
 
 enum MlpVectors {
-    /// Biases.
+    /// The biases of an ordinary feed-forward network.
     Dense {
         gate_up: Option<Buffer>,
         down: Option<Buffer>,
@@ -81,14 +81,19 @@ enum MlpVectors {
 /// What the memory of a batch depends on.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Sizes {
+    /// `D`
     pub width: usize,
+    /// The heads of layers with attention.
     pub attention: AttentionShape,
     /// Columns of the gates of the attention's heads; 0 without.
     gates: usize,
+    /// The heads of layers with the gated delta rule.
     pub delta: Option<DeltaShape>,
     inner: usize,
     experts: Option<ExpertSizes>,
+    /// `V`
     pub vocabulary: usize,
+    /// What the weights are stored in.
     pub dtype: Stored,
 }
 
@@ -106,10 +111,13 @@ pub struct Pending {
 
 /// Token ids and the like of a batch on the device.
 pub(super) struct Inputs<'a> {
+    /// `[T]`
     pub ids: Indices<'a>,
+    /// The position of each token in its sequence, `[T]`.
     pub positions: Indices<'a>,
     /// What goes on behind the last block.
     pub rows: Indices<'a>,
+    /// Who sees whom.
     pub plan: &'a AttentionPlan,
 }
 

@@ -16,6 +16,7 @@ use crate::kernels::matmul::Trained;
 /// Tensors that are trained as one.
 #[derive(Debug, Clone)]
 pub struct Parameter {
+    /// The tensors of the checkpoint that it holds.
     pub parts: Vec<Part>,
     store: Store,
 }
@@ -25,6 +26,7 @@ pub struct Parameter {
 pub struct Part {
     /// `model.layers.0.self_attn.q_proj.weight`
     pub name: String,
+    /// The dimensions in the checkpoint.
     pub shape: Vec<usize>,
     rows: Range<usize>,
     columns: Range<usize>,
@@ -46,7 +48,7 @@ pub(super) struct Vector {
     offset: f32,
 }
 
-/// Not if `bias`, `layernorm` or `rmsnorm` stand in the name, or a norm of other names.
+/// Is weight decay for the tensor of this name? Not if `bias`, `layernorm` or `rmsnorm` stand in it, or a norm of other names.
 fn decays(name: &str) -> bool {
     let name = name.to_lowercase();
     let is_norm = name.split('.').any(|word| word == "norm" || word.ends_with("_norm"));
@@ -81,6 +83,7 @@ impl Parameter {
         }
     }
 
+    /// Has it no numbers?
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -170,7 +173,7 @@ impl Parameter {
 }
 
 impl Part {
-    /// All inputs of outputs `rows`, as `[rows.len(), inputs]`.
+    /// The part that has all inputs of the outputs `rows`, `[rows.len(), inputs]`.
     pub(super) fn rows(name: String, rows: Range<usize>, inputs: usize) -> Part {
         Part { name, shape: vec![rows.len(), inputs], rows, columns: 0..inputs }
     }

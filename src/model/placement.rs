@@ -9,6 +9,7 @@ use candle_core::Device;
 use crate::error::{Error, Result};
 use crate::kernels::cuda;
 
+/// Where the user wants a model to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Placement {
     /// The GPU if there is one that the model fits on, else the CPU.

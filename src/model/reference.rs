@@ -23,6 +23,7 @@ pub struct Reference {
     pub written: String,
     /// A short name for people: the file's, the folder's, or the hub id's; of an adapter, the base's and its own.
     pub name: String,
+    /// The file, or the folder with the files.
     pub path: PathBuf,
     /// What the user wrote for the base of an adapter, in place of what the adapter's config says.
     pub base: Option<String>,
@@ -48,13 +49,14 @@ impl Reference {
         Reference::resolve_on(written, None, progress)
     }
 
-    /// The same; `base` names the model that an adapter is put on, in place of the one that its config names.
+    /// As [`Reference::resolve`]; `base` names the model that an adapter is put on, in place of the one that its config names.
     pub fn resolve_on(written: Option<&str>, base: Option<&str>, progress: Progress) -> Result<Reference> {
         Reference::resolve_wanted(written, base, Wanted::Model, progress)
     }
 
-    /// The same for [`text_of`](super::text_of) alone: of a hub id, the tokenizer, the template and the configs are fetched, and no weights
-    /// where these stand apart from them.
+    /// As [`Reference::resolve_on`], for [`text_of`](super::text_of) alone: of a hub id, the tokenizer, the template and the configs
+    /// are
+    /// fetched, and no weights where these stand apart from them.
     pub fn resolve_text(written: Option<&str>, base: Option<&str>, progress: Progress) -> Result<Reference> {
         Reference::resolve_wanted(written, base, Wanted::Text, progress)
     }

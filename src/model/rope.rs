@@ -10,12 +10,16 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 use crate::json::{flag, number, present};
 
+/// A rotary embedding: its base, and how the frequencies are scaled for long sequences.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rope {
+    /// The base of the frequencies.
     pub theta: f64,
+    /// How they are scaled.
     pub scaling: RopeScaling,
 }
 
+/// How the frequencies differ from the plain ones.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RopeScaling {
     None,
@@ -120,7 +124,7 @@ impl Rope {
         Rope::from_parameters(parameters.as_ref(), base(json, "rope_theta", parameters.as_ref(), 10_000.0)?, max_positions)
     }
 
-    /// From one set of rope parameters; `theta` is the base where they do not hold one.
+    /// Reads one set of rope parameters; `theta` is the base where they do not hold one.
     pub fn from_parameters(parameters: Option<&Value>, theta: f64, max_positions: usize) -> Result<Rope> {
         let Some(parameters) = parameters else { return Ok(Rope { theta, scaling: RopeScaling::None }) };
         if !parameters.is_object() {
@@ -267,7 +271,7 @@ pub(super) fn yarn_attention_factor(factor: f64) -> f64 {
     yarn_mscale(factor, 1.0)
 }
 
-/// The same with the weight of the logarithm that DeepSeek's models choose.
+/// `0.1 mscale ln(factor) + 1`, or 1 without scaling: DeepSeek's models choose the weight `mscale`.
 fn yarn_mscale(factor: f64, mscale: f64) -> f64 {
     if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 }
 }

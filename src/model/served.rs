@@ -12,8 +12,11 @@ use crate::tokens::{ChatTemplate, DEFAULT_MAX_LEN, Tokenizer};
 /// A model of more parameters is not loaded for a comparison of a few tokens.
 const MOST_PARAMETERS: u64 = 1_500_000_000;
 
+/// The texts and the config of a model that a server runs.
 pub struct Served {
+    /// Its vocabulary.
     pub tokenizer: Arc<Tokenizer>,
+    /// Its chat template, if it has one.
     pub template: Option<ChatTemplate>,
     /// Rows of the embedding; where no config tells them, the tokenizer's.
     pub vocab_size: usize,
@@ -24,6 +27,7 @@ pub struct Served {
 }
 
 impl Served {
+    /// Reads what lies at `reference`; weights may be missing.
     pub fn read(reference: &Reference) -> Result<Served> {
         let (tokenizer, template) = text_of(reference)?;
         let model = reference.base().unwrap_or(reference);

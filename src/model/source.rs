@@ -97,7 +97,7 @@ impl Used {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
     }
 
-    /// Those of `names` that nobody has asked for, in order.
+    /// The names among `names` that nobody has asked for, in order.
     pub(super) fn others<'a>(&self, names: impl Iterator<Item = &'a String>) -> Vec<String> {
         let used = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut others: Vec<String> = names.filter(|name| !used.contains(*name)).cloned().collect();

@@ -14,10 +14,13 @@ pub enum Statistics {
 
 /// The statistics of a batch's targets, and how long the decoder and the head took.
 pub struct BatchStatistics {
+    /// What the model believed about each target.
     pub tokens: Vec<TokenStatistics>,
-    /// Of the targets that they were asked of: see [`Curves`](crate::kernels::statistics::Curves).
+    /// The entropies of the targets that they were asked for: see [`Curves`](crate::kernels::statistics::Curves).
     pub curves: Vec<Vec<f32>>,
+    /// Time in the decoder.
     pub decoder: Duration,
+    /// Time in the head.
     pub head: Duration,
 }
 

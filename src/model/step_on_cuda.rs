@@ -29,11 +29,11 @@ const LEFT_FREE: u64 = 256 << 20;
 pub(super) enum Wanted {
     /// Logits `[N, V]` f32, before their cap.
     Logits,
-    /// Of each row the id of the largest, the first of equals; `u32::MAX` where a logit is no number.
+    /// The id of the largest logit of each row, the first of equals; `u32::MAX` where a logit is no number.
     Largest,
 }
 
-/// What came of it, on the host.
+/// What a step gave, on its way to the host.
 pub(super) struct Fetched {
     pinned: Pinned,
     len: usize,
@@ -54,7 +54,7 @@ struct KeptBytes {
     /// Layers with the gated delta rule, which keep states in place of pages.
     n_delta: usize,
     page: u64,
-    /// Of the states of one sequence.
+    /// The states of one sequence.
     sequence: u64,
 }
 
@@ -238,7 +238,7 @@ fn step_bytes(sizes: &Sizes, size: &CacheSize) -> usize {
     bytes_of_a_step(sizes, tokens, sequences, words, StepPlan::most_parts(sequences, positions))
 }
 
-/// Of so many tokens, filled up, of `n` sequences, with so many words in its lists.
+/// The bytes of a step of `tokens` tokens, filled up, of `n` sequences, whose lists have `words` words.
 fn bytes_of_a_step(sizes: &Sizes, tokens: usize, n: usize, words: usize, parts: usize) -> usize {
     let n_rows = n.next_multiple_of(TILE);
     let f32s = |len: usize| arena_bytes(len, Stored::F32);

@@ -1,8 +1,8 @@
 //! A forward pass that can go backward: what training adds to [`Model::hidden`].
 //!
-//! Of each block at least the input is kept (`[T, D]`), of the last ones everything that its backward pass needs, as far as a
-//! given memory reaches; the others run a second time on the way back (Chen et al. 2016, arXiv 1604.06174). What is kept changes no
-//! bit of any gradient.
+//! At least the input of each block is kept (`[T, D]`); of the last blocks everything that their backward pass needs, as far as a given
+//! memory reaches. The other blocks run a second time on the way back (Chen et al. 2016, arXiv 1604.06174). What is kept changes no bit
+//! of any gradient.
 
 use candle_core::Tensor;
 
@@ -13,14 +13,15 @@ use super::{Adapters, Batch, LoraOptions, Model, Parameter};
 use crate::error::{Error, Result};
 use crate::kernels::Dtype;
 
+/// A forward pass with what its backward pass needs.
 pub struct Trace {
     batch: Batch,
     rows: Vec<u32>,
     adapters: Adapters,
     stages: Vec<Stage>,
-    /// Before the final norm, `[N, D]`.
+    /// The hidden states before the final norm, `[N, D]`.
     last: Tensor,
-    /// After it: what the head reads, `[N, D]`.
+    /// The hidden states after it: what the head reads, `[N, D]`.
     pub hidden: Tensor,
 }
 

@@ -22,8 +22,10 @@ use crate::table::Quadrant;
 
 #[derive(Serialize)]
 pub(crate) struct Diff {
+    /// What was compared, and what changed.
     #[serde(flatten)]
     pub what: What,
+    /// How far apart the two models are on general text, where that was measured.
     pub divergence: Distance,
     /// What else differs than the models, in sentences without their full stops.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -280,7 +282,7 @@ fn means(comparison: &Comparison) -> Vec<(String, &MeanChange)> {
     subjects.chain(groups).collect()
 }
 
-/// Before, after, change and interval in per cent and points.
+/// The cells of a table: before, after, change and interval, in per cent and points.
 fn mean_cells(change: &MeanChange) -> [String; 4] {
     let ends = change.difference.ci95.map_or_else(|| "-".to_owned(), |ends| interval(ends, 100.0));
     let number = |value: f64| format!("{:.2}", 100.0 * value);
@@ -433,13 +435,13 @@ fn nats(change: &Change) -> [String; 2] {
     [change.logprob, change.entropy].map(|mean| mean.map_or_else(|| "-".to_owned(), |mean| format!("{mean:+.4}")))
 }
 
-/// That two engines ran the models, where they did.
+/// A sentence that two engines ran the models, where they did.
 fn engines(comparison: &Comparison) -> Option<String> {
     let [before, after] = comparison.engines.as_ref()?;
     Some(format!("the models were run by two engines, which may differ by themselves: {before} before, {after} after"))
 }
 
-/// The same of each run.
+/// That two engines ran the models of a run, for each run, and which tasks are in no average.
 fn warnings_of_runs(retention: &Retention) -> impl Iterator<Item = String> {
     let left_out = &retention.left_out;
     let unshared = (!left_out.is_empty())

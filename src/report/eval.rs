@@ -132,7 +132,7 @@ fn methods(scores: &Scores) -> String {
     if listed.is_empty() { "none, for want of items".to_owned() } else { listed.join("; ") }
 }
 
-/// The primary metric first.
+/// The metrics that a table shows, the primary one first.
 fn shown(task: &TaskScores) -> Vec<(&str, &Estimate)> {
     let mut metrics: Vec<(&str, &Estimate)> = task.metrics.iter().map(|(name, estimate)| (name.as_str(), estimate)).collect();
     // Bytes and characters differ for texts beyond ASCII only; the file has both.

@@ -11,11 +11,14 @@ use crate::format::{number_with_interval, percent, percent_with_interval, thousa
 /// A run, and how far it lies from the first one.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Side {
+    /// The name of the run.
     pub run: String,
+    /// The names of its data files.
     pub data: String,
     pub model: String,
+    /// The sums over all of its tokens.
     pub overall: Breakdown,
-    /// Absent for the first.
+    /// How far it lies from the first run; absent for the first.
     pub gaps: Option<Gaps>,
 }
 

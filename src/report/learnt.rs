@@ -8,7 +8,7 @@ use crate::diagnosis::learnt::{Group, KNOWN, Learnt, Verdict};
 use crate::format::{percent, thousands};
 use crate::stats::share;
 
-/// Of each list on the terminal, and in the report.
+/// How many entries of each list are shown: on the terminal, and in the report.
 const ON_TERMINAL: usize = 5;
 const IN_REPORT: usize = 20;
 

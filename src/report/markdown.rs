@@ -20,14 +20,17 @@ use crate::table::Quadrant;
 
 /// Where the numbers come from.
 pub(crate) struct Origin {
-    /// The command that made this report, and the one that scored the data (the same, unless it was sorted again).
+    /// The command that made this report.
     pub command: String,
+    /// The command that scored the data; the same, unless the run was sorted again.
     pub scored_by: String,
     pub model: String,
     pub model_sha256: String,
+    /// The names of the data files.
     pub data: String,
+    /// What the model's products were computed in.
     pub dtype: String,
-    /// Of the program that scored the data, with its commit.
+    /// The version of the program that scored the data, with its commit.
     pub version: String,
     /// The findings of the mask audit.
     pub audit: Vec<String>,
@@ -35,8 +38,11 @@ pub(crate) struct Origin {
     pub without_text: Option<String>,
     /// Which rows of the data were read, in a few words.
     pub rows: String,
+    /// Records that were read.
     pub records: u64,
+    /// Records with something to score.
     pub scored: u64,
+    /// Tokens of the records with something to score.
     pub tokens: u64,
     pub tokens_per_second: f64,
 }

@@ -14,13 +14,16 @@ use crate::table::Quadrant;
 
 /// What stands above the numbers.
 pub(crate) struct Heading {
+    /// The names of the data files.
     pub data: String,
     pub model: String,
     /// The run folder.
     pub out: String,
     /// Which rows of the data were read, in a few words.
     pub rows: String,
+    /// Records with something to score.
     pub scored: u64,
+    /// Records that were read.
     pub records: u64,
     pub tokens_per_second: f64,
     /// Has the folder a page?

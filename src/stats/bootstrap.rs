@@ -44,7 +44,7 @@ fn stream(resample: usize) -> SplitMix {
     SplitMix(SplitMix(SEED ^ resample as u64).next())
 }
 
-/// From the 2.5 % to the 97.5 % quantile, interpolated as NumPy does.
+/// The interval from the 2.5 % to the 97.5 % quantile, interpolated as NumPy does.
 fn percentile_interval(mut samples: Vec<f64>) -> [f64; 2] {
     samples.sort_by(f64::total_cmp);
     [0.025, 0.975].map(|share| {
@@ -67,7 +67,7 @@ mod tests {
             let mut random = stream(resample);
             (0..N_EACH).map(move |_| random.next())
         });
-        // Of 400,000 numbers of 64 bits no two are equal but by an accident of one in 10^8.
+        // No two of 400,000 numbers of 64 bits are equal but by an accident of one in 10^8.
         assert_eq!(numbers.collect::<HashSet<u64>>().len(), RESAMPLES * N_EACH);
     }
 }

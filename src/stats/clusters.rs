@@ -13,7 +13,7 @@ pub(crate) struct ClusterSums {
     clusters: u64,
     numerator: f64,
     denominator: f64,
-    /// Squares and the product.
+    /// Sums of the squares of numerator and denominator, and of their product.
     aa: f64,
     ab: f64,
     bb: f64,
@@ -82,7 +82,7 @@ pub(crate) fn cluster_interval(value: f64, stderr: f64, clusters: u64, scale: Sc
     }))
 }
 
-/// So many clusters tell by their sums what a bootstrap would tell, in less time.
+/// From more than this many clusters on, the linearised error of their sums tells what a bootstrap would tell, in less time.
 const MANY: usize = 2000;
 
 /// `sum numerator / sum denominator` of clusters, one term each, of any number as value: with a percentile bootstrap over the clusters, stretched where

@@ -9,11 +9,12 @@ use super::terms::Term;
 
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Design {
-    /// Of each item; empty where every item is drawn on its own.
+    /// The number of the group of each item; empty where every item is drawn on its own.
     group_of: Vec<u32>,
     n_groups: usize,
-    /// Of each item; empty where there is one part.
+    /// The index in `parts` of the part of each item; empty where there is one part.
     part_of: Vec<u32>,
+    /// The names of the parts.
     pub parts: Vec<String>,
 }
 
@@ -21,7 +22,7 @@ impl Design {
     /// Every item is drawn on its own, in one part.
     pub(crate) const ALONE: Design = Design { group_of: Vec::new(), n_groups: 0, part_of: Vec::new(), parts: Vec::new() };
 
-    /// Of each item its part and its group, where it has them.
+    /// Built from the names of every item's part and group, in the order of the items; `None` where an item has none.
     pub(crate) fn of<'a>(items: impl Iterator<Item = (Option<&'a str>, Option<&'a str>)>) -> Design {
         let (mut parts, mut groups) = (HashMap::new(), HashMap::new());
         let mut design = Design::ALONE;
@@ -57,7 +58,7 @@ impl Design {
         self.has_groups().then_some(self.n_groups)
     }
 
-    /// Of each group by how much more it gained than it lost, in whole items.
+    /// How much more each group gained than it lost from `before` to `after`, in whole items.
     pub(crate) fn nets(&self, before: &[Term], after: &[Term]) -> Vec<i64> {
         let moved = |(before, after): (Term, Term)| (after.numerator - before.numerator).round() as i64;
         self.units(before).into_iter().zip(self.units(after)).map(moved).collect()
@@ -68,7 +69,7 @@ impl Design {
         (0..self.part_of.len()).filter(|&idx| self.part_of[idx] as usize == part).collect()
     }
 
-    /// The same of some of the items, taken as one part.
+    /// The design of some of the items, given by their indices: their groups stay, and all of them are taken as one part.
     pub(crate) fn within(&self, items: &[usize]) -> Design {
         let names: Vec<String> = items.iter().filter_map(|&idx| self.group_of.get(idx)).map(u32::to_string).collect();
         Design::of((0..items.len()).map(|idx| (None, names.get(idx).map(String::as_str))))

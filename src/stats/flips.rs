@@ -47,13 +47,13 @@ pub(crate) fn detectable_drop(n: usize, flipping: f64) -> Option<f64> {
     Some(high)
 }
 
-/// The same where items come in groups, of each of which `nets` says how many items were gained over those that were lost: two-sided
-/// exact p-value of their sum, if each group's net could as well have had the other sign. McNemar's where no group has more than one.
+/// Two-sided exact p-value of the sum of `nets`, if each group's net could as well have had the other sign. `nets` says of each
+/// group how many more of its items were gained than lost. Where no group has more than one item, this is McNemar's test.
 pub(crate) fn sign_flip(nets: &[i64]) -> f64 {
     let observed = nets.iter().sum::<i64>().unsigned_abs() as usize;
     let steps: Vec<usize> = nets.iter().filter(|net| **net != 0).map(|net| net.unsigned_abs() as usize).collect();
     let reach: usize = steps.iter().sum();
-    // Of each sum its probability; the index counts from `-reach`.
+    // The probability of each sum; the index counts from `-reach`.
     let mut probabilities = vec![0.0; 2 * reach + 1];
     probabilities[reach] = 1.0;
     for step in steps {

@@ -217,7 +217,7 @@ fn flips(before: &[Term], after: &[Term]) -> [f64; 2] {
     flips
 }
 
-/// By how much each unit moves the metric.
+/// How much each unit moves the metric, in the unit of the metric.
 fn influences(units: &[Term], link: Link) -> Vec<f64> {
     let total = sum(units);
     let ratio = total.numerator / total.denominator;

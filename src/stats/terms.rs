@@ -6,7 +6,9 @@ use serde::{Deserialize, Serialize};
 /// A number with its uncertainty; without it where there are fewer than two items.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Estimate {
+    /// The metric itself.
     pub value: f64,
+    /// Its standard error, in the unit of the metric; absent where there is too little to tell.
     pub stderr: Option<f64>,
     /// Never of width 0. Absent, too, where all items of a metric without bounds are alike: nothing then tells how far others would be.
     pub ci95: Option<[f64; 2]>,
@@ -36,7 +38,9 @@ pub enum Interval {
 /// What one item adds to a metric.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Term {
+    /// What the item adds to the sum above the line, such as 1 for a right answer.
     pub numerator: f64,
+    /// What it adds to the sum below the line, such as 1 or its number of bytes.
     pub denominator: f64,
 }
 
@@ -48,14 +52,14 @@ pub enum Link {
 }
 
 impl Estimate {
-    /// Of too little to say how sure it is.
+    /// A value without standard error and interval: there is too little to say how sure it is.
     pub(crate) fn bare(value: f64) -> Estimate {
         Estimate { value, stderr: None, ci95: None, interval: None }
     }
 }
 
 impl Interval {
-    /// As a sentence names it.
+    /// The name of the interval in sentences.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Interval::Wilson => "Wilson's",
@@ -95,7 +99,7 @@ impl Link {
         }
     }
 
-    /// The derivative there.
+    /// The derivative of the link at `ratio`.
     pub(super) fn slope(self, ratio: f64) -> f64 {
         match self {
             Link::Identity => 1.0,

@@ -1,4 +1,4 @@
-//! By hand, against scipy and statsmodels, and by simulation.
+//! The estimates against numbers found by hand, against scipy and statsmodels, and against simulations.
 
 use super::clusters::student_t_975;
 use super::shares::{tango, wilson};
@@ -52,7 +52,7 @@ fn scipy_and_statsmodels_give_the_same() {
     for (found, expected) in own.ci95.unwrap().into_iter().zip(BOOTSTRAP) {
         close(found, expected, 0.15 * SEM);
     }
-    // The same for the paired difference to y = x * 0.9 + (np.arange(40) % 3) / 10, whose items are x's own.
+    // The paired difference to y = x * 0.9 + (np.arange(40) % 3) / 10, whose items are x's own.
     let after: Vec<f64> = values.iter().zip(0..).map(|(x, i)| 0.9 * x + f64::from(i % 3) / 10.0).collect();
     let difference = paired_difference(&plain(&values), &plain(&after), &ALONE, Link::Identity);
     for (found, expected) in difference.ci95.unwrap().into_iter().zip(PAIRED_BOOTSTRAP) {
@@ -314,7 +314,7 @@ fn a_model_against_itself_differs_by_nothing() {
     let terms = plain(&[1.0, 0.0, 1.0, 1.0, 0.0]);
     let difference = |n: usize| paired_difference(&terms[..n], &terms[..n], &ALONE, Link::Identity);
     for same in [paired_difference(&terms, &terms, &ALONE, Link::Identity), macro_difference(&[difference(5), difference(2)])] {
-        // By nothing, but five items are no proof of it.
+        // No item has changed, but five items are no proof that none would.
         let [low, high] = same.ci95.unwrap();
         assert!(same.value == 0.0 && same.stderr == Some(0.0) && low < -0.2 && high > 0.2, "{same:?}");
     }
@@ -390,7 +390,7 @@ fn errors_over_groups_are_statsmodels_and_over_subjects_the_harness() {
     assert!(same.value == 0.0 && same.ci95.is_some_and(|[low, high]| low < -0.02 && high > 0.02), "{same:?}");
 }
 
-/// Of several answers to an item a share is right. Three parts of 2, 4 and 8 items.
+/// An item with several answers counts with the share of them that are right. Three parts of 2, 4 and 8 items.
 #[test]
 fn means_over_subjects_take_shares() {
     let subjects = [0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0];

@@ -19,6 +19,7 @@ use super::read::{RowGroups, strings};
 use crate::error::{Context, Result};
 use crate::kernels::TokenStatistics;
 
+/// The name of the file in a run folder.
 pub const ALTERNATIVES_FILE: &str = "alternatives.parquet";
 const TABLE: &str = "alternatives";
 /// Where the choices of all rows wait until it is known which rows are looked at.
@@ -29,13 +30,17 @@ pub(super) const COLUMNS: [&str; 6] = ["row", "pos", "rank", "token_id", "token"
 /// One of the choices after the first.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Alternative {
+    /// The example, numbered over the whole input.
     pub row: u32,
     /// Index of the token in the rendered sequence.
     pub pos: u32,
-    /// 2 to 5.
+    /// The first choice has 1; so this is 2 to 5.
     pub rank: u16,
+    /// The id of the choice.
     pub token_id: u32,
+    /// Its text.
     pub token: String,
+    /// Its ln p, nats.
     pub logprob: f32,
 }
 
@@ -52,7 +57,7 @@ pub(super) struct Pending {
     pos: Vec<u32>,
     rank: Vec<u16>,
     token_id: Vec<u32>,
-    /// Category codes.
+    /// The category code of each choice's text.
     token: Vec<u32>,
     logprob: Vec<f32>,
 }
@@ -67,7 +72,7 @@ impl Pending {
         self.logprob.push(logprob);
     }
 
-    /// Nothing is written where there is nothing.
+    /// Writes the table; nothing where there are no choices.
     pub(super) fn write(self, path: &Path, texts: &TextColumn, provenance: &[(String, String)]) -> Result<()> {
         if self.row.is_empty() {
             return Ok(());
@@ -146,7 +151,7 @@ pub fn keep_alternatives(run: &Path, rows: impl FnOnce() -> Result<HashSet<u32>>
     fs::remove_dir_all(&waiting).context_at(&waiting, "cannot remove the folder")
 }
 
-/// Those of some rows: texts are read of no others.
+/// The choices of some rows: texts are read of no others.
 fn of_rows(frame: &pl::DataFrame, rows: &HashSet<u32>) -> Result<pl::DataFrame> {
     let wanted: pl::BooleanChunked = frame
         .column("row")?

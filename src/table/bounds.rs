@@ -46,7 +46,7 @@ pub(super) fn fields() -> impl Iterator<Item = pl::Field> {
     numbers.chain([pl::Field::new(CERTAIN.into(), pl::DataType::Boolean)])
 }
 
-/// Does the table have them?
+/// Does the table have columns with bounds?
 pub fn has_bounds(path: &Path) -> Result<bool> {
     let metadata = super::read::open(path)?;
     Ok(metadata.schema().columns().iter().any(|column| column.path_in_schema.iter().eq([NAMES[0]])))
@@ -56,7 +56,7 @@ fn floats<'a>(frame: &'a pl::DataFrame, name: &str) -> Result<&'a [f32]> {
     Ok(frame.column(name)?.f32()?.cont_slice()?)
 }
 
-/// Of a frame with these columns.
+/// The bounds of each token of a frame that has these columns.
 pub(super) fn bounds_of(frame: &pl::DataFrame) -> Result<Vec<Bounds>> {
     let mut columns = Vec::with_capacity(NAMES.len());
     for name in NAMES {
@@ -87,10 +87,13 @@ pub(super) fn certain(frame: &pl::DataFrame, label: impl Fn(f32, f32, f32) -> Qu
 /// A token with its bounds.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounded {
+    /// ln p of the target, nats.
     pub logprob: f32,
+    /// 1 + the number of tokens that are more probable than the target, as the table has it.
     pub rank: u32,
-    /// By the middles.
+    /// The quadrant that the middles of the bounds give.
     pub quadrant: Quadrant,
+    /// Least and largest values of what the server does not tell.
     pub bounds: Bounds,
 }
 

@@ -14,7 +14,9 @@ use super::frames::{text_column, write_frames};
 use super::read::{RowGroups, strings};
 use crate::{Error, Result};
 
+/// The name of the table of conflicts in a run folder.
 pub const CONFLICTS_FILE: &str = "conflicts.parquet";
+/// The name of the table of pairs in a run folder.
 pub const PAIRS_FILE: &str = "pairs.parquet";
 
 const COLUMNS: [&str; 5] = ["row", "pos", "kind", "evidence", "group"];
@@ -22,9 +24,11 @@ const COLUMNS: [&str; 5] = ["row", "pos", "kind", "evidence", "group"];
 /// A confident conflict with its kind, as `diagnosis::kinds` names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KnownConflict {
+    /// The example, numbered over the whole input.
     pub row: u32,
     /// Index of the token in the rendered sequence.
     pub pos: u32,
+    /// The name of the kind.
     pub kind: String,
     /// What speaks for the kind; may be empty.
     pub evidence: String,
@@ -35,6 +39,7 @@ pub struct KnownConflict {
 /// Two rows whose prompts are nearly the same.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct NearPair {
+    /// The later one of the two, numbered over the whole input.
     pub row: u32,
     /// The earlier one.
     pub other: u32,
@@ -121,6 +126,7 @@ fn conflicts_of(frame: &pl::DataFrame) -> Result<Vec<KnownConflict>> {
     Ok(texts.map(conflict).collect())
 }
 
+/// Writes pairs.parquet; `provenance` becomes the file's metadata.
 pub fn write_pairs(path: &Path, pairs: &[NearPair], provenance: &[(String, String)]) -> Result<()> {
     let columns = vec![
         pl::Column::new("row".into(), pairs.iter().map(|pair| pair.row).collect::<Vec<_>>()),

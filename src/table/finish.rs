@@ -21,7 +21,9 @@ use crate::{Context, Error, Result};
 /// What a finished run holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Finished {
+    /// Supervised tokens.
     pub tokens: usize,
+    /// Examples, skipped ones too.
     pub rows: usize,
 }
 

@@ -11,19 +11,23 @@ use polars::prelude as pl;
 use super::frames::write_frames;
 use crate::error::Result;
 
+/// The name of the file in a run folder.
 pub const IN_CONTEXT_FILE: &str = "in_context.parquet";
 
 /// A conflict, and what became of it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PromptedToken {
+    /// The example, numbered over the whole input.
     pub row: u32,
     /// Index of the token in the rendered sequence of its row alone.
     pub pos: u32,
     /// The row that was shown first.
     pub shown: u32,
-    /// ln p and entropy then.
+    /// ln p of the token with the other row shown first, nats.
     pub logprob: f32,
+    /// The entropy then, nats.
     pub entropy: f32,
+    /// Is the token no conflict then?
     pub vanished: bool,
 }
 

@@ -103,18 +103,18 @@ fn empty(tables: &[PathBuf], columns: &[&'static str]) -> Result<pl::DataFrame> 
     Err(Error::new("the tables of the shards have no tokens"))
 }
 
-/// Of one shard: slices of a row group cost its pages anew.
+/// Tokens that are read of one shard at a time, at least: every slice of a row group reads its pages anew.
 const LEAST_TOKENS: usize = 1 << 14;
 
 /// A table that is read from its beginning to its end, in the order of its rows.
 struct Cursor {
     groups: RowGroups,
-    /// The rest of a slice.
+    /// The rows of a slice that were not taken yet.
     frame: Option<pl::DataFrame>,
 }
 
 impl Cursor {
-    /// Reads so many tokens at a time.
+    /// Begins a table that is read `at_once` tokens at a time, or more.
     fn new(table: &Path, columns: Vec<&'static str>, at_once: usize) -> Cursor {
         Cursor { groups: RowGroups::in_slices(&[table.to_owned()], columns, at_once.max(LEAST_TOKENS)), frame: None }
     }

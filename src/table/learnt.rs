@@ -11,17 +11,21 @@ use polars::prelude as pl;
 use super::frames::{text_column, write_frames};
 use crate::error::Result;
 
+/// The name of the file in the folder of a comparison.
 pub const LEARNT_FILE: &str = "learnt.parquet";
 
 /// A row in both of two runs.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LearntRow<'a> {
+    /// The row, numbered over the whole input.
     pub row: u32,
+    /// The tokens that both runs have.
     pub tokens: u32,
-    /// Mean over the tokens, nats.
+    /// Mean change of -ln p over the tokens, after less before, nats: negative where something was learnt.
     pub change: f32,
+    /// The 95 % interval of `change`; absent for a single token.
     pub ci95: Option<[f32; 2]>,
-    /// The sum over the tokens.
+    /// The sum of the change over the tokens, nats.
     pub nats: f32,
     /// Helped, wasted or hurt; empty for a single token.
     pub verdict: &'a str,

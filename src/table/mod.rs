@@ -56,7 +56,9 @@ pub use write::{Part, PartWriter, ScoredExample, SkippedExample, finished_parts}
 
 /// Names of the files in a run folder.
 pub const TOKENS_FILE: &str = "tokens.parquet";
+/// The table of examples.
 pub const ROWS_FILE: &str = "rows.parquet";
+/// The folder of the parts that are not yet joined.
 pub const PARTS_FOLDER: &str = "parts";
 
 /// Tokens per row group of a finished table: 20 MB decoded, so that a streaming pass stays small whatever the table's size.
@@ -80,6 +82,7 @@ impl Quadrant {
     /// In the order of the stored category codes.
     pub const ALL: [Quadrant; 4] = [Quadrant::ConfidentConflict, Quadrant::Uncertain, Quadrant::Confident, Quadrant::Hesitant];
 
+    /// The name in files.
     pub fn name(self) -> &'static str {
         match self {
             Quadrant::ConfidentConflict => "confident_conflict",
@@ -165,10 +168,12 @@ impl Column {
         ]
     };
 
+    /// The name in files.
     pub fn name(self) -> &'static str {
         Self::ALL[self as usize].1
     }
 
+    /// How the column is stored.
     pub fn column_type(self) -> ColumnType {
         Self::ALL[self as usize].2
     }
@@ -202,15 +207,17 @@ pub struct TokenChunk {
 }
 
 impl TokenChunk {
+    /// The number of tokens.
     pub fn len(&self) -> usize {
         self.len
     }
 
+    /// Are there no tokens?
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// The same of so many tokens, for tests that fill in the columns themselves.
+    /// The chunk with `len` as its number of tokens, for tests that fill in the columns themselves.
     #[cfg(test)]
     pub(crate) fn with_len(self, len: usize) -> TokenChunk {
         TokenChunk { len, ..self }

@@ -64,7 +64,7 @@ pub(crate) fn write_sequences(path: &Path, batches: impl Iterator<Item = Result<
 /// The answers in a folder, in the order of the sequences.
 pub(crate) struct Answers {
     groups: RowGroups,
-    /// What they are the answers to.
+    /// The sequences that were answered.
     sent: RowGroups,
     /// Rows that were read of it and not asked for, with their ids, the next one last.
     sent_ready: Vec<(u32, Vec<u32>)>,
@@ -78,7 +78,7 @@ pub(crate) struct Answers {
 }
 
 impl Answers {
-    /// Of a model of `vocab` tokens.
+    /// Opens the answers of a model whose vocabulary has `vocab` tokens, and the sequences that were sent, which lie beside them.
     pub(crate) fn open(folder: &Path, vocab: usize) -> Result<Answers> {
         let groups = RowGroups::one_by_one(&Answers::files(folder)?, COLUMNS.to_vec());
         let sequences = folder.join(SEQUENCES_FILE);

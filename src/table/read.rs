@@ -178,12 +178,12 @@ impl RowGroups {
         RowGroups { paths: paths.iter().rev().cloned().collect(), columns, current: None, at_once, most_rows: usize::MAX }
     }
 
-    /// The same one at a time.
+    /// As [`RowGroups::of`], one row group at a time.
     pub(super) fn one_by_one(paths: &[PathBuf], columns: Vec<&'static str>) -> RowGroups {
         RowGroups { at_once: 1, ..RowGroups::of(paths, columns) }
     }
 
-    /// The same with so many rows at a time, for who reads many tables side by side.
+    /// As [`RowGroups::one_by_one`], with at most `most_rows` rows at a time, for who reads many tables side by side.
     pub(super) fn in_slices(paths: &[PathBuf], columns: Vec<&'static str>, most_rows: usize) -> RowGroups {
         RowGroups { most_rows, ..RowGroups::one_by_one(paths, columns) }
     }
@@ -243,7 +243,9 @@ impl RowGroups {
     }
 }
 
-/// So many keep ahead of whoever reads them; on a machine with a hundred threads a row group each would be gigabytes.
+/// At most this many row groups are decoded at a time, which keeps ahead of whoever reads them; on a machine with a hundred threads a
+/// row
+/// group each would be gigabytes.
 const MOST_AT_ONCE: usize = 8;
 
 pub(super) fn open(path: &Path) -> Result<Arc<pl::FileMetadata>> {
@@ -257,7 +259,7 @@ fn read_slice(Slice { path, metadata, begin, len }: &Slice, columns: &[&str]) ->
     let file = File::open(path).context_at(path, "cannot open the token table")?;
     let mut reader = pl::ParquetReader::new(file);
     reader.set_metadata(Arc::clone(metadata));
-    // Of polars' strategies only this one skips the row groups before the slice instead of decoding them.
+    // This one among polars' strategies alone skips the row groups before the slice instead of decoding them.
     reader
         .read_parallel(pl::ParallelStrategy::RowGroups)
         .with_columns(Some(columns.iter().map(|name| name.to_string()).collect()))

@@ -13,14 +13,19 @@ use crate::{Context, Error, Result};
 /// An example of the data set, scored or skipped. Sums and means run over its supervised tokens.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Row {
+    /// The example, numbered over the whole input.
     pub row: u32,
     /// The record's own `id`, if it has one.
     pub id: Option<String>,
+    /// The record's own `source` field, or the name of its file.
     pub source: String,
+    /// The file as the user named it.
     pub path: String,
+    /// The line of the record's first byte, counted from 1.
     pub line: u64,
     /// All tokens of the rendered sequence.
     pub tokens: u32,
+    /// How many of them are targets of the loss.
     pub supervised: u32,
     /// Was the sequence cut at the maximal length?
     pub truncated: bool,
@@ -45,13 +50,17 @@ pub struct Row {
 /// What a row's confident conflicts add up to.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct RowMass {
+    /// Number of confident conflicts.
     pub conflicts: u32,
+    /// Sum of -ln p, nats.
     pub loss: f64,
+    /// Sum of -ln p - H, nats.
     pub surplus: f64,
+    /// Sum of the gradient norms.
     pub grad: f64,
 }
 
-/// By the number of the row; rows without conflicts are absent.
+/// What the conflicts of each row add up to; the key is the number of the row, and rows without conflicts are absent.
 pub type RowMasses = HashMap<u32, RowMass>;
 
 /// Reads rows.parquet, or a part of it.

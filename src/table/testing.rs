@@ -11,10 +11,15 @@ use crate::tokens::{Sequence, Span};
 /// One supervised token of a test table.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Token {
+    /// Its id.
     pub id: u32,
+    /// The turn that it stands in.
     pub turn: u16,
+    /// The first byte in the turn's content.
     pub begin: u32,
+    /// The byte behind its last.
     pub end: u32,
+    /// What the model believed.
     pub statistics: TokenStatistics,
 }
 
@@ -37,8 +42,11 @@ pub(crate) fn token(id: u32, p: f32, entropy: f32) -> Token {
 
 /// An example whose first token is a prompt and all others are supervised.
 pub(crate) struct Example {
+    /// The example, numbered over the whole input.
     pub row: u32,
+    /// Its source.
     pub source: &'static str,
+    /// The supervised tokens.
     pub tokens: Vec<Token>,
 }
 

@@ -25,13 +25,17 @@ use crate::{Context, Error, Result};
 
 /// What the engine hands over for one example.
 pub struct ScoredExample<'a> {
+    /// Its tokens.
     pub sequence: &'a Sequence,
     /// One entry per supervised token of the sequence, in order.
     pub statistics: &'a [TokenStatistics],
-    /// As many, in a table with bounds; else none.
+    /// One entry per supervised token, in a table with bounds; else empty.
     pub bounds: &'a [Bounds],
+    /// The record's own `id`, if it has one.
     pub id: Option<&'a str>,
+    /// The record's own `source` field, or the name of its file.
     pub source: &'a str,
+    /// Where the record stands.
     pub place: &'a Place,
     /// Was the sequence cut at the maximal length?
     pub truncated: bool,
@@ -39,9 +43,13 @@ pub struct ScoredExample<'a> {
 
 /// An example that could not be scored, or that has nothing to score.
 pub struct SkippedExample<'a> {
+    /// The example, numbered over the whole input.
     pub row: u32,
+    /// The record's own `id`, if it has one.
     pub id: Option<&'a str>,
+    /// The record's own `source` field, or the name of its file.
     pub source: &'a str,
+    /// Where the record stands.
     pub place: &'a Place,
     /// Length of the rendered sequence, 0 if it never came to that.
     pub tokens: u32,
@@ -69,8 +77,11 @@ pub struct PartWriter {
 /// A finished part: its files are complete.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {
+    /// Its number, from 0.
     pub number: usize,
+    /// The file of the tokens.
     pub tokens: PathBuf,
+    /// The file of the examples.
     pub rows: PathBuf,
     /// May be absent: where no token has choices after the first.
     pub alternatives: PathBuf,
@@ -120,7 +131,7 @@ impl PartWriter {
         })
     }
 
-    /// The same for scores of which some are known by bounds alone.
+    /// As it is, for a table with bounds: some of the scores are known by bounds alone.
     pub fn with_bounds(self) -> PartWriter {
         PartWriter { with_bounds: true, ..self }
     }
@@ -135,6 +146,7 @@ impl PartWriter {
         self.pending.chunk.logprob.len()
     }
 
+    /// Adds an example that was scored. An error where the statistics are not one per supervised token.
     pub fn push(&mut self, example: &ScoredExample) -> Result<()> {
         let Sequence { row, ids, supervised, spans } = example.sequence;
         let n_supervised = supervised.iter().filter(|supervised| **supervised).count();
@@ -210,6 +222,7 @@ impl PartWriter {
         Ok(())
     }
 
+    /// Adds an example that was not scored: it has a row in the table of examples, and no tokens.
     pub fn push_skipped(&mut self, example: &SkippedExample) {
         self.rows.push(Row {
             row: example.row,
@@ -265,7 +278,7 @@ impl PartWriter {
 #[derive(Default)]
 struct PendingTokens {
     chunk: TokenChunk,
-    /// Of each token, in a table that has them.
+    /// The bounds of each token, in a table that has them; else empty.
     bounds: Vec<Bounds>,
     source: Vec<u32>,
     token: Vec<u32>,

@@ -34,6 +34,7 @@ pub struct GgufVocabulary {
     pub model: String,
     /// Name of the pre-tokenizer: `smollm`, `llama-bpe`, `qwen2`, ...
     pub pre: Option<String>,
+    /// The text of each token, spelt as the vocabulary spells it; the index is the token's id.
     pub tokens: Vec<String>,
     /// 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte. Empty where the file has none: all normal.
     pub token_types: Vec<i32>,
@@ -41,9 +42,13 @@ pub struct GgufVocabulary {
     pub scores: Vec<f32>,
     /// For `gpt2`: `left right`, first merge first.
     pub merges: Vec<String>,
+    /// The id of the beginning token.
     pub bos: Option<u32>,
+    /// The id of the end token.
     pub eos: Option<u32>,
+    /// Does the beginning token stand before every text? `None`: the kind of vocabulary decides.
     pub add_bos: Option<bool>,
+    /// For `llama`: is a space put before the first word? `None`: it is.
     pub add_space_prefix: Option<bool>,
 }
 

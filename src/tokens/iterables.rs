@@ -24,7 +24,7 @@ struct Left {
 }
 
 impl Generator {
-    /// Of the items that a filter made of `source`.
+    /// A generator of the items that a filter made of `source`; where that is a generator itself, it lends its items to this one.
     pub(super) fn over(source: &Value, items: impl IntoIterator<Item = Value>) -> Value {
         let generator = Arc::new(Generator(Mutex::new(Left { items: items.into_iter().collect(), ..Left::default() })));
         if let Some(source) = source.downcast_object_ref::<Generator>() {
@@ -123,7 +123,7 @@ impl View {
         Some(Value::from_object(View { of: dictionary.as_object()?.clone(), what }))
     }
 
-    /// As Python begins its text.
+    /// The word with which Python's text of it begins.
     fn name(&self) -> &'static str {
         match self.what {
             What::Keys => "dict_keys",
@@ -208,8 +208,11 @@ impl Object for Range {
 
 /// How Python writes a value that goes through others.
 pub(super) struct Written {
+    /// What stands before the items, such as `[`.
     pub open: String,
+    /// The items, written one after the other with `, ` between them.
     pub items: Vec<Value>,
+    /// What stands behind them.
     pub close: &'static str,
 }
 

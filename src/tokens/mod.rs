@@ -57,7 +57,7 @@ pub struct Sequence {
 }
 
 impl Sequence {
-    /// Of all its tokens.
+    /// A hash of all its token ids, as [`fingerprint`] makes it.
     pub(crate) fn fingerprint(&self) -> u64 {
         fingerprint(&self.ids)
     }
@@ -73,7 +73,10 @@ pub(crate) fn fingerprint(ids: &[u32]) -> u64 {
 /// Bytes `begin..end` of `turns[turn].content`; `begin == end` where the token is part of the template.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Span {
+    /// The index of the turn.
     pub turn: u16,
+    /// The first byte.
     pub begin: u32,
+    /// The byte behind the last.
     pub end: u32,
 }

@@ -24,11 +24,18 @@ pub(super) enum Spelling {
 
 /// What both kinds of file are read into.
 pub(super) struct Parts {
+    /// The vocabulary and its splitting rules, as the `tokenizers` library has them.
     pub inner: Inner,
+    /// `inner` without the space before the first word, for texts that continue another; `None` where no such space is put.
     pub continuation: Option<Box<Inner>>,
+    /// Where a space is put that is not in the text.
     pub prefix_space: PrefixSpace,
+    /// How the tokens' strings stand for bytes.
     pub spelling: Spelling,
+    /// The id of the beginning token.
     pub bos: Option<u32>,
+    /// The id of the end token.
     pub eos: Option<u32>,
+    /// Does the beginning token stand before a plain text?
     pub adds_bos: bool,
 }

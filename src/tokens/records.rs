@@ -11,10 +11,13 @@ const RENDER_CHUNK: usize = 256;
 
 /// A record after rendering: with something to score, or skipped for a reason.
 pub struct Item {
+    /// Counts all records of all files from 0, bad ones too.
     pub row: u32,
+    /// The file, and the line of the record's first byte.
     pub place: Place,
     /// `None` where the record could not be read.
     pub example: Option<Example>,
+    /// Its tokens and mask, or why there are none.
     pub rendered: Result<Rendered>,
 }
 

@@ -53,12 +53,14 @@ impl FromStr for Supervise {
 /// Where nobody says how long a sequence may be, unless the model takes less.
 pub const DEFAULT_MAX_LEN: usize = 2048;
 
+/// How conversations become tokens, and which of these are learnt.
 #[derive(Debug, Clone)]
 pub struct RenderOptions {
     /// Put in front of conversations that have no system turn.
     pub system: Option<String>,
     /// Longer sequences are cut on the right.
     pub max_len: usize,
+    /// Which answers are learnt.
     pub supervise: Supervise,
     /// A chat template instead of the model's own.
     pub chat_template: Option<PathBuf>,
@@ -97,7 +99,7 @@ impl RenderOptions {
 pub struct Renderer {
     pub(super) tokenizer: Arc<Tokenizer>,
     pub(super) template: Option<(ChatTemplate, Habits)>,
-    /// Of the name `tool_use`, for conversations with tools.
+    /// The template named `tool_use`, for conversations with tools; absent where the model has one template for all.
     tool_use: Option<(ChatTemplate, Habits)>,
     options: RenderOptions,
 }
@@ -105,9 +107,11 @@ pub struct Renderer {
 /// A sequence, and what is odd about it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rendered {
+    /// The tokens, the mask, and where each token comes from.
     pub sequence: Sequence,
     /// How much each target counts in a loss: the weight of its turn. In the order of the targets.
     pub target_weights: Vec<f32>,
+    /// What is odd about the row.
     pub audit: RowAudit,
 }
 
@@ -130,11 +134,12 @@ impl Renderer {
         Ok(Self { tokenizer, template, tool_use, options })
     }
 
-    /// Of the template that is used, if there is one.
+    /// SHA-256 of the source of the chat template that is used, in hexadecimal; `None` without a template.
     pub fn template_sha256(&self) -> Option<&str> {
         self.template.as_ref().map(|(template, _)| template.sha256())
     }
 
+    /// The tokenizer that the examples go through.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
     }
@@ -366,7 +371,7 @@ impl Renderer {
         let is_text = example.turns.iter().any(|turn| turn.role == Role::Text);
         let chosen = || layout.answers.iter().zip(supervised).filter(|(_, supervised)| **supervised).map(|(answer, _)| answer);
         let mut answers_by_turn: Vec<&Answer> = chosen().collect();
-        // Of several blocks of one turn, the last one must end it.
+        // Where one turn has several blocks, the last one must end it.
         answers_by_turn.reverse();
         answers_by_turn.dedup_by_key(|answer| answer.turn);
         let whole_text = is_text || self.options.supervise == Supervise::All;
@@ -446,7 +451,7 @@ fn holds(range: &Range<usize>, token: &Token) -> bool {
 enum Contents {
     /// As in Transformers: none where it is null, the object itself where a tool answers with one.
     AsWritten,
-    /// Nothing, and JSON.
+    /// Always a text: empty where it is null, and the JSON of an object.
     Text,
 }
 

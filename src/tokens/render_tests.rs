@@ -139,7 +139,7 @@ fn qwen3_strips_the_reasoning_of_earlier_turns() {
     let thinking = |reasoning: &str, content: &str| Turn { reasoning: Some(reasoning.into()), ..assistant(content) };
     let turns = vec![user("s"), thinking("hell", "the"), user("t"), thinking("hello", "he")];
     clean(&check(QWEN3, turns, &["the<|im_end|>", "<think>\nhello\n</think>\n\nhe<|im_end|>"]));
-    // The same with the reasoning written into the content.
+    // The conversation again, with the reasoning written into the content.
     let turns =
         vec![user("s"), assistant("<think>\nhell\n</think>\n\nthe"), user("t"), assistant("<think>\nhello\n</think>\n\nhe")];
     let rendered = check(QWEN3, turns.clone(), &["the<|im_end|>", "<think>\nhello\n</think>\n\nhe<|im_end|>"]);

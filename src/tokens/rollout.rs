@@ -19,6 +19,7 @@ use crate::files::sha256;
 /// What a model is given to answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prompt {
+    /// The token ids that the model is given.
     pub ids: Vec<u32>,
     /// The example's turns that are in it.
     pub n_turns: usize,

@@ -23,7 +23,9 @@ use crate::error::{Error, Result};
 /// A template's source for minijinja.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Translated {
+    /// The translated source.
     pub source: String,
+    /// Does the template mark its answers itself, by `{% generation %}`?
     pub has_generation_tags: bool,
 }
 
@@ -39,14 +41,14 @@ struct Code<'a> {
     /// With its white space control: `{%-`.
     open: &'a str,
     tokens: Vec<Token<'a>>,
-    /// White space before the end.
+    /// The white space before the closing mark.
     space: &'a str,
     close: &'a str,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Token<'a> {
-    /// White space before it.
+    /// The white space before the token.
     space: &'a str,
     text: &'a str,
     /// How many brackets are open around it; a bracket is outside of itself.

@@ -37,6 +37,7 @@ pub struct ChatTemplate {
 /// What a template sees beside the messages.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Surroundings<'a> {
+    /// The list of tool schemas, for a conversation with tools.
     pub tools: Option<&'a Value>,
     /// A map of further variables, such as `enable_thinking`.
     pub switches: Option<&'a Value>,
@@ -85,7 +86,7 @@ impl ChatTemplate {
         })
     }
 
-    /// With further special tokens that the template may name.
+    /// Adds special tokens that the template may name.
     pub fn with_special_tokens(mut self, tokens: impl IntoIterator<Item = (String, String)>) -> Self {
         self.special_tokens.extend(tokens);
         self
@@ -108,7 +109,7 @@ impl ChatTemplate {
         })
     }
 
-    /// With another template for conversations that have tools.
+    /// Adds a template for conversations that have tools.
     pub fn with_tool_use(mut self, other: ChatTemplate) -> Self {
         self.sha256 = sha256(format!("{} {}", self.sha256, other.sha256));
         self.tool_use = Some(Box::new(other));
@@ -124,6 +125,7 @@ impl ChatTemplate {
         &self.sha256
     }
 
+    /// Does the template mark its answers itself, by `{% generation %}`?
     pub fn has_generation_tags(&self) -> bool {
         self.has_generation_tags
     }

@@ -20,14 +20,18 @@ use crate::files::refuse_pointer;
 /// One token of a text: bytes `begin..end` of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Token {
+    /// The id in the vocabulary.
     pub id: u32,
+    /// The first byte.
     pub begin: usize,
+    /// The byte behind the last.
     pub end: usize,
 }
 
+/// A model's vocabulary with its splitting rules.
 pub struct Tokenizer {
     inner: Inner,
-    /// The same without a prefix space; only for vocabularies that have one.
+    /// `inner` without the space before the first word, for texts that continue another; only for vocabularies that put such a space.
     continuation: Option<Box<Inner>>,
     prefix_space: PrefixSpace,
     /// The bytes of the text that each id stands for.
@@ -98,7 +102,7 @@ impl Tokenizer {
         }
     }
 
-    /// For a model whose embedding has `rows`: texts with a token beyond them are refused.
+    /// The tokenizer for a model whose embedding has `rows` rows: texts with a token beyond them are refused.
     pub fn bounded(self, rows: usize) -> Self {
         Self { known: rows, ..self }
     }
@@ -179,10 +183,12 @@ impl Tokenizer {
         self.inner.token_to_id(token)
     }
 
+    /// The id of the beginning token, if the vocabulary has one.
     pub fn bos(&self) -> Option<u32> {
         self.bos
     }
 
+    /// The id of the end token, if the vocabulary has one.
     pub fn eos(&self) -> Option<u32> {
         self.eos
     }

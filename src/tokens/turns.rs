@@ -24,8 +24,11 @@ use crate::error::{Context, Error, Result};
 pub(super) struct Layout {
     /// The beginning token, where the text does not spell it.
     pub leading_bos: Option<u32>,
+    /// The rendered text.
     pub text: String,
+    /// The answers, one for each answer of the conversation that is rendered.
     pub answers: Vec<Answer>,
+    /// The contents of turns that the template renders as they are.
     pub contents: Vec<Placed>,
     /// An answer follows another text than the generation prompt that the model is given when it is to answer.
     pub unlike_prompt: bool,
@@ -34,26 +37,36 @@ pub(super) struct Layout {
 /// What the model is to write in one turn: reasoning, content, tool calls and the end-of-turn token, as far as they are rendered.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Answer {
+    /// The index of the turn in the conversation.
     pub turn: usize,
+    /// The bytes of the text in which the answer stands.
     pub range: Range<usize>,
+    /// Does the end-of-turn token belong to it?
     pub ends_turn: bool,
 }
 
 /// `content[begin..][..len]` of a turn stands at `at` in the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Placed {
+    /// The index of the turn in the conversation.
     pub turn: usize,
+    /// The first byte in the rendered text.
     pub at: usize,
+    /// The first byte in the turn's content.
     pub begin: usize,
+    /// The number of bytes, the same in both.
     pub len: usize,
 }
 
 /// A conversation as the template wants it.
 pub(super) struct Conversation<'a> {
+    /// The messages as the template is given them: maps with `role`, `content` and so on.
     pub messages: Vec<Value>,
     /// Index in `turns` of each message; a system message of our own has none.
     pub turn_of: Vec<Option<usize>>,
+    /// The turns of the row.
     pub turns: &'a [Turn],
+    /// The tools, and the variables besides.
     pub around: Surroundings<'a>,
 }
 
@@ -189,7 +202,8 @@ impl Habits {
 }
 
 impl Contents {
-    /// Of questions, and of answers.
+    /// What the template takes as content: that of questions first, that of answers second. Found by rendering a question and an answer
+    /// in each form, as a text and as a list of parts.
     fn of(template: &ChatTemplate) -> [Contents; 2] {
         let message = |role: &str, content: &Value| minijinja::context! { role => role, content => content };
         let shows = |question: &Value, answer: &Value| {

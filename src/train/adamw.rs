@@ -27,7 +27,7 @@ pub(crate) struct AdamW {
     options: AdamWOptions,
     /// Updates done.
     pub step: u64,
-    /// Of each parameter, in the order of its flat array.
+    /// The moments of each parameter, in the order of its flat array.
     pub moments: Vec<Moments>,
 }
 

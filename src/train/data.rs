@@ -16,21 +16,26 @@ use crate::tokens::{Audit, Renderer, Sequence, rendered};
 
 /// Sequences with something to learn, and the rows held out.
 pub(crate) struct TrainingSet {
+    /// The rows to learn from, rendered and cut.
     pub sequences: Vec<Sequence>,
-    /// Of each sequence, the index into `sources`.
+    /// The index into `sources` of each sequence.
     source_of: Vec<usize>,
+    /// The names of the sources.
     pub sources: Vec<String>,
-    /// Of each sequence.
+    /// How people find the row of each sequence again.
     pub names: Vec<RowName>,
-    /// Of each sequence, its targets' weights, which are those of their turns; empty where all are 1.
+    /// The weights of each sequence's targets, which are those of their turns; the inner list is empty where all are 1.
     pub target_weights: Vec<Vec<f32>>,
+    /// The rows held out.
     pub validation: Vec<Sequence>,
+    /// What the mask audit found in all rows.
     pub audit: Audit,
 }
 
 /// How people find a row again.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct RowName {
+    /// The file, and the line of the row's first byte.
     pub place: Place,
     /// The row's own `id`, if it has one.
     pub id: Option<String>,
@@ -40,7 +45,7 @@ pub(crate) struct RowName {
 #[derive(Debug, Clone)]
 pub(crate) struct Order {
     seed: u64,
-    /// Of each sequence, how often it appears in an epoch on average.
+    /// How often each sequence appears in an epoch on average.
     weights: Vec<f64>,
 }
 
@@ -49,7 +54,7 @@ pub(crate) struct Order {
 pub(crate) enum HeldOut<'a> {
     /// This share of those with something to learn, drawn by seed, one at least; 0 for none.
     Share(f64),
-    /// Those of another data set.
+    /// The rows of another data set.
     Apart(&'a Dataset),
 }
 
@@ -169,7 +174,8 @@ impl TrainingSet {
         Ok(order)
     }
 
-    /// Of each sequence: is it among the rows that `names` name, by source, by the row's own id or as `file:line`?
+    /// Which sequences are among the rows that `names` name, by source, by the row's own id or as `file:line`. An error where a name
+    /// fits none.
     pub(crate) fn named(&self, names: &[String]) -> Result<Vec<bool>> {
         let mut named = vec![false; self.sequences.len()];
         for name in names {
@@ -310,7 +316,7 @@ const VALIDATION: u64 = 0x7661_6c69_6461_7465;
 pub(crate) struct Random(SplitMix);
 
 impl Random {
-    /// The same numbers for the same `seed` and `stream`.
+    /// Equal `seed` and `stream` give equal numbers.
     pub(crate) fn new(seed: u64, stream: u64) -> Random {
         let mut random = Random(SplitMix(seed ^ stream.wrapping_mul(0xd134_2543_de82_ef95)));
         random.next();
@@ -321,12 +327,12 @@ impl Random {
         self.0.next()
     }
 
-    /// In 0..1.
+    /// A number in 0..1, evenly.
     fn share(&mut self) -> f64 {
         (self.next() >> 11) as f64 / (1u64 << 53) as f64
     }
 
-    /// In 0..n, evenly but for one part in 2^64 / n.
+    /// A whole number in 0..n, evenly but for one part in 2^64 / n.
     fn below(&mut self, n: u64) -> u64 {
         ((u128::from(self.next()) * u128::from(n)) >> 64) as u64
     }

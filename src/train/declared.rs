@@ -54,7 +54,7 @@ impl Declared {
         self.field.replace('_', "-")
     }
 
-    /// Its sentence.
+    /// The option's sentence in help.
     pub(crate) fn help(&self) -> String {
         self.lines.split_whitespace().collect::<Vec<_>>().join(" ")
     }
@@ -162,7 +162,7 @@ const BATCH: &str =
 const LORA: &str = "Give lora = true for adapters, and leave it out to train all weights.";
 const ALWAYS: &str = "Leave it out: rows are always packed, without padding, and never see each other.";
 
-/// And those whose place something of another meaning takes.
+/// Options of other programs that have no place here, and what takes it.
 const INSTEAD: &[(&str, &str)] = &[
     ("gradient_accumulation_steps", BATCH),
     ("per_device_train_batch_size", BATCH),

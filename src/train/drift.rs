@@ -15,7 +15,7 @@ use super::metrics::Drift;
 pub(crate) struct DriftProbe {
     sequences: Vec<Sequence>,
     kept: KeptLogits,
-    /// Of the base itself: no divergence, and its cross-entropy.
+    /// How the base itself stands: no divergence, and its cross-entropy.
     pub base: Drift,
 }
 

@@ -9,18 +9,18 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Keep {
-    /// That of the last step.
+    /// The model after the last step.
     Last,
-    /// That of the lowest held-out loss.
+    /// The model with the lowest held-out loss.
     Best,
 }
 
 /// The lowest held-out loss so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Lowest {
-    /// After so many steps; absent while no look has given a finite loss.
+    /// The number of steps after which it was reached; absent while no look has given a finite loss.
     pub step: Option<u64>,
-    /// Nats per token.
+    /// That loss: mean -ln p, nats per token.
     pub cross_entropy: Option<f64>,
     /// Looks since then, none of which was lower.
     pub worse_since: u64,

@@ -12,8 +12,9 @@ use crate::kernels::statistics::{Divergence, TokenLoss};
 /// A method with its numbers.
 #[derive(Debug, Clone)]
 pub(crate) struct Loss {
+    /// The training method.
     pub method: Method,
-    /// The method's, with what the user changed.
+    /// The method's gate, with what the user changed.
     pub gate: Gate,
     /// Factor of the divergence from the base model.
     kl_weight: f32,
@@ -33,9 +34,9 @@ pub(crate) struct BatchLoss {
 /// How much a token counts: the weights of the sequences that have it, over `N`.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct Share {
-    /// Of those where the method weighs the token.
+    /// The weights of those sequences where the method weighs the token.
     pub weighted: f32,
-    /// Of those whose conflicts are intended.
+    /// The weights of those sequences whose conflicts are intended.
     pub whole: f32,
 }
 
@@ -45,7 +46,7 @@ impl Loss {
         Loss { method, gate, kl_weight: kl_weight.unwrap_or(method.kl_weight()), population }
     }
 
-    /// For one step. `mean_losses` are the mean `-ln p` of the batch's sequences, which a gate may need.
+    /// The loss of one step. `mean_losses` are the mean `-ln p` of the batch's sequences, which a gate may need.
     pub(crate) fn of_batch(&self, mean_losses: Option<&mut [f64]>) -> Result<BatchLoss> {
         let weight = match mean_losses {
             Some(means) => self.gate.bind(&self.population.clone().with_batch_tau(means))?,

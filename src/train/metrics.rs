@@ -19,8 +19,9 @@ pub(crate) const LOW_ENTROPY: f32 = 0.5;
 pub(crate) struct StepMetrics {
     /// Counted from 1.
     pub step: u64,
+    /// How many times the data have been gone through, in parts of an epoch.
     pub epoch: f64,
-    /// What is minimised.
+    /// The loss that is minimised.
     pub loss: f64,
     /// Mean -ln p, nats.
     pub cross_entropy: f64,
@@ -28,24 +29,28 @@ pub(crate) struct StepMetrics {
     pub entropy: f64,
     /// Share of targets that are the model's first choice.
     pub accuracy: f64,
-    /// Before clipping.
+    /// The L2 norm of the whole gradient, before clipping.
     pub gradient_norm: f64,
     pub learning_rate: f64,
-    /// Input tokens of the step, and the supervised ones among them.
+    /// Input tokens of the step.
     pub tokens: u64,
+    /// Supervised tokens of the step.
     pub supervised: u64,
     /// (sum w)^2 / sum w^2: as many tokens with equal weights would weigh in like these.
     pub effective_tokens: f64,
+    /// Mean weight of the supervised tokens.
     pub mean_weight: f64,
     pub tokens_per_second: f64,
     /// Mean divergence from the base model at these tokens, for the methods that compute it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub kl_to_base: Option<f64>,
+    /// The supervised tokens by their quadrants.
     pub by_quadrant: ByQuadrant<Group>,
-    /// Entropy of 2 nats or more, and of half a nat or less.
+    /// Tokens with an entropy of 2 nats or more.
     pub high_entropy: Group,
+    /// Tokens with an entropy of half a nat or less.
     pub low_entropy: Group,
-    /// Every so many steps, else empty.
+    /// How the model stands with what it does not learn from: measured every so many steps, else empty.
     #[serde(flatten)]
     pub standing: Standing,
     /// The lowest held-out loss up to here, where this step has looked.
@@ -53,20 +58,27 @@ pub(crate) struct StepMetrics {
     pub lowest: Option<Lowest>,
 }
 
+/// Some of a step's tokens.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Group {
+    /// How many they are.
     pub tokens: u64,
+    /// Their mean -ln p, nats.
     pub cross_entropy: Option<f64>,
 }
 
+/// How the model stands on the held-out rows.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Validation {
-    /// Mean -ln p, nats per token; the intervals are over the rows.
+    /// Mean -ln p, nats per token.
     #[serde(deserialize_with = "null_is_nan")]
     pub cross_entropy: f64,
+    /// Its 95 % interval over the rows.
     #[serde(default)]
     pub cross_entropy_ci95: Option<[f64; 2]>,
+    /// Share of targets that are the model's first choice.
     pub accuracy: f64,
+    /// Its 95 % interval over the rows.
     #[serde(default)]
     pub accuracy_ci95: Option<[f64; 2]>,
     #[serde(default)]
@@ -77,11 +89,13 @@ pub(crate) struct Validation {
 /// How far the model has moved from the base on text that it was not trained on: `eval::divergence` says which.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Drift {
-    /// Mean KL(base || model), nats per token; the interval is over the texts.
+    /// Mean KL(base || model), nats per token.
     #[serde(deserialize_with = "null_is_nan")]
     pub kl: f64,
+    /// Its 95 % interval over the texts.
     #[serde(default)]
     pub kl_ci95: Option<[f64; 2]>,
+    /// Mean -ln p of the model, nats per token.
     #[serde(deserialize_with = "null_is_nan")]
     pub cross_entropy: f64,
     #[serde(default)]
@@ -104,7 +118,7 @@ fn null_is_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Err
 }
 
 impl Validation {
-    /// Of the supervised tokens of rows that are held out.
+    /// Sums up the statistics of the supervised tokens of rows that are held out.
     pub(crate) fn of(rows: &[Vec<TokenStatistics>]) -> Validation {
         let (mut loss, mut right, mut tokens) = (ClusterSums::default(), ClusterSums::default(), 0);
         for row in rows.iter().filter(|row| !row.is_empty()) {
@@ -159,7 +173,7 @@ impl StepMetrics {
         }
     }
 
-    /// As TensorBoard shows them.
+    /// The numbers that TensorBoard shows, with their names.
     pub(crate) fn scalars(&self) -> Vec<(&'static str, f64)> {
         let mut scalars = vec![
             ("train/loss", self.loss),
@@ -213,7 +227,7 @@ mod tests {
         assert_eq!(Validation::of(&rows[..1]).cross_entropy_ci95, None);
     }
 
-    /// Of a run that goes on, the lines before are read again, also where a loss was no number.
+    /// A run that goes on reads the lines before again, also where a loss was no number.
     #[test]
     fn a_line_whose_loss_is_not_finite_is_read_again() {
         let validation = Validation { cross_entropy: f64::NAN, ..Validation::default() };

@@ -440,7 +440,7 @@ impl Options {
         Ok(AdamWOptions { beta1, beta2, eps, weight_decay, bf16_moments })
     }
 
-    /// The same without what changes no result: two runs of equal identity may continue each other.
+    /// The options without those that change no result: two runs of equal identity may continue each other.
     pub(crate) fn identity(&self) -> Options {
         Options {
             out: None,

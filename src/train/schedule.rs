@@ -25,11 +25,16 @@ impl Shape {
     const ALL: [Shape; 4] = [Shape::Cosine, Shape::Linear, Shape::Constant, Shape::ConstantWithWarmup];
 }
 
+/// The learning rate of each step.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Schedule {
+    /// How the rate falls after the warm-up.
     pub shape: Shape,
+    /// The largest rate.
     pub peak: f64,
+    /// Steps of the warm-up.
     pub warmup: u64,
+    /// Steps in all.
     pub total: u64,
 }
 
@@ -48,7 +53,7 @@ impl Schedule {
         })
     }
 
-    /// Of step `step`, counted from 0.
+    /// The learning rate of step `step`, counted from 0.
     pub(crate) fn rate(&self, step: u64) -> f64 {
         if step < self.warmup {
             return self.peak * step as f64 / self.warmup.max(1) as f64;

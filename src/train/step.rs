@@ -19,18 +19,18 @@ pub(crate) enum Base<'a> {
     None,
     /// A model of its own.
     Model(&'a Model),
-    /// The same without its adapters.
+    /// The trained model without its adapters.
     WithoutAdapters,
 }
 
 /// How much a sequence counts.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct RowWeight {
-    /// The method's.
+    /// The method's weight of the whole sequence.
     pub weight: f32,
     /// Its conflicts are meant to be learnt: the method's weights of single tokens do not apply.
     pub intended: bool,
-    /// The data's, of each target; empty where all are 1. They count as so many tokens.
+    /// The weight of each target, as the data have it; empty where all are 1. A target of weight 2 counts as two tokens.
     pub targets: Vec<f32>,
     /// ln p of each target under an earlier model, for the gates that look at it; empty for all others.
     pub earlier: Vec<f32>,
@@ -69,8 +69,9 @@ pub(crate) struct StepOptions<'a> {
     /// Bytes of activations that are kept instead of computed again.
     pub activation_bytes: usize,
     pub base: Base<'a>,
-    /// The share of the adapters' inputs that is dropped, and the key of this step's draws.
+    /// The share of the adapters' inputs that is dropped.
     pub dropout: f32,
+    /// The key of this step's draws.
     pub dropout_key: u64,
 }
 
@@ -88,7 +89,7 @@ pub(crate) struct StepToken {
 /// A step before its update.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct StepResult {
-    /// Of each sequence, in their order.
+    /// The supervised tokens of each sequence, in order.
     pub tokens: Vec<Vec<StepToken>>,
     /// The loss that is minimised: the mean over the supervised tokens.
     pub loss: f64,

@@ -216,7 +216,8 @@ fn packing_accumulation_and_recomputation_change_no_gradient() {
             let error = relative(&alone.2[name], expected);
             assert!(error < 1e-5, "{family}: {name} is off by {error:e} when nothing is packed");
         }
-        // By hand: the mean over all supervised tokens of weight times gate times surprise, and no gate where conflicts are intended;
+        // The loss by hand: the mean over all supervised tokens of weight times gate times surprise, and no gate where conflicts are
+        // intended;
         // those of the last row count half.
         let supervised = |row: usize| super::step::supervised(&batch[row]) as f64;
         let n = supervised(0) + supervised(1) + supervised(2) + 0.5 * supervised(3);
@@ -332,7 +333,7 @@ fn as_typed(name: &str) -> (&str, Option<String>, Option<Normaliser>) {
         "eaft_axolotl" => ("eaft", None, Some(Normaliser::None)),
         "sft_kl_0.5" => ("sft-kl", None, None),
         "asft_0.1" => ("asft", None, None),
-        // The same loss by two names: `eaft_mask_0.15` and `mask`.
+        // One loss with two names: `eaft_mask_0.15` and `mask`.
         "eaft_mask_0.15" => ("mask", None, None),
         _ => match name.strip_prefix("eaft_") {
             // eaft_power_2, eaft_sigmoid_30_0.17

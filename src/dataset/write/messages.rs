@@ -8,7 +8,7 @@ use super::target::{Reading, add_surroundings, named};
 use super::weights::{details, segments};
 use crate::error::{Error, Result};
 
-/// By what keys a message says how much it counts.
+/// The keys by which a message says how much it counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Switches {
     /// None at all.

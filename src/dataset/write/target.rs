@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Target {
-    /// As it was read.
+    /// In the format in which it was read.
     Read,
     Messages,
     #[serde(rename = "sharegpt")]

@@ -7,7 +7,7 @@ use crate::diagnosis::quadrants::PILOT_SHARE;
 use crate::engine::TOP_K;
 use crate::error::Result;
 
-/// What a token is weighed by. [`Gate::bind`] makes the weight function of it.
+/// What a token is weighed by: [`METHODS`](super::METHODS) says what each stands for. [`Gate::bind`] makes the weight function of it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Gate {
     One,
@@ -20,7 +20,7 @@ pub enum Gate {
     Probability,
     Deft,
     Tempered,
-    /// Of the probability to an earlier one, up to this.
+    /// Weighs by the ratio of the probability to that under an earlier model; 0 where it is above `most`.
     Ratio {
         most: f32,
     },

@@ -13,11 +13,15 @@ use crate::error::Result;
 /// EAFT's weight: a curve of the entropy of the K most probable tokens, divided by a normaliser.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Eaft {
+    /// What the divided entropy becomes.
     pub curve: Curve,
+    /// What the top-K entropy is divided by.
     pub normaliser: Normaliser,
+    /// The `K` of the top-K entropy.
     pub k: usize,
 }
 
+/// How a weight follows from the divided entropy.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Curve {
     /// Linear is the power 1.
@@ -52,12 +56,13 @@ pub enum Normaliser {
 const LLAMA_FACTORY_NORMALISER: f32 = 3.0;
 
 impl Eaft {
+    /// The paper's weight: the entropy of the 20 most probable tokens over ln 20.
     pub const LINEAR: Eaft = Eaft { curve: Curve::Power { exponent: 1.0 }, normaliser: Normaliser::LnK, k: TOP_K };
     const SIGMOID: Eaft = Eaft { curve: Curve::Sigmoid { slope: 30.0, center: 0.17 }, ..Eaft::LINEAR };
     const LLAMA_FACTORY: Eaft = Eaft { normaliser: Normaliser::Three, ..Eaft::LINEAR };
     const AXOLOTL: Eaft = Eaft { normaliser: Normaliser::None, ..Eaft::LINEAR };
 
-    /// What the preview shows of it; `mask` is a method of its own.
+    /// The variants that the preview shows; `mask` is a method of its own.
     pub(super) const VARIANTS: [Eaft; 6] = [
         Eaft::LINEAR,
         Eaft { curve: Curve::Power { exponent: 2.0 }, ..Eaft::LINEAR },

@@ -7,12 +7,13 @@ use crate::diagnosis::quadrants::PILOT_SHARE;
 /// A way to train: a gate, and what else its loss consists of.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Method {
-    /// As for `--method`.
+    /// The name of the method, as `--method` takes it.
     pub name: &'static str,
     /// The loss of a batch for people, in the notation above [`METHODS`].
     pub loss: &'static str,
     /// What a token is weighed by, unless EAFT is told otherwise.
     pub gate: Gate,
+    /// What else the loss consists of.
     pub beside: Beside,
     /// An arXiv number and where to look in it, or another program's option; empty for what needs none.
     pub source: &'static str,

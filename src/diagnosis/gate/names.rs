@@ -128,7 +128,7 @@ impl fmt::Display for Method {
     }
 }
 
-/// By its name.
+/// A method is written by its name.
 impl Serialize for Method {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         serializer.serialize_str(self.name)

@@ -8,8 +8,11 @@ use crate::table::TokenChunk;
 /// What a gate looks at.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Token {
+    /// ln p of the target, nats.
     pub logprob: f32,
+    /// Entropy over the whole vocabulary, nats.
     pub entropy: f32,
+    /// Entropy of the softmax over the K largest logits, divided by ln K.
     pub entropy_topk: f32,
     /// `sqrt(1 - 2 p + sum_v p_v^2)`
     pub grad: f32,
@@ -106,7 +109,7 @@ impl Token {
         Token { logprob, entropy, entropy_topk, grad, earlier: earlier.unwrap_or(logprob) }
     }
 
-    /// Of a table that the base model made, with the columns that this looks at.
+    /// Token `i` of a table that the base model made; the chunk has the columns that are read here.
     pub fn of_table(chunk: &TokenChunk, i: usize) -> Token {
         let logprob = chunk.logprob[i];
         let (entropy, entropy_topk, grad) = (chunk.entropy[i], chunk.entropy_topk[i], chunk.grad[i]);

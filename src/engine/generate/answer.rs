@@ -12,11 +12,12 @@ pub enum Ended {
     EndToken,
     /// With a stop string.
     Stop,
-    /// There was to be no more.
+    /// It has as many tokens as it may have.
     Length,
 }
 
 impl Ended {
+    /// All reasons why an answer ends.
     pub const ALL: [Ended; 3] = [Ended::EndToken, Ended::Stop, Ended::Length];
 
     /// As files have it.
@@ -34,6 +35,7 @@ impl Ended {
 pub struct Answer {
     /// All tokens that were written, the end token included.
     pub ids: Vec<u32>,
+    /// Why the answer ends.
     pub ended: Ended,
     /// Where the stop string begins in [`Answer::bytes`].
     stop_at: Option<usize>,
@@ -51,7 +53,7 @@ impl Answer {
         text_of(&self.ids, self.ended, tokenizer)
     }
 
-    /// The same up to the stop string.
+    /// The text up to the stop string; all of it where none was found.
     pub fn text_before_stop(&self, tokenizer: &Tokenizer) -> String {
         let mut bytes = self.bytes(tokenizer);
         bytes.truncate(self.stop_at.unwrap_or(bytes.len()));
@@ -82,12 +84,12 @@ pub(super) struct Writing<'a> {
     stops: &'a [String],
     most: usize,
     ids: Vec<u32>,
-    /// Of all tokens; not kept where nobody asks for strings.
+    /// The bytes of all tokens so far; not kept where nobody asks for stop strings.
     bytes: Vec<u8>,
 }
 
 impl<'a> Writing<'a> {
-    /// Of at most `most` tokens.
+    /// The beginning of an answer of at most `most` tokens.
     pub(super) fn new(tokenizer: &'a Tokenizer, ends: &'a [u32], stops: &'a [String], most: usize) -> Writing<'a> {
         Writing { tokenizer, ends, stops, most, ids: Vec::new(), bytes: Vec::new() }
     }

@@ -43,6 +43,7 @@ pub struct Request {
 /// How to answer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Way {
+    /// How the next token is chosen.
     pub sampling: Sampling,
     /// Tokens that end an answer.
     pub ends: Vec<u32>,
@@ -55,11 +56,13 @@ pub struct Way {
 /// How much was computed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Written {
-    /// Tokens of all prompts, and those of them that were computed for an earlier prompt.
+    /// Tokens of all prompts.
     pub prompt_tokens: u64,
+    /// How many of them had been computed for an earlier prompt.
     pub shared_tokens: u64,
     /// Tokens of the answers.
     pub tokens: u64,
+    /// How many batches were computed.
     pub steps: u64,
 }
 
@@ -86,7 +89,7 @@ pub fn generate(
     answer_within(model, requests, way, cache, finished, progress)
 }
 
-/// The same in a cache that is there; where its pages do not suffice for all at once, some wait.
+/// As [`generate`], in a cache that is there; where its pages do not suffice for all requests at once, some wait.
 fn answer_within(
     model: &Model,
     requests: &[Request],
@@ -181,7 +184,7 @@ struct Row<'a> {
     pages: Arc<[usize]>,
     /// Tokens of the sequence that are in the cache.
     n_cached: usize,
-    /// Those that are to be read next.
+    /// The sequence's tokens that go through the model next.
     reading: Vec<u32>,
     writing: Writing<'a>,
 }

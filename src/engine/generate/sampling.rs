@@ -10,11 +10,12 @@ use crate::error::{Error, Result};
 use crate::kernels::exp::exp_slice;
 use crate::kernels::level::Level;
 
+/// How the next token is chosen from the logits.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Sampling {
     /// Divides the logits; 0 takes the most probable token, of equals the first, and the rest then has no say.
     pub temperature: f64,
-    /// Only the so many largest logits, and those that equal the last of them.
+    /// Only this many of the largest logits, and those that equal the last of them.
     pub top_k: Option<usize>,
     /// Only the most probable tokens that together have this share, the one that reaches it included.
     pub top_p: Option<f64>,
@@ -23,10 +24,12 @@ pub struct Sampling {
 }
 
 impl Sampling {
+    /// The most probable token, each time.
     pub const GREEDY: Sampling = Sampling { temperature: 0.0, top_k: None, top_p: None, min_p: None };
-    /// From the model's own distribution.
+    /// A draw from the model's own distribution.
     pub const PLAIN: Sampling = Sampling { temperature: 1.0, top_k: None, top_p: None, min_p: None };
 
+    /// Is the most probable token taken, without a draw?
     pub fn is_greedy(&self) -> bool {
         self.temperature == 0.0
     }
@@ -37,6 +40,7 @@ impl Sampling {
         self.temperature == 1.0 && !cuts
     }
 
+    /// Refuses numbers that are out of range, by the names of their options.
     pub fn check(&self) -> Result<()> {
         if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
             return Err(Error::usage(format!("--temperature {}: expected a number from 0 on", self.temperature))
@@ -176,7 +180,7 @@ mod tests {
         check(Sampling { top_p: Some(0.0), ..Sampling::PLAIN }, &[1]);
         check(Sampling { min_p: Some(0.26), ..Sampling::PLAIN }, &[1, 3, 4]);
         check(Sampling { min_p: Some(1.0), ..Sampling::PLAIN }, &[1]);
-        // Of the three that are left, 0.4 / 0.85 and 0.3 / 0.85 have 0.82 together.
+        // Among the three that are left, 0.4 / 0.85 and 0.3 / 0.85 have 0.82 together.
         check(Sampling { top_k: Some(3), top_p: Some(0.8), ..Sampling::PLAIN }, &[1, 3]);
         // Shares to the power 1 / 2: 0.63, 0.55, 0.39, 0.32, 0.22 of 2.11; two have 0.56, three 0.74.
         check(Sampling { temperature: 2.0, top_p: Some(0.7), ..Sampling::PLAIN }, &[1, 3, 4]);

@@ -22,38 +22,42 @@ const PROBE_TOKENS: usize = 64;
 /// What every run asks about, whatever its data: by this it is known whether two shards were scored by the same weights.
 const FIXED_TEXT: &str = "The quick brown fox jumps over the lazy dog. A train leaves the station at 7:45 and arrives 3 hours later; def f(x): \
     return x + 1  # plus one. Water boils at 100 degrees.";
-/// Below that ln p, bf16 says little. JSON has no minus infinity, either.
+/// ln p below this counts as this: bf16 says little there. JSON has no minus infinity, either.
 const LEAST_LOGPROB: f32 = -15.0;
 /// Nats between two answers to one prompt, on the mean. In bf16 another batch rounds other sums: 0.01; a stale value is nats away.
 const REPEATED: f64 = 0.05;
-/// Between two servers of one model, which may run on other cards.
+/// Nats between two servers of one model, on the mean: they may run on other cards.
 const BETWEEN_SERVERS: f64 = 0.1;
-/// From our own engine in f32. bf16 alone is 0.03 away, fp8 and int4 some times that.
+/// Nats from our own engine in f32, on the mean. bf16 alone is 0.03 away, fp8 and int4 some times that.
 const FROM_OWN: f64 = 0.3;
-/// By how much a token that is written as the most probable one may fall short of it when it is asked for as part of a prompt: in bf16 two that
-/// are nearly equal may change places.
+/// How many nats a token that is written as the most probable one may lie below the most probable one when it is asked for as part of a
+/// prompt: in bf16 two that are nearly equal may change places.
 const WRITTEN: f32 = 0.25;
-/// Tokens that are written for it.
+/// How many tokens are written for that check.
 const PROBE_ANSWER: usize = 8;
-/// Of the texts of tokens that may differ: tokenizers write spaces and broken characters in several ways.
+/// The share of tokens whose texts may differ: tokenizers write spaces and broken characters in several ways.
 const OTHER_TEXTS: f64 = 0.1;
 
 /// What the servers were, and what the checks found: goes into run.json.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Checked {
+    /// The protocol of the servers.
     pub api: Api,
+    /// Their addresses.
     pub urls: Vec<String>,
-    /// As it is served, and where the server has it from.
+    /// The name under which the model is served.
     pub model: String,
+    /// Where the servers have the model from, if they say so.
     pub root: Option<String>,
+    /// The version of the servers' program, if they tell it.
     pub version: Option<String>,
     /// The most probable tokens of each position that were asked for.
     pub top_logprobs: usize,
-    /// Over which the mass that is left is shared.
+    /// Tokens of the vocabulary, over which the mass that no listed token has is shared.
     pub vocab_size: usize,
     /// Nats between two answers to the same prompt, on the mean, and the largest.
     pub repeated: Difference,
-    /// The same from this program's own engine in f32; absent where the weights are not here or too many.
+    /// Nats between the servers' answers and this program's own engine in f32; absent where the weights are not here or too many.
     pub from_own: Option<Difference>,
     /// ln p of the probe's tokens, which are the first of the data.
     #[serde(default)]
@@ -61,13 +65,13 @@ pub struct Checked {
     /// ln p of the tokens of a text that is the same in all runs; none where there is nobody to ask.
     #[serde(default)]
     pub fixed: Vec<f32>,
-    /// Of the file of the prompts that were answered, where another program has answered them.
+    /// SHA-256 of the file of the prompts, where another program has answered them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sent_sha256: Option<String>,
 }
 
 impl Checked {
-    /// Of answers that lie in a folder.
+    /// The record for answers that lie in a folder, which another program has written.
     pub fn offline(
         folder: &Path,
         sent_sha256: String,
@@ -121,11 +125,14 @@ impl Checked {
     }
 }
 
-/// Of ln p of the same tokens.
+/// How far two lists of ln p of the same tokens are apart, in nats.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Difference {
+    /// How many tokens were compared.
     pub tokens: usize,
+    /// The mean distance.
     pub mean: f64,
+    /// The largest distance.
     pub max: f64,
 }
 

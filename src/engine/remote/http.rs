@@ -10,20 +10,20 @@ use ureq::{Agent, Body};
 use crate::error::{Error, Result};
 use crate::fetch::client::agent_config;
 
-/// Holds the key of the servers, if they want one.
+/// The environment variable that holds the key of the servers, if they want one.
 pub(crate) const KEY_VARIABLE: &str = "DIAGNOSE_SERVER_KEY";
 
 /// How long a server is waited for.
 #[derive(Clone, Copy)]
 struct Waits {
-    /// For its answer to begin, and from then on for it to end. A server with a long queue answers late.
+    /// How long its answer may take to begin, and from then on to end. A server with a long queue answers late.
     answer: Duration,
-    /// For it to take some bytes of what is sent.
+    /// How long it may take to read some bytes of what is sent.
     sending: Duration,
 }
 
 const WAITS: Waits = Waits { answer: Duration::from_secs(900), sending: Duration::from_secs(120) };
-/// So much is read at most of a message of error, and of a reply that is no answer to a prompt.
+/// The most that is read of a message of error, and of a reply that is no answer to a prompt.
 const MESSAGE_BYTES: u64 = 1 << 20;
 /// Connections that are kept.
 pub(super) const CONNECTIONS: usize = 64;
@@ -33,7 +33,7 @@ pub(super) const CONNECTIONS: usize = 64;
 pub(crate) enum Trouble {
     /// Worth another try, after so long if the server says so.
     Passing(Box<Error>, Option<Duration>),
-    /// The same again would end the same.
+    /// Another try would end the same way.
     Lasting(Box<Error>),
 }
 
@@ -128,7 +128,7 @@ impl Http {
         self.post_waiting(path, body, Duration::ZERO)
     }
 
-    /// The same where the answer may take `more` time than most.
+    /// As [`Http::post`], where the answer may take `more` time than most.
     pub(crate) fn post_waiting(&self, path: &str, body: &Value, more: Duration) -> Result<impl Read + use<>, Trouble> {
         let mut request = self.agent.post(format!("{}{path}", self.url)).header("content-type", "application/json");
         request = request.config().timeout_recv_response(Some(self.waits.answer + more)).build();

@@ -1,4 +1,6 @@
-//! The same from elsewhere: a server of vLLM or SGLang runs the model, says what it believed about the tokens of a prompt, and writes answers.
+//! Statistics and answers from elsewhere: a server of vLLM or SGLang runs the model, says what it believed about the tokens of a
+//! prompt,
+//! and writes answers.
 //!
 //! ```text
 //! server.rs   one server, its protocol, its answer to a prompt; http.rs what goes over the wire

@@ -15,9 +15,10 @@ use crate::error::{Error, Result};
 use crate::kernels::TokenStatistics;
 use crate::tokens::Sequence;
 
-/// As the user wants it.
+/// What the user asks of the servers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Options {
+    /// The addresses of the servers.
     pub urls: Vec<String>,
     /// `None`: it is found out.
     pub api: Option<Api>,
@@ -33,6 +34,7 @@ pub struct Options {
 const PATIENCE_VARIABLE: &str = "DIAGNOSE_SERVER_PATIENCE";
 const PATIENCE: Duration = Duration::from_secs(180);
 
+/// The servers of one model, and whose turn it is.
 pub struct Pool {
     pub(super) servers: Vec<Server>,
     turns: Turns,
@@ -90,7 +92,7 @@ impl Pool {
         })
     }
 
-    /// The same servers, asked for fewer of the most probable tokens: enough for the targets alone is one, and costs the least.
+    /// The servers as before, asked for `top_k` of the most probable tokens: 1 is enough for the targets alone, and costs the least.
     pub fn with_top_k(self, top_k: usize) -> Pool {
         Pool { top_k, ..self }
     }

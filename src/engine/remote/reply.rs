@@ -21,14 +21,15 @@ use crate::kernels::Choice;
 pub(crate) struct Expected<'a> {
     /// The prompt that was sent.
     pub ids: &'a [u32],
-    /// Of which of its tokens positions are wanted; never of the first.
+    /// For each token of the prompt: is its position wanted? Never the first's.
     pub wanted: &'a [bool],
     /// Index of the token with which the answer begins; that one's position is null, since nothing predicts it.
     pub start: usize,
+    /// How many of the most probable tokens each position must list.
     pub top_k: usize,
     /// Ids lie below it.
     pub vocab: usize,
-    /// What no message may show.
+    /// The key that the server is asked with, which no message may show.
     pub key: Option<&'a str>,
 }
 
@@ -53,7 +54,7 @@ pub(crate) fn read_vllm(
     finish(reading, read, is_too_long.get())
 }
 
-/// The same of SGLang's `/generate`.
+/// As [`read_vllm`], for the answer of SGLang's `/generate`, of which no texts of tokens are read.
 pub(crate) fn read_sglang(reply: impl Read, expected: &Expected) -> Result<Vec<Position>, Fault> {
     let mut reading = Reading { expected, positions: Vec::new(), at: 0, texts: None, fault: None };
     let mut arrays = Arrays::default();
@@ -82,7 +83,7 @@ impl<'a, R: Read> Limited<'a, R> {
         Limited::of_tokens(reply, expected.ids.len() as u64 * (expected.top_k as u64 + 2), is_too_long)
     }
 
-    /// Of a reply that tells so many tokens.
+    /// `reply` up to the length of one that tells of `tokens` tokens.
     pub(super) fn of_tokens(reply: R, tokens: u64, is_too_long: &'a Cell<bool>) -> Limited<'a, R> {
         // What stands beside the entries, the text of the answer and the ids of the prompt among it; and an entry of each token, whose text of
         // a hundred characters or so may be written in six bytes each.
@@ -147,7 +148,7 @@ fn finish(reading: Reading, read: serde_json::Result<()>, is_too_long: bool) -> 
 struct Reading<'a> {
     expected: &'a Expected<'a>,
     positions: Vec<Position>,
-    /// Entries read.
+    /// How many entries were read.
     at: usize,
     texts: Option<&'a mut HashMap<u32, String>>,
     /// Why the answer is wrong though it is JSON.

@@ -45,11 +45,13 @@ impl FromStr for Api {
 
 pub(crate) struct Server {
     pub(super) http: Http,
+    /// The protocol that it speaks.
     pub api: Api,
     /// The name under which it serves the model.
     pub model: String,
     /// Where it has the model from, if it says so.
     pub root: Option<String>,
+    /// The version of its program, if it tells it.
     pub version: Option<String>,
     /// Prompt and answer together, if it says so.
     pub max_len: Option<usize>,

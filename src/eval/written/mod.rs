@@ -35,6 +35,7 @@ pub struct Spec {
     pub few_shot: usize,
     /// The metric that is usually quoted.
     pub primary: &'static str,
+    /// Judges an answer.
     pub check: Check,
 }
 
@@ -49,18 +50,23 @@ pub type Check = fn(data: &Value, answer: &str) -> Result<Vec<Verdict>>;
 /// What an answer came to by one metric: `right` of `of`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verdict {
+    /// The name of the metric.
     pub metric: String,
+    /// How many things in the answer are right.
     pub right: u32,
+    /// How many there are.
     pub of: u32,
 }
 
 impl Verdict {
-    /// Of a metric by which an answer is right or wrong.
+    /// A verdict by a metric for which an answer is right or wrong.
     pub fn of_answer(metric: &str, is_right: bool) -> Verdict {
         Verdict::of_parts(metric, u32::from(is_right), 1)
     }
 
-    /// Of a metric that counts several things in an answer, such as the instructions that it follows: its value is the share over all answers.
+    /// A verdict by a metric that counts several things in an answer, such as the instructions that it follows: its value is the share
+    /// over
+    /// all answers.
     pub fn of_parts(metric: &str, right: u32, of: u32) -> Verdict {
         Verdict { metric: metric.to_owned(), right, of }
     }

@@ -11,6 +11,7 @@ use super::{MAX_NEW_TOKENS, Spec, Verdict};
 use crate::error::{Error, Result};
 use crate::json::expected;
 
+/// How answers to a user's own questions are written and judged.
 pub const SPEC: Spec = Spec { stops: &[], max_new_tokens: MAX_NEW_TOKENS, few_shot: 0, primary: "match", check };
 
 const MATCHES: [&str; 4] = ["exact", "number", "contains", "regex"];

@@ -39,7 +39,7 @@ pub(super) struct Desk<'a> {
 pub(super) type Evaluated = (Vec<Sample>, Work, Option<Journal>);
 
 impl Desk<'_> {
-    /// By log-likelihoods; as far as the journal does not hold them, where servers say them.
+    /// The samples of a task that is scored by log-likelihoods. What servers have said already is read from the journal.
     pub(super) fn scored(&self, task: &Task, journal: &Path, identity: &str) -> Result<Evaluated> {
         match self.author {
             Author::Own(model) => {
@@ -64,7 +64,7 @@ impl Desk<'_> {
         }
     }
 
-    /// By answers that are written, as far as the journal does not hold them.
+    /// The samples of a task whose answers the model writes. Answers that the journal holds are not written again.
     pub(super) fn written(&self, task: &Task, writing: &Writing, journal: &Path, identity: &str) -> Result<Evaluated> {
         let tokenizer = self.author.tokenizer();
         let prompts = write::prompts(tokenizer, task, self.asking, writing, self.max_len)?;
@@ -128,7 +128,7 @@ fn begun_otherwise(journal: &Path) -> Error {
 struct Saying<'a> {
     servers: &'a Servers,
     journal: Journal,
-    /// By the number of the sequence.
+    /// What the servers have said of each sequence, by its number.
     known: HashMap<u64, Said>,
     /// Sequences that were handed on, and tokens that were asked about.
     n: u64,

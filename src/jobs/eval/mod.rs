@@ -44,7 +44,7 @@ pub(crate) struct Job {
     pub model: Option<String>,
     /// The model that an adapter is put on, in place of the one that its config names.
     pub base: Option<String>,
-    /// Those that run the model in place of this program.
+    /// The servers that run the model in place of this program.
     pub servers: Option<Options>,
     /// `probe`, benchmarks, files, globs.
     pub tasks: Vec<String>,
@@ -137,12 +137,12 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
 const SCORES: &str = "scores";
 const ANSWERS: &str = "answers";
 
-/// Where it stands until then.
+/// The journal of a task, which holds what was said or written until the task is done.
 fn journal_of(out: &Path, task: &Task, what: &str) -> PathBuf {
     out.join(format!("{what}.{}.part.jsonl", task.name))
 }
 
-/// A model by what its user wrote.
+/// A model as its user named it.
 pub(crate) struct Named {
     /// `None`: the default model.
     pub written: Option<String>,

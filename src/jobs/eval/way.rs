@@ -19,31 +19,37 @@ use crate::tokens::{RenderOptions, Renderer};
 /// How a model is asked.
 #[derive(Debug, Clone)]
 pub(crate) struct Way {
-    /// The first so many items of each task, or so many at random; of each subject, where a task has some.
+    /// Only the first items of each task, this many; of each subject, where a task has some.
     pub limit: Option<usize>,
+    /// Only items drawn at random, this many; of each subject, where a task has some.
     pub sample: Option<usize>,
     /// Examples before every question; `None` for as many as the task is known with.
     pub few_shot: Option<usize>,
     /// The file whose first rows they are, in the place of the task's own.
     pub few_shot_from: Option<PathBuf>,
-    /// Of the draws of the examples, of the sample and of answers.
+    /// The seed of the draws of examples, of the sample and of answers.
     pub seed: u64,
+    /// The system message, if there is one.
     pub system: Option<String>,
     /// `None`: without a chat template.
     pub chat: Option<ChatWay>,
+    /// How answers are written, where the model writes.
     pub written: WrittenWay,
+    /// What products are computed in.
     pub dtype: Dtype,
+    /// Which implementation of the operations runs.
     pub kernels: Kernels,
+    /// Where the model runs.
     pub device: Placement,
     /// Tokens that go into the model at once; also the length of the windows of a text. `None` for the usual length, or what the model
     /// takes if that is less.
     pub max_len: Option<usize>,
 }
 
-/// By a chat template.
+/// How questions go through a chat template.
 #[derive(Debug, Clone)]
 pub(crate) struct ChatWay {
-    /// In the place of the model's own.
+    /// A file with a template in the place of the model's own.
     pub template: Option<PathBuf>,
     /// JSON object of variables for the template.
     pub switches: Option<Value>,
@@ -56,8 +62,9 @@ pub(crate) struct ChatWay {
 pub(crate) struct WrittenWay {
     /// `None`: the task's own.
     pub max_new_tokens: Option<usize>,
+    /// How the next token is chosen.
     pub sampling: Sampling,
-    /// Beside the task's own.
+    /// Texts that end an answer, beside the task's own.
     pub stops: Vec<String>,
     /// Answers to each question.
     pub repeats: u32,
@@ -141,7 +148,7 @@ impl Way {
         Settings::new(task, self.chosen(), asking, writing)
     }
 
-    /// For the name of a folder: empty for all items without examples, asked as it goes without saying.
+    /// The settings in words, for the name of a folder: empty for all items without examples, asked as it goes without saying.
     pub(super) fn settings(&self, asking: &Asking, tasks: &[Task]) -> String {
         let option = |name: &str, n: Option<usize>| n.map(|n| format!("{name} {n}"));
         let draws_examples = tasks.iter().any(|task| task.few_shot.is_some_and(|few_shot| few_shot.seed.is_some()));
@@ -166,7 +173,7 @@ impl Way {
         LoadOptions { dtype: self.dtype, kernels: self.kernels, device: self.device }
     }
 
-    /// Where the model does these tasks.
+    /// How the model is held and where it runs for these tasks. An error where it cannot write answers there.
     pub(super) fn load_options_of(&self, tasks: &[Task]) -> Result<LoadOptions> {
         match self.device {
             Placement::Metal if writes(tasks) => {
@@ -235,7 +242,7 @@ mod tests {
             Way { few_shot, ..way(None, None, seed) }.settings(&Asking::default(), &[task])
         };
         assert_ne!(name(None, 0, 1), name(Some(0), 0, 1));
-        // As many as a task is known with are drawn, too.
+        // The examples that a task is known with are drawn, too.
         assert_ne!(name(None, 2, 1), name(None, 2, 2));
         assert_eq!(name(None, 0, 1), name(None, 0, 2));
     }

@@ -31,7 +31,7 @@ pub(super) struct Change {
     pub id: Option<String>,
     #[serde(flatten)]
     pub what: What,
-    /// The option, or `decision`.
+    /// The option that asked for it, or `decision`.
     pub why: String,
     pub conflicts: u32,
     pub mass: f64,

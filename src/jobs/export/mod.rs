@@ -167,11 +167,11 @@ struct Export<'a> {
     wanted: &'a Wanted,
     verdicts: BTreeMap<u32, Verdict>,
     choices: BTreeMap<(u32, u16), Vec<rewrite::Choice>>,
-    /// For TRL: of every row the last answer alone is learnt.
+    /// For TRL: is of every row the last answer alone learnt?
     completion_alone: bool,
     is_table: bool,
     changes: Vec<Change>,
-    /// Lines of JSON.
+    /// The lines of the file of candidates, in JSON.
     candidates: Vec<String>,
     exported: Exported,
 }
@@ -343,7 +343,7 @@ impl Export<'_> {
         Ok(true)
     }
 
-    /// Everything but the data.
+    /// Writes every file but the data: the changes, what trainers have to be told, the candidates.
     fn write_beside(&mut self) -> Result<()> {
         let head = json!({
             "changes": 1,

@@ -40,7 +40,7 @@ pub(super) struct Choice {
     p_data: f32,
     model: String,
     p_model: f32,
-    /// -ln p - H, nats.
+    /// -ln p - H of the token of the data, nats.
     surplus: f32,
     #[serde(skip)]
     ids: (u32, u32),

@@ -14,12 +14,15 @@ use crate::table::{CONFLICTS_FILE, Column, KnownConflict, Quadrant, Row, TOKENS_
 
 /// What is wanted, by rule and by decision.
 pub(crate) struct Wanted {
+    /// Rules that take rows out.
     pub drop: Vec<DropRule>,
+    /// Rules that keep tokens from being learnt.
     pub mask: Vec<MaskRule>,
     /// Rows weigh what the gate leaves of their tokens on average.
     pub weight: Option<Gate>,
-    /// So many rows are kept, those that teach most per conflict.
+    /// How many rows are kept: those that teach most per conflict; `None`: all.
     pub select: Option<usize>,
+    /// What a person has decided.
     pub decisions: Decisions,
 }
 
@@ -36,7 +39,9 @@ impl Wanted {
 pub(super) struct Verdict {
     /// The row goes, and why.
     pub drop: Option<Change>,
+    /// What of the row is not learnt, and why.
     pub masks: Vec<(Mask, Change)>,
+    /// What the row weighs, and why.
     pub weight: Option<(f32, Change)>,
 }
 
@@ -66,8 +71,9 @@ struct Place {
 #[derive(Default)]
 struct Seen {
     sums: HashMap<u32, Sums>,
-    /// Of rows with a decided mask all tokens, else the conflicts that a rule masks, each with the rule.
+    /// All supervised tokens of the rows that have a decided mask.
     places: HashMap<u32, Vec<Place>>,
+    /// In all other rows, the conflicts that a rule masks, each with the rule.
     masked: HashMap<u32, Vec<(Place, MaskRule)>>,
     turns: BTreeMap<(u32, u16), (f64, u32)>,
     kinds: HashMap<u32, Vec<DropRule>>,

@@ -32,7 +32,7 @@ pub(crate) struct Job {
     pub model: Option<String>,
     /// The model that an adapter is put on, in place of the one that its config names.
     pub base: Option<String>,
-    /// Those that run the model in place of this program.
+    /// The servers that run the model in place of this program.
     pub servers: Option<Options>,
     /// `None`: a folder under `runs/` named after the identity.
     pub out: Option<PathBuf>,
@@ -63,7 +63,7 @@ pub(super) struct Plan {
     /// The precision of its products.
     pub dtype: String,
     pub renderer: Renderer,
-    /// In the order of the rows.
+    /// The prompts, in the order of the rows.
     pub prompts: Vec<Asked>,
     pub left_out: LeftOut,
     pub ends: Vec<u32>,
@@ -89,7 +89,7 @@ impl Source {
         }
     }
 
-    /// For run.json.
+    /// What runs the model, for run.json.
     pub(super) fn device(&self) -> String {
         match self {
             Source::Own(model) => model.placement.description(),

@@ -38,7 +38,7 @@ pub(crate) struct Record {
     pub prompts: u64,
     pub left_out: LeftOut,
     pub counts: Counts,
-    /// Of the process that finished the run.
+    /// How much the process that finished the run computed.
     pub written: Written,
     pub seconds: f64,
     /// Tokens of answers in the wall time after the model is loaded; absent where nothing was left to write.
@@ -49,13 +49,13 @@ pub(crate) struct Record {
 /// Rows that have no answer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LeftOut {
-    /// Whose prompt leaves no room in `max_len`.
+    /// Rows whose prompt leaves no room in `max_len`.
     pub too_long: u64,
-    /// That could not be read, or have no prompt.
+    /// Rows that could not be read, or have no prompt.
     pub unusable: u64,
 }
 
-/// Over all answers.
+/// How all answers of a run ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Counts {
     pub answers: u64,
@@ -87,7 +87,7 @@ impl Record {
         serde_json::from_slice(&bytes).context_at(path, "the file is no record of rollouts by this version")
     }
 
-    /// For the terminal.
+    /// What the terminal says of the run.
     pub(crate) fn lines(&self) -> Vec<String> {
         let Counts { answers, tokens, ended_with_end_token, ended_with_stop, ended_by_length } = self.counts;
         let by = self.server.as_ref().map(|server| format!(" by {}", server.program())).unwrap_or_default();

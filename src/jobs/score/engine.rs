@@ -31,7 +31,7 @@ impl Engine {
         self.checked().is_some()
     }
 
-    /// Of another engine than ours: what was found about it.
+    /// What was found about the engine that ran the model in place of ours; `None` where ours did.
     pub(super) fn checked(&self) -> Option<&Checked> {
         match self {
             Engine::Own(_) => None,
@@ -49,7 +49,7 @@ impl Engine {
         }
     }
 
-    /// Where our own kernels run.
+    /// Where our own kernels run; on the CPU where another engine runs the model.
     pub(super) fn placement(&self) -> Placement {
         match self {
             Engine::Own(model) => model.placement,
@@ -190,7 +190,7 @@ impl Found {
     }
 }
 
-/// Of the first row that has something to score.
+/// The first row that has something to score.
 pub(super) fn first_sequence(dataset: &Dataset, renderer: &Renderer, chosen: &Chosen) -> Result<Sequence> {
     for chunk in rendered(dataset, renderer, 0, chosen) {
         for item in chunk? {

@@ -63,7 +63,7 @@ type Key = (u16, u32, u32, u32);
 pub(super) struct Conflicts {
     kinds: HashMap<(u32, u32), Kind>,
     key: String,
-    /// Of the token table.
+    /// The metadata of the token table, which name the run and its thresholds.
     provenance: Vec<(String, String)>,
 }
 
@@ -148,10 +148,13 @@ struct Scored {
     row: u32,
     /// The row that was shown first.
     shown: u32,
-    /// Its tokens that were no conflicts alone, and those of them that are then.
+    /// The row's tokens that were no conflicts alone.
     others: u64,
+    /// How many of them are conflicts with the other row shown first.
     new: u64,
-    /// Of its conflicts: place, ln p and entropy then (the bits of the numbers, which may be none that JSON has), and whether it vanished.
+    /// Each conflict of the row: its position, its ln p and entropy with the other row shown first (the bits of the numbers, which may
+    /// be
+    /// none that JSON has), and whether it vanished.
     conflicts: Vec<(u32, u32, u32, bool)>,
 }
 
@@ -288,7 +291,7 @@ fn main_kinds(kinds: &HashMap<(u32, u32), Kind>) -> BTreeMap<u32, Kind> {
         *counts.entry(*row).or_default().entry(*kind).or_default() += 1;
     }
     let most = |counts: BTreeMap<Kind, u32>| {
-        // Of equal counts the smaller kind comes first, and only a larger count takes its place.
+        // Among equal counts the smaller kind comes first, and only a larger count takes its place.
         counts
             .into_iter()
             .fold(None, |best: Option<(Kind, u32)>, own| if best.is_none_or(|best| own.1 > best.1) { Some(own) } else { best })
@@ -426,7 +429,7 @@ mod tests {
             (5, chat("x")),
             (6, example(&[(Role::Text, "t")], "x")),
         ]);
-        // Of the same source first; the only number has nobody; plain text neither shows nor is shown.
+        // A row of the same source is shown first; the only number has nobody; plain text neither shows nor is shown.
         assert_eq!(shown_first(&main, &examples, &[]), BTreeMap::from([(1, 3), (2, 3), (3, 1)]));
         let pair = NearPair { row: 3, other: 1, prompts: 1.0, contradicts: true };
         assert_eq!(shown_first(&main, &examples, &[pair]), BTreeMap::from([(1, 2), (2, 3), (3, 2)]));

@@ -28,7 +28,7 @@ pub(crate) struct Job {
     /// In place of that of `render`; `None` for the usual length, or what the model takes.
     pub max_len: Option<usize>,
     pub choice: Choice,
-    /// Of the records that are chosen, one machine's share.
+    /// One machine's share of the chosen records; `None`: all of them.
     pub shard: Option<Shard>,
     pub thresholds: Thresholds,
     /// Does the run get a page to read it in?

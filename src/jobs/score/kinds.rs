@@ -129,7 +129,7 @@ struct Sums {
     numbers: HashMap<(Kind, u32, u32), u32>,
     groups: Vec<Group>,
     kinds: BTreeMap<Kind, OfKind>,
-    /// So many conflicts.
+    /// The number of conflicts.
     n: u32,
 }
 
@@ -148,7 +148,7 @@ struct Group {
     turn: u16,
     begin: u32,
     end: u32,
-    /// Its place among all conflicts.
+    /// The place of the worst among all conflicts.
     at: u32,
 }
 
@@ -163,7 +163,7 @@ struct OfKind {
 }
 
 impl Group {
-    /// Without any conflict yet.
+    /// A group without any conflict yet, named after its first.
     fn new(kind: Kind, conflict: &Found) -> Group {
         let &Found { row, turn, begin, end, token_id, top_id, .. } = conflict;
         let (count, at, worst) = (0, 0, f64::NEG_INFINITY);

@@ -10,16 +10,21 @@ use crate::tokens::{Item, Sequence};
 /// Where the time went, in seconds; the reader and the writer work beside the engine.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Stages {
-    /// Before the others: loading the model, and reading and rendering everything once for the mask audit.
+    /// Loading the model, before anything else.
     pub load: f64,
+    /// Reading and rendering everything once for the mask audit, before scoring begins.
     pub audit: f64,
     /// Scoring, from the first record to the last part.
     pub wall: f64,
+    /// Reading records, rendering and tokenising them.
     pub read_and_tokenise: f64,
+    /// The decoder.
     pub decoder: f64,
+    /// The head.
     pub head: f64,
+    /// Writing the parts.
     pub write: f64,
-    /// The engine had nothing to do.
+    /// The time in which the engine had nothing to do.
     pub engine_waited: f64,
     /// Input tokens scored by this process: fewer than the run's if it went on with an earlier one's parts.
     pub input_tokens: u64,
@@ -31,7 +36,7 @@ pub(crate) struct Stages {
 }
 
 impl Stages {
-    /// Those of another process beside: times add up to machine time, and the first row is the earlier one's.
+    /// Adds the times of another process: they add up to machine time, and the first row is the earlier one's.
     pub(super) fn add(&mut self, other: &Stages) {
         self.load += other.load;
         self.audit += other.audit;
@@ -49,7 +54,7 @@ impl Stages {
 /// What a kill can cost: half a minute of work at a few hundred tokens per second; on a GPU some seconds.
 const PART_TOKENS: usize = 16_384;
 const PART_RECORDS: usize = 4_096;
-/// So much more of both on a GPU, which would be done with a part before the next one is read.
+/// How many times as much is in a part on a GPU, which would be done with a smaller one before the next is read.
 const GPU_FACTOR: usize = 16;
 
 /// How much is in a part.
@@ -66,7 +71,7 @@ impl PartSize {
         PartSize { tokens: factor * PART_TOKENS, records: factor * PART_RECORDS }
     }
 
-    /// One more record, with so many tokens to read.
+    /// Adds a record that has `tokens` tokens to read.
     pub(super) fn add(&mut self, tokens: usize) {
         self.tokens += tokens;
         self.records += 1;
@@ -79,11 +84,14 @@ impl PartSize {
 
 /// Consecutive records on their way through the threads.
 pub(super) struct Part {
+    /// The records, as they were rendered.
     pub items: Vec<Item>,
-    /// Of the items with something to score, in order.
+    /// The sequences of those items that have something to score, in order.
     pub sequences: Vec<Sequence>,
+    /// The statistics of each sequence's supervised tokens.
     pub scores: Vec<Vec<TokenStatistics>>,
     /// One list for each of `scores` where servers ran the model; empty where this program did.
     pub bounds: Vec<Vec<Bounds>>,
+    /// The curves of the tokens that are in the sample.
     pub curves: Vec<Curve>,
 }

@@ -32,15 +32,16 @@ pub(crate) struct Plan {
     pub audit: Audit,
     pub totals: Totals,
     pub out: PathBuf,
-    /// Of all that decides the scores: equal identities give equal tables.
+    /// A hash of all that decides the scores: equal identities give equal tables.
     pub identity: String,
-    /// Of which run these are some of the rows.
+    /// The run of which these are some of the rows; `None` for a run over all of them.
     pub shard: Option<ShardRecord>,
     pub planted: Vec<Planted>,
     pub began: Instant,
     pub started: SystemTime,
-    /// To load the model, and to read and render everything for the audit.
+    /// Seconds to load the model.
     pub load_seconds: f64,
+    /// Seconds to read and render everything for the audit.
     pub audit_seconds: f64,
     pub template_sha256: Option<String>,
     pub render: RenderOptions,
@@ -70,7 +71,7 @@ pub(crate) struct Totals {
 }
 
 impl Totals {
-    /// Those of other records beside these.
+    /// Adds what other records hold.
     pub(super) fn add(&mut self, other: &Totals) {
         self.records += other.records;
         self.scored += other.scored;
@@ -86,9 +87,11 @@ impl Totals {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Rollouts {
     pub rows: u64,
-    /// Whose text has other tokens than were drawn.
+    /// Those of these records whose text has other tokens than were drawn.
     pub respelt: u64,
-    /// Whose targets are tokens that this very model drew, in the same precision and with its own probabilities, and no others.
+    /// Those of these records whose targets are tokens that this very model drew, in the same precision and with its own probabilities,
+    /// and
+    /// no others.
     pub exact: u64,
 }
 

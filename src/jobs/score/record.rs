@@ -38,11 +38,13 @@ pub(crate) struct RunRecord {
     pub supervise: Value,
     /// The first so many records were read.
     pub limit: Option<u64>,
-    /// So many records were drawn at random, of so many, with this seed. Nothing else in scoring is random.
+    /// How many records were drawn at random. Nothing else in scoring is random.
     #[serde(default)]
     pub sample: Option<u64>,
+    /// How many records they were drawn from.
     #[serde(default)]
     pub sampled_from: Option<u64>,
+    /// The seed of the draw.
     pub seed: Option<u64>,
     pub dtype: String,
     pub kernels: String,
@@ -64,7 +66,7 @@ pub(crate) struct RunRecord {
     /// Who ran the model, if this program did not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server: Option<ServerRecord>,
-    /// Of which run these are some of the rows, if they are.
+    /// The run of which these are some of the rows, if they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shard: Option<ShardRecord>,
 }

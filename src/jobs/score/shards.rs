@@ -184,7 +184,7 @@ fn check_whole(shards: &[Found], runs: &[&[Found]]) -> Result<()> {
     Ok(())
 }
 
-/// In what two records differ, in words.
+/// How two records differ, in words.
 fn difference(a: &RunRecord, b: &RunRecord) -> (String, String) {
     let level = |record: &RunRecord| record.provenance.kernel_level.clone().unwrap_or_default();
     let files = |record: &RunRecord| {

@@ -55,13 +55,13 @@ pub(super) struct Before {
 }
 
 impl Before {
-    /// For the methods that need no scores.
+    /// What stands in for the scores where a method needs none.
     pub(super) fn of_nothing(sequences: &[Sequence]) -> Before {
         let n = sequences.len();
         Before { population: Population::default(), rows: vec![1.0; n], earlier: vec![Vec::new(); n] }
     }
 
-    /// From the folder of [`score_before`].
+    /// Reads it from the folder of [`score_before`].
     pub(super) fn read(method: &Method, gate: &Gate, folder: &Path, sequences: &[Sequence]) -> Result<Before> {
         let needs = gate.needs();
         let mut before = Before::of_nothing(sequences);

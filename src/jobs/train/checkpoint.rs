@@ -27,7 +27,7 @@ pub(super) const FOLDER: &str = "checkpoints";
 /// How far a run has come.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Progress {
-    /// Of the whole run: [`Options::identity`](crate::train::options::Options::identity), data and model.
+    /// A hash of what decides the whole run: [`Options::identity`](crate::train::options::Options::identity), data and model.
     pub identity: String,
     /// The model that is trained, which an export loads again.
     #[serde(default)]
@@ -38,7 +38,7 @@ pub(super) struct Progress {
     /// Tokens with which answers of the data end and the model's do not.
     #[serde(default)]
     pub new_ends: Vec<u32>,
-    /// Of the base model.
+    /// How the base model stood before training.
     #[serde(default)]
     pub before: Standing,
     /// The held-out loss that decides which model is kept and when the run ends.
@@ -48,9 +48,9 @@ pub(super) struct Progress {
     pub step: u64,
     pub input_tokens: u64,
     pub supervised_tokens: u64,
-    /// Spent in steps.
+    /// Seconds spent in steps.
     pub seconds: f64,
-    /// In the middle of a large batch, for the method that has them.
+    /// What the method compares with, if it has such a thing and the run is in the middle of a large batch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<Snapshot>,
 }

@@ -28,7 +28,7 @@ pub(crate) struct Job {
 
 /// How a run ended.
 pub(crate) enum Outcome {
-    /// It was not to begin.
+    /// Only the plan was wanted.
     Planned(Box<Plan>),
     Finished(Box<TrainRecord>),
     /// The user interrupted it; the checkpoint holds this many steps, of that many.

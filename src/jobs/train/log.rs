@@ -66,7 +66,7 @@ mod tests {
         let path = folder.path().join(METRICS_FILE);
         let mut log = Log::open(folder.path(), 0).unwrap();
         let mut random = SplitMix(7);
-        // Of a thousand such numbers a parser that is off by one unit in the last place now and then changes some.
+        // A parser that is off by one unit in the last place now and then changes some of a thousand such numbers.
         let mut share = || (random.next() >> 11) as f64 / (1u64 << 53) as f64;
         for step in 1..=1000 {
             let metrics = StepMetrics {

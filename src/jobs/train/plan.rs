@@ -18,7 +18,7 @@ use crate::train::step::{RowWeight, supervised};
 pub(crate) struct Plan {
     pub sequences: u64,
     pub validation_sequences: u64,
-    /// In an epoch without a mix.
+    /// Input tokens of an epoch without a mix.
     pub input_tokens: u64,
     pub supervised_tokens: u64,
     pub steps_per_epoch: u64,
@@ -90,7 +90,8 @@ pub(super) fn memory_beside(options: &Options, model: &Model, adapters: Option<&
         Some(adapters) => adapters.iter().map(|adapter| adapter.len() as u64 * (8 + moments)).sum(),
     };
     let base = if options.needs_base() { model.info.parameters * options.dtype()?.size_in_bytes() } else { 0 };
-    // Of what learns in bf16x3 the two parts of the matrix in use: the vocabulary's, or where it is small gate and up together.
+    // Where the model learns in bf16x3, the two parts of the matrix in use: the vocabulary's, or where it is small gate and up
+    // together.
     let parts = match (adapters, options.dtype()?) {
         (None, Dtype::Bf16x3) => {
             let rows = model.config.vocab_size.max(2 * model.config.intermediate_size);

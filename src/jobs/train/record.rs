@@ -41,14 +41,15 @@ pub(crate) struct TrainRecord {
     pub input_tokens: u64,
     pub supervised_tokens: u64,
     pub seconds: f64,
-    /// All input tokens of the steps over the time spent in steps.
+    /// Input tokens a second: all of the steps over the time spent in steps.
     pub tokens_per_second: f64,
     pub peak_memory_bytes: Option<u64>,
-    /// Of the base model; empty in records of programs that did not look.
+    /// How the base model stood before training; empty in records of programs that did not look.
     #[serde(default)]
     pub before: Standing,
-    /// Of the saved model on the held-out rows; absent where there are none.
+    /// The saved model on the held-out rows; absent where there are none.
     pub validation: Option<Validation>,
+    /// How far the saved model is from the base on general text; absent where that was not measured.
     pub drift: Option<Drift>,
     /// One line per finding of the mask audit.
     pub audit_lines: Vec<String>,

@@ -13,21 +13,21 @@ use crate::tokens::Sequence;
 /// ln p of the targets of some steps.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Snapshot {
-    /// The first of the steps.
+    /// The number of the first of the steps.
     first: u64,
-    /// Of each step, of each of its sequences, of each target.
+    /// ln p of each target, by step and by sequence of the step.
     logprobs: Vec<Vec<Vec<f32>>>,
 }
 
 impl Snapshot {
-    /// Of the model as it is, before step `first`, whose sequences are the first of `steps`.
+    /// What the model as it is makes of the targets of `steps`; `first` is the number of the first of them.
     pub(super) fn take(model: &Model, first: u64, steps: &[Vec<Sequence>]) -> Result<Snapshot> {
         let scores = engine::score(model, &steps.concat(), &mut Work::default(), &mut |_| {})?;
         let mut logprobs = scores.into_iter().map(|tokens| tokens.iter().map(|token| token.logprob).collect());
         Ok(Snapshot { first, logprobs: steps.iter().map(|step| logprobs.by_ref().take(step.len()).collect()).collect() })
     }
 
-    /// Of the sequences of a step, if it is one of this large batch.
+    /// ln p of the targets of a step's sequences; `None` where the step is none of this large batch.
     pub(super) fn of(&self, step: u64) -> Option<&[Vec<f32>]> {
         let index = usize::try_from(step.checked_sub(self.first)?).ok()?;
         self.logprobs.get(index).map(Vec::as_slice)

@@ -14,7 +14,7 @@ pub(super) fn unknown_ends(set: &TrainingSet, tokenizer: &Tokenizer, reference: 
         *ends.entry(end).or_default() += 1;
     }
     let known = end_tokens(reference)?;
-    // Of one row in a hundred or fewer it may be a slip of the data.
+    // A token that ends one row in a hundred or fewer may be a slip of the data.
     let many = |n: usize| 100 * n > set.sequences.len();
     Ok(ends.into_iter().filter(|(id, n)| many(*n) && !known.contains(id)).map(|(id, _)| id).collect())
 }

@@ -79,7 +79,7 @@ struct Read {
     model: Model,
     set: TrainingSet,
     order: Order,
-    /// Of each sequence, whether its conflicts are meant to be learnt.
+    /// For each sequence: are its conflicts meant to be learnt?
     intended: Vec<bool>,
     adapted: Option<Vec<Parameter>>,
     /// Tokens with which answers end and the model's do not.
@@ -196,7 +196,7 @@ impl Trainer {
             Some(parameters) => parameters,
             None => read.model.train(dtype)?,
         };
-        // Of all rows of the data, as the tables are; a file of held-out rows is none of them.
+        // The quantiles are those of all rows of the data, as the tables are; a file of held-out rows is none of them.
         let drawn = if options.validation.is_empty() { &set.validation[..] } else { &[] };
         let population = with_topk_entropies(population, &gate, &read.model, &[&set.sequences, drawn])?;
         let loss = Loss::new(options.method, gate, options.kl_weight, population);

@@ -41,7 +41,8 @@ pub(super) trait Arithmetic<const S: usize> {
     /// The processor must have the instructions; `columns` must be packed by column, these and the rows finely.
     unsafe fn scores(columns: Head, tile: Tile, rows: &[u32], scores: &mut Scores<S>);
 
-    /// The same of words along rows, at the beginning of each.
+    /// As [`Arithmetic::scores`], for rows in words of neighbours, as [`Arithmetic::along`] makes them, which stand at the beginning of
+    /// each row.
     ///
     /// # Safety
     /// The processor must have the instructions; `columns` must be packed by column, these and the rows along.

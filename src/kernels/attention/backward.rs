@@ -157,7 +157,7 @@ impl KeyGradients {
         self.places[granule]..self.places[granule] + GRANULE * self.width
     }
 
-    /// Adds a later share's.
+    /// Adds the gradients of a later share of the work to these.
     fn join(mut self, other: KeyGradients) -> KeyGradients {
         other.granules.iter().for_each(|&granule| self.add_granule(granule));
         let len = self.granules.len() * GRANULE * self.width;
@@ -299,7 +299,9 @@ impl Backward<'_> {
             if row < rows.len() {
                 let place = (token * heads + head) * head_dim;
                 let (y, dy) = (&self.output[place..][..head_dim], &self.d_output[place..][..head_dim]);
-                // Of what `dp` is made of: with other roundings `ds` would not add up to 0, and the keys' mean would go into `dq`.
+                // The gradient as the product that makes `dp` rounds it: with other roundings `ds` would not add up to 0, and the keys'
+                // mean would go
+                // into `dq`.
                 let rounded = |dy: f32| if A::PER_WORD == 1 { dy } else { half::bf16::from_f32(dy).to_f32() };
                 dots[row] = y.iter().zip(dy).map(|(y, dy)| y * rounded(*dy)).sum();
                 d_outputs[row * width..][..head_dim].copy_from_slice(dy);
@@ -438,7 +440,7 @@ unsafe fn score_gradients<V: Lanes>(scores: &mut [f32], d_weights: &mut [f32], r
     }
 }
 
-/// The same, with `bend(score, gradient)` for what the cap does to a gradient.
+/// The loop of [`score_gradients`]; `bend(score, gradient)` gives what the cap makes of a gradient.
 ///
 /// # Safety
 /// As above.

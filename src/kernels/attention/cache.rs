@@ -43,7 +43,7 @@ pub struct LayerCache {
 pub struct Stretch {
     /// Rows of the batch; the stretches of a batch tile `0..T` in order.
     pub tokens: Range<usize>,
-    /// Of the first of them in the sequence.
+    /// The position of the first of these tokens in the sequence, counted from 0.
     pub position: usize,
     /// The pages of the sequence, the `i`-th for the positions from `i` times a page's on. There may be more than are in use yet.
     pub pages: Arc<[usize]>,
@@ -52,7 +52,7 @@ pub struct Stretch {
 }
 
 impl LayerCache {
-    /// Of a model in `dtype`.
+    /// A layer's cache with `n_pages` empty pages; `dtype` is what the model computes in.
     pub fn new(shape: &AttentionShape, n_pages: usize, dtype: Dtype) -> LayerCache {
         LayerCache::at(Level::current(), shape, n_pages, dtype)
     }

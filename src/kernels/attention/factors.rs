@@ -17,7 +17,7 @@ use super::{dots, tiles};
 use crate::kernels::Dtype;
 use crate::kernels::level::Level;
 
-/// Which of them.
+/// What the factors of attention's products are, and how they are multiplied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Factors {
     F32,
@@ -28,7 +28,7 @@ pub(super) enum Factors {
 }
 
 impl Factors {
-    /// For a model in `dtype`.
+    /// The factors of a model in `dtype` at a level.
     pub(super) fn of(level: Level, dtype: Dtype) -> Factors {
         match (level, dtype) {
             #[cfg(target_arch = "x86_64")]

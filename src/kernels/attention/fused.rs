@@ -46,12 +46,13 @@ pub(super) fn attention(problem: &Problem) -> (Vec<f32>, Vec<Running>) {
 
 /// Neighbouring tokens of one sequence, and what they see.
 pub(super) struct View<'a> {
+    /// Rows of the batch.
     pub tokens: Range<usize>,
     /// Granules, the `i`-th for the positions from `16 i` on.
     pub seen: &'a [usize],
 }
 
-/// The same over keys by column and values by row. The views tile the tokens.
+/// As [`attention`], over keys that are packed by column and values that are packed by row. The views tile the tokens.
 pub(super) fn over(problem: &Problem, views: &[View], keys: &Packed, values: &Packed) -> (Vec<f32>, Vec<Running>) {
     let blocks = blocks(views, STRIPS * problem.factors.strip() / problem.shape.group(), problem.shape.kv_heads);
     let n_rows = problem.positions.len() * problem.shape.heads;
@@ -96,11 +97,11 @@ fn blocks(views: &[View], size: usize, kv_heads: usize) -> Vec<Block> {
 
 struct Forward<'a> {
     problem: &'a Problem<'a>,
-    /// Granules.
+    /// The granules that the view sees.
     seen: &'a [usize],
-    /// By column.
+    /// The keys, packed by column.
     keys: &'a Packed,
-    /// By row.
+    /// The values, packed by row.
     values: &'a Packed,
     block: &'a Block,
     output: &'a Shared<f32>,
@@ -162,7 +163,8 @@ impl AttentionKernel for Forward<'_> {
                     for r in 0..S {
                         let row = &mut scores.0[r][..n];
                         let sum = strip.running[r].weigh::<A::V>(row);
-                        // Of what is multiplied: where values have a mean, the roundings of weights that add up to more than their sum would
+                        // The sum of the weights as they are multiplied: where values have a mean, rounded weights that add up to more
+                        // than the sum would
                         // count it too often.
                         strip.running[r].sum += A::along_with_sum(row, sum);
                     }
@@ -224,8 +226,11 @@ impl QueryRows {
 
 /// `S` neighbouring query rows, as far as they have got.
 pub(super) struct Strip<const S: usize> {
+    /// The position in its sequence of each row's token.
     pub positions: [usize; S],
+    /// The granules with keys that any of the rows sees.
     pub reach: Reach,
+    /// Each row's softmax as far as it has got.
     pub running: [Running; S],
 }
 
@@ -246,15 +251,16 @@ impl<const S: usize> Strip<S> {
 /// One row's softmax as far as it has got.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Running {
+    /// The largest score yet.
     pub maximum: f32,
-    /// Of `exp(score - maximum)`, the sink's among them.
+    /// The sum of `exp(score - maximum)` over the keys yet, the head's sink among them.
     pub sum: f32,
 }
 
 impl Running {
     pub(super) const START: Running = Running { maximum: f32::NEG_INFINITY, sum: 0.0 };
 
-    /// Of a head with a sink: its logit counts, and has no value.
+    /// The beginning of a row in a head with a sink: the sink's logit counts as a score, and has no value.
     pub(super) fn sink(logit: f32) -> Running {
         Running { maximum: logit, sum: 1.0 }
     }

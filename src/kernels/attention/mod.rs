@@ -77,13 +77,15 @@ pub fn attention(
 pub struct Softmaxes(Arc<OnceLock<Vec<Running>>>);
 
 impl Softmaxes {
+    /// The memory that they take.
     pub fn bytes(&self) -> usize {
         self.0.get().map_or(0, |rows| size_of_val(rows.as_slice()))
     }
 }
 
-/// The same, and what its backward pass can use; with `sinks [heads]`, a logit for each head that takes a share of every softmax and has no
-/// value (arXiv 2309.17453; gpt-oss). Their gradient is that of [`attention_backward`]: candle's graph leads to it through the reference alone.
+/// As [`attention`], and gives what its backward pass can use. `sinks [heads]` are a logit for each head that takes a share of every
+/// softmax and has no value (arXiv 2309.17453; gpt-oss). Their gradient is that of [`attention_backward`]: candle's graph leads to it
+/// through the reference alone.
 pub fn attention_keeping(
     qkv: &Tensor,
     segments: &Arc<[Segment]>,
@@ -116,8 +118,9 @@ pub fn attention_keeping(
     Ok((y, softmaxes))
 }
 
-/// The same for tokens that go on with sequences whose keys and values a cache holds, and which get theirs into it: to the bit what
-/// [`attention`] gives the same tokens within their whole sequences. By the fused kernels alone.
+/// As [`attention`], for tokens that go on with sequences whose keys and values `cache` holds; their own are added to it. To the bit
+/// what
+/// [`attention`] gives the same tokens within their whole sequences. Only with the fused kernels.
 pub fn attention_onto(
     qkv: &Tensor,
     stretches: &[Stretch],
@@ -216,7 +219,7 @@ struct Attention {
     sinks: Option<Vec<f32>>,
     level: Level,
     factors: Factors,
-    /// Written by the forward pass.
+    /// Where the forward pass leaves each row's softmax.
     softmaxes: Softmaxes,
 }
 
@@ -247,7 +250,7 @@ impl Attention {
         gradient(values, qkv)
     }
 
-    /// Behind [`Attention::backward`], which sees to the softmaxes.
+    /// The gradient of the sinks. It runs behind [`Attention::backward`], which sees to the softmaxes.
     fn sinks_backward(&self, y: &Tensor, dy: &Tensor) -> Result<Option<Vec<f32>>> {
         let (Some(logits), Some(softmaxes)) = (&self.sinks, self.softmaxes.0.get()) else { return Ok(None) };
         let gradient = with_floats(y, |y| with_floats(dy, |dy| sinks::gradient(logits, softmaxes, y, dy)))??;

@@ -17,7 +17,7 @@ use crate::kernels::lanes::prefetch;
 /// Which columns of the projection, and what to do with them.
 #[derive(Clone, Copy)]
 pub(super) enum Part {
-    /// Turned by each row's position.
+    /// The keys, turned by each row's position.
     Keys,
     Values,
 }
@@ -82,7 +82,7 @@ struct Pack<'a> {
     order: Order,
     /// Scratch for one granule of one head, zeros behind each row's `head_dim` numbers.
     rows: &'a mut [f32],
-    /// The granule's place.
+    /// Where the granule goes.
     packed: &'a mut [MaybeUninit<u32>],
 }
 

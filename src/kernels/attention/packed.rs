@@ -4,7 +4,9 @@ use super::plan::GRANULE;
 
 /// The rows of one part of the projection, granule by granule and in each head by head.
 pub(super) struct Packed {
+    /// `[granules, kv_heads, size]`
     pub words: Vec<u32>,
+    /// The number of key and value heads.
     pub kv_heads: usize,
     /// Words of one head in one granule.
     pub size: usize,

@@ -52,8 +52,9 @@ impl Plan {
 /// Up to [`TILE`] neighbouring granules of a sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Tile<'a> {
+    /// The numbers of the granules, in the order of their positions.
     pub granules: &'a [usize],
-    /// Of the first key in the sequence.
+    /// The position of the tile's first key in the sequence.
     pub position: usize,
 }
 
@@ -84,7 +85,7 @@ pub(super) struct Reach {
 }
 
 impl Reach {
-    /// Of queries at `first ..= last` through a window.
+    /// The granules that queries at the positions `first ..= last` see through a window of `window` positions.
     pub(super) fn new(first: usize, last: usize, window: usize) -> Reach {
         Reach { begin: (first + 1).saturating_sub(window) / GRANULE, end: last / GRANULE + 1 }
     }

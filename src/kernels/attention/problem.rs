@@ -9,13 +9,19 @@ use crate::kernels::rotary::Rotary;
 
 /// What the fused kernels are given; everything has been checked.
 pub(super) struct Problem<'a> {
+    /// The projections `[T, q | k | v]`.
     pub qkv: &'a [f32],
+    /// Who sees whom.
     pub segments: &'a [Segment],
+    /// The position of each token in its sequence, `[T]`.
     pub positions: &'a [usize],
+    /// The tables of the rotary embedding.
     pub rotary: &'a Rotary,
+    /// Heads, and how they see each other.
     pub shape: &'a AttentionShape,
     /// A logit for each head that every softmax begins with.
     pub sinks: Option<&'a [f32]>,
+    /// The instructions to use.
     pub level: Level,
     /// What the level multiplies for the model's precision.
     pub factors: Factors,

@@ -2,11 +2,14 @@
 
 use crate::error::{Error, Result};
 
+/// The heads of an attention, and which keys they see.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionShape {
+    /// The number of query heads.
     pub heads: usize,
     /// Query heads `g * heads / kv_heads ..` read key and value head `g`.
     pub kv_heads: usize,
+    /// The width of a head.
     pub head_dim: usize,
     /// Multiplies the scores; usually `1 / sqrt(head_dim)`.
     pub scale: f32,

@@ -8,7 +8,7 @@ use super::plan::{GRANULE, TILE, Tile};
 use crate::kernels::exp::tanh;
 use crate::kernels::lanes::Lanes;
 
-/// From one row of scores to the next; not a power of two, which would put all rows on the same cache sets.
+/// Numbers from one row of scores to the next; not a power of two, which would put all rows on the same cache sets.
 pub(super) const STRIDE: usize = TILE * GRANULE + GRANULE;
 
 /// One number for each query row of a strip and each key of a tile. In whole cache lines, so that no vector lies in two.
@@ -37,7 +37,7 @@ pub(super) trait Words {
     /// Factors in a word.
     const PER_WORD: usize;
 
-    /// The same word in all lanes.
+    /// One word, repeated in all lanes.
     ///
     /// # Safety
     /// The processor must have the instructions; a word is readable at `from`.
@@ -159,7 +159,7 @@ pub(super) unsafe fn weighted_sums<W: Words, const S: usize, const C: usize>(
     }
 }
 
-/// The same for `C` vectors of columns.
+/// [`weighted_sums`] for `C` vectors of columns, from `column` on.
 ///
 /// # Safety
 /// As above; the columns must lie within the padded width.
@@ -222,7 +222,7 @@ pub(super) unsafe fn add_transposed<W: Words, const S: usize, const C: usize, co
     }
 }
 
-/// The same for `C` vectors of columns.
+/// [`add_transposed`] for `C` vectors of columns, from `column` on.
 ///
 /// # Safety
 /// As above; the columns must lie within the padded width.
@@ -257,9 +257,11 @@ unsafe fn add_transposed_columns<W: Words, const S: usize, const C: usize, const
 /// What a query may see, and how scores are bent.
 #[derive(Clone, Copy)]
 pub(super) struct Sight {
+    /// The query's position in its sequence.
     pub position: usize,
     /// `usize::MAX` for none.
     pub window: usize,
+    /// Scores become `softcap * tanh(score / softcap)`.
     pub softcap: Option<f32>,
 }
 

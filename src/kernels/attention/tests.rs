@@ -125,7 +125,7 @@ fn check(segments: &[Segment], pairs: usize, style: RotaryStyle, shape: &Attenti
     }
 }
 
-/// All levels in f32, and in bf16 those that round.
+/// All levels with f32 factors, and those that round to bf16 with these, too.
 pub(super) fn arithmetics() -> Vec<(Level, Factors)> {
     let of_level = |level| [Dtype::F32, Dtype::Bf16].map(|dtype| (level, Factors::of(level, dtype)));
     let mut all: Vec<_> = Level::available().into_iter().flat_map(of_level).collect();
@@ -149,7 +149,7 @@ fn near(got: &[f32], expected: &[f64], what: &str) {
     assert!(error <= 2e-2 * size + 1e-6, "{what}: {error} beside {size}");
 }
 
-/// Of the difference and of what is expected.
+/// The length (L2) of the difference between `got` and `expected`, and that of `expected`.
 fn lengths(got: impl Iterator<Item = f64>, expected: impl Iterator<Item = f64>) -> (f64, f64) {
     let squares =
         |(errors, sizes): (f64, f64), (got, expected): (f64, f64)| (errors + (got - expected).powi(2), sizes + expected.powi(2));
@@ -157,7 +157,7 @@ fn lengths(got: impl Iterator<Item = f64>, expected: impl Iterator<Item = f64>) 
     (errors.sqrt(), sizes.sqrt())
 }
 
-/// From far below the scores, where a sink takes nothing, to far above, where it takes nearly all.
+/// Logits of sinks, from far below the scores, where a sink takes nothing, to far above, where it takes nearly all.
 fn sinks(shape: &AttentionShape) -> Vec<f32> {
     (0..shape.heads).map(|head| [0.5, -30.0, 12.0, -2.0, 3.0][head % 5]).collect()
 }
@@ -178,7 +178,7 @@ fn by_hand() {
         let (segments, shape) = (sequences(&[3]).into(), shape(1, 1, 1));
         let (y, softmaxes) = attention_keeping(&qkv, &segments, &rotary, &shape, Some(&sinks), Dtype::F32, kernels).unwrap();
         close(&y.flatten_all().unwrap().to_vec1().unwrap(), &[1.0 / 3.0, 1.0, 12.0 / 5.0], 1e-6, "sinks by hand");
-        // Of the first output alone: the sink's share 2 / 3 times -1 / 3.
+        // The gradient of the first output alone: the sink's share 2 / 3 times -1 / 3.
         let dy = Tensor::new(&[[1f32], [0.0], [0.0]], &Device::Cpu).unwrap();
         let (_, d_sinks) =
             attention_backward(&qkv, &segments, &rotary, &shape, Some(&sinks), &y, &softmaxes, &dy, Dtype::F32).unwrap();
@@ -400,7 +400,7 @@ fn gradients_with_means_far_from_zero() {
     let expected = of(Level::Portable, Factors::F32);
     for (level, factors) in arithmetics() {
         let found = of(level, factors);
-        // Of queries, keys and values by themselves.
+        // Queries, keys and values, each by themselves.
         for columns in [0..of_query, of_query..of_query + 32, of_query + 32..width] {
             let part = |values: &[f32]| -> Vec<f64> {
                 values.chunks(width).flat_map(|row| &row[columns.clone()]).map(|x| f64::from(*x)).collect()

@@ -117,7 +117,9 @@ impl Arithmetic<STRIP> for OfTiles {
     }
 }
 
-/// Of each 32 numbers the words of their upper parts and behind them those of their lower parts, in place; of 16 at the end likewise.
+/// Splits numbers into pairs of bf16, in place: of each 32 numbers first the words of their upper parts, then those of their lower
+/// parts;
+/// if only 16 are left at the end, the same with these.
 ///
 /// # Safety
 /// As [`Arithmetic::finely`].
@@ -182,7 +184,7 @@ unsafe fn transposed(words: *const u32) -> [[u32; HALF]; GRANULE] {
     columns
 }
 
-/// Of four rows, [`STRIDE`] apart, the words of each column: of every fourth column from the first, second, third and fourth on.
+/// The columns of four rows of 16 words, [`STRIDE`] apart: `[i][j]` is column `4 j + i`, from the first row to the fourth.
 ///
 /// # Safety
 /// As above.

@@ -27,14 +27,17 @@ pub struct Indices<'a> {
 }
 
 impl<'a> Array<'a> {
+    /// How many numbers.
     pub fn len(&self) -> usize {
         self.len
     }
 
+    /// Are there none?
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
+    /// What the numbers are stored in.
     pub fn dtype(&self) -> Stored {
         self.dtype
     }
@@ -72,10 +75,12 @@ impl<'a> Array<'a> {
 }
 
 impl<'a> Indices<'a> {
+    /// How many numbers.
     pub fn len(&self) -> usize {
         self.len
     }
 
+    /// Are there none?
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }

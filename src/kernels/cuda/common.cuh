@@ -58,7 +58,7 @@ __device__ __forceinline__ void load_matrices(u32 (&to)[4], const bf16* from) {
                  : "memory");
 }
 
-// The same with columns in place of rows.
+// Loads four matrices, with columns in place of rows.
 __device__ __forceinline__ void load_matrices_transposed(u32 (&to)[4], const bf16* from) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])

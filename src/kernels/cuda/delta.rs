@@ -24,7 +24,7 @@ const STATE_BYTES: usize = 128 << 20;
 pub struct DeltaPlan {
     tokens: usize,
     n_states: usize,
-    /// Of each step the rows that its convolution reads, its own last: `[S, kernel]`.
+    /// The rows that the convolution reads at each step, its own last: `[S, kernel]`.
     pub steps: Vec<u32>,
     /// `Run` of delta.cu, level by level.
     pub runs: Vec<u32>,
@@ -36,12 +36,14 @@ pub struct DeltaPlan {
 pub struct DeltaArrays {
     /// `[channels, kernel]`
     pub convolution: Buffer,
-    /// `[H]`: `exp(A_log)`, and what is added to `a`.
+    /// `[H]`: `exp(A_log)`.
     pub rates: Buffer,
+    /// `[H]`, added to `a`.
     pub dt_bias: Buffer,
 }
 
 impl DeltaArrays {
+    /// Puts the weights on the device.
     pub fn new(device: &'static Device, weights: &DeltaWeights, shape: &DeltaShape) -> Result<DeltaArrays> {
         let DeltaNumbers { convolution, a_log, dt_bias } = DeltaNumbers::new(weights, *shape)?;
         let rates: Vec<f32> = a_log.into_iter().map(f32::exp).collect();
@@ -59,12 +61,12 @@ impl DeltaPlan {
         DeltaPlan::bounded(segments, tokens, shape.kernel, STATE_BYTES / state_bytes(shape))
     }
 
-    /// With room for so many states.
+    /// A plan with room for `most_states` states.
     fn bounded(segments: &[Segment], tokens: usize, kernel: usize, most_states: usize) -> DeltaPlan {
         let mut plan = DeltaPlan { tokens, n_states: 0, steps: Vec::new(), runs: Vec::new(), levels: Vec::new() };
         let mut by_level: Vec<Vec<[u32; RUN_WORDS]>> = Vec::new();
         for tree in trees(segments, kernel, most_states) {
-            // Of each run of the tree.
+            // The level of each run of the tree, and the number of the state that it leaves to others, if it does.
             let mut placed: Vec<(usize, u32)> = Vec::with_capacity(tree.len());
             for run in &tree {
                 let (level, from) = run.parent.map_or((0, NONE), |parent| (placed[parent].0 + 1, placed[parent].1));
@@ -142,8 +144,11 @@ fn padded(key_dim: usize) -> usize {
 pub(super) struct Order<'a> {
     /// Rows of what it gives.
     pub tokens: usize,
+    /// How many steps there are.
     pub n_steps: usize,
+    /// The rows that the convolution reads at each step, `[S, kernel]`.
     pub steps: Indices<'a>,
+    /// `Run` of delta.cu, level by level.
     pub runs: Indices<'a>,
     /// Runs that depend on none but those of the levels before.
     pub levels: &'a [Range<usize>],
@@ -171,7 +176,7 @@ impl Device {
         self.delta_in(x, learnt, &order, states, shape, arena)
     }
 
-    /// The same in an order that is given, from and to `states`. The rows and states that it names are there.
+    /// As [`Device::delta`], in an order that is given, from and to `states`. The rows and states that it names are there.
     pub(super) fn delta_in<'a>(
         &self,
         x: Array,

@@ -209,6 +209,7 @@ impl Device {
         self.peak.load(Ordering::Relaxed)
     }
 
+    /// Takes memory of the device, which is freed when the buffer is dropped.
     pub fn allocate(&'static self, bytes: usize) -> Result<Buffer> {
         let mut address = 0;
         self.enter()?;
@@ -507,6 +508,7 @@ pub fn profile() -> Option<String> {
 }
 
 impl Buffer {
+    /// Its size.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
@@ -544,10 +546,12 @@ impl Drop for Buffer {
 }
 
 impl<'a> Arena<'a> {
+    /// Divides `buffer`, from its beginning on; `rows` says which rows products in it compute together.
     pub fn new(buffer: &'a Buffer, rows: Rows) -> Arena<'a> {
         Arena { buffer, used: Cell::new(0), rows }
     }
 
+    /// Which rows of a product are computed together.
     pub fn rows(&self) -> Rows {
         self.rows
     }
@@ -608,7 +612,7 @@ impl Pinned {
         Ok(unsafe { std::slice::from_raw_parts(self.address().cast(), n) })
     }
 
-    /// The same as f32.
+    /// The first `n` words as f32, after the device has written them.
     pub fn floats(&self, n: usize) -> Result<&[f32]> {
         self.check_words(n)?;
         // SAFETY: as above.

@@ -90,7 +90,7 @@ __device__ __forceinline__ u32 sum_before(u32 own, u32& all) {
     return before;
 }
 
-// Of the choices, in order, this thread's: a stretch of them.
+// The choices that this thread goes through: a stretch of them, in order.
 struct Stretch {
     u32 begin, end;
     __device__ __forceinline__ explicit Stretch(u32 n_choices) {

@@ -15,7 +15,7 @@ use super::shape::TILE;
 use crate::error::{Error, Result};
 use crate::kernels::Stored;
 
-/// See above; products in tiles want whole ones.
+/// Slots of an expert begin at a multiple of this, and are filled up to one; products in tiles want whole ones.
 const PADDING: usize = TILE;
 /// experts.cu: `CHOOSING_WARPS`, `LISTING_THREADS`.
 const CHOOSING_WARPS: usize = 8;
@@ -23,7 +23,9 @@ const LISTING_THREADS: u32 = 256;
 
 /// How experts are chosen from the router's logits.
 pub struct RouterOptions<'a> {
+    /// Experts of the layer.
     pub n_experts: usize,
+    /// Experts of a token.
     pub per_token: usize,
     /// Scores are shares of all experts; else each has its sigmoid.
     pub softmax: bool,
@@ -31,8 +33,9 @@ pub struct RouterOptions<'a> {
     pub normalise: bool,
     /// Multiplies the weights.
     pub scale: f32,
-    /// `[E]` each: added to the logits; added to the scores, to choose alone.
+    /// `[E]`, added to the logits.
     pub bias: Option<&'a Buffer>,
+    /// `[E]`, added to the scores, to choose alone.
     pub correction: Option<&'a Buffer>,
 }
 
@@ -50,7 +53,9 @@ pub struct Routing<'a> {
 /// Experts that are computed together, and their slots.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Group {
+    /// The numbers of the experts.
     pub experts: Range<usize>,
+    /// Their slots, which lie side by side.
     pub slots: Range<usize>,
 }
 

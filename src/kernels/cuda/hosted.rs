@@ -40,11 +40,12 @@ pub(super) fn upload_words(device: &'static Device, words: &[u32]) -> Result<Buf
     Ok(buffer)
 }
 
-/// One more than the largest.
+/// One more than the largest of `numbers`; 0 if there are none.
 pub fn end(numbers: &[u32]) -> u32 {
     numbers.iter().max().map_or(0, |&largest| largest.saturating_add(1))
 }
 
+/// [`rms_norm`](crate::kernels::norm::rms_norm) on the device.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let device = Device::get()?;
     let (rows, width) = x.dims2()?;
@@ -54,6 +55,7 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     download(device, &y, (rows, width), Stored::F32)
 }
 
+/// [`gated`](crate::kernels::gated::gated) on the device.
 pub fn gated(gate_up: &Tensor, activation: Activation) -> Result<Tensor> {
     let device = Device::get()?;
     let (rows, columns) = gate_up.dims2()?;
@@ -63,6 +65,7 @@ pub fn gated(gate_up: &Tensor, activation: Activation) -> Result<Tensor> {
     download(device, &y, (rows, columns / 2), Stored::F32)
 }
 
+/// [`qk_norm`](crate::kernels::norm::qk_norm) on the device.
 pub fn qk_norm(qkv: &Tensor, q_weight: &Tensor, k_weight: &Tensor, heads: usize, kv_heads: usize, eps: f64) -> Result<Tensor> {
     let head_dim = qkv.dim(1)? / (heads + 2 * kv_heads);
     let shape = AttentionShape { heads, kv_heads, head_dim, scale: 1.0, window: None, softcap: None };

@@ -93,7 +93,7 @@ impl Device {
         self.norm(name, x, weight, eps, y)
     }
 
-    /// The same, added to `y`, which is f32.
+    /// As [`Device::rms_norm`], added to `y`, which is f32.
     pub fn rms_norm_add(&self, x: Array, weight: &Buffer, eps: f64, y: Array) -> Result<()> {
         y.expect("what a norm is added to", y.len(), Stored::F32)?;
         self.norm("rms_norm_add", x, weight, eps, y)
@@ -364,9 +364,11 @@ struct HeadArrays<'a> {
 
 /// What the head works in: room for the logits of some rows at a time, at least one.
 pub struct HeadRoom<'a> {
+    /// Room for the logits of some rows, f32.
     pub logits: Array<'a>,
+    /// Room for what statistics.cu sums for these rows, [`SUMS_WORDS`] words each.
     pub sums: Array<'a>,
-    /// Where they are given for all tokens, they are kept: `[N, top_k]`.
+    /// The largest logits of these rows, or of all rows where there is room for `[N, top_k]`: they are then kept.
     pub top_logits: Array<'a>,
 }
 
@@ -414,8 +416,9 @@ pub fn head_chunk(vocabulary: usize) -> usize {
 /// statistics.cu: `THREADS`, which largest.cu has, too, and `GROUPS`.
 const HEAD_THREADS: usize = 512;
 const HEAD_GROUPS: usize = 256;
-/// Words of `TokenStatistics` and of `RowSums` in statistics.cu.
+/// Words of `TokenStatistics` in statistics.cu.
 pub const STATISTICS_WORDS: usize = 9 + 2 * NEXT_CHOICES;
+/// Words of `RowSums` in statistics.cu.
 pub const SUMS_WORDS: usize = 14 + NEXT_CHOICES;
 
 /// From the words that statistics.cu wrote for one token.
@@ -445,6 +448,7 @@ pub struct RotaryTables {
 }
 
 impl RotaryTables {
+    /// Puts the tables on the device.
     pub fn new(device: &'static Device, rotary: &Rotary) -> Result<RotaryTables> {
         Ok(RotaryTables {
             cos: device.upload(&rotary.cos, Stored::F32)?,
@@ -458,11 +462,14 @@ impl RotaryTables {
 
 /// What happens to queries, keys and values between their projection and the attention.
 pub struct PrepareOptions<'a> {
+    /// The heads.
     pub shape: &'a AttentionShape,
+    /// The tables of the rotary embedding.
     pub rotary: &'a RotaryTables,
-    /// Of every column of the projections.
+    /// A bias for every column of the projections.
     pub bias: Option<&'a Buffer>,
-    /// Of queries and of keys, `[head_dim]` each or, of all heads at once, as wide as these; and their epsilon.
+    /// The weights of the norms of queries and of keys, `[head_dim]` each or, of all heads at once, as wide as these; and their
+    /// epsilon.
     pub norms: Option<(&'a Buffer, &'a Buffer, f64)>,
     /// Behind each query head of the projections stand as many gates.
     pub gated: bool,
@@ -485,8 +492,9 @@ pub struct AttentionPlan {
 
 /// Tokens of a batch that lie side by side, and what they see.
 pub(super) struct View {
+    /// Rows of the batch.
     pub tokens: Range<usize>,
-    /// Of the first of them in its sequence.
+    /// The position of the first of these tokens in its sequence.
     pub position: usize,
     /// Rows of keys, in the order of their positions, from 0 on.
     pub seen: Vec<Range<usize>>,
@@ -514,7 +522,7 @@ impl AttentionPlan {
         AttentionPlan::of(segments.iter().map(view), tokens, shape, dtype, shared_bytes)
     }
 
-    /// The same for `views` of a batch of `tokens`, whose rows need not all be in one.
+    /// Plans the attention of `views` of a batch of `tokens`, whose rows need not all be in one.
     pub(super) fn of(
         views: impl Iterator<Item = View>,
         tokens: usize,

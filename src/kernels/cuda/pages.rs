@@ -34,6 +34,7 @@ pub struct PagedKeys {
 }
 
 impl PagedKeys {
+    /// Room for `n_pages` pages of `layers` layers.
     pub fn new(
         device: &'static Device,
         shape: &AttentionShape,
@@ -50,10 +51,12 @@ impl PagedKeys {
         layers * DEVICE_PAGE * kept_columns(shape) * dtype.size_in_bytes() as usize
     }
 
+    /// How many pages there are.
     pub fn n_pages(&self) -> usize {
         self.n_pages
     }
 
+    /// The keys and values of a layer.
     pub fn layer(&self, index: usize) -> Result<Array<'_>> {
         let len = self.n_pages * DEVICE_PAGE * self.columns;
         self.buffer.array(index * len * self.dtype.size_in_bytes() as usize, len, self.dtype)
@@ -68,7 +71,7 @@ fn kept_columns(shape: &AttentionShape) -> usize {
 pub struct StepPlan {
     tokens: usize,
     kv_rows: usize,
-    /// Of all tokens but the last of each stretch.
+    /// The attention of all tokens but the last of each stretch.
     pub before: AttentionPlan,
     /// The row of each token in the cache.
     pub rows: Vec<u32>,
@@ -76,17 +79,23 @@ pub struct StepPlan {
     pub queries: Vec<u32>,
     /// `Part` of last.cu.
     pub parts: Vec<u32>,
-    /// Of all stretches, as far as they are in use.
+    /// The pages of all stretches, as far as they are in use, one stretch after the other.
     pub pages: Vec<u32>,
 }
 
 /// A plan's lists on the device.
 pub struct StepLists<'a> {
+    /// Tiles of [`StepPlan::before`].
     pub tiles: Indices<'a>,
+    /// Ranges of [`StepPlan::before`].
     pub ranges: Indices<'a>,
+    /// [`StepPlan::rows`].
     pub rows: Indices<'a>,
+    /// [`StepPlan::queries`].
     pub queries: Indices<'a>,
+    /// [`StepPlan::parts`].
     pub parts: Indices<'a>,
+    /// [`StepPlan::pages`].
     pub pages: Indices<'a>,
 }
 
@@ -97,7 +106,7 @@ pub struct LastRoom<'a> {
 }
 
 impl<'a> LastRoom<'a> {
-    /// By `array`, room for so many f32 numbers.
+    /// Room for `parts` parts; `array` gives room for as many f32 numbers as it is asked for.
     pub fn new(parts: usize, shape: &AttentionShape, array: impl Fn(usize) -> Result<Array<'a>>) -> Result<LastRoom<'a>> {
         let [sums, masses] = LastRoom::lens(parts, shape);
         Ok(LastRoom { sums: array(sums)?, masses: array(masses)? })
@@ -110,7 +119,7 @@ impl<'a> LastRoom<'a> {
 }
 
 impl StepPlan {
-    /// Of stretches that tile the first rows of a batch of `tokens`, and a cache of `n_pages`.
+    /// Plans a step for stretches that tile the first rows of a batch of `tokens`, and a cache of `n_pages` pages.
     pub fn new(
         stretches: &[Stretch],
         tokens: usize,
@@ -158,6 +167,7 @@ impl StepPlan {
         self.kv_rows = self.kv_rows.max(rows);
     }
 
+    /// How many parts there are.
     pub fn n_parts(&self) -> usize {
         self.parts.len() / PART_WORDS
     }
@@ -302,7 +312,7 @@ mod tests {
         sequences: &'a [Vec<f32>],
     }
 
-    /// By sequence and position, what the heads read.
+    /// What the heads read, by sequence and position.
     type Found = BTreeMap<(usize, usize), Vec<f32>>;
 
     impl Setting<'_> {

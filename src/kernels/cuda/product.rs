@@ -59,18 +59,22 @@ impl Weight {
         Ok(Weight { buffer, dtype, out_features, in_features })
     }
 
+    /// `N`
     pub fn out_features(&self) -> usize {
         self.out_features
     }
 
+    /// `K`
     pub fn in_features(&self) -> usize {
         self.in_features
     }
 
+    /// What the weight is stored in.
     pub fn dtype(&self) -> Stored {
         self.dtype
     }
 
+    /// The memory that it takes.
     pub fn bytes(&self) -> usize {
         self.buffer.bytes()
     }

@@ -5,11 +5,17 @@ use crate::kernels::Stored;
 /// `y [rows, N] = x [rows, K] W^T`, or added to `y`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Shape {
+    /// Rows of `x` and of `y`.
     pub rows: usize,
+    /// `N`
     pub out_features: usize,
+    /// `K`
     pub in_features: usize,
+    /// What `x` and the weight are stored in.
     pub factors: Stored,
+    /// What `y` is stored in.
     pub result: Stored,
+    /// Is the product added to `y`?
     pub adds: bool,
     /// What divides the addresses of weight, input and output: parts of arrays begin anywhere.
     pub alignments: [u32; 3],

@@ -9,10 +9,10 @@ use crate::kernels::Stored;
 use crate::kernels::attention::Stretch;
 use crate::kernels::delta::DeltaShape;
 
-/// Of the convolution's rows: before the sequence.
+/// Stands for a row that the convolution would read from before the beginning of the sequence.
 const NONE: u32 = u32::MAX;
 
-/// Of all layers with the rule; sequences by their numbers.
+/// What all layers with the rule remember; sequences go by their numbers.
 pub struct KeptStates {
     /// `[layers][sequences, H, V, P]`
     states: Buffer,
@@ -23,6 +23,7 @@ pub struct KeptStates {
 }
 
 impl KeptStates {
+    /// Room for `sequences` sequences in `layers` layers.
     pub fn new(device: &'static Device, shape: &DeltaShape, layers: usize, sequences: usize) -> Result<KeptStates> {
         Ok(KeptStates {
             states: device.allocate(layers * sequences * state_bytes(shape))?,
@@ -37,6 +38,7 @@ impl KeptStates {
         layers * (state_bytes(shape) + rows_bytes(shape))
     }
 
+    /// How many sequences there is room for.
     pub fn sequences(&self) -> usize {
         self.sequences
     }
@@ -68,28 +70,36 @@ fn before(shape: &DeltaShape) -> usize {
 pub struct StatesPlan {
     tokens: usize,
     n_runs: usize,
-    /// Of each token the rows that its convolution reads, its own last; behind the batch's rows stand those that were kept.
+    /// The rows that each token's convolution reads, its own last; behind the batch's rows stand those that were kept.
     pub steps: Vec<u32>,
     /// `Run` of delta.cu: the stretches, and the rows without a token as one more.
     pub runs: Vec<u32>,
     /// Kept rows that are fetched.
     pub recalled: Vec<u32>,
-    /// Rows that are kept, and where.
+    /// Rows of the batch that are kept.
     pub newest: Vec<u32>,
+    /// Where each of them is kept.
     pub places: Vec<u32>,
 }
 
 /// A plan's lists on the device.
 pub struct StatesLists<'a> {
+    /// [`StatesPlan::steps`].
     pub steps: Indices<'a>,
+    /// [`StatesPlan::runs`].
     pub runs: Indices<'a>,
+    /// [`StatesPlan::recalled`].
     pub recalled: Indices<'a>,
+    /// [`StatesPlan::newest`].
     pub newest: Indices<'a>,
+    /// [`StatesPlan::places`].
     pub places: Indices<'a>,
 }
 
 impl StatesPlan {
-    /// Of stretches that tile the first rows of a batch of `tokens`.
+    /// Plans a step for stretches that tile the first rows of a batch of `tokens`. An error where a sequence stands twice, or there is
+    /// no room
+    /// for it.
     pub fn new(stretches: &[Stretch], tokens: usize, shape: &DeltaShape, sequences: usize) -> Result<StatesPlan> {
         let mut seen = vec![false; sequences];
         for stretch in stretches {
@@ -108,7 +118,7 @@ impl StatesPlan {
         for stretch in stretches {
             let (begin, len) = (stretch.position, stretch.tokens.len());
             let kept = tokens + plan.recalled.len();
-            // Of a position, counted from `before` positions before the stretch on.
+            // The row of a position, counted from `before` positions before the stretch on.
             let row = |from_before: usize| -> u32 {
                 match from_before.checked_sub(before) {
                     _ if begin + from_before < before => NONE,

@@ -344,7 +344,7 @@ fn experts_get_their_tokens_and_give_their_sums() {
             assert!(found.iter().all(|y| *y == found[0]), "groups change no bit");
         }
     }
-    // Of equals the first; and what is no number is refused.
+    // The first of equal experts is chosen; and a logit that is no number is refused.
     let refused = |logits: &[f32]| {
         let options = RouterOptions {
             n_experts: 4,
@@ -422,7 +422,7 @@ fn products_in_bf16_are_exact_sums_of_rounded_factors() {
         let got = matrix.forward_add(&tensor(&x, rows, k), &tensor(&residual, rows, n)).unwrap();
         let added: Vec<f64> = expected.iter().zip(&residual).map(|(x, &r)| x + f64::from(r)).collect();
         close(&got.flatten_all().unwrap().to_vec1::<f32>().unwrap(), &added, 1e-5 * (k as f64).sqrt(), "sum");
-        // Of a part of an array, which begins anywhere.
+        // The product of a part of an array, which begins anywhere.
         let (from, to) = (device.upload(&x, Stored::Bf16).unwrap(), device.allocate(4 * rows * n).unwrap());
         let (last, to) =
             (from.array(2 * (rows - 1) * k, k, Stored::Bf16).unwrap(), to.array(4 * (rows - 1) * n, n, Stored::F32).unwrap());

@@ -13,19 +13,19 @@ pub struct DeltaCache {
     sequences: Vec<Memory>,
 }
 
-/// Of one sequence.
+/// What one layer remembers of one sequence.
 #[derive(Default)]
 pub(super) struct Memory {
     /// Tokens that have been read.
     position: usize,
-    /// Of each key head.
+    /// The states of each key head, [`DeltaShape::state_len`] numbers each.
     pub states: Vec<Vec<f32>>,
     /// The last rows of the projections, as many as the convolution reads beside its own.
     pub last: Vec<f32>,
 }
 
 impl DeltaCache {
-    /// Of so many sequences at a time; memory is taken as they begin.
+    /// Room for `sequences` sequences at a time; memory is taken as they begin.
     pub fn new(shape: DeltaShape, sequences: usize) -> DeltaCache {
         DeltaCache { shape, sequences: (0..sequences).map(|_| Memory::default()).collect() }
     }

@@ -7,7 +7,7 @@
 // numbers depend on nothing but those before it; each column of a state goes its own way. `delta_open` norms and gates what comes out.
 
 #define NONE 0xffffffffu
-// So many lanes share a column of the state: part p of it has the keys 4 (PARTS g + p) and the next three, g = 0 .. GROUPS.
+// How many lanes share a column of the state: part p of it has the keys 4 (PARTS g + p) and the next three, g = 0 .. GROUPS.
 #define PARTS (KEY_DIM > 128 ? 8 : 4)
 #define GROUPS ((KEY_DIM + 4 * PARTS - 1) / (4 * PARTS))
 #define PADDED_KEYS (4 * PARTS * GROUPS)

@@ -42,7 +42,7 @@ pub(super) fn forward(x: &[f32], problem: &Problem, segments: &[Segment]) -> Vec
     y
 }
 
-/// The same of tokens that go on with the sequences of a cache.
+/// As [`forward`], for tokens that go on with the sequences of a cache, which remembers them.
 pub(super) fn forward_onto(x: &[f32], problem: &Problem, stretches: &[Stretch], cache: &mut DeltaCache) -> Result<Vec<f32>> {
     let rows = Rows::of(x, problem);
     let mut memories = cache.take(stretches, rows.len())?;

@@ -15,7 +15,7 @@ use crate::kernels::gated::silu;
 use crate::kernels::lanes::{Lanes, for_lanes, load, store};
 use crate::kernels::level::{Kernel, Level};
 
-/// In the norm of queries and keys, added to the sum of squares.
+/// What is added to the sum of squares in the norm of queries and keys.
 pub(super) const EPSILON: f32 = 1e-6;
 
 /// What is learnt, and how it is computed.
@@ -24,38 +24,45 @@ pub(super) struct Problem<'a> {
     pub convolution: &'a [f32],
     /// `[value_heads]`
     pub a_log: &'a [f32],
+    /// `[value_heads]`, added to `a`.
     pub dt_bias: &'a [f32],
+    /// The heads.
     pub shape: DeltaShape,
+    /// The instructions to use.
     pub level: Level,
 }
 
 /// A key head, and the tokens that go through it.
 pub(super) struct Head<'a> {
+    /// What is learnt.
     pub problem: &'a Problem<'a>,
+    /// The number of the key head.
     pub head: usize,
-    /// Of the projections, `[columns]` each, first to last.
+    /// The tokens' rows of the projections, `[columns]` each, first to last.
     pub rows: &'a [&'a [f32]],
-    /// So many of the rows are read by the convolution alone: their tokens have been through the rule.
+    /// How many of the first rows are read by the convolution alone: their tokens have been through the rule.
     pub before: usize,
 }
 
 /// Gradients of what a head reads; as its forward pass reads it, `[L, width]` each.
 pub(super) struct HeadGradients {
-    /// Of `q`, `k` and the values before the convolution.
+    /// The gradients of `q`, `k` and the values before the convolution.
     pub qkv: [Vec<f32>; 3],
     /// `[L, value heads of the key head]`
     pub b: Vec<f32>,
+    /// `[L, value heads of the key head]`
     pub a: Vec<f32>,
-    /// Of the convolution's channels of `q`, `k` and the values, `[width, kernel]`.
+    /// The gradients of the convolution's weights, for the channels of `q`, `k` and the values: `[width, kernel]` each.
     pub convolutions: [Vec<f32>; 3],
-    /// Of each value head.
+    /// `[value heads of the key head]`
     pub a_log: Vec<f32>,
+    /// `[value heads of the key head]`
     pub dt_bias: Vec<f32>,
 }
 
 /// What the rule reads, and what it was made from.
 struct Prepared {
-    /// Of `q`, `k` and the values: before the activation of the convolution.
+    /// `q`, `k` and the values as they come out of the convolution, before its activation.
     convolved: [Vec<f32>; 3],
     /// `[L, padded key_dim]`, normed; the queries scaled.
     queries: Vec<f32>,
@@ -82,7 +89,8 @@ impl Head<'_> {
         all
     }
 
-    /// Of a whole sequence, from the gradient `[L, value heads of the key head * value_dim]` of what [`Head::forward`] gave.
+    /// The gradients of a whole sequence, from the gradient `[L, value heads of the key head * value_dim]` of what [`Head::forward`]
+    /// gave.
     pub(super) fn backward(&self, d_all: &[f32]) -> HeadGradients {
         let prepared = self.prepare();
         let DeltaShape { value_dim, key_dim, .. } = self.problem.shape;
@@ -335,8 +343,8 @@ impl Kernel for NormBackward<'_> {
     }
 }
 
-/// Of whole sequences: from the gradient `[L, width]` of what came out of the activation of the convolution to that of the columns
-/// `[L, width]`, and of the weights `[kernel, width]`.
+/// The gradient of the convolution over a whole sequence: from the gradient `[L, width]` of what came out of its activation to that of
+/// the columns it read, `[L, width]`, and that of its weights, `[kernel, width]`.
 struct ConvolutionBackward<'a> {
     rows: &'a [&'a [f32]],
     columns: Range<usize>,

@@ -48,8 +48,11 @@ use crate::error::Result;
 pub struct DeltaGradients {
     /// `[T, columns]`
     pub x: Tensor,
+    /// `[channels, kernel]`, row by row.
     pub convolution: Vec<f32>,
+    /// `[value_heads]`
     pub a_log: Vec<f32>,
+    /// `[value_heads]`
     pub dt_bias: Vec<f32>,
 }
 
@@ -79,7 +82,7 @@ pub(super) fn beside_gates(x: &Tensor, given: &Tensor, shape: DeltaShape) -> Res
     Ok(Tensor::cat(&[of_heads(&gates)?, of_heads(given)?], 2)?.reshape((tokens, 2 * shape.width()))?)
 }
 
-/// The same for tokens that go on with the sequences of a cache, and are remembered there. By the fused kernels alone.
+/// As [`delta`], for tokens that go on with the sequences of `cache`, which remembers them. Only with the fused kernels.
 pub fn delta_onto(x: &Tensor, weights: &DeltaWeights, stretches: &[Stretch], cache: &mut DeltaCache) -> Result<Tensor> {
     let (shape, (tokens, columns)) = (cache.shape(), x.dims2()?);
     shape.check(columns)?;
@@ -114,7 +117,7 @@ impl DeltaNumbers {
         let problem = self.problem(shape);
         let sequences = sequences(segments);
         let (columns, width, group) = (shape.columns(), 2 * shape.width(), shape.group() * shape.value_dim);
-        // Of one key head: its columns of all tokens, side by side, and its weights.
+        // The gradients of one key head: its columns of all tokens, side by side, and its weights.
         let of_head = |head: usize| {
             let mut sums = HeadSums::zeros(x.len() / columns, shape);
             for sequence in &sequences {
@@ -157,9 +160,9 @@ impl DeltaNumbers {
     }
 }
 
-/// What the sequences add up to, of one key head.
+/// The gradients of one key head, added up over the sequences.
 struct HeadSums {
-    /// Of `q`, `k`, the values, `b` and `a`: `[T, width]`.
+    /// The gradients of the columns of `q`, `k`, the values, `b` and `a`: `[T, width]` each.
     columns: [Vec<f32>; 5],
     convolutions: [Vec<f32>; 3],
     a_log: Vec<f32>,

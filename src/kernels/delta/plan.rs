@@ -9,8 +9,10 @@ use crate::kernels::Segment;
 pub(in crate::kernels) struct Run {
     /// The last rows before them, which the convolution reads; none at the beginning of a sequence.
     pub before: Vec<usize>,
+    /// The rows of the batch, in the order in which they go through.
     pub rows: Vec<usize>,
-    /// So many of `rows` are of other runs, which give their outputs: a context that is no whole path of segments goes through once more.
+    /// How many of the first rows are other runs', which give their outputs: a context that is no whole path of segments goes through
+    /// once more.
     pub again: usize,
     /// The run of its tree whose last states these tokens go on from; the beginning without one.
     pub parent: Option<usize>,
@@ -59,7 +61,9 @@ pub(in crate::kernels) fn trees(segments: &[Segment], kernel: usize, most_parent
 
 /// The rows of a segment with all that comes before it, and how many come before it.
 pub(super) struct Sequence {
+    /// Rows of the batch: the context's, then the segment's own.
     pub rows: Vec<usize>,
+    /// How many of them are the context's.
     pub before: usize,
 }
 

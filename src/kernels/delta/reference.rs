@@ -1,4 +1,4 @@
-//! The same as the formulas say it, as tensor operations, one sequence after the other and one token after the other.
+//! The gated delta rule as the formulas say it, as tensor operations, one sequence after the other and one token after the other.
 
 use candle_core::{DType, Tensor};
 

@@ -32,6 +32,7 @@ pub(super) const PAD: usize = 16;
 pub(super) struct Inputs<'a> {
     /// `[T, padded key_dim]`
     pub queries: &'a [f32],
+    /// `[T, padded key_dim]`
     pub keys: &'a [f32],
     /// `[T, value_dim]`
     pub values: &'a [f32],
@@ -39,12 +40,15 @@ pub(super) struct Inputs<'a> {
     pub alpha: &'a [f32],
     /// `[T]`, how much of the error is learnt.
     pub beta: &'a [f32],
+    /// The padded `key_dim`.
     pub width: usize,
+    /// Numbers of a value.
     pub value_dim: usize,
 }
 
 /// Takes the states past all tokens.
 pub(super) struct Forward<'a> {
+    /// What the rule reads.
     pub inputs: Inputs<'a>,
     /// `[value_dim, padded key_dim]`
     pub states: &'a mut [f32],
@@ -74,17 +78,25 @@ impl Kernel for Forward<'_> {
 
 /// Gradients of [`Inputs`]; those of the logarithm of alpha. Queries' and keys' are added to what is there.
 pub(super) struct Gradients<'a> {
+    /// `[T, padded key_dim]`
     pub queries: &'a mut [f32],
+    /// `[T, padded key_dim]`
     pub keys: &'a mut [f32],
+    /// `[T, value_dim]`
     pub values: &'a mut [f32],
+    /// `[T]`, of the logarithm of alpha.
     pub log_alpha: &'a mut [f32],
+    /// `[T]`
     pub beta: &'a mut [f32],
 }
 
+/// From the gradient of the outputs to those of what the rule read.
 pub(super) struct Backward<'a> {
+    /// What the rule read.
     pub inputs: Inputs<'a>,
     /// `[T, value_dim]`
     pub d_outputs: &'a [f32],
+    /// Where the gradients go.
     pub gradients: Gradients<'a>,
 }
 

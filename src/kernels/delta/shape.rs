@@ -5,12 +5,16 @@ use std::ops::Range;
 use super::rule::PAD;
 use crate::error::{Error, Result};
 
+/// The heads of a layer with the gated delta rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeltaShape {
+    /// The number of heads of queries and keys.
     pub key_heads: usize,
     /// Value heads `h` with `h * key_heads / value_heads = g` share the query and the key of head `g`.
     pub value_heads: usize,
+    /// The width of a query and of a key.
     pub key_dim: usize,
+    /// The width of a value.
     pub value_dim: usize,
     /// Tokens that the convolution sees, the last one itself.
     pub kernel: usize,

@@ -17,8 +17,11 @@ pub struct DeltaWeights {
 
 /// The weights, or their gradients, as numbers.
 pub(in crate::kernels) struct DeltaNumbers {
+    /// `[channels, kernel]`, row by row.
     pub convolution: Vec<f32>,
+    /// `[value_heads]`
     pub a_log: Vec<f32>,
+    /// `[value_heads]`
     pub dt_bias: Vec<f32>,
 }
 

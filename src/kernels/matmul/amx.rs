@@ -34,7 +34,7 @@ use crate::kernels::lanes::{F32x16, Lanes};
 use crate::kernels::level::Level;
 use crate::kernels::processor;
 
-/// All registers whole.
+/// The shape of the tiles with all registers whole.
 static SHAPE: Shape = Shape::new([(TILE, TILE); 8]);
 
 /// `PARTS` is 1 for bf16 and 2 for bf16x3.
@@ -158,7 +158,7 @@ macro_rules! products_of_32_rows {
     };
 }
 
-/// The same for 16 rows.
+/// The products of 16 rows by 16 words of a panel, `$x` and `$w` bytes behind the pointers.
 macro_rules! products_of_16_rows {
     ($x:literal, $w:literal) => {
         concat!(
@@ -300,7 +300,7 @@ pub(crate) fn check() -> Result<()> {
     let (x, w) = (words(ROWS * WORDS), words(WORDS * PANEL));
     let packed = |words: &[[f32; 2]]| -> Vec<u32> { words.iter().map(|&[a, b]| bf16_pair(a, b)).collect() };
     let (x_words, w_words) = (packed(&x), packed(&w));
-    // Of both parts the words with these numbers meet; one of one part ends within a tile.
+    // Which words of `x` and of `w` meet, by their numbers: where there is one part, which ends within a tile, and where there are two.
     let one_part: Vec<(usize, usize)> = (0..WORDS - 13).map(|k| (k, k)).collect();
     let groups = (0..WORDS).step_by(2 * TILE);
     let pairs = |first: usize, x: usize, w: usize| (first..first + TILE).map(move |k| (k + x, k + w));

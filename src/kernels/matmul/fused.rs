@@ -74,7 +74,7 @@ fn run(level: Level, x: &Rows, weight: &Panels, start: Start, output: Output) {
 enum Start<'a> {
     /// With nothing; the residual is added last.
     Zero { residual_tn: Option<&'a [f32]> },
-    /// With what the output holds.
+    /// With what the output holds from earlier `k`.
     Output,
 }
 
@@ -224,8 +224,8 @@ impl ProductKernel for Block<'_> {
     }
 }
 
-/// The same to the same bits, where the product widens its panels. A kernel of its own: compiled as one function with the other, the sums of
-/// both went through memory.
+/// A [`Block`], to the same bits, for products that widen their panels to f32 first. A kernel of its own: compiled as one function with
+/// the other, the sums of both went through memory.
 struct WidenedBlock<'a>(Block<'a>);
 
 impl ProductKernel for WidenedBlock<'_> {

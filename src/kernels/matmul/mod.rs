@@ -58,9 +58,9 @@ enum Store {
     Plain(Tensor),
     Packed(Arc<Panels>),
     Trained(Arc<Trained>),
-    /// In the blocks of its file, the parts one below the other; for products alone.
+    /// A frozen weight in the blocks of its file, the parts one below the other; for products alone.
     Blocks(Arc<[Blocks]>),
-    /// On the GPU.
+    /// A frozen weight on the GPU.
     Device(Arc<Weight>),
 }
 
@@ -135,8 +135,9 @@ impl Matrix {
         self.backward_beside(x_tk, dy_tn, None)
     }
 
-    /// The same where another matrix reads the same input: `dy W` plus the other's `dy' W'` of `beside`, whose own gradient is not
-    /// touched.
+    /// As [`Matrix::backward`] where another matrix reads the same input: `dy W` plus the other's `dy' W'` of `beside`, whose own
+    /// gradient is
+    /// not touched.
     pub fn backward_beside(&self, x_tk: &Tensor, dy_tn: &Tensor, beside: Option<(&Matrix, &Tensor)>) -> Result<Tensor> {
         self.add_gradient(x_tk, dy_tn)?;
         let mut dx = Vec::new();
@@ -193,14 +194,17 @@ impl Matrix {
         }
     }
 
+    /// `N`
     pub fn out_features(&self) -> usize {
         self.out_features
     }
 
+    /// `K`
     pub fn in_features(&self) -> usize {
         self.in_features
     }
 
+    /// What the product is computed in.
     pub fn dtype(&self) -> Dtype {
         self.dtype
     }

@@ -316,7 +316,7 @@ impl Kernel for Join<'_> {
 /// One panel of [`Panels::in_parts`].
 struct Parts<'a> {
     floats: &'a [f32],
-    /// Zeros at first.
+    /// Where the words go; zeros at first.
     words: &'a mut [u32],
 }
 
@@ -344,7 +344,7 @@ struct Transpose<'a> {
     from: &'a Panels,
     outputs: Range<usize>,
     columns: Range<usize>,
-    /// Zeros at first.
+    /// Where the numbers go; zeros at first.
     to: &'a mut [u32],
 }
 
@@ -429,7 +429,7 @@ unsafe fn transpose_pairs<'a, V: Lanes>(n_columns: usize, from: impl Fn(usize) -
     }
     for pair in 0..n_columns.div_ceil(2) {
         let row = from(pair);
-        // Of an odd number of columns the last word holds one and a zero: it lands in the padding.
+        // Where the number of columns is odd, the last word holds one and a zero, which lands in the padding.
         for n in 0..to.len() {
             let (a, b) = (row[2 * n], row[2 * n + 1]);
             to[n][2 * pair] = a & 0xffff | b << 16;

@@ -32,7 +32,7 @@ fn check_product(dtype: Dtype, t: usize, k: usize, n: usize) {
     let (x, w, residual) = (numbers(t * k, 1 + t as u64), numbers(n * k, 2 + n as u64), numbers(t * n, 3));
     let panels = packed(dtype, &w, k);
     let truth = |row: usize, column: usize| -> f64 { (0..k).map(|i| product(dtype, x[row * k + i], w[column * k + i])).sum() };
-    // Of two parts the products that count less are numbers too, and roundings of sums: half as many again and to spare.
+    // In two parts the products that count less are numbers too, and roundings of sums: half as many again and to spare.
     let tolerance = |k| if dtype == Dtype::Bf16x3 { 2.0 * tolerance(k) } else { tolerance(k) };
     let mut results: Vec<(String, Vec<f32>, Vec<f32>)> = Level::available()
         .into_iter()
@@ -190,7 +190,7 @@ fn a_packed_weight_takes_its_own_size_in_memory() {
     assert_eq!(bytes(Dtype::Bf16, Kernels::Fused), 96 * 10 * 2);
     assert_eq!(bytes(Dtype::F32, Kernels::Reference), 96 * 10 * 4);
     assert_eq!(bytes(Dtype::Bf16, Kernels::Reference), 96 * 10 * 2);
-    // Of ten inputs there are as many words as of 32.
+    // Ten inputs take as many words as 32.
     assert_eq!(bytes(Dtype::Bf16x3, Kernels::Fused), 96 * 32 * 4);
     assert_eq!(bytes(Dtype::Bf16x3, Kernels::Reference), 96 * 10 * 4);
 }
@@ -226,7 +226,7 @@ fn gradients_reach_the_input_and_the_residual() {
         let (fused, plain) = (gradients(Kernels::Fused), gradients(Kernels::Reference));
         assert_eq!(fused.1, plain.1);
         // Sums of 800 products twice; the reference in bf16 rounds each result to 8 bits.
-        // Of two parts the products that are left out, up to 2^-17 of as many sizes.
+        // In two parts some products are left out, up to 2^-17 of as many sizes.
         let tolerance = match dtype {
             Dtype::F32 => 1e-4,
             Dtype::Bf16 => 0.5,

@@ -21,7 +21,7 @@ pub(crate) trait Product {
     const MAX_ROWS: usize;
     /// Rows of `w` for each word of `x`.
     const ROWS_OF_WORD: usize = 1;
-    /// The same product, to the same bits, by panels of which [`widen`] has made f32; where nothing is won by that, this one.
+    /// The same product, to the same bits, by panels which [`widen`] has made f32; where nothing is won by that, the product itself.
     type Widened: Product<V = Self::V>;
     /// Whether many rows go past a panel faster by [`Product::Widened`].
     const WIDENS: bool = false;
@@ -40,7 +40,7 @@ pub(crate) trait Product {
     );
 }
 
-/// So many rows are worth the widening of a panel.
+/// From this many rows on, the time that it takes to widen a panel is won back.
 pub(crate) const MANY_ROWS: usize = 8;
 
 /// Rows of a panel's words, pairs of bf16, as twice as many rows of f32: of each pair the odd `k` first.
@@ -214,7 +214,7 @@ struct WidenedProduct<V>(V);
 
 impl<V: Lanes> Product for WidenedProduct<V> {
     type V = V;
-    /// Both halves of three words, a row and a mask leave no room for 24 sums.
+    /// Few rows: both halves of three words, a row and a mask leave no room for 24 sums.
     const MAX_ROWS: usize = if V::N == 16 { 4 } else { 2 };
     type Widened = ByWidened<V>;
     /// AVX-512 has the registers to widen four rows' worth on the way.
@@ -256,7 +256,7 @@ struct ByWidened<V>(V);
 
 impl<V: Lanes> Product for ByWidened<V> {
     type V = V;
-    /// As of f32 words.
+    /// As many rows as for f32 words.
     const MAX_ROWS: usize = F32Product::<V>::MAX_ROWS;
     const ROWS_OF_WORD: usize = 2;
     type Widened = Self;

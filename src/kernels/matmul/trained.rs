@@ -20,6 +20,7 @@ use crate::kernels::Dtype;
 use crate::kernels::cpu::lock;
 use crate::kernels::level::Level;
 
+/// A weight `W [N, K]` with its gradient.
 #[derive(Debug)]
 pub struct Trained {
     dtype: Dtype,
@@ -33,9 +34,9 @@ pub struct Trained {
 
 #[derive(Debug)]
 enum Master {
-    /// f32.
+    /// In one matrix of f32.
     Whole(Arc<Panels>),
-    /// The nearest bf16, and the rest.
+    /// In two matrices: the nearest bf16, and the rest.
     Split { upper: Arc<Panels>, lower: Panels },
 }
 
@@ -76,14 +77,17 @@ impl Trained {
         Trained { blocks: blocks.iter().map(|(outputs, inputs, _)| (*outputs, *inputs)).collect(), ..Trained::new(master, dtype) }
     }
 
+    /// `N`
     pub fn out_features(&self) -> usize {
         self.out_features
     }
 
+    /// `K`
     pub fn in_features(&self) -> usize {
         self.in_features
     }
 
+    /// What the products with it are computed in.
     pub fn dtype(&self) -> Dtype {
         self.dtype
     }
@@ -102,6 +106,7 @@ impl Trained {
         self.out_features.div_ceil(PANEL) * self.panel_len()
     }
 
+    /// Has the weight no numbers?
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -151,6 +156,7 @@ impl Trained {
         }
     }
 
+    /// Lets `look` read the weight as a flat array, panel by panel.
     pub fn values<R>(&self, look: impl FnOnce(&[f32]) -> R) -> R {
         match &*self.master() {
             Master::Whole(master) => look(master.floats()),
@@ -158,6 +164,7 @@ impl Trained {
         }
     }
 
+    /// Lets `look` read the gradient as a flat array, in the places of the weight's numbers.
     pub fn gradient<R>(&self, look: impl FnOnce(&[f32]) -> R) -> R {
         look(lock(&self.gradient).floats())
     }

@@ -16,11 +16,11 @@ const LONGEST: usize = 32;
 pub(crate) enum Form {
     /// 32 numbers of 0 to 15; scale and least value are f16, in one word.
     Nibbles,
-    /// The same with two words of f32.
+    /// As `Nibbles`, but scale and least value are f32, in a word each.
     WideNibbles,
     /// 32 numbers of -128 to 127; a scale in f32.
     Bytes,
-    /// The same with a least value.
+    /// As `Bytes`, with a least value in f32.
     BytesAndLeast,
     /// 16 numbers of -128 to 127; a scale in f32.
     ShortBytes,
@@ -29,9 +29,11 @@ pub(crate) enum Form {
 /// One block of one output: `w = scale q + least`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Group {
-    /// As many as the form has; the others do not count.
+    /// The whole numbers `q`: as many as the form has, the places behind them do not count.
     pub values: [i8; LONGEST],
+    /// What the whole numbers are multiplied by.
     pub scale: f32,
+    /// What is added; 0 in forms without a least value.
     pub least: f32,
 }
 

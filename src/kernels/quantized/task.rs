@@ -10,7 +10,7 @@ use crate::kernels::tasks::PANEL;
 /// Inputs whose sum is taken for the least values.
 pub(super) const SUMMED: usize = 32;
 
-/// How scales stand in a block.
+/// How the scales of a block stand: one f32, two f16 in a word, two f32.
 pub(super) const ONE: u8 = 0;
 pub(super) const HALVES: u8 = 1;
 pub(super) const TWO: u8 = 2;
@@ -52,7 +52,7 @@ pub(super) fn places(parts: &[Blocks]) -> Vec<Place<'_>> {
 /// Some rows against some panels.
 pub(super) struct Task<'a> {
     pub(super) panels: &'a [Place<'a>],
-    /// Outputs of all panels.
+    /// Outputs of all panels together: the width of a row of the result.
     pub(super) n: usize,
     pub(super) residual_tn: Option<&'a [f32]>,
     pub(super) rows: Range<usize>,

@@ -223,7 +223,7 @@ impl ProductKernel for Sweep<'_> {
     }
 }
 
-/// The same to the same bits, where the product widens its panels.
+/// A [`Sweep`], to the same bits, for products that widen their panels to f32 first.
 struct WidenedSweep<'a>(Sweep<'a>);
 
 impl ProductKernel for WidenedSweep<'_> {
@@ -295,7 +295,7 @@ impl Sweep<'_> {
         }
     }
 
-    /// The same for `R` rows from `row` on; returns `R`.
+    /// Takes in a tile for the `R` rows from `row` on; returns `R`.
     ///
     /// # Safety
     /// As [`Sweep::tile`].

@@ -35,16 +35,19 @@ use crate::kernels::quantized;
 /// The factors of one token's loss terms; zero for what does not count.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct TokenLoss {
-    /// Of `-ln p(target)`.
+    /// The factor of `-ln p(target)`.
     pub cross_entropy: f32,
-    /// Of `KL(reference || model)`.
+    /// The factor of `KL(reference || model)`.
     pub from_reference: f32,
-    /// Of `KL(model || reference)`.
+    /// The factor of `KL(model || reference)`.
     pub to_reference: f32,
 }
 
+/// The gradient of a loss with respect to hidden states, and what was computed on the way; `N` targets.
 pub struct HeadGradient {
+    /// What the model believed about each target, `[N]`.
     pub statistics: Vec<TokenStatistics>,
+    /// How far it is from the reference at each target, `[N]`; zeros without a reference.
     pub divergences: Vec<Divergence>,
     /// `[N, D]`
     pub d_hidden: Tensor,
@@ -273,7 +276,7 @@ unsafe fn bend<V: Lanes>(row: &mut [f32], cap: f32) {
     );
 }
 
-/// Of one row of logits, in the spans and tiles (of `tile` words) of the fused head, and so with its bits.
+/// The statistics of one row of logits, in the spans and tiles (of `tile` words) of the fused head, and so with its bits.
 ///
 /// # Safety
 /// The processor must have `V`'s instructions.
@@ -385,7 +388,7 @@ unsafe fn gradient_in_place<V: Lanes>(
     );
 }
 
-/// Of the softcap at a logit that it has bent.
+/// The slope of the softcap at a logit that it has bent; 1 without a softcap.
 fn slope(logit: f32, softcap: Option<f32>) -> f32 {
     softcap.map_or(1.0, |cap| 1.0 - (logit / cap).powi(2))
 }

@@ -47,8 +47,8 @@ pub fn head_statistics(
     Ok(head_statistics_and_curves(hidden_nd, head_vd, targets, options, Curves::default())?.0)
 }
 
-/// The same with the entropies, in nats, that `curves` asks for, `[curves.of.len()][k_max]`; where `K` exceeds the vocabulary the whole
-/// vocabulary counts. The fused kernels take both from one pass.
+/// As [`head_statistics`], and gives the entropies, in nats, that `curves` asks for, `[curves.of.len()][k_max]`; where `K` exceeds the
+/// vocabulary the whole vocabulary counts. The fused kernels take both from one pass.
 pub fn head_statistics_and_curves(
     hidden_nd: &Tensor,
     head_vd: &Matrix,

@@ -1,5 +1,6 @@
 //! What the head takes.
 
+/// What the head computes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct HeadOptions {
     /// `K` of `entropy_topk`.
@@ -8,10 +9,12 @@ pub struct HeadOptions {
     pub softcap: Option<f32>,
 }
 
-/// Of which targets, by their numbers, the entropy of the softmax over the `K` largest logits is wanted for every `K = 1 ..= k_max`.
+/// The targets for which the entropy of the softmax over the `K` largest logits is wanted for every `K = 1 ..= k_max`.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Curves<'a> {
+    /// The numbers of the targets.
     pub of: &'a [u32],
+    /// The largest `K`.
     pub k_max: usize,
 }
 

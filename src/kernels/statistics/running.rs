@@ -135,13 +135,13 @@ impl Running {
         self
     }
 
-    /// Adds the target itself.
+    /// The statistics of the row, with the target, which the sums have left out.
     pub(super) fn finish(self, target: u32, target_logit: f32) -> TokenStatistics {
         self.finish_with_curve(target, target_logit, 0).0
     }
 
-    /// The same, and the entropies of the softmax over the `K` largest logits for `K = 1 ..= k_max`: of as many as are kept, for more
-    /// the last again.
+    /// As `finish`, and gives the entropies, in nats, of the softmax over the `K` largest logits for `K = 1 ..= k_max`. Where more are
+    /// asked for than logits are kept, the last entropy is repeated.
     pub(super) fn finish_with_curve(mut self, target: u32, target_logit: f32, k_max: usize) -> (TokenStatistics, Vec<f32>) {
         let others = self.sums;
         let d = f64::from(target_logit) - f64::from(self.reference);
@@ -214,7 +214,7 @@ impl Largest {
         self.values.last().copied().unwrap_or(f32::INFINITY)
     }
 
-    /// Of equal values the first to come is the first to stand.
+    /// Takes in a value if it is among the largest. Among equal values the first to come stands first.
     fn push(&mut self, value: f32, id: u32) {
         let Some(mut place) = self.values.len().checked_sub(1).filter(|&last| value > self.values[last]) else { return };
         while place > 0 && value > self.values[place - 1] {

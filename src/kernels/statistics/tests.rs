@@ -168,7 +168,7 @@ fn the_next_choices_by_hand() {
             }
         }
     }
-    // Of so many as the largest logits that are kept.
+    // With two of the largest logits kept, one choice after the first is known.
     for (name, got) in all_ways(&logits, &[3], 2) {
         assert_eq!(got[0].next.map(|choice| choice.logprob.is_finite()), [true, false, false, false], "{name}");
     }

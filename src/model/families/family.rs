@@ -14,7 +14,7 @@ use crate::model::layers::Layer;
 pub(crate) struct Family {
     /// config.json's `model_type`, which is also the name of the family's file.
     pub model_type: &'static str,
-    /// The same for GGUF: its `general.architecture`. Empty where another family reads those files.
+    /// What GGUF files call it: their `general.architecture`. Empty where another family reads those files.
     pub architecture: &'static str,
     /// Transformers' class of the model with its head.
     pub class: &'static str,
@@ -22,6 +22,7 @@ pub(crate) struct Family {
     pub keys: Rules,
     /// JSON: what Transformers' config class takes for keys that config.json may leave out.
     pub defaults: &'static str,
+    /// Which elements of a head turn together.
     pub rotary: RotaryStyle,
     /// Beginnings of the names of tensors that files hold beside the model, and that are not run, as in Transformers.
     pub left_aside: &'static [&'static str],
@@ -65,7 +66,7 @@ impl Family {
     };
 }
 
-/// By name, shape and, of a stack, number.
+/// Reads a tensor by its name and shape and, where it is a part of a stack, its number there.
 type ReadTensor = fn(&Gguf, &str, &[usize], Option<usize>) -> Result<Option<Tensor>>;
 
 /// What becomes of a key of config.json.
@@ -73,7 +74,7 @@ type ReadTensor = fn(&Gguf, &str, &[usize], Option<usize>) -> Result<Option<Tens
 pub(crate) enum Rule {
     /// Changes the logits, and is read. `null` is refused, as Transformers does.
     Honoured,
-    /// The same where Transformers takes `null`, which is then as good as a missing key.
+    /// As `Honoured`, where Transformers takes `null`, which is then as good as a missing key.
     Optional,
     /// Would change the logits: only these values are taken. A missing key always is, and `null` where it can stand for them.
     Only(&'static [&'static str]),

@@ -36,7 +36,7 @@ pub(super) const KEYS: Rules = &[
     // Read where the list is missing.
     ("full_attention_interval", Honoured),
     ("nextn_predict_layers", Honoured),
-    // Of positions that have three parts; for text one number.
+    // For positions that have three parts; text has one number.
     ("rope.dimension_sections", Irrelevant),
 ];
 
@@ -57,7 +57,7 @@ pub(super) const KEYS_WITH_EXPERTS: Rules = &[
     // Read where the list is missing.
     ("full_attention_interval", Honoured),
     ("nextn_predict_layers", Honoured),
-    // Of positions that have three parts; for text one number.
+    // For positions that have three parts; text has one number.
     ("rope.dimension_sections", Irrelevant),
 ];
 

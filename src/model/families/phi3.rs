@@ -21,7 +21,7 @@ pub(super) const FAMILY: Family = Family {
     keys: &[
         ("partial_rotary_factor", Honoured),
         ("sliding_window", Optional),
-        // Of Microsoft's own code, where other values mean something.
+        // Keys of Microsoft's own code, where other values mean something.
         ("attention_bias", Only(&["false"])),
         ("mlp_bias", Only(&["false"])),
         ("lm_head_bias", Only(&["false"])),

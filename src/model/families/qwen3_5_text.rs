@@ -24,7 +24,7 @@ pub(super) const FAMILY: Family = Family {
         ("full_attention_interval", Honoured),
         ("attn_output_gate", Only(&["true"])),
         ("mlp_only_layers", Only(&["[]"])),
-        // Of layers that predict further tokens, and of the type that caches have elsewhere.
+        // Layers that predict further tokens, and the type that caches have elsewhere.
         ("mtp_num_hidden_layers", Irrelevant),
         ("mtp_use_dedicated_embeddings", Irrelevant),
         ("mamba_ssm_dtype", Irrelevant),

@@ -79,7 +79,7 @@ fn configure(config: &mut Config, json: &Value) -> Result<()> {
     Ok(())
 }
 
-/// Of each layer: has it experts?
+/// Has the layer experts? One entry a layer.
 pub(super) fn routed(json: &Value, layers: usize) -> Result<Vec<bool>> {
     let step = optional_count(json, "decoder_sparse_step")?.unwrap_or(1);
     if step == 0 {

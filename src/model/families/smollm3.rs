@@ -39,7 +39,7 @@ pub(super) const FAMILY: Family = Family {
     ..Family::PLAIN
 };
 
-/// One layer of so many does not turn, where the file does not say.
+/// Every fourth layer does not turn, where the file does not say which.
 const INTERVAL: usize = 4;
 
 fn every_but(interval: usize, layers: usize) -> Vec<bool> {

@@ -52,7 +52,7 @@ pub(crate) struct Adapter {
     path: PathBuf,
     /// Do updates of single experts count, in the rows of their stacks?
     modules: bool,
-    /// By the name of the tensor that is changed.
+    /// What is changed, by the name of the tensor of the base.
     changes: BTreeMap<String, Change>,
     /// Names of `changes` that nobody has asked for yet.
     unused: Mutex<Vec<String>>,
@@ -61,7 +61,9 @@ pub(crate) struct Adapter {
 
 /// The base that an adapter was trained on, as its config names it.
 pub(crate) struct Base {
+    /// A folder or a hub id.
     pub name: String,
+    /// The branch, tag or commit of a hub id, where the config names one.
     pub revision: Option<String>,
 }
 
@@ -249,7 +251,7 @@ fn of_language_model(changes: BTreeMap<String, Change>, remarks: &mut Vec<String
 }
 
 impl Source for Adapter {
-    /// That of the base, but for what the adapter adds to it.
+    /// The base's config, but for what the adapter adds to it.
     fn config(&self) -> Result<Config> {
         let mut config = self.base.config()?;
         config.tied &= !self.parts_head();

@@ -87,7 +87,7 @@ pub(super) fn of(config: &Config) -> Result<Value> {
     }
 }
 
-/// As a file holds it.
+/// The scaling of a rotary embedding as config.json holds it, `rope_scaling`.
 fn rope_scaling(rope: &Rope, rotary_dim: usize) -> Result<Value> {
     let llama3 = |factor: f64, low: f64, high: f64, original: f64| {
         json!({
@@ -120,7 +120,7 @@ fn rope_scaling(rope: &Rope, rotary_dim: usize) -> Result<Value> {
     })
 }
 
-/// Of every Llama 3 model; llama.cpp's converter does not keep them.
+/// The factors of all Llama 3 models (`low_freq_factor`, `high_freq_factor`); llama.cpp's converter does not keep them.
 const LOW: f64 = 1.0;
 const HIGH: f64 = 4.0;
 
@@ -138,7 +138,7 @@ fn llama3_of_divisors(divisors: &[f64], theta: f64, rotary_dim: usize) -> Option
     Some((shortest(factor as f32), original.round()))
 }
 
-/// In what the two models differ, if they compute something else.
+/// How the two models differ, if they compute something else.
 fn differences(ours: &Config, read: &Config) -> Result<Option<String>> {
     let near = |a: f64, b: f64| (a - b).abs() <= 1e-5 * a.abs();
     let ropes_agree = |a: &Rope, b: &Rope| -> Result<bool> {

@@ -17,7 +17,7 @@ use crate::model::rope;
 use crate::model::source::{Source, Used, listed};
 use crate::tokens::{ChatTemplate, Tokenizer};
 
-/// Copied with a model that is saved.
+/// The files beside the weights that are copied with a model that is saved.
 pub(crate) const COMPANIONS: &[&str] = &[
     "generation_config.json",
     "tokenizer.json",
@@ -192,7 +192,7 @@ impl Source for Folder {
         let mut text = families::text_config(family, &whole)?;
         if let (Some(text), Some(whole)) = (text.as_object_mut(), whole.as_object().filter(|_| multimodal::is_multimodal(&whole)))
         {
-            // Of a multimodal checkpoint the language model is saved, as the model that it is by itself.
+            // A multimodal checkpoint is saved as the language model in it, which is a model by itself.
             text.insert("architectures".to_owned(), json!([family.class]));
             for key in ["bos_token_id", "eos_token_id", "pad_token_id"] {
                 if let Some(id) = whole.get(key) {
@@ -207,7 +207,7 @@ impl Source for Folder {
         companions(&self.path)
     }
 
-    /// Those of the language model.
+    /// The number of weights of the language model.
     fn parameters(&self) -> u64 {
         let multimodal = self.is_multimodal().unwrap_or(false);
         self.shards.parameters(|name| !(multimodal && multimodal::is_beside_text(name)))

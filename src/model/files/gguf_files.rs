@@ -18,6 +18,7 @@ use crate::files::refuse_pointer;
 use crate::model::source::Used;
 
 pub(crate) struct GgufFiles {
+    /// The metadata of the first file, by their keys.
     pub metadata: HashMap<String, Value>,
     parts: Vec<Part>,
     /// Tensor name -> number of the part that holds it.
@@ -69,7 +70,7 @@ impl GgufFiles {
         part.read(name, info)
     }
 
-    /// One of the tensors that are stacked as `name`; the others are not read.
+    /// Reads one of the tensors that are stacked as `name`; the others are not read.
     pub(crate) fn read_slice(&self, name: &str, index: usize) -> Result<Tensor> {
         let (part, info) = self.find(name)?;
         match info.shape.as_slice() {

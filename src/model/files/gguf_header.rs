@@ -81,7 +81,7 @@ impl Header {
         }
         let begin = (len - head.left).next_multiple_of(alignment(path, &metadata)?);
         for (name, info) in &mut tensors {
-            // Offsets are counted from where the head ends.
+            // In the file, offsets are counted from where the head ends.
             info.begin = info.begin.saturating_add(begin);
             if info.begin.saturating_add(info.bytes()) > len {
                 return Err(Error::new(format!(
@@ -146,7 +146,7 @@ impl Head<'_> {
         Ok(u64::from_le_bytes(self.array()?))
     }
 
-    /// Of a text or an array.
+    /// The length of a text or an array.
     fn length(&mut self) -> Result<u64> {
         if self.wide { self.u64() } else { self.u32().map(u64::from) }
     }

@@ -28,7 +28,7 @@ const KEYS: &[(&str, Rule)] = &[
     ("rope.scaling.attn_factor", Honoured),
     ("rope.scaling.yarn_beta_fast", Honoured),
     ("rope.scaling.yarn_beta_slow", Honoured),
-    // Of families with experts; Mixtral calls itself `llama`.
+    // Keys of families with experts; Mixtral calls itself `llama`.
     ("expert_count", Only(&["0"])),
     ("expert_used_count", Only(&["0"])),
     ("attention.causal", Only(&["true"])),

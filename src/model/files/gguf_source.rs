@@ -133,7 +133,7 @@ impl Gguf {
         self.files.read_slice(stored, index)
     }
 
-    /// Of experts' gates or up-projections that are stored as one tensor: first row in each expert and the tensor's name.
+    /// Where experts' gates and up-projections are stored as one tensor: the first row in each expert, and the tensor's name.
     fn half_of(&self, stored: &str, shape: &[usize]) -> Result<Option<(usize, String)>> {
         let (Some(whole), [count, rows, input]) = (joined_experts(stored).filter(|whole| self.holds(whole)), shape) else {
             return Ok(None);
@@ -357,7 +357,7 @@ impl Source for Gguf {
     }
 
     fn check_all_used(&self) -> Result<()> {
-        // Of a matrix and the joined one that holds it, too, only one was read.
+        // Where a file has a matrix and the joined one that holds it, too, only one was read.
         let twice = self.files.names().find_map(|name| {
             let whole = match name.split_once(".attn_") {
                 Some((block, rest)) if let Some(("q" | "k" | "v", kind)) = rest.split_once('.') => {

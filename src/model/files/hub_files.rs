@@ -93,7 +93,7 @@ enum Choice {
 fn choose(files: &[String], id: &HubId, adapter: bool) -> Result<Choice> {
     let has = |name: &str| files.iter().any(|file| file == name);
     let gguf = |file: &str| gguf_files::parts_of(file).unwrap_or_else(|| vec![file.to_owned()]);
-    // Of a split file, the first part stands for all.
+    // The first part of a split file stands for all of them.
     let is_first = |file: &str| file.to_ascii_lowercase().ends_with(".gguf") && gguf(file)[0] == file;
     let ggufs: Vec<&str> = files.iter().map(String::as_str).filter(|file| is_first(file)).collect();
     let offer = || match ggufs.as_slice() {

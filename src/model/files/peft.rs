@@ -19,9 +19,11 @@ use crate::model::families::multimodal;
 /// How an adapter was trained.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoraSettings {
+    /// The rows of `A` and columns of `B`.
     pub rank: usize,
     /// The update is `alpha / rank * B A`.
     pub alpha: f64,
+    /// The share of an adapter's inputs that was dropped in training.
     pub dropout: f64,
     /// Ends of the names of the modules that have an update: `q_proj`, `down_proj`, ..
     pub targets: Vec<String>,

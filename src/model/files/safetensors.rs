@@ -105,7 +105,7 @@ impl Shards {
         })
     }
 
-    /// Of the tensors whose names count. A byte of MXFP4 holds two, and its scales are none.
+    /// The number of weights in the tensors whose names count. A byte of MXFP4 holds two, and its scales are none.
     pub(crate) fn parameters(&self, counts: impl Fn(&str) -> bool) -> u64 {
         let tensors = self.files.iter().flat_map(|shard| &shard.tensors).filter(|(name, _)| counts(name));
         let of = |(name, info): (&String, &TensorInfo)| match info.dtype {

@@ -22,7 +22,9 @@ pub const SHARD_BYTES: u64 = 5_000_000_000;
 /// A tensor to be written.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SavedTensor {
+    /// The name in the file.
     pub name: String,
+    /// The dimensions, outermost first.
     pub shape: Vec<usize>,
 }
 
@@ -113,7 +115,7 @@ pub fn header<'a>(metadata: Value, tensors: impl IntoIterator<Item = (&'a str, S
     Ok([&(text.len() as u64).to_le_bytes(), text.as_slice()].concat())
 }
 
-/// As headers call it.
+/// The name of the type in the headers of safetensors files.
 pub fn type_name(dtype: Stored) -> &'static str {
     match dtype {
         Stored::F32 => "F32",

@@ -53,16 +53,16 @@ pub(crate) struct Run<'a> {
     pub thresholds: &'a Resolved,
     /// What of the scores is exact, in a line, where not all is.
     pub exact: Option<String>,
-    /// By name.
+    /// The gates that can be chosen, by their names.
     pub gates: Vec<(String, Weight)>,
     pub shown: &'a Shown,
-    /// Of rows among those shown; empty where none are known.
+    /// The second to fifth choices at tokens of rows among those shown; empty where none are known.
     pub alternatives: &'a [Alternative],
     /// The conflicts of the rows that are shown with their kinds, and sums of them; `None` where the data were not at hand when the run was sorted.
     pub kinds: Option<(&'a [KnownConflict], &'a Kinds)>,
     /// Loss and gradient of all supervised tokens of the run, of which shares are shown.
     pub totals: [f64; 2],
-    /// Of each row that is shown; `None` where the data are not at hand, and the tokens have to do.
+    /// The turns of each row that is shown; `None` where the data are not at hand, and the tokens have to do.
     pub turns: Option<&'a HashMap<u32, Vec<Turn>>>,
 }
 
@@ -143,10 +143,10 @@ struct Header<'a> {
 struct KindsHeader<'a> {
     /// The first is none: that of tokens that are no conflict.
     kinds: Vec<&'static str>,
-    /// Of these, the ones of form.
+    /// The indices of those kinds that are a matter of form.
     kinds_of_form: Vec<usize>,
     evidences: Vec<&'a str>,
-    /// Over the whole run, most conflicts first.
+    /// The sums of each kind over the whole run, most conflicts first.
     kind_sums: &'a [KindSums],
 }
 

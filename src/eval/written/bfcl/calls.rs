@@ -9,7 +9,9 @@ use super::value::Value;
 
 /// A call of a function with its named arguments.
 pub(super) struct Decoded {
+    /// The name of the function, dots included.
     pub function: String,
+    /// The arguments with their names, in the order in which they are written.
     pub arguments: Vec<(String, Value)>,
 }
 

@@ -44,7 +44,8 @@ impl Category {
         ("irrelevance", Category::Irrelevance),
     ];
 
-    /// Of the official name of a file of questions, such as `live_parallel_multiple`.
+    /// The category of an official file of questions by its name, such as `live_parallel_multiple`; `None` for those that are not
+    /// checked here.
     pub fn of(name: &str) -> Option<Category> {
         // In the order in which the checker asks.
         let named = |part: &str| name.contains(part);
@@ -91,7 +92,7 @@ struct Question<'a> {
 
 struct Expected<'a> {
     function: Function<'a>,
-    /// Of each parameter, what it may be; an empty text: it may be left out.
+    /// The possible values of each parameter; an empty text among them: it may be left out.
     arguments: Vec<(&'a str, Vec<Value>)>,
 }
 
@@ -107,7 +108,7 @@ struct Parameter {
     kind: Type,
     is_float: bool,
     is_tuple: bool,
-    /// Of the items of a list.
+    /// The type of the items of a list.
     nested: Option<Type>,
 }
 

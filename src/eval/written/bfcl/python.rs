@@ -20,19 +20,21 @@ pub(super) enum Expr {
     Unary(&'static str, Box<Expr>),
     Binary(&'static str, Box<Expr>, Box<Expr>),
     Subscript(Box<Expr>, Box<Expr>),
-    /// Of another kind; as it is written.
+    /// An expression of another kind, as it is written.
     Other(String),
 }
 
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Call {
+    /// What is called.
     pub function: Expr,
+    /// The arguments without a name.
     pub positional: Vec<Expr>,
     /// `None` for the name of `**more`.
     pub named: Vec<(Option<String>, Expr)>,
 }
 
-/// Without names, and with.
+/// Arguments without names, and arguments with.
 type Arguments = (Vec<Expr>, Vec<(Option<String>, Expr)>);
 
 /// Reads a text that is one expression, as `ast.parse(text, mode="eval")`; `None` where Python finds an error of syntax.
@@ -251,7 +253,7 @@ struct Parser<'a> {
     text: &'a str,
     tokens: Vec<Token>,
     at: usize,
-    /// Of expressions in expressions.
+    /// How many expressions the one that is read stands in.
     depth: usize,
     /// Operators and the like that made a tree higher without a bracket.
     links: usize,
@@ -259,7 +261,8 @@ struct Parser<'a> {
 
 /// Brackets in brackets, where Python's tokenizer gives up, and expressions in expressions.
 const DEEPEST: usize = 200;
-/// Of chains without brackets; Python gives up where a tree is 3,000 high, and whatever goes down a tree here goes by recursion.
+/// The most links of chains without brackets; Python gives up where a tree is 3,000 high, and whatever goes down a tree here goes by
+/// recursion.
 const LONGEST: usize = 1000;
 
 impl Parser<'_> {
@@ -376,7 +379,7 @@ impl Parser<'_> {
         Some(value)
     }
 
-    /// Of a lambda.
+    /// Reads the parameters of a lambda.
     fn parameters(&mut self) -> Option<()> {
         while !self.is(":") {
             let _ = self.takes("**") || self.takes("*") || self.takes("/");
@@ -507,7 +510,7 @@ impl Parser<'_> {
         }
     }
 
-    /// Up to the closing bracket.
+    /// Reads the arguments of a call up to the closing bracket.
     fn arguments(&mut self) -> Option<Arguments> {
         let (mut positional, mut named) = (Vec::new(), Vec::new());
         let mut has_mapping = false;
@@ -807,7 +810,7 @@ fn binding(expr: &Expr) -> usize {
     }
 }
 
-/// In brackets if it binds less than `least`.
+/// The expression as text, in brackets if it binds less than `least`.
 fn written(expr: &Expr, least: usize) -> String {
     let list = |items: &[Expr]| items.iter().map(|item| written(item, 0)).collect::<Vec<_>>().join(", ");
     let text = match expr {

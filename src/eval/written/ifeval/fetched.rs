@@ -22,7 +22,7 @@ const PUNKT: Wheel = Wheel {
 };
 const PUNKT_FOLDER: &str = "llama_index/core/_static/nltk_cache/tokenizers/punkt_tab/english";
 
-/// Apache-2.0.
+/// langdetect's profiles of languages, Apache-2.0.
 const LANGDETECT: Wheel = Wheel {
     what: "the profiles of languages for IFEval",
     requirement: "langdetect-py==1.1.1",

@@ -20,7 +20,7 @@ pub(super) enum Instruction {
     LetterFrequency(char, Bound),
     Language(String),
     Sentences(Bound),
-    /// Divided by `***`.
+    /// So many paragraphs, divided by `***`.
     Paragraphs(usize),
     Words(Bound),
     FirstWord {

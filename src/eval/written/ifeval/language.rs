@@ -17,7 +17,7 @@ use crate::error::{Context, Error, Result};
 
 pub(super) struct Languages {
     names: Vec<String>,
-    /// Of each gram, its share among those of its length in every language, in the order of `names`.
+    /// For each gram, its share among the grams of its length in every language, in the order of `names`.
     grams: HashMap<String, Box<[f64]>>,
     characters: Characters,
     url: Regex,
@@ -115,7 +115,7 @@ impl Languages {
         Ok(Some(best.map_or("unknown", |(language, _)| self.names[language].as_str())))
     }
 
-    /// Without addresses and doubled spaces; in a text of another script, without Latin letters.
+    /// The text without addresses and doubled spaces; where another script prevails, without Latin letters.
     fn cleaned(&self, text: &str) -> Result<Vec<char>> {
         let replaced = |pattern: &Regex, text: &str| match pattern.try_replacen(text, 0, " ") {
             Ok(replaced) => Ok(replaced.into_owned()),

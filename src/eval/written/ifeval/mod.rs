@@ -43,7 +43,7 @@ static TOOLS: OnceLock<Tools> = OnceLock::new();
 /// Fetches what [`SPEC`] needs and makes it known to it; what loads the task calls this.
 pub fn prepare(progress: Progress) -> Result<()> {
     if TOOLS.get().is_none() {
-        // Of two at once the first is kept; both have read the same files.
+        // Where two threads fetch at once the first result is kept; both have read the same files.
         let _ = TOOLS.set(fetched::tools(progress)?);
     }
     Ok(())

@@ -16,13 +16,21 @@ pub(super) const SPACE: &str = r"[\s\x1c-\x1f]";
 
 /// The patterns of the kinds that have one of their own.
 pub(super) struct Patterns {
+    /// A word.
     pub word: Regex,
+    /// A placeholder in brackets: `[name]`.
     pub placeholder: Regex,
+    /// A bullet point that begins with a star.
     pub star: Regex,
+    /// A bullet point that begins with a dash.
     pub dash: Regex,
+    /// A highlighted part: `*so*`.
     pub highlight: Regex,
+    /// A highlighted part: `**so**`.
     pub double_highlight: Regex,
+    /// A title: `<<so>>`.
     pub title: Regex,
+    /// A divider of paragraphs: `***`.
     pub divider: Regex,
 }
 

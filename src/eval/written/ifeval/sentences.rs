@@ -41,7 +41,7 @@ const NUMBER: &str = "##number##";
 /// A word of a context.
 struct Word {
     text: String,
-    /// In lower case, numbers alike.
+    /// The word in lower case, all numbers being alike.
     kind: String,
     ends: bool,
     is_abbreviation: bool,

@@ -17,7 +17,7 @@ pub struct Tools {
 }
 
 impl Tools {
-    /// From the folders of Punkt's English model and of the package langdetect.
+    /// Reads the folders of Punkt's English model and of the package langdetect.
     pub fn open(punkt: &Path, langdetect: &Path) -> Result<Tools> {
         Ok(Tools {
             sentences: Sentences::open(punkt)?,

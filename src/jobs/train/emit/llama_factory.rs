@@ -109,7 +109,7 @@ pub(super) fn config(recipe: &Recipe, batch: &Batch) -> Result<String> {
 
 struct Settings {
     settings: Vec<(&'static str, String)>,
-    /// Its loss over ours.
+    /// The loss that LLaMA-Factory minimises, over ours.
     factor: f64,
     note: &'static str,
 }

@@ -208,7 +208,7 @@ fn what_the_others_cannot_do_is_refused_by_name() {
         assert!(error.contains(expected), "expected `{expected}` in `{error}`");
     };
     let (factory, axolotl) = (Target::LlamaFactory, Target::Axolotl);
-    // Of every method there is, one of the two: it is written for the other program, or refused by its name.
+    // Every method there is, is one of the two: written for the other program, or refused by its name.
     let (by_factory, by_axolotl) = (["sft", "eaft", "dft", "asft"], ["sft", "eaft"]);
     for method in METHODS {
         let name = if method.name == "mask" { "eaft:mask:0.15" } else { method.name };

@@ -11,10 +11,11 @@ use crate::model::source::listed;
 /// What becomes of one tensor of the base, in this order.
 #[derive(Default)]
 pub(super) struct Change {
-    /// Takes its place.
+    /// A tensor that takes its place.
     pub whole: Option<Whole>,
     /// Rows that take the place of those of some tokens.
     pub rows: Option<Rows>,
+    /// Is added: a product of two small matrices.
     pub low_rank: Option<LowRank>,
     /// Is added: `scale` times the bias of `B`.
     pub added: Option<Tensor>,
@@ -22,12 +23,14 @@ pub(super) struct Change {
 
 /// A tensor that is stored as a whole.
 pub(super) struct Whole {
+    /// The values that take the place of the base's.
     pub tensor: Tensor,
     /// A copy beside the base's tensor (`modules_to_save`), which what is tied to that one does not see.
     pub apart: bool,
 }
 
 pub(super) struct Rows {
+    /// The ids of the tokens.
     pub tokens: Vec<u32>,
     /// `[tokens, D]`
     pub values: Tensor,
@@ -116,7 +119,7 @@ struct Parts {
     is_embedding: bool,
 }
 
-/// By the name of the tensor that is changed. The file's names are `base_model.model.MODULE.PART`.
+/// What the adapter's tensors change, by the name of the tensor of the base. The file's names are `base_model.model.MODULE.PART`.
 pub(super) fn changes(
     tensors: impl IntoIterator<Item = (String, Tensor)>,
     settings: &Settings,

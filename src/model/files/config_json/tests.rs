@@ -81,7 +81,7 @@ fn another(key: &str, family: &str) -> Value {
     }
 }
 
-/// Beside the parameters it counts, whatever stands within: `standardize_rope_params`.
+/// The length that stands beside the parameters counts, whatever stands within: `standardize_rope_params`.
 #[test]
 fn the_length_of_the_first_training_beside_rope_parameters_is_that_of_every_family() {
     for family in FAMILIES {

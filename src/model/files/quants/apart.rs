@@ -86,7 +86,7 @@ fn halves(bytes: &[u8]) -> [i8; 32] {
     values
 }
 
-/// Of two parts that share 32 bytes, the first has the low halves.
+/// The numbers of a part. Two parts share 32 bytes: the first has their low halves, the second the high ones.
 fn nibbles(quants: &[u8], part: usize) -> [i8; 32] {
     let mut values = [0; 32];
     let bytes = &quants[part / 2 * 32..][..32];

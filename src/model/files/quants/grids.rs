@@ -75,7 +75,7 @@ pub(super) static IQ3_S: [[i8; 4]; 512] = entries(
     ",
 );
 
-/// Of IQ1_S and IQ1_M.
+/// The codebook of the types IQ1_S and IQ1_M.
 pub(super) static IQ1: [[i8; 8]; 2048] = entries(
     [-1, 0, 1],
     false,

@@ -85,7 +85,7 @@ pub(super) fn q6_k(block: &[u8; 210], values: &mut [f32; 256]) {
     let (low, high, scales) = (&block[..128], &block[128..192], &block[192..208]);
     let scale = half_at(block, 208);
     for (part, values) in values.as_chunks_mut::<16>().0.iter_mut().enumerate() {
-        // Of each 128 numbers, 64 bytes hold the low bits of the first 64 and then of the others, and 32 bytes all high bits.
+        // In each 128 numbers, 64 bytes hold the low bits of the first 64 and then of the others, and 32 bytes all high bits.
         let (half, of_half) = (part / 8, part % 8);
         let scale = scale * f32::from(scales[part] as i8);
         let low = &low[half * 64 + of_half % 4 * 16..][..16];

@@ -11,7 +11,7 @@ pub(super) fn f32(block: &[u8; 4], values: &mut [f32; 1]) {
     values[0] = f32::from_le_bytes(*block);
 }
 
-/// Not by blocks, so that whole vectors are converted at a time.
+/// Converts f16 numbers: not by blocks, so that whole vectors are converted at a time.
 pub(super) fn f16s(bytes: &[u8], values: &mut [f32]) {
     const AT_A_TIME: usize = 256;
     let mut halves = [f16::ZERO; AT_A_TIME];
@@ -97,7 +97,7 @@ fn half_e8m0(exponent: u8) -> f32 {
     }
 }
 
-/// The same numbers as the checkpoints of gpt-oss hold them: the scale elsewhere, and in each byte two neighbours, the first one low.
+/// MXFP4 as the checkpoints of gpt-oss hold it: the scale elsewhere, and in each byte two neighbours, the first one low.
 pub(in super::super) fn mxfp4_in_pairs(scale: u8, block: &[u8], values: &mut [f32]) {
     let scale = half_e8m0(scale);
     for (&byte, pair) in block.iter().zip(values.chunks_exact_mut(2)) {
