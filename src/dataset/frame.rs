@@ -60,6 +60,20 @@ impl Columns {
         self.left_out.iter().filter(|name| looks_like_switch(name))
     }
 
+    /// Takes out of a row what stands there for values that are not read: what is written has them no more than what is read.
+    pub(super) fn without_marks(&self, row: &mut Map<String, Value>) {
+        self.unseen().for_each(|name| {
+            row.shift_remove(name);
+        });
+        for path in &self.pruned {
+            if let [first, rest @ ..] = &path[..]
+                && let Some(value) = row.get_mut(first)
+            {
+                remove(value, rest);
+            }
+        }
+    }
+
     /// All that no row has of what stands in the file: columns, and members of columns by the names that lead to them.
     pub(super) fn unread(&self) -> Vec<String> {
         self.left_out.iter().cloned().chain(self.pruned.iter().map(|path| path.join("."))).collect()
@@ -93,6 +107,18 @@ fn prune(value: &mut Value, path: &[String]) {
             object.shift_remove(last);
         }
         (Value::Object(object), [first, rest @ ..]) => object.get_mut(first).into_iter().for_each(|value| prune(value, rest)),
+        _ => {}
+    }
+}
+
+/// Takes a member out, whatever it is called.
+fn remove(value: &mut Value, path: &[String]) {
+    match (value, path) {
+        (Value::Array(list), _) => list.iter_mut().for_each(|value| remove(value, path)),
+        (Value::Object(object), [last]) => {
+            object.shift_remove(last);
+        }
+        (Value::Object(object), [first, rest @ ..]) => object.get_mut(first).into_iter().for_each(|value| remove(value, rest)),
         _ => {}
     }
 }
@@ -199,5 +225,13 @@ mod tests {
         }
         let turn = |role: &str| json!({"role": role, "weight": UNREAD});
         assert_eq!(row, json!({"messages": [turn("user"), turn("assistant")]}));
+        // In what is written nothing stands for it, nor for a whole column.
+        let path = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let (pruned, left_out) = (vec![path(&["messages", "at"]), path(&["messages", "weight"])], path(&["train_loss", "date"]));
+        let columns = Columns { pruned, left_out, ..Columns::default() };
+        row["train_loss"] = UNREAD.into();
+        columns.without_marks(row.as_object_mut().unwrap());
+        assert_eq!(row, json!({"messages": [{"role": "user"}, {"role": "assistant"}]}));
+        assert_eq!(columns.unread(), ["train_loss", "date", "messages.at", "messages.weight"]);
     }
 }

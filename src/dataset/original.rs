@@ -77,6 +77,7 @@ impl Dataset {
             }
         };
         let (format, source) = (file.format, file.name());
+        let columns = container::columns(file.container, store)?;
         Ok(Box::new(rows.flat_map(move |row| {
             let (Raw { line, value }, bytes) = match row {
                 Ok(row) => row,
@@ -89,7 +90,10 @@ impl Dataset {
                 Err(_) => Ok(Object::new()),
             };
             let (object, mapped) = match object {
-                Ok(object) => (Some(object), mapped),
+                Ok(mut object) => {
+                    columns.without_marks(&mut object);
+                    (Some(object), mapped)
+                }
                 Err(error) => (None, Err(error)),
             };
             let examples = mapped.and_then(|row| format.examples(&row, &source, &self.options.roles));

@@ -75,6 +75,11 @@ const QWEN2: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// mistralai/Mistral-Nemo-Base-2407, tokenizer.json
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// Qwen/Qwen3.5-4B, Transformers' `models/qwen3_5/tokenization_qwen3_5.py`: marks belong to the letters before them
+const QWEN35: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// o200k of openai/tiktoken, tiktoken_ext/openai_public.py: words end where capitals begin
+const O200K: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// Digits one by one, before anything else.
 const DIGIT: &str = r"\p{N}";
 
@@ -96,6 +101,19 @@ const PRE_TOKENIZERS: &[PreTokenizer] = &[
         adds_bos: true,
     },
     PreTokenizer { names: &["qwen2", "deepseek-r1-qwen"], splits: &[QWEN2], nfc: true, ignore_merges: false, adds_bos: false },
+    PreTokenizer { names: &["qwen35"], splits: &[QWEN35], nfc: true, ignore_merges: false, adds_bos: false },
+    PreTokenizer {
+        // gpt-oss and Phi-4-mini: made from a tiktoken file by Transformers' TikTokenConverter, which sets ignore_merges.
+        names: &["gpt-4o"],
+        splits: &[O200K],
+        nfc: false,
+        ignore_merges: true,
+        adds_bos: false,
+    },
+    // OLMo 2 and 3, Phi-4.
+    PreTokenizer { names: &["dbrx"], splits: &[LLAMA3], nfc: false, ignore_merges: false, adds_bos: false },
+    // SmolLM3, which has the vocabulary of Llama 3 without its beginning token.
+    PreTokenizer { names: &["smaug-bpe"], splits: &[LLAMA3], nfc: false, ignore_merges: true, adds_bos: false },
     PreTokenizer {
         // Made from a tiktoken file by Transformers' TikTokenConverter, which sets ignore_merges.
         names: &["glm4", "chatglm-bpe"],
@@ -315,4 +333,38 @@ fn pre_tokenizer(name: Option<&str>) -> Result<&'static PreTokenizer> {
 
 fn broken(message: impl Into<String>) -> Error {
     Error::new(message).cure("The GGUF file is incomplete or from an old converter: convert it again, or use the model's folder.")
+}
+
+#[cfg(test)]
+mod tests {
+    use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer as _};
+
+    use super::*;
+
+    /// Made by tests/fixtures/pre_tokenizers/make.py, out of the models' own tokenizers.
+    #[test]
+    fn texts_are_cut_where_the_models_own_tokenizers_cut_them() {
+        let text = include_str!("../../tests/fixtures/pre_tokenizers/pieces.json");
+        let fixture: serde_json::Value = serde_json::from_str(text).unwrap();
+        let strings = |value: &serde_json::Value| -> Vec<String> { serde_json::from_value(value.clone()).unwrap() };
+        let texts = strings(&fixture["texts"]);
+        let of_names = fixture["pieces"].as_object().unwrap();
+        assert!(of_names.len() >= 6 && texts.len() >= 12);
+        for (name, lists) in of_names {
+            let rules = pre_tokenizer(Some(name)).unwrap();
+            for (text, expected) in texts.iter().zip(lists.as_array().unwrap()) {
+                let mut cut = PreTokenizedString::from(text.as_str());
+                for split in rules.splits {
+                    let pattern = SplitPattern::Regex((*split).to_owned());
+                    Split::new(pattern, SplitDelimiterBehavior::Isolated, false).unwrap().pre_tokenize(&mut cut).unwrap();
+                }
+                let found: Vec<String> = cut
+                    .get_splits(OffsetReferential::Original, OffsetType::Byte)
+                    .into_iter()
+                    .map(|(piece, ..)| piece.to_owned())
+                    .collect();
+                assert_eq!(found, strings(expected), "{name}: {text:?}");
+            }
+        }
+    }
 }

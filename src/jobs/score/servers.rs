@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::part::{Part, Stages};
 use super::plan::Plan;
 
-use crate::engine::remote::{Pool, Scored};
+use crate::engine::remote::{Checked, Pool, Scored};
 use crate::error::{Error, Result};
 use crate::jobs::watch::Watch;
 use crate::tokens::Sequence;
@@ -40,16 +40,18 @@ struct Open {
     sent: usize,
 }
 
-/// Has the parts scored and hands them on in their order. A failure that lasts ends it, and what is whole by then is kept.
+/// Has the parts scored and hands them on in their order, each once the servers have said of a text what they said of it at the beginning: no part
+/// is of a model that has taken the place of the first one. A failure that lasts ends it, and what is whole by then is kept.
 pub(super) fn score(
     plan: &Plan,
-    pool: &Arc<Pool>,
+    (pool, checked): (&Arc<Pool>, &Checked),
     from_reader: &Receiver<Part>,
     to_writer: &SyncSender<Part>,
     done_tokens: u64,
     watch: &dyn Watch,
 ) -> Result<Stages> {
     let mut stages = Stages::default();
+    let unchanged = || pool.check_unchanged(checked, &plan.tokenizer);
     let workers = Workers::start(pool);
     let mut open: VecDeque<Open> = VecDeque::new();
     let (mut first_open, mut under_way, mut ended) = (0, 0, false);
@@ -82,7 +84,7 @@ pub(super) fn score(
             }
             stages.engine_waited += began.elapsed().as_secs_f64();
             // A part may have nothing to score.
-            if !hand_on(&mut open, &mut first_open, to_writer)? {
+            if !hand_on(&mut open, &mut first_open, to_writer, &unchanged)? {
                 return Ok(stages);
             }
         }
@@ -100,17 +102,25 @@ pub(super) fn score(
             open.scored[index] = Some(scored);
             open.missing -= 1;
         }
-        if !hand_on(&mut open, &mut first_open, to_writer)? {
+        if !hand_on(&mut open, &mut first_open, to_writer, &unchanged)? {
             return Ok(stages);
         }
     }
 }
 
 /// Hands on the first parts that are whole. False once nobody listens: the writer has failed, and says why itself.
-fn hand_on(open: &mut VecDeque<Open>, first_open: &mut usize, to_writer: &SyncSender<Part>) -> Result<bool> {
+fn hand_on(
+    open: &mut VecDeque<Open>,
+    first_open: &mut usize,
+    to_writer: &SyncSender<Part>,
+    unchanged: &dyn Fn() -> Result<()>,
+) -> Result<bool> {
     while open.front().is_some_and(|first| first.missing == 0)
         && let Some(Open { part, scored, .. }) = open.pop_front()
     {
+        if !scored.is_empty() {
+            unchanged()?;
+        }
         *first_open += 1;
         let (scores, bounds) = scored.into_iter().map(|scored| scored.unwrap_or_default().into_iter().unzip()).unzip();
         if to_writer.send(Part { scores, bounds, ..part }).is_err() {

@@ -73,7 +73,7 @@ pub(super) fn score(plan: &Plan, watch: &dyn Watch) -> Result<Option<Stages>> {
         let writer = scope.spawn(|| write(plan, writer, from_engine));
         let engine = match &plan.engine {
             Engine::Own(model) => run_engine(plan, model, &sample, &from_reader, &to_writer, done_tokens, watch),
-            Engine::Servers(pool, _) => servers::score(plan, pool, &from_reader, &to_writer, done_tokens, watch),
+            Engine::Servers(pool, checked) => servers::score(plan, (pool, checked), &from_reader, &to_writer, done_tokens, watch),
             Engine::Answers(folder, _) => answers::score(plan, folder, &from_reader, &to_writer, done_tokens, watch),
         };
         // Those at the other ends are waiting.
