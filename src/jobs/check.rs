@@ -8,7 +8,7 @@ use crate::dataset::{Choice, DataFile, Dataset, ReadOptions};
 use crate::error::{Error, Result};
 use crate::jobs::watch::{Watch, fetching};
 use crate::model::{Reference, text_of};
-use crate::tokens::{Audit, DEFAULT_MAX_LEN, RenderOptions, Renderer, Sequence, Tokenizer, fingerprint, rendered};
+use crate::tokens::{Audit, RenderOptions, Renderer, Sequence, Tokenizer, fingerprint, rendered};
 
 /// The check as the user asked for it.
 pub(crate) struct Job {
@@ -74,8 +74,11 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Checked> {
     let dataset = Dataset::open(&job.inputs, &job.read)?;
     let reference = Reference::resolve_text(job.model.as_deref(), job.base.as_deref(), &fetching(watch))?;
     let (tokenizer, template) = text_of(&reference)?;
-    // The weights may be missing, and with them what the model takes.
-    let max_len = reference.max_len(job.max_len).unwrap_or(DEFAULT_MAX_LEN);
+    let max_len = reference.max_len(job.max_len).map_err(|error| {
+        Error::new("how long a row may be is not known, since the model's config is not understood here")
+            .caused_by(error)
+            .cure("Say it with --max-len, and the rest is checked all the same.")
+    })?;
     let renderer = Renderer::new(tokenizer, template, RenderOptions { max_len, ..job.render.clone() })?;
     let mut found = Checked {
         model: reference.name.clone(),
