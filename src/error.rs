@@ -80,6 +80,11 @@ impl Error {
         &self.message
     }
 
+    /// What to do about it, where that is known.
+    pub fn known_cure(&self) -> Option<&str> {
+        self.cure.as_deref()
+    }
+
     pub fn kind(&self) -> Kind {
         self.kind
     }

@@ -100,15 +100,7 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Checked> {
     for chunk in rendered(&dataset, &renderer, 0, &chosen) {
         for item in chunk? {
             found.records += 1;
-            let rendered = match item.rendered {
-                Ok(rendered) => rendered,
-                Err(error) if job.read.strict => return Err(error.cure("Mend the row, or leave out --strict to skip it.")),
-                Err(error) => {
-                    found.audit.add_error(&item.place, &error);
-                    continue;
-                }
-            };
-            found.audit.add(&item.place, &rendered.audit);
+            let Some(rendered) = found.audit.take(&item.place, item.rendered, job.read.strict)? else { continue };
             let place = format!("{}:{}", item.place.path.display(), item.place.line);
             let sequence = rendered.sequence;
             lengths.push(rendered.audit.truncated.unwrap_or(sequence.ids.len()));

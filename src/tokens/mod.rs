@@ -33,6 +33,7 @@ mod test_models;
 mod tokenizer;
 mod turns;
 
+pub(crate) use audit::refused_strictly;
 pub use audit::{Audit, Drawn, Finding, RowAudit};
 pub use gguf::GgufVocabulary;
 pub use records::{Item, rendered};

@@ -210,15 +210,7 @@ fn read_rows(
     for chunk in rendered(dataset, renderer, 0, chosen) {
         for item in chunk? {
             records += 1;
-            let rendered = match item.rendered {
-                Ok(rendered) => rendered,
-                Err(error) if strict => return Err(error.cure("Mend the row, or leave out --strict to skip it.")),
-                Err(error) => {
-                    audit.add_error(&item.place, &error);
-                    continue;
-                }
-            };
-            audit.add(&item.place, &rendered.audit);
+            let Some(rendered) = audit.take(&item.place, item.rendered, strict)? else { continue };
             // The spans are for maps; training does without.
             let sequence = Sequence { spans: Vec::new(), ..rendered.sequence };
             if supervised(&sequence) == 0 {
