@@ -653,6 +653,10 @@ fn wrong_use_is_refused_by_name() {
         (vec!["--emit", "axolotl", "--system", "Be brief.", "--batch-size", "2"], "--system"),
         (vec!["--sample", "2", "--limit", "2"], "give one of them"),
         (vec!["--emit", "axolotl", "--validation", "rows.jsonl", "--batch-size", "2"], "--validation is not written"),
+        (vec!["--emit", "axolotl", "--append-eos"], "--append-eos is for plain texts"),
+        (vec!["--emit", "axolotl", "--eval-every", "3"], "--eval-every 3: the other programs look at held-out rows"),
+        (vec!["--emit", "axolotl", "--dtype", "bf16x3"], "--dtype bf16x3 has no counterpart"),
+        (vec!["--emit", "axolotl", "--set", "pack-tokens=512"], "--pack-tokens is not written"),
         (vec!["--keep", "best"], "--validation FILE"),
         (vec!["--eval_dataset", "held"], "Give validation"),
     ] {
@@ -678,6 +682,44 @@ fn the_same_training_for_other_programs() {
     let config = std::fs::read_to_string(workdir.path("far/away/train.yaml")).unwrap();
     let model = config.lines().find_map(|line| line.strip_prefix("base_model: ")).unwrap().trim_matches(['"', '\'']);
     assert!(Path::new(model).is_absolute() && Path::new(model).join("config.json").is_file(), "{model}");
+}
+
+#[test]
+fn what_another_program_cannot_be_told_is_known_before_anything_is_fetched() {
+    let workdir = prepared(4);
+    for (more, expected) in
+        [(["--system", "Be brief."], "--system would be lost"), (["--method", "dft"], "has no loss like `dft`")]
+    {
+        let unknown = ["train", "rows.jsonl", "--model", "nobody/nowhere", "--emit", "axolotl", "--out", "out"];
+        refused(workdir.run(&[&unknown[..], &more].concat()), 2, expected);
+    }
+}
+
+#[test]
+fn rows_that_another_program_is_not_given_are_counted_with_their_reason() {
+    let workdir = prepared(4);
+    let patient = r#"{"messages":[{"role":"patient","content":"a"},{"role":"assistant","content":"b"}]}"#;
+    workdir.write("patient.jsonl", patient);
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families/qwen3");
+    let emit = |data: &[&str], out: &str, more: &[&str]| {
+        let model = ["--model", model.to_str().unwrap(), "--emit", "axolotl", "--warmup-steps", "0", "--out", out];
+        workdir.run(&[&["train"], data, &model, more].concat())
+    };
+    let ran = emit(&["patient.jsonl", "rows.jsonl"], "out", &[]).ok();
+    assert!(ran.stdout.contains("4 rows"), "{}", ran.stdout);
+    for part in ["1 of 5 rows were refused and skipped", "--role", "patient.jsonl:1: "] {
+        assert!(ran.stderr.contains(part), "expected {part} in\n{}", ran.stderr);
+    }
+    let none = emit(&["patient.jsonl"], "none", &[]);
+    assert!(
+        none.code == Some(1) && none.stderr.contains("no row to train on") && none.stderr.contains("--role"),
+        "{}",
+        none.stderr
+    );
+    assert!(!workdir.path("none").exists());
+    refused(emit(&["patient.jsonl", "rows.jsonl"], "strict", &["--strict"]), 1, "--role");
+    emit(&["patient.jsonl", "rows.jsonl"], "all", &["--role", "patient=user"]).ok();
+    assert_eq!(std::fs::read_to_string(workdir.path("all/train.jsonl")).unwrap().lines().count(), 5);
 }
 
 /// Rows whose answers have little in common with those of [`prepared`].

@@ -122,6 +122,10 @@ impl Reference {
         }
     }
 
+    pub(crate) fn is_adapter(&self) -> bool {
+        matches!(self.kind, Kind::Adapter(_))
+    }
+
     /// The model that an adapter changes.
     pub(super) fn base(&self) -> Option<&Reference> {
         match &self.kind {
