@@ -73,13 +73,15 @@ pub(crate) struct Totals {
 impl Totals {
     /// Adds what other records hold.
     pub(super) fn add(&mut self, other: &Totals) {
-        self.records += other.records;
-        self.scored += other.scored;
-        self.tokens += other.tokens;
-        self.supervised += other.supervised;
-        self.rollouts.rows += other.rollouts.rows;
-        self.rollouts.respelt += other.rollouts.respelt;
-        self.rollouts.exact += other.rollouts.exact;
+        // Without `..`, so that the compiler asks for a new number.
+        let Totals { records, scored, tokens, supervised, rollouts: Rollouts { rows, respelt, exact } } = other;
+        self.records += records;
+        self.scored += scored;
+        self.tokens += tokens;
+        self.supervised += supervised;
+        self.rollouts.rows += rows;
+        self.rollouts.respelt += respelt;
+        self.rollouts.exact += exact;
     }
 }
 
