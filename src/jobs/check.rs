@@ -107,10 +107,10 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Checked> {
             if found.shown.len() < job.shown {
                 found.shown.push(Shown { place: place.clone(), pieces: pieces(&sequence, renderer.tokenizer()) });
             }
-            let Some(first) = sequence.supervised.iter().position(|&supervised| supervised) else { continue };
+            let Some((first, _)) = sequence.targets().next() else { continue };
             found.rows += 1;
             found.tokens += sequence.ids.len() as u64;
-            found.supervised += sequence.supervised.iter().filter(|&&supervised| supervised).count() as u64;
+            found.supervised += sequence.n_targets() as u64;
             let row = sequence.fingerprint();
             if let Some(earlier) = rows.get(&row) {
                 found.duplicates.add(&place, earlier);

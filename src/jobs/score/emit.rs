@@ -50,7 +50,7 @@ pub(crate) fn emit(job: &Job, top_k: usize, watch: &dyn Watch) -> Result<Emitted
             sequences.push(rendered.sequence);
         }
         watch.reading(records);
-        sequences.retain(|sequence: &Sequence| sequence.supervised.contains(&true));
+        sequences.retain(Sequence::has_targets);
         Ok(sequences)
     });
     let path = out.join(SEQUENCES_FILE);

@@ -224,7 +224,7 @@ fn survey(
         for item in chunk? {
             totals.records += 1;
             let Some(rendered) = audit.take(&item.place, item.rendered, strict)? else { continue };
-            let supervised = rendered.sequence.supervised.iter().filter(|&&supervised| supervised).count() as u64;
+            let supervised = rendered.sequence.n_targets() as u64;
             if supervised > 0 {
                 totals.scored += 1;
                 n_equal += u64::from(!seen.insert(rendered.sequence.fingerprint()));
