@@ -62,9 +62,10 @@ impl Error {
         self.at(path)
     }
 
-    /// Says what to do about it: a whole sentence.
+    /// Says what to do about it, a whole sentence, unless a deeper layer has: it stood nearer to what went wrong. Where the outer one has to
+    /// be read, it goes to an error of its own, which is [caused by](Error::caused_by) the deeper: both are printed.
     pub fn cure(mut self, cure: impl Into<String>) -> Self {
-        self.cure = Some(cure.into());
+        self.cure.get_or_insert_with(|| cure.into());
         self
     }
 
@@ -77,6 +78,11 @@ impl Error {
     /// What went wrong, without the place, the cause and the cure.
     pub fn message(&self) -> &str {
         &self.message
+    }
+
+    /// What to do about it, where that is known.
+    pub fn known_cure(&self) -> Option<&str> {
+        self.cure.as_deref()
     }
 
     pub fn kind(&self) -> Kind {
@@ -170,6 +176,14 @@ mod tests {
         assert_eq!(error.exit_code(), 1);
         assert_eq!(Error::usage("?").exit_code(), 2);
         assert_eq!(Error::check("?").exit_code(), 3);
+    }
+
+    #[test]
+    fn the_innermost_cure_wins_and_a_cause_keeps_its_own() {
+        let inner = || Error::new("no such role").cure("Give --role.");
+        assert_eq!(inner().cure("Mend the row.").to_string(), "no such role\n  Give --role.");
+        let outer = Error::new("not fetched").caused_by(inner()).cure("Try again.").to_string();
+        assert_eq!(outer, "not fetched\n  caused by: no such role\n  Give --role.\n  Try again.");
     }
 
     #[test]

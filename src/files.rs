@@ -70,11 +70,16 @@ pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
     written.context_at(path, "cannot write the file")
 }
 
-/// Lets `fill` put files into a folder with a temporary name and then gives it the name `folder`, in place of what stands there.
+/// Lets `fill` put files into a folder with a temporary name and then gives it the name `folder`, in place of what stands there. Whenever it is
+/// killed, what stood there before is there again after the next call, whatever becomes of that, or what replaces it.
 pub(crate) fn in_new_folder(folder: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let name = folder.file_name().ok_or_else(|| Error::usage("expected the name of a new folder").at(folder))?;
     let beside = |end: &str| folder.with_file_name(format!(".{}.{end}", name.to_string_lossy()));
     let (partial, old) = (beside("partial"), beside("old"));
+    if old.exists() && !folder.exists() {
+        // A killed call had moved the folder away, and not yet put the new one in its place.
+        fs::rename(&old, folder).context_at(folder, "cannot put the folder back that a broken save has moved")?;
+    }
     for leftover in [&partial, &old].into_iter().filter(|path| path.exists()) {
         fs::remove_dir_all(leftover).context_at(leftover, "cannot remove what a broken save has left")?;
     }
@@ -224,6 +229,23 @@ mod tests {
         assert!(failed.unwrap_err().to_string().contains("stopped half way"));
         assert_eq!(fs::read_to_string(&path).unwrap(), "old");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_folder_that_a_killed_save_moved_away_is_there_after_a_failed_one() {
+        let parent = tempfile::tempdir().unwrap();
+        let (folder, old, partial) =
+            (parent.path().join("model"), parent.path().join(".model.old"), parent.path().join(".model.partial"));
+        // As between the two renames.
+        for path in [&old, &partial] {
+            fs::create_dir(path).unwrap();
+            fs::write(path.join("weights"), path.to_string_lossy().as_bytes()).unwrap();
+        }
+        in_new_folder(&folder, |_| Err(Error::new("disk on fire"))).unwrap_err();
+        assert_eq!(fs::read_to_string(folder.join("weights")).unwrap(), old.to_string_lossy());
+        in_new_folder(&folder, |partial| write_synced(&partial.join("weights"), b"new")).unwrap();
+        assert_eq!(fs::read_to_string(folder.join("weights")).unwrap(), "new");
+        assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 1);
     }
 
     #[test]

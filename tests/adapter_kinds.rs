@@ -8,8 +8,10 @@ use diagnose::kernels::{Dtype, Kernels, Segment, Stored};
 use diagnose::model::{Batch, LoadOptions, Model, Placement, Reference, save_merged};
 use serde_json::Value;
 
+use crate::worst::worst;
+
 /// How far a logit may be from PEFT's: f32 on both sides, sums in another order.
-const TOLERANCE: f32 = 1e-4;
+const TOLERANCE: f64 = 1e-4;
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
@@ -36,10 +38,8 @@ fn logits(reference: &Reference) -> Result<Tensor, String> {
     Ok(model.logits(&Batch { ids, segments }, &[29, 30, 31, 32]).unwrap())
 }
 
-fn worst(left: &Tensor, right: &Tensor) -> f32 {
-    let difference = (left - right).unwrap().abs().unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
-    // `max` would pass over a NaN.
-    difference.into_iter().fold(0.0, |worst, difference| if difference <= worst { worst } else { difference })
+fn apart(left: &Tensor, right: &Tensor) -> f64 {
+    worst((left - right).unwrap().abs().unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap())
 }
 
 #[test]
@@ -52,7 +52,7 @@ fn every_kind_has_the_logits_of_peft_and_so_has_its_merged_model() {
         let adapter = reference(&kind);
         match logits(&adapter) {
             Ok(found) => {
-                let difference = worst(&found, expected);
+                let difference = apart(&found, expected);
                 println!("{name:30} {difference:.1e}");
                 if difference.is_nan() || difference > TOLERANCE {
                     failures.push(format!("{name}: {difference:.1e}"));
@@ -63,7 +63,7 @@ fn every_kind_has_the_logits_of_peft_and_so_has_its_merged_model() {
         let folder = tempfile::tempdir().unwrap();
         match save_merged(&adapter, &folder.path().join("merged"), Stored::F32) {
             Ok(()) => {
-                let difference = worst(&logits(&reference(&folder.path().join("merged"))).unwrap(), expected);
+                let difference = apart(&logits(&reference(&folder.path().join("merged"))).unwrap(), expected);
                 if difference.is_nan() || difference > TOLERANCE {
                     failures.push(format!("{name}, merged: {difference:.1e}"));
                 }

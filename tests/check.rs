@@ -1,5 +1,7 @@
 //! `diagnose check`: what it prints, what it finds, and its exit codes.
 
+use std::path::Path;
+
 use crate::tiny_model;
 use crate::workdir::Workdir;
 
@@ -32,6 +34,34 @@ fn what_is_learnt_is_marked_and_what_is_odd_is_named() {
     }
     let found = workdir.run(&["check", "rows.jsonl", "--model", "tiny.gguf", "--json"]).ok().json();
     assert_eq!((&found["records"], &found["rows"], &found["duplicates"]["rows"]), (&5.into(), &4.into(), &1.into()));
+}
+
+#[test]
+fn rows_are_cut_where_the_model_ends_whether_its_weights_are_there_or_not() {
+    let workdir = Workdir::new();
+    let family = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families/llama");
+    for folder in ["whole", "bare", "foreign"] {
+        std::fs::create_dir(workdir.path(folder)).unwrap();
+        for file in ["config.json", "tokenizer.json", "model.safetensors"] {
+            if folder == "whole" || file != "model.safetensors" {
+                std::fs::copy(family.join(file), workdir.path(folder).join(file)).unwrap();
+            }
+        }
+    }
+    workdir.write("foreign/config.json", r#"{"model_type": "abacus", "max_position_embeddings": 64}"#);
+    workdir.write("long.jsonl", format!("{{\"text\": \"{}\"}}\n", "abacus ".repeat(200)));
+    let check = |model: &str, more: &[&str]| {
+        let arguments = [&["check", "long.jsonl", "--supervise", "all", "--show", "0", "--model", model], more].concat();
+        workdir.run(&arguments)
+    };
+    let (whole, bare) = (check("whole", &[]).ok().stdout, check("bare", &[]).ok().stdout);
+    assert!(whole.contains("--max-len 128") && whole.contains("1 of 1 rows are longer"), "{whole}");
+    assert_eq!(whole.replace("by whole", "by bare"), bare);
+    // What the family is does not matter to the rows, but how long they may be has to be said.
+    let refused = check("foreign", &[]);
+    assert_eq!(refused.code, Some(1), "{}", refused.stdout);
+    assert!(refused.stderr.contains("`abacus`") && refused.stderr.contains("Say it with --max-len"), "{}", refused.stderr);
+    check("foreign", &["--max-len", "64"]).ok();
 }
 
 #[test]

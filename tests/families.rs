@@ -14,15 +14,17 @@ use diagnose::kernels::{Dtype, Kernels, Segment, TokenStatistics};
 use diagnose::model::{Batch, LoadOptions, Model, Placement, Reference};
 use diagnose::tokens::{Sequence, Span};
 
+use crate::worst::worst;
+
 /// How far a logit may be from Transformers': f32 on both sides, sums in another order.
-const TOLERANCE: f32 = 1e-4;
+const TOLERANCE: f64 = 1e-4;
 
 #[test]
 fn every_logit_is_that_of_transformers() {
     let mut failures = Vec::new();
     for (folder, path, kernels) in cases() {
         let name = name_of(&path);
-        let difference = worst(&path, &folder.join("logits.safetensors"), kernels);
+        let difference = worst_logit(&path, &folder.join("logits.safetensors"), kernels);
         println!("{name:30} {kernels:9} max |dlogit| {difference:.1e}");
         // A NaN must not pass.
         if difference.is_nan() || difference > TOLERANCE {
@@ -91,8 +93,7 @@ fn every_column_of_the_token_table_is_that_of_transformers() {
             let expected = &expected[*column];
             assert_eq!(scores.len(), expected.len());
             let differences = scores.iter().zip(expected).map(|(token, expected)| (f64::from(value(token)) - expected).abs());
-            // `max` would pass over a NaN.
-            let worst = differences.fold(0.0, |worst, difference| if difference <= worst { worst } else { difference });
+            let worst = worst(differences);
             if worst.is_nan() || worst > *tolerance {
                 failures.push(format!("{} ({kernels}) {column}: {worst:.1e}", name_of(&path)));
             }
@@ -112,7 +113,7 @@ fn joined_matrices_of_gguf_are_read_as_the_separate_ones() {
         ("qwen3_moe", &["ffn_gate_exps", "ffn_up_exps"], "ffn_gate_up_exps", 1),
     ] {
         write_joined(&fixtures().join(family).join("model.gguf"), &path, parts, joined, dim);
-        let difference = worst(&path, &fixtures().join(family).join("logits.safetensors"), Kernels::Fused);
+        let difference = worst_logit(&path, &fixtures().join(family).join("logits.safetensors"), Kernels::Fused);
         assert!(difference <= TOLERANCE, "{family}: {difference:.1e}");
     }
 }
@@ -183,10 +184,9 @@ fn ids(stored: &HashMap<String, Tensor>, n: usize) -> Vec<u32> {
 }
 
 /// The largest difference of any logit at any position of the three sequences.
-fn worst(path: &Path, expected: &Path, kernels: Kernels) -> f32 {
+fn worst_logit(path: &Path, expected: &Path, kernels: Kernels) -> f64 {
     let errors = errors(&load(path, kernels), expected);
-    // `max` would pass over a NaN.
-    if errors.iter().any(|error| error.is_nan()) { f32::NAN } else { errors.into_iter().fold(0.0, f32::max) }
+    worst(errors)
 }
 
 /// How far all logits at all positions of the three sequences are from the expected ones.

@@ -9,6 +9,7 @@ use diagnose::kernels::{Dtype, Kernels, Segment, cuda};
 use diagnose::model::{Batch, CacheSize, LoadOptions, Model, PAGE, Placement, Purpose, Reference, Stretch};
 
 use crate::workdir::default_model;
+use crate::worst::worst;
 
 fn greedy() -> Way {
     Way { sampling: Sampling::GREEDY, ends: Vec::new(), stops: Vec::new(), at_once: 7 }
@@ -158,6 +159,8 @@ fn cached_logits_on_a_gpu_are_the_uncached_ones() {
                 done += n;
             }
             assert_eq!(done, 124);
+            // Behind which a median would stand all the same.
+            assert!(means.iter().all(|mean| mean.is_finite()), "{} {dtype}: {means:?}", folder.display());
             // Rounding may send a token to other experts.
             means.sort_by(f32::total_cmp);
             let median = means[means.len() / 2];
@@ -302,7 +305,7 @@ fn answers_in_the_blocks_of_the_file_are_those_in_f32() {
     let same = expected.iter().zip(&found).filter(|(a, b)| a == b).count();
     println!("{same} of 20 answers are the same");
     // The log-probabilities of all words behind every token of the answers.
-    let mut largest = 0f32;
+    let mut differences = Vec::new();
     for (request, answer) in requests.iter().zip(&expected) {
         let ids = [request.prompt.as_slice(), &answer.ids].concat();
         let rows: Vec<u32> = (request.prompt.len() as u32 - 1..ids.len() as u32 - 1).collect();
@@ -312,9 +315,10 @@ fn answers_in_the_blocks_of_the_file_are_those_in_f32() {
             log_softmax(&logits.to_vec2::<f32>().unwrap())
         });
         for (a, b) in a.iter().flatten().zip(b.iter().flatten()) {
-            largest = largest.max((a - b).abs());
+            differences.push((a - b).abs());
         }
     }
+    let largest = worst(differences);
     println!("log-probabilities differ by {largest:e} at most");
     // As much as f32 on another level does.
     assert!(largest < 1e-3, "{largest}");

@@ -6,10 +6,11 @@ use diagnose::diagnosis::quadrants::{Thresholds, resolve};
 use diagnose::table::{Column, TokenChunk, read_chunks};
 
 use crate::workdir::{Workdir, default_model, shared};
+use crate::worst::worst;
 
 /// What must hold between two runs on the same tokens.
 struct Bounds {
-    max_logprob: f32,
+    max_logprob: f64,
     mean_logprob: f64,
     equal_ranks: f64,
 }
@@ -63,7 +64,7 @@ fn transformers_gives_the_same_numbers_of_ten_rows() {
         ("grad", &ours.grad, 1e-4),
     ] {
         let errors = ours.iter().zip(float(name)).map(|(ours, theirs)| (f64::from(*ours) - theirs).abs());
-        let worst = errors.fold(0.0, f64::max);
+        let worst = worst(errors);
         println!("{name}: max {worst:.1e} on {} tokens", ours.len());
         assert!(worst <= tolerance, "{name}: {worst:e}");
     }
@@ -96,7 +97,7 @@ fn check_against_transformers(dtype: &str, bounds: Bounds) {
         ("entropy_topk", column(&common, |t| t.entropy_topk), column_of(&common, &ours.entropy_topk)),
     ] {
         let differences = theirs.iter().zip(&ours).map(|(a, b)| (a - b).abs());
-        let max = differences.clone().fold(0.0, f32::max);
+        let max = worst(differences.clone());
         let mean = differences.map(f64::from).sum::<f64>() / n;
         println!("{dtype} {name}: max {max:.2e}, mean {mean:.2e} on {n} tokens");
         assert!(max <= bounds.max_logprob && mean <= bounds.mean_logprob, "{name}: max {max:.2e}, mean {mean:.2e}");
@@ -205,7 +206,7 @@ fn fused_and_reference_kernels_give_the_same_numbers() {
         assert_eq!((&reference.row, &reference.token_id), (&fused.row, &fused.token_id));
         let n = fused.row.len();
         let differences = (0..n).map(|i| (reference.logprob[i] - fused.logprob[i]).abs());
-        let max = differences.clone().fold(0.0, f32::max);
+        let max = worst(differences.clone());
         let mean = differences.map(f64::from).sum::<f64>() / n as f64;
         let equal = (0..n).filter(|&i| reference.rank[i] == fused.rank[i]).count() as f64 / n as f64;
         println!("{dtype}: max {max:.2e}, mean {mean:.2e}, ranks equal {:.2} % of {n}", 100.0 * equal);

@@ -42,4 +42,6 @@ mod tokens;
 mod train;
 mod view;
 mod workdir;
+#[path = "../src/kernels/worst.rs"]
+mod worst;
 mod written;

@@ -65,8 +65,7 @@ pub fn pack(sequences: &[Sequence], budget: usize, first_budget: usize) -> Vec<P
 
 /// The tokens that predict something supervised.
 fn input(sequence: &Sequence) -> &[u32] {
-    let last = sequence.supervised.iter().rposition(|&supervised| supervised).unwrap_or(0);
-    &sequence.ids[..last]
+    &sequence.ids[..sequence.targets_end().saturating_sub(1)]
 }
 
 fn common_prefix(a: &[u32], b: &[u32]) -> usize {
@@ -90,8 +89,8 @@ fn pack_group(sequences: &[Sequence], inputs: &[&[u32]], members: &[usize]) -> P
         let sequence = &sequences[member];
         let batch_rows: Vec<usize> = forest.paths[&member].iter().cloned().flatten().collect();
         let mut indices = Vec::new();
-        for position in (1..=batch_rows.len()).filter(|&position| sequence.supervised[position]) {
-            let (row, target) = (batch_rows[position - 1] as u32, sequence.ids[position]);
+        for (position, target) in sequence.targets().filter(|(position, _)| *position > 0) {
+            let row = batch_rows[position - 1] as u32;
             indices.push(*seen.entry((row, target)).or_insert_with(|| {
                 packed.rows.push(row);
                 packed.targets.push(target);
@@ -174,7 +173,7 @@ mod tests {
             assert_eq!(packed.batch.segments.iter().map(|s| s.tokens.len()).sum::<usize>(), packed.batch.ids.len());
             for (sequence, targets) in &packed.scatter {
                 let sequence = &sequences[*sequence];
-                let supervised: Vec<usize> = (0..sequence.ids.len()).filter(|&t| sequence.supervised[t]).collect();
+                let supervised: Vec<usize> = sequence.targets().map(|(t, _)| t).collect();
                 assert_eq!(supervised.len(), targets.len());
                 for (&t, &target) in supervised.iter().zip(targets) {
                     assert_eq!(packed.targets[target as usize], sequence.ids[t]);
@@ -187,7 +186,7 @@ mod tests {
                 }
             }
         }
-        assert_eq!(found, sequences.iter().flat_map(|s| &s.supervised).filter(|&&s| s).count());
+        assert_eq!(found, sequences.iter().map(Sequence::n_targets).sum::<usize>());
         batches
     }
 

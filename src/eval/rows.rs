@@ -102,7 +102,7 @@ pub fn score(task: &Task, renderer: &Renderer, say: &mut Say, progress: &mut dyn
     let rendered = |item: &Item| -> Result<(Sequence, bool)> {
         let example = item.row.as_ref().ok_or_else(|| Error::new("an item is no row"))?;
         let rendered = renderer.render(0, example)?;
-        match rendered.sequence.supervised.contains(&true) {
+        match rendered.sequence.has_targets() {
             true => Ok((rendered.sequence, rendered.audit.truncated.is_some())),
             false => Err(Error::new("no token of it is supervised: it has no answer, or --max-len cuts it away")
                 .cure("Take the row out, or give a larger --max-len.")),

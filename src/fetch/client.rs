@@ -153,7 +153,9 @@ impl Client {
             };
             tries = if length(&incomplete) > before { 0 } else { tries + 1 };
             if tries == TRIES {
-                return Err(broken.cure("Give the same command again: it goes on where the transfer broke off."));
+                let what = format!("`{file}` of `{}` was not fetched: {TRIES} tries in a row brought no new byte", self.id.repo);
+                let again = "Give the same command again: it goes on where the transfer broke off.";
+                return Err(Error::new(what).caused_by(broken).cure(again));
             }
             std::thread::sleep(PAUSE * tries);
         }

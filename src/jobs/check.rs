@@ -8,7 +8,7 @@ use crate::dataset::{Choice, DataFile, Dataset, ReadOptions};
 use crate::error::{Error, Result};
 use crate::jobs::watch::{Watch, fetching};
 use crate::model::{Reference, text_of};
-use crate::tokens::{Audit, DEFAULT_MAX_LEN, RenderOptions, Renderer, Sequence, Tokenizer, fingerprint, rendered};
+use crate::tokens::{Audit, RenderOptions, Renderer, Sequence, Tokenizer, fingerprint, rendered};
 
 /// The check as the user asked for it.
 pub(crate) struct Job {
@@ -74,8 +74,11 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Checked> {
     let dataset = Dataset::open(&job.inputs, &job.read)?;
     let reference = Reference::resolve_text(job.model.as_deref(), job.base.as_deref(), &fetching(watch))?;
     let (tokenizer, template) = text_of(&reference)?;
-    // The weights may be missing, and with them what the model takes.
-    let max_len = reference.max_len(job.max_len).unwrap_or(DEFAULT_MAX_LEN);
+    let max_len = reference.max_len(job.max_len).map_err(|error| {
+        Error::new("how long a row may be is not known, since the model's config is not understood here")
+            .caused_by(error)
+            .cure("Say it with --max-len, and the rest is checked all the same.")
+    })?;
     let renderer = Renderer::new(tokenizer, template, RenderOptions { max_len, ..job.render.clone() })?;
     let mut found = Checked {
         model: reference.name.clone(),
@@ -97,25 +100,17 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Checked> {
     for chunk in rendered(&dataset, &renderer, 0, &chosen) {
         for item in chunk? {
             found.records += 1;
-            let rendered = match item.rendered {
-                Ok(rendered) => rendered,
-                Err(error) if job.read.strict => return Err(error.cure("Mend the row, or leave out --strict to skip it.")),
-                Err(error) => {
-                    found.audit.add_error(&item.place, &error);
-                    continue;
-                }
-            };
-            found.audit.add(&item.place, &rendered.audit);
+            let Some(rendered) = found.audit.take(&item.place, item.rendered, job.read.strict)? else { continue };
             let place = format!("{}:{}", item.place.path.display(), item.place.line);
             let sequence = rendered.sequence;
             lengths.push(rendered.audit.truncated.unwrap_or(sequence.ids.len()));
             if found.shown.len() < job.shown {
                 found.shown.push(Shown { place: place.clone(), pieces: pieces(&sequence, renderer.tokenizer()) });
             }
-            let Some(first) = sequence.supervised.iter().position(|&supervised| supervised) else { continue };
+            let Some((first, _)) = sequence.targets().next() else { continue };
             found.rows += 1;
             found.tokens += sequence.ids.len() as u64;
-            found.supervised += sequence.supervised.iter().filter(|&&supervised| supervised).count() as u64;
+            found.supervised += sequence.n_targets() as u64;
             let row = sequence.fingerprint();
             if let Some(earlier) = rows.get(&row) {
                 found.duplicates.add(&place, earlier);

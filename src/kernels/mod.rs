@@ -46,6 +46,8 @@ pub mod statistics;
 pub(crate) mod tasks;
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+pub(crate) mod worst;
 
 use std::fmt;
 use std::ops::Range;

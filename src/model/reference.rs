@@ -9,7 +9,7 @@ use super::files::gguf::Gguf;
 use super::files::gguf_files;
 use super::files::hub_files::{self, Wanted};
 use super::files::safetensors::shard_paths;
-use super::{Source, default_model};
+use super::{Config, Source, default_model};
 use crate::error::{Context, Error, Result};
 use crate::fetch::hub_id::HubId;
 use crate::fetch::{Progress, wheel};
@@ -85,17 +85,29 @@ impl Reference {
         }
     }
 
-    /// How long a sequence may be: as the user says, else the usual length, or what the model takes if that is less.
+    /// How long a sequence may be: as the user says, else the usual length, or what the model takes if that is less. The weights need not
+    /// be there.
     pub(crate) fn max_len(&self, asked: Option<usize>) -> Result<usize> {
         match asked {
             Some(asked) => Ok(asked),
-            None => Ok(DEFAULT_MAX_LEN.min(self.open()?.config()?.longest())),
+            None => Ok(self.config()?.map_or(DEFAULT_MAX_LEN, |config| DEFAULT_MAX_LEN.min(config.longest()))),
         }
     }
 
-    /// Transformers' class of one of the model's blocks, such as `LlamaDecoderLayer`.
+    /// Transformers' class of one of the model's blocks, such as `LlamaDecoderLayer`. The weights need not be there.
     pub fn layer_class(&self) -> Result<String> {
-        self.open()?.config()?.layer_class()
+        let no_config = || Error::new("the folder holds no config.json").at(&self.path).cure("Name a Hugging Face model folder.");
+        self.config()?.ok_or_else(no_config)?.layer_class()
+    }
+
+    /// What the model's own file says, of an adapter the base's; `None` of a folder without config.json. The weights need not be there: where
+    /// they contradict the config, [`Source::config`] says so.
+    pub(super) fn config(&self) -> Result<Option<Config>> {
+        match &self.kind {
+            Kind::Adapter(base) => base.config(),
+            Kind::Folder => folder::config(&self.path),
+            Kind::Default | Kind::Gguf => self.open()?.config().map(Some),
+        }
     }
 
     /// May `written` name a model? A folder must hold one, or an adapter; what does not exist may be a hub id.
@@ -108,6 +120,10 @@ impl Reference {
             true => path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")),
             false => HubId::parse(written).is_some(),
         }
+    }
+
+    pub(crate) fn is_adapter(&self) -> bool {
+        matches!(self.kind, Kind::Adapter(_))
     }
 
     /// The model that an adapter changes.
@@ -301,5 +317,25 @@ mod tests {
         }
         std::fs::write(folder.path().join("README.md"), "not read").unwrap();
         assert!(!seen.insert(model.sha256().unwrap()));
+    }
+
+    #[test]
+    fn every_family_takes_as_long_a_row_without_its_weights() {
+        let families = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families");
+        let local = |path: &Path| Reference::resolve(path.to_str(), &|_, _, _| {}).unwrap();
+        let (mut lengths, bare) = (HashSet::new(), tempfile::tempdir().unwrap());
+        for family in std::fs::read_dir(families).unwrap().map(|entry| entry.unwrap().path()) {
+            if !family.join("model.safetensors").is_file() {
+                continue;
+            }
+            let whole = local(&family);
+            std::fs::copy(family.join("config.json"), bare.path().join("config.json")).unwrap();
+            let (max_len, layer_class) = (local(bare.path()).max_len(None).unwrap(), local(bare.path()).layer_class().unwrap());
+            let config = whole.open().unwrap().config().unwrap();
+            assert_eq!(max_len, DEFAULT_MAX_LEN.min(config.longest()), "{}", family.display());
+            assert_eq!(layer_class, config.layer_class().unwrap(), "{}", family.display());
+            lengths.insert(max_len);
+        }
+        assert!(lengths.iter().any(|&length| length < DEFAULT_MAX_LEN), "{lengths:?}");
     }
 }

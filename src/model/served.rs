@@ -31,7 +31,8 @@ impl Served {
     pub fn read(reference: &Reference) -> Result<Served> {
         let (tokenizer, template) = text_of(reference)?;
         let model = reference.base().unwrap_or(reference);
-        let config = config(model);
+        // A server may run a family that is not known here.
+        let config = model.config().ok().flatten();
         let rows = config.as_ref().map(|config| config.vocab_size).or_else(|| folder::vocab_size(&model.path));
         Ok(Served {
             vocab_size: rows.unwrap_or(0).max(tokenizer.vocab_size()),
@@ -62,12 +63,5 @@ impl Served {
             Ok(source) if source.parameters() > MOST_PARAMETERS => Err(format!("it has {} parameters", source.parameters())),
             Ok(_) => Model::load(reference, LoadOptions::default(), max_positions).map_err(|error| error.reason()),
         }
-    }
-}
-
-fn config(model: &Reference) -> Option<Config> {
-    match model.path.is_dir() {
-        true => folder::config(&model.path),
-        false => model.open().and_then(|source| source.config()).ok(),
     }
 }

@@ -229,60 +229,103 @@ impl TokenChunk {
         fn append<T: Copy>(own: &mut Vec<T>, other: &[T], wanted: &[usize]) {
             own.extend(wanted.iter().filter_map(|&i| other.get(i)));
         }
-        append(&mut self.row, &other.row, &wanted);
-        append(&mut self.turn, &other.turn, &wanted);
-        append(&mut self.pos, &other.pos, &wanted);
-        append(&mut self.source, &other.source, &wanted);
-        append(&mut self.token_id, &other.token_id, &wanted);
-        append(&mut self.begin, &other.begin, &wanted);
-        append(&mut self.end, &other.end, &wanted);
-        append(&mut self.logprob, &other.logprob, &wanted);
-        append(&mut self.entropy, &other.entropy, &wanted);
-        append(&mut self.entropy_topk, &other.entropy_topk, &wanted);
-        append(&mut self.rank, &other.rank, &wanted);
-        append(&mut self.tail, &other.tail, &wanted);
-        append(&mut self.varentropy, &other.varentropy, &wanted);
-        append(&mut self.grad, &other.grad, &wanted);
-        append(&mut self.top_id, &other.top_id, &wanted);
-        append(&mut self.top_logprob, &other.top_logprob, &wanted);
-        append(&mut self.quadrant, &other.quadrant, &wanted);
-        self.sources = Arc::clone(&other.sources);
-        self.len += wanted.len();
+        // Without `..`, so that the compiler asks for a new column.
+        let TokenChunk {
+            row,
+            turn,
+            pos,
+            source,
+            token_id,
+            begin,
+            end,
+            logprob,
+            entropy,
+            entropy_topk,
+            rank,
+            tail,
+            varentropy,
+            grad,
+            top_id,
+            top_logprob,
+            quadrant,
+            sources,
+            len,
+        } = self;
+        append(row, &other.row, &wanted);
+        append(turn, &other.turn, &wanted);
+        append(pos, &other.pos, &wanted);
+        append(source, &other.source, &wanted);
+        append(token_id, &other.token_id, &wanted);
+        append(begin, &other.begin, &wanted);
+        append(end, &other.end, &wanted);
+        append(logprob, &other.logprob, &wanted);
+        append(entropy, &other.entropy, &wanted);
+        append(entropy_topk, &other.entropy_topk, &wanted);
+        append(rank, &other.rank, &wanted);
+        append(tail, &other.tail, &wanted);
+        append(varentropy, &other.varentropy, &wanted);
+        append(grad, &other.grad, &wanted);
+        append(top_id, &other.top_id, &wanted);
+        append(top_logprob, &other.top_logprob, &wanted);
+        append(quadrant, &other.quadrant, &wanted);
+        *sources = Arc::clone(&other.sources);
+        *len += wanted.len();
     }
 
     /// Drops the tokens one of whose fractions is infinite or not a number, and says how many.
     pub fn retain_finite(&mut self) -> usize {
-        let fractions: [&[f32]; 7] =
-            [&self.logprob, &self.entropy, &self.entropy_topk, &self.tail, &self.varentropy, &self.grad, &self.top_logprob];
+        // Without `..`, so that the compiler asks for a new column.
+        let TokenChunk {
+            row,
+            turn,
+            pos,
+            source,
+            token_id,
+            begin,
+            end,
+            logprob,
+            entropy,
+            entropy_topk,
+            rank,
+            tail,
+            varentropy,
+            grad,
+            top_id,
+            top_logprob,
+            quadrant,
+            sources: _,
+            len,
+        } = self;
+        let fractions: [&[f32]; 7] = [logprob, entropy, entropy_topk, tail, varentropy, grad, top_logprob];
         // Nearly always there is nothing to drop.
         if fractions.iter().all(|column| column.iter().all(|value| value.is_finite())) {
             return 0;
         }
         let is_finite = |i: usize| fractions.iter().all(|column| column.get(i).is_none_or(|value| value.is_finite()));
-        let keep: Vec<bool> = (0..self.len).map(is_finite).collect();
+        let keep: Vec<bool> = (0..*len).map(is_finite).collect();
         fn retain<T>(column: &mut Vec<T>, keep: &[bool]) {
             let mut keep = keep.iter();
             column.retain(|_| keep.next().is_none_or(|keep| *keep));
         }
-        retain(&mut self.row, &keep);
-        retain(&mut self.turn, &keep);
-        retain(&mut self.pos, &keep);
-        retain(&mut self.source, &keep);
-        retain(&mut self.token_id, &keep);
-        retain(&mut self.begin, &keep);
-        retain(&mut self.end, &keep);
-        retain(&mut self.logprob, &keep);
-        retain(&mut self.entropy, &keep);
-        retain(&mut self.entropy_topk, &keep);
-        retain(&mut self.rank, &keep);
-        retain(&mut self.tail, &keep);
-        retain(&mut self.varentropy, &keep);
-        retain(&mut self.grad, &keep);
-        retain(&mut self.top_id, &keep);
-        retain(&mut self.top_logprob, &keep);
-        retain(&mut self.quadrant, &keep);
+        retain(row, &keep);
+        retain(turn, &keep);
+        retain(pos, &keep);
+        retain(source, &keep);
+        retain(token_id, &keep);
+        retain(begin, &keep);
+        retain(end, &keep);
+        retain(logprob, &keep);
+        retain(entropy, &keep);
+        retain(entropy_topk, &keep);
+        retain(rank, &keep);
+        retain(tail, &keep);
+        retain(varentropy, &keep);
+        retain(grad, &keep);
+        retain(top_id, &keep);
+        retain(top_logprob, &keep);
+        retain(quadrant, &keep);
         let n_dropped = keep.iter().filter(|keep| !**keep).count();
-        self.len -= n_dropped;
+        *len -= n_dropped;
         n_dropped
     }
 }

@@ -40,17 +40,12 @@ pub(crate) fn write_sequences(path: &Path, batches: impl Iterator<Item = Result<
     write_frames(path, "sequences", &schema, &[], |writer| {
         for batch in batches {
             let batch = batch?;
-            let targets: Vec<Vec<u32>> = batch
-                .iter()
-                .map(|sequence| {
-                    (0..).zip(&sequence.supervised).filter(|(_, supervised)| **supervised).map(|(pos, _)| pos).collect()
-                })
-                .collect();
-            let end = |targets: &[u32]| targets.last().map_or(0, |last| *last as usize + 1);
+            let targets: Vec<Vec<u32>> =
+                batch.iter().map(|sequence| sequence.targets().map(|(pos, _)| pos as u32).collect()).collect();
             let n = batch.len();
             let columns = vec![
                 pl::UInt32Chunked::from_vec("row".into(), batch.iter().map(|sequence| sequence.row).collect()).into_column(),
-                lists("ids", n, batch.iter().zip(&targets).map(|(sequence, targets)| &sequence.ids[..end(targets)])),
+                lists("ids", n, batch.iter().map(|sequence| &sequence.ids[..sequence.targets_end()])),
                 lists("targets", n, targets.iter().map(Vec::as_slice)),
             ];
             writer.write_batch(&pl::DataFrame::new(n, columns)?)?;
@@ -115,8 +110,7 @@ impl Answers {
         if row != sequence.row {
             return Err(other(format!("row {} was not asked about; the next that was is row {row}", sequence.row)));
         }
-        let end = sequence.supervised.iter().rposition(|&supervised| supervised).map_or(0, |last| last + 1);
-        let own = &sequence.ids[..end];
+        let own = &sequence.ids[..sequence.targets_end()];
         if let Some(at) = (0..own.len().max(ids.len())).find(|&at| own.get(at) != ids.get(at)) {
             let said = |id: Option<&u32>| id.map_or_else(|| "no".to_owned(), |id| format!("id {id} as"));
             return Err(other(format!(
@@ -161,9 +155,8 @@ impl Answers {
                 "Run the driver again: it goes on with what is missing. After another --emit, remove the answers to the sequences of before.",
             )
         };
-        let targets = (0..).zip(&sequence.ids).zip(&sequence.supervised).filter(|(_, supervised)| **supervised);
         let mut positions = Vec::new();
-        for ((pos, id), _) in targets {
+        for (pos, id) in sequence.targets().map(|(pos, id)| (pos as u32, id)) {
             let (row, at, position) = loop {
                 match self.ready.pop() {
                     Some((row, ..)) if row < sequence.row => {}
@@ -183,7 +176,7 @@ impl Answers {
                     sequence.row
                 )));
             }
-            if position.target.id != *id {
+            if position.target.id != id {
                 return Err(missing(format!(
                     "row {row} has {id} as its token {pos}, the answer is about {}: it is to other sequences",
                     position.target.id

@@ -227,3 +227,22 @@ fn every_text_survives_whatever_its_id() {
     assert_eq!(column("top"), expected(&|part, _| format!("{part}:7")));
     assert_eq!(column("source"), expected(&|part, _| ["a", ""][part as usize].to_owned()));
 }
+
+#[test]
+fn dropped_and_chosen_tokens_are_whole_ones() {
+    let run = tempfile::tempdir().unwrap();
+    write_parts(run.path(), &[&random_examples(7, 0..20)]);
+    finish(run.path(), "test", by_p_and_h).unwrap();
+    let chunk = read_all(&[run.path().join(TOKENS_FILE)], &EVERY_COLUMN).remove(0);
+    let chosen = |wanted: &dyn Fn(usize) -> bool| {
+        let mut chosen = TokenChunk::default();
+        chosen.append_where(&chunk, wanted);
+        chosen
+    };
+    assert_eq!(chosen(&|_| true), chunk);
+    let bad = [1, chunk.len() - 1];
+    let mut damaged = chunk.clone();
+    (damaged.varentropy[bad[0]], damaged.top_logprob[bad[1]]) = (f32::NAN, f32::NEG_INFINITY);
+    assert_eq!(damaged.retain_finite(), 2);
+    assert_eq!(damaged, chosen(&|i| !bad.contains(&i)));
+}

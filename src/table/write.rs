@@ -149,7 +149,7 @@ impl PartWriter {
     /// Adds an example that was scored. An error where the statistics are not one per supervised token.
     pub fn push(&mut self, example: &ScoredExample) -> Result<()> {
         let Sequence { row, ids, supervised, spans } = example.sequence;
-        let n_supervised = supervised.iter().filter(|supervised| **supervised).count();
+        let n_supervised = example.sequence.n_targets();
         if n_supervised != example.statistics.len() || ids.len() != spans.len() || ids.len() != supervised.len() {
             return Err(Error::new(format!(
                 "row {row} has {n_supervised} supervised tokens of {}, but {} token statistics",

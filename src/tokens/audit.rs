@@ -6,8 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
+use super::render::Rendered;
 use crate::dataset::{Dataset, Place};
-use crate::error::Error;
+use crate::error::{Error, Result};
 
 /// What is odd about one row.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -88,6 +89,9 @@ pub struct Finding {
     pub rows: u64,
     /// The first places, `file:line`; for errors with the reason.
     pub examples: Vec<String>,
+    /// Of refused rows: what to do about the first for which that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cure: Option<String>,
     /// Of unused switches and renamed roles: every name, the numbers in it left out, with its number of rows.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub keys: BTreeMap<String, u64>,
@@ -268,7 +272,8 @@ const REFUSED: &str = "template_error";
 impl Default for Audit {
     fn default() -> Self {
         let names = CHECKS.iter().map(|check| check.name).chain([REFUSED]);
-        let findings = names.map(|name| Finding { name, rows: 0, examples: Vec::new(), keys: BTreeMap::new() }).collect();
+        let findings = names.map(|name| Finding { name, rows: 0, examples: Vec::new(), cure: None, keys: BTreeMap::new() });
+        let findings = findings.collect();
         Self { rows: 0, refused: 0, findings, notes: Vec::new() }
     }
 }
@@ -293,11 +298,29 @@ impl Audit {
         }
     }
 
-    /// A row that could not be rendered.
+    /// What was made of a row; nothing where it was refused, which is counted, or with `strict` an error.
+    pub(crate) fn take(&mut self, place: &Place, rendered: Result<Rendered>, strict: bool) -> Result<Option<Rendered>> {
+        match rendered {
+            Ok(rendered) => {
+                self.add(place, &rendered.audit);
+                Ok(Some(rendered))
+            }
+            Err(error) if strict => Err(refused_strictly(error)),
+            Err(error) => {
+                self.add_error(place, &error);
+                Ok(None)
+            }
+        }
+    }
+
+    /// A row that could not be read or rendered.
     pub fn add_error(&mut self, place: &Place, error: &Error) {
         self.refused += 1;
         if let Some(finding) = self.findings.last_mut() {
             finding.add(|| format!("{}:{}: {}", place.path.display(), place.line, error.reason()));
+            if finding.cure.is_none() {
+                finding.cure = error.known_cure().map(str::to_owned);
+            }
         }
     }
 
@@ -318,10 +341,16 @@ impl Audit {
         }
         if let Some(finding) = self.findings.last().filter(|finding| finding.rows > 0) {
             let (n, of) = (finding.rows, self.rows + self.refused);
-            lines.push(format!("{n} of {of} rows were refused and skipped. For example: {}", finding.examples.join("; ")));
+            let cure = finding.cure.as_ref().map_or(String::new(), |cure| format!(" {cure}"));
+            lines.push(format!("{n} of {of} rows were refused and skipped.{cure} For example: {}", finding.examples.join("; ")));
         }
         lines
     }
+}
+
+/// The error that a row which is refused ends a run with, where the user wants it so.
+pub(crate) fn refused_strictly(error: Error) -> Error {
+    error.cure("Mend the row, or leave out --strict to skip it.")
 }
 
 impl Finding {
@@ -371,5 +400,23 @@ mod tests {
         assert!(lines[0].ends_with("For example: a.jsonl:2, a.jsonl:3, a.jsonl:4"), "{}", lines[0]);
         assert_eq!(lines[1], "1 of 6 rows were refused and skipped. For example: a.jsonl:6: no");
         assert!(Audit::default().is_clean());
+    }
+
+    #[test]
+    fn a_refused_row_keeps_the_first_cure_that_is_known() {
+        let mut audit = Audit::default();
+        let place = |line| Place { path: Arc::new("a.jsonl".into()), line };
+        let refused = || Err(Error::new("no such role").cure("Give --role."));
+        assert!(audit.take(&place(1), Err(Error::new("no")), false).unwrap().is_none());
+        for (line, cure) in [(2, "Give --role."), (3, "Do something else.")] {
+            assert!(audit.take(&place(line), Err(Error::new("no such role").cure(cure)), false).unwrap().is_none());
+        }
+        let expected = "3 of 3 rows were refused and skipped. Give --role. \
+                        For example: a.jsonl:1: no; a.jsonl:2: no such role; a.jsonl:3: no such role";
+        assert_eq!(audit.lines(), [expected]);
+        assert_eq!(audit.take(&place(4), refused(), true).unwrap_err().to_string(), "no such role\n  Give --role.");
+        let plain = audit.take(&place(4), Err(Error::new("no")), true).unwrap_err().to_string();
+        assert!(plain.ends_with("leave out --strict to skip it."), "{plain}");
+        assert_eq!((audit.rows, audit.refused), (0, 3));
     }
 }

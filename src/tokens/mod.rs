@@ -33,6 +33,7 @@ mod test_models;
 mod tokenizer;
 mod turns;
 
+pub(crate) use audit::refused_strictly;
 pub use audit::{Audit, Drawn, Finding, RowAudit};
 pub use gguf::GgufVocabulary;
 pub use records::{Item, rendered};
@@ -57,6 +58,24 @@ pub struct Sequence {
 }
 
 impl Sequence {
+    /// Positions and ids of the tokens that are targets of the loss, in order.
+    pub fn targets(&self) -> impl DoubleEndedIterator<Item = (usize, u32)> {
+        self.ids.iter().copied().enumerate().filter(|&(at, _)| self.supervised.get(at) == Some(&true))
+    }
+
+    pub fn n_targets(&self) -> usize {
+        self.supervised.iter().filter(|&&supervised| supervised).count()
+    }
+
+    pub fn has_targets(&self) -> bool {
+        self.supervised.contains(&true)
+    }
+
+    /// The length up to the last target, that one included: what follows changes no score. 0 without a target.
+    pub fn targets_end(&self) -> usize {
+        self.supervised.iter().rposition(|&supervised| supervised).map_or(0, |last| last + 1)
+    }
+
     /// A hash of all its token ids, as [`fingerprint`] makes it.
     pub(crate) fn fingerprint(&self) -> u64 {
         fingerprint(&self.ids)

@@ -378,7 +378,7 @@ impl Renderer {
         let in_content =
             |token: &Token| token.begin < token.end && layout.contents.iter().any(|p| holds(&(p.at..p.at + p.len), token));
         RowAudit {
-            empty_mask: !sequence.supervised.contains(&true),
+            empty_mask: !sequence.has_targets(),
             full_mask: !whole_text
                 && sequence.supervised.len() > 1
                 && sequence.supervised[1..].iter().all(|supervised| *supervised),
@@ -541,9 +541,9 @@ fn truncate(rendered: &mut Rendered, max_len: usize) {
     audit.answer_cut = sequence.supervised[max_len..].contains(&true);
     sequence.ids.truncate(max_len);
     sequence.supervised.truncate(max_len);
-    target_weights.truncate(sequence.supervised.iter().filter(|&&supervised| supervised).count());
+    target_weights.truncate(sequence.n_targets());
     sequence.spans.truncate(max_len);
-    audit.empty_mask = !sequence.supervised.contains(&true);
+    audit.empty_mask = !sequence.has_targets();
     // What was cut off cannot be missing as well.
     audit.missing_end_of_turn &= !audit.answer_cut;
 }

@@ -124,8 +124,8 @@ impl Renderer {
         let has_same = sequence.ids[n_prompt..].starts_with(&rollout.ids);
         sequence.ids.truncate(n_prompt);
         sequence.ids.extend_from_slice(&rollout.ids);
-        let n_weights = sequence.supervised[..n_prompt].iter().filter(|&&supervised| supervised).count();
         sequence.supervised.truncate(n_prompt);
+        let n_weights = sequence.n_targets();
         sequence.supervised.resize(n_prompt + rollout.ids.len(), turn.weight > 0.0);
         rendered.target_weights.truncate(n_weights);
         if turn.weight > 0.0 {

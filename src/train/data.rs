@@ -8,7 +8,6 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::path::Path;
 
-use super::step::supervised;
 use crate::dataset::{Choice, Chosen, Dataset, Place};
 use crate::error::{Error, Result};
 use crate::random::SplitMix;
@@ -194,7 +193,7 @@ impl TrainingSet {
     }
 
     pub(crate) fn supervised_tokens(&self) -> u64 {
-        self.sequences.iter().map(|sequence| supervised(sequence) as u64).sum()
+        self.sequences.iter().map(|sequence| sequence.n_targets() as u64).sum()
     }
 }
 
@@ -210,18 +209,10 @@ fn read_rows(
     for chunk in rendered(dataset, renderer, 0, chosen) {
         for item in chunk? {
             records += 1;
-            let rendered = match item.rendered {
-                Ok(rendered) => rendered,
-                Err(error) if strict => return Err(error.cure("Mend the row, or leave out --strict to skip it.")),
-                Err(error) => {
-                    audit.add_error(&item.place, &error);
-                    continue;
-                }
-            };
-            audit.add(&item.place, &rendered.audit);
+            let Some(rendered) = audit.take(&item.place, item.rendered, strict)? else { continue };
             // The spans are for maps; training does without.
             let sequence = Sequence { spans: Vec::new(), ..rendered.sequence };
-            if supervised(&sequence) == 0 {
+            if !sequence.has_targets() {
                 continue;
             }
             let (source, id) = item.example.map(|example| (example.source, example.id)).unwrap_or_default();

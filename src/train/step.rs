@@ -55,7 +55,7 @@ impl RowWeight {
     /// As how many tokens those of `sequence` count.
     fn tokens(&self, sequence: &Sequence) -> f64 {
         if self.targets.is_empty() {
-            return supervised(sequence) as f64;
+            return sequence.n_targets() as f64;
         }
         self.targets.iter().map(|&weight| f64::from(weight)).sum()
     }
@@ -153,11 +153,6 @@ pub(crate) fn accumulate(
     result.loss = result.tokens.iter().flatten().map(|token| token.loss).sum::<f64>() / n_tokens;
     result.input_tokens = sequences.iter().map(|sequence| sequence.ids.len() as u64).sum();
     Ok(result)
-}
-
-/// Number of targets of a sequence.
-pub(crate) fn supervised(sequence: &Sequence) -> usize {
-    sequence.supervised.iter().filter(|&&supervised| supervised).count()
 }
 
 fn base_model<'a>(model: &'a Model, base: &Base<'a>) -> &'a Model {

@@ -199,7 +199,7 @@ fn packing_accumulation_and_recomputation_change_no_gradient() {
         let loss = plain("eaft", None);
         let batch = example_batch();
         let row = |weight: f32, intended: bool| RowWeight { weight, intended, targets: Vec::new(), earlier: Vec::new() };
-        let last_half = RowWeight { targets: vec![0.5; super::step::supervised(&batch[3])], ..row(1.5, false) };
+        let last_half = RowWeight { targets: vec![0.5; batch[3].n_targets()], ..row(1.5, false) };
         let weights = [row(1.0, false), row(0.5, true), row(2.0, false), last_half];
         let run = |pack_tokens: usize, activation_bytes: usize| {
             clear(&parameters);
@@ -219,7 +219,7 @@ fn packing_accumulation_and_recomputation_change_no_gradient() {
         // The loss by hand: the mean over all supervised tokens of weight times gate times surprise, and no gate where conflicts are
         // intended;
         // those of the last row count half.
-        let supervised = |row: usize| super::step::supervised(&batch[row]) as f64;
+        let supervised = |row: usize| batch[row].n_targets() as f64;
         let n = supervised(0) + supervised(1) + supervised(2) + 0.5 * supervised(3);
         let by_hand: f64 = whole
             .1

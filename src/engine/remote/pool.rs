@@ -130,7 +130,7 @@ impl Pool {
     /// What the servers say of the supervised tokens of a sequence, in order. Waits for its turn, and through failures that pass.
     pub fn score(&self, sequence: &Sequence) -> Result<Scored> {
         // Nothing is asked of what follows the last supervised token.
-        let n = sequence.supervised.iter().rposition(|&supervised| supervised).map_or(0, |last| last + 1);
+        let n = sequence.targets_end();
         let positions = self.positions(&sequence.ids[..n], &sequence.supervised[..n])?;
         positions.iter().map(|position| position.statistics(self.vocab)).collect()
     }

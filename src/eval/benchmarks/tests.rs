@@ -109,8 +109,10 @@ fn a_pronoun_is_asked_about_with_opencompass_prompt() {
     let question = "阿梅上了船，可是她忘了票。\n此处，代词“她“被用于指代“阿梅“吗?";
     assert_eq!((texts, item.answer), (vec![format!("{question}\n否"), format!("{question}\n是")], 1));
     assert_eq!(item.requests[1].choice(), "是");
-    // 0 is `true` in some copies and `false` in others.
-    assert!(prompts::cluewsc(&row(0.into())).unwrap_err().to_string().contains("expected `label` to be a text"));
+    // 0 is `true` in some copies and `false` in others, which says more than that rows are read as they were published.
+    let rows = rows::Rows { list: vec![row(0.into())], origin: String::new(), sha256: String::new() };
+    let refused = questions(find("cluewsc").unwrap(), &rows).unwrap_err().to_string();
+    assert!(refused.contains("expected `label` to be a text") && refused.ends_with("do not agree on which is 0."), "{refused}");
 }
 
 #[test]

@@ -21,7 +21,7 @@ use crate::kernels::level::Level;
 use crate::kernels::{Dtype, Kernels};
 use crate::model::{Info, LoadOptions, Model, Placement, Purpose, Reference, stop_tokens};
 use crate::provenance;
-use crate::tokens::{ChatTemplate, RenderOptions, Renderer, Tokenizer};
+use crate::tokens::{ChatTemplate, RenderOptions, Renderer, Tokenizer, refused_strictly};
 
 /// Rollouts as the user asked for them.
 pub(crate) struct Job {
@@ -268,7 +268,7 @@ fn prompts(
             match prompt {
                 Ok(prompt) if prompt.ids.len() >= max_len => left_out.too_long += 1,
                 Ok(prompt) => prompts.push(Asked { row, ids: prompt.ids, n_turns: prompt.n_turns }),
-                Err(error) if strict => return Err(error.cure("Mend the row, or leave out --strict to skip it.")),
+                Err(error) if strict => return Err(refused_strictly(error)),
                 Err(error) => {
                     left_out.unusable += 1;
                     first_reason.get_or_insert_with(|| error.to_string());

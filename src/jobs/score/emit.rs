@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::engine::text_of;
+use super::engine::{nothing_to_score, text_of};
 use super::job::Job;
 use crate::dataset::Dataset;
 use crate::engine::remote::more_than_all;
@@ -12,7 +12,7 @@ use crate::jobs::served::usual_len;
 use crate::jobs::watch::Watch;
 use crate::model::Served;
 use crate::table::{ANSWERS_FOLDER, SEQUENCES_FILE, write_sequences};
-use crate::tokens::{RenderOptions, Renderer, Sequence, rendered};
+use crate::tokens::{Audit, RenderOptions, Renderer, Sequence, rendered};
 
 const SCRIPT: &str = include_str!("emit/vllm_offline.py");
 const SCRIPT_FILE: &str = "vllm_offline.py";
@@ -41,19 +41,26 @@ pub(crate) fn emit(job: &Job, top_k: usize, watch: &dyn Watch) -> Result<Emitted
     let renderer = Renderer::new(served.tokenizer.clone(), served.template.take(), render)?;
     let chosen = dataset.choose(job.choice)?.in_shard(job.shard);
     std::fs::create_dir_all(out).context_at(out, "cannot create the folder")?;
+    let (mut audit, mut records) = (Audit::of(&dataset), 0);
     let batches = rendered(&dataset, &renderer, 0, &chosen).map(|items| {
         let mut sequences = Vec::new();
         for item in items? {
-            match item.rendered {
-                Ok(rendered) => sequences.push(rendered.sequence),
-                Err(error) if job.read.strict => return Err(error.cure("Mend the row, or leave out --strict to skip it.")),
-                Err(_) => {}
-            }
+            records += 1;
+            let Some(rendered) = audit.take(&item.place, item.rendered, job.read.strict)? else { continue };
+            sequences.push(rendered.sequence);
         }
-        sequences.retain(|sequence: &Sequence| sequence.supervised.contains(&true));
+        watch.reading(records);
+        sequences.retain(Sequence::has_targets);
         Ok(sequences)
     });
-    let sequences = write_sequences(&out.join(SEQUENCES_FILE), batches)?;
+    let path = out.join(SEQUENCES_FILE);
+    let sequences = write_sequences(&path, batches)?;
+    // A shard may have none of the rows that the others have.
+    if sequences == 0 && job.shard.is_none() {
+        std::fs::remove_file(&path).context_at(&path, "cannot remove the file, which holds nothing")?;
+        return Err(nothing_to_score().cure(audit.lines().join("\n  ")));
+    }
+    watch.audited(&audit);
     let script = out.join(SCRIPT_FILE);
     write_text(&script, &SCRIPT.replace("TOP_LOGPROBS", &top_k.to_string()))?;
     Ok(Emitted { sequences, script })

@@ -195,7 +195,7 @@ pub(super) fn first_sequence(dataset: &Dataset, renderer: &Renderer, chosen: &Ch
     for chunk in rendered(dataset, renderer, 0, chosen) {
         for item in chunk? {
             if let Ok(rendered) = item.rendered
-                && rendered.sequence.supervised.contains(&true)
+                && rendered.sequence.has_targets()
             {
                 return Ok(rendered.sequence);
             }

@@ -190,7 +190,7 @@ pub(super) fn score(
             let (Some(own), Some(before)) = (examples.get(row), examples.get(other)) else { continue };
             let (together, moved) = conversation(before, own);
             let Ok(rendered) = plan.renderer.render(*row, &together) else { continue };
-            if rendered.audit.truncated.is_none() && rendered.sequence.supervised.contains(&true) {
+            if rendered.audit.truncated.is_none() && rendered.sequence.has_targets() {
                 sequences.push((*row, *other, moved, rendered.sequence));
             }
         }
@@ -367,11 +367,10 @@ fn supervised<'a>(
     scores: &'a [TokenStatistics],
     (from, by): (u16, u16),
 ) -> impl Iterator<Item = (Key, &'a TokenStatistics)> {
-    let targets = (0..sequence.ids.len()).filter(|pos| sequence.supervised[*pos]);
-    targets.zip(scores).filter_map(move |(pos, statistics)| {
+    sequence.targets().zip(scores).filter_map(move |((pos, id), statistics)| {
         let span = sequence.spans[pos];
         let turn = if span.turn < from { span.turn } else { span.turn.checked_sub(by)? };
-        (span.begin < span.end).then_some(((turn, span.begin, span.end, sequence.ids[pos]), statistics))
+        (span.begin < span.end).then_some(((turn, span.begin, span.end, id), statistics))
     })
 }
 

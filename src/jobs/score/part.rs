@@ -38,16 +38,30 @@ pub(crate) struct Stages {
 impl Stages {
     /// Adds the times of another process: they add up to machine time, and the first row is the earlier one's.
     pub(super) fn add(&mut self, other: &Stages) {
-        self.load += other.load;
-        self.audit += other.audit;
-        self.wall += other.wall;
-        self.read_and_tokenise += other.read_and_tokenise;
-        self.decoder += other.decoder;
-        self.head += other.head;
-        self.write += other.write;
-        self.engine_waited += other.engine_waited;
-        self.input_tokens += other.input_tokens;
-        self.computed_tokens += other.computed_tokens;
+        // Without `..`, so that the compiler asks for a new number.
+        let Stages {
+            load,
+            audit,
+            wall,
+            read_and_tokenise,
+            decoder,
+            head,
+            write,
+            engine_waited,
+            input_tokens,
+            computed_tokens,
+            to_first_row: _,
+        } = other;
+        self.load += load;
+        self.audit += audit;
+        self.wall += wall;
+        self.read_and_tokenise += read_and_tokenise;
+        self.decoder += decoder;
+        self.head += head;
+        self.write += write;
+        self.engine_waited += engine_waited;
+        self.input_tokens += input_tokens;
+        self.computed_tokens += computed_tokens;
     }
 }
 

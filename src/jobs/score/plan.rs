@@ -73,13 +73,15 @@ pub(crate) struct Totals {
 impl Totals {
     /// Adds what other records hold.
     pub(super) fn add(&mut self, other: &Totals) {
-        self.records += other.records;
-        self.scored += other.scored;
-        self.tokens += other.tokens;
-        self.supervised += other.supervised;
-        self.rollouts.rows += other.rollouts.rows;
-        self.rollouts.respelt += other.rollouts.respelt;
-        self.rollouts.exact += other.rollouts.exact;
+        // Without `..`, so that the compiler asks for a new number.
+        let Totals { records, scored, tokens, supervised, rollouts: Rollouts { rows, respelt, exact } } = other;
+        self.records += records;
+        self.scored += scored;
+        self.tokens += tokens;
+        self.supervised += supervised;
+        self.rollouts.rows += rows;
+        self.rollouts.respelt += respelt;
+        self.rollouts.exact += exact;
     }
 }
 
@@ -221,31 +223,20 @@ fn survey(
     for chunk in rendered(dataset, renderer, 0, chosen) {
         for item in chunk? {
             totals.records += 1;
-            match item.rendered {
-                Ok(rendered) => {
-                    audit.add(&item.place, &rendered.audit);
-                    let supervised = rendered.sequence.supervised.iter().filter(|&&supervised| supervised).count() as u64;
-                    if supervised > 0 {
-                        totals.scored += 1;
-                        n_equal += u64::from(!seen.insert(rendered.sequence.fingerprint()));
-                        totals.tokens += rendered.sequence.ids.len() as u64;
-                        totals.supervised += supervised;
-                        if let Some(rollout) = item.example.as_ref().and_then(|example| example.rollout.as_ref()) {
-                            totals.rollouts.add(rollout, rendered.audit.drawn, supervised, model_sha256, dtype);
-                        }
-                    }
-                    if let Some(example) = &item.example {
-                        let row = item.row;
-                        planted.extend(example.planted.iter().map(|&PlantedSpan { turn, begin, end }| Planted {
-                            row,
-                            turn,
-                            begin,
-                            end,
-                        }));
-                    }
+            let Some(rendered) = audit.take(&item.place, item.rendered, strict)? else { continue };
+            let supervised = rendered.sequence.n_targets() as u64;
+            if supervised > 0 {
+                totals.scored += 1;
+                n_equal += u64::from(!seen.insert(rendered.sequence.fingerprint()));
+                totals.tokens += rendered.sequence.ids.len() as u64;
+                totals.supervised += supervised;
+                if let Some(rollout) = item.example.as_ref().and_then(|example| example.rollout.as_ref()) {
+                    totals.rollouts.add(rollout, rendered.audit.drawn, supervised, model_sha256, dtype);
                 }
-                Err(error) if strict => return Err(error.cure("Mend the row, or leave out --strict to skip it.")),
-                Err(error) => audit.add_error(&item.place, &error),
+            }
+            if let Some(example) = &item.example {
+                let row = item.row;
+                planted.extend(example.planted.iter().map(|&PlantedSpan { turn, begin, end }| Planted { row, turn, begin, end }));
             }
         }
         watch.reading(totals.records);

@@ -216,7 +216,7 @@ fn read(plan: &Plan, done_records: u64, to_engine: SyncSender<Part>) -> Result<f
 
 /// The sequence of an item, if anything in it is supervised.
 fn scorable(item: &Item) -> Option<&Sequence> {
-    item.rendered.as_ref().ok().map(|rendered| &rendered.sequence).filter(|sequence| sequence.supervised.contains(&true))
+    item.rendered.as_ref().ok().map(|rendered| &rendered.sequence).filter(|sequence| sequence.has_targets())
 }
 
 fn run_engine(
@@ -256,7 +256,7 @@ fn fidelity_sample(plan: &Plan) -> Result<Sample> {
     for chunk in rendered(&plan.dataset, &plan.renderer, 0, &plan.chosen) {
         for item in &chunk? {
             let Some(sequence) = scorable(item) else { continue };
-            supervised += sequence.supervised.iter().filter(|&&supervised| supervised).count();
+            supervised += sequence.n_targets();
             sequences.push(sequence.clone());
             if supervised >= FIDELITY_TOKENS {
                 return Ok(Sample::new(&sequences, FIDELITY_K, FIDELITY_TOKENS));

@@ -16,7 +16,6 @@ use crate::table::{Column, ROWS_FILE, TOKENS_FILE, read_chunks, read_rows};
 use crate::tokens::Sequence;
 use crate::train::loss::flow_weights;
 use crate::train::options::Options;
-use crate::train::step::supervised;
 
 /// The run folder of the diagnosis, in that of the training run.
 pub(super) const BEFORE_FOLDER: &str = "before";
@@ -92,7 +91,7 @@ fn logprobs(folder: &Path, sequences: &[Sequence]) -> Result<Vec<Vec<f32>>> {
     }
     let of_sequence = |sequence: &Sequence| {
         let found = by_row.remove(&sequence.row).unwrap_or_default();
-        if found.len() == supervised(sequence) { Ok(found) } else { Err(unscored(sequence, folder)) }
+        if found.len() == sequence.n_targets() { Ok(found) } else { Err(unscored(sequence, folder)) }
     };
     sequences.iter().map(of_sequence).collect()
 }

@@ -25,8 +25,9 @@ use std::str::FromStr;
 
 use serde_json::{Value, json};
 
-use crate::dataset::{Example, Role, dumps};
+use crate::dataset::{Example, Place, Role, dumps};
 use crate::error::{Context, Error, Result};
+use crate::files::{in_new_folder, write_atomically, write_json, write_synced};
 use crate::tokens::Supervise;
 use recipe::{Batch, DATA, DEEPSPEED, TEMPLATE};
 
@@ -39,38 +40,49 @@ pub(crate) enum Target {
     Axolotl,
 }
 
-/// Writes the folder, which must not exist or be empty. `examples` are the rows as they are read. Gives the number of rows.
+/// An error that names what the program cannot do of a recipe; what the model and the data tell need not be in it yet.
+pub(super) fn check(target: Target, recipe: &Recipe) -> Result<()> {
+    config(target, recipe).map(drop)
+}
+
+fn config(target: Target, recipe: &Recipe) -> Result<String> {
+    let batch = Batch::of(recipe)?;
+    match target {
+        Target::LlamaFactory => llama_factory::config(recipe, &batch),
+        Target::Axolotl => axolotl::config(recipe, &batch),
+    }
+}
+
+/// Writes the folder, which must not exist or be empty, whole or not at all. `examples` are the rows as they are read, and where they stand. Gives
+/// the number of rows.
 pub(super) fn emit(
     target: Target,
     recipe: &Recipe,
-    examples: impl IntoIterator<Item = Result<Example>>,
+    examples: impl IntoIterator<Item = Result<(Place, Example)>>,
     folder: &Path,
 ) -> Result<u64> {
-    // Whatever is refused is refused before anything is written.
-    let batch = Batch::of(recipe)?;
-    let config = match target {
-        Target::LlamaFactory => llama_factory::config(recipe, &batch)?,
-        Target::Axolotl => axolotl::config(recipe, &batch)?,
+    let config = config(target, recipe)?;
+    let is_empty = match fs::read_dir(folder) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => true,
+        Err(error) => return Err(Error::new("cannot look at the folder").at(folder).caused_by(error)),
     };
-    fs::create_dir_all(folder).context_at(folder, "cannot create the folder")?;
-    let mut entries = fs::read_dir(folder).context_at(folder, "cannot look at the folder")?;
-    if entries.next().is_some() {
+    if !is_empty {
         return Err(Error::usage("the folder to emit to is not empty").at(folder).cure("Name a new folder."));
     }
-    let rows = write_data(target, recipe, examples, &folder.join(DATA))?;
-    let write = |name: &str, text: String| {
-        let path = folder.join(name);
-        fs::write(&path, text).context_at(&path, "cannot write the file")
-    };
-    let pretty = |json: &Value| serde_json::to_string_pretty(json).context("cannot write JSON");
-    write(CONFIG, config)?;
-    write(DEEPSPEED, pretty(&deepspeed())? + "\n")?;
-    if let Some(template) = &recipe.chat_template {
-        write(TEMPLATE, template.clone())?;
-    }
-    if target == Target::LlamaFactory {
-        write("dataset_info.json", pretty(&llama_factory::dataset_info())? + "\n")?;
-    }
+    let mut rows = 0;
+    in_new_folder(folder, |partial| {
+        rows = write_data(target, recipe, examples, &partial.join(DATA))?;
+        write_synced(&partial.join(CONFIG), config.as_bytes())?;
+        write_json(&partial.join(DEEPSPEED), &deepspeed())?;
+        if let Some(template) = &recipe.chat_template {
+            write_synced(&partial.join(TEMPLATE), template.as_bytes())?;
+        }
+        match target {
+            Target::LlamaFactory => write_json(&partial.join("dataset_info.json"), &llama_factory::dataset_info()),
+            Target::Axolotl => Ok(()),
+        }
+    })?;
     Ok(rows)
 }
 
@@ -108,16 +120,24 @@ fn deepspeed() -> Value {
     })
 }
 
-fn write_data(target: Target, recipe: &Recipe, examples: impl IntoIterator<Item = Result<Example>>, path: &Path) -> Result<u64> {
-    let mut file = std::io::BufWriter::new(fs::File::create(path).context_at(path, "cannot create the file")?);
-    let mut rows = 0;
-    for example in examples {
-        let row = row(target, recipe, &example?).map_err(|error| Error::new(format!("row {}: {}", rows + 1, error.message())))?;
-        writeln!(file, "{}", dumps(&row)).context_at(path, "cannot write the data")?;
-        rows += 1;
-    }
-    file.flush().context_at(path, "cannot write the data")?;
-    Ok(rows)
+fn write_data(
+    target: Target,
+    recipe: &Recipe,
+    examples: impl IntoIterator<Item = Result<(Place, Example)>>,
+    path: &Path,
+) -> Result<u64> {
+    write_atomically(path, |file| {
+        let mut rows = 0;
+        for example in examples {
+            let (place, example) = example?;
+            let row = row(target, recipe, &example).map_err(|error| {
+                error.at_line(&*place.path, place.line).cure("Take such rows out of the data, or train here.")
+            })?;
+            writeln!(file, "{}", dumps(&row)).context_at(path, "cannot write the data")?;
+            rows += 1;
+        }
+        Ok(rows)
+    })
 }
 
 /// A row as OpenAI's messages. For axolotl each message says whether it is trained on.

@@ -11,7 +11,7 @@ use crate::table::Quadrant;
 use crate::tokens::Sequence;
 use crate::train::loss::Loss;
 use crate::train::options::Options;
-use crate::train::step::{RowWeight, supervised};
+use crate::train::step::RowWeight;
 
 /// What a run will do: `--dry-run` prints it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -54,7 +54,7 @@ pub(super) fn preview(
     let mut n = 0;
     let enough = sequences.iter().take_while(|sequence| {
         let before = n;
-        n += supervised(sequence);
+        n += sequence.n_targets();
         before < TOKENS
     });
     let sample = &sequences[..enough.count()];

@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use super::emit::{self, Length, Loss, Recipe, Schedule, Target};
-use crate::dataset::Dataset;
+use crate::dataset::{Dataset, Record};
 use crate::error::{Context, Error, Result};
 use crate::jobs::watch::{Watch, fetching};
 use crate::kernels::Dtype;
 use crate::model::{LoraSettings, Reference};
+use crate::tokens::Audit;
 use crate::train;
 use crate::train::keep::Keep;
 use crate::train::options::Options;
@@ -19,22 +20,53 @@ const DEFAULT_HUB_ID: &str = "HuggingFaceTB/SmolLM2-135M-Instruct";
 /// Writes the folder `--out`; gives its name and the number of rows in its data.
 pub(crate) fn emit(options: &Options, target: Target, watch: &dyn Watch) -> Result<(PathBuf, u64)> {
     let out = options.out.clone().ok_or_else(|| Error::usage("--emit needs a folder to write to: give --out"))?;
+    refuse(options)?;
+    let mut recipe = recipe(options)?;
+    // Whatever is refused is refused before anything is fetched or read.
+    emit::check(target, &recipe)?;
     let dataset = Dataset::open(&options.datasets, &options.read()?)?;
-    let reference = Reference::resolve_on(options.model.as_deref(), options.base.as_deref(), &fetching(watch))?;
-    let layer_class = reference.layer_class()?;
+    let reference = Reference::resolve_text(options.model.as_deref(), options.base.as_deref(), &fetching(watch))?;
+    if reference.is_adapter() {
+        return Err(Error::usage(format!("the other programs load a whole model, and `{}` is an adapter", reference.written))
+            .cure("Merge it into its base first, and emit the training of the merged model."));
+    }
+    (recipe.layer_class, recipe.max_len) = (reference.layer_class()?, reference.max_len(options.max_len)?);
     let chosen = dataset.choose(options.choice())?;
-    let n_rows = dataset.chosen(&chosen).filter(|record| record.as_ref().is_ok_and(|record| record.example.is_ok())).count();
+    let mut audit = Audit::of(&dataset);
+    for record in dataset.chosen(&chosen) {
+        let Record { place, example, .. } = record?;
+        match example {
+            Ok(_) => audit.rows += 1,
+            Err(error) => audit.add_error(&place, &error),
+        }
+    }
+    if audit.rows == 0 {
+        return Err(Error::new("there is no row to train on").cure(audit.lines().join("\n  ")));
+    }
+    watch.audited(&audit);
     // Held out of them are as many as `train_test_split` takes.
-    let n_rows = n_rows - (n_rows as f64 * options.validation_share).ceil() as usize;
-    let steps = options.max_steps.unwrap_or((n_rows.div_ceil(options.batch_size) as f64 * options.epochs).ceil() as u64);
+    let n_rows = audit.rows - (audit.rows as f64 * options.validation_share).ceil() as u64;
+    let of_epochs = (n_rows.div_ceil(options.batch_size as u64) as f64 * options.epochs).ceil() as u64;
+    let steps = options.max_steps.unwrap_or(of_epochs);
+    recipe.warm_up_steps = options.warmup(steps);
     let schedule = train::schedule::Schedule {
         shape: options.schedule,
         peak: options.learning_rate(),
-        warmup: options.warmup(steps),
+        warmup: recipe.warm_up_steps,
         total: steps,
     };
     schedule.check()?;
-    let recipe = Recipe {
+    let examples = dataset.chosen(&chosen).filter_map(|record| match record {
+        Ok(Record { place, example, .. }) => example.ok().map(|example| Ok((place, example))),
+        Err(error) => Some(Err(error)),
+    });
+    let rows = emit::emit(target, &recipe, examples, &out)?;
+    Ok((out, rows))
+}
+
+/// What follows from the options alone; what the model and the data tell is left open.
+fn recipe(options: &Options) -> Result<Recipe> {
+    Ok(Recipe {
         model: options.model.as_deref().map_or(Ok(DEFAULT_HUB_ID.to_owned()), as_seen_from_anywhere)?,
         loss: Loss {
             method: options.method,
@@ -48,11 +80,11 @@ pub(crate) fn emit(options: &Options, target: Target, watch: &dyn Watch) -> Resu
             Shape::Linear => Schedule::Linear,
             Shape::Constant | Shape::ConstantWithWarmup => Schedule::Constant,
         },
-        warm_up_steps: options.warmup(steps),
+        warm_up_steps: 0,
         length: options.max_steps.map_or(Length::Epochs(options.epochs), Length::Steps),
         batch_size: options.batch_size,
         devices: 1,
-        max_len: reference.max_len(options.max_len)?,
+        max_len: options.max_len(),
         weight_decay: options.weight_decay,
         betas: (options.beta1, options.beta2),
         epsilon: options.eps,
@@ -66,42 +98,118 @@ pub(crate) fn emit(options: &Options, target: Target, watch: &dyn Watch) -> Resu
         bf16: options.dtype()? == Dtype::Bf16,
         seed: options.seed,
         validation: options.validation_share,
+        eval_every: options.eval_every,
+        save_every: options.save_every,
+        keep_checkpoints: options.keep_checkpoints,
         chat_template: options.chat_template.as_deref().map(template).transpose()?,
-        layer_class,
-    };
-    for (option, is_given) in
-        [("--system", options.system.is_some()), ("--chat-template-kwargs", options.chat_template_kwargs.is_some())]
-    {
-        if is_given {
-            return Err(Error::usage(format!(
-                "{option} would be lost: the configuration takes the template of the model's folder"
-            ))
-            .cure("Write it into the data or into the model's folder, and leave the option out."));
-        }
-    }
+        layer_class: String::new(),
+    })
+}
+
+/// An error that names an option which the configuration and the data of another program cannot hold. Each option stands here, so that the
+/// compiler asks about a new one.
+fn refuse(options: &Options) -> Result<()> {
     let plain = Options::default();
-    for (option, is_given) in [
-        ("--merge", options.merge),
-        ("--save-dtype", options.save_dtype != plain.save_dtype),
-        ("--moments", options.moments != plain.moments),
-        ("--validation", !options.validation.is_empty()),
+    let Options {
+        // They decide which rows are written, and how they are read.
+        datasets: _,
+        format: _,
+        map: _,
+        role: _,
+        strict: _,
+        limit: _,
+        sample: _,
+        // The configuration says them.
+        model: _,
+        out: _,
+        method: _,
+        gate: _,
+        normaliser: _,
+        top_k: _,
+        kl_weight: _,
+        lora: _,
+        lora_r: _,
+        lora_alpha: _,
+        lora_dropout: _,
+        lora_targets: _,
+        lr: _,
+        epochs: _,
+        max_steps: _,
+        batch_size: _,
+        warmup_steps: _,
+        warmup_ratio: _,
+        schedule: _,
+        beta1: _,
+        beta2: _,
+        eps: _,
+        weight_decay: _,
+        clip: _,
+        validation_share,
+        save_every: _,
+        keep_checkpoints: _,
+        max_len: _,
+        seed: _,
+        chat_template: _,
+        supervise: _,
+        // It is for a method that none of the other programs has.
+        snapshot_every: _,
+        // What they have to be told in another way, or cannot be told.
+        eval_every,
+        base,
+        dtype: _,
+        intended,
+        merge,
+        validation,
+        keep: _,
+        stop_after_worse,
+        mix,
+        moments,
+        pack_tokens,
+        activation_memory,
+        save_dtype,
+        system,
+        chat_template_kwargs,
+        append_eos,
+    } = options;
+    let first = |given: &[(&'static str, bool)]| given.iter().find(|(_, is_given)| *is_given).map(|(option, _)| *option);
+    let of_template = [("--system", system.is_some()), ("--chat-template-kwargs", chat_template_kwargs.is_some())];
+    if let Some(option) = first(&of_template) {
+        return Err(Error::usage(format!("{option} would be lost: the configuration takes the template of the model's folder"))
+            .cure("Write it into the data or into the model's folder, and leave the option out."));
+    }
+    let of_this_program = [
+        ("--merge", *merge),
+        ("--save-dtype", *save_dtype != plain.save_dtype),
+        ("--moments", *moments != plain.moments),
+        ("--validation", !validation.is_empty()),
         ("--keep best", options.kept() == Keep::Best),
-        ("--stop-after-worse", options.stop_after_worse.is_some()),
-    ] {
-        if is_given {
-            return Err(Error::usage(format!("{option} is not written into the configuration of another program"))
-                .cure("Leave it out, and set it there."));
-        }
+        ("--stop-after-worse", stop_after_worse.is_some()),
+        ("--pack-tokens", *pack_tokens != plain.pack_tokens),
+        ("--activation-memory", activation_memory.is_some()),
+    ];
+    if let Some(option) = first(&of_this_program) {
+        return Err(Error::usage(format!("{option} is not written into the configuration of another program"))
+            .cure("Leave it out, and set it there."));
     }
-    if !options.mix.is_empty() || !options.intended.is_empty() {
-        return Err(Error::usage("--mix and --intended have no counterpart in the other programs").cure("Leave them out."));
+    let without_counterpart = [
+        ("--mix", !mix.is_empty()),
+        ("--intended", !intended.is_empty()),
+        ("--dtype bf16x3", options.dtype()? == Dtype::Bf16x3),
+        ("--base", base.is_some()),
+    ];
+    if let Some(option) = first(&without_counterpart) {
+        return Err(Error::usage(format!("{option} has no counterpart in the other programs")).cure("Leave it out."));
     }
-    let examples = dataset.chosen(&chosen).filter_map(|record| match record {
-        Ok(record) => record.example.ok().map(Ok),
-        Err(error) => Some(Err(error)),
-    });
-    let rows = emit::emit(target, &recipe, examples, &out)?;
-    Ok((out, rows))
+    if *append_eos {
+        return Err(Error::usage("--append-eos is for plain texts, and only conversations can be emitted").cure("Leave it out."));
+    }
+    if let Some(every) = eval_every.filter(|_| *validation_share == 0.0) {
+        return Err(Error::usage(format!(
+            "--eval-every {every}: the other programs look at held-out rows alone, and there are none"
+        ))
+        .cure("Give --validation-share 0.05, or leave --eval-every out."));
+    }
+    Ok(())
 }
 
 fn template(path: &Path) -> Result<String> {

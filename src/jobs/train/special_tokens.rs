@@ -21,10 +21,8 @@ pub(super) fn unknown_ends(set: &TrainingSet, tokenizer: &Tokenizer, reference: 
 
 /// The special token with which the last answer ends, but for white space that the template writes behind it.
 fn end_of(sequence: &Sequence, tokenizer: &Tokenizer) -> Option<u32> {
-    let supervised = sequence.ids.iter().zip(&sequence.supervised).filter(|(_, supervised)| **supervised).map(|(id, _)| *id);
-    let targets: Vec<u32> = supervised.collect();
     let is_space = |id: u32| !tokenizer.is_special(id) && tokenizer.text(id).trim().is_empty();
-    targets.into_iter().rev().find(|&id| !is_space(id)).filter(|&id| tokenizer.is_special(id))
+    sequence.targets().map(|(_, id)| id).rfind(|&id| !is_space(id)).filter(|&id| tokenizer.is_special(id))
 }
 
 /// What a person should know about [`unknown_ends`].
@@ -55,7 +53,7 @@ pub(super) fn untrained(set: &TrainingSet, model: &Model, lora: bool) -> Result<
         for id in sequence.ids.iter().filter(special).collect::<BTreeSet<_>>() {
             *rows_of.entry(*id).or_default() += 1;
         }
-        targets.extend(sequence.ids.iter().zip(&sequence.supervised).filter(|(_, is)| **is).map(|(id, _)| *id));
+        targets.extend(sequence.targets().map(|(_, id)| id));
     }
     let used: Vec<u32> = rows_of.keys().copied().collect();
     let learnt: Vec<u32> = used.iter().copied().filter(|id| targets.contains(id)).collect();

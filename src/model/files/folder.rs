@@ -282,13 +282,13 @@ pub(crate) fn tokenizer(folder: &Path) -> Result<Option<Tokenizer>> {
 
 /// Rows of the embedding as config.json tells them, if the folder holds one that is understood.
 pub(crate) fn embedding_rows(folder: &Path) -> Option<usize> {
-    config(folder).map(|config| config.vocab_size)
+    config(folder).ok()?.map(|config| config.vocab_size)
 }
 
-/// config.json, if the folder holds one that is understood.
-pub(crate) fn config(folder: &Path) -> Option<Config> {
-    let config = json(folder, "config.json").ok()??;
-    Config::from_json(&config).ok()
+/// config.json, if the folder holds one: what it says by itself, whether the weights are there or not. An error if it is not understood.
+pub(crate) fn config(folder: &Path) -> Result<Option<Config>> {
+    let Some(config) = json(folder, "config.json")? else { return Ok(None) };
+    Config::from_json(&config).map(Some).map_err(|error| error.at(folder.join("config.json")))
 }
 
 /// The size of the vocabulary as config.json tells it, of whatever family.

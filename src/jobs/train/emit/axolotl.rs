@@ -66,8 +66,11 @@ pub(super) fn config(recipe: &Recipe, batch: &Batch) -> Result<String> {
         .set("    roles_to_train", "[]")
         .set("    train_on_eos", "turn")
         .set("dataset_prepared_path", text("prepared"))
-        .set("val_set_size", number(recipe.validation))
-        .set("sequence_len", recipe.max_len.to_string())
+        .set("val_set_size", number(recipe.validation));
+    if let Some(every) = recipe.eval_every {
+        yaml.set("eval_steps", every.to_string());
+    }
+    yaml.set("sequence_len", recipe.max_len.to_string())
         .comment("A step is a number of rows, as in the run that this stands for: rows are padded, not packed.")
         .set("sample_packing", "false")
         .blank();
@@ -85,7 +88,12 @@ pub(super) fn config(recipe: &Recipe, batch: &Batch) -> Result<String> {
     optimiser(&mut yaml, recipe, "lr_scheduler", "optimizer", factor);
     yaml.set("bf16", recipe.bf16.to_string()).set("seed", recipe.seed.to_string()).set("gradient_checkpointing", "true").blank();
 
-    yaml.set("output_dir", text("output")).set("logging_steps", "1").set("saves_per_epoch", "1").set("save_total_limit", "2");
+    yaml.set("output_dir", text("output")).set("logging_steps", "1");
+    match recipe.save_every {
+        Some(every) => yaml.set("save_steps", every.to_string()),
+        None => yaml.set("saves_per_epoch", "1"),
+    };
+    yaml.set("save_total_limit", recipe.keep_checkpoints.to_string());
     Ok(yaml.finish())
 }
 

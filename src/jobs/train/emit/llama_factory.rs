@@ -76,7 +76,11 @@ pub(super) fn config(recipe: &Recipe, batch: &Batch) -> Result<String> {
         yaml.comment("Only the last answer is trained on.").set("mask_history", "true");
     }
     if recipe.validation > 0.0 {
-        yaml.set("val_size", number(recipe.validation)).set("eval_strategy", "epoch").set("per_device_eval_batch_size", "1");
+        yaml.set("val_size", number(recipe.validation)).set("per_device_eval_batch_size", "1");
+        match recipe.eval_every {
+            Some(every) => yaml.set("eval_strategy", "steps").set("eval_steps", every.to_string()),
+            None => yaml.set("eval_strategy", "epoch"),
+        };
     }
     yaml.blank();
 
@@ -98,12 +102,12 @@ pub(super) fn config(recipe: &Recipe, batch: &Batch) -> Result<String> {
         .set("gradient_checkpointing", "true")
         .blank();
 
-    yaml.set("output_dir", text("output"))
-        .set("logging_steps", "1")
-        .set("save_strategy", "epoch")
-        .set("save_total_limit", "2")
-        .set("plot_loss", "true")
-        .set("report_to", "none");
+    yaml.set("output_dir", text("output")).set("logging_steps", "1");
+    match recipe.save_every {
+        Some(every) => yaml.set("save_strategy", "steps").set("save_steps", every.to_string()),
+        None => yaml.set("save_strategy", "epoch"),
+    };
+    yaml.set("save_total_limit", recipe.keep_checkpoints.to_string()).set("plot_loss", "true").set("report_to", "none");
     Ok(yaml.finish())
 }
 

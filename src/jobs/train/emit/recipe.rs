@@ -31,6 +31,11 @@ pub(crate) struct Recipe {
     pub seed: u64,
     /// Share of the rows that are held out.
     pub validation: f64,
+    /// Steps from one look at them to the next, where it was said.
+    pub eval_every: Option<u64>,
+    /// Steps from one checkpoint to the next, where it was said, and how many are kept.
+    pub save_every: Option<u64>,
+    pub keep_checkpoints: usize,
     /// A template in place of the model's own.
     pub chat_template: Option<String>,
     /// Transformers' class of a block, for FSDP: `LlamaDecoderLayer`.

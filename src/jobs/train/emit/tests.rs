@@ -1,5 +1,8 @@
 //! Folders as the other programs would find them, and what is refused.
 
+use std::path::PathBuf;
+use std::sync::Arc;
+
 use super::*;
 use crate::dataset::Turn;
 use crate::diagnosis::gate::{METHODS, Method, Normaliser};
@@ -28,6 +31,11 @@ fn rows() -> Vec<Example> {
     ]
 }
 
+fn placed(rows: Vec<Example>) -> impl Iterator<Item = Result<(Place, Example)>> {
+    let path = Arc::new(PathBuf::from("rows.jsonl"));
+    (1..).zip(rows).map(move |(line, example)| Ok((Place { path: path.clone(), line }, example)))
+}
+
 fn recipe(loss: Loss) -> Recipe {
     Recipe {
         model: "HuggingFaceTB/SmolLM2-135M-Instruct".to_owned(),
@@ -48,6 +56,9 @@ fn recipe(loss: Loss) -> Recipe {
         bf16: true,
         seed: 7,
         validation: 0.05,
+        eval_every: None,
+        save_every: None,
+        keep_checkpoints: 1,
         chat_template: None,
         layer_class: "LlamaDecoderLayer".to_owned(),
     }
@@ -69,7 +80,7 @@ fn eaft_like(method: &str, gate: Option<&str>, normaliser: Option<Normaliser>, t
 
 fn emitted(target: Target, recipe: &Recipe, rows: Vec<Example>) -> Result<(String, Vec<Value>, tempfile::TempDir)> {
     let folder = tempfile::tempdir().unwrap();
-    let n = emit(target, recipe, rows.into_iter().map(Ok), folder.path())?;
+    let n = emit(target, recipe, placed(rows), folder.path())?;
     // Kept for a look and for PyYAML.
     if let Some(kept) = std::env::var_os("EMIT_OUT") {
         let name = if target == Target::Axolotl { "axolotl" } else { "llama-factory" };
@@ -231,7 +242,7 @@ fn what_the_others_cannot_do_is_refused_by_name() {
     check(axolotl, Recipe { lora: Some(lora), ..recipe(eaft(1.0)) }, rows(), "not 2.5");
 
     let text = example(vec![turn(Role::Text, "words", 1.0)]);
-    check(axolotl, recipe(eaft(1.0)), vec![rows().remove(0), text], "row 2: a plain text");
+    check(axolotl, recipe(eaft(1.0)), vec![rows().remove(0), text], "rows.jsonl:2: a plain text");
     let weighted = |weight| {
         vec![example(vec![
             turn(Role::User, "a", 1.0),
@@ -252,9 +263,41 @@ fn what_the_others_cannot_do_is_refused_by_name() {
 fn a_folder_in_use_is_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("notes.txt"), "mine").unwrap();
-    let error = emit(Target::Axolotl, &recipe(eaft(1.0)), rows().into_iter().map(Ok), folder.path()).unwrap_err().to_string();
+    let error = emit(Target::Axolotl, &recipe(eaft(1.0)), placed(rows()), folder.path()).unwrap_err().to_string();
     assert!(error.contains("not empty"), "{error}");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn what_is_refused_half_way_leaves_nothing_behind() {
+    let parent = tempfile::tempdir().unwrap();
+    let folder = parent.path().join("out");
+    let with_text = [rows(), vec![example(vec![turn(Role::Text, "words", 1.0)])]].concat();
+    emit(Target::Axolotl, &recipe(eaft(1.0)), placed(with_text), &folder).unwrap_err();
+    assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);
+    // Nor is a killed one in the way.
+    fs::create_dir(parent.path().join(".out.partial")).unwrap();
+    fs::write(parent.path().join(".out.partial/left.txt"), "half").unwrap();
+    assert_eq!(emit(Target::Axolotl, &recipe(eaft(1.0)), placed(rows()), &folder).unwrap(), 2);
+    assert!(folder.join(CONFIG).is_file() && !folder.join("left.txt").exists());
+}
+
+#[test]
+fn how_often_it_is_looked_at_and_saved_is_told() {
+    let recipe = Recipe { eval_every: Some(3), save_every: Some(7), keep_checkpoints: 5, ..recipe(eaft(1.0)) };
+    for (target, expected) in [
+        (
+            Target::LlamaFactory,
+            &[("eval_strategy", "steps"), ("eval_steps", "3"), ("save_strategy", "steps"), ("save_steps", "7")][..],
+        ),
+        (Target::Axolotl, &[("eval_steps", "3"), ("save_steps", "7")]),
+    ] {
+        let (config, ..) = emitted(target, &recipe, rows()).unwrap();
+        for (key, expected) in [expected, &[("save_total_limit", "5")]].concat() {
+            assert_eq!(value(&config, key), Some(expected), "{key} in\n{config}");
+        }
+        assert!(!config.contains("epoch:") && !config.contains("saves_per_epoch"), "{config}");
+    }
 }
 
 #[test]
