@@ -29,6 +29,8 @@ pub(crate) trait Watch: Sync {
     fn step(&self, _metrics: &StepMetrics, _total: u64) {}
     /// Something that takes a while and has no steps: `Saving`.
     fn stage(&self, _what: &str) {}
+    /// From here on, or no more: an interrupt does not end the program at once but is noted, for the work to end where it can be taken up again.
+    fn heeds_interrupts(&self, _heeds: bool) {}
     /// Does the user want it to end after this step?
     fn interrupted(&self) -> bool {
         false

@@ -260,6 +260,7 @@ impl Trainer {
         let mut log = Log::open(&self.out, progress.step)?;
         let total = self.schedule.total;
         watch.trains(&self.out, progress.step, total);
+        watch.heeds_interrupts(true);
         crate::kernels::allocator::keep_freed_memory();
         let eval_every = self.options.eval_every.unwrap_or((total / 10).max(1));
         let (keep, looks) = (self.options.kept(), self.options.stop_after_worse);
