@@ -190,7 +190,7 @@ fn run_folder(args: &Args) -> Result<Option<PathBuf>> {
         };
     }
     match args.datasets.iter().filter(is_folder).find(|folder| folders::is_no_data(Path::new(folder))) {
-        Some(folder) => Err(folders::not_scores(Path::new(folder))),
+        Some(folder) => Err(folders::not_data(Path::new(folder))),
         None => Ok(None),
     }
 }
