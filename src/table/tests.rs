@@ -227,3 +227,12 @@ fn every_text_survives_whatever_its_id() {
     assert_eq!(column("top"), expected(&|part, _| format!("{part}:7")));
     assert_eq!(column("source"), expected(&|part, _| ["a", ""][part as usize].to_owned()));
 }
+
+#[test]
+fn the_guide_lists_the_columns() {
+    // The number in the sentence about the top K is the program's.
+    assert!(Column::ALL.iter().any(|(.., meaning)| meaning.contains(&format!("ln {}:", crate::engine::TOP_K))));
+    let line = |(_, name, _, meaning): &(Column, &str, ColumnType, &str)| format!("| `{name}` | {meaning} |\n");
+    let expected = "| column | |\n|---|---|\n".to_owned() + &Column::ALL.iter().map(line).collect::<String>();
+    assert!(include_str!("../guide/reading.md").contains(&expected), "src/guide/reading.md should hold this table:\n{expected}");
+}
