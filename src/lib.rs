@@ -16,7 +16,7 @@
 //! [`gate`](diagnosis::gate). `jobs` put it all together, each in a run folder, and [`cli`] says what was asked for.
 //!
 //! ```text
-//! error  files  format  json  provenance  random  stats    the ground: no word of the subject in it
+//! error  files  format  json  provenance  random  spelling  stats    the ground: no word of the subject in it
 //! fetch       bytes from elsewhere, for models and benchmarks alike: the hub, Python's package index, their caches
 //! dataset     files in any common format of fine-tuning -> examples, and back
 //! tokens      chat template, supervised mask, mask audit -> token ids
@@ -45,6 +45,7 @@ mod format;
 mod json;
 mod provenance;
 mod random;
+mod spelling;
 mod stats;
 
 pub mod fetch;

@@ -67,6 +67,51 @@ fn killed_at_ten_moments_and_run_again_gives_the_same_table() {
     assert!(!parts.exists(), "the parts are still there");
 }
 
+/// What a person does who has no time any more: an interrupt ends the part that is under way, loses nothing, and says how to go on.
+#[cfg(unix)]
+#[test]
+fn an_interrupt_keeps_what_is_under_way_and_says_how_to_go_on() {
+    let workdir = Workdir::new();
+    tiny_model::write(&workdir.path(""));
+    workdir.write("rows.jsonl", data());
+    let arguments = |out: &'static str| ["rows.jsonl", "--model", "tiny.gguf", "--out", out];
+    workdir.run(&arguments("undisturbed")).ok();
+
+    let child = workdir.command(&arguments("left")).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let parts = workdir.path("left/parts");
+    let n_parts = || {
+        std::fs::read_dir(&parts).map_or(0, |entries| {
+            entries
+                .filter(|entry| entry.as_ref().unwrap().path().extension().is_some_and(|extension| extension == "parquet"))
+                .count()
+        })
+    };
+    let began = Instant::now();
+    while n_parts() == 0 {
+        assert!(began.elapsed() < Duration::from_secs(120), "no part was written");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let interrupted = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(interrupted.success());
+    let left = child.wait_with_output().unwrap();
+    let said = String::from_utf8(left.stderr).unwrap();
+    assert_eq!(left.status.code(), Some(1), "{said}");
+    assert!(said.contains("error: interrupted after ") && said.contains("Give the same command again to go on."), "{said}");
+    let kept = n_parts();
+    assert!(kept > 0 && !workdir.path("left/tokens.parquet").exists());
+    let (_, tokens) = said.split_once("interrupted after ").unwrap();
+    let (done, total) = tokens.split_once(" tokens").unwrap().0.split_once(" of ").unwrap();
+    let number = |text: &str| text.replace(',', "").parse::<u64>().unwrap();
+    assert!(0 < number(done) && number(done) < number(total), "{said}");
+
+    let ran = workdir.run(&arguments("left")).ok();
+    assert!(!ran.stderr.contains("interrupted"), "{}", ran.stderr);
+    for name in ["tokens.parquet", "rows.parquet", "summary.json"] {
+        let read = |run: &str| std::fs::read(workdir.path(run).join(name)).unwrap();
+        assert!(read("undisturbed") == read("left"), "{name} differs after the interrupt");
+    }
+}
+
 #[test]
 fn a_finished_run_is_not_scored_again_and_another_command_is_refused_its_folder() {
     let workdir = Workdir::new();

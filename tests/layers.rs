@@ -19,6 +19,7 @@ const ORDER: &[&str] = &[
     "json",
     "provenance",
     "random",
+    "spelling",
     "stats",
     "fetch",
     "dataset",

@@ -141,6 +141,68 @@ fn wait_for(browser: &mut Browser, condition: &str) {
     }
 }
 
+/// However many turns of whatever height stand above it, the token that is chosen is in sight: when the page opens, from row to row, from
+/// token to token, and back.
+#[test]
+fn the_chosen_token_is_in_sight() {
+    let Some(mut browser) = Browser::start(1440, 900) else { return };
+    let workdir = Workdir::new();
+    let rows: Vec<Value> = (0..8)
+        .map(|i| {
+            let turns = (0..20 + 2 * i).flat_map(|turn| {
+                // Each line feed is a line: turns of one line and of forty.
+                let question = format!("{turn}?{}", "\n".repeat((turn * 7 + i) % 40));
+                [
+                    json!({ "role": "user", "content": question }),
+                    json!({ "role": "assistant", "content": format!("It is {turn}.") }),
+                ]
+            });
+            json!({ "messages": turns.collect::<Vec<_>>() })
+        })
+        .collect();
+    let page = scored(&workdir, "run", &rows);
+    // A row of many turns is drawn turn by turn: where the token is in the end counts, and that it stays there.
+    let where_it_is = "(async () => { \
+        const frame = () => new Promise(requestAnimationFrame); \
+        const place = () => { const token = document.querySelector('.token.current')?.getBoundingClientRect(), turns = at('turns').getBoundingClientRect(); \
+          return token && { above: Math.max(turns.top - token.top, 0), below: Math.max(token.bottom - turns.bottom, 0), \
+            scrolled: at('turns').scrollTop, height: at('turns').scrollHeight, turn: page.run.turn[page.token] }; }; \
+        const isThere = (found) => found && !found.above && !found.below; \
+        for (const began = performance.now(); !isThere(place()) && performance.now() - began < 3000; ) await frame(); \
+        for (let i = 0; i < 3; i++) await frame(); \
+        return place() ?? 'no token'; })()";
+    browser.open(&page);
+    browser.eval("ready.then((page) => { window.page = page; })");
+    assert_eq!(browser.eval("page.rows.length"), rows.len());
+    let (mut out_of_sight, mut scrolled, mut n) = (Vec::new(), 0, 0);
+    let mut look = |browser: &mut Browser, after: &str| {
+        let found = browser.eval(where_it_is);
+        assert!(found["height"].as_f64().unwrap() > 4000.0, "{found}");
+        scrolled += u32::from(found["scrolled"].as_f64().unwrap() > 1000.0);
+        n += 1;
+        if found["above"] != 0 || found["below"] != 0 {
+            out_of_sight.push(format!("{after}: {found}"));
+        }
+    };
+    look(&mut browser, "opened");
+    for row in 0..rows.len() {
+        for key in ["]", "]", "]", "[", "h", "j"] {
+            browser.press(&[key]);
+            look(&mut browser, &format!("row {row}, {key}"));
+        }
+    }
+    browser.press(&["Home"]);
+    look(&mut browser, "Home");
+    // Tokens far below were among them.
+    assert!(scrolled * 2 > n, "{scrolled} of {n}");
+    assert_eq!(out_of_sight, [""; 0]);
+    // The list of keys begins at its beginning, though the button that closes it stands at its end.
+    browser.press(&["?"]);
+    let help = browser.eval("[at('help').open, at('help').scrollTop, at('help').scrollHeight > at('help').clientHeight]");
+    assert_eq!(help, json!([true, 0, true]));
+    assert_eq!(browser.complaints(), [""; 0]);
+}
+
 #[test]
 fn filters_and_the_brush_leave_the_rows_that_they_ask_for() {
     let Some(mut browser) = Browser::start(1440, 900) else { return };

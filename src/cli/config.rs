@@ -4,6 +4,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
@@ -17,7 +18,10 @@ pub(super) fn matches(command: &Command, typed: &[OsString]) -> Result<ArgMatche
     let mut command = command.clone();
     // What conflicts with what is known then.
     command.build();
-    let matches = command.clone().get_matches_from(typed);
+    let matches = match command.clone().try_get_matches_from(typed) {
+        Ok(matches) => matches,
+        Err(error) => return Err(of_another_command(&command, typed, &error).unwrap_or_else(|| error.exit())),
+    };
     // The command that the options are for, what was typed for it, and where its own words begin.
     let (own, of_own, begin) = match matches.subcommand() {
         None => (&command, &matches, 1),
@@ -48,6 +52,33 @@ pub(super) fn matches(command: &Command, typed: &[OsString]) -> Result<ArgMatche
     Ok(command.get_matches_from(program.iter().cloned().chain(added).chain(rest.iter().cloned())))
 }
 
+/// The error for an option that the command does not have, and another one has; clap would propose one that is merely spelt alike.
+fn of_another_command(command: &Command, typed: &[OsString], error: &clap::Error) -> Option<Error> {
+    if error.kind() != ErrorKind::UnknownArgument {
+        return None;
+    }
+    let Some(ContextValue::String(unknown)) = error.get(ContextKind::InvalidArg) else { return None };
+    let name = unknown.strip_prefix("--")?;
+    let own = typed.get(1).and_then(|word| command.find_subcommand(word));
+    let has_it = |other: &&Command| other.get_arguments().any(|argument| is_named(argument, name));
+    let mut others: Vec<String> =
+        command.get_subcommands().filter(has_it).map(|other| format!("`diagnose {}`", other.get_name())).collect();
+    if own.is_some() && has_it(&command) {
+        others.push("`diagnose DATA`".to_owned());
+    }
+    if others.is_empty() {
+        return None;
+    }
+    let (here, help) = match own {
+        Some(own) => (format!("`diagnose {}`", own.get_name()), format!("diagnose {} --help", own.get_name())),
+        None => ("scoring".to_owned(), "diagnose --help".to_owned()),
+    };
+    Some(
+        Error::usage(format!("{here} has no option `{unknown}`"))
+            .cure(format!("It is an option of {}; `{help}` shows those that there are here.", others.join(" and "))),
+    )
+}
+
 /// The file beside the first data file, if there is one.
 fn beside_data(matches: &ArgMatches) -> Option<PathBuf> {
     let first = Path::new(matches.try_get_many::<String>("datasets").ok()??.next()?);
@@ -58,13 +89,15 @@ fn beside_data(matches: &ArgMatches) -> Option<PathBuf> {
 
 /// The option of `command` that a key of the file names.
 fn argument<'a>(command: &'a Command, key: &str) -> Option<&'a Arg> {
-    let name = key.replace('_', "-");
-    let is_named = |argument: &&Arg| {
-        let aliases = argument.get_all_aliases().unwrap_or_default();
-        argument.get_long() == Some(name.as_str()) || aliases.iter().any(|alias| *alias == name || *alias == key)
-    };
-    let found = command.get_arguments().find(is_named);
+    let found = command.get_arguments().find(|argument| is_named(argument, key));
     found.filter(|argument| !["config", "help", "version"].contains(&argument.get_id().as_str()))
+}
+
+/// Is this the option's name, or another one of it, with dashes or underscores?
+fn is_named(argument: &Arg, key: &str) -> bool {
+    let name = key.replace('_', "-");
+    let aliases = argument.get_all_aliases().unwrap_or_default();
+    argument.get_long() == Some(name.as_str()) || aliases.iter().any(|alias| *alias == name || *alias == key)
 }
 
 /// The words that one line of the file stands for; none where the command line says otherwise, or says what does not go with it.

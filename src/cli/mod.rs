@@ -35,6 +35,7 @@ use crate::error::{Error, Result};
 use crate::kernels::choice;
 use crate::kernels::level::Level;
 use crate::provenance;
+use crate::spelling::nearest;
 use output::quoted;
 
 /// Look before you fine-tune: find the tokens of a data set that a language model is sure to disagree with.
@@ -73,6 +74,8 @@ enum Command {
 
 #[cfg(test)]
 mod guide_tests;
+#[cfg(test)]
+mod tests;
 
 /// `0.1.0 (6221c8126b41), kernels avx512bf16`: what a reader of a bug report wants to know.
 fn version() -> &'static str {
@@ -86,9 +89,40 @@ pub fn fail(error: &Error) -> u8 {
     error.exit_code()
 }
 
+/// The whole command line as it is parsed: a negative number behind an option is its value, and not an option that nobody knows.
+fn command() -> clap::Command {
+    fn with_negative_numbers(command: clap::Command) -> clap::Command {
+        let takes_numbers = |argument: clap::Arg| match argument.is_positional() || !argument.get_action().takes_values() {
+            true => argument,
+            false => argument.allow_negative_numbers(true),
+        };
+        command.mut_args(takes_numbers).mut_subcommands(with_negative_numbers)
+    }
+    with_negative_numbers(Cli::command())
+}
+
+/// An error where the first word is neither a command nor data but looks like a command that was meant; `typed` begins with the program.
+fn check_command(command: &clap::Command, typed: &[std::ffi::OsString]) -> Result<()> {
+    let Some(word) = typed.get(1).and_then(|word| word.to_str()) else { return Ok(()) };
+    let is_word = !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_lowercase());
+    let mut built = command.clone();
+    built.build();
+    if !is_word || built.find_subcommand(word).is_some() || std::path::Path::new(word).exists() {
+        return Ok(());
+    }
+    let commands = || built.get_subcommands().filter(|command| !command.is_hide_set()).map(clap::Command::get_name);
+    let meant = match nearest(word, commands()) {
+        Some(name) => format!("Did you mean `diagnose {name}`? "),
+        None => String::new(),
+    };
+    let names = commands().collect::<Vec<_>>().join(", ");
+    Err(Error::usage(format!("there is no command and no data file called `{word}`"))
+        .cure(format!("{meant}The commands are {names}; to score data, name its files alone.")))
+}
+
 /// The options that were typed, or stand in a file of options, by their long names.
 fn typed_options(matches: &ArgMatches) -> Vec<String> {
-    let command = Cli::command();
+    let command = command();
     let is_typed = |argument: &&clap::Arg| matches.value_source(argument.get_id().as_str()) == Some(ValueSource::CommandLine);
     command.get_arguments().filter(is_typed).filter_map(|argument| argument.get_long().map(str::to_owned)).collect()
 }
@@ -98,7 +132,9 @@ pub fn run() -> Result<()> {
     // First of all: the version that the command line knows names the level.
     choice::settle()?;
     let typed: Vec<_> = std::env::args_os().collect();
-    let matches = config::matches(&Cli::command(), &typed)?;
+    let command = command();
+    check_command(&command, &typed)?;
+    let matches = config::matches(&command, &typed)?;
     let cli = Cli::from_arg_matches(&matches).map_err(|error| Error::usage(error.to_string()))?;
     let command_line = typed.iter().map(|argument| quoted(&argument.to_string_lossy())).collect::<Vec<_>>().join(" ");
     match cli.command {

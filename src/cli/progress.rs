@@ -6,21 +6,26 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
 use super::output;
 use crate::dataset::DataFile;
 use crate::error::{Context, Result};
+use crate::format::thousands;
 use crate::jobs::watch::{Beginning, Watch};
 use crate::tokens::Audit;
 use crate::train::metrics::StepMetrics;
 
 pub(super) struct Terminal {
-    bar: Mutex<Option<ProgressBar>>,
+    bar: Mutex<Option<(ProgressBar, Pace)>>,
     is_terminal: bool,
     /// When the last line was written to something that is not a terminal.
     last_line: Mutex<Instant>,
+    /// Does an interrupt end the program at once?
+    at_once: Arc<AtomicBool>,
     interrupted: Arc<AtomicBool>,
+    /// Was it said that an interrupt was noted?
+    said: AtomicBool,
 }
 
 /// In a log file, one line of progress in this time is enough.
@@ -32,39 +37,45 @@ impl Terminal {
             bar: Mutex::new(None),
             is_terminal: std::io::stderr().is_terminal(),
             last_line: Mutex::new(Instant::now()),
+            at_once: Arc::new(AtomicBool::new(true)),
             interrupted: Arc::default(),
+            said: AtomicBool::new(false),
         }
     }
 
-    /// The same; an interrupt is noted, for the work to end where it can be taken up again, and a second one ends it at once.
+    /// The same; while the work heeds interrupts, one is noted, for it to end where it can be taken up again, and a second one ends it at once.
     pub(super) fn heeding_interrupts() -> Result<Terminal> {
         use signal_hook::consts::{SIGINT, SIGTERM};
         let terminal = Terminal::new();
         for signal in [SIGINT, SIGTERM] {
             // In this order: the second signal finds the flag set.
-            signal_hook::flag::register_conditional_shutdown(signal, 130, terminal.interrupted.clone())
+            signal_hook::flag::register_conditional_default(signal, terminal.at_once.clone())
+                .and_then(|_| signal_hook::flag::register_conditional_shutdown(signal, 130, terminal.interrupted.clone()))
                 .and_then(|_| signal_hook::flag::register(signal, terminal.interrupted.clone()))
                 .context("cannot listen for interrupts")?;
         }
         Ok(terminal)
     }
 
-    /// Shows `done` of `total` (`u64::MAX` if that is not known) under `what`; a new `what` begins a new bar.
-    fn show(&self, what: &str, done: u64, total: u64, style: &str) {
+    /// Shows `done` of `total` (`u64::MAX` if that is not known) under `what`; a new `what` begins a new bar. `news` is what the style's
+    /// `{prefix}` says, from what is done in a second and the time that is left, where they are known.
+    fn show(&self, what: &str, done: u64, total: u64, style: &str, news: impl FnOnce(Option<f64>, &str) -> String) {
         if !self.is_terminal {
             return self.line(what, done, total);
         }
         let Ok(mut bar) = self.bar.lock() else { return };
-        if bar.as_ref().is_none_or(|bar| bar.message() != what) {
+        if bar.as_ref().is_none_or(|(bar, _)| bar.message() != what) {
             let new = ProgressBar::new(total).with_message(what.to_owned());
             if let Ok(style) = ProgressStyle::with_template(style) {
                 new.set_style(style.progress_chars("━━─"));
             }
-            if let Some(old) = bar.replace(new) {
+            if let Some((old, _)) = bar.replace((new, Pace { from: done, since: Instant::now() })) {
                 old.finish_and_clear();
             }
         }
-        if let Some(bar) = bar.as_ref() {
+        if let Some((bar, pace)) = bar.as_ref() {
+            let seconds = pace.since.elapsed().as_secs_f64();
+            bar.set_prefix(news(pace.per_second(done, seconds), &pace.left(done, total, seconds)));
             bar.set_position(done);
             if done >= total {
                 bar.finish_and_clear();
@@ -91,16 +102,42 @@ impl Terminal {
 
     fn clear(&self) {
         if let Ok(mut bar) = self.bar.lock()
-            && let Some(bar) = bar.take()
+            && let Some((bar, _)) = bar.take()
         {
             bar.finish_and_clear();
         }
     }
 }
 
+/// How fast it goes: by what was done since the first report, for that one may tell of what an earlier run or a cache has left.
+struct Pace {
+    from: u64,
+    since: Instant,
+}
+
+impl Pace {
+    /// `None` until something was done, in a time that tells.
+    fn per_second(&self, done: u64, seconds: f64) -> Option<f64> {
+        (done > self.from && seconds >= 0.5).then(|| (done - self.from) as f64 / seconds)
+    }
+
+    /// `, 3m left`, or nothing where that is not known.
+    fn left(&self, done: u64, total: u64, seconds: f64) -> String {
+        // The rate is no 0, and what is left below 2^64 of it: any number of seconds that a duration holds.
+        let left =
+            self.per_second(done, seconds).map(|rate| Duration::try_from_secs_f64(total.saturating_sub(done) as f64 / rate));
+        left.and_then(Result::ok).map_or_else(String::new, |left| format!(", {:#} left", HumanDuration(left)))
+    }
+}
+
+/// `, 812 tokens/s`, or nothing where that is not known.
+fn tokens_per_second(rate: Option<f64>) -> String {
+    rate.map_or_else(String::new, |rate| format!(", {} tokens/s", thousands(rate.round() as u64)))
+}
+
 impl Watch for Terminal {
     fn fetching(&self, what: &str, done: u64, total: u64) {
-        self.show(what, done, total, "{msg} {bar:30.cyan} {bytes} of {total_bytes}, {eta} left");
+        self.show(what, done, total, "{msg} {bar:30.cyan} {bytes} of {total_bytes}{prefix}", |_, left| left.to_owned());
     }
 
     fn opened(&self, files: &[DataFile]) {
@@ -112,7 +149,7 @@ impl Watch for Terminal {
 
     fn reading(&self, records: u64) {
         // The number of records is not known before the end: a spinner's worth of news.
-        self.show("Checking the mask", records, u64::MAX, "{msg}: {pos} rows");
+        self.show("Checking the mask", records, u64::MAX, "{msg}: {pos} rows", |_, _| String::new());
     }
 
     fn audited(&self, audit: &Audit) {
@@ -141,19 +178,17 @@ impl Watch for Terminal {
     }
 
     fn tokens(&self, what: &str, done: u64, total: u64) {
-        self.show(what, done, total, "{msg} {bar:30.cyan} {percent} %, {per_sec} tokens, {eta} left");
+        if self.interrupted() && !self.said.swap(true, Ordering::SeqCst) {
+            self.say("Interrupted: what is under way is scored to its end and kept; a second interrupt ends it at once");
+        }
+        self.show(what, done, total, "{msg} {bar:30.cyan} {percent} %{prefix}", |rate, left| tokens_per_second(rate) + left);
     }
 
     fn answers(&self, done: u64, total: u64, tokens_per_second: f64) {
         let rate = format!("{tokens_per_second:.0} tokens/s");
         if self.is_terminal {
-            self.show("Writing", done, total, "{msg} {bar:30.cyan} {pos} of {len} answers, {eta} left  {prefix}");
-            if let Ok(bar) = self.bar.lock()
-                && let Some(bar) = bar.as_ref()
-            {
-                bar.set_prefix(rate);
-            }
-            return;
+            let style = "{msg} {bar:30.cyan} {pos} of {len} answers{prefix}";
+            return self.show("Writing", done, total, style, |_, left| format!("{left}  {rate}"));
         }
         let Ok(mut last) = self.last_line.lock() else { return };
         if last.elapsed() >= LINE_INTERVAL || done == total {
@@ -162,7 +197,8 @@ impl Watch for Terminal {
         }
     }
 
-    fn trains(&self, out: &Path, done: u64, total: u64) {
+    fn trains(&self, out: &Path, what: &str, done: u64, total: u64) {
+        self.say(&format!("Training by {what}"));
         self.say(&format!("Run folder {}", out.display()));
         if done > 0 {
             self.say(&format!("Going on after step {done} of {total}"));
@@ -178,13 +214,8 @@ impl Watch for Terminal {
             metrics.tokens_per_second
         );
         if self.is_terminal {
-            self.show("Training", metrics.step, total, "{msg} {bar:30.cyan} {pos} of {len} steps, {eta} left  {prefix}");
-            if let Ok(bar) = self.bar.lock()
-                && let Some(bar) = bar.as_ref()
-            {
-                bar.set_prefix(news);
-            }
-            return;
+            let style = "{msg} {bar:30.cyan} {pos} of {len} steps{prefix}";
+            return self.show("Training", metrics.step, total, style, |_, left| format!("{left}  {news}"));
         }
         let Ok(mut last) = self.last_line.lock() else { return };
         if last.elapsed() >= LINE_INTERVAL || metrics.step == total || metrics.step == 1 {
@@ -196,8 +227,12 @@ impl Watch for Terminal {
     fn stage(&self, what: &str) {
         self.clear();
         if self.is_terminal {
-            self.show(what, 0, 1, "{msg} ..");
+            self.show(what, 0, 1, "{msg} ..", |_, _| String::new());
         }
+    }
+
+    fn heeds_interrupts(&self, heeds: bool) {
+        self.at_once.store(!heeds, Ordering::SeqCst);
     }
 
     fn interrupted(&self) -> bool {
@@ -208,5 +243,25 @@ impl Watch for Terminal {
 impl Drop for Terminal {
     fn drop(&mut self) {
         self.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_done_before_the_first_report_was_not_done_now() {
+        // A run that goes on: 17,000 tokens lay there, and 1,000 more take 4 seconds.
+        let pace = Pace { from: 17_000, since: Instant::now() };
+        let told = |done, seconds| tokens_per_second(pace.per_second(done, seconds)) + &pace.left(done, 20_000, seconds);
+        assert_eq!(told(17_000, 0.0), "");
+        assert_eq!(told(17_000, 9.0), "", "nothing was done yet");
+        assert_eq!(told(17_500, 1e-6), "", "no time has passed yet");
+        assert_eq!(told(18_000, 4.0), ", 250 tokens/s, 8s left");
+        assert_eq!(told(20_000, 4.0), ", 750 tokens/s, 0s left");
+        assert_eq!(Pace { from: 0, since: Instant::now() }.left(1, u64::MAX, f64::MAX), "", "longer than can be said");
+        let fast = Pace { from: 0, since: Instant::now() };
+        assert_eq!(tokens_per_second(fast.per_second(1_234_567, 1.0)), ", 1,234,567 tokens/s");
     }
 }

@@ -109,7 +109,7 @@ pub(super) fn run(args: Args, typed: &[String], command_line: &str) -> Result<()
     if args.servers.emit.is_some() {
         return emit(args, command_line);
     }
-    let watch = Terminal::new();
+    let watch = Terminal::heeding_interrupts()?;
     let outcome = match run_folder(&args)? {
         Some(folder) => {
             let own: &[&str] = if were_joined { &["thresholds", "no-view", "out"] } else { &["thresholds", "no-view"] };
@@ -190,7 +190,7 @@ fn run_folder(args: &Args) -> Result<Option<PathBuf>> {
         };
     }
     match args.datasets.iter().filter(is_folder).find(|folder| folders::is_no_data(Path::new(folder))) {
-        Some(folder) => Err(folders::not_scores(Path::new(folder))),
+        Some(folder) => Err(folders::not_data(Path::new(folder))),
         None => Ok(None),
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches};
 
-use super::output;
+use super::output::{self, quoted};
 use super::progress::Terminal;
 use crate::diagnosis::gate::method_names;
 use crate::error::{Context, Error, Result};
@@ -199,21 +199,18 @@ fn plan_text(plan: &Plan, json: bool) -> Result<String> {
     }
     let gib = plan.memory_bytes as f64 / (1u64 << 30) as f64;
     let mut text = format!(
-        "{} sequences, {} tokens, {} of them supervised; {} sequences held out\n",
+        "Training by {}\n{} sequences, {} tokens, {} of them supervised; {} sequences held out\n",
+        plan.what,
         thousands(plan.sequences),
         thousands(plan.input_tokens),
         thousands(plan.supervised_tokens),
         thousands(plan.validation_sequences),
     );
-    text += &format!(
-        "{} steps, {} an epoch, {} of warm-up to a learning rate of {:e}\n",
-        thousands(plan.total_steps),
-        thousands(plan.steps_per_epoch),
-        plan.warmup_steps,
-        plan.learning_rate,
-    );
+    text += &format!("{} steps, {} an epoch\n", thousands(plan.total_steps), thousands(plan.steps_per_epoch));
     text += &format!("{} trained parameters, about {gib:.1} GiB of memory\n", thousands(plan.trained_parameters));
-    let Some(preview) = plan.preview else { return Ok(text) };
+    let Some(preview) = plan.preview else {
+        return Ok(text + "Nothing is trained with --dry-run; --method says by which loss, and --lora trains adapters alone\n");
+    };
     text += &format!(
         "On the first {} supervised tokens: cross-entropy {:.3}, mean weight {:.3}, as many effective tokens as {:.0} equal ones, \
          {} confident conflicts\n",
@@ -231,8 +228,9 @@ fn record_text(record: &TrainRecord, json: bool) -> Result<String> {
         return Ok(serde_json::to_string_pretty(record).context("cannot write JSON")? + "\n");
     }
     let mut text = format!(
-        "Trained {} for {} steps, {} tokens, at {:.0} tokens per second\n",
+        "Trained {} by {} for {} steps, {} tokens, at {:.0} tokens per second\n",
         record.model.name,
+        record.options.method,
         thousands(record.steps),
         thousands(record.input_tokens),
         record.tokens_per_second,
@@ -261,7 +259,23 @@ fn record_text(record: &TrainRecord, json: bool) -> Result<String> {
         );
     }
     text += &format!("Result {}\n", record.result.display());
+    text += &next(record);
+    text += &record.note_of_base().map_or_else(String::new, |note| note + "\n");
     Ok(text)
+}
+
+/// Commands that tell what the training has done.
+fn next(record: &TrainRecord) -> String {
+    let named = |option: &str, value: &Option<String>| {
+        value.as_ref().map_or_else(String::new, |value| format!(" --{option} {}", quoted(value)))
+    };
+    let base = named("model", &record.options.model) + &named("base", &record.options.base);
+    let result = quoted(&record.result.display().to_string());
+    let data = record.options.datasets.iter().map(|name| quoted(name)).collect::<Vec<_>>().join(" ");
+    format!(
+        "What it learnt    diagnose {data} --model {result}\n\
+         What it forgot    diagnose eval{base} --out before; diagnose eval --model {result} --out after; diagnose diff before after\n"
+    )
 }
 
 /// Why the run ended before its last step, and which of its models was kept, where that needs saying.

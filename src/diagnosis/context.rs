@@ -11,7 +11,7 @@ pub struct Spot {
     pub row: u32,
     /// The index of the turn in the example.
     pub turn: u16,
-    /// Bytes of the turn's text; both 0 where the token is part of the template.
+    /// Bytes of the turn's text; of a token of the template, both are where it stands: see [`Places`].
     pub begin: u32,
     /// The byte behind the last.
     pub end: u32,
@@ -25,10 +25,34 @@ pub struct Spot {
 pub struct InContext {
     /// What stands before the token.
     pub before: String,
-    /// Empty where the token is part of the template; the turn's first sentence then stands in `after`.
+    /// Empty where the token is part of the template; it then stands between the other two.
     pub token: String,
     /// What stands behind it.
     pub after: String,
+}
+
+/// Follows the tokens of a table in their order, and says where in the turn's text each of them stands.
+#[derive(Debug, Default)]
+pub struct Places {
+    /// Row and turn that are being read.
+    of: Option<(u32, u16)>,
+    /// Where the last token that has bytes ends in it.
+    end: u32,
+}
+
+impl Places {
+    /// The token's own bytes `begin..end`. One of the template has none: it stands behind the token before it, such as the end of the turn
+    /// behind the whole text, and at its beginning where no other comes before.
+    pub fn next(&mut self, (row, turn): (u32, u16), (begin, end): (u32, u32)) -> (u32, u32) {
+        if self.of != Some((row, turn)) {
+            *self = Places { of: Some((row, turn)), end: 0 };
+        }
+        if begin == end {
+            return (self.end, self.end);
+        }
+        self.end = end;
+        (begin, end)
+    }
 }
 
 /// Characters that are shown before a token, and behind it.
@@ -46,11 +70,9 @@ impl InContext {
     pub fn of(text: &str, begin: usize, end: usize) -> InContext {
         let begin = text.floor_char_boundary(begin.min(text.len()));
         let end = text.ceil_char_boundary(end.clamp(begin, text.len()));
-        InContext {
-            before: sentence_end(&text[..begin]),
-            token: text[begin..end].to_owned(),
-            after: sentence_start(&text[end..]),
-        }
+        // Between two texts that are whole, what ends before a line's end is the sentence to read.
+        let before = if begin == end { text[..begin].trim_end() } else { &text[..begin] };
+        InContext { before: sentence_end(before), token: text[begin..end].to_owned(), after: sentence_start(&text[end..]) }
     }
 
     /// The same sentence with at most `reach` characters on either side.
@@ -135,6 +157,33 @@ mod tests {
         assert_eq!(of(text, "Yes"), ["", "Yes", ""]);
         assert_eq!(of(text, " The"), ["It is hot.", " The", " capital of France is Lyon."]);
         assert_eq!(of("他说。北京很大。", "京"), ["北", "京", "很大。"]);
+    }
+
+    #[test]
+    fn a_token_of_the_template_stands_where_it_comes() {
+        let text = "No. Paris it is.\n";
+        let [row, turn] = [(7, 1), (7, 3)];
+        let mut places = Places::default();
+        // A header, four tokens of text of which two share a character, the end of the turn and a line feed behind it; then the next turn.
+        let tokens = [
+            (row, 0, 0),
+            (row, 0, 3),
+            (row, 3, 5),
+            (row, 3, 5),
+            (row, 5, 17),
+            (row, 0, 0),
+            (row, 0, 0),
+            (turn, 0, 0),
+            (turn, 0, 2),
+        ];
+        let found = tokens.map(|(of, begin, end)| places.next(of, (begin, end)));
+        assert_eq!(found, [(0, 0), (0, 3), (3, 5), (3, 5), (5, 17), (17, 17), (17, 17), (0, 0), (0, 2)]);
+        let context = |at: usize| InContext::of(text, at, at);
+        let of =
+            |before: &str, after: &str| InContext { before: before.to_owned(), token: String::new(), after: after.to_owned() };
+        assert_eq!(context(17), of("Paris it is.", ""));
+        assert_eq!(context(0), of("", "No."));
+        assert_eq!(context(9), of("Paris", " it is."));
     }
 
     #[test]

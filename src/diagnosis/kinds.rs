@@ -5,7 +5,8 @@
 //! ```text
 //! malformed      the answer ends where the model goes on, without a sign of an end, or holds a character that is none
 //! template       the same target against the same choice at the same place of the answer in many rows
-//! format         the same text in other case, white space, spelling or tokens, or a mark of punctuation, whatever the model expected
+//! format         the same text in other case, white space, spelling or tokens, or a mark of punctuation or notation (`<<`), whatever the
+//!                model expected
 //! wording        the word that holds the token is an article, a pronoun, a preposition, a conjunction or an auxiliary, or another form of
 //!                the word that the model expected: by itself it claims nothing
 //! disagreement   another row answers the same prompt without the word
@@ -274,7 +275,19 @@ const PUNCTUATION: &str = ".,:;!?…\"'“”‘’«»`*_#-–—|。，、：�
 /// something in code and in sums.
 fn is_punctuation(text: &str, begin: usize, token: &str) -> bool {
     let own = token.trim();
-    !own.is_empty() && own.chars().all(|c| PUNCTUATION.contains(c)) && !is_of_sum(text, begin, token)
+    let is_mark = !own.is_empty() && own.chars().all(|c| PUNCTUATION.contains(c)) && !is_of_sum(text, begin, token);
+    is_mark || is_double_bracket(text, begin, token)
+}
+
+/// Is the token of `<<` or `>>`, or half of it? These enclose something, as a step of a calculation in `so 3 + 4 = <<3+4=7>>7 eggs`, and compare
+/// nothing.
+fn is_double_bracket(text: &str, begin: usize, token: &str) -> bool {
+    let own = token.trim();
+    let (before, after) = (text.get(..begin).unwrap_or_default(), text.get(begin + token.len()..).unwrap_or_default());
+    let is_half = |bracket: &str| {
+        own == bracket && (token.starts_with(own) && before.ends_with(own) || token.ends_with(own) && after.starts_with(own))
+    };
+    own.contains("<<") || own.contains(">>") || is_half("<") || is_half(">")
 }
 
 /// Is the token an operator or a currency beside a number, a minus behind one, or the point within one?
@@ -290,7 +303,7 @@ fn is_of_sum(text: &str, begin: usize, token: &str) -> bool {
     match own {
         "-" | "*" | "–" => follows && precedes,
         "." | "," | ":" => is_within,
-        _ => is_operator && (follows || precedes),
+        _ => is_operator && (follows || precedes) && !is_double_bracket(text, begin, token),
     }
 }
 
@@ -636,6 +649,13 @@ mod tests {
             ("24 - 10 = 14", " -", " +", Kind::Number),
             ("24 - 10 = 14", " =", ".", Kind::Number),
             ("so that x = y", " =", " +", Kind::Unexplained),
+            // A step of a calculation is enclosed, in whatever tokens; a comparison is one.
+            ("so 3+4 = <<3+4=7>>7 eggs", " <<", " 7", Kind::Format),
+            ("so 3+4 = <<3+4=7>>7 eggs", "<", "7", Kind::Format),
+            ("so 3+4 = <<3+4=7>>7 eggs", ">>", " eggs", Kind::Format),
+            ("so 3+4 = <<3+4=7>>7 eggs", ">", " eggs", Kind::Format),
+            ("so 3+4 = <<3+4=7>>7 eggs", "+", "-", Kind::Number),
+            ("since 3 < 4 and", " <", " >", Kind::Number),
             ("print(x)", "(", " x", Kind::Unexplained),
             ("40 square centimetres.", " centimetres", " centimeters", Kind::Format),
             ("to organise it", " organise", " organize", Kind::Format),

@@ -16,7 +16,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::context::Spot;
+use super::context::{Places, Spot};
 use super::kinds::Kind;
 use super::paired::Token;
 use crate::error::Result;
@@ -204,6 +204,7 @@ pub(super) struct Changes<'a> {
     groups: BTreeMap<Key, Sums>,
     open: BTreeSet<Key>,
     row: Option<u32>,
+    places: Places,
     of_row: ClusterSums,
     nats_of_row: f64,
     tokens_of_row: u64,
@@ -219,6 +220,7 @@ impl<'a> Changes<'a> {
             groups: BTreeMap::new(),
             open: BTreeSet::new(),
             row: None,
+            places: Places::default(),
             of_row: ClusterSums::default(),
             nats_of_row: 0.0,
             tokens_of_row: 0,
@@ -228,6 +230,7 @@ impl<'a> Changes<'a> {
     }
 
     pub(super) fn add(&mut self, before: &Token, after: &Token) {
+        let (begin, end) = self.places.next((before.row, before.turn), (before.begin, before.end));
         if !before.logprob.is_finite() || !after.logprob.is_finite() {
             return;
         }
@@ -250,13 +253,13 @@ impl<'a> Changes<'a> {
         self.learnt.known += u64::from(was_known);
         self.learnt.gained += u64::from(before.rank > 1 && after.logprob >= KNOWN.ln());
         if was_known && after.rank > 1 {
-            self.lose(before, after, change);
+            let spot = Spot { row: before.row, turn: before.turn, begin, end, context: None };
+            self.lose(spot, before, after, change);
         }
     }
 
-    fn lose(&mut self, before: &Token, after: &Token, change: f64) {
+    fn lose(&mut self, spot: Spot, before: &Token, after: &Token, change: f64) {
         self.learnt.lost += 1;
-        let spot = Spot { row: before.row, turn: before.turn, begin: before.begin, end: before.end, context: None };
         let (token_id, top_id) = (before.token_id, after.top_id);
         let pair = self.pairs.entry((token_id, top_id)).or_insert_with(|| LostPair {
             token_id,

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::breakdown::{Breakdown, Quarters, Tally};
 use super::by_quadrant::ByQuadrant;
-use super::context::{InContext, Spot};
+use super::context::{InContext, Places, Spot};
 use super::gate::Gate;
 use super::gate_preview::{GatePreview, GateSums};
 use super::population::{Needs, Population};
@@ -148,7 +148,7 @@ pub struct Surprise {
     pub line: u64,
     /// The index of the turn in the example.
     pub turn: u16,
-    /// Bytes of the turn's text.
+    /// As of a [`Spot`].
     pub begin: u32,
     /// The byte behind the last.
     pub end: u32,
@@ -247,6 +247,7 @@ struct Sums {
     /// How the shares of all tokens vary from row to row; their sums are those of the sources, added at the end.
     overall: Tally,
     open_row: OpenRow,
+    places: Places,
     /// Occurrences of each target token by quadrant.
     tokens: HashMap<u32, [u64; 4]>,
     /// The conflicts by (target, model's choice).
@@ -301,6 +302,8 @@ impl Sums {
         self.sources.resize(chunk.sources.len().max(self.sources.len()), Tally::default());
         let n_turns = chunk.turn.iter().max().map_or(0, |turn| usize::from(*turn) + 1);
         self.turns.resize(n_turns.max(self.turns.len()), Tally::default());
+        let place = |i: usize| self.places.next((chunk.row[i], chunk.turn[i]), (chunk.begin[i], chunk.end[i]));
+        let places: Vec<(u32, u32)> = (0..chunk.len()).map(place).collect();
         for (i, quadrant) in labels.iter().enumerate() {
             let (logprob, entropy) = (f64::from(chunk.logprob[i]), f64::from(chunk.entropy[i]));
             let (q, loss, grad) = (quadrant.index(), -logprob, f64::from(chunk.grad[i]));
@@ -320,7 +323,8 @@ impl Sums {
             if *quadrant == Quadrant::ConfidentConflict {
                 let surplus = -logprob - entropy;
                 let (row, turn) = (chunk.row[i], chunk.turn[i]);
-                let own = Worst { surplus, row, turn, begin: chunk.begin[i], end: chunk.end[i] };
+                let (begin, end) = places[i];
+                let own = Worst { surplus, row, turn, begin, end };
                 let ids = (chunk.token_id[i], chunk.top_id[i]);
                 let pair = self.pairs.entry(ids).or_insert(Pair { count: 0, surplus: 0.0, worst: own });
                 pair.count += 1;
@@ -330,7 +334,7 @@ impl Sums {
                 *worst = worst.or(own);
             }
         }
-        self.add_surprises(chunk, thresholds);
+        self.add_surprises(chunk, &places, thresholds);
         if let Some(high) = thresholds.entropy_high {
             let between = chunk.entropy.iter().filter(|entropy| **entropy > thresholds.entropy && **entropy < high);
             self.between += between.count() as u64;
@@ -347,7 +351,7 @@ impl Sums {
         }
     }
 
-    fn add_surprises(&mut self, chunk: &TokenChunk, thresholds: &Resolved) {
+    fn add_surprises(&mut self, chunk: &TokenChunk, places: &[(u32, u32)], thresholds: &Resolved) {
         for i in 0..chunk.len() {
             let score = Ranking::DEFAULT.score(chunk, i, thresholds);
             // Equal scores keep the order of the table.
@@ -364,8 +368,8 @@ impl Sums {
                     path: String::new(),
                     line: 0,
                     turn: chunk.turn[i],
-                    begin: chunk.begin[i],
-                    end: chunk.end[i],
+                    begin: places[i].0,
+                    end: places[i].1,
                     token_id: chunk.token_id[i],
                     token: String::new(),
                     top_id: chunk.top_id[i],

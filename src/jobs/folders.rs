@@ -50,51 +50,98 @@ pub(crate) fn is_no_data(folder: &Path) -> bool {
     is_empty || known.iter().any(|name| folder.join(name).exists())
 }
 
-/// The error for a folder that holds no finished scores: it says what the folder is.
-pub(crate) fn not_scores(folder: &Path) -> Error {
+/// The error for what holds no finished scores where the folder of such a run is asked for: it says what is there instead.
+pub(crate) fn not_scores(path: &Path) -> Error {
+    let cure = "Name the folder of a finished run: `diagnose DATASET` scores data and leaves one under runs/.";
+    let of = |what: &str| Error::usage(what.to_owned()).at(path);
+    if path.is_dir() {
+        return known(path).unwrap_or_else(|| of("this folder holds no finished run (no run.json)").cure(cure));
+    }
+    match path.try_exists() {
+        Ok(true) => of("this is a file, and the folder of a finished run is asked for").cure(match path.parent() {
+            Some(folder) if holds_scores(folder) => format!("Name the folder: {}.", folder.display()),
+            _ => format!("`diagnose {}` scores it, if it holds data, and leaves such a folder under runs/.", path.display()),
+        }),
+        Ok(false) => of("there is no such folder").cure(cure),
+        Err(error) => of("cannot look for the folder").caused_by(error),
+    }
+}
+
+/// The error for a folder in the place of data that [`is_no_data`].
+pub(crate) fn not_data(folder: &Path) -> Error {
+    known(folder).unwrap_or_else(|| {
+        Error::usage("this folder holds no finished run (no run.json), and no data")
+            .at(folder)
+            .cure("Name data files, such as `folder/*.jsonl`, or a run folder that a finished run has left.")
+    })
+}
+
+/// The error for a folder that holds something else that this program knows.
+fn known(folder: &Path) -> Option<Error> {
     let is_there = |name: &str| folder.join(name).exists();
     let of = |what: &str| Error::usage(what.to_owned()).at(folder);
     let within = |name: &str| folder.join(name).display().to_string();
     if is_there(train::OPTIONS_FILE) {
         let Ok(record) = train::read_record(&folder.join(train::RUN_FILE)) else {
-            return of("this is the folder of a training run that has not ended, and no scores of data")
-                .cure(format!("`diagnose train --config {}` goes on with it.", within(train::OPTIONS_FILE)));
+            let error = of("this is the folder of a training run that has not ended, and no scores of data");
+            return Some(error.cure(format!("`diagnose train --config {}` goes on with it.", within(train::OPTIONS_FILE))));
         };
         let again = match is_there("before") {
             true => format!(" `diagnose {}` sorts what the base model says of its data.", within("before")),
             false => String::new(),
         };
-        return of(&format!(
+        let what = format!(
             "this is the folder of a training run ({}, {} steps from {}), and no scores of data",
             record.options.method, record.steps, record.model.name
-        ))
-        .cure(format!(
+        );
+        return Some(of(&what).cure(format!(
             "`diagnose DATASET --model {}` scores data with what it has learnt; metrics.jsonl and maps/ in it tell how.{again}",
             folder.join(record.result.file_name().unwrap_or_default()).display()
-        ));
+        )));
     }
     if is_there(SCORES_FILE) {
         let tasks = read_scores(folder).map(|scores| scores.tasks.into_keys().collect::<Vec<_>>().join(", "));
-        return of(&format!("this is the folder of an evaluation ({}), and no scores of data", tasks.unwrap_or_default()))
-            .cure("`diagnose eval --out` adds tasks to it; `diagnose diff` compares it with another one.");
+        let what = format!("this is the folder of an evaluation ({}), and no scores of data", tasks.unwrap_or_default());
+        return Some(of(&what).cure("`diagnose eval --out` adds tasks to it; `diagnose diff` compares it with another one."));
     }
-    if is_there("diff.json") {
-        return of("this is the folder of a comparison, and no scores of data").cure("Its diff.md is for people.");
-    }
-    if is_there(PARTS_FOLDER) {
-        return of("this is the folder of a run that was not finished").cure("Give the command that began it again.");
-    }
-    if is_there("config.json") || is_there("adapter_config.json") {
-        return of("this is a model, and no data")
-            .cure(format!("`diagnose DATASET --model {}` scores data with it.", folder.display()));
-    }
-    of("this folder holds no finished run (no run.json)")
-        .cure("Name data files, such as `folder/*.jsonl`, or a run folder that a finished run has left.")
+    let (what, cure) = if is_there("diff.json") {
+        ("this is the folder of a comparison, and no scores of data", "Its diff.md is for people.".to_owned())
+    } else if is_there(PARTS_FOLDER) {
+        ("this is the folder of a run that was not finished", "Give the command that began it again.".to_owned())
+    } else if is_there("config.json") || is_there("adapter_config.json") {
+        ("this is a model, and no data", format!("`diagnose DATASET --model {}` scores data with it.", folder.display()))
+    } else {
+        return None;
+    };
+    Some(of(what).cure(cure))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_stands_in_the_place_of_a_run_is_told_what_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let of = |name: &str| not_scores(&folder.path().join(name)).to_string();
+        for name in ["empty", "model", "run"] {
+            std::fs::create_dir(folder.path().join(name)).unwrap();
+        }
+        for name in ["rows.jsonl", "model/config.json", "run/run.json", "run/tokens.parquet", "run/view.html"] {
+            std::fs::write(folder.path().join(name), "{}").unwrap();
+        }
+        for (name, what, cure) in [
+            ("nope", "there is no such folder", "Name the folder of a finished run"),
+            ("rows.jsonl", "this is a file", "rows.jsonl` scores it"),
+            ("run/view.html", "this is a file", "/run."),
+            ("empty", "holds no finished run", "Name the folder of a finished run"),
+            ("model", "this is a model", "--model"),
+        ] {
+            let told = of(name);
+            assert!(told.contains(what) && told.contains(cure) && !told.contains("Name data files"), "{name}: {told}");
+        }
+        assert!(not_data(&folder.path().join("empty")).to_string().contains("Name data files"));
+    }
 
     #[test]
     fn folders_of_one_name_are_told_apart() {

@@ -23,12 +23,14 @@ pub(crate) trait Watch: Sync {
     fn tokens(&self, _what: &str, _done: u64, _total: u64) {}
     /// Answers written so far, of all, and tokens of them a second.
     fn answers(&self, _done: u64, _total: u64, _tokens_per_second: f64) {}
-    /// Training begins in this folder, after the steps that a checkpoint holds.
-    fn trains(&self, _out: &Path, _done: u64, _total: u64) {}
+    /// Training begins in this folder, after the steps that a checkpoint holds; `what` says by which method, of which weights, and how fast.
+    fn trains(&self, _out: &Path, _what: &str, _done: u64, _total: u64) {}
     /// A step of training, of all.
     fn step(&self, _metrics: &StepMetrics, _total: u64) {}
     /// Something that takes a while and has no steps: `Saving`.
     fn stage(&self, _what: &str) {}
+    /// From here on, or no more: an interrupt does not end the program at once but is noted, for the work to end where it can be taken up again.
+    fn heeds_interrupts(&self, _heeds: bool) {}
     /// Does the user want it to end after this step?
     fn interrupted(&self) -> bool {
         false

@@ -70,11 +70,11 @@ pub(super) fn scene(data: &Density, shares: [f64; 4], cuts: &Cuts, caption: &Cap
     const RIGHT_MARGINAL: f64 = 100.0;
     const GAP: f64 = 6.0;
     let grid = &data.grid;
-    let mut scene = Scene::new(872);
+    let mut scene = Scene::new(920);
     style::header(&mut scene, "Where the tokens lie: probability and entropy", &n_tokens(grid.tally.added), caption);
 
     let ticks = [1e-6, 1e-5, 1e-4, 0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999];
-    let frame = plane::frame(grid, 92.0, HEADER_HEIGHT + TOP_MARGINAL + GAP, CELL, &ticks, plane::Y_LABEL);
+    let frame = plane::frame(grid, 92.0, HEADER_HEIGHT + TOP_MARGINAL + GAP + plane::STRIP, CELL, &ticks, plane::Y_LABEL);
     frame.draw_grid(&mut scene);
     let most = grid.cells.iter().copied().fold(0.0, f64::max);
     let scale = LogScale { from: 1.0, to: most.max(10.0) };
@@ -83,7 +83,6 @@ pub(super) fn scene(data: &Density, shares: [f64; 4], cuts: &Cuts, caption: &Cap
     plane::label_bounds(&mut scene, &frame, data.vocab_size);
     let labels = std::array::from_fn(|idx| [QUADRANT_NAMES[idx].to_owned(), format!("{} of tokens", percent(shares[idx]))]);
     plane::draw_quadrants(&mut scene, &frame, cuts, &labels);
-    frame.draw_axes(&mut scene);
 
     let (base, left) = (HEADER_HEIGHT + TOP_MARGINAL, frame.right() + GAP);
     let longest = |counts: &[f64]| counts.iter().copied().fold(1.0, f64::max);

@@ -77,7 +77,7 @@ pub(super) fn scene(
 ) -> Scene {
     const CELL: f64 = 3.0;
     const DECADES: i32 = 4;
-    let mut scene = Scene::new(604);
+    let mut scene = Scene::new(652);
     let n = n_tokens(data.plain.tally.added);
     style::header(&mut scene, "Where the gradient lies: plain fine-tuning and gated", &n, caption);
 
@@ -98,7 +98,7 @@ pub(super) fn scene(
         format!("{}: keeps {} of the gradient norm", super::font::printable(gate), percent(kept)),
     ];
     let ticks = [1e-6, 1e-4, 0.01, 0.5, 0.99, 0.9999];
-    let top = HEADER_HEIGHT + 32.0;
+    let top = HEADER_HEIGHT + 32.0 + plane::STRIP;
     for (idx, (grid, shares)) in [(&plain, plain_shares), (&gated, gated_shares)].into_iter().enumerate() {
         let left = 88.0 + 506.0 * idx as f64;
         let frame = plane::frame(grid, left, top, CELL, &ticks, if idx == 0 { plane::Y_LABEL } else { "" });
@@ -107,8 +107,7 @@ pub(super) fn scene(
         plane::draw_bounds(&mut scene, &frame, data.vocab_size);
         let labels = std::array::from_fn(|idx| [QUADRANT_NAMES[idx].to_owned(), percent(shares[idx])]);
         plane::draw_quadrants(&mut scene, &frame, cuts, &labels);
-        frame.draw_axes(&mut scene);
-        scene.text(left, top - 11.0, &names[idx], Text { bold: true, ..Text::body(INK) });
+        scene.text(left, top - plane::STRIP - 11.0, &names[idx], Text { bold: true, ..Text::body(INK) });
         if grid.tally.added == 0 {
             style::no_tokens(&mut scene, left + frame.width / 2.0, frame.y_at(1.7));
         }

@@ -26,10 +26,10 @@ pub fn draw(panels: &[Panel], cuts: &Cuts, caption: &Caption, path: &Path) -> Re
 
 pub(super) fn scene(panels: &[Panel], cuts: &Cuts, caption: &Caption) -> Scene {
     const CELL: f64 = 3.0;
-    const ROW_HEIGHT: f64 = 424.0;
+    const ROW_HEIGHT: f64 = 472.0;
     const DECADES: i32 = 3;
     let n_rows = panels.len().div_ceil(2).max(1);
-    let mut scene = Scene::new(604 + (ROW_HEIGHT as u32) * (n_rows as u32 - 1));
+    let mut scene = Scene::new(652 + (ROW_HEIGHT as u32) * (n_rows as u32 - 1));
     let n = panels.iter().map(|panel| n_tokens(panel.density.grid().tally.added)).collect::<Vec<_>>().join(" and ");
     style::header(&mut scene, "Where the tokens lie, data set by data set", &n, caption);
     let grids = panels.iter().map(|panel| {
@@ -44,17 +44,16 @@ pub(super) fn scene(panels: &[Panel], cuts: &Cuts, caption: &Caption) -> Scene {
     let scale = LogScale { from: to * 10f64.powi(-DECADES), to };
     let ticks = [1e-6, 1e-4, 0.01, 0.5, 0.99, 0.9999];
     for (idx, (panel, grid)) in panels.iter().zip(&grids).enumerate() {
-        let (left, top) = (88.0 + 506.0 * (idx % 2) as f64, HEADER_HEIGHT + 32.0 + ROW_HEIGHT * (idx / 2) as f64);
+        let (left, top) = (88.0 + 506.0 * (idx % 2) as f64, HEADER_HEIGHT + 32.0 + plane::STRIP + ROW_HEIGHT * (idx / 2) as f64);
         let frame = plane::frame(grid, left, top, CELL, &ticks, if idx % 2 == 0 { plane::Y_LABEL } else { "" });
         frame.draw_grid(&mut scene);
         plane::draw_cells(&mut scene, &frame, grid, &scale);
         plane::draw_bounds(&mut scene, &frame, panel.density.vocab_size());
         let labels = std::array::from_fn(|idx| [QUADRANT_NAMES[idx].to_owned(), percent(panel.shares[idx])]);
         plane::draw_quadrants(&mut scene, &frame, cuts, &labels);
-        frame.draw_axes(&mut scene);
         let style = Text { bold: true, ..Text::body(INK) };
         let name = format!("{}: {} confident conflicts", font::printable(&panel.name), percent(panel.shares[0]));
-        scene.text(left, top - 11.0, &font::elide(&name, style.size, style.bold, frame.width), style);
+        scene.text(left, top - plane::STRIP - 11.0, &font::elide(&name, style.size, style.bold, frame.width), style);
         if grid.tally.added == 0 {
             style::no_tokens(&mut scene, left + frame.width / 2.0, frame.y_at(1.7));
         }
@@ -72,6 +71,10 @@ pub(super) fn scene(panels: &[Panel], cuts: &Cuts, caption: &Caption) -> Scene {
 /// One digit that counts, for the scale goes down to shares that others round off.
 fn share_label(share: f64) -> String {
     let percents = 100.0 * share;
+    if percents < 0.9e-4 {
+        // Zeros would leave the picture.
+        return format!("{percents:.0e} %");
+    }
     let digits = (-percents.log10()).ceil().clamp(0.0, 9.0) as usize;
     format!("{percents:.digits$} %")
 }

@@ -14,9 +14,10 @@
 //! ```
 
 use super::axes::{Axis, Frame};
+use super::font;
 use super::grid::{Bins, Grid, Tally};
 use super::scene::{Anchor, Point, Scene, Text};
-use super::style::{self, INK, LogScale, NOTE_SIZE, SOFT_INK};
+use super::style::{self, GRID_LINE, INK, LogScale, NOTE_SIZE, SOFT_INK};
 use crate::format::n_tokens;
 
 /// Low p and low H, low p and high H, high p and low H, both high: the order of every `[f64; 4]` and `[u64; 4]` of the maps.
@@ -116,13 +117,16 @@ pub(super) fn draw_cells(scene: &mut Scene, frame: &Frame, grid: &Grid, scale: &
     }
 }
 
-/// Both bounds as lines.
+/// Both bounds as lines, and lines where the plane ends.
 pub(super) fn draw_bounds(scene: &mut Scene, frame: &Frame, vocab_size: usize) {
     let curve = |bound: &dyn Fn(f64) -> f64| -> Vec<Point> {
         const N_SEGMENTS: u32 = 240;
         let x_at = |idx| frame.x.from + (frame.x.to - frame.x.from) * f64::from(idx) / f64::from(N_SEGMENTS);
         (0..=N_SEGMENTS).map(|idx| frame.at(x_at(idx), bound(x_at(idx)).sqrt())).collect()
     };
+    for y in [frame.top, frame.bottom()] {
+        scene.line(&[(frame.left, y), (frame.right(), y)], 1.0, GRID_LINE);
+    }
     scene.line(&curve(&lower_bound), 1.5, INK);
     scene.line(&curve(&|x| upper_bound(x, vocab_size)), 1.5, INK);
 }
@@ -136,25 +140,42 @@ pub(super) fn label_bounds(scene: &mut Scene, frame: &Frame, vocab_size: usize) 
     scene.text(frame.x_at(logit(0.3)), frame.bottom() - 12.0, "lower bound h(p)", small);
 }
 
-/// The lines between the quadrants, and in the outer corners their names and shares.
+/// Height of the strips above and below the plane, in which the quadrants are named: any cell of the plane itself may hold tokens, and the
+/// sharpest conflicts lie in its corner.
+pub(super) const STRIP: f64 = 24.0;
+
+/// The plane with both strips: the same places, and an outline around them all.
+fn with_strips(frame: &Frame) -> Frame {
+    let more = STRIP * (frame.y.to - frame.y.from) / frame.height;
+    let y = Axis { from: frame.y.from - more, to: frame.y.to + more, ..frame.y.clone() };
+    Frame { top: frame.top - STRIP, height: frame.height + 2.0 * STRIP, y, ..frame.clone() }
+}
+
+/// Goes above the data: the axes, the lines between the quadrants, and outside of the plane, at their corners, their names and shares.
 pub(super) fn draw_quadrants(scene: &mut Scene, frame: &Frame, cuts: &Cuts, labels: &[[String; 2]; 4]) {
+    let whole = with_strips(frame);
     if let Some(p) = cuts.probability.filter(|p| *p > 0.0 && *p < 1.0) {
         let x = frame.x_at(logit(p));
-        scene.dashes((x, frame.top), (x, frame.bottom()), 1.5, style::CUT);
+        scene.dashes((x, whole.top), (x, whole.bottom()), 1.5, style::CUT);
     }
     for entropy in cuts.entropies.iter().filter(|entropy| **entropy > 0.0) {
         let y = frame.y_at(entropy.sqrt());
         scene.dashes((frame.left, y), (frame.right(), y), 1.5, style::CUT);
     }
-    // The tokens gather in the lower right corner, so that the label of that quadrant goes below its upper edge.
-    let below_cut =
-        cuts.entropies.first().map_or(frame.y_at(1.0), |entropy| frame.y_at(entropy.sqrt())).min(frame.bottom() - 90.0);
-    let (top, bottom) = (frame.top + 22.0, frame.bottom() - 30.0);
-    let places = [(frame.left, bottom), (frame.left, top), (frame.right(), below_cut + 24.0), (frame.right(), top)];
-    for (idx, ((x, y), [name, share])) in places.into_iter().zip(labels).enumerate() {
-        let (anchor, x) = if idx < 2 { (Anchor::Left, x + 10.0) } else { (Anchor::Right, x - 10.0) };
-        scene.veiled_text(x, y, name, Text { bold: true, anchor, ..Text::body(INK) });
-        scene.veiled_text(x, y + 20.0, share, Text::body(INK).anchored(anchor));
+    whole.draw_axes(scene);
+    const INSET: f64 = 10.0;
+    let (above, below) = (frame.top - 7.0, whole.bottom() - 7.0);
+    let share = Text::body(INK);
+    let name = Text { bold: true, ..share };
+    for ([of_name, of_share], y) in labels.iter().zip([below, above, below, above]).take(2) {
+        scene.text(frame.left + INSET, y, of_name, name);
+        let width = font::width(of_name, name.size, name.bold);
+        scene.text(frame.left + 2.0 * INSET + width, y, of_share, share);
+    }
+    for ([of_name, of_share], y) in labels.iter().zip([below, above, below, above]).skip(2) {
+        scene.text(frame.right() - INSET, y, of_share, share.anchored(Anchor::Right));
+        let width = font::width(of_share, share.size, share.bold);
+        scene.text(frame.right() - 2.0 * INSET - width, y, of_name, name.anchored(Anchor::Right));
     }
 }
 

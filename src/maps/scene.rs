@@ -325,6 +325,22 @@ impl Scene {
         self.shapes.iter().filter_map(of).collect()
     }
 
+    /// The texts, and the veils under them, that lie over a rectangle of one of these colours, such as the cells of a map.
+    pub fn texts_over(&self, paints: &[Paint]) -> Vec<String> {
+        let touches = |a: (f64, f64, f64, f64), from: Point, to: Point| a.0 < to.0 && from.0 < a.2 && a.1 < to.1 && from.1 < a.3;
+        let of_data = |shape: &&Shape| matches!(shape, Shape::Rect { paint, .. } if paints.contains(paint));
+        let data: Vec<&Shape> = self.shapes.iter().filter(of_data).collect();
+        let covers = |a: (f64, f64, f64, f64)| {
+            data.iter().any(|shape| matches!(shape, Shape::Rect { from, to, .. } if touches(a, *from, *to)))
+        };
+        let of = |shape: &Shape| match shape {
+            Shape::Text { at, text, style } => covers(text_box(*at, text, style)).then(|| text.clone()),
+            Shape::Rect { from, to, paint: VEIL } => covers((from.0, from.1, to.0, to.1)).then(|| "a veil".to_owned()),
+            _ => None,
+        };
+        self.shapes.iter().filter_map(of).collect()
+    }
+
     /// Panics where two texts touch or one leaves the picture.
     pub fn check_texts(&self) {
         let boxes: Vec<_> = self

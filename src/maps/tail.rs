@@ -122,12 +122,9 @@ fn draw_histogram(scene: &mut Scene, data: &Tail) {
     }
     scene.dashes(frame.at(0.0, 1.0), frame.at(1.0, 1.0), 2.0, VERMILLION);
     frame.draw_axes(scene);
-    panel_title(scene, &frame, "All tokens");
+    panel_title(scene, &frame, "All tokens; dashed: uniform");
     if data.tally.added == 0 {
         style::no_tokens(scene, frame.left + frame.width / 2.0, frame.top + 200.0);
-    } else {
-        let (right, y) = frame.at(1.0, 1.0);
-        scene.veiled_text(right - 8.0, y - 10.0, "uniform", Text::body(VERMILLION).anchored(Anchor::Right));
     }
 }
 

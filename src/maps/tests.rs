@@ -236,6 +236,57 @@ fn every_figure_of_realistic_data_is_drawn_in_both_formats_without_overlaps() {
     println!("all figures, both formats: {:?}", begin.elapsed());
 }
 
+/// Every colour of a cell, and that of the bars beside the plane.
+fn paints_of_data() -> Vec<scene::Paint> {
+    (0..style::LogScale::STEPS).map(style::LogScale::paint).chain([style::BAR]).collect()
+}
+
+/// A token in every cell, among them those of the sharpest conflicts, and in none: no name lies over a cell with tokens.
+#[test]
+fn no_text_hides_what_is_drawn() {
+    let (_guard, folder) = out_folder();
+    let mut everywhere = Vec::new();
+    let grid = plane::grid(VOCAB_SIZE);
+    let middle = |bins: &grid::Bins, idx: usize| bins.from + (bins.to - bins.from) * (idx as f64 + 0.5) / bins.count as f64;
+    for (x, y) in (0..plane::X_BINS).flat_map(|x| (0..plane::Y_BINS).map(move |y| (x, y))) {
+        let (logit, entropy) = (middle(&grid.x, x), middle(&grid.y, y).powi(2));
+        // A cell that the bounds cut is counted in where its corner lies within them.
+        let reach = (grid.x.to - grid.x.from) / grid.x.count as f64;
+        let is_possible = [-reach, 0.0, reach]
+            .iter()
+            .any(|by| (plane::lower_bound(logit + by)..=plane::upper_bound(logit + by, VOCAB_SIZE)).contains(&entropy));
+        if is_possible {
+            let logprob = -(-logit).exp().ln_1p();
+            everywhere.push(Token {
+                logprob: logprob as f32,
+                entropy: entropy as f32,
+                entropy_topk: 0.5,
+                grad: 1.0,
+                tail: logprob.exp() as f32,
+                entropies_by_k: vec![0.0, 0.5],
+            });
+        }
+    }
+    let density = density_of(&everywhere);
+    let conflicts = density.grid().cells[..plane::X_BINS / 4].iter().filter(|count| **count > 0.0).count();
+    assert!(conflicts > 30, "{conflicts} cells along the lower edge");
+    let panel = || landscape::Panel { name: "one of two".to_owned(), density: density.clone(), shares: [0.123; 4] };
+    let cuts = Cuts { probability: Some(0.25), entropies: vec![1.0], tail: Some(1e-3) };
+    let landscapes = landscape::scene(&[panel(), panel(), panel()], &cuts, &caption());
+    for tokens in [everywhere, realistic(20_000)] {
+        let drawn = scenes(&tokens, &TEXTS).into_iter().filter(|(name, _)| ["density", "gradient", "tail"].contains(name));
+        for (name, scene) in drawn.chain([("landscapes", landscapes.clone())]) {
+            assert_eq!(scene.texts_over(&paints_of_data()), [""; 0], "{name}");
+            check_files(&scene, &folder.join(format!("{name}-{}", tokens.len())));
+            scene.check_texts();
+        }
+    }
+    // The check itself finds a name that is put on a cell.
+    let mut covered = density::scene(&density, [0.25; 4], &cuts, &caption());
+    covered.text(400.0, 500.0, "here", scene::Text::body(style::INK));
+    assert_eq!(covered.texts_over(&paints_of_data()), ["here"]);
+}
+
 #[test]
 fn empty_single_and_extreme_data_are_drawn() {
     let (_guard, folder) = out_folder();

@@ -139,15 +139,18 @@ fn drift(data: &Drift, run: &Run) -> Scene {
         value_axis("KL to the base, nats per token", &series),
     );
     draw_panel(&mut scene, &frame, &series);
-    if let Some((step, kl)) = series[0].points.last() {
-        let text = format!("after step {}: {kl:.4} nats per token", thousands(*step));
-        scene.veiled_text(frame.left + 16.0, frame.top + 28.0, &text, Text::body(INK));
-    }
+    let at_end = match series[0].points.last() {
+        Some((step, kl)) => format!(" After step {}: {kl:.4} nats per token.", thousands(*step)),
+        None => String::new(),
+    };
     let tokens = match data.tokens {
         0 => String::new(),
         tokens => format!(" over {}", n_tokens(tokens)),
     };
-    style::notes(&mut scene, &[format!("Mean{tokens} of general text, none of which is trained on. 0 is the base model.")]);
+    style::notes(
+        &mut scene,
+        &[format!("Mean{tokens} of general text, none of which is trained on. 0 is the base model.{at_end}")],
+    );
     scene
 }
 

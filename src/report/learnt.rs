@@ -1,7 +1,7 @@
 //! What was learnt between two score runs, what was wasted, what was lost: for the terminal, and as blocks of the report.
 
 use super::document::{Block, Inline, plain, strong};
-use super::terminal::marked;
+use super::terminal::{OF_TEMPLATE, between, marked};
 use super::{quoted, visible};
 use crate::diagnosis::context::{InContext, Spot};
 use crate::diagnosis::learnt::{Group, KNOWN, Learnt, Verdict};
@@ -185,7 +185,7 @@ fn code(token: &str) -> Inline {
 fn sentence(spot: &Spot) -> Inline {
     let Some(InContext { before, token, after }) = &spot.context else { return plain("") };
     plain(match token.is_empty() {
-        true => format!("(of the template) {}", visible(after)),
+        true => between(&visible(before), OF_TEMPLATE, &visible(after)),
         false => format!("{}[[{}]]{}", visible(before), visible(token), visible(after)),
     })
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::document::escaped;
-use super::terminal::name;
+use super::terminal::{OF_TEMPLATE, between, name};
 use super::{isolated, quoted, visible};
 use crate::diagnosis::Report;
 use crate::diagnosis::breakdown::Breakdown;
@@ -435,7 +435,7 @@ fn at(spot: Option<&Spot>) -> String {
 fn sentence(InContext { before, token, after }: &InContext) -> String {
     let [before, after] = [before, after].map(|text| escaped(&isolated(&visible(text))));
     match token.is_empty() {
-        true => format!("(of the template) {after}"),
+        true => between(&before, OF_TEMPLATE, &after),
         false => format!("{before}{}{after}", cell(token)),
     }
 }
@@ -455,5 +455,7 @@ mod tests {
         assert_eq!(cell("a|b"), "`a\\|b`");
         let context = InContext { before: "a *b*".to_owned(), token: " c".to_owned(), after: "\u{202E}\n|".to_owned() };
         assert_eq!(sentence(&context), "a \\*b\\*`␣c`⟨U+202E⟩⏎\\|");
+        let end_of_turn = InContext { before: "Paris.".to_owned(), token: String::new(), after: String::new() };
+        assert_eq!(sentence(&end_of_turn), "Paris. (of the template)");
     }
 }

@@ -155,14 +155,22 @@ fn rows(summary: &Summary, line: &mut impl FnMut(String), Colours { bold, red, r
 /// Characters that the terminal shows on either side of a token.
 const REACH: usize = 36;
 
+/// In the place of a token that is none of the row's own text, such as the end of a turn.
+pub(super) const OF_TEMPLATE: &str = "(of the template)";
+
 /// A token in its sentence, on a line of its own.
 pub(super) fn marked(context: &InContext, on: &str, off: &str) -> String {
     let InContext { before, token, after } = context.shortened(REACH);
     let [before, token, after] = [before, token, after].map(|text| isolated(&visible(&text)));
     match token.is_empty() {
-        true => format!("{:10}(of the template) {after}", ""),
+        true => format!("{:10}{}", "", between(&before, &format!("{on}{OF_TEMPLATE}{off}"), &after)),
         false => format!("{:10}{before}{on}[[{token}]]{off}{after}", ""),
     }
+}
+
+/// Three parts of a line with spaces between those that are there.
+pub(super) fn between(before: &str, what: &str, after: &str) -> String {
+    [before, what, after.trim_start()].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
 /// `confident conflict`

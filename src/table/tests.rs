@@ -246,3 +246,12 @@ fn dropped_and_chosen_tokens_are_whole_ones() {
     assert_eq!(damaged.retain_finite(), 2);
     assert_eq!(damaged, chosen(&|i| !bad.contains(&i)));
 }
+
+#[test]
+fn the_guide_lists_the_columns() {
+    // The number in the sentence about the top K is the program's.
+    assert!(Column::ALL.iter().any(|(.., meaning)| meaning.contains(&format!("ln {}:", crate::engine::TOP_K))));
+    let line = |(_, name, _, meaning): &(Column, &str, ColumnType, &str)| format!("| `{name}` | {meaning} |\n");
+    let expected = "| column | |\n|---|---|\n".to_owned() + &Column::ALL.iter().map(line).collect::<String>();
+    assert!(include_str!("../guide/reading.md").contains(&expected), "src/guide/reading.md should hold this table:\n{expected}");
+}

@@ -201,12 +201,18 @@ pub(crate) fn answered_names() -> impl Iterator<Item = &'static str> {
     INSTEAD.iter().map(|(name, _)| *name)
 }
 
+/// What to give in place of an option of other programs that has no counterpart here.
+pub(crate) fn instead_of(name: &str) -> Option<&'static str> {
+    let theirs = name.replace('-', "_");
+    INSTEAD.iter().find(|(name, _)| *name == theirs).map(|(_, answer)| *answer)
+}
+
 /// The option that a name from here or elsewhere means, with dashes or underscores; as it stands if it means none.
 pub(crate) fn our_name(name: &str) -> Result<String> {
-    let theirs = name.replace('-', "_");
-    if let Some((_, answer)) = INSTEAD.iter().find(|(name, _)| *name == theirs) {
-        return Err(Error::usage(format!("`{name}` is not an option of this program")).cure(*answer));
+    if let Some(answer) = instead_of(name) {
+        return Err(Error::usage(format!("`{name}` is not an option of this program")).cure(answer));
     }
+    let theirs = name.replace('-', "_");
     let same = SAME.iter().find(|(name, _)| *name == theirs);
     Ok(same.map_or_else(|| name.replace('_', "-"), |(_, ours)| (*ours).to_owned()))
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::adamw::AdamWOptions;
-use super::declared::{Declared, Group, Kind, Typed, our_name};
+use super::declared::{Declared, Group, Kind, Typed, instead_of, our_name};
 use super::keep::Keep;
 use super::schedule::Shape;
 use crate::dataset::{Choice, FieldMap, ReadOptions, RoleMap};
@@ -18,6 +18,7 @@ use crate::diagnosis::gate::{Beside, EAFT, Gate, Method, Normaliser};
 use crate::error::{Context, Error, Result};
 use crate::kernels::{Dtype, Stored};
 use crate::model::LoraOptions;
+use crate::spelling::nearest;
 use crate::tokens::{DEFAULT_MAX_LEN, RenderOptions, Supervise};
 
 /// Declares the options once: groups of fields, each with its type, its default and its sentence. The last may say a default that is no
@@ -189,12 +190,7 @@ impl Options {
                 *value = toml::Value::Array(vec![value.clone()]);
             }
         }
-        let options: Options = table.try_into().map_err(|error: toml::de::Error| {
-            // Two lines: what is wrong, and "in `lr`".
-            let message = error.to_string().trim_end().replace('\n', " ");
-            let wrong = Error::usage(format!("wrong option: {message}"));
-            file.map_or(Error::usage(message), |path| wrong.at(path))
-        })?;
+        let options: Options = table.try_into().map_err(|error: toml::de::Error| wrong_option(&error.to_string(), file))?;
         options.check()?;
         match of_adapters {
             Some(name) if !options.lora => Err(without_adapters(&name)),
@@ -452,6 +448,21 @@ impl Options {
     }
 }
 
+/// An error out of the text of another one: what is wrong, on further lines perhaps a cure, and "in `lr`".
+fn wrong_option(text: &str, file: Option<&Path>) -> Error {
+    let text = text.trim_end();
+    let (what, name) = match text.strip_suffix('`').and_then(|text| text.rsplit_once("\nin `")) {
+        Some((what, name)) => (what, format!("{name}: ")),
+        None => (text, String::new()),
+    };
+    let (message, cure) = what.split_once('\n').map_or((what, ""), |(message, cure)| (message, cure.trim()));
+    let error = match file {
+        Some(path) => Error::usage(format!("wrong option: {name}{message}")).at(path),
+        None => Error::usage(format!("{name}{message}")),
+    };
+    if cure.is_empty() { error } else { error.cure(cure.replace('\n', " ")) }
+}
+
 fn without_adapters(name: &str) -> Error {
     Error::usage(format!("--{name} is for low-rank adapters, and all weights are to be trained"))
         .cure(format!("Give --lora, too (`lora = true` in a file), or leave --{name} out."))
@@ -470,6 +481,7 @@ fn read_table(path: &Path) -> Result<toml::Table> {
         }
         false => text.parse::<toml::Table>().map_err(|error| Error::usage("this is not TOML").at(path).caused_by(error))?,
     };
+    refuse_unknown(&table).map_err(|error| error.at(path))?;
     let mut ours = toml::Table::new();
     for (name, value) in table {
         let our_name = our_name(&name).map_err(|error| error.at(path))?;
@@ -478,6 +490,31 @@ fn read_table(path: &Path) -> Result<toml::Table> {
         }
     }
     Ok(ours)
+}
+
+/// An error that names all the options that are none of this program, each with what to give instead: a file of another program has several.
+fn refuse_unknown(table: &toml::Table) -> Result<()> {
+    let answer = |name: &String| {
+        if let Some(answer) = instead_of(name) {
+            return Some(format!("`{name}`: {answer}"));
+        }
+        let ours = our_name(name).ok()?;
+        let names = || DECLARED.iter().map(Declared::name).collect::<Vec<_>>();
+        if names().contains(&ours) {
+            return None;
+        }
+        Some(match nearest(&ours, names().iter().map(String::as_str)) {
+            Some(meant) => format!("`{name}`: did you mean {meant}?"),
+            None => format!("`{name}`: nothing here is like it; leave it out."),
+        })
+    };
+    let answers: Vec<String> = table.keys().filter_map(answer).collect();
+    let what = match answers.len() {
+        0 => return Ok(()),
+        1 => "an option of the file is not an option of this program".to_owned(),
+        n => format!("{n} options of the file are not options of this program"),
+    };
+    Err(Error::usage(what).cure(format!("{}\n  `diagnose train --list-options` shows them all.", answers.join("\n  "))))
 }
 
 fn below(bound: f64) -> String {
@@ -539,6 +576,20 @@ mod tests {
             let error = read(&format!("datasets: [a.jsonl]\n{line}\n")).unwrap_err();
             assert!(error.to_string().contains(expected) && error.exit_code() == 2, "{line}: {error}");
         }
+        // All of a file at once, and what may be meant by a name that nobody has.
+        let error =
+            read("datasets: [a.jsonl]\nbf16: true\nuse_dft_loss: true\nlearning_rte: 1.0e-4\nbatchsize: 4\ndeepspeed_zz: x\n")
+                .unwrap_err();
+        let told = error.to_string();
+        for expected in [
+            "options of the file are not",
+            "`use_dft_loss`: Give method",
+            "`batchsize`: did you mean batch-size?",
+            "`deepspeed_zz`: nothing here",
+        ] {
+            assert!(told.contains(expected), "{told}");
+        }
+        assert!(read("datasets: [a.jsonl]\nlearning_rte: 1.0e-4\n").unwrap_err().to_string().contains("an option of the file"));
     }
 
     #[test]
@@ -585,7 +636,7 @@ mod tests {
             ("a.toml", "datasets = [", "not TOML"),
             ("a.yaml", "datasets: [a\nmethod: sft", "not a YAML mapping"),
             ("b.yaml", "- a.jsonl", "not a YAML mapping"),
-            ("c.yaml", "datasets: [a.jsonl]\nbatch_size: many", "in `batch-size`"),
+            ("c.yaml", "datasets: [a.jsonl]\nbatch_size: many", "wrong option: batch-size: "),
         ] {
             let file = folder.path().join(name);
             std::fs::write(&file, text).unwrap();

@@ -10,6 +10,7 @@ use super::eaft::{Eaft, Normaliser};
 use super::methods::{Beside, METHODS, Method, method_names};
 use crate::engine::TOP_K;
 use crate::error::{Error, Result};
+use crate::spelling::nearest;
 
 impl Gate {
     /// Every gate of the preview: of each method that is no more than a gate, and EAFT's in all their variants.
@@ -114,11 +115,11 @@ impl FromStr for Method {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Method> {
-        METHODS
-            .iter()
-            .find(|method| method.name == name)
-            .copied()
-            .ok_or_else(|| Error::usage(format!("there is no method called `{name}`")).cure(format!("Give {}.", method_names())))
+        METHODS.iter().find(|method| method.name == name).copied().ok_or_else(|| {
+            let meant = nearest(name, METHODS.iter().map(|method| method.name));
+            let meant = meant.map_or(String::new(), |meant| format!("Did you mean {meant}? "));
+            Error::usage(format!("there is no method called `{name}`")).cure(format!("{meant}Give {}.", method_names()))
+        })
     }
 }
 

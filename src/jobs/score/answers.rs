@@ -20,6 +20,10 @@ pub(super) fn score(
     let mut stages = Stages::default();
     let mut answers = Answers::open(folder, plan.vocab_size)?;
     for mut part in from_reader {
+        if watch.interrupted() {
+            stages.interrupted = true;
+            break;
+        }
         for sequence in &part.sequences {
             let positions = answers.of(sequence)?;
             let scored = positions.iter().map(|position| position.statistics(plan.vocab_size));

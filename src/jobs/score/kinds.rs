@@ -12,7 +12,7 @@ use rayon::prelude::*;
 
 use crate::dataset::{Chosen, Dataset, Example, Record, Role};
 use crate::diagnosis::by_kind::{ConflictGroup, KindSums, Kinds};
-use crate::diagnosis::context::Spot;
+use crate::diagnosis::context::{Places, Spot};
 use crate::diagnosis::kinds::{self, Conflict, Kind};
 use crate::diagnosis::near_duplicates::{Signature, asks_the_same, near_pairs, words};
 use crate::diagnosis::summary::Summary;
@@ -296,20 +296,21 @@ fn conflicts(tables: &[PathBuf]) -> impl Iterator<Item = Result<Found>> {
         Column::Quadrant,
     ];
     // The turn that is being read, and the position of its first target.
-    let mut first = (None, 0);
+    let (mut first, mut places) = ((None, 0), Places::default());
     read_chunks(tables, &columns).flat_map(move |chunk| match chunk {
-        Ok(chunk) => conflicts_of(&chunk, &mut first).into_iter().map(Ok).collect(),
+        Ok(chunk) => conflicts_of(&chunk, &mut first, &mut places).into_iter().map(Ok).collect(),
         Err(error) => vec![Err(error)],
     })
 }
 
-fn conflicts_of(chunk: &TokenChunk, first: &mut (Option<(u32, u16)>, u32)) -> Vec<Found> {
+fn conflicts_of(chunk: &TokenChunk, first: &mut (Option<(u32, u16)>, u32), places: &mut Places) -> Vec<Found> {
     let mut found = Vec::new();
     for i in 0..chunk.len() {
         let turn = Some((chunk.row[i], chunk.turn[i]));
         if first.0 != turn {
             *first = (turn, chunk.pos[i]);
         }
+        let (begin, end) = places.next((chunk.row[i], chunk.turn[i]), (chunk.begin[i], chunk.end[i]));
         // A token whose numbers are not finite is counted elsewhere, and is no conflict.
         let loss = -f64::from(chunk.logprob[i]);
         let surplus = loss - f64::from(chunk.entropy[i]);
@@ -320,8 +321,8 @@ fn conflicts_of(chunk: &TokenChunk, first: &mut (Option<(u32, u16)>, u32)) -> Ve
             row: chunk.row[i],
             turn: chunk.turn[i],
             pos: chunk.pos[i],
-            begin: chunk.begin[i],
-            end: chunk.end[i],
+            begin,
+            end,
             token_id: chunk.token_id[i],
             top_id: chunk.top_id[i],
             loss,

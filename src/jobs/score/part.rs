@@ -30,6 +30,9 @@ pub(crate) struct Stages {
     pub input_tokens: u64,
     /// Tokens that went through the decoder.
     pub computed_tokens: u64,
+    /// The user wanted it to end, and something is left to score.
+    #[serde(skip)]
+    pub interrupted: bool,
     /// From the start of the run to the first example's scores; absent if there was nothing left to score.
     #[serde(skip)]
     pub to_first_row: Option<f64>,
@@ -50,6 +53,7 @@ impl Stages {
             engine_waited,
             input_tokens,
             computed_tokens,
+            interrupted: _,
             to_first_row: _,
         } = other;
         self.load += load;
@@ -65,8 +69,12 @@ impl Stages {
     }
 }
 
-/// What a kill can cost: half a minute of work at a few hundred tokens per second; on a GPU some seconds.
+/// What a kill can cost: up to a minute of work on two cores, for models of up to [`FULL_PARAMETERS`]; on a GPU some seconds.
 const PART_TOKENS: usize = 16_384;
+/// Larger models get so many tokens fewer that a part takes as long, but two batches at least, for fewer tokens go through the model slower: a
+/// few minutes for 7 billion parameters.
+const FULL_PARAMETERS: u64 = 500_000_000;
+const LEAST_TOKENS: usize = 4_096;
 const PART_RECORDS: usize = 4_096;
 /// How many times as much is in a part on a GPU, which would be done with a smaller one before the next is read.
 const GPU_FACTOR: usize = 16;
@@ -79,10 +87,15 @@ pub(super) struct PartSize {
 }
 
 impl PartSize {
-    /// With how much a part is full. `device` as [`Placement::description`](crate::model::Placement::description) names it.
-    pub(super) fn of_device(device: &str) -> PartSize {
-        let factor = if device.starts_with("cuda") { GPU_FACTOR } else { 1 };
-        PartSize { tokens: factor * PART_TOKENS, records: factor * PART_RECORDS }
+    /// With how much a part is full. `device` as [`Placement::description`](crate::model::Placement::description) names it; of a model behind a
+    /// server the number of parameters is 0.
+    pub(super) fn of(device: &str, parameters: u64) -> PartSize {
+        if device.starts_with("cuda") {
+            return PartSize { tokens: GPU_FACTOR * PART_TOKENS, records: GPU_FACTOR * PART_RECORDS };
+        }
+        let share = FULL_PARAMETERS as f64 / parameters.max(1) as f64;
+        let tokens = ((PART_TOKENS as f64 * share) as usize).clamp(LEAST_TOKENS, PART_TOKENS);
+        PartSize { tokens, records: PART_RECORDS }
     }
 
     /// Adds a record that has `tokens` tokens to read.
@@ -108,4 +121,17 @@ pub(super) struct Part {
     pub bounds: Vec<Vec<Bounds>>,
     /// The curves of the tokens that are in the sample.
     pub curves: Vec<Curve>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_takes_about_as_long_whatever_the_model() {
+        let tokens = |parameters| PartSize::of("cpu", parameters).tokens;
+        assert_eq!([0, 135_000_000, 500_000_000].map(tokens), [16_384; 3]);
+        assert_eq!([1_000_000_000, 1_500_000_000, 8_000_000_000, u64::MAX].map(tokens), [8_192, 5_461, 4_096, 4_096]);
+        assert_eq!(PartSize::of("cuda:0 (a card)", 8_000_000_000).tokens, 16 * 16_384);
+    }
 }

@@ -66,6 +66,10 @@ pub(super) fn score(
                 under_way += 1;
                 continue;
             }
+            if !ended && watch.interrupted() {
+                // What is under way comes to its end.
+                (stages.interrupted, ended) = (true, true);
+            }
             if ended || open.len() == OPEN_PARTS {
                 break;
             }

@@ -252,7 +252,7 @@ fn join_parts(shards: &[Found], out: &Path, record: &RunRecord) -> Result<()> {
         }
         return Err(Error::new("the folder holds a run that was not finished").at(out).cure("Name another folder with --out."));
     }
-    let size = PartSize::of_device(&record.provenance.device);
+    let size = PartSize::of(&record.provenance.device, record.model.parameters);
     let mut so_far = PartSize::default();
     let ends = |row: &crate::table::Row| {
         so_far.add(if row.skipped.is_none() { row.tokens as usize } else { 0 });

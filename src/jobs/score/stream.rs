@@ -21,6 +21,7 @@ use crate::engine::remote::Checked;
 use crate::engine::{self, Sample, TOP_K, Work};
 use crate::error::{Context, Error, Result};
 use crate::files::write_json;
+use crate::format::thousands;
 use crate::jobs::level;
 use crate::jobs::watch::Watch;
 use crate::kernels::allocator;
@@ -65,6 +66,9 @@ pub(super) fn score(plan: &Plan, watch: &dyn Watch) -> Result<Option<Stages>> {
     let has_fidelity = plan.engine.is_bounded() || plan.out.join(FIDELITY_FILE).exists();
     let began = Instant::now();
     let sample = if has_fidelity { Sample::default() } else { fidelity_sample(plan)? };
+    // From here on time counts, and an interrupt is heeded.
+    watch.tokens("Scoring", done_tokens, plan.totals.tokens);
+    watch.heeds_interrupts(true);
     // One part waits on either side of the engine while it works on a third: that bounds the memory.
     let (to_engine, from_reader) = sync_channel::<Part>(1);
     let (to_writer, from_engine) = sync_channel::<Part>(1);
@@ -82,6 +86,10 @@ pub(super) fn score(plan: &Plan, watch: &dyn Watch) -> Result<Option<Stages>> {
         let read_seconds = join(reader)?;
         let (write_seconds, writer) = join(writer)?;
         let stages = engine?;
+        watch.heeds_interrupts(false);
+        if stages.interrupted {
+            return Err(interrupted(done_tokens + stages.input_tokens, plan));
+        }
         // Only of a run that came to its end: of another one an empty part would be its first.
         writer.finish()?;
         Ok::<_, Error>(Stages { read_and_tokenise: read_seconds, write: write_seconds, ..stages })
@@ -92,6 +100,12 @@ pub(super) fn score(plan: &Plan, watch: &dyn Watch) -> Result<Option<Stages>> {
     stages.wall = began.elapsed().as_secs_f64();
     (stages.load, stages.audit) = (plan.load_seconds, plan.audit_seconds);
     Ok(Some(stages))
+}
+
+fn interrupted(done: u64, plan: &Plan) -> Error {
+    let [done, total] = [done, plan.totals.tokens].map(thousands);
+    Error::new(format!("interrupted after {done} of {total} tokens, whose scores lie in {}", plan.out.display()))
+        .cure("Give the same command again to go on.")
 }
 
 /// What the tables say of themselves.
@@ -183,7 +197,7 @@ fn claim_parts(plan: &Plan, parts: &Path) -> Result<()> {
 
 /// Reads, renders and tokenises ahead of the engine. Gives the seconds spent on it.
 fn read(plan: &Plan, done_records: u64, to_engine: SyncSender<Part>) -> Result<f64> {
-    let full = PartSize::of_device(&plan.engine.device());
+    let full = PartSize::of(&plan.engine.device(), plan.info.parameters);
     let mut seconds = 0.0;
     let mut began = Instant::now();
     let (mut items, mut size) = (Vec::new(), PartSize::default());
@@ -232,6 +246,11 @@ fn run_engine(
     loop {
         let began = Instant::now();
         let Ok(mut part) = from_reader.recv() else { break };
+        // What went before is whole, and is kept.
+        if watch.interrupted() {
+            stages.interrupted = true;
+            break;
+        }
         stages.engine_waited += began.elapsed().as_secs_f64();
         let before = done_tokens + stages.input_tokens;
         let mut progress = |tokens| {

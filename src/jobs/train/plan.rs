@@ -5,17 +5,22 @@ use serde::{Deserialize, Serialize};
 use crate::diagnosis::quadrants::Resolved;
 use crate::engine::{self, Work};
 use crate::error::Result;
+use crate::format::thousands;
 use crate::kernels::{Dtype, TokenStatistics};
 use crate::model::{Model, Parameter};
 use crate::table::Quadrant;
 use crate::tokens::Sequence;
 use crate::train::loss::Loss;
 use crate::train::options::Options;
+use crate::train::schedule::Schedule;
 use crate::train::step::RowWeight;
 
 /// What a run will do: `--dry-run` prints it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Plan {
+    /// Method, what learns, steps and learning rate, in a line; empty in records of earlier programs.
+    #[serde(default)]
+    pub what: String,
     pub sequences: u64,
     pub validation_sequences: u64,
     /// Input tokens of an epoch without a mix.
@@ -40,6 +45,32 @@ pub(crate) struct Preview {
     pub mean_weight: f64,
     pub effective_tokens: f64,
     pub confident_conflicts: u64,
+}
+
+/// `eaft on all weights of tiny: 20 steps of 16 rows, learning rate 1e-5 (cosine, 1 step of warm-up)`
+pub(super) fn what(options: &Options, schedule: &Schedule, model: &str) -> String {
+    let gate = options.gate.as_ref().map_or_else(String::new, |gate| format!(" with the gate {gate}"));
+    let learns = match options.lora {
+        true => format!("by adapters of rank {} on", options.lora_r),
+        false => "on all weights of".to_owned(),
+    };
+    let warmup = match schedule.warmup {
+        0 => String::new(),
+        warmup => format!(", {} of warm-up", count(warmup, "step")),
+    };
+    format!(
+        "{}{gate} {learns} {model}: {} of {}, learning rate {:e} ({}{warmup})",
+        options.method,
+        count(schedule.total, "step"),
+        count(options.batch_size as u64, "row"),
+        schedule.peak,
+        schedule.shape,
+    )
+}
+
+/// `1 step`, `2,000 steps`
+fn count(n: u64, what: &str) -> String {
+    format!("{} {what}{}", thousands(n), if n == 1 { "" } else { "s" })
 }
 
 /// What the loss does with the first sequences, which have these weights.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::plan::Plan;
+use super::result::note_of_base;
 use crate::error::{Context, Result};
 use crate::model::Info;
 use crate::provenance::Provenance;
@@ -55,6 +56,13 @@ pub(crate) struct TrainRecord {
     pub audit_lines: Vec<String>,
     /// Where the result lies.
     pub result: PathBuf,
+}
+
+impl TrainRecord {
+    /// Where others cannot load what was trained, what to do about it.
+    pub(crate) fn note_of_base(&self) -> Option<String> {
+        note_of_base(&self.model.path, &self.options)
+    }
 }
 
 pub(crate) fn read_record(path: &Path) -> Result<TrainRecord> {

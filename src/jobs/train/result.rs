@@ -34,6 +34,20 @@ pub(super) fn save(
     Ok(result)
 }
 
+/// What a person should know about an adapter whose base lies at `base`, if that is a GGUF file: the program that most people use for adapters
+/// cannot load it there.
+pub(super) fn note_of_base(base: &Path, options: &Options) -> Option<String> {
+    if !options.lora || options.merge || !base.is_file() {
+        return None;
+    }
+    Some(format!(
+        "The adapter's base is a GGUF file ({}), on which PEFT cannot load it; this program can. For others give --merge, too, which saves the \
+         whole model as a Hugging Face folder, or train on the folder that the file was made from: its name as base_model_name_or_path in \
+         adapter_config.json makes PEFT load the adapter, too, on weights that were not rounded as those that it was trained on.",
+        base.display()
+    ))
+}
+
 /// Puts the template that was trained on into the saved folders.
 fn replace_template(template: &Path, out: &Path) -> Result<()> {
     let bytes = std::fs::read(template).context_at(template, "cannot read the chat template")?;

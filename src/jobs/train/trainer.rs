@@ -9,7 +9,7 @@ use super::before::{BEFORE_FOLDER, Before, score_before, with_topk_entropies};
 use super::checkpoint::{self, Progress};
 use super::job::{Opened, Outcome};
 use super::log::{Log, METRICS_FILE, read_metrics};
-use super::plan::{Plan, Preview, memory_beside, preview};
+use super::plan::{Plan, Preview, memory_beside, preview, what};
 use super::record::{OPTIONS_FILE, RUN_FILE, TrainRecord};
 use super::snapshot::Snapshot;
 use super::{figures, result, special_tokens};
@@ -71,7 +71,7 @@ pub(super) fn plan(opened: Opened, watch: &dyn Watch) -> Result<Plan> {
         Some(parameters) => parameters,
         None => read.model.train(opened.options.dtype()?)?,
     };
-    Ok(read.steps(&opened.options)?.plan(&read, &trained, None))
+    Ok(read.steps(&opened.options)?.plan(&opened.options, &read, &trained, None))
 }
 
 /// Model and data, checked against each other and against the memory.
@@ -117,6 +117,7 @@ impl Read {
         let saves_model = !options.lora || options.merge;
         set.audit.notes.extend(special_tokens::note_of_ends(&new_ends, &model.tokenizer, saves_model));
         set.audit.notes.extend(special_tokens::untrained(&set, &model, options.lora)?);
+        set.audit.notes.extend(result::note_of_base(&reference.path, options));
         watch.audited(&set.audit);
         watch.remarks(&model.info.name, &model.remarks);
         let order = set.order(&options.mix, options.seed)?;
@@ -141,9 +142,10 @@ impl Read {
 }
 
 impl Steps {
-    fn plan(&self, read: &Read, trained: &[Parameter], preview: Option<Preview>) -> Plan {
-        let Read { set, memory_bytes, .. } = read;
+    fn plan(&self, options: &Options, read: &Read, trained: &[Parameter], preview: Option<Preview>) -> Plan {
+        let Read { set, memory_bytes, model, .. } = read;
         Plan {
+            what: what(options, &self.schedule, &model.info.name),
             sequences: set.sequences.len() as u64,
             validation_sequences: set.validation.len() as u64,
             input_tokens: set.sequences.iter().map(|sequence| sequence.ids.len() as u64).sum(),
@@ -201,7 +203,7 @@ impl Trainer {
         let population = with_topk_entropies(population, &gate, &read.model, &[&set.sequences, drawn])?;
         let loss = Loss::new(options.method, gate, options.kl_weight, population);
         let preview = preview(&read.model, &set.sequences, &weights, &loss, &thresholds)?;
-        let plan = steps.plan(&read, &parameters, Some(preview));
+        let plan = steps.plan(&options, &read, &parameters, Some(preview));
         let (Read { model, set, order, new_ends, .. }, Steps { epoch_ends, schedule }) = (read, steps);
         Ok(Trainer {
             out,
@@ -259,7 +261,8 @@ impl Trainer {
         };
         let mut log = Log::open(&self.out, progress.step)?;
         let total = self.schedule.total;
-        watch.trains(&self.out, progress.step, total);
+        watch.trains(&self.out, &self.plan.what, progress.step, total);
+        watch.heeds_interrupts(true);
         crate::kernels::allocator::keep_freed_memory();
         let eval_every = self.options.eval_every.unwrap_or((total / 10).max(1));
         let (keep, looks) = (self.options.kept(), self.options.stop_after_worse);

@@ -54,6 +54,9 @@ function listenToKeys(table) {
 function fillHelp(dialog, table) {
   const title = make("h2", "", "Keys");
   title.id = "help-title";
+  // A dialog shows what has the focus: else the button at its end, and the list of keys would be out of sight.
+  title.tabIndex = -1;
+  title.autofocus = true;
   const keys = make("table");
   for (const { shown, does } of table) {
     const row = keys.appendChild(make("tr"));
