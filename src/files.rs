@@ -1,6 +1,6 @@
 //! Files and folders that appear under their final names whole or not at all, whatever kills the program; hashes of files.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -33,6 +33,28 @@ pub(crate) fn write_atomically<T>(path: &Path, write: impl FnOnce(&mut BufWriter
         let _ = fs::remove_file(&partial);
     }
     written
+}
+
+/// A folder into which no other process of this program writes while this lives.
+#[must_use]
+pub(crate) struct Held {
+    _lock: File,
+}
+
+/// Makes the folder, and takes it for this process. An error if another one is at work there: both would write into the same files.
+pub(crate) fn hold(folder: &Path) -> Result<Held> {
+    fs::create_dir_all(folder).context_at(folder, "cannot create the folder")?;
+    // It stays when the folder is given back: were it removed, a third process could make it anew while a second one waits at the old one.
+    let path = folder.join(".lock");
+    let lock =
+        File::options().create(true).truncate(false).write(true).open(&path).context_at(&path, "cannot create the file")?;
+    match lock.try_lock() {
+        Err(TryLockError::WouldBlock) => Err(Error::new("another command is at work in this folder")
+            .at(folder)
+            .cure("Wait until it has ended, or name another folder with --out.")),
+        // Some network file systems have no locks.
+        Ok(()) | Err(TryLockError::Error(_)) => Ok(Held { _lock: lock }),
+    }
 }
 
 /// The numbers one after the other, `N` bytes each.

@@ -77,7 +77,12 @@ fn an_interrupt_keeps_what_is_under_way_and_says_how_to_go_on() {
     let arguments = |out: &'static str| ["rows.jsonl", "--model", "tiny.gguf", "--out", out];
     workdir.run(&arguments("undisturbed")).ok();
 
-    let child = workdir.command(&arguments("left")).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let child = workdir
+        .command(&arguments("left"))
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
     let parts = workdir.path("left/parts");
     let n_parts = || {
         std::fs::read_dir(&parts).map_or(0, |entries| {
@@ -109,6 +114,34 @@ fn an_interrupt_keeps_what_is_under_way_and_says_how_to_go_on() {
     for name in ["tokens.parquet", "rows.parquet", "summary.json"] {
         let read = |run: &str| std::fs::read(workdir.path(run).join(name)).unwrap();
         assert!(read("undisturbed") == read("left"), "{name} differs after the interrupt");
+    }
+}
+
+/// Two at once would write into the same files.
+#[test]
+fn a_folder_in_which_another_process_is_at_work_is_refused() {
+    let workdir = Workdir::new();
+    tiny_model::write(&workdir.path(""));
+    workdir.write("rows.jsonl", r#"{"prompt":"What is it?","completion":"A test."}"#);
+    workdir.write("task.jsonl", r#"{"context":"a","choices":["b","c"],"answer":0}"#);
+    let commands: [&[&str]; 4] = [
+        &["rows.jsonl", "--model", "tiny.gguf"],
+        &["train", "rows.jsonl", "--model", "tiny.gguf", "--max-steps", "1"],
+        &["eval", "--model", "tiny.gguf", "--tasks", "task.jsonl"],
+        &["rollout", "rows.jsonl", "--model", "tiny.gguf", "--max-new-tokens", "2"],
+    ];
+    for (i, command) in commands.into_iter().enumerate() {
+        let out = format!("out-{i}");
+        let command = [command, &["--out", &out]].concat();
+        std::fs::create_dir(workdir.path(&out)).unwrap();
+        let lock = std::fs::File::create(workdir.path(&out).join(".lock")).unwrap();
+        lock.lock().unwrap();
+        let refused = workdir.run(&command);
+        let says = refused.stderr.contains("another command is at work in this folder") && refused.stderr.contains(&out);
+        assert!(refused.code == Some(1) && says, "{command:?}: {}", refused.stderr);
+        assert_eq!(std::fs::read_dir(workdir.path(&out)).unwrap().count(), 1, "{command:?} has written something");
+        lock.unlock().unwrap();
+        workdir.run(&command).ok();
     }
 }
 

@@ -158,6 +158,10 @@ fn overrides(typed: &Typed, set: &[String]) -> Result<toml::Table> {
         let declared = declared(&name).ok_or_else(|| {
             Error::usage(format!("--set {text}: there is no option called `{name}`")).cure("--list-options shows them all.")
         })?;
+        if table.contains_key(&name) && typed.0.iter().any(|(typed, _)| our_name(typed).is_ok_and(|typed| typed == name)) {
+            return Err(Error::usage(format!("--{name} and --set {text} were both given, and only one can have its say"))
+                .cure("Leave one of them out."));
+        }
         declared.add(&mut table, value.trim())?;
     }
     Ok(table)
@@ -345,6 +349,7 @@ mod tests {
             (vec!["--use-eaft-loss"], "method = \"eaft\""),
             (vec!["--set", "magic=1"], "--list-options"),
             (vec!["--set", "beta2"], "OPTION=VALUE"),
+            (vec!["--lr", "1e-5", "--set", "learning_rate=1e-4"], "--lr and --set learning_rate=1e-4 were both given"),
             (vec!["--batch-size", "many"], "--batch-size many: expected a whole number"),
             (vec!["--lr", "-1"], "--lr"),
         ] {

@@ -183,6 +183,18 @@ impl Options {
         let mut table = file.map_or(Ok(toml::Table::new()), read_table)?;
         // A file that a run has left names every option; on the command line one was meant, even where it says the default.
         let of_adapters = overrides.keys().find(|name| name.starts_with("lora-")).cloned();
+        // What is typed goes over what the file says of the same thing, whichever of its two names either has.
+        for [a, b] in RIVALS {
+            match [a, b].map(|name| overrides.contains_key(name)) {
+                [true, true] => {
+                    return Err(Error::usage(format!("--{a} and --{b} were both given, and only one can have its say"))
+                        .cure("Leave one of them out."));
+                }
+                [true, false] => drop(table.remove(b)),
+                [false, true] => drop(table.remove(a)),
+                [false, false] => {}
+            }
+        }
         table.extend(overrides);
         for declared in DECLARED.iter().filter(|declared| declared.kind == Kind::Texts) {
             // As LLaMA-Factory's files have a list of one.
@@ -521,6 +533,9 @@ fn below(bound: f64) -> String {
     if bound.is_finite() { format!(" and less than {bound}") } else { String::new() }
 }
 
+/// Options of which only one can have its say.
+const RIVALS: [[&str; 2]; 2] = [["epochs", "max-steps"], ["warmup-ratio", "warmup-steps"]];
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -615,8 +630,23 @@ mod tests {
         let warmup = |text: &str| Options::resolve(None, table(&format!("datasets = ['a']\n{text}"))).unwrap().warmup(100);
         let found = ["", "warmup-ratio = 0.1", "warmup-steps = 0", "warmup-steps = 7", "warmup-steps = 0.25"].map(warmup);
         assert_eq!(found, [3, 10, 0, 7, 25]);
-        let both = ["0", "7", "0.25"].map(|steps| warmup(&format!("warmup-ratio = 0.5\nwarmup-steps = {steps}")));
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("train.toml");
+        let of_file = |text: &str, typed: &str| {
+            std::fs::write(&file, format!("datasets = ['a']\n{text}")).unwrap();
+            Options::resolve(Some(&file), table(typed))
+        };
+        let both = ["0", "7", "0.25"]
+            .map(|steps| of_file(&format!("warmup-ratio = 0.5\nwarmup-steps = {steps}"), "").unwrap().warmup(100));
         assert_eq!(both, [50, 7, 25]);
+        // What is typed has its say against the other name for the same in the file; two that are typed are refused.
+        assert_eq!(of_file("warmup-steps = 3", "warmup-ratio = 0.5").unwrap().warmup(100), 50);
+        assert_eq!(of_file("warmup-ratio = 0.5", "warmup-steps = 3").unwrap().warmup(100), 3);
+        let options = of_file("max-steps = 10", "epochs = 5.0").unwrap();
+        assert_eq!((options.max_steps, options.epochs), (None, 5.0));
+        assert_eq!(of_file("epochs = 5.0", "max-steps = 10").unwrap().max_steps, Some(10));
+        let refused = of_file("", "epochs = 5.0\nmax-steps = 10").unwrap_err().to_string();
+        assert!(refused.contains("--epochs and --max-steps were both given"), "{refused}");
         assert_eq!([warmup("schedule = 'constant'"), warmup("schedule = 'constant_with_warmup'")], [0, 3]);
         let refused = Options::resolve(None, table("datasets = ['a']\nschedule = 'constant'\nwarmup-steps = 5")).unwrap_err();
         assert!(refused.to_string().contains("constant-with-warmup"), "{refused}");

@@ -22,7 +22,6 @@ pub(super) struct Folder {
 impl Folder {
     /// A new folder for `scores`, which hold no task yet, or one that an evaluation of the same model by the same program has left.
     pub(super) fn open(path: &Path, scores: Scores) -> Result<Folder> {
-        std::fs::create_dir_all(path).context_at(path, "cannot create the folder")?;
         let mut folder = Folder { path: path.to_owned(), scores, samples: HashMap::new() };
         if path.join(SCORES_FILE).exists() {
             let before = read_scores(path)?;

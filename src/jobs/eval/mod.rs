@@ -27,7 +27,7 @@ use crate::eval::divergence::{self, Divergence};
 use crate::eval::results::{Scores, TaskScores, Tasks};
 use crate::eval::tasks::Task;
 use crate::eval::{fewshot, named};
-use crate::files::sha256;
+use crate::files::{hold, sha256};
 use crate::jobs::journal::Journal;
 use crate::jobs::provenance_of;
 use crate::jobs::watch::{Watch, fetching};
@@ -92,6 +92,7 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
     let identity = found.identity(way)?;
     let scores = Scores { provenance, command: job.command.clone(), identity, server: None, tasks: Tasks::new() };
     let out = job.out.clone().unwrap_or_else(|| scores.folder(&way.settings(&asking, &tasks)));
+    let _held = hold(&out)?;
     let mut folder = Folder::open(&out, scores)?;
     let writes = writes(&tasks);
     let mut open = Vec::new();

@@ -21,7 +21,7 @@ use crate::dataset::write::{Reading, conversation};
 use crate::dataset::{Example, FieldMap, Format, Role, RoleMap, Rollout, Turn, dumps};
 use crate::engine::generate::{Request, Way};
 use crate::error::{Context, Error, Result};
-use crate::files::{write_atomically, write_json};
+use crate::files::{hold, write_atomically, write_json};
 use crate::jobs::answer::{Entries, Entry, entries};
 use crate::jobs::journal::Journal;
 use crate::jobs::watch::Watch;
@@ -59,7 +59,7 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
     if before.as_ref().is_some_and(|record| record.identity != plan.identity) {
         return Err(other_run(&plan.out));
     }
-    std::fs::create_dir_all(&plan.out).context_at(&plan.out, "cannot create the run folder")?;
+    let _held = hold(&plan.out)?;
     let device = source.device();
     // Servers are asked in any case: a finished folder is none of another model's that has taken their place.
     let author = source.author(&plan.out, watch)?;

@@ -25,7 +25,7 @@ use crate::diagnosis::self_check::{OnPolicy, SelfCheck};
 use crate::diagnosis::summary::{Summary, summarise};
 use crate::engine::TOP_K;
 use crate::error::{Context, Error, Result};
-use crate::files::{write_atomically, write_json};
+use crate::files::{hold, write_atomically, write_json};
 use crate::jobs::watch::Watch;
 use crate::jobs::{peak_memory_bytes, provenance_of, view};
 use crate::kernels::cuda;
@@ -83,6 +83,7 @@ pub(crate) fn sort_again(
     command: &str,
     watch: &dyn Watch,
 ) -> Result<Outcome> {
+    let _held = hold(out)?;
     let record = read_record(&out.join(RUN_FILE))?;
     let thresholds = match thresholds {
         Some(thresholds) => thresholds,

@@ -40,11 +40,13 @@ pub(crate) use record::{RUN_FILE, RunRecord, read_json, read_record};
 pub(crate) use shards::{Joining, joined};
 
 use crate::error::Result;
+use crate::files::hold;
 use crate::jobs::watch::Watch;
 
 /// Runs the whole job. An interrupted run goes on where it stopped; a finished one is only reported again.
 pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
     let plan = Plan::make(job, watch)?;
+    let _held = hold(&plan.out)?;
     let stages = stream::score(&plan, watch)?;
     finish::finish(&plan, stages, watch)
 }

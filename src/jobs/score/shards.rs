@@ -18,7 +18,7 @@ use crate::dataset::Shard;
 use crate::diagnosis::fidelity::Fidelity;
 use crate::diagnosis::quadrants::Thresholds;
 use crate::error::{Context, Error, Result};
-use crate::files::write_json;
+use crate::files::{hold, write_json};
 use crate::jobs::folders;
 use crate::jobs::watch::Watch;
 use crate::table::{PARTS_FOLDER, TOKENS_FILE, join_shards};
@@ -223,6 +223,7 @@ fn join(shards: &[Found], joining: &Joining, watch: &dyn Watch) -> Result<PathBu
                 .cure("Name another folder with --out, or remove this one."));
         }
     } else {
+        let _held = hold(&out)?;
         watch.stage("Joining the shards");
         join_parts(shards, &out, &record)?;
         write_json(&out.join(RUN_FILE), &record)?;
