@@ -116,6 +116,23 @@ fn rows_without_ids_are_paired_in_any_order() {
     }
 }
 
+/// Other rows under the same ids are compared, as prompts may have been mended, and counted.
+#[test]
+fn other_rows_of_the_same_ids_are_counted() {
+    let workdir = workdir();
+    let row = |i: usize, answer: &str| {
+        json!({"id": format!("r{i}"), "prompt": format!("What is {i}?"), "completion": answer}).to_string()
+    };
+    for (out, answers) in [("a", ["one", "two", "three"]), ("b", ["one", "three", "three"])] {
+        let rows: Vec<String> = answers.iter().enumerate().map(|(i, answer)| row(i, answer)).collect();
+        workdir.write("held.jsonl", rows.join("\n"));
+        workdir.run(&["eval", "--model", "tiny.gguf", "--tasks", "held.jsonl", "--out", out]).ok();
+    }
+    let diff = workdir.run(&["diff", "a", "b"]).ok();
+    let said = diff.stdout + &diff.stderr;
+    assert!(said.contains("1 of 3 items of held were asked with another prompt"), "{said}");
+}
+
 #[test]
 fn questions_find_their_answers_in_the_file_beside_them() {
     let workdir = workdir();

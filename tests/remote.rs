@@ -1,7 +1,8 @@
 //! Scores from servers: the same numbers, through every fault that passes; and for each that does not, its message.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use diagnose::table::{Column, TokenChunk, for_each_bounded, read_chunks};
@@ -9,7 +10,7 @@ use polars::prelude as pl;
 use polars::prelude::{NamedFrom, SerReader};
 use serde_json::Value;
 
-use crate::served::{Fault, Manners, Server};
+use crate::served::{Ask, Fault, Manners, Server};
 use crate::tiny_model;
 use crate::workdir::{Ran, Workdir};
 
@@ -251,6 +252,22 @@ fn a_key_opens_the_door_and_stands_nowhere() {
     }
 }
 
+/// Another model in the place of the first one: nothing that it has said is kept, and with the first one the run goes on.
+#[test]
+fn a_model_that_changes_under_way_is_noticed() {
+    let workdir = workdir(40);
+    let changes_at = Arc::new(AtomicUsize::new(25));
+    let limit = changes_at.clone();
+    let changing = move |ask: &Ask| if ask.number < limit.load(Ordering::SeqCst) { Fault::Nothing } else { Fault::Flatter };
+    let server = Server::start(&workdir.path("tiny.gguf"), Manners::with("vllm", changing));
+    let ran = run(&workdir, &arguments(&server, "changed"));
+    assert!(ran.code == Some(1) && ran.stderr.contains("says other things of a text than at the beginning"), "{}", ran.stderr);
+    changes_at.store(usize::MAX, Ordering::SeqCst);
+    run(&workdir, &arguments(&server, "changed")).ok();
+    run(&workdir, &arguments(&server, "one")).ok();
+    same_tables(&workdir, ["changed", "one"]);
+}
+
 #[test]
 fn several_servers_share_the_work_and_must_agree() {
     let workdir = workdir(40);
@@ -259,7 +276,7 @@ fn several_servers_share_the_work_and_must_agree() {
     let both = [&arguments(&a, "both")[..], &["--server", &b.url, "--in-flight", "400"]].concat();
     run(&workdir, &both).ok();
     let (n_a, n_b) = (a.asked().len(), b.asked().len());
-    assert!(n_a > 8 && n_b > 8 && n_a + n_b == 40 + 2 * 5 + 1, "{n_a} {n_b}");
+    assert!(n_a > 8 && n_b > 8 && n_a + n_b == 40 + 2 * 5 + 1 + 2, "{n_a} {n_b}");
     run(&workdir, &arguments(&a, "one")).ok();
     same_tables(&workdir, ["both", "one"]);
 

@@ -86,10 +86,14 @@ pub(super) fn expand(inputs: &[String], notes: &mut Vec<String>) -> Result<Vec<P
     Ok(paths)
 }
 
-/// The `source` of rows that do not name their own.
-pub(super) fn display_name(path: &Path) -> String {
+/// The `source` of rows that do not name their own: the file's name, and so many of the folders before it.
+pub(super) fn display_name(path: &Path, folders: usize) -> String {
     if path == Path::new("-") {
         return "stdin".to_owned();
+    }
+    if folders > 0 {
+        let names: Vec<_> = path.components().map(|part| part.as_os_str().to_string_lossy()).collect();
+        return names[names.len().saturating_sub(folders + 1)..].join("/");
     }
     path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }

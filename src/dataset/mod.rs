@@ -101,12 +101,35 @@ pub struct DataFile {
     pub sha256: String,
     /// Size of the same bytes.
     pub bytes: u64,
+    /// How many of the folders before it belong to its name: as many as it takes to tell the files of a data set apart, mostly none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub name_folders: usize,
+}
+
+fn is_zero(n: &usize) -> bool {
+    *n == 0
 }
 
 impl DataFile {
-    /// Its name without the folders before it, which the table has as the `source` of rows that name no other.
+    /// Its name, which the table has as the `source` of rows that name no other: without the folders before it, but for those that tell it from
+    /// other files.
     pub fn name(&self) -> String {
-        files::display_name(&self.path)
+        files::display_name(&self.path, self.name_folders)
+    }
+}
+
+/// Gives files of one name in several folders as many of these into their names as tell them apart.
+fn tell_apart(files: &mut [DataFile]) {
+    for n in 1.. {
+        let alike = |file: &DataFile| {
+            let is_other = |other: &&DataFile| other.path != file.path && other.name() == file.name();
+            files.iter().any(|other| is_other(&other)) && file.path.components().count() > n
+        };
+        let alike: Vec<usize> = (0..files.len()).filter(|&idx| alike(&files[idx])).collect();
+        if alike.is_empty() {
+            return;
+        }
+        alike.into_iter().for_each(|idx| files[idx].name_folders = n);
     }
 }
 
@@ -135,10 +158,12 @@ impl Dataset {
                 let (container, format) = recognise(&path, &mut store, options).map_err(|error| error.at(&path))?;
                 let notes = container::columns(container, &store).map_err(|error| error.at(&path))?.notes();
                 dataset.notes.extend(notes.into_iter().map(|note| format!("{}: {note}", path.display())));
-                dataset.files.push(DataFile { path, container, compression: store.compression, format, sha256, bytes });
+                let compression = store.compression;
+                dataset.files.push(DataFile { path, container, compression, format, sha256, bytes, name_folders: 0 });
                 dataset.stores.push(store);
             }
         }
+        tell_apart(&mut dataset.files);
         Ok(dataset)
     }
 
@@ -245,7 +270,7 @@ impl Records {
 fn open_records(file: &DataFile, store: &files::Store, options: &ReadOptions) -> Result<ParsedRecords> {
     let raw = container::open(file.container, store)?;
     let mapping = options.mapping.clone();
-    let source = files::display_name(&file.path);
+    let source = file.name();
     let format = file.format;
     let rows = raw.map(move |raw| {
         let raw::Raw { line, value } = raw?;

@@ -83,6 +83,15 @@ pub fn read(path: &Path) -> Result<Task> {
 /// A row without an id of its own is named after what it says, so that a comparison finds the same row in another order, too; rows that say
 /// the same are counted.
 fn own_name(example: &Example, counts: &mut HashMap<String, u32>) -> String {
+    let mut name = content_sha256(example);
+    name.truncate(12);
+    let n = counts.entry(name.clone()).or_default();
+    *n += 1;
+    if *n > 1 { format!("{name}-{n}") } else { name }
+}
+
+/// Of all that the model is shown of a row.
+fn content_sha256(example: &Example) -> String {
     let turns: Vec<Value> = example
         .turns
         .iter()
@@ -90,11 +99,7 @@ fn own_name(example: &Example, counts: &mut HashMap<String, u32>) -> String {
             json!([turn.role.name(), turn.content, turn.reasoning, turn.tool_calls, turn.tool_call_id, turn.name, turn.weight])
         })
         .collect();
-    let mut name = sha256(json!([turns, example.tools, example.template_switches]).to_string());
-    name.truncate(12);
-    let n = counts.entry(name.clone()).or_default();
-    *n += 1;
-    if *n > 1 { format!("{name}-{n}") } else { name }
+    sha256(json!([turns, example.tools, example.template_switches]).to_string())
 }
 
 /// `progress` is told the number of tokens done, of all.
@@ -124,6 +129,8 @@ pub fn score(task: &Task, renderer: &Renderer, say: &mut Say, progress: &mut dyn
         id: item.id.clone(),
         subject: item.subject.clone(),
         choices: vec![ChoiceScore { logprob: said.logprob, greedy: said.greedy, tokens: said.tokens, ..ChoiceScore::default() }],
+        // A comparison says of how many rows of one id this is another.
+        prompt_sha256: item.row.as_deref().map(content_sha256),
         ..Sample::default()
     };
     Ok(Scored {

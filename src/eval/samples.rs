@@ -10,7 +10,7 @@
 //! | greedy bool | every token of the continuation is the model's first choice |
 //! | tokens, chars, bytes, words u32 | of the choice without the space before it; tokens: those that were scored |
 //! | picked, picked_norm bool | the choice with the highest logprob of its item, in all and per character |
-//! | prompt_sha256 str | of the item's first context, as lm-evaluation-harness hashes it (`prompt_hash`); null for a text |
+//! | prompt_sha256 str | of the item's first context, as lm-evaluation-harness hashes it (`prompt_hash`); of a row to learn from, of all its turns; null for a text |
 //!
 //! A text has one row per window, `choice` 0.
 

@@ -30,6 +30,14 @@ impl Author {
         }
     }
 
+    /// An error if servers say other things of a text than when they were put to the test: what they have said since may be another model's.
+    pub(super) fn check_unchanged(&self) -> Result<()> {
+        match self {
+            Author::Own(_) => Ok(()),
+            Author::Servers(servers) => servers.pool.check_unchanged(&servers.checked, &servers.tokenizer),
+        }
+    }
+
     /// Answers all requests: see [`generate`]. `finished` gets the number of tokens that were written so far with each answer.
     pub(super) fn write(
         &self,

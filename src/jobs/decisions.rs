@@ -219,6 +219,7 @@ mod tests {
             format: Format::Messages,
             sha256: "ab".repeat(32),
             bytes: 3,
+            name_folders: 0,
         }]
     }
 

@@ -246,8 +246,8 @@ fn drawn(rows: &[u32], share: f64, seed: u64) -> Vec<bool> {
 impl RowName {
     fn is_called(&self, name: &str) -> bool {
         let at = |(path, line): (&str, &str)| {
-            line.parse() == Ok(self.place.line)
-                && (self.place.path.as_path() == Path::new(path) || self.place.path.file_name() == Some(path.as_ref()))
+            // By its name, and by as many of the folders before it as are given.
+            line.parse() == Ok(self.place.line) && self.place.path.ends_with(path)
         };
         self.id.as_deref() == Some(name) || name.rsplit_once(':').is_some_and(at)
     }

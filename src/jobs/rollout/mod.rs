@@ -86,6 +86,10 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
         watch.answers(done, all.len() as u64, n_tokens as f64 / began.elapsed().as_secs_f64());
         Ok(())
     })?;
+    if let Err(changed) = author.check_unchanged() {
+        journal.remove()?;
+        return Err(changed);
+    }
     let seconds = began.elapsed().as_secs_f64();
 
     watch.stage("Writing the rows");
