@@ -301,7 +301,7 @@ impl Device {
             return Err(Error::new("targets lie outside the vocabulary, or their statistics have no room"));
         }
         let shared_bytes = self.head_shared_bytes(vocabulary, top_k).ok_or_else(|| {
-            Error::new(format!("{} has no room for the {top_k} largest of {vocabulary} logits", self.name))
+            Error::new(format!("{} has no room for the {top_k} largest of {vocabulary} logits", self.name()))
                 .cure("Leave out --device cuda: the CPU takes its place.")
         })?;
         let name = if vocabulary.is_multiple_of(4) { "sum_rows_4" } else { "sum_rows_1" };

@@ -32,6 +32,9 @@ mod constants {
     pub(super) const TRANSPOSE_A: i32 = 3;
     pub(super) const TRANSPOSED: i32 = 1;
     pub(super) const MAX_WORKSPACE_BYTES: i32 = 1;
+    pub(super) const REDUCTION_SCHEMES: i32 = 3;
+    /// Parts of a sum are added in the format in which they were computed, f32.
+    pub(super) const REDUCE_IN_COMPUTE_TYPE: u32 = 2;
     /// Of the factors, of what is added, and of the result.
     pub(super) const MIN_ALIGNMENTS: [i32; 4] = [5, 6, 7, 8];
 }
@@ -88,8 +91,9 @@ impl Weight {
 impl Device {
     /// `y [T, N] = x [T, K] W^T`, added to `y` if `adds`. `x` in the weight's format, `y` in f32, or in bf16 where the weight is.
     pub fn multiply(&'static self, x: Array, weight: &Weight, y: Array, adds: bool, rows: Rows) -> Result<()> {
+        let own = |array: Array| alignment(array.address);
         if rows == Rows::Together {
-            return self.multiply_together(x, weight, y, adds);
+            return self.multiply_together(x, weight, y, adds, [own(x), own(y)]);
         }
         let (n, k) = (weight.out_features, weight.in_features);
         let rows = y.len() / n.max(1);
@@ -97,13 +101,19 @@ impl Device {
         if !rows.is_multiple_of(TILE) {
             return Err(Error::new(format!("{rows} rows of a product are not whole tiles of {TILE}")));
         }
+        // What is true of all tiles there could be: one algorithm for all.
+        let of_tiles =
+            |array: Array, width: usize| own(array).min(alignment((TILE * width) as u64 * array.dtype.size_in_bytes()));
+        let alignments = [of_tiles(x, k), of_tiles(y, n)];
         for begin in (0..rows).step_by(TILE) {
-            self.multiply_together(x.part(begin * k, TILE * k)?, weight, y.part(begin * n, TILE * n)?, adds)?;
+            let (x, y) = (x.part(begin * k, TILE * k)?, y.part(begin * n, TILE * n)?);
+            self.multiply_together(x, weight, y, adds, alignments)?;
         }
         Ok(())
     }
 
-    fn multiply_together(&'static self, x: Array, weight: &Weight, y: Array, adds: bool) -> Result<()> {
+    /// `alignments` divide the addresses of `x` and `y`.
+    fn multiply_together(&'static self, x: Array, weight: &Weight, y: Array, adds: bool, alignments: [u32; 2]) -> Result<()> {
         let (n, k) = (weight.out_features, weight.in_features);
         let rows = y.len() / n.max(1);
         x.expect("the input of a product", rows * k, weight.dtype)?;
@@ -118,7 +128,7 @@ impl Device {
         if rows == 0 {
             return Ok(());
         }
-        let alignments = [weight.buffer.address, x.address, y.address].map(alignment);
+        let alignments = [alignment(weight.buffer.address), alignments[0], alignments[1]];
         let shape = Shape { rows, out_features: n, in_features: k, factors: weight.dtype, result: y.dtype(), adds, alignments };
         let product = Product::new(self, &shape)?;
         let known = lock(&self.algorithms).get(&shape).copied();
@@ -221,6 +231,16 @@ impl Product {
                 if code == 0 {
                     code = (blas.set_preference)(preference, attribute, (&raw const alignment).cast(), size_of::<u32>());
                 }
+            }
+            // Where a sum is divided, its parts would else be added as bf16 where the result is.
+            if code == 0 && shape.result == Stored::Bf16 {
+                let schemes = constants::REDUCE_IN_COMPUTE_TYPE;
+                code = (blas.set_preference)(
+                    preference,
+                    constants::REDUCTION_SCHEMES,
+                    (&raw const schemes).cast(),
+                    size_of::<u32>(),
+                );
             }
             if code == 0 {
                 code = (blas.choose)(

@@ -435,7 +435,11 @@ fn products_in_bf16_are_exact_sums_of_rounded_factors() {
         device
             .multiply(from.array(0, rows * k, Stored::Bf16).unwrap(), matrix.on_device().unwrap(), to, false, Rows::Together)
             .unwrap();
-        close(&device.download(to).unwrap(), &expected, 1.0 / 128.0, "rounded product");
+        // Rounded once, to eight binary places: parts of a sum that are rounded before they are added lose more where they cancel out.
+        for (got, expected) in device.download(to).unwrap().iter().zip(&expected) {
+            let allowed = expected.abs() / 256.0 + 1e-5 * (k as f64).sqrt();
+            assert!((f64::from(*got) - expected).abs() <= allowed, "rounded product {got}, not {expected}");
+        }
     }
 }
 
@@ -508,6 +512,37 @@ fn the_largest_of_a_row_is_the_first_of_equals() {
     device.largest_of_rows(buffer.array(0, 8 * vocabulary, Stored::F32).unwrap(), all, vocabulary).unwrap();
     let found: Vec<u32> = device.download(all).unwrap().into_iter().map(f32::to_bits).collect();
     assert_eq!(found, expected);
+}
+
+/// Whole in its file, but no machine code for this driver.
+#[test]
+fn kept_kernels_that_the_driver_refuses_are_compiled_again() {
+    let Some(device) = device() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("gated.cubin");
+    for kept in [&[0; 64][..], &[]] {
+        compile::keep(&file, kept);
+        assert_eq!(compile::kept(&file).as_deref(), Some(kept));
+        device.load(compile::Source::Gated, Some(&file)).unwrap();
+        assert!(compile::kept(&file).unwrap().len() > 1000);
+    }
+    device.load(compile::Source::Gated, Some(&file)).unwrap();
+}
+
+/// Where somebody gives up between asking for a copy and waiting for it.
+#[test]
+fn host_memory_is_not_used_again_before_it_has_been_read() {
+    let Some(device) = device() else { return };
+    let to = device.allocate(4 * 1000).unwrap();
+    let to = to.array(0, 1000, Stored::F32).unwrap();
+    // More than anybody else asks for, so that the second is the first again.
+    let bytes = (64 << 20) + 1;
+    let mut pinned = device.pinned(bytes).unwrap();
+    pinned.write(0, &[1; 1000]).unwrap();
+    device.send(&pinned, to).unwrap();
+    drop(pinned);
+    device.pinned(bytes).unwrap().write(0, &[2; 1000]).unwrap();
+    assert!(device.download(to).unwrap().iter().all(|word| word.to_bits() == 1));
 }
 
 #[test]
