@@ -50,3 +50,27 @@ fn libraries_are_of_no_later_cuda_than_the_driver_on_a_gpu() {
     let said = refused(&newest, "12.4");
     assert!(said.contains("libcublasLt.so.12") && said.contains("nvidia-cublas-cu12 nvidia-cuda-nvrtc-cu12"), "{said}");
 }
+
+/// A step of one answer fills its tile with rows that hold no token, which in this family differ from each other: they would have every expert
+/// multiplied. The profile counts the products of experts' inputs, of this shape alone: in each of three layers of a step two that the token
+/// chose, and of the prompt's first step all four at most.
+#[test]
+fn one_answer_at_a_time_multiplies_the_experts_that_it_chose_on_a_gpu() {
+    if let Err(error) = diagnose::kernels::cuda::Device::get() {
+        return assert!(std::env::var_os("DIAGNOSE_DEVICE_TESTS").is_none(), "{error}");
+    }
+    let workdir = Workdir::new();
+    workdir.write("rows.jsonl", r#"{"prompt": "One and two?", "completion": "Three."}"#);
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/families/qwen3_next");
+    let arguments = ["rollout", "rows.jsonl", "--model", model, "--device", "cuda", "--dtype", "f32", "--max-new-tokens", "30"];
+    let mut command = workdir.command(&[&arguments[..], &["--temperature", "0", "--out", "run"]].concat());
+    let ran = command.env("DIAGNOSE_CUDA_PROFILE", "1").output().unwrap();
+    let said = String::from_utf8_lossy(&ran.stderr);
+    assert!(ran.status.success(), "{said}");
+    let line = said.lines().find(|line| line.starts_with("product 40 x 36 ")).unwrap_or_else(|| panic!("{said}"));
+    let products: u64 = line.split_whitespace().nth(4).unwrap().parse().unwrap();
+    let run: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(workdir.path("run/run.json")).unwrap()).unwrap();
+    let steps = run["written"]["steps"].as_u64().unwrap();
+    assert!(steps >= 10, "{run}");
+    assert!((6 * steps - 6..=6 * steps + 6).contains(&products), "{products} products in {steps} steps:\n{said}");
+}

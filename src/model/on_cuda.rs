@@ -117,6 +117,9 @@ pub(super) struct Inputs<'a> {
     pub positions: Indices<'a>,
     /// What goes on behind the last block.
     pub rows: Indices<'a>,
+    /// So many of the first rows hold a token, and so many of those behind the last block.
+    pub held: usize,
+    pub held_rows: usize,
     /// Who sees whom.
     pub plan: &'a AttentionPlan,
 }
@@ -374,7 +377,8 @@ impl OnCuda {
         let ([ids, positions, rows, targets, tiles, ranges, steps, runs], pinned) = self.send(lists, arena)?;
         let delta = delta.map(|plan| DeltaInputs { plan, steps, runs });
         let together = Together { device: self.device, plan, tiles, ranges, delta };
-        let residual = self.run(decoder, &Inputs { ids, positions, rows, plan }, &together, arena)?;
+        let (held, held_rows) = (ids.len(), rows.len());
+        let residual = self.run(decoder, &Inputs { ids, positions, rows, held, held_rows, plan }, &together, arena)?;
         Ok((residual, pinned, targets))
     }
 
@@ -393,20 +397,20 @@ impl OnCuda {
         self.device.embed(table.array()?, inputs.ids, residual, width, decoder.embedding_scale as f32)?;
         for (index, (block, vectors)) in decoder.blocks.iter().zip(&self.blocks).enumerate() {
             let mark = arena.mark();
-            let mut mixed = self.mix(index, (block, vectors), residual, inputs, finds, arena)?;
+            let (mut held, mut mixed) = (inputs.held, self.mix(index, (block, vectors), residual, inputs, finds, arena)?);
             // Nothing attends to the last block's output: only what is asked for goes on.
             if index + 1 == decoder.blocks.len() {
                 let mixed_width = block.mixer.output().matrix.in_features();
                 let rows = arena.array(n * mixed_width, mixed.dtype())?;
                 self.device.take_rows(mixed, inputs.rows, rows, mixed_width)?;
                 self.device.take_rows(residual, inputs.rows, last, width)?;
-                (mixed, residual) = (rows, last);
+                (mixed, residual, held) = (rows, last, inputs.held_rows);
             }
             let output = Output { linear: block.mixer.output(), bias: vectors.output_bias.as_ref() };
             let norm = block.attention_post_norm.as_ref().zip(vectors.attention_post_norm.as_ref());
             self.add_to(residual, output, mixed, norm, arena)?;
             arena.give_back(mark);
-            self.feed_forward(block, vectors, residual, arena)?;
+            self.feed_forward(block, vectors, residual, held, arena)?;
             arena.give_back(mark);
         }
         Ok(residual)
@@ -468,8 +472,15 @@ impl OnCuda {
         Ok((projected, qkv, options))
     }
 
-    /// Adds what the feed-forward network makes of the residual stream to it.
-    fn feed_forward<'a>(&self, block: &Block, vectors: &BlockVectors, residual: Array<'a>, arena: &Arena<'a>) -> Result<()> {
+    /// Adds what the feed-forward network makes of the residual stream, whose first `held` rows hold a token, to it.
+    fn feed_forward<'a>(
+        &self,
+        block: &Block,
+        vectors: &BlockVectors,
+        residual: Array<'a>,
+        held: usize,
+        arena: &Arena<'a>,
+    ) -> Result<()> {
         let norm = block.mlp_post_norm.as_ref().zip(vectors.mlp_post_norm.as_ref());
         let before = block.mlp_norm.as_ref().zip(vectors.mlp_norm.as_ref());
         match (&block.mlp, &vectors.mlp) {
@@ -486,7 +497,7 @@ impl OnCuda {
                     return Err(Error::new("experts with a norm behind them have no kernels on the GPU"));
                 }
                 let normed = self.normed(residual, before, Stored::F32, arena)?;
-                vectors.add_to(self.device, experts, normed, residual, arena)
+                vectors.add_to(self.device, experts, normed, held, residual, arena)
             }
             _ => Err(Error::new("the vectors on the GPU belong to another block")),
         }

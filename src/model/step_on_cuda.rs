@@ -162,7 +162,7 @@ impl OnCuda {
             states: states.as_ref().map(|plan| (plan, StatesLists { steps, runs, recalled, newest, places })),
             last_block: decoder.n_blocks() - 1,
         };
-        let inputs = Inputs { ids, positions, rows, plan: &plan.before };
+        let inputs = Inputs { ids, positions, rows, held, held_rows: n, plan: &plan.before };
         let residual = self.run(decoder, &inputs, &going_on, &arena)?;
         let head = on_device(decoder.head())?;
         let hidden = arena.array(n_rows * width, head.dtype())?;

@@ -53,7 +53,13 @@ impl Device {
     pub fn take_rows(&self, x: Array, rows: Indices, y: Array, width: usize) -> Result<()> {
         y.expect("chosen rows", rows.len() * width, x.dtype())?;
         check_rows(rows, x, width)?;
-        let name = if x.dtype() == Stored::F32 { "take_rows_f32" } else { "take_rows_bf16" };
+        let bytes = width * x.dtype().size_in_bytes() as usize;
+        let in_units = [x.address, y.address, bytes as u64].into_iter().all(|number| number.is_multiple_of(16));
+        let (name, width) = match x.dtype() {
+            _ if in_units => ("take_rows_16", bytes / 16),
+            Stored::F32 => ("take_rows_f32", width),
+            Stored::Bf16 => ("take_rows_bf16", width),
+        };
         self.by_row(name, rows.len(), width, &[x.argument(), rows.argument(), y.argument(), U32(width as u32)])
     }
 

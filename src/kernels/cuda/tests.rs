@@ -69,7 +69,14 @@ fn what_is_stored_in_bf16_goes_to_the_device_as_it_is() {
 #[test]
 fn rows_are_taken_and_biased() {
     let Some(device) = device() else { return };
-    let (width, numbers) = (37, noise(5 * 37, 1.0, 2));
+    // The second's rows are of 16 bytes in either format, the third's in f32.
+    for width in [37, 40, 36] {
+        rows_of(device, width);
+    }
+}
+
+fn rows_of(device: &'static Device, width: usize) {
+    let numbers = noise(5 * width, 1.0, 2);
     let row = |i: usize| &numbers[i * width..(i + 1) * width];
     for (dtype, products) in [(Stored::F32, Dtype::F32), (Stored::Bf16, Dtype::Bf16)] {
         let expected = |x: f32| if dtype == Stored::F32 { x } else { half::bf16::from_f32(x).to_f32() };
@@ -289,8 +296,7 @@ fn sinks_take_their_share_in_bf16() {
 #[test]
 fn experts_get_their_tokens_and_give_their_sums() {
     let Some(device) = device() else { return };
-    let width = 20;
-    for (tokens, n_experts, per_token) in [(1, 1, 1), (150, 7, 3), (77, 40, 40), (300, 130, 8)] {
+    for (tokens, n_experts, per_token, width) in [(1, 1, 1, 20), (150, 7, 3, 20), (77, 40, 40, 21), (300, 130, 8, 20)] {
         let (logits, x) = (noise(tokens * n_experts, 3.0, 1), noise(tokens * width, 1.0, 2));
         let [bias, correction, biases] =
             [(n_experts, 3), (n_experts, 4), (n_experts * width, 5)].map(|(n, seed)| noise(n, 0.5, seed));
