@@ -136,13 +136,10 @@ impl OnCuda {
         let words = plan.n_words() + states.as_ref().map_or(0, StatesPlan::n_words);
         let buffer = self.room(bytes_of_a_step(&self.sizes, tokens, n, words, plan.n_parts()))?;
         let arena = Arena::new(&buffer, Rows::InTiles);
-        // What is fetched comes first in the buffer.
-        let (logits, largest) = match wanted {
-            Wanted::Logits => (arena.array(n_rows * vocabulary, Stored::F32)?, None),
-            Wanted::Largest => {
-                let largest = arena.array(n_rows, Stored::F32)?;
-                (arena.array(n_rows * vocabulary, Stored::F32)?, Some(largest))
-            }
+        let logits = arena.array(n_rows * vocabulary, Stored::F32)?;
+        let largest = match wanted {
+            Wanted::Logits => None,
+            Wanted::Largest => Some(arena.array(n_rows, Stored::F32)?),
         };
         let of_attention = [&plan.before.tiles, &plan.before.ranges, &plan.rows, &plan.queries, &plan.parts, &plan.pages];
         let nothing = Vec::new();
@@ -168,15 +165,15 @@ impl OnCuda {
         let hidden = arena.array(n_rows * width, head.dtype())?;
         device.rms_norm(residual, &self.norm, decoder.norm.eps, hidden)?;
         device.multiply(hidden, head, logits, false, Rows::InTiles)?;
-        let len = match largest {
-            None => n * vocabulary,
+        let fetched = match largest {
+            None => logits.part(0, n * vocabulary)?,
             Some(largest) => {
                 device.largest_of_rows(logits, largest, vocabulary)?;
-                n
+                largest.part(0, n)?
             }
         };
-        let pinned = device.pinned(4 * len)?;
-        device.fetch(&buffer, &pinned, 4 * len)?;
+        let (pinned, len) = (device.pinned(4 * fetched.len())?, fetched.len());
+        device.fetch(fetched, &pinned)?;
         device.synchronize()?;
         Ok(Fetched { pinned, len })
     }

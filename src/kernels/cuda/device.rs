@@ -321,10 +321,11 @@ impl Device {
         check(&self.driver, "copy to the GPU", code)
     }
 
-    /// Copies the beginning of `from` to `pinned`, without waiting.
-    pub fn fetch(&self, from: &Buffer, pinned: &Pinned, bytes: usize) -> Result<()> {
-        if bytes > pinned.capacity() || bytes > from.bytes {
-            return Err(Error::new("more bytes than both sides of a copy hold"));
+    /// Copies `from` to the beginning of `pinned`, without waiting.
+    pub fn fetch(&self, from: Array, pinned: &Pinned) -> Result<()> {
+        let bytes = from.bytes();
+        if bytes > pinned.capacity() {
+            return Err(Error::new("more bytes on the GPU than were to be copied from it"));
         }
         if bytes == 0 {
             return Ok(());
