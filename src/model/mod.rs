@@ -311,7 +311,27 @@ impl Model {
             (Some(on_cuda), Place::Device(kept), None) => {
                 self.tokenizer.check(ids)?;
                 let fetched = on_cuda.step(&self.decoder, kept, ids, stretches, Wanted::Largest)?;
-                Ok(Some(fetched.largest()?.to_vec()))
+                Ok(Some(fetched.ids()?.to_vec()))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// In the place of [`Model::next_logits`] where a token is drawn from each row with a number of `randoms`, in 0..1, by shares of
+    /// `exp(scale logit)`, on a GPU: to the bit what the host draws of the same logits. `u32::MAX` and `None` as in [`Model::next_largest`].
+    pub fn next_drawn(
+        &self,
+        cache: &mut Cache,
+        ids: &[u32],
+        stretches: &[Stretch],
+        scale: f32,
+        randoms: &[f64],
+    ) -> Result<Option<Vec<u32>>> {
+        match (&self.on_cuda, &cache.place, self.config.final_softcap) {
+            (Some(on_cuda), Place::Device(kept), None) => {
+                self.tokenizer.check(ids)?;
+                let fetched = on_cuda.step(&self.decoder, kept, ids, stretches, Wanted::Drawn { scale, randoms })?;
+                Ok(Some(fetched.ids()?.to_vec()))
             }
             _ => Ok(None),
         }

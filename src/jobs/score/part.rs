@@ -154,7 +154,11 @@ mod tests {
         for device in ["cuda (a card)", "cpu (2 threads)"] {
             let whole = ends(device, 1_000_000_000, 0, 0);
             for (number, last) in whole.iter().enumerate() {
-                assert_eq!(ends(device, 1_000_000_000, last + 1, number + 1), whole[number + 1..], "{device} behind part {number}");
+                assert_eq!(
+                    ends(device, 1_000_000_000, last + 1, number + 1),
+                    whole[number + 1..],
+                    "{device} behind part {number}"
+                );
             }
         }
         let mut of_records = PartEnds::new("cpu", 0, 0);

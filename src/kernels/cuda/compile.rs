@@ -23,6 +23,7 @@ pub(super) enum Source {
     Rows,
     Head,
     Largest,
+    Draw,
     Experts,
     /// The gated delta rule of keys of so many elements.
     Delta {
@@ -49,6 +50,7 @@ impl Source {
             Source::Rows => include_str!("../matmul/rows.cu"),
             Source::Head => include_str!("../statistics/statistics.cu"),
             Source::Largest => include_str!("../statistics/largest.cu"),
+            Source::Draw => include_str!("../statistics/draw.cu"),
             Source::Experts => include_str!("experts.cu"),
             Source::Delta { .. } => include_str!("../delta/delta.cu"),
             Source::Attention { .. } => include_str!("../attention/attention.cu"),
@@ -63,6 +65,7 @@ impl Source {
             Source::Rows => "rows.cu",
             Source::Head => "statistics.cu",
             Source::Largest => "largest.cu",
+            Source::Draw => "draw.cu",
             Source::Experts => "experts.cu",
             Source::Delta { .. } => "delta.cu",
             Source::Attention { .. } => "attention.cu",
@@ -229,7 +232,7 @@ mod tests {
         }
         let attention = |head_dim, warps, row_tiles| Source::Attention { head_dim, warps, row_tiles };
         let last = [(64, 3), (128, 4), (128, 8), (256, 8)].map(|(head_dim, group)| Source::Last { head_dim, group });
-        let plain = [Source::Norm, Source::Gated, Source::Rows, Source::Head, Source::Largest, Source::Experts];
+        let plain = [Source::Norm, Source::Gated, Source::Rows, Source::Head, Source::Largest, Source::Draw, Source::Experts];
         let keys = [10, 128, 256].map(|key_dim| Source::Delta { key_dim });
         let widths = [attention(64, 4, 1), attention(64, 4, 2), attention(128, 4, 2), attention(128, 8, 1), attention(256, 4, 1)];
         let capabilities = [(8, 0), (9, 0), (10, 0)];

@@ -17,7 +17,7 @@ use rayon::prelude::*;
 use super::array::{Argument, Array, Indices, arena_bytes};
 use super::compile::{self, Source, Target};
 use super::library::{self, Address, Blas, Driver, Opaque, Version, check_blas};
-use super::shape::{Rows, Shape};
+use super::shape::Rows;
 use crate::error::{Error, Result};
 use crate::kernels::Stored;
 use crate::kernels::cpu::lock;
@@ -34,7 +34,6 @@ pub struct Device {
     pub(super) shared_bytes: u32,
     kernels: Mutex<HashMap<(Source, &'static str), Kernel>>,
     modules: Mutex<HashMap<Source, Handle>>,
-    pub(super) algorithms: Mutex<HashMap<Shape, library::Algorithm>>,
     pub(super) workspace: Mutex<Option<Buffer>>,
     /// Host memory that is waiting to be used again.
     pinned: Mutex<Vec<PinnedBytes>>,
@@ -187,7 +186,6 @@ impl Device {
             shared_bytes: shared_bytes as u32,
             kernels: Mutex::default(),
             modules: Mutex::default(),
-            algorithms: Mutex::default(),
             workspace: Mutex::default(),
             pinned: Mutex::default(),
             copies: AtomicU64::new(0),
