@@ -9,6 +9,7 @@ mod bits_per_byte;
 mod browser;
 mod check;
 mod contradictions;
+mod cuda;
 mod dataset;
 mod diff;
 mod engine;

@@ -32,8 +32,8 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::error::{Error, Result};
-use crate::kernels::choice;
 use crate::kernels::level::Level;
+use crate::kernels::{choice, cuda};
 use crate::provenance;
 use crate::spelling::nearest;
 use output::quoted;
@@ -137,7 +137,7 @@ pub fn run() -> Result<()> {
     let matches = config::matches(&command, &typed)?;
     let cli = Cli::from_arg_matches(&matches).map_err(|error| Error::usage(error.to_string()))?;
     let command_line = typed.iter().map(|argument| quoted(&argument.to_string_lossy())).collect::<Vec<_>>().join(" ");
-    match cli.command {
+    let done = match cli.command {
         None => score::run(cli.score, &typed_options(&matches), &command_line),
         Some(Command::Eval(arguments)) => eval::run(arguments, &command_line),
         Some(Command::Check(arguments)) => check::run(*arguments),
@@ -148,5 +148,9 @@ pub fn run() -> Result<()> {
         Some(Command::View(arguments)) => view::run(arguments, &command_line),
         Some(Command::Completions(arguments)) => completions::run(&arguments, Cli::command()),
         Some(Command::Man(arguments)) => completions::write_manual(&arguments, Cli::command()),
+    };
+    if let Some(profile) = cuda::profile() {
+        eprintln!("{profile}");
     }
+    done
 }

@@ -12,7 +12,7 @@ use crate::diagnosis::quadrants::Thresholds;
 use crate::error::{Context, Error, Result};
 use crate::jobs::score::{self, Job, Joining, Outcome};
 use crate::jobs::{folders, landscape};
-use crate::kernels::{Dtype, Kernels, cuda};
+use crate::kernels::{Dtype, Kernels};
 use crate::model::Placement;
 use crate::report::terminal;
 
@@ -120,9 +120,6 @@ pub(super) fn run(args: Args, typed: &[String], command_line: &str) -> Result<()
         None => score::run(&job(args, command_line)?, &watch)?,
     };
     drop(watch);
-    if let Some(profile) = cuda::profile() {
-        eprintln!("{profile}");
-    }
     print(&outcome, json)
 }
 

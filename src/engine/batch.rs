@@ -35,6 +35,11 @@ pub struct Packed {
 /// Packs the sequences that have supervised tokens, the first batch with a budget of its own. A sequence longer than `budget` gets a
 /// batch to itself.
 pub fn pack(sequences: &[Sequence], budget: usize, first_budget: usize) -> Vec<Packed> {
+    packs(sequences, budget, first_budget).collect()
+}
+
+/// The same, each batch when it is asked for.
+pub(super) fn packs(sequences: &[Sequence], budget: usize, first_budget: usize) -> impl Iterator<Item = Packed> {
     let inputs: Vec<&[u32]> = sequences.iter().map(input).collect();
     let mut order: Vec<usize> = (0..sequences.len()).filter(|&i| !inputs[i].is_empty()).collect();
     order.sort_by_key(|&i| inputs[i]);
@@ -60,7 +65,7 @@ pub fn pack(sequences: &[Sequence], budget: usize, first_budget: usize) -> Vec<P
         tokens += if position == begin { inputs[order[position]].len() } else { added(position) };
     }
     groups.push(begin..order.len());
-    groups.into_iter().filter(|group| !group.is_empty()).map(|group| pack_group(sequences, &inputs, &order[group])).collect()
+    groups.into_iter().filter(|group| !group.is_empty()).map(move |group| pack_group(sequences, &inputs, &order[group]))
 }
 
 /// The tokens that predict something supervised.
@@ -83,19 +88,30 @@ fn pack_group(sequences: &[Sequence], inputs: &[&[u32]], members: &[usize]) -> P
         targets: Vec::new(),
         scatter: Vec::with_capacity(members.len()),
     };
+    // By their first rows: how many members go through each segment.
+    let mut shares: HashMap<usize, usize> = HashMap::new();
+    for rows in members.iter().flat_map(|member| &forest.paths[member]) {
+        *shares.entry(rows.start).or_default() += 1;
+    }
     // Sequences that share a prefix may supervise the same token of it.
     let mut seen: HashMap<(u32, u32), u32> = HashMap::new();
     for &member in members {
         let sequence = &sequences[member];
-        let batch_rows: Vec<usize> = forest.paths[&member].iter().cloned().flatten().collect();
-        let mut indices = Vec::new();
-        for (position, target) in sequence.targets().filter(|(position, _)| *position > 0) {
-            let row = batch_rows[position - 1] as u32;
-            indices.push(*seen.entry((row, target)).or_insert_with(|| {
-                packed.rows.push(row);
-                packed.targets.push(target);
-                packed.rows.len() as u32 - 1
-            }));
+        let mut targets = sequence.targets().filter(|(position, _)| *position > 0).peekable();
+        let (mut indices, mut before) = (Vec::new(), 0);
+        for rows in &forest.paths[&member] {
+            let is_shared = shares[&rows.start] > 1;
+            // A token is predicted from the row of the one before.
+            while let Some((position, target)) = targets.next_if(|(position, _)| *position <= before + rows.len()) {
+                let row = (rows.start + position - 1 - before) as u32;
+                let mut add = || {
+                    packed.rows.push(row);
+                    packed.targets.push(target);
+                    packed.rows.len() as u32 - 1
+                };
+                indices.push(if is_shared { *seen.entry((row, target)).or_insert_with(add) } else { add() });
+            }
+            before += rows.len();
         }
         packed.scatter.push((member, indices));
     }
@@ -170,6 +186,9 @@ mod tests {
         let batches = pack(sequences, budget, 256);
         let mut found = 0;
         for packed in &batches {
+            let mut pairs: Vec<_> = packed.rows.iter().zip(&packed.targets).collect();
+            pairs.sort_unstable();
+            assert!(pairs.windows(2).all(|pair| pair[0] != pair[1]), "each row and target stand once");
             assert_eq!(packed.batch.segments.iter().map(|s| s.tokens.len()).sum::<usize>(), packed.batch.ids.len());
             for (sequence, targets) in &packed.scatter {
                 let sequence = &sequences[*sequence];

@@ -23,6 +23,7 @@ use crate::kernels::statistics::Curves;
 use crate::model::{BatchStatistics, Model, Placement, Statistics};
 use crate::tokens::Sequence;
 
+use batch::packs;
 pub use batch::{Packed, TOKEN_BUDGET, pack};
 pub use divergence::{KeptLogits, TokenDivergence, divergence};
 pub use sample::{Curve, Sample};
@@ -64,26 +65,96 @@ pub fn score_top_k(
     work: &mut Work,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Vec<Vec<TokenStatistics>>> {
-    Ok(score_and_sample(model, sequences, top_k, &Sample::default(), work, progress)?.0)
+    let sample = Sample::default();
+    let mut scorer = Scorer::new(model, top_k, &sample, work);
+    let mut scores = scorer.add(sequences, progress)?;
+    scores.extend(scorer.finish(progress)?);
+    // Of one set.
+    Ok(scores.into_iter().flat_map(|scores| scores.tokens).collect())
 }
 
-/// As [`score_top_k`], and gives the curves of those tokens of the sequences that are in `sample`, batch by batch: they come with the
-/// statistics, from the same pass.
-pub fn score_and_sample(
-    model: &Model,
-    sequences: &[Sequence],
+/// What [`Scorer`] gives of each set of sequences.
+pub struct Scores {
+    /// Statistics of the supervised tokens of each sequence, in order.
+    pub tokens: Vec<Vec<TokenStatistics>>,
+    /// Of the tokens that are in the sample.
+    pub curves: Vec<Curve>,
+}
+
+/// Scores sets of sequences, one after the other. A GPU has the next batch before it is asked for the last one's results, be it the first of
+/// the next set, so that it never waits; elsewhere a set is finished when it has been added.
+pub struct Scorer<'a> {
+    model: &'a Model,
     top_k: usize,
-    sample: &Sample,
-    work: &mut Work,
-    progress: &mut dyn FnMut(u64),
-) -> Result<(Vec<Vec<TokenStatistics>>, Vec<Curve>)> {
-    let (mut done, mut curves) = (0, Vec::new());
-    let mut scores: Vec<Vec<TokenStatistics>> = sequences.iter().map(|_| Vec::new()).collect();
-    let mut finish = |Underway { packed, sampled, statistics }: Underway| -> Result<()> {
+    sample: &'a Sample,
+    work: &'a mut Work,
+    /// Input tokens of all that is done.
+    done: u64,
+    underway: Option<Underway<'a>>,
+    /// The set whose last batch is under way.
+    open: Option<Scores>,
+}
+
+impl<'a> Scorer<'a> {
+    /// `work` grows with every batch that is done.
+    pub fn new(model: &'a Model, top_k: usize, sample: &'a Sample, work: &'a mut Work) -> Scorer<'a> {
+        Scorer { model, top_k, sample, work, done: 0, underway: None, open: None }
+    }
+
+    /// Puts all batches of a set to work, and gives what sets were finished meanwhile, in their order. After each batch `progress` is told
+    /// the number of input tokens done, of all sets.
+    pub fn add(&mut self, sequences: &[Sequence], progress: &mut dyn FnMut(u64)) -> Result<Vec<Scores>> {
+        let (model, mut finished) = (self.model, Vec::new());
+        let mut scores = Scores { tokens: sequences.iter().map(|_| Vec::new()).collect(), curves: Vec::new() };
+        let budget = model.token_budget();
+        let first_budget = if model.placement == Placement::Cuda { budget } else { FIRST_BUDGET };
+        for packed in packs(sequences, budget, first_budget) {
+            let sampled = self.sample.of(sequences, &packed);
+            let curves = Curves { of: &sampled, k_max: self.sample.k_max };
+            let options = model.head_options(self.top_k);
+            let statistics = model.statistics(&packed.batch, &packed.rows, &packed.targets, &options, curves)?;
+            let input_tokens = packed.scatter.iter().map(|(sequence, _)| sequences[*sequence].ids.len() as u64).sum();
+            let next = Underway { packed, input_tokens, sampled, statistics };
+            if let Some(before) = self.underway.take() {
+                match self.open.take() {
+                    Some(mut open) => {
+                        self.take_in(before, &mut open, progress)?;
+                        finished.push(open);
+                    }
+                    None => self.take_in(before, &mut scores, progress)?,
+                }
+            }
+            match next.statistics {
+                Statistics::Ready(_) => self.take_in(next, &mut scores, progress)?,
+                Statistics::Pending(..) => self.underway = Some(next),
+            }
+        }
+        // A set without a batch leaves the one before open.
+        if self.open.is_some() {
+            finished.extend(self.finish(progress)?);
+        }
+        match self.underway {
+            Some(_) => self.open = Some(scores),
+            None => finished.push(scores),
+        }
+        Ok(finished)
+    }
+
+    /// Waits for what is under way, and gives the set that it belongs to.
+    pub fn finish(&mut self, progress: &mut dyn FnMut(u64)) -> Result<Option<Scores>> {
+        let Some(mut open) = self.open.take() else { return Ok(None) };
+        if let Some(last) = self.underway.take() {
+            self.take_in(last, &mut open, progress)?;
+        }
+        Ok(Some(open))
+    }
+
+    fn take_in(&mut self, batch: Underway, scores: &mut Scores, progress: &mut dyn FnMut(u64)) -> Result<()> {
+        let Underway { packed, input_tokens, sampled, statistics } = batch;
         let BatchStatistics { tokens: statistics, curves: by_k, decoder, head } = statistics.wait()?;
-        work.decoder_seconds += decoder.as_secs_f64();
-        work.head_seconds += head.as_secs_f64();
-        work.computed_tokens += packed.batch.ids.len() as u64;
+        self.work.decoder_seconds += decoder.as_secs_f64();
+        self.work.head_seconds += head.as_secs_f64();
+        self.work.computed_tokens += packed.batch.ids.len() as u64;
         if let Some(bad) = statistics.iter().position(|token| token.logprob.is_nan()) {
             return Err(Error::new(format!(
                 "the model's logits are not numbers (first at target token {})",
@@ -92,41 +163,106 @@ pub fn score_and_sample(
             .cure("The weights are damaged, or overflow: check the model file."));
         }
         let entropies = sampled.iter().map(|&target| statistics[target as usize].entropy);
-        curves.extend(by_k.into_iter().zip(entropies).map(|(by_k, entropy)| Curve { by_k, entropy }));
+        scores.curves.extend(by_k.into_iter().zip(entropies).map(|(by_k, entropy)| Curve { by_k, entropy }));
         for (sequence, targets) in &packed.scatter {
-            scores[*sequence] = targets.iter().map(|&target| statistics[target as usize]).collect();
-            done += sequences[*sequence].ids.len() as u64;
+            scores.tokens[*sequence] = targets.iter().map(|&target| statistics[target as usize]).collect();
         }
-        progress(done);
+        self.done += input_tokens;
+        progress(self.done);
         Ok(())
-    };
-    // A GPU has the next batch before it is asked for the last one's results, so that it never waits.
-    let mut underway: Option<Underway> = None;
-    let budget = model.token_budget();
-    let first_budget = if model.placement == Placement::Cuda { budget } else { FIRST_BUDGET };
-    for packed in pack(sequences, budget, first_budget) {
-        let sampled = sample.of(sequences, &packed);
-        let curves = Curves { of: &sampled, k_max: sample.k_max };
-        let statistics = model.statistics(&packed.batch, &packed.rows, &packed.targets, &model.head_options(top_k), curves)?;
-        let next = Underway { packed, sampled, statistics };
-        if let Some(before) = underway.take() {
-            finish(before)?;
-        }
-        match next.statistics {
-            Statistics::Ready(_) => finish(next)?,
-            Statistics::Pending(_) => underway = Some(next),
-        }
     }
-    if let Some(last) = underway {
-        finish(last)?;
-    }
-    Ok((scores, curves))
 }
 
 /// A batch whose statistics may be on their way.
-struct Underway {
+struct Underway<'a> {
     packed: Packed,
+    /// Of all its sequences.
+    input_tokens: u64,
     /// Targets whose curves were asked for.
     sampled: Vec<u32>,
-    statistics: Statistics,
+    statistics: Statistics<'a>,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::kernels::testing::device;
+    use crate::kernels::{Dtype, Kernels};
+    use crate::model::{LoadOptions, Reference};
+    use crate::tokens::Span;
+
+    fn model(placement: Placement, kernels: Kernels) -> Model {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families/qwen3");
+        let reference = Reference::resolve(path.to_str(), &|_, _, _| {}).unwrap();
+        Model::load(&reference, LoadOptions { dtype: Dtype::F32, kernels, device: placement }, 128).unwrap()
+    }
+
+    /// `n` sequences from number `first` on, with a prefix in common, of which tokens from `supervised_from` on are supervised.
+    fn sequences(first: u32, n: u32, supervised_from: usize) -> Vec<Sequence> {
+        let of_row = |row: u32| {
+            let tail = (0..5 + row % 23).map(|t| (row * 7 + t * t) % 250);
+            let ids: Vec<u32> = (0..12).chain(tail).collect();
+            let supervised = (0..ids.len()).map(|t| t >= supervised_from).collect();
+            Sequence { row, supervised, spans: vec![Span::default(); ids.len()], ids }
+        };
+        (first..first + n).map(of_row).collect()
+    }
+
+    /// Sets come out in their order and as each alone, also where one of them has nothing to score; a GPU holds one back, the CPU none. The
+    /// sample's curves are those of the CPU.
+    #[test]
+    fn sets_are_scored_as_if_each_were_alone() {
+        let sets = [sequences(0, 40, 3), sequences(40, 0, 3), sequences(40, 9, 13), sequences(49, 5, 99), sequences(54, 30, 8)];
+        let sample = Sample::new(&sets[..3].concat(), 20, 300);
+        let mut places = vec![(Placement::Cpu, Kernels::Fused)];
+        places.extend(device().map(|_| (Placement::Cuda, Kernels::Cuda)));
+        let mut of_places = Vec::new();
+        for (placement, kernels) in places {
+            let model = model(placement, kernels);
+            let (mut work, mut done) = (Work::default(), 0);
+            let mut progress = |tokens| done = tokens;
+            let mut scorer = Scorer::new(&model, TOP_K, &sample, &mut work);
+            let mut found = Vec::new();
+            for (number, set) in sets.iter().enumerate() {
+                found.extend(scorer.add(set, &mut progress).unwrap());
+                // Of those that have a batch.
+                let held_back = usize::from(placement == Placement::Cuda && [0, 2, 4].contains(&number));
+                assert_eq!(found.len(), number + 1 - held_back, "{placement:?}");
+            }
+            found.extend(scorer.finish(&mut progress).unwrap());
+            assert!(scorer.finish(&mut progress).unwrap().is_none());
+            assert_eq!(found.len(), sets.len());
+            assert_eq!(done, [0, 2, 4].iter().flat_map(|&set| &sets[set]).map(|sequence| sequence.ids.len() as u64).sum::<u64>());
+            let mut curves = 0;
+            for (found, set) in found.iter().zip(&sets) {
+                let (mut alone_work, mut alone) = (Work::default(), Vec::new());
+                let mut scorer = Scorer::new(&model, TOP_K, &sample, &mut alone_work);
+                alone.extend(scorer.add(set, &mut |_| {}).unwrap());
+                alone.extend(scorer.finish(&mut |_| {}).unwrap());
+                assert_eq!(alone.len(), 1);
+                assert!(found.tokens == alone[0].tokens && found.curves == alone[0].curves, "{placement:?}");
+                for (sequence, scores) in set.iter().zip(&found.tokens) {
+                    assert_eq!(scores.len(), sequence.supervised.iter().filter(|&&supervised| supervised).count());
+                }
+                curves += found.curves.len();
+            }
+            assert_eq!(curves, sample.len());
+            of_places.push(found);
+        }
+        // f32 here and there.
+        for (of_cpu, of_gpu) in of_places[0].iter().zip(of_places.iter().skip(1).flatten()) {
+            assert_eq!(of_cpu.curves.len(), of_gpu.curves.len());
+            let sorted = |curves: &[Curve]| {
+                let mut all: Vec<f32> =
+                    curves.iter().flat_map(|curve| curve.by_k.iter().chain([&curve.entropy])).copied().collect();
+                all.sort_by(f32::total_cmp);
+                all
+            };
+            for (a, b) in sorted(&of_cpu.curves).into_iter().zip(sorted(&of_gpu.curves)) {
+                assert!((a - b).abs() <= 1e-4, "{a} and {b}");
+            }
+        }
+    }
 }

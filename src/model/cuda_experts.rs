@@ -71,12 +71,14 @@ impl ExpertVectors {
         })
     }
 
-    /// Adds to the residual stream what the experts make of `x [T, D]`, f32, and what all tokens share.
+    /// Adds to the residual stream what the experts make of the first `held` rows of `x [T, D]`, f32, and what all tokens share: the other
+    /// rows hold no token, and would have experts multiplied that nobody chose.
     pub(super) fn add_to<'a>(
         &self,
         device: &'static Device,
         experts: &Experts,
         x: Array<'a>,
+        held: usize,
         residual: Array,
         arena: &Arena<'a>,
     ) -> Result<()> {
@@ -94,7 +96,8 @@ impl ExpertVectors {
             bias: self.router_bias.as_ref(),
             correction: self.correction.as_ref(),
         };
-        let routing = device.route(logits, &options, arena)?;
+        let routing = device.route(logits.part(0, held * n_experts)?, &options, arena)?;
+        let chosen_for = residual.part(0, held * width)?;
         let first = experts.experts.first().ok_or_else(|| Error::new("a router without experts"))?;
         let x_rounded = factor(device, x, on_device(&first.gate_up.matrix)?.dtype(), arena)?;
         // All work is done in the order in which it is asked for here: memory may be given back as soon as its last reader is asked for.
@@ -115,7 +118,7 @@ impl ExpertVectors {
                 device.multiply(inner, on_device(&mlp.down.matrix)?, own(given)?, false, arena.rows())?;
                 arena.give_back(mark);
             }
-            device.add_experts(given, &routing, &group.slots, self.down_biases.as_ref(), residual, width)?;
+            device.add_experts(given, &routing, &group.slots, self.down_biases.as_ref(), chosen_for, width)?;
             arena.give_back(mark);
         }
         let Some(shared) = &experts.shared else { return Ok(()) };

@@ -84,7 +84,7 @@ use self::device::{OnDevice, Placed};
 use crate::error::{Error, Result};
 use crate::kernels::cuda::DEVICE_PAGE;
 use crate::kernels::matmul::Matrix;
-use crate::kernels::statistics::{Curves, HeadOptions, bent, head_statistics_and_curves, logits, topk_entropies};
+use crate::kernels::statistics::{Curves, HeadOptions, bent, head_statistics_and_curves, logits};
 use crate::kernels::tasks::on_the_pool;
 use crate::kernels::{Dtype, Kernels};
 use crate::tokens::{ChatTemplate, Tokenizer};
@@ -107,6 +107,7 @@ pub use placement::Placement;
 pub use reference::Reference;
 pub use served::Served;
 pub(crate) use source::Source;
+use statistics::CurvesOf;
 pub use statistics::{BatchStatistics, Statistics};
 pub use trace::Trace;
 
@@ -310,7 +311,27 @@ impl Model {
             (Some(on_cuda), Place::Device(kept), None) => {
                 self.tokenizer.check(ids)?;
                 let fetched = on_cuda.step(&self.decoder, kept, ids, stretches, Wanted::Largest)?;
-                Ok(Some(fetched.largest()?.to_vec()))
+                Ok(Some(fetched.ids()?.to_vec()))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// In the place of [`Model::next_logits`] where a token is drawn from each row with a number of `randoms`, in 0..1, by shares of
+    /// `exp(scale logit)`, on a GPU: to the bit what the host draws of the same logits. `u32::MAX` and `None` as in [`Model::next_largest`].
+    pub fn next_drawn(
+        &self,
+        cache: &mut Cache,
+        ids: &[u32],
+        stretches: &[Stretch],
+        scale: f32,
+        randoms: &[f64],
+    ) -> Result<Option<Vec<u32>>> {
+        match (&self.on_cuda, &cache.place, self.config.final_softcap) {
+            (Some(on_cuda), Place::Device(kept), None) => {
+                self.tokenizer.check(ids)?;
+                let fetched = on_cuda.step(&self.decoder, kept, ids, stretches, Wanted::Drawn { scale, randoms })?;
+                Ok(Some(fetched.ids()?.to_vec()))
             }
             _ => Ok(None),
         }
@@ -331,20 +352,13 @@ impl Model {
         targets: &[u32],
         options: &HeadOptions,
         curves: Curves,
-    ) -> Result<Statistics> {
+    ) -> Result<Statistics<'_>> {
         self.tokenizer.check(&batch.ids)?;
         self.tokenizer.check(targets)?;
         if let Some(on_cuda) = &self.on_cuda {
-            let pending = Statistics::Pending(on_cuda.statistics(&self.decoder, batch, rows, targets, options)?);
-            if curves.of.is_empty() {
-                return Ok(pending);
-            }
-            // The hidden states stay on the device, so that the few batches with curves go through the decoder again.
-            let statistics = pending.wait()?;
-            let began = Instant::now();
-            let rows: Vec<u32> = curves.of.iter().filter_map(|&target| rows.get(target as usize).copied()).collect();
-            let curves = topk_entropies(&self.hidden(batch, &rows)?, self.head(), curves.k_max, options)?;
-            return Ok(Statistics::Ready(BatchStatistics { curves, head: statistics.head + began.elapsed(), ..statistics }));
+            let pending = on_cuda.statistics(&self.decoder, batch, rows, targets, options, curves.of)?;
+            let of = CurvesOf { head: self.head(), options: *options, k_max: curves.k_max };
+            return Ok(Statistics::Pending(pending, of));
         }
         on_the_pool(|| {
             let began = Instant::now();

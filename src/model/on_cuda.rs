@@ -104,9 +104,21 @@ pub struct Pending {
     _input: Pinned,
     output: Pinned,
     n: usize,
+    /// Hidden states of some rows, which curves are made of, and their number and width.
+    sampled: Option<(Pinned, (usize, usize))>,
     began: Event,
     decoded: Event,
     ended: Event,
+}
+
+/// What came of it.
+pub(super) struct Waited {
+    pub tokens: Vec<TokenStatistics>,
+    /// `[S, D]` f32 after the final norm, where some were asked for.
+    pub sampled: Option<Tensor>,
+    /// That the device worked on the decoder and on the head.
+    pub decoder: Duration,
+    pub head: Duration,
 }
 
 /// Token ids and the like of a batch on the device.
@@ -117,6 +129,9 @@ pub(super) struct Inputs<'a> {
     pub positions: Indices<'a>,
     /// What goes on behind the last block.
     pub rows: Indices<'a>,
+    /// So many of the first rows hold a token, and so many of those behind the last block.
+    pub held: usize,
+    pub held_rows: usize,
     /// Who sees whom.
     pub plan: &'a AttentionPlan,
 }
@@ -195,7 +210,7 @@ impl Sizes {
         let factors = |len: usize| arena_bytes(len, dtype);
         // The residual stream and its last rows; ids, positions, rows, targets, tiles and ranges; statistics.
         let always =
-            f32s(tokens * width) + f32s(n * width) + f32s((2 + 5 + 3 * 8) * tokens + 2 * n + 1024) + f32s(STATISTICS_WORDS * n);
+            f32s(tokens * width) + f32s(n * width) + f32s((2 + 5 + 3 * 8) * tokens + 3 * n + 1024) + f32s(STATISTICS_WORDS * n);
         // With gates the heads have their queries, keys and values in a second place.
         let projected =
             if gates == 0 { factors(tokens * columns) } else { factors(tokens * (columns + gates)) + factors(tokens * columns) };
@@ -208,8 +223,10 @@ impl Sizes {
         // Logits, and beside each row its sums and largest logits.
         let chunk = head_chunk(vocabulary).min(n);
         let head = factors(n * width) + f32s(chunk * vocabulary) + f32s(chunk * (SUMS_WORDS + MAX_TOP_K));
+        // Rows of the residual stream and their norms, before the head.
+        let sampled = 2 * f32s(n * width);
         // A few arrays more, each up to a multiple of 256 bytes.
-        always + mixer.max(feed_forward).max(head) + (1 << 16)
+        always + mixer.max(feed_forward).max(head).max(sampled) + (1 << 16)
     }
 
     /// Tokens of a batch that takes a gigabyte at most: many enough that products reach their peak rate.
@@ -245,7 +262,7 @@ impl OnCuda {
         let buffer = self.room(self.batch_bytes(batch, n))?;
         let arena = Arena::new(&buffer, Rows::Together);
         let (positions, plan, delta) = self.plan(decoder, batch)?;
-        let (residual, pinned, _) = self.run_batch(decoder, batch, (&positions, rows, &[]), &plan, delta, &arena)?;
+        let (residual, pinned, _) = self.run_batch(decoder, batch, [&positions, rows, &[], &[]], &plan, delta, &arena)?;
         let hidden = arena.array(n * width, Stored::F32)?;
         self.device.rms_norm(residual, &self.norm, decoder.norm.eps, hidden)?;
         let hidden = self.device.download(hidden)?;
@@ -253,7 +270,8 @@ impl OnCuda {
         Ok(Tensor::from_vec(hidden, (n, width), &Candle::Cpu)?)
     }
 
-    /// Puts the statistics of `targets` at `rows` of the batch into the device's stream.
+    /// Puts the statistics of `targets` at `rows` of the batch into the device's stream, and the hidden states at those of the rows that are
+    /// `sampled`.
     pub(super) fn statistics(
         &self,
         decoder: &Decoder,
@@ -261,6 +279,7 @@ impl OnCuda {
         rows: &[u32],
         targets: &[u32],
         options: &HeadOptions,
+        sampled: &[u32],
     ) -> Result<Pending> {
         let device = self.device;
         let head = on_device(decoder.head())?;
@@ -270,6 +289,9 @@ impl OnCuda {
                 .cure("The tokenizer and the weights do not belong together."));
         }
         let (n, width) = (rows.len(), self.sizes.width);
+        if let Some(target) = sampled.iter().find(|&&target| target as usize >= n) {
+            return Err(Error::new(format!("the curve of target {target} was asked for, of {n} targets")));
+        }
         let began = device.record()?;
         // The statistics come first: they are fetched from the buffer's beginning.
         let buffer = self.room(self.batch_bytes(batch, n))?;
@@ -277,8 +299,10 @@ impl OnCuda {
         let statistics = arena.array(STATISTICS_WORDS * n, Stored::F32)?;
         let words = statistics.indices(0, STATISTICS_WORDS * n, 0)?;
         let (positions, plan, delta) = self.plan(decoder, batch)?;
-        let (residual, input, targets) = self.run_batch(decoder, batch, (&positions, rows, targets), &plan, delta, &arena)?;
+        let lists: [&[u32]; 4] = [&positions, rows, targets, sampled];
+        let (residual, input, [targets, sampled]) = self.run_batch(decoder, batch, lists, &plan, delta, &arena)?;
         let decoded = device.record()?;
+        let sampled = self.sample(decoder, residual, sampled, &arena)?;
         let hidden = arena.array(n * width, head.dtype())?;
         device.rms_norm(residual, &self.norm, decoder.norm.eps, hidden)?;
         let chunk = head_chunk(vocabulary).min(n);
@@ -289,9 +313,31 @@ impl OnCuda {
         };
         device.head_statistics(hidden, head, targets, words, &room, options)?;
         let output = device.pinned(4 * STATISTICS_WORDS * n)?;
-        device.fetch(&buffer, &output, 4 * STATISTICS_WORDS * n)?;
+        device.fetch(statistics, &output)?;
         let ended = device.record()?;
-        Ok(Pending { device, _input: input, output, n, began, decoded, ended })
+        Ok(Pending { device, _input: input, output, n, sampled, began, decoded, ended })
+    }
+
+    /// Fetches the hidden states of these rows of the residual stream, in memory of the arena that the next one takes.
+    fn sample(
+        &self,
+        decoder: &Decoder,
+        residual: Array,
+        rows: Indices,
+        arena: &Arena,
+    ) -> Result<Option<(Pinned, (usize, usize))>> {
+        if rows.is_empty() {
+            return Ok(None);
+        }
+        let (device, shape) = (self.device, (rows.len(), self.sizes.width));
+        let mark = arena.mark();
+        let [taken, hidden] = [arena.array(shape.0 * shape.1, Stored::F32)?, arena.array(shape.0 * shape.1, Stored::F32)?];
+        device.take_rows(residual, rows, taken, shape.1)?;
+        device.rms_norm(taken, &self.norm, decoder.norm.eps, hidden)?;
+        let pinned = device.pinned(4 * hidden.len())?;
+        device.fetch(hidden, &pinned)?;
+        arena.give_back(mark);
+        Ok(Some((pinned, shape)))
     }
 
     fn batch_bytes(&self, batch: &Batch, n: usize) -> usize {
@@ -359,23 +405,25 @@ impl OnCuda {
         Ok((sent, pinned))
     }
 
-    /// The residual stream at the rows that are asked for, what was sent for it, and the targets on the device.
+    /// The residual stream at the rows that are asked for, what was sent for it, and on the device the last two of the lists: positions, rows,
+    /// targets, and those that are sampled of them.
     fn run_batch<'a>(
         &self,
         decoder: &Decoder,
         batch: &Batch,
-        (positions, rows, targets): (&[u32], &[u32], &[u32]),
+        [positions, rows, targets, sampled]: [&[u32]; 4],
         plan: &'a AttentionPlan,
         delta: Option<DeltaPlan>,
         arena: &Arena<'a>,
-    ) -> Result<(Array<'a>, Pinned, Indices<'a>)> {
+    ) -> Result<(Array<'a>, Pinned, [Indices<'a>; 2])> {
         let (steps, runs) = delta.as_ref().map_or((&[][..], &[][..]), |plan| (&plan.steps, &plan.runs));
-        let lists = [&batch.ids, positions, rows, targets, &plan.tiles, &plan.ranges, steps, runs];
-        let ([ids, positions, rows, targets, tiles, ranges, steps, runs], pinned) = self.send(lists, arena)?;
+        let lists = [&batch.ids, positions, rows, targets, sampled, &plan.tiles, &plan.ranges, steps, runs];
+        let ([ids, positions, rows, targets, sampled, tiles, ranges, steps, runs], pinned) = self.send(lists, arena)?;
         let delta = delta.map(|plan| DeltaInputs { plan, steps, runs });
         let together = Together { device: self.device, plan, tiles, ranges, delta };
-        let residual = self.run(decoder, &Inputs { ids, positions, rows, plan }, &together, arena)?;
-        Ok((residual, pinned, targets))
+        let (held, held_rows) = (ids.len(), rows.len());
+        let residual = self.run(decoder, &Inputs { ids, positions, rows, held, held_rows, plan }, &together, arena)?;
+        Ok((residual, pinned, [targets, sampled]))
     }
 
     /// The residual stream `[N, D]` behind the last block, at the rows that are asked for.
@@ -393,20 +441,20 @@ impl OnCuda {
         self.device.embed(table.array()?, inputs.ids, residual, width, decoder.embedding_scale as f32)?;
         for (index, (block, vectors)) in decoder.blocks.iter().zip(&self.blocks).enumerate() {
             let mark = arena.mark();
-            let mut mixed = self.mix(index, (block, vectors), residual, inputs, finds, arena)?;
+            let (mut held, mut mixed) = (inputs.held, self.mix(index, (block, vectors), residual, inputs, finds, arena)?);
             // Nothing attends to the last block's output: only what is asked for goes on.
             if index + 1 == decoder.blocks.len() {
                 let mixed_width = block.mixer.output().matrix.in_features();
                 let rows = arena.array(n * mixed_width, mixed.dtype())?;
                 self.device.take_rows(mixed, inputs.rows, rows, mixed_width)?;
                 self.device.take_rows(residual, inputs.rows, last, width)?;
-                (mixed, residual) = (rows, last);
+                (mixed, residual, held) = (rows, last, inputs.held_rows);
             }
             let output = Output { linear: block.mixer.output(), bias: vectors.output_bias.as_ref() };
             let norm = block.attention_post_norm.as_ref().zip(vectors.attention_post_norm.as_ref());
             self.add_to(residual, output, mixed, norm, arena)?;
             arena.give_back(mark);
-            self.feed_forward(block, vectors, residual, arena)?;
+            self.feed_forward(block, vectors, residual, held, arena)?;
             arena.give_back(mark);
         }
         Ok(residual)
@@ -468,8 +516,15 @@ impl OnCuda {
         Ok((projected, qkv, options))
     }
 
-    /// Adds what the feed-forward network makes of the residual stream to it.
-    fn feed_forward<'a>(&self, block: &Block, vectors: &BlockVectors, residual: Array<'a>, arena: &Arena<'a>) -> Result<()> {
+    /// Adds what the feed-forward network makes of the residual stream, whose first `held` rows hold a token, to it.
+    fn feed_forward<'a>(
+        &self,
+        block: &Block,
+        vectors: &BlockVectors,
+        residual: Array<'a>,
+        held: usize,
+        arena: &Arena<'a>,
+    ) -> Result<()> {
         let norm = block.mlp_post_norm.as_ref().zip(vectors.mlp_post_norm.as_ref());
         let before = block.mlp_norm.as_ref().zip(vectors.mlp_norm.as_ref());
         match (&block.mlp, &vectors.mlp) {
@@ -486,7 +541,7 @@ impl OnCuda {
                     return Err(Error::new("experts with a norm behind them have no kernels on the GPU"));
                 }
                 let normed = self.normed(residual, before, Stored::F32, arena)?;
-                vectors.add_to(self.device, experts, normed, residual, arena)
+                vectors.add_to(self.device, experts, normed, held, residual, arena)
             }
             _ => Err(Error::new("the vectors on the GPU belong to another block")),
         }
@@ -532,12 +587,20 @@ struct Output<'a> {
 }
 
 impl Pending {
-    /// Waits for the statistics; the seconds that the device worked on the decoder and on the head.
-    pub fn wait(self) -> Result<(Vec<TokenStatistics>, Duration, Duration)> {
+    /// Waits for the statistics.
+    pub(super) fn wait(self) -> Result<Waited> {
         self.device.wait(&self.ended)?;
         let (words, _) = self.output.words(STATISTICS_WORDS * self.n)?.as_chunks();
-        let statistics = words.iter().map(statistics_of_words).collect();
-        Ok((statistics, self.device.between(&self.began, &self.decoded)?, self.device.between(&self.decoded, &self.ended)?))
+        let sampled = match &self.sampled {
+            Some((hidden, shape)) => Some(Tensor::from_slice(hidden.floats(shape.0 * shape.1)?, *shape, &Candle::Cpu)?),
+            None => None,
+        };
+        Ok(Waited {
+            tokens: words.iter().map(statistics_of_words).collect(),
+            sampled,
+            decoder: self.device.between(&self.began, &self.decoded)?,
+            head: self.device.between(&self.decoded, &self.ended)?,
+        })
     }
 }
 

@@ -17,7 +17,7 @@ use crate::kernels::Stored;
 use crate::kernels::attention::{AttentionShape, Stretch, positions_of};
 use crate::kernels::cuda::{
     Arena, Array, Buffer, DEVICE_PAGE, Device, KeptStates, LastRoom, PagedKeys, Pinned, Rows, StatesLists, StatesPlan, StepLists,
-    StepPlan, TILE, arena_bytes,
+    StepPlan, TILE, arena_bytes, draw_words,
 };
 use crate::kernels::delta::DeltaShape;
 
@@ -25,12 +25,14 @@ use crate::kernels::delta::DeltaShape;
 const LEFT_FREE: u64 = 256 << 20;
 
 /// What a step is asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Wanted {
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Wanted<'a> {
     /// Logits `[N, V]` f32, before their cap.
     Logits,
     /// The id of the largest logit of each row, the first of equals; `u32::MAX` where a logit is no number.
     Largest,
+    /// Of each row a token that is drawn with a number in 0..1 of its own, from `exp(scale logit)` over the sum of all; `u32::MAX` as above.
+    Drawn { scale: f32, randoms: &'a [f64] },
 }
 
 /// What a step gave, on its way to the host.
@@ -44,7 +46,7 @@ impl Fetched {
         self.pinned.floats(self.len)
     }
 
-    pub(super) fn largest(&self) -> Result<&[u32]> {
+    pub(super) fn ids(&self) -> Result<&[u32]> {
         self.pinned.words(self.len)
     }
 }
@@ -136,21 +138,23 @@ impl OnCuda {
         let words = plan.n_words() + states.as_ref().map_or(0, StatesPlan::n_words);
         let buffer = self.room(bytes_of_a_step(&self.sizes, tokens, n, words, plan.n_parts()))?;
         let arena = Arena::new(&buffer, Rows::InTiles);
-        // What is fetched comes first in the buffer.
-        let (logits, largest) = match wanted {
-            Wanted::Logits => (arena.array(n_rows * vocabulary, Stored::F32)?, None),
-            Wanted::Largest => {
-                let largest = arena.array(n_rows, Stored::F32)?;
-                (arena.array(n_rows * vocabulary, Stored::F32)?, Some(largest))
-            }
+        let logits = arena.array(n_rows * vocabulary, Stored::F32)?;
+        let largest = arena.array(n_rows, Stored::F32)?;
+        let (randoms, scale) = match wanted {
+            Wanted::Drawn { scale, randoms } if randoms.len() == n => (randoms, scale),
+            Wanted::Drawn { .. } => return Err(Error::new("every draw wants a random number of its own")),
+            _ => (&[][..], 0.0),
         };
+        let randoms: Vec<u32> =
+            randoms.iter().flat_map(|random| [random.to_bits() as u32, (random.to_bits() >> 32) as u32]).collect();
         let of_attention = [&plan.before.tiles, &plan.before.ranges, &plan.rows, &plan.queries, &plan.parts, &plan.pages];
         let nothing = Vec::new();
         let of_states = match &states {
             Some(plan) => [&plan.steps, &plan.runs, &plan.recalled, &plan.newest, &plan.places],
             None => [&nothing; 5],
         };
-        let ([ids, positions, rows], _inputs) = self.send([&ids, &positions, &rows].map(Vec::as_slice), &arena)?;
+        let ([ids, positions, rows, randoms], _inputs) =
+            self.send([&ids, &positions, &rows, &randoms].map(Vec::as_slice), &arena)?;
         let ([tiles, ranges, cache_rows, queries, parts, pages], _lists) = self.send(of_attention.map(Vec::as_slice), &arena)?;
         let ([steps, runs, recalled, newest, places], _states) = self.send(of_states.map(Vec::as_slice), &arena)?;
         let going_on = GoingOn {
@@ -162,21 +166,28 @@ impl OnCuda {
             states: states.as_ref().map(|plan| (plan, StatesLists { steps, runs, recalled, newest, places })),
             last_block: decoder.n_blocks() - 1,
         };
-        let inputs = Inputs { ids, positions, rows, plan: &plan.before };
+        let inputs = Inputs { ids, positions, rows, held, held_rows: n, plan: &plan.before };
         let residual = self.run(decoder, &inputs, &going_on, &arena)?;
         let head = on_device(decoder.head())?;
         let hidden = arena.array(n_rows * width, head.dtype())?;
         device.rms_norm(residual, &self.norm, decoder.norm.eps, hidden)?;
         device.multiply(hidden, head, logits, false, Rows::InTiles)?;
-        let len = match largest {
-            None => n * vocabulary,
-            Some(largest) => {
+        let fetched = match wanted {
+            Wanted::Logits => logits.part(0, n * vocabulary)?,
+            Wanted::Largest => {
                 device.largest_of_rows(logits, largest, vocabulary)?;
-                n
+                largest.part(0, n)?
+            }
+            Wanted::Drawn { .. } => {
+                device.largest_of_rows(logits, largest, vocabulary)?;
+                let logits = logits.part(0, n * vocabulary)?;
+                let (room, drawn) = (arena.array(n * draw_words(vocabulary), Stored::F32)?, arena.array(n, Stored::F32)?);
+                device.draw(logits, largest.indices(0, n, vocabulary as u32)?, randoms, scale, room, drawn, vocabulary)?;
+                drawn
             }
         };
-        let pinned = device.pinned(4 * len)?;
-        device.fetch(&buffer, &pinned, 4 * len)?;
+        let (pinned, len) = (device.pinned(4 * fetched.len())?, fetched.len());
+        device.fetch(fetched, &pinned)?;
         device.synchronize()?;
         Ok(Fetched { pinned, len })
     }
@@ -246,5 +257,7 @@ fn bytes_of_a_step(sizes: &Sizes, tokens: usize, n: usize, words: usize, parts: 
     // Rows that the delta rule recalls, and those that it keeps.
     let recalled = |shape: &DeltaShape| 2 * f32s(StatesPlan::recalled_rows(n, shape) * shape.columns());
     let of_states = sizes.delta.as_ref().map_or(0, recalled);
-    sizes.batch_bytes(tokens, n_rows) + f32s(n_rows * sizes.vocabulary) + f32s(n_rows) + f32s(words) + room + of_states
+    let of_draws = f32s(n * draw_words(sizes.vocabulary)) + f32s(2 * n) + f32s(n);
+    let chosen = f32s(n_rows * sizes.vocabulary) + f32s(n_rows) + of_draws;
+    sizes.batch_bytes(tokens, n_rows) + chosen + f32s(words) + room + of_states
 }

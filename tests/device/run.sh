@@ -5,24 +5,31 @@
 #
 # BINARY is diagnose; TESTBINARY the library's unit tests, `-` for none (`cargo test --release --no-run` names it). Either may end in .xz,
 # .gz or .zst.
-# All steps keep within SECONDS (300): what no longer fits is skipped, and the table says so. A step that fails stops no other.
-# OUT gets table.md (also printed last), results.jsonl, log.txt, tests.txt, profile.txt.
+# All steps keep within SECONDS (560): what no longer fits is skipped, and the table says so. A step that fails stops no other, and what
+# says whether the numbers are right comes before what says how fast they come.
+# OUT gets table.md (also printed last), results.jsonl, log.txt, tests.txt, sanitizer.txt, profile.txt.
 #
-#     STEPS="tests parity speed written profile"     what to do
-#     MODELS="135m 0.6b 8b"                  on which shapes; 30b-a3b (experts) and 3.5-4b (the gated delta rule) want a run of their own
+#     STEPS="tests parity alike sanitizer speed written profile"     what to do
+#     MODELS="0.6b 30b-a3b 3.5-4b 8b 135m"   on which shapes, the first first
 #     REPEATS=3                              runs of diagnose for each speed, while time is left
-#     FILTER=kernels::                       which unit tests
+#     FILTER="kernels:: cuda_tests"          which unit tests
 #     INTEGRATION=file                       the binary of tests/tests.rs: every family, shared prefixes and answers on the device
 #     LAYERS_8B=6  SIZE=full|tiny            tiny tries the script itself
 #     DEVICE=cuda                            cpu tries the script itself
 #     WORK=folder                            for models and tables; kept if given
-#     BUILT_AT=folder                        where the test binary was built: made a link to this checkout, for its fixtures
+#     BUILT_AT=folder                        where the test binaries were built: made a link to this checkout, for their fixtures
+#     EXE_AT=file                            the program that INTEGRATION starts (TARGET/release/diagnose): made a link to BINARY
+#
+# To carry little, give each binary in one form only; xz -9 makes a fifth of them.
+#     LD_LIBRARY_PATH=EMULATED SIZE=tiny MODELS="135m 30b-a3b" tests/device/run.sh BINARY TESTBINARY OUT      without a card
 set -u
 
-[ $# -ge 3 ] || { sed -n '2,18p' "$0" >&2; exit 2; }
-binary=$1 tests=$2 out=$3 seconds=${4:-300}
-steps=${STEPS:-tests parity speed written profile} models=${MODELS:-135m 0.6b 8b} repeats=${REPEATS:-3}
-filter=${FILTER:-kernels::} size=${SIZE:-full} device=${DEVICE:-cuda} layers=${LAYERS_8B:-6}
+[ $# -ge 3 ] || { sed -n '2,/^set -u/{/^#/p}' "$0" >&2; exit 2; }
+binary=$1 tests=$2 out=$3 seconds=${4:-560}
+steps=${STEPS:-tests parity alike sanitizer speed written profile} models=${MODELS:-0.6b 30b-a3b 3.5-4b 8b 135m} repeats=${REPEATS:-3}
+# What compilers say of the kernels is known without a card.
+filter=${FILTER:-kernels:: cuda_tests engine::tests engine::generate --skip compiles_for_every_generation}
+size=${SIZE:-full} device=${DEVICE:-cuda} layers=${LAYERS_8B:-6}
 
 began=$(date +%s)
 here=$(cd "$(dirname "$0")" && pwd)
@@ -134,17 +141,21 @@ with_libraries "$work/diagnose" --version >"$work/output" 2>&1 && note "$(head -
 # (b) Models, while the tests run: neither is timed.
 arguments=(--layers-8b "$layers" --models $models)
 [ "$size" = tiny ] && arguments+=(--tiny --rows-512 6 --rows-4096 2 --parity-longest 500)
-if has "$steps" parity || has "$steps" speed || has "$steps" written || has "$steps" profile; then
+if has "$steps" parity || has "$steps" alike || has "$steps" speed || has "$steps" written || has "$steps" profile; then
     (
-        timeout -k 5 100 python3 "$here/make_models.py" "$work/models" "${arguments[@]}" >"$work/models.txt" 2>&1
+        timeout -k 5 150 python3 "$here/make_models.py" "$work/models" "${arguments[@]}" >"$work/models.txt" 2>&1
         echo $? >"$work/models.rc"
     ) &
     making=$!
 fi
 
+# What binaries that were built elsewhere look for where they were built.
+linked() { if [ -n "$1" ] && [ ! -e "$1" ]; then mkdir -p "$(dirname "$1")" && ln -s "$2" "$1"; fi; }
+linked "${BUILT_AT:-}" "$root"
+linked "${EXE_AT:-}" "$work/diagnose"
+
 # (a) Device tests.
 if has "$steps" tests && [ -x "$work/unit_tests" ]; then
-    if [ -n "${BUILT_AT:-}" ] && [ ! -e "$BUILT_AT" ]; then mkdir -p "$(dirname "$BUILT_AT")" && ln -s "$root" "$BUILT_AT"; fi
     cd "$root" || exit 1
     step "device tests" 5 90 "$own" env DIAGNOSE_DEVICE_TESTS=1 RUST_BACKTRACE=0 sh -c '"$0" $1 2>&1' "$work/unit_tests" "$filter"
     cp "$work/output" "$out/tests.txt"
@@ -187,10 +198,10 @@ ours() {
     return $rc
 }
 
-# (c) Parity with the same binary's f32 on the CPU.
+# (c) Parity with the same binary's f32 on the CPU. The largest shape would take too long there: see the end.
 if has "$steps" parity; then
-    for model in 135m 0.6b 30b-a3b 3.5-4b; do
-        has "$models" $model && made $model || continue
+    for model in $models; do
+        [ $model != 8b ] && made $model || continue
         at=$work/parity-$model
         ours "$model on the CPU, f32" 5 60 parity-run "$rows/$model" "$rows/rows-parity.jsonl" --device cpu --dtype f32 --out "$at-cpu"
         for dtype in f32 bf16; do
@@ -199,6 +210,28 @@ if has "$steps" parity; then
             [ $dtype = f32 ] && limit="--max-logprob 1e-4" || limit="--mean-logprob 0.05"
             compared "$model $dtype, against f32 on the CPU" "$at-$dtype/tokens.parquet" "$at-cpu/tokens.parquet" $limit
         done
+    done
+fi
+
+# Answers one at a time and 64 at a time have the same bits. So do, by a test of (a), the rows of products wherever they stand in a tile.
+if has "$steps" alike; then
+    for model in $models; do
+        made $model || continue
+        step "answers of $model, alone and together" 10 60 "$own" python3 "$here/written.py" alike "$work/diagnose" "$rows/$model" \
+            "$rows/rows-512.jsonl" --device "$device" --out "$work/alike" --errors "$work/errors.txt"
+        record alike <"$work/output"
+    done
+fi
+
+# Races and access out of bounds, where NVIDIA's tool is, in the tests of the kernels that were written last.
+sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>>"$log")
+if has "$steps" sanitizer && [ -x "$work/unit_tests" ]; then
+    if [ -z "$sanitizer" ]; then note "compute-sanitizer" "skipped: it is not on this machine" 0; fi
+    for tool in ${sanitizer:+racecheck memcheck}; do
+        step "compute-sanitizer $tool" 10 40 "$own" env DIAGNOSE_DEVICE_TESTS=1 RUST_BACKTRACE=0 sh -c '"$@" 2>&1' - "$sanitizer" --tool $tool \
+            --error-exitcode 9 "$work/unit_tests" --test-threads 1 kernels::cuda::pages kernels::cuda::experts experts_get delta:: the_largest \
+            statistics_of
+        { echo "== $tool" && cat "$work/output"; } >>"$out/sanitizer.txt"
     done
 fi
 
@@ -213,18 +246,8 @@ speed_of_ours() {
 }
 if has "$steps" speed; then
     speed_of_ours 1 8
-    # (e) before the peers: the shares need it, and it is short.
+    # (e) The shares need it, and it is short.
     step products 8 40 python3 "$here/products.py" && record products <"$work/output"
-    for model in $models; do
-        made "$model" || continue
-        step "Transformers, $model" 20 75 python3 "$here/peer.py" "$rows/$model" "$rows/rows-parity.jsonl" \
-            "$rows/rows-512.jsonl:${few[$model]}" "$rows/rows-4096.jsonl:${many[$model]}" --dtype bf16 --batch-tokens 16384 65536 \
-            --out "$work/parity-$model-peer.parquet"
-        # Also what it measured before it was stopped.
-        record peer <"$work/output"
-        compared "Transformers $model bf16, against f32 on the CPU" \
-            "$work/parity-$model-peer.parquet" "$work/parity-$model-cpu/tokens.parquet"
-    done
 fi
 
 # Answers: tokens/s of 1, 16 and 64 at once.
@@ -233,8 +256,6 @@ if has "$steps" written; then
         [ $model != 0.6b ] && made "$model" || continue
         step "answers of $model" 10 40 "$own" python3 "$here/written.py" ours "$work/diagnose" "$rows/$model" "$rows/rows-512.jsonl" \
             --device "$device" --out "$work/written" --errors "$work/errors.txt"
-        record written <"$work/output"
-        step "answers of Transformers, $model" 15 40 python3 "$here/written.py" peer "$rows/$model" "$rows/rows-512.jsonl" --device "$device"
         record written <"$work/output"
     done
 fi
@@ -250,8 +271,30 @@ if has "$steps" profile; then
             cat "$work/errors.txt" >>"$out/profile.txt"
             : >"$work/errors.txt"
         done
+        DIAGNOSE_CUDA_PROFILE=1 step "profile of answers of $model" 10 45 "$own" python3 "$here/written.py" ours "$work/diagnose" \
+            "$rows/$model" "$rows/rows-512.jsonl" --at-once 64 --device "$device" --out "$work/written" --errors "$work/errors.txt"
+        cat "$work/errors.txt" >>"$out/profile.txt"
+        : >"$work/errors.txt"
     done
 fi
+
+# The peers, which take longest, behind all of ours.
+for model in $models; do
+    made "$model" || continue
+    if has "$steps" speed; then
+        step "Transformers, $model" 20 75 python3 "$here/peer.py" "$rows/$model" "$rows/rows-parity.jsonl" \
+            "$rows/rows-512.jsonl:${few[$model]}" "$rows/rows-4096.jsonl:${many[$model]}" --dtype bf16 --batch-tokens 16384 65536 \
+            --out "$work/parity-$model-peer.parquet"
+        # Also what it measured before it was stopped.
+        record peer <"$work/output"
+        compared "Transformers $model bf16, against f32 on the CPU" \
+            "$work/parity-$model-peer.parquet" "$work/parity-$model-cpu/tokens.parquet"
+    fi
+    if has "$steps" written && [ $model != 0.6b ]; then
+        step "answers of Transformers, $model" 15 40 python3 "$here/written.py" peer "$rows/$model" "$rows/rows-512.jsonl" --device "$device"
+        record written <"$work/output"
+    fi
+done
 
 # The largest shape against Transformers in f32 on the card: the CPU would take too long.
 if has "$steps" parity && has "$models" 8b && made 8b; then
@@ -276,7 +319,7 @@ fi
 keep_errors
 note "all steps" "$(($(date +%s) - began)) of $seconds s" $(($(date +%s) - began))
 # What comes back is small.
-for file in "$log" "$out/tests.txt" "$out/profile.txt"; do
+for file in "$log" "$out/tests.txt" "$out/sanitizer.txt" "$out/profile.txt"; do
     [ -e "$file" ] && [ "$(stat -c %s "$file")" -gt 4000000 ] && { tail -c 4000000 "$file" >"$work/tail" && cp "$work/tail" "$file"; }
 done
 echo

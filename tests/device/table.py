@@ -63,6 +63,11 @@ table(
     ],
 )
 
+table(
+    ["answers, one and 64 at a time", "answers", "the same to the bit"],
+    [[one["model"], one.get("answers", one.get("error", "")), one.get("same", "")] for one in of("alike")],
+)
+
 rows = []
 for model, about in models.items():
     for file in ("rows-512.jsonl", "rows-4096.jsonl"):

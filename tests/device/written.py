@@ -3,6 +3,7 @@
 
     python written.py ours BINARY MODEL ROWS.jsonl --at-once 1 16 64 --out FOLDER [--device cuda] [--errors FILE]
     python written.py peer MODEL ROWS.jsonl --at-once 1 16 64 [--device cuda]
+    python written.py alike BINARY MODEL ROWS.jsonl --out FOLDER [--device cuda] [--errors FILE]
 
 ROWS holds {"text": ..}; a prompt is the beginning of a text, of WORDS words. Answers are greedy, all of TOKENS tokens, in bf16. Prints one
 JSON object for each number of answers at once, as soon as it is measured.
@@ -10,6 +11,8 @@ JSON object for each number of answers at once, as soon as it is measured.
 diagnose answers four times as many prompts as it has under way; its rate is that of run.json, from the loaded model to the last answer, and
 so with cuBLASLt's choices of algorithms and the loading of kernels. Transformers (sdpa, cache, padding on the left, no end token)
 answers as many as it has at once, after one run that is not measured.
+
+alike: 32 answers by diagnose, one at a time and 64 at once; fails unless they are the same.
 """
 
 import argparse
@@ -28,28 +31,49 @@ def prompts(path, n):
     return [f"{i} {texts[i % len(texts)]}" for i in range(n)]
 
 
+def rollout(arguments, n, at_once):
+    """diagnose's answers to so many prompts: what came of the process, how long it took, and the run folder."""
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    rows, out = arguments.out / "prompts.jsonl", arguments.out / "run"
+    texts = prompts(arguments.rows, n)
+    rows.write_text("".join(json.dumps({"prompt": text, "completion": "-"}) + "\n" for text in texts))
+    shutil.rmtree(out, ignore_errors=True)
+    command = [arguments.binary, "rollout", str(rows), "--model", str(arguments.model), "--device", arguments.device, "--dtype", "bf16"]
+    command += ["--temperature", "0", "--max-new-tokens", str(TOKENS), "--batch", str(at_once), "--out", str(out)]
+    began = time.perf_counter()
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+    seconds = time.perf_counter() - began
+    if arguments.errors:
+        with arguments.errors.open("a") as to:
+            to.write(f"$ {' '.join(command[1:])}\n{done.stderr}\n")
+    return done, seconds, out
+
+
+def alike(arguments):
+    found = []
+    for at_once in (1, 64):
+        done, _, out = rollout(arguments, 32, at_once)
+        if done.returncode:
+            print(json.dumps({"model": arguments.model.name, "rc": done.returncode, "error": done.stderr.strip()[-1500:]}))
+            sys.exit(1)
+        found.append((out / "rollouts.jsonl").read_text().splitlines())
+    alone, together = found
+    same = sum(a == b for a, b in zip(alone, together))
+    print(json.dumps({"model": arguments.model.name, "rc": 0, "answers": len(alone), "same": same}))
+    sys.exit(0 if alone == together and alone else 1)
+
+
 def ours(arguments):
     failed = 0
-    arguments.out.mkdir(parents=True, exist_ok=True)
     for at_once in arguments.at_once:
-        rows, out = arguments.out / "prompts.jsonl", arguments.out / "run"
-        texts = prompts(arguments.rows, ROUNDS * at_once)
-        rows.write_text("".join(json.dumps({"prompt": text, "completion": "-"}) + "\n" for text in texts))
-        shutil.rmtree(out, ignore_errors=True)
-        command = [arguments.binary, "rollout", str(rows), "--model", str(arguments.model), "--device", arguments.device, "--dtype", "bf16"]
-        command += ["--temperature", "0", "--max-new-tokens", str(TOKENS), "--batch", str(at_once), "--out", str(out)]
-        began = time.perf_counter()
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+        done, seconds, out = rollout(arguments, ROUNDS * at_once, at_once)
         result = {"who": "diagnose", "model": arguments.model.name, "at_once": at_once, "rc": done.returncode}
-        result["whole_seconds"] = time.perf_counter() - began
+        result["whole_seconds"] = seconds
         if done.returncode:
             failed, result["error"] = 1, done.stderr.strip()[-1500:]
         else:
             run = json.loads((out / "run.json").read_text())
             result |= {key: run[key] for key in ("tokens_per_second", "seconds", "written", "counts", "device")}
-        if arguments.errors:
-            with arguments.errors.open("a") as to:
-                to.write(f"$ {' '.join(command[1:])}\n{done.stderr}\n")
         print(json.dumps(result), flush=True)
     sys.exit(failed)
 
@@ -89,15 +113,16 @@ def peer(arguments):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     who = parser.add_subparsers(required=True)
-    for name, run in (("ours", ours), ("peer", peer)):
+    for name, run in (("ours", ours), ("alike", alike), ("peer", peer)):
         of = who.add_parser(name)
-        if name == "ours":
+        if name != "peer":
             of.add_argument("binary")
         of.add_argument("model", type=Path)
         of.add_argument("rows")
-        of.add_argument("--at-once", type=int, nargs="+", default=[1, 16, 64])
+        if name != "alike":
+            of.add_argument("--at-once", type=int, nargs="+", default=[1, 16, 64])
         of.add_argument("--device", default="cuda")
-        if name == "ours":
+        if name != "peer":
             of.add_argument("--out", type=Path, required=True)
             of.add_argument("--errors", type=Path, help="stderr is added to this file")
         of.set_defaults(run=run)

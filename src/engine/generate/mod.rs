@@ -119,13 +119,19 @@ fn answer_within(
         let batch = desk.batch();
         let (rows, cache) = (&desk.rows, &mut desk.cache);
         let step = || -> Result<Vec<u32>> {
-            let choose = |(row, logits): (&Row, &[f32])| {
-                way.sampling.choose(logits, random::unit(requests[row.request].seed, row.writing.len() as u64))
+            let random = |row: &Row| random::unit(requests[row.request].seed, row.writing.len() as u64);
+            let choose = |(row, logits): (&Row, &[f32])| way.sampling.choose(logits, random(row));
+            // Where nothing but the model's shares counts, a GPU chooses, too.
+            let chosen = if way.sampling.is_greedy() {
+                model.next_largest(cache, &batch.ids, &batch.stretches)?
+            } else if !way.sampling.has_cuts() {
+                let randoms: Vec<f64> = rows.iter().map(random).collect();
+                model.next_drawn(cache, &batch.ids, &batch.stretches, way.sampling.scale(), &randoms)?
+            } else {
+                None
             };
-            if way.sampling.is_greedy()
-                && let Some(largest) = model.next_largest(cache, &batch.ids, &batch.stretches)?
-            {
-                return largest.into_iter().map(sampling::check_largest).collect();
+            if let Some(chosen) = chosen {
+                return chosen.into_iter().map(sampling::check_chosen).collect();
             }
             model.next_logits(cache, &batch.ids, &batch.stretches, |logits| {
                 rows.par_iter().zip(logits.par_chunks(vocabulary)).map(choose).collect()

@@ -36,8 +36,17 @@ impl Sampling {
 
     /// Is every token drawn with the probability that the model gives it?
     pub fn is_plain(&self) -> bool {
-        let cuts = self.top_k.is_some() || self.top_p.is_some_and(|p| p < 1.0) || self.min_p.is_some_and(|p| p > 0.0);
-        self.temperature == 1.0 && !cuts
+        self.temperature == 1.0 && !self.has_cuts()
+    }
+
+    /// Is there a choice beside that of the temperature?
+    pub(super) fn has_cuts(&self) -> bool {
+        self.top_k.is_some() || self.top_p.is_some_and(|p| p < 1.0) || self.min_p.is_some_and(|p| p > 0.0)
+    }
+
+    /// Multiplies the logits; of no use where the temperature is 0.
+    pub(super) fn scale(&self) -> f32 {
+        (1.0 / self.temperature) as f32
     }
 
     /// Refuses numbers that are out of range, by the names of their options.
@@ -71,7 +80,7 @@ impl Sampling {
 
     /// The probability of each token but for a common factor; the most probable has 1, what is cut off 0.
     fn weights(&self, logits: &[f32], largest: f32) -> Vec<f32> {
-        let scale = (1.0 / self.temperature) as f32;
+        let scale = self.scale();
         // 0 times infinity is no number: the largest is 0 whatever the scale.
         let scaled = |logit: f32| if logit == largest { 0.0 } else { (logit - largest) * scale };
         let mut weights: Vec<f32> = logits.iter().map(|&logit| scaled(logit)).collect();
@@ -91,8 +100,8 @@ impl Sampling {
     }
 }
 
-/// The id of the largest logit, unless there is none.
-pub(super) fn check_largest(id: u32) -> Result<u32> {
+/// The id that a GPU chose, unless there is none.
+pub(super) fn check_chosen(id: u32) -> Result<u32> {
     if id == u32::MAX { Err(no_numbers()) } else { Ok(id) }
 }
 
@@ -128,6 +137,7 @@ fn keep_share(weights: &mut [f32], share: f64) {
     order[n_kept..].iter().for_each(|&id| weights[id as usize] = 0.0);
 }
 
+/// statistics/draw.cu does the same on a GPU, to the bit.
 fn draw(weights: &[f32], random: f64) -> u32 {
     // In two steps, so that most of the sums do not wait for each other.
     const BLOCK: usize = 512;
@@ -202,6 +212,57 @@ mod tests {
         let mut wide = vec![f32::NEG_INFINITY; 2000];
         (wide[700], wide[1999]) = (0.0, 0.0);
         assert_eq!([0.4, 0.6].map(|random| Sampling::PLAIN.choose(&wide, random).unwrap()), [700, 1999]);
+    }
+
+    /// What a GPU draws, where it draws: of blocks that are whole and that are not, of shares that are 0, of numbers at both ends, and of no
+    /// numbers.
+    #[test]
+    fn a_gpu_draws_the_same_tokens() {
+        use crate::kernels::Stored;
+        use crate::kernels::cuda::draw_words;
+        use crate::kernels::testing::{device, noise};
+        let Some(device) = device() else { return };
+        if Level::current() == Level::Portable {
+            return; // It has no fused multiply-add.
+        }
+        for (vocabulary, temperature) in [(1, 1.0), (7, 0.5), (512, 1.0), (513, 1.7), (3001, 1.0), (40_000, 0.8), (3001, 1e-30)] {
+            let sampling = Sampling { temperature, ..Sampling::PLAIN };
+            let randoms: Vec<f64> =
+                [0.0, 1.0 - f64::EPSILON, 0.5].into_iter().chain((0..60).map(|i| random::unit(5, i))).collect();
+            let n = randoms.len();
+            let mut logits = noise(n * vocabulary, 12.0, vocabulary as u64);
+            // A row without most of its tokens, two largest ones, a row without numbers, and shares that are no normal number any more.
+            logits[vocabulary.div_ceil(2)..vocabulary].fill(f32::NEG_INFINITY);
+            logits[vocabulary..][vocabulary / 3] = 13.0;
+            logits[vocabulary..][vocabulary - 1] = 13.0;
+            let has_none = vocabulary > 1;
+            if has_none {
+                logits[2 * vocabulary + 1] = f32::NAN;
+                logits[3 * vocabulary] = 95.0;
+            }
+            let upload = |words: &[f32]| device.upload(words, Stored::F32).unwrap();
+            let words: Vec<f32> = randoms
+                .iter()
+                .flat_map(|random| [random.to_bits() as u32, (random.to_bits() >> 32) as u32])
+                .map(f32::from_bits)
+                .collect();
+            let (on_logits, words) = (upload(&logits), upload(&words));
+            let room = device.allocate(4 * n * (draw_words(vocabulary) + 2)).unwrap();
+            let on_logits = on_logits.array(0, logits.len(), Stored::F32).unwrap();
+            let sums = room.array(0, n * draw_words(vocabulary), Stored::F32).unwrap();
+            let largest = room.array(4 * n * draw_words(vocabulary), n, Stored::F32).unwrap();
+            let drawn = room.array(4 * n * (draw_words(vocabulary) + 1), n, Stored::F32).unwrap();
+            device.largest_of_rows(on_logits, largest, vocabulary).unwrap();
+            let largest = largest.indices(0, n, vocabulary as u32).unwrap();
+            let words = words.indices(0, 2 * n, u32::MAX).unwrap();
+            device.draw(on_logits, largest, words, sampling.scale(), sums, drawn, vocabulary).unwrap();
+            let found = device.download(drawn).unwrap();
+            for (i, (found, row)) in found.iter().zip(logits.chunks_exact(vocabulary)).enumerate() {
+                let expected = sampling.choose(row, randoms[i]).ok();
+                assert_eq!(expected.is_none(), has_none && i == 2);
+                assert_eq!(found.to_bits(), expected.unwrap_or(u32::MAX), "row {i} of {vocabulary} at {temperature}");
+            }
+        }
     }
 
     #[test]

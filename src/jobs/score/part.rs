@@ -79,33 +79,39 @@ const PART_RECORDS: usize = 4_096;
 /// How many times as much is in a part on a GPU, which would be done with a smaller one before the next is read.
 const GPU_FACTOR: usize = 16;
 
-/// How much is in a part.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct PartSize {
+/// Counts records, and says where their parts end: the same for a run that is gone on with and for one that was never interrupted.
+#[derive(Debug)]
+pub(super) struct PartEnds {
+    is_gpu: bool,
+    /// Of a part on the CPU.
+    full_tokens: usize,
+    /// Of the part under way, and how much is in it.
+    number: usize,
     tokens: usize,
     records: usize,
 }
 
-impl PartSize {
-    /// With how much a part is full. `device` as [`Placement::description`](crate::model::Placement::description) names it; of a model behind a
-    /// server the number of parameters is 0.
-    pub(super) fn of(device: &str, parameters: u64) -> PartSize {
-        if device.starts_with("cuda") {
-            return PartSize { tokens: GPU_FACTOR * PART_TOKENS, records: GPU_FACTOR * PART_RECORDS };
-        }
-        let share = FULL_PARAMETERS as f64 / parameters.max(1) as f64;
-        let tokens = ((PART_TOKENS as f64 * share) as usize).clamp(LEAST_TOKENS, PART_TOKENS);
-        PartSize { tokens, records: PART_RECORDS }
+impl PartEnds {
+    /// From the part of this number on. `device` as [`Placement::description`](crate::model::Placement::description) names it; of a model behind
+    /// a server the number of parameters is 0.
+    pub(super) fn new(device: &str, parameters: u64, number: usize) -> PartEnds {
+        let is_gpu = device.starts_with("cuda");
+        let share = if is_gpu { 1.0 } else { FULL_PARAMETERS as f64 / parameters.max(1) as f64 };
+        let full_tokens = ((PART_TOKENS as f64 * share) as usize).clamp(LEAST_TOKENS, PART_TOKENS);
+        PartEnds { is_gpu, full_tokens, number, tokens: 0, records: 0 }
     }
 
-    /// Adds a record that has `tokens` tokens to read.
-    pub(super) fn add(&mut self, tokens: usize) {
+    /// Counts a record that has `tokens` tokens to read: is it the last of its part?
+    pub(super) fn add(&mut self, tokens: usize) -> bool {
         self.tokens += tokens;
         self.records += 1;
-    }
-
-    pub(super) fn reaches(&self, full: &PartSize) -> bool {
-        self.tokens >= full.tokens || self.records >= full.records
+        // The first parts of a GPU are smaller, so that it has something to do while more is read.
+        let factor = if self.is_gpu { GPU_FACTOR.min(2 << self.number.min(8)) } else { 1 };
+        let ends = self.tokens >= factor * self.full_tokens || self.records >= factor * PART_RECORDS;
+        if ends {
+            *self = PartEnds { number: self.number + 1, tokens: 0, records: 0, ..*self };
+        }
+        ends
     }
 }
 
@@ -127,11 +133,35 @@ pub(super) struct Part {
 mod tests {
     use super::*;
 
+    /// Behind which of 3,000 records of 1,000 tokens a part ends.
+    fn ends(device: &str, parameters: u64, first: usize, number: usize) -> Vec<usize> {
+        let mut ends = PartEnds::new(device, parameters, number);
+        (first..3000).filter(|_| ends.add(1000)).collect()
+    }
+
     #[test]
     fn a_part_takes_about_as_long_whatever_the_model() {
-        let tokens = |parameters| PartSize::of("cpu", parameters).tokens;
+        let tokens = |parameters| PartEnds::new("cpu", parameters, 0).full_tokens;
         assert_eq!([0, 135_000_000, 500_000_000].map(tokens), [16_384; 3]);
         assert_eq!([1_000_000_000, 1_500_000_000, 8_000_000_000, u64::MAX].map(tokens), [8_192, 5_461, 4_096, 4_096]);
-        assert_eq!(PartSize::of("cuda:0 (a card)", 8_000_000_000).tokens, 16 * 16_384);
+    }
+
+    #[test]
+    fn parts_end_where_they_would_have_without_an_interruption() {
+        let of_gpu = ends("cuda (a card)", 8_000_000_000, 0, 0);
+        assert_eq!(of_gpu[..6], [32, 98, 230, 493, 756, 1019]);
+        assert_eq!(ends("cpu (2 threads)", 0, 0, 0)[..3], [16, 33, 50]);
+        for device in ["cuda (a card)", "cpu (2 threads)"] {
+            let whole = ends(device, 1_000_000_000, 0, 0);
+            for (number, last) in whole.iter().enumerate() {
+                assert_eq!(
+                    ends(device, 1_000_000_000, last + 1, number + 1),
+                    whole[number + 1..],
+                    "{device} behind part {number}"
+                );
+            }
+        }
+        let mut of_records = PartEnds::new("cpu", 0, 0);
+        assert_eq!((0..10_000).filter(|_| of_records.add(0)).collect::<Vec<_>>(), [4095, 8191]);
     }
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::finish::{SUMMARY_FILE, sort_again, sorted_by};
-use super::part::{PartSize, Stages};
+use super::part::{PartEnds, Stages};
 use super::plan::{PLANTED_FILE, Planted, Totals};
 use super::record::{RUN_FILE, RunRecord, read_json, read_record};
 use super::shard::ShardRecord;
@@ -253,16 +253,8 @@ fn join_parts(shards: &[Found], out: &Path, record: &RunRecord) -> Result<()> {
         }
         return Err(Error::new("the folder holds a run that was not finished").at(out).cure("Name another folder with --out."));
     }
-    let size = PartSize::of(&record.provenance.device, record.model.parameters);
-    let mut so_far = PartSize::default();
-    let ends = |row: &crate::table::Row| {
-        so_far.add(if row.skipped.is_none() { row.tokens as usize } else { 0 });
-        let ends = so_far.reaches(&size);
-        if ends {
-            so_far = PartSize::default();
-        }
-        ends
-    };
+    let mut part_ends = PartEnds::new(&record.provenance.device, record.model.parameters, 0);
+    let ends = |row: &crate::table::Row| part_ends.add(if row.skipped.is_none() { row.tokens as usize } else { 0 });
     let folders: Vec<PathBuf> = shards.iter().map(|found| found.folder.clone()).collect();
     let parts = out.join(JOINING_FOLDER);
     if parts.exists() {

@@ -1,9 +1,10 @@
 //! Reader -> engine -> writer, each on a thread of its own, so that the engine does not wait for the others.
 //!
-//! The unit of work is a part: consecutive records of about [`PartSize`] tokens, whose tables appear together under their final
+//! The unit of work is a part: consecutive records that end where [`PartEnds`] says, whose tables appear together under their final
 //! names. A run that was killed goes on behind its last part, and the parts begin and end at the same records as in an undisturbed
 //! run, so the table comes out the same to the bit.
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Instant;
@@ -12,13 +13,13 @@ use serde_json::json;
 
 use super::answers;
 use super::engine::Engine;
-use super::part::{Part, PartSize, Stages};
+use super::part::{Part, PartEnds, Stages};
 use super::plan::Plan;
 use super::record::{RUN_FILE, read_json, read_record};
 use super::servers;
 use crate::diagnosis::fidelity::Fidelity;
 use crate::engine::remote::Checked;
-use crate::engine::{self, Sample, TOP_K, Work};
+use crate::engine::{Sample, Scorer, Scores, TOP_K, Work};
 use crate::error::{Context, Error, Result};
 use crate::files::write_json;
 use crate::format::thousands;
@@ -48,8 +49,9 @@ pub(super) fn score(plan: &Plan, watch: &dyn Watch) -> Result<Option<Stages>> {
     }
     claim(plan)?;
     allocator::keep_freed_memory();
-    let (mut done_records, mut done_tokens) = (0, 0);
+    let (mut done_records, mut done_tokens, mut done_parts) = (0, 0, 0);
     for part in finished_parts(&plan.out)? {
+        done_parts += 1;
         for row in read_rows(&part.rows)? {
             done_records += 1;
             done_tokens += if row.skipped.is_none() { u64::from(row.tokens) } else { 0 };
@@ -73,7 +75,7 @@ pub(super) fn score(plan: &Plan, watch: &dyn Watch) -> Result<Option<Stages>> {
     let (to_engine, from_reader) = sync_channel::<Part>(1);
     let (to_writer, from_engine) = sync_channel::<Part>(1);
     let mut stages = std::thread::scope(|scope| {
-        let reader = scope.spawn(|| read(plan, done_records, to_engine));
+        let reader = scope.spawn(|| read(plan, done_records, done_parts, to_engine));
         let writer = scope.spawn(|| write(plan, writer, from_engine));
         let engine = match &plan.engine {
             Engine::Own(model) => run_engine(plan, model, &sample, &from_reader, &to_writer, done_tokens, watch),
@@ -196,11 +198,10 @@ fn claim_parts(plan: &Plan, parts: &Path) -> Result<()> {
 }
 
 /// Reads, renders and tokenises ahead of the engine. Gives the seconds spent on it.
-fn read(plan: &Plan, done_records: u64, to_engine: SyncSender<Part>) -> Result<f64> {
-    let full = PartSize::of(&plan.engine.device(), plan.info.parameters);
+fn read(plan: &Plan, done_records: u64, done_parts: usize, to_engine: SyncSender<Part>) -> Result<f64> {
     let mut seconds = 0.0;
     let mut began = Instant::now();
-    let (mut items, mut size) = (Vec::new(), PartSize::default());
+    let (mut items, mut ends) = (Vec::new(), PartEnds::new(&plan.engine.device(), plan.info.parameters, done_parts));
     // False once the engine has stopped listening: it failed, and says why itself.
     let mut send = |items: &mut Vec<Item>, began: &mut Instant| {
         let items = std::mem::take(items);
@@ -212,13 +213,10 @@ fn read(plan: &Plan, done_records: u64, to_engine: SyncSender<Part>) -> Result<f
     };
     for chunk in rendered(&plan.dataset, &plan.renderer, done_records, &plan.chosen) {
         for item in chunk? {
-            size.add(scorable(&item).map_or(0, |sequence| sequence.ids.len()));
+            let is_last = ends.add(scorable(&item).map_or(0, |sequence| sequence.ids.len()));
             items.push(item);
-            if size.reaches(&full) {
-                size = PartSize::default();
-                if !send(&mut items, &mut began) {
-                    return Ok(0.0);
-                }
+            if is_last && !send(&mut items, &mut began) {
+                return Ok(0.0);
             }
         }
     }
@@ -243,28 +241,59 @@ fn run_engine(
     watch: &dyn Watch,
 ) -> Result<Stages> {
     let (mut stages, mut work) = (Stages::default(), Work::default());
+    let mut to_first_row = None;
+    let mut progress = |tokens| {
+        to_first_row.get_or_insert_with(|| plan.began.elapsed().as_secs_f64());
+        watch.tokens("Scoring", done_tokens + tokens, plan.totals.tokens);
+    };
+    let mut scorer = Scorer::new(model, TOP_K, sample, &mut work);
+    // Parts whose scores have not all come.
+    let mut waiting: VecDeque<Part> = VecDeque::new();
     loop {
-        let began = Instant::now();
-        let Ok(mut part) = from_reader.recv() else { break };
+        let part = match from_reader.try_recv() {
+            Ok(part) => part,
+            // There is nothing to put beside what is under way, which need not wait for it.
+            Err(_) => {
+                if !hand_on(scorer.finish(&mut progress)?, &mut waiting, to_writer, &mut stages)? {
+                    break;
+                }
+                let began = Instant::now();
+                let Ok(part) = from_reader.recv() else { break };
+                stages.engine_waited += began.elapsed().as_secs_f64();
+                part
+            }
+        };
         // What went before is whole, and is kept.
         if watch.interrupted() {
             stages.interrupted = true;
+            hand_on(scorer.finish(&mut progress)?, &mut waiting, to_writer, &mut stages)?;
             break;
         }
-        stages.engine_waited += began.elapsed().as_secs_f64();
-        let before = done_tokens + stages.input_tokens;
-        let mut progress = |tokens| {
-            stages.to_first_row.get_or_insert_with(|| plan.began.elapsed().as_secs_f64());
-            watch.tokens("Scoring", before + tokens, plan.totals.tokens);
-        };
-        (part.scores, part.curves) = engine::score_and_sample(model, &part.sequences, TOP_K, sample, &mut work, &mut progress)?;
-        stages.input_tokens += part.sequences.iter().map(|sequence| sequence.ids.len() as u64).sum::<u64>();
-        if to_writer.send(part).is_err() {
-            // The writer has failed, and says why itself.
-            return Ok(stages);
+        let scores = scorer.add(&part.sequences, &mut progress)?;
+        waiting.push_back(part);
+        if !hand_on(scores, &mut waiting, to_writer, &mut stages)? {
+            break;
         }
     }
-    Ok(Stages { decoder: work.decoder_seconds, head: work.head_seconds, computed_tokens: work.computed_tokens, ..stages })
+    let Work { computed_tokens, decoder_seconds: decoder, head_seconds: head } = work;
+    Ok(Stages { decoder, head, computed_tokens, to_first_row, ..stages })
+}
+
+/// Gives the parts whose scores have come to the writer. False if it has failed: it says why itself.
+fn hand_on(
+    scores: impl IntoIterator<Item = Scores>,
+    waiting: &mut VecDeque<Part>,
+    to_writer: &SyncSender<Part>,
+    stages: &mut Stages,
+) -> Result<bool> {
+    for Scores { tokens, curves } in scores {
+        let part = waiting.pop_front().ok_or_else(|| Error::new("scores came of a part that was never read"))?;
+        stages.input_tokens += part.sequences.iter().map(|sequence| sequence.ids.len() as u64).sum::<u64>();
+        if to_writer.send(Part { scores: tokens, curves, ..part }).is_err() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// The tokens on which the top-K entropies are compared with the full one: of the data's first sequences that have

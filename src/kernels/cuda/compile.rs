@@ -1,14 +1,16 @@
 //! The kernels' sources -> machine code for the GPU at hand, by NVRTC at first use, kept in the user's cache folder.
 //!
 //! Why at run time: the build then needs no CUDA, the program stays small, every head width gets kernels of its own, and each GPU gets
-//! its own machine code. It costs some seconds once on each machine; from then on a file of some tens of kilobytes is read.
+//! its own machine code. It costs some seconds once on each machine; from then on a file of some tens of kilobytes is read. The file ends
+//! with the sum of its code, as the driver is told no length: it would read on behind the end of what was cut.
 
 use std::ffi::{CString, c_char, c_int};
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::ptr::null_mut;
 
-use super::library::{self, Compiler};
+use super::library::{self, Compiler, Version};
 use crate::error::{Context, Error, Result};
 use crate::fetch::cache::own_cache;
 use crate::files::{sha256, write_atomically};
@@ -21,6 +23,7 @@ pub(super) enum Source {
     Rows,
     Head,
     Largest,
+    Draw,
     Experts,
     /// The gated delta rule of keys of so many elements.
     Delta {
@@ -47,6 +50,7 @@ impl Source {
             Source::Rows => include_str!("../matmul/rows.cu"),
             Source::Head => include_str!("../statistics/statistics.cu"),
             Source::Largest => include_str!("../statistics/largest.cu"),
+            Source::Draw => include_str!("../statistics/draw.cu"),
             Source::Experts => include_str!("experts.cu"),
             Source::Delta { .. } => include_str!("../delta/delta.cu"),
             Source::Attention { .. } => include_str!("../attention/attention.cu"),
@@ -61,6 +65,7 @@ impl Source {
             Source::Rows => "rows.cu",
             Source::Head => "statistics.cu",
             Source::Largest => "largest.cu",
+            Source::Draw => "draw.cu",
             Source::Experts => "experts.cu",
             Source::Delta { .. } => "delta.cu",
             Source::Attention { .. } => "attention.cu",
@@ -89,24 +94,48 @@ impl Source {
     }
 }
 
-/// Machine code of `source` for the GPU `name` of compute capability `major.minor`, from the cache folder if it was compiled before: the
-/// name, as an emulated GPU has the capability of a real one.
-pub(super) fn compiled(source: Source, name: &str, (major, minor): (i32, i32)) -> Result<Vec<u8>> {
-    let text = source.whole_text();
-    let options = options((major, minor));
-    let key = sha256(format!("{}\n{name}\n{}\n{text}", env!("CARGO_PKG_VERSION"), options.join(" ")));
-    let cached = own_cache().map(|folder| folder.join("kernels").join(format!("{key}.cubin")));
-    if let Some(code) = cached.as_ref().and_then(|path| std::fs::read(path).ok()) {
-        return Ok(code);
-    }
-    let (code, _) = compile(source.name(), &text, &options)?;
-    // The cache is a convenience: where it cannot be written, the kernels are compiled again next time.
-    if let Some(path) = cached
-        && let Some(folder) = path.parent()
+/// What machine code is made for.
+#[derive(Debug)]
+pub(super) struct Target {
+    /// The GPU's: an emulated one has the capability of a real one.
+    pub name: String,
+    pub capability: (i32, i32),
+    /// The driver's, which says what compilers are taken.
+    pub version: Version,
+}
+
+/// Where the machine code of `source` is kept, if the user has a cache folder.
+pub(super) fn kept_at(source: Source, target: &Target) -> Option<PathBuf> {
+    let Target { name, capability, version } = target;
+    let options = options(*capability).join(" ");
+    let key = format!("{}\n{name}\n{version}\n{options}\n{}", env!("CARGO_PKG_VERSION"), source.whole_text());
+    own_cache().map(|folder| folder.join("kernels").join(format!("{}.cubin", sha256(key))))
+}
+
+/// What [`keep`] kept in `file`, if that is what stands there.
+pub(super) fn kept(file: &Path) -> Option<Vec<u8>> {
+    let mut code = std::fs::read(file).ok()?;
+    let sum = code.split_off(code.len().checked_sub(SUM_LEN)?);
+    (sha256(&code).as_bytes() == sum).then_some(code)
+}
+
+/// The hexadecimal digits of a SHA-256.
+const SUM_LEN: usize = 64;
+
+/// Keeps machine code for [`kept`]. The cache is a convenience: where it cannot be written, the kernels are compiled again next time.
+pub(super) fn keep(file: &Path, code: &[u8]) {
+    if let Some(folder) = file.parent()
         && std::fs::create_dir_all(folder).is_ok()
     {
-        let _ = write_atomically(&path, |file| file.write_all(&code).context("cannot keep the kernels"));
+        let _ = write_atomically(file, |file| {
+            file.write_all(code).and_then(|()| file.write_all(sha256(code).as_bytes())).context("cannot keep the kernels")
+        });
     }
+}
+
+/// The machine code of `source`.
+pub(super) fn compiled(source: Source, target: &Target) -> Result<Vec<u8>> {
+    let (code, _) = compile(source, &options(target.capability), target.version)?;
     Ok(code)
 }
 
@@ -115,10 +144,11 @@ fn options((major, minor): (i32, i32)) -> Vec<String> {
 }
 
 /// Machine code, and what the compiler had to say.
-fn compile(name: &str, text: &str, options: &[String]) -> Result<(Vec<u8>, String)> {
-    let compiler = library::compiler()?;
+fn compile(source: Source, options: &[String], version: Version) -> Result<(Vec<u8>, String)> {
+    let compiler = library::compiler(version)?;
     let c_string = |text: &str| CString::new(text).context("a CUDA source holds a zero byte");
-    let (text, file) = (c_string(text)?, c_string(name)?);
+    let name = source.name();
+    let (text, file) = (c_string(&source.whole_text())?, c_string(name)?);
     let options: Vec<CString> = options.iter().map(|option| c_string(option)).collect::<Result<_>>()?;
     let options: Vec<*const c_char> = options.iter().map(|option| option.as_ptr()).collect();
     let failed = |what: &str, code: c_int| Error::new(format!("NVRTC cannot {what} {name}: error {code}"));
@@ -140,7 +170,7 @@ fn compile(name: &str, text: &str, options: &[String]) -> Result<(Vec<u8>, Strin
                 binary = vec![0u8; size];
                 code = (compiler.binary)(program, binary.as_mut_ptr().cast());
             }
-            if code == 0 { Ok((binary, log(&compiler, program))) } else { Err(failed("hand out", code)) }
+            if code == 0 && !binary.is_empty() { Ok((binary, log(&compiler, program))) } else { Err(failed("hand out", code)) }
         };
         (compiler.destroy)(&mut program);
         outcome
@@ -170,17 +200,39 @@ mod tests {
 
     use super::*;
 
+    /// The driver is handed nothing but what a compiler made.
+    #[test]
+    fn code_that_was_cut_or_changed_is_not_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("kernels/some.cubin");
+        assert_eq!(kept(&file), None);
+        let code: Vec<u8> = (0..300u32).map(|i| (i * 7) as u8).collect();
+        keep(&file, &code);
+        assert_eq!(kept(&file), Some(code));
+        let whole = std::fs::read(&file).unwrap();
+        for len in 0..whole.len() {
+            std::fs::write(&file, &whole[..len]).unwrap();
+            assert_eq!(kept(&file), None, "cut to {len} bytes");
+            let mut changed = whole.clone();
+            changed[len] ^= 1;
+            std::fs::write(&file, changed).unwrap();
+            assert_eq!(kept(&file), None, "byte {len} changed");
+        }
+        std::fs::write(&file, [whole.as_slice(), &[0]].concat()).unwrap();
+        assert_eq!(kept(&file), None, "a byte added");
+    }
+
     /// NVRTC needs no GPU: where it is installed (always in CI, which sets `DIAGNOSE_NVRTC_TESTS`), every kernel is compiled for every
     /// generation, and none keeps more than a few numbers in memory for want of registers.
     #[test]
     fn every_kernel_compiles_for_every_generation() {
-        if let Err(error) = library::compiler() {
+        if let Err(error) = library::compiler(Version::NEWEST) {
             assert!(std::env::var_os("DIAGNOSE_NVRTC_TESTS").is_none(), "{error}");
             return;
         }
         let attention = |head_dim, warps, row_tiles| Source::Attention { head_dim, warps, row_tiles };
         let last = [(64, 3), (128, 4), (128, 8), (256, 8)].map(|(head_dim, group)| Source::Last { head_dim, group });
-        let plain = [Source::Norm, Source::Gated, Source::Rows, Source::Head, Source::Largest, Source::Experts];
+        let plain = [Source::Norm, Source::Gated, Source::Rows, Source::Head, Source::Largest, Source::Draw, Source::Experts];
         let keys = [10, 128, 256].map(|key_dim| Source::Delta { key_dim });
         let widths = [attention(64, 4, 1), attention(64, 4, 2), attention(128, 4, 2), attention(128, 8, 1), attention(256, 4, 1)];
         let capabilities = [(8, 0), (9, 0), (10, 0)];
@@ -194,7 +246,7 @@ mod tests {
         all.into_par_iter().for_each(|(source, capability)| {
             let mut options = options(capability);
             options.push("--ptxas-options=--verbose".to_owned());
-            let (code, log) = compile(source.name(), &source.whole_text(), &options).unwrap();
+            let (code, log) = compile(source, &options, Version::NEWEST).unwrap();
             assert!(code.len() > 1000, "{source:?}: {} bytes", code.len());
             let words: Vec<&str> = log.split_whitespace().collect();
             for words in words.windows(4).filter(|words| words[1..] == ["bytes", "spill", "stores,"]) {

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::marker::PhantomData;
+use std::path::Path;
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};
@@ -14,9 +15,9 @@ use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
 use super::array::{Argument, Array, Indices, arena_bytes};
-use super::compile::{self, Source};
-use super::library::{self, Address, Blas, Driver, Opaque, check_blas};
-use super::shape::{Rows, Shape};
+use super::compile::{self, Source, Target};
+use super::library::{self, Address, Blas, Driver, Opaque, Version, check_blas};
+use super::shape::Rows;
 use crate::error::{Error, Result};
 use crate::kernels::Stored;
 use crate::kernels::cpu::lock;
@@ -28,16 +29,17 @@ pub struct Device {
     pub(super) blas_handle: Opaque,
     context: Opaque,
     pub(super) stream: Opaque,
-    pub(super) name: String,
-    capability: (i32, i32),
+    target: Target,
     /// Shared memory that a block may have.
     pub(super) shared_bytes: u32,
     kernels: Mutex<HashMap<(Source, &'static str), Kernel>>,
     modules: Mutex<HashMap<Source, Handle>>,
-    pub(super) algorithms: Mutex<HashMap<Shape, library::Algorithm>>,
     pub(super) workspace: Mutex<Option<Buffer>>,
     /// Host memory that is waiting to be used again.
     pinned: Mutex<Vec<PinnedBytes>>,
+    /// Copies from and to [`Pinned`] that were asked for, and so many of the first of them are known to be done.
+    copies: AtomicU64,
+    copied: AtomicU64,
     allocated: AtomicU64,
     peak: AtomicU64,
     /// Milliseconds and calls of each kernel; only where `DIAGNOSE_CUDA_PROFILE` is set, as every launch then waits for its end.
@@ -56,8 +58,8 @@ const PIECE: usize = 8 << 20;
 const PROFILE: &str = "DIAGNOSE_CUDA_PROFILE";
 
 /// A pointer of the driver's that may go from thread to thread.
-#[derive(Clone, Copy)]
-struct Handle(Opaque);
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Handle(Opaque);
 
 // SAFETY: a module or function is only handed back to the driver, which takes it from any thread.
 unsafe impl Send for Handle {}
@@ -99,6 +101,8 @@ pub struct Arena<'a> {
 /// Host memory that the device reads and writes by itself while the host goes on.
 pub struct Pinned {
     bytes: Option<PinnedBytes>,
+    /// Of the copies that were asked for, the number of the last from or to here.
+    last_copy: AtomicU64,
 }
 
 struct PinnedBytes {
@@ -110,7 +114,11 @@ struct PinnedBytes {
 unsafe impl Send for PinnedBytes {}
 
 /// A moment in the stream.
-pub struct Event(Opaque);
+pub struct Event {
+    event: Opaque,
+    /// Copies that were asked for before.
+    copies: u64,
+}
 
 // SAFETY: the driver takes events from any thread.
 unsafe impl Send for Event {}
@@ -137,12 +145,13 @@ impl Device {
         let mut ordinal = 0;
         let (mut context, mut stream, mut blas_handle) = (null_mut(), null_mut(), null_mut());
         let mut name = [0 as c_char; 256];
-        let mut attributes = [0; 3];
+        let (mut attributes, mut version) = ([0; 3], 0);
         let wanted = [constants::CAPABILITY_MAJOR, constants::CAPABILITY_MINOR, constants::SHARED_BYTES_OF_A_BLOCK];
         // SAFETY: every pointer is to a variable of the type that the function writes, and `name` is as long as it is said to be.
         unsafe {
             check(&driver, "start", (driver.init)(0))
                 .map_err(|error| error.cure("Is there an NVIDIA GPU in this machine, and does `nvidia-smi` see it?"))?;
+            check(&driver, "tell its version", (driver.version)(&mut version))?;
             check(&driver, "find a GPU", (driver.device)(&mut ordinal, 0))?;
             check(&driver, "name the GPU", (driver.device_name)(name.as_mut_ptr(), name.len() as c_int, ordinal))?;
             for (attribute, wanted) in attributes.iter_mut().zip(wanted) {
@@ -161,24 +170,26 @@ impl Device {
             ))
             .cure("Leave out --device cuda: the CPU takes its place."));
         }
+        let version = Version(version);
+        version.check()?;
         // Looked for once there is a card for it: the search may ask Python where its packages are.
-        let blas = library::blas()?;
+        let blas = library::blas(version)?;
         // SAFETY: the handle is a variable of the type that the function writes, and the thread's context is the device's.
-        check_blas("start", unsafe { (blas.create)(&mut blas_handle) })?;
+        check_blas("start", unsafe { (blas.create)(&mut blas_handle) }).map_err(|error| error.cure(version.cure()))?;
         Ok(Device {
             driver,
             blas,
             blas_handle,
             context,
             stream,
-            name,
-            capability: (major, minor),
+            target: Target { name, capability: (major, minor), version },
             shared_bytes: shared_bytes as u32,
             kernels: Mutex::default(),
             modules: Mutex::default(),
-            algorithms: Mutex::default(),
             workspace: Mutex::default(),
             pinned: Mutex::default(),
+            copies: AtomicU64::new(0),
+            copied: AtomicU64::new(0),
             allocated: AtomicU64::new(0),
             peak: AtomicU64::new(0),
             profile: std::env::var_os(PROFILE).map(|_| Mutex::default()),
@@ -192,7 +203,7 @@ impl Device {
 
     /// As the driver names it, `NVIDIA H100 80GB HBM3` for example.
     pub fn name(&self) -> &str {
-        &self.name
+        &self.target.name
     }
 
     /// Bytes of the device's memory that are free, and all there are.
@@ -219,7 +230,7 @@ impl Device {
             let free = self.memory().map_or(0, |(free, _)| free);
             error.cure(format!(
                 "{bytes} bytes were asked for, {free} are free on {}: give a smaller --max-len or model.",
-                self.name
+                self.name()
             ))
         })?;
         let held = self.allocated.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64;
@@ -302,15 +313,17 @@ impl Device {
             return Ok(());
         }
         self.enter()?;
-        // SAFETY: both sides hold that many bytes; the pinned memory stays until its owner has waited for the stream.
+        // SAFETY: both sides hold that many bytes; the pinned memory is not used again before the copy is done.
         let code = unsafe { (self.driver.to_device)(to.address, pinned.address().cast(), bytes, self.stream) };
+        self.note_copy(pinned);
         check(&self.driver, "copy to the GPU", code)
     }
 
-    /// Copies the beginning of `from` to `pinned`, without waiting.
-    pub fn fetch(&self, from: &Buffer, pinned: &Pinned, bytes: usize) -> Result<()> {
-        if bytes > pinned.capacity() || bytes > from.bytes {
-            return Err(Error::new("more bytes than both sides of a copy hold"));
+    /// Copies `from` to the beginning of `pinned`, without waiting.
+    pub fn fetch(&self, from: Array, pinned: &Pinned) -> Result<()> {
+        let bytes = from.bytes();
+        if bytes > pinned.capacity() {
+            return Err(Error::new("more bytes on the GPU than were to be copied from it"));
         }
         if bytes == 0 {
             return Ok(());
@@ -318,7 +331,13 @@ impl Device {
         self.enter()?;
         // SAFETY: as in `send`.
         let code = unsafe { (self.driver.to_host)(pinned.address().cast(), from.address, bytes, self.stream) };
+        self.note_copy(pinned);
         check(&self.driver, "copy from the GPU", code)
+    }
+
+    /// Gives a number to the copy from or to `pinned` that has just been asked for.
+    fn note_copy(&self, pinned: &Pinned) {
+        pinned.last_copy.store(self.copies.fetch_add(1, Ordering::AcqRel) + 1, Ordering::Release);
     }
 
     /// Copies one array onto another of the same length and format, without waiting.
@@ -338,36 +357,39 @@ impl Device {
     /// Host memory of at least `bytes`; that of an earlier one where one is free.
     pub fn pinned(&'static self, bytes: usize) -> Result<Pinned> {
         let mut free = lock(&self.pinned);
-        let found = free.iter().position(|pinned| pinned.capacity >= bytes).map(|index| free.swap_remove(index));
+        let found = least_that_holds(free.iter().map(|pinned| pinned.capacity), bytes).map(|index| free.swap_remove(index));
         drop(free);
         if found.is_some() {
-            return Ok(Pinned { bytes: found });
+            return Ok(Pinned { bytes: found, last_copy: AtomicU64::new(0) });
         }
         let capacity = bytes.next_power_of_two().max(1 << 16);
         let mut address = null_mut();
         self.enter()?;
         // SAFETY: `address` is a variable of the type that the function writes.
         check(&self.driver, "allocate host memory", unsafe { (self.driver.allocate_host)(&mut address, capacity, 0) })?;
-        Ok(Pinned { bytes: Some(PinnedBytes { address: address.cast(), capacity }) })
+        Ok(Pinned { bytes: Some(PinnedBytes { address: address.cast(), capacity }), last_copy: AtomicU64::new(0) })
     }
 
     /// Marks the place in the stream behind all that was asked for so far.
     pub fn record(&self) -> Result<Event> {
         let mut event = null_mut();
+        let copies = self.copies.load(Ordering::Acquire);
         self.enter()?;
         // SAFETY: `event` is a variable of the type that the function writes, and then an event.
         unsafe {
             check(&self.driver, "create an event", (self.driver.create_event)(&mut event, 0))?;
             check(&self.driver, "record an event", (self.driver.record_event)(event, self.stream))?;
         }
-        Ok(Event(event))
+        Ok(Event { event, copies })
     }
 
     /// Waits until the device has come to `event`.
     pub fn wait(&self, event: &Event) -> Result<()> {
         self.enter()?;
         // SAFETY: an event of the driver's that has been recorded.
-        check(&self.driver, "do what was asked of it", unsafe { (self.driver.wait_for_event)(event.0) })
+        check(&self.driver, "do what was asked of it", unsafe { (self.driver.wait_for_event)(event.event) })?;
+        self.copied.fetch_max(event.copies, Ordering::AcqRel);
+        Ok(())
     }
 
     /// The time between two events that have both passed.
@@ -375,15 +397,18 @@ impl Device {
         let mut milliseconds = 0.0;
         self.enter()?;
         // SAFETY: events of the driver's that have been recorded.
-        check(&self.driver, "tell the time", unsafe { (self.driver.elapsed)(&mut milliseconds, from.0, to.0) })?;
+        check(&self.driver, "tell the time", unsafe { (self.driver.elapsed)(&mut milliseconds, from.event, to.event) })?;
         Ok(Duration::from_secs_f64(f64::from(milliseconds.max(0.0)) / 1e3))
     }
 
     /// Waits for all that was asked for.
     pub fn synchronize(&self) -> Result<()> {
+        let copies = self.copies.load(Ordering::Acquire);
         self.enter()?;
         // SAFETY: the stream is the driver's.
-        check(&self.driver, "do what was asked of it", unsafe { (self.driver.synchronize)(self.stream) })
+        check(&self.driver, "do what was asked of it", unsafe { (self.driver.synchronize)(self.stream) })?;
+        self.copied.fetch_max(copies, Ordering::AcqRel);
+        Ok(())
     }
 
     /// A table of the kernels' times, longest first, if they were taken down.
@@ -434,13 +459,33 @@ impl Device {
         if let Some(module) = modules.get(&source) {
             return Ok(*module);
         }
-        let code = compile::compiled(source, &self.name, self.capability)?;
+        let module = self.load(source, compile::kept_at(source, &self.target).as_deref())?;
+        modules.insert(source, module);
+        Ok(module)
+    }
+
+    /// Loads what is kept in `file`. Where nothing is, or what another compiler made for another driver, it is compiled again, and what the
+    /// driver takes is kept.
+    pub(super) fn load(&self, source: Source, file: Option<&Path>) -> Result<Handle> {
+        if let Some(code) = file.and_then(compile::kept)
+            && let Ok(module) = self.load_code(source, &code)
+        {
+            return Ok(module);
+        }
+        let code = compile::compiled(source, &self.target)?;
+        let module = self.load_code(source, &code)?;
+        if let Some(file) = file {
+            compile::keep(file, &code);
+        }
+        Ok(module)
+    }
+
+    fn load_code(&self, source: Source, code: &[u8]) -> Result<Handle> {
         let mut module = null_mut();
         self.enter()?;
-        // SAFETY: the code is a cubin that NVRTC wrote.
+        // SAFETY: the code is a whole cubin that NVRTC wrote.
         let result = unsafe { (self.driver.load_module)(&mut module, code.as_ptr().cast()) };
         check(&self.driver, &format!("load the kernels of {source:?}"), result)?;
-        modules.insert(source, Handle(module));
         Ok(Handle(module))
     }
 
@@ -629,9 +674,15 @@ impl Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        if let (Some(bytes), Ok(device)) = (self.bytes.take(), Device::get()) {
-            lock(&device.pinned).push(bytes);
+        let (Some(bytes), Ok(device)) = (self.bytes.take(), Device::get()) else { return };
+        let last_copy = self.last_copy.load(Ordering::Acquire);
+        // Whoever gives up in the middle drops memory that the device is still to read or write. Where it cannot be waited for, the memory
+        // stays as it is: nobody may have it again.
+        if last_copy > device.copied.load(Ordering::Acquire) && device.synchronize().is_err() {
+            std::mem::forget(bytes);
+            return;
         }
+        lock(&device.pinned).push(bytes);
     }
 }
 
@@ -652,9 +703,15 @@ impl Drop for Event {
             && device.enter().is_ok()
         {
             // SAFETY: created by the driver, destroyed once.
-            unsafe { (device.driver.destroy_event)(self.0) };
+            unsafe { (device.driver.destroy_event)(self.event) };
         }
     }
+}
+
+/// Which of these holds so many bytes and the fewest more.
+fn least_that_holds(capacities: impl Iterator<Item = usize>, bytes: usize) -> Option<usize> {
+    let holding = capacities.enumerate().filter(|&(_, capacity)| capacity >= bytes);
+    holding.min_by_key(|&(_, capacity)| capacity).map(|(index, _)| index)
 }
 
 /// An error that names what the device could not do.
@@ -669,4 +726,15 @@ fn check(driver: &Driver, what: &str, code: c_int) -> Result<()> {
         if name.is_null() { format!("error {code}") } else { CStr::from_ptr(name).to_string_lossy().into_owned() }
     };
     Err(Error::new(format!("the GPU cannot {what}: {name}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_that_is_used_again_is_the_least_that_holds() {
+        let found = |bytes| least_that_holds([64, 4096, 128, 128].into_iter(), bytes);
+        assert_eq!([1, 65, 129, 4097].map(found), [Some(0), Some(2), Some(1), None]);
+    }
 }

@@ -125,21 +125,58 @@ list_tokens(const u32* experts, const u32* counts, u32* slots, u32* tokens, u32 
     for (u32 i = all + threadIdx.x; i < filled; i += LISTING_THREADS) tokens[first + i] = 0;
 }
 
+// So many numbers at a time, at a place that their number divides.
+template <u32 N>
+struct Numbers {
+    float of[N];
+};
+template <u32 N>
+__device__ __forceinline__ Numbers<N> load_numbers(const float* from) {
+    Numbers<N> x;
+    if constexpr (N == 4) {
+        float4 four = load_four(from);
+        x.of[0] = four.x, x.of[1] = four.y, x.of[2] = four.z, x.of[3] = four.w;
+    } else {
+        x.of[0] = *from;
+    }
+    return x;
+}
+__device__ __forceinline__ void store_numbers(float* to, const Numbers<4>& x) {
+    store_four(to, make_float4(x.of[0], x.of[1], x.of[2], x.of[3]));
+}
+__device__ __forceinline__ void store_numbers(float* to, const Numbers<1>& x) { *to = x.of[0]; }
+
 // y [slots, D] of slots `begin .. end`: residual [T, D] += the sum of weight (y + bias), `bias` [E, D] or null, over those of a token's
 // experts whose slots are among them. One block a token.
-extern "C" __global__ void add_experts(const float* y, const u32* experts, const u32* slots, const float* weights, const float* bias,
-                                       float* residual, u32 width, u32 per_token, u32 begin, u32 end) {
+template <u32 N>
+__device__ __forceinline__ void add_experts(const float* y, const u32* experts, const u32* slots, const float* weights, const float* bias,
+                                            float* residual, u32 width, u32 per_token, u32 begin, u32 end) {
     experts += (u64)blockIdx.x * per_token, slots += (u64)blockIdx.x * per_token, weights += (u64)blockIdx.x * per_token;
+    bool is_among = false;
+    for (u32 k = 0; k < per_token; ++k) is_among |= slots[k] >= begin && slots[k] < end;
+    if (!is_among) return;
     residual += (u64)blockIdx.x * width;
-    for (u32 i = threadIdx.x; i < width; i += blockDim.x) {
-        float sum = residual[i];
+    for (u32 i = N * threadIdx.x; i < width; i += N * blockDim.x) {
+        Numbers<N> sum = load_numbers<N>(residual + i);
         for (u32 k = 0; k < per_token; ++k) {
             if (slots[k] < begin || slots[k] >= end) continue;
-            float of_expert = y[(u64)(slots[k] - begin) * width + i] + (bias ? bias[(u64)experts[k] * width + i] : 0.0f);
-            sum += weights[k] * of_expert;
+            Numbers<N> of_expert = load_numbers<N>(y + (u64)(slots[k] - begin) * width + i), own = {};
+            if (bias) own = load_numbers<N>(bias + (u64)experts[k] * width + i);
+            for (u32 j = 0; j < N; ++j) sum.of[j] += weights[k] * (of_expert.of[j] + own.of[j]);
         }
-        residual[i] = sum;
+        store_numbers(residual + i, sum);
     }
+}
+
+extern "C" __global__ void add_experts_1(const float* y, const u32* experts, const u32* slots, const float* weights, const float* bias,
+                                         float* residual, u32 width, u32 per_token, u32 begin, u32 end) {
+    add_experts<1>(y, experts, slots, weights, bias, residual, width, per_token, begin, end);
+}
+
+// For widths that 4 divides.
+extern "C" __global__ void add_experts_4(const float* y, const u32* experts, const u32* slots, const float* weights, const float* bias,
+                                         float* residual, u32 width, u32 per_token, u32 begin, u32 end) {
+    add_experts<4>(y, experts, slots, weights, bias, residual, width, per_token, begin, end);
 }
 
 // residual [T, D] += sigmoid(gates [T]) y [T, D]: what all tokens share, where a gate multiplies it. One block a token.

@@ -206,9 +206,11 @@ impl Device {
             U32(slots.start as u32),
             U32(slots.end as u32),
         ];
-        let kernel = self.kernel(Source::Experts, "add_experts")?;
+        let by_four = [width as u64, y.address / 4, residual.address / 4].into_iter().all(|number| number.is_multiple_of(4));
+        let (name, at_a_time) = if by_four { ("add_experts_4", 4) } else { ("add_experts_1", 1) };
+        let kernel = self.kernel(Source::Experts, name)?;
         // SAFETY: `y` holds a row for each of the slots, the residual one for each token, whose choices name experts with a row of biases.
-        unsafe { self.launch(kernel, (tokens, 1), threads_for(width), 0, &arguments) }
+        unsafe { self.launch(kernel, (tokens, 1), threads_for(width / at_a_time), 0, &arguments) }
     }
 
     /// `residual [T, D] += sigmoid(gates [T]) y [T, D]`, all f32.

@@ -255,7 +255,7 @@ fn head(
     let room = HeadRoom { logits: logits.array(0, chunk, Stored::F32)?, sums, top_logits: top };
     device.head_statistics(hidden, head_vd, words, all, &room, options)?;
     let pinned = device.pinned(statistics.bytes())?;
-    device.fetch(&statistics, &pinned, statistics.bytes())?;
+    device.fetch(statistics.array(0, STATISTICS_WORDS * n, Stored::F32)?, &pinned)?;
     device.synchronize()?;
     let (words, _) = pinned.words(STATISTICS_WORDS * n)?.as_chunks();
     let top = if wants_logits { device.download(top)? } else { Vec::new() };

@@ -3,9 +3,11 @@
 //! Nothing is linked, so that one program runs with and without them and says by name what is missing. The functions below have had
 //! these signatures since CUDA 11; the headers are `cuda.h`, `nvrtc.h` and `cublasLt.h`. The driver comes with the graphics driver; the
 //! other two are looked for where the loader looks, under `$CUDA_HOME` or `$CUDA_PATH`, in `/usr/local/cuda`, and among the packages that
-//! Python's pip installs beside PyTorch (`nvidia-cublas`, `nvidia-cuda-nvrtc`).
+//! Python's pip installs beside PyTorch (`nvidia-cublas`, `nvidia-cuda-nvrtc`). They are of no later CUDA than the driver: it refuses what
+//! a later one made.
 
-use std::ffi::{c_char, c_int, c_uint, c_void};
+use std::ffi::{OsStr, c_char, c_int, c_uint, c_void};
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -41,6 +43,7 @@ pub(super) type Opaque = *mut c_void;
 
 functions!(Driver {
     init: b"cuInit" (c_uint);
+    version: b"cuDriverGetVersion" (*mut c_int);
     error_name: b"cuGetErrorName" (c_int, *mut *const c_char);
     device: b"cuDeviceGet" (*mut c_int, c_int);
     device_name: b"cuDeviceGetName" (*mut c_char, c_int, c_int);
@@ -109,36 +112,82 @@ pub(super) struct Choice {
     pub reserved: [c_int; 4],
 }
 
+/// A version of CUDA as the driver tells it: 12040 is 12.4.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Version(pub c_int);
+
+/// The first numbers of the versions whose libraries are looked for, the newest first.
+const MAJORS: [c_int; 2] = [13, 12];
+
+impl Version {
+    /// The newest of which anything is known here, for what needs no driver.
+    #[cfg(test)]
+    pub(super) const NEWEST: Version = Version(1000 * MAJORS[0]);
+
+    /// Those of [`MAJORS`] that a driver of this version takes, the newest first.
+    fn majors(self) -> impl Iterator<Item = c_int> + Clone {
+        MAJORS.into_iter().filter(move |major| 1000 * major <= self.0)
+    }
+
+    /// An error where the driver takes none of the libraries.
+    pub(super) fn check(self) -> Result<()> {
+        if self.majors().next().is_some() {
+            return Ok(());
+        }
+        Err(Error::new(format!(
+            "NVIDIA's driver here is of CUDA {self}, which takes no libraries of CUDA {} or later",
+            MAJORS[1]
+        ))
+        .cure("Update NVIDIA's driver, or leave out --device cuda: the CPU takes its place."))
+    }
+
+    /// How the libraries for this driver come here.
+    pub(super) fn cure(self) -> String {
+        let packages = match self.majors().next() {
+            Some(12) => "nvidia-cublas-cu12 nvidia-cuda-nvrtc-cu12",
+            _ => "'nvidia-cublas==13.*' 'nvidia-cuda-nvrtc==13.*'",
+        };
+        format!(
+            "Install CUDA's libraries for the driver here, which is of CUDA {self}, for example by `python3 -m pip install {packages}`, \
+             set CUDA_HOME to where they are, or leave out --device cuda."
+        )
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{}.{}", self.0 / 1000, self.0 % 1000 / 10)
+    }
+}
+
 pub(super) fn driver() -> Result<Driver> {
-    let names: &[&str] = if cfg!(windows) { &["nvcuda.dll"] } else { &["libcuda.so.1", "libcuda.so"] };
-    open("the driver of an NVIDIA GPU", names, &[], Driver::new)
+    let names = if cfg!(windows) { ["nvcuda.dll"].as_slice() } else { &["libcuda.so.1", "libcuda.so"] };
+    let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+    open("the driver of an NVIDIA GPU", &names, std::iter::empty(), Driver::new)
         .map_err(|error| error.cure("Install NVIDIA's driver, or leave out --device cuda: the CPU takes its place."))
 }
 
-pub(super) fn compiler() -> Result<Compiler> {
-    let names: &[&str] = if cfg!(windows) {
-        &["nvrtc64_130_0.dll", "nvrtc64_120_0.dll"]
-    } else {
-        &["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"]
-    };
-    let folders = folders();
-    load_builtins(&folders);
-    open("NVRTC, which compiles the kernels for the GPU", names, &folders, Compiler::new).map_err(toolkit)
+/// For a driver of `version`.
+pub(super) fn compiler(version: Version) -> Result<Compiler> {
+    let name = |major| if cfg!(windows) { format!("nvrtc64_{major}0_0.dll") } else { format!("libnvrtc.so.{major}") };
+    let names: Vec<String> = version.majors().map(name).collect();
+    // Where it lies in a folder, so do the built-in functions that it asks for.
+    let folders = folders().inspect(|folder| load_builtins(folder));
+    open("NVRTC, which compiles the kernels for the GPU", &names, folders, Compiler::new)
+        .map_err(|error| error.cure(version.cure()))
 }
 
-pub(super) fn blas() -> Result<Blas> {
-    let names: &[&str] = if cfg!(windows) {
-        &["cublasLt64_13.dll", "cublasLt64_12.dll"]
-    } else {
-        &["libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"]
-    };
-    open("cuBLASLt, which multiplies on the GPU", names, &folders(), Blas::new).map_err(toolkit)
+/// For a driver of `version`.
+pub(super) fn blas(version: Version) -> Result<Blas> {
+    let name = |major| if cfg!(windows) { format!("cublasLt64_{major}.dll") } else { format!("libcublasLt.so.{major}") };
+    let names: Vec<String> = version.majors().map(name).collect();
+    open("cuBLASLt, which multiplies on the GPU", &names, folders(), Blas::new).map_err(|error| error.cure(version.cure()))
 }
 
 /// NVRTC asks the loader for a library of its own by name, which is not found where both lie in a folder that the loader does not know
 /// (pip's): it is there once it has been opened by its path.
-fn load_builtins(folders: &[PathBuf]) {
-    let files = folders.iter().filter_map(|folder| std::fs::read_dir(folder).ok()).flatten().filter_map(|entry| entry.ok());
+fn load_builtins(folder: &Path) {
+    let files = std::fs::read_dir(folder).into_iter().flatten().filter_map(|entry| entry.ok());
     for path in files.map(|entry| entry.path()) {
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         if name.starts_with("libnvrtc-builtins.so.") || name.starts_with("nvrtc-builtins64_") {
@@ -149,13 +198,6 @@ fn load_builtins(folders: &[PathBuf]) {
             }
         }
     }
-}
-
-fn toolkit(error: Error) -> Error {
-    error.cure(
-        "Install CUDA's libraries, for example by `python3 -m pip install nvidia-cublas nvidia-cuda-nvrtc`, set CUDA_HOME to where they \
-         are, or leave out --device cuda.",
-    )
 }
 
 /// cublas_api.h has the names of the errors.
@@ -174,15 +216,16 @@ pub(super) fn check_blas(what: &str, code: c_int) -> Result<()> {
     Err(Error::new(format!("cuBLASLt cannot {what}: {name} ({code})")))
 }
 
-/// The first library of these names that opens and has the functions, by the loader's own search and then in `folders`.
+/// The first library of these names that opens and has the functions, by the loader's own search and then in `folders`, which are asked
+/// for only then.
 fn open<T>(
     what: &str,
-    names: &[&str],
-    folders: &[PathBuf],
+    names: &[String],
+    folders: impl Iterator<Item = PathBuf>,
     table: impl Fn(Library) -> Result<T, libloading::Error>,
 ) -> Result<T> {
     let everywhere = names.iter().map(PathBuf::from);
-    let inside = folders.iter().flat_map(|folder| names.iter().map(move |name| folder.join(name)).filter(|path| path.exists()));
+    let inside = folders.flat_map(|folder| names.iter().map(move |name| folder.join(name))).filter(|path| path.exists());
     let mut failure = None;
     for path in everywhere.chain(inside) {
         // SAFETY: NVIDIA's libraries do nothing harmful when they are loaded.
@@ -198,27 +241,77 @@ fn open<T>(
     })
 }
 
-/// Where CUDA's libraries lie beside the loader's own folders.
-fn folders() -> Vec<PathBuf> {
+/// Where CUDA's libraries lie beside the loader's own folders. Python is asked when it comes to its own.
+fn folders() -> impl Iterator<Item = PathBuf> {
     let variables = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(std::env::var_os).map(PathBuf::from);
     let toolkits = variables.chain([PathBuf::from("/usr/local/cuda")]);
-    let mut folders: Vec<PathBuf> =
-        toolkits.flat_map(|folder| ["lib64", "lib", "bin"].map(|inside| folder.join(inside))).collect();
-    folders.extend(python_folders());
-    folders
+    let of_python = || {
+        let mut python = Command::new(std::env::var_os("PYTHON").as_deref().unwrap_or(OsStr::new("python3")));
+        packages_of(&mut python)
+    };
+    toolkits
+        .flat_map(|folder| ["lib64", "lib", "bin"].map(|inside| folder.join(inside)))
+        .chain(std::iter::once_with(of_python).flatten())
 }
 
-/// `site-packages/nvidia/*/lib` of the Python that is on the PATH.
-fn python_folders() -> Vec<PathBuf> {
-    let python = std::env::var_os("PYTHON").unwrap_or_else(|| "python3".into());
-    let script = "import sysconfig; print(sysconfig.get_paths()['purelib']); print(sysconfig.get_paths()['platlib'])";
-    let Ok(output) = Command::new(python).args(["-c", script]).output() else { return Vec::new() };
+/// `nvidia/*/lib` beside the other packages of a `python`: those of the system or the environment, then the user's own, where pip puts
+/// them if it may not write to the first.
+fn packages_of(python: &mut Command) -> Vec<PathBuf> {
+    const SCRIPT: &str = "
+import site, sys, sysconfig
+for name in 'purelib', 'platlib': print(sysconfig.get_path(name))
+for folder in sys.path:
+    if folder.endswith('-packages'): print(folder)
+print(site.getusersitepackages())";
+    let Ok(output) = python.args(["-c", SCRIPT]).output() else { return Vec::new() };
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let packages = text.lines().map(|folder| Path::new(folder).join("nvidia"));
+    let mut packages: Vec<PathBuf> = Vec::new();
+    for folder in text.lines().map(|folder| Path::new(folder).join("nvidia")) {
+        if !packages.contains(&folder) {
+            packages.push(folder);
+        }
+    }
     packages
+        .iter()
         .filter_map(|folder| std::fs::read_dir(folder).ok())
         .flatten()
         .filter_map(|entry| entry.ok())
         .flat_map(|entry| ["lib", "bin"].map(|inside| entry.path().join(inside)))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_driver_is_given_what_it_takes() {
+        let majors = |version| Version(version).majors().collect::<Vec<_>>();
+        assert_eq!(majors(12_040), [12]);
+        assert_eq!(majors(13_000), [13, 12]);
+        assert_eq!(majors(14_010), [13, 12]);
+        assert!(Version(12_000).check().is_ok());
+        let refused = Version(11_080).check().unwrap_err().to_string();
+        assert!(refused.contains("is of CUDA 11.8"), "{refused}");
+        assert!(Version(12_040).cure().contains("nvidia-cublas-cu12 nvidia-cuda-nvrtc-cu12"));
+        assert!(Version(13_020).cure().contains("CUDA 13.2") && !Version(13_020).cure().contains("cu12"));
+    }
+
+    /// Where pip installs for a user who may not write where Python is.
+    #[test]
+    fn packages_of_the_user_are_found() {
+        let base = tempfile::tempdir().unwrap();
+        let python = || {
+            let mut python = Command::new("python3");
+            python.env("PYTHONUSERBASE", base.path());
+            python
+        };
+        let asked = python().args(["-c", "import site; print(site.getusersitepackages())"]).output();
+        let Ok(asked) = asked else { panic!("this test asks python3 where its packages are") };
+        let folder = Path::new(String::from_utf8(asked.stdout).unwrap().trim()).join("nvidia/cu13/lib");
+        assert!(folder.starts_with(base.path()), "{}", folder.display());
+        assert!(!packages_of(&mut python()).contains(&folder));
+        std::fs::create_dir_all(&folder).unwrap();
+        assert!(packages_of(&mut python()).contains(&folder));
+    }
 }

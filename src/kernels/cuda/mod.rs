@@ -36,7 +36,8 @@ pub use delta::{DeltaArrays, DeltaPlan};
 pub use device::{Arena, Buffer, Device, Event, Pinned, is_there, profile};
 pub use experts::{RouterOptions, Routing, most_rows, routing_bytes};
 pub use operations::{
-    AttentionPlan, HeadRoom, PrepareOptions, RotaryTables, STATISTICS_WORDS, SUMS_WORDS, head_chunk, statistics_of_words,
+    AttentionPlan, HeadRoom, PrepareOptions, RotaryTables, STATISTICS_WORDS, SUMS_WORDS, draw_words, head_chunk,
+    statistics_of_words,
 };
 pub use pages::{DEVICE_PAGE, LastRoom, PagedKeys, StepLists, StepPlan};
 pub use product::Weight;

@@ -53,7 +53,13 @@ impl Device {
     pub fn take_rows(&self, x: Array, rows: Indices, y: Array, width: usize) -> Result<()> {
         y.expect("chosen rows", rows.len() * width, x.dtype())?;
         check_rows(rows, x, width)?;
-        let name = if x.dtype() == Stored::F32 { "take_rows_f32" } else { "take_rows_bf16" };
+        let bytes = width * x.dtype().size_in_bytes() as usize;
+        let in_units = [x.address, y.address, bytes as u64].into_iter().all(|number| number.is_multiple_of(16));
+        let (name, width) = match x.dtype() {
+            _ if in_units => ("take_rows_16", bytes / 16),
+            Stored::F32 => ("take_rows_f32", width),
+            Stored::Bf16 => ("take_rows_bf16", width),
+        };
         self.by_row(name, rows.len(), width, &[x.argument(), rows.argument(), y.argument(), U32(width as u32)])
     }
 
@@ -301,7 +307,7 @@ impl Device {
             return Err(Error::new("targets lie outside the vocabulary, or their statistics have no room"));
         }
         let shared_bytes = self.head_shared_bytes(vocabulary, top_k).ok_or_else(|| {
-            Error::new(format!("{} has no room for the {top_k} largest of {vocabulary} logits", self.name))
+            Error::new(format!("{} has no room for the {top_k} largest of {vocabulary} logits", self.name()))
                 .cure("Leave out --device cuda: the CPU takes its place.")
         })?;
         let name = if vocabulary.is_multiple_of(4) { "sum_rows_4" } else { "sum_rows_1" };
@@ -335,6 +341,37 @@ impl Device {
         unsafe {
             self.launch(kernel, (rows, 1), HEAD_THREADS as u32, 0, &[logits.argument(), ids.argument(), U32(vocabulary as u32)])
         }
+    }
+
+    /// A token of each row of `logits [N, V]` f32, by shares that are `exp((logit - largest) scale)` but for a common factor; `largest [N]` as
+    /// [`Device::largest_of_rows`] gives it, `randoms [2 N]` words of f64 in 0..1, `ids [N]` words, `u32::MAX` where `largest` is.
+    #[expect(clippy::too_many_arguments, reason = "the parts of one operation, named where it is called")]
+    pub fn draw(
+        &self,
+        logits: Array,
+        largest: Indices,
+        randoms: Indices,
+        scale: f32,
+        room: Array,
+        ids: Array,
+        vocabulary: usize,
+    ) -> Result<()> {
+        let (n, blocks) = (whole_rows("a draw", logits, vocabulary)?, vocabulary.div_ceil(DRAW_BLOCK));
+        logits.expect("logits", logits.len(), Stored::F32)?;
+        ids.expect("ids of what is drawn", n, Stored::F32)?;
+        room.expect("sums of shares", n * draw_words(vocabulary), Stored::F32)?;
+        if largest.len() != n || randoms.len() != 2 * n || randoms.address % 8 != 0 || room.address % 8 != 0 {
+            return Err(Error::new(format!("{n} draws want as many largest logits and random numbers")));
+        }
+        let [logits, largest, room, randoms, ids] =
+            [logits.argument(), largest.argument(), room.argument(), randoms.argument(), ids.argument()];
+        let (vocabulary, scale) = (U32(vocabulary as u32), F32(scale));
+        let kernel = self.kernel(Source::Draw, "sum_shares")?;
+        // SAFETY: there is a sum for each block of each row, and the ids of the largest lie within the rows or are told apart.
+        unsafe { self.launch(kernel, (blocks, n), DRAW_THREADS, 0, &[logits, largest, room, vocabulary, scale])? };
+        let kernel = self.kernel(Source::Draw, "draw")?;
+        // SAFETY: as above; there is a random number and a place for an id for each row.
+        unsafe { self.launch(kernel, (n, 1), DRAW_THREADS, 0, &[logits, largest, room, randoms, ids, vocabulary, scale]) }
     }
 
     /// Shared memory for the `top_k` largest of a row of logits; `None` where there is not enough.
@@ -411,6 +448,15 @@ impl Device {
 /// Rows of logits that are held at a time: about 512 MiB of them.
 pub fn head_chunk(vocabulary: usize) -> usize {
     ((512 << 20) / (4 * vocabulary.max(1))).clamp(128, 8192) / 128 * 128
+}
+
+/// draw.cu: `BLOCK`, `THREADS`.
+const DRAW_BLOCK: usize = 512;
+const DRAW_THREADS: u32 = 128;
+
+/// Words that [`Device::draw`] works in for each row.
+pub fn draw_words(vocabulary: usize) -> usize {
+    2 * vocabulary.div_ceil(DRAW_BLOCK)
 }
 
 /// statistics.cu: `THREADS`, which largest.cu has, too, and `GROUPS`.

@@ -527,6 +527,38 @@ mod tests {
         }
     }
 
+    /// Nor do they on their place among the rows of the tile, in the shapes that models have: a row that stands 1, 17 or 32 places further
+    /// down has the same bits. Emulated, the smallest alone.
+    #[test]
+    fn a_place_in_a_tile_changes_no_bit() {
+        use super::super::{Rows, TILE, Weight};
+        let Some(device) = device() else { return };
+        let shapes = [(960, 576), (576, 1536), (3072, 576), (6144, 4096), (24_576, 4096), (4096, 12_288), (151_936, 4096)];
+        let n_shapes = if device.name().starts_with("emulated") { 1 } else { shapes.len() };
+        let some = noise((1 << 20) + 7, 0.1, 1);
+        for (n, k) in shapes.into_iter().take(n_shapes) {
+            let w: Vec<f32> = some.iter().copied().cycle().take(n * k).collect();
+            for (dtype, result) in [(Stored::F32, Stored::F32), (Stored::Bf16, Stored::F32), (Stored::Bf16, Stored::Bf16)] {
+                let weight = Weight::new(vec![(device.upload(&w, dtype).unwrap(), n)], k, dtype).unwrap();
+                let x = noise(TILE * k, 1.0, 2);
+                let run = |places: usize| -> Vec<u32> {
+                    let mut x = x.clone();
+                    x.rotate_right(places * k);
+                    let (x, y) = (device.upload(&x, dtype).unwrap(), device.allocate(4 * TILE * n).unwrap());
+                    let y = y.array(0, TILE * n, result).unwrap();
+                    device.multiply(x.array(0, TILE * k, dtype).unwrap(), &weight, y, false, Rows::InTiles).unwrap();
+                    let mut y: Vec<u32> = device.download(y).unwrap().iter().map(|y| y.to_bits()).collect();
+                    y.rotate_left(places * n);
+                    y
+                };
+                let first = run(0);
+                for places in [1, 17, 32] {
+                    assert!(run(places) == first, "{n} x {k} in {dtype}, result in {result}: {places} places further down");
+                }
+            }
+        }
+    }
+
     /// What the pages of a cache do not hold is refused; this needs no GPU.
     #[test]
     fn a_step_keeps_to_its_pages() {

@@ -1,7 +1,9 @@
 //! `y = x W^T` or `y += x W^T` by cuBLASLt: f32 factors as they are (no TF32), bf16 factors added in f32.
 
+use std::collections::HashMap;
 use std::ffi::c_void;
 use std::ptr::null_mut;
+use std::sync::{Arc, LazyLock, Mutex};
 
 use super::array::Array;
 use super::device::{Buffer, Device};
@@ -21,8 +23,8 @@ pub struct Weight {
 }
 
 const WORKSPACE_BYTES: usize = 32 << 20;
-/// Algorithms that are remembered; batches differ in length, so that there is no end of shapes.
-const MAX_ALGORITHMS: usize = 4096;
+/// Products that are remembered; batches differ in length, so that there is no end of shapes.
+const MAX_PRODUCTS: usize = 4096;
 
 /// cublasLt.h and library_types.h.
 mod constants {
@@ -32,6 +34,9 @@ mod constants {
     pub(super) const TRANSPOSE_A: i32 = 3;
     pub(super) const TRANSPOSED: i32 = 1;
     pub(super) const MAX_WORKSPACE_BYTES: i32 = 1;
+    pub(super) const REDUCTION_SCHEMES: i32 = 3;
+    /// Parts of a sum are added in the format in which they were computed, f32.
+    pub(super) const REDUCE_IN_COMPUTE_TYPE: u32 = 2;
     /// Of the factors, of what is added, and of the result.
     pub(super) const MIN_ALIGNMENTS: [i32; 4] = [5, 6, 7, 8];
 }
@@ -88,8 +93,9 @@ impl Weight {
 impl Device {
     /// `y [T, N] = x [T, K] W^T`, added to `y` if `adds`. `x` in the weight's format, `y` in f32, or in bf16 where the weight is.
     pub fn multiply(&'static self, x: Array, weight: &Weight, y: Array, adds: bool, rows: Rows) -> Result<()> {
+        let own = |array: Array| alignment(array.address);
         if rows == Rows::Together {
-            return self.multiply_together(x, weight, y, adds);
+            return self.multiply_together(x, weight, y, adds, [own(x), own(y)]);
         }
         let (n, k) = (weight.out_features, weight.in_features);
         let rows = y.len() / n.max(1);
@@ -97,13 +103,19 @@ impl Device {
         if !rows.is_multiple_of(TILE) {
             return Err(Error::new(format!("{rows} rows of a product are not whole tiles of {TILE}")));
         }
+        // What is true of all tiles there could be: one algorithm for all.
+        let of_tiles =
+            |array: Array, width: usize| own(array).min(alignment((TILE * width) as u64 * array.dtype.size_in_bytes()));
+        let alignments = [of_tiles(x, k), of_tiles(y, n)];
         for begin in (0..rows).step_by(TILE) {
-            self.multiply_together(x.part(begin * k, TILE * k)?, weight, y.part(begin * n, TILE * n)?, adds)?;
+            let (x, y) = (x.part(begin * k, TILE * k)?, y.part(begin * n, TILE * n)?);
+            self.multiply_together(x, weight, y, adds, alignments)?;
         }
         Ok(())
     }
 
-    fn multiply_together(&'static self, x: Array, weight: &Weight, y: Array, adds: bool) -> Result<()> {
+    /// `alignments` divide the addresses of `x` and `y`.
+    fn multiply_together(&'static self, x: Array, weight: &Weight, y: Array, adds: bool, alignments: [u32; 2]) -> Result<()> {
         let (n, k) = (weight.out_features, weight.in_features);
         let rows = y.len() / n.max(1);
         x.expect("the input of a product", rows * k, weight.dtype)?;
@@ -118,22 +130,9 @@ impl Device {
         if rows == 0 {
             return Ok(());
         }
-        let alignments = [weight.buffer.address, x.address, y.address].map(alignment);
+        let alignments = [alignment(weight.buffer.address), alignments[0], alignments[1]];
         let shape = Shape { rows, out_features: n, in_features: k, factors: weight.dtype, result: y.dtype(), adds, alignments };
-        let product = Product::new(self, &shape)?;
-        let known = lock(&self.algorithms).get(&shape).copied();
-        let algorithm = match known {
-            Some(algorithm) => algorithm,
-            None => {
-                let algorithm = product.choose(&shape)?;
-                let mut algorithms = lock(&self.algorithms);
-                if algorithms.len() >= MAX_ALGORITHMS {
-                    algorithms.clear();
-                }
-                algorithms.insert(shape, algorithm);
-                algorithm
-            }
-        };
+        let product = Product::of(self, shape)?;
         let mut workspace = lock(&self.workspace);
         if workspace.is_none() {
             *workspace = Some(self.allocate(WORKSPACE_BYTES)?);
@@ -160,7 +159,7 @@ impl Device {
                     product.output,
                     pointer(y.address),
                     product.output,
-                    &algorithm,
+                    &product.algorithm,
                     pointer(workspace),
                     WORKSPACE_BYTES,
                     self.stream,
@@ -175,21 +174,48 @@ fn alignment(address: u64) -> u32 {
     1 << address.trailing_zeros().min(8)
 }
 
-/// cuBLASLt's description of a product. It thinks in columns: `W [N, K]` by rows is `[K, N]` by columns, to be transposed; `x` is `[K, T]`
-/// and `y` `[N, T]`.
+/// cuBLASLt's description of a product, and how it is computed. It thinks in columns: `W [N, K]` by rows is `[K, N]` by columns, to be
+/// transposed; `x` is `[K, T]` and `y` `[N, T]`. Kept from call to call: a step of writing asks for hundreds of small products, each of which
+/// would take as long to describe as to ask for.
 struct Product {
     device: &'static Device,
     product: Opaque,
     weight: Opaque,
     input: Opaque,
     output: Opaque,
+    algorithm: Algorithm,
 }
 
+// SAFETY: what the pointers stand for is read only once it is made, by whatever thread has the device.
+unsafe impl Send for Product {}
+// SAFETY: as above.
+unsafe impl Sync for Product {}
+
+/// Those of the device: there is one.
+static PRODUCTS: LazyLock<Mutex<HashMap<Shape, Arc<Product>>>> = LazyLock::new(Mutex::default);
+
 impl Product {
+    /// As it was made for this shape before, or now.
+    fn of(device: &'static Device, shape: Shape) -> Result<Arc<Product>> {
+        if let Some(product) = lock(&PRODUCTS).get(&shape) {
+            return Ok(product.clone());
+        }
+        let mut product = Product::new(device, &shape)?;
+        product.algorithm = product.choose(&shape)?;
+        let product = Arc::new(product);
+        let mut products = lock(&PRODUCTS);
+        if products.len() >= MAX_PRODUCTS {
+            products.clear();
+        }
+        products.insert(shape, product.clone());
+        Ok(product)
+    }
+
     fn new(device: &'static Device, shape: &Shape) -> Result<Product> {
         let format = |dtype: Stored| if dtype == Stored::F32 { constants::R_32F } else { constants::R_16BF };
         let (rows, n, k) = (shape.rows as u64, shape.out_features as u64, shape.in_features as u64);
-        let mut made = Product { device, product: null_mut(), weight: null_mut(), input: null_mut(), output: null_mut() };
+        let [product, weight, input, output] = [null_mut(); 4];
+        let mut made = Product { device, product, weight, input, output, algorithm: Algorithm::default() };
         let transposed = constants::TRANSPOSED;
         device.enter()?;
         // SAFETY: every handle is a variable of the type that the function writes; what was made is destroyed when `made` is dropped.
@@ -221,6 +247,16 @@ impl Product {
                 if code == 0 {
                     code = (blas.set_preference)(preference, attribute, (&raw const alignment).cast(), size_of::<u32>());
                 }
+            }
+            // Where a sum is divided, its parts would else be added as bf16 where the result is.
+            if code == 0 && shape.result == Stored::Bf16 {
+                let schemes = constants::REDUCE_IN_COMPUTE_TYPE;
+                code = (blas.set_preference)(
+                    preference,
+                    constants::REDUCTION_SCHEMES,
+                    (&raw const schemes).cast(),
+                    size_of::<u32>(),
+                );
             }
             if code == 0 {
                 code = (blas.choose)(

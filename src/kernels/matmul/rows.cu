@@ -27,6 +27,12 @@ extern "C" __global__ void take_rows_bf16(const bf16* x, const u32* rows, bf16* 
     for (u32 i = threadIdx.x; i < width; i += blockDim.x) y[(u64)blockIdx.x * width + i] = from[i];
 }
 
+// The same for rows of any numbers, in units of 16 bytes.
+extern "C" __global__ void take_rows_16(const uint4* x, const u32* rows, uint4* y, u32 units) {
+    const uint4* from = x + (u64)rows[blockIdx.x] * units;
+    for (u32 i = threadIdx.x; i < units; i += blockDim.x) y[(u64)blockIdx.x * units + i] = from[i];
+}
+
 // y[rows[i]] = columns first .. first + width of x[i], which has x_width of them.
 template <typename T>
 __device__ void put_rows(const T* x, const u32* rows, T* y, u32 x_width, u32 first, u32 width) {

@@ -9,8 +9,8 @@
 #     device.h     what the parts know of each other
 #     driver.cpp   libcuda.so.1: memory, streams, modules, launches
 #     fibres.cpp   blocks of threads, in the same library
-#     nvrtc.cpp    libnvrtc.so.13: g++ compiles the kernels behind kernel.h, CUDA's language for g++
-#     cublas.cpp   libcublasLt.so.13
+#     nvrtc.cpp    libnvrtc.so.13 and .12: g++ compiles the kernels behind kernel.h, CUDA's language for g++
+#     cublas.cpp   libcublasLt.so.13 and .12
 #
 # It finds: access out of bounds (pages that nobody may touch behind every allocation and behind dynamic shared memory, red zones behind
 # shared variables), numbers that nobody wrote (memory is full of NaN), reading before an asynchronous copy was waited for, host memory
@@ -26,5 +26,6 @@ compile() { ${CXX:-g++} -std=gnu++17 -O3 -march=native -fPIC -shared -Wall -Wext
 compile -Wl,-soname,libcuda.so.1 -DEMULATED_SOURCES="\"$sources\"" "$here/driver.cpp" "$here/fibres.cpp" -o libcuda.so.1 -ldl -pthread
 compile -Wl,-soname,libnvrtc.so.13 "$here/nvrtc.cpp" -o libnvrtc.so.13 -ldl
 compile -Wl,-soname,libcublasLt.so.13 "$here/cublas.cpp" -o libcublasLt.so.13 -L. -l:libcuda.so.1
+for library in libnvrtc.so libcublasLt.so; do cp $library.13 $library.12; done
 cp "$here/device.h" "$here/kernel.h" .
 ${CXX:-g++} -std=gnu++17 -O1 -Wall "$here/faults.cpp" -o faults -L. -l:libcuda.so.1 -l:libnvrtc.so.13 -Wl,-rpath,'$ORIGIN'

@@ -1,6 +1,10 @@
-// libcublasLt.so.13: D = alpha op(A) op(B) + beta C of matrices in f32 or bf16, stored by columns, added in f32.
+// libcublasLt.so.13 (.12): D = alpha op(A) op(B) + beta C of matrices in f32 or bf16, stored by columns, added in f32; or, where parts of
+// sums may be added in the format of the result, so.
+
+#include <dlfcn.h>
 
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <vector>
 
@@ -10,9 +14,10 @@
 
 namespace {
 
-enum Code { SUCCESS = 0, INVALID_VALUE = 7, NOT_SUPPORTED = 15 };
+enum Code { SUCCESS = 0, NOT_INITIALIZED = 1, INVALID_VALUE = 7, NOT_SUPPORTED = 15 };
 enum Format { R_32F = 0, R_16BF = 14 };
-enum { TRANSPOSE_A = 3, TRANSPOSE_B = 4, COMPUTE_32F = 68, MAX_WORKSPACE_BYTES = 1, MIN_ALIGNMENT_A_BYTES = 5 };
+enum { TRANSPOSE_A = 3, TRANSPOSE_B = 4, COMPUTE_32F = 68, MAX_WORKSPACE_BYTES = 1, REDUCTION_SCHEMES = 3, MIN_ALIGNMENT_A_BYTES = 5 };
+enum Scheme : uint32_t { IN_PLACE = 1, IN_COMPUTE_TYPE = 2, IN_OUTPUT_TYPE = 4 };
 
 struct Layout {
     int format;
@@ -129,8 +134,17 @@ void multiply(size_t m, size_t n, size_t depth, const Factor& a, const Factor& b
 
 }  // namespace
 
+extern "C" int cuDriverGetVersion(int* version);
+
+// One of a later CUDA than the driver does not start: the number is at the end of the file's name.
 API cublasLtCreate(void** handle) {
     static int only;
+    int driver = 0;
+    Dl_info about;
+    cuDriverGetVersion(&driver);
+    dladdr((void*)cublasLtCreate, &about);
+    const char* number = strrchr(about.dli_fname, '.');
+    if (number && atoi(number + 1) > driver / 1000) return NOT_INITIALIZED;
     *handle = &only;
     return SUCCESS;
 }
@@ -168,9 +182,10 @@ API cublasLtMatmulDescDestroy(void* product) {
     return SUCCESS;
 }
 
-// What the addresses of A, B, C and D are multiples of.
+// What the addresses of A, B, C and D are multiples of, and how parts of sums may be added.
 struct Preference {
     uint32_t alignments[4] = {256, 256, 256, 256};
+    uint32_t schemes = IN_PLACE | IN_COMPUTE_TYPE | IN_OUTPUT_TYPE;
 };
 
 API cublasLtMatmulPreferenceCreate(void** preference) {
@@ -180,6 +195,7 @@ API cublasLtMatmulPreferenceCreate(void** preference) {
 
 API cublasLtMatmulPreferenceSetAttribute(void* preference, int attribute, const void* value, size_t size) {
     if (attribute == MAX_WORKSPACE_BYTES) return size == sizeof(size_t) ? SUCCESS : INVALID_VALUE;
+    if (attribute == REDUCTION_SCHEMES && size == sizeof(uint32_t)) return memcpy(&((Preference*)preference)->schemes, value, size), SUCCESS;
     int matrix = attribute - MIN_ALIGNMENT_A_BYTES;
     if (matrix < 0 || matrix > 3 || size != sizeof(uint32_t)) return INVALID_VALUE;
     memcpy(&((Preference*)preference)->alignments[matrix], value, size);
@@ -237,7 +253,7 @@ API cublasLtMatmul(void*, void* product_at, const float* alpha, const void* a_at
     emulated::expect_device(c_at, c.bytes(), "what a product is added to lies outside of the device's memory");
     emulated::expect_device(d_at, d.bytes(), "a product's result lies outside of the device's memory");
     Preference preference;
-    memcpy(preference.alignments, &algorithm[1], sizeof preference.alignments);
+    memcpy((void*)&preference, &algorithm[1], sizeof preference);
     const void* addresses[4] = {a_at, b_at, c_at, d_at};
     for (int i = 0; i < 4; ++i) {
         if ((uintptr_t)addresses[i] % preference.alignments[i]) emulated::fail("a matrix is less aligned than its algorithm was chosen for");
@@ -247,7 +263,15 @@ API cublasLtMatmul(void*, void* product_at, const float* alpha, const void* a_at
         size_t a_stride = a.stride, b_stride = b.stride;
         Factor left = {a_at, a.format, product.transposes_a ? a_stride : 1, product.transposes_a ? 1 : a_stride};
         Factor right = {b_at, b.format, product.transposes_b ? 1 : b_stride, product.transposes_b ? b_stride : 1};
-        multiply(d.rows, d.columns, depth, left, right, {alpha_now, beta_now, &c, &d, c_at, d_at});
+        // The worst that the caller allows: half of each sum is added to the other as the result is stored.
+        size_t first = preference.schemes & (IN_PLACE | IN_OUTPUT_TYPE) ? depth / 2 : 0;
+        if (first) multiply(d.rows, d.columns, first, left, right, {alpha_now, beta_now, &c, &d, c_at, d_at});
+        auto from = [first](const Factor& all) {
+            size_t size = all.format == R_32F ? 4 : 2;
+            return Factor{(const char*)all.at + first * all.inner_stride * size, all.format, all.outer_stride, all.inner_stride};
+        };
+        Scaled rest = first ? Scaled{alpha_now, 1.0f, &d, &d, d_at, d_at} : Scaled{alpha_now, beta_now, &c, &d, c_at, d_at};
+        multiply(d.rows, d.columns, depth - first, from(left), from(right), rest);
     });
     return SUCCESS;
 }

@@ -2,6 +2,7 @@
 // holds no numbers until it is written. Work in a stream is done when somebody waits for it: who forgets to finds old memory.
 //
 // EMULATED_CAPABILITY=9.0  EMULATED_MEMORY=bytes (16 GiB)  EMULATED_SHARED=bytes a block may have (as the capability has it)
+// EMULATED_DRIVER=13.0 (of CUDA so much: what later compilers made is not loaded, and later libraries do not start)
 
 #include <dlfcn.h>
 #include <elf.h>
@@ -77,12 +78,15 @@ struct Device {
         const char* text = getenv("EMULATED_MEMORY");
         return text ? strtoull(text, nullptr, 10) : size_t(16) << 30;
     }
-    int capability() const {
-        const char* text = getenv("EMULATED_CAPABILITY");
-        int major = 9, minor = 0;
-        if (text && sscanf(text, "%d.%d", &major, &minor) != 2) emulated::fail("EMULATED_CAPABILITY is a number such as 9.0");
-        return 10 * major + minor;
+    // `scale` times the number before the point of a variable such as 9.0, and the number behind it.
+    static int scaled(const char* variable, const char* otherwise, int scale) {
+        const char* text = getenv(variable);
+        int major, minor;
+        if (sscanf(text ? text : otherwise, "%d.%d", &major, &minor) != 2) emulated::fail((std::string(variable) + " is a number such as 9.0").c_str());
+        return scale * major + minor;
     }
+    int capability() const { return scaled("EMULATED_CAPABILITY", "9.0", 10); }
+    int driver() const { return 10 * scaled("EMULATED_DRIVER", "13.0", 100); }
     int shared_bytes() const {
         if (const char* text = getenv("EMULATED_SHARED")) return atoi(text);
         int version = capability();
@@ -195,6 +199,11 @@ API cuInit(unsigned) {
     action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_RESETHAND;
     sigaction(SIGSEGV, &action, nullptr);
     sigaction(SIGILL, &action, nullptr);
+    return SUCCESS;
+}
+
+API cuDriverGetVersion(int* version) {
+    *version = device().driver();
     return SUCCESS;
 }
 
@@ -388,6 +397,8 @@ API cuModuleLoadData(void** module, const void* image) {
         fprintf(stderr, "emulated GPU: %s\n", dlerror());
         return INVALID_IMAGE;
     }
+    auto compiler = (const int*)dlsym(library, "emulated_compiler");
+    if (!compiler || *compiler > device().driver() / 1000) return INVALID_IMAGE;
     *module = new Module{library};
     return SUCCESS;
 }

@@ -1,4 +1,4 @@
-// libnvrtc.so.13: kernels are compiled by g++ behind kernel.h, into a shared library. Options of the real one are not for it.
+// libnvrtc.so.13 (.12): kernels are compiled by g++ behind kernel.h, into a shared library. Options of the real one are not for it.
 // CXX says which compiler.
 
 #include <dlfcn.h>
@@ -23,11 +23,11 @@ struct Program {
     std::string text, name, log, binary;
 };
 
-// Where this library is: kernel.h and the driver lie beside it.
-std::string folder() {
+// This library's file. kernel.h and the driver lie beside it.
+std::filesystem::path own_file() {
     Dl_info about;
-    dladdr((void*)folder, &about);
-    return std::filesystem::canonical(about.dli_fname).parent_path();
+    dladdr((void*)own_file, &about);
+    return std::filesystem::canonical(about.dli_fname);
 }
 
 // Replaces what `pattern` finds by what `by` makes of it.
@@ -92,10 +92,11 @@ API nvrtcCompileProgram(void* handle, int, const char* const*) {
     Program& program = *(Program*)handle;
     char place[] = "/tmp/emulated-XXXXXX";
     if (!mkdtemp(place)) return INTERNAL_ERROR;
-    std::string at = place, own = folder();
+    // libnvrtc.so.12 is of CUDA 12.
+    std::string at = place, own = own_file().parent_path(), compiler_version = own_file().extension().string().substr(1);
     std::ofstream(at + "/kernels.cpp") << "#include \"" << own << "/kernel.h\"\n#line 1 \"" << program.name << "\"\n"
                                        << with_shared_memory(program.text) << "\n"
-                                       << kernels_of(program.text);
+                                       << kernels_of(program.text) << "extern \"C\" const int emulated_compiler = " << compiler_version << ";\n";
     const char* compiler = getenv("CXX");
     std::string command = std::string(compiler ? compiler : "g++") +
                           " -std=gnu++17 -O2 -march=native -fno-math-errno -fno-trapping-math -fPIC -shared -Wno-unknown-pragmas"
