@@ -1,13 +1,12 @@
 //! What a trainer has to be told about the file: LLaMA-Factory's dataset_info.json, axolotl's `datasets`.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
 use crate::dataset::write::Target;
 use crate::error::{Context, Error, Result};
-use crate::files::{write_atomically, write_json};
+use crate::files::{write_json, write_text};
 
 const DATASET_INFO: &str = "dataset_info.json";
 
@@ -43,7 +42,7 @@ pub(super) fn write(target: Target, out: &Path, is_table: bool) -> Result<Option
                 Value::from(name.as_str()),
                 if is_table { "parquet" } else { "json" }
             );
-            write_atomically(&path, |file| file.write_all(text.as_bytes()).context("cannot write the file"))?;
+            write_text(&path, &text)?;
             Ok(Some(path))
         }
         _ => Ok(None),
