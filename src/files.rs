@@ -87,6 +87,11 @@ pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     })
 }
 
+/// The last part of a path, for people; nothing where it has none.
+pub(crate) fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
 /// A text as the whole of a file, or no file at all.
 pub(crate) fn write_text(path: &Path, text: &str) -> Result<()> {
     write_atomically(path, |file| file.write_all(text.as_bytes()).context("cannot write the file"))
@@ -233,7 +238,7 @@ fn sync_folder(_path: &Path) -> Result<()> {
 }
 
 fn partial_path(path: &Path) -> PathBuf {
-    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let name = file_name(path);
     path.with_file_name(format!(".{name}.partial"))
 }
 

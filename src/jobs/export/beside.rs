@@ -6,13 +6,13 @@ use serde_json::{Map, Value, json};
 
 use crate::dataset::write::Target;
 use crate::error::{Context, Error, Result};
-use crate::files::{write_json, write_text};
+use crate::files::{file_name, write_json, write_text};
 
 const DATASET_INFO: &str = "dataset_info.json";
 
 /// Writes what the format needs beside the data; gives the path.
 pub(super) fn write(target: Target, out: &Path, is_table: bool) -> Result<Option<PathBuf>> {
-    let name = out.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let name = file_name(out);
     let stem = out.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
     match target {
         Target::LlamaFactory => {
