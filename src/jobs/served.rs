@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::engine;
 use crate::engine::generate::Sampling;
 use crate::engine::remote::{Checked, Options, Pool};
-use crate::engine::{self, Work};
 use crate::error::{Context, Error, Result};
 use crate::files::{read_json, sha256, write_json};
 use crate::jobs::watch::{Watch, fetching};
@@ -83,7 +83,7 @@ pub(super) fn own_scores(
 ) -> Result<Option<Vec<TokenStatistics>>> {
     match served.load(reference, probe.ids.len()) {
         Ok(model) => {
-            let scores = engine::score(&model, std::slice::from_ref(probe), &mut Work::default(), &mut |_| {})?;
+            let scores = engine::score(&model, std::slice::from_ref(probe))?;
             Ok(scores.into_iter().next())
         }
         Err(why) => {

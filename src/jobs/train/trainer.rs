@@ -13,7 +13,7 @@ use super::snapshot::Snapshot;
 use super::{figures, result, special_tokens};
 use crate::dataset::DataFile;
 use crate::diagnosis::quadrants::Resolved;
-use crate::engine::{self, Work};
+use crate::engine;
 use crate::error::{Context, Error, Result};
 use crate::files::{hold, write_json, write_text};
 use crate::jobs::watch::Watch;
@@ -428,7 +428,7 @@ impl Trainer {
         if self.set.validation.is_empty() {
             return Ok(None);
         }
-        let scores = engine::score(&self.model, &self.set.validation, &mut Work::default(), &mut |_| {})?;
+        let scores = engine::score(&self.model, &self.set.validation)?;
         Ok(Some(Validation::of(&scores)))
     }
 
