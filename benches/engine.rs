@@ -12,7 +12,7 @@
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
-use diagnose::engine::{Packed, TOKEN_BUDGET, TOP_K, Work, pack, score};
+use diagnose::engine::{Packed, TOKEN_BUDGET, TOP_K, pack, score};
 use diagnose::kernels::attention::{AttentionShape, attention};
 use diagnose::kernels::gated::{Activation, gated};
 use diagnose::kernels::level::Level;
@@ -55,12 +55,12 @@ fn main() {
         let mut largest = 0f32;
         for _ in 0..REPEATS {
             let began = Instant::now();
-            let together = score(&model, &sequences, &mut Work::default(), &mut |_| {}).expect("scoring failed");
+            let together = score(&model, &sequences).expect("scoring failed");
             together_seconds.push(began.elapsed().as_secs_f64());
             let began = Instant::now();
             for (sequence, together) in sequences.iter().zip(&together) {
                 let one = std::slice::from_ref(sequence);
-                let alone = score(&model, one, &mut Work::default(), &mut |_| {}).expect("scoring failed");
+                let alone = score(&model, one).expect("scoring failed");
                 let differences = together.iter().zip(&alone[0]).map(|(a, b)| (a.logprob - b.logprob).abs());
                 largest = differences.fold(largest, f32::max);
             }

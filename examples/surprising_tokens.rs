@@ -1,20 +1,20 @@
 //! The library in a few lines: the tokens of a text that a model expected least.
 //!
-//! `cargo run --release --example surprising_tokens -- MODEL "The capital of Australia is Perth."`
+//! MODEL is a folder or a .gguf file: `cargo run --release --example surprising_tokens -- MODEL "The capital of Australia is Perth."`
 
-use diagnose::engine::{Work, score};
+use diagnose::engine::score;
 use diagnose::model::{LoadOptions, Model, Reference};
 use diagnose::tokens::Sequence;
 
 fn main() -> diagnose::Result<()> {
     let [model, text] = [1, 2].map(|i| std::env::args().nth(i).unwrap_or_default());
-    let reference = Reference::resolve(Some(&model), &|_, _, _| {})?;
+    let reference = Reference::local(model.as_ref())?;
     let model = Model::load(&reference, LoadOptions::default(), 2048)?;
     let ids: Vec<u32> = model.tokenizer.encode(&text)?.iter().map(|token| token.id).collect();
     // The first token has nothing before it that could predict it.
     let supervised = (0..ids.len()).map(|i| i > 0).collect();
     let sequence = Sequence { row: 0, spans: Vec::new(), supervised, ids: ids.clone() };
-    for (id, token) in ids[1..].iter().zip(&score(&model, &[sequence], &mut Work::default(), &mut |_| {})?[0]) {
+    for (id, token) in ids[1..].iter().zip(&score(&model, &[sequence])?[0]) {
         let (text, top) = (model.tokenizer.text(*id), model.tokenizer.text(token.top_id));
         println!("{text:>12}  p {:.4}  entropy {:.2} nat  expected {top}", token.logprob.exp(), token.entropy);
     }

@@ -5,6 +5,7 @@ use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Context, Error, Result};
@@ -84,6 +85,32 @@ pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
         serde_json::to_writer_pretty(&mut *file, value).context("cannot write JSON")?;
         file.write_all(b"\n").context("cannot write JSON")
     })
+}
+
+/// The last part of a path, for people; nothing where it has none.
+pub(crate) fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// A text as the whole of a file, or no file at all.
+pub(crate) fn write_text(path: &Path, text: &str) -> Result<()> {
+    write_atomically(path, |file| file.write_all(text.as_bytes()).context("cannot write the file"))
+}
+
+/// What [`write_json`] wrote; nothing where there is no such file.
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    match fs::read(path) {
+        Ok(bytes) => {
+            serde_json::from_slice(&bytes).context_at(path, "the file does not hold what this version writes there").map(Some)
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::new("cannot read the file").at(path).caused_by(error)),
+    }
+}
+
+/// What [`write_json`] wrote into a file that has to be there.
+pub(crate) fn read_existing_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    read_json(path)?.ok_or_else(|| Error::new("cannot read the file, which is not there").at(path))
 }
 
 /// The bytes are on the disk before the folder gets its name.
@@ -211,7 +238,7 @@ fn sync_folder(_path: &Path) -> Result<()> {
 }
 
 fn partial_path(path: &Path) -> PathBuf {
-    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let name = file_name(path);
     path.with_file_name(format!(".{name}.partial"))
 }
 

@@ -1,4 +1,12 @@
-//! Numbers as people read them.
+//! Numbers and parts of texts as people read them.
+
+/// The first `n` characters of a text, with `..` behind them where it goes on: nobody takes a part for the whole.
+pub(crate) fn beginning(text: &str, n: usize) -> String {
+    match text.char_indices().nth(n) {
+        Some((end, _)) => format!("{}..", &text[..end]),
+        None => text.to_owned(),
+    }
+}
 
 /// 1234567 as `1,234,567`.
 pub(crate) fn thousands(n: u64) -> String {

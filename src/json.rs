@@ -4,6 +4,7 @@
 use serde_json::Value;
 
 use crate::error::{Context, Error, Result};
+use crate::format::beginning;
 
 /// A whole number that must be there.
 pub(crate) fn count(json: &Value, key: &str) -> Result<usize> {
@@ -47,8 +48,7 @@ pub(crate) fn present<'a>(json: &'a Value, key: &str) -> Option<&'a Value> {
 
 /// The error of a value that is another than it should be; of a long one its beginning is shown.
 pub(crate) fn expected(key: &str, what: &str, found: &Value) -> Error {
-    let found: String = found.to_string().chars().take(60).collect();
-    Error::new(format!("expected `{key}` to be {what}, found {found}"))
+    Error::new(format!("expected `{key}` to be {what}, found {}", beginning(&found.to_string(), 60)))
 }
 
 pub(crate) fn pretty(json: &Value) -> Result<Vec<u8>> {

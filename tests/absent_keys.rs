@@ -36,7 +36,7 @@ fn logits(fixture: &Path, config: &Value) -> Result<Vec<f64>, String> {
         }
     }
     std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
-    let reference = Reference::resolve(folder.path().to_str(), &|_, _, _| {}).map_err(|error| error.to_string())?;
+    let reference = Reference::local(folder.path()).map_err(|error| error.to_string())?;
     let options = LoadOptions { dtype: Dtype::F32, kernels: Kernels::Reference, device: Placement::Cpu };
     let model = Model::load(&reference, options, 64).map_err(|error| error.to_string())?;
     let ids: Vec<u32> = (0..33).map(|i| i * 37 % 256).collect();

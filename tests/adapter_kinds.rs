@@ -26,7 +26,7 @@ fn kinds() -> Vec<PathBuf> {
 }
 
 fn reference(path: &Path) -> Reference {
-    Reference::resolve(path.to_str(), &|_, _, _| {}).unwrap()
+    Reference::local(path).unwrap()
 }
 
 /// Behind the last 4 of 33 tokens.

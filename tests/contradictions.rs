@@ -76,7 +76,7 @@ fn is_beside_text(stored: &str) -> bool {
 }
 
 fn load(path: &Path) -> Result<(Vec<f32>, Vec<String>), String> {
-    let reference = Reference::resolve(path.to_str(), &|_, _, _| {}).map_err(|error| error.to_string())?;
+    let reference = Reference::local(path).map_err(|error| error.to_string())?;
     let options = LoadOptions { dtype: Dtype::F32, kernels: Kernels::Reference, device: Placement::Cpu };
     let model = Model::load(&reference, options, 64).map_err(|error| error.to_string())?;
     let ids: Vec<u32> = (0..33).map(|i| i * 37 % 256).collect();
@@ -198,7 +198,7 @@ fn layers_that_predict_further_tokens_are_left_aside_where_the_config_announces_
 #[test]
 fn weights_in_mxfp4_are_read_where_the_config_says_so_and_count_as_what_they_hold() {
     let folder = fixtures().join("gpt_oss_mxfp4");
-    let reference = Reference::resolve(folder.to_str(), &|_, _, _| {}).unwrap();
+    let reference = Reference::local(&folder).unwrap();
     let options = LoadOptions { dtype: Dtype::F32, kernels: Kernels::Reference, device: Placement::Cpu };
     let model = Model::load(&reference, options, 64).unwrap();
     // Queries and output, keys and values, sinks, norms, router, three experts with their biases.
@@ -314,7 +314,7 @@ fn a_token_without_a_row_in_the_embedding_is_refused_and_the_others_are_read() {
     }));
     known.push(added);
     std::fs::write(folder.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
-    let reference = Reference::resolve(folder.path().to_str(), &|_, _, _| {}).unwrap();
+    let reference = Reference::local(folder.path()).unwrap();
     let options = LoadOptions { dtype: Dtype::F32, kernels: Kernels::Reference, device: Placement::Cpu };
     let model = Model::load(&reference, options, 64).unwrap();
     assert!(model.remarks.iter().any(|remark| remark.contains("knows 264 tokens, the model 263")), "{:?}", model.remarks);

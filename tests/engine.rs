@@ -5,7 +5,7 @@ use std::path::Path;
 use candle_core::quantized::gguf_file;
 use candle_core::{Device, Tensor};
 use candle_transformers::models::quantized_llama::ModelWeights;
-use diagnose::engine::{FIRST_BUDGET, TOKEN_BUDGET, Work, pack, score};
+use diagnose::engine::{FIRST_BUDGET, TOKEN_BUDGET, Work, pack, score, score_watched};
 use diagnose::kernels::cuda;
 use diagnose::kernels::statistics::statistics_of_logits;
 use diagnose::kernels::{Dtype, Kernels, TokenStatistics};
@@ -15,7 +15,7 @@ use diagnose::tokens::{Sequence, Span};
 use crate::tiny_model;
 
 fn load(path: &Path, kernels: Kernels, dtype: Dtype) -> Model {
-    let reference = Reference::resolve(Some(path.to_str().unwrap()), &|_, _, _| {}).unwrap();
+    let reference = Reference::local(path).unwrap();
     let device = if kernels == Kernels::Cuda { Placement::Cuda } else { Placement::Cpu };
     Model::load(&reference, LoadOptions { dtype, kernels, device }, 4096).unwrap()
 }
@@ -52,8 +52,7 @@ fn questions(n: u32, context: usize, answer: usize, vocabulary: u32) -> Vec<Sequ
 }
 
 fn alone(model: &Model, sequences: &[Sequence]) -> Vec<Vec<TokenStatistics>> {
-    let one =
-        |sequence: &Sequence| score(model, std::slice::from_ref(sequence), &mut Work::default(), &mut |_| {}).unwrap().remove(0);
+    let one = |sequence: &Sequence| score(model, std::slice::from_ref(sequence)).unwrap().remove(0);
     sequences.iter().map(one).collect()
 }
 
@@ -73,7 +72,7 @@ fn a_shared_prefix_changes_no_score() {
         // Short contexts and one longer than a tile of attention's keys, each in common to four.
         let sequences = [questions(5, 60, 7, 250), questions(1, 300, 7, 250)].concat();
         let mut work = Work::default();
-        let together = score(&model, &sequences, &mut work, &mut |_| {}).unwrap();
+        let together = score_watched(&model, &sequences, &mut work, &mut |_| {}).unwrap();
         // 40 + 5 x 60 + 300 in common (but question 0 begins like the long one), and 6 tokens of each of 24 answers: the last
         // predicts nothing.
         assert_eq!(work.computed_tokens, 40 + 5 * 60 + 240 + 24 * 6);
@@ -110,7 +109,7 @@ fn candle_transformers_gives_the_same_distributions() {
     let path = tiny_model::write(folder.path());
     let text = ids(7, 40, 250);
     let sequence = sequence(0, text.clone(), 1);
-    let ours = score(&load(&path, Kernels::Fused, Dtype::F32), &[sequence], &mut Work::default(), &mut |_| {}).unwrap();
+    let ours = score(&load(&path, Kernels::Fused, Dtype::F32), &[sequence]).unwrap();
 
     // Their model gives the last position only: once for every prefix.
     for (t, ours) in ours[0].iter().enumerate() {

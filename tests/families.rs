@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use candle_core::quantized::gguf_file::{self, Content, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
-use diagnose::engine::{Work, score};
+use diagnose::engine::score;
 use diagnose::kernels::cuda;
 use diagnose::kernels::{Dtype, Kernels, Segment, TokenStatistics};
 use diagnose::model::{Batch, LoadOptions, Model, Placement, Reference};
@@ -88,7 +88,7 @@ fn every_column_of_the_token_table_is_that_of_transformers() {
                 }
             })
             .collect();
-        let scores = score(&load(&path, kernels), &sequences, &mut Work::default(), &mut |_| {}).unwrap().concat();
+        let scores = score(&load(&path, kernels), &sequences).unwrap().concat();
         for (column, value, tolerance) in COLUMNS {
             let expected = &expected[*column];
             assert_eq!(scores.len(), expected.len());
@@ -173,7 +173,7 @@ fn load(path: &Path, kernels: Kernels) -> Model {
 }
 
 fn load_in(path: &Path, kernels: Kernels, dtype: Dtype) -> Model {
-    let reference = Reference::resolve(path.to_str(), &|_, _, _| {}).unwrap();
+    let reference = Reference::local(path).unwrap();
     let device = if kernels == Kernels::Cuda { Placement::Cuda } else { Placement::Cpu };
     Model::load(&reference, LoadOptions { dtype, kernels, device }, 64).unwrap()
 }

@@ -32,7 +32,7 @@ fn load(path: &Path, dtype: Dtype) -> Model {
 }
 
 fn load_on(device: Placement, path: &Path, dtype: Dtype) -> Model {
-    let reference = Reference::resolve(path.to_str(), &|_, _, _| {}).unwrap();
+    let reference = Reference::local(path).unwrap();
     Model::load(&reference, LoadOptions { dtype, kernels: Kernels::Fused, device }, 128).unwrap()
 }
 
@@ -286,7 +286,7 @@ fn free_text(model: &Model, ids: &[u32]) -> String {
 #[test]
 fn answers_in_the_blocks_of_the_file_are_those_in_f32() {
     let Some(path) = default_model() else { return };
-    let reference = Reference::resolve(path.to_str(), &|_, _, _| {}).unwrap();
+    let reference = Reference::local(&path).unwrap();
     let options = LoadOptions { dtype: Dtype::F32, kernels: Kernels::Fused, device: Placement::Cpu };
     let plain = Model::load(&reference, options, 256).unwrap();
     let in_blocks = Model::load_for(Purpose::Write, &reference, options, 256).unwrap();

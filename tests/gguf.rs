@@ -246,7 +246,7 @@ pub(crate) fn head(metadata: &HashMap<String, Value>, entries: &[Entry]) -> (Vec
 }
 
 fn logits(path: &Path) -> Result<Vec<f32>, String> {
-    let reference = Reference::resolve(path.to_str(), &|_, _, _| {}).map_err(|error| error.to_string())?;
+    let reference = Reference::local(path).map_err(|error| error.to_string())?;
     let options = LoadOptions { dtype: Dtype::F32, kernels: Kernels::Reference, device: Placement::Cpu };
     let model = Model::load(&reference, options, 64).map_err(|error| error.to_string())?;
     let ids: Vec<u32> = (0..20).map(|i| i * 37 % 256).collect();
@@ -283,7 +283,7 @@ fn matrices_in_their_blocks_give_the_logits_of_their_numbers() {
     let mut kept = Vec::new();
     for blocks in types() {
         pair(&blocks).write_gguf(&path);
-        let reference = Reference::resolve(path.to_str(), &|_, _, _| {}).unwrap();
+        let reference = Reference::local(&path).unwrap();
         let options = LoadOptions { dtype: Dtype::F32, kernels: Kernels::Fused, device: Placement::Cpu };
         let plain = Model::load(&reference, options, 64).unwrap();
         let in_blocks = Model::load_for(Purpose::Write, &reference, options, 64).unwrap();

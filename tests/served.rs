@@ -121,7 +121,7 @@ struct State {
 
 impl Server {
     pub(crate) fn start(model: &Path, manners: Manners) -> Server {
-        let reference = Reference::resolve(Some(model.to_str().unwrap()), &|_, _, _| {}).unwrap();
+        let reference = Reference::local(model).unwrap();
         let model = Model::load(&reference, LoadOptions::default(), 4096).unwrap();
         let state =
             Arc::new(State { model, manners, asked: Mutex::default(), seen: Mutex::default(), killed: AtomicBool::new(false) });

@@ -442,7 +442,7 @@ fn drift_is_the_divergence_that_diff_measures() {
     let drift = &run["drift"];
     let load = |name: &str, kernels: Kernels| {
         let path = workdir.path(name);
-        let reference = Reference::resolve(Some(path.to_str().unwrap()), &|_, _, _| {}).unwrap();
+        let reference = Reference::local(&path).unwrap();
         Model::load(&reference, LoadOptions { dtype: Dtype::F32, kernels, device: Placement::Cpu }, 2048).unwrap()
     };
     for kernels in [Kernels::Fused, Kernels::Reference] {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::output;
 use super::progress::Terminal;
 use super::rows::RowArgs;
-use crate::error::{Context, Result};
+use crate::error::Result;
 use crate::jobs::check::{self, Checked, Job, Repeated};
 
 /// Say in seconds whether what you think is trained is really trained
@@ -63,7 +63,7 @@ pub(super) fn run(args: Args) -> Result<()> {
     let found = check::run(&job, &watch)?;
     drop(watch);
     let text = match args.json {
-        true => serde_json::to_string_pretty(&found).context("cannot write JSON")? + "\n",
+        true => output::json(&found)?,
         false => summary(&found, found.max_len, output::coloured()),
     };
     output::print(&text)?;

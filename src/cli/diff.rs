@@ -6,7 +6,7 @@ use super::eval::Options;
 use super::output;
 use super::progress::Terminal;
 use super::runs;
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
 use crate::jobs::diff::{self, Job};
 use crate::jobs::folders::runs_of;
 use crate::report::diff::terminal;
@@ -85,7 +85,7 @@ pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
         diff::write(&diff, out, command_line)?;
     }
     output::print(&match args.json {
-        true => serde_json::to_string_pretty(&diff).context("cannot write JSON")? + "\n",
+        true => output::json(&diff)?,
         false => terminal(&diff, output::coloured()),
     })?;
     job.check_drop(&diff)

@@ -8,7 +8,7 @@ use super::progress::Terminal;
 use super::servers::ServerArgs;
 use crate::engine::generate::Sampling;
 use crate::engine::remote::LEAST_TOP_K;
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
 use crate::eval::{benchmarks, tasks};
 use crate::jobs::eval::{self, ChatWay, Job, Way, WrittenWay};
 use crate::kernels::{Dtype, Kernels};
@@ -261,7 +261,7 @@ pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
     let eval::Outcome { out, scores } = eval::run(&job, &watch)?;
     drop(watch);
     output::print(&match args.json {
-        true => serde_json::to_string_pretty(&scores).context("cannot write JSON")? + "\n",
+        true => output::json(&scores)?,
         false => table(&scores, &out.display().to_string(), output::coloured()),
     })
 }

@@ -7,7 +7,7 @@ use super::progress::Terminal;
 use super::{output, runs};
 use crate::dataset::write::Target;
 use crate::diagnosis::gate::Gate;
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
 use crate::format::thousands;
 use crate::jobs::export::{self, DropRule, Exported, Job, MaskRule};
 use crate::jobs::train;
@@ -89,7 +89,7 @@ pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
     };
     let exported = export::export(&job)?;
     let text = match args.json {
-        true => serde_json::to_string_pretty(&exported).context("cannot write JSON")? + "\n",
+        true => output::json(&exported)?,
         false => summary(&exported),
     };
     output::print(&text)

@@ -2,6 +2,8 @@
 
 use std::io::{IsTerminal, Write};
 
+use serde::Serialize;
+
 use crate::error::{Context, Result};
 
 /// Prints a summary. Standard output that was closed has been read enough.
@@ -10,6 +12,11 @@ pub(super) fn print(text: &str) -> Result<()> {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         written => written.context("cannot print the summary"),
     }
+}
+
+/// What a job has found as lines of JSON, for [`print`].
+pub(super) fn json(found: &impl Serialize) -> Result<String> {
+    Ok(serde_json::to_string_pretty(found).context("cannot write JSON")? + "\n")
 }
 
 /// Prints lines for people to the standard error, broken at words to the width of the terminal, if it is one.

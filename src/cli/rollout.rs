@@ -9,7 +9,7 @@ use super::rows::RowArgs;
 use super::servers::ServerArgs;
 use crate::engine::generate::Sampling;
 use crate::engine::remote::LEAST_TOP_K;
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
 use crate::jobs::rollout::{self, Job};
 use crate::kernels::Dtype;
 use crate::model::Placement;
@@ -124,7 +124,7 @@ pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
     let outcome = rollout::run(&job, &watch)?;
     drop(watch);
     output::print(&match args.json {
-        true => serde_json::to_string_pretty(&outcome.record).context("cannot write JSON")? + "\n",
+        true => output::json(&outcome.record)?,
         false => {
             let path = outcome.rollouts();
             let command = scoring_command(&job, &path);

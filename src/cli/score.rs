@@ -9,7 +9,7 @@ use super::servers::ScoringArgs;
 use crate::dataset::Shard;
 use crate::diagnosis::Report;
 use crate::diagnosis::quadrants::Thresholds;
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
 use crate::jobs::score::{self, Job, Joining, Outcome};
 use crate::jobs::{folders, landscape};
 use crate::kernels::{Dtype, Kernels};
@@ -102,7 +102,7 @@ pub(super) fn run(args: Args, typed: &[String], command_line: &str) -> Result<()
         refuse_others(typed, &["out"], drawn, cure)?;
         let outcome = landscape::run(&landscape::Job { runs, out: args.out })?;
         return output::print(&match json {
-            true => serde_json::to_string_pretty(&outcome).context("cannot write JSON")? + "\n",
+            true => output::json(&outcome)?,
             false => format!("{}\nfigure   {}/landscapes.png\n", outcome.text, outcome.out.display()),
         });
     }
@@ -216,10 +216,7 @@ fn job(args: Args, command_line: &str) -> Result<Job> {
 
 fn print(outcome: &Outcome, json: bool) -> Result<()> {
     let text = match json {
-        true => {
-            serde_json::to_string_pretty(&Printed { out: &outcome.out, report: &outcome.report }).context("cannot write JSON")?
-                + "\n"
-        }
+        true => output::json(&Printed { out: &outcome.out, report: &outcome.report })?,
         false => terminal::summary(&outcome.heading(), &outcome.report, output::coloured()),
     };
     output::print(&text)

@@ -8,7 +8,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches};
 use super::output::{self, quoted};
 use super::progress::Terminal;
 use crate::diagnosis::gate::method_names;
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
 use crate::format::{divergence, number_with_interval, thousands};
 use crate::jobs::train::{self, Job, Outcome, Plan, TrainRecord};
 use crate::train::declared::{Declared, Group, Kind, answered_names, other_names, our_name};
@@ -199,7 +199,7 @@ fn emit(program: &str, options: &Options) -> Result<()> {
 
 fn plan_text(plan: &Plan, json: bool) -> Result<String> {
     if json {
-        return Ok(serde_json::to_string_pretty(plan).context("cannot write JSON")? + "\n");
+        return output::json(plan);
     }
     let gib = plan.memory_bytes as f64 / (1u64 << 30) as f64;
     let mut text = format!(
@@ -229,7 +229,7 @@ fn plan_text(plan: &Plan, json: bool) -> Result<String> {
 
 fn record_text(record: &TrainRecord, json: bool) -> Result<String> {
     if json {
-        return Ok(serde_json::to_string_pretty(record).context("cannot write JSON")? + "\n");
+        return output::json(record);
     }
     let mut text = format!(
         "Trained {} by {} for {} steps, {} tokens, at {:.0} tokens per second\n",

@@ -21,6 +21,7 @@ use super::literal::is_nothing;
 use super::roles::RoleMap;
 use super::{literal, switches, tools};
 use crate::error::{Error, Result};
+use crate::format::beginning;
 
 /// What a row is read with, and what was seen on the way.
 pub(super) struct Reading<'a> {
@@ -92,11 +93,10 @@ pub(super) fn add_system(row: &Object, turns: &mut Vec<Turn>) -> Result<()> {
         None => turns.insert(0, system),
         Some(own) if own.content.trim() == system.content.trim() => {}
         Some(own) => {
-            let start = |text: &str| text.chars().take(40).collect::<String>();
             return Err(Error::new(format!(
                 "the row's column and its first turn contradict each other: the system prompts `{}` and `{}`",
-                start(&system.content),
-                start(&own.content)
+                beginning(&system.content, 40),
+                beginning(&own.content, 40)
             ))
             .cure("Leave one of them."));
         }
@@ -360,8 +360,8 @@ fn add_part(
                 .cure("Leave these rows out: what the text says about an image means nothing without it."));
         }
         other => {
-            let other: String = other.chars().take(40).collect();
-            return Err(Error::new(format!("`{path}.type`: expected text, reasoning or tool_call, found `{other}`")));
+            let found = beginning(other, 40);
+            return Err(Error::new(format!("`{path}.type`: expected text, reasoning or tool_call, found `{found}`")));
         }
     }
     let mut used: Vec<&str> = Vec::new();

@@ -15,6 +15,7 @@ use super::raw::{Raw, RawRecords};
 use super::{arrow, delimited, json, lines, parquet};
 use crate::error::{Error, Result};
 use crate::files::pointer;
+use crate::format::beginning;
 
 /// How the records lie in a file's bytes, once those are unpacked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -151,7 +152,8 @@ fn is_page(text: &[u8]) -> bool {
 
 /// The first bytes, for a message.
 fn found(head: &[u8]) -> String {
-    let start: String = String::from_utf8_lossy(&head[..head.len().min(60)]).chars().take(30).collect();
+    // No character has more than four bytes, and one more shows that the text goes on.
+    let start = beginning(&String::from_utf8_lossy(&head[..head.len().min(4 * 31)]), 30);
     format!("something else, which begins with `{}`", start.escape_debug())
 }
 

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use super::example::PlantedSpan;
 use super::literal;
 use crate::error::{Error, Result};
-use crate::format::python_float;
+use crate::format::{beginning, python_float};
 
 pub(super) type Object = Map<String, Value>;
 
@@ -59,7 +59,7 @@ pub(super) fn list_keys<'a>(keys: impl Iterator<Item = &'a String>) -> String {
 pub(super) fn wrong_type(path: &str, expected: &str, found: &Value) -> Error {
     // The text that was found, where it is short enough to be read.
     let shown = match found {
-        Value::String(text) if literal::verbatim(found).is_none() => format!(", `{}`", text.chars().take(40).collect::<String>()),
+        Value::String(text) if literal::verbatim(found).is_none() => format!(", `{}`", beginning(text, 40)),
         Value::Bool(_) | Value::Number(_) => format!(", {found}"),
         _ => String::new(),
     };
@@ -144,7 +144,7 @@ pub(super) fn list<'a>(value: &'a Value, path: &str) -> Result<Cow<'a, [Value]>>
             Ok(Value::Array(list)) => Ok(Cow::Owned(list)),
             Ok(other) => Err(wrong_type(path, "a list", &other)),
             Err(reason) => {
-                let start: String = text.chars().take(40).collect();
+                let start = beginning(text, 40);
                 Err(Error::new(format!("`{path}`: expected a list, found a string that holds none, `{start}`: {reason}")))
             }
         },

@@ -12,6 +12,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::error::{Context, Error, Result};
+use crate::files::file_name;
 
 pub(super) const CURE: &str =
     "Data files end in .jsonl, .json, .ndjson, .csv, .tsv, .parquet or .arrow, also packed; others can be named one by one.";
@@ -63,7 +64,7 @@ fn add_files(folder: &Path, depth: usize, paths: &mut Vec<PathBuf>) -> Result<()
     const MAX_DEPTH: usize = 8;
     for entry in std::fs::read_dir(folder).context_at(folder, "cannot read the folder")? {
         let path = entry.context_at(folder, "cannot read the folder")?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = file_name(&path);
         if name.starts_with('.') {
             continue;
         }
@@ -78,7 +79,7 @@ fn add_files(folder: &Path, depth: usize, paths: &mut Vec<PathBuf>) -> Result<()
 
 /// Is the file one of data, by its name?
 pub(super) fn is_data_file(path: &Path) -> bool {
-    let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+    let name = file_name(path).to_lowercase();
     // `datasets` keeps what `map` made beside what it was made of.
     let is_cache = name.starts_with("cache-") && name.ends_with(".arrow");
     let is_foreign = path.components().any(|part| part.as_os_str() == "__MACOSX") || name.starts_with("._");

@@ -12,6 +12,7 @@ use super::lines::{Lines, MAX_RECORD_BYTES, too_long, utf8};
 use super::literal;
 use super::raw::Raw;
 use crate::error::{Error, Result};
+use crate::format::beginning;
 
 /// One value a line.
 pub(super) fn lines(reader: Reader) -> impl Iterator<Item = Result<Raw>> + Send {
@@ -137,7 +138,7 @@ fn text_at(text: &str, error: &serde_json::Error) -> String {
     while !line.is_char_boundary(at) {
         at -= 1;
     }
-    let rest: String = line[at..].chars().take(N_SHOWN).collect();
+    let rest = beginning(&line[at..], N_SHOWN);
     if error.is_eof() || rest.is_empty() { "the end".to_owned() } else { format!("`{rest}`") }
 }
 

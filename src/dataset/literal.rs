@@ -12,7 +12,7 @@
 use serde_json::{Map, Number, Value};
 
 use crate::error::{Error, Result as Checked};
-use crate::format::python_float;
+use crate::format::{beginning, python_float};
 
 /// JSON with Python's three words for numbers that are none.
 pub(super) fn json(text: &str) -> Result<Value, String> {
@@ -172,7 +172,7 @@ impl Parser<'_> {
 
     /// The text that stands here, as messages show it.
     fn found(&self) -> String {
-        let rest: String = self.rest().chars().take(20).collect();
+        let rest = beginning(self.rest(), 20);
         if rest.is_empty() { "the end".to_owned() } else { format!("`{rest}` at byte {}", self.at) }
     }
 

@@ -2,6 +2,7 @@
 
 use super::example::Role;
 use crate::error::{Error, Result};
+use crate::format::beginning;
 
 /// Names and what they stand for. Compared in lower case, with `_` for `-` and space.
 pub(super) const NAMES: &[(&str, Role)] = &[
@@ -80,9 +81,11 @@ impl RoleMap {
     pub fn find(&self, name: &str, path: &str) -> Result<(Role, bool)> {
         let own = self.names.iter().find(|(own, _)| own == name.trim() || own == name).map(|(_, role)| *role);
         own.or_else(|| usual(name)).ok_or_else(|| {
-            let name: String = name.chars().take(40).collect();
+            let found = beginning(name, 40);
+            // A name that is cut would not be the row's.
+            let name = if found == name { name } else { "NAME" };
             let known = "system, user, assistant, tool, human, gpt, function_call or observation";
-            Error::new(format!("`{path}`: expected a role ({known}), found `{name}`"))
+            Error::new(format!("`{path}`: expected a role ({known}), found `{found}`"))
                 .cure(format!("Say what it stands for: --role '{name}=user' or --role '{name}=assistant'."))
         })
     }

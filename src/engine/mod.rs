@@ -46,9 +46,14 @@ pub struct Work {
 }
 
 /// Statistics of the supervised tokens of each sequence, in order: `scores[i].len()` is the number of `true`s in
-/// `sequences[i].supervised`. With the fused kernels a score does not depend on what else is scored, to the last bit. After each batch
-/// `progress` is told the number of input tokens done; the first one is small, so that this is soon.
-pub fn score(
+/// `sequences[i].supervised`. With the fused kernels a score does not depend on what else is scored, to the last bit.
+pub fn score(model: &Model, sequences: &[Sequence]) -> Result<Vec<Vec<TokenStatistics>>> {
+    score_watched(model, sequences, &mut Work::default(), &mut |_| {})
+}
+
+/// As [`score`], and adds to `work` what was computed. After each batch `progress` is told the number of input tokens done; the first one is
+/// small, so that this is soon.
+pub fn score_watched(
     model: &Model,
     sequences: &[Sequence],
     work: &mut Work,
@@ -57,7 +62,7 @@ pub fn score(
     score_top_k(model, sequences, TOP_K, work, progress)
 }
 
-/// As [`score`], with the entropy of another top K than [`TOP_K`].
+/// As [`score_watched`], with the entropy of another top K than [`TOP_K`].
 pub fn score_top_k(
     model: &Model,
     sequences: &[Sequence],

@@ -12,8 +12,8 @@ use super::samples::{self, SAMPLES_FILE};
 use super::tasks::{FewShot, Kind, Task};
 use super::write::{Endings, Writing};
 use crate::engine::remote::Checked;
-use crate::error::{Context, Result};
-use crate::files::sha256;
+use crate::error::Result;
+use crate::files::{read_existing_json, sha256};
 use crate::provenance::Provenance;
 use crate::stats::{Design, Estimate, Term, estimate, mean_over_parts, ratio};
 
@@ -277,9 +277,7 @@ fn subjects(metric: &Metric, samples: &[Sample]) -> BTreeMap<String, SubjectScor
 
 /// Reads scores.json of an evaluation's folder.
 pub fn read_scores(folder: &Path) -> Result<Scores> {
-    let path = folder.join(SCORES_FILE);
-    let bytes = std::fs::read(&path).context_at(&path, "cannot read the scores")?;
-    serde_json::from_slice(&bytes).context_at(&path, "the file does not hold what this version writes there")
+    read_existing_json(&folder.join(SCORES_FILE))
 }
 
 /// The samples of each task of an evaluation's folder.

@@ -58,7 +58,7 @@ pub fn said_by<'a>(
     model: &'a Model,
     work: &'a mut Work,
 ) -> impl FnMut(&[Sequence], &mut dyn FnMut(u64)) -> Result<Vec<Said>> + 'a {
-    |sequences, progress| Ok(engine::score(model, sequences, work, progress)?.iter().map(Said::of).collect())
+    |sequences, progress| Ok(engine::score_watched(model, sequences, work, progress)?.iter().map(Said::of).collect())
 }
 
 /// Tokens that are packed together: many enough that the items of a task meet those with the same prefix.

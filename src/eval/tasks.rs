@@ -25,7 +25,7 @@ use serde_json::{Map, Value};
 use super::written::{Spec, uniform};
 use crate::dataset::{Example, Role, Turn};
 use crate::error::{Context, Error, Result};
-use crate::files::sha256;
+use crate::files::{file_name, sha256};
 use crate::json::expected;
 
 /// Items that are scored and summed up together.
@@ -155,7 +155,7 @@ pub fn probe() -> Result<Task> {
 
 /// What a task from a file is called: the file's name up to its first dot, or `otherwise`.
 pub(super) fn task_name(path: &Path, otherwise: &str) -> String {
-    let file = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let file = file_name(path);
     file.split('.').find(|part| !part.is_empty()).unwrap_or(otherwise).to_owned()
 }
 

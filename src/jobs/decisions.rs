@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::dataset::{DataFile, Turn};
 use crate::error::{Context, Error, Result};
+use crate::format::beginning;
 
 /// The version of the format: the value of the first line's `decisions`.
 const VERSION: u64 = 1;
@@ -179,7 +180,7 @@ fn head_expected(found: &str) -> Error {
 
 fn check_head(line: &str, data: &[DataFile]) -> Result<()> {
     let head: Head =
-        serde_json::from_str(line).map_err(|error| head_expected(&format!("`{}`", shortened(line))).caused_by(error))?;
+        serde_json::from_str(line).map_err(|error| head_expected(&format!("`{}`", beginning(line, 80))).caused_by(error))?;
     if head.decisions != VERSION {
         return Err(Error::new(format!("expected decisions of version {VERSION}, found {}", head.decisions)));
     }
@@ -198,12 +199,7 @@ fn check_head(line: &str, data: &[DataFile]) -> Result<()> {
 }
 
 fn unreadable(line: &str, expected: &str, error: &serde_json::Error) -> Error {
-    Error::new(format!("expected {expected}, found `{}` ({error})", shortened(line)))
-}
-
-fn shortened(line: &str) -> String {
-    let start: String = line.chars().take(80).collect();
-    if start.len() < line.len() { start + ".." } else { start }
+    Error::new(format!("expected {expected}, found `{}` ({error})", beginning(line, 80)))
 }
 
 #[cfg(test)]

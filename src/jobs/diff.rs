@@ -1,7 +1,6 @@
 //! What changed between two models, two evaluations or two score runs.
 
 use std::collections::HashMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -19,7 +18,7 @@ use crate::error::{Context, Error, Result};
 use crate::eval::compare::{self, Side};
 use crate::eval::results::SCORES_FILE;
 use crate::eval::{harness, retention, tasks};
-use crate::files::write_atomically;
+use crate::files::{write_json, write_text};
 use crate::format::thousands;
 use crate::jobs::watch::Watch;
 use crate::model::{DEFAULT_MODEL, Reference};
@@ -163,12 +162,10 @@ pub(crate) fn write(diff: &Diff, out: &Path, command: &str) -> Result<()> {
     if let What::Scores(movement) = &diff.what {
         write_learnt_rows(movement, out)?;
     }
-    let json = serde_json::to_string_pretty(diff).context("cannot write JSON")? + "\n";
+    write_json(&out.join("diff.json"), diff)?;
     let [markdown, html] = report::documents(diff, command, &svg);
-    for (file, text) in [("diff.json", json), ("diff.md", markdown), ("diff.html", html)] {
-        write_atomically(&out.join(file), |writer| writer.write_all(text.as_bytes()).context("cannot write the comparison"))?;
-    }
-    Ok(())
+    write_text(&out.join("diff.md"), &markdown)?;
+    write_text(&out.join("diff.html"), &html)
 }
 
 fn compared(job: &Job, watch: &dyn Watch) -> Result<What> {

@@ -1,16 +1,15 @@
 //! Finished runs side by side -> one figure on shared axes, and how far each lies from the first.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 use super::folders::names;
-use super::score::{RUN_FILE, RunRecord, SUMMARY_FILE, read_json, read_record};
+use super::score::{RUN_FILE, RunRecord, SUMMARY_FILE, read_record};
 use crate::diagnosis::Report;
 use crate::diagnosis::landscape::Landscape;
 use crate::error::{Context, Error, Result};
-use crate::files::{write_atomically, write_json};
+use crate::files::{read_json, write_json, write_text};
 use crate::maps::density::Density;
 use crate::maps::landscape::{Panel, draw};
 use crate::maps::{Caption, Cuts};
@@ -90,9 +89,7 @@ pub(crate) fn run(job: &Job) -> Result<Outcome> {
     }
     let text = text(&sides, &thresholds.to_string());
     let markdown = format!("# Runs side by side\n\n![where the tokens lie](landscapes.png)\n\n{text}");
-    write_atomically(&out.join("landscapes.md"), |file| {
-        file.write_all(markdown.as_bytes()).context("cannot write the comparison")
-    })?;
+    write_text(&out.join("landscapes.md"), &markdown)?;
     let outcome = Outcome { out, thresholds: thresholds.to_string(), runs: sides, text };
     write_json(&outcome.out.join("landscapes.json"), &outcome)?;
     Ok(outcome)

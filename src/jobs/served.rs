@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::engine;
 use crate::engine::generate::Sampling;
 use crate::engine::remote::{Checked, Options, Pool};
-use crate::engine::{self, Work};
 use crate::error::{Context, Error, Result};
-use crate::files::{sha256, write_json};
+use crate::files::{read_json, sha256, write_json};
 use crate::jobs::watch::{Watch, fetching};
 use crate::kernels::TokenStatistics;
 use crate::model::{Reference, Served};
@@ -83,7 +83,7 @@ pub(super) fn own_scores(
 ) -> Result<Option<Vec<TokenStatistics>>> {
     match served.load(reference, probe.ids.len()) {
         Ok(model) => {
-            let scores = engine::score(&model, std::slice::from_ref(probe), &mut Work::default(), &mut |_| {})?;
+            let scores = engine::score(&model, std::slice::from_ref(probe))?;
             Ok(scores.into_iter().next())
         }
         Err(why) => {
@@ -169,11 +169,7 @@ impl Opened {
 fn claim(checked: &Checked, out: &Path) -> Result<()> {
     std::fs::create_dir_all(out).context_at(out, "cannot create the folder")?;
     let path: PathBuf = out.join(SERVER_FILE);
-    let before: Checked = match std::fs::read(&path) {
-        Ok(bytes) => serde_json::from_slice(&bytes).context_at(&path, "the file does not say what the servers were")?,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return write_json(&path, checked),
-        Err(error) => return Err(Error::new("cannot read the file").at(&path).caused_by(error)),
-    };
+    let Some(before) = read_json::<Checked>(&path)? else { return write_json(&path, checked) };
     match checked.weights_apart(&before) {
         None => Ok(()),
         Some(apart) => Err(Error::new(format!(

@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use super::folders;
-use super::score::{RUN_FILE, RunRecord, find_data, read_record};
+use super::score::{RUN_FILE, RunRecord, SUMMARY_FILE, find_data, read_record};
 use crate::dataset::{Chosen, Dataset, Turn};
 use crate::diagnosis::Report;
 use crate::diagnosis::bounded::Bounded;
@@ -15,7 +15,7 @@ use crate::diagnosis::kinds::Kind;
 use crate::diagnosis::population::{Needs, Population};
 use crate::diagnosis::shown::{Shown, rows_shown, shown};
 use crate::error::{Context, Error, Result};
-use crate::files::write_atomically;
+use crate::files::{read_existing_json, write_text};
 use crate::report::view::{self, Run};
 use crate::table::{
     self, Alternative, CONFLICTS_FILE, KnownConflict, ROWS_FILE, TOKENS_FILE, read_alternatives, read_conflicts, read_rows,
@@ -114,7 +114,7 @@ pub(crate) fn write_own(folder: &Path, record: &RunRecord, data: Option<(&Datase
 
 fn write(path: &Path, seen: &[Seen]) -> Result<()> {
     let page = view::page(&seen.iter().map(Seen::run).collect::<Vec<_>>())?;
-    write_atomically(path, |file| std::io::Write::write_all(file, page.as_bytes()).context("cannot write the page"))
+    write_text(path, &page)
 }
 
 /// Everything that the page says of a run.
@@ -133,10 +133,7 @@ struct Seen<'a> {
 
 impl<'a> Seen<'a> {
     fn of(folder: &Path, record: &'a RunRecord, data: Option<(&Dataset, &Chosen)>, most_tokens: usize) -> Result<Seen<'a>> {
-        let summary = folder.join("summary.json");
-        let report = std::fs::read(&summary).context_at(&summary, "cannot read the run's summary")?;
-        let report: Report =
-            serde_json::from_slice(&report).context_at(&summary, "the file does not hold what this version writes there")?;
+        let report: Report = read_existing_json(&folder.join(SUMMARY_FILE))?;
         let tables = [folder.join(TOKENS_FILE)];
         let of_form = conflicts_of_form(folder, report.kinds.is_some())?;
         let shown = shown(&tables, &read_rows(&folder.join(ROWS_FILE))?, &of_form, most_tokens)?;

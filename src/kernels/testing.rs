@@ -77,3 +77,20 @@ pub(crate) fn close(got: &[f32], expected: &[f64], tolerance: f64, what: &str) {
         );
     }
 }
+
+/// What is rounded to bf16 on its way: each factor is a part in 512 off at most, and what is left of a difference may be a fraction of both. By
+/// the lengths of whole vectors, since single elements may cancel to nothing, and a bound for the largest says nothing of the others.
+#[track_caller]
+pub(crate) fn near(got: &[f32], expected: &[f64], what: &str) {
+    assert_eq!(got.len(), expected.len(), "{what}: number of elements");
+    let (error, size) = lengths(got.iter().copied().map(f64::from), expected.iter().copied());
+    assert!(error <= 2e-2 * size + 1e-6, "{what}: {error} beside {size}");
+}
+
+/// The length (L2) of the difference between `got` and `expected`, and that of `expected`.
+pub(crate) fn lengths(got: impl Iterator<Item = f64>, expected: impl Iterator<Item = f64>) -> (f64, f64) {
+    let squares =
+        |(errors, sizes): (f64, f64), (got, expected): (f64, f64)| (errors + (got - expected).powi(2), sizes + expected.powi(2));
+    let (errors, sizes) = got.zip(expected).fold((0.0, 0.0), squares);
+    (errors.sqrt(), sizes.sqrt())
+}

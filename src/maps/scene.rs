@@ -18,6 +18,7 @@ use super::palette::{LABEL_SIZE, NOTE_SIZE, PAPER, TEXT_SIZE, VEIL, WIDTH};
 
 pub(super) use super::palette::Paint;
 use crate::error::{Context, Error, Result};
+use crate::files::file_name;
 
 pub(super) type Point = (f64, f64);
 
@@ -140,7 +141,7 @@ impl Scene {
     /// Writes `.png` or `.svg`, by the extension, through a temporary name in the same folder.
     pub fn save(&self, path: &Path) -> Result<()> {
         let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default().to_ascii_lowercase();
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let name = file_name(path);
         let partial = path.with_file_name(format!(".{name}.{}.{extension}", std::process::id()));
         let drawn = match extension.as_str() {
             "png" => self.write_png(&partial),

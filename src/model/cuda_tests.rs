@@ -34,7 +34,7 @@ fn a_batch_fits_into_the_memory_that_is_reckoned_for_it() {
         // Six trees, next to whose arrays what is reckoned with for small things is small.
         let (trees, tokens) = (6, 1200);
         for (dtype, n) in [(Dtype::F32, 1), (Dtype::Bf16, tokens)] {
-            let reference = Reference::resolve(path.to_str(), &|_, _, _| {}).unwrap();
+            let reference = Reference::local(&path).unwrap();
             let options = LoadOptions { dtype, kernels: Kernels::Cuda, device: Placement::Cuda };
             let model = Model::load(&reference, options, 128).unwrap();
             let ids: Vec<u32> = (0..tokens).map(|t| t % 250).collect();

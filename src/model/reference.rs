@@ -44,6 +44,13 @@ const EXPECTED: &str = "--model takes a Hugging Face model folder, a LoRA adapte
                         org/name, org/name@revision, org/name:file.gguf.";
 
 impl Reference {
+    /// The model in a folder or a .gguf file of this machine. Of an adapter the base, which may be elsewhere, is fetched in silence.
+    pub fn local(path: &Path) -> Result<Reference> {
+        let written = path.to_str().filter(|_| path.exists());
+        let written = written.ok_or_else(|| Error::new("there is no model at this path, or its name is not UTF-8").at(path))?;
+        Reference::resolve(Some(written), &|_, _, _| {})
+    }
+
     /// Finds the model that `written` names; `None` stands for the default model. What is not on this machine is fetched.
     pub fn resolve(written: Option<&str>, progress: Progress) -> Result<Reference> {
         Reference::resolve_on(written, None, progress)
@@ -322,7 +329,7 @@ mod tests {
     #[test]
     fn every_family_takes_as_long_a_row_without_its_weights() {
         let families = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families");
-        let local = |path: &Path| Reference::resolve(path.to_str(), &|_, _, _| {}).unwrap();
+        let local = |path: &Path| Reference::local(path).unwrap();
         let (mut lengths, bare) = (HashSet::new(), tempfile::tempdir().unwrap());
         for family in std::fs::read_dir(families).unwrap().map(|entry| entry.unwrap().path()) {
             if !family.join("model.safetensors").is_file() {

@@ -5,7 +5,7 @@ use super::terminal::{OF_TEMPLATE, between, marked};
 use super::{quoted, visible};
 use crate::diagnosis::context::{InContext, Spot};
 use crate::diagnosis::learnt::{Group, KNOWN, Learnt, Verdict};
-use crate::format::{percent, thousands};
+use crate::format::{beginning, percent, thousands};
 use crate::stats::share;
 
 /// How many entries of each list are shown: on the terminal, and in the report.
@@ -24,7 +24,7 @@ pub(super) fn terminal(learnt: &Learnt, [bold, dim, red, reset]: [&str; 4]) -> V
         if what.is_empty() || groups.len() > 1 {
             lines.extend(groups.iter().map(|group| {
                 let [rows, tokens, before, change, ends, verdict] = cells(group);
-                let name: String = format!("{what}{}", visible(&group.name)).chars().take(33).collect();
+                let name = beginning(&format!("{what}{}", visible(&group.name)), 31);
                 let (on, off) = if group.verdict == Some(Verdict::Hurt) { (red, reset) } else { ("", "") };
                 format!("{on}{name:<34}{rows:>8}{tokens:>9}{before:>9}{change:>9}   {ends:<20}{verdict}{off}")
             }));

@@ -16,7 +16,7 @@ use super::frames::write_frames;
 use super::read::RowGroups;
 use crate::engine::bounds::{LEAST_TOP_K, Position};
 use crate::error::{Context, Error, Result};
-use crate::files::{file_sha256, sha256};
+use crate::files::{file_name, file_sha256, sha256};
 use crate::kernels::Choice;
 use crate::tokens::Sequence;
 
@@ -142,7 +142,7 @@ impl Answers {
             if listed.is_empty() {
                 listed = file_sha256(&path)?;
             }
-            listed.push_str(&format!("\n{} {size}", path.file_name().unwrap_or_default().to_string_lossy()));
+            listed.push_str(&format!("\n{} {size}", file_name(&path)));
         }
         Ok(sha256(listed))
     }

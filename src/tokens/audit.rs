@@ -6,9 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use super::render::Rendered;
 use crate::dataset::{Dataset, Place};
-use crate::error::{Error, Result};
+use crate::error::Error;
 
 /// What is odd about one row.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -294,21 +293,6 @@ impl Audit {
                     RENAMED => finding.count_keys(&row.renamed_roles),
                     _ => {}
                 }
-            }
-        }
-    }
-
-    /// What was made of a row; nothing where it was refused, which is counted, or with `strict` an error.
-    pub(crate) fn take(&mut self, place: &Place, rendered: Result<Rendered>, strict: bool) -> Result<Option<Rendered>> {
-        match rendered {
-            Ok(rendered) => {
-                self.add(place, &rendered.audit);
-                Ok(Some(rendered))
-            }
-            Err(error) if strict => Err(refused_strictly(error)),
-            Err(error) => {
-                self.add_error(place, &error);
-                Ok(None)
             }
         }
     }

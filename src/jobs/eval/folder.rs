@@ -1,14 +1,13 @@
 //! The folder of an evaluation: what is there, what fits to it, and what is added.
 
 use std::collections::HashMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
 use crate::eval::metrics::Sample;
 use crate::eval::results::{SCORES_FILE, Scores, Settings, TaskScores, read_samples, read_scores, write_samples};
 use crate::eval::tasks::Task;
-use crate::files::write_atomically;
+use crate::files::write_json;
 use crate::jobs::level;
 use crate::provenance;
 
@@ -71,7 +70,6 @@ impl Folder {
         let samples_of = |name: &String| self.samples.get(name).map_or(&[][..], Vec::as_slice);
         let tables: Vec<(&str, &[Sample])> = self.scores.tasks.keys().map(|name| (name.as_str(), samples_of(name))).collect();
         write_samples(&self.path, &tables)?;
-        let json = serde_json::to_string_pretty(&self.scores).context("cannot write down the scores")?;
-        write_atomically(&self.path.join(SCORES_FILE), |file| writeln!(file, "{json}").context("cannot write the scores"))
+        write_json(&self.path.join(SCORES_FILE), &self.scores)
     }
 }

@@ -1,19 +1,18 @@
 //! What a trainer has to be told about the file: LLaMA-Factory's dataset_info.json, axolotl's `datasets`.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
 use crate::dataset::write::Target;
 use crate::error::{Context, Error, Result};
-use crate::files::{write_atomically, write_json};
+use crate::files::{file_name, write_json, write_text};
 
 const DATASET_INFO: &str = "dataset_info.json";
 
 /// Writes what the format needs beside the data; gives the path.
 pub(super) fn write(target: Target, out: &Path, is_table: bool) -> Result<Option<PathBuf>> {
-    let name = out.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let name = file_name(out);
     let stem = out.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
     match target {
         Target::LlamaFactory => {
@@ -43,7 +42,7 @@ pub(super) fn write(target: Target, out: &Path, is_table: bool) -> Result<Option
                 Value::from(name.as_str()),
                 if is_table { "parquet" } else { "json" }
             );
-            write_atomically(&path, |file| file.write_all(text.as_bytes()).context("cannot write the file"))?;
+            write_text(&path, &text)?;
             Ok(Some(path))
         }
         _ => Ok(None),

@@ -22,7 +22,7 @@ use crate::dataset::{Example, FieldMap, Format, Role, RoleMap, Rollout, Turn, du
 use crate::engine::generate::{Request, Way};
 use crate::error::{Context, Error, Result};
 use crate::files::{hold, write_atomically, write_json};
-use crate::jobs::answer::{Entries, Entry, entries};
+use crate::jobs::answer::{Entries, Entry, Wanted, entries, write_open};
 use crate::jobs::journal::Journal;
 use crate::jobs::watch::Watch;
 use crate::jobs::{level, peak_memory_bytes, provenance_of};
@@ -70,22 +70,11 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
     let (mut journal, answers) = Journal::open(&plan.out.join(JOURNAL_FILE), &plan.identity, || Some(other_run(&plan.out)))?;
     let mut entries = entries(answers);
 
-    let all: Vec<(usize, u32)> = (0..plan.prompts.len()).flat_map(|prompt| (0..job.n).map(move |draw| (prompt, draw))).collect();
-    let open: Vec<(usize, u32)> =
-        all.iter().copied().filter(|&(prompt, draw)| !entries.contains_key(&(plan.prompts[prompt].row, draw))).collect();
-    let requests: Vec<Request> = open.iter().map(|&(prompt, draw)| request(&plan, job, prompt, draw)).collect();
+    let rows: Vec<u32> = plan.prompts.iter().map(|prompt| prompt.row).collect();
     let way = Way { sampling: job.sampling, ends: plan.ends.clone(), stops: job.stops.clone(), at_once: job.at_once };
-    let (began, before) = (Instant::now(), entries.len() as u64);
-    let mut done = before;
-    let written = author.write(&requests, &way, &mut |request, answer, n_tokens| {
-        let (prompt, draw) = open[request];
-        let entry = Entry { row: plan.prompts[prompt].row, draw, ids: answer.ids, ended: answer.ended };
-        journal.add(&entry)?;
-        entries.insert((entry.row, entry.draw), entry);
-        done += 1;
-        watch.answers(done, all.len() as u64, n_tokens as f64 / began.elapsed().as_secs_f64());
-        Ok(())
-    })?;
+    let wanted = Wanted { rows: &rows, repeats: job.n, way: &way, request: &|prompt, draw| request(&plan, job, prompt, draw) };
+    let began = Instant::now();
+    let written = write_open(&author, &wanted, &mut journal, &mut entries, watch)?;
     if let Err(changed) = author.check_unchanged() {
         journal.remove()?;
         return Err(changed);

@@ -1,13 +1,13 @@
 //! What is to be scored, and a program that has vLLM's own engine do it: for those who have no server, or millions of rows.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::engine::{nothing_to_score, text_of};
 use super::job::Job;
 use crate::dataset::Dataset;
 use crate::engine::remote::more_than_all;
 use crate::error::{Context, Error, Result};
-use crate::files::write_atomically;
+use crate::files::write_text;
 use crate::jobs::served::usual_len;
 use crate::jobs::watch::Watch;
 use crate::model::Served;
@@ -76,8 +76,4 @@ fn max_len(job: &Job, served: &Served) -> Result<usize> {
         (Some(asked), _) => Ok(asked),
         (None, _) => Ok(usual_len(served, 1)),
     }
-}
-
-fn write_text(path: &Path, text: &str) -> Result<()> {
-    write_atomically(path, |file| std::io::Write::write_all(file, text.as_bytes()).context("cannot write the program"))
 }

@@ -25,7 +25,7 @@ use crate::dataset::{Example, Role};
 use crate::diagnosis::by_kind::{Prompted, PromptedKind};
 use crate::diagnosis::kinds::Kind;
 use crate::diagnosis::quadrants::Resolved;
-use crate::engine::{self, Work};
+use crate::engine;
 use crate::error::{Context, Error, Result};
 use crate::files::hex;
 use crate::jobs::journal::Journal;
@@ -195,7 +195,7 @@ pub(super) fn score(
             }
         }
         let only: Vec<Sequence> = sequences.iter().map(|(.., sequence)| sequence.clone()).collect();
-        let scores = engine::score(model, &only, &mut Work::default(), &mut |_| {})?;
+        let scores = engine::score(model, &only)?;
         for ((row, other, moved, sequence), scores) in sequences.into_iter().zip(scores) {
             let Some(known) = known.get(&row) else { continue };
             let mut of_row = Scored { row, shown: other, others: 0, new: 0, conflicts: Vec::new() };

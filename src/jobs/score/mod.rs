@@ -36,7 +36,7 @@ pub(crate) use emit::emit;
 pub(crate) use finish::{Outcome, SUMMARY_FILE, sort_again, sorted_by};
 pub(crate) use job::{Elsewhere, Job};
 pub(crate) use plan::Plan;
-pub(crate) use record::{RUN_FILE, RunRecord, read_json, read_record};
+pub(crate) use record::{RUN_FILE, RunRecord, read_record};
 pub(crate) use shards::{Joining, joined};
 
 use crate::error::Result;

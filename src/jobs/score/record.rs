@@ -10,7 +10,8 @@ use super::plan::Totals;
 use super::shard::ShardRecord;
 use crate::dataset::{Choice, DataFile, FieldMap, Format, ReadOptions, RoleMap};
 use crate::engine::remote::Checked;
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
+pub(super) use crate::files::read_json;
 use crate::format::thousands;
 use crate::model::Info;
 use crate::provenance::Provenance;
@@ -157,20 +158,11 @@ impl RunRecord {
         }
     }
 }
+
 pub(crate) fn read_record(path: &Path) -> Result<RunRecord> {
     read_json(path)?.ok_or_else(|| {
         Error::new("the run folder holds no run.json: the run was not finished")
             .at(path)
             .cure("Give the command that began it again.")
     })
-}
-
-pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>> {
-    match std::fs::read(path) {
-        Ok(bytes) => {
-            serde_json::from_slice(&bytes).context_at(path, "the file does not hold what this version writes there").map(Some)
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Error::new("cannot read the file").at(path).caused_by(error)),
-    }
 }

@@ -11,14 +11,14 @@ use serde_json::json;
 use super::finish::{SUMMARY_FILE, sort_again, sorted_by};
 use super::part::{PartEnds, Stages};
 use super::plan::{PLANTED_FILE, Planted, Totals};
-use super::record::{RUN_FILE, RunRecord, read_json, read_record};
+use super::record::{RUN_FILE, RunRecord, read_record};
 use super::shard::ShardRecord;
 use super::stream::{FIDELITY_FILE, IDENTITY_FILE, provenance};
 use crate::dataset::Shard;
 use crate::diagnosis::fidelity::Fidelity;
 use crate::diagnosis::quadrants::Thresholds;
 use crate::error::{Context, Error, Result};
-use crate::files::{hold, write_json};
+use crate::files::{file_name, hold, read_json, write_json};
 use crate::jobs::folders;
 use crate::jobs::watch::Watch;
 use crate::table::{PARTS_FOLDER, TOKENS_FILE, join_shards};
@@ -268,7 +268,7 @@ fn join_parts(shards: &[Found], out: &Path, record: &RunRecord) -> Result<()> {
 
 /// `runs/data-1a2b3c4d` for `runs/data-1a2b3c4d-shard-0-of-3`, else a name of its own beside the shard.
 fn beside(first: &Found) -> PathBuf {
-    let name = first.folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let name = file_name(&first.folder);
     let name = match name.split_once("-shard-") {
         Some((stem, _)) if !stem.is_empty() => stem.to_owned(),
         _ => format!("joined-{}", first.shard.whole.get(..8).unwrap_or_default()),

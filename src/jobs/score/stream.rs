@@ -15,13 +15,13 @@ use super::answers;
 use super::engine::Engine;
 use super::part::{Part, PartEnds, Stages};
 use super::plan::Plan;
-use super::record::{RUN_FILE, read_json, read_record};
+use super::record::{RUN_FILE, read_record};
 use super::servers;
 use crate::diagnosis::fidelity::Fidelity;
 use crate::engine::remote::Checked;
 use crate::engine::{Sample, Scorer, Scores, TOP_K, Work};
 use crate::error::{Context, Error, Result};
-use crate::files::write_json;
+use crate::files::{read_existing_json, read_json, write_json};
 use crate::format::thousands;
 use crate::jobs::level;
 use crate::jobs::watch::Watch;
@@ -325,8 +325,7 @@ fn join_fidelity(out: &Path) -> Result<()> {
     for part in finished_parts(out)? {
         let path = fidelity_path(out, part.number);
         if path.exists() {
-            let text = std::fs::read_to_string(&path).context_at(&path, "cannot read the file")?;
-            whole.merge(&serde_json::from_str(&text).context_at(&path, "the file does not hold what this version writes there")?);
+            whole.merge(&read_existing_json(&path)?);
         }
     }
     write_json(&out.join(FIDELITY_FILE), &whole)

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::snapshot::Snapshot;
 use crate::error::{Context, Error, Result};
-use crate::files::{write_atomically, write_numbers};
+use crate::files::{file_name, write_atomically, write_numbers};
 use crate::jobs::level;
 use crate::kernels::Stored;
 use crate::kernels::adamw::Moments;
@@ -245,7 +245,7 @@ fn list(out: &Path) -> Result<Vec<PathBuf>> {
     let mut paths = Vec::new();
     for entry in fs::read_dir(&folder).context_at(&folder, "cannot list the checkpoints")? {
         let path = entry.context_at(&folder, "cannot list the checkpoints")?.path();
-        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let name = file_name(&path);
         if name.starts_with("step-") && name.ends_with(".safetensors") {
             paths.push(path);
         }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::diagnosis::quadrants::Resolved;
-use crate::engine::{self, Work};
+use crate::engine;
 use crate::error::Result;
 use crate::format::thousands;
 use crate::kernels::{Dtype, TokenStatistics};
@@ -89,7 +89,7 @@ pub(super) fn preview(
         before < TOKENS
     });
     let sample = &sequences[..enough.count()];
-    let scores = engine::score(model, sample, &mut Work::default(), &mut |_| {})?;
+    let scores = engine::score(model, sample)?;
     let mean = |tokens: &Vec<TokenStatistics>| {
         -tokens.iter().map(|token| f64::from(token.logprob)).sum::<f64>() / tokens.len().max(1) as f64
     };

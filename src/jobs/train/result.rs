@@ -92,7 +92,7 @@ fn save_weights(
             let settings = LoraSettings { rank: lora.rank, alpha: lora.alpha, dropout: f64::from(lora.dropout), targets };
             save_adapter(reference, &folder, &settings, &pairs)?;
             if merge {
-                let adapter = Reference::resolve(Some(&folder.to_string_lossy()), &|_, _, _| {})?;
+                let adapter = Reference::local(&folder)?;
                 save_merged(&adapter, &out.join("model"), dtype)?;
             }
             Ok(folder)

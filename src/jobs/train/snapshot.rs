@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::engine::{self, Work};
+use crate::engine;
 use crate::error::Result;
 use crate::model::Model;
 use crate::tokens::Sequence;
@@ -22,7 +22,7 @@ pub(super) struct Snapshot {
 impl Snapshot {
     /// What the model as it is makes of the targets of `steps`; `first` is the number of the first of them.
     pub(super) fn take(model: &Model, first: u64, steps: &[Vec<Sequence>]) -> Result<Snapshot> {
-        let scores = engine::score(model, &steps.concat(), &mut Work::default(), &mut |_| {})?;
+        let scores = engine::score(model, &steps.concat())?;
         let mut logprobs = scores.into_iter().map(|tokens| tokens.iter().map(|token| token.logprob).collect());
         Ok(Snapshot { first, logprobs: steps.iter().map(|step| logprobs.by_ref().take(step.len()).collect()).collect() })
     }

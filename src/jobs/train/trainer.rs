@@ -1,6 +1,5 @@
 //! The training run: everything read and checked, then steps, each looked at, saved and able to be taken up again.
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Instant, SystemTime};
 
@@ -14,9 +13,9 @@ use super::snapshot::Snapshot;
 use super::{figures, result, special_tokens};
 use crate::dataset::DataFile;
 use crate::diagnosis::quadrants::Resolved;
-use crate::engine::{self, Work};
+use crate::engine;
 use crate::error::{Context, Error, Result};
-use crate::files::{hold, write_atomically, write_json};
+use crate::files::{hold, write_json, write_text};
 use crate::jobs::watch::Watch;
 use crate::jobs::{peak_memory_bytes, provenance_of};
 use crate::kernels::level::Level;
@@ -233,10 +232,7 @@ impl Trainer {
     /// Trains, from the newest checkpoint on if there is one, and saves the result.
     pub(super) fn run(mut self, watch: &dyn Watch) -> Result<Outcome> {
         let _held = hold(&self.out)?;
-        let options = self.options.to_toml()?;
-        write_atomically(&self.out.join(OPTIONS_FILE), |file| {
-            file.write_all(options.as_bytes()).context("cannot write the options")
-        })?;
+        write_text(&self.out.join(OPTIONS_FILE), &self.options.to_toml()?)?;
         watch.stage("Looking at the base model");
         // Before a checkpoint replaces the base's weights.
         let drift = DriftProbe::new(&self.model, self.options.max_len(), &self.out)?;
@@ -432,7 +428,7 @@ impl Trainer {
         if self.set.validation.is_empty() {
             return Ok(None);
         }
-        let scores = engine::score(&self.model, &self.set.validation, &mut Work::default(), &mut |_| {})?;
+        let scores = engine::score(&self.model, &self.set.validation)?;
         Ok(Some(Validation::of(&scores)))
     }
 

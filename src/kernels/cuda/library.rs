@@ -14,6 +14,7 @@ use std::process::Command;
 use libloading::Library;
 
 use crate::error::{Error, Result};
+use crate::files::file_name;
 
 /// Declares a table of functions and how to find them by their names in a library.
 macro_rules! functions {
@@ -189,7 +190,7 @@ pub(super) fn blas(version: Version) -> Result<Blas> {
 fn load_builtins(folder: &Path) {
     let files = std::fs::read_dir(folder).into_iter().flatten().filter_map(|entry| entry.ok());
     for path in files.map(|entry| entry.path()) {
-        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let name = file_name(&path);
         if name.starts_with("libnvrtc-builtins.so.") || name.starts_with("nvrtc-builtins64_") {
             // SAFETY: NVIDIA's libraries do nothing harmful when they are loaded.
             if let Ok(library) = unsafe { Library::new(&path) } {

@@ -12,7 +12,7 @@ use crate::kernels::matmul::Matrix;
 use crate::kernels::norm::{qk_norm, rms_norm};
 use crate::kernels::rotary::{Rotary, RotaryStyle};
 use crate::kernels::statistics::{HeadOptions, head_statistics, statistics_of_logits};
-use crate::kernels::testing::{close, device, noise};
+use crate::kernels::testing::{close, device, near, noise};
 use crate::kernels::{Dtype, Kernels, Segment, Stored, TokenStatistics};
 
 fn tensor(numbers: &[f32], rows: usize, columns: usize) -> Tensor {
@@ -34,6 +34,15 @@ fn segments() -> Vec<Segment> {
         Segment { tokens: 105..455, context: ranges(&[]) },
         Segment { tokens: 455..456, context: ranges(&[]) },
     ]
+}
+
+/// [`close`], and in bf16 [`near`], too: of small numbers the first accepts anything there.
+#[track_caller]
+fn close_in(dtype: Stored, got: &[f32], expected: &[f64], tolerance: f64, what: &str) {
+    close(got, expected, tolerance, what);
+    if dtype == Stored::Bf16 {
+        near(got, expected, what);
+    }
 }
 
 #[test]
@@ -124,7 +133,7 @@ fn norms_and_gates_in_bf16_are_those_in_f32_rounded() {
         let (from, to) = (from.array(0, 7 * width, Stored::F32).unwrap(), y.array(0, 7 * width, Stored::Bf16).unwrap());
         device.rms_norm(from, &weight, 1e-5, to).unwrap();
         // Half a unit in the last of eight binary places.
-        close(&device.download(to).unwrap(), &expected, 1.0 / 256.0, "norm");
+        close_in(Stored::Bf16, &device.download(to).unwrap(), &expected, 1.0 / 256.0, "norm");
         let to = y.array(0, 7 * width, Stored::F32).unwrap();
         device.copy(from, to).unwrap();
         device.rms_norm_add(from, &weight, 1e-5, to).unwrap();
@@ -141,7 +150,7 @@ fn norms_and_gates_in_bf16_are_those_in_f32_rounded() {
             let to = y.array(0, 3 * width, Stored::Bf16).unwrap();
             let bias = bias.array(0, 2 * width, Stored::F32).unwrap();
             device.gated(from.array(0, 6 * width, Stored::Bf16).unwrap(), Some(bias), activation, to, width).unwrap();
-            close(&device.download(to).unwrap(), &expected, 1.0 / 256.0, "gated activation");
+            close_in(Stored::Bf16, &device.download(to).unwrap(), &expected, 1.0 / 256.0, "gated activation");
         }
     }
 }
@@ -161,7 +170,7 @@ fn attention_over_shared_prefixes_of_all_widths() {
             for (dtype, tolerance) in [(Stored::F32, 2e-5), (Stored::Bf16, 3e-2)] {
                 let got = hosted::attention(&qkv, &segments(), &positions, &rotary, &shape, None, dtype).unwrap();
                 let got: Vec<f32> = got.flatten_all().unwrap().to_vec1().unwrap();
-                close(&got, &expected, tolerance, &format!("{dtype} head of {head_dim}, window {window:?}"));
+                close_in(dtype, &got, &expected, tolerance, &format!("{dtype} head of {head_dim}, window {window:?}"));
             }
         }
     }
@@ -184,7 +193,7 @@ fn attention_in_bf16_of_many_lengths() {
         let expected = flat(&attention(&qkv, &segments.clone().into(), &rotary, &shape, Dtype::F32, Kernels::Reference).unwrap());
         let positions = positions(&segments, begin).unwrap();
         let got = hosted::attention(&qkv, &segments, &positions, &rotary, &shape, None, Stored::Bf16).unwrap();
-        close(&got.flatten_all().unwrap().to_vec1::<f32>().unwrap(), &expected, 3e-2, "attention");
+        close_in(Stored::Bf16, &got.flatten_all().unwrap().to_vec1::<f32>().unwrap(), &expected, 3e-2, "attention");
     }
 }
 
@@ -238,7 +247,7 @@ fn queries_and_keys_are_prepared_beside_their_gates() {
             let y = y.array(0, tokens * columns, dtype).unwrap();
             device.prepare_attention(x, y, &options, &plan, words.indices(0, tokens, 96).unwrap()).unwrap();
             let what = format!("{dtype}, norms of {q_width}");
-            close(&device.download(y).unwrap(), &expected, tolerance, &what);
+            close_in(dtype, &device.download(y).unwrap(), &expected, tolerance, &what);
 
             let read = noise(tokens * width, 2.0, 5);
             let to = device.upload(&read, dtype).unwrap();
@@ -247,7 +256,7 @@ fn queries_and_keys_are_prepared_beside_their_gates() {
             device.open_gates(x, &options, &plan, to).unwrap();
             let open = |(given, gate): (&f32, f64)| f64::from(*given) / (1.0 + (-gate).exp());
             let expected: Vec<f64> = given.iter().zip(flat(&part(1))).map(open).collect();
-            close(&device.download(to).unwrap(), &expected, tolerance / 4.0, &what);
+            close_in(dtype, &device.download(to).unwrap(), &expected, tolerance / 4.0, &what);
             // Where there are no gates, nothing is moved.
             assert!(
                 device
@@ -287,7 +296,13 @@ fn sinks_take_their_share_in_bf16() {
         let expected = flat(&expected.unwrap().0);
         for (dtype, tolerance) in [(Stored::F32, 2e-5), (Stored::Bf16, 3e-2)] {
             let got = hosted::attention(&qkv, &segments, &positions, &rotary, &shape, Some(&sinks), dtype).unwrap();
-            close(&got.flatten_all().unwrap().to_vec1::<f32>().unwrap(), &expected, tolerance, &format!("{dtype} {head_dim}"));
+            close_in(
+                dtype,
+                &got.flatten_all().unwrap().to_vec1::<f32>().unwrap(),
+                &expected,
+                tolerance,
+                &format!("{dtype} {head_dim}"),
+            );
         }
     }
 }
@@ -402,7 +417,7 @@ fn what_the_delta_rule_gives_is_normed_and_gated() {
             let y = y.array(0, given.len(), dtype).unwrap();
             let (x, given) = (on_x.array(0, x.len(), Stored::F32).unwrap(), on_given.array(0, given.len(), Stored::F32).unwrap());
             device.delta_open(x, given, &on_weight, 1e-6, &shape, y).unwrap();
-            close(&device.download(y).unwrap(), &expected, tolerance, &format!("{dtype}, grouped {grouped}"));
+            close_in(dtype, &device.download(y).unwrap(), &expected, tolerance, &format!("{dtype}, grouped {grouped}"));
         }
     }
 }

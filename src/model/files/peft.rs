@@ -104,7 +104,7 @@ mod tests {
     #[test]
     fn an_adapter_of_peft_comes_back_as_it_was() {
         let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/lora");
-        let resolve = |path: &Path| Reference::resolve(path.to_str(), &|_, _, _| {}).unwrap();
+        let resolve = |path: &Path| Reference::local(path).unwrap();
         let base = resolve(&fixtures.join("base"));
         let tensor = |shape: (usize, usize), seed: usize| {
             let values: Vec<f32> = (0..shape.0 * shape.1).map(|i| ((i * 7 + seed) % 11) as f32 / 8.0 - 0.5).collect();
@@ -138,7 +138,7 @@ mod tests {
     #[test]
     fn an_adapter_on_a_multimodal_base_has_the_names_of_the_base() {
         let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families");
-        let resolve = |path: &Path| Reference::resolve(path.to_str(), &|_, _, _| {}).unwrap();
+        let resolve = |path: &Path| Reference::local(path).unwrap();
         let base = resolve(&fixtures.join("gemma3_multimodal"));
         let (module, shape) = ("model.layers.1.self_attn.q_proj", [40, 28]);
         let ones = |shape: (usize, usize)| Tensor::ones(shape, candle_core::DType::F32, &Device::Cpu).unwrap();
@@ -186,14 +186,14 @@ mod tests {
 
     /// Every tensor of the base and every update is used.
     fn save_merged_again(adapter: &Path, to: &Path) {
-        let reference = Reference::resolve(adapter.to_str(), &|_, _, _| {}).unwrap();
+        let reference = Reference::local(adapter).unwrap();
         crate::model::save_merged(&reference, to, Stored::F32).unwrap();
     }
 
     #[test]
     fn an_adapter_on_an_adapter_is_refused() {
         let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/lora");
-        let base = Reference::resolve(fixtures.join("adapter").to_str(), &|_, _, _| {}).unwrap();
+        let base = Reference::local(&fixtures.join("adapter")).unwrap();
         let settings = LoraSettings { rank: 2, alpha: 6.0, dropout: 0.0, targets: Vec::new() };
         let out = tempfile::tempdir().unwrap();
         let error = save_adapter(&base, &out.path().join("new"), &settings, &[]).unwrap_err().to_string();

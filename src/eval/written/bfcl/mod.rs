@@ -17,6 +17,7 @@ use serde_json::{Value as Json, json};
 
 use super::{Spec, Verdict};
 use crate::error::{Error, Result};
+use crate::format::beginning;
 use calls::{Decoded, decode};
 use value::{Type, Value};
 
@@ -305,8 +306,7 @@ fn are_dicts(items: &[Value], possible: &Value) -> bool {
 }
 
 fn wrong(expected: &str, found: &Json) -> Error {
-    let found: String = found.to_string().chars().take(80).collect();
-    Error::new(format!("expected {expected}, found {found}"))
+    Error::new(format!("expected {expected}, found {}", beginning(&found.to_string(), 80)))
 }
 
 #[cfg(test)]
