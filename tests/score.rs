@@ -414,6 +414,26 @@ fn a_run_goes_on_at_its_own_level_only_and_comparisons_name_another() {
     assert!(!same.contains("kernel level"), "{same}");
 }
 
+/// Without its data a run cannot be told anew what its conflicts are: shown again it keeps what it has, and sorted otherwise it says what is gone.
+#[test]
+fn a_run_whose_data_have_changed_keeps_what_it_knows() {
+    let workdir = workdir();
+    workdir.write("rows.jsonl", r#"{"prompt":"What is it?","response":"zubu wqo kjh fgd xvb poiu mnb lkj"}"#);
+    workdir.run(&["rows.jsonl", "--model", "tiny.gguf", "--out", "run", "--thresholds", "p=0.004,H=5.5"]).ok();
+    let files = ["conflicts.parquet", "tokens.parquet", "report.md", "summary.json", "view.html"];
+    let read = || files.map(|file| std::fs::read(workdir.path("run").join(file)).unwrap());
+    let before = read();
+    workdir.write("rows.jsonl", r#"{"prompt":"What is it?","response":"zubu wqo"}"#);
+    for arguments in [&["run"][..], &["run", "--thresholds", "p=0.004,H=5.5"]] {
+        let shown = workdir.run(arguments).ok();
+        assert!(shown.stderr.contains("the run stays as it is sorted, by p=0.004,H=5.5"), "{}", shown.stderr);
+        assert!(shown.stdout.contains("confident conflict") && read() == before);
+    }
+    let shown = workdir.run(&["run", "--thresholds", "fixed"]).ok();
+    assert!(shown.stderr.contains("sorted without sentences and kinds of conflict: "), "{}", shown.stderr);
+    assert!(!workdir.path("run/conflicts.parquet").exists());
+}
+
 fn said_of(workdir: &Workdir, before: &str, after: &str) -> String {
     workdir.run(&["diff", before, after]).ok().stdout
 }

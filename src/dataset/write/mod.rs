@@ -42,6 +42,7 @@ use super::roles::RoleMap;
 use crate::error::{Error, Result};
 
 pub(crate) use parquet::write_parquet;
+pub(crate) use sharegpt::check_speakers;
 pub(crate) use target::{Reading, Target};
 pub(crate) use trl::is_completion_alone;
 pub(crate) use weights::scale;

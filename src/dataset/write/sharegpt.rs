@@ -89,8 +89,8 @@ fn calls_text(calls: &Value) -> String {
     }
 }
 
-/// LLaMA-Factory's converter: askers and answerers by turns, an answerer last.
-fn check_speakers(turns: &[Turn]) -> Result<()> {
+/// LLaMA-Factory's converter: askers and answerers by turns, an answerer last. `turns` come behind the system prompt.
+pub(crate) fn check_speakers(turns: &[Turn]) -> Result<()> {
     let is_answer = |turn: &Turn| turn.role == Role::Assistant;
     let wrong = turns.iter().enumerate().position(|(idx, turn)| is_answer(turn) != (idx % 2 == 1) || turn.role == Role::System);
     if let Some(idx) = wrong {

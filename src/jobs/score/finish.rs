@@ -90,6 +90,15 @@ pub(crate) fn sort_again(
         None => sorted_by(out)?.map_or(Ok(Thresholds::default()), |thresholds| thresholds.preset.parse())?,
     };
     let data = find_data(out, &record, &[]);
+    // Without its data a run has no sentences and no kinds of conflict: what it has of them under these very thresholds is not given up for nothing.
+    if let (Err(reason), Some(found)) = (&data, sorted_by(out)?.filter(|found| found.preset == thresholds.to_string()))
+        && let Some(report) = read_json(&out.join(SUMMARY_FILE))?
+    {
+        let why = format!("the run stays as it is sorted, by {found}: {}", reason.reason());
+        watch.remarks(&record.model.name, &[why]);
+        let has_page = out.join(view::VIEW_FILE).exists();
+        return Ok(Outcome { out: out.to_owned(), record, report, has_page });
+    }
     let at_hand = data.as_ref().map(|(dataset, chosen)| (dataset, chosen)).map_err(Error::reason);
     sort(out, record, &Sorting { thresholds, with_page, in_context: None, command }, at_hand, watch)
 }
@@ -151,6 +160,7 @@ fn sort(
             // The kinds of other thresholds are those of other conflicts, and so is what these did in context.
             remove_old(out, &[CONFLICTS_FILE, PAIRS_FILE])?;
             in_context::put_aside(out)?;
+            watch.remarks(&record.model.name, &[format!("sorted without sentences and kinds of conflict: {reason}")]);
             Some(reason.clone())
         }
     };

@@ -25,6 +25,7 @@ use std::str::FromStr;
 
 use serde_json::{Value, json};
 
+use crate::dataset::write::check_speakers;
 use crate::dataset::{Example, Place, Role, dumps};
 use crate::error::{Context, Error, Result};
 use crate::files::{in_new_folder, write_atomically, write_json, write_synced};
@@ -144,6 +145,13 @@ fn write_data(
 fn row(target: Target, recipe: &Recipe, example: &Example) -> Result<Value> {
     if example.template_switches.is_some() {
         return Err(Error::new("the row has variables for the chat template, which the other program does not read"));
+    }
+    if target == Target::LlamaFactory {
+        let n_system = usize::from(example.turns.first().is_some_and(|turn| turn.role == Role::System));
+        // Tools and plain texts are refused below, by their names.
+        if example.turns.iter().all(|turn| !matches!(turn.role, Role::Tool | Role::Text)) {
+            check_speakers(&example.turns[n_system..])?;
+        }
     }
     let last_answer = example.turns.iter().rposition(|turn| turn.role == Role::Assistant);
     let mut messages = Vec::with_capacity(example.turns.len());

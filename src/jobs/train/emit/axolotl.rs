@@ -70,7 +70,9 @@ pub(super) fn config(recipe: &Recipe, batch: &Batch) -> Result<String> {
     if let Some(every) = recipe.eval_every {
         yaml.set("eval_steps", every.to_string());
     }
-    yaml.set("sequence_len", recipe.max_len.to_string())
+    yaml.comment("Longer rows are cut at their end, as in the run that this stands for; axolotl would drop them.")
+        .set("sequence_len", recipe.max_len.to_string())
+        .set("excess_length_strategy", "truncate")
         .comment("A step is a number of rows, as in the run that this stands for: rows are padded, not packed.")
         .set("sample_packing", "false")
         .blank();

@@ -69,6 +69,7 @@ pub(super) fn config(recipe: &Recipe, batch: &Batch) -> Result<String> {
     )
     .set("dataset_dir", text("."))
     .set("dataset", text(DATASET))
+    .comment("Of rows that are longer, LLaMA-Factory cuts prompt and answers by their lengths; the run that this stands for cuts the end.")
     .set("cutoff_len", recipe.max_len.to_string())
     .comment("A step is a number of rows, as in the run that this stands for: rows are padded, not packed.")
     .set("packing", "false");

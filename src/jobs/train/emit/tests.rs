@@ -153,6 +153,7 @@ fn a_folder_for_axolotl() {
         ("micro_batch_size", "4"),
         ("max_steps", "100"),
         ("sequence_len", "2048"),
+        ("excess_length_strategy", "truncate"),
         ("    message_field_training", "train"),
         ("    chat_template", "tokenizer_default"),
     ] {
@@ -253,6 +254,12 @@ fn what_the_others_cannot_do_is_refused_by_name() {
     };
     check(axolotl, recipe(eaft(1.0)), weighted(0.5), "the weight 0.5");
     check(factory, recipe(eaft(1.0)), weighted(0.0), "the weight 0;");
+    // Rows that LLaMA-Factory's own reader passes over.
+    let speakers = |roles: &[Role]| vec![example(roles.iter().map(|role| turn(*role, "a", 1.0)).collect())];
+    check(factory, recipe(eaft(1.0)), speakers(&[Role::User, Role::User, Role::Assistant]), "turn 1 is out of turn");
+    check(factory, recipe(eaft(1.0)), speakers(&[Role::Assistant, Role::User, Role::Assistant]), "turn 0 is out of turn");
+    check(factory, recipe(eaft(1.0)), speakers(&[Role::System, Role::User, Role::Assistant, Role::User]), "end with an answer");
+    emitted(factory, &recipe(eaft(1.0)), speakers(&[Role::System, Role::User, Role::Assistant])).unwrap();
     let mut tools = rows().remove(0);
     tools.tools = Some(json!([]));
     check(factory, recipe(eaft(1.0)), vec![tools], "offers tools");
