@@ -91,6 +91,31 @@ fn without_a_decision_the_file_is_the_same_to_the_byte() {
     }
 }
 
+/// A mark of the byte order stands at the beginning of a file alone.
+#[test]
+fn files_that_begin_with_a_mark_become_one_file_that_does() {
+    let workdir = Workdir::new();
+    tiny_model::write(&workdir.path(""));
+    let row = r#"{"prompt": "What?", "completion": "That."}"#;
+    ["a.jsonl", "b.jsonl"].iter().for_each(|name| workdir.write(name, format!("\u{FEFF}{row}\n")));
+    workdir.run(&["a.jsonl", "b.jsonl", "--model", "tiny.gguf", "--out", "run"]).ok();
+    export(&workdir, &["--out", "clean.jsonl"]);
+    assert_eq!(std::fs::read_to_string(workdir.path("clean.jsonl")).unwrap(), format!("\u{FEFF}{row}\n{row}\n"));
+}
+
+#[test]
+fn names_say_what_is_written() {
+    let workdir = scored(ROWS);
+    for name in ["clean.csv", "clean.jsonl.gz", "clean.arrow"] {
+        let refused = workdir.run(&["export", "run", "--out", name]);
+        assert!(refused.code == Some(2) && refused.stderr.contains("as JSON Lines or as Parquet"), "{}", refused.stderr);
+        assert!(!workdir.path(name).exists());
+    }
+    let table = export(&workdir, &["--format", "messages", "--out", "clean.parquet"]);
+    let lines = export(&workdir, &["--out", "clean.jsonl"]);
+    assert_eq!([&table["changes"], &lines["changes"]], ["clean.parquet.changes.jsonl", "clean.changes.jsonl"]);
+}
+
 /// A time in each message: of a type that is not read, and so in no row that is written.
 #[test]
 fn what_cannot_be_read_of_a_table_is_named() {

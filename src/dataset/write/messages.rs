@@ -99,7 +99,7 @@ fn check_edges(content: &str, segments: &[(usize, usize, f32)]) -> Result<()> {
             return Err(Error::new(format!(
                 "axolotl would learn a part of the character `{first}`, at which a mask begins, where a tokenizer makes several tokens of it"
             ))
-            .cure("Mask the turn from its beginning, or the whole turn, or choose --format messages."));
+            .cure("Mask the turn from its beginning, or the whole turn, or choose --format messages; --drop inexpressible leaves such rows out."));
         }
     }
     Ok(())

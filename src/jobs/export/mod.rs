@@ -91,6 +91,7 @@ enum Written {
 }
 
 pub(crate) fn export(job: &Job) -> Result<Exported> {
+    check_extension(&job.out)?;
     let is_table = job.out.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("parquet"));
     let run = Reopened::open(&job.run, &job.data)?;
     let files = run.dataset.files();
@@ -155,9 +156,33 @@ pub(crate) fn export(job: &Job) -> Result<Exported> {
     export.write()
 }
 
-/// `clean.changes.jsonl` beside `clean.jsonl`.
+/// The bytes of a row as they stand in one file after those of others: a mark of the byte order belongs to the beginning of that.
+fn within(file: usize, bytes: &[u8]) -> Vec<u8> {
+    match bytes.strip_prefix(b"\xEF\xBB\xBF") {
+        Some(rest) if file > 0 => rest.to_vec(),
+        _ => bytes.to_vec(),
+    }
+}
+
+/// The extensions of the formats in which data are read here and not written: a file of JSON Lines under such a name would mislead.
+const NOT_WRITTEN: [&str; 13] =
+    ["csv", "tsv", "txt", "arrow", "feather", "gz", "zst", "bz2", "xz", "zip", "yaml", "toml", "xlsx"];
+
+fn check_extension(out: &Path) -> Result<()> {
+    let extension = out.extension().map(|extension| extension.to_ascii_lowercase().to_string_lossy().into_owned());
+    match extension.filter(|extension| NOT_WRITTEN.contains(&extension.as_str())) {
+        Some(found) => Err(Error::usage(format!("data are written as JSON Lines or as Parquet, not as .{found}"))
+            .at(out)
+            .cure("End the name in .jsonl or .parquet.")),
+        None => Ok(()),
+    }
+}
+
+/// `clean.changes.jsonl` beside `clean.jsonl`, and `clean.parquet.changes.jsonl` beside `clean.parquet`, which may stand in the same folder.
 fn changes_path(out: &Path) -> PathBuf {
-    let stem = out.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+    let is_table = out.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("parquet"));
+    let stem = if is_table { out.file_name() } else { out.file_stem() };
+    let stem = stem.map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
     out.with_file_name(format!("{stem}.changes.jsonl"))
 }
 
@@ -285,7 +310,7 @@ impl Export<'_> {
         if self.job.target == Target::Read
             && let (false, false, Some(bytes)) = (is_touched, self.is_table, &original.bytes)
         {
-            return Ok(Some(Written::Bytes(bytes.clone())));
+            return Ok(Some(Written::Bytes(within(original.file, bytes))));
         }
         let file = &self.run.dataset.files()[original.file];
         let source = file.name();
@@ -320,7 +345,8 @@ impl Export<'_> {
         self.changes.push(Change::new(row, What::Unreadable, reason.to_owned()));
         match (self.job.target, self.is_table) {
             (Target::Read, false) => {
-                Ok(original.bytes.clone().map(Written::Bytes).or_else(|| original.object.clone().map(Written::Object)))
+                let bytes = original.bytes.as_deref().map(|bytes| within(original.file, bytes));
+                Ok(bytes.map(Written::Bytes).or_else(|| original.object.clone().map(Written::Object)))
             }
             (Target::Read, true) => Ok(original.object.clone().map(Written::Object)),
             _ => Ok(None),
