@@ -77,7 +77,12 @@ fn an_interrupt_keeps_what_is_under_way_and_says_how_to_go_on() {
     let arguments = |out: &'static str| ["rows.jsonl", "--model", "tiny.gguf", "--out", out];
     workdir.run(&arguments("undisturbed")).ok();
 
-    let child = workdir.command(&arguments("left")).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let child = workdir
+        .command(&arguments("left"))
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
     let parts = workdir.path("left/parts");
     let n_parts = || {
         std::fs::read_dir(&parts).map_or(0, |entries| {
