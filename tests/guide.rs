@@ -39,9 +39,17 @@ fn the_commands_of_the_readme_run_as_they_stand() {
     for command in commands {
         let words: Vec<&str> = command.split_whitespace().collect();
         assert_eq!(words[0], "diagnose");
+        if command.contains("--decisions decisions.jsonl") {
+            // What a person exports from the page.
+            let record: serde_json::Value = serde_json::from_slice(&std::fs::read(workdir.path("run/run.json")).unwrap()).unwrap();
+            let head = serde_json::json!({ "decisions": 1, "run": record["identity"], "data": record["data"] });
+            workdir.write("decisions.jsonl", format!("{head}\n{{\"row\": 3, \"action\": \"drop\"}}\n"));
+        }
         let ran = workdir.run(&words[1..]);
         assert_eq!(ran.code, Some(0), "{command}\n{}", ran.stderr);
     }
+    let n_rows = |file: &str| std::fs::read_to_string(workdir.path(file)).unwrap().lines().count();
+    assert_eq!(n_rows("clean.jsonl") + 1, n_rows("data.jsonl"), "the row that was dropped");
     for left in ["run/view.html", "clean.jsonl", "tuned/model", "before/scores.json", "after/scores.json"] {
         assert!(workdir.path(left).exists(), "no {left}");
     }

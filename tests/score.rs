@@ -245,7 +245,8 @@ fn conflicts_in_context_are_scored_as_one_conversation() {
         let out = data.split('.').next().unwrap();
         workdir.run(&[&[data, "--model", "tiny.gguf", "--out", out, "--thresholds", "p=0.004,H=5.5"], more].concat()).ok()
     };
-    score("alone.jsonl", &["--in-context"]);
+    let said = score("alone.jsonl", &["--in-context"]).stdout;
+    assert!(said.contains("in context ") && said.contains(" conflicts vanish with another row of their kind shown first"), "{said}");
     score("together.jsonl", &[]);
 
     let columns = [Column::Row, Column::Pos, Column::Turn, Column::Begin, Column::End, Column::Logprob, Column::Quadrant];

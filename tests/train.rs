@@ -391,12 +391,12 @@ fn a_dry_run_plans_scores_nothing_and_writes_nothing() {
         assert!(ran.stdout.contains("20 sequences") && ran.stdout.contains("6 steps, 3 an epoch"), "{}", ran.stdout);
         // By which method, of which weights and how fast: none of it has to be typed.
         let (by, learns, rate) = match method {
-            ["--method", by] => (*by, "on all weights of tiny", "1e-5"),
-            ["--gate", _] => ("eaft with the gate mask:0.15", "on all weights of tiny", "1e-5"),
-            ["--lora"] => ("eaft", "by adapters of rank 16 on tiny", "1e-4"),
-            _ => ("eaft", "on all weights of tiny", "1e-5"),
+            ["--method", by] => (*by, "all weights of tiny", "1e-5"),
+            ["--gate", _] => ("eaft with the gate mask:0.15", "all weights of tiny", "1e-5"),
+            ["--lora"] => ("eaft", "adapters of rank 16 on tiny", "1e-4"),
+            _ => ("eaft", "all weights of tiny", "1e-5"),
         };
-        let line = format!("Training by {by} {learns}: 6 steps of 8 rows, learning rate {rate} (cosine, 1 step of warm-up)\n");
+        let line = format!("Training with {by}, {learns}: 6 steps of 8 rows, learning rate {rate} (cosine, 1 step of warm-up)\n");
         assert!(ran.stdout.starts_with(&line), "{line}{}", ran.stdout);
         // The adapter's base is a GGUF file.
         let note = "on which PEFT cannot load it";

@@ -151,7 +151,7 @@ fn the_chosen_token_is_in_sight() {
         .map(|i| {
             let turns = (0..20 + 2 * i).flat_map(|turn| {
                 // Each line feed is a line: turns of one line and of forty.
-                let question = format!("{turn}?{}", "\n".repeat((turn * 7 + i) % 40));
+                let question = format!("{turn}?{}", "\na".repeat((turn * 7 + i) % 40));
                 [
                     json!({ "role": "user", "content": question }),
                     json!({ "role": "assistant", "content": format!("It is {turn}.") }),

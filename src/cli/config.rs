@@ -2,6 +2,7 @@
 //! it says what scoring would read.
 
 use std::ffi::OsString;
+use std::num::{IntErrorKind, ParseIntError};
 use std::path::{Path, PathBuf};
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -20,7 +21,7 @@ pub(super) fn matches(command: &Command, typed: &[OsString]) -> Result<ArgMatche
     command.build();
     let matches = match command.clone().try_get_matches_from(typed) {
         Ok(matches) => matches,
-        Err(error) => return Err(of_another_command(&command, typed, &error).unwrap_or_else(|| error.exit())),
+        Err(error) => return Err(of_another_command(&command, typed, &error).or_else(|| no_number(&error)).unwrap_or_else(|| error.exit())),
     };
     // The command that the options are for, what was typed for it, and where its own words begin.
     let (own, of_own, begin) = match matches.subcommand() {
@@ -77,6 +78,18 @@ fn of_another_command(command: &Command, typed: &[OsString], error: &clap::Error
         Error::usage(format!("{here} has no option `{unknown}`"))
             .cure(format!("It is an option of {}; `{help}` shows those that there are here.", others.join(" and "))),
     )
+}
+
+/// The error for a text in the place of a whole number; clap would cite what the standard library says of its digits.
+fn no_number(error: &clap::Error) -> Option<Error> {
+    let source = std::error::Error::source(error)?.downcast_ref::<ParseIntError>()?;
+    let (ContextValue::String(option), ContextValue::String(value)) =
+        (error.get(ContextKind::InvalidArg)?, error.get(ContextKind::InvalidValue)?)
+    else {
+        return None;
+    };
+    let is_text = matches!(source.kind(), IntErrorKind::InvalidDigit | IntErrorKind::Empty);
+    is_text.then(|| Error::usage(format!("{option}: expected a whole number of 0 or more, found `{value}`")))
 }
 
 /// The file beside the first data file, if there is one.

@@ -198,7 +198,7 @@ impl Watch for Terminal {
     }
 
     fn trains(&self, out: &Path, what: &str, done: u64, total: u64) {
-        self.say(&format!("Training by {what}"));
+        self.say(&format!("Training with {what}"));
         self.say(&format!("Run folder {}", out.display()));
         if done > 0 {
             self.say(&format!("Going on after step {done} of {total}"));

@@ -48,6 +48,17 @@ fn an_option_of_another_command_is_told_whose_it_is() {
     }
 }
 
+#[test]
+fn a_text_in_the_place_of_a_number_is_told_what_was_expected() {
+    for (words, expected) in [
+        (&["a.jsonl", "--limit", "-3"][..], "--limit <N>: expected a whole number of 0 or more, found `-3`"),
+        (&["eval", "--limit", "1e3"], "--limit <N>: expected a whole number of 0 or more, found `1e3`"),
+    ] {
+        let typed: Vec<OsString> = ["diagnose"].iter().chain(words).map(OsString::from).collect();
+        assert_eq!(super::config::matches(&command(), &typed).unwrap_err().to_string(), expected);
+    }
+}
+
 /// Every option of every command that takes a value.
 #[test]
 fn a_negative_number_behind_an_option_is_its_value() {

@@ -203,7 +203,7 @@ fn plan_text(plan: &Plan, json: bool) -> Result<String> {
     }
     let gib = plan.memory_bytes as f64 / (1u64 << 30) as f64;
     let mut text = format!(
-        "Training by {}\n{} sequences, {} tokens, {} of them supervised; {} sequences held out\n",
+        "Training with {}\n{} sequences, {} tokens, {} of them supervised; {} sequences held out\n",
         plan.what,
         thousands(plan.sequences),
         thousands(plan.input_tokens),
@@ -232,7 +232,7 @@ fn record_text(record: &TrainRecord, json: bool) -> Result<String> {
         return output::json(record);
     }
     let mut text = format!(
-        "Trained {} by {} for {} steps, {} tokens, at {:.0} tokens per second\n",
+        "Trained {} with {} for {} steps, {} tokens, at {:.0} tokens per second\n",
         record.model.name,
         record.options.method,
         thousands(record.steps),

@@ -71,7 +71,7 @@ pub(super) fn scene(panels: &[Panel], cuts: &Cuts, caption: &Caption) -> Scene {
 /// One digit that counts, for the scale goes down to shares that others round off.
 fn share_label(share: f64) -> String {
     let percents = 100.0 * share;
-    if percents < 0.9e-4 {
+    if percents < 0.9e-3 {
         // Zeros would leave the picture.
         return format!("{percents:.0e} %");
     }

@@ -269,8 +269,8 @@ fn in_context(text: &mut String, prompted: &Prompted) {
         text,
         "The answers of {} rows with conflicts were scored again, each with another row of its kind as turns before its own ({} rows were left out: no other \
          row of the kind with the same tools, too long together, or not drawn). A conflict vanishes where p and H then are none's under the same \
-         thresholds: style and format do, since an example brings them about; what stays is knowledge against knowledge. Any other context moves \
-         something: {} of the other tokens of these rows became conflicts.\n",
+         thresholds: an example brought about what it wanted. One that stays may be knowledge against knowledge, or a habit that one example does not \
+         break; the kinds beside each other tell more than a share alone. Any other context moves something: {} of the other tokens of these rows became conflicts.\n",
         thousands(prompted.rows),
         thousands(prompted.rows_left_out),
         percent_with_interval(prompted.new_conflicts_share, prompted.new_conflicts_share_ci95)
@@ -333,7 +333,7 @@ fn gates(text: &mut String, summary: &Summary, is_bounded: bool) {
             preview;
         let kept = Quadrant::ALL.map(|quadrant| percent(kept.get(quadrant).grad)).join(" | ");
         let factor = number_with_interval(*learning_rate_factor, *learning_rate_factor_ci95, 2);
-        add!(text, "| {gate} | {} | {mean_weight:.3} | {kept} | {factor} |", thousands(*effective_tokens as u64));
+        add!(text, "| {gate} | {} | {mean_weight:.3} | {kept} | {factor} |", thousands(effective_tokens.round() as u64));
     }
     add!(
         text,

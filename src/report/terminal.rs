@@ -5,6 +5,7 @@ use std::fmt::Write;
 use super::{isolated, quoted, visible};
 use crate::diagnosis::Report;
 use crate::diagnosis::breakdown::Cell;
+use crate::diagnosis::by_kind::PromptedKind;
 use crate::diagnosis::context::InContext;
 use crate::diagnosis::ranking::Ranking;
 use crate::diagnosis::self_check::LEAST_ROWS;
@@ -120,6 +121,18 @@ pub(crate) fn summary(heading: &Heading, report: &Report, coloured: bool) -> Str
             "{bold}planted conflicts{reset}: {} spans, best found by {}, AUROC {auroc}; all rankings in the report",
             thousands(planted.spans as u64),
             best.name()
+        ));
+    }
+    if let Some(prompted) = report.kinds.as_ref().and_then(|kinds| kinds.in_context.as_ref()) {
+        let [tokens, vanished] =
+            [|kind: &PromptedKind| kind.tokens, |kind: &PromptedKind| kind.vanished].map(|of| prompted.kinds.iter().map(of).sum::<u64>());
+        line(String::new());
+        line(format!(
+            "{bold}in context{reset} {} of {} conflicts vanish with another row of their kind shown first, and {} of the other tokens of their rows become \
+             conflicts; by kind in the report",
+            thousands(vanished),
+            thousands(tokens),
+            percent(prompted.new_conflicts_share)
         ));
     }
     if let Some(on_policy) = &report.on_policy {

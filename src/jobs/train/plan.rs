@@ -47,19 +47,19 @@ pub(crate) struct Preview {
     pub confident_conflicts: u64,
 }
 
-/// `eaft on all weights of tiny: 20 steps of 16 rows, learning rate 1e-5 (cosine, 1 step of warm-up)`
+/// `eaft, all weights of tiny: 20 steps of 16 rows, learning rate 1e-5 (cosine, 1 step of warm-up)`
 pub(super) fn what(options: &Options, schedule: &Schedule, model: &str) -> String {
     let gate = options.gate.as_ref().map_or_else(String::new, |gate| format!(" with the gate {gate}"));
     let learns = match options.lora {
-        true => format!("by adapters of rank {} on", options.lora_r),
-        false => "on all weights of".to_owned(),
+        true => format!("adapters of rank {} on", options.lora_r),
+        false => "all weights of".to_owned(),
     };
     let warmup = match schedule.warmup {
         0 => String::new(),
         warmup => format!(", {} of warm-up", count(warmup, "step")),
     };
     format!(
-        "{}{gate} {learns} {model}: {} of {}, learning rate {:e} ({}{warmup})",
+        "{}{gate}, {learns} {model}: {} of {}, learning rate {:e} ({}{warmup})",
         options.method,
         count(schedule.total, "step"),
         count(options.batch_size as u64, "row"),
