@@ -97,7 +97,9 @@ fn files_that_begin_with_a_mark_become_one_file_that_does() {
     let workdir = Workdir::new();
     tiny_model::write(&workdir.path(""));
     let row = r#"{"prompt": "What?", "completion": "That."}"#;
-    ["a.jsonl", "b.jsonl"].iter().for_each(|name| workdir.write(name, format!("\u{FEFF}{row}\n")));
+    for name in ["a.jsonl", "b.jsonl"] {
+        workdir.write(name, format!("\u{FEFF}{row}\n"));
+    }
     workdir.run(&["a.jsonl", "b.jsonl", "--model", "tiny.gguf", "--out", "run"]).ok();
     export(&workdir, &["--out", "clean.jsonl"]);
     assert_eq!(std::fs::read_to_string(workdir.path("clean.jsonl")).unwrap(), format!("\u{FEFF}{row}\n{row}\n"));

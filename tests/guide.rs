@@ -41,7 +41,8 @@ fn the_commands_of_the_readme_run_as_they_stand() {
         assert_eq!(words[0], "diagnose");
         if command.contains("--decisions decisions.jsonl") {
             // What a person exports from the page.
-            let record: serde_json::Value = serde_json::from_slice(&std::fs::read(workdir.path("run/run.json")).unwrap()).unwrap();
+            let record: serde_json::Value =
+                serde_json::from_slice(&std::fs::read(workdir.path("run/run.json")).unwrap()).unwrap();
             let head = serde_json::json!({ "decisions": 1, "run": record["identity"], "data": record["data"] });
             workdir.write("decisions.jsonl", format!("{head}\n{{\"row\": 3, \"action\": \"drop\"}}\n"));
         }

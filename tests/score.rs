@@ -246,7 +246,10 @@ fn conflicts_in_context_are_scored_as_one_conversation() {
         workdir.run(&[&[data, "--model", "tiny.gguf", "--out", out, "--thresholds", "p=0.004,H=5.5"], more].concat()).ok()
     };
     let said = score("alone.jsonl", &["--in-context"]).stdout;
-    assert!(said.contains("in context ") && said.contains(" conflicts vanish with another row of their kind shown first"), "{said}");
+    assert!(
+        said.contains("in context ") && said.contains(" conflicts vanish with another row of their kind shown first"),
+        "{said}"
+    );
     score("together.jsonl", &[]);
 
     let columns = [Column::Row, Column::Pos, Column::Turn, Column::Begin, Column::End, Column::Logprob, Column::Quadrant];

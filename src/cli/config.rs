@@ -21,7 +21,11 @@ pub(super) fn matches(command: &Command, typed: &[OsString]) -> Result<ArgMatche
     command.build();
     let matches = match command.clone().try_get_matches_from(typed) {
         Ok(matches) => matches,
-        Err(error) => return Err(of_another_command(&command, typed, &error).or_else(|| no_number(&error)).unwrap_or_else(|| error.exit())),
+        Err(error) => {
+            return Err(of_another_command(&command, typed, &error)
+                .or_else(|| no_number(&error))
+                .unwrap_or_else(|| error.exit()));
+        }
     };
     // The command that the options are for, what was typed for it, and where its own words begin.
     let (own, of_own, begin) = match matches.subcommand() {

@@ -124,8 +124,8 @@ pub(crate) fn summary(heading: &Heading, report: &Report, coloured: bool) -> Str
         ));
     }
     if let Some(prompted) = report.kinds.as_ref().and_then(|kinds| kinds.in_context.as_ref()) {
-        let [tokens, vanished] =
-            [|kind: &PromptedKind| kind.tokens, |kind: &PromptedKind| kind.vanished].map(|of| prompted.kinds.iter().map(of).sum::<u64>());
+        let [tokens, vanished] = [|kind: &PromptedKind| kind.tokens, |kind: &PromptedKind| kind.vanished]
+            .map(|of| prompted.kinds.iter().map(of).sum::<u64>());
         line(String::new());
         line(format!(
             "{bold}in context{reset} {} of {} conflicts vanish with another row of their kind shown first, and {} of the other tokens of their rows become \
