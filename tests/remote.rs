@@ -252,6 +252,30 @@ fn a_key_opens_the_door_and_stands_nowhere() {
     }
 }
 
+/// Rows that change while they are scored: their scores are nobody's, and none is kept.
+#[test]
+fn data_that_change_under_way_are_noticed() {
+    let workdir = workdir(40);
+    let (waiting, waits_from) = Manners::waiting("vllm", 12);
+    let server = Server::start(&workdir.path("tiny.gguf"), waiting);
+    let mut client = workdir.command(&arguments(&server, "changed"));
+    let client = client.stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let began = Instant::now();
+    while server.asked().len() < 12 && began.elapsed() < Duration::from_secs(60) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let rows = std::fs::read_to_string(workdir.path("rows.jsonl")).unwrap();
+    workdir.write("rows.jsonl", rows.replacen("Question", "Riddle", 1));
+    waits_from.store(usize::MAX, Ordering::SeqCst);
+    let ran = Ran::of(client.wait_with_output().unwrap());
+    assert!(ran.code == Some(1) && ran.stderr.contains("the data file has changed since it was opened"), "{}", ran.stderr);
+    assert!(!workdir.path("changed/parts").exists() && !workdir.path("changed/tokens.parquet").exists());
+    workdir.write("rows.jsonl", rows);
+    run(&workdir, &arguments(&server, "changed")).ok();
+    run(&workdir, &arguments(&server, "one")).ok();
+    same_tables(&workdir, ["changed", "one"]);
+}
+
 /// Another model in the place of the first one: nothing that it has said is kept, and with the first one the run goes on.
 #[test]
 fn a_model_that_changes_under_way_is_noticed() {

@@ -172,6 +172,22 @@ impl Dataset {
         &self.files
     }
 
+    /// An error if a file has other bytes now than when it was opened.
+    pub(crate) fn check_unchanged(&self) -> Result<()> {
+        for (file, store) in self.files.iter().zip(&self.stores) {
+            let (sha256, _) = store.digest().map_err(|error| error.at(&file.path))?;
+            if sha256 != file.sha256 {
+                let begin = |hash: &str| hash.get(..12).unwrap_or_default().to_owned();
+                let (before, now) = (begin(&file.sha256), begin(&sha256));
+                return Err(Error::new(format!(
+                    "the data file has changed since it was opened: SHA-256 {before}.. then, {now}.. now"
+                ))
+                .at(&file.path));
+            }
+        }
+        Ok(())
+    }
+
     /// How the rows are read.
     pub(crate) fn options(&self) -> &ReadOptions {
         &self.options

@@ -39,14 +39,25 @@ pub(crate) use plan::Plan;
 pub(crate) use record::{RUN_FILE, RunRecord, read_record};
 pub(crate) use shards::{Joining, joined};
 
-use crate::error::Result;
+use crate::error::{Context, Result};
 use crate::files::hold;
 use crate::jobs::watch::Watch;
+use crate::table::PARTS_FOLDER;
 
 /// Runs the whole job. An interrupted run goes on where it stopped; a finished one is only reported again.
 pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
     let plan = Plan::make(job, watch)?;
     let _held = hold(&plan.out)?;
     let stages = stream::score(&plan, watch)?;
+    if stages.is_some()
+        && let Err(changed) = plan.dataset.check_unchanged()
+    {
+        // Nobody knows of which rows these scores are.
+        let parts = plan.out.join(PARTS_FOLDER);
+        if parts.exists() {
+            std::fs::remove_dir_all(&parts).context_at(&parts, "cannot remove the folder")?;
+        }
+        return Err(changed.cure("Its scores are not kept: give the command again, and leave the data alone while it runs."));
+    }
     finish::finish(&plan, stages, watch)
 }
