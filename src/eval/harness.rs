@@ -69,7 +69,7 @@ fn groups_of_results(path: &Path) -> BTreeMap<String, Vec<String>> {
     let folder = sample_files(path).first().and_then(|file| file.parent()).map(Path::to_owned).unwrap_or_default();
     let entries = std::fs::read_dir(folder).into_iter().flatten();
     let is_results = |path: &PathBuf| {
-        let name = file_name(&path);
+        let name = file_name(path);
         name.starts_with("results") && name.ends_with(".json")
     };
     let newest = entries.filter_map(|entry| Some(entry.ok()?.path())).filter(is_results).max();
@@ -92,7 +92,7 @@ fn groups_of_results(path: &Path) -> BTreeMap<String, Vec<String>> {
 /// The sample files in the order of their times. `--output_path` names a folder in which the harness makes one for each model.
 fn sample_files(path: &Path) -> Vec<PathBuf> {
     let is_samples = |path: &Path| {
-        let name = file_name(&path);
+        let name = file_name(path);
         name.starts_with("samples_") && name.ends_with(".jsonl")
     };
     if path.is_file() {
