@@ -139,8 +139,8 @@ with_libraries "$work/diagnose" --version >"$work/output" 2>&1 && note "$(head -
     note "diagnose does not start" "$(tr -d '"\\' <"$work/output" | tail -1)" 0
 
 # (b) Models, while the tests run: neither is timed.
-arguments=(--layers-8b "$layers" --models $models)
-[ "$size" = tiny ] && arguments+=(--tiny --rows-512 6 --rows-4096 2 --parity-longest 500)
+arguments=(--layers-8b "$layers" --models $models) answers=(--tokens 128)
+[ "$size" = tiny ] && arguments+=(--tiny --rows-512 6 --rows-4096 2 --parity-longest 500) && answers=(--tokens 6)
 if has "$steps" parity || has "$steps" alike || has "$steps" speed || has "$steps" written || has "$steps" profile; then
     (
         timeout -k 5 150 python3 "$here/make_models.py" "$work/models" "${arguments[@]}" >"$work/models.txt" 2>&1
@@ -169,7 +169,7 @@ fi
 
 if has "$steps" tests && [ -n "${INTEGRATION:-}" ]; then
     unpack "$INTEGRATION" "$work/integration" 2>>"$log" || note "unpack $(basename "$INTEGRATION")" failed 0
-    step "families on the device" 5 60 "$own" env DIAGNOSE_DEVICE_TESTS=1 RUST_BACKTRACE=0 sh -c '"$0" families engine::a_shared generate:: on_a_gpu 2>&1' "$work/integration"
+    step "families on the device" 5 90 "$own" env DIAGNOSE_DEVICE_TESTS=1 RUST_BACKTRACE=0 sh -c '"$0" families engine::a_shared generate:: on_a_gpu 2>&1' "$work/integration"
     cat "$work/output" >>"$out/tests.txt"
 fi
 
@@ -218,7 +218,7 @@ if has "$steps" alike; then
     for model in $models; do
         made $model || continue
         step "answers of $model, alone and together" 10 60 "$own" python3 "$here/written.py" alike "$work/diagnose" "$rows/$model" \
-            "$rows/rows-512.jsonl" --device "$device" --out "$work/alike" --errors "$work/errors.txt"
+            "$rows/rows-512.jsonl" "${answers[@]}" --device "$device" --out "$work/alike" --errors "$work/errors.txt"
         record alike <"$work/output"
     done
 fi
@@ -255,7 +255,7 @@ if has "$steps" written; then
     for model in $models; do
         [ $model != 0.6b ] && made "$model" || continue
         step "answers of $model" 10 40 "$own" python3 "$here/written.py" ours "$work/diagnose" "$rows/$model" "$rows/rows-512.jsonl" \
-            --device "$device" --out "$work/written" --errors "$work/errors.txt"
+            "${answers[@]}" --device "$device" --out "$work/written" --errors "$work/errors.txt"
         record written <"$work/output"
     done
 fi
@@ -272,7 +272,7 @@ if has "$steps" profile; then
             : >"$work/errors.txt"
         done
         DIAGNOSE_CUDA_PROFILE=1 step "profile of answers of $model" 10 45 "$own" python3 "$here/written.py" ours "$work/diagnose" \
-            "$rows/$model" "$rows/rows-512.jsonl" --at-once 64 --device "$device" --out "$work/written" --errors "$work/errors.txt"
+            "$rows/$model" "$rows/rows-512.jsonl" --at-once 64 "${answers[@]}" --device "$device" --out "$work/written" --errors "$work/errors.txt"
         cat "$work/errors.txt" >>"$out/profile.txt"
         : >"$work/errors.txt"
     done
@@ -291,7 +291,8 @@ for model in $models; do
             "$work/parity-$model-peer.parquet" "$work/parity-$model-cpu/tokens.parquet"
     fi
     if has "$steps" written && [ $model != 0.6b ]; then
-        step "answers of Transformers, $model" 15 40 python3 "$here/written.py" peer "$rows/$model" "$rows/rows-512.jsonl" --device "$device"
+        step "answers of Transformers, $model" 15 40 python3 "$here/written.py" peer "$rows/$model" "$rows/rows-512.jsonl" "${answers[@]}" \
+            --device "$device"
         record written <"$work/output"
     fi
 done

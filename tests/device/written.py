@@ -5,7 +5,7 @@
     python written.py peer MODEL ROWS.jsonl --at-once 1 16 64 [--device cuda]
     python written.py alike BINARY MODEL ROWS.jsonl --out FOLDER [--device cuda] [--errors FILE]
 
-ROWS holds {"text": ..}; a prompt is the beginning of a text, of WORDS words. Answers are greedy, all of TOKENS tokens, in bf16. Prints one
+ROWS holds {"text": ..}; a prompt is the beginning of a text, of WORDS words. Answers are greedy, all of --tokens (128), in bf16. Prints one
 JSON object for each number of answers at once, as soon as it is measured.
 
 diagnose answers four times as many prompts as it has under way; its rate is that of run.json, from the loaded model to the last answer, and
@@ -23,7 +23,7 @@ import sys
 import time
 from pathlib import Path
 
-WORDS, TOKENS, ROUNDS = 40, 128, 4
+WORDS, ROUNDS = 40, 4
 
 
 def prompts(path, n):
@@ -39,7 +39,7 @@ def rollout(arguments, n, at_once):
     rows.write_text("".join(json.dumps({"prompt": text, "completion": "-"}) + "\n" for text in texts))
     shutil.rmtree(out, ignore_errors=True)
     command = [arguments.binary, "rollout", str(rows), "--model", str(arguments.model), "--device", arguments.device, "--dtype", "bf16"]
-    command += ["--temperature", "0", "--max-new-tokens", str(TOKENS), "--batch", str(at_once), "--out", str(out)]
+    command += ["--temperature", "0", "--max-new-tokens", str(arguments.tokens), "--batch", str(at_once), "--out", str(out)]
     began = time.perf_counter()
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
     seconds = time.perf_counter() - began
@@ -105,9 +105,9 @@ def peer(arguments):
             return time.perf_counter() - began
 
         write(8)
-        seconds = write(TOKENS)
+        seconds = write(arguments.tokens)
         result = {"who": "Transformers", "model": arguments.model.name, "at_once": at_once, "rc": 0}
-        print(json.dumps(result | {"seconds": seconds, "tokens_per_second": at_once * TOKENS / seconds}), flush=True)
+        print(json.dumps(result | {"seconds": seconds, "tokens_per_second": at_once * arguments.tokens / seconds}), flush=True)
 
 
 def main():
@@ -121,6 +121,7 @@ def main():
         of.add_argument("rows")
         if name != "alike":
             of.add_argument("--at-once", type=int, nargs="+", default=[1, 16, 64])
+        of.add_argument("--tokens", type=int, default=128)
         of.add_argument("--device", default="cuda")
         if name != "peer":
             of.add_argument("--out", type=Path, required=True)
