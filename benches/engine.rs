@@ -38,7 +38,8 @@ const REPEATS: usize = 3;
 fn main() {
     // As the program does.
     allocator::keep_freed_memory();
-    let model = std::env::args().skip(1).find(|argument| !argument.starts_with("--"));
+    let mut arguments = std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned());
+    let model = arguments.find(|argument| !argument.starts_with("--"));
     let reference = Reference::resolve(model.as_deref(), &|_, _, _| {}).expect("no model");
     for dtype in [Dtype::F32, Dtype::Bf16] {
         let options = LoadOptions { dtype, kernels: Kernels::Fused, device: Placement::Cpu };

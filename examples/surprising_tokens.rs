@@ -7,7 +7,7 @@ use diagnose::model::{LoadOptions, Model, Reference};
 use diagnose::tokens::Sequence;
 
 fn main() -> diagnose::Result<()> {
-    let [model, text] = [1, 2].map(|i| std::env::args().nth(i).unwrap_or_default());
+    let [model, text] = [1, 2].map(|i| std::env::args_os().nth(i).unwrap_or_default().to_string_lossy().into_owned());
     let reference = Reference::local(model.as_ref())?;
     let model = Model::load(&reference, LoadOptions::default(), 2048)?;
     let ids: Vec<u32> = model.tokenizer.encode(&text)?.iter().map(|token| token.id).collect();

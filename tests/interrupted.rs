@@ -126,7 +126,7 @@ fn a_folder_in_which_another_process_is_at_work_is_refused() {
     workdir.write("task.jsonl", r#"{"context":"a","choices":["b","c"],"answer":0}"#);
     let commands: [&[&str]; 4] = [
         &["rows.jsonl", "--model", "tiny.gguf"],
-        &["train", "rows.jsonl", "--model", "tiny.gguf", "--max-steps", "1"],
+        &["train", "rows.jsonl", "--model", "tiny.gguf", "--max-steps", "1", "--warmup-steps", "0"],
         &["eval", "--model", "tiny.gguf", "--tasks", "task.jsonl"],
         &["rollout", "rows.jsonl", "--model", "tiny.gguf", "--max-new-tokens", "2"],
     ];

@@ -320,7 +320,7 @@ fn killed_client_and_server_and_run_again_gives_the_same_table() {
     run(&workdir, &arguments(&undisturbed, "undisturbed")).ok();
 
     // In the middle of the second part.
-    let (waiting, waits_from) = Manners::waiting("vllm", 300);
+    let (waiting, waits_from) = Manners::waiting("vllm", 420);
     let server = Server::start(&model, waiting);
     let has_part = || workdir.path("killed").join("parts/rows-00000.parquet").exists();
     // The client, as soon as it has a part; then the server under the next client.

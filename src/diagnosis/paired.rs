@@ -90,9 +90,9 @@ pub(super) struct Rest {
 /// Two tokens of a row are a pair if they are the same token of the same bytes of the same turn (of the template, at the same position).
 pub(super) fn each_pair(before: &Path, after: &Path, pairing: &Pairing, mut visit: impl FnMut(&Token, &Token)) -> Result<Rest> {
     check_vocabularies(before, after)?;
-    let mut left = Rows::of(Tokens::Stream(Stream::open(before)))?;
+    let mut left = Rows::of(Tokens::Stream(Box::new(Stream::open(before))))?;
     let (right, mut only_after) = match pairing {
-        Pairing::ByNumber => (Tokens::Stream(Stream::open(after)), 0),
+        Pairing::ByNumber => (Tokens::Stream(Box::new(Stream::open(after))), 0),
         Pairing::ById(rows) => Tokens::held(after, rows)?,
     };
     let mut right = Rows::of(right)?;
@@ -149,7 +149,7 @@ fn check_vocabularies(before: &Path, after: &Path) -> Result<()> {
 
 /// The tokens of a run, one after the other in the order of the rows before.
 enum Tokens {
-    Stream(Stream),
+    Stream(Box<Stream>),
     /// Rows in another order are put in order in memory: 48 bytes a token.
     Held(IntoIter<Token>),
 }

@@ -352,7 +352,7 @@ impl Sums {
     }
 
     fn add_surprises(&mut self, chunk: &TokenChunk, places: &[(u32, u32)], thresholds: &Resolved) {
-        for i in 0..chunk.len() {
+        for (i, (begin, end)) in places.iter().copied().enumerate() {
             let score = Ranking::DEFAULT.score(chunk, i, thresholds);
             // Equal scores keep the order of the table.
             let place = self.surprises.partition_point(|surprise| surprise.score >= score);
@@ -368,8 +368,8 @@ impl Sums {
                     path: String::new(),
                     line: 0,
                     turn: chunk.turn[i],
-                    begin: places[i].0,
-                    end: places[i].1,
+                    begin,
+                    end,
                     token_id: chunk.token_id[i],
                     token: String::new(),
                     top_id: chunk.top_id[i],

@@ -205,18 +205,15 @@ impl Pool {
 
     /// What the first server, which the others agree with, says of the text that is the same in all runs.
     fn fixed(&self, tokenizer: &Tokenizer) -> Result<Vec<f32>> {
-        self.fixed_of(0, tokenizer)
-    }
-
-    fn fixed_of(&self, at: usize, tokenizer: &Tokenizer) -> Result<Vec<f32>> {
         let Sequence { ids, supervised, .. } = self.fixed_sequence(tokenizer)?;
-        Ok(logprobs(&self.ask(at, &ids, &supervised, None).map_err(Trouble::into_error)?))
+        Ok(logprobs(&self.ask(0, &ids, &supervised, None).map_err(Trouble::into_error)?))
     }
 
     /// An error if a server says other things of that text now than when it was put to the test: another model has taken its place since.
     pub(crate) fn check_unchanged(&self, checked: &Checked, tokenizer: &Tokenizer) -> Result<()> {
+        let Sequence { ids, supervised, .. } = self.fixed_sequence(tokenizer)?;
         for at in 0..self.servers.len() {
-            let now = self.fixed_of(at, tokenizer)?;
+            let now = logprobs(&self.ask_again(at, &ids, &supervised)?);
             let apart = Difference::of(now.into_iter().zip(checked.fixed.iter().copied()));
             if apart.mean > BETWEEN_SERVERS {
                 return Err(self

@@ -66,6 +66,13 @@ fn end_of<T>(answer: &Result<T, Trouble>) -> End {
     }
 }
 
+fn resumable(tried: Duration) -> String {
+    format!(
+        "It was tried for {:.1} s. Give the same command again when the server is up: it goes on where it stopped.",
+        tried.as_secs_f64()
+    )
+}
+
 /// What is known of each supervised token of a sequence, in order.
 pub type Scored = Vec<(TokenStatistics, Bounds)>;
 
@@ -163,12 +170,30 @@ impl Pool {
                     // A server may fail at one request and answer others, or answer nothing at all.
                     let own = began.filter(|_| tries >= LEAST_TRIES).map(|began| began.elapsed());
                     if let Some(tried) = own.max(self.turns.failing_for()).filter(|tried| *tried >= self.patience) {
-                        return Err(error.cure(format!(
-                            "It was tried for {:.1} s. Give the same command again when the server is up: it goes on where it stopped.",
-                            tried.as_secs_f64()
-                        )));
+                        return Err(error.cure(resumable(tried)));
                     }
                     began.get_or_insert_with(Instant::now);
+                    self.retries.fetch_add(1, Ordering::Relaxed);
+                }
+                Err(Trouble::Lasting(error)) => return Err(*error),
+            }
+        }
+    }
+
+    /// One request to one server, sent again while it fails in passing.
+    pub(super) fn ask_again(&self, at: usize, ids: &[u32], wanted: &[bool]) -> Result<Vec<Position>> {
+        const PAUSE: Duration = Duration::from_millis(250);
+        let (began, mut tries) = (Instant::now(), 0);
+        loop {
+            tries += 1;
+            match self.ask(at, ids, wanted, None) {
+                Ok(positions) => return Ok(positions),
+                Err(Trouble::Passing(error, after)) => {
+                    let tried = began.elapsed();
+                    if (tries >= LEAST_TRIES && tried >= self.patience) || self.stopped.load(Ordering::Relaxed) {
+                        return Err(error.cure(resumable(tried)));
+                    }
+                    std::thread::sleep(after.unwrap_or(PAUSE));
                     self.retries.fetch_add(1, Ordering::Relaxed);
                 }
                 Err(Trouble::Lasting(error)) => return Err(*error),
