@@ -360,7 +360,8 @@ impl Device {
         logits.expect("logits", logits.len(), Stored::F32)?;
         ids.expect("ids of what is drawn", n, Stored::F32)?;
         room.expect("sums of shares", n * draw_words(vocabulary), Stored::F32)?;
-        if largest.len() != n || randoms.len() != 2 * n || !randoms.address.is_multiple_of(8) || !room.address.is_multiple_of(8) {
+        if largest.len() != n || randoms.len() != 2 * n || !(randoms.address.is_multiple_of(8) && room.address.is_multiple_of(8))
+        {
             return Err(Error::new(format!("{n} draws want as many largest logits and random numbers")));
         }
         let [logits, largest, room, randoms, ids] =
