@@ -29,7 +29,8 @@ const ROWS_PER_PART: u32 = 2500;
 const VOCABULARY: u32 = 49152;
 
 fn main() -> diagnose::Result<()> {
-    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
+    let arguments = std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned());
+    let arguments: Vec<String> = arguments.filter(|argument| !argument.starts_with("--")).collect();
     let millions: usize = arguments.first().and_then(|argument| argument.parse().ok()).unwrap_or(5);
     let folder = arguments.get(1).map_or_else(|| std::env::temp_dir().join("diagnose-bench-tables"), PathBuf::from);
     if arguments.get(2).is_some_and(|argument| argument == "sort") {
