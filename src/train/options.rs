@@ -147,7 +147,7 @@ options! {
         moments: Option<String> = None;
         /// Gradients of a larger norm are scaled to this one; 0 for none.
         clip: f64 = 1.0;
-        /// Tokens that go through the model together; changes memory and speed, not results.
+        /// Tokens that go through the model together; changes memory and speed, not results, but for the masks of --lora-dropout.
         pack_tokens: usize = 2048;
         /// MiB of activations that are kept instead of computed again; changes memory and speed, not results [default: 1024 for LoRA, else
         /// 256].
