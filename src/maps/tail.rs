@@ -159,9 +159,9 @@ fn draw_low_end(scene: &mut Scene, data: &Tail, cuts: &Cuts) {
     }
     // A small table in the corner below the diagonal.
     let (right, top) = (frame.right() - 12.0, frame.bottom() - 88.0);
-    scene.rect(right - 205.0, top - 16.0, frame.right() - 1.0, frame.bottom() - 1.0, VEIL);
+    scene.rect(right - 222.0, top - 16.0, frame.right() - 1.0, frame.bottom() - 1.0, VEIL);
     let mut row = |idx: usize, cells: [&str; 3], paint: Paint| {
-        for (cell, inset) in cells.into_iter().zip([158.0, 92.0, 0.0]) {
+        for (cell, inset) in cells.into_iter().zip([174.0, 108.0, 0.0]) {
             scene.text(right - inset, top + 23.0 * idx as f64, cell, Text::small(paint).anchored(Anchor::Right));
         }
     };
