@@ -1,0 +1,181 @@
+//! What a file and the command line say together, which names of other programs are taken, and what is refused.
+
+use super::*;
+
+fn table(text: &str) -> toml::Table {
+    text.parse().unwrap()
+}
+
+#[test]
+fn the_command_line_goes_over_the_file_and_what_is_saved_reads_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("train.toml");
+    std::fs::write(&file, "datasets = ['a.jsonl']\nmethod = 'dft'\nlr = 1e-3\n[mix]\nchat = 0.5\n").unwrap();
+    let options = Options::resolve(Some(&file), table("method = 'sft-kl'\nkl-weight = 0.25")).unwrap();
+    assert_eq!((options.method.name, options.kl_weight, options.learning_rate()), ("sft-kl", Some(0.25), 1e-3));
+    assert_eq!((options.mix["chat"], options.batch_size), (0.5, 16));
+    let yaml = folder.path().join("train.yaml");
+    std::fs::write(
+        &yaml,
+        "datasets: [a.jsonl]\nmethod: sft-kl\nkl_weight: 0.25 # comment\ngate: null\nlr: 1e-3\nmix:\n  chat: 0.5\n",
+    )
+    .unwrap();
+    assert_eq!(Options::resolve(Some(&yaml), toml::Table::new()).unwrap(), options);
+    let again = folder.path().join("again.toml");
+    std::fs::write(&again, options.to_toml().unwrap()).unwrap();
+    assert_eq!(Options::resolve(Some(&again), toml::Table::new()).unwrap(), options);
+}
+
+#[test]
+fn names_of_other_programs_are_taken_or_answered_with_ours() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("llama_factory.yaml");
+    let read = |text: &str| {
+        std::fs::write(&file, text).unwrap();
+        Options::resolve(Some(&file), toml::Table::new())
+    };
+    let options = read(
+        "datasets: a.jsonl\nlearning_rate: 1.0e-4\nnum_train_epochs: 2.5\ncutoff_len: 512\nlora_rank: 8\nlora_target: all\n\
+         warmup_steps: 0.1\nlora: true\nlr_scheduler_type: constant_with_warmup\n",
+    )
+    .unwrap();
+    assert_eq!((options.lr, options.epochs, options.max_len, options.lora_r), (Some(1e-4), 2.5, Some(512), 8));
+    assert_eq!(
+        (options.warmup(95), options.schedule, options.lora().unwrap().targets),
+        (10, Shape::ConstantWithWarmup, Vec::new())
+    );
+    for (line, expected) in [
+        ("gradient_accumulation_steps: 4", "batch-size"),
+        ("finetuning_type: lora", "lora = true"),
+        ("use_eaft_loss: true", "method = \"eaft\""),
+        ("lr: 1.0\nlearning_rate: 1.0", "another name of `lr`"),
+    ] {
+        let error = read(&format!("datasets: [a.jsonl]\n{line}\n")).unwrap_err();
+        assert!(error.to_string().contains(expected) && error.exit_code() == 2, "{line}: {error}");
+    }
+    // All of a file at once, and what may be meant by a name that nobody has.
+    let error =
+        read("datasets: [a.jsonl]\nbf16: true\nuse_dft_loss: true\nlearning_rte: 1.0e-4\nbatchsize: 4\ndeepspeed_zz: x\n")
+            .unwrap_err();
+    let told = error.to_string();
+    for expected in [
+        "options of the file are not",
+        "`use_dft_loss`: Give method",
+        "`batchsize`: did you mean batch-size?",
+        "`deepspeed_zz`: nothing here",
+    ] {
+        assert!(told.contains(expected), "{told}");
+    }
+    assert!(read("datasets: [a.jsonl]\nlearning_rte: 1.0e-4\n").unwrap_err().to_string().contains("an option of the file"));
+}
+
+#[test]
+fn what_is_for_adapters_is_refused_without_them() {
+    for line in
+        ["lora-r = 8", "lora-r = 16", "lora-alpha = 32.0", "lora-dropout = 0.1", "lora-targets = ['q_proj']", "merge = true"]
+    {
+        let resolved = |more: &str| Options::resolve(None, table(&format!("datasets = ['a']\n{line}\n{more}")));
+        let error = resolved("").unwrap_err();
+        assert!(error.to_string().contains("Give --lora, too") && error.exit_code() == 2, "{line}: {error}");
+        resolved("lora = true").unwrap();
+    }
+    // The file that a run leaves names every option.
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("train.toml");
+    let left = Options { datasets: vec!["a".to_owned()], ..Options::default() }.to_toml().unwrap();
+    std::fs::write(&file, left).unwrap();
+    Options::resolve(Some(&file), toml::Table::new()).unwrap();
+}
+
+#[test]
+fn warm_up_is_a_share_or_steps() {
+    let warmup = |text: &str| Options::resolve(None, table(&format!("datasets = ['a']\n{text}"))).unwrap().warmup(100);
+    let found = ["", "warmup-ratio = 0.1", "warmup-steps = 0", "warmup-steps = 7", "warmup-steps = 0.25"].map(warmup);
+    assert_eq!(found, [3, 10, 0, 7, 25]);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("train.toml");
+    let of_file = |text: &str, typed: &str| {
+        std::fs::write(&file, format!("datasets = ['a']\n{text}")).unwrap();
+        Options::resolve(Some(&file), table(typed))
+    };
+    let both =
+        ["0", "7", "0.25"].map(|steps| of_file(&format!("warmup-ratio = 0.5\nwarmup-steps = {steps}"), "").unwrap().warmup(100));
+    assert_eq!(both, [50, 7, 25]);
+    // What is typed has its say against the other name for the same in the file; two that are typed are refused.
+    assert_eq!(of_file("warmup-steps = 3", "warmup-ratio = 0.5").unwrap().warmup(100), 50);
+    assert_eq!(of_file("warmup-ratio = 0.5", "warmup-steps = 3").unwrap().warmup(100), 3);
+    let options = of_file("max-steps = 10", "epochs = 5.0").unwrap();
+    assert_eq!((options.max_steps, options.epochs), (None, 5.0));
+    assert_eq!(of_file("epochs = 5.0", "max-steps = 10").unwrap().max_steps, Some(10));
+    let refused = of_file("", "epochs = 5.0\nmax-steps = 10").unwrap_err().to_string();
+    assert!(refused.contains("--epochs and --max-steps were both given"), "{refused}");
+    assert_eq!([warmup("schedule = 'constant'"), warmup("schedule = 'constant_with_warmup'")], [0, 3]);
+    let refused = Options::resolve(None, table("datasets = ['a']\nschedule = 'constant'\nwarmup-steps = 5")).unwrap_err();
+    assert!(refused.to_string().contains("constant-with-warmup"), "{refused}");
+}
+
+#[test]
+fn the_defaults_are_those_of_adamw() {
+    let AdamWOptions { beta1, beta2, eps, weight_decay, .. } = AdamWOptions::default();
+    let options = Options::default();
+    assert_eq!((options.beta1, options.beta2, options.eps, options.weight_decay), (beta1, beta2, eps, weight_decay));
+}
+
+#[test]
+fn broken_files_are_refused_with_their_name() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, text, expected) in [
+        ("a.toml", "datasets = [", "not TOML"),
+        ("a.yaml", "datasets: [a\nmethod: sft", "not a YAML mapping"),
+        ("b.yaml", "- a.jsonl", "not a YAML mapping"),
+        ("c.yaml", "datasets: [a.jsonl]\nbatch_size: many", "wrong option: batch-size: "),
+    ] {
+        let file = folder.path().join(name);
+        std::fs::write(&file, text).unwrap();
+        let error = Options::resolve(Some(&file), toml::Table::new()).unwrap_err();
+        let message = error.to_string();
+        assert!(message.contains(expected) && message.contains(name) && error.exit_code() == 2, "{message}");
+    }
+}
+
+#[test]
+fn wrong_options_are_refused_by_name() {
+    for (text, expected) in [
+        ("datasets = []", "no data"),
+        ("learning-speed = 1", "learning-speed"),
+        ("epochs = 0", "--epochs 0"),
+        ("warmup-steps = 1.5", "--warmup-steps 1.5"),
+        ("batch-size = 0", "batch-size"),
+        ("batch-size = 'many'", "invalid type"),
+        ("method = 'magic'", "magic"),
+        ("method = 'sft'\ngate = 'power:2'", "--gate"),
+        ("method = 'mask'\ngate = 'mask:0.3'", "--method eaft"),
+        ("method = 'dft'\nnormaliser = 'none'", "--normaliser none"),
+        ("method = 'pilot'\ntop-k = 50", "--top-k 50"),
+        ("top-k = 1", "--top-k 1"),
+        ("gate = 'axolotl'\nnormaliser = 'ln-k'", "--gate axolotl"),
+        ("gate = 'llama-factory'\nnormaliser = 'none'", "--gate linear --normaliser none"),
+        ("gate = 'llama-factory'\ntop-k = 50", "--gate linear --normaliser 3.0 --top-k 50"),
+        ("gate = 'power:x'", "power"),
+        ("kl-weight = 0.5", "kl-weight"),
+        ("method = 'sft'\nintended = ['edits.jsonl']", "--intended"),
+        ("validation-share = 1.0", "validation-share"),
+        ("validation-share = 0.1\nvalidation = ['b']", "give one of them"),
+        ("keep = 'best'", "--keep best goes by the loss on held-out rows"),
+        ("stop-after-worse = 2", "--validation FILE"),
+        ("validation = ['b']\nstop-after-worse = 0", "--stop-after-worse 0"),
+        ("validation = ['b']\nkeep = 'first'", "unknown variant"),
+        ("lr = -1.0", "lr"),
+        ("snapshot-every = 4", "--snapshot-every is for psft"),
+        ("method = 'psft'\nsnapshot-every = 0", "--snapshot-every 0"),
+        ("method = 'psft'\nlora = true\nlora-dropout = 0.1", "--lora-dropout 0.1"),
+        ("dtype = 'f16'", "f16"),
+        ("max-steps = 0", "max-steps"),
+        ("sample = 0", "--sample 0"),
+        ("limit = 5\nsample = 5", "give one of them"),
+    ] {
+        let text = if text.starts_with("datasets") { text.to_owned() } else { format!("datasets = ['a']\n{text}") };
+        let error = Options::resolve(None, table(&text)).unwrap_err();
+        assert!(error.to_string().contains(expected) && error.exit_code() == 2, "{text}: {error}");
+    }
+}
