@@ -69,7 +69,7 @@ impl Columns {
             if let [first, rest @ ..] = &path[..]
                 && let Some(value) = row.get_mut(first)
             {
-                remove(value, rest);
+                prune(value, rest, false);
             }
         }
     }
@@ -88,7 +88,7 @@ impl Columns {
         // What cannot be seen must not pass for absent.
         row.extend(self.unseen().map(|name| (name.clone(), Value::from(UNREAD))));
         let mut row = Value::Object(row);
-        self.pruned.iter().for_each(|path| prune(&mut row, path));
+        self.pruned.iter().for_each(|path| prune(&mut row, path, true));
         Ok(row)
     }
 }
@@ -96,29 +96,19 @@ impl Columns {
 /// Stands for a value of a type that is not read, under a name that promises to change what is learnt.
 const UNREAD: &str = "of a type that is not read";
 
-/// Takes a member out; one that promises to change what is learnt must not pass for absent.
-fn prune(value: &mut Value, path: &[String]) {
+/// Takes a member out; with `marks`, one that promises to change what is learnt must not pass for absent.
+fn prune(value: &mut Value, path: &[String], marks: bool) {
     match (value, path) {
-        (Value::Array(list), _) => list.iter_mut().for_each(|value| prune(value, path)),
-        (Value::Object(object), [last]) if looks_like_switch(last) => {
+        (Value::Array(list), _) => list.iter_mut().for_each(|value| prune(value, path, marks)),
+        (Value::Object(object), [last]) if marks && looks_like_switch(last) => {
             object.insert(last.clone(), UNREAD.into());
         }
         (Value::Object(object), [last]) => {
             object.shift_remove(last);
         }
-        (Value::Object(object), [first, rest @ ..]) => object.get_mut(first).into_iter().for_each(|value| prune(value, rest)),
-        _ => {}
-    }
-}
-
-/// Takes a member out, whatever it is called.
-fn remove(value: &mut Value, path: &[String]) {
-    match (value, path) {
-        (Value::Array(list), _) => list.iter_mut().for_each(|value| remove(value, path)),
-        (Value::Object(object), [last]) => {
-            object.shift_remove(last);
+        (Value::Object(object), [first, rest @ ..]) => {
+            object.get_mut(first).into_iter().for_each(|value| prune(value, rest, marks));
         }
-        (Value::Object(object), [first, rest @ ..]) => object.get_mut(first).into_iter().for_each(|value| remove(value, rest)),
         _ => {}
     }
 }
@@ -221,7 +211,7 @@ mod tests {
     fn a_member_that_is_not_read_is_absent_unless_it_looks_like_a_switch() {
         let mut row = json!({"messages": [{"role": "user", "at": 1, "weight": null}, {"role": "assistant"}]});
         for member in ["at", "weight"] {
-            prune(&mut row, &["messages".to_owned(), member.to_owned()]);
+            prune(&mut row, &["messages".to_owned(), member.to_owned()], true);
         }
         let turn = |role: &str| json!({"role": role, "weight": UNREAD});
         assert_eq!(row, json!({"messages": [turn("user"), turn("assistant")]}));

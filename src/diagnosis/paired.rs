@@ -118,8 +118,10 @@ fn pair(before: &[Token], after: &[Token], visit: &mut impl FnMut(&Token, &Token
         before.iter().zip(after).for_each(|(a, b)| visit(a, b));
         return before.len() as u64;
     }
-    let partners: HashMap<_, &Token> = after.iter().map(|token| (token.place(), token)).collect();
-    let pairs = before.iter().filter_map(|a| Some((a, *partners.get(&a.place())?)));
+    // Where several have one place, such as the bytes of a character, each is the partner of one: the first of the first.
+    let mut partners: HashMap<_, Vec<&Token>> = HashMap::new();
+    after.iter().rev().for_each(|token| partners.entry(token.place()).or_default().push(token));
+    let pairs = before.iter().filter_map(|a| Some((a, partners.get_mut(&a.place())?.pop()?)));
     pairs.map(|(a, b)| visit(a, b)).count() as u64
 }
 
@@ -273,5 +275,43 @@ impl Stream {
         self.last = token.key();
         self.at += 1;
         Ok(Some(token))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Pairs of a row by the positions of their tokens.
+    fn pairs(before: &[Token], after: &[Token]) -> Vec<(u32, u32)> {
+        let mut found = Vec::new();
+        let n = pair(before, after, &mut |a, b| found.push((a.pos, b.pos)));
+        assert_eq!(n, found.len() as u64);
+        found
+    }
+
+    #[test]
+    fn no_token_is_the_partner_of_two() {
+        let token = |pos: u32, begin: u32, token_id: u32| Token {
+            row: 0,
+            pos,
+            token_id,
+            turn: 1,
+            source: 0,
+            begin,
+            end: begin + 4,
+            logprob: -1.0,
+            entropy: 1.0,
+            rank: 1,
+            top_id: 0,
+            quadrant: Quadrant::Uncertain,
+        };
+        // Two equal bytes of one character.
+        let twice = [token(3, 0, 7), token(4, 0, 7), token(5, 4, 9)];
+        assert_eq!(pairs(&twice, &twice), [(3, 3), (4, 4), (5, 5)]);
+        assert_eq!(pairs(&twice, &[token(6, 0, 7), token(7, 4, 9)]), [(3, 6), (5, 7)]);
+        assert_eq!(pairs(&[token(6, 0, 7)], &twice), [(6, 3)]);
+        let moved = [token(8, 0, 7), token(9, 0, 7), token(10, 4, 8), token(11, 8, 9)];
+        assert_eq!(pairs(&twice, &moved), [(3, 8), (4, 9)]);
     }
 }

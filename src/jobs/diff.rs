@@ -94,19 +94,22 @@ fn record(written: &String, job: &Job) -> Result<Option<(Kind, Value)>> {
     Ok(Some((kind, read(&Path::new(written).join(file))?)))
 }
 
-/// Have two score runs read the same files?
-fn same_data(runs: [&Path; 2]) -> Result<bool> {
+/// Which rows of two score runs belong together where they have not read the same files; `None` where they have.
+fn other_data(runs: [&Path; 2]) -> Result<Option<Pairing>> {
     let [before, after] = runs.map(|run| read_record(&run.join(RUN_FILE)));
     let hashes = |record: RunRecord| record.data.into_iter().map(|file| file.sha256).collect::<Vec<_>>();
-    Ok(hashes(before?) == hashes(after?))
+    if hashes(before?) == hashes(after?) {
+        return Ok(None);
+    }
+    let [before, after] = runs.map(|run| read_rows(&run.join(ROWS_FILE)));
+    Ok(Some(Pairing::of_other_data(&before?, &after?)))
 }
 
 /// What of two score runs makes their tokens or quadrants others whatever the models are.
 fn other_rows(records: [&Value; 2], [before, after]: [&String; 2]) -> Result<Vec<String>> {
     let mut said = Vec::new();
-    if !same_data([before, after].map(Path::new))? {
-        let [rows_before, rows_after] = [before, after].map(|folder| read_rows(&Path::new(folder).join(ROWS_FILE)));
-        let how = match Pairing::of_other_data(&rows_before?, &rows_after?) {
+    if let Some(pairing) = other_data([before, after].map(Path::new))? {
+        let how = match pairing {
             Pairing::ById(rows) => format!("rows are paired by their ids, {} of them", thousands(rows.len() as u64)),
             Pairing::ByNumber => {
                 "the rows have no ids, and the same tokens at the same places of rows with the same number are compared, whatever rows these are"
@@ -209,10 +212,7 @@ fn compare_scores(before: &Path, after: &Path) -> Result<Movement> {
     let kinds: Option<HashMap<(u32, u32), conflict::Kind>> =
         conflicts.exists().then(|| read_conflicts(&conflicts).filter_map(by_place).collect::<Result<_>>()).transpose()?;
     let rows = read_rows(&before.join(ROWS_FILE))?;
-    let pairing = match same_data([before, after])? {
-        true => Pairing::ByNumber,
-        false => Pairing::of_other_data(&rows, &read_rows(&after.join(ROWS_FILE))?),
-    };
+    let pairing = other_data([before, after])?.unwrap_or(Pairing::ByNumber);
     let mut movement = movement::compare(before, after, &pairing, kinds.as_ref())?;
     let places: HashMap<u32, String> = rows.into_iter().map(|row| (row.row, format!("{}:{}", row.path, row.line))).collect();
     movement.learnt.name_places(&|row| places.get(&row).cloned());

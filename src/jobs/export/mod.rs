@@ -92,7 +92,7 @@ enum Written {
 
 pub(crate) fn export(job: &Job) -> Result<Exported> {
     check_extension(&job.out)?;
-    let is_table = job.out.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("parquet"));
+    let is_table = is_table(&job.out);
     let run = Reopened::open(&job.run, &job.data)?;
     let files = run.dataset.files();
     if job.target == Target::Read && files.iter().any(|file| file.format != files[0].format) {
@@ -178,10 +178,13 @@ fn check_extension(out: &Path) -> Result<()> {
     }
 }
 
+fn is_table(out: &Path) -> bool {
+    out.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("parquet"))
+}
+
 /// `clean.changes.jsonl` beside `clean.jsonl`, and `clean.parquet.changes.jsonl` beside `clean.parquet`, which may stand in the same folder.
 fn changes_path(out: &Path) -> PathBuf {
-    let is_table = out.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("parquet"));
-    let stem = if is_table { out.file_name() } else { out.file_stem() };
+    let stem = if is_table(out) { out.file_name() } else { out.file_stem() };
     let stem = stem.map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
     out.with_file_name(format!("{stem}.changes.jsonl"))
 }

@@ -35,11 +35,16 @@ function compareRuns(before, after) {
     if (rowOf[row] < 0) continue;
     const partners = new Map();
     const [from, to] = tokensOfRow(after, rowOf[row]);
-    for (let token = from; token < to; token++) partners.set(keyOfToken(after, token), token);
+    for (let token = from; token < to; token++) {
+      const key = keyOfToken(after, token);
+      if (partners.has(key)) partners.get(key).push(token);
+      else partners.set(key, [token]);
+    }
     const [begin, end] = tokensOfRow(before, row);
     let [n, sum] = [0, 0];
     for (let token = begin; token < end; token++) {
-      const partner = partners.get(keyOfToken(before, token));
+      // Where several have one place, each is the partner of one.
+      const partner = partners.get(keyOfToken(before, token))?.shift();
       if (partner === undefined) continue;
       tokenOf[token] = partner;
       n++;
