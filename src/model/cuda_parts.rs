@@ -1,5 +1,7 @@
 //! What the halves of a block have in common on a GPU.
 
+use std::sync::Arc;
+
 use super::layers::{Linear, Mlp, RmsNorm};
 use super::parameters::Vector;
 use crate::error::{Error, Result};
@@ -7,7 +9,7 @@ use crate::kernels::Stored;
 use crate::kernels::cuda::{Arena, Array, Buffer, Device, Weight, hosted};
 use crate::kernels::matmul::Matrix;
 
-pub(super) fn on_device(matrix: &Matrix) -> Result<&Weight> {
+pub(super) fn on_device(matrix: &Matrix) -> Result<&Arc<Weight>> {
     matrix.on_device().ok_or_else(|| Error::new("a weight of the model is not on the GPU"))
 }
 

@@ -229,8 +229,8 @@ if has "$steps" sanitizer && [ -x "$work/unit_tests" ]; then
     if [ -z "$sanitizer" ]; then note "compute-sanitizer" "skipped: it is not on this machine" 0; fi
     for tool in ${sanitizer:+racecheck memcheck}; do
         step "compute-sanitizer $tool" 10 40 "$own" env DIAGNOSE_DEVICE_TESTS=1 RUST_BACKTRACE=0 sh -c '"$@" 2>&1' - "$sanitizer" --tool $tool \
-            --error-exitcode 9 "$work/unit_tests" --test-threads 1 kernels::cuda::pages kernels::cuda::experts experts_get delta:: the_largest \
-            statistics_of
+            --error-exitcode 9 "$work/unit_tests" --test-threads 1 kernels::cuda::pages kernels::cuda::tests::experts of_experts what_experts \
+            delta:: the_largest statistics_of
         { echo "== $tool" && cat "$work/output"; } >>"$out/sanitizer.txt"
     done
 fi
