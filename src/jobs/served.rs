@@ -165,6 +165,23 @@ impl Opened {
     }
 }
 
+impl Servers {
+    /// As [`Pool::each`]. What has come is handed on once the servers say of a text what they said at the beginning: all that `finished` gets, and
+    /// may keep, is of the model that they were put to the test with. One more request is under way for that, whatever the number of the others.
+    pub(super) fn each<T: Sync, R: Send>(
+        &self,
+        tasks: &[T],
+        ask: impl Fn(&Pool, &T) -> Result<R> + Sync,
+        finished: &mut dyn FnMut(usize, R) -> Result<()>,
+    ) -> Result<()> {
+        let Servers { pool, tokenizer, checked } = self;
+        pool.each(tasks, |task| ask(pool, task), &mut |came| {
+            pool.check_unchanged(checked, tokenizer)?;
+            came.into_iter().try_for_each(|(at, answer)| finished(at, answer))
+        })
+    }
+}
+
 /// A model's hash is not to be had of a server: what it says of one text must be what it said when the folder was begun.
 fn claim(checked: &Checked, out: &Path) -> Result<()> {
     std::fs::create_dir_all(out).context_at(out, "cannot create the folder")?;

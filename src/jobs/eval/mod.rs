@@ -127,10 +127,6 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
             None => desk.scored(&task, &journal_of(&out, &task, SCORES), &identity)?,
             Some(writing) => desk.written(&task, writing, &journal_of(&out, &task, ANSWERS), &identity)?,
         };
-        if let Err(changed) = author.check_unchanged() {
-            journal.map_or(Ok(()), Journal::remove)?;
-            return Err(changed);
-        }
         let scores = TaskScores::new(&task, &samples, settings, work, began.elapsed().as_secs_f64());
         folder.add(&task.name, TaskScores { notes: notes(&task, &ends, &asking), ..scores }, samples)?;
         journal.map_or(Ok(()), Journal::remove)?;
