@@ -244,7 +244,7 @@ fn each_fault_that_lasts_has_its_message() {
         for (fault, message) in [
             (Fault::NoIds, "the server gives no token ids of its answer"),
             (Fault::Uncounted, "tokens of its answer, and gives"),
-            (Fault::Short, "the server ended an answer after 1 tokens, and 30 were asked for"),
+            (Fault::Short, "the server ended an answer after 1 token, and 30 were asked for"),
             (Fault::EndsElsewhere, "the server ended an answer with token 1 ("),
             (Fault::Cuts, "the server has read "),
             (Fault::Truncated, "the answer broke off"),

@@ -26,7 +26,7 @@ use super::written::{Spec, uniform};
 use crate::dataset::{Example, Role, Turn};
 use crate::error::{Context, Error, Result};
 use crate::files::{file_name, sha256};
-use crate::json::expected;
+use crate::json::{self, expected};
 
 /// Items that are scored and summed up together.
 #[derive(Debug, Clone)]
@@ -199,7 +199,7 @@ fn json_lines(path: &str, text: &str) -> Result<(Kind, Vec<Item>)> {
     let mut builder = Builder::of_user();
     // Split on `\n` only: strings may hold U+2028 and other characters that end lines elsewhere.
     for (line, number) in text.split('\n').zip(1u64..).filter(|(line, _)| !line.trim().is_empty()) {
-        let row = serde_json::from_str(line).context("expected a JSON object");
+        let row = json::from_str(line).context("expected a JSON object");
         row.and_then(|row| builder.add(&row, number)).map_err(|error| error.at_line(path, number))?;
     }
     builder.finish().map_err(|error| error.at(path))

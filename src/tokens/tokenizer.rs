@@ -16,6 +16,7 @@ use super::gguf::{GgufVocabulary, inner_from_gguf};
 use super::parts::{Parts, PrefixSpace, Spelling};
 use crate::error::{Context, Error, Result};
 use crate::files::refuse_pointer;
+use crate::json;
 
 /// One token of a text: bytes `begin..end` of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +53,7 @@ impl Tokenizer {
         refuse_pointer(path)?;
         let config_path = path.with_file_name("tokenizer_config.json");
         let config = match std::fs::read(&config_path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).context_at(&config_path, "expected JSON")?,
+            Ok(bytes) => json::from_slice(&bytes).context_at(&config_path, "expected JSON")?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Value::Null,
             Err(error) => return Err(Error::new("cannot read the tokenizer's settings").at(config_path).caused_by(error)),
         };
@@ -233,7 +234,7 @@ impl Tokenizer {
 }
 
 fn parts_from_json(bytes: &[u8], config: &Value) -> Result<Parts> {
-    let json: Value = serde_json::from_slice(bytes).context("expected the JSON of a tokenizer")?;
+    let json: Value = json::from_slice(bytes).context("expected the JSON of a tokenizer")?;
     let inner = Inner::from_bytes(bytes).context("the tokenizers library refused the file")?;
     let prefix_space = prefix_space_of(&json);
     let continuation = match prefix_space {
