@@ -248,7 +248,7 @@ impl Builder {
     pub(super) fn finish(self) -> Result<(Kind, Vec<Item>)> {
         match self.kind {
             Some(kind) => Ok((kind, self.items)),
-            None => Err(Error::new("expected one JSON object a line, found none")),
+            None => Err(Error::new("expected one JSON object a line, found none").cure("Name a file that holds items.")),
         }
     }
 }
@@ -259,10 +259,12 @@ fn check_context(kind: Kind, item: &Item, first: Option<&Item>) -> Result<()> {
     match kind {
         Kind::LastWord if is_empty(item) => Err(Error::new("expected a passage as `context`, found an empty one")),
         Kind::Choice if first.is_some_and(|first| !is_empty(first)) && is_empty(item) => {
-            Err(Error::new("`context` is empty, but not in the lines above"))
+            Err(Error::new("`context` is empty, but not in the lines above")
+                .cure("Fill it in, or put items without a context into a file of their own."))
         }
         Kind::Choice if first.is_some_and(is_empty) && !is_empty(item) => {
-            Err(Error::new("`context` is empty in the lines above, but not here"))
+            Err(Error::new("`context` is empty in the lines above, but not here")
+                .cure("Put items without a context into a file of their own."))
         }
         _ => Ok(()),
     }

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::dataset::{Choice, DataFile, Dataset, ReadOptions};
 use crate::error::{Error, Result};
+use crate::format::count;
 use crate::jobs::watch::{Watch, fetching};
 use crate::model::{Reference, text_of};
 use crate::tokens::{Audit, RenderOptions, Renderer, Sequence, Tokenizer, fingerprint, rendered};
@@ -155,7 +156,7 @@ impl Checked {
         let made: Vec<String> = findings
             .iter()
             .filter(|(name, rows)| *rows > 0 && is_named(name))
-            .map(|(name, rows)| format!("{name} in {rows} rows"))
+            .map(|(name, rows)| format!("{name} in {}", count(*rows, "row")))
             .collect();
         match made.is_empty() {
             true => Ok(()),

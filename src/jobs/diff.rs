@@ -52,7 +52,7 @@ pub(crate) struct Job {
 pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Diff> {
     let what = compared(job, watch)?;
     if job.fail_on_drop.is_some() && matches!(what, What::Scores(_)) {
-        return Err(Error::usage("--fail-on-drop is for evaluations; score runs have no accuracy"));
+        return Err(Error::usage("--fail-on-drop is for evaluations; score runs have no accuracy").cure("Leave it out."));
     }
     Ok(Diff { what, divergence: distance(job, watch)?, remarks: remarks(job)? })
 }

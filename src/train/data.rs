@@ -167,7 +167,8 @@ impl TrainingSet {
         let weight = |&source: &usize| mix.get(&self.sources[source]).copied().unwrap_or(1.0);
         let order = Order { seed, weights: self.source_of.iter().map(weight).collect() };
         if order.epoch(0).is_empty() {
-            return Err(Error::usage("the weights of --mix leave nothing to learn from"));
+            return Err(Error::usage(format!("the weights of --mix leave nothing to learn from: {mix:?}"))
+                .cure("Give a weight above 0 to a source that has rows."));
         }
         Ok(order)
     }

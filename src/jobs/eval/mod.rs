@@ -160,7 +160,8 @@ pub(crate) fn divergence(models: [&Named; 2], way: &Way, watch: &dyn Watch) -> R
         if let Some(then) = &named.sha256
             && *then != reference.sha256()?
         {
-            return Err(Error::new(format!("{} is another model now than it was then", reference.written)));
+            return Err(Error::new(format!("{} is another model now than it was when the folder was made", reference.written))
+                .cure("Evaluate it again, or compare the folders without --kl."));
         }
         Ok(reference)
     };

@@ -13,6 +13,7 @@ use crate::engine::generate::Sampling;
 use crate::engine::remote::Options;
 use crate::error::{Context, Error, Result};
 use crate::files::sha256;
+use crate::format::counted;
 use crate::jobs::author::Author;
 use crate::jobs::identity_of_files;
 use crate::jobs::served::{AS_SERVED, Beyond, Opened};
@@ -139,8 +140,8 @@ impl Plan {
         if prompts.is_empty() {
             if left_out.too_long > 0 {
                 notes.push(format!(
-                    "{} prompts leave no room for an answer in --max-len {max_len}: give a larger one, if the model has the positions, or shorter rows.",
-                    left_out.too_long
+                    "{} no room for an answer in --max-len {max_len}: give a larger one, if the model has the positions, or shorter rows.",
+                    counted(left_out.too_long, "prompt leaves", "prompts leave")
                 ));
             }
             return Err(Error::new("no row of the data has a prompt that could be answered").cure(notes.join("\n  ")));
@@ -254,7 +255,8 @@ fn prompts(
     loop {
         let chunk: Vec<Record> = records.by_ref().take(CHUNK).collect::<Result<_>>()?;
         if chunk.is_empty() {
-            let reason = first_reason.map(|reason| format!("{} rows are left out; the first: {reason}", left_out.unusable));
+            let reason = first_reason
+                .map(|reason| format!("{} left out; the first: {reason}", counted(left_out.unusable, "row is", "rows are")));
             return Ok((prompts, left_out, reason));
         }
         let asked = chunk.into_par_iter().map(|record| {

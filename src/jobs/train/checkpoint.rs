@@ -201,8 +201,8 @@ type Array = (String, String, usize);
 
 /// The progress, and the arrays in the order in which they lie.
 fn header(file: &mut File) -> Result<(Progress, Vec<Array>)> {
-    let broken = || Error::new("this is not a checkpoint of a training run");
     let cure = "Remove it to go on from an earlier one, or to begin anew.";
+    let broken = || Error::new("this is not a checkpoint of a training run").cure(cure);
     let (header, _) =
         safetensors::header(file).context("the checkpoint is damaged or cut short").map_err(|error| error.cure(cure))?;
     let progress = header.metadata().as_ref().and_then(|metadata| metadata.get("progress")).ok_or_else(broken)?;
