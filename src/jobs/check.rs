@@ -101,7 +101,7 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Checked> {
     for chunk in rendered(&dataset, &renderer, 0, &chosen) {
         for item in chunk? {
             found.records += 1;
-            let Some(rendered) = found.audit.take(&item.place, item.rendered, job.read.strict)? else { continue };
+            let Some(rendered) = found.audit.take(item.row, &item.place, item.rendered, job.read.strict)? else { continue };
             let place = format!("{}:{}", item.place.path.display(), item.place.line);
             let sequence = rendered.sequence;
             lengths.push(rendered.audit.truncated.unwrap_or(sequence.ids.len()));
@@ -140,7 +140,7 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Checked> {
 impl Checked {
     /// Names and numbers of rows of everything that may be found.
     pub(crate) fn findings(&self) -> Vec<(&str, u64)> {
-        let audit = self.audit.findings.iter().map(|finding| (finding.name, finding.rows));
+        let audit = self.audit.findings.iter().map(|finding| (finding.name.as_str(), finding.rows));
         audit.chain([("duplicates", self.duplicates.rows), ("contradictions", self.contradictions.rows)]).collect()
     }
 

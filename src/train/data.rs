@@ -209,7 +209,7 @@ fn read_rows(
     for chunk in rendered(dataset, renderer, 0, chosen) {
         for item in chunk? {
             records += 1;
-            let Some(rendered) = audit.take(&item.place, item.rendered, strict)? else { continue };
+            let Some(rendered) = audit.take(item.row, &item.place, item.rendered, strict)? else { continue };
             // The spans are for maps; training does without.
             let sequence = Sequence { spans: Vec::new(), ..rendered.sequence };
             if !sequence.has_targets() {

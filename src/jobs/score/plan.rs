@@ -19,7 +19,7 @@ use crate::jobs::watch::{Beginning, Watch};
 use crate::kernels::{Dtype, Kernels};
 use crate::model::{Info, Placement};
 use crate::provenance;
-use crate::tokens::{Audit, Drawn, RenderOptions, Renderer, Tokenizer, rendered};
+use crate::tokens::{Audit, Drawn, EqualRows, RenderOptions, Renderer, Tokenizer, rendered};
 
 /// A job with everything opened and checked.
 pub(crate) struct Plan {
@@ -223,7 +223,7 @@ fn survey(
     for chunk in rendered(dataset, renderer, 0, chosen) {
         for item in chunk? {
             totals.records += 1;
-            let Some(rendered) = audit.take(&item.place, item.rendered, strict)? else { continue };
+            let Some(rendered) = audit.take(item.row, &item.place, item.rendered, strict)? else { continue };
             let supervised = rendered.sequence.n_targets() as u64;
             if supervised > 0 {
                 totals.scored += 1;
@@ -241,10 +241,7 @@ fn survey(
         }
         watch.reading(totals.records);
     }
-    if n_equal > 0 {
-        let n = totals.scored;
-        audit.notes.push(format!("{n_equal} of {n} rows are equal to an earlier one, token by token, and count once more each."));
-    }
+    audit.equal = Some(EqualRows { rows: n_equal, of: totals.scored });
     Ok((audit, totals, planted))
 }
 
