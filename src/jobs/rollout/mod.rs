@@ -130,7 +130,10 @@ fn other_run(out: &Path) -> Error {
          kernel level (DIAGNOSE_KERNELS)",
     )
     .at(out)
-    .cure("Name another folder with --out, or remove this one.")
+    .cure(
+        "Name another folder with --out, or remove this one. A chat template that writes the date is another one every day: SOURCE_DATE_EPOCH sets the \
+         moment.",
+    )
 }
 
 /// The rows in the order of the data, each with its answers one after the other.

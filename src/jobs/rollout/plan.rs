@@ -152,25 +152,48 @@ impl Plan {
             // Not the addresses: any server of the model will do.
             Source::Servers(opened) => (AS_SERVED.to_owned(), opened.program()),
         };
+        // Without `..`, so that the compiler asks of a new option whether it decides about the answers. What is passed over here counts by what was
+        // found under its name, or decides about no answer.
+        let Job {
+            inputs: _,
+            read: ReadOptions { format: _, mapping, roles, strict: _ },
+            model: _,
+            base: _,
+            servers: _,
+            out: _,
+            dtype: _,
+            device: _,
+            render: RenderOptions { system, max_len: _, supervise: _, chat_template: _, template_switches, append_eos: _ },
+            max_len: _,
+            choice,
+            n,
+            max_new_tokens,
+            sampling,
+            stops,
+            at_once: _,
+            seed,
+            command: _,
+        } = job;
         let identity = json!({
             "program": provenance::build(),
             "files": identity_of_files(dataset.files()),
-            "mapping": format!("{:?}", job.read.mapping),
-            "roles": format!("{:?}", job.read.roles),
-            "choice": job.choice,
+            "mapping": format!("{mapping:?}"),
+            "roles": format!("{roles:?}"),
+            "choice": choice,
             "model": info.sha256,
             "template": renderer.template_sha256(),
-            "system": job.render.system,
-            "template_switches": job.render.template_switches,
+            "system": system,
+            "template_switches": template_switches,
             "max_len": max_len,
             "dtype": dtype,
             "kernel_level": kernel_level,
             "device": source.device(),
-            "n": job.n,
-            "max_new_tokens": job.max_new_tokens,
-            "sampling": job.sampling,
-            "stops": job.stops,
-            "seed": job.seed,
+            "n": n,
+            "ends": ends,
+            "max_new_tokens": max_new_tokens,
+            "sampling": sampling,
+            "stops": stops,
+            "seed": seed,
         });
         let identity = sha256(serde_json::to_string(&identity).context("cannot write down what identifies the run")?);
         let out = job.out.clone().unwrap_or_else(|| Path::new("runs").join(format!("rollout-{}", &identity[..8])));

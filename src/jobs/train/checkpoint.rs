@@ -64,7 +64,8 @@ impl Progress {
             }
             return Err(Error::new("this checkpoint belongs to another training run").cure(
                 "It has other options, data or another model, or was made by another version or commit of the program: give \
-                     another --out, or remove the folder to begin anew.",
+                     another --out, or remove the folder to begin anew. A chat template that writes the date is another one every \
+                     day: SOURCE_DATE_EPOCH sets the moment.",
             ));
         }
         Ok(())
