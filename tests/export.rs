@@ -314,6 +314,15 @@ fn what_cannot_be_is_refused_by_name_and_leaves_nothing() {
     let passed_over =
         export(&workdir, &["--format", "alpaca", "--out", "some.jsonl", "--decisions", &file, "--drop", "inexpressible"]);
     assert_eq!(passed_over["rows_dropped"], 1);
+    // What was decided about the same bytes, read otherwise.
+    workdir.run(&["rows.jsonl", "--model", "tiny.gguf", "--map", "messages=messages", "--out", "mapped", "--no-view"]).ok();
+    let mapped: Value = serde_json::from_slice(&std::fs::read(workdir.path("mapped/run.json")).unwrap()).unwrap();
+    let head = json!({"decisions": 1, "run": mapped["identity"], "data": mapped["data"], "maps": mapped["read"]["maps"]});
+    workdir.write("otherwise.jsonl", format!("{head}\n{}", json!({"row": 1, "action": "drop"})));
+    refused(
+        &["--decisions", "otherwise.jsonl"],
+        "which read these data as messages, --map messages=messages; this run read them as",
+    );
     refused(&["--drop", "rows=50"], "names row 50");
     refused(&["--drop", "colour"], "expected a rule for rows");
     workdir.write("other.jsonl", ROWS.replace("hi", "ho"));

@@ -8,7 +8,7 @@ use super::{output, runs};
 use crate::dataset::write::Target;
 use crate::diagnosis::gate::Gate;
 use crate::error::{Error, Result};
-use crate::format::thousands;
+use crate::format::{count, counted, thousands};
 use crate::jobs::export::{self, DropRule, Exported, Job, MaskRule};
 use crate::jobs::train;
 
@@ -118,9 +118,9 @@ fn summary(exported: &Exported) -> String {
         let _ = writeln!(out, "{text}");
     };
     line(format!(
-        "{} of {} rows written: {} dropped, {} masked, {} weighted",
+        "{} of {} written: {} dropped, {} masked, {} weighted",
         thousands(exported.rows_written),
-        thousands(exported.rows_read),
+        count(exported.rows_read, "row"),
         thousands(exported.rows_dropped),
         thousands(exported.rows_masked),
         thousands(exported.rows_weighted)
@@ -130,14 +130,14 @@ fn summary(exported: &Exported) -> String {
     }
     if exported.unreadable > 0 {
         line(format!(
-            "{} records could not be read, and are written only as they stand (--format read)",
-            thousands(exported.unreadable)
+            "{} written only as they stand (--format read)",
+            counted(exported.unreadable, "record could not be read, and such are", "records could not be read, and are")
         ));
     }
     if exported.conflicts_of_template > 0 {
         line(format!(
-            "{} conflicts are tokens of the template, which have no place in the text and cannot be masked",
-            thousands(exported.conflicts_of_template)
+            "{} of the template, which have no place in the text and cannot be masked",
+            counted(exported.conflicts_of_template, "conflict is one of the tokens", "conflicts are tokens")
         ));
     }
     if !exported.columns_left_out.is_empty() {
@@ -151,7 +151,7 @@ fn summary(exported: &Exported) -> String {
         line(format!("for the trainer  {}", path.display()));
     }
     if let Some(path) = &exported.rewrite {
-        line(format!("{} answers to write anew  {}", thousands(exported.candidates), path.display()));
+        line(format!("{} to write anew  {}", count(exported.candidates, "answer"), path.display()));
     }
     out
 }

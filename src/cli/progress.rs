@@ -11,7 +11,7 @@ use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use super::output;
 use crate::dataset::DataFile;
 use crate::error::{Context, Result};
-use crate::format::thousands;
+use crate::format::{count, thousands};
 use crate::jobs::watch::{Beginning, Watch};
 use crate::tokens::Audit;
 use crate::train::metrics::StepMetrics;
@@ -167,10 +167,10 @@ impl Watch for Terminal {
             output::say(&format!("The GPU is not used: {reason}"));
         }
         eprintln!(
-            "Scoring {} supervised tokens of {} in {} rows with {} on {} -> {}",
-            beginning.supervised,
-            beginning.tokens,
-            beginning.rows,
+            "Scoring {} of {} in {} with {} on {} -> {}",
+            count(beginning.supervised, "supervised token"),
+            thousands(beginning.tokens),
+            count(beginning.rows, "row"),
             beginning.model,
             beginning.device,
             beginning.out.display()

@@ -10,6 +10,7 @@ use crate::dataset::Shard;
 use crate::diagnosis::Report;
 use crate::diagnosis::quadrants::Thresholds;
 use crate::error::{Error, Result};
+use crate::format::count;
 use crate::jobs::score::{self, Job, Joining, Outcome};
 use crate::jobs::{folders, landscape};
 use crate::kernels::{Dtype, Kernels};
@@ -131,8 +132,8 @@ fn emit(args: Args, command_line: &str) -> Result<()> {
     drop(watch);
     let folder = emitted.script.parent().unwrap_or(Path::new("."));
     output::print(&format!(
-        "{} sequences for {}\nRun it where vLLM is, then score with its answers:\n  python {} MODEL\n  diagnose DATASET --model MODEL --answers {}\n",
-        emitted.sequences,
+        "{} for {}\nRun it where vLLM is, then score with its answers:\n  python {} MODEL\n  diagnose DATASET --model MODEL --answers {}\n",
+        count(emitted.sequences, "sequence"),
         emitted.script.display(),
         emitted.script.display(),
         folder.display()

@@ -9,7 +9,7 @@ use super::output::{self, quoted};
 use super::progress::Terminal;
 use crate::diagnosis::gate::method_names;
 use crate::error::{Error, Result};
-use crate::format::{divergence, number_with_interval, thousands};
+use crate::format::{count, divergence, n_tokens, number_with_interval, thousands};
 use crate::jobs::train::{self, Job, Outcome, Plan, TrainRecord};
 use crate::train::declared::{Declared, Group, Kind, answered_names, other_names, our_name};
 use crate::train::options::{DECLARED, Options};
@@ -194,7 +194,7 @@ fn emit(program: &str, options: &Options) -> Result<()> {
     let watch = Terminal::new();
     let (folder, rows) = train::emit(options, target, &watch)?;
     drop(watch);
-    output::print(&format!("{} rows and a configuration for {program} in {}\n", thousands(rows), folder.display()))
+    output::print(&format!("{} and a configuration for {program} in {}\n", count(rows, "row"), folder.display()))
 }
 
 fn plan_text(plan: &Plan, json: bool) -> Result<String> {
@@ -203,26 +203,25 @@ fn plan_text(plan: &Plan, json: bool) -> Result<String> {
     }
     let gib = plan.memory_bytes as f64 / (1u64 << 30) as f64;
     let mut text = format!(
-        "Training with {}\n{} sequences, {} tokens, {} of them supervised; {} sequences held out\n",
+        "Training with {}\n{}, {}, {} of them supervised; {} held out\n",
         plan.what,
-        thousands(plan.sequences),
-        thousands(plan.input_tokens),
+        count(plan.sequences, "sequence"),
+        n_tokens(plan.input_tokens),
         thousands(plan.supervised_tokens),
-        thousands(plan.validation_sequences),
+        count(plan.validation_sequences, "sequence"),
     );
-    text += &format!("{} steps, {} an epoch\n", thousands(plan.total_steps), thousands(plan.steps_per_epoch));
+    text += &format!("{}, {} an epoch\n", count(plan.total_steps, "step"), thousands(plan.steps_per_epoch));
     text += &format!("{} trained parameters, about {gib:.1} GiB of memory\n", thousands(plan.trained_parameters));
     let Some(preview) = plan.preview else {
         return Ok(text + "Nothing is trained with --dry-run; --method says by which loss, and --lora trains adapters alone\n");
     };
     text += &format!(
-        "On the first {} supervised tokens: cross-entropy {:.3}, mean weight {:.3}, as many effective tokens as {:.0} equal ones, \
-         {} confident conflicts\n",
-        thousands(preview.tokens),
+        "On the first {}: cross-entropy {:.3}, mean weight {:.3}, as many effective tokens as {:.0} equal ones, {}\n",
+        count(preview.tokens, "supervised token"),
         preview.cross_entropy,
         preview.mean_weight,
         preview.effective_tokens,
-        thousands(preview.confident_conflicts),
+        count(preview.confident_conflicts, "confident conflict"),
     );
     Ok(text)
 }
@@ -232,11 +231,11 @@ fn record_text(record: &TrainRecord, json: bool) -> Result<String> {
         return output::json(record);
     }
     let mut text = format!(
-        "Trained {} with {} for {} steps, {} tokens, at {:.0} tokens per second\n",
+        "Trained {} with {} for {}, {}, at {:.0} tokens per second\n",
         record.model.name,
         record.options.method,
-        thousands(record.steps),
-        thousands(record.input_tokens),
+        count(record.steps, "step"),
+        n_tokens(record.input_tokens),
         record.tokens_per_second,
     );
     text += &ending(record);
@@ -244,8 +243,8 @@ fn record_text(record: &TrainRecord, json: bool) -> Result<String> {
     let was = |value: Option<String>| value.map_or(String::new(), |value| format!(" ({value} before)"));
     if let Some(validation) = record.validation {
         text += &format!(
-            "{} held-out rows: cross-entropy {}{}, accuracy {:.1} %{}\n",
-            thousands(validation.rows),
+            "{}: cross-entropy {}{}, accuracy {:.1} %{}\n",
+            count(validation.rows, "held-out row"),
             number_with_interval(Some(validation.cross_entropy), validation.cross_entropy_ci95, 4),
             was(before.validation.map(|before| format!("{:.4}", before.cross_entropy))),
             100.0 * validation.accuracy,
@@ -254,9 +253,9 @@ fn record_text(record: &TrainRecord, json: bool) -> Result<String> {
     }
     if let Some(drift) = record.drift {
         text += &format!(
-            "General text ({} texts, {} tokens): mean KL from the base model {} nats, cross-entropy {:.4}{}\n",
-            drift.texts,
-            thousands(drift.tokens),
+            "General text ({}, {}): mean KL from the base model {} nats, cross-entropy {:.4}{}\n",
+            count(drift.texts, "text"),
+            n_tokens(drift.tokens),
             divergence(drift.kl, drift.kl_ci95),
             drift.cross_entropy,
             was(before.drift.map(|before| format!("{:.4}", before.cross_entropy))),

@@ -21,6 +21,7 @@ use crate::eval::{harness, retention, tasks};
 use crate::files::{write_json, write_text};
 use crate::format::thousands;
 use crate::jobs::watch::Watch;
+use crate::json;
 use crate::model::{DEFAULT_MODEL, Reference};
 use crate::report::diff::{self as report, Diff, Distance, What};
 use crate::table::{
@@ -51,7 +52,7 @@ pub(crate) struct Job {
 pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Diff> {
     let what = compared(job, watch)?;
     if job.fail_on_drop.is_some() && matches!(what, What::Scores(_)) {
-        return Err(Error::usage("--fail-on-drop is for evaluations; score runs have no accuracy"));
+        return Err(Error::usage("--fail-on-drop is for evaluations; score runs have no accuracy").cure("Leave it out."));
     }
     Ok(Diff { what, divergence: distance(job, watch)?, remarks: remarks(job)? })
 }
@@ -323,7 +324,7 @@ fn distance(job: &Job, watch: &dyn Watch) -> Result<Distance> {
 /// The record of what made a folder.
 fn read(path: &Path) -> Result<Value> {
     let bytes = std::fs::read(path).context_at(path, "cannot read what made the folder")?;
-    serde_json::from_slice(&bytes).context_at(path, "the file is no JSON")
+    json::from_slice(&bytes).context_at(path, "the file is no JSON")
 }
 
 /// The model that a side is, or was made with.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::train;
 use crate::error::Error;
 use crate::eval::results::{SCORES_FILE, read_scores};
+use crate::format::count;
 use crate::table::{PARTS_FOLDER, TOKENS_FILE};
 
 /// Is it the folder of finished scores, which can be sorted again? Where a run was killed while it joined its parts, sorting does that.
@@ -91,8 +92,10 @@ fn known(folder: &Path) -> Option<Error> {
             false => String::new(),
         };
         let what = format!(
-            "this is the folder of a training run ({}, {} steps from {}), and no scores of data",
-            record.options.method, record.steps, record.model.name
+            "this is the folder of a training run ({}, {} from {}), and no scores of data",
+            record.options.method,
+            count(record.steps, "step"),
+            record.model.name
         );
         return Some(of(&what).cure(format!(
             "`diagnose DATASET --model {}` scores data with what it has learnt; metrics.jsonl and maps/ in it tell how.{again}",

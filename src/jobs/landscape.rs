@@ -55,9 +55,12 @@ pub(crate) fn run(job: &Job) -> Result<Outcome> {
                 .cure("Sort them again by the same: `diagnose RUN --thresholds fixed`."));
         }
         if run.record.vocab_size != first.record.vocab_size {
-            return Err(
-                Error::new("the runs are of models with different vocabularies, whose entropies do not compare").at(folder)
-            );
+            return Err(Error::new(format!(
+                "the runs are of models with different vocabularies, whose entropies do not compare: {} tokens, and here {}",
+                first.record.vocab_size, run.record.vocab_size
+            ))
+            .at(folder)
+            .cure("Name runs of models with one tokenizer."));
         }
     }
     let landscapes: Vec<Landscape> = runs.iter().map(|run| Landscape::read(&run.tables)).collect::<Result<_>>()?;

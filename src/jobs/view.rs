@@ -122,6 +122,7 @@ struct Seen<'a> {
     record: &'a RunRecord,
     title: String,
     data: serde_json::Value,
+    read: serde_json::Value,
     report: Report,
     gates: Vec<(String, Weight)>,
     /// The conflicts of the rows that are shown, with their kinds; `None` where the run has no kinds.
@@ -139,7 +140,9 @@ impl<'a> Seen<'a> {
         let shown = shown(&tables, &read_rows(&folder.join(ROWS_FILE))?, &of_form, most_tokens)?;
         let conflicts = report.kinds.is_some().then(|| conflicts_of(folder, &shown)).transpose()?;
         if shown.of_rows == 0 {
-            return Err(Error::new("the run has no token: there is nothing to look at").at(folder));
+            return Err(Error::new("the run has no token: there is nothing to look at")
+                .at(folder)
+                .cure("Its report.md says why no row has one."));
         }
         let turns = data.map(|(dataset, chosen)| turns_of(&shown, dataset, chosen)).transpose()?;
         let name = folder.file_name().map(|name| name.to_string_lossy().into_owned());
@@ -147,6 +150,8 @@ impl<'a> Seen<'a> {
             record,
             title: name.unwrap_or_else(|| record.data_names()),
             data: serde_json::to_value(&record.data).context("cannot write down the data files")?,
+            read: serde_json::to_value(record.read.clone().unwrap_or_default())
+                .context("cannot write down how they were read")?,
             report,
             gates: gates(&tables)?,
             conflicts,
@@ -161,6 +166,7 @@ impl<'a> Seen<'a> {
             title: self.title.clone(),
             identity: &self.record.identity,
             data: &self.data,
+            read: &self.read,
             data_names: self.record.data_names(),
             model: &self.record.model.name,
             vocab_size: self.record.vocab_size,

@@ -23,6 +23,7 @@ use super::turns::{Answer, Conversation, Habits, Layout, Placed, lay_out};
 use super::{Sequence, Span, lost, python};
 use crate::dataset::{Example, Role, Turn, embedded_json};
 use crate::error::{Error, Result};
+use crate::files::sha256;
 
 /// Which tokens are targets of the loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
@@ -101,6 +102,7 @@ pub struct Renderer {
     pub(super) template: Option<(ChatTemplate, Habits)>,
     /// The template named `tool_use`, for conversations with tools; absent where the model has one template for all.
     tool_use: Option<(ChatTemplate, Habits)>,
+    template_sha256: Option<String>,
     options: RenderOptions,
 }
 
@@ -131,12 +133,20 @@ impl Renderer {
         };
         let tool_use = template.as_mut().and_then(ChatTemplate::take_tool_use).map(learnt).transpose()?;
         let template = template.map(learnt).transpose()?;
-        Ok(Self { tokenizer, template, tool_use, options })
+        let switches = options.template_switches.as_ref().map(python::from_json);
+        let dated = template.iter().chain(&tool_use).filter_map(|(template, _)| template.dated(switches.as_ref()));
+        let dated: Vec<String> = dated.collect();
+        let template_sha256 = template.as_ref().map(|(template, _)| match dated.is_empty() {
+            true => template.sha256().to_owned(),
+            false => sha256(format!("{}\n{}", template.sha256(), dated.join("\n"))),
+        });
+        Ok(Self { tokenizer, template, tool_use, template_sha256, options })
     }
 
-    /// SHA-256 of the source of the chat template that is used, in hexadecimal; `None` without a template.
+    /// SHA-256 of the source of the chat template that is used, in hexadecimal, and of the date, if it writes that into a conversation; `None`
+    /// without a template.
     pub fn template_sha256(&self) -> Option<&str> {
-        self.template.as_ref().map(|(template, _)| template.sha256())
+        self.template_sha256.as_deref()
     }
 
     /// The tokenizer that the examples go through.

@@ -6,15 +6,14 @@
 
 use serde_json::Value;
 
-use super::Span;
 use super::audit::Drawn;
 use super::render::{Rendered, Renderer};
 use super::template::ChatTemplate;
 use super::tokenizer::Token;
 use super::turns::{Habits, Layout};
+use super::{Span, fingerprint};
 use crate::dataset::{Example, Role, Rollout, Turn};
 use crate::error::{Error, Result};
-use crate::files::sha256;
 
 /// What a model is given to answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,10 +24,9 @@ pub struct Prompt {
     pub n_turns: usize,
 }
 
-/// The beginning of SHA-256 over the tokens of a prompt.
+/// The [`fingerprint`] of a prompt, in hexadecimal.
 pub fn fingerprint_of_prompt(ids: &[u32]) -> String {
-    let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
-    sha256(bytes)[..16].to_owned()
+    format!("{:016x}", fingerprint(ids))
 }
 
 impl Renderer {

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use crate::dataset::write::Target;
 use crate::error::{Context, Error, Result};
 use crate::files::{file_name, write_json, write_text};
+use crate::json;
 
 const DATASET_INFO: &str = "dataset_info.json";
 
@@ -18,7 +19,7 @@ pub(super) fn write(target: Target, out: &Path, is_table: bool) -> Result<Option
         Target::LlamaFactory => {
             let path = out.with_file_name(DATASET_INFO);
             let mut info = match std::fs::read(&path) {
-                Ok(bytes) => serde_json::from_slice::<Map<String, Value>>(&bytes)
+                Ok(bytes) => json::from_slice::<Map<String, Value>>(&bytes)
                     .context_at(&path, "expected LLaMA-Factory's dataset_info.json, to which the data set is added")?,
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => Map::new(),
                 Err(error) => return Err(Error::new("cannot read the file").at(&path).caused_by(error)),

@@ -113,7 +113,7 @@ pub(crate) fn export(job: &Job) -> Result<Exported> {
             .cure("Name another file."));
     }
     let decisions = match &job.decisions {
-        Some(path) => Decisions::read(path, files)?,
+        Some(path) => Decisions::read(path, &run.record.identity, &run.dataset)?,
         None => Decisions::default(),
     };
     let wanted = Wanted { drop: job.drop.clone(), mask: job.mask.clone(), weight: job.weight, select: job.select, decisions };

@@ -75,10 +75,6 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
     let wanted = Wanted { rows: &rows, repeats: job.n, way: &way, request: &|prompt, draw| request(&plan, job, prompt, draw) };
     let began = Instant::now();
     let written = write_open(&author, &wanted, &mut journal, &mut entries, watch)?;
-    if let Err(changed) = author.check_unchanged() {
-        journal.remove()?;
-        return Err(changed);
-    }
     let seconds = began.elapsed().as_secs_f64();
 
     watch.stage("Writing the rows");
@@ -134,7 +130,10 @@ fn other_run(out: &Path) -> Error {
          kernel level (DIAGNOSE_KERNELS)",
     )
     .at(out)
-    .cure("Name another folder with --out, or remove this one.")
+    .cure(
+        "Name another folder with --out, or remove this one. A chat template that writes the date is another one every day: SOURCE_DATE_EPOCH sets the \
+         moment.",
+    )
 }
 
 /// The rows in the order of the data, each with its answers one after the other.
