@@ -7,7 +7,7 @@ use super::output;
 use super::progress::Terminal;
 use super::rows::RowArgs;
 use crate::error::Result;
-use crate::format::{count, counted, thousands};
+use crate::format::{count, counted, harmless, thousands};
 use crate::jobs::check::{self, Checked, Job, Repeated};
 
 /// Say in seconds whether what you think is trained is really trained
@@ -80,11 +80,11 @@ fn summary(found: &Checked, max_len: usize, coloured: bool) -> String {
     for file in &found.files {
         line(format!("{}: {}, {}", file.path.display(), file.format, count(file.bytes, "byte")));
     }
-    let skipped = found.records - found.rows;
     line(format!(
-        "{} read, {} with something to learn, {skipped} without; {} of {} learnt by {}",
+        "{} read, {} with something to learn, {} without; {} of {} learnt by {}",
         count(found.records, "row"),
         thousands(found.rows),
+        thousands(found.records - found.rows),
         thousands(found.supervised),
         counted(found.tokens, "token is", "tokens are"),
         found.model
@@ -95,10 +95,11 @@ fn summary(found: &Checked, max_len: usize, coloured: bool) -> String {
     ));
     for shown in &found.shown {
         line(format!("\n{}", shown.place));
-        let marked = shown.pieces.iter().map(|piece| match (piece.supervised, coloured) {
-            (false, _) => piece.text.clone(),
-            (true, false) => format!("[[{}]]", piece.text),
-            (true, true) => format!("\x1b[32m[[{}]]\x1b[0m", piece.text),
+        let marked = shown.pieces.iter().map(|piece| (piece.supervised, harmless(&piece.text, &[])));
+        let marked = marked.map(|(supervised, text)| match (supervised, coloured) {
+            (false, _) => text,
+            (true, false) => format!("[[{text}]]"),
+            (true, true) => format!("\x1b[32m[[{text}]]\x1b[0m"),
         });
         line(marked.collect::<String>().trim_end().to_owned());
     }
@@ -115,6 +116,6 @@ fn summary(found: &Checked, max_len: usize, coloured: bool) -> String {
     if audit.is_empty() {
         line("The audit found nothing.".to_owned());
     }
-    audit.into_iter().for_each(|text| line(output::fitted(&text)));
+    audit.into_iter().for_each(|text| line(output::fitted(&harmless(&text, &[]))));
     out
 }

@@ -128,10 +128,15 @@ fn summary(exported: &Exported) -> String {
     if let Some(thresholds) = &exported.thresholds {
         line(format!("conflicts are those that the run is sorted by: {thresholds}"));
     }
-    if exported.unreadable > 0 {
+    let (unreadable, left_out) = (exported.unreadable, exported.unreadable_left_out);
+    if unreadable > left_out {
+        let copied = counted(unreadable - left_out, "record could not be read, and is", "records could not be read, and are");
+        line(format!("{copied} written as they stand"));
+    }
+    if left_out > 0 {
         line(format!(
-            "{} written only as they stand (--format read)",
-            counted(exported.unreadable, "record could not be read, and such are", "records could not be read, and are")
+            "{} left out: only lines of JSON Lines are copied as they stand, by --format read",
+            counted(left_out, "record could not be read, and is", "records could not be read, and are")
         ));
     }
     if exported.conflicts_of_template > 0 {
