@@ -16,7 +16,7 @@ use crate::jobs::train;
 ///
 /// Rows keep their order and, with --format read, their form; without a decision JSON Lines are the same to the byte. Beside it stands
 /// NAME.changes.jsonl, which says of each row that was touched what was done and why. A row that the format cannot hold is an
-/// error, and no file is written. `diagnose train` and the trainers named by the format honour the masks.
+/// error, and no file is written; rows that the run did not read are counted and not written. `diagnose train` and the trainers named by the format honour the masks.
 ///
 /// Of a checkpoint of a training run (RUN/checkpoints/step-NNNNNNNN.safetensors) the model is written, as `model/` or `adapter/` in the
 /// folder --out, which every --model takes.
@@ -125,6 +125,12 @@ fn summary(exported: &Exported) -> String {
         thousands(exported.rows_masked),
         thousands(exported.rows_weighted)
     ));
+    if exported.rows_not_read > 0 {
+        line(format!(
+            "{} rows of the data were not read by the run (--limit, --sample or --shard), and are not written",
+            thousands(exported.rows_not_read)
+        ));
+    }
     if let Some(thresholds) = &exported.thresholds {
         line(format!("conflicts are those that the run is sorted by: {thresholds}"));
     }

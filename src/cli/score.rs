@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use serde_json::json;
+
 use super::output;
 use super::progress::Terminal;
 use super::rows::RowArgs;
@@ -134,9 +136,14 @@ fn emit(args: Args, command_line: &str) -> Result<()> {
     args.servers.check()?;
     let top_k = args.servers.top_logprobs;
     let watch = Terminal::new();
+    let as_json = args.json;
     let emitted = score::emit(&job(args, command_line)?, top_k, &watch)?;
     drop(watch);
     let folder = emitted.script.parent().unwrap_or(Path::new("."));
+    if as_json {
+        let found = json!({"out": folder, "sequences": emitted.sequences, "script": emitted.script});
+        return output::print(&output::json(&found)?);
+    }
     output::print(&format!(
         "{} for {}\nRun it where vLLM is, then score with its answers:\n  python {} MODEL\n  diagnose DATASET --model MODEL --answers {}\n",
         count(emitted.sequences, "sequence"),
@@ -220,7 +227,7 @@ fn job(args: Args, command_line: &str) -> Result<Job> {
         render: args.rows.render()?,
         choice: args.rows.choice(),
         shard: args.shard,
-        thresholds: args.thresholds.unwrap_or_default(),
+        thresholds: args.thresholds,
         with_page: !args.no_view,
         in_context: args.in_context,
         command: command_line.to_owned(),

@@ -3,10 +3,12 @@
 use std::path::PathBuf;
 
 use clap::parser::ValueSource;
-use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches};
+use clap::{Arg, ArgAction, ArgMatches, Args as _, Command, FromArgMatches};
+use serde_json::json;
 
 use super::output::{self, quoted};
 use super::progress::Terminal;
+use super::rows::RowArgs;
 use crate::diagnosis::gate::method_names;
 use crate::error::{Error, Result};
 use crate::format::{count, divergence, n_tokens, number_with_interval, thousands};
@@ -173,7 +175,7 @@ pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
     }
     let options = Options::resolve(args.config.as_deref(), overrides(&args.typed, &args.set)?)?;
     if let Some(program) = &args.emit {
-        return emit(program, &options);
+        return emit(program, &options, args.json);
     }
     let watch = Terminal::heeding_interrupts()?;
     let job = Job { options, dry_run: args.dry_run, must_resume: args.resume, command: command_line.to_owned() };
@@ -189,11 +191,14 @@ pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
     }
 }
 
-fn emit(program: &str, options: &Options) -> Result<()> {
+fn emit(program: &str, options: &Options, as_json: bool) -> Result<()> {
     let target = program.parse()?;
     let watch = Terminal::new();
     let (folder, rows) = train::emit(options, target, &watch)?;
     drop(watch);
+    if as_json {
+        return output::print(&output::json(&json!({"out": folder, "rows": rows}))?);
+    }
     output::print(&format!("{} and a configuration for {program} in {}\n", count(rows, "row"), folder.display()))
 }
 
@@ -275,10 +280,35 @@ fn next(record: &TrainRecord) -> String {
     let base = named("model", &record.options.model) + &named("base", &record.options.base);
     let result = quoted(&record.result.display().to_string());
     let data = record.options.datasets.iter().map(|name| quoted(name)).collect::<Vec<_>>().join(" ");
+    let read_as = read_as(&record.options);
     format!(
-        "What it learnt    diagnose {data} --model {result}\n\
+        "What it learnt    diagnose {data} --model {result}{read_as}\n\
          What it forgot    diagnose eval{base} --out before; diagnose eval --model {result} --out after; diagnose diff before after\n"
     )
+}
+
+/// The options by which another command reads and masks the data as the training did.
+fn read_as(options: &Options) -> String {
+    let table = |options: &Options| toml::Table::try_from(options).unwrap_or_default();
+    let (own, plain) = (table(options), table(&Options::default()));
+    let of_rows = RowArgs::augment_args(Command::new("rows"));
+    let names = of_rows.get_arguments().filter_map(|argument| argument.get_long());
+    let mut text = String::new();
+    for name in names.filter(|name| *name != "seed" || options.sample.is_some()) {
+        let Some(value) = own.get(name).filter(|value| plain.get(name) != Some(value)) else { continue };
+        let values = match value {
+            toml::Value::Array(values) => values.as_slice(),
+            value => std::slice::from_ref(value),
+        };
+        for value in values {
+            text += &match value {
+                toml::Value::Boolean(_) => format!(" --{name}"),
+                toml::Value::String(value) => format!(" --{name} {}", quoted(value)),
+                value => format!(" --{name} {value}"),
+            };
+        }
+    }
+    text
 }
 
 /// Why the run ended before its last step, and which of its models was kept, where that needs saying.
@@ -305,7 +335,6 @@ fn ending(record: &TrainRecord) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::Args as _;
 
     fn typed(arguments: &[&str]) -> Result<Options> {
         let command = Args::augment_args(Command::new("train"));
@@ -332,6 +361,23 @@ mod tests {
                 assert_eq!(with(&[&flag, &default]), with(&[]), "{flag}");
                 assert_eq!(with(&["--set", &format!("{}={default}", declared.name())]), with(&[]));
             }
+        }
+    }
+
+    #[test]
+    fn the_data_are_read_again_as_they_were_trained_on() {
+        let said = |arguments: &[&str]| read_as(&typed(arguments).unwrap());
+        assert_eq!(said(&["--lr", "1e-3", "--seed", "3"]), "");
+        let arguments =
+            ["--map", "prompt=frage", "--map", "completion=die antwort", "--max-len", "512", "--append-eos", "--sample", "9"];
+        let text = said(&[&arguments[..], &["--seed", "3", "--supervise", "last"]].concat());
+        let expected =
+            " --max-len 512 --sample 9 --seed 3 --map prompt=frage --map 'completion=die antwort' --append-eos --supervise last";
+        assert_eq!(text, expected);
+        // Every option of rows is one of training, of the same name.
+        let of_rows = RowArgs::augment_args(Command::new("rows"));
+        for name in of_rows.get_arguments().filter_map(|argument| argument.get_long()) {
+            assert!(DECLARED.iter().any(|declared| declared.name() == name), "{name}");
         }
     }
 

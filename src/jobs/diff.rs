@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::eval::{self, Named, Way};
 use super::folders::names;
-use super::score::{RUN_FILE, RunRecord, SUMMARY_FILE, find_data, read_listed, read_record};
+use super::score::{RUN_FILE, RunRecord, find_data, read_finished_report, read_listed, read_record};
 use super::view;
 use crate::diagnosis::kinds as conflict;
 use crate::diagnosis::learnt::Verdict;
@@ -122,13 +122,8 @@ fn other_rows(records: [&Value; 2], [before, after]: [&String; 2]) -> Result<Vec
     if records[0]["template_sha256"] != records[1]["template_sha256"] {
         said.push(format!("{before} and {after} were rendered by two templates: the same text need not stand at the same place"));
     }
-    let thresholds = [before, after].map(|folder| {
-        let summary = read(&Path::new(folder).join(SUMMARY_FILE))?;
-        let thresholds = serde_json::from_value::<Resolved>(summary["thresholds"].clone());
-        thresholds.context_at(folder, "cannot read the thresholds in summary.json")
-    });
-    let [own, other] = thresholds;
-    let (own, other) = (own?, other?);
+    let thresholds = |folder: &str| -> Result<Resolved> { Ok(read_finished_report(Path::new(folder))?.summary.thresholds) };
+    let (own, other) = (thresholds(before)?, thresholds(after)?);
     if own != other {
         said.push(format!(
             "{before} was sorted by {own}, and {after} by {other}: tokens have moved between the quadrants for that, too"

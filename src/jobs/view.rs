@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use super::folders;
-use super::score::{RUN_FILE, RunRecord, find_data, read_record};
+use super::score::{RUN_FILE, RunRecord, find_data, read_finished_report, read_record};
 use crate::dataset::{Chosen, Dataset, Turn};
 use crate::diagnosis::Report;
 use crate::diagnosis::bounded::Bounded;
@@ -16,7 +16,7 @@ use crate::diagnosis::population::{Needs, Population};
 use crate::diagnosis::quadrants::Resolved;
 use crate::diagnosis::shown::{Shown, rows_shown, shown};
 use crate::error::{Context, Error, Result};
-use crate::files::{read_existing_json, write_text};
+use crate::files::write_text;
 use crate::report::view::{self, Run, Subject};
 use crate::table::{
     self, Alternative, CONFLICTS_FILE, KnownConflict, ROWS_FILE, TOKENS_FILE, read_alternatives, read_conflicts, read_rows,
@@ -173,7 +173,7 @@ struct Seen<'a> {
 
 impl<'a> Seen<'a> {
     fn of(folder: &Path, record: &'a RunRecord, data: Option<(&Dataset, &Chosen)>, most_tokens: usize) -> Result<Seen<'a>> {
-        let report: Report = read_existing_json(&folder.join("summary.json"))?;
+        let report = read_finished_report(folder)?;
         let tables = [folder.join(TOKENS_FILE)];
         let of_form = conflicts_of_form(folder, report.kinds.is_some())?;
         let shown = shown(&tables, &read_rows(&folder.join(ROWS_FILE))?, &of_form, most_tokens)?;

@@ -26,6 +26,8 @@ pub struct RowAudit {
     pub special_in_content: bool,
     /// An answer follows another text than the generation prompt.
     pub unlike_prompt: bool,
+    /// Prompt and answer are joined as they stand, since the model has no chat template.
+    pub without_template: bool,
     /// The row has tools or tool calls that the template does not render.
     pub dropped_fields: bool,
     /// The template does not render the system prompt.
@@ -145,6 +147,13 @@ const CHECKS: &[Check] = &[
         finding: "have an answer without a supervised end-of-turn token",
         meaning: "A model trained on them does not learn to stop.",
         cure: "Check that the template closes the assistant's turn with a special token, inside the {% generation %} block if it has one.",
+    },
+    Check {
+        name: "without_template",
+        holds: |row| row.without_template,
+        finding: "are joined as they stand, the answer right behind the prompt: the model has no chat template",
+        meaning: "That is how TRL joins prompts and completions that are texts; of conversations it refuses it.",
+        cure: "Nothing to do if that is what you want; else give a template by --chat-template FILE, or use the model that was made for conversations.",
     },
     Check {
         name: "missing_end_of_text",
@@ -270,14 +279,14 @@ const CHECKS: &[Check] = &[
         holds: |row| row.truncated.is_some(),
         finding: "are longer than --max-len and were cut",
         meaning: "What is beyond it is not scored.",
-        cure: "Raise --max-len if memory allows.",
+        cure: "Raise --max-len where the model takes more and memory allows; else divide these rows.",
     },
     Check {
         name: "answer_cut",
         holds: |row| row.answer_cut,
         finding: "lost a part of an answer by that",
         meaning: "A model trained on them does not learn how these answers end.",
-        cure: "Raise --max-len, or leave these rows out of training.",
+        cure: "Raise --max-len where the model takes more, or divide these rows or leave them out of training.",
     },
 ];
 

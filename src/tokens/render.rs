@@ -281,7 +281,19 @@ impl Renderer {
     }
 
     fn lay_out_plain(&self, example: &Example) -> Result<Layout> {
-        let cure = "Use a model with a chat template.";
+        let cure =
+            "Give one by --chat-template FILE, or use the model that was made for conversations (often called Instruct or it).";
+        // A prompt and what completes it may stand side by side; who speaks in a conversation has to be written, and only a template says how.
+        let is_pair = matches!(
+            example.turns.iter().map(|turn| turn.role).collect::<Vec<_>>()[..],
+            [Role::Assistant] | [Role::User, Role::Assistant]
+        );
+        if !is_pair {
+            let roles: Vec<String> = example.turns.iter().map(|turn| turn.role.name().to_owned()).collect();
+            let found =
+                format!("the row is a conversation ({}), which the model has no chat template to write", roles.join(", "));
+            return Err(Error::new(found).cure(cure));
+        }
         if example.tools.is_some() || example.turns.iter().any(|turn| turn.tool_calls.is_some() || turn.reasoning.is_some()) {
             return Err(Error::new("tools and reasoning have no plain form, and the model has no chat template").cure(cure));
         }
@@ -397,6 +409,7 @@ impl Renderer {
             empty_think_supervised: !is_text && chosen().any(|answer| has_empty_think(&layout.text[answer.range.clone()])),
             special_in_content: tokens.iter().any(|token| self.tokenizer.is_special(token.id) && in_content(token)),
             unlike_prompt: layout.unlike_prompt,
+            without_template: !is_text && self.template_of(example).is_none(),
             truncated: None,
             answer_cut: false,
             drawn: None,

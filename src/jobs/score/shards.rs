@@ -21,6 +21,7 @@ use crate::error::{Context, Error, Result};
 use crate::files::{file_name, hold, read_json, write_json};
 use crate::jobs::folders;
 use crate::jobs::watch::Watch;
+use crate::jobs::work::{Work, check_free};
 use crate::table::{PARTS_FOLDER, ROWS_FILE, TOKENS_FILE, join_shards, read_rows};
 use crate::tokens::{Audit, EqualRows};
 
@@ -222,6 +223,7 @@ fn join(shards: &[Found], joining: &Joining, watch: &dyn Watch) -> Result<PathBu
     let out = joining.out.map_or_else(|| beside(first), Path::to_owned);
     let whole = &first.shard.whole;
     let record = joined_record(shards, joining.command)?;
+    check_free(&out, Work::Scores)?;
     if out.join(RUN_FILE).exists() {
         let found = read_record(&out.join(RUN_FILE))?;
         if found.identity != *whole {
@@ -239,7 +241,7 @@ fn join(shards: &[Found], joining: &Joining, watch: &dyn Watch) -> Result<PathBu
         let thresholds = common_thresholds(shards)?;
         // The page is written again by who wants it.
         if sorted_by(&out)?.is_none_or(|found| found.preset != thresholds.to_string()) {
-            sort_again(&out, Some(thresholds), false, joining.command, watch)?;
+            sort_again(&out, &[], Some(thresholds), false, joining.command, watch)?;
         }
     }
     Ok(out)

@@ -10,6 +10,7 @@ use crate::error::{Context, Error, Result};
 use crate::files::sha256;
 use crate::format::count;
 use crate::jobs::watch::{Watch, fetching};
+use crate::jobs::work::{Work, check_free};
 use crate::jobs::{identity_of_files, level};
 use crate::kernels::level::Level;
 use crate::model::{Reference, text_of};
@@ -80,6 +81,7 @@ impl Opened {
         let own_identity = identity(&options, &made_of)?;
         let out = options.out.clone().unwrap_or_else(|| Path::new("runs").join(format!("train-{}", &own_identity[..8])));
         let opened = Opened { options, out, command, dataset, validation, reference, model_sha256, identity: own_identity };
+        check_free(&opened.out, Work::Training)?;
         if let Some(record) = opened.record()?.filter(|record| record.identity != opened.identity) {
             let Options { epochs, max_steps, .. } = record.options;
             let as_long = Options { epochs, max_steps, ..opened.options.clone() };

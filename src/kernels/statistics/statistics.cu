@@ -19,6 +19,8 @@
 #define MINUS_INFINITY __int_as_float(0xff800000)
 #define NOT_A_NUMBER __int_as_float(0x7fc00000)
 #define LOG2_E 1.4426950408889634f
+// As in reference.rs.
+#define LEAST_EXACT 1e-290
 
 // What one pass over a row leaves for `finish`.
 struct RowSums {
@@ -239,10 +241,10 @@ finish(const RowSums* row_sums, const float* top_logits, TokenStatistics* statis
     // One NaN or +inf makes `e d` NaN; nothing but -inf leaves no mass.
     if (total > 0.0 && others.e_d - others.e_d == 0.0) {
         double ed = e > 0.0 ? e * d : 0.0, edd = e > 0.0 ? e * d * d : 0.0;
-        // ln p = -ln(1 + others / e), exact also where p is close to 1.
+        // ln p = -ln(1 + others / e), exact also where p is close to 1; where e has lost its digits, or all of it, others is the total.
         double ln_total = d == 0.0 ? log1p(others.e) : log(total);
         double mean_d = (others.e_d + ed) / total, not_target = others.e / total;
-        out.logprob = (float)(e > 0.0 ? -log1p(others.e / e) : d - ln_total);
+        out.logprob = (float)(e > LEAST_EXACT ? -log1p(others.e / e) : d - ln_total);
         out.entropy = (float)(ln_total - mean_d);
         out.entropy_topk = (float)(top_k > 1 ? (log(top_e) - top_ed / top_e) / log((double)top_k) : 0.0);
         out.rank = 1 + others.n_larger;

@@ -187,6 +187,21 @@ fn a_target_close_to_certainty_keeps_its_digits() {
     }
 }
 
+/// Between exp(-709) and exp(-745), f64 has numbers of few digits, and below none.
+#[test]
+fn a_target_of_next_to_no_mass_keeps_its_digits() {
+    for d in [-600.0f32, -697.0, -705.0, -709.5, -712.0, -720.0, -733.0, -744.0, -745.5, -800.0, -10_000.0] {
+        // Of 1,000 words all but the target have the same mass.
+        let mut logits = vec![3.0; 1000];
+        logits[17] = 3.0 + d;
+        let expected = f64::from(d) - 999f64.ln();
+        for (name, got) in all_ways(&logits, &[17], 20) {
+            let error = (f64::from(got[0].logprob) / expected - 1.0).abs();
+            assert!(error < 1e-6, "{name}: {} for {expected}", got[0].logprob);
+        }
+    }
+}
+
 #[test]
 fn nan_and_infinity_spoil_the_whole_row_and_no_other() {
     for spoiler in [f32::NAN, f32::INFINITY] {
