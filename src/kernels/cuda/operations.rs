@@ -579,12 +579,13 @@ impl AttentionPlan {
     ) -> AttentionPlan {
         let views: Vec<View> = views.filter(|view| !view.tokens.is_empty()).collect();
         // Large tiles read each key once for 128 tokens, but stand idle where segments are short.
-        let long: usize = views.iter().map(|view| view.tokens.len()).filter(|&len| len > 96).sum();
+        let lens = || views.iter().map(|view| view.tokens.len());
+        let (all, long): (usize, usize) = (lens().sum(), lens().filter(|&len| len > 96).sum());
         let small = Blocking { warps: 4, row_tiles: 1 };
         let large = [Blocking { warps: 4, row_tiles: 2 }, Blocking { warps: 8, row_tiles: 1 }];
         let large =
             large.into_iter().find(|large| shape.head_dim <= 128 && large.shared_bytes(shape.head_dim, dtype) <= shared_bytes);
-        let blocking = large.filter(|_| 2 * long >= tokens).unwrap_or(small);
+        let blocking = large.filter(|_| long > 0 && 2 * long >= all).unwrap_or(small);
         let queries = blocking.queries(shape, dtype);
         let mut tiles: Vec<(usize, [u32; AttentionPlan::TILE_WORDS])> = Vec::new();
         let (mut ranges, mut kv_rows) = (Vec::new(), 0);
