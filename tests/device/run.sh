@@ -218,7 +218,7 @@ if has "$steps" alike; then
     for model in $models; do
         made $model || continue
         step "answers of $model, alone and together" 10 60 "$own" python3 "$here/written.py" alike "$work/diagnose" "$rows/$model" \
-            "$rows/rows-512.jsonl" "${answers[@]}" --device "$device" --out "$work/alike" --errors "$work/errors.txt"
+            "$rows/rows-512.jsonl" "${answers[@]}" --words 200 --device "$device" --out "$work/alike" --errors "$work/errors.txt"
         record alike <"$work/output"
     done
 fi
@@ -250,13 +250,16 @@ if has "$steps" speed; then
     step products 8 40 python3 "$here/products.py" && record products <"$work/output"
 fi
 
-# Answers: tokens/s of 1, 16 and 64 at once.
+# Answers: tokens/s of 1, 16 and 64 at once; and of long prompts, which are answered with one.
 if has "$steps" written; then
     for model in $models; do
         [ $model != 0.6b ] && made "$model" || continue
         step "answers of $model" 10 40 "$own" python3 "$here/written.py" ours "$work/diagnose" "$rows/$model" "$rows/rows-512.jsonl" \
             "${answers[@]}" --device "$device" --out "$work/written" --errors "$work/errors.txt"
         record written <"$work/output"
+        step "prompts of $model" 10 40 "$own" python3 "$here/written.py" ours "$work/diagnose" "$rows/$model" "$rows/rows-512.jsonl" \
+            --words 300 --tokens 1 --at-once 64 --device "$device" --out "$work/written" --errors "$work/errors.txt"
+        record prompts <"$work/output"
     done
 fi
 

@@ -35,6 +35,13 @@ __device__ __forceinline__ float exp2_fast(float x) {
     return y;
 }
 
+// The larger one, or NaN where one is.
+__device__ __forceinline__ float max_or_nan(float a, float b) {
+    float y;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+    return y;
+}
+
 __device__ __forceinline__ u32 shared_address(const void* pointer) { return (u32)__cvta_generic_to_shared(pointer); }
 
 // 16 bytes, or zeros, to shared memory; they are there once they were waited for.

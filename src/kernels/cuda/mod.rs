@@ -7,6 +7,7 @@
 //! product.rs    `x W^T` by cuBLASLt; shape.rs what its algorithm depends on
 //! operations.rs norms, gates, rows, attention, the head's statistics: checks, then launches
 //! experts.rs    the same for experts: who computes which tokens; grouped.rs their products; delta.rs for the gated delta rule
+//! step_rows.rs  where the tokens of a step of writing stand in its batch
 //! pages.rs      keys and values of sequences that are being written, and the attention of their last tokens; states.rs what the delta
 //!               rule remembers of them
 //! hosted.rs     the same for tensors of the host
@@ -29,6 +30,7 @@ mod pages;
 mod product;
 mod shape;
 mod states;
+mod step_rows;
 #[cfg(test)]
 mod tests;
 
@@ -45,3 +47,4 @@ pub use pages::{DEVICE_PAGE, LastRoom, PagedKeys, StepLists, StepPlan};
 pub use product::Weight;
 pub use shape::{Rows, TILE};
 pub use states::{KeptStates, StatesLists, StatesPlan};
+pub use step_rows::StepRows;

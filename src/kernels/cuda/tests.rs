@@ -199,17 +199,34 @@ fn attention_in_bf16_of_many_lengths() {
     }
 }
 
-/// Projections with gates and a bias, both kinds of norms, and queries that grow, against the plain compositions.
+/// Projections with gates and a bias, both kinds of norms, and queries that grow, against the plain compositions: heads of all widths that
+/// threads divide in ways of their own, turned in whole and in part.
 #[test]
 fn queries_and_keys_are_prepared_beside_their_gates() {
     let Some(device) = device() else { return };
-    let (heads, kv_heads, head_dim, tokens) = (6, 2, 12, 70);
+    use RotaryStyle::{Half, Interleaved};
+    for (head_dim, pairs, style) in [
+        (12, 3, Half),
+        (7, 3, Interleaved),
+        (64, 32, Half),
+        (80, 16, Half),
+        (128, 64, Interleaved),
+        (250, 125, Half),
+        (256, 40, Half),
+    ] {
+        check_prepared(device, head_dim, pairs, style);
+    }
+}
+
+fn check_prepared(device: &'static Device, head_dim: usize, pairs: usize, style: RotaryStyle) {
+    let (heads, kv_heads, tokens) = (6, 2, 30);
     let shape = AttentionShape { heads, kv_heads, head_dim, scale: 1.0, window: None, softcap: None };
     let (width, columns) = (heads * head_dim, shape.columns());
     let (growth, original_positions) = (0.5f32, 8);
     let positions: Vec<usize> = (0..tokens).map(|t| t * 37 % 96).collect();
     let words: Vec<f32> = positions.iter().map(|&position| f32::from_bits(position as u32)).collect();
-    let rotary = Rotary::new(&[1.0, 0.3, 0.01], 96, RotaryStyle::Half, 1.0);
+    let frequencies: Vec<f64> = (0..pairs).map(|pair| 100f64.powf(-(pair as f64) / pairs as f64)).collect();
+    let rotary = Rotary::new(&frequencies, 96, style, 1.0);
     let (x, bias) = (noise(tokens * (columns + width), 2.0, 1), noise(columns + width, 1.0, 2));
     for (q_width, k_width) in [(head_dim, head_dim), (width, kv_heads * head_dim)] {
         let (q_weight, k_weight) = (noise(q_width, 1.0, 3), noise(k_width, 1.0, 4));
@@ -248,7 +265,7 @@ fn queries_and_keys_are_prepared_beside_their_gates() {
             let (words, y) = (upload(&words), device.allocate(4 * tokens * columns).unwrap());
             let y = y.array(0, tokens * columns, dtype).unwrap();
             device.prepare_attention(x, y, &options, &plan, words.indices(0, tokens, 96).unwrap()).unwrap();
-            let what = format!("{dtype}, norms of {q_width}");
+            let what = format!("{dtype}, {style:?}, heads of {head_dim}, norms of {q_width}");
             close_in(dtype, &device.download(y).unwrap(), &expected, tolerance, &what);
 
             let read = noise(tokens * width, 2.0, 5);

@@ -262,6 +262,33 @@ fn logits_that_grow_or_fall_with_the_id() {
     }
 }
 
+/// Sums and thresholds of a row's beginning are moved by what stands behind it.
+#[test]
+fn what_comes_late_in_a_row_counts_as_much() {
+    let variants: [(&str, fn(usize, f32) -> f32); 4] = [
+        ("one is larger", |behind, logit| if behind == 5 { 25.0 } else { logit }),
+        ("one has all the mass", |behind, logit| if behind == 5 { 200.0 } else { logit }),
+        ("nothing in front", |behind, logit| if behind > 3000 { f32::NEG_INFINITY } else { logit }),
+        ("many are larger", |behind, logit| if behind < 6000 { logit + 40.0 } else { logit }),
+    ];
+    for v in [30_000, 30_001] {
+        for (variant, of) in variants {
+            let noise = numbers(v, v as u64);
+            let logits: Vec<f32> = noise.iter().enumerate().map(|(id, x)| of(v - id, 5.0 * x)).collect();
+            let targets = [0, v as u32 / 2, v as u32 - 5, v as u32 - 1];
+            for top_k in [1, 20, 100] {
+                let ways = all_ways(&logits, &targets, top_k);
+                let (_, truth) = ways.last().unwrap();
+                for (name, got) in &ways {
+                    for (got, truth) in got.iter().zip(truth) {
+                        assert_close(&format!("{name}, {variant}, {v} words, top {top_k}"), got, truth, 1e-5, 2e-7);
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// Random hidden states and weights; returns them with the logits in f64, rounded to f32.
 fn random_head(dtype: Dtype, n: usize, width: usize, v: usize) -> (Vec<f32>, Vec<f32>, Vec<Vec<f32>>) {
     let (hidden, weight) = (numbers(n * width, 11), numbers(v * width, 12));

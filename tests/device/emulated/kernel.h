@@ -227,6 +227,9 @@ inline float exp2_fast(float x) {
     return y < 0x1p-126f ? 0.0f : y;
 }
 
+// max.NaN.f32
+inline float max_or_nan(float a, float b) { return a != a || b != b ? NAN : fmaxf(a, b); }
+
 // cp.async.cg.shared.global
 inline void copy_async(void* to, const void* from, bool is_there) { emulated::copy_async(to, from, is_there ? 16 : 0); }
 inline void commit_copies() { emulated::commit_copies(); }
