@@ -8,6 +8,58 @@ pub(crate) fn beginning(text: &str, n: usize) -> String {
     }
 }
 
+/// The marks between which text that is written from right to left keeps its order to itself (Unicode, UAX 9): first strong isolate and its end.
+pub(crate) const ISOLATE: [char; 2] = ['\u{2068}', '\u{2069}'];
+
+/// Text on one line that cannot do anything but be read: line ends, tabs and control characters are shown by signs, and so are the
+/// invisible characters that would turn the order of the text round (Unicode's bidirectional controls) or hide in it.
+pub(crate) fn visible(text: &str) -> String {
+    text.chars().fold(String::with_capacity(text.len()), |mut shown, c| {
+        match c {
+            '\n' => shown.push('⏎'),
+            '\t' => shown.push('⇥'),
+            '\u{A0}' | '\u{2007}' | '\u{202F}' => shown.push('⍽'),
+            '\u{AD}'
+            | '\u{180E}'
+            | '\u{200B}'..='\u{200D}'
+            | '\u{2060}'..='\u{206F}'
+            | '\u{FEFF}'
+            | '\u{FFF9}'..='\u{FFFB}'
+            | '\u{E0000}'..='\u{E007F}' => push_sign(&mut shown, c),
+            c if acts(c) => push_sign(&mut shown, c),
+            c => shown.push(c),
+        }
+        shown
+    })
+}
+
+/// Text of several lines that cannot do anything but be read: as [`visible`], but line ends, tabs and what is merely invisible stay as they are.
+/// Whatever goes to a terminal or into a report passes through here, since it may cite a stranger's data: a terminal obeys control characters,
+/// and the order of a line can be turned round so that it says something else. `kept` are marks of the program's own that stay.
+pub(crate) fn harmless(text: &str, kept: &[char]) -> String {
+    text.chars().fold(String::with_capacity(text.len()), |mut shown, c| {
+        match acts(c) && !kept.contains(&c) {
+            true => push_sign(&mut shown, c),
+            false => shown.push(c),
+        }
+        shown
+    })
+}
+
+/// Does a terminal obey the character, or does it turn the order of a line round? Line ends and tabs are what they seem.
+pub(crate) fn acts(c: char) -> bool {
+    let turns = matches!(c, '\u{61C}' | '\u{200E}' | '\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}');
+    turns || c.is_control() && !matches!(c, '\n' | '\t')
+}
+
+fn push_sign(shown: &mut String, c: char) {
+    match c {
+        '\0'..='\u{1F}' => shown.push(char::from_u32(0x2400 + c as u32).unwrap_or('�')),
+        '\u{7F}' => shown.push('␡'),
+        c => shown.push_str(&format!("⟨U+{:04X}⟩", c as u32)),
+    }
+}
+
 /// 1234567 as `1,234,567`.
 pub(crate) fn thousands(n: u64) -> String {
     let digits = n.to_string();
@@ -151,6 +203,23 @@ mod tests {
         ] {
             assert_eq!(utc(seconds), expected);
         }
+    }
+
+    #[test]
+    fn nothing_that_is_shown_acts_on_the_terminal_or_turns_the_line_round() {
+        let text = "a\u{1B}[31m\r\u{202E}b\u{0}c\u{2028}\u{9B}2J\u{7F}";
+        let shown = "a␛[31m␍⟨U+202E⟩b␀c⟨U+2028⟩⟨U+009B⟩2J␡";
+        assert_eq!([visible(text), harmless(text, &[])], [shown, shown]);
+        // A family of three characters, a word of Persian, and lines are what they are.
+        let plain = "👨\u{200D}👩\u{200D}👧 می\u{200C}خواهم\n\tb";
+        assert_eq!(harmless(plain, &[]), plain);
+        assert_eq!(visible("a\u{200D}\n\tb\u{A0}"), "a⟨U+200D⟩⏎⇥b⍽");
+        assert_eq!(harmless("\u{2068}\u{1B}\u{2069}", &ISOLATE), "\u{2068}␛\u{2069}");
+        let all: String = (0..=0x10FFFF).filter_map(char::from_u32).collect();
+        let is_dangerous =
+            |c: char| c.is_control() || ('\u{202A}'..='\u{202E}').contains(&c) || ('\u{2066}'..='\u{2069}').contains(&c);
+        assert!(!visible(&all).chars().any(is_dangerous));
+        assert!(!harmless(&all, &[]).chars().any(|c| is_dangerous(c) && !"\n\t".contains(c)));
     }
 
     #[test]

@@ -75,3 +75,52 @@ fn a_finding_can_fail_the_check() {
         [Some(3), Some(3), Some(0), Some(3), Some(2)]
     );
 }
+
+/// It is the first thing that one does with a stranger's data: what stands in them, in their file's name and beside it must not act on the terminal.
+#[test]
+#[cfg(unix)]
+fn nothing_of_the_data_acts_on_the_terminal() {
+    let workdir = Workdir::new();
+    tiny_model::write(&workdir.path(""));
+    let rows = concat!(
+        r#"{"messages": "\u001b[31mred\u001b]0;title\u0007"}"#,
+        "\n",
+        r#"{"messages": [{"role": "user", "content": "a \u001b[2J clear"}, {"role": "assistant", "content": "b \u001b]52;c;\u0007 c\r \u202edlo \u009b2J"}], "id": "\u001b[31mID"}"#,
+        "\n",
+        r#"{"messages": [{"role": "us\u001b[31mer", "content": "a"}, {"role": "assistant", "content": "b"}]}"#,
+        "\n",
+    );
+    let name = "\u{1b}[31mrows.jsonl";
+    workdir.write(name, rows);
+    let acts = |c: char| c.is_control() && c != '\n' || ('\u{202a}'..='\u{202e}').contains(&c);
+    let is_harmless = |what: &str, text: &str| assert!(!text.chars().any(acts), "{what}: {text:?}");
+    let check = |more: &[&str]| workdir.run(&[&["check", name, "--model", "tiny.gguf"], more].concat());
+    let shown = check(&[]).ok();
+    is_harmless("check", &shown.stdout);
+    is_harmless("check", &shown.stderr);
+    for part in ["␛[31mrows.jsonl:2\n", "a ␛[2J clear", "[[b ␛]52;c;␇ c␍ ⟨U+202E⟩dlo ⟨U+009B⟩2J<|im_end|>]]", "us␛[31mer"]
+    {
+        assert!(shown.stdout.contains(part), "expected {part} in\n{}", shown.stdout);
+    }
+    let json = check(&["--json"]).ok();
+    is_harmless("--json", &json.stdout);
+    let text: String =
+        json.json()["shown"][0]["pieces"].as_array().unwrap().iter().map(|piece| piece["text"].as_str().unwrap()).collect();
+    assert!(text.contains("b \u{1b}]52;c;\u{7} c\r \u{202e}dlo \u{9b}2J"), "JSON says what there is: {text:?}");
+    let refused = check(&["--strict"]);
+    assert_eq!(refused.code, Some(1));
+    is_harmless("an error", &refused.stderr);
+    assert!(refused.stderr.contains("found `␛[31mred␛]0;title␇`"), "{}", refused.stderr);
+    // What a file of options says comes with the data, too.
+    workdir.write("diagnose.toml", "thresholds = \"\\u001b[2J\"\n");
+    let refused = workdir.run(&[name, "--model", "tiny.gguf"]);
+    assert_eq!(refused.code, Some(2));
+    is_harmless("an error of options", &refused.stderr);
+    assert!(refused.stderr.contains("diagnose.toml") && refused.stderr.contains("--thresholds"), "{}", refused.stderr);
+    std::fs::remove_file(workdir.path("diagnose.toml")).unwrap();
+    let scored = workdir.run(&[name, "--model", "tiny.gguf", "--out", "run"]).ok();
+    is_harmless("scoring", &(scored.stdout + &scored.stderr));
+    let report = std::fs::read_to_string(workdir.path("run/report.md")).unwrap();
+    is_harmless("report.md", &report);
+    assert!(report.contains("us␛"), "{report}");
+}

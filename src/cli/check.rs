@@ -7,6 +7,7 @@ use super::output;
 use super::progress::Terminal;
 use super::rows::RowArgs;
 use crate::error::Result;
+use crate::format::{harmless, thousands};
 use crate::jobs::check::{self, Checked, Job, Repeated};
 
 /// Say in seconds whether what you think is trained is really trained
@@ -77,12 +78,16 @@ fn summary(found: &Checked, max_len: usize, coloured: bool) -> String {
         let _ = writeln!(out, "{text}");
     };
     for file in &found.files {
-        line(format!("{}: {}, {} bytes", file.path.display(), file.format, file.bytes));
+        line(format!("{}: {}, {} bytes", file.path.display(), file.format, thousands(file.bytes)));
     }
-    let skipped = found.records - found.rows;
     line(format!(
-        "{} rows read, {} with something to learn, {skipped} without; {} of {} tokens are learnt by {}",
-        found.records, found.rows, found.supervised, found.tokens, found.model
+        "{} rows read, {} with something to learn, {} without; {} of {} tokens are learnt by {}",
+        thousands(found.records),
+        thousands(found.rows),
+        thousands(found.records - found.rows),
+        thousands(found.supervised),
+        thousands(found.tokens),
+        found.model
     ));
     let [least, quarter, middle, three, most95, most99, most] = found.lengths;
     line(format!(
@@ -90,17 +95,18 @@ fn summary(found: &Checked, max_len: usize, coloured: bool) -> String {
     ));
     for shown in &found.shown {
         line(format!("\n{}", shown.place));
-        let marked = shown.pieces.iter().map(|piece| match (piece.supervised, coloured) {
-            (false, _) => piece.text.clone(),
-            (true, false) => format!("[[{}]]", piece.text),
-            (true, true) => format!("\x1b[32m[[{}]]\x1b[0m", piece.text),
+        let marked = shown.pieces.iter().map(|piece| (piece.supervised, harmless(&piece.text, &[])));
+        let marked = marked.map(|(supervised, text)| match (supervised, coloured) {
+            (false, _) => text,
+            (true, false) => format!("[[{text}]]"),
+            (true, true) => format!("\x1b[32m[[{text}]]\x1b[0m"),
         });
         line(marked.collect::<String>().trim_end().to_owned());
     }
     line(String::new());
     let mut repeated = |what: &str, repeated: &Repeated| {
         if repeated.rows > 0 {
-            line(format!("{} rows {what}. For example: {}", repeated.rows, repeated.examples.join(", ")));
+            line(format!("{} rows {what}. For example: {}", thousands(repeated.rows), repeated.examples.join(", ")));
         }
     };
     repeated("are equal to an earlier one", &found.duplicates);
@@ -109,6 +115,6 @@ fn summary(found: &Checked, max_len: usize, coloured: bool) -> String {
     if audit.is_empty() {
         line("The audit found nothing.".to_owned());
     }
-    audit.into_iter().for_each(|text| line(output::fitted(&text)));
+    audit.into_iter().for_each(|text| line(output::fitted(&harmless(&text, &[]))));
     out
 }

@@ -9,6 +9,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
+use super::output::say;
 use crate::error::{Context, Error, Result};
 
 /// The file that is looked for beside the first data file.
@@ -33,7 +34,7 @@ pub(super) fn matches(command: &Command, typed: &[OsString]) -> Result<ArgMatche
         Some((name @ "check", of_own)) => (command.find_subcommand(name).unwrap_or(&command), of_own, 2),
         Some((name, of_other)) => {
             if let Some(file) = beside_data(of_other) {
-                eprintln!("{} is not for `{name}`: it holds options of scoring and of `check`", file.display());
+                say(&format!("{} is not for `{name}`: it holds options of scoring and of `check`", file.display()));
             }
             return Ok(matches);
         }
@@ -51,10 +52,18 @@ pub(super) fn matches(command: &Command, typed: &[OsString]) -> Result<ArgMatche
         }
         added.extend(option(own, of_own, key, value).map_err(|error| error.at(&file))?);
     }
-    eprintln!("Options from {}", file.display());
+    say(&format!("Options from {}", file.display()));
     // Before what was typed, which may end in `--` and names.
     let (program, rest) = typed.split_at(begin.min(typed.len()));
-    Ok(command.get_matches_from(program.iter().cloned().chain(added).chain(rest.iter().cloned())))
+    let words = program.iter().cloned().chain(added).chain(rest.iter().cloned());
+    command.try_get_matches_from(words).map_err(|error| {
+        // What is wrong stands in the file, and its values came with the data perhaps: the error is printed as those of data are.
+        let said = no_number(&error).unwrap_or_else(|| {
+            let text = error.to_string();
+            Error::usage(text.trim_start_matches("error: ").trim_end())
+        });
+        said.at(&file)
+    })
 }
 
 /// The error for an option that the command does not have, and another one has; clap would propose one that is merely spelt alike.

@@ -5,22 +5,52 @@ use std::io::{IsTerminal, Write};
 use serde::Serialize;
 
 use crate::error::{Context, Result};
+use crate::format::{ISOLATE, acts, harmless};
 
-/// Prints a summary. Standard output that was closed has been read enough.
+/// Prints a summary, of which nothing acts on the terminal but its colours. Standard output that was closed has been read enough.
 pub(super) fn print(text: &str) -> Result<()> {
-    match std::io::stdout().lock().write_all(text.as_bytes()) {
+    match std::io::stdout().lock().write_all(shown(text, coloured()).as_bytes()) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         written => written.context("cannot print the summary"),
     }
 }
 
-/// What a job has found as lines of JSON, for [`print`].
-pub(super) fn json(found: &impl Serialize) -> Result<String> {
-    Ok(serde_json::to_string_pretty(found).context("cannot write JSON")? + "\n")
+/// The escape sequences by which the summaries are coloured: bold, dim, red, green, and back to plain.
+const COLOURS: [&str; 5] = ["\x1b[1m", "\x1b[2m", "\x1b[1;31m", "\x1b[32m", "\x1b[0m"];
+
+/// The text with all characters that act on a terminal shown by signs, but for the colours of a text that has them.
+fn shown(text: &str, coloured: bool) -> String {
+    let mut out = String::with_capacity(text.len());
+    for (idx, part) in text.split('\x1b').enumerate() {
+        let colour = COLOURS.iter().find(|colour| coloured && part.starts_with(&colour[1..]));
+        let rest = match colour {
+            _ if idx == 0 => part,
+            Some(colour) => {
+                out.push_str(colour);
+                &part[colour.len() - 1..]
+            }
+            None => {
+                out.push_str(&harmless("\x1b", &[]));
+                part
+            }
+        };
+        out.push_str(&harmless(rest, &ISOLATE));
+    }
+    out
 }
 
-/// Prints lines for people to the standard error, broken at words to the width of the terminal, if it is one.
+/// What a job has found as lines of JSON, for [`print`]. Characters that act on a terminal are written as JSON's escapes: it is the same JSON.
+pub(super) fn json(found: &impl Serialize) -> Result<String> {
+    let text = serde_json::to_string_pretty(found).context("cannot write JSON")? + "\n";
+    // They stand within strings alone, and none of them lies beyond the plane that one escape can name.
+    let escaped = |c: char| if acts(c) { format!("\\u{:04x}", c as u32) } else { c.to_string() };
+    Ok(text.chars().map(escaped).collect())
+}
+
+/// Prints lines for people to the standard error, broken at words to the width of the terminal, if it is one. They may cite data and name files,
+/// and nothing of that acts on the terminal.
 pub(super) fn say(text: &str) {
+    let text = harmless(text, &[]);
     let width = terminal_size::terminal_size_of(std::io::stderr()).map(|(width, _)| usize::from(width.0));
     for line in text.lines() {
         eprintln!("{}", width.map_or_else(|| line.to_owned(), |width| wrapped(line, width)));
@@ -69,7 +99,19 @@ pub(super) fn quoted(argument: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::wrapped;
+    use super::{json, shown, wrapped};
+
+    #[test]
+    fn nothing_acts_on_the_terminal_but_the_colours() {
+        let text = "\x1b[1mbold\x1b[0m \x1b[2J \x1b]0;title\x07 \u{202E}\r\u{9B}31m \u{2068}א\u{2069}\n";
+        let rest = " ␛[2J ␛]0;title␇ ⟨U+202E⟩␍⟨U+009B⟩31m \u{2068}א\u{2069}\n";
+        assert_eq!(shown(text, true), format!("\x1b[1mbold\x1b[0m{rest}"));
+        assert_eq!(shown(text, false), format!("␛[1mbold␛[0m{rest}"));
+        assert_eq!(shown("", true), "");
+        let printed = json(&[text]).unwrap();
+        assert!(!printed.chars().any(|c| c != '\n' && crate::format::acts(c)), "{printed}");
+        assert_eq!(serde_json::from_str::<[String; 1]>(&printed).unwrap(), [text]);
+    }
 
     #[test]
     fn lines_break_at_words() {

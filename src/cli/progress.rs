@@ -143,7 +143,7 @@ impl Watch for Terminal {
     fn opened(&self, files: &[DataFile]) {
         self.clear();
         for file in files {
-            eprintln!("Reading {} ({})", file.path.display(), file.format);
+            output::say(&format!("Reading {} ({})", file.path.display(), file.format));
         }
     }
 
@@ -166,15 +166,15 @@ impl Watch for Terminal {
         if let Some(reason) = beginning.passed_over {
             output::say(&format!("The GPU is not used: {reason}"));
         }
-        eprintln!(
+        output::say(&format!(
             "Scoring {} supervised tokens of {} in {} rows with {} on {} -> {}",
-            beginning.supervised,
-            beginning.tokens,
-            beginning.rows,
+            thousands(beginning.supervised),
+            thousands(beginning.tokens),
+            thousands(beginning.rows),
             beginning.model,
             beginning.device,
             beginning.out.display()
-        );
+        ));
     }
 
     fn tokens(&self, what: &str, done: u64, total: u64) {

@@ -42,7 +42,7 @@ pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
     }
     let written = view::view(&Job { runs, data: args.data, out: args.out, most_tokens: args.tokens })?;
     for reason in &written.without_text {
-        eprintln!("The page shows the tokens alone, without the rows around them: {reason}");
+        output::say(&format!("The page shows the tokens alone, without the rows around them: {reason}"));
     }
     output::print(&format!("{}\n", written.path.display()))?;
     if args.open { open(&written.path) } else { Ok(()) }

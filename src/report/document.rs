@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use crate::format::{ISOLATE, harmless};
+
 /// Text of the data or of the user; the renderer escapes it.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Inline {
@@ -67,7 +69,7 @@ pub(super) fn markdown(blocks: &[Block]) -> String {
             Block::Code(text) => writeln!(out, "```\n{text}\n```\n"),
         };
     }
-    out
+    harmless(&out, &ISOLATE)
 }
 
 /// One `<section>` to put into a page of one's own; `figure` gives the SVG of a figure, which stands in the text.
@@ -104,7 +106,7 @@ pub(super) fn html(blocks: &[Block], figure: &dyn Fn(&str) -> String) -> String 
             Block::Code(text) => writeln!(out, "<pre><code>{}</code></pre>", escaped_html(text)),
         };
     }
-    out + "</section>\n"
+    harmless(&(out + "</section>\n"), &ISOLATE)
 }
 
 /// Text that must not turn into Markdown, on one line.

@@ -1,11 +1,11 @@
 //! What was learnt between two score runs, what was wasted, what was lost: for the terminal, and as blocks of the report.
 
 use super::document::{Block, Inline, plain, strong};
+use super::quoted;
 use super::terminal::{OF_TEMPLATE, between, marked};
-use super::{quoted, visible};
 use crate::diagnosis::context::{InContext, Spot};
 use crate::diagnosis::learnt::{Group, KNOWN, Learnt, Verdict};
-use crate::format::{beginning, percent, thousands};
+use crate::format::{beginning, percent, thousands, visible};
 use crate::stats::share;
 
 /// How many entries of each list are shown: on the terminal, and in the report.

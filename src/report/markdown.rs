@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::document::escaped;
 use super::terminal::{OF_TEMPLATE, between, name};
-use super::{isolated, quoted, visible};
+use super::{isolated, quoted};
 use crate::diagnosis::Report;
 use crate::diagnosis::breakdown::Breakdown;
 use crate::diagnosis::by_kind::{Kinds, Prompted, PromptedKind};
@@ -15,7 +15,7 @@ use crate::diagnosis::ranking::Ranking;
 use crate::diagnosis::self_check::OnPolicy;
 use crate::diagnosis::summary::Summary;
 use crate::engine::TOP_K;
-use crate::format::{number_with_interval, percent, percent_with_interval, thousands};
+use crate::format::{ISOLATE, harmless, number_with_interval, percent, percent_with_interval, thousands, visible};
 use crate::table::Quadrant;
 
 /// Where the numbers come from.
@@ -79,7 +79,7 @@ pub(crate) fn report(report: &Report, origin: &Origin) -> String {
         self_check(&mut text, on_policy);
     }
     calibration(&mut text, report);
-    text
+    harmless(&text, &ISOLATE)
 }
 
 fn head(text: &mut String, summary: &Summary, origin: &Origin) {

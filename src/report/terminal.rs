@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{isolated, quoted, visible};
+use super::{isolated, quoted};
 use crate::diagnosis::Report;
 use crate::diagnosis::breakdown::Cell;
 use crate::diagnosis::by_kind::PromptedKind;
@@ -10,7 +10,7 @@ use crate::diagnosis::context::InContext;
 use crate::diagnosis::ranking::Ranking;
 use crate::diagnosis::self_check::LEAST_ROWS;
 use crate::diagnosis::summary::{Summary, Surprise};
-use crate::format::{number_with_interval, percent, percent_with_interval, thousands};
+use crate::format::{number_with_interval, percent, percent_with_interval, thousands, visible};
 use crate::table::Quadrant;
 
 /// What stands above the numbers.
