@@ -105,6 +105,14 @@ impl Error {
             None => self.message.clone(),
         }
     }
+
+    /// The same, and what to do about it: what a remark shows, where the work goes on.
+    pub fn reason_and_cure(&self) -> String {
+        match &self.cure {
+            Some(cure) => format!("{}. {cure}", self.reason()),
+            None => self.reason(),
+        }
+    }
 }
 
 impl fmt::Display for Error {

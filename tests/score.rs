@@ -438,6 +438,79 @@ fn a_run_whose_data_have_changed_keeps_what_it_knows() {
     assert!(!workdir.path("run/conflicts.parquet").exists());
 }
 
+/// What cannot be made again is not given up: where the data have gone, the page of the run is the only place where its texts still stand.
+#[test]
+fn a_page_with_texts_is_not_replaced_by_one_without() {
+    let workdir = workdir();
+    let row = r#"{"prompt":"What is it?","response":"zubu wqo kjh fgd xvb poiu mnb lkj"}"#;
+    let score = |more: &[&str]| {
+        let command = [&["-", "--model", "tiny.gguf", "--out", "run", "--thresholds", "p=0.004,H=5.5"], more].concat();
+        let mut program =
+            workdir.command(&command).stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped()).spawn().unwrap();
+        std::io::Write::write_all(program.stdin.as_mut().unwrap(), row.as_bytes()).unwrap();
+        assert!(program.wait_with_output().unwrap().status.success());
+    };
+    score(&[]);
+    let read = |file: &str| std::fs::read(workdir.path("run").join(file)).unwrap();
+    let (page, conflicts) = (read("view.html"), read("conflicts.parquet"));
+    let viewed = workdir.run(&["view", "run"]).ok();
+    assert!(viewed.stderr.contains("The page stays as it was written, with its texts: run: "), "{}", viewed.stderr);
+    assert!(viewed.stderr.contains("came from the standard input") && viewed.stderr.contains("--data"), "{}", viewed.stderr);
+    assert!(viewed.stdout.contains("run/view.html") && read("view.html") == page);
+    // A page elsewhere is another one, which there was none of.
+    workdir.run(&["view", "run", "--out", "other.html"]).ok();
+    assert!(std::fs::read(workdir.path("other.html")).unwrap() != page);
+    // Files that were named and are not those of the run are an error, in each command alike.
+    workdir.write("rows.jsonl", ROWS);
+    for command in [&["view"][..], &[], &["export", "--out", "x.jsonl"]] {
+        let refused = workdir.run(&[command, &["run", "--data", "rows.jsonl"]].concat());
+        assert!(
+            refused.code == Some(1) && refused.stderr.contains("the data file has changed since the run"),
+            "{}",
+            refused.stderr
+        );
+    }
+    assert!(read("view.html") == page && read("conflicts.parquet") == conflicts);
+    // Under other thresholds there are other conflicts: the page with the texts is kept beside the new one.
+    let sorted = workdir.run(&["run", "--thresholds", "fixed"]).ok();
+    assert!(
+        sorted.stderr.contains("stays as run/view-p=0.004,H=5.5.html") && sorted.stderr.contains("--data"),
+        "{}",
+        sorted.stderr
+    );
+    assert!(read("view-p=0.004,H=5.5.html") == page && read("view.html") != page);
+    // With the bytes in a file everything comes back, the order of the options aside.
+    workdir.write("kept.jsonl", row);
+    workdir.run(&["--data", "kept.jsonl", "run", "--thresholds", "p=0.004,H=5.5"]).ok();
+    assert!(read("conflicts.parquet") == conflicts && read("view.html") == page);
+    workdir.run(&["run", "--thresholds", "fixed"]).ok();
+    let viewed = workdir.run(&["view", "--data", "kept.jsonl", "run"]).ok();
+    assert_eq!(viewed.stderr, "");
+    let refused = workdir.run(&["rows.jsonl", "--model", "tiny.gguf", "--data", "kept.jsonl"]);
+    assert!(
+        refused.code == Some(2) && refused.stderr.contains("--data kept.jsonl has no say where data are scored"),
+        "{}",
+        refused.stderr
+    );
+}
+
+/// The page of a run is by the thresholds that the run is sorted by, or there is none.
+#[test]
+fn without_a_page_none_of_other_thresholds_is_left() {
+    let workdir = workdir();
+    let score =
+        |more: &[&str]| workdir.run(&[&["rows.jsonl", "--model", "tiny.gguf", "--out", "run"], more].concat()).ok().stdout;
+    score(&[]);
+    let page = workdir.path("run/view.html");
+    assert!(score(&["--no-view", "--thresholds", "fixed"]).contains("run/view.html") && page.exists(), "it is still true");
+    for sort in [&["run", "--no-view", "--thresholds", "p=0.004,H=5.5"][..], &["run", "--no-view", "--thresholds", "pilot"]] {
+        assert!(!workdir.run(sort).ok().stdout.contains("view.html") && !page.exists());
+        workdir.run(&["run"]).ok();
+        assert!(page.exists());
+    }
+    assert!(!score(&["--no-view", "--thresholds", "fixed"]).contains("view.html") && !page.exists());
+}
+
 fn said_of(workdir: &Workdir, before: &str, after: &str) -> String {
     workdir.run(&["diff", before, after]).ok().stdout
 }

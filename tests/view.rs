@@ -738,6 +738,8 @@ fn without_the_data_the_page_shows_the_tokens_alone() {
     let workdir = Workdir::new();
     scored(&workdir, "run", &plain_rows(3));
     std::fs::remove_file(workdir.path("run.jsonl")).unwrap();
+    // The page that scoring has left would stay, since it has them.
+    std::fs::remove_file(workdir.path("run/view.html")).unwrap();
     let ran = workdir.run(&["view", "run"]).ok();
     assert!(ran.stderr.contains("tokens alone") && ran.stderr.contains("run.jsonl"), "{}", ran.stderr);
     browser.open(&workdir.path("run/view.html"));

@@ -65,6 +65,10 @@ pub(super) struct Args {
     #[arg(long, value_name = "THRESHOLDS")]
     thresholds: Option<Thresholds>,
 
+    /// Of a finished run: where its data files lie now, in their order; by default they are looked for by their names
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
+    data: Vec<String>,
+
     /// Write no view.html, the page to read the run in
     #[arg(long, hide_short_help = true)]
     no_view: bool,
@@ -112,10 +116,11 @@ pub(super) fn run(args: Args, typed: &[String], command_line: &str) -> Result<()
     let watch = Terminal::heeding_interrupts()?;
     let outcome = match run_folder(&args)? {
         Some(folder) => {
-            let own: &[&str] = if were_joined { &["thresholds", "no-view", "out"] } else { &["thresholds", "no-view"] };
+            let own: &[&str] =
+                if were_joined { &["thresholds", "no-view", "data", "out"] } else { &["thresholds", "no-view", "data"] };
             let cure = "Leave it out, or give the data in place of the folder: then they are scored.";
             refuse_others(typed, own, "no say over a finished run, which is sorted again and not scored", cure)?;
-            score::sort_again(&folder, args.thresholds, !args.no_view, command_line, &watch)?
+            score::sort_again(&folder, &args.data, args.thresholds, !args.no_view, command_line, &watch)?
         }
         None => score::run(&job(args, command_line)?, &watch)?,
     };
@@ -193,6 +198,12 @@ fn run_folder(args: &Args) -> Result<Option<PathBuf>> {
 }
 
 fn job(args: Args, command_line: &str) -> Result<Job> {
+    if let Some(file) = args.data.first() {
+        return Err(Error::usage(format!(
+            "--data {file} has no say where data are scored: it says where those of a finished run lie now"
+        ))
+        .cure("Name the files to score without --data, or a finished run with it."));
+    }
     Ok(Job {
         read: args.rows.read()?,
         inputs: args.datasets,

@@ -22,8 +22,8 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 
-    /// Where the data files of the run lie now, in their order, if they have moved
-    #[arg(long, value_name = "FILE", num_args = 1..)]
+    /// Where the data files lie now, in their order; by default they are looked for by their names
+    #[arg(long, value_name = "FILE")]
     data: Vec<String>,
 
     /// Show the page in the browser
@@ -42,7 +42,12 @@ pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
     }
     let written = view::view(&Job { runs, data: args.data, out: args.out, most_tokens: args.tokens })?;
     for reason in &written.without_text {
-        output::say(&format!("The page shows the tokens alone, without the rows around them: {reason}"));
+        let what = if written.stays {
+            "The page stays as it was written, with its texts"
+        } else {
+            "The page shows the tokens alone, without the rows around them"
+        };
+        output::say(&format!("{what}: {reason}"));
     }
     output::print(&format!("{}\n", written.path.display()))?;
     if args.open { open(&written.path) } else { Ok(()) }

@@ -13,10 +13,11 @@ use crate::diagnosis::bounded::Bounded;
 use crate::diagnosis::gate::{Gate, Weight};
 use crate::diagnosis::kinds::Kind;
 use crate::diagnosis::population::{Needs, Population};
+use crate::diagnosis::quadrants::Resolved;
 use crate::diagnosis::shown::{Shown, rows_shown, shown};
 use crate::error::{Context, Error, Result};
 use crate::files::{read_existing_json, write_text};
-use crate::report::view::{self, Run};
+use crate::report::view::{self, Run, Subject};
 use crate::table::{
     self, Alternative, CONFLICTS_FILE, KnownConflict, ROWS_FILE, TOKENS_FILE, read_alternatives, read_conflicts, read_rows,
 };
@@ -31,7 +32,7 @@ pub(crate) const MOST_TOKENS: usize = 100_000;
 pub(crate) struct Job {
     /// One run, or the one before and the one after.
     pub runs: Vec<PathBuf>,
-    /// The data files of the runs, in their order, where they have moved.
+    /// The data files of a run, in their order, where they have moved.
     pub data: Vec<String>,
     /// `None`: a file in the last run's folder.
     pub out: Option<PathBuf>,
@@ -41,8 +42,10 @@ pub(crate) struct Job {
 /// A page, and what it lacks.
 pub(crate) struct Written {
     pub path: PathBuf,
-    /// Why a run's texts are not in it.
+    /// Why a run's texts were not at hand.
     pub without_text: Vec<String>,
+    /// Does the page that stood there stay, since it has these texts?
+    pub stays: bool,
 }
 
 /// Writes the page that was asked for.
@@ -52,27 +55,46 @@ pub(crate) fn view(job: &Job) -> Result<Written> {
             .cure("Give one run folder, or the one before and the one after."));
     }
     let mut opened = Vec::new();
+    let mut refused = Vec::new();
     for folder in &job.runs {
         if !folders::holds_scores(folder) {
             return Err(folders::not_scores(folder));
         }
         let record = read_record(&folder.join(RUN_FILE))?;
-        let data = find_data(folder, &record, &job.data);
+        let data = match find_data(folder, &record, &job.data) {
+            // The files that were named may be those of the other run.
+            Err(error) if !job.data.is_empty() => {
+                refused.push(error);
+                find_data(folder, &record, &[])
+            }
+            found => found,
+        };
         opened.push((folder, record, data));
+    }
+    if refused.len() == job.runs.len()
+        && let Some(error) = refused.into_iter().next()
+    {
+        return Err(error);
     }
     let mut seen = Vec::new();
     let mut without_text = Vec::new();
     for ((folder, record, data), name) in opened.iter().zip(folders::names(&job.runs)) {
-        let data = data.as_ref().map(|(dataset, chosen)| (dataset, chosen)).map_err(Error::reason);
-        without_text.extend(data.as_ref().err().map(|reason| format!("{}: {reason}", folder.display())));
+        let data = data.as_ref().map(|(dataset, chosen)| (dataset, chosen));
+        without_text.extend(data.as_ref().err().map(|error| format!("{}: {}", folder.display(), error.reason_and_cure())));
         seen.push(Seen { title: name, ..Seen::of(folder, record, data.ok(), job.most_tokens)? });
     }
     let path = job.out.clone().unwrap_or_else(|| {
         let name = if job.runs.len() == 1 { VIEW_FILE } else { COMPARED_FILE };
         job.runs.last().map_or_else(|| PathBuf::from(name), |folder| folder.join(name))
     });
-    write(&path, &seen)?;
-    Ok(Written { path, without_text })
+    let (own, standing): (Vec<_>, _) = (seen.iter().map(|seen| seen.run().subject()).collect(), Subject::of_page(&path)?);
+    // Where data have gone, a page that has their texts is the only place where they still stand.
+    let is_of_them = standing.len() == own.len() && standing.iter().zip(&own).all(|(standing, own)| standing.is_like(own));
+    let stays = is_of_them && standing.iter().zip(&own).any(|(standing, own)| standing.has_texts && !own.has_texts);
+    if !stays {
+        write(&path, &seen)?;
+    }
+    Ok(Written { path, without_text, stays })
 }
 
 /// Keeps of the choices after the first, which scoring has put aside, those of the rows that the page of the run shows; of a shard `all`: which
@@ -105,6 +127,23 @@ fn conflicts_of(folder: &Path, shown: &Shown) -> Result<Vec<KnownConflict>> {
     let rows: HashSet<u32> = shown.rows.iter().map(|row| row.row.row).collect();
     let is_shown = |conflict: &Result<KnownConflict>| conflict.as_ref().map_or(true, |conflict| rows.contains(&conflict.row));
     read_conflicts(&folder.join(CONFLICTS_FILE)).filter(is_shown).collect()
+}
+
+/// Takes a page out of the way that shows the run as it was sorted before, by other thresholds. Where the data are not at hand, one that has their
+/// texts gets a name of its own, which is given: no other page can be made that has them.
+pub(crate) fn retire(folder: &Path, record: &RunRecord, thresholds: &Resolved, has_data: bool) -> Result<Option<PathBuf>> {
+    let path = folder.join(VIEW_FILE);
+    let own = Subject::new(&record.identity, thresholds, false);
+    let Some(standing) = Subject::of_page(&path)?.into_iter().next().filter(|standing| !standing.is_like(&own)) else {
+        return Ok(None);
+    };
+    if has_data || !standing.has_texts {
+        std::fs::remove_file(&path).context_at(&path, "cannot remove the page of the run under other thresholds")?;
+        return Ok(None);
+    }
+    let aside = folder.join(format!("view-{}.html", standing.preset));
+    std::fs::rename(&path, &aside).context_at(&path, "cannot put the page aside")?;
+    Ok(Some(aside))
 }
 
 /// Writes the page of a run that has just been sorted. `data` are its files, where they are at hand.

@@ -50,7 +50,7 @@ pub(crate) struct Outcome {
     pub out: PathBuf,
     pub record: RunRecord,
     pub report: Report,
-    /// Was a page written?
+    /// Is there a page to read it in?
     pub has_page: bool,
 }
 
@@ -75,9 +75,11 @@ pub(super) fn finish(plan: &Plan, stages: Option<Stages>, watch: &dyn Watch) -> 
     sort(&plan.out, record, &sorting, Ok((&plan.dataset, &plan.chosen)), watch)
 }
 
-/// Sorts a finished run under other thresholds, or once more under its own.
+/// Sorts a finished run under other thresholds, or once more under its own. `data` are its files where they lie now, or nothing: then they are
+/// looked for.
 pub(crate) fn sort_again(
     out: &Path,
+    data: &[String],
     thresholds: Option<Thresholds>,
     with_page: bool,
     command: &str,
@@ -89,17 +91,20 @@ pub(crate) fn sort_again(
         Some(thresholds) => thresholds,
         None => sorted_by(out)?.map_or(Ok(Thresholds::default()), |thresholds| thresholds.preset.parse())?,
     };
-    let data = find_data(out, &record, &[]);
+    let data = match find_data(out, &record, data) {
+        Err(error) if !data.is_empty() => return Err(error),
+        found => found,
+    };
     // Without its data a run has no sentences and no kinds of conflict: what it has of them under these very thresholds is not given up for nothing.
-    if let (Err(reason), Some(found)) = (&data, sorted_by(out)?.filter(|found| found.preset == thresholds.to_string()))
+    if let (Err(error), Some(found)) = (&data, sorted_by(out)?.filter(|found| found.preset == thresholds.to_string()))
         && let Some(report) = read_json(&out.join(SUMMARY_FILE))?
     {
-        let why = format!("the run stays as it is sorted, by {found}: {}", reason.reason());
+        let why = format!("the run stays as it is sorted, by {found}: {}", error.reason_and_cure());
         watch.remarks(&record.model.name, &[why]);
         let has_page = out.join(view::VIEW_FILE).exists();
         return Ok(Outcome { out: out.to_owned(), record, report, has_page });
     }
-    let at_hand = data.as_ref().map(|(dataset, chosen)| (dataset, chosen)).map_err(Error::reason);
+    let at_hand = data.as_ref().map(|(dataset, chosen)| (dataset, chosen));
     sort(out, record, &Sorting { thresholds, with_page, in_context: None, command }, at_hand, watch)
 }
 
@@ -120,12 +125,12 @@ struct Sorting<'a> {
     command: &'a str,
 }
 
-/// `data` are those of the run, or the reason why they are not at hand: without them, sentences cannot be shown.
+/// `data` are those of the run, or why they are not at hand: without them, sentences cannot be shown.
 fn sort(
     out: &Path,
     record: RunRecord,
     sorting: &Sorting,
-    data: Result<(&Dataset, &Chosen), String>,
+    data: Result<(&Dataset, &Chosen), &Error>,
     watch: &dyn Watch,
 ) -> Result<Outcome> {
     watch.stage("Sorting");
@@ -156,12 +161,13 @@ fn sort(
             kinds = Some(named);
             None
         }
-        Err(ref reason) => {
+        Err(error) => {
             // The kinds of other thresholds are those of other conflicts, and so is what these did in context.
             remove_old(out, &[CONFLICTS_FILE, PAIRS_FILE])?;
             in_context::put_aside(out)?;
-            watch.remarks(&record.model.name, &[format!("sorted without sentences and kinds of conflict: {reason}")]);
-            Some(reason.clone())
+            let why = format!("sorted without sentences and kinds of conflict: {}", error.reason_and_cure());
+            watch.remarks(&record.model.name, &[why]);
+            Some(error.reason())
         }
     };
     view::keep_alternatives(out, kinds.is_some(), record.shard.is_some())?;
@@ -189,12 +195,16 @@ fn sort(
     write_atomically(&out.join("report.md"), |file| {
         std::io::Write::write_all(file, text.as_bytes()).context("cannot write the report")
     })?;
+    if let Some(aside) = view::retire(out, &record, &resolved, data.is_ok())? {
+        let kept = format!("the page by the thresholds before, which has the texts of the rows, stays as {}", aside.display());
+        watch.remarks(&record.model.name, &[kept]);
+    }
     // A shard may have nothing to show.
-    let has_page = sorting.with_page && report.summary.overall.tokens > 0;
-    if has_page {
+    if sorting.with_page && report.summary.overall.tokens > 0 {
         watch.stage("Writing the page");
         view::write_own(out, &record, data.ok())?;
     }
+    let has_page = out.join(view::VIEW_FILE).exists();
     Ok(Outcome { out: out.to_owned(), record, report, has_page })
 }
 

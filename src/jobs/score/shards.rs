@@ -232,7 +232,7 @@ fn join(shards: &[Found], joining: &Joining, watch: &dyn Watch) -> Result<PathBu
         let thresholds = common_thresholds(shards)?;
         // The page is written again by who wants it.
         if sorted_by(&out)?.is_none_or(|found| found.preset != thresholds.to_string()) {
-            sort_again(&out, Some(thresholds), false, joining.command, watch)?;
+            sort_again(&out, &[], Some(thresholds), false, joining.command, watch)?;
         }
     }
     Ok(out)

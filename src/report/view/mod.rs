@@ -23,6 +23,10 @@
 mod block;
 
 use std::collections::HashMap;
+use std::fmt;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -37,6 +41,7 @@ use crate::diagnosis::kinds::Kind;
 use crate::diagnosis::quadrants::Resolved;
 use crate::diagnosis::shown::Shown;
 use crate::error::{Context, Error, Result};
+use crate::files::sha256;
 use crate::table::{Alternative, KnownConflict};
 use block::Block;
 
@@ -64,6 +69,12 @@ pub(crate) struct Run<'a> {
     pub totals: [f64; 2],
     /// The turns of each row that is shown; `None` where the data are not at hand, and the tokens have to do.
     pub turns: Option<&'a HashMap<u32, Vec<Turn>>>,
+}
+
+impl Run<'_> {
+    pub(crate) fn subject(&self) -> Subject {
+        Subject::new(self.identity, self.thresholds, self.turns.is_some())
+    }
 }
 
 const PAGE: &str = include_str!("page.html");
@@ -100,9 +111,67 @@ pub(crate) fn page(runs: &[Run]) -> Result<String> {
         source_hash(&script),
         source_hash(STYLE)
     );
-    // The data come last, so that nothing is looked for in them.
-    let parts = [("{{policy}}", policy.as_str()), ("{{style}}", STYLE), ("{{script}}", &script), ("{{data}}", &data)];
+    let subjects = runs.iter().map(|run| run.subject().to_string()).collect::<Vec<_>>().join(" ");
+    let parts = [
+        ("{{policy}}", policy.as_str()),
+        ("{{subjects}}", &subjects),
+        ("{{style}}", STYLE),
+        ("{{script}}", &script),
+        // The data come last, so that nothing is looked for in them.
+        ("{{data}}", &data),
+    ];
     Ok(parts.iter().fold(PAGE.to_owned(), |page, (name, part)| page.replacen(name, part, 1)))
+}
+
+/// What a page is about, as it says itself in its head: one of these for each run, in their order.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Subject {
+    /// What the user calls the thresholds.
+    pub preset: String,
+    /// Stands for the very scores and thresholds.
+    sorted: String,
+    /// Are the texts of the rows on the page?
+    pub has_texts: bool,
+}
+
+impl Subject {
+    pub(crate) fn new(identity: &str, thresholds: &Resolved, has_texts: bool) -> Subject {
+        let sorted = sha256(format!("{identity}\n{}", thresholds.key()));
+        Subject { preset: thresholds.preset.clone(), sorted, has_texts }
+    }
+
+    /// Are both about the same scores under the same thresholds?
+    pub(crate) fn is_like(&self, other: &Subject) -> bool {
+        self.sorted == other.sorted
+    }
+
+    /// What the page at `path` says; nothing where there is none, or none that says it.
+    pub(crate) fn of_page(path: &Path) -> Result<Vec<Subject>> {
+        // The element stands near the beginning, before everything that may be long.
+        let mut start = Vec::new();
+        match File::open(path) {
+            Ok(file) => file.take(4096).read_to_end(&mut start).context_at(path, "cannot read the page")?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(Error::new("cannot read the page").at(path).caused_by(error)),
+        };
+        let start = String::from_utf8_lossy(&start);
+        let words = start.split_once(SUBJECT).and_then(|(_, rest)| rest.split_once('"')).map_or("", |(words, _)| words);
+        let subject = |word: &str| {
+            // A preset may hold a colon: `tail:0.01`.
+            let (preset, sorted) = word.rsplit_once(':')?;
+            let (sorted, texts) = sorted.split_once('+').unwrap_or((sorted, ""));
+            Some(Subject { preset: preset.to_owned(), sorted: sorted.to_owned(), has_texts: !texts.is_empty() })
+        };
+        Ok(words.split(' ').filter_map(subject).collect())
+    }
+}
+
+const SUBJECT: &str = "<meta name=\"diagnose\" content=\"";
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}{}", self.preset, self.sorted, if self.has_texts { "+texts" } else { "" })
+    }
 }
 
 /// How a content security policy names an inline script or style.
