@@ -112,6 +112,35 @@ fn check_reads_the_options_that_lie_beside_the_data() {
     assert!(wrong.code == Some(2) && wrong.stderr.contains("there is no option `modle`"), "{}", wrong.stderr);
 }
 
+/// A file that is found beside the data means the same wherever the command is given; one that is named has its paths from there, as typed ones are.
+#[test]
+fn paths_of_a_found_file_are_from_its_own_folder() {
+    let workdir = Workdir::new();
+    for folder in ["models", "project"] {
+        std::fs::create_dir(workdir.path(folder)).unwrap();
+    }
+    tiny_model::write(&workdir.path("models"));
+    std::fs::copy(workdir.path("models/tiny.gguf"), workdir.path("project/own.gguf")).unwrap();
+    workdir.write("project/rows.jsonl", "{\"prompt\": \"a\", \"completion\": \"b\"}\n");
+    workdir
+        .write("project/template.jinja", "{% for message in messages %}<|im_start|>{{ message.content }}<|im_end|>{% endfor %}");
+    for model in ["../models/tiny.gguf", "own.gguf"] {
+        let options = format!("model = '{model}'\nout = 'scored'\nchat_template = 'template.jinja'\n");
+        workdir.write("project/diagnose.toml", &options);
+        for (folder, data) in [("", "project/rows.jsonl"), ("project", "rows.jsonl"), ("models", "../project/rows.jsonl")] {
+            let output = workdir.command(&[data]).current_dir(workdir.path(folder)).output().unwrap();
+            Ran::of(output).ok();
+            assert!(workdir.path("project/scored/run.json").exists());
+            std::fs::remove_dir_all(workdir.path("project/scored")).unwrap();
+        }
+    }
+    let named = workdir.run(&["project/rows.jsonl", "--config", "project/diagnose.toml", "--model", "models/tiny.gguf"]);
+    assert!(named.code == Some(1) && named.stderr.contains("template.jinja"), "{}", named.stderr);
+    // What lies nowhere beside the file may be on the hub, or in the current folder.
+    workdir.write("project/diagnose.toml", "model = 'models/tiny.gguf'\nout = 'scored'\n");
+    workdir.run(&["project/rows.jsonl"]).ok();
+}
+
 #[test]
 fn other_programs_names_are_taken() {
     let workdir = Workdir::new();

@@ -1,5 +1,6 @@
 //! Options of the main job from a file: `--config FILE`, or `diagnose.toml` beside the data. `check` takes from it what concerns the rows, since
-//! it says what scoring would read.
+//! it says what scoring would read. Paths in a file that was named are from the current folder, as typed ones are; those in a file that was found are
+//! from its own folder, so that it means the same wherever the command is given.
 
 use std::ffi::OsString;
 use std::num::{IntErrorKind, ParseIntError};
@@ -39,8 +40,10 @@ pub(super) fn matches(command: &Command, typed: &[OsString]) -> Result<ArgMatche
             return Ok(matches);
         }
     };
-    let file = of_own.get_one::<PathBuf>("config").cloned().or_else(|| beside_data(of_own));
-    let Some(file) = file else { return Ok(matches) };
+    let named = of_own.get_one::<PathBuf>("config").cloned();
+    let found = if named.is_none() { beside_data(of_own) } else { None };
+    let from = found.as_ref().and_then(|file| file.parent()).map(Path::to_owned);
+    let Some(file) = named.or(found) else { return Ok(matches) };
     let text = std::fs::read_to_string(&file).context_at(&file, "cannot read the options")?;
     let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
         Error::usage(format!("the options are no TOML: {}", error.to_string().trim_end())).at(&file)
@@ -50,7 +53,7 @@ pub(super) fn matches(command: &Command, typed: &[OsString]) -> Result<ArgMatche
         if argument(own, key).is_none() && argument(&command, key).is_some() {
             continue;
         }
-        added.extend(option(own, of_own, key, value).map_err(|error| error.at(&file))?);
+        added.extend(option(own, of_own, key, value, from.as_deref()).map_err(|error| error.at(&file))?);
     }
     say(&format!("Options from {}", file.display()));
     // Before what was typed, which may end in `--` and names.
@@ -126,8 +129,9 @@ fn is_named(argument: &Arg, key: &str) -> bool {
     argument.get_long() == Some(name.as_str()) || aliases.iter().any(|alias| *alias == name || *alias == key)
 }
 
-/// The words that one line of the file stands for; none where the command line says otherwise, or says what does not go with it.
-fn option(command: &Command, matches: &ArgMatches, key: &str, value: &toml::Value) -> Result<Vec<OsString>> {
+/// The words that one line of the file stands for; none where the command line says otherwise, or says what does not go with it. Paths are `from`
+/// there, where that is not the current folder.
+fn option(command: &Command, matches: &ArgMatches, key: &str, value: &toml::Value, from: Option<&Path>) -> Result<Vec<OsString>> {
     let name = key.replace('_', "-");
     let Some(argument) = argument(command, key) else {
         return Err(Error::usage(format!("there is no option `{key}`")).cure("`diagnose --help` names those that there are."));
@@ -152,10 +156,25 @@ fn option(command: &Command, matches: &ArgMatches, key: &str, value: &toml::Valu
         value => std::slice::from_ref(value),
     };
     let word = |value: &toml::Value| match value {
-        toml::Value::String(text) => Ok(format!("--{name}={text}").into()),
+        toml::Value::String(text) => {
+            let mut word = OsString::from(format!("--{name}="));
+            word.push(from.and_then(|from| path_from(from, argument, text)).unwrap_or_else(|| text.into()));
+            Ok(word)
+        }
         toml::Value::Integer(number) => Ok(format!("--{name}={number}").into()),
         toml::Value::Float(number) => Ok(format!("--{name}={number}").into()),
         _ => Err(wrong("a text or a number")),
     };
     values.iter().map(word).collect()
+}
+
+/// The path that the option's value stands for from this folder; `None` where it is no path: a model may be named on the hub.
+fn path_from(from: &Path, argument: &Arg, text: &str) -> Option<PathBuf> {
+    let path = from.join(text);
+    let is_path = match argument.get_value_names()?.first()?.as_str() {
+        "FILE" | "DIR" => true,
+        "REF" => text.starts_with("./") || text.starts_with("../") || path.exists(),
+        _ => false,
+    };
+    is_path.then_some(path)
 }

@@ -77,7 +77,8 @@ pub(super) struct Args {
     #[arg(long, hide_short_help = true)]
     in_context: bool,
 
-    /// Options of this command from a TOML file; those on the command line go over it. By default diagnose.toml beside the data
+    /// Options of this command from a TOML file; those on the command line go over it. By default diagnose.toml beside the data, whose paths are from
+    /// its own folder
     #[arg(long, value_name = "FILE")]
     #[allow(dead_code, reason = "config.rs reads it before the rest is parsed")]
     config: Option<PathBuf>,
