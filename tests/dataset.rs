@@ -608,6 +608,7 @@ fn bad_chat_rows_say_where_and_why() {
     check(r#"{"messages": }"#, "expected valid JSON, found `}` (expected value; line 2, column 14)");
     check("{\"messages\": \"\0\"}", "found a NUL byte at byte 14");
     check(r#"{"messages": "\ud800"}"#, "expected valid JSON");
+    check(r#"{"x": NaN, "messages": }"#, "expected valid JSON: expected a value, found `}` at byte 23");
     check(r#"{"messages": NaN}"#, "`messages`: expected a value, found `NaN`");
     check(r#"{"messages": -Infinity}"#, "`messages`: expected a list, found `-Infinity`");
     check(r#"{"messages": [{"role": "user", "content": "\uFDD3 1"}]}"#, "the Unicode noncharacter U+FDD3");

@@ -91,6 +91,30 @@ fn without_a_decision_the_file_is_the_same_to_the_byte() {
     }
 }
 
+/// An element of an array has no line of its own that could be copied.
+#[test]
+fn records_that_cannot_be_copied_are_said_to_be_left_out() {
+    let workdir = Workdir::new();
+    tiny_model::write(&workdir.path(""));
+    let good = r#"{"prompt": "What?", "completion": "That.", "z": 1E400}"#;
+    workdir.write("rows.json", format!("[{good},\n{{\"prompt\": \"And?\", \"completion\": }},\n{good}]"));
+    workdir.run(&["rows.json", "--model", "tiny.gguf", "--out", "run"]).ok();
+    for out in ["clean.jsonl", "clean.parquet"] {
+        let said = workdir.run(&["export", "run", "--out", out]).ok().stdout;
+        assert!(said.starts_with("2 of 3 rows written: 0 dropped"), "{said}");
+        assert!(said.contains("1 records could not be read, and are left out") && !said.contains("as they stand\n"), "{said}");
+    }
+    let exported = export(&workdir, &["--out", "clean.jsonl"]);
+    assert_eq!((&exported["unreadable"], &exported["unreadable_left_out"]), (&1.into(), &1.into()));
+    assert!(
+        std::fs::read_to_string(workdir.path("clean.jsonl")).unwrap().contains("\"z\":Infinity"),
+        "as Python writes what it reads there"
+    );
+    // A line is copied, and said to be.
+    let said = scored(ROWS).run(&["export", "run", "--out", "clean.jsonl"]).ok().stdout;
+    assert!(said.contains("1 records could not be read, and are written as they stand"), "{said}");
+}
+
 /// A mark of the byte order stands at the beginning of a file alone.
 #[test]
 fn files_that_begin_with_a_mark_become_one_file_that_does() {

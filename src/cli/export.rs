@@ -128,10 +128,14 @@ fn summary(exported: &Exported) -> String {
     if let Some(thresholds) = &exported.thresholds {
         line(format!("conflicts are those that the run is sorted by: {thresholds}"));
     }
-    if exported.unreadable > 0 {
+    let (unreadable, left_out) = (exported.unreadable, exported.unreadable_left_out);
+    if unreadable > left_out {
+        line(format!("{} records could not be read, and are written as they stand", thousands(unreadable - left_out)));
+    }
+    if left_out > 0 {
         line(format!(
-            "{} records could not be read, and are written only as they stand (--format read)",
-            thousands(exported.unreadable)
+            "{} records could not be read, and are left out: only lines of JSON Lines are copied as they stand, by --format read",
+            thousands(left_out)
         ));
     }
     if exported.conflicts_of_template > 0 {

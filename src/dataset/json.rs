@@ -119,6 +119,10 @@ pub(super) fn parse(bytes: &[u8], line: u64) -> Result<Value> {
             let place = format!("line {line}, column {}", error.column());
             let error = Error::new(match found.strip_prefix("found ") {
                 Some(found) => format!("expected valid JSON, found {found} ({place})"),
+                // What serde_json stopped at is taken here, and what is wrong stands further on.
+                None if ["`NaN", "`Infinity", "`-Infinity"].iter().any(|word| text_at(text, &error).starts_with(word)) => {
+                    format!("expected valid JSON: {found}")
+                }
                 None => format!("expected valid JSON, found {} ({reason}; {place})", text_at(text, &error)),
             });
             match found.contains("surrogate") {

@@ -146,6 +146,14 @@ fn long_integer(written: &str) -> Result<Option<Value>, String> {
     }
 }
 
+/// The infinity as which Python reads a number beyond the largest one, such as `1E400`; `None` of anything else.
+fn beyond(written: &str) -> Option<f64> {
+    let digits = written.strip_prefix('-').unwrap_or(written);
+    let is_number = digits.starts_with(|c: char| c.is_ascii_digit())
+        && !(digits.starts_with('0') && digits[1..].starts_with(|c: char| c.is_ascii_digit()));
+    written.parse::<f64>().ok().filter(|number| is_number && number.is_infinite())
+}
+
 /// Deeper nesting is a mistake; without a limit it would exhaust the stack. serde_json stops at the same depth.
 const MAX_DEPTH: usize = 128;
 
@@ -389,9 +397,12 @@ impl Parser<'_> {
             self.at += length;
             return Ok(integer);
         }
-        let number: Number = serde_json::from_str(&plain).map_err(|_| format!("expected a number, found `{written}`"))?;
+        let value = match serde_json::from_str::<Number>(&plain) {
+            Ok(number) => Value::Number(number),
+            Err(_) => number(beyond(&plain).ok_or_else(|| format!("expected a number, found `{written}`"))?),
+        };
         self.at += length;
-        Ok(Value::Number(number))
+        Ok(value)
     }
 
     fn word(&mut self) -> Result<Value, String> {
@@ -450,6 +461,8 @@ mod tests {
         let text = r#"{"a": NaN, "b": [Infinity, -Infinity, null, 1e+16, 12345678901234567890123, "é\n"]}"#;
         assert_eq!(json(text).map(|value| dumps(&value)), Ok(text.to_owned()));
         assert_eq!(json(text).map(|value| line(value.as_object().unwrap())), Ok(text.replace(", ", ",").replace(": ", ":")));
+        // json.loads of the same text
+        assert_eq!(json("[1E400, -1e999, 1E-400]").map(|value| dumps(&value)), Ok("[Infinity, -Infinity, 0.0]".to_owned()));
         assert_eq!(json(r#" "\ud83d\ude00\u00e9\/" "#), Ok(json!("😀é/")));
         for text in [
             "{NaN: 1}",
@@ -464,6 +477,8 @@ mod tests {
             "[nan]",
             "\"a\nb\"",
             "01x",
+            "01E400",
+            "1E400x",
             "{} {}",
         ] {
             assert!(json(text).is_err(), "{text}");

@@ -71,8 +71,10 @@ pub(crate) struct Exported {
     pub rows_weighted: u64,
     /// Answers with conflicts, written to the file of candidates.
     pub candidates: u64,
-    /// Records that were no rows, and are left out where they cannot be copied.
+    /// Records that were no rows.
     pub unreadable: u64,
+    /// Those of them that are left out, since they cannot be copied as they stand.
+    pub unreadable_left_out: u64,
     /// Conflicts that a rule would mask, and that are part of the template: they have no place in the text.
     pub conflicts_of_template: u64,
     /// What the run is sorted by, where rules ask for conflicts.
@@ -346,14 +348,13 @@ impl Export<'_> {
     fn unreadable(&mut self, row: &Row, original: &Original, reason: &str) -> Result<Option<Written>> {
         self.exported.unreadable += 1;
         self.changes.push(Change::new(row, What::Unreadable, reason.to_owned()));
-        match (self.job.target, self.is_table) {
-            (Target::Read, false) => {
-                let bytes = original.bytes.as_deref().map(|bytes| within(original.file, bytes));
-                Ok(bytes.map(Written::Bytes).or_else(|| original.object.clone().map(Written::Object)))
-            }
-            (Target::Read, true) => Ok(original.object.clone().map(Written::Object)),
-            _ => Ok(None),
-        }
+        let bytes = original.bytes.as_deref().filter(|_| !self.is_table).map(|bytes| within(original.file, bytes));
+        let written = match self.job.target {
+            Target::Read => bytes.map(Written::Bytes).or_else(|| original.object.clone().map(Written::Object)),
+            _ => None,
+        };
+        self.exported.unreadable_left_out += u64::from(written.is_none());
+        Ok(written)
     }
 
     fn is_completion_alone(&self) -> Result<bool> {
