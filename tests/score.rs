@@ -511,6 +511,18 @@ fn without_a_page_none_of_other_thresholds_is_left() {
     assert!(!score(&["--no-view", "--thresholds", "fixed"]).contains("view.html") && !page.exists());
 }
 
+/// A colleague's run, say, on a disk of theirs. (Where everybody may write everywhere, a folder in the place of the file does.)
+#[test]
+fn a_run_that_cannot_be_written_to_can_be_shown() {
+    let workdir = workdir();
+    workdir.run(&["rows.jsonl", "--model", "tiny.gguf", "--out", "run"]).ok();
+    std::fs::remove_file(workdir.path("run/.lock")).unwrap();
+    std::fs::create_dir(workdir.path("run/.lock")).unwrap();
+    let refused = workdir.run(&["run"]);
+    assert!(refused.code == Some(1) && refused.stderr.contains("`diagnose view run --out FILE` shows it"), "{}", refused.stderr);
+    workdir.run(&["view", "run", "--out", "page.html"]).ok();
+}
+
 /// Nobody believes that an option did something, where it did not.
 #[test]
 fn options_without_a_say_and_names_of_nothing_are_refused_by_name() {

@@ -85,6 +85,8 @@ impl Decisions {
             let line = 1 + bytes[..error.valid_up_to()].iter().filter(|&&byte| byte == b'\n').count() as u64;
             Error::new("expected UTF-8, found an invalid byte").at_line(path, line)
         })?;
+        // Editors of Windows put a byte order mark there; the page reads over it, too.
+        let text = text.strip_prefix('\u{FEFF}').unwrap_or(text);
         Decisions::parse(text, data).map_err(|(line, error)| error.at_line(path, line))
     }
 
@@ -228,6 +230,13 @@ mod tests {
 
     fn parse(lines: &str) -> Result<Decisions, String> {
         Decisions::parse(&format!("{}\n{lines}", head()), &data()).map_err(|(line, error)| format!("{line}: {error}"))
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_read_over() {
+        let path = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(path.path(), format!("\u{FEFF}{}\r\n{{\"row\": 7, \"action\": \"drop\"}}\r\n", head())).unwrap();
+        assert_eq!(Decisions::read(path.path(), &data()).unwrap().rows[&7].keep, Some(false));
     }
 
     #[test]
