@@ -282,6 +282,21 @@ fn a_split_gguf_file_is_fetched_and_read_as_one() {
     check(&run(&workdir, CLOSED, &first, &[]), &["tiny-00002-of-00002.gguf", "cannot open"]);
 }
 
+/// Nobody who has a proxy set wants the hub to be asked directly.
+#[test]
+fn a_proxy_that_cannot_be_used_is_refused() {
+    let (workdir, hub) = (workdir(), Hub::start(folder_files()));
+    let host = hub.address.trim_start_matches("http://").split(':').next().unwrap().to_owned();
+    for name in ["ALL_PROXY", "https_proxy"] {
+        let proxy = (name, "socks5://name:secret@10.0.0.1:1080");
+        let refused = run(&workdir, &hub.address, "org/tiny", &[proxy]);
+        assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+        check(&refused, &["found a SOCKS proxy (10.0.0.1)", "NO_PROXY"]);
+        assert!(!refused.stderr.contains("secret") && hub.requests().is_empty(), "{}", refused.stderr);
+    }
+    run(&workdir, &hub.address, "org/tiny", &[("ALL_PROXY", "socks5://10.0.0.1:1080"), ("NO_PROXY", &host)]).ok();
+}
+
 #[test]
 fn a_repository_without_an_organisation() {
     let (workdir, hub) = (workdir(), Hub::start(folder_files()));

@@ -511,6 +511,64 @@ fn without_a_page_none_of_other_thresholds_is_left() {
     assert!(!score(&["--no-view", "--thresholds", "fixed"]).contains("view.html") && !page.exists());
 }
 
+/// A colleague's run, say, on a disk of theirs. (Where everybody may write everywhere, a folder in the place of the file does.)
+#[test]
+fn a_run_that_cannot_be_written_to_can_be_shown() {
+    let workdir = workdir();
+    workdir.run(&["rows.jsonl", "--model", "tiny.gguf", "--out", "run"]).ok();
+    std::fs::remove_file(workdir.path("run/.lock")).unwrap();
+    std::fs::create_dir(workdir.path("run/.lock")).unwrap();
+    let refused = workdir.run(&["run"]);
+    assert!(refused.code == Some(1) && refused.stderr.contains("`diagnose view run --out FILE` shows it"), "{}", refused.stderr);
+    workdir.run(&["view", "run", "--out", "page.html"]).ok();
+}
+
+/// Nobody believes that an option did something, where it did not.
+#[test]
+fn options_without_a_say_and_names_of_nothing_are_refused_by_name() {
+    let workdir = workdir();
+    workdir.write("t.txt", "One text.");
+    workdir.run(&["rows.jsonl", "--model", "tiny.gguf", "--out", "run", "--no-view"]).ok();
+    let rollout = ["rollout", "rows.jsonl", "--model", "tiny.gguf"];
+    let eval = ["eval", "--model", "tiny.gguf", "--tasks", "t.txt"];
+    for (command, options, expected) in [
+        (&["rows.jsonl"][..], &["--seed", "5"][..], "--seed 5 has no say without --sample"),
+        (&["check", "rows.jsonl"], &["--seed", "5"], "--seed 5 has no say without --sample"),
+        (&rollout, &["--supervise", "last"], "--supervise has no say over prompts"),
+        (&rollout, &["--append-eos"], "--append-eos has no say over prompts"),
+        (&eval, &["--temperature", "0.5"], "--temperature has no say: the model writes no answers in t"),
+        (&eval, &["--stop", "x"], "--stop has no say"),
+        (&eval, &["--max-new-tokens", "9"], "--max-new-tokens has no say"),
+        (&eval, &["--batch", "9"], "--batch has no say"),
+        (
+            &["train", "-"],
+            &["--method", "pilot"],
+            "--method pilot reads the data twice, first for the base model's scores, and `-` can be read once",
+        ),
+        (&["train", "-"], &["--validation", "-"], "`-` is named twice"),
+        (&["run", "run", "notthere"], &[], "notthere: there is no run folder and no data file of this name"),
+        (
+            &["diff", "run", "nosuch"],
+            &[],
+            "nosuch: expected a folder with scores.json or tokens.parquet, or a model, and there is nothing of this name",
+        ),
+    ] {
+        let refused = workdir.run(&[command, options].concat());
+        assert!(
+            refused.code == Some(2) && refused.stderr.contains(expected),
+            "{command:?} {options:?}: {:?} {}",
+            refused.code,
+            refused.stderr
+        );
+    }
+    // The seed of a file of options, whose sample gives way to a limit that is typed.
+    workdir.write("options.toml", "sample = 2\nseed = 5\n");
+    workdir
+        .run(&["rows.jsonl", "--model", "tiny.gguf", "--config", "options.toml", "--limit", "1", "--out", "first", "--no-view"])
+        .ok();
+    workdir.run(&[&rollout[..], &["--seed", "5", "--max-new-tokens", "2", "--out", "own"]].concat()).ok();
+}
+
 fn said_of(workdir: &Workdir, before: &str, after: &str) -> String {
     workdir.run(&["diff", before, after]).ok().stdout
 }

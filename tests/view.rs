@@ -211,6 +211,71 @@ fn the_chosen_token_is_in_sight() {
     assert_eq!(browser.complaints(), [""; 0]);
 }
 
+/// A step costs the same in a row of any length: the token that was chosen and the one that is are painted, and no other.
+#[test]
+fn a_step_paints_two_tokens() {
+    let Some(mut browser) = Browser::start(1440, 900) else { return };
+    let workdir = Workdir::new();
+    let page = scored(&workdir, "run", &[row("How?", &"The quick brown fox jumps. ".repeat(200))]);
+    browser.open(&page);
+    // A row that long is drawn in slices.
+    let drawn = browser.eval(
+        "ready.then(async (page) => { window.page = page; \
+           for (let i = 0; i < 200 && page.spans.size < page.run.supervised[0]; i++) await new Promise((resolve) => setTimeout(resolve, 20)); \
+           return page.spans.size; })",
+    );
+    assert!(drawn.as_u64().unwrap() > 3500, "{drawn}");
+    // Away from either end.
+    browser.press(&["h", "h", "l"]);
+    browser.eval(
+        "window.painted = new Set(); new MutationObserver((seen) => seen.forEach(({ target }) => painted.add(target))) \
+           .observe(at('turns'), { attributes: true, attributeFilter: ['class'], subtree: true });",
+    );
+    let mut painted = |browser: &mut Browser, keys: &[&str]| {
+        browser.press(keys);
+        let look = "new Promise((resolve) => setTimeout(() => { const n = painted.size; painted.clear(); \
+            resolve([n, document.querySelectorAll('.token.current').length, document.querySelectorAll('.token.chosen').length, \
+              document.querySelectorAll('.token[tabindex=\"0\"]').length]); }, 50))";
+        browser.eval(look)
+    };
+    painted(&mut browser, &[]);
+    assert_eq!(painted(&mut browser, &["l"]), json!([2, 1, 0, 1]), "a step: the token before, and the one now");
+    assert_eq!(painted(&mut browser, &["h"]), json!([2, 1, 0, 1]));
+    // A selection of two, and back.
+    assert_eq!(painted(&mut browser, &["L"]), json!([2, 1, 1, 1]));
+    assert_eq!(painted(&mut browser, &["Escape"]), json!([2, 1, 0, 1]));
+    // Under another measure all of them are painted.
+    let all = painted(&mut browser, &["3"]);
+    assert!(all[0] == drawn && all[1] == 1, "{all}");
+    assert_eq!(browser.complaints(), [""; 0]);
+}
+
+/// A third of a screen, or a phone: the list shows text, the row has the width, and nothing lies beside the window.
+#[test]
+fn a_narrow_window_has_room_for_the_text() {
+    let workdir = Workdir::new();
+    let page = scored(&workdir, "run", &plain_rows(30));
+    for (width, height) in [(800, 900), (420, 860)] {
+        let Some(mut browser) = Browser::start(width, height) else { return };
+        browser.open(&page);
+        let found = browser.eval(
+            "(() => { const box = (name) => document.querySelector(name).getBoundingClientRect(); \
+               const last = [...document.querySelectorAll('#list .line:not([hidden]) > *:last-child')].map((cell) => cell.getBoundingClientRect().right); \
+               return { window: innerWidth, snippet: box('#list .line .snippet').width, lines: box('#list').height / 19, \
+                 text: box('.turn .text').width, reader: box('#turns').height, details: box('#details').width, \
+                 right: Math.max(box('nav').right, box('#list').right, box('#turns').right, box('aside').right, ...last) }; })()",
+        );
+        let n = |key: &str| found[key].as_f64().unwrap();
+        assert!(n("window") <= f64::from(width) && n("right") <= n("window") + 1.0, "{found}");
+        assert!(n("snippet") >= 80.0 && n("lines") > 6.0, "{found}");
+        assert!(n("text") > 0.6 * n("window") && n("reader") > 150.0 && n("details") > 200.0, "{found}");
+        if let Ok(folder) = std::env::var("DIAGNOSE_SCREENSHOTS") {
+            browser.screenshot(&Path::new(&folder).join(format!("narrow-{width}.png")));
+        }
+        assert_eq!(browser.complaints(), [""; 0]);
+    }
+}
+
 #[test]
 fn filters_and_the_brush_leave_the_rows_that_they_ask_for() {
     let Some(mut browser) = Browser::start(1440, 900) else { return };
@@ -744,6 +809,8 @@ fn without_the_data_the_page_shows_the_tokens_alone() {
     let workdir = Workdir::new();
     scored(&workdir, "run", &plain_rows(3));
     std::fs::remove_file(workdir.path("run.jsonl")).unwrap();
+    // The page that scoring has left would stay, since it has them.
+    std::fs::remove_file(workdir.path("run/view.html")).unwrap();
     let ran = workdir.run(&["view", "run"]).ok();
     assert!(ran.stderr.contains("tokens alone") && ran.stderr.contains("run.jsonl"), "{}", ran.stderr);
     browser.open(&workdir.path("run/view.html"));

@@ -50,6 +50,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> Result<()> {
+    args.rows.refuse_lone_seed()?;
     let watch = Terminal::new();
     let job = Job {
         read: args.rows.read()?,

@@ -98,6 +98,7 @@ pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
     if args.stops.iter().any(String::is_empty) {
         return Err(Error::usage("--stop: expected a text, found an empty one"));
     }
+    args.rows.refuse_targets()?;
     let sampling = Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, min_p: args.min_p };
     let sampling = draws::checked(sampling, ("--n", args.n))?;
     let job = Job {

@@ -8,7 +8,7 @@ use crate::tokens::{DEFAULT_MAX_LEN, RenderOptions, Supervise};
 
 #[derive(clap::Args)]
 pub(super) struct RowArgs {
-    /// Longest sequence in tokens; what is longer is cut at its end and counted [default: 2048, or what the model takes, if that is less]
+    /// Longest sequence in tokens; what is longer is cut at its end and counted (`rollout` leaves out prompts that leave no room for an answer) [default: 2048, or what the model takes, if that is less]
     #[arg(long, value_name = "TOKENS", aliases = ["max-length", "max_length", "max_seq_length", "cutoff-len", "cutoff_len", "sequence_len"])]
     max_len: Option<usize>,
 
@@ -20,9 +20,9 @@ pub(super) struct RowArgs {
     #[arg(long, value_name = "N")]
     sample: Option<u64>,
 
-    /// Seed of --sample; a larger sample of the same seed holds the smaller one
-    #[arg(long, value_name = "SEED", default_value_t = 0)]
-    seed: u64,
+    /// Seed of --sample; a larger sample of the same seed holds the smaller one [default: 0]
+    #[arg(long, value_name = "SEED")]
+    seed: Option<u64>,
 
     /// Format of the data, where it is not to be guessed: messages, sharegpt, alpaca, prompt-completion, question-answer, text, ..
     #[arg(long)]
@@ -56,9 +56,9 @@ pub(super) struct RowArgs {
     #[arg(long)]
     append_eos: bool,
 
-    /// Which tokens count: assistant (every assistant turn), last (the last one only), all (the whole text)
-    #[arg(long, default_value = "assistant")]
-    supervise: Supervise,
+    /// Which tokens count: assistant (every assistant turn), last (the last one only), all (the whole text) [default: assistant]
+    #[arg(long)]
+    supervise: Option<Supervise>,
 }
 
 impl RowArgs {
@@ -79,13 +79,37 @@ impl RowArgs {
     /// Which records are read.
     pub(super) fn choice(&self) -> Choice {
         match self.sample {
-            Some(n) => Choice::Random { n, seed: self.seed },
+            Some(n) => Choice::Random { n, seed: self.seed() },
             None => Choice::first(self.limit),
         }
     }
 
     pub(super) fn seed(&self) -> u64 {
-        self.seed
+        self.seed.unwrap_or(0)
+    }
+
+    /// An error for a seed where nothing is drawn by one. Beside --limit it may stand: a file of options has it for its own `sample`, in whose place
+    /// that was typed.
+    pub(super) fn refuse_lone_seed(&self) -> Result<()> {
+        match self.seed {
+            Some(seed) if self.sample.is_none() && self.limit.is_none() => {
+                Err(Error::usage(format!("--seed {seed} has no say without --sample: all rows are read, and none is drawn"))
+                    .cure("Give --sample N, or leave it out."))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// An error for options about what is learnt of a row, where nothing is learnt.
+    pub(super) fn refuse_targets(&self) -> Result<()> {
+        let given = [("--supervise", self.supervise.is_some()), ("--append-eos", self.append_eos)];
+        match given.iter().find(|(_, is_given)| *is_given) {
+            Some((option, _)) => {
+                Err(Error::usage(format!("{option} has no say over prompts: it is about what is learnt of a row"))
+                    .cure("Leave it out, and give it where the answers are scored."))
+            }
+            None => Ok(()),
+        }
     }
 
     /// As the user says; else the model has a word in it.
@@ -100,7 +124,7 @@ impl RowArgs {
         Ok(RenderOptions {
             system: self.system.clone(),
             max_len: self.max_len.unwrap_or(DEFAULT_MAX_LEN),
-            supervise: self.supervise,
+            supervise: self.supervise.unwrap_or_default(),
             chat_template: self.chat_template.clone(),
             template_switches: RenderOptions::parse_switches(self.chat_template_kwargs.as_deref())?,
             append_eos: self.append_eos,

@@ -189,6 +189,12 @@ fn run_folder(args: &Args) -> Result<Option<PathBuf>> {
     let is_folder = |dataset: &&String| Path::new(dataset).is_dir();
     let is_run = |dataset: &&String| is_folder(dataset) && folders::holds_scores(Path::new(dataset));
     if let Some(folder) = args.datasets.iter().find(is_run) {
+        let is_nothing = |name: &&String| *name != "-" && !name.contains(['*', '?', '[']) && !Path::new(name).exists();
+        if let Some(name) = args.datasets.iter().find(is_nothing) {
+            return Err(Error::usage("there is no run folder and no data file of this name")
+                .at(name)
+                .cure("Check the name; relative names start from the current folder."));
+        }
         if args.in_context {
             return Err(Error::usage("--in-context runs the model, which a run folder does not name well enough to be loaded")
                 .at(folder)
@@ -213,6 +219,7 @@ fn job(args: Args, command_line: &str) -> Result<Job> {
         ))
         .cure("Name the files to score without --data, or a finished run with it."));
     }
+    args.rows.refuse_lone_seed()?;
     Ok(Job {
         read: args.rows.read()?,
         inputs: args.datasets,

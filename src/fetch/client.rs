@@ -84,6 +84,7 @@ impl Client {
         if origin(&endpoint).is_none() {
             return Err(Error::new(format!("HF_ENDPOINT is `{endpoint}`; expected an address such as https://huggingface.co")));
         }
+        refuse_socks(&endpoint)?;
         let config = agent_config()?.timeout_recv_response(Some(WAIT_FOR_BYTES)).timeout_per_read(Some(WAIT_FOR_BYTES)).build();
         Ok(Client { agent: config.into(), endpoint, token: token()?, id: id.clone() })
     }
@@ -337,6 +338,22 @@ pub(crate) fn agent_config() -> Result<ConfigBuilder<AgentScope>> {
         .accept_encoding("identity")
         .timeout_connect(Some(WAIT_TO_CONNECT))
         .tls_config(TlsConfig::builder().root_certs(root_certificates()?).build()))
+}
+
+/// An error where the environment has this address asked through a proxy of a kind that this program cannot speak to: ureq without that feature would
+/// ask directly, and nobody would know.
+fn refuse_socks(url: &str) -> Result<()> {
+    use ureq::ProxyProtocol::{Socks4, Socks4A, Socks5, Socks5h};
+    let Some(proxy) = ureq::Proxy::try_from_env() else { return Ok(()) };
+    let is_asked = url.parse().is_ok_and(|url: Uri| !proxy.is_no_proxy(&url));
+    match proxy.protocol() {
+        Socks4 | Socks4A | Socks5 | Socks5h if is_asked => {
+            Err(Error::new(format!("expected an HTTP proxy in HTTPS_PROXY or ALL_PROXY, found a SOCKS proxy ({})", proxy.host())).cure(
+                "Give one such as http://HOST:PORT, name the hub in NO_PROXY to ask it directly, or fetch the files by other means and name their folder.",
+            ))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Mozilla's authorities, or those of the file that companies with a proxy of their own name.

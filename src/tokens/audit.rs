@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::dataset::{Dataset, Place};
 use crate::error::Error;
+use crate::format::thousands;
 
 /// What is odd about one row.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -366,13 +367,15 @@ impl Audit {
         for (check, finding) in CHECKS.iter().zip(&self.findings).filter(|(_, finding)| finding.rows > 0) {
             let Check { finding: what, meaning, cure, .. } = check;
             let (n, of, examples) = (finding.rows, self.rows, finding.examples.join(", "));
-            let keys: Vec<String> = finding.keys.iter().map(|(key, n)| format!("`{key}` in {n}")).collect();
+            let keys: Vec<String> = finding.keys.iter().map(|(key, n)| format!("`{key}` in {}", thousands(*n))).collect();
             let keys = if keys.is_empty() { String::new() } else { format!(": {}", keys.join(", ")) };
+            let (n, of) = (thousands(n), thousands(of));
             lines.push(format!("{n} of {of} rows {what}{keys}. {meaning} {cure} For example: {examples}"));
         }
         if let Some(finding) = self.findings.last().filter(|finding| finding.rows > 0) {
             let (n, of) = (finding.rows, self.rows + self.refused);
             let cure = finding.cure.as_ref().map_or(String::new(), |cure| format!(" {cure}"));
+            let (n, of) = (thousands(n), thousands(of));
             lines.push(format!("{n} of {of} rows were refused and skipped.{cure} For example: {}", finding.examples.join("; ")));
         }
         lines

@@ -47,7 +47,7 @@ macro_rules! options {
 
 options! {
     Run {
-        /// Data files (JSONL, JSON, CSV, Parquet, each also .gz or .zst), globs.
+        /// Data files (JSONL, JSON, CSV, Parquet, Arrow, each also .gz, .zst, .bz2, .xz or .zip), folders of them, globs, `-` for standard input.
         datasets: Vec<String> = Vec::new();
         /// A Hugging Face model folder, a .gguf file, a LoRA adapter folder, or a hub id [default: SmolLM2-135M-Instruct].
         model: Option<String> = None;
@@ -220,6 +220,20 @@ impl Options {
         let plain = Options::default();
         if self.datasets.is_empty() {
             return wrong("no data to train on: name a file, or give `datasets` in the configuration".to_owned());
+        }
+        let is_stream =
+            |name: &String| name == "-" || std::fs::metadata(name).is_ok_and(|found| !found.is_file() && !found.is_dir());
+        if self.datasets.iter().chain(&self.validation).filter(|name| *name == "-").count() > 1 {
+            return wrong("`-` is named twice, and the standard input can be read once".to_owned());
+        }
+        if let Some(name) = self.datasets.iter().find(|name| is_stream(name))
+            && self.gate().is_ok_and(|gate| self.method.needs_scores(&gate))
+        {
+            return Err(Error::usage(format!(
+                "--method {} reads the data twice, first for the base model's scores, and `{name}` can be read once",
+                self.method
+            ))
+            .cure("Write the rows into a file, and name that."));
         }
         let counts = [
             ("batch-size", self.batch_size),

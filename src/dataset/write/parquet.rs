@@ -69,6 +69,10 @@ impl Shape {
                 // No value: null, but in a column of floats.
                 (_, Ok(float)) if float.is_nan() => Ok(self),
                 (Shape::Null | Shape::Whole | Shape::Fraction, Ok(float)) if float.is_infinite() => Ok(Shape::Fraction),
+                (Shape::Null | Shape::Whole | Shape::Fraction, _) => {
+                    Err(Error::new(format!("`{path}`: a table holds integers of at most 64 bits, found {number}"))
+                        .cure("Write JSON Lines, where each row may be as it is."))
+                }
                 _ => Err(Error::new(format!("`{path}`: expected {} in every row of a table, found {number}", self.name()))
                     .cure("Write JSON Lines, where each row may be as it is.")),
             };

@@ -203,6 +203,8 @@ fn a_table_holds_what_the_rows_hold() {
         let error = read_back(&[text, r#"{"f":0.5}"#]).unwrap_err().to_string();
         assert!(error.contains("`f`") && error.contains(&text[5..text.len() - 1]), "{error}");
     }
+    let error = read_back(&[r#"{"f":123456789012345678901234567890}"#]).unwrap_err().to_string();
+    assert!(error.contains("`f`: a table holds integers of at most 64 bits, found 123456789012345678901234567890"), "{error}");
     let mixed: Vec<Object> = [json!({"a": 1}), json!({"a": "b"})].iter().map(|row| row.as_object().unwrap().clone()).collect();
     let error = write_parquet(&mixed, &mut Vec::new()).unwrap_err().to_string();
     assert!(error.contains("`a`: expected a number in every row of a table, found a string"), "{error}");

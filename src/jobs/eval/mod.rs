@@ -84,6 +84,7 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
         fewshot::apply(task, n, way.seed)?;
         way.choose(task);
     }
+    way.check_says(&tasks)?;
     let found = Found::find([job.model.as_deref(), job.base.as_deref()], job.servers.as_ref(), way, &tasks, watch)?;
     let (reference, max_len) = (found.reference(), found.max_len());
     let asking = way.asking(reference, &tasks, max_len)?;

@@ -183,6 +183,25 @@ impl Way {
         options.join(" ")
     }
 
+    /// An error for an option about written answers where no task has any.
+    pub(super) fn check_says(&self, tasks: &[Task]) -> Result<()> {
+        let (own, plain) = (&self.written, WrittenWay::default());
+        let given = [
+            ("--max-new-tokens", own.max_new_tokens.is_some()),
+            ("--temperature", own.sampling != plain.sampling),
+            ("--stop", !own.stops.is_empty()),
+            ("--batch", own.at_once != plain.at_once),
+        ];
+        match given.iter().find(|(_, is_given)| *is_given && !writes(tasks)) {
+            Some((option, _)) => {
+                let names: Vec<&str> = tasks.iter().map(|task| task.name.as_str()).collect();
+                Err(Error::usage(format!("{option} has no say: the model writes no answers in {}", names.join(", ")))
+                    .cure("Leave it out, or name a task whose answers are written, such as gsm8k or questions of your own with `answer`."))
+            }
+            None => Ok(()),
+        }
+    }
+
     pub(super) fn load_options(&self) -> LoadOptions {
         LoadOptions { dtype: self.dtype, kernels: self.kernels, device: self.device }
     }

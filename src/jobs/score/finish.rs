@@ -85,7 +85,10 @@ pub(crate) fn sort_again(
     command: &str,
     watch: &dyn Watch,
 ) -> Result<Outcome> {
-    let _held = hold(out)?;
+    let _held = hold(out).map_err(|error| {
+        let out = out.display();
+        error.cure(format!("Into a folder that is only to be read nothing is sorted: `diagnose view {out} --out FILE` shows it, and a copy can be sorted."))
+    })?;
     let record = read_record(&out.join(RUN_FILE))?;
     let thresholds = named_or_own(thresholds, out)?;
     let data = match find_data(out, &record, data) {

@@ -127,7 +127,7 @@ function makeActs(app) {
     escape() {
       document.activeElement?.blur();
       page.anchor = -1;
-      app.draw.repaintTokens();
+      app.draw.repaintChosen();
     },
     brush(p, entropy) {
       Object.assign(page.filters, { p, entropy });

@@ -184,7 +184,7 @@ function listenToPointer(app) {
     if (from === undefined || to === undefined) return;
     page.anchor = Number(from);
     page.token = Number(to);
-    app.draw.repaintTokens();
+    app.draw.repaintChosen();
   });
   // Files that are dropped anywhere: tables of the run, or decisions. Without this the browser would leave the page for them.
   document.addEventListener("dragover", (event) => {

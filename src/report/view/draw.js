@@ -5,6 +5,9 @@
 function makeDrawing(app) {
   const { page } = app;
   const { run, after } = page;
+  // First and last token of what is painted as the selection, and the one that Tab leads to.
+  let painted = [-1, -1];
+  let focusable = null;
 
   function filterAgain() {
     page.passes = asksOfTokens(page.filters) ? passingTokens(run, page.filters, page.changes) : null;
@@ -21,6 +24,7 @@ function makeDrawing(app) {
         page.token = tokenToShow(page, row);
         page.anchor = -1;
       }
+      repaintTokens();
       showToken(false);
     } else {
       at("list").scrollTop = 0;
@@ -42,6 +46,10 @@ function makeDrawing(app) {
     const turns = at("turns");
     turns.replaceChildren();
     turns.scrollTop = 0;
+    page.spans.clear();
+    focusable = null;
+    painted = chosenTokens(page);
+    showMeasure();
     drawHead();
     if (page.row < 0) {
       turns.append(make("p", "soft", "No row passes the filters."));
@@ -112,10 +120,11 @@ function makeDrawing(app) {
 
   // The token under consideration: its place in the text, its numbers, its place in the density.
   function showToken(fromKeyboard) {
-    repaintTokens();
+    repaintChosen();
     const span = spanOf(page.token);
-    for (const other of at("turns").querySelectorAll('.token[tabindex="0"]')) other.tabIndex = -1;
+    if (focusable) focusable.tabIndex = -1;
     if (span) {
+      focusable = span;
       span.tabIndex = 0;
       span.setAttribute("aria-describedby", "details");
       span.scrollIntoView({ block: "nearest" });
@@ -125,10 +134,24 @@ function makeDrawing(app) {
     app.density.draw();
   }
 
-  const spanOf = (token) => at("turns").querySelector(`.token[data-token="${token}"]:not([data-after])`);
+  const spanOf = (token) => page.spans.get(token);
+  const showMeasure = () => at("turns").classList.toggle("by-quadrant", page.measure.id === "quadrant");
+
+  // A row may have tens of thousands of tokens, of which a step changes two.
+  function repaintChosen() {
+    const now = chosenTokens(page);
+    for (const [from, to] of [painted, now]) {
+      for (let token = from; token <= to; token++) {
+        const span = spanOf(token);
+        if (span) paintToken(page, run, token, span);
+      }
+    }
+    painted = now;
+  }
 
   function repaintTokens() {
-    at("turns").classList.toggle("by-quadrant", page.measure.id === "quadrant");
+    showMeasure();
+    painted = chosenTokens(page);
     for (const span of at("turns").querySelectorAll(".token")) {
       paintToken(page, "after" in span.dataset ? after : run, Number(span.dataset.token), span);
     }
@@ -144,5 +167,5 @@ function makeDrawing(app) {
     repaintTokens();
   }
 
-  return { filterAgain, chooseRow, drawReader, showToken, repaintTokens, decided };
+  return { filterAgain, chooseRow, drawReader, showToken, repaintChosen, repaintTokens, decided };
 }

@@ -159,7 +159,8 @@ impl Subject {
         let start = String::from_utf8_lossy(&start);
         let words = start.split_once(SUBJECT).and_then(|(_, rest)| rest.split_once('"')).map_or("", |(words, _)| words);
         let subject = |word: &str| {
-            let (preset, sorted) = word.split_once(':')?;
+            // A preset may hold a colon: `tail:0.01`.
+            let (preset, sorted) = word.rsplit_once(':')?;
             let (sorted, texts) = sorted.split_once('+').unwrap_or((sorted, ""));
             Some(Subject { preset: preset.to_owned(), sorted: sorted.to_owned(), has_texts: !texts.is_empty() })
         };

@@ -116,8 +116,12 @@ function drawWords(page, run, tokens, place) {
 function tokenSpan(page, run, token) {
   const span = make("span", "token");
   span.dataset.token = token;
-  if (run === page.run) span.tabIndex = -1;
-  else span.dataset.after = "";
+  if (run === page.run) {
+    span.tabIndex = -1;
+    page.spans.set(token, span);
+  } else {
+    span.dataset.after = "";
+  }
   paintToken(page, run, token, span);
   return span;
 }

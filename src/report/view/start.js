@@ -24,6 +24,8 @@ async function start() {
     // Indices of the row, the token and the token that a selection began with; -1 for none.
     row: -1, token: -1, anchor: -1,
     drawing: 0,
+    // The elements of the tokens that are drawn, of the first run.
+    spans: new Map(),
   };
   show(page);
   return page;
