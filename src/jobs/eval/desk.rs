@@ -150,7 +150,7 @@ impl Saying<'_> {
         let pool = &servers.pool;
         pool.each(
             &open,
-            |(_, sequence)| Ok(Said::of(pool.score(sequence)?.iter().map(|(statistics, _)| statistics))),
+            |(_, sequence)| Ok(Said::of(sequence, pool.score(sequence)?.iter().map(|(statistics, _)| statistics))),
             &mut |at, said| {
                 let (sequence, ids) = (open[at].0, open[at].1.ids.len() as u64);
                 let Said { logprob, greedy, tokens: n_targets } = said;
