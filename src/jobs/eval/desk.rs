@@ -149,7 +149,7 @@ impl Saying<'_> {
         let mut done: u64 = held.iter().map(|(_, sequence)| sequence.ids.len() as u64).sum();
         servers.each(
             &open,
-            |pool, (_, sequence)| Ok(Said::of(pool.score(sequence)?.iter().map(|(statistics, _)| statistics))),
+            |pool, (_, sequence)| Ok(Said::of(sequence, pool.score(sequence)?.iter().map(|(statistics, _)| statistics))),
             &mut |at, said| {
                 let (sequence, ids) = (open[at].0, open[at].1.ids.len() as u64);
                 let Said { logprob, greedy, tokens: n_targets } = said;

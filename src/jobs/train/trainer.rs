@@ -430,7 +430,7 @@ impl Trainer {
             return Ok(None);
         }
         let scores = engine::score(&self.model, &self.set.validation)?;
-        Ok(Some(Validation::of(&scores)))
+        Ok(Some(Validation::of(&self.set.validation, &scores)))
     }
 
     /// Saves the model as it is now, which is that of `kept_step`.
