@@ -179,7 +179,7 @@ impl<'a> Finds<'a> for Together<'a> {
         qkv: Array<'a>,
         arena: &Arena<'a>,
     ) -> Result<Array<'a>> {
-        let read = arena.array(qkv.len() / shape.columns() * shape.widths().0, qkv.dtype())?;
+        let read = arena.array(qkv.len() / shape.columns() * shape.q_width(), qkv.dtype())?;
         self.device.attention(qkv, None, self.plan, self.tiles, self.ranges, shape, sinks, read)?;
         Ok(read)
     }
@@ -207,7 +207,7 @@ impl Sizes {
     /// Bytes that a batch of `tokens` is computed in, of which `n` predict a target: what [`OnCuda::run`] takes of its arena.
     pub(super) fn batch_bytes(&self, tokens: usize, n: usize) -> usize {
         let Sizes { width, attention, gates, delta, inner, experts, vocabulary, dtype } = *self;
-        let (columns, read) = (attention.columns(), attention.widths().0);
+        let (columns, read) = (attention.columns(), attention.q_width());
         let f32s = |len: usize| arena_bytes(len, Stored::F32);
         let factors = |len: usize| arena_bytes(len, dtype);
         // The residual stream and its last rows; ids, positions, rows, targets, tiles and ranges; statistics.

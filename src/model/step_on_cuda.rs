@@ -210,7 +210,7 @@ impl<'a> Finds<'a> for GoingOn<'_> {
         let GoingOn { device, kept, plan, lists, room, .. } = self;
         let keys = kept.keys.layer(kept.numbers[block])?;
         device.keep(qkv, plan, shape, lists, keys)?;
-        let read = arena.array(qkv.len() / shape.columns() * shape.widths().0, qkv.dtype())?;
+        let read = arena.array(qkv.len() / shape.columns() * shape.q_width(), qkv.dtype())?;
         // Behind the last block only the last tokens go on.
         if block != self.last_block {
             device.attention(qkv, Some(keys), &plan.before, lists.tiles, lists.ranges, shape, sinks, read)?;

@@ -319,7 +319,7 @@ mod tests {
     use super::super::shape::LARGE_TILE;
     use super::super::{PrepareOptions, RotaryTables, hosted};
     use super::*;
-    use crate::kernels::attention::attention_keeping;
+    use crate::kernels::attention::{Heads, attention};
     use crate::kernels::rotary::{Rotary, RotaryStyle};
     use crate::kernels::testing::{close, device, noise};
     use crate::kernels::{Dtype, Kernels, Segment};
@@ -418,10 +418,9 @@ mod tests {
             let qkv = Tensor::from_slice(&self.sequences[sequence], (n, self.shape.columns()), &Candle::Cpu).unwrap();
             let segments = vec![Segment { tokens: 0..n, context: Vec::new() }].into();
             let sinks = self.sinks.map(|sinks| Tensor::from_slice(sinks, sinks.len(), &Candle::Cpu).unwrap());
-            let (y, _) =
-                attention_keeping(&qkv, &segments, self.rotary, &self.shape, sinks.as_ref(), Dtype::F32, Kernels::Reference)
-                    .unwrap();
-            y.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f64::from).collect()
+            let heads = Heads { shape: &self.shape, rotary: self.rotary, sinks: sinks.as_ref(), dtype: Dtype::F32 };
+            let read = attention(&qkv, &segments, &heads, Kernels::Reference).unwrap().read;
+            read.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f64::from).collect()
         }
     }
 

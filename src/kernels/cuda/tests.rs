@@ -7,7 +7,7 @@ use candle_core::{DType, Device as Candle, Tensor};
 
 use super::hosted;
 use super::*;
-use crate::kernels::attention::{AttentionShape, attention, attention_keeping, positions};
+use crate::kernels::attention::{AttentionShape, Heads, attention, positions};
 use crate::kernels::delta::{DeltaShape, beside_gates, open};
 use crate::kernels::gated::{Activation, ClampedSwiglu, gated};
 use crate::kernels::matmul::Matrix;
@@ -167,7 +167,8 @@ fn attention_over_shared_prefixes_of_all_widths() {
             let frequencies: Vec<f64> = (0..head_dim / 4).map(|i| 100f64.powf(-(i as f64) / 8.0)).collect();
             let rotary = Rotary::new(&frequencies, 512, RotaryStyle::Interleaved, 1.0);
             let qkv = tensor(&noise(456 * shape.columns(), 2.0, head_dim as u64), 456, shape.columns());
-            let expected = flat(&attention(&qkv, &segments().into(), &rotary, &shape, Dtype::F32, Kernels::Reference).unwrap());
+            let heads = Heads { shape: &shape, rotary: &rotary, sinks: None, dtype: Dtype::F32 };
+            let expected = flat(&attention(&qkv, &segments().into(), &heads, Kernels::Reference).unwrap().read);
             let positions = positions(&segments(), 456).unwrap();
             for (dtype, tolerance) in [(Stored::F32, 2e-5), (Stored::Bf16, 3e-2)] {
                 let got = hosted::attention(&qkv, &segments(), &positions, &rotary, &shape, None, dtype).unwrap();
@@ -192,7 +193,8 @@ fn attention_in_bf16_of_many_lengths() {
             begin += length;
         }
         let qkv = tensor(&noise(begin * shape.columns(), 2.0, 9), begin, shape.columns());
-        let expected = flat(&attention(&qkv, &segments.clone().into(), &rotary, &shape, Dtype::F32, Kernels::Reference).unwrap());
+        let heads = Heads { shape: &shape, rotary: &rotary, sinks: None, dtype: Dtype::F32 };
+        let expected = flat(&attention(&qkv, &segments.clone().into(), &heads, Kernels::Reference).unwrap().read);
         let positions = positions(&segments, begin).unwrap();
         let got = hosted::attention(&qkv, &segments, &positions, &rotary, &shape, None, Stored::Bf16).unwrap();
         close_in(Stored::Bf16, &got.flatten_all().unwrap().to_vec1::<f32>().unwrap(), &expected, 3e-2, "attention");
@@ -303,16 +305,8 @@ fn sinks_take_their_share_in_bf16() {
         let sinks = [0.5, -30.0, 6.0, 2.0];
         let of_reference = Tensor::new(&sinks, &Candle::Cpu).unwrap();
         let (segments, positions) = (segments(), positions(&segments(), 456).unwrap());
-        let expected = attention_keeping(
-            &qkv,
-            &segments.clone().into(),
-            &rotary,
-            &shape,
-            Some(&of_reference),
-            Dtype::F32,
-            Kernels::Reference,
-        );
-        let expected = flat(&expected.unwrap().0);
+        let heads = Heads { shape: &shape, rotary: &rotary, sinks: Some(&of_reference), dtype: Dtype::F32 };
+        let expected = flat(&attention(&qkv, &segments.clone().into(), &heads, Kernels::Reference).unwrap().read);
         for (dtype, tolerance) in [(Stored::F32, 2e-5), (Stored::Bf16, 3e-2)] {
             let got = hosted::attention(&qkv, &segments, &positions, &rotary, &shape, Some(&sinks), dtype).unwrap();
             close_in(
