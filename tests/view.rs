@@ -225,7 +225,7 @@ fn a_step_paints_two_tokens() {
         "window.painted = new Set(); new MutationObserver((seen) => seen.forEach(({ target }) => painted.add(target))) \
            .observe(at('turns'), { attributes: true, attributeFilter: ['class'], subtree: true });",
     );
-    let mut painted = |browser: &mut Browser, keys: &[&str]| {
+    let painted = |browser: &mut Browser, keys: &[&str]| {
         browser.press(keys);
         let look = "new Promise((resolve) => setTimeout(() => { const n = painted.size; painted.clear(); \
             resolve([n, document.querySelectorAll('.token.current').length, document.querySelectorAll('.token.chosen').length, \
