@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor, Var};
 use criterion::{BenchmarkId, Criterion, Throughput};
-use diagnose::kernels::attention::{AttentionShape, attention};
+use diagnose::kernels::attention::{AttentionShape, Heads, attention};
 use diagnose::kernels::rotary::{Rotary, RotaryStyle};
 use diagnose::kernels::{Dtype, Kernels, Segment};
 use of_peak::OfPeak;
@@ -95,6 +95,7 @@ impl Case {
     }
 
     fn run(&self, qkv: &Tensor, dtype: Dtype, kernels: Kernels) -> Tensor {
-        attention(qkv, &self.segments, &self.rotary, &self.shape, dtype, kernels).unwrap()
+        let heads = Heads { shape: &self.shape, rotary: &self.rotary, sinks: None, dtype };
+        attention(qkv, &self.segments, &heads, kernels).unwrap().read
     }
 }

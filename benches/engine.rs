@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
 use diagnose::engine::{Packed, TOKEN_BUDGET, TOP_K, pack, score};
-use diagnose::kernels::attention::{AttentionShape, attention};
+use diagnose::kernels::attention::{AttentionShape, Heads, attention};
 use diagnose::kernels::gated::{Activation, gated};
 use diagnose::kernels::level::Level;
 use diagnose::kernels::matmul::Matrix;
@@ -127,9 +127,9 @@ fn breakdown(model: &Model, batches: &[Packed], dtype: Dtype) {
         statistics += head - head_product;
 
         let fused = input(t, shape.columns());
+        let heads = Heads { shape: &shape, rotary: &rotary, sinks: None, dtype };
         attentions += seconds(|| {
-            (0..layers)
-                .for_each(|_| drop(attention(&fused, &packed.batch.segments, &rotary, &shape, dtype, Kernels::Fused).unwrap()))
+            (0..layers).for_each(|_| drop(attention(&fused, &packed.batch.segments, &heads, Kernels::Fused).unwrap()))
         });
         norms += seconds(|| (0..2 * layers).for_each(|_| drop(rms_norm(&x, &ones, 1e-5, Kernels::Fused).unwrap())));
         let gate_up = input(t, 2 * inner);

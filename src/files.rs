@@ -14,7 +14,8 @@ use crate::error::{Context, Error, Result};
 ///
 /// The temporary name is fixed (`.NAME.partial`), so that what a killed run left behind is overwritten by the next one.
 pub(crate) fn write_atomically<T>(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> Result<T>) -> Result<T> {
-    let partial = partial_path(path);
+    let destination = &destination(path)?;
+    let partial = partial_path(destination);
     let file = File::create(&partial).context_at(&partial, "cannot create the file")?;
     let mut writer = BufWriter::with_capacity(1 << 20, file);
     let written = write(&mut writer)
@@ -25,8 +26,8 @@ pub(crate) fn write_atomically<T>(path: &Path, write: impl FnOnce(&mut BufWriter
             Ok(value)
         })
         .and_then(|value| {
-            fs::rename(&partial, path).context_at(path, "cannot give the finished file its name")?;
-            sync_folder(path)?;
+            fs::rename(&partial, destination).context_at(path, "cannot give the finished file its name")?;
+            sync_folder(destination)?;
             Ok(value)
         });
     if written.is_err() {
@@ -34,6 +35,40 @@ pub(crate) fn write_atomically<T>(path: &Path, write: impl FnOnce(&mut BufWriter
         let _ = fs::remove_file(&partial);
     }
     written
+}
+
+/// Where a file of this name is written: a symbolic link stays one, and what it leads to is written. An error where something stands that is
+/// no file: the finished file would take the place of a device such as `/dev/stdout`, for every program on the machine.
+fn destination(path: &Path) -> Result<PathBuf> {
+    refuse_dash(path)?;
+    match fs::metadata(path) {
+        Ok(found) if !found.is_file() => {
+            let what = if found.is_dir() { "a folder" } else { "a device or a pipe" };
+            Err(Error::usage(format!("expected the name of a file to write, found {what}")).at(path).cure("Name a file."))
+        }
+        _ if path.is_symlink() => fs::canonicalize(path).context_at(path, "cannot find what the symbolic link leads to"),
+        _ => Ok(path.to_owned()),
+    }
+}
+
+/// `-` stands for the standard output elsewhere, and would be a file of that name here.
+fn refuse_dash(path: &Path) -> Result<()> {
+    match path.as_os_str() == "-" {
+        true => Err(Error::usage("`-` names no file, and nothing is written to the standard output instead")
+            .cure("Name a file or a folder.")),
+        false => Ok(()),
+    }
+}
+
+/// One path for all names of a file, whether it is there yet or not.
+pub(crate) fn identified(path: &Path) -> PathBuf {
+    fs::canonicalize(path).unwrap_or_else(|_| {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        match (fs::canonicalize(folder), path.file_name()) {
+            (Ok(folder), Some(name)) => folder.join(name),
+            _ => path.to_owned(),
+        }
+    })
 }
 
 /// A folder into which no other process of this program writes while this lives.
@@ -44,6 +79,7 @@ pub(crate) struct Held {
 
 /// Makes the folder, and takes it for this process. An error if another one is at work there: both would write into the same files.
 pub(crate) fn hold(folder: &Path) -> Result<Held> {
+    refuse_dash(folder)?;
     fs::create_dir_all(folder).context_at(folder, "cannot create the folder")?;
     // It stays when the folder is given back: were it removed, a third process could make it anew while a second one waits at the old one.
     let path = folder.join(".lock");
@@ -278,6 +314,28 @@ mod tests {
         assert!(failed.unwrap_err().to_string().contains("stopped half way"));
         assert_eq!(fs::read_to_string(&path).unwrap(), "old");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_are_followed_and_devices_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let [file, link, nowhere] = ["elsewhere.txt", "link.txt", "nowhere.txt"].map(|name| folder.path().join(name));
+        write_text(&file, "old").unwrap();
+        std::os::unix::fs::symlink("elsewhere.txt", &link).unwrap();
+        std::os::unix::fs::symlink("gone/x.txt", &nowhere).unwrap();
+        write_text(&link, "new").unwrap();
+        assert!(link.is_symlink());
+        assert_eq!(fs::read_to_string(&file).unwrap(), "new");
+        assert_eq!(identified(&link), identified(&file));
+        for (path, found) in [(nowhere.as_path(), "leads to"), (folder.path(), "a folder"), (Path::new("-"), "standard output")] {
+            assert!(write_text(path, "new").unwrap_err().to_string().contains(found), "{}", path.display());
+        }
+        // A socket is no file either; a real device would be lost if this failed.
+        let socket = folder.path().join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        assert!(write_text(&socket, "new").unwrap_err().to_string().contains("a device or a pipe"));
+        assert!(!fs::metadata(&socket).unwrap().is_file());
     }
 
     #[test]

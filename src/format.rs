@@ -73,9 +73,19 @@ pub(crate) fn thousands(n: u64) -> String {
     out
 }
 
+/// `12,345 rows`, or `1 row`.
+pub(crate) fn count(n: u64, what: &str) -> String {
+    counted(n, what, &format!("{what}s"))
+}
+
+/// `12,345 rows were cut`, or `1 row was cut`: a number with the words that go with one thing, or with several.
+pub(crate) fn counted(n: u64, one: &str, several: &str) -> String {
+    format!("{} {}", thousands(n), if n == 1 { one } else { several })
+}
+
 /// `12,345 tokens`, or `1 token`.
 pub(crate) fn n_tokens(n: u64) -> String {
-    format!("{} token{}", thousands(n), if n == 1 { "" } else { "s" })
+    count(n, "token")
 }
 
 /// A share as per cent with three significant digits at most, and two after the point: `12.3 %`, `0.45 %`, `< 0.01 %`.
@@ -227,7 +237,8 @@ mod tests {
         assert_eq!(divergence(0.01834, Some([0.0, 0.02])), "0.0183 (0.0000 to 0.0200)");
         assert_eq!(divergence(9.7e-7, Some([7.54e-7, 1.24e-6])), "9.7e-7 (7.5e-7 to 1.2e-6)");
         assert_eq!([thousands(0), thousands(999), thousands(1000), thousands(1234567)], ["0", "999", "1,000", "1,234,567"]);
-        assert_eq!([n_tokens(0), n_tokens(1)], ["0 tokens", "1 token"]);
+        assert_eq!([n_tokens(0), n_tokens(1), count(1200, "row")], ["0 tokens", "1 token", "1,200 rows"]);
+        assert_eq!([counted(1, "row was", "rows were"), counted(2, "row was", "rows were")], ["1 row was", "2 rows were"]);
         assert_eq!([percent(0.0), percent(0.00001), percent(0.0045)], ["0 %", "< 0.01 %", "0.45 %"]);
         // What rounds to 1.00 has a digit fewer; a change may be below 0.
         assert_eq!([percent(0.00996), percent(-0.0123), percent(-0.00001)], ["1.0 %", "-1.2 %", "> -0.01 %"]);

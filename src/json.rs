@@ -1,10 +1,58 @@
 //! Values out of a JSON object by key, of the kind that is expected there. `null` is as good as absent; what is of another kind
-//! is an error that names the key.
+//! is an error that names the key. And JSON that others have written: Python's json writes numbers that JSON does not have, and an error names
+//! them.
 
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::error::{Context, Error, Result};
 use crate::format::beginning;
+
+/// Why a text is not the JSON that is expected.
+#[derive(Debug)]
+pub(crate) struct Unreadable {
+    cause: serde_json::Error,
+    number: Option<&'static str>,
+}
+
+impl std::fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        let Unreadable { cause, number } = self;
+        match number {
+            Some(number) => write!(
+                f,
+                "found {number} at line {} column {}, a number that JSON does not have, though Python's json writes it",
+                cause.line(),
+                cause.column()
+            ),
+            None => cause.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for Unreadable {}
+
+/// As serde_json's function of that name, for texts that other programs may have written.
+pub(crate) fn from_slice<T: DeserializeOwned>(text: &[u8]) -> Result<T, Unreadable> {
+    serde_json::from_slice(text).map_err(|cause| {
+        let line = text.split(|&byte| byte == b'\n').nth(cause.line().saturating_sub(1));
+        Unreadable { number: line.and_then(|line| foreign_number(line, cause.column())), cause }
+    })
+}
+
+/// As [`from_slice`].
+pub(crate) fn from_str<T: DeserializeOwned>(text: &str) -> Result<T, Unreadable> {
+    from_slice(text.as_bytes())
+}
+
+/// The number that JSON does not have at which serde_json gave up, in this column (counted from 1) of a line.
+pub(crate) fn foreign_number(line: &[u8], column: usize) -> Option<&'static str> {
+    // It stops at the first letter, or behind it where there is a sign.
+    (column.saturating_sub(3)..column).find_map(|at| {
+        let rest = line.get(at..)?;
+        ["NaN", "Infinity", "-Infinity"].into_iter().find(|number| rest.starts_with(number.as_bytes()))
+    })
+}
 
 /// A whole number that must be there.
 pub(crate) fn count(json: &Value, key: &str) -> Result<usize> {
@@ -78,6 +126,31 @@ mod tests {
         {
             assert!(error.to_string().contains('`'), "{error}");
         }
+    }
+
+    #[test]
+    fn numbers_that_json_does_not_have_are_named_with_their_place() {
+        let said = |text: &str| from_str::<Value>(text).unwrap_err().to_string();
+        for number in ["NaN", "Infinity", "-Infinity"] {
+            for (text, place) in [
+                (number.to_owned(), "line 1 column "),
+                (format!("{{\"x\": {number}}}"), "line 1 column "),
+                (format!("[1,{number},2]"), "line 1 column "),
+                (format!("{{\n\"a\": 1,\n  \"x\": [0.0, {number}]\n}}"), "line 3 column "),
+            ] {
+                let said = said(&text);
+                assert!(said.starts_with(&format!("found {number} at {place}")), "{text}: {said}");
+            }
+            // Of a certain type, and passed over.
+            let typed = from_str::<Vec<f64>>(&format!("[1.5, {number}]")).unwrap_err().to_string();
+            assert!(typed.starts_with(&format!("found {number} at line 1 column ")), "{typed}");
+            let passed = from_str::<Vec<serde::de::IgnoredAny>>(&format!("[1.5, {number}]")).unwrap_err().to_string();
+            assert!(passed.starts_with(&format!("found {number} at line 1 column ")), "{passed}");
+        }
+        for text in ["", "{", "[1,]", "{\"NaN\" 1}", "[\"NaN\"x]", "Nan", "[Inf]", "{\"a\": nan}"] {
+            assert!(!said(text).contains("Python"), "{text}: {}", said(text));
+        }
+        assert_eq!(from_str::<Value>("{\"NaN\": \"-Infinity\"}").unwrap(), json!({"NaN": "-Infinity"}));
     }
 
     #[test]

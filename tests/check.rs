@@ -25,7 +25,7 @@ fn what_is_learnt_is_marked_and_what_is_odd_is_named() {
     assert!(ran.stdout.contains("assistant\nno<|im_end|>"), "{}", ran.stdout);
     assert!(ran.stdout.contains("assistant\n[[yes<|im_end|>]]"), "{}", ran.stdout);
     for part in [
-        "1 rows are equal to an earlier one. For example: rows.jsonl:3 as rows.jsonl:2",
+        "1 row is equal to an earlier one. For example: rows.jsonl:3 as rows.jsonl:2",
         "rows.jsonl:4 as rows.jsonl:2",
         "`messages[].lossy` in 1",
         "rows.jsonl:5: ",

@@ -51,26 +51,37 @@ fn libraries_are_of_no_later_cuda_than_the_driver_on_a_gpu() {
     assert!(said.contains("libcublasLt.so.12") && said.contains("nvidia-cublas-cu12 nvidia-cuda-nvrtc-cu12"), "{said}");
 }
 
-/// A step of one answer fills its tile with rows that hold no token, which in this family differ from each other: they would have every expert
-/// multiplied. The profile counts the products of experts' inputs, of this shape alone: in each of three layers of a step two that the token
-/// chose, and of the prompt's first step all four at most.
+/// The host does not look at the choices of experts: what a damaged router leaves is found where logits are read.
 #[test]
-fn one_answer_at_a_time_multiplies_the_experts_that_it_chose_on_a_gpu() {
+fn a_damaged_router_is_reported_by_name_on_a_gpu() {
     if let Err(error) = diagnose::kernels::cuda::Device::get() {
         return assert!(std::env::var_os("DIAGNOSE_DEVICE_TESTS").is_none(), "{error}");
     }
     let workdir = Workdir::new();
     workdir.write("rows.jsonl", r#"{"prompt": "One and two?", "completion": "Three."}"#);
-    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/families/qwen3_next");
-    let arguments = ["rollout", "rows.jsonl", "--model", model, "--device", "cuda", "--dtype", "f32", "--max-new-tokens", "30"];
-    let mut command = workdir.command(&[&arguments[..], &["--temperature", "0", "--out", "run"]].concat());
-    let ran = command.env("DIAGNOSE_CUDA_PROFILE", "1").output().unwrap();
-    let said = String::from_utf8_lossy(&ran.stderr);
-    assert!(ran.status.success(), "{said}");
-    let line = said.lines().find(|line| line.starts_with("product 40 x 36 ")).unwrap_or_else(|| panic!("{said}"));
-    let products: u64 = line.split_whitespace().nth(4).unwrap().parse().unwrap();
-    let run: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(workdir.path("run/run.json")).unwrap()).unwrap();
-    let steps = run["written"]["steps"].as_u64().unwrap();
-    assert!(steps >= 10, "{run}");
-    assert!((6 * steps - 6..=6 * steps + 6).contains(&products), "{products} products in {steps} steps:\n{said}");
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families/qwen3_moe");
+    std::fs::create_dir(workdir.path("model")).unwrap();
+    for name in ["config.json", "tokenizer.json"] {
+        std::fs::copy(fixture.join(name), workdir.path("model").join(name)).unwrap();
+    }
+    // In the last layer, the weights of one expert's logit in bf16.
+    let mut bytes = std::fs::read(fixture.join("model.safetensors")).unwrap();
+    let header_end = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&bytes[8..header_end]).unwrap();
+    let begin = header_end + header["model.layers.2.mlp.gate.weight"]["data_offsets"][0].as_u64().unwrap() as usize;
+    bytes[begin..begin + 2].copy_from_slice(&[0xff; 2]);
+    workdir.write("model/model.safetensors", bytes);
+    let common = ["rows.jsonl", "--model", "model", "--device", "cuda", "--out"];
+    let score = [&common[..], &["score", "--no-view"]].concat();
+    let write =
+        |name, temperature| [&["rollout"], &common[..], &[name, "--max-new-tokens", "3", "--temperature", temperature]].concat();
+    for arguments in [score, write("largest", "0"), write("drawn", "1")] {
+        let ran = workdir.run(&arguments);
+        assert_ne!(ran.code, Some(0), "{arguments:?}: {}", ran.stderr);
+        let said = &ran.stderr;
+        assert!(
+            said.contains("the model's logits are not numbers") && said.contains("weights are damaged"),
+            "{arguments:?}: {said}"
+        );
+    }
 }

@@ -1,7 +1,7 @@
 //! `diagnose diff` as a user runs it: two evaluations, two score runs, and what does not fit together.
 
 use crate::tiny_model;
-use crate::workdir::{Workdir, shared};
+use crate::workdir::{Workdir, absent, shared};
 
 /// Forty questions about nothing.
 fn workdir() -> Workdir {
@@ -39,6 +39,49 @@ fn a_model_against_itself_differs_by_nothing() {
     let html = std::fs::read_to_string(workdir.path("d/diff.html")).unwrap();
     assert!(html.starts_with("<section") && html.contains("<svg") && html.contains("McNemar's"), "{html}");
     assert!(found["divergence"]["unavailable"].as_str().unwrap().contains("--kl"));
+}
+
+/// Of what the program prints on a terminal of `columns` columns, the longest line.
+fn longest_line(workdir: &Workdir, arguments: &[&str], columns: usize) -> Option<(usize, String)> {
+    let program = env!("CARGO_BIN_EXE_diagnose");
+    let shell = format!("stty rows 24 cols {columns} && {program} {} 2> said", arguments.join(" "));
+    let mut command = std::process::Command::new("script");
+    command.args(["-qec", &shell, "/dev/null"]).current_dir(workdir.path("")).stdin(std::process::Stdio::null());
+    let Ok(ran) = command.output() else {
+        absent("script", "there is no `script`, which gives a program a terminal");
+        return None;
+    };
+    let text = String::from_utf8_lossy(&ran.stdout).into_owned();
+    assert!(ran.status.success(), "{text}");
+    let seen = |line: &str| {
+        let mut parts = line.trim_end_matches('\r').split('\x1b');
+        let first = parts.next().unwrap_or_default().chars().count();
+        first + parts.map(|part| part.split_once('m').map_or(0, |(_, rest)| rest.chars().count())).sum::<usize>()
+    };
+    Some((text.lines().map(seen).max().unwrap(), text))
+}
+
+#[test]
+fn what_is_printed_fits_the_terminal() {
+    let workdir = workdir();
+    for (model, out) in [("tiny.gguf", "a"), ("noised.gguf", "b")] {
+        tiny_model::write_noised(&workdir.path("noised.gguf"), 0.2);
+        workdir.run(&["eval", "--model", model, "--tasks", "items.uniform.jsonl,probe", "--limit", "20", "--out", out]).ok();
+        let row = |i: usize| {
+            format!(r#"{{"messages":[{{"role":"user","content":"{i}?"}},{{"role":"assistant","content":"{i} the fox"}}]}}"#)
+        };
+        workdir.write("rows.jsonl", (0..20).map(row).collect::<Vec<_>>().join("\n"));
+        workdir.run(&["rows.jsonl", "--model", model, "--out", &format!("{out}-scores"), "--no-view"]).ok();
+    }
+    for (sides, parts) in [(["a", "b"], ["p (Holm)", "macro average"]), (["a-scores", "b-scores"], ["uncertain", "entropy"])] {
+        let command = ["diff", sides[0], sides[1]];
+        for columns in [80, 100, 200] {
+            let Some((longest, text)) = longest_line(&workdir, &command, columns) else { return };
+            assert!(longest <= columns && parts.iter().all(|part| text.contains(part)), "{longest} of {columns}\n{text}");
+        }
+        // Where nobody looks, nothing is broken.
+        assert!(workdir.run(&command).ok().stdout.lines().any(|line| line.chars().count() > 100));
+    }
 }
 
 /// Questions whose answers are what the tiny model picks, so that it is always right.

@@ -310,6 +310,44 @@ fn rules_say_what_they_did_and_why() {
 }
 
 #[test]
+fn no_file_that_is_read_or_written_already_is_written() {
+    let workdir = scored(ROWS);
+    let file = decisions(&workdir, &[json!({"row": 1, "action": "drop"})]);
+    let read = [workdir.path("rows.jsonl"), workdir.path(&file), workdir.path("run/tokens.parquet")];
+    let before = read.each_ref().map(|path| std::fs::read(path).unwrap());
+    for (options, part) in [
+        (vec!["--out", "./rows.jsonl"], "--out names a data file of the run"),
+        (vec!["--out", "a.jsonl", "--rewrite-candidates", "rows.jsonl"], "--rewrite-candidates names a data file of the run"),
+        (vec!["--out", &file, "--decisions", &file], "--out names the file of --decisions"),
+        (vec!["--out", "run/tokens.parquet"], "--out names a file of the run"),
+        (vec!["--out", "a.jsonl", "--rewrite-candidates", "a.jsonl"], "--rewrite-candidates names --out"),
+        (vec!["--out", "a.jsonl", "--rewrite-candidates", "run/../a.changes.jsonl"], "names the file of changes"),
+        (vec!["--out", "-"], "`-` names no file"),
+    ] {
+        let refused = workdir.run(&[vec!["export", "run"], options.clone()].concat());
+        assert!(refused.code == Some(2) && refused.stderr.contains(part), "{options:?}: {}", refused.stderr);
+    }
+    assert_eq!(read.map(|path| std::fs::read(path).unwrap()), before);
+    assert!(!workdir.path("a.jsonl").exists() && !workdir.path("-").exists());
+    // An earlier export into the folder of the run may be replaced.
+    for _ in 0..2 {
+        export(&workdir, &["--out", "run/clean.jsonl"]);
+    }
+}
+
+#[test]
+fn rows_that_the_run_did_not_read_are_said_to_be_left_out() {
+    let workdir = Workdir::new();
+    tiny_model::write(&workdir.path(""));
+    workdir.write("rows.jsonl", ROWS);
+    workdir.run(&["rows.jsonl", "--model", "tiny.gguf", "--out", "run", "--limit", "2"]).ok();
+    let said = workdir.run(&["export", "run", "--out", "clean.jsonl"]).ok();
+    assert!(said.stdout.contains("3 rows of the data were not read by the run"), "{}", said.stdout);
+    assert_eq!(export(&workdir, &["--out", "clean.jsonl"])["rows_not_read"], 3);
+    assert_eq!(std::fs::read_to_string(workdir.path("clean.jsonl")).unwrap().lines().count(), 2);
+}
+
+#[test]
 fn what_cannot_be_is_refused_by_name_and_leaves_nothing() {
     let workdir = scored(ROWS);
     let refused = |options: &[&str], part: &str| {
@@ -338,6 +376,15 @@ fn what_cannot_be_is_refused_by_name_and_leaves_nothing() {
     let passed_over =
         export(&workdir, &["--format", "alpaca", "--out", "some.jsonl", "--decisions", &file, "--drop", "inexpressible"]);
     assert_eq!(passed_over["rows_dropped"], 1);
+    // What was decided about the same bytes, read otherwise.
+    workdir.run(&["rows.jsonl", "--model", "tiny.gguf", "--map", "messages=messages", "--out", "mapped", "--no-view"]).ok();
+    let mapped: Value = serde_json::from_slice(&std::fs::read(workdir.path("mapped/run.json")).unwrap()).unwrap();
+    let head = json!({"decisions": 1, "run": mapped["identity"], "data": mapped["data"], "maps": mapped["read"]["maps"]});
+    workdir.write("otherwise.jsonl", format!("{head}\n{}", json!({"row": 1, "action": "drop"})));
+    refused(
+        &["--decisions", "otherwise.jsonl"],
+        "which read these data as messages, --map messages=messages; this run read them as",
+    );
     refused(&["--drop", "rows=50"], "names row 50");
     refused(&["--drop", "colour"], "expected a rule for rows");
     workdir.write("other.jsonl", ROWS.replace("hi", "ho"));

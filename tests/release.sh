@@ -77,7 +77,14 @@ aarch64() {
   rm -r "$out"
 }
 
-crate() { cargo publish --dry-run --locked --allow-dirty --no-verify; cargo package --list --allow-dirty | wc -l; }
+# crates.io refuses what is larger than 10 MB, which a dry run does not see.
+crate() {
+  local packed
+  cargo publish --dry-run --locked --allow-dirty --no-verify
+  packed=${CARGO_TARGET_DIR:-target}/package/diagnose-$(version).crate
+  ls -l "$packed"
+  [ "$(wc -c < "$packed")" -lt 10485760 ] || { echo "the crate is larger than crates.io takes: see exclude in Cargo.toml" >&2; return 1; }
+}
 
 case ${1:-all} in
   archive) archive "$2" "$3" "$4" ;;

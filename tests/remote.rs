@@ -428,7 +428,8 @@ fn answers_that_another_program_has_left_are_those_of_a_server() {
     assert_eq!(record["server"]["sent_sha256"].as_str().map(str::len), Some(64));
     let sent = workdir.path("offline/sequences.parquet");
     let bytes = std::fs::read(&sent).unwrap();
-    run(&workdir, &["rows.jsonl", "--model", "tiny.gguf", "--limit", "30", "--emit", "vllm-offline", "--out", "fewer"]).ok();
+    run(&workdir, &["rows.jsonl", "--model", "tiny.gguf", "--limit", "30", "--emit", "vllm-offline", "--out", "fewer", "--json"])
+        .ok();
     std::fs::copy(workdir.path("fewer/sequences.parquet"), &sent).unwrap();
     let ran = run(&workdir, &answered("run"));
     assert!(ran.code == Some(1) && ran.stderr.contains("the prompts that were answered are others"), "{}", ran.stderr);

@@ -2,7 +2,8 @@
 //! message.
 
 use std::collections::HashMap;
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use diagnose::eval::metrics::Sample;
@@ -243,7 +244,7 @@ fn each_fault_that_lasts_has_its_message() {
         for (fault, message) in [
             (Fault::NoIds, "the server gives no token ids of its answer"),
             (Fault::Uncounted, "tokens of its answer, and gives"),
-            (Fault::Short, "the server ended an answer after 1 tokens, and 30 were asked for"),
+            (Fault::Short, "the server ended an answer after 1 token, and 30 were asked for"),
             (Fault::EndsElsewhere, "the server ended an answer with token 1 ("),
             (Fault::Cuts, "the server has read "),
             (Fault::Truncated, "the answer broke off"),
@@ -305,6 +306,54 @@ fn what_is_wrong_before_any_request_is_said_before_it() {
     assert_eq!([&json_of(&workdir, "eval/scores.json")["max_len"], &json_of(&workdir, "rollout/run.json")["max_len"]], [98, 100]);
 }
 
+/// Requests, but those by which it is found out whether the model is the same still: they come as often as answers do.
+fn work(server: &Server) -> usize {
+    let asked = server.asked();
+    asked.iter().filter(|ids| **ids != asked[0]).count()
+}
+
+/// Another model takes the place of the first one, and the client is killed before it knows: nothing that the other has said is kept.
+#[test]
+fn what_another_model_has_said_does_not_outlive_a_client_that_is_killed() {
+    let workdir = workdir(12);
+    let scored = ["eval", "--model", "tiny.gguf", "--tasks", "c.jsonl"];
+    for (command, more, n_checks, n_asked) in [(&ROLLOUT[..], &["--n", "2"][..], CHECKS, 24), (&scored, &[], CHECKS - 2, 36)] {
+        let name = command[0];
+        let outs = ["first", "killed"].map(|what| format!("{name}-{what}"));
+        let first = Server::start(&workdir.path("tiny.gguf"), Manners::of("vllm"));
+        run(&workdir, &through(command, &first, &outs[0], more)).ok();
+
+        let changes_at = Arc::new(AtomicUsize::new(n_checks + 10));
+        let limit = changes_at.clone();
+        let changing = move |ask: &Ask| match ask {
+            ask if ask.number < limit.load(Ordering::SeqCst) => Fault::Nothing,
+            ask if ask.writes => Fault::Altered,
+            // Whether it is another one it does not say before the client is killed.
+            ask if ask.fixed => Fault::Slow(Duration::from_secs(120)),
+            _ => Fault::Flatter,
+        };
+        let server = Server::start(&workdir.path("tiny.gguf"), Manners::with("vllm", changing));
+        let arguments = through(command, &server, &outs[1], more);
+        let mut client = workdir.command(&arguments).spawn().unwrap();
+        let began = Instant::now();
+        while server.asked().len() <= n_checks + n_asked && began.elapsed() < Duration::from_secs(60) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        client.kill().unwrap();
+        client.wait().unwrap();
+        assert!(server.asked().len() > n_checks + n_asked, "all was asked for, and once whether the model is the same");
+        changes_at.store(usize::MAX, Ordering::SeqCst);
+        run(&workdir, &arguments).ok();
+        match name {
+            "eval" => assert_eq!(samples(&workdir, &outs[0]), samples(&workdir, &outs[1])),
+            _ => {
+                let [a, b] = outs.each_ref().map(|out| std::fs::read(workdir.path(out).join("rollouts.jsonl")).unwrap());
+                assert!(a == b, "the rollouts differ");
+            }
+        }
+    }
+}
+
 #[test]
 fn killed_client_and_server_and_run_again_gives_the_same_answers() {
     let workdir = workdir(12);
@@ -317,7 +366,7 @@ fn killed_client_and_server_and_run_again_gives_the_same_answers() {
         let outs = ["undisturbed", "killed"].map(|what| format!("{name}-{what}"));
         let undisturbed = Server::start(&model, Manners::of("vllm"));
         run(&workdir, &through(command, &undisturbed, &outs[0], more)).ok();
-        let all = undisturbed.asked().len();
+        let all = work(&undisturbed);
 
         let (waiting, waits_from) = Manners::waiting("vllm", 20);
         let server = Server::start(&model, waiting);
@@ -350,7 +399,7 @@ fn killed_client_and_server_and_run_again_gives_the_same_answers() {
         let server = Server::start(&model, Manners::of("vllm"));
         let kept = kept() - 1;
         run(&workdir, &through(command, &server, &outs[1], more)).ok();
-        assert!(kept > 10 && server.asked().len() == all - kept, "{kept} were kept, {} of {all} asked for", server.asked().len());
+        assert!(kept > 10 && work(&server) == all - kept, "{kept} were kept, {} of {all} asked for", work(&server));
         assert!(!workdir.path(&outs[1]).join(journal).exists());
         match name {
             "eval" => assert_eq!(samples(&workdir, &outs[0]), samples(&workdir, &outs[1])),

@@ -67,6 +67,8 @@ pub(crate) struct Ask {
     pub repeated: bool,
     /// Is it for an answer?
     pub writes: bool,
+    /// Is it about the text that is the same in all runs, by which a client learns whether the model is the same still?
+    pub fixed: bool,
 }
 
 pub(crate) struct Manners {
@@ -88,12 +90,13 @@ impl Manners {
         Manners { fault: Box::new(fault), ..Manners::of(api) }
     }
 
-    /// Answers wait from the request of this number on, which may be changed: there is time to kill a client however busy the machine is.
+    /// Answers wait from the request of this number on, which may be changed: there is time to kill a client however busy the machine is. Whether the
+    /// model is the same still is told at once.
     pub(crate) fn waiting(api: &'static str, from: usize) -> (Manners, Arc<AtomicUsize>) {
         let waits_from = Arc::new(AtomicUsize::new(from));
         let limit = waits_from.clone();
         let waiting = move |ask: &Ask| {
-            while ask.number >= limit.load(Ordering::SeqCst) {
+            while ask.number >= limit.load(Ordering::SeqCst) && (ask.writes || !ask.fixed) {
                 std::thread::sleep(Duration::from_millis(5));
             }
             Fault::Nothing
@@ -229,7 +232,9 @@ impl State {
         };
         let repeated = !self.seen.lock().unwrap().insert(ids.clone());
         let writes = body.get(if is_sglang { "return_logprob" } else { "prompt_logprobs" }).is_none();
-        let fault = (self.manners.fault)(&Ask { number, repeated, writes });
+        let text: String = ids.iter().map(|&id| self.text(id)).collect();
+        let fixed = text.contains("The quick brown fox jumps over the lazy dog.");
+        let fault = (self.manners.fault)(&Ask { number, repeated, writes, fixed });
         if let Some(id) = ids.iter().find(|&&id| id as usize >= self.model.config.vocab_size) {
             let message = format!("Token id {id} is out of vocabulary");
             write(stream, 400, &json!({"error": {"message": message, "code": 400}}).to_string(), None)?;

@@ -1,6 +1,6 @@
 //! Shards of a data set, scored apart: joined they are the run of one machine.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::tiny_model;
 use crate::workdir::Workdir;
@@ -31,7 +31,7 @@ fn score_shards(workdir: &Workdir, out: &str, more: &[&str]) {
     }
 }
 
-fn json(workdir: &Workdir, name: &str) -> Value {
+fn read(workdir: &Workdir, name: &str) -> Value {
     serde_json::from_str(&std::fs::read_to_string(workdir.path(name)).unwrap()).unwrap()
 }
 
@@ -46,12 +46,12 @@ fn three_shards_joined_are_one_run_byte_for_byte() {
         let [one, many] = ["one", "many"].map(|run| std::fs::read(workdir.path(run).join(name)).unwrap());
         assert!(one == many, "{name} differs");
     }
-    let [one, many] = ["one", "many"].map(|run| json(&workdir, &format!("{run}/run.json")));
+    let [one, many] = ["one", "many"].map(|run| read(&workdir, &format!("{run}/run.json")));
     for field in ["identity", "counts", "model", "data", "template_sha256", "vocab_size", "dtype", "kernel_level"] {
         assert_eq!(one[field], many[field], "{field}");
     }
     // All but the sample of curves, of which each shard draws its own.
-    let [mut one, mut many] = ["one", "many"].map(|run| json(&workdir, &format!("{run}/summary.json")));
+    let [mut one, mut many] = ["one", "many"].map(|run| read(&workdir, &format!("{run}/summary.json")));
     assert!(many["topk_fidelity"].as_array().is_some_and(|curves| !curves.is_empty()));
     (one["topk_fidelity"], many["topk_fidelity"]) = (Value::Null, Value::Null);
     assert_eq!(one, many);
@@ -70,11 +70,11 @@ fn three_shards_joined_are_one_run_byte_for_byte() {
     assert!(diff.stdout.contains("tokens"), "{}", diff.stdout);
     // Other thresholds, in a folder of their own.
     workdir.run(&["many-shard-*", "--thresholds", "groups", "--out", "groups"]).ok();
-    assert_eq!(json(&workdir, "groups/summary.json")["thresholds"]["preset"], "groups");
+    assert_eq!(read(&workdir, "groups/summary.json")["thresholds"]["preset"], "groups");
     // Without any, those that the shards are sorted by.
     shards.iter().for_each(|shard| drop(workdir.run(&[shard, "--thresholds", "pilot"]).ok()));
     workdir.run(&["many-shard-*", "--out", "pilot"]).ok();
-    assert_eq!(json(&workdir, "pilot/summary.json")["thresholds"]["preset"], "pilot");
+    assert_eq!(read(&workdir, "pilot/summary.json")["thresholds"]["preset"], "pilot");
     // One alone is a run over its rows, by its name or by a glob.
     for name in ["many-shard-1-of-3", "many-shard-1*"] {
         let alone = workdir.run(&[name]).ok();
@@ -83,6 +83,80 @@ fn three_shards_joined_are_one_run_byte_for_byte() {
     // Beside another run it has a name of its own first.
     let ran = workdir.run(&["many-shard-*", "one", "--out", "both"]);
     assert!(ran.code == Some(2) && ran.stderr.contains("--out names one folder, and 2 runs are named"), "{}", ran.stderr);
+}
+
+/// Rows with all sorts of faults, many of them twice and more, and thrice as many without.
+fn dirty_rows() -> String {
+    let turns = |turns: Value| json!({ "messages": turns });
+    let row = |i: usize| {
+        let user = json!({"role": "user", "content": format!("Question {i}?")});
+        let answer = |content: Value| json!({"role": "assistant", "content": content});
+        match i % 40 {
+            0 => ROW.to_owned(),
+            1 => r#"{"messages":"no list"}"#.to_owned(),
+            2 => turns(json!([{"role": "wizard", "content": format!("{i}")}, answer("x".into())])).to_string(),
+            3 => turns(json!([{"role": "developer", "content": "Be brief."}, user, answer("the fox".into())])).to_string(),
+            4 => turns(json!([user, answer("".into())])).to_string(),
+            5 => turns(json!([user, {"role": "assistant", "content": "a dog", "lossy": true}])).to_string(),
+            6 => turns(json!([user, answer("the fox and the dog ".repeat(200).into())])).to_string(),
+            7 => turns(json!([user, answer("before <|im_end|> behind".into())])).to_string(),
+            8 => turns(json!([user])).to_string(),
+            9 => turns(json!([{"role": "user", "content": ""}, answer(format!("it is {}", i % 80).into())])).to_string(),
+            10 => format!("{{\"messages\": [{i}"),
+            n => turns(json!([user, answer(format!("{} the fox and the dog", i % (n * 20)).into())])).to_string(),
+        }
+    };
+    (0..400).map(row).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn what_a_joined_run_says_is_what_one_run_says() {
+    let workdir = Workdir::new();
+    tiny_model::write(&workdir.path(""));
+    workdir.write("rows.jsonl", dirty_rows());
+    let short = ["--max-len", "300"];
+    workdir.run(&[&["rows.jsonl", "--model", "tiny.gguf", "--out", "one"], &short[..]].concat()).ok();
+    score_shards(&workdir, "many", &short);
+    workdir.run(&["many-shard-*"]).ok();
+    let [mut one, mut many] = ["one", "many"].map(|run| read(&workdir, &format!("{run}/run.json")));
+    let found = |name: &str| one["audit"]["findings"].as_array().unwrap().iter().find(|finding| finding["name"] == name).unwrap();
+    for name in
+        ["empty_mask", "empty_answer", "empty_question", "unused_switches", "special_in_content", "truncated", "template_error"]
+    {
+        assert!(found(name)["rows"].as_u64().unwrap() > 3, "{name} is not in the data: {}", found(name));
+    }
+    let lines = one["audit_lines"].to_string();
+    assert!(lines.contains(" rows are equal to an earlier one, token by token"), "{lines}");
+    // No shard has seen them all.
+    assert_ne!(read(&workdir, "many-shard-0-of-3/run.json")["audit"]["equal"]["rows"], one["audit"]["equal"]["rows"]);
+    // All but what a process measures of itself, and the command.
+    for run in [&mut one, &mut many] {
+        let run = run.as_object_mut().unwrap();
+        for own in ["command", "started", "seconds", "seconds_to_first_row", "tokens_per_second", "peak_memory_bytes"] {
+            assert!(run.remove(own).is_some(), "{own}");
+        }
+    }
+    for (name, value) in one.as_object().unwrap() {
+        assert_eq!(*value, many[name], "{name}");
+    }
+    assert_eq!(one, many);
+    let [mut one, mut many] = ["one", "many"].map(|run| read(&workdir, &format!("{run}/summary.json")));
+    // Each shard draws its own sample of curves, and says of how many tokens.
+    (one["topk_fidelity"], many["topk_fidelity"]) = (Value::Null, Value::Null);
+    assert_eq!(one, many);
+    let report = |run: &str| {
+        let text = std::fs::read_to_string(workdir.path(run).join("report.md")).unwrap();
+        let (head, rest) = text.split_once("## The mask").unwrap();
+        let (body, _) = rest.split_once("## Can the model's own numbers be trusted?").unwrap();
+        let head: Vec<&str> =
+            head.split("Made by diagnose").next().unwrap().lines().filter(|line| !line.starts_with("| speed")).collect();
+        (head.join("\n"), body.to_owned())
+    };
+    assert_eq!(report("one"), report("many"));
+    for name in ["tokens.parquet", "rows.parquet", "conflicts.parquet", "planted.json"] {
+        let [one, many] = ["one", "many"].map(|run| std::fs::read(workdir.path(run).join(name)).ok());
+        assert!(one == many, "{name} differs");
+    }
 }
 
 #[test]
@@ -105,8 +179,8 @@ fn what_does_not_belong_together_is_named() {
         workdir.command(&["rows.jsonl", "--model", "tiny.gguf", "--limit", "40", "--shard", "2/3", "--out", "plain"]);
     let plain = command.env("DIAGNOSE_KERNELS", "portable").output().unwrap();
     assert!(plain.status.success(), "{}", String::from_utf8_lossy(&plain.stderr));
-    let level = json(&workdir, "plain/run.json")["kernel_level"].clone();
-    if json(&workdir, "a-shard-0-of-3/run.json")["kernel_level"] != level {
+    let level = read(&workdir, "plain/run.json")["kernel_level"].clone();
+    if read(&workdir, "a-shard-0-of-3/run.json")["kernel_level"] != level {
         check(&["a-shard-0-of-3", "a-shard-1-of-3", "plain"], "the kernel level is");
     }
     // Shards that are sorted by other thresholds: for the reader to say.
@@ -116,10 +190,10 @@ fn what_does_not_belong_together_is_named() {
     assert!(workdir.path("a/parts").exists());
     std::fs::remove_file(workdir.path("a/run.json")).unwrap();
     workdir.run(&["a-shard-0-of-3", "a-shard-1-of-3", "a-shard-2-of-3", "--thresholds", "fixed"]).ok();
-    assert_eq!(json(&workdir, "a/run.json")["counts"]["records"], 40);
+    assert_eq!(read(&workdir, "a/run.json")["counts"]["records"], 40);
     // Parts of the same run that was scored, and not to its end.
     std::fs::create_dir_all(workdir.path("scoring/parts")).unwrap();
-    let identity = format!("{{\"identity\": {}}}", json(&workdir, "a/run.json")["identity"]);
+    let identity = format!("{{\"identity\": {}}}", read(&workdir, "a/run.json")["identity"]);
     workdir.write("scoring/parts/identity.json", identity);
     check(&["a-shard-0-of-3", "a-shard-1-of-3", "a-shard-2-of-3", "--out", "scoring"], "holds a run that was not finished");
     score_shards(&workdir, "b", &["--limit", "30"]);
@@ -148,7 +222,7 @@ fn shards_without_anything_to_score_are_runs_that_join() {
     for i in 0..N {
         let (shard, out) = (format!("{i}/{N}"), format!("s-shard-{i}-of-{N}"));
         workdir.run(&["two.jsonl", "--model", "tiny.gguf", "--shard", &shard, "--out", &out]).ok();
-        let counts = json(&workdir, &format!("{out}/run.json"))["counts"].clone();
+        let counts = read(&workdir, &format!("{out}/run.json"))["counts"].clone();
         assert_eq!(workdir.path(&out).join("view.html").exists(), counts["scored"] == 1);
         scored += u64::from(counts["scored"] == 1);
         // It is reported again like any other.
@@ -203,6 +277,6 @@ fn the_slurm_array_runs_on_one_machine() {
         let ran = task.wait_with_output().unwrap();
         assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
     }
-    assert_eq!(json(&workdir, "runs/at_once/run.json")["counts"]["records"], 40);
-    assert_eq!(json(&workdir, "runs/scores/run.json")["counts"]["records"], 40);
+    assert_eq!(read(&workdir, "runs/at_once/run.json")["counts"]["records"], 40);
+    assert_eq!(read(&workdir, "runs/scores/run.json")["counts"]["records"], 40);
 }

@@ -416,7 +416,7 @@ fn a_folder_in_the_place_of_data_is_told_what_it_is() {
         let ran = workdir.run(&[folder, "--thresholds", "pilot"]);
         assert!(ran.code == Some(2) && expected.iter().all(|text| ran.stderr.contains(text)), "{:?} {}", ran.code, ran.stderr);
     };
-    told("run", &["training run (flow, 1 steps from tiny)", "--model run/model", "diagnose run/before"]);
+    told("run", &["training run (flow, 1 step from tiny)", "--model run/model", "diagnose run/before"]);
     workdir.run(&["run/before", "--thresholds", "pilot"]).ok();
     // What it names can be done.
     workdir.run(&["rows.jsonl", "--model", "run/model", "--out", "after"]).ok();

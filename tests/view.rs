@@ -112,9 +112,15 @@ fn drop_mask_undo_export_and_read_back_by_keyboard() {
     assert_eq!(browser.eval("document.querySelectorAll('.token.masked').length"), masked.len());
 
     // What is wrong in a file is said, and nothing of the file is taken.
+    assert_eq!(lines[0]["data"][0]["format"], "messages");
+    let identity = record["identity"].as_str().unwrap();
     for (text, message) in [
         ("{}", "line 1"),
         ("{\"decisions\": 1, \"run\": \"x\", \"data\": []}", "about others"),
+        (
+            &lines[0].to_string().replace("\"format\":\"messages\"", "\"format\":\"sharegpt\"").replace(identity, "x"),
+            "read the files otherwise",
+        ),
         (&format!("{}\n{{\"row\": 1, \"action\": \"delete\"}}", lines[0]), "line 2"),
         (&format!("{}\nrow", lines[0]), "line 2: expected a JSON object, found row"),
     ] {

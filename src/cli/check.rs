@@ -7,7 +7,7 @@ use super::output;
 use super::progress::Terminal;
 use super::rows::RowArgs;
 use crate::error::Result;
-use crate::format::{harmless, thousands};
+use crate::format::{count, counted, harmless, thousands};
 use crate::jobs::check::{self, Checked, Job, Repeated};
 
 /// Say in seconds whether what you think is trained is really trained
@@ -79,15 +79,15 @@ fn summary(found: &Checked, max_len: usize, coloured: bool) -> String {
         let _ = writeln!(out, "{text}");
     };
     for file in &found.files {
-        line(format!("{}: {}, {} bytes", file.path.display(), file.format, thousands(file.bytes)));
+        line(format!("{}: {}, {}", file.path.display(), file.format, count(file.bytes, "byte")));
     }
     line(format!(
-        "{} rows read, {} with something to learn, {} without; {} of {} tokens are learnt by {}",
-        thousands(found.records),
+        "{} read, {} with something to learn, {} without; {} of {} learnt by {}",
+        count(found.records, "row"),
         thousands(found.rows),
         thousands(found.records - found.rows),
         thousands(found.supervised),
-        thousands(found.tokens),
+        counted(found.tokens, "token is", "tokens are"),
         found.model
     ));
     let [least, quarter, middle, three, most95, most99, most] = found.lengths;
@@ -105,13 +105,14 @@ fn summary(found: &Checked, max_len: usize, coloured: bool) -> String {
         line(marked.collect::<String>().trim_end().to_owned());
     }
     line(String::new());
-    let mut repeated = |what: &str, repeated: &Repeated| {
+    let mut repeated = |one: &str, several: &str, repeated: &Repeated| {
         if repeated.rows > 0 {
-            line(format!("{} rows {what}. For example: {}", thousands(repeated.rows), repeated.examples.join(", ")));
+            line(format!("{}. For example: {}", counted(repeated.rows, one, several), repeated.examples.join(", ")));
         }
     };
-    repeated("are equal to an earlier one", &found.duplicates);
-    repeated("answer the prompt of an earlier one in another way", &found.contradictions);
+    repeated("row is equal to an earlier one", "rows are equal to an earlier one", &found.duplicates);
+    let contradicts = |answer: &str| format!("{answer} the prompt of an earlier one in another way");
+    repeated(&contradicts("row answers"), &contradicts("rows answer"), &found.contradictions);
     let audit = found.audit.lines();
     if audit.is_empty() {
         line("The audit found nothing.".to_owned());

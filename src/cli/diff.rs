@@ -86,7 +86,10 @@ pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
     }
     output::print(&match args.json {
         true => output::json(&diff)?,
-        false => terminal(&diff, output::coloured()),
+        false => {
+            let text = terminal(&diff, output::coloured(), output::width().unwrap_or(usize::MAX));
+            text.lines().map(|line| output::fitted(line) + "\n").collect()
+        }
     })?;
     job.check_drop(&diff)
 }

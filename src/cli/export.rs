@@ -8,7 +8,7 @@ use super::{output, runs};
 use crate::dataset::write::Target;
 use crate::diagnosis::gate::Gate;
 use crate::error::{Error, Result};
-use crate::format::thousands;
+use crate::format::{count, counted, thousands};
 use crate::jobs::export::{self, DropRule, Exported, Job, MaskRule};
 use crate::jobs::train;
 
@@ -16,7 +16,7 @@ use crate::jobs::train;
 ///
 /// Rows keep their order and, with --format read, their form; without a decision JSON Lines are the same to the byte. Beside it stands
 /// NAME.changes.jsonl, which says of each row that was touched what was done and why. A row that the format cannot hold is an
-/// error, and no file is written. `diagnose train` and the trainers named by the format honour the masks.
+/// error, and no file is written; rows that the run did not read are counted and not written. `diagnose train` and the trainers named by the format honour the masks.
 ///
 /// Of a checkpoint of a training run (RUN/checkpoints/step-NNNNNNNN.safetensors) the model is written, as `model/` or `adapter/` in the
 /// folder --out, which every --model takes.
@@ -118,30 +118,37 @@ fn summary(exported: &Exported) -> String {
         let _ = writeln!(out, "{text}");
     };
     line(format!(
-        "{} of {} rows written: {} dropped, {} masked, {} weighted",
+        "{} of {} written: {} dropped, {} masked, {} weighted",
         thousands(exported.rows_written),
-        thousands(exported.rows_read),
+        count(exported.rows_read, "row"),
         thousands(exported.rows_dropped),
         thousands(exported.rows_masked),
         thousands(exported.rows_weighted)
     ));
+    if exported.rows_not_read > 0 {
+        line(format!(
+            "{} rows of the data were not read by the run (--limit, --sample or --shard), and are not written",
+            thousands(exported.rows_not_read)
+        ));
+    }
     if let Some(thresholds) = &exported.thresholds {
         line(format!("conflicts are those that the run is sorted by: {thresholds}"));
     }
     let (unreadable, left_out) = (exported.unreadable, exported.unreadable_left_out);
     if unreadable > left_out {
-        line(format!("{} records could not be read, and are written as they stand", thousands(unreadable - left_out)));
+        let copied = counted(unreadable - left_out, "record could not be read, and is", "records could not be read, and are");
+        line(format!("{copied} written as they stand"));
     }
     if left_out > 0 {
         line(format!(
-            "{} records could not be read, and are left out: only lines of JSON Lines are copied as they stand, by --format read",
-            thousands(left_out)
+            "{} left out: only lines of JSON Lines are copied as they stand, by --format read",
+            counted(left_out, "record could not be read, and is", "records could not be read, and are")
         ));
     }
     if exported.conflicts_of_template > 0 {
         line(format!(
-            "{} conflicts are tokens of the template, which have no place in the text and cannot be masked",
-            thousands(exported.conflicts_of_template)
+            "{} of the template, which have no place in the text and cannot be masked",
+            counted(exported.conflicts_of_template, "conflict is one of the tokens", "conflicts are tokens")
         ));
     }
     if !exported.columns_left_out.is_empty() {
@@ -155,7 +162,7 @@ fn summary(exported: &Exported) -> String {
         line(format!("for the trainer  {}", path.display()));
     }
     if let Some(path) = &exported.rewrite {
-        line(format!("{} answers to write anew  {}", thousands(exported.candidates), path.display()));
+        line(format!("{} to write anew  {}", count(exported.candidates, "answer"), path.display()));
     }
     out
 }

@@ -3,6 +3,7 @@
 use clap::CommandFactory;
 
 use super::Cli;
+use super::guide::PAGES;
 
 /// The lines of a Markdown text's `sh` blocks, comments left out and continued lines joined.
 fn commands(markdown: &str) -> Vec<String> {
@@ -37,20 +38,9 @@ fn words(command: &str) -> Vec<String> {
 
 #[test]
 fn every_documented_command_is_understood() {
-    let pages = [
-        include_str!("../../README.md"),
-        include_str!("../guide/data.md"),
-        include_str!("../guide/models.md"),
-        include_str!("../guide/reading.md"),
-        include_str!("../guide/deciding.md"),
-        include_str!("../guide/rollouts.md"),
-        include_str!("../guide/evaluation.md"),
-        include_str!("../guide/training.md"),
-        include_str!("../guide/remote.md"),
-        include_str!("../guide/speed.md"),
-    ];
+    let pages = [include_str!("../../README.md")].into_iter().chain(PAGES.map(|(_, text)| text));
     let mut n = 0;
-    for command in pages.into_iter().flat_map(commands) {
+    for command in pages.flat_map(commands) {
         // A command may read another's output: `cat data.jsonl | diagnose -`.
         for part in command.split(" | ").filter(|part| part.starts_with("diagnose ")) {
             // Somebody copies it as it stands.
@@ -62,4 +52,12 @@ fn every_documented_command_is_understood() {
         }
     }
     assert!(n >= 25, "only {n} commands were found");
+}
+
+#[test]
+fn the_program_has_every_page_that_cargo_doc_has() {
+    let declared = include_str!("../guide/mod.rs").lines().filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(" {}"));
+    assert_eq!(PAGES.map(|(name, _)| name).to_vec(), declared.collect::<Vec<_>>());
+    let help = Cli::command().find_subcommand_mut("guide").unwrap().render_help().to_string();
+    assert!(PAGES.iter().all(|(name, _)| help.contains(name)), "{help}");
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! score.rs        `diagnose DATASET...`, and `diagnose RUN`; every other command is in the file of its name: check.rs, rollout.rs, train.rs,
-//!                 eval.rs, diff.rs, export.rs, view.rs, and completions.rs for those and the manual pages
+//!                 eval.rs, diff.rs, export.rs, view.rs, guide.rs, and completions.rs for those and the manual pages
 //! rows.rs         options that several commands share: how rows are read; draws.rs how answers are drawn; servers.rs where the model runs
 //! config.rs       options from a file
 //! runs.rs         finished runs as they are named
@@ -16,6 +16,7 @@ mod diff;
 mod draws;
 mod eval;
 mod export;
+mod guide;
 mod output;
 mod progress;
 mod rollout;
@@ -67,6 +68,7 @@ enum Command {
     Rollout(Box<rollout::Args>),
     Export(Box<export::Args>),
     View(view::Args),
+    Guide(guide::Args),
     Completions(completions::Args),
     #[command(hide = true)]
     Man(completions::ManArgs),
@@ -146,6 +148,7 @@ pub fn run() -> Result<()> {
         Some(Command::Export(arguments)) => export::run(*arguments, &command_line),
         Some(Command::Train(arguments)) => train::run(*arguments, &command_line),
         Some(Command::View(arguments)) => view::run(arguments, &command_line),
+        Some(Command::Guide(arguments)) => guide::run(&arguments),
         Some(Command::Completions(arguments)) => completions::run(&arguments, Cli::command()),
         Some(Command::Man(arguments)) => completions::write_manual(&arguments, Cli::command()),
     };

@@ -57,10 +57,21 @@ pub(super) fn say(text: &str) {
     }
 }
 
+/// Characters in a line of the standard output, if it is a terminal.
+pub(super) fn width() -> Option<usize> {
+    terminal_size::terminal_size_of(std::io::stdout()).map(|(width, _)| usize::from(width.0))
+}
+
 /// The line as it is printed to the standard output, broken at words in the same way.
 pub(super) fn fitted(line: &str) -> String {
-    let width = terminal_size::terminal_size_of(std::io::stdout()).map(|(width, _)| usize::from(width.0));
-    width.map_or_else(|| line.to_owned(), |width| wrapped(line, width))
+    width().map_or_else(|| line.to_owned(), |width| wrapped(line, width))
+}
+
+/// The characters of a word that are seen: colours are not.
+fn n_seen(word: &str) -> usize {
+    let mut parts = word.split('\x1b');
+    let first = parts.next().map_or(0, |part| part.chars().count());
+    first + parts.map(|part| part.split_once('m').map_or(0, |(_, rest)| rest.chars().count())).sum::<usize>()
 }
 
 /// The line in lines of at most `width` characters, the further ones indented by two more; longer words stand alone.
@@ -68,7 +79,7 @@ fn wrapped(line: &str, width: usize) -> String {
     let indent = line.len() - line.trim_start_matches(' ').len();
     let (mut out, mut at) = (line[..indent].to_owned(), indent);
     for word in line[indent..].split(' ') {
-        let n_chars = word.chars().count();
+        let n_chars = n_seen(word);
         if at > indent && at + 1 + n_chars > width {
             at = indent + 2;
             out.push('\n');
@@ -120,5 +131,6 @@ mod tests {
         assert_eq!(wrapped("fits  as it is", 20), "fits  as it is");
         assert_eq!(wrapped("é é é é", 3), "é é\n  é\n  é");
         assert_eq!(wrapped("", 5), "");
+        assert_eq!(wrapped("\x1b[1mone\x1b[0m two three", 7), "\x1b[1mone\x1b[0m two\n  three");
     }
 }

@@ -11,7 +11,7 @@ use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use super::output;
 use crate::dataset::DataFile;
 use crate::error::{Context, Result};
-use crate::format::thousands;
+use crate::format::{count, thousands};
 use crate::jobs::watch::{Beginning, Watch};
 use crate::tokens::Audit;
 use crate::train::metrics::StepMetrics;
@@ -27,6 +27,9 @@ pub(super) struct Terminal {
     /// Was it said that an interrupt was noted?
     said: AtomicBool,
 }
+
+/// Two signals within this are one interrupt: a notebook sends it to the whole group of processes, and the Python module passes it on.
+const ONE_INTERRUPT: Duration = Duration::from_millis(500);
 
 /// In a log file, one line of progress in this time is enough.
 const LINE_INTERVAL: Duration = Duration::from_secs(30);
@@ -47,13 +50,21 @@ impl Terminal {
     pub(super) fn heeding_interrupts() -> Result<Terminal> {
         use signal_hook::consts::{SIGINT, SIGTERM};
         let terminal = Terminal::new();
+        let is_second = Arc::<AtomicBool>::default();
         for signal in [SIGINT, SIGTERM] {
-            // In this order: the second signal finds the flag set.
             signal_hook::flag::register_conditional_default(signal, terminal.at_once.clone())
-                .and_then(|_| signal_hook::flag::register_conditional_shutdown(signal, 130, terminal.interrupted.clone()))
+                .and_then(|_| signal_hook::flag::register_conditional_shutdown(signal, 130, is_second.clone()))
                 .and_then(|_| signal_hook::flag::register(signal, terminal.interrupted.clone()))
                 .context("cannot listen for interrupts")?;
         }
+        let interrupted = terminal.interrupted.clone();
+        std::thread::spawn(move || {
+            while !interrupted.load(Ordering::SeqCst) {
+                std::thread::sleep(ONE_INTERRUPT / 5);
+            }
+            std::thread::sleep(ONE_INTERRUPT);
+            is_second.store(true, Ordering::SeqCst);
+        });
         Ok(terminal)
     }
 
@@ -167,10 +178,10 @@ impl Watch for Terminal {
             output::say(&format!("The GPU is not used: {reason}"));
         }
         output::say(&format!(
-            "Scoring {} supervised tokens of {} in {} rows with {} on {} -> {}",
-            thousands(beginning.supervised),
+            "Scoring {} of {} in {} with {} on {} -> {}",
+            count(beginning.supervised, "supervised token"),
             thousands(beginning.tokens),
-            thousands(beginning.rows),
+            count(beginning.rows, "row"),
             beginning.model,
             beginning.device,
             beginning.out.display()

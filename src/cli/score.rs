@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use serde_json::json;
+
 use super::output;
 use super::progress::Terminal;
 use super::rows::RowArgs;
@@ -10,6 +12,7 @@ use crate::dataset::Shard;
 use crate::diagnosis::Report;
 use crate::diagnosis::quadrants::Thresholds;
 use crate::error::{Error, Result};
+use crate::format::count;
 use crate::jobs::score::{self, Job, Joining, Outcome};
 use crate::jobs::{folders, landscape};
 use crate::kernels::{Dtype, Kernels};
@@ -133,12 +136,17 @@ fn emit(args: Args, command_line: &str) -> Result<()> {
     args.servers.check()?;
     let top_k = args.servers.top_logprobs;
     let watch = Terminal::new();
+    let as_json = args.json;
     let emitted = score::emit(&job(args, command_line)?, top_k, &watch)?;
     drop(watch);
     let folder = emitted.script.parent().unwrap_or(Path::new("."));
+    if as_json {
+        let found = json!({"out": folder, "sequences": emitted.sequences, "script": emitted.script});
+        return output::print(&output::json(&found)?);
+    }
     output::print(&format!(
-        "{} sequences for {}\nRun it where vLLM is, then score with its answers:\n  python {} MODEL\n  diagnose DATASET --model MODEL --answers {}\n",
-        emitted.sequences,
+        "{} for {}\nRun it where vLLM is, then score with its answers:\n  python {} MODEL\n  diagnose DATASET --model MODEL --answers {}\n",
+        count(emitted.sequences, "sequence"),
         emitted.script.display(),
         emitted.script.display(),
         folder.display()
@@ -226,7 +234,7 @@ fn job(args: Args, command_line: &str) -> Result<Job> {
         render: args.rows.render()?,
         choice: args.rows.choice(),
         shard: args.shard,
-        thresholds: args.thresholds.unwrap_or_default(),
+        thresholds: args.thresholds,
         with_page: !args.no_view,
         in_context: args.in_context,
         command: command_line.to_owned(),

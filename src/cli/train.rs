@@ -3,13 +3,15 @@
 use std::path::PathBuf;
 
 use clap::parser::ValueSource;
-use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches};
+use clap::{Arg, ArgAction, ArgMatches, Args as _, Command, FromArgMatches};
+use serde_json::json;
 
 use super::output::{self, quoted};
 use super::progress::Terminal;
+use super::rows::RowArgs;
 use crate::diagnosis::gate::method_names;
 use crate::error::{Error, Result};
-use crate::format::{divergence, number_with_interval, thousands};
+use crate::format::{count, divergence, n_tokens, number_with_interval, thousands};
 use crate::jobs::train::{self, Job, Outcome, Plan, TrainRecord};
 use crate::train::declared::{Declared, Group, Kind, answered_names, other_names, our_name};
 use crate::train::options::{DECLARED, Options};
@@ -173,7 +175,7 @@ pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
     }
     let options = Options::resolve(args.config.as_deref(), overrides(&args.typed, &args.set)?)?;
     if let Some(program) = &args.emit {
-        return emit(program, &options);
+        return emit(program, &options, args.json);
     }
     let watch = Terminal::heeding_interrupts()?;
     let job = Job { options, dry_run: args.dry_run, must_resume: args.resume, command: command_line.to_owned() };
@@ -189,12 +191,15 @@ pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
     }
 }
 
-fn emit(program: &str, options: &Options) -> Result<()> {
+fn emit(program: &str, options: &Options, as_json: bool) -> Result<()> {
     let target = program.parse()?;
     let watch = Terminal::new();
     let (folder, rows) = train::emit(options, target, &watch)?;
     drop(watch);
-    output::print(&format!("{} rows and a configuration for {program} in {}\n", thousands(rows), folder.display()))
+    if as_json {
+        return output::print(&output::json(&json!({"out": folder, "rows": rows}))?);
+    }
+    output::print(&format!("{} and a configuration for {program} in {}\n", count(rows, "row"), folder.display()))
 }
 
 fn plan_text(plan: &Plan, json: bool) -> Result<String> {
@@ -203,26 +208,25 @@ fn plan_text(plan: &Plan, json: bool) -> Result<String> {
     }
     let gib = plan.memory_bytes as f64 / (1u64 << 30) as f64;
     let mut text = format!(
-        "Training with {}\n{} sequences, {} tokens, {} of them supervised; {} sequences held out\n",
+        "Training with {}\n{}, {}, {} of them supervised; {} held out\n",
         plan.what,
-        thousands(plan.sequences),
-        thousands(plan.input_tokens),
+        count(plan.sequences, "sequence"),
+        n_tokens(plan.input_tokens),
         thousands(plan.supervised_tokens),
-        thousands(plan.validation_sequences),
+        count(plan.validation_sequences, "sequence"),
     );
-    text += &format!("{} steps, {} an epoch\n", thousands(plan.total_steps), thousands(plan.steps_per_epoch));
+    text += &format!("{}, {} an epoch\n", count(plan.total_steps, "step"), thousands(plan.steps_per_epoch));
     text += &format!("{} trained parameters, about {gib:.1} GiB of memory\n", thousands(plan.trained_parameters));
     let Some(preview) = plan.preview else {
         return Ok(text + "Nothing is trained with --dry-run; --method says by which loss, and --lora trains adapters alone\n");
     };
     text += &format!(
-        "On the first {} supervised tokens: cross-entropy {:.3}, mean weight {:.3}, as many effective tokens as {:.0} equal ones, \
-         {} confident conflicts\n",
-        thousands(preview.tokens),
+        "On the first {}: cross-entropy {:.3}, mean weight {:.3}, as many effective tokens as {:.0} equal ones, {}\n",
+        count(preview.tokens, "supervised token"),
         preview.cross_entropy,
         preview.mean_weight,
         preview.effective_tokens,
-        thousands(preview.confident_conflicts),
+        count(preview.confident_conflicts, "confident conflict"),
     );
     Ok(text)
 }
@@ -232,11 +236,11 @@ fn record_text(record: &TrainRecord, json: bool) -> Result<String> {
         return output::json(record);
     }
     let mut text = format!(
-        "Trained {} with {} for {} steps, {} tokens, at {:.0} tokens per second\n",
+        "Trained {} with {} for {}, {}, at {:.0} tokens per second\n",
         record.model.name,
         record.options.method,
-        thousands(record.steps),
-        thousands(record.input_tokens),
+        count(record.steps, "step"),
+        n_tokens(record.input_tokens),
         record.tokens_per_second,
     );
     text += &ending(record);
@@ -244,8 +248,8 @@ fn record_text(record: &TrainRecord, json: bool) -> Result<String> {
     let was = |value: Option<String>| value.map_or(String::new(), |value| format!(" ({value} before)"));
     if let Some(validation) = record.validation {
         text += &format!(
-            "{} held-out rows: cross-entropy {}{}, accuracy {:.1} %{}\n",
-            thousands(validation.rows),
+            "{}: cross-entropy {}{}, accuracy {:.1} %{}\n",
+            count(validation.rows, "held-out row"),
             number_with_interval(Some(validation.cross_entropy), validation.cross_entropy_ci95, 4),
             was(before.validation.map(|before| format!("{:.4}", before.cross_entropy))),
             100.0 * validation.accuracy,
@@ -254,9 +258,9 @@ fn record_text(record: &TrainRecord, json: bool) -> Result<String> {
     }
     if let Some(drift) = record.drift {
         text += &format!(
-            "General text ({} texts, {} tokens): mean KL from the base model {} nats, cross-entropy {:.4}{}\n",
-            drift.texts,
-            thousands(drift.tokens),
+            "General text ({}, {}): mean KL from the base model {} nats, cross-entropy {:.4}{}\n",
+            count(drift.texts, "text"),
+            n_tokens(drift.tokens),
             divergence(drift.kl, drift.kl_ci95),
             drift.cross_entropy,
             was(before.drift.map(|before| format!("{:.4}", before.cross_entropy))),
@@ -276,10 +280,35 @@ fn next(record: &TrainRecord) -> String {
     let base = named("model", &record.options.model) + &named("base", &record.options.base);
     let result = quoted(&record.result.display().to_string());
     let data = record.options.datasets.iter().map(|name| quoted(name)).collect::<Vec<_>>().join(" ");
+    let read_as = read_as(&record.options);
     format!(
-        "What it learnt    diagnose {data} --model {result}\n\
+        "What it learnt    diagnose {data} --model {result}{read_as}\n\
          What it forgot    diagnose eval{base} --out before; diagnose eval --model {result} --out after; diagnose diff before after\n"
     )
+}
+
+/// The options by which another command reads and masks the data as the training did.
+fn read_as(options: &Options) -> String {
+    let table = |options: &Options| toml::Table::try_from(options).unwrap_or_default();
+    let (own, plain) = (table(options), table(&Options::default()));
+    let of_rows = RowArgs::augment_args(Command::new("rows"));
+    let names = of_rows.get_arguments().filter_map(|argument| argument.get_long());
+    let mut text = String::new();
+    for name in names.filter(|name| *name != "seed" || options.sample.is_some()) {
+        let Some(value) = own.get(name).filter(|value| plain.get(name) != Some(value)) else { continue };
+        let values = match value {
+            toml::Value::Array(values) => values.as_slice(),
+            value => std::slice::from_ref(value),
+        };
+        for value in values {
+            text += &match value {
+                toml::Value::Boolean(_) => format!(" --{name}"),
+                toml::Value::String(value) => format!(" --{name} {}", quoted(value)),
+                value => format!(" --{name} {value}"),
+            };
+        }
+    }
+    text
 }
 
 /// Why the run ended before its last step, and which of its models was kept, where that needs saying.
@@ -306,7 +335,6 @@ fn ending(record: &TrainRecord) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::Args as _;
 
     fn typed(arguments: &[&str]) -> Result<Options> {
         let command = Args::augment_args(Command::new("train"));
@@ -333,6 +361,23 @@ mod tests {
                 assert_eq!(with(&[&flag, &default]), with(&[]), "{flag}");
                 assert_eq!(with(&["--set", &format!("{}={default}", declared.name())]), with(&[]));
             }
+        }
+    }
+
+    #[test]
+    fn the_data_are_read_again_as_they_were_trained_on() {
+        let said = |arguments: &[&str]| read_as(&typed(arguments).unwrap());
+        assert_eq!(said(&["--lr", "1e-3", "--seed", "3"]), "");
+        let arguments =
+            ["--map", "prompt=frage", "--map", "completion=die antwort", "--max-len", "512", "--append-eos", "--sample", "9"];
+        let text = said(&[&arguments[..], &["--seed", "3", "--supervise", "last"]].concat());
+        let expected =
+            " --max-len 512 --sample 9 --seed 3 --map prompt=frage --map 'completion=die antwort' --append-eos --supervise last";
+        assert_eq!(text, expected);
+        // Every option of rows is one of training, of the same name.
+        let of_rows = RowArgs::augment_args(Command::new("rows"));
+        for name in of_rows.get_arguments().filter_map(|argument| argument.get_long()) {
+            assert!(DECLARED.iter().any(|declared| declared.name() == name), "{name}");
         }
     }
 

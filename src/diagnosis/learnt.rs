@@ -251,8 +251,8 @@ impl<'a> Changes<'a> {
         self.tokens_of_row += 1;
         let was_known = before.logprob >= KNOWN.ln();
         self.learnt.known += u64::from(was_known);
-        self.learnt.gained += u64::from(before.rank > 1 && after.logprob >= KNOWN.ln());
-        if was_known && after.rank > 1 {
+        self.learnt.gained += u64::from(before.top_id != before.token_id && after.logprob >= KNOWN.ln());
+        if was_known && after.top_id != after.token_id {
             let spot = Spot { row: before.row, turn: before.turn, begin, end, context: None };
             self.lose(spot, before, after, change);
         }
@@ -421,7 +421,6 @@ mod tests {
             end: 1,
             logprob,
             entropy: 1.0,
-            rank,
             top_id: if rank == 1 { pos } else { 90 },
             quadrant: Quadrant::Confident,
         }

@@ -4,7 +4,8 @@
 //! The shingles of a text are its runs of three words (of three characters where it has no spaces, as Chinese has none); for each of
 //! `HASHES` functions the least hash of the shingles is kept. Two texts agree in a place with the probability of their Jaccard
 //! similarity. Rows whose places agree in a whole band are compared; of `s` = 0.9, 1 - (1 - 0.9^4)^16 = 0.99999996 are found, of
-//! 0.5 two in three. A similarity is estimated with a standard error of 0.06 at most.
+//! 0.5 two in three. Of a question and what stands before it the bands of both have to agree: 1 - (1 - 0.9^8)^16 = 0.9999 if both are so alike.
+//! A similarity is estimated with a standard error of 0.06 at most.
 
 use std::collections::HashMap;
 
@@ -61,16 +62,44 @@ pub fn words(text: &str) -> Vec<String> {
     words
 }
 
-/// Pairs `(earlier, later, similarity)` of the signatures that are [`NEAR`] each other; of many alike each with the first.
-pub fn near_pairs(signatures: &[(u32, Signature)]) -> Vec<(u32, u32, f32)> {
+/// What is kept of a prompt: of what is asked last, and of what stands before that, each by itself. A system prompt of hundreds of words that
+/// all rows share would make all of them alike, and so would a last question such as "Go on."
+#[derive(Debug, Clone, PartialEq)]
+pub struct Prompt {
+    question: Signature,
+    context: Option<Box<Signature>>,
+}
+
+impl Prompt {
+    /// `None` where the question holds no word.
+    pub fn of(context: &str, question: &str) -> Option<Prompt> {
+        Some(Prompt { question: Signature::of(question)?, context: Signature::of(context).map(Box::new) })
+    }
+
+    /// That of the parts that are least alike.
+    pub fn similarity(&self, other: &Prompt) -> f32 {
+        let contexts = match (&self.context, &other.context) {
+            (Some(own), Some(other)) => own.similarity(other),
+            (None, None) => 1.0,
+            _ => 0.0,
+        };
+        contexts.min(self.question.similarity(&other.question))
+    }
+}
+
+/// Pairs `(earlier, later, similarity)` of the prompts that are [`NEAR`] each other; of many alike each with the first.
+pub fn near_pairs(prompts: &[(u32, Prompt)]) -> Vec<(u32, u32, f32)> {
     let mut pairs: HashMap<(usize, usize), f32> = HashMap::new();
     for band in 0..HASHES / PER_BAND {
-        let mut firsts: HashMap<&[u32], Vec<usize>> = HashMap::new();
-        for (idx, (_, signature)) in signatures.iter().enumerate() {
-            let firsts = firsts.entry(&signature.0[band * PER_BAND..(band + 1) * PER_BAND]).or_default();
-            // A band that many texts share, such as a long preamble, has several that are not alike; a few stand for them.
+        let mut firsts: HashMap<_, Vec<usize>> = HashMap::new();
+        for (idx, (_, prompt)) in prompts.iter().enumerate() {
+            let of_band =
+                |signature: &Signature| -> [u32; PER_BAND] { std::array::from_fn(|place| signature.0[band * PER_BAND + place]) };
+            let bands = (of_band(&prompt.question), prompt.context.as_deref().map(of_band));
+            let firsts = firsts.entry(bands).or_default();
+            // A band that many prompts share, such as the form in which all are put, has several that are not alike; a few stand for them.
             let near = firsts.iter().find_map(|&first| {
-                let similarity = signatures[first].1.similarity(signature);
+                let similarity = prompts[first].1.similarity(prompt);
                 (similarity >= NEAR).then_some((first, similarity))
             });
             match near {
@@ -86,26 +115,15 @@ pub fn near_pairs(signatures: &[(u32, Signature)]) -> Vec<(u32, u32, f32)> {
     pairs.sort_unstable_by_key(|(a, b, _)| (*b, *a));
     // Where bands have found several earlier rows for one row, the first of them stays.
     pairs.dedup_by_key(|(_, later, _)| *later);
-    pairs.into_iter().map(|(a, b, similarity)| (signatures[a].0, signatures[b].0, similarity)).collect()
+    pairs.into_iter().map(|(a, b, similarity)| (prompts[a].0, prompts[b].0, similarity)).collect()
 }
 
-/// Do two near prompts ask the same? They do not where a number or a name differs.
+/// Do two near prompts ask the same? They do where they differ in no word and no sign but those of a sentence: a question behind a long preamble
+/// may be another one by a single word.
 pub fn asks_the_same(a: &str, b: &str) -> bool {
-    let telling = |text: &str| {
-        let of_sentence = |word: &str| word.chars().any(|c| c.is_numeric() || c.is_uppercase());
-        let mut words: Vec<String> = text
-            .split(|c: char| !c.is_alphanumeric())
-            .filter(|word| !word.is_empty() && of_sentence(word))
-            .map(str::to_lowercase)
-            .collect();
-        words.sort_unstable();
-        words.dedup();
-        words
-    };
-    let (own, other) = (words(a), words(b));
-    let missing = |words: &[String], of: &[String]| words.iter().filter(|word| !of.contains(word)).cloned().collect::<Vec<_>>();
-    let differing = [missing(&telling(a), &other), missing(&telling(b), &own)].concat();
-    differing.is_empty()
+    let of_sentence = |c: char| c.is_whitespace() || ".,;:!?'\"`´‘’“”„«»。，、；：！？「」".contains(c);
+    let signs = |text: &str| text.chars().filter(|c| !c.is_alphanumeric() && !of_sentence(*c)).collect::<String>();
+    words(a) == words(b) && signs(a) == signs(b)
 }
 
 fn hash(words: &[String]) -> u64 {
@@ -165,15 +183,27 @@ mod tests {
             "Name the capital of Spain.".to_owned(),
             base.to_uppercase(),
         ];
-        let signatures: Vec<_> = (10..).zip(texts.iter().map(|text| Signature::of(text).unwrap())).collect();
-        let pairs: Vec<_> = near_pairs(&signatures).into_iter().map(|(a, b, _)| (a, b)).collect();
-        assert_eq!(pairs, [(10, 12), (10, 14)]);
+        let pairs = |prompt: &dyn Fn(&String) -> Prompt| -> Vec<_> {
+            let prompts: Vec<_> = (10..).zip(texts.iter().map(prompt)).collect();
+            near_pairs(&prompts).into_iter().map(|(a, b, _)| (a, b)).collect()
+        };
+        assert_eq!(pairs(&|text| Prompt::of("", text).unwrap()), [(10, 12), (10, 14)]);
+        // The same before all of them, or the same question behind each.
+        let preamble = (0..500).map(|n| format!("rule {n} ")).collect::<String>();
+        assert_eq!(pairs(&|text| Prompt::of(&preamble, text).unwrap()), [(10, 12), (10, 14)]);
+        assert_eq!(pairs(&|text| Prompt::of(text, "Go on, please.").unwrap()), [(10, 12), (10, 14)]);
+        let alone = Prompt::of("", &texts[0]).unwrap();
+        assert_eq!(alone.similarity(&Prompt::of(&preamble, &texts[0]).unwrap()), 0.0);
     }
 
     #[test]
-    fn a_number_or_a_name_makes_another_question() {
+    fn a_word_or_a_sign_makes_another_question() {
         assert!(asks_the_same("what is the capital of France", "What is the capital of France?"));
         assert!(!asks_the_same("What is 3 times 4?", "What is 3 times 5?"));
         assert!(!asks_the_same("The capital of France", "The capital of Spain"));
+        assert!(!asks_the_same("What is 3 + 4?", "What is 3 - 4?"));
+        // Each word of the one stands in the other, too.
+        let rules = "Talk of the sea and of the sky.";
+        assert!(!asks_the_same(&format!("{rules} Is the sea blue?"), &format!("{rules} Is the sky blue?")));
     }
 }

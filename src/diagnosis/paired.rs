@@ -10,7 +10,7 @@ use std::vec::IntoIter;
 use crate::error::{Error, Result};
 use crate::table::{Chunks, Column, Quadrant, Row, TOKENS_FILE, TokenChunk, read_chunks, texts_of};
 
-const COLUMNS: [Column; 12] = [
+const COLUMNS: [Column; 11] = [
     Column::Row,
     Column::Turn,
     Column::Pos,
@@ -20,7 +20,6 @@ const COLUMNS: [Column; 12] = [
     Column::End,
     Column::Logprob,
     Column::Entropy,
-    Column::Rank,
     Column::TopId,
     Column::Quadrant,
 ];
@@ -38,7 +37,6 @@ pub(super) struct Token {
     pub end: u32,
     pub logprob: f32,
     pub entropy: f32,
-    pub rank: u32,
     pub top_id: u32,
     pub quadrant: Quadrant,
 }
@@ -263,7 +261,6 @@ impl Stream {
             end: chunk.end[at],
             logprob: chunk.logprob[at],
             entropy: chunk.entropy[at],
-            rank: chunk.rank[at],
             top_id: chunk.top_id[at],
             quadrant: chunk.quadrant[at],
         };
@@ -302,7 +299,6 @@ mod tests {
             end: begin + 4,
             logprob: -1.0,
             entropy: 1.0,
-            rank: 1,
             top_id: 0,
             quadrant: Quadrant::Uncertain,
         };

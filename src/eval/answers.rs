@@ -129,7 +129,7 @@ fn samples_of(frame: &pl::DataFrame) -> Result<HashMap<String, Vec<Sample>>> {
         };
         let ended = Ended::ALL.into_iter().find(|known| Some(known.name()) == ended.get(row));
         let ended =
-            ended.ok_or_else(|| Error::new(format!("row {row} of the table of answers does not say how its answer ended")))?;
+            ended.ok_or_else(|| damaged(format!("row {row} of the table of answers does not say how its answer ended")))?;
         let draw = Draw {
             text: text.get(row).unwrap_or_default().to_owned(),
             tokens: tokens.get(row).unwrap_or_default(),
@@ -138,10 +138,14 @@ fn samples_of(frame: &pl::DataFrame) -> Result<HashMap<String, Vec<Sample>>> {
         };
         match samples.last_mut() {
             Some(sample) if sample.draws.len() == number as usize => sample.draws.push(draw),
-            _ => return Err(Error::new(format!("row {row} of the table of answers is not the next answer to its item"))),
+            _ => return Err(damaged(format!("row {row} of the table of answers is not the next answer to its item"))),
         }
     }
     Ok(tasks)
+}
+
+fn damaged(what: String) -> Error {
+    Error::new(what).cure("Evaluate the task again, into another folder.")
 }
 
 #[cfg(test)]

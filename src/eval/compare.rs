@@ -321,7 +321,8 @@ enum Compared {
 
 fn compare_task(name: &str, old: &TaskSamples, new: &TaskSamples) -> Result<Compared> {
     if matches!((old.kind, new.kind), (Some(a), Some(b)) if a != b) {
-        return Err(Error::new(format!("`{name}` is one kind of task before and another one after")));
+        return Err(Error::new(format!("`{name}` is one kind of task before and another one after"))
+            .cure("Evaluate both on the same file."));
     }
     let by_id: HashMap<&str, usize> = new.ids.iter().enumerate().map(|(idx, id)| (id.as_str(), idx)).collect();
     let (mut pairs, mut items_only_before) = (Vec::new(), Vec::new());
@@ -543,7 +544,8 @@ impl Comparison {
     pub fn check_drop(&self, points: f64) -> Result<()> {
         match &self.macro_average {
             Some(average) => average.check_drop("the macro average", points),
-            None => Err(Error::usage("--fail-on-drop needs a task with an accuracy; these have perplexities only")),
+            None => Err(Error::usage("--fail-on-drop needs a task with an accuracy; these have perplexities only")
+                .cure("Leave it out, or evaluate a task with choices or written answers, too.")),
         }
     }
 }
@@ -553,7 +555,8 @@ impl MacroChange {
     /// upper end of its 95 % interval lies below. An alarm on an unchanged model is thus as rare as 2.5 %.
     pub fn check_drop(&self, what: &str, points: f64) -> Result<()> {
         let Some([low, high]) = self.difference.ci95 else {
-            return Err(Error::usage("--fail-on-drop needs two items or more in every task"));
+            return Err(Error::usage("--fail-on-drop needs two items or more in every task")
+                .cure("Leave it out, or evaluate more items (--limit, --sample)."));
         };
         if 100.0 * high < -points {
             return Err(Error::check(format!(

@@ -45,7 +45,9 @@ pub fn examples_from(tasks: &mut [Task], path: &Path) -> Result<()> {
         None => read(path)?,
     };
     if from.kind != task.kind {
-        return Err(Error::usage(format!("the examples of --fewshot-from are of another kind than `{}`", task.name)).at(path));
+        return Err(Error::usage(format!("the examples of --fewshot-from are of another kind than `{}`", task.name))
+            .at(path)
+            .cure("Name a file whose rows have the keys that those of the task have."));
     }
     task.sha256 = sha256(format!("{}\n{}", task.sha256, from.sha256));
     task.examples = Examples::First(from.items);

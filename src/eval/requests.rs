@@ -42,7 +42,10 @@ pub fn encode(tokenizer: &Tokenizer, context: &str, continuation: &str, max_len:
         ids.extend(ids_of(rest));
     }
     if n_targets == 0 {
-        return Err(Error::new("the continuation has no token of its own: it melts into the last token of the context"));
+        return Err(Error::new(format!(
+            "the continuation {continuation:?} has no token of its own: it melts into the last token of the context"
+        ))
+        .cure("Begin it where a word begins, with the space before it."));
     }
     if n_targets > max_len {
         return Err(Error::new(format!("the continuation has {n_targets} tokens, more than --max-len {max_len}"))
@@ -61,7 +64,9 @@ pub fn encode_prompt(tokenizer: &Tokenizer, context: &str, most: usize) -> Resul
     let surplus = ids.len().saturating_sub(most);
     ids.drain(..surplus);
     match ids.is_empty() {
-        true => Err(Error::new("the prompt has no token")),
+        true => {
+            Err(Error::new("the prompt has no token").cure("Give it a text; this model's tokenizer puts no token before one."))
+        }
         false => Ok((ids, surplus > 0)),
     }
 }

@@ -55,7 +55,7 @@ pub fn read(path: &Path) -> Result<Task> {
         rows.push((record.row, record.example.map_err(|error| error.cure("Mend the row, or take it out."))?));
     }
     if rows.is_empty() {
-        return Err(Error::new("the file holds no rows").at(path));
+        return Err(Error::new("the file holds no rows").at(path).cure("Name a file with rows to learn from."));
     }
     let sources: HashSet<&str> = rows.iter().map(|(_, example)| example.source.as_str()).collect();
     let ids: HashSet<&str> = rows.iter().filter_map(|(_, example)| example.id.as_deref()).collect();

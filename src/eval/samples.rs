@@ -126,7 +126,10 @@ fn samples_of(frame: &pl::DataFrame) -> Result<HashMap<String, Vec<Sample>>> {
         };
         match samples.last_mut() {
             Some(sample) if sample.choices.len() == whole(choice) as usize => sample.choices.push(score),
-            _ => return Err(Error::new(format!("row {row} of the table of samples is not the next choice of its item"))),
+            _ => {
+                return Err(Error::new(format!("row {row} of the table of samples is not the next choice of its item"))
+                    .cure("Evaluate the task again, into another folder."));
+            }
         }
     }
     Ok(tasks)

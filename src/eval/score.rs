@@ -32,19 +32,19 @@ pub struct Scored {
 pub struct Said {
     /// Sum of ln p, in f64.
     pub logprob: f64,
-    /// Is none of them less probable than another token in its place?
+    /// Is each the model's first choice in its place: the lowest id of the largest logits, as `argmax` has it?
     pub greedy: bool,
     /// How many they are.
     pub tokens: u32,
 }
 
 impl Said {
-    /// Adds up the statistics of a sequence's supervised tokens.
-    pub fn of<'a>(statistics: impl IntoIterator<Item = &'a TokenStatistics>) -> Said {
+    /// Adds up the statistics of the supervised tokens of `sequence`.
+    pub fn of<'a>(sequence: &Sequence, statistics: impl IntoIterator<Item = &'a TokenStatistics>) -> Said {
         let nothing = Said { logprob: 0.0, greedy: true, tokens: 0 };
-        statistics.into_iter().fold(nothing, |said, token| Said {
+        sequence.targets().zip(statistics).fold(nothing, |said, ((_, target), token)| Said {
             logprob: said.logprob + f64::from(token.logprob),
-            greedy: said.greedy && token.rank == 1,
+            greedy: said.greedy && token.top_id == target,
             tokens: said.tokens + 1,
         })
     }
@@ -58,7 +58,10 @@ pub fn said_by<'a>(
     model: &'a Model,
     work: &'a mut Work,
 ) -> impl FnMut(&[Sequence], &mut dyn FnMut(u64)) -> Result<Vec<Said>> + 'a {
-    |sequences, progress| Ok(engine::score_watched(model, sequences, work, progress)?.iter().map(Said::of).collect())
+    |sequences, progress| {
+        let scores = engine::score_watched(model, sequences, work, progress)?;
+        Ok(sequences.iter().zip(&scores).map(|(sequence, statistics)| Said::of(sequence, statistics)).collect())
+    }
 }
 
 /// Tokens that are packed together: many enough that the items of a task meet those with the same prefix.
@@ -207,14 +210,19 @@ fn score_chunk(chunk: Vec<Prepared>, say: &mut Say, progress: &mut dyn FnMut(u64
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tokens::Span;
 
     #[test]
     fn what_is_said_of_a_continuation_is_the_sum_over_its_tokens() {
-        let token = |logprob: f32, rank: u32| TokenStatistics { logprob, rank, ..TokenStatistics::default() };
-        let said = |tokens: &[TokenStatistics]| Said::of(tokens);
-        assert_eq!(said(&[token(-0.5, 1), token(-0.25, 1)]), Said { logprob: -0.75, greedy: true, tokens: 2 });
-        assert_eq!(said(&[token(-0.5, 1), token(-4.0, 3)]), Said { logprob: -4.5, greedy: false, tokens: 2 });
-        assert_eq!(said(&[token(f32::NEG_INFINITY, 9)]).logprob, f64::NEG_INFINITY);
+        let token =
+            |logprob: f32, rank: u32, top_id: u32| TokenStatistics { logprob, rank, top_id, ..TokenStatistics::default() };
+        let two = Sequence { row: 0, ids: vec![1, 7, 8], supervised: vec![false, true, true], spans: vec![Span::default(); 3] };
+        let said = |tokens: &[TokenStatistics]| Said::of(&two, tokens);
+        assert_eq!(said(&[token(-0.5, 1, 7), token(-0.25, 1, 8)]), Said { logprob: -0.75, greedy: true, tokens: 2 });
+        assert_eq!(said(&[token(-0.5, 1, 7), token(-4.0, 3, 5)]), Said { logprob: -4.5, greedy: false, tokens: 2 });
+        assert_eq!(said(&[token(f32::NEG_INFINITY, 9, 5)]).logprob, f64::NEG_INFINITY);
+        // All words are as probable: the first id is the choice, though no word is above the target.
+        assert!(!said(&[token(-3.0, 1, 0), token(-3.0, 1, 0)]).greedy);
     }
 
     #[test]

@@ -26,7 +26,7 @@ use super::written::{Spec, uniform};
 use crate::dataset::{Example, Role, Turn};
 use crate::error::{Context, Error, Result};
 use crate::files::{file_name, sha256};
-use crate::json::expected;
+use crate::json::{self, expected};
 
 /// Items that are scored and summed up together.
 #[derive(Debug, Clone)]
@@ -199,7 +199,7 @@ fn json_lines(path: &str, text: &str) -> Result<(Kind, Vec<Item>)> {
     let mut builder = Builder::of_user();
     // Split on `\n` only: strings may hold U+2028 and other characters that end lines elsewhere.
     for (line, number) in text.split('\n').zip(1u64..).filter(|(line, _)| !line.trim().is_empty()) {
-        let row = serde_json::from_str(line).context("expected a JSON object");
+        let row = json::from_str(line).context("expected a JSON object");
         row.and_then(|row| builder.add(&row, number)).map_err(|error| error.at_line(path, number))?;
     }
     builder.finish().map_err(|error| error.at(path))
@@ -248,7 +248,7 @@ impl Builder {
     pub(super) fn finish(self) -> Result<(Kind, Vec<Item>)> {
         match self.kind {
             Some(kind) => Ok((kind, self.items)),
-            None => Err(Error::new("expected one JSON object a line, found none")),
+            None => Err(Error::new("expected one JSON object a line, found none").cure("Name a file that holds items.")),
         }
     }
 }
@@ -259,10 +259,12 @@ fn check_context(kind: Kind, item: &Item, first: Option<&Item>) -> Result<()> {
     match kind {
         Kind::LastWord if is_empty(item) => Err(Error::new("expected a passage as `context`, found an empty one")),
         Kind::Choice if first.is_some_and(|first| !is_empty(first)) && is_empty(item) => {
-            Err(Error::new("`context` is empty, but not in the lines above"))
+            Err(Error::new("`context` is empty, but not in the lines above")
+                .cure("Fill it in, or put items without a context into a file of their own."))
         }
         Kind::Choice if first.is_some_and(is_empty) && !is_empty(item) => {
-            Err(Error::new("`context` is empty in the lines above, but not here"))
+            Err(Error::new("`context` is empty in the lines above, but not here")
+                .cure("Put items without a context into a file of their own."))
         }
         _ => Ok(()),
     }

@@ -25,6 +25,7 @@ use super::cache::{self, is_commit};
 use super::hub_id::{HubId, Shelf, is_relative};
 use crate::error::{Context, Error, Result};
 use crate::files::file_digest;
+use crate::json;
 
 /// A connection to one repository.
 pub(crate) struct Client {
@@ -108,7 +109,7 @@ impl Client {
         response.body_mut().as_reader().take(LISTING_BYTES).read_to_string(&mut text).map_err(|cause| self.unreachable(cause))?;
         let odd =
             || Error::new(format!("{url} did not answer as the hub does")).cure("Check HF_ENDPOINT and the proxy variables.");
-        let json: Value = serde_json::from_str(&text).map_err(|cause| odd().caused_by(cause))?;
+        let json: Value = json::from_str(&text).map_err(|cause| odd().caused_by(cause))?;
         let commit = json.get("sha").and_then(Value::as_str).filter(|sha| is_commit(sha)).ok_or_else(odd)?;
         let siblings = json.get("siblings").and_then(Value::as_array).ok_or_else(odd)?;
         let files = siblings.iter().filter_map(|sibling| sibling.get("rfilename").and_then(Value::as_str));

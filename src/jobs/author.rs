@@ -3,7 +3,7 @@
 use std::cell::Cell;
 
 use crate::engine::generate::{Answer, Request, Way, Written, generate};
-use crate::engine::remote::Checked;
+use crate::engine::remote::{Checked, Pool};
 use crate::error::Result;
 use crate::jobs::served::Servers;
 use crate::model::Model;
@@ -30,15 +30,8 @@ impl Author {
         }
     }
 
-    /// An error if servers say other things of a text than when they were put to the test: what they have said since may be another model's.
-    pub(super) fn check_unchanged(&self) -> Result<()> {
-        match self {
-            Author::Own(_) => Ok(()),
-            Author::Servers(servers) => servers.pool.check_unchanged(&servers.checked, &servers.tokenizer),
-        }
-    }
-
-    /// Answers all requests: see [`generate`]. `finished` gets the number of tokens that were written so far with each answer.
+    /// Answers all requests: see [`generate`], and for servers [`Servers::each`]. `finished` gets the number of tokens that were written so far with
+    /// each answer.
     pub(super) fn write(
         &self,
         requests: &[Request],
@@ -53,9 +46,9 @@ impl Author {
                 })
             }
             Author::Servers(servers) => {
-                let Servers { pool, tokenizer, .. } = &**servers;
                 let mut written = Written::default();
-                pool.each(requests, |request| pool.answer(request, way, tokenizer), &mut |request, answer: Answer| {
+                let ask = |pool: &Pool, request: &Request| pool.answer(request, way, &servers.tokenizer);
+                servers.each(requests, ask, &mut |request, answer: Answer| {
                     written.prompt_tokens += requests[request].prompt.len() as u64;
                     written.tokens += answer.ids.len() as u64;
                     finished(request, answer, written.tokens)

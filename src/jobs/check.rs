@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::dataset::{Choice, DataFile, Dataset, ReadOptions};
 use crate::error::{Error, Result};
+use crate::format::count;
 use crate::jobs::watch::{Watch, fetching};
 use crate::model::{Reference, text_of};
 use crate::tokens::{Audit, RenderOptions, Renderer, Sequence, Tokenizer, fingerprint, rendered};
@@ -100,7 +101,7 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Checked> {
     for chunk in rendered(&dataset, &renderer, 0, &chosen) {
         for item in chunk? {
             found.records += 1;
-            let Some(rendered) = found.audit.take(&item.place, item.rendered, job.read.strict)? else { continue };
+            let Some(rendered) = found.audit.take(item.row, &item.place, item.rendered, job.read.strict)? else { continue };
             let place = format!("{}:{}", item.place.path.display(), item.place.line);
             let sequence = rendered.sequence;
             lengths.push(rendered.audit.truncated.unwrap_or(sequence.ids.len()));
@@ -139,7 +140,7 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Checked> {
 impl Checked {
     /// Names and numbers of rows of everything that may be found.
     pub(crate) fn findings(&self) -> Vec<(&str, u64)> {
-        let audit = self.audit.findings.iter().map(|finding| (finding.name, finding.rows));
+        let audit = self.audit.findings.iter().map(|finding| (finding.name.as_str(), finding.rows));
         audit.chain([("duplicates", self.duplicates.rows), ("contradictions", self.contradictions.rows)]).collect()
     }
 
@@ -155,7 +156,7 @@ impl Checked {
         let made: Vec<String> = findings
             .iter()
             .filter(|(name, rows)| *rows > 0 && is_named(name))
-            .map(|(name, rows)| format!("{name} in {rows} rows"))
+            .map(|(name, rows)| format!("{name} in {}", count(*rows, "row")))
             .collect();
         match made.is_empty() {
             true => Ok(()),

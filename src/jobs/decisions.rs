@@ -1,7 +1,7 @@
 //! decisions.jsonl: what a person has decided about the rows of a run, one JSON object a line.
 //!
 //! ```text
-//! {"decisions": 1, "run": IDENTITY, "data": [{"path": "rows.jsonl", "sha256": ".."}]}     the first line
+//! {"decisions": 1, "run": IDENTITY, "data": [{"path": "rows.jsonl", "sha256": "..", "format": "messages"}]}     the first line
 //! {"row": 7, "action": "drop"}                                          the row goes
 //! {"row": 8, "action": "keep"}                                          the row stays, whatever a rule says; takes a drop back
 //! {"row": 9, "action": "mask", "turn": 1}                               the turn is not learnt
@@ -10,14 +10,15 @@
 //! ```
 //!
 //! Rows are numbered over the whole input, as in the tables. A later line about the same thing counts. A decision is about texts, not
-//! about a model: it holds for every run over the same bytes, and is refused for any other data.
+//! about a model or a template: it holds for every run that read the same bytes in the same way, which the first line says by the format of each
+//! file, and by `maps` and `roles` where `--map` and `--role` were given. It is refused for any other.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::dataset::{DataFile, Turn};
+use crate::dataset::{DataFile, Dataset, Format, Turn};
 use crate::error::{Context, Error, Result};
 use crate::format::beginning;
 
@@ -58,12 +59,26 @@ struct Head {
     decisions: u64,
     run: String,
     data: Vec<HeadFile>,
+    #[serde(default)]
+    maps: Vec<String>,
+    #[serde(default)]
+    roles: Vec<String>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 struct HeadFile {
     path: String,
     sha256: String,
+    /// Older pages did not say it.
+    format: Option<Format>,
+}
+
+/// What decisions have to be about: a run, its data, and how these were read.
+struct About<'a> {
+    run: &'a str,
+    data: &'a [DataFile],
+    maps: &'a [String],
+    roles: &'a [String],
 }
 
 #[derive(Debug, Deserialize)]
@@ -78,22 +93,24 @@ struct Line {
 }
 
 impl Decisions {
-    /// Reads the file; it must be about these data.
-    pub(crate) fn read(path: &Path, data: &[DataFile]) -> Result<Decisions> {
+    /// Reads the file; it must be about the data set of the run with this identity, or of another that read it in the same way.
+    pub(crate) fn read(path: &Path, run: &str, dataset: &Dataset) -> Result<Decisions> {
         let bytes = std::fs::read(path).context_at(path, "cannot read the decisions")?;
         let text = std::str::from_utf8(&bytes).map_err(|error| {
             let line = 1 + bytes[..error.valid_up_to()].iter().filter(|&&byte| byte == b'\n').count() as u64;
             Error::new("expected UTF-8, found an invalid byte").at_line(path, line)
         })?;
-        // Editors of Windows put a byte order mark there; the page reads over it, too.
-        let text = text.strip_prefix('\u{FEFF}').unwrap_or(text);
-        Decisions::parse(text, data).map_err(|(line, error)| error.at_line(path, line))
+        let options = dataset.options();
+        let about = About { run, data: dataset.files(), maps: options.mapping.rules(), roles: options.roles.rules() };
+        Decisions::parse(text, &about).map_err(|(line, error)| error.at_line(path, line))
     }
 
-    fn parse(text: &str, data: &[DataFile]) -> Result<Decisions, (u64, Error)> {
+    fn parse(text: &str, about: &About) -> Result<Decisions, (u64, Error)> {
+        // Editors of Windows put a byte order mark there; the page reads over it, too.
+        let text = text.strip_prefix('\u{FEFF}').unwrap_or(text);
         let mut lines = (1..).zip(text.split('\n')).filter(|(_, line)| !line.trim().is_empty());
         let (number, first) = lines.next().ok_or_else(|| (1, head_expected("an empty file")))?;
-        check_head(first, data).map_err(|error| (number, error))?;
+        check_head(first, about).map_err(|error| (number, error))?;
         let mut decisions = Decisions::default();
         for (number, line) in lines {
             decisions.add(line, number).map_err(|error| (number, error))?;
@@ -180,7 +197,8 @@ fn head_expected(found: &str) -> Error {
     ))
 }
 
-fn check_head(line: &str, data: &[DataFile]) -> Result<()> {
+fn check_head(line: &str, about: &About) -> Result<()> {
+    let data = about.data;
     let head: Head =
         serde_json::from_str(line).map_err(|error| head_expected(&format!("`{}`", beginning(line, 80))).caused_by(error))?;
     if head.decisions != VERSION {
@@ -197,7 +215,37 @@ fn check_head(line: &str, data: &[DataFile]) -> Result<()> {
         ))
         .cure("Row numbers and spans mean something in the very bytes only that they were made for."));
     }
+    // The identity of a run is over how it read its data, too.
+    if head.run == about.run {
+        return Ok(());
+    }
+    let run = head.run.get(..8).unwrap_or(&head.run);
+    let formats: Option<Vec<Format>> = head.data.iter().map(|file| file.format).collect();
+    let Some(formats) = formats else {
+        return Err(Error::new(format!("the decisions were made for another run ({run}..), and do not say how that read its rows"))
+            .cure("Write `format` into each of `data`, and `maps` and `roles`, as `data` and `read` of that run's run.json have them; or export from that run."));
+    };
+    let own = reading(data.iter().map(|file| file.format), about.maps, about.roles);
+    let theirs = reading(formats.into_iter(), &head.maps, &head.roles);
+    if own != theirs {
+        return Err(Error::new(format!(
+            "the decisions were made for another run ({run}..), which read these data as {theirs}; this run read them as {own}"
+        ))
+        .cure("Its rows and turns are numbered otherwise: export from that run, or decide again on the page of this one."));
+    }
     Ok(())
+}
+
+/// `messages, --map prompt=question`: in words what numbers of rows and turns depend on beside the bytes.
+fn reading(formats: impl Iterator<Item = Format>, maps: &[String], roles: &[String]) -> String {
+    let mut words: Vec<String> = formats.map(|format| format.to_string()).collect();
+    for (option, rules) in [("--map", maps), ("--role", roles)] {
+        let mut rules: Vec<&String> = rules.iter().collect();
+        // In whichever order they were given.
+        rules.sort_unstable();
+        words.extend(rules.into_iter().map(|rule| format!("{option} {rule}")));
+    }
+    words.join(", ")
 }
 
 fn unreadable(line: &str, expected: &str, error: &serde_json::Error) -> Error {
@@ -229,14 +277,43 @@ mod tests {
     }
 
     fn parse(lines: &str) -> Result<Decisions, String> {
-        Decisions::parse(&format!("{}\n{lines}", head()), &data()).map_err(|(line, error)| format!("{line}: {error}"))
+        with_head(&head(), lines)
+    }
+
+    fn with_head(head: &str, lines: &str) -> Result<Decisions, String> {
+        let data = data();
+        let about = About { run: "r", data: &data, maps: &["b=c".to_owned(), "a=b".to_owned()], roles: &[] };
+        Decisions::parse(&format!("{head}\n{lines}"), &about).map_err(|(line, error)| format!("{line}: {error}"))
+    }
+
+    #[test]
+    fn decisions_of_a_run_that_read_the_same_bytes_otherwise_are_refused() {
+        let of = |run: &str, file: &str, more: &str| {
+            let sha256 = "ab".repeat(32);
+            let head = format!(
+                "{{\"decisions\": 1, \"run\": \"{run}\", \"data\": [{{\"path\": \"a\", \"sha256\": \"{sha256}\"{file}}}]{more}}}"
+            );
+            with_head(&head, "{\"row\": 7, \"action\": \"drop\"}")
+        };
+        let (messages, maps) = (", \"format\": \"messages\"", ", \"maps\": [\"a=b\", \"b=c\"]");
+        // The same run, whatever else is said of it; and another one that read them so, by another model perhaps.
+        assert!(of("r", "", "").is_ok() && of("other", messages, maps).is_ok());
+        for (file, more, part) in [
+            (", \"format\": \"sharegpt\"", maps, "as sharegpt, --map a=b, --map b=c; this run read them as messages, --map a=b"),
+            (messages, "", "which read these data as messages; this run read them as messages, --map a=b, --map b=c"),
+            (messages, ", \"maps\": [\"a=b\", \"b=d\"]", "--map b=d; this run"),
+            (messages, ", \"maps\": [\"a=b\", \"b=c\"], \"roles\": [\"x=user\"]", "--role x=user; this run"),
+            ("", maps, "do not say how that read its rows"),
+        ] {
+            let error = of("other", file, more).unwrap_err();
+            assert!(error.starts_with("1: the decisions were made for another run (other..)") && error.contains(part), "{error}");
+        }
     }
 
     #[test]
     fn a_byte_order_mark_is_read_over() {
-        let path = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(path.path(), format!("\u{FEFF}{}\r\n{{\"row\": 7, \"action\": \"drop\"}}\r\n", head())).unwrap();
-        assert_eq!(Decisions::read(path.path(), &data()).unwrap().rows[&7].keep, Some(false));
+        let found = with_head(&format!("\u{FEFF}{}\r", head()), "{\"row\": 7, \"action\": \"drop\"}\r\n");
+        assert_eq!(found.unwrap().rows[&7].keep, Some(false));
     }
 
     #[test]
@@ -268,7 +345,7 @@ mod tests {
             let error = parse(line).unwrap_err();
             assert!(error.contains(part), "{line}: {error}");
         }
-        let of_head = |head: &str| Decisions::parse(head, &data()).unwrap_err().1.to_string();
+        let of_head = |head: &str| with_head(head, "").unwrap_err();
         assert!(of_head("").contains("an empty file"));
         assert!(of_head("{\"row\": 1, \"action\": \"drop\"}").contains("begin with"));
         assert!(of_head(&head().replace("\": 1,", "\": 2,")).contains("version 1, found 2"));

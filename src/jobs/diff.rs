@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::eval::{self, Named, Way};
 use super::folders::names;
-use super::score::{RUN_FILE, RunRecord, SUMMARY_FILE, find_data, read_listed, read_record};
+use super::score::{RUN_FILE, RunRecord, find_data, read_finished_report, read_listed, read_record};
 use super::view;
 use crate::diagnosis::kinds as conflict;
 use crate::diagnosis::learnt::Verdict;
@@ -21,6 +21,7 @@ use crate::eval::{harness, retention, tasks};
 use crate::files::{write_json, write_text};
 use crate::format::thousands;
 use crate::jobs::watch::Watch;
+use crate::json;
 use crate::model::{DEFAULT_MODEL, Reference};
 use crate::report::diff::{self as report, Diff, Distance, What};
 use crate::table::{
@@ -51,7 +52,7 @@ pub(crate) struct Job {
 pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Diff> {
     let what = compared(job, watch)?;
     if job.fail_on_drop.is_some() && matches!(what, What::Scores(_)) {
-        return Err(Error::usage("--fail-on-drop is for evaluations; score runs have no accuracy"));
+        return Err(Error::usage("--fail-on-drop is for evaluations; score runs have no accuracy").cure("Leave it out."));
     }
     Ok(Diff { what, divergence: distance(job, watch)?, remarks: remarks(job)? })
 }
@@ -121,13 +122,8 @@ fn other_rows(records: [&Value; 2], [before, after]: [&String; 2]) -> Result<Vec
     if records[0]["template_sha256"] != records[1]["template_sha256"] {
         said.push(format!("{before} and {after} were rendered by two templates: the same text need not stand at the same place"));
     }
-    let thresholds = [before, after].map(|folder| {
-        let summary = read(&Path::new(folder).join(SUMMARY_FILE))?;
-        let thresholds = serde_json::from_value::<Resolved>(summary["thresholds"].clone());
-        thresholds.context_at(folder, "cannot read the thresholds in summary.json")
-    });
-    let [own, other] = thresholds;
-    let (own, other) = (own?, other?);
+    let thresholds = |folder: &str| -> Result<Resolved> { Ok(read_finished_report(Path::new(folder))?.summary.thresholds) };
+    let (own, other) = (thresholds(before)?, thresholds(after)?);
     if own != other {
         said.push(format!(
             "{before} was sorted by {own}, and {after} by {other}: tokens have moved between the quadrants for that, too"
@@ -324,7 +320,7 @@ fn distance(job: &Job, watch: &dyn Watch) -> Result<Distance> {
 /// The record of what made a folder.
 fn read(path: &Path) -> Result<Value> {
     let bytes = std::fs::read(path).context_at(path, "cannot read what made the folder")?;
-    serde_json::from_slice(&bytes).context_at(path, "the file is no JSON")
+    json::from_slice(&bytes).context_at(path, "the file is no JSON")
 }
 
 /// The model that a side is, or was made with.

@@ -3,8 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use super::train;
+use super::work::OPTIONS_FILE;
 use crate::error::Error;
 use crate::eval::results::{SCORES_FILE, read_scores};
+use crate::format::count;
 use crate::table::{PARTS_FOLDER, TOKENS_FILE};
 
 /// Is it the folder of finished scores, which can be sorted again? Where a run was killed while it joined its parts, sorting does that.
@@ -45,7 +47,7 @@ pub(crate) fn runs_of(named: &str) -> Vec<PathBuf> {
 
 /// Is it, in the place of data, something else that this program knows, or nothing at all?
 pub(crate) fn is_no_data(folder: &Path) -> bool {
-    let known = [train::OPTIONS_FILE, SCORES_FILE, "diff.json", PARTS_FOLDER, "config.json", "adapter_config.json"];
+    let known = [OPTIONS_FILE, SCORES_FILE, "diff.json", PARTS_FOLDER, "config.json", "adapter_config.json"];
     let is_empty = std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none());
     is_empty || known.iter().any(|name| folder.join(name).exists())
 }
@@ -81,18 +83,20 @@ fn known(folder: &Path) -> Option<Error> {
     let is_there = |name: &str| folder.join(name).exists();
     let of = |what: &str| Error::usage(what.to_owned()).at(folder);
     let within = |name: &str| folder.join(name).display().to_string();
-    if is_there(train::OPTIONS_FILE) {
+    if is_there(OPTIONS_FILE) {
         let Ok(record) = train::read_record(&folder.join(train::RUN_FILE)) else {
             let error = of("this is the folder of a training run that has not ended, and no scores of data");
-            return Some(error.cure(format!("`diagnose train --config {}` goes on with it.", within(train::OPTIONS_FILE))));
+            return Some(error.cure(format!("`diagnose train --config {}` goes on with it.", within(OPTIONS_FILE))));
         };
         let again = match is_there("before") {
             true => format!(" `diagnose {}` sorts what the base model says of its data.", within("before")),
             false => String::new(),
         };
         let what = format!(
-            "this is the folder of a training run ({}, {} steps from {}), and no scores of data",
-            record.options.method, record.steps, record.model.name
+            "this is the folder of a training run ({}, {} from {}), and no scores of data",
+            record.options.method,
+            count(record.steps, "step"),
+            record.model.name
         );
         return Some(of(&what).cure(format!(
             "`diagnose DATASET --model {}` scores data with what it has learnt; metrics.jsonl and maps/ in it tell how.{again}",

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::folders::names;
-use super::score::{RUN_FILE, RunRecord, SUMMARY_FILE, read_record};
+use super::score::{RUN_FILE, RunRecord, read_finished_report, read_record};
 use crate::diagnosis::Report;
 use crate::diagnosis::landscape::Landscape;
 use crate::error::{Context, Error, Result};
-use crate::files::{read_json, write_json, write_text};
+use crate::files::{write_json, write_text};
 use crate::maps::density::Density;
 use crate::maps::landscape::{Panel, draw};
 use crate::maps::{Caption, Cuts};
@@ -55,9 +55,12 @@ pub(crate) fn run(job: &Job) -> Result<Outcome> {
                 .cure("Sort them again by the same: `diagnose RUN --thresholds fixed`."));
         }
         if run.record.vocab_size != first.record.vocab_size {
-            return Err(
-                Error::new("the runs are of models with different vocabularies, whose entropies do not compare").at(folder)
-            );
+            return Err(Error::new(format!(
+                "the runs are of models with different vocabularies, whose entropies do not compare: {} tokens, and here {}",
+                first.record.vocab_size, run.record.vocab_size
+            ))
+            .at(folder)
+            .cure("Name runs of models with one tokenizer."));
         }
     }
     let landscapes: Vec<Landscape> = runs.iter().map(|run| Landscape::read(&run.tables)).collect::<Result<_>>()?;
@@ -96,11 +99,8 @@ pub(crate) fn run(job: &Job) -> Result<Outcome> {
 }
 
 fn open(folder: &Path, name: String) -> Result<Run> {
-    let path = folder.join(SUMMARY_FILE);
-    let report = read_json(&path)?.ok_or_else(|| {
-        Error::new("the run folder holds no summary.json: the run was not finished").at(&path).cure("Give its command again.")
-    })?;
-    Ok(Run { name, record: read_record(&folder.join(RUN_FILE))?, report, tables: [folder.join(TOKENS_FILE)] })
+    let (record, report) = (read_record(&folder.join(RUN_FILE))?, read_finished_report(folder)?);
+    Ok(Run { name, record, report, tables: [folder.join(TOKENS_FILE)] })
 }
 
 fn panel(run: &Run) -> Result<Panel> {

@@ -15,6 +15,7 @@
 //! reopened.rs  a run of scores with its data at hand again
 //! decisions.rs what a person has decided about its rows
 //! folders.rs recognises run folders, expands globs of them, and says what another folder is
+//! work.rs    whose folder a folder is: a command does not write into that of another
 //! answer.rs  an answer that was drawn
 //! author.rs  who writes answers: this program, or servers
 //! served.rs  a model that servers run
@@ -46,6 +47,7 @@ mod served;
 pub(crate) mod train;
 pub(crate) mod view;
 pub(crate) mod watch;
+mod work;
 
 /// The record of this process, which began at `started` and ran the model on `device`, or had it run there by servers.
 pub(crate) fn provenance_of(started: SystemTime, device: String, by_servers: bool) -> Provenance {

@@ -69,9 +69,11 @@ pub(super) fn usual_len(served: &Served, beyond: usize) -> usize {
     served.max_len().min(served.longest.map_or(usize::MAX, |longest| longest.saturating_sub(beyond)))
 }
 
-/// In the place of the weights' hash, which a server does not tell: of what it calls its model, and of the tokenizer.
+/// In the place of the weights' hash, which a server does not tell: of what it calls its model, and of the tokenizer with the tokens that it puts
+/// around a text, of which tokenizer.json says nothing.
 pub(super) fn hash(model: &str, tokenizer: &Tokenizer) -> Result<String> {
-    Ok(sha256(format!("served\n{model}\n{}", tokenizer.to_json()?)))
+    let around = [tokenizer.bos(), tokenizer.eos(), tokenizer.leading_bos()];
+    Ok(sha256(format!("served\n{model}\n{around:?}\n{}", tokenizer.to_json()?)))
 }
 
 /// What our own engine says of a sequence, where the model is here and not too large; else a remark why not.
@@ -165,6 +167,23 @@ impl Opened {
     }
 }
 
+impl Servers {
+    /// As [`Pool::each`]. What has come is handed on once the servers say of a text what they said at the beginning: all that `finished` gets, and
+    /// may keep, is of the model that they were put to the test with. One more request is under way for that, whatever the number of the others.
+    pub(super) fn each<T: Sync, R: Send>(
+        &self,
+        tasks: &[T],
+        ask: impl Fn(&Pool, &T) -> Result<R> + Sync,
+        finished: &mut dyn FnMut(usize, R) -> Result<()>,
+    ) -> Result<()> {
+        let Servers { pool, tokenizer, checked } = self;
+        pool.each(tasks, |task| ask(pool, task), &mut |came| {
+            pool.check_unchanged(checked, tokenizer)?;
+            came.into_iter().try_for_each(|(at, answer)| finished(at, answer))
+        })
+    }
+}
+
 /// A model's hash is not to be had of a server: what it says of one text must be what it said when the folder was begun.
 fn claim(checked: &Checked, out: &Path) -> Result<()> {
     std::fs::create_dir_all(out).context_at(out, "cannot create the folder")?;
@@ -178,5 +197,42 @@ fn claim(checked: &Checked, out: &Path) -> Result<()> {
         ))
         .at(path)
         .cure("Another model is served now: serve the one of before, or name another folder with --out.")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tokens::GgufVocabulary;
+
+    /// tokenizer_config.json decides about the tokens around a text, of which tokenizer.json says nothing.
+    #[test]
+    fn a_served_model_is_known_by_the_tokens_around_a_text() {
+        let folder = tempfile::tempdir().unwrap();
+        let vocabulary = GgufVocabulary {
+            model: "gpt2".into(),
+            pre: Some("gpt-2".into()),
+            tokens: ["<s>", "</s>", "a"].map(str::to_owned).to_vec(),
+            token_types: vec![3, 3, 1],
+            ..GgufVocabulary::default()
+        };
+        let path = folder.path().join("tokenizer.json");
+        std::fs::write(&path, Tokenizer::from_gguf(vocabulary).unwrap().to_json().unwrap()).unwrap();
+        let of = |model: &str, config: &str| {
+            std::fs::write(folder.path().join("tokenizer_config.json"), config).unwrap();
+            hash(model, &Tokenizer::from_file(&path).unwrap()).unwrap()
+        };
+        let configs = [
+            r#"{}"#,
+            r#"{"bos_token": "<s>"}"#,
+            r#"{"bos_token": "<s>", "add_bos_token": true}"#,
+            r#"{"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": true}"#,
+            r#"{"eos_token": "</s>"}"#,
+        ];
+        let mut hashes: Vec<String> = configs.iter().map(|config| of("m", config)).collect();
+        hashes.push(of("n", configs[0]));
+        let distinct: std::collections::HashSet<&String> = hashes.iter().collect();
+        assert_eq!(distinct.len(), hashes.len());
+        assert_eq!(of("m", r#"{"bos_token": "<s>", "clean_up_tokenization_spaces": false}"#), hashes[1]);
     }
 }

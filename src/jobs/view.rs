@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use super::folders;
-use super::score::{RUN_FILE, RunRecord, find_data, read_record};
+use super::score::{RUN_FILE, RunRecord, find_data, read_finished_report, read_record};
 use crate::dataset::{Chosen, Dataset, Turn};
 use crate::diagnosis::Report;
 use crate::diagnosis::bounded::Bounded;
@@ -16,7 +16,7 @@ use crate::diagnosis::population::{Needs, Population};
 use crate::diagnosis::quadrants::Resolved;
 use crate::diagnosis::shown::{Shown, rows_shown, shown};
 use crate::error::{Context, Error, Result};
-use crate::files::{read_existing_json, write_text};
+use crate::files::write_text;
 use crate::report::view::{self, Run, Subject};
 use crate::table::{
     self, Alternative, CONFLICTS_FILE, KnownConflict, ROWS_FILE, TOKENS_FILE, read_alternatives, read_conflicts, read_rows,
@@ -161,6 +161,7 @@ struct Seen<'a> {
     record: &'a RunRecord,
     title: String,
     data: serde_json::Value,
+    read: serde_json::Value,
     report: Report,
     gates: Vec<(String, Weight)>,
     /// The conflicts of the rows that are shown, with their kinds; `None` where the run has no kinds.
@@ -172,13 +173,15 @@ struct Seen<'a> {
 
 impl<'a> Seen<'a> {
     fn of(folder: &Path, record: &'a RunRecord, data: Option<(&Dataset, &Chosen)>, most_tokens: usize) -> Result<Seen<'a>> {
-        let report: Report = read_existing_json(&folder.join("summary.json"))?;
+        let report = read_finished_report(folder)?;
         let tables = [folder.join(TOKENS_FILE)];
         let of_form = conflicts_of_form(folder, report.kinds.is_some())?;
         let shown = shown(&tables, &read_rows(&folder.join(ROWS_FILE))?, &of_form, most_tokens)?;
         let conflicts = report.kinds.is_some().then(|| conflicts_of(folder, &shown)).transpose()?;
         if shown.of_rows == 0 {
-            return Err(Error::new("the run has no token: there is nothing to look at").at(folder));
+            return Err(Error::new("the run has no token: there is nothing to look at")
+                .at(folder)
+                .cure("Its report.md says why no row has one."));
         }
         let turns = data.map(|(dataset, chosen)| turns_of(&shown, dataset, chosen)).transpose()?;
         let name = folder.file_name().map(|name| name.to_string_lossy().into_owned());
@@ -186,6 +189,8 @@ impl<'a> Seen<'a> {
             record,
             title: name.unwrap_or_else(|| record.data_names()),
             data: serde_json::to_value(&record.data).context("cannot write down the data files")?,
+            read: serde_json::to_value(record.read.clone().unwrap_or_default())
+                .context("cannot write down how they were read")?,
             report,
             gates: gates(&tables)?,
             conflicts,
@@ -200,6 +205,7 @@ impl<'a> Seen<'a> {
             title: self.title.clone(),
             identity: &self.record.identity,
             data: &self.data,
+            read: &self.read,
             data_names: self.record.data_names(),
             model: &self.record.model.name,
             vocab_size: self.record.vocab_size,

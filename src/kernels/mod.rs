@@ -141,7 +141,7 @@ pub struct TokenStatistics {
     pub entropy: f32,
     /// Entropy of the softmax over the K largest logits, divided by ln K: the EAFT gate (arXiv 2601.02151), K = 20 by default.
     pub entropy_topk: f32,
-    /// 1 + number of tokens with a larger logit
+    /// 1 + number of tokens with a larger logit; of equal ones only `top_id` says which comes first
     pub rank: u32,
     /// Probability mass of all tokens no more probable than the target (ties and the target included)
     pub tail: f32,

@@ -67,7 +67,7 @@ pub fn qk_norm(
             Ok(Tensor::cat(&[q, k, part(heads + kv_heads, kv_heads)?], 1)?)
         }
         Kernels::Fused => {
-            let op = QkNorm { columns, slices: (q_slices, k_slices), eps: eps as f32, level: Level::current() };
+            let op = QkNorm { columns, q_slices, k_slices, eps: eps as f32, level: Level::current() };
             Ok(contiguous(qkv)?.apply_op3(&contiguous(q_weight)?, &contiguous(k_weight)?, op)?)
         }
         Kernels::Cuda => hosted::qk_norm(qkv, q_weight, k_weight, heads, kv_heads, eps),
@@ -93,8 +93,8 @@ pub fn qk_norm_backward(
 ) -> Result<(Tensor, Vec<f32>, Vec<f32>)> {
     let columns = qkv.dims2()?.1;
     let of_heads = q_weight.elem_count() * (heads + 2 * kv_heads) == columns;
-    let slices = if of_heads { (heads, kv_heads) } else { (1, 1) };
-    let op = QkNorm { columns, slices, eps: eps as f32, level: Level::current() };
+    let (q_slices, k_slices) = if of_heads { (heads, kv_heads) } else { (1, 1) };
+    let op = QkNorm { columns, q_slices, k_slices, eps: eps as f32, level: Level::current() };
     let (dx, mut dq) = op.gradients(qkv, q_weight, k_weight, dy)?;
     let dk = dq.split_off(q_weight.elem_count());
     Ok((gradient(dx, qkv)?, dq, dk))
@@ -163,8 +163,10 @@ impl CustomOp2 for RmsNorm {
 
 struct QkNorm {
     columns: usize,
-    /// Slices of the queries and of the keys that are normalised on their own.
-    slices: (usize, usize),
+    /// Slices of the queries that are normalised on their own, such as heads.
+    q_slices: usize,
+    /// The same of the keys.
+    k_slices: usize,
     eps: f32,
     level: Level,
 }
@@ -185,7 +187,7 @@ impl QkNorm {
         with_floats(qkv, |qkv| {
             with_floats(q_weight, |q_weight| {
                 with_floats(k_weight, |k_weight| {
-                    let groups = [(q_weight, self.slices.0), (k_weight, self.slices.1)];
+                    let groups = [(q_weight, self.q_slices), (k_weight, self.k_slices)];
                     with_floats(dy, |dy| backward(self.level, &self.rows(&groups), qkv, dy))
                 })
             })
@@ -207,7 +209,7 @@ impl CustomOp3 for QkNorm {
         k_weight: &CpuStorage,
         k_layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let groups = [(floats(q_weight, q_layout)?, self.slices.0), (floats(k_weight, k_layout)?, self.slices.1)];
+        let groups = [(floats(q_weight, q_layout)?, self.q_slices), (floats(k_weight, k_layout)?, self.k_slices)];
         Ok(output(forward(self.level, &self.rows(&groups), floats(qkv, qkv_layout)?), qkv_layout.shape()))
     }
 

@@ -7,20 +7,30 @@ use super::style::{GRID_LINE, INK, LABEL_SIZE, SOFT_INK, TEXT_SIZE};
 /// An axis in the units in which it is linear; a logarithmic axis is given its values' logarithms.
 #[derive(Debug, Clone)]
 pub(super) struct Axis {
+    /// What it measures, with the unit.
     pub label: String,
+    /// The value at its left or lower end.
     pub from: f64,
+    /// The value at its other end.
     pub to: f64,
+    /// Where a tick stands, and what is written at it.
     pub ticks: Vec<(f64, String)>,
 }
 
 /// The rectangle between the axes, in pixels.
 #[derive(Debug, Clone)]
 pub(super) struct Frame {
+    /// Pixels from the left edge of the figure.
     pub left: f64,
+    /// Pixels from the upper edge of the figure.
     pub top: f64,
+    /// Pixels.
     pub width: f64,
+    /// Pixels.
     pub height: f64,
+    /// From left to right.
     pub x: Axis,
+    /// From below to above.
     pub y: Axis,
 }
 

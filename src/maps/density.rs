@@ -22,6 +22,7 @@ pub struct Density {
 }
 
 impl Density {
+    /// Nothing counted yet, of a model with so many tokens: they bound the entropy.
     pub fn new(vocab_size: usize) -> Self {
         Self { vocab_size, grid: plane::grid(vocab_size) }
     }
@@ -50,6 +51,7 @@ impl Density {
         self.grid.merge(&other.grid);
     }
 
+    /// Tokens by cell of the plane.
     pub fn grid(&self) -> &Grid {
         &self.grid
     }

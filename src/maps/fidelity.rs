@@ -75,28 +75,9 @@ pub(super) fn scene(data: &Fidelity, marked_k: usize, caption: &Caption) -> Scen
     }
 
     if let Some(at_k) = marked {
-        let x = upper.x_at((marked_k as f64).ln());
-        let pearson = at_k.pearson.map_or("undefined".to_owned(), |r| format!("{r:.5}"));
-        let ratio = at_k.mean_ratio.map_or("undefined".to_owned(), |ratio| format!("{ratio:.4}"));
-        let lines = [
-            format!("K = {marked_k}"),
-            format!("r = {pearson}"),
-            format!("ratio of means {ratio}"),
-            format!("mean error {:.4} nats", at_k.mean_abs_error),
-        ];
-        // On the side of the line that has room.
-        let (x, anchor) = if x < upper.left + 0.72 * upper.width { (x + 12.0, Anchor::Left) } else { (x - 12.0, Anchor::Right) };
-        for (idx, line) in lines.iter().enumerate() {
-            let style = Text { bold: idx == 0, anchor, ..Text::body(INK) };
-            scene.veiled_text(x, upper.bottom() - 82.0 + 22.0 * idx as f64, line, style);
-        }
+        draw_numbers(&mut scene, &upper, at_k);
     }
-    let legend = [(BLUE, "mean top-K entropy / mean full entropy"), (VERMILLION, "mean |top-K entropy − full entropy|, nats")];
-    for (idx, (paint, label)) in legend.into_iter().enumerate() {
-        let (x, y) = (lower.left + 20.0 + 370.0 * idx as f64, lower.bottom() + 82.0);
-        scene.line(&[(x, y - 5.0), (x + 26.0, y - 5.0)], 3.0, paint);
-        scene.text(x + 34.0, y, label, Text::body(INK));
-    }
+    draw_legend(&mut scene, &lower);
     if summary.is_empty() {
         style::no_tokens(&mut scene, upper.left + upper.width / 2.0, upper.top + upper.height / 2.0);
     }
@@ -111,6 +92,35 @@ pub(super) fn scene(data: &Fidelity, marked_k: usize, caption: &Caption) -> Scen
         )],
     );
     scene
+}
+
+/// What the two panels say at one K, in the upper one.
+fn draw_numbers(scene: &mut Scene, upper: &Frame, at_k: &FidelityAtK) {
+    let pearson = at_k.pearson.map_or("undefined".to_owned(), |r| format!("{r:.5}"));
+    let ratio = at_k.mean_ratio.map_or("undefined".to_owned(), |ratio| format!("{ratio:.4}"));
+    let lines = [
+        format!("K = {}", at_k.k),
+        format!("r = {pearson}"),
+        format!("ratio of means {ratio}"),
+        format!("mean error {:.4} nats", at_k.mean_abs_error),
+    ];
+    // On the side of the line that has room.
+    let x = upper.x_at((at_k.k as f64).ln());
+    let (x, anchor) = if x < upper.left + 0.72 * upper.width { (x + 12.0, Anchor::Left) } else { (x - 12.0, Anchor::Right) };
+    for (idx, line) in lines.iter().enumerate() {
+        let style = Text { bold: idx == 0, anchor, ..Text::body(INK) };
+        scene.veiled_text(x, upper.bottom() - 82.0 + 22.0 * idx as f64, line, style);
+    }
+}
+
+/// Which curve of the lower panel is which.
+fn draw_legend(scene: &mut Scene, lower: &Frame) {
+    let legend = [(BLUE, "mean top-K entropy / mean full entropy"), (VERMILLION, "mean |top-K entropy − full entropy|, nats")];
+    for (idx, (paint, label)) in legend.into_iter().enumerate() {
+        let (x, y) = (lower.left + 20.0 + 370.0 * idx as f64, lower.bottom() + 82.0);
+        scene.line(&[(x, y - 5.0), (x + 26.0, y - 5.0)], 3.0, paint);
+        scene.text(x + 34.0, y, label, Text::body(INK));
+    }
 }
 
 fn draw_curve(scene: &mut Scene, frame: &Frame, values: &[(f64, f64)], paint: super::scene::Paint) {

@@ -12,11 +12,15 @@ use crate::format::thousands;
 /// A change in points, after minus before, with its 95 % interval.
 #[derive(Debug, Clone)]
 pub struct Row {
+    /// The task.
     pub name: String,
     /// Items; `None` for an average.
     pub n: Option<usize>,
+    /// Points of 100; above 0 is better.
     pub value: f64,
+    /// The lower end of the interval.
     pub low: f64,
+    /// The upper end of the interval.
     pub high: f64,
 }
 

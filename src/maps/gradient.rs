@@ -23,6 +23,7 @@ pub struct Gradient {
 }
 
 impl Gradient {
+    /// Nothing summed yet, of a model with so many tokens: they bound the entropy.
     pub fn new(vocab_size: usize) -> Self {
         let grid = plane::grid(vocab_size);
         Self { vocab_size, plain: grid.clone(), gated: grid }
@@ -44,10 +45,12 @@ impl Gradient {
         self.gated.merge(&other.gated);
     }
 
+    /// Sums of the norms under plain fine-tuning.
     pub fn plain(&self) -> &Grid {
         &self.plain
     }
 
+    /// Sums of what the gate leaves of the norms.
     pub fn gated(&self) -> &Grid {
         &self.gated
     }

@@ -6,8 +6,11 @@
 /// `count` bins of equal width over `from ..= to`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Bins {
+    /// The lower edge of the first bin.
     pub from: f64,
+    /// The upper edge of the last bin.
     pub to: f64,
+    /// How many bins there are.
     pub count: usize,
 }
 
@@ -51,18 +54,23 @@ impl Tally {
 /// A weighted 2-D histogram.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Grid {
+    /// Bins of the first coordinate.
     pub x: Bins,
+    /// Bins of the second coordinate.
     pub y: Bins,
     /// Row-major: `cells[y_idx * x.count + x_idx]`.
     pub cells: Vec<f64>,
+    /// How many points were placed, and how many were not.
     pub tally: Tally,
 }
 
 impl Grid {
+    /// An empty histogram.
     pub fn new(x: Bins, y: Bins) -> Self {
         Self { x, y, cells: vec![0.0; x.count * y.count], tally: Tally::default() }
     }
 
+    /// Adds `weight` to the cell of a point.
     pub fn add(&mut self, x: f64, y: f64, weight: f64) {
         let (Some((x_idx, x_clipped)), Some((y_idx, y_clipped)), false) = (self.x.index(x), self.y.index(y), weight.is_nan())
         else {
@@ -81,10 +89,12 @@ impl Grid {
         self.tally.merge(&other.tally);
     }
 
+    /// The sum of the weights in a cell.
     pub fn get(&self, x_idx: usize, y_idx: usize) -> f64 {
         self.cells[y_idx * self.x.count + x_idx]
     }
 
+    /// The sum of all weights.
     pub fn total(&self) -> f64 {
         self.cells.iter().sum()
     }
@@ -107,16 +117,21 @@ impl Grid {
 /// A weighted 1-D histogram.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Histogram {
+    /// Where the values lie.
     pub bins: Bins,
+    /// The sum of the weights in each bin.
     pub cells: Vec<f64>,
+    /// How many values were placed, and how many were not.
     pub tally: Tally,
 }
 
 impl Histogram {
+    /// An empty histogram.
     pub fn new(bins: Bins) -> Self {
         Self { bins, cells: vec![0.0; bins.count], tally: Tally::default() }
     }
 
+    /// Adds `weight` to the bin of a value.
     pub fn add(&mut self, value: f64, weight: f64) {
         let (Some((idx, clipped)), false) = (self.bins.index(value), weight.is_nan()) else {
             self.tally.ignored += 1;

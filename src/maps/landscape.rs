@@ -14,12 +14,15 @@ use crate::format::{n_tokens, percent};
 
 /// One data set.
 pub struct Panel {
+    /// What stands above it.
     pub name: String,
+    /// Where its tokens lie.
     pub density: Density,
     /// The quadrants' shares of the tokens, 0 to 1, in the order of [`QUADRANT_NAMES`].
     pub shares: [f64; 4],
 }
 
+/// Draws a panel for each data set, with the lines of `cuts` in all of them, to a PNG or an SVG.
 pub fn draw(panels: &[Panel], cuts: &Cuts, caption: &Caption, path: &Path) -> Result<()> {
     scene(panels, cuts, caption).save(path)
 }

@@ -21,6 +21,8 @@
 //! Below them: grid.rs counts, plane.rs knows the plane's axes and bounds, axes.rs draws axes, scene.rs is the list of shapes
 //! that becomes a PNG or an SVG; font.rs, palette.rs and style.rs hold the looks, once.
 
+#![warn(missing_docs)]
+
 pub mod density;
 pub mod fidelity;
 pub mod forest;

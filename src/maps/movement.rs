@@ -12,7 +12,9 @@ use crate::format::{n_tokens, percent, thousands};
 /// Quadrants in the order of [`QUADRANT_NAMES`].
 #[derive(Debug, Clone)]
 pub struct Movement {
+    /// The name of the first scoring.
     pub before: String,
+    /// The name of the second scoring.
     pub after: String,
     /// `moved[i][j]`: tokens of quadrant i before and j after.
     pub moved: [[u64; 4]; 4],
@@ -20,6 +22,7 @@ pub struct Movement {
     pub changes: [[Option<f64>; 2]; 4],
 }
 
+/// Draws the table to a PNG or an SVG.
 pub fn draw(movement: &Movement, path: &Path) -> Result<()> {
     scene(movement).save(path)
 }

@@ -5,17 +5,22 @@
 
 use plotters::style::{RGBAColor, ShapeStyle};
 
+/// A colour.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Paint {
+    /// Red, green and blue, eight bits each.
     pub rgb: u32,
+    /// From 0, which is not seen, to 1, which hides what is below.
     pub alpha: f64,
 }
 
 impl Paint {
+    /// A colour that hides what is below it.
     pub const fn opaque(rgb: u32) -> Self {
         Self { rgb, alpha: 1.0 }
     }
 
+    /// The colour with another opacity, 0 to 1.
     pub fn with_alpha(self, alpha: f64) -> Self {
         Self { alpha, ..self }
     }
@@ -29,20 +34,31 @@ impl Paint {
     }
 }
 
+/// Every figure is as wide, in pixels, as are all lengths here.
 pub const WIDTH: u32 = 1200;
 /// The figure's own drawing starts here; the title block is above.
 pub const HEADER_HEIGHT: f64 = 112.0;
+/// What is kept free at the edges.
 pub const MARGIN: f64 = 28.0;
 
+/// The size of a figure's title; sizes of text are those of its em square, in pixels.
 pub const TITLE_SIZE: f64 = 25.0;
+/// Of the names of axes and panels.
 pub const LABEL_SIZE: f64 = 17.0;
+/// Of ticks and of the lines below a title.
 pub const TEXT_SIZE: f64 = 15.5;
+/// Of notes in and below a figure.
 pub const NOTE_SIZE: f64 = 14.0;
 
+/// Text and axes.
 pub const INK: Paint = Paint::opaque(0x1a1a1a);
+/// Text and lines of less weight.
 pub const SOFT_INK: Paint = Paint::opaque(0x555555);
+/// Lines behind the data.
 pub const GRID_LINE: Paint = Paint::opaque(0xe4e4e4);
+/// Bars of a single kind.
 pub const BAR: Paint = Paint::opaque(0x8a97a8);
+/// The background.
 pub const PAPER: Paint = Paint::opaque(0xffffff);
 /// Laid under text that may stand on data.
 pub const VEIL: Paint = Paint { rgb: 0xffffff, alpha: 0.82 };
@@ -50,9 +66,13 @@ pub const VEIL: Paint = Paint { rgb: 0xffffff, alpha: 0.82 };
 /// Threshold lines.
 pub const CUT: Paint = Paint::opaque(0xc0215a);
 
+/// Okabe and Ito's blue.
 pub const BLUE: Paint = Paint::opaque(0x0072b2);
+/// Okabe and Ito's vermillion.
 pub const VERMILLION: Paint = Paint::opaque(0xd55e00);
+/// Okabe and Ito's bluish green.
 pub const GREEN: Paint = Paint::opaque(0x009e73);
+/// Okabe and Ito's orange.
 pub const ORANGE: Paint = Paint::opaque(0xe69f00);
 
 /// In the order of [`super::QUADRANT_NAMES`].

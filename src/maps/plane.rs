@@ -26,6 +26,7 @@ pub const QUADRANT_NAMES: [&str; 4] = ["confident conflict", "uncertain", "confi
 /// Where the lines go; a preset without a line of one kind (its p-value is neither p nor H) leaves it out.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Cuts {
+    /// 0 to 1.
     pub probability: Option<f64>,
     /// Nats; two of them where the preset leaves a band between low and high.
     pub entropies: Vec<f64>,
@@ -36,7 +37,9 @@ pub struct Cuts {
 /// The least and the greatest probability with a column of its own; f32 log-probabilities resolve 1 - p no further.
 const LEAST_P: f64 = 1e-7;
 const GREATEST_P: f64 = 1.0 - 1e-5;
+/// Columns of the plane.
 pub const X_BINS: usize = 160;
+/// Rows of the plane.
 pub const Y_BINS: usize = 112;
 
 /// An empty grid over the plane of a model with `vocab_size` tokens.
@@ -53,6 +56,7 @@ pub fn coordinates(logprob: f32, entropy: f32) -> (f64, f64) {
     (x, y)
 }
 
+/// ln(p / (1 - p))
 pub fn logit(p: f64) -> f64 {
     p.ln() - (-p).ln_1p()
 }

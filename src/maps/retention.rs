@@ -13,15 +13,22 @@ use crate::error::Result;
 /// A run: changes against the model before, in points, with their 95 % intervals.
 #[derive(Debug, Clone)]
 pub struct Run {
+    /// What stands beside its point.
     pub name: String,
+    /// On what it was trained for.
     pub target: Change,
+    /// On everything else.
     pub general: Change,
 }
 
+/// A change in points, after minus before, with its 95 % interval.
 #[derive(Debug, Clone, Copy)]
 pub struct Change {
+    /// Points of 100; above 0 is better.
     pub value: f64,
+    /// The lower end of the interval.
     pub low: f64,
+    /// The upper end of the interval.
     pub high: f64,
 }
 

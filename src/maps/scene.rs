@@ -22,6 +22,7 @@ use crate::files::file_name;
 
 pub(super) type Point = (f64, f64);
 
+/// Which end of a text its place is.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Anchor {
     Left,
@@ -32,26 +33,35 @@ pub enum Anchor {
 /// How a text is set; its place is the anchor on the baseline. Vertical text reads upwards.
 #[derive(Debug, Clone, Copy)]
 pub struct Text {
+    /// Of the em square, in pixels.
     pub size: f64,
+    /// Are the letters bold?
     pub bold: bool,
+    /// Does it read upwards?
     pub vertical: bool,
+    /// Which of its ends stands at its place.
     pub anchor: Anchor,
+    /// The colour of the letters.
     pub paint: Paint,
 }
 
 impl Text {
+    /// As the names of axes and panels are set.
     pub fn label(paint: Paint) -> Self {
         Self { size: LABEL_SIZE, bold: false, vertical: false, anchor: Anchor::Left, paint }
     }
 
+    /// As ticks and the lines below a title are set.
     pub fn body(paint: Paint) -> Self {
         Self { size: TEXT_SIZE, ..Self::label(paint) }
     }
 
+    /// As notes are set.
     pub fn small(paint: Paint) -> Self {
         Self { size: NOTE_SIZE, ..Self::label(paint) }
     }
 
+    /// The same with another end at its place.
     pub fn anchored(self, anchor: Anchor) -> Self {
         Self { anchor, ..self }
     }
@@ -65,6 +75,7 @@ enum Shape {
     Text { at: Point, text: String, style: Text },
 }
 
+/// A figure, as the shapes that are drawn one over the other.
 #[derive(Debug, Clone)]
 pub struct Scene {
     width: u32,
@@ -73,16 +84,19 @@ pub struct Scene {
 }
 
 impl Scene {
+    /// An empty figure of the usual width, so many pixels high.
     pub fn new(height: u32) -> Self {
         let mut scene = Self { width: WIDTH, height, shapes: Vec::new() };
         scene.rect(0.0, 0.0, scene.width(), scene.height(), PAPER);
         scene
     }
 
+    /// Pixels.
     pub fn width(&self) -> f64 {
         f64::from(self.width)
     }
 
+    /// Pixels.
     pub fn height(&self) -> f64 {
         f64::from(self.height)
     }
@@ -92,10 +106,12 @@ impl Scene {
         self.shapes.push(Shape::Rect { from: (left, top), to: (right, bottom), paint });
     }
 
+    /// The edges of a rectangle, in lines of a width in pixels.
     pub fn outline(&mut self, left: f64, top: f64, right: f64, bottom: f64, width: f64, paint: Paint) {
         self.line(&[(left, top), (right, top), (right, bottom), (left, bottom), (left, top)], width, paint);
     }
 
+    /// A line through the points, of a width in pixels.
     pub fn line(&mut self, points: &[Point], width: f64, paint: Paint) {
         self.shapes.push(Shape::Path { points: points.to_vec(), width, paint });
     }
@@ -113,6 +129,7 @@ impl Scene {
         }
     }
 
+    /// A filled polygon.
     pub fn polygon(&mut self, points: Vec<Point>, paint: Paint) {
         self.shapes.push(Shape::Polygon { points, paint });
     }
@@ -304,6 +321,7 @@ fn text_box((x, y): Point, text: &str, style: &Text) -> (f64, f64, f64, f64) {
 
 #[cfg(test)]
 impl Scene {
+    /// Every text of the figure.
     pub fn texts(&self) -> Vec<&str> {
         let mut texts = Vec::new();
         for shape in &self.shapes {

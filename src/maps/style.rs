@@ -11,7 +11,9 @@ pub use super::palette::{
 /// What every picture says about its origin, below the title.
 #[derive(Debug, Clone, Default)]
 pub struct Caption {
+    /// The name of the model.
     pub model: String,
+    /// The names of the data files.
     pub data: String,
     /// The preset and its resolved numbers.
     pub thresholds: String,
@@ -20,7 +22,9 @@ pub struct Caption {
 /// A logarithmic colour scale from `from` to `to`, both positive.
 #[derive(Debug, Clone, Copy)]
 pub struct LogScale {
+    /// The amount of the first colour.
     pub from: f64,
+    /// The amount of the last colour.
     pub to: f64,
 }
 
@@ -34,6 +38,7 @@ impl LogScale {
         (at.clamp(0.0, 1.0) * (Self::STEPS - 1) as f64).round() as usize
     }
 
+    /// The colour of a step.
     pub fn paint(step: usize) -> Paint {
         viridis(step as f64 / (Self::STEPS - 1) as f64)
     }

@@ -16,9 +16,11 @@ use crate::format::{n_tokens, percent, thousands};
 /// A token and how often a quadrant holds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenCount {
+    /// In the model's vocabulary.
     pub id: u32,
     /// Decoded alone; a piece of a character decodes to U+FFFD.
     pub text: String,
+    /// How often the quadrant holds it.
     pub count: u64,
 }
 
@@ -34,6 +36,7 @@ pub struct FrequentTokens {
 /// Tokens in a panel.
 pub const N_SHOWN: usize = 12;
 
+/// Draws the four panels to a PNG or an SVG.
 pub fn draw(data: &FrequentTokens, caption: &Caption, path: &Path) -> Result<()> {
     scene(data, caption).save(path)
 }

@@ -17,7 +17,9 @@ use crate::format::{n_tokens, thousands};
 /// What stands below the titles.
 #[derive(Debug, Clone, Default)]
 pub struct Run {
+    /// The name of the model that is trained.
     pub model: String,
+    /// The names of the data files.
     pub data: String,
     /// Loss, gate, what is trained: `eaft, LoRA r 16`.
     pub method: String,
@@ -39,6 +41,7 @@ pub struct Dynamics {
     pub thresholds: String,
 }
 
+/// The loss of each step, nats per token, and the learning rate.
 #[derive(Debug, Clone, Default)]
 pub struct Losses {
     /// Mean -ln p of the supervised tokens.
@@ -47,25 +50,30 @@ pub struct Losses {
     pub minimised: Curve,
     /// Mean -ln p of rows that are not trained on.
     pub held_out: Curve,
+    /// Of the optimiser, without unit.
     pub learning_rate: Curve,
 }
 
 /// Mean KL(base || model) per token of general text, nats.
 #[derive(Debug, Clone, Default)]
 pub struct Drift {
+    /// That mean after each step at which it was measured.
     pub kl: Curve,
     /// Tokens of general text that are measured each time.
     pub tokens: u64,
 }
 
+/// Draws the cross-entropy of the groups of tokens to a PNG or an SVG.
 pub fn draw_dynamics(data: &Dynamics, run: &Run, path: &Path) -> Result<()> {
     dynamics(data, run).save(path)
 }
 
+/// Draws loss and learning rate to a PNG or an SVG.
 pub fn draw_losses(data: &Losses, run: &Run, path: &Path) -> Result<()> {
     losses(data, run).save(path)
 }
 
+/// Draws the drift to a PNG or an SVG.
 pub fn draw_drift(data: &Drift, run: &Run, path: &Path) -> Result<()> {
     drift(data, run).save(path)
 }

@@ -12,7 +12,7 @@ use super::mixer::Mixer;
 use super::parameters::Parameter;
 use crate::error::{Error, Result};
 use crate::kernels::Dtype;
-use crate::kernels::attention::Softmaxes;
+use crate::kernels::attention::Attended;
 use crate::kernels::cpu::{sum, with_floats};
 use crate::kernels::gated::Activation;
 
@@ -43,8 +43,7 @@ pub(super) struct Activations {
     /// `[T, q | k | v]`, or what else the mixer projects.
     projected: Tensor,
     /// What the heads have read, `[T, M]`.
-    mixed: Tensor,
-    softmaxes: Softmaxes,
+    mixed: Attended,
     /// What the attention adds, before its norm; only where there is one.
     added: Option<Tensor>,
     /// Between attention and feed-forward network, `[N, D]`.
@@ -59,8 +58,8 @@ impl Activations {
     /// The memory they take.
     pub(super) fn bytes(&self) -> usize {
         let optional = [&self.added, &self.gate_up, &self.fed].into_iter().flatten();
-        let all = [&self.input, &self.projected, &self.mixed, &self.middle].into_iter().chain(optional);
-        all.map(|tensor| 4 * tensor.elem_count()).sum::<usize>() + self.softmaxes.bytes()
+        let all = [&self.input, &self.projected, &self.mixed.read, &self.middle].into_iter().chain(optional);
+        all.map(|tensor| 4 * tensor.elem_count()).sum::<usize>() + self.mixed.softmaxes.bytes()
     }
 }
 
@@ -107,8 +106,8 @@ impl Block {
     /// Computes all but the output of the block: what is kept for the backward pass, and what the feed-forward network reads.
     fn opened(&self, x: Tensor, context: Context, rows: Option<&[u32]>, adapters: Adapters) -> Result<(Activations, Tensor)> {
         let projected = self.mixer.project_in(&normed(&self.attention_norm, &x)?, adapters)?;
-        let (mixed, softmaxes) = self.mixer.mix(&projected, context)?;
-        let (mixed_rows, x_rows) = (select(&mixed, rows)?, select(&x, rows)?);
+        let mixed = self.mixer.mix(&projected, context)?;
+        let (mixed_rows, x_rows) = (select(&mixed.read, rows)?, select(&x, rows)?);
         let (middle, added) = match &self.attention_post_norm {
             None => (self.mixer.project_add(&mixed_rows, &x_rows, adapters)?, None),
             Some(norm) => {
@@ -125,7 +124,7 @@ impl Block {
             None => None,
             Some(_) => Some(self.mlp.close(&read, gate_up.as_ref(), adapters)?),
         };
-        Ok((Activations { input: x, projected, mixed, softmaxes, added, middle, gate_up, fed }, read))
+        Ok((Activations { input: x, projected, mixed, added, middle, gate_up, fed }, read))
     }
 
     /// Adds to the gradients of whatever is trained; from `dy` to the gradient of the input.
@@ -153,12 +152,11 @@ impl Block {
             (Some(norm), Some(added)) => norm.backward(added, &d_middle)?,
             _ => d_middle.clone(),
         };
-        let d_mixed = self.mixer.project_backward(&select(&kept.mixed, rows)?, &d_added, adapters)?;
+        let d_mixed = self.mixer.project_backward(&select(&kept.mixed.read, rows)?, &d_added, adapters)?;
         let tokens = kept.input.dim(0)?;
         let (d_mixed, d_middle) = (spread(d_mixed, rows, tokens)?, spread(d_middle, rows, tokens)?);
         let read = normed(&self.attention_norm, &kept.input)?;
-        let mixed = (&kept.mixed, &kept.softmaxes);
-        let d_read = self.mixer.backward(&read, &kept.projected, mixed, &d_mixed, batch, adapters)?;
+        let d_read = self.mixer.backward(&read, &kept.projected, &kept.mixed, &d_mixed, batch, adapters)?;
         Ok(sum(&d_middle, &norm_backward(&self.attention_norm, &kept.input, d_read)?)?)
     }
 

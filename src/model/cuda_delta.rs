@@ -5,7 +5,7 @@ use super::delta_net::DeltaNet;
 use crate::error::Result;
 use crate::kernels::Stored;
 use crate::kernels::cuda::{
-    Arena, Array, Buffer, DeltaArrays, DeltaPlan, Device, Indices, KeptStates, StatesLists, StatesPlan, arena_bytes,
+    Arena, Array, Buffer, DeltaArrays, DeltaPlan, Device, Indices, KeptStates, Rows, StatesLists, StatesPlan, arena_bytes,
 };
 use crate::kernels::delta::DeltaShape;
 
@@ -49,18 +49,19 @@ impl DeltaVectors {
     ) -> Result<Array<'a>> {
         let tokens = x.len() / on_device(&net.input.matrix)?.in_features();
         let projected = arena.array(tokens * net.shape.columns(), Stored::F32)?;
-        self.project_and_open(device, net, x, projected, arena, &|projected| {
+        self.project_and_open(device, net, (x, projected, arena.rows()), arena, &|projected| {
             let DeltaInputs { plan, steps, runs } = inputs;
             device.delta(projected, &self.learnt, plan, *steps, *runs, &net.shape, arena)
         })
     }
 
-    /// As `mix`, for sequences that go on; `layer` is the layer's number among those with the rule, and `kept` what they remember.
+    /// As `mix`, for sequences that go on, whose projections are computed by `rows`; `layer` is the layer's number among those with the rule,
+    /// and `kept` what they remember.
     pub(super) fn mix_onto<'a>(
         &self,
         device: &'static Device,
         net: &DeltaNet,
-        x: Array,
+        (x, rows): (Array, Rows),
         (plan, lists): (&StatesPlan, &StatesLists),
         (kept, layer): (&KeptStates, usize),
         arena: &Arena<'a>,
@@ -68,7 +69,7 @@ impl DeltaVectors {
         let tokens = x.len() / on_device(&net.input.matrix)?.in_features();
         let columns = net.shape.columns();
         let all = arena.array((tokens + plan.recalled.len()) * columns, Stored::F32)?;
-        self.project_and_open(device, net, x, all.part(0, tokens * columns)?, arena, &|_| {
+        self.project_and_open(device, net, (x, all.part(0, tokens * columns)?, rows), arena, &|_| {
             device.delta_onto(all, &self.learnt, plan, lists, kept, layer, arena)
         })
     }
@@ -77,13 +78,12 @@ impl DeltaVectors {
         &self,
         device: &'static Device,
         net: &DeltaNet,
-        x: Array,
-        projected: Array<'a>,
+        (x, projected, rows): (Array, Array<'a>, Rows),
         arena: &Arena<'a>,
         rule: &dyn Fn(Array<'a>) -> Result<Array<'a>>,
     ) -> Result<Array<'a>> {
         let shape = &net.shape;
-        device.multiply(x, on_device(&net.input.matrix)?, projected, false, arena.rows())?;
+        device.multiply(x, on_device(&net.input.matrix)?, projected, false, rows)?;
         let tokens = projected.len() / shape.columns();
         let opened = arena.array(tokens * shape.width(), on_device(&net.output.matrix)?.dtype())?;
         device.delta_open(projected, rule(projected)?, &self.norm, net.norm.eps, shape, opened)?;

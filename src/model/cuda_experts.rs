@@ -1,4 +1,6 @@
 //! A routed feed-forward network on a GPU: what `experts.rs` computes, for all tokens of a batch at once.
+//!
+//! The host waits for nothing. Where a token's choice of experts is damaged, its logits are no numbers, and whoever reads these says so.
 
 use super::config::{ExpertsConfig, Scoring};
 use super::cuda_parts::{bias, factor, on_device, open};
@@ -6,10 +8,17 @@ use super::experts::Experts;
 use super::layers::Linear;
 use crate::error::{Error, Result};
 use crate::kernels::Stored;
-use crate::kernels::cuda::{Arena, Array, Buffer, Device, RouterOptions, arena_bytes, most_rows, routing_bytes};
+use crate::kernels::cuda::{Arena, Array, Buffer, Device, ExpertWeights, RouterOptions, Routing, arena_bytes, routing_bytes};
+
+/// Numbers that the experts give before they are added up, at most: 128 MiB.
+const GIVEN_NUMBERS: usize = 32 << 20;
+/// Columns of them are computed in so many at least, which the products' blocks divide.
+const LEAST_COLUMNS: usize = 128;
 
 /// What experts need on the device beside their matrices.
 pub(super) struct ExpertVectors {
+    gate_up: ExpertWeights,
+    down: ExpertWeights,
     router_bias: Option<Buffer>,
     correction: Option<Buffer>,
     /// The biases of gates and up-projections of all experts, one expert after the other.
@@ -38,12 +47,19 @@ impl ExpertSizes {
         let ExpertSizes { count, per_token, inner, shared } = *self;
         let f32s = |len: usize| arena_bytes(len, Stored::F32);
         let factors = |len: usize| arena_bytes(len, dtype);
-        let rows = most_rows(tokens);
-        let routing = f32s(tokens * count) + routing_bytes(tokens, count, per_token);
-        let of_group = factors(rows * width) + f32s(rows * width) + factors(2 * rows * inner) + factors(rows * inner);
+        let slots = tokens * per_token;
+        let routed = f32s(tokens * count)
+            + routing_bytes(tokens, count, per_token)
+            + factors(slots * inner)
+            + f32s(slots * columns_at_a_time(slots, width));
         let of_shared = factors(2 * tokens * shared) + factors(tokens * shared) + f32s(tokens) + f32s(tokens * width);
-        f32s(tokens * width) + factors(tokens * width) + routing + of_group.max(of_shared)
+        f32s(tokens * width) + factors(tokens * width) + routed.max(of_shared)
     }
+}
+
+/// How many of the `width` columns that the experts of so many slots give are computed at a time.
+fn columns_at_a_time(slots: usize, width: usize) -> usize {
+    (GIVEN_NUMBERS / slots.max(1)).max(1).next_multiple_of(LEAST_COLUMNS).min(width)
 }
 
 impl ExpertVectors {
@@ -63,7 +79,13 @@ impl ExpertVectors {
             }
             if all.is_empty() { Ok(None) } else { device.upload(&all, Stored::F32).map(Some) }
         };
+        let weights = |matrices: Vec<&Linear>| -> Result<ExpertWeights> {
+            let weights = matrices.iter().map(|linear| on_device(&linear.matrix).cloned()).collect::<Result<_>>()?;
+            ExpertWeights::new(device, weights)
+        };
         Ok(ExpertVectors {
+            gate_up: weights(networks.iter().map(|expert| &expert.gate_up).collect())?,
+            down: weights(networks.iter().map(|expert| &expert.down).collect())?,
             router_bias: bias(device, &experts.router)?,
             correction: experts.correction.as_ref().map(|correction| device.upload(correction, Stored::F32)).transpose()?,
             gate_up_biases: joined(networks.iter().map(|expert| &expert.gate_up).collect())?,
@@ -82,10 +104,47 @@ impl ExpertVectors {
         residual: Array,
         arena: &Arena<'a>,
     ) -> Result<()> {
-        let router = on_device(&experts.router.matrix)?;
-        let (width, n_experts) = (router.in_features(), experts.experts.len());
+        let width = self.gate_up.in_features();
         let tokens = x.len() / width;
-        let logits = arena.array(tokens * n_experts, Stored::F32)?;
+        let x_rounded = factor(device, x, self.gate_up.dtype(), arena)?;
+        // All work is done in the order in which it is asked for here: memory may be given back as soon as its last reader is asked for.
+        let mark = arena.mark();
+        let routing = self.route(device, experts, x, held, arena)?;
+        let slots = routing.n_slots();
+        let first = experts.experts.first().ok_or_else(|| Error::new("a router without experts"))?;
+        let inner = arena.array(slots * self.down.in_features(), x_rounded.dtype())?;
+        device.open_experts(x_rounded, &self.gate_up, self.gate_up_biases.as_ref(), first.activation, &routing, inner)?;
+        let chosen_for = residual.part(0, held * width)?;
+        let at_a_time = columns_at_a_time(slots, width);
+        let given = arena.array(slots * at_a_time, Stored::F32)?;
+        for begin in (0..width).step_by(at_a_time) {
+            let given = given.part(0, slots * at_a_time.min(width - begin))?;
+            device.close_experts(inner, &self.down, &routing, begin, given)?;
+            device.add_experts(given, &routing, begin, self.down_biases.as_ref(), chosen_for, width)?;
+        }
+        arena.give_back(mark);
+        let Some(shared) = &experts.shared else { return Ok(()) };
+        let inner = open(device, shared, None, x_rounded, arena)?;
+        let down = on_device(&shared.down.matrix)?;
+        let Some(gate) = &experts.shared_gate else { return device.multiply(inner, down, residual, true, arena.rows()) };
+        let (gates, given) = (arena.array(tokens, Stored::F32)?, arena.array(tokens * width, Stored::F32)?);
+        device.multiply(x, on_device(&gate.matrix)?, gates, false, arena.rows())?;
+        device.multiply(inner, down, given, false, arena.rows())?;
+        device.add_gated(given, gates, residual, width)
+    }
+
+    /// The experts of the first `held` rows of `x`.
+    pub(super) fn route<'a>(
+        &self,
+        device: &'static Device,
+        experts: &Experts,
+        x: Array,
+        held: usize,
+        arena: &Arena<'a>,
+    ) -> Result<Routing<'a>> {
+        let router = on_device(&experts.router.matrix)?;
+        let n_experts = experts.experts.len();
+        let logits = arena.array(x.len() / router.in_features() * n_experts, Stored::F32)?;
         device.multiply(x, router, logits, false, arena.rows())?;
         let options = RouterOptions {
             n_experts,
@@ -96,38 +155,18 @@ impl ExpertVectors {
             bias: self.router_bias.as_ref(),
             correction: self.correction.as_ref(),
         };
-        let routing = device.route(logits.part(0, held * n_experts)?, &options, arena)?;
-        let chosen_for = residual.part(0, held * width)?;
-        let first = experts.experts.first().ok_or_else(|| Error::new("a router without experts"))?;
-        let x_rounded = factor(device, x, on_device(&first.gate_up.matrix)?.dtype(), arena)?;
-        // All work is done in the order in which it is asked for here: memory may be given back as soon as its last reader is asked for.
-        for group in routing.groups(most_rows(tokens)) {
-            let mark = arena.mark();
-            let rows = group.slots.len();
-            let taken = arena.array(rows * width, x_rounded.dtype())?;
-            device.take_tokens(x_rounded, &routing, &group.slots, taken, width)?;
-            let given = arena.array(rows * width, Stored::F32)?;
-            for expert in group.experts.filter(|expert| !routing.slots(*expert).is_empty()) {
-                let mark = arena.mark();
-                let (slots, mlp) = (routing.slots(expert), &experts.experts[expert]);
-                let own = |array: Array<'a>| array.part((slots.start - group.slots.start) * width, slots.len() * width);
-                let columns = on_device(&mlp.gate_up.matrix)?.out_features();
-                let biases = self.gate_up_biases.as_ref();
-                let bias = biases.map(|biases| biases.array(4 * expert * columns, columns, Stored::F32)).transpose()?;
-                let inner = open(device, mlp, bias, own(taken)?, arena)?;
-                device.multiply(inner, on_device(&mlp.down.matrix)?, own(given)?, false, arena.rows())?;
-                arena.give_back(mark);
-            }
-            device.add_experts(given, &routing, &group.slots, self.down_biases.as_ref(), chosen_for, width)?;
-            arena.give_back(mark);
-        }
-        let Some(shared) = &experts.shared else { return Ok(()) };
-        let inner = open(device, shared, None, x_rounded, arena)?;
-        let down = on_device(&shared.down.matrix)?;
-        let Some(gate) = &experts.shared_gate else { return device.multiply(inner, down, residual, true, arena.rows()) };
-        let (gates, given) = (arena.array(tokens, Stored::F32)?, arena.array(tokens * width, Stored::F32)?);
-        device.multiply(x, on_device(&gate.matrix)?, gates, false, arena.rows())?;
-        device.multiply(inner, down, given, false, arena.rows())?;
-        device.add_gated(given, gates, residual, width)
+        device.route(logits.part(0, held * n_experts)?, &options, arena)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_experts_give_takes_no_more_memory_for_more_tokens() {
+        let columns = |tokens: usize| columns_at_a_time(8 * tokens, 2048);
+        assert_eq!([0, 1, 64, 2048].map(columns), [2048; 4], "all at once");
+        assert_eq!([10_000, 16_384, 32_768, 1 << 30].map(columns), [512, 256, 128, 128], "whole blocks of columns");
     }
 }

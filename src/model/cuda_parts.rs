@@ -1,13 +1,15 @@
 //! What the halves of a block have in common on a GPU.
 
+use std::sync::Arc;
+
 use super::layers::{Linear, Mlp, RmsNorm};
 use super::parameters::Vector;
 use crate::error::{Error, Result};
 use crate::kernels::Stored;
-use crate::kernels::cuda::{Arena, Array, Buffer, Device, Weight, hosted};
+use crate::kernels::cuda::{Arena, Array, Buffer, Device, Rows, Weight, hosted};
 use crate::kernels::matmul::Matrix;
 
-pub(super) fn on_device(matrix: &Matrix) -> Result<&Weight> {
+pub(super) fn on_device(matrix: &Matrix) -> Result<&Arc<Weight>> {
     matrix.on_device().ok_or_else(|| Error::new("a weight of the model is not on the GPU"))
 }
 
@@ -41,10 +43,22 @@ pub(super) fn open<'a>(
     x: Array,
     arena: &Arena<'a>,
 ) -> Result<Array<'a>> {
+    open_by(device, mlp, bias, x, arena.rows(), arena)
+}
+
+/// The same, with `rows` computed together.
+pub(super) fn open_by<'a>(
+    device: &'static Device,
+    mlp: &Mlp,
+    bias: Option<Array>,
+    x: Array,
+    rows: Rows,
+    arena: &Arena<'a>,
+) -> Result<Array<'a>> {
     let weight = on_device(&mlp.gate_up.matrix)?;
     let (tokens, inner) = (x.len() / weight.in_features(), weight.out_features() / 2);
     let gate_up = arena.array(2 * tokens * inner, weight.dtype())?;
-    device.multiply(x, weight, gate_up, false, arena.rows())?;
+    device.multiply(x, weight, gate_up, false, rows)?;
     let y = arena.array(tokens * inner, weight.dtype())?;
     device.gated(gate_up, bias, mlp.activation, y, inner)?;
     Ok(y)

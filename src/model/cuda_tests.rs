@@ -1,12 +1,15 @@
-//! What a batch takes of the GPU's memory is what was reckoned for it, of every family.
+//! What a batch takes of the GPU's memory is what was reckoned for it, of every family; and which rows experts see.
 
 use std::ops::Range;
 use std::path::Path;
 
+use super::block::FeedForward;
+use super::cuda_experts::{ExpertSizes, ExpertVectors};
 use super::families::FAMILIES;
 use super::{Batch, LoadOptions, Model, Placement, Reference};
-use crate::kernels::testing::device;
-use crate::kernels::{Dtype, Kernels, Segment};
+use crate::kernels::cuda::{Arena, Rows};
+use crate::kernels::testing::{device, noise};
+use crate::kernels::{Dtype, Kernels, Segment, Stored};
 
 /// In an arena of the batch's own size and no more; a context that ends within a segment goes through the gated delta rule once more.
 #[test]
@@ -45,4 +48,31 @@ fn a_batch_fits_into_the_memory_that_is_reckoned_for_it() {
             assert_eq!(hidden.unwrap().dims(), [n as usize, model.config.hidden_size], "{} {dtype}", family.model_type);
         }
     }
+}
+
+/// A step of writing fills its tile with rows that hold no token. They would have experts read that nobody chose, and are none here.
+#[test]
+fn rows_that_hold_no_token_reach_no_experts() {
+    let Some(device) = device() else { return };
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families/qwen3_moe");
+    let options = LoadOptions { dtype: Dtype::Bf16, kernels: Kernels::Cuda, device: Placement::Cuda };
+    let model = Model::load(&Reference::local(&path).unwrap(), options, 128).unwrap();
+    let routed = model.decoder.blocks.iter().find_map(|block| match &block.mlp {
+        FeedForward::Routed(experts) => Some(experts),
+        FeedForward::Dense(_) => None,
+    });
+    let experts = routed.unwrap();
+    let vectors = ExpertVectors::new(device, experts).unwrap();
+    let (tokens, held, width) = (64, 3, model.config.hidden_size);
+    let sizes = ExpertSizes::new(model.config.experts.as_ref().unwrap());
+    let room = device.allocate(sizes.batch_bytes(tokens, width, Stored::Bf16)).unwrap();
+    let (mut x, before) = (noise(tokens * width, 1.0, 1), noise(tokens * width, 1.0, 2));
+    x[held * width..].fill(f32::NAN);
+    let [x, residual] = [&x, &before].map(|numbers| device.upload(numbers, Stored::F32).unwrap());
+    let [x, residual] = [&x, &residual].map(|buffer| buffer.array(0, tokens * width, Stored::F32).unwrap());
+    vectors.add_to(device, experts, x, held, residual, &Arena::new(&room, Rows::InTiles)).unwrap();
+    let after = device.download(residual).unwrap();
+    let changed = |row: usize| after[row * width..][..width] != before[row * width..][..width];
+    assert!((0..held).all(changed) && !(held..tokens).any(changed));
+    assert!(after.iter().all(|x| x.is_finite()));
 }

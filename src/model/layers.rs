@@ -12,7 +12,7 @@ use super::parameters::{Parameter, Part, Vector};
 use super::source::matrix;
 use super::{Batch, LoadOptions, Source};
 use crate::error::{Error, Result};
-use crate::kernels::attention::{AttentionShape, Softmaxes, attention_backward, attention_keeping, attention_onto};
+use crate::kernels::attention::{Attended, AttentionShape, Heads, Softmaxes, attention, attention_backward, attention_onto};
 use crate::kernels::cpu::column_sums;
 use crate::kernels::gated::{Activation, gated, gated_backward};
 use crate::kernels::matmul::Matrix;
@@ -240,8 +240,8 @@ pub(super) struct Attention {
 impl Attention {
     /// Loads the attention from `q_proj`, `k_proj`, `v_proj` and `o_proj`.
     pub(super) fn load(layer: &Layer) -> Result<Attention> {
-        let (q_width, kv_width) = layer.config.attention_shape(layer.index).widths();
-        let q_width = if layer.config.attention_gates { 2 * q_width } else { q_width };
+        let shape = layer.config.attention_shape(layer.index);
+        let (q_width, kv_width) = (if layer.config.attention_gates { 2 } else { 1 } * shape.q_width(), shape.kv_width());
         let inputs = [("self_attn.q_proj", q_width), ("self_attn.k_proj", kv_width), ("self_attn.v_proj", kv_width)];
         Attention::load_parts(layer, &inputs)
     }
@@ -255,7 +255,7 @@ impl Attention {
     fn load_parts(layer: &Layer, inputs: &[(&str, usize)]) -> Result<Attention> {
         let config = layer.config;
         let shape = config.attention_shape(layer.index);
-        let (width, q_width) = (config.hidden_size, shape.widths().0);
+        let (width, q_width) = (config.hidden_size, shape.q_width());
         Ok(Attention {
             qkv: Linear::load(layer, inputs, width, config.qkv_bias)?,
             qk_norm: None,
@@ -271,12 +271,13 @@ impl Attention {
 
     /// [`Attention::load`] with norms on each query head and each key head before they turn.
     pub(super) fn load_with_norms(layer: &Layer) -> Result<Attention> {
-        Attention::load_normed(layer, (layer.config.head_dim, layer.config.head_dim))
+        Attention::load_normed(layer, layer.config.head_dim, layer.config.head_dim)
     }
 
     /// [`Attention::load`] with one norm over all query heads and one over all key heads before they turn.
     pub(super) fn load_with_whole_norms(layer: &Layer) -> Result<Attention> {
-        Attention::load_normed(layer, layer.config.attention_shape(layer.index).widths())
+        let shape = layer.config.attention_shape(layer.index);
+        Attention::load_normed(layer, shape.q_width(), shape.kv_width())
     }
 
     /// [`Attention::load`] with a sink for each head.
@@ -286,7 +287,7 @@ impl Attention {
         Ok(Attention { sinks: Some((Vector::new(sinks, 0.0), name)), ..Attention::load(layer)? })
     }
 
-    fn load_normed(layer: &Layer, (q_width, k_width): (usize, usize)) -> Result<Attention> {
+    fn load_normed(layer: &Layer, q_width: usize, k_width: usize) -> Result<Attention> {
         let norm =
             |name: &str, width: usize| RmsNorm::load(layer.config, layer.source, &layer.name(name), width, layer.options.kernels);
         let qk_norm = Some((norm("self_attn.q_norm.weight", q_width)?, norm("self_attn.k_norm.weight", k_width)?));
@@ -298,6 +299,10 @@ impl Attention {
         self.qkv.dtype()
     }
 
+    fn heads<'a>(&'a self, sinks: Option<&'a Tensor>) -> Heads<'a> {
+        Heads { shape: &self.shape, rotary: &self.rotary, sinks, dtype: self.dtype() }
+    }
+
     /// Queries, keys and values of the heads: `x [T, D] -> [T, q | k | v]`; with gates beside each query head where there are some.
     pub(super) fn project_in(&self, x: &Tensor, adapters: Adapters) -> Result<Tensor> {
         self.qkv.forward(x, adapters)
@@ -305,29 +310,21 @@ impl Attention {
 
     /// What the heads read from the context: `[T, q | k | v] -> [T, heads * head_dim]`, before the output projection; behind the gates, as
     /// many, where there are some. With what the backward pass needs.
-    pub(super) fn mix(&self, projected: &Tensor, context: Context) -> Result<(Tensor, Softmaxes)> {
+    pub(super) fn mix(&self, projected: &Tensor, context: Context) -> Result<Attended> {
         let (qkv, gates) = self.without_gates(projected)?;
         let grown = self.grown(self.normed(&qkv)?, &context)?;
         let sinks = self.sinks.as_ref().map(|(sinks, _)| sinks.get());
-        let (read, softmaxes) = match context {
-            Context::Batch(batch) => attention_keeping(
-                &grown,
-                &batch.segments,
-                &self.rotary,
-                &self.shape,
-                sinks.as_ref(),
-                self.qkv.dtype(),
-                self.kernels,
-            )?,
+        let heads = self.heads(sinks.as_ref());
+        let attended = match context {
+            Context::Batch(batch) => attention(&grown, &batch.segments, &heads, self.kernels)?,
             Context::Cache(_, Kept::Delta(_)) => return Err(Error::new("the cache keeps no keys of a layer with attention")),
             Context::Cache(stretches, Kept::Attention(cache)) => {
-                let read = attention_onto(&grown, stretches, cache, &self.rotary, &self.shape, sinks.as_ref(), self.dtype())?;
-                (read, Softmaxes::default())
+                Attended { read: attention_onto(&grown, stretches, cache, &heads)?, softmaxes: Softmaxes::default() }
             }
         };
         match gates {
-            None => Ok((read, softmaxes)),
-            Some(gates) => Ok((Tensor::cat(&[gates, read], 1)?, softmaxes)),
+            None => Ok(attended),
+            Some(gates) => Ok(Attended { read: Tensor::cat(&[gates, attended.read], 1)?, ..attended }),
         }
     }
 
@@ -382,33 +379,26 @@ impl Attention {
         &self,
         x: &Tensor,
         projected: &Tensor,
-        (mixed, softmaxes): (&Tensor, &Softmaxes),
+        mixed: &Attended,
         d_mixed: &Tensor,
         batch: &Batch,
         adapters: Adapters,
     ) -> Result<Tensor> {
         let (qkv, _) = self.without_gates(projected)?;
         let qkv = &qkv;
-        let width = self.shape.widths().0;
+        let width = self.shape.q_width();
         let part = |x: &Tensor, first: usize| x.narrow(1, first, width)?.contiguous();
-        let (mixed, d_gates, d_mixed) = match self.gated {
+        let (attended, d_gates, d_read) = match self.gated {
             false => (mixed.clone(), None, d_mixed.clone()),
-            true => (part(mixed, width)?, Some(part(d_mixed, 0)?), part(d_mixed, width)?),
+            true => {
+                let attended = Attended { read: part(&mixed.read, width)?, softmaxes: mixed.softmaxes.clone() };
+                (attended, Some(part(d_mixed, 0)?), part(d_mixed, width)?)
+            }
         };
         let grown = self.grown(self.normed(qkv)?, &Context::Batch(batch))?;
-        let (segments, shape) = (&batch.segments, &self.shape);
         let sinks = self.sinks.as_ref().map(|(sinks, _)| sinks.get());
-        let (d_grown, d_sinks) = attention_backward(
-            &grown,
-            segments,
-            &self.rotary,
-            shape,
-            sinks.as_ref(),
-            &mixed,
-            softmaxes,
-            &d_mixed,
-            self.qkv.dtype(),
-        )?;
+        let heads = self.heads(sinks.as_ref());
+        let (d_grown, d_sinks) = attention_backward(&grown, &batch.segments, &heads, &attended, &d_read)?;
         if let (Some((sinks, _)), Some(d_sinks)) = (&self.sinks, d_sinks) {
             sinks.add_gradient(&d_sinks);
         }
@@ -452,7 +442,7 @@ impl Attention {
         }
         let factor = |position: &usize| (1.0 + beta * (1.0 + (position / original_positions) as f64).ln()) as f32;
         let factors = Tensor::from_vec(positions.iter().map(factor).collect(), (tokens, 1), qkv.device())?;
-        let width = self.shape.widths().0;
+        let width = self.shape.q_width();
         let queries = qkv.narrow(1, 0, width)?.broadcast_mul(&factors)?;
         Ok(Tensor::cat(&[queries, qkv.narrow(1, width, columns - width)?], 1)?)
     }

@@ -10,7 +10,7 @@ use super::lora::Adapters;
 use super::parameters::Parameter;
 use crate::error::Result;
 use crate::kernels::Dtype;
-use crate::kernels::attention::Softmaxes;
+use crate::kernels::attention::{Attended, Softmaxes};
 
 pub(super) enum Mixer {
     Attention(Attention),
@@ -33,10 +33,10 @@ impl Mixer {
     }
 
     /// What the heads find in the batch: `[T, M]`, before gates and the output projection. With what the backward pass needs.
-    pub(super) fn mix(&self, projected: &Tensor, context: Context) -> Result<(Tensor, Softmaxes)> {
+    pub(super) fn mix(&self, projected: &Tensor, context: Context) -> Result<Attended> {
         match self {
             Mixer::Attention(attention) => attention.mix(projected, context),
-            Mixer::Delta(delta) => Ok((delta.mix(projected, context)?, Softmaxes::default())),
+            Mixer::Delta(delta) => Ok(Attended { read: delta.mix(projected, context)?, softmaxes: Softmaxes::default() }),
         }
     }
 
@@ -69,7 +69,7 @@ impl Mixer {
         &self,
         x: &Tensor,
         projected: &Tensor,
-        mixed: (&Tensor, &Softmaxes),
+        mixed: &Attended,
         d_mixed: &Tensor,
         batch: &Batch,
         adapters: Adapters,

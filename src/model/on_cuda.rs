@@ -15,7 +15,7 @@ use super::block::{Block, FeedForward};
 use super::config::Config;
 use super::cuda_delta::{self, DeltaInputs, DeltaVectors};
 use super::cuda_experts::{ExpertSizes, ExpertVectors};
-use super::cuda_parts::{bias, factor, norm, on_device, open, vector};
+use super::cuda_parts::{bias, factor, norm, on_device, open_by, vector};
 use super::decoder::Decoder;
 use super::delta_net::DeltaNet;
 use super::layers::{Attention, Linear, RmsNorm};
@@ -129,9 +129,11 @@ pub(super) struct Inputs<'a> {
     pub positions: Indices<'a>,
     /// What goes on behind the last block.
     pub rows: Indices<'a>,
-    /// So many of the first rows hold a token, and so many of those behind the last block.
+    /// Behind so many of the first rows none holds a token, and behind so many of those behind the last block.
     pub held: usize,
     pub held_rows: usize,
+    /// Which of the batch's rows products compute together.
+    pub products: Rows,
     /// Who sees whom.
     pub plan: &'a AttentionPlan,
 }
@@ -177,7 +179,7 @@ impl<'a> Finds<'a> for Together<'a> {
         qkv: Array<'a>,
         arena: &Arena<'a>,
     ) -> Result<Array<'a>> {
-        let read = arena.array(qkv.len() / shape.columns() * shape.widths().0, qkv.dtype())?;
+        let read = arena.array(qkv.len() / shape.columns() * shape.q_width(), qkv.dtype())?;
         self.device.attention(qkv, None, self.plan, self.tiles, self.ranges, shape, sinks, read)?;
         Ok(read)
     }
@@ -205,7 +207,7 @@ impl Sizes {
     /// Bytes that a batch of `tokens` is computed in, of which `n` predict a target: what [`OnCuda::run`] takes of its arena.
     pub(super) fn batch_bytes(&self, tokens: usize, n: usize) -> usize {
         let Sizes { width, attention, gates, delta, inner, experts, vocabulary, dtype } = *self;
-        let (columns, read) = (attention.columns(), attention.widths().0);
+        let (columns, read) = (attention.columns(), attention.q_width());
         let f32s = |len: usize| arena_bytes(len, Stored::F32);
         let factors = |len: usize| arena_bytes(len, dtype);
         // The residual stream and its last rows; ids, positions, rows, targets, tiles and ranges; statistics.
@@ -421,9 +423,9 @@ impl OnCuda {
         let ([ids, positions, rows, targets, sampled, tiles, ranges, steps, runs], pinned) = self.send(lists, arena)?;
         let delta = delta.map(|plan| DeltaInputs { plan, steps, runs });
         let together = Together { device: self.device, plan, tiles, ranges, delta };
-        let (held, held_rows) = (ids.len(), rows.len());
-        let residual = self.run(decoder, &Inputs { ids, positions, rows, held, held_rows, plan }, &together, arena)?;
-        Ok((residual, pinned, [targets, sampled]))
+        let (held, held_rows, products) = (ids.len(), rows.len(), arena.rows());
+        let inputs = Inputs { ids, positions, rows, held, held_rows, products, plan };
+        Ok((self.run(decoder, &inputs, &together, arena)?, pinned, [targets, sampled]))
     }
 
     /// The residual stream `[N, D]` behind the last block, at the rows that are asked for.
@@ -441,20 +443,21 @@ impl OnCuda {
         self.device.embed(table.array()?, inputs.ids, residual, width, decoder.embedding_scale as f32)?;
         for (index, (block, vectors)) in decoder.blocks.iter().zip(&self.blocks).enumerate() {
             let mark = arena.mark();
-            let (mut held, mut mixed) = (inputs.held, self.mix(index, (block, vectors), residual, inputs, finds, arena)?);
+            let (mut held, mut products) = (inputs.held, inputs.products);
+            let mut mixed = self.mix(index, (block, vectors), residual, inputs, finds, arena)?;
             // Nothing attends to the last block's output: only what is asked for goes on.
             if index + 1 == decoder.blocks.len() {
                 let mixed_width = block.mixer.output().matrix.in_features();
                 let rows = arena.array(n * mixed_width, mixed.dtype())?;
                 self.device.take_rows(mixed, inputs.rows, rows, mixed_width)?;
                 self.device.take_rows(residual, inputs.rows, last, width)?;
-                (mixed, residual, held) = (rows, last, inputs.held_rows);
+                (mixed, residual, held, products) = (rows, last, inputs.held_rows, arena.rows());
             }
             let output = Output { linear: block.mixer.output(), bias: vectors.output_bias.as_ref() };
             let norm = block.attention_post_norm.as_ref().zip(vectors.attention_post_norm.as_ref());
-            self.add_to(residual, output, mixed, norm, arena)?;
+            self.add_to(residual, output, mixed, norm, products, arena)?;
             arena.give_back(mark);
-            self.feed_forward(block, vectors, residual, held, arena)?;
+            self.feed_forward((block, vectors), residual, held, products, arena)?;
             arena.give_back(mark);
         }
         Ok(residual)
@@ -500,7 +503,7 @@ impl OnCuda {
     ) -> Result<(Array<'a>, Array<'a>, PrepareOptions<'b>)> {
         let (tokens, weight) = (inputs.positions.len(), on_device(&attention.qkv.matrix)?);
         let projected = arena.array(tokens * weight.out_features(), weight.dtype())?;
-        self.device.multiply(normed, weight, projected, false, arena.rows())?;
+        self.device.multiply(normed, weight, projected, false, inputs.products)?;
         let columns = attention.shape.columns();
         let qkv = if attention.gated { arena.array(tokens * columns, weight.dtype())? } else { projected };
         let eps = attention.qk_norm.as_ref().map_or(0.0, |(q, _)| q.eps);
@@ -516,13 +519,13 @@ impl OnCuda {
         Ok((projected, qkv, options))
     }
 
-    /// Adds what the feed-forward network makes of the residual stream, whose first `held` rows hold a token, to it.
+    /// Adds what the feed-forward network makes of the residual stream, which holds no token behind its first `held` rows, to it.
     fn feed_forward<'a>(
         &self,
-        block: &Block,
-        vectors: &BlockVectors,
+        (block, vectors): (&Block, &BlockVectors),
         residual: Array<'a>,
         held: usize,
+        products: Rows,
         arena: &Arena<'a>,
     ) -> Result<()> {
         let norm = block.mlp_post_norm.as_ref().zip(vectors.mlp_post_norm.as_ref());
@@ -532,9 +535,9 @@ impl OnCuda {
                 let weight = on_device(&mlp.gate_up.matrix)?;
                 let normed = self.normed(residual, before, weight.dtype(), arena)?;
                 let bias = gate_up.as_ref().map(|bias| bias.array(0, weight.out_features(), Stored::F32)).transpose()?;
-                let inner = open(self.device, mlp, bias, normed, arena)?;
+                let inner = open_by(self.device, mlp, bias, normed, products, arena)?;
                 let output = Output { linear: &mlp.down, bias: down.as_ref() };
-                self.add_to(residual, output, inner, norm, arena)
+                self.add_to(residual, output, inner, norm, products, arena)
             }
             (FeedForward::Routed(experts), MlpVectors::Routed(vectors)) => {
                 if norm.is_some() {
@@ -562,17 +565,25 @@ impl OnCuda {
     }
 
     /// Adds `x W^T + b` to the residual stream, through a norm where there is one.
-    fn add_to(&self, residual: Array, output: Output, x: Array, norm: Option<(&RmsNorm, &Buffer)>, arena: &Arena) -> Result<()> {
+    fn add_to(
+        &self,
+        residual: Array,
+        output: Output,
+        x: Array,
+        norm: Option<(&RmsNorm, &Buffer)>,
+        products: Rows,
+        arena: &Arena,
+    ) -> Result<()> {
         let weight = on_device(&output.linear.matrix)?;
         let width = self.sizes.width;
         match norm {
             None => {
-                self.device.multiply(x, weight, residual, true, arena.rows())?;
+                self.device.multiply(x, weight, residual, true, products)?;
                 output.bias.map_or(Ok(()), |bias| self.device.add_bias(bias, residual, width))
             }
             Some((norm, vector)) => {
                 let added = arena.array(residual.len(), Stored::F32)?;
-                self.device.multiply(x, weight, added, false, arena.rows())?;
+                self.device.multiply(x, weight, added, false, products)?;
                 output.bias.map_or(Ok(()), |bias| self.device.add_bias(bias, added, width))?;
                 self.device.rms_norm_add(added, vector, norm.eps, residual)
             }

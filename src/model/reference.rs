@@ -9,7 +9,7 @@ use super::files::gguf::Gguf;
 use super::files::gguf_files;
 use super::files::hub_files::{self, Wanted};
 use super::files::safetensors::shard_paths;
-use super::{Config, Source, default_model};
+use super::{Config, Source, check_length, default_model};
 use crate::error::{Context, Error, Result};
 use crate::fetch::hub_id::HubId;
 use crate::fetch::{Progress, wheel};
@@ -96,7 +96,12 @@ impl Reference {
     /// be there.
     pub(crate) fn max_len(&self, asked: Option<usize>) -> Result<usize> {
         match asked {
-            Some(asked) => Ok(asked),
+            Some(asked) => {
+                // Of a config that is not understood nobody knows; loading the model says so.
+                let config = self.config().ok().flatten();
+                config.map_or(Ok(()), |config| check_length(&config, &self.name, asked))?;
+                Ok(asked)
+            }
             None => Ok(self.config()?.map_or(DEFAULT_MAX_LEN, |config| DEFAULT_MAX_LEN.min(config.longest()))),
         }
     }

@@ -1,8 +1,8 @@
 //! A step of writing on a GPU: the newest tokens of sequences go through the blocks of `on_cuda.rs`, and leave their keys and values in
 //! pages there. Only the logits of what may come next travel, or which of them is the largest.
 //!
-//! Rows are computed in tiles of one size, so that batches are padded with tokens that no sequence has: what a sequence gets does not depend
-//! on those beside it.
+//! Rows are computed in tiles of one size for the last tokens of all sequences and of another for the rest of their prompts, so that batches
+//! are padded with tokens that no sequence has: what a sequence gets does not depend on those beside it.
 
 use super::cache::{CacheSize, OnDevice};
 use super::config::Config;
@@ -17,7 +17,7 @@ use crate::kernels::Stored;
 use crate::kernels::attention::{AttentionShape, Stretch, positions_of};
 use crate::kernels::cuda::{
     Arena, Array, Buffer, DEVICE_PAGE, Device, KeptStates, LastRoom, PagedKeys, Pinned, Rows, StatesLists, StatesPlan, StepLists,
-    StepPlan, TILE, arena_bytes, draw_words,
+    StepPlan, StepRows, TILE, arena_bytes, draw_words,
 };
 use crate::kernels::delta::DeltaShape;
 
@@ -114,29 +114,20 @@ impl OnCuda {
         let device = self.device;
         let Sizes { width, attention, delta, vocabulary, dtype, .. } = &self.sizes;
         let (width, vocabulary, shape) = (*width, *vocabulary, attention);
-        let (held, n) = (ids.len(), stretches.len());
-        if n == 0 || stretches.iter().any(|stretch| stretch.tokens.is_empty()) {
-            return Err(Error::new("every sequence of a step brings a token at least"));
-        }
-        let (tokens, n_rows) = (held.next_multiple_of(TILE), n.next_multiple_of(TILE));
-        let positions = positions_of(stretches, held)?;
+        let (n, batch) = (stretches.len(), StepRows::new(stretches)?);
+        let n_rows = n.next_multiple_of(TILE);
+        let positions = positions_of(stretches, ids.len())?;
         self.check_positions(decoder, &positions)?;
-        let plan = StepPlan::new(stretches, tokens, kept.keys.n_pages(), shape, *dtype, device.shared_bytes())?;
+        let plan = StepPlan::new(stretches, &batch, kept.keys.n_pages(), shape, *dtype, device.shared_bytes())?;
         let of_states =
-            |(states, shape): (&KeptStates, &DeltaShape)| StatesPlan::new(stretches, tokens, shape, states.sequences());
+            |(states, shape): (&KeptStates, &DeltaShape)| StatesPlan::new(stretches, &batch, shape, states.sequences());
         let states = kept.states.as_ref().zip(delta.as_ref()).map(of_states).transpose()?;
-        // Rows without a token are computed like the first one's, and nobody reads them.
-        let padded = |numbers: &mut dyn Iterator<Item = u32>, len: usize| -> Vec<u32> {
-            let mut numbers: Vec<u32> = numbers.collect();
-            numbers.resize(len, numbers[0]);
-            numbers
-        };
-        let ids = padded(&mut ids.iter().copied(), tokens);
-        let positions = padded(&mut positions.iter().map(|&position| position as u32), tokens);
-        let rows = padded(&mut stretches.iter().map(|stretch| stretch.tokens.end as u32 - 1), n_rows);
+        let positions: Vec<u32> = positions.into_iter().map(|position| position as u32).collect();
+        let [ids, positions] = [ids, &positions].map(|numbers| batch.arranged(stretches, numbers));
+        let rows: Vec<u32> = (0..n_rows as u32).collect();
 
         let words = plan.n_words() + states.as_ref().map_or(0, StatesPlan::n_words);
-        let buffer = self.room(bytes_of_a_step(&self.sizes, tokens, n, words, plan.n_parts()))?;
+        let buffer = self.room(bytes_of_a_step(&self.sizes, batch.len(), n, words, plan.n_parts()))?;
         let arena = Arena::new(&buffer, Rows::InTiles);
         let logits = arena.array(n_rows * vocabulary, Stored::F32)?;
         let largest = arena.array(n_rows, Stored::F32)?;
@@ -164,9 +155,11 @@ impl OnCuda {
             lists: StepLists { tiles, ranges, rows: cache_rows, queries, parts, pages },
             room: LastRoom::new(plan.n_parts(), shape, |len| arena.array(len, Stored::F32))?,
             states: states.as_ref().map(|plan| (plan, StatesLists { steps, runs, recalled, newest, places })),
+            products: batch.products(),
             last_block: decoder.n_blocks() - 1,
         };
-        let inputs = Inputs { ids, positions, rows, held, held_rows: n, plan: &plan.before };
+        let (held, products) = (batch.held(), batch.products());
+        let inputs = Inputs { ids, positions, rows, held, held_rows: n, products, plan: &plan.before };
         let residual = self.run(decoder, &inputs, &going_on, &arena)?;
         let head = on_device(decoder.head())?;
         let hidden = arena.array(n_rows * width, head.dtype())?;
@@ -201,6 +194,7 @@ struct GoingOn<'a> {
     lists: StepLists<'a>,
     room: LastRoom<'a>,
     states: Option<(&'a StatesPlan, StatesLists<'a>)>,
+    products: Rows,
     last_block: usize,
 }
 
@@ -215,8 +209,8 @@ impl<'a> Finds<'a> for GoingOn<'_> {
     ) -> Result<Array<'a>> {
         let GoingOn { device, kept, plan, lists, room, .. } = self;
         let keys = kept.keys.layer(kept.numbers[block])?;
-        device.keep(qkv, shape, lists, keys)?;
-        let read = arena.array(qkv.len() / shape.columns() * shape.widths().0, qkv.dtype())?;
+        device.keep(qkv, plan, shape, lists, keys)?;
+        let read = arena.array(qkv.len() / shape.columns() * shape.q_width(), qkv.dtype())?;
         // Behind the last block only the last tokens go on.
         if block != self.last_block {
             device.attention(qkv, Some(keys), &plan.before, lists.tiles, lists.ranges, shape, sinks, read)?;
@@ -236,21 +230,21 @@ impl<'a> Finds<'a> for GoingOn<'_> {
         let (Some((plan, lists)), Some(states)) = (&self.states, &self.kept.states) else {
             return Err(Error::new("nothing is kept for the gated delta rule"));
         };
-        vectors.mix_onto(self.device, net, normed, (plan, lists), (states, self.kept.numbers[block]), arena)
+        vectors.mix_onto(self.device, net, (normed, self.products), (plan, lists), (states, self.kept.numbers[block]), arena)
     }
 }
 
 /// The most that a step of this size is computed in.
 fn step_bytes(sizes: &Sizes, size: &CacheSize) -> usize {
     let &CacheSize { sequences, tokens, positions, .. } = size;
-    let tokens = tokens.next_multiple_of(TILE);
-    let of_states = sizes.delta.as_ref().map_or(0, |shape| StatesPlan::most_words(tokens, sequences, shape));
-    let words = StepPlan::most_words(tokens, sequences, positions) + of_states;
-    bytes_of_a_step(sizes, tokens, sequences, words, StepPlan::most_parts(sequences, positions))
+    let rows = StepRows::most(tokens);
+    let of_states = sizes.delta.as_ref().map_or(0, |shape| StatesPlan::most_words(rows, sequences, shape));
+    let words = StepPlan::most_words(rows, sequences, positions) + of_states;
+    bytes_of_a_step(sizes, rows, sequences, words, StepPlan::most_parts(sequences, positions))
 }
 
-/// The bytes of a step of `tokens` tokens, filled up, of `n` sequences, whose lists have `words` words.
-fn bytes_of_a_step(sizes: &Sizes, tokens: usize, n: usize, words: usize, parts: usize) -> usize {
+/// The bytes of a step of so many rows, of `n` sequences, whose lists have `words` words.
+fn bytes_of_a_step(sizes: &Sizes, rows: usize, n: usize, words: usize, parts: usize) -> usize {
     let n_rows = n.next_multiple_of(TILE);
     let f32s = |len: usize| arena_bytes(len, Stored::F32);
     let room: usize = LastRoom::lens(parts, &sizes.attention).into_iter().map(f32s).sum();
@@ -259,5 +253,5 @@ fn bytes_of_a_step(sizes: &Sizes, tokens: usize, n: usize, words: usize, parts: 
     let of_states = sizes.delta.as_ref().map_or(0, recalled);
     let of_draws = f32s(n * draw_words(sizes.vocabulary)) + f32s(2 * n) + f32s(n);
     let chosen = f32s(n_rows * sizes.vocabulary) + f32s(n_rows) + of_draws;
-    sizes.batch_bytes(tokens, n_rows) + chosen + f32s(words) + room + of_states
+    sizes.batch_bytes(rows, n_rows) + chosen + f32s(words) + room + of_states
 }

@@ -14,7 +14,7 @@ use crate::error::Result;
 use crate::eval::compare::{Comparison, Flips, MacroChange, MeanChange, MetricChange, TaskChange};
 use crate::eval::divergence::Divergence;
 use crate::eval::retention::Retention;
-use crate::format::{divergence, thousands};
+use crate::format::{count, divergence, n_tokens, thousands};
 use crate::maps::{self, forest};
 use crate::provenance;
 use crate::stats::{Estimate, Interval};
@@ -68,7 +68,9 @@ pub(crate) fn documents(diff: &Diff, command: &str, svg: &dyn Fn(&str) -> String
     [document::markdown(&blocks), document::html(&blocks, svg)]
 }
 
-pub(crate) fn terminal(diff: &Diff, coloured: bool) -> String {
+/// For lines of `width` characters, as far as tables are concerned: sentences are not broken here.
+pub(crate) fn terminal(diff: &Diff, coloured: bool, width: usize) -> String {
+    let line_width = width;
     let (bold, dim, red, reset) = if coloured { ("\x1b[1m", "\x1b[2m", "\x1b[1;31m", "\x1b[0m") } else { ("", "", "", "") };
     let mut text = String::new();
     // Writing to a String cannot fail.
@@ -81,44 +83,58 @@ pub(crate) fn terminal(diff: &Diff, coloured: bool) -> String {
             let metric_width = comparison.tasks.values().map(|task| task.primary.chars().count() + 1).fold(14, usize::max);
             // Task, number of items and metric.
             let mean_width = width + 10 + metric_width;
+            // How certain the change is stands below it where it has no room beside it.
+            let is_narrow = line_width < mean_width + 3 * 9 + 3 + 18 + 2 * 6 + 9;
+            let certainty = |interval: &str, lost: &str, won: &str, p: &str| match is_narrow {
+                true => format!("\n    95 % interval {interval}, {lost} lost, {won} won, p (Holm) {p}"),
+                false => format!("   {interval:<18}{lost:>6}{won:>6}{p:>9}"),
+            };
             line(format!("{bold}{}{reset} -> {bold}{}{reset}\n", comparison.before, comparison.after));
             line(format!(
-                "{bold}{:<width$} {:>6}  {:<metric_width$}{:>9}{:>9}{:>9}   {:<18}{:>6}{:>6}{:>9}{reset}",
-                "task", "n", "metric", "before", "after", "change", "95 % interval", "lost", "won", "p (Holm)"
+                "{bold}{:<width$} {:>6}  {:<metric_width$}{:>9}{:>9}{:>9}{}{reset}",
+                "task",
+                "n",
+                "metric",
+                "before",
+                "after",
+                "change",
+                if is_narrow { String::new() } else { certainty("95 % interval", "lost", "won", "p (Holm)") }
             ));
             for (task_name, task) in &comparison.tasks {
                 let Some(metric) = task.metrics.get(&task.primary) else { continue };
                 let row = Row::of(task, metric);
                 let on = if row.drop { red } else { "" };
                 line(format!(
-                    "{on}{task_name:<width$} {:>6}  {:<metric_width$}{:>9}{:>9}{:>9}   {:<18}{:>6}{:>6}{:>9}{}",
+                    "{on}{task_name:<width$} {:>6}  {:<metric_width$}{:>9}{:>9}{:>9}{}{}",
                     task.n,
                     task.primary,
                     row.before,
                     row.after,
                     row.change,
-                    row.interval,
-                    row.lost,
-                    row.gained,
-                    row.p,
+                    certainty(&row.interval, &row.lost, &row.gained, &row.p),
                     if row.drop { reset } else { "" }
                 ));
             }
+            let of_mean = |interval: &str| match is_narrow {
+                true => format!("\n    95 % interval {interval}"),
+                false => format!("   {interval}"),
+            };
             for (name, change) in means(comparison) {
                 let [before, after, difference, interval] = mean_cells(change);
-                line(format!("{name:<mean_width$}{before:>9}{after:>9}{difference:>9}   {interval}"));
+                line(format!("{name:<mean_width$}{before:>9}{after:>9}{difference:>9}{}", of_mean(&interval)));
             }
             if let Some(average) = &comparison.macro_average {
                 let number = |value: f64| format!("{:.2}", 100.0 * value);
                 let interval = average.difference.ci95.map_or_else(|| "-".to_owned(), |ends| interval(ends, 100.0));
                 line(format!(
-                    "{bold}{:<width$} {:>6}  {:<metric_width$}{:>9}{:>9}{:>+9.2}   {interval}{reset}",
+                    "{bold}{:<width$} {:>6}  {:<metric_width$}{:>9}{:>9}{:>+9.2}{}{reset}",
                     "macro average",
                     "",
-                    format!("{} tasks", average.tasks.len()),
+                    count(average.tasks.len() as u64, "task"),
                     number(average.before),
                     number(average.after),
-                    100.0 * average.difference.value
+                    100.0 * average.difference.value,
+                    of_mean(&interval)
                 ));
             }
             for warning in warnings(comparison) {
@@ -128,21 +144,27 @@ pub(crate) fn terminal(diff: &Diff, coloured: bool) -> String {
         What::Scores(movement) => {
             line(format!("{bold}{}{reset} -> {bold}{}{reset}", movement.before, movement.after));
             line(format!(
-                "{dim}{} tokens on both sides, {} only before, {} only after{reset}\n",
-                thousands(movement.tokens),
+                "{dim}{} on both sides, {} only before, {} only after{reset}\n",
+                n_tokens(movement.tokens),
                 thousands(movement.tokens_only_before),
                 thousands(movement.tokens_only_after)
             ));
-            let heads: String = Quadrant::ALL.map(|quadrant| format!("{:>20}", name(quadrant))).concat();
-            line(format!("{bold}{:<20}{heads}{:>10}{:>10}{reset}", "before \\ after", "logprob", "entropy"));
+            let (cell, change) = if line_width < 20 + 4 * 20 + 2 * 10 { (11, 8) } else { (20, 10) };
+            // `conflict` is enough: there is one kind of them.
+            let head = |quadrant: Quadrant| {
+                let head = name(quadrant);
+                if head.len() <= cell { head } else { head.rsplit(' ').next().unwrap_or_default().to_owned() }
+            };
+            let heads: String = Quadrant::ALL.map(|quadrant| format!("{:>cell$}", head(quadrant))).concat();
+            line(format!("{bold}{:<20}{heads}{:>change$}{:>change$}{reset}", "before \\ after", "logprob", "entropy"));
             for quadrant in Quadrant::ALL {
-                let counts = movement.moved[quadrant.index()].map(|count| format!("{:>20}", thousands(count))).concat();
+                let counts = movement.moved[quadrant.index()].map(|count| format!("{:>cell$}", thousands(count))).concat();
                 let [logprob, entropy] = nats(&movement.by_quadrant[quadrant.index()]);
-                line(format!("{:<20}{counts}{logprob:>10}{entropy:>10}", name(quadrant)));
+                line(format!("{:<20}{counts}{logprob:>change$}{entropy:>change$}", name(quadrant)));
             }
             let [logprob, entropy] = nats(&movement.overall);
             line(format!("\nmean change of logprob {logprob} nat, of entropy {entropy} nat"));
-            learnt::terminal(&movement.learnt, [bold, dim, red, reset]).into_iter().for_each(&mut line);
+            learnt::terminal(&movement.learnt, [bold, dim, red, reset], line_width).into_iter().for_each(&mut line);
         }
         What::Retention(retention) => {
             let width = retention.runs.iter().map(|run| run.name.chars().count()).fold(8, usize::max);
@@ -185,8 +207,8 @@ fn of_evaluations(comparison: &Comparison) -> Vec<Block> {
     if let Some(average) = &comparison.macro_average {
         let ends = average.difference.ci95.map_or_else(String::new, |ends| format!(", 95 % interval {}", interval(ends, 100.0)));
         blocks.push(Block::Paragraph(vec![strong(format!(
-            "The macro average of {} tasks went from {:.2} to {:.2}: {:+.2} points{ends}.",
-            average.tasks.len(),
+            "The macro average of {} went from {:.2} to {:.2}: {:+.2} points{ends}.",
+            count(average.tasks.len() as u64, "task"),
             100.0 * average.before,
             100.0 * average.after,
             100.0 * average.difference.value
@@ -291,8 +313,8 @@ fn mean_cells(change: &MeanChange) -> [String; 4] {
 
 fn of_scores(movement: &Movement) -> Vec<Block> {
     let counts = format!(
-        "{} tokens on both sides, {} only before, {} only after.",
-        thousands(movement.tokens),
+        "{} on both sides, {} only before, {} only after.",
+        n_tokens(movement.tokens),
         thousands(movement.tokens_only_before),
         thousands(movement.tokens_only_after)
     );
@@ -468,7 +490,8 @@ fn warnings(comparison: &Comparison) -> Vec<String> {
     }
     for (name, task) in &comparison.tasks {
         if let Some([before, after]) = task.few_shot {
-            warnings.push(format!("{name} was asked with {before} examples before and with {after} after"));
+            let before = count(u64::from(before), "example");
+            warnings.push(format!("{name} was asked with {before} before and with {after} after"));
         }
     }
     for (name, task) in comparison.tasks.iter().filter(|(_, task)| task.prompts_differ > 0) {

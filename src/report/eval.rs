@@ -6,7 +6,7 @@ use std::fmt::Write;
 use crate::eval::results::{Chosen, Scores, SubjectScore, TaskScores, Work};
 use crate::eval::tasks::Kind;
 use crate::eval::write::{Endings, Writing};
-use crate::format::{number_with_interval, thousands};
+use crate::format::{count, counted, number_with_interval};
 use crate::stats::{Estimate, Interval};
 
 /// `out` is the folder that holds the scores.
@@ -70,19 +70,25 @@ fn remarks(task: &TaskScores) -> Vec<String> {
     let Work { truncated, without_system, unjudged, .. } = task.work;
     if truncated > 0 {
         remarks.push(match task.kind {
-            Kind::Rows => format!("{truncated} rows were cut at their end"),
-            _ => format!("{truncated} contexts were cut at their beginning"),
+            Kind::Rows => counted(truncated, "row was cut at its end", "rows were cut at their end"),
+            _ => counted(truncated, "context was cut at its beginning", "contexts were cut at their beginning"),
         });
     }
     if task.kind == Kind::Rows {
         remarks.extend(sources(task));
     }
     if without_system > 0 {
-        remarks
-            .push(format!("{without_system} questions were asked without their system message, which the chat template refuses"));
+        remarks.push(format!(
+            "{} system message, which the chat template refuses",
+            counted(without_system, "question was asked without its", "questions were asked without their")
+        ));
     }
     if unjudged > 0 {
-        remarks.push(format!("{unjudged} answers could not be judged, as their patterns took too long, and count as wrong"));
+        remarks.push(counted(
+            unjudged,
+            "answer could not be judged, as its patterns took too long, and counts as wrong",
+            "answers could not be judged, as their patterns took too long, and count as wrong",
+        ));
     }
     remarks.extend(task.notes.iter().cloned());
     remarks
@@ -92,7 +98,7 @@ fn remarks(task: &TaskScores) -> Vec<String> {
 fn sources(task: &TaskScores) -> Vec<String> {
     const SHOWN: usize = 8;
     let source = |(name, score): (&String, &SubjectScore)| {
-        format!("{name}: {} in {} rows", number_with_interval(Some(score.value), score.ci95, 4), thousands(score.n as u64))
+        format!("{name}: {} in {}", number_with_interval(Some(score.value), score.ci95, 4), count(score.n as u64, "row"))
     };
     let mut sources: Vec<String> = task.groups.iter().take(SHOWN).map(source).collect();
     if task.groups.len() > SHOWN {
@@ -110,9 +116,12 @@ fn which_items(task: &TaskScores) -> Option<String> {
     };
     match task.chosen {
         Chosen { sample: Some(n), sample_seed, .. } if n <= largest => {
-            Some(format!("{n} items{of_each} drawn at random, seed {}", sample_seed.unwrap_or_default()))
+            let items = count(n as u64, "item");
+            Some(format!("{items}{of_each} drawn at random, seed {}", sample_seed.unwrap_or_default()))
         }
-        Chosen { limit: Some(n), .. } if n <= largest => Some(format!("the first {n} items{of_each}, not a random sample")),
+        Chosen { limit: Some(n), .. } if n <= largest => {
+            Some(format!("the first {}{of_each}, not a random sample", count(n as u64, "item")))
+        }
         _ => None,
     }
 }

@@ -5,7 +5,7 @@ use super::quoted;
 use super::terminal::{OF_TEMPLATE, between, marked};
 use crate::diagnosis::context::{InContext, Spot};
 use crate::diagnosis::learnt::{Group, KNOWN, Learnt, Verdict};
-use crate::format::{beginning, percent, thousands, visible};
+use crate::format::{beginning, n_tokens, percent, thousands, visible};
 use crate::stats::share;
 
 /// How many entries of each list are shown: on the terminal, and in the report.
@@ -13,10 +13,12 @@ const ON_TERMINAL: usize = 5;
 const IN_REPORT: usize = 20;
 
 /// Lines without their ends; `red` and `reset` mark tokens.
-pub(super) fn terminal(learnt: &Learnt, [bold, dim, red, reset]: [&str; 4]) -> Vec<String> {
+pub(super) fn terminal(learnt: &Learnt, [bold, dim, red, reset]: [&str; 4], width: usize) -> Vec<String> {
+    // Of the name, the numbers, and the interval.
+    let (wide, number, ends_width) = if width < 34 + 4 * 9 + 23 + 7 { (23, 8, 18) } else { (34, 9, 23) };
     let mut lines = vec![String::new(), rows_sentence(learnt)];
     lines.push(format!(
-        "{bold}{:<34}{:>8}{:>9}{:>9}{:>9}   {:<20}{reset}",
+        "{bold}{:<wide$}{:>number$}{:>number$}{:>number$}{:>number$}{:>ends_width$}{reset}",
         "", "rows", "tokens", "loss", "change", "95 % interval"
     ));
     let lists = [("", &learnt.overall), ("source ", &learnt.sources), ("turn ", &learnt.turns), ("", &learnt.kinds)];
@@ -24,9 +26,9 @@ pub(super) fn terminal(learnt: &Learnt, [bold, dim, red, reset]: [&str; 4]) -> V
         if what.is_empty() || groups.len() > 1 {
             lines.extend(groups.iter().map(|group| {
                 let [rows, tokens, before, change, ends, verdict] = cells(group);
-                let name = beginning(&format!("{what}{}", visible(&group.name)), 31);
+                let name = beginning(&format!("{what}{}", visible(&group.name)), wide - 3);
                 let (on, off) = if group.verdict == Some(Verdict::Hurt) { (red, reset) } else { ("", "") };
-                format!("{on}{name:<34}{rows:>8}{tokens:>9}{before:>9}{change:>9}   {ends:<20}{verdict}{off}")
+                format!("{on}{name:<wide$}{rows:>number$}{tokens:>number$}{before:>number$}{change:>number$}{ends:>ends_width$} {verdict}{off}")
             }));
         }
     }
@@ -94,8 +96,8 @@ pub(super) fn blocks(learnt: &Learnt) -> Vec<Block> {
         ]));
         let item = |(what, group): &(&&str, &Group)| {
             let verdict = group.verdict.map_or("of one row only", Verdict::name);
-            let (nats, tokens) = (group.nats, thousands(group.tokens));
-            vec![plain(format!("{what} {}: {verdict}, {nats:+.1} nats over {tokens} tokens", group.name))]
+            let (nats, tokens) = (group.nats, n_tokens(group.tokens));
+            vec![plain(format!("{what} {}: {verdict}, {nats:+.1} nats over {tokens}", group.name))]
         };
         blocks.push(Block::List(to_mend.iter().take(IN_REPORT).map(item).collect()));
     }

@@ -15,7 +15,9 @@ use crate::diagnosis::ranking::Ranking;
 use crate::diagnosis::self_check::OnPolicy;
 use crate::diagnosis::summary::Summary;
 use crate::engine::TOP_K;
-use crate::format::{ISOLATE, harmless, number_with_interval, percent, percent_with_interval, thousands, visible};
+use crate::format::{
+    ISOLATE, count, counted, harmless, n_tokens, number_with_interval, percent, percent_with_interval, thousands, visible,
+};
 use crate::table::Quadrant;
 
 /// Where the numbers come from.
@@ -98,9 +100,9 @@ fn head(text: &mut String, summary: &Summary, origin: &Origin) {
     );
     add!(
         text,
-        "In brackets stand 95 % intervals over the {} rows with a supervised token: how far the number could lie elsewhere if as many \
+        "In brackets stand 95 % intervals over the {} with a supervised token: how far the number could lie elsewhere if as many \
          rows were drawn, whole, from where these come from (here: {}).\n",
-        thousands(overall.rows),
+        count(overall.rows, "row"),
         origin.rows
     );
     add!(text, "| | |\n|---|---|");
@@ -267,12 +269,12 @@ fn in_context(text: &mut String, prompted: &Prompted) {
     add!(text, "### With another row of the same kind shown first\n");
     add!(
         text,
-        "The answers of {} rows with conflicts were scored again, each with another row of its kind as turns before its own ({} rows were left out: no other \
+        "The answers of {} with conflicts were scored again, each with another row of its kind as turns before its own ({} left out: no other \
          row of the kind with the same tools, too long together, or not drawn). A conflict vanishes where p and H then are none's under the same \
          thresholds: an example brought about what it wanted. One that stays may be knowledge against knowledge, or a habit that one example does not \
          break; the kinds beside each other tell more than a share alone. Any other context moves something: {} of the other tokens of these rows became conflicts.\n",
-        thousands(prompted.rows),
-        thousands(prompted.rows_left_out),
+        count(prompted.rows, "row"),
+        counted(prompted.rows_left_out, "row was", "rows were"),
         percent_with_interval(prompted.new_conflicts_share, prompted.new_conflicts_share_ci95)
     );
     add!(text, "| kind | conflicts | vanish | share | mean change of ln p, nat |\n|---|---:|---:|---:|---:|");
@@ -287,11 +289,12 @@ fn rankings(text: &mut String, planted: &RankingQuality) {
     add!(text, "## Planted conflicts\n");
     add!(
         text,
-        "{} spans of these data ({} rows) are marked as planted: changed on purpose to what a competent model should doubt. How \
+        "{} of these data ({}) {} marked as planted: changed on purpose to what a competent model should doubt. How \
          well each ranking of the tokens finds the first token of each span (AUROC with its 95 % interval over rows; precision and \
          recall among the top 1 % of the tokens):\n",
-        planted.spans,
-        thousands(planted.rows as u64)
+        count(planted.spans as u64, "span"),
+        count(planted.rows as u64, "row"),
+        if planted.spans == 1 { "is" } else { "are" }
     );
     add!(text, "| ranking | AUROC | precision at 1 % | recall at 1 % | AUROC, any token of a span |\n|---|---:|---:|---:|---:|");
     for scores in &planted.rankings {
@@ -394,8 +397,8 @@ fn self_check(text: &mut String, OnPolicy { rows, respelt, check, why_not }: &On
     add!(text, "## The model's own answers\n");
     add!(
         text,
-        "{} rows are answers that a model drew; the text of {} of them has other tokens than were drawn, which are those that are scored.\n",
-        thousands(*rows),
+        "{} that a model drew; the text of {} of them has other tokens than were drawn, which are those that are scored.\n",
+        counted(*rows, "row is an answer", "rows are answers"),
         thousands(*respelt)
     );
     if let Some(check) = check {
@@ -418,9 +421,9 @@ fn calibration(text: &mut String, report: &Report) {
         let pearson = at_k.pearson.map_or("-".to_owned(), |pearson| format!("{pearson:.4}"));
         add!(
             text,
-            "EAFT gates by the entropy of the {TOP_K} most probable tokens. On {} tokens of these data it correlates with the entropy \
+            "EAFT gates by the entropy of the {TOP_K} most probable tokens. On {} of these data it correlates with the entropy \
              of the whole vocabulary by r = {pearson} and lies {:.3} nat from it on average.\n",
-            thousands(at_k.n),
+            n_tokens(at_k.n),
             at_k.mean_abs_error
         );
     }

@@ -10,7 +10,7 @@ use crate::diagnosis::context::InContext;
 use crate::diagnosis::ranking::Ranking;
 use crate::diagnosis::self_check::LEAST_ROWS;
 use crate::diagnosis::summary::{Summary, Surprise};
-use crate::format::{number_with_interval, percent, percent_with_interval, thousands, visible};
+use crate::format::{count, n_tokens, number_with_interval, percent, percent_with_interval, thousands, visible};
 use crate::table::Quadrant;
 
 /// What stands above the numbers.
@@ -57,10 +57,10 @@ pub(crate) fn summary(heading: &Heading, report: &Report, coloured: bool) -> Str
     };
     line(format!("{bold}{}{reset} seen by {bold}{}{reset}", heading.data, heading.model));
     line(format!(
-        "{dim}{} of {} rows, {} supervised tokens, perplexity {:.2}, mean entropy {:.2} nat, {:.0} tokens/s{reset}",
+        "{dim}{} of {}, {}, perplexity {:.2}, mean entropy {:.2} nat, {:.0} tokens/s{reset}",
         thousands(heading.scored),
-        thousands(heading.records),
-        thousands(overall.tokens),
+        count(heading.records, "row"),
+        count(overall.tokens, "supervised token"),
         overall.perplexity,
         overall.mean_entropy,
         heading.tokens_per_second
@@ -85,7 +85,7 @@ pub(crate) fn summary(heading: &Heading, report: &Report, coloured: bool) -> Str
     }
     let has_intervals = Quadrant::ALL.iter().any(|quadrant| overall.quadrants.get(*quadrant).token_share_ci95.is_some());
     let intervals = match has_intervals {
-        true => format!("in brackets: 95 % interval over {} rows; ", thousands(overall.rows)),
+        true => format!("in brackets: 95 % interval over {}; ", count(overall.rows, "row")),
         false => String::new(),
     };
     line(format!("{dim}{intervals}{}{reset}", heading.rows));
@@ -158,7 +158,13 @@ fn rows(summary: &Summary, line: &mut impl FnMut(String), Colours { bold, red, r
     line(format!("{bold}rows with the most conflict mass (nats beyond what the model expected){reset}"));
     for row in summary.conflict_rows.iter().take(SHOWN) {
         let path = visible(&row.path);
-        line(format!("{:>8.1}  {path}:{}  {} of {} tokens", row.conflict_surplus, row.line, row.conflicts, row.supervised));
+        line(format!(
+            "{:>8.1}  {path}:{}  {} of {}",
+            row.conflict_surplus,
+            row.line,
+            row.conflicts,
+            n_tokens(u64::from(row.supervised))
+        ));
         if let Some(context) = row.worst.as_ref().and_then(|worst| worst.context.as_ref()) {
             line(marked(context, red, reset));
         }

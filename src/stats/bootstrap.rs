@@ -2,11 +2,19 @@
 
 use rayon::prelude::*;
 
+use super::shares::{Z_975, student_t_975};
 use crate::random::SplitMix;
 
 /// Bootstrap samples: the ends of a 95 % interval are then known to about a twentieth of its width.
 const RESAMPLES: usize = 2000;
 const SEED: u64 = 20_260_102;
+
+/// How much wider the percentile interval of `n` units has to be: few units vary less among each other than they do where they come from, by
+/// sqrt(n / (n - 1)), and by how much is not known, as Student's t says (Hesterberg, The American Statistician 69, 2015). 9.2 for two units, 1.6
+/// for five, 1.03 for forty.
+pub(super) fn stretch(n: usize) -> f64 {
+    (n as f64 / (n as f64 - 1.0)).sqrt() * student_t_975(n as u64 - 1) / Z_975
+}
 
 /// The interval of `statistic` of draws of `n` out of `n` with replacement.
 pub(super) fn bootstrap_interval(n: usize, statistic: impl Fn(&[u32]) -> f64) -> [f64; 2] {
@@ -20,7 +28,8 @@ pub(super) fn bootstrap_interval(n: usize, statistic: impl Fn(&[u32]) -> f64) ->
 }
 
 /// The intervals of some statistics of two samples, each drawn again by itself: `value - (quantile - value)` of the draws, so that what the
-/// draws lie too high by on average, such as distances, which noise only makes larger, is taken off twice.
+/// draws lie too high by on average, such as distances, which noise only makes larger, is taken off twice. As wide as the smaller sample asks
+/// for.
 pub(crate) fn two_sample_intervals<const K: usize>(
     sizes: [usize; 2],
     values: [f64; K],
@@ -31,10 +40,11 @@ pub(crate) fn two_sample_intervals<const K: usize>(
         let draws = sizes.map(|n| (0..n).map(|_| random.below(n as u32)).collect::<Vec<u32>>());
         statistics([&draws[0], &draws[1]])
     };
+    let stretch = stretch(sizes[0].min(sizes[1]));
     let draws: Vec<[f64; K]> = (0..RESAMPLES).into_par_iter().map(draw).collect();
     std::array::from_fn(|k| {
         let [low, high] = percentile_interval(draws.iter().map(|draw| draw[k]).collect());
-        [2.0 * values[k] - high, 2.0 * values[k] - low]
+        [high, low].map(|end| values[k] - stretch * (end - values[k]))
     })
 }
 

@@ -3,8 +3,8 @@
 //! The linearised error over the clusters' sums, which one pass over a table of any size can collect, and an interval by Student's t on
 //! the scale on which it is near symmetric.
 
-use super::bootstrap::bootstrap_interval;
-use super::shares::Z_975;
+use super::bootstrap::{bootstrap_interval, stretch};
+use super::shares::student_t_975;
 use super::terms::{Estimate, Interval, Term};
 
 /// Sums over clusters that were drawn whole, from which a ratio follows and how sure it is, without keeping the clusters.
@@ -99,26 +99,7 @@ pub(crate) fn over_clusters(terms: &[Term]) -> Estimate {
         draw.iter().for_each(|&idx| total += terms[idx as usize]);
         total.numerator / total.denominator
     });
-    let n = terms.len() as f64;
-    let stretch = (n / (n - 1.0)).sqrt() * student_t_975(terms.len() as u64 - 1) / Z_975;
+    let stretch = stretch(terms.len());
     let ci95 = ends.map(|end| linear.value + stretch * (end - linear.value));
     Estimate { ci95: Some(ci95), interval: Some(Interval::GroupBootstrap), ..linear }
-}
-
-/// The 97.5 % quantile of Student's t: exact for 1 and 2 degrees of freedom, to 0.3 % from 3 on by the expansion around the normal
-/// quantile (Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.5).
-pub(super) fn student_t_975(degrees: u64) -> f64 {
-    let (n, x) = (degrees as f64, Z_975);
-    match degrees {
-        0 => f64::INFINITY,
-        1 => 12.706_204_736_432_095,
-        2 => 4.302_652_729_911_275,
-        _ => {
-            x + (x.powi(3) + x) / (4.0 * n)
-                + (5.0 * x.powi(5) + 16.0 * x.powi(3) + 3.0 * x) / (96.0 * n * n)
-                + (3.0 * x.powi(7) + 19.0 * x.powi(5) + 17.0 * x.powi(3) - 15.0 * x) / (384.0 * n.powi(3))
-                + (79.0 * x.powi(9) + 776.0 * x.powi(7) + 1482.0 * x.powi(5) - 1920.0 * x.powi(3) - 945.0 * x)
-                    / (92_160.0 * n.powi(4))
-        }
-    }
 }

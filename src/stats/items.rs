@@ -5,13 +5,13 @@
 //!   lm-evaluation-harness gives (`lm_eval/api/metrics.py`, `mean_stderr`); in several parts that of its groups (`pooled_sample_stderr`);
 //!   over groups of items the clustered error (Liang and Zeger, Biometrika 73, 1986). Times f' where f is exp;
 //! - interval of a share: Wilson's, and of a paired difference of shares: Tango's, which take differences between parts for chance;
-//! - interval of everything else, and of items in groups: percentile bootstrap of the units, those of two models drawn together. Where
-//!   all groups are alike it would know no doubt: Wilson's or Tango's then, a group counting as one item;
+//! - interval of everything else, and of items in groups: percentile bootstrap of the units, those of two models drawn together, stretched where
+//!   they are few. Where all groups are alike it would know no doubt: Wilson's or Tango's then, a group counting as one item;
 //! - over tasks: half widths added in squares (Zou and Donner, Statistics in Medicine 27, 2008).
 
-use super::bootstrap::bootstrap_interval;
+use super::bootstrap::{bootstrap_interval, stretch};
 use super::design::Design;
-use super::shares::{Z_975, tango, wilson};
+use super::shares::{tango, wilson};
 use super::terms::{Estimate, Interval, Link, Term};
 
 pub(crate) fn ratio(terms: &[Term], link: Link) -> f64 {
@@ -36,13 +36,17 @@ pub(crate) fn estimate(terms: &[Term], design: &Design, link: Link) -> Estimate 
         let ci95 = is_share.then(|| wilson(value * n, n));
         return Estimate { value, stderr, ci95, interval: ci95.map(|_| Interval::Wilson) };
     }
-    let interval = bootstrap_interval(units.len(), |draw| {
+    // On the scale of the ratio, so that a perplexity stays positive.
+    let ends = bootstrap_interval(units.len(), |draw| {
         let mut total = Term::default();
         draw.iter().for_each(|&idx| total += units[idx as usize]);
-        link.apply(total.numerator / total.denominator)
+        total.numerator / total.denominator
     });
-    let range = if terms.iter().all(Term::is_share) && link == Link::Identity { [0.0, 1.0] } else { WITHOUT_BOUNDS };
-    bootstrapped(value, stderr, interval, design, units.len(), range)
+    let is_share = link == Link::Identity && terms.iter().all(Term::is_share);
+    let is_positive = terms.iter().all(|term| term.numerator >= 0.0);
+    let range = [if is_positive { 0.0 } else { f64::NEG_INFINITY }, if is_share { 1.0 } else { f64::INFINITY }];
+    let ci95 = stretched(ratio(terms, Link::Identity), ends, units.len(), range).map(|end| link.apply(end));
+    Estimate { value, stderr, ci95: Some(ci95), interval: Some(by_bootstrap(design)) }
 }
 
 /// `after - before`, where `before[i]` and `after[i]` are the same item.
@@ -69,7 +73,7 @@ pub(crate) fn paired_difference(before: &[Term], after: &[Term], design: &Design
             false => Estimate { value, stderr, ci95: None, interval: None },
         };
     }
-    let interval = bootstrap_interval(old.len(), |draw| {
+    let ends = bootstrap_interval(old.len(), |draw| {
         let mut totals = [Term::default(); 2];
         for &idx in draw {
             totals[0] += old[idx as usize];
@@ -78,7 +82,9 @@ pub(crate) fn paired_difference(before: &[Term], after: &[Term], design: &Design
         let [before, after] = totals.map(|total| link.apply(total.numerator / total.denominator));
         after - before
     });
-    bootstrapped(value, stderr, interval, design, old.len(), if are_shares { [-1.0, 1.0] } else { WITHOUT_BOUNDS })
+    let range = if are_shares { [-1.0, 1.0] } else { [f64::NEG_INFINITY, f64::INFINITY] };
+    let ci95 = stretched(value, ends, old.len(), range);
+    Estimate { value, stderr, ci95: Some(ci95), interval: Some(by_bootstrap(design)) }
 }
 
 /// The mean over the parts of the task, each with the same weight; `None` where there is one part. The interval is Wilson's with as many
@@ -184,18 +190,13 @@ fn difference_without_interval(before: &[Term], after: &[Term], design: &Design)
     (moved.len() > 1).then(|| (value, deviation(&moved, design)))
 }
 
-const WITHOUT_BOUNDS: [f64; 2] = [f64::NEG_INFINITY, f64::INFINITY];
+fn by_bootstrap(design: &Design) -> Interval {
+    if design.has_groups() { Interval::GroupBootstrap } else { Interval::Bootstrap }
+}
 
-/// Few groups vary less among each other than they do where they come from, and by how much is not known: the interval is stretched
-/// by sqrt(m / (m - 1)) and by Student's t (Hesterberg, The American Statistician 69, 2015).
-fn bootstrapped(value: f64, stderr: Option<f64>, ends: [f64; 2], design: &Design, n_units: usize, range: [f64; 2]) -> Estimate {
-    if !design.has_groups() {
-        return Estimate { value, stderr, ci95: Some(ends), interval: Some(Interval::Bootstrap) };
-    }
-    let m = n_units as f64;
-    let stretch = (m / (m - 1.0)).sqrt() * super::clusters::student_t_975(n_units as u64 - 1) / Z_975;
-    let ci95 = ends.map(|end| (value + stretch * (end - value)).clamp(range[0], range[1]));
-    Estimate { value, stderr, ci95: Some(ci95), interval: Some(Interval::GroupBootstrap) }
+/// The ends of a percentile interval over `n_units`, as wide as so few ask for, within the range that there is.
+fn stretched(value: f64, ends: [f64; 2], n_units: usize, range: [f64; 2]) -> [f64; 2] {
+    ends.map(|end| (value + stretch(n_units) * (end - value)).clamp(range[0], range[1]))
 }
 
 fn sum(terms: &[Term]) -> Term {

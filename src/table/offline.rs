@@ -16,7 +16,7 @@ use super::frames::write_frames;
 use super::read::RowGroups;
 use crate::engine::bounds::{LEAST_TOP_K, Position};
 use crate::error::{Context, Error, Result};
-use crate::files::{file_name, file_sha256, sha256};
+use crate::files::{file_sha256, sha256};
 use crate::kernels::Choice;
 use crate::tokens::Sequence;
 
@@ -134,17 +134,10 @@ impl Answers {
         Ok(paths)
     }
 
-    /// SHA-256 of what tells these answers from others: the names and sizes of the files, and the first of them.
+    /// SHA-256 over the bytes of all files in their order. Their names decide about that alone.
     pub(crate) fn hash(folder: &Path) -> Result<String> {
-        let mut listed = String::new();
-        for path in Answers::files(folder)? {
-            let size = std::fs::metadata(&path).context_at(&path, "cannot look at the file")?.len();
-            if listed.is_empty() {
-                listed = file_sha256(&path)?;
-            }
-            listed.push_str(&format!("\n{} {size}", file_name(&path)));
-        }
-        Ok(sha256(listed))
+        let hashes = Answers::files(folder)?.iter().map(|path| file_sha256(path)).collect::<Result<Vec<_>>>()?;
+        Ok(sha256(hashes.join("\n")))
     }
 
     /// The answer to a sequence; rows before its own are passed over.
@@ -298,8 +291,30 @@ mod tests {
         assert!(of_first(&sequences[2]).contains("the answers end before row 9, token 2"));
         std::fs::rename(out.join(SEQUENCES_FILE), out.join("sent")).unwrap();
         assert!(Answers::open(out, 1000).err().unwrap().to_string().contains("the answers may be to others"));
-        let before = Answers::hash(out).unwrap();
-        write_answers(&answers.join("00000.parquet"), &[(3, 1, 8, -6.5), (3, 2, 9, -7.0), (5, 1, 4, -8.0)]);
-        assert_ne!(Answers::hash(out).unwrap(), before);
+    }
+
+    #[test]
+    fn answers_are_known_by_all_their_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path();
+        let path = |name: &str| out.join(ANSWERS_FOLDER).join(name);
+        std::fs::create_dir(out.join(ANSWERS_FOLDER)).unwrap();
+        let write = |logprobs: [f32; 2]| {
+            write_answers(&path("00000.parquet"), &[(3, 1, 8, logprobs[0])]);
+            write_answers(&path("00001.parquet"), &[(9, 2, 3, logprobs[1])]);
+            Answers::hash(out).unwrap()
+        };
+        let size = || std::fs::metadata(path("00001.parquet")).unwrap().len();
+        let before = (write([-6.0, -9.0]), size());
+        assert_ne!(write([-6.5, -9.0]), before.0);
+        // Another number of the same length, in a file that is not the first.
+        let after = (write([-6.0, -9.5]), size());
+        assert_eq!(after.1, before.1);
+        assert_ne!(after.0, before.0);
+        assert_eq!(write([-6.0, -9.0]), before.0);
+        std::fs::rename(path("00001.parquet"), path("00002.parquet")).unwrap();
+        assert_eq!(Answers::hash(out).unwrap(), before.0, "their order counts, not their names");
+        std::fs::rename(path("00002.parquet"), path("0.parquet")).unwrap();
+        assert_ne!(Answers::hash(out).unwrap(), before.0);
     }
 }

@@ -45,6 +45,8 @@ pub struct Row {
     pub conflict_grad: f32,
     /// Why the example was not scored.
     pub skipped: Option<String>,
+    /// A hash of all its token ids, if it was scored: rows of equal ones are equal token by token. Older tables have none.
+    pub fingerprint: Option<u64>,
 }
 
 /// What a row's confident conflicts add up to.
@@ -112,6 +114,7 @@ fn frame_of(rows: &[Row]) -> Result<pl::DataFrame> {
         plain!(conflict_surplus),
         plain!(conflict_grad),
         optional_text("skipped", |row| row.skipped.as_deref()),
+        plain!(fingerprint),
     ];
     Ok(pl::DataFrame::new(rows.len(), columns)?)
 }
@@ -157,6 +160,11 @@ fn rows_of(frame: &pl::DataFrame) -> Result<Vec<Row>> {
     fill!("conflict_loss", f32, conflict_loss);
     fill!("conflict_surplus", f32, conflict_surplus);
     fill!("conflict_grad", f32, conflict_grad);
+    if let Ok(fingerprints) = column("fingerprint") {
+        for (row, value) in rows.iter_mut().zip(fingerprints.u64()?.iter()) {
+            row.fingerprint = value;
+        }
+    }
     let texts = text("id")?.into_iter().zip(text("source")?).zip(text("path")?).zip(text("skipped")?);
     for (row, (((id, source), path), skipped)) in rows.iter_mut().zip(texts) {
         row.id = id;

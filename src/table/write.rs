@@ -217,6 +217,7 @@ impl PartWriter {
             mean_logprob: mean_logprob.map(|mean| mean as f32),
             perplexity: mean_logprob.map(|mean| (-mean).exp() as f32),
             mean_entropy: mean(|statistics| statistics.entropy).map(|mean| mean as f32),
+            fingerprint: Some(example.sequence.fingerprint()),
             ..Row::default()
         });
         Ok(())

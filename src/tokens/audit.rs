@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::dataset::{Dataset, Place};
 use crate::error::Error;
@@ -27,6 +27,8 @@ pub struct RowAudit {
     pub special_in_content: bool,
     /// An answer follows another text than the generation prompt.
     pub unlike_prompt: bool,
+    /// Prompt and answer are joined as they stand, since the model has no chat template.
+    pub without_template: bool,
     /// The row has tools or tool calls that the template does not render.
     pub dropped_fields: bool,
     /// The template does not render the system prompt.
@@ -69,7 +71,7 @@ pub enum Drawn {
 }
 
 /// The sum over all rows.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Audit {
     /// Rows that were rendered.
     pub rows: u64,
@@ -78,22 +80,39 @@ pub struct Audit {
     /// One entry for each check, whether it found something or not.
     pub findings: Vec<Finding>,
     /// What was not read of the files.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
+    /// Rows that are equal to others, where that was looked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub equal: Option<EqualRows>,
+}
+
+/// Rows with something supervised that are equal to an earlier one, token by token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EqualRows {
+    /// How many there are.
+    pub rows: u64,
+    /// Of how many.
+    pub of: u64,
 }
 
 /// One check and what it found.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
-    pub name: &'static str,
+    pub name: String,
     pub rows: u64,
     /// The first places, `file:line`; for errors with the reason.
     pub examples: Vec<String>,
+    /// The rows that these are.
+    pub example_rows: Vec<u32>,
     /// Of refused rows: what to do about the first for which that is known.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cure: Option<String>,
+    /// The row for which it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cure_row: Option<u32>,
     /// Of unused switches and renamed roles: every name, the numbers in it left out, with its number of rows.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub keys: BTreeMap<String, u64>,
 }
 
@@ -129,6 +148,13 @@ const CHECKS: &[Check] = &[
         finding: "have an answer without a supervised end-of-turn token",
         meaning: "A model trained on them does not learn to stop.",
         cure: "Check that the template closes the assistant's turn with a special token, inside the {% generation %} block if it has one.",
+    },
+    Check {
+        name: "without_template",
+        holds: |row| row.without_template,
+        finding: "are joined as they stand, the answer right behind the prompt: the model has no chat template",
+        meaning: "That is how TRL joins prompts and completions that are texts; of conversations it refuses it.",
+        cure: "Nothing to do if that is what you want; else give a template by --chat-template FILE, or use the model that was made for conversations.",
     },
     Check {
         name: "missing_end_of_text",
@@ -254,14 +280,14 @@ const CHECKS: &[Check] = &[
         holds: |row| row.truncated.is_some(),
         finding: "are longer than --max-len and were cut",
         meaning: "What is beyond it is not scored.",
-        cure: "Raise --max-len if memory allows.",
+        cure: "Raise --max-len where the model takes more and memory allows; else divide these rows.",
     },
     Check {
         name: "answer_cut",
         holds: |row| row.answer_cut,
         finding: "lost a part of an answer by that",
         meaning: "A model trained on them does not learn how these answers end.",
-        cure: "Raise --max-len, or leave these rows out of training.",
+        cure: "Raise --max-len where the model takes more, or divide these rows or leave them out of training.",
     },
 ];
 
@@ -272,9 +298,16 @@ const REFUSED: &str = "template_error";
 impl Default for Audit {
     fn default() -> Self {
         let names = CHECKS.iter().map(|check| check.name).chain([REFUSED]);
-        let findings = names.map(|name| Finding { name, rows: 0, examples: Vec::new(), cure: None, keys: BTreeMap::new() });
-        let findings = findings.collect();
-        Self { rows: 0, refused: 0, findings, notes: Vec::new() }
+        let finding = |name: &str| Finding {
+            name: name.to_owned(),
+            rows: 0,
+            examples: Vec::new(),
+            example_rows: Vec::new(),
+            cure: None,
+            cure_row: None,
+            keys: BTreeMap::new(),
+        };
+        Self { rows: 0, refused: 0, findings: names.map(finding).collect(), notes: Vec::new(), equal: None }
     }
 }
 
@@ -284,14 +317,15 @@ impl Audit {
         Audit { notes: dataset.notes().to_vec(), ..Audit::default() }
     }
 
-    pub fn add(&mut self, place: &Place, row: &RowAudit) {
+    /// Counts the row of this number. Rows come in their order.
+    pub fn add(&mut self, row: u32, place: &Place, audit: &RowAudit) {
         self.rows += 1;
         for (check, finding) in CHECKS.iter().zip(&mut self.findings) {
-            if (check.holds)(row) {
-                finding.add(|| format!("{}:{}", place.path.display(), place.line));
+            if (check.holds)(audit) {
+                finding.add(row, || format!("{}:{}", place.path.display(), place.line));
                 match check.name {
-                    UNUSED => finding.count_keys(&row.unused_switches),
-                    RENAMED => finding.count_keys(&row.renamed_roles),
+                    UNUSED => finding.count_keys(&audit.unused_switches),
+                    RENAMED => finding.count_keys(&audit.renamed_roles),
                     _ => {}
                 }
             }
@@ -299,14 +333,24 @@ impl Audit {
     }
 
     /// A row that could not be read or rendered.
-    pub fn add_error(&mut self, place: &Place, error: &Error) {
+    pub fn add_error(&mut self, row: u32, place: &Place, error: &Error) {
         self.refused += 1;
         if let Some(finding) = self.findings.last_mut() {
-            finding.add(|| format!("{}:{}: {}", place.path.display(), place.line, error.reason()));
-            if finding.cure.is_none() {
-                finding.cure = error.known_cure().map(str::to_owned);
+            finding.add(row, || format!("{}:{}: {}", place.path.display(), place.line, error.reason()));
+            if let (None, Some(cure)) = (&finding.cure, error.known_cure()) {
+                (finding.cure, finding.cure_row) = (Some(cure.to_owned()), Some(row));
             }
         }
+    }
+
+    /// Adds what was found in other rows of the same data. Equal rows are not counted: of those that are apart nobody knows.
+    pub(crate) fn merge(&mut self, other: &Audit) {
+        // Without `..`, so that the compiler asks for a new number.
+        let Audit { rows, refused, findings, notes: _, equal: _ } = other;
+        self.rows += rows;
+        self.refused += refused;
+        self.equal = None;
+        self.findings.iter_mut().zip(findings).for_each(|(finding, other)| finding.merge(other));
     }
 
     /// Nothing found?
@@ -317,6 +361,9 @@ impl Audit {
     /// One line for each thing that was found: what, what it means, what to do, where.
     pub fn lines(&self) -> Vec<String> {
         let mut lines = self.notes.clone();
+        if let Some(EqualRows { rows: n @ 1.., of }) = self.equal {
+            lines.push(format!("{n} of {of} rows are equal to an earlier one, token by token, and count once more each."));
+        }
         for (check, finding) in CHECKS.iter().zip(&self.findings).filter(|(_, finding)| finding.rows > 0) {
             let Check { finding: what, meaning, cure, .. } = check;
             let (n, of, examples) = (finding.rows, self.rows, finding.examples.join(", "));
@@ -359,10 +406,27 @@ impl Finding {
         }
     }
 
-    fn add(&mut self, place: impl FnOnce() -> String) {
+    fn add(&mut self, row: u32, place: impl FnOnce() -> String) {
         self.rows += 1;
         if self.examples.len() < N_EXAMPLES {
             self.examples.push(place());
+            self.example_rows.push(row);
+        }
+    }
+
+    fn merge(&mut self, other: &Finding) {
+        let Finding { name: _, rows, examples, example_rows, cure, cure_row, keys } = other;
+        self.rows += rows;
+        let own = self.example_rows.drain(..).zip(self.examples.drain(..));
+        let mut first: Vec<(u32, String)> = own.chain(example_rows.iter().copied().zip(examples.iter().cloned())).collect();
+        first.sort();
+        first.truncate(N_EXAMPLES);
+        (self.example_rows, self.examples) = first.into_iter().unzip();
+        if cure.is_some() && (self.cure.is_none() || *cure_row < self.cure_row) {
+            (self.cure, self.cure_row) = (cure.clone(), *cure_row);
+        }
+        for (key, n) in keys {
+            *self.keys.entry(key.clone()).or_default() += n;
         }
     }
 }
@@ -377,10 +441,10 @@ mod tests {
         let mut audit = Audit::default();
         let place = |line| Place { path: Arc::new("a.jsonl".into()), line };
         for line in 1..=5 {
-            audit.add(&place(line), &RowAudit { empty_mask: line > 1, ..RowAudit::default() });
+            audit.add(line as u32, &place(line), &RowAudit { empty_mask: line > 1, ..RowAudit::default() });
         }
         assert!(!audit.is_clean());
-        audit.add_error(&place(6), &Error::new("no"));
+        audit.add_error(6, &place(6), &Error::new("no"));
         let lines = audit.lines();
         assert_eq!(lines.len(), 2);
         assert!(lines[0].starts_with("4 of 5 rows have no supervised token. "), "{}", lines[0]);
@@ -390,19 +454,48 @@ mod tests {
     }
 
     #[test]
+    fn audits_of_shares_of_the_rows_add_up_to_that_of_all() {
+        let place = |row: u32| Place { path: Arc::new("a.jsonl".into()), line: u64::from(row) + 1 };
+        let add = |audit: &mut Audit, row: u32| match row % 7 {
+            0 => audit.add_error(row, &place(row), &Error::new(format!("no {row}"))),
+            1 if row > 10 => audit.add_error(row, &place(row), &Error::new("no").cure(format!("Mend {row}."))),
+            n => {
+                let unused_switches = if n == 3 { vec![format!("messages[{row}].lossy")] } else { Vec::new() };
+                let empty_answer = row % 5 == 0;
+                audit.add(row, &place(row), &RowAudit { unused_switches, empty_answer, ..RowAudit::default() });
+            }
+        };
+        let of = |holds: &dyn Fn(u32) -> bool| {
+            let mut audit = Audit { notes: vec!["of the files".to_owned()], ..Audit::default() };
+            (0..200).filter(|row| holds(*row)).for_each(|row| add(&mut audit, row));
+            audit
+        };
+        let whole = of(&|_| true);
+        assert!(whole.findings.iter().filter(|finding| finding.rows > 3).count() >= 3 && whole.lines().len() == 4);
+        let share = |n: u32| of(&|row| row.wrapping_mul(2_654_435_761) % 3 == n);
+        for order in [[0, 1, 2], [2, 0, 1]] {
+            // As they come back from a record.
+            let read = order.map(|n| serde_json::from_value::<Audit>(serde_json::to_value(share(n)).unwrap()).unwrap());
+            let mut joined = read[0].clone();
+            read[1..].iter().for_each(|other| joined.merge(other));
+            assert_eq!(joined, whole);
+        }
+    }
+
+    #[test]
     fn a_refused_row_keeps_the_first_cure_that_is_known() {
         let mut audit = Audit::default();
         let place = |line| Place { path: Arc::new("a.jsonl".into()), line };
         let refused = || Err(Error::new("no such role").cure("Give --role."));
-        assert!(audit.take(&place(1), Err(Error::new("no")), false).unwrap().is_none());
+        assert!(audit.take(1, &place(1), Err(Error::new("no")), false).unwrap().is_none());
         for (line, cure) in [(2, "Give --role."), (3, "Do something else.")] {
-            assert!(audit.take(&place(line), Err(Error::new("no such role").cure(cure)), false).unwrap().is_none());
+            assert!(audit.take(line as u32, &place(line), Err(Error::new("no such role").cure(cure)), false).unwrap().is_none());
         }
         let expected = "3 of 3 rows were refused and skipped. Give --role. \
                         For example: a.jsonl:1: no; a.jsonl:2: no such role; a.jsonl:3: no such role";
         assert_eq!(audit.lines(), [expected]);
-        assert_eq!(audit.take(&place(4), refused(), true).unwrap_err().to_string(), "no such role\n  Give --role.");
-        let plain = audit.take(&place(4), Err(Error::new("no")), true).unwrap_err().to_string();
+        assert_eq!(audit.take(4, &place(4), refused(), true).unwrap_err().to_string(), "no such role\n  Give --role.");
+        let plain = audit.take(4, &place(4), Err(Error::new("no")), true).unwrap_err().to_string();
         assert!(plain.ends_with("leave out --strict to skip it."), "{plain}");
         assert_eq!((audit.rows, audit.refused), (0, 3));
     }

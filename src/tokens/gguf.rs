@@ -181,7 +181,7 @@ fn byte_level(vocabulary: GgufVocabulary) -> Result<Parts> {
     inner.with_pre_tokenizer(Some(Sequence::new(steps)));
     inner.with_decoder(Some(ByteLevel::new(false, false, false)));
     add_tokens(&mut inner, &vocabulary)?;
-    let adds_bos = vocabulary.add_bos.unwrap_or(rules.adds_bos);
+    let adds_bos = adds_bos(&vocabulary, rules.adds_bos)?;
     Ok(Parts {
         inner: with_leading_bos(inner, &vocabulary, adds_bos)?,
         continuation: None,
@@ -220,7 +220,7 @@ fn sentence_piece(mut vocabulary: GgufVocabulary) -> Result<Parts> {
         Ok(inner)
     };
     let prefix_space = vocabulary.add_space_prefix.unwrap_or(true);
-    let adds_bos = vocabulary.add_bos.unwrap_or(true);
+    let adds_bos = adds_bos(&vocabulary, true)?;
     let mut inner = build(prefix_space)?;
     let mut steps: Vec<DecoderWrapper> = vec![
         Replace::new("▁", " ").context("cannot compile a decoder")?.into(),
@@ -293,6 +293,20 @@ fn add_tokens(inner: &mut Inner, vocabulary: &GgufVocabulary) -> Result<()> {
     inner.add_special_tokens(of_kind(CONTROL, true)).context(refused)?;
     inner.add_tokens(of_kind(USER_DEFINED, false)).context(refused)?;
     Ok(())
+}
+
+/// Does a beginning token stand before a text, as the file says or, where it says nothing, the kind of its vocabulary? llama.cpp takes token 1 or
+/// 11 where the file names none, whatever that is.
+fn adds_bos(vocabulary: &GgufVocabulary, by_kind: bool) -> Result<bool> {
+    let adds = vocabulary.add_bos.unwrap_or(by_kind);
+    if adds && vocabulary.bos.is_none() {
+        let why = match vocabulary.add_bos {
+            Some(_) => "tokenizer.ggml.add_bos_token is true",
+            None => "texts of its kind of vocabulary begin with a token of their own",
+        };
+        return Err(broken(format!("{why}, and tokenizer.ggml.bos_token_id does not say which one")));
+    }
+    Ok(adds)
 }
 
 /// Nothing here asks for it, but a tokenizer.json that is saved must tell other programs to put the token in front.

@@ -34,7 +34,7 @@ mod tokenizer;
 mod turns;
 
 pub(crate) use audit::refused_strictly;
-pub use audit::{Audit, Drawn, Finding, RowAudit};
+pub use audit::{Audit, Drawn, EqualRows, Finding, RowAudit};
 pub use gguf::GgufVocabulary;
 pub use records::{Item, rendered};
 pub use render::{DEFAULT_MAX_LEN, RenderOptions, Rendered, Renderer, Supervise};
@@ -42,7 +42,7 @@ pub use rollout::{Prompt, fingerprint_of_prompt};
 pub use template::ChatTemplate;
 pub use tokenizer::{Token, Tokenizer};
 
-use std::hash::{DefaultHasher, Hash, Hasher};
+use sha2::{Digest, Sha256};
 
 /// A rendered and tokenised example.
 #[derive(Debug, Clone, PartialEq)]
@@ -82,11 +82,11 @@ impl Sequence {
     }
 }
 
-/// Equal for equal tokens, and for others by an accident of one in 10^19 pairs.
+/// The first eight bytes of SHA-256 over the ids: equal for equal tokens, and for others by an accident of one in 10^19 pairs.
 pub(crate) fn fingerprint(ids: &[u32]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    ids.hash(&mut hasher);
-    hasher.finish()
+    let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+    let digest = Sha256::digest(bytes);
+    u64::from_be_bytes(std::array::from_fn(|i| digest[i]))
 }
 
 /// Bytes `begin..end` of `turns[turn].content`; `begin == end` where the token is part of the template.

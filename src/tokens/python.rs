@@ -4,6 +4,7 @@
 //! two are imitated to the byte. Left out of `strftime`: what depends on the locale.
 
 use std::fmt::Write;
+use std::sync::OnceLock;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use minijinja::value::{Kwargs, Value, ValueKind};
@@ -256,9 +257,21 @@ fn write_string(out: &mut String, text: &str, ensure_ascii: bool) {
     out.push('"');
 }
 
-/// Seconds since 1970, UTC.
-pub(super) fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+/// Sets the moment at which templates are rendered: https://reproducible-builds.org/specs/source-date-epoch/.
+const MOMENT_VARIABLE: &str = "SOURCE_DATE_EPOCH";
+
+/// The moment at which templates are rendered: that of the environment variable, or that at which this was asked first, so that all templates
+/// of a process agree. Seconds since 1970, UTC.
+pub(super) fn now() -> crate::Result<u64> {
+    static NOW: OnceLock<u64> = OnceLock::new();
+    let now = match std::env::var(MOMENT_VARIABLE) {
+        Ok(seconds) => seconds.trim().parse().map_err(|_| {
+            crate::Error::usage(format!("{MOMENT_VARIABLE} is `{seconds}`; expected whole seconds since 1970"))
+                .cure("`date -d 2026-01-31 +%s` gives those of a day.")
+        })?,
+        Err(_) => SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
+    };
+    Ok(*NOW.get_or_init(|| now))
 }
 
 /// `datetime.strftime` in the C locale, for a time in UTC.

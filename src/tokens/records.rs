@@ -24,15 +24,15 @@ pub struct Item {
 
 impl Audit {
     /// What was made of a row; nothing where it was refused, which is counted, or with `strict` an error.
-    pub(crate) fn take(&mut self, place: &Place, rendered: Result<Rendered>, strict: bool) -> Result<Option<Rendered>> {
+    pub(crate) fn take(&mut self, row: u32, place: &Place, rendered: Result<Rendered>, strict: bool) -> Result<Option<Rendered>> {
         match rendered {
             Ok(rendered) => {
-                self.add(place, &rendered.audit);
+                self.add(row, place, &rendered.audit);
                 Ok(Some(rendered))
             }
             Err(error) if strict => Err(refused_strictly(error)),
             Err(error) => {
-                self.add_error(place, &error);
+                self.add_error(row, place, &error);
                 Ok(None)
             }
         }

@@ -23,6 +23,7 @@ use super::turns::{Answer, Conversation, Habits, Layout, Placed, lay_out};
 use super::{Sequence, Span, lost, python};
 use crate::dataset::{Example, Role, Turn, embedded_json};
 use crate::error::{Error, Result};
+use crate::files::sha256;
 
 /// Which tokens are targets of the loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
@@ -101,6 +102,7 @@ pub struct Renderer {
     pub(super) template: Option<(ChatTemplate, Habits)>,
     /// The template named `tool_use`, for conversations with tools; absent where the model has one template for all.
     tool_use: Option<(ChatTemplate, Habits)>,
+    template_sha256: Option<String>,
     options: RenderOptions,
 }
 
@@ -131,12 +133,20 @@ impl Renderer {
         };
         let tool_use = template.as_mut().and_then(ChatTemplate::take_tool_use).map(learnt).transpose()?;
         let template = template.map(learnt).transpose()?;
-        Ok(Self { tokenizer, template, tool_use, options })
+        let switches = options.template_switches.as_ref().map(python::from_json);
+        let dated = template.iter().chain(&tool_use).filter_map(|(template, _)| template.dated(switches.as_ref()));
+        let dated: Vec<String> = dated.collect();
+        let template_sha256 = template.as_ref().map(|(template, _)| match dated.is_empty() {
+            true => template.sha256().to_owned(),
+            false => sha256(format!("{}\n{}", template.sha256(), dated.join("\n"))),
+        });
+        Ok(Self { tokenizer, template, tool_use, template_sha256, options })
     }
 
-    /// SHA-256 of the source of the chat template that is used, in hexadecimal; `None` without a template.
+    /// SHA-256 of the source of the chat template that is used, in hexadecimal, and of the date, if it writes that into a conversation; `None`
+    /// without a template.
     pub fn template_sha256(&self) -> Option<&str> {
-        self.template.as_ref().map(|(template, _)| template.sha256())
+        self.template_sha256.as_deref()
     }
 
     /// The tokenizer that the examples go through.
@@ -271,7 +281,19 @@ impl Renderer {
     }
 
     fn lay_out_plain(&self, example: &Example) -> Result<Layout> {
-        let cure = "Use a model with a chat template.";
+        let cure =
+            "Give one by --chat-template FILE, or use the model that was made for conversations (often called Instruct or it).";
+        // A prompt and what completes it may stand side by side; who speaks in a conversation has to be written, and only a template says how.
+        let is_pair = matches!(
+            example.turns.iter().map(|turn| turn.role).collect::<Vec<_>>()[..],
+            [Role::Assistant] | [Role::User, Role::Assistant]
+        );
+        if !is_pair {
+            let roles: Vec<String> = example.turns.iter().map(|turn| turn.role.name().to_owned()).collect();
+            let found =
+                format!("the row is a conversation ({}), which the model has no chat template to write", roles.join(", "));
+            return Err(Error::new(found).cure(cure));
+        }
         if example.tools.is_some() || example.turns.iter().any(|turn| turn.tool_calls.is_some() || turn.reasoning.is_some()) {
             return Err(Error::new("tools and reasoning have no plain form, and the model has no chat template").cure(cure));
         }
@@ -387,6 +409,7 @@ impl Renderer {
             empty_think_supervised: !is_text && chosen().any(|answer| has_empty_think(&layout.text[answer.range.clone()])),
             special_in_content: tokens.iter().any(|token| self.tokenizer.is_special(token.id) && in_content(token)),
             unlike_prompt: layout.unlike_prompt,
+            without_template: !is_text && self.template_of(example).is_none(),
             truncated: None,
             answer_cut: false,
             drawn: None,

@@ -6,15 +6,14 @@
 
 use serde_json::Value;
 
-use super::Span;
 use super::audit::Drawn;
 use super::render::{Rendered, Renderer};
 use super::template::ChatTemplate;
 use super::tokenizer::Token;
 use super::turns::{Habits, Layout};
+use super::{Span, fingerprint};
 use crate::dataset::{Example, Role, Rollout, Turn};
 use crate::error::{Error, Result};
-use crate::files::sha256;
 
 /// What a model is given to answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,10 +24,9 @@ pub struct Prompt {
     pub n_turns: usize,
 }
 
-/// The beginning of SHA-256 over the tokens of a prompt.
+/// The [`fingerprint`] of a prompt, in hexadecimal.
 pub fn fingerprint_of_prompt(ids: &[u32]) -> String {
-    let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
-    sha256(bytes)[..16].to_owned()
+    format!("{:016x}", fingerprint(ids))
 }
 
 impl Renderer {
@@ -132,13 +130,64 @@ impl Renderer {
             rendered.target_weights.resize(n_weights + rollout.ids.len(), turn.weight);
         }
         sequence.spans.truncate(n_prompt);
-        let (mut at, end) = (0, turn.content.len());
+        let places = places_in_text(&bytes);
+        let mut at = 0;
         for &id in &rollout.ids[..n_text] {
-            let next = (at + self.tokenizer.bytes(id).len()).min(end);
-            sequence.spans.push(Span { turn: answer.turn as u16, begin: at as u32, end: next as u32 });
+            let next = at + self.tokenizer.bytes(id).len();
+            sequence.spans.push(Span { turn: answer.turn as u16, begin: places[at], end: places[next] });
             at = next;
         }
         sequence.spans.resize(sequence.ids.len(), Span { turn: answer.turn as u16, begin: 0, end: 0 });
         if has_same { Drawn::Same } else { Drawn::Respelt }
+    }
+}
+
+/// Where the beginning of each byte, and the end of all, stands in the text that [`String::from_utf8_lossy`] makes of them: what is no UTF-8 is
+/// U+FFFD there, which has three bytes whatever it stands for.
+fn places_in_text(bytes: &[u8]) -> Vec<u32> {
+    let mut places = Vec::with_capacity(bytes.len() + 1);
+    let mut at = 0;
+    for chunk in bytes.utf8_chunks() {
+        let n_valid = chunk.valid().len() as u32;
+        places.extend(at..at + n_valid);
+        at += n_valid;
+        places.extend(at..at + chunk.invalid().len() as u32);
+        at += if chunk.invalid().is_empty() { 0 } else { char::REPLACEMENT_CHARACTER.len_utf8() as u32 };
+    }
+    places.push(at);
+    places
+}
+
+#[cfg(test)]
+mod tests {
+    use super::places_in_text;
+    use crate::random::SplitMix;
+
+    #[test]
+    fn every_byte_stands_where_its_character_does() {
+        assert_eq!(places_in_text(b"a\xE4\xB8b"), [0, 1, 2, 4, 5]);
+        let mut random = SplitMix(7);
+        for _ in 0..500 {
+            // Text, with characters of every length, in which bytes are lost or changed.
+            let mut bytes = "aé三🦀 ".repeat(4).into_bytes();
+            for _ in 0..random.below(6) {
+                let at = random.below(bytes.len() as u32) as usize;
+                if random.below(2) == 0 {
+                    bytes.remove(at);
+                } else {
+                    bytes[at] = random.below(256) as u8
+                }
+            }
+            let text = String::from_utf8_lossy(&bytes);
+            let places = places_in_text(&bytes);
+            assert_eq!(places.len(), bytes.len() + 1);
+            assert_eq!(*places.last().unwrap() as usize, text.len());
+            assert!(places.is_sorted());
+            for (byte, place) in bytes.iter().zip(&places) {
+                let found = text.as_bytes()[*place as usize];
+                let begin = text.floor_char_boundary(*place as usize);
+                assert!(found == *byte || text[begin..].starts_with('\u{FFFD}'), "{bytes:?} at {place}");
+            }
+        }
     }
 }

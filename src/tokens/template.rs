@@ -2,7 +2,7 @@
 //!
 //! The environment is the one of Transformers (utils/chat_template_utils.py, `_cached_compile_jinja_template`): trimmed blocks, the
 //! methods of Python's strings and dictionaries, `tojson`, `raise_exception`, `strftime_now`, loop controls. `strftime_now`
-//! differs in one point: it gives the time (in UTC) at which the template was compiled, so that all rows of a run agree.
+//! differs in one point: it gives the time (in UTC) at which the template was compiled, so that all rows of a run agree; SOURCE_DATE_EPOCH sets it.
 //!
 //! What minijinja reads in another way than Jinja is translated before it is compiled (`syntax`). Among that is `{% generation %} ..
 //! {% endgeneration %}`, which marks what the model is to write: two marks stand there that no text can contain, and
@@ -11,6 +11,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::merge_maps;
@@ -30,6 +32,8 @@ pub struct ChatTemplate {
     has_generation_tags: bool,
     /// Variables by the names that Transformers has for special tokens: `bos_token`, `pad_token`. An absent one is undefined.
     special_tokens: BTreeMap<String, String>,
+    /// Seconds since 1970, for `strftime_now`.
+    now: Arc<AtomicU64>,
     /// The template of the name `tool_use`, which Transformers takes for conversations with tools.
     tool_use: Option<Box<ChatTemplate>>,
 }
@@ -68,8 +72,9 @@ impl ChatTemplate {
         environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
         });
-        let now = python::now();
-        environment.add_function("strftime_now", move |format: String| python::strftime(now, &format));
+        let now = Arc::new(AtomicU64::new(python::now()?));
+        let read = now.clone();
+        environment.add_function("strftime_now", move |format: String| python::strftime(read.load(Ordering::Relaxed), &format));
         environment
             .add_template_owned(NAME, translated)
             .context("the chat template does not compile")
@@ -82,6 +87,7 @@ impl ChatTemplate {
                 .into_iter()
                 .filter_map(|(name, token)| Some((name.to_owned(), token?.to_owned())))
                 .collect(),
+            now,
             tool_use: None,
         })
     }
@@ -123,6 +129,20 @@ impl ChatTemplate {
     /// SHA-256 of the template's source, in hexadecimal.
     pub fn sha256(&self) -> &str {
         &self.sha256
+    }
+
+    /// The text of a short conversation, where another moment would make another one of it: with these switches the template writes the date.
+    /// Nothing else may be rendered at the time.
+    pub(super) fn dated(&self, switches: Option<&Value>) -> Option<String> {
+        // So long that neither a day, a month, a year nor an hour is the same.
+        const LATER: u64 = (365 + 31 + 1) * 86_400 + 3600 + 61;
+        let messages = [minijinja::context! { role => "user", content => "a" }];
+        let text = || self.render(&messages, Surroundings { tools: None, switches }, true).ok();
+        let own = text()?;
+        self.now.fetch_add(LATER, Ordering::Relaxed);
+        let later = text();
+        self.now.fetch_sub(LATER, Ordering::Relaxed);
+        (later.as_ref() != Some(&own)).then_some(own)
     }
 
     /// Does the template mark its answers itself, by `{% generation %}`?
@@ -219,6 +239,28 @@ mod tests {
         let error = template.render(&[], Surroundings::default(), false).unwrap_err().to_string();
         assert!(error.contains("roles must alternate"), "{error}");
         assert!(ChatTemplate::new("{% if %}", None, None).is_err());
+    }
+
+    #[test]
+    fn a_template_that_writes_the_date_is_known_by_it() {
+        let dated = |source: &str, switches: Option<&Value>| ChatTemplate::new(source, None, None).unwrap().dated(switches);
+        let llama =
+            "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}{{ date_string }}";
+        let template = ChatTemplate::new(llama, None, None).unwrap();
+        template.now.store(1_764_201_600, Ordering::Relaxed);
+        assert_eq!(template.dated(None).unwrap(), "27 Nov 2025");
+        // The moment is what it was.
+        assert_eq!(template.render(&[], Surroundings::default(), false).unwrap(), "27 Nov 2025");
+        assert_eq!(template.dated(Some(&minijinja::context! { date_string => "26 Jul 2024" })), None);
+        for (source, is_dated) in [
+            ("{{ messages[0].content }}", false),
+            ("{{ strftime_now('%H') }}", true),
+            ("{{ strftime_now('%d') }}", true),
+            ("{{ strftime_now('%m') }}", true),
+            ("{{ raise_exception('no') }}", false),
+        ] {
+            assert_eq!(dated(source, None).is_some(), is_dated, "{source}");
+        }
     }
 
     #[test]

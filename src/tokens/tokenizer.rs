@@ -16,6 +16,7 @@ use super::gguf::{GgufVocabulary, inner_from_gguf};
 use super::parts::{Parts, PrefixSpace, Spelling};
 use crate::error::{Context, Error, Result};
 use crate::files::refuse_pointer;
+use crate::json;
 
 /// One token of a text: bytes `begin..end` of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +53,7 @@ impl Tokenizer {
         refuse_pointer(path)?;
         let config_path = path.with_file_name("tokenizer_config.json");
         let config = match std::fs::read(&config_path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).context_at(&config_path, "expected JSON")?,
+            Ok(bytes) => json::from_slice(&bytes).context_at(&config_path, "expected JSON")?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Value::Null,
             Err(error) => return Err(Error::new("cannot read the tokenizer's settings").at(config_path).caused_by(error)),
         };
@@ -233,7 +234,7 @@ impl Tokenizer {
 }
 
 fn parts_from_json(bytes: &[u8], config: &Value) -> Result<Parts> {
-    let json: Value = serde_json::from_slice(bytes).context("expected the JSON of a tokenizer")?;
+    let json: Value = json::from_slice(bytes).context("expected the JSON of a tokenizer")?;
     let inner = Inner::from_bytes(bytes).context("the tokenizers library refused the file")?;
     let prefix_space = prefix_space_of(&json);
     let continuation = match prefix_space {
@@ -253,6 +254,15 @@ fn parts_from_json(bytes: &[u8], config: &Value) -> Result<Parts> {
     let leading = inner.encode("", true).context("the tokenizer refused an empty text")?.get_ids().first().copied();
     let (bos, eos) = (named("bos_token"), named("eos_token"));
     let (bos, adds_bos) = match config["add_bos_token"].as_bool() {
+        // As Transformers does.
+        Some(true) if bos.is_none() => {
+            let found = match &config["bos_token"] {
+                Value::Null => "names no bos_token".to_owned(),
+                token => format!("the bos_token {token}, which the vocabulary does not have"),
+            };
+            return Err(Error::new(format!("tokenizer_config.json has `add_bos_token` = true, and {found}"))
+                .cure("Name the token there as `bos_token`, or write false if texts of the model begin without one."));
+        }
         Some(adds) => (bos, adds),
         None => (bos, leading.is_some() && leading == bos),
     };
@@ -447,6 +457,40 @@ mod tests {
         assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.leading_bos()), (Some(2), Some(3), None));
         assert_eq!(tokenizer.text(1_000_000), "");
         assert!(tokenizer.is_special(1) && !tokenizer.is_special(16));
+    }
+
+    #[test]
+    fn a_beginning_token_that_is_asked_for_and_not_named_is_refused() {
+        let of_gguf = |vocabulary: GgufVocabulary| Tokenizer::from_gguf(vocabulary).err().map(|error| error.to_string());
+        let unnamed = |vocabulary: GgufVocabulary, add_bos| GgufVocabulary { bos: None, add_bos, ..vocabulary };
+        let error = of_gguf(unnamed(byte_vocabulary(), Some(true))).unwrap();
+        assert!(error.contains("add_bos_token is true, and tokenizer.ggml.bos_token_id does not say which one"), "{error}");
+        let error = of_gguf(unnamed(sentence_vocabulary(), None)).unwrap();
+        assert!(error.contains("its kind of vocabulary") && error.contains("tokenizer.ggml.bos_token_id"), "{error}");
+        assert_eq!(of_gguf(unnamed(sentence_vocabulary(), Some(false))), None);
+        assert_eq!(of_gguf(unnamed(byte_vocabulary(), None)), None);
+
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokenizer.json");
+        std::fs::write(&path, byte_tokenizer().to_json().unwrap()).unwrap();
+        let of_folder = |config: Value| {
+            std::fs::write(folder.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+            Tokenizer::from_file(&path).map(|tokenizer| tokenizer.leading_bos()).map_err(|error| error.to_string())
+        };
+        assert_eq!(of_folder(json!({"add_bos_token": true, "bos_token": "<s>"})).unwrap(), Some(2));
+        assert_eq!(of_folder(json!({"add_bos_token": false, "bos_token": null})).unwrap(), None);
+        assert_eq!(of_folder(json!({})).unwrap(), None);
+        for (config, part) in [
+            (json!({"add_bos_token": true}), "names no bos_token"),
+            (json!({"add_bos_token": true, "bos_token": null}), "names no bos_token"),
+            (
+                json!({"add_bos_token": true, "bos_token": "<begin>"}),
+                "the bos_token \"<begin>\", which the vocabulary does not have",
+            ),
+        ] {
+            let error = of_folder(config).unwrap_err();
+            assert!(error.contains(part) && error.contains("tokenizer.json"), "{error}");
+        }
     }
 
     #[test]

@@ -167,7 +167,8 @@ impl TrainingSet {
         let weight = |&source: &usize| mix.get(&self.sources[source]).copied().unwrap_or(1.0);
         let order = Order { seed, weights: self.source_of.iter().map(weight).collect() };
         if order.epoch(0).is_empty() {
-            return Err(Error::usage("the weights of --mix leave nothing to learn from"));
+            return Err(Error::usage(format!("the weights of --mix leave nothing to learn from: {mix:?}"))
+                .cure("Give a weight above 0 to a source that has rows."));
         }
         Ok(order)
     }
@@ -208,7 +209,7 @@ fn read_rows(
     for chunk in rendered(dataset, renderer, 0, chosen) {
         for item in chunk? {
             records += 1;
-            let Some(rendered) = audit.take(&item.place, item.rendered, strict)? else { continue };
+            let Some(rendered) = audit.take(item.row, &item.place, item.rendered, strict)? else { continue };
             // The spans are for maps; training does without.
             let sequence = Sequence { spans: Vec::new(), ..rendered.sequence };
             if !sequence.has_targets() {

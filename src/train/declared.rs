@@ -148,7 +148,6 @@ const SAME: &[(&str, &str)] = &[
     ("cutoff_len", "max-len"),
     ("sequence_len", "max-len"),
     ("max_seq_length", "max-len"),
-    ("max_samples", "limit"),
     ("val_size", "validation-share"),
     ("val_set_size", "validation-share"),
     ("eval_steps", "eval-every"),
@@ -180,6 +179,10 @@ const INSTEAD: &[(&str, &str)] = &[
     ("bf16", "Give dtype = \"bf16\"."),
     ("fp16", "Give dtype = \"bf16\"."),
     ("dataset", "Give datasets, a list of files."),
+    (
+        "max_samples",
+        "Give limit, the first records of all files together; LLaMA-Factory's is of each data set, and of those that are held out.",
+    ),
     ("eval_dataset", "Give validation, a list of files."),
     ("test_datasets", "Give validation, a list of files."),
     ("load_best_model_at_end", "Give keep = \"best\"."),

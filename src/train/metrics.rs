@@ -9,6 +9,7 @@ use crate::diagnosis::quadrants::{Resolved, Thresholds};
 use crate::kernels::TokenStatistics;
 use crate::stats::{ClusterSums, Scale, Term};
 use crate::table::Quadrant;
+use crate::tokens::Sequence;
 
 /// Tokens of high and of low entropy, in nats: the groups of the paper's Figure 4.
 pub(crate) const HIGH_ENTROPY: f32 = 2.0;
@@ -119,12 +120,13 @@ fn null_is_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Err
 
 impl Validation {
     /// Sums up the statistics of the supervised tokens of rows that are held out.
-    pub(crate) fn of(rows: &[Vec<TokenStatistics>]) -> Validation {
+    pub(crate) fn of(sequences: &[Sequence], rows: &[Vec<TokenStatistics>]) -> Validation {
         let (mut loss, mut right, mut tokens) = (ClusterSums::default(), ClusterSums::default(), 0);
-        for row in rows.iter().filter(|row| !row.is_empty()) {
+        for (sequence, row) in sequences.iter().zip(rows).filter(|(_, row)| !row.is_empty()) {
+            let n_right = sequence.targets().zip(row).filter(|((_, target), token)| token.top_id == *target).count();
             let denominator = row.len() as f64;
             loss.add(Term { numerator: -row.iter().map(|token| f64::from(token.logprob)).sum::<f64>(), denominator });
-            right.add(Term { numerator: row.iter().filter(|token| token.rank == 1).count() as f64, denominator });
+            right.add(Term { numerator: n_right as f64, denominator });
             tokens += row.len() as u64;
         }
         let (loss, right) = (loss.estimate(Scale::Log), right.estimate(Scale::LogOdds));
@@ -162,7 +164,7 @@ impl StepMetrics {
         StepMetrics {
             cross_entropy: mean(&|token| -f64::from(token.statistics.logprob)),
             entropy: mean(&|token| f64::from(token.statistics.entropy)),
-            accuracy: mean(&|token| f64::from(u8::from(token.statistics.rank == 1))),
+            accuracy: mean(&|token| f64::from(u8::from(token.statistics.top_id == token.target))),
             supervised: all().count() as u64,
             effective_tokens: if squares > 0.0 { weights * weights / squares } else { 0.0 },
             mean_weight: weights / n,
@@ -215,16 +217,41 @@ pub(crate) fn fixed_thresholds() -> crate::Result<Resolved> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tokens::Span;
+
+    const TARGET: u32 = 7;
+
+    /// The statistics of rows all of whose targets are [`TARGET`].
+    fn of(rows: &[Vec<TokenStatistics>]) -> Validation {
+        let sequence = |row: &Vec<TokenStatistics>| Sequence {
+            row: 0,
+            ids: vec![TARGET; row.len() + 1],
+            supervised: (0..=row.len()).map(|at| at > 0).collect(),
+            spans: vec![Span::default(); row.len() + 1],
+        };
+        Validation::of(&rows.iter().map(sequence).collect::<Vec<_>>(), rows)
+    }
+
+    /// Where all logits are equal no word is above the target, and the first id is the choice nonetheless.
+    #[test]
+    fn a_model_that_knows_nothing_is_right_about_one_id_alone() {
+        let statistics = crate::kernels::statistics::statistics_of_logits(&[0.5; 12], TARGET, 4);
+        assert_eq!((statistics.rank, statistics.top_id), (1, 0));
+        assert_eq!(of(&[vec![statistics; 3]]).accuracy, 0.0);
+        let token = |target: u32| StepToken { target, statistics, divergence: Default::default(), weight: 1.0, loss: 0.0 };
+        let metrics = StepMetrics::of(&[vec![token(0), token(TARGET)]], &fixed_thresholds().unwrap());
+        assert_eq!(metrics.accuracy, 0.5);
+    }
 
     #[test]
     fn held_out_rows_by_hand() {
-        let token = |logprob: f32, rank: u32| TokenStatistics { logprob, rank, ..TokenStatistics::default() };
-        let rows = [vec![token(-1.0, 1), token(-3.0, 2)], vec![], vec![token(-2.0, 1), token(-2.0, 4)]];
-        let found = Validation::of(&rows);
+        let token = |logprob: f32, top_id: u32| TokenStatistics { logprob, rank: 1, top_id, ..TokenStatistics::default() };
+        let rows = [vec![token(-1.0, TARGET), token(-3.0, 2)], vec![], vec![token(-2.0, TARGET), token(-2.0, 4)]];
+        let found = of(&rows);
         assert_eq!((found.cross_entropy, found.accuracy, found.rows, found.tokens), (2.0, 0.5, 2, 4));
         // Both rows have a mean of 2 and one token in two right: nothing varies between them.
         assert_eq!((found.cross_entropy_ci95, found.accuracy_ci95), (Some([2.0, 2.0]), Some([0.5, 0.5])));
-        assert_eq!(Validation::of(&rows[..1]).cross_entropy_ci95, None);
+        assert_eq!(of(&rows[..1]).cross_entropy_ci95, None);
     }
 
     /// A run that goes on reads the lines before again, also where a loss was no number.
@@ -256,16 +283,16 @@ mod tests {
                 let logprob = level * (1.0 - uniform()).ln();
                 TokenStatistics {
                     logprob: logprob as f32,
-                    rank: if logprob > -0.5 { 1 } else { 2 },
+                    top_id: if logprob > -0.5 { TARGET } else { 0 },
                     ..TokenStatistics::default()
                 }
             };
             (0..n).map(|_| token()).collect()
         };
-        let truth = Validation::of(&(0..200_000).map(|_| row()).collect::<Vec<_>>());
+        let truth = of(&(0..200_000).map(|_| row()).collect::<Vec<_>>());
         let (mut loss, mut accuracy) = (0, 0);
         for _ in 0..1000 {
-            let found = Validation::of(&(0..50).map(|_| row()).collect::<Vec<_>>());
+            let found = of(&(0..50).map(|_| row()).collect::<Vec<_>>());
             let holds = |ci95: Option<[f64; 2]>, truth: f64| ci95.is_some_and(|[low, high]| low <= truth && truth <= high);
             loss += usize::from(holds(found.cross_entropy_ci95, truth.cross_entropy));
             accuracy += usize::from(holds(found.accuracy_ci95, truth.accuracy));

@@ -494,6 +494,8 @@ fn without_adapters(name: &str) -> Error {
         .cure(format!("Give --lora, too (`lora = true` in a file), or leave --{name} out."))
 }
 
+const READ_BY_NAME: &str = "A file whose name ends in .yaml or .yml is read as YAML, and any other as TOML.";
+
 /// Options as a file has them, by our names; those of other programs, and underscores for dashes, are taken for them, and in YAML `null`
 /// for an option left out.
 fn read_table(path: &Path) -> Result<toml::Table> {
@@ -502,17 +504,21 @@ fn read_table(path: &Path) -> Result<toml::Table> {
     let table = match is_yaml {
         true => {
             let entries: BTreeMap<String, Option<toml::Value>> = serde_saphyr::from_str(&text)
-                .map_err(|error| Error::usage("this is not a YAML mapping").at(path).caused_by(error))?;
+                .map_err(|error| Error::usage("this is not a YAML mapping").at(path).caused_by(error).cure(READ_BY_NAME))?;
             entries.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
         }
-        false => text.parse::<toml::Table>().map_err(|error| Error::usage("this is not TOML").at(path).caused_by(error))?,
+        false => text
+            .parse::<toml::Table>()
+            .map_err(|error| Error::usage("this is not TOML").at(path).caused_by(error).cure(READ_BY_NAME))?,
     };
     refuse_unknown(&table).map_err(|error| error.at(path))?;
     let mut ours = toml::Table::new();
     for (name, value) in table {
         let our_name = our_name(&name).map_err(|error| error.at(path))?;
         if ours.insert(our_name.clone(), value).is_some() {
-            return Err(Error::usage(format!("`{name}` is another name of `{our_name}`, which the file has, too")).at(path));
+            return Err(Error::usage(format!("`{name}` is another name of `{our_name}`, which the file has, too"))
+                .at(path)
+                .cure("Keep one of them."));
         }
     }
     Ok(ours)

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::format::count;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -45,7 +46,7 @@ impl Schedule {
         if (0..total).any(|step| self.rate(step) > 0.0) {
             return Ok(());
         }
-        let steps = format!("{total} step{}", if total == 1 { "" } else { "s" });
+        let steps = count(total, "step");
         Err(match self.peak == 0.0 {
             true => Error::usage(format!("--lr 0: none of {steps} would change the model")).cure("Give a learning rate above 0."),
             false => Error::usage(format!("the learning rate is 0 at every one of {steps}: the warm-up of {warmup} begins at 0"))

@@ -78,6 +78,8 @@ pub(crate) struct StepOptions<'a> {
 /// A supervised token of a sequence and what became of it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct StepToken {
+    /// The token's id.
+    pub target: u32,
     pub statistics: TokenStatistics,
     pub divergence: Divergence,
     /// The factor of its gradient.
@@ -144,7 +146,7 @@ pub(crate) fn accumulate(
                 let (statistics, divergence) = (head.statistics[index as usize], head.divergences[index as usize]);
                 let weight = row.of_token(n, &statistics, &loss);
                 let loss = f64::from(row.of_target(n)) * loss.value(&row.token(n, &statistics), &divergence, row.intended);
-                StepToken { statistics, divergence, weight, loss }
+                StepToken { target: targets[index as usize], statistics, divergence, weight, loss }
             };
             result.tokens[sequence] = indices.iter().enumerate().map(token).collect();
         }

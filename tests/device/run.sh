@@ -218,7 +218,7 @@ if has "$steps" alike; then
     for model in $models; do
         made $model || continue
         step "answers of $model, alone and together" 10 60 "$own" python3 "$here/written.py" alike "$work/diagnose" "$rows/$model" \
-            "$rows/rows-512.jsonl" "${answers[@]}" --device "$device" --out "$work/alike" --errors "$work/errors.txt"
+            "$rows/rows-512.jsonl" "${answers[@]}" --words 200 --device "$device" --out "$work/alike" --errors "$work/errors.txt"
         record alike <"$work/output"
     done
 fi
@@ -229,8 +229,8 @@ if has "$steps" sanitizer && [ -x "$work/unit_tests" ]; then
     if [ -z "$sanitizer" ]; then note "compute-sanitizer" "skipped: it is not on this machine" 0; fi
     for tool in ${sanitizer:+racecheck memcheck}; do
         step "compute-sanitizer $tool" 10 40 "$own" env DIAGNOSE_DEVICE_TESTS=1 RUST_BACKTRACE=0 sh -c '"$@" 2>&1' - "$sanitizer" --tool $tool \
-            --error-exitcode 9 "$work/unit_tests" --test-threads 1 kernels::cuda::pages kernels::cuda::experts experts_get delta:: the_largest \
-            statistics_of
+            --error-exitcode 9 "$work/unit_tests" --test-threads 1 kernels::cuda::pages kernels::cuda::tests::experts of_experts what_experts \
+            delta:: the_largest statistics_of
         { echo "== $tool" && cat "$work/output"; } >>"$out/sanitizer.txt"
     done
 fi
@@ -250,13 +250,16 @@ if has "$steps" speed; then
     step products 8 40 python3 "$here/products.py" && record products <"$work/output"
 fi
 
-# Answers: tokens/s of 1, 16 and 64 at once.
+# Answers: tokens/s of 1, 16 and 64 at once; and of long prompts, which are answered with one.
 if has "$steps" written; then
     for model in $models; do
         [ $model != 0.6b ] && made "$model" || continue
         step "answers of $model" 10 40 "$own" python3 "$here/written.py" ours "$work/diagnose" "$rows/$model" "$rows/rows-512.jsonl" \
             "${answers[@]}" --device "$device" --out "$work/written" --errors "$work/errors.txt"
         record written <"$work/output"
+        step "prompts of $model" 10 40 "$own" python3 "$here/written.py" ours "$work/diagnose" "$rows/$model" "$rows/rows-512.jsonl" \
+            --words 300 --tokens 1 --at-once 64 --device "$device" --out "$work/written" --errors "$work/errors.txt"
+        record prompts <"$work/output"
     done
 fi
 

@@ -123,6 +123,23 @@ table(
     ],
 )
 
+def rate_of_prompts(run):
+    written = run["written"]
+    return run["tokens_per_second"] / written["tokens"] * (written["prompt_tokens"] - written["shared_tokens"])
+
+
+table(
+    ["prompts of answers, bf16", "at once", "tokens computed/s", "prompts' tokens", "shared", "steps"],
+    [
+        [
+            run["model"], run["at_once"], shown(rate_of_prompts(run), ".0f"),
+            *[run["written"][key] for key in ("prompt_tokens", "shared_tokens", "steps")],
+        ]
+        for run in of("prompts")
+        if run["rc"] == 0
+    ],
+)
+
 heads = ["audit", "wall", "read_and_tokenise", "decoder", "head", "sample", "write", "engine_waited"]
 seen = {}
 for run in of("ours"):
@@ -142,7 +159,7 @@ table(
     ["step", "result", "s"],
     [[step["name"], step["result"], step["seconds"]] for step in steps],
 )
-for run in of("written"):
+for run in of("written") + of("prompts"):
     if run["rc"] != 0:
         print(f"- {run['model']}, {run['at_once']} answers at once: {' / '.join(run['error'].splitlines())[:400]}")
 for run in of("parity-run") + of("ours") + of("profile-run"):

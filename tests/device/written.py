@@ -5,7 +5,7 @@
     python written.py peer MODEL ROWS.jsonl --at-once 1 16 64 [--device cuda]
     python written.py alike BINARY MODEL ROWS.jsonl --out FOLDER [--device cuda] [--errors FILE]
 
-ROWS holds {"text": ..}; a prompt is the beginning of a text, of WORDS words. Answers are greedy, all of --tokens (128), in bf16. Prints one
+ROWS holds {"text": ..}; a prompt is the beginning of a text, of --words words (40). Answers are greedy, all of --tokens (128), in bf16. Prints one
 JSON object for each number of answers at once, as soon as it is measured.
 
 diagnose answers four times as many prompts as it has under way; its rate is that of run.json, from the loaded model to the last answer, and
@@ -23,11 +23,11 @@ import sys
 import time
 from pathlib import Path
 
-WORDS, ROUNDS = 40, 4
+ROUNDS = 4
 
 
-def prompts(path, n):
-    texts = [" ".join(json.loads(line)["text"].split()[:WORDS]) for line in Path(path).read_text().splitlines()]
+def prompts(path, words, n):
+    texts = [" ".join(json.loads(line)["text"].split()[:words]) for line in Path(path).read_text().splitlines()]
     return [f"{i} {texts[i % len(texts)]}" for i in range(n)]
 
 
@@ -35,7 +35,7 @@ def rollout(arguments, n, at_once):
     """diagnose's answers to so many prompts: what came of the process, how long it took, and the run folder."""
     arguments.out.mkdir(parents=True, exist_ok=True)
     rows, out = arguments.out / "prompts.jsonl", arguments.out / "run"
-    texts = prompts(arguments.rows, n)
+    texts = prompts(arguments.rows, arguments.words, n)
     rows.write_text("".join(json.dumps({"prompt": text, "completion": "-"}) + "\n" for text in texts))
     shutil.rmtree(out, ignore_errors=True)
     command = [arguments.binary, "rollout", str(rows), "--model", str(arguments.model), "--device", arguments.device, "--dtype", "bf16"]
@@ -90,7 +90,7 @@ def peer(arguments):
     model = model.to(arguments.device).eval()
     wait = torch.cuda.synchronize if arguments.device == "cuda" else lambda: None
     for at_once in arguments.at_once:
-        batch = tokenizer(prompts(arguments.rows, at_once), return_tensors="pt", padding=True).to(arguments.device)
+        batch = tokenizer(prompts(arguments.rows, arguments.words, at_once), return_tensors="pt", padding=True).to(arguments.device)
         batch.pop("token_type_ids", None)
 
         def write(tokens):
@@ -122,6 +122,7 @@ def main():
         if name != "alike":
             of.add_argument("--at-once", type=int, nargs="+", default=[1, 16, 64])
         of.add_argument("--tokens", type=int, default=128)
+        of.add_argument("--words", type=int, default=40)
         of.add_argument("--device", default="cuda")
         if name != "peer":
             of.add_argument("--out", type=Path, required=True)

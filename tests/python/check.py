@@ -1,7 +1,10 @@
 """What tests/python/run.sh runs: the module on a few rows of the data, then every notebook from its first cell to its last."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
@@ -9,7 +12,8 @@ from nbclient import NotebookClient
 
 import diagnose_sft
 
-data, work = sys.argv[1], Path(sys.argv[2])
+here = os.getcwd()
+data, work = str(Path(sys.argv[1]).resolve()), Path(sys.argv[2]).resolve()
 
 # The example of the README.
 run = diagnose_sft.run(data, limit=5, out=work / "runs" / "from-python", quiet=True)
@@ -31,6 +35,28 @@ except FileNotFoundError as error:
     assert "run.json" in str(error)
 else:
     raise AssertionError("a folder without a run was taken for one")
+
+# A folder of data that is called as a command is.
+(work / "train").mkdir()
+(work / "train" / "rows.jsonl").write_text(Path(data).read_text(encoding="utf-8").splitlines()[0] + "\n", encoding="utf-8")
+os.chdir(work)
+named = diagnose_sft.run("train", out="runs/from-train", quiet=True, chat_template_kwargs={"enable_thinking": False})
+os.chdir(here)
+assert named.rows.height == 1, named.rows
+
+# An interrupt reaches the program twice, by the group of processes and by the module: it is one, and keeps what is under way.
+interrupted = subprocess.Popen(
+    [sys.executable, "-c", "import sys, diagnose_sft; diagnose_sft.run(sys.argv[1], out=sys.argv[2])", data, work / "runs" / "cut"],
+    stderr=subprocess.PIPE, text=True, start_new_session=True,
+)
+while not (work / "runs" / "cut" / "parts" / "identity.json").exists():
+    assert interrupted.poll() is None, interrupted.communicate()[1]
+    time.sleep(0.1)
+time.sleep(1)
+os.killpg(interrupted.pid, signal.SIGINT)
+said = interrupted.communicate()[1]
+assert "KeyboardInterrupt" in said and "Give the same command again" in said, said
+assert list((work / "runs" / "cut" / "parts").glob("*.parquet")), said
 
 for path in sorted(Path("notebooks").glob("*.ipynb")):
     notebook = nbformat.read(path, as_version=4)

@@ -5,7 +5,7 @@ set -euo pipefail
 program=$(realpath "$1") work=$(realpath -m "$2")
 cd "$(dirname "$0")/../.."
 python3 -m venv "$work/python"
-"$work/python/bin/pip" install -q pandas jinja2 pyarrow polars matplotlib nbclient ipykernel
+"$work/python/bin/pip" install -q --no-cache-dir pandas jinja2 pyarrow polars matplotlib nbclient ipykernel
 # Where the wheel would put it.
 ln -sf "$program" "$work/python/bin/diagnose"
 export PYTHONPATH=$PWD/packaging/python

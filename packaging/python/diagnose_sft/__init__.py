@@ -46,37 +46,49 @@ def run(data: Union[PathLike, Iterable[PathLike]], *, quiet: bool = False, **opt
     """Scores a data set and gives its run.
 
     `data` is a file, a folder, a glob, or several of them. `options` are those of the command line with underscores: `model="..."`,
-    `out="..."`, `max_len=2048`, `sample=200`, `dtype="bf16"`; `True` is a switch, a list repeats the option, `None` leaves it out.
+    `out="..."`, `max_len=2048`, `sample=200`, `dtype="bf16"`; `True` is a switch, a list repeats the option, a dict is its JSON, `None` leaves it out.
     `quiet` keeps progress from the screen. A run that was interrupted goes on, and one that is finished is only read again.
 
     Raises `subprocess.CalledProcessError`, with the program's own message as its `stderr`, if it fails.
     """
     inputs = [data] if isinstance(data, (str, os.PathLike)) else list(data)
-    command = [program(), *map(os.fspath, inputs)]
+    command = [program()]
     for name, value in options.items():
         option = "--" + name.replace("_", "-")
         for each in value if isinstance(value, (list, tuple)) else [value]:
             if each is True:
                 command.append(option)
             elif each is not None and each is not False:
+                if isinstance(each, dict):
+                    each = json.dumps(each, ensure_ascii=False)
                 # In one word, so that a value may begin with a dash.
                 command.append(f"{option}={os.fspath(each) if isinstance(each, os.PathLike) else each}")
-    command.append("--json")
+    # Last, behind a mark: a folder called `train` is data here, and no command.
+    command += ["--json", "--", *map(os.fspath, inputs)]
     # Into a file: a pipe that nobody empties would stop the program while this reads what it says on its way.
     with tempfile.TemporaryFile() as printed:
         process = subprocess.Popen(command, stdout=printed, stderr=subprocess.PIPE, encoding="utf-8", errors="replace")
         assert process.stderr is not None
         said = []
-        try:
+
+        def tell() -> None:
             for line in process.stderr:
                 said.append(line)
                 if not quiet:
                     print(line, end="", file=sys.stderr)
+
+        try:
+            tell()
             status = process.wait()
         except BaseException:
-            # An interrupted cell interrupts the program, which keeps what it has.
+            # An interrupted cell interrupts the program, which keeps what it has and says how to go on.
             process.terminate()
-            process.wait()
+            try:
+                tell()
+                process.wait()
+            except BaseException:
+                process.kill()
+                raise
             raise
         printed.seek(0)
         out = printed.read().decode("utf-8", errors="replace")

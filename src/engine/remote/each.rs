@@ -8,13 +8,13 @@ use super::pool::Pool;
 use crate::error::{Error, Result};
 
 impl Pool {
-    /// Asks for each task, and gives `finished` its number and what came, as it comes. After a failure nothing more is begun, and what was
-    /// under way is still handed on: it has been paid for.
+    /// Asks for each task, and gives `finished` the numbers of tasks and what came, as it comes: of all that came while it was at work before,
+    /// at once. After a failure nothing more is begun, and what was under way is still handed on: it has been paid for.
     pub fn each<T: Sync, R: Send>(
         &self,
         tasks: &[T],
         ask: impl Fn(&T) -> Result<R> + Sync,
-        finished: &mut dyn FnMut(usize, R) -> Result<()>,
+        finished: &mut dyn FnMut(Vec<(usize, R)>) -> Result<()>,
     ) -> Result<()> {
         let next = AtomicUsize::new(0);
         let stop = || {
@@ -46,14 +46,24 @@ impl Pool {
             }
             drop(to_us);
             let (mut failure, mut can_write) = (None, true);
-            for (at, answer) in answers {
-                let taken = match answer {
-                    // What could not be written down once is not offered more.
-                    Ok(answer) if can_write => finished(at, answer).inspect_err(|_| can_write = false),
-                    other => other.map(drop),
-                };
-                if let Err(error) = taken {
+            while let Ok(first) = answers.recv() {
+                let mut came = Vec::new();
+                for (at, answer) in std::iter::once(first).chain(answers.try_iter()) {
+                    match answer {
+                        Ok(answer) => came.push((at, answer)),
+                        Err(error) => {
+                            stop();
+                            failure.get_or_insert(error);
+                        }
+                    }
+                }
+                // What could not be written down once is not offered more.
+                if can_write
+                    && !came.is_empty()
+                    && let Err(error) = finished(came)
+                {
                     stop();
+                    can_write = false;
                     failure.get_or_insert(error);
                 }
             }

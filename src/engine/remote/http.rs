@@ -1,6 +1,7 @@
 //! Requests to one server: JSON there, a stream back; what a status means, and whether to try again.
 
-use std::io::Read;
+use std::io::{Cursor, Read};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -18,11 +19,17 @@ pub(crate) const KEY_VARIABLE: &str = "DIAGNOSE_SERVER_KEY";
 struct Waits {
     /// How long its answer may take to begin, and from then on to end. A server with a long queue answers late.
     answer: Duration,
+    /// How long no more may come of an answer whose first byte is there. Servers send one that they have computed whole.
+    stall: Duration,
     /// How long it may take to read some bytes of what is sent.
     sending: Duration,
 }
 
-const WAITS: Waits = Waits { answer: Duration::from_secs(900), sending: Duration::from_secs(120) };
+const WAITS: Waits =
+    Waits { answer: Duration::from_secs(900), stall: Duration::from_secs(60), sending: Duration::from_secs(120) };
+/// What to do where a server's model gives numbers that are none.
+pub(super) const DAMAGED: &str =
+    "Its weights are damaged, or overflow in the precision in which it runs: try --dtype float32 or bfloat16 there.";
 /// The most that is read of a message of error, and of a reply that is no answer to a prompt.
 const MESSAGE_BYTES: u64 = 1 << 20;
 /// Connections that are kept.
@@ -112,10 +119,10 @@ impl Http {
         if let Some(key) = &self.key {
             request = request.header("authorization", format!("Bearer {key}"));
         }
-        let mut response = request.call().map_err(|cause| self.unreachable(cause))?;
+        let response = request.call().map_err(|cause| self.unreachable(cause))?;
         match response.status().as_u16() {
             200 => {
-                let text = message(&mut response);
+                let text = message(self.body(response, Duration::ZERO));
                 Ok(serde_json::from_str(&text).ok())
             }
             404 | 405 => Ok(None),
@@ -131,15 +138,21 @@ impl Http {
     /// As [`Http::post`], where the answer may take `more` time than most.
     pub(crate) fn post_waiting(&self, path: &str, body: &Value, more: Duration) -> Result<impl Read + use<>, Trouble> {
         let mut request = self.agent.post(format!("{}{path}", self.url)).header("content-type", "application/json");
-        request = request.config().timeout_recv_response(Some(self.waits.answer + more)).build();
+        let answer = Some(self.waits.answer + more);
+        request = request.config().timeout_recv_response(answer).timeout_recv_body(answer).build();
         if let Some(key) = &self.key {
             request = request.header("authorization", format!("Bearer {key}"));
         }
         let response = request.send(body.to_string()).map_err(|cause| self.unreachable(cause))?;
         match response.status().as_u16() {
-            200 => Ok(response.into_body().into_reader()),
+            200 => Ok(self.body(response, more)),
             _ => Err(self.refusal(response)),
         }
+    }
+
+    /// The bytes of an answer that may take `more` time than most.
+    fn body(&self, response: Response<Body>, more: Duration) -> Arriving {
+        Arriving::new(response.into_body().into_reader(), self.waits.answer + more, self.waits.stall)
     }
 
     fn unreachable(&self, cause: ureq::Error) -> Trouble {
@@ -147,10 +160,10 @@ impl Http {
     }
 
     /// What a status that is not a success means.
-    fn refusal(&self, mut response: Response<Body>) -> Trouble {
+    fn refusal(&self, response: Response<Body>) -> Trouble {
         let status = response.status();
         let after = response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.trim().parse().ok());
-        let said = said(&message(&mut response), self.key.as_deref());
+        let said = said(&message(self.body(response, Duration::ZERO)), self.key.as_deref());
         let error = |what: String| self.at(Error::new(what));
         match status.as_u16() {
             401 | 403 => {
@@ -168,7 +181,7 @@ impl Http {
             // Python's json refuses to write a NaN.
             400 if said.contains("not JSON compliant") => Trouble::lasting(
                 error("the server's model gives log-probabilities that are not numbers, which it can only report as a bad request (400)".to_owned())
-                    .cure("Its weights are damaged, or overflow in the precision in which it runs: try --dtype float32 or bfloat16 there."),
+                    .cure(DAMAGED),
             ),
             400 if said.contains("max_tokens must be at least 1") || said.contains("maximum context length") => {
                 Trouble::lasting(error(format!("the prompt is longer than the server takes ({status}): {said}")).cure(
@@ -191,11 +204,71 @@ impl Http {
 }
 
 /// The beginning of a body, as text.
-fn message(response: &mut Response<Body>) -> String {
+fn message(body: impl Read) -> String {
     let mut bytes = Vec::new();
     // What has come is what there is to say.
-    let _ = response.body_mut().as_reader().take(MESSAGE_BYTES).read_to_end(&mut bytes);
+    let _ = body.take(MESSAGE_BYTES).read_to_end(&mut bytes);
     String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Bytes that a thread of their own fetches, so that whoever reads them knows for how long none came: the HTTP library has one limit for the wait
+/// for an answer that is still computed and for the wait between its parts. The thread that hangs at a silent server ends with the limit of the
+/// whole answer.
+struct Arriving {
+    chunks: Receiver<std::io::Result<Vec<u8>>>,
+    chunk: Cursor<Vec<u8>>,
+    /// How long the next byte may take: the first one longer than those behind it.
+    wait: Duration,
+    stall: Duration,
+    ended: bool,
+}
+
+impl Arriving {
+    fn new(mut body: impl Read + Send + 'static, first: Duration, stall: Duration) -> Arriving {
+        const CHUNK_BYTES: usize = 1 << 16;
+        // One waits while the next is fetched: that bounds the memory.
+        let (to_us, chunks) = sync_channel(1);
+        std::thread::spawn(move || {
+            loop {
+                let mut chunk = vec![0; CHUNK_BYTES];
+                let read = body.read(&mut chunk).map(|n| {
+                    chunk.truncate(n);
+                    chunk
+                });
+                let ends = read.as_ref().map_or(true, Vec::is_empty);
+                if to_us.send(read).is_err() || ends {
+                    return;
+                }
+            }
+        });
+        Arriving { chunks, chunk: Cursor::default(), wait: first, stall, ended: false }
+    }
+
+    fn next_chunk(&mut self) -> std::io::Result<Vec<u8>> {
+        match self.chunks.recv_timeout(self.wait) {
+            Ok(read) => read,
+            Err(RecvTimeoutError::Timeout) => {
+                let seconds = self.wait.as_secs_f64();
+                let why = format!("the server keeps the connection open, and sent nothing more for {seconds} s");
+                Err(std::io::Error::new(std::io::ErrorKind::TimedOut, why))
+            }
+            Err(RecvTimeoutError::Disconnected) => Err(std::io::Error::other("the thread that reads the answer has ended")),
+        }
+    }
+}
+
+impl Read for Arriving {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        loop {
+            let n = self.chunk.read(buffer)?;
+            if n > 0 || self.ended || buffer.is_empty() {
+                return Ok(n);
+            }
+            let chunk = self.next_chunk()?;
+            (self.ended, self.wait) = (chunk.is_empty(), self.stall);
+            self.chunk = Cursor::new(chunk);
+        }
+    }
 }
 
 /// What a body of error says, in a line: `{"error": {"message": ..}}`, `{"error": ".."}`, `{"detail": ".."}`, or itself.
@@ -218,6 +291,7 @@ pub(super) fn said(body: &str, key: Option<&str>) -> String {
 mod tests {
     use std::io::Write;
     use std::net::{TcpListener, TcpStream};
+    use std::time::Instant;
 
     use serde_json::json;
 
@@ -233,7 +307,8 @@ mod tests {
 
     #[test]
     fn neither_what_is_sent_nor_what_comes_is_waited_for_for_ever() {
-        let waits = Waits { answer: Duration::from_secs(2), sending: Duration::from_millis(100) };
+        let waits =
+            Waits { answer: Duration::from_secs(2), stall: Duration::from_millis(200), sending: Duration::from_millis(100) };
         let ask = |url: String, body: &Value| {
             let mut text = String::new();
             let reply = Http::with_waits(&url, waits).unwrap().post("/", body)?;
@@ -255,14 +330,28 @@ mod tests {
             write!(stream, "{head}x").unwrap();
             std::thread::sleep(rest);
         });
-        assert!(fails(half, &json!({})).contains("broke off"));
-        // Late is not never: longer than it may take for some bytes to be sent.
-        let late = server(move |mut stream| {
-            std::thread::sleep(Duration::from_millis(300));
-            write!(stream, "{head}ok").unwrap();
+        let began = Instant::now();
+        let error = fails(half, &json!({}));
+        assert!(error.contains("broke off") && error.contains("sent nothing more for 0.2 s"), "{error}");
+        assert!(began.elapsed() < waits.answer, "it is not waited for the whole time that an answer may take");
+        // The same of what a refusal says: its status is enough.
+        let refusal = server(move |mut stream| {
+            write!(stream, "HTTP/1.1 500 X\r\nContent-Length: 9\r\n\r\noops").unwrap();
             std::thread::sleep(rest);
         });
-        assert_eq!(ask(late, &json!({})).unwrap(), "ok");
+        assert!(fails(refusal, &json!({})).contains("the server failed (500 Internal Server Error): oops"));
+        assert!(began.elapsed() < waits.answer);
+        // Late is not never: longer than it may take for some bytes to be sent, before the head and behind it, and with a pause in the middle.
+        for pauses in [[300, 0, 0], [0, 300, 0], [300, 300, 0], [0, 0, 100]] {
+            let late = server(move |mut stream| {
+                for (pause, part) in pauses.into_iter().zip([head, "o", "k"]) {
+                    std::thread::sleep(Duration::from_millis(pause));
+                    stream.write_all(part.as_bytes()).unwrap();
+                }
+                std::thread::sleep(rest);
+            });
+            assert_eq!(ask(late, &json!({})).unwrap(), "ok", "{pauses:?}");
+        }
     }
 
     #[test]

@@ -4,17 +4,18 @@
 //! refused as soon as it shows, so that memory is bounded by the request, whatever the reply. Each position must name its own token: a
 //! reply that is shifted, reordered, cut or another prompt's does not.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::fmt;
-use std::io::Read;
+use std::io::{BufReader, Read};
 
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::bounds::Position;
-use super::http::said;
+use super::http::{DAMAGED, said};
 use crate::error::{Error, Result};
+use crate::json::foreign_number;
 use crate::kernels::Choice;
 
 /// What a prompt's answer must look like.
@@ -49,17 +50,17 @@ pub(crate) fn read_vllm(
     texts: Option<&mut HashMap<u32, String>>,
 ) -> Result<Vec<Position>, Fault> {
     let mut reading = Reading { expected, positions: Vec::new(), at: 0, texts, fault: None };
-    let is_too_long = Cell::new(false);
-    let read = read(Limited::of_prompt(reply, expected, &is_too_long), Vllm(&mut reading));
-    finish(reading, read, is_too_long.get())
+    let passed = Passed::default();
+    let read = read(Limited::of_prompt(reply, expected, &passed), Vllm(&mut reading));
+    finish(reading, read, &passed)
 }
 
 /// As [`read_vllm`], for the answer of SGLang's `/generate`, of which no texts of tokens are read.
 pub(crate) fn read_sglang(reply: impl Read, expected: &Expected) -> Result<Vec<Position>, Fault> {
     let mut reading = Reading { expected, positions: Vec::new(), at: 0, texts: None, fault: None };
     let mut arrays = Arrays::default();
-    let is_too_long = Cell::new(false);
-    let read = read(Limited::of_prompt(reply, expected, &is_too_long), Sglang(&mut reading, &mut arrays));
+    let passed = Passed::default();
+    let read = read(Limited::of_prompt(reply, expected, &passed), Sglang(&mut reading, &mut arrays));
     let read = read.and_then(|()| {
         let joined = arrays.join(&mut reading);
         joined.map_err(|fault| {
@@ -67,7 +68,7 @@ pub(crate) fn read_sglang(reply: impl Read, expected: &Expected) -> Result<Vec<P
             serde_json::Error::custom("")
         })
     });
-    finish(reading, read, is_too_long.get())
+    finish(reading, read, &passed)
 }
 
 /// A reply up to the length that one to this request can have. The values are bounded as they come; a single string or key, which is read
@@ -75,23 +76,67 @@ pub(crate) fn read_sglang(reply: impl Read, expected: &Expected) -> Result<Vec<P
 pub(super) struct Limited<'a, R> {
     reply: R,
     left: u64,
-    is_too_long: &'a Cell<bool>,
+    passed: &'a Passed,
+}
+
+/// What is known of a reply's bytes when it cannot be read.
+#[derive(Default)]
+pub(super) struct Passed {
+    is_too_long: Cell<bool>,
+    recent: RefCell<Recent>,
+}
+
+/// The last bytes of a reply, as many as the reader may be ahead of where it gives up, and more.
+#[derive(Default)]
+struct Recent {
+    bytes: Vec<u8>,
+    /// Whole lines before these bytes, and the bytes of their own line that are before them.
+    lines: usize,
+    columns: usize,
+}
+
+impl Recent {
+    const LEAST: usize = 2 * BUFFER_BYTES;
+
+    fn add(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+        if self.bytes.len() > 2 * Recent::LEAST {
+            for byte in self.bytes.drain(..self.bytes.len() - Recent::LEAST) {
+                (self.lines, self.columns) = if byte == b'\n' { (self.lines + 1, 0) } else { (self.lines, self.columns + 1) };
+            }
+        }
+    }
+
+    /// The number that JSON does not have at which the reader gave up, if it is that.
+    fn foreign_number(&self, error: &serde_json::Error) -> Option<&'static str> {
+        let nth = error.line().checked_sub(1 + self.lines)?;
+        let before = if nth == 0 { self.columns } else { 0 };
+        let line = self.bytes.split(|&byte| byte == b'\n').nth(nth)?;
+        foreign_number(line, error.column().checked_sub(before)?)
+    }
 }
 
 impl<'a, R: Read> Limited<'a, R> {
-    fn of_prompt(reply: R, expected: &Expected, is_too_long: &'a Cell<bool>) -> Limited<'a, R> {
-        Limited::of_tokens(reply, expected.ids.len() as u64 * (expected.top_k as u64 + 2), is_too_long)
+    fn of_prompt(reply: R, expected: &Expected, passed: &'a Passed) -> Limited<'a, R> {
+        Limited::of_tokens(reply, expected.ids.len() as u64 * (expected.top_k as u64 + 2), passed)
     }
 
     /// `reply` up to the length of one that tells of `tokens` tokens.
-    pub(super) fn of_tokens(reply: R, tokens: u64, is_too_long: &'a Cell<bool>) -> Limited<'a, R> {
+    pub(super) fn of_tokens(reply: R, tokens: u64, passed: &'a Passed) -> Limited<'a, R> {
         // What stands beside the entries, the text of the answer and the ids of the prompt among it; and an entry of each token, whose text of
         // a hundred characters or so may be written in six bytes each.
         const BESIDE: u64 = 4 << 20;
         const TOKEN: u64 = 1 << 10;
-        Limited { reply, left: BESIDE + tokens * TOKEN, is_too_long }
+        Limited { reply, left: BESIDE + tokens * TOKEN, passed }
+    }
+
+    /// Read in large pieces.
+    pub(super) fn buffered(self) -> BufReader<Self> {
+        BufReader::with_capacity(BUFFER_BYTES, self)
     }
 }
+
+const BUFFER_BYTES: usize = 1 << 16;
 
 impl<R: Read> Read for Limited<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
@@ -99,35 +144,47 @@ impl<R: Read> Read for Limited<'_, R> {
         match self.left.checked_sub(n as u64) {
             Some(left) => self.left = left,
             None => {
-                self.is_too_long.set(true);
+                self.passed.is_too_long.set(true);
                 return Err(std::io::Error::other("too long"));
             }
         }
+        self.passed.recent.borrow_mut().add(&buffer[..n]);
         Ok(n)
     }
 }
 
-fn read<'de, R: Read, S: DeserializeSeed<'de, Value = ()>>(reply: R, seed: S) -> serde_json::Result<()> {
-    let mut json = serde_json::Deserializer::from_reader(std::io::BufReader::with_capacity(1 << 16, reply));
+fn read<'de, R: Read, S: DeserializeSeed<'de, Value = ()>>(reply: Limited<R>, seed: S) -> serde_json::Result<()> {
+    let mut json = serde_json::Deserializer::from_reader(reply.buffered());
     seed.deserialize(&mut json)?;
     json.end()
 }
 
-/// Why a reply could not be read.
-pub(super) fn unread(error: serde_json::Error, is_too_long: bool) -> Fault {
-    if is_too_long {
+/// Why a reply could not be read; `at` says of which part of it more is known.
+pub(super) fn unread(error: serde_json::Error, passed: &Passed, at: Option<String>) -> Fault {
+    if passed.is_too_long.get() {
         return Fault::Wrong(Error::new("the answer is longer than one to this request can be"));
+    }
+    // Another try would bring the same: it is what the model gives.
+    if let Some(number) = passed.recent.borrow().foreign_number(&error) {
+        let at = at.unwrap_or_else(|| format!("at line {} column {} of its answer", error.line(), error.column()));
+        return Fault::Wrong(
+            Error::new(format!("the server gives {number} {at}, where a finite number is expected")).cure(DAMAGED),
+        );
     }
     let what =
         if error.is_eof() || error.is_io() { "the answer broke off" } else { "the answer is not the JSON of such a server" };
     Fault::Broken(Error::new(what).caused_by(error))
 }
 
-fn finish(reading: Reading, read: serde_json::Result<()>, is_too_long: bool) -> Result<Vec<Position>, Fault> {
+fn finish(reading: Reading, read: serde_json::Result<()>, passed: &Passed) -> Result<Vec<Position>, Fault> {
     if let Some(fault) = reading.fault {
         return Err(Fault::Wrong(fault));
     }
-    read.map_err(|error| unread(error, is_too_long))?;
+    read.map_err(|error| {
+        // Entries are read where they stand, but for those that come as lists apart.
+        let within = reading.index().ok().filter(|_| reading.at > 0);
+        unread(error, passed, within.map(|index| format!("in the entry of token {index} of the prompt")))
+    })?;
     let Expected { ids, start, .. } = reading.expected;
     let (expected, found) = (ids.len() - start, reading.at);
     if found == 0 && expected > 0 {

@@ -4,8 +4,7 @@
 //! tokens, watermarks. What comes is gone through token by token as in our own engine (`generate/answer.rs`); why the server stopped counts only where
 //! this finds no end.
 
-use std::cell::Cell;
-use std::io::{BufReader, Read};
+use std::io::Read;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -14,11 +13,11 @@ use serde_json::{Value, json};
 
 use super::http::Trouble;
 use super::pool::Pool;
-use super::reply::{Fault, Limited, unread};
+use super::reply::{Fault, Limited, Passed, unread};
 use super::server::{Api, Server};
 use crate::engine::generate::{Answer, Request, Sampling, Way, answer_of};
 use crate::error::{Error, Result};
-use crate::format::beginning;
+use crate::format::{beginning, n_tokens};
 use crate::tokens::Tokenizer;
 
 /// A server with many answers under way writes five tokens a second of each.
@@ -146,9 +145,9 @@ fn asked_of_sglang(request: &Request, way: &Way, stops: &[String]) -> Value {
 
 /// A reply that tells so many tokens at most.
 fn read<T: DeserializeOwned>(reply: impl Read, tokens: u64) -> Result<T, Fault> {
-    let is_too_long = Cell::new(false);
-    let reply = BufReader::with_capacity(1 << 16, Limited::of_tokens(reply, tokens, &is_too_long));
-    serde_json::from_reader(reply).map_err(|error| unread(error, is_too_long.get()))
+    let passed = Passed::default();
+    let reply = Limited::of_tokens(reply, tokens, &passed).buffered();
+    serde_json::from_reader(reply).map_err(|error| unread(error, &passed, None))
 }
 
 #[derive(Deserialize)]
@@ -265,7 +264,7 @@ impl Told {
     fn unfinished(&self, request: &Request, tokenizer: &Tokenizer) -> Error {
         let (found, most) = (self.ids.len(), request.max_new_tokens);
         match (self.reason.as_str(), self.ids.last()) {
-            ("length", _) => Error::new(format!("the server ended an answer after {found} tokens, and {most} were asked for"))
+            ("length", _) => Error::new(format!("the server ended an answer after {}, and {most} were asked for", n_tokens(found as u64)))
                 .cure("Start it with a larger --max-model-len (SGLang: --context-length), and without a limit of new tokens of its own."),
             ("stop", Some(&last)) => Error::new(format!(
                 "the server ended an answer with token {last} ({:?}), which ends none by the files of the model that is named here",
@@ -274,7 +273,9 @@ impl Told {
             .cure("Name the folder of the very model that is served with --model: its generation_config.json says what ends an answer."),
             ("stop", None) => Error::new("the server ended an answer before its first token"),
             (other, _) => Error::new(format!(
-                "the server ended an answer after {found} tokens because of `{other}`; expected an end token, a stop string, or {most} tokens"
+                "the server ended an answer after {} because of `{other}`; expected an end token, a stop string, or {}",
+                n_tokens(found as u64),
+                n_tokens(most as u64)
             )),
         }
     }

@@ -11,6 +11,7 @@ use crate::eval::requests::is_python_space;
 use crate::eval::written::bfcl::{self, Category};
 use crate::eval::written::ifeval;
 use crate::eval::written::math::boxed_answer;
+use crate::format::beginning;
 
 type Uniform = Result<Option<Value>>;
 
@@ -22,7 +23,9 @@ pub(super) fn agieval(row: &Row) -> Uniform {
     }
     let options = row.texts("options")?;
     let passage = if row.has("passage") { row.text("passage")? } else { "" };
-    let last = LETTERS.get(options.len().saturating_sub(1)).ok_or_else(|| Error::new("expected 26 `options` at most"))?;
+    let last = LETTERS.get(options.len().saturating_sub(1)).ok_or_else(|| {
+        Error::new(format!("expected `options` for {} letters at most, found {}", LETTERS.len(), options.len()))
+    })?;
     let question = row.text("question")?;
     let context =
         format!("{passage}Q: {question} Answer Choices: {}\nA: Among A through {last}, the answer is", options.join(" "));
@@ -144,7 +147,10 @@ pub(super) fn copa(row: &Row) -> Uniform {
 pub(super) fn gsm8k(row: &Row) -> Uniform {
     let answer = row.text("answer")?;
     if !answer.contains("#### ") {
-        return Err(Error::new("expected an `answer` that ends with `#### ` and the number"));
+        return Err(Error::new(format!(
+            "expected an `answer` that ends with `#### ` and the number, found `{}`",
+            beginning(answer, 60)
+        )));
     }
     Ok(Some(json!({"prompt": format!("Question: {}\nAnswer:", row.text("question")?), "target": answer, "data": answer})))
 }
@@ -174,10 +180,11 @@ pub(super) fn ifeval(row: &Row) -> Uniform {
 pub(super) fn lambada(row: &Row) -> Uniform {
     let (context, word) = if row.has("text") {
         let text = row.text("text")?;
-        text.rsplit_once(' ').ok_or_else(|| Error::new("expected a `text` of two words or more"))?
+        text.rsplit_once(' ')
+            .ok_or_else(|| Error::new(format!("expected a `text` of two words or more, found `{}`", beginning(text, 60))))?
     } else if row.has("query") {
         let words = row.texts("choices")?;
-        (row.text("query")?, *words.first().ok_or_else(|| Error::new("expected a word in `choices`"))?)
+        (row.text("query")?, *words.first().ok_or_else(|| Error::new("expected a word in `choices`, found an empty list"))?)
     } else {
         (row.text("context")?, row.text("continuation")?)
     };
@@ -298,7 +305,9 @@ pub(super) fn truthfulqa(row: &Row) -> Uniform {
 /// `winogrande/preprocess_winogrande.py`: the choices are contexts.
 pub(super) fn winogrande(row: &Row) -> Uniform {
     let sentence = row.text("sentence")?;
-    let (before, after) = sentence.split_once('_').ok_or_else(|| Error::new("expected `_` in `sentence`, found none"))?;
+    let (before, after) = sentence
+        .split_once('_')
+        .ok_or_else(|| Error::new(format!("expected `_` in `sentence`, found none in `{}`", beginning(sentence, 60))))?;
     let choices = [row.text("option1")?, row.text("option2")?].map(|option| format!("{before}{option}"));
     let answer = row.number("answer")?.checked_sub(1).ok_or_else(|| Error::new("expected 1 or 2 as `answer`, found 0"))?;
     let continuation = after.trim_matches(is_python_space);

@@ -14,6 +14,7 @@ use serde_json::Value;
 use super::{MAX_NEW_TOKENS, Spec, Verdict};
 use crate::error::{Error, Result};
 use crate::eval::requests::is_python_space;
+use crate::format::beginning;
 
 /// `hendrycks_math/*.yaml`, version 1. The data are the published solution, whose answer stands in a box.
 ///
@@ -60,7 +61,9 @@ pub(super) fn minerva_normal_form(answer: &str) -> Result<String> {
 /// The answer in the last box of a published solution.
 pub fn boxed_answer(solution: &str) -> Result<&str> {
     let boxed = last_box(solution).and_then(without_box);
-    boxed.ok_or_else(|| Error::new("expected a solution with its answer in a \\boxed{..}, found none"))
+    boxed.ok_or_else(|| {
+        Error::new(format!("expected a solution with its answer in a \\boxed{{..}}, found none in `{}`", beginning(solution, 60)))
+    })
 }
 
 fn text(data: &Value) -> Result<&str> {

@@ -147,10 +147,9 @@ impl Saying<'_> {
         let (open, held): (Vec<(u64, &Sequence)>, Vec<_>) =
             (first..).zip(sequences).partition(|(number, _)| !known.contains_key(number));
         let mut done: u64 = held.iter().map(|(_, sequence)| sequence.ids.len() as u64).sum();
-        let pool = &servers.pool;
-        pool.each(
+        servers.each(
             &open,
-            |(_, sequence)| Ok(Said::of(pool.score(sequence)?.iter().map(|(statistics, _)| statistics))),
+            |pool, (_, sequence)| Ok(Said::of(sequence, pool.score(sequence)?.iter().map(|(statistics, _)| statistics))),
             &mut |at, said| {
                 let (sequence, ids) = (open[at].0, open[at].1.ids.len() as u64);
                 let Said { logprob, greedy, tokens: n_targets } = said;

@@ -51,7 +51,10 @@ impl Folder {
         }
         Err(Error::new(format!("the folder holds the scores of `{}` with {was}; asked for is {settings}", task.name))
             .at(&self.path)
-            .cure("Give another --out. Without one the folder is named after the settings, though not after templates and end tokens."))
+            .cure(
+                "Give another --out. Without one the folder is named after the settings, though not after templates and end tokens. A template that \
+                 writes the date is another one every day: SOURCE_DATE_EPOCH sets the moment.",
+            ))
     }
 
     /// Has this task been evaluated, on the same items?

@@ -128,10 +128,6 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
             None => desk.scored(&task, &journal_of(&out, &task, SCORES), &identity)?,
             Some(writing) => desk.written(&task, writing, &journal_of(&out, &task, ANSWERS), &identity)?,
         };
-        if let Err(changed) = author.check_unchanged() {
-            journal.map_or(Ok(()), Journal::remove)?;
-            return Err(changed);
-        }
         let scores = TaskScores::new(&task, &samples, settings, work, began.elapsed().as_secs_f64());
         folder.add(&task.name, TaskScores { notes: notes(&task, &ends, &asking), ..scores }, samples)?;
         journal.map_or(Ok(()), Journal::remove)?;
@@ -165,7 +161,8 @@ pub(crate) fn divergence(models: [&Named; 2], way: &Way, watch: &dyn Watch) -> R
         if let Some(then) = &named.sha256
             && *then != reference.sha256()?
         {
-            return Err(Error::new(format!("{} is another model now than it was then", reference.written)));
+            return Err(Error::new(format!("{} is another model now than it was when the folder was made", reference.written))
+                .cure("Evaluate it again, or compare the folders without --kl."));
         }
         Ok(reference)
     };

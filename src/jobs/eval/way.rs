@@ -140,11 +140,25 @@ impl Way {
 
     /// All that decides the scores of a task beside the model and the data.
     pub(super) fn settings_of(&self, task: &Task, asking: &Asking, ends: &[u32]) -> Settings {
-        let WrittenWay { max_new_tokens, sampling, stops, repeats, .. } = &self.written;
-        let writing = task.written.map(|spec| Writing {
-            ends: ends.to_vec(),
-            ..Writing::of(spec, *max_new_tokens, *sampling, stops, *repeats, self.seed)
-        });
+        // Without `..`, so that the compiler asks of a new option whether it decides about scores. What is passed over here is in `chosen`, in the task
+        // (the examples), in `asking`, or in the identity of the folder (how the model runs), or decides about no score.
+        let Way {
+            limit: _,
+            sample: _,
+            few_shot: _,
+            few_shot_from: _,
+            seed,
+            system: _,
+            chat: _,
+            written: WrittenWay { max_new_tokens, sampling, stops, repeats, at_once: _ },
+            dtype: _,
+            kernels: _,
+            device: _,
+            max_len: _,
+        } = self;
+        let writing = task
+            .written
+            .map(|spec| Writing { ends: ends.to_vec(), ..Writing::of(spec, *max_new_tokens, *sampling, stops, *repeats, *seed) });
         Settings::new(task, self.chosen(), asking, writing)
     }
 

@@ -7,18 +7,31 @@ use serde_json::{Map, Value, json};
 use crate::dataset::write::Target;
 use crate::error::{Context, Error, Result};
 use crate::files::{file_name, write_json, write_text};
+use crate::json;
 
 const DATASET_INFO: &str = "dataset_info.json";
+
+/// The file that the format needs beside the data.
+pub(super) fn path(target: Target, out: &Path) -> Option<PathBuf> {
+    match target {
+        Target::LlamaFactory => Some(out.with_file_name(DATASET_INFO)),
+        Target::Axolotl => Some(out.with_file_name(format!("{}.axolotl.yaml", stem(out)))),
+        _ => None,
+    }
+}
+
+fn stem(out: &Path) -> String {
+    out.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default()
+}
 
 /// Writes what the format needs beside the data; gives the path.
 pub(super) fn write(target: Target, out: &Path, is_table: bool) -> Result<Option<PathBuf>> {
     let name = file_name(out);
-    let stem = out.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+    let Some(path) = path(target, out) else { return Ok(None) };
     match target {
         Target::LlamaFactory => {
-            let path = out.with_file_name(DATASET_INFO);
             let mut info = match std::fs::read(&path) {
-                Ok(bytes) => serde_json::from_slice::<Map<String, Value>>(&bytes)
+                Ok(bytes) => json::from_slice::<Map<String, Value>>(&bytes)
                     .context_at(&path, "expected LLaMA-Factory's dataset_info.json, to which the data set is added")?,
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => Map::new(),
                 Err(error) => return Err(Error::new("cannot read the file").at(&path).caused_by(error)),
@@ -28,12 +41,10 @@ pub(super) fn write(target: Target, out: &Path, is_table: bool) -> Result<Option
                 "formatting": "sharegpt",
                 "columns": {"messages": "conversations", "system": "system", "tools": "tools"},
             });
-            info.insert(stem, entry);
+            info.insert(stem(out), entry);
             write_json(&path, &info)?;
-            Ok(Some(path))
         }
         Target::Axolotl => {
-            let path = out.with_file_name(format!("{stem}.axolotl.yaml"));
             let text = format!(
                 "# Written by diagnose export: what axolotl has to be told about {name}. Each answer says itself whether it is learnt.\n\
                  datasets:\n  - path: {}\n    ds_type: {}\n    type: chat_template\n    field_messages: messages\n    \
@@ -43,8 +54,8 @@ pub(super) fn write(target: Target, out: &Path, is_table: bool) -> Result<Option
                 if is_table { "parquet" } else { "json" }
             );
             write_text(&path, &text)?;
-            Ok(Some(path))
         }
-        _ => Ok(None),
+        _ => {}
     }
+    Ok(Some(path))
 }

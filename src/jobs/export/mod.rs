@@ -28,10 +28,10 @@ use super::decisions::{Decisions, Mask};
 use super::reopened::Reopened;
 use super::score::sorted_by;
 use crate::dataset::write::{self, Reading, Target};
-use crate::dataset::{self, Example, Original, Role, Turn, WeightedPart};
+use crate::dataset::{self, DataFile, Example, Original, Role, Turn, WeightedPart};
 use crate::diagnosis::gate::Gate;
 use crate::error::{Context, Error, Result};
-use crate::files::write_atomically;
+use crate::files::{identified, write_atomically};
 use crate::table::Row;
 
 pub(crate) use rules::{DropRule, MaskRule};
@@ -65,6 +65,8 @@ pub(crate) struct Exported {
     pub beside: Option<PathBuf>,
     pub rewrite: Option<PathBuf>,
     pub rows_read: u64,
+    /// Rows of the data that the run did not read (`--limit`, `--sample`, `--shard`), which are not written.
+    pub rows_not_read: u64,
     pub rows_written: u64,
     pub rows_dropped: u64,
     pub rows_masked: u64,
@@ -106,16 +108,9 @@ pub(crate) fn export(job: &Job) -> Result<Exported> {
         ))
         .cure("Choose a --format."));
     }
-    let inputs = files.iter().map(|file| std::fs::canonicalize(&file.path));
-    if let Ok(out) = std::fs::canonicalize(&job.out)
-        && inputs.flatten().any(|input| input == out)
-    {
-        return Err(Error::usage("--out names a data file of the run, which is not overwritten")
-            .at(&job.out)
-            .cure("Name another file."));
-    }
+    check_places(job, files)?;
     let decisions = match &job.decisions {
-        Some(path) => Decisions::read(path, files)?,
+        Some(path) => Decisions::read(path, &run.record.identity, &run.dataset)?,
         None => Decisions::default(),
     };
     let wanted = Wanted { drop: job.drop.clone(), mask: job.mask.clone(), weight: job.weight, select: job.select, decisions };
@@ -178,6 +173,36 @@ fn check_extension(out: &Path) -> Result<()> {
             .cure("End the name in .jsonl or .parquet.")),
         None => Ok(()),
     }
+}
+
+/// An error if a file that is to be written is one that is read, one of the run's, or another one that is to be written.
+fn check_places(job: &Job, files: &[DataFile]) -> Result<()> {
+    let read = files.iter().map(|file| (file.path.as_path(), "a data file of the run"));
+    let read = read.chain(job.decisions.iter().map(|path| (path.as_path(), "the file of --decisions")));
+    let mut taken: Vec<(PathBuf, &str)> = read.map(|(path, what)| (identified(path), what)).collect();
+    let beside = beside::path(job.target, &job.out);
+    let written = [
+        (Some(job.out.clone()), "--out"),
+        (Some(changes_path(&job.out)), "the file of changes beside --out"),
+        (beside, "the file for the trainer beside --out"),
+        (job.rewrite.clone(), "--rewrite-candidates"),
+    ];
+    let run = identified(&job.run);
+    for (path, what) in written.into_iter().filter_map(|(path, what)| path.map(|path| (path, what))) {
+        let place = identified(&path);
+        // An earlier export into the run's folder may be replaced; of JSON Lines a run has none that people name.
+        let is_of_run = place.parent() == Some(run.as_path())
+            && place.exists()
+            && place.extension().is_none_or(|extension| extension != "jsonl");
+        let other = taken.iter().find(|(other, _)| *other == place).map(|(_, other)| *other);
+        if let Some(other) = other.or(is_of_run.then_some("a file of the run")) {
+            return Err(Error::usage(format!("{what} names {other}, which is not overwritten"))
+                .at(path)
+                .cure("Name another file."));
+        }
+        taken.push((place, what));
+    }
+    Ok(())
 }
 
 fn is_table(out: &Path) -> bool {
@@ -260,7 +285,10 @@ impl Export<'_> {
                 self.end_of_file(last_file, &mut put)?;
             }
             last_file = Some(original.file);
-            let Some(row) = chosen.get(&original.row) else { continue };
+            let Some(row) = chosen.get(&original.row) else {
+                self.exported.rows_not_read += 1;
+                continue;
+            };
             if row.line != original.place.line {
                 return Err(Error::new("the row is not the one that the run has of this number")
                     .at_line(&*original.place.path, original.place.line)
@@ -380,6 +408,7 @@ impl Export<'_> {
             "run": self.run.record.identity,
             "data": self.run.dataset.files().iter().map(|file| json!({"path": file.path, "sha256": file.sha256})).collect::<Vec<_>>(),
             "format": self.job.target,
+            "rows_not_read": self.exported.rows_not_read,
             "command": self.job.command,
         });
         let lines = self

@@ -90,11 +90,14 @@ pub(super) fn verdicts(run: &Path, rows: &[Row], wanted: &Wanted) -> Result<(BTr
             "line {} of the decisions is about row {row}, which the run has not read: it has {} rows, up to number {last}",
             decision.line,
             rows.len()
-        )));
+        ))
+        .cure("Rows are numbered from 0 over all files of the run; take the line out."));
     }
     let listed = wanted.drop.iter().filter_map(|rule| if let DropRule::Rows(rows) = rule { Some(rows) } else { None });
     if let Some(row) = listed.flatten().find(|row| !numbers.contains(row)) {
-        return Err(Error::usage(format!("--drop rows names row {row}, which the run has not read")));
+        let last = rows.last().map_or(0, |row| row.row);
+        return Err(Error::usage(format!("--drop rows names row {row}, which the run has not read: its last one is {last}"))
+            .cure("Rows are numbered from 0 over all files of the run."));
     }
     let seen = read(run, wanted)?;
     let mut verdicts = BTreeMap::new();

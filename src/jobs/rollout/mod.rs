@@ -25,6 +25,7 @@ use crate::files::{hold, write_atomically, write_json};
 use crate::jobs::answer::{Entries, Entry, Wanted, entries, write_open};
 use crate::jobs::journal::Journal;
 use crate::jobs::watch::Watch;
+use crate::jobs::work::{JOURNAL_FILE, ROLLOUTS_FILE, Work, check_free};
 use crate::jobs::{level, peak_memory_bytes, provenance_of};
 use crate::random;
 use crate::tokens::fingerprint_of_prompt;
@@ -32,9 +33,7 @@ pub(crate) use plan::Job;
 use plan::Plan;
 pub(crate) use record::Record;
 
-const ROLLOUTS_FILE: &str = "rollouts.jsonl";
 const RUN_FILE: &str = "run.json";
-const JOURNAL_FILE: &str = "answers.part.jsonl";
 
 /// What a run of rollouts has left.
 pub(crate) struct Outcome {
@@ -51,6 +50,7 @@ impl Outcome {
 /// Writes what is not written yet.
 pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
     let (plan, source) = Plan::make(job, watch)?;
+    check_free(&plan.out, Work::Answers)?;
     let finished = plan.out.join(RUN_FILE);
     let before = match finished.exists() && plan.out.join(ROLLOUTS_FILE).exists() {
         true => Some(Record::read(&finished)?),
@@ -75,10 +75,6 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
     let wanted = Wanted { rows: &rows, repeats: job.n, way: &way, request: &|prompt, draw| request(&plan, job, prompt, draw) };
     let began = Instant::now();
     let written = write_open(&author, &wanted, &mut journal, &mut entries, watch)?;
-    if let Err(changed) = author.check_unchanged() {
-        journal.remove()?;
-        return Err(changed);
-    }
     let seconds = began.elapsed().as_secs_f64();
 
     watch.stage("Writing the rows");
@@ -134,7 +130,10 @@ fn other_run(out: &Path) -> Error {
          kernel level (DIAGNOSE_KERNELS)",
     )
     .at(out)
-    .cure("Name another folder with --out, or remove this one.")
+    .cure(
+        "Name another folder with --out, or remove this one. A chat template that writes the date is another one every day: SOURCE_DATE_EPOCH sets the \
+         moment.",
+    )
 }
 
 /// The rows in the order of the data, each with its answers one after the other.

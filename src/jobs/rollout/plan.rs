@@ -13,6 +13,7 @@ use crate::engine::generate::Sampling;
 use crate::engine::remote::Options;
 use crate::error::{Context, Error, Result};
 use crate::files::sha256;
+use crate::format::counted;
 use crate::jobs::author::Author;
 use crate::jobs::identity_of_files;
 use crate::jobs::served::{AS_SERVED, Beyond, Opened};
@@ -139,8 +140,8 @@ impl Plan {
         if prompts.is_empty() {
             if left_out.too_long > 0 {
                 notes.push(format!(
-                    "{} prompts leave no room for an answer in --max-len {max_len}: give a larger one, if the model has the positions, or shorter rows.",
-                    left_out.too_long
+                    "{} no room for an answer in --max-len {max_len}: give a larger one, if the model has the positions, or shorter rows.",
+                    counted(left_out.too_long, "prompt leaves", "prompts leave")
                 ));
             }
             return Err(Error::new("no row of the data has a prompt that could be answered").cure(notes.join("\n  ")));
@@ -151,25 +152,48 @@ impl Plan {
             // Not the addresses: any server of the model will do.
             Source::Servers(opened) => (AS_SERVED.to_owned(), opened.program()),
         };
+        // Without `..`, so that the compiler asks of a new option whether it decides about the answers. What is passed over here counts by what was
+        // found under its name, or decides about no answer.
+        let Job {
+            inputs: _,
+            read: ReadOptions { format: _, mapping, roles, strict: _ },
+            model: _,
+            base: _,
+            servers: _,
+            out: _,
+            dtype: _,
+            device: _,
+            render: RenderOptions { system, max_len: _, supervise: _, chat_template: _, template_switches, append_eos: _ },
+            max_len: _,
+            choice,
+            n,
+            max_new_tokens,
+            sampling,
+            stops,
+            at_once: _,
+            seed,
+            command: _,
+        } = job;
         let identity = json!({
             "program": provenance::build(),
             "files": identity_of_files(dataset.files()),
-            "mapping": format!("{:?}", job.read.mapping),
-            "roles": format!("{:?}", job.read.roles),
-            "choice": job.choice,
+            "mapping": format!("{mapping:?}"),
+            "roles": format!("{roles:?}"),
+            "choice": choice,
             "model": info.sha256,
             "template": renderer.template_sha256(),
-            "system": job.render.system,
-            "template_switches": job.render.template_switches,
+            "system": system,
+            "template_switches": template_switches,
             "max_len": max_len,
             "dtype": dtype,
             "kernel_level": kernel_level,
             "device": source.device(),
-            "n": job.n,
-            "max_new_tokens": job.max_new_tokens,
-            "sampling": job.sampling,
-            "stops": job.stops,
-            "seed": job.seed,
+            "n": n,
+            "ends": ends,
+            "max_new_tokens": max_new_tokens,
+            "sampling": sampling,
+            "stops": stops,
+            "seed": seed,
         });
         let identity = sha256(serde_json::to_string(&identity).context("cannot write down what identifies the run")?);
         let out = job.out.clone().unwrap_or_else(|| Path::new("runs").join(format!("rollout-{}", &identity[..8])));
@@ -254,7 +278,8 @@ fn prompts(
     loop {
         let chunk: Vec<Record> = records.by_ref().take(CHUNK).collect::<Result<_>>()?;
         if chunk.is_empty() {
-            let reason = first_reason.map(|reason| format!("{} rows are left out; the first: {reason}", left_out.unusable));
+            let reason = first_reason
+                .map(|reason| format!("{} left out; the first: {reason}", counted(left_out.unusable, "row is", "rows are")));
             return Ok((prompts, left_out, reason));
         }
         let asked = chunk.into_par_iter().map(|record| {

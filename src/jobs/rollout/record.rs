@@ -8,6 +8,7 @@ use crate::dataset::DataFile;
 use crate::engine::generate::{Ended, Sampling, Written};
 use crate::engine::remote::Checked;
 use crate::error::{Context, Result};
+use crate::format::{count, counted, n_tokens};
 use crate::jobs::answer::Entry;
 use crate::model::Info;
 use crate::provenance::Provenance;
@@ -92,17 +93,23 @@ impl Record {
         let Counts { answers, tokens, ended_with_end_token, ended_with_stop, ended_by_length } = self.counts;
         let by = self.server.as_ref().map(|server| format!(" by {}", server.program())).unwrap_or_default();
         let mut lines = vec![format!(
-            "{answers} answers to {} prompts with {}{by}, {tokens} tokens: {ended_with_end_token} ended by themselves, {ended_by_length} were cut \
-             at their longest{}",
-            self.prompts,
+            "{} to {} with {}{by}, {}: {ended_with_end_token} ended by themselves, {ended_by_length} were cut at their longest{}",
+            count(answers, "answer"),
+            count(self.prompts, "prompt"),
             self.model.name,
+            n_tokens(tokens),
             if self.stops.is_empty() { String::new() } else { format!(", {ended_with_stop} met a stop string") }
         )];
         if self.left_out.too_long > 0 {
-            lines.push(format!("{} prompts leave no room for an answer in --max-len {}", self.left_out.too_long, self.max_len));
+            let prompts = counted(self.left_out.too_long, "prompt leaves", "prompts leave");
+            lines.push(format!("{prompts} no room for an answer in --max-len {}", self.max_len));
         }
         if self.left_out.unusable > 0 {
-            lines.push(format!("{} rows could not be read, or have no prompt", self.left_out.unusable));
+            lines.push(counted(
+                self.left_out.unusable,
+                "row could not be read, or has no prompt",
+                "rows could not be read, or have no prompt",
+            ));
         }
         lines.extend(self.tokens_per_second.map(|rate| format!("{rate:.0} tokens/s")));
         lines

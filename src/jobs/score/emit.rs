@@ -46,7 +46,7 @@ pub(crate) fn emit(job: &Job, top_k: usize, watch: &dyn Watch) -> Result<Emitted
         let mut sequences = Vec::new();
         for item in items? {
             records += 1;
-            let Some(rendered) = audit.take(&item.place, item.rendered, job.read.strict)? else { continue };
+            let Some(rendered) = audit.take(item.row, &item.place, item.rendered, job.read.strict)? else { continue };
             sequences.push(rendered.sequence);
         }
         watch.reading(records);

@@ -63,7 +63,8 @@ impl Engine {
             Engine::Own(model) => json!({
                 "dtype": job.dtype.to_string(),
                 "kernels": job.kernels.to_string(),
-                "device": model.placement.to_string(),
+                // Another card rounds other sums, too.
+                "device": model.placement.description(),
                 // Other instructions round other sums.
                 "kernel_level": Level::current().name(),
             }),

@@ -30,7 +30,8 @@ pub(crate) struct Job {
     pub choice: Choice,
     /// One machine's share of the chosen records; `None`: all of them.
     pub shard: Option<Shard>,
-    pub thresholds: Thresholds,
+    /// `None`: those that the run has, if it is finished, else the default ones.
+    pub thresholds: Option<Thresholds>,
     /// Does the run get a page to read it in?
     pub with_page: bool,
     /// Are the conflicts scored again with another row of their kind shown first?

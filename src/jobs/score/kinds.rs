@@ -2,7 +2,7 @@
 //!
 //! The conflicts pass by twice: once to find out which are alike in many rows, once beside the rows of the data to be named and written. The data are
 //! read once more for the rows that ask nearly the same, and again for those whose prompts have another answer elsewhere. Kept in memory: of each
-//! conflict its place and tokens (16 bytes) while the first pass counts, the sums of each group (64 bytes), a signature of each row's prompt (256 bytes).
+//! conflict its place and tokens (16 bytes) while the first pass counts, the sums of each group (64 bytes), the signatures of each row's question and of what stands before it (256 bytes each).
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -10,11 +10,11 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
-use crate::dataset::{Chosen, Dataset, Example, Record, Role};
+use crate::dataset::{Chosen, Dataset, Example, Record, Role, Turn};
 use crate::diagnosis::by_kind::{ConflictGroup, KindSums, Kinds};
 use crate::diagnosis::context::{Places, Spot};
 use crate::diagnosis::kinds::{self, Conflict, Kind};
-use crate::diagnosis::near_duplicates::{Signature, asks_the_same, near_pairs, words};
+use crate::diagnosis::near_duplicates::{Prompt, asks_the_same, near_pairs, words};
 use crate::diagnosis::summary::Summary;
 use crate::error::Result;
 use crate::files::sha256;
@@ -334,40 +334,56 @@ fn conflicts_of(chunk: &TokenChunk, first: &mut (Option<(u32, u16)>, u32), place
     found
 }
 
-/// What is asked before the last answer, and all that is answered.
-fn asked_and_answered(example: &Example) -> (String, String) {
-    let last = example.turns.iter().rposition(|turn| turn.role == Role::Assistant);
-    let (mut asked, mut answered) = (String::new(), String::new());
-    for turn in &example.turns[..last.unwrap_or(0)] {
-        asked.push_str(&turn.content);
-        asked.push('\n');
-    }
-    if let Some(answer) = last.map(|last| &example.turns[last]) {
-        answered.push_str(&answer.content);
-        if let Some(calls) = &answer.tool_calls {
-            answered.push_str(&calls.to_string());
+/// The last answer of a row, and what is asked before it.
+struct Exchange {
+    /// What stands before the question.
+    context: String,
+    /// The last turn of the user before the answer, and what tools said after it.
+    question: String,
+    answer: String,
+}
+
+impl Exchange {
+    fn of(example: &Example) -> Exchange {
+        let turns = &example.turns;
+        let last = turns.iter().rposition(|turn| turn.role == Role::Assistant);
+        let asked = &turns[..last.unwrap_or(0)];
+        let question = asked.iter().rposition(|turn| turn.role == Role::User).unwrap_or(0);
+        let joined = |turns: &[Turn]| turns.iter().fold(String::new(), |text, turn| text + &turn.content + "\n");
+        let mut answer = String::new();
+        if let Some(turn) = last.map(|last| &turns[last]) {
+            answer.push_str(&turn.content);
+            if let Some(calls) = &turn.tool_calls {
+                answer.push_str(&calls.to_string());
+            }
         }
+        Exchange { context: joined(&asked[..question]), question: joined(&asked[question..]), answer }
     }
-    (asked, answered)
+
+    /// All that is asked.
+    fn asked(&self) -> String {
+        self.context.clone() + &self.question
+    }
 }
 
 /// Rows with nearly the same prompts, those apart that contradict each other.
 fn pairs(dataset: &Dataset, chosen: &Chosen) -> Result<Vec<NearPair>> {
-    let mut signatures = Vec::new();
+    let mut prompts = Vec::new();
     let mut records = dataset.chosen(chosen);
     loop {
         let chunk: Vec<Record> = records.by_ref().take(CHUNK).collect::<Result<_>>()?;
         if chunk.is_empty() {
             break;
         }
-        let signature = |record: &Record| {
+        let prompt = |record: &Record| {
             let example = record.example.as_ref().ok()?;
-            Some((record.row, Signature::of(&asked_and_answered(example).0)?))
+            let Exchange { context, question, .. } = Exchange::of(example);
+            Some((record.row, Prompt::of(&context, &question)?))
         };
-        signatures.par_extend(chunk.par_iter().filter_map(signature));
+        prompts.par_extend(chunk.par_iter().filter_map(prompt));
     }
-    let near = near_pairs(&signatures);
-    drop(signatures);
+    let near = near_pairs(&prompts);
+    drop(prompts);
     if near.is_empty() {
         return Ok(Vec::new());
     }
@@ -384,8 +400,8 @@ fn pairs(dataset: &Dataset, chosen: &Chosen) -> Result<Vec<NearPair>> {
         let is_other = last_use.contains_key(&record.row);
         let is_row = near.peek().is_some_and(|(_, row, _)| *row == record.row);
         let texts = record.example.as_ref().ok().filter(|_| is_other || is_row).map(|example| {
-            let (asked, answered) = asked_and_answered(example);
-            (asked, sha256(words(&answered).join(" ")))
+            let exchange = Exchange::of(example);
+            (exchange.asked(), sha256(words(&exchange.answer).join(" ")))
         });
         while let Some((other, row, prompts)) = near.next_if(|(_, row, _)| *row <= record.row) {
             let before: Option<&(String, String)> = waiting.get(&other);
@@ -415,7 +431,7 @@ fn answers_of(rows: &BTreeSet<u32>, dataset: &Dataset, chosen: &Chosen) -> Resul
     for record in dataset.chosen(chosen) {
         let record = record?;
         if let (true, Ok(example)) = (rows.contains(&record.row), &record.example) {
-            answers.insert(record.row, asked_and_answered(example).1);
+            answers.insert(record.row, Exchange::of(example).answer);
         }
     }
     Ok(answers)

@@ -33,7 +33,7 @@ mod stream;
 
 pub(crate) use data::{find_data, open_data, read_listed};
 pub(crate) use emit::emit;
-pub(crate) use finish::{Outcome, SUMMARY_FILE, sort_again, sorted_by};
+pub(crate) use finish::{Outcome, read_finished_report, sort_again, sorted_by};
 pub(crate) use job::{Elsewhere, Job};
 pub(crate) use plan::Plan;
 pub(crate) use record::{RUN_FILE, RunRecord, read_record};
@@ -42,11 +42,13 @@ pub(crate) use shards::{Joining, joined};
 use crate::error::{Context, Result};
 use crate::files::hold;
 use crate::jobs::watch::Watch;
+use crate::jobs::work::{Work, check_free};
 use crate::table::PARTS_FOLDER;
 
 /// Runs the whole job. An interrupted run goes on where it stopped; a finished one is only reported again.
 pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
     let plan = Plan::make(job, watch)?;
+    check_free(&plan.out, Work::Scores)?;
     let _held = hold(&plan.out)?;
     let stages = stream::score(&plan, watch)?;
     if stages.is_some()

@@ -19,7 +19,7 @@ use crate::jobs::watch::{Beginning, Watch};
 use crate::kernels::{Dtype, Kernels};
 use crate::model::{Info, Placement};
 use crate::provenance;
-use crate::tokens::{Audit, Drawn, RenderOptions, Renderer, Tokenizer, rendered};
+use crate::tokens::{Audit, Drawn, EqualRows, RenderOptions, Renderer, Tokenizer, rendered};
 
 /// A job with everything opened and checked.
 pub(crate) struct Plan {
@@ -50,7 +50,7 @@ pub(crate) struct Plan {
     pub device: Placement,
     pub chosen: Chosen,
     pub read: ReadOptions,
-    pub thresholds: Thresholds,
+    pub thresholds: Option<Thresholds>,
     pub with_page: bool,
     pub in_context: bool,
     pub command: String,
@@ -223,7 +223,7 @@ fn survey(
     for chunk in rendered(dataset, renderer, 0, chosen) {
         for item in chunk? {
             totals.records += 1;
-            let Some(rendered) = audit.take(&item.place, item.rendered, strict)? else { continue };
+            let Some(rendered) = audit.take(item.row, &item.place, item.rendered, strict)? else { continue };
             let supervised = rendered.sequence.n_targets() as u64;
             if supervised > 0 {
                 totals.scored += 1;
@@ -241,10 +241,7 @@ fn survey(
         }
         watch.reading(totals.records);
     }
-    if n_equal > 0 {
-        let n = totals.scored;
-        audit.notes.push(format!("{n_equal} of {n} rows are equal to an earlier one, token by token, and count once more each."));
-    }
+    audit.equal = Some(EqualRows { rows: n_equal, of: totals.scored });
     Ok((audit, totals, planted))
 }
 
@@ -272,25 +269,46 @@ struct MadeOf<'a> {
 
 /// SHA-256 over everything that the scores depend on; `build` is the program.
 fn identity(job: &Job, made_of: &MadeOf, shard: Option<Shard>, build: &str) -> Result<String> {
+    // Without `..`, so that the compiler asks of a new option whether it decides about the scores. What is passed over here counts by what was
+    // found under its name ([`MadeOf`], the engine), or decides about no score.
+    let Job {
+        inputs: _,
+        read: ReadOptions { format: _, mapping, roles, strict: _ },
+        model: _,
+        base: _,
+        out: _,
+        dtype: _,
+        kernels: _,
+        device: _,
+        elsewhere: _,
+        render: RenderOptions { system, max_len: _, supervise, chat_template: _, template_switches, append_eos },
+        max_len: _,
+        choice,
+        shard: _,
+        thresholds: _,
+        with_page: _,
+        in_context: _,
+        command: _,
+    } = job;
     let mut what = serde_json::json!({
         "program": build,
         "files": identity_of_files(made_of.files),
-        "mapping": format!("{:?}", job.read.mapping),
-        "choice": job.choice,
+        "mapping": format!("{mapping:?}"),
+        "choice": choice,
         "model": made_of.model_sha256,
         "template": made_of.template_sha256,
-        "system": job.render.system,
+        "system": system,
         "max_len": made_of.max_len,
-        "supervise": job.render.supervise,
+        "supervise": supervise,
     });
     if let (Some(what), Some(engine)) = (what.as_object_mut(), made_of.engine.as_object()) {
         what.extend(engine.clone());
     }
     // Named only where they are used, so that runs from before there were such options keep their identity.
     let options = [
-        (!job.read.roles.is_empty()).then(|| ("roles", format!("{:?}", job.read.roles).into())),
-        job.render.template_switches.clone().map(|switches| ("template_switches", switches)),
-        job.render.append_eos.then_some(("append_eos", true.into())),
+        (!roles.is_empty()).then(|| ("roles", format!("{roles:?}").into())),
+        template_switches.clone().map(|switches| ("template_switches", switches)),
+        append_eos.then_some(("append_eos", true.into())),
         shard.map(|shard| ("shard", shard.to_string().into())),
     ];
     for (key, value) in options.into_iter().flatten() {
@@ -303,8 +321,103 @@ fn identity(job: &Job, made_of: &MadeOf, shard: Option<Shard>, build: &str) -> R
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dataset::{Choice, FieldMap};
+    use crate::dataset::{Choice, FieldMap, RoleMap};
     use crate::tokens::Supervise;
+
+    fn job(path: &str) -> Job {
+        Job {
+            inputs: vec![path.to_owned()],
+            read: ReadOptions { mapping: FieldMap::parse(&[]).unwrap(), ..ReadOptions::default() },
+            model: None,
+            base: None,
+            max_len: Some(512),
+            out: None,
+            dtype: Dtype::F32,
+            kernels: Kernels::Fused,
+            device: Placement::Cpu,
+            elsewhere: None,
+            render: RenderOptions::default(),
+            choice: Choice::All,
+            shard: None,
+            thresholds: None,
+            with_page: false,
+            in_context: false,
+            command: format!("diagnose {path}"),
+        }
+    }
+
+    fn made_of(files: &[DataFile]) -> MadeOf<'_> {
+        MadeOf { files, model_sha256: "abc", template_sha256: None, engine: serde_json::json!({ "device": "cpu" }), max_len: 512 }
+    }
+
+    /// [`identity`] takes the job apart without `..`: an option that is new there is to be put into one of the two lists here.
+    #[test]
+    fn what_decides_about_scores_is_in_the_identity_and_nothing_else() {
+        type Change = (&'static str, fn(&mut Job, &mut MadeOf));
+        let of = |change: Option<&Change>, shard: Option<Shard>| {
+            let (mut job, mut made_of) = (job("rows.jsonl"), made_of(&[]));
+            if let Some((_, change)) = change {
+                change(&mut job, &mut made_of);
+            }
+            identity(&job, &made_of, shard, "0.1.0 (a)").unwrap()
+        };
+        let deciding: &[Change] = &[
+            ("--map", |job, _| job.read.mapping = FieldMap::parse(&["prompt=question".to_owned()]).unwrap()),
+            ("--map of another column", |job, _| job.read.mapping = FieldMap::parse(&["prompt=text".to_owned()]).unwrap()),
+            ("--role", |job, _| job.read.roles = RoleMap::parse(&["patient=user".to_owned()]).unwrap()),
+            ("--role of another name", |job, _| job.read.roles = RoleMap::parse(&["doctor=user".to_owned()]).unwrap()),
+            ("--limit", |job, _| job.choice = Choice::First(3)),
+            ("--limit 4", |job, _| job.choice = Choice::First(4)),
+            ("--sample", |job, _| job.choice = Choice::Random { n: 3, seed: 0 }),
+            ("--seed", |job, _| job.choice = Choice::Random { n: 3, seed: 1 }),
+            ("--system", |job, _| job.render.system = Some("Be brief.".to_owned())),
+            ("--supervise last", |job, _| job.render.supervise = Supervise::Last),
+            ("--supervise all", |job, _| job.render.supervise = Supervise::All),
+            ("--chat-template-kwargs", |job, _| job.render.template_switches = Some(serde_json::json!({ "x": true }))),
+            ("--chat-template-kwargs of another value", |job, _| {
+                job.render.template_switches = Some(serde_json::json!({ "x": 1 }))
+            }),
+            ("--append-eos", |job, _| job.render.append_eos = true),
+            ("--max-len, as it was found", |_, made_of| made_of.max_len = 513),
+            ("the model", |_, made_of| made_of.model_sha256 = "abd"),
+            ("the template", |_, made_of| made_of.template_sha256 = Some("def")),
+            ("the engine", |_, made_of| made_of.engine = serde_json::json!({ "device": "cuda (a card)" })),
+            ("the engine's precision", |_, made_of| made_of.engine = serde_json::json!({ "device": "cpu", "dtype": "bf16" })),
+        ];
+        let mut seen = std::collections::HashMap::from([(of(None, None), "nothing")]);
+        for change in deciding {
+            if let Some(other) = seen.insert(of(Some(change), None), change.0) {
+                panic!("{} counts as {other}", change.0);
+            }
+        }
+        for (index, of_shards) in [(0, 2), (1, 2), (0, 3)] {
+            let shard = of(None, Some(Shard { index, of: of_shards }));
+            assert!(seen.insert(shard, "a shard").is_none(), "{index}/{of_shards}");
+        }
+        let idle: &[Change] = &[
+            ("--strict", |job, _| job.read.strict = true),
+            ("--out", |job, _| job.out = Some("elsewhere".into())),
+            ("--thresholds", |job, _| job.thresholds = Some(Thresholds::Groups)),
+            ("--no-view", |job, _| job.with_page = true),
+            ("--in-context", |job, _| job.in_context = true),
+            ("the command", |job, _| job.command = "diagnose".to_owned()),
+            // These count as they are found: by bytes, by what the file is, by where the model runs.
+            ("how files are spelt", |job, _| job.inputs = vec!["./rows.jsonl".to_owned()]),
+            ("--format", |job, _| job.read.format = Some(crate::dataset::Format::Messages)),
+            ("--model", |job, _| job.model = Some("model.gguf".to_owned())),
+            ("--base", |job, _| job.base = Some("base".to_owned())),
+            ("--chat-template", |job, _| job.render.chat_template = Some("t.jinja".into())),
+            ("--max-len, as it was asked for", |job, _| (job.max_len, job.render.max_len) = (None, 3)),
+            ("--dtype", |job, _| job.dtype = Dtype::Bf16),
+            ("--kernels", |job, _| job.kernels = Kernels::Reference),
+            ("--device", |job, _| job.device = Placement::Auto),
+            ("--answers", |job, _| job.elsewhere = Some(crate::jobs::score::job::Elsewhere::Answers("answers".into()))),
+            ("--shard", |job, _| job.shard = Some(Shard { index: 0, of: 2 })),
+        ];
+        for change in idle {
+            assert_eq!(of(Some(change), None), of(None, None), "{}", change.0);
+        }
+    }
 
     #[test]
     fn the_bytes_and_the_program_make_a_run_and_paths_do_not() {
@@ -319,42 +432,9 @@ mod tests {
         let spelling = folder.path().join(".").join("rows.jsonl").to_string_lossy().into_owned();
         let (renamed, changed) = (write("renamed.jsonl", row), write("changed.jsonl", other));
         let identity_of = |path: &str, build: &str| {
-            let read = ReadOptions { mapping: FieldMap::parse(&[]).unwrap(), ..ReadOptions::default() };
-            let dataset = Dataset::open(&[path.to_owned()], &read).unwrap();
-            let job = Job {
-                inputs: vec![path.to_owned()],
-                read,
-                model: None,
-                base: None,
-                max_len: Some(512),
-                out: None,
-                dtype: Dtype::F32,
-                kernels: Kernels::Fused,
-                device: Placement::Cpu,
-                elsewhere: None,
-                render: RenderOptions {
-                    system: None,
-                    max_len: 512,
-                    supervise: Supervise::Assistant,
-                    chat_template: None,
-                    template_switches: None,
-                    append_eos: false,
-                },
-                choice: Choice::All,
-                shard: None,
-                thresholds: Thresholds::default(),
-                with_page: false,
-                in_context: false,
-                command: format!("diagnose {path}"),
-            };
-            let made_of = MadeOf {
-                files: dataset.files(),
-                model_sha256: "abc",
-                template_sha256: None,
-                engine: serde_json::json!({ "device": "cpu" }),
-                max_len: 512,
-            };
-            identity(&job, &made_of, None, build).unwrap()
+            let job = job(path);
+            let dataset = Dataset::open(&job.inputs, &job.read).unwrap();
+            identity(&job, &made_of(dataset.files()), None, build).unwrap()
         };
         let own = identity_of(&path, "0.1.0 (a)");
         assert_eq!(own, identity_of(&spelling, "0.1.0 (a)"));

@@ -12,7 +12,7 @@ use crate::dataset::{Choice, DataFile, FieldMap, Format, ReadOptions, RoleMap};
 use crate::engine::remote::Checked;
 use crate::error::{Error, Result};
 pub(super) use crate::files::read_json;
-use crate::format::thousands;
+use crate::format::{count, thousands};
 use crate::model::Info;
 use crate::provenance::Provenance;
 use crate::report::markdown;
@@ -124,16 +124,16 @@ impl RunRecord {
 
     /// Which rows were read, in a few words.
     pub(super) fn rows_read(&self) -> String {
-        let records = thousands(self.counts.records);
+        let records = count(self.counts.records, "row");
         if let Some(ShardRecord { shard, .. }) = &self.shard {
-            return format!("{records} rows, shard {shard} of the data");
+            return format!("{records}, shard {shard} of the data");
         }
         match (self.limit, self.sampled_from) {
             (Some(limit), _) if limit <= self.counts.records => {
-                format!("the first {records} rows of the data, not a random sample")
+                format!("the first {records} of the data, not a random sample")
             }
             (_, Some(of)) if of > self.counts.records => {
-                format!("{records} rows drawn at random of {}, seed {}", thousands(of), self.seed.unwrap_or_default())
+                format!("{records} drawn at random of {}, seed {}", thousands(of), self.seed.unwrap_or_default())
             }
             _ => "all rows read".to_owned(),
         }

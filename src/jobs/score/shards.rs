@@ -3,10 +3,10 @@
 //! The joined run stands in a folder of its own, so that whatever reads runs reads it as any other. It is made once: where the folder is
 //! there and of the same run, it is taken.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 
 use super::finish::{SUMMARY_FILE, sort_again, sorted_by};
 use super::part::{PartEnds, Stages};
@@ -21,7 +21,9 @@ use crate::error::{Context, Error, Result};
 use crate::files::{file_name, hold, read_json, write_json};
 use crate::jobs::folders;
 use crate::jobs::watch::Watch;
-use crate::table::{PARTS_FOLDER, TOKENS_FILE, join_shards};
+use crate::jobs::work::{Work, check_free};
+use crate::table::{PARTS_FOLDER, ROWS_FILE, TOKENS_FILE, join_shards, read_rows};
+use crate::tokens::{Audit, EqualRows};
 
 /// Where the parts are put together before they count.
 const JOINING_FOLDER: &str = ".parts.joining";
@@ -190,12 +192,18 @@ fn difference(a: &RunRecord, b: &RunRecord) -> (String, String) {
     let files = |record: &RunRecord| {
         record.data.iter().map(|file| file.sha256.get(..12).unwrap_or_default().to_owned()).collect::<Vec<_>>().join(", ")
     };
+    // That of servers is theirs to choose.
+    let device = |record: &RunRecord| match record.server {
+        Some(_) => String::new(),
+        None => record.provenance.device.clone(),
+    };
     type Of<'a> = &'a dyn Fn(&RunRecord) -> String;
-    let what: [(&str, Of); 9] = [
+    let what: [(&str, Of); 10] = [
         ("model", &|record| format!("{} ({})", record.model.name, record.model.sha256.get(..12).unwrap_or_default())),
         ("template", &|record| record.template_sha256.clone().unwrap_or_default()),
         ("data", &files),
         ("kernel level", &level),
+        ("device", &device),
         ("precision", &|record| record.dtype.clone()),
         ("kernels", &|record| record.kernels.clone()),
         ("program", &|record| record.provenance.build()),
@@ -215,6 +223,7 @@ fn join(shards: &[Found], joining: &Joining, watch: &dyn Watch) -> Result<PathBu
     let out = joining.out.map_or_else(|| beside(first), Path::to_owned);
     let whole = &first.shard.whole;
     let record = joined_record(shards, joining.command)?;
+    check_free(&out, Work::Scores)?;
     if out.join(RUN_FILE).exists() {
         let found = read_record(&out.join(RUN_FILE))?;
         if found.identity != *whole {
@@ -321,12 +330,11 @@ fn join_others(shards: &[Found], out: &Path) -> Result<()> {
 fn joined_record(shards: &[Found], command: &str) -> Result<RunRecord> {
     let Some(first) = shards.first() else { return Err(Error::usage("expected the shards of a run")) };
     let (mut counts, mut seconds) = (Totals::default(), Stages::default());
-    let mut lines = Vec::new();
-    for Found { record, shard, .. } in shards {
+    for Found { record, .. } in shards {
         counts.add(&record.counts);
         seconds.add(&record.seconds);
-        lines.extend(record.audit_lines.iter().map(|line| format!("Shard {}: {line}", shard.shard)));
     }
+    let audit = joined_audit(shards, counts.scored)?;
     let records = || shards.iter().map(|found| &found.record);
     let server = first.record.server.clone().map(|mut server| {
         server.retries = records().filter_map(|record| record.server.as_ref()).map(|server| server.retries).sum();
@@ -336,8 +344,8 @@ fn joined_record(shards: &[Found], command: &str) -> Result<RunRecord> {
         command: command.to_owned(),
         identity: first.shard.whole.clone(),
         counts,
-        audit: json!({ "shards": records().map(|record| record.audit.clone()).collect::<Vec<_>>() }),
-        audit_lines: lines,
+        audit: serde_json::to_value(&audit).context("cannot write down the audit")?,
+        audit_lines: audit.lines(),
         tokens_per_second: seconds.input_tokens as f64 / (seconds.audit + seconds.wall),
         seconds,
         peak_memory_bytes: records().filter_map(|record| record.peak_memory_bytes).max(),
@@ -346,4 +354,30 @@ fn joined_record(shards: &[Found], command: &str) -> Result<RunRecord> {
         shard: None,
         ..first.record.clone()
     })
+}
+
+/// What the audit of all rows finds, of which `scored` have something to score.
+fn joined_audit(shards: &[Found], scored: u64) -> Result<Audit> {
+    let of_shard = |found: &Found| {
+        serde_json::from_value::<Audit>(found.record.audit.clone()).map_err(|cause| {
+            Error::new(format!(
+                "the shard was scored by {}, which kept less of its audit than joining needs",
+                found.record.provenance.build()
+            ))
+            .at(&found.folder)
+            .caused_by(cause)
+            .cure("Join the shards with the program that scored them, or score them again.")
+        })
+    };
+    let mut audits = shards.iter().map(of_shard);
+    let mut audit = audits.next().unwrap_or_else(|| Ok(Audit::default()))?;
+    audits.try_for_each(|other| other.map(|other| audit.merge(&other)))?;
+    // Equal rows may be in different shards.
+    let (mut seen, mut equal) = (HashSet::new(), 0);
+    for found in shards {
+        let rows = read_rows(&found.folder.join(ROWS_FILE))?;
+        equal += rows.iter().filter_map(|row| row.fingerprint).filter(|fingerprint| !seen.insert(*fingerprint)).count() as u64;
+    }
+    audit.equal = Some(EqualRows { rows: equal, of: scored });
+    Ok(audit)
 }

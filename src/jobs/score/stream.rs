@@ -158,7 +158,10 @@ fn other_run(out: &Path) -> Error {
     }
     Error::new("the folder holds another run: other data, model, or options, or made by another version or commit of the program")
         .at(out)
-        .cure("Name another folder with --out, or remove this one.")
+        .cure(
+            "Name another folder with --out, or remove this one. A chat template that writes the date is another one every day: SOURCE_DATE_EPOCH sets \
+             the moment.",
+        )
 }
 
 /// Creates the run folder, or checks that the parts in it are of the same command.

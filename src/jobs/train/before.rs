@@ -36,7 +36,7 @@ pub(super) fn score_before(options: &Options, out: &Path, command: &str, watch: 
         render: options.render()?,
         choice: options.choice(),
         shard: None,
-        thresholds: Thresholds::default(),
+        thresholds: Some(Thresholds::default()),
         with_page: false,
         in_context: false,
         command: command.to_owned(),

@@ -64,7 +64,8 @@ impl Progress {
             }
             return Err(Error::new("this checkpoint belongs to another training run").cure(
                 "It has other options, data or another model, or was made by another version or commit of the program: give \
-                     another --out, or remove the folder to begin anew.",
+                     another --out, or remove the folder to begin anew. A chat template that writes the date is another one every \
+                     day: SOURCE_DATE_EPOCH sets the moment.",
             ));
         }
         Ok(())
@@ -201,8 +202,8 @@ type Array = (String, String, usize);
 
 /// The progress, and the arrays in the order in which they lie.
 fn header(file: &mut File) -> Result<(Progress, Vec<Array>)> {
-    let broken = || Error::new("this is not a checkpoint of a training run");
     let cure = "Remove it to go on from an earlier one, or to begin anew.";
+    let broken = || Error::new("this is not a checkpoint of a training run").cure(cure);
     let (header, _) =
         safetensors::header(file).context("the checkpoint is damaged or cut short").map_err(|error| error.cure(cure))?;
     let progress = header.metadata().as_ref().and_then(|metadata| metadata.get("progress")).ok_or_else(broken)?;

@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use super::checkpoint;
-use super::record::OPTIONS_FILE;
 use super::result;
 use super::trainer::{load_options, stored_dtype};
 use crate::error::{Error, Result};
 use crate::jobs::watch::{Watch, fetching};
+use crate::jobs::work::OPTIONS_FILE;
 use crate::model::{Model, Reference};
 use crate::train::options::Options;
 

@@ -7,12 +7,15 @@ use super::plan::Plan;
 use super::record::{RUN_FILE, TrainRecord, read_record};
 use crate::dataset::{DataFile, Dataset};
 use crate::error::{Context, Error, Result};
-use crate::files::{file_sha256, sha256};
+use crate::files::sha256;
+use crate::format::count;
 use crate::jobs::watch::{Watch, fetching};
+use crate::jobs::work::{Work, check_free};
 use crate::jobs::{identity_of_files, level};
 use crate::kernels::level::Level;
-use crate::model::Reference;
+use crate::model::{Reference, text_of};
 use crate::provenance;
+use crate::tokens::Renderer;
 use crate::train::options::Options;
 
 /// A training run as the user asked for it.
@@ -70,15 +73,21 @@ impl Opened {
             reference.as_base()?;
         }
         options.max_len = Some(reference.max_len(options.max_len)?);
+        let (tokenizer, template) = text_of(&reference)?;
+        let renderer = Renderer::new(tokenizer, template, options.render()?)?;
         let (model_sha256, build) = (reference.sha256()?, provenance::build());
-        let own_identity = identity(&options, [dataset.files(), held_out], &model_sha256, &build)?;
+        let template_sha256 = renderer.template_sha256();
+        let made_of = MadeOf { files: [dataset.files(), held_out], model_sha256: &model_sha256, template_sha256, build: &build };
+        let own_identity = identity(&options, &made_of)?;
         let out = options.out.clone().unwrap_or_else(|| Path::new("runs").join(format!("train-{}", &own_identity[..8])));
         let opened = Opened { options, out, command, dataset, validation, reference, model_sha256, identity: own_identity };
+        check_free(&opened.out, Work::Training)?;
         if let Some(record) = opened.record()?.filter(|record| record.identity != opened.identity) {
             let Options { epochs, max_steps, .. } = record.options;
             let as_long = Options { epochs, max_steps, ..opened.options.clone() };
             let files = [opened.dataset.files(), opened.held_out_files()];
-            if identity(&as_long, files, &opened.model_sha256, &build)? == record.identity {
+            let made_of = MadeOf { files, model_sha256: &opened.model_sha256, template_sha256, build: &build };
+            if identity(&as_long, &made_of)? == record.identity {
                 return Err(opened.of_another_length(&record));
             }
             if let Some(error) = level::at_another(record.provenance.kernel_level.as_deref()) {
@@ -86,7 +95,7 @@ impl Opened {
             }
             return Err(Error::new("this folder holds another training run").at(&opened.out).cure(
                 "It has other options, data or another model, or was made by another version or commit of the program: give \
-                    another --out.",
+                    another --out. A chat template that writes the date is another one every day: SOURCE_DATE_EPOCH sets the moment.",
             ));
         }
         if let Some(progress) = checkpoint::latest(&opened.out)? {
@@ -98,7 +107,7 @@ impl Opened {
     /// The learning rates of all steps follow from the length, so that a longer run is no continuation of a shorter one.
     fn of_another_length(&self, record: &TrainRecord) -> Error {
         let length = |options: &Options| match options.max_steps {
-            Some(steps) => format!("{steps} step{}", if steps == 1 { "" } else { "s" }),
+            Some(steps) => count(steps, "step"),
             None => format!("{} epoch{}", options.epochs, if options.epochs == 1.0 { "" } else { "s" }),
         };
         let (was, wanted) = (length(&record.options), length(&self.options));
@@ -128,10 +137,20 @@ impl Opened {
     }
 }
 
-/// SHA-256 over all that the result depends on: the files to train on and those that are held out, ..; `build` is the program.
-fn identity(options: &Options, [files, held_out]: [&[DataFile]; 2], model_sha256: &str, build: &str) -> Result<String> {
+/// What the options of a run name, as it was found.
+struct MadeOf<'a> {
+    /// The files to train on, and those that are held out.
+    files: [&'a [DataFile]; 2],
+    model_sha256: &'a str,
+    template_sha256: Option<&'a str>,
+    /// The program.
+    build: &'a str,
+}
+
+/// SHA-256 over all that the result depends on.
+fn identity(options: &Options, made_of: &MadeOf) -> Result<String> {
+    let MadeOf { files: [files, held_out], model_sha256, template_sha256, build } = *made_of;
     // Data, model and template count by their bytes, however the user spells them.
-    let template = options.chat_template.as_deref().map(file_sha256).transpose()?;
     let by_bytes = Options {
         datasets: Vec::new(),
         validation: Vec::new(),
@@ -145,7 +164,7 @@ fn identity(options: &Options, [files, held_out]: [&[DataFile]; 2], model_sha256
         "files": identity_of_files(files),
         "held_out_files": identity_of_files(held_out),
         "model": model_sha256,
-        "chat_template": template,
+        "chat_template": template_sha256,
         "options": by_bytes.to_toml()?,
         // Other instructions round other sums.
         "kernel_level": Level::current().name(),
@@ -167,23 +186,20 @@ mod tests {
             let datasets = vec![path.to_string_lossy().into_owned()];
             let options = Options { datasets, model: Some(model.to_owned()), seed, ..Options::default() };
             let dataset = Dataset::open(&options.datasets, &options.read().unwrap()).unwrap();
-            identity(&options, [dataset.files(), &[]], "abc", build).unwrap()
+            let made_of = MadeOf { files: [dataset.files(), &[]], model_sha256: "abc", template_sha256: None, build };
+            identity(&options, &made_of).unwrap()
         };
         let own = identity_of(&path, "model.gguf", "0.1.0 (a)", 0);
         assert_eq!(own, identity_of(&spelling, "./model.gguf", "0.1.0 (a)", 0));
         assert_ne!(own, identity_of(&path, "model.gguf", "0.1.0 (b)", 0), "another commit is another program");
         assert_ne!(own, identity_of(&path, "model.gguf", "0.1.0 (a)", 1));
-        // A template counts by its bytes, too.
-        let [template, copy] = ["t.jinja", "copy.jinja"].map(|name| folder.path().join(name));
-        let under = |template: &Path| {
-            let options = Options { chat_template: Some(template.to_owned()), ..Options::default() };
-            identity(&options, [&[], &[]], "abc", "0.1.0").unwrap()
+        // A template counts by its bytes, too, wherever it lies.
+        let under = |path: &str, template_sha256: Option<&str>| {
+            let options = Options { chat_template: Some(path.into()), ..Options::default() };
+            identity(&options, &MadeOf { files: [&[], &[]], model_sha256: "abc", template_sha256, build: "0.1.0" }).unwrap()
         };
-        std::fs::write(&template, "{{ messages }}").unwrap();
-        std::fs::copy(&template, &copy).unwrap();
-        let before = under(&template);
-        assert_eq!(before, under(&copy));
-        std::fs::write(&template, "{{ messages }}.").unwrap();
-        assert_ne!(before, under(&template));
+        assert_eq!(under("t.jinja", Some("a")), under("copy.jinja", Some("a")));
+        assert_ne!(under("t.jinja", Some("a")), under("t.jinja", Some("b")));
+        assert_ne!(under("t.jinja", Some("a")), under("t.jinja", None));
     }
 }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::diagnosis::quadrants::Resolved;
 use crate::engine;
 use crate::error::Result;
-use crate::format::thousands;
+use crate::format::count;
 use crate::kernels::{Dtype, TokenStatistics};
 use crate::model::{Model, Parameter};
 use crate::table::Quadrant;
@@ -66,11 +66,6 @@ pub(super) fn what(options: &Options, schedule: &Schedule, model: &str) -> Strin
         schedule.peak,
         schedule.shape,
     )
-}
-
-/// `1 step`, `2,000 steps`
-fn count(n: u64, what: &str) -> String {
-    format!("{} {what}{}", thousands(n), if n == 1 { "" } else { "s" })
 }
 
 /// What the loss does with the first sequences, which have these weights.

@@ -34,10 +34,10 @@ pub(crate) fn emit(options: &Options, target: Target, watch: &dyn Watch) -> Resu
     let chosen = dataset.choose(options.choice())?;
     let mut audit = Audit::of(&dataset);
     for record in dataset.chosen(&chosen) {
-        let Record { place, example, .. } = record?;
+        let Record { row, place, example } = record?;
         match example {
             Ok(_) => audit.rows += 1,
-            Err(error) => audit.add_error(&place, &error),
+            Err(error) => audit.add_error(row, &place, &error),
         }
     }
     if audit.rows == 0 {

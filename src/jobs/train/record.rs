@@ -14,8 +14,6 @@ use crate::train::metrics::{Drift, Standing, Validation};
 use crate::train::options::Options;
 
 pub(crate) const RUN_FILE: &str = "run.json";
-/// The resolved options, which `--config` takes again.
-pub(crate) const OPTIONS_FILE: &str = "train.toml";
 
 /// What a finished run leaves in run.json.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -8,7 +8,7 @@ use super::checkpoint::{self, Progress};
 use super::job::{Opened, Outcome};
 use super::log::{Log, METRICS_FILE, read_metrics};
 use super::plan::{Plan, Preview, memory_beside, preview, what};
-use super::record::{OPTIONS_FILE, RUN_FILE, TrainRecord};
+use super::record::{RUN_FILE, TrainRecord};
 use super::snapshot::Snapshot;
 use super::{figures, result, special_tokens};
 use crate::dataset::DataFile;
@@ -17,6 +17,7 @@ use crate::engine;
 use crate::error::{Context, Error, Result};
 use crate::files::{hold, write_json, write_text};
 use crate::jobs::watch::Watch;
+use crate::jobs::work::OPTIONS_FILE;
 use crate::jobs::{peak_memory_bytes, provenance_of};
 use crate::kernels::level::Level;
 use crate::kernels::tasks::on_the_pool;
@@ -429,7 +430,7 @@ impl Trainer {
             return Ok(None);
         }
         let scores = engine::score(&self.model, &self.set.validation)?;
-        Ok(Some(Validation::of(&scores)))
+        Ok(Some(Validation::of(&self.set.validation, &scores)))
     }
 
     /// Saves the model as it is now, which is that of `kept_step`.

@@ -32,15 +32,6 @@ struct Range {
 
 // Two neighbouring elements of a head, which may end with a single one.
 template <typename T>
-__device__ __forceinline__ float2 load_two(const T* head, u32 i) {
-#if HEAD_DIM % 2 == 0
-    return load_pair(head + i);
-#else
-    return make_float2(load(head, i), i + 1 < HEAD_DIM ? load(head, i + 1) : 0.0f);
-#endif
-}
-
-template <typename T>
 __device__ __forceinline__ void store_two(T* head, u32 i, float a, float b) {
 #if HEAD_DIM % 2 == 0
     store_pair(head + i, a, b);
@@ -65,109 +56,128 @@ struct Preparation {
     u32 original_positions;  // 0 where they do not grow
 };
 
-// projected [T, C], or with gates [T, C + heads HEAD_DIM] -> qkv [T, C]; the two may be one. One block a token, each of its 8 warps every
-// eighth head.
-template <typename T>
-__device__ void prepare(const T* projected, T* qkv, const u32* positions, const Preparation& how) {
-    __shared__ __align__(8) float shared[8][HEAD_DIM + HEAD_DIM % 2];
-    __shared__ float partial[2][8];
-    u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, position = positions[blockIdx.x];
-    u32 query_heads = how.heads, turning = how.heads + how.kv_heads, before_query = how.gated ? 2 : 1;
-    u64 columns = (u64)(before_query * query_heads + 2 * how.kv_heads) * HEAD_DIM;
-    projected += blockIdx.x * columns;
-    qkv += (u64)blockIdx.x * (query_heads + 2 * how.kv_heads) * HEAD_DIM;
-    float* own = shared[warp];
-    const float* cosines = how.cos + (u64)position * how.pairs;
-    const float* sines = how.sin + (u64)position * how.pairs;
+// Threads of a block, neighbouring elements that one of them has of a head, threads that share a head (a power of two, neighbours in one
+// warp), and heads that a block takes at a time.
+#define PREPARING 256
+#define OWN (HEAD_DIM % 8 == 0 ? 8 : HEAD_DIM % 2 == 0 ? 2 : 1)
+#define SHARED_BY (HEAD_DIM <= 4 * OWN ? 4 : HEAD_DIM <= 8 * OWN ? 8 : HEAD_DIM <= 16 * OWN ? 16 : 32)
+#define HEADS_AT_ONCE (PREPARING / SHARED_BY)
 
-    // Two neighbouring elements of a head as they were projected.
-    auto two = [&](u32 head, u32 i) {
-        u32 first = (head < query_heads ? before_query * head : head + (before_query - 1) * query_heads) * HEAD_DIM;
-        float2 x = load_two(projected + first, i);
-        if (how.bias) {
-            float2 b = load_two(how.bias + first, i);
-            x.x += b.x, x.y += b.y;
-        }
-        return x;
+// A thread's elements, read and written at once.
+template <typename T>
+struct __align__(sizeof(T) * OWN < 16 ? sizeof(T) * OWN : 16) Own {
+    T at[OWN];
+};
+
+__device__ __forceinline__ float sum_of_head(float x) {
+    for (int lane = SHARED_BY / 2; lane > 0; lane /= 2) x += __shfl_xor_sync(ALL_LANES, x, lane);
+    return x;
+}
+
+// projected [T, C], or with gates [T, C + heads HEAD_DIM] -> qkv [T, C]; the two may be one. Of all heads of all tokens, one after the other, a
+// block takes HEADS_AT_ONCE; with whole norms, those of a token.
+template <typename T>
+__device__ void prepare(const T* projected, T* qkv, const u32* positions, u32 tokens, const Preparation& how) {
+    __shared__ __align__(16) float heads_now[HEADS_AT_ONCE][HEAD_DIM];
+    __shared__ float partial[2][HEADS_AT_ONCE];
+    u32 thread = threadIdx.x % SHARED_BY, group = threadIdx.x / SHARED_BY;
+    u32 query_heads = how.heads, turning = how.heads + how.kv_heads, before_query = how.gated ? 2 : 1;
+    // Values that nothing is added to stay where they are.
+    u32 n_heads = turning + (how.bias || how.gated ? how.kv_heads : 0);
+    u32 columns = (before_query * query_heads + 2 * how.kv_heads) * HEAD_DIM;
+    float* elements = heads_now[group];
+
+    // A thread's elements of a head as they were projected.
+    auto load_own = [&](float (&x)[OWN], u64 token, u32 head, u32 i) {
+        u32 first = (head < query_heads ? before_query * head : head + (before_query - 1) * query_heads) * HEAD_DIM + i;
+        Own<T> own = *(const Own<T>*)(projected + token * columns + first);
+#pragma unroll
+        for (u32 k = 0; k < OWN; ++k) x[k] = load(own.at, k) + (how.bias ? how.bias[first + k] : 0.0f);
     };
 
     float q_scale = 1.0f, k_scale = 1.0f;
     if (how.whole_norms) {
         float of_queries = 0.0f, of_keys = 0.0f;
-        for (u32 head = warp; head < turning; head += 8) {
+        for (u32 head = group; head < turning; head += HEADS_AT_ONCE) {
             float squares = 0.0f;
-            for (u32 i = 2 * lane; i < HEAD_DIM; i += 2 * WARP) {
-                float2 x = two(head, i);
-                squares += x.x * x.x + x.y * x.y;
+            for (u32 i = OWN * thread; i < HEAD_DIM; i += OWN * SHARED_BY) {
+                float x[OWN];
+                load_own(x, blockIdx.x, head, i);
+#pragma unroll
+                for (u32 k = 0; k < OWN; ++k) squares += x[k] * x[k];
             }
             if (head < query_heads) of_queries += squares;
             else of_keys += squares;
         }
-        of_queries = warp_sum(of_queries), of_keys = warp_sum(of_keys);
-        if (lane == 0) partial[0][warp] = of_queries, partial[1][warp] = of_keys;
+        of_queries = sum_of_head(of_queries), of_keys = sum_of_head(of_keys);
+        if (thread == 0) partial[0][group] = of_queries, partial[1][group] = of_keys;
         __syncthreads();
         of_queries = of_keys = 0.0f;
-        for (int i = 0; i < 8; ++i) of_queries += partial[0][i], of_keys += partial[1][i];
+        for (int i = 0; i < HEADS_AT_ONCE; ++i) of_queries += partial[0][i], of_keys += partial[1][i];
         q_scale = 1.0f / sqrtf(of_queries / (float)(query_heads * HEAD_DIM) + how.eps);
         k_scale = 1.0f / sqrtf(of_keys / (float)(how.kv_heads * HEAD_DIM) + how.eps);
     }
-    float factor = how.original_positions ? 1.0f + how.growth * logf(1.0f + (float)(position / how.original_positions)) : 1.0f;
 
-    // Values that nothing is added to stay where they are.
-    u32 n_heads = turning + (how.bias || how.gated ? how.kv_heads : 0);
-    for (u32 head = warp; head < n_heads; head += 8) {
-        T* place = qkv + (u64)head * HEAD_DIM;
-        float squares = 0.0f;
-        for (u32 i = 2 * lane; i < HEAD_DIM; i += 2 * WARP) {
-            float2 x = two(head, i);
-            squares += x.x * x.x + x.y * x.y;
-            store_two(own, i, x.x, x.y);
-        }
+    u32 at_once = how.whole_norms ? n_heads : HEADS_AT_ONCE, begin = blockIdx.x * at_once, end = min(begin + at_once, tokens * n_heads);
+    for (u32 first = begin; first < end; first += HEADS_AT_ONCE) {
+        // All lanes meet; those without a head read the last one.
+        bool has_head = first + group < end;
+        u32 item = has_head ? first + group : end - 1, token = item / n_heads, head = item % n_heads, position = positions[token];
         bool is_query = head < query_heads, turns = head < turning;
+        const float* cosines = how.cos + (u64)position * how.pairs;
+        const float* sines = how.sin + (u64)position * how.pairs;
         const float* norm = is_query ? how.q_norm : turns ? how.k_norm : nullptr;
-        if (norm) {
-            float scale = is_query ? q_scale : k_scale;
-            if (how.whole_norms) norm += (is_query ? head : head - query_heads) * HEAD_DIM;
-            else scale = 1.0f / sqrtf(warp_sum(squares) / (float)HEAD_DIM + how.eps);
+        float squares = 0.0f;
+        for (u32 i = OWN * thread; i < HEAD_DIM; i += OWN * SHARED_BY) {
+            float x[OWN];
+            load_own(x, token, head, i);
 #pragma unroll
-            for (u32 i = 2 * lane; i < HEAD_DIM; i += 2 * WARP) {
-                float2 x = load_two(own, i), w = load_two(norm, i);
-                store_two(own, i, x.x * scale * w.x, x.y * scale * w.y);
+            for (u32 k = 0; k < OWN; ++k) squares += x[k] * x[k], elements[i + k] = x[k];
+        }
+        if (how.q_norm) {
+            float scale = is_query ? q_scale : k_scale;
+            if (!how.whole_norms) scale = 1.0f / sqrtf(sum_of_head(squares) / (float)HEAD_DIM + how.eps);
+            else if (norm) norm += (is_query ? head : head - query_heads) * HEAD_DIM;
+            for (u32 i = OWN * thread; norm && i < HEAD_DIM; i += OWN * SHARED_BY) {
+#pragma unroll
+                for (u32 k = 0; k < OWN; ++k) elements[i + k] *= scale * norm[i + k];
             }
         }
-        __syncwarp();
+        float factor = !is_query ? 1.0f : how.original_positions ? 1.0f + how.growth * logf(1.0f + (float)(position / how.original_positions)) : 1.0f;
+        __syncwarp();  // The lanes that share a head read each other's.
+        for (u32 i = OWN * thread; has_head && i < HEAD_DIM; i += OWN * SHARED_BY) {
+            Own<T> own;
 #pragma unroll
-        for (u32 i = 2 * lane; i < HEAD_DIM; i += 2 * WARP) {
-            float y[2];
-#pragma unroll
-            for (u32 k = 0; k < 2; ++k) {
+            for (u32 k = 0; k < OWN; ++k) {
                 u32 at = i + k;
-                y[k] = at < HEAD_DIM ? own[at] : 0.0f;
+                float y = elements[at];
                 if (turns && at < 2 * how.pairs) {
                     bool second = how.interleaved ? at % 2 : at >= how.pairs;
                     u32 pair = how.interleaved ? at / 2 : second ? at - how.pairs : at;
-                    float partner = own[how.interleaved ? at ^ 1 : second ? at - how.pairs : at + how.pairs];
-                    y[k] = second ? y[k] * cosines[pair] + partner * sines[pair] : y[k] * cosines[pair] - partner * sines[pair];
+                    float partner = elements[how.interleaved ? at ^ 1 : second ? at - how.pairs : at + how.pairs];
+                    y = second ? y * cosines[pair] + partner * sines[pair] : y * cosines[pair] - partner * sines[pair];
                 }
-                if (is_query) y[k] *= factor;
+                store(own.at, k, y * factor);
             }
-            store_two(place, i, y[0], y[1]);
+            *(Own<T>*)(qkv + ((u64)token * (query_heads + 2 * how.kv_heads) + head) * HEAD_DIM + i) = own;
         }
-        __syncwarp();  // Before the next head takes its place.
+        __syncwarp();  // Before the next heads take their place.
     }
 }
 
-extern "C" __global__ void prepare_f32(const float* projected, float* qkv, const u32* positions, const float* bias, const float* q_norm,
-                                       const float* k_norm, const float* cos, const float* sin, float eps, u32 whole_norms, u32 pairs,
-                                       u32 interleaved, u32 heads, u32 kv_heads, u32 gated, float growth, u32 original_positions) {
-    prepare(projected, qkv, positions,
+extern "C" __global__ void __launch_bounds__(PREPARING, 6)
+prepare_f32(const float* projected, float* qkv, const u32* positions, u32 tokens, const float* bias, const float* q_norm, const float* k_norm,
+            const float* cos, const float* sin, float eps, u32 whole_norms, u32 pairs, u32 interleaved, u32 heads, u32 kv_heads, u32 gated,
+            float growth, u32 original_positions) {
+    prepare(projected, qkv, positions, tokens,
             {bias, q_norm, k_norm, cos, sin, eps, whole_norms, pairs, interleaved, heads, kv_heads, gated, growth, original_positions});
 }
 
-extern "C" __global__ void prepare_bf16(const bf16* projected, bf16* qkv, const u32* positions, const float* bias, const float* q_norm,
-                                        const float* k_norm, const float* cos, const float* sin, float eps, u32 whole_norms, u32 pairs,
-                                        u32 interleaved, u32 heads, u32 kv_heads, u32 gated, float growth, u32 original_positions) {
-    prepare(projected, qkv, positions,
+extern "C" __global__ void __launch_bounds__(PREPARING, 6)
+prepare_bf16(const bf16* projected, bf16* qkv, const u32* positions, u32 tokens, const float* bias, const float* q_norm, const float* k_norm,
+             const float* cos, const float* sin, float eps, u32 whole_norms, u32 pairs, u32 interleaved, u32 heads, u32 kv_heads, u32 gated,
+             float growth, u32 original_positions) {
+    prepare(projected, qkv, positions, tokens,
             {bias, q_norm, k_norm, cos, sin, eps, whole_norms, pairs, interleaved, heads, kv_heads, gated, growth, original_positions});
 }
 

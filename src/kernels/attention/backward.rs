@@ -300,8 +300,7 @@ impl Backward<'_> {
                 let place = (token * heads + head) * head_dim;
                 let (y, dy) = (&self.output[place..][..head_dim], &self.d_output[place..][..head_dim]);
                 // The gradient as the product that makes `dp` rounds it: with other roundings `ds` would not add up to 0, and the keys'
-                // mean would go
-                // into `dq`.
+                // mean would go into `dq`.
                 let rounded = |dy: f32| if A::PER_WORD == 1 { dy } else { half::bf16::from_f32(dy).to_f32() };
                 dots[row] = y.iter().zip(dy).map(|(y, dy)| y * rounded(*dy)).sum();
                 d_outputs[row * width..][..head_dim].copy_from_slice(dy);

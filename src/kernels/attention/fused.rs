@@ -163,9 +163,8 @@ impl AttentionKernel for Forward<'_> {
                     for r in 0..S {
                         let row = &mut scores.0[r][..n];
                         let sum = strip.running[r].weigh::<A::V>(row);
-                        // The sum of the weights as they are multiplied: where values have a mean, rounded weights that add up to more
-                        // than the sum would
-                        // count it too often.
+                        // The sum of the weights as they are multiplied: where values have a mean, rounded weights that add up to more than
+                        // the sum would count it too often.
                         strip.running[r].sum += A::along_with_sum(row, sum);
                     }
                     A::weighted_sums(values, tile, &scores, strip.last(), &shrinks, outputs);

@@ -53,22 +53,26 @@ use super::rotary::Rotary;
 use super::{Dtype, Kernels, Segment, Stored};
 use crate::error::{Error, Result};
 
-/// `qkv [T, (heads + 2 kv_heads) * head_dim] -> [T, heads * head_dim]`, with its gradient.
-///
-/// For each token and head `softmax(scale * rot(q) . rot(k)) v` over the tokens it sees: all of its segment's `context`, then its
-/// own segment up to itself; its position is the number of tokens before it. Never holds a tokens-by-tokens matrix when fused,
-/// and a token's result depends on nothing but the tokens it sees, to the last bit.
-///
-/// With [`Dtype::Bf16`] the fused kernels round the factors of both products to bf16 at the levels that multiply those faster.
-pub fn attention(
-    qkv: &Tensor,
-    segments: &Arc<[Segment]>,
-    rotary: &Rotary,
-    shape: &AttentionShape,
-    dtype: Dtype,
-    kernels: Kernels,
-) -> Result<Tensor> {
-    Ok(attention_keeping(qkv, segments, rotary, shape, None, dtype, kernels)?.0)
+/// How the heads of a layer attend, whatever the tokens are.
+#[derive(Debug, Clone, Copy)]
+pub struct Heads<'a> {
+    /// How many there are, and which keys they see.
+    pub shape: &'a AttentionShape,
+    /// Turns queries and keys by their positions.
+    pub rotary: &'a Rotary,
+    /// `[heads]`: a logit for each head that takes a share of every softmax and has no value (arXiv 2309.17453; gpt-oss).
+    pub sinks: Option<&'a Tensor>,
+    /// With [`Dtype::Bf16`] the fused kernels round the factors of both products to bf16 at the levels that multiply those faster.
+    pub dtype: Dtype,
+}
+
+/// What the heads have read, `[T, heads * head_dim]`, and what the backward pass can use beside it.
+#[derive(Debug, Clone)]
+pub struct Attended {
+    /// The mean of the values that each token sees, weighed by its softmax.
+    pub read: Tensor,
+    /// Kept by the kernels that can use them again.
+    pub softmaxes: Softmaxes,
 }
 
 /// Each row's softmax, `[T, heads]`, which [`attention_backward`] would compute again: eight bytes a row and head. Empty where the kernels
@@ -83,28 +87,20 @@ impl Softmaxes {
     }
 }
 
-/// As [`attention`], and gives what its backward pass can use. `sinks [heads]` are a logit for each head that takes a share of every
-/// softmax and has no value (arXiv 2309.17453; gpt-oss). Their gradient is that of [`attention_backward`]: candle's graph leads to it
-/// through the reference alone.
-pub fn attention_keeping(
-    qkv: &Tensor,
-    segments: &Arc<[Segment]>,
-    rotary: &Rotary,
-    shape: &AttentionShape,
-    sinks: Option<&Tensor>,
-    dtype: Dtype,
-    kernels: Kernels,
-) -> Result<(Tensor, Softmaxes)> {
-    shape.check()?;
-    let logits = sinks.map(|sinks| sinks::logits(sinks, shape)).transpose()?;
+/// `qkv [T, (heads + 2 kv_heads) * head_dim] -> [T, heads * head_dim]`, with its gradient.
+///
+/// For each token and head `softmax(scale * rot(q) . rot(k)) v` over the tokens it sees: all of its segment's `context`, then its
+/// own segment up to itself; its position is the number of tokens before it. Never holds a tokens-by-tokens matrix when fused,
+/// and a token's result depends on nothing but the tokens it sees, to the last bit.
+///
+/// The sinks' gradient is that of [`attention_backward`]: candle's graph leads to it through the reference alone.
+pub fn attention(qkv: &Tensor, segments: &Arc<[Segment]>, heads: &Heads, kernels: Kernels) -> Result<Attended> {
+    let Heads { shape, rotary, sinks, dtype } = *heads;
+    let (tokens, logits) = checked(qkv, heads)?;
     let softmaxes = Softmaxes::default();
-    let (tokens, columns) = qkv.dims2()?;
-    if columns != shape.columns() {
-        return Err(Error::new(format!("the fused projection has {columns} columns, expected {}", shape.columns())));
-    }
     let positions = positions(segments, tokens)?;
     rotary.check(shape.head_dim, &positions)?;
-    let y = match kernels {
+    let read = match kernels {
         Kernels::Reference => reference::attention(qkv, segments, &positions, rotary, shape, sinks)?,
         Kernels::Fused => {
             let (segments, rotary, shape) = (segments.clone(), rotary.clone(), *shape);
@@ -115,54 +111,50 @@ pub fn attention_keeping(
         }
         Kernels::Cuda => hosted::attention(qkv, segments, &positions, rotary, shape, logits.as_deref(), Stored::F32)?,
     };
-    Ok((y, softmaxes))
+    Ok(Attended { read, softmaxes })
 }
 
-/// As [`attention`], for tokens that go on with sequences whose keys and values `cache` holds; their own are added to it. To the bit
-/// what
+/// As [`attention`], for tokens that go on with sequences whose keys and values `cache` holds; their own are added to it. To the bit what
 /// [`attention`] gives the same tokens within their whole sequences. Only with the fused kernels.
-pub fn attention_onto(
-    qkv: &Tensor,
-    stretches: &[Stretch],
-    cache: &mut LayerCache,
-    rotary: &Rotary,
-    shape: &AttentionShape,
-    sinks: Option<&Tensor>,
-    dtype: Dtype,
-) -> Result<Tensor> {
-    shape.check()?;
-    let sinks = sinks.map(|sinks| sinks::logits(sinks, shape)).transpose()?;
-    let (tokens, columns) = qkv.dims2()?;
-    if columns != shape.columns() {
-        return Err(Error::new(format!("the fused projection has {columns} columns, expected {}", shape.columns())));
-    }
+pub fn attention_onto(qkv: &Tensor, stretches: &[Stretch], cache: &mut LayerCache, heads: &Heads) -> Result<Tensor> {
+    let Heads { shape, rotary, dtype, .. } = *heads;
+    let (tokens, sinks) = checked(qkv, heads)?;
     let y =
         with_floats(&contiguous(qkv)?, |qkv| cache::attention(qkv, stretches, cache, rotary, shape, sinks.as_deref(), dtype))??;
     Ok(Tensor::from_vec(y, (tokens, shape.heads * shape.head_dim), qkv.device())?)
 }
 
-/// The gradient of [`attention_keeping`] with respect to `qkv` and, where there are some, to the sinks, from its output `y`, what was kept
-/// with it, and the gradient `dy` of `y`; in the forward pass's `dtype`.
-#[allow(clippy::too_many_arguments, reason = "the forward pass's, and what goes back")]
+/// The number of tokens, and the sinks as numbers. An error where the projection does not fit the heads.
+fn checked(qkv: &Tensor, heads: &Heads) -> Result<(usize, Option<Vec<f32>>)> {
+    let Heads { shape, sinks, .. } = *heads;
+    shape.check()?;
+    let logits = sinks.map(|sinks| sinks::logits(sinks, shape)).transpose()?;
+    let (tokens, columns) = qkv.dims2()?;
+    if columns != shape.columns() {
+        return Err(Error::new(format!("the fused projection has {columns} columns, expected {}", shape.columns())));
+    }
+    Ok((tokens, logits))
+}
+
+/// The gradient of [`attention`] with respect to `qkv` and, where there are some, to the sinks, from what it gave and the gradient `d_read` of
+/// what was read.
 pub fn attention_backward(
     qkv: &Tensor,
     segments: &Arc<[Segment]>,
-    rotary: &Rotary,
-    shape: &AttentionShape,
-    sinks: Option<&Tensor>,
-    y: &Tensor,
-    softmaxes: &Softmaxes,
-    dy: &Tensor,
-    dtype: Dtype,
+    heads: &Heads,
+    attended: &Attended,
+    d_read: &Tensor,
 ) -> Result<(Tensor, Option<Vec<f32>>)> {
+    let Heads { shape, rotary, sinks, dtype } = *heads;
+    let Attended { read, softmaxes } = attended;
     let positions = positions(segments, qkv.dims2()?.0)?;
     let (segments, rotary, softmaxes) = (segments.clone(), rotary.clone(), softmaxes.clone());
     let sinks = sinks.map(|sinks| sinks::logits(sinks, shape)).transpose()?;
     let level = Level::current();
     let factors = Factors::of(level, dtype);
     let op = Attention { segments, positions, rotary, shape: *shape, sinks, level, factors, softmaxes };
-    let d_qkv = op.backward(qkv, y, dy)?;
-    Ok((d_qkv, op.sinks_backward(y, dy)?))
+    let d_qkv = op.backward(qkv, read, d_read)?;
+    Ok((d_qkv, op.sinks_backward(read, d_read)?))
 }
 
 /// Compares attention by AMX's tiles with attention in f32, forward and backward, in all shapes of tiles, as `matmul::amx::check` does for

@@ -22,12 +22,17 @@ pub struct AttentionShape {
 impl AttentionShape {
     /// Columns of the fused projection: all query heads, all key heads, all value heads.
     pub fn columns(&self) -> usize {
-        (self.heads + 2 * self.kv_heads) * self.head_dim
+        self.q_width() + 2 * self.kv_width()
     }
 
-    /// Columns of all query heads, and of all key heads, which are as many as those of the values.
-    pub(crate) fn widths(&self) -> (usize, usize) {
-        (self.heads * self.head_dim, self.kv_heads * self.head_dim)
+    /// Columns of all query heads.
+    pub(crate) fn q_width(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// Columns of all key heads, and of all value heads.
+    pub(crate) fn kv_width(&self) -> usize {
+        self.kv_heads * self.head_dim
     }
 
     /// Query heads that share one key and value head.

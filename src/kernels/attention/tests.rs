@@ -117,9 +117,9 @@ fn check(segments: &[Segment], pairs: usize, style: RotaryStyle, shape: &Attenti
             }
         }
         let sinks = sinks.map(|sinks| Tensor::new(sinks, &Device::Cpu).unwrap());
+        let heads = Heads { shape, rotary: &rotary, sinks: sinks.as_ref(), dtype: Dtype::F32 };
         for kernels in implementations() {
-            let got =
-                attention_keeping(&tensor, &segments.into(), &rotary, shape, sinks.as_ref(), Dtype::F32, kernels).unwrap().0;
+            let got = attention(&tensor, &segments.into(), &heads, kernels).unwrap().read;
             close(&got.flatten_all().unwrap().to_vec1().unwrap(), &expected, 1e-5, &format!("{kernels:?} {what}"));
         }
     }
@@ -153,20 +153,21 @@ fn by_hand() {
     let qkv = Tensor::new(&[[0f32, 1.0, 1.0], [5.0, 1.0, 3.0], [-5.0, 1.0, 8.0]], &Device::Cpu).unwrap();
     let rotary = Rotary::new(&[], 0, RotaryStyle::Half, 1.0);
     for kernels in implementations() {
-        let y = attention(&qkv, &sequences(&[3]).into(), &rotary, &shape(1, 1, 1), Dtype::F32, kernels).unwrap();
+        let heads = Heads { shape: &shape(1, 1, 1), rotary: &rotary, sinks: None, dtype: Dtype::F32 };
+        let y = attention(&qkv, &sequences(&[3]).into(), &heads, kernels).unwrap().read;
         close(&y.flatten_all().unwrap().to_vec1().unwrap(), &[1.0, 2.0, 4.0], 1e-6, "by hand");
     }
     // Scores of 0 beside a sink of ln 2, which counts for two tokens: 1 / 3; (1 + 3) / 4; (1 + 3 + 8) / 5.
     let qkv = Tensor::new(&[[0f32, 1.0, 1.0], [0.0, 1.0, 3.0], [0.0, 1.0, 8.0]], &Device::Cpu).unwrap();
     let sinks = Tensor::new(&[2f32.ln()], &Device::Cpu).unwrap();
     for kernels in implementations() {
-        let (segments, shape) = (sequences(&[3]).into(), shape(1, 1, 1));
-        let (y, softmaxes) = attention_keeping(&qkv, &segments, &rotary, &shape, Some(&sinks), Dtype::F32, kernels).unwrap();
-        close(&y.flatten_all().unwrap().to_vec1().unwrap(), &[1.0 / 3.0, 1.0, 12.0 / 5.0], 1e-6, "sinks by hand");
+        let segments = sequences(&[3]).into();
+        let heads = Heads { shape: &shape(1, 1, 1), rotary: &rotary, sinks: Some(&sinks), dtype: Dtype::F32 };
+        let attended = attention(&qkv, &segments, &heads, kernels).unwrap();
+        close(&attended.read.flatten_all().unwrap().to_vec1().unwrap(), &[1.0 / 3.0, 1.0, 12.0 / 5.0], 1e-6, "sinks by hand");
         // The gradient of the first output alone: the sink's share 2 / 3 times -1 / 3.
         let dy = Tensor::new(&[[1f32], [0.0], [0.0]], &Device::Cpu).unwrap();
-        let (_, d_sinks) =
-            attention_backward(&qkv, &segments, &rotary, &shape, Some(&sinks), &y, &softmaxes, &dy, Dtype::F32).unwrap();
+        let (_, d_sinks) = attention_backward(&qkv, &segments, &heads, &attended, &dy).unwrap();
         close(&d_sinks.unwrap(), &[-2.0 / 9.0], 1e-6, "sinks by hand");
     }
 }
@@ -306,7 +307,8 @@ fn gradient(
     sinks: Option<&Var>,
     kernels: Kernels,
 ) -> (Vec<f32>, Option<Vec<f32>>) {
-    let y = attention_keeping(qkv, &segments.into(), rotary, shape, sinks.map(Var::as_tensor), Dtype::F32, kernels).unwrap().0;
+    let heads = Heads { shape, rotary, sinks: sinks.map(Var::as_tensor), dtype: Dtype::F32 };
+    let y = attention(qkv, &segments.into(), &heads, kernels).unwrap().read;
     let upstream = Tensor::from_vec(noise(y.elem_count(), 1.0, 9), y.shape(), &Device::Cpu).unwrap();
     let gradients = (y * upstream).unwrap().sum_all().unwrap().backward().unwrap();
     let of = |var: &Var| Some(gradients.get(var)?.flatten_all().unwrap().to_vec1().unwrap());
@@ -451,7 +453,8 @@ fn what_cannot_be_computed_is_refused() {
     let rotary = Rotary::new(&[1.0], 2, RotaryStyle::Half, 1.0);
     let qkv = Tensor::zeros((3, 12), candle_core::DType::F32, &Device::Cpu).unwrap();
     let fails = |lengths: &[usize], shape| {
-        attention(&qkv, &sequences(lengths).into(), &rotary, &shape, Dtype::F32, Kernels::Fused).unwrap_err().to_string()
+        let heads = Heads { shape: &shape, rotary: &rotary, sinks: None, dtype: Dtype::F32 };
+        attention(&qkv, &sequences(lengths).into(), &heads, Kernels::Fused).unwrap_err().to_string()
     };
     assert!(fails(&[3], shape(4, 1, 2)).contains("position 2"));
     assert!(fails(&[2], shape(4, 1, 2)).contains("cover 2 tokens"));
@@ -461,8 +464,8 @@ fn what_cannot_be_computed_is_refused() {
     assert!(fails(&[2, 1], shape(10, 1, 1)).contains("turns 2"));
     let with = |sinks: &[f32], kernels| {
         let sinks = Tensor::new(sinks, &Device::Cpu).unwrap();
-        let segments = sequences(&[2, 1]).into();
-        attention_keeping(&qkv, &segments, &rotary, &shape(4, 1, 2), Some(&sinks), Dtype::F32, kernels).unwrap_err().to_string()
+        let heads = Heads { shape: &shape(4, 1, 2), rotary: &rotary, sinks: Some(&sinks), dtype: Dtype::F32 };
+        attention(&qkv, &sequences(&[2, 1]).into(), &heads, kernels).unwrap_err().to_string()
     };
     assert!(with(&[1.0; 3], Kernels::Fused).contains("each of 4 heads, found 3"));
     assert!(with(&[1.0, f32::NAN, 1.0, 1.0], Kernels::Reference).contains("head 1 is NaN"));

@@ -35,10 +35,17 @@ __device__ __forceinline__ float exp2_fast(float x) {
     return y;
 }
 
+// The larger one, or NaN where one is.
+__device__ __forceinline__ float max_or_nan(float a, float b) {
+    float y;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+    return y;
+}
+
 __device__ __forceinline__ u32 shared_address(const void* pointer) { return (u32)__cvta_generic_to_shared(pointer); }
 
 // 16 bytes, or zeros, to shared memory; they are there once they were waited for.
-__device__ __forceinline__ void copy_async(bf16* to, const bf16* from, bool is_there) {
+__device__ __forceinline__ void copy_async(void* to, const void* from, bool is_there) {
     int bytes = is_there ? 16 : 0;
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(bytes) : "memory");
 }
@@ -46,8 +53,11 @@ __device__ __forceinline__ void copy_async(bf16* to, const bf16* from, bool is_t
 // Makes a group of this thread's copies so far.
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
-// Until all groups of this thread have arrived.
-__device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
+// Until all groups of this thread have arrived but the last LEFT.
+template <int LEFT = 0>
+__device__ __forceinline__ void wait_for_copies() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
+}
 
 // Four matrices of 8 by 8 from shared memory: lane 8 m + r says where row r of matrix m is, lane 4 r + c gets elements 2 c and 2 c + 1 of
 // row r of each.

@@ -46,12 +46,14 @@ impl Source {
     fn text(self) -> &'static str {
         match self {
             Source::Norm => include_str!("../norm.cu"),
-            Source::Gated => include_str!("../gated.cu"),
+            Source::Gated => concat!(include_str!("../activation.cuh"), include_str!("../gated.cu")),
             Source::Rows => include_str!("../matmul/rows.cu"),
             Source::Head => include_str!("../statistics/statistics.cu"),
             Source::Largest => include_str!("../statistics/largest.cu"),
             Source::Draw => include_str!("../statistics/draw.cu"),
-            Source::Experts => include_str!("experts.cu"),
+            Source::Experts => {
+                concat!(include_str!("../activation.cuh"), include_str!("experts.cu"), include_str!("grouped.cu"))
+            }
             Source::Delta { .. } => include_str!("../delta/delta.cu"),
             Source::Attention { .. } => include_str!("../attention/attention.cu"),
             Source::Last { .. } => include_str!("../attention/last.cu"),

@@ -1,9 +1,9 @@
-// Experts: who computes which tokens, and what becomes of their outputs. Shapes: T tokens, E experts, K of them for each token, D width.
+// Experts: who computes which tokens, and what becomes of their outputs. Shapes: T tokens, E experts, K of them for each token, D width, S = T K
+// slots.
 //
-// `choose_experts` picks each token's experts and their weights from the router's logits. `count_experts` and `list_tokens` sort the T K
-// choices by expert, those of one expert in the order of the tokens, so that each expert multiplies rows that lie side by side: its slots,
-// filled up to a multiple of `padding` with rows that nobody reads, as many different products would have to be planned as there are numbers
-// of tokens. `add_experts` adds each token's outputs to the residual stream, in the order of the experts.
+// `choose_experts` picks each token's experts and their weights from the router's logits. `list_tokens` sorts the T K choices by expert, those
+// of one expert in the order of the tokens: the places of this order are the slots, in which each expert's rows lie side by side. The products
+// stand in grouped.cu. `add_experts` adds each token's outputs to the residual stream, in the order of the experts.
 
 #define CHOOSING_WARPS 8
 #define LISTING_THREADS 256
@@ -14,7 +14,8 @@
 
 // logits [T, E], `bias` and `correction` [E] or null -> experts and weights [T, K], a token's experts in ascending order. A score is the
 // logit's share of all (softmax) or its sigmoid; the `correction` is added to choose, and left out of the weights; of equals the first is
-// chosen. Where a score is not a number, the experts are E. One warp a token, each with 2 E + K words of shared memory.
+// chosen. Where a score is not a number, no weight is one, so that the token gets none from any expert: as behind damaged weights elsewhere,
+// its logits are then none, which whoever reads them reports. One warp a token, each with 2 E + K words of shared memory.
 extern "C" __global__ void __launch_bounds__(CHOOSING_WARPS* WARP)
 choose_experts(const float* logits, const float* bias, const float* correction, u32* experts, float* weights, u32 n_tokens, u32 n_experts,
                u32 per_token, u32 softmax, u32 normalise, float scale) {
@@ -45,7 +46,7 @@ choose_experts(const float* logits, const float* bias, const float* correction, 
         if (compared[e] != compared[e]) damaged = 1.0f;
     }
     if (warp_sum(damaged) > 0.0f) {
-        for (u32 k = lane; k < per_token; k += WARP) experts[k] = n_experts, weights[k] = 0.0f;
+        for (u32 k = lane; k < per_token; k += WARP) experts[k] = k, weights[k] = NOT_A_NUMBER;
         return;
     }
 
@@ -77,52 +78,62 @@ choose_experts(const float* logits, const float* bias, const float* correction, 
 
 // The sum of `own` over the threads before this one, and that over all of them. All threads of the block take part.
 __device__ __forceinline__ u32 sum_before(u32 own, u32& all) {
-    __shared__ u32 sums[LISTING_THREADS];
+    __shared__ u32 of_warps[LISTING_THREADS / WARP];
+    u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, sum = own;
+    for (u32 distance = 1; distance < WARP; distance *= 2) {
+        u32 other = __shfl_up_sync(ALL_LANES, sum, distance);
+        if (lane >= distance) sum += other;
+    }
     __syncthreads();  // Nobody reads the last ones any more.
-    sums[threadIdx.x] = own;
+    if (lane == WARP - 1) of_warps[warp] = sum;
     __syncthreads();
-    u32 before = 0;
+    u32 before = sum - own;
     all = 0;
-    for (u32 i = 0; i < LISTING_THREADS; ++i) {
-        if (i == threadIdx.x) before = all;
-        all += sums[i];
+    for (u32 i = 0; i < LISTING_THREADS / WARP; ++i) {
+        if (i == warp) before += all;
+        all += of_warps[i];
     }
     return before;
 }
 
-// The choices that this thread goes through: a stretch of them, in order.
-struct Stretch {
-    u32 begin, end;
-    __device__ __forceinline__ explicit Stretch(u32 n_choices) {
-        u32 len = (n_choices + LISTING_THREADS - 1) / LISTING_THREADS;
-        begin = min(threadIdx.x * len, n_choices), end = min(begin + len, n_choices);
-    }
+// Some slots of one expert that are computed together.
+struct RowTile {
+    u32 expert, slot;  // the first
+    u32 rows;          // 0 in tiles that nobody needs
 };
 
-// experts [T, K] -> counts [E + 1]: how many tokens chose each expert, and the choices that damaged logits left. One block an expert.
-extern "C" __global__ void __launch_bounds__(LISTING_THREADS) count_experts(const u32* experts, u32* counts, u32 n_choices) {
-    Stretch own(n_choices);
-    u32 found = 0, all;
-    for (u32 i = own.begin; i < own.end; ++i) found += experts[i] == blockIdx.x;
-    sum_before(found, all);
-    if (threadIdx.x == 0) counts[blockIdx.x] = all;
-}
-
-// experts [T, K] and counts [E] -> of each choice its slot [T, K], and of each slot its token: the first one in those that fill up. One block
-// an expert.
+// experts [T, K] -> of each choice its slot, [T, K], of each slot its token, and tiles of at most so many rows that together have all slots,
+// each expert's in tiles of its own. How many these are only the device knows: empty ones follow up to `n_tiles`. One block an expert, with E
+// words of shared memory.
 extern "C" __global__ void __launch_bounds__(LISTING_THREADS)
-list_tokens(const u32* experts, const u32* counts, u32* slots, u32* tokens, u32 n_choices, u32 per_token, u32 padding) {
-    Stretch own(n_choices);
-    u32 found = 0, slots_before = 0, first, all;
-    for (u32 i = threadIdx.x; i < blockIdx.x; i += LISTING_THREADS) slots_before += (counts[i] + padding - 1) / padding * padding;
-    sum_before(slots_before, first);
-    for (u32 i = own.begin; i < own.end; ++i) found += experts[i] == blockIdx.x;
-    u32 slot = first + sum_before(found, all);
-    for (u32 i = own.begin; i < own.end; ++i) {
+list_tokens(const u32* experts, u32* slots, u32* tokens, RowTile* tiles, u32 n_choices, u32 n_experts, u32 per_token, u32 rows_of_tile,
+            u32 n_tiles) {
+    extern __shared__ u32 counts[];
+    for (u32 e = threadIdx.x; e < n_experts; e += LISTING_THREADS) counts[e] = 0;
+    __syncthreads();
+    for (u32 i = threadIdx.x; i < n_choices; i += LISTING_THREADS) atomicAdd(&counts[experts[i]], 1u);
+    __syncthreads();
+    auto tiles_of = [&](u32 expert) { return (counts[expert] + rows_of_tile - 1) / rows_of_tile; };
+    u32 slots_before = 0, tiles_before = 0, first_slot, first_tile, all;
+    for (u32 e = threadIdx.x; e < blockIdx.x; e += LISTING_THREADS) slots_before += counts[e], tiles_before += tiles_of(e);
+    sum_before(slots_before, first_slot);
+    sum_before(tiles_before, first_tile);
+
+    // The choices that this thread goes through: a stretch of them, in order.
+    u32 len = (n_choices + LISTING_THREADS - 1) / LISTING_THREADS, begin = min(threadIdx.x * len, n_choices), end = min(begin + len, n_choices);
+    u32 found = 0;
+    for (u32 i = begin; i < end; ++i) found += experts[i] == blockIdx.x;
+    u32 slot = first_slot + sum_before(found, all);
+    for (u32 i = begin; i < end; ++i) {
         if (experts[i] == blockIdx.x) slots[i] = slot, tokens[slot] = i / per_token, ++slot;
     }
-    u32 filled = (all + padding - 1) / padding * padding;
-    for (u32 i = all + threadIdx.x; i < filled; i += LISTING_THREADS) tokens[first + i] = 0;
+
+    u32 own_tiles = tiles_of(blockIdx.x);
+    for (u32 i = threadIdx.x; i < own_tiles; i += LISTING_THREADS) {
+        tiles[first_tile + i] = {blockIdx.x, first_slot + i * rows_of_tile, min(rows_of_tile, all - i * rows_of_tile)};
+    }
+    if (blockIdx.x + 1 < n_experts) return;
+    for (u32 i = first_tile + own_tiles + threadIdx.x; i < n_tiles; i += LISTING_THREADS) tiles[i] = {0, 0, 0};
 }
 
 // So many numbers at a time, at a place that their number divides.
@@ -146,22 +157,18 @@ __device__ __forceinline__ void store_numbers(float* to, const Numbers<4>& x) {
 }
 __device__ __forceinline__ void store_numbers(float* to, const Numbers<1>& x) { *to = x.of[0]; }
 
-// y [slots, D] of slots `begin .. end`: residual [T, D] += the sum of weight (y + bias), `bias` [E, D] or null, over those of a token's
-// experts whose slots are among them. One block a token.
+// Columns `first .. first + columns` of residual [T, D] += the sum of weight (y + bias) over a token's experts, in their order: y [S, columns],
+// `bias` [E, D] or null. One block a token.
 template <u32 N>
 __device__ __forceinline__ void add_experts(const float* y, const u32* experts, const u32* slots, const float* weights, const float* bias,
-                                            float* residual, u32 width, u32 per_token, u32 begin, u32 end) {
+                                            float* residual, u32 width, u32 per_token, u32 first, u32 columns) {
     experts += (u64)blockIdx.x * per_token, slots += (u64)blockIdx.x * per_token, weights += (u64)blockIdx.x * per_token;
-    bool is_among = false;
-    for (u32 k = 0; k < per_token; ++k) is_among |= slots[k] >= begin && slots[k] < end;
-    if (!is_among) return;
-    residual += (u64)blockIdx.x * width;
-    for (u32 i = N * threadIdx.x; i < width; i += N * blockDim.x) {
+    residual += (u64)blockIdx.x * width + first;
+    for (u32 i = N * threadIdx.x; i < columns; i += N * blockDim.x) {
         Numbers<N> sum = load_numbers<N>(residual + i);
         for (u32 k = 0; k < per_token; ++k) {
-            if (slots[k] < begin || slots[k] >= end) continue;
-            Numbers<N> of_expert = load_numbers<N>(y + (u64)(slots[k] - begin) * width + i), own = {};
-            if (bias) own = load_numbers<N>(bias + (u64)experts[k] * width + i);
+            Numbers<N> of_expert = load_numbers<N>(y + (u64)slots[k] * columns + i), own = {};
+            if (bias) own = load_numbers<N>(bias + (u64)experts[k] * width + first + i);
             for (u32 j = 0; j < N; ++j) sum.of[j] += weights[k] * (of_expert.of[j] + own.of[j]);
         }
         store_numbers(residual + i, sum);
@@ -169,14 +176,14 @@ __device__ __forceinline__ void add_experts(const float* y, const u32* experts, 
 }
 
 extern "C" __global__ void add_experts_1(const float* y, const u32* experts, const u32* slots, const float* weights, const float* bias,
-                                         float* residual, u32 width, u32 per_token, u32 begin, u32 end) {
-    add_experts<1>(y, experts, slots, weights, bias, residual, width, per_token, begin, end);
+                                         float* residual, u32 width, u32 per_token, u32 first, u32 columns) {
+    add_experts<1>(y, experts, slots, weights, bias, residual, width, per_token, first, columns);
 }
 
-// For widths that 4 divides.
+// Where 4 divides D, the first column and their number.
 extern "C" __global__ void add_experts_4(const float* y, const u32* experts, const u32* slots, const float* weights, const float* bias,
-                                         float* residual, u32 width, u32 per_token, u32 begin, u32 end) {
-    add_experts<4>(y, experts, slots, weights, bias, residual, width, per_token, begin, end);
+                                         float* residual, u32 width, u32 per_token, u32 first, u32 columns) {
+    add_experts<4>(y, experts, slots, weights, bias, residual, width, per_token, first, columns);
 }
 
 // residual [T, D] += sigmoid(gates [T]) y [T, D]: what all tokens share, where a gate multiplies it. One block a token.

@@ -6,7 +6,8 @@
 //! device.rs     the GPU: memory, copies, launches, times; array.rs numbers there
 //! product.rs    `x W^T` by cuBLASLt; shape.rs what its algorithm depends on
 //! operations.rs norms, gates, rows, attention, the head's statistics: checks, then launches
-//! experts.rs    the same for experts: who computes which tokens; delta.rs for the gated delta rule
+//! experts.rs    the same for experts: who computes which tokens; grouped.rs their products; delta.rs for the gated delta rule
+//! step_rows.rs  where the tokens of a step of writing stand in its batch
 //! pages.rs      keys and values of sequences that are being written, and the attention of their last tokens; states.rs what the delta
 //!               rule remembers of them
 //! hosted.rs     the same for tensors of the host
@@ -21,6 +22,7 @@ mod compile;
 mod delta;
 mod device;
 mod experts;
+mod grouped;
 pub mod hosted;
 mod library;
 mod operations;
@@ -28,13 +30,15 @@ mod pages;
 mod product;
 mod shape;
 mod states;
+mod step_rows;
 #[cfg(test)]
 mod tests;
 
 pub use array::{Array, Indices, arena_bytes};
 pub use delta::{DeltaArrays, DeltaPlan};
 pub use device::{Arena, Buffer, Device, Event, Pinned, is_there, profile};
-pub use experts::{RouterOptions, Routing, most_rows, routing_bytes};
+pub use experts::{RouterOptions, Routing, routing_bytes};
+pub use grouped::ExpertWeights;
 pub use operations::{
     AttentionPlan, HeadRoom, PrepareOptions, RotaryTables, STATISTICS_WORDS, SUMS_WORDS, draw_words, head_chunk,
     statistics_of_words,
@@ -43,3 +47,4 @@ pub use pages::{DEVICE_PAGE, LastRoom, PagedKeys, StepLists, StepPlan};
 pub use product::Weight;
 pub use shape::{Rows, TILE};
 pub use states::{KeptStates, StatesLists, StatesPlan};
+pub use step_rows::StepRows;

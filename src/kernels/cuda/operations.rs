@@ -18,6 +18,8 @@ use crate::kernels::{Choice, NEXT_CHOICES, Segment, Stored, TokenStatistics};
 /// Threads of a block that works on one row, and of norm.cu's.
 const ROW_THREADS: usize = 256;
 const NORM_THREADS: usize = 256;
+/// attention.cu: `PREPARING`.
+const PREPARING_THREADS: usize = 256;
 /// Blocks of a kernel that walks over all numbers there are.
 const WALKING_BLOCKS: usize = 4096;
 
@@ -199,6 +201,7 @@ impl Device {
             projected.argument(),
             qkv.argument(),
             positions.argument(),
+            U32(tokens as u32),
             bias,
             q_norm,
             k_norm,
@@ -214,9 +217,12 @@ impl Device {
             F32(growth),
             U32(u32::try_from(original_positions).unwrap_or(u32::MAX)),
         ];
+        // Where nothing is added to values, they stay as they are.
+        let n_heads = heads + kv_heads + if options.bias.is_some() || options.gated { kv_heads } else { 0 };
+        let blocks = if whole_norms { tokens } else { (tokens * n_heads).div_ceil(heads_at_once(head_dim)) };
         // SAFETY: `projected` and `qkv` hold `tokens` rows of their columns; the positions lie within the tables; norms and bias are as long
         // as was checked.
-        unsafe { self.launch(kernel, (tokens, 1), 256, 0, &arguments) }
+        unsafe { self.launch(kernel, (blocks, 1), PREPARING_THREADS as u32, 0, &arguments) }
     }
 
     /// What the gates, where `projected` had some, let through of what the heads read: `y [T, heads * head_dim] *= sigmoid(gates)`.
@@ -579,12 +585,13 @@ impl AttentionPlan {
     ) -> AttentionPlan {
         let views: Vec<View> = views.filter(|view| !view.tokens.is_empty()).collect();
         // Large tiles read each key once for 128 tokens, but stand idle where segments are short.
-        let long: usize = views.iter().map(|view| view.tokens.len()).filter(|&len| len > 96).sum();
+        let lens = || views.iter().map(|view| view.tokens.len());
+        let (all, long): (usize, usize) = (lens().sum(), lens().filter(|&len| len > 96).sum());
         let small = Blocking { warps: 4, row_tiles: 1 };
         let large = [Blocking { warps: 4, row_tiles: 2 }, Blocking { warps: 8, row_tiles: 1 }];
         let large =
             large.into_iter().find(|large| shape.head_dim <= 128 && large.shared_bytes(shape.head_dim, dtype) <= shared_bytes);
-        let blocking = large.filter(|_| 2 * long >= tokens).unwrap_or(small);
+        let blocking = large.filter(|_| long > 0 && 2 * long >= all).unwrap_or(small);
         let queries = blocking.queries(shape, dtype);
         let mut tiles: Vec<(usize, [u32; AttentionPlan::TILE_WORDS])> = Vec::new();
         let (mut ranges, mut kv_rows) = (Vec::new(), 0);
@@ -650,6 +657,13 @@ impl Blocking {
             }
         }
     }
+}
+
+/// attention.cu: `HEADS_AT_ONCE`.
+fn heads_at_once(head_dim: usize) -> usize {
+    let own = [8, 2, 1].into_iter().find(|&own| head_dim.is_multiple_of(own)).unwrap_or(1);
+    let shared_by = [4, 8, 16].into_iter().find(|shared_by| head_dim <= shared_by * own).unwrap_or(32);
+    PREPARING_THREADS / shared_by
 }
 
 /// What every kernel of attention is told of a shape: heads, heads of keys and values, scale, window, cap.

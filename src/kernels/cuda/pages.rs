@@ -3,13 +3,16 @@
 //! What a step computes of a token does not depend, to the bit, on what else it computes. A prompt's tokens but the last go through
 //! attention.cu, which takes keys by 64 or fewer positions from multiples of that on, as pages have them; the last token of each stretch goes
 //! through last.cu, whether it is a prompt's or was written. So a prompt is cut the same way wherever its beginning was computed, as long as
-//! pages are shared that hold no other prompt's last token.
+//! pages are shared that hold no other prompt's last token. Products tell the two apart in the same way (step_rows.rs).
+
+use std::ops::Range;
 
 use super::array::Argument::U32;
 use super::array::{Array, Indices};
 use super::compile::Source;
 use super::device::{Buffer, Device};
 use super::operations::{AttentionPlan, View, arguments_of, optional, whole_rows};
+use super::step_rows::StepRows;
 use crate::error::{Error, Result};
 use crate::kernels::Stored;
 use crate::kernels::attention::{AttentionShape, Stretch, check_pages};
@@ -69,11 +72,12 @@ fn kept_columns(shape: &AttentionShape) -> usize {
 
 /// What the attention of one step computes.
 pub struct StepPlan {
-    tokens: usize,
+    /// Where the tokens stand.
+    batch: StepRows,
     kv_rows: usize,
     /// The attention of all tokens but the last of each stretch.
     pub before: AttentionPlan,
-    /// The row of each token in the cache.
+    /// The row of each token in the cache: of the last tokens of all stretches, then of those before them.
     pub rows: Vec<u32>,
     /// `Query` of last.cu: the last token of each stretch, and the rows of the batch that hold no token.
     pub queries: Vec<u32>,
@@ -119,46 +123,48 @@ impl<'a> LastRoom<'a> {
 }
 
 impl StepPlan {
-    /// Plans a step for stretches that tile the first rows of a batch of `tokens`, and a cache of `n_pages` pages.
+    /// Plans a step for stretches whose tokens stand in `batch`, and a cache of `n_pages` pages.
     pub fn new(
         stretches: &[Stretch],
-        tokens: usize,
+        batch: &StepRows,
         n_pages: usize,
         shape: &AttentionShape,
         dtype: Stored,
         shared_bytes: usize,
     ) -> Result<StepPlan> {
         check_pages(stretches, n_pages, DEVICE_PAGE)?;
+        if batch.n_last() != stretches.len() {
+            return Err(Error::new(format!("{} stretches have rows for {}", stretches.len(), batch.n_last())));
+        }
+        let views = stretches.iter().enumerate().map(|(number, stretch)| all_but_last(stretch, batch.before_last(number)));
         let mut plan = StepPlan {
-            tokens,
+            batch: batch.clone(),
             kv_rows: 0,
-            before: AttentionPlan::of(stretches.iter().map(all_but_last), tokens, shape, dtype, shared_bytes),
+            before: AttentionPlan::of(views, batch.len(), shape, dtype, shared_bytes),
             rows: Vec::new(),
             queries: Vec::new(),
             parts: Vec::new(),
             pages: Vec::new(),
         };
-        for stretch in stretches.iter().filter(|stretch| !stretch.tokens.is_empty()) {
-            plan.add(stretch);
+        stretches.iter().for_each(|stretch| plan.add_last(stretch));
+        for stretch in stretches {
+            plan.rows.extend((stretch.position..last_position(stretch)).map(|position| cache_row(stretch, position)));
         }
-        let held = plan.rows.len();
-        for row in held..tokens {
+        for row in batch.vacant().into_iter().flatten() {
             plan.queries.extend([row as u32, 0, 0, 0, 0]);
         }
-        match held <= tokens {
-            true => Ok(plan),
-            false => Err(Error::new(format!("stretches of {held} tokens in a batch of {tokens}"))),
-        }
+        Ok(plan)
     }
 
-    fn add(&mut self, stretch: &Stretch) {
-        let end = stretch.position + stretch.tokens.len();
-        let row_of = |position: usize| stretch.pages[position / DEVICE_PAGE] * DEVICE_PAGE + position % DEVICE_PAGE;
-        self.rows.extend((stretch.position..end).map(|position| row_of(position) as u32));
+    fn add_last(&mut self, stretch: &Stretch) {
+        let end = last_position(stretch) + 1;
+        self.rows.push(cache_row(stretch, end - 1));
+        // The number of the stretch, and the row of its last token.
         let query = (self.queries.len() / QUERY_WORDS) as u32;
         let parts = end.div_ceil(PART);
         let first_part = self.n_parts();
-        let words = [stretch.tokens.end - 1, end - 1, self.pages.len(), first_part, parts];
+        let words = [end - 1, self.pages.len(), first_part, parts];
+        self.queries.push(query);
         self.queries.extend(words.map(|number| number as u32));
         self.parts.extend((0..parts).flat_map(|part| [query, (part * PART) as u32]));
         let pages = &stretch.pages[..end.div_ceil(DEVICE_PAGE)];
@@ -192,9 +198,18 @@ impl StepPlan {
     }
 }
 
-/// What attention.cu computes of a stretch: not its last token, nor what only that sees.
-fn all_but_last(stretch: &Stretch) -> View {
-    let tokens = stretch.tokens.start..stretch.tokens.end.saturating_sub(1).max(stretch.tokens.start);
+/// Of the stretch's last token in its sequence.
+fn last_position(stretch: &Stretch) -> usize {
+    (stretch.position + stretch.tokens.len()).saturating_sub(1)
+}
+
+/// Where a position of the sequence is kept.
+fn cache_row(stretch: &Stretch, position: usize) -> u32 {
+    (stretch.pages[position / DEVICE_PAGE] * DEVICE_PAGE + position % DEVICE_PAGE) as u32
+}
+
+/// What attention.cu computes of a stretch: not its last token, nor what only that sees. The others stand in rows `tokens`.
+fn all_but_last(stretch: &Stretch, tokens: Range<usize>) -> View {
     let n_keys = stretch.position + tokens.len();
     let seen = stretch.pages.iter().enumerate().map_while(|(i, page)| {
         let rows = n_keys.saturating_sub(i * DEVICE_PAGE).min(DEVICE_PAGE);
@@ -205,8 +220,16 @@ fn all_but_last(stretch: &Stretch) -> View {
 
 impl Device {
     /// Adds the keys and values of prepared `qkv` to a layer of the cache.
-    pub fn keep(&self, qkv: Array, shape: &AttentionShape, lists: &StepLists, kept: Array) -> Result<()> {
-        self.put_rows(qkv, shape.columns(), shape.heads * shape.head_dim, lists.rows, kept, kept_columns(shape))
+    pub fn keep(&self, qkv: Array, plan: &StepPlan, shape: &AttentionShape, lists: &StepLists, kept: Array) -> Result<()> {
+        let (columns, of_keys) = (shape.columns(), shape.heads * shape.head_dim);
+        let (n_last, before) = (plan.batch.n_last(), plan.batch.before());
+        for (rows, first) in [(0..n_last, 0), (before, n_last)] {
+            if !rows.is_empty() {
+                let (x, to) = (qkv.part(rows.start * columns, rows.len() * columns)?, lists.rows.part(first, rows.len())?);
+                self.put_rows(x, columns, of_keys, to, kept, kept_columns(shape))?;
+            }
+        }
+        Ok(())
     }
 
     /// What the last token of each stretch reads of a layer of the cache: rows of `y [T, heads * head_dim]`, in the format of prepared
@@ -228,7 +251,7 @@ impl Device {
         let tokens = whole_rows("an attention", y, heads * head_dim)?;
         qkv.expect("queries, keys and values", tokens * shape.columns(), dtype)?;
         kept.expect("kept keys and values", kept.len(), dtype)?;
-        let is_whole = tokens == plan.tokens
+        let is_whole = tokens == plan.batch.len()
             && lists.queries.len() == plan.queries.len()
             && lists.parts.len() == plan.parts.len()
             && lists.pages.len() == plan.pages.len();
@@ -293,9 +316,10 @@ mod tests {
 
     use candle_core::{Device as Candle, Tensor};
 
+    use super::super::shape::LARGE_TILE;
     use super::super::{PrepareOptions, RotaryTables, hosted};
     use super::*;
-    use crate::kernels::attention::attention_keeping;
+    use crate::kernels::attention::{Heads, attention};
     use crate::kernels::rotary::{Rotary, RotaryStyle};
     use crate::kernels::testing::{close, device, noise};
     use crate::kernels::{Dtype, Kernels, Segment};
@@ -316,7 +340,7 @@ mod tests {
     type Found = BTreeMap<(usize, usize), Vec<f32>>;
 
     impl Setting<'_> {
-        /// Reads positions of sequences, step by step, which lie at `pages`; each batch has some rows without a token.
+        /// Reads positions of sequences, step by step, which lie at `pages`.
         fn run(&self, pages: &[Arc<[usize]>], steps: &[Vec<(usize, Range<usize>)>]) -> Found {
             let (device, shape, dtype) = (self.device, &self.shape, self.dtype);
             let (columns, width) = (shape.columns(), shape.heads * shape.head_dim);
@@ -329,24 +353,27 @@ mod tests {
             let sinks = self.sinks.map(|sinks| device.upload(sinks, Stored::F32).unwrap());
             let mut found = Found::new();
             for step in steps {
-                let (mut stretches, mut rows, mut positions) = (Vec::new(), Vec::new(), Vec::new());
+                let (mut stretches, mut held) = (Vec::new(), 0);
                 for (sequence, range) in step {
-                    let begin = positions.len();
-                    rows.extend_from_slice(&self.sequences[*sequence][range.start * columns..range.end * columns]);
-                    positions.extend(range.clone().map(|position| position as u32));
-                    let tokens = begin..begin + range.len();
-                    stretches.push(Stretch {
-                        tokens,
-                        position: range.start,
-                        pages: pages[*sequence].clone(),
-                        sequence: *sequence,
-                    });
+                    held += range.len();
+                    let (tokens, pages) = (held - range.len()..held, pages[*sequence].clone());
+                    stretches.push(Stretch { tokens, position: range.start, pages, sequence: *sequence });
                 }
-                let held = positions.len();
-                let tokens = held + 3;
-                rows.resize(tokens * columns, 7.0);
-                positions.resize(tokens, 0);
-                let plan = StepPlan::new(&stretches, tokens, N_PAGES, shape, dtype, device.shared_bytes()).unwrap();
+                let batch = StepRows::new(&stretches).unwrap();
+                let tokens = batch.len();
+                // Rows without a token hold something, too.
+                let (mut rows, mut positions) = (vec![7.0; tokens * columns], vec![0u32; tokens]);
+                let places = step.iter().enumerate().flat_map(|(number, (sequence, range))| {
+                    let batch = &batch;
+                    range.clone().enumerate().map(move |(token, position)| (batch.row(number, token), *sequence, position))
+                });
+                let places: Vec<(usize, usize, usize)> = places.collect();
+                for &(row, sequence, position) in &places {
+                    let from = &self.sequences[sequence][position * columns..(position + 1) * columns];
+                    rows[row * columns..(row + 1) * columns].copy_from_slice(from);
+                    positions[row] = position as u32;
+                }
+                let plan = StepPlan::new(&stretches, &batch, N_PAGES, shape, dtype, device.shared_bytes()).unwrap();
                 assert!(plan.n_words() <= StepPlan::most_words(tokens, step.len(), 1024));
                 assert!(plan.n_parts() <= StepPlan::most_parts(step.len(), 1024));
                 let lists =
@@ -366,7 +393,7 @@ mod tests {
                 let options = PrepareOptions { shape, rotary: &tables, bias: None, norms: None, gated: false, growth: None };
                 device.prepare_attention(qkv, qkv, &options, &plan.before, sent(0)).unwrap();
                 let kept = keys.layer(1).unwrap();
-                device.keep(qkv, shape, &step_lists, kept).unwrap();
+                device.keep(qkv, &plan, shape, &step_lists, kept).unwrap();
                 let y = device.allocate(tokens * width * 4).unwrap();
                 let y = y.array(0, tokens * width, dtype).unwrap();
                 let sinks = sinks.as_ref();
@@ -378,13 +405,10 @@ mod tests {
                 };
                 device.attend_to_last(qkv, kept, &plan, &step_lists, shape, sinks, &room, y).unwrap();
                 let y = device.download(y).unwrap();
-                assert!(y[held * width..].iter().all(|&x| x == 0.0), "rows without a token");
-                let mut y = y.chunks_exact(width);
-                for (sequence, range) in step {
-                    for position in range.clone() {
-                        found.insert((*sequence, position), y.next().unwrap().to_vec());
-                    }
-                }
+                let row = |row: usize| &y[row * width..(row + 1) * width];
+                let mut vacant = batch.vacant().into_iter().flatten();
+                assert!(vacant.all(|vacant| row(vacant).iter().all(|&x| x == 0.0)), "rows without a token");
+                found.extend(places.iter().map(|&(place, sequence, position)| ((sequence, position), row(place).to_vec())));
             }
             found
         }
@@ -394,10 +418,9 @@ mod tests {
             let qkv = Tensor::from_slice(&self.sequences[sequence], (n, self.shape.columns()), &Candle::Cpu).unwrap();
             let segments = vec![Segment { tokens: 0..n, context: Vec::new() }].into();
             let sinks = self.sinks.map(|sinks| Tensor::from_slice(sinks, sinks.len(), &Candle::Cpu).unwrap());
-            let (y, _) =
-                attention_keeping(&qkv, &segments, self.rotary, &self.shape, sinks.as_ref(), Dtype::F32, Kernels::Reference)
-                    .unwrap();
-            y.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f64::from).collect()
+            let heads = Heads { shape: &self.shape, rotary: self.rotary, sinks: sinks.as_ref(), dtype: Dtype::F32 };
+            let read = attention(&qkv, &segments, &heads, Kernels::Reference).unwrap().read;
+            read.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f64::from).collect()
         }
     }
 
@@ -492,7 +515,8 @@ mod tests {
         }
     }
 
-    /// A product's rows have the same bits beside any others; on a card, where the algorithm depends on their number, because of the tiles.
+    /// A product's rows have the same bits beside any others, in small tiles and in large ones: the algorithm depends on how many rows it is
+    /// asked for.
     #[test]
     fn rows_of_products_in_tiles_have_their_own_bits() {
         use super::super::{Rows, TILE};
@@ -500,35 +524,49 @@ mod tests {
         let Some(device) = device() else { return };
         for (dtype, products) in [(Stored::F32, Dtype::F32), (Stored::Bf16, Dtype::Bf16)] {
             let (k, n) = (200, 72);
-            let (x, w, residual) = (noise(300 * k, 1.0, 1), noise(n * k, 1.0, 2), noise(300 * n, 1.0, 3));
+            let (x, w, residual) = (noise(600 * k, 1.0, 1), noise(n * k, 1.0, 2), noise(600 * n, 1.0, 3));
             let matrix =
                 Matrix::new([Ok(Tensor::from_slice(&w, (n, k), &Candle::Cpu).unwrap())], products, Kernels::Cuda).unwrap();
-            let run = |rows: Range<usize>, adds: bool| -> Vec<u32> {
-                let padded = rows.len().next_multiple_of(TILE);
-                let fill = |numbers: &[f32], width: usize| {
-                    let mut numbers = numbers[rows.start * width..rows.end * width].to_vec();
-                    numbers.resize(padded * width, 9.0);
-                    numbers
+            // Rows in small tiles, and others in large ones behind them.
+            let run = |small: Range<usize>, large: Range<usize>, adds: bool| -> [Vec<u32>; 2] {
+                let lens = [small.len().next_multiple_of(TILE), large.len().next_multiple_of(LARGE_TILE)];
+                let fill = |numbers: &[f32], width: usize| -> Vec<f32> {
+                    let filled = [small.clone(), large.clone()].into_iter().zip(lens).flat_map(|(rows, len)| {
+                        let mut numbers = numbers[rows.start * width..rows.end * width].to_vec();
+                        numbers.resize(len * width, 9.0);
+                        numbers
+                    });
+                    filled.collect()
                 };
+                let padded = lens[0] + lens[1];
                 let x = device.upload(&fill(&x, k), dtype).unwrap();
                 let y = device.upload(&fill(&residual, n), Stored::F32).unwrap();
                 let y = y.array(0, padded * n, Stored::F32).unwrap();
                 let x = x.array(0, padded * k, dtype).unwrap();
-                device.multiply(x, matrix.on_device().unwrap(), y, adds, Rows::InTiles).unwrap();
-                let y = device.download(y).unwrap();
-                y[..rows.len() * n].iter().map(|x| x.to_bits()).collect()
+                let rows = if large.is_empty() { Rows::InTiles } else { Rows::InBothTiles { small: lens[0] } };
+                device.multiply(x, matrix.on_device().unwrap(), y, adds, rows).unwrap();
+                let y: Vec<u32> = device.download(y).unwrap().iter().map(|x| x.to_bits()).collect();
+                [y[..small.len() * n].to_vec(), y[lens[0] * n..][..large.len() * n].to_vec()]
             };
             for adds in [false, true] {
-                let all = run(0..300, adds);
+                let [small, _] = run(0..600, 0..0, adds);
+                let [_, large] = run(0..0, 0..600, adds);
+                // What is not asked for equally many rows has other bits: else nothing would be shown here.
+                assert!(!device.name().starts_with("emulated") || small != large, "{dtype}, adds {adds}");
+                let of = |all: &[u32], rows: &Range<usize>| all[rows.start * n..rows.end * n].to_vec();
                 for rows in [0..1, 299..300, 100..100 + TILE, 3..70, 60..300] {
-                    assert!(run(rows.clone(), adds) == all[rows.start * n..rows.end * n], "{dtype}, adds {adds}, rows {rows:?}");
+                    for others in [0..0, 7..8, 300..600] {
+                        let what = format!("{dtype}, adds {adds}, rows {rows:?} beside {others:?}");
+                        assert!(run(rows.clone(), others.clone(), adds) == [of(&small, &rows), of(&large, &others)], "{what}");
+                        assert!(run(others.clone(), rows.clone(), adds) == [of(&small, &others), of(&large, &rows)], "{what}");
+                    }
                 }
             }
         }
     }
 
-    /// Nor do they on their place among the rows of the tile, in the shapes that models have: a row that stands 1, 17 or 32 places further
-    /// down has the same bits. Emulated, the smallest alone.
+    /// Nor do they depend on their place among the rows of the tile, in the shapes that models have: a row that stands 1, 17 or 32 places
+    /// further down has the same bits, and in a large tile 100, too. Emulated, the smallest alone.
     #[test]
     fn a_place_in_a_tile_changes_no_bit() {
         use super::super::{Rows, TILE, Weight};
@@ -540,20 +578,23 @@ mod tests {
             let w: Vec<f32> = some.iter().copied().cycle().take(n * k).collect();
             for (dtype, result) in [(Stored::F32, Stored::F32), (Stored::Bf16, Stored::F32), (Stored::Bf16, Stored::Bf16)] {
                 let weight = Weight::new(vec![(device.upload(&w, dtype).unwrap(), n)], k, dtype).unwrap();
-                let x = noise(TILE * k, 1.0, 2);
-                let run = |places: usize| -> Vec<u32> {
-                    let mut x = x.clone();
-                    x.rotate_right(places * k);
-                    let (x, y) = (device.upload(&x, dtype).unwrap(), device.allocate(4 * TILE * n).unwrap());
-                    let y = y.array(0, TILE * n, result).unwrap();
-                    device.multiply(x.array(0, TILE * k, dtype).unwrap(), &weight, y, false, Rows::InTiles).unwrap();
-                    let mut y: Vec<u32> = device.download(y).unwrap().iter().map(|y| y.to_bits()).collect();
-                    y.rotate_left(places * n);
-                    y
-                };
-                let first = run(0);
-                for places in [1, 17, 32] {
-                    assert!(run(places) == first, "{n} x {k} in {dtype}, result in {result}: {places} places further down");
+                for (len, rows) in [(TILE, Rows::InTiles), (LARGE_TILE, Rows::InBothTiles { small: 0 })] {
+                    let x = noise(len * k, 1.0, 2);
+                    let run = |places: usize| -> Vec<u32> {
+                        let mut x = x.clone();
+                        x.rotate_right(places * k);
+                        let (x, y) = (device.upload(&x, dtype).unwrap(), device.allocate(4 * len * n).unwrap());
+                        let y = y.array(0, len * n, result).unwrap();
+                        device.multiply(x.array(0, len * k, dtype).unwrap(), &weight, y, false, rows).unwrap();
+                        let mut y: Vec<u32> = device.download(y).unwrap().iter().map(|y| y.to_bits()).collect();
+                        y.rotate_left(places * n);
+                        y
+                    };
+                    let first = run(0);
+                    for places in [1, 17, 32, 100].into_iter().filter(|&places| places < len) {
+                        let what = format!("{n} x {k} in {dtype}, result in {result}: {places} places further down of {len}");
+                        assert!(run(places) == first, "{what}");
+                    }
                 }
             }
         }
@@ -569,20 +610,25 @@ mod tests {
             pages: pages.into(),
             sequence: 0,
         };
-        let plan = |stretches: &[Stretch], tokens| {
-            StepPlan::new(stretches, tokens, 4, &shape, Stored::Bf16, 99 << 10).map_err(|error| error.to_string())
+        let plan = |stretches: &[Stretch]| {
+            let batch = StepRows::new(stretches).unwrap();
+            StepPlan::new(stretches, &batch, 4, &shape, Stored::Bf16, 99 << 10).map_err(|error| error.to_string())
         };
-        let whole = plan(&[stretch(0..70, 0, &[2, 0]), stretch(70..71, 64, &[2, 3])], 128).unwrap();
-        assert_eq!(whole.rows[..64], (128..192).collect::<Vec<u32>>());
-        assert_eq!(whole.rows[64..], [0, 1, 2, 3, 4, 5, 192]);
-        assert_eq!((whole.kv_rows, whole.n_parts(), whole.queries.len() / QUERY_WORDS), (256, 2, 2 + 57));
+        let whole = plan(&[stretch(0..70, 0, &[2, 0]), stretch(70..71, 64, &[2, 3])]).unwrap();
+        // The last tokens' first.
+        assert_eq!(whole.rows[..2], [5, 192]);
+        assert_eq!(whole.rows[2..66], (128..192).collect::<Vec<u32>>());
+        assert_eq!(whole.rows[66..], [0, 1, 2, 3, 4]);
+        assert_eq!((whole.kv_rows, whole.n_parts(), whole.queries.len() / QUERY_WORDS), (256, 2, 64 + 256 - 69));
         for (stretches, message) in [
             (vec![stretch(0..70, 0, &[2])], "lacks some"),
             (vec![stretch(0..1, 0, &[4])], "lacks some"),
-            (vec![stretch(0..1, 64, &[0, 1]), stretch(1..2, 0, &[1])], "written twice"),
-            (vec![stretch(0..200, 0, &[0, 1, 2, 3])], "200 tokens in a batch of 128"),
+            (vec![stretch(0..1, 64, &[0, 1]), stretch(1..2, 4, &[1])], "written twice"),
         ] {
-            assert!(plan(&stretches, 128).is_err_and(|error| error.contains(message)), "{message}");
+            assert!(plan(&stretches).is_err_and(|error| error.contains(message)), "{message}");
         }
+        let one = [stretch(0..1, 0, &[0])];
+        let of_two = StepRows::new(&[one[0].clone(), stretch(1..2, 0, &[1])]).unwrap();
+        assert!(StepPlan::new(&one, &of_two, 4, &shape, Stored::Bf16, 99 << 10).is_err());
     }
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, LazyLock, Mutex};
 use super::array::Array;
 use super::device::{Buffer, Device};
 use super::library::{Algorithm, Choice, Opaque, check_blas};
-use super::shape::{Rows, Shape, TILE};
+use super::shape::{LARGE_TILE, Rows, Shape, TILE};
 use crate::error::{Error, Result};
 use crate::kernels::Stored;
 use crate::kernels::cpu::lock;
@@ -94,21 +94,27 @@ impl Device {
     /// `y [T, N] = x [T, K] W^T`, added to `y` if `adds`. `x` in the weight's format, `y` in f32, or in bf16 where the weight is.
     pub fn multiply(&'static self, x: Array, weight: &Weight, y: Array, adds: bool, rows: Rows) -> Result<()> {
         let own = |array: Array| alignment(array.address);
-        if rows == Rows::Together {
-            return self.multiply_together(x, weight, y, adds, [own(x), own(y)]);
-        }
         let (n, k) = (weight.out_features, weight.in_features);
-        let rows = y.len() / n.max(1);
-        x.expect("the input of a product", rows * k, weight.dtype)?;
-        if !rows.is_multiple_of(TILE) {
-            return Err(Error::new(format!("{rows} rows of a product are not whole tiles of {TILE}")));
+        let n_rows = y.len() / n.max(1);
+        let small = match rows {
+            Rows::Together => return self.multiply_together(x, weight, y, adds, [own(x), own(y)]),
+            Rows::InTiles => n_rows,
+            Rows::InBothTiles { small } => small,
+        };
+        x.expect("the input of a product", n_rows * k, weight.dtype)?;
+        if !small.is_multiple_of(TILE) || !n_rows.checked_sub(small).is_some_and(|large| large.is_multiple_of(LARGE_TILE)) {
+            return Err(Error::new(format!(
+                "{n_rows} rows of a product, {small} of them in small tiles, are not whole tiles of {TILE} and {LARGE_TILE}"
+            )));
         }
-        // What is true of all tiles there could be: one algorithm for all.
+        // What is true of all tiles there could be: one algorithm for all of a size.
         let of_tiles =
             |array: Array, width: usize| own(array).min(alignment((TILE * width) as u64 * array.dtype.size_in_bytes()));
         let alignments = [of_tiles(x, k), of_tiles(y, n)];
-        for begin in (0..rows).step_by(TILE) {
-            let (x, y) = (x.part(begin * k, TILE * k)?, y.part(begin * n, TILE * n)?);
+        let small_tiles = (0..small).step_by(TILE).map(|begin| (begin, TILE));
+        let large_tiles = (small..n_rows).step_by(LARGE_TILE).map(|begin| (begin, LARGE_TILE));
+        for (begin, len) in small_tiles.chain(large_tiles) {
+            let (x, y) = (x.part(begin * k, len * k)?, y.part(begin * n, len * n)?);
             self.multiply_together(x, weight, y, adds, alignments)?;
         }
         Ok(())

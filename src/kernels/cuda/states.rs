@@ -1,9 +1,12 @@
 //! What layers with the gated delta rule remember of sequences that are being written: of each the state, and the last projections that the
 //! convolution still reads.
 
+use std::ops::Range;
+
 use super::array::{Array, Indices};
 use super::delta::{DeltaArrays, DeltaPlan, Order, state_bytes};
 use super::device::{Arena, Buffer, Device};
+use super::step_rows::StepRows;
 use crate::error::{Error, Result};
 use crate::kernels::Stored;
 use crate::kernels::attention::Stretch;
@@ -11,6 +14,8 @@ use crate::kernels::delta::DeltaShape;
 
 /// Stands for a row that the convolution would read from before the beginning of the sequence.
 const NONE: u32 = u32::MAX;
+/// Rows without a token that go through the rule one after the other, so that none of them is waited for.
+const VACANT_ROWS: usize = 8;
 
 /// What all layers with the rule remember; sequences go by their numbers.
 pub struct KeptStates {
@@ -68,12 +73,14 @@ fn before(shape: &DeltaShape) -> usize {
 
 /// In which order the tokens of a step go through the rule, and what is fetched for them and kept of them.
 pub struct StatesPlan {
-    tokens: usize,
-    n_runs: usize,
-    /// The rows that each token's convolution reads, its own last; behind the batch's rows stand those that were kept.
+    /// Rows of the batch.
+    rows: usize,
+    /// The rows that each row's convolution reads, its own last; behind the batch's rows stand those that were kept.
     pub steps: Vec<u32>,
-    /// `Run` of delta.cu: the stretches, and the rows without a token as one more.
+    /// `Run` of delta.cu: what comes before the last token of each stretch, and the rows without a token; then the last tokens.
     pub runs: Vec<u32>,
+    /// Runs that depend on none but those of the levels before.
+    levels: Vec<Range<usize>>,
     /// Kept rows that are fetched.
     pub recalled: Vec<u32>,
     /// Rows of the batch that are kept.
@@ -97,10 +104,8 @@ pub struct StatesLists<'a> {
 }
 
 impl StatesPlan {
-    /// Plans a step for stretches that tile the first rows of a batch of `tokens`. An error where a sequence stands twice, or there is
-    /// no room
-    /// for it.
-    pub fn new(stretches: &[Stretch], tokens: usize, shape: &DeltaShape, sequences: usize) -> Result<StatesPlan> {
+    /// Plans a step for stretches whose tokens stand in `batch`. An error where a sequence stands twice, or there is no room for it.
+    pub fn new(stretches: &[Stretch], batch: &StepRows, shape: &DeltaShape, sequences: usize) -> Result<StatesPlan> {
         let mut seen = vec![false; sequences];
         for stretch in stretches {
             let is_new = seen.get_mut(stretch.sequence).is_some_and(|seen| !std::mem::replace(seen, true));
@@ -111,48 +116,53 @@ impl StatesPlan {
                 )));
             }
         }
-        let (before, empty) = (before(shape), Vec::new);
-        let mut plan =
-            StatesPlan { tokens, n_runs: 0, steps: empty(), runs: empty(), recalled: empty(), newest: empty(), places: empty() };
-        let mut held = 0;
-        for stretch in stretches {
+        if batch.n_last() != stretches.len() {
+            return Err(Error::new(format!("{} stretches have rows for {}", stretches.len(), batch.n_last())));
+        }
+        let (rows, before) = (batch.len(), before(shape));
+        // A row without a token has itself alone.
+        let mut steps: Vec<u32> = (0..rows as u32).flat_map(|row| std::iter::repeat_n(NONE, before).chain([row])).collect();
+        let (mut recalled, mut newest, mut places) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut firsts, mut lasts) = (Vec::new(), Vec::new());
+        for (number, stretch) in stretches.iter().enumerate() {
             let (begin, len) = (stretch.position, stretch.tokens.len());
-            let kept = tokens + plan.recalled.len();
+            let kept = rows + recalled.len();
             // The row of a position, counted from `before` positions before the stretch on.
             let row = |from_before: usize| -> u32 {
                 match from_before.checked_sub(before) {
                     _ if begin + from_before < before => NONE,
-                    Some(own) => (stretch.tokens.start + own) as u32,
+                    Some(own) => batch.row(number, own) as u32,
                     None => (kept + from_before) as u32,
                 }
             };
-            plan.steps.extend((0..len).flat_map(|token| (token..=token + before).map(row)));
-            let number = stretch.sequence as u32;
-            let from = if begin == 0 { NONE } else { number };
-            plan.add_run(held, len, from, number);
-            let places = (0..before).map(|i| (stretch.sequence * before + i) as u32);
-            plan.recalled.extend(places.clone());
-            for (place, newest) in places.zip((len..len + before).map(row)).filter(|(_, row)| *row != NONE) {
-                plan.newest.push(newest);
-                plan.places.push(place);
+            for token in 0..len {
+                let reads = &mut steps[batch.row(number, token) * shape.kernel..][..shape.kernel];
+                reads.iter_mut().zip(token..).for_each(|(read, from_before)| *read = row(from_before));
             }
-            held += len;
+            let sequence = stretch.sequence as u32;
+            let mut from = if begin == 0 { NONE } else { sequence };
+            let before_last = batch.before_last(number);
+            if !before_last.is_empty() {
+                firsts.push(run(&before_last, std::mem::replace(&mut from, sequence), sequence));
+            }
+            lasts.push(run(&(number..number + 1), from, sequence));
+            let own = (0..before).map(|i| (stretch.sequence * before + i) as u32);
+            recalled.extend(own.clone());
+            for (place, row) in own.zip((len..len + before).map(row)).filter(|(_, row)| *row != NONE) {
+                newest.push(row);
+                places.push(place);
+            }
         }
-        if held > tokens {
-            return Err(Error::new(format!("stretches of {held} tokens in a batch of {tokens}")));
+        for vacant in batch.vacant() {
+            let parts = vacant.clone().step_by(VACANT_ROWS).map(|begin| begin..vacant.end.min(begin + VACANT_ROWS));
+            firsts.extend(parts.map(|rows| run(&rows, NONE, NONE)));
         }
-        for token in held..tokens {
-            plan.steps.extend(std::iter::repeat_n(NONE, before).chain([token as u32]));
-        }
-        if held < tokens {
-            plan.add_run(held, tokens - held, NONE, NONE);
-        }
-        Ok(plan)
-    }
-
-    fn add_run(&mut self, first: usize, len: usize, from: u32, to: u32) {
-        self.runs.extend([first as u32, len as u32, 0, first as u32, from, to]);
-        self.n_runs += 1;
+        let (n_firsts, n_runs) = (firsts.len(), firsts.len() + lasts.len());
+        // Where no last token waits for those before it, all are computed at once.
+        let is_at_once = batch.before().is_empty();
+        let levels = if is_at_once { vec![0..n_runs] } else { vec![0..n_firsts, n_firsts..n_runs] };
+        let runs = firsts.into_iter().chain(lasts).flatten().collect();
+        Ok(StatesPlan { rows, steps, runs, levels, recalled, newest, places })
     }
 
     /// Words of its lists.
@@ -160,15 +170,21 @@ impl StatesPlan {
         [&self.steps, &self.runs, &self.recalled, &self.newest, &self.places].into_iter().map(Vec::len).sum()
     }
 
-    /// The most of these.
-    pub fn most_words(tokens: usize, sequences: usize, shape: &DeltaShape) -> usize {
-        tokens * shape.kernel + (sequences + 1) * DeltaPlan::RUN_WORDS + 3 * sequences * before(shape)
+    /// The most of these, for so many rows.
+    pub fn most_words(rows: usize, sequences: usize, shape: &DeltaShape) -> usize {
+        let runs = 2 * sequences + StepRows::most(0) / VACANT_ROWS + 2;
+        rows * shape.kernel + runs * DeltaPlan::RUN_WORDS + 3 * sequences * before(shape)
     }
 
     /// Rows behind those of the batch, for what was kept of so many sequences.
     pub fn recalled_rows(sequences: usize, shape: &DeltaShape) -> usize {
         sequences * before(shape)
     }
+}
+
+/// `Run` of delta.cu: rows from the states of one sequence to those of another.
+fn run(rows: &Range<usize>, from: u32, to: u32) -> [u32; DeltaPlan::RUN_WORDS] {
+    [rows.start as u32, rows.len() as u32, 0, rows.start as u32, from, to]
 }
 
 impl Device {
@@ -185,7 +201,7 @@ impl Device {
         layer: usize,
         arena: &Arena<'a>,
     ) -> Result<Array<'a>> {
-        let (shape, columns, tokens) = (&kept.shape, kept.shape.columns(), plan.tokens);
+        let (shape, columns, tokens) = (&kept.shape, kept.shape.columns(), plan.rows);
         let (states, rows) = kept.layer(layer)?;
         x.expect("projections and kept rows", (tokens + plan.recalled.len()) * columns, Stored::F32)?;
         let lens = [lists.steps.len(), lists.runs.len(), lists.recalled.len(), lists.newest.len(), lists.places.len()];
@@ -193,9 +209,7 @@ impl Device {
             return Err(Error::new("the gated delta rule was planned for another step"));
         }
         self.take_rows(rows, lists.recalled, x.part(tokens * columns, plan.recalled.len() * columns)?, columns)?;
-        let level = 0..plan.n_runs;
-        let levels = std::slice::from_ref(&level);
-        let order = Order { tokens, n_steps: tokens, steps: lists.steps, runs: lists.runs, levels };
+        let order = Order { tokens, n_steps: tokens, steps: lists.steps, runs: lists.runs, levels: &plan.levels };
         let y = self.delta_in(x, learnt, &order, states, shape, arena)?;
         let newest = arena.array(plan.newest.len() * columns, Stored::F32)?;
         self.take_rows(x, lists.newest, newest, columns)?;
@@ -207,24 +221,38 @@ impl Device {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::ops::Range;
 
     /// Rows of a convolution over three tokens; this needs no GPU.
     #[test]
     fn a_step_reads_on_behind_what_was_kept() {
         let shape = DeltaShape { key_heads: 1, value_heads: 2, key_dim: 5, value_dim: 3, kernel: 3, grouped: false };
         let stretch = |tokens: Range<usize>, position, sequence| Stretch { tokens, position, pages: Vec::new().into(), sequence };
-        let plan = StatesPlan::new(&[stretch(0..3, 0, 1), stretch(3..4, 7, 0), stretch(4..5, 1, 2)], 7, &shape, 3).unwrap();
+        let stretches = [stretch(0..3, 0, 1), stretch(3..4, 7, 0), stretch(4..5, 1, 2)];
+        let batch = StepRows::new(&stretches).unwrap();
+        let plan = StatesPlan::new(&stretches, &batch, &shape, 3).unwrap();
         let (steps, _) = plan.steps.as_chunks::<3>();
         const X: u32 = NONE;
-        // Rows 7 and 8 are kept of the first stretch, which is new; 9 and 10 of the second, 11 and 12 of the third.
-        assert_eq!(steps, [[X, X, 0], [X, 0, 1], [0, 1, 2], [9, 10, 3], [X, 12, 4], [X, X, 5], [X, X, 6]]);
+        // The last tokens are rows 0, 1 and 2, the first two of the first stretch 64 and 65. Rows 320 and 321 are kept of it, which is new;
+        // 322 and 323 of the second, 324 and 325 of the third.
+        assert_eq!(steps.len(), 320);
+        assert_eq!(steps[..4], [[64, 65, 0], [322, 323, 1], [X, 325, 2], [X, X, 3]]);
+        assert_eq!(steps[63..67], [[X, X, 63], [X, X, 64], [X, 64, 65], [X, X, 66]]);
         let (runs, _) = plan.runs.as_chunks::<6>();
-        assert_eq!(runs, [[0, 3, 0, 0, X, 1], [3, 1, 0, 3, 0, 0], [4, 1, 0, 4, 2, 2], [5, 2, 0, 5, X, X]]);
+        // Then 61 rows without a token, and 254.
+        assert_eq!(runs.len(), 1 + 8 + 32 + 3);
+        assert_eq!(runs[..2], [[64, 2, 0, 64, X, 1], [3, 8, 0, 3, X, X]]);
+        assert_eq!(runs[8..10], [[59, 5, 0, 59, X, X], [66, 8, 0, 66, X, X]]);
+        assert_eq!(runs[40..], [[314, 6, 0, 314, X, X], [0, 1, 0, 0, 1, 1], [1, 1, 0, 1, 0, 0], [2, 1, 0, 2, 2, 2]]);
+        assert_eq!(plan.levels, [0..41, 41..44]);
         assert_eq!(plan.recalled, [2, 3, 0, 1, 4, 5]);
-        assert_eq!((plan.newest, plan.places), (vec![1, 2, 10, 3, 12, 4], vec![2, 3, 0, 1, 4, 5]));
+        assert_eq!((plan.newest.as_slice(), plan.places.as_slice()), (&[65, 0, 323, 1, 325, 2][..], &[2, 3, 0, 1, 4, 5][..]));
+        assert!(plan.n_words() <= StatesPlan::most_words(320, 3, &shape));
+        // Tokens that are written wait for none.
+        let written = [stretch(0..1, 7, 0), stretch(1..2, 3, 1)];
+        let plan = StatesPlan::new(&written, &StepRows::new(&written).unwrap(), &shape, 3).unwrap();
+        assert_eq!((plan.levels.len(), plan.runs.len()), (1, (8 + 2) * 6));
         for stretches in [vec![stretch(0..1, 0, 3)], vec![stretch(0..1, 0, 1), stretch(1..2, 4, 1)]] {
-            assert!(StatesPlan::new(&stretches, 7, &shape, 3).is_err());
+            assert!(StatesPlan::new(&stretches, &StepRows::new(&stretches).unwrap(), &shape, 3).is_err());
         }
     }
 }

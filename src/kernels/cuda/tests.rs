@@ -1,11 +1,13 @@
 //! What has no counterpart among the operations on tensors of the host, and bf16. The other operations' own tests run on the device, too.
 //! Without a GPU these tests have nothing to test; with `DIAGNOSE_DEVICE_TESTS` set they fail then.
 
+use std::sync::Arc;
+
 use candle_core::{DType, Device as Candle, Tensor};
 
 use super::hosted;
 use super::*;
-use crate::kernels::attention::{AttentionShape, attention, attention_keeping, positions};
+use crate::kernels::attention::{AttentionShape, Heads, attention, positions};
 use crate::kernels::delta::{DeltaShape, beside_gates, open};
 use crate::kernels::gated::{Activation, ClampedSwiglu, gated};
 use crate::kernels::matmul::Matrix;
@@ -165,7 +167,8 @@ fn attention_over_shared_prefixes_of_all_widths() {
             let frequencies: Vec<f64> = (0..head_dim / 4).map(|i| 100f64.powf(-(i as f64) / 8.0)).collect();
             let rotary = Rotary::new(&frequencies, 512, RotaryStyle::Interleaved, 1.0);
             let qkv = tensor(&noise(456 * shape.columns(), 2.0, head_dim as u64), 456, shape.columns());
-            let expected = flat(&attention(&qkv, &segments().into(), &rotary, &shape, Dtype::F32, Kernels::Reference).unwrap());
+            let heads = Heads { shape: &shape, rotary: &rotary, sinks: None, dtype: Dtype::F32 };
+            let expected = flat(&attention(&qkv, &segments().into(), &heads, Kernels::Reference).unwrap().read);
             let positions = positions(&segments(), 456).unwrap();
             for (dtype, tolerance) in [(Stored::F32, 2e-5), (Stored::Bf16, 3e-2)] {
                 let got = hosted::attention(&qkv, &segments(), &positions, &rotary, &shape, None, dtype).unwrap();
@@ -190,24 +193,42 @@ fn attention_in_bf16_of_many_lengths() {
             begin += length;
         }
         let qkv = tensor(&noise(begin * shape.columns(), 2.0, 9), begin, shape.columns());
-        let expected = flat(&attention(&qkv, &segments.clone().into(), &rotary, &shape, Dtype::F32, Kernels::Reference).unwrap());
+        let heads = Heads { shape: &shape, rotary: &rotary, sinks: None, dtype: Dtype::F32 };
+        let expected = flat(&attention(&qkv, &segments.clone().into(), &heads, Kernels::Reference).unwrap().read);
         let positions = positions(&segments, begin).unwrap();
         let got = hosted::attention(&qkv, &segments, &positions, &rotary, &shape, None, Stored::Bf16).unwrap();
         close_in(Stored::Bf16, &got.flatten_all().unwrap().to_vec1::<f32>().unwrap(), &expected, 3e-2, "attention");
     }
 }
 
-/// Projections with gates and a bias, both kinds of norms, and queries that grow, against the plain compositions.
+/// Projections with gates and a bias, both kinds of norms, and queries that grow, against the plain compositions: heads of all widths that
+/// threads divide in ways of their own, turned in whole and in part.
 #[test]
 fn queries_and_keys_are_prepared_beside_their_gates() {
     let Some(device) = device() else { return };
-    let (heads, kv_heads, head_dim, tokens) = (6, 2, 12, 70);
+    use RotaryStyle::{Half, Interleaved};
+    for (head_dim, pairs, style) in [
+        (12, 3, Half),
+        (7, 3, Interleaved),
+        (64, 32, Half),
+        (80, 16, Half),
+        (128, 64, Interleaved),
+        (250, 125, Half),
+        (256, 40, Half),
+    ] {
+        check_prepared(device, head_dim, pairs, style);
+    }
+}
+
+fn check_prepared(device: &'static Device, head_dim: usize, pairs: usize, style: RotaryStyle) {
+    let (heads, kv_heads, tokens) = (6, 2, 30);
     let shape = AttentionShape { heads, kv_heads, head_dim, scale: 1.0, window: None, softcap: None };
     let (width, columns) = (heads * head_dim, shape.columns());
     let (growth, original_positions) = (0.5f32, 8);
     let positions: Vec<usize> = (0..tokens).map(|t| t * 37 % 96).collect();
     let words: Vec<f32> = positions.iter().map(|&position| f32::from_bits(position as u32)).collect();
-    let rotary = Rotary::new(&[1.0, 0.3, 0.01], 96, RotaryStyle::Half, 1.0);
+    let frequencies: Vec<f64> = (0..pairs).map(|pair| 100f64.powf(-(pair as f64) / pairs as f64)).collect();
+    let rotary = Rotary::new(&frequencies, 96, style, 1.0);
     let (x, bias) = (noise(tokens * (columns + width), 2.0, 1), noise(columns + width, 1.0, 2));
     for (q_width, k_width) in [(head_dim, head_dim), (width, kv_heads * head_dim)] {
         let (q_weight, k_weight) = (noise(q_width, 1.0, 3), noise(k_width, 1.0, 4));
@@ -246,7 +267,7 @@ fn queries_and_keys_are_prepared_beside_their_gates() {
             let (words, y) = (upload(&words), device.allocate(4 * tokens * columns).unwrap());
             let y = y.array(0, tokens * columns, dtype).unwrap();
             device.prepare_attention(x, y, &options, &plan, words.indices(0, tokens, 96).unwrap()).unwrap();
-            let what = format!("{dtype}, norms of {q_width}");
+            let what = format!("{dtype}, {style:?}, heads of {head_dim}, norms of {q_width}");
             close_in(dtype, &device.download(y).unwrap(), &expected, tolerance, &what);
 
             let read = noise(tokens * width, 2.0, 5);
@@ -284,16 +305,8 @@ fn sinks_take_their_share_in_bf16() {
         let sinks = [0.5, -30.0, 6.0, 2.0];
         let of_reference = Tensor::new(&sinks, &Candle::Cpu).unwrap();
         let (segments, positions) = (segments(), positions(&segments(), 456).unwrap());
-        let expected = attention_keeping(
-            &qkv,
-            &segments.clone().into(),
-            &rotary,
-            &shape,
-            Some(&of_reference),
-            Dtype::F32,
-            Kernels::Reference,
-        );
-        let expected = flat(&expected.unwrap().0);
+        let heads = Heads { shape: &shape, rotary: &rotary, sinks: Some(&of_reference), dtype: Dtype::F32 };
+        let expected = flat(&attention(&qkv, &segments.clone().into(), &heads, Kernels::Reference).unwrap().read);
         for (dtype, tolerance) in [(Stored::F32, 2e-5), (Stored::Bf16, 3e-2)] {
             let got = hosted::attention(&qkv, &segments, &positions, &rotary, &shape, Some(&sinks), dtype).unwrap();
             close_in(
@@ -307,82 +320,308 @@ fn sinks_take_their_share_in_bf16() {
     }
 }
 
-/// Experts chosen, their rows sorted, and what they give added up, in groups of all sizes, against the same on the host.
+/// Experts of a layer on the host, their numbers as products in `dtype` have them: `gate_up [E, 2F, D]`, `down [E, D, F]`, `x [T, D]`,
+/// `logits [T, E]`, and biases for each.
+struct ExpertLayer {
+    tokens: usize,
+    n_experts: usize,
+    per_token: usize,
+    width: usize,
+    inner: usize,
+    dtype: Stored,
+    x: Vec<f32>,
+    logits: Vec<f32>,
+    gate_up: Vec<f32>,
+    down: Vec<f32>,
+    router_bias: Vec<f32>,
+    correction: Vec<f32>,
+    gate_up_biases: Vec<f32>,
+    down_biases: Vec<f32>,
+    residual: Vec<f32>,
+}
+
+/// The same on the device.
+struct ExpertsThere {
+    device: &'static Device,
+    x: Buffer,
+    logits: Buffer,
+    gate_up: ExpertWeights,
+    down: ExpertWeights,
+    router_bias: Buffer,
+    correction: Buffer,
+    gate_up_biases: Buffer,
+    down_biases: Buffer,
+}
+
+impl ExpertLayer {
+    fn new([tokens, n_experts, per_token, width, inner]: [usize; 5], dtype: Stored) -> ExpertLayer {
+        let factors = |n: usize, amplitude: f32, seed: u64| -> Vec<f32> {
+            let round = |x: f32| if dtype == Stored::F32 { x } else { half::bf16::from_f32(x).to_f32() };
+            noise(n, amplitude, seed).into_iter().map(round).collect()
+        };
+        ExpertLayer {
+            tokens,
+            n_experts,
+            per_token,
+            width,
+            inner,
+            dtype,
+            x: factors(tokens * width, 1.0, 1),
+            logits: noise(tokens * n_experts, 3.0, 2),
+            gate_up: factors(n_experts * 2 * inner * width, 0.5, 3),
+            down: factors(n_experts * width * inner, 0.5, 4),
+            router_bias: noise(n_experts, 0.5, 5),
+            correction: noise(n_experts, 0.5, 6),
+            gate_up_biases: noise(n_experts * 2 * inner, 0.5, 7),
+            down_biases: noise(n_experts * width, 0.5, 8),
+            residual: noise(tokens * width, 1.0, 9),
+        }
+    }
+
+    fn upload(&self, device: &'static Device) -> ExpertsThere {
+        let weights = |all: &[f32], rows: usize, columns: usize| {
+            let weight = |numbers: &[f32]| {
+                let buffer = device.upload(numbers, self.dtype).unwrap();
+                Arc::new(Weight::new(vec![(buffer, rows)], columns, self.dtype).unwrap())
+            };
+            ExpertWeights::new(device, all.chunks_exact(rows * columns).map(weight).collect()).unwrap()
+        };
+        let upload = |numbers: &[f32]| device.upload(numbers, Stored::F32).unwrap();
+        ExpertsThere {
+            device,
+            x: device.upload(&self.x, self.dtype).unwrap(),
+            logits: upload(&self.logits),
+            gate_up: weights(&self.gate_up, 2 * self.inner, self.width),
+            down: weights(&self.down, self.width, self.inner),
+            router_bias: upload(&self.router_bias),
+            correction: upload(&self.correction),
+            gate_up_biases: upload(&self.gate_up_biases),
+            down_biases: upload(&self.down_biases),
+        }
+    }
+
+    /// Of each token its experts, in ascending order, and their weights.
+    fn chosen(&self, softmax: bool, normalise: bool, scale: f64) -> Vec<Vec<(usize, f64)>> {
+        let of_token = |logits: &[f32]| {
+            let logits: Vec<f64> = logits.iter().zip(&self.router_bias).map(|(logit, bias)| f64::from(logit + bias)).collect();
+            let sum: f64 = logits.iter().map(|logit| logit.exp()).sum();
+            let score = |e: usize| if softmax { logits[e].exp() / sum } else { 1.0 / (1.0 + (-logits[e]).exp()) };
+            let corrected = |e: usize| score(e) + f64::from(self.correction[e]);
+            let mut experts: Vec<usize> = (0..self.n_experts).collect();
+            experts.sort_by(|&a, &b| corrected(b).total_cmp(&corrected(a)));
+            experts.truncate(self.per_token);
+            experts.sort_unstable();
+            let total: f64 = if normalise { experts.iter().map(|&e| score(e)).sum() } else { 1.0 };
+            experts.into_iter().map(|e| (e, score(e) / total * scale)).collect()
+        };
+        self.logits.chunks_exact(self.n_experts).map(of_token).collect()
+    }
+}
+
+impl ExpertsThere {
+    fn options(&self, layer: &ExpertLayer, softmax: bool, normalise: bool, scale: f64) -> RouterOptions<'_> {
+        RouterOptions {
+            n_experts: layer.n_experts,
+            per_token: layer.per_token,
+            softmax,
+            normalise,
+            scale: scale as f32,
+            bias: Some(&self.router_bias),
+            correction: Some(&self.correction),
+        }
+    }
+
+    /// The residual stream of tokens `first .. first + n` behind their experts, which are computed without any other's.
+    fn of_tokens(&self, layer: &ExpertLayer, first: usize, n: usize) -> Vec<f32> {
+        let ExpertLayer { n_experts, width, inner, dtype, per_token, .. } = *layer;
+        let options = self.options(layer, true, true, 1.0);
+        let room = self.device.allocate(routing_bytes(n, n_experts, per_token)).unwrap();
+        let logits = self.logits.array(4 * first * n_experts, n * n_experts, Stored::F32).unwrap();
+        let routing = self.device.route(logits, &options, &Arena::new(&room, Rows::Together)).unwrap();
+        let slots = routing.n_slots();
+        let opened = self.device.allocate(4 * slots * inner).unwrap();
+        let opened = opened.array(0, slots * inner, dtype).unwrap();
+        let x = self.x.array(first * width * dtype.size_in_bytes() as usize, n * width, dtype).unwrap();
+        let biases = Some(&self.gate_up_biases);
+        self.device.open_experts(x, &self.gate_up, biases, Activation::Silu, &routing, opened).unwrap();
+        let given = self.device.allocate(4 * slots * width).unwrap();
+        let given = given.array(0, slots * width, Stored::F32).unwrap();
+        self.device.close_experts(opened, &self.down, &routing, 0, given).unwrap();
+        let residual = self.device.upload(&layer.residual[first * width..(first + n) * width], Stored::F32).unwrap();
+        let residual = residual.array(0, n * width, Stored::F32).unwrap();
+        self.device.add_experts(given, &routing, 0, Some(&self.down_biases), residual, width).unwrap();
+        self.device.download(residual).unwrap()
+    }
+}
+
+fn words(device: &'static Device, of: Indices) -> Vec<usize> {
+    let array = Array { address: of.address, len: of.len, dtype: Stored::F32, memory: of.memory };
+    device.download(array).unwrap().into_iter().map(|word| word.to_bits() as usize).collect()
+}
+
+/// Every step against the same in f64 on the host: few rows of an expert and many, none of some, widths that no block divides.
 #[test]
 fn experts_get_their_tokens_and_give_their_sums() {
     let Some(device) = device() else { return };
-    for (tokens, n_experts, per_token, width) in [(1, 1, 1, 20), (150, 7, 3, 20), (77, 40, 40, 21), (300, 130, 8, 20)] {
-        let (logits, x) = (noise(tokens * n_experts, 3.0, 1), noise(tokens * width, 1.0, 2));
-        let [bias, correction, biases] =
-            [(n_experts, 3), (n_experts, 4), (n_experts * width, 5)].map(|(n, seed)| noise(n, 0.5, seed));
-        let residual = noise(tokens * width, 1.0, 6);
-        let upload = |numbers: &[f32]| device.upload(numbers, Stored::F32).unwrap();
-        let [on_bias, on_correction, on_biases, on_logits, on_x] = [&bias, &correction, &biases, &logits, &x].map(|x| upload(x));
-        for (softmax, normalise, scale) in [(true, true, 1.0), (false, true, 2.5), (true, false, 1.0)] {
-            let mut expected: Vec<f64> = residual.iter().map(|&x| f64::from(x)).collect();
-            for t in 0..tokens {
-                let logit = |e: usize| f64::from(logits[t * n_experts + e] + bias[e]);
-                let sum: f64 = (0..n_experts).map(|e| logit(e).exp()).sum();
-                let score = |e: usize| if softmax { logit(e).exp() / sum } else { 1.0 / (1.0 + (-logit(e)).exp()) };
-                let corrected = |e: usize| score(e) + f64::from(correction[e]);
-                let mut chosen: Vec<usize> = (0..n_experts).collect();
-                chosen.sort_by(|&a, &b| corrected(b).total_cmp(&corrected(a)));
-                chosen.truncate(per_token);
-                let total: f64 = if normalise { chosen.iter().map(|&e| score(e)).sum() } else { 1.0 };
-                for e in chosen {
-                    for i in 0..width {
-                        let given = x[t * width + i] + biases[e * width + i];
-                        expected[t * width + i] += score(e) / total * scale * f64::from(given);
+    let sizes = [
+        [1, 1, 1, 20, 12],
+        [5, 7, 3, 21, 9],
+        [150, 7, 3, 200, 136],
+        [77, 40, 40, 21, 5],
+        [300, 130, 8, 72, 40],
+        [64, 130, 8, 40, 70],
+    ];
+    for (sizes, dtype) in sizes.into_iter().flat_map(|sizes| [(sizes, Stored::F32), (sizes, Stored::Bf16)]) {
+        let layer = ExpertLayer::new(sizes, dtype);
+        let there = layer.upload(device);
+        let ExpertLayer { tokens, n_experts, per_token, width, inner, .. } = layer;
+        let clamped = Activation::ClampedSwiglu(ClampedSwiglu { alpha: 1.7, limit: 2.0 });
+        for (softmax, normalise, scale, activation) in
+            [(true, true, 1.0, Activation::Silu), (false, true, 2.5, clamped), (true, false, 1.0, Activation::GeluTanh)]
+        {
+            let what = format!("{per_token} of {n_experts} experts for {tokens} tokens in {dtype}, {activation:?}");
+            let room = device.allocate(routing_bytes(tokens, n_experts, per_token)).unwrap();
+            let logits = there.logits.array(0, layer.logits.len(), Stored::F32).unwrap();
+            let options = there.options(&layer, softmax, normalise, scale);
+            let routing = device.route(logits, &options, &Arena::new(&room, Rows::Together)).unwrap();
+
+            let chosen = layer.chosen(softmax, normalise, scale);
+            let experts: Vec<usize> = chosen.iter().flatten().map(|(expert, _)| *expert).collect();
+            let weights: Vec<f64> = chosen.iter().flatten().map(|(_, weight)| *weight).collect();
+            assert_eq!(words(device, routing.experts), experts, "{what}");
+            let weights_there = device.download(routing.weights).unwrap();
+            close(&weights_there, &weights, 1e-5, &what);
+            // The choices by expert, those of one in order.
+            let mut order: Vec<usize> = (0..experts.len()).collect();
+            order.sort_by_key(|&choice| experts[choice]);
+            let slots = words(device, routing.slots);
+            assert!(order.iter().enumerate().all(|(slot, &choice)| slots[choice] == slot), "{what}");
+            assert!(words(device, routing.tokens).iter().zip(&order).all(|(token, choice)| *token == choice / per_token));
+            let tiles = words(device, routing.tiles);
+            let mut slot = 0;
+            for tile in tiles.chunks_exact(3).filter(|tile| tile[2] > 0) {
+                assert!(tile[1] == slot && tile[2] <= routing.rows_of_tile.number(), "{what}: {tile:?}");
+                assert!(order[slot..slot + tile[2]].iter().all(|&choice| experts[choice] == tile[0]), "{what}: {tile:?}");
+                slot += tile[2];
+            }
+            assert_eq!(slot, order.len(), "{what}");
+
+            let opened = device.allocate(4 * slot * inner).unwrap();
+            let opened = opened.array(0, slot * inner, dtype).unwrap();
+            let x = there.x.array(0, layer.x.len(), dtype).unwrap();
+            device.open_experts(x, &there.gate_up, Some(&there.gate_up_biases), activation, &routing, opened).unwrap();
+            let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+            let row = |all: &[f32], row: usize, width: usize| all[row * width..][..width].to_vec();
+            let mut expected = Vec::new();
+            for &choice in &order {
+                let (expert, x) = (experts[choice], row(&layer.x, choice / per_token, width));
+                let of = |i: usize| {
+                    let at = 2 * inner * expert + i;
+                    dot(&x, &row(&layer.gate_up, at, width)) + f64::from(layer.gate_up_biases[at])
+                };
+                expected.extend((0..inner).map(|i| activated(activation, of(i), of(inner + i))));
+            }
+            let opened_there = device.download(opened).unwrap();
+            let tolerance = 1e-5 * (width.max(inner) as f64).sqrt();
+            close_in(dtype, &opened_there, &expected, if dtype == Stored::F32 { tolerance } else { 1.0 / 256.0 }, &what);
+
+            // In two parts, as where there is no room for all columns.
+            let residual = device.upload(&layer.residual, Stored::F32).unwrap();
+            let residual = residual.array(0, layer.residual.len(), Stored::F32).unwrap();
+            let mut sums: Vec<f64> = layer.residual.iter().map(|&x| f64::from(x)).collect();
+            for (first, columns) in [(0, width / 2), (width / 2, width - width / 2)] {
+                let given = device.allocate(4 * slot * columns).unwrap();
+                let given = given.array(0, slot * columns, Stored::F32).unwrap();
+                device.close_experts(opened, &there.down, &routing, first, given).unwrap();
+                device.add_experts(given, &routing, first, Some(&there.down_biases), residual, width).unwrap();
+                let mut expected = Vec::new();
+                for (slot, &choice) in order.iter().enumerate() {
+                    let (expert, opened) = (experts[choice], row(&opened_there, slot, inner));
+                    expected.extend((first..first + columns).map(|i| dot(&opened, &row(&layer.down, width * expert + i, inner))));
+                    for i in 0..columns {
+                        let (number, bias) = (expected[slot * columns + i], layer.down_biases[width * expert + first + i]);
+                        sums[choice / per_token * width + first + i] += weights[choice] * (number + f64::from(bias));
                     }
                 }
+                close(&device.download(given).unwrap(), &expected, tolerance, &what);
             }
-            let options = RouterOptions {
-                n_experts,
-                per_token,
-                softmax,
-                normalise,
-                scale: scale as f32,
-                bias: Some(&on_bias),
-                correction: Some(&on_correction),
-            };
-            let room = device.allocate(routing_bytes(tokens, n_experts, per_token)).unwrap();
-            let on_logits = on_logits.array(0, logits.len(), Stored::F32).unwrap();
-            let routing = device.route(on_logits, &options, &Arena::new(&room, Rows::Together)).unwrap();
-            let mut found = Vec::new();
-            for rows in [1, 128, usize::MAX] {
-                let y = upload(&residual);
-                let y = y.array(0, residual.len(), Stored::F32).unwrap();
-                for group in routing.groups(rows) {
-                    let taken = device.allocate(4 * group.slots.len() * width).unwrap();
-                    let taken = taken.array(0, group.slots.len() * width, Stored::F32).unwrap();
-                    let x = on_x.array(0, x.len(), Stored::F32).unwrap();
-                    device.take_tokens(x, &routing, &group.slots, taken, width).unwrap();
-                    device.add_experts(taken, &routing, &group.slots, Some(&on_biases), y, width).unwrap();
-                }
-                found.push(device.download(y).unwrap());
-            }
-            close(&found[0], &expected, 1e-5, &format!("{per_token} of {n_experts} experts for {tokens} tokens"));
-            assert!(found.iter().all(|y| *y == found[0]), "groups change no bit");
+            close(&device.download(residual).unwrap(), &sums, tolerance, &what);
         }
     }
-    // The first of equal experts is chosen; and a logit that is no number is refused.
-    let refused = |logits: &[f32]| {
-        let options = RouterOptions {
-            n_experts: 4,
-            per_token: 1,
-            softmax: true,
-            normalise: true,
-            scale: 1.0,
-            bias: None,
-            correction: None,
-        };
-        let (on_logits, room) = (device.upload(logits, Stored::F32).unwrap(), device.allocate(routing_bytes(2, 4, 1)).unwrap());
-        let routing = device.route(on_logits.array(0, 8, Stored::F32).unwrap(), &options, &Arena::new(&room, Rows::Together));
-        routing.map(|routing| routing.groups(1).iter().map(|group| group.experts.clone()).collect::<Vec<_>>())
-    };
-    assert_eq!(refused(&[1.0, 2.0, 2.0, 0.0, 5.0, 5.0, 5.0, 5.0]).unwrap(), [0..1, 1..2]);
-    let error = refused(&[1.0, 2.0, 2.0, 0.0, 1.0, f32::NAN, 3.0, 0.0]).unwrap_err().to_string();
-    assert!(error.contains("not numbers"), "{error}");
+}
+
+fn activated(activation: Activation, gate: f64, up: f64) -> f64 {
+    match activation {
+        Activation::Silu => gate / (1.0 + (-gate).exp()) * up,
+        Activation::GeluTanh => 0.5 * gate * (1.0 + (0.797_884_560_802_865_4 * (gate + 0.044_715 * gate.powi(3))).tanh()) * up,
+        Activation::Sigmoid => up / (1.0 + (-gate).exp()),
+        Activation::ClampedSwiglu(ClampedSwiglu { alpha, limit }) => {
+            let (alpha, limit) = (f64::from(alpha), f64::from(limit));
+            let gate = gate.min(limit);
+            (1.0 + up.clamp(-limit, limit)) * gate / (1.0 + (-alpha * gate).exp())
+        }
+    }
+}
+
+/// Alone a token's experts have one row each, in tiles of few rows; together many, in tiles of many; and rows that do not begin at multiples of
+/// 16 bytes are read in another way.
+#[test]
+fn what_experts_give_a_token_does_not_depend_on_others_to_the_bit() {
+    let Some(device) = device() else { return };
+    for (dtype, width) in [(Stored::F32, 100), (Stored::Bf16, 104), (Stored::Bf16, 37)] {
+        let layer = ExpertLayer::new([200, 4, 2, width, 72], dtype);
+        let there = layer.upload(device);
+        let together = there.of_tokens(&layer, 0, 200);
+        assert!(together.iter().all(|x| x.is_finite()));
+        for token in [0, 1, 77, 199] {
+            assert!(there.of_tokens(&layer, token, 1) == together[token * width..][..width], "token {token} in {dtype}");
+        }
+        assert!(there.of_tokens(&layer, 3, 40) == together[3 * width..43 * width], "40 tokens in {dtype}");
+    }
+}
+
+/// Their weights are nowhere, so that whoever reads them faults.
+#[test]
+fn experts_that_nobody_chose_are_not_read() {
+    let Some(device) = device() else { return };
+    for dtype in [Stored::F32, Stored::Bf16] {
+        let layer = ExpertLayer::new([2, 9, 2, 40, 24], dtype);
+        let mut there = layer.upload(device);
+        let expected = there.of_tokens(&layer, 0, 2);
+        let chosen = layer.chosen(true, true, 1.0);
+        let is_chosen = |expert: usize| chosen.iter().flatten().any(|(other, _)| *other == expert);
+        assert!((0..9).any(|expert| !is_chosen(expert)));
+        for weights in [&mut there.gate_up, &mut there.down] {
+            let addresses = weights.addresses.indices(0, 18, 0).unwrap();
+            let kept = words(device, addresses).into_iter().enumerate();
+            let kept: Vec<u32> = kept.map(|(i, word)| if is_chosen(i / 2) { word as u32 } else { 0 }).collect();
+            weights.addresses = hosted::upload_words(device, &kept).unwrap();
+        }
+        assert_eq!(there.of_tokens(&layer, 0, 2), expected);
+    }
+}
+
+/// The first of equal experts is chosen. A token with a logit that is no number gets none from its experts, and no other token sees it.
+#[test]
+fn damaged_choices_of_experts_leave_no_numbers() {
+    let Some(device) = device() else { return };
+    let mut layer = ExpertLayer::new([3, 4, 2, 24, 16], Stored::F32);
+    layer.router_bias.fill(0.0);
+    layer.correction.fill(0.0);
+    layer.logits = vec![1.0, 2.0, 2.0, 2.0, 1.0, 0.5, 3.0, 0.0, 5.0, 5.0, 5.0, 5.0];
+    let sound = layer.upload(device).of_tokens(&layer, 0, 3);
+    assert!(sound.iter().all(|x| x.is_finite()));
+    layer.logits[5] = f32::NAN;
+    let there = layer.upload(device);
+    let damaged = there.of_tokens(&layer, 0, 3);
+    assert!(damaged[24..48].iter().all(|x| x.is_nan()), "{damaged:?}");
+    assert!(damaged[..24] == sound[..24] && damaged[48..] == sound[48..]);
+    let room = device.allocate(routing_bytes(3, 4, 2)).unwrap();
+    let logits = there.logits.array(0, 12, Stored::F32).unwrap();
+    let options = there.options(&layer, true, true, 1.0);
+    let routing = device.route(logits, &options, &Arena::new(&room, Rows::Together)).unwrap();
+    let experts = words(device, routing.experts);
+    assert_eq!((&experts[..2], &experts[4..]), (&[1, 2][..], &[0, 1][..]));
 }
 
 #[test]

@@ -256,7 +256,7 @@ impl Matrix {
     }
 
     /// The weight on the GPU, if it is there.
-    pub fn on_device(&self) -> Option<&Weight> {
+    pub fn on_device(&self) -> Option<&Arc<Weight>> {
         match &self.store {
             Store::Device(weight) => Some(weight),
             _ => None,

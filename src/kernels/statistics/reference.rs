@@ -31,10 +31,10 @@ pub fn statistics_of_logits(logits: &[f32], target: u32, top_k: usize) -> TokenS
     // 1 - 2 p + sum p^2 over the others' own terms: exact also where p is close to 1.
     let not_target: f64 = others().sum();
     let grad = (not_target * not_target + others().map(|p| p * p).sum::<f64>()).sqrt();
-    // ln p = -ln(1 + others / p): exact also where p is close to 1.
+    // ln p = -ln(1 + others / p): exact also where p is close to 1; where p has lost its digits, or all of it, the others have all mass.
     let logprob = match p(target_shifted) {
-        0.0 => -surprisal(target_shifted),
-        p => -(not_target / p).ln_1p(),
+        p if p > LEAST_EXACT => -(not_target / p).ln_1p(),
+        _ => -surprisal(target_shifted),
     };
     TokenStatistics {
         logprob: logprob as f32,
@@ -49,6 +49,9 @@ pub fn statistics_of_logits(logits: &[f32], target: u32, top_k: usize) -> TokenS
         next: next_choices(&shifted, top_k, |d| -surprisal(d)),
     }
 }
+
+/// Shares of the mass below this come near the least numbers of f64: they lose digits, and what is divided by them overflows.
+pub(super) const LEAST_EXACT: f64 = 1e-290;
 
 /// The choices after the first among the `top_k` largest; those of no mass are none.
 fn next_choices(shifted: &[f64], top_k: usize, logprob: impl Fn(f64) -> f64) -> [Choice; NEXT_CHOICES] {

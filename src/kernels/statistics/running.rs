@@ -11,7 +11,7 @@
 //!
 //! The terms of a tile are added up in f32, lane by lane, and the tiles in f64.
 
-use super::reference::{normalised_topk_entropy, topk_entropies_up_to};
+use super::reference::{LEAST_EXACT, normalised_topk_entropy, topk_entropies_up_to};
 use crate::kernels::exp::exp_of_nonpositive;
 use crate::kernels::lanes::Lanes;
 use crate::kernels::{Choice, NEXT_CHOICES, TokenStatistics};
@@ -155,9 +155,9 @@ impl Running {
         // -inf has no mass: 0 ln 0 = 0.
         let (ed, edd) = if e > 0.0 { (e * d, e * d * d) } else { (0.0, 0.0) };
         let target_is_top = target_logit > self.largest || (target_logit == self.largest && target < self.largest_id);
-        // ln p = -ln(1 + others / e), exact also where p is close to 1.
+        // ln p = -ln(1 + others / e), exact also where p is close to 1; where e has lost its digits, or all of it, others is the total.
         let ln_total = if d == 0.0 { others.e.ln_1p() } else { total.ln() };
-        let logprob = if e > 0.0 { -(others.e / e).ln_1p() } else { d - ln_total };
+        let logprob = if e > LEAST_EXACT { -(others.e / e).ln_1p() } else { d - ln_total };
         let mean_d = (others.e_d + ed) / total;
         let not_target = others.e / total;
         self.top.push(target_logit, target);

@@ -1,24 +1,37 @@
 // What the model believed about each target token, from rows of logits; the same formulas as running.rs and reference.rs.
 //
-// `sum_rows`: one block of THREADS a row, two passes over it, VECTOR words at a time (four where V allows it). Sums run over all words but the target,
-// relative to the largest logit `m`, with d = logit - m and e = exp(d): terms of one thread in f32, of the block in f64. The K largest logits
-// are found exactly. The words are dealt to GROUPS groups of threads; the K-th largest of the groups' own maxima, `least`, is a lower bound of
-// the K-th largest logit; all logits above `least` lie with fewer than K groups, so that a list of (K - 1) times a group's words holds them,
-// and the rest of the K equals `least`. The ids of the first CHOICES of them are found in the same way, by a bound of their own: what lies above
-// that one is listed by its id, from the list's end, and in place of its logit, so that the list holds no more than before.
+// `sum_rows`: one block of THREADS a row, which it reads once, VECTOR words at a time (four where V allows it). Sums run over all words but the
+// target, relative to a logit `m`, with d = logit - m and e = exp(d): terms of one thread in f32, of the block in f64. Each thread has an `m` of
+// its own, at first the largest logit of the row's first part, and moves its sums where a larger one turns up, as running.rs does: d is never
+// positive, so that no term cancels. At the end all sums are moved to the largest logit of all.
+//
+// The K largest logits are found exactly. The words are dealt to GROUPS groups of threads; the K-th largest of the groups' own maxima, `least`,
+// is a lower bound of the K-th largest logit; all logits above `least` lie with fewer than K groups, so that a list of (K - 1) times a group's
+// words holds them, and the rest of the K equals `least`. That bound is known at the end of the row alone: on the way words are noted that lie
+// above the same bound for the first part, and those of them are listed that lie above `least`, too. Rarely, as where logits grow with the id,
+// they are too many to be noted, and the row is read again. The ids of the first CHOICES of the K are found in the same way, by a bound of their
+// own: what lies above that one is listed by its id, from the list's end, and in place of its logit, so that the list holds no more.
 
 #define THREADS 512
 // One for two threads; K may not be larger.
 #define GROUPS 256
 #define GROUP (THREADS / GROUPS)
+// Vectors of a thread in the first part of a row, and the groups that it is dealt to.
+#define FIRST 4
+#define FIRST_GROUPS 64
+#define FIRST_GROUP (THREADS / FIRST_GROUPS)
 #define N_SUMS 5
 // The first choice and those after it whose ids are told.
 #define CHOICES 5
 #define NO_WORD 0xffffffffu
 
 #define MINUS_INFINITY __int_as_float(0xff800000)
+#define INFINITE __int_as_float(0x7f800000)
+#define LOWEST __int_as_float(0xff7fffff)
 #define NOT_A_NUMBER __int_as_float(0x7fc00000)
 #define LOG2_E 1.4426950408889634f
+// As in reference.rs.
+#define LEAST_EXACT 1e-290
 
 // What one pass over a row leaves for `finish`.
 struct RowSums {
@@ -52,17 +65,60 @@ struct Words;
 template <>
 struct Words<1> {
     float at[1];
-    __device__ __forceinline__ Words(const float* from, float softcap) { at[0] = capped(from[0], softcap); }
+    __device__ __forceinline__ void load(const float* from) { at[0] = from[0]; }
 };
 
 template <>
 struct Words<4> {
     float at[4];
-    __device__ __forceinline__ Words(const float* from, float softcap) {
+    __device__ __forceinline__ void load(const float* from) {
         float4 x = load_four(from);
-        at[0] = capped(x.x, softcap), at[1] = capped(x.y, softcap), at[2] = capped(x.z, softcap), at[3] = capped(x.w, softcap);
+        at[0] = x.x, at[1] = x.y, at[2] = x.z, at[3] = x.w;
     }
 };
+
+template <int VECTOR>
+__device__ __forceinline__ Words<VECTOR> capped(Words<VECTOR> words, float softcap) {
+#pragma unroll
+    for (int i = 0; i < VECTOR; ++i) words.at[i] = capped(words.at[i], softcap);
+    return words;
+}
+
+// A NaN is never the largest.
+template <int VECTOR>
+__device__ __forceinline__ float largest_of(const Words<VECTOR>& words) {
+    float top = words.at[0];
+#pragma unroll
+    for (int i = 1; i < VECTOR; ++i) top = fmaxf(top, words.at[i]);
+    return top;
+}
+
+// Sums of one thread, relative to `m`.
+struct Sums {
+    float m, e, e_d, e_dd, e_e, tail;
+
+    // To a larger logit, `s` above: d' = d - s, e' = e exp(-s), and no term cancels, for d <= 0 <= s. What is further than 128 below has no mass
+    // left in f32, and the square of the distance would not be finite.
+    __device__ __forceinline__ void refer_to(float larger) {
+        float s = fminf(larger - m, 128.0f), scale = exp2_fast(-s * LOG2_E);
+        e_dd = scale * (e_dd - 2.0f * s * e_d + s * s * e);
+        e_d = scale * (e_d - s * e);
+        e_e *= scale * scale;
+        e *= scale;
+        tail *= scale;
+        m = larger;
+    }
+};
+
+// How many of N numbers are larger than this thread's, one of them; equal ones are told apart by their places.
+template <u32 N>
+__device__ __forceinline__ u32 place_among(const float* numbers) {
+    u32 before = 0;
+    float own = numbers[threadIdx.x];
+#pragma unroll 8
+    for (u32 i = 0; i < N; ++i) before += numbers[i] > own || (numbers[i] == own && i < threadIdx.x);
+    return before;
+}
 
 // logits [N, V] f32, targets [N], row_sums [N], top_logits [N, top_k]: the largest logits, largest first. Dynamic shared memory: top_k floats,
 // then the list of (top_k - 1) * GROUP * VECTOR * ceil(V / (VECTOR * THREADS)).
@@ -70,89 +126,138 @@ template <int VECTOR>
 __device__ void sum_rows(const float* logits, const u32* targets, RowSums* row_sums, float* top_logits, u32 vocabulary, u32 top_k,
                          float softcap) {
     __shared__ float maxima[GROUPS];
-    __shared__ double sums[N_SUMS][THREADS / WARP];
+    __shared__ double block_sums[N_SUMS][THREADS / WARP];
     __shared__ float tops[WARP];
-    // The `top_k`-th and the `n_choices`-th largest of the maxima; the lowest word that equals the latter.
-    __shared__ float least, least_choice;
-    __shared__ u32 n_listed, n_ids, tied_id, n_larger_sum;
+    // The `top_k`-th largest of the maxima of the first part; the `top_k`-th and the `n_choices`-th of those of the whole row; the lowest word
+    // that equals the latter.
+    __shared__ float first_least, least, least_choice;
+    __shared__ u32 n_noted, n_listed, n_ids, tied_id, n_larger_sum;
     extern __shared__ float largest[];
+    constexpr u32 STRIDE = VECTOR * THREADS;
     u32 n_choices = min(top_k, CHOICES);
     float* list = largest + top_k;
-    u32 n_listable = (top_k - 1) * (GROUP * VECTOR) * ((vocabulary + VECTOR * THREADS - 1) / (VECTOR * THREADS));
+    u32 n_listable = (top_k - 1) * (GROUP * VECTOR) * ((vocabulary + STRIDE - 1) / STRIDE);
+    // Ids of what may have to be listed, in the first half of the list; of those there is room for all in the other.
+    u32* noted = (u32*)list;
+    // Read from there where few come: kept in a register it would push others of the loop out of theirs.
+    volatile __shared__ u32 n_notable_there;
+    u32 n_notable = n_listable / 2;
+    if (threadIdx.x == 0) n_notable_there = n_notable;
     // The i-th id is ids[-i].
     u32* ids = (u32*)list + n_listable - 1;
 
     const float* row = logits + (u64)blockIdx.x * vocabulary;
-    u32 target = targets[blockIdx.x], warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    u32 target = targets[blockIdx.x], lane = threadIdx.x % WARP;
     float target_logit = capped(row[target], softcap);
 
-    // First pass: the largest logit of each thread, of each group, of all. A NaN is never larger.
+    // The first part: the largest logit of each group, and a bound for what has to be noted.
     float top = MINUS_INFINITY;
-#pragma unroll 4
-    for (u32 v = VECTOR * threadIdx.x; v < vocabulary; v += VECTOR * THREADS) {
-        Words<VECTOR> words(row + v, softcap);
 #pragma unroll
-        for (int i = 0; i < VECTOR; ++i) top = fmaxf(top, words.at[i]);
+    for (u32 i = 0; i < FIRST; ++i) {
+        u32 v = VECTOR * threadIdx.x + i * STRIDE;
+        if (v >= vocabulary) continue;
+        Words<VECTOR> words;
+        words.load(row + v);
+        top = fmaxf(top, largest_of(capped(words, softcap)));
     }
-    float group_top = largest_of_lanes(top, GROUP);
-    if (threadIdx.x % GROUP == 0) maxima[threadIdx.x / GROUP] = group_top;
-    top = largest_of_lanes(top, WARP);
-    if (lane == 0) tops[warp] = top;
-    if (threadIdx.x == 0) n_listed = 0, n_ids = 0, tied_id = NO_WORD, n_larger_sum = 0;
+    top = largest_of_lanes(top, FIRST_GROUP);
+    if (threadIdx.x % FIRST_GROUP == 0) maxima[threadIdx.x / FIRST_GROUP] = top;
+    if (threadIdx.x == 0) first_least = INFINITE, n_noted = 0, n_listed = 0, n_ids = 0, tied_id = NO_WORD, n_larger_sum = 0;
     __syncthreads();
-    top = largest_of_lanes(lane < THREADS / WARP ? tops[lane] : MINUS_INFINITY, WARP);
-
-    // The K-th largest of the maxima; ties are told apart by the group.
-    if (threadIdx.x < GROUPS) {
-        u32 before = 0;
-        float own = maxima[threadIdx.x];
-#pragma unroll 8
-        for (u32 i = 0; i < GROUPS; ++i) before += maxima[i] > own || (maxima[i] == own && i < threadIdx.x);
-        if (before == top_k - 1) least = own;
-        if (before == n_choices - 1) least_choice = own;
-    }
+    if (threadIdx.x < FIRST_GROUPS && place_among<FIRST_GROUPS>(maxima) == top_k - 1) first_least = maxima[threadIdx.x];
+    top = MINUS_INFINITY;
+    for (u32 i = lane; i < FIRST_GROUPS; i += WARP) top = fmaxf(top, maxima[i]);
+    // A row that begins with -inf has finite differences, too.
+    Sums sums = {fmaxf(largest_of_lanes(top, WARP), LOWEST), 0.0f, 0.0f, 0.0f, 0.0f, 0.0f};
     __syncthreads();
 
-    // Second pass.
-    float bound = least, e_sum = 0.0f, e_d = 0.0f, e_dd = 0.0f, e_e = 0.0f, tail = 0.0f;
+    // All of the row. The next words are on their way while these are computed.
+    float bound = first_least;
     u32 n_larger = 0;
+    top = MINUS_INFINITY;
+    Words<VECTOR> next;
+    if (VECTOR * threadIdx.x < vocabulary) next.load(row + VECTOR * threadIdx.x);
 #pragma unroll 1
-    for (u32 v = VECTOR * threadIdx.x; v < vocabulary; v += VECTOR * THREADS) {
-        Words<VECTOR> words(row + v, softcap);
+    for (u32 v = VECTOR * threadIdx.x; v < vocabulary; v += STRIDE) {
+        Words<VECTOR> words = next;
+        if (v + STRIDE < vocabulary) next.load(row + v + STRIDE);
+        words = capped(words, softcap);
+        float most = largest_of(words);
+        top = fmaxf(top, most);
+        if (most > bound) {
+#pragma unroll
+            for (int i = 0; i < VECTOR; ++i) {
+                if (!(words.at[i] > bound)) continue;
+                u32 at = atomicAdd(&n_noted, 1u);
+                if (at < n_notable_there) noted[at] = v + i;
+            }
+        }
+        if (most > sums.m) sums.refer_to(most);
+        // The target has no part in the sums.
+        if (target - v < VECTOR) {
+#pragma unroll
+            for (int i = 0; i < VECTOR; ++i) words.at[i] = v + i == target ? MINUS_INFINITY : words.at[i];
+        }
         float part_e = 0.0f, part_ed = 0.0f, part_edd = 0.0f, part_ee = 0.0f, part_tail = 0.0f;
 #pragma unroll
         for (int i = 0; i < VECTOR; ++i) {
             float logit = words.at[i];
-            if (logit > bound) {
-                // Read here, where few come: kept in a register it would push others of the loop out of theirs.
-                float least_listed_by_id = *(volatile float*)&least_choice;
-                if (logit > least_listed_by_id) ids[-(int)atomicAdd(&n_ids, 1u)] = v + i;
-                else {
-                    list[atomicAdd(&n_listed, 1u)] = logit;
-                    if (logit == least_listed_by_id) atomicMin(&tied_id, v + i);
-                }
-            }
-            n_larger += logit > target_logit;
+            bool is_larger = logit > target_logit;
+            n_larger += is_larger;
             // Below -100 there is no mass in f32, and -inf would make NaN of its product with its own exponential.
-            float d = logit - top;
-            d = d < -100.0f || v + i == target ? -100.0f : d;
-            float e = exp2_fast(d * LOG2_E), ed = e * d;
+            float d = max_or_nan(logit - sums.m, -100.0f), e = exp2_fast(d * LOG2_E), ed = e * d;
             part_e += e;
             part_ed += ed;
             part_edd = fmaf(ed, d, part_edd);
             part_ee = fmaf(e, e, part_ee);
-            part_tail += logit <= target_logit ? e : 0.0f;
+            part_tail += is_larger ? 0.0f : e;
         }
-        e_sum += part_e, e_d += part_ed, e_dd += part_edd, e_e += part_ee, tail += part_tail;
+        sums.e += part_e, sums.e_d += part_ed, sums.e_dd += part_edd, sums.e_e += part_ee, sums.tail += part_tail;
     }
-    float own[N_SUMS] = {e_sum, e_d, e_dd, e_e, tail};
+
+    // The largest logit of each group and of all.
+    float group_top = largest_of_lanes(top, GROUP);
+    if (threadIdx.x % GROUP == 0) maxima[threadIdx.x / GROUP] = group_top;
+    top = largest_of_lanes(top, WARP);
+    if (lane == 0) tops[threadIdx.x / WARP] = top;
+    if (n_larger > 0) atomicAdd(&n_larger_sum, n_larger);
+    __syncthreads();
+    top = largest_of_lanes(lane < THREADS / WARP ? tops[lane] : MINUS_INFINITY, WARP);
+    if (top > sums.m) sums.refer_to(top);
+    float own[N_SUMS] = {sums.e, sums.e_d, sums.e_dd, sums.e_e, sums.tail};
 #pragma unroll
     for (int i = 0; i < N_SUMS; ++i) {
         double sum = warp_sum((double)own[i]);
-        if (lane == 0) sums[i][warp] = sum;
+        if (lane == 0) block_sums[i][threadIdx.x / WARP] = sum;
     }
-    if (n_larger > 0) atomicAdd(&n_larger_sum, n_larger);
+    if (threadIdx.x < GROUPS) {
+        u32 place = place_among<GROUPS>(maxima);
+        if (place == top_k - 1) least = maxima[threadIdx.x];
+        if (place == n_choices - 1) least_choice = maxima[threadIdx.x];
+    }
+    __syncthreads();
+
+    RowSums* out = row_sums + blockIdx.x;
+    if (threadIdx.x < N_SUMS) {
+        double sum = 0.0;
+        for (int i = 0; i < THREADS / WARP; ++i) sum += block_sums[threadIdx.x][i];
+        (&out->e)[threadIdx.x] = sum;
+    }
+    if (threadIdx.x == 0) out->largest = top, out->target_logit = target_logit, out->n_larger = n_larger_sum;
+    // What lies above the bounds of the whole row.
     for (u32 i = threadIdx.x; i < top_k; i += THREADS) largest[i] = least;
+    bool all_are_noted = top_k <= FIRST_GROUPS && n_noted <= n_notable;
+    if (all_are_noted) list += n_notable;
+    for (u32 i = threadIdx.x; i < (all_are_noted ? n_noted : vocabulary); i += THREADS) {
+        u32 id = all_are_noted ? noted[i] : i;
+        float logit = capped(row[id], softcap);
+        if (!(logit > least)) continue;
+        if (logit > least_choice) ids[-(int)atomicAdd(&n_ids, 1u)] = id;
+        else {
+            list[atomicAdd(&n_listed, 1u)] = logit;
+            if (logit == least_choice) atomicMin(&tied_id, id);
+        }
+    }
     __syncthreads();
     // The K largest in order: a logit's place is the number of larger ones, and those that are listed by their ids all are.
     for (u32 i = threadIdx.x; i < n_listed; i += THREADS) {
@@ -160,13 +265,6 @@ __device__ void sum_rows(const float* logits, const u32* targets, RowSums* row_s
         for (u32 j = 0; j < n_listed; ++j) place += list[j] > list[i] || (list[j] == list[i] && j < i);
         if (place < top_k) largest[place] = list[i];
     }
-    RowSums* out = row_sums + blockIdx.x;
-    if (threadIdx.x < N_SUMS) {
-        double sum = 0.0;
-        for (int i = 0; i < THREADS / WARP; ++i) sum += sums[threadIdx.x][i];
-        (&out->e)[threadIdx.x] = sum;
-    }
-    if (threadIdx.x == 0) out->largest = top, out->target_logit = target_logit, out->n_larger = n_larger_sum;
     // The lower ids first among ties.
     for (u32 i = threadIdx.x; i < n_ids; i += THREADS) {
         u32 place = 0, id = ids[-(int)i];
@@ -203,12 +301,12 @@ __device__ void sum_rows(const float* logits, const u32* targets, RowSums* row_s
     for (u32 i = threadIdx.x; i < top_k; i += THREADS) top_logits[(u64)blockIdx.x * top_k + i] = largest[i];
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 4)
+extern "C" __global__ void __launch_bounds__(THREADS, 3)
 sum_rows_4(const float* logits, const u32* targets, RowSums* row_sums, float* top_logits, u32 vocabulary, u32 top_k, float softcap) {
     sum_rows<4>(logits, targets, row_sums, top_logits, vocabulary, top_k, softcap);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 4)
+extern "C" __global__ void __launch_bounds__(THREADS, 3)
 sum_rows_1(const float* logits, const u32* targets, RowSums* row_sums, float* top_logits, u32 vocabulary, u32 top_k, float softcap) {
     sum_rows<1>(logits, targets, row_sums, top_logits, vocabulary, top_k, softcap);
 }
@@ -239,10 +337,10 @@ finish(const RowSums* row_sums, const float* top_logits, TokenStatistics* statis
     // One NaN or +inf makes `e d` NaN; nothing but -inf leaves no mass.
     if (total > 0.0 && others.e_d - others.e_d == 0.0) {
         double ed = e > 0.0 ? e * d : 0.0, edd = e > 0.0 ? e * d * d : 0.0;
-        // ln p = -ln(1 + others / e), exact also where p is close to 1.
+        // ln p = -ln(1 + others / e), exact also where p is close to 1; where e has lost its digits, or all of it, others is the total.
         double ln_total = d == 0.0 ? log1p(others.e) : log(total);
         double mean_d = (others.e_d + ed) / total, not_target = others.e / total;
-        out.logprob = (float)(e > 0.0 ? -log1p(others.e / e) : d - ln_total);
+        out.logprob = (float)(e > LEAST_EXACT ? -log1p(others.e / e) : d - ln_total);
         out.entropy = (float)(ln_total - mean_d);
         out.entropy_topk = (float)(top_k > 1 ? (log(top_e) - top_ed / top_e) / log((double)top_k) : 0.0);
         out.rank = 1 + others.n_larger;

@@ -187,6 +187,21 @@ fn a_target_close_to_certainty_keeps_its_digits() {
     }
 }
 
+/// Between exp(-709) and exp(-745), f64 has numbers of few digits, and below none.
+#[test]
+fn a_target_of_next_to_no_mass_keeps_its_digits() {
+    for d in [-600.0f32, -697.0, -705.0, -709.5, -712.0, -720.0, -733.0, -744.0, -745.5, -800.0, -10_000.0] {
+        // Of 1,000 words all but the target have the same mass.
+        let mut logits = vec![3.0; 1000];
+        logits[17] = 3.0 + d;
+        let expected = f64::from(d) - 999f64.ln();
+        for (name, got) in all_ways(&logits, &[17], 20) {
+            let error = (f64::from(got[0].logprob) / expected - 1.0).abs();
+            assert!(error < 1e-6, "{name}: {} for {expected}", got[0].logprob);
+        }
+    }
+}
+
 #[test]
 fn nan_and_infinity_spoil_the_whole_row_and_no_other() {
     for spoiler in [f32::NAN, f32::INFINITY] {
@@ -242,6 +257,33 @@ fn logits_that_grow_or_fall_with_the_id() {
         for (name, got) in &ways {
             for (got, truth) in got.iter().zip(truth) {
                 assert_close(&format!("{name}, slope {slope}"), got, truth, 1e-5, 1e-9);
+            }
+        }
+    }
+}
+
+/// Sums and thresholds of a row's beginning are moved by what stands behind it.
+#[test]
+fn what_comes_late_in_a_row_counts_as_much() {
+    let variants: [(&str, fn(usize, f32) -> f32); 4] = [
+        ("one is larger", |behind, logit| if behind == 5 { 25.0 } else { logit }),
+        ("one has all the mass", |behind, logit| if behind == 5 { 200.0 } else { logit }),
+        ("nothing in front", |behind, logit| if behind > 3000 { f32::NEG_INFINITY } else { logit }),
+        ("many are larger", |behind, logit| if behind < 6000 { logit + 40.0 } else { logit }),
+    ];
+    for v in [30_000, 30_001] {
+        for (variant, of) in variants {
+            let noise = numbers(v, v as u64);
+            let logits: Vec<f32> = noise.iter().enumerate().map(|(id, x)| of(v - id, 5.0 * x)).collect();
+            let targets = [0, v as u32 / 2, v as u32 - 5, v as u32 - 1];
+            for top_k in [1, 20, 100] {
+                let ways = all_ways(&logits, &targets, top_k);
+                let (_, truth) = ways.last().unwrap();
+                for (name, got) in &ways {
+                    for (got, truth) in got.iter().zip(truth) {
+                        assert_close(&format!("{name}, {variant}, {v} words, top {top_k}"), got, truth, 1e-5, 2e-7);
+                    }
+                }
             }
         }
     }

@@ -18,6 +18,7 @@ use serde_json::Value;
 
 use super::folder;
 use crate::error::{Context, Error, Result};
+use crate::json;
 use crate::model::config::Config;
 use crate::model::families::multimodal;
 use crate::model::source::{Source, listed};
@@ -351,7 +352,7 @@ impl Source for Adapter {
 fn read_config(folder: &Path) -> Result<Value> {
     let path = folder.join(CONFIG);
     let text = std::fs::read_to_string(&path).context_at(&path, "cannot read the adapter's config")?;
-    serde_json::from_str(&text).context_at(&path, "this is not JSON")
+    json::from_str(&text).context_at(&path, "this is not JSON")
 }
 
 #[cfg(test)]

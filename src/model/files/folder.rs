@@ -10,7 +10,7 @@ use super::mxfp4;
 use super::safetensors::Shards;
 use crate::error::{Context, Error, Result};
 use crate::files::{file_sha256, refuse_pointer};
-use crate::json::present;
+use crate::json::{self, present};
 use crate::model::config::Config;
 use crate::model::families::{self, multimodal};
 use crate::model::rope;
@@ -372,7 +372,7 @@ fn json(folder: &Path, name: &str) -> Result<Option<Value>> {
     match std::fs::read_to_string(&path) {
         Ok(text) => {
             refuse_pointer(&path)?;
-            serde_json::from_str(&text).context_at(&path, "this is not JSON").map(Some)
+            json::from_str(&text).context_at(&path, "this is not JSON").map(Some)
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Error::new("cannot read the file").at(&path).caused_by(error)),

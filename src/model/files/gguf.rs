@@ -103,6 +103,7 @@ impl Gguf {
         }
     }
 
+    /// A number with a point: a whole one in its place is refused, as llama.cpp does (`key .. has wrong type u32 but expected type f32`).
     pub(super) fn number(&self, key: &str) -> Result<Option<f64>> {
         match self.value(key) {
             None => Ok(None),

@@ -16,6 +16,7 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use super::mxfp4;
 use crate::error::{Context, Error, Result};
 use crate::files::refuse_pointer;
+use crate::json;
 
 pub(crate) struct Shards {
     /// Tensor name -> number of the file that holds it.
@@ -276,7 +277,7 @@ pub(crate) fn shard_paths(folder: &Path) -> Result<Vec<PathBuf>> {
         ));
     }
     let text = std::fs::read_to_string(&index).context_at(&index, "cannot read the index of the weights")?;
-    let json: serde_json::Value = serde_json::from_str(&text).context_at(&index, "this is not JSON")?;
+    let json: serde_json::Value = json::from_str(&text).context_at(&index, "this is not JSON")?;
     let map = json
         .get("weight_map")
         .and_then(serde_json::Value::as_object)

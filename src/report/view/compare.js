@@ -8,8 +8,8 @@ const MOVED = ["", "known, then lost", "newly known"];
 const KNOWN = Math.log(0.5);
 
 function movedOf(before, token, after, partner) {
-  if (before.logprob[token] >= KNOWN && after.rank[partner] > 1) return 1;
-  return before.rank[token] > 1 && after.logprob[partner] >= KNOWN ? 2 : 0;
+  if (before.logprob[token] >= KNOWN && after.top[partner] !== after.word[partner]) return 1;
+  return before.top[token] !== before.word[token] && after.logprob[partner] >= KNOWN ? 2 : 0;
 }
 
 function compareRuns(before, after) {

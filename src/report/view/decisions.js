@@ -1,6 +1,7 @@
 // What a person decided: per row a verdict (drop or keep), masked spans of turns, and a note. Held in the page until it is exported.
 //
-// decisions.jsonl begins with {"decisions": 1, "run": .., "data": [{"path", "sha256"}, ..]}; then one object a line:
+// decisions.jsonl begins with {"decisions": 1, "run": .., "data": [{"path", "sha256", "format"}, ..]}, and "maps" and "roles" where the rows were
+// read by some; then one object a line:
 //   {"row": R, "action": "drop" | "keep"}
 //   {"row": R, "action": "mask", "turn": T, "begin": B, "end": E}     bytes of the turn's text in UTF-8; without them the whole turn
 //   {"row": R, "action": "note", "text": ".."}
@@ -79,7 +80,9 @@ function makeDecisions(run) {
 }
 
 function linesOf(run, byRow) {
-  const lines = [{ decisions: 1, run: run.identity, data: run.data.map(({ path, sha256 }) => ({ path, sha256 })) }];
+  const data = run.data.map(({ path, sha256, format }) => ({ path, sha256, format }));
+  const { maps, roles } = readingOf(run.read);
+  const lines = [{ decisions: 1, run: run.identity, data, ...(maps.length ? { maps } : {}), ...(roles.length ? { roles } : {}) }];
   for (const row of [...byRow.keys()].sort((a, b) => a - b)) {
     const { verdict, masks, note } = byRow.get(row);
     if (verdict) lines.push({ row, action: verdict });
@@ -87,6 +90,11 @@ function linesOf(run, byRow) {
     if (note) lines.push({ row, action: "note", text: note });
   }
   return lines.map((line) => JSON.stringify(line) + "\n").join("");
+}
+
+// The rules of --map and --role in one order.
+function readingOf(read) {
+  return { maps: (read?.maps ?? []).toSorted(), roles: (read?.roles ?? []).toSorted() };
 }
 
 function parseDecisions(text, run) {
@@ -107,6 +115,11 @@ function parseDecisions(text, run) {
       const hashes = (files) => (files ?? []).map((file) => file?.sha256).join();
       if (hashes(object.data) !== hashes(run.data)) {
         throw wrong(1, "expected decisions about this run's data files; these are about others");
+      }
+      // Rows and turns are numbered as they were read.
+      const reading = (files, read) => JSON.stringify([files.map(({ format }) => format ?? null), readingOf(read)]);
+      if (object.run !== run.identity && reading(object.data, object) !== reading(run.data, run.read)) {
+        throw wrong(1, "expected decisions about these rows; these were made for a run that read the files otherwise, or does not say how");
       }
       return;
     }

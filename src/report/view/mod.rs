@@ -50,8 +50,10 @@ pub(crate) struct Run<'a> {
     /// What the page calls it.
     pub title: String,
     pub identity: &'a str,
-    /// The data files, with `path` and `sha256` of each.
+    /// The data files, with `path`, `sha256` and `format` of each.
     pub data: &'a Value,
+    /// How their rows were read: the values of `--map` and `--role`, as `maps` and `roles`.
+    pub read: &'a Value,
     pub data_names: String,
     pub model: &'a str,
     pub vocab_size: usize,
@@ -186,6 +188,7 @@ struct Header<'a> {
     title: &'a str,
     identity: &'a str,
     data: &'a Value,
+    read: &'a Value,
     data_names: &'a str,
     model: &'a str,
     vocab_size: usize,
@@ -314,6 +317,7 @@ fn header<'a>(run: &'a Run, block: &mut Block) -> Result<Header<'a>> {
         title: &run.title,
         identity: run.identity,
         data: run.data,
+        read: run.read,
         data_names: &run.data_names,
         model: run.model,
         vocab_size: run.vocab_size,

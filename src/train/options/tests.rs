@@ -48,6 +48,7 @@ fn names_of_other_programs_are_taken_or_answered_with_ours() {
         ("gradient_accumulation_steps: 4", "batch-size"),
         ("finetuning_type: lora", "lora = true"),
         ("use_eaft_loss: true", "method = \"eaft\""),
+        ("max_samples: 100", "Give limit, the first records of all files together"),
         ("lr: 1.0\nlearning_rate: 1.0", "another name of `lr`"),
     ] {
         let error = read(&format!("datasets: [a.jsonl]\n{line}\n")).unwrap_err();

@@ -15,7 +15,7 @@
 # It finds: access out of bounds (pages that nobody may touch behind every allocation and behind dynamic shared memory, red zones behind
 # shared variables), numbers that nobody wrote (memory is full of NaN), reading before an asynchronous copy was waited for, host memory
 # used before the stream has come to it, misaligned access, lanes and threads that wait for each other in vain, calls without a context,
-# too much shared memory, and races (EMULATED_ORDER=reverse, random, random:SEED). It does not find what only a card can show: speed,
+# too much shared memory, rows whose bits depend on how many others a product has, and races (EMULATED_ORDER=reverse, random, random:SEED). It does not find what only a card can show: speed,
 # registers, what its compiler makes of a kernel, and the last bits of its sums.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)

@@ -102,9 +102,10 @@ struct Scaled {
     }
 };
 
-// One task computes WIDTH rows of D for GROUP columns at a time.
+// One task computes WIDTH rows of D for GROUP columns at a time. Where a sum is divided depends on the number of columns, as it does with the
+// algorithms of a card: whoever wants equal bits has to ask for equally many.
 void multiply(size_t m, size_t n, size_t depth, const Factor& a, const Factor& b, const Scaled& scaled) {
-    size_t widths = (m + WIDTH - 1) / WIDTH, groups = (n + GROUP - 1) / GROUP;
+    size_t widths = (m + WIDTH - 1) / WIDTH, groups = (n + GROUP - 1) / GROUP, cut = depth / (2 + n % 5);
     std::vector<float> right(groups * GROUP * depth);
     emulated::parallel(groups, [&](size_t group) {
         for (size_t part = 0; part < GROUP; part += HEIGHT) {
@@ -113,19 +114,21 @@ void multiply(size_t m, size_t n, size_t depth, const Factor& a, const Factor& b
         }
     });
     emulated::parallel(widths, [&](size_t width) {
-        std::vector<float> left(WIDTH * depth), sums(GROUP * WIDTH);
+        std::vector<float> left(WIDTH * depth), sums(GROUP * WIDTH), before(GROUP * WIDTH);
         pack<WIDTH>(left.data(), a, width * WIDTH, m, depth);
         for (size_t group = 0; group < n; group += GROUP) {
             std::fill(sums.begin(), sums.end(), 0.0f);
-            for (size_t inner = 0; inner < depth; inner += DEPTH) {
-                size_t some = std::min(DEPTH, depth - inner);
+            for (size_t inner = 0, some; inner < depth; inner += some) {
+                some = std::min(DEPTH, (inner < cut ? cut : depth) - inner);
+                if (inner == cut) before = sums, std::fill(sums.begin(), sums.end(), 0.0f);
                 for (size_t part = 0; part < GROUP && group + part < n; part += HEIGHT) {
                     add_products(&sums[part * WIDTH], &left[inner * WIDTH], &right[(group + part) * depth + inner * HEIGHT], some);
                 }
             }
             for (size_t column = group; column < std::min(group + GROUP, n); ++column) {
                 for (size_t i = 0; i < WIDTH && width * WIDTH + i < m; ++i) {
-                    scaled.store(width * WIDTH + i, column, sums[(column - group) * WIDTH + i]);
+                    size_t at = (column - group) * WIDTH + i;
+                    scaled.store(width * WIDTH + i, column, before[at] + sums[at]);
                 }
             }
         }

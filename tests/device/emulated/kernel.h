@@ -227,12 +227,16 @@ inline float exp2_fast(float x) {
     return y < 0x1p-126f ? 0.0f : y;
 }
 
+// max.NaN.f32
+inline float max_or_nan(float a, float b) { return a != a || b != b ? NAN : fmaxf(a, b); }
+
 // cp.async.cg.shared.global
-inline void copy_async(unsigned short* to, const unsigned short* from, bool is_there) {
-    emulated::copy_async(to, from, is_there ? 16 : 0);
-}
+inline void copy_async(void* to, const void* from, bool is_there) { emulated::copy_async(to, from, is_there ? 16 : 0); }
 inline void commit_copies() { emulated::commit_copies(); }
-inline void wait_for_copies() { emulated::wait_for_copies(0); }
+template <int LEFT = 0>
+inline void wait_for_copies() {
+    emulated::wait_for_copies(LEFT);
+}
 
 // ldmatrix.x4: lane 8 m + r brings the address of row r of matrix m; lane 4 r + c gets elements 2 c and 2 c + 1 of row r of each, or of
 // column r where they are transposed.

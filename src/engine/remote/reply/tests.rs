@@ -173,6 +173,24 @@ fn a_wrong_answer_says_how_it_is_wrong() {
 }
 
 #[test]
+fn numbers_that_json_does_not_have_are_named() {
+    for number in ["NaN", "Infinity", "-Infinity"] {
+        let of_vllm = VLLM.replace("\"logprob\":-9.5", &format!("\"logprob\":{number}"));
+        wrong(vllm(&of_vllm), &format!("the server gives {number} in the entry of token 2 of the prompt, where a finite number"));
+        let of_sglang = SGLANG.replace("[-9.5,5,null]", &format!("[{number},5,null]"));
+        wrong(sglang(&of_sglang), &format!("the server gives {number} at line 2 column "));
+        // Where nobody reads it, too; and behind more than is kept of a reply.
+        let beside = VLLM.replace("\"total_tokens\":5", &format!("\"total_tokens\":{number}"));
+        wrong(vllm(&beside), &format!("the server gives {number} at line 5 column "));
+        for between in [",", ",\n"] {
+            let long = vec!["1"; 300_000].join(between);
+            let of_vllm = of_vllm.replacen("\"id\":\"x\"", &format!("\"id\":[{long}]"), 1);
+            wrong(vllm(&of_vllm), &format!("the server gives {number} in the entry of token 2"));
+        }
+    }
+}
+
+#[test]
 fn a_key_in_what_the_server_says_is_not_shown() {
     let said = r#"{"meta_info":{"finish_reason":{"type":"abort","message":"no more\nfor sk-12345"}}}"#;
     let found = read_sglang(said.as_bytes(), &Expected { key: Some("sk-12345"), ..expected(&[false, true, true, true], 0) });

@@ -122,6 +122,7 @@ is multiplied by the ratio of the two losses.";
 fn whole_alpha(alpha: f64) -> Result<String> {
     match alpha.fract() == 0.0 {
         true => Ok(format!("{alpha:.0}")),
-        false => Err(Error::usage(format!("axolotl takes whole numbers for lora_alpha, not {alpha}"))),
+        false => Err(Error::usage(format!("axolotl takes whole numbers for lora_alpha, not {alpha}"))
+            .cure("Give --lora-alpha a whole number.")),
     }
 }

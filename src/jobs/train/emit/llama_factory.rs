@@ -164,6 +164,7 @@ max_grad_norm is multiplied by the ratio of the two losses.";
 fn whole_alpha(alpha: f64) -> Result<String> {
     match alpha.fract() == 0.0 {
         true => Ok(format!("{alpha:.0}")),
-        false => Err(Error::usage(format!("LLaMA-Factory takes whole numbers for lora_alpha, not {alpha}"))),
+        false => Err(Error::usage(format!("LLaMA-Factory takes whole numbers for lora_alpha, not {alpha}"))
+            .cure("Give --lora-alpha a whole number.")),
     }
 }

@@ -64,6 +64,9 @@ fn another(key: &str, family: &str) -> Value {
         "tie_word_embeddings" | "attention_bias" | "mlp_bias" | "norm_topk_prob" => json!(true),
         "use_sliding_window" => json!(false),
         "rope_scaling" | "rope_parameters" if family == "ministral3" => ministral_rope(2.0),
+        "rope_scaling" if family == "phi3" => {
+            json!({"type": "longrope", "short_factor": [1.0, 1.0, 2.0, 2.0], "long_factor": [1.0, 1.0, 2.0, 2.0]})
+        }
         "rope_scaling" => json!({"type": "linear", "factor": 2.0}),
         "residual_multiplier" | "attention_multiplier" | "embedding_multiplier" | "logits_scaling" => json!(0.5),
         "attn_logit_softcapping" => json!(20.0),

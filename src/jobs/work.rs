@@ -1,0 +1,126 @@
+//! Whose folder a folder is. Three commands call their record `run.json`, and all of them write files under names that others use, too: a
+//! folder that a command has not begun itself is entered only where it writes over nothing.
+
+use std::path::Path;
+
+use crate::error::{Error, Result};
+use crate::table::{ALTERNATIVES_FILE, CONFLICTS_FILE, IN_CONTEXT_FILE, PAIRS_FILE, PARTS_FOLDER, ROWS_FILE, TOKENS_FILE};
+
+const RECORD: &str = "run.json";
+/// The answers of a finished `rollout`.
+pub(super) const ROLLOUTS_FILE: &str = "rollouts.jsonl";
+/// The answers of one that is under way.
+pub(super) const JOURNAL_FILE: &str = "answers.part.jsonl";
+/// The options of a training run, from its beginning.
+pub(super) const OPTIONS_FILE: &str = "train.toml";
+
+/// What a command leaves in its folder with a record of its own called `run.json`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Work {
+    Scores,
+    Answers,
+    Training,
+}
+
+impl Work {
+    const ALL: [Work; 3] = [Work::Scores, Work::Answers, Work::Training];
+
+    fn name(self) -> &'static str {
+        match self {
+            Work::Scores => "scores of data",
+            Work::Answers => "written answers",
+            Work::Training => "a training run",
+        }
+    }
+
+    /// What a run has before its end, and what it has then beside its record.
+    fn marks(self) -> [&'static str; 2] {
+        match self {
+            Work::Scores => [PARTS_FOLDER, TOKENS_FILE],
+            Work::Answers => [JOURNAL_FILE, ROLLOUTS_FILE],
+            Work::Training => [OPTIONS_FILE, OPTIONS_FILE],
+        }
+    }
+
+    fn is_in(self, folder: &Path) -> bool {
+        let is_there = |name: &str| folder.join(name).exists();
+        let [before, at_end] = self.marks();
+        is_there(before) || (is_there(RECORD) && is_there(at_end))
+    }
+
+    /// Files and folders that the work puts into its folder in place of what has these names.
+    fn written(self) -> &'static [&'static str] {
+        match self {
+            Work::Scores => &[
+                RECORD,
+                TOKENS_FILE,
+                ROWS_FILE,
+                CONFLICTS_FILE,
+                PAIRS_FILE,
+                ALTERNATIVES_FILE,
+                IN_CONTEXT_FILE,
+                "summary.json",
+                "report.md",
+                "view.html",
+                "fidelity.json",
+                "planted.json",
+                "maps",
+            ],
+            Work::Answers => &[RECORD, ROLLOUTS_FILE],
+            Work::Training => &[RECORD, "metrics.jsonl", "model", "adapter", "checkpoints", "tensorboard", "maps"],
+        }
+    }
+}
+
+/// An error if this work would write over what it has not made: the record of other work, or a person's own files.
+pub(crate) fn check_free(folder: &Path, own: Work) -> Result<()> {
+    let cure = "Name another folder with --out.";
+    if let Some(other) = Work::ALL.into_iter().find(|work| *work != own && work.is_in(folder)) {
+        let what = format!("the folder holds {}, whose record would be lost", other.name());
+        return Err(Error::usage(what).at(folder).cure(cure));
+    }
+    if own.is_in(folder) {
+        return Ok(());
+    }
+    match own.written().iter().find(|name| folder.join(name).exists()) {
+        Some(name) => Err(Error::usage(format!("the folder holds `{name}`, which is of no such run and would be written over"))
+            .at(folder)
+            .cure(cure)),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(names: &[&str]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        names.iter().for_each(|name| std::fs::write(folder.path().join(name), "").unwrap());
+        folder
+    }
+
+    #[test]
+    fn a_folder_is_of_one_kind_of_work() {
+        for work in Work::ALL {
+            let [before, at_end] = work.marks();
+            for names in [vec![before], vec![RECORD, at_end]] {
+                let folder = with(&names);
+                for own in Work::ALL {
+                    assert_eq!(check_free(folder.path(), own).is_ok(), own == work, "{own:?} where {names:?} are");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_a_persons_own_is_not_written_over() {
+        for own in Work::ALL {
+            assert!(check_free(with(&["data.jsonl", "notes.md", ".lock"]).path(), own).is_ok());
+            assert!(check_free(Path::new("no/such/folder"), own).is_ok());
+            for name in own.written() {
+                assert!(check_free(with(&[name]).path(), own).unwrap_err().to_string().contains(name));
+            }
+        }
+    }
+}
