@@ -37,7 +37,7 @@ use super::format::Format;
 use super::literal::is_nothing;
 use super::mapping::{FIELDS, FieldMap};
 use super::original::Original;
-use super::pairs::{ANSWERED, ASKED};
+use super::pairs::{ANSWERED, ASKED, is_preference};
 use super::roles::RoleMap;
 use crate::error::{Error, Result};
 
@@ -84,7 +84,7 @@ pub(crate) fn left_out(target: Target, original: &Original) -> Vec<String> {
 }
 
 fn is_preference(original: &Original) -> bool {
-    original.object.as_ref().is_some_and(|row| row.get("chosen").is_some_and(|value| !is_nothing(value)))
+    original.object.as_ref().is_some_and(is_preference)
 }
 
 /// Reads the row again and compares.
