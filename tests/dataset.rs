@@ -472,6 +472,78 @@ fn of_a_preference_the_chosen_answer_is_learnt() {
 }
 
 #[test]
+fn thoughts_are_reasoning_wherever_they_stand() {
+    let gemini = json!({"contents": [{"role": "user", "parts": [{"text": "a"}]}, {"role": "model", "parts": [{"text": "hm", "thought": true}, {"text": "b"}]}]});
+    let details = json!([{"type": "reasoning.text", "text": "h"}, {"type": "reasoning.summary", "summary": "m"}, {"type": "reasoning.encrypted", "data": "x"}]);
+    let router = json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "reasoning_details": details}]});
+    for row in [gemini, router] {
+        let answer = &example(row).turns[1];
+        assert_eq!((answer.content.as_str(), answer.reasoning.as_deref()), ("b", Some("hm")));
+    }
+}
+
+#[test]
+fn columns_whose_text_is_in_no_turn_are_named() {
+    let check = |row: Value, expected: &[&str]| assert_eq!(example(row.clone()).unread, expected, "{row}");
+    check(json!({"context": "Oslo is the capital.", "question": "What is it?", "answer": "Oslo"}), &["context"]);
+    check(json!({"question": "2+2?", "choices": ["3", "4"], "answer": 1}), &["choices"]);
+    check(json!({"prompt": "To German.", "input": "Good morning.", "completion": "Guten Morgen."}), &["input"]);
+    check(
+        json!({"instruction": "Say it.", "context": "Oslo is it.", "response": "b c", "category": "open_qa", "url": "http://a/b"}),
+        &[],
+    );
+    // Notes of one word, dates and numbers are none, nor is what is given by other names.
+    let row = json!({"prompt": "\n\nHuman: a b\n\nAssistant:", "chosen": " c d", "rejected": " e f", "at": "2024-01-01 10:00", "n": 3, "system": "Be brief."});
+    check(row, &[]);
+    check(
+        json!({"question": "Which is it?", "answer": "the first", "tags": ["a", "b"], "options": ["the first", "the second"]}),
+        &["options"],
+    );
+    check(
+        json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "note": "two words"}),
+        &[],
+    );
+}
+
+#[test]
+fn a_flag_called_chosen_makes_no_preference() {
+    let turns = ["User: a", "Assistant: b"];
+    for flag in [json!(true), json!(1), json!(null)] {
+        let messages = json!([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]);
+        assert_eq!(script(&example(json!({"messages": messages, "chosen": flag}))), turns);
+        assert_eq!(script(&example(json!({"prompt": "a", "response": "b", "chosen": flag}))), turns);
+        assert_eq!(script(&example(json!({"instruction": "a", "output": "b", "chosen": flag}))), turns);
+    }
+}
+
+/// Dahoas/full-hh-rlhf and its kin: the prompt is a transcript, and ends where the answer is to stand.
+#[test]
+fn an_answer_is_the_end_of_the_transcript_that_is_its_prompt() {
+    let check = |row: Value, expected: &[&str], n_given: usize| {
+        let example = example(row.clone());
+        assert_eq!(script(&example), expected, "{row}");
+        let answer = example.turns.last().unwrap();
+        let given: Vec<_> = answer.parts.iter().map(|part| (part.begin, part.end, part.weight)).collect();
+        assert_eq!(given, if n_given > 0 { vec![(0, n_given, 0.0)] } else { vec![] }, "{row}");
+        assert!(
+            answer.weight == 1.0
+                && example.turns[..example.turns.len() - 1].iter().all(|turn| turn.role != Role::Assistant || turn.weight == 0.0)
+        );
+    };
+    let prompt = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:";
+    let turns = ["User: a", "Assistant: b", "User: c", "Assistant: d e"];
+    check(json!({"prompt": prompt, "chosen": " d e", "rejected": " f"}), &turns, 0);
+    check(json!({"prompt": format!("{prompt} "), "completion": "d e\n"}), &turns, 0);
+    check(json!({"prompt": prompt, "completion": [{"role": "assistant", "content": " d e"}]}), &turns, 0);
+    // The speaker stands with the answer.
+    check(json!({"prompt": prompt.strip_suffix("\n\nAssistant:"), "response": "\n\nAssistant: d e"}), &turns, 0);
+    // The answer is begun in the prompt, which is given.
+    check(json!({"prompt": format!("{prompt} d"), "chosen": " e", "rejected": " f"}), &turns, 1);
+    // What is no transcript keeps its spaces, and its words.
+    check(json!({"prompt": "Assistant:", "completion": " d"}), &["User: Assistant:", "Assistant:  d"], 0);
+}
+
+#[test]
 fn other_peoples_shapes_become_turns() {
     let check = |row: Value, expected: &[&str]| assert_eq!(script(&example(row.clone())), expected, "{row}");
     let plain = ["User: a", "Assistant: b"];

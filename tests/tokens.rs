@@ -148,6 +148,8 @@ fn vocabulary(content: &Content) -> GgufVocabulary {
         eos: get("eos_token_id").map(|value| value.to_u32().unwrap()),
         add_bos: get("add_bos_token").map(|value| value.to_bool().unwrap()),
         add_space_prefix: get("add_space_prefix").map(|value| matches!(value, Value::Bool(true))),
+        name: None,
+        architecture: None,
     }
 }
 

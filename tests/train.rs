@@ -681,14 +681,47 @@ fn wrong_use_is_refused_by_name() {
 fn the_same_training_for_other_programs() {
     let workdir = prepared(4);
     let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families/qwen3");
+    workdir.run(&arguments(&["--out", "as-is", "--method", "sft", "--lr", "1e-30", "--batch-size", "2"])).ok();
+    let emit = |program: &str, model: &Path, out: &str| {
+        let model = model.to_string_lossy();
+        workdir.run(&["train", "rows.jsonl", "--model", &model, "--emit", program, "--out", out, "--warmup-steps", "0"])
+    };
     for (program, key) in [("llama-factory", "use_eaft_loss: true"), ("axolotl", "use_eaft: true")] {
-        let model = fixture.to_string_lossy();
-        workdir.run(&["train", "rows.jsonl", "--model", &model, "--emit", program, "--out", program, "--warmup-steps", "0"]).ok();
+        emit(program, &workdir.path("as-is/model"), program).ok();
         let config = std::fs::read_to_string(workdir.path(program).join("train.yaml")).unwrap();
         assert!(config.contains(key), "{config}");
     }
+    let config = std::fs::read_to_string(workdir.path("axolotl/train.yaml")).unwrap();
+    assert!(config.contains("eot_tokens: [\"<|im_end|>\"]"), "{config}");
+    // Without a template LLaMA-Factory learns no end of an answer; of one that writes earlier turns otherwise it makes other tokens.
+    refused(emit("llama-factory", &fixture, "bare"), 1, "has no chat template");
+    let template = workdir.path("as-is/model/chat_template.jinja");
+    let source = std::fs::read_to_string(&template).unwrap();
+    let others = source.replace("message['content'] + ", "message['content'] + ('' if loop.last else '!') + ");
+    assert_ne!(source, others);
+    std::fs::write(&template, others).unwrap();
+    workdir.write("two.jsonl", "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"b\"}, {\"role\": \"user\", \"content\": \"c\"}, {\"role\": \"assistant\", \"content\": \"d\"}]}\n");
+    for (program, expected) in
+        [("llama-factory", "makes other tokens of the row"), ("axolotl", "axolotl would learn other tokens")]
+    {
+        let model = workdir.path("as-is/model");
+        let arguments = [
+            "train",
+            "two.jsonl",
+            "--model",
+            &model.to_string_lossy(),
+            "--emit",
+            program,
+            "--out",
+            "never",
+            "--warmup-steps",
+            "0",
+        ];
+        let found = workdir.run(&arguments);
+        refused(found, 1, expected);
+    }
+    std::fs::write(&template, source).unwrap();
     // A model by a path from here is found from the folder of the configuration.
-    workdir.run(&arguments(&["--out", "as-is", "--method", "sft", "--lr", "1e-30", "--batch-size", "2"])).ok();
     workdir
         .run(&["train", "rows.jsonl", "--model", "as-is/model", "--emit", "axolotl", "--out", "far/away", "--warmup-steps", "0"])
         .ok();

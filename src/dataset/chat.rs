@@ -226,7 +226,8 @@ fn add_turn(message: &Object, dialect: &Dialect, path: &str, turns: &mut Vec<Tur
         Some(value) if is_call => calls.extend(tools::calls_of_value(value, &content_path)?),
         Some(Value::Array(parts)) if role != Role::Tool || parts.iter().all(is_known_part) => {
             add_parts(&mut turn, &mut calls, &mut results, parts, &content_path, &mut reading.unused)?;
-            if parts.iter().all(|part| part.get("type") == Some(&Value::from("text")) && part.get("text").is_some()) {
+            let is_text = |part: &Value| part.get("type") == Some(&Value::from("text")) && part.get("text").is_some();
+            if turn.reasoning.is_none() && parts.iter().all(is_text) {
                 turn.written.parts = parts.clone();
             }
         }
@@ -245,6 +246,13 @@ fn add_turn(message: &Object, dialect: &Dialect, path: &str, turns: &mut Vec<Tur
     }
     if let Some(reasoning) = fields::optional_text(message, &["reasoning_content", "reasoning", "thinking"], &prefix)? {
         turn.reasoning.get_or_insert_default().push_str(&reasoning);
+    }
+    // OpenRouter's: the text of the reasoning, or a summary of it, in pieces.
+    if turn.reasoning.is_none()
+        && let Some(Value::Array(details)) = message.get("reasoning_details")
+    {
+        let texts = details.iter().filter_map(|detail| detail["text"].as_str().or(detail["summary"].as_str()));
+        turn.reasoning = texts.map(str::to_owned).reduce(|all, text| all + &text);
     }
     if let Some(refusal) = fields::optional_text(message, &["refusal"], &prefix)?.filter(|text| !text.is_empty()) {
         if !turn.content.is_empty() {
@@ -330,6 +338,10 @@ fn add_part(
     };
     let begin = turn.content.len();
     match kind.as_str() {
+        // Gemini's thoughts are parts like others, with a mark.
+        "text" if part.get("thought") == Some(&Value::Bool(true)) => {
+            turn.reasoning.get_or_insert_default().push_str(&fields::required_text(part, &["text"], &prefix)?);
+        }
         "text" | "input_text" | "output_text" => {
             turn.content.push_str(&fields::required_text(part, &["text", "value", "content"], &prefix)?);
         }

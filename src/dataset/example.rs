@@ -34,6 +34,8 @@ pub struct Example {
     pub template_switches: Option<Value>,
     /// Keys of the row that look like switches and were not used, with their places: `messages[1].lossy`.
     pub unused: Vec<String>,
+    /// Columns with text that no turn holds, of a row whose columns are its turns: `choices`, `context`.
+    pub unread: Vec<String>,
     /// Where the last answer was written by a model: by `diagnose rollout`.
     pub rollout: Option<Rollout>,
 }

@@ -123,28 +123,34 @@ impl Store {
     }
 
     /// The stores of a file: one, or for an archive one for each data file in it, with its name.
-    pub(super) fn open_all(path: &Path) -> Result<Vec<(PathBuf, Store)>> {
+    pub(super) fn open_all(path: &Path, notes: &mut Vec<String>) -> Result<Vec<(PathBuf, Store)>> {
         let store = Store::open(path)?;
         match store.compression {
             Compression::Zip => store
-                .members()
+                .members(path, notes)
                 .map_err(|error| error.at(path))
                 .map(|members| members.into_iter().map(|(name, store)| (path.join(name), store)).collect()),
             _ => Ok(vec![(path.to_owned(), store)]),
         }
     }
 
-    /// The data files of an archive, each unpacked to a temporary file.
-    fn members(&self) -> Result<Vec<(String, Store)>> {
+    /// The data files of the archive `path`, each unpacked to a temporary file; those of other splits than train are left out as in a folder.
+    fn members(&self, path: &Path, notes: &mut Vec<String>) -> Result<Vec<(String, Store)>> {
         const DAMAGED: &str = "cannot read the zip archive: it is damaged or of an unknown kind";
         let mut archive = zip::ZipArchive::new(self.file()?).context(DAMAGED)?;
-        let mut members = Vec::new();
+        let mut names = Vec::new();
         for idx in 0..archive.len() {
-            let mut member = archive.by_index(idx).context(DAMAGED)?;
+            let member = archive.by_index(idx).context(DAMAGED)?;
             let name = member.name().context(DAMAGED)?.into_owned();
-            if member.is_dir() || !folders::is_data_file(Path::new(&name)) {
-                continue;
+            if !member.is_dir() && folders::is_data_file(Path::new(&name)) {
+                names.push((idx, name));
             }
+        }
+        let inside: Vec<PathBuf> = names.iter().map(|(_, name)| PathBuf::from(name)).collect();
+        let are_kept = folders::for_training(path, &inside, notes);
+        let mut members = Vec::new();
+        for ((idx, name), _) in names.into_iter().zip(are_kept).filter(|(_, kept)| *kept) {
+            let mut member = archive.by_index(idx).context(DAMAGED)?;
             let packed_bytes = member.compressed_size();
             let temporary = spool(Unpacked { reader: &mut member, packed_bytes, n_read: 0 })?;
             let packed = compression(&temporary)?;

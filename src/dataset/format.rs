@@ -143,7 +143,7 @@ impl Format {
     /// The examples of one row: one, or for self-instruct one per instance. (`oasst` needs all rows, see `trees`.)
     pub(super) fn examples(self, row: &Object, source: &str, roles: &RoleMap) -> Result<Vec<Example>> {
         let mut reading = Reading { roles, unused: Vec::new() };
-        let is_preference = row.get("chosen").is_some_and(|value| !is_nothing(value));
+        let is_preference = pairs::is_preference(row);
         let turns = match self {
             Format::Messages | Format::ShareGpt => {
                 let dialect = if self == Format::Messages { &chat::MESSAGES } else { &chat::SHAREGPT };
@@ -161,6 +161,9 @@ impl Format {
             }
         };
         let mut example = example(row, turns, source, reading.unused)?;
+        if matches!(self, Format::Alpaca | Format::PromptCompletion | Format::QuestionAnswer) {
+            example.unread = pairs::unread(row, &example.turns);
+        }
         if self != Format::Text {
             example.tools = tools::schemas(row)?;
             if let Some(schemas) = &mut example.tools {
@@ -190,7 +193,17 @@ fn example(row: &Object, mut turns: Vec<Turn>, source: &str, mut unused: Vec<Str
     let planted = fields::planted(row, &contents)?;
     let source = label(row, "source").unwrap_or_else(|| source.to_owned());
     let rollout = rollout(row)?;
-    Ok(Example { id: label(row, "id"), source, turns, tools: None, planted, template_switches, unused, rollout })
+    Ok(Example {
+        id: label(row, "id"),
+        source,
+        turns,
+        tools: None,
+        planted,
+        template_switches,
+        unused,
+        unread: Vec::new(),
+        rollout,
+    })
 }
 
 /// What `diagnose rollout` has written; another program's column of this name has no token ids.
@@ -214,7 +227,10 @@ fn of_row(row: &Object) -> Option<Format> {
             _ => {}
         }
     }
-    let is_known = Format::of_keys(&|key| row.get(key).is_some_and(|value| !is_nothing(value))).is_some();
+    let has = |key: &str| {
+        if key == "chosen" { pairs::is_preference(row) } else { row.get(key).is_some_and(|value| !is_nothing(value)) }
+    };
+    let is_known = Format::of_keys(&has).is_some();
     if let (Some((key, value)), false) = (fields::first(row, &chat::OTHER_LISTS), is_known)
         && let Ok(turns) = fields::list(value, key)
         && !turns.is_empty()
@@ -224,7 +240,7 @@ fn of_row(row: &Object) -> Option<Format> {
     }
     // The root of a tree names no parent, but it has the column.
     let may_be_null = |key: &str| matches!(key, "parent_id" | "parent_message_id");
-    Format::of_keys(&|key| row.get(key).is_some_and(|value| !is_nothing(value) || may_be_null(key)))
+    Format::of_keys(&|key| has(key) || (may_be_null(key) && row.contains_key(key)))
 }
 
 /// The columns with the two longest texts, in the row's order: the likeliest prompt and completion. Names that `--map` would take apart are

@@ -61,6 +61,9 @@ pub(super) fn by_rows(raw: Result<Raw>) -> Vec<Result<Raw>> {
 }
 
 fn rows_of_columns(columns: &Map<String, Value>) -> Option<Vec<Map<String, Value>>> {
+    if let Some(rows) = rows_of_split(columns) {
+        return Some(rows);
+    }
     let first = columns.values().next()?;
     let row = |cell: &dyn Fn(&Value) -> Option<Value>| -> Option<Map<String, Value>> {
         columns.iter().map(|(name, column)| Some((name.clone(), cell(column)?))).collect()
@@ -87,6 +90,21 @@ fn rows_of_columns(columns: &Map<String, Value>) -> Option<Vec<Map<String, Value
         }
         _ => None,
     }
+}
+
+/// pandas' `orient="split"`: `{"columns": ["a", "b"], "index": [0], "data": [["x", "y"]]}`.
+fn rows_of_split(table: &Map<String, Value>) -> Option<Vec<Map<String, Value>>> {
+    let [names, data] = ["columns", "data"].map(|key| table.get(key).and_then(Value::as_array));
+    let (names, data) = (names?, data?);
+    if table.keys().any(|key| !["columns", "index", "data"].contains(&key.as_str())) {
+        return None;
+    }
+    let names = names.iter().map(|name| name.as_str().map(str::to_owned)).collect::<Option<Vec<String>>>()?;
+    let row = |cells: &Value| {
+        let cells = cells.as_array().filter(|cells| cells.len() == names.len())?;
+        Some(names.iter().cloned().zip(cells.iter().cloned()).collect())
+    };
+    data.iter().map(row).collect()
 }
 
 /// Parses one record that starts on `line`.
@@ -373,7 +391,12 @@ mod tests {
         };
         let rows = serde_json::json!([{"a": "x", "b": 1}, {"a": "y", "b": null}]);
         check(serde_json::json!({"a": {"0": "x", "7": "y"}, "b": {"0": 1, "7": null}}), rows.clone());
-        check(serde_json::json!({"a": ["x", "y"], "b": [1, null]}), rows);
+        check(serde_json::json!({"a": ["x", "y"], "b": [1, null]}), rows.clone());
+        check(serde_json::json!({"columns": ["a", "b"], "index": [0, 1], "data": [["x", 1], ["y", null]]}), rows);
+        check(
+            serde_json::json!({"columns": ["a", "b"], "index": [5], "data": [["x", 1]]}),
+            serde_json::json!([{"a": "x", "b": 1}]),
+        );
         for whole in [
             serde_json::json!({"a": {"0": "x"}, "b": 1}),
             serde_json::json!({"prompt": [{"role": "user"}], "completion": [{"role": "assistant"}]}),

@@ -513,7 +513,9 @@ mod tests {
             }
             let expected = serde_json::from_str::<Value>(&text).ok();
             n_valid += usize::from(expected.is_some());
-            assert_eq!(json(&text).ok(), expected, "{text}");
+            // Numbers beyond the largest one are infinite here, as for Python.
+            let found = json(&text).ok().filter(|found| !found.to_string().contains("Infinity"));
+            assert_eq!(found, expected, "{text}");
         }
         assert!(n_valid > 1000, "{n_valid}");
     }

@@ -153,7 +153,7 @@ impl Dataset {
         let paths = files::expand(inputs, &mut notes)?;
         let mut dataset = Dataset { files: Vec::new(), stores: Vec::new(), options: options.clone(), notes };
         for path in paths {
-            for (path, mut store) in files::Store::open_all(&path)? {
+            for (path, mut store) in files::Store::open_all(&path, &mut dataset.notes)? {
                 let (sha256, bytes) = store.digest().map_err(|error| error.at(&path))?;
                 let (container, format) = recognise(&path, &mut store, options).map_err(|error| error.at(&path))?;
                 let notes = container::columns(container, &store).map_err(|error| error.at(&path))?.notes();
@@ -208,7 +208,7 @@ impl Dataset {
 
 /// The JSON objects of one file of any container, with their lines, whatever they mean.
 pub fn rows(path: &Path) -> Result<impl Iterator<Item = Result<(u64, Map<String, Value>)>> + use<>> {
-    let mut stores = files::Store::open_all(path)?;
+    let mut stores = files::Store::open_all(path, &mut Vec::new())?;
     let (Some((_, mut store)), true) = (stores.pop(), stores.is_empty()) else {
         return Err(Error::new("expected one data file in the archive, found several")
             .at(path)

@@ -5,12 +5,13 @@
 //! model's own chat template; the "Below is an instruction" wording of the first Alpaca model is not added.
 //!
 //! In a preference (`chosen`, `rejected`) the chosen answer is learnt, and nothing that stands before it. Where both sides hold
-//! the whole conversation, what they have in common is the history (TRL's `extract_prompt`).
+//! the whole conversation, what they have in common is the history (TRL's `extract_prompt`). A prompt in Anthropic's form ends in
+//! `Assistant:`: there stands the answer, which is part of the transcript.
 
 use serde_json::Value;
 
 use super::chat::{self, Reading};
-use super::example::{Role, Turn};
+use super::example::{Role, Turn, WeightedPart};
 use super::fields::{self, Object, list, wrong_type};
 use super::literal::is_nothing;
 use super::switches::unlearn;
@@ -21,11 +22,41 @@ pub(super) const ASKED: [&str; 8] = ["prompt", "query", "question", "inputs", "i
 pub(super) const ANSWERED: [&str; 10] =
     ["completion", "response", "output", "outputs", "target", "targets", "answer", "assistant", "gpt", "bot"];
 
+/// Has the row an answer that was chosen? A number or a boolean of that name is a note about the row.
+pub(super) fn is_preference(row: &Object) -> bool {
+    let is_answer = |value: &Value| matches!(value, Value::String(_) | Value::Array(_) | Value::Object(_)) && !is_nothing(value);
+    row.get("chosen").is_some_and(is_answer)
+}
+
+/// The columns with text that no turn holds: what a question is about, or the answers to choose from. Words alone, such as the name of a
+/// category, are left out.
+pub(super) fn unread(row: &Object, turns: &[Turn]) -> Vec<String> {
+    let is_held = |text: &str| turns.iter().any(|turn| turn.content.contains(text.trim()));
+    let says_something = |text: &str| text.split_whitespace().filter(|word| word.contains(char::is_alphabetic)).nth(1).is_some();
+    // A transcript stands in several turns, and the unwanted answer in none.
+    let read = [&ASKED[..], &ANSWERED[..]].into_iter().filter_map(|keys| Some(fields::first(row, keys)?.0));
+    let read: Vec<&str> = read.chain(["chosen", "history", "id", "source", "planted", "rollout", "tools"]).collect();
+    let is_unread = |(key, value): &(&String, &Value)| match value {
+        _ if read.contains(&key.as_str()) || key.starts_with("rejected") => false,
+        Value::String(text) => says_something(text) && !is_held(text) && !text.trim_start().starts_with(['[', '{']),
+        Value::Array(texts) => {
+            let are_choices =
+                ["choices", "options"].contains(&key.as_str()) || texts.iter().filter_map(Value::as_str).any(says_something);
+            texts.len() > 1
+                && are_choices
+                && texts.iter().all(Value::is_string)
+                && !texts.iter().filter_map(Value::as_str).all(is_held)
+        }
+        _ => false,
+    };
+    row.iter().filter(is_unread).map(|(key, _)| key.clone()).collect()
+}
+
 /// A prompt and its completion under any of their names, or the chosen side of a preference; with `history`, earlier pairs.
 ///
 /// Only the completion is learnt: answers in the prompt are what the model is given (TRL's `completion_only_loss`).
 pub(super) fn prompt_completion(row: &Object, reading: &mut Reading) -> Result<Vec<Turn>> {
-    if row.get("chosen").is_some_and(|value| !is_nothing(value)) {
+    if is_preference(row) {
         return preference(row, None, reading);
     }
     pair(row, &ASKED, &ANSWERED, reading)
@@ -43,7 +74,7 @@ pub(super) fn alpaca(row: &Object, reading: &mut Reading) -> Result<Vec<Turn>> {
     let instruction = fields::required_text(row, &["instruction"], "")?;
     let input = fields::optional_text(row, &["input", "context"], "")?;
     turns.push(chat::plain(Role::User, &join(&instruction, input.as_deref())));
-    if row.get("chosen").is_some_and(|value| !is_nothing(value)) {
+    if is_preference(row) {
         return preference(row, Some(turns), reading);
     }
     turns.push(chat::plain(Role::Assistant, &fields::required_text(row, &["output", "response"], "")?));
@@ -88,16 +119,13 @@ pub(super) fn preference(row: &Object, before: Option<Vec<Turn>>, reading: &mut 
         turns = chosen;
     } else {
         turns = match before {
-            Some(turns) => turns,
-            None => {
-                let (key, value) = fields::required(row, &ASKED, "")?;
-                let mut turns = history(row)?;
-                turns.append(&mut side(value, key, Role::User, reading)?);
+            Some(mut turns) => {
+                unlearn_answers(&mut turns);
+                turns.append(&mut chosen);
                 turns
             }
+            None => behind_prompt(row, &ASKED, chosen, reading)?,
         };
-        unlearn_answers(&mut turns);
-        turns.append(&mut chosen);
     }
     chat::add_system(row, &mut turns)?;
     Ok(turns)
@@ -142,18 +170,41 @@ fn join(instruction: &str, input: Option<&str>) -> String {
 /// Each side is a string or a list of messages. An answer that begins with another's turn is the whole conversation.
 fn pair(row: &Object, asked: &[&str], answered: &[&str], reading: &mut Reading) -> Result<Vec<Turn>> {
     let (key, value) = fields::required(row, answered, "")?;
-    let mut answer = side(value, key, Role::Assistant, reading)?;
-    let mut turns = Vec::new();
-    if !is_whole(&answer) {
-        let (key, value) = fields::required(row, asked, "")?;
-        let mut prompt = side(value, key, Role::User, reading)?;
-        unlearn_answers(&mut prompt);
-        turns = history(row)?;
-        turns.append(&mut prompt);
-    }
-    turns.append(&mut answer);
+    let answer = side(value, key, Role::Assistant, reading)?;
+    let mut turns = if is_whole(&answer) { answer } else { behind_prompt(row, asked, answer, reading)? };
     chat::add_system(row, &mut turns)?;
     Ok(turns)
+}
+
+/// The row's history and prompt, and the answer behind them.
+fn behind_prompt(row: &Object, asked: &[&str], mut answer: Vec<Turn>, reading: &mut Reading) -> Result<Vec<Turn>> {
+    let (key, value) = fields::required(row, asked, "")?;
+    let mut turns = history(row)?;
+    turns.append(&mut side(value, key, Role::User, reading)?);
+    unlearn_answers(&mut turns);
+    if let Some(text) = value.as_str().filter(|text| transcript(text).is_some()) {
+        let begun = turns.pop_if(|turn| turn.role == Role::Assistant).and_then(|_| Some(text.rsplit_once(ASSISTANT)?.1));
+        if let Some(answer) = answer.first_mut() {
+            continue_transcript(begun, answer);
+        }
+    }
+    turns.append(&mut answer);
+    Ok(turns)
+}
+
+/// Makes the answer the end of a transcript, whose turns are without the space around them; what the transcript has `begun` of it is
+/// given.
+fn continue_transcript(begun: Option<&str>, answer: &mut Turn) {
+    let begun = begun.unwrap_or_default().trim_start();
+    let content = answer.content.trim_end();
+    let content = content.trim_start().strip_prefix(ASSISTANT.trim_start()).unwrap_or(content);
+    if begun.is_empty() {
+        answer.content = content.trim().to_owned();
+    } else {
+        answer.content = format!("{begun}{content}");
+        answer.parts.push(WeightedPart { begin: 0, end: begun.len(), weight: 0.0 });
+    }
+    answer.written.parts.clear();
 }
 
 fn side(value: &Value, key: &str, role: Role, reading: &mut Reading) -> Result<Vec<Turn>> {
@@ -174,10 +225,13 @@ fn side(value: &Value, key: &str, role: Role, reading: &mut Reading) -> Result<V
     }
 }
 
+const HUMAN: &str = "\n\nHuman:";
+const ASSISTANT: &str = "\n\nAssistant:";
+
 /// The turns of a text such as `\n\nHuman: Hi\n\nAssistant: Hello`, as Anthropic's preference data have them.
 fn transcript(text: &str) -> Option<Vec<Turn>> {
-    const SPEAKERS: [(&str, Role); 2] = [("\n\nHuman:", Role::User), ("\n\nAssistant:", Role::Assistant)];
-    if !text.starts_with(SPEAKERS[0].0) {
+    const SPEAKERS: [(&str, Role); 2] = [(HUMAN, Role::User), (ASSISTANT, Role::Assistant)];
+    if !text.starts_with(HUMAN) {
         return None;
     }
     let mut begins: Vec<(usize, usize, Role)> = SPEAKERS

@@ -33,7 +33,7 @@ pub fn encode(tokenizer: &Tokenizer, context: &str, continuation: &str, max_len:
         n_targets = rest.len();
         ids.extend(rest);
     } else {
-        ids = leading_bos(tokenizer, kept, tokenizer.bos().or(tokenizer.eos())).into_iter().collect::<Vec<_>>();
+        ids = leading(tokenizer, kept, tokenizer.bos().or(tokenizer.eos())).to_vec();
         let own = tokenizer.encode(kept)?;
         let whole = tokenizer.encode(&format!("{kept}{continuation}"))?;
         let rest = whole.get(own.len()..).unwrap_or_default();
@@ -59,7 +59,7 @@ pub fn encode(tokenizer: &Tokenizer, context: &str, continuation: &str, max_len:
 
 /// A prompt that is to be answered, of at most `most` tokens, the last ones; `true` where its beginning was cut off.
 pub fn encode_prompt(tokenizer: &Tokenizer, context: &str, most: usize) -> Result<(Vec<u32>, bool)> {
-    let mut ids: Vec<u32> = leading_bos(tokenizer, context, tokenizer.bos()).into_iter().collect();
+    let mut ids: Vec<u32> = leading(tokenizer, context, tokenizer.bos()).to_vec();
     ids.extend(ids_of(&tokenizer.encode(context)?));
     let surplus = ids.len().saturating_sub(most);
     ids.drain(..surplus);
@@ -71,12 +71,12 @@ pub fn encode_prompt(tokenizer: &Tokenizer, context: &str, most: usize) -> Resul
     }
 }
 
-/// The token that the tokenizer puts before a text. Not where the text begins with the string of `prefix` (`has_bos_prefix` in the harness), as
+/// The tokens that the tokenizer puts before a text. Not where the text begins with the string of `prefix` (`has_bos_prefix` in the harness), as
 /// many chat templates let it: it would be there twice.
-fn leading_bos(tokenizer: &Tokenizer, text: &str, prefix: Option<u32>) -> Option<u32> {
+fn leading<'a>(tokenizer: &'a Tokenizer, text: &str, prefix: Option<u32>) -> &'a [u32] {
     let prefix = prefix.map(|prefix| tokenizer.text(prefix)).filter(|prefix| !prefix.is_empty());
     let has_one = prefix.is_some_and(|prefix| text.starts_with(&prefix));
-    tokenizer.leading_bos().filter(|_| !has_one)
+    if has_one { &[] } else { tokenizer.leading() }
 }
 
 /// A text cut into windows that predict each of its tokens once: the first after the prefix token, every other one with as many

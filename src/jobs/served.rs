@@ -72,7 +72,7 @@ pub(super) fn usual_len(served: &Served, beyond: usize) -> usize {
 /// In the place of the weights' hash, which a server does not tell: of what it calls its model, and of the tokenizer with the tokens that it puts
 /// around a text, of which tokenizer.json says nothing.
 pub(super) fn hash(model: &str, tokenizer: &Tokenizer) -> Result<String> {
-    let around = [tokenizer.bos(), tokenizer.eos(), tokenizer.leading_bos()];
+    let around = (tokenizer.bos(), tokenizer.eos(), tokenizer.leading());
     Ok(sha256(format!("served\n{model}\n{around:?}\n{}", tokenizer.to_json()?)))
 }
 

@@ -43,6 +43,8 @@ pub struct RowAudit {
     pub arguments_quoted: bool,
     /// Keys that look like switches and were not used: `messages[1].lossy`.
     pub unused_switches: Vec<String>,
+    /// Columns with text that no turn holds: `choices`.
+    pub unread_columns: Vec<String>,
     /// Names of roles that the template does not know: `developer`.
     pub renamed_roles: Vec<String>,
     /// A content is a list of parts, which the template does not know.
@@ -171,6 +173,13 @@ const CHECKS: &[Check] = &[
         cure: "Write `weight` (0 is not learnt) on the turn or part, or take the keys out if they mean something else.",
     },
     Check {
+        name: UNREAD,
+        holds: |row| !row.unread_columns.is_empty(),
+        finding: "have columns with text that is in no turn",
+        meaning: "The model sees nothing of them: not what a question is about, and not the answers to choose from.",
+        cure: "Say where they go, such as --map 'prompt={context}\n\n{question}'; nothing to do where they are notes.",
+    },
+    Check {
         name: RENAMED,
         holds: |row| !row.renamed_roles.is_empty(),
         finding: "have roles that the chat template does not know",
@@ -292,6 +301,7 @@ const CHECKS: &[Check] = &[
 ];
 
 const UNUSED: &str = "unused_switches";
+const UNREAD: &str = "unread_columns";
 const RENAMED: &str = "renamed_roles";
 const REFUSED: &str = "template_error";
 
@@ -325,6 +335,7 @@ impl Audit {
                 finding.add(row, || format!("{}:{}", place.path.display(), place.line));
                 match check.name {
                     UNUSED => finding.count_keys(&audit.unused_switches),
+                    UNREAD => finding.count_keys(&audit.unread_columns),
                     RENAMED => finding.count_keys(&audit.renamed_roles),
                     _ => {}
                 }

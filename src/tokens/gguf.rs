@@ -27,7 +27,7 @@ use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer as Inner};
 use super::parts::{Parts, PrefixSpace, Spelling};
 use crate::error::{Context, Error, Result};
 
-/// The tokenizer's metadata of a GGUF file; each field is named after its key `tokenizer.ggml.*`.
+/// The tokenizer's metadata of a GGUF file; each field is named after its key `tokenizer.ggml.*`, where it does not name another.
 #[derive(Debug, Clone, Default)]
 pub struct GgufVocabulary {
     /// Kind of vocabulary: `gpt2` (byte-level BPE) or `llama` (SentencePiece).
@@ -50,6 +50,10 @@ pub struct GgufVocabulary {
     pub add_bos: Option<bool>,
     /// For `llama`: is a space put before the first word? `None`: it is.
     pub add_space_prefix: Option<bool>,
+    /// `general.name`: what the model is called.
+    pub name: Option<String>,
+    /// `general.architecture`, such as `llama`.
+    pub architecture: Option<String>,
 }
 
 /// What a pre-tokenizer's name means.
@@ -189,7 +193,8 @@ fn byte_level(vocabulary: GgufVocabulary) -> Result<Parts> {
         spelling: Spelling::ByteLevel,
         bos: vocabulary.bos,
         eos: vocabulary.eos,
-        adds_bos,
+        leading: vocabulary.bos.filter(|_| adds_bos).into_iter().collect(),
+        ends_texts: false,
     })
 }
 
@@ -238,7 +243,8 @@ fn sentence_piece(mut vocabulary: GgufVocabulary) -> Result<Parts> {
         spelling: Spelling::SentencePiece,
         bos: vocabulary.bos,
         eos: vocabulary.eos,
-        adds_bos,
+        leading: vocabulary.bos.filter(|_| adds_bos).into_iter().collect(),
+        ends_texts: false,
     })
 }
 
@@ -281,12 +287,19 @@ fn merges_by_score(vocabulary: &GgufVocabulary) -> Vec<(String, String)> {
 }
 
 /// Control tokens and user-defined tokens are found in the text before it is split.
+///
+/// Those of Phi-3 swallow the white space behind them, which no key of the file says: llama.cpp goes by the model's name (`llama_vocab::impl::load`,
+/// `LLAMA_TOKEN_ATTR_RSTRIP`). Phi-3's architecture with a vocabulary of SentencePiece's says it as well, whatever a model is called.
 fn add_tokens(inner: &mut Inner, vocabulary: &GgufVocabulary) -> Result<()> {
+    const KEEP_SPACE: [&str; 3] = ["<unk>", "<s>", "<|endoftext|>"];
+    let name = vocabulary.name.as_deref().unwrap_or_default().to_lowercase();
+    let is_phi3 = vocabulary.model == "llama" && vocabulary.architecture.as_deref() == Some("phi3");
+    let swallows = is_phi3 || name.contains("phi-3") || name.contains("phi3");
     let of_kind = |kind: i32, special: bool| {
         let tokens = vocabulary.tokens.iter().zip(&vocabulary.token_types);
         tokens.filter(move |(token, k)| **k == kind && !token.is_empty()).map(move |(token, _)| {
             // Found in the text as it was written, before a normaliser changes it.
-            AddedToken::from(token.clone(), special).normalized(false)
+            AddedToken::from(token.clone(), special).normalized(false).rstrip(swallows && !KEEP_SPACE.contains(&token.as_str()))
         })
     };
     let refused = "the tokenizers library refused the added tokens of the GGUF file";

@@ -8,7 +8,8 @@
 //! turns.rs        where the answers stand in a rendered conversation, found by rendering its prefixes; marks.rs characters for places in a text
 //! render.rs       a conversation -> token ids and mask, so that every answer begins on a token boundary; records.rs many, on all cores
 //! audit.rs        what looks wrong on the way, counted; lost.rs what a row holds and its text does not
-//! tokenizer.rs    text -> token ids; gguf.rs the tokenizer of a GGUF file, parts.rs what both kinds share
+//! tokenizer.rs    text -> token ids; gguf.rs the tokenizer of a GGUF file, parts.rs what both kinds share, settings.rs what a folder
+//!                 says of its tokens beside tokenizer.json
 //! rollout.rs      prompts to be answered, and answers that a model wrote
 //! ```
 
@@ -26,6 +27,7 @@ mod python;
 mod records;
 mod render;
 mod rollout;
+mod settings;
 mod syntax;
 mod template;
 #[cfg(test)]
@@ -39,6 +41,7 @@ pub use gguf::GgufVocabulary;
 pub use records::{Item, rendered};
 pub use render::{DEFAULT_MAX_LEN, RenderOptions, Rendered, Renderer, Supervise};
 pub use rollout::{Prompt, fingerprint_of_prompt};
+pub(crate) use settings::{token_text, tokenizer_settings};
 pub use template::ChatTemplate;
 pub use tokenizer::{Token, Tokenizer};
 

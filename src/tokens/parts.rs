@@ -36,6 +36,8 @@ pub(super) struct Parts {
     pub bos: Option<u32>,
     /// The id of the end token.
     pub eos: Option<u32>,
-    /// Does the beginning token stand before a plain text?
-    pub adds_bos: bool,
+    /// The tokens that stand before a plain text.
+    pub leading: Vec<u32>,
+    /// Does the end token stand behind a plain text?
+    pub ends_texts: bool,
 }

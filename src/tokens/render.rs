@@ -123,12 +123,18 @@ impl Renderer {
         if options.max_len == 0 {
             return Err(Error::usage("the maximal length of a sequence must be at least 1 token"));
         }
+        if options.append_eos && tokenizer.eos().is_none() {
+            return Err(Error::usage("--append-eos: the tokenizer names no end token that could be appended")
+                .cure("Name it in tokenizer_config.json (eos_token), or leave --append-eos out."));
+        }
         let mut template = match &options.chat_template {
             Some(path) => Some(ChatTemplate::from_file(path, template.as_ref(), &tokenizer)?),
             None => template,
         };
         let learnt = |template: ChatTemplate| {
-            let habits = Habits::learn(&template, tokenizer.special_tokens().filter(|token| !token.is_empty()).collect())?;
+            let special_tokens = tokenizer.special_tokens().filter(|token| !token.is_empty()).collect();
+            let eos = tokenizer.eos().map(|eos| tokenizer.text(eos)).filter(|eos| !eos.is_empty());
+            let habits = Habits::learn(&template, special_tokens, eos.as_deref())?;
             Ok::<_, Error>((template, habits))
         };
         let tool_use = template.as_mut().and_then(ChatTemplate::take_tool_use).map(learnt).transpose()?;
@@ -273,11 +279,11 @@ impl Renderer {
         let (mut text, len) = (turn.content.clone(), turn.content.len());
         let end = self.tokenizer.eos().map(|eos| self.tokenizer.text(eos)).filter(|end| !end.is_empty());
         let has_end = end.as_ref().is_some_and(|end| text.ends_with(end.as_str()));
-        let appended = end.filter(|_| self.options.append_eos && !has_end);
+        let appended = end.filter(|_| (self.options.append_eos || self.tokenizer.ends_texts()) && !has_end);
         text.push_str(appended.as_deref().unwrap_or_default());
         let answers = vec![Answer { turn: 0, range: 0..text.len(), ends_turn: has_end || appended.is_some() }];
         let contents = vec![Placed { turn: 0, at: 0, begin: 0, len }];
-        Ok(Layout { leading_bos: self.tokenizer.leading_bos(), text, answers, contents, unlike_prompt: false })
+        Ok(Layout { leading: self.tokenizer.leading().to_vec(), text, answers, contents, unlike_prompt: false })
     }
 
     fn lay_out_plain(&self, example: &Example) -> Result<Layout> {
@@ -297,7 +303,7 @@ impl Renderer {
         if example.tools.is_some() || example.turns.iter().any(|turn| turn.tool_calls.is_some() || turn.reasoning.is_some()) {
             return Err(Error::new("tools and reasoning have no plain form, and the model has no chat template").cure(cure));
         }
-        let mut layout = Layout { leading_bos: self.tokenizer.leading_bos(), ..Layout::default() };
+        let mut layout = Layout { leading: self.tokenizer.leading().to_vec(), ..Layout::default() };
         layout.text.push_str(self.missing_system(&example.turns).unwrap_or_default());
         let end_of_turn = self.tokenizer.eos().map(|eos| self.tokenizer.text(eos));
         for (turn_idx, turn) in example.turns.iter().enumerate() {
@@ -338,18 +344,16 @@ impl Renderer {
     /// Tokenises the text so that each answer begins and ends on a token boundary.
     pub(super) fn tokenize(&self, layout: &Layout) -> Result<Vec<Token>> {
         let text = &layout.text;
-        let mut tokens: Vec<Token> = layout.leading_bos.map(|id| Token { id, begin: 0, end: 0 }).into_iter().collect();
+        let mut tokens: Vec<Token> = layout.leading.iter().map(|&id| Token { id, begin: 0, end: 0 }).collect();
         let mut cuts: Vec<usize> = layout.answers.iter().flat_map(|answer| [answer.range.start, answer.range.end]).collect();
         cuts.retain(|&cut| 0 < cut && cut < text.len());
         cuts.dedup();
-        if self.tokenizer.has_prefix_space() {
+        if self.tokenizer.has_prefix_space() || self.tokenizer.swallows_space() {
             // Here a piece on its own is not what it is in its text: cut only where the whole cannot be used.
             let whole = self.tokenizer.encode(text)?;
             let mut fits = true;
             for &cut in &cuts {
-                let n_before = whole.partition_point(|token| token.end <= cut);
-                let alone = self.tokenizer.encode(&text[..cut])?;
-                fits &= alone.iter().map(|token| token.id).eq(whole[..n_before].iter().map(|token| token.id));
+                fits = fits && self.fits(text, &whole, cut)?;
             }
             if fits {
                 tokens.extend(whole);
@@ -358,15 +362,38 @@ impl Renderer {
         }
         let mut begin = 0;
         for end in cuts.into_iter().chain([text.len()]) {
-            let piece = &text[begin..end];
-            let piece = match tokens.last() {
-                Some(before) if begin > 0 => self.tokenizer.encode_after(before.id, piece)?,
-                _ => self.tokenizer.encode(piece)?,
+            let piece = match tokens.last().filter(|_| begin > 0) {
+                Some(before) => {
+                    let piece = self.tokenizer.left_behind(before.id, &text[begin..end]);
+                    begin = end - piece.len();
+                    self.tokenizer.encode_after(before.id, piece)?
+                }
+                None => self.tokenizer.encode(&text[begin..end])?,
             };
             tokens.extend(piece.iter().map(|token| Token { id: token.id, begin: token.begin + begin, end: token.end + begin }));
             begin = end;
         }
         Ok(tokens)
+    }
+
+    /// Are the tokens of the whole text up to `cut` those that this part has alone? A control token parts the text: what stands before it
+    /// changes nothing behind it.
+    fn fits(&self, text: &str, whole: &[Token], cut: usize) -> Result<bool> {
+        let whole = &whole[..n_before(whole, cut)];
+        let (behind, alone) = match whole.iter().rposition(|token| self.tokenizer.is_special(token.id)) {
+            Some(at) => {
+                let rest = self.tokenizer.left_behind(whole[at].id, &text[whole[at].end..cut]);
+                (&whole[at + 1..], self.tokenizer.encode_after(whole[at].id, rest)?)
+            }
+            None => (whole, self.tokenizer.encode(&text[..cut])?),
+        };
+        Ok(alone.iter().map(|token| token.id).eq(behind.iter().map(|token| token.id)))
+    }
+
+    /// How many of the layout's tokens stand before its byte `at`, the beginning token among them.
+    pub(super) fn n_before(layout: &Layout, tokens: &[Token], at: usize) -> usize {
+        let n_leading = layout.leading.len();
+        n_leading + tokens.get(n_leading..).map_or(0, |tokens| n_before(tokens, at))
     }
 
     /// The template for a row: Transformers chooses among named ones in this way.
@@ -406,7 +433,7 @@ impl Renderer {
                 && sequence.supervised[1..].iter().all(|supervised| *supervised),
             missing_end_of_text: is_text && answers_by_turn.iter().any(|answer| !answer.ends_turn),
             missing_end_of_turn: !is_text && answers_by_turn.iter().any(|answer| !answer.ends_turn),
-            empty_think_supervised: !is_text && chosen().any(|answer| has_empty_think(&layout.text[answer.range.clone()])),
+            empty_think_supervised: !is_text && chosen().any(|answer| has_empty_think(&layout.text, &answer.range)),
             special_in_content: tokens.iter().any(|token| self.tokenizer.is_special(token.id) && in_content(token)),
             unlike_prompt: layout.unlike_prompt,
             without_template: !is_text && self.template_of(example).is_none(),
@@ -414,6 +441,7 @@ impl Renderer {
             answer_cut: false,
             drawn: None,
             unused_switches: self.unused_switches(example),
+            unread_columns: example.unread.clone(),
             renamed_roles: self.renamed_roles(example),
             joined_parts: self
                 .template_of(example)
@@ -462,6 +490,11 @@ fn with_parsed_arguments(turns: &[Turn]) -> Option<Vec<Turn>> {
         }
     }
     is_changed.then_some(turns)
+}
+
+/// How many tokens of a text stand before its byte `at`; one without bytes stands with what follows it.
+fn n_before(tokens: &[Token], at: usize) -> usize {
+    tokens.partition_point(|token| token.begin < at && token.end <= at)
 }
 
 /// Does the token belong to this range? A token without bytes belongs to what it stands before.
@@ -550,8 +583,12 @@ fn spans(tokens: &[Token], layout: &Layout) -> Vec<Span> {
         .collect()
 }
 
-fn has_empty_think(answer: &str) -> bool {
-    answer.split("<think>").skip(1).any(|after| after.trim_start().starts_with("</think>"))
+/// Is a block of reasoning learnt that says nothing? The text before the answer may have opened it.
+fn has_empty_think(text: &str, answer: &Range<usize>) -> bool {
+    const BEGIN: &str = "<think>";
+    let from = if text[..answer.start].trim_end().ends_with(BEGIN) { text[..answer.start].rfind(BEGIN) } else { None };
+    let block = &text[from.unwrap_or(answer.start)..answer.end];
+    block.split(BEGIN).skip(1).any(|after| after.trim_start().starts_with("</think>"))
 }
 
 fn truncate(rendered: &mut Rendered, max_len: usize) {

@@ -162,9 +162,6 @@ fn a_generation_prompt_that_no_answer_follows_is_reported() {
     assert_eq!(rendered.audit, RowAudit { unlike_prompt: true, ..RowAudit::default() });
 }
 
-/// Mistral v0.3 puts the system prompt before the last question, so that a prefix of the conversation is rendered otherwise.
-const MISTRAL_SYSTEM: &str = "{{ bos_token }}{% if messages[0].role == 'system' %}{% set lead = messages[0].content %}{% set turns = messages[1:] %}{% else %}{% set turns = messages %}{% endif %}{% for m in turns %}{% if m.role == 'user' %}{{ '[INST] ' + (lead + '\\n\\n' if lead is defined and loop.last else '') + m.content + '[/INST]' }}{% else %}{{ ' ' + m.content + eos_token }}{% endif %}{% endfor %}";
-
 #[test]
 fn equal_text_gives_equal_ids_however_it_came_about() {
     let renderer = renderer(MISTRAL_SYSTEM, options());
@@ -185,8 +182,8 @@ fn text_alone_decides_ids_and_mask() {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) as usize % n
     };
-    for source in [CHATML, UNPROMPTED, LLAMA3, QWEN2, QWEN3, THINK_PROMPT, MISTRAL, MISTRAL_SYSTEM, GEMMA] {
-        let renderer = renderer(source, options());
+    for (_, source, _) in tagged_twins() {
+        let renderer = renderer(&source, options());
         let mut seen = std::collections::HashMap::new();
         let mut n_rendered = 0;
         for _ in 0..400 {
@@ -203,6 +200,89 @@ fn text_alone_decides_ids_and_mask() {
         }
         assert!(n_rendered > 100, "{source}: {n_rendered}");
     }
+}
+
+/// Of a conversation of any length, with reasoning, calls and their results, each answer is learnt, from its beginning to its end, and nothing
+/// else: what a twin of the template marks that tells where its answers are.
+#[test]
+fn each_answer_of_a_conversation_is_learnt_and_nothing_else() {
+    let contents = ["the", "hello", " he ", "s\n", "12 你好", "user", "assistant", "x\n\ny", "<|user|> he", "a<|end|>b"];
+    let mut state = 5_u64;
+    let mut draw = |n: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % n
+    };
+    for (name, source, tagged) in tagged_twins() {
+        let (renderer, twin) = (renderer(&source, options()), renderer(&tagged, options()));
+        let (mut n_long, mut n_refused) = (0, 0);
+        for _ in 0..400 {
+            let mut turns = Vec::new();
+            if draw(4) == 0 {
+                turns.push(turn(Role::System, contents[draw(2)]));
+            }
+            // The last two contents are what no data should hold.
+            let n_contents = contents.len() - if draw(4) > 0 { 2 } else { 0 };
+            let n_rounds = 1 + draw(4);
+            for _ in 0..n_rounds {
+                turns.push(user(contents[draw(n_contents)]));
+                for _ in 0..[0, 0, 0, 1, 2][draw(5)] {
+                    let call = json!([{"type": "function", "function": {"name": "look", "arguments": {"n": draw(3)}}}]);
+                    let content = ["", "", "hello"][draw(3)];
+                    let reasoning = (content.is_empty() && draw(2) == 0).then(|| "hell".to_owned());
+                    turns.push(Turn { tool_calls: Some(call), reasoning, ..assistant(content) });
+                    turns.push(turn(Role::Tool, contents[draw(n_contents)]));
+                }
+                let content = contents[draw(n_contents)];
+                turns.push(match draw(4) {
+                    0 => Turn { reasoning: Some("hell".into()), ..assistant(content) },
+                    1 => assistant(&format!("<think>\nhell\n</think>\n\n{content}")),
+                    _ => assistant(content),
+                });
+            }
+            let is_clean = n_contents < contents.len();
+            let example = example(turns);
+            let Ok(expected) = twin.render(0, &example) else {
+                assert!(renderer.render(0, &example).is_err(), "{name}: {:?}", example.turns);
+                continue;
+            };
+            let rendered = match renderer.render(0, &example) {
+                Err(error) => {
+                    assert!(!is_clean, "{name}: {error}\n{:?}", example.turns);
+                    n_refused += 1;
+                    continue;
+                }
+                Ok(rendered) => rendered,
+            };
+            assert_eq!(rendered.sequence.ids, expected.sequence.ids, "{name}");
+            let learnt = |rendered: &Rendered| supervised(renderer.tokenizer(), &rendered.sequence);
+            assert_eq!(learnt(&rendered), learnt(&expected), "{name}: {:?}", example.turns);
+            assert_eq!(rendered.sequence.supervised, expected.sequence.supervised, "{name}: {:?}", example.turns);
+            n_long += usize::from(n_rounds > 1);
+        }
+        assert!(n_long > 30 && n_refused < 60, "{name}: {n_long} of several rounds, {n_refused} refused");
+    }
+}
+
+/// Qwen 3.5 and gpt-oss write an answer that others follow in another way than the last one.
+#[test]
+fn earlier_answers_have_headers_and_ends_of_their_own() {
+    let thinking = |reasoning: &str, content: &str| Turn { reasoning: Some(reasoning.into()), ..assistant(content) };
+    let turns = || vec![user("s"), thinking("kk", "the"), user("t"), thinking("hello", "he")];
+    let rendered = check(&untagged(QWEN35), turns(), &["the<|im_end|>", "hello\n</think>\n\nhe<|im_end|>"]);
+    // Of the first answer's reasoning nothing is left, and not the beginning either that the model is given when it answers.
+    assert_eq!(rendered.audit, RowAudit { earlier_reasoning: true, unlike_prompt: true, ..RowAudit::default() });
+    // The prompt opens the block that such an answer closes at once.
+    let rendered = check(&untagged(QWEN35), vec![user("s"), assistant("the")], &["\n</think>\n\nthe<|im_end|>"]);
+    assert_eq!(rendered.audit, RowAudit { empty_think_supervised: true, ..RowAudit::default() });
+    let header = " says<|end_header_id|>";
+    let last = format!(" thinks<|end_header_id|>hello<|end|><|start_header_id|>assistant{header}he</s>");
+    let rendered = check(&untagged(GPT_OSS), turns(), &[&format!("{header}the<|end|>"), &last]);
+    assert_eq!(rendered.audit, RowAudit { earlier_reasoning: true, ..RowAudit::default() });
+    let rendered = check(&untagged(GLM45), turns(), &["\n<think></think>\nthe", "\n<think>hello</think>\nhe"]);
+    assert_eq!(
+        rendered.audit,
+        RowAudit { earlier_reasoning: true, missing_end_of_turn: true, empty_think_supervised: true, ..RowAudit::default() }
+    );
 }
 
 #[test]
@@ -372,7 +452,12 @@ fn plain_text_follows_the_beginning_token_where_the_model_expects_one() {
 
     let rendered = with_bos.render(0, &example(vec![user("he "), assistant("the")])).unwrap();
     assert_eq!(supervised(with_bos.tokenizer(), &rendered.sequence), ["the</s>"]);
-    clean(&rendered);
+    assert_eq!(rendered.audit, RowAudit { without_template: true, ..RowAudit::default() });
+    // Who speaks is written by a template alone.
+    for turns in [two_rounds(), vec![turn(Role::System, "the"), user("he "), assistant("the")]] {
+        let error = with_bos.render(0, &example(turns)).unwrap_err().to_string();
+        assert!(error.contains("which the model has no chat template to write") && error.contains("--chat-template"), "{error}");
+    }
 }
 
 #[test]
@@ -417,6 +502,12 @@ fn rows_that_cannot_be_rendered_are_refused_with_a_reason() {
     // A template that rewrites what it is given: nothing says where the answer stands.
     let upper = "{% for m in messages %}{{ loop.length ~ m.role ~ '<|user|>' ~ m.content.upper() }}{% endfor %}";
     assert!(refused(upper, vec![user("s"), assistant("he"), user("t")]).contains("rewrites it"));
+    // The third answer has a header that no other has, and an earlier one would be taken for it.
+    let numbered = "{% for m in messages %}{{ '<|im_start|>' + m.role + (loop.index if loop.index0 == 5 else '') | string + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}\
+                    {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+    let rounds = |n: usize| (0..n).flat_map(|_| [user("s"), assistant("he")]).collect::<Vec<_>>();
+    assert!(renderer(numbered, options()).render(0, &example(rounds(2))).is_ok());
+    assert!(refused(numbered, rounds(3)).contains("rewrites it"));
     let template = ChatTemplate::new("{{ messages[0].content }}", None, None).unwrap();
     assert!(Renderer::new(byte_tokenizer(), Some(template), options()).is_err());
     assert!(Renderer::new(byte_tokenizer(), None, RenderOptions { max_len: 0, ..options() }).is_err());

@@ -50,7 +50,7 @@ impl Renderer {
         };
         let begin = answer.range.start;
         let mut before = self.tokenize(&layout)?;
-        before.retain(|token| token.end <= begin);
+        before.truncate(Self::n_before(&layout, &before, begin));
         if let Some(template) = self.template_of(example) {
             let prompt = self.generation_prompt(template, &asked, n_turns)?;
             let is_begun = layout.text[..begin].strip_prefix(prompt.as_str());
@@ -75,11 +75,43 @@ impl Renderer {
         self.generation_prompt(template, &asked, n_turns)
     }
 
+    /// The text of these turns, as the template writes it, with what it puts before an answer if it `asks` for one; without a template an error.
+    pub fn text(&self, turns: Vec<Turn>, asks: bool) -> Result<String> {
+        let example = Example { turns, ..Example::default() };
+        let template = self.template_of(&example).ok_or_else(|| Error::usage("the model has no chat template"))?;
+        self.attempts(template, &example, |template, _, conversation| {
+            template.render(&conversation.messages, conversation.around, asks)
+        })
+    }
+
+    /// The answers that the template writes otherwise when others follow them: the text up to them is not how the whole text begins.
+    pub fn rewritten_turns(&self, example: &Example) -> Result<Vec<usize>> {
+        let Some(template) = self.template_of(example) else { return Ok(Vec::new()) };
+        let text = |turns: &[Turn]| {
+            let part = Example { turns: turns.to_vec(), ..example.clone() };
+            self.attempts(template, &part, |template, _, conversation| {
+                template.render(&conversation.messages, conversation.around, false)
+            })
+        };
+        let whole = text(&example.turns)?;
+        let answers = (0..example.turns.len()).filter(|&turn| example.turns[turn].role == Role::Assistant);
+        let is_rewritten = |turn: &usize| !text(&example.turns[..=*turn]).is_ok_and(|so_far| whole.starts_with(&so_far));
+        Ok(answers.filter(is_rewritten).collect())
+    }
+
     /// The special token with which the template ends an answer; without a template the end token.
     pub fn end_of_turn(&self) -> Option<u32> {
         match &self.template {
             Some((_, habits)) => habits.end_of_turn().and_then(|token| self.tokenizer.id(token)),
             None => self.tokenizer.eos(),
+        }
+    }
+
+    /// The control tokens with which answers end, that of the last answer first; without a template the end token.
+    pub fn turn_ends(&self) -> Vec<String> {
+        match &self.template {
+            Some((_, habits)) => habits.ends().to_vec(),
+            None => self.tokenizer.eos().map(|eos| self.tokenizer.text(eos)).into_iter().collect(),
         }
     }
 
@@ -106,7 +138,7 @@ impl Renderer {
         tokens: &[Token],
     ) -> Drawn {
         let (Some(answer), Some(turn)) = (layout.answers.last(), example.turns.last()) else { return Drawn::Foreign };
-        let n_prompt = tokens.iter().take_while(|token| token.end <= answer.range.start).count();
+        let n_prompt = Self::n_before(layout, tokens, answer.range.start);
         let sequence = &mut rendered.sequence;
         let n_text = rollout.ids.len() - usize::from(rollout.ended == "end_token" && !rollout.ids.is_empty());
         let bytes: Vec<u8> = rollout.ids[..n_text].iter().flat_map(|&id| self.tokenizer.bytes(id)).copied().collect();

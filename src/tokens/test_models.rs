@@ -160,6 +160,43 @@ pub(super) const QWEN3: &str = r#"{%- set ns = namespace(last=0) %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"#;
 
+/// Qwen 3.5: the generation prompt opens a think block, which the answers after the last question alone have.
+pub(super) const QWEN35: &str = "{% set ns = namespace(last=0) %}{% for m in messages %}{% if m.role == 'user' %}\
+{% set ns.last = loop.index0 %}{% endif %}{% endfor %}{% for m in messages %}{% if m.role == 'assistant' %}\
+{% set said = m.content.split('</think>')[-1] | trim %}{% set thought = m.reasoning_content if m.reasoning_content is string else \
+(m.content.split('</think>')[0].split('<think>')[-1] if '</think>' in m.content else '') %}{% if loop.index0 > ns.last %}\
+{{ '<|im_start|>assistant\n<think>\n' }}{% generation %}{{ thought | trim + '\n</think>\n\n' + said }}{% for c in m.tool_calls or [] %}\
+{{ '\n<tool_call>' + c.function.name + '</tool_call>' }}{% endfor %}{{ '<|im_end|>' }}{% endgeneration %}{% else %}\
+{{ '<|im_start|>assistant\n' }}{% generation %}{{ said }}{% for c in m.tool_calls or [] %}\
+{{ '\n<tool_call>' + c.function.name + '</tool_call>' }}{% endfor %}{{ '<|im_end|>' }}{% endgeneration %}{% endif %}{{ '\n' }}\
+{% elif m.role == 'tool' %}{{ '<|im_start|>user\n<tool_response>' + m.content + '</tool_response><|im_end|>\n' }}\
+{% else %}{{ '<|im_start|>' + m.role + '\n' + m.content | trim + '<|im_end|>\n' }}{% endif %}{% endfor %}\
+{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}";
+
+/// gpt-oss: the last answer alone has its reasoning, and another end than those before it and than calls.
+pub(super) const GPT_OSS: &str = "{{ '<|start_header_id|>system<|end_header_id|>Be kind<|end|>' }}{% for m in messages %}\
+{% if m.role == 'assistant' %}{{ '<|start_header_id|>assistant' }}{% generation %}\
+{% if m.tool_calls %}{% set ns = namespace(final=false) %}{% for later in messages[loop.index:] %}\
+{% if later.role == 'assistant' and not later.tool_calls %}{% set ns.final = true %}{% endif %}{% endfor %}\
+{% set thought = m.content or m.thinking %}{% if thought and not ns.final %}\
+{{ ' thinks<|end_header_id|>' + thought + '<|end|><|start_header_id|>assistant' }}{% endif %}\
+{{ ' to=' + m.tool_calls[0].function.name + '<|end_header_id|>{}<|eot_id|>' }}\
+{% elif loop.last and not add_generation_prompt %}{% if m.thinking %}\
+{{ ' thinks<|end_header_id|>' + m.thinking + '<|end|><|start_header_id|>assistant' }}{% endif %}\
+{{ ' says<|end_header_id|>' + m.content + '</s>' }}{% else %}{{ ' says<|end_header_id|>' + m.content + '<|end|>' }}{% endif %}\
+{% endgeneration %}{% else %}{{ '<|start_header_id|>' + m.role + '<|end_header_id|>' + m.content + '<|end|>' }}{% endif %}{% endfor %}\
+{% if add_generation_prompt %}{{ '<|start_header_id|>assistant' }}{% endif %}";
+
+/// GLM 4.5: nothing ends a turn but the next one; a think block stands in every answer, and is full after the last question alone.
+pub(super) const GLM45: &str = "{{ '<bos>' }}{% set ns = namespace(last=-1) %}{% for m in messages %}{% if m.role == 'user' %}\
+{% set ns.last = loop.index0 %}{% endif %}{% endfor %}{% for m in messages %}{% if m.role == 'assistant' %}{{ '<|assistant|>' }}\
+{% set said = m.content.split('</think>')[-1] | trim %}{% set thought = m.reasoning_content if m.reasoning_content is string else \
+(m.content.split('</think>')[0].split('<think>')[-1] if '</think>' in m.content else '') %}{% generation %}\
+{{ '\n<think>' + (thought | trim if loop.index0 > ns.last else '') + '</think>' }}{% if said %}{{ '\n' + said }}{% endif %}\
+{% for c in m.tool_calls or [] %}{{ '\n<tool_call>' + c.function.name + '\n</tool_call>' }}{% endfor %}{% endgeneration %}\
+{% elif m.role == 'tool' %}{{ '<|end|>\n' + m.content }}{% else %}{{ '<|user|>' + m.role + '\n' + m.content }}{% endif %}{% endfor %}\
+{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}";
+
 /// DeepSeek-R1: the generation prompt opens a think block, which no earlier answer shows.
 pub(super) const THINK_PROMPT: &str = "{% for m in messages %}{% if m.role == 'assistant' %}\
 {{ '<|assistant|>' + m.content.split('</think>')[-1] + '<|end|>' }}{% else %}{{ '<|user|>' + m.content }}{% endif %}{% endfor %}\
@@ -171,6 +208,9 @@ pub(super) const MISTRAL: &str = "{{ bos_token }}{% for message in messages %}\
 {% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}\
 {% else %}{{ ' ' + message['content'] + eos_token }}{% endif %}{% endfor %}";
 
+/// Mistral v0.3 puts the system prompt before the last question, so that a prefix of the conversation is rendered otherwise.
+pub(super) const MISTRAL_SYSTEM: &str = "{{ bos_token }}{% if messages[0].role == 'system' %}{% set lead = messages[0].content %}{% set turns = messages[1:] %}{% else %}{% set turns = messages %}{% endif %}{% for m in turns %}{% if m.role == 'user' %}{{ '[INST] ' + (lead + '\\n\\n' if lead is defined and loop.last else '') + m.content + '[/INST]' }}{% else %}{{ ' ' + m.content + eos_token }}{% endif %}{% endfor %}";
+
 /// Gemma: the assistant is called model, contents are trimmed, a system message is refused.
 pub(super) const GEMMA: &str = "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}\
 {% endif %}{% for message in messages %}{% if message['role'] == 'assistant' %}{% set role = 'model' %}{% else %}\
@@ -181,3 +221,100 @@ pub(super) const GEMMA: &str = "{{ bos_token }}{% if messages[0]['role'] == 'sys
 pub(super) const GENERATION: &str = "{% for message in messages %}\n{{- '<|' + message.role + '|>' }}\n{%- if message.role == 'assistant' %}\n\
 {%- generation %}{{ message.content + '<|end|>' }}{% endgeneration %}\n{%- else %}{{ message.content + '<|end|>' }}{%- endif %}\n\
 {{- '\n' }}\n{%- endfor %}\n{%- if add_generation_prompt %}{{- '<|assistant|>' }}{%- endif %}";
+
+/// A template without the tags that mark its answers.
+pub(super) fn untagged(source: &str) -> String {
+    ["{% generation %}", "{%- generation %}", "{% endgeneration %}"]
+        .iter()
+        .fold(source.to_owned(), |source, tag| source.replace(tag, ""))
+}
+
+/// The templates here that mark no answers, by name, each with another that writes the same texts and marks what the model is to write.
+pub(super) fn tagged_twins() -> Vec<(&'static str, String, String)> {
+    let twin = |name: &'static str, source: &str, cut: &str, twin: &str| {
+        assert_eq!(source.matches(cut).count(), 1, "{name}");
+        (name, source.to_owned(), source.replace(cut, twin))
+    };
+    let own = |name: &'static str, source: &str| (name, untagged(source), source.to_owned());
+    vec![
+        twin(
+            "ChatML",
+            CHATML,
+            "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}",
+            "{{'<|im_start|>' + message['role'] + '\n'}}{% if message['role'] == 'assistant' %}{% generation %}\
+             {{ message['content'] + '<|im_end|>' }}{% endgeneration %}{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}",
+        ),
+        twin(
+            "unprompted",
+            UNPROMPTED,
+            "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}",
+            "{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}\
+             {% else %}{{ m.content + '<|im_end|>' }}{% endif %}{{ '\n' }}",
+        ),
+        twin(
+            "Llama 3",
+            LLAMA3,
+            "{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' }}",
+            "{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' }}{% if message['role'] == 'assistant' %}{% generation %}\
+             {{ message['content'] | trim + '<|eot_id|>' }}{% endgeneration %}{% else %}{{ message['content'] | trim + '<|eot_id|>' }}{% endif %}",
+        ),
+        twin(
+            "Qwen 2.5",
+            QWEN2,
+            &QWEN2[QWEN2.find("    {%- if message.role == 'assistant' and").unwrap()
+                ..QWEN2.find("    {%- elif message.role == 'tool'").unwrap()],
+            r#"    {%- if message.role == 'assistant' %}
+        {{- '<|im_start|>assistant\n' }}{% generation %}{{- message.content }}
+        {%- for tool_call in message.tool_calls or [] %}
+            {{- '' if loop.first and not message.content else '\n' }}{{- '<tool_call>\n{"name": "' }}{{- tool_call.function.name }}{{- '", "arguments": ' }}
+            {{- tool_call.function.arguments | tojson }}{{- '}\n</tool_call>' }}
+        {%- endfor %}
+        {{- '<|im_end|>' }}{% endgeneration %}{{- '\n' }}
+"#,
+        ),
+        twin(
+            "Qwen 3",
+            QWEN3,
+            &QWEN3[QWEN3.find("        {%- if loop.index0 > ns.last").unwrap()
+                ..QWEN3.find("    {%- else %}\n        {{- '<|im_start|>' + message.role").unwrap()],
+            r#"        {{- '<|im_start|>assistant\n' }}{% generation %}
+        {%- if loop.index0 > ns.last and (loop.last or reasoning) %}
+            {{- '<think>\n' + reasoning.strip('\n') + '\n</think>\n\n' + content.lstrip('\n') }}
+        {%- else %}
+            {{- content }}
+        {%- endif %}
+        {{- '<|im_end|>' }}{% endgeneration %}{{- '\n' }}
+"#,
+        ),
+        own("Qwen 3.5", QWEN35),
+        own("gpt-oss", GPT_OSS),
+        own("GLM 4.5", GLM45),
+        twin(
+            "DeepSeek-R1",
+            THINK_PROMPT,
+            "{{ '<|assistant|>' + m.content.split('</think>')[-1] + '<|end|>' }}",
+            "{{ '<|assistant|>' }}{% generation %}{{ m.content.split('</think>')[-1] + '<|end|>' }}{% endgeneration %}",
+        ),
+        twin(
+            "Mistral",
+            MISTRAL,
+            "{{ ' ' + message['content'] + eos_token }}",
+            "{% generation %}{{ ' ' + message['content'] + eos_token }}{% endgeneration %}",
+        ),
+        twin(
+            "Mistral's system",
+            MISTRAL_SYSTEM,
+            "{{ ' ' + m.content + eos_token }}",
+            "{% if m.role == 'assistant' %}{% generation %}{{ ' ' + m.content + eos_token }}{% endgeneration %}{% else %}\
+             {{ ' ' + m.content + eos_token }}{% endif %}",
+        ),
+        twin(
+            "Gemma",
+            GEMMA,
+            "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}",
+            "{{ '<start_of_turn>' + role + '\n' }}{% if role == 'model' %}{% generation %}{{ message['content'] | trim + '<end_of_turn>' }}\
+             {% endgeneration %}{% else %}{{ message['content'] | trim + '<end_of_turn>' }}{% endif %}{{ '\n' }}",
+        ),
+        own("marked", GENERATION),
+    ]
+}

@@ -1,19 +1,22 @@
 //! A vocabulary and its splitting rules: text -> token ids with byte spans, token id -> what a person sees.
 //!
 //! The splitting is the `tokenizers` library's. Two things are added. Spans tile the text: where one character is split over
-//! several tokens the library gives each of them the whole character, here each gets the bytes that it stands for. And a text
-//! can be encoded as the continuation of another one ([`Tokenizer::encode_after`]), without the space that
-//! SentencePiece-style vocabularies put before the first word.
+//! several tokens the library gives each of them the whole character, here each gets the bytes that it stands for; and a space that
+//! the vocabulary puts before the first word stands for none, as it is not in the text. Only white space that an added token swallows
+//! (`rstrip` and `lstrip` in tokenizer.json) belongs to no token. And a text can be encoded as the continuation of another one
+//! ([`Tokenizer::encode_after`]), without the space before the first word.
 //!
-//! Left out: beginning and end tokens. Nothing is added to the text here; see [`Tokenizer::leading_bos`].
+//! Left out: beginning and end tokens. Nothing is added to the text here; see [`Tokenizer::leading`].
 
+use std::collections::HashMap;
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tokenizers::Tokenizer as Inner;
 
 use super::gguf::{GgufVocabulary, inner_from_gguf};
 use super::parts::{Parts, PrefixSpace, Spelling};
+use super::settings::{add_tokens, token_text, tokenizer_settings};
 use crate::error::{Context, Error, Result};
 use crate::files::refuse_pointer;
 use crate::json;
@@ -39,25 +42,31 @@ pub struct Tokenizer {
     bytes: Vec<Box<[u8]>>,
     /// Is the id a control token, such as `<|im_end|>`?
     special: Vec<bool>,
+    /// Which white space around it each added token swallows.
+    added: HashMap<u32, Swallows>,
     bos: Option<u32>,
     eos: Option<u32>,
-    adds_bos: bool,
+    leading: Vec<u32>,
+    ends_texts: bool,
     /// Ids that the model has an embedding for: a token may have been added without one.
     known: usize,
 }
 
+/// The white space around an added token that is taken out of the text with it.
+#[derive(Debug, Clone, Copy)]
+struct Swallows {
+    before: bool,
+    behind: bool,
+}
+
 impl Tokenizer {
-    /// Reads a tokenizer.json. The tokenizer_config.json beside it, if there is one, names the beginning and end tokens.
+    /// Reads a tokenizer.json. The tokenizer_config.json beside it, if there is one, names the beginning and end tokens, and what tokens there
+    /// are besides.
     pub fn from_file(path: &Path) -> Result<Self> {
         let bytes = std::fs::read(path).context_at(path, "cannot read the tokenizer")?;
         refuse_pointer(path)?;
-        let config_path = path.with_file_name("tokenizer_config.json");
-        let config = match std::fs::read(&config_path) {
-            Ok(bytes) => json::from_slice(&bytes).context_at(&config_path, "expected JSON")?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Value::Null,
-            Err(error) => return Err(Error::new("cannot read the tokenizer's settings").at(config_path).caused_by(error)),
-        };
-        parts_from_json(&bytes, &config).map(Self::from_parts).map_err(|error| error.at(path))
+        let settings = tokenizer_settings(path.parent().unwrap_or(Path::new("")))?;
+        parts_from_json(&bytes, &settings).map(Self::from_parts).map_err(|error| error.at(path))
     }
 
     /// Builds the tokenizer that a GGUF file describes. A pre-tokenizer that is not known is refused by its name.
@@ -90,15 +99,24 @@ impl Tokenizer {
                 bytes[id as usize] = token.content.as_bytes().into();
             }
         }
+        // The beginning and the end of a text are control tokens, whatever their entries say.
+        for id in parts.bos.into_iter().chain(parts.eos) {
+            if let Some(flag) = special.get_mut(id as usize) {
+                *flag = true;
+            }
+        }
+        let added = added.iter().map(|(&id, token)| (id, Swallows { before: token.lstrip, behind: token.rstrip })).collect();
         Self {
             inner: parts.inner,
             continuation: parts.continuation,
             prefix_space: parts.prefix_space,
             bytes,
             special,
+            added,
             bos: parts.bos,
             eos: parts.eos,
-            adds_bos: parts.adds_bos,
+            leading: parts.leading,
+            ends_texts: parts.ends_texts,
             known: usize::MAX,
         }
     }
@@ -139,6 +157,19 @@ impl Tokenizer {
     /// Can [`Self::encode`] and [`Self::encode_after`] differ?
     pub fn has_prefix_space(&self) -> bool {
         self.continuation.is_some()
+    }
+
+    /// Is there a token that swallows white space beside it, so that a text cut there has tokens that the whole has not?
+    pub(super) fn swallows_space(&self) -> bool {
+        self.added.values().any(|swallows| swallows.before || swallows.behind)
+    }
+
+    /// What is left of a text behind the token `before`, which may swallow the white space that it begins with.
+    pub(super) fn left_behind<'a>(&self, before: u32, text: &'a str) -> &'a str {
+        match self.added.get(&before) {
+            Some(Swallows { behind: true, .. }) => text.trim_start(),
+            _ => text,
+        }
     }
 
     /// What a person sees, for example ` the`, `\n`, `<|im_end|>`; bytes that are no whole character as `<0xE4>`.
@@ -194,9 +225,14 @@ impl Tokenizer {
         self.eos
     }
 
-    /// The token that the model expects before a plain text, if it does.
-    pub fn leading_bos(&self) -> Option<u32> {
-        self.bos.filter(|_| self.adds_bos)
+    /// The tokens that the model expects before a plain text: most often the beginning token, or none.
+    pub fn leading(&self) -> &[u32] {
+        &self.leading
+    }
+
+    /// Does the tokenizer put the end token behind a plain text?
+    pub(super) fn ends_texts(&self) -> bool {
+        self.ends_texts
     }
 
     /// Is it a control token, such as `<|im_end|>`?
@@ -209,11 +245,12 @@ impl Tokenizer {
         self.special.iter().enumerate().filter(|(_, special)| **special).map(|(id, _)| self.text(id as u32))
     }
 
-    /// Gives each token its own bytes, in order and without overlap or gap.
+    /// Gives each token its own bytes, in order and without overlap.
     ///
     /// The library's offsets say where a token's characters stand; inside them, a token whose bytes continue the text at the
-    /// cursor has exactly these. A token that a normaliser has changed takes what the library says, and what lies before the
-    /// next token, such as an accent that has been merged into its letter.
+    /// cursor has exactly these, and an added token those that spell it. A space put before the first word has the offsets of that word's
+    /// first character, which the next token spells: it gets none. A token that a normaliser has changed takes what the library says, and
+    /// what lies before the next token, such as an accent that has been merged into its letter.
     fn tile(&self, text: &str, ids: &[u32], offsets: &[(usize, usize)]) -> Vec<Token> {
         let mut cursor = 0;
         let mut tokens = Vec::with_capacity(ids.len());
@@ -221,21 +258,33 @@ impl Tokenizer {
             let bytes = self.bytes(id);
             let own = cursor + bytes.len();
             let next = offsets.get(idx + 1).map_or(text.len(), |next| next.0);
+            let spelt = || text.get(low..high).and_then(|found| found.find(std::str::from_utf8(bytes).ok()?));
+            if let Some(at) = self.added.get(&id).filter(|_| cursor <= low && !bytes.is_empty()).and_then(|_| spelt()) {
+                tokens.push(Token { id, begin: low + at, end: low + at + bytes.len() });
+                cursor = high;
+                continue;
+            }
             let continues = low <= cursor && own <= high && text.as_bytes()[cursor..].starts_with(bytes);
-            let end = if continues { own } else { high.max(next).clamp(cursor, text.len()) };
+            let is_put_before = bytes == b" " && next <= cursor;
+            let end = match (is_put_before, continues) {
+                (true, _) => cursor,
+                (false, true) => own,
+                (false, false) => high.max(next).clamp(cursor, text.len()),
+            };
             tokens.push(Token { id, begin: cursor, end });
             cursor = end;
         }
-        if let Some(last) = tokens.last_mut() {
+        if let Some(last) = tokens.last_mut().filter(|_| cursor < text.len()) {
             last.end = text.len();
         }
         tokens
     }
 }
 
-fn parts_from_json(bytes: &[u8], config: &Value) -> Result<Parts> {
+fn parts_from_json(bytes: &[u8], settings: &Map<String, Value>) -> Result<Parts> {
     let json: Value = json::from_slice(bytes).context("expected the JSON of a tokenizer")?;
-    let inner = Inner::from_bytes(bytes).context("the tokenizers library refused the file")?;
+    let mut inner = Inner::from_bytes(bytes).context("the tokenizers library refused the file")?;
+    add_tokens(&mut inner, settings)?;
     let prefix_space = prefix_space_of(&json);
     let continuation = match prefix_space {
         PrefixSpace::Never => None,
@@ -243,29 +292,22 @@ fn parts_from_json(bytes: &[u8], config: &Value) -> Result<Parts> {
             let mut json = json.clone();
             remove_prefix_space(&mut json);
             let bytes = serde_json::to_vec(&json).context("cannot rewrite the tokenizer")?;
-            Some(Box::new(Inner::from_bytes(bytes).context("the tokenizers library refused the file without its prefix space")?))
+            let refused = "the tokenizers library refused the file without its prefix space";
+            let mut continuation = Inner::from_bytes(bytes).context(refused)?;
+            add_tokens(&mut continuation, settings)?;
+            Some(Box::new(continuation))
         }
     };
-    let named = |key: &str| {
-        let token = &config[key];
-        token.as_str().or(token["content"].as_str()).and_then(|token| inner.token_to_id(token))
-    };
-    // The post-processor shows what it adds in front of an empty text.
-    let leading = inner.encode("", true).context("the tokenizer refused an empty text")?.get_ids().first().copied();
+    let named = |key: &str| settings.get(key).and_then(token_text).and_then(|token| inner.token_to_id(token));
     let (bos, eos) = (named("bos_token"), named("eos_token"));
-    let (bos, adds_bos) = match config["add_bos_token"].as_bool() {
-        // As Transformers does.
-        Some(true) if bos.is_none() => {
-            let found = match &config["bos_token"] {
-                Value::Null => "names no bos_token".to_owned(),
-                token => format!("the bos_token {token}, which the vocabulary does not have"),
-            };
-            return Err(Error::new(format!("tokenizer_config.json has `add_bos_token` = true, and {found}"))
-                .cure("Name the token there as `bos_token`, or write false if texts of the model begin without one."));
-        }
-        Some(adds) => (bos, adds),
-        None => (bos, leading.is_some() && leading == bos),
-    };
+    // What stands around a text is for the post-processor alone to say: `add_bos_token` is not heard where there is a tokenizer.json.
+    let ids =
+        |special: bool| Ok::<_, Error>(inner.encode("a", special).context("the tokenizer refused a text")?.get_ids().to_vec());
+    let (bare, whole) = (ids(false)?, ids(true)?);
+    let at = whole.windows(bare.len().max(1)).position(|ids| ids == bare).unwrap_or(whole.len());
+    let (leading, behind) = whole.split_at(at);
+    let ends_texts = eos.is_some() && behind.get(bare.len()).copied() == eos;
+    let leading = leading.to_vec();
     let spelling = if mentions(&json["pre_tokenizer"], "ByteLevel") || mentions(&json["decoder"], "ByteLevel") {
         Spelling::ByteLevel
     } else if mentions(&json["decoder"], "Metaspace") || mentions(&json["decoder"], "ByteFallback") {
@@ -273,7 +315,7 @@ fn parts_from_json(bytes: &[u8], config: &Value) -> Result<Parts> {
     } else {
         Spelling::Plain
     };
-    Ok(Parts { inner, continuation, prefix_space, spelling, bos, eos, adds_bos })
+    Ok(Parts { inner, continuation, prefix_space, spelling, bos, eos, leading, ends_texts })
 }
 
 /// Does a part of the pipeline, or a step of its sequence, have this `type`?
@@ -427,8 +469,33 @@ mod tests {
         // After a special token a fragment begins, which has its own space.
         assert_eq!(texts(tokenizer.encode_after(word, "hello</s>hello").unwrap()), ["hello", "</s>", " hello"]);
         assert_eq!(texts(tokenizer.encode_after(end, "hello").unwrap()), [" hello"]);
-        let spans: Vec<_> = tokenizer.encode("hello é").unwrap().iter().map(|token| (token.begin, token.end)).collect();
-        assert_eq!(spans, [(0, 5), (5, 6), (6, 7), (7, 8)]);
+        let spans = |text: &str| tokenizer.encode(text).unwrap().iter().map(|t| (t.begin, t.end)).collect::<Vec<_>>();
+        assert_eq!(spans("hello é"), [(0, 5), (5, 6), (6, 7), (7, 8)]);
+        // The space that is put before a character of several tokens stands for none of its bytes.
+        assert_eq!(spans("é the"), [(0, 0), (0, 1), (1, 2), (2, 6)]);
+        assert_eq!(spans("</s>\nhe"), [(0, 4), (4, 4), (4, 5), (5, 7)]);
+        assert_eq!(spans(" "), [(0, 0), (0, 1)]);
+    }
+
+    /// Phi-3's control tokens take the white space behind them out of the text, as Transformers and llama.cpp do.
+    #[test]
+    fn added_tokens_swallow_white_space_where_they_are_told_to() {
+        let named = |name: &str| GgufVocabulary { name: Some(name.into()), ..sentence_vocabulary() };
+        let tokenizer = Tokenizer::from_gguf(named("Phi 3 mini")).unwrap();
+        let texts = |tokens: Vec<Token>| tokens.iter().map(|token| tokenizer.text(token.id)).collect::<Vec<_>>();
+        assert_eq!(texts(tokenizer.encode("<s> \n he").unwrap()), ["<s>", " ", " ", "\n", " ", "he"]);
+        let architecture = GgufVocabulary { architecture: Some("phi3".into()), ..named("tuned") };
+        for vocabulary in [named("Phi-3-mini"), named("my phi3"), architecture] {
+            let tokenizer = Tokenizer::from_gguf(vocabulary).unwrap();
+            let texts = |tokens: Vec<Token>| tokens.iter().map(|token| tokenizer.text(token.id)).collect::<Vec<_>>();
+            assert!(tokenizer.swallows_space());
+            let tokens = tokenizer.encode("t</s> \n hello</s>\n").unwrap();
+            let spans: Vec<_> = tokens.iter().map(|token| (token.begin, token.end)).collect();
+            assert_eq!(spans, [(0, 1), (1, 5), (8, 13), (13, 17)]);
+            assert_eq!(texts(tokens), [" t", "</s>", " hello", "</s>"]);
+            // Those of llama.cpp's exceptions keep theirs.
+            assert_eq!(texts(tokenizer.encode("<s> he").unwrap()), ["<s>", " ", " ", "he"]);
+        }
     }
 
     #[test]
@@ -454,7 +521,7 @@ mod tests {
         let tokenizer = byte_tokenizer();
         assert_eq!(tokenizer.vocab_size(), byte_vocabulary().tokens.len());
         assert_eq!(tokenizer.id("<|im_end|>"), Some(1));
-        assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.leading_bos()), (Some(2), Some(3), None));
+        assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.leading()), (Some(2), Some(3), &[][..]));
         assert_eq!(tokenizer.text(1_000_000), "");
         assert!(tokenizer.is_special(1) && !tokenizer.is_special(16));
     }
@@ -469,28 +536,6 @@ mod tests {
         assert!(error.contains("its kind of vocabulary") && error.contains("tokenizer.ggml.bos_token_id"), "{error}");
         assert_eq!(of_gguf(unnamed(sentence_vocabulary(), Some(false))), None);
         assert_eq!(of_gguf(unnamed(byte_vocabulary(), None)), None);
-
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("tokenizer.json");
-        std::fs::write(&path, byte_tokenizer().to_json().unwrap()).unwrap();
-        let of_folder = |config: Value| {
-            std::fs::write(folder.path().join("tokenizer_config.json"), config.to_string()).unwrap();
-            Tokenizer::from_file(&path).map(|tokenizer| tokenizer.leading_bos()).map_err(|error| error.to_string())
-        };
-        assert_eq!(of_folder(json!({"add_bos_token": true, "bos_token": "<s>"})).unwrap(), Some(2));
-        assert_eq!(of_folder(json!({"add_bos_token": false, "bos_token": null})).unwrap(), None);
-        assert_eq!(of_folder(json!({})).unwrap(), None);
-        for (config, part) in [
-            (json!({"add_bos_token": true}), "names no bos_token"),
-            (json!({"add_bos_token": true, "bos_token": null}), "names no bos_token"),
-            (
-                json!({"add_bos_token": true, "bos_token": "<begin>"}),
-                "the bos_token \"<begin>\", which the vocabulary does not have",
-            ),
-        ] {
-            let error = of_folder(config).unwrap_err();
-            assert!(error.contains(part) && error.contains("tokenizer.json"), "{error}");
-        }
     }
 
     #[test]
@@ -511,16 +556,16 @@ mod tests {
         let decoder = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
         let bytes = load(byte_vocabulary(), &|json| json["decoder"] = decoder.clone(), config.clone());
         assert_eq!(bytes.encode(text).unwrap(), byte_tokenizer().encode(text).unwrap());
-        assert_eq!((bytes.bos(), bytes.eos(), bytes.leading_bos()), (Some(2), Some(3), None));
+        assert_eq!((bytes.bos(), bytes.eos(), bytes.leading()), (Some(2), Some(3), &[][..]));
         assert!(!bytes.has_prefix_space() && bytes.text(20) == byte_tokenizer().text(20));
 
         let decoder = json!({"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]});
-        let add_bos = json!({"bos_token": "<s>", "add_bos_token": true});
+        let add_bos = json!({"bos_token": "<s>", "add_bos_token": false});
         let sentences = load(sentence_vocabulary(), &|json| json["decoder"] = decoder.clone(), add_bos);
         let reference = Tokenizer::from_gguf(sentence_vocabulary()).unwrap();
         assert_eq!(sentences.encode(text).unwrap(), reference.encode(text).unwrap());
         assert_eq!(sentences.encode_after(9, text).unwrap(), reference.encode_after(9, text).unwrap());
-        assert_eq!((sentences.leading_bos(), sentences.eos()), (Some(1), None));
+        assert_eq!((sentences.leading(), sentences.eos()), (&[1][..], None));
 
         // Transformers' newer form: a space at the beginning of the text only.
         let first = |json: &mut Value| {
@@ -536,6 +581,99 @@ mod tests {
         std::fs::write(&path, "{").unwrap();
         let Err(error) = Tokenizer::from_file(&path) else { panic!("half a file was read") };
         assert!(error.to_string().contains("tokenizer.json"), "{error}");
+    }
+
+    /// As Transformers 5.24 reads such folders: what the settings know and tokenizer.json lacks is added, and the older files are heard where
+    /// tokenizer_config.json lists no added tokens.
+    #[test]
+    fn tokens_that_only_the_settings_know_are_added() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut json: Value = serde_json::from_str(&byte_tokenizer().to_json().unwrap()).unwrap();
+        let n = json["model"]["vocab"].as_object().unwrap().len();
+        json["decoder"] = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+        let write = |name: &str, value: &Value| std::fs::write(folder.path().join(name), value.to_string()).unwrap();
+        let path = folder.path().join("tokenizer.json");
+        write("tokenizer.json", &json);
+        let load = || Tokenizer::from_file(&path);
+        let texts = |tokenizer: &Tokenizer, text: &str| {
+            tokenizer.encode(text).unwrap().iter().map(|token| tokenizer.text(token.id)).collect::<Vec<_>>()
+        };
+        let added = |content: &str, rstrip: bool| json!({"content": content, "lstrip": false, "rstrip": rstrip, "normalized": false, "single_word": false, "special": false});
+        let text = "<|a|> he<|b|>he<|c|><|d|>";
+        assert!(texts(&load().unwrap(), text).len() > 20);
+        // By id, and special where a name of tokenizer_config.json says so; the others of it come behind.
+        let decoder = json!({(n + 1).to_string(): added("<|b|>", false), n.to_string(): added("<|a|>", true)});
+        write(
+            "tokenizer_config.json",
+            &json!({"added_tokens_decoder": decoder, "eos_token": "<|b|>", "extra_special_tokens": ["<|c|>"], "image_token": "<|d|>"}),
+        );
+        // The older files are not heard beside such a list.
+        write("special_tokens_map.json", &json!({"eos_token": "</s>"}));
+        let tokenizer = load().unwrap();
+        assert_eq!(texts(&tokenizer, text), ["<|a|>", "he", "<|b|>", "he", "<|c|>", "<|d|>"]);
+        let id = |token: &str| tokenizer.id(token).unwrap() as usize;
+        assert_eq!((id("<|a|>"), id("<|b|>"), tokenizer.eos()), (n, n + 1, Some(n as u32 + 1)));
+        assert_eq!(
+            ["<|a|>", "<|b|>", "<|c|>", "<|d|>"].map(|token| tokenizer.is_special(id(token) as u32)),
+            [false, true, true, true]
+        );
+        // Another id than the model's would give the token another row of the embedding.
+        write("tokenizer_config.json", &json!({"added_tokens_decoder": {(n + 7).to_string(): added("<|a|>", false)}}));
+        let error = load().err().unwrap().to_string();
+        assert!(error.contains("`<|a|>`") && error.contains(&format!("is {n}")), "{error}");
+
+        write("tokenizer_config.json", &json!({"eos_token": "</s>", "bos_token": "<s>"}));
+        write(
+            "special_tokens_map.json",
+            &json!({"eos_token": {"content": "<|im_end|>"}, "additional_special_tokens": ["<|a|>"]}),
+        );
+        write("added_tokens.json", &json!({"<|a|>": n, "<|b|>": n + 1}));
+        let tokenizer = load().unwrap();
+        assert_eq!((tokenizer.bos(), tokenizer.eos()), (Some(2), Some(1)));
+        assert_eq!(texts(&tokenizer, "<|a|> he<|b|>"), ["<|a|>", " ", "he", "<|b|>"]);
+        assert!(tokenizer.is_special(n as u32) && !tokenizer.is_special(n as u32 + 1));
+    }
+
+    /// ChatML's end as many fine-tunes have it: added, not special, and named as the end token.
+    #[test]
+    fn the_end_token_is_special_whatever_its_entry_says() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut json: Value = serde_json::from_str(&byte_tokenizer().to_json().unwrap()).unwrap();
+        for token in json["added_tokens"].as_array_mut().unwrap() {
+            token["special"] = false.into();
+        }
+        let path = folder.path().join("tokenizer.json");
+        std::fs::write(&path, json.to_string()).unwrap();
+        std::fs::write(folder.path().join("tokenizer_config.json"), json!({"eos_token": "<|im_end|>"}).to_string()).unwrap();
+        let tokenizer = Tokenizer::from_file(&path).unwrap();
+        assert!(tokenizer.is_special(1) && !tokenizer.is_special(0));
+    }
+
+    /// `add_bos_token` is not heard beside a tokenizer.json (Transformers 5): its post-processor says what stands around a text.
+    #[test]
+    fn the_post_processor_says_what_stands_around_a_text() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokenizer.json");
+        let load = |single: &[Value], config: Value| {
+            let mut json: Value = serde_json::from_str(&byte_tokenizer().to_json().unwrap()).unwrap();
+            let token = |name: &str, id: u32| json!({"id": name, "ids": [id], "tokens": [name]});
+            let special = json!({"<s>": token("<s>", 2), "</s>": token("</s>", 3)});
+            let pair = [single, &[json!({"Sequence": {"id": "B", "type_id": 1}})]].concat();
+            json["post_processor"] =
+                json!({"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": special});
+            std::fs::write(&path, json.to_string()).unwrap();
+            std::fs::write(folder.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+            let tokenizer = Tokenizer::from_file(&path).unwrap();
+            (tokenizer.leading().to_vec(), tokenizer.ends_texts())
+        };
+        let special = |name: &str| json!({"SpecialToken": {"id": name, "type_id": 0}});
+        let (bos, eos, text) = (special("<s>"), special("</s>"), json!({"Sequence": {"id": "A", "type_id": 0}}));
+        let names = |adds: bool| json!({"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": adds});
+        assert_eq!(load(&[bos.clone(), text.clone()], names(false)), (vec![2], false));
+        assert_eq!(load(&[text.clone()], names(true)), (vec![], false));
+        assert_eq!(load(&[text.clone(), eos.clone()], names(true)), (vec![], true));
+        assert_eq!(load(&[bos.clone(), bos.clone(), text.clone(), eos], json!({})), (vec![2, 2], false));
+        assert_eq!(load(&[bos, text], json!({"bos_token": "</s>"})), (vec![2], false));
     }
 
     #[test]

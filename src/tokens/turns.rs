@@ -4,11 +4,13 @@
 //! is `messages[..i]` with the generation prompt, which is what the model sees when it is to answer, and the answer ends
 //! where `messages[..=i]` ends, less what follows the end-of-turn token. Everything is checked against the whole rendering.
 //! Where a template is not stable under prefixes (Qwen3 drops the reasoning of earlier turns, DeepSeek-R1 opens a reasoning
-//! block in the generation prompt), the answer is found by its header and by its content instead; if that fails too, the row
-//! is refused rather than masked wrongly.
+//! block in the generation prompt), the answer is found by its header, by its content and by the content that follows it instead;
+//! if that fails too, the row is refused rather than masked wrongly.
 //!
-//! The first rendering, of a conversation of our own, teaches what the template does ([`Habits`]).
+//! The first renderings, of conversations of our own, teach what the template does ([`Habits`]): with the last answer, and with one
+//! that others follow, which can have another header (Qwen 3.5) and another end (gpt-oss).
 
+use std::cmp::Reverse;
 use std::ops::Range;
 
 use minijinja::Value;
@@ -22,8 +24,8 @@ use crate::error::{Context, Error, Result};
 /// A rendered conversation and what is known about the places in it. Ranges are bytes of `text`, in order, and do not overlap.
 #[derive(Debug, Default)]
 pub(super) struct Layout {
-    /// The beginning token, where the text does not spell it.
-    pub leading_bos: Option<u32>,
+    /// What stands before a text that does not spell it: the beginning token.
+    pub leading: Vec<u32>,
     /// The rendered text.
     pub text: String,
     /// The answers, one for each answer of the conversation that is rendered.
@@ -79,7 +81,7 @@ impl Conversation<'_> {
     }
 }
 
-/// What a template does with the simplest conversation.
+/// What a template does with the simplest conversations.
 #[derive(Debug, Default)]
 pub(super) struct Habits {
     /// What the generation prompt adds, such as `<|im_start|>assistant\n`; empty for templates that ignore it or need none.
@@ -90,8 +92,11 @@ pub(super) struct Habits {
     opening: String,
     /// The header of a template that ignores `add_generation_prompt`: it belongs to no answer, though no prompt shows it.
     hidden_header: String,
-    /// The first special token after an answer.
-    end_of_turn: Option<String>,
+    /// What an answer that others follow has of the header, where it lacks a part: Qwen 3.5 opens the reasoning of the last one alone.
+    earlier_header: String,
+    /// The special tokens that end an answer: that of the last one first, then, where they differ, of one that others follow and of
+    /// one that calls a tool.
+    ends: Vec<String>,
     /// All special tokens.
     special_tokens: Vec<String>,
     /// How answers and other messages hold their content.
@@ -113,7 +118,8 @@ impl Default for Contents {
 }
 
 impl Habits {
-    pub(super) fn learn(template: &ChatTemplate, special_tokens: Vec<String>) -> Result<Self> {
+    /// `eos` is the tokenizer's end token.
+    pub(super) fn learn(template: &ChatTemplate, special_tokens: Vec<String>, eos: Option<&str>) -> Result<Self> {
         let around = Surroundings::default();
         let mark = CONTENT.to_string();
         let contents = Contents::of(template);
@@ -126,13 +132,10 @@ impl Habits {
         // Some templates want a system message, most do without.
         let simplest = [vec![user.clone()], vec![system, user]].into_iter().map(|before| {
             let whole = [before.as_slice(), std::slice::from_ref(&answer)].concat();
-            Ok((
-                template.render(&whole, around, false)?,
-                template.render(&before, around, true)?,
-                template.render(&before, around, false).ok(),
-            ))
+            let (prompt, bare) = (template.render(&before, around, true)?, template.render(&before, around, false).ok());
+            Ok((before, template.render(&whole, around, false)?, prompt, bare))
         });
-        let (whole, prompt, bare) = first_success(simplest)?;
+        let (messages, whole, prompt, bare) = first_success(simplest)?;
         let (before, after) = whole.split_once(CONTENT).ok_or_else(|| {
             Error::new("the chat template does not render the content of an assistant's message")
                 .cure("It cannot be used for fine-tuning on answers: give another template, or none.")
@@ -143,20 +146,45 @@ impl Habits {
         // A space before the answer is the answer's own: the model writes it.
         let hides_header = generation_prompt.is_empty() && !unprompted.trim().is_empty();
         let hidden_header = if hides_header { unprompted.to_owned() } else { String::new() };
-        let end_of_turn = special_tokens
-            .iter()
-            .filter_map(|token| Some((after.find(token.as_str())?, std::cmp::Reverse(token.len()), token)))
-            .min()
-            .map(|(_, _, token)| token.clone());
         let opening = unprompted.strip_prefix(hidden_header.as_str()).unwrap_or_default().to_owned();
         let header = before.strip_prefix(bare.as_str()).unwrap_or_default();
         let header = header.strip_suffix(opening.as_str()).unwrap_or(header).to_owned();
-        Ok(Self { generation_prompt, header, opening, hidden_header, end_of_turn, special_tokens, answers, others })
+        let mut ends = Vec::from_iter(first_token(&special_tokens, after).map(str::to_owned));
+        // Cohere 2 closes the text of an answer before it ends the turn, wherever that stands.
+        let closed = |text: &str| eos.is_some_and(|eos| closing_run(&special_tokens, text).contains(&eos));
+        let mut earlier_header = String::new();
+        let followed = [messages.as_slice(), &[answer, message("user", &mark), message("assistant", "Bye")]].concat();
+        let followed = template.render(&followed, around, false).unwrap_or_default();
+        let mut pieces = followed.split(CONTENT);
+        if let (Some(before), Some(between), Some(_)) = (pieces.next(), pieces.next(), pieces.next()) {
+            let own = before.strip_prefix(bare.as_str()).unwrap_or_default();
+            earlier_header = own[..common(own, &header)].to_owned();
+            if closed(after) && closed(between) {
+                ends = Vec::from_iter(eos.map(str::to_owned));
+            } else {
+                ends.extend(end_of_followed(&special_tokens, between, &header).filter(|_| !ends.is_empty()).map(str::to_owned));
+            }
+        }
+        let function = minijinja::context! { name => "f", arguments => minijinja::context! { x => 1 } };
+        let calls = vec![minijinja::context! { id => "call00001", type => "function", function => function }];
+        let calling = minijinja::context! { role => "assistant", content => answers.content("", &[]), tool_calls => calls };
+        let called = template.render(&[messages, vec![calling]].concat(), around, false).unwrap_or_default();
+        let called = called.strip_prefix(prompt.as_str()).unwrap_or(&called).trim_end();
+        let is_closed = ends.iter().any(|end| called.contains(end.as_str()));
+        ends.extend(last_token(&special_tokens, called).filter(|_| !ends.is_empty() && !is_closed).map(str::to_owned));
+        let mut seen = std::collections::HashSet::new();
+        ends.retain(|token| seen.insert(token.clone()));
+        Ok(Self { generation_prompt, header, opening, hidden_header, earlier_header, ends, special_tokens, answers, others })
     }
 
-    /// The special token with which the template ends an answer.
+    /// The special tokens with which the template ends answers, that of the last one first.
+    pub(super) fn ends(&self) -> &[String] {
+        &self.ends
+    }
+
+    /// The special token with which the template ends the last answer.
     pub(super) fn end_of_turn(&self) -> Option<&str> {
-        self.end_of_turn.as_deref()
+        self.ends.first().map(String::as_str)
     }
 
     pub(super) fn has_generation_prompt(&self) -> bool {
@@ -187,18 +215,51 @@ impl Habits {
     fn find_end_of_turn(&self, region: &str, turn: Option<&Turn>) -> Option<Range<usize>> {
         let mut tokens = Vec::new();
         let mut end = region.trim_end().len();
-        while let Some(token) =
-            self.special_tokens.iter().filter(|token| region[..end].ends_with(token.as_str())).max_by_key(|token| token.len())
-        {
+        while let Some(token) = last_token(&self.special_tokens, &region[..end]) {
             let begin = end - token.len();
             tokens.push((begin..end, token));
             end = region[..begin].trim_end().len();
         }
         let closing =
-            || tokens.iter().rev().filter(|(_, token)| self.end_of_turn.as_ref() == Some(token)).map(|(range, _)| range);
+            || tokens.iter().rev().filter(|(_, token)| self.ends.iter().any(|end| end == token)).map(|(range, _)| range);
         let behind_content = closing().find(|range| turn.is_some_and(|turn| holds_content(&region[..range.start], turn)));
         behind_content.or_else(|| closing().next()).or_else(|| tokens.first().map(|(range, _)| range)).cloned()
     }
+}
+
+/// The first special token in the text; of two that begin there, the longer one.
+fn first_token<'a>(special_tokens: &'a [String], text: &str) -> Option<&'a str> {
+    let places = special_tokens.iter().filter_map(|token| Some((text.find(token.as_str())?, Reverse(token.len()), token)));
+    places.min().map(|(_, _, token)| token.as_str())
+}
+
+/// The special tokens that follow one another at once, from the first one in the text on.
+fn closing_run<'a>(special_tokens: &'a [String], text: &str) -> Vec<&'a str> {
+    let mut run = Vec::new();
+    let mut rest = first_token(special_tokens, text).and_then(|token| text.find(token)).map_or("", |at| &text[at..]);
+    while let Some(token) = first_token(special_tokens, rest).filter(|token| rest.starts_with(token)) {
+        run.push(token);
+        rest = &rest[token.len()..];
+    }
+    run
+}
+
+/// The special token with which the text ends.
+fn last_token<'a>(special_tokens: &'a [String], text: &str) -> Option<&'a str> {
+    special_tokens.iter().map(String::as_str).filter(|token| text.ends_with(token)).max_by_key(|token| token.len())
+}
+
+/// The special token that ends an answer which a question follows; `between` are the contents of both, and the header of answers is
+/// known. What closes a turn stands before the header of the next one, and in no header itself.
+fn end_of_followed<'a>(special_tokens: &'a [String], between: &str, header: &str) -> Option<&'a str> {
+    let token = first_token(special_tokens, between)?;
+    let (_, rest) = between.split_once(token)?;
+    (!header.contains(token) && first_token(special_tokens, rest).is_some()).then_some(token)
+}
+
+/// The number of bytes with which both texts begin, up to a whole character.
+fn common(a: &str, b: &str) -> usize {
+    a.chars().zip(b.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum()
 }
 
 impl Contents {
@@ -328,15 +389,19 @@ fn find_begin(
     let marked = template.render(&messages, conversation.around, false)?;
     let before = marked.split_once(CONTENT).map_or("", |(before, _)| before);
     // The header that ends last: an earlier turn may hold another one. Where answers have none, they begin with their opening.
-    let headers = [format!("{}{}", habits.generation_prompt, habits.hidden_header), habits.header.clone()];
-    let ends = headers.iter().filter(|header| !header.is_empty()).filter_map(|header| Some(before.rfind(header)? + header.len()));
+    let prompt = format!("{}{}", habits.generation_prompt, habits.hidden_header);
+    let headers = [prompt.as_str(), &habits.header, &habits.earlier_header];
+    let ends =
+        headers.iter().filter(|header| !header.is_empty()).filter_map(|header| Some(before.rfind(*header)? + header.len()));
     let begin = match ends.max() {
         Some(begin) => Some(begin),
-        None if headers.iter().all(String::is_empty) => before.strip_suffix(habits.opening.as_str()).map(str::len),
+        None if headers.iter().all(|header| header.is_empty()) => before.strip_suffix(habits.opening.as_str()).map(str::len),
         None => None,
     };
+    // Behind the header of another turn stands the end of that turn.
+    let is_own = |begin: usize| !habits.ends.iter().any(|end| before[begin..].contains(end.as_str()));
     match begin {
-        Some(begin) if text.starts_with(&before[..begin]) => Ok((begin, idx > 0)),
+        Some(begin) if text.starts_with(&before[..begin]) && is_own(begin) => Ok((begin, idx > 0)),
         _ => Err(lost(idx)),
     }
 }
@@ -353,27 +418,69 @@ fn find_end(
     if idx + 1 == conversation.messages.len() {
         return Ok(text.len());
     }
-    let end_of_turn = habits.end_of_turn.as_deref();
-    if let Ok(so_far) = template.render(&conversation.messages[..=idx], conversation.around, false)
-        && so_far.len() > begin
-        && let Some(rest) = text.strip_prefix(so_far.as_str())
-    {
-        // Some templates leave the last message open: the token that closes it comes with the next message.
-        let closing = end_of_turn.filter(|token| rest.trim_start().starts_with(token));
-        let open = habits.find_end_of_turn(&so_far[begin..], None).is_none();
-        let more = closing.filter(|_| open).map_or(0, |token| rest.len() - rest.trim_start().len() + token.len());
-        return Ok(so_far.len() + more);
+    let as_written = std::iter::once_with(|| Some(conversation.messages[idx].clone()));
+    let without_reasoning = std::iter::once_with(|| without_reasoning(&conversation.messages[idx]));
+    for message in as_written.chain(without_reasoning).flatten() {
+        let so_far = [&conversation.messages[..idx], &[message]].concat();
+        if let Ok(so_far) = template.render(&so_far, conversation.around, false)
+            && so_far.len() > begin
+            && let Some(rest) = text.strip_prefix(so_far.as_str())
+        {
+            // Some templates leave the last message open: the token that closes it comes with the next message.
+            let closing = habits.ends.iter().find(|token| rest.trim_start().starts_with(token.as_str()));
+            let open = habits.find_end_of_turn(&so_far[begin..], None).is_none();
+            let more = closing.filter(|_| open).map_or(0, |token| rest.len() - rest.trim_start().len() + token.len());
+            return Ok(so_far.len() + more);
+        }
     }
-    // The message is rendered otherwise when others follow: it ends with the first end of a turn behind its content.
+    // The message is rendered otherwise when others follow. Before the next content no other message ends.
+    if let Some(next) = next_content(template, habits, conversation, idx).filter(|next| text.starts_with(next)) {
+        let region = text.get(begin..next.len()).unwrap_or_default();
+        let last = habits.ends.iter().filter_map(|token| Some(region.rfind(token.as_str())? + token.len())).max();
+        return last.map(|end| begin + end).ok_or_else(|| lost(idx));
+    }
+    // It ends with the first end of a turn behind its content.
     let region = &text[begin..];
     let turn = conversation.turn_of[idx].map(|turn| &conversation.turns[turn]);
-    let ends = || end_of_turn.into_iter().flat_map(|token| region.match_indices(token));
+    let mut ends: Vec<_> = habits.ends.iter().flat_map(|token| region.match_indices(token.as_str())).collect();
+    ends.sort_unstable();
     // A content that the template leaves out stands before no end; the answer then has the first one, unless it could be the data's.
-    let is_spelt_out = || turn.zip(end_of_turn).is_some_and(|(turn, token)| turn.content.contains(token));
-    let first = || ends().next().filter(|_| !is_spelt_out());
-    let behind_content = ends().find(|(at, _)| turn.is_none_or(|turn| holds_content(&region[..*at], turn)));
-    let (at, token) = behind_content.or_else(first).ok_or_else(|| lost(idx))?;
+    let is_spelt_out = turn.is_some_and(|turn| habits.ends.iter().any(|token| turn.content.contains(token.as_str())));
+    let behind_content = ends.iter().find(|(at, _)| turn.is_none_or(|turn| holds_content(&region[..*at], turn)));
+    let (at, token) = behind_content.or(ends.first().filter(|_| !is_spelt_out)).ok_or_else(|| lost(idx))?;
     Ok(begin + at + token.len())
+}
+
+/// The text up to the content of the message behind message `idx`, whose header is the last of it.
+fn next_content(template: &ChatTemplate, habits: &Habits, conversation: &Conversation, idx: usize) -> Option<String> {
+    let mut messages = conversation.messages.clone();
+    let next = messages.get_mut(idx + 1)?;
+    let role = next.get_attr("role").ok()?;
+    let contents = if role.as_str() == Some("assistant") { habits.answers } else { habits.others };
+    *next = minijinja::context! { content => contents.content(&CONTENT.to_string(), &[]), ..next.clone() };
+    let marked = template.render(&messages, conversation.around, false).ok()?;
+    marked.split_once(CONTENT).map(|(before, _)| before.to_owned())
+}
+
+/// The message as templates give it that drop the reasoning of earlier turns; `None` where it has none.
+fn without_reasoning(message: &Value) -> Option<Value> {
+    let mut kept = Vec::new();
+    let mut is_changed = false;
+    for key in message.try_iter().ok()? {
+        let mut value = message.get_item(&key).ok()?;
+        if matches!(key.as_str(), Some("reasoning_content" | "thinking")) {
+            is_changed = true;
+            continue;
+        }
+        if key.as_str() == Some("content")
+            && let Some(content) = value.as_str().filter(|content| content.contains(THINK_END))
+        {
+            is_changed = true;
+            value = Value::from(said(content).trim_start_matches('\n'));
+        }
+        kept.push((key, value));
+    }
+    is_changed.then(|| Value::from_pairs(kept))
 }
 
 fn lost(idx: usize) -> Error {

@@ -54,7 +54,9 @@ def model_folder(work, template):
     config = json.loads((folder / "config.json").read_text())
     config["max_position_embeddings"] = 2048
     (folder / "config.json").write_text(json.dumps(config))
-    marks = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "chat_template": template}
+    # LLaMA-Factory puts the end token behind every answer. For the others it is not what ends a turn, as in many base models.
+    end = "<|im_end|>" if arguments.trainer == "llama-factory" else "<|endoftext|>"
+    marks = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end, "pad_token": "<|endoftext|>", "chat_template": template}
     (folder / "tokenizer_config.json").write_text(json.dumps(marks))
     return folder
 
@@ -162,8 +164,9 @@ def axolotl(file, folder):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    told = yaml.safe_load(file.with_name(f"{file.stem}.axolotl.yaml").read_text())["datasets"][0]
-    strategy = load(tokenizer, DictDefault({"train_on_inputs": False, "sequence_len": 2048}), ds_cfg=told)
+    config = yaml.safe_load(file.with_name(f"{file.stem}.axolotl.yaml").read_text())
+    told = config["datasets"][0]
+    strategy = load(tokenizer, DictDefault({"train_on_inputs": False, "sequence_len": 2048, "eot_tokens": config["eot_tokens"]}), ds_cfg=told)
     rows = load_dataset(told["ds_type"], data_files=str(file), split="train")
     made = [strategy.tokenize_prompt(row) for row in rows]
     return [(row["input_ids"], row["labels"]) for row in made]

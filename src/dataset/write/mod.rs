@@ -37,7 +37,7 @@ use super::format::Format;
 use super::literal::is_nothing;
 use super::mapping::{FIELDS, FieldMap};
 use super::original::Original;
-use super::pairs::{ANSWERED, ASKED};
+use super::pairs::{ANSWERED, ASKED, is_preference};
 use super::roles::RoleMap;
 use crate::error::{Error, Result};
 
@@ -52,7 +52,7 @@ use weights::segments;
 pub(crate) fn row(target: Target, original: &Original, example: &Example, reading: &Reading) -> Result<Object> {
     let written = match target {
         Target::Read => own::row(original, example, reading)?,
-        _ if is_preference(original) => {
+        _ if holds_preference(original) => {
             return Err(Error::new(format!("the row has a chosen and a rejected answer, which {target} cannot hold together"))
                 .cure("Write such rows as they were read: --format read."));
         }
@@ -83,8 +83,8 @@ pub(crate) fn left_out(target: Target, original: &Original) -> Vec<String> {
     object.iter().filter(|(key, value)| !is_held(key, value)).map(|(key, _)| key.clone()).collect()
 }
 
-fn is_preference(original: &Original) -> bool {
-    original.object.as_ref().is_some_and(|row| row.get("chosen").is_some_and(|value| !is_nothing(value)))
+fn holds_preference(original: &Original) -> bool {
+    original.object.as_ref().is_some_and(is_preference)
 }
 
 /// Reads the row again and compares.

@@ -233,7 +233,7 @@ impl Pool {
     /// The tokens of the text that is the same in all runs: the probe where there are no data.
     pub(crate) fn fixed_sequence(&self, tokenizer: &Tokenizer) -> Result<Sequence> {
         let text = tokenizer.encode(FIXED_TEXT)?;
-        let mut ids: Vec<u32> = tokenizer.leading_bos().into_iter().chain(text.iter().map(|token| token.id)).collect();
+        let mut ids: Vec<u32> = tokenizer.leading().iter().copied().chain(text.iter().map(|token| token.id)).collect();
         ids.truncate(PROBE_TOKENS.min(self.longest_prompt().unwrap_or(PROBE_TOKENS)));
         let n = ids.len();
         Ok(Sequence { row: 0, supervised: (0..n).map(|i| i > 0).collect(), spans: vec![Span::default(); n], ids })

@@ -24,8 +24,8 @@ fn stem(out: &Path) -> String {
     out.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-/// Writes what the format needs beside the data; gives the path.
-pub(super) fn write(target: Target, out: &Path, is_table: bool) -> Result<Option<PathBuf>> {
+/// Writes what the format needs beside the data; gives the path. `turn_ends` are the control tokens with which answers end, if the run says it.
+pub(super) fn write(target: Target, out: &Path, is_table: bool, turn_ends: Option<&[String]>) -> Result<Option<PathBuf>> {
     let name = file_name(out);
     let Some(path) = path(target, out) else { return Ok(None) };
     match target {
@@ -45,9 +45,18 @@ pub(super) fn write(target: Target, out: &Path, is_table: bool) -> Result<Option
             write_json(&path, &info)?;
         }
         Target::Axolotl => {
+            let ends = match turn_ends {
+                Some(ends) => format!(
+                    "# With these the chat template ends an answer, which is learnt with it.\neot_tokens: {}\n",
+                    Value::from(ends)
+                ),
+                None => "# An older program has made the run. Where the chat template ends answers with another token than the tokenizer's end\n\
+                         # token, name it, or it is not learnt: eot_tokens: [\"<|im_end|>\"]\n"
+                    .to_owned(),
+            };
             let text = format!(
                 "# Written by diagnose export: what axolotl has to be told about {name}. Each answer says itself whether it is learnt.\n\
-                 datasets:\n  - path: {}\n    ds_type: {}\n    type: chat_template\n    field_messages: messages\n    \
+                 {ends}datasets:\n  - path: {}\n    ds_type: {}\n    type: chat_template\n    field_messages: messages\n    \
                  message_property_mappings:\n      role: role\n      content: content\n    roles_to_train: []\n    train_on_eos: turn\n    \
                  message_field_training: train\n    message_field_training_detail: train_detail\n",
                 Value::from(name.as_str()),

@@ -422,7 +422,8 @@ impl Export<'_> {
             self.exported.candidates = self.candidates.len() as u64;
             write_lines(path, &self.candidates)?;
         }
-        self.exported.beside = beside::write(self.job.target, &self.job.out, self.is_table)?;
+        self.exported.beside =
+            beside::write(self.job.target, &self.job.out, self.is_table, self.run.record.turn_ends.as_deref())?;
         Ok(())
     }
 }

@@ -290,6 +290,7 @@ fn record(plan: &Plan, seconds: Stages) -> Result<RunRecord> {
         data: plan.dataset.files().to_vec(),
         read: Some(ReadRecord::of(&plan.read)),
         template_sha256: plan.template_sha256.clone(),
+        turn_ends: Some(plan.renderer.turn_ends()),
         system: plan.render.system.clone(),
         max_len: plan.render.max_len,
         supervise: json(serde_json::to_value(plan.render.supervise))?,

@@ -34,6 +34,9 @@ pub(crate) struct RunRecord {
     #[serde(default)]
     pub read: Option<ReadRecord>,
     pub template_sha256: Option<String>,
+    /// The control tokens with which answers end; absent in records of programs that did not write them down.
+    #[serde(default)]
+    pub turn_ends: Option<Vec<String>>,
     pub system: Option<String>,
     pub max_len: usize,
     pub supervise: Value,

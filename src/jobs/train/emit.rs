@@ -16,6 +16,7 @@
 mod axolotl;
 mod llama_factory;
 mod recipe;
+mod slots;
 mod yaml;
 
 use std::fs;
@@ -33,6 +34,7 @@ use crate::tokens::Supervise;
 use recipe::{Batch, DATA, DEEPSPEED, TEMPLATE};
 
 pub(super) use recipe::{CONFIG, Length, Loss, Recipe, Schedule};
+pub(super) use slots::{Slots, check_axolotl};
 
 /// The program that is to train.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,12 +56,13 @@ fn config(target: Target, recipe: &Recipe) -> Result<String> {
     }
 }
 
-/// Writes the folder, which must not exist or be empty, whole or not at all. `examples` are the rows as they are read, and where they stand. Gives
-/// the number of rows.
+/// Writes the folder, which must not exist or be empty, whole or not at all. `examples` are the rows as they are read, and where they stand; `same` is
+/// an error where the program would train on other tokens of a row. Gives the number of rows.
 pub(super) fn emit(
     target: Target,
     recipe: &Recipe,
     examples: impl IntoIterator<Item = Result<(Place, Example)>>,
+    same: &dyn Fn(&Example) -> Result<()>,
     folder: &Path,
 ) -> Result<u64> {
     let config = config(target, recipe)?;
@@ -73,7 +76,7 @@ pub(super) fn emit(
     }
     let mut rows = 0;
     in_new_folder(folder, |partial| {
-        rows = write_data(target, recipe, examples, &partial.join(DATA))?;
+        rows = write_data(target, recipe, examples, same, &partial.join(DATA))?;
         write_synced(&partial.join(CONFIG), config.as_bytes())?;
         write_json(&partial.join(DEEPSPEED), &deepspeed())?;
         if let Some(template) = &recipe.chat_template {
@@ -125,13 +128,15 @@ fn write_data(
     target: Target,
     recipe: &Recipe,
     examples: impl IntoIterator<Item = Result<(Place, Example)>>,
+    same: &dyn Fn(&Example) -> Result<()>,
     path: &Path,
 ) -> Result<u64> {
     write_atomically(path, |file| {
         let mut rows = 0;
         for example in examples {
             let (place, example) = example?;
-            let row = row(target, recipe, &example).map_err(|error| {
+            let row = row(target, recipe, &example).and_then(|row| same(&example).map(|()| row));
+            let row = row.map_err(|error| {
                 error.at_line(&*place.path, place.line).cure("Take such rows out of the data, or train here.")
             })?;
             writeln!(file, "{}", dumps(&row)).context_at(path, "cannot write the data")?;

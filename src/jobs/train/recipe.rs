@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use super::emit::{self, Length, Loss, Recipe, Schedule, Target};
-use crate::dataset::{Dataset, Record};
+use crate::dataset::{Dataset, Example, Record};
 use crate::error::{Context, Error, Result};
 use crate::jobs::watch::{Watch, fetching};
 use crate::kernels::Dtype;
-use crate::model::{LoraSettings, Reference};
-use crate::tokens::Audit;
+use crate::model::{LoraSettings, Reference, text_of};
+use crate::tokens::{Audit, RenderOptions, Renderer};
 use crate::train;
 use crate::train::keep::Keep;
 use crate::train::options::Options;
@@ -31,6 +31,10 @@ pub(crate) fn emit(options: &Options, target: Target, watch: &dyn Watch) -> Resu
             .cure("Merge it into its base first, and emit the training of the merged model."));
     }
     (recipe.layer_class, recipe.max_len) = (reference.layer_class()?, reference.max_len(options.max_len)?);
+    let (tokenizer, template) = text_of(&reference)?;
+    let renderer = Renderer::new(tokenizer, template, RenderOptions { max_len: usize::MAX, ..options.render()? })?;
+    recipe.turn_ends = renderer.turn_ends();
+    let slots = (target == Target::LlamaFactory).then(|| emit::Slots::of(&renderer)).transpose()?;
     let chosen = dataset.choose(options.choice())?;
     let mut audit = Audit::of(&dataset);
     for record in dataset.chosen(&chosen) {
@@ -60,7 +64,12 @@ pub(crate) fn emit(options: &Options, target: Target, watch: &dyn Watch) -> Resu
         Ok(Record { place, example, .. }) => example.ok().map(|example| Ok((place, example))),
         Err(error) => Some(Err(error)),
     });
-    let rows = emit::emit(target, &recipe, examples, &out)?;
+    let supervise = recipe.supervise;
+    let same = |example: &Example| match &slots {
+        Some(slots) => slots.check(&renderer, example, supervise),
+        None => emit::check_axolotl(&renderer, example, supervise),
+    };
+    let rows = emit::emit(target, &recipe, examples, &same, &out)?;
     Ok((out, rows))
 }
 
@@ -103,6 +112,7 @@ fn recipe(options: &Options) -> Result<Recipe> {
         keep_checkpoints: options.keep_checkpoints,
         chat_template: options.chat_template.as_deref().map(template).transpose()?,
         layer_class: String::new(),
+        turn_ends: Vec::new(),
     })
 }
 

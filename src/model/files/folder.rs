@@ -15,7 +15,7 @@ use crate::model::config::Config;
 use crate::model::families::{self, multimodal};
 use crate::model::rope;
 use crate::model::source::{Source, Used, listed};
-use crate::tokens::{ChatTemplate, Tokenizer};
+use crate::tokens::{ChatTemplate, Tokenizer, token_text, tokenizer_settings};
 
 /// The files beside the weights that are copied with a model that is saved.
 pub(crate) const COMPANIONS: &[&str] = &[
@@ -300,7 +300,7 @@ pub(crate) fn vocab_size(folder: &Path) -> Option<usize> {
 
 /// The chat template of a folder that has one.
 pub(crate) fn template(folder: &Path, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>> {
-    let config = json(folder, "tokenizer_config.json")?.unwrap_or(Value::Null);
+    let config = tokenizer_settings(folder)?;
     let templates = match text(&folder.join("chat_template.jinja"))? {
         // Transformers looks into tokenizer_config.json only where there is no such file.
         Some(default) => Some((default, text(&folder.join(TOOL_USE))?)),
@@ -314,17 +314,12 @@ pub(crate) fn template(folder: &Path, tokenizer: &Tokenizer) -> Result<Option<Ch
         },
     };
     let Some((default, tool_use)) = templates else { return Ok(None) };
-    let token = |value: &Value| match value {
-        Value::String(text) => Some(text.clone()),
-        Value::Object(token) => token.get("content").and_then(Value::as_str).map(str::to_owned),
-        _ => None,
-    };
     let known = [("bos_token", tokenizer.bos()), ("eos_token", tokenizer.eos())];
     let of_tokenizer = known.into_iter().filter_map(|(name, id)| Some((name.to_owned(), tokenizer.text(id?))));
-    let named = config.as_object().into_iter().flatten().filter(|(name, _)| name.ends_with("_token"));
+    let named = config.iter().filter(|(name, _)| name.ends_with("_token"));
     // Multimodal models name tokens of their own: `image_token`.
     let own = config.get("extra_special_tokens").and_then(Value::as_object).into_iter().flatten();
-    let of_config = named.chain(own).filter_map(|(name, value)| Some((name.clone(), token(value)?)));
+    let of_config = named.chain(own).filter_map(|(name, value)| Some((name.clone(), token_text(value)?.to_owned())));
     let tokens: Vec<(String, String)> = of_tokenizer.chain(of_config).collect();
     let compile = |source: &str| {
         let template = ChatTemplate::new(source, None, None).map_err(|error| error.at(folder))?;

@@ -147,6 +147,8 @@ impl Gguf {
             eos: id("eos_token_id")?,
             add_bos: self.flag(&key("add_bos_token"))?,
             add_space_prefix: self.flag(&key("add_space_prefix"))?,
+            name: self.text("general.name")?.map(str::to_owned),
+            architecture: self.text("general.architecture")?.map(str::to_owned),
         })
     }
 }

@@ -340,7 +340,7 @@ impl Source for Gguf {
             "eos_token": token(tokenizer.eos()),
             // Files that name none: batches are padded with the end token, as is usual.
             "pad_token": token(pad),
-            "add_bos_token": tokenizer.leading_bos().is_some(),
+            "add_bos_token": !tokenizer.leading().is_empty(),
             "model_max_length": self.required_count("context_length")?,
             "clean_up_tokenization_spaces": false,
         });

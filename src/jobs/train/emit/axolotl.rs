@@ -52,7 +52,9 @@ pub(super) fn config(recipe: &Recipe, batch: &Batch) -> Result<String> {
         .comment("  reshard_after_forward: true")
         .blank();
 
-    yaml.comment("Each message says whether it is trained on, its end-of-turn token included.")
+    yaml.comment(TURN_ENDS_NOTE).set("eot_tokens", list(&recipe.turn_ends)).blank();
+    yaml.comment("Each message says whether it is trained on, its end-of-turn token included. Of an answer axolotl learns what stands from its")
+        .comment("content on, and not the empty block of reasoning that some templates put before that.")
         .set("datasets", "")
         .set("  - path", text(DATA))
         .set("    ds_type", "json")
@@ -110,6 +112,10 @@ fn loss(loss: &Loss) -> Result<(Option<(f64, usize)>, f64)> {
         _ => Err(not_offered("axolotl", loss, "sft, eaft and eaft:power:N")),
     }
 }
+
+const TURN_ENDS_NOTE: &str = "
+With what the chat template ends an answer, which is learnt with it. axolotl looks for the tokenizer's end token alone where it is not
+told; none stands here where the template ends answers with no control token.";
 
 const EAFT_NOTE: &str = "
 EAFT: with H the entropy of the eaft_k most probable tokens in nats, axolotl weighs a token by H^eaft_alpha and does not divide,

@@ -40,6 +40,8 @@ pub(crate) struct Recipe {
     pub chat_template: Option<String>,
     /// Transformers' class of a block, for FSDP: `LlamaDecoderLayer`.
     pub layer_class: String,
+    /// The control tokens with which the chat template ends answers.
+    pub turn_ends: Vec<String>,
 }
 
 /// A method with its numbers.

@@ -61,6 +61,7 @@ fn recipe(loss: Loss) -> Recipe {
         keep_checkpoints: 1,
         chat_template: None,
         layer_class: "LlamaDecoderLayer".to_owned(),
+        turn_ends: vec!["<|im_end|>".to_owned(), "</s>".to_owned()],
     }
 }
 
@@ -80,7 +81,7 @@ fn eaft_like(method: &str, gate: Option<&str>, normaliser: Option<Normaliser>, t
 
 fn emitted(target: Target, recipe: &Recipe, rows: Vec<Example>) -> Result<(String, Vec<Value>, tempfile::TempDir)> {
     let folder = tempfile::tempdir().unwrap();
-    let n = emit(target, recipe, placed(rows), folder.path())?;
+    let n = emit(target, recipe, placed(rows), &|_| Ok(()), folder.path())?;
     // Kept for a look and for PyYAML.
     if let Some(kept) = std::env::var_os("EMIT_OUT") {
         let name = if target == Target::Axolotl { "axolotl" } else { "llama-factory" };
@@ -156,6 +157,7 @@ fn a_folder_for_axolotl() {
         ("excess_length_strategy", "truncate"),
         ("    message_field_training", "train"),
         ("    chat_template", "tokenizer_default"),
+        ("eot_tokens", "[\"<|im_end|>\", \"</s>\"]"),
     ] {
         assert_eq!(value(&config, key), Some(expected), "{key}");
     }
@@ -270,7 +272,7 @@ fn what_the_others_cannot_do_is_refused_by_name() {
 fn a_folder_in_use_is_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("notes.txt"), "mine").unwrap();
-    let error = emit(Target::Axolotl, &recipe(eaft(1.0)), placed(rows()), folder.path()).unwrap_err().to_string();
+    let error = emit(Target::Axolotl, &recipe(eaft(1.0)), placed(rows()), &|_| Ok(()), folder.path()).unwrap_err().to_string();
     assert!(error.contains("not empty"), "{error}");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
 }
@@ -280,12 +282,12 @@ fn what_is_refused_half_way_leaves_nothing_behind() {
     let parent = tempfile::tempdir().unwrap();
     let folder = parent.path().join("out");
     let with_text = [rows(), vec![example(vec![turn(Role::Text, "words", 1.0)])]].concat();
-    emit(Target::Axolotl, &recipe(eaft(1.0)), placed(with_text), &folder).unwrap_err();
+    emit(Target::Axolotl, &recipe(eaft(1.0)), placed(with_text), &|_| Ok(()), &folder).unwrap_err();
     assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);
     // Nor is a killed one in the way.
     fs::create_dir(parent.path().join(".out.partial")).unwrap();
     fs::write(parent.path().join(".out.partial/left.txt"), "half").unwrap();
-    assert_eq!(emit(Target::Axolotl, &recipe(eaft(1.0)), placed(rows()), &folder).unwrap(), 2);
+    assert_eq!(emit(Target::Axolotl, &recipe(eaft(1.0)), placed(rows()), &|_| Ok(()), &folder).unwrap(), 2);
     assert!(folder.join(CONFIG).is_file() && !folder.join("left.txt").exists());
 }
 

@@ -103,7 +103,7 @@ fn a_saved_gguf_has_its_tokenizer_and_its_template() {
     let (before, after) = (tokenizer(&path), tokenizer(&saved));
     let text = "Hi 123<|im_end|> naïve";
     assert_eq!(before.encode(text).unwrap(), after.encode(text).unwrap());
-    assert_eq!((before.bos(), before.eos(), before.leading_bos()), (after.bos(), after.eos(), after.leading_bos()));
+    assert_eq!((before.bos(), before.eos(), before.leading()), (after.bos(), after.eos(), after.leading()));
     assert_eq!(before.vocab_size(), after.vocab_size());
     let config: serde_json::Value = serde_json::from_slice(&fs::read(saved.join("config.json")).unwrap()).unwrap();
     assert_eq!((&config["rope_scaling"]["original_max_position_embeddings"], &config["eos_token_id"]), (&32.into(), &258.into()));

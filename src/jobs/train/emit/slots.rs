@@ -1,0 +1,159 @@
+//! What other programs make of a row, against what is trained on here: a template that they read in another way is refused by name.
+//!
+//! LLaMA-Factory, where it is told no template of its own, cuts slots out of four renderings of the tokenizer's (`parse_template` in
+//! src/llamafactory/data/template.py) and puts every row together from these: a template that writes a turn otherwise when others follow, or
+//! something before the first turn, comes out as other tokens. axolotl finds a turn by the difference of two renderings of the messages up
+//! to it (`find_turn` in src/axolotl/prompt_strategies/chat_template.py), and learns other tokens where these are no beginning of the whole.
+
+use crate::dataset::{Example, Role, Turn};
+use crate::error::{Error, Result};
+use crate::tokens::{Renderer, Supervise};
+
+/// What LLaMA-Factory reads out of a chat template.
+pub(crate) struct Slots {
+    prefix: String,
+    system: String,
+    default_system: String,
+    user: String,
+    assistant: String,
+    /// Every answer without reasoning gets an empty block of it.
+    thinks: bool,
+}
+
+const CONTENT: &str = "{{content}}";
+const NO_THOUGHT: &str = "<think>\n\n</think>\n\n";
+
+impl Slots {
+    /// `parse_template`, line for line; it counts characters.
+    pub(crate) fn of(renderer: &Renderer) -> Result<Slots> {
+        if renderer.template_sha256().is_none() {
+            return Err(Error::new("the model has no chat template, and LLaMA-Factory learns no end of an answer without one")
+                .cure("Use --emit axolotl, or train here."));
+        }
+        let tokenizer = renderer.tokenizer();
+        let prefix: String = tokenizer.leading().iter().map(|&id| tokenizer.text(id)).collect();
+        let n_prefix = prefix.chars().count();
+        let turn = |role: Role, text: &str| Turn::plain(role, text);
+        let render = |turns: Vec<Turn>, asks: bool| {
+            let text = renderer.text(turns, asks).map_err(|error| unlike("does not read this chat template").caused_by(error))?;
+            Ok::<_, Error>(behind(&text, n_prefix).to_owned())
+        };
+        let system = render(vec![turn(Role::System, CONTENT)], false)?;
+        let empty_system = render(vec![turn(Role::System, ""), turn(Role::User, CONTENT)], true)?;
+        let mut user = render(vec![turn(Role::User, CONTENT)], true)?;
+        let answered = render(vec![turn(Role::User, CONTENT), turn(Role::Assistant, CONTENT)], false)?;
+        let answer = behind(&answered, user.chars().count());
+        let thinks = answer.contains("<think>");
+        let assistant = answer.replace("<think>", "").replace("</think>", "").trim_start_matches('\n').to_owned();
+        let mut default_system = String::new();
+        if user.chars().count() > empty_system.chars().count() {
+            default_system = difference(&empty_system, &user);
+            let alone = system.replacen(CONTENT, &default_system, 1);
+            user = behind(&user, alone.chars().count()).to_owned();
+        }
+        if let Some(slot) = [&system, &user, &assistant].into_iter().find(|slot| !slot.contains(CONTENT)) {
+            return Err(unlike(&format!("finds no place for the content in a part of this chat template, {slot:?}")));
+        }
+        Ok(Slots { prefix, system, default_system, user, assistant, thinks })
+    }
+
+    /// An error where LLaMA-Factory makes other tokens of the row, or learns others.
+    pub(crate) fn check(&self, renderer: &Renderer, example: &Example, supervise: Supervise) -> Result<()> {
+        let sequence = renderer.render(0, example)?.sequence;
+        let pieces = self.pieces(renderer, &example.turns, supervise)?;
+        let ids: Vec<u32> = pieces.iter().flat_map(|(ids, _)| ids).copied().collect();
+        if ids != sequence.ids {
+            let at = ids.iter().zip(&sequence.ids).take_while(|(a, b)| a == b).count();
+            let shown = |ids: &[u32]| {
+                let text: String = ids.iter().skip(at).take(8).map(|&id| renderer.tokenizer().text(id)).collect();
+                format!("{text:?}")
+            };
+            return Err(unlike(&format!(
+                "makes other tokens of the row: at token {at} {} where the chat template has {}",
+                shown(&ids),
+                shown(&sequence.ids)
+            )));
+        }
+        let last = pieces.iter().rposition(|(_, is_answer)| *is_answer);
+        let mut at = 0;
+        for (idx, (ids, is_answer)) in pieces.iter().enumerate() {
+            let ours = &sequence.supervised[at..at + ids.len()];
+            let n_learnt = ours.iter().take_while(|learnt| **learnt).count();
+            let is_learnt = *is_answer && (supervise == Supervise::Assistant || Some(idx) == last);
+            // A line break behind the end of a turn is learnt there, too.
+            let behind: String = ids[n_learnt..].iter().map(|&id| renderer.tokenizer().text(id)).collect();
+            let is_same = if is_learnt { n_learnt > 0 && behind.trim().is_empty() } else { n_learnt == 0 };
+            if !is_same || ours[n_learnt..].contains(&true) {
+                return Err(unlike("learns other tokens of the row"));
+            }
+            at += ids.len();
+        }
+        Ok(())
+    }
+
+    /// The tokens that LLaMA-Factory encodes one by one, and whether they are an answer: `_encode` and `encode_multiturn`.
+    fn pieces(&self, renderer: &Renderer, turns: &[Turn], supervise: Supervise) -> Result<Vec<(Vec<u32>, bool)>> {
+        let encode =
+            |text: &str| Ok::<_, Error>(renderer.tokenizer().encode(text)?.iter().map(|token| token.id).collect::<Vec<_>>());
+        let (system, turns) = match turns.split_first() {
+            Some((first, rest)) if first.role == Role::System => (first.content.as_str(), rest),
+            _ => ("", turns),
+        };
+        let system = if system.is_empty() { self.default_system.as_str() } else { system };
+        let mut pieces = vec![(encode(&self.prefix)?, false)];
+        if !system.is_empty() {
+            pieces.push((encode(&self.system.replacen(CONTENT, system, 1))?, false));
+        }
+        for (idx, turn) in turns.iter().enumerate() {
+            if turn.role != Role::Assistant {
+                pieces.push((encode(&self.user.replacen(CONTENT, &turn.content, 1))?, false));
+                continue;
+            }
+            let is_given = supervise == Supervise::Last && idx + 1 < turns.len();
+            let mut ids = Vec::new();
+            if self.thinks && !is_given && !turn.content.contains("<think>") && !turn.content.contains("</think>") {
+                ids = encode(NO_THOUGHT)?;
+            }
+            ids.extend(encode(&self.assistant.replacen(CONTENT, &turn.content, 1))?);
+            pieces.push((ids, true));
+        }
+        Ok(pieces)
+    }
+}
+
+fn unlike(what: &str) -> Error {
+    Error::new(format!("LLaMA-Factory {what}")).cure("Use --emit axolotl, or train here.")
+}
+
+/// The text behind its first `n` characters.
+fn behind(text: &str, n: usize) -> &str {
+    text.char_indices().nth(n).map_or("", |(at, _)| &text[at..])
+}
+
+/// What a longer text has that a shorter one lacks: `find_diff`.
+fn difference(short: &str, long: &str) -> String {
+    let mut rest = short.chars().peekable();
+    let mut found = String::new();
+    for c in long.chars() {
+        match rest.peek() {
+            None => break,
+            Some(next) if *next == c => _ = rest.next(),
+            Some(_) => found.push(c),
+        }
+    }
+    found
+}
+
+/// An error where axolotl, for which a turn is what two renderings of the messages up to it differ in, learns other tokens of a turn.
+pub(crate) fn check_axolotl(renderer: &Renderer, example: &Example, supervise: Supervise) -> Result<()> {
+    let last = example.turns.iter().rposition(|turn| turn.role == Role::Assistant);
+    let is_learnt = |turn: usize| example.turns[turn].is_learnt() && (supervise != Supervise::Last || Some(turn) == last);
+    match renderer.rewritten_turns(example)?.into_iter().find(|&turn| is_learnt(turn)) {
+        None => Ok(()),
+        Some(turn) => Err(Error::new(format!(
+            "the chat template writes message {} otherwise when others follow it, and axolotl would learn other tokens of it",
+            turn + 1
+        ))
+        .cure("Use --supervise last, train here, or give a template that does not.")),
+    }
+}
