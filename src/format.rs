@@ -108,11 +108,29 @@ pub(crate) fn percent_with_interval(share: f64, ci95: Option<[f64; 2]>) -> Strin
     percent(share) + &interval.unwrap_or_default()
 }
 
-/// A number with `digits` after the point and its interval: `1.27 (1.20 to 1.35)`; `-` where there is none.
+/// A number with `digits` after the point, and from a million on with an exponent: nobody reads two hundred digits. `-` for what is
+/// infinite or not a number.
+pub(crate) fn number(value: f64, digits: usize) -> String {
+    match value.abs() {
+        size if !size.is_finite() => "-".to_owned(),
+        size if size < 1e6 => format!("{value:.digits$}"),
+        _ => format!("{value:.digits$e}"),
+    }
+}
+
+/// `1.20 to 1.35`; `-` where there is no interval, or one with an end that is no number.
+pub(crate) fn ends(ci95: Option<[f64; 2]>, digits: usize) -> String {
+    let finite = ci95.filter(|ends| ends.iter().all(|end| end.is_finite()));
+    finite.map_or_else(|| "-".to_owned(), |[low, high]| format!("{} to {}", number(low, digits), number(high, digits)))
+}
+
+/// A [`number`] and its interval: `1.27 (1.20 to 1.35)`; `-` where there is none.
 pub(crate) fn number_with_interval(value: Option<f64>, ci95: Option<[f64; 2]>, digits: usize) -> String {
     let Some(value) = value else { return "-".to_owned() };
-    let interval = ci95.map(|[low, high]| format!(" ({low:.digits$} to {high:.digits$})"));
-    format!("{value:.digits$}{}", interval.unwrap_or_default())
+    match ends(ci95, digits).as_str() {
+        "-" => number(value, digits),
+        ends => format!("{} ({ends})", number(value, digits)),
+    }
 }
 
 /// A divergence in nats and its interval: four digits after the point, and where these would be 0 two that count: `0.0183`, `9.7e-7`.
@@ -246,5 +264,8 @@ mod tests {
         assert_eq!([percent_with_interval(0.042, None), number_with_interval(None, None, 2)], ["4.2 %", "-"]);
         assert_eq!(number_with_interval(Some(1.266), Some([1.2, 1.35]), 2), "1.27 (1.20 to 1.35)");
         assert_eq!([percent(0.1234), percent(1.0), percent(f64::NAN)], ["12.3 %", "100 %", "–"]);
+        let shown = [12.3456, 4.6117e183, f64::INFINITY, f64::NAN].map(|value| number(value, 2));
+        assert_eq!(shown, ["12.35", "4.61e183", "-", "-"]);
+        assert_eq!([Some([1.0, 2.5]), Some([1.0, f64::INFINITY]), None].map(|ci95| ends(ci95, 1)), ["1.0 to 2.5", "-", "-"]);
     }
 }

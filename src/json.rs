@@ -3,6 +3,7 @@
 //! them.
 
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use crate::error::{Context, Error, Result};
@@ -51,6 +52,24 @@ pub(crate) fn foreign_number(line: &[u8], column: usize) -> Option<&'static str>
     (column.saturating_sub(3)..column).find_map(|at| {
         let rest = line.get(at..)?;
         ["NaN", "Infinity", "-Infinity"].into_iter().find(|number| rest.starts_with(number.as_bytes()))
+    })
+}
+
+/// Reads a number back that JSON has no word for: what is infinite or not a number is written as null, and is no number here.
+pub(crate) fn null_is_nan<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
+}
+
+/// As [`null_is_nan`], of a number that can be infinite alone, as e to the power of something can.
+pub(crate) fn null_is_infinite<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::INFINITY))
+}
+
+/// Reads an interval back. One with an end that was no number, and is null, tells nothing.
+pub(crate) fn finite_ends<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Option<[f64; 2]>, D::Error> {
+    Ok(match Option::<[Option<f64>; 2]>::deserialize(deserializer)? {
+        Some([Some(low), Some(high)]) => Some([low, high]),
+        _ => None,
     })
 }
 

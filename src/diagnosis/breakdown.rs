@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::by_quadrant::ByQuadrant;
+use crate::json::null_is_infinite;
 use crate::stats::{ClusterSums, Scale, Term, share};
 
 /// Sums over some of the supervised tokens. Shares are of the totals given here, and 0 where a total is 0.
@@ -20,7 +21,8 @@ pub struct Breakdown {
     pub loss: f64,
     /// Sum of the L2 norms of the cross-entropy gradient with respect to the logits.
     pub grad: f64,
-    /// exp of the mean loss per token.
+    /// exp of the mean loss per token; null in a file where that is beyond the range of the numbers.
+    #[serde(deserialize_with = "null_is_infinite")]
     pub perplexity: f64,
     /// Mean entropy over the vocabulary, nats per token.
     pub mean_entropy: f64,

@@ -318,17 +318,48 @@ fn expected_word(text: &str, at: usize, top: &str) -> String {
     }
 }
 
+/// Stems that are written with `our` in Britain and with `or` in America. A rule for the letters alone would make mourning a morning.
+const OUR: &str = "arbour ardour armour behaviour candour clamour colour demeanour endeavour favour fervour flavour glamour honour humour \
+                   labour neighbour odour parlour rancour rigour rumour saviour savour splendour succour tumour valour vapour vigour";
+
+/// Stems whose `l` is doubled before a vowel in Britain and not in America. By a rule, filled would be filed, and holly holy.
+const DOUBLED: &str = "bevel cancel channel chisel counsel dial duel enamel equal fuel funnel grovel initial jewel label level libel marvel \
+                       medal model panel pedal quarrel revel rival shovel signal snorkel spiral swivel total travel tunnel unravel";
+
+/// Spellings that follow no rule, and endings that no other word shares.
+const SPELT: &[(&str, &str)] = &[
+    ("yse", "yze"),
+    ("ise", "ize"),
+    ("isi", "izi"),
+    ("isa", "iza"),
+    ("ogue", "og"),
+    ("jewelery", "jewelry"),
+    ("fulfill", "fulfil"),
+    ("enroll", "enrol"),
+    ("skillful", "skilful"),
+    ("willful", "wilful"),
+    ("installment", "instalment"),
+    ("woollen", "woolen"),
+];
+
 /// British beside American spelling.
 fn is_other_spelling(word: &str, other: &str) -> bool {
     let plain = |word: &str| {
         let mut word = word.to_lowercase();
-        for (british, american) in
-            [("yse", "yze"), ("ise", "ize"), ("isi", "izi"), ("isa", "iza"), ("our", "or"), ("ogue", "og"), ("ll", "l")]
-        {
-            word = word.replace(british, american);
+        for british in OUR.split_whitespace() {
+            word = word.replace(british, &british.replace("our", "or"));
+        }
+        for stem in DOUBLED.split_whitespace() {
+            for vowel in ["e", "i", "o"] {
+                word = word.replace(&format!("{stem}l{vowel}"), &format!("{stem}{vowel}"));
+            }
+        }
+        for (one, another) in SPELT {
+            word = word.replace(one, another);
         }
         let (stem, plural) = word.strip_suffix('s').map_or((word.as_str(), ""), |stem| (stem, "s"));
-        match stem.strip_suffix("re") {
+        // Centre, fibre, meagre, ochre; a tire is no tier.
+        match stem.strip_suffix("re").filter(|stem| stem.ends_with(['b', 'g', 'h', 't'])) {
             Some(stem) => format!("{stem}er{plural}"),
             None => word,
         }
@@ -676,6 +707,46 @@ mod tests {
             ("今年九十", "九", "<0xE4><0xBA>", Kind::Number),
         ] {
             assert_eq!(of(text, token, top), expected, "{text}: {token}, {top}");
+        }
+    }
+
+    #[test]
+    fn other_words_are_no_other_spelling() {
+        for (british, american) in [
+            ("colour", "color"),
+            ("Neighbouring", "neighboring"),
+            ("discoloured", "discolored"),
+            ("savoury", "savory"),
+            ("travelled", "traveled"),
+            ("modelling", "modeling"),
+            ("marvellous", "marvelous"),
+            ("jewellery", "jewelry"),
+            ("fulfil", "fulfill"),
+            ("enrolment", "enrollment"),
+            ("centres", "centers"),
+            ("fibre", "fiber"),
+            ("analyse", "analyze"),
+            ("realising", "realizing"),
+            ("organisation", "organization"),
+            ("dialogues", "dialogs"),
+        ] {
+            assert!(is_other_spelling(british, american) && is_other_spelling(american, british), "{british}, {american}");
+        }
+        for (word, other) in [
+            ("mourning", "morning"),
+            ("pouring", "poring"),
+            ("holly", "holy"),
+            ("bellow", "below"),
+            ("belly", "bely"),
+            ("filled", "filed"),
+            ("tilled", "tiled"),
+            ("polling", "poling"),
+            ("collar", "colar"),
+            ("totally", "totaly"),
+            ("tires", "tiers"),
+            ("fours", "fors"),
+        ] {
+            assert!(!is_other_spelling(word, other) && !is_other_spelling(other, word), "{word}, {other}");
         }
     }
 

@@ -119,7 +119,7 @@ pub struct RowCounts {
     pub wasted: u64,
     /// Rows whose loss rose.
     pub hurt: u64,
-    /// With a single token, of which nothing tells how sure it is.
+    /// With a single token, or tokens all alike, of which nothing tells how sure it is.
     pub untold: u64,
 }
 

@@ -14,6 +14,7 @@ use super::write::{Endings, Writing};
 use crate::engine::remote::Checked;
 use crate::error::Result;
 use crate::files::{read_existing_json, sha256};
+use crate::json::{finite_ends, null_is_nan};
 use crate::provenance::Provenance;
 use crate::stats::{Design, Estimate, Term, estimate, mean_over_parts, ratio};
 
@@ -213,10 +214,11 @@ pub struct Chosen {
 pub struct SubjectScore {
     /// Items.
     pub n: usize,
-    /// The metric.
+    /// The metric; null in the file where it is infinite or not a number.
+    #[serde(deserialize_with = "null_is_nan")]
     pub value: f64,
     /// Its 95 % interval over its items; absent in scores of earlier programs.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "finite_ends")]
     pub ci95: Option<[f64; 2]>,
 }
 

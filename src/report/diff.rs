@@ -14,7 +14,7 @@ use crate::error::Result;
 use crate::eval::compare::{Comparison, Flips, MacroChange, MeanChange, MetricChange, TaskChange};
 use crate::eval::divergence::Divergence;
 use crate::eval::retention::Retention;
-use crate::format::{count, divergence, n_tokens, thousands};
+use crate::format::{count, divergence, n_tokens, number, thousands};
 use crate::maps::{self, forest};
 use crate::provenance;
 use crate::stats::{Estimate, Interval};
@@ -428,13 +428,13 @@ struct Row {
 impl Row {
     fn of(task: &TaskChange, metric: &MetricChange) -> Row {
         let (scale, decimals) = if metric.lower_is_better { (1.0, 4) } else { (100.0, 2) };
-        let number = |value: f64| format!("{:.decimals$}", scale * value);
+        let number = |value: f64| number(scale * value, decimals);
         let count = |of: fn(&Flips) -> usize| task.flips.as_ref().map_or_else(|| "-".to_owned(), |flips| of(flips).to_string());
-        let ends = metric.difference.ci95;
+        let ends = metric.difference.ci95.filter(|ends| ends.iter().all(|end| end.is_finite()));
         Row {
             before: number(metric.before),
             after: number(metric.after),
-            change: format!("{:+.decimals$}", scale * metric.difference.value),
+            change: signed(scale * metric.difference.value, decimals),
             interval: ends.map_or_else(|| "-".to_owned(), |ends| interval(ends, scale)),
             lost: count(|flips| flips.lost.len()),
             gained: count(|flips| flips.gained.len()),
@@ -446,7 +446,15 @@ impl Row {
 
 fn interval([low, high]: [f64; 2], scale: f64) -> String {
     let decimals = if scale == 1.0 { 4 } else { 2 };
-    format!("{:+.decimals$} to {:+.decimals$}", scale * low, scale * high)
+    format!("{} to {}", signed(scale * low, decimals), signed(scale * high, decimals))
+}
+
+/// As [`number`], with a sign before what is above zero, too.
+fn signed(value: f64, digits: usize) -> String {
+    match number(value, digits) {
+        text if text.starts_with('-') => text,
+        text => format!("+{text}"),
+    }
 }
 
 fn p_value(p: f64) -> String {

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use crate::eval::results::{Chosen, Scores, SubjectScore, TaskScores, Work};
 use crate::eval::tasks::Kind;
 use crate::eval::write::{Endings, Writing};
-use crate::format::{count, counted, number_with_interval};
+use crate::format::{count, counted, ends, number, number_with_interval};
 use crate::stats::{Estimate, Interval};
 
 /// `out` is the folder that holds the scores.
@@ -157,8 +157,11 @@ fn is_share(metric: &str) -> bool {
 /// Shares in per cent, everything else as it is.
 fn numbers(metric: &str, estimate: &Estimate) -> String {
     let (scale, unit) = if is_share(metric) { (100.0, " %") } else { (1.0, "") };
-    let number = |value: f64| format!("{:.*}", if unit.is_empty() { 4 } else { 2 }, scale * value);
-    let stderr = estimate.stderr.map_or_else(|| "-".to_owned(), number);
-    let interval = estimate.ci95.map_or_else(|| "-".to_owned(), |[low, high]| format!("{} to {}", number(low), number(high)));
-    format!("{:>10}{stderr:>10}   {interval}", number(estimate.value) + unit)
+    let digits = if unit.is_empty() { 4 } else { 2 };
+    let stderr = estimate.stderr.map_or_else(|| "-".to_owned(), |stderr| number(scale * stderr, digits));
+    let interval = ends(estimate.ci95.map(|ends| ends.map(|end| scale * end)), digits);
+    let value = number(scale * estimate.value, digits);
+    let unit = if value == "-" { "" } else { unit };
+    // A number with an exponent may be as wide as its column.
+    format!("{:>10} {stderr:>9}   {interval}", value + unit)
 }

@@ -24,12 +24,15 @@ pub(super) fn terminal(learnt: &Learnt, [bold, dim, red, reset]: [&str; 4], widt
     let lists = [("", &learnt.overall), ("source ", &learnt.sources), ("turn ", &learnt.turns), ("", &learnt.kinds)];
     for (what, groups) in lists {
         if what.is_empty() || groups.len() > 1 {
-            lines.extend(groups.iter().map(|group| {
+            lines.extend(groups.iter().take(IN_REPORT).map(|group| {
                 let [rows, tokens, before, change, ends, verdict] = cells(group);
                 let name = beginning(&format!("{what}{}", visible(&group.name)), wide - 3);
                 let (on, off) = if group.verdict == Some(Verdict::Hurt) { (red, reset) } else { ("", "") };
                 format!("{on}{name:<wide$}{rows:>number$}{tokens:>number$}{before:>number$}{change:>number$}{ends:>ends_width$} {verdict}{off}")
             }));
+            if let Some(more @ 1..) = groups.len().checked_sub(IN_REPORT) {
+                lines.push(format!("{dim}and {} more, which diff.json has{reset}", thousands(more as u64)));
+            }
         }
     }
     lines.push(String::new());
@@ -95,7 +98,7 @@ pub(super) fn blocks(learnt: &Learnt) -> Vec<Block> {
             plain(", by the nats that were lost (size times count), then what was wasted:"),
         ]));
         let item = |(what, group): &(&&str, &Group)| {
-            let verdict = group.verdict.map_or("of one row only", Verdict::name);
+            let verdict = group.verdict.map_or("of one row, or of rows all alike", Verdict::name);
             let (nats, tokens) = (group.nats, n_tokens(group.tokens));
             vec![plain(format!("{what} {}: {verdict}, {nats:+.1} nats over {tokens}", group.name))]
         };
@@ -145,7 +148,7 @@ fn rows_sentence(learnt: &Learnt) -> String {
     let all = counts.helped + counts.wasted + counts.hurt;
     let part = |n: u64| format!("{} ({})", thousands(n), percent(share(n as f64, all as f64)));
     format!(
-        "Of {} rows {} were helped, {} wasted, {} hurt; {} more have a single token, of which nothing tells.",
+        "Of {} rows {} were helped, {} wasted, {} hurt; {} more have a single token, or tokens all alike, of which nothing tells.",
         thousands(all),
         part(counts.helped),
         part(counts.wasted),

@@ -51,6 +51,8 @@ pub(crate) struct Origin {
 
 /// Rows of the longer tables.
 const SHOWN: usize = 12;
+/// How many sources are shown: the sets that a data set is mixed of, not the addresses of a crawl.
+const SOURCES_SHOWN: usize = 50;
 
 /// Appends lines; writing to a String cannot fail.
 macro_rules! add {
@@ -379,8 +381,11 @@ fn breakdowns(text: &mut String, summary: &Summary) {
     let columns = "rows | tokens | perplexity | entropy | conflicts | of the loss | of the gradient |\n|---|---:|---:|---:|---:|---:|---:|---:|";
     if summary.sources.len() > 1 {
         add!(text, "## By source\n\n| source | {columns}");
-        for source in &summary.sources {
+        for source in summary.sources.iter().take(SOURCES_SHOWN) {
             row(text, &escaped(&source.source), &source.breakdown);
+        }
+        if let Some(more @ 1..) = summary.sources.len().checked_sub(SOURCES_SHOWN) {
+            add!(text, "\nAnd {} more sources, which summary.json has.", thousands(more as u64));
         }
         add!(text, "");
     }

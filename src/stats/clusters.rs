@@ -4,7 +4,7 @@
 //! the scale on which it is near symmetric.
 
 use super::bootstrap::{bootstrap_interval, stretch};
-use super::shares::student_t_975;
+use super::shares::{student_t_975, wilson};
 use super::terms::{Estimate, Interval, Term};
 
 /// Sums over clusters that were drawn whole, from which a ratio follows and how sure it is, without keeping the clusters.
@@ -48,11 +48,13 @@ impl ClusterSums {
             return Estimate::bare(value);
         }
         let n = self.clusters as f64;
-        // The sum of (a - ratio b)^2; rounding may take it below zero where all clusters are alike.
-        let squares = (self.aa - 2.0 * value * self.ab + value * value * self.bb).max(0.0);
+        // The sum of (a - ratio b)^2, of which rounding leaves something, above or below zero, where all clusters are alike.
+        let squares = self.aa - 2.0 * value * self.ab + value * value * self.bb;
+        let squares = if squares > ROUNDING * (self.aa + value * value * self.bb) { squares } else { 0.0 };
         let stderr = (squares * n / (n - 1.0)).sqrt() / self.denominator.abs();
         let ci95 = cluster_interval(value, stderr, self.clusters, scale);
-        Estimate { value, stderr: Some(stderr), ci95, interval: ci95.map(|_| Interval::StudentT) }
+        let interval = if stderr == 0.0 && scale == Scale::LogOdds { Interval::Wilson } else { Interval::StudentT };
+        Estimate { value, stderr: Some(stderr), ci95, interval: ci95.map(|_| interval) }
     }
 
     /// The interval alone. It is absent, too, for a share of 0 or 1, of which no cluster tells how it varies.
@@ -61,12 +63,16 @@ impl ClusterSums {
     }
 }
 
-/// The 95 % interval of `value`, whose standard error follows from so many clusters. Absent where it means nothing.
+/// Of sums of squares that differ by less than this share of them nobody can tell the difference from that of rounding.
+const ROUNDING: f64 = 1e-12;
+
+/// The 95 % interval of `value`, whose standard error follows from so many clusters. Absent where it means nothing, as where clusters that
+/// are all alike do not tell how far others would be. Of a share they tell as much as so many items do, by Wilson's interval.
 pub(crate) fn cluster_interval(value: f64, stderr: f64, clusters: u64, scale: Scale) -> Option<[f64; 2]> {
     // The error on the scale is that of the value times the slope there.
     let (at, slope) = match scale {
         // Nothing in any cluster: two models that are one.
-        Scale::Log if value == 0.0 && stderr == 0.0 && clusters > 1 => return Some([0.0; 2]),
+        Scale::Log | Scale::Plain if value == 0.0 && stderr == 0.0 && clusters > 1 => return Some([0.0; 2]),
         Scale::Plain => (value, 1.0),
         Scale::Log => (value.ln(), 1.0 / value),
         Scale::LogOdds => ((value / (1.0 - value)).ln(), 1.0 / (value * (1.0 - value))),
@@ -74,12 +80,17 @@ pub(crate) fn cluster_interval(value: f64, stderr: f64, clusters: u64, scale: Sc
     if clusters < 2 || !at.is_finite() || !stderr.is_finite() {
         return None;
     }
+    if stderr == 0.0 {
+        return (scale == Scale::LogOdds).then(|| wilson(value * clusters as f64, clusters as f64));
+    }
     let reach = student_t_975(clusters - 1) * stderr * slope;
-    Some([at - reach, at + reach].map(|end| match scale {
+    let ends = [at - reach, at + reach].map(|end| match scale {
         Scale::Plain => end,
         Scale::Log => end.exp(),
         Scale::LogOdds => 1.0 / (1.0 + (-end).exp()),
-    }))
+    });
+    // A factor's upper end may lie beyond the numbers.
+    Some(ends).filter(|ends| ends.iter().all(|end| end.is_finite()))
 }
 
 /// From more than this many clusters on, the linearised error of their sums tells what a bootstrap would tell, in less time.

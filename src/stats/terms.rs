@@ -3,14 +3,18 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::json::{finite_ends, null_is_nan};
+
 /// A number with its uncertainty; without it where there are fewer than two items.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Estimate {
-    /// The metric itself.
+    /// The metric itself; null in a file where it is infinite or not a number, as a perplexity beyond the range of the numbers.
+    #[serde(deserialize_with = "null_is_nan")]
     pub value: f64,
     /// Its standard error, in the unit of the metric; absent where there is too little to tell.
     pub stderr: Option<f64>,
     /// Never of width 0. Absent, too, where all items of a metric without bounds are alike: nothing then tells how far others would be.
+    #[serde(default, deserialize_with = "finite_ends")]
     pub ci95: Option<[f64; 2]>,
     /// How `ci95` was found.
     #[serde(default, skip_serializing_if = "Option::is_none")]

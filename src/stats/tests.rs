@@ -212,10 +212,22 @@ fn intervals_over_clusters_by_hand() {
     }
     let [low, high] = sums.ci95(Scale::LogOdds).unwrap();
     close((low / (1.0 - low)).ln() + (high / (1.0 - high)).ln(), 2.0 * (1.0f64 / 3.0).ln(), 1e-12);
-    // Rows that are all alike leave no doubt about a factor; rows without any leave nothing to say about a share.
-    let mut alike = ClusterSums::default();
-    (1..=4).for_each(|i| alike.add(Term { numerator: f64::from(i), denominator: f64::from(i) }));
-    assert_eq!((alike.ci95(Scale::Log), alike.ci95(Scale::LogOdds)), (Some([1.0, 1.0]), None));
+    // Rows that are all alike do not tell how far others would be: nothing of a factor, and of a share what as many items tell. All or
+    // none of a share has no odds.
+    let alike = |share: f64| {
+        let mut alike = ClusterSums::default();
+        (1..=4).for_each(|i| alike.add(Term { numerator: share * f64::from(i), denominator: f64::from(i) }));
+        [Scale::Plain, Scale::Log, Scale::LogOdds].map(|scale| alike.ci95(scale))
+    };
+    assert_eq!(alike(1.0), [None; 3]);
+    // 0.1 i is rounded.
+    let [plain, factor, share] = alike(0.1);
+    assert_eq!((plain, factor), (None, None));
+    for (found, expected) in share.unwrap().into_iter().zip(wilson(0.1 * 4.0, 4.0)) {
+        close(found, expected, 1e-12);
+    }
+    assert_eq!(alike(0.0), [Some([0.0; 2]), Some([0.0; 2]), None]);
+    assert_eq!(cluster_interval(1.0, 1e3, 9, Scale::Log), None);
     assert_eq!((ClusterSums::default().ci95(Scale::Plain), cluster_interval(0.0, 0.1, 9, Scale::LogOdds)), (None, None));
 }
 

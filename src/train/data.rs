@@ -103,16 +103,18 @@ impl TrainingSet {
             ));
         }
         let drawn = drawn(&numbers, share, seed);
+        // A crawled set has a source for every row.
+        let mut numbers_of: HashMap<_, usize> = HashMap::new();
         for (Row { sequence, source, name, target_weights }, is_drawn) in rows.into_iter().zip(drawn) {
             if is_drawn {
                 set.validation.push(sequence);
                 continue;
             }
-            let known = set.sources.iter().position(|known| *known == source);
-            set.source_of.push(known.unwrap_or(set.sources.len()));
-            if known.is_none() {
-                set.sources.push(source);
-            }
+            let number = *numbers_of.entry(source).or_insert_with_key(|source| {
+                set.sources.push(source.clone());
+                set.sources.len() - 1
+            });
+            set.source_of.push(number);
             set.names.push(name);
             set.target_weights.push(target_weights);
             set.sequences.push(sequence);

@@ -1,11 +1,12 @@
 //! What is logged at a step: one object of metrics.jsonl, and the same as TensorBoard scalars.
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
 use super::keep::Lowest;
 use super::step::StepToken;
 use crate::diagnosis::by_quadrant::ByQuadrant;
 use crate::diagnosis::quadrants::{Resolved, Thresholds};
+use crate::json::{finite_ends, null_is_nan};
 use crate::kernels::TokenStatistics;
 use crate::stats::{ClusterSums, Scale, Term};
 use crate::table::Quadrant;
@@ -15,7 +16,8 @@ use crate::tokens::Sequence;
 pub(crate) const HIGH_ENTROPY: f32 = 2.0;
 pub(crate) const LOW_ENTROPY: f32 = 0.5;
 
-/// One step, before its update. Means are over the supervised tokens; of no tokens they are absent.
+/// One step, before its update. Means are over the supervised tokens; of no tokens they are absent. JSON has no number for what is not finite:
+/// a line with such a loss is read again all the same.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct StepMetrics {
     /// Counted from 1.
@@ -23,14 +25,18 @@ pub(crate) struct StepMetrics {
     /// How many times the data have been gone through, in parts of an epoch.
     pub epoch: f64,
     /// The loss that is minimised.
+    #[serde(deserialize_with = "null_is_nan")]
     pub loss: f64,
     /// Mean -ln p, nats.
+    #[serde(deserialize_with = "null_is_nan")]
     pub cross_entropy: f64,
     /// Mean entropy over the vocabulary, nats.
+    #[serde(deserialize_with = "null_is_nan")]
     pub entropy: f64,
     /// Share of targets that are the model's first choice.
     pub accuracy: f64,
     /// The L2 norm of the whole gradient, before clipping.
+    #[serde(deserialize_with = "null_is_nan")]
     pub gradient_norm: f64,
     pub learning_rate: f64,
     /// Input tokens of the step.
@@ -38,9 +44,12 @@ pub(crate) struct StepMetrics {
     /// Supervised tokens of the step.
     pub supervised: u64,
     /// (sum w)^2 / sum w^2: as many tokens with equal weights would weigh in like these.
+    #[serde(deserialize_with = "null_is_nan")]
     pub effective_tokens: f64,
     /// Mean weight of the supervised tokens.
+    #[serde(deserialize_with = "null_is_nan")]
     pub mean_weight: f64,
+    #[serde(deserialize_with = "null_is_nan")]
     pub tokens_per_second: f64,
     /// Mean divergence from the base model at these tokens, for the methods that compute it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -75,12 +84,12 @@ pub(crate) struct Validation {
     #[serde(deserialize_with = "null_is_nan")]
     pub cross_entropy: f64,
     /// Its 95 % interval over the rows.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "finite_ends")]
     pub cross_entropy_ci95: Option<[f64; 2]>,
     /// Share of targets that are the model's first choice.
     pub accuracy: f64,
     /// Its 95 % interval over the rows.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "finite_ends")]
     pub accuracy_ci95: Option<[f64; 2]>,
     #[serde(default)]
     pub rows: u64,
@@ -94,7 +103,7 @@ pub(crate) struct Drift {
     #[serde(deserialize_with = "null_is_nan")]
     pub kl: f64,
     /// Its 95 % interval over the texts.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "finite_ends")]
     pub kl_ci95: Option<[f64; 2]>,
     /// Mean -ln p of the model, nats per token.
     #[serde(deserialize_with = "null_is_nan")]
@@ -111,11 +120,6 @@ pub(crate) struct Standing {
     pub validation: Option<Validation>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub drift: Option<Drift>,
-}
-
-/// JSON has no number for what is not finite; a line with such a loss is read again all the same.
-fn null_is_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
-    Ok(Option::<f64>::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
 
 impl Validation {
@@ -249,8 +253,9 @@ mod tests {
         let rows = [vec![token(-1.0, TARGET), token(-3.0, 2)], vec![], vec![token(-2.0, TARGET), token(-2.0, 4)]];
         let found = of(&rows);
         assert_eq!((found.cross_entropy, found.accuracy, found.rows, found.tokens), (2.0, 0.5, 2, 4));
-        // Both rows have a mean of 2 and one token in two right: nothing varies between them.
-        assert_eq!((found.cross_entropy_ci95, found.accuracy_ci95), (Some([2.0, 2.0]), Some([0.5, 0.5])));
+        // Both rows have a mean of 2 and one token in two right: of the loss that tells nothing, of the share what two items tell (Wilson).
+        let [low, high] = found.accuracy_ci95.unwrap();
+        assert!(found.cross_entropy_ci95.is_none() && (low - 0.094_531).abs() < 1e-6 && (high - 0.905_469).abs() < 1e-6);
         assert_eq!(of(&rows[..1]).cross_entropy_ci95, None);
     }
 
@@ -262,12 +267,18 @@ mod tests {
         let standing = Standing { validation: Some(validation), drift: Some(drift) };
         let metrics = StepMetrics {
             step: 3,
+            loss: f64::INFINITY,
+            cross_entropy: f64::INFINITY,
+            entropy: f64::NAN,
+            gradient_norm: f64::INFINITY,
+            mean_weight: f64::NAN,
             standing,
             lowest: Some(Lowest { worse_since: 1, ..Lowest::default() }),
             ..StepMetrics::default()
         };
         let line = serde_json::to_string(&metrics).unwrap();
         let again: StepMetrics = serde_json::from_str(&line).unwrap();
+        assert!(again.loss.is_nan() && again.gradient_norm.is_nan());
         assert!(again.standing.validation.unwrap().cross_entropy.is_nan() && again.standing.drift.unwrap().kl.is_nan());
         assert_eq!((again.step, again.lowest, serde_json::to_string(&again).unwrap()), (3, metrics.lowest, line));
     }

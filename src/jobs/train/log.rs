@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::Path;
 
 use super::events::EventWriter;
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use crate::files::write_atomically;
 use crate::train::metrics::StepMetrics;
 
@@ -46,10 +46,21 @@ impl Log {
     }
 }
 
-/// The steps in metrics.jsonl; a last line that a killed run left broken is not one.
+/// The steps in metrics.jsonl; a last line that a killed run left broken is not one, and any other that cannot be read is an error: what
+/// stands behind it would be lost.
 pub(super) fn read_metrics(path: &Path) -> Result<Vec<StepMetrics>> {
     match fs::read_to_string(path) {
-        Ok(text) => Ok(text.lines().map_while(|line| serde_json::from_str(line).ok()).collect()),
+        Ok(text) => {
+            let n_lines = text.lines().count();
+            let step = |(number, line): (usize, &str)| match serde_json::from_str(line) {
+                Ok(step) => Some(Ok(step)),
+                Err(_) if number == n_lines => None,
+                Err(error) => Some(Err(Error::new(format!("line {number} of the metrics cannot be read: {error}"))
+                    .at(path)
+                    .cure("Mend the line or move the file away; the run goes on without what it says."))),
+            };
+            (1..).zip(text.lines()).filter_map(step).collect()
+        }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(error).context_at(path, "cannot read the metrics"),
     }
@@ -59,6 +70,21 @@ pub(super) fn read_metrics(path: &Path) -> Result<Vec<StepMetrics>> {
 mod tests {
     use super::*;
     use crate::random::SplitMix;
+
+    #[test]
+    fn only_the_last_line_may_be_broken() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(METRICS_FILE);
+        let line = |step| serde_json::to_string(&StepMetrics { step, loss: f64::INFINITY, ..StepMetrics::default() }).unwrap();
+        let steps = |text: String| {
+            fs::write(&path, text).unwrap();
+            Ok::<_, Error>(read_metrics(&path)?.iter().map(|metrics| metrics.step).collect::<Vec<_>>())
+        };
+        let killed = &line(3)[..40];
+        assert_eq!(steps(format!("{}\n{}\n{killed}", line(1), line(2))).unwrap(), [1, 2]);
+        let error = steps(format!("{}\n{killed}\n{}\n", line(1), line(2))).unwrap_err().to_string();
+        assert!(error.contains("line 2 of the metrics cannot be read"), "{error}");
+    }
 
     #[test]
     fn a_resumed_run_writes_the_floats_of_its_metrics_as_they_were() {
