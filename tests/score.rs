@@ -414,6 +414,14 @@ fn a_run_goes_on_at_its_own_level_only_and_comparisons_name_another() {
     at("avx2", &score("other")).ok();
     let said = at("avx2", &["diff", "run", "other"]).ok().stdout;
     assert!(said.contains("The kernel level is portable in run and avx2 in other"), "{said}");
+    // A card rounds other sums than a processor, and than another card.
+    let path = workdir.path("other/run.json");
+    let mut record: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    assert_eq!(record["device"], "cpu");
+    record["device"] = "cuda (a card)".into();
+    std::fs::write(&path, record.to_string()).unwrap();
+    let said = at("avx2", &["diff", "run", "other"]).ok().stdout;
+    assert!(said.contains("The device is cpu in run and cuda (a card) in other"), "{said}");
     let same = at("avx2", &["diff", "run", "run"]).ok().stdout;
     assert!(!same.contains("kernel level"), "{same}");
 }

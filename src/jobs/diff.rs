@@ -71,7 +71,7 @@ fn remarks(job: &Job) -> Result<Vec<String>> {
         if records.into_iter().any(|record| record["server"].is_object()) {
             continue;
         }
-        for (key, what) in [("kernel_level", "kernel level"), ("dtype", "precision")] {
+        for (key, what) in [("kernel_level", "kernel level"), ("dtype", "precision"), ("device", "device")] {
             match records.map(|record| record[key].as_str()) {
                 [Some(a), Some(b)] if a != b => said.push(format!(
                     "The {what} is {a} in {} and {b} in {written}: part of every change is that of rounding",

@@ -225,8 +225,7 @@ mod tests {
         let configs = [
             r#"{}"#,
             r#"{"bos_token": "<s>"}"#,
-            r#"{"bos_token": "<s>", "add_bos_token": true}"#,
-            r#"{"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": true}"#,
+            r#"{"bos_token": "<s>", "eos_token": "</s>"}"#,
             r#"{"eos_token": "</s>"}"#,
         ];
         let mut hashes: Vec<String> = configs.iter().map(|config| of("m", config)).collect();

@@ -472,7 +472,7 @@ mod tests {
             1 if row > 10 => audit.add_error(row, &place(row), &Error::new("no").cure(format!("Mend {row}."))),
             n => {
                 let unused_switches = if n == 3 { vec![format!("messages[{row}].lossy")] } else { Vec::new() };
-                let empty_answer = row % 5 == 0;
+                let empty_answer = row.is_multiple_of(5);
                 audit.add(row, &place(row), &RowAudit { unused_switches, empty_answer, ..RowAudit::default() });
             }
         };
