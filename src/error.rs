@@ -17,13 +17,13 @@ pub struct Error {
     path: Option<PathBuf>,
     line: Option<u64>,
     cure: Option<String>,
-    kind: Kind,
+    kind: ErrorKind,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
 /// Decides the exit code of the program; see [`Error::exit_code`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum ErrorKind {
     /// The work could not be done.
     Failed,
     /// The command line makes no sense.
@@ -35,17 +35,17 @@ pub enum Kind {
 impl Error {
     /// A failure with this message: exit code 1, as yet without a file, a line, a cure or a cause.
     pub fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), path: None, line: None, cure: None, kind: Kind::Failed, source: None }
+        Self { message: message.into(), path: None, line: None, cure: None, kind: ErrorKind::Failed, source: None }
     }
 
     /// A wrong command line: exit code 2.
     pub fn usage(message: impl Into<String>) -> Self {
-        Self { kind: Kind::Usage, ..Self::new(message) }
+        Self { kind: ErrorKind::Usage, ..Self::new(message) }
     }
 
     /// A check that the user asked for fell short: exit code 3.
     pub fn check(message: impl Into<String>) -> Self {
-        Self { kind: Kind::Check, ..Self::new(message) }
+        Self { kind: ErrorKind::Check, ..Self::new(message) }
     }
 
     /// Names the file, unless a deeper layer has named one already.
@@ -85,16 +85,16 @@ impl Error {
         self.cure.as_deref()
     }
 
-    pub fn kind(&self) -> Kind {
+    pub fn kind(&self) -> ErrorKind {
         self.kind
     }
 
     /// 1 failed, 2 wrong usage, 3 a check the user asked for fell short.
     pub fn exit_code(&self) -> u8 {
         match self.kind {
-            Kind::Failed => 1,
-            Kind::Usage => 2,
-            Kind::Check => 3,
+            ErrorKind::Failed => 1,
+            ErrorKind::Usage => 2,
+            ErrorKind::Check => 3,
         }
     }
 

@@ -104,9 +104,8 @@ pub(crate) fn write_numbers<T: Copy, const N: usize>(
     let mut bytes = vec![0; N * numbers.len().min(AT_ONCE)];
     for numbers in numbers.chunks(AT_ONCE) {
         let (places, _) = bytes.as_chunks_mut::<N>();
-        // The loop goes by index: an iterator that stays a call, as those of std may where nothing is inlined across units, costs more
-        // than the
-        // work.
+        // The loop goes by index: an iterator that stays a call, as those of std may where nothing is inlined across units, costs more than
+        // the work.
         for i in 0..numbers.len() {
             places[i] = encode(numbers[i]);
         }

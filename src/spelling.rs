@@ -1,4 +1,60 @@
-//! Which name was meant by one that nothing has.
+//! How choices are spelt: the names of an enum's variants, and which name was meant by one that nothing has.
+
+use crate::error::Error;
+
+/// Gives an enum of choices its names: each stands once, beside its variant, and is what is printed, typed and written in files alike. Behind
+/// a `|` stand other programs' spellings, which are read and never written.
+macro_rules! named {
+    ($vis:vis $choice:ident, $what:literal: $($variant:ident = $name:literal $(| $other:literal)*),+ $(,)?) => {
+        impl $choice {
+            /// All of them, in the order in which messages list them.
+            $vis const ALL: [$choice; [$($name),+].len()] = [$($choice::$variant),+];
+
+            /// As options and files spell it.
+            $vis const fn name(self) -> &'static str {
+                match self {
+                    $($choice::$variant => $name,)+
+                }
+            }
+        }
+
+        impl std::fmt::Display for $choice {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.pad(self.name())
+            }
+        }
+
+        impl std::str::FromStr for $choice {
+            type Err = $crate::error::Error;
+
+            fn from_str(text: &str) -> $crate::error::Result<$choice> {
+                match text {
+                    $($name $(| $other)* => Ok($choice::$variant),)+
+                    _ => Err($crate::spelling::unknown($what, text, &$choice::ALL.map($choice::name))),
+                }
+            }
+        }
+
+        impl serde::Serialize for $choice {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+                serializer.serialize_str(self.name())
+            }
+        }
+
+        impl<'de> serde::Deserialize<'de> for $choice {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<$choice, D::Error> {
+                <String as serde::Deserialize>::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+            }
+        }
+    };
+}
+pub(crate) use named;
+
+/// The error for a text in the place of one of `names`.
+pub(crate) fn unknown(what: &str, text: &str, names: &[&str]) -> Error {
+    let meant = nearest(text, names.iter().copied()).map_or(String::new(), |meant| format!("Did you mean {meant}? "));
+    Error::usage(format!("expected {what}, found `{text}`")).cure(format!("{meant}Known are {}.", names.join(", ")))
+}
 
 /// The name that is nearest to what was typed, if it is near enough to have been meant: a slip in every four letters (a letter that is missing,
 /// too many, wrong, or in its neighbour's place), or a word that goes on where the name ends, as `evaluate` does behind `eval`.
@@ -13,7 +69,35 @@ pub(crate) fn nearest<'a>(typed: &str, names: impl IntoIterator<Item = &'a str>)
 
 #[cfg(test)]
 mod tests {
-    use super::nearest;
+    use super::*;
+
+    #[derive(Debug, Clone, Copy, PartialEq)]
+    enum Colour {
+        Red,
+        DarkGreen,
+    }
+
+    named! { Colour, "a colour": Red = "red", DarkGreen = "dark-green" | "dark_green" }
+
+    #[test]
+    fn names_are_printed_typed_and_written_alike_and_others_are_answered_with_them() {
+        for colour in Colour::ALL {
+            assert_eq!(colour.to_string().parse::<Colour>().unwrap(), colour);
+            let written = serde_json::to_value(colour).unwrap();
+            assert_eq!(written, colour.name());
+            assert_eq!(serde_json::from_value::<Colour>(written).unwrap(), colour);
+        }
+        assert_eq!("dark_green".parse::<Colour>().unwrap(), Colour::DarkGreen);
+        assert_eq!(format!("[{:>5}]", Colour::Red), "[  red]");
+        let error = "dark-gren".parse::<Colour>().unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        let told = error.to_string();
+        for expected in ["expected a colour, found `dark-gren`", "Did you mean dark-green? Known are red, dark-green."] {
+            assert!(told.contains(expected), "{told}");
+        }
+        let of_file = serde_json::from_str::<Colour>("\"blue\"").unwrap_err().to_string();
+        assert!(of_file.contains("expected a colour, found `blue`"), "{of_file}");
+    }
 
     #[test]
     fn slips_are_seen_through_and_other_words_are_not() {

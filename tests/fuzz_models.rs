@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use diagnose::kernels::{Dtype, Kernels};
-use diagnose::model::{LoadOptions, Model, Placement, Reference};
+use diagnose::model::{LoadOptions, Model, ModelName, Placement, Reference};
 
 const ROUNDS: u64 = 1_500;
 const CHILD: &str = "DIAGNOSE_TESTS_FUZZ_CHILD";
@@ -75,8 +75,9 @@ fn rounds() {
         let base = damaged == "adapter_config.json";
         let base = base.then(|| seed.join(base_of(&fs::read(seed.join("adapter_config.json")).unwrap())));
         let outcome = catch_unwind(AssertUnwindSafe(|| {
-            let base = base.as_ref().map(|base| base.to_str().unwrap());
-            let reference = Reference::resolve_on(path.to_str(), base, &|_, _, _| {})?;
+            let name = |path: &PathBuf| path.to_str().unwrap().to_owned();
+            let named = ModelName { written: Some(name(&path)), base: base.as_ref().map(name) };
+            let reference = Reference::resolve_named(&named, &|_, _, _| {})?;
             let options = LoadOptions { dtype: Dtype::F32, kernels: Kernels::Reference, device: Placement::Cpu };
             Model::load(&reference, options, 16).map(|_| ())
         }));

@@ -17,8 +17,7 @@ use crate::workdir::Workdir;
 /// does not grow with the layers, whose own bytes are known, so that the difference that a few layers show is that of the whole.
 const TOLERANCE: f64 = 0.05;
 /// How far it may be for the few layers. How much is alive at once while they are packed depends on how the threads get on: GLM's from
-/// GGUF took 1.87 to 2.1 GB of the 2.17 that were said, and its folder in bf16x3 2.26 to 2.6 of 2.71, least where other programs kept
-/// the
+/// GGUF took 1.87 to 2.1 GB of the 2.17 that were said, and its folder in bf16x3 2.26 to 2.6 of 2.71, least where other programs kept the
 /// processors busy.
 const OF_THE_SHAPE: [f64; 2] = [-0.18, 0.28];
 

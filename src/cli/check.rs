@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::path::PathBuf;
 
+use super::models::ModelArgs;
 use super::output;
 use super::progress::Terminal;
 use super::rows::RowArgs;
@@ -15,18 +16,16 @@ use crate::jobs::check::{self, Checked, Job, Repeated};
 /// Reads and renders every row with the model's tokenizer and chat template, without its weights: formats, rows that are skipped and why,
 /// the first rows with what is learnt marked, lengths, duplicates, prompts with contradictory answers, and the mask audit.
 #[derive(clap::Args)]
+#[command(mut_arg("model", |model| model.help(
+    "The model to train: a Hugging Face folder (its weights may be missing), a .gguf file, an adapter folder, or a hub id"
+)))]
 pub(super) struct Args {
     /// Data files, folders, globs, or `-` for standard input
     #[arg(required = true, value_name = "DATASET")]
     datasets: Vec<String>,
 
-    /// The model to train: a Hugging Face folder (its weights may be missing), a .gguf file, an adapter folder, or a hub id
-    #[arg(long, value_name = "REF")]
-    model: Option<String>,
-
-    /// For an adapter: the model that it is put on, in place of the one that its config names, such as the full model of a quantised one
-    #[arg(long, value_name = "REF")]
-    base: Option<String>,
+    #[command(flatten)]
+    model: ModelArgs,
 
     #[command(flatten)]
     rows: RowArgs,
@@ -57,8 +56,7 @@ pub(super) fn run(args: Args) -> Result<()> {
         render: args.rows.render()?,
         choice: args.rows.choice(),
         inputs: args.datasets,
-        model: args.model,
-        base: args.base,
+        model: args.model.name(),
         max_len: args.rows.max_len(),
         shown: args.show,
     };

@@ -4,7 +4,7 @@ use crate::engine::generate::Sampling;
 use crate::error::{Error, Result};
 
 /// The sampling, if it is one under which all that was given has a say; `option` asks for `times` answers to each prompt.
-pub(super) fn checked(sampling: Sampling, (option, times): (&str, u32)) -> Result<Sampling> {
+pub(super) fn checked(sampling: Sampling, option: &str, times: u32) -> Result<Sampling> {
     sampling.check()?;
     if !sampling.is_greedy() {
         return Ok(sampling);

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::draws;
+use super::models::{LoadArgs, ModelArgs};
 use super::output;
 use super::progress::Terminal;
 use super::servers::ServerArgs;
@@ -11,8 +12,6 @@ use crate::engine::remote::LEAST_TOP_K;
 use crate::error::{Error, Result};
 use crate::eval::{benchmarks, tasks};
 use crate::jobs::eval::{self, ChatWay, Job, Way, WrittenWay};
-use crate::kernels::{Dtype, Kernels};
-use crate::model::Placement;
 use crate::report::eval::table;
 use crate::tokens::RenderOptions;
 
@@ -23,14 +22,8 @@ use crate::tokens::RenderOptions;
 /// scores.json with samples.parquet and answers.parquet. Tasks that the folder holds already are not evaluated again, and an interrupted one goes on.
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// A Hugging Face model folder, a .gguf file, a LoRA adapter folder, or a hub id (org/name, org/name@revision, org/name:file.gguf);
-    /// SmolLM2-135M-Instruct by default, fetched once
-    #[arg(long, value_name = "REF")]
-    model: Option<String>,
-
-    /// For an adapter: the model that it is put on, in place of the one that its config names, such as the full model of a quantised one
-    #[arg(long, value_name = "REF")]
-    base: Option<String>,
+    #[command(flatten)]
+    model: ModelArgs,
 
     #[command(flatten)]
     servers: ServerArgs,
@@ -78,18 +71,8 @@ pub(super) struct Options {
     #[arg(long, default_value_t = 1234)]
     seed: u64,
 
-    /// Precision of the matrix products: f32, bf16, or bf16x3 (each factor as two bf16: near f32)
-    #[arg(long, default_value = "f32")]
-    dtype: Dtype,
-
-    /// Implementation of the operations: fused or reference (slow and plain)
-    #[arg(long, default_value = "fused", hide_short_help = true)]
-    kernels: Kernels,
-
-    /// Where the model runs: auto (an NVIDIA GPU if there is one that the model fits on, else the CPU), cpu, cuda, or metal (a build with
-    /// that feature, and --kernels reference)
-    #[arg(long, default_value = "auto", hide_short_help = true)]
-    device: Placement,
+    #[command(flatten)]
+    load: LoadArgs,
 
     /// Tokens that the model sees at once: longer contexts lose their beginning, texts are read in windows of this length [default: 2048, or
     /// what the model takes, if that is less]
@@ -183,9 +166,7 @@ impl Options {
             system: self.system.clone(),
             chat: self.chat()?,
             written: self.written.way()?,
-            dtype: self.dtype,
-            kernels: self.kernels,
-            device: self.device,
+            load: self.load.options(),
             max_len: self.max_len,
         })
     }
@@ -216,7 +197,7 @@ impl Options {
 impl Written {
     fn way(&self) -> Result<WrittenWay> {
         let sampling = Sampling { temperature: self.temperature, top_k: self.top_k, top_p: self.top_p, min_p: self.min_p };
-        let sampling = draws::checked(sampling, ("--repeats", self.repeats))?;
+        let sampling = draws::checked(sampling, "--repeats", self.repeats)?;
         for (option, n) in [
             ("--max-new-tokens", self.max_new_tokens.unwrap_or(1)),
             ("--repeats", self.repeats as usize),
@@ -249,8 +230,7 @@ pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
         return Err(Error::usage(format!("--batch {batch} is of this program's own engine; servers have --in-flight")));
     }
     let job = Job {
-        model: args.model,
-        base: args.base,
+        model: args.model.name(),
         servers,
         tasks: args.tasks,
         out: args.out,

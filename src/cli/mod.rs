@@ -3,7 +3,8 @@
 //! ```text
 //! score.rs        `diagnose DATASET...`, and `diagnose RUN`; every other command is in the file of its name: check.rs, rollout.rs, train.rs,
 //!                 eval.rs, diff.rs, export.rs, view.rs, guide.rs, and completions.rs for those and the manual pages
-//! rows.rs         options that several commands share: how rows are read; draws.rs how answers are drawn; servers.rs where the model runs
+//! rows.rs         options that several commands share: how rows are read; models.rs which model; draws.rs how answers are drawn; servers.rs
+//!                 where the model runs
 //! config.rs       options from a file
 //! runs.rs         finished runs as they are named
 //! output.rs       what is printed; progress.rs bars on stderr
@@ -17,6 +18,7 @@ mod draws;
 mod eval;
 mod export;
 mod guide;
+mod models;
 mod output;
 mod progress;
 mod rollout;

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::draws;
+use super::models::ModelArgs;
 use super::output;
 use super::progress::Terminal;
 use super::rows::RowArgs;
@@ -11,8 +12,8 @@ use crate::engine::generate::Sampling;
 use crate::engine::remote::LEAST_TOP_K;
 use crate::error::{Error, Result};
 use crate::jobs::rollout::{self, Job};
-use crate::kernels::Dtype;
-use crate::model::Placement;
+use crate::kernels::{Dtype, Kernels};
+use crate::model::{LoadOptions, Placement};
 
 /// Let the model answer the prompts of a data set itself
 ///
@@ -25,14 +26,8 @@ pub(super) struct Args {
     #[arg(required = true, value_name = "DATASET")]
     datasets: Vec<String>,
 
-    /// A Hugging Face model folder, a .gguf file, a LoRA adapter folder, or a hub id (org/name, org/name@revision, org/name:file.gguf);
-    /// SmolLM2-135M-Instruct by default, fetched once
-    #[arg(long, value_name = "REF")]
-    model: Option<String>,
-
-    /// For an adapter: the model that it is put on, in place of the one that its config names, such as the full model of a quantised one
-    #[arg(long, value_name = "REF")]
-    base: Option<String>,
+    #[command(flatten)]
+    model: ModelArgs,
 
     #[command(flatten)]
     servers: ServerArgs,
@@ -100,16 +95,14 @@ pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
     }
     args.rows.refuse_targets()?;
     let sampling = Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, min_p: args.min_p };
-    let sampling = draws::checked(sampling, ("--n", args.n))?;
+    let sampling = draws::checked(sampling, "--n", args.n)?;
     let job = Job {
         read: args.rows.read()?,
         inputs: args.datasets,
-        model: args.model,
-        base: args.base,
+        model: args.model.name(),
         servers: args.servers.options(LEAST_TOP_K)?,
         out: args.out,
-        dtype: args.dtype,
-        device: args.device,
+        load: LoadOptions { dtype: args.dtype, device: args.device, kernels: Kernels::default() },
         render: args.rows.render()?,
         max_len: args.rows.max_len(),
         choice: args.rows.choice(),
@@ -138,10 +131,10 @@ pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
 fn scoring_command(job: &Job, rollouts: &Path) -> String {
     let render = &job.render;
     let options = [
-        ("--model", job.model.clone()),
-        ("--base", job.base.clone()),
-        ("--dtype", (job.dtype != Dtype::F32).then(|| job.dtype.to_string())),
-        ("--device", (job.device != Placement::Auto).then(|| job.device.to_string())),
+        ("--model", job.model.written.clone()),
+        ("--base", job.model.base.clone()),
+        ("--dtype", (job.load.dtype != Dtype::F32).then(|| job.load.dtype.to_string())),
+        ("--device", (job.load.device != Placement::Auto).then(|| job.load.device.to_string())),
         ("--system", render.system.clone()),
         ("--chat-template", render.chat_template.as_ref().map(|path| path.display().to_string())),
         ("--chat-template-kwargs", render.template_switches.as_ref().map(ToString::to_string)),

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
+use super::models::{LoadArgs, ModelArgs};
 use super::output;
 use super::progress::Terminal;
 use super::rows::RowArgs;
@@ -15,8 +16,6 @@ use crate::error::{Error, Result};
 use crate::format::count;
 use crate::jobs::score::{self, Job, Joining, Outcome};
 use crate::jobs::{folders, landscape};
-use crate::kernels::{Dtype, Kernels};
-use crate::model::Placement;
 use crate::report::terminal;
 
 #[derive(clap::Args)]
@@ -27,31 +26,15 @@ pub(super) struct Args {
     #[arg(required = true, value_name = "DATASET")]
     datasets: Vec<String>,
 
-    /// A Hugging Face model folder, a .gguf file, a LoRA adapter folder, or a hub id (org/name, org/name@revision, org/name:file.gguf);
-    /// SmolLM2-135M-Instruct by default, fetched once
-    #[arg(long, value_name = "REF", aliases = ["model-name-or-path", "model_name_or_path"])]
-    model: Option<String>,
-
-    /// For an adapter: the model that it is put on, in place of the one that its config names, such as the full model of a quantised one
-    #[arg(long, value_name = "REF")]
-    base: Option<String>,
+    #[command(flatten)]
+    model: ModelArgs,
 
     /// The run folder; by default a folder under runs/ named after the data
     #[arg(long, value_name = "DIR", aliases = ["output-dir", "output_dir"])]
     out: Option<PathBuf>,
 
-    /// Precision of the matrix products: f32, bf16, or bf16x3 (each factor as two bf16: near f32)
-    #[arg(long, default_value = "f32")]
-    dtype: Dtype,
-
-    /// Implementation of the operations: fused or reference (slow and plain)
-    #[arg(long, default_value = "fused", hide_short_help = true)]
-    kernels: Kernels,
-
-    /// Where the model runs: auto (an NVIDIA GPU if there is one that the model fits on, else the CPU), cpu, cuda, or metal (a build with
-    /// that feature, and --kernels reference)
-    #[arg(long, default_value = "auto", hide_short_help = true)]
-    device: Placement,
+    #[command(flatten)]
+    load: LoadArgs,
 
     #[command(flatten)]
     servers: ScoringArgs,
@@ -223,13 +206,10 @@ fn job(args: Args, command_line: &str) -> Result<Job> {
     Ok(Job {
         read: args.rows.read()?,
         inputs: args.datasets,
-        model: args.model,
-        base: args.base,
+        model: args.model.name(),
         max_len: args.rows.max_len(),
         out: args.out,
-        dtype: args.dtype,
-        kernels: args.kernels,
-        device: args.device,
+        load: args.load.options(),
         elsewhere: args.servers.elsewhere()?,
         render: args.rows.render()?,
         choice: args.rows.choice(),

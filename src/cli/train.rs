@@ -12,8 +12,8 @@ use super::rows::RowArgs;
 use crate::diagnosis::gate::method_names;
 use crate::error::{Error, Result};
 use crate::format::{count, divergence, n_tokens, number_with_interval, thousands};
-use crate::jobs::train::{self, Job, Outcome, Plan, TrainRecord};
-use crate::train::declared::{Declared, Group, Kind, answered_names, other_names, our_name};
+use crate::jobs::train::{self, Job, Outcome, Plan, Program, TrainRecord};
+use crate::train::declared::{Declared, OptionGroup, ValueKind, answered_names, other_names, our_name};
 use crate::train::options::{DECLARED, Options};
 
 /// Fine-tune a model on the data: full or with low-rank adapters, with EAFT or the losses it is compared with
@@ -44,7 +44,7 @@ pub(super) struct Args {
 
     /// Write the same training as a configuration of llama-factory or axolotl into --out, and train nothing
     #[arg(long, value_name = "PROGRAM", help_heading = "Run")]
-    emit: Option<String>,
+    emit: Option<Program>,
 
     /// Continue from the newest checkpoint in --out: the same command does so anyway, and this one fails if there is none
     #[arg(long, help_heading = "Run")]
@@ -77,7 +77,7 @@ impl FromArgMatches for Typed {
     fn from_arg_matches(matches: &ArgMatches) -> clap::error::Result<Typed> {
         let typed = |name: &str| {
             let texts = || matches.get_many::<String>(name).map(|texts| texts.cloned().collect()).unwrap_or_default();
-            let is_switch = DECLARED.iter().any(|declared| declared.name() == name && declared.kind == Kind::Switch);
+            let is_switch = DECLARED.iter().any(|declared| declared.name() == name && declared.kind == ValueKind::Switch);
             let texts = if is_switch { vec![matches.get_flag(name).to_string()] } else { texts() };
             (name.to_owned(), texts)
         };
@@ -96,11 +96,11 @@ fn argument(declared: &Declared) -> Arg {
     let name = declared.name();
     let argument = Arg::new(name.clone()).help(help(declared)).help_heading(declared.group.title());
     let argument = match declared.kind {
-        Kind::Switch => argument.action(ArgAction::SetTrue),
-        Kind::Texts | Kind::Numbers => argument.action(ArgAction::Append).value_name("NAME"),
-        Kind::Whole => argument.value_name("N"),
-        Kind::Number => argument.value_name("NUMBER"),
-        Kind::Text => argument.value_name("TEXT"),
+        ValueKind::Switch => argument.action(ArgAction::SetTrue),
+        ValueKind::Texts | ValueKind::Numbers => argument.action(ArgAction::Append).value_name("NAME"),
+        ValueKind::Whole => argument.value_name("N"),
+        ValueKind::Number => argument.value_name("NUMBER"),
+        ValueKind::Text => argument.value_name("TEXT"),
     };
     if name == "datasets" {
         return argument.value_name("DATASET").num_args(0..).help_heading("Data");
@@ -108,7 +108,7 @@ fn argument(declared: &Declared) -> Arg {
     let others = other_names(&name).flat_map(|theirs| [theirs.to_owned(), theirs.replace('_', "-")]);
     let aliases = others.chain([name.replace('-', "_")]).filter(|alias| *alias != name);
     let aliases: Vec<String> = aliases.collect();
-    argument.long(name).aliases(aliases).allow_negative_numbers(true).hide(declared.group == Group::Expert)
+    argument.long(name).aliases(aliases).allow_negative_numbers(true).hide(declared.group == OptionGroup::Expert)
 }
 
 /// The sentence of an option, with the default where the sentence does not say it.
@@ -134,7 +134,7 @@ fn default_of(declared: &Declared) -> Option<String> {
 /// Every option with its sentence, by groups.
 fn all_options() -> String {
     let mut text = String::new();
-    for group in Group::ALL {
+    for group in OptionGroup::ALL {
         text += &format!("{}:\n", group.title());
         for declared in DECLARED.iter().filter(|declared| declared.group == group) {
             text += &format!("  {:<18} {}\n", declared.name(), help(declared));
@@ -174,7 +174,7 @@ pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
         return output::print(&all_options());
     }
     let options = Options::resolve(args.config.as_deref(), overrides(&args.typed, &args.set)?)?;
-    if let Some(program) = &args.emit {
+    if let Some(program) = args.emit {
         return emit(program, &options, args.json);
     }
     let watch = Terminal::heeding_interrupts()?;
@@ -191,10 +191,9 @@ pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
     }
 }
 
-fn emit(program: &str, options: &Options, as_json: bool) -> Result<()> {
-    let target = program.parse()?;
+fn emit(program: Program, options: &Options, as_json: bool) -> Result<()> {
     let watch = Terminal::new();
-    let (folder, rows) = train::emit(options, target, &watch)?;
+    let (folder, rows) = train::emit(options, program, &watch)?;
     drop(watch);
     if as_json {
         return output::print(&output::json(&json!({"out": folder, "rows": rows}))?);

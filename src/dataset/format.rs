@@ -1,8 +1,6 @@
 //! The formats: their names, how they are recognised, and the way from a row to its examples.
 
 use std::cmp::Reverse;
-use std::fmt;
-use std::str::FromStr;
 
 use serde_json::Value;
 
@@ -14,15 +12,14 @@ use super::mapping::FieldMap;
 use super::roles::RoleMap;
 use super::{chat, pairs, switches, tools};
 use crate::error::{Error, Result};
+use crate::spelling::named;
 
 /// What the keys of a row mean.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Format {
     /// `messages`: a list of `{"role", "content", ..}`.
     Messages,
     /// `conversations`: a list of `{"from", "value"}`.
-    #[serde(rename = "sharegpt")]
     ShareGpt,
     Alpaca,
     PromptCompletion,
@@ -34,33 +31,19 @@ pub enum Format {
     SelfInstruct,
 }
 
+named! {
+    pub Format, "a format":
+    Messages = "messages",
+    ShareGpt = "sharegpt",
+    Alpaca = "alpaca",
+    PromptCompletion = "prompt-completion",
+    QuestionAnswer = "question-answer",
+    Text = "text",
+    Oasst = "oasst",
+    SelfInstruct = "self-instruct",
+}
+
 impl Format {
-    /// All formats, in the order in which error messages name them.
-    pub const ALL: [Format; 8] = [
-        Format::Messages,
-        Format::ShareGpt,
-        Format::Alpaca,
-        Format::PromptCompletion,
-        Format::QuestionAnswer,
-        Format::Text,
-        Format::Oasst,
-        Format::SelfInstruct,
-    ];
-
-    /// The name that `--format` takes.
-    pub fn name(self) -> &'static str {
-        match self {
-            Format::Messages => "messages",
-            Format::ShareGpt => "sharegpt",
-            Format::Alpaca => "alpaca",
-            Format::PromptCompletion => "prompt-completion",
-            Format::QuestionAnswer => "question-answer",
-            Format::Text => "text",
-            Format::Oasst => "oasst",
-            Format::SelfInstruct => "self-instruct",
-        }
-    }
-
     /// The fields that tell the format, as help texts show them.
     pub fn keys(self) -> &'static str {
         match self {
@@ -252,23 +235,6 @@ fn two_longest_texts(row: &Object) -> Option<(&str, &str)> {
     texts.sort_unstable_by_key(|&(length, at, _)| (Reverse(length), at));
     let [(_, first, key), (_, second, other), ..] = texts[..] else { return None };
     Some(if first < second { (key, other) } else { (other, key) })
-}
-
-impl fmt::Display for Format {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
-    }
-}
-
-impl FromStr for Format {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Format> {
-        Format::ALL.into_iter().find(|format| format.name() == name).ok_or_else(|| {
-            let known: Vec<_> = Format::ALL.iter().map(|format| format.name()).collect();
-            Error::usage(format!("expected a format, found `{name}`")).cure(format!("Known formats: {}.", known.join(", ")))
-        })
-    }
 }
 
 #[cfg(test)]

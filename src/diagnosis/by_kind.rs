@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::context::Spot;
-use super::kinds::Kind;
+use super::kinds::ConflictKind;
 
 /// The conflicts by kind, and rows whose prompts are nearly the same. The tables conflicts.parquet and pairs.parquet have all of them.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -40,7 +40,7 @@ pub struct Prompted {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PromptedKind {
     /// The kind.
-    pub kind: Kind,
+    pub kind: ConflictKind,
     /// Its conflicts in the rows that were scored again.
     pub tokens: u64,
     /// Those that are no conflicts then.
@@ -57,7 +57,7 @@ pub struct PromptedKind {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct KindSums {
     /// The kind.
-    pub kind: Kind,
+    pub kind: ConflictKind,
     /// Its conflicts.
     pub tokens: u64,
     /// The rows that they stand in.
@@ -76,7 +76,7 @@ pub struct ConflictGroup {
     /// Its number in conflicts.parquet.
     pub group: u32,
     /// The kind of all of them.
-    pub kind: Kind,
+    pub kind: ConflictKind,
     /// The text of the target.
     pub token: String,
     /// The text of the model's choice.

@@ -2,6 +2,8 @@
 //!
 //! The table knows a token by its span; the sentence comes from the data, once they are at hand. Left out here: how it is shown.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
 /// The place of a token, and its sentence where the data were at hand.
@@ -41,17 +43,17 @@ pub struct Places {
 }
 
 impl Places {
-    /// The token's own bytes `begin..end`. One of the template has none: it stands behind the token before it, such as the end of the turn
+    /// The token's own `bytes`. One of the template has none: it stands behind the token before it, such as the end of the turn
     /// behind the whole text, and at its beginning where no other comes before.
-    pub fn next(&mut self, (row, turn): (u32, u16), (begin, end): (u32, u32)) -> (u32, u32) {
+    pub fn next(&mut self, row: u32, turn: u16, bytes: Range<u32>) -> Range<u32> {
         if self.of != Some((row, turn)) {
             *self = Places { of: Some((row, turn)), end: 0 };
         }
-        if begin == end {
-            return (self.end, self.end);
+        if bytes.is_empty() {
+            return self.end..self.end;
         }
-        self.end = end;
-        (begin, end)
+        self.end = bytes.end;
+        bytes
     }
 }
 
@@ -162,22 +164,12 @@ mod tests {
     #[test]
     fn a_token_of_the_template_stands_where_it_comes() {
         let text = "No. Paris it is.\n";
-        let [row, turn] = [(7, 1), (7, 3)];
+        // In the turns 1 and 3 of row 7.
         let mut places = Places::default();
         // A header, four tokens of text of which two share a character, the end of the turn and a line feed behind it; then the next turn.
-        let tokens = [
-            (row, 0, 0),
-            (row, 0, 3),
-            (row, 3, 5),
-            (row, 3, 5),
-            (row, 5, 17),
-            (row, 0, 0),
-            (row, 0, 0),
-            (turn, 0, 0),
-            (turn, 0, 2),
-        ];
-        let found = tokens.map(|(of, begin, end)| places.next(of, (begin, end)));
-        assert_eq!(found, [(0, 0), (0, 3), (3, 5), (3, 5), (5, 17), (17, 17), (17, 17), (0, 0), (0, 2)]);
+        let tokens = [(1, 0..0), (1, 0..3), (1, 3..5), (1, 3..5), (1, 5..17), (1, 0..0), (1, 0..0), (3, 0..0), (3, 0..2)];
+        let found = tokens.map(|(turn, bytes)| places.next(7, turn, bytes));
+        assert_eq!(found, [0..0, 0..3, 3..5, 3..5, 5..17, 17..17, 17..17, 0..0, 0..2]);
         let context = |at: usize| InContext::of(text, at, at);
         let of =
             |before: &str, after: &str| InContext { before: before.to_owned(), token: String::new(), after: after.to_owned() };

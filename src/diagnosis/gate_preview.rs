@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::by_quadrant::ByQuadrant;
 use super::gate::{Gate, Token, Weight};
-use crate::stats::{ClusterSums, Scale, Term, share};
+use crate::stats::{ClusterSums, Scale, Term, effective_number, share};
 use crate::table::{Quadrant, TokenChunk};
 
 /// One gate over the whole data set.
@@ -141,7 +141,7 @@ impl GateSums {
         GatePreview {
             gate: self.gate.to_string(),
             weight: self.weight,
-            effective_tokens: share(remaining.weight * remaining.weight, self.squares),
+            effective_tokens: effective_number(remaining.weight, self.squares),
             mean_weight: share(remaining.weight, total.weight),
             learning_rate_factor: (remaining.grad > 0.0).then(|| total.grad / remaining.grad),
             learning_rate_factor_ci95: self.factor.ci95(Scale::Log),

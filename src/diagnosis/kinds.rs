@@ -21,17 +21,11 @@
 //! German nouns pass for names and Chinese names for nothing; a language is told by its script, so that French and English are one; the small
 //! words are English ones.
 
-use std::fmt;
-use std::str::FromStr;
+use crate::spelling::named;
 
-use serde::{Deserialize, Serialize};
-
-use crate::error::{Error, Result};
-
-/// Why a conflict may be one, as the rule that fits says; the rules stand at the head of this file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Kind {
+/// Why a conflict may be one, as the rule that fits says; the rules stand at the head of this file, in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ConflictKind {
     Malformed,
     Template,
     Format,
@@ -43,56 +37,24 @@ pub enum Kind {
     Unexplained,
 }
 
-impl Kind {
-    /// In the order of the rules.
-    pub const ALL: [Kind; 9] = [
-        Kind::Malformed,
-        Kind::Template,
-        Kind::Format,
-        Kind::Wording,
-        Kind::Disagreement,
-        Kind::Number,
-        Kind::Language,
-        Kind::Entity,
-        Kind::Unexplained,
-    ];
+named! {
+    pub ConflictKind, "a kind of conflict":
+    Malformed = "malformed",
+    Template = "template",
+    Format = "format",
+    Wording = "wording",
+    Disagreement = "disagreement",
+    Number = "number",
+    Language = "language",
+    Entity = "entity",
+    Unexplained = "unexplained",
+}
 
-    /// The name in files.
-    pub fn name(self) -> &'static str {
-        match self {
-            Kind::Malformed => "malformed",
-            Kind::Template => "template",
-            Kind::Format => "format",
-            Kind::Wording => "wording",
-            Kind::Disagreement => "disagreement",
-            Kind::Number => "number",
-            Kind::Language => "language",
-            Kind::Entity => "entity",
-            Kind::Unexplained => "unexplained",
-        }
-    }
-
+impl ConflictKind {
     /// Does a conflict of this kind concern how a text is written, and not what it says? Such conflicts come by the hundred wherever a data set
     /// has another style than the model; a list of rows to read puts them behind the others.
     pub fn is_of_form(self) -> bool {
-        matches!(self, Kind::Template | Kind::Format | Kind::Wording)
-    }
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
-    }
-}
-
-impl FromStr for Kind {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Kind> {
-        Kind::ALL.into_iter().find(|kind| kind.name() == name).ok_or_else(|| {
-            Error::usage(format!("expected a kind of conflict, found `{name}`"))
-                .cure(format!("Kinds are: {}.", Kind::ALL.map(Kind::name).join(", ")))
-        })
+        matches!(self, ConflictKind::Template | ConflictKind::Format | ConflictKind::Wording)
     }
 }
 
@@ -125,33 +87,33 @@ const TEMPLATE_SHARE: usize = 200;
 const SHORT_ANSWER: usize = 3;
 
 /// The kind of a conflict, and what speaks for it, in a few words.
-pub fn kind(conflict: &Conflict) -> (Kind, String) {
+pub fn kind(conflict: &Conflict) -> (ConflictKind, String) {
     let &Conflict { text, begin, end, top, earlier, rows_alike, rows, others } = conflict;
     let is_of_template = begin >= end;
     let first_byte = begin;
     let begin = text.floor_char_boundary(begin.min(text.len()));
     let token = &text[begin..text.ceil_char_boundary(end.clamp(begin, text.len()))];
     if token.contains('\u{FFFD}') {
-        return (Kind::Malformed, "the text holds U+FFFD, the trace of a broken conversion".to_owned());
+        return (ConflictKind::Malformed, "the text holds U+FFFD, the trace of a broken conversion".to_owned());
     }
     if rows_alike >= TEMPLATE_ROWS && rows_alike * TEMPLATE_SHARE >= rows {
-        return (Kind::Template, format!("the same in {rows_alike} rows at this place of the answer"));
+        return (ConflictKind::Template, format!("the same in {rows_alike} rows at this place of the answer"));
     }
     if is_of_template {
         return match open_end(text) {
-            Some(what) => (Kind::Malformed, what),
-            None => (Kind::Template, "a token of the template".to_owned()),
+            Some(what) => (ConflictKind::Malformed, what),
+            None => (ConflictKind::Template, "a token of the template".to_owned()),
         };
     }
     let top = &as_text(top, &text.as_bytes()[begin..first_byte.clamp(begin, text.len())]);
     if let Some(what) = other_form(text, begin, token, top) {
-        return (Kind::Format, what.to_owned());
+        return (ConflictKind::Format, what.to_owned());
     }
     let at = begin + token.len() - token.trim_start().len();
     let word = word_around(text, at);
     let expected = &expected_word(text, at, top);
     if is_other_spelling(word, expected) {
-        return (Kind::Format, format!("`{word}` is another spelling of `{expected}`"));
+        return (ConflictKind::Format, format!("`{word}` is another spelling of `{expected}`"));
     }
     let against = || match expected.is_empty() {
         true => format!("the data say `{word}`, and the model something else"),
@@ -159,32 +121,32 @@ pub fn kind(conflict: &Conflict) -> (Kind, String) {
     };
     if is_small_word(text, word, token) {
         let own = if word.is_empty() { token.trim() } else { word };
-        return (Kind::Wording, format!("`{own}` claims nothing by itself; the model begins `{}`", top.trim()));
+        return (ConflictKind::Wording, format!("`{own}` claims nothing by itself; the model begins `{}`", top.trim()));
     }
     if is_other_ending(word, expected) {
-        return (Kind::Wording, format!("`{word}` is another form of `{expected}`"));
+        return (ConflictKind::Wording, format!("`{word}` is another form of `{expected}`"));
     }
     if let Some((row, _)) = others.iter().find(|(_, answer)| !word.is_empty() && !has_word(answer, word)) {
-        return (Kind::Disagreement, format!("row {row} answers the same prompt without `{word}`"));
+        return (ConflictKind::Disagreement, format!("row {row} answers the same prompt without `{word}`"));
     }
     if is_counted(word, expected) || (is_number(expected) && !word.is_empty()) {
-        return (Kind::Number, against());
+        return (ConflictKind::Number, against());
     }
     if is_of_sum(text, begin, token) {
-        return (Kind::Number, format!("`{}` beside a number, and the model begins `{}`", token.trim(), top.trim()));
+        return (ConflictKind::Number, format!("`{}` beside a number, and the model begins `{}`", token.trim(), top.trim()));
     }
     if let (Some(own), Some(other)) = (script(word), script(expected))
         && own != other
     {
-        return (Kind::Language, format!("{own} letters, and the model writes {other}"));
+        return (ConflictKind::Language, format!("{own} letters, and the model writes {other}"));
     }
     if is_name(text, word) {
-        return (Kind::Entity, against());
+        return (ConflictKind::Entity, against());
     }
     if let Some(said) = said_before(text, at, word, expected, earlier) {
-        return (Kind::Disagreement, format!("earlier in the row stands `{said}`"));
+        return (ConflictKind::Disagreement, format!("earlier in the row stands `{said}`"));
     }
-    (Kind::Unexplained, String::new())
+    (ConflictKind::Unexplained, String::new())
 }
 
 /// The text of a token whose bytes, where they are shown as `<0xE4>`, go on behind `head`; without a last character that is not whole.
@@ -638,7 +600,7 @@ fn is_list_number(text: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn of(text: &str, token: &str, top: &str) -> Kind {
+    fn of(text: &str, token: &str, top: &str) -> ConflictKind {
         let begin = text.find(token).unwrap();
         let conflict =
             Conflict { text, begin, end: begin + token.len(), top, earlier: &[], rows_alike: 1, rows: 100, others: &[] };
@@ -648,63 +610,63 @@ mod tests {
     #[test]
     fn each_rule_by_hand() {
         for (text, token, top, expected) in [
-            ("The capital of France is Lyon. It lies", " Lyon", " Paris", Kind::Entity),
-            ("The capital of France is Lyon. It lies", "yon", "isbon", Kind::Entity),
-            ("Lyon.", "Lyon", "Paris", Kind::Entity),
-            ("Yes, it does move in the wind.", "Yes", "No", Kind::Unexplained),
-            ("6. June\n7. July\n8. December\n", " December", " August", Kind::Entity),
-            ("The root of 1764 is 36.", "3", "4", Kind::Number),
-            ("about 98.1 degrees", "1", "6", Kind::Number),
-            ("six, twelve, eight", " twelve", " seven", Kind::Number),
-            ("星期六下午", "六", "三", Kind::Number),
-            ("今年八十岁", "八", "二", Kind::Number),
-            ("我喜欢喝水", "水", "茶", Kind::Unexplained),
-            ("so we say no", " no", " 5", Kind::Number),
-            ("He said yes,and left", ",", ", ", Kind::Format),
-            ("A cat. The dog", ".", "!", Kind::Format),
-            ("it is New", " New", " new", Kind::Format),
-            ("It is  so", "  ", " ", Kind::Format),
-            ("unbelievable", "un", "unbel", Kind::Format),
-            ("the word is мир here", " мир", " peace", Kind::Language),
-            ("Blood is pumped by the lungs.", " lungs", " heart", Kind::Unexplained),
-            ("a \u{FFFD} b", "\u{FFFD}", "x", Kind::Malformed),
+            ("The capital of France is Lyon. It lies", " Lyon", " Paris", ConflictKind::Entity),
+            ("The capital of France is Lyon. It lies", "yon", "isbon", ConflictKind::Entity),
+            ("Lyon.", "Lyon", "Paris", ConflictKind::Entity),
+            ("Yes, it does move in the wind.", "Yes", "No", ConflictKind::Unexplained),
+            ("6. June\n7. July\n8. December\n", " December", " August", ConflictKind::Entity),
+            ("The root of 1764 is 36.", "3", "4", ConflictKind::Number),
+            ("about 98.1 degrees", "1", "6", ConflictKind::Number),
+            ("six, twelve, eight", " twelve", " seven", ConflictKind::Number),
+            ("星期六下午", "六", "三", ConflictKind::Number),
+            ("今年八十岁", "八", "二", ConflictKind::Number),
+            ("我喜欢喝水", "水", "茶", ConflictKind::Unexplained),
+            ("so we say no", " no", " 5", ConflictKind::Number),
+            ("He said yes,and left", ",", ", ", ConflictKind::Format),
+            ("A cat. The dog", ".", "!", ConflictKind::Format),
+            ("it is New", " New", " new", ConflictKind::Format),
+            ("It is  so", "  ", " ", ConflictKind::Format),
+            ("unbelievable", "un", "unbel", ConflictKind::Format),
+            ("the word is мир here", " мир", " peace", ConflictKind::Language),
+            ("Blood is pumped by the lungs.", " lungs", " heart", ConflictKind::Unexplained),
+            ("a \u{FFFD} b", "\u{FFFD}", "x", ConflictKind::Malformed),
             // A token that the model makes of fewer letters may be another word.
-            ("more than an ordinary year", " an", " a", Kind::Wording),
-            ("within about a week", " about", " a", Kind::Wording),
-            ("The bottom is flat.", " flat", " fl", Kind::Unexplained),
-            ("it covers a million. Many", ".", " square", Kind::Format),
-            ("a lake. It", ".", "\n", Kind::Format),
-            ("as he said \"no\".", " \"", " with", Kind::Format),
-            ("milk\n- bread", "\n", " and", Kind::Format),
-            ("it lies 3.5 km off", ".", " km", Kind::Number),
-            ("24 - 10 = 14", " -", " +", Kind::Number),
-            ("24 - 10 = 14", " =", ".", Kind::Number),
-            ("so that x = y", " =", " +", Kind::Unexplained),
+            ("more than an ordinary year", " an", " a", ConflictKind::Wording),
+            ("within about a week", " about", " a", ConflictKind::Wording),
+            ("The bottom is flat.", " flat", " fl", ConflictKind::Unexplained),
+            ("it covers a million. Many", ".", " square", ConflictKind::Format),
+            ("a lake. It", ".", "\n", ConflictKind::Format),
+            ("as he said \"no\".", " \"", " with", ConflictKind::Format),
+            ("milk\n- bread", "\n", " and", ConflictKind::Format),
+            ("it lies 3.5 km off", ".", " km", ConflictKind::Number),
+            ("24 - 10 = 14", " -", " +", ConflictKind::Number),
+            ("24 - 10 = 14", " =", ".", ConflictKind::Number),
+            ("so that x = y", " =", " +", ConflictKind::Unexplained),
             // A step of a calculation is enclosed, in whatever tokens; a comparison is one.
-            ("so 3+4 = <<3+4=7>>7 eggs", " <<", " 7", Kind::Format),
-            ("so 3+4 = <<3+4=7>>7 eggs", "<", "7", Kind::Format),
-            ("so 3+4 = <<3+4=7>>7 eggs", ">>", " eggs", Kind::Format),
-            ("so 3+4 = <<3+4=7>>7 eggs", ">", " eggs", Kind::Format),
-            ("so 3+4 = <<3+4=7>>7 eggs", "+", "-", Kind::Number),
-            ("since 3 < 4 and", " <", " >", Kind::Number),
-            ("print(x)", "(", " x", Kind::Unexplained),
-            ("40 square centimetres.", " centimetres", " centimeters", Kind::Format),
-            ("to organise it", " organise", " organize", Kind::Format),
-            ("a colourful bird", " colourful", " colorful", Kind::Format),
-            ("to digest fat; it", " fat", " fats", Kind::Wording),
-            ("Inhaled medicines", "aled", "aling", Kind::Wording),
-            ("It tells of two", " of", " the", Kind::Wording),
-            ("I'll look up", "'ll", "'m", Kind::Wording),
-            ("It is not so", " not", " so", Kind::Unexplained),
-            ("they never do", " never", " always", Kind::Unexplained),
-            ("made in the US by them", " US", " UK", Kind::Entity),
-            ("think of It as", " It", " the", Kind::Entity),
-            ("Here is one, too", " one", " a", Kind::Unexplained),
-            ("one, two, one", " two", " three", Kind::Number),
-            ("zero, one, two", " one", " two", Kind::Number),
+            ("so 3+4 = <<3+4=7>>7 eggs", " <<", " 7", ConflictKind::Format),
+            ("so 3+4 = <<3+4=7>>7 eggs", "<", "7", ConflictKind::Format),
+            ("so 3+4 = <<3+4=7>>7 eggs", ">>", " eggs", ConflictKind::Format),
+            ("so 3+4 = <<3+4=7>>7 eggs", ">", " eggs", ConflictKind::Format),
+            ("so 3+4 = <<3+4=7>>7 eggs", "+", "-", ConflictKind::Number),
+            ("since 3 < 4 and", " <", " >", ConflictKind::Number),
+            ("print(x)", "(", " x", ConflictKind::Unexplained),
+            ("40 square centimetres.", " centimetres", " centimeters", ConflictKind::Format),
+            ("to organise it", " organise", " organize", ConflictKind::Format),
+            ("a colourful bird", " colourful", " colorful", ConflictKind::Format),
+            ("to digest fat; it", " fat", " fats", ConflictKind::Wording),
+            ("Inhaled medicines", "aled", "aling", ConflictKind::Wording),
+            ("It tells of two", " of", " the", ConflictKind::Wording),
+            ("I'll look up", "'ll", "'m", ConflictKind::Wording),
+            ("It is not so", " not", " so", ConflictKind::Unexplained),
+            ("they never do", " never", " always", ConflictKind::Unexplained),
+            ("made in the US by them", " US", " UK", ConflictKind::Entity),
+            ("think of It as", " It", " the", ConflictKind::Entity),
+            ("Here is one, too", " one", " a", ConflictKind::Unexplained),
+            ("one, two, one", " two", " three", ConflictKind::Number),
+            ("zero, one, two", " one", " two", ConflictKind::Number),
             // Bytes of a character: another one, or nobody knows which.
-            ("全长很长", "长", "<0xE9><0x83>", Kind::Unexplained),
-            ("今年九十", "九", "<0xE4><0xBA>", Kind::Number),
+            ("全长很长", "长", "<0xE9><0x83>", ConflictKind::Unexplained),
+            ("今年九十", "九", "<0xE4><0xBA>", ConflictKind::Number),
         ] {
             assert_eq!(of(text, token, top), expected, "{text}: {token}, {top}");
         }
@@ -763,15 +725,15 @@ mod tests {
             rows: 100,
             others: &[(7, "It is Paris.")],
         };
-        assert_eq!(kind(&conflict), (Kind::Disagreement, "row 7 answers the same prompt without `Lyon`".to_owned()));
-        assert_eq!(kind(&Conflict { others: &[(7, "Lyon, of course.")], ..conflict }).0, Kind::Entity);
-        assert_eq!(kind(&Conflict { rows_alike: 5, ..conflict }).0, Kind::Template);
-        assert_eq!(kind(&Conflict { rows_alike: 5, rows: 2000, ..conflict }).0, Kind::Disagreement);
+        assert_eq!(kind(&conflict), (ConflictKind::Disagreement, "row 7 answers the same prompt without `Lyon`".to_owned()));
+        assert_eq!(kind(&Conflict { others: &[(7, "Lyon, of course.")], ..conflict }).0, ConflictKind::Entity);
+        assert_eq!(kind(&Conflict { rows_alike: 5, ..conflict }).0, ConflictKind::Template);
+        assert_eq!(kind(&Conflict { rows_alike: 5, rows: 2000, ..conflict }).0, ConflictKind::Disagreement);
         let end = |text| kind(&Conflict { text, begin: 0, end: 0, others: &[], ..conflict });
-        assert_eq!(end("And then it went on to the").0, Kind::Malformed);
+        assert_eq!(end("And then it went on to the").0, ConflictKind::Malformed);
         assert_eq!(end("Well:\n```python\nx = 1").1, "a block of code is not closed");
-        assert_eq!([end("Done."), end("Yes"), end("a b c d 5")].map(|(kind, _)| kind), [Kind::Template; 3]);
-        assert_eq!(end("").0, Kind::Malformed);
+        assert_eq!([end("Done."), end("Yes"), end("a b c d 5")].map(|(kind, _)| kind), [ConflictKind::Template; 3]);
+        assert_eq!(end("").0, ConflictKind::Malformed);
     }
 
     #[test]
@@ -787,8 +749,8 @@ mod tests {
         let of = |text, begin, end, top| {
             kind(&Conflict { text, begin, end, top, earlier: &[], rows_alike: 1, rows: 100, others: &[] }).0
         };
-        assert_eq!(of(text, 5, 6, "<0x93>"), Kind::Number);
-        assert_eq!(of("有人在", 5, 6, "<0x93>"), Kind::Unexplained);
+        assert_eq!(of(text, 5, 6, "<0x93>"), ConflictKind::Number);
+        assert_eq!(of("有人在", 5, 6, "<0x93>"), ConflictKind::Unexplained);
     }
 
     #[test]
@@ -798,14 +760,14 @@ mod tests {
             let begin = text.find(token).unwrap();
             kind(&Conflict { text, begin, end: begin + token.len(), top, earlier, rows_alike: 1, rows: 100, others: &[] })
         };
-        let said = |what: &str| (Kind::Disagreement, format!("earlier in the row stands `{what}`"));
+        let said = |what: &str| (ConflictKind::Disagreement, format!("earlier in the row stands `{what}`"));
         assert_eq!(of("sent to tom@company.com", "company", "example", &earlier), said("tom@example"));
         assert_eq!(of("Budget report", " report", " review", &earlier), said("Budget review"));
         // An article is no place; not behind the same word, another word behind it, or the data's word was said, too.
-        assert_eq!(of("so the hiker", " hiker", " compass", &["What is the compass for?"]).0, Kind::Unexplained);
-        assert_eq!(of("a report", " report", " review", &earlier).0, Kind::Unexplained);
-        assert_eq!(of("Budget report", " report", " revision", &earlier).0, Kind::Unexplained);
-        assert_eq!(of("Budget report", " report", " review", &[earlier[1], "the report"]).0, Kind::Unexplained);
+        assert_eq!(of("so the hiker", " hiker", " compass", &["What is the compass for?"]).0, ConflictKind::Unexplained);
+        assert_eq!(of("a report", " report", " review", &earlier).0, ConflictKind::Unexplained);
+        assert_eq!(of("Budget report", " report", " revision", &earlier).0, ConflictKind::Unexplained);
+        assert_eq!(of("Budget report", " report", " review", &[earlier[1], "the report"]).0, ConflictKind::Unexplained);
     }
 
     #[test]
@@ -816,9 +778,9 @@ mod tests {
 
     #[test]
     fn names_read_back() {
-        for kind in Kind::ALL {
-            assert_eq!(kind.name().parse::<Kind>().unwrap(), kind);
+        for kind in ConflictKind::ALL {
+            assert_eq!(kind.name().parse::<ConflictKind>().unwrap(), kind);
         }
-        assert_eq!("colour".parse::<Kind>().unwrap_err().exit_code(), 2);
+        assert_eq!("colour".parse::<ConflictKind>().unwrap_err().exit_code(), 2);
     }
 }

@@ -106,7 +106,7 @@ impl Landscape {
     pub fn gaps(&self, other: &Landscape) -> Gaps {
         let all = [self, other].map(|landscape| (0..landscape.rows.len() as u32).collect::<Vec<u32>>());
         let statistics = |draws: [&[u32]; 2]| {
-            let [first, second] = [Sums::of(self, draws[0]), Sums::of(other, draws[1])];
+            let [first, second] = [SampleSums::of(self, draws[0]), SampleSums::of(other, draws[1])];
             [
                 second.conflict_share() - first.conflict_share(),
                 second.mean_surplus() - first.mean_surplus(),
@@ -127,7 +127,7 @@ impl Landscape {
         let n = self.rows.len();
         let of_division = |seed: u64| {
             let order = random::order(seed, (n + other.rows.len()) as u32);
-            let mut halves = [Sums::default(), Sums::default()];
+            let mut halves = [SampleSums::default(), SampleSums::default()];
             for (place, &row) in order.iter().enumerate() {
                 let row = row as usize;
                 halves[usize::from(place >= n)].add(if row < n { &self.rows[row] } else { &other.rows[row - n] });
@@ -138,22 +138,22 @@ impl Landscape {
     }
 }
 
-struct Sums {
+struct SampleSums {
     tokens: f64,
     conflicts: f64,
     surplus: f64,
     cells: Vec<f64>,
 }
 
-impl Default for Sums {
-    fn default() -> Sums {
-        Sums { tokens: 0.0, conflicts: 0.0, surplus: 0.0, cells: vec![0.0; N_CELLS] }
+impl Default for SampleSums {
+    fn default() -> SampleSums {
+        SampleSums { tokens: 0.0, conflicts: 0.0, surplus: 0.0, cells: vec![0.0; N_CELLS] }
     }
 }
 
-impl Sums {
-    fn of(landscape: &Landscape, rows: &[u32]) -> Sums {
-        let mut sums = Sums::default();
+impl SampleSums {
+    fn of(landscape: &Landscape, rows: &[u32]) -> SampleSums {
+        let mut sums = SampleSums::default();
         rows.iter().for_each(|&row| sums.add(&landscape.rows[row as usize]));
         sums
     }
@@ -174,7 +174,7 @@ impl Sums {
     }
 
     /// Half the sum of the differences of the cells' shares.
-    fn distance(&self, other: &Sums) -> f64 {
+    fn distance(&self, other: &SampleSums) -> f64 {
         let cells = self.cells.iter().zip(&other.cells);
         0.5 * cells.map(|(a, b)| (a / self.tokens - b / other.tokens).abs()).sum::<f64>()
     }

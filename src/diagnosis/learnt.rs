@@ -17,9 +17,10 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::context::{Places, Spot};
-use super::kinds::Kind;
+use super::kinds::ConflictKind;
 use super::paired::Token;
 use crate::error::Result;
+use crate::spelling::named;
 use crate::stats::{ClusterSums, Estimate, Scale, Term, over_clusters};
 use crate::table::{TOKENS_FILE, texts_of};
 
@@ -30,24 +31,16 @@ pub const KNOWN: f32 = 0.5;
 const LISTED: usize = 40;
 
 /// What happened to a group of tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Verdict {
     Helped,
     Wasted,
     Hurt,
 }
 
-impl Verdict {
-    /// The name in files.
-    pub fn name(self) -> &'static str {
-        match self {
-            Verdict::Helped => "helped",
-            Verdict::Wasted => "wasted",
-            Verdict::Hurt => "hurt",
-        }
-    }
+named! { pub Verdict, "a verdict": Helped = "helped", Wasted = "wasted", Hurt = "hurt" }
 
+impl Verdict {
     /// `None` where nothing says how sure the change is.
     fn of(change: &Estimate) -> Option<Verdict> {
         let [low, high] = change.ci95?;
@@ -187,12 +180,12 @@ enum Key {
     All,
     Source(u32),
     Turn(u16),
-    Kind(Option<Kind>),
+    Kind(Option<ConflictKind>),
 }
 
 /// Sums of the tokens of a group: in the row that is being read, and of each row before.
 #[derive(Default)]
-struct Sums {
+struct GroupSums {
     row: Term,
     before: f64,
     rows: Vec<Term>,
@@ -200,8 +193,8 @@ struct Sums {
 
 /// What one pass over the pairs collects.
 pub(super) struct Changes<'a> {
-    kinds: Option<&'a HashMap<(u32, u32), Kind>>,
-    groups: BTreeMap<Key, Sums>,
+    kinds: Option<&'a HashMap<(u32, u32), ConflictKind>>,
+    groups: BTreeMap<Key, GroupSums>,
     open: BTreeSet<Key>,
     row: Option<u32>,
     places: Places,
@@ -214,7 +207,7 @@ pub(super) struct Changes<'a> {
 
 impl<'a> Changes<'a> {
     /// `kinds` are those of the conflicts before, by row and position.
-    pub(super) fn new(kinds: Option<&'a HashMap<(u32, u32), Kind>>) -> Changes<'a> {
+    pub(super) fn new(kinds: Option<&'a HashMap<(u32, u32), ConflictKind>>) -> Changes<'a> {
         Changes {
             kinds,
             groups: BTreeMap::new(),
@@ -230,7 +223,7 @@ impl<'a> Changes<'a> {
     }
 
     pub(super) fn add(&mut self, before: &Token, after: &Token) {
-        let (begin, end) = self.places.next((before.row, before.turn), (before.begin, before.end));
+        let place = self.places.next(before.row, before.turn, before.begin..before.end);
         if !before.logprob.is_finite() || !after.logprob.is_finite() {
             return;
         }
@@ -253,7 +246,7 @@ impl<'a> Changes<'a> {
         self.learnt.known += u64::from(was_known);
         self.learnt.gained += u64::from(before.top_id != before.token_id && after.logprob >= KNOWN.ln());
         if was_known && after.top_id != after.token_id {
-            let spot = Spot { row: before.row, turn: before.turn, begin, end, context: None };
+            let spot = Spot { row: before.row, turn: before.turn, begin: place.start, end: place.end, context: None };
             self.lose(spot, before, after, change);
         }
     }
@@ -346,7 +339,7 @@ impl<'a> Changes<'a> {
     }
 }
 
-impl Sums {
+impl GroupSums {
     fn finish(self, name: String) -> Group {
         let mut total = Term::default();
         self.rows.iter().for_each(|&row| total += row);
@@ -440,7 +433,7 @@ mod tests {
     fn what_was_learnt_wasted_and_lost_by_hand() {
         let folder = tempfile::tempdir().unwrap();
         let [before, after] = runs(folder.path());
-        let kinds = HashMap::from([((0, 1), Kind::Number)]);
+        let kinds = HashMap::from([((0, 1), ConflictKind::Number)]);
         let mut changes = Changes::new(Some(&kinds));
         for row in 0..12 {
             // Rows of source 0 fall by about a nat a token, those of source 1 rise by about half of one.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::kinds::Kind;
+use super::kinds::ConflictKind;
 use super::learnt::{Changes, Learnt};
 use super::paired::{Pairing, Rest, each_pair};
 use crate::error::Result;
@@ -46,7 +46,12 @@ pub struct Change {
 }
 
 /// Both are run folders; `kinds` are those of the conflicts before, by row and position, where that run has any.
-pub fn compare(before: &Path, after: &Path, pairing: &Pairing, kinds: Option<&HashMap<(u32, u32), Kind>>) -> Result<Movement> {
+pub fn compare(
+    before: &Path,
+    after: &Path,
+    pairing: &Pairing,
+    kinds: Option<&HashMap<(u32, u32), ConflictKind>>,
+) -> Result<Movement> {
     let (mut moved, mut sums) = ([[0; 4]; 4], [(0u64, 0.0, 0.0); 4]);
     let mut changes = Changes::new(kinds);
     let Rest { only_before, only_after, sources } = each_pair(before, after, pairing, |a, b| {

@@ -87,8 +87,19 @@ impl Prompt {
     }
 }
 
-/// Pairs `(earlier, later, similarity)` of the prompts that are [`NEAR`] each other; of many alike each with the first.
-pub fn near_pairs(prompts: &[(u32, Prompt)]) -> Vec<(u32, u32, f32)> {
+/// Two prompts that are nearly the same, by their numbers.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Near {
+    /// The number of the first.
+    pub earlier: u32,
+    /// The number of the second.
+    pub later: u32,
+    /// The estimate of [`Prompt::similarity`], at least [`NEAR`].
+    pub similarity: f32,
+}
+
+/// The prompts that are [`NEAR`] each other, by the later one; of many alike each with the first. `prompts` come with their numbers.
+pub fn near_pairs(prompts: &[(u32, Prompt)]) -> Vec<Near> {
     let mut pairs: HashMap<(usize, usize), f32> = HashMap::new();
     for band in 0..HASHES / PER_BAND {
         let mut firsts: HashMap<_, Vec<usize>> = HashMap::new();
@@ -115,7 +126,8 @@ pub fn near_pairs(prompts: &[(u32, Prompt)]) -> Vec<(u32, u32, f32)> {
     pairs.sort_unstable_by_key(|(a, b, _)| (*b, *a));
     // Where bands have found several earlier rows for one row, the first of them stays.
     pairs.dedup_by_key(|(_, later, _)| *later);
-    pairs.into_iter().map(|(a, b, similarity)| (prompts[a].0, prompts[b].0, similarity)).collect()
+    let near = |(a, b, similarity): (usize, usize, f32)| Near { earlier: prompts[a].0, later: prompts[b].0, similarity };
+    pairs.into_iter().map(near).collect()
 }
 
 /// Do two near prompts ask the same? They do where they differ in no word and no sign but those of a sentence: a question behind a long preamble
@@ -185,7 +197,7 @@ mod tests {
         ];
         let pairs = |prompt: &dyn Fn(&String) -> Prompt| -> Vec<_> {
             let prompts: Vec<_> = (10..).zip(texts.iter().map(prompt)).collect();
-            near_pairs(&prompts).into_iter().map(|(a, b, _)| (a, b)).collect()
+            near_pairs(&prompts).into_iter().map(|near| (near.earlier, near.later)).collect()
         };
         assert_eq!(pairs(&|text| Prompt::of("", text).unwrap()), [(10, 12), (10, 14)]);
         // The same before all of them, or the same question behind each.

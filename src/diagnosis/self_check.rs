@@ -82,12 +82,12 @@ impl SelfCheck {
     }
 
     /// Is the mean surplus within [`MOST_STDERRS`] standard errors of 0?
-    pub fn surplus_is_near_zero(&self) -> bool {
+    fn surplus_is_near_zero(&self) -> bool {
         self.mean_surplus.abs() <= MOST_STDERRS * self.stderr
     }
 
     /// Is `tail` as near to uniform as chance allows?
-    pub fn tail_is_uniform(&self) -> bool {
+    fn tail_is_uniform(&self) -> bool {
         self.ks_p >= LEAST_P
     }
 

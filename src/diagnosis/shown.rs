@@ -61,9 +61,9 @@ const COLUMNS: [Column; 17] = [
 ];
 
 /// Rows of up to `most_tokens` tokens together; a first row that is longer is shown all the same. `of_form` are the conflicts, by row and position,
-/// that are about how a text is written ([`Kind::is_of_form`]): rows with others come first, as they do on the page.
+/// that are about how a text is written ([`ConflictKind::is_of_form`]): rows with others come first, as they do on the page.
 ///
-/// [`Kind::is_of_form`]: super::kinds::Kind::is_of_form
+/// [`ConflictKind::is_of_form`]: super::kinds::ConflictKind::is_of_form
 pub(crate) fn shown(tables: &[PathBuf], rows: &[Row], of_form: &HashSet<(u32, u32)>, most_tokens: usize) -> Result<Shown> {
     let sizes = sizes(tables, of_form)?;
     let scored: Vec<&Row> = rows.iter().filter(|row| sizes.contains_key(&row.row)).collect();

@@ -7,6 +7,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -214,7 +215,7 @@ const COLUMNS: [Column; 13] = [
 
 /// Sums up the tables. `rows` is rows.parquet of the same run, sorted under the same thresholds.
 pub fn summarise(tables: &[PathBuf], rows: &[Row], thresholds: &Resolved) -> Result<Summary> {
-    let mut sums = Sums::default();
+    let mut sums = TableSums::default();
     let mut gates: Vec<GateSums> = Vec::new();
     for chunk in read_chunks(tables, &COLUMNS) {
         let mut chunk = chunk?;
@@ -238,7 +239,7 @@ pub fn summarise(tables: &[PathBuf], rows: &[Row], thresholds: &Resolved) -> Res
 
 /// What one pass over the tokens collects.
 #[derive(Default)]
-struct Sums {
+struct TableSums {
     not_finite: u64,
     between: u64,
     source_names: Arc<Vec<String>>,
@@ -256,6 +257,13 @@ struct Sums {
     worst: HashMap<u32, Worst>,
     /// The [`LIST_LENGTH`] tokens with the best score so far, best first; their texts and places are filled in at the end.
     surprises: Vec<Surprise>,
+}
+
+/// How often a token is a target.
+struct Occurrences {
+    token_id: u32,
+    in_quadrant: u64,
+    in_all: u64,
 }
 
 /// Number and surplus of some conflicts, and the worst of them.
@@ -296,14 +304,14 @@ struct OpenRow {
     turns: Vec<usize>,
 }
 
-impl Sums {
+impl TableSums {
     fn add(&mut self, chunk: &TokenChunk, labels: &[Quadrant], thresholds: &Resolved) {
         self.source_names = Arc::clone(&chunk.sources);
         self.sources.resize(chunk.sources.len().max(self.sources.len()), Tally::default());
         let n_turns = chunk.turn.iter().max().map_or(0, |turn| usize::from(*turn) + 1);
         self.turns.resize(n_turns.max(self.turns.len()), Tally::default());
-        let place = |i: usize| self.places.next((chunk.row[i], chunk.turn[i]), (chunk.begin[i], chunk.end[i]));
-        let places: Vec<(u32, u32)> = (0..chunk.len()).map(place).collect();
+        let place = |i: usize| self.places.next(chunk.row[i], chunk.turn[i], chunk.begin[i]..chunk.end[i]);
+        let places: Vec<Range<u32>> = (0..chunk.len()).map(place).collect();
         for (i, quadrant) in labels.iter().enumerate() {
             let (logprob, entropy) = (f64::from(chunk.logprob[i]), f64::from(chunk.entropy[i]));
             let (q, loss, grad) = (quadrant.index(), -logprob, f64::from(chunk.grad[i]));
@@ -323,7 +331,7 @@ impl Sums {
             if *quadrant == Quadrant::ConfidentConflict {
                 let surplus = -logprob - entropy;
                 let (row, turn) = (chunk.row[i], chunk.turn[i]);
-                let (begin, end) = places[i];
+                let Range { start: begin, end } = places[i].clone();
                 let own = Worst { surplus, row, turn, begin, end };
                 let ids = (chunk.token_id[i], chunk.top_id[i]);
                 let pair = self.pairs.entry(ids).or_insert(Pair { count: 0, surplus: 0.0, worst: own });
@@ -351,8 +359,8 @@ impl Sums {
         }
     }
 
-    fn add_surprises(&mut self, chunk: &TokenChunk, places: &[(u32, u32)], thresholds: &Resolved) {
-        for (i, (begin, end)) in places.iter().copied().enumerate() {
+    fn add_surprises(&mut self, chunk: &TokenChunk, places: &[Range<u32>], thresholds: &Resolved) {
+        for (i, bytes) in places.iter().enumerate() {
             let score = Ranking::DEFAULT.score(chunk, i, thresholds);
             // Equal scores keep the order of the table.
             let place = self.surprises.partition_point(|surprise| surprise.score >= score);
@@ -368,8 +376,8 @@ impl Sums {
                     path: String::new(),
                     line: 0,
                     turn: chunk.turn[i],
-                    begin,
-                    end,
+                    begin: bytes.start,
+                    end: bytes.end,
                     token_id: chunk.token_id[i],
                     token: String::new(),
                     top_id: chunk.top_id[i],
@@ -389,7 +397,7 @@ impl Sums {
         pairs.sort_unstable_by_key(|(pair, sums)| (Reverse(sums.count), *pair));
         pairs.truncate(LIST_LENGTH);
 
-        let of_frequent = Quadrant::ALL.iter().flat_map(|quadrant| frequent.get(*quadrant)).map(|(id, ..)| *id);
+        let of_frequent = Quadrant::ALL.iter().flat_map(|quadrant| frequent.get(*quadrant)).map(|token| token.token_id);
         let of_pairs = pairs.iter().flat_map(|((target, top), _)| [*target, *top]);
         let of_surprises = self.surprises.iter().flat_map(|surprise| [surprise.token_id, surprise.top_id]);
         let ids: HashSet<u32> = of_frequent.chain(of_pairs).chain(of_surprises).collect();
@@ -433,11 +441,11 @@ impl Sums {
             frequent_tokens: ByQuadrant::from_fn(|quadrant| {
                 let tokens = frequent.get(quadrant).iter();
                 tokens
-                    .map(|(id, count, all)| FrequentToken {
-                        token_id: *id,
-                        token: text(*id),
-                        count: *count,
-                        share_of_token: share(*count as f64, *all as f64),
+                    .map(|&Occurrences { token_id, in_quadrant, in_all }| FrequentToken {
+                        token_id,
+                        token: text(token_id),
+                        count: in_quadrant,
+                        share_of_token: share(in_quadrant as f64, in_all as f64),
                     })
                     .collect()
             }),
@@ -459,12 +467,15 @@ impl Sums {
         })
     }
 
-    /// (id, occurrences in the quadrant, occurrences in all), most frequent first, equal ones by id.
-    fn frequent_tokens(&self, quadrant: Quadrant) -> Vec<(u32, u64, u64)> {
-        let in_quadrant = self.tokens.iter().filter(|(_, counts)| counts[quadrant.index()] > 0);
-        let mut tokens: Vec<(u32, u64, u64)> =
-            in_quadrant.map(|(id, counts)| (*id, counts[quadrant.index()], counts.iter().sum())).collect();
-        tokens.sort_unstable_by_key(|(id, count, _)| (Reverse(*count), *id));
+    /// The tokens of a quadrant, most frequent first, equal ones by id.
+    fn frequent_tokens(&self, quadrant: Quadrant) -> Vec<Occurrences> {
+        let occurrences = |(id, counts): (&u32, &[u64; 4])| Occurrences {
+            token_id: *id,
+            in_quadrant: counts[quadrant.index()],
+            in_all: counts.iter().sum(),
+        };
+        let mut tokens: Vec<Occurrences> = self.tokens.iter().map(occurrences).filter(|token| token.in_quadrant > 0).collect();
+        tokens.sort_unstable_by_key(|token| (Reverse(token.in_quadrant), token.token_id));
         tokens.truncate(LIST_LENGTH);
         tokens
     }

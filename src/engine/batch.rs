@@ -3,6 +3,15 @@
 //! Sequences are sorted by their tokens, so that those with a common prefix lie side by side; a batch is then a forest in which
 //! every common prefix of [`MIN_SHARED`] tokens or more is one segment. Tokens behind the last supervised one are left out, and so
 //! is that one itself: nothing is predicted from it.
+//!
+//! ```text
+//! sequences, sorted        segments of the batch, one behind the other
+//!
+//! S A B                    S      sees itself
+//! S A C              ->    A B    sees S and itself
+//! S D                      A C    sees S and itself: A has fewer than MIN_SHARED tokens, and is computed twice
+//!                          D      sees S and itself
+//! ```
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -17,7 +26,8 @@ pub const TOKEN_BUDGET: usize = 2048;
 /// A shorter common prefix is computed again: a segment has its own cost.
 const MIN_SHARED: usize = 8;
 
-/// A first batch that is small ends early only where no more than this, or a hundredth of all, is computed twice for it.
+/// The small first batch ends between two sequences whose common prefix has no more tokens than this, or than a hundredth of all: the prefix
+/// is computed a second time, in the batch that follows.
 const FIRST_LOSS: usize = 32;
 
 /// A batch and what to read from it.

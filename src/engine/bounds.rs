@@ -107,15 +107,24 @@ fn square_surprise(x: f64) -> f64 {
     if x <= 0.0 { 0.0 } else { x * x.ln().powi(2) }
 }
 
+/// What an engine is asked to tell of each position.
+#[derive(Debug, Clone, Copy)]
+pub struct TopTokens {
+    /// How many of the most probable tokens.
+    pub top_k: usize,
+    /// How many tokens the vocabulary has: ids lie below it.
+    pub vocab: usize,
+}
+
 impl Position {
-    /// What an engine says of the token at index `at` of a prompt, as long as it makes sense: the target, and `top_k` of the most probable tokens
-    /// in any order. Ids lie below `vocab`.
+    /// What an engine says of the token at index `at` of a prompt, as long as it makes sense: the target, and the most probable tokens in any
+    /// order.
     pub(crate) fn new(
         at: usize,
         target: Choice,
         rank: Option<u32>,
         mut top: Vec<Choice>,
-        (top_k, vocab): (usize, usize),
+        TopTokens { top_k, vocab }: TopTokens,
     ) -> Result<Position> {
         if [&target].into_iter().chain(&top).any(|choice| choice.logprob.is_nan()) {
             return Err(Error::new(format!("a log-probability at token {at} is not a number")));
@@ -232,8 +241,7 @@ impl Position {
         Ok((statistics, bounds))
     }
 
-    /// How far the mass of all tokens is from 1, if those that are not known have at most `rest`. An error where that is more than
-    /// rounding
+    /// How far the mass of all tokens is from 1, if those that are not listed have `rest` at most. An error where that is more than rounding
     /// makes, since what came is then not the largest probabilities of one distribution over the vocabulary.
     fn excess(&self, first: &Choice, listed: f64, all: f64, rest: f64) -> Result<f64> {
         let raw =
@@ -453,7 +461,8 @@ mod tests {
         const VOCAB: usize = 64;
         let listed = || -> Vec<Choice> { (0..20).map(|id| Choice { id, logprob: -1.5625 - 0.25 * id as f32 }).collect() };
         let new = |target: u32, logprob: f32, rank: Option<u32>, top: Vec<Choice>| {
-            Position::new(7, Choice { id: target, logprob }, rank, top, (20, VOCAB)).map_err(|error| error.to_string())
+            Position::new(7, Choice { id: target, logprob }, rank, top, TopTokens { top_k: 20, vocab: VOCAB })
+                .map_err(|error| error.to_string())
         };
         let refused = |found: Result<Position, String>, message: &str| {
             let error = found.unwrap_err();
@@ -481,7 +490,8 @@ mod tests {
         // Twenty-one tokens before it leave more to those after it than they can have.
         let top: Vec<Choice> = (0..20).map(|id| Choice { id, logprob: 0.01f32.ln() }).collect();
         let target = Choice { id: 40, logprob: -20.0 };
-        let impossible = Position::new(7, target, Some(21), top, (20, 1000)).unwrap().statistics(1000).unwrap_err();
+        let impossible =
+            Position::new(7, target, Some(21), top, TopTokens { top_k: 20, vocab: 1000 }).unwrap().statistics(1000).unwrap_err();
         assert!(impossible.to_string().contains("more than they can have"), "{impossible}");
     }
 }

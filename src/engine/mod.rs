@@ -74,7 +74,7 @@ pub fn score_top_k(
     let mut scorer = Scorer::new(model, top_k, &sample, work);
     let mut scores = scorer.add(sequences, progress)?;
     scores.extend(scorer.finish(progress)?);
-    // Of one set.
+    // There was one set, so that this is one element.
     Ok(scores.into_iter().flat_map(|scores| scores.tokens).collect())
 }
 
@@ -82,7 +82,7 @@ pub fn score_top_k(
 pub struct Scores {
     /// Statistics of the supervised tokens of each sequence, in order.
     pub tokens: Vec<Vec<TokenStatistics>>,
-    /// Of the tokens that are in the sample.
+    /// The curves of those tokens that are in the sample.
     pub curves: Vec<Curve>,
 }
 
@@ -93,7 +93,7 @@ pub struct Scorer<'a> {
     top_k: usize,
     sample: &'a Sample,
     work: &'a mut Work,
-    /// Input tokens of all that is done.
+    /// How many input tokens the finished batches stand for.
     done: u64,
     underway: Option<Underway<'a>>,
     /// The set whose last batch is under way.
@@ -181,7 +181,7 @@ impl<'a> Scorer<'a> {
 /// A batch whose statistics may be on their way.
 struct Underway<'a> {
     packed: Packed,
-    /// Of all its sequences.
+    /// The tokens of all its sequences, as they were given.
     input_tokens: u64,
     /// Targets whose curves were asked for.
     sampled: Vec<u32>,

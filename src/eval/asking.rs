@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::requests::is_python_space;
-use super::tasks::{Item, Kind, Request};
+use super::tasks::{Item, Request, TaskKind};
 use crate::dataset::{Role, Turn};
 use crate::error::{Error, Result};
 use crate::tokens::Renderer;
@@ -88,16 +88,16 @@ impl Asking {
     }
 
     /// What is scored behind the context.
-    pub fn continuation<'a>(&self, kind: Kind, request: &'a Request) -> &'a str {
+    pub fn continuation<'a>(&self, kind: TaskKind, request: &'a Request) -> &'a str {
         match (&self.chat, kind) {
-            (Some(_), Kind::Choice | Kind::Partial) => request.choice(),
+            (Some(_), TaskKind::Choice | TaskKind::Partial) => request.choice(),
             _ => &request.continuation,
         }
     }
 
     /// What the scores of a task depend on.
-    pub fn asked(&self, kind: Kind, has_examples: bool) -> Asked {
-        if kind == Kind::Text {
+    pub fn asked(&self, kind: TaskKind, has_examples: bool) -> Asked {
+        if kind == TaskKind::Text {
             return Asked::default();
         }
         let switches = self.chat.as_ref().and_then(|chat| chat.switches.clone());
@@ -105,7 +105,7 @@ impl Asking {
             Some(AskedByChat { template_sha256: renderer.template_sha256()?.to_owned(), multiturn, switches })
         };
         let chat = match kind {
-            Kind::Rows => self.rows.as_ref().and_then(|renderer| by_chat(renderer, true)),
+            TaskKind::Rows => self.rows.as_ref().and_then(|renderer| by_chat(renderer, true)),
             // Without examples both are the same.
             _ => self.chat.as_ref().and_then(|chat| by_chat(&chat.renderer, chat.multiturn || !has_examples)),
         };
@@ -253,7 +253,7 @@ mod tests {
                 let context = asking.context(item, &request.context).unwrap();
                 assert!(!context.without_system);
                 match task.kind {
-                    Kind::Written => json!([context.text]),
+                    TaskKind::Written => json!([context.text]),
                     _ => json!([context.text, asking.continuation(task.kind, request)]),
                 }
             });

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::metrics::{Sample, metrics, primary};
 use super::results::{Settings, read_samples, read_scores};
-use super::tasks::Kind;
+use super::tasks::TaskKind;
 use crate::error::{Error, Result};
 use crate::stats::{
     Design, Estimate, Link, Term, detectable_drop, holm, macro_difference, mcnemar_exact, mean_difference_over_parts,
@@ -40,7 +40,7 @@ pub struct Side {
 /// What one side says of a task.
 pub struct TaskSamples {
     /// The kind of task; known of our own evaluations alone.
-    pub kind: Option<Kind>,
+    pub kind: Option<TaskKind>,
     /// The items' ids.
     pub ids: Vec<String>,
     /// The samples of our own evaluations, in the order of `ids`; else empty.
@@ -91,7 +91,7 @@ pub struct Asked {
 
 impl TaskSamples {
     /// What a task of our own evaluations says.
-    pub fn of(kind: Kind, samples: Vec<Sample>) -> TaskSamples {
+    pub fn of(kind: TaskKind, samples: Vec<Sample>) -> TaskSamples {
         let own = metrics(kind, &samples).into_iter().map(|metric| OwnMetric {
             name: metric.name,
             link: metric.link,
@@ -212,7 +212,8 @@ pub struct MetricChange {
     pub difference: Estimate,
     /// Is less better, as of a perplexity?
     pub lower_is_better: bool,
-    /// McNemar's exact test, two-sided, over groups of items that of their nets; for accuracies.
+    /// The probability of a change as large if there were none, two-sided: McNemar's exact test or, where items stand in groups, random signs of
+    /// the groups' net changes. For accuracies only.
     pub p: Option<f64>,
     /// `p` after Holm's correction for all tasks; for primary metrics.
     pub p_holm: Option<f64>,
@@ -339,25 +340,11 @@ fn compare_task(name: &str, old: &TaskSamples, new: &TaskSamples) -> Result<Comp
             "`{name}` was asked in two ways, which differ by {option}: {old}; and {new}. What changed by the model cannot be told from that"
         )));
     }
-    for &(x, y) in &pairs {
-        if let (Some(x), Some(y)) = (old.samples.get(x), new.samples.get(y))
-            && (x.answer, x.choices.len()) != (y.answer, y.choices.len())
-        {
-            return Err(Error::new(format!("item `{}` of `{name}` has other choices after than before", x.id))
-                .cure("Evaluate both models on the same task file."));
-        }
-    }
+    check_choices(name, old, new, &pairs)?;
     if pairs.is_empty() {
         return Ok(Compared::NothingInCommon);
     }
-    let n_other = |hash: &dyn Fn(&Asked) -> Option<&str>| {
-        let differ = |&&(x, y): &&(usize, usize)| {
-            let hashes = old.asked.get(x).and_then(hash).zip(new.asked.get(y).and_then(hash));
-            hashes.is_some_and(|(x, y)| x != y)
-        };
-        pairs.iter().filter(differ).count()
-    };
-    let n_documents = n_other(&|asked| asked.document.as_deref());
+    let n_documents = n_other(old, new, &pairs, |asked| asked.document.as_deref());
     if n_documents > 0 {
         return Ok(Compared::Unlike(format!(
             "`{name}`: {n_documents} of {} items of the same number are other documents (doc_hash differs): these are two data sets",
@@ -386,7 +373,7 @@ fn compare_task(name: &str, old: &TaskSamples, new: &TaskSamples) -> Result<Comp
         items_only_after: only_after.collect(),
         data_differs,
         few_shot: few_shot(old).zip(few_shot(new)).filter(|(a, b)| a != b).map(|(a, b)| [a, b]),
-        prompts_differ: n_other(&|asked| asked.prompt.as_deref()),
+        prompts_differ: n_other(old, new, &pairs, |asked| asked.prompt.as_deref()),
     };
     let ids: Vec<&str> = pairs.iter().map(|&(x, _)| old.ids[x].as_str()).collect();
     let mut accuracy = None;
@@ -396,24 +383,11 @@ fn compare_task(name: &str, old: &TaskSamples, new: &TaskSamples) -> Result<Comp
         // Only what is right or wrong can flip.
         let can_flip = !x.lower_is_better && before.iter().chain(&after).all(Term::is_right_or_wrong);
         let flips = can_flip.then(|| flips(&ids, &before, &after));
-        let difference = paired_difference(&before, &after, &design, x.link);
-        let p = flips.as_ref().map(|flips| match design.has_groups() {
-            true => sign_flip(&design.nets(&before, &after)),
-            false => mcnemar_exact(flips.lost.len() as u64, flips.gained.len() as u64),
-        });
-        change.metrics.insert(
-            x.name.clone(),
-            MetricChange {
-                before: ratio(&before, x.link),
-                after: ratio(&after, x.link),
-                difference,
-                lower_is_better: x.lower_is_better,
-                p,
-                p_holm: None,
-            },
-        );
+        let metric = metric_change(x, &before, &after, &design, flips.as_ref());
+        let difference = metric.difference;
+        change.metrics.insert(x.name.clone(), metric);
         // The share of several answers that are right is an accuracy, too.
-        let is_accuracy = flips.is_some() || old.kind.or(new.kind) == Some(Kind::Written);
+        let is_accuracy = flips.is_some() || old.kind.or(new.kind) == Some(TaskKind::Written);
         if x.name == change.primary && is_accuracy {
             if let Some(flips) = flips {
                 let flipping = (flips.lost.len() + flips.gained.len()) as f64 / change.n as f64;
@@ -427,6 +401,44 @@ fn compare_task(name: &str, old: &TaskSamples, new: &TaskSamples) -> Result<Comp
         }
     }
     Ok(Compared::Changed(Box::new(change), accuracy))
+}
+
+/// An error where an item has other choices, or another right one, after than before.
+fn check_choices(name: &str, old: &TaskSamples, new: &TaskSamples, pairs: &[(usize, usize)]) -> Result<()> {
+    for &(x, y) in pairs {
+        if let (Some(x), Some(y)) = (old.samples.get(x), new.samples.get(y))
+            && (x.answer, x.choices.len()) != (y.answer, y.choices.len())
+        {
+            return Err(Error::new(format!("item `{}` of `{name}` has other choices after than before", x.id))
+                .cure("Evaluate both models on the same task file."));
+        }
+    }
+    Ok(())
+}
+
+/// The pairs of items whose hashes are known on both sides and differ.
+fn n_other(old: &TaskSamples, new: &TaskSamples, pairs: &[(usize, usize)], hash: impl Fn(&Asked) -> Option<&str>) -> usize {
+    let differ = |&&(x, y): &&(usize, usize)| {
+        let hashes = old.asked.get(x).and_then(&hash).zip(new.asked.get(y).and_then(&hash));
+        hashes.is_some_and(|(x, y)| x != y)
+    };
+    pairs.iter().filter(differ).count()
+}
+
+/// How one metric changed over the items of both sides; `flips` are those that were right on one side only, where they are right or wrong.
+fn metric_change(metric: &OwnMetric, before: &[Term], after: &[Term], design: &Design, flips: Option<&Flips>) -> MetricChange {
+    let p = flips.map(|flips| match design.has_groups() {
+        true => sign_flip(&design.nets(before, after)),
+        false => mcnemar_exact(flips.lost.len() as u64, flips.gained.len() as u64),
+    });
+    MetricChange {
+        before: ratio(before, metric.link),
+        after: ratio(after, metric.link),
+        difference: paired_difference(before, after, design, metric.link),
+        lower_is_better: metric.lower_is_better,
+        p,
+        p_holm: None,
+    }
 }
 
 /// The option by which the two were asked in different ways. Examples do not count: how many there were is said beside the numbers.
@@ -443,7 +455,7 @@ fn few_shot(task: &TaskSamples) -> Option<u32> {
 fn primary_of(task: &str, old: &TaskSamples, new: &TaskSamples, shared: &[(&OwnMetric, &OwnMetric)]) -> String {
     let names: Vec<&str> = shared.iter().map(|(metric, _)| metric.name.as_str()).collect();
     // The samples of the harness do not tell their kind; several choices have `acc_norm`.
-    let guess = if names.contains(&"bits_per_byte") { Kind::Text } else { Kind::Choice };
+    let guess = if names.contains(&"bits_per_byte") { TaskKind::Text } else { TaskKind::Choice };
     let of_kind = primary(old.kind.or(new.kind).unwrap_or(guess), task);
     let known = old.primary.as_deref().or(new.primary.as_deref()).or(of_kind);
     let wanted: Vec<&str> =
@@ -582,7 +594,7 @@ mod tests {
             let choices = vec![score(if right(i) { -1.0 } else { -3.0 }), score(-2.0)];
             Sample { id: i.to_string(), choices, ..Sample::default() }
         };
-        let task = TaskSamples::of(Kind::Choice, (0..n).map(item).collect());
+        let task = TaskSamples::of(TaskKind::Choice, (0..n).map(item).collect());
         Side {
             name: "m".into(),
             engine: None,

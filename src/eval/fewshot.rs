@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use super::tasks::{Examples, FewShot, Item, Kind, Shot, Task};
+use super::tasks::{Examples, FewShot, Item, Shot, Task, TaskKind};
 use crate::error::{Error, Result};
 use crate::random::{SplitMix, own_seed};
 
@@ -15,7 +15,7 @@ pub fn apply(task: &mut Task, n: usize, seed: u64) -> Result<()> {
     if n == 0 {
         return Ok(());
     }
-    if matches!(task.kind, Kind::Text | Kind::Rows) {
+    if matches!(task.kind, TaskKind::Text | TaskKind::Rows) {
         return Err(Error::usage(format!("--fewshot is for questions, and `{}` has none", task.name))
             .cure("Evaluate texts and rows by a command of their own."));
     }
@@ -59,7 +59,7 @@ pub fn apply(task: &mut Task, n: usize, seed: u64) -> Result<()> {
 
 /// An error where something that is to be written cannot stand in an example, or behind one.
 fn check_written(task: &Task) -> Result<()> {
-    if task.kind != Kind::Written {
+    if task.kind != TaskKind::Written {
         return Ok(());
     }
     let pool = match &task.examples {
@@ -80,10 +80,10 @@ fn check_written(task: &Task) -> Result<()> {
     }
 }
 
-fn answered(kind: Kind, example: &Item) -> Shot {
+fn answered(kind: TaskKind, example: &Item) -> Shot {
     let request = &example.requests[example.answer];
     // A last word has a space of its own in the harness.
-    let answer = if kind == Kind::LastWord { &request.continuation } else { request.choice() };
+    let answer = if kind == TaskKind::LastWord { &request.continuation } else { request.choice() };
     Shot { question: request.context.clone(), answer: answer.to_owned() }
 }
 

@@ -6,7 +6,7 @@
 //! `pass@k`, the chance that one of k is right: 1 - C(n-c, k) / C(n, k) with c of n right, which is unbiased (arXiv 2107.03374, section 2.1).
 //! Perplexities are per item (LAMBADA), per word (`re.split(r"\s+", text)`) or per byte of the text.
 
-use super::tasks::Kind;
+use super::tasks::TaskKind;
 use super::written::Verdict;
 use crate::engine::generate::Ended;
 use crate::stats::{Link, Term};
@@ -73,7 +73,7 @@ pub struct Metric {
 }
 
 /// All metrics of a kind of task; the first is the most telling one, unless [`primary`] says otherwise.
-pub fn metrics(kind: Kind, samples: &[Sample]) -> Vec<Metric> {
+pub fn metrics(kind: TaskKind, samples: &[Sample]) -> Vec<Metric> {
     let share = |name: &str, right: &dyn Fn(&Sample) -> bool| Metric {
         name: name.to_owned(),
         link: Link::Identity,
@@ -92,22 +92,22 @@ pub fn metrics(kind: Kind, samples: &[Sample]) -> Vec<Metric> {
     };
     let bytes = |score: &ChoiceScore| f64::from(score.bytes);
     match kind {
-        Kind::Choice => vec![
+        TaskKind::Choice => vec![
             share("acc", &|sample| sample.is_right(|_| 1.0)),
             share("acc_norm", &|sample| sample.is_right(|score| f64::from(score.chars))),
             share("acc_bytes", &|sample| sample.is_right(bytes)),
         ],
-        Kind::Partial => vec![share("acc", &|sample| sample.is_right(|_| 1.0))],
-        Kind::LastWord => {
+        TaskKind::Partial => vec![share("acc", &|sample| sample.is_right(|_| 1.0))],
+        TaskKind::LastWord => {
             vec![share("acc", &|sample| sample.choices[0].greedy), loss("perplexity", Link::Exp, 1.0, &|_| 1.0)]
         }
-        Kind::Text => vec![
+        TaskKind::Text => vec![
             loss("bits_per_byte", Link::Identity, std::f64::consts::LN_2, &bytes),
             loss("byte_perplexity", Link::Exp, 1.0, &bytes),
             loss("word_perplexity", Link::Exp, 1.0, &|score| f64::from(score.words)),
         ],
-        Kind::Written => written(samples),
-        Kind::Rows => vec![
+        TaskKind::Written => written(samples),
+        TaskKind::Rows => vec![
             loss("cross_entropy", Link::Identity, 1.0, &|score| f64::from(score.tokens)),
             loss("perplexity", Link::Exp, 1.0, &|score| f64::from(score.tokens)),
         ],
@@ -162,13 +162,13 @@ fn pass_at(k: u32, c: u32, n: u32) -> f64 {
 /// The metric that is usually quoted, and that the macro average takes: where the answers of a benchmark differ much in length,
 /// the one per character.
 /// `None` where the task says it itself ([`Spec::primary`](super::written::Spec)).
-pub fn primary(kind: Kind, task: &str) -> Option<&'static str> {
+pub fn primary(kind: TaskKind, task: &str) -> Option<&'static str> {
     Some(match kind {
-        Kind::Written => return None,
-        Kind::Choice if ["hellaswag", "arc_challenge", "openbookqa"].iter().any(|name| task.starts_with(name)) => "acc_norm",
-        Kind::Choice | Kind::Partial | Kind::LastWord => "acc",
-        Kind::Text => "bits_per_byte",
-        Kind::Rows => "cross_entropy",
+        TaskKind::Written => return None,
+        TaskKind::Choice if ["hellaswag", "arc_challenge", "openbookqa"].iter().any(|name| task.starts_with(name)) => "acc_norm",
+        TaskKind::Choice | TaskKind::Partial | TaskKind::LastWord => "acc",
+        TaskKind::Text => "bits_per_byte",
+        TaskKind::Rows => "cross_entropy",
     })
 }
 
@@ -200,7 +200,7 @@ mod tests {
         Sample { answer, choices: choices.iter().map(score).collect(), ..Sample::default() }
     }
 
-    fn values(kind: Kind, samples: &[Sample]) -> Vec<(String, f64)> {
+    fn values(kind: TaskKind, samples: &[Sample]) -> Vec<(String, f64)> {
         metrics(kind, samples).iter().map(|metric| (metric.name.clone(), ratio(&metric.terms, metric.link))).collect()
     }
 
@@ -219,7 +219,7 @@ mod tests {
         let by_all = sample(0, &[(-4.0, 2, 2), (-9.0, 9, 3)]);
         // A tie goes to the first.
         let tie = sample(1, &[(-3.0, 1, 1), (-3.0, 1, 1)]);
-        check(values(Kind::Choice, &[by_all, tie]), &[("acc", 0.5), ("acc_norm", 0.0), ("acc_bytes", 0.5)]);
+        check(values(TaskKind::Choice, &[by_all, tie]), &[("acc", 0.5), ("acc_norm", 0.0), ("acc_bytes", 0.5)]);
     }
 
     #[test]
@@ -232,7 +232,7 @@ mod tests {
             ("byte_perplexity", (nats / 8.0).exp()),
             ("word_perplexity", (nats / 4.0).exp()),
         ];
-        check(values(Kind::Text, &windows), &expected);
+        check(values(TaskKind::Text, &windows), &expected);
     }
 
     fn answered(right: &[bool], parts: [u32; 2]) -> Sample {
@@ -248,11 +248,11 @@ mod tests {
     #[test]
     fn one_answer_is_right_or_wrong_and_of_several_one_in_k_is() {
         let single = [answered(&[true], [1, 2]), answered(&[false], [0, 3])];
-        check(values(Kind::Written, &single), &[("m", 0.5), ("parts", 0.2)]);
+        check(values(TaskKind::Written, &single), &[("m", 0.5), ("parts", 0.2)]);
         // 1 of 3 right: of the three pairs two hold it. 0 of 3: none.
         let several = [answered(&[false, true, false], [1, 1]), answered(&[false; 3], [1, 1])];
         check(
-            values(Kind::Written, &several),
+            values(TaskKind::Written, &several),
             &[
                 ("m", 1.0 / 6.0),
                 ("pass@2(m)", 1.0 / 3.0),
@@ -283,7 +283,7 @@ mod tests {
                 Sample { draws: verdicts.map(draw).collect(), ..Sample::default() }
             };
             let samples: Vec<Sample> = (0..n_items).map(item).collect();
-            for (idx, metric) in metrics(Kind::Written, &samples).iter().enumerate() {
+            for (idx, metric) in metrics(TaskKind::Written, &samples).iter().enumerate() {
                 assert_eq!(metric.name, truths[idx].0);
                 let [low, high] = estimate(&metric.terms, &Design::ALONE, metric.link).ci95.unwrap();
                 covered[idx] += f64::from(u8::from((low..=high).contains(&truths[idx].1))) / n_experiments as f64;

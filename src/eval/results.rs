@@ -9,7 +9,7 @@ use super::answers::{self, ANSWERS_FILE};
 use super::asking::{Asked, Asking};
 use super::metrics::{Metric, Sample, metrics, primary};
 use super::samples::{self, SAMPLES_FILE};
-use super::tasks::{FewShot, Kind, Task};
+use super::tasks::{FewShot, Task, TaskKind};
 use super::write::{Endings, Writing};
 use crate::engine::remote::Checked;
 use crate::error::Result;
@@ -53,7 +53,7 @@ impl Scores {
 
     /// SHA-256 over what decides the numbers besides the task: equal ones give equal scores. Neither a model's name nor its path does.
     pub fn identity(&self) -> String {
-        let Identity { model_sha256, dtype, kernels, max_len, .. } = &self.identity;
+        let Identity { model: _, model_reference: _, model_base: _, model_sha256, dtype, kernels, max_len } = &self.identity;
         let Provenance { device, kernel_level, .. } = &self.provenance;
         // Other instructions round other sums.
         let level = kernel_level.as_deref().unwrap_or_default();
@@ -107,7 +107,7 @@ pub struct TaskScores {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub n_groups: Option<usize>,
     /// The kind of the task.
-    pub kind: Kind,
+    pub kind: TaskKind,
     /// The version of the task: it rises when the scores of the same file change.
     pub version: u32,
     /// Where the items come from, for people.
@@ -159,7 +159,7 @@ pub struct Work {
 }
 
 /// All that decides a task's scores beside the model and the data.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Settings {
     /// Which items are evaluated.
     pub chosen: Chosen,

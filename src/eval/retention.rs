@@ -106,7 +106,7 @@ fn split(side: Side, target: &[String]) -> (Side, Side) {
 mod tests {
     use super::super::compare::TaskSamples;
     use super::super::metrics::{ChoiceScore, Sample};
-    use super::super::tasks::Kind;
+    use super::super::tasks::TaskKind;
     use super::*;
 
     fn side(name: &str, tasks: &[(&str, usize)]) -> Side {
@@ -117,7 +117,7 @@ mod tests {
         };
         let task = |&(name, n_right): &(&str, usize)| {
             let samples = (0..10).map(|i| sample(i, i < n_right)).collect();
-            (name.to_owned(), TaskSamples::of(Kind::Choice, samples))
+            (name.to_owned(), TaskSamples::of(TaskKind::Choice, samples))
         };
         Side {
             name: name.into(),

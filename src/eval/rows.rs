@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::metrics::{ChoiceScore, Sample};
 use super::score::{Said, Say, Scored, take_chunk};
-use super::tasks::{Examples, Item, Kind, Task, task_name};
+use super::tasks::{Examples, Item, Task, TaskKind, task_name};
 use crate::dataset::{self, Dataset, Example, Format, ReadOptions};
 use crate::error::{Error, Result};
 use crate::files::{file_sha256, sha256};
@@ -72,7 +72,7 @@ pub fn read(path: &Path) -> Result<Task> {
         version: VERSION,
         path: path.to_string_lossy().into_owned(),
         sha256: file_sha256(path)?,
-        kind: Kind::Rows,
+        kind: TaskKind::Rows,
         written: None,
         items: rows.into_iter().map(item).collect(),
         examples: Examples::Own,
@@ -190,7 +190,7 @@ mod tests {
         std::fs::write(&path, [row("x", "law"), row("y", "art")].join("\n")).unwrap();
         let task = read(&path).unwrap();
         let named = |task: &Task| task.items.iter().map(|item| (item.id.clone(), item.subject.clone())).collect::<Vec<_>>();
-        assert_eq!((task.name.as_str(), task.kind), ("held", Kind::Rows));
+        assert_eq!((task.name.as_str(), task.kind), ("held", TaskKind::Rows));
         assert_eq!(named(&task), [("x".to_owned(), Some("law".to_owned())), ("y".to_owned(), Some("art".to_owned()))]);
         // Ids that do not tell rows apart are none, and a single source is no part.
         std::fs::write(&path, [row("x", "law"), row("x", "law")].join("\n")).unwrap();

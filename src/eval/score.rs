@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::asking::Asking;
 use super::metrics::{ChoiceScore, Sample};
 use super::requests::{Encoded, encode, is_python_space, windows};
-use super::tasks::{Item, Kind, Task};
+use super::tasks::{Item, Task, TaskKind};
 use crate::engine::{self, Work};
 use crate::error::{Error, Result};
 use crate::files::sha256;
@@ -122,7 +122,7 @@ impl Prepared {
     }
 }
 
-fn prepare(tokenizer: &Tokenizer, kind: Kind, item: &Item, asking: &Asking, max_len: usize) -> Result<Vec<Prepared>> {
+fn prepare(tokenizer: &Tokenizer, kind: TaskKind, item: &Item, asking: &Asking, max_len: usize) -> Result<Vec<Prepared>> {
     let sample = |id: String, choices: Vec<ChoiceScore>| Sample {
         id,
         subject: item.subject.clone(),
@@ -131,7 +131,7 @@ fn prepare(tokenizer: &Tokenizer, kind: Kind, item: &Item, asking: &Asking, max_
         choices,
         ..Sample::default()
     };
-    if kind == Kind::Text {
+    if kind == TaskKind::Text {
         let text = &item.requests[0].continuation;
         let spaces = space_runs(text);
         let of_window = |(number, (request, bytes)): (usize, (Encoded, Range<usize>))| {

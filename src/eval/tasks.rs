@@ -40,8 +40,8 @@ pub struct Task {
     /// SHA-256 of the file, in hexadecimal.
     pub sha256: String,
     /// What its items ask for.
-    pub kind: Kind,
-    /// How answers are written and judged, where [`Kind::Written`].
+    pub kind: TaskKind,
+    /// How answers are written and judged, where [`TaskKind::Written`].
     pub written: Option<&'static Spec>,
     /// The items, in order.
     pub items: Vec<Item>,
@@ -63,7 +63,7 @@ pub enum Examples {
 }
 
 /// Examples that stand before every question.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct FewShot {
     /// How many.
     pub n: u32,
@@ -74,7 +74,7 @@ pub struct FewShot {
 /// What the items of a task ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Kind {
+pub enum TaskKind {
     /// Which continuation of one context is the most probable?
     Choice,
     /// After which context is one continuation the most probable?
@@ -174,7 +174,7 @@ pub fn parse(name: &str, path: &str, bytes: &[u8]) -> Result<Task> {
         Error::new("expected UTF-8, found an invalid byte").at_line(path, line as u64).cure("Convert the file to UTF-8.")
     })?;
     let (kind, items) = match Path::new(path).extension().and_then(|extension| extension.to_str()) {
-        Some("txt") => (Kind::Text, vec![text_item("0".to_owned(), text).map_err(|error| error.at(path))?]),
+        Some("txt") => (TaskKind::Text, vec![text_item("0".to_owned(), text).map_err(|error| error.at(path))?]),
         Some("jsonl") => json_lines(path, text)?,
         _ => {
             return Err(Error::usage("expected a task named .jsonl or .txt")
@@ -188,14 +188,14 @@ pub fn parse(name: &str, path: &str, bytes: &[u8]) -> Result<Task> {
         path: path.to_owned(),
         sha256,
         kind,
-        written: (kind == Kind::Written).then_some(&uniform::SPEC),
+        written: (kind == TaskKind::Written).then_some(&uniform::SPEC),
         items,
         examples: Examples::Own,
         few_shot: None,
     })
 }
 
-fn json_lines(path: &str, text: &str) -> Result<(Kind, Vec<Item>)> {
+fn json_lines(path: &str, text: &str) -> Result<(TaskKind, Vec<Item>)> {
     let mut builder = Builder::of_user();
     // Split on `\n` only: strings may hold U+2028 and other characters that end lines elsewhere.
     for (line, number) in text.split('\n').zip(1u64..).filter(|(line, _)| !line.trim().is_empty()) {
@@ -208,7 +208,7 @@ fn json_lines(path: &str, text: &str) -> Result<(Kind, Vec<Item>)> {
 /// Rows of the uniform form -> items of one kind with ids of their own.
 pub(super) struct Builder {
     items: Vec<Item>,
-    kind: Option<Kind>,
+    kind: Option<TaskKind>,
     lines_of_ids: HashMap<String, u64>,
     /// What a row says that an answer is judged by.
     judged_by: fn(&Map<String, Value>) -> Result<Value>,
@@ -245,7 +245,7 @@ impl Builder {
         Ok(())
     }
 
-    pub(super) fn finish(self) -> Result<(Kind, Vec<Item>)> {
+    pub(super) fn finish(self) -> Result<(TaskKind, Vec<Item>)> {
         match self.kind {
             Some(kind) => Ok((kind, self.items)),
             None => Err(Error::new("expected one JSON object a line, found none").cure("Name a file that holds items.")),
@@ -254,15 +254,15 @@ impl Builder {
 }
 
 /// Sentences that stand on their own (BLiMP) have no context, all of them; elsewhere an empty one is a slip.
-fn check_context(kind: Kind, item: &Item, first: Option<&Item>) -> Result<()> {
+fn check_context(kind: TaskKind, item: &Item, first: Option<&Item>) -> Result<()> {
     let is_empty = |item: &Item| item.requests[0].context.trim().is_empty();
     match kind {
-        Kind::LastWord if is_empty(item) => Err(Error::new("expected a passage as `context`, found an empty one")),
-        Kind::Choice if first.is_some_and(|first| !is_empty(first)) && is_empty(item) => {
+        TaskKind::LastWord if is_empty(item) => Err(Error::new("expected a passage as `context`, found an empty one")),
+        TaskKind::Choice if first.is_some_and(|first| !is_empty(first)) && is_empty(item) => {
             Err(Error::new("`context` is empty, but not in the lines above")
                 .cure("Fill it in, or put items without a context into a file of their own."))
         }
-        Kind::Choice if first.is_some_and(is_empty) && !is_empty(item) => {
+        TaskKind::Choice if first.is_some_and(is_empty) && !is_empty(item) => {
             Err(Error::new("`context` is empty in the lines above, but not here")
                 .cure("Put items without a context into a file of their own."))
         }
@@ -280,7 +280,7 @@ fn name_of(row: &Map<String, Value>, key: &str) -> Result<Option<String>> {
     }
 }
 
-fn item(row: &Map<String, Value>, index: usize, judged_by: fn(&Map<String, Value>) -> Result<Value>) -> Result<(Kind, Item)> {
+fn item(row: &Map<String, Value>, index: usize, judged_by: fn(&Map<String, Value>) -> Result<Value>) -> Result<(TaskKind, Item)> {
     let id = name_of(row, "id")?.unwrap_or_else(|| index.to_string());
     let subject = match name_of(row, "subject")? {
         None => name_of(row, "paradigm")?,
@@ -320,11 +320,11 @@ fn item(row: &Map<String, Value>, index: usize, judged_by: fn(&Map<String, Value
         let (kind, requests) = match partial {
             true => {
                 let continuation = filled(row, "continuation")?;
-                (Kind::Partial, choices.iter().map(|choice| request(choice, continuation)).collect())
+                (TaskKind::Partial, choices.iter().map(|choice| request(choice, continuation)).collect())
             }
             false => {
                 let context = text(row, "context")?;
-                (Kind::Choice, choices.iter().map(|choice| request(context, choice)).collect())
+                (TaskKind::Choice, choices.iter().map(|choice| request(context, choice)).collect())
             }
         };
         return Ok((kind, item(requests, answer, None)));
@@ -332,18 +332,18 @@ fn item(row: &Map<String, Value>, index: usize, judged_by: fn(&Map<String, Value
     if row.contains_key("continuation") {
         let request =
             Request { context: text(row, "context")?.to_owned(), continuation: format!(" {}", filled(row, "continuation")?) };
-        return Ok((Kind::LastWord, item(vec![request], 0, None)));
+        return Ok((TaskKind::LastWord, item(vec![request], 0, None)));
     }
     if row.contains_key("text") {
         // Nothing stands before a text.
         let Item { requests, .. } = text_item(String::new(), text(row, "text")?)?;
-        return Ok((Kind::Text, Item { description: String::new(), ..item(requests, 0, None) }));
+        return Ok((TaskKind::Text, Item { description: String::new(), ..item(requests, 0, None) }));
     }
     if row.contains_key("prompt") || row.contains_key("messages") {
         let data = judged_by(row)?;
         let (request, messages) = prompt(row, &data)?;
         let tools = row.get("tools").filter(|tools| !tools.is_null()).cloned();
-        return Ok((Kind::Written, item(vec![request], 0, Some(Question { messages, tools, data }))));
+        return Ok((TaskKind::Written, item(vec![request], 0, Some(Question { messages, tools, data }))));
     }
     let keys = row.keys().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
     Err(Error::new(format!("expected `choices`, `continuation`, `text`, `prompt` or `messages`, found the keys {keys}")))
@@ -439,15 +439,15 @@ fn filled<'a>(row: &'a Map<String, Value>, key: &str) -> Result<&'a str> {
     }
 }
 
-impl Kind {
+impl TaskKind {
     fn name(self) -> &'static str {
         match self {
-            Kind::Choice => "`context` and `choices`",
-            Kind::Partial => "`choices` and `continuation`",
-            Kind::LastWord => "`context` and `continuation`",
-            Kind::Text => "`text`",
-            Kind::Written => "`prompt` or `messages`",
-            Kind::Rows => "rows to learn from",
+            TaskKind::Choice => "`context` and `choices`",
+            TaskKind::Partial => "`choices` and `continuation`",
+            TaskKind::LastWord => "`context` and `continuation`",
+            TaskKind::Text => "`text`",
+            TaskKind::Written => "`prompt` or `messages`",
+            TaskKind::Rows => "rows to learn from",
         }
     }
 }
@@ -466,23 +466,23 @@ mod tests {
 
     #[test]
     fn the_forms_are_told_apart_by_their_keys() {
-        let check = |line: &str, kind: Kind, requests: &[(&str, &str)], answer: usize| {
+        let check = |line: &str, kind: TaskKind, requests: &[(&str, &str)], answer: usize| {
             let task = parse("t", "t.jsonl", line.as_bytes()).unwrap();
             let found: Vec<_> = task.items[0].requests.iter().map(|r| (r.context.as_str(), r.continuation.as_str())).collect();
             assert_eq!((task.kind, found.as_slice(), task.items[0].answer), (kind, requests, answer));
         };
-        check(r#"{"id":7,"context":"Q","choices":["a"," b "],"answer":1}"#, Kind::Choice, &[("Q", " a"), ("Q", "  b ")], 1);
+        check(r#"{"id":7,"context":"Q","choices":["a"," b "],"answer":1}"#, TaskKind::Choice, &[("Q", " a"), ("Q", "  b ")], 1);
         let partial = r#"{"id":"w","context":"","choices":["x","y"],"answer":0,"continuation":"z","scoring":"partial"}"#;
-        check(partial, Kind::Partial, &[("x", " z"), ("y", " z")], 0);
-        check(r#"{"context":"I saw the","continuation":"sea"}"#, Kind::LastWord, &[("I saw the", " sea")], 0);
-        check("\n{\"text\":\"a\u{2028}b\"}\n", Kind::Text, &[("", "a\u{2028}b")], 0);
+        check(partial, TaskKind::Partial, &[("x", " z"), ("y", " z")], 0);
+        check(r#"{"context":"I saw the","continuation":"sea"}"#, TaskKind::LastWord, &[("I saw the", " sea")], 0);
+        check("\n{\"text\":\"a\u{2028}b\"}\n", TaskKind::Text, &[("", "a\u{2028}b")], 0);
         assert_eq!(parse("t", "a/t.txt", b"two\nlines").unwrap().items[0].requests[0].continuation, "two\nlines");
     }
 
     #[test]
     fn the_probe_is_whole() {
         let probe = &load(&[PROBE.to_owned()], &|_, _, _| ()).unwrap()[0];
-        assert_eq!((probe.name.as_str(), probe.kind, probe.items.len()), ("probe", Kind::Choice, 320));
+        assert_eq!((probe.name.as_str(), probe.kind, probe.items.len()), ("probe", TaskKind::Choice, 320));
     }
 
     #[test]

@@ -8,16 +8,14 @@ use crate::dataset::{Choice, DataFile, Dataset, ReadOptions};
 use crate::error::{Error, Result};
 use crate::format::count;
 use crate::jobs::watch::{Watch, fetching};
-use crate::model::{Reference, text_of};
+use crate::model::{ModelName, Reference, text_of};
 use crate::tokens::{Audit, RenderOptions, Renderer, Sequence, Tokenizer, fingerprint, rendered};
 
 /// The check as the user asked for it.
 pub(crate) struct Job {
     pub inputs: Vec<String>,
     pub read: ReadOptions,
-    pub model: Option<String>,
-    /// The model that an adapter is put on, in place of the one that its config names.
-    pub base: Option<String>,
+    pub model: ModelName,
     pub render: RenderOptions,
     /// In place of that of `render`; `None` for the usual length, or what the model takes.
     pub max_len: Option<usize>,
@@ -73,7 +71,7 @@ pub(crate) struct Piece {
 
 pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Checked> {
     let dataset = Dataset::open(&job.inputs, &job.read)?;
-    let reference = Reference::resolve_text(job.model.as_deref(), job.base.as_deref(), &fetching(watch))?;
+    let reference = Reference::resolve_text(&job.model, &fetching(watch))?;
     let (tokenizer, template) = text_of(&reference)?;
     let max_len = reference.max_len(job.max_len).map_err(|error| {
         Error::new("how long a row may be is not known, since the model's config is not understood here")

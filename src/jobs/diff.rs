@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::eval::{self, Named, Way};
+use super::eval::{self, KnownModel, Way};
 use super::folders::names;
 use super::score::{RUN_FILE, RunRecord, find_data, read_finished_report, read_listed, read_record};
 use super::view;
-use crate::diagnosis::kinds as conflict;
+use crate::diagnosis::kinds::ConflictKind;
 use crate::diagnosis::learnt::Verdict;
 use crate::diagnosis::movement::{self, Movement};
 use crate::diagnosis::paired::Pairing;
@@ -22,7 +22,7 @@ use crate::files::{write_json, write_text};
 use crate::format::thousands;
 use crate::jobs::watch::Watch;
 use crate::json;
-use crate::model::{DEFAULT_MODEL, Reference};
+use crate::model::{DEFAULT_MODEL, ModelName, Reference};
 use crate::report::diff::{self as report, Diff, Distance, What};
 use crate::table::{
     CONFLICTS_FILE, KnownConflict, LEARNT_FILE, LearntRow, ROWS_FILE, TOKENS_FILE, read_conflicts, read_rows, write_learnt,
@@ -64,7 +64,7 @@ fn remarks(job: &Job) -> Result<Vec<String>> {
     for written in &job.after {
         let Some((_, after)) = record(written, job)? else { continue };
         let records = [&before, &after];
-        if kind == Kind::ScoreRun {
+        if kind == SideKind::ScoreRun {
             said.extend(other_rows(records, [&job.before, written])?);
         }
         // Two engines are named as such.
@@ -85,12 +85,12 @@ fn remarks(job: &Job) -> Result<Vec<String>> {
 }
 
 /// The record of a folder of ours.
-fn record(written: &String, job: &Job) -> Result<Option<(Kind, Value)>> {
+fn record(written: &String, job: &Job) -> Result<Option<(SideKind, Value)>> {
     let kind = kind(written, job)?;
     let file = match kind {
-        Kind::Evaluation => SCORES_FILE,
-        Kind::ScoreRun => RUN_FILE,
-        Kind::Harness | Kind::Model => return Ok(None),
+        SideKind::Evaluation => SCORES_FILE,
+        SideKind::ScoreRun => RUN_FILE,
+        SideKind::Harness | SideKind::Model => return Ok(None),
     };
     Ok(Some((kind, read(&Path::new(written).join(file))?)))
 }
@@ -170,7 +170,7 @@ pub(crate) fn write(diff: &Diff, out: &Path, command: &str) -> Result<()> {
 fn compared(job: &Job, watch: &dyn Watch) -> Result<What> {
     let before = kind(&job.before, job)?;
     let afters = job.after.iter().map(|after| kind(after, job)).collect::<Result<Vec<_>>>()?;
-    let n_runs = afters.iter().chain([&before]).filter(|kind| **kind == Kind::ScoreRun).count();
+    let n_runs = afters.iter().chain([&before]).filter(|kind| **kind == SideKind::ScoreRun).count();
     match (n_runs, &job.after[..]) {
         (2, [after]) if job.target.is_empty() => {
             return Ok(What::Scores(compare_scores(Path::new(&job.before), Path::new(after))?));
@@ -205,7 +205,7 @@ fn compare_scores(before: &Path, after: &Path) -> Result<Movement> {
     let conflicts = before.join(CONFLICTS_FILE);
     let by_place = |conflict: KnownConflict| Some(((conflict.row, conflict.pos), conflict.kind.parse().ok()?));
     let by_place = |conflict: Result<KnownConflict>| conflict.map(by_place).transpose();
-    let kinds: Option<HashMap<(u32, u32), conflict::Kind>> =
+    let kinds: Option<HashMap<(u32, u32), ConflictKind>> =
         conflicts.exists().then(|| read_conflicts(&conflicts).filter_map(by_place).collect::<Result<_>>()).transpose()?;
     let rows = read_rows(&before.join(ROWS_FILE))?;
     let pairing = other_data([before, after])?.unwrap_or(Pairing::ByNumber);
@@ -247,7 +247,7 @@ fn write_learnt_rows(movement: &Movement, out: &Path) -> Result<()> {
 }
 
 #[derive(Clone, Copy, PartialEq)]
-enum Kind {
+enum SideKind {
     Evaluation,
     /// Sample files of lm-evaluation-harness.
     Harness,
@@ -255,16 +255,16 @@ enum Kind {
     Model,
 }
 
-fn kind(written: &str, job: &Job) -> Result<Kind> {
+fn kind(written: &str, job: &Job) -> Result<SideKind> {
     let path = Path::new(written);
     if path.join(SCORES_FILE).is_file() {
-        Ok(Kind::Evaluation)
+        Ok(SideKind::Evaluation)
     } else if path.join(TOKENS_FILE).is_file() {
-        Ok(Kind::ScoreRun)
+        Ok(SideKind::ScoreRun)
     } else if harness::is_harness(path) {
-        Ok(Kind::Harness)
+        Ok(SideKind::Harness)
     } else if Reference::looks_like_one(written) && (path.exists() || !job.tasks.is_empty()) {
-        Ok(Kind::Model)
+        Ok(SideKind::Model)
     } else {
         let found = if path.exists() { "found neither there" } else { "and there is nothing of this name" };
         Err(Error::usage(format!("expected a folder with {SCORES_FILE} or {TOKENS_FILE}, or a model, {found}")).at(path).cure(
@@ -274,15 +274,14 @@ fn kind(written: &str, job: &Job) -> Result<Kind> {
     }
 }
 
-fn side(kind: Kind, written: &str, job: &Job, watch: &dyn Watch) -> Result<Side> {
+fn side(kind: SideKind, written: &str, job: &Job, watch: &dyn Watch) -> Result<Side> {
     match kind {
-        Kind::Harness => harness::read_side(Path::new(written)),
-        Kind::Model => {
+        SideKind::Harness => harness::read_side(Path::new(written)),
+        SideKind::Model => {
             let tasks = if job.tasks.is_empty() { vec![tasks::PROBE.to_owned()] } else { job.tasks.clone() };
             let command = job.command.clone();
             let asked = eval::Job {
-                model: Some(written.to_owned()),
-                base: None,
+                model: ModelName { written: Some(written.to_owned()), base: None },
                 servers: None,
                 tasks,
                 out: None,
@@ -292,7 +291,7 @@ fn side(kind: Kind, written: &str, job: &Job, watch: &dyn Watch) -> Result<Side>
             let evaluated = eval::run(&asked, watch)?;
             compare::read_side(&evaluated.out)
         }
-        Kind::Evaluation | Kind::ScoreRun => compare::read_side(Path::new(written)),
+        SideKind::Evaluation | SideKind::ScoreRun => compare::read_side(Path::new(written)),
     }
 }
 
@@ -301,7 +300,7 @@ fn distance(job: &Job, watch: &dyn Watch) -> Result<Distance> {
     let unknown = |why: &str| Ok(Distance::Unknown { unavailable: why.to_owned() });
     let [after] = &job.after[..] else { return unknown("not measured for several runs") };
     let kinds = [kind(&job.before, job)?, kind(after, job)?];
-    if !job.divergence && kinds != [Kind::Model; 2] {
+    if !job.divergence && kinds != [SideKind::Model; 2] {
         return unknown("not measured; --kl runs both models for it");
     }
     let behind = |written: &String, kind| model_behind(Path::new(written), kind);
@@ -325,13 +324,13 @@ fn read(path: &Path) -> Result<Value> {
 
 /// The model that a side is, or was made with.
 enum Behind {
-    Model(Named),
+    Model(KnownModel),
     /// A server ran the model, and it alone knows the weights.
     Server,
     Unknown,
 }
 
-fn model_behind(path: &Path, kind: Kind) -> Result<Behind> {
+fn model_behind(path: &Path, kind: SideKind) -> Result<Behind> {
     let named = |file: &str, model: &str| {
         let record = read(&path.join(file))?;
         if record["server"].is_object() {
@@ -339,12 +338,15 @@ fn model_behind(path: &Path, kind: Kind) -> Result<Behind> {
         }
         let text = |key: &str| record.pointer(&format!("{model}{key}")).and_then(Value::as_str).map(str::to_owned);
         let written = text("reference").filter(|written| written != DEFAULT_MODEL);
-        Ok(Behind::Model(Named { written, base: text("base"), sha256: text("sha256") }))
+        Ok(Behind::Model(KnownModel { name: ModelName { written, base: text("base") }, sha256: text("sha256") }))
     };
     match kind {
-        Kind::Harness => Ok(Behind::Unknown),
-        Kind::Model => Ok(Behind::Model(Named { written: Some(path.to_string_lossy().into_owned()), base: None, sha256: None })),
-        Kind::Evaluation => named(SCORES_FILE, "/model_"),
-        Kind::ScoreRun => named("run.json", "/model/"),
+        SideKind::Harness => Ok(Behind::Unknown),
+        SideKind::Model => {
+            let name = ModelName { written: Some(path.to_string_lossy().into_owned()), base: None };
+            Ok(Behind::Model(KnownModel { name, sha256: None }))
+        }
+        SideKind::Evaluation => named(SCORES_FILE, "/model_"),
+        SideKind::ScoreRun => named("run.json", "/model/"),
     }
 }

@@ -9,8 +9,8 @@ use crate::engine::remote::{Checked, Options, Pool};
 use crate::error::{Context, Error, Result};
 use crate::files::{read_json, sha256, write_json};
 use crate::jobs::watch::{Watch, fetching};
-use crate::kernels::TokenStatistics;
-use crate::model::{Reference, Served};
+use crate::kernels::{Dtype, Kernels, TokenStatistics};
+use crate::model::{LoadOptions, ModelName, Placement, Reference, Served};
 use crate::tokens::{Sequence, Tokenizer};
 
 /// What the servers of a folder were when it was begun.
@@ -18,25 +18,26 @@ const SERVER_FILE: &str = "server.json";
 /// What stands where an own engine's precision and kernels would.
 pub(crate) const AS_SERVED: &str = "as served";
 
-/// The model's texts, which is all of it that is needed here where it is run elsewhere. `option` is what the user asked that with; `ours` are options
-/// of how this program runs a model, and whether they were given.
-pub(super) fn text_of(
-    [model, base]: [Option<&str>; 2],
-    option: &str,
-    ours: &[(bool, &str)],
-    watch: &dyn Watch,
-) -> Result<(Served, Reference)> {
+/// The model's texts, which is all of it that is needed here where it is run elsewhere. `option` is what the user asked that with; `load` says how
+/// this program would run the model, so that whatever of it was given is refused.
+pub(super) fn text_of(model: &ModelName, option: &str, load: &LoadOptions, watch: &dyn Watch) -> Result<(Served, Reference)> {
+    let LoadOptions { dtype, kernels, device } = *load;
+    let ours = [
+        (dtype != Dtype::default(), "--dtype"),
+        (kernels != Kernels::default(), "--kernels"),
+        (device != Placement::default(), "--device"),
+    ];
     if let Some((_, ours)) = ours.iter().find(|(given, _)| *given) {
         return Err(Error::usage(format!("{ours} is how this program runs the model, and {option} has it run elsewhere"))
             .cure(format!("Leave out {ours}, and start the engine there as you want it.")));
     }
-    if model.is_none() {
+    if model.written.is_none() {
         return Err(Error::usage(format!(
             "{option} needs --model: the tokenizer and the chat template of the model that is run"
         ))
         .cure("Name the folder or the hub id that is run there; its weights need not be here."));
     }
-    let reference = Reference::resolve_text(model, base, &fetching(watch))?;
+    let reference = Reference::resolve_text(model, &fetching(watch))?;
     let served = Served::read(&reference)?;
     Ok((served, reference))
 }
@@ -125,13 +126,13 @@ pub(super) struct Servers {
 impl Opened {
     pub(super) fn open(
         options: &Options,
-        model: [Option<&str>; 2],
-        ours: &[(bool, &str)],
+        model: &ModelName,
+        load: &LoadOptions,
         asked_len: Option<usize>,
         beyond: &Beyond,
         watch: &dyn Watch,
     ) -> Result<Opened> {
-        let (served, reference) = text_of(model, "--server", ours, watch)?;
+        let (served, reference) = text_of(model, "--server", load, watch)?;
         let pool = Pool::open(options, served.vocab_size)?;
         let max_len = max_len(asked_len, &served, Some(&pool), beyond)?;
         let sha256 = hash(pool.model(), &served.tokenizer)?;

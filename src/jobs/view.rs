@@ -11,7 +11,7 @@ use crate::dataset::{Chosen, Dataset, Turn};
 use crate::diagnosis::Report;
 use crate::diagnosis::bounded::Bounded;
 use crate::diagnosis::gate::{Gate, Weight};
-use crate::diagnosis::kinds::Kind;
+use crate::diagnosis::kinds::ConflictKind;
 use crate::diagnosis::population::{Needs, Population};
 use crate::diagnosis::quadrants::Resolved;
 use crate::diagnosis::shown::{Shown, rows_shown, shown};
@@ -117,7 +117,7 @@ fn conflicts_of_form(folder: &Path, has_kinds: bool) -> Result<Places> {
     if !has_kinds {
         return Ok(Places::new());
     }
-    let is_of_form = |conflict: &KnownConflict| conflict.kind.parse().is_ok_and(Kind::is_of_form);
+    let is_of_form = |conflict: &KnownConflict| conflict.kind.parse().is_ok_and(ConflictKind::is_of_form);
     let place = |conflict: KnownConflict| is_of_form(&conflict).then_some((conflict.row, conflict.pos));
     read_conflicts(&folder.join(CONFLICTS_FILE)).filter_map(|conflict| conflict.map(place).transpose()).collect()
 }

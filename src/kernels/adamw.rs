@@ -9,6 +9,7 @@
 //! exact. Rounded to the nearest, a second moment would never shrink: with b2 = 0.999 a step changes it by less than half a unit in the
 //! last place. The draws follow from the step and the place, so equal runs give equal bits.
 
+use super::Stored;
 use super::lanes::Lanes;
 use super::level::{Kernel, Level};
 
@@ -42,9 +43,12 @@ pub struct Update {
 }
 
 impl Moments {
-    /// Moments of `len` numbers that have not been updated yet: in bf16, or in f32.
-    pub fn zeros(len: usize, bf16: bool) -> Moments {
-        if bf16 { Moments::Bf16([vec![0; len], vec![0; len]]) } else { Moments::F32([vec![0.0; len], vec![0.0; len]]) }
+    /// Moments of `len` numbers that have not been updated yet.
+    pub fn zeros(len: usize, stored: Stored) -> Moments {
+        match stored {
+            Stored::F32 => Moments::F32([vec![0.0; len], vec![0.0; len]]),
+            Stored::Bf16 => Moments::Bf16([vec![0; len], vec![0; len]]),
+        }
     }
 
     /// Cut into blocks of `len` numbers.
@@ -176,10 +180,10 @@ mod tests {
     #[test]
     fn first_step_by_hand() {
         // From zero moments: m / (1 - b1) = g and sqrt(v / (1 - b2)) = |g|, so the weight moves by the learning rate 0.001.
-        for bf16 in [false, true] {
+        for stored in Stored::ALL {
             for level in Level::available() {
                 let (mut w, mut g) = (vec![1.0f32, -1.0, 2.0], vec![4.0f32, -8.0, 0.0]);
-                let mut moments = Moments::zeros(3, bf16);
+                let mut moments = Moments::zeros(3, stored);
                 run(level, &mut w, &mut g, moments.blocks(3).remove(0), &UPDATE);
                 for (found, expected) in w.iter().zip([0.999 - 0.001, -0.999 + 0.001, 1.998]) {
                     assert!((found - expected).abs() < 1e-6, "{level} {found} {expected}");
@@ -192,8 +196,8 @@ mod tests {
     #[test]
     fn levels_agree_and_bf16_moments_stay_near_f32_ones_on_the_mean() {
         let n = 40_000;
-        let run_all = |level: Level, bf16: bool| {
-            let (mut w, mut moments) = (noise(n, 1.0, 1), Moments::zeros(n, bf16));
+        let run_all = |level: Level, stored: Stored| {
+            let (mut w, mut moments) = (noise(n, 1.0, 1), Moments::zeros(n, stored));
             for step in 0..200u32 {
                 let mut g = noise(n, 1.0, 2 + u64::from(step));
                 let update = Update { key: step, ..UPDATE };
@@ -203,8 +207,8 @@ mod tests {
             (w, moments)
         };
         let best = Level::available().pop().unwrap();
-        let (exact, Moments::F32([_, v])) = run_all(best, false) else { panic!("f32 was asked for") };
-        let (half, Moments::Bf16([_, v_half])) = run_all(best, true) else { panic!("bf16 was asked for") };
+        let (exact, Moments::F32([_, v])) = run_all(best, Stored::F32) else { panic!("f32 was asked for") };
+        let (half, Moments::Bf16([_, v_half])) = run_all(best, Stored::Bf16) else { panic!("bf16 was asked for") };
         let mean = |values: &mut dyn Iterator<Item = f64>| values.sum::<f64>() / n as f64;
         let exact_mean = mean(&mut v.iter().map(|&v| f64::from(v)));
         let half_mean = mean(&mut v_half.iter().map(|&v| f64::from(f32::from_bits(u32::from(v) << 16))));
@@ -214,7 +218,7 @@ mod tests {
         let travelled = mean(&mut exact.iter().zip(noise(n, 1.0, 1)).map(|(a, b)| f64::from((a - b).abs())));
         assert!(distance < 0.02 * travelled, "{distance} of {travelled}");
         for level in Level::available() {
-            let (w, _) = run_all(level, false);
+            let (w, _) = run_all(level, Stored::F32);
             // No multiply-add at the portable level: 200 roundings apart.
             assert!(w.iter().zip(&exact).all(|(a, b)| (a - b).abs() < 1e-4), "{level}");
         }

@@ -54,6 +54,7 @@ use std::ops::Range;
 use std::str::FromStr;
 
 use crate::error::{Error, Result};
+use crate::spelling::named;
 
 /// Which implementation of the operations runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -80,6 +81,8 @@ pub enum Dtype {
     /// that are infinite or NaN give what they give in f32.
     Bf16x3,
 }
+
+named! { pub Dtype, "a number format": F32 = "f32", Bf16 = "bf16", Bf16x3 = "bf16x3" }
 
 impl Dtype {
     /// The bytes of one number in memory.
@@ -108,6 +111,8 @@ pub enum Stored {
     F32,
     Bf16,
 }
+
+named! { pub Stored, "a number format": F32 = "f32", Bf16 = "bf16" }
 
 impl Stored {
     /// The bytes of one number.
@@ -195,52 +200,4 @@ impl FromStr for Kernels {
             _ => Err(Error::usage(format!("there are no kernels called `{name}`")).cure("Give `reference` or `fused`.")),
         }
     }
-}
-
-impl fmt::Display for Dtype {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Dtype::F32 => "f32",
-            Dtype::Bf16 => "bf16",
-            Dtype::Bf16x3 => "bf16x3",
-        })
-    }
-}
-
-impl fmt::Display for Stored {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Stored::F32 => "f32",
-            Stored::Bf16 => "bf16",
-        })
-    }
-}
-
-impl FromStr for Dtype {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self> {
-        match name {
-            "f32" => Ok(Dtype::F32),
-            "bf16" => Ok(Dtype::Bf16),
-            "bf16x3" => Ok(Dtype::Bf16x3),
-            _ => Err(no_format(name).cure("Give `f32`, `bf16` or `bf16x3`.")),
-        }
-    }
-}
-
-impl FromStr for Stored {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self> {
-        match name {
-            "f32" => Ok(Stored::F32),
-            "bf16" => Ok(Stored::Bf16),
-            _ => Err(no_format(name).cure("Give `f32` or `bf16`.")),
-        }
-    }
-}
-
-fn no_format(name: &str) -> Error {
-    Error::usage(format!("there is no number format called `{name}`"))
 }

@@ -114,11 +114,6 @@ impl Cache {
         }
     }
 
-    /// How many pages no sequence holds.
-    pub fn n_free(&self) -> usize {
-        self.free.len()
-    }
-
     /// `n` pages for one sequence; `None`, and nothing changed, if there are not so many.
     pub fn take(&mut self, n: usize) -> Option<Vec<usize>> {
         let pages = self.free.split_off(self.free.len().checked_sub(n)?);
@@ -159,13 +154,13 @@ mod tests {
         let mut cache = Cache::new(&config, &[Dtype::F32; 2], 5, 1);
         assert!(cache.shares_pages() && Cache::sequence_bytes(&config) == 0);
         let first = cache.take(3).unwrap();
-        assert_eq!((first.as_slice(), cache.n_free()), (&[0, 1, 2][..], 2));
+        assert_eq!((first.as_slice(), cache.free.len()), (&[0, 1, 2][..], 2));
         assert!(cache.take(3).is_none());
         cache.share(&first[..2]);
         cache.release(&first);
-        assert_eq!(cache.n_free(), 3);
+        assert_eq!(cache.free.len(), 3);
         cache.release(&first[..2]);
-        assert_eq!(cache.n_free(), 5);
+        assert_eq!(cache.free.len(), 5);
         let mut all = cache.take(5).unwrap();
         all.sort_unstable();
         assert_eq!(all, [0, 1, 2, 3, 4]);

@@ -118,7 +118,8 @@ pub struct ExpertsConfig {
     pub shared_size: usize,
     /// That network has a gate, a number for each token.
     pub shared_gate: bool,
-    /// PEFT takes `gate_proj` and the like for the stacks of the experts, as if each expert were a module; else it leaves these alone.
+    /// Do adapters for `gate_proj` and the like change the experts? PEFT then treats each expert of a stack as a module of its own; of other
+    /// families it leaves the stacks alone.
     pub modules: bool,
     /// How gpt-oss has it: the router and the experts have biases; the experts are stacked as inputs by outputs, and gate and up alternate.
     pub transposed: bool,

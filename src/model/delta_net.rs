@@ -156,8 +156,7 @@ impl DeltaNet {
         }
     }
 
-    /// As [`DeltaNet::open`], in the two steps that the backward pass needs: for each head its gates and, beside them, the normed
-    /// numbers
+    /// As [`DeltaNet::open`], in the two steps that the backward pass needs: for each head its gates and, beside them, the normed numbers
     /// `[N * heads, 2 value_dim]`; and what the gates let through, `[N, W]`.
     fn opened(&self, mixed: &Tensor) -> Result<(Tensor, Tensor)> {
         let DeltaShape { value_heads, value_dim, .. } = self.shape;

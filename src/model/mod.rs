@@ -104,7 +104,7 @@ pub use load_options::{LoadOptions, Purpose};
 pub use lora::{Adapters, LoraOptions};
 pub use parameters::{Parameter, Part};
 pub use placement::Placement;
-pub use reference::Reference;
+pub use reference::{ModelName, Reference};
 pub use served::Served;
 pub(crate) use source::Source;
 use statistics::CurvesOf;
@@ -267,8 +267,7 @@ impl Model {
         }
     }
 
-    /// As [`Model::hidden`], for tokens that go on with sequences of `cache`, and are added to it: to the bit what [`Model::hidden`]
-    /// gives
+    /// As [`Model::hidden`], for tokens that go on with sequences of `cache`, and are added to it: to the bit what [`Model::hidden`] gives
     /// for them within their whole sequences. Only on the CPU with the fused kernels.
     pub fn hidden_onto(&self, cache: &mut Cache, ids: &[u32], stretches: &[Stretch], rows: &[u32]) -> Result<Tensor> {
         self.tokenizer.check(ids)?;

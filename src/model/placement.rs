@@ -1,13 +1,11 @@
 //! Where a model runs: on the CPU, on an NVIDIA GPU by the kernels of `kernels/cuda`, or on one of Apple's by the plain compositions
 //! (`--device metal --kernels reference`, in a build with the feature `metal`).
 
-use std::fmt;
-use std::str::FromStr;
-
 use candle_core::Device;
 
 use crate::error::{Error, Result};
 use crate::kernels::cuda;
+use crate::spelling::named;
 
 /// Where the user wants a model to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -19,6 +17,8 @@ pub enum Placement {
     Cuda,
     Metal,
 }
+
+named! { pub Placement, "a place to run": Auto = "auto", Cpu = "cpu", Cuda = "cuda", Metal = "metal" }
 
 impl Placement {
     /// Where candle's tensors lie.
@@ -39,27 +39,5 @@ impl Placement {
             Placement::Cuda => cuda::Device::get().map_or(self.to_string(), |device| format!("{self} ({})", device.name())),
             _ => self.to_string(),
         }
-    }
-}
-
-impl fmt::Display for Placement {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Placement::Auto => "auto",
-            Placement::Cpu => "cpu",
-            Placement::Cuda => "cuda",
-            Placement::Metal => "metal",
-        })
-    }
-}
-
-impl FromStr for Placement {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        [Placement::Auto, Placement::Cpu, Placement::Cuda, Placement::Metal]
-            .into_iter()
-            .find(|placement| placement.to_string() == text)
-            .ok_or_else(|| Error::usage(format!("expected auto, cpu, cuda or metal, found `{text}`")))
     }
 }

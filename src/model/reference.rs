@@ -16,6 +16,15 @@ use crate::fetch::{Progress, wheel};
 use crate::files::{file_sha256, refuse_pointer, sha256};
 use crate::tokens::DEFAULT_MAX_LEN;
 
+/// A model as its user names it.
+#[derive(Debug, Clone, Default)]
+pub struct ModelName {
+    /// A folder, a file or a hub id; `None` stands for the default model.
+    pub written: Option<String>,
+    /// The model that an adapter is put on, in place of the one that its config names.
+    pub base: Option<String>,
+}
+
 /// A model's files, found but not read.
 #[derive(Debug, Clone)]
 pub struct Reference {
@@ -53,22 +62,22 @@ impl Reference {
 
     /// Finds the model that `written` names; `None` stands for the default model. What is not on this machine is fetched.
     pub fn resolve(written: Option<&str>, progress: Progress) -> Result<Reference> {
-        Reference::resolve_on(written, None, progress)
+        Reference::resolve_named(&ModelName { written: written.map(str::to_owned), base: None }, progress)
     }
 
-    /// As [`Reference::resolve`]; `base` names the model that an adapter is put on, in place of the one that its config names.
-    pub fn resolve_on(written: Option<&str>, base: Option<&str>, progress: Progress) -> Result<Reference> {
-        Reference::resolve_wanted(written, base, Wanted::Model, progress)
+    /// As [`Reference::resolve`], of an adapter on the base that its user names.
+    pub fn resolve_named(name: &ModelName, progress: Progress) -> Result<Reference> {
+        Reference::resolve_wanted(name, Wanted::Model, progress)
     }
 
-    /// As [`Reference::resolve_on`], for [`text_of`](super::text_of) alone: of a hub id, the tokenizer, the template and the configs
-    /// are
+    /// As [`Reference::resolve_named`], for [`text_of`](super::text_of) alone: of a hub id, the tokenizer, the template and the configs are
     /// fetched, and no weights where these stand apart from them.
-    pub fn resolve_text(written: Option<&str>, base: Option<&str>, progress: Progress) -> Result<Reference> {
-        Reference::resolve_wanted(written, base, Wanted::Text, progress)
+    pub fn resolve_text(name: &ModelName, progress: Progress) -> Result<Reference> {
+        Reference::resolve_wanted(name, Wanted::Text, progress)
     }
 
-    fn resolve_wanted(written: Option<&str>, base: Option<&str>, wanted: Wanted, progress: Progress) -> Result<Reference> {
+    fn resolve_wanted(name: &ModelName, wanted: Wanted, progress: Progress) -> Result<Reference> {
+        let (written, base) = (name.written.as_deref(), name.base.as_deref());
         let no_adapter = |what: &str| Error::usage(format!("--base names the model that an adapter is put on, and {what}"));
         let Some(written) = written else {
             if base.is_some() {

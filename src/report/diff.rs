@@ -1,14 +1,13 @@
 //! What changed between evaluations or between score runs: for the terminal, as Markdown and HTML, and drawn.
 
 use std::collections::BTreeSet;
-use std::fmt::Write;
 use std::path::Path;
 
 use serde::Serialize;
 
 use super::document::{self, Block, Inline, plain, strong};
 use super::learnt;
-use super::terminal::name;
+use super::terminal::{Colours, name};
 use crate::diagnosis::movement::{Change, Movement};
 use crate::error::Result;
 use crate::eval::compare::{Comparison, Flips, MacroChange, MeanChange, MetricChange, TaskChange};
@@ -70,123 +69,132 @@ pub(crate) fn documents(diff: &Diff, command: &str, svg: &dyn Fn(&str) -> String
 
 /// For lines of `width` characters, as far as tables are concerned: sentences are not broken here.
 pub(crate) fn terminal(diff: &Diff, coloured: bool, width: usize) -> String {
-    let line_width = width;
-    let (bold, dim, red, reset) = if coloured { ("\x1b[1m", "\x1b[2m", "\x1b[1;31m", "\x1b[0m") } else { ("", "", "", "") };
-    let mut text = String::new();
-    // Writing to a String cannot fail.
-    let mut line = |content: String| {
-        let _ = writeln!(text, "{content}");
+    let colours = Colours::of(coloured);
+    let Colours { dim, reset, .. } = colours;
+    let mut lines = match &diff.what {
+        What::Evaluations(comparison) => evaluation_lines(comparison, colours, width),
+        What::Scores(movement) => score_lines(movement, colours, width),
+        What::Retention(retention) => retention_lines(retention, colours),
     };
-    match &diff.what {
-        What::Evaluations(comparison) => {
-            let width = comparison.tasks.keys().map(|name| name.chars().count()).fold(13, usize::max);
-            let metric_width = comparison.tasks.values().map(|task| task.primary.chars().count() + 1).fold(14, usize::max);
-            // Task, number of items and metric.
-            let mean_width = width + 10 + metric_width;
-            // How certain the change is stands below it where it has no room beside it.
-            let is_narrow = line_width < mean_width + 3 * 9 + 3 + 18 + 2 * 6 + 9;
-            let certainty = |interval: &str, lost: &str, won: &str, p: &str| match is_narrow {
-                true => format!("\n    95 % interval {interval}, {lost} lost, {won} won, p (Holm) {p}"),
-                false => format!("   {interval:<18}{lost:>6}{won:>6}{p:>9}"),
-            };
-            line(format!("{bold}{}{reset} -> {bold}{}{reset}\n", comparison.before, comparison.after));
-            line(format!(
-                "{bold}{:<width$} {:>6}  {:<metric_width$}{:>9}{:>9}{:>9}{}{reset}",
-                "task",
-                "n",
-                "metric",
-                "before",
-                "after",
-                "change",
-                if is_narrow { String::new() } else { certainty("95 % interval", "lost", "won", "p (Holm)") }
-            ));
-            for (task_name, task) in &comparison.tasks {
-                let Some(metric) = task.metrics.get(&task.primary) else { continue };
-                let row = Row::of(task, metric);
-                let on = if row.drop { red } else { "" };
-                line(format!(
-                    "{on}{task_name:<width$} {:>6}  {:<metric_width$}{:>9}{:>9}{:>9}{}{}",
-                    task.n,
-                    task.primary,
-                    row.before,
-                    row.after,
-                    row.change,
-                    certainty(&row.interval, &row.lost, &row.gained, &row.p),
-                    if row.drop { reset } else { "" }
-                ));
-            }
-            let of_mean = |interval: &str| match is_narrow {
-                true => format!("\n    95 % interval {interval}"),
-                false => format!("   {interval}"),
-            };
-            for (name, change) in means(comparison) {
-                let [before, after, difference, interval] = mean_cells(change);
-                line(format!("{name:<mean_width$}{before:>9}{after:>9}{difference:>9}{}", of_mean(&interval)));
-            }
-            if let Some(average) = &comparison.macro_average {
-                let number = |value: f64| format!("{:.2}", 100.0 * value);
-                let interval = average.difference.ci95.map_or_else(|| "-".to_owned(), |ends| interval(ends, 100.0));
-                line(format!(
-                    "{bold}{:<width$} {:>6}  {:<metric_width$}{:>9}{:>9}{:>+9.2}{}{reset}",
-                    "macro average",
-                    "",
-                    count(average.tasks.len() as u64, "task"),
-                    number(average.before),
-                    number(average.after),
-                    100.0 * average.difference.value,
-                    of_mean(&interval)
-                ));
-            }
-            for warning in warnings(comparison) {
-                line(format!("{dim}{warning}{reset}"));
-            }
-        }
-        What::Scores(movement) => {
-            line(format!("{bold}{}{reset} -> {bold}{}{reset}", movement.before, movement.after));
-            line(format!(
-                "{dim}{} on both sides, {} only before, {} only after{reset}\n",
-                n_tokens(movement.tokens),
-                thousands(movement.tokens_only_before),
-                thousands(movement.tokens_only_after)
-            ));
-            let (cell, change) = if line_width < 20 + 4 * 20 + 2 * 10 { (11, 8) } else { (20, 10) };
-            // `conflict` is enough: there is one kind of them.
-            let head = |quadrant: Quadrant| {
-                let head = name(quadrant);
-                if head.len() <= cell { head } else { head.rsplit(' ').next().unwrap_or_default().to_owned() }
-            };
-            let heads: String = Quadrant::ALL.map(|quadrant| format!("{:>cell$}", head(quadrant))).concat();
-            line(format!("{bold}{:<20}{heads}{:>change$}{:>change$}{reset}", "before \\ after", "logprob", "entropy"));
-            for quadrant in Quadrant::ALL {
-                let counts = movement.moved[quadrant.index()].map(|count| format!("{:>cell$}", thousands(count))).concat();
-                let [logprob, entropy] = nats(&movement.by_quadrant[quadrant.index()]);
-                line(format!("{:<20}{counts}{logprob:>change$}{entropy:>change$}", name(quadrant)));
-            }
-            let [logprob, entropy] = nats(&movement.overall);
-            line(format!("\nmean change of logprob {logprob} nat, of entropy {entropy} nat"));
-            learnt::terminal(&movement.learnt, [bold, dim, red, reset], line_width).into_iter().for_each(&mut line);
-        }
-        What::Retention(retention) => {
-            let width = retention.runs.iter().map(|run| run.name.chars().count()).fold(8, usize::max);
-            line(format!("{bold}{}{reset} -> {} runs, in points\n", retention.before, retention.runs.len()));
-            line(format!(
-                "{bold}{:<width$} {:>9}   {:<18} {:>9}   {:<18}{reset}",
-                "run", "target", "95 % interval", "general", "95 % interval"
-            ));
-            for run in &retention.runs {
-                let ([target, target_ends], [general, general_ends]) = (points(&run.target), points(&run.general));
-                let lost = run.general.difference.ci95.is_some_and(|[_, high]| high < 0.0);
-                let (on, off) = if lost { (red, reset) } else { ("", "") };
-                line(format!("{on}{:<width$} {target:>9}   {target_ends:<18} {general:>9}   {general_ends:<18}{off}", run.name));
-            }
-            warnings_of_runs(retention).for_each(|warning| line(format!("{dim}{warning}{reset}")));
-        }
+    lines.extend(diff.remarks.iter().map(|remark| format!("{dim}{remark}{reset}")));
+    lines.push(format!("{dim}{}{reset}", distance(&diff.divergence)));
+    lines.into_iter().map(|line| line + "\n").collect()
+}
+
+/// Task by task, with means over subjects and over tasks below.
+fn evaluation_lines(comparison: &Comparison, Colours { bold, dim, red, reset }: Colours, line_width: usize) -> Vec<String> {
+    let width = comparison.tasks.keys().map(|name| name.chars().count()).fold(13, usize::max);
+    let metric_width = comparison.tasks.values().map(|task| task.primary.chars().count() + 1).fold(14, usize::max);
+    // Task, number of items and metric.
+    let mean_width = width + 10 + metric_width;
+    // How certain the change is stands below it where it has no room beside it.
+    let is_narrow = line_width < mean_width + 3 * 9 + 3 + 18 + 2 * 6 + 9;
+    let certainty = |interval: &str, lost: &str, won: &str, p: &str| match is_narrow {
+        true => format!("\n    95 % interval {interval}, {lost} lost, {won} won, p (Holm) {p}"),
+        false => format!("   {interval:<18}{lost:>6}{won:>6}{p:>9}"),
+    };
+    let mut lines = vec![
+        format!("{bold}{}{reset} -> {bold}{}{reset}\n", comparison.before, comparison.after),
+        format!(
+            "{bold}{:<width$} {:>6}  {:<metric_width$}{:>9}{:>9}{:>9}{}{reset}",
+            "task",
+            "n",
+            "metric",
+            "before",
+            "after",
+            "change",
+            if is_narrow { String::new() } else { certainty("95 % interval", "lost", "won", "p (Holm)") }
+        ),
+    ];
+    for (task_name, task) in &comparison.tasks {
+        let Some(metric) = task.metrics.get(&task.primary) else { continue };
+        let row = Row::of(task, metric);
+        let (on, off) = if row.drop { (red, reset) } else { ("", "") };
+        lines.push(format!(
+            "{on}{task_name:<width$} {:>6}  {:<metric_width$}{:>9}{:>9}{:>9}{}{off}",
+            task.n,
+            task.primary,
+            row.before,
+            row.after,
+            row.change,
+            certainty(&row.interval, &row.lost, &row.gained, &row.p),
+        ));
     }
-    for remark in &diff.remarks {
-        line(format!("{dim}{remark}{reset}"));
+    let of_mean = |interval: &str| match is_narrow {
+        true => format!("\n    95 % interval {interval}"),
+        false => format!("   {interval}"),
+    };
+    for (name, change) in means(comparison) {
+        let [before, after, difference, interval] = mean_cells(change);
+        lines.push(format!("{name:<mean_width$}{before:>9}{after:>9}{difference:>9}{}", of_mean(&interval)));
     }
-    line(format!("{dim}{}{reset}", distance(&diff.divergence)));
-    text
+    if let Some(average) = &comparison.macro_average {
+        let number = |value: f64| format!("{:.2}", 100.0 * value);
+        let interval = average.difference.ci95.map_or_else(|| "-".to_owned(), |ends| interval(ends, 100.0));
+        lines.push(format!(
+            "{bold}{:<width$} {:>6}  {:<metric_width$}{:>9}{:>9}{:>+9.2}{}{reset}",
+            "macro average",
+            "",
+            count(average.tasks.len() as u64, "task"),
+            number(average.before),
+            number(average.after),
+            100.0 * average.difference.value,
+            of_mean(&interval)
+        ));
+    }
+    lines.extend(warnings(comparison).into_iter().map(|warning| format!("{dim}{warning}{reset}")));
+    lines
+}
+
+/// From quadrant to quadrant, and what was learnt.
+fn score_lines(movement: &Movement, colours: Colours, line_width: usize) -> Vec<String> {
+    let Colours { bold, dim, reset, .. } = colours;
+    let (cell, change) = if line_width < 20 + 4 * 20 + 2 * 10 { (11, 8) } else { (20, 10) };
+    // `conflict` is enough: there is one kind of them.
+    let head = |quadrant: Quadrant| {
+        let head = name(quadrant);
+        if head.len() <= cell { head } else { head.rsplit(' ').next().unwrap_or_default().to_owned() }
+    };
+    let heads: String = Quadrant::ALL.map(|quadrant| format!("{:>cell$}", head(quadrant))).concat();
+    let mut lines = vec![
+        format!("{bold}{}{reset} -> {bold}{}{reset}", movement.before, movement.after),
+        format!(
+            "{dim}{} on both sides, {} only before, {} only after{reset}\n",
+            n_tokens(movement.tokens),
+            thousands(movement.tokens_only_before),
+            thousands(movement.tokens_only_after)
+        ),
+        format!("{bold}{:<20}{heads}{:>change$}{:>change$}{reset}", "before \\ after", "logprob", "entropy"),
+    ];
+    for quadrant in Quadrant::ALL {
+        let counts = movement.moved[quadrant.index()].map(|count| format!("{:>cell$}", thousands(count))).concat();
+        let [logprob, entropy] = nats(&movement.by_quadrant[quadrant.index()]);
+        lines.push(format!("{:<20}{counts}{logprob:>change$}{entropy:>change$}", name(quadrant)));
+    }
+    let [logprob, entropy] = nats(&movement.overall);
+    lines.push(format!("\nmean change of logprob {logprob} nat, of entropy {entropy} nat"));
+    lines.extend(learnt::terminal(&movement.learnt, colours, line_width));
+    lines
+}
+
+/// Run by run, what was gained on the target and what became of everything else.
+fn retention_lines(retention: &Retention, Colours { bold, dim, red, reset }: Colours) -> Vec<String> {
+    let width = retention.runs.iter().map(|run| run.name.chars().count()).fold(8, usize::max);
+    let mut lines = vec![
+        format!("{bold}{}{reset} -> {} runs, in points\n", retention.before, retention.runs.len()),
+        format!(
+            "{bold}{:<width$} {:>9}   {:<18} {:>9}   {:<18}{reset}",
+            "run", "target", "95 % interval", "general", "95 % interval"
+        ),
+    ];
+    for run in &retention.runs {
+        let ([target, target_ends], [general, general_ends]) = (points(&run.target), points(&run.general));
+        let lost = run.general.difference.ci95.is_some_and(|[_, high]| high < 0.0);
+        let (on, off) = if lost { (red, reset) } else { ("", "") };
+        lines.push(format!("{on}{:<width$} {target:>9}   {target_ends:<18} {general:>9}   {general_ends:<18}{off}", run.name));
+    }
+    lines.extend(warnings_of_runs(retention).map(|warning| format!("{dim}{warning}{reset}")));
+    lines
 }
 
 fn blocks(diff: &Diff, command: &str) -> Vec<Block> {

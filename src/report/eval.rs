@@ -3,15 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
+use super::terminal::Colours;
 use crate::eval::results::{Chosen, Scores, SubjectScore, TaskScores, Work};
-use crate::eval::tasks::Kind;
+use crate::eval::tasks::TaskKind;
 use crate::eval::write::{Endings, Writing};
 use crate::format::{count, counted, ends, number, number_with_interval};
 use crate::stats::{Estimate, Interval};
 
 /// `out` is the folder that holds the scores.
 pub(crate) fn table(scores: &Scores, out: &str, coloured: bool) -> String {
-    let (bold, dim, reset) = if coloured { ("\x1b[1m", "\x1b[2m", "\x1b[0m") } else { ("", "", "") };
+    let Colours { bold, dim, reset, .. } = Colours::of(coloured);
     let width = scores.tasks.keys().map(|name| name.chars().count()).fold(4, usize::max);
     let names = scores.tasks.values().flat_map(shown).map(|(metric, _)| metric.chars().count());
     let metric_width = names.fold(14, usize::max) + 2;
@@ -70,11 +71,11 @@ fn remarks(task: &TaskScores) -> Vec<String> {
     let Work { truncated, without_system, unjudged, .. } = task.work;
     if truncated > 0 {
         remarks.push(match task.kind {
-            Kind::Rows => counted(truncated, "row was cut at its end", "rows were cut at their end"),
+            TaskKind::Rows => counted(truncated, "row was cut at its end", "rows were cut at their end"),
             _ => counted(truncated, "context was cut at its beginning", "contexts were cut at their beginning"),
         });
     }
-    if task.kind == Kind::Rows {
+    if task.kind == TaskKind::Rows {
         remarks.extend(sources(task));
     }
     if without_system > 0 {
@@ -145,7 +146,7 @@ fn methods(scores: &Scores) -> String {
 fn shown(task: &TaskScores) -> Vec<(&str, &Estimate)> {
     let mut metrics: Vec<(&str, &Estimate)> = task.metrics.iter().map(|(name, estimate)| (name.as_str(), estimate)).collect();
     // Bytes and characters differ for texts beyond ASCII only; the file has both.
-    metrics.retain(|(name, _)| task.kind != Kind::Choice || *name != "acc_bytes");
+    metrics.retain(|(name, _)| task.kind != TaskKind::Choice || *name != "acc_bytes");
     metrics.sort_by_key(|(name, _)| *name != task.primary);
     metrics
 }

@@ -2,7 +2,7 @@
 
 use super::document::{Block, Inline, plain, strong};
 use super::quoted;
-use super::terminal::{OF_TEMPLATE, between, marked};
+use super::terminal::{Colours, OF_TEMPLATE, between, marked};
 use crate::diagnosis::context::{InContext, Spot};
 use crate::diagnosis::learnt::{Group, KNOWN, Learnt, Verdict};
 use crate::format::{beginning, n_tokens, percent, thousands, visible};
@@ -12,8 +12,8 @@ use crate::stats::share;
 const ON_TERMINAL: usize = 5;
 const IN_REPORT: usize = 20;
 
-/// Lines without their ends; `red` and `reset` mark tokens.
-pub(super) fn terminal(learnt: &Learnt, [bold, dim, red, reset]: [&str; 4], width: usize) -> Vec<String> {
+/// Lines without their ends, for a terminal of `width` characters.
+pub(super) fn terminal(learnt: &Learnt, Colours { bold, dim, red, reset }: Colours, width: usize) -> Vec<String> {
     // Of the name, the numbers, and the interval.
     let (wide, number, ends_width) = if width < 34 + 4 * 9 + 23 + 7 { (23, 8, 18) } else { (34, 9, 23) };
     let mut lines = vec![String::new(), rows_sentence(learnt)];

@@ -1,7 +1,5 @@
 //! The short summary on stdout: what was found, where to look next.
 
-use std::fmt::Write;
-
 use super::{isolated, quoted};
 use crate::diagnosis::Report;
 use crate::diagnosis::breakdown::Cell;
@@ -32,49 +30,70 @@ pub(crate) struct Heading {
 }
 
 /// ANSI codes, or nothing.
-struct Colours {
-    bold: &'static str,
-    dim: &'static str,
-    red: &'static str,
-    reset: &'static str,
+#[derive(Clone, Copy)]
+pub(super) struct Colours {
+    pub bold: &'static str,
+    pub dim: &'static str,
+    pub red: &'static str,
+    pub reset: &'static str,
 }
 
-const COLOURS: Colours = Colours { bold: "\x1b[1m", dim: "\x1b[2m", red: "\x1b[1;31m", reset: "\x1b[0m" };
-const PLAIN: Colours = Colours { bold: "", dim: "", red: "", reset: "" };
+impl Colours {
+    pub(super) fn of(coloured: bool) -> Colours {
+        match coloured {
+            true => Colours { bold: "\x1b[1m", dim: "\x1b[2m", red: "\x1b[1;31m", reset: "\x1b[0m" },
+            false => Colours { bold: "", dim: "", red: "", reset: "" },
+        }
+    }
+}
 
 /// How many of each list are shown; the report has more.
 const SHOWN: usize = 5;
 
 pub(crate) fn summary(heading: &Heading, report: &Report, coloured: bool) -> String {
-    let colours = if coloured { COLOURS } else { PLAIN };
-    let Colours { bold, dim, red, reset } = colours;
+    let colours = Colours::of(coloured);
+    let parts = [
+        above(heading, report, colours),
+        quadrants(heading, &report.summary, colours),
+        conflicts(&report.summary, colours),
+        surprises(&report.summary, colours),
+        rows(&report.summary, colours),
+        further(report, colours),
+        files(heading, colours),
+    ];
+    parts.concat().into_iter().map(|line| line + "\n").collect()
+}
+
+/// What was scored by what.
+fn above(heading: &Heading, report: &Report, Colours { bold, dim, reset, .. }: Colours) -> Vec<String> {
     let summary = &report.summary;
     let overall = &summary.overall;
-    let mut text = String::new();
-    // Writing to a String cannot fail.
-    let mut line = |content: String| {
-        let _ = writeln!(text, "{content}");
-    };
-    line(format!("{bold}{}{reset} seen by {bold}{}{reset}", heading.data, heading.model));
-    line(format!(
-        "{dim}{} of {}, {}, perplexity {:.2}, mean entropy {:.2} nat, {:.0} tokens/s{reset}",
-        thousands(heading.scored),
-        count(heading.records, "row"),
-        count(overall.tokens, "supervised token"),
-        overall.perplexity,
-        overall.mean_entropy,
-        heading.tokens_per_second
-    ));
-    line(format!("{dim}{}{reset}", summary.thresholds));
-    if let Some(bounded) = &report.bounded {
-        line(format!("{dim}{}{reset}", bounded.line()));
-    }
-    line(String::new());
-    line(format!("{bold}{:<20}{:>10}{:>22}{:>10}{:>10}{reset}", "quadrant", "tokens", "share", "of loss", "of grad"));
+    let mut lines = vec![
+        format!("{bold}{}{reset} seen by {bold}{}{reset}", heading.data, heading.model),
+        format!(
+            "{dim}{} of {}, {}, perplexity {:.2}, mean entropy {:.2} nat, {:.0} tokens/s{reset}",
+            thousands(heading.scored),
+            count(heading.records, "row"),
+            count(overall.tokens, "supervised token"),
+            overall.perplexity,
+            overall.mean_entropy,
+            heading.tokens_per_second
+        ),
+        format!("{dim}{}{reset}", summary.thresholds),
+    ];
+    lines.extend(report.bounded.as_ref().map(|bounded| format!("{dim}{}{reset}", bounded.line())));
+    lines
+}
+
+/// The table of the quadrants.
+fn quadrants(heading: &Heading, summary: &Summary, Colours { bold, dim, red, reset }: Colours) -> Vec<String> {
+    let overall = &summary.overall;
+    let head = format!("{bold}{:<20}{:>10}{:>22}{:>10}{:>10}{reset}", "quadrant", "tokens", "share", "of loss", "of grad");
+    let mut lines = vec![String::new(), head];
     for quadrant in Quadrant::ALL {
         let Cell { tokens, token_share, token_share_ci95, loss_share, grad_share, .. } = *overall.quadrants.get(quadrant);
         let (on, off) = if quadrant == Quadrant::ConfidentConflict { (red, reset) } else { ("", "") };
-        line(format!(
+        lines.push(format!(
             "{on}{:<20}{off}{:>10}{:>22}{:>10}{:>10}",
             name(quadrant),
             thousands(tokens),
@@ -88,36 +107,63 @@ pub(crate) fn summary(heading: &Heading, report: &Report, coloured: bool) -> Str
         true => format!("in brackets: 95 % interval over {}; ", count(overall.rows, "row")),
         false => String::new(),
     };
-    line(format!("{dim}{intervals}{}{reset}", heading.rows));
-    if !summary.conflict_pairs.is_empty() {
-        line(String::new());
-        line(format!("{bold}the data says .. where the model is sure of{reset}"));
-        for pair in summary.conflict_pairs.iter().take(SHOWN) {
-            line(format!("{:>6} x  {} .. {}", pair.count, quoted(&pair.token), quoted(&pair.top)));
-            if let Some(context) = pair.example.as_ref().and_then(|example| example.context.as_ref()) {
-                line(marked(context, red, reset));
-            }
-        }
+    lines.push(format!("{dim}{intervals}{}{reset}", heading.rows));
+    lines
+}
+
+/// The most frequent pairs of a target and the model's choice.
+fn conflicts(summary: &Summary, Colours { bold, red, reset, .. }: Colours) -> Vec<String> {
+    if summary.conflict_pairs.is_empty() {
+        return Vec::new();
     }
-    if !summary.surprises.is_empty() {
-        line(String::new());
-        line(format!("{bold}most surprising tokens ({}){reset}", Ranking::DEFAULT.name()));
-        for Surprise { path, line: at, token, top, logprob, score, context, .. } in summary.surprises.iter().take(SHOWN) {
-            let path = visible(path);
-            line(format!("{score:>8.1}  {path}:{at}  {} .. {}, p = {:.1e}", quoted(token), quoted(top), logprob.exp()));
-            if let Some(context) = context {
-                line(marked(context, red, reset));
-            }
-        }
+    let mut lines = vec![String::new(), format!("{bold}the data says .. where the model is sure of{reset}")];
+    for pair in summary.conflict_pairs.iter().take(SHOWN) {
+        lines.push(format!("{:>6} x  {} .. {}", pair.count, quoted(&pair.token), quoted(&pair.top)));
+        let context = pair.example.as_ref().and_then(|example| example.context.as_ref());
+        lines.extend(context.map(|context| marked(context, red, reset)));
     }
-    rows(summary, &mut line, &colours);
+    lines
+}
+
+fn surprises(summary: &Summary, Colours { bold, red, reset, .. }: Colours) -> Vec<String> {
+    if summary.surprises.is_empty() {
+        return Vec::new();
+    }
+    let mut lines = vec![String::new(), format!("{bold}most surprising tokens ({}){reset}", Ranking::DEFAULT.name())];
+    for Surprise { path, line, token, top, logprob, score, context, .. } in summary.surprises.iter().take(SHOWN) {
+        let path = visible(path);
+        lines.push(format!("{score:>8.1}  {path}:{line}  {} .. {}, p = {:.1e}", quoted(token), quoted(top), logprob.exp()));
+        lines.extend(context.as_ref().map(|context| marked(context, red, reset)));
+    }
+    lines
+}
+
+fn rows(summary: &Summary, Colours { bold, red, reset, .. }: Colours) -> Vec<String> {
+    if summary.conflict_rows.is_empty() {
+        return Vec::new();
+    }
+    let head = format!("{bold}rows with the most conflict mass (nats beyond what the model expected){reset}");
+    let mut lines = vec![String::new(), head];
+    for row in summary.conflict_rows.iter().take(SHOWN) {
+        let path = visible(&row.path);
+        let of_row = n_tokens(u64::from(row.supervised));
+        lines.push(format!("{:>8.1}  {path}:{}  {} of {of_row}", row.conflict_surplus, row.line, row.conflicts));
+        let context = row.worst.as_ref().and_then(|worst| worst.context.as_ref());
+        lines.extend(context.map(|context| marked(context, red, reset)));
+    }
+    lines
+}
+
+/// What is found only where it was asked for, or where the data tell.
+fn further(report: &Report, Colours { bold, reset, .. }: Colours) -> Vec<String> {
+    let mut lines = Vec::new();
     if let Some(planted) = &report.planted
         && let Some(best) = planted.best()
     {
-        line(String::new());
         let of_best = planted.rankings.iter().find(|scores| scores.ranking == best).map(|scores| scores.first_token);
         let auroc = of_best.map(|scores| number_with_interval(scores.auroc, scores.auroc_ci95, 3)).unwrap_or_default();
-        line(format!(
+        lines.push(String::new());
+        lines.push(format!(
             "{bold}planted conflicts{reset}: {} spans, best found by {}, AUROC {auroc}; all rankings in the report",
             thousands(planted.spans as u64),
             best.name()
@@ -126,8 +172,8 @@ pub(crate) fn summary(heading: &Heading, report: &Report, coloured: bool) -> Str
     if let Some(prompted) = report.kinds.as_ref().and_then(|kinds| kinds.in_context.as_ref()) {
         let [tokens, vanished] = [|kind: &PromptedKind| kind.tokens, |kind: &PromptedKind| kind.vanished]
             .map(|of| prompted.kinds.iter().map(of).sum::<u64>());
-        line(String::new());
-        line(format!(
+        lines.push(String::new());
+        lines.push(format!(
             "{bold}in context{reset} {} of {} conflicts vanish with another row of their kind shown first, and {} of the other tokens of their rows become \
              conflicts; by kind in the report",
             thousands(vanished),
@@ -136,39 +182,25 @@ pub(crate) fn summary(heading: &Heading, report: &Report, coloured: bool) -> Str
         ));
     }
     if let Some(on_policy) = &report.on_policy {
-        line(String::new());
         let found = on_policy.check.as_ref().map(|check| check.sentence().replace("**", ""));
         let why_not = || on_policy.why_not.as_ref().map(|why_not| format!("not possible: {why_not}"));
-        line(format!("{bold}self-check{reset} {}", found.or_else(why_not).unwrap_or_else(|| format!("needs {LEAST_ROWS} rows"))));
+        let result = found.or_else(why_not).unwrap_or_else(|| format!("needs {LEAST_ROWS} rows"));
+        lines.push(String::new());
+        lines.push(format!("{bold}self-check{reset} {result}"));
     }
-    line(String::new());
-    if heading.has_page {
-        line(format!("page     {bold}{}/view.html{reset}, to read the rows and decide", heading.out));
-    }
-    line(format!("report   {bold}{}/report.md{reset}", heading.out));
-    line(format!("maps     {}/maps/density.png and others", heading.out));
-    text
+    lines
 }
 
-fn rows(summary: &Summary, line: &mut impl FnMut(String), Colours { bold, red, reset, .. }: &Colours) {
-    if summary.conflict_rows.is_empty() {
-        return;
+/// Where to look next.
+fn files(heading: &Heading, Colours { bold, reset, .. }: Colours) -> Vec<String> {
+    let out = &heading.out;
+    let mut lines = vec![String::new()];
+    if heading.has_page {
+        lines.push(format!("page     {bold}{out}/view.html{reset}, to read the rows and decide"));
     }
-    line(String::new());
-    line(format!("{bold}rows with the most conflict mass (nats beyond what the model expected){reset}"));
-    for row in summary.conflict_rows.iter().take(SHOWN) {
-        let path = visible(&row.path);
-        line(format!(
-            "{:>8.1}  {path}:{}  {} of {}",
-            row.conflict_surplus,
-            row.line,
-            row.conflicts,
-            n_tokens(u64::from(row.supervised))
-        ));
-        if let Some(context) = row.worst.as_ref().and_then(|worst| worst.context.as_ref()) {
-            line(marked(context, red, reset));
-        }
-    }
+    lines.push(format!("report   {bold}{out}/report.md{reset}"));
+    lines.push(format!("maps     {out}/maps/density.png and others"));
+    lines
 }
 
 /// Characters that the terminal shows on either side of a token.

@@ -25,8 +25,8 @@ pub(crate) use flips::{detectable_drop, holm, mcnemar_exact, sign_flip};
 pub(crate) use items::{
     estimate, macro_difference, mean_difference_over_parts, mean_over_parts, paired_difference, ratio, variance_inflation,
 };
-pub(crate) use terms::share;
 pub(crate) use terms::{Estimate, Interval, Link, Term};
+pub(crate) use terms::{effective_number, share};
 
 #[cfg(test)]
 mod tests;

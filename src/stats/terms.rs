@@ -112,6 +112,11 @@ impl Link {
     }
 }
 
+/// As many equally weighted things would give a mean of the same variance: `(sum w)^2 / sum w^2` (Kish, 1965), and 0 of nothing.
+pub(crate) fn effective_number(sum: f64, sum_of_squares: f64) -> f64 {
+    share(sum * sum, sum_of_squares)
+}
+
 /// `part / whole`, and 0 of nothing.
 pub(crate) fn share(part: f64, whole: f64) -> f64 {
     if whole == 0.0 { 0.0 } else { part / whole }

@@ -57,7 +57,7 @@ fn floats<'a>(frame: &'a pl::DataFrame, name: &str) -> Result<&'a [f32]> {
 }
 
 /// The bounds of each token of a frame that has these columns.
-pub(super) fn bounds_of(frame: &pl::DataFrame) -> Result<Vec<Bounds>> {
+fn bounds_of(frame: &pl::DataFrame) -> Result<Vec<Bounds>> {
     let mut columns = Vec::with_capacity(NAMES.len());
     for name in NAMES {
         columns.push(floats(frame, name)?);

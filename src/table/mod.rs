@@ -38,8 +38,6 @@ mod write;
 
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
 pub use alternatives::{ALTERNATIVES_FILE, Alternative, keep_alternatives, read_alternatives};
 pub(crate) use bounds::certainty;
 pub use bounds::{Bounded, for_each_bounded, has_bounds};
@@ -54,6 +52,8 @@ pub use read::{Chunks, read_chunks, read_provenance, texts_of};
 pub use rows::{Row, RowMasses, read_rows};
 pub use write::{Part, PartWriter, ScoredExample, SkippedExample, finished_parts};
 
+use crate::spelling::named;
+
 /// Names of the files in a run folder.
 pub const TOKENS_FILE: &str = "tokens.parquet";
 /// The table of examples.
@@ -64,9 +64,9 @@ pub const PARTS_FOLDER: &str = "parts";
 /// Tokens per row group of a finished table: 20 MB decoded, so that a streaming pass stays small whatever the table's size.
 pub const ROW_GROUP_TOKENS: usize = 1 << 18;
 
-/// Where a token stands by low or high probability and low or high entropy; see `diagnosis::quadrants` for the thresholds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+/// Where a token stands by low or high probability and low or high entropy; see `diagnosis::quadrants` for the thresholds. The order is that of
+/// the category codes in files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Quadrant {
     /// Low p, low H: the model is sure, and the data says otherwise.
     ConfidentConflict,
@@ -78,29 +78,18 @@ pub enum Quadrant {
     Hesitant,
 }
 
+named! {
+    pub Quadrant, "a quadrant":
+    ConfidentConflict = "confident_conflict",
+    Uncertain = "uncertain",
+    Confident = "confident",
+    Hesitant = "hesitant",
+}
+
 impl Quadrant {
-    /// In the order of the stored category codes.
-    pub const ALL: [Quadrant; 4] = [Quadrant::ConfidentConflict, Quadrant::Uncertain, Quadrant::Confident, Quadrant::Hesitant];
-
-    /// The name in files.
-    pub fn name(self) -> &'static str {
-        match self {
-            Quadrant::ConfidentConflict => "confident_conflict",
-            Quadrant::Uncertain => "uncertain",
-            Quadrant::Confident => "confident",
-            Quadrant::Hesitant => "hesitant",
-        }
-    }
-
     /// Position in [`Quadrant::ALL`]; also the stored category code.
     pub fn index(self) -> usize {
         self as usize
-    }
-}
-
-impl std::fmt::Display for Quadrant {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.pad(self.name())
     }
 }
 
@@ -279,58 +268,17 @@ impl TokenChunk {
 
     /// Drops the tokens one of whose fractions is infinite or not a number, and says how many.
     pub fn retain_finite(&mut self) -> usize {
-        // Without `..`, so that the compiler asks for a new column.
-        let TokenChunk {
-            row,
-            turn,
-            pos,
-            source,
-            token_id,
-            begin,
-            end,
-            logprob,
-            entropy,
-            entropy_topk,
-            rank,
-            tail,
-            varentropy,
-            grad,
-            top_id,
-            top_logprob,
-            quadrant,
-            sources: _,
-            len,
-        } = self;
+        let TokenChunk { logprob, entropy, entropy_topk, tail, varentropy, grad, top_logprob, .. } = &*self;
         let fractions: [&[f32]; 7] = [logprob, entropy, entropy_topk, tail, varentropy, grad, top_logprob];
         // Nearly always there is nothing to drop.
         if fractions.iter().all(|column| column.iter().all(|value| value.is_finite())) {
             return 0;
         }
         let is_finite = |i: usize| fractions.iter().all(|column| column.get(i).is_none_or(|value| value.is_finite()));
-        let keep: Vec<bool> = (0..*len).map(is_finite).collect();
-        fn retain<T>(column: &mut Vec<T>, keep: &[bool]) {
-            let mut keep = keep.iter();
-            column.retain(|_| keep.next().is_none_or(|keep| *keep));
-        }
-        retain(row, &keep);
-        retain(turn, &keep);
-        retain(pos, &keep);
-        retain(source, &keep);
-        retain(token_id, &keep);
-        retain(begin, &keep);
-        retain(end, &keep);
-        retain(logprob, &keep);
-        retain(entropy, &keep);
-        retain(entropy_topk, &keep);
-        retain(rank, &keep);
-        retain(tail, &keep);
-        retain(varentropy, &keep);
-        retain(grad, &keep);
-        retain(top_id, &keep);
-        retain(top_logprob, &keep);
-        retain(quadrant, &keep);
-        let n_dropped = keep.iter().filter(|keep| !**keep).count();
-        *len -= n_dropped;
+        let mut kept = TokenChunk::default();
+        kept.append_where(self, is_finite);
+        let n_dropped = self.len - kept.len;
+        *self = kept;
         n_dropped
     }
 }

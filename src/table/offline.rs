@@ -14,7 +14,7 @@ use polars::prelude::{IntoColumn, ListBuilderTrait};
 
 use super::frames::write_frames;
 use super::read::RowGroups;
-use crate::engine::bounds::{LEAST_TOP_K, Position};
+use crate::engine::bounds::{LEAST_TOP_K, Position, TopTokens};
 use crate::error::{Context, Error, Result};
 use crate::files::{file_sha256, sha256};
 use crate::kernels::Choice;
@@ -211,7 +211,11 @@ fn positions_of(frame: &pl::DataFrame, top_k: &mut usize, vocab: usize) -> Resul
         if *top_k == 0 {
             *top_k = top.len().max(LEAST_TOP_K);
         }
-        positions.push((rows[i], pos[i], Position::new(pos[i] as usize, target, Some(ranks[i]), top, (*top_k, vocab))?));
+        positions.push((
+            rows[i],
+            pos[i],
+            Position::new(pos[i] as usize, target, Some(ranks[i]), top, TopTokens { top_k: *top_k, vocab })?,
+        ));
     }
     Ok(positions)
 }

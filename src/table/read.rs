@@ -243,8 +243,7 @@ impl RowGroups {
     }
 }
 
-/// At most this many row groups are decoded at a time, which keeps ahead of whoever reads them; on a machine with a hundred threads a
-/// row
+/// At most this many row groups are decoded at a time, which keeps ahead of whoever reads them; on a machine with a hundred threads a row
 /// group each would be gigabytes.
 const MOST_AT_ONCE: usize = 8;
 

@@ -142,7 +142,7 @@ impl PartWriter {
     }
 
     /// Supervised tokens pushed since the last finished part.
-    pub fn pending_tokens(&self) -> usize {
+    fn pending_tokens(&self) -> usize {
         self.pending.chunk.logprob.len()
     }
 

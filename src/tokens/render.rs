@@ -9,11 +9,9 @@
 
 use std::ops::Range;
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::sync::Arc;
 
 use minijinja::Value;
-use serde::Serialize;
 
 use super::audit::RowAudit;
 use super::marks::is_mark;
@@ -24,10 +22,10 @@ use super::{Sequence, Span, lost, python};
 use crate::dataset::{Example, Role, Turn, embedded_json};
 use crate::error::{Error, Result};
 use crate::files::sha256;
+use crate::spelling::named;
 
 /// Which tokens are targets of the loss.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Supervise {
     /// Every assistant turn: its content and its end-of-turn token.
     #[default]
@@ -38,18 +36,7 @@ pub enum Supervise {
     All,
 }
 
-impl FromStr for Supervise {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "assistant" => Ok(Self::Assistant),
-            "last" => Ok(Self::Last),
-            "all" => Ok(Self::All),
-            other => Err(Error::usage(format!("expected assistant, last or all, found `{other}`"))),
-        }
-    }
-}
+named! { pub Supervise, "the tokens that count": Assistant = "assistant", Last = "last", All = "all" }
 
 /// Where nobody says how long a sequence may be, unless the model takes less.
 pub const DEFAULT_MAX_LEN: usize = 2048;

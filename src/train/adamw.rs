@@ -1,25 +1,25 @@
 //! The optimiser: AdamW over all parameters, with weight decay for all but norms and biases, as in Transformers.
 
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
+use crate::kernels::Stored;
 use crate::kernels::adamw::{Moments, Update, adamw};
 use crate::model::Parameter;
 
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct AdamWOptions {
     pub beta1: f64,
     pub beta2: f64,
     pub eps: f64,
     pub weight_decay: f64,
-    /// Keep the moments in bf16, rounded at random: half the memory.
-    pub bf16_moments: bool,
+    /// What the moments are kept in; bf16, rounded at random, takes half the memory.
+    pub moments: Stored,
 }
 
 impl Default for AdamWOptions {
     fn default() -> Self {
-        AdamWOptions { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, bf16_moments: false }
+        AdamWOptions { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, moments: Stored::F32 }
     }
 }
 
@@ -36,7 +36,7 @@ const BLOCK: usize = 1 << 16;
 
 impl AdamW {
     pub(crate) fn new(options: AdamWOptions, parameters: &[Parameter]) -> AdamW {
-        let zeros = |parameter: &Parameter| Moments::zeros(parameter.len(), options.bf16_moments);
+        let zeros = |parameter: &Parameter| Moments::zeros(parameter.len(), options.moments);
         AdamW { options, step: 0, moments: parameters.iter().map(zeros).collect() }
     }
 

@@ -5,22 +5,25 @@ use std::path::PathBuf;
 
 use super::keep::Keep;
 use super::schedule::Shape;
+use crate::dataset::Format;
 use crate::diagnosis::gate::{Method, Normaliser};
 use crate::error::{Error, Result};
+use crate::kernels::{Dtype, Stored};
+use crate::tokens::Supervise;
 
 /// An option, as the command line, `--set`, files and help have it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Declared {
     field: &'static str,
-    pub group: Group,
-    pub kind: Kind,
+    pub group: OptionGroup,
+    pub kind: ValueKind,
     /// What it does, as lines of the field's documentation.
     lines: &'static str,
 }
 
 /// Where help shows an option.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Group {
+pub(crate) enum OptionGroup {
     Run,
     Loss,
     Lora,
@@ -33,7 +36,7 @@ pub(crate) enum Group {
 
 /// What is written behind an option.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum ValueKind {
     Switch,
     Whole,
     Number,
@@ -45,7 +48,7 @@ pub(crate) enum Kind {
 }
 
 impl Declared {
-    pub(crate) const fn new(field: &'static str, group: Group, kind: Kind, lines: &'static str) -> Declared {
+    pub(crate) const fn new(field: &'static str, group: OptionGroup, kind: ValueKind, lines: &'static str) -> Declared {
         Declared { field, group, kind, lines }
     }
 
@@ -63,12 +66,12 @@ impl Declared {
     pub(crate) fn value(&self, text: &str) -> Result<toml::Value> {
         let wrong = |expected: &str| Error::usage(format!("--{} {text}: expected {expected}", self.name()));
         match self.kind {
-            Kind::Switch => text.parse().map(toml::Value::Boolean).map_err(|_| wrong("true or false")),
-            Kind::Whole => text.parse().map(toml::Value::Integer).map_err(|_| wrong("a whole number")),
-            Kind::Number => text.parse().map(toml::Value::Float).map_err(|_| wrong("a number")),
-            Kind::Text => Ok(toml::Value::String(text.to_owned())),
-            Kind::Texts => Ok(toml::Value::Array(vec![toml::Value::String(text.to_owned())])),
-            Kind::Numbers => {
+            ValueKind::Switch => text.parse().map(toml::Value::Boolean).map_err(|_| wrong("true or false")),
+            ValueKind::Whole => text.parse().map(toml::Value::Integer).map_err(|_| wrong("a whole number")),
+            ValueKind::Number => text.parse().map(toml::Value::Float).map_err(|_| wrong("a number")),
+            ValueKind::Text => Ok(toml::Value::String(text.to_owned())),
+            ValueKind::Texts => Ok(toml::Value::Array(vec![toml::Value::String(text.to_owned())])),
+            ValueKind::Numbers => {
                 let pair = text.rsplit_once('=').and_then(|(name, number)| Some((name, number.parse().ok()?)));
                 let (name, number) = pair.ok_or_else(|| wrong("SOURCE=WEIGHT, such as chat.jsonl=0.5"))?;
                 Ok(toml::Value::Table([(name.to_owned(), toml::Value::Float(number))].into_iter().collect()))
@@ -88,43 +91,50 @@ impl Declared {
     }
 }
 
-impl Group {
-    pub(crate) const ALL: [Group; 7] =
-        [Group::Run, Group::Loss, Group::Lora, Group::Optimiser, Group::Looking, Group::Data, Group::Expert];
+impl OptionGroup {
+    pub(crate) const ALL: [OptionGroup; 7] = [
+        OptionGroup::Run,
+        OptionGroup::Loss,
+        OptionGroup::Lora,
+        OptionGroup::Optimiser,
+        OptionGroup::Looking,
+        OptionGroup::Data,
+        OptionGroup::Expert,
+    ];
 
     pub(crate) fn title(self) -> &'static str {
         match self {
-            Group::Run => "Run",
-            Group::Loss => "Loss",
-            Group::Lora => "LoRA",
-            Group::Optimiser => "Optimiser",
-            Group::Looking => "Looking and saving",
-            Group::Data => "Data",
-            Group::Expert => "For --set and --config",
+            OptionGroup::Run => "Run",
+            OptionGroup::Loss => "Loss",
+            OptionGroup::Lora => "LoRA",
+            OptionGroup::Optimiser => "Optimiser",
+            OptionGroup::Looking => "Looking and saving",
+            OptionGroup::Data => "Data",
+            OptionGroup::Expert => "For --set and --config",
         }
     }
 }
 
 /// Tells from a type what is written for it.
 pub(crate) trait Typed {
-    const KIND: Kind;
+    const KIND: ValueKind;
 }
 
 macro_rules! typed {
-    ($($kind:ident: $($type:ty)*;)*) => { $($(impl Typed for $type { const KIND: Kind = Kind::$kind; })*)* };
+    ($($kind:ident: $($type:ty)*;)*) => { $($(impl Typed for $type { const KIND: ValueKind = ValueKind::$kind; })*)* };
 }
 
 typed! {
     Switch: bool;
     Whole: u64 usize;
     Number: f32 f64;
-    Text: String PathBuf Method Normaliser Shape Keep;
+    Text: String PathBuf Dtype Stored Format Supervise Method Normaliser Shape Keep;
     Texts: Vec<String>;
     Numbers: BTreeMap<String, f64>;
 }
 
 impl<T: Typed> Typed for Option<T> {
-    const KIND: Kind = T::KIND;
+    const KIND: ValueKind = T::KIND;
 }
 
 /// Names of other programs (Transformers, LLaMA-Factory, axolotl) for what has another name here, by underscores.

@@ -5,15 +5,18 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::spelling::named;
+
 /// The model that a run leaves as its result.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Keep {
     /// The model after the last step.
     Last,
     /// The model with the lowest held-out loss.
     Best,
 }
+
+named! { pub(crate) Keep, "the model to keep": Last = "last", Best = "best" }
 
 /// The lowest held-out loss so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]

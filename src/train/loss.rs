@@ -7,7 +7,9 @@
 use crate::diagnosis::gate::{Beside, Gate, Method, Token, Weight};
 use crate::diagnosis::population::Population;
 use crate::error::Result;
+use crate::kernels::TokenStatistics;
 use crate::kernels::statistics::{Divergence, TokenLoss};
+use crate::stats::share;
 
 /// A method with its numbers.
 #[derive(Debug, Clone)]
@@ -92,6 +94,11 @@ impl BatchLoss {
             + f64::from(self.from_base) * f64::from(divergence.from_reference)
             + f64::from(self.to_base) * f64::from(divergence.to_reference)
     }
+}
+
+/// Mean `-ln p` of a sequence's targets, in nats; 0 without any.
+pub(crate) fn mean_loss(tokens: &[TokenStatistics]) -> f64 {
+    -share(tokens.iter().map(|token| f64::from(token.logprob)).sum(), tokens.len() as f64)
 }
 
 /// FLOW's weights of the sequences from the base model's mean losses of them: `exp(-l_i / tau)`, scaled to mean 1.

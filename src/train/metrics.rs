@@ -8,13 +8,13 @@ use crate::diagnosis::by_quadrant::ByQuadrant;
 use crate::diagnosis::quadrants::{Resolved, Thresholds};
 use crate::json::{finite_ends, null_is_nan};
 use crate::kernels::TokenStatistics;
-use crate::stats::{ClusterSums, Scale, Term};
+use crate::stats::{ClusterSums, Scale, Term, effective_number};
 use crate::table::Quadrant;
 use crate::tokens::Sequence;
 
 /// Tokens of high and of low entropy, in nats: the groups of the paper's Figure 4.
-pub(crate) const HIGH_ENTROPY: f32 = 2.0;
-pub(crate) const LOW_ENTROPY: f32 = 0.5;
+const HIGH_ENTROPY: f32 = 2.0;
+const LOW_ENTROPY: f32 = 0.5;
 
 /// One step, before its update. Means are over the supervised tokens; of no tokens they are absent. JSON has no number for what is not finite:
 /// a line with such a loss is read again all the same.
@@ -170,7 +170,7 @@ impl StepMetrics {
             entropy: mean(&|token| f64::from(token.statistics.entropy)),
             accuracy: mean(&|token| f64::from(u8::from(token.statistics.top_id == token.target))),
             supervised: all().count() as u64,
-            effective_tokens: if squares > 0.0 { weights * weights / squares } else { 0.0 },
+            effective_tokens: effective_number(weights, squares),
             mean_weight: weights / n,
             by_quadrant: ByQuadrant::from_fn(quadrant),
             high_entropy: group(&|token| token.statistics.entropy >= HIGH_ENTROPY),

@@ -1,7 +1,8 @@
 //! Fine-tuning on the engine that scores: EAFT and the losses it is compared with, in full or by low-rank adapters.
 //!
 //! ```text
-//! options.rs     a TOML file under the command line -> what decides a run; declared.rs what an option is, and other programs' names
+//! options.rs     a TOML file under the command line -> what decides a run, and options/check.rs what is refused; declared.rs what an
+//!                option is, and other programs' names
 //! data.rs        sequences in memory, held-out rows, the order of each epoch
 //! step.rs        sequences -> packs -> forward, head, backward: the gradient of one step
 //! loss.rs        a token's statistics -> the factors of its loss, for every method of `diagnosis::gate`

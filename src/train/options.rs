@@ -4,20 +4,22 @@
 //! Each option is declared once, below: its name, type, default and sentence. The struct, the command line, `--help` and what reads
 //! files follow from that.
 
+mod check;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::adamw::AdamWOptions;
-use super::declared::{Declared, Group, Kind, Typed, instead_of, our_name};
+use super::declared::{Declared, OptionGroup, Typed, ValueKind, instead_of, our_name};
 use super::keep::Keep;
 use super::schedule::Shape;
-use crate::dataset::{Choice, FieldMap, ReadOptions, RoleMap};
+use crate::dataset::{Choice, FieldMap, Format, ReadOptions, RoleMap};
 use crate::diagnosis::gate::{Beside, EAFT, Gate, Method, Normaliser};
 use crate::error::{Context, Error, Result};
 use crate::kernels::{Dtype, Stored};
-use crate::model::LoraOptions;
+use crate::model::{LoraOptions, ModelName};
 use crate::spelling::nearest;
 use crate::tokens::{DEFAULT_MAX_LEN, RenderOptions, Supervise};
 
@@ -40,7 +42,7 @@ macro_rules! options {
 
         /// All options, in the order in which help shows them.
         pub(crate) const DECLARED: &[Declared] = &[
-            $($(Declared::new(stringify!($name), Group::$group, <$type as Typed>::KIND, concat!($($help, "\n"),+)),)*)*
+            $($(Declared::new(stringify!($name), OptionGroup::$group, <$type as Typed>::KIND, concat!($($help, "\n"),+)),)*)*
         ];
     };
 }
@@ -56,7 +58,7 @@ options! {
         /// The run folder [default: one under runs/].
         out: Option<PathBuf> = None;
         /// Precision of the products: f32, bf16, or bf16x3 (each factor as two bf16: near f32); what learns is kept in f32.
-        dtype: String = "f32".to_owned();
+        dtype: Dtype = Dtype::F32;
     }
     Loss {
         /// The loss, as the guide lists them: METHODS.
@@ -144,7 +146,7 @@ options! {
         weight_decay: f64 = 0.0;
         /// Number format of AdamW's moments: f32, or bf16, rounded at random, for a quarter less memory and held-out losses that differ in
         /// the fourth decimal [default: f32 for LoRA, else bf16].
-        moments: Option<String> = None;
+        moments: Option<Stored> = None;
         /// Gradients of a larger norm are scaled to this one; 0 for none.
         clip: f64 = 1.0;
         /// Tokens that go through the model together; changes memory and speed, not results, but for the masks of --lora-dropout.
@@ -153,11 +155,11 @@ options! {
         /// 256].
         activation_memory: Option<usize> = None;
         /// Number format of the saved model: f32 or bf16; adapters are saved in f32.
-        save_dtype: String = "f32".to_owned();
+        save_dtype: Stored = Stored::F32;
         /// So many checkpoints are kept, and beside them that of the lowest held-out loss where it is to be the result.
         keep_checkpoints: usize = 1;
         /// Format of the data, where it is not to be guessed [default: guessed].
-        format: Option<String> = None;
+        format: Option<Format> = None;
         /// Where a field comes from, as FIELD=COLUMN, for data of no known format.
         map: Vec<String> = Vec::new();
         /// What a speaker of the data is, as NAME=ROLE, such as patient=user.
@@ -173,7 +175,7 @@ options! {
         /// Puts the end token behind plain texts that do not end with it, as TRL does.
         append_eos: bool = false;
         /// Which tokens count: assistant, last or all.
-        supervise: String = "assistant".to_owned();
+        supervise: Supervise = Supervise::Assistant;
     }
 }
 
@@ -196,7 +198,7 @@ impl Options {
             }
         }
         table.extend(overrides);
-        for declared in DECLARED.iter().filter(|declared| declared.kind == Kind::Texts) {
+        for declared in DECLARED.iter().filter(|declared| declared.kind == ValueKind::Texts) {
             // As LLaMA-Factory's files have a list of one.
             if let Some(value @ toml::Value::String(_)) = table.get_mut(&declared.name()) {
                 *value = toml::Value::Array(vec![value.clone()]);
@@ -215,137 +217,8 @@ impl Options {
         toml::to_string(self).context("cannot write the options")
     }
 
-    fn check(&self) -> Result<()> {
-        let wrong = |what: String| Err(Error::usage(what));
-        let plain = Options::default();
-        if self.datasets.is_empty() {
-            return wrong("no data to train on: name a file, or give `datasets` in the configuration".to_owned());
-        }
-        let is_stream =
-            |name: &String| name == "-" || std::fs::metadata(name).is_ok_and(|found| !found.is_file() && !found.is_dir());
-        if self.datasets.iter().chain(&self.validation).filter(|name| *name == "-").count() > 1 {
-            return wrong("`-` is named twice, and the standard input can be read once".to_owned());
-        }
-        if let Some(name) = self.datasets.iter().find(|name| is_stream(name))
-            && self.gate().is_ok_and(|gate| self.method.needs_scores(&gate))
-        {
-            return Err(Error::usage(format!(
-                "--method {} reads the data twice, first for the base model's scores, and `{name}` can be read once",
-                self.method
-            ))
-            .cure("Write the rows into a file, and name that."));
-        }
-        let counts = [
-            ("batch-size", self.batch_size),
-            ("lora-r", self.lora_r),
-            ("pack-tokens", self.pack_tokens),
-            ("keep-checkpoints", self.keep_checkpoints),
-        ];
-        if let Some((name, _)) = counts.iter().find(|(_, count)| *count == 0) {
-            return wrong(format!("--{name} 0: expected 1 or more"));
-        }
-        for (name, count) in [("max-len", self.max_len), ("top-k", self.top_k)] {
-            if let Some(count) = count.filter(|count| *count < 2) {
-                return wrong(format!("--{name} {count}: expected 2 or more"));
-            }
-        }
-        for (name, every) in [
-            ("eval-every", self.eval_every),
-            ("save-every", self.save_every),
-            ("max-steps", self.max_steps),
-            ("snapshot-every", self.snapshot_every),
-            ("limit", self.limit),
-            ("sample", self.sample),
-            ("stop-after-worse", self.stop_after_worse),
-        ] {
-            if every == Some(0) {
-                return wrong(format!("--{name} 0: expected 1 or more"));
-            }
-        }
-        if self.limit.is_some() && self.sample.is_some() {
-            return wrong("--limit takes the first rows and --sample random ones: give one of them".to_owned());
-        }
-        if self.validation_share > 0.0 && !self.validation.is_empty() {
-            return wrong(
-                "--validation names the rows to hold out and --validation-share draws them: give one of them".to_owned(),
-            );
-        }
-        let needs_held_out =
-            [("--keep best", self.keep == Some(Keep::Best)), ("--stop-after-worse", self.stop_after_worse.is_some())];
-        if let Some((name, _)) = needs_held_out.iter().find(|(_, is_given)| *is_given)
-            && !self.holds_out()
-        {
-            return Err(Error::usage(format!("{name} goes by the loss on held-out rows, and there are none"))
-                .cure("Give --validation FILE, or --validation-share 0.05."));
-        }
-        if !(self.epochs > 0.0 && self.epochs.is_finite()) {
-            return wrong(format!("--epochs {}: expected a number above 0", self.epochs));
-        }
-        if let Some(steps) = self.warmup_steps.filter(|steps| *steps >= 1.0 && steps.fract() != 0.0) {
-            return wrong(format!("--warmup-steps {steps}: expected a whole number, or a share of the steps below 1"));
-        }
-        let shares = [
-            ("validation-share", self.validation_share, 1.0),
-            ("lora-dropout", f64::from(self.lora_dropout), 1.0),
-            ("beta1", self.beta1, 1.0),
-            ("beta2", self.beta2, 1.0),
-            ("warmup-ratio", self.warmup_ratio, 1.0),
-            ("warmup-steps", self.warmup_steps.unwrap_or(0.0), f64::INFINITY),
-            ("weight-decay", self.weight_decay, f64::INFINITY),
-            ("clip", self.clip, f64::INFINITY),
-            ("eps", self.eps, f64::INFINITY),
-            ("lr", self.learning_rate(), f64::INFINITY),
-        ];
-        for (name, value, bound) in shares {
-            if !(0.0..bound).contains(&value) {
-                return wrong(format!("--{name} {value}: expected a number of 0 or more{}", below(bound)));
-            }
-        }
-        let warms_up = self.warmup_steps.is_some_and(|steps| steps > 0.0) || self.warmup_ratio != plain.warmup_ratio;
-        if warms_up && self.schedule == Shape::Constant {
-            return Err(Error::usage("a warm-up has no say under --schedule constant, as in Transformers")
-                .cure("Give --schedule constant-with-warmup, or leave the warm-up out."));
-        }
-        if let Some((name, weight)) = self.mix.iter().find(|(_, weight)| !(0.0..1e6).contains(*weight)) {
-            return wrong(format!("--mix {name}={weight}: expected a number of 0 or more"));
-        }
-        if !self.intended.is_empty() && !self.method.has_weights() {
-            return wrong(format!("--intended lifts a method's weights, and {} has none: leave it out", self.method));
-        }
-        let of_adapters = [
-            ("merge", self.merge),
-            ("lora-r", self.lora_r != plain.lora_r),
-            ("lora-alpha", self.lora_alpha.is_some()),
-            ("lora-dropout", self.lora_dropout != plain.lora_dropout),
-            ("lora-targets", !self.lora_targets.is_empty()),
-        ];
-        if let Some((name, _)) = of_adapters.into_iter().find(|(_, is_given)| *is_given && !self.lora) {
-            return Err(without_adapters(name));
-        }
-        if self.kl_weight.is_some() && !self.method.needs_reference() {
-            return wrong(format!("--kl-weight is for sft-kl and asft, and the method is {}", self.method));
-        }
-        match self.method.beside {
-            Beside::Snapshots { .. } if self.lora_dropout > 0.0 => {
-                return Err(Error::usage(format!(
-                    "--lora-dropout {}: {} compares probabilities of one model at two times, and dropout changes them by chance",
-                    self.lora_dropout, self.method
-                ))
-                .cure("Leave --lora-dropout out."));
-            }
-            Beside::Snapshots { .. } => {}
-            _ if self.snapshot_every.is_some() => {
-                return wrong(format!("--snapshot-every is for psft, and the method is {}", self.method));
-            }
-            _ => {}
-        }
-        self.gate()?;
-        self.dtype()?;
-        self.save_dtype()?;
-        self.adamw()?;
-        self.render()?;
-        self.read()?;
-        Ok(())
+    pub(crate) fn model_name(&self) -> ModelName {
+        ModelName { written: self.model.clone(), base: self.base.clone() }
     }
 
     /// Are there rows that are looked at and not trained on?
@@ -379,14 +252,6 @@ impl Options {
         }
     }
 
-    pub(crate) fn dtype(&self) -> Result<Dtype> {
-        self.dtype.parse()
-    }
-
-    pub(crate) fn save_dtype(&self) -> Result<Stored> {
-        self.save_dtype.parse()
-    }
-
     pub(crate) fn learning_rate(&self) -> f64 {
         self.lr.unwrap_or(if self.lora { 1e-4 } else { 1e-5 })
     }
@@ -397,11 +262,10 @@ impl Options {
     }
 
     pub(crate) fn render(&self) -> Result<RenderOptions> {
-        let supervise: Supervise = self.supervise.parse()?;
         Ok(RenderOptions {
             system: self.system.clone(),
             max_len: self.max_len(),
-            supervise,
+            supervise: self.supervise,
             chat_template: self.chat_template.clone(),
             template_switches: RenderOptions::parse_switches(self.chat_template_kwargs.as_deref())?,
             append_eos: self.append_eos,
@@ -409,8 +273,12 @@ impl Options {
     }
 
     pub(crate) fn read(&self) -> Result<ReadOptions> {
-        let format = self.format.as_deref().map(str::parse).transpose()?;
-        Ok(ReadOptions { format, mapping: FieldMap::parse(&self.map)?, roles: RoleMap::parse(&self.role)?, strict: self.strict })
+        Ok(ReadOptions {
+            format: self.format,
+            mapping: FieldMap::parse(&self.map)?,
+            roles: RoleMap::parse(&self.role)?,
+            strict: self.strict,
+        })
     }
 
     pub(crate) fn lora(&self) -> Option<LoraOptions> {
@@ -453,13 +321,10 @@ impl Options {
         self.activation_memory.unwrap_or(if self.lora { 1024 } else { 256 }) << 20
     }
 
-    pub(crate) fn adamw(&self) -> Result<AdamWOptions> {
-        let bf16_moments = match &self.moments {
-            Some(moments) => moments.parse::<Stored>()? == Stored::Bf16,
-            None => !self.lora,
-        };
+    pub(crate) fn adamw(&self) -> AdamWOptions {
         let Options { beta1, beta2, eps, weight_decay, .. } = *self;
-        Ok(AdamWOptions { beta1, beta2, eps, weight_decay, bf16_moments })
+        let moments = self.moments.unwrap_or(if self.lora { Stored::F32 } else { Stored::Bf16 });
+        AdamWOptions { beta1, beta2, eps, weight_decay, moments }
     }
 
     /// The options without those that change no result: two runs of equal identity may continue each other.
@@ -547,10 +412,6 @@ fn refuse_unknown(table: &toml::Table) -> Result<()> {
         n => format!("{n} options of the file are not options of this program"),
     };
     Err(Error::usage(what).cure(format!("{}\n  `diagnose train --list-options` shows them all.", answers.join("\n  "))))
-}
-
-fn below(bound: f64) -> String {
-    if bound.is_finite() { format!(" and less than {bound}") } else { String::new() }
 }
 
 /// Options of which only one can have its say.

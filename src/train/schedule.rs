@@ -1,16 +1,12 @@
 //! The learning rate of each step, as in Transformers' `optimization.py`: a linear warm-up, then constant, a line or half a cosine to 0.
 
 use std::f64::consts::PI;
-use std::fmt;
-use std::str::FromStr;
-
-use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::format::count;
+use crate::spelling::named;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum Shape {
     #[default]
     Cosine,
@@ -18,12 +14,15 @@ pub(crate) enum Shape {
     /// From the first step on: in Transformers no warm-up goes before it, whatever its options say.
     Constant,
     // Transformers' name of it.
-    #[serde(alias = "constant_with_warmup")]
     ConstantWithWarmup,
 }
 
-impl Shape {
-    const ALL: [Shape; 4] = [Shape::Cosine, Shape::Linear, Shape::Constant, Shape::ConstantWithWarmup];
+named! {
+    pub(crate) Shape, "a schedule":
+    Cosine = "cosine",
+    Linear = "linear",
+    Constant = "constant",
+    ConstantWithWarmup = "constant-with-warmup" | "constant_with_warmup",
 }
 
 /// The learning rate of each step.
@@ -66,28 +65,6 @@ impl Schedule {
                 Shape::Linear => (1.0 - done).max(0.0),
                 Shape::Cosine => (0.5 * (1.0 + (PI * done.min(1.0)).cos())).max(0.0),
             }
-    }
-}
-
-impl fmt::Display for Shape {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Shape::Cosine => "cosine",
-            Shape::Linear => "linear",
-            Shape::Constant => "constant",
-            Shape::ConstantWithWarmup => "constant-with-warmup",
-        })
-    }
-}
-
-impl FromStr for Shape {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Shape> {
-        Shape::ALL.into_iter().find(|shape| shape.to_string() == name.replace('_', "-")).ok_or_else(|| {
-            Error::usage(format!("there is no schedule called `{name}`"))
-                .cure(format!("Known are {}.", Shape::ALL.map(|shape| shape.to_string()).join(", ")))
-        })
     }
 }
 

@@ -11,7 +11,7 @@ use crate::kernels::statistics::{Divergence, head_gradient};
 use crate::model::{Adapters, Batch, Model};
 use crate::tokens::Sequence;
 
-use super::loss::{BatchLoss, Loss, Share};
+use super::loss::{BatchLoss, Loss, Share, mean_loss};
 use crate::diagnosis::gate::Token;
 
 /// Where the base model's distributions come from, for the methods that stay near it.
@@ -178,9 +178,6 @@ fn batch_loss(model: &Model, sequences: &[Sequence], options: &StepOptions) -> R
         return options.loss.of_batch(None);
     }
     let scores = engine::score(model, sequences)?;
-    let mean = |tokens: &Vec<TokenStatistics>| {
-        -tokens.iter().map(|token| f64::from(token.logprob)).sum::<f64>() / tokens.len().max(1) as f64
-    };
-    let mut means: Vec<f64> = scores.iter().filter(|tokens| !tokens.is_empty()).map(mean).collect();
+    let mut means: Vec<f64> = scores.iter().filter(|tokens| !tokens.is_empty()).map(|tokens| mean_loss(tokens)).collect();
     options.loss.of_batch(Some(&mut means))
 }

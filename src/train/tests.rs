@@ -16,7 +16,7 @@ use crate::diagnosis::gate::{Beside, METHODS, Method, Normaliser, Token};
 use crate::diagnosis::population::Population;
 use crate::kernels::matmul::Matrix;
 use crate::kernels::statistics::{HeadOptions, TokenLoss, head_gradient};
-use crate::kernels::{Dtype, Kernels};
+use crate::kernels::{Dtype, Kernels, Stored};
 use crate::model::{Adapters, LoadOptions, LoraOptions, Model, Parameter, Placement, Reference};
 use crate::tokens::Sequence;
 
@@ -376,7 +376,7 @@ fn ten_steps_follow_pytorch() {
             beta2: setting("beta2"),
             eps: setting("eps"),
             weight_decay: setting("weight_decay"),
-            bf16_moments: false,
+            moments: Stored::F32,
         };
         let mut optimizer = AdamW::new(adamw, &parameters);
         let (warmup, total) = (setting("warm_up_steps") as u64, setting("steps") as u64);

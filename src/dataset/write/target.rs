@@ -1,8 +1,5 @@
 //! The formats that can be written, and what all of their rows have in common.
 
-use std::fmt;
-use std::str::FromStr;
-
 use serde_json::Value;
 
 use super::super::dumps;
@@ -11,16 +8,14 @@ use super::super::fields::Object;
 use super::super::format::Format;
 use super::super::mapping::FieldMap;
 use super::super::roles::RoleMap;
-use crate::error::{Error, Result};
+use crate::spelling::named;
 
 /// What a data set is written as.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Target {
     /// In the format in which it was read.
     Read,
     Messages,
-    #[serde(rename = "sharegpt")]
     ShareGpt,
     Alpaca,
     LlamaFactory,
@@ -28,22 +23,18 @@ pub(crate) enum Target {
     Trl,
 }
 
+named! {
+    pub(crate) Target, "a format to write":
+    Read = "read",
+    Messages = "messages",
+    ShareGpt = "sharegpt",
+    Alpaca = "alpaca",
+    LlamaFactory = "llama-factory",
+    Axolotl = "axolotl",
+    Trl = "trl",
+}
+
 impl Target {
-    pub(crate) const ALL: [Target; 7] =
-        [Target::Read, Target::Messages, Target::ShareGpt, Target::Alpaca, Target::LlamaFactory, Target::Axolotl, Target::Trl];
-
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Target::Read => "read",
-            Target::Messages => "messages",
-            Target::ShareGpt => "sharegpt",
-            Target::Alpaca => "alpaca",
-            Target::LlamaFactory => "llama-factory",
-            Target::Axolotl => "axolotl",
-            Target::Trl => "trl",
-        }
-    }
-
     /// The format that the rows are read as.
     pub(super) fn format(self, own: Format) -> Format {
         match self {
@@ -53,24 +44,6 @@ impl Target {
             Target::Alpaca => Format::Alpaca,
             Target::Trl => Format::Messages,
         }
-    }
-}
-
-impl fmt::Display for Target {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
-    }
-}
-
-impl FromStr for Target {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Target> {
-        Target::ALL.into_iter().find(|target| target.name() == name).ok_or_else(|| {
-            let known: Vec<_> = Target::ALL.iter().map(|target| target.name()).collect();
-            Error::usage(format!("expected a format to write, found `{name}`"))
-                .cure(format!("Known formats: {}.", known.join(", ")))
-        })
     }
 }
 

@@ -2,13 +2,12 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
-
 use super::weight::Weight;
 use crate::diagnosis::population::{Population, Quantity};
 use crate::diagnosis::quadrants::PILOT_SHARE;
 use crate::engine::TOP_K;
 use crate::error::Result;
+use crate::spelling::named;
 
 /// EAFT's weight: a curve of the entropy of the K most probable tokens, divided by a normaliser.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -39,18 +38,18 @@ pub enum Curve {
 }
 
 /// What the top-K entropy is divided by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Normaliser {
     /// ln K, as in the paper: H~ in 0..1.
     #[default]
     LnK,
     /// 3.0, as in LLaMA-Factory.
-    #[serde(rename = "3.0")]
     Three,
     /// Nothing, as in axolotl.
     None,
 }
+
+named! { pub Normaliser, "a normaliser": LnK = "ln-k", Three = "3.0", None = "none" }
 
 /// `entropy_term = approx_entropy / 3.0` in LLaMA-Factory's `src/llamafactory/train/trainer_utils.py`.
 const LLAMA_FACTORY_NORMALISER: f32 = 3.0;
@@ -154,15 +153,5 @@ impl fmt::Display for Eaft {
             write!(f, " --top-k {}", self.k)?;
         }
         Ok(())
-    }
-}
-
-impl fmt::Display for Normaliser {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Normaliser::LnK => "ln-k",
-            Normaliser::Three => "3.0",
-            Normaliser::None => "none",
-        })
     }
 }

@@ -1,12 +1,10 @@
 //! What has been written so far, and whether that is the end of it.
 
-use serde::{Deserialize, Serialize};
-
+use crate::spelling::named;
 use crate::tokens::Tokenizer;
 
 /// Why an answer ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
     /// With one of the end tokens, which is its last.
     EndToken,
@@ -16,19 +14,7 @@ pub enum Ended {
     Length,
 }
 
-impl Ended {
-    /// All reasons why an answer ends.
-    pub const ALL: [Ended; 3] = [Ended::EndToken, Ended::Stop, Ended::Length];
-
-    /// As files have it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Ended::EndToken => "end_token",
-            Ended::Stop => "stop",
-            Ended::Length => "length",
-        }
-    }
-}
+named! { pub Ended, "a reason for the end of an answer": EndToken = "end_token", Stop = "stop", Length = "length" }
 
 /// A finished answer.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -242,8 +242,9 @@ impl Desk<'_> {
         Ok(())
     }
 
-    /// The pages of another prompt that hold the beginning of this one, as many as there are. The last token of this one is always computed,
-    /// and that of the other is none of a beginning: it may have been computed in another way than those before.
+    /// The pages of another prompt that hold nothing but the beginning of this one, as many as there are. Neither prompt's last token is in
+    /// them: this one's has to go through the model, since the answer begins from it, and the other's may have been computed in another way
+    /// than the tokens before it.
     fn shared_pages(&self, prompt: &[u32]) -> Vec<usize> {
         if !self.cache.shares_pages() {
             return Vec::new();

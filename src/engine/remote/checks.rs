@@ -1,14 +1,14 @@
-//! What is asked of the servers before a run, since each of these engines has had faults on this very path.
+//! How the servers are tested before a run, since each of these engines has had faults on this very path.
 //!
-//! That the first entry is null, that no entry is missing, and that each names its own token, every answer of the run is asked
-//! (`reply.rs`), and that the log-probabilities are those of a distribution (`../bounds.rs`).
+//! Every answer of the run is tested by itself as well: `reply.rs` makes sure that the first entry is null, that no entry is missing and that
+//! each names its own token, `../bounds.rs` that the log-probabilities are those of a distribution.
 
 use std::collections::HashMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::bounds::Position;
+use super::bounds::{Position, TopTokens};
 use super::http::Trouble;
 use super::pool::Pool;
 use super::server::{Api, program};
@@ -75,7 +75,7 @@ impl Checked {
     pub fn offline(
         folder: &Path,
         sent_sha256: String,
-        (top_logprobs, vocab_size): (usize, usize),
+        asked: TopTokens,
         first: &[Position],
         from_own: Option<Difference>,
     ) -> Checked {
@@ -85,8 +85,8 @@ impl Checked {
             model: String::new(),
             root: None,
             version: Some("offline".to_owned()),
-            top_logprobs,
-            vocab_size,
+            top_logprobs: asked.top_k,
+            vocab_size: asked.vocab,
             repeated: Difference::default(),
             from_own,
             probe: logprobs(first),

@@ -1,5 +1,4 @@
-//! Statistics and answers from elsewhere: a server of vLLM or SGLang runs the model, says what it believed about the tokens of a
-//! prompt,
+//! Statistics and answers from elsewhere: a server of vLLM or SGLang runs the model, says what it believed about the tokens of a prompt,
 //! and writes answers.
 //!
 //! ```text

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::bounds::{Bounds, Position};
+use super::bounds::{Bounds, Position, TopTokens};
 use super::http::{CONNECTIONS, Trouble};
 use super::server::{Api, Server};
 use super::turns::{End, LEAST_TRIES, Turns};
@@ -57,7 +57,7 @@ pub(crate) fn more_than_all(top_k: usize, vocab: usize) -> Error {
     Error::usage(format!("--top-logprobs {top_k} is more than the {vocab} tokens of the model's vocabulary"))
 }
 
-/// What the turn that brought it ends with.
+/// How the turn ends that has brought this answer.
 fn end_of<T>(answer: &Result<T, Trouble>) -> End {
     match answer {
         Ok(_) => End::Answered,
@@ -97,6 +97,10 @@ impl Pool {
             retries: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
         })
+    }
+
+    fn top_tokens(&self) -> TopTokens {
+        TopTokens { top_k: self.top_k, vocab: self.vocab }
     }
 
     /// The servers as before, asked for `top_k` of the most probable tokens: 1 is enough for the targets alone, and costs the least.
@@ -143,7 +147,7 @@ impl Pool {
     }
 
     fn positions(&self, ids: &[u32], wanted: &[bool]) -> Result<Vec<Position>> {
-        self.turn(ids.len(), |server| server.positions(ids, wanted, (self.top_k, self.vocab), None))
+        self.turn(ids.len(), |server| server.positions(ids, wanted, self.top_tokens(), None))
     }
 
     /// What waits for its turn is asked for no more.
@@ -209,7 +213,7 @@ impl Pool {
         wanted: &[bool],
         texts: Option<&mut HashMap<u32, String>>,
     ) -> Result<Vec<Position>, Trouble> {
-        self.servers[at].positions(ids, wanted, (self.top_k, self.vocab), texts)
+        self.servers[at].positions(ids, wanted, self.top_tokens(), texts)
     }
 
     /// An error of the checks before the run.

@@ -12,7 +12,7 @@ use std::io::{BufReader, Read};
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::bounds::Position;
+use super::bounds::{Position, TopTokens};
 use super::http::{DAMAGED, said};
 use crate::error::{Error, Result};
 use crate::json::foreign_number;
@@ -272,7 +272,7 @@ impl Reading<'_> {
         if !wanted[index] {
             return Ok(());
         }
-        self.positions.push(Position::new(index, target, rank, top, (top_k, vocab))?);
+        self.positions.push(Position::new(index, target, rank, top, TopTokens { top_k, vocab })?);
         Ok(())
     }
 }

@@ -1,20 +1,17 @@
 //! One server: which protocol it speaks, what it serves, and its answer to a prompt.
 
 use std::collections::HashMap;
-use std::fmt;
-use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::bounds::Position;
+use super::bounds::{Position, TopTokens};
 use super::http::{Http, Trouble};
 use super::reply::{Expected, Fault, read_sglang, read_vllm};
 use crate::error::{Error, Result};
+use crate::spelling::named;
 
 /// What a server speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Api {
     /// `/v1/completions` with `prompt_logprobs`.
     Vllm,
@@ -22,26 +19,7 @@ pub enum Api {
     Sglang,
 }
 
-impl fmt::Display for Api {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Api::Vllm => "vllm",
-            Api::Sglang => "sglang",
-        })
-    }
-}
-
-impl FromStr for Api {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Api> {
-        match text {
-            "vllm" => Ok(Api::Vllm),
-            "sglang" => Ok(Api::Sglang),
-            _ => Err(Error::usage(format!("expected vllm or sglang, found `{text}`"))),
-        }
-    }
-}
+named! { pub Api, "a protocol of servers": Vllm = "vllm", Sglang = "sglang" }
 
 pub(crate) struct Server {
     pub(super) http: Http,
@@ -138,7 +116,7 @@ impl Server {
         &self,
         ids: &[u32],
         wanted: &[bool],
-        (top_k, vocab): (usize, usize),
+        TopTokens { top_k, vocab }: TopTokens,
         texts: Option<&mut HashMap<u32, String>>,
     ) -> Result<Vec<Position>, Trouble> {
         let Some(first) = wanted.iter().position(|&wanted| wanted) else { return Ok(Vec::new()) };

@@ -179,7 +179,7 @@ fn rows_that_are_answered_in_writing_become_prompts() {
         builder.add(uniform.as_object().unwrap(), 1).unwrap();
         let (kind, items) = builder.finish().unwrap();
         let written = items[0].written.as_ref().unwrap();
-        assert_eq!((kind, items[0].requests[0].context.as_str()), (Kind::Written, prompt), "{name}");
+        assert_eq!((kind, items[0].requests[0].context.as_str()), (TaskKind::Written, prompt), "{name}");
         assert_eq!((items[0].requests[0].choice(), &written.data), (shown, &data), "{name}");
         let verdicts = (benchmark.written.unwrap().check)(&written.data, shown).unwrap();
         assert_eq!(verdicts[0].metric, benchmark.written.unwrap().primary);

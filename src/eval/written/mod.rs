@@ -64,8 +64,7 @@ impl Verdict {
         Verdict::of_parts(metric, u32::from(is_right), 1)
     }
 
-    /// A verdict by a metric that counts several things in an answer, such as the instructions that it follows: its value is the share
-    /// over
+    /// A verdict by a metric that counts several things in an answer, such as the instructions that it follows: its value is the share over
     /// all answers.
     pub fn of_parts(metric: &str, right: u32, of: u32) -> Verdict {
         Verdict { metric: metric.to_owned(), right, of }

@@ -13,7 +13,7 @@ use crate::eval::asking::Asking;
 use crate::eval::metrics::Sample;
 use crate::eval::results::Work;
 use crate::eval::score::{Said, Scored};
-use crate::eval::tasks::{Item, Kind, Task};
+use crate::eval::tasks::{Item, Task, TaskKind};
 use crate::eval::write::{self, Prompt, Writing};
 use crate::eval::{rows, score};
 use crate::jobs::answer::{Wanted, entries, write_open};
@@ -58,7 +58,7 @@ impl Desk<'_> {
         let what = format!("Evaluating {}", task.name);
         let mut progress = |done, total| self.watch.tokens(&what, done, total);
         match (task.kind, &self.asking.rows) {
-            (Kind::Rows, Some(renderer)) => rows::score(task, renderer, say, &mut progress),
+            (TaskKind::Rows, Some(renderer)) => rows::score(task, renderer, say, &mut progress),
             _ => score::score(self.author.tokenizer(), task, self.asking, self.max_len, say, &mut progress),
         }
     }
@@ -177,7 +177,7 @@ pub(super) fn ends(reference: &Reference, asking: &Asking) -> Result<Vec<u32>> {
 /// What is odd about how the model does a task, in sentences.
 pub(super) fn notes(task: &Task, ends: &[u32], asking: &Asking) -> Vec<String> {
     let mut notes = Vec::new();
-    if task.kind == Kind::Written && ends.is_empty() {
+    if task.kind == TaskKind::Written && ends.is_empty() {
         notes.push(
             "the model names no end token, and neither does a template: every answer is as long as it may be, or meets a stop string"
                 .to_owned(),
@@ -191,7 +191,7 @@ pub(super) fn notes(task: &Task, ends: &[u32], asking: &Asking) -> Vec<String> {
         );
     }
     // A text is read as it is, and rows have their answers in them.
-    let is_asked = !matches!(task.kind, Kind::Text | Kind::Rows);
+    let is_asked = !matches!(task.kind, TaskKind::Text | TaskKind::Rows);
     if is_asked && asking.chat.as_ref().is_some_and(|chat| !chat.renderer.has_generation_prompt()) {
         notes.push(
             "the chat template adds nothing where an answer is to follow: answers begin right behind the question".to_owned(),

@@ -10,75 +10,68 @@ use crate::eval::tasks::Task;
 use crate::jobs::author::Author;
 use crate::jobs::served::{AS_SERVED, Beyond, Opened};
 use crate::jobs::watch::{Watch, fetching};
-use crate::kernels::{Dtype, Kernels};
-use crate::model::{LoadOptions, Model, Placement, Purpose, Reference};
+use crate::model::{LoadOptions, Model, ModelName, Purpose, Reference};
 
-pub(super) enum Found {
+pub(super) enum FoundModel {
     Own { reference: Box<Reference>, options: LoadOptions, purpose: Purpose, max_len: usize },
     Servers(Box<Opened>),
 }
 
-impl Found {
-    /// `model` is what the user wrote for it, and for the base of an adapter.
+impl FoundModel {
     pub(super) fn find(
-        model: [Option<&str>; 2],
+        model: &ModelName,
         servers: Option<&Options>,
         way: &Way,
         tasks: &[Task],
         watch: &dyn Watch,
-    ) -> Result<Found> {
+    ) -> Result<FoundModel> {
         if let Some(servers) = servers {
-            let ours = [
-                (way.dtype != Dtype::default(), "--dtype"),
-                (way.kernels != Kernels::default(), "--kernels"),
-                (way.device != Placement::default(), "--device"),
-            ];
             let beyond = Beyond {
                 tokens: 2,
                 why: "two less than its limit, since a continuation has one more than the model reads, and the server has to answer one",
             };
-            let opened = Opened::open(servers, model, &ours, way.max_len, &beyond, watch)?;
+            let opened = Opened::open(servers, model, &way.load, way.max_len, &beyond, watch)?;
             if writes(tasks) {
                 opened.check_way(&way.written.sampling)?;
             }
-            return Ok(Found::Servers(Box::new(opened)));
+            return Ok(FoundModel::Servers(Box::new(opened)));
         }
         let options = way.load_options_of(tasks)?;
-        let reference = Reference::resolve_on(model[0], model[1], &fetching(watch))?;
+        let reference = Reference::resolve_named(model, &fetching(watch))?;
         let max_len = reference.max_len(way.max_len)?;
         let purpose = if writes(tasks) { Purpose::Both } else { Purpose::Read };
-        Ok(Found::Own { reference: Box::new(reference), options, purpose, max_len })
+        Ok(FoundModel::Own { reference: Box::new(reference), options, purpose, max_len })
     }
 
     pub(super) fn reference(&self) -> &Reference {
         match self {
-            Found::Own { reference, .. } => reference,
-            Found::Servers(opened) => &opened.reference,
+            FoundModel::Own { reference, .. } => reference,
+            FoundModel::Servers(opened) => &opened.reference,
         }
     }
 
     pub(super) fn max_len(&self) -> usize {
         match self {
-            Found::Own { max_len, .. } => *max_len,
-            Found::Servers(opened) => opened.max_len,
+            FoundModel::Own { max_len, .. } => *max_len,
+            FoundModel::Servers(opened) => opened.max_len,
         }
     }
 
     /// Where the model runs. Not by which servers: any of the model will do.
     pub(super) fn device(&self) -> Result<String> {
         match self {
-            Found::Own { reference, options, purpose, max_len } => {
+            FoundModel::Own { reference, options, purpose, max_len } => {
                 Ok(Model::place(*purpose, reference, *options, *max_len)?.description())
             }
-            Found::Servers(opened) => Ok(opened.program()),
+            FoundModel::Servers(opened) => Ok(opened.program()),
         }
     }
 
     pub(super) fn identity(&self, way: &Way) -> Result<Identity> {
         let reference = self.reference();
         let (sha256, dtype, kernels) = match self {
-            Found::Own { reference, .. } => (reference.sha256()?, way.dtype.to_string(), way.kernels.to_string()),
-            Found::Servers(opened) => (opened.sha256.clone(), AS_SERVED.to_owned(), AS_SERVED.to_owned()),
+            FoundModel::Own { reference, .. } => (reference.sha256()?, way.load.dtype.to_string(), way.load.kernels.to_string()),
+            FoundModel::Servers(opened) => (opened.sha256.clone(), AS_SERVED.to_owned(), AS_SERVED.to_owned()),
         };
         Ok(Identity {
             model: reference.name.clone(),
@@ -95,9 +88,9 @@ impl Found {
     /// finished folder is none of another model's that has taken their place.
     pub(super) fn author(self, has_work: bool, writes: bool, out: &Path, watch: &dyn Watch) -> Result<Option<Author>> {
         Ok(match self {
-            Found::Servers(opened) => Some(Author::Servers(Box::new(opened.check(out, writes, watch)?))),
-            Found::Own { .. } if !has_work => None,
-            Found::Own { reference, options, purpose, max_len } => {
+            FoundModel::Servers(opened) => Some(Author::Servers(Box::new(opened.check(out, writes, watch)?))),
+            FoundModel::Own { .. } if !has_work => None,
+            FoundModel::Own { reference, options, purpose, max_len } => {
                 Some(Author::Own(Box::new(Model::load_for(purpose, &reference, options, max_len)?)))
             }
         })

@@ -21,6 +21,8 @@ mod way;
 use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime};
 
+use serde_json::json;
+
 use crate::engine::remote::Options;
 use crate::error::{Error, Result};
 use crate::eval::divergence::{self, Divergence};
@@ -31,19 +33,16 @@ use crate::files::{hold, sha256};
 use crate::jobs::journal::Journal;
 use crate::jobs::provenance_of;
 use crate::jobs::watch::{Watch, fetching};
-use crate::model::{Model, Reference};
+use crate::model::{Model, ModelName, Reference};
 use desk::{Desk, ends, notes};
 use folder::Folder;
-use found::Found;
+use found::FoundModel;
 use way::writes;
 pub(crate) use way::{ChatWay, Way, WrittenWay};
 
 /// An evaluation as the user asked for it.
 pub(crate) struct Job {
-    /// `None`: the default model.
-    pub model: Option<String>,
-    /// The model that an adapter is put on, in place of the one that its config names.
-    pub base: Option<String>,
+    pub model: ModelName,
     /// The servers that run the model in place of this program.
     pub servers: Option<Options>,
     /// `probe`, benchmarks, files, globs.
@@ -85,7 +84,7 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
         way.choose(task);
     }
     way.check_says(&tasks)?;
-    let found = Found::find([job.model.as_deref(), job.base.as_deref()], job.servers.as_ref(), way, &tasks, watch)?;
+    let found = FoundModel::find(&job.model, job.servers.as_ref(), way, &tasks, watch)?;
     let (reference, max_len) = (found.reference(), found.max_len());
     let asking = way.asking(reference, &tasks, max_len)?;
     let ends = if writes(&tasks) { ends(reference, &asking)? } else { Vec::new() };
@@ -122,8 +121,8 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
     let desk = Desk { author: &author, asking: &asking, max_len, at_once: way.written.at_once, watch };
     for (task, settings) in open {
         let began = Instant::now();
-        let (version, data) = (task.version, &task.sha256);
-        let identity = sha256(format!("{} {} {version} {data} {settings}", folder.scores.identity(), task.name));
+        let what = json!([folder.scores.identity(), task.name, task.version, task.sha256, settings]);
+        let identity = sha256(what.to_string());
         let (samples, work, journal) = match &settings.writing {
             None => desk.scored(&task, &journal_of(&out, &task, SCORES), &identity)?,
             Some(writing) => desk.written(&task, writing, &journal_of(&out, &task, ANSWERS), &identity)?,
@@ -144,21 +143,18 @@ fn journal_of(out: &Path, task: &Task, what: &str) -> PathBuf {
     out.join(format!("{what}.{}.part.jsonl", task.name))
 }
 
-/// A model as its user named it.
-pub(crate) struct Named {
-    /// `None`: the default model.
-    pub written: Option<String>,
-    /// What its user wrote for the base of an adapter.
-    pub base: Option<String>,
+/// A model that can be loaded once more.
+pub(crate) struct KnownModel {
+    pub name: ModelName,
     /// What its SHA-256 was, where a folder tells.
     pub sha256: Option<String>,
 }
 
 /// How far two models are apart on general text: see `divergence.rs`.
-pub(crate) fn divergence(models: [&Named; 2], way: &Way, watch: &dyn Watch) -> Result<Divergence> {
-    let find = |named: &Named| {
-        let reference = Reference::resolve_on(named.written.as_deref(), named.base.as_deref(), &fetching(watch))?;
-        if let Some(then) = &named.sha256
+pub(crate) fn divergence(models: [&KnownModel; 2], way: &Way, watch: &dyn Watch) -> Result<Divergence> {
+    let find = |known: &KnownModel| {
+        let reference = Reference::resolve_named(&known.name, &fetching(watch))?;
+        if let Some(then) = &known.sha256
             && *then != reference.sha256()?
         {
             return Err(Error::new(format!("{} is another model now than it was when the folder was made", reference.written))
@@ -169,6 +165,6 @@ pub(crate) fn divergence(models: [&Named; 2], way: &Way, watch: &dyn Watch) -> R
     let (before, after) = (find(models[0])?, find(models[1])?);
     // Both read the same windows.
     let max_len = before.max_len(way.max_len)?.min(after.max_len(way.max_len)?);
-    let load = |reference: &Reference| Model::load(reference, way.load_options(), max_len);
+    let load = |reference: &Reference| Model::load(reference, way.load, max_len);
     divergence::measure(&load(&before)?, &load(&after)?, max_len, &|what, done, total| watch.tokens(what, done, total))
 }

@@ -9,9 +9,8 @@ use crate::engine::generate::Sampling;
 use crate::error::{Error, Result};
 use crate::eval::asking::{Asking, Chat};
 use crate::eval::results::{Chosen, Settings};
-use crate::eval::tasks::{Kind, Task};
+use crate::eval::tasks::{Task, TaskKind};
 use crate::eval::write::Writing;
-use crate::kernels::{Dtype, Kernels};
 use crate::model::{LoadOptions, Placement, Reference, text_of};
 use crate::random;
 use crate::tokens::{RenderOptions, Renderer};
@@ -35,12 +34,8 @@ pub(crate) struct Way {
     pub chat: Option<ChatWay>,
     /// How answers are written, where the model writes.
     pub written: WrittenWay,
-    /// What products are computed in.
-    pub dtype: Dtype,
-    /// Which implementation of the operations runs.
-    pub kernels: Kernels,
-    /// Where the model runs.
-    pub device: Placement,
+    /// How this program runs the model.
+    pub load: LoadOptions,
     /// Tokens that go into the model at once; also the length of the windows of a text. `None` for the usual length, or what the model
     /// takes if that is less.
     pub max_len: Option<usize>,
@@ -108,7 +103,7 @@ impl Way {
 
     /// How questions are put to this model.
     pub(super) fn asking(&self, reference: &Reference, tasks: &[Task], max_len: usize) -> Result<Asking> {
-        let has_rows = tasks.iter().any(|task| task.kind == Kind::Rows);
+        let has_rows = tasks.iter().any(|task| task.kind == TaskKind::Rows);
         let rows = has_rows.then(|| self.rows(reference, max_len)).transpose()?;
         let Some(ChatWay { template: own, switches, multiturn }) = &self.chat else {
             return Ok(Asking { system: self.system.clone(), chat: None, rows });
@@ -151,9 +146,7 @@ impl Way {
             system: _,
             chat: _,
             written: WrittenWay { max_new_tokens, sampling, stops, repeats, at_once: _ },
-            dtype: _,
-            kernels: _,
-            device: _,
+            load: _,
             max_len: _,
         } = self;
         let writing = task
@@ -173,7 +166,7 @@ impl Way {
         let mut options: Vec<String> = options.into_iter().flatten().collect();
         options.extend(self.few_shot_from.as_ref().map(|path| format!("from {}", path.display())));
         // With examples of its own a task may tell one turn from several.
-        options.extend(asking.asked(Kind::Written, true).words());
+        options.extend(asking.asked(TaskKind::Written, true).words());
         let WrittenWay { max_new_tokens, sampling, stops, repeats, .. } = &self.written;
         options.extend(option("max new tokens", *max_new_tokens));
         if !sampling.is_greedy() {
@@ -202,25 +195,21 @@ impl Way {
         }
     }
 
-    pub(super) fn load_options(&self) -> LoadOptions {
-        LoadOptions { dtype: self.dtype, kernels: self.kernels, device: self.device }
-    }
-
     /// How the model is held and where it runs for these tasks. An error where it cannot write answers there.
     pub(super) fn load_options_of(&self, tasks: &[Task]) -> Result<LoadOptions> {
-        match self.device {
+        match self.load.device {
             Placement::Metal if writes(tasks) => {
                 Err(Error::usage("answers are written on the CPU or on an NVIDIA GPU, not on `metal`")
                     .cure("Leave --device out, or evaluate the tasks without written answers by a command of their own."))
             }
-            _ => Ok(self.load_options()),
+            _ => Ok(self.load),
         }
     }
 }
 
 /// Does the model write answers to one of them?
 pub(super) fn writes(tasks: &[Task]) -> bool {
-    tasks.iter().any(|task| task.kind == Kind::Written)
+    tasks.iter().any(|task| task.kind == TaskKind::Written)
 }
 
 #[cfg(test)]
@@ -238,9 +227,7 @@ mod tests {
             system: None,
             chat: None,
             written: WrittenWay::default(),
-            dtype: Dtype::F32,
-            kernels: Kernels::Fused,
-            device: Placement::Cpu,
+            load: LoadOptions { device: Placement::Cpu, ..LoadOptions::default() },
             max_len: Some(16),
         }
     }
@@ -249,8 +236,10 @@ mod tests {
     fn answers_are_written_wherever_the_model_runs_but_on_metal() {
         let written = || parse("w", "w.jsonl", br#"{"prompt":"a","answer":"b"}"#).unwrap();
         let text = || parse("t", "t.txt", b"abc").unwrap();
-        let placed =
-            |device: Placement, tasks: &[Task]| Way { device, ..way(None, None, 1) }.load_options_of(tasks).map(|o| o.device);
+        let placed = |device: Placement, tasks: &[Task]| {
+            let load = LoadOptions { device, ..LoadOptions::default() };
+            Way { load, ..way(None, None, 1) }.load_options_of(tasks).map(|options| options.device)
+        };
         for device in [Placement::Auto, Placement::Cpu, Placement::Cuda] {
             assert_eq!(placed(device, &[text(), written()]).unwrap(), device);
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
-use crate::diagnosis::kinds::Kind;
+use crate::diagnosis::kinds::ConflictKind;
 use crate::error::{Error, Result};
 
 /// Which rows go.
@@ -13,7 +13,7 @@ pub(crate) enum DropRule {
     /// Rows whose conflict mass (the sum of -ln p - H over their conflicts, nats) is this or more.
     Mass(f64),
     /// Rows with a conflict of the kind.
-    Kind(Kind),
+    Kind(ConflictKind),
     /// These, by their numbers over the whole input.
     Rows(BTreeSet<u32>),
     /// Rows that the format cannot hold; without this they are an error.
@@ -26,7 +26,7 @@ pub(crate) enum MaskRule {
     /// Every confident conflict.
     Conflicts,
     /// The conflicts of the kind.
-    Kind(Kind),
+    Kind(ConflictKind),
     /// Whole turns whose conflict mass is this or more.
     TurnMass(f64),
 }
@@ -104,7 +104,7 @@ mod tests {
     fn rules_by_hand() {
         assert_eq!("mass=2.5".parse::<DropRule>().unwrap(), DropRule::Mass(2.5));
         assert_eq!("rows=3, 1".parse::<DropRule>().unwrap(), DropRule::Rows(BTreeSet::from([1, 3])));
-        assert_eq!("kind=number".parse::<MaskRule>().unwrap(), MaskRule::Kind(Kind::Number));
+        assert_eq!("kind=number".parse::<MaskRule>().unwrap(), MaskRule::Kind(ConflictKind::Number));
         assert_eq!("turn-mass=0".parse::<MaskRule>().unwrap(), MaskRule::TurnMass(0.0));
         for rule in ["mass", "mass=-1", "mass=x", "rows=a", "kind=colour", "conflicts", ""] {
             assert_eq!(rule.parse::<DropRule>().unwrap_err().exit_code(), 2, "{rule}");

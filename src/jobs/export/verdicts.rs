@@ -6,7 +6,7 @@ use std::path::Path;
 use super::changes::{Change, What};
 use super::rules::{DropRule, MaskRule};
 use crate::diagnosis::gate::{Gate, Token};
-use crate::diagnosis::kinds::Kind;
+use crate::diagnosis::kinds::ConflictKind;
 use crate::diagnosis::population::Population;
 use crate::error::{Error, Result};
 use crate::jobs::decisions::{Decisions, Mask};
@@ -47,7 +47,7 @@ pub(super) struct Verdict {
 
 /// Sums over the supervised tokens of a row.
 #[derive(Debug, Clone, Copy, Default)]
-struct Sums {
+struct RowSums {
     conflicts: u32,
     /// Nats beyond what the model expected, over the conflicts.
     mass: f64,
@@ -70,7 +70,7 @@ struct Place {
 /// What the table holds that a verdict needs.
 #[derive(Default)]
 struct Seen {
-    sums: HashMap<u32, Sums>,
+    sums: HashMap<u32, RowSums>,
     /// All supervised tokens of the rows that have a decided mask.
     places: HashMap<u32, Vec<Place>>,
     /// In all other rows, the conflicts that a rule masks, each with the rule.
@@ -123,7 +123,7 @@ fn read(run: &Path, wanted: &Wanted) -> Result<Seen> {
         || wanted.mask.iter().any(|rule| matches!(rule, MaskRule::Kind(_)));
     let kinds: HashMap<(u32, u32), _> = match by_kind {
         true => {
-            let kind = |conflict: KnownConflict| Ok(((conflict.row, conflict.pos), conflict.kind.parse::<Kind>()?));
+            let kind = |conflict: KnownConflict| Ok(((conflict.row, conflict.pos), conflict.kind.parse::<ConflictKind>()?));
             read_conflicts(&run.join(CONFLICTS_FILE)).map(|conflict| conflict.and_then(kind)).collect::<Result<_>>()?
         }
         false => HashMap::new(),

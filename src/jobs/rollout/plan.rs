@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use serde_json::json;
 
 use super::record::LeftOut;
-use crate::dataset::{Choice, Chosen, Dataset, ReadOptions, Record};
+use crate::dataset::{Choice, Chosen, DataFile, Dataset, ReadOptions, Record};
 use crate::engine::generate::Sampling;
 use crate::engine::remote::Options;
 use crate::error::{Context, Error, Result};
@@ -18,9 +18,9 @@ use crate::jobs::author::Author;
 use crate::jobs::identity_of_files;
 use crate::jobs::served::{AS_SERVED, Beyond, Opened};
 use crate::jobs::watch::{Watch, fetching};
+use crate::kernels::Dtype;
 use crate::kernels::level::Level;
-use crate::kernels::{Dtype, Kernels};
-use crate::model::{Info, LoadOptions, Model, Placement, Purpose, Reference, stop_tokens};
+use crate::model::{Info, LoadOptions, Model, ModelName, Placement, Purpose, Reference, stop_tokens};
 use crate::provenance;
 use crate::tokens::{ChatTemplate, RenderOptions, Renderer, Tokenizer, refused_strictly};
 
@@ -29,16 +29,13 @@ pub(crate) struct Job {
     /// Files, globs, or `-` for standard input.
     pub inputs: Vec<String>,
     pub read: ReadOptions,
-    /// `None`: the default model.
-    pub model: Option<String>,
-    /// The model that an adapter is put on, in place of the one that its config names.
-    pub base: Option<String>,
+    pub model: ModelName,
     /// The servers that run the model in place of this program.
     pub servers: Option<Options>,
     /// `None`: a folder under `runs/` named after the identity.
     pub out: Option<PathBuf>,
-    pub dtype: Dtype,
-    pub device: Placement,
+    /// How this program runs the model.
+    pub load: LoadOptions,
     pub render: RenderOptions,
     /// In place of that of `render`; `None` for the usual length, or what the model takes.
     pub max_len: Option<usize>,
@@ -90,6 +87,22 @@ impl Source {
         }
     }
 
+    /// What the model's products are computed in.
+    fn precision(&self, own: Dtype) -> String {
+        match self {
+            Source::Own(_) => own.to_string(),
+            Source::Servers(_) => AS_SERVED.to_owned(),
+        }
+    }
+
+    /// The instructions that its sums are rounded by. Not the servers' addresses: any server of the model will do.
+    fn level(&self) -> String {
+        match self {
+            Source::Own(_) => Level::current().name().to_owned(),
+            Source::Servers(opened) => opened.program(),
+        }
+    }
+
     /// What runs the model, for run.json.
     pub(super) fn device(&self) -> String {
         match self {
@@ -116,7 +129,7 @@ impl Plan {
         job.sampling.check()?;
         let dataset = Dataset::open(&job.inputs, &job.read)?;
         watch.opened(dataset.files());
-        let Found { reference, info, tokenizer, template, max_len, source } = find(job, watch)?;
+        let FoundModel { reference, info, tokenizer, template, max_len, source } = find(job, watch)?;
         let render = RenderOptions { max_len, ..job.render.clone() };
         let renderer = Renderer::new(tokenizer.clone(), template, render)?;
         let mut ends = stop_tokens(&reference, &tokenizer)?;
@@ -147,55 +160,8 @@ impl Plan {
             return Err(Error::new("no row of the data has a prompt that could be answered").cure(notes.join("\n  ")));
         }
         watch.remarks(&info.name, &notes);
-        let (dtype, kernel_level) = match &source {
-            Source::Own(_) => (job.dtype.to_string(), Level::current().name().to_owned()),
-            // Not the addresses: any server of the model will do.
-            Source::Servers(opened) => (AS_SERVED.to_owned(), opened.program()),
-        };
-        // Without `..`, so that the compiler asks of a new option whether it decides about the answers. What is passed over here counts by what was
-        // found under its name, or decides about no answer.
-        let Job {
-            inputs: _,
-            read: ReadOptions { format: _, mapping, roles, strict: _ },
-            model: _,
-            base: _,
-            servers: _,
-            out: _,
-            dtype: _,
-            device: _,
-            render: RenderOptions { system, max_len: _, supervise: _, chat_template: _, template_switches, append_eos: _ },
-            max_len: _,
-            choice,
-            n,
-            max_new_tokens,
-            sampling,
-            stops,
-            at_once: _,
-            seed,
-            command: _,
-        } = job;
-        let identity = json!({
-            "program": provenance::build(),
-            "files": identity_of_files(dataset.files()),
-            "mapping": format!("{mapping:?}"),
-            "roles": format!("{roles:?}"),
-            "choice": choice,
-            "model": info.sha256,
-            "template": renderer.template_sha256(),
-            "system": system,
-            "template_switches": template_switches,
-            "max_len": max_len,
-            "dtype": dtype,
-            "kernel_level": kernel_level,
-            "device": source.device(),
-            "n": n,
-            "ends": ends,
-            "max_new_tokens": max_new_tokens,
-            "sampling": sampling,
-            "stops": stops,
-            "seed": seed,
-        });
-        let identity = sha256(serde_json::to_string(&identity).context("cannot write down what identifies the run")?);
+        let dtype = source.precision(job.load.dtype);
+        let identity = identity(job, dataset.files(), &info.sha256, &renderer, max_len, &ends, &source)?;
         let out = job.out.clone().unwrap_or_else(|| Path::new("runs").join(format!("rollout-{}", &identity[..8])));
         let plan = Plan {
             dataset,
@@ -217,8 +183,62 @@ impl Plan {
     }
 }
 
+/// SHA-256 over everything that the answers depend on.
+fn identity(
+    job: &Job,
+    files: &[DataFile],
+    model_sha256: &str,
+    renderer: &Renderer,
+    max_len: usize,
+    ends: &[u32],
+    source: &Source,
+) -> Result<String> {
+    // Without `..`, so that the compiler asks of a new option whether it decides about the answers. What is passed over here counts by what was
+    // found under its name, or decides about no answer.
+    let Job {
+        inputs: _,
+        read: ReadOptions { format: _, mapping, roles, strict: _ },
+        model: _,
+        servers: _,
+        out: _,
+        load,
+        render: RenderOptions { system, max_len: _, supervise: _, chat_template: _, template_switches, append_eos: _ },
+        max_len: _,
+        choice,
+        n,
+        max_new_tokens,
+        sampling,
+        stops,
+        at_once: _,
+        seed,
+        command: _,
+    } = job;
+    let what = json!({
+        "program": provenance::build(),
+        "files": identity_of_files(files),
+        "mapping": format!("{mapping:?}"),
+        "roles": format!("{roles:?}"),
+        "choice": choice,
+        "model": model_sha256,
+        "template": renderer.template_sha256(),
+        "system": system,
+        "template_switches": template_switches,
+        "max_len": max_len,
+        "dtype": source.precision(load.dtype),
+        "kernel_level": source.level(),
+        "device": source.device(),
+        "n": n,
+        "ends": ends,
+        "max_new_tokens": max_new_tokens,
+        "sampling": sampling,
+        "stops": stops,
+        "seed": seed,
+    });
+    Ok(sha256(serde_json::to_string(&what).context("cannot write down what identifies the run")?))
+}
+
 /// The model, as far as it is known before the data are read.
-struct Found {
+struct FoundModel {
     reference: Reference,
     info: Info,
     tokenizer: Arc<Tokenizer>,
@@ -227,14 +247,12 @@ struct Found {
     source: Source,
 }
 
-fn find(job: &Job, watch: &dyn Watch) -> Result<Found> {
-    let model = [job.model.as_deref(), job.base.as_deref()];
+fn find(job: &Job, watch: &dyn Watch) -> Result<FoundModel> {
     if let Some(servers) = &job.servers {
-        let ours = [(job.dtype != Dtype::default(), "--dtype"), (job.device != Placement::default(), "--device")];
         let beyond = Beyond { tokens: 0, why: "its limit, prompt and answer together" };
-        let mut opened = Opened::open(servers, model, &ours, job.max_len, &beyond, watch)?;
+        let mut opened = Opened::open(servers, &job.model, &job.load, job.max_len, &beyond, watch)?;
         opened.check_way(&job.sampling)?;
-        return Ok(Found {
+        return Ok(FoundModel {
             reference: opened.reference.clone(),
             info: Info { sha256: opened.sha256.clone(), ..opened.served.info.clone() },
             tokenizer: opened.served.tokenizer.clone(),
@@ -243,19 +261,18 @@ fn find(job: &Job, watch: &dyn Watch) -> Result<Found> {
             source: Source::Servers(Box::new(opened)),
         });
     }
-    let reference = Reference::resolve_on(model[0], model[1], &fetching(watch))?;
+    let reference = Reference::resolve_named(&job.model, &fetching(watch))?;
     let max_len = reference.max_len(job.max_len)?;
-    if job.device == Placement::Metal {
+    if job.load.device == Placement::Metal {
         return Err(
             Error::usage("answers are written on the CPU or on an NVIDIA GPU, not on `metal`").cure("Leave --device out.")
         );
     }
-    let options = LoadOptions { dtype: job.dtype, kernels: Kernels::Fused, device: job.device };
-    let mut model = Model::load_for(Purpose::Write, &reference, options, max_len)?;
+    let mut model = Model::load_for(Purpose::Write, &reference, job.load, max_len)?;
     let passed_over = model.passed_over.take().map(|reason| format!("The GPU is not used: {reason}"));
     model.remarks.extend(passed_over);
     watch.remarks(&model.info.name, &model.remarks);
-    Ok(Found {
+    Ok(FoundModel {
         reference,
         info: model.info.clone(),
         tokenizer: model.tokenizer.clone(),

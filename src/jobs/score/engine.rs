@@ -7,14 +7,14 @@ use serde_json::{Value, json};
 
 use super::job::{Elsewhere, Job};
 use crate::dataset::{Chosen, Dataset};
+use crate::engine::bounds::TopTokens;
 use crate::engine::remote::{Checked, Pool, compare_with_own};
 use crate::error::{Error, Result};
 use crate::files::file_sha256;
 use crate::jobs::served::{self, Beyond, hash, own_scores};
 use crate::jobs::watch::{Watch, fetching};
 use crate::kernels::level::Level;
-use crate::kernels::{Dtype, Kernels};
-use crate::model::{Info, LoadOptions, Model, Placement, Reference, Served};
+use crate::model::{Info, Model, Placement, Reference, Served};
 use crate::table::{Answers, SEQUENCES_FILE};
 use crate::tokens::{ChatTemplate, Renderer, Sequence, Tokenizer, rendered};
 
@@ -61,8 +61,8 @@ impl Engine {
     pub(super) fn identity(&self, job: &Job) -> Value {
         match self {
             Engine::Own(model) => json!({
-                "dtype": job.dtype.to_string(),
-                "kernels": job.kernels.to_string(),
+                "dtype": job.load.dtype.to_string(),
+                "kernels": job.load.kernels.to_string(),
                 // Another card rounds other sums, too.
                 "device": model.placement.description(),
                 // Other instructions round other sums.
@@ -79,7 +79,7 @@ impl Engine {
 }
 
 /// Everything but the engine that is known of the model before the data are read, and what the engine is made of.
-pub(super) struct Found {
+pub(super) struct FoundModel {
     pub info: Info,
     pub tokenizer: Arc<Tokenizer>,
     pub template: Option<ChatTemplate>,
@@ -97,19 +97,18 @@ enum Source {
 }
 
 /// Loads the model, or asks the servers what they are.
-pub(super) fn find(job: &Job, watch: &dyn Watch) -> Result<Found> {
+pub(super) fn find(job: &Job, watch: &dyn Watch) -> Result<FoundModel> {
     match &job.elsewhere {
         None => own(job, watch),
         Some(elsewhere) => served(job, elsewhere, watch),
     }
 }
 
-fn own(job: &Job, watch: &dyn Watch) -> Result<Found> {
-    let reference = Reference::resolve_on(job.model.as_deref(), job.base.as_deref(), &fetching(watch))?;
+fn own(job: &Job, watch: &dyn Watch) -> Result<FoundModel> {
+    let reference = Reference::resolve_named(&job.model, &fetching(watch))?;
     let max_len = reference.max_len(job.max_len)?;
-    let options = LoadOptions { dtype: job.dtype, kernels: job.kernels, device: job.device };
-    let mut model = Model::load(&reference, options, max_len)?;
-    Ok(Found {
+    let mut model = Model::load(&reference, job.load, max_len)?;
+    Ok(FoundModel {
         info: model.info.clone(),
         tokenizer: model.tokenizer.clone(),
         template: model.template.take(),
@@ -123,19 +122,14 @@ fn own(job: &Job, watch: &dyn Watch) -> Result<Found> {
 
 /// The model's texts, which is all of it that is needed here where it is run elsewhere. `option` is what the user asked that with.
 pub(super) fn text_of(job: &Job, option: &str, watch: &dyn Watch) -> Result<(Served, Reference)> {
-    let ours = [
-        (job.dtype != Dtype::default(), "--dtype"),
-        (job.kernels != Kernels::default(), "--kernels"),
-        (job.device != Placement::default(), "--device"),
-    ];
     if job.in_context {
         return Err(Error::usage(format!("--in-context runs the model here, and {option} has it run elsewhere"))
             .cure("Leave out one of them."));
     }
-    served::text_of([job.model.as_deref(), job.base.as_deref()], option, &ours, watch)
+    served::text_of(&job.model, option, &job.load, watch)
 }
 
-fn served(job: &Job, elsewhere: &Elsewhere, watch: &dyn Watch) -> Result<Found> {
+fn served(job: &Job, elsewhere: &Elsewhere, watch: &dyn Watch) -> Result<FoundModel> {
     let (option, servers) = match elsewhere {
         Elsewhere::Servers(servers) => ("--server", Some(servers)),
         Elsewhere::Answers(_) => ("--answers", None),
@@ -148,7 +142,7 @@ fn served(job: &Job, elsewhere: &Elsewhere, watch: &dyn Watch) -> Result<Found> 
         Elsewhere::Servers(_) => hash(pool.as_ref().map_or("", Pool::model), &served.tokenizer)?,
         Elsewhere::Answers(folder) => hash(&Answers::hash(folder)?, &served.tokenizer)?,
     };
-    Ok(Found {
+    Ok(FoundModel {
         info: Info { sha256: hash, ..served.info.clone() },
         tokenizer: served.tokenizer.clone(),
         template: served.template.take(),
@@ -164,7 +158,7 @@ fn served(job: &Job, elsewhere: &Elsewhere, watch: &dyn Watch) -> Result<Found> 
     })
 }
 
-impl Found {
+impl FoundModel {
     /// Puts another engine to the test by the first row that has something to score, which it `is_asked` about in this run; with remarks for
     /// people.
     pub(super) fn engine(self, first: Sequence, is_asked: bool) -> Result<(Engine, Vec<String>)> {
@@ -182,7 +176,8 @@ impl Found {
                 let own = if is_asked { own_scores(&served.0, &served.1, &first, &mut remarks)? } else { None };
                 let from_own = own.map(|own| compare_with_own(&found, &own).map_err(|error| error.at(&folder))).transpose()?;
                 let sent = file_sha256(&folder.join(SEQUENCES_FILE))?;
-                let checked = Checked::offline(&folder, sent, (answers.top_k, self.vocab_size), &found, from_own);
+                let asked = TopTokens { top_k: answers.top_k, vocab: self.vocab_size };
+                let checked = Checked::offline(&folder, sent, asked, &found, from_own);
                 Engine::Answers(folder, Box::new(checked))
             }
         };

@@ -215,7 +215,7 @@ fn sort(
     };
 
     watch.stage("Drawing");
-    draw_maps(out, &record, &summary, (fidelity.as_ref(), bounded.as_ref()), &tables)?;
+    draw_maps(out, &record, &summary, fidelity.as_ref(), bounded.as_ref(), &tables)?;
     let on_policy = on_policy(&record, &tables)?;
     let report = Report {
         summary,
@@ -349,7 +349,8 @@ fn draw_maps(
     out: &Path,
     record: &RunRecord,
     summary: &Summary,
-    (topk, bounded): (Option<&Fidelity>, Option<&Bounded>),
+    topk: Option<&Fidelity>,
+    bounded: Option<&Bounded>,
     tables: &[PathBuf],
 ) -> Result<()> {
     let gate = Gate::Eaft(Eaft::LINEAR);

@@ -23,7 +23,7 @@ use sha2::{Digest, Sha256};
 
 use crate::dataset::{Example, Role};
 use crate::diagnosis::by_kind::{Prompted, PromptedKind};
-use crate::diagnosis::kinds::Kind;
+use crate::diagnosis::kinds::ConflictKind;
 use crate::diagnosis::quadrants::Resolved;
 use crate::engine;
 use crate::error::{Context, Error, Result};
@@ -61,7 +61,7 @@ type Key = (u16, u32, u32, u32);
 
 /// The conflicts of a run with their kinds, and a hash of all that decides what becomes of them in context.
 pub(super) struct Conflicts {
-    kinds: HashMap<(u32, u32), Kind>,
+    kinds: HashMap<(u32, u32), ConflictKind>,
     key: String,
     /// The metadata of the token table, which name the run and its thresholds.
     provenance: Vec<(String, String)>,
@@ -152,8 +152,7 @@ struct Scored {
     others: u64,
     /// How many of them are conflicts with the other row shown first.
     new: u64,
-    /// Each conflict of the row: its position, its ln p and entropy with the other row shown first (the bits of the numbers, which may
-    /// be
+    /// Each conflict of the row: its position, its ln p and entropy with the other row shown first (the bits of the numbers, which may be
     /// none that JSON has), and whether it vanished.
     conflicts: Vec<(u32, u32, u32, bool)>,
 }
@@ -185,43 +184,74 @@ pub(super) fn score(
     let rows: Vec<(u32, u32)> =
         shown.iter().map(|(row, other)| (*row, *other)).filter(|(row, _)| !scored.contains_key(row)).collect();
     for chunk in rows.chunks(AT_ONCE) {
-        let mut sequences = Vec::new();
-        for (row, other) in chunk {
-            let (Some(own), Some(before)) = (examples.get(row), examples.get(other)) else { continue };
-            let (together, moved) = conversation(before, own);
-            let Ok(rendered) = plan.renderer.render(*row, &together) else { continue };
+        let mut together = Vec::new();
+        for &(row, shown) in chunk {
+            let (Some(own), Some(before)) = (examples.get(&row), examples.get(&shown)) else { continue };
+            let (conversation, moved) = conversation(before, own);
+            let Ok(rendered) = plan.renderer.render(row, &conversation) else { continue };
             if rendered.audit.truncated.is_none() && rendered.sequence.has_targets() {
-                sequences.push((*row, *other, moved, rendered.sequence));
+                together.push((row, shown, moved, rendered.sequence));
             }
         }
-        let only: Vec<Sequence> = sequences.iter().map(|(.., sequence)| sequence.clone()).collect();
-        let scores = engine::score(model, &only)?;
-        for ((row, other, moved, sequence), scores) in sequences.into_iter().zip(scores) {
+        let sequences: Vec<Sequence> = together.iter().map(|(.., sequence)| sequence.clone()).collect();
+        let scores = engine::score(model, &sequences)?;
+        for ((row, shown, moved, sequence), scores) in together.into_iter().zip(scores) {
             let Some(known) = known.get(&row) else { continue };
-            let mut of_row = Scored { row, shown: other, others: 0, new: 0, conflicts: Vec::new() };
-            for (key, statistics) in supervised(&sequence, &scores, moved) {
-                let Some(before) = known.get(&key) else { continue };
-                let label = thresholds.label(statistics.logprob, statistics.entropy, statistics.tail);
-                let is_conflict = label == Quadrant::ConfidentConflict;
-                if before.quadrant != Quadrant::ConfidentConflict {
-                    of_row.others += 1;
-                    of_row.new += u64::from(is_conflict);
-                } else if kinds.contains_key(&(row, before.pos)) {
-                    let (logprob, entropy) = (statistics.logprob.to_bits(), statistics.entropy.to_bits());
-                    of_row.conflicts.push((before.pos, logprob, entropy, !is_conflict));
-                }
-            }
+            let tokens = supervised(&sequence, &scores, moved);
+            let of_row = compared(row, shown, tokens, known, kinds, thresholds);
             journal.add(&of_row)?;
             scored.insert(row, of_row);
         }
     }
 
-    let mut sums: BTreeMap<Kind, Sums> = BTreeMap::new();
+    let (prompted, table) = summed(&scored, main.len() as u64, &known, kinds);
+    let mut provenance = conflicts.provenance.clone();
+    provenance.push((CONFLICTS_KEY.to_owned(), conflicts.key.clone()));
+    provenance.push((PROMPTED_KEY.to_owned(), serde_json::to_string(&prompted).context("cannot write down what was found")?));
+    write_in_context(&out.join(IN_CONTEXT_FILE), &table, &provenance)?;
+    journal.remove()?;
+    Ok(prompted)
+}
+
+/// What became of the tokens of a row, which are `known` from its scoring alone, with the row `shown` first.
+fn compared<'a>(
+    row: u32,
+    shown: u32,
+    tokens: impl Iterator<Item = (Key, &'a TokenStatistics)>,
+    known: &HashMap<Key, Known>,
+    kinds: &HashMap<(u32, u32), ConflictKind>,
+    thresholds: &Resolved,
+) -> Scored {
+    let mut of_row = Scored { row, shown, others: 0, new: 0, conflicts: Vec::new() };
+    for (key, statistics) in tokens {
+        let Some(before) = known.get(&key) else { continue };
+        let label = thresholds.label(statistics.logprob, statistics.entropy, statistics.tail);
+        let is_conflict = label == Quadrant::ConfidentConflict;
+        if before.quadrant != Quadrant::ConfidentConflict {
+            of_row.others += 1;
+            of_row.new += u64::from(is_conflict);
+        } else if kinds.contains_key(&(row, before.pos)) {
+            let (logprob, entropy) = (statistics.logprob.to_bits(), statistics.entropy.to_bits());
+            of_row.conflicts.push((before.pos, logprob, entropy, !is_conflict));
+        }
+    }
+    of_row
+}
+
+/// What became of the conflicts of all rows, of which there are `rows` with those that were not scored; and token by token, in the order of the
+/// table.
+fn summed(
+    scored: &BTreeMap<u32, Scored>,
+    rows: u64,
+    known: &HashMap<u32, HashMap<Key, Known>>,
+    kinds: &HashMap<(u32, u32), ConflictKind>,
+) -> (Prompted, Vec<PromptedToken>) {
+    let mut sums: BTreeMap<ConflictKind, PromptedSums> = BTreeMap::new();
     let (mut others, mut table) = (ClusterSums::default(), Vec::new());
-    for (&row, of_row) in &scored {
+    for (&row, of_row) in scored {
         let alone: HashMap<u32, f32> =
             known.get(&row).into_iter().flatten().map(|(_, token)| (token.pos, token.logprob)).collect();
-        let mut by_kind: BTreeMap<Kind, (u64, u64, f64)> = BTreeMap::new();
+        let mut by_kind: BTreeMap<ConflictKind, (u64, u64, f64)> = BTreeMap::new();
         for &(pos, logprob, entropy, vanished) in &of_row.conflicts {
             let (Some(kind), Some(&before)) = (kinds.get(&(row, pos)), alone.get(&pos)) else { continue };
             let (logprob, entropy) = (f32::from_bits(logprob), f32::from_bits(entropy));
@@ -243,28 +273,23 @@ pub(super) fn score(
     let estimate = others.estimate(Scale::LogOdds);
     let prompted = Prompted {
         rows: n_rows,
-        rows_left_out: main.len() as u64 - n_rows,
+        rows_left_out: rows - n_rows,
         kinds: prompted,
         new_conflicts_share: if estimate.value.is_finite() { estimate.value } else { 0.0 },
         new_conflicts_share_ci95: estimate.ci95,
     };
-    let mut provenance = conflicts.provenance.clone();
-    provenance.push((CONFLICTS_KEY.to_owned(), conflicts.key.clone()));
-    provenance.push((PROMPTED_KEY.to_owned(), serde_json::to_string(&prompted).context("cannot write down what was found")?));
-    write_in_context(&out.join(IN_CONTEXT_FILE), &table, &provenance)?;
-    journal.remove()?;
-    Ok(prompted)
+    (prompted, table)
 }
 
 #[derive(Default)]
-struct Sums {
+struct PromptedSums {
     tokens: u64,
     vanished: u64,
     change: f64,
     share: ClusterSums,
 }
 
-impl Sums {
+impl PromptedSums {
     fn add(&mut self, tokens: u64, vanished: u64, change: f64) {
         self.tokens += tokens;
         self.vanished += vanished;
@@ -272,7 +297,7 @@ impl Sums {
         self.share.add(Term { numerator: vanished as f64, denominator: tokens as f64 });
     }
 
-    fn finish(self, kind: Kind) -> PromptedKind {
+    fn finish(self, kind: ConflictKind) -> PromptedKind {
         PromptedKind {
             kind,
             tokens: self.tokens,
@@ -285,16 +310,17 @@ impl Sums {
 }
 
 /// The kind of most conflicts of each row, the first of equally many.
-fn main_kinds(kinds: &HashMap<(u32, u32), Kind>) -> BTreeMap<u32, Kind> {
-    let mut counts: BTreeMap<u32, BTreeMap<Kind, u32>> = BTreeMap::new();
+fn main_kinds(kinds: &HashMap<(u32, u32), ConflictKind>) -> BTreeMap<u32, ConflictKind> {
+    let mut counts: BTreeMap<u32, BTreeMap<ConflictKind, u32>> = BTreeMap::new();
     for ((row, _), kind) in kinds {
         *counts.entry(*row).or_default().entry(*kind).or_default() += 1;
     }
-    let most = |counts: BTreeMap<Kind, u32>| {
+    let most = |counts: BTreeMap<ConflictKind, u32>| {
         // Among equal counts the smaller kind comes first, and only a larger count takes its place.
-        counts
-            .into_iter()
-            .fold(None, |best: Option<(Kind, u32)>, own| if best.is_none_or(|best| own.1 > best.1) { Some(own) } else { best })
+        counts.into_iter().fold(
+            None,
+            |best: Option<(ConflictKind, u32)>, own| if best.is_none_or(|best| own.1 > best.1) { Some(own) } else { best },
+        )
     };
     counts.into_iter().filter_map(|(row, counts)| Some((row, most(counts)?.0))).collect()
 }
@@ -316,14 +342,14 @@ fn examples_of(plan: &Plan, rows: &BTreeSet<u32>) -> Result<HashMap<u32, Example
 }
 
 /// Which row is shown before each: the next one, in a circle, of the same kind, source and tools; else of the same kind and tools.
-fn shown_first(main: &BTreeMap<u32, Kind>, examples: &HashMap<u32, Example>, pairs: &[NearPair]) -> BTreeMap<u32, u32> {
+fn shown_first(main: &BTreeMap<u32, ConflictKind>, examples: &HashMap<u32, Example>, pairs: &[NearPair]) -> BTreeMap<u32, u32> {
     let near: HashSet<(u32, u32)> = pairs.iter().flat_map(|pair| [(pair.row, pair.other), (pair.other, pair.row)]).collect();
     let is_text = |example: &Example| example.turns.iter().any(|turn| turn.role == Role::Text);
     let group = |row: u32, example: &Example| {
         let tools = example.tools.as_ref().map(ToString::to_string);
         main.get(&row).map(|kind| (*kind, tools))
     };
-    let mut groups: BTreeMap<(Kind, Option<String>), Vec<u32>> = BTreeMap::new();
+    let mut groups: BTreeMap<(ConflictKind, Option<String>), Vec<u32>> = BTreeMap::new();
     let rows: BTreeSet<u32> = examples.iter().filter(|(_, example)| !is_text(example)).map(|(row, _)| *row).collect();
     for row in rows {
         if let Some(key) = examples.get(&row).and_then(|example| group(row, example)) {
@@ -345,16 +371,24 @@ fn shown_first(main: &BTreeMap<u32, Kind>, examples: &HashMap<u32, Example>, pai
     shown
 }
 
-/// The two as one conversation, in which nothing of the first is learnt, and where the turns of the second stand: those from the first number on
-/// have moved by the second.
-fn conversation(first: &Example, second: &Example) -> (Example, (u16, u16)) {
+/// Where the turns of a conversation stand once another one is shown inside it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Moved {
+    /// The first turn that has moved; system prompts have not.
+    from: u16,
+    /// By so many turns.
+    by: u16,
+}
+
+/// The two as one conversation, in which nothing of the first is learnt, and where the turns of the second stand.
+fn conversation(first: &Example, second: &Example) -> (Example, Moved) {
     let n_system = second.turns.iter().take_while(|turn| turn.role == Role::System).count();
     let mut shown: Vec<_> = first.turns.iter().filter(|turn| turn.role != Role::System).cloned().collect();
     for turn in &mut shown {
         turn.weight = 0.0;
         turn.parts.clear();
     }
-    let moved = (n_system as u16, shown.len() as u16);
+    let moved = Moved { from: n_system as u16, by: shown.len() as u16 };
     let mut turns = second.turns[..n_system].to_vec();
     turns.extend(shown);
     turns.extend_from_slice(&second.turns[n_system..]);
@@ -365,7 +399,7 @@ fn conversation(first: &Example, second: &Example) -> (Example, (u16, u16)) {
 fn supervised<'a>(
     sequence: &'a Sequence,
     scores: &'a [TokenStatistics],
-    (from, by): (u16, u16),
+    Moved { from, by }: Moved,
 ) -> impl Iterator<Item = (Key, &'a TokenStatistics)> {
     sequence.targets().zip(scores).filter_map(move |((pos, id), statistics)| {
         let span = sequence.spans[pos];
@@ -407,19 +441,24 @@ mod tests {
         let (together, moved) = conversation(&first, &second);
         let texts: Vec<_> = together.turns.iter().map(|turn| (turn.content.as_str(), turn.is_learnt())).collect();
         assert_eq!(texts, [("be kind", true), ("a?", false), ("a.", false), ("b?", true), ("b.", true)]);
-        assert_eq!(moved, (1, 2));
-        assert_eq!(conversation(&second, &example(&[(User, "c?")], "x")).1, (0, 2));
+        assert_eq!(moved, Moved { from: 1, by: 2 });
+        assert_eq!(conversation(&second, &example(&[(User, "c?")], "x")).1, Moved { from: 0, by: 2 });
     }
 
     #[test]
     fn the_next_row_of_the_kind_is_shown_and_none_that_asks_the_same() {
-        let kinds: HashMap<(u32, u32), Kind> =
-            [(1, Kind::Format), (2, Kind::Format), (3, Kind::Format), (5, Kind::Number), (6, Kind::Format)]
-                .into_iter()
-                .flat_map(|(row, kind)| [((row, 4), kind), ((row, 5), kind), ((row, 6), Kind::Unexplained)])
-                .collect();
+        let kinds: HashMap<(u32, u32), ConflictKind> = [
+            (1, ConflictKind::Format),
+            (2, ConflictKind::Format),
+            (3, ConflictKind::Format),
+            (5, ConflictKind::Number),
+            (6, ConflictKind::Format),
+        ]
+        .into_iter()
+        .flat_map(|(row, kind)| [((row, 4), kind), ((row, 5), kind), ((row, 6), ConflictKind::Unexplained)])
+        .collect();
         let main = main_kinds(&kinds);
-        assert_eq!((main[&1], main[&5]), (Kind::Format, Kind::Number));
+        assert_eq!((main[&1], main[&5]), (ConflictKind::Format, ConflictKind::Number));
         let chat = |source| example(&[(Role::User, "a"), (Role::Assistant, "b")], source);
         let mut examples = HashMap::from([
             (1, chat("x")),
@@ -447,7 +486,7 @@ mod tests {
             spans: vec![span(2, 0, 1), span(4, 0, 1), span(4, 1, 3), span(4, 0, 0)],
         };
         let scores = [TokenStatistics::default(); 3];
-        let keys: Vec<Key> = supervised(&sequence, &scores, (1, 2)).map(|(key, _)| key).collect();
+        let keys: Vec<Key> = supervised(&sequence, &scores, Moved { from: 1, by: 2 }).map(|(key, _)| key).collect();
         assert_eq!(keys, [(2, 0, 1, 7), (2, 1, 3, 8)]);
     }
 }

@@ -5,23 +5,18 @@ use std::path::PathBuf;
 use crate::dataset::{Choice, ReadOptions, Shard};
 use crate::diagnosis::quadrants::Thresholds;
 use crate::engine::remote::Options;
-use crate::kernels::{Dtype, Kernels};
-use crate::model::Placement;
+use crate::model::{LoadOptions, ModelName};
 use crate::tokens::RenderOptions;
 
 pub(crate) struct Job {
     /// Files, globs, or `-` for standard input.
     pub inputs: Vec<String>,
     pub read: ReadOptions,
-    /// `None`: the default model.
-    pub model: Option<String>,
-    /// The model that an adapter is put on, in place of the one that its config names.
-    pub base: Option<String>,
+    pub model: ModelName,
     /// `None`: a folder under `runs/` named after the data and the identity.
     pub out: Option<PathBuf>,
-    pub dtype: Dtype,
-    pub kernels: Kernels,
-    pub device: Placement,
+    /// How this program runs the model.
+    pub load: LoadOptions,
     /// Who runs the model in place of this program.
     pub elsewhere: Option<Elsewhere>,
     pub render: RenderOptions,

@@ -11,10 +11,11 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 
 use crate::dataset::{Chosen, Dataset, Example, Record, Role, Turn};
+use crate::diagnosis::breakdown::Breakdown;
 use crate::diagnosis::by_kind::{ConflictGroup, KindSums, Kinds};
 use crate::diagnosis::context::{Places, Spot};
-use crate::diagnosis::kinds::{self, Conflict, Kind};
-use crate::diagnosis::near_duplicates::{Prompt, asks_the_same, near_pairs, words};
+use crate::diagnosis::kinds::{self, Conflict, ConflictKind};
+use crate::diagnosis::near_duplicates::{Near, Prompt, asks_the_same, near_pairs, words};
 use crate::diagnosis::summary::Summary;
 use crate::error::Result;
 use crate::files::sha256;
@@ -25,7 +26,7 @@ use crate::table::{
 };
 
 /// A conflict out of the table.
-struct Found {
+struct FoundConflict {
     row: u32,
     turn: u16,
     pos: u32,
@@ -67,7 +68,7 @@ pub(super) fn name_kinds(
         others.entry(pair.other).or_default().push(pair.row);
     }
     let answers = answers_of(&others.keys().copied().collect(), dataset, chosen)?;
-    let kind = |conflict: &Found, example: &Example, others: &[(u32, &str)]| {
+    let kind = |conflict: &FoundConflict, example: &Example, others: &[(u32, &str)]| {
         let turn = example.turns.get(usize::from(conflict.turn))?;
         let earlier: Vec<&str> = example.turns[..usize::from(conflict.turn)].iter().map(|turn| turn.content.as_str()).collect();
         Some(kinds::kind(&Conflict {
@@ -82,10 +83,10 @@ pub(super) fn name_kinds(
         }))
     };
     let provenance = tables.first().map(|table| read_provenance(table)).transpose()?.unwrap_or_default();
-    let mut sums = Sums::default();
+    let mut sums = ConflictSums::default();
     write_conflicts(&out.join(CONFLICTS_FILE), &provenance, |write| {
-        let mut add = |conflict: &Found, known: Option<(Kind, String)>| {
-            let (kind, evidence) = known.unwrap_or((Kind::Unexplained, String::new()));
+        let mut add = |conflict: &FoundConflict, known: Option<(ConflictKind, String)>| {
+            let (kind, evidence) = known.unwrap_or((ConflictKind::Unexplained, String::new()));
             let group = sums.add(conflict, kind);
             write(KnownConflict { row: conflict.row, pos: conflict.pos, kind: kind.name().to_owned(), evidence, group })
         };
@@ -111,7 +112,7 @@ pub(super) fn name_kinds(
         conflicts.try_for_each(|conflict| add(&conflict?, None))
     })?;
     write_pairs(&out.join(PAIRS_FILE), &pairs, &provenance)?;
-    let (kinds, groups) = sums.finish(out, (summary.overall.loss, summary.overall.grad), text)?;
+    let (kinds, groups) = sums.finish(out, &summary.overall, text)?;
     let kinds = Kinds {
         kinds,
         groups,
@@ -124,18 +125,18 @@ pub(super) fn name_kinds(
 
 /// Sums over the conflicts, in the order in which they come.
 #[derive(Default)]
-struct Sums {
+struct ConflictSums {
     /// Each group's number, by its kind, target and choice.
-    numbers: HashMap<(Kind, u32, u32), u32>,
+    numbers: HashMap<(ConflictKind, u32, u32), u32>,
     groups: Vec<Group>,
-    kinds: BTreeMap<Kind, OfKind>,
+    kinds: BTreeMap<ConflictKind, OfKind>,
     /// The number of conflicts.
     n: u32,
 }
 
 /// Conflicts of one kind with the same target and the same choice.
 struct Group {
-    kind: Kind,
+    kind: ConflictKind,
     token_id: u32,
     top_id: u32,
     count: u32,
@@ -164,8 +165,8 @@ struct OfKind {
 
 impl Group {
     /// A group without any conflict yet, named after its first.
-    fn new(kind: Kind, conflict: &Found) -> Group {
-        let &Found { row, turn, begin, end, token_id, top_id, .. } = conflict;
+    fn new(kind: ConflictKind, conflict: &FoundConflict) -> Group {
+        let &FoundConflict { row, turn, begin, end, token_id, top_id, .. } = conflict;
         let (count, at, worst) = (0, 0, f64::NEG_INFINITY);
         Group { kind, token_id, top_id, count, surplus: 0.0, loss: 0.0, grad: 0.0, worst, row, turn, begin, end, at }
     }
@@ -176,10 +177,10 @@ impl Group {
     }
 }
 
-impl Sums {
+impl ConflictSums {
     /// Gives the number of the conflict's group.
-    fn add(&mut self, conflict: &Found, kind: Kind) -> u32 {
-        let &Found { row, turn, begin, end, loss, surplus, grad, .. } = conflict;
+    fn add(&mut self, conflict: &FoundConflict, kind: ConflictKind) -> u32 {
+        let &FoundConflict { row, turn, begin, end, loss, surplus, grad, .. } = conflict;
         let next = self.groups.len() as u32;
         let number = *self.numbers.entry((kind, conflict.token_id, conflict.top_id)).or_insert(next);
         if number == next {
@@ -205,15 +206,15 @@ impl Sums {
         number
     }
 
-    /// The kinds, most conflicts first, and the groups with the most surplus; `loss` and `grad` are those of all tokens. What speaks for the kind of
+    /// The kinds, most conflicts first, and the groups with the most surplus; `overall` are the sums over all tokens. What speaks for the kind of
     /// an example is read again from the table of conflicts.
     fn finish<'a>(
         self,
         out: &Path,
-        (loss, grad): (f64, f64),
+        overall: &Breakdown,
         text: impl Fn(u32) -> &'a str,
     ) -> Result<(Vec<KindSums>, Vec<ConflictGroup>)> {
-        let Sums { numbers, groups, kinds, .. } = self;
+        let ConflictSums { numbers, groups, kinds, .. } = self;
         drop(numbers);
         let mut order: Vec<u32> = (0..groups.len() as u32).collect();
         let surplus = |number: &u32| groups[*number as usize].surplus;
@@ -239,20 +240,20 @@ impl Sums {
                 top: text(group.top_id).to_owned(),
                 count: u64::from(group.count),
                 surplus: group.surplus,
-                loss_share: share(group.loss, loss),
-                grad_share: share(group.grad, grad),
+                loss_share: share(group.loss, overall.loss),
+                grad_share: share(group.grad, overall.grad),
                 example: group.spot(),
                 evidence: evidences.remove(&group.at).unwrap_or_default(),
             }
         };
         let listed = order.into_iter().map(listed).collect();
-        let sums = |(kind, sums): (Kind, OfKind)| KindSums {
+        let sums = |(kind, sums): (ConflictKind, OfKind)| KindSums {
             kind,
             tokens: sums.tokens,
             rows: sums.rows,
             surplus: sums.surplus,
-            loss_share: share(sums.loss, loss),
-            grad_share: share(sums.grad, grad),
+            loss_share: share(sums.loss, overall.loss),
+            grad_share: share(sums.grad, overall.grad),
         };
         let mut kinds: Vec<KindSums> = kinds.into_iter().map(sums).collect();
         kinds.sort_by_key(|sums| Reverse(sums.tokens));
@@ -260,7 +261,7 @@ impl Sums {
     }
 }
 
-impl Found {
+impl FoundConflict {
     fn likeness(&self) -> Likeness {
         (self.token_id, self.top_id, self.place)
     }
@@ -281,7 +282,7 @@ fn survey(tables: &[PathBuf]) -> Result<(HashMap<Likeness, u32>, HashSet<u32>)> 
 }
 
 /// The conflicts of the tables in their order.
-fn conflicts(tables: &[PathBuf]) -> impl Iterator<Item = Result<Found>> {
+fn conflicts(tables: &[PathBuf]) -> impl Iterator<Item = Result<FoundConflict>> {
     let columns = [
         Column::Row,
         Column::Turn,
@@ -303,26 +304,26 @@ fn conflicts(tables: &[PathBuf]) -> impl Iterator<Item = Result<Found>> {
     })
 }
 
-fn conflicts_of(chunk: &TokenChunk, first: &mut (Option<(u32, u16)>, u32), places: &mut Places) -> Vec<Found> {
+fn conflicts_of(chunk: &TokenChunk, first: &mut (Option<(u32, u16)>, u32), places: &mut Places) -> Vec<FoundConflict> {
     let mut found = Vec::new();
     for i in 0..chunk.len() {
         let turn = Some((chunk.row[i], chunk.turn[i]));
         if first.0 != turn {
             *first = (turn, chunk.pos[i]);
         }
-        let (begin, end) = places.next((chunk.row[i], chunk.turn[i]), (chunk.begin[i], chunk.end[i]));
+        let place = places.next(chunk.row[i], chunk.turn[i], chunk.begin[i]..chunk.end[i]);
         // A token whose numbers are not finite is counted elsewhere, and is no conflict.
         let loss = -f64::from(chunk.logprob[i]);
         let surplus = loss - f64::from(chunk.entropy[i]);
         if chunk.quadrant[i] != Quadrant::ConfidentConflict || !surplus.is_finite() {
             continue;
         }
-        found.push(Found {
+        found.push(FoundConflict {
             row: chunk.row[i],
             turn: chunk.turn[i],
             pos: chunk.pos[i],
-            begin,
-            end,
+            begin: place.start,
+            end: place.end,
             token_id: chunk.token_id[i],
             top_id: chunk.top_id[i],
             loss,
@@ -389,21 +390,21 @@ fn pairs(dataset: &Dataset, chosen: &Chosen) -> Result<Vec<NearPair>> {
     }
     // The prompt of an earlier row, and of its answer no more than whether it is another one, wait for the last row that is like it.
     let mut last_use: HashMap<u32, u32> = HashMap::new();
-    for (other, row, _) in &near {
-        let last = last_use.entry(*other).or_default();
-        *last = (*last).max(*row);
+    for Near { earlier, later, .. } in &near {
+        let last = last_use.entry(*earlier).or_default();
+        *last = (*last).max(*later);
     }
     let mut near = near.into_iter().peekable();
     let (mut waiting, mut pairs) = (BTreeMap::new(), Vec::new());
     for record in dataset.chosen(chosen) {
         let record = record?;
         let is_other = last_use.contains_key(&record.row);
-        let is_row = near.peek().is_some_and(|(_, row, _)| *row == record.row);
+        let is_row = near.peek().is_some_and(|near| near.later == record.row);
         let texts = record.example.as_ref().ok().filter(|_| is_other || is_row).map(|example| {
             let exchange = Exchange::of(example);
             (exchange.asked(), sha256(words(&exchange.answer).join(" ")))
         });
-        while let Some((other, row, prompts)) = near.next_if(|(_, row, _)| *row <= record.row) {
+        while let Some(Near { earlier: other, later: row, similarity: prompts }) = near.next_if(|near| near.later <= record.row) {
             let before: Option<&(String, String)> = waiting.get(&other);
             if let (Some(a), Some(b)) = (before, texts.as_ref().filter(|_| row == record.row)) {
                 pairs.push(NearPair { row, other, prompts, contradicts: a.1 != b.1 && asks_the_same(&a.0, &b.0) });

@@ -7,7 +7,7 @@ use std::time::{Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::engine::{self, Engine, Found};
+use super::engine::{self, Engine, FoundModel};
 use super::job::Job;
 use super::shard::ShardRecord;
 use crate::dataset::{Chosen, DataFile, Dataset, PlantedSpan, ReadOptions, Rollout, Shard};
@@ -91,21 +91,20 @@ pub(crate) struct Rollouts {
     pub rows: u64,
     /// Those of these records whose text has other tokens than were drawn.
     pub respelt: u64,
-    /// Those of these records whose targets are tokens that this very model drew, in the same precision and with its own probabilities,
-    /// and
+    /// Those of these records whose targets are tokens that this very model drew, in the same precision and with its own probabilities, and
     /// no others.
     pub exact: u64,
 }
 
 impl Rollouts {
-    fn add(&mut self, rollout: &Rollout, drawn: Option<Drawn>, supervised: u64, model_sha256: &str, dtype: Dtype) {
+    fn add(&mut self, rollout: &Rollout, drawn: Option<Drawn>, supervised: u64, reader: Reader) {
         self.rows += 1;
         self.respelt += u64::from(drawn == Some(Drawn::Respelt));
         let is_own = matches!(drawn, Some(Drawn::Same | Drawn::Respelt))
             && supervised <= rollout.ids.len() as u64
             && rollout.plain
-            && rollout.model == model_sha256
-            && rollout.dtype == dtype.to_string();
+            && rollout.model == reader.model_sha256
+            && rollout.dtype == reader.dtype.to_string();
         self.exact += u64::from(is_own);
     }
 }
@@ -134,14 +133,14 @@ impl Plan {
         let load_seconds = began.elapsed().as_secs_f64();
         let began = Instant::now();
         let chosen = dataset.choose(job.choice)?.in_shard(job.shard);
-        let (audit, totals, planted) =
-            survey(&dataset, &renderer, &chosen, job.read.strict, (&found.info.sha256, job.dtype), watch)?;
+        let reader = Reader { model_sha256: &found.info.sha256, dtype: job.load.dtype };
+        let Survey { audit, totals, planted } = survey(&dataset, &renderer, &chosen, job.read.strict, reader, watch)?;
         let audit_seconds = began.elapsed().as_secs_f64();
         // A shard may have none of the rows that the others have.
         if totals.supervised == 0 && job.shard.is_none() {
             return Err(engine::nothing_to_score().cure(audit.lines().join("\n  ")));
         }
-        let Found { info, tokenizer, vocab_size, .. } = &found;
+        let FoundModel { info, tokenizer, vocab_size, .. } = &found;
         let (info, tokenizer, vocab_size) = (info.clone(), tokenizer.clone(), *vocab_size);
         let (mut remarks, passed_over) = (std::mem::take(&mut found.remarks), found.passed_over.take());
         let of_all = dataset.choose(job.choice)?;
@@ -185,8 +184,8 @@ impl Plan {
             audit_seconds,
             template_sha256,
             render,
-            dtype: job.dtype,
-            kernels: job.kernels,
+            dtype: job.load.dtype,
+            kernels: job.load.kernels,
             chosen,
             read: job.read.clone(),
             thresholds: job.thresholds,
@@ -209,15 +208,29 @@ impl Plan {
     }
 }
 
+/// The model that is to read the rows, for telling whether it has written some of them.
+#[derive(Clone, Copy)]
+struct Reader<'a> {
+    model_sha256: &'a str,
+    dtype: Dtype,
+}
+
+/// What one pass over the rows has found.
+struct Survey {
+    audit: Audit,
+    totals: Totals,
+    planted: Vec<Planted>,
+}
+
 /// Reads and renders everything once, so that the audit comes before the long work and progress knows its end.
 fn survey(
     dataset: &Dataset,
     renderer: &Renderer,
     chosen: &Chosen,
     strict: bool,
-    (model_sha256, dtype): (&str, Dtype),
+    reader: Reader,
     watch: &dyn Watch,
-) -> Result<(Audit, Totals, Vec<Planted>)> {
+) -> Result<Survey> {
     let (mut audit, mut totals, mut planted) = (Audit::of(dataset), Totals::default(), Vec::new());
     let (mut seen, mut n_equal) = (HashSet::new(), 0);
     for chunk in rendered(dataset, renderer, 0, chosen) {
@@ -231,7 +244,7 @@ fn survey(
                 totals.tokens += rendered.sequence.ids.len() as u64;
                 totals.supervised += supervised;
                 if let Some(rollout) = item.example.as_ref().and_then(|example| example.rollout.as_ref()) {
-                    totals.rollouts.add(rollout, rendered.audit.drawn, supervised, model_sha256, dtype);
+                    totals.rollouts.add(rollout, rendered.audit.drawn, supervised, reader);
                 }
             }
             if let Some(example) = &item.example {
@@ -242,7 +255,7 @@ fn survey(
         watch.reading(totals.records);
     }
     audit.equal = Some(EqualRows { rows: n_equal, of: totals.scored });
-    Ok((audit, totals, planted))
+    Ok(Survey { audit, totals, planted })
 }
 
 /// `demo` for `data/demo.jsonl`; the first file's and the number of the others where there are several.
@@ -275,11 +288,8 @@ fn identity(job: &Job, made_of: &MadeOf, shard: Option<Shard>, build: &str) -> R
         inputs: _,
         read: ReadOptions { format: _, mapping, roles, strict: _ },
         model: _,
-        base: _,
         out: _,
-        dtype: _,
-        kernels: _,
-        device: _,
+        load: _,
         elsewhere: _,
         render: RenderOptions { system, max_len: _, supervise, chat_template: _, template_switches, append_eos },
         max_len: _,
@@ -322,19 +332,17 @@ fn identity(job: &Job, made_of: &MadeOf, shard: Option<Shard>, build: &str) -> R
 mod tests {
     use super::*;
     use crate::dataset::{Choice, FieldMap, RoleMap};
+    use crate::model::{LoadOptions, ModelName};
     use crate::tokens::Supervise;
 
     fn job(path: &str) -> Job {
         Job {
             inputs: vec![path.to_owned()],
             read: ReadOptions { mapping: FieldMap::parse(&[]).unwrap(), ..ReadOptions::default() },
-            model: None,
-            base: None,
+            model: ModelName::default(),
             max_len: Some(512),
             out: None,
-            dtype: Dtype::F32,
-            kernels: Kernels::Fused,
-            device: Placement::Cpu,
+            load: LoadOptions::default(),
             elsewhere: None,
             render: RenderOptions::default(),
             choice: Choice::All,
@@ -404,13 +412,13 @@ mod tests {
             // These count as they are found: by bytes, by what the file is, by where the model runs.
             ("how files are spelt", |job, _| job.inputs = vec!["./rows.jsonl".to_owned()]),
             ("--format", |job, _| job.read.format = Some(crate::dataset::Format::Messages)),
-            ("--model", |job, _| job.model = Some("model.gguf".to_owned())),
-            ("--base", |job, _| job.base = Some("base".to_owned())),
+            ("--model", |job, _| job.model.written = Some("model.gguf".to_owned())),
+            ("--base", |job, _| job.model.base = Some("base".to_owned())),
             ("--chat-template", |job, _| job.render.chat_template = Some("t.jinja".into())),
             ("--max-len, as it was asked for", |job, _| (job.max_len, job.render.max_len) = (None, 3)),
-            ("--dtype", |job, _| job.dtype = Dtype::Bf16),
-            ("--kernels", |job, _| job.kernels = Kernels::Reference),
-            ("--device", |job, _| job.device = Placement::Auto),
+            ("--dtype", |job, _| job.load.dtype = Dtype::Bf16),
+            ("--kernels", |job, _| job.load.kernels = Kernels::Reference),
+            ("--device", |job, _| job.load.device = Placement::Cpu),
             ("--answers", |job, _| job.elsewhere = Some(crate::jobs::score::job::Elsewhere::Answers("answers".into()))),
             ("--shard", |job, _| job.shard = Some(Shard { index: 0, of: 2 })),
         ];

@@ -44,7 +44,8 @@ struct Open {
 /// is of a model that has taken the place of the first one. A failure that lasts ends it, and what is whole by then is kept.
 pub(super) fn score(
     plan: &Plan,
-    (pool, checked): (&Arc<Pool>, &Checked),
+    pool: &Arc<Pool>,
+    checked: &Checked,
     from_reader: &Receiver<Part>,
     to_writer: &SyncSender<Part>,
     done_tokens: u64,

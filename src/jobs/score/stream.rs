@@ -34,7 +34,7 @@ use crate::tokens::{Item, Sequence, rendered};
 
 /// Tokens of the sample on which the top-K entropies are compared with the full one, and the largest K.
 const FIDELITY_TOKENS: usize = 512;
-pub(super) const FIDELITY_K: usize = 64;
+const FIDELITY_K: usize = 64;
 
 /// Says whose parts these are.
 pub(super) const IDENTITY_FILE: &str = "identity.json";
@@ -79,7 +79,7 @@ pub(super) fn score(plan: &Plan, watch: &dyn Watch) -> Result<Option<Stages>> {
         let writer = scope.spawn(|| write(plan, writer, from_engine));
         let engine = match &plan.engine {
             Engine::Own(model) => run_engine(plan, model, &sample, &from_reader, &to_writer, done_tokens, watch),
-            Engine::Servers(pool, checked) => servers::score(plan, (pool, checked), &from_reader, &to_writer, done_tokens, watch),
+            Engine::Servers(pool, checked) => servers::score(plan, pool, checked, &from_reader, &to_writer, done_tokens, watch),
             Engine::Answers(folder, _) => answers::score(plan, folder, &from_reader, &to_writer, done_tokens, watch),
         };
         // Those at the other ends are waiting.

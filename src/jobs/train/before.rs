@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::jobs::score;
 use crate::jobs::watch::Watch;
 use crate::kernels::Kernels;
-use crate::model::{Model, Placement};
+use crate::model::{LoadOptions, Model, Placement};
 use crate::table::{Column, ROWS_FILE, TOKENS_FILE, read_chunks, read_rows};
 use crate::tokens::Sequence;
 use crate::train::loss::flow_weights;
@@ -25,13 +25,10 @@ pub(super) fn score_before(options: &Options, out: &Path, command: &str, watch: 
     let job = score::Job {
         inputs: options.datasets.clone(),
         read: options.read()?,
-        model: options.model.clone(),
-        base: options.base.clone(),
+        model: options.model_name(),
         max_len: options.max_len,
         out: Some(out.to_owned()),
-        dtype: options.dtype()?,
-        kernels: Kernels::Fused,
-        device: Placement::Cpu,
+        load: LoadOptions { dtype: options.dtype, kernels: Kernels::Fused, device: Placement::Cpu },
         elsewhere: None,
         render: options.render()?,
         choice: options.choice(),

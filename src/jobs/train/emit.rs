@@ -22,7 +22,6 @@ mod yaml;
 use std::fs;
 use std::io::Write;
 use std::path::Path;
-use std::str::FromStr;
 
 use serde_json::{Value, json};
 
@@ -30,6 +29,7 @@ use crate::dataset::write::check_speakers;
 use crate::dataset::{Example, Place, Role, dumps};
 use crate::error::{Context, Error, Result};
 use crate::files::{in_new_folder, write_atomically, write_json, write_synced};
+use crate::spelling::named;
 use crate::tokens::Supervise;
 use recipe::{Batch, DATA, DEEPSPEED, TEMPLATE};
 
@@ -38,34 +38,36 @@ pub(super) use slots::{Slots, check_axolotl};
 
 /// The program that is to train.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Target {
+pub(crate) enum Program {
     LlamaFactory,
     Axolotl,
 }
 
+named! { pub(crate) Program, "a program to write for": LlamaFactory = "llama-factory", Axolotl = "axolotl" }
+
 /// An error that names what the program cannot do of a recipe; what the model and the data tell need not be in it yet.
-pub(super) fn check(target: Target, recipe: &Recipe) -> Result<()> {
-    config(target, recipe).map(drop)
+pub(super) fn check(program: Program, recipe: &Recipe) -> Result<()> {
+    config(program, recipe).map(drop)
 }
 
-fn config(target: Target, recipe: &Recipe) -> Result<String> {
+fn config(program: Program, recipe: &Recipe) -> Result<String> {
     let batch = Batch::of(recipe)?;
-    match target {
-        Target::LlamaFactory => llama_factory::config(recipe, &batch),
-        Target::Axolotl => axolotl::config(recipe, &batch),
+    match program {
+        Program::LlamaFactory => llama_factory::config(recipe, &batch),
+        Program::Axolotl => axolotl::config(recipe, &batch),
     }
 }
 
 /// Writes the folder, which must not exist or be empty, whole or not at all. `examples` are the rows as they are read, and where they stand; `same` is
 /// an error where the program would train on other tokens of a row. Gives the number of rows.
 pub(super) fn emit(
-    target: Target,
+    program: Program,
     recipe: &Recipe,
     examples: impl IntoIterator<Item = Result<(Place, Example)>>,
     same: &dyn Fn(&Example) -> Result<()>,
     folder: &Path,
 ) -> Result<u64> {
-    let config = config(target, recipe)?;
+    let config = config(program, recipe)?;
     let is_empty = match fs::read_dir(folder) {
         Ok(mut entries) => entries.next().is_none(),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => true,
@@ -76,30 +78,18 @@ pub(super) fn emit(
     }
     let mut rows = 0;
     in_new_folder(folder, |partial| {
-        rows = write_data(target, recipe, examples, same, &partial.join(DATA))?;
+        rows = write_data(program, recipe, examples, same, &partial.join(DATA))?;
         write_synced(&partial.join(CONFIG), config.as_bytes())?;
         write_json(&partial.join(DEEPSPEED), &deepspeed())?;
         if let Some(template) = &recipe.chat_template {
             write_synced(&partial.join(TEMPLATE), template.as_bytes())?;
         }
-        match target {
-            Target::LlamaFactory => write_json(&partial.join("dataset_info.json"), &llama_factory::dataset_info()),
-            Target::Axolotl => Ok(()),
+        match program {
+            Program::LlamaFactory => write_json(&partial.join("dataset_info.json"), &llama_factory::dataset_info()),
+            Program::Axolotl => Ok(()),
         }
     })?;
     Ok(rows)
-}
-
-impl FromStr for Target {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Target> {
-        match text {
-            "llama-factory" => Ok(Target::LlamaFactory),
-            "axolotl" => Ok(Target::Axolotl),
-            _ => Err(Error::usage(format!("--emit `{text}` is not known")).cure("Use llama-factory or axolotl.")),
-        }
-    }
 }
 
 /// ZeRO stage 3 with everything else left to the program: weights, gradients and optimiser are spread over the devices, and the
@@ -125,7 +115,7 @@ fn deepspeed() -> Value {
 }
 
 fn write_data(
-    target: Target,
+    program: Program,
     recipe: &Recipe,
     examples: impl IntoIterator<Item = Result<(Place, Example)>>,
     same: &dyn Fn(&Example) -> Result<()>,
@@ -135,7 +125,7 @@ fn write_data(
         let mut rows = 0;
         for example in examples {
             let (place, example) = example?;
-            let row = row(target, recipe, &example).and_then(|row| same(&example).map(|()| row));
+            let row = row(program, recipe, &example).and_then(|row| same(&example).map(|()| row));
             let row = row.map_err(|error| {
                 error.at_line(&*place.path, place.line).cure("Take such rows out of the data, or train here.")
             })?;
@@ -147,11 +137,11 @@ fn write_data(
 }
 
 /// A row as OpenAI's messages. For axolotl each message says whether it is trained on.
-fn row(target: Target, recipe: &Recipe, example: &Example) -> Result<Value> {
+fn row(program: Program, recipe: &Recipe, example: &Example) -> Result<Value> {
     if example.template_switches.is_some() {
         return Err(Error::new("the row has variables for the chat template, which the other program does not read"));
     }
-    if target == Target::LlamaFactory {
+    if program == Program::LlamaFactory {
         let n_system = usize::from(example.turns.first().is_some_and(|turn| turn.role == Role::System));
         // Tools and plain texts are refused below, by their names.
         if example.turns.iter().all(|turn| !matches!(turn.role, Role::Tool | Role::Text)) {
@@ -180,8 +170,8 @@ fn row(target: Target, recipe: &Recipe, example: &Example) -> Result<Value> {
         if let Some(reasoning) = &turn.reasoning {
             message["reasoning_content"] = reasoning.as_str().into();
         }
-        match target {
-            Target::Axolotl => {
+        match program {
+            Program::Axolotl => {
                 message["train"] = trained.into();
                 if let Some(calls) = &turn.tool_calls {
                     message["tool_calls"] = calls_with_text_arguments(calls);
@@ -192,7 +182,7 @@ fn row(target: Target, recipe: &Recipe, example: &Example) -> Result<Value> {
                     }
                 }
             }
-            Target::LlamaFactory => {
+            Program::LlamaFactory => {
                 let by_mask_history = recipe.supervise == Supervise::Last && Some(idx) != last_answer;
                 if answer && !trained && !by_mask_history {
                     return Err(Error::new("an answer has the weight 0; LLaMA-Factory trains on all answers or on the last"));
@@ -209,7 +199,7 @@ fn row(target: Target, recipe: &Recipe, example: &Example) -> Result<Value> {
     }
     let mut row = json!({"messages": messages});
     if let Some(tools) = &example.tools {
-        if target == Target::LlamaFactory {
+        if program == Program::LlamaFactory {
             return Err(Error::new("the row offers tools, which LLaMA-Factory writes by templates of its own"));
         }
         row["tools"] = tools.clone();

@@ -28,17 +28,17 @@ pub(crate) fn export_checkpoint(path: &Path, out: &Path, watch: &dyn Watch) -> R
             .cure("Give another --out."));
     }
     let options = Options::resolve(Some(&run), toml::Table::new())?;
-    let reference = Reference::resolve_on(options.model.as_deref(), options.base.as_deref(), &fetching(watch))?;
+    let reference = Reference::resolve_named(&options.model_name(), &fetching(watch))?;
     if reference.sha256()? != progress.model_sha256 {
         return Err(Error::new(format!("`{}` is not the model that this run trains: its weights are others", reference.written))
             .at(path)
             .cure(format!("Put that model there again, or name where it lies now as `model` in {}.", run.display())));
     }
     watch.stage("Loading");
-    let mut model = Model::load(&reference, load_options(stored_dtype(&options)?), options.max_len())?;
+    let mut model = Model::load(&reference, load_options(stored_dtype(&options)), options.max_len())?;
     let parameters = match options.lora() {
         Some(lora) => model.adapt(&lora, options.seed)?,
-        None => model.train(options.dtype()?)?,
+        None => model.train(options.dtype)?,
     };
     checkpoint::read_values(path, &parameters)?;
     watch.stage("Saving");

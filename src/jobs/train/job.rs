@@ -67,7 +67,7 @@ impl Opened {
         };
         let held_out = validation.as_ref().map_or(&[][..], Dataset::files);
         watch.opened(held_out);
-        let reference = Reference::resolve_on(options.model.as_deref(), options.base.as_deref(), &fetching(watch))?;
+        let reference = Reference::resolve_named(&options.model_name(), &fetching(watch))?;
         if options.lora {
             // What cannot be saved is not trained.
             reference.as_base()?;

@@ -8,9 +8,10 @@ use crate::error::Result;
 use crate::format::count;
 use crate::kernels::{Dtype, TokenStatistics};
 use crate::model::{Model, Parameter};
+use crate::stats::{effective_number, share};
 use crate::table::Quadrant;
 use crate::tokens::Sequence;
-use crate::train::loss::Loss;
+use crate::train::loss::{Loss, mean_loss};
 use crate::train::options::Options;
 use crate::train::schedule::Schedule;
 use crate::train::step::RowWeight;
@@ -85,10 +86,7 @@ pub(super) fn preview(
     });
     let sample = &sequences[..enough.count()];
     let scores = engine::score(model, sample)?;
-    let mean = |tokens: &Vec<TokenStatistics>| {
-        -tokens.iter().map(|token| f64::from(token.logprob)).sum::<f64>() / tokens.len().max(1) as f64
-    };
-    let mut means: Vec<f64> = scores.iter().map(mean).collect();
+    let mut means: Vec<f64> = scores.iter().map(|tokens| mean_loss(tokens)).collect();
     let of_batch = loss.of_batch(Some(&mut means))?;
     let of_row = |(tokens, row): (&Vec<TokenStatistics>, &RowWeight)| -> Vec<f64> {
         tokens.iter().enumerate().map(|(n, token)| f64::from(row.of_token(n, token, &of_batch))).collect()
@@ -98,27 +96,26 @@ pub(super) fn preview(
     let (sum, squares) = (weights.iter().sum::<f64>(), weights.iter().map(|w| w * w).sum::<f64>());
     let label =
         |token: &&TokenStatistics| thresholds.label(token.logprob, token.entropy, token.tail) == Quadrant::ConfidentConflict;
-    let n = tokens.len().max(1) as f64;
     Ok(Preview {
         tokens: tokens.len() as u64,
-        cross_entropy: -tokens.iter().map(|token| f64::from(token.logprob)).sum::<f64>() / n,
-        mean_weight: sum / n,
-        effective_tokens: if squares > 0.0 { sum * sum / squares } else { 0.0 },
+        cross_entropy: mean_loss(&tokens),
+        mean_weight: share(sum, tokens.len() as f64),
+        effective_tokens: effective_number(sum, squares),
         confident_conflicts: tokens.iter().filter(label).count() as u64,
     })
 }
 
 /// What training takes beside the model as it was loaded, about, in bytes: gradients, moments, activations, the base to compare with.
-pub(super) fn memory_beside(options: &Options, model: &Model, adapters: Option<&[Parameter]>) -> Result<u64> {
-    let moments = if options.adamw()?.bf16_moments { 4 } else { 8 };
+pub(super) fn memory_beside(options: &Options, model: &Model, adapters: Option<&[Parameter]>) -> u64 {
+    let moments = 2 * options.adamw().moments.size_in_bytes();
     let learning = match adapters {
         None => model.info.parameters * (4 + moments),
         Some(adapters) => adapters.iter().map(|adapter| adapter.len() as u64 * (8 + moments)).sum(),
     };
-    let base = if options.needs_base() { model.info.parameters * options.dtype()?.size_in_bytes() } else { 0 };
+    let base = if options.needs_base() { model.info.parameters * options.dtype.size_in_bytes() } else { 0 };
     // Where the model learns in bf16x3, the two parts of the matrix in use: the vocabulary's, or where it is small gate and up
     // together.
-    let parts = match (adapters, options.dtype()?) {
+    let parts = match (adapters, options.dtype) {
         (None, Dtype::Bf16x3) => {
             let rows = model.config.vocab_size.max(2 * model.config.intermediate_size);
             rows as u64 * model.config.hidden_size as u64 * Dtype::Bf16x3.size_in_bytes()
@@ -130,5 +127,5 @@ pub(super) fn memory_beside(options: &Options, model: &Model, adapters: Option<&
         (0..model.config.layers).filter_map(|layer| model.config.delta_shape(layer)).map(|shape| shape.columns()).max();
     let beside = 2 * 4 * options.pack_tokens * of_delta.unwrap_or(0);
     let block_inputs = 4 * options.pack_tokens * model.config.hidden_size * model.config.layers;
-    Ok(learning + base + parts + (options.activation_bytes() + block_inputs + beside) as u64)
+    learning + base + parts + (options.activation_bytes() + block_inputs + beside) as u64
 }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::emit::{self, Length, Loss, Recipe, Schedule, Target};
+use super::emit::{self, Length, Loss, Program, Recipe, Schedule};
 use crate::dataset::{Dataset, Example, Record};
 use crate::error::{Context, Error, Result};
 use crate::jobs::watch::{Watch, fetching};
@@ -18,14 +18,14 @@ use crate::train::schedule::Shape;
 const DEFAULT_HUB_ID: &str = "HuggingFaceTB/SmolLM2-135M-Instruct";
 
 /// Writes the folder `--out`; gives its name and the number of rows in its data.
-pub(crate) fn emit(options: &Options, target: Target, watch: &dyn Watch) -> Result<(PathBuf, u64)> {
+pub(crate) fn emit(options: &Options, program: Program, watch: &dyn Watch) -> Result<(PathBuf, u64)> {
     let out = options.out.clone().ok_or_else(|| Error::usage("--emit needs a folder to write to: give --out"))?;
     refuse(options)?;
     let mut recipe = recipe(options)?;
     // Whatever is refused is refused before anything is fetched or read.
-    emit::check(target, &recipe)?;
+    emit::check(program, &recipe)?;
     let dataset = Dataset::open(&options.datasets, &options.read()?)?;
-    let reference = Reference::resolve_text(options.model.as_deref(), options.base.as_deref(), &fetching(watch))?;
+    let reference = Reference::resolve_text(&options.model_name(), &fetching(watch))?;
     if reference.is_adapter() {
         return Err(Error::usage(format!("the other programs load a whole model, and `{}` is an adapter", reference.written))
             .cure("Merge it into its base first, and emit the training of the merged model."));
@@ -34,7 +34,7 @@ pub(crate) fn emit(options: &Options, target: Target, watch: &dyn Watch) -> Resu
     let (tokenizer, template) = text_of(&reference)?;
     let renderer = Renderer::new(tokenizer, template, RenderOptions { max_len: usize::MAX, ..options.render()? })?;
     recipe.turn_ends = renderer.turn_ends();
-    let slots = (target == Target::LlamaFactory).then(|| emit::Slots::of(&renderer)).transpose()?;
+    let slots = (program == Program::LlamaFactory).then(|| emit::Slots::of(&renderer)).transpose()?;
     let chosen = dataset.choose(options.choice())?;
     let mut audit = Audit::of(&dataset);
     for record in dataset.chosen(&chosen) {
@@ -69,7 +69,7 @@ pub(crate) fn emit(options: &Options, target: Target, watch: &dyn Watch) -> Resu
         Some(slots) => slots.check(&renderer, example, supervise),
         None => emit::check_axolotl(&renderer, example, supervise),
     };
-    let rows = emit::emit(target, &recipe, examples, &same, &out)?;
+    let rows = emit::emit(program, &recipe, examples, &same, &out)?;
     Ok((out, rows))
 }
 
@@ -82,7 +82,7 @@ fn recipe(options: &Options) -> Result<Recipe> {
             gate: options.gate()?,
             kl_weight: f64::from(options.kl_weight.unwrap_or(options.method.kl_weight())),
         },
-        supervise: options.render()?.supervise,
+        supervise: options.supervise,
         learning_rate: options.learning_rate(),
         schedule: match options.schedule {
             Shape::Cosine => Schedule::Cosine,
@@ -104,7 +104,7 @@ fn recipe(options: &Options) -> Result<Recipe> {
             dropout: f64::from(lora.dropout),
             targets: lora.targets,
         }),
-        bf16: options.dtype()? == Dtype::Bf16,
+        bf16: options.dtype == Dtype::Bf16,
         seed: options.seed,
         validation: options.validation_share,
         eval_every: options.eval_every,
@@ -204,7 +204,7 @@ fn refuse(options: &Options) -> Result<()> {
     let without_counterpart = [
         ("--mix", !mix.is_empty()),
         ("--intended", !intended.is_empty()),
-        ("--dtype bf16x3", options.dtype()? == Dtype::Bf16x3),
+        ("--dtype bf16x3", options.dtype == Dtype::Bf16x3),
         ("--base", base.is_some()),
     ];
     if let Some(option) = first(&without_counterpart) {

@@ -23,7 +23,7 @@ pub(super) fn save(
     options: &Options,
     new_ends: &[u32],
 ) -> Result<PathBuf> {
-    let result = save_weights(reference, out, parameters, options.lora().as_ref(), options.merge, options.save_dtype()?)?;
+    let result = save_weights(reference, out, parameters, options.lora().as_ref(), options.merge, options.save_dtype)?;
     let model = out.join("model");
     if !new_ends.is_empty() && model.is_dir() {
         add_end_tokens(&model, new_ends)?;

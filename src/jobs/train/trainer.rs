@@ -68,7 +68,7 @@ pub(super) fn plan(opened: Opened, watch: &dyn Watch) -> Result<Plan> {
     let mut read = Read::new(&opened, watch)?;
     let trained: Vec<Parameter> = match read.adapted.take() {
         Some(parameters) => parameters,
-        None => read.model.train(opened.options.dtype()?)?,
+        None => read.model.train(opened.options.dtype)?,
     };
     Ok(read.steps(&opened.options)?.plan(&opened.options, &read, &trained, None))
 }
@@ -97,14 +97,14 @@ pub(super) const fn load_options(dtype: Dtype) -> LoadOptions {
 }
 
 /// What learns keeps f32 masters; a frozen base is stored as it is multiplied.
-pub(super) fn stored_dtype(options: &Options) -> Result<Dtype> {
-    if options.lora { options.dtype() } else { Ok(Dtype::F32) }
+pub(super) fn stored_dtype(options: &Options) -> Dtype {
+    if options.lora { options.dtype } else { Dtype::F32 }
 }
 
 impl Read {
     fn new(opened: &Opened, watch: &dyn Watch) -> Result<Read> {
         let Opened { options, dataset, validation, reference, .. } = opened;
-        let stored = stored_dtype(options)?;
+        let stored = stored_dtype(options);
         let mut model = Model::load(reference, load_options(stored), options.max_len())?;
         let renderer = Renderer::new(model.tokenizer.clone(), model.template.take(), options.render()?)?;
         let mut reading = |records| watch.reading(records);
@@ -123,7 +123,7 @@ impl Read {
         let intended = set.named(&options.intended)?;
         // Adapters take little memory; the gradients of all weights can wait until the data have been scored.
         let adapted = options.lora().map(|lora| model.adapt(&lora, options.seed)).transpose()?;
-        let beside = memory_beside(options, &model, adapted.as_deref())?;
+        let beside = memory_beside(options, &model, adapted.as_deref());
         memory::check_training(&model.info.name, beside)?;
         let memory_bytes = memory::PROGRAM_BYTES + model.info.parameters * stored.size_in_bytes() + beside;
         Ok(Read { model, set, order, intended, adapted, new_ends, memory_bytes })
@@ -168,7 +168,7 @@ impl Trainer {
         let steps = read.steps(&opened.options)?;
         let held_out_data = opened.held_out_files().to_vec();
         let Opened { options, out, command, dataset, reference, model_sha256, identity, .. } = opened;
-        let (dtype, set, intended) = (options.dtype()?, &read.set, std::mem::take(&mut read.intended));
+        let (dtype, set, intended) = (options.dtype, &read.set, std::mem::take(&mut read.intended));
 
         let gate = options.gate()?;
         let before = match options.method.needs_scores(&gate) {
@@ -237,7 +237,7 @@ impl Trainer {
         watch.stage("Looking at the base model");
         // Before a checkpoint replaces the base's weights.
         let drift = DriftProbe::new(&self.model, self.options.max_len(), &self.out)?;
-        let mut optimizer = AdamW::new(self.options.adamw()?, &self.parameters);
+        let mut optimizer = AdamW::new(self.options.adamw(), &self.parameters);
         let resumed = checkpoint::load(&self.out, &self.identity, &self.parameters, &mut optimizer)?;
         let mut progress = match resumed {
             Some(progress) => progress,

@@ -135,9 +135,8 @@ impl Matrix {
         self.backward_beside(x_tk, dy_tn, None)
     }
 
-    /// As [`Matrix::backward`] where another matrix reads the same input: `dy W` plus the other's `dy' W'` of `beside`, whose own
-    /// gradient is
-    /// not touched.
+    /// As [`Matrix::backward`] where another matrix reads the same input: `dy W` plus the other's `dy' W'` of `beside`, whose own gradient
+    /// is not touched.
     pub fn backward_beside(&self, x_tk: &Tensor, dy_tn: &Tensor, beside: Option<(&Matrix, &Tensor)>) -> Result<Tensor> {
         self.add_gradient(x_tk, dy_tn)?;
         let mut dx = Vec::new();

@@ -7,7 +7,7 @@ use super::safetensors::shard_paths;
 use crate::error::{Error, Result};
 use crate::fetch::Progress;
 use crate::fetch::cache::{Cache, is_commit};
-use crate::fetch::client::{Client, offline};
+use crate::fetch::client::{Client, Listing, offline};
 use crate::fetch::hub::fetch_all;
 use crate::fetch::hub_id::{HubId, is_relative};
 
@@ -67,7 +67,7 @@ pub(crate) fn fetch(id: &HubId, wanted: Wanted, adapter: bool, progress: Progres
         // As huggingface_hub does: what was fetched before serves while the hub does not.
         Err(error) => return cached().ok_or(error),
     };
-    let path = download(&client, &cache, &listing.commit, &listing.files, (id, wanted, adapter), progress)?;
+    let path = download(&client, &cache, &listing, id, wanted, adapter, progress)?;
     // Last, so that the revision never points at a snapshot that lacks files.
     cache.set_ref(&id.revision, &listing.commit)?;
     Ok(path)
@@ -139,9 +139,10 @@ fn whole(cache: &Cache, commit: &str, id: &HubId, adapter: bool) -> Option<PathB
 fn download(
     client: &Client,
     cache: &Cache,
-    commit: &str,
-    files: &[String],
-    (id, wanted, adapter): (&HubId, Wanted, bool),
+    Listing { commit, files }: &Listing,
+    id: &HubId,
+    wanted: Wanted,
+    adapter: bool,
     progress: Progress,
 ) -> Result<PathBuf> {
     let folder = cache.snapshot(commit);

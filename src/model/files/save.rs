@@ -81,7 +81,7 @@ fn save_source(
     if saved_config.tied != tied {
         json["tie_word_embeddings"] = tied.into();
     }
-    // What is saved is as long as it is read.
+    // The weights are saved as plain numbers, whatever the file's were packed in.
     if let Some(json) = json.as_object_mut() {
         json.remove("quantization_config");
     }

@@ -37,12 +37,12 @@ use sha2::{Digest, Sha256};
 use crate::dataset::{Role, Turn};
 use crate::diagnosis::by_kind::{KindSums, Kinds};
 use crate::diagnosis::gate::Weight;
-use crate::diagnosis::kinds::Kind;
+use crate::diagnosis::kinds::ConflictKind;
 use crate::diagnosis::quadrants::Resolved;
-use crate::diagnosis::shown::Shown;
+use crate::diagnosis::shown::{Shown, ShownRow};
 use crate::error::{Context, Error, Result};
 use crate::files::sha256;
-use crate::table::{Alternative, KnownConflict};
+use crate::table::{Alternative, KnownConflict, TokenChunk};
 use block::Block;
 
 /// A run as the page shows it.
@@ -224,91 +224,21 @@ struct KindsHeader<'a> {
 
 fn header<'a>(run: &'a Run, block: &mut Block) -> Result<Header<'a>> {
     let Shown { rows, tokens, texts, of_rows } = run.shown;
-    let (mut sources, mut paths, mut words) = (Index::default(), Index::default(), Index::default());
-    let mut arrays = block::Places::default();
-    let mut put = |name: &'static str, place: block::Place| arrays.insert(name, place);
-
-    put("row", block.u32(rows.iter().map(|row| row.row.row)));
-    put("source", block.u32(rows.iter().map(|row| sources.of(row.row.source.as_str()))));
-    put("path", block.u32(rows.iter().map(|row| paths.of(row.row.path.as_str()))));
-    // No text editor counts further.
-    put("line", block.u32(rows.iter().map(|row| u32::try_from(row.row.line).unwrap_or(u32::MAX))));
-    put("tokens", block.u32(rows.iter().map(|row| row.row.tokens)));
-    put("supervised", block.u32(rows.iter().map(|row| row.row.supervised)));
-    put("truncated", block.u8(rows.iter().map(|row| u8::from(row.row.truncated))));
-    put("sampled", block.u8(rows.iter().map(|row| u8::from(row.is_sampled))));
-    put("conflicts", block.u32(rows.iter().map(|row| row.row.conflicts)));
-    put("conflictLoss", block.f32(rows.iter().map(|row| row.row.conflict_loss)));
-    put("conflictSurplus", block.f32(rows.iter().map(|row| row.row.conflict_surplus)));
-    put("conflictGrad", block.f32(rows.iter().map(|row| row.row.conflict_grad)));
-    put("meanLogprob", block.f32(rows.iter().map(|row| row.row.mean_logprob.unwrap_or(f32::NAN))));
-    put("tokenFrom", block.u32(ends(rows.iter().map(|row| row.n_tokens))));
     let mut expected = rows.iter().flat_map(|row| std::iter::repeat_n(row.row.row, row.n_tokens));
     if !expected.by_ref().eq(tokens.row.iter().copied()) {
         return Err(Error::new("the tokens of the table do not stand in the order of its rows")
             .cure("Score the data again, or leave the order of tokens.parquet as it was written."));
     }
+    let mut arrays = Arrays { block, places: block::Places::default() };
+    let (mut sources, mut paths, mut words) = (Index::default(), Index::default(), Index::default());
+    put_rows(&mut arrays, rows, &mut sources, &mut paths);
+    put_turns(&mut arrays, rows, run.turns);
+    put_tokens(&mut arrays, tokens, &mut words);
+    put_alternatives(&mut arrays, tokens, run.alternatives, &mut words);
+    let kinds = run.kinds.map(|(conflicts, sums)| put_kinds(&mut arrays, tokens, conflicts, &sums.kinds));
 
-    let no_turns = Vec::new();
-    let turns_of = |row: u32| run.turns.and_then(|turns| turns.get(&row)).unwrap_or(&no_turns);
-    let turns = || rows.iter().flat_map(|row| turns_of(row.row.row));
-    put("turnFrom", block.u32(ends(rows.iter().map(|row| turns_of(row.row.row).len()))));
-    put("role", block.u8(turns().map(|turn| turn.role as u8)));
-    put("textFrom", block.u32(ends(turns().map(|turn| turn.content.len()))));
-    put("text", block.u8(turns().flat_map(|turn| turn.content.bytes())));
-
-    put("turn", block.u16(tokens.turn.iter().copied()));
-    put("pos", block.u32(tokens.pos.iter().copied()));
-    put("begin", block.u32(tokens.begin.iter().copied()));
-    put("end", block.u32(tokens.end.iter().copied()));
-    put("word", block.u32(tokens.token_id.iter().map(|&id| words.of(id))));
-    put("logprob", block.f32(tokens.logprob.iter().copied()));
-    put("entropy", block.f32(tokens.entropy.iter().copied()));
-    put("entropyTopk", block.f32(tokens.entropy_topk.iter().copied()));
-    put("rank", block.u32(tokens.rank.iter().copied()));
-    put("tail", block.f32(tokens.tail.iter().copied()));
-    put("varentropy", block.f32(tokens.varentropy.iter().copied()));
-    put("grad", block.f32(tokens.grad.iter().copied()));
-    put("top", block.u32(tokens.top_id.iter().map(|&id| words.of(id))));
-    put("topLogprob", block.f32(tokens.top_logprob.iter().copied()));
-    put("quadrant", block.u8(tokens.quadrant.iter().map(|quadrant| quadrant.index() as u8)));
-
-    let mut alternatives: HashMap<(u32, u32), Vec<&Alternative>> = HashMap::new();
-    for alternative in run.alternatives {
-        alternatives.entry((alternative.row, alternative.pos)).or_default().push(alternative);
-    }
-    let alternatives_of =
-        || tokens.row.iter().zip(&tokens.pos).map(|(&row, &pos)| alternatives.get(&(row, pos)).map_or(&[][..], Vec::as_slice));
-    if !alternatives.is_empty() {
-        put("alternativesFrom", block.u32(ends(alternatives_of().map(<[_]>::len))));
-        put("alternative", block.u32(alternatives_of().flatten().map(|alternative| words.of(alternative.token_id))));
-        // Thousandths of a nat: a third of the bytes, and more digits than are shown.
-        let thousandths = |alternative: &&Alternative| (-1000.0 * alternative.logprob).round() as u16;
-        put("alternativeSurprise", block.u16(alternatives_of().flatten().map(thousandths)));
-    }
     let other_texts: HashMap<u32, &str> = run.alternatives.iter().map(|own| (own.token_id, own.token.as_str())).collect();
     let text_of = |id: &u32| texts.get(id).map(String::as_str).or_else(|| other_texts.get(id).copied()).unwrap_or("");
-
-    let mut evidences = Index::default();
-    let kinds = run.kinds.map(|(conflicts, sums)| {
-        let by_place: HashMap<(u32, u32), &KnownConflict> =
-            conflicts.iter().map(|conflict| ((conflict.row, conflict.pos), conflict)).collect();
-        let of_token = || tokens.row.iter().zip(&tokens.pos).map(|(&row, &pos)| by_place.get(&(row, pos)).copied());
-        let kind_of =
-            |conflict: &KnownConflict| Kind::ALL.iter().position(|kind| kind.name() == conflict.kind).map_or(0, |at| at + 1);
-        put("kind", block.u8(of_token().map(|conflict| conflict.map_or(0, kind_of) as u8)));
-        put(
-            "evidence",
-            block.u32(of_token().map(|conflict| evidences.of(conflict.map_or("", |conflict| conflict.evidence.as_str())))),
-        );
-        KindsHeader {
-            kinds: std::iter::once("").chain(Kind::ALL.map(Kind::name)).collect(),
-            kinds_of_form: (1..).zip(Kind::ALL).filter(|(_, kind)| kind.is_of_form()).map(|(at, _)| at).collect(),
-            evidences: std::mem::take(&mut evidences.keys),
-            kind_sums: &sums.kinds,
-        }
-    });
-
     let gate = |(name, weight): &(String, Weight)| -> Result<Value> {
         let weight = serde_json::to_value(weight).context("cannot write down a gate")?;
         Ok(serde_json::json!({ "name": name, "weight": weight }))
@@ -336,8 +266,121 @@ fn header<'a>(run: &'a Run, block: &mut Block) -> Result<Header<'a>> {
         words: words.keys.iter().map(text_of).collect(),
         totals: run.totals,
         kinds,
-        arrays,
+        arrays: arrays.places,
     })
+}
+
+/// Puts arrays into the block, and remembers where they lie, by the names that the scripts read.
+struct Arrays<'a> {
+    block: &'a mut Block,
+    places: block::Places,
+}
+
+impl Arrays<'_> {
+    fn u8(&mut self, name: &'static str, values: impl Iterator<Item = u8>) {
+        self.places.insert(name, self.block.u8(values));
+    }
+
+    fn u16(&mut self, name: &'static str, values: impl Iterator<Item = u16>) {
+        self.places.insert(name, self.block.u16(values));
+    }
+
+    fn u32(&mut self, name: &'static str, values: impl Iterator<Item = u32>) {
+        self.places.insert(name, self.block.u32(values));
+    }
+
+    fn f32(&mut self, name: &'static str, values: impl Iterator<Item = f32>) {
+        self.places.insert(name, self.block.f32(values));
+    }
+}
+
+fn put_rows<'a>(arrays: &mut Arrays, rows: &'a [ShownRow], sources: &mut Index<&'a str>, paths: &mut Index<&'a str>) {
+    arrays.u32("row", rows.iter().map(|row| row.row.row));
+    arrays.u32("source", rows.iter().map(|row| sources.of(row.row.source.as_str())));
+    arrays.u32("path", rows.iter().map(|row| paths.of(row.row.path.as_str())));
+    // No text editor counts further.
+    arrays.u32("line", rows.iter().map(|row| u32::try_from(row.row.line).unwrap_or(u32::MAX)));
+    arrays.u32("tokens", rows.iter().map(|row| row.row.tokens));
+    arrays.u32("supervised", rows.iter().map(|row| row.row.supervised));
+    arrays.u8("truncated", rows.iter().map(|row| u8::from(row.row.truncated)));
+    arrays.u8("sampled", rows.iter().map(|row| u8::from(row.is_sampled)));
+    arrays.u32("conflicts", rows.iter().map(|row| row.row.conflicts));
+    arrays.f32("conflictLoss", rows.iter().map(|row| row.row.conflict_loss));
+    arrays.f32("conflictSurplus", rows.iter().map(|row| row.row.conflict_surplus));
+    arrays.f32("conflictGrad", rows.iter().map(|row| row.row.conflict_grad));
+    arrays.f32("meanLogprob", rows.iter().map(|row| row.row.mean_logprob.unwrap_or(f32::NAN)));
+    arrays.u32("tokenFrom", ends(rows.iter().map(|row| row.n_tokens)));
+}
+
+/// The turns of the rows; none where the data are not at hand.
+fn put_turns(arrays: &mut Arrays, rows: &[ShownRow], turns: Option<&HashMap<u32, Vec<Turn>>>) {
+    let no_turns = Vec::new();
+    let turns_of = |row: &ShownRow| turns.and_then(|turns| turns.get(&row.row.row)).unwrap_or(&no_turns);
+    let turns = || rows.iter().flat_map(turns_of);
+    arrays.u32("turnFrom", ends(rows.iter().map(|row| turns_of(row).len())));
+    arrays.u8("role", turns().map(|turn| turn.role as u8));
+    arrays.u32("textFrom", ends(turns().map(|turn| turn.content.len())));
+    arrays.u8("text", turns().flat_map(|turn| turn.content.bytes()));
+}
+
+fn put_tokens(arrays: &mut Arrays, tokens: &TokenChunk, words: &mut Index<u32>) {
+    arrays.u16("turn", tokens.turn.iter().copied());
+    arrays.u32("pos", tokens.pos.iter().copied());
+    arrays.u32("begin", tokens.begin.iter().copied());
+    arrays.u32("end", tokens.end.iter().copied());
+    arrays.u32("word", tokens.token_id.iter().map(|&id| words.of(id)));
+    arrays.f32("logprob", tokens.logprob.iter().copied());
+    arrays.f32("entropy", tokens.entropy.iter().copied());
+    arrays.f32("entropyTopk", tokens.entropy_topk.iter().copied());
+    arrays.u32("rank", tokens.rank.iter().copied());
+    arrays.f32("tail", tokens.tail.iter().copied());
+    arrays.f32("varentropy", tokens.varentropy.iter().copied());
+    arrays.f32("grad", tokens.grad.iter().copied());
+    arrays.u32("top", tokens.top_id.iter().map(|&id| words.of(id)));
+    arrays.f32("topLogprob", tokens.top_logprob.iter().copied());
+    arrays.u8("quadrant", tokens.quadrant.iter().map(|quadrant| quadrant.index() as u8));
+}
+
+/// The further choices of the tokens that have some; nothing where none has.
+fn put_alternatives(arrays: &mut Arrays, tokens: &TokenChunk, alternatives: &[Alternative], words: &mut Index<u32>) {
+    if alternatives.is_empty() {
+        return;
+    }
+    let mut by_place: HashMap<(u32, u32), Vec<&Alternative>> = HashMap::new();
+    for alternative in alternatives {
+        by_place.entry((alternative.row, alternative.pos)).or_default().push(alternative);
+    }
+    let of_token =
+        || tokens.row.iter().zip(&tokens.pos).map(|(&row, &pos)| by_place.get(&(row, pos)).map_or(&[][..], Vec::as_slice));
+    arrays.u32("alternativesFrom", ends(of_token().map(<[_]>::len)));
+    arrays.u32("alternative", of_token().flatten().map(|alternative| words.of(alternative.token_id)));
+    // Thousandths of a nat: a third of the bytes, and more digits than are shown.
+    let thousandths = |alternative: &&Alternative| (-1000.0 * alternative.logprob).round() as u16;
+    arrays.u16("alternativeSurprise", of_token().flatten().map(thousandths));
+}
+
+/// The kind of each conflict, and what speaks for it.
+fn put_kinds<'a>(
+    arrays: &mut Arrays,
+    tokens: &TokenChunk,
+    conflicts: &'a [KnownConflict],
+    sums: &'a [KindSums],
+) -> KindsHeader<'a> {
+    let by_place: HashMap<(u32, u32), &KnownConflict> =
+        conflicts.iter().map(|conflict| ((conflict.row, conflict.pos), conflict)).collect();
+    let of_token = || tokens.row.iter().zip(&tokens.pos).map(|(&row, &pos)| by_place.get(&(row, pos)).copied());
+    let kind_of =
+        |conflict: &KnownConflict| ConflictKind::ALL.iter().position(|kind| kind.name() == conflict.kind).map_or(0, |at| at + 1);
+    let mut evidences = Index::default();
+    arrays.u8("kind", of_token().map(|conflict| conflict.map_or(0, kind_of) as u8));
+    let evidence = |conflict: Option<&'a KnownConflict>| conflict.map_or("", |conflict| conflict.evidence.as_str());
+    arrays.u32("evidence", of_token().map(|conflict| evidences.of(evidence(conflict))));
+    KindsHeader {
+        kinds: std::iter::once("").chain(ConflictKind::ALL.map(ConflictKind::name)).collect(),
+        kinds_of_form: (1..).zip(ConflictKind::ALL).filter(|(_, kind)| kind.is_of_form()).map(|(at, _)| at).collect(),
+        evidences: evidences.keys,
+        kind_sums: sums,
+    }
 }
 
 /// In the order of [`Role`].

@@ -165,12 +165,18 @@ fn wrong_options_are_refused_by_name() {
         ("keep = 'best'", "--keep best goes by the loss on held-out rows"),
         ("stop-after-worse = 2", "--validation FILE"),
         ("validation = ['b']\nstop-after-worse = 0", "--stop-after-worse 0"),
-        ("validation = ['b']\nkeep = 'first'", "unknown variant"),
+        ("validation = ['b']\nkeep = 'first'", "Known are last, best."),
         ("lr = -1.0", "lr"),
         ("snapshot-every = 4", "--snapshot-every is for psft"),
         ("method = 'psft'\nsnapshot-every = 0", "--snapshot-every 0"),
         ("method = 'psft'\nlora = true\nlora-dropout = 0.1", "--lora-dropout 0.1"),
-        ("dtype = 'f16'", "f16"),
+        ("dtype = 'f16'", "Known are f32, bf16, bf16x3."),
+        ("moments = 'bf16x3'", "Known are f32, bf16."),
+        ("save-dtype = 'f64'", "save-dtype: expected a number format, found `f64`"),
+        ("format = 'chatml'", "Known are messages, sharegpt"),
+        ("supervise = 'first'", "Known are assistant, last, all."),
+        ("normaliser = '3'", "Known are ln-k, 3.0, none."),
+        ("schedule = 'linaer'", "Did you mean linear?"),
         ("max-steps = 0", "max-steps"),
         ("sample = 0", "--sample 0"),
         ("limit = 5\nsample = 5", "give one of them"),
@@ -179,4 +185,61 @@ fn wrong_options_are_refused_by_name() {
         let error = Options::resolve(None, table(&text)).unwrap_err();
         assert!(error.to_string().contains(expected) && error.exit_code() == 2, "{text}: {error}");
     }
+}
+
+/// A run goes on from what an earlier version of the program has left: names, values and their order in the file are part of its identity.
+#[test]
+fn the_file_of_an_earlier_run_is_read_and_written_again_to_the_letter() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("train.toml");
+    let left = r#"datasets = ["a.jsonl", "b.csv"]
+dtype = "bf16x3"
+method = "eaft"
+gate = "power:2"
+normaliser = "3.0"
+top-k = 20
+intended = ["edits.jsonl"]
+lora = true
+lora-r = 8
+merge = false
+epochs = 2.0
+batch-size = 4
+validation-share = 0.05
+validation = []
+keep = "best"
+stop-after-worse = 3
+max-len = 512
+seed = 7
+lora-dropout = 0.0
+lora-targets = ["q_proj"]
+schedule = "constant-with-warmup"
+warmup-ratio = 0.03
+beta1 = 0.9
+beta2 = 0.999
+eps = 1e-8
+weight-decay = 0.0
+moments = "bf16"
+clip = 1.0
+pack-tokens = 2048
+save-dtype = "bf16"
+keep-checkpoints = 1
+format = "prompt-completion"
+map = []
+role = []
+strict = false
+append-eos = false
+supervise = "last"
+
+[mix]
+"a.jsonl" = 0.5
+"#;
+    std::fs::write(&file, left).unwrap();
+    let options = Options::resolve(Some(&file), toml::Table::new()).unwrap();
+    assert_eq!((options.dtype, options.moments, options.save_dtype), (Dtype::Bf16x3, Some(Stored::Bf16), Stored::Bf16));
+    assert_eq!((options.format, options.supervise), (Some(Format::PromptCompletion), Supervise::Last));
+    assert_eq!(options.to_toml().unwrap(), left);
+    // run.json of a training run holds them, too.
+    let record = serde_json::to_value(&options).unwrap();
+    assert_eq!([&record["dtype"], &record["moments"], &record["keep"]], ["bf16x3", "bf16", "best"]);
+    assert_eq!(serde_json::from_value::<Options>(record).unwrap(), options);
 }

@@ -1,6 +1,6 @@
 //! axolotl: `axolotl train train.yaml`.
 
-use super::recipe::{self, Batch, DATA, DEEPSPEED, Length, Loss, Recipe, TEMPLATE, model, not_offered, optimiser};
+use super::recipe::{self, Batch, DATA, DEEPSPEED, Loss, Recipe, TEMPLATE, model, not_offered, optimiser, steps};
 use super::yaml::{Yaml, list, number, text};
 use crate::diagnosis::gate::{Beside, Curve, Eaft, Gate};
 use crate::error::{Error, Result};
@@ -79,16 +79,7 @@ pub(super) fn config(recipe: &Recipe, batch: &Batch) -> Result<String> {
         .set("sample_packing", "false")
         .blank();
 
-    yaml.comment(&format!(
-        "{} sequences a step = {} a device x {} accumulated x {} devices.",
-        recipe.batch_size, batch.per_device, batch.accumulation, recipe.devices
-    ))
-    .set("micro_batch_size", batch.per_device.to_string())
-    .set("gradient_accumulation_steps", batch.accumulation.to_string());
-    match recipe.length {
-        Length::Epochs(epochs) => yaml.set("num_epochs", number(epochs)),
-        Length::Steps(steps) => yaml.set("max_steps", steps.to_string()),
-    };
+    steps(&mut yaml, recipe, batch, "micro_batch_size", "num_epochs");
     optimiser(&mut yaml, recipe, "lr_scheduler", "optimizer", factor);
     yaml.set("bf16", recipe.bf16.to_string()).set("seed", recipe.seed.to_string()).set("gradient_checkpointing", "true").blank();
 

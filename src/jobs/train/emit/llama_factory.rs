@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::recipe::{self, Batch, DATA, DEEPSPEED, Length, Recipe, model, not_offered, optimiser};
+use super::recipe::{self, Batch, DATA, DEEPSPEED, Recipe, model, not_offered, optimiser, steps};
 use super::yaml::{Yaml, number, text};
 use crate::diagnosis::gate::{Beside, Curve, Eaft, Gate};
 use crate::error::{Error, Result};
@@ -85,16 +85,7 @@ pub(super) fn config(recipe: &Recipe, batch: &Batch) -> Result<String> {
     }
     yaml.blank();
 
-    yaml.comment(&format!(
-        "{} sequences a step = {} a device x {} accumulated x {} devices.",
-        recipe.batch_size, batch.per_device, batch.accumulation, recipe.devices
-    ))
-    .set("per_device_train_batch_size", batch.per_device.to_string())
-    .set("gradient_accumulation_steps", batch.accumulation.to_string());
-    match recipe.length {
-        Length::Epochs(epochs) => yaml.set("num_train_epochs", number(epochs)),
-        Length::Steps(steps) => yaml.set("max_steps", steps.to_string()),
-    };
+    steps(&mut yaml, recipe, batch, "per_device_train_batch_size", "num_train_epochs");
     optimiser(&mut yaml, recipe, "lr_scheduler_type", "optim", loss.factor);
     yaml.comment("Weights are kept in f32 beside bf16 ones (pure_bf16 stays off): bf16 alone loses updates of this size.")
         .set("bf16", recipe.bf16.to_string())

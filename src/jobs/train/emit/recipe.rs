@@ -104,6 +104,20 @@ pub(super) fn model(recipe: &Recipe) -> Result<&str> {
     }
 }
 
+/// The sequences of a step and the number of steps, under Transformers' names; two of them differ.
+pub(super) fn steps(yaml: &mut Yaml, recipe: &Recipe, batch: &Batch, device_key: &str, epochs_key: &str) {
+    yaml.comment(&format!(
+        "{} sequences a step = {} a device x {} accumulated x {} devices.",
+        recipe.batch_size, batch.per_device, batch.accumulation, recipe.devices
+    ))
+    .set(device_key, batch.per_device.to_string())
+    .set("gradient_accumulation_steps", batch.accumulation.to_string());
+    match recipe.length {
+        Length::Epochs(epochs) => yaml.set(epochs_key, number(epochs)),
+        Length::Steps(steps) => yaml.set("max_steps", steps.to_string()),
+    };
+}
+
 /// AdamW and its schedule, under Transformers' names; two of them differ. `factor` is the other program's loss over ours.
 pub(super) fn optimiser(yaml: &mut Yaml, recipe: &Recipe, schedule_key: &str, optimiser_key: &str, factor: f64) {
     let schedule = match recipe.schedule {

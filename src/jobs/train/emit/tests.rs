@@ -79,12 +79,12 @@ fn eaft_like(method: &str, gate: Option<&str>, normaliser: Option<Normaliser>, t
     Loss { method, gate: method.gate_under(gate, normaliser, top_k).unwrap(), kl_weight: 0.1 }
 }
 
-fn emitted(target: Target, recipe: &Recipe, rows: Vec<Example>) -> Result<(String, Vec<Value>, tempfile::TempDir)> {
+fn emitted(program: Program, recipe: &Recipe, rows: Vec<Example>) -> Result<(String, Vec<Value>, tempfile::TempDir)> {
     let folder = tempfile::tempdir().unwrap();
-    let n = emit(target, recipe, placed(rows), &|_| Ok(()), folder.path())?;
+    let n = emit(program, recipe, placed(rows), &|_| Ok(()), folder.path())?;
     // Kept for a look and for PyYAML.
     if let Some(kept) = std::env::var_os("EMIT_OUT") {
-        let name = if target == Target::Axolotl { "axolotl" } else { "llama-factory" };
+        let name = program.name();
         fs::create_dir_all(Path::new(&kept).join(name)).unwrap();
         for entry in fs::read_dir(folder.path()).unwrap() {
             let path = entry.unwrap().path();
@@ -105,7 +105,7 @@ fn value<'a>(config: &'a str, key: &str) -> Option<&'a str> {
 
 #[test]
 fn a_folder_for_llama_factory() {
-    let (config, data, folder) = emitted(Target::LlamaFactory, &recipe(eaft(2.0)), rows()).unwrap();
+    let (config, data, folder) = emitted(Program::LlamaFactory, &recipe(eaft(2.0)), rows()).unwrap();
     for (key, expected) in [
         ("model_name_or_path", "\"HuggingFaceTB/SmolLM2-135M-Instruct\""),
         ("stage", "sft"),
@@ -143,7 +143,7 @@ fn a_folder_for_llama_factory() {
 fn a_folder_for_axolotl() {
     let lora = LoraSettings { rank: 16, alpha: 32.0, dropout: 0.05, targets: vec!["q_proj".to_owned(), "v_proj".to_owned()] };
     let recipe = Recipe { lora: Some(lora), length: Length::Steps(100), supervise: Supervise::Last, ..recipe(eaft(1.0)) };
-    let (config, data, folder) = emitted(Target::Axolotl, &recipe, rows()).unwrap();
+    let (config, data, folder) = emitted(Program::Axolotl, &recipe, rows()).unwrap();
     for (key, expected) in [
         ("base_model", "\"HuggingFaceTB/SmolLM2-135M-Instruct\""),
         ("adapter", "lora"),
@@ -173,13 +173,13 @@ fn a_folder_for_axolotl() {
 #[test]
 fn a_template_of_ones_own_goes_along_where_the_program_takes_one() {
     let recipe = Recipe { chat_template: Some("{{ messages }}\n".to_owned()), ..recipe(eaft(1.0)) };
-    let (config, _, folder) = emitted(Target::Axolotl, &recipe, rows()).unwrap();
+    let (config, _, folder) = emitted(Program::Axolotl, &recipe, rows()).unwrap();
     for indent in ["", "    "] {
         assert_eq!(value(&config, &format!("{indent}chat_template")), Some("jinja"));
         assert_eq!(value(&config, &format!("{indent}chat_template_jinja")), Some("\"chat_template.jinja\""));
     }
     assert_eq!(fs::read_to_string(folder.path().join("chat_template.jinja")).unwrap(), "{{ messages }}\n");
-    let error = emitted(Target::LlamaFactory, &recipe, rows()).unwrap_err().to_string();
+    let error = emitted(Program::LlamaFactory, &recipe, rows()).unwrap_err().to_string();
     assert!(error.contains("no file with a chat template"), "{error}");
 }
 
@@ -187,15 +187,15 @@ fn a_template_of_ones_own_goes_along_where_the_program_takes_one() {
 fn adapters_of_all_linear_modules() {
     let lora = LoraSettings { rank: 16, alpha: 32.0, dropout: 0.0, targets: Vec::new() };
     let recipe = Recipe { lora: Some(lora), ..recipe(eaft(1.0)) };
-    let config = |target| emitted(target, &recipe, rows()).unwrap().0;
-    assert_eq!(value(&config(Target::LlamaFactory), "lora_target"), Some("all"));
-    let axolotl = config(Target::Axolotl);
+    let config = |program| emitted(program, &recipe, rows()).unwrap().0;
+    assert_eq!(value(&config(Program::LlamaFactory), "lora_target"), Some("all"));
+    let axolotl = config(Program::Axolotl);
     assert_eq!((value(&axolotl, "lora_target_linear"), value(&axolotl, "lora_target_modules")), (Some("true"), None));
 }
 
 #[test]
 fn plain_and_other_losses_of_llama_factory() {
-    let config = |loss| emitted(Target::LlamaFactory, &recipe(loss), rows()).unwrap().0;
+    let config = |loss| emitted(Program::LlamaFactory, &recipe(loss), rows()).unwrap().0;
     let sft = config(loss("sft"));
     assert!(!sft.contains("use_") && !sft.contains("EAFT") && value(&sft, "max_grad_norm") == Some("1.0"));
     assert_eq!(value(&config(loss("dft")), "use_dft_loss"), Some("true"));
@@ -217,20 +217,20 @@ fn plain_and_other_losses_of_llama_factory() {
 
 #[test]
 fn what_the_others_cannot_do_is_refused_by_name() {
-    let check = |target: Target, recipe: Recipe, rows: Vec<Example>, expected: &str| {
-        let error = emitted(target, &recipe, rows).err().map(|error| error.to_string()).unwrap_or_default();
+    let check = |program: Program, recipe: Recipe, rows: Vec<Example>, expected: &str| {
+        let error = emitted(program, &recipe, rows).err().map(|error| error.to_string()).unwrap_or_default();
         assert!(error.contains(expected), "expected `{expected}` in `{error}`");
     };
-    let (factory, axolotl) = (Target::LlamaFactory, Target::Axolotl);
+    let (factory, axolotl) = (Program::LlamaFactory, Program::Axolotl);
     // Every method there is, is one of the two: written for the other program, or refused by its name.
     let (by_factory, by_axolotl) = (["sft", "eaft", "dft", "asft"], ["sft", "eaft"]);
     for method in METHODS {
         let name = if method.name == "mask" { "eaft:mask:0.15" } else { method.name };
-        for (target, offered) in [(factory, &by_factory[..]), (axolotl, &by_axolotl[..])] {
+        for (program, offered) in [(factory, &by_factory[..]), (axolotl, &by_axolotl[..])] {
             let recipe = recipe(loss(method.name));
             match offered.contains(&method.name) {
-                true => drop(emitted(target, &recipe, rows()).unwrap()),
-                false => check(target, recipe, rows(), &format!("has no loss like `{name}`")),
+                true => drop(emitted(program, &recipe, rows()).unwrap()),
+                false => check(program, recipe, rows(), &format!("has no loss like `{name}`")),
             }
         }
     }
@@ -265,14 +265,14 @@ fn what_the_others_cannot_do_is_refused_by_name() {
     let mut tools = rows().remove(0);
     tools.tools = Some(json!([]));
     check(factory, recipe(eaft(1.0)), vec![tools], "offers tools");
-    assert!("trl".parse::<Target>().unwrap_err().to_string().contains("llama-factory or axolotl"));
+    assert!("trl".parse::<Program>().unwrap_err().to_string().contains("llama-factory, axolotl"));
 }
 
 #[test]
 fn a_folder_in_use_is_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("notes.txt"), "mine").unwrap();
-    let error = emit(Target::Axolotl, &recipe(eaft(1.0)), placed(rows()), &|_| Ok(()), folder.path()).unwrap_err().to_string();
+    let error = emit(Program::Axolotl, &recipe(eaft(1.0)), placed(rows()), &|_| Ok(()), folder.path()).unwrap_err().to_string();
     assert!(error.contains("not empty"), "{error}");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
 }
@@ -282,26 +282,26 @@ fn what_is_refused_half_way_leaves_nothing_behind() {
     let parent = tempfile::tempdir().unwrap();
     let folder = parent.path().join("out");
     let with_text = [rows(), vec![example(vec![turn(Role::Text, "words", 1.0)])]].concat();
-    emit(Target::Axolotl, &recipe(eaft(1.0)), placed(with_text), &|_| Ok(()), &folder).unwrap_err();
+    emit(Program::Axolotl, &recipe(eaft(1.0)), placed(with_text), &|_| Ok(()), &folder).unwrap_err();
     assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);
     // Nor is a killed one in the way.
     fs::create_dir(parent.path().join(".out.partial")).unwrap();
     fs::write(parent.path().join(".out.partial/left.txt"), "half").unwrap();
-    assert_eq!(emit(Target::Axolotl, &recipe(eaft(1.0)), placed(rows()), &|_| Ok(()), &folder).unwrap(), 2);
+    assert_eq!(emit(Program::Axolotl, &recipe(eaft(1.0)), placed(rows()), &|_| Ok(()), &folder).unwrap(), 2);
     assert!(folder.join(CONFIG).is_file() && !folder.join("left.txt").exists());
 }
 
 #[test]
 fn how_often_it_is_looked_at_and_saved_is_told() {
     let recipe = Recipe { eval_every: Some(3), save_every: Some(7), keep_checkpoints: 5, ..recipe(eaft(1.0)) };
-    for (target, expected) in [
+    for (program, expected) in [
         (
-            Target::LlamaFactory,
+            Program::LlamaFactory,
             &[("eval_strategy", "steps"), ("eval_steps", "3"), ("save_strategy", "steps"), ("save_steps", "7")][..],
         ),
-        (Target::Axolotl, &[("eval_steps", "3"), ("save_steps", "7")]),
+        (Program::Axolotl, &[("eval_steps", "3"), ("save_steps", "7")]),
     ] {
-        let (config, ..) = emitted(target, &recipe, rows()).unwrap();
+        let (config, ..) = emitted(program, &recipe, rows()).unwrap();
         for (key, expected) in [expected, &[("save_total_limit", "5")]].concat() {
             assert_eq!(value(&config, key), Some(expected), "{key} in\n{config}");
         }
@@ -316,7 +316,7 @@ fn arguments_of_tool_calls_become_texts() {
     call.tool_calls = Some(calls);
     let mut result = turn(Role::Tool, "2", 1.0);
     result.name = Some("add".to_owned());
-    let row = row(Target::Axolotl, &recipe(eaft(1.0)), &example(vec![call, result])).unwrap();
+    let row = row(Program::Axolotl, &recipe(eaft(1.0)), &example(vec![call, result])).unwrap();
     assert_eq!(row["messages"][0]["tool_calls"][0]["function"]["arguments"], "{\"a\": 1}");
     assert_eq!(row["messages"][1], json!({"role": "tool", "content": "2", "train": false, "name": "add"}));
 }

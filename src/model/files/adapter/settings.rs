@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 
 /// Keys of adapter_config.json that are read, or that do not change the weights once the adapter is trained. Any other key is
 /// refused unless it is empty.
-pub(super) const UNDERSTOOD: &[&str] = &[
+const UNDERSTOOD: &[&str] = &[
     "alpha_pattern",
     "base_model_name_or_path",
     "bias",

@@ -1,0 +1,169 @@
+//! What is refused of the options: numbers out of range, and options that mean nothing without, or beside, others.
+
+use super::{Options, without_adapters};
+use crate::diagnosis::gate::Beside;
+use crate::error::{Error, Result};
+use crate::train::keep::Keep;
+use crate::train::schedule::Shape;
+
+impl Options {
+    pub(super) fn check(&self) -> Result<()> {
+        if self.datasets.is_empty() {
+            return wrong("no data to train on: name a file, or give `datasets` in the configuration");
+        }
+        self.check_streams()?;
+        self.check_counts()?;
+        self.check_rates()?;
+        self.check_rows()?;
+        self.check_method()?;
+        self.check_adapters()?;
+        // What has a language of its own.
+        self.gate()?;
+        self.render()?;
+        self.read()?;
+        Ok(())
+    }
+
+    /// What can be read once.
+    fn check_streams(&self) -> Result<()> {
+        let is_stream =
+            |name: &String| name == "-" || std::fs::metadata(name).is_ok_and(|found| !found.is_file() && !found.is_dir());
+        if self.datasets.iter().chain(&self.validation).filter(|name| *name == "-").count() > 1 {
+            return wrong("`-` is named twice, and the standard input can be read once");
+        }
+        if let Some(name) = self.datasets.iter().find(|name| is_stream(name))
+            && self.gate().is_ok_and(|gate| self.method.needs_scores(&gate))
+        {
+            return Err(Error::usage(format!(
+                "--method {} reads the data twice, first for the base model's scores, and `{name}` can be read once",
+                self.method
+            ))
+            .cure("Write the rows into a file, and name that."));
+        }
+        Ok(())
+    }
+
+    /// Whole numbers.
+    fn check_counts(&self) -> Result<()> {
+        let whole = |count: usize| Some(count as u64);
+        let counts = [
+            ("batch-size", whole(self.batch_size), 1),
+            ("lora-r", whole(self.lora_r), 1),
+            ("pack-tokens", whole(self.pack_tokens), 1),
+            ("keep-checkpoints", whole(self.keep_checkpoints), 1),
+            ("max-len", self.max_len.and_then(whole), 2),
+            ("top-k", self.top_k.and_then(whole), 2),
+            ("eval-every", self.eval_every, 1),
+            ("save-every", self.save_every, 1),
+            ("max-steps", self.max_steps, 1),
+            ("snapshot-every", self.snapshot_every, 1),
+            ("limit", self.limit, 1),
+            ("sample", self.sample, 1),
+            ("stop-after-worse", self.stop_after_worse, 1),
+        ];
+        for (name, count, least) in counts {
+            if let Some(count) = count.filter(|count| *count < least) {
+                return wrong(format!("--{name} {count}: expected {least} or more"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Numbers with a fraction, and the schedule that some of them are for.
+    fn check_rates(&self) -> Result<()> {
+        if !(self.epochs > 0.0 && self.epochs.is_finite()) {
+            return wrong(format!("--epochs {}: expected a number above 0", self.epochs));
+        }
+        if let Some(steps) = self.warmup_steps.filter(|steps| *steps >= 1.0 && steps.fract() != 0.0) {
+            return wrong(format!("--warmup-steps {steps}: expected a whole number, or a share of the steps below 1"));
+        }
+        let rates = [
+            ("validation-share", self.validation_share, 1.0),
+            ("lora-dropout", f64::from(self.lora_dropout), 1.0),
+            ("beta1", self.beta1, 1.0),
+            ("beta2", self.beta2, 1.0),
+            ("warmup-ratio", self.warmup_ratio, 1.0),
+            ("warmup-steps", self.warmup_steps.unwrap_or(0.0), f64::INFINITY),
+            ("weight-decay", self.weight_decay, f64::INFINITY),
+            ("clip", self.clip, f64::INFINITY),
+            ("eps", self.eps, f64::INFINITY),
+            ("lr", self.learning_rate(), f64::INFINITY),
+        ];
+        for (name, value, bound) in rates {
+            if !(0.0..bound).contains(&value) {
+                let below = if bound.is_finite() { format!(" and less than {bound}") } else { String::new() };
+                return wrong(format!("--{name} {value}: expected a number of 0 or more{below}"));
+            }
+        }
+        let warms_up = self.warmup_steps.is_some_and(|steps| steps > 0.0) || self.warmup_ratio != Options::default().warmup_ratio;
+        if warms_up && self.schedule == Shape::Constant {
+            return Err(Error::usage("a warm-up has no say under --schedule constant, as in Transformers")
+                .cure("Give --schedule constant-with-warmup, or leave the warm-up out."));
+        }
+        Ok(())
+    }
+
+    /// Which rows are read, which of them are held out, and how often they come.
+    fn check_rows(&self) -> Result<()> {
+        if self.limit.is_some() && self.sample.is_some() {
+            return wrong("--limit takes the first rows and --sample random ones: give one of them");
+        }
+        if self.validation_share > 0.0 && !self.validation.is_empty() {
+            return wrong("--validation names the rows to hold out and --validation-share draws them: give one of them");
+        }
+        let needs_held_out =
+            [("--keep best", self.keep == Some(Keep::Best)), ("--stop-after-worse", self.stop_after_worse.is_some())];
+        if let Some((name, _)) = needs_held_out.iter().find(|(_, is_given)| *is_given)
+            && !self.holds_out()
+        {
+            return Err(Error::usage(format!("{name} goes by the loss on held-out rows, and there are none"))
+                .cure("Give --validation FILE, or --validation-share 0.05."));
+        }
+        if let Some((name, weight)) = self.mix.iter().find(|(_, weight)| !(0.0..1e6).contains(*weight)) {
+            return wrong(format!("--mix {name}={weight}: expected a number of 0 or more"));
+        }
+        Ok(())
+    }
+
+    /// What some methods have and others have not.
+    fn check_method(&self) -> Result<()> {
+        if !self.intended.is_empty() && !self.method.has_weights() {
+            return wrong(format!("--intended lifts a method's weights, and {} has none: leave it out", self.method));
+        }
+        if self.kl_weight.is_some() && !self.method.needs_reference() {
+            return wrong(format!("--kl-weight is for sft-kl and asft, and the method is {}", self.method));
+        }
+        match self.method.beside {
+            Beside::Snapshots { .. } if self.lora_dropout > 0.0 => Err(Error::usage(format!(
+                "--lora-dropout {}: {} compares probabilities of one model at two times, and dropout changes them by chance",
+                self.lora_dropout, self.method
+            ))
+            .cure("Leave --lora-dropout out.")),
+            Beside::Snapshots { .. } => Ok(()),
+            _ if self.snapshot_every.is_some() => {
+                wrong(format!("--snapshot-every is for psft, and the method is {}", self.method))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What is for adapters, where all weights are trained.
+    fn check_adapters(&self) -> Result<()> {
+        let plain = Options::default();
+        let of_adapters = [
+            ("merge", self.merge),
+            ("lora-r", self.lora_r != plain.lora_r),
+            ("lora-alpha", self.lora_alpha.is_some()),
+            ("lora-dropout", self.lora_dropout != plain.lora_dropout),
+            ("lora-targets", !self.lora_targets.is_empty()),
+        ];
+        match of_adapters.into_iter().find(|(_, is_given)| *is_given && !self.lora) {
+            Some((name, _)) => Err(without_adapters(name)),
+            None => Ok(()),
+        }
+    }
+}
+
+fn wrong(what: impl Into<String>) -> Result<()> {
+    Err(Error::usage(what))
+}
