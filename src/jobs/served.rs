@@ -223,12 +223,8 @@ mod tests {
             std::fs::write(folder.path().join("tokenizer_config.json"), config).unwrap();
             hash(model, &Tokenizer::from_file(&path).unwrap()).unwrap()
         };
-        let configs = [
-            r#"{}"#,
-            r#"{"bos_token": "<s>"}"#,
-            r#"{"bos_token": "<s>", "eos_token": "</s>"}"#,
-            r#"{"eos_token": "</s>"}"#,
-        ];
+        let configs =
+            [r#"{}"#, r#"{"bos_token": "<s>"}"#, r#"{"bos_token": "<s>", "eos_token": "</s>"}"#, r#"{"eos_token": "</s>"}"#];
         let mut hashes: Vec<String> = configs.iter().map(|config| of("m", config)).collect();
         hashes.push(of("n", configs[0]));
         let distinct: std::collections::HashSet<&String> = hashes.iter().collect();

@@ -670,7 +670,7 @@ mod tests {
         let (bos, eos, text) = (special("<s>"), special("</s>"), json!({"Sequence": {"id": "A", "type_id": 0}}));
         let names = |adds: bool| json!({"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": adds});
         assert_eq!(load(&[bos.clone(), text.clone()], names(false)), (vec![2], false));
-        assert_eq!(load(&[text.clone()], names(true)), (vec![], false));
+        assert_eq!(load(std::slice::from_ref(&text), names(true)), (vec![], false));
         assert_eq!(load(&[text.clone(), eos.clone()], names(true)), (vec![], true));
         assert_eq!(load(&[bos.clone(), bos.clone(), text.clone(), eos], json!({})), (vec![2, 2], false));
         assert_eq!(load(&[bos, text], json!({"bos_token": "</s>"})), (vec![2], false));

@@ -160,7 +160,8 @@ impl StatesPlan {
         let (n_firsts, n_runs) = (firsts.len(), firsts.len() + lasts.len());
         // Where no last token waits for those before it, all are computed at once.
         let is_at_once = batch.before().is_empty();
-        let levels = if is_at_once { vec![0..n_runs] } else { vec![0..n_firsts, n_firsts..n_runs] };
+        let (first, second) = if is_at_once { (0..n_runs, n_runs..n_runs) } else { (0..n_firsts, n_firsts..n_runs) };
+        let levels = [first, second].into_iter().filter(|level| !level.is_empty()).collect();
         let runs = firsts.into_iter().chain(lasts).flatten().collect();
         Ok(StatesPlan { rows, steps, runs, levels, recalled, newest, places })
     }

@@ -265,7 +265,8 @@ fn logits_that_grow_or_fall_with_the_id() {
 /// Sums and thresholds of a row's beginning are moved by what stands behind it.
 #[test]
 fn what_comes_late_in_a_row_counts_as_much() {
-    let variants: [(&str, fn(usize, f32) -> f32); 4] = [
+    type Variant = (&'static str, fn(usize, f32) -> f32);
+    let variants: [Variant; 4] = [
         ("one is larger", |behind, logit| if behind == 5 { 25.0 } else { logit }),
         ("one has all the mass", |behind, logit| if behind == 5 { 200.0 } else { logit }),
         ("nothing in front", |behind, logit| if behind > 3000 { f32::NEG_INFINITY } else { logit }),
