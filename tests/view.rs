@@ -716,8 +716,8 @@ fn two_runs_stand_side_by_side_with_what_changed() {
     assert_eq!(browser.eval("page.changes.movedCounts.slice(1)"), json!([learnt["lost"], learnt["gained"]]));
     // The weights of the tiny model are random, so that it knows nothing to lose: the rule by hand, and the filter.
     let moved = browser.eval(
-        "[[0.8, 1, 0.1, 2], [0.8, 1, 0.1, 1], [0.4, 1, 0.1, 2], [0.1, 2, 0.9, 1], [0.4, 1, 0.9, 1]].map(([p, rank, q, rankAfter]) => \
-          movedOf({ logprob: [Math.log(p)], rank: [rank] }, 0, { logprob: [Math.log(q)], rank: [rankAfter] }, 0))",
+        "((side) => [[0.8, 7, 0.1, 8], [0.8, 7, 0.1, 7], [0.4, 7, 0.1, 8], [0.1, 8, 0.9, 7], [0.4, 7, 0.9, 7]].map(([p, top, q, topAfter]) => \
+          movedOf(side(p, top), 0, side(q, topAfter), 0)))((p, top) => ({ logprob: [Math.log(p)], word: [7], top: [top] }))",
     );
     assert_eq!(moved, json!([1, 0, 0, 2, 0]));
     browser.eval("page.changes.moved[5] = 1, page.filters.moved = 1, page.filters.turn = 1");

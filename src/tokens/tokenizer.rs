@@ -281,9 +281,17 @@ impl Tokenizer {
     }
 }
 
+/// A training that cut and padded its batches leaves that in the file. Transformers switches both off unless a call asks for them.
+fn inner_of(bytes: &[u8], refused: &'static str) -> Result<Inner> {
+    let mut inner = Inner::from_bytes(bytes).context(refused)?;
+    inner.with_truncation(None).context(refused)?;
+    inner.with_padding(None);
+    Ok(inner)
+}
+
 fn parts_from_json(bytes: &[u8], settings: &Map<String, Value>) -> Result<Parts> {
     let json: Value = json::from_slice(bytes).context("expected the JSON of a tokenizer")?;
-    let mut inner = Inner::from_bytes(bytes).context("the tokenizers library refused the file")?;
+    let mut inner = inner_of(bytes, "the tokenizers library refused the file")?;
     add_tokens(&mut inner, settings)?;
     let prefix_space = prefix_space_of(&json);
     let continuation = match prefix_space {
@@ -293,7 +301,7 @@ fn parts_from_json(bytes: &[u8], settings: &Map<String, Value>) -> Result<Parts>
             remove_prefix_space(&mut json);
             let bytes = serde_json::to_vec(&json).context("cannot rewrite the tokenizer")?;
             let refused = "the tokenizers library refused the file without its prefix space";
-            let mut continuation = Inner::from_bytes(bytes).context(refused)?;
+            let mut continuation = inner_of(&bytes, refused)?;
             add_tokens(&mut continuation, settings)?;
             Some(Box::new(continuation))
         }
@@ -536,6 +544,20 @@ mod tests {
         assert!(error.contains("its kind of vocabulary") && error.contains("tokenizer.ggml.bos_token_id"), "{error}");
         assert_eq!(of_gguf(unnamed(sentence_vocabulary(), Some(false))), None);
         assert_eq!(of_gguf(unnamed(byte_vocabulary(), None)), None);
+    }
+
+    #[test]
+    fn texts_are_neither_cut_nor_filled_up_by_what_the_file_says() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokenizer.json");
+        let mut file: Value = serde_json::from_str(&byte_tokenizer().to_json().unwrap()).unwrap();
+        file["truncation"] = json!({"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0});
+        file["padding"] = json!({
+            "strategy": {"Fixed": 40}, "direction": "Left", "pad_to_multiple_of": null, "pad_id": 0, "pad_type_id": 0, "pad_token": "!"
+        });
+        std::fs::write(&path, file.to_string()).unwrap();
+        let text = "hello the 12 你好";
+        assert_eq!(Tokenizer::from_file(&path).unwrap().encode(text).unwrap(), byte_tokenizer().encode(text).unwrap());
     }
 
     #[test]

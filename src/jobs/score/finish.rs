@@ -11,6 +11,7 @@ use super::kinds::name_kinds;
 use super::part::Stages;
 use super::plan::{PLANTED_FILE, Plan, Planted, Rollouts};
 use super::record::{RUN_FILE, ReadRecord, RunRecord, ServerRecord, read_json, read_record};
+use super::sorted::{SUMMARY_FILE, named_or_own, read_report};
 use super::stream::FIDELITY_FILE;
 use crate::dataset::{Choice, Chosen, Dataset, PlantedSpan};
 use crate::diagnosis::Report;
@@ -38,11 +39,10 @@ use crate::model::Placement;
 use crate::report::markdown;
 use crate::report::terminal::Heading;
 use crate::table::{
-    CONFLICTS_FILE, Column, PAIRS_FILE, Quadrant, ROWS_FILE, THRESHOLDS_KEY, TOKENS_FILE, finish as join_parts, finished_parts,
-    read_chunks, read_provenance, read_rows,
+    CONFLICTS_FILE, Column, PAIRS_FILE, Quadrant, ROWS_FILE, TOKENS_FILE, finish as join_parts, finished_parts, read_chunks,
+    read_rows,
 };
 
-pub(crate) const SUMMARY_FILE: &str = "summary.json";
 const MAPS_FOLDER: &str = "maps";
 
 /// A finished run, for the terminal.
@@ -107,47 +107,6 @@ pub(crate) fn sort_again(
     }
     let at_hand = data.as_ref().map(|(dataset, chosen)| (dataset, chosen));
     sort(out, record, &Sorting { thresholds, with_page, in_context: None, command }, at_hand, watch)
-}
-
-/// The thresholds that a person names, else those by which the run is sorted, else the default ones.
-fn named_or_own(named: Option<Thresholds>, out: &Path) -> Result<Thresholds> {
-    match named {
-        Some(thresholds) => Ok(thresholds),
-        None => sorted_by(out)?.map_or(Ok(Thresholds::default()), |thresholds| thresholds.preset.parse()),
-    }
-}
-
-/// The thresholds by which a run is sorted; `None` where it is not.
-pub(crate) fn sorted_by(out: &Path) -> Result<Option<Resolved>> {
-    let is_sorted = out.join(TOKENS_FILE).exists() && finished_parts(out)?.is_empty();
-    let report = if is_sorted { read_report(out)? } else { None };
-    Ok(report.map(|report| report.summary.thresholds))
-}
-
-/// What summary.json says of a finished run; errors as [`read_report`].
-pub(crate) fn read_finished_report(out: &Path) -> Result<Report> {
-    read_report(out)?.ok_or_else(|| {
-        Error::new("the run folder holds no summary.json: the run was not finished").at(out).cure("Give its command again.")
-    })
-}
-
-/// What summary.json says of a run, where there is one. An error where it is about other thresholds than those by which the quadrants of the tokens
-/// are told: sorting was broken off between the table and the summary, which is written last.
-fn read_report(out: &Path) -> Result<Option<Report>> {
-    let Some(report) = read_json::<Report>(&out.join(SUMMARY_FILE))? else { return Ok(None) };
-    let table = out.join(TOKENS_FILE);
-    let provenance = if table.exists() { read_provenance(&table)? } else { Vec::new() };
-    let of_table = provenance.iter().find(|(key, _)| key == THRESHOLDS_KEY).map(|(_, thresholds)| thresholds);
-    let of_report = &report.summary.thresholds;
-    let Some(of_table) = of_table.filter(|of_table| **of_table != of_report.key()) else { return Ok(Some(report)) };
-    let told: Option<Resolved> = serde_json::from_str(of_table).ok();
-    let by = told.map_or_else(|| of_table.clone(), |told| told.preset);
-    Err(Error::new(format!(
-        "sorting this run by {by} was broken off: its tokens are sorted by that, and its summary is still about {}",
-        of_report.preset
-    ))
-    .at(out)
-    .cure(format!("Sort it again: diagnose {} --thresholds {by}", out.display())))
 }
 
 /// How a run is to be sorted.

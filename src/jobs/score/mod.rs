@@ -12,6 +12,7 @@
 //! kinds.rs     the kind of each conflict, and rows that are alike
 //! in_context.rs  the conflicts again, with another row of their kind shown first
 //! shards.rs    runs over shards of the data -> one run; shard.rs which part of which run
+//! sorted.rs    by which thresholds a run is sorted
 //! finish.rs    parts -> tables, summary, figures, report; again under other thresholds without the model
 //! ```
 
@@ -29,15 +30,17 @@ mod record;
 mod servers;
 mod shard;
 mod shards;
+mod sorted;
 mod stream;
 
 pub(crate) use data::{find_data, open_data, read_listed};
 pub(crate) use emit::emit;
-pub(crate) use finish::{Outcome, read_finished_report, sort_again, sorted_by};
+pub(crate) use finish::{Outcome, sort_again};
 pub(crate) use job::{Elsewhere, Job};
 pub(crate) use plan::Plan;
 pub(crate) use record::{RUN_FILE, RunRecord, read_record};
 pub(crate) use shards::{Joining, joined};
+pub(crate) use sorted::{read_finished_report, sorted_by};
 
 use crate::error::{Context, Result};
 use crate::files::hold;

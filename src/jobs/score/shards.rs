@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::finish::{SUMMARY_FILE, sort_again, sorted_by};
+use super::finish::sort_again;
 use super::part::{PartEnds, Stages};
 use super::plan::{PLANTED_FILE, Planted, Totals};
 use super::record::{RUN_FILE, RunRecord, read_record};
 use super::shard::ShardRecord;
+use super::sorted::{SUMMARY_FILE, sorted_by};
 use super::stream::{FIDELITY_FILE, IDENTITY_FILE, provenance};
 use crate::dataset::Shard;
 use crate::diagnosis::fidelity::Fidelity;

@@ -1,0 +1,52 @@
+//! By which thresholds a run is sorted: what summary.json says, and what its table does.
+
+use std::path::Path;
+
+use super::record::read_json;
+use crate::diagnosis::Report;
+use crate::diagnosis::quadrants::{Resolved, Thresholds};
+use crate::error::{Error, Result};
+use crate::table::{THRESHOLDS_KEY, TOKENS_FILE, finished_parts, read_provenance};
+
+pub(super) const SUMMARY_FILE: &str = "summary.json";
+
+/// The thresholds that a person names, else those by which the run is sorted, else the default ones.
+pub(super) fn named_or_own(named: Option<Thresholds>, out: &Path) -> Result<Thresholds> {
+    match named {
+        Some(thresholds) => Ok(thresholds),
+        None => sorted_by(out)?.map_or(Ok(Thresholds::default()), |thresholds| thresholds.preset.parse()),
+    }
+}
+
+/// The thresholds by which a run is sorted; `None` where it is not.
+pub(crate) fn sorted_by(out: &Path) -> Result<Option<Resolved>> {
+    let is_sorted = out.join(TOKENS_FILE).exists() && finished_parts(out)?.is_empty();
+    let report = if is_sorted { read_report(out)? } else { None };
+    Ok(report.map(|report| report.summary.thresholds))
+}
+
+/// What summary.json says of a finished run; errors as [`read_report`].
+pub(crate) fn read_finished_report(out: &Path) -> Result<Report> {
+    read_report(out)?.ok_or_else(|| {
+        Error::new("the run folder holds no summary.json: the run was not finished").at(out).cure("Give its command again.")
+    })
+}
+
+/// What summary.json says of a run, where there is one. An error where it is about other thresholds than those by which the quadrants of the tokens
+/// are told: sorting was broken off between the table and the summary, which is written last.
+pub(super) fn read_report(out: &Path) -> Result<Option<Report>> {
+    let Some(report) = read_json::<Report>(&out.join(SUMMARY_FILE))? else { return Ok(None) };
+    let table = out.join(TOKENS_FILE);
+    let provenance = if table.exists() { read_provenance(&table)? } else { Vec::new() };
+    let of_table = provenance.iter().find(|(key, _)| key == THRESHOLDS_KEY).map(|(_, thresholds)| thresholds);
+    let of_report = &report.summary.thresholds;
+    let Some(of_table) = of_table.filter(|of_table| **of_table != of_report.key()) else { return Ok(Some(report)) };
+    let told: Option<Resolved> = serde_json::from_str(of_table).ok();
+    let by = told.map_or_else(|| of_table.clone(), |told| told.preset);
+    Err(Error::new(format!(
+        "sorting this run by {by} was broken off: its tokens are sorted by that, and its summary is still about {}",
+        of_report.preset
+    ))
+    .at(out)
+    .cure(format!("Sort it again: diagnose {} --thresholds {by}", out.display())))
+}
