@@ -112,7 +112,7 @@ fn records_that_cannot_be_copied_are_said_to_be_left_out() {
     );
     // A line is copied, and said to be.
     let said = scored(ROWS).run(&["export", "run", "--out", "clean.jsonl"]).ok().stdout;
-    assert!(said.contains("1 records could not be read, and are written as they stand"), "{said}");
+    assert!(said.contains("1 record could not be read, and is written as it stands"), "{said}");
 }
 
 /// A mark of the byte order stands at the beginning of a file alone.

@@ -136,8 +136,9 @@ fn summary(exported: &Exported) -> String {
     }
     let (unreadable, left_out) = (exported.unreadable, exported.unreadable_left_out);
     if unreadable > left_out {
-        let copied = counted(unreadable - left_out, "record could not be read, and is", "records could not be read, and are");
-        line(format!("{copied} written as they stand"));
+        let (one, several) =
+            ("record could not be read, and is written as it stands", "records could not be read, and are written as they stand");
+        line(counted(unreadable - left_out, one, several));
     }
     if left_out > 0 {
         line(format!(
