@@ -24,7 +24,7 @@ pub struct Prompt {
     pub n_turns: usize,
 }
 
-/// The [`fingerprint`] of a prompt, in hexadecimal.
+/// The fingerprint of a prompt, in hexadecimal.
 pub fn fingerprint_of_prompt(ids: &[u32]) -> String {
     format!("{:016x}", fingerprint(ids))
 }

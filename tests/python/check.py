@@ -40,7 +40,7 @@ else:
 (work / "train").mkdir()
 (work / "train" / "rows.jsonl").write_text(Path(data).read_text(encoding="utf-8").splitlines()[0] + "\n", encoding="utf-8")
 os.chdir(work)
-named = diagnose_sft.run("train", out="runs/from-train", quiet=True, chat_template_kwargs={"enable_thinking": False})
+named = diagnose_sft.run("train", out=work / "runs" / "from-train", quiet=True, chat_template_kwargs={"enable_thinking": False})
 os.chdir(here)
 assert named.rows.height == 1, named.rows
 

@@ -28,7 +28,7 @@ pub enum Rows {
     Together,
     /// [`TILE`] at a time, never more or less: the bits of a row do not depend on how many others there are. Whole tiles are given.
     InTiles,
-    /// So many of the first as [`Rows::InTiles`], those behind them [`LARGE_TILE`] at a time, always: the two have bits of two kinds, so that
+    /// So many of the first as [`Rows::InTiles`], those behind them `LARGE_TILE` at a time, always: the two have bits of two kinds, so that
     /// which of them a row is among must not depend on the others. Whole tiles are given of both.
     InBothTiles {
         /// How many are among the first.
