@@ -80,6 +80,25 @@ fn greedy_answers_of_every_family_are_those_of_transformers() {
     }
 }
 
+/// tests/fixtures/families/greedy.py
+#[test]
+fn penalised_answers_are_those_of_transformers() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families/llama");
+    let text = std::fs::read_to_string(folder.join("penalised.json")).unwrap();
+    let expected: HashMap<String, Vec<Vec<u32>>> = serde_json::from_str(&text).unwrap();
+    let request = |prompt: &Vec<u32>| Request { prompt: prompt.clone(), max_new_tokens: 64, seed: 0 };
+    let requests: Vec<Request> = expected["prompts"].iter().map(request).collect();
+    for device in devices() {
+        let model = load_on(device, &folder, Dtype::F32);
+        let of = |repetition_penalty| {
+            let sampling = Sampling { repetition_penalty, ..Sampling::GREEDY };
+            answers(&model, &requests, &Way { sampling, ..greedy() })
+        };
+        assert_eq!(ids(&of(Some(1.3))), expected["answers"], "{device}");
+        assert_ne!(ids(&of(None)), expected["answers"], "{device}");
+    }
+}
+
 /// What the cache gives is what the whole sequence gives, to the bit, in every family and precision, however it is cut.
 #[test]
 fn cached_hidden_states_are_the_uncached_ones_to_the_bit() {

@@ -129,6 +129,19 @@ fn servers_give_our_own_scores_and_answers() {
             ran.stderr
         );
     }
+    // A penalty is sent on; SGLang's is another one.
+    const PENALISED: [&str; 9] =
+        ["eval", "--model", "tiny.gguf", "--tasks", "q.jsonl", "--max-new-tokens", "30", "--repetition-penalty", "1.3"];
+    workdir.run(&[&PENALISED[..], &["--out", "own-penalised"]].concat()).ok();
+    let server = Server::start(&workdir.path("tiny.gguf"), Manners::of("vllm"));
+    run(&workdir, &through(&PENALISED, &server, "vllm-penalised", &[])).ok();
+    let penalised = samples(&workdir, "own-penalised");
+    assert_same(&penalised, &samples(&workdir, "vllm-penalised"));
+    let draws = |samples: &HashMap<String, Vec<Sample>>| samples["q"].iter().map(|one| one.draws.clone()).collect::<Vec<_>>();
+    assert_ne!(draws(&penalised), draws(&own));
+    let server = Server::start(&workdir.path("tiny.gguf"), Manners::of("sglang"));
+    let ran = run(&workdir, &through(&PENALISED, &server, "sglang-penalised", &[]));
+    assert!(ran.code == Some(2) && ran.stderr.contains("of SGLang some versions count the tokens"), "{}", ran.stderr);
     // Nor is the folder of one engine gone on with by the other.
     let server = Server::start(&workdir.path("tiny.gguf"), Manners::of("vllm"));
     let ran = run(&workdir, &through(&EVAL, &server, "own", &[]));

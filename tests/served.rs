@@ -300,7 +300,7 @@ impl State {
         let asked = if is_sglang { &body["sampling_params"] } else { body };
         let number = |key: &str| asked[key].as_f64().unwrap();
         // What a server would take for granted is said.
-        assert_eq!(["repetition_penalty", "presence_penalty", "frequency_penalty"].map(number), [1.0, 0.0, 0.0]);
+        assert_eq!(["presence_penalty", "frequency_penalty"].map(number), [0.0, 0.0]);
         let most = number(if is_sglang { "max_new_tokens" } else { "max_tokens" }) as usize;
         let seed = asked[if is_sglang { "sampling_seed" } else { "seed" }].as_u64();
         assert_eq!(seed.is_some(), number("temperature") > 0.0);
@@ -309,6 +309,7 @@ impl State {
             top_k: Some(number("top_k")).filter(|k| *k > 0.0).map(|k| k as usize),
             top_p: Some(number("top_p")).filter(|p| *p < 1.0),
             min_p: Some(number("min_p")).filter(|p| *p > 0.0),
+            repetition_penalty: Some(number("repetition_penalty")).filter(|penalty| *penalty != 1.0),
         };
         let list = |key: &str| asked[key].as_array().unwrap().clone();
         let way = Way {

@@ -283,3 +283,46 @@ fn gsm8k_takes_its_examples_from_a_file() {
     assert_eq!(compared["metrics"]["exact_match,strict-match"]["after"], 1.0);
     assert_eq!(compared["metrics"].as_object().unwrap().len(), 2);
 }
+
+/// Transformers applies the penalty of generation_config.json to greedy answers, too.
+#[test]
+fn answers_have_the_repetition_penalty_that_the_model_asks_for() {
+    let workdir = workdir(8);
+    let fixture = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families/llama");
+    for (model, generation) in [("plain", None), ("asks", Some(r#"{"repetition_penalty": 1.3, "top_k": 20}"#))] {
+        std::fs::create_dir(workdir.path(model)).unwrap();
+        for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+            std::fs::copy(fixture.join(name), workdir.path(model).join(name)).unwrap();
+        }
+        if let Some(text) = generation {
+            workdir.write(&format!("{model}/generation_config.json"), text);
+        }
+    }
+    let eval = |model: &str, out: &str, more: &[&str]| {
+        let arguments =
+            ["eval", "--model", model, "--max-new-tokens", "30", "--max-len", "128", "--tasks", "q.jsonl", "--out", out];
+        workdir.run(&[&arguments[..], more].concat())
+    };
+    eval("plain", "plainly", &[]).ok();
+    eval("plain", "told", &["--repetition-penalty", "1.3"]).ok();
+    let said = eval("asks", "asked", &[]).ok().stderr;
+    assert!(said.contains("a repetition penalty of 1.3"), "{said}");
+    eval("asks", "refused", &["--repetition-penalty", "1"]).ok();
+    let [plainly, told, asked, refused] = ["plainly", "told", "asked", "refused"].map(|out| answers(&workdir, out, "q"));
+    assert!(plainly == refused && told == asked && plainly != told);
+    // It is part of how the questions are asked, so that the two are not compared.
+    assert_eq!(task(&workdir, "asked", "q")["writing"]["sampling"]["repetition_penalty"], 1.3);
+    let unlike = workdir.run(&["diff", "plainly", "asked"]);
+    assert!(unlike.stderr.contains("--repetition-penalty"), "{}", unlike.stderr);
+
+    // Rollouts are of the model's own distribution, and say so.
+    workdir.write("rows.jsonl", r#"{"prompt": "Question", "completion": "e"}"#);
+    let rollout = workdir
+        .run(&["rollout", "rows.jsonl", "--model", "asks", "--max-new-tokens", "4", "--max-len", "64", "--out", "own"])
+        .ok();
+    assert!(rollout.stderr.contains("asks for `repetition_penalty: 1.3` (generation_config.json)"), "{}", rollout.stderr);
+
+    workdir.write("asks/generation_config.json", r#"{"num_beams": 4}"#);
+    let beams = eval("asks", "beams", &[]);
+    assert!(beams.code == Some(1) && beams.stderr.contains("generation_config.json: `num_beams: 4`"), "{}", beams.stderr);
+}

@@ -134,6 +134,11 @@ struct Written {
     #[arg(long, value_name = "P", alias = "min_p", hide_short_help = true)]
     min_p: Option<f64>,
 
+    /// Divide the logits of tokens that stand in the prompt or the answer already, or multiply them where they are negative; 1 for no such
+    /// penalty [default: what the model's generation_config.json asks for, as in Transformers]
+    #[arg(long, value_name = "X", alias = "repetition_penalty", hide_short_help = true)]
+    repetition_penalty: Option<f64>,
+
     /// Write N answers to every question: their mean, and pass@k, the chance that one of k is right
     #[arg(long, value_name = "N", default_value_t = 1)]
     repeats: u32,
@@ -196,7 +201,8 @@ impl Options {
 
 impl Written {
     fn way(&self) -> Result<WrittenWay> {
-        let sampling = Sampling { temperature: self.temperature, top_k: self.top_k, top_p: self.top_p, min_p: self.min_p };
+        let Written { temperature, top_k, top_p, min_p, repetition_penalty, .. } = *self;
+        let sampling = Sampling { temperature, top_k, top_p, min_p, repetition_penalty };
         let sampling = draws::checked(sampling, "--repeats", self.repeats)?;
         for (option, n) in [
             ("--max-new-tokens", self.max_new_tokens.unwrap_or(1)),

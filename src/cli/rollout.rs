@@ -60,6 +60,11 @@ pub(super) struct Args {
     #[arg(long, value_name = "P", alias = "min_p")]
     min_p: Option<f64>,
 
+    /// Divide the logits of tokens that stand in the prompt or the answer already, or multiply them where they are negative. What the
+    /// model's generation_config.json asks for is not heard here: answers are drawn from the distribution that is scored
+    #[arg(long, value_name = "X", alias = "repetition_penalty", default_value_t = 1.0)]
+    repetition_penalty: f64,
+
     /// End an answer as soon as it holds this text; may be given several times
     #[arg(long = "stop", value_name = "TEXT")]
     stops: Vec<String>,
@@ -94,7 +99,13 @@ pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
         return Err(Error::usage("--stop: expected a text, found an empty one"));
     }
     args.rows.refuse_targets()?;
-    let sampling = Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, min_p: args.min_p };
+    let sampling = Sampling {
+        temperature: args.temperature,
+        top_k: args.top_k,
+        top_p: args.top_p,
+        min_p: args.min_p,
+        repetition_penalty: Some(args.repetition_penalty).filter(|penalty| *penalty != 1.0),
+    };
     let sampling = draws::checked(sampling, "--n", args.n)?;
     let job = Job {
         read: args.rows.read()?,

@@ -107,7 +107,7 @@ impl Writing {
             return Some("--max-new-tokens");
         }
         if self.sampling != other.sampling {
-            return Some("--temperature, --top-k, --top-p or --min-p");
+            return Some("--temperature, --top-k, --top-p, --min-p or --repetition-penalty");
         }
         if self.stops != other.stops {
             return Some("--stop");
@@ -118,7 +118,8 @@ impl Writing {
     /// The options that write so, for people.
     pub fn words(&self) -> Vec<String> {
         let mut words = vec![format!("--max-new-tokens {}", self.max_new_tokens)];
-        let Sampling { temperature, top_k, top_p, min_p } = self.sampling;
+        let Sampling { temperature, top_k, top_p, min_p, repetition_penalty } = self.sampling;
+        words.extend(repetition_penalty.map(|penalty| format!("--repetition-penalty {penalty}")));
         if let Some(seed) = self.seed {
             words.push(format!("--temperature {temperature}"));
             words.extend(top_k.map(|k| format!("--top-k {k}")));

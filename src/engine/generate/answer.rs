@@ -84,6 +84,11 @@ impl<'a> Writing<'a> {
         self.ids.len()
     }
 
+    /// The tokens so far.
+    pub(super) fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+
     /// Takes the next token; gives the answer if it is the last one.
     pub(super) fn push(&mut self, id: u32) -> Option<Answer> {
         self.ids.push(id);

@@ -120,9 +120,14 @@ fn answer_within(
         let (rows, cache) = (&desk.rows, &mut desk.cache);
         let step = || -> Result<Vec<u32>> {
             let random = |row: &Row| random::unit(requests[row.request].seed, row.writing.len() as u64);
-            let choose = |(row, logits): (&Row, &[f32])| way.sampling.choose(logits, random(row));
+            let choose = |(row, logits): (&Row, &[f32])| {
+                let before = requests[row.request].prompt.iter().chain(row.writing.ids());
+                way.sampling.choose(&way.sampling.penalised(logits, before.copied()), random(row))
+            };
             // Where nothing but the model's shares counts, a GPU chooses, too.
-            let chosen = if way.sampling.is_greedy() {
+            let chosen = if way.sampling.repetition_penalty.is_some() {
+                None
+            } else if way.sampling.is_greedy() {
                 model.next_largest(cache, &batch.ids, &batch.stretches)?
             } else if !way.sampling.has_cuts() {
                 let randoms: Vec<f64> = rows.iter().map(random).collect();

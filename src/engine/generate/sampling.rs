@@ -1,8 +1,10 @@
 //! The choice of the next token from a row of logits.
 //!
-//! Order and definitions are those of Transformers' `generate` (`generation/logits_process.py`): temperature, then top-k, top-p and
+//! Order and definitions are those of Transformers' `generate` (`generation/logits_process.py`): repetition penalty, temperature, then top-k, top-p and
 //! min-p, each on what the one before has left. The draw is our own: the first token, by ids, up to which the shares sum to more than
 //! the random number.
+
+use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
@@ -21,13 +23,17 @@ pub struct Sampling {
     pub top_p: Option<f64>,
     /// Only tokens of at least this share of the probability of the first.
     pub min_p: Option<f64>,
+    /// Before all else, and without a draw, too: divides the logits of tokens that prompt or answer hold already where they are above 0,
+    /// multiplies them where they are below.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repetition_penalty: Option<f64>,
 }
 
 impl Sampling {
     /// The most probable token, each time.
-    pub const GREEDY: Sampling = Sampling { temperature: 0.0, top_k: None, top_p: None, min_p: None };
+    pub const GREEDY: Sampling = Sampling { temperature: 0.0, top_k: None, top_p: None, min_p: None, repetition_penalty: None };
     /// A draw from the model's own distribution.
-    pub const PLAIN: Sampling = Sampling { temperature: 1.0, top_k: None, top_p: None, min_p: None };
+    pub const PLAIN: Sampling = Sampling { temperature: 1.0, ..Sampling::GREEDY };
 
     /// Is the most probable token taken, without a draw?
     pub fn is_greedy(&self) -> bool {
@@ -36,7 +42,7 @@ impl Sampling {
 
     /// Is every token drawn with the probability that the model gives it?
     pub fn is_plain(&self) -> bool {
-        self.temperature == 1.0 && !self.has_cuts()
+        self.temperature == 1.0 && !self.has_cuts() && self.repetition_penalty.is_none()
     }
 
     /// Is there a choice beside that of the temperature?
@@ -63,7 +69,22 @@ impl Sampling {
                 return Err(Error::usage(format!("{option} {share}: expected a share between 0 and 1")));
             }
         }
+        if let Some(penalty) = self.repetition_penalty.filter(|penalty| !(*penalty > 0.0 && penalty.is_finite())) {
+            return Err(Error::usage(format!("--repetition-penalty {penalty}: expected a number above 0"))
+                .cure("1 leaves the logits as they are, more makes what has been said less probable."));
+        }
         Ok(())
+    }
+
+    /// The logits after `tokens`, prompt and answer, of which any may come more than once.
+    pub(super) fn penalised<'a>(&self, logits: &'a [f32], tokens: impl Iterator<Item = u32>) -> Cow<'a, [f32]> {
+        let Some(penalty) = self.repetition_penalty else { return Cow::Borrowed(logits) };
+        let penalty = penalty as f32;
+        let mut own = logits.to_vec();
+        for id in tokens.map(|id| id as usize) {
+            own[id] = if logits[id] < 0.0 { logits[id] * penalty } else { logits[id] / penalty };
+        }
+        Cow::Owned(own)
     }
 
     /// The next token; `random` is uniform in 0..1. The logits of every word, softcap included.
@@ -199,6 +220,14 @@ mod tests {
     }
 
     #[test]
+    fn what_was_said_is_penalised_once_whatever_its_sign() {
+        let sampling = Sampling { repetition_penalty: Some(2.0), ..Sampling::GREEDY };
+        let logits = [3.0, -1.0, 2.0, 0.0, 4.0];
+        assert_eq!(*sampling.penalised(&logits, [4, 1, 4, 3, 4].into_iter()), [3.0, -2.0, 2.0, 0.0, 2.0]);
+        assert_eq!(*Sampling::GREEDY.penalised(&logits, [4].into_iter()), logits);
+    }
+
+    #[test]
     fn the_draw_goes_by_the_sums_of_the_shares() {
         let choose = |random| Sampling::PLAIN.choose(&five(), random).unwrap();
         // The sums: 0.1, 0.5, 0.55, 0.85, 1.
@@ -275,6 +304,10 @@ mod tests {
         assert!(check(Sampling { min_p: Some(-0.1), ..Sampling::PLAIN }).contains("--min-p -0.1"));
         assert!(Sampling::PLAIN.check().is_ok() && Sampling::PLAIN.is_plain() && Sampling::GREEDY.is_greedy());
         assert!(!Sampling { top_p: Some(0.9), ..Sampling::PLAIN }.is_plain());
+        for penalty in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+            let sampling = Sampling { repetition_penalty: Some(penalty), ..Sampling::PLAIN };
+            assert!(check(sampling).contains("--repetition-penalty") && !sampling.is_plain());
+        }
     }
 
     /// The frequencies are those of candle's sampler, whose numbers are drawn otherwise: chi-squared over the tokens, at one in a thousand.

@@ -28,8 +28,16 @@ const LEAST_TEMPERATURE_OF_VLLM: f64 = 0.01;
 impl Pool {
     /// An error where the servers cannot draw in this way.
     pub fn check_way(&self, sampling: &Sampling) -> Result<()> {
-        let Some(server) = self.servers.iter().find(|server| server.api == Api::Vllm) else { return Ok(()) };
-        let Sampling { temperature, top_p, min_p, .. } = *sampling;
+        let by = |api: Api| self.servers.iter().find(|server| server.api == api);
+        if let (Some(penalty), Some(server)) = (sampling.repetition_penalty, by(Api::Sglang)) {
+            return Err(Error::usage(format!(
+                "--repetition-penalty {penalty}: of SGLang some versions count the tokens of the prompt and some do not, as Transformers and vLLM do"
+            ))
+            .at(server.url())
+            .cure("Give --repetition-penalty 1: the answers are then those without a penalty."));
+        }
+        let Some(server) = by(Api::Vllm) else { return Ok(()) };
+        let Sampling { temperature, top_k: _, top_p, min_p, repetition_penalty: _ } = *sampling;
         if temperature > 0.0 && temperature < LEAST_TEMPERATURE_OF_VLLM {
             return Err(Error::usage(format!(
                 "--temperature {temperature}: vLLM takes {LEAST_TEMPERATURE_OF_VLLM} for what is less"
@@ -84,7 +92,7 @@ impl Server {
     }
 
     fn asked_of_vllm(&self, request: &Request, way: &Way, stops: &[String]) -> Value {
-        let Sampling { temperature, top_k, top_p, min_p } = way.sampling;
+        let Sampling { temperature, top_k, top_p, min_p, repetition_penalty } = way.sampling;
         let mut body = json!({
             "prompt": request.prompt,
             "max_tokens": request.max_new_tokens,
@@ -92,7 +100,7 @@ impl Server {
             "top_k": top_k.unwrap_or(0),
             "top_p": top_p.unwrap_or(1.0),
             "min_p": min_p.unwrap_or(0.0),
-            "repetition_penalty": 1.0,
+            "repetition_penalty": repetition_penalty.unwrap_or(1.0),
             "presence_penalty": 0.0,
             "frequency_penalty": 0.0,
             "watermarking": false,
@@ -118,7 +126,8 @@ impl Server {
 }
 
 fn asked_of_sglang(request: &Request, way: &Way, stops: &[String]) -> Value {
-    let Sampling { temperature, top_k, top_p, min_p } = way.sampling;
+    // What has a penalty is refused before (`check_way`).
+    let Sampling { temperature, top_k, top_p, min_p, repetition_penalty: _ } = way.sampling;
     let mut sampling = json!({
         "max_new_tokens": request.max_new_tokens,
         "temperature": temperature,

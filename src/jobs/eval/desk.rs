@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::dataset::Role;
 use crate::engine;
-use crate::engine::generate;
+use crate::engine::generate::{self, Sampling};
 use crate::error::{Error, Result};
 use crate::eval::asking::Asking;
 use crate::eval::metrics::Sample;
@@ -21,7 +21,7 @@ use crate::jobs::author::Author;
 use crate::jobs::journal::Journal;
 use crate::jobs::served::Servers;
 use crate::jobs::watch::Watch;
-use crate::model::{Reference, stop_tokens, text_of};
+use crate::model::{GenerationConfig, Reference, text_of};
 use crate::tokens::Sequence;
 
 /// What tasks are evaluated with.
@@ -165,19 +165,37 @@ impl Saying<'_> {
     }
 }
 
-/// The tokens that end an answer: those that end it in Transformers, and the one with which the chat template ends a turn.
-pub(super) fn ends(reference: &Reference, asking: &Asking) -> Result<Vec<u32>> {
-    let (tokenizer, _) = text_of(reference)?;
-    let mut ends = stop_tokens(reference, &tokenizer)?;
-    let of_turn = asking.chat.as_ref().and_then(|chat| chat.renderer.end_of_turn());
-    ends.extend(of_turn.filter(|id| !ends.contains(id)));
-    Ok(ends)
+/// How this model answers, where nothing but the way of asking is said.
+pub(super) struct Answering {
+    /// The tokens that end an answer: those that end it in Transformers, and the one with which the chat template ends a turn.
+    pub ends: Vec<u32>,
+    /// With the repetition penalty that the model asks for, unless another one is given.
+    pub sampling: Sampling,
+}
+
+impl Answering {
+    pub(super) fn of(reference: &Reference, asking: &Asking, asked: Sampling) -> Result<Answering> {
+        let (tokenizer, _) = text_of(reference)?;
+        let generation = GenerationConfig::read(reference, &tokenizer)?;
+        generation.check()?;
+        let mut ends = generation.end_tokens;
+        let of_turn = asking.chat.as_ref().and_then(|chat| chat.renderer.end_of_turn());
+        ends.extend(of_turn.filter(|id| !ends.contains(id)));
+        let repetition_penalty = asked.repetition_penalty.or(generation.repetition_penalty).filter(|penalty| *penalty != 1.0);
+        Ok(Answering { ends, sampling: Sampling { repetition_penalty, ..asked } })
+    }
 }
 
 /// What is odd about how the model does a task, in sentences.
-pub(super) fn notes(task: &Task, ends: &[u32], asking: &Asking) -> Vec<String> {
+pub(super) fn notes(task: &Task, answering: Option<&Answering>, asking: &Asking) -> Vec<String> {
     let mut notes = Vec::new();
-    if task.kind == TaskKind::Written && ends.is_empty() {
+    let answering = answering.filter(|_| task.kind == TaskKind::Written);
+    if let Some(penalty) = answering.and_then(|answering| answering.sampling.repetition_penalty) {
+        notes.push(format!(
+            "answers are written with a repetition penalty of {penalty}: what generation_config.json asks for, as Transformers does, or --repetition-penalty"
+        ));
+    }
+    if answering.is_some_and(|answering| answering.ends.is_empty()) {
         notes.push(
             "the model names no end token, and neither does a template: every answer is as long as it may be, or meets a stop string"
                 .to_owned(),
@@ -221,7 +239,10 @@ mod tests {
     #[test]
     fn answers_that_nothing_ends_are_said_where_some_are_written() {
         let task = |row: &str| parse("t", "t.jsonl", row.as_bytes()).unwrap();
-        let of = |row: &str, ends: &[u32]| notes(&task(row), ends, &Asking::default());
+        let of = |row: &str, ends: &[u32]| {
+            let answering = Answering { ends: ends.to_vec(), sampling: Sampling::GREEDY };
+            notes(&task(row), Some(&answering), &Asking::default())
+        };
         let (written, chosen) = (r#"{"prompt":"a","answer":"b"}"#, r#"{"context":"a","choices":["b","c"],"answer":0}"#);
         assert!(of(written, &[])[0].contains("names no end token"));
         assert!(of(written, &[2]).is_empty() && of(chosen, &[]).is_empty());
@@ -234,7 +255,7 @@ mod tests {
         };
         let rows = [row("system"), row("user"), row("system")].join("\n");
         let task = parse("t", "t.jsonl", rows.as_bytes()).unwrap();
-        let of = |system: Option<&str>| notes(&task, &[2], &Asking { system: system.map(str::to_owned), ..Asking::default() });
+        let of = |system: Option<&str>| notes(&task, None, &Asking { system: system.map(str::to_owned), ..Asking::default() });
         assert!(of(Some("Be brief."))[0].starts_with("2 of 3 items have a system message"));
         assert!(of(None).is_empty());
     }

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::way::{Way, writes};
+use crate::engine::generate::Sampling;
 use crate::engine::remote::Options;
 use crate::error::Result;
 use crate::eval::results::Identity;
@@ -30,17 +31,21 @@ impl FoundModel {
                 tokens: 2,
                 why: "two less than its limit, since a continuation has one more than the model reads, and the server has to answer one",
             };
-            let opened = Opened::open(servers, model, &way.load, way.max_len, &beyond, watch)?;
-            if writes(tasks) {
-                opened.check_way(&way.written.sampling)?;
-            }
-            return Ok(FoundModel::Servers(Box::new(opened)));
+            return Ok(FoundModel::Servers(Box::new(Opened::open(servers, model, &way.load, way.max_len, &beyond, watch)?)));
         }
         let options = way.load_options_of(tasks)?;
         let reference = Reference::resolve_named(model, &fetching(watch))?;
         let max_len = reference.max_len(way.max_len)?;
         let purpose = if writes(tasks) { Purpose::Both } else { Purpose::Read };
         Ok(FoundModel::Own { reference: Box::new(reference), options, purpose, max_len })
+    }
+
+    /// An error where answers cannot be drawn in this way.
+    pub(super) fn check_way(&self, sampling: &Sampling) -> Result<()> {
+        match self {
+            FoundModel::Own { .. } => Ok(()),
+            FoundModel::Servers(opened) => opened.check_way(sampling),
+        }
     }
 
     pub(super) fn reference(&self) -> &Reference {

@@ -34,7 +34,7 @@ use crate::jobs::journal::Journal;
 use crate::jobs::provenance_of;
 use crate::jobs::watch::{Watch, fetching};
 use crate::model::{Model, ModelName, Reference};
-use desk::{Desk, ends, notes};
+use desk::{Answering, Desk, notes};
 use folder::Folder;
 use found::FoundModel;
 use way::writes;
@@ -87,7 +87,10 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
     let found = FoundModel::find(&job.model, job.servers.as_ref(), way, &tasks, watch)?;
     let (reference, max_len) = (found.reference(), found.max_len());
     let asking = way.asking(reference, &tasks, max_len)?;
-    let ends = if writes(&tasks) { ends(reference, &asking)? } else { Vec::new() };
+    let answering = writes(&tasks).then(|| Answering::of(reference, &asking, way.written.sampling)).transpose()?;
+    if let Some(answering) = &answering {
+        found.check_way(&answering.sampling)?;
+    }
     let provenance = provenance_of(started, found.device()?, job.servers.is_some());
     let identity = found.identity(way)?;
     let scores = Scores { provenance, command: job.command.clone(), identity, server: None, tasks: Tasks::new() };
@@ -97,7 +100,7 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
     let writes = writes(&tasks);
     let mut open = Vec::new();
     for task in tasks {
-        let settings = way.settings_of(&task, &asking, &ends);
+        let settings = way.settings_of(&task, &asking, answering.as_ref());
         if let Some(writing) = &settings.writing {
             writing.room(&task.name, max_len)?;
         }
@@ -112,7 +115,7 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
     };
     folder.scores.server = author.checked().cloned();
     let mut all: Vec<String> = Vec::new();
-    for note in open.iter().flat_map(|(task, _)| notes(task, &ends, &asking)) {
+    for note in open.iter().flat_map(|(task, _)| notes(task, answering.as_ref(), &asking)) {
         if !all.contains(&note) {
             all.push(note);
         }
@@ -128,7 +131,7 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
             Some(writing) => desk.written(&task, writing, &journal_of(&out, &task, ANSWERS), &identity)?,
         };
         let scores = TaskScores::new(&task, &samples, settings, work, began.elapsed().as_secs_f64());
-        folder.add(&task.name, TaskScores { notes: notes(&task, &ends, &asking), ..scores }, samples)?;
+        folder.add(&task.name, TaskScores { notes: notes(&task, answering.as_ref(), &asking), ..scores }, samples)?;
         journal.map_or(Ok(()), Journal::remove)?;
     }
     Ok(Outcome { out, scores: folder.scores })

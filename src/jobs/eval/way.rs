@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
+use super::desk::Answering;
 use crate::engine::generate::Sampling;
 use crate::error::{Error, Result};
 use crate::eval::asking::{Asking, Chat};
@@ -134,9 +135,9 @@ impl Way {
     }
 
     /// All that decides the scores of a task beside the model and the data.
-    pub(super) fn settings_of(&self, task: &Task, asking: &Asking, ends: &[u32]) -> Settings {
+    pub(super) fn settings_of(&self, task: &Task, asking: &Asking, answering: Option<&Answering>) -> Settings {
         // Without `..`, so that the compiler asks of a new option whether it decides about scores. What is passed over here is in `chosen`, in the task
-        // (the examples), in `asking`, or in the identity of the folder (how the model runs), or decides about no score.
+        // (the examples), in `asking`, in `answering` (the sampling), or in the identity of the folder (how the model runs), or decides about no score.
         let Way {
             limit: _,
             sample: _,
@@ -145,13 +146,14 @@ impl Way {
             seed,
             system: _,
             chat: _,
-            written: WrittenWay { max_new_tokens, sampling, stops, repeats, at_once: _ },
+            written: WrittenWay { max_new_tokens, sampling: _, stops, repeats, at_once: _ },
             load: _,
             max_len: _,
         } = self;
-        let writing = task
-            .written
-            .map(|spec| Writing { ends: ends.to_vec(), ..Writing::of(spec, *max_new_tokens, *sampling, stops, *repeats, *seed) });
+        let writing = task.written.zip(answering).map(|(spec, Answering { ends, sampling })| Writing {
+            ends: ends.clone(),
+            ..Writing::of(spec, *max_new_tokens, *sampling, stops, *repeats, *seed)
+        });
         Settings::new(task, self.chosen(), asking, writing)
     }
 
@@ -171,6 +173,8 @@ impl Way {
         options.extend(option("max new tokens", *max_new_tokens));
         if !sampling.is_greedy() {
             options.push(format!("{} {repeats} {}", json!(sampling), self.seed));
+        } else if let Some(penalty) = sampling.repetition_penalty {
+            options.push(format!("repetition penalty {penalty}"));
         }
         options.extend(stops.iter().map(|stop| format!("stop {stop:?}")));
         options.join(" ")
@@ -181,6 +185,7 @@ impl Way {
         let (own, plain) = (&self.written, WrittenWay::default());
         let given = [
             ("--max-new-tokens", own.max_new_tokens.is_some()),
+            ("--repetition-penalty", own.sampling.repetition_penalty.is_some()),
             ("--temperature", own.sampling != plain.sampling),
             ("--stop", !own.stops.is_empty()),
             ("--batch", own.at_once != plain.at_once),
@@ -248,11 +253,16 @@ mod tests {
     }
 
     #[test]
-    fn settings_of_written_tasks_tell_what_ends_an_answer() {
+    fn settings_of_written_tasks_tell_what_the_model_does_by_itself() {
         let task = parse("w", "w.jsonl", br#"{"prompt":"a","answer":"b"}"#).unwrap();
-        let of = |ends: &[u32]| way(None, None, 1).settings_of(&task, &Asking::default(), ends);
-        assert_ne!(of(&[2]), of(&[2, 7]));
-        assert_ne!(of(&[2]).to_string(), of(&[2, 7]).to_string());
+        let of = |ends: &[u32], repetition_penalty: Option<f64>| {
+            let answering = Answering { ends: ends.to_vec(), sampling: Sampling { repetition_penalty, ..Sampling::GREEDY } };
+            way(None, None, 1).settings_of(&task, &Asking::default(), Some(&answering))
+        };
+        for (one, other) in [(of(&[2], None), of(&[2, 7], None)), (of(&[2], None), of(&[2], Some(1.1)))] {
+            assert_ne!(one, other);
+            assert_ne!(one.to_string(), other.to_string());
+        }
     }
 
     #[test]

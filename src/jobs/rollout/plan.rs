@@ -20,7 +20,7 @@ use crate::jobs::served::{AS_SERVED, Beyond, Opened};
 use crate::jobs::watch::{Watch, fetching};
 use crate::kernels::Dtype;
 use crate::kernels::level::Level;
-use crate::model::{Info, LoadOptions, Model, ModelName, Placement, Purpose, Reference, stop_tokens};
+use crate::model::{GenerationConfig, Info, LoadOptions, Model, ModelName, Placement, Purpose, Reference};
 use crate::provenance;
 use crate::tokens::{ChatTemplate, RenderOptions, Renderer, Tokenizer, refused_strictly};
 
@@ -132,9 +132,13 @@ impl Plan {
         let FoundModel { reference, info, tokenizer, template, max_len, source } = find(job, watch)?;
         let render = RenderOptions { max_len, ..job.render.clone() };
         let renderer = Renderer::new(tokenizer.clone(), template, render)?;
-        let mut ends = stop_tokens(&reference, &tokenizer)?;
-        ends.extend(renderer.end_of_turn().filter(|id| !ends.contains(id)));
+        let generation = GenerationConfig::read(&reference, &tokenizer)?;
         let mut notes = Vec::new();
+        if let Some(settings) = generation.left_aside().filter(|_| job.sampling.repetition_penalty.is_none()) {
+            notes.push(format!("the model asks for {settings} where Transformers writes answers; these are drawn from its own distribution, without"));
+        }
+        let mut ends = generation.end_tokens;
+        ends.extend(renderer.end_of_turn().filter(|id| !ends.contains(id)));
         if ends.is_empty() {
             notes.push(format!(
                 "the model names no end token, and neither does its template: every answer has {} tokens, or meets a --stop",

@@ -8,10 +8,9 @@ use crate::error::{Context, Error, Result};
 use crate::files::write_atomically;
 use crate::json::{self, pretty};
 use crate::model::Reference;
-use crate::tokens::Tokenizer;
 
-const CONFIG: &str = "config.json";
-const GENERATION: &str = "generation_config.json";
+pub(super) const CONFIG: &str = "config.json";
+pub(super) const GENERATION: &str = "generation_config.json";
 
 /// The ids that stand in every one of the two files that the model has.
 pub(crate) fn end_tokens(reference: &Reference) -> Result<Vec<u32>> {
@@ -21,24 +20,6 @@ pub(crate) fn end_tokens(reference: &Reference) -> Result<Vec<u32>> {
         let generation = ids_of(&json::from_slice(&bytes).context_at(name, "the file is no JSON")?);
         ids.retain(|id| generation.contains(id));
     }
-    Ok(ids)
-}
-
-/// The tokens at which generation stops in Transformers: those of generation_config.json, or of config.json where it names none, and the
-/// tokenizer's own end token.
-pub(crate) fn stop_tokens(reference: &Reference, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
-    let source = reference.open()?;
-    let generation = source.companions()?.into_iter().find(|(name, _)| *name == GENERATION);
-    let mut ids = match generation {
-        Some((name, bytes)) => ids_of(&json::from_slice(&bytes).context_at(name, "the file is no JSON")?),
-        None => Vec::new(),
-    };
-    if ids.is_empty() {
-        ids = ids_of(&source.config_json()?);
-    }
-    ids.extend(tokenizer.eos());
-    ids.sort_unstable();
-    ids.dedup();
     Ok(ids)
 }
 
@@ -59,7 +40,7 @@ pub(crate) fn add_end_tokens(folder: &Path, ids: &[u32]) -> Result<()> {
 }
 
 /// One id or a list of them.
-fn ids_of(json: &Value) -> Vec<u32> {
+pub(super) fn ids_of(json: &Value) -> Vec<u32> {
     let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
     match json.get("eos_token_id") {
         Some(Value::Array(ids)) => ids.iter().filter_map(id).collect(),

@@ -8,7 +8,8 @@
 //! adapter.rs             a LoRA adapter folder, applied to a base; adapter/ reads its settings and its tensors
 //! hub_files.rs           which files of a hub's repository make a model
 //! config_json.rs         config.json -> Config, and back
-//! end_tokens.rs          where generation stops
+//! end_tokens.rs          where generation stops, in the files of a trained model
+//! generation.rs          how generation_config.json asks for answers
 //! save.rs                a model as a Hugging Face folder; weights by safetensors_write.rs; peft.rs saves a LoRA adapter;
 //!                        replaceable.rs says over what
 //! ```
@@ -17,6 +18,7 @@ pub(in crate::model) mod adapter;
 mod config_json;
 pub(in crate::model) mod end_tokens;
 pub(in crate::model) mod folder;
+pub(in crate::model) mod generation;
 pub(in crate::model) mod gguf;
 pub(in crate::model) mod gguf_files;
 mod gguf_header;
