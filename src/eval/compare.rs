@@ -115,6 +115,22 @@ impl TaskSamples {
     }
 }
 
+impl TaskSamples {
+    /// The same of texts that are not cut into windows.
+    fn whole_texts(&self) -> TaskSamples {
+        let mut texts: Vec<Sample> = Vec::new();
+        for window in &self.samples {
+            let id = text_of_window(&window.id);
+            match texts.last_mut().filter(|text| text.id == id) {
+                Some(text) => text.choices[0].join(&window.choices[0]),
+                None => texts.push(Sample { id: id.to_owned(), ..window.clone() }),
+            }
+        }
+        let (settings, primary, data_sha256) = (self.settings.clone(), self.primary.clone(), self.data_sha256.clone());
+        TaskSamples { settings, primary, data_sha256, ..TaskSamples::of(TaskKind::Text, texts) }
+    }
+}
+
 /// diff.json of two evaluations.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Comparison {
@@ -173,6 +189,9 @@ pub struct TaskChange {
     /// Items that were asked with another prompt, such as with another number of examples.
     #[serde(default)]
     pub prompts_differ: usize,
+    /// Texts were cut into other windows before than after: whole texts are the items.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub whole_texts: bool,
 }
 
 /// Tasks of one group, by their primary metric.
@@ -325,6 +344,12 @@ fn compare_task(name: &str, old: &TaskSamples, new: &TaskSamples) -> Result<Comp
         return Err(Error::new(format!("`{name}` is one kind of task before and another one after"))
             .cure("Evaluate both on the same file."));
     }
+    // Windows go by tokens, and so cover other parts of a text with another --max-len or another tokenizer.
+    let whole = match old.kind.zip(new.kind) {
+        Some((TaskKind::Text, TaskKind::Text)) if !has_equal_windows(old, new) => Some([old.whole_texts(), new.whole_texts()]),
+        _ => None,
+    };
+    let [old, new] = whole.as_ref().map_or([old, new], |[old, new]| [old, new]);
     let by_id: HashMap<&str, usize> = new.ids.iter().enumerate().map(|(idx, id)| (id.as_str(), idx)).collect();
     let (mut pairs, mut items_only_before) = (Vec::new(), Vec::new());
     for (idx, id) in old.ids.iter().enumerate() {
@@ -343,6 +368,9 @@ fn compare_task(name: &str, old: &TaskSamples, new: &TaskSamples) -> Result<Comp
     check_choices(name, old, new, &pairs)?;
     if pairs.is_empty() {
         return Ok(Compared::NothingInCommon);
+    }
+    if let Some(reason) = unlike_choices(name, old, new, &pairs) {
+        return Ok(Compared::Unlike(reason));
     }
     let n_documents = n_other(old, new, &pairs, |asked| asked.document.as_deref());
     if n_documents > 0 {
@@ -374,6 +402,7 @@ fn compare_task(name: &str, old: &TaskSamples, new: &TaskSamples) -> Result<Comp
         data_differs,
         few_shot: few_shot(old).zip(few_shot(new)).filter(|(a, b)| a != b).map(|(a, b)| [a, b]),
         prompts_differ: n_other(old, new, &pairs, |asked| asked.prompt.as_deref()),
+        whole_texts: whole.is_some(),
     };
     let ids: Vec<&str> = pairs.iter().map(|&(x, _)| old.ids[x].as_str()).collect();
     let mut accuracy = None;
@@ -401,6 +430,43 @@ fn compare_task(name: &str, old: &TaskSamples, new: &TaskSamples) -> Result<Comp
         }
     }
     Ok(Compared::Changed(Box::new(change), accuracy))
+}
+
+/// Do the windows that both sides have cover the same bytes, and are they all of their texts or as many?
+fn has_equal_windows(old: &TaskSamples, new: &TaskSamples) -> bool {
+    let of_texts = |task: &TaskSamples| {
+        let mut texts: HashMap<String, Vec<u32>> = HashMap::new();
+        for sample in &task.samples {
+            texts.entry(text_of_window(&sample.id).to_owned()).or_default().push(sample.choices[0].bytes);
+        }
+        texts
+    };
+    let (old, new) = (of_texts(old), of_texts(new));
+    old.iter().all(|(text, windows)| new.get(text).is_none_or(|others| others == windows))
+}
+
+/// The text of a window, whose id is `TEXT:NUMBER`.
+fn text_of_window(id: &str) -> &str {
+    id.rsplit_once(':').map_or(id, |(text, _)| text)
+}
+
+/// Why the log-likelihoods of a pair of items cannot be set beside each other, where they are of other texts or, per token, of other tokens.
+fn unlike_choices(name: &str, old: &TaskSamples, new: &TaskSamples, pairs: &[(usize, usize)]) -> Option<String> {
+    let first = |task: &TaskSamples, idx: usize| task.samples.get(idx).and_then(|sample| sample.choices.first().copied());
+    pairs.iter().find_map(|&(x, y)| {
+        let (before, after) = (first(old, x)?, first(new, y)?);
+        match old.kind.or(new.kind)? {
+            TaskKind::Text if before.bytes != after.bytes => Some(format!(
+                "`{name}`: text {} has {} bytes before and {} after: these are two texts",
+                old.ids[x], before.bytes, after.bytes
+            )),
+            TaskKind::Rows if before.tokens != after.tokens => Some(format!(
+                "`{name}` counts by tokens, of which row {} has {} before and {} after, by another tokenizer, chat template or --max-len: a loss per token cannot be compared",
+                old.ids[x], before.tokens, after.tokens
+            )),
+            _ => None,
+        }
+    })
 }
 
 /// An error where an item has other choices, or another right one, after than before.
@@ -632,6 +698,41 @@ mod tests {
         let expected = 1.959_963_984_540_054f64.powi(2) / (500.0 + 1.959_963_984_540_054f64.powi(2));
         assert!((high - expected).abs() < 1e-9 && (low + expected).abs() < 1e-9, "{low} {high}");
         assert!(same.check_drop(0.0).is_ok() && same.tasks["t"].flips.as_ref().unwrap().lost.is_empty());
+    }
+
+    /// A side with one task of `kind`, whose samples have one choice each: (id, nats, tokens, bytes).
+    fn told(kind: TaskKind, samples: &[(&str, f64, u32, u32)]) -> Side {
+        let sample = |&(id, nats, tokens, bytes): &(&str, f64, u32, u32)| {
+            let score = ChoiceScore { logprob: -nats, tokens, bytes, words: 1, ..ChoiceScore::default() };
+            Sample { id: id.to_owned(), choices: vec![score], ..Sample::default() }
+        };
+        let task = TaskSamples::of(kind, samples.iter().map(sample).collect());
+        Side { tasks: BTreeMap::from([("t".to_owned(), task)]), ..side(0, |_| true) }
+    }
+
+    #[test]
+    fn texts_in_other_windows_are_compared_as_wholes() {
+        let before = told(TaskKind::Text, &[("0:0", 4.0, 4, 10), ("0:1", 8.0, 4, 10), ("1:0", 3.0, 2, 10)]);
+        let after = told(TaskKind::Text, &[("0:0", 9.0, 6, 15), ("0:1", 1.0, 2, 5), ("1:0", 3.0, 2, 10)]);
+        let found = compare(&before, &after).unwrap();
+        let task = &found.tasks["t"];
+        let bits = &task.metrics["bits_per_byte"];
+        assert!((bits.before - 15.0 / 30.0 / 2f64.ln()).abs() < 1e-12 && (bits.after - 13.0 / 30.0 / 2f64.ln()).abs() < 1e-12);
+        assert_eq!((task.n, task.whole_texts, task.items_only_after.len()), (2, true, 0));
+        // Windows that are the same are items, also where one side has more texts.
+        let fewer = told(TaskKind::Text, &[("0:0", 5.0, 4, 10), ("0:1", 8.0, 4, 10)]);
+        let found = compare(&before, &fewer).unwrap();
+        assert_eq!((found.tasks["t"].n, found.tasks["t"].whole_texts), (2, false));
+        let longer = told(TaskKind::Text, &[("0:0", 4.0, 4, 10), ("0:1", 8.0, 4, 11)]);
+        assert!(compare(&before, &longer).unwrap_err().to_string().contains("text 0 has 20 bytes before and 21 after"));
+    }
+
+    #[test]
+    fn losses_of_other_tokens_are_not_compared() {
+        let of = |tokens: u32| told(TaskKind::Rows, &[("0", 4.0, 4, 0), ("1", 4.0, tokens, 0)]);
+        assert!(compare(&of(3), &of(3)).is_ok());
+        let error = compare(&of(3), &of(4)).unwrap_err().to_string();
+        assert!(error.contains("row 1 has 3 before and 4 after, by another tokenizer"), "{error}");
     }
 
     #[test]

@@ -60,6 +60,19 @@ pub struct ChoiceScore {
     pub words: u32,
 }
 
+impl ChoiceScore {
+    /// Goes on with what follows.
+    pub(super) fn join(&mut self, next: &ChoiceScore) {
+        let ChoiceScore { logprob, greedy, tokens, chars, bytes, words } = *next;
+        self.logprob += logprob;
+        self.greedy &= greedy;
+        self.tokens += tokens;
+        self.chars += chars;
+        self.bytes += bytes;
+        self.words += words;
+    }
+}
+
 /// A metric of a task, item by item.
 pub struct Metric {
     /// Its name in files.

@@ -67,6 +67,14 @@ fn remarks(job: &Job) -> Result<Vec<String>> {
         if kind == SideKind::ScoreRun {
             said.extend(other_rows(records, [&job.before, written])?);
         }
+        if let (SideKind::Evaluation, [Some(a), Some(b)]) = (kind, records.map(|record| record["max_len"].as_u64()))
+            && a != b
+        {
+            said.push(format!(
+                "The model sees {a} tokens at once in {} and {b} in {written} (--max-len): part of every change may be that of contexts that are cut",
+                job.before
+            ));
+        }
         // Two engines are named as such.
         if records.into_iter().any(|record| record["server"].is_object()) {
             continue;

@@ -515,6 +515,11 @@ fn warnings(comparison: &Comparison) -> Vec<String> {
         warnings.push(format!("{n} of {} items of {name} were asked with another prompt (prompt_hash differs)", task.n));
     }
     warnings.extend(comparison.skipped.iter().map(|reason| format!("not compared: {reason}")));
+    for (name, _) in comparison.tasks.iter().filter(|(_, task)| task.whole_texts) {
+        warnings.push(format!(
+            "{name} was cut into other windows after than before (another tokenizer or --max-len): its items are whole texts"
+        ));
+    }
     for (name, _) in comparison.tasks.iter().filter(|(_, task)| task.data_differs) {
         warnings.push(format!("the data file of {name} was another one; items are paired by their ids"));
     }
