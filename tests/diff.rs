@@ -126,6 +126,12 @@ fn two_models_are_evaluated_on_the_spot_and_noise_is_found() {
     let before: Vec<_> = folders().iter().map(written).collect();
     assert_eq!(diff("noised.gguf", &[]).code, Some(3));
     assert_eq!(folders().iter().map(written).collect::<Vec<_>>(), before);
+    // What else is asked of them lies in these folders, too, and is no part of the comparison.
+    let lines = std::fs::read_to_string(workdir.path("items.uniform.jsonl")).unwrap();
+    workdir.write("others.uniform.jsonl", &lines);
+    workdir.run(&["diff", "tiny.gguf", "noised.gguf", "--tasks", "others.uniform.jsonl"]).ok();
+    let again = diff("noised.gguf", &[]).json();
+    assert_eq!((&again["tasks"], &again["macro_average"]), (&found["tasks"], &found["macro_average"]));
 }
 
 #[test]
@@ -161,6 +167,24 @@ fn runs_are_set_against_their_target() {
     assert!(several.code == Some(2) && several.stderr.contains("--target"), "{}", several.stderr);
     let unknown = workdir.run(&["diff", "base", "little", "--target", "law"]);
     assert!(unknown.code == Some(2) && unknown.stderr.contains("general, target"), "{}", unknown.stderr);
+
+    // Of folders --tasks says what is compared, and what would evaluate a model has no say.
+    let chosen = workdir.run(&["diff", "base", "much", "--tasks", "target", "--json"]).ok().json();
+    assert_eq!(chosen["tasks"].as_object().unwrap().keys().collect::<Vec<_>>(), ["target"]);
+    assert_eq!(chosen["macro_average"]["tasks"], serde_json::json!(["target"]));
+    let unknown = workdir.run(&["diff", "base", "much", "--tasks", "law"]);
+    assert!(unknown.code == Some(2) && unknown.stderr.contains("--tasks names `law`"), "{}", unknown.stderr);
+    for (option, value) in [("--limit", "3"), ("--temperature", "0.5"), ("--dtype", "bf16"), ("--seed", "2")] {
+        let ran = workdir.run(&["diff", "base", "much", option, value]);
+        assert!(ran.code == Some(2) && ran.stderr.contains(&format!("{option} has no say")), "{}", ran.stderr);
+    }
+    // What a comparison of two says of them is said of each run, too.
+    workdir.run(&[&both[..], &["--model", "tuned.gguf", "--system", "S", "--out", "asked"]].concat()).ok();
+    let ran = workdir.run(&["diff", "base", "little", "asked", "--target", "target"]);
+    assert!(ran.code == Some(1) && ran.stderr.contains("which differ by --system"), "{}", ran.stderr);
+    workdir.run(&[&both[..], &["--model", "tuned.gguf", "--fewshot", "1", "--out", "shown"]].concat()).ok();
+    let ran = workdir.run(&["diff", "base", "little", "shown", "--target", "target"]).ok();
+    assert!(ran.stdout.contains("shown: target was asked with 0 examples before and with 1"), "{}", ran.stdout);
 }
 
 /// The answers are the choices that the model picks; in the copy that it is compared with, all but one are wrong.
@@ -253,6 +277,8 @@ fn what_does_not_fit_together_is_refused() {
     check(&["a", "b"], 1, "no item in common");
     std::fs::remove_file(workdir.path("b/samples.parquet")).unwrap();
     check(&["a", "b"], 1, "samples.parquet");
+    eval(&workdir, "c", &["--limit", "2", "--system", "S"]);
+    check(&["a", "c"], 1, "nothing of the two can be compared: `items` was asked in two ways");
 }
 
 /// A file for each kind of task of the harness, made with the numbers of scipy and statsmodels by tests/fixtures/eval/samples.py.

@@ -290,6 +290,31 @@ fn each_fault_that_lasts_has_its_message() {
     run(&workdir, &through(&scored, &server, "scored", &[])).ok();
 }
 
+/// The weights are where the servers are.
+#[test]
+fn answers_of_servers_need_no_weights_here() {
+    let workdir = workdir(3);
+    let fixture = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families/llama");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(fixture.join("config.json")).unwrap()).unwrap();
+    config["max_position_embeddings"] = 4096.into();
+    for (folder, names) in [("bare", &["tokenizer.json"][..]), ("whole", &["tokenizer.json", "model.safetensors"])] {
+        std::fs::create_dir(workdir.path(folder)).unwrap();
+        workdir.write(&format!("{folder}/config.json"), config.to_string());
+        for name in names {
+            std::fs::copy(fixture.join(name), workdir.path(folder).join(name)).unwrap();
+        }
+    }
+    workdir.write("bare/generation_config.json", r#"{"eos_token_id": [7, 9]}"#);
+    workdir.write("p.jsonl", r#"{"prompt": "Question", "completion": "e"}"#);
+    let server = Server::start(&workdir.path("whole"), Manners::of("vllm"));
+    let eval = ["eval", "--model", "bare", "--tasks", "q.jsonl", "--max-new-tokens", "30"];
+    run(&workdir, &through(&eval, &server, "eval", &[])).ok();
+    let ends = json_of(&workdir, "eval/scores.json")["tasks"]["q"]["writing"]["ends"].clone();
+    assert!([7, 9].iter().all(|id| ends.as_array().unwrap().contains(&json!(id))), "{ends}");
+    let rollout = ["rollout", "p.jsonl", "--model", "bare", "--max-new-tokens", "30"];
+    run(&workdir, &through(&rollout, &server, "own", &[])).ok();
+}
+
 #[test]
 fn what_is_wrong_before_any_request_is_said_before_it() {
     let workdir = workdir(3);

@@ -49,7 +49,7 @@ pub(super) struct Args {
     #[arg(long)]
     json: bool,
 
-    /// What to evaluate models on, as for `diagnose eval`; `probe` by default
+    /// What to evaluate models on, as for `diagnose eval`; `probe` by default. Of folders, the tasks that are compared, by their names
     #[arg(long, value_name = "TASKS", value_delimiter = ',', help_heading = "Evaluation")]
     tasks: Vec<String>,
 
@@ -73,6 +73,7 @@ pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
         after: args.after.into_iter().map(run).collect::<Result<_>>()?,
         target: args.target,
         tasks: args.tasks,
+        of_models: args.options.given(),
         divergence: args.kl,
         fail_on_drop: args.fail_on_drop,
         way: args.options.way()?,

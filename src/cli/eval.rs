@@ -12,6 +12,7 @@ use crate::engine::remote::LEAST_TOP_K;
 use crate::error::{Error, Result};
 use crate::eval::{benchmarks, tasks};
 use crate::jobs::eval::{self, ChatWay, Job, Way, WrittenWay};
+use crate::model::LoadOptions;
 use crate::report::eval::table;
 use crate::tokens::RenderOptions;
 
@@ -46,6 +47,9 @@ pub(super) struct Args {
     options: Options,
 }
 
+/// The seed where none is given, as in lm-evaluation-harness.
+const SEED: u64 = 1234;
+
 /// How to evaluate: the options that `diagnose diff` has, too.
 #[derive(clap::Args)]
 #[command(next_help_heading = "Evaluation")]
@@ -59,7 +63,7 @@ pub(super) struct Options {
     sample: Option<usize>,
 
     /// Put N answered examples before every question: from another split of the benchmark, or from the task's own other items [default: as
-    /// many as lm-evaluation-harness does, 0 mostly, 5 for gsm8k]
+    /// many as lm-evaluation-harness does, 0 mostly, 5 for gsm8k; for bbh 0 in place of its 3]
     #[arg(long, value_name = "N", aliases = ["num-fewshot", "num_fewshot"])]
     fewshot: Option<usize>,
 
@@ -68,7 +72,7 @@ pub(super) struct Options {
     fewshot_from: Option<PathBuf>,
 
     /// Seed of the draw of these examples, of --sample, and of answers at a --temperature
-    #[arg(long, default_value_t = 1234)]
+    #[arg(long, default_value_t = SEED)]
     seed: u64,
 
     #[command(flatten)]
@@ -176,6 +180,55 @@ impl Options {
         })
     }
 
+    /// The options that were given, with whether they say how a model is run, and not only how it is asked.
+    pub(super) fn given(&self) -> Vec<(&'static str, bool)> {
+        // Without `..`, so that the compiler asks for a new option.
+        let Options {
+            limit,
+            sample,
+            fewshot,
+            fewshot_from,
+            seed,
+            load,
+            max_len,
+            apply_chat_template,
+            chat_template,
+            chat_template_kwargs,
+            fewshot_as_multiturn,
+            system,
+            written,
+        } = self;
+        let Written { max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, repeats, stops, batch } = written;
+        let usual = LoadOptions::default();
+        let LoadOptions { dtype, kernels, device } = load.options();
+        let all = [
+            ("--limit", limit.is_some(), false),
+            ("--sample", sample.is_some(), false),
+            ("--fewshot", fewshot.is_some(), false),
+            ("--fewshot-from", fewshot_from.is_some(), false),
+            ("--seed", *seed != SEED, false),
+            ("--dtype", dtype != usual.dtype, true),
+            ("--kernels", kernels != usual.kernels, true),
+            ("--device", device != usual.device, true),
+            ("--max-len", max_len.is_some(), true),
+            ("--apply-chat-template", *apply_chat_template, false),
+            ("--chat-template", chat_template.is_some(), false),
+            ("--chat-template-kwargs", chat_template_kwargs.is_some(), false),
+            ("--fewshot-as-multiturn", fewshot_as_multiturn.is_some(), false),
+            ("--system", system.is_some(), false),
+            ("--max-new-tokens", max_new_tokens.is_some(), false),
+            ("--temperature", *temperature != 0.0, false),
+            ("--top-k", top_k.is_some(), false),
+            ("--top-p", top_p.is_some(), false),
+            ("--min-p", min_p.is_some(), false),
+            ("--repetition-penalty", repetition_penalty.is_some(), false),
+            ("--repeats", *repeats != 1, false),
+            ("--stop", !stops.is_empty(), false),
+            ("--batch", batch.is_some(), false),
+        ];
+        all.into_iter().filter(|(_, is_given, _)| *is_given).map(|(option, _, runs)| (option, runs)).collect()
+    }
+
     /// How a chat template is used, if it is.
     fn chat(&self) -> Result<Option<ChatWay>> {
         if !self.apply_chat_template && self.chat_template.is_none() {
@@ -244,7 +297,7 @@ pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
         command: command_line.to_owned(),
     };
     let watch = Terminal::new();
-    let eval::Outcome { out, scores } = eval::run(&job, &watch)?;
+    let eval::Outcome { out, scores, tasks: _ } = eval::run(&job, &watch)?;
     drop(watch);
     output::print(&match args.json {
         true => output::json(&scores)?,

@@ -172,11 +172,10 @@ impl Chat {
     }
 }
 
-const BEFORE_ANSWER: &str = " ";
 const BETWEEN_EXAMPLES: &str = "\n\n";
 
 fn plain(item: &Item, question: &str) -> String {
-    let examples = item.examples.iter().map(|shot| format!("{}{BEFORE_ANSWER}{}{BETWEEN_EXAMPLES}", shot.question, shot.answer));
+    let examples = item.examples.iter().map(|shot| format!("{}{}{}{BETWEEN_EXAMPLES}", shot.question, shot.between, shot.answer));
     format!("{}{question}", examples.collect::<String>())
 }
 
@@ -229,6 +228,17 @@ mod tests {
             uniform.to_string()
         });
         parse("t", "t.jsonl", uniform.collect::<Vec<_>>().join("\n").as_bytes()).unwrap()
+    }
+
+    /// `target_delimiter` of the harness stands in examples as it does in the question.
+    #[test]
+    fn examples_have_the_delimiter_of_their_item() {
+        let row =
+            |i: usize| format!("{{\"context\":\"Q{i}?\",\"delimiter\":\"\\n\",\"choices\":[\"No\",\"Yes\"],\"answer\":{i}}}\n");
+        let mut task = parse("t", "t.jsonl", (0..2).map(row).collect::<String>().as_bytes()).unwrap();
+        fewshot::apply(&mut task, 1, 0).unwrap();
+        let context = Asking::default().context(&task.items[0], &task.items[0].requests[0].context).unwrap();
+        assert_eq!(context.text, "Q1?\nYes\n\nQ0?");
     }
 
     /// Made by `tests/fixtures/eval/asking.py`: the requests of the harness's own code.

@@ -296,10 +296,13 @@ pub fn compare(before: &Side, after: &Side) -> Result<Comparison> {
         }
     }
     if tasks.is_empty() {
+        if !skipped.is_empty() {
+            return Err(Error::new(format!("nothing of the two can be compared: {}", skipped.join("; ")))
+                .cure("Evaluate both models in the same way on the same task files."));
+        }
         let names = |side: &Side| side.tasks.keys().cloned().collect::<Vec<_>>().join(", ");
-        let cure = format!("Evaluate both models on the same task files. {}", skipped.join("; "));
         return Err(Error::new(format!("the two have no item in common: {} here, {} there", names(before), names(after)))
-            .cure(cure.trim_end()));
+            .cure("Evaluate both models on the same task files."));
     }
     correct(&mut tasks);
     let names: BTreeSet<&String> = before.groups.keys().chain(after.groups.keys()).collect();

@@ -10,6 +10,9 @@ use super::tasks::{Examples, FewShot, Item, Shot, Task, TaskKind};
 use crate::error::{Error, Result};
 use crate::random::{SplitMix, own_seed};
 
+/// Between a question and its answer, where the item says nothing else.
+const BEFORE_ANSWER: &str = " ";
+
 /// Puts `n` examples before every item of the task.
 pub fn apply(task: &mut Task, n: usize, seed: u64) -> Result<()> {
     if n == 0 {
@@ -84,7 +87,11 @@ fn answered(kind: TaskKind, example: &Item) -> Shot {
     let request = &example.requests[example.answer];
     // A last word has a space of its own in the harness.
     let answer = if kind == TaskKind::LastWord { &request.continuation } else { request.choice() };
-    Shot { question: request.context.clone(), answer: answer.to_owned() }
+    let between = match kind {
+        TaskKind::Choice | TaskKind::Partial => request.continuation.strip_suffix(answer).unwrap_or_default(),
+        _ => BEFORE_ANSWER,
+    };
+    Shot { question: request.context.clone(), between: between.to_owned(), answer: answer.to_owned() }
 }
 
 /// Fisher and Yates; each subject has an order of its own.
@@ -153,7 +160,7 @@ mod tests {
         task.examples = Examples::First(super::tests::task(8).items);
         apply(&mut task, 2, 9).unwrap();
         // Q0 is no example of itself.
-        let shot = |question: &str, answer: &str| Shot { question: question.into(), answer: answer.into() };
+        let shot = |question: &str, answer: &str| Shot { question: question.into(), between: " ".into(), answer: answer.into() };
         assert_eq!(task.items[0].examples, [shot("Q2", "a2"), shot("Q4", "a4")]);
         assert_eq!(task.items[1].examples, [shot("Q3", "b3"), shot("Q5", "b5")]);
         assert_eq!(task.few_shot, Some(FewShot { n: 2, seed: None }));
@@ -166,7 +173,7 @@ mod tests {
         let parsed = |rows: &str| parse("t", "t.jsonl", rows.as_bytes()).unwrap();
         let mut task = parsed("{\"prompt\":\"Q0\",\"answers\":[\"a\",\"b\"]}\n{\"prompt\":\"Q1\",\"answer\":7}");
         apply(&mut task, 1, 1).unwrap();
-        assert_eq!(task.items[1].examples, [Shot { question: "Q0".into(), answer: "a".into() }]);
+        assert_eq!(task.items[1].examples, [Shot { question: "Q0".into(), between: " ".into(), answer: "a".into() }]);
         let mut talk = parsed("{\"messages\":[{\"role\":\"user\",\"content\":\"Hi\"}],\"answer\":\"a\"}");
         assert!(apply(&mut talk, 1, 1).unwrap_err().to_string().contains("item `0` of `t` asks by `messages`"));
     }
@@ -180,6 +187,6 @@ mod tests {
         )
         .unwrap();
         apply(&mut task, 1, 1).unwrap();
-        assert_eq!(task.items[1].examples, [Shot { question: "I saw the".into(), answer: " sea".into() }]);
+        assert_eq!(task.items[1].examples, [Shot { question: "I saw the".into(), between: " ".into(), answer: " sea".into() }]);
     }
 }

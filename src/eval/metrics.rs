@@ -178,7 +178,9 @@ fn pass_at(k: u32, c: u32, n: u32) -> f64 {
 pub fn primary(kind: TaskKind, task: &str) -> Option<&'static str> {
     Some(match kind {
         TaskKind::Written => return None,
-        TaskKind::Choice if ["hellaswag", "arc_challenge", "openbookqa"].iter().any(|name| task.starts_with(name)) => "acc_norm",
+        TaskKind::Choice if ["hellaswag", "arc_challenge", "openbookqa", "bbh"].iter().any(|name| task.starts_with(name)) => {
+            "acc_norm"
+        }
         TaskKind::Choice | TaskKind::Partial | TaskKind::LastWord => "acc",
         TaskKind::Text => "bits_per_byte",
         TaskKind::Rows => "cross_entropy",

@@ -14,7 +14,7 @@ pub struct Retention {
     pub before: String,
     /// What each fine-tuning came to.
     pub runs: Vec<Run>,
-    /// Tasks that some of the runs lack: they count in no average, as the runs are set beside one another.
+    /// Tasks that some of the runs lack, or were asked in another way: they count in no average, as the runs are set beside one another.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left_out: Vec<String>,
 }
@@ -31,6 +31,8 @@ pub struct Run {
     /// The groups of tasks among the target, each by both of its weights.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub target_groups: BTreeMap<String, GroupChange>,
+    /// The tasks of the target, one by one.
+    pub target_tasks: Comparison,
     /// The other tasks, one by one.
     pub general_tasks: Comparison,
 }
@@ -39,30 +41,38 @@ pub struct Run {
 pub fn retention(mut before: Side, runs: Vec<Side>, target: &[String]) -> Result<Retention> {
     let mut tasks = Vec::new();
     for name in target {
-        tasks.extend(named(&mut before, name)?);
+        tasks.extend(named(&mut before, "--target", name)?);
     }
     let target = &tasks[..];
     let name = before.name.clone();
-    let is_shared = |task: &String| runs.iter().all(|run| run.tasks.contains_key(task));
-    let of_some = |task: &&String| !is_shared(task) && runs.iter().any(|run| run.tasks.contains_key(*task));
-    let left_out: Vec<String> = before.tasks.keys().filter(of_some).cloned().collect();
+    let known: Vec<String> = before.tasks.keys().cloned().collect();
     let (before_target, before_general) = split(before, target);
-    let run = |run: Side| {
-        let name = run.name.clone();
+    let sides = runs.into_iter().map(|run| {
         let (run_target, run_general) = split(run, target);
+        let comparisons = [compare(&before_target, &run_target)?, compare(&before_general, &run_general)?];
+        Ok(([run_target, run_general], comparisons))
+    });
+    let sides = sides.collect::<Result<Vec<_>>>()?;
+    // What one run lacks, or was asked otherwise, would set the runs' averages on different tasks.
+    let has = |(_, comparisons): &([Side; 2], [Comparison; 2]), task: &String| {
+        comparisons.iter().any(|one| one.tasks.contains_key(task))
+    };
+    let of_some = |task: &String| sides.iter().any(|run| has(run, task)) && !sides.iter().all(|run| has(run, task));
+    let left_out: Vec<String> = known.into_iter().filter(of_some).collect();
+    let run = |([run_target, run_general], [target_tasks, general_tasks]): ([Side; 2], [Comparison; 2])| {
+        let name = run_target.name.clone();
         let average = |comparison: &Comparison, what: &str| {
             comparison.macro_average.clone().ok_or_else(|| {
                 Error::usage(format!("`{name}` has no {what} task with an accuracy, which retention needs"))
                     .cure("Evaluate both on target tasks and on general ones.")
             })
         };
-        let general_tasks = compare(&before_general, &run_general)?;
-        let target_tasks = compare(&before_target, &without(run_target, &left_out))?;
-        let shared = compare(&before_general, &without(run_general, &left_out))?;
-        let (target, general) = (average(&target_tasks, "target")?, average(&shared, "general")?);
-        Ok(Run { name, target, target_groups: target_tasks.groups, general, general_tasks })
+        let shared_target = compare(&before_target, &without(run_target, &left_out))?;
+        let shared_general = compare(&before_general, &without(run_general, &left_out))?;
+        let (target, general) = (average(&shared_target, "target")?, average(&shared_general, "general")?);
+        Ok(Run { name, target, target_groups: shared_target.groups, target_tasks, general, general_tasks })
     };
-    let runs = runs.into_iter().map(run).collect::<Result<_>>()?;
+    let runs = sides.into_iter().map(run).collect::<Result<_>>()?;
     Ok(Retention { before: name, runs, left_out })
 }
 
@@ -71,8 +81,8 @@ fn without(mut side: Side, tasks: &[String]) -> Side {
     side
 }
 
-/// The tasks that a name of --target stands for: a task, a group, or all tasks whose names go on behind it, which become a group.
-fn named(side: &mut Side, name: &str) -> Result<Vec<String>> {
+/// The tasks that a name stands for that `option` was given: a task, a group, or all tasks whose names go on behind it, which become a group.
+pub(crate) fn named(side: &mut Side, option: &str, name: &str) -> Result<Vec<String>> {
     if side.tasks.contains_key(name) {
         return Ok(vec![name.to_owned()]);
     }
@@ -83,7 +93,7 @@ fn named(side: &mut Side, name: &str) -> Result<Vec<String>> {
     let tasks: Vec<String> = side.tasks.keys().filter(|task| task.starts_with(&begins)).cloned().collect();
     if tasks.is_empty() {
         let known: Vec<&str> = side.groups.keys().chain(side.tasks.keys()).map(String::as_str).collect();
-        return Err(Error::usage(format!("--target names `{name}`, but {} was evaluated on {}", side.name, known.join(", "))));
+        return Err(Error::usage(format!("{option} names `{name}`, but {} was evaluated on {}", side.name, known.join(", "))));
     }
     side.groups.insert(name.to_owned(), tasks.clone());
     Ok(tasks)
@@ -104,8 +114,10 @@ fn split(side: Side, target: &[String]) -> (Side, Side) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::asking::Asked;
     use super::super::compare::TaskSamples;
     use super::super::metrics::{ChoiceScore, Sample};
+    use super::super::results::{Chosen, Settings};
     use super::super::tasks::TaskKind;
     use super::*;
 
@@ -144,6 +156,22 @@ mod tests {
         close(eaft.target.difference.value, 0.2);
         close(eaft.general.difference.value, 0.0);
         assert_eq!((eaft.general.tasks.join(" "), &*found.before), ("a".to_owned(), "base"));
+        // What one run was asked otherwise is in no average of the others either, and is said.
+        let asked_otherwise = |system: Option<&str>, mut side: Side| {
+            for task in side.tasks.values_mut() {
+                let asked = Asked { system: system.map(str::to_owned), ..Asked::default() };
+                task.settings = Some(Settings { chosen: Chosen::default(), few_shot: None, asked, writing: None });
+            }
+            side
+        };
+        let both = [("med", 4), ("a", 8), ("b", 6)];
+        let mut odd = asked_otherwise(None, side("odd", &both));
+        odd.tasks.get_mut("b").unwrap().settings =
+            asked_otherwise(Some("S"), side("x", &both)).tasks.remove("b").unwrap().settings;
+        let runs = vec![asked_otherwise(None, side("even", &both)), odd];
+        let found = retention(asked_otherwise(None, side("base", &both)), runs, &target).unwrap();
+        assert_eq!((&found.left_out[..], found.runs[0].general.tasks.join(" ")), (&["b".to_owned()][..], "a".to_owned()));
+        assert!(found.runs[1].general_tasks.skipped[0].contains("--system"), "{:?}", found.runs[1].general_tasks.skipped);
         // A group by the beginning of its tasks' names: 20 items weigh alike.
         let before = || side("base", &[("med_a", 4), ("med_b", 6), ("a", 8)]);
         let found = retention(before(), vec![side("sft", &[("med_a", 8), ("med_b", 6), ("a", 8)])], &target).unwrap();

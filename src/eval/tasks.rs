@@ -112,11 +112,13 @@ pub struct Item {
     pub row: Option<Box<Example>>,
 }
 
-/// An example: a question and its answer, without what stands between.
+/// An example: a question and its answer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Shot {
     /// The text of the question.
     pub question: String,
+    /// What stands between the two in a text; in turns of their own nothing does.
+    pub between: String,
     /// The text of the answer.
     pub answer: String,
 }

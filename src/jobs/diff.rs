@@ -36,8 +36,10 @@ pub(crate) struct Job {
     pub after: Vec<String>,
     /// The tasks that the runs were fine-tuned for.
     pub target: Vec<String>,
-    /// What models are evaluated on; empty for the probe.
+    /// What models are evaluated on; empty for the probe. Of evaluations, the names of the tasks that are compared; empty for all.
     pub tasks: Vec<String>,
+    /// Options that were given and are for models that are evaluated alone, with whether --kl heeds them.
+    pub of_models: Vec<(&'static str, bool)>,
     /// Run the models behind folders for their divergence, too.
     pub divergence: bool,
     /// The drop in points that is an error.
@@ -141,6 +143,17 @@ fn other_rows(records: [&Value; 2], [before, after]: [&String; 2]) -> Result<Vec
 }
 
 impl Job {
+    /// An error for an option that would change nothing, as no model is evaluated.
+    fn check_of_models(&self) -> Result<()> {
+        match self.of_models.iter().find(|(_, by_kl)| !(self.divergence && *by_kl)) {
+            Some((option, _)) => {
+                Err(Error::usage(format!("{option} has no say: it is for models that are evaluated, and here are folders"))
+                    .cure("Leave it out, or give models in the place of the folders."))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// An error if something dropped by more than the user wants.
     pub(crate) fn check_drop(&self, diff: &Diff) -> Result<()> {
         match (self.fail_on_drop, &diff.what) {
@@ -181,6 +194,10 @@ fn compared(job: &Job, watch: &dyn Watch) -> Result<What> {
     let n_runs = afters.iter().chain([&before]).filter(|kind| **kind == SideKind::ScoreRun).count();
     match (n_runs, &job.after[..]) {
         (2, [after]) if job.target.is_empty() => {
+            job.check_of_models()?;
+            if !job.tasks.is_empty() {
+                return Err(Error::usage("--tasks has no say: score runs have none").cure("Leave it out."));
+            }
             return Ok(What::Scores(compare_scores(Path::new(&job.before), Path::new(after))?));
         }
         (0, _) => {}
@@ -190,13 +207,20 @@ fn compared(job: &Job, watch: &dyn Watch) -> Result<What> {
         }
         _ => return Err(Error::usage("score runs are compared two at a time, without --target")),
     }
+    let evaluates = afters.iter().chain([&before]).any(|kind| *kind == SideKind::Model);
+    if !evaluates {
+        job.check_of_models()?;
+    }
     if afters.len() > 1 && job.target.is_empty() {
         return Err(Error::usage("several runs after one before need --target: the tasks that they were fine-tuned for")
             .cure("Compare two at a time without it."));
     }
-    let before = side(before, &job.before, job, watch)?;
+    let mut before = side(before, &job.before, job, watch)?;
     let sides = afters.into_iter().zip(&job.after).map(|(kind, after)| side(kind, after, job, watch));
     let mut sides = sides.collect::<Result<Vec<_>>>()?;
+    if !evaluates && !job.tasks.is_empty() {
+        choose(&mut before, &mut sides, &job.tasks)?;
+    }
     if job.target.is_empty() {
         let after = sides.remove(0);
         return Ok(What::Evaluations(compare::compare(&before, &after)?));
@@ -297,10 +321,25 @@ fn side(kind: SideKind, written: &str, job: &Job, watch: &dyn Watch) -> Result<S
                 command,
             };
             let evaluated = eval::run(&asked, watch)?;
-            compare::read_side(&evaluated.out)
+            // The folder holds what was asked of the model before, too.
+            let mut side = compare::read_side(&evaluated.out)?;
+            side.tasks.retain(|name, _| evaluated.tasks.contains(name));
+            Ok(side)
         }
         SideKind::Evaluation | SideKind::ScoreRun => compare::read_side(Path::new(written)),
     }
+}
+
+/// Leaves the tasks that --tasks names, by their names or groups.
+fn choose(before: &mut Side, others: &mut [Side], names: &[String]) -> Result<()> {
+    let mut tasks = Vec::new();
+    for name in names {
+        tasks.extend(retention::named(before, "--tasks", name)?);
+    }
+    for side in others.iter_mut().chain([before]) {
+        side.tasks.retain(|name, _| tasks.contains(name));
+    }
+    Ok(())
 }
 
 /// The divergence of the two models, where both can be run and the user asks for it by naming models or by --kl.

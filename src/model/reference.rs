@@ -3,7 +3,10 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
+
 use super::files::adapter::{self, Adapter};
+use super::files::end_tokens;
 use super::files::folder::{self, Folder};
 use super::files::gguf::Gguf;
 use super::files::gguf_files;
@@ -128,6 +131,22 @@ impl Reference {
             Kind::Adapter(base) => base.config(),
             Kind::Folder => folder::config(&self.path),
             Kind::Default | Kind::Gguf => self.open()?.config().map(Some),
+        }
+    }
+
+    /// config.json and generation_config.json, as far as they are there; an adapter's own stand in the place of its base's. The weights need
+    /// not be there.
+    pub(super) fn generation_files(&self) -> Result<[Option<Value>; 2]> {
+        let there = |folder: &Path| -> Result<[Option<Value>; 2]> {
+            Ok([folder::json(folder, end_tokens::CONFIG)?, folder::json(folder, end_tokens::GENERATION)?])
+        };
+        match &self.kind {
+            Kind::Folder => there(&self.path),
+            Kind::Adapter(base) => {
+                let ([config, generation], [_, own]) = (base.generation_files()?, there(&self.path)?);
+                Ok([config, own.or(generation)])
+            }
+            Kind::Default | Kind::Gguf => Ok([Some(self.open()?.config_json()?), None]),
         }
     }
 

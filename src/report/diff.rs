@@ -12,7 +12,7 @@ use crate::diagnosis::movement::{Change, Movement};
 use crate::error::Result;
 use crate::eval::compare::{Comparison, Flips, MacroChange, MeanChange, MetricChange, TaskChange};
 use crate::eval::divergence::Divergence;
-use crate::eval::retention::Retention;
+use crate::eval::retention::{Retention, Run};
 use crate::format::{count, divergence, n_tokens, number, thousands};
 use crate::maps::{self, forest};
 use crate::provenance;
@@ -479,13 +479,22 @@ fn engines(comparison: &Comparison) -> Option<String> {
     Some(format!("the models were run by two engines, which may differ by themselves: {before} before, {after} after"))
 }
 
-/// That two engines ran the models of a run, for each run, and which tasks are in no average.
+/// Which tasks are in no average, and what is to be known of each run's comparison.
 fn warnings_of_runs(retention: &Retention) -> impl Iterator<Item = String> {
     let left_out = &retention.left_out;
     let unshared = (!left_out.is_empty())
-        .then(|| format!("in no average, as some of the runs were not evaluated on them: {}", left_out.join(", ")));
-    let engines = retention.runs.iter().filter_map(|run| Some(format!("{}: {}", run.name, engines(&run.general_tasks)?)));
-    unshared.into_iter().chain(engines)
+        .then(|| format!("in no average, as some of the runs lack them or were asked otherwise: {}", left_out.join(", ")));
+    let of_run = |run: &Run| {
+        let mut all: Vec<String> = Vec::new();
+        for warning in warnings(&run.target_tasks).into_iter().chain(warnings(&run.general_tasks)) {
+            let warning = format!("{}: {warning}", run.name);
+            if !all.contains(&warning) {
+                all.push(warning);
+            }
+        }
+        all
+    };
+    unshared.into_iter().chain(retention.runs.iter().flat_map(of_run).collect::<Vec<_>>())
 }
 
 fn warnings(comparison: &Comparison) -> Vec<String> {

@@ -58,6 +58,8 @@ pub(crate) struct Job {
 pub(crate) struct Outcome {
     pub out: PathBuf,
     pub scores: Scores,
+    /// The names of the tasks that were asked for; the folder may hold others.
+    pub tasks: Vec<String>,
 }
 
 /// Evaluates the tasks that the folder does not hold yet, and writes it after each.
@@ -84,6 +86,7 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
         way.choose(task);
     }
     way.check_says(&tasks)?;
+    let names: Vec<String> = tasks.iter().map(|task| task.name.clone()).collect();
     let found = FoundModel::find(&job.model, job.servers.as_ref(), way, &tasks, watch)?;
     let (reference, max_len) = (found.reference(), found.max_len());
     let asking = way.asking(reference, &tasks, max_len)?;
@@ -111,7 +114,7 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
         }
     }
     let Some(author) = found.author(!open.is_empty(), writes, &out, watch)? else {
-        return Ok(Outcome { out, scores: folder.scores });
+        return Ok(Outcome { out, scores: folder.scores, tasks: names });
     };
     folder.scores.server = author.checked().cloned();
     let mut all: Vec<String> = Vec::new();
@@ -134,7 +137,7 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Outcome> {
         folder.add(&task.name, TaskScores { notes: notes(&task, answering.as_ref(), &asking), ..scores }, samples)?;
         journal.map_or(Ok(()), Journal::remove)?;
     }
-    Ok(Outcome { out, scores: folder.scores })
+    Ok(Outcome { out, scores: folder.scores, tasks: names })
 }
 
 /// What is collected of a task until all of it is there: of servers' scores, of written answers.

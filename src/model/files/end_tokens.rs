@@ -9,8 +9,8 @@ use crate::files::write_atomically;
 use crate::json::{self, pretty};
 use crate::model::Reference;
 
-pub(super) const CONFIG: &str = "config.json";
-pub(super) const GENERATION: &str = "generation_config.json";
+pub(in crate::model) const CONFIG: &str = "config.json";
+pub(in crate::model) const GENERATION: &str = "generation_config.json";
 
 /// The ids that stand in every one of the two files that the model has.
 pub(crate) fn end_tokens(reference: &Reference) -> Result<Vec<u32>> {

@@ -362,7 +362,8 @@ pub(crate) fn companions(folder: &Path) -> Result<Vec<(&'static str, Vec<u8>)>> 
     Ok(files)
 }
 
-fn json(folder: &Path, name: &str) -> Result<Option<Value>> {
+/// A JSON file of the folder; `None` where there is none.
+pub(in crate::model) fn json(folder: &Path, name: &str) -> Result<Option<Value>> {
     let path = folder.join(name);
     match std::fs::read_to_string(&path) {
         Ok(text) => {

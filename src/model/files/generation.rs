@@ -4,8 +4,7 @@
 use serde_json::Value;
 
 use super::end_tokens::{CONFIG, GENERATION, ids_of};
-use crate::error::{Context, Error, Result};
-use crate::json;
+use crate::error::{Error, Result};
 use crate::model::Reference;
 use crate::tokens::Tokenizer;
 
@@ -59,28 +58,25 @@ const UNFOLLOWED: [(&str, Neutral); 22] = [
 ];
 
 impl GenerationConfig {
-    /// What the files beside the model say, with the end token of its tokenizer.
+    /// What the files beside the weights, which need not be there, say, with the end token of its tokenizer.
     pub(crate) fn read(reference: &Reference, tokenizer: &Tokenizer) -> Result<GenerationConfig> {
-        let source = reference.open()?;
-        let config = source.config_json()?;
-        let generation: Option<Value> = match source.companions()?.into_iter().find(|(name, _)| *name == GENERATION) {
-            Some((name, bytes)) => Some(json::from_slice(&bytes).context_at(name, "the file is no JSON")?),
-            None => None,
-        };
-        GenerationConfig::of(&config, generation.as_ref(), tokenizer.eos())
+        let [config, generation] = reference.generation_files()?;
+        GenerationConfig::of(&config.unwrap_or_default(), generation.as_ref(), tokenizer.eos())
     }
 
     fn of(config: &Value, generation: Option<&Value>, eos: Option<u32>) -> Result<GenerationConfig> {
         let mut end_tokens = generation.map(ids_of).unwrap_or_default();
-        if end_tokens.is_empty() {
-            end_tokens = ids_of(config);
+        // Models of several parts may say it beside the rest of the language model's.
+        for config in [config, &config["text_config"]] {
+            if end_tokens.is_empty() {
+                end_tokens = ids_of(config);
+            }
         }
         end_tokens.extend(eos);
         end_tokens.sort_unstable();
         end_tokens.dedup();
         let (file, value): (_, &dyn Fn(&str) -> Value) = match generation {
             Some(json) => (GENERATION, &|key| json[key].clone()),
-            // Models of several parts may say it beside the rest of the language model's.
             None => (CONFIG, &|key| match &config[key] {
                 Value::Null => config["text_config"][key].clone(),
                 value => value.clone(),
@@ -156,7 +152,8 @@ mod tests {
         let found = of(&config, Some(&json!({})));
         assert_eq!((found.end_tokens, found.repetition_penalty), (vec![2, 3, 9], None));
         assert_eq!(of(&config, None).repetition_penalty, Some(1.3));
-        assert_eq!(of(&json!({"text_config": {"repetition_penalty": 1.2}}), None).repetition_penalty, Some(1.2));
+        let nested = of(&json!({"text_config": {"repetition_penalty": 1.2, "eos_token_id": 4}}), None);
+        assert_eq!((nested.repetition_penalty, nested.end_tokens), (Some(1.2), vec![4, 9]));
         assert_eq!(of(&config, None).left_aside().unwrap(), "`repetition_penalty: 1.3` (config.json)");
     }
 
