@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device as Candle, Tensor};
 
-use super::operations::{HeadRoom, RotaryTables, STATISTICS_WORDS, SUMS_WORDS, head_chunk, statistics_of_words};
+use super::attention::RotaryTables;
+use super::head::{HeadRoom, STATISTICS_WORDS, SUMS_WORDS, head_chunk, statistics_of_words};
 use super::{Arena, AttentionPlan, Buffer, DeltaArrays, DeltaPlan, Device, PrepareOptions, Rows, Weight};
 use crate::error::{Error, Result};
 use crate::kernels::attention::AttentionShape;

@@ -5,7 +5,7 @@
 //! compile.rs    the .cu files, which stand beside the CPU kernels -> machine code
 //! device.rs     the GPU: memory, copies, launches, times; array.rs numbers there
 //! product.rs    `x W^T` by cuBLASLt; shape.rs what its algorithm depends on
-//! operations.rs norms, gates, rows, attention, the head's statistics: checks, then launches
+//! operations.rs rows, norms, gates: checks, then launches; attention.rs for attention, head.rs for logits and what is kept of them
 //! experts.rs    the same for experts: who computes which tokens; grouped.rs their products; delta.rs for the gated delta rule
 //! step_rows.rs  where the tokens of a step of writing stand in its batch
 //! pages.rs      keys and values of sequences that are being written, and the attention of their last tokens; states.rs what the delta
@@ -18,11 +18,13 @@
 //! number format, whose bounds every operation checks before it launches. Kernels run for compute capability 8.0 and later.
 
 mod array;
+mod attention;
 mod compile;
 mod delta;
 mod device;
 mod experts;
 mod grouped;
+mod head;
 pub mod hosted;
 mod library;
 mod operations;
@@ -35,14 +37,12 @@ mod step_rows;
 mod tests;
 
 pub use array::{Array, Indices, arena_bytes};
+pub use attention::{AttentionPlan, PrepareOptions, RotaryTables};
 pub use delta::{DeltaArrays, DeltaPlan};
 pub use device::{Arena, Buffer, Device, Event, Pinned, is_there, profile};
 pub use experts::{RouterOptions, Routing, routing_bytes};
 pub use grouped::ExpertWeights;
-pub use operations::{
-    AttentionPlan, HeadRoom, PrepareOptions, RotaryTables, STATISTICS_WORDS, SUMS_WORDS, draw_words, head_chunk,
-    statistics_of_words,
-};
+pub use head::{HeadRoom, STATISTICS_WORDS, SUMS_WORDS, draw_words, head_chunk, statistics_of_words};
 pub use pages::{DEVICE_PAGE, LastRoom, PagedKeys, StepLists, StepPlan};
 pub use product::Weight;
 pub use shape::{Rows, TILE};

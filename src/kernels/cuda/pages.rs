@@ -9,9 +9,10 @@ use std::ops::Range;
 
 use super::array::Argument::U32;
 use super::array::{Array, Indices};
+use super::attention::{AttentionPlan, View, arguments_of};
 use super::compile::Source;
 use super::device::{Buffer, Device};
-use super::operations::{AttentionPlan, View, arguments_of, optional, whole_rows};
+use super::operations::{optional, whole_rows};
 use super::step_rows::StepRows;
 use crate::error::{Error, Result};
 use crate::kernels::Stored;
