@@ -418,10 +418,18 @@ fn find_end(
     if idx + 1 == conversation.messages.len() {
         return Ok(text.len());
     }
-    let as_written = std::iter::once_with(|| Some(conversation.messages[idx].clone()));
-    let without_reasoning = std::iter::once_with(|| without_reasoning(&conversation.messages[idx]));
-    for message in as_written.chain(without_reasoning).flatten() {
-        let so_far = [&conversation.messages[..idx], &[message]].concat();
+    let messages = &conversation.messages[..=idx];
+    let as_written = std::iter::once_with(|| Some(messages.to_vec()));
+    let without_own = std::iter::once_with(|| {
+        let own = without_reasoning(&messages[idx])?;
+        Some([&messages[..idx], &[own]].concat())
+    });
+    // A template that drops the reasoning of earlier rounds drops that of the calls before this answer, too (GLM 4.5).
+    let without_any = std::iter::once_with(|| {
+        let is_changed = messages[..idx].iter().any(|message| without_reasoning(message).is_some());
+        is_changed.then(|| messages.iter().map(|message| without_reasoning(message).unwrap_or_else(|| message.clone())).collect())
+    });
+    for so_far in as_written.chain(without_own).chain(without_any).flatten() {
         if let Ok(so_far) = template.render(&so_far, conversation.around, false)
             && so_far.len() > begin
             && let Some(rest) = text.strip_prefix(so_far.as_str())
