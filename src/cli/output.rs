@@ -1,11 +1,13 @@
 //! What is printed, and how.
 
+use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 
 use serde::Serialize;
 
+use crate::dataset::DataFile;
 use crate::error::{Context, Result};
-use crate::format::{ISOLATE, acts, harmless, n_columns};
+use crate::format::{ISOLATE, acts, count, harmless, n_columns, thousands};
 
 /// Prints a summary, of which nothing acts on the terminal but its colours. Standard output that was closed has been read enough.
 pub(super) fn print(text: &str) -> Result<()> {
@@ -57,6 +59,25 @@ pub(super) fn say(text: &str) {
     }
 }
 
+/// Data files that are named one by one; a folder may hold one for every row.
+const FILES_NAMED: usize = 20;
+
+/// A line for each of the first files, and one for the others.
+pub(super) fn of_files(files: &[DataFile], line: impl Fn(&DataFile) -> String) -> Vec<String> {
+    let (named, others) = files.split_at(files.len().min(FILES_NAMED));
+    let mut lines: Vec<String> = named.iter().map(line).collect();
+    let mut formats: BTreeMap<String, u64> = BTreeMap::new();
+    for file in others {
+        *formats.entry(file.format.to_string()).or_default() += 1;
+    }
+    if !others.is_empty() {
+        let formats: Vec<String> = formats.iter().map(|(format, n)| format!("{} of {format}", thousands(*n))).collect();
+        let bytes = count(others.iter().map(|file| file.bytes).sum(), "byte");
+        lines.push(format!("and {}, {bytes}: {}", count(others.len() as u64, "more file"), formats.join(", ")));
+    }
+    lines
+}
+
 /// Columns in a line of the standard output, if it is a terminal.
 pub(super) fn width() -> Option<usize> {
     terminal_size::terminal_size_of(std::io::stdout()).map(|(width, _)| usize::from(width.0))
@@ -94,9 +115,10 @@ fn wrapped(line: &str, width: usize) -> String {
     out
 }
 
-/// Colours on a terminal, unless the user does not want them.
+/// Colours on a terminal that knows them, unless the user does not want them.
 pub(super) fn coloured() -> bool {
-    std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
+    let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+    std::io::stdout().is_terminal() && !is_dumb && std::env::var_os("NO_COLOR").is_none()
 }
 
 /// The argument as one would type it in a shell.
