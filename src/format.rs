@@ -60,6 +60,11 @@ fn push_sign(shown: &mut String, c: char) {
     }
 }
 
+/// How many columns of a terminal the text takes: two for a character of Chinese, none for a mark upon another one.
+pub(crate) fn n_columns(text: &str) -> usize {
+    unicode_width::UnicodeWidthStr::width(text)
+}
+
 /// 1234567 as `1,234,567`.
 pub(crate) fn thousands(n: u64) -> String {
     let digits = n.to_string();

@@ -34,6 +34,37 @@ fn what_is_learnt_is_marked_and_what_is_odd_is_named() {
     }
     let found = workdir.run(&["check", "rows.jsonl", "--model", "tiny.gguf", "--json"]).ok().json();
     assert_eq!((&found["records"], &found["rows"], &found["duplicates"]["rows"]), (&5.into(), &4.into(), &1.into()));
+    // Rows that are equal are found, too, though the audit is of single rows.
+    let says_nothing = |rows: &str| {
+        workdir.write("few.jsonl", rows);
+        workdir.run(&["check", "few.jsonl", "--model", "tiny.gguf"]).ok().stdout.contains("The audit found nothing.")
+    };
+    let row = r#"{"prompt":"a","completion":"b"}"#;
+    assert_eq!([says_nothing(row), says_nothing(&format!("{row}\n{row}"))], [true, false]);
+    // A name that is no finding's is answered before anything is read.
+    let refused = workdir.run(&["check", "nowhere.jsonl", "--model", "tiny.gguf", "--fail-on", "any,duplicate"]);
+    let told = "expected a finding behind --fail-on, found `duplicate`\n  Did you mean duplicates? Known are any, empty_mask";
+    assert!(refused.code == Some(2) && refused.stderr.contains(told), "{}", refused.stderr);
+}
+
+#[test]
+fn of_many_files_the_first_are_named() {
+    let workdir = Workdir::new();
+    tiny_model::write(&workdir.path(""));
+    let row = |i: usize| format!(r#"{{"messages":[{{"role":"user","content":"{i:02}"}},{{"role":"assistant","content":"d"}}]}}"#);
+    std::fs::create_dir(workdir.path("many")).unwrap();
+    for i in 0..25 {
+        workdir.write(&format!("many/{i:02}.jsonl"), row(i));
+    }
+    workdir.write("many/z.jsonl", r#"{"text": "d"}"#);
+    let of_one = row(0).len();
+    let ran = workdir.run(&["check", "many", "--model", "tiny.gguf"]).ok();
+    let lines: Vec<&str> = ran.stdout.lines().take(22).collect();
+    assert_eq!(lines[19], format!("many/19.jsonl: messages, {of_one} bytes"));
+    assert_eq!(lines[20], format!("and 6 more files, {} bytes: 5 of messages, 1 of text", 5 * of_one + 13));
+    assert!(lines[21].starts_with("26 rows read"), "{}", lines[21]);
+    let found = workdir.run(&["check", "many", "--model", "tiny.gguf", "--json"]).ok().json();
+    assert_eq!(found["files"].as_array().unwrap().len(), 26);
 }
 
 #[test]

@@ -295,6 +295,8 @@ fn rules_say_what_they_did_and_why() {
     let first: Value = serde_json::from_str(todo.lines().next().unwrap()).unwrap();
     assert_eq!((&first["rewrite"], first["conflicts"][0]["model"].is_string()), (&"".into(), true));
 
+    let refused = workdir.run(&["export", "run", "--out", "none.jsonl", "--select", "0"]);
+    assert!(refused.code == Some(2) && refused.stderr.contains("--select 0 keeps no row"), "{}", refused.stderr);
     let dropped = export(&workdir, &["--out", "d.jsonl", "--drop", "rows=0,4", "--select", "1"]);
     assert_eq!((&dropped["rows_dropped"], &dropped["rows_written"]), (&4.into(), &1.into()));
     let weighted = export(&workdir, &["--format", "messages", "--out", "w.jsonl", "--weight", "eaft"]);

@@ -112,7 +112,7 @@ fn the_guide_knows_every_column_and_every_file() {
     }
     // What --fail-on takes.
     let refused = workdir.run(&["check", "rows.jsonl", "--model", "tiny.gguf", "--fail-on", "nonsense"]).stderr;
-    let (_, names) = refused.split_once("The findings are: any, ").unwrap();
+    let (_, names) = refused.split_once("Known are any, ").unwrap();
     let data = page("data.md");
     for name in names.trim().trim_end_matches('.').split(", ") {
         assert!(data.contains(&format!("| `{name}` | ")), "the guide's page on data says nothing of {name}");

@@ -42,6 +42,8 @@ fn shells_complete_subcommands_options_and_names() {
             (&["diagnose", "train", "--gate", "d"], "dft"),
             (&["diagnose", "train", "--meth"], "--method"),
             (&["diagnose", "train", "--method", "ea"], "eaft"),
+            (&["diagnose", "check", "--fail-on", "emp"], "empty_mask"),
+            (&["diagnose", "guide", "re"], "reading"),
         ] {
             let Some(offered) = offered(shell, words) else { break };
             let is_there = |line: &String| line == expected || shell == "zsh" && line.contains(expected);

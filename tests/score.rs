@@ -600,7 +600,9 @@ fn a_comparison_of_runs_names_other_thresholds_and_other_data() {
     assert!(sorted.contains("run was sorted by fixed: p <= 0.25, H <= 1 nat, and sorted by p=0.1,H=9"), "{sorted}");
     assert!(!sorted.contains("data files"), "{sorted}");
     let more = said("more");
-    assert!(more.contains("The data files of run and more are not the same: the rows have no ids"), "{more}");
+    let by_number =
+        "The data files of run and more are not the same: the rows have no ids, and are paired by their numbers, 1 of them";
+    assert!(more.contains(by_number), "{more}");
     assert!(!more.contains("was sorted by"), "{more}");
     // Rows with ids find each other in any order; one whose id another has, too, and one that is new stand alone.
     let rows: Vec<String> = (0..9)
@@ -627,4 +629,21 @@ fn a_comparison_of_runs_names_other_thresholds_and_other_data() {
     );
     assert!(diff["overall"]["logprob"].as_f64().unwrap().abs() < 1e-6, "{diff}");
     assert!(said_of(&workdir, "forwards", "backwards").contains("rows are paired by their ids, 9 of them"));
+    // Behind another question the same answer is another text: what the model says of its tokens was not learnt, and not lost.
+    let asked = |i: usize, row: &String| if i < 2 { row.replace("What is", "Who made") } else { row.clone() };
+    workdir.write("asked.jsonl", rows.iter().enumerate().map(|(i, row)| asked(i, row) + "\n").collect::<String>());
+    workdir.write("others.jsonl", rows.iter().map(|row| asked(0, row) + "\n").collect::<String>());
+    score("asked.jsonl", "fixed", "asked");
+    score("others.jsonl", "fixed", "others");
+    let diff = workdir.run(&["diff", "forwards", "asked", "--json"]).ok().json();
+    let (pairs, alone) = (n("forwards", &[2, 3, 4, 5, 6, 7, 8]), [n("forwards", &[0, 1, 9, 10]), n("asked", &[0, 1])]);
+    assert_eq!(
+        (&diff["overall"]["tokens"], &diff["tokens_only_before"], &diff["tokens_only_after"]),
+        (&pairs.into(), &alone[0].into(), &alone[1].into())
+    );
+    let said = said_of(&workdir, "forwards", "asked");
+    assert!(said.contains("paired by their ids, 7 of them; 2 more have other texts and are left out"), "{said}");
+    let refused = workdir.run(&["diff", "forwards", "others"]);
+    let has_none = refused.stderr.contains("no token in common: 9 rows have the same id and other texts");
+    assert!(refused.code == Some(1) && has_none, "{}", refused.stderr);
 }

@@ -731,6 +731,27 @@ fn two_runs_stand_side_by_side_with_what_changed() {
     assert!(workdir.path("diff/compared.html").exists() && workdir.path("diff/learnt.parquet").exists());
     browser.press(&["7"]);
     assert!(browser.eval("document.querySelectorAll('.token.better, .token.worse').length").as_u64().unwrap() > 0);
+    // The same answer to another question, and an answer that is another one from its second word on.
+    let mut others = rows.clone();
+    others[0] = row("Another question?", rows[0]["messages"][1]["content"].as_str().unwrap());
+    others[0]["id"] = rows[0]["id"].clone();
+    others[1] = row("Question 1?", "Answer 2, of about seventy letters: none");
+    scored(&workdir, "others", &others);
+    workdir.run(&["view", "before", "others"]).ok();
+    browser.open(&workdir.path("others/compared.html"));
+    browser.eval("ready.then((page) => { window.page = page; })");
+    let partners = |row: u32| {
+        let of = browser.eval(&format!(
+            "((row) => {{ const [begin, end] = tokensOfRow(page.run, row); const own = Array.from({{ length: end - begin }}, (_, i) => begin + i); \
+              const paired = own.filter((token) => page.changes.tokenOf[token] >= 0); \
+              return [own.length, paired.length, Math.max(0, ...paired.map((token) => page.run.begin[token]))]; }})(page.run.row.indexOf({row}))"
+        ));
+        serde_json::from_value::<[usize; 3]>(of).unwrap()
+    };
+    let [asked, answered, same] = [0, 1, 2].map(partners);
+    assert!(asked[0] > 0 && asked[1] == 0, "{asked:?}");
+    assert!(answered[1] > 0 && answered[2] <= "Answer ".len(), "{answered:?}");
+    assert!(same[0] > 0 && same[1] == same[0], "{same:?}");
     assert_eq!(browser.complaints(), [""; 0]);
 }
 

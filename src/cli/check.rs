@@ -7,9 +7,11 @@ use super::models::ModelArgs;
 use super::output;
 use super::progress::Terminal;
 use super::rows::RowArgs;
+use crate::dataset::DataFile;
 use crate::error::Result;
 use crate::format::{count, counted, harmless, thousands};
 use crate::jobs::check::{self, Checked, Job, Repeated};
+use crate::spelling;
 
 /// Say in seconds whether what you think is trained is really trained
 ///
@@ -50,6 +52,11 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args) -> Result<()> {
     args.rows.refuse_lone_seed()?;
+    let names = check::names();
+    if let Some(unknown) = args.fail_on.iter().find(|name| !names.contains(name)) {
+        let known: Vec<&str> = names.iter().map(String::as_str).collect();
+        return Err(spelling::unknown("a finding behind --fail-on", unknown, &known));
+    }
     let watch = Terminal::new();
     let job = Job {
         read: args.rows.read()?,
@@ -76,9 +83,8 @@ fn summary(found: &Checked, max_len: usize, coloured: bool) -> String {
     let mut line = |text: String| {
         let _ = writeln!(out, "{text}");
     };
-    for file in &found.files {
-        line(format!("{}: {}, {}", file.path.display(), file.format, count(file.bytes, "byte")));
-    }
+    let of_file = |file: &DataFile| format!("{}: {}, {}", file.path.display(), file.format, count(file.bytes, "byte"));
+    output::of_files(&found.files, of_file).into_iter().for_each(&mut line);
     line(format!(
         "{} read, {} with something to learn, {} without; {} of {} learnt by {}",
         count(found.records, "row"),
@@ -112,7 +118,7 @@ fn summary(found: &Checked, max_len: usize, coloured: bool) -> String {
     let contradicts = |answer: &str| format!("{answer} the prompt of an earlier one in another way");
     repeated(&contradicts("row answers"), &contradicts("rows answer"), &found.contradictions);
     let audit = found.audit.lines();
-    if audit.is_empty() {
+    if audit.is_empty() && found.findings().iter().all(|(_, rows)| *rows == 0) {
         line("The audit found nothing.".to_owned());
     }
     audit.into_iter().for_each(|text| line(output::fitted(&harmless(&text, &[]))));

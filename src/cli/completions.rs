@@ -6,10 +6,11 @@ use clap::Command;
 use clap::builder::PossibleValuesParser;
 use clap_complete::Shell;
 
-use super::output;
+use super::{guide, output};
 use crate::diagnosis::gate::{Beside, METHODS};
 use crate::error::{Context, Result};
 use crate::files::write_atomically;
+use crate::jobs::check;
 
 /// Print what makes a shell complete subcommands, options and the names they take
 ///
@@ -49,7 +50,8 @@ pub(super) fn write_manual(args: &ManArgs, command: Command) -> Result<()> {
 fn with_names(command: Command) -> Command {
     let gates = METHODS.iter().filter(|method| method.beside == Beside::Nothing).map(|method| method.name);
     let methods: Vec<&str> = METHODS.iter().map(|method| method.name).collect();
-    let names: [(&str, Vec<&str>); 8] = [
+    let findings = check::names();
+    let names: [(&str, Vec<&str>); 10] = [
         ("gate", gates.collect()),
         ("method", methods),
         ("thresholds", vec!["fixed", "pilot", "groups", "tail"]),
@@ -58,11 +60,14 @@ fn with_names(command: Command) -> Command {
         ("device", vec!["auto", "cpu", "cuda", "metal"]),
         ("supervise", vec!["assistant", "last", "all"]),
         ("emit", vec!["llama-factory", "axolotl"]),
+        ("fail_on", findings.iter().map(String::as_str).collect()),
+        ("page", guide::PAGES.map(|(name, _)| name).to_vec()),
     ];
     let of_command = |mut command: Command| {
         for (option, names) in &names {
             if command.get_arguments().any(|argument| argument.get_id() == option) {
-                command = command.mut_arg(option, |argument| argument.value_parser(PossibleValuesParser::new(names.clone())));
+                let names = PossibleValuesParser::new(names.iter().map(|name| (*name).to_owned()));
+                command = command.mut_arg(option, |argument| argument.value_parser(names));
             }
         }
         command

@@ -26,6 +26,7 @@ pub(super) fn matches(command: &Command, typed: &[OsString]) -> Result<ArgMatche
         Err(error) => {
             return Err(of_another_command(&command, typed, &error)
                 .or_else(|| no_number(&error))
+                .or_else(|| no_unicode(typed, &error))
                 .unwrap_or_else(|| error.exit()));
         }
     };
@@ -94,6 +95,15 @@ fn of_another_command(command: &Command, typed: &[OsString], error: &clap::Error
         Error::usage(format!("{here} has no option `{unknown}`"))
             .cure(format!("It is an option of {}; `{help}` shows those that there are here.", others.join(" and "))),
     )
+}
+
+/// The error for a name that is no text; clap does not say which one it is.
+fn no_unicode(typed: &[OsString], error: &clap::Error) -> Option<Error> {
+    let word = typed.iter().find(|word| word.to_str().is_none())?;
+    (error.kind() == ErrorKind::InvalidUtf8).then(|| {
+        Error::usage(format!("expected names of valid Unicode, found {word:?}"))
+            .cure("Rename the file, or name the folder that holds it.")
+    })
 }
 
 /// The error for a text in the place of a whole number; clap would cite what the standard library says of its digits.

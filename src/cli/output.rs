@@ -1,11 +1,13 @@
 //! What is printed, and how.
 
+use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 
 use serde::Serialize;
 
+use crate::dataset::DataFile;
 use crate::error::{Context, Result};
-use crate::format::{ISOLATE, acts, harmless};
+use crate::format::{ISOLATE, acts, count, harmless, n_columns, thousands};
 
 /// Prints a summary, of which nothing acts on the terminal but its colours. Standard output that was closed has been read enough.
 pub(super) fn print(text: &str) -> Result<()> {
@@ -57,7 +59,26 @@ pub(super) fn say(text: &str) {
     }
 }
 
-/// Characters in a line of the standard output, if it is a terminal.
+/// Data files that are named one by one; a folder may hold one for every row.
+const FILES_NAMED: usize = 20;
+
+/// A line for each of the first files, and one for the others.
+pub(super) fn of_files(files: &[DataFile], line: impl Fn(&DataFile) -> String) -> Vec<String> {
+    let (named, others) = files.split_at(files.len().min(FILES_NAMED));
+    let mut lines: Vec<String> = named.iter().map(line).collect();
+    let mut formats: BTreeMap<String, u64> = BTreeMap::new();
+    for file in others {
+        *formats.entry(file.format.to_string()).or_default() += 1;
+    }
+    if !others.is_empty() {
+        let formats: Vec<String> = formats.iter().map(|(format, n)| format!("{} of {format}", thousands(*n))).collect();
+        let bytes = count(others.iter().map(|file| file.bytes).sum(), "byte");
+        lines.push(format!("and {}, {bytes}: {}", count(others.len() as u64, "more file"), formats.join(", ")));
+    }
+    lines
+}
+
+/// Columns in a line of the standard output, if it is a terminal.
 pub(super) fn width() -> Option<usize> {
     terminal_size::terminal_size_of(std::io::stdout()).map(|(width, _)| usize::from(width.0))
 }
@@ -67,20 +88,20 @@ pub(super) fn fitted(line: &str) -> String {
     width().map_or_else(|| line.to_owned(), |width| wrapped(line, width))
 }
 
-/// The characters of a word that are seen: colours are not.
+/// The columns that a word takes: colours take none.
 fn n_seen(word: &str) -> usize {
     let mut parts = word.split('\x1b');
-    let first = parts.next().map_or(0, |part| part.chars().count());
-    first + parts.map(|part| part.split_once('m').map_or(0, |(_, rest)| rest.chars().count())).sum::<usize>()
+    let first = parts.next().map_or(0, n_columns);
+    first + parts.map(|part| part.split_once('m').map_or(0, |(_, rest)| n_columns(rest))).sum::<usize>()
 }
 
-/// The line in lines of at most `width` characters, the further ones indented by two more; longer words stand alone.
+/// The line in lines of at most `width` columns, the further ones indented by two more; longer words stand alone.
 fn wrapped(line: &str, width: usize) -> String {
     let indent = line.len() - line.trim_start_matches(' ').len();
     let (mut out, mut at) = (line[..indent].to_owned(), indent);
     for word in line[indent..].split(' ') {
-        let n_chars = n_seen(word);
-        if at > indent && at + 1 + n_chars > width {
+        let n_columns = n_seen(word);
+        if at > indent && at + 1 + n_columns > width {
             at = indent + 2;
             out.push('\n');
             out.push_str(&" ".repeat(at));
@@ -89,14 +110,15 @@ fn wrapped(line: &str, width: usize) -> String {
             at += 1;
         }
         out.push_str(word);
-        at += n_chars;
+        at += n_columns;
     }
     out
 }
 
-/// Colours on a terminal, unless the user does not want them.
+/// Colours on a terminal that knows them, unless the user does not want them.
 pub(super) fn coloured() -> bool {
-    std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
+    let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+    std::io::stdout().is_terminal() && !is_dumb && std::env::var_os("NO_COLOR").is_none()
 }
 
 /// The argument as one would type it in a shell.
@@ -130,6 +152,7 @@ mod tests {
         assert_eq!(wrapped("a.jsonl:3: averylongword here", 12), "a.jsonl:3:\n  averylongword\n  here");
         assert_eq!(wrapped("fits  as it is", 20), "fits  as it is");
         assert_eq!(wrapped("é é é é", 3), "é é\n  é\n  é");
+        assert_eq!(wrapped("数据 a 数据", 7), "数据 a\n  数据");
         assert_eq!(wrapped("", 5), "");
         assert_eq!(wrapped("\x1b[1mone\x1b[0m two three", 7), "\x1b[1mone\x1b[0m two\n  three");
     }

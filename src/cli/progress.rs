@@ -153,9 +153,8 @@ impl Watch for Terminal {
 
     fn opened(&self, files: &[DataFile]) {
         self.clear();
-        for file in files {
-            output::say(&format!("Reading {} ({})", file.path.display(), file.format));
-        }
+        let of_file = |file: &DataFile| format!("Reading {} ({})", file.path.display(), file.format);
+        output::of_files(files, of_file).iter().for_each(|line| output::say(line));
     }
 
     fn reading(&self, records: u64) {

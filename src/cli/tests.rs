@@ -59,6 +59,15 @@ fn a_text_in_the_place_of_a_number_is_told_what_was_expected() {
     }
 }
 
+#[cfg(unix)]
+#[test]
+fn a_name_that_is_no_text_is_named() {
+    use std::os::unix::ffi::OsStringExt;
+    let typed = [OsString::from("diagnose"), OsString::from("a.jsonl"), OsString::from_vec(b"nu/\xff.jsonl".to_vec())];
+    let told = super::config::matches(&command(), &typed).unwrap_err().to_string();
+    assert!(told.starts_with(r#"expected names of valid Unicode, found "nu/\xFF.jsonl""#) && told.contains("Rename"), "{told}");
+}
+
 /// Every option of every command that takes a value.
 #[test]
 fn a_negative_number_behind_an_option_is_its_value() {

@@ -55,6 +55,7 @@ mod tools;
 mod trees;
 pub(crate) mod write;
 
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -121,11 +122,13 @@ impl DataFile {
 /// Gives files of one name in several folders as many of these into their names as tell them apart.
 fn tell_apart(files: &mut [DataFile]) {
     for n in 1.. {
-        let alike = |file: &DataFile| {
-            let is_other = |other: &&DataFile| other.path != file.path && other.name() == file.name();
-            files.iter().any(|other| is_other(&other)) && file.path.components().count() > n
-        };
-        let alike: Vec<usize> = (0..files.len()).filter(|&idx| alike(&files[idx])).collect();
+        let names: Vec<String> = files.iter().map(DataFile::name).collect();
+        let mut paths: HashMap<&str, HashSet<&Path>> = HashMap::new();
+        for (name, file) in names.iter().zip(&*files) {
+            paths.entry(name).or_default().insert(&file.path);
+        }
+        let is_alike = |idx: &usize| paths[&*names[*idx]].len() > 1 && files[*idx].path.components().count() > n;
+        let alike: Vec<usize> = (0..files.len()).filter(is_alike).collect();
         if alike.is_empty() {
             return;
         }
@@ -342,5 +345,49 @@ fn recognise(path: &Path, store: &mut files::Store, options: &ReadOptions) -> Re
         Some(reason) => Err(reason),
         None if is_empty => Err(Error::new("expected at least one record, found an empty file")),
         None => Err(Error::new("expected at least one readable record among the first ones")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn files(paths: impl IntoIterator<Item = String>) -> Vec<DataFile> {
+        let file = |path: String| DataFile {
+            path: path.into(),
+            container: Container::JsonLines,
+            compression: Compression::None,
+            format: Format::Messages,
+            sha256: String::new(),
+            bytes: 0,
+            name_folders: 0,
+        };
+        paths.into_iter().map(file).collect()
+    }
+
+    #[test]
+    fn files_of_one_name_are_told_apart_by_as_few_folders_as_it_takes() {
+        let check = |paths: &[&str], expected: &[&str]| {
+            let mut files = files(paths.iter().map(|path| (*path).to_owned()));
+            tell_apart(&mut files);
+            assert_eq!(files.iter().map(DataFile::name).collect::<Vec<_>>(), expected);
+        };
+        check(&["x/a.jsonl", "y/b.jsonl"], &["a.jsonl", "b.jsonl"]);
+        check(&["x/a.jsonl", "y/a.jsonl", "y/b.jsonl"], &["x/a.jsonl", "y/a.jsonl", "b.jsonl"]);
+        check(&["1/x/a", "2/x/a", "2/y/a"], &["1/x/a", "2/x/a", "y/a"]);
+        // A file that is named twice is itself, and a path may end before it differs.
+        check(&["x/a", "x/a"], &["a", "a"]);
+        check(&["x/a", "a"], &["x/a", "a"]);
+    }
+
+    /// Folders of a file a row are told apart in a pass for each depth: pairs of 60,000 files would take minutes.
+    #[test]
+    fn many_files_are_told_apart_at_once() {
+        let mut files = files((0..60_000).map(|i| format!("data/{}/{}/row.jsonl", i / 250, i % 250)));
+        let began = std::time::Instant::now();
+        tell_apart(&mut files);
+        let names: HashSet<String> = files.iter().map(DataFile::name).collect();
+        assert_eq!((names.len(), files[251].name()), (60_000, "1/1/row.jsonl".to_owned()));
+        assert!(began.elapsed().as_secs() < 10, "{:?}", began.elapsed());
     }
 }

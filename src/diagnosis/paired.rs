@@ -1,6 +1,7 @@
 //! The tokens of two scorings, paired by row and by their place in it: in one pass over both tables, which are sorted by row and position, where
-//! both have read the same data. Of other data, rows are paired by their ids, in whatever order they stand. A run under another template or with
-//! other data shows in the number of tokens that stand on one side only.
+//! both have read the same data. Of other data, rows are paired by their ids, in whatever order they stand, and those that read otherwise are left
+//! out: what a model says of a token depends on all that stands before it, and another question is nothing that was learnt. A run under another
+//! template shows in the number of tokens that stand on one side only.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -8,6 +9,7 @@ use std::sync::Arc;
 use std::vec::IntoIter;
 
 use crate::error::{Error, Result};
+use crate::format::counted;
 use crate::table::{Chunks, Column, Quadrant, Row, TOKENS_FILE, TokenChunk, read_chunks, texts_of};
 
 const COLUMNS: [Column; 11] = [
@@ -41,35 +43,64 @@ pub(super) struct Token {
     pub quadrant: Quadrant,
 }
 
-/// Which rows of two runs belong together. The page that shows two runs side by side goes by the same rule (`report/view/compare.js`).
+/// Which rows of two runs belong together. The page that shows two runs side by side (`report/view/compare.js`) goes by the same rule, but that
+/// it has the texts: of rows that read otherwise it pairs the tokens before the place where they part.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Pairing {
-    /// Those with the same number: both runs have read the same files, or nothing else tells their rows apart.
+    /// Those with the same number: both runs have read the same files, or nothing tells more of their rows.
     ByNumber,
-    /// Those with the same id, where one row of each run has it: number of the row after -> number of the row before.
-    ById(HashMap<u32, u32>),
+    /// Some rows of runs over other files than each other's.
+    Rows(Partners),
+}
+
+/// Rows that are the same in two runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Partners {
+    /// Number of the row after -> number of the row before.
+    pub rows: HashMap<u32, u32>,
+    /// Were they found by their ids, or by their numbers?
+    pub by_id: bool,
+    /// Rows of the same id or number that are not the same, token by token.
+    pub changed: u64,
 }
 
 impl Pairing {
-    /// Of runs over other files than each other's. Rows without an id, and those whose id another row has, too, stand alone where others have one.
-    pub fn of_other_data(before: &[Row], after: &[Row]) -> Pairing {
-        if ![before, after].iter().all(|rows| rows.iter().any(|row| row.id.is_some())) {
+    /// Of runs over other files than each other's. Rows are found by their ids: those without one, and those whose id another row has, too, stand
+    /// alone; where no row of a run has any, by their numbers. `alike`: both runs put texts into tokens in the same way, so that rows of one text
+    /// have one fingerprint, and others are left out.
+    pub fn of_other_data(before: &[Row], after: &[Row], alike: bool) -> Pairing {
+        let by_id = [before, after].iter().all(|rows| rows.iter().any(|row| row.id.is_some()));
+        let has_fingerprints = |rows: &[Row]| rows.iter().any(|row| row.fingerprint.is_some());
+        let alike = alike && has_fingerprints(before) && has_fingerprints(after);
+        if !by_id && !alike {
             return Pairing::ByNumber;
         }
-        let unique = |rows: &[Row]| -> HashMap<String, u32> {
+        let key = |row: &Row| if by_id { row.id.clone() } else { Some(row.row.to_string()) };
+        let unique = |rows: &[Row]| -> HashMap<String, (u32, Option<u64>)> {
             let (mut found, mut twice) = (HashMap::new(), HashSet::new());
             for row in rows {
-                if let Some(id) = &row.id
-                    && found.insert(id.clone(), row.row).is_some()
+                if let Some(key) = key(row)
+                    && found.insert(key.clone(), (row.row, row.fingerprint)).is_some()
                 {
-                    twice.insert(id.clone());
+                    twice.insert(key);
                 }
             }
-            found.retain(|id, _| !twice.contains(id));
+            found.retain(|key, _| !twice.contains(key));
             found
         };
         let before = unique(before);
-        Pairing::ById(unique(after).into_iter().filter_map(|(id, row)| Some((row, *before.get(&id)?))).collect())
+        let mut partners = Partners { rows: HashMap::new(), by_id, changed: 0 };
+        for (key, (row, fingerprint)) in unique(after) {
+            let Some((own_row, own)) = before.get(&key) else { continue };
+            // Rows that were not scored have no fingerprint, and no tokens.
+            let is_changed = alike && own.is_some_and(|own| fingerprint.is_some_and(|fingerprint| own != fingerprint));
+            if is_changed {
+                partners.changed += 1;
+            } else {
+                partners.rows.insert(row, *own_row);
+            }
+        }
+        Pairing::Rows(partners)
     }
 }
 
@@ -91,7 +122,7 @@ pub(super) fn each_pair(before: &Path, after: &Path, pairing: &Pairing, mut visi
     let mut left = Rows::of(Tokens::Stream(Box::new(Stream::open(before))))?;
     let (right, mut only_after) = match pairing {
         Pairing::ByNumber => (Tokens::Stream(Box::new(Stream::open(after))), 0),
-        Pairing::ById(rows) => Tokens::held(after, rows)?,
+        Pairing::Rows(partners) => Tokens::held(after, &partners.rows)?,
     };
     let mut right = Rows::of(right)?;
     let (mut only_before, mut n_pairs) = (0, 0u64);
@@ -103,8 +134,18 @@ pub(super) fn each_pair(before: &Path, after: &Path, pairing: &Pairing, mut visi
         only_after += other.len() as u64 - n;
     }
     if n_pairs == 0 {
-        return Err(Error::new("the two runs have no token in common: nothing stands at the same place of the same row")
-            .cure("Compare runs over the same rows."));
+        let why = match pairing {
+            Pairing::Rows(Partners { changed: n @ 1.., by_id, .. }) => {
+                let key = if *by_id { "id" } else { "number" };
+                counted(
+                    *n,
+                    &format!("row has the same {key} and another text"),
+                    &format!("rows have the same {key} and other texts"),
+                )
+            }
+            _ => "nothing stands at the same place of the same row".to_owned(),
+        };
+        return Err(Error::new(format!("the two runs have no token in common: {why}")).cure("Compare runs over the same rows."));
     }
     Ok(Rest { only_before, only_after, sources: left.sources() })
 }

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
+use crate::format::{count, n_tokens};
 use crate::random;
 use crate::stats::{ClusterSums, Scale, Term};
 use crate::table::{Column, read_chunks};
@@ -100,10 +101,10 @@ impl SelfCheck {
     pub fn sentence(&self) -> String {
         let verdict = |holds: bool| if holds { "as it must be" } else { "**which a program that is right does not give**" };
         format!(
-            "On {} tokens of {} rows that the model drew itself the mean surplus is {:+.4} nat with a standard error of {:.4} ({:+.1} of \
+            "On {} of {} that the model drew itself the mean surplus is {:+.4} nat with a standard error of {:.4} ({:+.1} of \
              them), {}; `tail` with ties split at random is at most {:.4} away from uniform (Kolmogorov-Smirnov, p = {:.2}), {}.",
-            self.tokens,
-            self.rows,
+            n_tokens(self.tokens),
+            count(self.rows, "row"),
             self.mean_surplus,
             self.stderr,
             self.mean_surplus / self.stderr,

@@ -135,23 +135,29 @@ pub(crate) fn run(job: &Job, watch: &dyn Watch) -> Result<Checked> {
     Ok(found)
 }
 
+/// In the place of the names of all findings.
+const ANY: &str = "any";
+const DUPLICATES: &str = "duplicates";
+const CONTRADICTIONS: &str = "contradictions";
+
+/// The names of everything that may be found, and [`ANY`].
+pub(crate) fn names() -> Vec<String> {
+    let audit = Audit::default().findings.into_iter().map(|finding| finding.name);
+    [ANY.to_owned()].into_iter().chain(audit).chain([DUPLICATES, CONTRADICTIONS].map(str::to_owned)).collect()
+}
+
 impl Checked {
     /// Names and numbers of rows of everything that may be found.
     pub(crate) fn findings(&self) -> Vec<(&str, u64)> {
         let audit = self.audit.findings.iter().map(|finding| (finding.name.as_str(), finding.rows));
-        audit.chain([("duplicates", self.duplicates.rows), ("contradictions", self.contradictions.rows)]).collect()
+        audit.chain([(DUPLICATES, self.duplicates.rows), (CONTRADICTIONS, self.contradictions.rows)]).collect()
     }
 
-    /// An error with exit code 3 if one of the findings that the user names was made; `any` names all.
+    /// An error with exit code 3 if one of the findings that the user names was made; [`ANY`] names all.
     pub(crate) fn fail_on(&self, names: &[String]) -> Result<()> {
-        let findings = self.findings();
-        if let Some(unknown) = names.iter().find(|name| *name != "any" && !findings.iter().any(|(known, _)| known == name)) {
-            let known: Vec<&str> = findings.iter().map(|(name, _)| *name).collect();
-            return Err(Error::usage(format!("--fail-on: there is no finding `{unknown}`"))
-                .cure(format!("The findings are: any, {}.", known.join(", "))));
-        }
-        let is_named = |name: &str| names.iter().any(|wanted| wanted == "any" || wanted == name);
-        let made: Vec<String> = findings
+        let is_named = |name: &str| names.iter().any(|wanted| wanted == ANY || wanted == name);
+        let made: Vec<String> = self
+            .findings()
             .iter()
             .filter(|(name, rows)| *rows > 0 && is_named(name))
             .map(|(name, rows)| format!("{name} in {}", count(*rows, "row")))

@@ -12,14 +12,14 @@ use super::view;
 use crate::diagnosis::kinds::ConflictKind;
 use crate::diagnosis::learnt::Verdict;
 use crate::diagnosis::movement::{self, Movement};
-use crate::diagnosis::paired::Pairing;
+use crate::diagnosis::paired::{Pairing, Partners};
 use crate::diagnosis::quadrants::Resolved;
 use crate::error::{Context, Error, Result};
 use crate::eval::compare::{self, Side};
 use crate::eval::results::SCORES_FILE;
 use crate::eval::{harness, retention, tasks};
 use crate::files::{write_json, write_text};
-use crate::format::thousands;
+use crate::format::{counted, thousands};
 use crate::jobs::watch::Watch;
 use crate::json;
 use crate::model::{DEFAULT_MODEL, ModelName, Reference};
@@ -108,12 +108,14 @@ fn record(written: &String, job: &Job) -> Result<Option<(SideKind, Value)>> {
 /// Which rows of two score runs belong together where they have not read the same files; `None` where they have.
 fn other_data(runs: [&Path; 2]) -> Result<Option<Pairing>> {
     let [before, after] = runs.map(|run| read_record(&run.join(RUN_FILE)));
-    let hashes = |record: RunRecord| record.data.into_iter().map(|file| file.sha256).collect::<Vec<_>>();
-    if hashes(before?) == hashes(after?) {
+    let (before, after) = (before?, after?);
+    let hashes = |record: &RunRecord| record.data.iter().map(|file| file.sha256.clone()).collect::<Vec<_>>();
+    if hashes(&before) == hashes(&after) {
         return Ok(None);
     }
+    let alike = before.template_sha256 == after.template_sha256;
     let [before, after] = runs.map(|run| read_rows(&run.join(ROWS_FILE)));
-    Ok(Some(Pairing::of_other_data(&before?, &after?)))
+    Ok(Some(Pairing::of_other_data(&before?, &after?, alike)))
 }
 
 /// What of two score runs makes their tokens or quadrants others whatever the models are.
@@ -121,7 +123,17 @@ fn other_rows(records: [&Value; 2], [before, after]: [&String; 2]) -> Result<Vec
     let mut said = Vec::new();
     if let Some(pairing) = other_data([before, after].map(Path::new))? {
         let how = match pairing {
-            Pairing::ById(rows) => format!("rows are paired by their ids, {} of them", thousands(rows.len() as u64)),
+            Pairing::Rows(Partners { rows, by_id, changed }) => {
+                let how = if by_id { "rows are paired by their ids" } else { "the rows have no ids, and are paired by their numbers" };
+                let changed = match changed {
+                    0 => String::new(),
+                    n => format!(
+                        "; {}, since a model says something else of the same token behind another text",
+                        counted(n, "more has another text and is left out", "more have other texts and are left out")
+                    ),
+                };
+                format!("{how}, {} of them{changed}", thousands(rows.len() as u64))
+            }
             Pairing::ByNumber => {
                 "the rows have no ids, and the same tokens at the same places of rows with the same number are compared, whatever rows these are"
                     .to_owned()

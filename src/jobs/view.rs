@@ -92,7 +92,10 @@ pub(crate) fn view(job: &Job) -> Result<Written> {
     let is_of_them = standing.len() == own.len() && standing.iter().zip(&own).all(|(standing, own)| standing.is_like(own));
     let stays = is_of_them && standing.iter().zip(&own).any(|(standing, own)| standing.has_texts && !own.has_texts);
     if !stays {
-        write(&path, &seen)?;
+        write(&path, &seen).map_err(|error| match job.out {
+            None => error.cure("Say with --out where the page goes, if not into the run's folder."),
+            Some(_) => error,
+        })?;
     }
     Ok(Written { path, without_text, stays })
 }

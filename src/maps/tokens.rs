@@ -54,7 +54,7 @@ pub(super) fn scene(data: &FrequentTokens, caption: &Caption) -> Scene {
         draw_panel(&mut scene, left, top, quadrant, &size, data);
     }
     let bars = "Bars: number of tokens, on each panel's own scale; in brackets the share of the quadrant.";
-    let marks = "␣ space   ⏎ line feed   ⇥ tab   ⟨U+4E2D⟩ a character outside the font   ⟨#7⟩ token 7, a piece of a character";
+    let marks = "␣ space   ⏎ line feed   ⇥ tab   ⟨U+4E2D⟩ a character outside the font   <0xE6> a byte of one   ⟨#7⟩ token 7, without text";
     style::notes(&mut scene, &[bars.to_owned(), marks.to_owned()]);
     scene
 }

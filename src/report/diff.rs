@@ -5,9 +5,10 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::columns::{first_that_fits, fits, laid_out};
 use super::document::{self, Block, Inline, plain, strong};
 use super::learnt;
-use super::terminal::{Colours, name};
+use super::terminal::{Colours, in_colour, name};
 use crate::diagnosis::movement::{Change, Movement};
 use crate::error::Result;
 use crate::eval::compare::{Comparison, Flips, MacroChange, MeanChange, MetricChange, TaskChange};
@@ -67,7 +68,7 @@ pub(crate) fn documents(diff: &Diff, command: &str, svg: &dyn Fn(&str) -> String
     [document::markdown(&blocks), document::html(&blocks, svg)]
 }
 
-/// For lines of `width` characters, as far as tables are concerned: sentences are not broken here.
+/// For lines of `width` columns, as far as tables are concerned: sentences are not broken here.
 pub(crate) fn terminal(diff: &Diff, coloured: bool, width: usize) -> String {
     let colours = Colours::of(coloured);
     let Colours { dim, reset, .. } = colours;
@@ -82,80 +83,51 @@ pub(crate) fn terminal(diff: &Diff, coloured: bool, width: usize) -> String {
 }
 
 /// Task by task, with means over subjects and over tasks below.
-fn evaluation_lines(comparison: &Comparison, Colours { bold, dim, red, reset }: Colours, line_width: usize) -> Vec<String> {
-    let width = comparison.tasks.keys().map(|name| name.chars().count()).fold(13, usize::max);
-    let metric_width = comparison.tasks.values().map(|task| task.primary.chars().count() + 1).fold(14, usize::max);
-    // Task, number of items and metric.
-    let mean_width = width + 10 + metric_width;
-    // How certain the change is stands below it where it has no room beside it.
-    let is_narrow = line_width < mean_width + 3 * 9 + 3 + 18 + 2 * 6 + 9;
-    let certainty = |interval: &str, lost: &str, won: &str, p: &str| match is_narrow {
-        true => format!("\n    95 % interval {interval}, {lost} lost, {won} won, p (Holm) {p}"),
-        false => format!("   {interval:<18}{lost:>6}{won:>6}{p:>9}"),
-    };
-    let mut lines = vec![
-        format!("{bold}{}{reset} -> {bold}{}{reset}\n", comparison.before, comparison.after),
-        format!(
-            "{bold}{:<width$} {:>6}  {:<metric_width$}{:>9}{:>9}{:>9}{}{reset}",
-            "task",
-            "n",
-            "metric",
-            "before",
-            "after",
-            "change",
-            if is_narrow { String::new() } else { certainty("95 % interval", "lost", "won", "p (Holm)") }
-        ),
-    ];
-    for (task_name, task) in &comparison.tasks {
+fn evaluation_lines(comparison: &Comparison, Colours { bold, dim, red, reset }: Colours, width: usize) -> Vec<String> {
+    const HEAD: [&str; 10] =
+        ["task", ">n", "metric", ">before", ">after", ">change", "95 % interval", ">lost", ">won", ">p (Holm)"];
+    /// Columns that say what changed; the others say how certain that is.
+    const OF_CHANGE: usize = 6;
+    let (mut rows, mut colours) = (Vec::new(), vec![bold]);
+    for (name, task) in &comparison.tasks {
         let Some(metric) = task.metrics.get(&task.primary) else { continue };
-        let row = Row::of(task, metric);
-        let (on, off) = if row.drop { (red, reset) } else { ("", "") };
-        lines.push(format!(
-            "{on}{task_name:<width$} {:>6}  {:<metric_width$}{:>9}{:>9}{:>9}{}{off}",
-            task.n,
-            task.primary,
-            row.before,
-            row.after,
-            row.change,
-            certainty(&row.interval, &row.lost, &row.gained, &row.p),
-        ));
+        let Row { before, after, change, interval, lost, gained, p, drop } = Row::of(task, metric);
+        rows.push(vec![name.clone(), task.n.to_string(), task.primary.clone(), before, after, change, interval, lost, gained, p]);
+        colours.push(if drop { red } else { "" });
     }
-    let of_mean = |interval: &str| match is_narrow {
-        true => format!("\n    95 % interval {interval}"),
-        false => format!("   {interval}"),
+    for (name, by, change) in means(comparison) {
+        rows.push([name.to_owned(), String::new(), by].into_iter().chain(mean_cells(change)).collect());
+        colours.push("");
+    }
+    if let Some(MacroChange { tasks, before, after, difference }) = &comparison.macro_average {
+        let change = MeanChange { before: *before, after: *after, difference: *difference };
+        let of = [String::from("macro average"), String::new(), count(tasks.len() as u64, "task")];
+        rows.push(of.into_iter().chain(mean_cells(&change)).collect());
+        colours.push(bold);
+    }
+    let wide = laid_out(&HEAD, &rows);
+    let table = match fits(&wide, width) {
+        true => wide,
+        // How certain a change is stands below it where it has no room beside it.
+        false => {
+            let changes: Vec<Vec<String>> = rows.iter().map(|row| row[..OF_CHANGE].to_vec()).collect();
+            let certainty = |row: &Vec<String>| match &row[OF_CHANGE..] {
+                [interval, lost, won, p] => format!("\n    95 % interval {interval}, {lost} lost, {won} won, p (Holm) {p}"),
+                rest => format!("\n    95 % interval {}", rest.concat()),
+            };
+            let below = std::iter::once(String::new()).chain(rows.iter().map(certainty));
+            laid_out(&HEAD[..OF_CHANGE], &changes).into_iter().zip(below).map(|(line, below)| line + &below).collect()
+        }
     };
-    for (name, change) in means(comparison) {
-        let [before, after, difference, interval] = mean_cells(change);
-        lines.push(format!("{name:<mean_width$}{before:>9}{after:>9}{difference:>9}{}", of_mean(&interval)));
-    }
-    if let Some(average) = &comparison.macro_average {
-        let number = |value: f64| format!("{:.2}", 100.0 * value);
-        let interval = average.difference.ci95.map_or_else(|| "-".to_owned(), |ends| interval(ends, 100.0));
-        lines.push(format!(
-            "{bold}{:<width$} {:>6}  {:<metric_width$}{:>9}{:>9}{:>+9.2}{}{reset}",
-            "macro average",
-            "",
-            count(average.tasks.len() as u64, "task"),
-            number(average.before),
-            number(average.after),
-            100.0 * average.difference.value,
-            of_mean(&interval)
-        ));
-    }
+    let mut lines = vec![format!("{bold}{}{reset} -> {bold}{}{reset}\n", comparison.before, comparison.after)];
+    lines.extend(table.iter().zip(colours).map(|(line, on)| in_colour(line, on, reset)));
     lines.extend(warnings(comparison).into_iter().map(|warning| format!("{dim}{warning}{reset}")));
     lines
 }
 
 /// From quadrant to quadrant, and what was learnt.
-fn score_lines(movement: &Movement, colours: Colours, line_width: usize) -> Vec<String> {
+fn score_lines(movement: &Movement, colours: Colours, width: usize) -> Vec<String> {
     let Colours { bold, dim, reset, .. } = colours;
-    let (cell, change) = if line_width < 20 + 4 * 20 + 2 * 10 { (11, 8) } else { (20, 10) };
-    // `conflict` is enough: there is one kind of them.
-    let head = |quadrant: Quadrant| {
-        let head = name(quadrant);
-        if head.len() <= cell { head } else { head.rsplit(' ').next().unwrap_or_default().to_owned() }
-    };
-    let heads: String = Quadrant::ALL.map(|quadrant| format!("{:>cell$}", head(quadrant))).concat();
     let mut lines = vec![
         format!("{bold}{}{reset} -> {bold}{}{reset}", movement.before, movement.after),
         format!(
@@ -164,35 +136,37 @@ fn score_lines(movement: &Movement, colours: Colours, line_width: usize) -> Vec<
             thousands(movement.tokens_only_before),
             thousands(movement.tokens_only_after)
         ),
-        format!("{bold}{:<20}{heads}{:>change$}{:>change$}{reset}", "before \\ after", "logprob", "entropy"),
     ];
-    for quadrant in Quadrant::ALL {
-        let counts = movement.moved[quadrant.index()].map(|count| format!("{:>cell$}", thousands(count))).concat();
-        let [logprob, entropy] = nats(&movement.by_quadrant[quadrant.index()]);
-        lines.push(format!("{:<20}{counts}{logprob:>change$}{entropy:>change$}", name(quadrant)));
-    }
+    let row = |quadrant: Quadrant| {
+        let counts = movement.moved[quadrant.index()].map(thousands);
+        [name(quadrant)].into_iter().chain(counts).chain(nats(&movement.by_quadrant[quadrant.index()])).collect()
+    };
+    let rows = Quadrant::ALL.map(row);
+    // `conflict` is enough where there is little room: there is one kind of them.
+    let table = first_that_fits(
+        [">confident conflict", ">conflict"].map(|conflict| {
+            laid_out(&["before \\ after", conflict, ">uncertain", ">confident", ">hesitant", ">logprob", ">entropy"], &rows)
+        }),
+        width,
+    );
+    lines.extend(table.iter().enumerate().map(|(idx, line)| in_colour(line, if idx == 0 { bold } else { "" }, reset)));
     let [logprob, entropy] = nats(&movement.overall);
     lines.push(format!("\nmean change of logprob {logprob} nat, of entropy {entropy} nat"));
-    lines.extend(learnt::terminal(&movement.learnt, colours, line_width));
+    lines.extend(learnt::terminal(&movement.learnt, colours, width));
     lines
 }
 
 /// Run by run, what was gained on the target and what became of everything else.
 fn retention_lines(retention: &Retention, Colours { bold, dim, red, reset }: Colours) -> Vec<String> {
-    let width = retention.runs.iter().map(|run| run.name.chars().count()).fold(8, usize::max);
-    let mut lines = vec![
-        format!("{bold}{}{reset} -> {} runs, in points\n", retention.before, retention.runs.len()),
-        format!(
-            "{bold}{:<width$} {:>9}   {:<18} {:>9}   {:<18}{reset}",
-            "run", "target", "95 % interval", "general", "95 % interval"
-        ),
-    ];
+    let (mut rows, mut colours) = (Vec::new(), vec![bold]);
     for run in &retention.runs {
-        let ([target, target_ends], [general, general_ends]) = (points(&run.target), points(&run.general));
+        rows.push([run.name.clone()].into_iter().chain(points(&run.target)).chain(points(&run.general)).collect());
         let lost = run.general.difference.ci95.is_some_and(|[_, high]| high < 0.0);
-        let (on, off) = if lost { (red, reset) } else { ("", "") };
-        lines.push(format!("{on}{:<width$} {target:>9}   {target_ends:<18} {general:>9}   {general_ends:<18}{off}", run.name));
+        colours.push(if lost { red } else { "" });
     }
+    let table = laid_out(&["run", ">target", "95 % interval", ">general", "95 % interval"], &rows);
+    let mut lines = vec![format!("{bold}{}{reset} -> {} runs, in points\n", retention.before, retention.runs.len())];
+    lines.extend(table.iter().zip(colours).map(|(line, on)| in_colour(line, on, reset)));
     lines.extend(warnings_of_runs(retention).map(|warning| format!("{dim}{warning}{reset}")));
     lines
 }
@@ -275,8 +249,8 @@ fn of_evaluations(comparison: &Comparison) -> Vec<Block> {
             "Of tasks with subjects, and of groups of tasks: every item with the same weight, as the harness sums up MMLU, and every subject \
              or task with the same weight.",
         )]));
-        let row = |(name, change): (String, &MeanChange)| -> Vec<Inline> {
-            [plain(name)].into_iter().chain(mean_cells(change).map(plain)).collect()
+        let row = |(name, by, change): (&str, String, &MeanChange)| -> Vec<Inline> {
+            [plain(format!("{name}, {by}"))].into_iter().chain(mean_cells(change).map(plain)).collect()
         };
         let head = vec!["", ">before", ">after", ">change", "95 % interval"];
         blocks.push(Block::Table { head, rows: means.into_iter().map(row).collect() });
@@ -299,15 +273,14 @@ fn methods(comparison: &Comparison) -> String {
     if listed.is_empty() { "none".to_owned() } else { listed.join(", ") }
 }
 
-/// Scores over several subjects or tasks that are no task's metric.
-fn means(comparison: &Comparison) -> Vec<(String, &MeanChange)> {
-    let subjects = comparison
-        .tasks
-        .iter()
-        .filter_map(|(name, task)| Some((format!("{name}, {} by subject", task.primary), task.mean_over_subjects.as_ref()?)));
+/// Scores over several subjects or tasks that are no task's metric: of what, the metric and what has the same weight in it, and the change.
+fn means(comparison: &Comparison) -> Vec<(&str, String, &MeanChange)> {
+    let subjects = comparison.tasks.iter().filter_map(|(name, task)| {
+        Some((name.as_str(), format!("{} by subject", task.primary), task.mean_over_subjects.as_ref()?))
+    });
     let groups = comparison.groups.iter().flat_map(|(name, group)| {
-        let named = |by: &str| format!("{name}, {} by {by}", group.primary);
-        [(named("item"), &group.by_items), (named("task"), &group.mean_over_tasks)]
+        [("item", &group.by_items), ("task", &group.mean_over_tasks)]
+            .map(|(by, change)| (name.as_str(), format!("{} by {by}", group.primary), change))
     });
     subjects.chain(groups).collect()
 }

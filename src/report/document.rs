@@ -101,7 +101,8 @@ pub(super) fn html(blocks: &[Block], figure: &dyn Fn(&str) -> String) -> String 
                 writeln!(out, "<ul>\n{items}</ul>")
             }
             Block::Figure { name, shows } => {
-                writeln!(out, "<figure role=\"img\" aria-label=\"{}\">\n{}\n</figure>", escaped_html(shows), figure(name))
+                let figure = figure(name).replacen("<svg", "<svg style=\"max-width:100%;height:auto\"", 1);
+                writeln!(out, "<figure role=\"img\" aria-label=\"{}\">\n{figure}\n</figure>", escaped_html(shows))
             }
             Block::Code(text) => writeln!(out, "<pre><code>{}</code></pre>", escaped_html(text)),
         };
@@ -150,7 +151,8 @@ mod tests {
         let expected = "<section class=\"diagnose\">\n<h1>a_b &lt;i&gt;</h1>\n<p><strong>5 &lt; 6</strong> &amp; [x](y)</p>\n<table>\n\
             <thead><tr><th>task</th><th style=\"text-align:right\">n</th></tr></thead>\n<tbody>\n\
             <tr><td>a|b\nc</td><td style=\"text-align:right\"><code>`&lt;script&gt;</code></td></tr>\n</tbody>\n</table>\n\
-            <ul>\n<li>x<code>y</code></li>\n</ul>\n<figure role=\"img\" aria-label=\"differences\">\n<svg>forest</svg>\n</figure>\n\
+            <ul>\n<li>x<code>y</code></li>\n</ul>\n<figure role=\"img\" aria-label=\"differences\">\n\
+            <svg style=\"max-width:100%;height:auto\">forest</svg>\n</figure>\n\
             <pre><code>diagnose diff a b</code></pre>\n</section>\n";
         assert_eq!(html, expected);
     }

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
-use super::terminal::Colours;
+use super::columns::laid_out;
+use super::terminal::{Colours, in_colour};
 use crate::eval::results::{Chosen, Scores, SubjectScore, TaskScores, Work};
 use crate::eval::tasks::TaskKind;
 use crate::eval::write::{Endings, Writing};
@@ -13,9 +14,19 @@ use crate::stats::{Estimate, Interval};
 /// `out` is the folder that holds the scores.
 pub(crate) fn table(scores: &Scores, out: &str, coloured: bool) -> String {
     let Colours { bold, dim, reset, .. } = Colours::of(coloured);
-    let width = scores.tasks.keys().map(|name| name.chars().count()).fold(4, usize::max);
-    let names = scores.tasks.values().flat_map(shown).map(|(metric, _)| metric.chars().count());
-    let metric_width = names.fold(14, usize::max) + 2;
+    const HEAD: [&str; 6] = ["task", ">n", "metric", ">value", ">stderr", "95 % interval"];
+    let mut rows: Vec<Vec<String>> = Vec::new();
+    for (name, task) in &scores.tasks {
+        let by_subject =
+            task.mean_over_subjects.iter().map(|mean| (format!("{} by subject", task.primary), numbers(&task.primary, mean)));
+        let metrics = shown(task).into_iter().map(|(metric, estimate)| (metric.to_owned(), numbers(metric, estimate)));
+        rows.extend(metrics.chain(by_subject).enumerate().map(|(idx, (metric, numbers))| {
+            let of_task = if idx == 0 { [name.clone(), task.n.to_string()] } else { [String::new(), String::new()] };
+            of_task.into_iter().chain([metric]).chain(numbers).collect()
+        }));
+        let beneath = which_items(task).into_iter().chain(remarks(task));
+        rows.extend(beneath.map(|remark| vec![String::new(), String::new(), remark]));
+    }
     let identity = &scores.identity;
     let mut text = String::new();
     // Writing to a String cannot fail.
@@ -26,25 +37,9 @@ pub(crate) fn table(scores: &Scores, out: &str, coloured: bool) -> String {
         "{bold}{}{reset} {dim}{}, at most {} tokens at once{reset}\n",
         identity.model, identity.dtype, identity.max_len
     ));
-    line(format!(
-        "{bold}{:<width$} {:>7}  {:<metric_width$}{:>10}{:>10}   95 % interval{reset}",
-        "task", "n", "metric", "value", "stderr"
-    ));
-    for (name, task) in &scores.tasks {
-        for (idx, (metric, estimate)) in shown(task).into_iter().enumerate() {
-            let (name, n) = if idx == 0 { (name.as_str(), task.n.to_string()) } else { ("", String::new()) };
-            line(format!("{name:<width$} {n:>7}  {metric:<metric_width$}{}", numbers(metric, estimate)));
-        }
-        if let Some(mean) = &task.mean_over_subjects {
-            let row = numbers(&task.primary, mean);
-            line(format!("{:<width$} {:>7}  {:<metric_width$}{row}", "", "", format!("{} by subject", task.primary)));
-        }
-        if let Some(which) = which_items(task) {
-            line(format!("{dim}{:width$}          {which}{reset}", ""));
-        }
-        for remark in remarks(task) {
-            line(format!("{dim}{:width$}          {remark}{reset}", ""));
-        }
+    let colours = rows.iter().map(|row| if row.len() < HEAD.len() { dim } else { "" });
+    for (text, on) in laid_out(&HEAD, &rows).iter().zip(std::iter::once(bold).chain(colours)) {
+        line(in_colour(text, on, reset));
     }
     line(format!("\n{dim}95 % intervals: {}{reset}", methods(scores)));
     line(format!("\nscores   {bold}{out}/scores.json{reset}"));
@@ -155,14 +150,13 @@ fn is_share(metric: &str) -> bool {
     !metric.ends_with("perplexity") && !["bits_per_byte", "cross_entropy"].contains(&metric)
 }
 
-/// Shares in per cent, everything else as it is.
-fn numbers(metric: &str, estimate: &Estimate) -> String {
+/// Value, standard error and interval: shares in per cent, everything else as it is.
+fn numbers(metric: &str, estimate: &Estimate) -> [String; 3] {
     let (scale, unit) = if is_share(metric) { (100.0, " %") } else { (1.0, "") };
     let digits = if unit.is_empty() { 4 } else { 2 };
     let stderr = estimate.stderr.map_or_else(|| "-".to_owned(), |stderr| number(scale * stderr, digits));
     let interval = ends(estimate.ci95.map(|ends| ends.map(|end| scale * end)), digits);
     let value = number(scale * estimate.value, digits);
     let unit = if value == "-" { "" } else { unit };
-    // A number with an exponent may be as wide as its column.
-    format!("{:>10} {stderr:>9}   {interval}", value + unit)
+    [value + unit, stderr, interval]
 }

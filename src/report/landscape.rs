@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::diagnosis::breakdown::Breakdown;
 use crate::diagnosis::landscape::{Gap, Gaps};
-use crate::format::{number_with_interval, percent, percent_with_interval, thousands};
+use crate::format::{number_with_interval, percent_with_interval, thousands};
 
 /// A run, and how far it lies from the first one.
 #[derive(Debug, Clone, Serialize)]
@@ -56,7 +56,7 @@ pub(crate) fn text(sides: &[Side], thresholds: &str) -> String {
             number(&points, 2),
             number(mean_surplus, 3),
             number(distance, 3),
-            percent(*distance_by_chance)
+            number_with_interval(Some(*distance_by_chance), None, 3)
         ));
     }
     line(String::new());

@@ -1,8 +1,9 @@
 //! What was learnt between two score runs, what was wasted, what was lost: for the terminal, and as blocks of the report.
 
+use super::columns::{first_that_fits, laid_out};
 use super::document::{Block, Inline, plain, strong};
 use super::quoted;
-use super::terminal::{Colours, OF_TEMPLATE, between, marked};
+use super::terminal::{Colours, OF_TEMPLATE, between, in_colour, marked};
 use crate::diagnosis::context::{InContext, Spot};
 use crate::diagnosis::learnt::{Group, KNOWN, Learnt, Verdict};
 use crate::format::{beginning, n_tokens, percent, thousands, visible};
@@ -12,29 +13,35 @@ use crate::stats::share;
 const ON_TERMINAL: usize = 5;
 const IN_REPORT: usize = 20;
 
-/// Lines without their ends, for a terminal of `width` characters.
+/// The most characters of a group's name that a terminal shows, the first of these that fits.
+const NAMES: [usize; 3] = [31, 20, 12];
+
+/// Lines without their ends, for a terminal of `width` columns.
 pub(super) fn terminal(learnt: &Learnt, Colours { bold, dim, red, reset }: Colours, width: usize) -> Vec<String> {
-    // Of the name, the numbers, and the interval.
-    let (wide, number, ends_width) = if width < 34 + 4 * 9 + 23 + 7 { (23, 8, 18) } else { (34, 9, 23) };
     let mut lines = vec![String::new(), rows_sentence(learnt)];
-    lines.push(format!(
-        "{bold}{:<wide$}{:>number$}{:>number$}{:>number$}{:>number$}{:>ends_width$}{reset}",
-        "", "rows", "tokens", "loss", "change", "95 % interval"
-    ));
+    let (mut rows, mut colours) = (Vec::new(), vec![bold]);
     let lists = [("", &learnt.overall), ("source ", &learnt.sources), ("turn ", &learnt.turns), ("", &learnt.kinds)];
-    for (what, groups) in lists {
-        if what.is_empty() || groups.len() > 1 {
-            lines.extend(groups.iter().take(IN_REPORT).map(|group| {
-                let [rows, tokens, before, change, ends, verdict] = cells(group);
-                let name = beginning(&format!("{what}{}", visible(&group.name)), wide - 3);
-                let (on, off) = if group.verdict == Some(Verdict::Hurt) { (red, reset) } else { ("", "") };
-                format!("{on}{name:<wide$}{rows:>number$}{tokens:>number$}{before:>number$}{change:>number$}{ends:>ends_width$} {verdict}{off}")
-            }));
-            if let Some(more @ 1..) = groups.len().checked_sub(IN_REPORT) {
-                lines.push(format!("{dim}and {} more, which diff.json has{reset}", thousands(more as u64)));
-            }
+    for (what, groups) in lists.into_iter().filter(|(what, groups)| what.is_empty() || groups.len() > 1) {
+        for group in groups.iter().take(IN_REPORT) {
+            rows.push([format!("{what}{}", visible(&group.name))].into_iter().chain(cells(group)).collect());
+            colours.push(if group.verdict == Some(Verdict::Hurt) { red } else { "" });
+        }
+        if let Some(more @ 1..) = groups.len().checked_sub(IN_REPORT) {
+            rows.push(vec![format!("and {} more, which diff.json has", thousands(more as u64))]);
+            colours.push(dim);
         }
     }
+    let table = |most: usize| {
+        let shortened = rows.iter().cloned().map(|mut row: Vec<String>| {
+            if row.len() > 1 {
+                row[0] = beginning(&row[0], most);
+            }
+            row
+        });
+        laid_out(&["", ">rows", ">tokens", ">loss", ">change", "95 % interval", ""], &shortened.collect::<Vec<_>>())
+    };
+    let table = first_that_fits(NAMES.into_iter().map(table), width);
+    lines.extend(table.iter().zip(colours).map(|(line, on)| in_colour(line, on, reset)));
     lines.push(String::new());
     lines.push(known_sentence(learnt));
     for lost in learnt.lost_tokens.iter().take(ON_TERMINAL) {

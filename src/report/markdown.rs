@@ -127,7 +127,7 @@ fn head(text: &mut String, summary: &Summary, origin: &Origin) {
         origin.dtype,
         &origin.model_sha256[..12.min(origin.model_sha256.len())]
     );
-    add!(text, "| speed | {:.0} tokens per second |\n", origin.tokens_per_second);
+    add!(text, "| speed | {} per second |\n", n_tokens(origin.tokens_per_second.round() as u64));
     add!(text, "Made by diagnose {} with\n\n```\n{}\n```\n", origin.version, origin.command);
     if origin.scored_by != origin.command {
         add!(text, "from scores made with\n\n```\n{}\n```\n", origin.scored_by);
@@ -167,8 +167,8 @@ fn quadrants(text: &mut String, summary: &Summary) {
         "\n- **Confident conflict** (low p, low H): the model is sure, and the data says otherwise. Wrong facts, broken templates, \
          another tokenisation or style, or the new knowledge you want to teach: look at them before training on them.\n\
          - **Uncertain** (low p, high H): the model does not know. This is what fine-tuning is for.\n\
-         - **Confident** (high p, low H): the model knows it already; little to learn, little harm.\n\
-         - **Hesitant** (high p, high H): the model's first choice, without conviction.\n"
+         - **Confident** (high p, low H): what the model expected, nearly always its first choice; little to learn, little harm.\n\
+         - **Hesitant** (high p, high H): one of several tokens that the model thought likely, mostly its first choice.\n"
     );
     add!(text, "![gradient landscape](maps/gradient.png)\n\n![most frequent tokens](maps/tokens.png)\n");
 }
@@ -260,9 +260,10 @@ fn kinds(text: &mut String, Kinds { kinds, groups, near_duplicates, contradictio
     if *near_duplicates > 0 {
         add!(
             text,
-            "{} pairs of rows have nearly the same prompt (pairs.parquet); {} of them ask the same and are answered otherwise.\n",
-            thousands(*near_duplicates),
-            thousands(*contradictions)
+            "{} nearly the same prompt (pairs.parquet); {} the same and {} answered otherwise.\n",
+            counted(*near_duplicates, "pair of rows has", "pairs of rows have"),
+            counted(*contradictions, "of them asks", "of them ask"),
+            if *contradictions == 1 { "is" } else { "are" }
         );
     }
 }

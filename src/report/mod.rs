@@ -1,6 +1,7 @@
 //! Finished numbers -> terminal, Markdown, JSON, HTML.
 //!
 //! ```text
+//! columns.rs      a table on the terminal
 //! document.rs     a report as blocks -> Markdown or HTML: the one place where text is kept from turning into markup
 //! markdown.rs     report.md of a run of scores; terminal.rs its summary
 //! diff.rs         what changed between two; learnt.rs what was learnt between two runs of scores
@@ -9,6 +10,7 @@
 //! view/           the page to read a run in
 //! ```
 
+mod columns;
 pub(crate) mod diff;
 mod document;
 pub(crate) mod eval;
@@ -17,6 +19,9 @@ mod learnt;
 pub(crate) mod markdown;
 pub(crate) mod terminal;
 pub(crate) mod view;
+
+#[cfg(test)]
+mod tables_tests;
 
 use crate::format::{ISOLATE, visible};
 

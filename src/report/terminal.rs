@@ -1,5 +1,6 @@
 //! The short summary on stdout: what was found, where to look next.
 
+use super::columns::laid_out;
 use super::{isolated, quoted};
 use crate::diagnosis::Report;
 use crate::diagnosis::breakdown::Cell;
@@ -47,6 +48,11 @@ impl Colours {
     }
 }
 
+/// The line from a colour to its end; as it is where the colour is none.
+pub(super) fn in_colour(line: &str, on: &str, off: &str) -> String {
+    if on.is_empty() { line.to_owned() } else { format!("{on}{line}{off}") }
+}
+
 /// How many of each list are shown; the report has more.
 const SHOWN: usize = 5;
 
@@ -71,13 +77,13 @@ fn above(heading: &Heading, report: &Report, Colours { bold, dim, reset, .. }: C
     let mut lines = vec![
         format!("{bold}{}{reset} seen by {bold}{}{reset}", heading.data, heading.model),
         format!(
-            "{dim}{} of {}, {}, perplexity {:.2}, mean entropy {:.2} nat, {:.0} tokens/s{reset}",
+            "{dim}{} of {}, {}, perplexity {:.2}, mean entropy {:.2} nat, {} tokens/s{reset}",
             thousands(heading.scored),
             count(heading.records, "row"),
             count(overall.tokens, "supervised token"),
             overall.perplexity,
             overall.mean_entropy,
-            heading.tokens_per_second
+            thousands(heading.tokens_per_second.round() as u64)
         ),
         format!("{dim}{}{reset}", summary.thresholds),
     ];
@@ -88,20 +94,19 @@ fn above(heading: &Heading, report: &Report, Colours { bold, dim, reset, .. }: C
 /// The table of the quadrants.
 fn quadrants(heading: &Heading, summary: &Summary, Colours { bold, dim, red, reset }: Colours) -> Vec<String> {
     let overall = &summary.overall;
-    let head = format!("{bold}{:<20}{:>10}{:>22}{:>10}{:>10}{reset}", "quadrant", "tokens", "share", "of loss", "of grad");
-    let mut lines = vec![String::new(), head];
-    for quadrant in Quadrant::ALL {
+    let row = |quadrant: Quadrant| {
         let Cell { tokens, token_share, token_share_ci95, loss_share, grad_share, .. } = *overall.quadrants.get(quadrant);
-        let (on, off) = if quadrant == Quadrant::ConfidentConflict { (red, reset) } else { ("", "") };
-        lines.push(format!(
-            "{on}{:<20}{off}{:>10}{:>22}{:>10}{:>10}",
-            name(quadrant),
-            thousands(tokens),
-            percent_with_interval(token_share, token_share_ci95),
-            percent(loss_share),
-            percent(grad_share)
-        ));
-    }
+        let share = percent_with_interval(token_share, token_share_ci95);
+        vec![name(quadrant), thousands(tokens), share, percent(loss_share), percent(grad_share)]
+    };
+    let table = laid_out(&["quadrant", ">tokens", ">share", ">of loss", ">of grad"], &Quadrant::ALL.map(row));
+    let conflict = name(Quadrant::ConfidentConflict);
+    let mut lines = vec![String::new()];
+    lines.extend(table.iter().enumerate().map(|(idx, line)| match line.strip_prefix(&conflict) {
+        _ if idx == 0 => format!("{bold}{line}{reset}"),
+        Some(numbers) => format!("{red}{conflict}{reset}{numbers}"),
+        None => line.clone(),
+    }));
     let has_intervals = Quadrant::ALL.iter().any(|quadrant| overall.quadrants.get(*quadrant).token_share_ci95.is_some());
     let intervals = match has_intervals {
         true => format!("in brackets: 95 % interval over {}; ", count(overall.rows, "row")),

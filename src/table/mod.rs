@@ -72,9 +72,9 @@ pub enum Quadrant {
     ConfidentConflict,
     /// Low p, high H: the model does not know.
     Uncertain,
-    /// High p, low H: the model knows already.
+    /// High p, low H: what the model expected, nearly always its first choice.
     Confident,
-    /// High p, high H: the model's first choice, without conviction.
+    /// High p, high H: one of several tokens that the model thought likely, mostly its first choice.
     Hesitant,
 }
 

@@ -368,6 +368,7 @@ impl Audit {
     pub fn lines(&self) -> Vec<String> {
         let mut lines = self.notes.clone();
         if let Some(EqualRows { rows: n @ 1.., of }) = self.equal {
+            let [n, of] = [n, of].map(thousands);
             lines.push(format!("{n} of {of} rows are equal to an earlier one, token by token, and count once more each."));
         }
         for (check, finding) in CHECKS.iter().zip(&self.findings).filter(|(_, finding)| finding.rows > 0) {

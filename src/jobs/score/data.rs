@@ -6,9 +6,10 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use super::record::RunRecord;
+use super::record::{RunRecord, names_of};
 use crate::dataset::{Chosen, Compression, DataFile, Dataset};
 use crate::error::{Error, Result};
+use crate::format::count;
 
 /// Gives `read` each of the `wanted` rows that can be read, with the text of its turns; ends behind the last of them.
 pub(crate) fn read_listed(
@@ -41,8 +42,9 @@ pub(crate) fn open_data(folder: &Path, record: &RunRecord, data: &[String]) -> R
     let dataset = Dataset::open(&inputs, &read.options()?)?;
     let (expected, found) = (&record.data, dataset.files());
     if expected.len() != found.len() {
-        let [expected, found] = [expected, found].map(|files| files.iter().map(DataFile::name).collect::<Vec<_>>().join(", "));
-        return Err(Error::new(format!("expected the data files of the run ({expected}), found {found}"))
+        let [expected, found] =
+            [expected, found].map(|files| format!("{} ({})", count(files.len() as u64, "file"), names_of(files)));
+        return Err(Error::new(format!("expected the data of the run, {expected}, found {found}"))
             .at(folder)
             .cure("Name all of them with --data, in their order."));
     }

@@ -117,12 +117,7 @@ impl RunRecord {
 
     /// The names of the data files, short enough for a caption.
     pub(crate) fn data_names(&self) -> String {
-        let names: Vec<String> = self.data.iter().map(DataFile::name).collect();
-        match names.as_slice() {
-            [] => "-".to_owned(),
-            [first, rest @ ..] if rest.len() > 2 => format!("{first} and {} more", rest.len()),
-            names => names.join(", "),
-        }
+        names_of(&self.data)
     }
 
     /// Which rows were read, in a few words.
@@ -159,6 +154,15 @@ impl RunRecord {
             tokens: self.counts.tokens,
             tokens_per_second: self.tokens_per_second,
         }
+    }
+}
+
+/// The names of the files; of more than three, that of the first and how many the others are.
+pub(super) fn names_of(files: &[DataFile]) -> String {
+    match files {
+        [] => "-".to_owned(),
+        [first, rest @ ..] if rest.len() > 2 => format!("{} and {} more", first.name(), thousands(rest.len() as u64)),
+        files => files.iter().map(DataFile::name).collect::<Vec<_>>().join(", "),
     }
 }
 

@@ -1,7 +1,8 @@
 // Two runs side by side: which row of the second belongs to a row of the first, which token to which, and what changed.
 //
 // Rows are paired by their numbers where both runs read the same data files, else by their ids, else by their numbers. Tokens are paired
-// within a row where turn, bytes and text are the same; other tokens (another answer, another tokenizer) have no partner and no change.
+// within a row where turn, bytes and text are the same, and so is all text before them; other tokens (another answer, the same answer to
+// another question, another tokenizer) have no partner and no change.
 
 // What became of a token: it was known (p of 1/2 or more) and is not the first choice any more, or it was not the first choice and is known now.
 const MOVED = ["", "known, then lost", "newly known"];
@@ -41,8 +42,10 @@ function compareRuns(before, after) {
       else partners.set(key, [token]);
     }
     const [begin, end] = tokensOfRow(before, row);
+    const parting = partingOf(turnsOfRow(before, row), turnsOfRow(after, rowOf[row]));
     let [n, sum] = [0, 0];
     for (let token = begin; token < end; token++) {
+      if (standsBehind(before, token, parting)) continue;
       // Where several have one place, each is the partner of one.
       const partner = partners.get(keyOfToken(before, token))?.shift();
       if (partner === undefined) continue;
@@ -84,6 +87,26 @@ function studentT(n) {
   return x + (x ** 3 + x) / (4 * n) + (5 * x ** 5 + 16 * x ** 3 + 3 * x) / (96 * n ** 2) +
     (3 * x ** 7 + 19 * x ** 5 + 17 * x ** 3 - 15 * x) / (384 * n ** 3) +
     (79 * x ** 9 + 776 * x ** 7 + 1482 * x ** 5 - 1920 * x ** 3 - 945 * x) / (92160 * n ** 4);
+}
+
+// The turn and the byte at which the texts of a row part, of two runs; beyond all turns where they are the same, or where one is not at hand.
+function partingOf(before, after) {
+  if (!before.length || !after.length) return [Infinity, 0];
+  const shared = Math.min(before.length, after.length);
+  for (let turn = 0; turn < shared; turn++) {
+    const [own, other] = [before[turn].bytes, after[turn].bytes];
+    if (before[turn].role !== after[turn].role) return [turn, 0];
+    let byte = 0;
+    while (byte < own.length && own[byte] === other[byte]) byte++;
+    if (byte < own.length || byte < other.length) return [turn, byte];
+  }
+  return [before.length === after.length ? Infinity : shared, 0];
+}
+
+// A token of the template within a turn stands at its end.
+function standsBehind(run, token, [turn, byte]) {
+  if (run.turn[token] !== turn) return run.turn[token] > turn;
+  return run.begin[token] > byte || run.begin[token] === run.end[token];
 }
 
 // Tokens of the template have no bytes: their place in the sequence stands for them.
