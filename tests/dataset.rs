@@ -765,7 +765,7 @@ fn bad_rows_of_other_formats_and_containers() {
     check(r#"{"instruction": "a", "output": [42]}"#, "`output`: expected a string, found a list");
     check(r#"{"instruction": null, "output": "b"}"#, "`instruction`: expected a value, found null");
     check(r#"{"instruction": "a", "input": [], "output": "b"}"#, "`input`: expected a string, found a list");
-    check(r#"{"instruction": "a", "output": "b", "history": [["x"]]}"#, "`history[0]`: expected two strings, found 1 values");
+    check(r#"{"instruction": "a", "output": "b", "history": [["x"]]}"#, "`history[0]`: expected two strings, found a string");
     let tasks = r#"{"instruction": "a", "instances": [{"output": "b"}]}"#;
     let check = |row: &str, expected| check_bad_row("a.jsonl", format!("{tasks}\n{row}\n{tasks}").as_bytes(), expected);
     check(r#"{"instruction": "a", "instances": []}"#, "`instances`: expected at least one instance, found an empty list");
@@ -776,6 +776,185 @@ fn bad_rows_of_other_formats_and_containers() {
     check_bad_row("a.csv", b"text,x\na,1\nb\nc,1\n", "expected 2 cells as in the header, found 1");
     check_bad_row("a.csv", b"text,x\na,1\n\xFF,1\nc,1\n", "column `text`: expected UTF-8");
     check_bad_row("a.txt", b"a\n\0\nb", "found a NUL byte");
+}
+
+/// What `pandas.read_csv` makes of them, and `datasets.load_dataset("csv")` with it.
+#[test]
+fn cells_of_csv_are_read_as_pandas_reads_them() {
+    let rows = "prompt,completion,system\nq,None,s\nq,nan,s\nq,\"NULL\",s\nq,n/a,s\nNA,a,s\nq,a,<NA>\nq,nano,NA\nq,,none\n";
+    let (_, records) = read_bytes("a.csv", rows.as_bytes(), &ReadOptions::default()).unwrap();
+    for record in &records[..5] {
+        let error = record.example.as_ref().unwrap_err();
+        assert!(error.message().ends_with("expected a value, found null"), "{error}");
+        assert!(error.to_string().contains("a missing value to pandas"), "{error}");
+    }
+    let read: Vec<_> = records[5..].iter().map(|record| script(record.example.as_ref().unwrap())).collect();
+    let expected: [&[&str]; 3] =
+        [&["User: q", "Assistant: a"], &["User: q", "Assistant: nano"], &["System: none", "User: q", "Assistant: "]];
+    assert_eq!(read, expected);
+    // In the rows of other files the same words are text.
+    assert_eq!(script(&example(json!({"prompt": "NA", "completion": "None"}))), ["User: NA", "Assistant: None"]);
+    // An index and an empty column have no names.
+    assert_eq!(script(&examples("a.csv", b",prompt,,completion,\n0,q,x,a,\n")[0]), ["User: q", "Assistant: a"]);
+}
+
+#[test]
+fn columns_of_one_name_are_refused() {
+    // A table with two columns whose names are of one length; the second is given the name of the first.
+    let mut frame = polars::df!("prompt" => ["q"], "another" => ["x"], "bnother" => ["a"]).unwrap();
+    let mut bytes = Vec::new();
+    polars::prelude::ParquetWriter::new(&mut bytes).finish(&mut frame).unwrap();
+    for at in 0..bytes.len() - 7 {
+        if &bytes[at..at + 7] == b"bnother" {
+            bytes[at] = b'a';
+        }
+    }
+    for (name, bytes) in [("a.parquet", &bytes[..]), ("a.csv", b"prompt,another,another\nq,x,a\n")] {
+        let error = read_bytes(name, bytes, &ReadOptions::default()).unwrap_err().to_string();
+        assert!(error.contains("expected different column names, found `another` twice"), "{error}");
+        assert!(error.contains("Rename one"), "{error}");
+    }
+}
+
+#[test]
+fn columns_that_cannot_be_read_are_named() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/arrow/unread.arrow");
+    let dataset = open(&path, &ReadOptions::default()).unwrap();
+    assert!(dataset.notes().iter().any(|note| note.contains("`input`")), "{:?}", dataset.notes());
+    let path = path.with_file_name("unread-answer.arrow");
+    let error = open(&path, &ReadOptions::default()).unwrap_err().to_string();
+    assert!(error.contains("the column `output` is of a type that is not read"), "{error}");
+}
+
+#[test]
+fn gzip_members_may_have_zeros_behind_them() {
+    let members = ["a", "c"].map(|text| gzip(format!("{{\"prompt\": \"{text}\", \"completion\": \"b\"}}\n").as_bytes()));
+    let [first, second] = &members;
+    for bytes in [
+        [&first[..], second].concat(),
+        [&first[..], &[0; 700], second, &[0; 300_000]].concat(),
+        [&first[..], second, &[0]].concat(),
+    ] {
+        let examples = examples("a.jsonl.gz", &bytes);
+        let found: Vec<_> = examples.iter().map(script).collect();
+        assert_eq!(found, [["User: a", "Assistant: b"], ["User: c", "Assistant: b"]]);
+    }
+    let error = read_bytes("a.jsonl.gz", &[&first[..], b"\0\0more"].concat(), &ReadOptions::default()).unwrap_err();
+    assert!(error.message().contains("cannot read on: the file is damaged"), "{error}");
+}
+
+fn zipped(members: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    for (name, bytes) in members {
+        match name.ends_with('/') {
+            true => zip.add_directory(*name, zip::write::SimpleFileOptions::default()).unwrap(),
+            false => zip.start_file(*name, zip::write::SimpleFileOptions::default()).unwrap(),
+        }
+        zip.write_all(bytes).unwrap();
+    }
+    zip.finish().unwrap().into_inner()
+}
+
+#[test]
+fn of_an_archive_the_data_are_read() {
+    let row = br#"{"prompt": "a", "completion": "b"}"#;
+    let zip = zipped(&[
+        ("d/", b""),
+        ("d/rows.jsonl", row),
+        ("__MACOSX/d/._rows.jsonl", b"\0\x05\x16\x07"),
+        ("d/.rows.jsonl", b"of an editor"),
+        (".git/rows.jsonl", b"of another time"),
+    ]);
+    assert_eq!(examples("a.zip", &zip).len(), 1);
+}
+
+/// Files of other kinds than are read: each is named, with what to do.
+#[test]
+fn archives_and_tables_of_other_programs_are_named() {
+    let row = br#"{"prompt": "a", "completion": "b"}"#;
+    let mut tar = vec![0; 1536];
+    tar[..9].copy_from_slice(b"d/a.jsonl");
+    tar[257..263].copy_from_slice(b"ustar\0");
+    tar[512..512 + row.len()].copy_from_slice(row);
+    let workbook = zipped(&[("[Content_Types].xml", b"<x/>"), ("xl/workbook.xml", b"<x/>")]);
+    let cases: [(&str, Vec<u8>, &str, &str); 9] = [
+        ("a.tar", tar.clone(), "found a tar archive", "tar -xf"),
+        ("a.tar.gz", gzip(&tar), "found a tar archive", "tar -xf"),
+        ("a.jsonl.gz", gzip(&gzip(row)), "packed twice", "Unpack"),
+        ("a.gz", gzip(&zipped(&[("a.jsonl", row)])), "packed twice", "Unpack"),
+        ("a.xlsx", workbook, "found an Excel workbook", "CSV UTF-8"),
+        ("a.zip", zipped(&[]), "expected data files in the zip archive, found none", "Unpack it"),
+        ("a.zip", zipped(&[("a.txt", b"text")]), "expected data files in the zip archive, found none", "Unpack it"),
+        ("a.npy", b"\x93NUMPY\x01\0".to_vec(), "found a NumPy array", "Parquet"),
+        ("a.pkl", b"\x80\x05\x95\0".to_vec(), "found a Python pickle", "Parquet"),
+    ];
+    for (name, bytes, found, cure) in cases {
+        let error = read_bytes(name, &bytes, &ReadOptions::default()).unwrap_err();
+        assert!(error.message().contains(found), "{name}, expected: {found}\nfound: {error}");
+        assert!(error.known_cure().is_some_and(|known| known.contains(cure)), "{error}");
+    }
+}
+
+/// As programs of the first Macs wrote them, and a spreadsheet still offers it.
+#[test]
+fn lines_that_end_in_carriage_returns_alone_are_named() {
+    let row = r#"{"prompt": "a", "completion": "b"}"#;
+    for (name, text) in [
+        ("a.csv", "prompt,completion\ra,b\rc,d\r".to_owned()),
+        ("a.dat", "prompt,completion\ra,b".to_owned()),
+        ("a.tsv", "prompt\tcompletion\ra\tb".to_owned()),
+        ("a.txt", "one\rtwo\r".to_owned()),
+        ("a.jsonl", format!("{row}\r{row}\r")),
+    ] {
+        let error = read_bytes(name, text.as_bytes(), &ReadOptions::default()).unwrap_err();
+        assert!(error.message().contains("carriage return"), "{name}: {error}");
+        assert!(error.known_cure().is_some_and(|cure| cure.contains("tr '\\r' '\\n'")), "{error}");
+    }
+    // Within JSON a carriage return is white space.
+    for text in [format!("[\r{row},\r{row}\r]\r"), format!("{row}\r"), row.replace(": ", ":\r")] {
+        assert!(!examples("a.json", text.as_bytes()).is_empty());
+    }
+}
+
+#[test]
+fn questions_alone_are_no_conversation() {
+    // MT-Bench: both turns are the user's.
+    let rows = [json!({"question_id": 81, "turns": ["Write a poem.", "Now shorter."]}), json!({"turns": ["a", "b", "c"]})];
+    let text: String = rows.iter().map(|row| format!("{row}\n")).collect();
+    let (_, records) = read_bytes("question.jsonl", text.as_bytes(), &ReadOptions::default()).unwrap();
+    for record in records {
+        let error = record.example.unwrap_err();
+        assert!(error.message().contains("`turns`: expected turns that say who speaks"), "{error}");
+        assert!(error.known_cure().is_some_and(|cure| cure.contains("`data`")), "{error}");
+    }
+    assert_eq!(script(&example(json!({"data": ["a", "b"]}))), ["User: a", "Assistant: b"]);
+}
+
+/// LLaMA-Factory joins the instruction and the input, where there are both, and takes the one that there is.
+#[test]
+fn rows_of_alpaca_may_lack_an_instruction() {
+    let whole = json!({"instruction": "Say it in German.", "input": "cat", "output": "Katze"});
+    let joined: &[&str] = &["User: Say it in German.\ncat", "Assistant: Katze"];
+    let alone: &[&str] = &["User: cat", "Assistant: cat!"];
+    for part in [
+        json!({"input": "cat", "output": "cat!"}),
+        json!({"instruction": null, "input": "cat", "output": "cat!"}),
+        json!({"instruction": "", "input": "cat", "output": "cat!"}),
+    ] {
+        for (rows, expected) in [([&whole, &part], [joined, alone]), ([&part, &whole], [alone, joined])] {
+            let text: String = rows.iter().map(|row| format!("{row}\n")).collect();
+            let found: Vec<_> = examples("a.jsonl", text.as_bytes()).iter().map(script).collect();
+            assert_eq!(found, expected, "{text}");
+        }
+    }
+    let good = r#"{"instruction": "a", "output": "b"}"#;
+    let check = |row: &str, expected| check_bad_row("a.jsonl", format!("{good}\n{row}\n{good}").as_bytes(), expected);
+    check(r#"{"instruction": null, "context": "a", "output": "b"}"#, "`instruction`: expected a value, found null");
+    check(r#"{"instruction": null, "input": "", "output": "b"}"#, "`instruction`: expected a value, found null");
+    check(
+        r#"{"instruction": "a", "output": "b", "history": [["x", null]]}"#,
+        "`history[0]`: expected two strings, found a string and null",
+    );
 }
 
 /// The second of three rows is bad; under `strict` it ends the reading.

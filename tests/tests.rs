@@ -10,6 +10,7 @@ mod browser;
 mod check;
 mod contradictions;
 mod cuda;
+mod data_folders;
 mod dataset;
 mod diff;
 mod engine;

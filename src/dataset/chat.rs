@@ -73,6 +73,8 @@ pub(super) const SHAREGPT: Dialect = Dialect {
     content: "value",
 };
 
+/// A column whose loose texts are all the user's.
+const QUESTIONS: &str = "turns";
 const ROLE_KEYS: [&str; 4] = ["role", "from", "sender", "speaker"];
 const CONTENT_KEYS: [&str; 4] = ["content", "value", "parts", "text"];
 const ASKED: [&str; 7] = ["human", "user", "prompt", "question", "query", "instruction", "input"];
@@ -133,6 +135,12 @@ pub(super) fn turns(value: &Value, dialect: &Dialect, path: &str, reading: &mut 
     let list = fields::list(columns.as_ref().unwrap_or(value), path)?;
     if list.is_empty() {
         return Err(Error::new(format!("`{path}`: expected at least one turn, found an empty list")));
+    }
+    if path == QUESTIONS && list.iter().all(Value::is_string) {
+        return Err(Error::new(format!(
+            "`{path}`: expected turns that say who speaks, found texts: MT-Bench has questions alone there"
+        ))
+        .cure("Where each second text is an answer, call the column `data`, as UltraChat does."));
     }
     if list.len() > 1 && list.iter().all(Value::is_string) {
         let roles = [Role::User, Role::Assistant].into_iter().cycle();

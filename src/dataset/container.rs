@@ -7,7 +7,10 @@ use std::ffi::OsStr;
 use std::io::Read;
 use std::path::Path;
 
+use serde::de::IgnoredAny;
+
 use super::files::{Store, broken};
+use super::folders::about_data;
 use super::format::Format;
 use super::frame::Columns;
 use super::options::ReadOptions;
@@ -97,8 +100,15 @@ pub(super) fn detect(path: &Path, store: &Store, options: &ReadOptions) -> Resul
     // A text may begin with a tag, as chat logs do; a page is one only where that is said.
     let is_said = options.format == Some(Format::Text);
     let is_text = text.starts_with(b"<") && (is_said || (is_text_by_name && !is_page(text)));
-    if let Some(name) = known(&head).filter(|_| !is_text) {
-        return Err(Error::new(format!("expected JSON Lines, a JSON array, CSV, Parquet or Arrow, found {name}")));
+    if let Some((name, cure)) = known(&head).filter(|_| !is_text) {
+        let error = Error::new(format!("expected JSON Lines, a JSON array, CSV, Parquet or Arrow, found {name}"));
+        return Err(if cure.is_empty() { error } else { error.cure(cure) });
+    }
+    if ends_lines_with_returns(text) {
+        return Err(Error::new(
+            "expected lines that end in a line feed, found some that end in a carriage return alone, as on old Macs",
+        )
+        .cure("Convert the file: tr '\\r' '\\n' < FILE > NEW."));
     }
     match extension.as_str() {
         "parquet" => return Err(Error::new("expected a Parquet file, which begins with `PAR1`, found something else")),
@@ -132,16 +142,37 @@ pub(super) fn detect(path: &Path, store: &Store, options: &ReadOptions) -> Resul
         .cure("For plain text use --format text; CSV needs the extension .csv or a header with known columns."))
 }
 
-/// What is no data, by its first bytes.
-fn known(head: &[u8]) -> Option<&'static str> {
-    let known: [(&[u8], &str); 5] = [
-        (b"%PDF", "a PDF"),
-        (b"<", "a page of HTML or XML (a login page instead of the file?)"),
-        (b"GGUF", "a GGUF model"),
-        (b"\x89HDF", "an HDF5 file"),
-        (b"SQLite format 3", "an SQLite database"),
+/// What is no data, by its first bytes once it is unpacked, and what to do about it.
+fn known(head: &[u8]) -> Option<(&'static str, &'static str)> {
+    const TWICE: &str = "a file that is packed twice";
+    const TABLE: &str = "Write the rows as JSON Lines or Parquet.";
+    let known: [(&[u8], &str, &str); 10] = [
+        (b"%PDF", "a PDF", ""),
+        (b"<", "a page of HTML or XML (a login page instead of the file?)", ""),
+        (b"GGUF", "a GGUF model", ""),
+        (b"\x89HDF", "an HDF5 file", TABLE),
+        (b"SQLite format 3", "an SQLite database", TABLE),
+        (b"\x93NUMPY", "a NumPy array", TABLE),
+        (b"\x80\x04\x95", "a Python pickle", TABLE),
+        (b"\x80\x05\x95", "a Python pickle", TABLE),
+        (b"\x1F\x8B", TWICE, "Unpack it once."),
+        (b"PK\x03\x04", TWICE, "Unpack it once."),
     ];
-    known.iter().find(|(mark, _)| head.trim_ascii_start().starts_with(mark)).map(|(_, name)| *name)
+    if head.get(257..262) == Some(b"ustar") {
+        return Some(("a tar archive", "Unpack it into a folder of its own, and name that: tar -xf FILE -C FOLDER."));
+    }
+    if let Some(about) = about_data(head) {
+        return Some((about, "Name the data themselves."));
+    }
+    known.iter().find(|(mark, ..)| head.trim_ascii_start().starts_with(mark)).map(|(_, name, cure)| (*name, *cure))
+}
+
+/// Do lines end in carriage returns alone? Within JSON these are white space: there the first line is a whole row, and another one follows.
+fn ends_lines_with_returns(text: &[u8]) -> bool {
+    let mut lines = text.split(|&byte| byte == b'\r').filter(|line| !line.trim_ascii().is_empty());
+    let first = lines.next().unwrap_or_default();
+    let is_row = !first.starts_with(b"{") && !first.starts_with(b"[") || crate::json::from_slice::<IgnoredAny>(first).is_ok();
+    !text.contains(&b'\n') && is_row && lines.next().is_some()
 }
 
 /// Is it a page of HTML or a document in XML?

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use csv::{ByteRecord, ReaderBuilder, Terminator};
 use serde_json::{Map, Value};
 
+use super::fields::refuse_twice;
 use super::files::{Reader, broken};
 use super::lines::{MAX_RECORD_BYTES, NOT_UTF8, utf8};
 use super::raw::Raw;
@@ -28,12 +29,15 @@ pub(super) fn records(mut reader: Reader) -> Result<impl Iterator<Item = Result<
         .from_reader(limited);
     let mut record = ByteRecord::new();
     reader.read_byte_record(&mut record).map_err(csv_broken)?;
-    let names = cells(&record).map(|name| utf8(name).map(|name| name.trim().to_owned())).collect::<Result<Vec<_>>>();
+    let names = cells(&record).enumerate().map(|(idx, name)| {
+        let name = utf8(name)?.trim();
+        // As pandas calls a column without a name, mostly one that numbers the rows.
+        Ok(if name.is_empty() { format!("Unnamed: {idx}") } else { name.to_owned() })
+    });
+    let names = names.collect::<Result<Vec<_>>>();
     let names =
         names.map_err(|error| Error::new(format!("expected a header with column names, {}", error.message())).cure(NOT_UTF8))?;
-    if let Some(name) = names.iter().enumerate().find_map(|(idx, name)| names[..idx].contains(name).then_some(name)) {
-        return Err(Error::new(format!("expected different column names, found `{name}` twice")));
-    }
+    refuse_twice(names.iter().map(String::as_str))?;
     Ok(std::iter::from_fn(move || {
         loop {
             budget.store(MAX_RECORD_BYTES as u64, Ordering::Relaxed);
@@ -56,6 +60,24 @@ pub(super) fn records(mut reader: Reader) -> Result<impl Iterator<Item = Result<
 }
 
 const MAX_HEADER_BYTES: u64 = 1 << 20;
+
+/// Cells that say that there is no value, to `pandas.read_csv` and hence to `datasets` (`pandas._libs.parsers.STR_NA_VALUES`): pandas writes
+/// some of them itself. An empty cell, which is one of them there, is an empty text here.
+const MISSING: [&str; 18] = [
+    "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA", "NULL", "NaN",
+    "None", "n/a", "nan", "null",
+];
+
+/// The error of a row, and where it may come from a cell that stands for nothing.
+pub(super) fn explained(error: Error) -> Error {
+    match error.message().ends_with("found null") {
+        true => error.cure(
+            "A cell such as NA, None, NULL or nan is a missing value to pandas and `datasets`, and so it is here: where it is \
+             meant as text, give the rows as JSON Lines.",
+        ),
+        false => error,
+    }
+}
 
 /// Put after the file. A record of its own, it is the end; inside another record, that record has a quote that was never
 /// closed, which the CSV rules would take for a cell that reaches to the end of the file.
@@ -85,6 +107,7 @@ fn row(names: &[String], record: &ByteRecord) -> Result<Value> {
         return Err(Error::new(message).cure("Put cells that hold commas, quotes or line ends between double quotes."));
     }
     let cell = |(name, cell): (&String, &[u8])| match utf8(cell) {
+        Ok(text) if MISSING.contains(&text) => Ok((name.clone(), Value::Null)),
         Ok(text) => Ok((name.clone(), Value::String(text.to_owned()))),
         Err(error) => Err(Error::new(format!("column `{name}`: {}", error.message())).cure(NOT_UTF8)),
     };

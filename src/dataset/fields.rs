@@ -5,6 +5,7 @@
 //! ShareGPT files keep their tools that way. Where text is expected, a number or a boolean is read as Python prints it.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 
 use serde_json::{Map, Value};
 
@@ -53,6 +54,17 @@ pub(super) fn list_keys<'a>(keys: impl Iterator<Item = &'a String>) -> String {
         0 => "no keys".to_owned(),
         1..=N_SHOWN => keys.join(", "),
         n => format!("{} and {} more", keys[..N_SHOWN].join(", "), n - N_SHOWN),
+    }
+}
+
+/// An error if two columns of a table have one name.
+pub(super) fn refuse_twice<'a>(mut names: impl Iterator<Item = &'a str>) -> Result<()> {
+    let mut seen = HashSet::new();
+    match names.find(|name| !seen.insert(*name)) {
+        Some(name) => {
+            Err(Error::new(format!("expected different column names, found `{name}` twice")).cure("Rename one of them."))
+        }
+        None => Ok(()),
     }
 }
 

@@ -9,12 +9,14 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use flate2::bufread::GzDecoder;
 use sha2::{Digest, Sha256};
 use tempfile::{NamedTempFile, TempPath};
 
 use super::folders;
 use crate::error::{Context, Error, Result};
 use crate::files::{for_each_chunk, hex, refuse_pointer};
+use crate::format::counted;
 
 pub(super) type Reader = Box<dyn BufRead + Send>;
 
@@ -71,16 +73,20 @@ pub(super) fn expand(inputs: &[String], notes: &mut Vec<String>) -> Result<Vec<P
             Error::usage(format!("`{input}` is not a valid pattern")).caused_by(error).cure("Patterns use *, ?, [abc] and **.")
         })?;
         let n_before = paths.len();
+        let mut folders = Vec::new();
         for path in matches {
             let path = path.map_err(|error| Error::new("cannot look for files").at(error.path()).caused_by(error))?;
-            if path.is_file() {
-                paths.push(path);
-            }
+            // A link that leads nowhere is a file that is missed: to open it says so.
+            if path.is_dir() { folders.push(path) } else { paths.push(path) }
         }
         if paths.len() == n_before {
             return Err(
                 Error::new(format!("expected files that match `{input}`, found none")).cure("Check the folder and the pattern.")
             );
+        }
+        if let Some(first) = folders.first() {
+            let what = counted(folders.len() as u64, "folder that matches is not read", "folders that match are not read");
+            notes.push(format!("{input}: {what}, such as {}; name what to read", first.display()));
         }
     }
     Ok(paths)
@@ -142,7 +148,11 @@ impl Store {
         for idx in 0..archive.len() {
             let member = archive.by_index(idx).context(DAMAGED)?;
             let name = member.name().context(DAMAGED)?.into_owned();
-            if !member.is_dir() && folders::is_data_file(Path::new(&name)) {
+            if name == "xl/workbook.xml" {
+                return Err(Error::new("expected data files, found an Excel workbook").cure("Save the sheet as CSV UTF-8."));
+            }
+            let is_hidden = name.split(['/', '\\']).any(|part| part.starts_with('.') && part != "." && part != "..");
+            if !member.is_dir() && !is_hidden && folders::is_data_file(Path::new(&name)) {
                 names.push((idx, name));
             }
         }
@@ -167,7 +177,9 @@ impl Store {
             ));
         }
         if members.is_empty() {
-            return Err(Error::new("expected data files in the zip archive, found none").cure(folders::CURE));
+            return Err(Error::new("expected data files in the zip archive, found none").cure(
+                "Unpack it, and name the files to read; here those are read whose names end as data files' do, such as .jsonl.",
+            ));
         }
         members.sort_by(|(a, _), (b, _)| a.cmp(b));
         Ok(members)
@@ -195,7 +207,7 @@ impl Store {
         let buffered = |file| BufReader::with_capacity(BUFFER_BYTES, file);
         Ok(match self.packed {
             Compression::None | Compression::Zip => Box::new(buffered(file)),
-            Compression::Gzip => unpacked(Box::new(flate2::bufread::MultiGzDecoder::new(buffered(file)))),
+            Compression::Gzip => unpacked(Box::new(GzipMembers { current: Some(GzDecoder::new(buffered(file))) })),
             Compression::Zstd => {
                 unpacked(Box::new(zstd::stream::read::Decoder::new(file).context("cannot start to unpack the zstd file")?))
             }
@@ -232,6 +244,44 @@ impl Store {
     /// A seekable file; `decompress` comes first.
     pub(super) fn file(&self) -> Result<File> {
         File::open(&*self.path).context("cannot open the data file")
+    }
+}
+
+/// The members of a gzip file one after the other. Zeros behind one, with which files on tapes and in some caches are filled up, are passed
+/// over, as by gzip and by Python.
+struct GzipMembers<R> {
+    /// `None` behind the last.
+    current: Option<GzDecoder<R>>,
+}
+
+impl<R: BufRead> Read for GzipMembers<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while let Some(decoder) = &mut self.current {
+            let n_read = decoder.read(buffer)?;
+            if n_read > 0 || buffer.is_empty() {
+                return Ok(n_read);
+            }
+            let next = self.current.take().map(GzDecoder::into_inner);
+            self.current = next.map(behind_zeros).transpose()?.flatten().map(GzDecoder::new);
+        }
+        Ok(0)
+    }
+}
+
+/// The reader at its first byte that is not 0; `None` at the end.
+fn behind_zeros<R: BufRead>(mut reader: R) -> io::Result<Option<R>> {
+    loop {
+        let bytes = reader.fill_buf()?;
+        let n_zeros = bytes.iter().take_while(|&&byte| byte == 0).count();
+        match (bytes.is_empty(), n_zeros == bytes.len()) {
+            (true, _) => return Ok(None),
+            (false, is_all) => {
+                reader.consume(n_zeros);
+                if !is_all {
+                    return Ok(Some(reader));
+                }
+            }
+        }
     }
 }
 
@@ -300,7 +350,8 @@ fn compression(path: &Path) -> Result<Compression> {
         [0x28, 0xB5, 0x2F, 0xFD, ..] => Ok(Compression::Zstd),
         [b'B', b'Z', b'h', b'1'..=b'9', ..] => Ok(Compression::Bzip2),
         [0xFD, b'7', b'z', b'X', b'Z', ..] => Ok(Compression::Xz),
-        [b'P', b'K', 3, 4, ..] => Ok(Compression::Zip),
+        // The second begins an archive without files.
+        [b'P', b'K', 3, 4, ..] | [b'P', b'K', 5, 6, ..] => Ok(Compression::Zip),
         [b'7', b'z', 0xBC, 0xAF, ..] => unsupported("a 7-zip archive"),
         _ => Ok(Compression::None),
     }

@@ -2,24 +2,32 @@
 //!
 //! ```text
 //! save_to_disk       dataset_dict.json, train/state.json, train/data-*.arrow
-//! a clone of the hub README.md, data/train-00000-of-00001.parquet
+//! a clone of the hub README.md (its configurations: card.rs), data/train-00000-of-00001.parquet
 //! a folder of files  a.jsonl, b.jsonl.gz, more/c.csv
 //! ```
 //!
 //! Where files or folders are named after splits, those named `train` are read, and the others are said to be left out: nobody
-//! wants his test set trained on.
+//! wants his test set trained on. What this program itself has written about data is left out, too. Symbolic links are followed, and what they
+//! reach a second time is read once.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
+use std::fs::{self, File};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use super::card;
 use crate::error::{Context, Error, Result};
-use crate::files::file_name;
+use crate::files::{file_name, identified, read_json};
+use crate::format::counted;
+use crate::provenance::Provenance;
 
 pub(super) const CURE: &str =
     "Data files end in .jsonl, .json, .ndjson, .csv, .tsv, .parquet or .arrow, also packed; others can be named one by one.";
 
 const EXTENSIONS: [&str; 9] = ["jsonl", "json", "ndjson", "jsonlines", "csv", "tsv", "parquet", "arrow", "feather"];
 const PACKED: [&str; 4] = ["gz", "zst", "bz2", "xz"];
+/// What may hold data that are not looked at in a folder.
+const ARCHIVES: [&str; 7] = ["zip", "tar", "tgz", "7z", "rar", "xlsx", "xls"];
 /// Files about the data.
 const DESCRIPTIONS: [&str; 7] = [
     "dataset_dict.json",
@@ -31,26 +39,180 @@ const DESCRIPTIONS: [&str; 7] = [
     "tokenizer_config.json",
 ];
 /// What the parts of a data set that are not for training are called.
-const OTHER_SPLITS: [&str; 8] = ["test", "validation", "valid", "val", "dev", "eval", "heldout", "holdout"];
+const OTHER_SPLITS: [&str; 10] =
+    ["test", "testing", "validation", "valid", "val", "dev", "eval", "evaluation", "heldout", "holdout"];
 
-/// The data files of a folder in alphabetical order.
+/// The data files of a folder in alphabetical order, or in that of its card.
 pub(super) fn data_files(folder: &Path, notes: &mut Vec<String>) -> Result<Vec<PathBuf>> {
-    let mut paths = Vec::new();
-    add_files(folder, 0, &mut paths)?;
-    paths.sort();
-    if paths.is_empty() {
+    if is_run(folder) {
+        return answers(folder);
+    }
+    let Found { files, links: _, seen: _, mut again, runs, own, archives } = Found::of(folder)?;
+    let mut note = |paths: &[PathBuf], one: &str, several: &str, cure: &str| {
+        if let Some(first) = paths.iter().min() {
+            let what = counted(paths.len() as u64, one, several);
+            notes.push(format!("{}: {what}, such as {}; {cure}", folder.display(), folder.join(first).display()));
+        }
+    };
+    let (one, several) = ("run folder of this program was left out", "run folders of this program were left out");
+    note(&runs, one, several, "name a folder of rollouts to read them");
+    let (one, several) = ("file that this program wrote about data was", "files that this program wrote about data were");
+    note(&own, &format!("{one} left out"), &format!("{several} left out"), "such files hold no rows");
+    let (one, several) = ("archive or workbook was left out", "archives or workbooks were left out");
+    note(&archives, one, several, "name a zip archive to read it, and unpack others");
+    let named = card::for_training(folder, &files)?;
+    if let Some(named) = &named {
+        let others: Vec<PathBuf> = files.iter().filter(|file| !named.files.contains(file)).cloned().collect();
+        let which = format!("that README.md does not name for training in the configuration `{}`", named.config);
+        let (one, several) = (format!("data file {which} was left out"), format!("data files {which} were left out"));
+        note(&others, &one, &several, "name what to read");
+    }
+    let (files, is_chosen) = named.map_or((files, false), |named| (named.files, named.is_split));
+    if files.is_empty() {
         return Err(Error::usage("this folder holds neither a finished run (no run.json) nor data files").at(folder).cure(CURE));
     }
-    let inside: Vec<PathBuf> = paths.iter().map(|path| path.strip_prefix(folder).unwrap_or(path).to_owned()).collect();
-    let are_kept = for_training(folder, &inside, notes);
-    let kept: Vec<PathBuf> = inside.into_iter().zip(&are_kept).filter(|(_, kept)| **kept).map(|(path, _)| path).collect();
-    refuse_several(folder, &kept)?;
-    Ok(kept.into_iter().map(|path| folder.join(path)).collect())
+    let mut kept = files;
+    if !is_chosen {
+        let mut are_kept = for_training(folder, &kept, notes).into_iter();
+        kept.retain(|_| are_kept.next().unwrap_or(true));
+        refuse_several(folder, &kept)?;
+    }
+    // Those with a place of their own stand first.
+    let mut seen = HashSet::new();
+    kept.retain(|file| {
+        let is_new = seen.insert(identified(&folder.join(file)));
+        again.extend((!is_new).then(|| file.clone()));
+        is_new
+    });
+    if !is_chosen {
+        kept.sort();
+    }
+    if let Some(first) = again.iter().min() {
+        let what = counted(again.len() as u64, "name is", "names are");
+        let first = folder.join(first);
+        notes.push(format!(
+            "{}: {what} reached again by symbolic links, and read once, such as {}",
+            folder.display(),
+            first.display()
+        ));
+    }
+    Ok(kept.into_iter().map(|file| folder.join(file)).collect())
+}
+
+/// What a folder holds, by the names inside it.
+#[derive(Default)]
+struct Found {
+    /// Data files, those behind links last.
+    files: Vec<PathBuf>,
+    /// Links that are yet to be followed: what has a place of its own in the folder goes by that.
+    links: BTreeSet<PathBuf>,
+    /// Where the folders lie that were looked into.
+    seen: HashSet<PathBuf>,
+    /// Links to folders that were looked into before.
+    again: Vec<PathBuf>,
+    runs: Vec<PathBuf>,
+    own: Vec<PathBuf>,
+    archives: Vec<PathBuf>,
+}
+
+impl Found {
+    fn of(folder: &Path) -> Result<Found> {
+        let mut found = Found::default();
+        found.add_folder(folder, Path::new(""))?;
+        found.files.sort();
+        while let Some(link) = found.links.pop_first() {
+            let n_before = found.files.len();
+            match folder.join(&link).is_dir() {
+                true => found.add_folder(folder, &link)?,
+                // Where a link leads nowhere, data are missing: to open it says so.
+                false => found.add_file(folder, link),
+            }
+            found.files[n_before..].sort();
+        }
+        Ok(found)
+    }
+
+    fn add_folder(&mut self, folder: &Path, inside: &Path) -> Result<()> {
+        let path = folder.join(inside);
+        if !self.seen.insert(identified(&path)) {
+            self.again.push(inside.to_owned());
+            return Ok(());
+        }
+        if self.seen.len() > 1 && is_run(&path) {
+            self.runs.push(inside.to_owned());
+            return Ok(());
+        }
+        for entry in fs::read_dir(&path).context_at(&path, "cannot read the folder")? {
+            let path = entry.context_at(&path, "cannot read the folder")?.path();
+            let name = file_name(&path);
+            let inside = inside.join(&name);
+            match name.starts_with('.') {
+                true => {}
+                false if path.is_symlink() => _ = self.links.insert(inside),
+                false if path.is_dir() => self.add_folder(folder, &inside)?,
+                false => self.add_file(folder, inside),
+            }
+        }
+        Ok(())
+    }
+
+    fn add_file(&mut self, folder: &Path, inside: PathBuf) {
+        let path = folder.join(&inside);
+        let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+        let is_archive = ARCHIVES.contains(&extension.as_str()) || file_name(&path).to_lowercase().contains(".tar.");
+        if is_archive {
+            self.archives.push(inside);
+        } else if is_data_file(&inside) && (path.is_file() || path.is_symlink()) {
+            let list = if is_about_data(&path) { &mut self.own } else { &mut self.files };
+            list.push(inside);
+        }
+    }
+}
+
+/// Is the folder that of a run of this program, finished or under way?
+fn is_run(folder: &Path) -> bool {
+    let is_there = |name: &&str| folder.join(name).exists();
+    let is_own = |record: &&str| {
+        let made = read_json::<Provenance>(&folder.join(record));
+        made.is_ok_and(|made| made.is_some_and(|made| made.program == env!("CARGO_PKG_NAME")))
+    };
+    let is_begun = || is_there(&".lock") && ["parts", "train.toml", "answers.part.jsonl"].iter().any(is_there);
+    let is_comparison = || ["diff.json", "diff.md", "diff.html"].iter().all(is_there);
+    ["run.json", "scores.json"].iter().any(is_own) || is_begun() || is_comparison()
+}
+
+/// The rollouts in a run folder; of other runs nothing is data.
+fn answers(run: &Path) -> Result<Vec<PathBuf>> {
+    let answers = run.join("rollouts.jsonl");
+    if answers.is_file() {
+        return Ok(vec![answers]);
+    }
+    let cure = format!("Name the data files, one by one or by a pattern such as '{}'.", run.join("*.jsonl").display());
+    Err(Error::usage("this is a run folder of this program, and no data").at(run).cure(cure))
+}
+
+/// How files of this program begin that stand beside data and hold no rows: what they are, by their first bytes without white space.
+pub(super) const ABOUT_DATA: [(&[u8], &str); 2] = [
+    (b"{\"changes\":1,\"run\":", "the changes that `diagnose export` has made to data"),
+    (b"{\"decisions\":1,\"run\":", "decisions about a run, which `diagnose export --decisions` takes"),
+];
+
+/// What a file that begins so says about data in place of holding them.
+pub(super) fn about_data(head: &[u8]) -> Option<&'static str> {
+    let begin: Vec<u8> = head.iter().take(64).copied().filter(|byte| !byte.is_ascii_whitespace()).collect();
+    ABOUT_DATA.iter().find(|(mark, _)| begin.starts_with(mark)).map(|(_, name)| *name)
+}
+
+fn is_about_data(path: &Path) -> bool {
+    let mut head = Vec::new();
+    // What cannot be read is for others to say.
+    File::open(path).and_then(|file| file.take(64).read_to_end(&mut head)).is_ok() && about_data(&head).is_some()
 }
 
 fn has_word(inside: &Path, names: &[&str]) -> bool {
     let words = inside.to_string_lossy().to_lowercase();
-    words.split(|c: char| !c.is_ascii_alphanumeric()).any(|word| names.contains(&word))
+    // As in `datasets`, a number may follow: train1.jsonl.
+    words.split(|c: char| !c.is_ascii_alphabetic()).any(|word| names.contains(&word))
 }
 
 fn is_train(inside: &Path) -> bool {
@@ -64,10 +226,11 @@ pub(super) fn for_training(of: &Path, inside: &[PathBuf], notes: &mut Vec<String
     let Some(first) = left_out.first().filter(|_| inside.iter().any(|path| is_train(path))) else {
         return vec![true; inside.len()];
     };
+    let (one, several) = ("file of another split than train was", "files of other splits than train were");
     notes.push(format!(
-        "{}: {} files of other splits than train were left out, such as {}; name them to read them",
+        "{}: {} left out, such as {}; name what to read",
         of.display(),
-        left_out.len(),
+        counted(left_out.len() as u64, one, several),
         of.join(first).display()
     ));
     inside.iter().map(|path| !is_left_out(path)).collect()
@@ -98,23 +261,6 @@ fn split_of(inside: &Path) -> String {
     let at = text.to_lowercase().rfind("train").filter(|&at| text.is_char_boundary(at)).unwrap_or(0);
     let n = text[at..].find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(text.len() - at);
     text[..at + n].to_owned()
-}
-
-fn add_files(folder: &Path, depth: usize, paths: &mut Vec<PathBuf>) -> Result<()> {
-    const MAX_DEPTH: usize = 8;
-    for entry in std::fs::read_dir(folder).context_at(folder, "cannot read the folder")? {
-        let path = entry.context_at(folder, "cannot read the folder")?.path();
-        let name = file_name(&path);
-        if name.starts_with('.') {
-            continue;
-        }
-        if path.is_dir() && depth < MAX_DEPTH {
-            add_files(&path, depth + 1, paths)?;
-        } else if path.is_file() && is_data_file(&path) {
-            paths.push(path);
-        }
-    }
-    Ok(())
 }
 
 /// Is the file one of data, by its name?

@@ -229,7 +229,7 @@ fn of_row(row: &Object) -> Option<Format> {
 /// The columns with the two longest texts, in the row's order: the likeliest prompt and completion. Names that `--map` would take apart are
 /// left out.
 fn two_longest_texts(row: &Object) -> Option<(&str, &str)> {
-    let is_plain = |key: &str| key.chars().all(|c| c.is_alphanumeric() || c == '_' || c == '-');
+    let is_plain = |key: &str| !key.is_empty() && key.chars().all(|c| c.is_alphanumeric() || c == '_' || c == '-');
     let texts = row.iter().enumerate().filter(|(_, (key, _))| is_plain(key));
     let mut texts: Vec<_> = texts.filter_map(|(at, (key, value))| Some((value.as_str()?.len(), at, key.as_str()))).collect();
     texts.sort_unstable_by_key(|&(length, at, _)| (Reverse(length), at));

@@ -51,8 +51,8 @@ impl Columns {
     pub(super) fn notes(&self) -> Vec<String> {
         let pruned =
             self.pruned.iter().map(|path| format!("the member `{}` of a column is of a type that is not read", path.join(".")));
-        let unseen = self.unseen().map(|name| format!("the column `{name}` is of a type that is not read"));
-        pruned.chain(unseen).collect()
+        let left_out = self.left_out.iter().map(|name| format!("the column `{name}` is of a type that is not read"));
+        pruned.chain(left_out).collect()
     }
 
     /// Columns that are left out and whose names promise more than text, such as `images`.

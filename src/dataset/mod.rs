@@ -3,7 +3,8 @@
 //! A file passes three stations, each in a file of its own:
 //!
 //! ```text
-//! files.rs       what the user named -> bytes: globs, stdin, gzip, zstd, bzip2, xz, zip; folders.rs which files of a folder are data
+//! files.rs       what the user named -> bytes: globs, stdin, gzip, zstd, bzip2, xz, zip; folders.rs which files of a folder are data,
+//!                and card.rs which of a data set of the hub
 //! container.rs   bytes -> one JSON object per record (raw.rs): json.rs, delimited.rs (CSV), parquet.rs, arrow.rs, lines of plain text
 //! format.rs      JSON object -> Example (example.rs): chat.rs lists of turns, pairs.rs columns that are turns, trees.rs OASST
 //! ```
@@ -27,6 +28,7 @@
 
 mod arrow;
 mod arrow_batches;
+mod card;
 mod chat;
 mod choice;
 mod container;
@@ -291,9 +293,11 @@ fn open_records(file: &DataFile, store: &files::Store, options: &ReadOptions) ->
     let mapping = options.mapping.clone();
     let source = file.name();
     let format = file.format;
+    let explained: fn(Error) -> Error =
+        if file.container == Container::Csv { delimited::explained } else { std::convert::identity };
     let rows = raw.map(move |raw| {
         let raw::Raw { line, value } = raw?;
-        Ok((line, value.and_then(fields::into_object).and_then(|row| mapping.apply(row))))
+        Ok((line, value.and_then(fields::into_object).and_then(|row| mapping.apply(row)).map_err(explained)))
     });
     if format == Format::Oasst {
         return Ok(Box::new(trees::conversations(rows, source, options.roles.clone())));
@@ -306,7 +310,7 @@ fn open_records(file: &DataFile, store: &files::Store, options: &ReadOptions) ->
         };
         match row.and_then(|row| format.examples(&row, &source, &roles)) {
             Ok(examples) => examples.into_iter().map(|example| Ok((line, Ok(example)))).collect(),
-            Err(error) => vec![Ok((line, Err(error)))],
+            Err(error) => vec![Ok((line, Err(explained(error))))],
         }
     })))
 }
@@ -320,6 +324,7 @@ fn recognise(path: &Path, store: &mut files::Store, options: &ReadOptions) -> Re
     if matches!(container, Container::Parquet | Container::Arrow) {
         store.decompress()?;
     }
+    let unread = container::columns(container, store)?.notes();
     let mut first_reason = None;
     let mut is_empty = true;
     for raw in container::open(container, store)?.take(N_RECORDS_SEEN) {
@@ -342,6 +347,7 @@ fn recognise(path: &Path, store: &mut files::Store, options: &ReadOptions) -> Re
         }
     }
     match first_reason {
+        Some(reason) if !unread.is_empty() => Err(reason.caused_by(Error::new(unread.join("; ")))),
         Some(reason) => Err(reason),
         None if is_empty => Err(Error::new("expected at least one record, found an empty file")),
         None => Err(Error::new("expected at least one readable record among the first ones")),

@@ -1,18 +1,20 @@
 //! Rows whose columns are the turns: Alpaca, prompt/completion, question/answer, self-instruct, and pairs of a wanted and an
 //! unwanted answer.
 //!
-//! Alpaca's `instruction` and `input` are joined by a line end, as LLaMA-Factory does, and become the user's turn of the
+//! Alpaca's `instruction` and `input` are joined by a line end, as LLaMA-Factory does (either may be missing), and become the user's turn of the
 //! model's own chat template; the "Below is an instruction" wording of the first Alpaca model is not added.
 //!
 //! In a preference (`chosen`, `rejected`) the chosen answer is learnt, and nothing that stands before it. Where both sides hold
 //! the whole conversation, what they have in common is the history (TRL's `extract_prompt`). A prompt in Anthropic's form ends in
 //! `Assistant:`: there stands the answer, which is part of the transcript.
 
+use std::borrow::Cow;
+
 use serde_json::Value;
 
 use super::chat::{self, Reading};
 use super::example::{Role, Turn, WeightedPart};
-use super::fields::{self, Object, list, wrong_type};
+use super::fields::{self, Object, kind, list, wrong_type};
 use super::literal::is_nothing;
 use super::switches::unlearn;
 use crate::error::{Error, Result};
@@ -56,6 +58,11 @@ pub(super) fn unread(row: &Object, turns: &[Turn]) -> Vec<String> {
 ///
 /// Only the completion is learnt: answers in the prompt are what the model is given (TRL's `completion_only_loss`).
 pub(super) fn prompt_completion(row: &Object, reading: &mut Reading) -> Result<Vec<Turn>> {
+    // One of Alpaca's rows, in a file whose first has no instruction.
+    let has = |key: &str| fields::first(row, &[key]).is_some();
+    if has("instruction") && has("input") && !["prompt", "query", "question", "inputs"].into_iter().any(has) {
+        return alpaca(row, reading);
+    }
     if is_preference(row) {
         return preference(row, None, reading);
     }
@@ -71,8 +78,12 @@ pub(super) fn question_answer(row: &Object, reading: &mut Reading) -> Result<Vec
 pub(super) fn alpaca(row: &Object, reading: &mut Reading) -> Result<Vec<Turn>> {
     let mut turns: Vec<Turn> = chat::system(row)?.into_iter().collect();
     turns.append(&mut history(row)?);
-    let instruction = fields::required_text(row, &["instruction"], "")?;
     let input = fields::optional_text(row, &["input", "context"], "")?;
+    let asks_by_input = fields::optional_text(row, &["input"], "")?.is_some_and(|input| !input.is_empty());
+    let instruction = match fields::optional_text(row, &["instruction"], "")? {
+        None if asks_by_input => Cow::Borrowed(""),
+        _ => fields::required_text(row, &["instruction"], "")?,
+    };
     turns.push(chat::plain(Role::User, &join(&instruction, input.as_deref())));
     if is_preference(row) {
         return preference(row, Some(turns), reading);
@@ -92,7 +103,11 @@ fn history(row: &Object) -> Result<Vec<Turn>> {
                     turns.push(chat::plain(Role::User, asked));
                     turns.push(chat::plain(Role::Assistant, answered));
                 }
-                other => return Err(Error::new(format!("`{path}`: expected two strings, found {} values", other.len()))),
+                [] => return Err(Error::new(format!("`{path}`: expected two strings, found an empty list"))),
+                other => {
+                    let found: Vec<_> = other.iter().take(3).map(kind).collect();
+                    return Err(Error::new(format!("`{path}`: expected two strings, found {}", found.join(" and "))));
+                }
             }
         }
     }

@@ -13,6 +13,7 @@ use polars_parquet::parquet::schema::types::{
     IntegerType, ParquetType, PhysicalType, PrimitiveConvertedType, PrimitiveLogicalType, PrimitiveType,
 };
 
+use super::fields::refuse_twice;
 use super::frame::{Columns, guarded};
 use super::raw::Raw;
 use crate::error::{Context, Error, Result};
@@ -61,6 +62,7 @@ pub(super) fn columns(file: &File) -> Result<Columns> {
 /// The columns that can be read and the slices to read them in.
 fn layout(file: &File) -> Result<Layout> {
     let mut reader = ParquetReader::new(file.try_clone().context("cannot open the Parquet file")?);
+    refuse_twice(reader.get_metadata().context(DAMAGED)?.schema_descr.fields().iter().map(|field| field.name()))?;
     let schema = reader.schema().context(DAMAGED)?;
     let columns = Columns::of(schema.iter().map(|(name, field)| (name.as_str(), &field.dtype)));
     if columns.read.is_empty() {

@@ -93,6 +93,9 @@ pub(crate) fn check_free(folder: &Path, own: Work) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dataset::{Dataset, ReadOptions};
+    use crate::files::file_name;
+    use crate::provenance::Provenance;
 
     fn with(names: &[&str]) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
@@ -109,6 +112,31 @@ mod tests {
                 for own in Work::ALL {
                     assert_eq!(check_free(folder.path(), own).is_ok(), own == work, "{own:?} where {names:?} are");
                 }
+            }
+        }
+    }
+
+    /// The dataset room knows these names by itself.
+    #[test]
+    fn the_folder_of_no_work_is_data() {
+        let read = |folder: &tempfile::TempDir| {
+            Dataset::open(&[folder.path().to_string_lossy().into_owned()], &ReadOptions::default())
+                .map(|dataset| dataset.files().iter().map(|file| file_name(&file.path)).collect::<Vec<_>>())
+                .map_err(|error| error.to_string())
+        };
+        let row = "{\"text\": \"a\"}\n";
+        for work in Work::ALL {
+            let [before, at_end] = work.marks();
+            let begun = with(&[".lock", before]);
+            std::fs::write(begun.path().join("rows.jsonl"), row).unwrap();
+            assert!(read(&begun).unwrap_err().contains("a run folder of this program"), "{work:?}");
+            let ended = with(&[at_end]);
+            std::fs::write(ended.path().join(at_end), row).unwrap();
+            let made = Provenance::new(std::time::SystemTime::now(), None, "cpu".to_owned());
+            std::fs::write(ended.path().join(RECORD), serde_json::to_vec(&made).unwrap()).unwrap();
+            match work {
+                Work::Answers => assert_eq!(read(&ended).unwrap(), [ROLLOUTS_FILE]),
+                _ => assert!(read(&ended).unwrap_err().contains("a run folder of this program"), "{work:?}"),
             }
         }
     }
