@@ -1,5 +1,6 @@
 """What tests/python/run.sh runs: the module on a few rows of the data, then every notebook from its first cell to its last."""
 
+import json
 import os
 import signal
 import subprocess
@@ -43,6 +44,34 @@ os.chdir(work)
 named = diagnose_sft.run("train", out=work / "runs" / "from-train", quiet=True, chat_template_kwargs={"enable_thinking": False})
 os.chdir(here)
 assert named.rows.height == 1, named.rows
+
+# What makes no run gives its folder.
+beside = diagnose_sft.run([run.folder, named.folder], out=work / "runs" / "beside", quiet=True)
+assert isinstance(beside, Path) and (beside / "landscapes.png").is_file(), beside
+(work / "text.jsonl").write_text('{"text": "Some words."}\n', encoding="utf-8")
+model = Path("tests/fixtures/families/qwen3").resolve()
+emitted = diagnose_sft.run(work / "text.jsonl", model=model, emit="vllm-offline", out=work / "runs" / "emitted", quiet=True)
+assert isinstance(emitted, Path) and (emitted / "vllm_offline.py").is_file(), emitted
+for name in ["help", "version"]:
+    try:
+        diagnose_sft.run(data, **{name: True})
+    except TypeError as error:
+        assert f"diagnose --{name}" in str(error), error
+    else:
+        raise AssertionError(f"{name} scored something")
+
+# A dict repeats an option, as a list does.
+rows = [{"q": "What is it?", "a": "A test.", "n": 1}, {"q": "And that?", "a": "Another one.", "n": 2}]
+(work / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+mapped = diagnose_sft.run(work / "own.jsonl", map={"prompt": "q", "completion": "a"}, out=work / "runs" / "mapped", quiet=True)
+listed = diagnose_sft.run(work / "own.jsonl", map=["prompt=q", "completion=a"], out=work / "runs" / "listed", quiet=True)
+assert mapped.rows.height == 2 and mapped.tokens.equals(listed.tokens), mapped.rows
+turns = [{"role": "patient", "content": "It hurts."}, {"role": "doctor", "content": "Where?"}]
+(work / "roles.jsonl").write_text(json.dumps({"messages": turns}) + "\n", encoding="utf-8")
+spoken = diagnose_sft.run(
+    work / "roles.jsonl", role={"patient": "user", "doctor": "assistant"}, out=work / "runs" / "spoken", quiet=True
+)
+assert spoken.rows.height == 1 and spoken.tokens.height > 0, spoken.rows
 
 # An interrupt reaches the program twice, by the group of processes and by the module: it is one, and keeps what is under way.
 interrupted = subprocess.Popen(

@@ -42,27 +42,26 @@ def program() -> str:
     return found
 
 
-def run(data: Union[PathLike, Iterable[PathLike]], *, quiet: bool = False, **options: Any) -> "Run":
-    """Scores a data set and gives its run.
+def run(data: Union[PathLike, Iterable[PathLike]], *, quiet: bool = False, **options: Any) -> "Union[Run, Path]":
+    """Scores a data set and gives its run; where no run is made, the folder with what is.
 
-    `data` is a file, a folder, a glob, or several of them. `options` are those of the command line with underscores: `model="..."`,
-    `out="..."`, `max_len=2048`, `sample=200`, `dtype="bf16"`; `True` is a switch, a list repeats the option, a dict is its JSON, `None` leaves it out.
+    `data` is a file, a folder, a glob, or several of them; or a finished run, or several, which are drawn side by side: that gives the folder with
+    the figures, and `emit="vllm-offline"` the folder with the program to be run where vLLM is. `options` are those of the command line with
+    underscores: `model="..."`, `out="..."`, `max_len=2048`, `sample=200`, `dtype="bf16"`; `True` is a switch, a list repeats the option, a dict
+    repeats it as KEY=VALUE (`map={"prompt": "question"}`) or is its JSON (`chat_template_kwargs`), `None` leaves it out.
     `quiet` keeps progress from the screen. A run that was interrupted goes on, and one that is finished is only read again.
 
     Raises `subprocess.CalledProcessError`, with the program's own message as its `stderr`, if it fails.
     """
     inputs = [data] if isinstance(data, (str, os.PathLike)) else list(data)
+    for name in _OF_A_TERMINAL.intersection(options):
+        raise TypeError(f"`{name}` scores nothing: type `diagnose --{name}` in a terminal")
     command = [program()]
     for name, value in options.items():
         option = "--" + name.replace("_", "-")
-        for each in value if isinstance(value, (list, tuple)) else [value]:
-            if each is True:
-                command.append(option)
-            elif each is not None and each is not False:
-                if isinstance(each, dict):
-                    each = json.dumps(each, ensure_ascii=False)
-                # In one word, so that a value may begin with a dash.
-                command.append(f"{option}={os.fspath(each) if isinstance(each, os.PathLike) else each}")
+        for each in _values(name, value):
+            # In one word, so that a value may begin with a dash.
+            command.append(option if each is True else f"{option}={os.fspath(each) if isinstance(each, os.PathLike) else each}")
     # Last, behind a mark: a folder called `train` is data here, and no command.
     command += ["--json", "--", *map(os.fspath, inputs)]
     # Into a file: a pipe that nobody empties would stop the program while this reads what it says on its way.
@@ -94,7 +93,26 @@ def run(data: Union[PathLike, Iterable[PathLike]], *, quiet: bool = False, **opt
         out = printed.read().decode("utf-8", errors="replace")
     if status != 0:
         raise subprocess.CalledProcessError(status, command, out, "".join(said))
-    return Run(json.loads(out)["out"])
+    folder = Path(json.loads(out)["out"])
+    return Run(folder) if (folder / _RECORD).is_file() else folder
+
+
+# What makes a folder a finished run.
+_RECORD = "run.json"
+
+# Options that print something for people in place of a result.
+_OF_A_TERMINAL = {"help", "version"}
+
+
+def _values(name: str, value: Any) -> list[Any]:
+    """What an option is given, one after the other; `True` for a switch."""
+    if isinstance(value, dict):
+        if name == "chat_template_kwargs":
+            return [json.dumps(value, ensure_ascii=False)]
+        return [f"{key}={each}" for key, each in value.items()]
+    if isinstance(value, (list, tuple)):
+        return [each for item in value for each in _values(name, item)]
+    return [] if value is None or value is False else [value]
 
 
 class Run:
@@ -102,8 +120,8 @@ class Run:
 
     def __init__(self, folder: PathLike) -> None:
         self.folder = Path(folder)
-        if not (self.folder / "run.json").is_file():
-            raise FileNotFoundError(f"{self.folder} holds no finished run (no run.json)")
+        if not (self.folder / _RECORD).is_file():
+            raise FileNotFoundError(f"{self.folder} holds no finished run (no {_RECORD})")
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r})"
@@ -126,7 +144,7 @@ class Run:
     @property
     def record(self) -> dict[str, Any]:
         """What made the run: run.json."""
-        return self._json("run.json")
+        return self._json(_RECORD)
 
     @property
     def figures(self) -> list[Path]:
