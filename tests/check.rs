@@ -67,6 +67,33 @@ fn of_many_files_the_first_are_named() {
     assert_eq!(found["files"].as_array().unwrap().len(), 26);
 }
 
+/// What the audit proposes can be typed as it stands, and does what it says.
+#[test]
+fn a_column_that_is_not_read_is_named_with_a_way_to_read_it() {
+    let workdir = Workdir::new();
+    tiny_model::write(&workdir.path(""));
+    let check = |file: &str, more: &[&str]| workdir.run(&[&["check", file, "--model", "tiny.gguf"], more].concat());
+    workdir.write("pairs.jsonl", r#"{"question":"Who wrote it?","answer":"Anna","context":"By Anna in 1920."}"#);
+    let said = check("pairs.jsonl", &[]).ok().stdout;
+    assert!(said.contains(r"such as --map 'question={context}\n\n{question}'; nothing"), "{said}");
+    let said = check("pairs.jsonl", &["--map", r"question={context}\n\n{question}"]).ok().stdout;
+    assert!(said.contains("By Anna in 1920.\n\nWho wrote it?") && said.contains("The audit found nothing."), "{said}");
+    workdir.write(
+        "chat.jsonl",
+        r#"{"messages":[{"role":"user","content":"Who?"},{"role":"assistant","content":"Anna"}],"context":"By Anna in 1920."}"#,
+    );
+    let said = check("chat.jsonl", &["--fail-on", "unread_columns"]);
+    assert_eq!(said.code, Some(3), "{}", said.stdout);
+    assert!(said.stdout.contains("such as --map 'system={context}'; nothing"), "{}", said.stdout);
+    let refused = check("chat.jsonl", &["--map", "prompt={context}"]);
+    assert_eq!(refused.code, Some(2), "{}", refused.stdout);
+    assert!(
+        refused.stderr.contains("found `prompt`: as messages ") && refused.stderr.contains("Map one of `messages`, `system`"),
+        "{}",
+        refused.stderr
+    );
+}
+
 #[test]
 fn rows_are_cut_where_the_model_ends_whether_its_weights_are_there_or_not() {
     let workdir = Workdir::new();

@@ -499,10 +499,148 @@ fn columns_whose_text_is_in_no_turn_are_named() {
         json!({"question": "Which is it?", "answer": "the first", "tags": ["a", "b"], "options": ["the first", "the second"]}),
         &["options"],
     );
-    check(
-        json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "note": "two words"}),
-        &[],
+    // Of conversations, too; but not what holds them all, nor what they hold.
+    let messages = json!([{"role": "user", "content": "a b"}, {"role": "assistant", "content": "b c"}]);
+    let others =
+        json!({"note": "two words", "prompt": "a b", "text": "<user>a b<assistant>b c", "rejected": "x y", "kind": "word"});
+    for (list, messages) in
+        [("messages", messages), ("conversations", json!([{"from": "human", "value": "a b"}, {"from": "gpt", "value": "b c"}]))]
+    {
+        let mut row = others.clone();
+        row[list] = messages;
+        check(row, &["note"]);
+    }
+    check(json!({"id": "1", "data": ["a a", "b b"]}), &[]);
+}
+
+/// A row that is read by way of `--map`.
+fn mapped(row: &Value, rules: &[&str]) -> Result<Example, Error> {
+    let rules: Vec<String> = rules.iter().map(|rule| (*rule).to_owned()).collect();
+    let options = ReadOptions { mapping: FieldMap::parse(&rules)?, ..ReadOptions::default() };
+    let (_, mut records) = read_bytes("rows.jsonl", row.to_string().as_bytes(), &options)?;
+    records.remove(0).example
+}
+
+#[test]
+fn a_mapped_question_or_answer_takes_the_place_of_the_rows_own() {
+    let check = |row: Value, rules: &[&str], expected: &[&str]| {
+        assert_eq!(script(&mapped(&row, rules).unwrap()), expected, "{row} by {rules:?}");
+    };
+    let asked = json!({"question": "q", "answer": "a", "context": "c"});
+    check(asked.clone(), &["prompt={context} {question}"], &["User: c q", "Assistant: a"]);
+    check(asked.clone(), &["question={context} {question}"], &["User: c q", "Assistant: a"]);
+    check(asked.clone(), &["query={context}"], &["User: c", "Assistant: a"]);
+    check(asked.clone(), &["completion={answer}!"], &["User: q", "Assistant: a!"]);
+    check(asked.clone(), &["system=context"], &["System: c", "User: q", "Assistant: a"]);
+    check(json!({"question": "q", "answer": "a", "text": "t"}), &["prompt=text"], &["User: t", "Assistant: a"]);
+    let alpaca = json!({"instruction": "q", "input": "i", "output": "a", "context": "c"});
+    check(alpaca.clone(), &["prompt={context} {instruction}"], &["User: c q", "Assistant: a"]);
+    check(alpaca.clone(), &["instruction={context} {instruction}"], &["User: c q\ni", "Assistant: a"]);
+    check(alpaca.clone(), &["input=context"], &["User: q\nc", "Assistant: a"]);
+    check(alpaca.clone(), &["answer=context"], &["User: q\ni", "Assistant: c"]);
+    let pair = json!({"prompt": "q", "completion": "a", "context": "c"});
+    check(pair.clone(), &["question=context"], &["User: c", "Assistant: a"]);
+    check(pair, &["output=context"], &["User: q", "Assistant: c"]);
+    let preference = json!({"prompt": "q", "chosen": "a", "rejected": "b", "context": "c"});
+    check(preference.clone(), &["question=context"], &["User: c", "Assistant: a"]);
+    check(preference.clone(), &["completion=context"], &["User: q", "Assistant: c"]);
+    check(preference, &["chosen=context", "rejected=chosen"], &["User: q", "Assistant: c"]);
+    let chat = json!({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "system_prompt": "s", "context": "c",
+        "turns": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]});
+    check(chat.clone(), &["system=context"], &["System: c", "User: q", "Assistant: a"]);
+    check(chat, &["messages=turns"], &["System: s", "User: x", "Assistant: y"]);
+    // What is mapped to nothing is not read from elsewhere.
+    let nothing = json!({"question": "q", "answer": "a", "context": null});
+    assert!(mapped(&nothing, &["question=context"]).unwrap_err().to_string().contains("`question`"));
+}
+
+#[test]
+fn a_mapped_field_that_the_row_is_not_read_by_is_refused_by_name() {
+    let turns = json!([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]);
+    let chat = json!({"messages": turns, "context": "c", "label": true});
+    for (row, rule, format) in [
+        (chat.clone(), "prompt=context", "messages"),
+        (chat.clone(), "question=context", "messages"),
+        (chat.clone(), "input=context", "messages"),
+        (
+            json!({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "c": "c"}),
+            "prompt=c",
+            "sharegpt",
+        ),
+        (json!({"question": "q", "answer": "a", "c": "c"}), "instruction=c", "question-answer"),
+        (json!({"question": "q", "answer": "a", "c": "c"}), "input=c", "question-answer"),
+        (json!({"instruction": "q", "input": "", "output": "a", "c": "c"}), "context=c", "alpaca"),
+        (json!({"prompt": "q", "completion": "a", "c": "c"}), "input=c", "prompt-completion"),
+        (json!({"prompt": "q", "completion": turns, "c": "c"}), "prompt=c", "prompt-completion"),
+        (json!({"prompt": "q", "chosen": turns, "rejected": turns, "c": "c"}), "prompt=c", "prompt-completion"),
+        (json!({"prompt": "q", "completion": "a", "c": "c"}), "rejected=c", "prompt-completion"),
+        (json!({"text": "t", "c": "c"}), "system=c", "text"),
+        (json!({"message_id": "1", "parent_id": null, "role": "prompter", "text": "t", "c": "c"}), "system=c", "oasst"),
+        (json!({"instruction": "q", "instances": [{"input": "", "output": "a"}], "c": "c"}), "system=c", "self-instruct"),
+    ] {
+        let error = mapped(&row, &[rule]).unwrap_err();
+        let field = rule.split_once('=').unwrap().0;
+        assert!(error.to_string().contains(&format!("found `{field}`: as {format} ")), "{row} by {rule}: {error}");
+        assert_eq!(error.exit_code(), 2, "{row} by {rule}");
+    }
+    let error = mapped(&chat, &["prompt=context"]).unwrap_err().to_string();
+    assert!(error.contains("Map one of `messages`, `system`, `tools`, ") && !error.contains("`completion`"), "{error}");
+    for rule in ["system=context", "id=context", "source=context", "label=label"] {
+        mapped(&chat, &[rule]).unwrap();
+    }
+    let error = mapped(&chat, &["system=context", "system=label"]).unwrap_err().to_string();
+    assert!(error.contains("one --map for `system`"), "{error}");
+    // Lines of plain text are rows of a text, and so is what a later row is not read by.
+    let options = ReadOptions { mapping: FieldMap::parse(&["prompt=text".to_owned()]).unwrap(), ..ReadOptions::default() };
+    assert!(read_bytes("rows.txt", b"a\nb\n", &options).unwrap_err().to_string().contains("found `prompt`: as text "));
+    let rows = format!(
+        "{}\n{}\n",
+        json!({"prompt": "q", "completion": "a", "c": "c"}),
+        json!({"prompt": "q", "completion": turns, "c": "c"})
     );
+    let options = ReadOptions { mapping: FieldMap::parse(&["prompt=c".to_owned()]).unwrap(), ..ReadOptions::default() };
+    let (_, records) = read_bytes("rows.jsonl", rows.as_bytes(), &options).unwrap();
+    assert!(records[0].example.is_ok() && records[1].example.as_ref().unwrap_err().to_string().contains("found `prompt`"));
+}
+
+/// What the audit proposes for a column that is not read does what it says, on every kind of row.
+#[test]
+fn the_way_to_read_a_column_that_the_audit_names_works() {
+    let turns = json!([{"role": "user", "content": "what is it?"}, {"role": "assistant", "content": "it is Oslo"}]);
+    let whole = json!([{"role": "system", "content": "be brief"}, {"role": "user", "content": "x y"}, {"role": "assistant", "content": "a b"}]);
+    for (row, rules, expected) in [
+        (json!({"question": "what?", "answer": "a b"}), &[][..], Some(r"question={context}\n\n{question}")),
+        (json!({"question": "what?", "answer": "a b"}), &["prompt=question"], Some(r"prompt={context}\n\n{question}")),
+        (
+            json!({"question": "what?", "answer": "a b"}),
+            &[r"question=\{{question}\}"],
+            Some(r"question={context}\n\n\{{question}\}"),
+        ),
+        (json!({"instruction": "do", "input": "it now", "output": "a b"}), &[], Some(r"instruction={context}\n\n{instruction}")),
+        (json!({"prompt": "what?", "completion": "a b"}), &[], Some(r"prompt={context}\n\n{prompt}")),
+        (json!({"inputs": "what?", "targets": "a b"}), &[], Some(r"prompt={context}\n\n{inputs}")),
+        (json!({"prompt": "what?", "chosen": "a b", "rejected": "c d"}), &[], Some(r"prompt={context}\n\n{prompt}")),
+        (json!({"prompt": [turns[0].clone()], "completion": "a b"}), &[], Some("system={context}")),
+        (json!({"prompt": "\n\nHuman: x y\n\nAssistant:", "completion": "a b"}), &[], Some("system={context}")),
+        (json!({"prompt": "what?", "completion": turns}), &[], Some("system={context}")),
+        (json!({"messages": turns}), &[], Some("system={context}")),
+        (json!({"messages": turns, "system": "be brief"}), &[], Some(r"system={system}\n\n{context}")),
+        (json!({"messages": turns, "system_prompt": "be brief"}), &[], Some(r"system_prompt={system_prompt}\n\n{context}")),
+        (json!({"messages": whole}), &[], None),
+    ] {
+        for context in [json!("Oslo is the \"capital\""), json!(["the \"first\"", "the séçond"])] {
+            let mut row = row.clone();
+            row["context"] = context;
+            let example = mapped(&row, rules).unwrap();
+            assert!(example.unread.contains(&"context".to_owned()), "{row}: {:?}", example.unread);
+            assert_eq!(example.unread_map.as_deref(), expected, "{row}");
+            let Some(rule) = expected else { continue };
+            let read = mapped(&row, &[rule]).unwrap();
+            assert!(!read.unread.contains(&"context".to_owned()), "{row} by {rule}: {:?}", read.unread);
+            assert!(script(&read).iter().any(|turn| turn.contains("Oslo is") || turn.contains("first")), "{row} by {rule}");
+            assert_eq!(read.turns.last(), example.turns.last(), "{row} by {rule}");
+        }
+    }
 }
 
 #[test]

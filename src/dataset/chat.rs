@@ -33,7 +33,7 @@ pub(super) struct Reading<'a> {
 
 /// What a dialect calls its fields; the other's names count where its own are absent.
 pub(super) struct Dialect {
-    lists: &'static [&'static str],
+    pub lists: &'static [&'static str],
     role: &'static str,
     content: &'static str,
 }
@@ -75,6 +75,9 @@ pub(super) const SHAREGPT: Dialect = Dialect {
 
 /// A column whose loose texts are all the user's.
 const QUESTIONS: &str = "turns";
+/// Columns of a system prompt.
+pub(super) const SYSTEM: [&str; 4] = ["system", "system_prompt", "systemInstruction", "system_instruction"];
+
 const ROLE_KEYS: [&str; 4] = ["role", "from", "sender", "speaker"];
 const CONTENT_KEYS: [&str; 4] = ["content", "value", "parts", "text"];
 const ASKED: [&str; 7] = ["human", "user", "prompt", "question", "query", "instruction", "input"];
@@ -108,8 +111,7 @@ pub(super) fn add_system(row: &Object, turns: &mut Vec<Turn>) -> Result<()> {
 
 /// The row's system prompt, unless it is empty. Anthropic's, Bedrock's and Gemini's is a list of parts.
 pub(super) fn system(row: &Object) -> Result<Option<Turn>> {
-    let keys = ["system", "system_prompt", "systemInstruction", "system_instruction"];
-    let Some((key, value)) = fields::first(row, &keys) else { return Ok(None) };
+    let Some((key, value)) = fields::first(row, &SYSTEM) else { return Ok(None) };
     let mut turn = plain(Role::System, "");
     match value {
         Value::Array(parts) => add_parts(&mut turn, &mut Vec::new(), &mut Vec::new(), parts, key, &mut Vec::new())?,

@@ -34,8 +34,10 @@ pub struct Example {
     pub template_switches: Option<Value>,
     /// Keys of the row that look like switches and were not used, with their places: `messages[1].lossy`.
     pub unused: Vec<String>,
-    /// Columns with text that no turn holds, of a row whose columns are its turns: `choices`, `context`.
+    /// Columns with text that no turn holds: `choices`, `context`.
     pub unread: Vec<String>,
+    /// The value of a `--map` by which the model would see the first of them, where there is one: `question={context}\n\n{question}`.
+    pub unread_map: Option<String>,
     /// Where the last answer was written by a model: by `diagnose rollout`.
     pub rollout: Option<Rollout>,
 }

@@ -9,8 +9,9 @@ use super::example::{Example, Role, Rollout, Turn};
 use super::fields::{self, Object, label, list_keys};
 use super::literal::is_nothing;
 use super::mapping::FieldMap;
+use super::pairs::{ANSWERED, ASKED};
 use super::roles::RoleMap;
-use super::{chat, pairs, switches, tools};
+use super::{chat, heard, pairs, switches, tools, trees, unread};
 use crate::error::{Error, Result};
 use crate::spelling::named;
 
@@ -80,10 +81,19 @@ impl Format {
         }
     }
 
-    /// The format of a row, to which the field map has been applied; its targets count before the row's other columns.
+    /// The format of a row, to which the field map has been applied; its targets count before the row's other columns. A mapped question or answer
+    /// and the row's own other half make a pair.
     pub(super) fn detect(row: &Object, mapping: &FieldMap) -> Result<Format> {
         let mapped: Object = row.iter().filter(|(key, _)| mapping.has_target(key)).map(|(k, v)| (k.clone(), v.clone())).collect();
-        of_row(&mapped).or_else(|| of_row(row)).ok_or_else(|| {
+        let has = |keys: &[&str]| fields::first(row, keys).is_some();
+        let is_pair = || [ASKED.as_slice(), &ANSWERED].iter().any(|keys| mapping.targets().any(|target| keys.contains(&target)));
+        let of_pair = || match (row.contains_key("instruction"), has(&ASKED) && has(&ANSWERED) && is_pair()) {
+            (_, false) => None,
+            (true, true) => Some(Format::Alpaca),
+            (false, true) => Some(Format::PromptCompletion),
+        };
+        let own = || of_row(row).filter(|format| *format != Format::Text).or_else(of_pair).or_else(|| of_row(row));
+        of_row(&mapped).or_else(own).ok_or_else(|| {
             let known: Vec<_> = Format::ALL.iter().map(|format| format!("{format} ({})", format.keys())).collect();
             let (prompt, completion) = two_longest_texts(row).unwrap_or(("COLUMN", "COLUMN"));
             Error::new(format!("cannot tell the format from the columns {}", list_keys(row.keys()))).cure(format!(
@@ -123,6 +133,31 @@ impl Format {
         }
     }
 
+    /// The examples of one row of the file, after the field map has been applied to it.
+    pub(super) fn read(self, row: Object, mapping: &FieldMap, source: &str, roles: &RoleMap) -> Result<Vec<Example>> {
+        let mut mapped = mapping.apply(row)?;
+        let mut examples = self.examples(&mapped.row, source, roles)?;
+        self.check_heard(&mut mapped.row, mapping, roles)?;
+        let (asked, others): (&[&str], &[&[&str]]) = match self {
+            Format::Messages => (&[], &[chat::MESSAGES.lists]),
+            Format::ShareGpt => (&[], &[chat::SHAREGPT.lists]),
+            Format::Alpaca => (&["instruction"], &[&["input", "context"], &["output", "response"]]),
+            Format::QuestionAnswer if !pairs::is_preference(&mapped.row) => (&["question"], &[&["answer", "response"]]),
+            Format::PromptCompletion | Format::QuestionAnswer => (&ASKED, &[&ANSWERED]),
+            Format::Text | Format::Oasst | Format::SelfInstruct => return Ok(examples),
+        };
+        examples.iter_mut().for_each(|example| unread::note(example, &mapped, mapping, asked, others));
+        Ok(examples)
+    }
+
+    /// An error where a mapped row is not read by a field that the user maps.
+    pub(super) fn check_heard(self, row: &mut Object, mapping: &FieldMap, roles: &RoleMap) -> Result<()> {
+        match self {
+            Format::Oasst => heard::check(row, mapping, self.name(), |row| trees::message(row, 0, roles).ok()),
+            _ => heard::check(row, mapping, self.name(), |row| self.examples(row, "", roles).ok()),
+        }
+    }
+
     /// The examples of one row: one, or for self-instruct one per instance. (`oasst` needs all rows, see `trees`.)
     pub(super) fn examples(self, row: &Object, source: &str, roles: &RoleMap) -> Result<Vec<Example>> {
         let mut reading = Reading { roles, unused: Vec::new() };
@@ -144,9 +179,6 @@ impl Format {
             }
         };
         let mut example = example(row, turns, source, reading.unused)?;
-        if matches!(self, Format::Alpaca | Format::PromptCompletion | Format::QuestionAnswer) {
-            example.unread = pairs::unread(row, &example.turns);
-        }
         if self != Format::Text {
             example.tools = tools::schemas(row)?;
             if let Some(schemas) = &mut example.tools {
@@ -185,6 +217,7 @@ fn example(row: &Object, mut turns: Vec<Turn>, source: &str, mut unused: Vec<Str
         template_switches,
         unused,
         unread: Vec::new(),
+        unread_map: None,
         rollout,
     })
 }
@@ -229,8 +262,7 @@ fn of_row(row: &Object) -> Option<Format> {
 /// The columns with the two longest texts, in the row's order: the likeliest prompt and completion. Names that `--map` would take apart are
 /// left out.
 fn two_longest_texts(row: &Object) -> Option<(&str, &str)> {
-    let is_plain = |key: &str| !key.is_empty() && key.chars().all(|c| c.is_alphanumeric() || c == '_' || c == '-');
-    let texts = row.iter().enumerate().filter(|(_, (key, _))| is_plain(key));
+    let texts = row.iter().enumerate().filter(|(_, (key, _))| unread::is_plain(key));
     let mut texts: Vec<_> = texts.filter_map(|(at, (key, value))| Some((value.as_str()?.len(), at, key.as_str()))).collect();
     texts.sort_unstable_by_key(|&(length, at, _)| (Reverse(length), at));
     let [(_, first, key), (_, second, other), ..] = texts[..] else { return None };

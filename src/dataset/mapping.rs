@@ -14,14 +14,19 @@
 //! --map 'prompt={question}\nA. {opa}\nB. {opb}\nC. {opc}\nD. {opd}'
 //! --map 'completion={exp}\n\nAnswer: {cop:A. {opa}|B. {opb}|C. {opc}|D. {opd}}'
 //! ```
+//!
+//! A mapped field takes the place of the row's own columns that mean the same, as `prompt` does of `question`. One that the row is not read by is
+//! an error (`heard.rs`): a mapping is never passed over in silence.
 
 use std::iter::Peekable;
 use std::str::Chars;
 
 use serde_json::Value;
 
+use super::chat::{MESSAGES, SYSTEM};
 use super::fields::{self, Object, kind, list_keys};
-use super::literal;
+use super::pairs::{ANSWERED, ASKED};
+use super::{literal, tools};
 use crate::error::{Error, Result};
 
 /// Rules in the order given; empty means that rows stay as they are.
@@ -79,10 +84,35 @@ pub(super) const FIELDS: [&str; 30] = [
     "chat_template_kwargs",
 ];
 
+/// Where one of the first is mapped, the row's own columns of the names behind it are not read: they are other names of the same.
+const SAME: [(&[&str], &[&[&str]]); 5] = [
+    (&["prompt", "query", "question"], &[&ASKED]),
+    (&["completion", "response", "output", "answer"], &[&ANSWERED, &["chosen", "rejected"]]),
+    (&["messages", "conversations"], &[MESSAGES.lists]),
+    (&["system", "system_prompt"], &[&SYSTEM]),
+    (&["tools", "functions"], &[&tools::SCHEMAS]),
+];
+
+/// A row to which the map has been applied.
+pub(super) struct Mapped {
+    pub row: Object,
+    /// The row's own columns whose place a mapped field has taken.
+    pub replaced: Object,
+}
+
 impl FieldMap {
     /// Reads the values of repeated `--map` options.
     pub fn parse(rules: &[String]) -> Result<FieldMap> {
-        Ok(FieldMap { rules: rules.iter().map(|rule| parse_rule(rule)).collect::<Result<_>>()?, written: rules.to_vec() })
+        let written = rules.to_vec();
+        let rules: Vec<(String, Rule)> = rules.iter().map(|rule| parse_rule(rule)).collect::<Result<_>>()?;
+        for (idx, (target, _)) in rules.iter().enumerate() {
+            if let Some(first) = rules[..idx].iter().position(|(other, _)| other == target) {
+                let (first, second) = (&written[first], &written[idx]);
+                return Err(Error::usage(format!("expected one --map for `{target}`, found `{first}` and `{second}`"))
+                    .cure("Write what belongs together as one template, such as --map 'prompt={context}\\n\\n{question}'."));
+            }
+        }
+        Ok(FieldMap { rules, written })
     }
 
     /// The values of `--map` that it was made of.
@@ -95,14 +125,36 @@ impl FieldMap {
         self.rules.is_empty()
     }
 
+    pub(super) fn targets(&self) -> impl Iterator<Item = &str> {
+        self.rules.iter().map(|(target, _)| target.as_str())
+    }
+
     pub(super) fn has_target(&self, field: &str) -> bool {
-        self.rules.iter().any(|(target, _)| target == field)
+        self.targets().any(|target| target == field)
+    }
+
+    /// Is the column taken whole into some field, whatever the row holds?
+    pub(super) fn takes(&self, column: &str) -> bool {
+        self.rules.iter().any(|(_, rule)| match rule {
+            Rule::Column(name) => name == column,
+            Rule::Template(parts) => parts.iter().any(|part| matches!(part, Part::Column(name) if name == column)),
+        })
+    }
+
+    /// What `--map` says of the field, as a template.
+    pub(super) fn template(&self, field: &str) -> Option<String> {
+        let at = self.rules.iter().position(|(target, _)| target == field)?;
+        let (_, definition) = self.written[at].split_once('=')?;
+        Some(match &self.rules[at].1 {
+            Rule::Column(name) => format!("{{{name}}}"),
+            Rule::Template(_) => definition.to_owned(),
+        })
     }
 
     /// The row with the mapped fields set. All rules see the row's own columns, not one another's results.
-    pub(super) fn apply(&self, row: Object) -> Result<Object> {
+    pub(super) fn apply(&self, row: Object) -> Result<Mapped> {
         if self.is_empty() {
-            return Ok(row);
+            return Ok(Mapped { row, replaced: Object::new() });
         }
         let mut mapped = Vec::with_capacity(self.rules.len());
         for (target, rule) in &self.rules {
@@ -113,9 +165,13 @@ impl FieldMap {
             let value = value.map_err(|error| Error::new(format!("field map for `{target}`: {}", error.message())))?;
             mapped.push((target.clone(), value));
         }
-        let mut row = row;
+        let (mut row, mut replaced) = (row, Object::new());
+        let same = SAME.iter().filter(|(fields, _)| fields.iter().any(|field| self.has_target(field)));
+        for name in same.flat_map(|(_, names)| names.iter().copied().flatten()).filter(|name| !self.has_target(name)) {
+            replaced.extend(row.shift_remove_entry(*name));
+        }
         row.extend(mapped);
-        Ok(row)
+        Ok(Mapped { row, replaced })
     }
 }
 
@@ -268,7 +324,7 @@ mod tests {
 
     fn map(rules: &[&str], row: Value) -> Result<Value> {
         let rules: Vec<String> = rules.iter().map(|rule| (*rule).to_owned()).collect();
-        FieldMap::parse(&rules)?.apply(row.as_object().unwrap().clone()).map(Value::Object)
+        FieldMap::parse(&rules)?.apply(row.as_object().unwrap().clone()).map(|mapped| Value::Object(mapped.row))
     }
 
     #[test]

@@ -14,7 +14,8 @@
 //! ```text
 //! lines.rs       bytes -> lines; literal.rs what Python writes where JSON is expected
 //! frame.rs       a row of a table -> JSON; arrow_batches.rs how large unpacked batches become
-//! mapping.rs     the user's own columns -> the fields of a known format; fields.rs a field, or an error that says what was found
+//! mapping.rs     the user's own columns -> the fields of a known format; heard.rs whether a row is read by them; unread.rs columns that it is
+//!                not read by; fields.rs a field, or an error that says what was found
 //! roles.rs       who speaks; tools.rs tool schemas and calls; switches.rs what a row says not to learn
 //! options.rs     how files are read; choice.rs which records; shard.rs a machine's share of them
 //! original.rs    records with what they were read from, for write/, the way back
@@ -41,6 +42,7 @@ mod format;
 mod frame;
 #[cfg(test)]
 mod guide;
+mod heard;
 mod json;
 mod lines;
 mod literal;
@@ -55,6 +57,7 @@ mod shard;
 mod switches;
 mod tools;
 mod trees;
+mod unread;
 pub(crate) mod write;
 
 use std::collections::{HashMap, HashSet};
@@ -295,20 +298,24 @@ fn open_records(file: &DataFile, store: &files::Store, options: &ReadOptions) ->
     let format = file.format;
     let explained: fn(Error) -> Error =
         if file.container == Container::Csv { delimited::explained } else { std::convert::identity };
-    let rows = raw.map(move |raw| {
-        let raw::Raw { line, value } = raw?;
-        Ok((line, value.and_then(fields::into_object).and_then(|row| mapping.apply(row)).map_err(explained)))
-    });
-    if format == Format::Oasst {
-        return Ok(Box::new(trees::conversations(rows, source, options.roles.clone())));
-    }
     let roles = options.roles.clone();
+    let rows = raw.map(|raw| raw.map(|raw::Raw { line, value }| (line, value.and_then(fields::into_object))));
+    if format == Format::Oasst {
+        let of_trees = roles.clone();
+        let mapped = move |row| {
+            let mut row = mapping.apply(row)?.row;
+            format.check_heard(&mut row, &mapping, &roles)?;
+            Ok(row)
+        };
+        let rows = rows.map(move |row| row.map(|(line, row)| (line, row.and_then(&mapped))));
+        return Ok(Box::new(trees::conversations(rows, source, of_trees)));
+    }
     Ok(Box::new(rows.flat_map(move |row| {
         let (line, row) = match row {
             Ok(row) => row,
             Err(error) => return vec![Err(error)],
         };
-        match row.and_then(|row| format.examples(&row, &source, &roles)) {
+        match row.and_then(|row| format.read(row, &mapping, &source, &roles)) {
             Ok(examples) => examples.into_iter().map(|example| Ok((line, Ok(example)))).collect(),
             Err(error) => vec![Ok((line, Err(explained(error))))],
         }
@@ -330,18 +337,24 @@ fn recognise(path: &Path, store: &mut files::Store, options: &ReadOptions) -> Re
     for raw in container::open(container, store)?.take(N_RECORDS_SEEN) {
         let raw::Raw { line, value } = raw?;
         is_empty = false;
-        if container == Container::Text {
-            return match options.format {
-                None | Some(Format::Text) => Ok((container, Format::Text)),
-                Some(format) => Err(Error::new(format!("expected records of the format `{format}`, found plain text"))
-                    .cure("Use --format text, or give the data as JSON Lines.")),
-            };
-        }
-        if let Some(format) = options.format {
-            return Ok((container, format));
-        }
-        let row = value.and_then(fields::into_object);
-        match row.and_then(|row| Format::detect(&options.mapping.apply(row)?, &options.mapping)) {
+        let said = match (container, options.format) {
+            (Container::Text, Some(format)) if format != Format::Text => {
+                return Err(Error::new(format!("expected records of the format `{format}`, found plain text"))
+                    .cure("Use --format text, or give the data as JSON Lines."));
+            }
+            (Container::Text, _) => Some(Format::Text),
+            (_, said) => said,
+        };
+        let mapped = value.and_then(fields::into_object).and_then(|row| options.mapping.apply(row));
+        let format = match (mapped, said) {
+            (Ok(mapped), said) => said.map_or_else(|| Format::detect(&mapped.row, &options.mapping), Ok).and_then(|format| {
+                let mut row = mapped.row;
+                format.check_heard(&mut row, &options.mapping, &options.roles).map(|()| format)
+            }),
+            (Err(_), Some(format)) => Ok(format),
+            (Err(error), None) => Err(error),
+        };
+        match format {
             Ok(format) => return Ok((container, format)),
             Err(error) => first_reason = first_reason.or(Some(error.at_line(path, line))),
         }

@@ -85,18 +85,14 @@ impl Dataset {
             };
             let place = at(line);
             let object = value.and_then(fields::into_object);
-            let mapped = match &object {
-                Ok(object) => self.options.mapping.apply(object.clone()),
-                Err(_) => Ok(Object::new()),
-            };
-            let (object, mapped) = match object {
+            let (object, examples) = match object {
                 Ok(mut object) => {
+                    let examples = format.read(object.clone(), &self.options.mapping, &source, &self.options.roles);
                     columns.without_marks(&mut object);
-                    (Some(object), mapped)
+                    (Some(object), examples)
                 }
                 Err(error) => (None, Err(error)),
             };
-            let examples = mapped.and_then(|row| format.examples(&row, &source, &self.options.roles));
             match examples {
                 Ok(examples) => {
                     let is_alone = examples.len() == 1;

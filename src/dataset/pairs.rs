@@ -30,30 +30,6 @@ pub(super) fn is_preference(row: &Object) -> bool {
     row.get("chosen").is_some_and(is_answer)
 }
 
-/// The columns with text that no turn holds: what a question is about, or the answers to choose from. Words alone, such as the name of a
-/// category, are left out.
-pub(super) fn unread(row: &Object, turns: &[Turn]) -> Vec<String> {
-    let is_held = |text: &str| turns.iter().any(|turn| turn.content.contains(text.trim()));
-    let says_something = |text: &str| text.split_whitespace().filter(|word| word.contains(char::is_alphabetic)).nth(1).is_some();
-    // A transcript stands in several turns, and the unwanted answer in none.
-    let read = [&ASKED[..], &ANSWERED[..]].into_iter().filter_map(|keys| Some(fields::first(row, keys)?.0));
-    let read: Vec<&str> = read.chain(["chosen", "history", "id", "source", "planted", "rollout", "tools"]).collect();
-    let is_unread = |(key, value): &(&String, &Value)| match value {
-        _ if read.contains(&key.as_str()) || key.starts_with("rejected") => false,
-        Value::String(text) => says_something(text) && !is_held(text) && !text.trim_start().starts_with(['[', '{']),
-        Value::Array(texts) => {
-            let are_choices =
-                ["choices", "options"].contains(&key.as_str()) || texts.iter().filter_map(Value::as_str).any(says_something);
-            texts.len() > 1
-                && are_choices
-                && texts.iter().all(Value::is_string)
-                && !texts.iter().filter_map(Value::as_str).all(is_held)
-        }
-        _ => false,
-    };
-    row.iter().filter(is_unread).map(|(key, _)| key.clone()).collect()
-}
-
 /// A prompt and its completion under any of their names, or the chosen side of a preference; with `history`, earlier pairs.
 ///
 /// Only the completion is learnt: answers in the prompt are what the model is given (TRL's `completion_only_loss`).
@@ -74,7 +50,7 @@ pub(super) fn question_answer(row: &Object, reading: &mut Reading) -> Result<Vec
     pair(row, &["question"], &["answer", "response"], reading)
 }
 
-/// `instruction`, `input` (or `context`), `output` (or `response`, or `chosen`), with `system` and `history`, a list of earlier pairs.
+/// `instruction`, `input` (or `context`), and an answer (`output`, `response`, `chosen`, or what else is named one), with `system` and `history`, a list of earlier pairs.
 pub(super) fn alpaca(row: &Object, reading: &mut Reading) -> Result<Vec<Turn>> {
     let mut turns: Vec<Turn> = chat::system(row)?.into_iter().collect();
     turns.append(&mut history(row)?);
@@ -88,7 +64,8 @@ pub(super) fn alpaca(row: &Object, reading: &mut Reading) -> Result<Vec<Turn>> {
     if is_preference(row) {
         return preference(row, Some(turns), reading);
     }
-    turns.push(chat::plain(Role::Assistant, &fields::required_text(row, &["output", "response"], "")?));
+    let answered = [&["output", "response"], &ANSWERED[..]].concat();
+    turns.push(chat::plain(Role::Assistant, &fields::required_text(row, &answered, "")?));
     Ok(turns)
 }
 
@@ -244,7 +221,7 @@ const HUMAN: &str = "\n\nHuman:";
 const ASSISTANT: &str = "\n\nAssistant:";
 
 /// The turns of a text such as `\n\nHuman: Hi\n\nAssistant: Hello`, as Anthropic's preference data have them.
-fn transcript(text: &str) -> Option<Vec<Turn>> {
+pub(super) fn transcript(text: &str) -> Option<Vec<Turn>> {
     const SPEAKERS: [(&str, Role); 2] = [(HUMAN, Role::User), (ASSISTANT, Role::Assistant)];
     if !text.starts_with(HUMAN) {
         return None;

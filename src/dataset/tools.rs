@@ -13,9 +13,12 @@ use super::fields::{self, Object, wrong_type};
 use super::literal::is_nothing;
 use crate::error::{Error, Result};
 
+/// The columns of tool schemas.
+pub(super) const SCHEMAS: [&str; 2] = ["tools", "functions"];
+
 /// The row's `tools` (or older `functions`) as a JSON array of `{"type": "function", "function": {..}}`; none if empty.
 pub(super) fn schemas(row: &Object) -> Result<Option<Value>> {
-    let Some((key, value)) = fields::first(row, &["tools", "functions"]) else { return Ok(None) };
+    let Some((key, value)) = fields::first(row, &SCHEMAS) else { return Ok(None) };
     let parsed;
     let value = match value {
         Value::String(text) if text.trim().is_empty() => return Ok(None),

@@ -22,7 +22,8 @@ pub(super) fn conversations(
     once_with(move || link(rows, source, &roles)).flatten()
 }
 
-struct Message {
+#[derive(PartialEq)]
+pub(super) struct Message {
     line: u64,
     id: String,
     parent: Option<String>,
@@ -83,7 +84,7 @@ fn link<R: Iterator<Item = Rows>>(
     examples.chain(broken.map(Err))
 }
 
-fn message(row: &Object, line: u64, roles: &RoleMap) -> Result<Message> {
+pub(super) fn message(row: &Object, line: u64, roles: &RoleMap) -> Result<Message> {
     let id = fields::required_text(row, &["message_id", "user_message_id"], "")?.into_owned();
     let parent = fields::optional_text(row, &["parent_id", "parent_message_id"], "")?;
     let parent = parent.filter(|parent| !parent.is_empty()).map(|parent| parent.into_owned());

@@ -195,6 +195,7 @@ fn of_two_evaluations() {
             data_differs: false,
             few_shot: None,
             prompts_differ: 0,
+            whole_texts: false,
         };
         let group = GroupChange {
             tasks: vec!["one".to_owned()],
@@ -243,22 +244,24 @@ fn of_two_evaluations() {
 #[test]
 fn of_several_runs() {
     for_any(|any| {
+        let nothing = Comparison {
+            before: "a".to_owned(),
+            after: "b".to_owned(),
+            engines: None,
+            tasks: [].into(),
+            groups: [].into(),
+            macro_average: None,
+            tasks_only_before: Vec::new(),
+            tasks_only_after: Vec::new(),
+            skipped: Vec::new(),
+        };
         let run = Run {
             name: "run".to_owned(),
             target: any.average(),
             general: any.average(),
             target_groups: [].into(),
-            general_tasks: Comparison {
-                before: "a".to_owned(),
-                after: "b".to_owned(),
-                engines: None,
-                tasks: [].into(),
-                groups: [].into(),
-                macro_average: None,
-                tasks_only_before: Vec::new(),
-                tasks_only_after: Vec::new(),
-                skipped: Vec::new(),
-            },
+            target_tasks: nothing.clone(),
+            general_tasks: nothing,
         };
         let points = |average: &MacroChange| format!("{:+.2}", 100.0 * average.difference.value);
         let expected = [points(&run.target), points(&run.general)];

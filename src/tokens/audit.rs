@@ -45,6 +45,8 @@ pub struct RowAudit {
     pub unused_switches: Vec<String>,
     /// Columns with text that no turn holds: `choices`.
     pub unread_columns: Vec<String>,
+    /// The value of a `--map` by which the model would see the first of them.
+    pub unread_map: Option<String>,
     /// Names of roles that the template does not know: `developer`.
     pub renamed_roles: Vec<String>,
     /// A content is a list of parts, which the template does not know.
@@ -107,7 +109,7 @@ pub struct Finding {
     pub examples: Vec<String>,
     /// The rows that these are.
     pub example_rows: Vec<u32>,
-    /// Of refused rows: what to do about the first for which that is known.
+    /// Of refused rows and of columns that are not read: what to do about the first row for which that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cure: Option<String>,
     /// The row for which it is known.
@@ -177,7 +179,7 @@ const CHECKS: &[Check] = &[
         holds: |row| !row.unread_columns.is_empty(),
         finding: "have columns with text that is in no turn",
         meaning: "The model sees nothing of them: not what a question is about, and not the answers to choose from.",
-        cure: "Say where they go, such as --map 'prompt={context}\n\n{question}'; nothing to do where they are notes.",
+        cure: "Write into a turn what the model is to see; nothing to do where they are notes.",
     },
     Check {
         name: RENAMED,
@@ -335,7 +337,14 @@ impl Audit {
                 finding.add(row, || format!("{}:{}", place.path.display(), place.line));
                 match check.name {
                     UNUSED => finding.count_keys(&audit.unused_switches),
-                    UNREAD => finding.count_keys(&audit.unread_columns),
+                    UNREAD => {
+                        finding.count_keys(&audit.unread_columns);
+                        let cure = |map: &String| {
+                            let map = map.replace('\'', r"'\''");
+                            format!("Say where they go, such as --map '{map}'; nothing to do where they are notes.")
+                        };
+                        finding.add_cure(row, audit.unread_map.as_ref().map(cure));
+                    }
                     RENAMED => finding.count_keys(&audit.renamed_roles),
                     _ => {}
                 }
@@ -348,9 +357,7 @@ impl Audit {
         self.refused += 1;
         if let Some(finding) = self.findings.last_mut() {
             finding.add(row, || format!("{}:{}: {}", place.path.display(), place.line, error.reason()));
-            if let (None, Some(cure)) = (&finding.cure, error.known_cure()) {
-                (finding.cure, finding.cure_row) = (Some(cure.to_owned()), Some(row));
-            }
+            finding.add_cure(row, error.known_cure().map(str::to_owned));
         }
     }
 
@@ -373,6 +380,7 @@ impl Audit {
         }
         for (check, finding) in CHECKS.iter().zip(&self.findings).filter(|(_, finding)| finding.rows > 0) {
             let Check { finding: what, meaning, cure, .. } = check;
+            let cure = finding.cure.as_deref().unwrap_or(cure);
             let (n, of, examples) = (finding.rows, self.rows, finding.examples.join(", "));
             let keys: Vec<String> = finding.keys.iter().map(|(key, n)| format!("`{key}` in {}", thousands(*n))).collect();
             let keys = if keys.is_empty() { String::new() } else { format!(": {}", keys.join(", ")) };
@@ -418,6 +426,13 @@ impl Finding {
         if self.examples.len() < N_EXAMPLES {
             self.examples.push(place());
             self.example_rows.push(row);
+        }
+    }
+
+    /// Takes the cure of this row, unless that of an earlier one is known.
+    fn add_cure(&mut self, row: u32, cure: Option<String>) {
+        if let (None, Some(cure)) = (&self.cure, cure) {
+            (self.cure, self.cure_row) = (Some(cure), Some(row));
         }
     }
 

@@ -429,6 +429,7 @@ impl Renderer {
             drawn: None,
             unused_switches: self.unused_switches(example),
             unread_columns: example.unread.clone(),
+            unread_map: example.unread_map.clone(),
             renamed_roles: self.renamed_roles(example),
             joined_parts: self
                 .template_of(example)

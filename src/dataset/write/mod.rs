@@ -94,16 +94,12 @@ fn check(target: Target, written: &Object, expected: &Example, reading: &Reading
             .cure("Choose another --format; messages and axolotl hold most.")
     };
     let read = || {
-        let row = match target {
-            Target::Read => reading.mapping.apply(written.clone())?,
-            _ => written.clone(),
+        let (mapping, roles) = (FieldMap::default(), RoleMap::default());
+        let (format, mapping, roles) = match target {
+            Target::Read => (reading.format, reading.mapping, reading.roles),
+            _ => (Format::detect(written, &mapping).unwrap_or_else(|_| target.format(reading.format)), &mapping, &roles),
         };
-        let format = match target {
-            Target::Read => reading.format,
-            _ => Format::detect(&row, &FieldMap::default()).unwrap_or_else(|_| target.format(reading.format)),
-        };
-        let roles = RoleMap::default();
-        let mut examples = format.examples(&row, reading.source, if target == Target::Read { reading.roles } else { &roles })?;
+        let mut examples = format.read(written.clone(), mapping, reading.source, roles)?;
         match (examples.pop(), examples.is_empty()) {
             (Some(example), true) => Ok(example),
             _ => Err(Error::new("it would be read as several")),
