@@ -79,8 +79,44 @@ fn adapters_on_an_adapter_are_refused_at_once() {
     workdir.write("rows.jsonl", r#"{"prompt":"What is it?","response":"A test of adapters."}"#);
     for more in [&[][..], &["--dry-run"]] {
         let refused = workdir.run(&[&["train", "rows.jsonl", "--model", "adapter", "--lora", "--out", "tuned"], more].concat());
-        assert!(refused.code == Some(1) && refused.stderr.contains("Merge it into its base first"), "{}", refused.stderr);
+        let cure = "Merge it into its base first: `diagnose export adapter --out DIR`";
+        assert!(refused.code == Some(1) && refused.stderr.contains(cure), "{}", refused.stderr);
         assert!(!workdir.path("tuned").exists());
+    }
+}
+
+/// As the refusal of an adapter on an adapter says.
+#[test]
+fn export_merges_an_adapter_into_its_base() {
+    let workdir = workdir();
+    let perplexity = |model: &str, out: &str| {
+        let ran = workdir.run(&["rows.jsonl", "--model", model, "--out", out, "--json"]);
+        ran.ok().json()["overall"]["perplexity"].as_f64().unwrap()
+    };
+    let ran = workdir.run(&["export", "adapter", "--out", "whole", "--json"]).ok();
+    assert_eq!(ran.json()["model"], "whole/model");
+    let (merged, applied) = (perplexity("whole/model", "merged"), perplexity("adapter", "applied"));
+    // The same sum in another order: f32 roundings.
+    assert!((merged / applied - 1.0).abs() < 1e-5, "{merged}, applied {applied}");
+    workdir.write("pairs.jsonl", r#"{"prompt":"What is it?","response":"A test of adapters."}"#);
+    let train =
+        ["train", "pairs.jsonl", "--model", "whole/model", "--lora", "--max-steps", "2", "--warmup-steps", "0", "--dry-run"];
+    workdir.run(&train).ok();
+    // On another base.
+    std::fs::rename(workdir.path("base"), workdir.path("moved")).unwrap();
+    let lost = workdir.run(&["export", "adapter", "--out", "again"]);
+    assert!(lost.code == Some(1) && lost.stderr.contains("--base"), "{}", lost.stderr);
+    workdir.run(&["export", "adapter", "--base", "moved", "--out", "again"]).ok();
+    assert_eq!(perplexity("again/model", "merged-again"), merged);
+    for (arguments, code, expected) in [
+        (&["export", "adapter", "--base", "moved", "--out", "again"][..], 2, "there is a model in this folder already"),
+        (&["export", "adapter", "--base", "moved", "--out", "new", "--drop", "mass=3"], 2, "--out is all that its model needs"),
+        (&["export", "moved", "--base", "moved", "--out", "new"], 2, "--base"),
+        (&["export", "merged", "--base", "moved", "--out", "new"], 2, "--base"),
+    ] {
+        let refused = workdir.run(arguments);
+        assert!(refused.code == Some(code) && refused.stderr.contains(expected), "{arguments:?}: {}", refused.stderr);
+        assert!(!workdir.path("new").exists());
     }
 }
 

@@ -2,7 +2,7 @@
 //! columns of the token table, from its folder and from the GGUF file that llama.cpp's converter makes of it (convert.py there),
 //! through both kernels, packed with a prefix that two sequences share.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use candle_core::quantized::gguf_file::{self, Content, Value};
@@ -11,9 +11,10 @@ use candle_core::{Device, Tensor};
 use diagnose::engine::score;
 use diagnose::kernels::cuda;
 use diagnose::kernels::{Dtype, Kernels, Segment, TokenStatistics};
-use diagnose::model::{Batch, LoadOptions, Model, Placement, Reference};
+use diagnose::model::{Batch, LoadOptions, LoraOptions, Model, Placement, Reference};
 use diagnose::tokens::{Sequence, Span};
 
+use crate::workdir::Workdir;
 use crate::worst::worst;
 
 /// How far a logit may be from Transformers': f32 on both sides, sums in another order.
@@ -32,6 +33,68 @@ fn every_logit_is_that_of_transformers() {
         }
     }
     assert!(failures.is_empty(), "{failures:#?}");
+}
+
+/// Layers of a fixture, and their modules that are `nn.Linear` in Transformers (linear.py).
+#[derive(serde::Deserialize)]
+struct Linear {
+    layers: Vec<usize>,
+    modules: Vec<String>,
+}
+
+/// PEFT's `all-linear`, LLaMA-Factory and axolotl put adapters on each `nn.Linear`, and so does this program, but for families whose experts it
+/// adapts: no module there is one of these, and such a training is not written for another program.
+#[test]
+fn adapters_stand_on_the_linear_modules_of_transformers_or_are_not_told_to_other_programs() {
+    let linear: BTreeMap<String, Vec<Linear>> =
+        serde_json::from_slice(&std::fs::read(fixtures().join("linear.json")).unwrap()).unwrap();
+    let workdir = Workdir::new();
+    workdir
+        .write("rows.jsonl", r#"{"messages":[{"role":"user","content":"Say hi."},{"role":"assistant","content":"hi there"}]}"#);
+    let folders: BTreeSet<PathBuf> = cases().into_iter().map(|(folder, ..)| folder).collect();
+    assert_eq!(folders.len(), linear.len());
+    let mut others = Vec::new();
+    for folder in folders {
+        let name = name_of(&folder);
+        let options = LoraOptions { rank: 1, alpha: 1.0, dropout: 0.0, targets: Vec::new() };
+        let parameters = load(&folder, Kernels::Fused).adapt(&options, 0).unwrap();
+        let module =
+            |part: &str| part.strip_prefix("base_model.model.model.layers.")?.strip_suffix(".lora_A.weight").map(str::to_owned);
+        let ours: BTreeSet<String> =
+            parameters.iter().flat_map(|parameter| &parameter.parts).filter_map(|part| module(&part.name)).collect();
+        let of_kind = |kind: &Linear| -> Vec<String> {
+            let of_layer = |layer: &usize| kind.modules.iter().map(move |module| format!("{layer}.{module}")).collect::<Vec<_>>();
+            kind.layers.iter().flat_map(of_layer).collect()
+        };
+        let theirs: BTreeSet<String> = linear[&name].iter().flat_map(of_kind).collect();
+        for program in ["axolotl", "llama-factory"] {
+            let emit = |more: &[&str]| {
+                let out = format!("{name}-{program}-{}", more.len());
+                let model = ["--model", folder.to_str().unwrap(), "--emit", program, "--out", &out, "--warmup-steps", "0"];
+                workdir.run(&[&["train", "rows.jsonl", "--lora"], &model[..], more].concat())
+            };
+            let (all, of_attention) = (emit(&[]), emit(&["--lora-targets", "q_proj"]));
+            if ours == theirs {
+                assert!(!all.stderr.contains("experts"), "{name}: {}", all.stderr);
+            } else {
+                let cure = "--lora-targets q_proj,k_proj,v_proj,o_proj";
+                assert!(all.code == Some(2) && all.stderr.contains("no adapters on the experts"), "{name}: {}", all.stderr);
+                assert!(all.stderr.contains(program) && all.stderr.contains(cure), "{name}: {}", all.stderr);
+                let one = emit(&["--lora-targets", "q_proj", "--lora-targets", "down_proj"]);
+                assert!(one.code == Some(2) && one.stderr.contains("no adapters on the experts"), "{name}: {}", one.stderr);
+            }
+            assert!(!of_attention.stderr.contains("experts"), "{name}: {}", of_attention.stderr);
+            // LLaMA-Factory needs a chat template, which the fixtures lack.
+            if program == "axolotl" {
+                of_attention.ok();
+                assert_eq!(all.code == Some(0), ours == theirs, "{name}: {}", all.stderr);
+            }
+        }
+        if ours != theirs {
+            others.push(name);
+        }
+    }
+    assert_eq!(others, ["glm4_moe", "qwen3_moe", "qwen3_moe_stacked", "qwen3_next"]);
 }
 
 /// A GPU in bf16 is as far from Transformers' f32 as the CPU in bf16 is, up to what that gains by having the first of a fixture's two to

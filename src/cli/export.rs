@@ -1,7 +1,7 @@
-//! `diagnose export RUN`: the data again, with what the diagnosis or a person has decided; or the model of a checkpoint.
+//! `diagnose export RUN`: the data again, with what the diagnosis or a person has decided; or the model of a checkpoint or of an adapter.
 
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::progress::Terminal;
 use super::{output, runs};
@@ -11,6 +11,8 @@ use crate::error::{Error, Result};
 use crate::format::{count, counted, thousands};
 use crate::jobs::export::{self, DropRule, Exported, Job, MaskRule};
 use crate::jobs::train;
+use crate::jobs::watch::Watch;
+use crate::model::Reference;
 
 /// Write the data of a run again: rows dropped, tokens masked, rows weighted, as the diagnosis or you have decided
 ///
@@ -19,10 +21,10 @@ use crate::jobs::train;
 /// error, and no file is written; rows that the run did not read are counted and not written. `diagnose train` and the trainers named by the format honour the masks.
 ///
 /// Of a checkpoint of a training run (RUN/checkpoints/step-NNNNNNNN.safetensors) the model is written, as `model/` or `adapter/` in the
-/// folder --out, which every --model takes.
+/// folder --out, which every --model takes. Of a LoRA adapter's folder the merged model is written, as `model/` there, in f32.
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// The folder of a finished run of scores, or those of its shards; or a checkpoint of a training run
+    /// The folder of a finished run of scores, or those of its shards; or a checkpoint of a training run; or a LoRA adapter's folder
     #[arg(required = true, value_name = "RUN")]
     run: Vec<PathBuf>,
 
@@ -30,7 +32,7 @@ pub(super) struct Args {
     #[arg(long, default_value = "read")]
     format: Target,
 
-    /// The file to write: JSON Lines, or Parquet where its name ends so; of a checkpoint, a folder
+    /// The file to write: JSON Lines, or Parquet where its name ends so; of a checkpoint or an adapter, a folder
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
 
@@ -62,6 +64,10 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE")]
     data: Vec<String>,
 
+    /// Of an adapter: the model that it is put on, in place of the one that its config names
+    #[arg(long, value_name = "REF")]
+    base: Option<String>,
+
     /// Print what was done as JSON
     #[arg(long)]
     json: bool,
@@ -72,11 +78,22 @@ pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
         && checkpoint.is_file()
         && checkpoint.extension().is_some_and(|extension| extension == "safetensors")
     {
-        return model_of_checkpoint(checkpoint, &args);
+        return model_of(&args, &format!("{} is a checkpoint", checkpoint.display()), &|watch| {
+            refuse_base(&args)?;
+            train::export_checkpoint(checkpoint, &args.out, watch)
+        });
     }
     if args.select == Some(0) {
         return Err(Error::usage("--select 0 keeps no row; expected 1 or more"));
     }
+    if let [adapter] = &args.run[..]
+        && Reference::holds_adapter(adapter)
+    {
+        return model_of(&args, &format!("{} is an adapter", adapter.display()), &|watch| {
+            train::merge_adapter(adapter, args.base.clone(), &args.out, watch)
+        });
+    }
+    refuse_base(&args)?;
     let job = Job {
         run: runs::one(&args.run, command_line)?,
         data: args.data,
@@ -98,15 +115,26 @@ pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
     output::print(&text)
 }
 
-fn model_of_checkpoint(checkpoint: &Path, args: &Args) -> Result<()> {
+fn refuse_base(args: &Args) -> Result<()> {
+    match &args.base {
+        Some(base) => {
+            Err(Error::usage(format!("--base {base} names the model that an adapter is put on, and no adapter is exported"))
+                .cure("Leave it out, or name an adapter's folder."))
+        }
+        None => Ok(()),
+    }
+}
+
+/// The model that `write` leaves of what was named, which options for data are not for.
+fn model_of(args: &Args, what: &str, write: &dyn Fn(&dyn Watch) -> Result<PathBuf>) -> Result<()> {
     let has_rule = !args.drop.is_empty() || !args.mask.is_empty() || args.weight.is_some() || args.select.is_some();
     let of_data = args.decisions.is_some() || args.rewrite_candidates.is_some() || !args.data.is_empty();
     if has_rule || of_data || args.format != Target::Read {
-        return Err(Error::usage(format!("{} is a checkpoint, and --out is all that its model needs", checkpoint.display()))
+        return Err(Error::usage(format!("{what}, and --out is all that its model needs"))
             .cure("Leave the other options out, or name the folder of a run of scores."));
     }
     let watch = Terminal::new();
-    let model = train::export_checkpoint(checkpoint, &args.out, &watch)?;
+    let model = write(&watch)?;
     drop(watch);
     output::print(&match args.json {
         true => format!("{}\n", serde_json::json!({ "model": model })),

@@ -148,6 +148,12 @@ impl ExpertsConfig {
             swiglu: None,
         }
     }
+
+    /// Do adapters on the modules whose names end so stand on the experts? Without a name they are on all modules.
+    pub(crate) fn are_adapted(&self, targets: &[String]) -> bool {
+        let is_of_expert = |target: &String| ["gate_proj", "up_proj", "down_proj"].contains(&target.as_str());
+        self.modules && (targets.is_empty() || targets.iter().any(is_of_expert))
+    }
 }
 
 /// What a router makes of its logits.

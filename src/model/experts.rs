@@ -203,12 +203,14 @@ impl Experts {
         self.shared_gate.as_mut().map_or(Ok(()), |gate| gate.train(Dtype::F32, parameters))
     }
 
-    /// Adapts the experts or, where these are no modules to PEFT, what all tokens share, which goes by the same names; never the router.
+    /// Adapts the experts or, where these are no modules to PEFT, what all tokens share, which goes by the same names; the gate of that, which
+    /// has a name of its own; never the router.
     pub(super) fn adapt(&mut self, how: &Adapting, parameters: &mut Vec<Parameter>) -> Result<()> {
         match self.modules {
             true => self.experts.iter_mut().try_for_each(|expert| expert.adapt(how, parameters)),
             false => self.shared.as_deref_mut().map_or(Ok(()), |shared| shared.adapt(how, parameters)),
-        }
+        }?;
+        self.shared_gate.as_mut().map_or(Ok(()), |gate| gate.adapt(how, parameters))
     }
 }
 

@@ -124,6 +124,20 @@ impl Reference {
         self.config()?.ok_or_else(no_config)?.layer_class()
     }
 
+    /// Would adapters on the modules whose names end so, or on all, stand on the experts of a mixture? The weights need not be there.
+    pub(crate) fn adapts_experts(&self, targets: &[String]) -> Result<bool> {
+        Ok(self.config()?.and_then(|config| config.experts).is_some_and(|experts| experts.are_adapted(targets)))
+    }
+
+    /// How an adapter becomes a model by itself, on which another can stand.
+    pub(crate) fn to_merge(&self) -> String {
+        let base = self.base.as_ref().map_or(String::new(), |base| format!(" --base {base}"));
+        format!(
+            "Merge it into its base first: `diagnose export {}{base} --out DIR` writes the merged model, which is then named as DIR/model.",
+            self.path.display()
+        )
+    }
+
     /// What the model's own file says, of an adapter the base's; `None` of a folder without config.json. The weights need not be there: where
     /// they contradict the config, [`Source::config`] says so.
     pub(super) fn config(&self) -> Result<Option<Config>> {
@@ -162,6 +176,11 @@ impl Reference {
         }
     }
 
+    /// Does a folder hold an adapter, and no model of its own?
+    pub(crate) fn holds_adapter(folder: &Path) -> bool {
+        adapter::is_adapter(folder)
+    }
+
     pub(crate) fn is_adapter(&self) -> bool {
         matches!(self.kind, Kind::Adapter(_))
     }
@@ -187,7 +206,7 @@ impl Reference {
         if let Kind::Adapter(_) = self.kind {
             return Err(Error::new(format!("the model `{}` is an adapter itself, on which no other can stand", self.name))
                 .at(&self.path)
-                .cure("Merge it into its base first, and train on the merged model."));
+                .cure(self.to_merge()));
         }
         let from_hub = if matches!(self.kind, Kind::Default) || Path::new(&self.written).exists() {
             None
@@ -328,7 +347,10 @@ fn with_base(found: Reference, base: Option<&str>, wanted: Wanted, progress: Pro
     if matches!(base.kind, Kind::Folder) && adapter::is_adapter(&base.path) {
         return Err(Error::new(format!("the base model `{written}` is an adapter itself"))
             .at(found.path.join(adapter::CONFIG))
-            .cure("Merge the base with PEFT's merge_and_unload() and name the merged model."));
+            .cure(format!(
+                "`diagnose export {} --out DIR` merges it into its own base: name the merged model, DIR/model, with --base.",
+                base.path.display()
+            )));
     }
     let name = format!("{} + {}", base.name, found.name);
     Ok(Reference { name, base: asked, kind: Kind::Adapter(Box::new(base)), ..found })

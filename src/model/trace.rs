@@ -49,8 +49,8 @@ impl Model {
         if let Some(unknown) = options.targets.iter().find(|target| !adapted(target)) {
             return Err(Error::usage(format!("no module of the model is called `{unknown}`"))
                 .cure(concat!(
-                    "Modules are q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj (gate_up_proj in GLM); of the gated delta rule ",
-                    "in_proj_qkv, in_proj_z, in_proj_b, in_proj_a (in_proj_qkvz, in_proj_ba in Qwen3-Next), out_proj."
+                    "Modules are q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj (gate_up_proj in GLM), shared_expert_gate; of the gated ",
+                    "delta rule in_proj_qkv, in_proj_z, in_proj_b, in_proj_a (in_proj_qkvz, in_proj_ba in Qwen3-Next), out_proj."
                 )));
         }
         Ok(parameters)

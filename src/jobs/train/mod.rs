@@ -29,7 +29,7 @@ mod special_tokens;
 mod trainer;
 
 pub(crate) use emit::Program;
-pub(crate) use exported::export_checkpoint;
+pub(crate) use exported::{export_checkpoint, merge_adapter};
 pub(crate) use job::{Job, Outcome};
 pub(crate) use plan::Plan;
 pub(crate) use recipe::emit;

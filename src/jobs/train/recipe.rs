@@ -28,7 +28,17 @@ pub(crate) fn emit(options: &Options, program: Program, watch: &dyn Watch) -> Re
     let reference = Reference::resolve_text(&options.model_name(), &fetching(watch))?;
     if reference.is_adapter() {
         return Err(Error::usage(format!("the other programs load a whole model, and `{}` is an adapter", reference.written))
-            .cure("Merge it into its base first, and emit the training of the merged model."));
+            .cure(reference.to_merge()));
+    }
+    if let Some(lora) = &recipe.lora
+        && reference.adapts_experts(&lora.targets)?
+    {
+        return Err(Error::usage(format!(
+            "{program} would put no adapters on the experts of `{}`, and here they stand on each: Transformers keeps the experts of a layer in \
+             one tensor, and the other program looks for modules",
+            reference.written
+        ))
+        .cure("Give --lora-targets q_proj,k_proj,v_proj,o_proj, which is the same training there, or train here."));
     }
     (recipe.layer_class, recipe.max_len) = (reference.layer_class()?, reference.max_len(options.max_len)?);
     let (tokenizer, template) = text_of(&reference)?;

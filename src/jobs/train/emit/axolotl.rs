@@ -34,7 +34,7 @@ pub(super) fn config(recipe: &Recipe, batch: &Batch) -> Result<String> {
             .set("lora_alpha", whole_alpha(lora.alpha)?)
             .set("lora_dropout", number(lora.dropout));
         match lora.targets.is_empty() {
-            true => yaml.comment("All linear modules but the head.").set("lora_target_linear", "true"),
+            true => yaml.comment(LINEAR_NOTE).set("lora_target_linear", "true"),
             false => yaml.set("lora_target_modules", list(&lora.targets)),
         };
     }
@@ -107,6 +107,9 @@ fn loss(loss: &Loss) -> Result<(Option<(f64, usize)>, f64)> {
 const TURN_ENDS_NOTE: &str = "
 With what the chat template ends an answer, which is learnt with it. axolotl looks for the tokenizer's end token alone where it is not
 told; none stands here where the template ends answers with no control token.";
+
+const LINEAR_NOTE: &str = "
+All linear modules but the head. Of a multimodal model those of the vision tower are among them: no text reaches them, and they stay without effect.";
 
 const EAFT_NOTE: &str = "
 EAFT: with H the entropy of the eaft_k most probable tokens in nats, axolotl weighs a token by H^eaft_alpha and does not divide,
