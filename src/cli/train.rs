@@ -173,7 +173,8 @@ pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
     if args.list_options {
         return output::print(&all_options());
     }
-    let options = Options::resolve(args.config.as_deref(), overrides(&args.typed, &args.set)?)?;
+    let (options, remarks) = Options::resolve_with_remarks(args.config.as_deref(), overrides(&args.typed, &args.set)?)?;
+    remarks.iter().for_each(|remark| output::say(remark));
     if let Some(program) = args.emit {
         return emit(program, &options, args.json);
     }

@@ -156,6 +156,7 @@ const SAME: &[(&str, &str)] = &[
     ("adam_epsilon", "eps"),
     ("max_grad_norm", "clip"),
     ("cutoff_len", "max-len"),
+    ("max_length", "max-len"),
     ("sequence_len", "max-len"),
     ("max_seq_length", "max-len"),
     ("val_size", "validation-share"),
@@ -164,12 +165,22 @@ const SAME: &[(&str, &str)] = &[
     ("save_steps", "save-every"),
     ("save_total_limit", "keep-checkpoints"),
     ("early_stopping_patience", "stop-after-worse"),
+    ("early_stopping_steps", "stop-after-worse"),
 ];
 
 const BATCH: &str =
     "Give batch-size, the sequences of an optimiser step: those of a device times the accumulation times the devices.";
-const LORA: &str = "Give lora = true for adapters, and leave it out to train all weights.";
-const ALWAYS: &str = "Leave it out: rows are always packed, without padding, and never see each other.";
+const LORA: &str = "Give lora = true for LoRA's adapters, and leave it out to train all weights; nothing else is like it here.";
+const ALWAYS: &str = "Leave it out: rows are always packed, without padding, and never see each other; batch-size counts rows, where packing is on a batch is of packs there.";
+const ANSWERS: &str =
+    "Leave it out for true: answers alone are learnt. For false give supervise = \"all\", which learns the whole text.";
+const RANK: &str =
+    "Give lora-alpha = alpha times the square root of r for true, which counts alpha / sqrt(r), and leave it out for false.";
+const TEMPLATE: &str = "Give chat-template, the path of a Jinja file.";
+const LOOKS: &str = "Give eval-every, the steps from one look to the next; `train --dry-run` says how many steps the run has.";
+const SAVES: &str = "Give save-every, the steps from one checkpoint to the next; without it there is one an epoch.";
+const ADAMW: &str = "Leave it out for adamw_torch and the like: AdamW is the optimiser; with any other it is another training.";
+const ADAPTER: &str = "Merge it with `diagnose export ADAPTER --out DIR` and give model = \"DIR/model\"; an adapter is not trained further as it stands.";
 
 /// Options of other programs that have no place here, and what takes it.
 const INSTEAD: &[(&str, &str)] = &[
@@ -179,6 +190,12 @@ const INSTEAD: &[(&str, &str)] = &[
     ("finetuning_type", LORA),
     ("adapter", LORA),
     ("packing", ALWAYS),
+    ("neat_packing", ALWAYS),
+    ("packing_strategy", ALWAYS),
+    ("padding_free", ALWAYS),
+    ("pad_to_sequence_len", ALWAYS),
+    ("eval_packing", ALWAYS),
+    ("eval_sample_packing", ALWAYS),
     ("sample_packing", ALWAYS),
     ("use_eaft", "Give method = \"eaft\"."),
     ("use_eaft_loss", "Give method = \"eaft\"."),
@@ -196,10 +213,53 @@ const INSTEAD: &[(&str, &str)] = &[
     ("eval_dataset", "Give validation, a list of files."),
     ("test_datasets", "Give validation, a list of files."),
     ("load_best_model_at_end", "Give keep = \"best\"."),
-    ("metric_for_best_model", "Leave it out: keep = \"best\" goes by the held-out loss."),
-    ("template", "Leave it out: the model's own chat template is used."),
-    ("optim", "Leave it out: AdamW is the optimiser."),
-    ("optimizer", "Leave it out: AdamW is the optimiser."),
+    ("metric_for_best_model", "Leave it out for eval_loss: keep = \"best\" goes by the held-out loss, and by nothing else."),
+    (
+        "template",
+        "The model's own chat template is used, unless chat-template names a file with another; LLaMA-Factory's own template of this name may write other tokens.",
+    ),
+    ("chat_template_jinja", TEMPLATE),
+    ("chat_template_path", TEMPLATE),
+    ("eot_tokens", "Leave it out: the token with which the chat template ends a turn is learnt with it."),
+    (
+        "enable_thinking",
+        "Give chat-template-kwargs, such as {\"enable_thinking\": false}, where the model's chat template asks for it.",
+    ),
+    ("default_system", "Give system, which stands before conversations that have none."),
+    ("default_system_message", "Give system, which stands before conversations that have none."),
+    ("dataset_name", "Give datasets, a list of files."),
+    ("dataset_text_field", "Give map, such as map = [\"text=COLUMN\"]."),
+    ("assistant_only_loss", ANSWERS),
+    ("completion_only_loss", ANSWERS),
+    ("loss_type", "Leave it out for nll, and give method = \"dft\" for dft."),
+    ("stage", "Leave it out for sft: nothing else is like it here."),
+    (
+        "excess_length_strategy",
+        "Leave it out for truncate, which is what max-len does; for drop leave such rows out of the data.",
+    ),
+    ("truncation_mode", "Leave it out for keep_start, which is what max-len does."),
+    ("mix_strategy", "Give mix, how often the rows of each source appear."),
+    ("interleave_probs", "Give mix, how often the rows of each source appear."),
+    ("adapter_name_or_path", ADAPTER),
+    ("lora_model_dir", ADAPTER),
+    ("use_peft", LORA),
+    ("use_rslora", RANK),
+    ("peft_use_rslora", RANK),
+    ("lora_target_linear", "Leave it out for true: adapters are on all linear modules by default. For false give lora-targets."),
+    ("torch_dtype", "Give dtype = \"bf16\" or \"f32\", the precision of the products; what learns is kept in f32."),
+    ("data_seed", "Give seed."),
+    ("eval_strategy", LOOKS),
+    ("evaluation_strategy", LOOKS),
+    ("evals_per_epoch", LOOKS),
+    ("save_strategy", SAVES),
+    ("saves_per_epoch", SAVES),
+    ("resume_from_checkpoint", "Leave it out: the same command goes on where it stopped."),
+    (
+        "average_tokens_across_devices",
+        "Leave it out for true, the default there: the loss is the mean over all tokens of a step.",
+    ),
+    ("optim", ADAMW),
+    ("optimizer", ADAMW),
     ("gradient_checkpointing", "Give activation-memory, how many MiB are kept instead of computed again."),
     ("deepspeed", "Leave it out: --emit writes a configuration for several devices."),
 ];

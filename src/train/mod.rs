@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! options.rs     a TOML file under the command line -> what decides a run, and options/check.rs what is refused; declared.rs what an
-//!                option is, and other programs' names
+//!                option is, and other programs' names; elsewhere.rs what else their files say
 //! data.rs        sequences in memory, held-out rows, the order of each epoch
 //! step.rs        sequences -> packs -> forward, head, backward: the gradient of one step
 //! loss.rs        a token's statistics -> the factors of its loss, for every method of `diagnosis::gate`
@@ -17,6 +17,7 @@ pub(crate) mod adamw;
 pub(crate) mod data;
 pub(crate) mod declared;
 pub(crate) mod drift;
+mod elsewhere;
 pub(crate) mod keep;
 pub(crate) mod loss;
 pub(crate) mod metrics;

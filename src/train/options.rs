@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::adamw::AdamWOptions;
 use super::declared::{Declared, OptionGroup, Typed, ValueKind, instead_of, our_name};
+use super::elsewhere;
 use super::keep::Keep;
 use super::schedule::Shape;
 use crate::dataset::{Choice, FieldMap, Format, ReadOptions, RoleMap};
@@ -130,7 +131,8 @@ options! {
         snapshot_every: Option<u64> = None;
         /// Inputs of the adapters are dropped at this rate.
         lora_dropout: f32 = 0.0;
-        /// Modules that get adapters, such as q_proj,v_proj [default: all linear ones of the blocks].
+        /// Modules that get adapters, such as q_proj,v_proj [default: all linear ones of the blocks; the guide's page on models says which
+        /// of a mixture of experts].
         lora_targets: Vec<String> = Vec::new();
         /// The learning rate falls as cosine or linear says, or stays as constant (without a warm-up) or constant-with-warmup says.
         schedule: Shape = Shape::Cosine;
@@ -182,7 +184,13 @@ options! {
 impl Options {
     /// Reads `file`, puts `overrides` (keys as in the file) over it, and checks the whole.
     pub(crate) fn resolve(file: Option<&Path>, overrides: toml::Table) -> Result<Options> {
-        let mut table = file.map_or(Ok(toml::Table::new()), read_table)?;
+        Ok(Options::resolve_with_remarks(file, overrides)?.0)
+    }
+
+    /// As [`Options::resolve`]; also what other programs would do otherwise with the file's options.
+    pub(crate) fn resolve_with_remarks(file: Option<&Path>, overrides: toml::Table) -> Result<(Options, Vec<String>)> {
+        let (mut table, mut remarks) = file.map_or(Ok(Default::default()), read_table)?;
+        remarks.retain(|(name, _)| !overrides.contains_key(name));
         // A file that a run has left names every option; on the command line one was meant, even where it says the default.
         let of_adapters = overrides.keys().find(|name| name.starts_with("lora-")).cloned();
         // What is typed goes over what the file says of the same thing, whichever of its two names either has.
@@ -208,7 +216,7 @@ impl Options {
         options.check()?;
         match of_adapters {
             Some(name) if !options.lora => Err(without_adapters(&name)),
-            _ => Ok(options),
+            _ => Ok((options, remarks.into_iter().map(|(_, remark)| remark.to_owned()).collect())),
         }
     }
 
@@ -290,10 +298,13 @@ impl Options {
         })
     }
 
-    /// Modules to adapt; LLaMA-Factory writes a text with commas, and `all` for all of them.
+    /// Modules to adapt; LLaMA-Factory writes a text with commas, and `all` by itself for all of them, PEFT `all-linear`.
     fn lora_targets(&self) -> Vec<String> {
-        let names = self.lora_targets.iter().flat_map(|names| names.split(','));
-        names.map(str::trim).filter(|name| *name != "all").map(str::to_owned).collect()
+        let names: Vec<&str> = self.lora_targets.iter().flat_map(|names| names.split(',')).map(str::trim).collect();
+        match names[..] {
+            ["all" | "all-linear"] => Vec::new(),
+            _ => names.into_iter().map(str::to_owned).collect(),
+        }
     }
 
     /// Steps over which the learning rate rises, in a run of so many.
@@ -362,8 +373,8 @@ fn without_adapters(name: &str) -> Error {
 const READ_BY_NAME: &str = "A file whose name ends in .yaml or .yml is read as YAML, and any other as TOML.";
 
 /// Options as a file has them, by our names; those of other programs, and underscores for dashes, are taken for them, and in YAML `null`
-/// for an option left out.
-fn read_table(path: &Path) -> Result<toml::Table> {
+/// for an option left out. Also what another program does otherwise with an option, by our name.
+fn read_table(path: &Path) -> Result<(toml::Table, Vec<(String, &'static str)>)> {
     let text = std::fs::read_to_string(path).context_at(path, "cannot read the configuration")?;
     let is_yaml = path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml");
     let table = match is_yaml {
@@ -376,17 +387,20 @@ fn read_table(path: &Path) -> Result<toml::Table> {
             .parse::<toml::Table>()
             .map_err(|error| Error::usage("this is not TOML").at(path).caused_by(error).cure(READ_BY_NAME))?,
     };
+    let table: toml::Table = table.into_iter().filter(|(name, value)| !elsewhere::is_off(name, value)).collect();
     refuse_unknown(&table).map_err(|error| error.at(path))?;
-    let mut ours = toml::Table::new();
+    let (mut ours, mut remarks) = (toml::Table::new(), Vec::new());
     for (name, value) in table {
         let our_name = our_name(&name).map_err(|error| error.at(path))?;
+        remarks.extend(elsewhere::remark(&name).map(|remark| (our_name.clone(), remark)));
+        let Some(value) = elsewhere::value(&name, &our_name, value).map_err(|error| error.at(path))? else { continue };
         if ours.insert(our_name.clone(), value).is_some() {
             return Err(Error::usage(format!("`{name}` is another name of `{our_name}`, which the file has, too"))
                 .at(path)
                 .cure("Keep one of them."));
         }
     }
-    Ok(ours)
+    Ok((ours, remarks))
 }
 
 /// An error that names all the options that are none of this program, each with what to give instead: a file of another program has several.
@@ -400,9 +414,14 @@ fn refuse_unknown(table: &toml::Table) -> Result<()> {
         if names().contains(&ours) {
             return None;
         }
+        if let Some(answer) = elsewhere::answer(name) {
+            return Some(format!("`{name}`: {answer}"));
+        }
         Some(match nearest(&ours, names().iter().map(String::as_str)) {
             Some(meant) => format!("`{name}`: did you mean {meant}?"),
-            None => format!("`{name}`: nothing here is like it; leave it out."),
+            None => {
+                format!("`{name}`: this program does not know it; if it changes the training, this is another one without it.")
+            }
         })
     };
     let answers: Vec<String> = table.keys().filter_map(answer).collect();

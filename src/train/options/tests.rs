@@ -63,11 +63,121 @@ fn names_of_other_programs_are_taken_or_answered_with_ours() {
         "options of the file are not",
         "`use_dft_loss`: Give method",
         "`batchsize`: did you mean batch-size?",
-        "`deepspeed_zz`: nothing here",
+        "`deepspeed_zz`: this program does not know it",
     ] {
         assert!(told.contains(expected), "{told}");
     }
     assert!(read("datasets: [a.jsonl]\nlearning_rte: 1.0e-4\n").unwrap_err().to_string().contains("an option of the file"));
+}
+
+/// What changes the training is never to be left out: it has a counterpart here, or the training is another one without it.
+#[test]
+fn keys_of_other_programs_are_answered_by_what_they_change() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("theirs.yaml");
+    let read = |text: &str| {
+        std::fs::write(&file, format!("datasets: [a.jsonl]\n{text}\n")).unwrap();
+        Options::resolve(Some(&file), toml::Table::new())
+    };
+    for (line, expected) in [
+        ("default_system: Be brief.", "Give system"),
+        ("adapter_name_or_path: a1", "`diagnose export ADAPTER --out DIR`"),
+        ("assistant_only_loss: true", "For false give supervise = \"all\""),
+        ("completion_only_loss: false", "For false give supervise = \"all\""),
+        ("use_peft: true", "Give lora = true"),
+        ("dataset_name: org/data", "Give datasets"),
+        ("use_rslora: true", "alpha times the square root of r"),
+        ("lora_target_linear: true", "Leave it out for true"),
+        ("excess_length_strategy: drop", "for drop leave such rows out of the data"),
+        ("optim: adafactor", "with any other it is another training"),
+        ("template: qwen", "chat-template names a file"),
+        ("sample_packing: true", "a batch is of packs there"),
+        ("chat_template_jinja: a.jinja", "Give chat-template"),
+        ("resume_from_checkpoint: true", "the same command goes on"),
+        ("evals_per_epoch: 4", "Give eval-every"),
+    ] {
+        let error = read(line).unwrap_err().to_string();
+        assert!(error.contains(expected), "{line}: {error}");
+    }
+    for line in [
+        "neftune_noise_alpha: 5",
+        "label_smoothing_factor: 0.1",
+        "freeze_trainable_layers: 2",
+        "pure_bf16: true",
+        "loraplus_lr_ratio: 16.0",
+        "use_dora: true",
+        "load_in_4bit: true",
+        "galore_rank: 16",
+        "cosine_min_lr_ratio: 0.1",
+    ] {
+        let error = read(line).unwrap_err().to_string();
+        assert!(error.contains("without it the training is another one") && !error.contains("eave it out"), "{line}: {error}");
+        let off = line.split_once(':').unwrap().0;
+        assert_eq!(read(&format!("{off}: false")).unwrap(), read("").unwrap(), "{off}");
+    }
+    for line in ["logging_steps: 1", "report_to: none", "wandb_project: x", "ddp_timeout: 180000000", "flash_attention: true"] {
+        let error = read(line).unwrap_err().to_string();
+        assert!(error.contains("eave it out: it changes nothing that is learnt"), "{line}: {error}");
+    }
+    // Of a name that nobody knows nobody says that it may be left out.
+    let error = read("some_new_option: 3").unwrap_err().to_string();
+    assert!(error.contains("some_new_option`: this program does not know it") && !error.contains("eave it out"), "{error}");
+    assert_eq!(read("max_length: 512").unwrap().max_len, Some(512));
+    assert_eq!(read("validation: [b]\nearly_stopping_steps: 3").unwrap().stop_after_worse, Some(3));
+}
+
+#[test]
+fn values_of_other_programs_are_taken_or_answered() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("theirs.yaml");
+    let read = |text: &str| {
+        std::fs::write(&file, format!("datasets: [a.jsonl]\n{text}\n")).unwrap();
+        Options::resolve(Some(&file), toml::Table::new())
+    };
+    let plain = read("").unwrap();
+    assert_eq!(read("max_steps: -1").unwrap(), plain);
+    assert_eq!(read("chat_template: tokenizer_default").unwrap(), plain);
+    for targets in ["all", "all-linear", "[all-linear]"] {
+        let options = read(&format!("lora: true\nlora_target_modules: {targets}")).unwrap();
+        assert_eq!(options.lora().unwrap().targets, Vec::<String>::new(), "{targets}");
+    }
+    // Beside others, PEFT and LLaMA-Factory look for a module of this name.
+    let both = read("lora: true\nlora_target: all,q_proj").unwrap();
+    assert_eq!(both.lora().unwrap().targets, ["all", "q_proj"]);
+    for (line, expected, cure) in [
+        ("val_size: 4", "`val_size: 4` is a number of rows", "validation-share"),
+        ("val_set_size: 1.0", "`val_set_size: 1.0` is a number of rows", "validation-share"),
+        ("eval_steps: 0.25", "`eval_steps: 0.25` is a share of the run", "--dry-run"),
+        ("save_steps: 0.25", "`save_steps: 0.25` is a share of the run", "--dry-run"),
+        ("chat_template: chatml", "`chat_template: chatml` names one of another program's templates", "Jinja file"),
+        ("chat_template: jinja", "`chat_template: jinja` names", "Jinja file"),
+        ("dtype: bfloat16", "`dtype: bfloat16`", "dtype = \"bf16\""),
+        ("datasets:\n  - path: a.jsonl\n    type: chat_template", "`datasets`", "list of files"),
+    ] {
+        let text = if line.starts_with("datasets") { line.to_owned() } else { format!("datasets: [a.jsonl]\n{line}") };
+        std::fs::write(&file, text).unwrap();
+        let error = Options::resolve(Some(&file), toml::Table::new()).unwrap_err();
+        let told = error.to_string();
+        assert!(told.contains(expected) && told.contains(cure) && told.contains("theirs.yaml"), "{line}: {told}");
+        assert_eq!(error.exit_code(), 2, "{line}");
+    }
+}
+
+/// Rows that are longer than a limit are cut at their end here, whoever's name the limit has.
+#[test]
+fn what_other_programs_do_with_longer_rows_is_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("theirs.yaml");
+    let remarks = |text: &str, typed: &str| {
+        std::fs::write(&file, format!("datasets: [a.jsonl]\n{text}\n")).unwrap();
+        Options::resolve_with_remarks(Some(&file), table(typed)).unwrap().1
+    };
+    for (line, expected) in [("sequence_len: 256", "axolotl leaves"), ("cutoff_len: 256", "LLaMA-Factory cuts")] {
+        let found = remarks(line, "");
+        assert!(found.len() == 1 && found[0].contains(expected), "{found:?}");
+        assert_eq!(remarks(line, "max-len = 512"), Vec::<String>::new());
+    }
+    assert_eq!(remarks("max_length: 256\nlearning_rate: 1.0e-4", ""), Vec::<String>::new());
 }
 
 #[test]

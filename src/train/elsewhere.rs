@@ -1,0 +1,253 @@
+//! What files of other programs (Transformers, LLaMA-Factory, axolotl, TRL) say that has no option here: what has nothing like it, what changes
+//! no result, values that mean something else there, and what they do otherwise with an option that is taken. Names that are taken, or have
+//! another one here, stand in declared.rs.
+
+use std::path::Path;
+
+use toml::Value;
+
+use crate::error::{Error, Result};
+
+/// What changes the training there and has nothing like it here. `false` is what all of these are without; `*` stands for any end of a name.
+const WITHOUT_COUNTERPART: &[&str] = &[
+    // What learns, and from which numbers it starts.
+    "additional_target",
+    "embedding_lr*",
+    "freeze_*",
+    "init_special_tokens",
+    "lisa_*",
+    "loftq_*",
+    "lora_alpha_pattern",
+    "lora_fan_in_fan_out",
+    "lora_modules_to_save",
+    "lora_rank_pattern",
+    "lora_target_parameters",
+    "loraplus_*",
+    "mixture_of_depths",
+    "module_dropout",
+    "oft_*",
+    "peft_init_lora_weights",
+    "peft_layer*",
+    "peft_trainable_token_indices",
+    "peft_use_dora",
+    "pissa_*",
+    "reinit_weights",
+    "relora*",
+    "train_from_scratch",
+    "unfrozen_parameters",
+    "use_dora",
+    "use_llama_pro",
+    // The numbers that it is computed with.
+    "bfloat16",
+    "float16",
+    "fp8*",
+    "load_in_4bit",
+    "load_in_8bit",
+    "model_quantization_config*",
+    "pure_bf16",
+    "qat",
+    "quantization_*",
+    "quantize_moe_experts",
+    // The loss and the model.
+    "label_smoothing_factor",
+    "moe_aux_loss_coef",
+    "neftune_noise_alpha",
+    "noisy_embedding_alpha",
+    "overrides_of_model_*",
+    "rope_scaling",
+    "router_aux_loss_coef",
+    "s2_attention",
+    "scaling_softmax*",
+    "shift_attn",
+    "use_pose",
+    // The update.
+    "adam_beta3",
+    "adam_epsilon2",
+    "apollo_*",
+    "badam_*",
+    "cosine_constant_lr_ratio",
+    "cosine_min_lr_ratio",
+    "dion_*",
+    "galore_*",
+    "jagged_restart_*",
+    "lr_div_factor",
+    "lr_groups",
+    "lr_quadratic_warmup",
+    "lr_scheduler_kwargs",
+    "optim_args",
+    "optim_target_modules",
+    "qgalore_*",
+    "use_adam_mini",
+    "use_apollo",
+    "use_badam",
+    "use_galore",
+    "use_muon",
+    // The rows, their order and their tokens.
+    "add_special_tokens",
+    "add_tokens",
+    "added_tokens_overrides",
+    "curriculum_sampling",
+    "dataloader_drop_last",
+    "dataset_exact_deduplication",
+    "disable_shuffling",
+    "group_by_length",
+    "min_sample_len",
+    "new_special_tokens_config",
+    "preserve_thinking",
+    "resize_vocab",
+    "special_tokens",
+    "split_special_tokens",
+    "tokens",
+    "tool_format",
+    "train_sampling_strategy",
+];
+
+/// What changes nothing that is learnt: how it is computed, saved, watched and told. `*` stands for any end of a name.
+const WITHOUT_RESULT: &[&str] = &[
+    "activation_offloading",
+    "attn_implementation",
+    "bf16_full_eval",
+    "cache_dir",
+    "comet_*",
+    "dataloader_num_workers",
+    "dataloader_persistent_workers",
+    "dataloader_pin_memory",
+    "dataloader_prefetch_factor",
+    "dataset_num_proc",
+    "dataset_prepared_path",
+    "dataset_processes",
+    "ddp*",
+    "disable_tqdm",
+    "do_eval",
+    "do_train",
+    "eager_attention",
+    "enable_liger_kernel",
+    "eval_batch_size",
+    "flash_attention",
+    "flash_attn",
+    "flex_attention",
+    "fp16_full_eval",
+    "fsdp*",
+    "full_determinism",
+    "gc_steps",
+    "gradient_checkpointing_kwargs",
+    "hf_hub_token",
+    "hf_use_auth_token",
+    "hub_*",
+    "include_num_input_tokens_seen",
+    "liger_*",
+    "local_rank",
+    "log_level*",
+    "log_on_each_node",
+    "logging_*",
+    "lora_mlp_kernel",
+    "lora_o_kernel",
+    "lora_qkv_kernel",
+    "low_cpu_mem_usage",
+    "mlflow_*",
+    "overwrite_cache",
+    "overwrite_output_dir",
+    "per_device_eval_batch_size",
+    "plot_loss",
+    "preprocessing_num_workers",
+    "push_to_hub",
+    "remove_unused_columns",
+    "report_to",
+    "run_name",
+    "save_only_model",
+    "save_safetensors",
+    "sdp_attention",
+    "swanlab_*",
+    "tf32",
+    "tokenizer_use_fast",
+    "torch_compile*",
+    "trackio_*",
+    "trust_remote_code",
+    "upcast_layernorm",
+    "use_cache",
+    "use_comet",
+    "use_fast_tokenizer",
+    "use_liger_kernel",
+    "use_mlflow",
+    "use_reentrant_gc",
+    "use_swanlab",
+    "use_tensorboard",
+    "use_trackio",
+    "use_unsloth_gc",
+    "use_wandb",
+    "wandb_*",
+    "xformers_attention",
+];
+
+fn is_of(names: &[&str], name: &str) -> bool {
+    let name = name.replace('-', "_");
+    names.iter().any(|known| known.strip_suffix('*').map_or(*known == name, |start| name.starts_with(start)))
+}
+
+/// Is this an option of another program that has nothing like it here, switched off?
+pub(super) fn is_off(name: &str, value: &Value) -> bool {
+    *value == Value::Boolean(false) && is_of(WITHOUT_COUNTERPART, name)
+}
+
+/// What to do about an option that only other programs have.
+pub(super) fn answer(name: &str) -> Option<&'static str> {
+    if is_of(WITHOUT_COUNTERPART, name) {
+        return Some("this program has nothing like it, and without it the training is another one.");
+    }
+    is_of(WITHOUT_RESULT, name).then_some("leave it out: it changes nothing that is learnt.")
+}
+
+/// The value of our option `ours` that the file has under `name`, where another program's means the same here, and `None` where it says what holds
+/// without it. An error where it means something else.
+pub(super) fn value(name: &str, ours: &str, value: Value) -> Result<Option<Value>> {
+    let refused = |what: &str, cure: &str| Err(Error::usage(format!("`{name}: {}` {what}", shown(&value))).cure(cure));
+    match (ours, &value) {
+        // Transformers' default, by which epochs have their say.
+        ("max-steps", Value::Integer(..0)) => Ok(None),
+        ("validation-share", Value::Integer(1..)) => refused(ROWS, HOLD_OUT),
+        ("validation-share", Value::Float(rows)) if *rows >= 1.0 => refused(ROWS, HOLD_OUT),
+        ("eval-every" | "save-every", Value::Float(share)) if *share < 1.0 => refused(
+            "is a share of the run, and here it is a number of steps",
+            &format!("Give {ours} as a number of steps: `diagnose train --dry-run` says how many the run has."),
+        ),
+        // axolotl's word for the model's own.
+        ("chat-template", Value::String(template)) if template == "tokenizer_default" => Ok(None),
+        ("chat-template", Value::String(template)) if !template.contains(['.', '/', '\\']) && !Path::new(template).exists() => {
+            refused(
+                "names one of another program's templates, and here it is a file",
+                "Give the path of a Jinja file, or leave it out: the model's own template is used then, which may write other tokens.",
+            )
+        }
+        ("dtype", Value::String(dtype)) if ["bfloat16", "float16", "float32", "auto"].contains(&dtype.as_str()) => refused(
+            "is how another program keeps the weights; here it is the precision of the products, and what learns is kept in f32",
+            "Give dtype = \"bf16\" or \"f32\".",
+        ),
+        ("datasets", Value::Array(items)) if items.iter().any(Value::is_table) => {
+            Err(Error::usage(format!("`{name}` says of each data set how it is read, and here it is a list of files"))
+                .cure("Give the list of files alone: their form is recognised, and format and map say it where it is not."))
+        }
+        _ => Ok(Some(value)),
+    }
+}
+
+const ROWS: &str = "is a number of rows, and here it is a share of them";
+const HOLD_OUT: &str = "Give validation-share, a number below 1, or validation, a list of files to hold out.";
+
+fn shown(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+/// What another program does otherwise with an option that is taken.
+pub(super) fn remark(name: &str) -> Option<&'static str> {
+    match name.replace('-', "_").as_str() {
+        "sequence_len" => Some(
+            "axolotl leaves rows out that are longer than sequence_len, unless excess_length_strategy is truncate; here their ends are cut, and they \
+             are counted.",
+        ),
+        "cutoff_len" => Some(
+            "Of rows that are longer than cutoff_len LLaMA-Factory cuts prompt and answers by their lengths; here their ends are cut, and they are \
+             counted.",
+        ),
+        _ => None,
+    }
+}
