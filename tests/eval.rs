@@ -100,7 +100,7 @@ fn a_chat_template_is_part_of_what_an_evaluation_is() {
         let other = eval("chat", "items.uniform.jsonl", more);
         assert!(other.code == Some(1) && other.stderr.contains(what), "{}", other.stderr);
     }
-    for option in ["--fewshot-as-multiturn=true", "--chat-template-kwargs={}"] {
+    for option in ["--fewshot-as-multiturn=true", "--fewshot-as-multiturn=false", "--chat-template-kwargs={}"] {
         let refused = eval("bad", "items.uniform.jsonl", &[option]);
         assert!(refused.code == Some(2) && refused.stderr.contains("Add --apply-chat-template"), "{}", refused.stderr);
     }

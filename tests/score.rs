@@ -538,7 +538,9 @@ fn options_without_a_say_and_names_of_nothing_are_refused_by_name() {
     workdir.write("t.txt", "One text.");
     workdir.run(&["rows.jsonl", "--model", "tiny.gguf", "--out", "run", "--no-view"]).ok();
     let rollout = ["rollout", "rows.jsonl", "--model", "tiny.gguf"];
+    workdir.write("items.jsonl", r#"{"context":"One and one are","choices":["two","three"],"answer":0}"#);
     let eval = ["eval", "--model", "tiny.gguf", "--tasks", "t.txt"];
+    let of_items = ["eval", "--model", "tiny.gguf", "--tasks", "items.jsonl"];
     for (command, options, expected) in [
         (&["rows.jsonl"][..], &["--seed", "5"][..], "--seed 5 has no say without --sample"),
         (&["check", "rows.jsonl"], &["--seed", "5"], "--seed 5 has no say without --sample"),
@@ -548,6 +550,12 @@ fn options_without_a_say_and_names_of_nothing_are_refused_by_name() {
         (&eval, &["--stop", "x"], "--stop has no say"),
         (&eval, &["--max-new-tokens", "9"], "--max-new-tokens has no say"),
         (&eval, &["--batch", "9"], "--batch has no say"),
+        (&eval, &["--system", "Be brief."], "--system has no say: texts are read as they are"),
+        (&eval, &["--apply-chat-template"], "--apply-chat-template has no say: texts are read as they are"),
+        (&eval, &["--chat-template", "t.jinja"], "--chat-template has no say: texts are read as they are"),
+        (&eval, &["--seed", "3"], "--seed has no say: neither items"),
+        (&of_items, &["--apply-chat-template", "--fewshot-as-multiturn", "false"], "--fewshot-as-multiturn false has no say"),
+        (&of_items, &["--seed", "3"], "--seed has no say"),
         (
             &["train", "-"],
             &["--method", "pilot"],

@@ -11,7 +11,7 @@ use crate::engine::generate::Sampling;
 use crate::engine::remote::LEAST_TOP_K;
 use crate::error::{Error, Result};
 use crate::eval::{benchmarks, tasks};
-use crate::jobs::eval::{self, ChatWay, Job, Way, WrittenWay};
+use crate::jobs::eval::{self, ChatWay, Job, SEED, Way, WrittenWay};
 use crate::model::LoadOptions;
 use crate::report::eval::table;
 use crate::tokens::RenderOptions;
@@ -46,9 +46,6 @@ pub(super) struct Args {
     #[command(flatten)]
     options: Options,
 }
-
-/// The seed where none is given, as in lm-evaluation-harness.
-const SEED: u64 = 1234;
 
 /// How to evaluate: the options that `diagnose diff` has, too.
 #[derive(clap::Args)]
@@ -233,7 +230,7 @@ impl Options {
     fn chat(&self) -> Result<Option<ChatWay>> {
         if !self.apply_chat_template && self.chat_template.is_none() {
             let without = [
-                (self.fewshot_as_multiturn == Some(true), "--fewshot-as-multiturn"),
+                (self.fewshot_as_multiturn.is_some(), "--fewshot-as-multiturn"),
                 (self.chat_template_kwargs.is_some(), "--chat-template-kwargs"),
             ];
             return match without.into_iter().find(|(is_given, _)| *is_given) {

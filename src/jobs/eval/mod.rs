@@ -38,7 +38,7 @@ use desk::{Answering, Desk, notes};
 use folder::Folder;
 use found::FoundModel;
 use way::writes;
-pub(crate) use way::{ChatWay, Way, WrittenWay};
+pub(crate) use way::{ChatWay, SEED, Way, WrittenWay};
 
 /// An evaluation as the user asked for it.
 pub(crate) struct Job {

@@ -16,6 +16,9 @@ use crate::model::{LoadOptions, Placement, Reference, text_of};
 use crate::random;
 use crate::tokens::{RenderOptions, Renderer};
 
+/// The seed where none is given, as in lm-evaluation-harness.
+pub(crate) const SEED: u64 = 1234;
+
 /// How a model is asked.
 #[derive(Debug, Clone)]
 pub(crate) struct Way {
@@ -180,8 +183,9 @@ impl Way {
         options.join(" ")
     }
 
-    /// An error for an option about written answers where no task has any.
+    /// An error for an option that no score of these tasks depends on.
     pub(super) fn check_says(&self, tasks: &[Task]) -> Result<()> {
+        self.check_asks(tasks)?;
         let (own, plain) = (&self.written, WrittenWay::default());
         let given = [
             ("--max-new-tokens", own.max_new_tokens.is_some()),
@@ -196,6 +200,29 @@ impl Way {
                 Err(Error::usage(format!("{option} has no say: the model writes no answers in {}", names.join(", ")))
                     .cure("Leave it out, or name a task whose answers are written, such as gsm8k or questions of your own with `answer`."))
             }
+            None => Ok(()),
+        }
+    }
+
+    /// An error for an option about questions, examples or draws where there are none.
+    fn check_asks(&self, tasks: &[Task]) -> Result<()> {
+        let reads_texts = tasks.iter().all(|task| task.kind == TaskKind::Text);
+        let texts = "texts are read as they are, in windows";
+        let mut examples = tasks.iter().filter_map(|task| task.few_shot.as_ref()).filter(|few_shot| few_shot.n > 0).peekable();
+        let has_examples = examples.peek().is_some();
+        let draws = self.sample.is_some()
+            || examples.any(|few_shot| few_shot.seed.is_some())
+            || (writes(tasks) && !self.written.sampling.is_greedy());
+        let (chat, as_one) = (self.chat.as_ref(), self.chat.as_ref().is_some_and(|chat| !chat.multiturn));
+        let given = [
+            ("--system", self.system.is_some() && reads_texts, texts),
+            ("--chat-template", chat.is_some_and(|chat| chat.template.is_some()) && reads_texts, texts),
+            ("--apply-chat-template", chat.is_some() && reads_texts, texts),
+            ("--fewshot-as-multiturn false", as_one && !has_examples, "no question has examples before it"),
+            ("--seed", self.seed != SEED && !draws, "neither items nor examples nor answers are drawn"),
+        ];
+        match given.into_iter().find(|(_, is_idle, _)| *is_idle) {
+            Some((option, _, why)) => Err(Error::usage(format!("{option} has no say: {why}")).cure("Leave it out.")),
             None => Ok(()),
         }
     }
