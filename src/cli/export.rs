@@ -74,6 +74,9 @@ pub(super) fn run(args: Args, command_line: &str) -> Result<()> {
     {
         return model_of_checkpoint(checkpoint, &args);
     }
+    if args.select == Some(0) {
+        return Err(Error::usage("--select 0 leaves no row; expected 1 or more"));
+    }
     let job = Job {
         run: runs::one(&args.run, command_line)?,
         data: args.data,

@@ -169,6 +169,8 @@ const SAME: &[(&str, &str)] = &[
 const BATCH: &str =
     "Give batch-size, the sequences of an optimiser step: those of a device times the accumulation times the devices.";
 const LORA: &str = "Give lora = true for adapters, and leave it out to train all weights.";
+const WHOLE: &str =
+    "Give supervise = \"all\" for true, which learns the whole text, and leave it out for false: answers alone are learnt.";
 const ALWAYS: &str = "Leave it out: rows are always packed, without padding, and never see each other.";
 
 /// Options of other programs that have no place here, and what takes it.
@@ -198,6 +200,14 @@ const INSTEAD: &[(&str, &str)] = &[
     ("load_best_model_at_end", "Give keep = \"best\"."),
     ("metric_for_best_model", "Leave it out: keep = \"best\" goes by the held-out loss."),
     ("template", "Leave it out: the model's own chat template is used."),
+    ("mask_history", "Give supervise = \"last\" for true, and leave it out for false: every answer is learnt."),
+    ("train_on_prompt", WHOLE),
+    ("train_on_inputs", WHOLE),
+    (
+        "roles_to_train",
+        "Leave it out: the assistant's turns are learnt; supervise says which (assistant or last), or all for the whole text, and `weight` or `train` of a message whether that one is.",
+    ),
+    ("train_on_eos", "Leave it out: the token that ends a turn is learnt with it, as `turn` says, which is axolotl's default."),
     ("optim", "Leave it out: AdamW is the optimiser."),
     ("optimizer", "Leave it out: AdamW is the optimiser."),
     ("gradient_checkpointing", "Give activation-memory, how many MiB are kept instead of computed again."),
